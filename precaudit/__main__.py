@@ -1,0 +1,45 @@
+"""`python -m precaudit` and the `precaudit` command."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from precaudit import __version__
+from precaudit.commands import VERBS
+from precaudit.errors import ExitCode, PrecauditError
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="precaudit",
+        description="Audit a PyTorch training script's numerics, plan a precision per layer, and prove the plan.",
+        epilog="Exit codes: 0 verified or clean, 1 not verified or finding, 2 wrong usage, "
+        "3 nothing to measure, 4 the script failed.",
+    )
+    parser.add_argument("--version", action="version", version=f"precaudit {__version__}")
+    verbs = parser.add_subparsers(dest="verb", metavar="COMMAND", required=True)
+    for verb in VERBS:
+        verb.add_parser(verbs)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit code. Expected failures become one line on stderr, never a traceback."""
+    arguments = build_parser().parse_args(argv)
+    try:
+        return int(arguments.run(arguments))
+    except PrecauditError as error:
+        print(f"precaudit: {error}", file=sys.stderr)
+        return int(error.exit_code)
+    except BrokenPipeError:
+        sys.stderr.close()
+        return int(ExitCode.OK)
+    except KeyboardInterrupt:
+        print("precaudit: interrupted", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

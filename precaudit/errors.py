@@ -1,0 +1,23 @@
+"""The one error type: a message for a person and the exit code of the contract."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+
+class ExitCode(IntEnum):
+    """Exit codes of every command; `profile` and the gates (`compare`, `check`) share them."""
+
+    OK = 0
+    FINDING = 1
+    USAGE = 2
+    NOTHING_TO_MEASURE = 3
+    SCRIPT_FAILED = 4
+
+
+class PrecauditError(Exception):
+    """A failure to explain to a person: what happened, where, and what to do next."""
+
+    def __init__(self, message: str, exit_code: ExitCode = ExitCode.USAGE) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code

@@ -1,0 +1,1 @@
+"""Training scripts to try precaudit on: real data, seconds to run."""

@@ -1,0 +1,1 @@
+"""Renderers: each makes one format from one Report."""

@@ -1,0 +1,1 @@
+"""Tensor Core usage: kernel rules, traces, attribution to layers, eligibility, peaks and counters."""

@@ -1,0 +1,1 @@
+"""Hooks that measure modules, operations, gradients and optimizer states, and leave no trace behind."""

@@ -1,0 +1,1 @@
+"""Proving a plan by training with it: trials, statistics, gates and repair."""
