@@ -1,0 +1,174 @@
+"""Typed decoding: JSON values into frozen dataclasses after their annotations, naming the place of a mistake.
+
+A decoder is a function from a JSON value to a typed one. Decoders for a class are built once, from its
+annotations, so that reading a large report costs one call a value.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, fields, is_dataclass
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+Decoder = Callable[[Any], Any]
+
+NONFINITE = {"nan": float("nan"), "inf": float("inf"), "-inf": float("-inf")}
+MAX_DEPTH = 64
+_KINDS = {dict: "an object", list: "a list", str: "a string", bool: "true or false", int: "a whole number"}
+
+
+class Mismatch(Exception):
+    """A value of the wrong kind; `where` grows from the leaf outwards while the stack unwinds."""
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(problem)
+        self.problem = problem
+        self.where = ""
+
+    def inside(self, step: str) -> Mismatch:
+        self.where = step + self.where
+        return self
+
+
+def kind(value: Any) -> str:
+    return "null" if value is None else _KINDS.get(type(value), "a number")
+
+
+def expect(expected: type, value: Any) -> Any:
+    if type(value) is not expected:
+        raise Mismatch(f"expected {_KINDS[expected]}, found {kind(value)}")
+    return value
+
+
+def number(value: Any) -> float:
+    if type(value) in (int, float):
+        return float(value)
+    if type(value) is str and value in NONFINITE:
+        return NONFINITE[value]
+    raise Mismatch(f'expected a number, or "nan", "inf" or "-inf", found {kind(value)}')
+
+
+def json_value(value: Any, depth: int = 0) -> Any:
+    """Free JSON, as it is, unless it is nested deeper than anything precaudit writes."""
+    if depth > MAX_DEPTH:
+        raise Mismatch(f"nested more than {MAX_DEPTH} levels deep")
+    if isinstance(value, dict | list):
+        for inner in value.values() if isinstance(value, dict) else value:
+            json_value(inner, depth + 1)
+    return value
+
+
+class Decoders:
+    """Builds decoders from annotations.
+
+    `keys` renames fields, a class at a time; a field whose key is "" is read from the object that holds it.
+    `special` has whole decoders for classes that annotations don't describe.
+    """
+
+    def __init__(
+        self, keys: Mapping[type, Mapping[str, str]], special: Mapping[Any, Callable[[Decoder], Decoder]]
+    ) -> None:
+        self.keys = keys
+        self.special = special
+
+    def decoder(self, hint: Any) -> Decoder:
+        origin, arguments = get_origin(hint), get_args(hint)
+        if hint is Any:
+            return json_value
+        if hint is float:
+            return number
+        if hint in (int, str, bool):
+            return lambda value: expect(hint, value)
+        if origin is Literal:
+            return _choice(arguments)
+        if origin in (Union, types.UnionType):
+            return _optional(self.decoder(next(a for a in arguments if a is not type(None))))
+        if origin is tuple:
+            return self._tuple(arguments)
+        if origin is Mapping:
+            return _mapping(self.decoder(arguments[1]))
+        if hint is Mapping:
+            return _mapping(json_value)
+        if is_dataclass(hint):
+            wrap = self.special.get(hint, lambda decode: decode)
+            return wrap(self._dataclass(hint))
+        raise TypeError(f"no decoder for {hint!r}")
+
+    def _tuple(self, arguments: tuple[Any, ...]) -> Decoder:
+        if arguments[-1] is Ellipsis:
+            return _list(self.decoder(arguments[0]))
+        parts = [self.decoder(argument) for argument in arguments]
+
+        def decode(value: Any) -> tuple[Any, ...]:
+            if len(expect(list, value)) != len(parts):
+                raise Mismatch(f"expected {len(parts)} values, found {len(value)}")
+            return tuple(part(inner) for part, inner in zip(parts, value, strict=True))
+
+        return decode
+
+    def _dataclass(self, cls: Any) -> Decoder:
+        hints = get_type_hints(cls)
+        renamed = self.keys.get(cls, {})
+        members = [
+            (f.name, renamed.get(f.name, f.name), self.decoder(hints[f.name]), _required(f)) for f in fields(cls)
+        ]
+
+        def decode(value: Any) -> Any:
+            expect(dict, value)
+            found = {}
+            for name, key, read, required in members:
+                if key and value.get(key) is None and not required:
+                    continue
+                if key and key not in value:
+                    raise Mismatch(f"the key {key!r} is missing")
+                try:
+                    found[name] = read(value[key] if key else value)
+                except Mismatch as mismatch:
+                    raise mismatch.inside(f".{key}" if key else "") from None
+            return cls(**found)
+
+        return decode
+
+
+def _required(field: Any) -> bool:
+    return field.default is MISSING and field.default_factory is MISSING
+
+
+def _choice(choices: tuple[str, ...]) -> Decoder:
+    def decode(value: Any) -> str:
+        if type(value) is not str or value not in choices:
+            raise Mismatch(f"expected one of {', '.join(choices)}, found {str(value)[:40]!r}")
+        return value
+
+    return decode
+
+
+def _optional(inner: Decoder) -> Decoder:
+    return lambda value: None if value is None else inner(value)
+
+
+def _list(inner: Decoder) -> Decoder:
+    def decode(value: Any) -> tuple[Any, ...]:
+        found = []
+        for i, item in enumerate(expect(list, value)):
+            try:
+                found.append(inner(item))
+            except Mismatch as mismatch:
+                raise mismatch.inside(f"[{i}]") from None
+        return tuple(found)
+
+    return decode
+
+
+def _mapping(inner: Decoder) -> Decoder:
+    def decode(value: Any) -> dict[str, Any]:
+        found = {}
+        for key, item in expect(dict, value).items():
+            try:
+                found[key] = inner(item)
+            except Mismatch as mismatch:
+                raise mismatch.inside(f".{key[:80]}") from None
+        return found
+
+    return decode

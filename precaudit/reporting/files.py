@@ -1,0 +1,64 @@
+"""Files: untrusted JSON in, whole files out. What can't be read or written says so in words."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from precaudit.errors import PrecauditError
+
+MAX_BYTES = 512 * 2**20
+
+
+def read_json(path: Path) -> Any:
+    """The JSON value in `path`, or a `PrecauditError` that says what is wrong with the file."""
+    try:
+        size = path.stat().st_size
+        if size > MAX_BYTES:
+            raise PrecauditError(
+                f"{path}: {size / 2**20:,.0f} MB is more than the {MAX_BYTES // 2**20} MB that precaudit reads; "
+                "profile fewer layers or steps, or check that this is the file you meant"
+            )
+        return orjson.loads(path.read_bytes())
+    except OSError as error:
+        raise PrecauditError(f"{path}: {error.strerror or error}; check the path") from error
+    except (orjson.JSONDecodeError, RecursionError) as error:
+        raise PrecauditError(
+            f"{path}: not JSON that can be read ({error}); the file may be cut off or not a report at all: "
+            "write it again, or restore it from where it came"
+        ) from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8, all or nothing; lone surrogates become visible escapes."""
+    write_bytes(path, text.encode("utf-8", "backslashreplace"))
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write the whole file or leave what was there: a temporary file beside it takes its place when complete."""
+    try:
+        if path.exists() and not path.is_file():
+            path.write_bytes(content)  # /dev/stdout and pipes can't be replaced
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _replace(Path(os.path.realpath(path)), content)
+    except OSError as error:
+        raise PrecauditError(
+            f"cannot write {path}: {error.strerror or error}; nothing was changed there: "
+            "free some space or choose another place, then run again"
+        ) from error
+
+
+def _replace(path: Path, content: bytes) -> None:
+    temporary = path.with_name(f".{path.name[:80]}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

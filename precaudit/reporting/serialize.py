@@ -1,0 +1,174 @@
+"""Reports and plans to JSON and back, key for key after the contract."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from precaudit.errors import PrecauditError
+from precaudit.formats import get_format
+from precaudit.model import SCHEMA_VERSION, Exponents, Plan, Repair, Report, TensorRecord, TensorStats
+from precaudit.reporting.decode import Decoder, Decoders, Mismatch, number
+from precaudit.reporting.files import read_json, write_bytes
+
+KEYS: Mapping[type, Mapping[str, str]] = {
+    Exponents: {"minimum": "min"},
+    Repair: {"source": "from", "target": "to"},
+    TensorRecord: {"stats": ""},
+}
+# float64 reaches from 2**-1074 to 2**1023
+EXPONENT_LIMIT = 1100
+
+
+def to_json(value: Any) -> Any:
+    """A JSON value: dataclasses as objects, tuples as lists, non-finite numbers as strings."""
+    if value is None or isinstance(value, bool | int):
+        return value
+    if isinstance(value, str):
+        return value if value.isascii() else value.encode("utf-8", "backslashreplace").decode()
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else str(float(value))
+    if isinstance(value, Exponents):
+        return {"min": value.minimum, "counts": list(value.counts)}
+    if is_dataclass(value):
+        return _object(value)
+    if isinstance(value, Mapping):
+        return {to_json(str(key)): to_json(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [to_json(inner) for inner in value]
+    return to_json(value.item()) if hasattr(value, "item") else to_json(str(value))
+
+
+def _object(value: Any) -> dict[str, Any]:
+    renamed = KEYS.get(type(value), {})
+    result: dict[str, Any] = {}
+    for f in fields(value):
+        key = renamed.get(f.name, f.name)
+        inner = to_json(getattr(value, f.name))
+        result.update({key: inner} if key else inner)
+    if isinstance(value, TensorStats):
+        result["rms"] = to_json(value.rms)
+    return result
+
+
+def dump_report(report: Report) -> dict[str, Any]:
+    """`report.json` as a mapping."""
+    dumped = _object(report) | {"plan": dump_plan(report.plan)}
+    first = {key: dumped[key] for key in ("schema_version", "precaudit_version")}
+    return first | dumped
+
+
+def dump_plan(plan: Plan) -> dict[str, Any]:
+    """`plan.json` as a mapping."""
+    return {"schema_version": plan.schema_version} | _object(plan)
+
+
+def write_json(path: Path, value: Report | Plan | Mapping[str, Any]) -> None:
+    """Write a report, a plan or a mapping as JSON, all or nothing. Reports are compact, the rest is indented."""
+    if isinstance(value, Report):
+        write_bytes(path, orjson.dumps(dump_report(value), option=orjson.OPT_APPEND_NEWLINE))
+    else:
+        dumped = dump_plan(value) if isinstance(value, Plan) else to_json(value)
+        write_bytes(path, orjson.dumps(dumped, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
+
+
+def load_report(path: str | Path) -> Report:
+    """The report in `path`; keys that older versions didn't write get their defaults."""
+    data = _document(Path(path), ("layers", "verification"), "a precaudit report")
+    return _decode(Path(path), Report, data)
+
+
+def load_plan(path: str | Path) -> Plan:
+    """The plan in `path`, which is a plan.json or a report.json."""
+    data = _document(Path(path), ("default", "modules"), "a precaudit plan", inside="plan")
+    return _decode(Path(path), Plan, data)
+
+
+def _document(path: Path, keys: tuple[str, ...], what: str, inside: str | None = None) -> dict[str, Any]:
+    data = read_json(path)
+    if inside and isinstance(data, dict) and isinstance(data.get(inside), dict):
+        data = data[inside]
+    if not isinstance(data, dict) or not {"schema_version", *keys} <= data.keys():
+        hint = " (this is a plan)" if isinstance(data, dict) and {"default", "modules"} <= data.keys() else ""
+        raise PrecauditError(f"{path}: not {what}{hint}; pass a file that `precaudit profile` wrote")
+    version = data["schema_version"]
+    if type(version) is int and version > SCHEMA_VERSION:
+        raise PrecauditError(
+            f"{path}: written by a newer precaudit (schema version {version}; this one reads up to {SCHEMA_VERSION}); "
+            "upgrade with `pip install -U precaudit`"
+        )
+    return data
+
+
+def _decode(path: Path, cls: type, data: dict[str, Any]) -> Any:
+    try:
+        return Decoders(KEYS, SPECIAL).decoder(cls)(data)
+    except Mismatch as mismatch:
+        where = mismatch.where.lstrip(".") or "the top level"
+        raise PrecauditError(
+            f"{path}: {where}: {mismatch.problem}; the file was changed or damaged: "
+            "write it again with `precaudit profile`, or correct that place"
+        ) from None
+
+
+# ---------------------------------------------------------------- what annotations don't say
+
+
+def _exponents(decode: Decoder) -> Decoder:
+    def checked(value: Any) -> Exponents:
+        result: Exponents = decode(value)
+        if abs(result.minimum) > EXPONENT_LIMIT or len(result.counts) > 2 * EXPONENT_LIMIT:
+            raise Mismatch(f"exponents beyond ±{EXPONENT_LIMIT} are no floating-point numbers")
+        if any(count < 0 for count in result.counts):
+            raise Mismatch("a count is negative")
+        return result
+
+    return checked
+
+
+def _stats(decode: Decoder) -> Decoder:
+    """Statistics that add up; files by other writers may have `rms` alone."""
+
+    def checked(value: Any) -> TensorStats:
+        stats: TensorStats = decode(value)
+        seen = stats.exponents.total + stats.zeros + stats.nonfinite
+        if seen != stats.numel or min(stats.zeros, stats.nonfinite) < 0:
+            raise Mismatch(f"numel is {stats.numel}, but counts, zeros and nonfinite add up to {seen}")
+        if value.get("rms") is not None and "sum_squares" not in value:
+            rms = number(value["rms"])
+            stats = replace(stats, sum_squares=rms * rms * (stats.numel - stats.nonfinite))
+        if not (0 <= stats.amax < math.inf and 0 <= stats.amin_nonzero < math.inf and stats.sum_squares >= 0):
+            raise Mismatch("amax, amin_nonzero and rms must be magnitudes of finite values")
+        return stats
+
+    return checked
+
+
+def _known_format(name: str) -> str:
+    try:
+        return get_format(name).name
+    except PrecauditError as error:
+        raise Mismatch(str(error)) from None
+
+
+def _plan(decode: Decoder) -> Decoder:
+    """Hand-edited plans may say `bf16`; formats that don't exist are refused here, not while training."""
+
+    def checked(value: Any) -> Plan:
+        plan: Plan = decode(value)
+        return replace(
+            plan,
+            default=_known_format(plan.default),
+            modules={fqn: _known_format(name) for fqn, name in plan.modules.items()},
+            ops=tuple(replace(op, format=_known_format(op.format)) for op in plan.ops),
+        )
+
+    return checked
+
+
+SPECIAL = {Exponents: _exponents, TensorStats: _stats, Plan: _plan}

@@ -1,0 +1,377 @@
+from __future__ import annotations
+
+import json
+import math
+import os
+import resource
+import subprocess
+import sys
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass, replace
+from importlib.resources import files as package_files
+
+import jsonschema
+import orjson
+import pytest
+import report_samples
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from precaudit.errors import PrecauditError
+from precaudit.formats import FORMATS
+from precaudit.model import Exponents, Plan, Report, TensorStats
+from precaudit.reporting import files
+from precaudit.reporting.serialize import dump_plan, dump_report, load_plan, load_report, to_json, write_json
+
+SCHEMAS = {
+    name: json.loads((package_files("precaudit") / "schemas" / f"{name}.schema.json").read_text())
+    for name in ("report", "plan")
+}
+
+
+def validate(name: str, value) -> None:
+    jsonschema.Draft202012Validator(SCHEMAS[name]).validate(value)
+
+
+# ---------------------------------------------------------------- round trips
+
+
+FREE_JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**53), 2**53)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=5,
+)
+NAMES = st.sampled_from(sorted(FORMATS))
+MAGNITUDES = st.floats(0, allow_infinity=False)
+
+
+@st.composite
+def stats(draw):
+    """Statistics that add up."""
+    exponents = draw(st.builds(Exponents, st.integers(-1074, 1023), st.lists(st.integers(0, 2**40)).map(tuple)))
+    zeros, nonfinite = draw(st.integers(0, 9)), draw(st.integers(0, 9))
+    total = exponents.total + zeros + nonfinite
+    return TensorStats(total, draw(MAGNITUDES), draw(MAGNITUDES), draw(st.floats(0)), zeros, nonfinite, exponents)
+
+
+SPECIAL = {
+    typing.Any: FREE_JSON,
+    float: st.floats(),
+    int: st.integers(0, 2**63 - 1),
+    str: st.text(max_size=20),
+    bool: st.booleans(),
+    TensorStats: stats(),
+}
+
+
+def filled(hint):
+    """A strategy for an annotation of the model, optional fields filled too."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if hint in SPECIAL:
+        return SPECIAL[hint]
+    if origin is typing.Literal:
+        return st.sampled_from(arguments)
+    if origin in (typing.Union, types.UnionType):
+        return st.none() | filled(next(a for a in arguments if a is not type(None)))
+    if origin is tuple and arguments[-1] is Ellipsis:
+        return st.lists(filled(arguments[0]), max_size=2).map(tuple)
+    if origin is tuple:
+        return st.tuples(*map(filled, arguments))
+    if origin is Mapping:
+        return st.dictionaries(st.text(max_size=9), filled(arguments[1]), max_size=2)
+    assert is_dataclass(hint), hint
+    hints = typing.get_type_hints(hint)
+    values = {f.name: filled(hints[f.name]) for f in fields(hint)}
+    if hint is Plan:
+        values |= {"default": NAMES, "modules": st.dictionaries(st.text(), NAMES, max_size=3), "ops": st.just(())}
+    if "schema_version" in values:
+        values["schema_version"] = st.just(1)
+    return st.builds(hint, **values)
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+@given(report=filled(Report))
+def test_every_report_survives_the_round_trip(report, tmp_path_factory):
+    path = tmp_path_factory.mktemp("round") / "report.json"
+    write_json(path, report)
+    # the dumped forms are compared because NaN differs from itself
+    assert dump_report(load_report(path)) == dump_report(report)
+    json.loads(path.read_text(), parse_constant=lambda name: pytest.fail(f"bare {name}"))
+
+
+def test_samples_survive_the_round_trip_and_fit_the_schema(sample, tmp_path):
+    path = tmp_path / "report.json"
+    write_json(path, sample)
+    assert dump_report(load_report(path)) == dump_report(sample)
+    validate("report", orjson.loads(path.read_bytes()))
+
+
+def test_equal_as_dataclasses_too(tmp_path):
+    report = report_samples.passing()
+    write_json(tmp_path / "report.json", report)
+    assert load_report(tmp_path / "report.json") == report
+
+
+def test_plan_round_trip_and_schema(tmp_path):
+    plan = report_samples.passing().plan
+    write_json(tmp_path / "plan.json", plan)
+    assert load_plan(tmp_path / "plan.json") == plan
+    validate("plan", orjson.loads((tmp_path / "plan.json").read_bytes()))
+
+
+def test_the_plan_inside_a_report_loads(tmp_path):
+    report = report_samples.passing()
+    write_json(tmp_path / "report.json", report)
+    assert load_plan(tmp_path / "report.json") == report.plan
+
+
+def test_the_report_schema_holds_the_plan_schema():
+    assert SCHEMAS["report"]["$defs"]["plan"] == SCHEMAS["plan"]
+    for schema in SCHEMAS.values():
+        jsonschema.Draft202012Validator.check_schema(schema)
+
+
+@pytest.mark.parametrize("spoil", [{"default": "float12"}, {"loss_scale": None}, {"modules": {"a": 3}}])
+def test_the_schema_refuses_what_is_wrong(spoil):
+    with pytest.raises(jsonschema.ValidationError):
+        validate("plan", dump_plan(Plan()) | spoil)
+
+
+# ---------------------------------------------------------------- the contract, key for key
+
+
+def test_contract_keys():
+    dumped = dump_report(report_samples.failing())
+    assert list(dumped)[:2] == ["schema_version", "precaudit_version"]
+    tensor = dumped["layers"][0]["tensors"][0]
+    assert {"role", "numel", "amax", "amin_nonzero", "rms", "zeros", "nonfinite", "exponents", "formats"} <= set(tensor)
+    assert sum(tensor["exponents"]["counts"]) + tensor["zeros"] + tensor["nonfinite"] == tensor["numel"]
+    assert set(tensor["formats"]["float16"]) == {"overflow_rate", "underflow_rate", "flushed_energy"}
+    assert {"fqn", "from", "to", "why", "op", "round"} == set(dumped["verification"]["repairs"][0])
+    assert dumped["plan"]["loss_scale"]["window"] is None
+    assert dump_report(report_samples.passing())["plan"]["loss_scale"]["window"] == [6, 17]
+
+
+def test_nonfinite_numbers_are_strings(tmp_path):
+    write_json(tmp_path / "r.json", report_samples.failing())
+    losses = orjson.loads((tmp_path / "r.json").read_bytes())["verification"]["trials"][-1]["losses"]
+    assert losses[2:] == ["nan", "inf"]
+    loaded = load_report(tmp_path / "r.json").verification.trials[-1].losses
+    assert math.isnan(loaded[2])
+    assert loaded[3] == math.inf
+
+
+def test_foreign_values_become_json():
+    numpy = pytest.importorskip("numpy")
+    value = {"a": numpy.float32(0.5), "b": numpy.int64(3), "c": numpy.float64("inf"), "d": {1}, "e": os.sep, 5: ()}
+    assert to_json(value) == {"a": 0.5, "b": 3, "c": "inf", "d": [1], "e": os.sep, "5": []}
+
+
+def test_rms_alone_is_enough(tmp_path):
+    dumped = dump_report(report_samples.passing())
+    tensor = dumped["layers"][0]["tensors"][0]
+    rms = tensor["rms"]
+    del tensor["sum_squares"]
+    write_json(tmp_path / "r.json", dumped)
+    assert load_report(tmp_path / "r.json").layers[0].tensors[0].stats.rms == pytest.approx(rms)
+
+
+def test_older_files_load_with_defaults(tmp_path):
+    dumped = dump_report(report_samples.passing())
+    for key in ("cost", "tensor_cores", "ops", "performance"):
+        del dumped[key]
+    del dumped["verification"]["horizon"]
+    dumped["verification"]["gates"] = None
+    dumped["unheard_of"] = {"kept": "no"}
+    write_json(tmp_path / "r.json", dumped)
+    report = load_report(tmp_path / "r.json")
+    assert report.ops == ()
+    assert not report.tensor_cores.measured
+    assert report.verification.gates == ()
+
+
+def test_short_format_names_in_edited_plans(tmp_path):
+    write_json(tmp_path / "p.json", dump_plan(Plan()) | {"default": "bf16", "modules": {"a": "FP16"}})
+    plan = load_plan(tmp_path / "p.json")
+    assert (plan.default, plan.modules["a"]) == ("bfloat16", "float16")
+
+
+# ---------------------------------------------------------------- untrusted input
+
+
+GOOD = orjson.dumps(dump_report(report_samples.passing()))
+BAD = {
+    "empty": b"",
+    "truncated": GOOD[: len(GOOD) // 2],
+    "binary": bytes(range(256)),
+    "foreign": b'{"name": "package.json"}',
+    "array": b"[]",
+    "number": b"3",
+    "nested": b"[" * 200_000,
+    "nested objects": b'{"a":' * 900 + b"1" + b"}" * 900,
+    "NaN": GOOD.replace(b'"steps":40', b'"steps":NaN', 1),
+    "pickle": b"\x80\x04\x95\x10\x00",
+    "lone surrogate": GOOD.replace(b"train.py", b"\\ud800", 1),
+}
+
+
+@pytest.mark.parametrize("load", [load_report, load_plan])
+@pytest.mark.parametrize("content", BAD.values(), ids=BAD.keys())
+def test_bad_files_are_explained(load, content, tmp_path):
+    path = tmp_path / "bad.json"
+    path.write_bytes(content)
+    with pytest.raises(PrecauditError, match=r"bad\.json: ") as caught:
+        load(path)
+    assert caught.value.exit_code == 2
+
+
+def change(keys: tuple, value) -> bytes:
+    document = orjson.loads(GOOD)
+    target = document
+    for key in keys[:-1]:
+        target = target[key]
+    target[keys[-1]] = value
+    return orjson.dumps(document)
+
+
+DEEP: list = []
+for _ in range(200):
+    DEEP = [DEEP]
+
+WRONG = {
+    ("layers", 0, "parameters"): ("many", r"layers\[0\]\.parameters: expected a whole number, found a string"),
+    ("layers", 3, "tensors", 1, "exponents", "counts"): ({}, r"layers\[3\]\.tensors\[1\]\.exponents\.counts"),
+    ("layers", 0, "tensors", 0, "role"): ("gift", "expected one of activation, weight"),
+    ("layers", 0, "tensors", 0, "exponents", "min"): (10**9, "no floating-point numbers"),
+    ("layers", 0, "tensors", 0, "exponents", "counts", 0): (-1, "negative"),
+    ("layers", 0, "tensors", 0, "amax"): ("big", 'or "nan", "inf"'),
+    ("layers", 0, "tensors", 0, "amin_nonzero"): (-1.0, "magnitudes of finite values"),
+    ("layers", 0, "tensors", 0, "nonfinite"): (10**6, "add up to"),
+    ("layers", 0, "calls"): (True, "found true or false"),
+    ("verification", "verdict"): ("fine", "verification.verdict"),
+    ("verification", "trials", 0, "losses", 2): (None, r"losses\[2\]: .* found null"),
+    ("plan", "default"): ("float12", "plan: unknown number format"),
+    ("plan", "modules"): ([], "plan.modules: expected an object, found a list"),
+    ("plan", "loss_scale", "window"): ([1, 2, 3], "expected 2 values, found 3"),
+    ("job", "argv"): (DEEP, "nested more than"),
+    ("layers", 0, "fqn"): (7, r"layers\[0\]\.fqn"),
+    ("schema_version",): ("1", "schema_version: expected a whole number"),
+}
+
+
+@pytest.mark.parametrize(("keys", "value", "words"), [(k, v, w) for k, (v, w) in WRONG.items()], ids=str)
+def test_wrong_types_name_their_place(keys, value, words, tmp_path):
+    path = tmp_path / "wrong.json"
+    path.write_bytes(change(keys, value))
+    with pytest.raises(PrecauditError, match=words):
+        load_report(path)
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
+@given(value=FREE_JSON, data=st.data())
+def test_any_value_in_any_place_is_read_or_refused(value, data, tmp_path_factory):
+    """A random place of a good report gets a random value: a report or a PrecauditError, nothing else."""
+    document = orjson.loads(GOOD)
+    target = document
+    while True:
+        keys = list(target) if isinstance(target, dict) else list(range(len(target)))
+        key = data.draw(st.sampled_from(keys))
+        if not isinstance(target[key], dict | list) or not target[key] or data.draw(st.booleans()):
+            break
+        target = target[key]
+    target[key] = value
+    path = tmp_path_factory.mktemp("fuzz") / "report.json"
+    path.write_bytes(orjson.dumps(document))
+    try:
+        load_report(path)
+    except PrecauditError as error:
+        assert str(path) in str(error)  # noqa: PT017
+
+
+@pytest.mark.parametrize("version", [2, 99])
+def test_future_versions_say_upgrade(version, tmp_path):
+    path = tmp_path / "future.json"
+    path.write_bytes(change(("schema_version",), version))
+    with pytest.raises(PrecauditError, match=r"newer precaudit .*pip install -U precaudit"):
+        load_report(path)
+
+
+def test_a_plan_is_not_a_report(tmp_path):
+    write_json(tmp_path / "plan.json", Plan())
+    with pytest.raises(PrecauditError, match="this is a plan"):
+        load_report(tmp_path / "plan.json")
+
+
+def test_huge_files_are_refused_unread(tmp_path):
+    path = tmp_path / "huge.json"
+    with open(path, "wb") as file:
+        file.truncate(files.MAX_BYTES + 1)
+    with pytest.raises(PrecauditError, match="more than the 512 MB"):
+        load_report(path)
+
+
+@pytest.mark.parametrize("name", ["missing.json", "."])
+def test_paths_that_are_no_files(name, tmp_path):
+    with pytest.raises(PrecauditError, match="check the path"):
+        load_report(tmp_path / name)
+
+
+# ---------------------------------------------------------------- writing
+
+
+def test_a_full_disk_loses_nothing(tmp_path):
+    """The kernel refuses the write (a file size limit stands in for a full disk): the old file stays."""
+    path = tmp_path / "report.json"
+    path.write_text("the old report")
+    script = (
+        "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+        "from pathlib import Path\n"
+        "from precaudit.errors import PrecauditError\n"
+        "from precaudit.reporting.files import write_text\n"
+        "try: write_text(Path(sys.argv[1]), 'x' * 100_000)\n"
+        "except PrecauditError as error: print(error); sys.exit(int(error.exit_code))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(path)], capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stderr
+    assert "cannot write" in done.stdout
+    assert path.read_text() == "the old report"
+    assert os.listdir(tmp_path) == ["report.json"]
+    assert resource.getrlimit(resource.RLIMIT_FSIZE) != (1000, 1000)
+
+
+def test_writing_where_a_file_stands_for_a_folder(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(PrecauditError, match="cannot write"):
+        write_json(tmp_path / "file" / "report.json", Plan())
+
+
+def test_links_and_devices_stay_what_they_are(tmp_path):
+    (tmp_path / "real.json").write_text("")
+    (tmp_path / "link.json").symlink_to(tmp_path / "real.json")
+    write_json(tmp_path / "link.json", Plan())
+    assert (tmp_path / "link.json").is_symlink()
+    assert load_plan(tmp_path / "real.json") == Plan()
+    files.write_text(files.Path(os.devnull), "gone")
+    assert not files.Path(os.devnull).is_file()
+
+
+def test_files_get_the_usual_permissions(tmp_path):
+    write_json(tmp_path / "a.json", Plan())
+    (tmp_path / "b.json").write_text("")
+    assert (tmp_path / "a.json").stat().st_mode == (tmp_path / "b.json").stat().st_mode
+
+
+def test_infinite_sums_are_kept(tmp_path):
+    report = report_samples.passing()
+    one = report.layers[0]
+    stats = TensorStats(numel=1, amax=1e300, amin_nonzero=1e300, sum_squares=math.inf, exponents=Exponents(996, (1,)))
+    tensors = (replace(one.tensors[0], stats=stats),)
+    report = replace(report, layers=(replace(one, tensors=tensors),))
+    write_json(tmp_path / "r.json", report)
+    assert load_report(tmp_path / "r.json") == report
