@@ -1,0 +1,48 @@
+"""What a comparison finds: frozen records, ranked, with the gate that each one meets or not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+Scalar = str | int | float | None
+
+
+@dataclass(frozen=True)
+class Change:
+    """One difference between base and head.
+
+    `value` is in the metric's unit and never negative: larger is worse or further away. `fqn` is the name in
+    head, or in base where the layer is gone. `regression` says that the metric's threshold was reached.
+    """
+
+    metric: str
+    value: float
+    message: str
+    fqn: str | None = None
+    op: str | None = None
+    role: str | None = None
+    name: str = ""
+    base: Scalar = None
+    head: Scalar = None
+    regression: bool = False
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Everything that differs beyond noise, worst and likeliest cause first, and what could not be compared."""
+
+    changes: tuple[Change, ...] = ()
+    not_comparable: tuple[str, ...] = ()
+    renamed: Mapping[str, str] = field(default_factory=dict)
+    matched: int = 0
+    thresholds: Mapping[str, float | None] = field(default_factory=dict)
+
+    @property
+    def regressions(self) -> tuple[Change, ...]:
+        return tuple(change for change in self.changes if change.regression)
+
+    @property
+    def clean(self) -> bool:
+        """No change reached its threshold; changes that only inform may exist."""
+        return not self.regressions

@@ -1,0 +1,66 @@
+"""Two reports in, one `Comparison` out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from precaudit.comparison import plans, ranges, speed, structure, tensors
+from precaudit.comparison.changes import Change, Comparison
+from precaudit.comparison.matching import Matching, match_layers
+from precaudit.comparison.metrics import FAMILIES, METRICS
+from precaudit.comparison.thresholds import DEFAULTS, judge
+from precaudit.model import Report
+
+
+def compare(base: Report, head: Report, thresholds: Mapping[str, float | None] = DEFAULTS) -> Comparison:
+    """Everything that changed beyond what another seed and another day change."""
+    matching = match_layers(base.layers, head.layers)
+    changes = judge(list(_changes(base, head, matching)), thresholds)
+    return Comparison(
+        changes=tuple(sorted(changes, key=_rank)),
+        not_comparable=tuple(_not_comparable(base, head, matching)),
+        renamed={old: new for old, new in matching.names.items() if old != new},
+        matched=len(matching.pairs),
+        thresholds=dict(thresholds),
+    )
+
+
+def _rank(change: Change) -> tuple[bool, int]:
+    """Regressions first, then by family; the sort is stable, so within one the likeliest cause stays first."""
+    return not change.regression, FAMILIES.index(METRICS[change.metric].family)
+
+
+def _changes(base: Report, head: Report, matching: Matching) -> Iterator[Change]:
+    names, pairs = matching.names, matching.pairs
+    ops = structure.paired_ops(base.ops, head.ops, names)
+    yield from plans.verdict_changes(base, head)
+    yield from plans.finding_changes(base, head, names)
+    yield from structure.layer_changes(matching)
+    yield from structure.alignment_changes(pairs, ops)
+    if base.ops and head.ops:
+        yield from structure.op_changes(base.ops, head.ops, names)
+    yield from structure.dtype_changes(pairs, ops)
+    yield from ranges.range_changes(pairs, ops)
+    yield from tensors.absent(pairs)
+    yield from speed.speed_changes(base, head)
+    if base.plan.target == head.plan.target:
+        yield from ranges.headroom_changes(pairs, base.plan, head.plan)
+        yield from plans.format_changes(base.plan, head.plan, names)
+        yield from plans.op_exception_changes(base.plan, head.plan, names)
+        yield from plans.loss_scale_changes(base.plan.loss_scale, head.plan.loss_scale)
+
+
+def _not_comparable(base: Report, head: Report, matching: Matching) -> Iterator[str]:
+    if base.plan.target != head.plan.target:
+        yield f"plan: made for different targets ({base.plan.target} and {head.plan.target})"
+    for name, report in (("base", base), ("head", head)):
+        if report.verification.verdict == "not_run":
+            yield f"verdict: verification was not run in {name}"
+        if not report.ops:
+            yield f"operations: none recorded in {name}"
+    for role in tensors.unmeasured_roles(matching.pairs):
+        yield f"{role} ranges: measured in one report only"
+    steps = [report.job.get("steps") for report in (base, head)]
+    if steps[0] != steps[1]:
+        yield f"ranges: measured over {steps[0]} and {steps[1]} steps, so their extremes may differ by that alone"
+    yield from speed.not_comparable(base, head)

@@ -1,0 +1,63 @@
+"""The metrics that `compare` knows: what each one counts, in which unit, and when it fails by default."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import MappingProxyType
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric fails when its value reaches the threshold; `default` None: listed, never failing by itself.
+
+    `family` groups metrics of one cause for ranking. A `counted` metric counts its changes over the whole
+    report; any other is judged change by change.
+    """
+
+    name: str
+    family: str
+    unit: str
+    default: float | None
+    help: str
+    counted: bool = False
+
+
+# Families in the order of the answer: proof first, then causes, then what they lead to.
+FAMILIES = ("proof", "structure", "ranges", "plan", "speed")
+
+METRICS = MappingProxyType(
+    {
+        metric.name: metric
+        for metric in (
+            Metric("verdict", "proof", "steps", 1, "steps down the ladder pass, inconclusive, fail"),
+            Metric("new_errors", "proof", "findings", 1, "findings of severity error that base has not", True),
+            Metric("new_warnings", "proof", "findings", None, "findings of severity warning that base has not", True),
+            Metric("new_notes", "proof", "findings", None, "findings of severity note that base has not", True),
+            Metric("nonfinite", "proof", "tensors", 1, "tensors with inf or nan that had none in base", True),
+            Metric("layers_replaced", "structure", "layers", 1, "layers of another type under the same name", True),
+            Metric("layers_resized", "structure", "layers", 1, "layers with another number of parameters", True),
+            Metric("alignment", "structure", "ops", 1, "ops with a dimension no longer a multiple of 8", True),
+            Metric("layers_removed", "structure", "layers", 1, "layers that head has not", True),
+            Metric("layers_added", "structure", "layers", 1, "layers that base has not", True),
+            Metric("layers_renamed", "structure", "layers", 1, "layers of the same structure, other name", True),
+            Metric("ops", "structure", "layers", 1, "layers that call other operations", True),
+            Metric("dtypes", "structure", "layers", 1, "layers that run in another dtype as written", True),
+            Metric("amax", "ranges", "binades", 2, "movement of the largest magnitude, beyond noise"),
+            Metric("center", "ranges", "binades", 2, "movement of the mean exponent, beyond noise"),
+            Metric("distance", "ranges", "binades", 2, "Wasserstein distance of the exponents, beyond noise"),
+            Metric("amin", "ranges", "binades", None, "movement of the smallest magnitude, beyond noise"),
+            Metric("vanished", "ranges", "tensors", 1, "tensors that are all zero or not measured any more", True),
+            Metric("headroom", "ranges", "binades", 2, "room lost below the planned format's maximum, of the last 8"),
+            Metric("formats", "plan", "layers", 1, "layers planned in a wider format than in base", True),
+            Metric("formats_changed", "plan", "layers", None, "layers planned in another format, not wider", True),
+            Metric(
+                "op_exceptions", "plan", "ops", 1, "ops that the plan newly keeps out of their layer's format", True
+            ),
+            Metric("loss_scale", "plan", "binades", 4, "movement of an end of the loss-scale window, or its loss"),
+            Metric("tensor_cores", "speed", "points", 5, "share of kernel time on native Tensor Cores lost, in %"),
+            Metric("eligible_flops", "speed", "points", 1, "share of FLOPs that Tensor Cores can take lost, in %"),
+            Metric("time", "speed", "%", 20, "longer time, both measured on the same GPU"),
+            Metric("memory", "speed", "%", 10, "larger memory, both measured on the same device"),
+        )
+    }
+)

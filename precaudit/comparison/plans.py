@@ -1,0 +1,76 @@
+"""The plan, its proof and the findings: what was lost between two reports."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from precaudit.comparison.changes import Change
+from precaudit.model import Finding, LossScale, Plan, Report
+
+LADDER = {"pass": 0, "screened": 0, "inconclusive": 1, "fail": 2}
+# Time on Tensor Cores falls in this order; formats of one rank replace each other without loss of speed.
+SPEED_RANK = {"float32": 0, "tf32": 1, "bfloat16": 2, "float16": 2, "float8_e4m3": 3, "float8_e5m2": 3}
+LOSS_SCALE_NOISE = 4.0  # gradients' own tolerance: the window follows their largest and smallest magnitudes
+
+
+def verdict_changes(base: Report, head: Report) -> Iterator[Change]:
+    before, after = base.verification.verdict, head.verification.verdict
+    if before in LADDER and after in LADDER and LADDER[after] > LADDER[before]:
+        reason = f": {head.verification.reason}" if head.verification.reason else ""
+        message = f"verification says {after}, it said {before}{reason}"
+        yield Change("verdict", float(LADDER[after] - LADDER[before]), message, base=before, head=after)
+
+
+def finding_changes(base: Report, head: Report, names: Mapping[str, str]) -> Iterator[Change]:
+    """Findings whose fingerprint base has not; one that only followed a renamed layer is not new."""
+    known = {finding.fingerprint for finding in base.findings if finding.fingerprint}
+    places = {_place(finding, names) for finding in base.findings}
+    for finding in head.findings:
+        if finding.fingerprint not in known and _place(finding, {}) not in places:
+            message = f"{finding.rule}: {finding.message}"
+            yield Change(f"new_{finding.severity}s", 1.0, message, fqn=finding.fqn, op=finding.op, head=finding.rule)
+
+
+def _place(finding: Finding, names: Mapping[str, str]) -> tuple[str, str | None, str | None]:
+    fqn = finding.fqn
+    return finding.rule, names.get(fqn, fqn) if fqn else fqn, finding.op
+
+
+def format_changes(base: Plan, head: Plan, names: Mapping[str, str]) -> Iterator[Change]:
+    for old_fqn, old in base.modules.items():
+        fqn = names.get(old_fqn)
+        new = head.modules.get(fqn) if fqn else None
+        if fqn is None or new is None or new == old:
+            continue
+        wider = SPEED_RANK.get(new, 0) < SPEED_RANK.get(old, 0)
+        because = f": {head.because[fqn]}" if fqn in head.because else ""
+        message = f"planned in {new}, was {old}{because}"
+        yield Change("formats" if wider else "formats_changed", 1.0, message, fqn=fqn, base=old, head=new)
+
+
+def op_exception_changes(base: Plan, head: Plan, names: Mapping[str, str]) -> Iterator[Change]:
+    known = {(names.get(op.fqn, op.fqn), op.op): op.format for op in base.ops}
+    for op in head.ops:
+        before = known.get((op.fqn, op.op))
+        if before is None or SPEED_RANK.get(op.format, 0) < SPEED_RANK.get(before, 0):
+            because = head.because.get(f"{op.fqn}:{op.op}")
+            message = f"{op.op} is now an exception in {op.format}" + (f": {because}" if because else "")
+            yield Change("op_exceptions", 1.0, message, fqn=op.fqn, op=op.op, base=before, head=op.format)
+
+
+def loss_scale_changes(base: LossScale, head: LossScale) -> Iterator[Change]:
+    """An end of the window that moved beyond noise, or a window that exists no more."""
+    if base.window is None or head.mode == "none":
+        return
+    before = _window(base)
+    if head.window is None:
+        yield Change("loss_scale", float("inf"), f"no loss scale fits any more; the window was {before}", base=before)
+        return
+    moved = max(abs(new - old) for old, new in zip(base.window, head.window, strict=True))
+    if moved > LOSS_SCALE_NOISE:
+        message = f"the window moved from {before} to {_window(head)}, {moved} binades"
+        yield Change("loss_scale", float(moved), message, base=before, head=_window(head))
+
+
+def _window(scale: LossScale) -> str | None:
+    return f"2^{scale.window[0]} to 2^{scale.window[1]}" if scale.window else None

@@ -1,0 +1,118 @@
+"""Ranges that moved, tensor by tensor, in binades."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from scipy.stats import wasserstein_distance
+
+from precaudit.comparison.changes import Change
+from precaudit.comparison.noise import amax_noise, amin_noise, center_noise
+from precaudit.comparison.tensors import LayerPairs, OpPairs, TensorPair, layer_tensors, op_tensors
+from precaudit.formats import FORMATS, Format
+from precaudit.model import Exponents, Plan, TensorRecord, TensorStats
+
+# Tensors that the planned format has to hold as they are: gradients have the loss scale to place them.
+PLACED_ROLES = frozenset(("weight", "activation"))
+HEADROOM_AT_STAKE = 8.0
+VALUES_TO_VANISH = 8  # fewer may all be zero by chance, as behind a ReLU
+
+
+@dataclass(frozen=True)
+class RangeShift:
+    """Head against base in binades, up being positive; None where a side has no finite non-zero value."""
+
+    amax: float | None
+    amin: float | None
+    center: float | None
+    distance: float | None
+
+
+def center(stats: TensorStats) -> float | None:
+    """Mean exponent of the finite non-zero values."""
+    total = stats.exponents.total
+    return sum(e * (n / total) for e, n in stats.exponents.items()) if total else None
+
+
+def range_shift(base: TensorStats, head: TensorStats) -> RangeShift:
+    old, new = center(base), center(head)
+    return RangeShift(
+        amax=_binades(base.amax, head.amax),
+        amin=_binades(base.amin_nonzero, head.amin_nonzero),
+        center=None if old is None or new is None else new - old,
+        distance=_distance(base.exponents, head.exponents),
+    )
+
+
+def _binades(base: float, head: float) -> float | None:
+    usable = 0 < base < math.inf and 0 < head < math.inf
+    return math.log2(head) - math.log2(base) if usable else None
+
+
+def _distance(base: Exponents, head: Exponents) -> float | None:
+    """Wasserstein distance of the exponents: how far mass moves on average, so never below the center's shift."""
+    if not base.total or not head.total:
+        return None
+    (old, old_counts), (new, new_counts) = (zip(*side.items(), strict=True) for side in (base, head))
+    return float(wasserstein_distance(old, new, old_counts, new_counts))
+
+
+def range_changes(layers: LayerPairs, ops: OpPairs) -> Iterator[Change]:
+    """Movements beyond noise and tensors that fell silent, the likeliest cause first.
+
+    An op's range is told where its layer's own output doesn't show it, such as logits before a softmax.
+    """
+    shown = set()
+    for tensor in layer_tensors(layers):
+        for change in _moved(tensor):
+            shown.add((tensor.fqn, tensor.head.role))
+            yield change
+    for tensor in op_tensors(ops):
+        if (tensor.fqn, tensor.head.role) not in shown:
+            yield from _moved(tensor)
+
+
+def _moved(tensor: TensorPair) -> Iterator[Change]:
+    base, head = tensor.base.stats, tensor.head.stats
+    if head.nonfinite and not base.nonfinite:
+        share = head.nonfinite / max(1, head.numel)
+        yield tensor.change("nonfinite", 1.0, f"{share:.2g} of the values are inf or nan, none in base")
+    if base.exponents.total and not head.exponents.total:
+        if tensor.values_in_base >= VALUES_TO_VANISH:
+            yield tensor.change("vanished", 1.0, "no finite value but zero is left")
+        return
+    role, values, shift = tensor.head.role, tensor.values, range_shift(base, head)
+    for metric, moved, noise, old, new in (
+        ("amax", shift.amax, amax_noise(role, values), base.amax, head.amax),
+        ("center", shift.center, center_noise(role, values), center(base), center(head)),
+        ("amin", shift.amin, amin_noise(role), base.amin_nonzero, head.amin_nonzero),
+    ):
+        if moved is not None and abs(moved) > noise:
+            message = f"{metric} {'rose' if moved > 0 else 'fell'} {abs(moved):.1f} binades ({old:.3g} → {new:.3g})"
+            yield tensor.change(metric, abs(moved), message, old, new)
+    if shift.distance is not None and shift.distance > center_noise(role, values):
+        yield tensor.change("distance", shift.distance, f"histograms {shift.distance:.1f} binades apart")
+
+
+def headroom_changes(pairs: LayerPairs, base: Plan, head: Plan) -> Iterator[Change]:
+    """Headroom lost out of the last `HEADROOM_AT_STAKE` binades: above that nothing is at stake."""
+    names = {new.fqn: old.fqn for old, new in pairs}
+    for tensor in layer_tensors(pairs):
+        old_format = FORMATS.get(base.modules.get(names[tensor.fqn], ""))
+        new_format = FORMATS.get(head.modules.get(tensor.fqn, ""))
+        if tensor.head.role not in PLACED_ROLES or old_format is None or new_format is None:
+            continue
+        old, new = headroom(tensor.base, old_format), headroom(tensor.head, new_format)
+        if old is None or new is None:
+            continue
+        lost = min(old, HEADROOM_AT_STAKE) - min(new, HEADROOM_AT_STAKE)
+        if lost > amax_noise(tensor.head.role, tensor.values):
+            message = f"{new:.1f} binades are left below {new_format.name}'s maximum, {old:.1f} in base"
+            yield tensor.change("headroom", lost, message, old, new)
+
+
+def headroom(record: TensorRecord, target: Format) -> float | None:
+    """Binades between the largest magnitude and the format's maximum, negative past it."""
+    return _binades(record.stats.amax, target.maximum)

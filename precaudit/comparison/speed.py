@@ -1,0 +1,87 @@
+"""Tensor Core use, time and memory: compared only where the measurements can be."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from precaudit.comparison.changes import Change
+from precaudit.model import Report, TensorCores
+
+# Keys of `environment` that say on what was measured; each must agree, and the first must be there.
+DEVICE_KEYS = ("device", "gpu", "device_name", "cpu")
+# Keys of `performance` where more is worse; a value is a number or numbers by precision.
+COSTS = {"step_seconds": "time", "peak_memory_bytes": "memory"}
+UNITS = {"time": "s", "memory": " bytes"}
+
+
+def speed_changes(base: Report, head: Report) -> Iterator[Change]:
+    yield from _share_lost(
+        "tensor_cores", "of kernel time on native Tensor Cores", _native(base.tensor_cores), _native(head.tensor_cores)
+    )
+    eligible = (side.tensor_cores.eligible_flops_share for side in (base, head))
+    yield from _share_lost("eligible_flops", "of FLOPs can run on Tensor Cores", *eligible)
+    for metric, label, before, after in comparable_costs(base, head):
+        if after > before > 0:
+            percent = 100 * (after / before - 1)
+            unit = UNITS[metric]
+            message = f"{label}: {before:.4g}{unit} became {after:.4g}{unit}, {percent:.0f}% more"
+            yield Change(metric, percent, message, base=before, head=after)
+
+
+def _native(cores: TensorCores) -> float | None:
+    return cores.time_share.native if cores.measured and cores.time_share else None
+
+
+def _share_lost(metric: str, what: str, before: float | None, after: float | None) -> Iterator[Change]:
+    if before is not None and after is not None and after < before:
+        message = f"{100 * after:.1f}% {what}, {100 * before:.1f}% in base"
+        yield Change(metric, 100 * (before - after), message, base=before, head=after)
+
+
+def comparable_costs(base: Report, head: Report) -> Iterator[tuple[str, str, float, float]]:
+    """(metric, label, base, head) of every cost that both measured on one device; CPU times say nothing."""
+    if why_not_comparable(base, head):
+        return
+    for key, metric in COSTS.items():
+        old, new = _figures(base.performance.get(key)), _figures(head.performance.get(key))
+        for name in old.keys() & new.keys():
+            if metric != "time" or not _on_cpu(head):
+                yield metric, " ".join(filter(None, (key, name))), old[name], new[name]
+
+
+def _figures(value: Any) -> dict[str, float]:
+    figures = value if isinstance(value, Mapping) else {"": value}
+    return {
+        str(name): float(figure)
+        for name, figure in figures.items()
+        if isinstance(figure, int | float) and not isinstance(figure, bool) and math.isfinite(figure)
+    }
+
+
+def _on_cpu(report: Report) -> bool:
+    return str(report.environment.get("device", "")).startswith("cpu")
+
+
+def why_not_comparable(base: Report, head: Report) -> str:
+    """Why time and memory can't be compared, or an empty string."""
+    first = DEVICE_KEYS[0]
+    if not base.environment.get(first) or not head.environment.get(first):
+        return "time and memory: a report does not say on which device it was measured"
+    for key in DEVICE_KEYS:
+        old, new = base.environment.get(key), head.environment.get(key)
+        if old != new:
+            return f"time and memory: measured on different devices ({key}: {old} and {new})"
+    return ""
+
+
+def not_comparable(base: Report, head: Report) -> Iterator[str]:
+    """What of this module's metrics could not be compared, and why."""
+    if reason := why_not_comparable(base, head):
+        yield reason
+    elif _on_cpu(head):
+        yield "time: measured on a CPU, where it moves with the load of the machine"
+    missing = [name for name, side in (("base", base), ("head", head)) if _native(side.tensor_cores) is None]
+    if missing:
+        yield f"Tensor Core share: not measured in {' and '.join(missing)}"

@@ -1,0 +1,102 @@
+"""Layers, operations and dtypes that are not what they were."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from fractions import Fraction
+
+from precaudit.comparison.changes import Change
+from precaudit.comparison.matching import Matching
+from precaudit.comparison.tensors import LayerPairs, OpPairs
+from precaudit.model import Layer, Op
+
+ALIGNED = 8  # elements of 16 bits that Tensor Cores want in a dimension
+
+
+def layer_changes(matching: Matching) -> Iterator[Change]:
+    """Layers replaced, resized, removed, added and renamed."""
+    for base, head in matching.pairs:
+        if base.type != head.type:
+            message = f"{base.type} became {head.type}"
+            yield Change("layers_replaced", 1.0, message, fqn=head.fqn, base=base.type, head=head.type)
+        if base.parameters != head.parameters:
+            message = f"{base.parameters:,} parameters became {head.parameters:,}"
+            yield Change("layers_resized", 1.0, message, fqn=head.fqn, base=base.parameters, head=head.parameters)
+        if base.fqn != head.fqn:
+            message = f"was {base.fqn}: a plan or checkpoint that names it no longer fits"
+            yield Change("layers_renamed", 1.0, message, fqn=head.fqn, base=base.fqn, head=head.fqn)
+    yield from (Change("layers_removed", 1.0, f"{_what(x)} is gone", fqn=x.fqn, base=x.type) for x in matching.removed)
+    yield from (Change("layers_added", 1.0, f"{_what(x)} is new", fqn=x.fqn, head=x.type) for x in matching.added)
+
+
+def _what(layer: Layer) -> str:
+    return f"{layer.type} with {layer.parameters:,} parameters"
+
+
+def op_changes(base: Sequence[Op], head: Sequence[Op], names: Mapping[str, str]) -> Iterator[Change]:
+    """Layers known to both reports whose set of operations differs."""
+    old, new = _op_names(base, names), _op_names(head, {})
+    for fqn in new:
+        if fqn in old and old[fqn] != new[fqn]:
+            gone, come = (", ".join(sorted(side)) or "nothing" for side in (old[fqn] - new[fqn], new[fqn] - old[fqn]))
+            yield Change("ops", 1.0, f"calls {come} in place of {gone}", fqn=fqn, base=gone, head=come)
+
+
+def _op_names(ops: Sequence[Op], names: Mapping[str, str]) -> dict[str, set[str]]:
+    by_layer: dict[str, set[str]] = defaultdict(set)
+    for op in ops:
+        by_layer[names.get(op.fqn, op.fqn)].add(op.op)
+    return by_layer
+
+
+def paired_ops(base: Sequence[Op], head: Sequence[Op], names: Mapping[str, str]) -> list[tuple[Op, Op]]:
+    """Operations of one name in one layer, paired in the order in which they are called."""
+    waiting: dict[tuple[str, str], list[Op]] = defaultdict(list)
+    for op in reversed(base):
+        waiting[names.get(op.fqn, op.fqn), op.op].append(op)
+    return [(waiting[op.fqn, op.op].pop(), op) for op in head if waiting.get((op.fqn, op.op))]
+
+
+def dtype_changes(pairs: LayerPairs, ops: OpPairs) -> Iterator[Change]:
+    """One change a layer whose values or operations run in another dtype: autocast that came or went."""
+    moved: dict[str, dict[str, tuple[str, str]]] = defaultdict(dict)
+    for base, head in pairs:
+        old = {(record.role, record.name): record.dtype for record in base.tensors}
+        for record in head.tensors:
+            before = old.get((record.role, record.name), record.dtype)
+            if before != record.dtype:
+                moved[head.fqn][f"{record.role} {record.name}".rstrip()] = (before, record.dtype)
+    for before_op, after_op in ops:
+        if before_op.dtype != after_op.dtype:
+            moved[after_op.fqn][after_op.op] = (before_op.dtype, after_op.dtype)
+    for fqn, parts in moved.items():
+        before, after = next(iter(parts.values()))
+        yield Change("dtypes", 1.0, f"{before} became {after} ({', '.join(parts)})", fqn=fqn, base=before, head=after)
+
+
+def alignment_changes(pairs: LayerPairs, ops: OpPairs) -> Iterator[Change]:
+    """Dimensions of the model that Tensor Cores took and no longer take whole.
+
+    A dimension that only the data sets (sequence length, batch) may differ by seed, so one counts only in a
+    layer that was resized, or in the ratio by which some layer was (a tied head computes with another's weight).
+    """
+    resized = {
+        head.fqn: _ratio(base.parameters, head.parameters) for base, head in pairs if base.parameters != head.parameters
+    }
+    for base, head in ops:
+        for old, new in sorted(set(_dimensions(base, head))):
+            explained = head.fqn in resized or _ratio(old, new) in resized.values()
+            if explained and old % ALIGNED == 0 and new % ALIGNED:
+                message = f"a dimension of {old} became {new}, no multiple of {ALIGNED}: pad it for Tensor Cores"
+                yield Change("alignment", 1.0, message, fqn=head.fqn, op=head.op, base=old, head=new)
+
+
+def _dimensions(base: Op, head: Op) -> Iterator[tuple[int, int]]:
+    for old, new in zip(base.shapes, head.shapes, strict=False):
+        if len(old) == len(new):
+            yield from zip(old, new, strict=True)
+
+
+def _ratio(base: int, head: int) -> Fraction | None:
+    return Fraction(base, head) if head else None
