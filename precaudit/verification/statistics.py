@@ -1,0 +1,219 @@
+"""Loss curves: where to compare two trainings, on which scale, and what a curve says by itself.
+
+All curves are sequences of one loss per optimizer step. A trial may have ended early; two curves are
+then compared over the steps both have.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats
+
+Losses = Sequence[float]
+
+MARGIN_CAP = 0.0025
+MARGIN_FLOOR = 0.0005
+# Where float32 itself does not repeat a loss to within the margin, the margin follows its noise, up to here.
+NOISE_LIMIT = 0.01
+# A loss near zero is judged on this share of the range it came down from, not on what little is left of it.
+RANGE_SHARE = 0.1
+LEARNED_ALPHA = 0.02
+FEWEST_STEPS = 5
+# A candidate is called exploded when it stays above this multiple of the largest loss of the reference.
+EXPLOSION = 10.0
+
+
+@dataclass(frozen=True)
+class Guard:
+    """Whether a reference can prove anything, and why."""
+
+    passed: bool
+    detail: str
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """The first step (from 0) from which a candidate is lost."""
+
+    step: int
+    detail: str
+
+
+# ---------------------------------------------------------------- where to compare
+
+
+def horizon(reference: Losses, perturbed: Losses) -> int:
+    """How many leading steps a float32 run and its twin, perturbed by one ulp, stay together.
+
+    Together means: closer than the smallest margin that is ever applied. Low precision perturbs more than one
+    ulp, so its pairs part earlier; that costs power, never validity, since the spread of the pairs is measured.
+    """
+    a, b = _common(reference, perturbed)
+    with np.errstate(invalid="ignore", over="ignore"):
+        together = np.abs(b - a) <= MARGIN_FLOOR * typical_loss(a, slice(None))
+    return len(a) if together.all() else int(np.argmin(together))
+
+
+def comparison_window(steps: int, horizon: int) -> slice:
+    """The last steps of a run, over which losses are averaged and compared.
+
+    A quarter of the run while pairs stay together. Past the horizon single steps say nothing, and the mean
+    over the last half has less noise.
+    """
+    width = max(1, math.ceil(steps / (4 if horizon >= steps else 2)))
+    return slice(max(0, steps - width), steps)
+
+
+def noise_floor(reference: Losses, perturbed: Losses, window: slice, blocks: int = 4) -> float:
+    """Relative difference of window means that float32 shows against itself.
+
+    One twin gives one difference, which may be small by chance; the rms over blocks of the window uses all of
+    it. It equals the difference when the twin is off by a constant, and twice its standard deviation when
+    the four blocks are independent.
+    """
+    both = _common(reference, perturbed)
+    a, b = (values[window] for values in both)
+    if not len(a) or not np.isfinite(a).all():
+        return math.nan
+    if not np.isfinite(b).all():
+        return math.inf
+    parts = np.array_split(b - a, min(blocks, len(a)))
+    rms = math.sqrt(np.mean([part.mean() ** 2 for part in parts]))
+    return _ratio(rms, typical_loss(both[0], window))
+
+
+# ---------------------------------------------------------------- on which scale
+
+
+def typical_loss(losses: ArrayLike, window: slice) -> float:
+    """The magnitude that 0.25% "of the loss" refers to.
+
+    The mean magnitude over the window; for losses that end near zero (one batch learned by heart) or cross it
+    (log densities), a share of the range covered in training, without its outer 5% on either side, so that
+    neither a first value on an odd scale nor a spike that was recovered from makes every difference look small.
+    """
+    values = np.asarray(losses, float)
+    finite = values[np.isfinite(values)]
+    if not len(finite):
+        return math.nan
+    seen = np.abs(values[window])
+    seen = seen[np.isfinite(seen)]
+    low, high = np.percentile(finite, [5, 95])
+    return max(float(seen.mean()) if len(seen) else 0.0, RANGE_SHARE * float(high - low))
+
+
+def relative_differences(
+    reference: Sequence[Losses], candidate: Sequence[Losses], window: slice
+) -> NDArray[np.float64]:
+    """A relative difference of the mean loss in the window for each seed; positive is worse than float32.
+
+    `inf` where only the candidate is not finite; `nan` where there is nothing to compare with: the float32 run
+    is not finite itself or zero throughout, or the runs have no step of the window in common.
+    """
+    return np.array([_difference(a, b, window) for a, b in zip(reference, candidate, strict=True)])
+
+
+def margin(reference: Sequence[Losses], window: slice, noise: float = 0.0) -> float:
+    """The largest relative difference that still counts as the same training.
+
+    0.25% of the loss or one standard deviation between seeds, whichever is less, but at least 0.05%; one seed
+    tells no deviation, which leaves the 0.25%. `noise` is `noise_floor`: what float32 does not repeat itself
+    cannot be asked of a plan, so the margin rises to it, to 1% at most.
+    """
+    deviation = seed_deviation(reference, window)
+    usual = max(MARGIN_FLOOR, min(MARGIN_CAP, MARGIN_CAP if math.isnan(deviation) else deviation))
+    return usual if math.isnan(noise) else max(usual, min(noise, NOISE_LIMIT))
+
+
+def seed_deviation(reference: Sequence[Losses], window: slice) -> float:
+    """Standard deviation of the window's mean loss between seeds, relative; `nan` for fewer than two."""
+    parts = [_array(run)[window] for run in reference]
+    means = np.array([part.mean() if len(part) and np.isfinite(part).all() else math.nan for part in parts])
+    scales = np.array([typical_loss(run, window) for run in reference])
+    usable = np.isfinite(means) & np.isfinite(scales)
+    if usable.sum() < 2:
+        return math.nan
+    return _ratio(float(means[usable].std(ddof=1)), float(scales[usable].mean()))
+
+
+# ---------------------------------------------------------------- what a curve says by itself
+
+
+def learned(losses: Losses, margin: float = MARGIN_CAP) -> Guard:
+    """Whether the reference moved: significantly, and by more than a candidate may differ.
+
+    Any direction counts, since adversarial and reinforcement losses rise and fall; a run that stands still
+    proves nothing, because a plan that learns nothing would look the same. Twice the margin is what the
+    verdict is sure to see.
+    """
+    values = _array(losses)
+    if not np.isfinite(values).all():
+        return Guard(False, f"the float32 loss is not finite at step {int(np.argmin(np.isfinite(values)))}")
+    if len(values) < FEWEST_STEPS:
+        return Guard(False, f"{len(values)} steps cannot tell learning from noise; run {FEWEST_STEPS} or more")
+    if np.ptp(values) == 0:
+        return Guard(False, f"the float32 loss is {values[0]:.4g} at every step")
+    quarters = np.array([part.mean() for part in np.array_split(values, 4)])
+    moved = _ratio(float(np.ptp(quarters)), typical_loss(values, slice(-math.ceil(len(values) / 4), None)))
+    p = _movement_p(values)
+    detail = f"the float32 loss went from {quarters[0]:.4g} to {quarters[-1]:.4g} (moved {moved:.2%}, p = {p:.2g})"
+    return Guard(p <= LEARNED_ALPHA and moved > 2 * margin, detail)
+
+
+def diverged(reference: Losses, candidate: Losses) -> Divergence | None:
+    """The step from which the candidate is lost though float32 is not: not finite, or exploded to the end.
+
+    A spike that is recovered from, or met in the very last step, is left to the comparison of means.
+    """
+    a, b = _common(reference, candidate)
+    steps = len(a) if np.isfinite(a).all() else int(np.argmin(np.isfinite(a)))
+    a, b = a[:steps], b[:steps]
+    if not np.isfinite(b).all():
+        step = int(np.argmin(np.isfinite(b)))
+        return Divergence(step, f"the loss is {b[step]} at step {step}; float32 has {a[step]:.4g} there")
+    peak = float(np.abs(a).max(initial=0.0))
+    calm = np.flatnonzero(np.abs(b) <= EXPLOSION * peak)
+    step = int(calm[-1]) + 1 if len(calm) else 0
+    if step > steps - 2 or peak == 0:
+        return None
+    return Divergence(step, f"the loss is {b[step]:.4g} at step {step} and stays up; float32 never passes {peak:.4g}")
+
+
+def _movement_p(values: NDArray[np.float64]) -> float:
+    """p-value of "nothing moves": a trend (Kendall), or levels that change between quarters (Kruskal-Wallis)."""
+    trend = float(stats.kendalltau(np.arange(len(values)), values).pvalue)
+    if len(values) < 8:
+        return trend
+    levels = float(stats.kruskal(*np.array_split(values, 4)).pvalue)
+    return min(1.0, 2 * min(trend, levels))
+
+
+def _difference(reference: Losses, candidate: Losses, window: slice) -> float:
+    both = _common(reference, candidate)
+    a, b = (values[window] for values in both)
+    if not len(a) or not np.isfinite(a).all():
+        return math.nan
+    if not np.isfinite(b).all():
+        return math.inf
+    return _ratio(float((b - a).mean()), typical_loss(both[0], window))
+
+
+def _common(reference: ArrayLike, candidate: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    a, b = _array(reference), _array(candidate)
+    steps = min(len(a), len(b))
+    return a[:steps], b[:steps]
+
+
+def _array(losses: ArrayLike) -> NDArray[np.float64]:
+    return np.asarray(losses, dtype=float)
+
+
+def _ratio(difference: float, scale: float) -> float:
+    if difference == 0:
+        return 0.0
+    return difference / scale if scale else math.nan
