@@ -1,0 +1,331 @@
+"""What a kernel's name says about Tensor Cores: a table of rules, tried in order, the first match deciding.
+
+Relative to the GPU that ran it a Tensor Core kernel is `native` (the instructions of that GPU's generation) or
+`legacy` (those of an older one, which newer GPUs run well below their peak). `none` uses no Tensor Core, and
+`unknown` means that the name does not tell.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Literal
+
+TensorCoreClass = Literal["native", "legacy", "none", "unknown"]
+Capability = tuple[int, int]
+
+# Ranks of the matrix instructions: mma.sync of Volta, Turing and Ampere, then wgmma, then tcgen05. Ada and the
+# Blackwell of capability 12 run Ampere's mma.sync at full rate.
+RANK: Mapping[str, int] = MappingProxyType(
+    {"volta": 1, "turing": 2, "ampere": 3, "ada": 3, "blackwell-rtx": 3, "hopper": 4, "blackwell": 5}
+)
+
+
+def generation_of(capability: Capability | None) -> str | None:
+    """The generation of a compute capability such as (9, 0); None before Volta and where unknown."""
+    if capability is None:
+        return None
+    major, minor = capability
+    if major == 7:
+        return "turing" if minor >= 5 else "volta"
+    if major == 8:
+        return "ada" if minor == 9 else "ampere"
+    return {9: "hopper", 10: "blackwell", 11: "blackwell", 12: "blackwell-rtx"}.get(major)
+
+
+@dataclass(frozen=True)
+class Classification:
+    """The class of a kernel and why; `matmul` says that it computes products rather than moves or maps values."""
+
+    tensor_core: TensorCoreClass
+    rule: str
+    generation: str | None = None
+    operands: str | None = None
+    library: str | None = None
+    matmul: bool = False
+
+
+@dataclass(frozen=True)
+class Rule:
+    """`uses` Tensor Cores: True, False, or None where the name can't tell.
+
+    `generation` is what the pattern itself proves; where it is None the rest of the name is asked.
+    """
+
+    id: str
+    pattern: re.Pattern[str]
+    uses: bool | None
+    generation: str | None = None
+    matmul: bool = True
+
+
+def _rule(rule_id: str, pattern: str, uses: bool | None, generation: str | None = None, *, matmul: bool = True) -> Rule:
+    return Rule(rule_id, re.compile(pattern), uses, generation, matmul)
+
+
+RULES: tuple[Rule, ...] = (
+    _rule(
+        "helper",
+        r"splitKreduce|ReduceSplitK|reduce_1Block|globalKernel|OffsetsKernel|nchwToNhwc|nhwcToNchw|[Pp]reprocess"
+        r"|[Pp]ostprocess|dot_do_o|convert_dq|combine_|FwdCombine|reshape_and_cache|elementwise|Functor|prepare_varlen"
+        r"|im2col|col2im|vol2col|col2vol",
+        False,
+        matmul=False,
+    ),
+    _rule("xmma-ffma", r"xmma_.*_ffma", False),
+    _rule("simt", r"_simt_|OpClassSimt", False),
+    _rule("tensorop", r"tensorop|OpClassTensorOp|OpMultiplyAddFastF32", True),
+    _rule("xmma-tensor", r"xmma_.*_tensor\d+x\d+x\d+", True),
+    _rule("xmma-warpgroup", r"xmma_.*warpgroupsize", True, "hopper"),
+    _rule("mma-884", r"(?<![a-zA-Z0-9])[hsicdz]884(?![0-9])", True),
+    _rule(
+        "mma-16816",
+        r"(?<![a-zA-Z0-9])(?:[hsicdz](?:1684|1688|16816|16832|16864|8816|8832)|[hsi]161616)(?![0-9])",
+        True,
+    ),
+    _rule("hmma", r"(?<![a-zA-Z])(?:hmma|imma|dmma|wmma)(?![a-zA-Z])", True),
+    _rule("nvjet", r"^nvjet_", True, "gpu"),
+    _rule("wgmma", r"wgmma|(?<![A-Z])GMMA(?![A-Z])", True, "hopper"),
+    _rule("tcgen05", r"utc[a-z0-9]*mma|tcgen05|(?<![A-Z])UMMA(?![A-Z])", True, "blackwell"),
+    _rule("ptx-mma", r"(?<![a-zA-Z0-9])m16n8k(?:4|8|16|32|64)(?![0-9])", True),
+    _rule(
+        "vector-gemm",
+        r"(?:volta|turing|ampere|maxwell|pascal|hopper)_(?:fp16_|bf16_)?g?[sdcz]gemm|gcgemm|scudnn|magma_[sdcz]gemm"
+        r"|magma_[lf]?\w*[sdcz]gemm",
+        False,
+    ),
+    _rule("gemv", r"gemv|gemmk1|gemm_k1|dot_kernel|gemmSN|kernel_4bit_inference_naive", False),
+    _rule(
+        "vector-conv",
+        r"fft[12]d|fft3d|winograd|dgrad_engine|wgrad_engine|wgrad_alg\d|dgrad_alg\d|convolve_sgemm|convolve_common_engine"
+        r"|dgrad2d_|wgrad2d_|dgrad1d|conv2d_grouped_direct|conv2d_c1_k1|conv_depthwise|DepthwiseConv",
+        False,
+    ),
+    _rule("flash-sm90", r"flash::compute_attn_ws|FlashAttn\w*Sm90|flash::enable_sm90", True, "hopper"),
+    _rule(
+        "flash-sm100", r"FlashAttn\w*Sm100|FlashAttentionForwardSm100|FlashAttentionBackwardSm100", True, "blackwell"
+    ),
+    _rule("flash-2", r"flash_(?:fwd|bwd)\w*kernel|FlashAttn\w*Sm80", True, "ampere"),
+    _rule("cudnn-sdpa", r"cudnn_generated_fort_native_sdpa_sm\d+_flash", True),
+    _rule("fmha-vector", r"fmha_cutlass[FB]_(?:f32_\w*_sm(?:50|60|70|75)|\w+_sm(?:50|60))(?!\d)", False),
+    _rule("fmha-cutlass", r"fmha_cutlass[FB]_(?:f16|bf16|f32)_", True),
+    _rule("fmha-sm100", r"fmhaSm10\d", True, "blackwell"),
+    _rule("fmha-sm90", r"fmha_v2\w*_ws_sm90", True, "hopper"),
+    _rule("fmha-v2", r"fmha_v2\w*_sm(?:70|75|80|86|89|90|120)", True, "ampere"),
+    _rule("trtllm-bmm", r"^bmm_(?:Mx|Nv)?(?:E4m3|E2m1|E5m2|Bfloat16|Fp16|Fp32)", True),
+    _rule("deep-gemm", r"deep_gemm::", True),
+    _rule("marlin", r"marlin::Marlin|Marlin<", True, "ampere"),
+    _rule("cutlass-device", r"cutlass::(?:device_kernel|Kernel).*(?:sm|Sm)(?:80|89|90|100|103|120)(?!\d)", True),
+    _rule(
+        "low-precision-gemm",
+        r"(?i)(?:fp8|e4m3|e5m2|e2m1|nvfp4|mxfp4).*gemm|gemm.*(?:fp8|e4m3|e5m2|e2m1|nvfp4|mxfp4)",
+        True,
+    ),
+    _rule("triton-pointwise", r"^triton_(?:poi|red|per|for|mix|unk)_", False, matmul=False),
+    _rule("triton", r"^triton_", None),
+    _rule(
+        "collective", r"nccl|Nccl|all_reduce|allreduce|AllReduce|AllGather|ReduceScatter|nvshmem", False, matmul=False
+    ),
+    _rule("pytorch", r"^(?:void )?(?:at|c10)::|at_cuda_detail|multi_tensor_apply", False, matmul=False),
+    _rule("cub", r"(?:^|\W)(?:cub|thrust)::", False, matmul=False),
+    _rule(
+        "cudnn-map",
+        r"cudnn::bn_|cudnn::ops::|cudnn::(?:\w+::)?softmax|bn_(?:fw|bw)_|pooling_\w+_kernel|scalePacked|op_generic_tensor|elemWiseRNNcell|(?i:elementwise)_fp",
+        False,
+        matmul=False,
+    ),
+    _rule("memory", r"(?i)^(?:memcpy|memset)|copy_kernel|copy_page|fill_kernel|transpose_kernel", False, matmul=False),
+    _rule(
+        "map-or-reduce",
+        r"(?i)^(?!.*(?:gemm|mma|attention|attn|fmha|conv(?!ert)|matmul|linear|mlp)).*"
+        r"(?:(?:layer|rms|group|batch|instance)_?norm|softmax|rotary|rope_|silu|gelu|act_and_mul|embedding|dropout"
+        r"|quantize|_quant_|topk|top_k|sampling|argmax|routing|finalizeKernel|moe_align|expand_input|permute"
+        r"|cross_entropy|Criterion)",
+        False,
+        matmul=False,
+    ),
+)
+
+NOT_NVIDIA = Classification("unknown", "not-nvidia")
+_NO_RULE = Rule("no-rule", re.compile(""), None, None, False)
+_AMD_NAME = re.compile(r"^Cijk_|^_ZN2ck|^_ZN7ck_tile|(?<![a-z])ck::|xdlops|gtcx|MIOpen|miopen|rocblas|Tensile")
+
+
+def classify(name: str, capability: Capability | None, *, nvidia: bool = True) -> Classification:
+    """The class of the kernel `name` on a GPU of this compute capability; never raises.
+
+    Without a capability a Tensor Core kernel can't be called native or legacy: its class is then `unknown`.
+    """
+    if not nvidia or _AMD_NAME.search(name):
+        return NOT_NVIDIA
+    rule = next((r for r in RULES if r.pattern.search(name)), _NO_RULE)
+    found = Classification("none", rule.id, None, operand_format(name), _library(name), rule.matmul)
+    if rule.uses is None:
+        return replace(found, tensor_core="unknown")
+    if not rule.uses:
+        return found
+    gpu = generation_of(capability)
+    operands = _tensor_operands(name, found.operands)
+    generation = _kernel_generation(name, rule, operands, gpu)
+    return replace(found, tensor_core=_relation(generation, gpu, operands), generation=generation, operands=operands)
+
+
+def _relation(generation: str | None, gpu: str | None, operands: str | None) -> TensorCoreClass:
+    if generation is None or gpu is None:
+        return "unknown"
+    if operands == "fp64" and RANK[generation] >= RANK["ampere"]:
+        return "native"  # wgmma and tcgen05 have no float64: mma.sync is the only path on every GPU
+    return "native" if RANK[generation] >= RANK[gpu] else "legacy"
+
+
+# ---------------------------------------------------------------- generation
+
+_SM_TOKEN = re.compile(
+    r"(?:cutlass_|(?<![a-zA-Z])(?:sm|SM|arch)_?|Sm)(70|72|75|80|86|87|89|90|100|101|103|110|120|121)(?!\d)"
+)
+_NAMED = re.compile(r"(?i)(?<![a-z])(volta|turing|ampere|ada|hopper|blackwell)(?![a-z])")
+_SHAPE = re.compile(r"(?:tensor|[hsicdz])(64x\d+x\d+|\d+x\d+x\d+|884|1684|1688|16816|16832|16864|8816|8832|161616)")
+_WARPGROUP_SHAPE = re.compile(r"(?<![a-zA-Z0-9])[a-z]{1,2}64x\d+x\d+")
+
+
+def _kernel_generation(name: str, rule: Rule, operands: str | None, gpu: str | None) -> str | None:
+    if rule.generation == "gpu":  # a library that generates code for the GPU it runs on
+        return _stated_generation(name) or gpu
+    if rule.generation is not None:
+        return rule.generation
+    stated = _stated_generation(name)
+    if rule.id in ("xmma-tensor", "ptx-mma"):  # mma.sync, whatever architecture it was compiled for
+        return _older(_shape_generation(name, operands), stated)
+    if stated is not None:
+        return stated
+    shaped = _shape_generation(name, operands)
+    if shaped is None and gpu is not None:
+        return "ampere" if RANK[gpu] > RANK["ampere"] else gpu
+    return shaped
+
+
+def _older(first: str | None, second: str | None) -> str | None:
+    known = [g for g in (first, second) if g is not None]
+    return min(known, key=RANK.__getitem__, default=None)
+
+
+def _stated_generation(name: str) -> str | None:
+    token = _SM_TOKEN.search(name)
+    if token:
+        return generation_of(divmod(int(token.group(1)), 10))
+    word = _NAMED.search(name)
+    return word.group(1).lower() if word else None
+
+
+def _shape_generation(name: str, operands: str | None) -> str | None:
+    """The oldest generation that has the instruction shape in the name, e.g. `s16816` or `tensor16x8x16`."""
+    if _WARPGROUP_SHAPE.search(name):
+        return "hopper"
+    match = _SHAPE.search(name)
+    shape = match.group(1).replace("x", "") if match else ""
+    if shape == "884":
+        return "ampere" if operands == "fp64" else "volta"
+    if shape in ("1688", "8816", "8832"):
+        return "ampere" if operands in ("tf32", "bf16") else "turing"
+    return "ampere" if match or "m16n8k" in name else None
+
+
+# ---------------------------------------------------------------- operands and library
+
+_FORMATS: tuple[tuple[str, re.Pattern[str]], ...] = (
+    ("tf32", re.compile(r"tf32|TF32|FastF32")),
+    ("fp4", re.compile(r"(?i)e2m1|nvfp?4|mxfp?4|(?<![a-z])fp4")),
+    ("fp8", re.compile(r"(?i)e4m3|e5m2|fp8|float8")),
+    ("bf16", re.compile(r"(?i)bf16|bfloat16")),
+    ("fp64", re.compile(r"[dz](?:884|1684|1688|16816)(?!\d)|[dz]gemm|f64|double|dmma")),
+    ("int8", re.compile(r"i(?:8816|16832|16864|161616)|imma|int8|i8i8|s8s8|_[su]8_")),
+    ("fp16", re.compile(r"(?i)fp16|(?<![a-z0-9])f16|f16f16|half|[hs]884|h1688|h161616")),
+    ("fp32", re.compile(r"(?i)f32|fp32|float|sgemm|scudnn|gcgemm|cgemm")),
+)
+_NVJET = re.compile(r"^nvjet_(?:sm\d+_)?([a-z])[a-z]{2,4}_")
+_NVJET_INPUT = MappingProxyType(
+    {"t": "bf16", "h": "fp16", "s": "tf32", "q": "fp8", "o": "fp4", "b": "int8", "d": "fp64"}
+)
+_LIBRARIES: tuple[tuple[str, re.Pattern[str]], ...] = (
+    ("tensorrt-llm", re.compile(r"^bmm_(?:Mx|Nv)?[EBF]|fmhaSm1|fmha_v2|tensorrt_llm|moe::dev")),
+    ("flash-attention", re.compile(r"flash_(?:fwd|bwd)|flash::|FlashAtt")),
+    (
+        "cudnn",
+        re.compile(
+            r"cudnn|dgrad_engine|wgrad_alg|convolve_sgemm|nchwToNhwc|nhwcToNchw|fft2d_|xmma_(?:fprop|dgrad|wgrad)"
+        ),
+    ),
+    ("xformers", re.compile(r"fmha_cutlass")),
+    ("cublas", re.compile(r"^nvjet_|cublas|xmma_gemm|splitKreduce|gemv|gemmSN|gemmk1|(?:volta|turing|ampere)_\w*gemm")),
+    ("cutlass", re.compile(r"cutlass")),
+    ("triton", re.compile(r"^triton_")),
+    ("nccl", re.compile(r"nccl")),
+    ("magma", re.compile(r"magma")),
+    ("pytorch", re.compile(r"^(?:void )?(?:at|c10)::|multi_tensor_apply")),
+)
+
+
+def operand_format(name: str) -> str | None:
+    """The operands' format as the name states it: fp32, tf32, bf16, fp16, fp8, fp4, int8 or fp64."""
+    jet = _NVJET.match(name)
+    if jet:
+        return _NVJET_INPUT.get(jet.group(1))
+    return next((label for label, pattern in _FORMATS if pattern.search(name)), None)
+
+
+def _tensor_operands(name: str, stated: str | None) -> str | None:
+    """Float32 inputs on a Tensor Core are rounded to TF32; a bare `s1688` takes float32 inputs too."""
+    if stated == "fp32" or (stated is None and "s1688" in name):
+        return "tf32"
+    if stated is None and re.search(r"[hs](?:884|16816|161616)", name):
+        return "fp16"
+    return stated
+
+
+def _library(name: str) -> str | None:
+    return next((label for label, pattern in _LIBRARIES if pattern.search(name)), None)
+
+
+# ---------------------------------------------------------------- other witnesses
+
+_PTX: tuple[tuple[str, str], ...] = (
+    ("tcgen05.mma", "blackwell"),
+    ("wgmma.mma_async", "hopper"),
+    ("mma.sync", "ampere"),
+    ("wmma.mma", "volta"),
+)
+
+
+def classify_ptx(name: str, ptx: str, capability: Capability | None) -> Classification:
+    """The class of a Triton kernel, proven from the PTX it was compiled to."""
+    base = Classification("none", "ptx", None, operand_format(ptx), "triton", True)
+    for instruction, generation in _PTX:
+        if instruction in ptx:
+            gpu = generation_of(capability)
+            operands = _ptx_operands(ptx, instruction)
+            return replace(
+                base, tensor_core=_relation(generation, gpu, operands), generation=generation, operands=operands
+            )
+    return base
+
+
+def _ptx_operands(ptx: str, instruction: str) -> str | None:
+    line = next(line for line in ptx.splitlines() if instruction in line)
+    return operand_format(line.replace(".f32.", ".", 1))
+
+
+def second_opinion(
+    found: Classification, tflops: float | None, vector_peak: float | None, tensor_peak: float | None
+) -> Classification:
+    """The class after asking the achieved rate: above what vector units can do, Tensor Cores did it.
+
+    Whether by the native path follows only from a rate near the peak, taken here as three quarters of it.
+    """
+    if tflops is None or vector_peak is None or found.rule == NOT_NVIDIA.rule:
+        return found
+    if found.tensor_core in ("native", "legacy") or tflops <= 1.1 * vector_peak:
+        return found
+    proven_native = tensor_peak is not None and tflops > 0.75 * tensor_peak
+    return replace(found, tensor_core="native" if proven_native else "unknown", rule="throughput")

@@ -1,0 +1,101 @@
+"""The rules by names from public documentation, profiler output and the traces in ../shared/traces."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from precaudit.tensorcores.rules import NOT_NVIDIA, RULES, classify, classify_ptx, generation_of, second_opinion
+
+V100, T4, A100, L4, H100, B200, RTX5090 = (7, 0), (7, 5), (8, 0), (8, 9), (9, 0), (10, 0), (12, 0)
+
+SM90 = "sm90_xmma_gemm_bf16bf16_bf16f32_f32_tn_n_tilesize128x128x64_warpgroupsize1x1x1_execute_segment_k_off_kernel"
+CUTLASS_80 = "void cutlass::Kernel2<cutlass_80_tensorop_bf16_s16816gemm_relu_bf16_128x64_64x6_tn_align8>(Params)"
+
+
+def known_names() -> list[dict[str, str]]:
+    with (Path(__file__).parent / "kernel_names.tsv").open(encoding="utf-8") as file:
+        return list(csv.DictReader(file, delimiter="\t"))
+
+
+@pytest.mark.parametrize("row", known_names(), ids=lambda row: f"{row['rule']}-{row['capability']}-{row['name'][:40]}")
+def test_name(row):
+    major, minor = row["capability"].split(".")
+    found = classify(row["name"], (int(major), int(minor)))
+    assert (found.rule, found.tensor_core, found.generation or "") == (row["rule"], row["class"], row["generation"])
+    if row["operands"]:
+        assert found.operands == row["operands"]
+
+
+def test_every_rule_has_a_name_and_an_id_of_its_own():
+    ids = [rule.id for rule in RULES]
+    assert len(ids) == len(set(ids))
+    assert set(ids) <= {row["rule"] for row in known_names()}
+
+
+def test_words_that_only_look_like_instructions():
+    for name in ("summary_SUMMARY_kernel", "MAGMMATCH", "gammma_hmmm"):
+        assert classify(name, B200).rule == "no-rule"
+
+
+@given(st.text(), st.one_of(st.none(), st.tuples(st.integers(), st.integers())), st.booleans())
+def test_never_raises(name, capability, nvidia):
+    assert classify(name, capability, nvidia=nvidia).tensor_core in ("native", "legacy", "none", "unknown")
+
+
+fragments = st.sampled_from(
+    ["cutlass_", "sm", "80", "90", "120", "xmma_", "tensor16x8x16", "s16816", "gemm", "nvjet_", "hmma", "_", "volta"]
+)
+
+
+@given(st.lists(fragments, max_size=12).map("".join), st.sampled_from([V100, T4, A100, L4, H100, B200, RTX5090, None]))
+def test_fragments_of_real_names_never_raise_and_agree_with_the_generation(name, capability):
+    found = classify(name, capability)
+    if found.tensor_core in ("native", "legacy"):
+        assert found.generation is not None
+        assert capability is not None
+    if capability == V100:
+        assert found.tensor_core != "legacy"
+
+
+def test_a_tensor_core_kernel_on_an_unknown_gpu_is_unknown():
+    found = classify(SM90, None)
+    assert (found.tensor_core, found.generation) == ("unknown", "hopper")
+
+
+def test_another_vendors_gpu():
+    assert classify(CUTLASS_80, (9, 4), nvidia=False) is NOT_NVIDIA
+
+
+@pytest.mark.parametrize(
+    ("capability", "generation"),
+    [((7, 0), "volta"), ((7, 5), "turing"), ((8, 6), "ampere"), ((8, 9), "ada"), ((9, 0), "hopper"), ((6, 1), None)],
+)
+def test_generations(capability, generation):
+    assert generation_of(capability) == generation
+
+
+@pytest.mark.parametrize(
+    ("ptx", "tensor_core", "generation"),
+    [
+        ("wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {%f1}", "native", "hopper"),
+        ("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%f1}", "legacy", "ampere"),
+        ("fma.rn.f32 %f1, %f2, %f3, %f4;", "none", None),
+    ],
+)
+def test_ptx(ptx, tensor_core, generation):
+    found = classify_ptx("matmul_kernel", f".target sm_90a\n{ptx}\n", H100)
+    assert (found.tensor_core, found.generation) == (tensor_core, generation)
+
+
+def test_throughput_overrules_a_name_that_can_not_tell():
+    unknown = classify("triton_tem_fused_mm_0", H100)
+    assert second_opinion(unknown, 800.0, 67.0, 989.0).tensor_core == "native"
+    proven = second_opinion(unknown, 300.0, 67.0, 989.0)
+    assert (proven.tensor_core, proven.rule) == ("unknown", "throughput")
+    assert second_opinion(unknown, 40.0, 67.0, 989.0) == unknown
+    assert second_opinion(unknown, None, 67.0, 989.0) == unknown
