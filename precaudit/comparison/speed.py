@@ -46,8 +46,8 @@ def comparable_costs(base: Report, head: Report) -> Iterator[tuple[str, str, flo
         return
     for key, metric in COSTS.items():
         old, new = _figures(base.performance.get(key)), _figures(head.performance.get(key))
-        for name in old.keys() & new.keys():
-            if metric != "time" or not _on_cpu(head):
+        for name in old:
+            if name in new and (metric != "time" or not _on_cpu(head)):
                 yield metric, " ".join(filter(None, (key, name))), old[name], new[name]
 
 

@@ -1,0 +1,173 @@
+"""`--fail-on` over one report: finding ids, severities and limits on what the report measured."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from precaudit.comparison.ranges import PLACED_ROLES, headroom
+from precaudit.errors import PrecauditError
+from precaudit.formats import FORMATS, Format
+from precaudit.model import Finding, Report, TensorRecord
+
+SEVERITIES = ("note", "warning", "error")
+FINDING_ID = re.compile(r"[A-Z]{2}\d{3}")
+MAX_PLACES = 3
+
+Value = tuple[str, float]  # where, how much
+Rule = Callable[[Report], Iterator[str]]  # a sentence for each way in which the report breaks it
+
+
+@dataclass(frozen=True)
+class Limit:
+    """A figure of a report; fails where a value lies above the threshold, or below it if `floor`."""
+
+    help: str
+    values: Callable[[Report], Iterable[Value]]
+    floor: bool = False
+
+    def breaks(self, value: float, threshold: float) -> bool:
+        return value < threshold if self.floor else value > threshold
+
+
+def _planned(report: Report) -> Iterator[tuple[str, TensorRecord, Format]]:
+    """Forward tensors with the format that the plan puts them in."""
+    for layer in report.layers:
+        target = FORMATS.get(report.plan.modules.get(layer.fqn, report.plan.default))
+        for record in layer.tensors:
+            if target and record.role in PLACED_ROLES:
+                yield f"{layer.fqn} {record.role}", record, target
+
+
+def _headroom(report: Report) -> Iterator[Value]:
+    for where, record, target in _planned(report):
+        room = headroom(record, target)
+        if room is not None:
+            yield where, room
+
+
+def _overflow(report: Report) -> Iterator[Value]:
+    return ((where, record.stats.overflow_rate(target)) for where, record, target in _planned(report))
+
+
+def _flushed(report: Report) -> Iterator[Value]:
+    return ((where, record.stats.flushed_energy(target)) for where, record, target in _planned(report))
+
+
+def _nonfinite(report: Report) -> Iterator[Value]:
+    for layer in report.layers:
+        for record in layer.tensors:
+            yield f"{layer.fqn} {record.role}", float(record.stats.nonfinite)
+
+
+def _float32_share(report: Report) -> Iterator[Value]:
+    formats = list(report.plan.modules.values())
+    if formats:
+        yield "the plan", sum(name == "float32" for name in formats) / len(formats)
+
+
+def _predicted_skips(report: Report) -> Iterator[Value]:
+    scale = report.plan.loss_scale
+    return _one("the loss scale", 0.0 if scale.mode == "none" else scale.predicted_skips)
+
+
+def _loss_difference(report: Report) -> Iterator[Value]:
+    return _one("the verification", report.verification.difference.upper)
+
+
+def _tensor_cores(report: Report) -> Iterator[Value]:
+    cores = report.tensor_cores
+    return _one("the kernels", cores.time_share.native if cores.measured and cores.time_share else None)
+
+
+def _eligible_flops(report: Report) -> Iterator[Value]:
+    return _one("the operations", report.tensor_cores.eligible_flops_share)
+
+
+def _one(where: str, value: float | None) -> Iterator[Value]:
+    if value is not None:
+        yield where, value
+
+
+LIMITS = MappingProxyType(
+    {
+        "headroom": Limit("binades between amax and the planned format's maximum, at least", _headroom, floor=True),
+        "overflow": Limit("share of a tensor's values above the planned format, at most", _overflow),
+        "flushed_energy": Limit("share of a tensor's energy flushed in the planned format, at most", _flushed),
+        "nonfinite": Limit("inf and nan values of a tensor in float32, at most", _nonfinite),
+        "float32_share": Limit("share of the layers planned in float32, at most", _float32_share),
+        "predicted_skips": Limit("predicted skipped steps, at most", _predicted_skips),
+        "loss_difference": Limit("upper bound of the relative loss difference, at most", _loss_difference),
+        "tensor_cores": Limit("share of kernel time on native Tensor Cores, at least", _tensor_cores, floor=True),
+        "eligible_flops": Limit("share of FLOPs that Tensor Cores can take, at least", _eligible_flops, floor=True),
+    }
+)
+
+
+def matches_fail_on(report: Report, rules: Sequence[str]) -> tuple[str, ...]:
+    """A sentence for every rule that the report breaks; `PrecauditError` for a rule that means nothing.
+
+    A rule is a finding id (`PA101`), a severity (`warning` means that or worse) or `METRIC:THRESHOLD`. A figure
+    that was not measured breaks its rule: a gate that can't see must not open.
+    """
+    return tuple(sentence for rule in parse_rules(rules) for sentence in rule(report))
+
+
+def parse_rules(rules: Sequence[str]) -> tuple[Rule, ...]:
+    """What `matches_fail_on` applies; call it before the work to refuse a misspelt rule early."""
+    return tuple(_parse(rule.strip()) for rule in rules)
+
+
+def _parse(rule: str) -> Rule:
+    metric, separator, text = rule.partition(":")
+    if rule in SEVERITIES:
+        accepted = SEVERITIES[SEVERITIES.index(rule) :]
+        return lambda report: _findings(rule, [f for f in report.findings if f.severity in accepted])
+    if FINDING_ID.fullmatch(rule):
+        return lambda report: _findings(rule, [f for f in report.findings if f.rule == rule])
+    if separator and metric in LIMITS:
+        threshold = _threshold(rule, text)
+        return lambda report: _limit(metric, threshold, list(LIMITS[metric].values(report)))
+    raise PrecauditError(
+        f"--fail-on {rule!r}: want a finding id such as PA101, a severity ({', '.join(reversed(SEVERITIES))}) "
+        f"or METRIC:THRESHOLD; metrics are {', '.join(LIMITS)}"
+    )
+
+
+def _threshold(rule: str, text: str) -> float:
+    try:
+        threshold = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        threshold = math.nan
+    if not math.isfinite(threshold):
+        raise PrecauditError(f"--fail-on {rule!r}: the threshold must be a number, such as 2, 0.05 or 5%")
+    return threshold
+
+
+def _findings(rule: str, found: Sequence[Finding]) -> Iterator[str]:
+    if found:
+        places = [f"{finding.rule} in {finding.fqn or 'the job'}" for finding in found]
+        yield f"--fail-on {rule}: {_first(places, 'finding')}"
+
+
+def _limit(metric: str, threshold: float, values: Sequence[Value]) -> Iterator[str]:
+    limit, rule = LIMITS[metric], f"--fail-on {metric}:{threshold:g}"
+    broken = [f"{where} has {value:.3g}" for where, value in values if limit.breaks(value, threshold)]
+    if not values:
+        yield f"{rule}: not measured"
+    elif broken:
+        yield f"{rule}: {_first(broken, 'value')}, {'below' if limit.floor else 'above'} the threshold"
+
+
+def _first(places: Sequence[str], noun: str) -> str:
+    more = f" and {len(places) - MAX_PLACES} more" if len(places) > MAX_PLACES else ""
+    return f"{len(places)} {noun}{'s' if len(places) > 1 else ''}: {', '.join(places[:MAX_PLACES])}{more}"
+
+
+def rules_help() -> str:
+    """The documented list of rules for `profile --help`."""
+    lines = [f"  {name:<16} {limit.help}" for name, limit in LIMITS.items()]
+    return "\n".join(["metrics for --fail-on METRIC:THRESHOLD:", *lines])
