@@ -1,0 +1,124 @@
+"""What GPUs can do: dense peaks in TFLOP/s and memory bandwidth in GB/s, with where each figure comes from.
+
+Dense figures only: vendors print the ones with structured sparsity beside them, which are twice as high.
+Figures named in `from_memory` were not checked against a data sheet; output that uses them says so.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+from precaudit.errors import PrecauditError
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One GPU: `peaks` of its matrix units by format (and `int8`), `vector` what its float32 units do."""
+
+    key: str
+    name: str
+    pattern: str
+    capability: tuple[int, int]
+    peaks: Mapping[str, float]
+    vector: float
+    bandwidth: float
+    source: str
+    from_memory: frozenset[str] = field(default_factory=frozenset)
+    nvidia: bool = True
+
+    @property
+    def formats(self) -> tuple[str, ...]:
+        """The formats whose products run on the matrix units, narrowest last."""
+        return tuple(name for name in ("tf32", "bfloat16", "float16", "float8_e4m3", "float8_e5m2") if self.peak(name))
+
+    def peak(self, format_name: str) -> float | None:
+        """TFLOP/s of products with operands in this format on the matrix units; None where they don't take it."""
+        return self.peaks.get("float8_e4m3" if format_name == "float8_e5m2" else format_name)
+
+    def rate(self, format_name: str) -> float:
+        """TFLOP/s of products in this format by the fastest unit that takes it."""
+        return self.peak(format_name) or self.vector
+
+    def caveat(self) -> str | None:
+        """A sentence for output that uses these figures, when some of them are from memory."""
+        if not self.from_memory:
+            return None
+        return f"{self.name}: not checked against a data sheet: {', '.join(sorted(self.from_memory))}"
+
+
+_MATRIX = ("tf32", "bfloat16", "float16", "float8_e4m3", "int8")
+_DATA_SHEET = "NVIDIA data sheet, dense"
+_WHITE_PAPER = "NVIDIA architecture white paper, dense, float32 accumulation"
+
+
+def _gpu(
+    name: str,
+    pattern: str,
+    capability: tuple[int, int],
+    figures: tuple[float | None, ...],
+    source: str,
+    memory: str = "",
+) -> Gpu:
+    """`figures`: tf32, bfloat16, float16, float8, int8, float32 on vector units, bandwidth."""
+    *matrix, vector, bandwidth = figures
+    peaks = {label: value for label, value in zip(_MATRIX, matrix, strict=True) if value}
+    return Gpu(
+        key=re.sub(r"[^a-z0-9]+", "-", name.lower()),
+        name=name,
+        pattern=pattern,
+        capability=capability,
+        peaks=MappingProxyType(peaks),
+        vector=vector or 0.0,
+        bandwidth=bandwidth or 0.0,
+        source=source,
+        from_memory=frozenset(memory.split()),
+        nvidia=not name.startswith("MI"),
+    )
+
+
+# fmt: off
+_TABLE = (
+    _gpu("V100", r"v100(?!.*pcie)", (7, 0), (None, None, 125, None, None, 15.7, 900), _DATA_SHEET, "float32"),
+    _gpu("T4", r"\bt4\b", (7, 5), (None, None, 65, None, 130, 8.1, 320), _DATA_SHEET, "bandwidth float32"),
+    _gpu("A100 40GB", r"\ba100.*40gb|a100-pg509", (8, 0), (156, 312, 312, None, 624, 19.5, 1555),
+         _DATA_SHEET, "bandwidth"),
+    _gpu("A100", r"\ba100\b", (8, 0), (156, 312, 312, None, 624, 19.5, 2039), _DATA_SHEET),
+    _gpu("A10", r"\ba10\b", (8, 6), (62.5, 125, 125, None, 250, 31.2, 600), _DATA_SHEET, "tf32 int8 bandwidth float32"),
+    _gpu("L4", r"\bl4\b", (8, 9), (60, 121, 121, 242, 242, 30.3, 300),
+         _DATA_SHEET, "tf32 bfloat16 float16 float8_e4m3 int8"),
+    _gpu("L40S", r"\bl40s\b", (8, 9), (183, 362, 362, 733, 733, 91.6, 864), _DATA_SHEET, "tf32 int8"),
+    _gpu("RTX 3090", r"3090(?!.*(ti|laptop))", (8, 6), (35.6, 71, 71, None, 284, 35.6, 936),
+         _WHITE_PAPER, "tf32 int8 bandwidth"),
+    _gpu("RTX 4090", r"4090(?!.*(\bd\b|laptop))", (8, 9), (82.6, 165, 165, 330, 661, 82.6, 1008), _WHITE_PAPER),
+    _gpu("RTX 5090", r"5090(?!.*(\bd\b|laptop))", (12, 0), (105, 210, 210, 419, 838, 104.8, 1792), _WHITE_PAPER,
+         "tf32 bfloat16 float16 int8 float32"),
+    _gpu("H100 PCIe", r"\bh100.*pcie", (9, 0), (378, 756, 756, 1513, 1513, 51, 2000), _DATA_SHEET, "tf32"),
+    _gpu("H100", r"\bh100(?!.*nvl)", (9, 0), (494.5, 989.5, 989.5, 1979, 1979, 67, 3350), _DATA_SHEET),
+    _gpu("H200", r"\bh200(?!.*nvl)", (9, 0), (494.5, 989.5, 989.5, 1979, 1979, 67, 4800), _DATA_SHEET),
+    _gpu("B200", r"\bg?b200", (10, 0), (1130, 2250, 2250, 4500, 4500, 75, 8000), _DATA_SHEET, "float32"),
+    _gpu("MI300X", r"mi300x", (9, 4), (654, 1307, 1307, 2615, 2615, 163.4, 5300), "AMD data sheet, dense", "float32"),
+)
+# fmt: on
+
+GPUS: Mapping[str, Gpu] = MappingProxyType({gpu.key: gpu for gpu in _TABLE})
+
+
+def find_gpu(name: str) -> Gpu | None:
+    """The GPU that a device name (`NVIDIA H100 80GB HBM3`) or a target (`h100`) means; None when it is not listed."""
+    wanted = re.sub(r"[_\s]+", " ", name.lower()).strip()
+    exact = GPUS.get(wanted.replace(" ", "-"))
+    if exact is not None:
+        return exact
+    spaced = re.sub(r"(?<=[a-z])\s*-\s*(?=\d)", "", wanted)  # `h-100` and the like
+    return next((gpu for gpu in _TABLE if re.search(gpu.pattern, spaced)), None)
+
+
+def get_gpu(name: str) -> Gpu:
+    """The GPU called `name`; `PrecauditError` with the list of known ones."""
+    found = find_gpu(name)
+    if found is None:
+        raise PrecauditError(f"unknown GPU {name!r}; known GPUs: {', '.join(GPUS)}")
+    return found

@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from precaudit.errors import PrecauditError
+from precaudit.tensorcores.peaks import GPUS, find_gpu, get_gpu
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        ("NVIDIA H100 80GB HBM3", "h100"),
+        ("h100", "h100"),
+        ("H100", "h100"),
+        ("h100-pcie", "h100-pcie"),
+        ("NVIDIA H100 PCIe", "h100-pcie"),
+        ("NVIDIA H200", "h200"),
+        ("NVIDIA B200", "b200"),
+        ("NVIDIA GB200", "b200"),
+        ("NVIDIA A100-SXM4-80GB", "a100"),
+        ("NVIDIA A100-SXM4-40GB", "a100-40gb"),
+        ("NVIDIA A100-PG509-200", "a100-40gb"),
+        ("NVIDIA A10", "a10"),
+        ("Tesla T4", "t4"),
+        ("NVIDIA L4", "l4"),
+        ("NVIDIA L40S", "l40s"),
+        ("Tesla V100-DGXS-32GB", "v100"),
+        ("NVIDIA GeForce RTX 4090", "rtx-4090"),
+        ("rtx4090", "rtx-4090"),
+        ("RTX_5090", "rtx-5090"),
+        ("AMD Instinct MI300X", "mi300x"),
+    ],
+)
+def test_names_people_and_drivers_use(name, key):
+    assert get_gpu(name).key == key
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "NVIDIA H100 NVL",
+        "NVIDIA GeForce RTX 4090 Laptop GPU",
+        "NVIDIA GeForce RTX 4090 D",
+        "NVIDIA A10G",
+        "NVIDIA L40",
+        "",
+    ],
+)
+def test_a_relative_with_other_figures_is_not_taken_for_the_listed_one(name):
+    assert find_gpu(name) is None
+
+
+def test_an_unknown_gpu_names_the_known_ones():
+    with pytest.raises(PrecauditError, match=r"unknown GPU 'tpu'.*rtx-4090.*h100"):
+        get_gpu("tpu")
+
+
+@pytest.mark.parametrize("gpu", GPUS.values(), ids=GPUS)
+def test_the_figures_are_dense_and_ordered(gpu):
+    assert gpu.source
+    assert find_gpu(gpu.key) is gpu
+    ladder = [gpu.vector, *(gpu.peak(name) or gpu.vector for name in ("tf32", "float16", "float8_e4m3"))]
+    assert ladder == sorted(ladder) or gpu.peak("float8_e4m3") is None
+    if gpu.peak("tf32") and gpu.peak("bfloat16"):
+        assert gpu.peak("bfloat16") / gpu.peak("tf32") == pytest.approx(2, rel=0.02)
+    if gpu.peak("float8_e4m3"):
+        assert gpu.peak("float8_e4m3") / gpu.peak("bfloat16") == pytest.approx(2, rel=0.03)
+    for unchecked in gpu.from_memory:
+        assert unchecked in {*gpu.peaks, "float32", "bandwidth"}
+
+
+def test_formats_of_the_matrix_units():
+    assert get_gpu("v100").formats == ("float16",)
+    assert get_gpu("a100").formats == ("tf32", "bfloat16", "float16")
+    assert get_gpu("h100").formats == ("tf32", "bfloat16", "float16", "float8_e4m3", "float8_e5m2")
+    assert get_gpu("v100").rate("bfloat16") == get_gpu("v100").vector
+
+
+def test_a_figure_from_memory_is_said_to_be_one():
+    assert get_gpu("h100").caveat() is None
+    assert "tf32" in (get_gpu("l4").caveat() or "")
+
+
+@given(st.text())
+def test_any_text_is_either_known_or_refused(name):
+    gpu = find_gpu(name)
+    assert gpu is None or gpu.key in GPUS
