@@ -1,0 +1,296 @@
+"""From gradient ranges to a loss scale 2**k: what fits below, what fits above, and what a scaler would do.
+
+A scale only shifts the exponents of every gradient, so one float32 audit answers for all scales. `log2_max`
+is log2 of the largest unscaled gradient magnitude of each observed step, over all tensors that are float16
+in the backward pass; `gradients` are those tensors' statistics for each module.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from precaudit.formats import FORMATS
+from precaudit.model import Layer, LossScale, Plan, ScaleMode, TensorStats
+
+Gradients = Mapping[str, Sequence[TensorStats]]
+
+HALF = FORMATS["float16"]
+OVERFLOW = math.log2(HALF.overflow_threshold)
+LOST_BUDGET = 1e-4
+# Mean square of log-uniform values in [1, 2).
+LOG_UNIFORM = 1.5 / math.log(2)
+# Vanishing gradients must not lead a scale away: 2^24 already lifts 2^-48 into float16's subnormal range.
+K_LIMIT = 24
+SIGMAS = 3.09
+# With fewer than three steps no spread is known; gradients of one model commonly vary by an octave.
+ASSUMED_DEVIATION = 1.0
+TREND_ALPHA = 0.02
+# A trend measured in early training flattens; a dynamic scaler follows what this leaves out.
+TREND_LIMIT = 4.0
+# A tensor this far below the rest of its module is what rounding leaves of a gradient that is zero by
+# construction (a key's bias under softmax, a bias before batch norm), and needs no scale.
+RESIDUE = 2.0**-20
+DEFAULT_K, DEFAULT_INTERVAL = 16, 2000
+SHORTEST_INTERVAL = 100
+
+
+@dataclass(frozen=True)
+class Replay:
+    """What a dynamic scaler did over a history: skipped steps, its exponent at the end, good steps since it moved."""
+
+    skips: int
+    k: int
+    good: int
+
+
+@dataclass(frozen=True)
+class ScaleComparison:
+    """The default scaler beside the recommended one; energies are the worst tensor's lost share."""
+
+    default_skips: float
+    skips: float
+    default_lost: float
+    lost: float
+    detail: str
+
+
+def half_gradients(layers: Iterable[Layer], plan: Plan) -> dict[str, tuple[TensorStats, ...]]:
+    """The gradients that are float16 in the backward pass under the plan, for each such module."""
+    return {
+        layer.fqn: tuple(t.stats for t in layer.tensors if t.role in ("activation_grad", "weight_grad"))
+        for layer in layers
+        if plan.modules.get(layer.fqn, plan.default) == "float16"
+    }
+
+
+# ---------------------------------------------------------------- what is lost below
+
+
+def _lost_share(cells: float) -> float:
+    """Energy share that rounding to a grid takes from values log-uniform in [cells, 2 cells) grid steps."""
+    points = np.arange(max(1.0, cells), 2 * cells + 1)
+    low, high = np.maximum(points - 0.5, cells), np.minimum(points + 0.5, 2 * cells)
+
+    def antiderivative(x: NDArray[np.float64]) -> NDArray[np.float64]:
+        return points**2 * np.log(x) - 2 * points * x + x**2 / 2
+
+    inside = low < high
+    return float((antiderivative(high) - antiderivative(low))[inside].sum() / (1.5 * cells**2))
+
+
+# Lost share of the binades that round to subnormals, from the one just above the flush threshold upwards.
+_LOWEST = HALF.exponent_min - HALF.mantissa - 1
+_SUBNORMAL_SHARES = np.array([_lost_share(2.0 ** (e - _LOWEST - 1)) for e in range(_LOWEST, HALF.exponent_min)])
+
+
+def lost_energy(tensor: TensorStats, k: int) -> float:
+    """Share of a gradient's energy (sum of squares) that float16 loses below its normal range at scale 2**k.
+
+    Flushed values lose all; subnormal ones lose their rounding error. Values count as log-uniform within a
+    binade, which misjudges the topmost binades; the exact sum of squares says by how much.
+    """
+    bins = tensor.exponents.items()
+    if not bins:
+        return 0.0
+    exponents, counts = np.array(bins, dtype=float).T
+    top = int(exponents.max())
+    energy = counts * LOG_UNIFORM * 4.0 ** (exponents - top)
+    position = exponents.astype(int) + k - _LOWEST
+    subnormal = _SUBNORMAL_SHARES[np.clip(position, 0, len(_SUBNORMAL_SHARES) - 1)]
+    share = np.select([position < 0, position < len(_SUBNORMAL_SHARES)], [1.0, subnormal], 0.0)
+    lost = float((energy * share).sum() / energy.sum())
+    exact = float(np.clip(math.ldexp(tensor.sum_squares, -2 * top) / energy.sum(), 0.5, 2.0))
+    return lost * (1 - (1 - exact) * lost) / exact
+
+
+def flushed_by_scale(tensor: TensorStats, ks: Iterable[int]) -> dict[int, float]:
+    return {k: lost_energy(tensor, k) for k in ks}
+
+
+def needed_k(tensors: Sequence[TensorStats]) -> int | None:
+    """The smallest k at which every tensor of a module keeps its energy; none where all gradients are zero."""
+    loudest = max((tensor.rms for tensor in tensors), default=0.0)
+    return max((_tensor_k(t) for t in tensors if t.exponents.items() and t.rms >= RESIDUE * loudest), default=None)
+
+
+def k_min(gradients: Gradients) -> int | None:
+    """The smallest k at which no tensor of any module loses more than 1e-4 of its energy."""
+    return max((k for tensors in gradients.values() if (k := needed_k(tensors)) is not None), default=None)
+
+
+def _tensor_k(tensor: TensorStats) -> int:
+    occupied = [e for e, _ in tensor.exponents.items()]
+    candidates = range(_LOWEST - max(occupied) - 1, HALF.exponent_min - min(occupied) + 1)
+    return candidates[bisect_left(candidates, True, key=lambda k: lost_energy(tensor, k) <= LOST_BUDGET)]
+
+
+# ---------------------------------------------------------------- what fits above
+
+
+def k_max(log2_max: Sequence[float], horizon: int = 0) -> int:
+    """The largest k that leaves an octave above the gradients to be expected within `horizon` further steps.
+
+    Expected is 3.09 standard deviations above the mean, where a trend is taken out first and, if it rises,
+    followed; never less than what was seen.
+    """
+    seen = _observed(log2_max)
+    if not len(seen):
+        return K_LIMIT
+    slope, residuals = _trend(seen)
+    deviation = float(residuals.std(ddof=1)) if len(seen) >= 3 else ASSUMED_DEVIATION
+    centre = float((seen - residuals)[-1]) + min(max(slope, 0.0) * horizon, TREND_LIMIT)
+    expected = max(float(seen.max()), centre + SIGMAS * deviation)
+    return int(np.clip(math.floor(HALF.exponent_max - expected), -K_LIMIT, K_LIMIT))
+
+
+def recommended_interval(log2_max: Sequence[float]) -> int:
+    """Steps between doublings: torch's 2000, or fewer where shrinking gradients would outrun it."""
+    slope, _ = _trend(_observed(log2_max))
+    if slope >= 0:
+        return DEFAULT_INTERVAL
+    return int(np.clip(-0.5 / slope, SHORTEST_INTERVAL, DEFAULT_INTERVAL))
+
+
+def _observed(log2_max: Sequence[float]) -> NDArray[np.float64]:
+    """Steps with a gradient: all-zero ones are -inf, and non-finite ones no scale can help."""
+    values = np.asarray(log2_max, dtype=float)
+    return values[np.isfinite(values)]
+
+
+def _trend(values: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+    """Slope in octaves a step (0 unless significant), and what it leaves."""
+    if len(values) < 5 or np.ptp(values) == 0:
+        return 0.0, values - values.mean() if len(values) else values
+    fit = stats.linregress(np.arange(len(values)), values)
+    if fit.pvalue > TREND_ALPHA:
+        return 0.0, values - values.mean()
+    return float(fit.slope), values - (fit.intercept + fit.slope * np.arange(len(values)))
+
+
+# ---------------------------------------------------------------- settings
+
+
+def window(log2_max: Sequence[float], gradients: Gradients, horizon: int = 0) -> tuple[int, int] | None:
+    """[k_min, k_max], or none where no single scale serves every module."""
+    need, fits = k_min(gradients), k_max(log2_max, horizon)
+    low = -K_LIMIT if need is None else max(need, -K_LIMIT)
+    return (low, fits) if low <= fits else None
+
+
+def recommend(
+    log2_max: Sequence[float], gradients: Gradients, steps: int, mode: ScaleMode = "dynamic", horizon: int = 0
+) -> LossScale:
+    """The setting for a run of `steps` steps; `none` where nothing is float16 in the backward pass.
+
+    A dynamic scale starts at 2**k_max. A static one keeps two octaves below it where the window allows.
+    """
+    if not gradients or mode == "none":
+        return LossScale()
+    bounds = window(log2_max, gradients, horizon)
+    high = k_max(log2_max, horizon)
+    if mode == "static":
+        k = min(high, max(high - 2, bounds[0])) if bounds else high - 2
+        return LossScale("static", 2.0**k, None, bounds, static_skips(log2_max, k, steps))
+    interval = recommended_interval(log2_max)
+    return LossScale("dynamic", 2.0**high, interval, bounds, expected_skips(log2_max, high, interval, steps))
+
+
+def conflicts(gradients: Gradients, highest: int) -> dict[str, int]:
+    """Modules whose gradients vanish at the highest scale that fits (`k_max`), with the k they need."""
+    needs = {fqn: needed_k(tensors) for fqn, tensors in gradients.items()}
+    return {fqn: k for fqn, k in needs.items() if k is not None and k > highest}
+
+
+def best_compromise(gradients: Gradients) -> tuple[int, tuple[str, ...]]:
+    """The k that suits most modules, and those it does not suit: the way out when there is no window.
+
+    A module may fall out on either side, so one with huge gradients is given up rather than all the others.
+    """
+    ranges = {
+        fqn: (need, math.floor(HALF.exponent_max - math.log2(max(tensor.amax for tensor in tensors))))
+        for fqn, tensors in gradients.items()
+        if (need := needed_k(tensors)) is not None
+    }
+
+    def outside(k: int) -> tuple[str, ...]:
+        return tuple(fqn for fqn, (need, fits) in ranges.items() if not need <= k <= fits)
+
+    ends = sorted({int(np.clip(end, -K_LIMIT, K_LIMIT)) for pair in ranges.values() for end in pair}, reverse=True)
+    best = min(ends, key=lambda k: len(outside(k)), default=K_LIMIT)
+    return best, outside(best)
+
+
+# ---------------------------------------------------------------- what a scaler would do
+
+
+def replay(log2_max: Sequence[float], init_k: int, growth_interval: int) -> Replay:
+    """Run torch's dynamic scaler over the observed steps: halve and skip on overflow, double after an interval."""
+    k, good, skips = init_k, 0, 0
+    for largest in log2_max:
+        if not largest + k < OVERFLOW:
+            k, good, skips = k - 1, 0, skips + 1
+            continue
+        good += 1
+        if good == growth_interval:
+            k, good = k + 1, 0
+    return Replay(skips, k, good)
+
+
+def predicted_skips(init_k: int, highest: int, growth_interval: int, steps: int) -> int:
+    """Skips of a dynamic scaler when every k up to `highest` fits and none above: the way down, then a steady rate."""
+    start = min(steps, max(0, init_k - highest))
+    climb = (highest + 1 - min(init_k, highest)) * growth_interval
+    left = steps - start - climb
+    return start + (0 if left <= 0 else 1 + (left - 1) // (growth_interval + 1))
+
+
+def expected_skips(log2_max: Sequence[float], init_k: int, growth_interval: int, steps: int) -> float:
+    """Skips over `steps`: replayed where steps were observed, then at the level of their second half."""
+    known = replay(log2_max[:steps], init_k, growth_interval)
+    beyond = steps - len(log2_max)
+    late = _observed(log2_max[len(log2_max) // 2 :])
+    if beyond <= 0 or not len(late):
+        return float(known.skips)
+    highest = math.ceil(OVERFLOW - float(late.max())) - 1
+    towards_growth = known.good if known.k <= highest else 0
+    return float(known.skips + predicted_skips(known.k, highest, growth_interval, beyond + towards_growth))
+
+
+def static_skips(log2_max: Sequence[float], k: int, steps: int) -> float:
+    """Skips of a static scale: the observed share of steps that overflow, over `steps`."""
+    overflows = sum(not largest + k < OVERFLOW for largest in log2_max)
+    return steps * overflows / len(log2_max) if len(log2_max) else 0.0
+
+
+def compare_with_default(
+    log2_max: Sequence[float], gradients: Gradients, recommended: LossScale, steps: int
+) -> ScaleComparison:
+    """Steps and gradient energy that torch's default scaler (2**16, 2000) would lose, beside the recommendation."""
+    default_skips = expected_skips(log2_max, DEFAULT_K, DEFAULT_INTERVAL, steps)
+    default_lost = _worst_lost(gradients, replay(log2_max, DEFAULT_K, DEFAULT_INTERVAL).k)
+    k = round(math.log2(recommended.init_scale)) if recommended.init_scale else 0
+    if recommended.mode == "dynamic":
+        k = replay(log2_max, k, recommended.growth_interval or DEFAULT_INTERVAL).k
+    skips, lost = recommended.predicted_skips or 0.0, _worst_lost(gradients, k)
+    detail = (
+        f"the default scaler would skip {default_skips:g} of {steps} steps and lose {default_lost:.2g} of the "
+        f"worst tensor's gradient energy; this one {skips:g} and {lost:.2g}"
+    )
+    if lost > max(default_lost, LOST_BUDGET):
+        detail += "; it loses more because it keeps headroom above the largest gradient expected"
+    return ScaleComparison(default_skips, skips, default_lost, lost, detail)
+
+
+def _worst_lost(gradients: Gradients, k: int) -> float:
+    worst = 0.0
+    for tensors in gradients.values():
+        loudest = max((tensor.rms for tensor in tensors), default=0.0)
+        worst = max([worst, *(lost_energy(t, k) for t in tensors if t.rms >= RESIDUE * loudest)])
+    return worst

@@ -1,0 +1,310 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from precaudit.model import Exponents, Layer, LossScale, Plan, TensorRecord, TensorStats
+from precaudit.planning.loss_scale import (
+    K_LIMIT,
+    LOST_BUDGET,
+    best_compromise,
+    compare_with_default,
+    conflicts,
+    expected_skips,
+    flushed_by_scale,
+    half_gradients,
+    k_max,
+    k_min,
+    lost_energy,
+    needed_k,
+    predicted_skips,
+    recommend,
+    recommended_interval,
+    replay,
+    static_skips,
+    window,
+)
+from precaudit.planning.scaler import grad_scaler
+
+
+def stats_of(values):
+    values = np.abs(np.asarray(values, float).ravel())
+    nonzero = values[values > 0]
+    if not len(nonzero):
+        return TensorStats(numel=len(values), zeros=len(values))
+    exponents = np.frexp(nonzero)[1] - 1
+    low = int(exponents.min())
+    return TensorStats(
+        numel=len(values),
+        amax=float(nonzero.max()),
+        amin_nonzero=float(nonzero.min()),
+        sum_squares=float(np.square(nonzero).sum()),
+        zeros=len(values) - len(nonzero),
+        exponents=Exponents(low, tuple(int(n) for n in np.bincount(exponents - low))),
+    )
+
+
+def lost_in_half(values, k):
+    """Brute force: what torch's float16 takes from values below its normal range, as a share of all energy."""
+    scaled = torch.from_numpy(np.asarray(values, float)) * 2.0**k
+    error = scaled - scaled.to(torch.float16).double()
+    below = scaled.abs() < 2.0**-14
+    return float((error[below] ** 2).sum() / (scaled**2).sum())
+
+
+def gradients(spread=3.0, centre=-20.0, size=200_000, seed=0):
+    rng = np.random.default_rng(seed)
+    return rng.choice([-1, 1], size) * 2.0 ** rng.normal(centre, spread, size)
+
+
+def half(log2_max, k):
+    """Whether the largest gradient overflows at scale 2**k, by torch's cast."""
+    return bool(torch.isinf(torch.tensor(2.0**log2_max * 2.0**k, dtype=torch.float64).to(torch.float16)))
+
+
+# ---------------------------------------------------------------- energy and k_min
+
+
+@pytest.mark.parametrize(("spread", "centre"), [(0.5, -20.0), (2.0, -25.0), (4.0, -30.0)])
+def test_lost_energy_matches_torch_casts(spread, centre):
+    values = gradients(spread, centre)
+    for k, share in flushed_by_scale(stats_of(values), range(-10, 24, 2)).items():
+        truth = lost_in_half(values, k)
+        assert share == pytest.approx(truth, rel=0.05 if truth < 0.01 else 0.3, abs=1e-7)
+
+
+def test_lost_energy_of_gaussian_gradients():
+    values = np.random.default_rng(0).normal(0, 2.0**-24, 200_000)
+    for k in range(0, 12):
+        assert lost_energy(stats_of(values), k) == pytest.approx(lost_in_half(values, k), rel=0.05, abs=1e-7)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.integers(-60, 30), min_size=1, max_size=12), st.integers(-20, 40))
+def test_lost_energy_falls_with_the_scale(exponents, k):
+    tensor = stats_of([2.0**e for e in exponents])
+    assert 0 <= lost_energy(tensor, k + 1) <= lost_energy(tensor, k) <= 1 + 1e-12
+    assert lost_energy(tensor, k) == lost_energy(tensor.shift(k), 0)
+
+
+@pytest.mark.parametrize("centre", [-40.0, -28.0, -10.0, 3.0])
+def test_k_min_is_the_smallest_scale_within_the_budget_by_brute_force(centre):
+    values = gradients(2.0, centre)
+    by_cast = next(k for k in range(-60, 60) if lost_in_half(values, k) <= LOST_BUDGET)
+    assert abs(k_min({"layer": [stats_of(values)]}) - by_cast) <= 1
+    k = needed_k([stats_of(values)])
+    assert lost_energy(stats_of(values), k) <= LOST_BUDGET < lost_energy(stats_of(values), k - 1)
+
+
+def test_k_min_is_the_neediest_tensors():
+    quiet, loud = stats_of(gradients(centre=-30.0)), stats_of(gradients(centre=-18.0))
+    assert k_min({"a": [loud, quiet], "b": [loud]}) == needed_k([quiet]) == needed_k([loud]) + 12
+
+
+def test_zero_gradients_need_nothing():
+    zero = stats_of(np.zeros(8))
+    assert needed_k([zero]) is None
+    assert needed_k([]) is None
+    assert k_min({"a": [zero], "b": []}) is None
+    assert lost_energy(zero, 0) == 0.0
+    assert needed_k([zero, stats_of([2.0**-20])]) == needed_k([stats_of([2.0**-20])])
+
+
+def test_rounding_residue_needs_no_scale():
+    weight, residue = stats_of(gradients(centre=-14.0)), stats_of(gradients(centre=-45.0))
+    assert needed_k([weight, residue]) == needed_k([weight])
+    assert needed_k([residue]) > needed_k([weight]) + 25
+
+
+# ---------------------------------------------------------------- k_max
+
+
+def test_k_max_follows_the_formula():
+    steady = np.random.default_rng(0).normal(-6.0, 0.5, 200)
+    expected = max(steady.max(), steady.mean() + 3.09 * steady.std(ddof=1))
+    assert k_max(steady) == math.floor(15 - expected)
+
+
+@given(st.lists(st.floats(-30, 15), min_size=1, max_size=30))
+def test_no_observed_step_overflows_at_k_max(history):
+    k = k_max(history)
+    assert not any(half(m, k) for m in history)
+    assert abs(k) <= K_LIMIT
+
+
+def test_a_rising_trend_is_followed_within_limits():
+    rising = -10 + 0.01 * np.arange(100)
+    assert k_max(rising) == 15 + 9
+    assert k_max(rising, horizon=200) == 15 + 7
+    assert k_max(rising, horizon=10**6) == 15 + 5
+    assert k_max(rising[::-1], horizon=10**6) == k_max(rising[::-1])
+
+
+def test_a_falling_trend_shortens_the_interval():
+    assert recommended_interval([-6.0] * 50) == 2000
+    assert recommended_interval(-6 - 0.001 * np.arange(50)) == pytest.approx(500, abs=1)
+    assert recommended_interval(-6 - np.arange(50.0)) == 100
+    assert recommended_interval(-6 + np.arange(50.0)) == 2000
+
+
+def test_few_and_odd_steps():
+    assert k_max([]) == k_max([-math.inf] * 5) == k_max([math.nan, math.inf]) == K_LIMIT
+    assert k_max([-6.0]) == k_max([-6.0, -6.0]) == math.floor(15 + 6 - 3.09)
+    assert k_max([-6.0, -6.0, -6.0]) == 21
+    assert k_max([-6.0, -6.0, -6.0, -math.inf, math.inf]) == 21
+    assert k_max([100.0] * 5) == -K_LIMIT
+
+
+# ---------------------------------------------------------------- what a scaler does
+
+
+def run_scaler(log2_max, scaler, device="cpu"):
+    """Skips and final scale of a real GradScaler whose gradients are float16 casts of the scaled maxima."""
+    weight = torch.nn.Parameter(torch.zeros(1, device=device))
+    optimizer = torch.optim.SGD([weight], lr=1.0)
+    skips = 0
+    for largest in log2_max:
+        scale = scaler.scale(torch.ones(1, device=device)).item()
+        scaled = torch.tensor([2.0**largest * scale], dtype=torch.float64, device=device)
+        weight.grad = scaled.to(torch.float16).float()
+        before = weight.detach().clone()
+        scaler.step(optimizer)
+        scaler.update()
+        skips += int(torch.equal(before, weight.detach()))
+        weight.data.zero_()
+    return skips, scaler.get_scale()
+
+
+@pytest.mark.parametrize("init_k", [16, 24])
+def test_replay_matches_torch(init_k):
+    history = np.random.default_rng(init_k).normal(-3, 1.5, 300)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**init_k, growth_interval=7)
+    skips, scale = run_scaler(history, scaler)
+    result = replay(history, init_k, 7)
+    assert (result.skips, 2.0**result.k) == (skips, scale)
+    assert skips > 20
+
+
+@given(st.integers(-10, 24), st.integers(-10, 24), st.integers(1, 9), st.integers(0, 200))
+def test_predicted_skips_matches_a_replay_of_constant_gradients(init_k, fits, interval, steps):
+    history = [15.5 - fits] * steps
+    assert predicted_skips(init_k, fits, interval, steps) == replay(history, init_k, interval).skips
+
+
+def test_replay_of_odd_steps():
+    assert replay([-math.inf, -math.inf], 16, 2) == replay([-50.0, -50.0], 16, 2)
+    assert replay([math.nan, math.inf], 16, 2000).skips == 2
+    assert replay([], 16, 2000).k == 16
+
+
+def test_expected_skips_go_on_beyond_the_history():
+    history = [-0.5] * 40
+    assert expected_skips(history, 20, 10, 25) == replay(history[:25], 20, 10).skips
+    for steps in (41, 100, 400):
+        assert expected_skips(history, 20, 10, steps) == replay([-0.5] * steps, 20, 10).skips
+    assert expected_skips([], 16, 2000, 100) == 0
+
+
+def test_static_skips():
+    assert static_skips([0.0, 0.0, 9.0, 0.0], 10, 100) == 25
+    assert static_skips([], 10, 100) == 0
+
+
+# ---------------------------------------------------------------- settings
+
+
+def test_recommendation_has_no_skips_and_keeps_the_energy():
+    history = np.random.default_rng(0).normal(-4.0, 0.3, 60)
+    grads = {"a": [stats_of(gradients(2.0, -22.0))], "b": [stats_of(gradients(2.0, -18.0))]}
+    low, high = window(history, grads)
+    dynamic = recommend(history, grads, steps=60)
+    assert dynamic == LossScale("dynamic", 2.0**high, 2000, (low, high), 0.0)
+    static = recommend(history, grads, steps=60, mode="static")
+    assert static.init_scale == 2.0 ** (high - 2)
+    assert static.predicted_skips == 0
+    assert all(lost_energy(t, high - 2) <= LOST_BUDGET for tensors in grads.values() for t in tensors)
+
+
+def test_a_static_scale_stays_inside_a_narrow_window():
+    tensor = stats_of([2.0**-24] * 10)
+    low = needed_k([tensor])
+    setting = recommend([15.0 - low - 0.5] * 10, {"a": [tensor]}, steps=10, mode="static")
+    assert setting.window == (low, low)
+    assert setting.init_scale == 2.0**low
+
+
+def test_nothing_in_half_needs_no_scale():
+    assert recommend([-3.0] * 5, {}, steps=10) == LossScale()
+    assert recommend([-3.0] * 5, {"a": []}, steps=10, mode="none") == LossScale()
+
+
+def test_conflicts_and_the_way_out():
+    ordinary = {f"layer{i}": [stats_of(gradients(1.5, -20.0, seed=i))] for i in range(4)}
+    huge, tiny = stats_of(gradients(1.0, 12.0)), stats_of(gradients(1.0, -60.0))
+    loud = {**ordinary, "loud": [huge]}
+    history = [math.log2(huge.amax)] * 10
+    assert window(history, loud) is None
+    assert recommend(history, loud, steps=10).window is None
+    assert set(conflicts(loud, k_max(history))) == set(ordinary)
+    assert best_compromise(loud)[1] == ("loud",)
+    assert best_compromise({**ordinary, "quiet": [tiny]})[1] == ("quiet",)
+    k, left = best_compromise(ordinary)
+    assert left == () == tuple(conflicts(ordinary, k))
+    assert best_compromise({}) == (K_LIMIT, ())
+
+
+def test_comparison_with_the_default_scaler():
+    quiet = {"a": [stats_of(gradients(0.3, -42.0))]}
+    history = [math.log2(quiet["a"][0].amax)] * 20
+    tiny = compare_with_default(history, quiet, recommend(history, quiet, 20), 20)
+    assert tiny.default_lost > 0.5 > LOST_BUDGET >= tiny.lost
+    loud = {"a": [stats_of(gradients(1.0, 2.0))]}
+    history = [math.log2(loud["a"][0].amax)] * 20
+    big = compare_with_default(history, loud, recommend(history, loud, 20), 20)
+    assert big.default_skips == replay(history, 16, 2000).skips > big.skips == 0
+    assert f"skip {big.default_skips:g} of 20" in big.detail
+
+
+def test_gradients_of_the_half_modules_only():
+    def layer(fqn):
+        grad, other = stats_of([1.0]), stats_of([2.0])
+        roles = (("activation", other), ("activation_grad", grad), ("weight_grad", grad))
+        return Layer(fqn, "Linear", 1, 1, tuple(TensorRecord(role, stats) for role, stats in roles))
+
+    plan = Plan(default="float16", modules={"b": "bfloat16"})
+    found = half_gradients([layer("a"), layer("b")], plan)
+    assert found == {"a": (stats_of([1.0]), stats_of([1.0]))}
+
+
+# ---------------------------------------------------------------- the scaler
+
+
+def test_scaler_is_disabled_where_no_scale_is_needed():
+    scaler = grad_scaler(Plan(), "cpu")
+    assert not scaler.is_enabled()
+    assert scaler.scale(torch.ones(1)).item() == 1.0
+
+
+def test_dynamic_scaler_takes_the_settings():
+    scaler = Plan(loss_scale=LossScale("dynamic", 2.0**11, 150)).grad_scaler("cpu")
+    assert (scaler.get_scale(), scaler.get_growth_interval()) == (2.0**11, 150)
+    skips, scale = run_scaler([6.0] * 3, scaler)
+    assert (skips, scale) == (2, 2.0**9)
+    defaults = grad_scaler(Plan(loss_scale=LossScale("dynamic")), "cpu")
+    assert (defaults.get_scale(), defaults.get_growth_interval()) == (2.0**16, 2000)
+
+
+CUDA = pytest.param(
+    "cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+)
+
+
+@pytest.mark.parametrize("device", ["cpu", CUDA])
+@pytest.mark.parametrize("k", [-5, 0, 13, 24])
+def test_static_scaler_skips_overflows_and_never_moves(k, device):
+    scaler = grad_scaler(Plan(loss_scale=LossScale("static", 2.0**k)), device)
+    skips, scale = run_scaler([0.0 - k, 40.0, 0.0 - k, 40.0], scaler, device)
+    assert (skips, scale) == (2, 2.0**k)
