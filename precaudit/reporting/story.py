@@ -1,0 +1,266 @@
+"""What a report says, in sentences: the one source of words for every renderer.
+
+Each string is one line of visible text, ranked by what a reader needs first; renderers add markup and escape it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Literal
+
+from precaudit.formats import FORMATS
+from precaudit.model import Finding, Layer, Plan, Report, TensorRecord
+from precaudit.reporting.words import NOT_MEASURED, number, plural, power, prose, share, signed, visible
+
+Tone = Literal["good", "bad", "open"]
+# what a plan casts; optimizer states and updates stay in float32 beside master weights
+CAST_ROLES = {
+    "activation": "output",
+    "activation_grad": "output grad",
+    "weight": "weight",
+    "weight_grad": "weight grad",
+}
+SEVERITIES = ("error", "warning", "note")
+
+
+@dataclass(frozen=True)
+class Headline:
+    tone: Tone
+    title: str
+    details: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Exceptions:
+    """Modules and ops that leave the plan's default format for the same reason."""
+
+    format: str
+    why: str
+    names: tuple[str, ...]
+
+
+# ---------------------------------------------------------------- the verdict
+
+
+def plan_name(plan: Plan) -> str:
+    """`bfloat16`, or `float32 with 3 of 20 modules in bfloat16`: modules kept higher are named elsewhere."""
+    lower = Counter(f for f in plan.modules.values() if f != plan.default and _narrower(f, plan.default))
+    if not lower:
+        return plan.default
+    parts = [f"{count:,} of {plural(len(plan.modules), 'module')} in {name}" for name, count in lower.most_common()]
+    return f"{plan.default} with {' and '.join(parts)}"
+
+
+def _narrower(name: str, than: str) -> bool:
+    return (FORMATS[name].storage_bits, FORMATS[name].mantissa) < (FORMATS[than].storage_bits, FORMATS[than].mantissa)
+
+
+def headline(report: Report) -> Headline:
+    """The verdict in words a manager understands, and what stands behind it."""
+    verdict, name = report.verification.verdict, plan_name(report.plan)
+    if not report.layers and verdict == "not_run":
+        why = report.verification.reason or report.job.get("stopped") or "no layer was seen"
+        return Headline("bad", f"NOTHING MEASURED: {prose(why)}", ())
+    if not report.plan.is_low_precision and verdict != "inconclusive":
+        return Headline("bad", "STAY IN FLOAT32: no low-precision plan is recommended", _details(report))
+    titles: dict[str, tuple[Tone, str]] = {
+        "pass": ("good", f"VERIFIED: {name} trains the same as float32{_difference(report, 'within')}"),
+        "fail": ("bad", f"NOT VERIFIED: {name} does not train like float32{_difference(report, 'allowed')}"),
+        "inconclusive": ("open", f"NOT DECIDED: whether {name} trains the same as float32{_between(report)}"),
+        "screened": (
+            "open",
+            f"SCREENED, not verified: {name} looks the same as float32{_difference(report, 'within')}",
+        ),
+        "not_run": ("open", f"NOT VERIFIED: {name} is proposed, no training run has tried it"),
+    }
+    tone, title = titles[verdict]
+    execution = report.verification.execution
+    return Headline(tone, f"{title}, {execution}" if execution and verdict != "not_run" else title, _details(report))
+
+
+def _difference(report: Report, relation: str) -> str:
+    mean, margin = report.verification.difference.mean, report.verification.margin
+    if mean is None:
+        return ""
+    allowed = "" if margin is None else f", {relation} ±{share(margin)}"
+    return f" (difference {signed(mean)}{allowed})"
+
+
+def _between(report: Report) -> str:
+    difference, margin = report.verification.difference, report.verification.margin
+    if difference.lower is None or difference.upper is None or margin is None:
+        return _difference(report, "allowed")
+    return f" (difference {signed(difference.lower)} to {signed(difference.upper)}, allowed ±{share(margin)})"
+
+
+def _details(report: Report) -> tuple[str, ...]:
+    v = report.verification
+    lines = [_evidence(report)] if v.trials else []
+    if v.execution == "emulated":
+        device = prose(report.job.get("device") or report.environment.get("device") or "this machine")
+        lines.append(
+            f"Emulated: CUDA autocast's rounding was reproduced in software on {device}; "
+            "what it says about learning carries over, its speed does not."
+        )
+    if v.execution == "native":
+        lines.append("Native: the plan ran in the device's own low-precision arithmetic.")
+    if v.reason:
+        lines.append(f"Why: {prose(v.reason)}")
+    return tuple(lines)
+
+
+def _evidence(report: Report) -> str:
+    v = report.verification
+    counted = prose(report.job.get("counted") or "optimizer steps")
+    runs, seeds = plural(len(v.trials), "training run"), plural(len(v.seeds), "seed")
+    text = f"Evidence: {runs} paired over {seeds}, {v.steps} {counted} each"
+    if v.difference.lower is not None and v.difference.upper is not None:
+        text += f"; the loss differs by {signed(v.difference.lower)} to {signed(v.difference.upper)}"
+    return f"{text}."
+
+
+# ---------------------------------------------------------------- what to do
+
+
+def ranked_findings(report: Report) -> list[Finding]:
+    return sorted(report.findings, key=lambda finding: SEVERITIES.index(finding.severity))
+
+
+def actions(report: Report) -> list[str]:
+    """What to change, the most important first."""
+    steps = {
+        "pass": "Train with the plan: paste the lines at the end into your training script.",
+        "screened": "Verify before you rely on it: profile again without --quick.",
+        "inconclusive": f"Let more seeds decide: profile again with --seeds {more_seeds(report)}.",
+        "not_run": "Prove the plan: profile without --no-verify.",
+        "fail": "Don't train with this plan yet: see the gates, repairs and findings below.",
+    }
+    first = steps[report.verification.verdict]
+    if not report.layers:
+        first = "Profile a script that trains: precaudit follows what calls .backward()."
+    elif not report.plan.is_low_precision:
+        first = "Change nothing for now: float32 is the fastest format that is known to train here."
+    suggestions = [_suggestion(finding) for finding in ranked_findings(report) if finding.suggestion]
+    return [first, *dict.fromkeys(suggestions)]
+
+
+def more_seeds(report: Report) -> int:
+    return max(8, 2 * len(report.verification.seeds))
+
+
+def _suggestion(finding: Finding) -> str:
+    where = f" [{place(finding)}]" if place(finding) else ""
+    return f"{prose(finding.suggestion)}{where}"
+
+
+def place(finding: Finding) -> str:
+    """`module, op, path:line`, as far as it is known."""
+    location = finding.location
+    parts = [finding.fqn, finding.op, f"{location.path}:{location.line}" if location else None]
+    return ", ".join(visible(part) for part in parts if part)
+
+
+def plan_default(plan: Plan) -> str:
+    if not plan.modules:
+        return "No module was seen, so there is nothing to plan."
+    if set(plan.modules.values()) == {plan.default} and not plan.ops:
+        return f"All {plural(len(plan.modules), 'module')} are in {plan.default} on {prose(plan.target)}."
+    return f"The plan's default on {prose(plan.target)} is {plan.default}. Exceptions:"
+
+
+def exceptions(plan: Plan) -> list[Exceptions]:
+    """Why modules and ops are not at the default, reasons that hold for most first."""
+    groups: dict[tuple[str, str], list[str]] = {}
+    for fqn, name in plan.modules.items():
+        if name != plan.default:
+            groups.setdefault((name, plan.because.get(fqn, "")), []).append(visible(fqn))
+    for op in plan.ops:
+        why = plan.because.get(f"{op.fqn}:{op.op}", "")
+        groups.setdefault((op.format, why), []).append(f"{visible(op.fqn)}:{visible(op.op)}")
+    ordered = sorted(groups.items(), key=lambda group: -len(group[1]))
+    return [Exceptions(name, prose(why) or "no reason recorded", tuple(names)) for (name, why), names in ordered]
+
+
+def loss_scale(report: Report) -> list[str]:
+    """The window of loss scales, and the static and dynamic settings that fit it."""
+    plan, scale = report.plan, report.plan.loss_scale
+    if scale.mode == "none" and scale.window is None:
+        narrow = "float16" in (plan.default, *plan.modules.values())
+        why = "no scale was found to be of use" if narrow else "no gradient is stored in float16"
+        return [f"Not needed: {why}. The plan trains without a loss scale."]
+    lines = [_window(*scale.window)] if scale.window else ["Window: not measured."]
+    static = power(scale.init_scale if scale.mode == "static" else _static(scale.window))
+    dynamic = power(scale.init_scale if scale.mode == "dynamic" else _power_of_two(scale.window))
+    interval = scale.growth_interval or 2000
+    chosen = {mode: " (the plan's choice)" if mode == scale.mode else "" for mode in ("static", "dynamic")}
+    lines.append(f"Static: a scale of {static}{chosen['static']}.")
+    lines.append(f"Dynamic: start at {dynamic}, grow every {interval:,} steps{chosen['dynamic']}.")
+    lines.append(f"Skipped steps: predicted {number(scale.predicted_skips)}, seen {_observed_skips(report)}.")
+    return lines
+
+
+def _window(low: int, high: int) -> str:
+    return f"Window: every scale from 2^{low} to 2^{high} keeps the gradients inside float16."
+
+
+def _power_of_two(window: tuple[int, int] | None, below: int = 0) -> float | None:
+    """2^(k_max - below), not below the window; None where a double can't hold it."""
+    if window is None or max(map(abs, window)) > 1000:
+        return None
+    return 2.0 ** max(window[0], window[1] - below)
+
+
+def _static(window: tuple[int, int] | None) -> float | None:
+    return _power_of_two(window, below=2)
+
+
+def _observed_skips(report: Report) -> str:
+    tried = [trial for trial in report.verification.trials if not trial.plan.startswith("reference")]
+    if not tried:
+        return NOT_MEASURED
+    skipped = [trial.skipped_steps for trial in tried if trial.plan == tried[-1].plan]
+    return " to ".join(f"{count:,}" for count in dict.fromkeys((min(skipped), max(skipped))))
+
+
+# ---------------------------------------------------------------- ranges
+
+
+def audited_formats(report: Report) -> list[str]:
+    """Formats that ranges were held against, the widest first; formats of newer versions last."""
+    seen = {name for layer in report.layers for tensor in layer.tensors for name in tensor.formats}
+    return [*(name for name in FORMATS if name in seen), *sorted(seen - set(FORMATS))]
+
+
+def lossless_formats(report: Report) -> tuple[list[str], list[str]]:
+    """Formats that would lose no value of any role that a plan casts, and the other ones."""
+    fits = [
+        (name, fit)
+        for layer in report.layers
+        for tensor in layer.tensors
+        if tensor.role in CAST_ROLES
+        for name, fit in tensor.formats.items()
+    ]
+    lossy = {name for name, fit in fits if fit.overflow_rate or fit.underflow_rate}
+    audited = audited_formats(report)
+    return [name for name in audited if name not in lossy], [name for name in audited if name in lossy]
+
+
+def ranked_layers(report: Report) -> list[Layer]:
+    """Layers that a narrow format would hurt most first; ties stay in the model's order."""
+    return sorted(report.layers, key=lambda layer: max(map(_risk, layer.tensors), default=()), reverse=True)
+
+
+def worst(layer: Layer, role: str) -> TensorRecord | None:
+    """The tensor of this role that is most at risk; a layer has one weight role for each parameter."""
+    return max((tensor for tensor in layer.tensors if tensor.role == role), key=_risk, default=None)
+
+
+def _risk(tensor: TensorRecord) -> tuple[float, ...]:
+    fits = list(tensor.formats.values()) if tensor.role in CAST_ROLES else []
+    return (
+        float(tensor.stats.nonfinite),
+        sum(fit.overflow_rate for fit in fits),
+        sum(fit.flushed_energy for fit in fits),
+        sum(fit.underflow_rate for fit in fits),
+    )

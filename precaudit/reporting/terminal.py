@@ -1,0 +1,242 @@
+"""The report in a terminal of 80 columns, ranked: verdict, what to change, which layers and why, then tables."""
+
+from __future__ import annotations
+
+import os
+import textwrap
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TextIO
+
+from tabulate import MIN_PADDING, tabulate
+
+from precaudit.model import Finding, FormatFit, Layer, Report
+from precaudit.reporting import costs, story, usage
+from precaudit.reporting.words import (
+    NOT_MEASURED,
+    SHORT_FORMATS,
+    inert,
+    listing,
+    number,
+    plural,
+    prose,
+    share,
+    shorten,
+    visible,
+)
+
+STYLES = {"bold": "1", "dim": "2", "good": "1;32", "open": "1;33", "bad": "1;31", "error": "31", "warning": "33"}
+ROWS = 16
+LAYERS = 6
+Paint = Callable[[str, str], str]
+
+
+def use_color(stream: TextIO, environ: Mapping[str, str] = os.environ) -> bool:
+    """NO_COLOR beats FORCE_COLOR beats whether the stream is a terminal."""
+    if environ.get("NO_COLOR"):
+        return False
+    if environ.get("FORCE_COLOR"):
+        return environ["FORCE_COLOR"] != "0"
+    return stream.isatty() and environ.get("TERM") != "dumb"
+
+
+def emit(text: str, stream: TextIO) -> None:
+    """Print, with `?` for what the stream's encoding can't hold."""
+    encoding = stream.encoding or "utf-8"
+    print(text.encode(encoding, "replace").decode(encoding), file=stream)
+
+
+def render_terminal(report: Report, width: int = 80, color: bool = False, written: Sequence[Path] = ()) -> str:
+    """The whole report as text; `written` are the files to name at the end."""
+    page = Page(width, painter(color))
+    _verdict(page, report)
+    page.section("What to change", [f"{i}. {step}" for i, step in enumerate(story.actions(report), 1)])
+    _exceptions(page, report)
+    page.section("Loss scale", story.loss_scale(report))
+    _findings(page, report)
+    _gates(page, report)
+    _repairs(page, report)
+    _ranges(page, report)
+    page.section("Tensor Cores", costs.tensor_cores(report))
+    page.section("Time and cost", [*costs.step_times(report), *costs.money(report), *costs.profiling(report)])
+    notes = report.job.get("notes")
+    if isinstance(notes, list | tuple) and notes:
+        page.section("Notes", [prose(note) for note in notes])
+    _ending(page, report, written)
+    return "\n".join(page.lines) + "\n"
+
+
+def painter(color: bool) -> Paint:
+    if not color:
+        return lambda text, style: text
+    return lambda text, style: f"\x1b[{STYLES[style]}m{text}\x1b[0m" if style in STYLES else text
+
+
+class Page:
+    """Lines of at most `width` columns; wrapped before they are painted, so that colour adds no width."""
+
+    def __init__(self, width: int, paint: Paint) -> None:
+        self.width = width
+        self.paint = paint
+        self.lines: list[str] = []
+
+    def text(self, text: str, style: str = "", indent: str = "", hang: str | None = None) -> None:
+        hang = indent if hang is None else hang
+        wrapped = textwrap.wrap(
+            inert(text), self.width, initial_indent=indent, subsequent_indent=hang, break_on_hyphens=False
+        )
+        self.lines += [self.paint(line, style) for line in wrapped]
+
+    def section(self, title: str, lines: Iterable[str]) -> None:
+        self.lines.append("")
+        self.text(title, "bold")
+        for line in lines:
+            self.text(line, indent="  ", hang="    ")
+
+    def table(self, headers: list[str], rows: list[list[str]]) -> None:
+        """A table indented by two; the first column gives way until it fits."""
+        columns = list(zip(headers, *rows, strict=True))[1:]
+        others = [max(len(cells[0]) + MIN_PADDING, *map(len, cells)) for cells in columns]
+        room = max(8, self.width - 2 - sum(others) - 2 * len(others))
+        rows = [[shorten(inert(row[0]), room), *row[1:]] for row in rows]
+        align = ["left", "left", *["right"] * (len(headers) - 2)]
+        text = tabulate(rows, headers, tablefmt="simple", colalign=align, disable_numparse=True)
+        self.lines += [f"  {line}".rstrip() for line in text.splitlines()]
+
+    def command(self, label: str, arguments: Sequence[str]) -> None:
+        """A command line, continued as a shell continues it; an argument is never broken, for it will be copied."""
+        lines = [label]
+        for argument in arguments:
+            if len(lines[-1]) + len(argument) + 3 > self.width:
+                lines[-1] += " \\"
+                lines.append(" ")
+            lines[-1] += f" {argument}"
+        self.lines += lines
+
+
+def _verdict(page: Page, report: Report) -> None:
+    head = story.headline(report)
+    version = f"precaudit {visible(report.precaudit_version)}".rstrip()
+    page.text(f"{version}: {' '.join(usage.script(report))}", "dim")
+    page.lines.append("")
+    page.text(head.title, head.tone)
+    for detail in head.details:
+        page.text(detail, indent="  ", hang="    ")
+
+
+def _exceptions(page: Page, report: Report) -> None:
+    groups = story.exceptions(report.plan)
+    page.section("Which layers, and why", [story.plan_default(report.plan)])
+    for group in groups[:ROWS]:
+        page.text(f"{group.format}: {group.why}", indent="  ", hang="    ")
+        page.text(_names(group.names, page.width - 8), indent="      ")
+    if len(groups) > ROWS:
+        page.text(f"... and {plural(len(groups) - ROWS, 'more reason')} in plan.json", indent="  ")
+
+
+def _names(names: Sequence[str], width: int) -> str:
+    shown = ", ".join(shorten(name, width) for name in names[:4])
+    return shown if len(names) <= 4 else f"{shown} and {len(names) - 4:,} more"
+
+
+def _findings(page: Page, report: Report) -> None:
+    findings = story.ranked_findings(report)
+    if not findings:
+        page.section("Findings", ["None: no rule found anything wrong."])
+        return
+    counts = {s: sum(f.severity == s for f in findings) for s in story.SEVERITIES}
+    page.section(f"Findings: {', '.join(plural(n, s) for s, n in counts.items() if n)}", [])
+    for finding in findings[:ROWS]:
+        _finding(page, finding)
+    if len(findings) > ROWS:
+        page.text(f"... and {len(findings) - ROWS:,} more in report.json", indent="  ")
+
+
+def _finding(page: Page, finding: Finding) -> None:
+    where = story.place(finding) or "the whole model"
+    line = f"{finding.severity} {visible(finding.rule)} {where}"
+    page.text(line, finding.severity, indent="  ", hang="    ")
+    page.text(prose(finding.message), indent="    ")
+    if finding.suggestion:
+        page.text(f"-> {prose(finding.suggestion)}", indent="    ", hang="       ")
+
+
+def _gates(page: Page, report: Report) -> None:
+    gates = report.verification.gates
+    if not gates:
+        page.section("Gates", [f"{NOT_MEASURED.capitalize()}: no verification ran them."])
+        return
+    page.section("Gates", [])
+    for gate in sorted(gates, key=lambda gate: gate.passed):
+        mark, style = ("passed", "") if gate.passed else ("FAILED", "error")
+        page.text(f"{mark} {prose(gate.name)}: {prose(gate.detail)}", style, indent="  ", hang="    ")
+
+
+def _repairs(page: Page, report: Report) -> None:
+    repairs = report.verification.repairs
+    if not repairs:
+        page.section("Repairs", ["None were needed or tried."])
+        return
+    page.section("Repairs", [])
+    for repair in repairs:
+        name = visible(f"{repair.fqn}:{repair.op}" if repair.op else repair.fqn)
+        line = (
+            f"round {repair.round}: {name} from {prose(repair.source)} to {prose(repair.target)}: {prose(repair.why)}"
+        )
+        page.text(line, indent="  ", hang="    ")
+
+
+# ---------------------------------------------------------------- tables
+
+
+def _ranges(page: Page, report: Report) -> None:
+    layers = story.ranked_layers(report)
+    if not layers:
+        page.section("Ranges", ["No layer was measured: no module ran with a backward pass."])
+        return
+    safe, formats = story.lossless_formats(report)
+    rows = [row for layer in layers[:LAYERS] for row in _layer_rows(layer, formats[:6])]
+    lines = [
+        "Share of the values that each format loses: to zero, or by overflow where marked !. "
+        "Gradients as they are before any loss scale."
+    ]
+    if safe:
+        lines.append(f"Nothing anywhere is lost in {listing(safe, len(safe))}.")
+    page.section(f"Ranges of {plural(len(layers), 'layer')}, those most at risk first", lines)
+    page.lines.append("")
+    page.table(
+        ["layer", "role", "amax", "smallest", *(SHORT_FORMATS.get(f, visible(f)[:5]) for f in formats[:6])], rows
+    )
+    if len(layers) > LAYERS:
+        page.text(f"... and {plural(len(layers) - LAYERS, 'more layer')} in the HTML and JSON reports", indent="  ")
+
+
+def _layer_rows(layer: Layer, formats: list[str]) -> list[list[str]]:
+    rows, name = [], visible(layer.fqn) or "(the model itself)"
+    for role, label in story.CAST_ROLES.items():
+        tensor = story.worst(layer, role)
+        if tensor is not None:
+            lost = [_lost(tensor.formats.get(f)) for f in formats]
+            rows.append([name, label, number(tensor.stats.amax), number(tensor.stats.amin_nonzero), *lost])
+            name = ""
+    return rows
+
+
+def _lost(fit: FormatFit | None) -> str:
+    if fit is None:
+        return "-"
+    return f"{share(fit.overflow_rate)}!" if fit.overflow_rate else share(fit.underflow_rate)
+
+
+# ---------------------------------------------------------------- what to do with it
+
+
+def _ending(page: Page, report: Report, written: Sequence[Path]) -> None:
+    plan = usage.plan_path(written)
+    page.section("Paste this into your training script, after the model is built", [])
+    lines = usage.paste_lines(report, plan) or ["(nothing to paste: no plan that can be recommended)"]
+    page.lines += [f"  {line}" for line in lines]
+    page.lines.append("")
+    if written:
+        page.text(f"Written: {', '.join(visible(path) for path in written)}", hang="  ")
+    page.command(*usage.next_command(report, plan))

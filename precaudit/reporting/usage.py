@@ -1,0 +1,53 @@
+"""The lines a person pastes into their own training code, and the command that comes next."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from precaudit.model import Report
+from precaudit.reporting import story
+from precaudit.reporting.words import inert, visible
+
+DEFAULT_PLAN = Path("plan.json")
+
+
+def plan_path(written: Sequence[Path]) -> Path:
+    return next((path for path in written if path.name == DEFAULT_PLAN.name), DEFAULT_PLAN)
+
+
+def paste_lines(report: Report, plan: Path = DEFAULT_PLAN) -> list[str]:
+    """Python that puts the plan in force; empty where there is none, or one that failed."""
+    if not report.plan.is_low_precision or report.verification.verdict == "fail":
+        return []
+    lines = [
+        "import precaudit",
+        f"plan = precaudit.load_plan({json.dumps(visible(plan), ensure_ascii=False)})",
+        "precaudit.apply(model, plan)",
+    ]
+    if report.plan.loss_scale.mode != "none":
+        lines.append("scaler = plan.grad_scaler()")
+    return lines
+
+
+def next_command(report: Report, plan: Path = DEFAULT_PLAN) -> tuple[str, list[str]]:
+    """When to run it, and the command that a reader of this verdict wants to run next, quoted for a shell."""
+    verdict = report.verification.verdict
+    if verdict == "pass" and report.plan.is_low_precision:
+        return "Next, before you deploy:", ["precaudit", "check", "--plan", _quote(plan), *script(report)]
+    label = "Next, after the fixes:" if verdict == "fail" else "Next:"
+    seeds = ["--seeds", str(story.more_seeds(report))] if verdict == "inconclusive" else []
+    return label, ["precaudit", "profile", "--force", *seeds, *script(report)]
+
+
+def script(report: Report) -> list[str]:
+    """The script and its arguments as they were given, quoted for a shell."""
+    argv = report.job.get("argv")
+    arguments = argv if isinstance(argv, list | tuple) else []
+    return [_quote(part) for part in [report.job.get("script") or "SCRIPT", *arguments]]
+
+
+def _quote(argument: object) -> str:
+    return inert(visible(shlex.quote(str(argument))))

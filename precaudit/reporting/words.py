@@ -1,0 +1,95 @@
+"""How values and names read: the same words in every renderer. Names come from scripts and are never trusted."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+NOT_MEASURED = "not measured"
+SHORT_FORMATS: Mapping[str, str] = {
+    "float32": "fp32",
+    "tf32": "tf32",
+    "bfloat16": "bf16",
+    "float16": "fp16",
+    "float8_e4m3": "e4m3",
+    "float8_e5m2": "e5m2",
+}
+
+
+def visible(text: object) -> str:
+    """One line without control, bidirectional or other invisible characters: those become escapes."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
+
+
+def prose(text: object) -> str:
+    """A message as one visible line; its own line breaks are spaces."""
+    return visible(" ".join(str(text).split()))
+
+
+def inert(text: str) -> str:
+    """Text for a log that CI hosts read for commands: `::error ...` and `##[...]` inside it are only text."""
+    return re.sub(r":(?=:[a-z-]+(?:::|\s))|#(?=#\w*\[)", lambda match: f"\\x{ord(match[0]):02x}", text)
+
+
+def shorten(text: str, width: int) -> str:
+    """Cut in the middle: both ends of a fully qualified name tell layers apart."""
+    if len(text) <= width:
+        return text
+    left = (width - 1) // 2
+    return f"{text[:left]}…{text[len(text) - (width - 1 - left) :]}"
+
+
+def number(value: Any, unit: str = "") -> str:
+    """Three significant digits; unmeasured is said, never 0."""
+    if value is None or isinstance(value, bool | str):
+        return NOT_MEASURED if value is None else prose(value)
+    text = f"{value:,.0f}" if 1000 <= abs(value) < 1e6 else f"{value:.3g}"
+    return f"{text} {unit}".rstrip()
+
+
+def seconds(value: Any) -> str:
+    if not isinstance(value, int | float) or not math.isfinite(value):
+        return number(value)
+    if value < 1:
+        return f"{1000 * value:.3g} ms"
+    return f"{value:.1f} s" if value < 120 else f"{value / 60:.1f} min"
+
+
+def share(value: float | None) -> str:
+    """A share as a percentage that never rounds to none or to all."""
+    if value is None:
+        return NOT_MEASURED
+    if value in (0, 1):
+        return f"{value:.0%}"
+    if value < 0.0001:
+        return "<0.01%"
+    if value > 0.999:
+        return ">99.9%"
+    return f"{value:.2%}" if value < 0.01 else f"{value:.1%}"
+
+
+def signed(value: float | None) -> str:
+    """A relative difference in per cent, with its sign."""
+    return NOT_MEASURED if value is None else f"{value:+.2%}"
+
+
+def power(value: float | None) -> str:
+    """A scale as a power of two where it is one."""
+    if value is None:
+        return NOT_MEASURED
+    mantissa, exponent = math.frexp(value)
+    return f"2^{exponent - 1} = {value:,.0f}" if mantissa == 0.5 and value >= 1 else f"{value:g}"
+
+
+def plural(count: int, noun: str) -> str:
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+def listing(names: Iterable[str], most: int = 4) -> str:
+    """`a, b, c and 12 more`."""
+    every = [visible(name) for name in names]
+    if len(every) <= most:
+        return ", ".join(every)
+    return f"{', '.join(every[: most - 1])} and {len(every) - most + 1:,} more"

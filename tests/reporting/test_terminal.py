@@ -1,0 +1,158 @@
+from __future__ import annotations
+
+import io
+import re
+import shlex
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import report_samples
+from golden_files import assert_golden
+
+from precaudit.model import Difference, Plan, Report
+from precaudit.reporting import story, terminal, words
+from precaudit.reporting.terminal import render_terminal, use_color
+
+WRITTEN = [Path("reports/train/report.json"), Path("reports/train/plan.json"), Path("reports/train/report.html")]
+
+
+@pytest.mark.parametrize("name", sorted(report_samples.SAMPLES))
+def test_golden(name):
+    assert_golden(f"terminal-{name}.txt", render_terminal(report_samples.sample_report(name), written=WRITTEN))
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_no_line_is_wider_than_the_terminal(sample, width):
+    text = render_terminal(sample, width, written=WRITTEN)
+    if sample.job.get("argv") == report_samples.HOSTILE:  # arguments to copy are never broken
+        text = text.split("\nNext")[0]
+    assert max(map(len, text.splitlines())) <= width
+
+
+def test_commands_are_continued_as_a_shell_does():
+    report = report_samples.passing()
+    argv = ["--data", "a file with blanks", *(f"--option-{i}" for i in range(9))]
+    report = replace(report, job=report.job | {"argv": argv})
+    command = render_terminal(report, written=WRITTEN).split("deploy: ")[1]
+    assert max(map(len, command.splitlines())) <= 80
+    plan = ["--plan", "reports/train/plan.json"]
+    assert shlex.split(command.replace("\\\n", "")) == ["precaudit", "check", *plan, "train.py", *argv]
+
+
+def test_5000_layers_stay_readable():
+    text = render_terminal(report_samples.huge())
+    assert len(text.splitlines()) < 120
+    assert "4,996 more layers" in text
+    assert max(map(len, text.splitlines())) <= 80
+
+
+def test_the_verdict_comes_first_in_plain_words():
+    title = render_terminal(report_samples.passing()).split("\n\n")[1].split("\n  ")[0].replace("\n", " ")
+    assert title == "VERIFIED: float16 trains the same as float32 (difference +0.01%, within ±0.25%), emulated"
+
+
+VERDICTS = {
+    "fail": "NOT VERIFIED: float16 does not train like float32 (difference +0.01%, allowed ±0.25%)",
+    "inconclusive": "NOT DECIDED: whether float16 trains the same as float32 (difference -0.04% to +0.06%",
+    "screened": "SCREENED, not verified: float16 looks the same",
+    "not_run": "NOT VERIFIED: float16 is proposed",
+}
+
+
+@pytest.mark.parametrize(("verdict", "words"), VERDICTS.items())
+def test_other_verdicts_never_say_verified_alone(verdict, words):
+    report = report_samples.passing()
+    head = story.headline(replace(report, verification=replace(report.verification, verdict=verdict)))
+    assert head.title.startswith(words)
+    assert not head.title.startswith("VERIFIED")
+
+
+@pytest.mark.parametrize("verdict", ["pass", "fail", "screened", "not_run"])
+def test_a_float32_plan_is_never_sold_as_low_precision(verdict):
+    report = report_samples.passing()
+    report = replace(report, plan=Plan(), verification=replace(report.verification, verdict=verdict))
+    assert story.headline(report).title.startswith("STAY IN FLOAT32")
+    assert "precaudit.apply" not in render_terminal(report)
+
+
+def test_lines_to_paste_run_as_python():
+    text = render_terminal(report_samples.passing(), written=WRITTEN)
+    assert '  plan = precaudit.load_plan("reports/train/plan.json")' in text.splitlines()
+    lines = [line.strip() for line in text.split("model is built\n")[1].split("\n\n")[0].splitlines()]
+    compile("\n".join(lines), "pasted", "exec")
+    assert lines[-1] == "scaler = plan.grad_scaler()"
+
+
+def test_no_scaler_is_pasted_where_none_is_needed():
+    report = report_samples.passing()
+    assert "grad_scaler" not in render_terminal(replace(report, plan=report_samples.failing().plan))
+
+
+def test_unmeasured_is_never_zero():
+    text = render_terminal(Report(layers=report_samples.passing().layers))
+    for line in ("Time of a step: not measured.", "Energy: not measured.", "Time of this profile: not measured."):
+        assert line in text
+    report = report_samples.passing()
+    report = replace(report, verification=replace(report.verification, difference=Difference()))
+    assert story.headline(report).title == "VERIFIED: float16 trains the same as float32, emulated"
+
+
+def test_hostile_text_stays_data():
+    text = render_terminal(report_samples.hostile(), written=WRITTEN, color=False)
+    assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f\u200b-\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]", text)
+    assert not re.search(r"^\s*::[a-z-]+", text, re.MULTILINE), "a CI host would read this as a command"
+    assert "##[" not in text
+
+
+def test_no_color_beats_force_color_beats_a_terminal():
+    pipe, tty = io.StringIO(), io.StringIO()
+    tty.isatty = lambda: True
+    assert not use_color(tty, {"NO_COLOR": "1", "FORCE_COLOR": "1"})
+    assert use_color(pipe, {"FORCE_COLOR": "1"})
+    assert use_color(tty, {"TERM": "xterm"})
+    assert not use_color(tty, {"TERM": "dumb"})
+    assert not use_color(pipe, {})
+    assert not use_color(tty, {"FORCE_COLOR": "0"})
+
+
+def test_color_changes_no_character():
+    plain = render_terminal(report_samples.failing())
+    colored = render_terminal(report_samples.failing(), color=True)
+    assert "\x1b[1;31mNOT VERIFIED" in colored
+    assert re.sub(r"\x1b\[[0-9;]*m", "", colored) == plain
+
+
+def test_a_stream_that_knows_ascii_only():
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    terminal.emit("within ±0.25% … done", stream)
+    stream.flush()
+    assert stream.buffer.getvalue() == b"within ?0.25% ? done\n"
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0, "0%"),
+        (1, "100%"),
+        (1e-9, "<0.01%"),
+        (0.99999, ">99.9%"),
+        (0.005, "0.50%"),
+        (0.5, "50.0%"),
+        (None, "not measured"),
+    ],
+)
+def test_shares_never_round_to_none_or_all(value, text):
+    assert words.share(value) == text
+
+
+def test_names_are_cut_in_the_middle():
+    assert words.shorten("blocks.10.mlp.proj", 11) == "block….proj"
+    assert words.shorten("short", 11) == "short"
+
+
+def test_trace_of_the_counts():
+    """The findings' counts in the title add up to the findings listed."""
+    report = report_samples.failing()
+    title = next(line for line in render_terminal(report).splitlines() if line.startswith("Findings"))
+    assert sum(map(int, re.findall(r"\d+", title))) == len(report.findings)
