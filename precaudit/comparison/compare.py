@@ -32,7 +32,7 @@ def _rank(change: Change) -> tuple[bool, int]:
 
 def _changes(base: Report, head: Report, matching: Matching) -> Iterator[Change]:
     names, pairs = matching.names, matching.pairs
-    ops = structure.paired_ops(base.ops, head.ops, names)
+    ops = tensors.paired_ops(base.ops, head.ops, names)
     yield from plans.verdict_changes(base, head)
     yield from plans.finding_changes(base, head, names)
     yield from structure.layer_changes(matching)

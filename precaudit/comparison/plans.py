@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from precaudit.comparison.changes import Change
-from precaudit.model import Finding, LossScale, Plan, Report
+from precaudit.model import Finding, LossScale, OpFormat, Plan, Report
 
 LADDER = {"pass": 0, "screened": 0, "inconclusive": 1, "fail": 2}
 # Time on Tensor Cores falls in this order; formats of one rank replace each other without loss of speed.
@@ -42,20 +42,26 @@ def format_changes(base: Plan, head: Plan, names: Mapping[str, str]) -> Iterator
         new = head.modules.get(fqn) if fqn else None
         if fqn is None or new is None or new == old:
             continue
-        wider = SPEED_RANK.get(new, 0) < SPEED_RANK.get(old, 0)
+        wider = SPEED_RANK[new] < SPEED_RANK[old]
         because = f": {head.because[fqn]}" if fqn in head.because else ""
         message = f"planned in {new}, was {old}{because}"
         yield Change("formats" if wider else "formats_changed", 1.0, message, fqn=fqn, base=old, head=new)
 
 
 def op_exception_changes(base: Plan, head: Plan, names: Mapping[str, str]) -> Iterator[Change]:
-    known = {(names.get(op.fqn, op.fqn), op.op): op.format for op in base.ops}
+    known: dict[tuple[str, str], str] = {}
+    for op in sorted(base.ops, key=_speed, reverse=True):  # the widest of one op counts
+        known[names.get(op.fqn, op.fqn), op.op] = op.format
     for op in head.ops:
         before = known.get((op.fqn, op.op))
-        if before is None or SPEED_RANK.get(op.format, 0) < SPEED_RANK.get(before, 0):
+        if before is None or SPEED_RANK[op.format] < SPEED_RANK[before]:
             because = head.because.get(f"{op.fqn}:{op.op}")
             message = f"{op.op} is now an exception in {op.format}" + (f": {because}" if because else "")
             yield Change("op_exceptions", 1.0, message, fqn=op.fqn, op=op.op, base=before, head=op.format)
+
+
+def _speed(op: OpFormat) -> int:
+    return SPEED_RANK[op.format]
 
 
 def loss_scale_changes(base: LossScale, head: LossScale) -> Iterator[Change]:

@@ -14,17 +14,19 @@ DEVICE_KEYS = ("device", "gpu", "device_name", "cpu")
 # Keys of `performance` where more is worse; a value is a number or numbers by precision.
 COSTS = {"step_seconds": "time", "peak_memory_bytes": "memory"}
 UNITS = {"time": "s", "memory": " bytes"}
+# What the same job on the same device moves by from day to day, in per cent or points.
+NOISE = {"time": 5.0, "memory": 2.0, "tensor_cores": 1.0, "eligible_flops": 0.1}
 
 
 def speed_changes(base: Report, head: Report) -> Iterator[Change]:
-    yield from _share_lost(
-        "tensor_cores", "of kernel time on native Tensor Cores", _native(base.tensor_cores), _native(head.tensor_cores)
-    )
+    if base.tensor_cores.device == head.tensor_cores.device:
+        native = (_native(side.tensor_cores) for side in (base, head))
+        yield from _share_lost("tensor_cores", "of kernel time on native Tensor Cores", *native)
     eligible = (side.tensor_cores.eligible_flops_share for side in (base, head))
     yield from _share_lost("eligible_flops", "of FLOPs can run on Tensor Cores", *eligible)
     for metric, label, before, after in comparable_costs(base, head):
-        if after > before > 0:
-            percent = 100 * (after / before - 1)
+        percent = 100 * (after / before - 1) if before > 0 else 0.0
+        if percent > NOISE[metric]:
             unit = UNITS[metric]
             message = f"{label}: {before:.4g}{unit} became {after:.4g}{unit}, {percent:.0f}% more"
             yield Change(metric, percent, message, base=before, head=after)
@@ -35,7 +37,7 @@ def _native(cores: TensorCores) -> float | None:
 
 
 def _share_lost(metric: str, what: str, before: float | None, after: float | None) -> Iterator[Change]:
-    if before is not None and after is not None and after < before:
+    if before is not None and after is not None and 100 * (before - after) > NOISE[metric]:
         message = f"{100 * after:.1f}% {what}, {100 * before:.1f}% in base"
         yield Change(metric, 100 * (before - after), message, base=before, head=after)
 
@@ -85,3 +87,5 @@ def not_comparable(base: Report, head: Report) -> Iterator[str]:
     missing = [name for name, side in (("base", base), ("head", head)) if _native(side.tensor_cores) is None]
     if missing:
         yield f"Tensor Core share: not measured in {' and '.join(missing)}"
+    elif base.tensor_cores.device != head.tensor_cores.device:
+        yield f"Tensor Core share: measured on {base.tensor_cores.device} and {head.tensor_cores.device}"

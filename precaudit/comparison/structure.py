@@ -8,7 +8,7 @@ from fractions import Fraction
 
 from precaudit.comparison.changes import Change
 from precaudit.comparison.matching import Matching
-from precaudit.comparison.tensors import LayerPairs, OpPairs
+from precaudit.comparison.tensors import LayerPairs, OpPairs, paired_records
 from precaudit.model import Layer, Op
 
 ALIGNED = 8  # elements of 16 bits that Tensor Cores want in a dimension
@@ -50,23 +50,13 @@ def _op_names(ops: Sequence[Op], names: Mapping[str, str]) -> dict[str, set[str]
     return by_layer
 
 
-def paired_ops(base: Sequence[Op], head: Sequence[Op], names: Mapping[str, str]) -> list[tuple[Op, Op]]:
-    """Operations of one name in one layer, paired in the order in which they are called."""
-    waiting: dict[tuple[str, str], list[Op]] = defaultdict(list)
-    for op in reversed(base):
-        waiting[names.get(op.fqn, op.fqn), op.op].append(op)
-    return [(waiting[op.fqn, op.op].pop(), op) for op in head if waiting.get((op.fqn, op.op))]
-
-
 def dtype_changes(pairs: LayerPairs, ops: OpPairs) -> Iterator[Change]:
     """One change a layer whose values or operations run in another dtype: autocast that came or went."""
     moved: dict[str, dict[str, tuple[str, str]]] = defaultdict(dict)
     for base, head in pairs:
-        old = {(record.role, record.name): record.dtype for record in base.tensors}
-        for record in head.tensors:
-            before = old.get((record.role, record.name), record.dtype)
-            if before != record.dtype:
-                moved[head.fqn][f"{record.role} {record.name}".rstrip()] = (before, record.dtype)
+        for old, new in paired_records(base, head):
+            if old.dtype != new.dtype:
+                moved[head.fqn][f"{new.role} {new.name}".rstrip()] = (old.dtype, new.dtype)
     for before_op, after_op in ops:
         if before_op.dtype != after_op.dtype:
             moved[after_op.fqn][after_op.op] = (before_op.dtype, after_op.dtype)

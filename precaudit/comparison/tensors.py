@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections import defaultdict, deque
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from precaudit.comparison.changes import Change, Scalar
 from precaudit.comparison.noise import independent_values
@@ -13,6 +15,7 @@ from precaudit.model import Layer, Op, TensorRecord
 CAUSAL_ROLES = ("weight", "activation", "activation_grad", "weight_grad", "update", "optimizer_state")
 BACKWARD_ROLES = frozenset(CAUSAL_ROLES[2:])
 
+T = TypeVar("T")
 LayerPairs = Sequence[tuple[Layer, Layer]]
 OpPairs = Sequence[tuple[Op, Op]]
 
@@ -46,14 +49,29 @@ def op_tensors(pairs: OpPairs) -> Iterator[TensorPair]:
 
 
 def _tensors(base: Layer | Op, head: Layer | Op, role: str) -> Iterator[TensorPair]:
-    named = {record.name: record for record in head.tensors if record.role == role}
     calls = max(base.calls, head.calls)
     op = head.op if isinstance(head, Op) else None
-    for old in base.tensors:
-        if old.role == role and old.name in named:
-            new = named[old.name]
+    for old, new in paired_records(base, head):
+        if new.role == role:
             in_base, in_head = (independent_values(side.stats, calls) for side in (old, new))
             yield TensorPair(head.fqn, old, new, min(in_base, in_head), in_base, op)
+
+
+def paired_records(base: Layer | Op, head: Layer | Op) -> list[tuple[TensorRecord, TensorRecord]]:
+    return in_order(base.tensors, head.tensors, lambda record: (record.role, record.name))
+
+
+def paired_ops(base: Sequence[Op], head: Sequence[Op], names: Mapping[str, str]) -> list[tuple[Op, Op]]:
+    """Operations of one name in one layer, paired in the order in which they were first called."""
+    return in_order((replace(op, fqn=names.get(op.fqn, op.fqn)) for op in base), head, lambda op: (op.fqn, op.op))
+
+
+def in_order(base: Iterable[T], head: Iterable[T], key: Callable[[T], Hashable]) -> list[tuple[T, T]]:
+    """Pairs of equal key, first with first: several things may go by one name."""
+    waiting: dict[Hashable, deque[T]] = defaultdict(deque)
+    for item in base:
+        waiting[key(item)].append(item)
+    return [(waiting[key(item)].popleft(), item) for item in head if waiting[key(item)]]
 
 
 def absent(pairs: LayerPairs) -> Iterator[Change]:

@@ -1,0 +1,310 @@
+"""What compare finds, beside brute force and by its symmetries."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from synthetic_reports import gpt, profile, stats_of
+
+from precaudit.comparison.compare import compare
+from precaudit.comparison.metrics import METRICS
+from precaudit.comparison.ranges import center, range_shift
+from precaudit.comparison.thresholds import parse_thresholds
+from precaudit.model import (
+    Exponents,
+    Finding,
+    Layer,
+    LossScale,
+    OpFormat,
+    Plan,
+    Report,
+    TensorCores,
+    TensorRecord,
+    TensorStats,
+    TimeShare,
+    Verification,
+)
+
+counts = st.lists(st.integers(0, 2**40), max_size=6).map(tuple)
+magnitudes = st.floats(allow_nan=True, allow_infinity=True)
+stats = st.builds(
+    TensorStats,
+    numel=st.integers(0, 2**50),
+    amax=magnitudes,
+    amin_nonzero=magnitudes,
+    sum_squares=magnitudes,
+    zeros=st.integers(0, 9),
+    nonfinite=st.integers(0, 3),
+    exponents=st.builds(Exponents, st.integers(-1100, 1100), counts),
+)
+roles = st.sampled_from(["weight", "activation", "activation_grad", "weight_grad", "update", "optimizer_state"])
+records = st.builds(
+    TensorRecord, roles, stats, st.sampled_from(["", "weight", "bias"]), st.sampled_from(["float32", "float16"])
+)
+names = st.text("ab.0", min_size=1, max_size=4)
+layers = st.builds(
+    Layer,
+    names,
+    st.sampled_from(["Linear", "ReLU"]),
+    st.integers(0, 3),
+    st.integers(0, 5),
+    st.lists(records, max_size=3).map(tuple),
+)
+formats = st.sampled_from(["float32", "tf32", "bfloat16", "float16", "float8_e4m3"])
+windows = st.none() | st.tuples(st.integers(-9, 30), st.integers(-9, 30))
+reports = st.builds(
+    Report,
+    layers=st.lists(layers, max_size=5, unique_by=lambda layer: layer.fqn).map(tuple),
+    findings=st.lists(
+        st.builds(
+            Finding,
+            rule=st.sampled_from(["PA101", "PA202"]),
+            severity=st.sampled_from(["error", "warning", "note"]),
+            message=st.text(max_size=3),
+            suggestion=st.just(""),
+            fqn=st.none() | names,
+            fingerprint=st.sampled_from(["", "x", "y"]),
+        ),
+        max_size=3,
+    ).map(tuple),
+    plan=st.builds(
+        Plan,
+        modules=st.dictionaries(names, formats, max_size=3),
+        ops=st.lists(st.builds(OpFormat, names, st.just("matmul"), formats), max_size=2).map(tuple),
+        loss_scale=st.builds(LossScale, mode=st.sampled_from(["none", "dynamic"]), window=windows),
+    ),
+    verification=st.builds(
+        Verification, verdict=st.sampled_from(["pass", "fail", "inconclusive", "screened", "not_run"])
+    ),
+    environment=st.just({"device": "cuda:0"}),
+    performance=st.dictionaries(st.sampled_from(["step_seconds", "peak_memory_bytes"]), st.floats() | st.none()),
+)
+
+
+@given(reports)
+@settings(max_examples=100, deadline=None)
+def test_a_report_does_not_differ_from_itself(report):
+    comparison = compare(report, report)
+    assert comparison.changes == ()
+    assert comparison.matched == len(report.layers)
+
+
+@given(reports, reports)
+@settings(max_examples=100, deadline=None)
+def test_added_one_way_is_removed_the_other_way(base, head):
+    forth, back = compare(base, head), compare(head, base)
+
+    def named(comparison, metric):
+        return sorted(change.fqn for change in comparison.changes if change.metric == metric)
+
+    assert len(named(forth, "layers_added")) == len(named(back, "layers_removed"))
+    assert len(named(forth, "layers_removed")) == len(named(back, "layers_added"))
+    assert all(change.metric in METRICS and change.value >= 0 for change in forth.changes)
+
+
+@given(st.lists(st.floats(-1e30, 1e30, allow_subnormal=False), min_size=1, max_size=30), st.integers(-20, 20))
+def test_a_shift_by_a_power_of_two_is_told_exactly(values, k):
+    base = stats_of(np.array(values))
+    shift = range_shift(base, base.shift(k))
+    if base.exponents.total:
+        assert shift.amax == pytest.approx(k)
+        assert shift.amin == pytest.approx(k)
+        assert shift.center == pytest.approx(k)
+        assert shift.distance == pytest.approx(abs(k))
+    else:
+        assert (shift.amax, shift.amin, shift.center, shift.distance) == (None, None, None, None)
+
+
+def test_center_is_the_mean_exponent():
+    assert center(TensorStats(exponents=Exponents(-3, (1, 0, 3)))) == pytest.approx((-3 + 3 * -1) / 4)
+
+
+# ---------------------------------------------------------------- one metric at a time
+
+
+def report(**parts):
+    return Report(environment={"device": "cuda:0"}, **parts)
+
+
+def tensor(role, *values, name=""):
+    return TensorRecord(role, stats_of(np.array(values, dtype=float)), name)
+
+
+def one_layer(*tensors, **more):
+    return Layer("fc", "Linear", 4, 1, tensors, **more)
+
+
+def found(base, head):
+    return {change.metric: change for change in compare(base, head).changes}
+
+
+def test_values_that_become_nonfinite_are_found():
+    many = np.linspace(0.5, 1, 100)
+    changes = found(
+        report(layers=(one_layer(tensor("activation", *many)),)),
+        report(layers=(one_layer(tensor("activation", *many, np.inf)),)),
+    )
+    assert changes["nonfinite"].regression
+
+
+@pytest.mark.parametrize(("values", "flagged"), [(100, True), (2, False)])
+def test_a_gradient_that_vanishes_is_found_unless_it_may_be_chance(values, flagged):
+    base = report(layers=(one_layer(tensor("weight_grad", *np.ones(values))),))
+    head = report(layers=(one_layer(tensor("weight_grad", *np.zeros(values))),))
+    assert ("vanished" in found(base, head)) == flagged
+
+
+def test_a_frozen_layer_is_found_but_a_role_that_was_not_traced_is_not():
+    other = Layer("other", "Linear", 4, 1, (tensor("weight_grad", 1.0),))
+    both = (one_layer(tensor("weight_grad", 1.0)), other)
+    assert found(report(layers=both), report(layers=(one_layer(), other)))["vanished"].fqn == "fc"
+    untraced = compare(report(layers=both), report(layers=(one_layer(), replace(other, tensors=()))))
+    assert untraced.changes == ()
+    assert any("weight_grad" in reason for reason in untraced.not_comparable)
+
+
+@pytest.mark.parametrize(
+    ("amax", "name", "lost"),
+    [
+        (2.0**15, "float16", 7.0),  # 65504 is 2^16: one binade left of the last eight
+        (2.0**8, "float16", 0.0),
+        (2.0**20, "bfloat16", 0.0),
+        (2.0**20, "float16", 12.0),
+    ],
+)
+def test_headroom_counts_its_last_eight_binades(amax, name, lost):
+    plan = Plan(modules={"fc": name})
+    many = np.full(1000, 1.0)
+    base = report(layers=(one_layer(tensor("activation", *many)),), plan=plan)
+    head = report(layers=(one_layer(tensor("activation", *many[1:], amax)),), plan=plan)
+    changes = found(base, head)
+    assert ("headroom" in changes) == (lost > 0)
+    if lost:
+        assert changes["headroom"].value == pytest.approx(lost, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("base", "head", "value"),
+    [("pass", "inconclusive", 1), ("pass", "fail", 2), ("screened", "fail", 2), ("inconclusive", "fail", 1)],
+)
+def test_a_worse_verdict_is_a_regression(base, head, value):
+    change = found(report(verification=Verification(base)), report(verification=Verification(head)))["verdict"]
+    assert (change.value, change.regression) == (value, True)
+
+
+@pytest.mark.parametrize(("base", "head"), [("fail", "pass"), ("pass", "not_run"), ("not_run", "fail")])
+def test_a_better_or_missing_verdict_is_none(base, head):
+    assert "verdict" not in found(report(verification=Verification(base)), report(verification=Verification(head)))
+
+
+def test_a_finding_that_followed_its_renamed_layer_is_not_new():
+    def at(fqn):
+        error = Finding("PA101", "error", "overflows", "bf16", fqn, fingerprint=f"PA101-{fqn}")
+        layer = replace(profile(gpt(), 0).layers[2], fqn=fqn)
+        return report(layers=(layer,), findings=(error,))
+
+    assert found(at("a.fc"), at("b.fc")).keys() == {"layers_renamed"}
+    assert found(replace(at("a.fc"), findings=()), at("a.fc"))["new_errors"].regression
+
+
+@pytest.mark.parametrize(
+    ("base", "head", "metric"),
+    [
+        ("bfloat16", "float32", "formats"),
+        ("float8_e4m3", "float16", "formats"),
+        ("bfloat16", "float16", "formats_changed"),
+        ("float32", "bfloat16", "formats_changed"),
+    ],
+)
+def test_a_wider_format_is_lost_any_other_only_changed(base, head, metric):
+    def planned(name):
+        return report(layers=(one_layer(),), plan=Plan(modules={"fc": name}))
+
+    change = found(planned(base), planned(head))[metric]
+    assert (change.fqn, change.regression) == ("fc", metric == "formats")
+
+
+def test_a_new_op_exception_is_found():
+    with_exception = Plan(ops=(OpFormat("fc", "softmax", "float32"),), because={"fc:softmax": "overflows"})
+    change = found(report(plan=Plan()), report(plan=with_exception))["op_exceptions"]
+    assert (change.fqn, change.op) == ("fc", "softmax")
+    assert "overflows" in change.message
+    assert not found(report(plan=with_exception), report(plan=Plan()))
+
+
+@pytest.mark.parametrize(
+    ("window", "value"), [((3, 20), None), ((5, 17), None), ((3, 12), 8), ((10, 20), 7), (None, float("inf"))]
+)
+def test_a_loss_scale_window_that_moved_or_closed_is_found(window, value):
+    def scaled(window):
+        return report(plan=Plan(loss_scale=LossScale("dynamic", window=window)))
+
+    change = found(scaled((3, 20)), scaled(window)).get("loss_scale")
+    assert (change and change.value) == value
+
+
+def test_plans_for_different_targets_are_not_compared():
+    comparison = compare(
+        report(layers=(one_layer(),), plan=Plan(modules={"fc": "float8_e4m3"}, target="h100")),
+        report(layers=(one_layer(),), plan=Plan(modules={"fc": "bfloat16"}, target="a100")),
+    )
+    assert comparison.clean
+    assert any("h100 and a100" in reason for reason in comparison.not_comparable)
+
+
+# ---------------------------------------------------------------- speed
+
+
+def timed(seconds, memory=100, **environment):
+    return Report(
+        environment={"device": "cuda:0", "gpu": "H100", **environment},
+        performance={"step_seconds": {"plan": seconds, "float32": None}, "peak_memory_bytes": memory},
+    )
+
+
+def test_time_and_memory_are_compared_on_one_device():
+    changes = found(timed(0.1, memory=100), timed(0.15, memory=120))
+    assert changes["time"].value == pytest.approx(50)
+    assert changes["memory"].value == pytest.approx(20)
+    assert changes["time"].regression
+    assert changes["memory"].regression
+    assert not found(timed(0.15), timed(0.1))
+
+
+@pytest.mark.parametrize("other", [{"gpu": "A100"}, {"device": None}, {"device": "cpu"}])
+def test_time_is_not_compared_across_devices(other):
+    comparison = compare(timed(0.1), timed(9.0, **other))
+    assert comparison.clean
+    assert any(reason.startswith("time") for reason in comparison.not_comparable)
+
+
+def test_time_on_a_cpu_is_not_compared():
+    comparison = compare(timed(0.1, device="cpu"), timed(9.0, device="cpu"))
+    assert comparison.clean
+    assert any(reason.startswith("time: measured on a CPU") for reason in comparison.not_comparable)
+
+
+def test_tensor_core_share_and_eligible_flops_lost():
+    def cores(native, eligible):
+        share = TimeShare(native, 0.0, 1 - native, 0.0)
+        return report(tensor_cores=TensorCores(True, "kineto", share, eligible_flops_share=eligible, device="H100"))
+
+    changes = found(cores(0.8, 0.99), cores(0.6, 0.9))
+    assert changes["tensor_cores"].value == pytest.approx(20)
+    assert changes["eligible_flops"].value == pytest.approx(9)
+    elsewhere = cores(0.1, 0.99)
+    elsewhere = replace(elsewhere, tensor_cores=replace(elsewhere.tensor_cores, device="A100"))
+    assert not found(cores(0.8, 0.99), elsewhere)
+
+
+# ---------------------------------------------------------------- thresholds
+
+
+def test_thresholds_decide_what_fails():
+    base, head = profile(gpt(), 0), profile([s for s in gpt() if s.fqn != "blocks.0.act"], 0)
+    assert not compare(base, head).clean
+    assert compare(base, head, parse_thresholds(["layers_removed:2"])).clean
+    assert compare(base, head, parse_thresholds(["all:off"])).clean
+    assert not compare(base, head, parse_thresholds(["all:off", "layers_removed:1"])).clean
