@@ -118,7 +118,8 @@ def _range_cost(base: Sequence[Layer], head: Sequence[Layer]) -> Any:
     """Mean distance of the histograms' centers over the roles that both measured, 1 at `RANGE_REACH`."""
     old, new = (np.array([_centers(layer) for layer in layers]) for layers in (base, head))
     apart = np.minimum(np.abs(old[:, None, :] - new[None, :, :]) / RANGE_REACH, 1.0)
-    return np.nan_to_num(apart).mean(axis=2)
+    measured = np.maximum(1, np.isfinite(apart).sum(axis=2))
+    return np.nansum(apart, axis=2) / measured
 
 
 def _centers(layer: Layer) -> list[float]:

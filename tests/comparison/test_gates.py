@@ -1,0 +1,125 @@
+"""`--fail-on` of compare and of profile: what each rule catches, and what is refused."""
+
+import pytest
+from synthetic_reports import gpt, profile
+
+from precaudit.comparison.metrics import FAMILIES, METRICS
+from precaudit.comparison.rules import LIMITS, matches_fail_on, parse_rules, rules_help
+from precaudit.comparison.thresholds import DEFAULTS, parse_thresholds, thresholds_help
+from precaudit.errors import PrecauditError
+from precaudit.model import (
+    Difference,
+    Finding,
+    Layer,
+    LossScale,
+    Plan,
+    Report,
+    TensorCores,
+    TensorRecord,
+    TensorStats,
+    TimeShare,
+    Verification,
+)
+
+
+def test_a_rule_changes_its_own_threshold_only():
+    assert parse_thresholds(["amax:6"]) == {**DEFAULTS, "amax": 6.0}
+    assert parse_thresholds(["time:35%", "amin: 3"]) == {**DEFAULTS, "time": 35.0, "amin": 3.0}
+    assert parse_thresholds(["all:off", "verdict:1"]) == {**dict.fromkeys(METRICS), "verdict": 1.0}
+
+
+@pytest.mark.parametrize(
+    "rule", ["amax", "amax:", "amax:x", "amax:nan", "amax:-1", "amax:0", "amax:inf", "all:3", "PA101", ""]
+)
+def test_a_rule_that_means_nothing_is_refused_in_words(rule):
+    with pytest.raises(PrecauditError, match="--fail-on"):
+        parse_thresholds([rule])
+
+
+def test_an_unknown_metric_is_answered_with_the_list():
+    with pytest.raises(PrecauditError) as caught:
+        parse_thresholds(["speed:3"])
+    assert all(name in str(caught.value) for name in METRICS)
+
+
+def test_the_help_names_every_metric_with_its_default():
+    text = thresholds_help()
+    assert all(name in text and metric.help in text for name, metric in METRICS.items())
+    assert {metric.family for metric in METRICS.values()} == set(FAMILIES)
+    assert all(name in rules_help() for name in LIMITS)
+
+
+# ---------------------------------------------------------------- one report
+
+
+def report(**parts):
+    stats = TensorStats(numel=10, amax=2.0**14, amin_nonzero=1.0, nonfinite=2)
+    layers = (Layer("fc", "Linear", 4, 1, (TensorRecord("activation", stats),)),)
+    plan = Plan("float16", {"fc": "float16", "norm": "float32"}, loss_scale=LossScale("dynamic", predicted_skips=3.0))
+    findings = (
+        Finding("PA101", "error", "overflows", "bf16", "fc"),
+        Finding("PA301", "warning", "unaligned", "pad", "fc"),
+        Finding("PA301", "warning", "unaligned", "pad"),
+    )
+    proof = Verification("pass", difference=Difference(0.0, -0.001, 0.002))
+    cores = TensorCores(True, "kineto", TimeShare(0.5, 0, 0.5, 0), eligible_flops_share=0.9)
+    defaults = {"layers": layers, "plan": plan, "findings": findings, "verification": proof, "tensor_cores": cores}
+    return Report(**(defaults | parts))
+
+
+@pytest.mark.parametrize(
+    ("rule", "sentence"),
+    [
+        ("error", "1 finding: PA101 in fc"),
+        ("warning", "3 findings: PA101 in fc, PA301 in fc, PA301 in the job"),
+        ("PA301", "2 findings: PA301 in fc, PA301 in the job"),
+        ("headroom:4", "1 value: fc activation has 2, below the threshold"),
+        ("nonfinite:0", "1 value: fc activation has 2, above the threshold"),
+        ("float32_share:40%", "1 value: the plan has 0.5, above the threshold"),
+        ("predicted_skips:2", "1 value: the loss scale has 3, above the threshold"),
+        ("loss_difference:0.001", "1 value: the verification has 0.002, above the threshold"),
+        ("tensor_cores:60%", "1 value: the kernels has 0.5, below the threshold"),
+        ("eligible_flops:0.95", "1 value: the operations has 0.9, below the threshold"),
+    ],
+)
+def test_a_broken_rule_says_what_broke_it(rule, sentence):
+    (matched,) = matches_fail_on(report(), [rule])
+    assert matched.startswith("--fail-on ")
+    assert matched.endswith(sentence)
+
+
+@pytest.mark.parametrize(
+    "rule",
+    ["PA999", "headroom:1", "nonfinite:2", "float32_share:0.5", "predicted_skips:3", "loss_difference:1%",
+     "tensor_cores:50%", "eligible_flops:0.9", "overflow:0", "flushed_energy:0"],
+)  # fmt: skip
+def test_a_kept_rule_says_nothing(rule):
+    assert matches_fail_on(report(), [rule]) == ()
+
+
+def test_overflow_and_flushed_energy_are_those_of_the_planned_format():
+    layers = profile(gpt(), 0).layers[2:3]
+    (layer,) = layers
+    plan = Plan("float16", {layer.fqn: "float16"})
+    shifted = [TensorRecord("activation", layer.tensors[0].stats.shift(k)) for k in (30, -30)]
+    large, small = (report(layers=(Layer(layer.fqn, "Linear", 1, 1, (t,)),), plan=plan) for t in shifted)
+    assert matches_fail_on(large, ["overflow:1%"])
+    assert matches_fail_on(small, ["flushed_energy:1%"])
+    assert not matches_fail_on(large, ["flushed_energy:1%"])
+    assert not matches_fail_on(small, ["overflow:1%"])
+
+
+def test_a_figure_that_was_not_measured_breaks_its_rule():
+    empty = Report()
+    for name in LIMITS.keys() - {"predicted_skips"}:
+        (sentence,) = matches_fail_on(empty, [f"{name}:1"])
+        assert sentence.endswith("not measured")
+    assert matches_fail_on(empty, ["predicted_skips:0"]) == ()  # no loss scale: nothing to skip
+
+
+@pytest.mark.parametrize(
+    "rule", ["errors", "pa101", "PA1", "headroom", "headroom:", "headroom:x", "amax:3", "headroom:inf"]
+)
+def test_an_unknown_rule_is_refused_before_any_work(rule):
+    with pytest.raises(PrecauditError, match="--fail-on"):
+        parse_rules([rule])
