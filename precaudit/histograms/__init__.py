@@ -1,1 +1,5 @@
-"""Exponent histograms: the mathematics, and one fused pass per tensor on CPU, CUDA or plain torch."""
+"""Exponent histograms: one fused pass per tensor, by numba on CPU, Triton on CUDA, or plain torch."""
+
+from precaudit.histograms.accumulator import Accumulator, fits, observe
+
+__all__ = ["Accumulator", "fits", "observe"]

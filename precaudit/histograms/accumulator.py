@@ -1,0 +1,128 @@
+"""One slot's sums over many tensors, whatever their dtypes, devices and scales."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from functools import cache, reduce
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from precaudit.formats import get_format
+from precaudit.histograms.memory import flat, lie_alike
+from precaudit.histograms.plain import PlainSums
+from precaudit.model import FormatFit, TensorStats
+
+_LOG = logging.getLogger(__name__)
+
+
+class Sums(Protocol):
+    """What the kernels have in common: sums over flat tensors of one dtype on one device."""
+
+    def add(self, values: Tensor) -> int | None: ...
+
+    def add_difference(self, new: Tensor, old: Tensor) -> int | None: ...
+
+    def stats(self) -> TensorStats: ...
+
+
+class Accumulator:
+    """Statistics of every value added, a few kilobytes a dtype on the tensors' device; for one thread at a time.
+
+    Nothing waits for a device before `stats`. Complex values count as their two parts, sparse tensors with
+    their stored values only, DTensors with this rank's shard; meta and fake tensors and freed storage have
+    no values to count. Integers and booleans raise `TypeError`.
+    """
+
+    def __init__(self) -> None:
+        self._sums: dict[tuple[torch.dtype, torch.device, int], Sums] = {}
+
+    def add(self, tensor: Tensor, log2_scale: int = 0) -> int | None:
+        """Count values that the tensor holds times 2**log2_scale; how many are non-finite.
+
+        None where knowing that would mean to wait for the device.
+        """
+        values = flat(tensor)
+        if values is None:
+            return 0
+        return self._of(values, log2_scale).add(values)
+
+    def add_difference(self, new: Tensor, old: Tensor, log2_scale: int = 0) -> int | None:
+        """As `add(new - old)`; contiguous float32 tensors on CPU are subtracted on the way, in no memory."""
+        if lie_alike(new, old):
+            return self._of(new, log2_scale).add_difference(new.detach(), old.detach())
+        with torch.no_grad():
+            return self.add(_subtractable(new) - _subtractable(old), log2_scale)
+
+    def stats(self) -> TensorStats:
+        """Everything counted so far; the only call that waits for a device."""
+        parts = (sums.stats().shift(-scale) for (_, _, scale), sums in self._sums.items())
+        return reduce(TensorStats.merge, parts, TensorStats())
+
+    def _of(self, values: Tensor, log2_scale: int) -> Sums:
+        key = (values.dtype, values.device, log2_scale)
+        sums = self._sums.get(key)
+        if sums is None:
+            with torch.inference_mode(False):  # sums made in inference mode could not be added to outside it
+                sums = self._sums[key] = _new_sums(values.dtype, values.device)
+        return sums
+
+
+def observe(tensor: Tensor) -> TensorStats:
+    """Statistics of one tensor's values."""
+    accumulator = Accumulator()
+    accumulator.add(tensor)
+    return accumulator.stats()
+
+
+def fits(stats: TensorStats, names: Iterable[str]) -> dict[str, FormatFit]:
+    """How the values measured would fit the formats with these names."""
+    targets = {name: get_format(name) for name in names}
+    return {
+        name: FormatFit(stats.overflow_rate(target), stats.underflow_rate(target), stats.flushed_energy(target))
+        for name, target in targets.items()
+    }
+
+
+def _subtractable(tensor: Tensor) -> Tensor:
+    """torch has no arithmetic of 8-bit floats."""
+    narrow = tensor.is_floating_point() and tensor.dtype.itemsize == 1
+    return tensor.detach().float() if narrow else tensor.detach()
+
+
+def _new_sums(dtype: torch.dtype, device: torch.device) -> Sums:
+    """The fastest kernel that works here."""
+    if device.type == "cpu" and _has_numba():
+        from precaudit.histograms.cpu import CpuSums
+
+        return CpuSums(dtype)
+    if device.type == "cuda" and _has_triton(device):
+        from precaudit.histograms.gpu import TritonSums
+
+        return TritonSums(dtype, device)
+    return PlainSums(dtype, device)
+
+
+@cache
+def _has_numba() -> bool:
+    try:
+        import precaudit.histograms.cpu  # noqa: F401
+    except ImportError as error:
+        _LOG.info("numba is not usable (%s): tensors on the CPU are counted by torch, some ten times slower", error)
+        return False
+    return True
+
+
+@cache
+def _has_triton(device: torch.device) -> bool:
+    """Triton may be missing, lack a C compiler, or not know the GPU: only a launch tells."""
+    try:
+        from precaudit.histograms.gpu import TritonSums
+
+        TritonSums(torch.float32, device).add(torch.ones(1, device=device))
+    except Exception as error:
+        _LOG.info("Triton is not usable on %s (%s): its tensors are counted by torch, slower", device, error)
+        return False
+    return True

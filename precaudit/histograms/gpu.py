@@ -1,0 +1,110 @@
+"""Sums of CUDA tensors by a Triton kernel: one read of the values, sums kept on the device, no waiting for it."""
+
+# Triton specialises the kernel by the types that it takes; annotations would be about Python objects.
+# ruff: noqa: ANN001
+# mypy: disable-error-code="no-untyped-def"
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from precaudit.histograms.layout import AMAX, COUNTS, FLOAT32, FLOAT64, SMALLEST, SUM_SQUARES
+from precaudit.model import TensorStats
+
+_BLOCK = 4096
+_PROGRAMS_PER_PROCESSOR = 4
+
+
+@triton.jit
+def _accumulate(
+    values,
+    row,
+    sums,
+    numel,
+    WIDE: tl.constexpr,
+    MANTISSA: tl.constexpr,
+    EXPONENTS: tl.constexpr,
+    AMAX: tl.constexpr,
+    SMALLEST: tl.constexpr,
+    SUM_SQUARES: tl.constexpr,
+    COUNTS: tl.constexpr,
+    BLOCK: tl.constexpr,
+) -> None:
+    value_type: tl.constexpr = tl.float64 if WIDE else tl.float32
+    bits_type: tl.constexpr = tl.int64 if WIDE else tl.int32
+    highest: tl.constexpr = 0x7FFFFFFFFFFFFFFF if WIDE else 0x7FFFFFFF
+    infinity: tl.constexpr = (EXPONENTS - 1) << MANTISSA
+    counts = tl.zeros([EXPONENTS], tl.int32)
+    largest = tl.zeros([BLOCK], bits_type)
+    smallest = tl.full([BLOCK], highest, bits_type)
+    squares = tl.zeros([BLOCK], tl.float64)
+    step = tl.num_programs(0).to(tl.int64) * BLOCK
+    for start in range(tl.program_id(0).to(tl.int64) * BLOCK, numel, step):
+        offsets = start + tl.arange(0, BLOCK)
+        value = tl.load(values + offsets, mask=offsets < numel, other=0.0).to(value_type)
+        magnitude = value.to(bits_type, bitcast=True) & highest
+        finite = magnitude < infinity
+        largest = tl.maximum(largest, tl.where(finite, magnitude, 0))
+        smallest = tl.minimum(smallest, tl.where(magnitude > 0, magnitude - 1, highest))
+        exact = tl.where(finite, value, 0.0).to(tl.float64)
+        squares += exact * exact
+        counts += tl.histogram((magnitude >> MANTISSA).to(tl.int32), EXPONENTS)
+        subnormal = (magnitude > 0) & (magnitude < (1 << MANTISSA))
+        if tl.max(subnormal.to(tl.int32), 0) > 0:
+            binade = (magnitude.to(value_type).to(bits_type, bitcast=True) >> MANTISSA) - (EXPONENTS // 2 - 1)
+            tl.atomic_add(row + COUNTS + binade, tl.full([BLOCK], 1, tl.int64), mask=subnormal)
+    tl.atomic_max(row + AMAX, tl.max(largest, 0).to(tl.int64))
+    tl.atomic_min(row + SMALLEST, tl.min(smallest, 0).to(tl.int64))
+    tl.atomic_add(sums + SUM_SQUARES, tl.sum(squares, 0))
+    exponents = tl.arange(0, EXPONENTS)
+    tl.atomic_add(row + COUNTS + MANTISSA - 1 + exponents, counts.to(tl.int64), mask=(exponents > 0) & (counts > 0))
+
+
+class TritonSums:
+    """Sums of tensors of one dtype on one device, on which they are held."""
+
+    def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
+        self._layout = FLOAT64 if dtype is torch.float64 else FLOAT32
+        self._numel = 0
+        self._row = torch.from_numpy(self._layout.empty()).to(device)
+        self._sums = self._row.view(torch.float64)
+        processors = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
+        self._programs = processors * _PROGRAMS_PER_PROCESSOR
+
+    def add(self, values: Tensor) -> None:
+        """Count a contiguous tensor."""
+        numel = values.numel()
+        self._numel += numel
+        if not numel:
+            return
+        grid = (min(self._programs, triton.cdiv(numel, _BLOCK)),)
+        with torch.cuda.device_of(values):
+            self._launch(grid, values.detach(), numel)
+
+    def add_difference(self, new: Tensor, old: Tensor) -> None:
+        self.add(new - old)
+
+    def _launch(self, grid: tuple[int], values: Tensor, numel: int) -> None:
+        _accumulate[grid](
+            values,
+            self._row,
+            self._sums,
+            numel,
+            WIDE=self._layout is FLOAT64,
+            MANTISSA=self._layout.mantissa,
+            EXPONENTS=2**self._layout.exponent_bits,
+            AMAX=AMAX,
+            SMALLEST=SMALLEST,
+            SUM_SQUARES=SUM_SQUARES,
+            COUNTS=COUNTS,
+            BLOCK=_BLOCK,
+            num_warps=8,
+        )
+
+    def stats(self) -> TensorStats:
+        if self._row.is_cuda:
+            torch.cuda.synchronize(self._row.device)  # the sums may have been added to on other streams
+        return self._layout.stats(self._numel, [self._row.cpu().numpy()])

@@ -1,0 +1,84 @@
+"""How sums are laid out: one row of 64-bit integers, the same for every kernel, so that all agree bit for bit.
+
+A row holds the largest finite magnitude's bits, the smallest non-zero magnitude's bits less one, the sum of
+squares (a float64 in the same memory) and then the counts: one a subnormal binade, one a normal binade, and
+last the non-finite values. Zeros are what is missing to the number of values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from precaudit.model import Exponents, TensorStats
+
+AMAX, SMALLEST, SUM_SQUARES, COUNTS = range(4)
+NOTHING = np.iinfo(np.int64).max  # the smallest magnitude of no value at all
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A binary format that values are counted in; narrower ones are widened to it, which is exact."""
+
+    mantissa: int
+    exponent_bits: int
+    bits: type[np.signedinteger[Any]]
+    value: type[np.floating[Any]]
+
+    @property
+    def bias(self) -> int:
+        return 2 ** (self.exponent_bits - 1) - 1
+
+    @property
+    def lowest(self) -> int:
+        """Exponent of the smallest subnormal, and of the first count."""
+        return 1 - self.bias - self.mantissa
+
+    @property
+    def infinity(self) -> int:
+        """The bits of infinity: finite magnitudes lie below."""
+        return (2**self.exponent_bits - 1) << self.mantissa
+
+    @property
+    def counts(self) -> int:
+        return self.mantissa + 2**self.exponent_bits - 1
+
+    @property
+    def width(self) -> int:
+        return COUNTS + self.counts
+
+    def empty(self) -> np.ndarray[Any, Any]:
+        row = np.zeros(self.width, np.int64)
+        row[SMALLEST] = NOTHING
+        return row
+
+    def stats(self, numel: int, rows: Sequence[np.ndarray[Any, Any]]) -> TensorStats:
+        """What the rows say together about `numel` values."""
+        counts = np.sum([row[COUNTS:] for row in rows], axis=0)
+        smallest = min(int(row[SMALLEST]) for row in rows) + 1
+        return TensorStats(
+            numel=numel,
+            amax=self._value(max(int(row[AMAX]) for row in rows)),
+            amin_nonzero=self._value(smallest) if smallest < self.infinity else 0.0,
+            sum_squares=float(sum(row.view(np.float64)[SUM_SQUARES] for row in rows)),
+            zeros=numel - int(counts.sum()),
+            nonfinite=int(counts[-1]),
+            exponents=self._exponents(counts[:-1]),
+        )
+
+    def _value(self, bits: int) -> float:
+        return float(np.array(bits, self.bits).view(self.value))
+
+    def _exponents(self, counts: np.ndarray[Any, Any]) -> Exponents:
+        used = np.flatnonzero(counts)
+        if not used.size:
+            return Exponents()
+        low, high = int(used[0]), int(used[-1])
+        return Exponents(self.lowest + low, tuple(counts[low : high + 1].tolist()))
+
+
+FLOAT32 = Layout(23, 8, np.int32, np.float32)
+FLOAT64 = Layout(52, 11, np.int64, np.float64)

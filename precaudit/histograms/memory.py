@@ -1,0 +1,97 @@
+"""Where a tensor's values lie: any tensor a training script makes, as one flat dense tensor, copied if it must be."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+COUNTED = frozenset({torch.float32, torch.bfloat16, torch.float16, torch.float64})
+_PLAIN = (Tensor, torch.nn.Parameter)
+_COMPRESSED = (torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc)
+
+
+def flat(tensor: Tensor) -> Tensor | None:
+    """The values as a dense tensor of a dtype in `COUNTED`; magnitudes are kept, signs and order are not.
+
+    None where there is nothing to read: meta and fake tensors, freed storage, opaque wrappers. Of a sparse
+    tensor the stored values are meant, not its implicit zeros. `TypeError` for integers and booleans.
+    """
+    if type(tensor) in _PLAIN and is_readable(tensor):
+        return tensor
+    with torch.no_grad():
+        strided = _strided(tensor.detach())
+        if strided is None:
+            return None
+        values = _counted(strided)
+        return values.new_empty(0) if not values.numel() else _dense(values) if _address(values) else None
+
+
+def lie_alike(new: Tensor, old: Tensor) -> bool:
+    """Whether the values of two float32 tensors lie in the same order, so that their memory can be subtracted."""
+    return (
+        type(new) in _PLAIN
+        and type(old) in _PLAIN
+        and new.dtype is old.dtype is torch.float32
+        and new.device == old.device
+        and new.shape == old.shape
+        and is_readable(new)
+        and is_readable(old)
+        and not new.is_neg()
+        and not old.is_neg()
+    )
+
+
+def is_readable(tensor: Tensor) -> bool:
+    """Whether the first `numel` values at the tensor's address are its own, up to their sign."""
+    try:
+        return tensor.dtype in COUNTED and tensor.is_contiguous() and tensor.untyped_storage().data_ptr() != 0
+    except RuntimeError:  # functorch's wrappers, sparse and opaque layouts have no storage
+        return False
+
+
+def _address(tensor: Tensor) -> int:
+    try:
+        return tensor.untyped_storage().data_ptr()
+    except RuntimeError:
+        return 0
+
+
+def _strided(tensor: Tensor) -> Tensor | None:
+    """What is behind wrappers and other layouts; None if there are no values behind it."""
+    functorch = torch._C._functorch
+    while functorch.is_functorch_wrapped_tensor(tensor):
+        tensor = functorch.get_unwrapped(tensor)
+    if tensor.is_meta or hasattr(tensor, "fake_mode"):
+        return None
+    if hasattr(tensor, "to_local"):  # a DTensor: this rank's shard
+        tensor = tensor.to_local()
+    if tensor.is_nested:
+        return torch.cat([part.reshape(-1) for part in tensor.unbind()])
+    if tensor.layout is torch.sparse_coo:
+        return tensor._values()
+    if tensor.layout in _COMPRESSED:
+        return tensor.values()
+    if tensor.layout is not torch.strided:
+        return tensor.to_dense()
+    return tensor.clone() if tensor._is_zerotensor() else tensor
+
+
+def _counted(tensor: Tensor) -> Tensor:
+    """The same magnitudes in a dtype of `COUNTED`."""
+    if tensor.is_complex():
+        return torch.view_as_real(tensor.conj() if tensor.is_conj() else tensor)
+    if tensor.dtype in COUNTED:
+        return tensor
+    if tensor.is_floating_point() and tensor.dtype.itemsize == 1 and tensor.dtype is not torch.float4_e2m1fn_x2:
+        return tensor.to(torch.bfloat16)  # exact for every 8-bit format
+    raise TypeError(f"exponents of {tensor.dtype} values cannot be counted: only floating point and complex have any")
+
+
+def _dense(tensor: Tensor) -> Tensor:
+    """Transposed and channels-last tensors as they lie in memory; those with gaps or overlaps are copied."""
+    extent = 1
+    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if size != 1 and stride != extent:
+            return tensor.contiguous()
+        extent *= size
+    return tensor.as_strided((extent,), (1,))

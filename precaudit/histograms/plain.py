@@ -1,0 +1,55 @@
+"""Sums of tensors on any device by ordinary torch operations: the fallback, and the definition of the others."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from precaudit.histograms.layout import AMAX, COUNTS, FLOAT32, FLOAT64, SMALLEST, SUM_SQUARES
+from precaudit.model import TensorStats
+
+# Bounds the memory that the intermediate tensors take.
+_SLICE = 1 << 22
+
+
+class PlainSums:
+    """Sums of tensors of one dtype, held on their device; adding never waits for the device."""
+
+    def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
+        self._layout = FLOAT64 if dtype is torch.float64 else FLOAT32
+        self._bits = torch.int64 if dtype is torch.float64 else torch.int32
+        self._value = torch.float64 if dtype is torch.float64 else torch.float32
+        self._numel = 0
+        self._row = torch.from_numpy(self._layout.empty()).to(device)
+
+    def add(self, values: Tensor) -> int | None:
+        """Count a contiguous tensor; how many of its values are non-finite where that is known without waiting."""
+        self._numel += values.numel()
+        before = self._row[-1].clone()
+        with torch.no_grad():
+            for part in values.detach().view(-1).split(_SLICE) if values.numel() else ():
+                self._count(part.to(self._value))
+        return int(self._row[-1] - before) if values.is_cpu else None
+
+    def add_difference(self, new: Tensor, old: Tensor) -> int | None:
+        return self.add(new - old)
+
+    def stats(self) -> TensorStats:
+        return self._layout.stats(self._numel, [self._row.cpu().numpy()])
+
+    def _count(self, values: Tensor) -> None:
+        layout, row = self._layout, self._row
+        magnitude = values.view(self._bits) & torch.iinfo(self._bits).max
+        finite = magnitude < layout.infinity
+        nonzero = magnitude > 0
+        row[AMAX].clamp_(min=torch.where(finite, magnitude, 0).amax())
+        row[SMALLEST].clamp_(max=torch.where(nonzero, magnitude, torch.iinfo(self._bits).max).amin() - 1)
+        row.view(torch.float64)[SUM_SQUARES] += torch.where(finite, values, 0).double().square().sum()
+        row[COUNTS:].index_add_(0, self._index(magnitude).clamp_(min=0), nonzero.long())
+
+    def _index(self, magnitude: Tensor) -> Tensor:
+        """Place in the counts; a subnormal's exponent is that of its bits as an integer."""
+        mantissa = self._layout.mantissa
+        biased = magnitude >> mantissa
+        subnormal = (magnitude.to(self._value).view(self._bits) >> mantissa) - self._layout.bias
+        return torch.where(biased > 0, biased + (mantissa - 1), subnormal).long()
