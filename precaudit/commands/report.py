@@ -1,16 +1,52 @@
-"""`precaudit report`."""
+"""`precaudit report`: render a report again."""
 
 from __future__ import annotations
 
 import argparse
+import sys
+from pathlib import Path
 
-from precaudit.errors import PrecauditError
+from precaudit.commands.options import add_output_options, refuse_overwrite
+from precaudit.errors import ExitCode
+from precaudit.model import Report
+from precaudit.reporting import RENDERERS, format_of, render, write
+
+WIDTH = 80
 
 
 def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = verbs.add_parser("report", help="report")
+    parser = verbs.add_parser(
+        "report",
+        help="render a report again: HTML, Markdown, SARIF, JUnit, ...",
+        description="Render report.json again. Without -o and --format the report is printed for the terminal.",
+    )
+    parser.add_argument("report", type=Path, metavar="REPORT.json", help="a report that precaudit wrote")
+    parser.add_argument("--format", choices=list(RENDERERS), help="print in this format")
+    add_output_options(parser)
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    raise PrecauditError("report is not built yet")
+    from precaudit.reporting.serialize import load_report
+    from precaudit.reporting.terminal import emit
+
+    paths: list[Path] = arguments.output
+    for path in paths:
+        format_of(path)
+    refuse_overwrite(paths, arguments.force)
+    report = load_report(arguments.report)
+    for path in paths:
+        write(report, path)
+    if arguments.format and arguments.format != "terminal":
+        emit(render(report, arguments.format).rstrip("\n"), sys.stdout)
+    elif arguments.format or not paths:
+        emit(_for_terminal(report, arguments.report), sys.stdout)
+    if paths:
+        print(f"Written: {', '.join(map(str, paths))}", file=sys.stderr)
+    return ExitCode.OK
+
+
+def _for_terminal(report: Report, path: Path) -> str:
+    from precaudit.reporting.terminal import render_terminal, use_color
+
+    return render_terminal(report, WIDTH, use_color(sys.stdout), plan=path.with_name("plan.json")).rstrip("\n")

@@ -1,1 +1,67 @@
-"""Renderers: each makes one format from one Report."""
+"""Renderers: each makes one format from one Report. Nothing here imports torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+
+from precaudit.errors import PrecauditError
+from precaudit.model import Report
+
+# format: module and function that make its text
+RENDERERS = {
+    "terminal": ("terminal", "render_terminal"),
+    "markdown": ("markdown", "render_markdown"),
+    "html": ("html", "render_html"),
+    "json": ("serialize", "render_json"),
+    "sarif": ("sarif", "render_sarif"),
+    "junit": ("junit", "render_junit"),
+    "gitlab": ("gitlab", "render_gitlab"),
+    "github": ("github", "render_github"),
+    "svg": ("charts", "render_svg"),
+}
+# ending of a file's name: format; the longest ending that fits wins
+EXTENSIONS = {
+    ".json": "json",
+    ".html": "html",
+    ".htm": "html",
+    ".md": "markdown",
+    ".markdown": "markdown",
+    ".sarif": "sarif",
+    ".sarif.json": "sarif",
+    ".xml": "junit",
+    ".txt": "terminal",
+    ".svg": "svg",
+    ".gitlab.json": "gitlab",
+}
+
+
+def render(report: Report, format: str) -> str:
+    """The report as text in one of the formats of `RENDERERS`."""
+    if format not in RENDERERS:
+        raise PrecauditError(f"unknown report format {format!r}; known formats: {', '.join(RENDERERS)}")
+    module, function = RENDERERS[format]
+    renderer: Callable[[Report], str] = getattr(import_module(f"{__name__}.{module}"), function)
+    return renderer(report)
+
+
+def format_of(path: Path) -> str:
+    """The format that a file's name asks for; `PrecauditError` with the known ones otherwise."""
+    name = path.name.lower()
+    if name.startswith("gl-code-quality") and name.endswith(".json"):
+        return "gitlab"
+    for extension in sorted(EXTENSIONS, key=len, reverse=True):
+        if name.endswith(extension):
+            return EXTENSIONS[extension]
+    raise PrecauditError(
+        f"{path}: the extension picks the format, and this one is unknown; known ones: {', '.join(EXTENSIONS)}, "
+        "and gl-code-quality*.json for GitLab"
+    )
+
+
+def write(report: Report, path: str | Path) -> None:
+    """Write the report in the format that the file's extension names, all or nothing."""
+    from precaudit.reporting.files import write_text
+
+    write_text(Path(path), render(report, format_of(Path(path))))

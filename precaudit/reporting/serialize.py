@@ -71,10 +71,15 @@ def dump_plan(plan: Plan) -> dict[str, Any]:
 def write_json(path: Path, value: Report | Plan | Mapping[str, Any]) -> None:
     """Write a report, a plan or a mapping as JSON, all or nothing. Reports are compact, the rest is indented."""
     if isinstance(value, Report):
-        write_bytes(path, orjson.dumps(dump_report(value), option=orjson.OPT_APPEND_NEWLINE))
+        write_bytes(path, render_json(value).encode())
     else:
         dumped = dump_plan(value) if isinstance(value, Plan) else to_json(value)
         write_bytes(path, orjson.dumps(dumped, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
+
+
+def render_json(report: Report) -> str:
+    """`report.json` as text, compact: histograms would fill a line for each count."""
+    return orjson.dumps(dump_report(report), option=orjson.OPT_APPEND_NEWLINE).decode()
 
 
 def load_report(path: str | Path) -> Report:

@@ -223,6 +223,14 @@ def _observed_skips(report: Report) -> str:
     return " to ".join(f"{count:,}" for count in dict.fromkeys((min(skipped), max(skipped))))
 
 
+def repairs(report: Report) -> list[str]:
+    return [
+        f"Round {repair.round}: {visible(repair.fqn)}{f':{visible(repair.op)}' if repair.op else ''} "
+        f"from {prose(repair.source)} to {prose(repair.target)}: {prose(repair.why)}"
+        for repair in report.verification.repairs
+    ] or ["None were needed or tried."]
+
+
 # ---------------------------------------------------------------- ranges
 
 

@@ -46,8 +46,14 @@ def emit(text: str, stream: TextIO) -> None:
     print(text.encode(encoding, "replace").decode(encoding), file=stream)
 
 
-def render_terminal(report: Report, width: int = 80, color: bool = False, written: Sequence[Path] = ()) -> str:
-    """The whole report as text; `written` are the files to name at the end."""
+def render_terminal(
+    report: Report,
+    width: int = 80,
+    color: bool = False,
+    written: Sequence[Path] = (),
+    plan: Path = usage.DEFAULT_PLAN,
+) -> str:
+    """The whole report as text; `written` are files to name at the end, `plan` is where plan.json lies."""
     page = Page(width, painter(color))
     _verdict(page, report)
     page.section("What to change", [f"{i}. {step}" for i, step in enumerate(story.actions(report), 1)])
@@ -55,14 +61,14 @@ def render_terminal(report: Report, width: int = 80, color: bool = False, writte
     page.section("Loss scale", story.loss_scale(report))
     _findings(page, report)
     _gates(page, report)
-    _repairs(page, report)
+    page.section("Repairs", story.repairs(report))
     _ranges(page, report)
     page.section("Tensor Cores", costs.tensor_cores(report))
     page.section("Time and cost", [*costs.step_times(report), *costs.money(report), *costs.profiling(report)])
     notes = report.job.get("notes")
     if isinstance(notes, list | tuple) and notes:
         page.section("Notes", [prose(note) for note in notes])
-    _ending(page, report, written)
+    _ending(page, report, written, plan)
     return "\n".join(page.lines) + "\n"
 
 
@@ -172,20 +178,6 @@ def _gates(page: Page, report: Report) -> None:
         page.text(f"{mark} {prose(gate.name)}: {prose(gate.detail)}", style, indent="  ", hang="    ")
 
 
-def _repairs(page: Page, report: Report) -> None:
-    repairs = report.verification.repairs
-    if not repairs:
-        page.section("Repairs", ["None were needed or tried."])
-        return
-    page.section("Repairs", [])
-    for repair in repairs:
-        name = visible(f"{repair.fqn}:{repair.op}" if repair.op else repair.fqn)
-        line = (
-            f"round {repair.round}: {name} from {prose(repair.source)} to {prose(repair.target)}: {prose(repair.why)}"
-        )
-        page.text(line, indent="  ", hang="    ")
-
-
 # ---------------------------------------------------------------- tables
 
 
@@ -231,8 +223,8 @@ def _lost(fit: FormatFit | None) -> str:
 # ---------------------------------------------------------------- what to do with it
 
 
-def _ending(page: Page, report: Report, written: Sequence[Path]) -> None:
-    plan = usage.plan_path(written)
+def _ending(page: Page, report: Report, written: Sequence[Path], plan: Path) -> None:
+    plan = next((path for path in written if path.name == usage.DEFAULT_PLAN.name), plan)
     page.section("Paste this into your training script, after the model is built", [])
     lines = usage.paste_lines(report, plan) or ["(nothing to paste: no plan that can be recommended)"]
     page.lines += [f"  {line}" for line in lines]

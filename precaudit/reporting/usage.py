@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Sequence
 from pathlib import Path
 
 from precaudit.model import Report
@@ -12,10 +11,6 @@ from precaudit.reporting import story
 from precaudit.reporting.words import inert, visible
 
 DEFAULT_PLAN = Path("plan.json")
-
-
-def plan_path(written: Sequence[Path]) -> Path:
-    return next((path for path in written if path.name == DEFAULT_PLAN.name), DEFAULT_PLAN)
 
 
 def paste_lines(report: Report, plan: Path = DEFAULT_PLAN) -> list[str]:

@@ -1,0 +1,60 @@
+"""JUnit XML: a case for each module, and one for the verification."""
+
+from __future__ import annotations
+
+from xml.etree import ElementTree
+
+from precaudit.model import Finding, Report
+from precaudit.reporting import story
+from precaudit.reporting.results import sentence
+from precaudit.reporting.words import prose, visible
+
+HEADER = '<?xml version="1.0" encoding="utf-8"?>\n'
+WHOLE = "(the whole model)"
+
+
+def render_junit(report: Report) -> str:
+    by_module: dict[str, list[Finding]] = {fqn: [] for fqn in _modules(report)}
+    for finding in report.findings:
+        by_module.setdefault(finding.fqn or WHOLE, []).append(finding)
+    suite = ElementTree.Element("testsuite", name="precaudit")
+    _verification(suite, report)
+    for fqn, findings in by_module.items():
+        _module(suite, fqn, findings, report.plan.modules.get(fqn))
+    failures = len(suite.findall("testcase/failure"))
+    counts = {"tests": len(suite), "failures": failures, "errors": 0, "skipped": len(suite.findall("testcase/skipped"))}
+    suite.attrib |= {key: str(count) for key, count in counts.items()}
+    root = ElementTree.Element("testsuites", suite.attrib)
+    root.append(suite)
+    ElementTree.indent(root)
+    return f"{HEADER}{ElementTree.tostring(root, encoding='unicode')}\n"
+
+
+def _modules(report: Report) -> dict[str, None]:
+    return dict.fromkeys([*report.plan.modules, *(layer.fqn for layer in report.layers)])
+
+
+def _case(suite: ElementTree.Element, kind: str, name: str) -> ElementTree.Element:
+    return ElementTree.SubElement(suite, "testcase", classname=f"precaudit.{kind}", name=visible(name))
+
+
+def _verification(suite: ElementTree.Element, report: Report) -> None:
+    case = _case(suite, "verification", "the plan trains the same as float32")
+    title = story.headline(report).title
+    if report.verification.verdict == "fail":
+        failed = [f"{prose(gate.name)}: {prose(gate.detail)}" for gate in report.verification.gates if not gate.passed]
+        ElementTree.SubElement(case, "failure", message=title).text = "\n".join([title, *failed])
+    elif report.verification.verdict != "pass":
+        ElementTree.SubElement(case, "skipped", message=title)
+
+
+def _module(suite: ElementTree.Element, fqn: str, findings: list[Finding], format: str | None) -> None:
+    case = _case(suite, "module", fqn)
+    errors = [finding for finding in findings if finding.severity == "error"]
+    lines = [f"{finding.severity} {visible(finding.rule)}: {sentence(finding)}" for finding in findings]
+    if errors:
+        failure = ElementTree.SubElement(
+            case, "failure", message=prose(errors[0].message), type=visible(errors[0].rule)
+        )
+        failure.text = "\n".join(lines)
+    ElementTree.SubElement(case, "system-out").text = "\n".join([f"format: {format or 'not planned'}", *lines])

@@ -1,0 +1,138 @@
+"""Markdown for a pull-request comment: ranked, short, with a hidden marker by which a bot finds it again."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+
+from precaudit.model import Finding, FormatFit, Report
+from precaudit.reporting import costs, story, usage
+from precaudit.reporting.words import NOT_MEASURED, SHORT_FORMATS, number, plural, prose, share, visible
+
+MARKER = "<!-- precaudit:report -->"
+SIGNS = {"good": "✅", "open": "⚠️", "bad": "❌"}
+ROWS = 25
+LAYERS = 10
+LONGEST = 400
+
+
+def text(value: object) -> str:
+    """Prose that can't become markup, a mention, a reference or a table cell: the signs become entities."""
+    line = prose(value)[:LONGEST]
+    line = re.sub(r"[&<>\\`*_\[\]|~#@$]", lambda match: f"&#{ord(match[0])};", line)
+    return re.sub(r"^([-+=]|\d+(?=[.)]))", lambda match: f"&#{ord(match[0][0])};{match[0][1:]}", line)
+
+
+def code(value: object) -> str:
+    """A name in a code span; names with signs that end one are spelled with entities."""
+    name = visible(value)[:LONGEST]
+    if not name.strip() or re.search(r"[`|<>&\\]", name):
+        return text(value)
+    return f"`{name}`"
+
+
+def bullets(lines: Iterable[str]) -> str:
+    return "\n".join(f"- {text(line)}" for line in lines)
+
+
+def table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table of cells that are Markdown already."""
+    lines = [headers, ["---"] * len(headers), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def folded(title: str, body: str) -> str:
+    return f"<details><summary>{title}</summary>\n\n{body}\n\n</details>"
+
+
+def render_markdown(report: Report) -> str:
+    head = story.headline(report)
+    parts = [
+        MARKER,
+        f"## {SIGNS[head.tone]} {text(head.title)}",
+        f"{code(' '.join(usage.script(report)))}",
+        bullets(head.details),
+        f"### What to change\n\n{bullets(story.actions(report)[:ROWS])}",
+        f"### Which layers, and why\n\n{_exceptions(report)}",
+        f"### Loss scale\n\n{bullets(story.loss_scale(report))}",
+        f"### Findings\n\n{_findings(report)}",
+        f"### Gates and repairs\n\n{_gates(report)}",
+        folded(f"Ranges of {plural(len(report.layers), 'layer')}", _ranges(report)),
+        folded("Tensor Cores, time and cost", bullets(_costs(report))),
+        _usage(report),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _exceptions(report: Report) -> str:
+    groups = story.exceptions(report.plan)
+    default = text(story.plan_default(report.plan))
+    if not groups:
+        return default
+    rows = [[code(g.format), text(g.why), f"{len(g.names):,}", _names(g.names)] for g in groups[:ROWS]]
+    return f"{default}\n\n{table(['format', 'why', 'count', 'modules and ops'], rows)}{_more(groups, 'reason')}"
+
+
+def _names(names: Sequence[str]) -> str:
+    shown = ", ".join(code(name) for name in names[:4])
+    return shown if len(names) <= 4 else f"{shown} and {len(names) - 4:,} more"
+
+
+def _more(rows: Sequence[object], noun: str, most: int = ROWS) -> str:
+    return f"\n\n... and {plural(len(rows) - most, f'more {noun}')}" if len(rows) > most else ""
+
+
+def _findings(report: Report) -> str:
+    findings = story.ranked_findings(report)
+    if not findings:
+        return "None: no rule found anything wrong."
+    rows = [[f.severity, code(f.rule), _place(f), text(f.message), text(f.suggestion)] for f in findings[:ROWS]]
+    return table(["severity", "rule", "where", "what", "what to do"], rows) + _more(findings, "finding")
+
+
+def _place(finding: Finding) -> str:
+    return code(story.place(finding)) if story.place(finding) else "the whole model"
+
+
+def _gates(report: Report) -> str:
+    v = report.verification
+    if not v.gates:
+        return f"{NOT_MEASURED.capitalize()}: no verification ran them."
+    gates = [
+        f"- {'passed' if gate.passed else '**FAILED**'} {text(gate.name)}: {text(gate.detail)}"
+        for gate in sorted(v.gates, key=lambda gate: gate.passed)
+    ]
+    return "\n".join([*gates[:ROWS], *(f"- {text(line)}" for line in story.repairs(report)[:ROWS])])
+
+
+def _ranges(report: Report) -> str:
+    layers = story.ranked_layers(report)
+    if not layers:
+        return "No layer was measured: no module ran with a backward pass."
+    formats = story.audited_formats(report)[:6]
+    rows = []
+    for layer in layers[:LAYERS]:
+        for role, label in story.CAST_ROLES.items():
+            tensor = story.worst(layer, role)
+            if tensor is not None:
+                lost = [_lost(tensor.formats.get(name)) for name in formats]
+                values = [number(tensor.stats.amax), number(tensor.stats.amin_nonzero)]
+                rows.append([code(layer.fqn or "(the model itself)"), label, *values, *lost])
+    headers = ["layer", "role", "amax", "smallest", *(text(SHORT_FORMATS.get(name, name)) for name in formats)]
+    note = "Share of the values that each format loses, to zero or (!) by overflow, before any loss scale."
+    return f"{note}\n\n{table(headers, rows)}{_more(layers, 'layer', LAYERS)}"
+
+
+def _lost(fit: FormatFit | None) -> str:
+    if fit is None:
+        return "-"
+    return f"{share(fit.overflow_rate)} !" if fit.overflow_rate else share(fit.underflow_rate)
+
+
+def _costs(report: Report) -> list[str]:
+    return [*costs.tensor_cores(report), *costs.step_times(report), *costs.money(report), *costs.profiling(report)]
+
+
+def _usage(report: Report) -> str:
+    lines = usage.paste_lines(report)
+    return "### Use it\n\n```python\n" + "\n".join(lines) + "\n```" if lines else ""

@@ -1,0 +1,83 @@
+"""What machine-readable formats say of a report: its findings, and its verdict and failed gates as findings.
+
+The functions take findings, not reports, so that a comparison's findings leave by the same doors.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath
+from urllib.parse import quote
+
+from precaudit.model import Finding, Report, Severity
+from precaudit.reporting import story
+from precaudit.reporting.words import prose, visible
+
+VERDICT_RULE = "PA001"
+GATE_RULE = "PA002"
+VERDICT_SEVERITY: dict[str, Severity] = {"fail": "error", "inconclusive": "warning"}
+
+
+def results(report: Report) -> list[Finding]:
+    """Errors first; nothing at all for a verified plan without findings."""
+    gates = [
+        Finding(GATE_RULE, "error", f"the gate {gate.name} failed: {gate.detail}", "", evidence={"gate": gate.name})
+        for gate in report.verification.gates
+        if not gate.passed
+    ]
+    every = [*_verdict(report), *gates, *report.findings]
+    return sorted(every, key=lambda finding: story.SEVERITIES.index(finding.severity))
+
+
+def _verdict(report: Report) -> list[Finding]:
+    severity = VERDICT_SEVERITY.get(report.verification.verdict)
+    if severity is None:
+        return []
+    return [Finding(VERDICT_RULE, severity, story.headline(report).title, story.actions(report)[0])]
+
+
+def sentence(finding: Finding) -> str:
+    """What was found and what to do about it, on one line."""
+    message, suggestion = prose(finding.message), prose(finding.suggestion)
+    return f"{message.rstrip('.')}. What to do: {suggestion}" if suggestion else message or visible(finding.rule)
+
+
+def fingerprint(finding: Finding) -> str:
+    """Identifies a finding over time: its rule, layer, op and role, never its line or message."""
+    evidence = finding.evidence
+    parts = [finding.rule, finding.fqn, finding.op, evidence.get("role"), evidence.get("gate")]
+    return hashlib.sha256("\0".join(str(part or "") for part in parts).encode("utf-8", "replace")).hexdigest()
+
+
+def fingerprints(findings: Iterable[Finding]) -> list[str]:
+    """One for each finding; findings that are alike are numbered, for hosts drop duplicates."""
+    seen: dict[str, int] = {}
+    unique = []
+    for finding in findings:
+        key = fingerprint(finding)
+        seen[key] = seen.get(key, 0) + 1
+        unique.append(key if seen[key] == 1 else hashlib.sha256(f"{key}{seen[key]}".encode()).hexdigest())
+    return unique
+
+
+def workspace_path(path: str, root: str | None = None) -> str:
+    """The path as code hosts want it: relative to the checkout where it lies inside, with forward slashes."""
+    root = root or os.environ.get("GITHUB_WORKSPACE") or os.environ.get("CI_PROJECT_DIR") or os.getcwd()
+    if os.path.isabs(path) and Path(path).is_relative_to(root):
+        path = os.path.relpath(path, root)
+    return path.replace("\\", "/")
+
+
+def uri(path: str) -> str:
+    """A path as a URI reference."""
+    path = workspace_path(path).encode("utf-8", "replace").decode()
+    return ("file://" if PurePosixPath(path).is_absolute() else "") + quote(path)
+
+
+def where(finding: Finding, report: Report) -> tuple[str, int]:
+    """The finding's source line, else the first of the script, for hosts show nothing without a place."""
+    if finding.location is not None:
+        return finding.location.path, max(1, finding.location.line)
+    return str(report.job.get("script") or "train.py"), 1

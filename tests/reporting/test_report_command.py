@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import report_samples
+
+from precaudit.__main__ import main
+from precaudit.reporting.serialize import write_json
+
+
+@pytest.fixture
+def path(tmp_path):
+    path = tmp_path / "report.json"
+    write_json(path, report_samples.passing())
+    return path
+
+
+def test_prints_for_the_terminal(path, capsys, monkeypatch):
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert main(["report", str(path)]) == 0
+    out = capsys.readouterr().out
+    assert "VERIFIED: float16" in out
+    assert "\x1b" not in out
+    assert str(path.with_name("plan.json")) in out
+
+
+def test_force_color(path, capsys, monkeypatch):
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    main(["report", str(path)])
+    assert "\x1b[1;32mVERIFIED" in capsys.readouterr().out
+
+
+def test_writes_what_the_extensions_say(path, capsys):
+    folder = path.parent / "out"
+    outputs = [
+        folder / name for name in ("x.html", "x.md", "x.sarif", "x.xml", "x.json", "gl-code-quality.json", "x.txt")
+    ]
+    arguments = [part for output in outputs for part in ("-o", str(output))]
+    assert main(["report", str(path), *arguments]) == 0
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "Written: " in captured.err
+    assert all(output.stat().st_size > 2 for output in outputs)
+
+
+def test_formats_go_to_stdout(path, capsys):
+    assert main(["report", str(path), "--format", "markdown"]) == 0
+    assert capsys.readouterr().out.startswith("<!-- precaudit:report -->")
+
+
+def test_files_are_not_overwritten_without_force(path, capsys):
+    output = path.with_name("x.md")
+    output.write_text("mine")
+    assert main(["report", str(path), "-o", str(output)]) == 2
+    assert output.read_text() == "mine"
+    assert "--force" in capsys.readouterr().err
+    assert main(["report", str(path), "-o", str(output), "--force"]) == 0
+    assert output.read_text() != "mine"
+
+
+@pytest.mark.parametrize("arguments", [["missing.json"], ["{path}", "-o", "x.pdf"], ["/"]])
+def test_mistakes_end_with_2_and_a_sentence(path, arguments, capsys):
+    assert main(["report", *(part.format(path=path) for part in arguments)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("precaudit: ")
+    assert "Traceback" not in error
+
+
+def test_nothing_is_written_when_one_output_is_wrong(path):
+    assert main(["report", str(path), "-o", str(path.with_name("good.md")), "-o", "bad.pdf"]) == 2
+    assert not path.with_name("good.md").exists()
+
+
+def test_torch_is_not_imported(path):
+    """Every renderer, in a fresh interpreter."""
+    script = (
+        "import sys\n"
+        "from precaudit.__main__ import main\n"
+        "out = sys.argv[2]\n"
+        "names = ['x.html', 'x.md', 'x.sarif', 'x.xml', 'x.json', 'x.gitlab.json', 'x.txt']\n"
+        "arguments = [part for name in names for part in ('-o', f'{out}/{name}')]\n"
+        "assert main(['report', sys.argv[1], *arguments, '--format', 'terminal']) == 0\n"
+        "loaded = [name for name in ('torch', 'numba', 'pandas', 'scipy') if name in sys.modules]\n"
+        "assert 'torch' not in loaded, loaded\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(path), str(path.parent / "fresh")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
