@@ -1,16 +1,47 @@
-"""`precaudit trace`."""
+"""`precaudit trace`: Tensor Core usage from a torch.profiler trace, without a GPU and without torch."""
 
 from __future__ import annotations
 
 import argparse
+import sys
+from pathlib import Path
 
-from precaudit.errors import PrecauditError
+from precaudit.commands.options import add_output_options, refuse_overwrite
+from precaudit.errors import ExitCode
 
 
 def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = verbs.add_parser("trace", help="trace")
+    parser = verbs.add_parser(
+        "trace",
+        help="Tensor Core usage from a torch.profiler trace",
+        description="Classify every GPU kernel of a torch.profiler trace (.json or .json.gz) by its use of Tensor "
+        "Cores, natively or by a legacy path, and give its time to layers. Needs no GPU.",
+        epilog="Exit codes: 0 done, 2 the file can't be read as a trace, 3 it has no GPU kernels.",
+    )
+    parser.add_argument("trace", type=Path, metavar="TRACE", help="a file that prof.export_chrome_trace() wrote")
+    parser.add_argument("--target", metavar="GPU", help="the GPU it was taken on, where the trace does not say")
+    parser.add_argument("--format", choices=("terminal", "json"), default="terminal", help="what to print")
+    add_output_options(parser)
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    raise PrecauditError("trace is not built yet")
+    from precaudit.reporting.files import write_text
+    from precaudit.reporting.terminal import emit
+    from precaudit.tensorcores.analysis import analyse
+    from precaudit.tensorcores.peaks import get_gpu
+    from precaudit.tensorcores.rendering import render_json, render_terminal, renderer
+    from precaudit.tensorcores.traces import read_trace
+
+    renderers = [(path, renderer(path)) for path in arguments.output]
+    refuse_overwrite(arguments.output, arguments.force)
+    if arguments.target:
+        get_gpu(arguments.target)
+    analysis = analyse(read_trace(arguments.trace), arguments.target)
+    for path, render in renderers:
+        write_text(path, render(analysis))
+    text = render_json(analysis) if arguments.format == "json" else render_terminal(analysis)
+    emit(text.rstrip("\n"), sys.stdout)
+    for path in arguments.output:
+        print(f"wrote {path}", file=sys.stderr)
+    return ExitCode.OK

@@ -7,7 +7,7 @@ Figures named in `from_memory` were not checked against a data sheet; output tha
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
@@ -42,11 +42,12 @@ class Gpu:
         """TFLOP/s of products in this format by the fastest unit that takes it."""
         return self.peak(format_name) or self.vector
 
-    def caveat(self) -> str | None:
-        """A sentence for output that uses these figures, when some of them are from memory."""
-        if not self.from_memory:
+    def caveat(self, unused: Collection[str] = ()) -> str | None:
+        """A sentence for output that uses these figures, all but the `unused`, when some of them are from memory."""
+        doubtful = self.from_memory.difference(unused)
+        if not doubtful:
             return None
-        return f"{self.name}: not checked against a data sheet: {', '.join(sorted(self.from_memory))}"
+        return f"figures of {self.name} not checked against a data sheet: {', '.join(sorted(doubtful))}"
 
 
 _MATRIX = ("tf32", "bfloat16", "float16", "float8_e4m3", "int8")

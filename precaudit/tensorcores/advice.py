@@ -1,0 +1,127 @@
+"""What to do about kernels that leave Tensor Cores unused or run on them by an older path."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from math import ceil
+from typing import TYPE_CHECKING
+
+from precaudit.model import Finding
+from precaudit.tensorcores.rules import RANK, generation_of
+
+if TYPE_CHECKING:
+    from precaudit.tensorcores.analysis import Card, Group
+
+MULTIPLE = {"fp16": 8, "bf16": 8, "tf32": 4, "fp32": 4, "int8": 16, "fp8": 16}
+WORTH = 0.01
+
+
+def advise(groups: Sequence[Group], card: Card, total: float) -> tuple[Finding, ...]:
+    """One finding per cause, layers with the same cause together, by the GPU time at stake."""
+    if not card.nvidia:
+        return ()
+    causes: dict[str, tuple[Callable[[list[Group]], Finding], list[Group]]] = {}
+    for group in groups:
+        if group.found.matmul and group.found.tensor_core in ("legacy", "none"):
+            key, explain = _cause(group, card)
+            causes.setdefault(key, (explain, []))[1].append(group)
+    ranked = sorted(causes.values(), key=lambda cause: -_seconds(cause[1]))
+    found = ((explain(mine), _seconds(mine) / (total or 1.0)) for explain, mine in ranked)
+    return tuple(
+        replace(finding, evidence={**finding.evidence, "share": share}) for finding, share in found if share >= WORTH
+    )
+
+
+def misaligned(dims: Iterable[tuple[str, int]], format_name: str | None) -> list[tuple[str, int, int]]:
+    """(dimension, size, size to pad to) for those that are no multiple of 16 bytes."""
+    multiple = MULTIPLE.get(format_name or "", 8)
+    return [(name, size, ceil(size / multiple) * multiple) for name, size in dims if size % multiple]
+
+
+def _seconds(groups: Iterable[Group]) -> float:
+    return sum(group.seconds for group in groups)
+
+
+def _cause(group: Group, card: Card) -> tuple[str, Callable[[list[Group]], Finding]]:
+    stated = group.example.format if group.example else group.found.operands
+    padding = misaligned(group.example.dims, stated) if group.example else []
+    if padding and stated not in ("fp32", "fp64", None):
+        return f"align {padding}", lambda mine: _pad(mine, padding, stated)
+    if group.found.tensor_core == "legacy":
+        return f"legacy {group.found.library} {group.found.rule}", lambda mine: _legacy(mine, card)
+    if stated in ("fp32", "fp64", None):
+        return f"{stated} without", lambda mine: _full_precision(mine, card, stated)
+    return f"vector {group.found.rule}", _vector
+
+
+def _finding(rule: str, groups: list[Group], message: str, suggestion: str) -> Finding:
+    layers = list(dict.fromkeys(group.owner for group in groups if group.in_module))
+    return Finding(
+        rule=rule,
+        severity="note",
+        message=message,
+        suggestion=suggestion,
+        fqn=layers[0] if len(layers) == 1 else None,
+        op=groups[0].op,
+        evidence={
+            "seconds": _seconds(groups),
+            "calls": sum(group.calls for group in groups),
+            "layers": layers,
+            "kernels": list(dict.fromkeys(group.name for group in groups))[:8],
+        },
+    )
+
+
+def _pad(groups: list[Group], padding: list[tuple[str, int, int]], stated: str | None) -> Finding:
+    multiple = MULTIPLE.get(stated or "", 8)
+    sizes = " and ".join(f"{name} = {size}" for name, size, _ in padding)
+    targets = ", ".join(f"{size} to {target}" for _, size, target in padding)
+    return _finding(
+        "PA401",
+        groups,
+        f"{groups[0].op}: {sizes} is not a multiple of {multiple} ({stated}): {groups[0].found.tensor_core} kernels",
+        f"Pad {targets}",
+    )
+
+
+def _legacy(groups: list[Group], card: Card) -> Finding:
+    found = groups[0].found
+    older, own = found.generation, card.generation
+    if found.rule == "flash-2":
+        suggestion = "Try torch.nn.attention.sdpa_kernel(SDPBackend.CUDNN_ATTENTION), or FlashAttention 3 and later"
+    elif found.library == "cudnn":
+        suggestion = "Try a newer cuDNN, channels_last memory format and torch.backends.cudnn.benchmark = True"
+    else:
+        suggestion = (
+            "try a newer cuBLAS (PyTorch built for a newer CUDA) or larger products: small ones stay on old paths"
+        )
+    what = f"{found.library or 'a library'} runs {older} instructions (rule {found.rule}) on a {own} GPU"
+    return _finding("PA402", groups, f"{what}: Tensor Cores, but not at their full rate", suggestion)
+
+
+def _full_precision(groups: list[Group], card: Card, stated: str | None) -> Finding:
+    generation = generation_of(card.capability)
+    if stated == "fp64":
+        suggestion = "Float64 needs a reason; float32 with TF32, or bfloat16 autocast, is many times faster"
+    elif generation == "volta" or generation == "turing":
+        suggestion = "This GPU's Tensor Cores take float16 only: use float16 autocast with a GradScaler"
+    elif generation is not None and RANK[generation] >= RANK["ampere"]:
+        suggestion = "Allow TF32 (torch.set_float32_matmul_precision('high')) or use bfloat16 autocast"
+    else:
+        suggestion = "This GPU has no Tensor Cores"
+    share = "float64" if stated == "fp64" else "float32"
+    return _finding(
+        "PA403", groups, f"products in {share} run without Tensor Cores ({groups[0].found.rule})", suggestion
+    )
+
+
+def _vector(groups: list[Group]) -> Finding:
+    rule = groups[0].found.rule
+    what = "matrix-vector products" if rule == "gemv" else f"kernels of rule {rule}"
+    return _finding(
+        "PA404",
+        groups,
+        f"{what} in {groups[0].found.operands or 'low precision'} run without Tensor Cores",
+        "Batch more rows per product: a product with one row or column is bound by memory, not by arithmetic",
+    )

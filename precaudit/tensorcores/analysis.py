@@ -1,0 +1,286 @@
+"""From a trace to Tensor Core usage: every kernel classified, timed, rated and given to its layer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from precaudit.model import Finding, Kernel, TensorCores, TimeShare
+from precaudit.tensorcores.advice import advise
+from precaudit.tensorcores.attribution import OUTSIDE, UNATTRIBUTED, Attribution, attribute
+from precaudit.tensorcores.peaks import Gpu, find_gpu
+from precaudit.tensorcores.products import Product, product
+from precaudit.tensorcores.rules import RANK, Classification, classify, generation_of, second_opinion
+from precaudit.tensorcores.traces import Floats, Ints, Trace
+
+METHOD = "kernel times by torch.profiler; classes by kernel name, and by achieved rate where shapes are known"
+CLASSES = ("native", "legacy", "none", "unknown")
+FORMATS = MappingProxyType(
+    {"fp32": "float32", "tf32": "tf32", "bf16": "bfloat16", "fp16": "float16", "fp8": "float8_e4m3", "int8": "int8"}
+)
+# Packed half-precision arithmetic on vector units reaches up to four times their float32 rate (A100).
+_PACKED = MappingProxyType({"fp16": 4.0, "bf16": 4.0, "int8": 4.0})
+
+
+@dataclass(frozen=True)
+class Group:
+    """Kernels of one name launched by one op in one layer."""
+
+    name: str
+    op: str | None
+    owner: str
+    in_module: bool
+    calls: int
+    seconds: float
+    flops: float | None
+    found: Classification
+    example: Product | None = None
+
+    @property
+    def tflops(self) -> float | None:
+        return self.flops / self.seconds / 1e12 if self.flops and self.seconds else None
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """What a trace shows; `tensor_cores` is the part that reports have too."""
+
+    source: str
+    tensor_cores: TensorCores
+    findings: tuple[Finding, ...]
+    seconds: float
+    calls: int
+
+
+@dataclass(frozen=True)
+class Card:
+    """The GPU of the trace, as far as it is known; `generation` is None where neither the trace nor a name tells."""
+
+    name: str | None
+    capability: tuple[int, int] | None
+    nvidia: bool
+    gpu: Gpu | None
+
+    @cached_property
+    def generation(self) -> str | None:
+        return generation_of(self.capability)
+
+
+def analyse(trace: Trace, target: str | None = None) -> Analysis:
+    """Tensor Core usage of a trace; `target` names its GPU where the trace itself doesn't."""
+    card = identify(trace, target)
+    groups = group_kernels(trace, card, attribution := attribute(trace))
+    total = float(trace.kernels.seconds.sum())
+    layers = _layers(groups, total)
+    usage = TensorCores(
+        measured=True,
+        method=METHOD if card.nvidia else f"not an NVIDIA GPU ({card.name}): it has no Tensor Cores to measure",
+        time_share=_time_share(groups),
+        unattributed_share=_unattributed(trace, attribution),
+        eligible_flops_share=_eligible(groups, card),
+        kernels=tuple(_kernel(group, card) for group in groups),
+        device=card.name,
+        layers=tuple(layers),
+        notes=tuple(_notes(trace, card, groups, attribution)),
+    )
+    return Analysis(trace.source, usage, advise(groups, card, total), total, len(trace.kernels.seconds))
+
+
+def identify(trace: Trace, target: str | None) -> Card:
+    device = trace.device
+    if device is not None and target is None:
+        return Card(device.name, device.capability, device.nvidia, find_gpu(device.name))
+    gpu = find_gpu(target) if target else None
+    if gpu is not None:
+        return Card(gpu.name, gpu.capability, gpu.nvidia, gpu)
+    return Card(None, _newest_capability(trace), True, None)
+
+
+def _newest_capability(trace: Trace) -> tuple[int, int] | None:
+    """The capability of the newest generation among the kernels: no GPU runs kernels newer than itself."""
+    capabilities = ((7, 0), (7, 5), (8, 0), (9, 0), (10, 0))
+    names = {trace.names[i] for i in np.unique(trace.kernels.name)}
+    seen = [found.generation for found in (classify(name, None) for name in names) if found.generation]
+    newest = max(seen, key=RANK.__getitem__, default=None)
+    return next((c for c in capabilities if newest and RANK[generation_of(c) or ""] == RANK[newest]), None)
+
+
+# ---------------------------------------------------------------- grouping
+
+
+def group_kernels(trace: Trace, card: Card, attribution: Attribution) -> list[Group]:
+    """Kernels of one name, op and owner as one group, the slowest first."""
+    kernels = trace.kernels
+    classes = {int(i): classify(trace.names[i], card.capability, nvidia=card.nvidia) for i in np.unique(kernels.name)}
+    computes = np.array([classes[i].matmul for i in kernels.name.tolist()], dtype=bool)
+    flops = _kernel_flops(trace, attribution.op, computes & (kernels.seconds > 0))
+    op_name = np.where(attribution.op >= 0, trace.ops.name[attribution.op] if len(trace.ops) else -1, -1)
+    keys = np.stack([kernels.name, op_name, attribution.owner, attribution.is_module], axis=1)
+    unique, first, member, calls = np.unique(keys, axis=0, return_index=True, return_inverse=True, return_counts=True)
+    member = member.reshape(-1)
+    seconds = np.bincount(member, weights=kernels.seconds)
+    rated = np.isfinite(flops)
+    rated_flops = np.bincount(member, weights=np.where(rated, flops, 0.0))
+    rated_seconds = np.bincount(member, weights=np.where(rated, kernels.seconds, 0.0))
+    groups = []
+    for i, (name, op, owner, in_module) in enumerate(unique.tolist()):
+        known = rated_seconds[i] > 0
+        total = float(rated_flops[i] * seconds[i] / rated_seconds[i]) if known else None
+        group = Group(
+            name=trace.names[name],
+            op=trace.names[op] if op >= 0 else None,
+            owner=attribution.owners[owner],
+            in_module=bool(in_module),
+            calls=int(calls[i]),
+            seconds=float(seconds[i]),
+            flops=total,
+            found=classes[name],
+            example=_product_of(trace, int(attribution.op[first[i]])),
+        )
+        groups.append(_second_look(group, card))
+    return sorted(groups, key=lambda group: -group.seconds)
+
+
+def _kernel_flops(trace: Trace, op: Ints, computes: npt.NDArray[np.bool_]) -> Floats:
+    """FLOPs of every kernel: its op's, shared out by time among the kernels of the op that compute; NaN if unknown."""
+    flops = np.full(len(op), np.nan)
+    if not trace.arguments:
+        return flops
+    of_op = np.full(len(trace.ops), np.nan)
+    for index in trace.arguments:
+        found = _product_of(trace, index)
+        of_op[index] = found.flops if found else np.nan
+    mine = np.flatnonzero(computes & (op >= 0))
+    spent = np.bincount(op[mine], weights=trace.kernels.seconds[mine], minlength=len(of_op))
+    flops[mine] = of_op[op[mine]] * trace.kernels.seconds[mine] / spent[op[mine]]
+    return flops
+
+
+def _product_of(trace: Trace, index: int) -> Product | None:
+    arguments = trace.arguments.get(index)
+    return product(trace.names[trace.ops.name[index]], arguments) if arguments else None
+
+
+def _second_look(group: Group, card: Card) -> Group:
+    """The group with the class that its rate allows."""
+    if card.gpu is None or not group.found.matmul or group.tflops is None:
+        return group
+    operands = group.found.operands or (group.example.format if group.example else None) or "fp32"
+    vector = card.gpu.vector * _PACKED.get(operands, 1.0)
+    found = second_opinion(group.found, group.tflops, vector, card.gpu.peak(FORMATS.get(operands, "")))
+    return group if found is group.found else Group(**{**vars(group), "found": found})
+
+
+# ---------------------------------------------------------------- summing up
+
+
+def _time_share(groups: Sequence[Group]) -> TimeShare:
+    seconds = {label: sum(g.seconds for g in groups if g.found.tensor_core == label) for label in CLASSES}
+    total = sum(seconds.values()) or 1.0
+    return TimeShare(**{label: value / total for label, value in seconds.items()})
+
+
+def _unattributed(trace: Trace, attribution: Attribution) -> float | None:
+    """Share of the launched kernels' time that no module (or, in a trace without modules, no op) accounts for."""
+    seconds, launched = trace.kernels.seconds, attribution.launched
+    lost = [UNATTRIBUTED, OUTSIDE] if len(trace.scopes) else [UNATTRIBUTED]
+    numbers = [i for i, name in enumerate(attribution.owners) if i >= len(trace.names) and name in lost]
+    total = float(seconds[launched].sum())
+    return float(seconds[launched & np.isin(attribution.owner, numbers)].sum()) / total if total else None
+
+
+def _eligible(groups: Sequence[Group], card: Card) -> float | None:
+    """Share of the known FLOPs whose operands Tensor Cores of this GPU take, in the formats of the trace."""
+    if card.gpu is None or not card.nvidia:
+        return None
+    known = [g for g in groups if g.flops]
+    total = sum(g.flops or 0.0 for g in known)
+    fits = sum(g.flops or 0.0 for g in known if _takes(g, card.gpu))
+    return fits / total if total else None
+
+
+def _takes(group: Group, gpu: Gpu) -> bool:
+    stated = group.example.format if group.example else None
+    if group.found.tensor_core in ("native", "legacy"):
+        return True
+    return stated not in (None, "fp32", "fp64") and gpu.peak(FORMATS.get(stated or "", "")) is not None
+
+
+def _kernel(group: Group, card: Card) -> Kernel:
+    rate = group.tflops
+    peak = card.gpu.rate(FORMATS.get(group.found.operands or "", "float32")) if card.gpu else None
+    return Kernel(
+        name=group.name,
+        tensor_core=group.found.tensor_core,
+        rule=group.found.rule,
+        calls=group.calls,
+        seconds=group.seconds,
+        generation=group.found.generation,
+        operands=group.found.operands,
+        library=group.found.library,
+        fqn=group.owner if group.in_module else None,
+        op=group.op,
+        tflops=rate,
+        peak_share=rate / peak if rate and peak else None,
+    )
+
+
+def _layers(groups: Iterable[Group], total: float) -> list[Mapping[str, Any]]:
+    """A row per module or bucket with its time by class, the slowest first."""
+    owners: dict[tuple[str, bool], list[Group]] = {}
+    for group in groups:
+        owners.setdefault((group.owner, group.in_module), []).append(group)
+    rows = [_layer(owner, in_module, mine, total) for (owner, in_module), mine in owners.items()]
+    return sorted(rows, key=lambda row: -row["seconds"])
+
+
+def _layer(owner: str, in_module: bool, groups: Sequence[Group], total: float) -> dict[str, Any]:
+    seconds = sum(g.seconds for g in groups)
+    share = _time_share(groups)
+    rated = [g for g in groups if g.flops]
+    flops, spent = sum(g.flops or 0.0 for g in rated), sum(g.seconds for g in rated)
+    return {
+        "fqn": owner,
+        "module": in_module,
+        "seconds": seconds,
+        "share": seconds / total if total else 0.0,
+        "calls": sum(g.calls for g in groups),
+        "time_share": {label: getattr(share, label) for label in CLASSES},
+        "flops": flops or None,
+        "tflops": flops / spent / 1e12 if spent else None,
+    }
+
+
+def _notes(trace: Trace, card: Card, groups: Sequence[Group], attribution: Attribution) -> Iterable[str]:
+    total = float(trace.kernels.seconds.sum()) or 1.0
+    early = float(trace.kernels.seconds[~attribution.launched].sum()) / total
+    if card.name is None:
+        guess = f"taken to be of generation {card.generation}, the newest among its kernels" if card.generation else ""
+        yield f"The trace does not name its GPU: {guess or 'native and legacy paths can not be told apart'}."
+    elif card.gpu is None:
+        yield f"No peak figures for {card.name}: shares of peak and checks by rate are not measured."
+    elif card.nvidia and (caveat := card.gpu.caveat(unused=("bandwidth",))):
+        yield f"Peak {caveat}."
+    if early > 0.001:
+        yield f"{early:.1%} of the GPU time was launched before the recording began and belongs to no layer."
+    if not len(trace.scopes):
+        yield "The trace has no module events: layers need with_stack=True (or with_modules) while recording."
+    if trace.malformed:
+        yield f"{trace.malformed} malformed events were skipped."
+    for group in groups:
+        if _suspicious(group, card) and group.seconds > 0.01 * total:
+            yield (
+                f"{group.owner}: {group.name.removeprefix('void ')[:48]} is a Tensor Core kernel by name but runs at {group.tflops:.3g} "
+                f"TFLOP/s, a rate of vector units: it waits for memory, or the rule {group.found.rule} is wrong."
+            )
+
+
+def _suspicious(group: Group, card: Card) -> bool:
+    claimed = group.found.tensor_core in ("native", "legacy") and group.found.matmul
+    return claimed and card.gpu is not None and group.tflops is not None and group.tflops < 0.5 * card.gpu.vector

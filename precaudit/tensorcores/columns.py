@@ -1,0 +1,133 @@
+"""Events of a trace taken apart into columns, one array a field, so that none is kept as a dictionary."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from precaudit.tensorcores.products import SHAPED, Arguments, read_arguments
+
+Event = Mapping[str, Any]
+
+MODULE = "nn.Module: "
+SCOPE = "fwd::"  # what precaudit's own profiled steps put around every forward
+_LARGEST = 2**63
+
+
+class Table:
+    """Rows of numbers, kept as columns; the type codes are those of `array`."""
+
+    def __init__(self, **codes: str) -> None:
+        self._columns = {name: array(code) for name, code in codes.items()}
+        self._appends = tuple(column.append for column in self._columns.values())
+
+    def __len__(self) -> int:
+        return len(next(iter(self._columns.values())))
+
+    def add(self, *row: Any) -> None:
+        for append, value in zip(self._appends, row):  # noqa: B905 - the hot loop; rows are as long as the table
+            append(value)
+
+    def arrays(self) -> dict[str, npt.NDArray[Any]]:
+        return {name: np.array(column, dtype=column.typecode) for name, column in self._columns.items()}
+
+
+class Columns:
+    """The tables of a trace; `add` takes any JSON value and counts those that are no usable event as malformed."""
+
+    def __init__(self) -> None:
+        self.names: dict[str, int] = {}
+        self.threads: dict[str, int] = {}
+        self.kernels = Table(name="q", duration="d", correlation="q", device="q")
+        self.launches = Table(correlation="q", thread="q", start="d")
+        self.ops = Table(name="q", thread="q", start="d", duration="d", sequence="q", forward_thread="q")
+        self.scopes = Table(name="q", thread="q", start="d", duration="d")
+        self.marks = Table(name="q", thread="q", start="d", duration="d")
+        self.flows = Table(id="q", source="q", thread="q", start="d")
+        self.arguments: dict[int, Arguments] = {}
+        self.counters = 0
+        self.malformed = 0
+        self._takers: dict[str, Callable[[Event], None]] = {
+            "python_function": self._take_python,
+            "cpu_op": self._take_op,
+            "Operator": self._take_op,
+            "kernel": self._take_kernel,
+            "Kernel": self._take_kernel,
+            "cuda_runtime": self._take_launch,
+            "cuda_driver": self._take_launch,
+            "Runtime": self._take_launch,
+            "user_annotation": self._take_annotation,
+            "fwdbwd": self._take_flow,
+            "cuda_profiler_range": self._take_counter,
+        }
+
+    def add(self, event: Any) -> None:
+        try:
+            taker = self._takers.get(event["cat"])
+            if taker is not None:
+                taker(event)
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
+            self.malformed += isinstance(event, dict) and "cat" in event
+
+    def _name(self, name: str) -> int:
+        return self.names.setdefault(name, len(self.names))
+
+    def _thread(self, event: Event) -> int:
+        """A number for the thread; traces write its id as a number or as text, even within one file."""
+        return self.threads.setdefault(f"{event['pid']} {event['tid']}", len(self.threads))
+
+    def _span(self, event: Event, name: str) -> tuple[int, int, float, float]:
+        return self._name(name), self._thread(event), float(event["ts"]), float(event["dur"])
+
+    def _take_python(self, event: Event) -> None:
+        name = event["name"]
+        if name.startswith(MODULE):
+            self.scopes.add(*self._span(event, name[len(MODULE) :]))
+
+    def _take_annotation(self, event: Event) -> None:
+        name = event["name"]
+        if name.startswith(SCOPE):
+            self.scopes.add(*self._span(event, name[len(SCOPE) :]))
+        else:
+            self.marks.add(*self._span(event, name))
+
+    def _take_op(self, event: Event) -> None:
+        name, arguments = event["name"], event.get("args") or {}
+        sequence = forward_thread = -1
+        if "Sequence number" in arguments:
+            sequence = integer(arguments["Sequence number"], -1)
+            forward_thread = integer(arguments.get("Fwd thread id"), 0)
+        if name in SHAPED:
+            self.arguments[len(self.ops)] = read_arguments(arguments)
+        self.ops.add(*self._span(event, name), sequence, forward_thread)
+
+    def _take_kernel(self, event: Event) -> None:
+        name, arguments = event["name"], event.get("args") or {}
+        device = integer(arguments.get("device", event.get("pid")), 0)
+        correlation = integer(arguments.get("correlation"), -1)
+        duration = float(event["dur"])
+        self.kernels.add(self._name(str(name)), duration, correlation, device if 0 <= device < 1024 else 0)
+
+    def _take_launch(self, event: Event) -> None:
+        self.launches.add(integer(event["args"]["correlation"], -1), self._thread(event), float(event["ts"]))
+
+    def _take_flow(self, event: Event) -> None:
+        self.flows.add(integer(event["id"], -1), event["ph"] == "s", self._thread(event), float(event["ts"]))
+
+    def _take_counter(self, event: Event) -> None:
+        self.counters += 1
+
+
+def integer(value: Any, default: int) -> int:
+    """The value as a number that fits 64 bits, or the default."""
+    if value is None:
+        return default
+    try:
+        number = int(value)
+    except (TypeError, ValueError, OverflowError):
+        return default
+    return number if -_LARGEST <= number < _LARGEST else default

@@ -1,0 +1,165 @@
+"""Matrix products, convolutions and attention behind the ops of a trace: their FLOPs, format and dimensions."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from math import prod
+from types import MappingProxyType
+from typing import Any
+
+Shape = tuple[int, ...]
+
+OPERAND_TYPES = MappingProxyType(
+    {
+        "float": "fp32",
+        "double": "fp64",
+        "c10::BFloat16": "bf16",
+        "c10::Half": "fp16",
+        "c10::Float8_e4m3fn": "fp8",
+        "c10::Float8_e5m2": "fp8",
+        "signed char": "int8",
+        "unsigned char": "int8",
+    }
+)
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """What the profiler recorded of a call, an entry an argument: dimensions, type, value where it is no tensor."""
+
+    dims: tuple[Shape, ...] = ()
+    strides: tuple[Shape, ...] = ()
+    types: tuple[str, ...] = ()
+    values: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Product:
+    """`dims` are those that lie contiguous in memory and so want aligned sizes: M, N or K, channels, head size."""
+
+    flops: float
+    format: str | None
+    dims: tuple[tuple[str, int], ...]
+
+
+def read_arguments(recorded: Mapping[str, Any]) -> Arguments:
+    """The arguments of an op event; whatever is missing or of the wrong kind is left out."""
+
+    def column(key: str) -> list[Any]:
+        found = recorded.get(key)
+        return found if isinstance(found, list) else []
+
+    return Arguments(
+        dims=tuple(map(_shape, column("Input Dims"))),
+        strides=tuple(map(_shape, column("Input Strides"))),
+        types=tuple(map(str, column("Input type"))),
+        values=tuple(map(str, column("Concrete Inputs"))),
+    )
+
+
+def _shape(entry: Any) -> Shape:
+    if isinstance(entry, list) and all(isinstance(size, int) for size in entry):
+        return tuple(entry)
+    return ()
+
+
+def product(op: str, arguments: Arguments) -> Product | None:
+    """The product that the op computes; None where the trace doesn't say enough."""
+    read = SHAPED.get(op)
+    try:
+        return read(arguments) if read else None
+    except (IndexError, ValueError):
+        return None
+
+
+def _format(arguments: Arguments, index: int) -> str | None:
+    return OPERAND_TYPES.get(arguments.types[index]) if index < len(arguments.types) else None
+
+
+def _contiguous(arguments: Arguments, index: int, names: str) -> str:
+    """The name of the dimension along which the operand is contiguous: the last, unless it is transposed."""
+    stride = arguments.strides[index] if index < len(arguments.strides) else ()
+    return names[0] if len(stride) >= 2 and stride[-2] == 1 and stride[-1] != 1 else names[1]
+
+
+def _gemm(first: int) -> Callable[[Arguments], Product]:
+    """A product whose operands [.., M, K] and [.., K, N] start at argument `first`."""
+
+    def read(arguments: Arguments) -> Product:
+        *batch, m, k = arguments.dims[first]
+        n = arguments.dims[first + 1][-1]
+        sizes = {"M": m, "N": n, "K": k}
+        rows = {_contiguous(arguments, first, "MK"), _contiguous(arguments, first + 1, "KN"), "N"}
+        dims = tuple((name, size) for name, size in sizes.items() if name in rows)
+        return Product(2.0 * prod(batch) * m * n * k, _format(arguments, first), dims)
+
+    return read
+
+
+def _convolution(padding: int, stride: int, dilation: int) -> Callable[[Arguments], Product]:
+    """A convolution whose settings are at these argument positions."""
+
+    def read(arguments: Arguments) -> Product:
+        (batch, _, *image), (channels_out, channels_in, *window) = arguments.dims[:2]
+        settings = [_numbers(arguments.values[i], len(image)) for i in (padding, stride, dilation)]
+        output = [
+            (size + 2 * pad - gap * (width - 1) - 1) // step + 1
+            for size, width, pad, step, gap in zip(image, window, *settings, strict=True)
+        ]
+        flops = 2.0 * batch * prod(output) * channels_out * channels_in * prod(window)
+        return Product(flops, _format(arguments, 0), (("C_in", channels_in), ("C_out", channels_out)))
+
+    return read
+
+
+def _convolution_backward(arguments: Arguments) -> Product:
+    """dgrad and wgrad, each as many FLOPs as fprop, as far as the output mask asks for them."""
+    gradient, image, weight = arguments.dims[:3]
+    transposed, mask = arguments.values[7] == "True", arguments.values[10]
+    one = 2.0 * prod(image if transposed else gradient) * prod(weight[1:])
+    wanted = re.findall(r"True|False", mask)[:2].count("True")
+    return Product(one * wanted, _format(arguments, 0), (("C_in", weight[1]), ("C_out", weight[0])))
+
+
+def _attention(query: int, causal: int, *, heads_first: bool, backward: bool = False) -> Callable[[Arguments], Product]:
+    """Fused attention: two products forward, five backward; a causal mask skips half of each."""
+
+    def read(arguments: Arguments) -> Product:
+        (batch, *middle, depth), key, value = arguments.dims[query : query + 3]
+        heads, rows = middle if heads_first else middle[::-1]
+        columns = key[2] if heads_first else key[1]
+        share = 0.5 if arguments.values[causal] in ("True", "1") else 1.0
+        forward = 2.0 * batch * heads * rows * columns * (depth + value[-1]) * share
+        dims = (("head_dim", depth),)
+        return Product(forward * 2.5 if backward else forward, _format(arguments, query), dims)
+
+    return read
+
+
+SHAPED: Mapping[str, Callable[[Arguments], Product]] = MappingProxyType(
+    {
+        "aten::mm": _gemm(0),
+        "aten::addmm": _gemm(1),
+        "aten::bmm": _gemm(0),
+        "aten::baddbmm": _gemm(1),
+        "aten::_scaled_mm": _gemm(0),
+        "aten::_int_mm": _gemm(0),
+        "aten::_addmm_activation": _gemm(1),
+        "aten::cudnn_convolution": _convolution(2, 3, 4),
+        "aten::miopen_convolution": _convolution(3, 4, 5),
+        "aten::_conv_depthwise2d": _convolution(5, 4, 6),
+        "aten::convolution_backward": _convolution_backward,
+        "aten::_flash_attention_forward": _attention(0, 8, heads_first=False),
+        "aten::_flash_attention_backward": _attention(1, 11, heads_first=False, backward=True),
+        "aten::_efficient_attention_forward": _attention(0, 9, heads_first=False),
+        "aten::_scaled_dot_product_cudnn_attention": _attention(0, 6, heads_first=True),
+    }
+)
+
+
+def _numbers(text: str, count: int) -> list[int]:
+    """`[16, 16]` as numbers; one number stands for all dimensions."""
+    found = [int(number) for number in re.findall(r"-?\d+", text)]
+    return found * count if len(found) == 1 else found

@@ -1,0 +1,256 @@
+"""Tensor Core usage of a trace for people: in a terminal of 80 columns, as Markdown, as one HTML page, as JSON."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from tabulate import tabulate
+
+from precaudit import __version__
+from precaudit.errors import PrecauditError
+from precaudit.model import SCHEMA_VERSION, Finding, Kernel
+from precaudit.reporting.serialize import to_json
+from precaudit.reporting.words import number, plural, seconds, share, shorten, visible
+from precaudit.tensorcores.analysis import CLASSES, Analysis
+
+ROWS = 12
+BAR = 28
+
+
+@dataclass(frozen=True)
+class Row:
+    """Kernels of one name summed over the layers that ran them; `layer` is the one that spent most time in it."""
+
+    name: str
+    tensor_core: str
+    rule: str
+    share: float
+    tflops: float | None
+    layer: str
+
+
+def rows(analysis: Analysis) -> list[Row]:
+    """One row a kernel name and class, the slowest first."""
+    merged: dict[tuple[str, str, str], list[Kernel]] = {}
+    for kernel in analysis.tensor_cores.kernels:
+        merged.setdefault((kernel.name, kernel.tensor_core, kernel.rule), []).append(kernel)
+    found = [_row(kernels, analysis.seconds) for kernels in merged.values()]
+    return sorted(found, key=lambda row: -row.share)
+
+
+def _row(kernels: Sequence[Kernel], total: float) -> Row:
+    spent = sum(k.seconds for k in kernels)
+    rated = [k for k in kernels if k.tflops is not None]
+    rated_seconds = sum(k.seconds for k in rated)
+    flops = sum((k.tflops or 0.0) * k.seconds for k in rated)
+    layers = list(dict.fromkeys(k.fqn for k in kernels if k.fqn))
+    more = f" +{len(layers) - 1}" if len(layers) > 1 else ""
+    first = kernels[0]
+    return Row(
+        name=first.name,
+        tensor_core=first.tensor_core,
+        rule=first.rule,
+        share=spent / total if total else 0.0,
+        tflops=flops / rated_seconds if rated_seconds else None,
+        layer=f"{layers[0]}{more}" if layers else "-",
+    )
+
+
+_WRAPPER = re.compile(r"^(?:void )?(?:[\w:]+::)?Kernel2?<\s*([\w]+).*$")
+_PREFIX = re.compile(r"^(?:void |std::enable_if<.*?>::type )")
+
+
+def short_name(name: str) -> str:
+    """A kernel's name without what every kernel's has: return type, namespaces, template and call arguments."""
+    text = _WRAPPER.sub(r"\1", visible(name))
+    text = _PREFIX.sub("", text).replace("(anonymous namespace)::", "")
+    head = re.split(r"[<(]", text, maxsplit=1)[0] or text
+    return head.removeprefix("at::native::")
+
+
+def headline(analysis: Analysis) -> str:
+    used = analysis.tensor_cores
+    part = used.time_share
+    where = visible(used.device or "an unnamed GPU")
+    ran = f"{seconds(analysis.seconds)} of kernel time in {plural(analysis.calls, 'kernel')} on {where}"
+    if part is None or "not an NVIDIA GPU" in used.method:
+        return f"Not an NVIDIA GPU, so no Tensor Cores: {ran}."
+    return f"{share(part.native + part.legacy)} of the GPU time on Tensor Cores: {ran}."
+
+
+def advice(findings: Iterable[Finding]) -> list[str]:
+    lines = []
+    for finding in findings:
+        layers = finding.evidence.get("layers") or []
+        where = f" in {layers[0]}" if len(layers) == 1 else f" in {len(layers)} layers" if layers else ""
+        part = share(finding.evidence.get("share"))
+        lines.append(f"{finding.rule}, {part} of the time{where}: {finding.message}. {finding.suggestion}.")
+    return [visible(line) for line in lines]
+
+
+def bars(analysis: Analysis) -> list[tuple[str, float, str]]:
+    part = analysis.tensor_cores.time_share
+    values = [(label, getattr(part, label) if part else 0.0) for label in CLASSES]
+    return [(label, value, "█" * round(value * BAR)) for label, value in values]
+
+
+def top_layers(analysis: Analysis, count: int = 6) -> list[Mapping[str, Any]]:
+    return [row for row in analysis.tensor_cores.layers if row["module"]][:count]
+
+
+# ---------------------------------------------------------------- formats
+
+
+def render_terminal(analysis: Analysis) -> str:
+    from precaudit.reporting.terminal import Page, painter
+
+    page = Page(80, painter(False))
+    page.text(f"precaudit {__version__}: {visible(analysis.source)}")
+    page.lines.append("")
+    page.text(headline(analysis))
+    page.section("Share of GPU time by class", [])
+    page.lines += [f"  {label:<8}{share(value):>7}  {bar}".rstrip() for label, value, bar in bars(analysis)]
+    page.section("Kernels", [])
+    page.lines += _indented(_kernel_table(analysis))
+    if layers := top_layers(analysis):
+        page.section("Layers", [])
+        page.lines += _indented(_layer_table(layers))
+    page.section("What to do", advice(analysis.findings) or ["Nothing stands out."])
+    page.section("How it was measured", _method(analysis))
+    return "\n".join(page.lines) + "\n"
+
+
+def _indented(table: str) -> list[str]:
+    return [f"  {line}".rstrip() for line in table.splitlines()]
+
+
+def _kernel_table(analysis: Analysis) -> str:
+    every = rows(analysis)
+    cells = [
+        [
+            shorten(short_name(row.name), 24),
+            share(row.share),
+            row.tensor_core,
+            row.rule[:14],
+            number(row.tflops) if row.tflops is not None else "-",
+            shorten(visible(row.layer), 14),
+        ]
+        for row in every[:ROWS]
+    ]
+    table = tabulate(cells, ["kernel", "time", "class", "rule", "TFLOP/s", "layer"], disable_numparse=True)
+    rest = every[ROWS:]
+    return table if not rest else f"{table}\n{len(rest):,} more: {share(sum(row.share for row in rest))}"
+
+
+def _layer_table(layers: Sequence[Mapping[str, Any]]) -> str:
+    cells = [
+        [
+            shorten(visible(row["fqn"]), 26),
+            share(row["share"]),
+            *(f"{row['time_share'][label]:.0%}" for label in CLASSES),
+            number(row["tflops"]) if row["tflops"] is not None else "-",
+        ]
+        for row in layers
+    ]
+    return tabulate(cells, ["layer", "time", *CLASSES, "TFLOP/s"], disable_numparse=True)
+
+
+def _method(analysis: Analysis) -> list[str]:
+    used = analysis.tensor_cores
+    lines = [f"{used.method[0].upper()}{used.method[1:]}."]
+    if used.unattributed_share is not None:
+        lines.append(
+            f"Launched kernel time that belongs to no layer, op or named bucket: {share(used.unattributed_share)}."
+        )
+    if used.eligible_flops_share is not None:
+        lines.append(f"FLOPs whose operands Tensor Cores of this GPU take: {share(used.eligible_flops_share)}.")
+    return [visible(line) for line in (*lines, *used.notes)]
+
+
+def render_markdown(analysis: Analysis) -> str:
+    def cell(text: str) -> str:
+        return text.replace("|", "\\|").replace("<", "&lt;").replace("`", "'")
+
+    parts = [f"# Tensor Cores: {cell(visible(Path(analysis.source).name))}", cell(headline(analysis))]
+    classes = [[label, share(value), bar] for label, value, bar in bars(analysis)]
+    parts.append(tabulate(classes, ["class", "GPU time", ""], tablefmt="pipe", disable_numparse=True))
+    kernels = [
+        [
+            f"`{cell(shorten(short_name(row.name), 60))}`",
+            share(row.share),
+            row.tensor_core,
+            row.rule,
+            number(row.tflops) if row.tflops is not None else "-",
+            cell(visible(row.layer)),
+        ]
+        for row in rows(analysis)[: 2 * ROWS]
+    ]
+    heads = ["kernel", "GPU time", "class", "rule", "TFLOP/s", "layer"]
+    parts += ["## Kernels", tabulate(kernels, heads, tablefmt="pipe", disable_numparse=True)]
+    parts += ["## What to do", _bullets(map(cell, advice(analysis.findings))) or "Nothing stands out."]
+    parts += ["## How it was measured", _bullets(map(cell, _method(analysis)))]
+    return "\n\n".join(parts) + "\n"
+
+
+def _bullets(lines: Iterable[str]) -> str:
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def render_html(analysis: Analysis) -> str:
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("precaudit", "reporting/templates"), autoescape=True, undefined=StrictUndefined
+    )
+    return environment.get_template("trace.html.j2").render(
+        version=__version__,
+        source=visible(Path(analysis.source).name),
+        headline=headline(analysis),
+        bars=bars(analysis),
+        rows=[(short_name(row.name), visible(row.name), row) for row in rows(analysis)[:200]],
+        layers=top_layers(analysis, 100),
+        classes=CLASSES,
+        advice=advice(analysis.findings),
+        method=_method(analysis),
+        share=share,
+        number=number,
+    )
+
+
+def as_mapping(analysis: Analysis) -> dict[str, Any]:
+    """What `-o x.json` holds: the `tensor_cores` of a report, with the findings about it."""
+    mapping: dict[str, Any] = to_json(
+        {
+            "schema_version": SCHEMA_VERSION,
+            "precaudit_version": __version__,
+            "source": analysis.source,
+            "seconds": analysis.seconds,
+            "tensor_cores": analysis.tensor_cores,
+            "findings": analysis.findings,
+        }
+    )
+    return mapping
+
+
+def render_json(analysis: Analysis) -> str:
+    from json import dumps
+
+    return dumps(as_mapping(analysis), indent=1) + "\n"
+
+
+RENDERERS: Mapping[str, Callable[[Analysis], str]] = MappingProxyType(
+    {".json": render_json, ".html": render_html, ".htm": render_html, ".md": render_markdown, ".txt": render_terminal}
+)
+
+
+def renderer(path: Path) -> Callable[[Analysis], str]:
+    """The renderer for this file's extension; `PrecauditError` names the ones there are."""
+    found = RENDERERS.get(path.suffix.lower())
+    if found is None:
+        raise PrecauditError(f"{path}: can't tell a format from its extension; use one of {', '.join(RENDERERS)}")
+    return found

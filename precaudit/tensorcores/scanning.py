@@ -1,0 +1,177 @@
+"""Reading a Chrome trace event by event batch, in memory that does not grow with the file.
+
+The array of events is cut where one event ends and the next begins. A cut is right exactly when everything before
+it parses as a JSON array, so a guess needs no scanner of strings and braces: a wrong one fails and another is tried.
+"""
+
+from __future__ import annotations
+
+import gzip
+import re
+import zlib
+from collections.abc import Callable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+from precaudit.errors import PrecauditError
+
+loads: Callable[[bytes], Any]
+try:
+    from orjson import loads
+except ModuleNotFoundError:  # GPU machines with a fixed set of packages: slower, same answers
+    from json import loads
+
+CHUNK = 4 << 20
+LIMIT = 256 << 20
+_CUTS_TRIED = 4
+_KEY = re.compile(rb'"traceEvents"\s*:\s*\[')
+_EVENT_START = re.compile(rb'\s*\{\s*"(?:ph|name|cat|pid|tid|ts|dur|args|bp)"')
+_JSON_ERRORS = (ValueError, RecursionError)
+
+
+class TraceFile:
+    """Iterates over batches of events; `metadata` holds the keys beside `traceEvents` once iteration has ended."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.metadata: dict[str, Any] = {}
+        self.events = 0
+        self._is_list = False
+
+    def __iter__(self) -> Iterator[list[Any]]:
+        try:
+            with _open(self.path) as stream:
+                for batch in self._batches(stream):
+                    self.events += len(batch)
+                    yield batch
+        except EOFError:
+            raise self._error(f"the file is truncated: its compression ends after {self.events} events") from None
+        except (gzip.BadGzipFile, zlib.error) as error:
+            raise self._error(f"the gzip file is corrupt ({error})") from None
+        except OSError as error:
+            raise self._error(f"can't read it: {error.strerror or error}") from None
+
+    def _batches(self, stream: BinaryIO) -> Iterator[list[Any]]:
+        buffer = self._head(stream)
+        size = CHUNK
+        while len(block := stream.read(size)) == size:
+            buffer += block
+            cut, events = _complete_events(buffer)
+            if cut:
+                yield events
+                buffer, size = buffer[cut + 1 :], CHUNK
+            elif len(buffer) > LIMIT:
+                raise self._error(
+                    f"no complete event in {LIMIT >> 20} MB after event {self.events}: corrupt or foreign"
+                )
+            else:
+                size *= 2
+        yield self._tail(buffer + block)
+
+    def _head(self, stream: BinaryIO) -> bytes:
+        """Read up to the first event; the bytes read beyond that point are returned."""
+        buffer = b""
+        while block := stream.read(1 << 16 if not buffer else CHUNK):
+            buffer += block
+            text = buffer.removeprefix(b"\xef\xbb\xbf").lstrip()
+            if text.startswith(b"["):
+                self._is_list = True
+                return text[1:]
+            if text and not text.startswith(b"{"):
+                raise self._error("not JSON: a torch.profiler trace starts with { or [")
+            for key in _KEY.finditer(buffer):
+                head = _parse(buffer[: key.end()] + b"]}")
+                if isinstance(head, dict):
+                    self._note(head)
+                    return buffer[key.end() :]
+            if len(buffer) > LIMIT:
+                raise self._error(f"no traceEvents in the first {LIMIT >> 20} MB: not a torch.profiler trace")
+        raise self._error(_foreign(buffer))
+
+    def _tail(self, buffer: bytes) -> list[Any]:
+        head = b"[" if self._is_list else b'{"traceEvents":['
+        document = _parse(head + buffer)
+        if document is None and self._is_list:
+            document = _parse(head + buffer.rstrip().rstrip(b",") + b"]")  # the format allows the end to be missing
+        if document is None:
+            _, events = _complete_events(buffer, cuts=64)
+            complete = self.events + len(events)
+            where = f"after {complete} complete events" if complete else "before the first complete event"
+            raise self._error(f"the JSON ends or breaks {where}: truncated, corrupt or nested too deeply")
+        if isinstance(document, dict):
+            events = document["traceEvents"]
+            self._note(document)
+            return events if isinstance(events, list) else []
+        return cast(list[Any], document)
+
+    def _note(self, part: dict[str, Any]) -> None:
+        self.metadata.update({key: value for key, value in part.items() if key != "traceEvents"})
+
+    def _error(self, what: str) -> PrecauditError:
+        return PrecauditError(f"{self.path}: {what}. Export the trace again with prof.export_chrome_trace(path)")
+
+
+def _open(path: Path) -> BinaryIO:
+    with path.open("rb") as file:
+        magic = file.read(4)
+    if magic.startswith(b"\x1f\x8b"):
+        return cast(BinaryIO, gzip.open(path, "rb"))
+    if magic.startswith(b"PK"):
+        raise PrecauditError(f"{path} is a zip archive: unpack it and pass the JSON file inside")
+    return path.open("rb")
+
+
+def _parse(text: bytes) -> Any:
+    """The JSON value, or None; profilers write bare nan and inf, which JSON does not have, so those are mended."""
+    try:
+        return loads(text)
+    except _JSON_ERRORS:
+        pass
+    try:
+        return loads(_mend(text))
+    except _JSON_ERRORS:
+        return None
+
+
+_NOT_A_NUMBER = re.compile(rb"(?<=[:\[,\s])-?(?:nan|inf(?:inity)?)(?=\s*[,}\]])", re.IGNORECASE)
+_BAD_ESCAPE = re.compile(rb'(?<!\\)((?:\\\\)*)\\(?!["\\/bfnrtu])')
+_CONTROL = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f]")
+
+
+def _mend(text: bytes) -> bytes:
+    text = _CONTROL.sub(b" ", _NOT_A_NUMBER.sub(b"null", text))
+    return _BAD_ESCAPE.sub(rb"\1\\\\", text).decode("utf-8", "replace").encode()
+
+
+def _complete_events(buffer: bytes, cuts: int = _CUTS_TRIED) -> tuple[int, list[Any]]:
+    """The events up to the last cut that parses, and where that cut is: (0, []) when there is none."""
+    for cut in islice(_cuts(buffer), cuts):
+        try:
+            return cut, loads(b"[%b]" % buffer[:cut])
+        except _JSON_ERRORS:
+            continue
+    first = next(_cuts(buffer), 0)
+    events = _parse(b"[%b]" % buffer[:first]) if first else None
+    return (first, events) if isinstance(events, list) else (0, [])
+
+
+def _cuts(buffer: bytes) -> Iterator[int]:
+    """Positions of the commas that look like standing between two events, last first."""
+    end = len(buffer)
+    while (at := buffer.rfind(b"},", 0, end)) >= 0:
+        if _EVENT_START.match(buffer, at + 2):
+            yield at + 1
+        end = at + 1
+
+
+def _foreign(buffer: bytes) -> str:
+    if not buffer.strip():
+        return "the file is empty"
+    document = _parse(buffer)
+    if not isinstance(document, dict):
+        return "not valid JSON: truncated, corrupt or nested too deeply"
+    if "traceEvents" in document:
+        return "its traceEvents is not a list: not a torch.profiler trace"
+    keys = ", ".join(list(map(str, document))[:5]) or "none"
+    return f"not a torch.profiler trace: it has no traceEvents (its keys: {keys})"

@@ -1,0 +1,160 @@
+"""A torch.profiler trace as columns: what the GPU ran, what launched it, and which op and module that was part of."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from precaudit.errors import ExitCode, PrecauditError
+from precaudit.tensorcores.columns import Columns
+from precaudit.tensorcores.products import Arguments
+from precaudit.tensorcores.scanning import TraceFile
+
+Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Device:
+    name: str
+    capability: tuple[int, int] | None
+    nvidia: bool = True
+
+
+@dataclass(frozen=True)
+class Intervals:
+    """Named spans of time on threads of the CPU, in microseconds."""
+
+    name: Ints
+    thread: Ints
+    start: Floats
+    end: Floats
+
+    def __len__(self) -> int:
+        return len(self.name)
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """Kernels that ran: `seconds` each, and the `correlation` with the call that launched it."""
+
+    name: Ints
+    seconds: Floats
+    correlation: Ints
+
+
+@dataclass(frozen=True)
+class Launches:
+    correlation: Ints
+    thread: Ints
+    start: Floats
+
+
+@dataclass(frozen=True)
+class Flows:
+    """Arrows from a forward op to its backward op, by `id`."""
+
+    id: Ints
+    is_source: npt.NDArray[np.bool_]
+    thread: Ints
+    start: Floats
+
+
+@dataclass(frozen=True)
+class Trace:
+    source: str
+    device: Device | None
+    names: tuple[str, ...]
+    kernels: Kernels
+    launches: Launches
+    ops: Intervals
+    sequence: Ints
+    backward: npt.NDArray[np.bool_]
+    scopes: Intervals
+    marks: Intervals
+    flows: Flows
+    arguments: Mapping[int, Arguments]
+    events: int
+    malformed: int
+
+
+def read_trace(path: Path) -> Trace:
+    """The trace in a .json or .json.gz file, old or new format; `PrecauditError` says what is wrong with any other."""
+    if path.is_dir():
+        raise PrecauditError(f"{path} is a folder: pass one trace file of it")
+    if not path.exists():
+        raise PrecauditError(f"{path} does not exist")
+    file = TraceFile(path)
+    columns = Columns()
+    for batch in file:
+        for event in batch:
+            columns.add(event)
+    if not len(columns.kernels):
+        raise PrecauditError(_no_kernels(path, columns, file.events), ExitCode.NOTHING_TO_MEASURE)
+    return _assemble(str(path), columns, file)
+
+
+def _no_kernels(path: Path, columns: Columns, events: int) -> str:
+    if columns.counters:
+        return (
+            f"{path}: no GPU kernels with a duration: it holds {columns.counters} CUPTI counter ranges, "
+            "which are not times. Record without profiler metrics"
+        )
+    where = f"{len(columns.ops)} CPU ops" if len(columns.ops) else "no CPU op either"
+    return (
+        f"{path}: no GPU kernels among its {events} events ({where}). Record on a GPU with "
+        "torch.profiler.profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA], record_shapes=True)"
+    )
+
+
+def _assemble(source: str, columns: Columns, file: TraceFile) -> Trace:
+    kernels, ops, flows = columns.kernels.arrays(), columns.ops.arrays(), columns.flows.arrays()
+    seconds = _seconds(kernels["duration"])
+    device = int(np.bincount(kernels["device"], weights=seconds).argmax())
+    return Trace(
+        source=source,
+        device=_device(file.metadata, device),
+        names=tuple(columns.names),
+        kernels=Kernels(kernels["name"], seconds, kernels["correlation"]),
+        launches=Launches(**columns.launches.arrays()),
+        ops=_intervals(ops),
+        sequence=ops["sequence"],
+        backward=ops["forward_thread"] > 0,
+        scopes=_intervals(columns.scopes.arrays()),
+        marks=_intervals(columns.marks.arrays()),
+        flows=Flows(flows["id"], flows["source"] > 0, flows["thread"], flows["start"]),
+        arguments=columns.arguments,
+        events=file.events,
+        malformed=columns.malformed,
+    )
+
+
+def _seconds(microseconds: Floats) -> Floats:
+    usable = np.isfinite(microseconds) & (microseconds > 0)
+    return np.where(usable, microseconds, 0.0) * 1e-6
+
+
+def _intervals(columns: Mapping[str, npt.NDArray[Any]]) -> Intervals:
+    start, duration = columns["start"], columns["duration"]
+    return Intervals(columns["name"], columns["thread"], start, start + np.maximum(duration, 0.0))
+
+
+def _device(metadata: Mapping[str, Any], number: int) -> Device | None:
+    """The GPU of that number as the trace's `deviceProperties` describe it."""
+    listed = metadata.get("deviceProperties")
+    entries = [e for e in listed if isinstance(e, dict)] if isinstance(listed, list) else []
+    if not entries:
+        return None
+    entry = next((e for e in entries if e.get("id") == number), entries[0])
+    name = str(entry.get("name") or "unnamed GPU")
+    major, minor = entry.get("computeMajor"), entry.get("computeMinor")
+    capability = (major, minor) if isinstance(major, int) and isinstance(minor, int) else None
+    hip = any(str(key).startswith(("hip", "roctracer", "rocprofiler")) for key in metadata)
+    foreign = re.match(r"AMD|Intel|.*(?:Radeon|Instinct)", name)
+    return Device(name, capability, nvidia=not hip and not foreign)
