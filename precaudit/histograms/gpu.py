@@ -14,8 +14,8 @@ from torch import Tensor
 from precaudit.histograms.layout import AMAX, COUNTS, FLOAT32, FLOAT64, SMALLEST, SUM_SQUARES
 from precaudit.model import TensorStats
 
-_BLOCK = 4096
-_PROGRAMS_PER_PROCESSOR = 4
+_BLOCK = 2048
+_PROGRAMS_PER_PROCESSOR = 4  # as many as fit by their registers
 
 
 @triton.jit
@@ -25,6 +25,7 @@ def _accumulate(
     sums,
     numel,
     WIDE: tl.constexpr,
+    BRAIN: tl.constexpr,
     MANTISSA: tl.constexpr,
     EXPONENTS: tl.constexpr,
     AMAX: tl.constexpr,
@@ -37,28 +38,38 @@ def _accumulate(
     bits_type: tl.constexpr = tl.int64 if WIDE else tl.int32
     highest: tl.constexpr = 0x7FFFFFFFFFFFFFFF if WIDE else 0x7FFFFFFF
     infinity: tl.constexpr = (EXPONENTS - 1) << MANTISSA
+    binades: tl.constexpr = 64 if WIDE else 32  # more than subnormals have; the last is for all others
+    # Fours that one thread loads are reduced at once: fewer registers, so more programs at a time.
+    fours: tl.constexpr = [BLOCK // 4, 4]
     counts = tl.zeros([EXPONENTS], tl.int32)
-    largest = tl.zeros([BLOCK], bits_type)
-    smallest = tl.full([BLOCK], highest, bits_type)
-    squares = tl.zeros([BLOCK], tl.float64)
+    subnormals = tl.zeros([binades], tl.int32)
+    largest = tl.zeros([BLOCK // 4], bits_type)
+    smallest = tl.full([BLOCK // 4], highest, bits_type)
+    squares = tl.zeros([BLOCK // 4], tl.float64)
     step = tl.num_programs(0).to(tl.int64) * BLOCK
     for start in range(tl.program_id(0).to(tl.int64) * BLOCK, numel, step):
         offsets = start + tl.arange(0, BLOCK)
-        value = tl.load(values + offsets, mask=offsets < numel, other=0.0).to(value_type)
+        value = tl.load(values + offsets, mask=offsets < numel, other=0)
+        if BRAIN:  # bfloat16 comes as integers: the upper halves of float32
+            value = (value.to(tl.int32) << 16).to(tl.float32, bitcast=True)
+        value = value.to(value_type)
         magnitude = value.to(bits_type, bitcast=True) & highest
         finite = magnitude < infinity
-        largest = tl.maximum(largest, tl.where(finite, magnitude, 0))
-        smallest = tl.minimum(smallest, tl.where(magnitude > 0, magnitude - 1, highest))
+        largest = tl.maximum(largest, tl.max(tl.reshape(tl.where(finite, magnitude, 0), fours), 1))
+        below = tl.where(magnitude > 0, magnitude - 1, highest)
+        smallest = tl.minimum(smallest, tl.min(tl.reshape(below, fours), 1))
         exact = tl.where(finite, value, 0.0).to(tl.float64)
-        squares += exact * exact
+        squares += tl.sum(tl.reshape(exact * exact, fours), 1)
         counts += tl.histogram((magnitude >> MANTISSA).to(tl.int32), EXPONENTS)
         subnormal = (magnitude > 0) & (magnitude < (1 << MANTISSA))
         if tl.max(subnormal.to(tl.int32), 0) > 0:
             binade = (magnitude.to(value_type).to(bits_type, bitcast=True) >> MANTISSA) - (EXPONENTS // 2 - 1)
-            tl.atomic_add(row + COUNTS + binade, tl.full([BLOCK], 1, tl.int64), mask=subnormal)
+            subnormals += tl.histogram(tl.where(subnormal, binade, binades - 1).to(tl.int32), binades)
     tl.atomic_max(row + AMAX, tl.max(largest, 0).to(tl.int64))
     tl.atomic_min(row + SMALLEST, tl.min(smallest, 0).to(tl.int64))
     tl.atomic_add(sums + SUM_SQUARES, tl.sum(squares, 0))
+    binade = tl.arange(0, binades)
+    tl.atomic_add(row + COUNTS + binade, subnormals.to(tl.int64), mask=(binade < MANTISSA) & (subnormals > 0))
     exponents = tl.arange(0, EXPONENTS)
     tl.atomic_add(row + COUNTS + MANTISSA - 1 + exponents, counts.to(tl.int64), mask=(exponents > 0) & (counts > 0))
 
@@ -82,18 +93,20 @@ class TritonSums:
             return
         grid = (min(self._programs, triton.cdiv(numel, _BLOCK)),)
         with torch.cuda.device_of(values):
-            self._launch(grid, values.detach(), numel)
+            brain = values.dtype is torch.bfloat16
+            self._launch(grid, values.detach().view(torch.int16) if brain else values.detach(), numel, brain)
 
     def add_difference(self, new: Tensor, old: Tensor) -> None:
         self.add(new - old)
 
-    def _launch(self, grid: tuple[int], values: Tensor, numel: int) -> None:
+    def _launch(self, grid: tuple[int], values: Tensor, numel: int, brain: bool) -> None:
         _accumulate[grid](
             values,
             self._row,
             self._sums,
             numel,
             WIDE=self._layout is FLOAT64,
+            BRAIN=brain,
             MANTISSA=self._layout.mantissa,
             EXPONENTS=2**self._layout.exponent_bits,
             AMAX=AMAX,
