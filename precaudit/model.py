@@ -55,6 +55,14 @@ class Exponents:
         return Exponents(low, tuple(counts))
 
 
+def _ldexp(value: float, k: int) -> float:
+    """value * 2**k, infinite where Python's own raises."""
+    try:
+        return math.ldexp(value, k)
+    except OverflowError:
+        return math.inf
+
+
 @dataclass(frozen=True)
 class TensorStats:
     """Mergeable statistics of every value a tensor role took.
@@ -92,43 +100,50 @@ class TensorStats:
         """The statistics of the same values times 2**k (exact: powers of two move exponents only)."""
         return replace(
             self,
-            amax=math.ldexp(self.amax, k),
-            amin_nonzero=math.ldexp(self.amin_nonzero, k),
-            sum_squares=math.ldexp(self.sum_squares, 2 * k),
+            amax=_ldexp(self.amax, k),
+            amin_nonzero=_ldexp(self.amin_nonzero, k),
+            sum_squares=_ldexp(self.sum_squares, 2 * k),
             exponents=self.exponents.shift(k),
         )
 
-    def _energy(self) -> list[tuple[int, int, float]]:
-        """(exponent, count, sum of squares) a bin: values in [2^e, 2^(e+1)) as if log-uniform there.
-
-        The mean square of a log-uniform value in a binade is 2^(2e) * 3 / (2 ln 2).
-        """
-        factor = 3 / (2 * math.log(2))
-        return [(e, n, n * math.ldexp(factor, 2 * e) if e < 500 else math.inf) for e, n in self.exponents.items()]
-
     def overflow_rate(self, target: Format) -> float:
-        """Share of the values seen whose binade lies above the format's largest; the top binade by `amax`.
+        """Share of the values seen that are finite but would round past the format's largest.
 
-        A value in the format's top binade counts only when `amax` shows that its binade overflows.
+        Those of the format's top binade are split at the rounding threshold, as if spread log-uniformly up
+        to `amax`; at least one value counts where `amax` overflows.
         """
-        if not self.numel or self.amax < target.overflow_threshold:
+        threshold, top = target.overflow_threshold, target.exponent_max
+        if not self.numel or self.amax < threshold:
             return 0.0
-        over = sum(n for e, n in self.exponents.items() if e > target.exponent_max)
-        return max(over, 1) / self.numel
+        above = sum(n for e, n in self.exponents.items() if e > top)
+        width = min(math.log2(self.amax) - top, 1.0)
+        over = max(0.0, width - (math.log2(threshold) - top)) / width
+        in_top = sum(n for e, n in self.exponents.items() if e == top)
+        return max(above + in_top * over, 1.0) / self.numel
 
     def underflow_rate(self, target: Format) -> float:
-        """Share of the values seen that are not zero but would round to zero in the format."""
+        """Share of the values seen that are not zero but would round to zero in the format.
+
+        A magnitude of just `flush_threshold` rounds to zero and the rest of its binade does not: only
+        `amin_nonzero` tells that there is one.
+        """
         if not self.numel:
             return 0.0
-        cut = target.exponent_min - target.mantissa - 1
-        return sum(n for e, n in self.exponents.items() if e < cut) / self.numel
+        cut = math.frexp(target.flush_threshold)[1] - 1
+        below = sum(n for e, n in self.exponents.items() if e < cut)
+        return max(below, int(0 < self.amin_nonzero <= target.flush_threshold)) / self.numel
 
     def flushed_energy(self, target: Format) -> float:
-        """Share of the sum of squares carried by values that would round to zero in the format."""
-        cut = target.exponent_min - target.mantissa - 1
-        bins = self._energy()
-        total = sum(energy for _, _, energy in bins)
-        return sum(energy for e, _, energy in bins if e < cut) / total if 0 < total < math.inf else 0.0
+        """Share of the sum of squares carried by values that would round to zero in the format.
+
+        Taken from the histogram, as if values were spread alike in every binade.
+        """
+        bins = self.exponents.items()
+        if not bins:
+            return 0.0
+        cut, top = math.frexp(target.flush_threshold)[1] - 1, bins[-1][0]
+        energy = [(e, math.ldexp(n, 2 * (e - top))) for e, n in bins]
+        return sum(share for e, share in energy if e < cut) / sum(share for _, share in energy)
 
 
 @dataclass(frozen=True)
@@ -165,7 +180,9 @@ class Layer:
     """A module that computes: a leaf, or one whose own forward calls operations.
 
     `fqn` is the name in `model.named_modules()`; scripts that train several models get the model's
-    variable name in front (`generator.net.0`). `shapes` are the input shapes first seen.
+    variable name in front (`generator.net.0`). `trained` is false for models without trainable parameters
+    (losses); `absorbed_update` maps a half format to the share of update energy that weights stored in it
+    would absorb.
     """
 
     fqn: str
@@ -176,6 +193,8 @@ class Layer:
     model: str = ""
     tied_to: str | None = None
     trained: bool = True
+    leaf: bool = True
+    absorbed_update: Mapping[str, float] = field(default_factory=dict)
 
     def tensor(self, role: str, name: str | None = None) -> TensorRecord | None:
         return next((t for t in self.tensors if t.role == role and name in (None, t.name)), None)
@@ -186,7 +205,9 @@ class Op:
     """An operation by the name torch gives it (`linear`, `softmax`), inside the module `fqn` that called it.
 
     `category` is CUDA autocast's: `lower`, `fp32`, `promote` or `other`; `local_error` maps a format to the
-    relative rms error of this op alone when only it runs in that format; `flops` is per training step, forward.
+    relative rms error of this op alone when only it runs in that format; `flops` is per call, forward. `half` tells
+    whether autocast would store its result in half precision; `constants` are the smallest and largest magnitudes
+    of its scalar arguments; `integer_amax` is the largest magnitude of integer-valued inputs to a product.
     """
 
     fqn: str
@@ -200,6 +221,12 @@ class Op:
     dtype: str = "float32"
     flops: float | None = None
     local_error: Mapping[str, float] = field(default_factory=dict)
+    half: bool = False
+    constants: tuple[float, float] | None = None
+    integer_amax: float | None = None
+
+    def tensor(self, role: str) -> TensorRecord | None:
+        return next((t for t in self.tensors if t.role == role), None)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,97 @@
+"""The work of `precaudit profile`: from parsed arguments to written files and an exit code."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+from precaudit.commands.options import refuse_overwrite
+from precaudit.commands.progress import RunProgress
+from precaudit.comparison.rules import matches_fail_on
+from precaudit.errors import ExitCode, PrecauditError
+from precaudit.formats import parse_formats
+from precaudit.profiling.engine import Outcome, profile_job
+from precaudit.profiling.settings import Settings
+from precaudit.running.children import ChildRunner
+from precaudit.running.job import Job
+from precaudit.running.sources import classify
+
+FILES = ("report.json", "report.html", "report.md", "plan.json")
+
+
+def settings_of(arguments: argparse.Namespace) -> Settings:
+    return Settings(
+        steps=arguments.steps,
+        seeds=arguments.seeds,
+        target=arguments.target,
+        formats=parse_formats(arguments.formats) if arguments.formats else (),
+        execution=arguments.execution,
+        quick=arguments.quick,
+        verify=not arguments.no_verify,
+        device=arguments.device,
+        price=arguments.price,
+    )
+
+
+def job_of(arguments: argparse.Namespace) -> Job:
+    if arguments.module:
+        return Job("module", arguments.module, tuple(arguments.script), os.getcwd(), arguments.steps, arguments.device)
+    script, *argv = arguments.script
+    if script == "--":
+        script, *argv = argv or [""]
+    path = Path(script)
+    if not path.is_file():
+        raise PrecauditError(f"there is no script {script!r}; give the path of a Python file, or -m MODULE")
+    return Job(classify(path), script, tuple(argv), os.getcwd(), arguments.steps, arguments.device)
+
+
+def _stem(job: Job) -> str:
+    return job.target.rpartition(".")[2] if job.kind == "module" else Path(job.target).stem
+
+
+def run_profile(arguments: argparse.Namespace) -> int:
+    settings, job = settings_of(arguments), job_of(arguments)
+    folder: Path = arguments.out or Path("reports") / _stem(job)
+    outputs = [folder / name for name in FILES]
+    refuse_overwrite([*outputs, *arguments.output], arguments.force)
+    _make(folder)
+    log = folder / "script.log"
+    log.write_bytes(b"")
+    signal.signal(signal.SIGTERM, _interrupt)
+    with RunProgress(job.steps) as progress:
+        outcome = profile_job(job, settings, ChildRunner(log, progress))
+    return finish(outcome, arguments, folder)
+
+
+def _interrupt(number: int, frame: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise PrecauditError(f"cannot make the output folder {folder}: {error.strerror}; choose another --out") from error
+
+
+def finish(outcome: Outcome, arguments: argparse.Namespace, folder: Path) -> int:
+    """Write what there is, print it, and settle the exit code."""
+    from precaudit import reporting
+    from precaudit.reporting.terminal import emit, render_terminal, use_color
+
+    report = outcome.report
+    matched = matches_fail_on(report, arguments.fail_on)
+    written = [*(folder / name for name in FILES), *arguments.output]
+    for path in written:
+        reporting.write(report, path)
+    emit(render_terminal(report, color=use_color(sys.stdout), written=written, plan=folder / "plan.json"), sys.stdout)
+    for sentence in matched:
+        print(f"--fail-on: {sentence}", file=sys.stderr)
+    if outcome.error:
+        print(f"precaudit: {outcome.error}\nprecaudit: what was measured is in {folder}", file=sys.stderr)
+        return int(outcome.exit_code)
+    return int(ExitCode.FINDING if matched else outcome.exit_code)

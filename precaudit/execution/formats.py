@@ -1,0 +1,57 @@
+"""Looking a plan up: the format of a module and of an operation inside it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from precaudit.instrument.names import ModuleName
+from precaudit.model import Plan
+
+
+@dataclass(frozen=True)
+class ScopeFormat:
+    """The format of a module's own operations, and the exceptions among them by op name."""
+
+    default: str
+    ops: Mapping[str, str] = field(default_factory=dict)
+
+    def of(self, op: str) -> str:
+        return self.ops.get(op, self.default)
+
+
+FLOAT32 = ScopeFormat("float32")
+
+
+class PlanLookup:
+    """Formats by module name. Names carry the model's name in front where a plan covers several models;
+    a module that the plan doesn't know takes its nearest known ancestor's format, else the default."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self._known: dict[str, ScopeFormat] = {}
+        self._exceptions: dict[str, dict[str, str]] = {}
+        for exception in plan.ops:
+            self._exceptions.setdefault(exception.fqn, {})[exception.op] = exception.format
+
+    def of(self, name: ModuleName) -> ScopeFormat:
+        key = f"{name.model}:{name.fqn}"
+        if key not in self._known:
+            self._known[key] = self._find(name)
+        return self._known[key]
+
+    def _find(self, name: ModuleName) -> ScopeFormat:
+        qualified = f"{name.model}.{name.fqn}".rstrip(".")
+        ops = self._exceptions.get(qualified) or self._exceptions.get(name.fqn) or {}
+        for fqn in (qualified, name.fqn):
+            if (format_name := self._nearest(fqn)) is not None:
+                return ScopeFormat(format_name, ops)
+        return ScopeFormat(self.plan.default, ops)
+
+    def _nearest(self, fqn: str) -> str | None:
+        while True:
+            if fqn in self.plan.modules:
+                return self.plan.modules[fqn]
+            if not fqn:
+                return None
+            fqn = fqn.rpartition(".")[0]

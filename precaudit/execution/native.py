@@ -1,0 +1,98 @@
+"""Native mixed precision: torch.autocast on the device, switched at the modules where a plan changes format."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+from precaudit.execution.emulated import to_float32
+from precaudit.execution.formats import PlanLookup, ScopeFormat
+from precaudit.execution.rounding import HALF_DTYPES
+from precaudit.instrument.scopes import Frame, ModuleScopes
+from precaudit.instrument.torchfunction import op_name, twin
+from precaudit.model import Plan
+
+_WIDE = ("float32", "tf32")
+
+
+def autocast_for(format_name: str, device: str) -> torch.autocast:
+    """The autocast region of a format; float32 and tf32 regions switch autocast off.
+
+    float8 regions run their other operations in bfloat16.
+    """
+    if format_name in _WIDE:
+        return torch.autocast(device, enabled=False)
+    return torch.autocast(device, dtype=HALF_DTYPES.get(format_name, torch.bfloat16))
+
+
+class ScopeMode(TorchFunctionMode):
+    """Runs one module's operations each in its format: exceptions to the default, float32 inputs in float32."""
+
+    def __init__(self, scope: ScopeFormat, device: str) -> None:
+        super().__init__()
+        self._scope, self._device = scope, device
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        op = op_name(func)
+        if (inner := twin(func)) is not None and op not in self._scope.ops:
+            with self:
+                return inner(*args, **kwargs)
+        format_name = self._scope.of(op)
+        if format_name in _WIDE:
+            args, kwargs = to_float32(args), to_float32(kwargs)
+        if format_name == self._scope.default:
+            return func(*args, **kwargs)
+        with autocast_for(format_name, self._device):
+            return func(*args, **kwargs)
+
+
+class NativePrecision:
+    """A scope listener: opens an autocast region where a module's format differs from what surrounds it."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        scopes: ModuleScopes,
+        covers: Callable[[torch.nn.Module], bool] = lambda module: True,
+        in_island: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self._lookup = PlanLookup(plan)
+        self._covers, self._in_island = covers, in_island
+
+    def entered(self, frame: Frame) -> None:
+        if frame.is_outermost:
+            frame.data["covered"] = self._covers(frame.module)
+            frame.data["formats"] = [None]
+        if not frame.root.data["covered"] or self._in_island():
+            return
+        scope, active = self._lookup.of(frame.name), frame.root.data["formats"]
+        contexts: list[AbstractContextManager[Any]] = []
+        if scope.default != active[-1]:
+            contexts.append(autocast_for(scope.default, _device_of(frame.module)))
+        if scope.ops or (scope.default in _WIDE and self._lookup.plan.is_low_precision):
+            contexts.append(ScopeMode(scope, _device_of(frame.module)))
+        active.append(scope.default)
+        frame.data["regions"] = stack = ExitStack()
+        for context in contexts:
+            stack.enter_context(context)
+
+    def left(self, frame: Frame, output: Any) -> Any:
+        stack = frame.data.get("regions")
+        if stack is not None:
+            stack.close()
+            frame.root.data["formats"].pop()
+        return to_float32(output) if frame.is_outermost and frame.data["covered"] else output
+
+
+def _device_of(module: torch.nn.Module) -> str:
+    tensor = next(module.parameters(), None)
+    if tensor is None:
+        tensor = next(module.buffers(), None)
+    if tensor is not None:
+        return tensor.device.type
+    return "cuda" if torch.cuda.is_available() else "cpu"

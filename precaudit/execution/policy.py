@@ -1,0 +1,56 @@
+"""CUDA autocast's policy by operation name: which run in low precision, in float32, or in the widest input's.
+
+The names are those of torch's `ATen/autocast_mode.h` (`AT_FORALL_LOWER_PRECISION_FP`, `AT_FORALL_FP32`,
+`AT_FORALL_FP32_SET_OPT_DTYPE`, `AT_FORALL_PROMOTE`); a test holds these tables against the installed header.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+Category = Literal["lower", "fp32", "promote", "banned", "other"]
+
+HEADER_LOWER = frozenset(
+    "_convolution conv1d conv2d conv3d conv_tbc conv_transpose1d conv_transpose2d conv_transpose3d convolution prelu "
+    "addmm addmv addr matmul einsum mm mv linalg_vecdot linear addbmm baddbmm bmm chain_matmul linalg_multi_dot "
+    "_thnn_fused_lstm_cell _thnn_fused_gru_cell lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell "
+    "_scaled_dot_product_flash_attention scaled_dot_product_attention".split()
+)
+HEADER_FP32 = frozenset(
+    "acos asin cosh erfinv exp expm1 log log10 log2 log1p reciprocal rsqrt sinh tan pow softplus layer_norm "
+    "native_layer_norm rms_norm group_norm frobenius_norm nuclear_norm cosine_similarity poisson_nll_loss "
+    "cosine_embedding_loss nll_loss nll_loss2d hinge_embedding_loss kl_div l1_loss smooth_l1_loss huber_loss mse_loss "
+    "margin_ranking_loss multilabel_margin_loss soft_margin_loss triplet_margin_loss multi_margin_loss "
+    "binary_cross_entropy_with_logits dist pdist cdist renorm logsumexp upsample_nearest1d _upsample_nearest_exact1d "
+    "upsample_nearest2d _upsample_nearest_exact2d upsample_nearest3d _upsample_nearest_exact3d upsample_linear1d "
+    "upsample_bilinear2d _upsample_bilinear2d_aa upsample_trilinear3d upsample_bicubic2d _upsample_bicubic2d_aa "
+    "prod softmax log_softmax cumprod cumsum linalg_vector_norm linalg_matrix_norm sum norm".split()
+)
+HEADER_PROMOTE = frozenset(
+    "addcdiv addcmul atan2 bilinear cross dot vdot grid_sampler index_put tensordot scatter_add".split()
+)
+
+LOWER = HEADER_LOWER | frozenset("lstm gru rnn_tanh rnn_relu multi_dot _native_multi_head_attention".split())
+"""cuDNN's recurrent kernels have an autocast wrapper of their own, outside the header's lists."""
+
+FP32 = HEADER_FP32 | frozenset(
+    "cross_entropy_loss vector_norm matrix_norm _softmax _log_softmax nll_loss_nd gaussian_nll_loss norm_except_dim "
+    "_weight_norm triplet_margin_with_distance_loss".split()
+)
+"""Also what calls these functions at once and does nothing else, by the name a function mode sees."""
+
+BANNED = frozenset({"binary_cross_entropy"})
+
+ACCUMULATING = LOWER - {"prelu"}
+"""Products summed in float32 on Tensor Cores, their result rounded once."""
+
+
+def category(op: str) -> Category:
+    """CUDA autocast's category of an operation by torch's name for it."""
+    if op in LOWER:
+        return "lower"
+    if op in FP32:
+        return "fp32"
+    if op in BANNED:
+        return "banned"
+    return "promote" if op in HEADER_PROMOTE else "other"

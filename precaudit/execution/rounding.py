@@ -1,0 +1,126 @@
+"""Rounding points: how an operand enters a product and how its result leaves it, forward and backward.
+
+Half formats are real half tensors, so torch's own promotion, views and casts apply; the products between
+them are computed in float32, as Tensor Cores accumulate. Casting with autograd puts the backward rounding
+where autocast has it: a gradient passes `float().to(half)` in reverse, so dgrad and wgrad round to half.
+tf32 and float8 have no storage of that kind, so they round values in float32 words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+HALF_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+FLOAT8_DTYPES = {"float8_e4m3": torch.float8_e4m3fn, "float8_e5m2": torch.float8_e5m2}
+DTYPES = {**HALF_DTYPES, **FLOAT8_DTYPES, "float32": torch.float32, "tf32": torch.float32}
+CASTABLE = (torch.float32, torch.float16, torch.bfloat16)
+"""The dtypes that autocast converts; float64 stays what it is."""
+
+
+def round_mantissa(values: torch.Tensor, bits: int) -> torch.Tensor:
+    """float32 `values` rounded to `bits` fraction bits, ties to even; the exponent range stays float32's.
+
+    Non-finite values pass unchanged. `bits=10` is tf32.
+    """
+    words = values.detach().float().contiguous().view(torch.int32)
+    drop = 23 - bits
+    half_minus_one = (1 << (drop - 1)) - 1
+    rounded = (words + half_minus_one + ((words >> drop) & 1)) & ~((1 << drop) - 1)
+    return torch.where(values.isfinite(), rounded.view(torch.float32), values)
+
+
+def quantize(values: torch.Tensor, name: str, dim: int | None = None) -> torch.Tensor:
+    """`values` through float8 and back with a scale that maps amax to the format's maximum.
+
+    Tensor-wise scaling, or row-wise along `dim`. Zero rows and non-finite amax use a scale of one;
+    values are clamped before the cast, whose overflow behaviour differs between releases of torch.
+    """
+    dtype = FLOAT8_DTYPES[name]
+    limit = torch.finfo(dtype).max
+    data = values.detach().float()
+    amax = data.abs().amax() if dim is None else data.abs().amax(dim, keepdim=True)
+    scale = torch.where((amax > 0) & amax.isfinite(), limit / amax, torch.ones_like(amax))
+    scale = torch.where(scale.isfinite(), scale, torch.ones_like(scale))
+    return ((data * scale).clamp(-limit, limit).to(dtype).float() / scale).to(values.dtype)
+
+
+class _RoundForward(torch.autograd.Function):
+    """Rounds a value on its way in; its gradient passes as it is."""
+
+    @staticmethod
+    def forward(ctx: Any, values: torch.Tensor, rounding: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+        return rounding(values)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
+        return gradients[0], None
+
+
+class _RoundBackward(torch.autograd.Function):
+    """Passes a value as it is; rounds the gradient on its way back."""
+
+    @staticmethod
+    def forward(ctx: Any, values: torch.Tensor, rounding: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+        ctx.rounding = rounding
+        return values.view_as(values)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
+        return _RoundForward.apply(gradients[0], ctx.rounding), None
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """`operand` takes a tensor into a float32 product, `result` takes the product out of it."""
+
+    operand: Callable[[torch.Tensor], torch.Tensor]
+    result: Callable[[torch.Tensor], torch.Tensor]
+    dtype: torch.dtype
+
+
+def _half(dtype: torch.dtype) -> Rounding:
+    return Rounding(lambda x: x.to(dtype).float(), lambda y: y.to(dtype), dtype)
+
+
+def _mantissa(bits: int) -> Rounding:
+    def rounding(values: torch.Tensor) -> torch.Tensor:
+        return round_mantissa(values, bits)
+
+    return Rounding(
+        lambda x: _RoundForward.apply(x.float(), rounding), lambda y: _RoundBackward.apply(y, rounding), torch.float32
+    )
+
+
+def _float8(forward: str) -> Rounding:
+    """Operands in `forward`'s format, incoming gradients in e5m2, high precision bfloat16, as float8 training has it."""
+
+    def operand(x: torch.Tensor) -> torch.Tensor:
+        return _RoundForward.apply(x.to(torch.bfloat16).float(), lambda v: quantize(v, forward))
+
+    def result(y: torch.Tensor) -> torch.Tensor:
+        return _RoundBackward.apply(y, lambda g: quantize(g, "float8_e5m2")).to(torch.bfloat16)
+
+    return Rounding(operand, result, torch.bfloat16)
+
+
+ROUNDINGS = {
+    "bfloat16": _half(torch.bfloat16),
+    "float16": _half(torch.float16),
+    "tf32": _mantissa(10),
+    "float8_e4m3": _float8("float8_e4m3"),
+    "float8_e5m2": _float8("float8_e5m2"),
+}
+
+
+def rounding_for(name: str) -> Rounding | None:
+    """The rounding of a contract format, or of `mantissaN` (N fraction bits, a dial for calibration).
+
+    None for float32: nothing is rounded.
+    """
+    if name.startswith("mantissa"):
+        return _mantissa(int(name.removeprefix("mantissa")))
+    return ROUNDINGS.get(name)

@@ -1,0 +1,142 @@
+"""Training events of an unmodified script: backward passes and optimizer steps, told to listeners."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import wraps
+from typing import Any
+from unittest import mock
+
+import torch
+from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+
+
+class TrainingListener:
+    """What a listener may hear; every method does nothing unless overridden.
+
+    `backward_starts` may return replacement gradient arguments (one per root tensor), or None.
+    """
+
+    def backward_starts(self, roots: Sequence[torch.Tensor], gradients: list[Any]) -> list[Any] | None:
+        return None
+
+    def backward_ended(self, roots: Sequence[torch.Tensor]) -> None: ...
+
+    def gradient_taken(self, outputs: Sequence[torch.Tensor]) -> None:
+        """`torch.autograd.grad` (and so `torch.func.grad`) was called outside any backward pass."""
+
+    def step_starts(self, optimizer: Any) -> None:
+        """`optimizer` is None where the script has no torch optimizer: every backward pass is a step then."""
+
+    def step_ended(self, optimizer: Any) -> None: ...
+
+
+def _as_list(value: Any) -> list[Any]:
+    if value is None:
+        return []
+    return [value] if isinstance(value, torch.Tensor) else list(value)
+
+
+class TrainingEvents:
+    """Publishes backward passes and optimizer steps. A script that never makes a torch optimizer updates its
+    parameters by hand: its steps are its backward passes."""
+
+    def __init__(self, has_optimizer: bool = False) -> None:
+        self.listeners: list[TrainingListener] = []
+        self.has_optimizer = has_optimizer
+        self._depth = threading.local()
+        self._stepping: list[Any] = []
+
+    @property
+    def in_backward(self) -> bool:
+        return getattr(self._depth, "backward", 0) > 0
+
+    @property
+    def in_step(self) -> bool:
+        """Inside an optimizer's `step`: a closure is being evaluated."""
+        return bool(self._stepping)
+
+    @contextmanager
+    def installed(self) -> Iterator[TrainingEvents]:
+        with ExitStack() as stack:
+            stack.enter_context(mock.patch.object(torch.autograd, "backward", self._backward(torch.autograd.backward)))
+            stack.enter_context(mock.patch.object(torch.autograd, "grad", self._grad(torch.autograd.grad)))
+            stack.enter_context(mock.patch.object(Optimizer, "__init__", self._created(Optimizer.__init__)))
+            for handle in (
+                register_optimizer_step_pre_hook(self._step_starts),
+                register_optimizer_step_post_hook(self._step_ended),
+            ):
+                stack.callback(handle.remove)
+            yield self
+
+    @contextmanager
+    def _inside_backward(self) -> Iterator[None]:
+        self._depth.backward = getattr(self._depth, "backward", 0) + 1
+        try:
+            yield
+        finally:
+            self._depth.backward -= 1
+
+    def _backward(self, original: Callable[..., None]) -> Callable[..., None]:
+        def backward(tensors: Any, grad_tensors: Any = None, *args: Any, **kwargs: Any) -> None:
+            if self.in_backward:
+                return original(tensors, grad_tensors, *args, **kwargs)
+            roots = _as_list(tensors)
+            gradients = _as_list(grad_tensors) or [None] * len(roots)
+            for listener in self.listeners:
+                gradients = listener.backward_starts(roots, gradients) or gradients
+            with self._inside_backward():
+                original(roots, gradients, *args, **kwargs)
+            for listener in self.listeners:
+                listener.backward_ended(roots)
+            if not self.has_optimizer:
+                self._publish_step(None)
+            return None
+
+        return backward
+
+    def _publish_step(self, optimizer: Any) -> None:
+        for listener in self.listeners:
+            listener.step_starts(optimizer)
+        for listener in self.listeners:
+            listener.step_ended(optimizer)
+
+    def _created(self, original: Callable[..., None]) -> Callable[..., None]:
+        @wraps(original)
+        def __init__(optimizer: Optimizer, *args: Any, **kwargs: Any) -> None:
+            self.has_optimizer = True
+            original(optimizer, *args, **kwargs)
+
+        return __init__
+
+    def _grad(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        def grad(outputs: Any, *args: Any, **kwargs: Any) -> Any:
+            if self.in_backward:
+                return original(outputs, *args, **kwargs)
+            with self._inside_backward():
+                result = original(outputs, *args, **kwargs)
+            for listener in self.listeners:
+                listener.gradient_taken(_as_list(outputs))
+            return result
+
+        return grad
+
+    def _step_starts(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        """A step that raised never ended: entering the same optimizer again forgets it."""
+        if any(running is optimizer for running in self._stepping):
+            self._stepping.clear()
+        self._stepping.append(optimizer)
+        if len(self._stepping) == 1:
+            for listener in self.listeners:
+                listener.step_starts(optimizer)
+
+    def _step_ended(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        """Outermost steps count: an optimizer that wraps another one (SAM, Lookahead) is one optimizer."""
+        if self._stepping:
+            self._stepping.pop()
+        if not self._stepping:
+            for listener in self.listeners:
+                listener.step_ended(optimizer)

@@ -1,0 +1,112 @@
+"""Which model a module belongs to, and its fully qualified name in it.
+
+Scripts create models anywhere: as globals, inside functions, as attributes of a trainer, or as copies.
+The first call of an unknown module looks for the outermost module that contains it among the variables
+of the calling frames; the whole tree is named then.
+"""
+
+from __future__ import annotations
+
+import sys
+import types
+from collections.abc import Iterator
+from dataclasses import dataclass
+from weakref import WeakKeyDictionary, ref
+
+from torch import nn
+
+_WRAPPERS = {"_orig_mod"}
+_WRAPPER_TYPES = {"DistributedDataParallel", "DataParallel", "FullyShardedDataParallel"}
+
+
+@dataclass(frozen=True)
+class ModuleName:
+    """A module's model (the script's own variable name for it) and its fqn inside that model ('' for the model)."""
+
+    model: str
+    fqn: str
+
+
+def _caller_frames() -> Iterator[types.FrameType]:
+    frame: types.FrameType | None = sys._getframe(2)
+    while frame is not None:
+        package = frame.f_globals.get("__name__", "").partition(".")[0]
+        if package not in ("torch", "precaudit"):
+            yield frame
+        frame = frame.f_back
+
+
+def _named_values(frame: types.FrameType) -> Iterator[tuple[str, object]]:
+    """Local variables, one level into the attributes of the objects among them, then globals."""
+    for name, value in list(frame.f_locals.items()):
+        yield name, value
+        if hasattr(value, "__dict__") and not isinstance(value, (nn.Module, types.ModuleType, type)):
+            yield from list(vars(value).items())
+        if isinstance(value, dict) and len(value) < 64:
+            yield from ((str(key), item) for key, item in list(value.items()))
+    yield from list(frame.f_globals.items())
+
+
+def _owners(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    checked: dict[int, bool] = {}
+    for frame in _caller_frames():
+        for name, value in _named_values(frame):
+            if not isinstance(value, nn.Module):
+                continue
+            if id(value) not in checked:
+                checked[id(value)] = any(inner is module for inner in value.modules())
+            if checked[id(value)]:
+                yield name, value
+
+
+def find_model(module: nn.Module) -> tuple[str, nn.Module]:
+    """The outermost module in sight that contains `module`, and the variable that holds it."""
+    owners = list(_owners(module))
+    model = max((value for _, value in owners), key=lambda m: sum(1 for _ in m.modules()), default=module)
+    names = [name for name, value in owners if value is model and name != "self" and not name.startswith("__")]
+    return (names[-1] if names else type(model).__name__), model
+
+
+def _visible(fqn: str, wrapper: bool) -> str:
+    parts = [part for part in fqn.split(".") if part not in _WRAPPERS]
+    return ".".join(parts[1:] if wrapper and parts[:1] == ["module"] else parts)
+
+
+class ModuleNames:
+    """Names of all modules met so far; holds no module alive."""
+
+    def __init__(self) -> None:
+        self._names: WeakKeyDictionary[nn.Module, ModuleName] = WeakKeyDictionary()
+        self._models: dict[str, ref[nn.Module]] = {}
+
+    def of(self, module: nn.Module) -> ModuleName:
+        name = self._names.get(module)
+        if name is None:
+            self.add_model(*reversed(find_model(module)))
+            name = self._names.setdefault(module, ModuleName(type(module).__name__, ""))
+        return name
+
+    def add_model(self, model: nn.Module, variable: str) -> str:
+        """Name the tree under `model`; returns the model's unique name."""
+        unique = self._unique(model, variable)
+        self._models[unique] = ref(model)
+        wrapper = type(model).__name__ in _WRAPPER_TYPES
+        for fqn, module in model.named_modules():
+            self._names[module] = ModuleName(unique, _visible(fqn, wrapper))
+        return unique
+
+    def model(self, name: str) -> nn.Module | None:
+        holder = self._models.get(name)
+        return holder() if holder else None
+
+    @property
+    def models(self) -> dict[str, nn.Module]:
+        return {name: model for name in self._models if (model := self.model(name)) is not None}
+
+    def _unique(self, model: nn.Module, variable: str) -> str:
+        """A model that is re-created (cross-validation, restarts) keeps its name once the old one is gone."""
+        name, number = variable, 1
+        while (known := self.model(name)) is not None and known is not model:
+            number += 1
+            name = f"{variable}_{number}"
+        return name

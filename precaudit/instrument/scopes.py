@@ -1,0 +1,101 @@
+"""Module scopes: which module's forward is running, told to listeners on entry and exit."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+from torch import nn
+from torch.nn.modules import module as hooks
+
+from precaudit.instrument.names import ModuleName, ModuleNames
+
+
+class Frame:
+    """One running forward. `data` belongs to listeners; `op_counts` numbers the calls of each op in this forward."""
+
+    __slots__ = ("call", "data", "module", "name", "op_counts", "root")
+
+    def __init__(self, module: nn.Module, name: ModuleName, root: Frame | None) -> None:
+        self.module = module
+        self.name = name
+        self.root = root or self
+        self.call: tuple[Any, Any] = ((), {})
+        self.op_counts: dict[str, int] = {}
+        self.data: dict[str, Any] = {}
+
+    @property
+    def is_outermost(self) -> bool:
+        return self.root is self
+
+
+class ScopeListener(Protocol):
+    """`entered` runs before the module's forward, `left` after it (output None when it raised).
+
+    `left` returns the output, replaced or not.
+    """
+
+    def entered(self, frame: Frame) -> None: ...
+
+    def left(self, frame: Frame, output: Any) -> Any: ...
+
+
+class _Stack(threading.local):
+    def __init__(self) -> None:
+        self.frames: list[Frame] = []
+
+
+class ModuleScopes:
+    """Publishes every module's forward through torch's global module hooks, so models may be born anywhere."""
+
+    def __init__(self, names: ModuleNames) -> None:
+        self.names = names
+        self.listeners: list[ScopeListener] = []
+        self.raised_in: str | None = None
+        self._stack = _Stack()
+
+    @property
+    def current(self) -> Frame | None:
+        return self._stack.frames[-1] if self._stack.frames else None
+
+    @contextmanager
+    def installed(self) -> Iterator[ModuleScopes]:
+        handles = [
+            hooks.register_module_forward_pre_hook(self._enter),
+            hooks.register_module_forward_hook(self._leave, with_kwargs=True, always_call=True),
+        ]
+        try:
+            yield self
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _enter(self, module: nn.Module, args: Any) -> None:
+        frames = self._stack.frames
+        frame = Frame(module, self.names.of(module), frames[-1].root if frames else None)
+        if not frames:
+            self.raised_in = None
+        frames.append(frame)
+        for listener in self.listeners:
+            listener.entered(frame)
+
+    def _leave(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
+        """Unwinds to the module's own frame: inner ones are left over when a forward was cut short."""
+        frames = self._stack.frames
+        if not any(frame.module is module for frame in frames):
+            return None
+        if output is None and self.raised_in is None:
+            name = frames[-1].name
+            self.raised_in = f"{name.model}:{name.fqn}"
+        while frames:
+            frame = frames.pop()
+            own = frame.module is module
+            frame.call = (args, kwargs)
+            result = output if own else None
+            for listener in reversed(self.listeners):
+                result = listener.left(frame, result)
+            if own:
+                return result if result is not output else None
+        return None

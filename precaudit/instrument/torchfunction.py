@@ -1,0 +1,134 @@
+"""Torch functions as a mode sees them: their names, and the operations inside Python composites.
+
+A `TorchFunctionMode` is handed Python-level composites such as `F.multi_head_attention_forward` as one
+call. Calling them with the mode off hides what they do; calling them with the mode on recurses, because
+they ask `has_torch_function` again. `expand` runs a twin of the function whose own override check is off,
+so that the mode sees the C++ operations inside.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from typing import Any
+
+import torch
+
+_ALIASES = {
+    "__matmul__": "matmul",
+    "__rmatmul__": "matmul",
+    "__imatmul__": "matmul",
+    "__pow__": "pow",
+    "__rpow__": "pow",
+    "__ipow__": "pow",
+    "_conv_forward": "conv",
+    "__add__": "add",
+    "__radd__": "add",
+    "__iadd__": "add",
+    "__mul__": "mul",
+    "__rmul__": "mul",
+    "__imul__": "mul",
+    "__sub__": "sub",
+    "__rsub__": "sub",
+    "rsub": "sub",
+    "__isub__": "sub",
+    "__truediv__": "div",
+    "__rtruediv__": "div",
+    "__itruediv__": "div",
+    "__rdiv__": "div",
+    "true_divide": "div",
+    "__div__": "div",
+    "__neg__": "neg",
+    "__abs__": "abs",
+    "special_softmax": "softmax",
+    "special_log_softmax": "log_softmax",
+}
+
+_COMPOSITES = ("torch.functional", "torch.nn.functional")
+
+
+@lru_cache(maxsize=4096)
+def op_name(func: Callable[..., Any]) -> str:
+    """torch's name for a function, with operator spellings and in-place variants folded into one."""
+    name = getattr(func, "__name__", type(func).__name__)
+    name = _ALIASES.get(name, name)
+    return name[:-1] if name.endswith("_") and not name.startswith("__") else name
+
+
+def _no_override(*_: object) -> bool:
+    return False
+
+
+_OVERRIDE_CHECKS = dict.fromkeys(
+    ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic"), _no_override
+)
+
+
+@lru_cache(maxsize=256)
+def _twin_globals(module: str) -> dict[str, Any]:
+    import sys
+
+    return {**vars(sys.modules[module]), **_OVERRIDE_CHECKS}
+
+
+@lru_cache(maxsize=4096)
+def twin(func: Callable[..., Any]) -> Callable[..., Any] | None:
+    """A copy of a Python composite of torch that doesn't ask for overrides; None for anything else."""
+    while isinstance(func, types.FunctionType) and "__wrapped__" in vars(func):
+        func = func.__wrapped__
+    if not isinstance(func, types.FunctionType) or func.__module__ not in _COMPOSITES:
+        return None
+    copy = types.FunctionType(
+        func.__code__, _twin_globals(func.__module__), func.__name__, func.__defaults__, func.__closure__
+    )
+    copy.__kwdefaults__ = func.__kwdefaults__
+    return copy
+
+
+def map_tensors(function: Callable[[torch.Tensor], torch.Tensor], value: Any) -> Any:
+    """`value` with `function` applied to every tensor in nested lists, tuples and mappings.
+
+    Containers are rebuilt only where a tensor changed, so identities survive a mapping that changes nothing.
+    """
+    if isinstance(value, torch.Tensor):
+        return function(value)
+    if isinstance(value, (list, tuple)):
+        items = [map_tensors(function, item) for item in value]
+        if all(new is old for new, old in zip(items, value, strict=True)):
+            return value
+        if hasattr(value, "_fields"):
+            return type(value)(*items)
+        return type(value)(items) if type(value) in (list, tuple) else _rebuilt_sequence(value, items)
+    if isinstance(value, Mapping):
+        changed = {key: map_tensors(function, item) for key, item in value.items()}
+        return value if all(changed[key] is value[key] for key in value) else _rebuilt_mapping(value, changed)
+    return value
+
+
+def _rebuilt_sequence(value: Any, items: list[Any]) -> Any:
+    """torch's structseq results (`max`, `sort`) take one iterable; unknown subclasses fall back to a tuple."""
+    try:
+        return type(value)(items)
+    except TypeError:
+        return tuple(items)
+
+
+def _rebuilt_mapping(value: Mapping[str, Any], changed: dict[str, Any]) -> Any:
+    if type(value) is dict:
+        return changed
+    try:
+        return type(value)(**changed)
+    except TypeError:
+        return type(value)(changed)  # type: ignore[call-arg]
+
+
+def tensors_in(value: Any) -> list[torch.Tensor]:
+    """Every tensor in nested lists, tuples and mappings, in order."""
+    if isinstance(value, torch.Tensor):
+        return [value]
+    if isinstance(value, (list, tuple)):
+        return [tensor for item in value for tensor in tensors_in(item)]
+    if isinstance(value, Mapping):
+        return [tensor for item in value.values() for tensor in tensors_in(item)]
+    return []

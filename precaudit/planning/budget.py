@@ -1,0 +1,51 @@
+"""Error budget: how much a format disturbs the gradient, in units of the noise that training has anyway."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from precaudit.tracing.records import GradientDifference
+
+RHO_LIMIT, SNR_LIMIT, BIAS_LIMIT = 0.01, 10.0, 0.2
+
+
+@dataclass(frozen=True)
+class GradientError:
+    """`rho` = E|delta|^2 / tr Sigma: an effective batch of B / (1 + rho). `snr` = |g|^2 / E|delta|^2.
+    `bias` = |E delta| / |E g|: the part that batches don't average out. nan where not measurable."""
+
+    label: str
+    rho: float
+    snr: float
+    bias: float
+    evaluations: int
+
+    @property
+    def within_budget(self) -> bool:
+        """Unknown noise (rho nan) leaves the decision to signal and bias."""
+        quiet = not self.rho > RHO_LIMIT or math.isnan(self.rho)
+        return quiet and self.snr >= SNR_LIMIT and self.bias <= BIAS_LIMIT
+
+
+def _ratio(a: float, b: float) -> float:
+    if math.isinf(a):
+        return math.inf
+    return a / b if b > 0 else (0.0 if a == 0 else math.nan)
+
+
+def gradient_error(label: str, differences: Iterable[GradientDifference]) -> GradientError | None:
+    """The whole model's error under the plan `label`, summed over modules; None where nothing was probed."""
+    parts = [d for d in differences if d.label == label]
+    if not parts:
+        return None
+    delta, gradient = sum(d.delta for d in parts), sum(d.gradient for d in parts)
+    noise, bias, mean = sum(d.noise for d in parts), sum(d.bias for d in parts), sum(d.mean for d in parts)
+    return GradientError(
+        label=label,
+        rho=_ratio(delta, noise),
+        snr=_ratio(gradient, delta) if delta > 0 else math.inf,
+        bias=math.sqrt(_ratio(bias, mean)) if mean > 0 else 0.0,
+        evaluations=max(d.evaluations for d in parts),
+    )

@@ -1,0 +1,156 @@
+"""From what is forbidden to a plan: the lowest format that fits for every module, with the reason where it differs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from precaudit.formats import FORMATS
+from precaudit.model import Layer, LossScale, OpFormat, Plan
+from precaudit.planning.loss_scale import best_compromise, conflicts, half_gradients, k_max, recommend
+from precaudit.planning.rules import Ban
+from precaudit.tracing.records import Trace
+
+PREFERENCE = ("float8_e4m3", "bfloat16", "float16", "tf32", "float32")
+"""float8 where it was asked for, then bfloat16: float32's range needs no loss scale."""
+
+_FALLBACK = {
+    "float8_e4m3": ("bfloat16", "float16", "tf32", "float32"),
+    "float8_e5m2": ("bfloat16", "float16", "tf32", "float32"),
+    "float16": ("bfloat16", "tf32", "float32"),
+    "bfloat16": ("float16", "tf32", "float32"),
+    "tf32": ("float32",),
+    "float32": ("float32",),
+}
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What the planner may use and must avoid. `promoted` are repairs: (fqn, op or '') to the format they need."""
+
+    formats: tuple[str, ...]
+    target: str
+    bans: tuple[Ban, ...] = ()
+    promoted: Mapping[tuple[str, str], tuple[str, str]] = field(default_factory=dict)
+    default: str | None = None
+    steps: int = 100
+
+
+def default_format(formats: Sequence[str]) -> str:
+    return next((name for name in PREFERENCE if name in formats), "float32")
+
+
+def fallback(current: str, allowed: Sequence[str], banned: Iterable[str] = ()) -> str:
+    """The next safer format than `current` among the allowed ones; float32 is always allowed."""
+    refused = set(banned)
+    return next(
+        (name for name in _FALLBACK[current] if (name in allowed or name == "float32") and name not in refused),
+        "float32",
+    )
+
+
+def build_plan(trace: Trace, choices: Choices) -> Plan:
+    """The plan for the trained models of a trace, loss scale included."""
+    default = choices.default or default_format(choices.formats)
+    layers = {layer.fqn: layer for layer in trace.layers if layer.trained}
+    names = dict.fromkeys([*trace.leaves, *layers])
+    draft = _Draft(choices, default, {fqn: _own_format(layers.get(fqn), default, trace) for fqn in names})
+    for ban in choices.bans:
+        draft.avoid(ban, layers.get(ban.fqn))
+    for (fqn, op), (format_name, why) in choices.promoted.items():
+        draft.promote(fqn, op, format_name, why)
+    return _with_loss_scale(draft.plan(), trace, choices)
+
+
+def _own_format(layer: Layer | None, default: str, trace: Trace) -> str:
+    """float8 is for linear layers with sizes in multiples of 16; everything else runs in bfloat16 beside it."""
+    if not default.startswith("float8"):
+        return default
+    shapes = [op.shapes for op in trace.ops if layer is not None and op.fqn == layer.fqn and op.op == "linear"]
+    fits = bool(shapes) and all(len(s) > 1 and all(size % 16 == 0 for size in s[1]) for s in shapes)
+    return default if fits else "bfloat16"
+
+
+@dataclass
+class _Draft:
+    choices: Choices
+    default: str
+    modules: dict[str, str]
+    ops: dict[tuple[str, str], str] = field(default_factory=dict)
+    because: dict[str, str] = field(default_factory=dict)
+
+    def avoid(self, ban: Ban, layer: Layer | None) -> None:
+        """A leaf moves as a whole; in a module that computes between its children, only the operation moves."""
+        key = (ban.fqn, ban.op)
+        whole = layer is None or layer.leaf
+        current = self.modules.get(ban.fqn, self.default) if whole else self.ops.get(key, self._of(ban.fqn))
+        if current != ban.format:
+            return
+        banned = {b.format for b in self.choices.bans if (b.fqn, b.op) == key}
+        # An operation outside the products follows its inputs: only float32 frees it from their format.
+        safer = fallback(current, self.choices.formats, banned) if ban.category == "lower" else "float32"
+        if whole:
+            self.modules[ban.fqn] = safer
+        else:
+            self.ops[key] = safer
+        self.because[ban.fqn if whole else f"{ban.fqn}:{ban.op}"] = ban.why
+
+    def promote(self, fqn: str, op: str, format_name: str, why: str) -> None:
+        if op:
+            self.ops[fqn, op] = format_name
+        else:
+            inside = [name for name in self.modules if name == fqn or name.startswith(f"{fqn}.") or not fqn]
+            for name in inside or [fqn]:
+                self.modules[name] = format_name
+            for key in [key for key in self.ops if key[0] in inside]:
+                del self.ops[key]
+        self.because[f"{fqn}:{op}" if op else fqn] = why
+
+    def _of(self, fqn: str) -> str:
+        return self.modules.get(fqn, self.default)
+
+    def plan(self) -> Plan:
+        exceptions = tuple(
+            OpFormat(fqn, op, name) for (fqn, op), name in self.ops.items() if name != self._of(fqn)
+        )
+        used = {self.default, *self.modules.values()}
+        return Plan(
+            default=self.default,
+            modules=self.modules,
+            ops=exceptions,
+            because=self.because,
+            matmul_precision="high" if "tf32" in {*used, *self.choices.formats} else "highest",
+            target=self.choices.target,
+        )
+
+
+def _with_loss_scale(plan: Plan, trace: Trace, choices: Choices) -> Plan:
+    """The scale for the float16 modules; modules that no single scale serves leave float16."""
+    trained = [layer for layer in trace.layers if layer.trained]
+    gradients = half_gradients(trained, plan)
+    gradients = {fqn: stats for fqn, stats in gradients.items() if any(s.numel for s in stats)}
+    maxima = [value for _, value in trace.maxima]
+    if not gradients or not maxima:
+        return replace(plan, loss_scale=LossScale())
+    unserved = conflicts(gradients, k_max(maxima))
+    if unserved:
+        plan = _without_conflicts(plan, best_compromise(gradients)[1] or tuple(unserved), choices)
+        gradients = {fqn: s for fqn, s in gradients.items() if plan.modules.get(fqn) == "float16"}
+    return replace(plan, loss_scale=recommend(maxima, gradients, choices.steps))
+
+
+def _without_conflicts(plan: Plan, unserved: Iterable[str], choices: Choices) -> Plan:
+    safer = fallback("float16", choices.formats)
+    why = "its gradients need another loss scale than the rest: no single scale serves both"
+    moved = tuple(unserved)
+    return replace(
+        plan,
+        modules={**plan.modules, **dict.fromkeys(moved, safer)},
+        because={**plan.because, **dict.fromkeys(moved, why)},
+    )
+
+
+def supported(formats: Sequence[str], available: Iterable[str]) -> tuple[str, ...]:
+    """The formats asked for that the target has."""
+    have = set(available)
+    return tuple(name for name in formats if name in have and name in FORMATS)

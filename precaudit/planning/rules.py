@@ -1,0 +1,139 @@
+"""Static rules: what the ranges and operations of one audit forbid, without running anything again.
+
+Each rule is a function from a trace to bans: this module or operation must not run in that format, because ...
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from precaudit.formats import FORMATS, Format
+from precaudit.model import Location, Op, Severity
+from precaudit.tracing.records import Trace
+
+HEADROOM = 4.0
+"""Ranges grow in training: a value within this factor of a format's maximum is treated as too large."""
+LOCAL_ERROR_LIMIT = 0.25
+"""An operation that alone errs by a quarter of its result (rms) has lost it; rounding gives 2^-mantissa."""
+INTEGER_OPS = "positions, indices or counts"
+
+
+@dataclass(frozen=True)
+class Ban:
+    """`fqn`'s operation `op` must not run in `format`; `rule`, `why` and `fix` are for the person."""
+
+    rule: str
+    fqn: str
+    op: str
+    format: str
+    severity: Severity
+    why: str
+    fix: str
+    category: str
+    location: Location | None = None
+    value: float | None = None
+
+
+Rule = Callable[[Op, Format], Ban | None]
+
+
+def _ban(rule: str, op: Op, target: Format, severity: Severity, why: str, fix: str, value: float | None = None) -> Ban:
+    return Ban(rule, op.fqn, op.op, target.name, severity, why, fix, op.category, op.location, value)
+
+
+def overflow(op: Op, target: Format) -> Ban | None:
+    """PA101: the result, where autocast stores it in half, reaches the format's maximum or comes close."""
+    record = op.tensor("activation")
+    if record is None or not op.half or record.stats.amax * HEADROOM < target.maximum:
+        return None
+    amax = record.stats.amax
+    over = amax >= target.overflow_threshold
+    why = f"{op.op} reaches {amax:.3g}, " + (
+        f"above {target.name}'s maximum of {target.maximum:g}"
+        if over
+        else f"within a factor of {target.maximum / amax:.1f} of {target.name}'s maximum {target.maximum:g}"
+    )
+    return _ban("PA101", op, target, "error" if over else "note", why, "run it in bfloat16 or float32", amax)
+
+
+def operand_overflow(op: Op, target: Format) -> Ban | None:
+    """PA102: a product's operand would overflow when autocast casts it to the format."""
+    if op.category != "lower" or op.input_amax is None or op.input_amax * HEADROOM < target.maximum:
+        return None
+    over = op.input_amax >= target.overflow_threshold
+    why = f"{op.op} takes inputs up to {op.input_amax:.3g}; {target.name} ends at {target.maximum:g}"
+    return _ban(
+        "PA102", op, target, "error" if over else "note", why, "run it in bfloat16 or float32", op.input_amax
+    )
+
+
+def large_constant(op: Op, target: Format) -> Ban | None:
+    """PA103: a constant such as a mask's -1e9 doesn't fit the half tensor it is written to."""
+    if not op.half or op.constants is None or op.constants[1] < target.overflow_threshold:
+        return None
+    if op.constants[1] == float("inf"):
+        return None
+    why = f"{op.op} uses the constant {op.constants[1]:.3g}, which {target.name} cannot hold ({target.maximum:g})"
+    fix = "mask with torch.finfo(x.dtype).min or float('-inf'), or keep this operation in float32"
+    return _ban("PA103", op, target, "error", why, fix, op.constants[1])
+
+
+def vanishing_constant(op: Op, target: Format) -> Ban | None:
+    """PA104: a constant such as eps=1e-12 rounds to zero next to a half tensor, so it protects nothing."""
+    if not op.half or op.constants is None or op.op not in _PROTECTED or op.constants[0] > target.flush_threshold:
+        return None
+    why = f"{op.op} uses the constant {op.constants[0]:.3g}, which is zero in {target.name}"
+    return _ban("PA104", op, target, "warning", why, "use a larger eps or keep this operation in float32")
+
+
+_PROTECTED = frozenset("add sub div clamp clamp_min maximum mul".split())
+
+
+def integers(op: Op, target: Format) -> Ban | None:
+    """PA105: integer-valued inputs of a product above 2^p are no longer told apart."""
+    limit = 2.0**target.precision
+    if op.integer_amax is None or op.integer_amax <= limit:
+        return None
+    why = f"{op.op} takes whole numbers up to {op.integer_amax:g}; {target.name} tells them apart up to {limit:g} only"
+    return _ban("PA105", op, target, "error", why, f"compute {INTEGER_OPS} in float32", op.integer_amax)
+
+
+def local_error(op: Op, target: Format) -> Ban | None:
+    """PA106: this operation alone, in the format, loses its result."""
+    error = op.local_error.get(target.name, 0.0)
+    if error < LOCAL_ERROR_LIMIT or not (op.half or op.category == "lower"):
+        return None
+    lost = "becomes non-finite" if error == float("inf") else f"errs by {error:.0%} of its result"
+    why = f"{op.op} alone {lost} in {target.name}"
+    return _ban("PA106", op, target, "error", why, "keep this operation in float32", error)
+
+
+def unsafe(op: Op, target: Format) -> Ban | None:
+    """PA107: CUDA autocast refuses the operation."""
+    if op.category != "banned" or target.storage_bits > 16:
+        return None
+    why = f"CUDA autocast refuses {op.op}: its gradient overflows in half precision"
+    fix = "use binary_cross_entropy_with_logits, or keep this operation in float32"
+    return _ban("PA107", op, target, "error", why, fix)
+
+
+RULES: tuple[Rule, ...] = (
+    overflow,
+    operand_overflow,
+    large_constant,
+    vanishing_constant,
+    integers,
+    local_error,
+    unsafe,
+)
+
+
+def bans(trace: Trace, formats: Iterable[str]) -> tuple[Ban, ...]:
+    """Everything the static rules forbid in the trained models, in the order of the rules."""
+    models = {layer.fqn for layer in trace.layers if layer.trained}
+    targets = [FORMATS[name] for name in formats if name != "float32"]
+    ops = [op for op in trace.ops if op.fqn in models]
+    return tuple(
+        ban for rule in RULES for op in ops for target in targets if (ban := rule(op, target)) is not None
+    )

@@ -1,0 +1,111 @@
+"""The audit: one float32 run that is traced, and one that probes gradients in each format along the same path."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from precaudit.errors import ExitCode, PrecauditError
+from precaudit.model import Plan
+from precaudit.planning.budget import GradientError, gradient_error
+from precaudit.planning.planner import Choices, build_plan
+from precaudit.planning.rules import Ban, bans
+from precaudit.profiling.schedule import Schedule, schedule
+from precaudit.running.job import Job, RunResult, RunSpec
+from precaudit.tracing.records import Trace
+
+Runner = Callable[[RunSpec], RunResult]
+PROBED = ("bfloat16", "float16", "float8_e4m3", "float8_e5m2")
+
+
+@dataclass(frozen=True)
+class Audit:
+    """`reference` is the float32 run of seed 0; `as_written` the script's own low precision, where it has any."""
+
+    job: Job
+    reference: RunResult
+    trace: Trace
+    bans: tuple[Ban, ...] = ()
+    errors: tuple[GradientError, ...] = ()
+    as_written: RunResult | None = None
+    neutralize: bool = False
+    replay: RunResult | None = None
+
+    @property
+    def complete(self) -> bool:
+        return self.reference.status in ("stopped", "ended")
+
+
+def run_audit(job: Job, formats: tuple[str, ...], execution: str, runner: Runner) -> Audit:
+    """Trace the script in float32. Whatever was measured before a failure is in the result."""
+    probed = tuple(name for name in formats if name in PROBED)
+    plan = schedule(job.steps, len(probed))
+    with tempfile.TemporaryDirectory(prefix="precaudit-") as folder:
+        spec = RunSpec(
+            job, "reference", audited=plan.audited, shadowed=plan.shadowed, formats=formats,
+            probe_dir=folder, probe_save=plan.saved, execution=execution,  # type: ignore[arg-type]
+        )
+        first = runner(spec)
+        reference, as_written = first, None
+        if first.trace is not None and first.trace.low_dtypes and first.status in ("stopped", "ended"):
+            as_written = replace(first, label="as-written")
+            reference = runner(replace(spec, neutralize=True))
+        elif "grad_scaler" in first.baseline and first.status in ("stopped", "ended"):
+            as_written = runner(RunSpec(job, "as-written", precision="as-written"))
+        trace = reference.trace or Trace()
+        audit = Audit(
+            replace(job, steps=reference.steps or job.steps), reference, trace, bans(trace, formats),
+            as_written=as_written, neutralize=reference is not first,
+        )
+        if not audit.complete or reference.steps < job.steps or not plan.probed.get("init"):
+            return audit
+        return _with_probes(audit, plan, probed, replace(spec, neutralize=audit.neutralize), runner)
+
+
+def _with_probes(audit: Audit, plan: Schedule, probed: tuple[str, ...], spec: RunSpec, runner: Runner) -> Audit:
+    """Gradients in each format against float32's, at both phases, each step under one format in turn."""
+    plans = {name: _probe_plan(audit, name) for name in probed}
+    compare: dict[int, tuple[str, Plan]] = {}
+    for phase, steps in plan.probed.items():
+        for i, step in enumerate(steps):
+            name = probed[i % len(probed)]
+            compare[step] = (f"{name}@{phase}", plans[name])
+    replay = runner(
+        replace(spec, label="replay", audited=frozenset(), shadowed=frozenset(), probe_save=frozenset(),
+                probe_compare=compare)
+    )
+    labels = dict.fromkeys(label for label, _ in compare.values())
+    errors = (gradient_error(label, replay.differences) for label in labels)
+    return replace(audit, errors=tuple(error for error in errors if error), replay=replay)
+
+
+def _probe_plan(audit: Audit, name: str) -> Plan:
+    """The whole model in one format, without what the static rules forbid."""
+    formats = (name, "float32")
+    return build_plan(audit.trace, Choices(formats, "", audit.bans, default=name, steps=audit.job.steps))
+
+
+def require_measurable(audit: Audit) -> None:
+    """Raise where there is nothing to measure, saying why."""
+    run = audit.reference
+    if not audit.complete:
+        return
+    if run.backward_calls == 0 and not run.losses:
+        raise PrecauditError(
+            "nothing to measure: the script finished without a backward pass. precaudit audits training; "
+            "give it the script that trains, or a model file with build_model, batches and loss",
+            ExitCode.NOTHING_TO_MEASURE,
+        )
+    if not any(layer.trained for layer in audit.trace.layers):
+        raise PrecauditError(
+            "nothing to measure: no torch.nn.Module with parameters took part in a backward pass. precaudit "
+            "plans a precision per module; put the parameters into an nn.Module",
+            ExitCode.NOTHING_TO_MEASURE,
+        )
+
+
+def chosen_formats(errors: tuple[GradientError, ...], formats: tuple[str, ...]) -> tuple[str, ...]:
+    """The formats whose whole-model gradient error is within budget; wider formats are always allowed."""
+    over = {error.label.partition("@")[0] for error in errors if not error.within_budget}
+    return tuple(name for name in formats if name not in over)

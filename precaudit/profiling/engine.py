@@ -1,0 +1,198 @@
+"""`profile`: the stages in order. Whatever happens, what was measured until then comes back as a Report."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from precaudit import __version__
+from precaudit.errors import ExitCode, PrecauditError
+from precaudit.model import Plan, Report, Verification
+from precaudit.planning.planner import Choices, build_plan
+from precaudit.profiling.audit import Audit, Runner, chosen_formats, require_measurable, run_audit
+from precaudit.profiling.environment import environment
+from precaudit.profiling.findings import all_findings
+from precaudit.profiling.settings import Settings
+from precaudit.profiling.trials import verify
+from precaudit.running.job import Job, RunResult, RunSpec
+from precaudit.tensorcores.peaks import Gpu, find_gpu, get_gpu
+
+DEFAULT_FORMATS = ("bfloat16", "float16", "tf32")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The report and the exit code that goes with it; `error` is what to tell the person where the script failed."""
+
+    report: Report
+    exit_code: ExitCode
+    error: str | None = None
+
+
+class _Clock:
+    """A runner that keeps every result, for the account of time at the end."""
+
+    def __init__(self, runner: Runner) -> None:
+        self._runner = runner
+        self.results: list[tuple[RunSpec, RunResult]] = []
+
+    def __call__(self, spec: RunSpec) -> RunResult:
+        result = self._runner(spec)
+        self.results.append((spec, result))
+        return result
+
+
+def profile_job(job: Job, settings: Settings, runner: Runner) -> Outcome:
+    """Audit, plan, verify and repair, report."""
+    start = time.perf_counter()
+    clock = _Clock(runner)
+    where = environment()
+    target = _target(settings, where)
+    formats = _formats(settings, target)
+    execution = _execution(settings, where)
+    audit = run_audit(job, formats, execution, clock)
+    plan, verification = Plan(target=target.name), Verification()
+    error, code = _failure(audit)
+    if code is None:
+        require_measurable(audit)
+        plan, verification = _plan_and_verify(audit, settings, formats, target, execution, clock)
+        code = _exit_code(plan, verification, settings)
+    report = Report(
+        environment=where,
+        job=_job_facts(job, settings, audit, formats, target),
+        layers=audit.trace.layers,
+        ops=audit.trace.ops,
+        findings=all_findings(audit, plan, verification),
+        plan=plan,
+        verification=verification,
+        performance=_performance(clock.results, time.perf_counter() - start),
+        cost=_cost(settings, audit),
+        precaudit_version=__version__,
+    )
+    return Outcome(report, code, error)
+
+
+def _target(settings: Settings, where: dict[str, Any]) -> Gpu:
+    if settings.target:
+        return get_gpu(settings.target)
+    return (find_gpu(where["device"]) if where["cuda"] else None) or get_gpu("h100")
+
+
+def _formats(settings: Settings, target: Gpu) -> tuple[str, ...]:
+    """The formats asked for; refused where the target lacks one that was named."""
+    if not settings.formats:
+        return tuple(name for name in DEFAULT_FORMATS if name in target.formats)
+    missing = [name for name in settings.formats if name not in (*target.formats, "float32")]
+    if missing:
+        raise PrecauditError(
+            f"{target.name} has no {', '.join(missing)}; its formats: {', '.join(target.formats)}. "
+            "Choose another --target or --formats"
+        )
+    return settings.formats
+
+
+def _execution(settings: Settings, where: dict[str, Any]) -> str:
+    if settings.execution == "native" and not where["cuda"]:
+        raise PrecauditError(
+            "--execution native needs a CUDA device: the CPU's autocast rounds at other places. Use --execution emulated"
+        )
+    if settings.execution == "auto":
+        return "native" if where["cuda"] else "emulated"
+    return settings.execution
+
+
+def _failure(audit: Audit) -> tuple[str | None, ExitCode | None]:
+    run = audit.reference
+    if run.status == "interrupted":
+        return f"interrupted after {run.steps} steps of the audit", ExitCode.FINDING
+    if audit.complete:
+        return None, None
+    text = run.error.traceback if run.error else run.status
+    return f"{text}\nthe script failed after {run.steps} {run.counted}", ExitCode.SCRIPT_FAILED
+
+
+def _plan_and_verify(
+    audit: Audit, settings: Settings, formats: tuple[str, ...], target: Gpu, execution: str, runner: Runner
+) -> tuple[Plan, Verification]:
+    allowed = chosen_formats(audit.errors, formats)
+    choices = Choices(allowed, target.name, audit.bans, steps=audit.job.steps)
+    plan = build_plan(audit.trace, choices)
+    if not plan.is_low_precision:
+        return plan, Verification(reason="no low-precision format is within the error budget")
+    if not settings.verify:
+        return plan, Verification(reason="verification was switched off (--no-verify)")
+
+    def replan(promoted: dict[tuple[str, str], tuple[str, str]]) -> Plan:
+        return build_plan(audit.trace, replace(choices, promoted=promoted))
+
+    verification, plan = verify(audit, plan, replan, execution, runner, settings.seeds, settings.quick)
+    return plan, verification
+
+
+def _exit_code(plan: Plan, verification: Verification, settings: Settings) -> ExitCode:
+    verified = verification.verdict in ("pass", "screened") and plan.is_low_precision
+    return ExitCode.OK if verified or not settings.verify else ExitCode.FINDING
+
+
+def _job_facts(
+    job: Job, settings: Settings, audit: Audit, formats: Sequence[str], target: Gpu
+) -> dict[str, Any]:
+    run = audit.reference
+    notes = list(run.notes)
+    if run.status == "ended" and run.steps < job.steps:
+        notes.append(f"the script ended after {run.steps} of {job.steps} steps; everything refers to those")
+    if "autocast" in run.baseline or "grad_scaler" in run.baseline:
+        notes.append("the script's own autocast and GradScaler were off in the float32 runs and under the plan")
+    if audit.neutralize:
+        notes.append("the script's own casts to low precision were float32 in the reference and under the plan")
+    return {
+        "kind": job.kind,
+        "script": job.target,
+        "argv": list(job.argv),
+        "steps": run.steps,
+        "steps_requested": job.steps,
+        "counted": run.counted,
+        "seeds": settings.seeds,
+        "target": target.name,
+        "formats": list(formats),
+        "device": job.device,
+        "quick": settings.quick,
+        "stopped": run.status,
+        "models": list(audit.trace.models),
+        "audited_steps": audit.trace.audited_steps,
+        "baseline": dict(run.baseline),
+        "gradient_errors": [
+            {"probe": e.label, "rho": e.rho, "snr": e.snr, "bias": e.bias, "evaluations": e.evaluations}
+            for e in audit.errors
+        ],
+        "notes": notes,
+    }
+
+
+def _performance(runs: list[tuple[RunSpec, RunResult]], seconds: float) -> dict[str, Any]:
+    """Plain time: the steps of every run at the median step of the unmeasured float32 runs (or the fastest third)."""
+    plain = [s for spec, r in runs if spec.precision == "float32" and not spec.probe_dir for s in r.step_seconds[1:]]
+    if not plain:
+        plain = sorted(s for _, r in runs for s in r.step_seconds[1:])
+        plain = plain[: max(1, len(plain) // 3)]
+    median = sorted(plain)[len(plain) // 2] if plain else None
+    steps = sum(result.steps for _, result in runs)
+    inside = sum(result.seconds for _, result in runs)
+    return {
+        "seconds_total": seconds,
+        "seconds_in_runs": inside,
+        "step_seconds": median,
+        "steps_run": steps,
+        "runs": len(runs),
+        "seconds_plain_steps": steps * median if median is not None else None,
+        "seconds_startup": seconds - sum(sum(result.step_seconds) for _, result in runs),
+        "ratio": sum(sum(r.step_seconds) for _, r in runs) / (steps * median) if median and steps else None,
+        "gpu": None,
+    }
+
+
+def _cost(settings: Settings, audit: Audit) -> dict[str, Any]:
+    """Money only for time measured on the device it is asked for; the CPU's times say nothing of a GPU's."""
+    return {"price_per_hour": settings.price, "usd_per_thousand_steps": None, "energy_joules": None}

@@ -1,0 +1,137 @@
+"""What to change after a failed trial: the first op that broke, the module that raised, or the largest error."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from precaudit.model import Plan
+from precaudit.planning.planner import fallback
+from precaudit.running.job import RunResult
+from precaudit.tracing.records import Fault, Trace
+from precaudit.verification.verdict import Judgement
+
+if TYPE_CHECKING:
+    from precaudit.profiling.trials import Trials
+
+_MOST = 3
+
+
+@dataclass(frozen=True)
+class Promotion:
+    """A module (op '') or an operation inside it, from one format to a safer one."""
+
+    fqn: str
+    op: str
+    source: str
+    target: str
+    why: str
+
+
+def find_repair(
+    trials: Trials, plan: Plan, candidates: Mapping[int, RunResult], judgement: Judgement
+) -> list[Promotion]:
+    """The least change that answers what was seen; empty where nothing is left to change."""
+    broken = next((run for run in candidates.values() if run.status not in ("stopped", "ended")), None)
+    if broken is not None:
+        return _after_exception(plan, broken, trials.audit.trace)
+    step = _first_bad_step(candidates, judgement)
+    if step is not None:
+        faults = _watch(trials, plan, candidates, step)
+        if faults:
+            return _after_fault(plan, faults, trials.audit.trace)
+    return _after_silent_error(plan, trials.audit.trace)
+
+
+def _first_bad_step(candidates: Mapping[int, RunResult], judgement: Judgement) -> int | None:
+    if judgement.lost_at is not None:
+        return judgement.lost_at
+    skipped = [run.skipped[-1] for run in candidates.values() if run.skipped]
+    ended_badly = any(
+        run.end_state.parameters or run.end_state.buffers or run.end_state.optimizer_state
+        or not all(finite for finite, _ in run.end_state.evaluations.values())
+        for run in candidates.values()
+    )
+    if skipped:
+        return max(skipped)
+    return max(run.steps for run in candidates.values()) - 1 if ended_badly else None
+
+
+def _watch(trials: Trials, plan: Plan, candidates: Mapping[int, RunResult], step: int) -> list[Fault]:
+    """Run the failing seed again and look for producers from two steps before; what float32 shares is no fault."""
+    seed = max(candidates)
+    start = max(0, step - 2)
+    watched = trials.run("watch", seed, plan, watch_from=start)
+    trials.log.pop()
+    legal = {
+        (op.fqn, op.op)
+        for op in trials.audit.trace.ops
+        if (record := op.tensor("activation")) is not None and record.stats.nonfinite
+    }
+    faults = watched.trace.faults if watched.trace else ()
+    return [fault for fault in faults if (fault.fqn, fault.op) not in legal]
+
+
+def _after_fault(plan: Plan, faults: list[Fault], trace: Trace) -> list[Promotion]:
+    """The first forward producer, else the first gradient; with the module's direct consumers of large values."""
+    first = next((f for f in faults if f.phase == "forward"), faults[0])
+    leaf = {layer.fqn: layer.leaf for layer in trace.layers}.get(first.fqn, True)
+    category = next((op.category for op in trace.ops if (op.fqn, op.op) == (first.fqn, first.op)), "lower")
+    source = _format_of(plan, first.fqn, first.op)
+    if source == "float32":
+        return []
+    target = fallback(source, _used(plan)) if category == "lower" else "float32"
+    amax = f" from inputs up to {first.input_amax:.3g}" if first.input_amax is not None else ""
+    where = f" at {first.location.path}:{first.location.line}" if first.location else ""
+    what = "made" if first.phase == "forward" else "received a gradient of"
+    why = f"{first.op} {what} {first.nonfinite} non-finite values{amax} at step {first.step}{where}"
+    return [Promotion(first.fqn, "" if leaf else first.op, source, target, why)]
+
+
+def _after_exception(plan: Plan, broken: RunResult, trace: Trace) -> list[Promotion]:
+    """The innermost module whose forward raised runs in float32 with everything in it."""
+    error = broken.error.message if broken.error else "the script stopped"
+    fqn = _planned_name(broken.raised_in, plan)
+    if fqn is None or _format_of(plan, fqn, "") == "float32":
+        return []
+    return [Promotion(fqn, "", _format_of(plan, fqn, ""), "float32", f"raised under the plan: {error.splitlines()[0]}")]
+
+
+def _planned_name(raised_in: str | None, plan: Plan) -> str | None:
+    if raised_in is None:
+        return None
+    model, _, fqn = raised_in.partition(":")
+    qualified = f"{model}.{fqn}".rstrip(".")
+    known = [*plan.modules]
+    return qualified if any(name == qualified or name.startswith(f"{qualified}.") for name in known) else fqn
+
+
+def _after_silent_error(plan: Plan, trace: Trace) -> list[Promotion]:
+    """The operations with the largest local error in their planned format, worst first."""
+    errors = sorted(
+        (
+            (op.local_error.get(_format_of(plan, op.fqn, op.op), 0.0), op)
+            for op in trace.ops
+            if op.half and _format_of(plan, op.fqn, op.op) != "float32"
+        ),
+        key=lambda item: -item[0],
+    )
+    leaf = {layer.fqn: layer.leaf for layer in trace.layers}
+    return [
+        Promotion(
+            op.fqn, "" if leaf.get(op.fqn, True) else op.op, _format_of(plan, op.fqn, op.op), "float32",
+            f"{op.op} has one of the largest errors of its own ({error:.2%} rms)",
+        )
+        for error, op in errors[:_MOST]
+        if error > 0
+    ]
+
+
+def _format_of(plan: Plan, fqn: str, op: str) -> str:
+    exception = next((e.format for e in plan.ops if (e.fqn, e.op) == (fqn, op)), None)
+    return exception or plan.modules.get(fqn, plan.default)
+
+
+def _used(plan: Plan) -> tuple[str, ...]:
+    return tuple({plan.default, *plan.modules.values(), *(e.format for e in plan.ops)})

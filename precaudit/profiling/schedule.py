@@ -1,0 +1,34 @@
+"""Which steps a run audits, shadows and probes: at the start and again later, a few in between."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+_PROBES = 4
+_AUDITS = 10
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """`probed` maps a phase (`init`, `late`) to its steps, `per_format` of them for each format."""
+
+    audited: frozenset[int]
+    shadowed: frozenset[int]
+    probed: dict[str, tuple[int, ...]]
+
+    @property
+    def saved(self) -> frozenset[int]:
+        steps = {step for part in self.probed.values() for step in part}
+        return frozenset(steps | {min(part) - 1 for part in self.probed.values() if part and min(part) > 0})
+
+
+def schedule(steps: int, formats: int) -> Schedule:
+    """Every phase has up to four probed steps a format, and no more than a fifth of the run."""
+    middle = steps // 2
+    each = min(_PROBES * formats, steps // 5)
+    stride = max(1, steps // _AUDITS)
+    return Schedule(
+        audited=frozenset({0, 1, middle, steps - 1, *range(0, steps, stride)}),
+        shadowed=frozenset({0, middle}),
+        probed={"init": tuple(range(each)), "late": tuple(range(middle, middle + each))} if formats else {},
+    )

@@ -1,0 +1,127 @@
+"""The precision a script chose for itself: noted, and switched off where float32 or a plan is to be measured."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+from unittest import mock
+
+import torch
+from torch.amp.autocast_mode import autocast
+from torch.overrides import TorchFunctionMode
+
+_LOW = {torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2}
+_LOW_CASTS = {"half", "bfloat16"}
+
+
+def _opened_by_torch() -> bool:
+    """Whether torch itself opens this autocast region (checkpointing restores the state it saw)."""
+    frame = sys._getframe(2)
+    while frame is not None:
+        module = frame.f_globals.get("__name__", "")
+        if not module.endswith(("autocast_mode", "precaudit.running.baseline")):
+            return module.partition(".")[0] == "torch"
+        frame = frame.f_back  # type: ignore[assignment]
+    return False
+
+
+class Baseline:
+    """What the script asked for: `settings` has its autocast dtype and GradScaler arguments, when it has any."""
+
+    def __init__(self) -> None:
+        self.settings: dict[str, object] = {}
+        self._regions: list[bool] = []
+
+    def in_island(self) -> bool:
+        """Inside an autocast region that the script (or its library) opened with `enabled=False`."""
+        return any(self._regions)
+
+    @contextmanager
+    def neutralized(self) -> Iterator[None]:
+        """autocast regions do nothing and GradScalers are disabled until the block ends."""
+        with ExitStack() as stack:
+            stack.enter_context(mock.patch.object(autocast, "__init__", self._created(autocast.__init__)))
+            stack.enter_context(mock.patch.object(autocast, "__enter__", self._entered()))
+            stack.enter_context(mock.patch.object(autocast, "__exit__", self._left()))
+            scaler = torch.amp.GradScaler
+            stack.enter_context(mock.patch.object(scaler, "__init__", self._scaler_created(scaler.__init__)))
+            yield
+
+    def _created(self, original: Callable[..., None]) -> Callable[..., None]:
+        def __init__(region: autocast, *args: Any, **kwargs: Any) -> None:
+            original(region, *args, **kwargs)
+            region.precaudit_of_torch = _opened_by_torch()  # type: ignore[attr-defined]
+
+        return __init__
+
+    def _entered(self) -> Callable[[autocast], autocast]:
+        def __enter__(region: autocast) -> autocast:
+            enabled = bool(region._enabled)
+            if enabled:
+                self.settings["autocast"] = str(region.fast_dtype).removeprefix("torch.")
+            self._regions.append(not enabled and not getattr(region, "precaudit_of_torch", False))
+            return region
+
+        return __enter__
+
+    def _left(self) -> Callable[..., None]:
+        def __exit__(region: autocast, *exception: Any) -> None:
+            self._regions.pop()
+
+        return __exit__
+
+    def _scaler_created(self, original: Callable[..., None]) -> Callable[..., None]:
+        def __init__(scaler: Any, device: str = "cuda", *args: Any, **kwargs: Any) -> None:
+            names = ("init_scale", "growth_factor", "backoff_factor", "growth_interval", "enabled")
+            asked = {**dict(zip(names, args, strict=False)), **kwargs}
+            if asked.pop("enabled", True):
+                self.settings["grad_scaler"] = {
+                    "init_scale": asked.get("init_scale", 2.0**16),
+                    "growth_interval": asked.get("growth_interval", 2000),
+                }
+            original(scaler, device, **{**asked, "enabled": False})
+
+        return __init__
+
+
+def _float32_dtype(value: Any) -> Any:
+    return torch.float32 if isinstance(value, torch.dtype) and value in _LOW else value
+
+
+class Float32Mode(TorchFunctionMode):
+    """Turns a script's own casts to low precision into float32: `.half()`, `.to(torch.bfloat16)`, `dtype=...`."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = {key: _float32_dtype(value) for key, value in (kwargs or {}).items()}
+        name = getattr(func, "__name__", "")
+        if name in _LOW_CASTS and args and isinstance(args[0], torch.Tensor):
+            return args[0].float()
+        return func(*(_float32_dtype(arg) for arg in args), **kwargs)
+
+
+@contextmanager
+def float32_only() -> Iterator[None]:
+    """`Float32Mode`, and a default dtype that stays float32."""
+    original = torch.set_default_dtype
+
+    def set_default_dtype(dtype: torch.dtype) -> None:
+        original(_float32_dtype(dtype))
+
+    with mock.patch.object(torch, "set_default_dtype", set_default_dtype), Float32Mode():
+        yield
+
+
+@contextmanager
+def eager_only() -> Iterator[None]:
+    """torch.compile and TorchScript run their functions eagerly, so that their operations can be seen."""
+    jit = torch.jit._state._enabled
+    was_enabled = jit.enabled
+    jit.enabled = False
+    stance = torch.compiler.set_stance("force_eager")
+    try:
+        with stance:
+            yield
+    finally:
+        jit.enabled = was_enabled

@@ -1,0 +1,104 @@
+"""What to run, how to run it, and what came of it: frozen, picklable, free of torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from precaudit.model import Location, Plan
+from precaudit.tracing.records import GradientDifference, Trace
+
+JobKind = Literal["script", "module", "model_file"]
+Precision = Literal["float32", "as-written", "plan"]
+Status = Literal["stopped", "ended", "failed", "interrupted", "killed"]
+
+
+@dataclass(frozen=True)
+class Job:
+    """A script, module or model file with its own arguments, and where it stands."""
+
+    kind: JobKind
+    target: str
+    argv: tuple[str, ...]
+    cwd: str
+    steps: int
+    device: str | None = None
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """One run of a job. `audited` steps are traced (`shadowed` ones measure local errors too); `probes` maps
+    steps to the plan whose gradients are compared there; `watch` looks for the first non-finite value from
+    the given step on; `perturbed` moves every parameter by one ulp before the first forward, `jitter` by one percent;
+    `neutralize` turns the script's own casts to low precision into float32."""
+
+    job: Job
+    label: str
+    seed: int = 0
+    precision: Precision = "float32"
+    plan: Plan | None = None
+    execution: Literal["native", "emulated"] = "emulated"
+    audited: frozenset[int] = frozenset()
+    shadowed: frozenset[int] = frozenset()
+    formats: tuple[str, ...] = ()
+    probe_dir: str | None = None
+    probe_save: frozenset[int] = frozenset()
+    probe_compare: Mapping[int, tuple[str, Plan]] = field(default_factory=dict)
+    watch_from: int | None = None
+    perturbed: bool = False
+    jitter: bool = False
+    neutralize: bool = False
+    log: str | None = None
+    threads: int | None = None
+
+
+@dataclass(frozen=True)
+class ScriptError:
+    """An exception that left the script: its type, message, full traceback, and the last line of its own code."""
+
+    type: str
+    message: str
+    traceback: str
+    location: Location | None = None
+
+
+@dataclass(frozen=True)
+class EndState:
+    """What was non-finite at the end, and how the models answered their last batch in eval mode.
+
+    `evaluations` maps a model to (finite, rms of its outputs); `fingerprint` to a sample of those outputs.
+    """
+
+    parameters: tuple[str, ...] = ()
+    buffers: tuple[str, ...] = ()
+    optimizer_state: tuple[str, ...] = ()
+    evaluations: Mapping[str, tuple[bool, float]] = field(default_factory=dict)
+    samples: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What one run showed. `losses` has one value a step; `streams` separates them by the line that called
+    backward; `raised_in` is the innermost module whose forward let the script's error through."""
+
+    label: str
+    seed: int
+    status: Status
+    steps: int = 0
+    backward_calls: int = 0
+    counted: str = "optimizer steps"
+    losses: tuple[float, ...] = ()
+    streams: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    skipped: tuple[int, ...] = ()
+    scales: tuple[float, ...] = ()
+    error: ScriptError | None = None
+    exit_code: int | None = None
+    trace: Trace | None = None
+    end_state: EndState = field(default_factory=EndState)
+    differences: tuple[GradientDifference, ...] = ()
+    step_seconds: tuple[float, ...] = ()
+    seconds: float = 0.0
+    baseline: Mapping[str, object] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    raised_in: str | None = None

@@ -1,0 +1,86 @@
+"""Counts steps, keeps losses and times, and stops the script after the wanted number of steps."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from precaudit.instrument.events import TrainingEvents, TrainingListener
+from precaudit.tracing.ops import caller_location
+
+
+class StopTraining(BaseException):
+    """Unwinds a script that has taken its steps; not an Exception, so that scripts don't catch it by accident."""
+
+
+class Monitor(TrainingListener):
+    """Registered last, so that a step counts when every other listener has seen it.
+
+    The loss of a step is the mean over its backward passes, or the first one where a closure evaluates many.
+    """
+
+    def __init__(self, events: TrainingEvents, limit: int, progress: Callable[[int, float], None]) -> None:
+        self.steps = 0
+        self.backward_calls = 0
+        self.optimizer_steps = 0
+        self.step_seconds: list[float] = []
+        self._events = events
+        self._limit = limit
+        self._progress = progress
+        self._losses: list[torch.Tensor] = []
+        self._of_step: list[torch.Tensor] = []
+        self._streams: dict[str, list[torch.Tensor]] = {}
+        self._taken: list[torch.Tensor] = []
+        self._clock: float | None = None
+
+    def backward_starts(self, roots: Sequence[torch.Tensor], gradients: list[Any]) -> None:
+        self._clock = self._clock or time.perf_counter()
+        loss = torch.stack([root.detach().float().sum().cpu() for root in roots if root is not None]).sum()
+        if not (self._events.in_step and self._of_step):
+            self._of_step.append(loss)
+            place = caller_location()
+            self._streams.setdefault(f"{place.path}:{place.line}" if place else "", []).append(loss)
+
+    def backward_ended(self, roots: Sequence[torch.Tensor]) -> None:
+        self.backward_calls += 1
+
+    def gradient_taken(self, outputs: Sequence[torch.Tensor]) -> None:
+        """The only losses there are in a script that never calls backward."""
+        if self.backward_calls == 0 and len(outputs) == 1 and outputs[0].numel() == 1 and not self._events.in_step:
+            value = outputs[0].detach()
+            while torch._C._functorch.is_functorch_wrapped_tensor(value):
+                value = torch._C._functorch.get_unwrapped(value)
+            self._taken.append(value.float().mean().cpu())
+
+    def step_ended(self, optimizer: Any) -> None:
+        self.steps += 1
+        self.optimizer_steps += optimizer is not None
+        losses = self._of_step or self._taken
+        if losses:
+            self._losses.append(torch.stack(losses).mean())
+        self._of_step, self._taken = [], []
+        self._tick()
+        if self.steps >= self._limit:
+            raise StopTraining
+
+    def _tick(self) -> None:
+        now = time.perf_counter()
+        if self._clock is not None:
+            self.step_seconds.append(now - self._clock)
+        self._clock = now
+        self._progress(self.steps, self.step_seconds[-1] if self.step_seconds else 0.0)
+
+    @property
+    def losses(self) -> tuple[float, ...]:
+        return tuple(float(loss) for loss in self._losses)
+
+    @property
+    def streams(self) -> dict[str, tuple[float, ...]]:
+        return {place: tuple(float(loss) for loss in losses) for place, losses in self._streams.items()}
+
+    @property
+    def counted(self) -> str:
+        return "optimizer steps" if self.optimizer_steps or not self.steps else "backward calls"

@@ -1,0 +1,151 @@
+"""Gradient probes: the gradient of one step in low precision against float32's, on the same weights and batch.
+
+The reference run saves its gradients at the probed steps. A second run with the same seed trains in float32
+except at those steps, where it computes the gradient under a plan, notes the difference, and then puts the
+saved float32 gradient in its place: its trajectory stays the reference's, however many plans it tries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from precaudit.execution.emulated import Emulator
+from precaudit.execution.loss_scaling import LossScaler
+from precaudit.execution.native import NativePrecision
+from precaudit.instrument.events import TrainingListener
+from precaudit.instrument.names import ModuleNames
+from precaudit.instrument.scopes import Frame, ModuleScopes, ScopeListener
+from precaudit.running.job import RunSpec
+from precaudit.tracing.records import GradientDifference
+
+
+class GradientProbe(TrainingListener):
+    """A training listener that saves or compares, and a scope listener that runs the probed steps' plans."""
+
+    def __init__(
+        self, spec: RunSpec, names: ModuleNames, scopes: ModuleScopes, covers: Callable[[nn.Module], bool]
+    ) -> None:
+        self._sums: dict[tuple[str, str], dict[str, _Sums]] = {}
+        self._spec, self._names = spec, names
+        self._folder = Path(spec.probe_dir or ".")
+        self._step = 0
+        execution = NativePrecision if spec.execution == "native" else Emulator
+        self._executions: dict[int, ScopeListener] = {
+            step: execution(plan, scopes, covers) for step, (_, plan) in spec.probe_compare.items()
+        }
+        self._scaler: LossScaler | None = None
+
+    # ---- the plan of the probed step
+
+    def entered(self, frame: Frame) -> None:
+        execution = self._executions.get(self._step) if frame.is_outermost else frame.root.data.get("probed")
+        if frame.is_outermost:
+            frame.data["probed"] = execution
+        if execution is not None:
+            execution.entered(frame)
+
+    def left(self, frame: Frame, output: Any) -> Any:
+        execution = frame.root.data.get("probed")
+        return execution.left(frame, output) if execution is not None else output
+
+    def backward_starts(self, roots: Sequence[torch.Tensor], gradients: list[Any]) -> list[Any] | None:
+        if self._step not in self._spec.probe_compare:
+            return None
+        _, plan = self._spec.probe_compare[self._step]
+        if plan.loss_scale.mode == "none":
+            return None
+        self._scaler = self._scaler or LossScaler(plan.loss_scale)
+        return self._scaler.backward_starts(roots, gradients)
+
+    def backward_ended(self, roots: Sequence[torch.Tensor]) -> None:
+        if self._scaler is not None:
+            self._scaler.backward_ended(roots)
+
+    # ---- gradients at the optimizer step
+
+    def step_starts(self, optimizer: Any) -> None:
+        self._scaler = None
+        path = self._folder / f"{self._step}.pt"
+        if self._step in self._spec.probe_save:
+            torch.save({key: p.grad for key, p in self._gradients(optimizer).items()}, path)
+        if self._step in self._spec.probe_compare and path.exists():
+            self._compare(optimizer, torch.load(path, weights_only=True))
+
+    def step_ended(self, optimizer: Any) -> None:
+        self._step += 1
+
+    def _gradients(self, optimizer: Any) -> dict[str, torch.Tensor]:
+        """Parameters with a dense gradient that this step will use, by qualified name."""
+        wanted = {id(p) for group in getattr(optimizer, "param_groups", []) for p in group["params"]}
+        found = {}
+        for model_name, model in self._names.models.items():
+            for fqn, parameter in model.named_parameters():
+                usable = parameter.grad is not None and not parameter.grad.is_sparse
+                if usable and (optimizer is None or id(parameter) in wanted):
+                    found[f"{model_name}.{fqn}"] = parameter
+        return found
+
+    @torch.no_grad()
+    def _compare(self, optimizer: Any, saved: dict[str, torch.Tensor]) -> None:
+        label, _ = self._spec.probe_compare[self._step]
+        before = self._folder / f"{self._step - 1}.pt"
+        previous = torch.load(before, weights_only=True) if before.exists() else {}
+        for key, parameter in self._gradients(optimizer).items():
+            if key in saved and parameter.grad is not None:
+                sums = self._sums.setdefault((label, key.rpartition(".")[0]), {}).setdefault(key, _Sums())
+                sums.add(parameter.grad, saved[key], previous.get(key))
+                parameter.grad.copy_(saved[key])
+
+    @property
+    def differences(self) -> tuple[GradientDifference, ...]:
+        return tuple(_difference(label, fqn, list(sums.values())) for (label, fqn), sums in self._sums.items())
+
+
+@dataclass
+class _Sums:
+    """Running sums of one parameter over the probed steps of one plan."""
+
+    evaluations: int = 0
+    neighbours: int = 0
+    delta: float = 0.0
+    gradient: float = 0.0
+    noise: float = 0.0
+    total_delta: torch.Tensor | None = None
+    total_gradient: torch.Tensor | None = None
+
+    def add(self, low: torch.Tensor, exact: torch.Tensor, previous: torch.Tensor | None) -> None:
+        difference = low - exact
+        self.evaluations += 1
+        self.delta += _energy(difference)
+        self.gradient += _energy(exact)
+        if previous is not None and previous.shape == exact.shape:
+            self.neighbours += 1
+            self.noise += _energy(exact - previous) / 2
+        self.total_delta = difference if self.total_delta is None else self.total_delta + difference
+        self.total_gradient = exact.clone() if self.total_gradient is None else self.total_gradient + exact
+
+
+def _energy(values: torch.Tensor) -> float:
+    """Sum of squares; inf for anything non-finite."""
+    total = float(torch.linalg.vector_norm(values, dtype=torch.float64)) ** 2
+    return total if total == total else float("inf")
+
+
+def _difference(label: str, fqn: str, parts: list[_Sums]) -> GradientDifference:
+    count = max(part.evaluations for part in parts)
+    return GradientDifference(
+        label=label,
+        fqn=fqn,
+        evaluations=count,
+        delta=sum(part.delta / part.evaluations for part in parts),
+        gradient=sum(part.gradient / part.evaluations for part in parts),
+        noise=sum(part.noise / part.neighbours for part in parts if part.neighbours),
+        bias=sum(_energy(p.total_delta) / p.evaluations**2 for p in parts if p.total_delta is not None),
+        mean=sum(_energy(p.total_gradient) / p.evaluations**2 for p in parts if p.total_gradient is not None),
+    )

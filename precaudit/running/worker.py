@@ -1,0 +1,213 @@
+"""One run of a person's code under instrumentation, in this process: what to measure in, a RunResult out."""
+
+from __future__ import annotations
+
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from precaudit.errors import PrecauditError
+from precaudit.execution.emulated import Emulator
+from precaudit.execution.loss_scaling import LossScaler
+from precaudit.execution.native import NativePrecision
+from precaudit.execution.perturbation import Perturbation, jitter, one_ulp
+from precaudit.instrument.events import TrainingEvents, TrainingListener
+from precaudit.instrument.names import ModuleNames
+from precaudit.instrument.scopes import ModuleScopes
+from precaudit.model import Location
+from precaudit.running.baseline import Baseline, eager_only, float32_only
+from precaudit.running.endstate import LastCalls, end_state
+from precaudit.running.job import RunResult, RunSpec, ScriptError, Status
+from precaudit.running.monitor import Monitor, StopTraining
+from precaudit.running.probes import GradientProbe
+from precaudit.running.seeds import controlled_seeds
+from precaudit.tracing.snapshot import snapshot
+from precaudit.tracing.tracer import TraceOptions, Tracer
+
+Report = Callable[[RunResult], None]
+_REPORT_SECONDS = 0.5
+_REPORT_SHARE = 0.02
+
+
+class _Optimizers(TrainingListener):
+    def __init__(self) -> None:
+        self.seen: dict[int, Any] = {}
+
+    def step_ended(self, optimizer: Any) -> None:
+        if optimizer is not None:
+            self.seen[id(optimizer)] = optimizer
+
+
+@dataclass
+class _Session:
+    """Everything that listens during one run."""
+
+    names: ModuleNames
+    scopes: ModuleScopes
+    events: TrainingEvents
+    baseline: Baseline
+    monitor: Monitor
+    tracer: Tracer | None
+    scaler: LossScaler | None
+    probe: GradientProbe | None
+    optimizers: _Optimizers
+    last_calls: LastCalls
+
+
+def _trains(module: torch.nn.Module) -> bool:
+    return next(module.parameters(), None) is not None
+
+
+def _assemble(spec: RunSpec, progress: Callable[[int, float], None]) -> _Session:
+    """Listeners in the order in which they must hear: precision inside tracing, the monitor last."""
+    names, events, baseline = ModuleNames(), TrainingEvents(), Baseline()
+    scopes = ModuleScopes(names)
+    scaler = None
+    if spec.plan is not None:
+        execution = NativePrecision if spec.execution == "native" else Emulator
+        scopes.listeners.append(execution(spec.plan, scopes, _trains, baseline.in_island))
+        if spec.plan.loss_scale.mode != "none":
+            scaler = LossScaler(spec.plan.loss_scale)
+    if spec.jitter:
+        scopes.listeners.append(Perturbation(jitter(spec.seed)))
+    if spec.perturbed:
+        scopes.listeners.append(Perturbation(one_ulp))
+    probe = GradientProbe(spec, names, scopes, _trains) if spec.probe_dir else None
+    if probe is not None:
+        scopes.listeners.append(probe)
+    tracer = Tracer(scopes, events, _trace_options(spec)) if spec.audited or spec.watch_from is not None else None
+    if tracer is not None:
+        scopes.listeners.append(tracer)
+    last_calls, optimizers = LastCalls(), _Optimizers()
+    scopes.listeners.append(last_calls)
+    monitor = Monitor(events, spec.job.steps, progress)
+    events.listeners = [x for x in (scaler, tracer, probe, optimizers, monitor) if x is not None]
+    return _Session(names, scopes, events, baseline, monitor, tracer, scaler, probe, optimizers, last_calls)
+
+
+def _trace_options(spec: RunSpec) -> TraceOptions:
+    watch = spec.watch_from
+    return TraceOptions(
+        audited=(lambda step: step >= watch) if watch is not None else spec.audited.__contains__,
+        shadowed=spec.shadowed.__contains__,
+        formats=spec.formats,
+        per_step=True,
+        watch=watch is not None,
+    )
+
+
+def run(spec: RunSpec, code: Callable[[], None], report: Report = lambda partial: None) -> RunResult:
+    """Run `code` as `spec` says. Every hook, patch and mode is gone when this returns, whatever the code did.
+
+    `report` gets what is known so far, often enough that a killed run loses little, seldom enough to cost little.
+    """
+    reporter = _Reporter(report)
+    session = reporter.session = _assemble(spec, reporter)
+    if spec.threads:
+        torch.set_num_threads(spec.threads)
+    reporter.result = RunResult(spec.label, spec.seed, "killed")
+    start = time.perf_counter()
+    with ExitStack() as stack:
+        stack.enter_context(controlled_seeds(spec.seed))
+        stack.enter_context(eager_only())
+        if spec.precision != "as-written":
+            stack.enter_context(session.baseline.neutralized())
+        if spec.neutralize:
+            stack.enter_context(float32_only())
+        stack.enter_context(session.scopes.installed())
+        stack.enter_context(session.events.installed())
+        stack.callback(_remove_hooks, session)
+        result = _execute(spec, code)
+        ended = end_state(session.names, session.optimizers.seen.values(), session.last_calls.calls)
+        return replace(_measured(result, session, time.perf_counter() - start), end_state=ended)
+
+
+class _Reporter:
+    """Hands partial results on: soon at the start, then as its own cost allows."""
+
+    session: _Session
+    result: RunResult
+
+    def __init__(self, report: Report) -> None:
+        self._report = report
+        self._start = time.perf_counter()
+        self._next = 0.0
+
+    def __call__(self, step: int, seconds: float) -> None:
+        began = time.perf_counter()
+        if began < self._next and step & (step - 1):
+            return
+        self._report(_measured(self.result, self.session, began - self._start))
+        cost = time.perf_counter() - began
+        self._next = began + max(_REPORT_SECONDS, cost / _REPORT_SHARE)
+
+
+def _remove_hooks(session: _Session) -> None:
+    for listener in (session.tracer, session.scaler):
+        if listener is not None:
+            listener.remove()
+
+
+def _execute(spec: RunSpec, code: Callable[[], None]) -> RunResult:
+    result = RunResult(spec.label, spec.seed, "ended")
+    try:
+        code()
+    except StopTraining:
+        return replace(result, status="stopped")
+    except KeyboardInterrupt:
+        return replace(result, status="interrupted")
+    except SystemExit as exit_:
+        code_ = exit_.code if isinstance(exit_.code, int) else int(exit_.code is not None)
+        status: Status = "failed" if code_ else "ended"
+        return replace(result, status=status, exit_code=code_, error=script_error(exit_) if code_ else None)
+    except PrecauditError:
+        raise
+    except BaseException as error:
+        return replace(result, status="failed", error=script_error(error))
+    return result
+
+
+def script_error(error: BaseException) -> ScriptError:
+    """The script's exception with its own frames only: what precaudit adds above them is left out."""
+    frames = traceback.extract_tb(error.__traceback__)
+    package = str(Path(__file__).resolve().parents[1])
+    own = [f for f in frames if not f.filename.startswith(package) and "importlib" not in f.filename]
+    outside = [f for f in own if "site-packages" not in f.filename and "<frozen" not in f.filename] or own
+    text = "".join(
+        ["Traceback (most recent call last):\n", *traceback.format_list(own), *traceback.format_exception_only(error)]
+    )
+    last = outside[-1] if outside else None
+    location = Location(last.filename, last.lineno or 0) if last else None
+    return ScriptError(type(error).__name__, str(error), text, location)
+
+
+def _measured(result: RunResult, session: _Session, seconds: float) -> RunResult:
+    monitor, scaler = session.monitor, session.scaler
+    return replace(
+        result,
+        steps=monitor.steps,
+        backward_calls=monitor.backward_calls,
+        counted=monitor.counted,
+        losses=monitor.losses,
+        streams=monitor.streams,
+        skipped=tuple(scaler.skipped) if scaler else (),
+        scales=tuple(scaler.scales) if scaler else (),
+        trace=snapshot(session.tracer, session.names) if session.tracer else None,
+        differences=session.probe.differences if session.probe else (),
+        raised_in=session.scopes.raised_in if result.status == "failed" else None,
+        step_seconds=tuple(monitor.step_seconds),
+        seconds=seconds,
+        baseline=session.baseline.settings,
+    )
+
+
+def flush_output() -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()

@@ -1,0 +1,113 @@
+"""A function mode that records every floating-point operation of the module that called it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+from precaudit.execution.policy import Category, category
+from precaudit.instrument.torchfunction import op_name, tensors_in, twin
+from precaudit.model import Location
+
+STRUCTURAL = frozenset(
+    "view reshape transpose permute expand expand_as split split_with_sizes chunk unbind __getitem__ contiguous squeeze "
+    "unsqueeze flatten unflatten to float half bfloat16 double type type_as detach clone narrow select t movedim "
+    "swapaxes swapdims view_as reshape_as roll flip size dim numel stride item tolist numpy cpu cuda is_contiguous "
+    "requires_grad_ requires_grad register_hook retain_grad backward data_ptr repeat repeat_interleave tile index_select "
+    "gather unfold tensor_split hsplit vsplit zeros ones empty zeros_like ones_like empty_like new_zeros new_ones "
+    "new_empty new_tensor tensor as_tensor from_numpy rand randn rand_like randn_like randint manual_seed "
+    "is_floating_point is_complex is_tensor __setitem__ fill zero copy diagonal mT __len__ __iter__ __format__ __repr__ "
+    "pixel_shuffle broadcast_tensors broadcast_to meshgrid set_ share_memory atleast_1d atleast_2d ravel tril triu "
+    "movedims moveaxis unsafe_chunk unsafe_split view_as_real view_as_complex real imag stack cat concat concatenate "
+    "hstack vstack pad _pad_packed_sequence _pack_padded_sequence masked_select squeeze_copy narrow_copy".split()
+)
+"""Operations that only move, copy, create or describe values: what they hand on is recorded where it was made."""
+
+HALF_FLAG = "_precaudit_half"
+"""Marks a float32 tensor that autocast would store in half precision."""
+
+Call = Callable[..., Any]
+
+
+class OpSink(Protocol):
+    def begin(self, op: str, func: Call, args: Any, kwargs: Any, half: bool) -> Any: ...
+
+    def record(self, token: Any, outputs: list[torch.Tensor]) -> None: ...
+
+
+def is_half(tensor: torch.Tensor) -> bool:
+    return tensor.dtype in (torch.float16, torch.bfloat16) or getattr(tensor, HALF_FLAG, False)
+
+
+def stored_in_half(kind: Category, inputs: list[torch.Tensor]) -> bool:
+    """Whether autocast would store the result in half: by category, else by type promotion of the inputs.
+
+    Zero-dimensional tensors don't take part in promotion unless all are.
+    """
+    if kind == "lower":
+        return True
+    if kind in ("fp32", "banned") or not inputs:
+        return False
+    dominant = [tensor for tensor in inputs if tensor.dim()] or inputs
+    return all(is_half(tensor) for tensor in dominant)
+
+
+def caller_location() -> Location | None:
+    """The nearest line outside torch and precaudit."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        module = frame.f_globals.get("__name__", "")
+        if module.partition(".")[0] not in ("torch", "precaudit"):
+            return Location(frame.f_code.co_filename, frame.f_lineno)
+        frame = frame.f_back  # type: ignore[assignment]
+    return None
+
+
+class TraceMode(TorchFunctionMode):
+    """Tells `sink` about every operation with floating-point results, Python composites taken apart."""
+
+    def __init__(self, sink: OpSink) -> None:
+        super().__init__()
+        self._sink = sink
+
+    def __torch_function__(self, func: Call, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if (inner := twin(func)) is not None:
+            with self:
+                return inner(*args, **kwargs)
+        op = op_name(func)
+        if op.startswith("__get"):
+            return self._structural(func, args, kwargs) if op == "__getitem__" else func(*args, **kwargs)
+        if op in STRUCTURAL:
+            return self._structural(func, args, kwargs)
+        return self._traced(op, func, args, kwargs)
+
+    def _structural(self, func: Call, args: Any, kwargs: Any) -> Any:
+        result = func(*args, **kwargs)
+        inputs = [t for t in tensors_in(args) if t.is_floating_point()]
+        if inputs and all(is_half(tensor) for tensor in inputs):
+            mark_half(tensors_in(result), inputs)
+        return result
+
+    def _traced(self, op: str, func: Call, args: Any, kwargs: Any) -> Any:
+        inputs = [t for t in (*tensors_in(args), *tensors_in(kwargs)) if t.is_floating_point()]
+        half = stored_in_half(category(op), inputs)
+        token = self._sink.begin(op, func, args, kwargs, half)
+        result = func(*args, **kwargs)
+        outputs = [t for t in tensors_in(result) if t.is_floating_point() or t.is_complex()]
+        if half:
+            mark_half(outputs, inputs)
+        if outputs:
+            self._sink.record(token, outputs)
+        return result
+
+
+def mark_half(outputs: list[torch.Tensor], inputs: list[torch.Tensor]) -> None:
+    """Only results are marked, never a parameter handed through."""
+    for tensor in outputs:
+        if not (tensor.is_leaf and tensor.requires_grad) and tensor.dtype == torch.float32:
+            setattr(tensor, HALF_FLAG, True)

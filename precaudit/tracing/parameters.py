@@ -1,0 +1,116 @@
+"""Weights, their gradients, optimizer states and updates, each under the first module that owns the parameter."""
+
+from __future__ import annotations
+
+from typing import Any
+from weakref import WeakKeyDictionary, ref
+
+import torch
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+
+from precaudit.instrument.names import ModuleName
+from precaudit.tracing.slots import Gauge, ParameterSlot
+
+_HALVES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class ParameterTracker:
+    """Learns parameters as modules are met. `active` says whether gradients are being recorded now."""
+
+    def __init__(self) -> None:
+        self.active = False
+        self.slots: dict[tuple[ModuleName, str], ParameterSlot] = {}
+        self.tied: dict[ModuleName, ModuleName] = {}
+        self._parameters: dict[int, tuple[ref[torch.Tensor], ParameterSlot]] = {}
+        self._seen: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+        self._handles: list[RemovableHandle] = []
+        self._before: dict[int, torch.Tensor] = {}
+
+    def learn(self, module: nn.Module, name: ModuleName) -> None:
+        if module in self._seen:
+            return
+        own = [(n, p) for n, p in module._parameters.items() if p is not None]
+        if any(not p.is_leaf or torch._C._functorch.is_functorch_wrapped_tensor(p) for _, p in own):
+            return
+        self._seen[module] = True
+        for parameter_name, parameter in own:
+            self._learn(name, parameter_name, parameter)
+
+    def _learn(self, module: ModuleName, name: str, parameter: torch.Tensor) -> None:
+        known = self._find(parameter)
+        if known is not None:
+            if known.module != module:
+                self.tied.setdefault(module, known.module)
+            return
+        slot = self.slots.setdefault(
+            (module, name), ParameterSlot(module, name, parameter.numel(), str(parameter.dtype).removeprefix("torch."))
+        )
+        self._parameters[id(parameter)] = (ref(parameter), slot)
+        if parameter.requires_grad:
+            self._handles.append(parameter.register_hook(lambda gradient: self._observe_gradient(slot, gradient)))
+
+    def _find(self, parameter: torch.Tensor) -> ParameterSlot | None:
+        holder, slot = self._parameters.get(id(parameter), (None, None))
+        return slot if holder is not None and holder() is parameter else None
+
+    def _observe_gradient(self, slot: ParameterSlot, gradient: torch.Tensor) -> None:
+        if self.active:
+            slot.gradient.add(gradient)
+
+    def _live(self) -> list[tuple[torch.Tensor, ParameterSlot]]:
+        return [(p, slot) for holder, slot in self._parameters.values() if (p := holder()) is not None]
+
+    def observe_weights(self) -> None:
+        for parameter, slot in self._live():
+            slot.weight.add(parameter.detach())
+
+    def remember(self, optimizer: Any) -> None:
+        """Keep a copy of the weights that `optimizer` is about to change."""
+        for parameter in _parameters_of(optimizer):
+            if parameter.grad is not None and self._find(parameter) is not None:
+                self._before[id(parameter)] = parameter.detach().clone()
+
+    def observe_step(self, optimizer: Any, absorption: bool) -> None:
+        """Updates (weight after minus weight before) and the optimizer's state tensors."""
+        state = getattr(optimizer, "state", {})
+        for parameter in _parameters_of(optimizer):
+            slot, before = self._find(parameter), self._before.pop(id(parameter), None)
+            if slot is None or before is None:
+                continue
+            slot.update.add_difference(parameter.detach(), before)
+            if absorption:
+                slot.absorbed = absorbed_update(before, parameter.detach())
+            for key, value in state.get(parameter, {}).items() if hasattr(state, "get") else ():
+                if isinstance(value, torch.Tensor) and value.is_floating_point() and value.dim() > 0:
+                    slot.state.setdefault(str(key), Gauge()).add(value)
+                    slot.state_dtypes[str(key)] = str(value.dtype).removeprefix("torch.")
+        self._before.clear()
+
+    def remove(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self._before.clear()
+
+
+def _parameters_of(optimizer: Any) -> list[torch.Tensor]:
+    return [p for group in getattr(optimizer, "param_groups", []) for p in group["params"]]
+
+
+@torch.no_grad()
+def absorbed_update(before: torch.Tensor, after: torch.Tensor) -> dict[str, float]:
+    """Share of the update's energy that would vanish if the weights were stored in each half format.
+
+    A weight w (rounded to the format) absorbs its update u when w + u rounds back to w.
+    """
+    update = after.double() - before.double()
+    total = float(update.square().sum())
+    if not total or total != total:
+        return {}
+    shares = {}
+    for name, dtype in _HALVES.items():
+        stored = before.to(dtype)
+        lost = (stored.double() + update).to(dtype) == stored
+        shares[name] = float(update[lost].square().sum()) / total
+    return shares

@@ -1,0 +1,60 @@
+"""Records that leave a traced run; no torch, so that any process can hold them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from precaudit.model import Layer, Location, Op
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Non-finite values that appeared at one operation: finite inputs in `forward`; in `backward` the gradient
+    of the operation's result is the first in time to be non-finite."""
+
+    step: int
+    phase: str
+    fqn: str
+    model: str
+    op: str
+    nonfinite: int
+    numel: int
+    input_amax: float | None
+    location: Location | None
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What a run showed. `maxima` are (step, log2 of the largest gradient that is half in the backward pass)."""
+
+    layers: tuple[Layer, ...] = ()
+    ops: tuple[Op, ...] = ()
+    maxima: tuple[tuple[int, float], ...] = ()
+    audited_steps: int = 0
+    low_dtypes: tuple[str, ...] = ()
+    models: tuple[str, ...] = ()
+    leaves: tuple[str, ...] = ()
+    faults: tuple[Fault, ...] = ()
+
+
+@dataclass(frozen=True)
+class GradientDifference:
+    """A module's gradients in low precision against float32's on the same weights, batches and randomness.
+
+    Sums of squares, averaged over `evaluations` batches: `delta` of the difference, `gradient` of float32's,
+    `noise` of float32's change between neighbouring batches (half of it: the batch variance), `bias` of the mean
+    difference and `mean` of the mean gradient. `label` names the plan that was probed.
+    """
+
+    label: str
+    fqn: str
+    evaluations: int
+    delta: float
+    gradient: float
+    noise: float
+    bias: float
+    mean: float
+
+    @property
+    def finite(self) -> bool:
+        return self.delta < float("inf")

@@ -1,0 +1,63 @@
+"""The error of one operation alone: the same inputs, the same operation, once more in a low format."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from precaudit.execution.emulated import run_in_format
+from precaudit.execution.rounding import CASTABLE, HALF_DTYPES, rounding_for
+from precaudit.instrument.torchfunction import map_tensors, tensors_in
+from precaudit.tracing.ops import is_half
+
+_UNREPEATABLE = frozenset(
+    "dropout dropout1d dropout2d dropout3d feature_dropout alpha_dropout feature_alpha_dropout native_dropout "
+    "bernoulli multinomial normal rrelu rrelu_with_noise batch_norm instance_norm native_batch_norm "
+    "_native_multi_head_attention lstm gru rnn_tanh rnn_relu gumbel_softmax poisson binary_cross_entropy".split()
+)
+"""Operations that draw random numbers, update buffers, or cost as much as a layer."""
+
+
+def repeatable(op: str, func: Callable[..., Any], kwargs: dict[str, Any]) -> bool:
+    name = getattr(func, "__name__", "")
+    in_place = name.endswith("_") and not name.endswith("__") or name.startswith("__i") and name != "__invert__"
+    return op not in _UNREPEATABLE and not in_place and "out" not in kwargs and not kwargs.get("dropout_p")
+
+
+@torch.no_grad()
+def local_errors(
+    op: str, func: Callable[..., Any], args: Any, kwargs: dict[str, Any], formats: tuple[str, ...]
+) -> dict[str, float]:
+    """Relative rms error |y_format - y| / |y| of the operation in each format; inf where values become non-finite.
+
+    Inputs that autocast would hold in half are rounded to the format first; the others enter as they are.
+    """
+    exact = _floats(func(*args, **kwargs))
+    energy = sum(float(y.double().square().sum()) for y in exact)
+    if not exact or not all(bool(y.isfinite().all()) for y in exact):
+        return {}
+    return {name: _error(op, func, args, kwargs, name, exact, energy) for name in formats}
+
+
+def _error(
+    op: str, func: Any, args: Any, kwargs: Any, name: str, exact: list[torch.Tensor], energy: float
+) -> float:
+    rounding = rounding_for(name)
+    if rounding is None:
+        return 0.0
+
+    def as_stored(tensor: torch.Tensor) -> torch.Tensor:
+        low = rounding.dtype in HALF_DTYPES.values() and tensor.dtype in CASTABLE and is_half(tensor)
+        return tensor.to(rounding.dtype) if low else tensor
+
+    low = _floats(run_in_format(op, rounding, func, map_tensors(as_stored, args), map_tensors(as_stored, kwargs)))
+    difference = sum(float((a.double() - b.double()).square().sum()) for a, b in zip(low, exact, strict=True))
+    if difference != difference or difference == float("inf"):
+        return float("inf")
+    return (difference / energy) ** 0.5 if energy else 0.0
+
+
+def _floats(value: Any) -> list[torch.Tensor]:
+    return [t for t in tensors_in(value) if t.is_floating_point()]

@@ -1,0 +1,159 @@
+"""From the tracer's slots to the records that flow on: layers and operations with final names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+from precaudit.histograms import fits
+from precaudit.instrument.names import ModuleName, ModuleNames
+from precaudit.model import Layer, Op, TensorRecord, TensorStats
+from precaudit.tracing.records import Fault, Trace
+from precaudit.tracing.slots import LayerSlot, OpSlot, ParameterSlot
+from precaudit.tracing.tracer import Tracer
+
+FITTED = ("bfloat16", "float16", "float8_e4m3", "float8_e5m2")
+
+
+def _record(role: str, stats: TensorStats, name: str = "", dtype: str = "float32") -> list[TensorRecord]:
+    if not stats.numel:
+        return []
+    return [TensorRecord(role, stats, name, dtype, fits(stats, FITTED))]  # type: ignore[arg-type]
+
+
+def _merged(parts: Iterable[TensorStats]) -> TensorStats:
+    total = TensorStats()
+    for part in parts:
+        total = total.merge(part)
+    return total
+
+
+class _Namer:
+    """fqns as the report has them: the model's name in front only where several models train."""
+
+    def __init__(self, tracer: Tracer) -> None:
+        slots = tracer.parameters.slots.values()
+        self.trained = list(dict.fromkeys(slot.module.model for slot in slots if slot.gradient.stats().numel))
+        self._parametric = {slot.module.model for slot in slots}
+
+    def fqn(self, name: ModuleName) -> str:
+        alone = len(self.trained) <= 1 and (name.model in self.trained or not self.trained)
+        return name.fqn if alone else f"{name.model}.{name.fqn}".rstrip(".")
+
+    def is_trained(self, name: ModuleName) -> bool:
+        return name.model in self._parametric
+
+
+def snapshot(tracer: Tracer, names: ModuleNames) -> Trace:
+    """The trace so far; the tracer may go on afterwards."""
+    namer = _Namer(tracer)
+    return Trace(
+        layers=tuple(_layers(tracer, namer)),
+        ops=tuple(_ops(tracer, namer)),
+        maxima=tuple(tracer.maxima),
+        audited_steps=tracer.audited_steps,
+        low_dtypes=tuple(sorted(tracer.low_dtypes)),
+        models=tuple(namer.trained),
+        leaves=tuple(_leaves(names, namer)),
+        faults=tuple(
+            replace(fault, fqn=namer.fqn(ModuleName(fault.model, fault.fqn))) for fault in _faults(tracer)
+        ),
+    )
+
+
+def _leaves(names: ModuleNames, namer: _Namer) -> list[str]:
+    """Every leaf of the models that train, those never called included."""
+    return [
+        namer.fqn(names.of(module))
+        for name, model in names.models.items()
+        if name in namer.trained
+        for module in model.modules()
+        if not any(True for _ in module.children())
+    ]
+
+
+def _faults(tracer: Tracer) -> list[Fault]:
+    return tracer.watch.faults if tracer.watch else []
+
+
+def _layers(tracer: Tracer, namer: _Namer) -> list[Layer]:
+    computing = {slot.module for slot in tracer.ops.values()}
+    owners: dict[ModuleName, list[ParameterSlot]] = {}
+    for slot in tracer.parameters.slots.values():
+        owners.setdefault(slot.module, []).append(slot)
+    return [
+        _layer(slot, owners.get(name, []), tracer, namer)
+        for name, slot in tracer.layers.items()
+        if slot.leaf or name in computing or name in owners
+    ]
+
+
+def _layer(slot: LayerSlot, parameters: list[ParameterSlot], tracer: Tracer, namer: _Namer) -> Layer:
+    shared = list(slot.shared_with.values())
+    activation = _merged([slot.activation.stats(), *(op.activation.stats() for op in shared)])
+    gradient = _merged([slot.gradient.stats(), *(op.gradient.stats() for op in shared)])
+    dtype = shared[0].dtype if shared else "float32"
+    tensors = _record("activation", activation, dtype=dtype) + _record("activation_grad", gradient, dtype=dtype)
+    for parameter in parameters:
+        tensors += _parameter_records(parameter)
+    tied = tracer.parameters.tied.get(slot.module)
+    return Layer(
+        fqn=namer.fqn(slot.module),
+        type=slot.type,
+        parameters=sum(parameter.numel for parameter in parameters),
+        calls=slot.calls,
+        tensors=tuple(tensors),
+        model=slot.module.model,
+        tied_to=namer.fqn(tied) if tied else None,
+        trained=namer.is_trained(slot.module),
+        leaf=slot.leaf,
+        absorbed_update=_largest([parameter.absorbed for parameter in parameters]),
+    )
+
+
+def _parameter_records(slot: ParameterSlot) -> list[TensorRecord]:
+    records = _record("weight", slot.weight.stats(), slot.name, slot.dtype)
+    records += _record("weight_grad", slot.gradient.stats(), slot.name, slot.dtype)
+    for key, gauge in slot.state.items():
+        records += _record("optimizer_state", gauge.stats(), f"{slot.name}.{key}", slot.state_dtypes[key])
+    return records + _record("update", slot.update.stats(), slot.name, slot.dtype)
+
+
+def _largest(shares: list[dict[str, float]]) -> dict[str, float]:
+    return {name: max(s.get(name, 0.0) for s in shares) for name in {key for share in shares for key in share}}
+
+
+def _ops(tracer: Tracer, namer: _Namer) -> list[Op]:
+    grouped: dict[tuple[ModuleName, str], list[OpSlot]] = {}
+    for (module, op, _), slot in tracer.ops.items():
+        if slot.calls:
+            grouped.setdefault((module, op), []).append(slot)
+    return [_op(namer.fqn(module), op, slots) for (module, op), slots in grouped.items()]
+
+
+def _op(fqn: str, op: str, slots: list[OpSlot]) -> Op:
+    """Calls of one operation in one module together; the location is that of the call with the largest result."""
+    stats = [slot.activation.stats() for slot in slots]
+    worst = max(range(len(slots)), key=lambda i: stats[i].amax)
+    gradient = _merged([slot.gradient.stats() for slot in slots])
+    first = slots[0]
+    constants = [slot.constants for slot in slots if slot.constants]
+    half = any(slot.half for slot in slots)
+    return Op(
+        fqn=fqn,
+        op=op,
+        calls=sum(slot.calls for slot in slots),
+        category=first.category,
+        location=slots[worst].location,
+        tensors=tuple(
+            _record("activation", _merged(stats), dtype=first.dtype)
+            + _record("activation_grad", gradient, dtype=first.dtype)
+        ),
+        input_amax=max((s.input_amax for s in slots if s.input_amax is not None), default=None),
+        shapes=first.shapes,
+        dtype=first.dtype,
+        local_error=_largest([slot.local_error for slot in slots]),
+        half=half,
+        constants=(min(c[0] for c in constants), max(c[1] for c in constants)) if constants else None,
+        integer_amax=max((s.integer_input for s in slots if s.integer_input is not None), default=None),
+    )

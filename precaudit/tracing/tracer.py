@@ -1,0 +1,226 @@
+"""The tracer: module scopes and training events in, slots out. One entry, one exit, nothing left behind."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from precaudit.execution.policy import ACCUMULATING, category
+from precaudit.instrument.events import TrainingEvents, TrainingListener
+from precaudit.instrument.names import ModuleName
+from precaudit.instrument.scopes import Frame, ModuleScopes
+from precaudit.instrument.torchfunction import tensors_in
+from precaudit.tracing.faults import FaultWatch, finite_amax
+from precaudit.tracing.ops import Call, TraceMode, caller_location
+from precaudit.tracing.parameters import ParameterTracker
+from precaudit.tracing.shadow import local_errors, repeatable
+from precaudit.tracing.slots import LayerSlot, OpSlot, scalar_range
+
+_MAX_ORDINAL = 8
+"""Further calls of one operation in one forward share a slot, so that loops don't grow the trace."""
+
+
+@dataclass(frozen=True)
+class TraceOptions:
+    """`audited` tells which steps are recorded, `shadowed` which of them also measure local errors in
+    `formats`; `per_step` folds the gradients' maxima at every audited step; `watch` looks for faults."""
+
+    audited: Callable[[int], bool] = lambda step: True
+    shadowed: Callable[[int], bool] = lambda step: False
+    formats: tuple[str, ...] = ()
+    per_step: bool = False
+    watch: bool = False
+
+
+@dataclass(frozen=True)
+class _Token:
+    slot: OpSlot
+    count: int
+    amax: float | None
+
+
+class Tracer(TrainingListener):
+    def __init__(self, scopes: ModuleScopes, events: TrainingEvents, options: TraceOptions) -> None:
+        self.options = options
+        self.ops: dict[tuple[ModuleName, str, int], OpSlot] = {}
+        self.layers: dict[ModuleName, LayerSlot] = {}
+        self.parameters = ParameterTracker()
+        self.watch = FaultWatch() if options.watch else None
+        self.maxima: list[tuple[int, float]] = []
+        self.audited_steps = 0
+        self.low_dtypes: set[str] = set()
+        self._scopes, self._events = scopes, events
+        self._mode = TraceMode(self)
+        self._step = 0
+        self._pass = 0
+        self._seen_in_pass: dict[ModuleName, int] = {}
+        self._last: tuple[OpSlot, list[torch.Tensor]] | None = None
+        self._begin_step()
+
+    # -------------------------------------------------------------- steps
+
+    def _begin_step(self) -> None:
+        self.recording = self.options.audited(self._step)
+        self._shadowing = self.recording and self.options.shadowed(self._step)
+        self.parameters.active = self.recording
+
+    def _end_step(self) -> None:
+        if self.recording:
+            self.audited_steps += 1
+            if self.options.per_step:
+                self._fold()
+        self._step += 1
+        self._begin_step()
+
+    def _fold(self) -> None:
+        peaks = [slot.gradient.fold().amax for slot in self.ops.values() if slot.half]
+        for layer in self.layers.values():
+            layer.gradient.fold()
+        lowered = {slot.module for slot in self.ops.values() if slot.category == "lower"}
+        peaks += [s.gradient.fold().amax for s in self.parameters.slots.values() if s.module in lowered]
+        if (peak := max(peaks, default=0.0)) > 0:
+            self.maxima.append((self._step, math.log2(peak)))
+
+    def backward_ended(self, roots: Sequence[torch.Tensor]) -> None:
+        self._pass += 1
+
+    def step_starts(self, optimizer: Any) -> None:
+        if self.recording:
+            self.parameters.observe_weights()
+            self.parameters.remember(optimizer)
+
+    def step_ended(self, optimizer: Any) -> None:
+        if self.recording:
+            self.parameters.observe_step(optimizer, absorption=self._shadowing)
+        self._end_step()
+
+    # -------------------------------------------------------------- modules
+
+    def entered(self, frame: Frame) -> None:
+        self.parameters.learn(frame.module, frame.name)
+        if frame.is_outermost:
+            frame.data["traced"] = self.recording
+            if self.recording:
+                self._mode.__enter__()
+
+    def left(self, frame: Frame, output: Any) -> Any:
+        if frame.root.data.get("traced"):
+            self._leave(frame, output)
+        return output
+
+    def _leave(self, frame: Frame, output: Any) -> None:
+        if frame.is_outermost:
+            self._mode.__exit__(None, None, None)
+        if output is None or not self._counts(frame.name):
+            return
+        layer = self._layer(frame)
+        layer.calls += 1
+        outputs = [t for t in tensors_in(output) if t.is_floating_point() or t.is_complex()]
+        if self._last and outputs and all(any(t is made for made in self._last[1]) for t in outputs):
+            layer.shared_with[id(self._last[0])] = self._last[0]
+        else:
+            self._observe(layer, outputs)
+        if not self._events.in_backward:
+            self._seen_in_pass[frame.name] = self._pass
+
+    def _layer(self, frame: Frame) -> LayerSlot:
+        layer = self.layers.get(frame.name)
+        if layer is None:
+            leaf = not any(True for _ in frame.module.children())
+            layer = self.layers[frame.name] = LayerSlot(frame.name, type(frame.module).__name__, leaf)
+        return layer
+
+    def _observe(self, layer: LayerSlot, outputs: list[torch.Tensor]) -> None:
+        for tensor in outputs:
+            layer.activation.add(tensor.detach())
+            if tensor.requires_grad and tensor.grad_fn is not None:
+                tensor.register_hook(layer.observe_gradient)
+
+    def _counts(self, name: ModuleName) -> bool:
+        """Training forwards only, each once: not under no_grad, not again when checkpointing repeats it."""
+        if not torch.is_grad_enabled():
+            return False
+        return not (self._events.in_backward and self._seen_in_pass.get(name) == self._pass)
+
+    # -------------------------------------------------------------- operations
+
+    def begin(self, op: str, func: Call, args: Any, kwargs: Any, half: bool) -> _Token | None:
+        frame = self._scopes.current
+        if frame is None or not self._counts(frame.name):
+            return None
+        ordinal = frame.op_counts.get(op, 0)
+        frame.op_counts[op] = ordinal + 1
+        key = (frame.name, op, min(ordinal, _MAX_ORDINAL))
+        slot = self.ops.get(key) or self._new_op(key, args, kwargs, half)
+        if self._shadowing and ordinal < _MAX_ORDINAL and op not in slot.local_error:
+            self._shadow(slot, op, func, args, kwargs)
+        return _Token(slot, ordinal, self.watch.inputs(op, args, kwargs) if self.watch else None)
+
+    def _new_op(self, key: tuple[ModuleName, str, int], args: Any, kwargs: Any, half: bool) -> OpSlot:
+        inputs = [t for t in tensors_in((args, kwargs)) if t.is_floating_point()]
+        dtype = str(inputs[0].dtype if inputs else torch.float32).removeprefix("torch.")
+        if dtype in ("float16", "bfloat16"):
+            self.low_dtypes.add(dtype)
+        shapes = tuple(tuple(t.shape) for t in tensors_in((args, kwargs)))
+        slot = OpSlot(
+            key[0], key[1], category(key[1]), caller_location(), shapes, dtype, half, scalar_range(args, kwargs)
+        )
+        self.ops[key] = slot
+        return slot
+
+    def _shadow(self, slot: OpSlot, op: str, func: Call, args: Any, kwargs: Any) -> None:
+        inputs = [t for t in tensors_in((args, kwargs)) if t.is_floating_point()]
+        if any(torch._C._functorch.is_functorch_wrapped_tensor(t) for t in inputs):
+            return
+        slot.input_amax = finite_amax(inputs)
+        if op in ACCUMULATING:
+            slot.integer_input = integer_amax(inputs)
+        if repeatable(op, func, kwargs):
+            for name, error in local_errors(op, func, args, kwargs, self.options.formats).items():
+                slot.local_error[name] = max(error, slot.local_error.get(name, 0.0))
+
+    def record(self, token: _Token | None, outputs: list[torch.Tensor]) -> None:
+        if token is None:
+            return
+        slot = token.slot
+        slot.calls += 1
+        for tensor in outputs:
+            slot.activation.add(tensor.detach())
+            if self.watch:
+                self.watch.check(tensor, token.amax, "forward", self._step, slot)
+            if tensor.requires_grad and tensor.grad_fn is not None:
+                tensor.register_hook(self._watched(slot) if self.watch else slot.observe_gradient)
+        self._last = (slot, outputs) if token.count < _MAX_ORDINAL else None
+
+    def _watched(self, slot: OpSlot) -> Callable[[torch.Tensor], None]:
+        watch = self.watch
+        assert watch is not None
+        step = self._step
+
+        def observe(gradient: torch.Tensor) -> None:
+            slot.observe_gradient(gradient)
+            watch.check(gradient, None, "backward", step, slot)
+
+        return observe
+
+    def remove(self) -> None:
+        self._last = None
+        self.parameters.remove()
+
+
+@torch.no_grad()
+def integer_amax(tensors: list[torch.Tensor]) -> float | None:
+    """Largest magnitude of the integer-valued tensors that are neither constant nor parameters; None if there is none."""
+    found = None
+    for tensor in tensors:
+        if tensor.numel() < 2 or (tensor.is_leaf and tensor.requires_grad):
+            continue
+        values = tensor.detach()
+        amax = float(values.abs().max())
+        if 256 < amax < float("inf") and bool((values == values.round()).all()):
+            found = max(found or 0.0, amax)
+    return found

@@ -1,0 +1,93 @@
+"""The verdict on one plan from its paired runs: equivalence of the loss, and the gates."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from precaudit.model import Difference, Gate, Plan, Verdict
+from precaudit.running.job import RunResult
+from precaudit.verification import statistics
+from precaudit.verification.equivalence import equivalence
+from precaudit.verification.gates import Pair, failed, gates
+
+_FINISHED = ("stopped", "ended")
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What the runs so far say of a plan; `lost_at` is the step from which a candidate was lost."""
+
+    verdict: Verdict
+    reason: str
+    margin: float | None
+    difference: Difference
+    gates: tuple[Gate, ...]
+    horizon: int | None = None
+    lost_at: int | None = None
+
+
+@dataclass(frozen=True)
+class Runs:
+    """Float32 runs by seed, the perturbed twin of one of them, and the candidate's runs by seed."""
+
+    references: Mapping[int, RunResult]
+    candidates: Mapping[int, RunResult]
+    twin: RunResult | None = None
+
+    @property
+    def pairs(self) -> list[Pair]:
+        return [(self.references[seed], run) for seed, run in self.candidates.items() if seed in self.references]
+
+
+def _undecided(verdict: Verdict, reason: str, gates_: tuple[Gate, ...] = (), lost_at: int | None = None) -> Judgement:
+    return Judgement(verdict, reason, None, Difference(), gates_, lost_at=lost_at)
+
+
+def judge(runs: Runs, plan: Plan) -> Judgement:
+    """The verdict on `plan`. A candidate that raised, was lost, or failed a gate fails whatever its mean loss."""
+    pairs = runs.pairs
+    checked = gates(pairs, plan)
+    for reference, candidate in pairs:
+        if candidate.status not in _FINISHED:
+            message = candidate.error.message if candidate.error else candidate.status
+            return _undecided("fail", f"the script stopped at step {candidate.steps}: {message}", checked)
+        if (lost := statistics.diverged(reference.losses, candidate.losses)) is not None:
+            return _undecided("fail", lost.detail, checked, lost.step)
+    if bad := failed(checked):
+        return _undecided("fail", bad[0].detail, checked)
+    return _compare_losses(runs, pairs, checked)
+
+
+def _compare_losses(runs: Runs, pairs: Sequence[Pair], checked: tuple[Gate, ...]) -> Judgement:
+    references = [reference.losses for reference, _ in pairs]
+    candidates = [candidate.losses for _, candidate in pairs]
+    steps = min(len(losses) for losses in (*references, *candidates))
+    twin_of = runs.references.get(runs.twin.seed) if runs.twin else None
+    together = statistics.horizon(twin_of.losses, runs.twin.losses) if twin_of and runs.twin else steps
+    window = statistics.comparison_window(steps, min(together, steps))
+    noise = statistics.noise_floor(twin_of.losses, runs.twin.losses, window) if twin_of and runs.twin else 0.0
+    margin = statistics.margin(references, window, noise)
+    guard = statistics.learned(references[0], margin)
+    all_gates = (*checked, Gate("the reference learned", guard.passed, guard.detail))
+    spread = 2**0.5 * statistics.seed_deviation(references, window)
+    differences = statistics.relative_differences(references, candidates, window)
+    result = equivalence(differences, margin, spread=spread if spread == spread else float("inf"))
+    difference = Difference(result.mean, result.lower, result.upper)
+    verdict: Verdict = result.decision
+    reason = result.detail
+    if not guard.passed and verdict == "pass":
+        verdict, reason = "inconclusive", f"the float32 run proves nothing: {guard.detail}"
+    return Judgement(verdict, reason, margin, difference, all_gates, together)
+
+
+def screened(judgement: Judgement) -> Judgement:
+    """After one pair only: a plan within the margin is screened, never verified."""
+    mean, margin = judgement.difference.mean, judgement.margin
+    if judgement.verdict == "fail" or mean is None or margin is None:
+        return judgement
+    verdict: Verdict = "screened" if abs(mean) < margin else "inconclusive"
+    return Judgement(
+        verdict, f"{judgement.reason} (quick mode: one pair)", margin, judgement.difference, judgement.gates,
+        judgement.horizon,
+    )
