@@ -1,16 +1,130 @@
-"""`precaudit compare`."""
+"""`precaudit compare`: what changed between two reports, and whether that is a regression."""
 
 from __future__ import annotations
 
 import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
 
-from precaudit.errors import PrecauditError
+from precaudit.commands.options import add_output_options, refuse_overwrite
+from precaudit.comparison.thresholds import parse_thresholds, thresholds_help
+from precaudit.errors import ExitCode, PrecauditError
+
+FORMATS = ("terminal", "markdown", "json", "github", "sarif", "gitlab")
+TREND_FORMATS = ("terminal", "markdown", "json", "csv")
+DESCRIPTION = """\
+Compare two reports. What another seed or another day changes is no change;
+the rest is ranked, likeliest cause first, and fails where a metric reaches its
+threshold. BASE and HEAD are report.json files or folders that hold one. With
+--trend, BASE is a folder of many reports: they are followed over time, and the
+last one is judged against the one before it."""
+EPILOG = """
+
+--fail-on amax:6 sets one threshold, amax:off silences one metric, all:off
+silences all named before it.
+
+Exit codes: 0 no regression, 1 regression, 2 wrong usage, unreadable report."""
 
 
 def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = verbs.add_parser("compare", help="compare")
+    parser = verbs.add_parser(
+        "compare",
+        help="regression between two reports, or the trend of many",
+        description=DESCRIPTION,
+        epilog=thresholds_help() + EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("base", type=Path, metavar="BASE", help="the report to compare with")
+    parser.add_argument("head", type=Path, metavar="HEAD", nargs="?", help="the report to judge")
+    parser.add_argument("--trend", action="store_true", help="follow the reports below the folder BASE over time")
+    parser.add_argument(
+        "--fail-on", action="append", default=[], metavar="METRIC:THRESHOLD", help="fail from here on (repeatable)"
+    )
+    parser.add_argument(
+        "--format",
+        choices=dict.fromkeys((*FORMATS, *TREND_FORMATS)),
+        default="terminal",
+        metavar="FORMAT",
+        help=f"what to print: {', '.join(FORMATS)}; for a trend {', '.join(TREND_FORMATS)}",
+    )
+    add_output_options(parser)
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    raise PrecauditError("compare is not built yet")
+    if arguments.trend and arguments.head:
+        raise PrecauditError("--trend takes one folder of reports: leave HEAD out, or --trend")
+    if not arguments.trend and not arguments.head:
+        raise PrecauditError("HEAD is missing: precaudit compare BASE HEAD, or precaudit compare FOLDER --trend")
+    return _trend(arguments) if arguments.trend else _compare(arguments)
+
+
+def _compare(arguments: argparse.Namespace) -> int:
+    from precaudit.comparison import outputs
+    from precaudit.comparison.compare import compare
+    from precaudit.comparison.terminal import render_terminal
+    from precaudit.reporting.github import write_step_summary
+    from precaudit.reporting.serialize import load_report
+    from precaudit.reporting.terminal import use_color
+
+    thresholds = parse_thresholds(arguments.fail_on)
+    _refuse(arguments, FORMATS)
+    head = load_report(report_path(arguments.head))
+    comparison = compare(load_report(report_path(arguments.base)), head, thresholds)
+    names = str(arguments.base), str(arguments.head)
+    if arguments.format == "terminal":
+        printed = render_terminal(comparison, names, use_color(sys.stdout))
+    else:
+        printed = outputs.render(comparison, arguments.format, names, head)
+    _emit(arguments, printed, lambda format: outputs.render(comparison, format, names, head))
+    if arguments.format == "github":
+        write_step_summary(outputs.render(comparison, "markdown", names, head))
+    return ExitCode.OK if comparison.clean else ExitCode.FINDING
+
+
+def _trend(arguments: argparse.Namespace) -> int:
+    from precaudit.comparison import outputs
+    from precaudit.comparison.trend import load_folder, trend
+
+    thresholds = parse_thresholds(arguments.fail_on)
+    _refuse(arguments, TREND_FORMATS)
+    entries, skipped = load_folder(arguments.base)
+    frame = trend(entries, thresholds)
+    for reason in skipped:
+        print(f"precaudit: left out: {reason}", file=sys.stderr)
+    printed = outputs.render_trend(frame, arguments.format)
+    _emit(arguments, printed, lambda format: outputs.render_trend(frame, format))
+    return ExitCode.FINDING if frame["regressions"].iloc[-1] > 0 else ExitCode.OK
+
+
+def report_path(path: Path) -> Path:
+    """The report itself, or the one in a folder that `profile` wrote."""
+    if not path.is_dir():
+        return path
+    if not (path / "report.json").is_file():
+        raise PrecauditError(f"{path}: a folder without report.json; to follow many reports, add --trend")
+    return path / "report.json"
+
+
+def _refuse(arguments: argparse.Namespace, formats: tuple[str, ...]) -> None:
+    """Whatever can't be printed or written is refused before any work."""
+    from precaudit.comparison.outputs import format_of
+
+    if arguments.format not in formats:
+        raise PrecauditError(f"--format {arguments.format}: can't be printed here; what can be is {', '.join(formats)}")
+    for path in arguments.output:
+        format_of(path, formats)
+    refuse_overwrite(arguments.output, arguments.force)
+
+
+def _emit(arguments: argparse.Namespace, printed: str, render: Callable[[str], str]) -> None:
+    from precaudit.comparison.outputs import format_of
+    from precaudit.reporting.files import write_text
+    from precaudit.reporting.terminal import emit
+
+    emit(printed.rstrip("\n"), sys.stdout)
+    for path in arguments.output:
+        write_text(path, render(format_of(path, (*FORMATS, *TREND_FORMATS))))
+    if arguments.output:
+        print(f"Written: {', '.join(map(str, arguments.output))}", file=sys.stderr)

@@ -47,15 +47,13 @@ METRICS = MappingProxyType(
             Metric("distance", "ranges", "binades", 2, "Wasserstein distance of the exponents, beyond noise"),
             Metric("amin", "ranges", "binades", None, "movement of the smallest magnitude, beyond noise"),
             Metric("vanished", "ranges", "tensors", 1, "tensors that are all zero or not measured any more", True),
-            Metric("headroom", "ranges", "binades", 2, "room lost below the planned format's maximum, of the last 8"),
+            Metric("headroom", "ranges", "binades", 2, "room lost below the planned format's maximum"),
             Metric("formats", "plan", "layers", 1, "layers planned in a wider format than in base", True),
             Metric("formats_changed", "plan", "layers", None, "layers planned in another format, not wider", True),
-            Metric(
-                "op_exceptions", "plan", "ops", 1, "ops that the plan newly keeps out of their layer's format", True
-            ),
-            Metric("loss_scale", "plan", "binades", 4, "movement of an end of the loss-scale window, or its loss"),
-            Metric("tensor_cores", "speed", "points", 5, "share of kernel time on native Tensor Cores lost, in %"),
-            Metric("eligible_flops", "speed", "points", 1, "share of FLOPs that Tensor Cores can take lost, in %"),
+            Metric("op_exceptions", "plan", "ops", 1, "ops that newly leave their layer's format", True),
+            Metric("loss_scale", "plan", "binades", 4, "movement of an end of the loss-scale window"),
+            Metric("tensor_cores", "speed", "points", 5, "kernel time on native Tensor Cores lost, % points"),
+            Metric("eligible_flops", "speed", "points", 1, "FLOPs that Tensor Cores can take lost, % points"),
             Metric("time", "speed", "%", 20, "longer time, both measured on the same GPU"),
             Metric("memory", "speed", "%", 10, "larger memory, both measured on the same device"),
         )

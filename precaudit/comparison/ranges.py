@@ -13,6 +13,7 @@ from precaudit.comparison.noise import amax_noise, amin_noise, center_noise
 from precaudit.comparison.tensors import LayerPairs, OpPairs, TensorPair, layer_tensors, op_tensors
 from precaudit.formats import FORMATS, Format
 from precaudit.model import Exponents, Plan, TensorRecord, TensorStats
+from precaudit.reporting.words import number
 
 # Tensors that the planned format has to hold as they are: gradients have the loss scale to place them.
 PLACED_ROLES = frozenset(("weight", "activation"))
@@ -90,7 +91,9 @@ def _moved(tensor: TensorPair) -> Iterator[Change]:
         ("amin", shift.amin, amin_noise(role), base.amin_nonzero, head.amin_nonzero),
     ):
         if moved is not None and abs(moved) > noise:
-            message = f"{metric} {'rose' if moved > 0 else 'fell'} {abs(moved):.1f} binades ({old:.3g} → {new:.3g})"
+            message = (
+                f"{metric} {'rose' if moved > 0 else 'fell'} {abs(moved):.1f} binades ({number(old)} → {number(new)})"
+            )
             yield tensor.change(metric, abs(moved), message, old, new)
     if shift.distance is not None and shift.distance > center_noise(role, values):
         yield tensor.change("distance", shift.distance, f"histograms {shift.distance:.1f} binades apart")

@@ -2,56 +2,61 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from typing import Any
 
 from precaudit.comparison.changes import Change, Comparison
 from precaudit.comparison.metrics import METRICS
 from precaudit.reporting.words import plural, prose, visible
 
+Names = tuple[str, str]  # how base and head are called
+
 
 @dataclass(frozen=True)
 class Row:
-    """Every change of one tensor, layer or op that has the same weight."""
+    """What changed, for one tensor, layer or op, or for several that changed alike."""
 
     regression: bool
     metrics: tuple[str, ...]
-    where: str
+    places: tuple[str, ...]
     what: str
 
 
 def rows(comparison: Comparison) -> list[Row]:
-    """Changes grouped by place, in their rank."""
-    return [_row(list(group)) for _, group in groupby(comparison.changes, key=_place)]
+    """Changes grouped by place, and places by what changed there, in the rank of the first."""
+    alike: dict[tuple[bool, tuple[str, ...], str], list[str]] = {}
+    for (regression, *_), group in groupby(comparison.changes, key=_place):
+        changes = list(group)
+        metrics = tuple(dict.fromkeys(change.metric for change in changes))
+        what = "; ".join(prose(change.message) for change in changes)
+        alike.setdefault((regression, metrics, what), []).append(place(changes[0]))
+    return [Row(regression, metrics, tuple(places), what) for (regression, metrics, what), places in alike.items()]
 
 
-def _place(change: Change) -> tuple[object, ...]:
-    family = METRICS[change.metric].family
-    tensor = change.role, change.name
-    return change.regression, family, change.fqn, change.op, tensor, family == "ranges" or change.metric
+def _place(change: Change) -> tuple[Any, ...]:
+    """Movements of one tensor belong together; elsewhere each metric stands for itself."""
+    metric = None if METRICS[change.metric].family == "ranges" else change.metric
+    return change.regression, change.fqn, change.op, change.role, change.name, metric
 
 
-def _row(changes: Sequence[Change]) -> Row:
-    first = changes[0]
-    place = ":".join(filter(None, (first.fqn, first.op)))
-    tensor = [word for word in (first.role, first.name) if word]
-    return Row(
-        regression=first.regression,
-        metrics=tuple(dict.fromkeys(change.metric for change in changes)),
-        where=visible(" ".join([place, *tensor]).strip() or "the whole job"),
-        what="; ".join(prose(change.message) for change in changes),
-    )
+def place(change: Change) -> str:
+    """`blocks.0.fc1:linear weight_grad (bias)`, as far as it is known."""
+    name = f"({change.name})" if change.name not in ("", change.role) else None
+    at = ":".join(filter(None, [change.fqn, change.op]))
+    return visible(" ".join(filter(None, [at, change.role, name]))) or "the whole job"
 
 
 def title(comparison: Comparison) -> str:
     """The answer in one line."""
-    changes, matched = len(comparison.changes), plural(comparison.matched, "matched layer")
-    if not comparison.changes:
-        return f"NO CHANGE beyond noise in {matched}"
+    failed, changes = len(comparison.regressions), len(comparison.changes)
+    matched = f"{plural(comparison.matched, 'layer')} matched"
+    if not changes:
+        return f"NO CHANGE beyond noise, {matched}"
+    below = [f"{plural(changes - failed, 'change')} below the thresholds"] if changes > failed else []
     if comparison.clean:
-        return f"NO REGRESSION: {plural(changes, 'change')} below the thresholds, {matched}"
-    return f"REGRESSION: {len(comparison.regressions)} of {plural(changes, 'change')} fail, {matched}"
+        return ", ".join(["NO REGRESSION: " + below[0], matched])
+    return ", ".join([f"REGRESSION: {plural(failed, 'change')}", *below, matched])
 
 
 def failed_gates(comparison: Comparison) -> list[str]:

@@ -5,39 +5,42 @@ from __future__ import annotations
 from tabulate import tabulate
 
 from precaudit.comparison.changes import Comparison
-from precaudit.comparison.rows import failed_gates, rows, title
-from precaudit.reporting.words import prose, shorten, visible
+from precaudit.comparison.rows import Names, failed_gates, rows, title
+from precaudit.reporting.terminal import Page, painter
+from precaudit.reporting.words import inert, listing, shorten, visible
 
 MAX_ROWS = 20
+MAX_PLACES = 4
 WIDTH = 80
-MARK_WIDTH, WHERE_WIDTH, WHAT_WIDTH = 4, 28, 44  # and two gaps of two
+WHERE_WIDTH, WHAT_WIDTH = 28, 44  # beside a mark of four and two gaps of two
 
 
-def render_terminal(comparison: Comparison, names: tuple[str, str] = ("base", "head")) -> str:
-    """The title, the changes in rank, what could not be compared and which gates failed."""
-    base, head = (shorten(visible(name), WIDTH - 6) for name in names)
-    lines = [title(comparison), f"base: {base}", f"head: {head}"]
-    every = rows(comparison)
-    if every:
-        lines += ["", _table(comparison)]
-    if len(every) > MAX_ROWS:
-        lines.append(f"... and {len(every) - MAX_ROWS:,} more; write them all with -o compare.md or -o compare.json")
+def render_terminal(comparison: Comparison, names: Names, color: bool = False) -> str:
+    """The answer, the changes in rank, what could not be compared, and which gates failed."""
+    page = Page(WIDTH, painter(color))
+    page.text(title(comparison), "good" if comparison.clean else "bad")
+    for side, name in zip(("base", "head"), names, strict=True):
+        page.lines.append(f"  {side}: {shorten(visible(name), WIDTH - 8)}")
+    if comparison.changes:
+        page.lines += ["", *_table(comparison)]
     if comparison.not_comparable:
-        lines += ["", "Not compared:", *(f"- {prose(reason)}" for reason in comparison.not_comparable)]
+        page.section("Not compared", [inert(visible(reason)) for reason in comparison.not_comparable])
     if not comparison.clean:
-        lines += ["", f"Failed: {', '.join(failed_gates(comparison))}"]
-    return "\n".join(lines)
+        page.section(f"Failed: {', '.join(failed_gates(comparison))}", [])
+        page.text("If the change is meant, keep head as the new baseline; --fail-on METRIC:off silences a metric.")
+    return "\n".join(page.lines) + "\n"
 
 
-def _table(comparison: Comparison) -> str:
+def _table(comparison: Comparison) -> list[str]:
+    every = rows(comparison)
     cells = [
-        ["FAIL" if row.regression else "note", shorten(row.where, 2 * WHERE_WIDTH), row.what]
-        for row in rows(comparison)[:MAX_ROWS]
+        ["FAIL" if row.regression else "note", inert(_places(row.places)), inert(row.what)] for row in every[:MAX_ROWS]
     ]
-    return tabulate(
-        cells,
-        headers=["", "where", "what changed"],
-        tablefmt="simple",
-        disable_numparse=True,
-        maxcolwidths=[MARK_WIDTH, WHERE_WIDTH, WHAT_WIDTH],
-    )
+    widths = [None, WHERE_WIDTH, WHAT_WIDTH]
+    lines = tabulate(cells, ["", "where", "what changed"], "simple", disable_numparse=True, maxcolwidths=widths)
+    more = f"... and {len(every) - MAX_ROWS:,} more: see them all with -o compare.md or -o compare.json"
+    return [*(line.rstrip() for line in lines.splitlines()), *([more] if len(every) > MAX_ROWS else [])]
+
+
+def _places(places: tuple[str, ...]) -> str:
+    return listing((shorten(name, 2 * WHERE_WIDTH) for name in places), MAX_PLACES)

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from tabulate import tabulate
 
 from precaudit.comparison.compare import compare
 from precaudit.comparison.thresholds import DEFAULTS
 from precaudit.errors import PrecauditError
 from precaudit.model import Report
+from precaudit.reporting import markdown as md
 from precaudit.reporting.serialize import load_report
+from precaudit.reporting.words import inert, seconds, share, shorten, visible
 
 DATE_KEYS = ("started", "created", "date")
 
@@ -90,3 +93,42 @@ def _step_seconds(figure: Any) -> float | None:
     if isinstance(figure, Mapping):
         figure = figure.get("plan") or figure.get("float32")
     return float(figure) if isinstance(figure, int | float) else None
+
+
+# ---------------------------------------------------------------- as text
+
+
+HEADERS = ["report", "date", "verdict", "low", "errors", "TC", "step", "regressions"]
+NAME_WIDTH = 22  # keeps the table within 80 columns
+
+
+def terminal(frame: pd.DataFrame) -> str:
+    """The table in 80 columns, then where each regression began."""
+    cells = [[inert(shorten(row[0], NAME_WIDTH)), *row[1:]] for row in _cells(frame)]
+    lines = [tabulate(cells, HEADERS, "simple", disable_numparse=True)]
+    lines += [inert(f"{visible(row.report)}: first {visible(row.first)}") for row in _regressed(frame)]
+    return "\n".join(lines) + "\n"
+
+
+def markdown(frame: pd.DataFrame) -> str:
+    table = md.table(HEADERS, ([md.code(row[0]), *map(md.text, row[1:])] for row in _cells(frame)))
+    return "\n\n".join([table, md.bullets(f"{row.report}: first {row.first}" for row in _regressed(frame))]) + "\n"
+
+
+def _regressed(frame: pd.DataFrame) -> list[Any]:
+    return [row for row in frame.itertuples() if row.first and not pd.isna(row.first)]
+
+
+def _cells(frame: pd.DataFrame) -> list[list[str]]:
+    shown: dict[str, Callable[[Any], str]] = {
+        "report": visible,
+        "time": "{:%Y-%m-%d}".format,
+        "verdict": str,
+        "low_precision": share,
+        "errors": "{:.0f}".format,
+        "tensor_cores": share,
+        "step_seconds": seconds,
+        "regressions": "{:.0f}".format,
+    }
+    rows = frame[list(shown)].to_dict(orient="records")
+    return [["-" if pd.isna(row[key]) else show(row[key]) for key, show in shown.items()] for row in rows]

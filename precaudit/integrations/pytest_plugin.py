@@ -115,8 +115,8 @@ class Auditor:
         except PrecauditError as error:
             pytest.fail(f"precaudit: {error}", pytrace=False)
         if not comparison.clean:
-            hint = "If the change is meant: pytest --precaudit-update, and commit the baseline."
-            pytest.fail(f"{render_terminal(comparison, (str(path), 'this run'))}\n{hint}", pytrace=False)
+            told = render_terminal(comparison, (str(path), "this run"))
+            pytest.fail(f"{told}To keep the change: pytest --precaudit-update, and commit the baseline.", pytrace=False)
 
 
 def _file_name(test: str) -> str:

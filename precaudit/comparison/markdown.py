@@ -1,0 +1,35 @@
+"""A comparison as a pull-request comment; by the hidden marker a bot finds its last one and replaces it."""
+
+from __future__ import annotations
+
+from precaudit.comparison.changes import Comparison
+from precaudit.comparison.rows import Names, failed_gates, rows, title
+from precaudit.reporting.markdown import bullets, code, folded, table, text
+
+MARKER = "<!-- precaudit:compare -->"
+MAX_ROWS = 100
+MAX_PLACES = 8
+
+
+def render_markdown(comparison: Comparison, names: Names) -> str:
+    base, head = map(code, names)
+    every = rows(comparison)
+    cells = [
+        ["❌" if row.regression else "note", _places(row.places), text(row.what), ", ".join(map(code, row.metrics))]
+        for row in every[:MAX_ROWS]
+    ]
+    parts = [
+        MARKER,
+        f"## {'✅' if comparison.clean else '❌'} {text(title(comparison))}",
+        f"{base} → {head}",
+        table(["", "where", "what changed", "metric"], cells) if cells else "",
+        f"... and {len(every) - MAX_ROWS:,} more in compare.json" if len(every) > MAX_ROWS else "",
+        "" if comparison.clean else f"Failed: {', '.join(map(code, failed_gates(comparison)))}",
+        folded("Not compared", bullets(comparison.not_comparable)) if comparison.not_comparable else "",
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _places(places: tuple[str, ...]) -> str:
+    more = f" and {len(places) - MAX_PLACES:,} more" if len(places) > MAX_PLACES else ""
+    return ", ".join(map(code, places[:MAX_PLACES])) + more

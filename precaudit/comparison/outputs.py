@@ -1,0 +1,60 @@
+"""Every form that a comparison or a trend takes."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from precaudit import reporting
+from precaudit.comparison.changes import Comparison
+from precaudit.comparison.findings import as_report
+from precaudit.comparison.markdown import render_markdown
+from precaudit.comparison.rows import Names
+from precaudit.comparison.terminal import render_terminal
+from precaudit.errors import PrecauditError
+from precaudit.model import Report
+from precaudit.reporting.serialize import to_json
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SCHEMA_VERSION = 1
+
+
+def format_of(path: Path, formats: Collection[str]) -> str:
+    """The format that the extension picks, if it is one of `formats`."""
+    name = "csv" if path.suffix.lower() == ".csv" else reporting.format_of(path)
+    if name not in formats:
+        raise PrecauditError(f"{path}: can't be written as {name} here; what can be is {', '.join(formats)}")
+    return name
+
+
+def render(comparison: Comparison, format: str, names: Names, head: Report) -> str:
+    if format == "json":
+        return _json(_heading(comparison, names) | to_json(comparison))
+    if format == "markdown":
+        return render_markdown(comparison, names)
+    if format == "terminal":
+        return render_terminal(comparison, names)
+    return reporting.render(as_report(comparison, head), format)
+
+
+def _heading(comparison: Comparison, names: Names) -> dict[str, Any]:
+    return {"schema_version": SCHEMA_VERSION, "base": names[0], "head": names[1], "clean": comparison.clean}
+
+
+def render_trend(frame: pd.DataFrame, format: str) -> str:
+    from precaudit.comparison import trend
+
+    if format == "json":
+        return _json(frame.astype(object).where(frame.notna(), None).to_dict(orient="records"))
+    if format == "csv":
+        return frame.to_csv(index=False)
+    return trend.markdown(frame) if format == "markdown" else trend.terminal(frame)
+
+
+def _json(value: Any) -> str:
+    return orjson.dumps(to_json(value), option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE).decode()

@@ -1,0 +1,247 @@
+"""What compare prints and writes: golden files, hostile names, 80 columns, exit codes, no torch."""
+
+import json
+import re
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import report_samples
+from golden_files import assert_golden
+from synthetic_reports import gpt, odd_vocabulary, profile, renamed, widened, without_autocast
+
+from precaudit.__main__ import main
+from precaudit.commands.compare import FORMATS
+from precaudit.comparison.changes import Change, Comparison
+from precaudit.comparison.compare import compare
+from precaudit.comparison.markdown import MARKER
+from precaudit.comparison.outputs import render
+from precaudit.comparison.rows import rows
+from precaudit.comparison.thresholds import DEFAULTS
+from precaudit.model import Report
+from precaudit.reporting.serialize import write_json
+
+ENDINGS = {
+    "terminal": "txt",
+    "markdown": "md",
+    "json": "json",
+    "github": "github.txt",
+    "sarif": "sarif",
+    "gitlab": "gitlab.json",
+}
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_golden(format):
+    base, head = report_samples.passing(), report_samples.failing()
+    text = render(compare(base, head), format, ("base/report.json", "head/report.json"), head)
+    assert_golden(f"compare.{ENDINGS[format]}", text)
+
+
+def hostile_comparison():
+    changes = [
+        Change(metric, 3.0, text, fqn=text, op=text, role="weight", name=text, base=text, head=text, regression=True)
+        for metric in ("layers_renamed", "amax", "new_errors")
+        for text in report_samples.HOSTILE
+    ]
+    return Comparison(tuple(changes), tuple(report_samples.HOSTILE), thresholds=DEFAULTS)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_hostile_strings_stay_data(format):
+    head = Report(job={"script": report_samples.HOSTILE[1]})
+    text = render(hostile_comparison(), format, tuple(report_samples.HOSTILE[:2]), head)
+    assert_golden(f"compare-hostile.{ENDINGS[format]}", text)
+    text.encode()
+    if format != "json":  # JSON holds them as they are, escaped by its own rules
+        assert not re.search("[\x00-\x09\x0b-\x1f\x7f\u202a-\u202e\u2066-\u2069\u200e\u200f]", text)
+    if format == "markdown":
+        assert "<script" not in text
+        cells = [re.findall(r"(?<!\\)\|", line) for line in text.splitlines() if line.startswith("|")]
+        assert {len(line) for line in cells} == {5}
+    if format == "github":
+        assert all(re.match(r"::(error|warning|notice) [^:]*::", line) for line in text.splitlines())
+    elif format != "markdown":
+        assert "\n::error" not in text
+    if format in ("json", "sarif", "gitlab"):
+        json.loads(text)
+
+
+def test_the_terminal_keeps_to_eighty_columns():
+    for comparison in (hostile_comparison(), compare(profile(gpt(), 0), profile(widened(gpt()), 1))):
+        text = render(comparison, "terminal", ("b" * 300, "h" * 300), Report())
+        assert max(map(len, text.splitlines())) <= 80
+
+
+def test_layers_that_changed_alike_share_a_row():
+    comparison = compare(profile(gpt(), 0), profile(without_autocast(gpt()), 1))
+    planned = [row for row in rows(comparison) if row.metrics == ("formats",)]
+    assert len(planned) == 1
+    assert len(planned[0].places) == 7
+
+
+def test_movements_of_one_tensor_share_a_row_and_regressions_come_first():
+    comparison = compare(profile(gpt(), 0), profile(widened(gpt()), 1))
+    first = rows(comparison)[0]
+    assert first.metrics == ("amax", "center", "distance")
+    assert first.places == ("blocks.1.fc1 weight",)
+    order = [row.regression for row in rows(comparison)]
+    assert order == sorted(order, reverse=True)
+
+
+# ---------------------------------------------------------------- the command
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for name, report in (
+        ("base", profile(gpt(), 0)),
+        ("same", profile(gpt(), 1)),
+        ("odd", profile(odd_vocabulary(gpt()), 2)),
+    ):
+        write_json(tmp_path / name / "report.json", report)
+    return tmp_path
+
+
+def test_exit_codes(folder, capsys):
+    assert main(["compare", str(folder / "base"), str(folder / "same" / "report.json")]) == 0
+    assert "NO CHANGE" in capsys.readouterr().out
+    assert main(["compare", str(folder / "base"), str(folder / "odd")]) == 1
+    assert "no multiple\n" in capsys.readouterr().out
+    assert main(["compare", str(folder / "base"), str(folder / "odd"), "--fail-on", "all:off"]) == 0
+    assert "NO REGRESSION: 4 changes" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["base"], "HEAD is missing"),
+        (["base", "same", "--trend"], "leave HEAD out"),
+        (["base", "nowhere"], "No such file"),
+        ([".", "base"], "add --trend"),
+        (["base", "same", "--fail-on", "speed:1"], "metrics are verdict"),
+        (["base", "same", "-o", "x.html"], "can't be written as html"),
+        (["base", "same", "-o", "x.docx"], "extension"),
+        (["base", "same", "-o", "base/report.json"], "--force"),
+        (["base", "same", "--format", "csv"], "can't be printed"),
+        (["same", "truncated.json"], "not JSON"),
+        (["foreign.json", "same"], "not a precaudit report"),
+        (["deep.json", "same"], "deep.json"),
+        (["wrong.json", "same"], "wrong.json"),
+    ],
+)
+def test_wrong_use_and_unreadable_reports_are_explained(folder, monkeypatch, capsys, arguments, words):
+    monkeypatch.chdir(folder)
+    text = (folder / "base" / "report.json").read_text()
+    (folder / "truncated.json").write_text(text[: len(text) // 2])
+    (folder / "foreign.json").write_text("[]")
+    (folder / "deep.json").write_text("[" * 100_000)
+    (folder / "wrong.json").write_text(text.replace('"calls":20', '"calls":"many"', 1))
+    assert main(["compare", *arguments]) == 2
+    captured = capsys.readouterr()
+    assert words in captured.err
+    assert "Traceback" not in captured.err
+    assert not captured.out
+
+
+def test_every_output_is_written_and_named(folder, monkeypatch, capsys):
+    monkeypatch.chdir(folder)
+    outputs = ["c.json", "c.md", "c.txt", "c.sarif", "c.gitlab.json"]
+    assert main(["compare", "base", "odd", *(part for name in outputs for part in ("-o", name))]) == 1
+    assert f"Written: {', '.join(outputs)}" in capsys.readouterr().err
+    data = json.loads((folder / "c.json").read_text())
+    assert (data["base"], data["head"], data["clean"]) == ("base", "odd", False)
+    assert [change["fqn"] for change in data["changes"][:2]] == ["wte", "head"]
+    assert (folder / "c.md").read_text().startswith(MARKER)
+    assert (folder / "c.txt").read_text().startswith("REGRESSION")
+
+
+def test_github_annotations_and_step_summary(folder, monkeypatch, capsys, tmp_path):
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path / "summary.md"))
+    assert main(["compare", str(folder / "base"), str(folder / "odd"), "--format", "github"]) == 1
+    assert capsys.readouterr().out.startswith("::error file=train.py,line=1,title=compare-layers_resized wte::")
+    assert MARKER in (tmp_path / "summary.md").read_text()
+
+
+def test_annotations_stand_on_the_line_that_calls_the_operation():
+    from precaudit.comparison.findings import as_findings
+    from precaudit.model import Location
+
+    head = profile(odd_vocabulary(gpt()), 1)
+    head = replace(head, ops=tuple(replace(op, location=Location("model.py", i)) for i, op in enumerate(head.ops)))
+    found = {(f.rule, f.fqn): f for f in as_findings(compare(profile(gpt(), 0), head), head)}
+    assert found["compare-layers_resized", "wte"].location == Location("model.py", 0)
+    assert found["compare-alignment", "head"].location == Location("model.py", len(head.ops) - 1)
+
+
+def test_the_help_fits_the_terminal(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit):
+        main(["compare", "--help"])
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= 80
+
+
+def test_comparing_does_not_import_torch(folder):
+    program = (
+        "import sys; from precaudit.__main__ import main; "
+        "main(['compare', 'base', 'same', '-o', 'c.md']); main(['compare', '.', '--trend']); "
+        "sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", program], cwd=folder, capture_output=True).returncode == 0
+
+
+# ---------------------------------------------------------------- the trend
+
+
+def dated(report, day):
+    return replace(report, job={**report.job, "started": f"2026-03-{day:02}T10:00:00+00:00"})
+
+
+@pytest.fixture
+def history(tmp_path):
+    write_json(tmp_path / "c" / "report.json", dated(profile(gpt(), 0), 1))
+    write_json(tmp_path / "b" / "report.json", dated(profile(gpt(), 1), 2))
+    write_json(tmp_path / "a.json", dated(profile(renamed(gpt()), 2), 3))
+    (tmp_path / "a.txt").write_text("no report")
+    (tmp_path / "plan.json").write_text("{}")
+    return tmp_path
+
+
+def test_the_trend_is_ordered_by_the_time_that_reports_state(history, capsys):
+    assert main(["compare", str(history), "--trend", "--format", "csv"]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(",")[0] for line in lines] == ["report", "c", "b", "a"]
+    assert lines[-1].endswith(",1.0,layers_renamed blocks.0.down")
+
+
+def test_the_trend_in_every_format(history, capsys, monkeypatch):
+    monkeypatch.chdir(history)
+    written = ["-o", "t.md", "-o", "t.csv", "-o", "t.txt"]
+    assert main(["compare", ".", "--trend", *written, "--format", "json"]) == 1
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["regressions"] for row in rows] == [None, 0, 1]
+    assert rows[0]["verdict"] == "pass"
+    assert "| `a` | 2026-03-03 | pass |" in (history / "t.md").read_text()
+    text = (history / "t.txt").read_text()
+    assert "a: first layers_renamed blocks.0.down" in text
+    assert max(map(len, text.splitlines())) <= 80
+    assert main(["compare", ".", "--trend", "--fail-on", "layers_renamed:off"]) == 0
+
+
+def test_a_damaged_report_is_left_out_of_the_trend_aloud(history, capsys):
+    (history / "b" / "report.json").write_text("{")
+    assert main(["compare", str(history), "--trend"]) == 1
+    assert "left out" in capsys.readouterr().err
+
+
+def test_a_folder_without_reports_has_no_trend(tmp_path, capsys):
+    assert main(["compare", str(tmp_path), "--trend"]) == 2
+    assert "no readable report" in capsys.readouterr().err
+
+
+def test_one_report_is_a_trend_of_one(tmp_path, capsys):
+    write_json(tmp_path / "report.json", profile(gpt(), 0))
+    assert main(["compare", str(tmp_path), "--trend"]) == 0
+    assert "report" in capsys.readouterr().out
