@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
+from weakref import WeakSet
 
 from torch import nn
 from torch.nn.modules import module as hooks
@@ -50,8 +51,10 @@ class _Stack(threading.local):
 class ModuleScopes:
     """Publishes every module's forward through torch's global module hooks, so models may be born anywhere."""
 
-    def __init__(self, names: ModuleNames) -> None:
+    def __init__(self, names: ModuleNames, only: nn.Module | None = None) -> None:
+        """`only` limits the scopes to one model's modules; by default every module counts."""
         self.names = names
+        self._only = None if only is None else WeakSet(only.modules())
         self.listeners: list[ScopeListener] = []
         self.raised_in: str | None = None
         self._stack = _Stack()
@@ -73,6 +76,8 @@ class ModuleScopes:
                 handle.remove()
 
     def _enter(self, module: nn.Module, args: Any) -> None:
+        if self._only is not None and module not in self._only:
+            return
         frames = self._stack.frames
         frame = Frame(module, self.names.of(module), frames[-1].root if frames else None)
         if not frames:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 from weakref import WeakKeyDictionary, ref
 
@@ -18,8 +19,9 @@ _HALVES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 class ParameterTracker:
     """Learns parameters as modules are met. `active` says whether gradients are being recorded now."""
 
-    def __init__(self) -> None:
+    def __init__(self, log2_scale: Callable[[], int] = lambda: 0) -> None:
         self.active = False
+        self._log2_scale = log2_scale
         self.slots: dict[tuple[ModuleName, str], ParameterSlot] = {}
         self.tied: dict[ModuleName, ModuleName] = {}
         self._parameters: dict[int, tuple[ref[torch.Tensor], ParameterSlot]] = {}
@@ -56,7 +58,7 @@ class ParameterTracker:
 
     def _observe_gradient(self, slot: ParameterSlot, gradient: torch.Tensor) -> None:
         if self.active:
-            slot.gradient.add(gradient)
+            slot.gradient.add(gradient, self._log2_scale())
 
     def _live(self) -> list[tuple[torch.Tensor, ParameterSlot]]:
         return [(p, slot) for holder, slot in self._parameters.values() if (p := holder()) is not None]

@@ -22,10 +22,10 @@ class Gauge:
         self._pending: Accumulator | None = None
         self._sums = TensorStats()
 
-    def add(self, tensor: torch.Tensor) -> int | None:
+    def add(self, tensor: torch.Tensor, log2_scale: int = 0) -> int | None:
         if self._pending is None:
             self._pending = Accumulator()
-        return self._pending.add(tensor)
+        return self._pending.add(tensor, log2_scale)
 
     def add_difference(self, new: torch.Tensor, old: torch.Tensor) -> None:
         if self._pending is None:
@@ -67,9 +67,6 @@ class OpSlot:
     integer_input: float | None = None
     local_error: dict[str, float] = field(default_factory=dict)
 
-    def observe_gradient(self, gradient: torch.Tensor) -> None:
-        self.gradient.add(gradient)
-
 
 @dataclass(eq=False)
 class LayerSlot:
@@ -82,9 +79,6 @@ class LayerSlot:
     activation: Gauge = field(default_factory=Gauge)
     gradient: Gauge = field(default_factory=Gauge)
     shared_with: dict[int, OpSlot] = field(default_factory=dict)
-
-    def observe_gradient(self, gradient: torch.Tensor) -> None:
-        self.gradient.add(gradient)
 
 
 @dataclass(eq=False)

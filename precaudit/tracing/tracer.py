@@ -48,14 +48,15 @@ class Tracer(TrainingListener):
         self.options = options
         self.ops: dict[tuple[ModuleName, str, int], OpSlot] = {}
         self.layers: dict[ModuleName, LayerSlot] = {}
-        self.parameters = ParameterTracker()
+        self.parameters = ParameterTracker(lambda: self.log2_scale)
         self.watch = FaultWatch() if options.watch else None
         self.maxima: list[tuple[int, float]] = []
         self.audited_steps = 0
         self.low_dtypes: set[str] = set()
+        self.log2_scale = 0
         self._scopes, self._events = scopes, events
         self._mode = TraceMode(self)
-        self._step = 0
+        self.step = 0
         self._pass = 0
         self._seen_in_pass: dict[ModuleName, int] = {}
         self._last: tuple[OpSlot, list[torch.Tensor]] | None = None
@@ -64,8 +65,8 @@ class Tracer(TrainingListener):
     # -------------------------------------------------------------- steps
 
     def _begin_step(self) -> None:
-        self.recording = self.options.audited(self._step)
-        self._shadowing = self.recording and self.options.shadowed(self._step)
+        self.recording = self.options.audited(self.step)
+        self._shadowing = self.recording and self.options.shadowed(self.step)
         self.parameters.active = self.recording
 
     def _end_step(self) -> None:
@@ -73,7 +74,7 @@ class Tracer(TrainingListener):
             self.audited_steps += 1
             if self.options.per_step:
                 self._fold()
-        self._step += 1
+        self.step += 1
         self._begin_step()
 
     def _fold(self) -> None:
@@ -83,7 +84,7 @@ class Tracer(TrainingListener):
         lowered = {slot.module for slot in self.ops.values() if slot.category == "lower"}
         peaks += [s.gradient.fold().amax for s in self.parameters.slots.values() if s.module in lowered]
         if (peak := max(peaks, default=0.0)) > 0:
-            self.maxima.append((self._step, math.log2(peak)))
+            self.maxima.append((self.step, math.log2(peak)))
 
     def backward_ended(self, roots: Sequence[torch.Tensor]) -> None:
         self._pass += 1
@@ -138,7 +139,7 @@ class Tracer(TrainingListener):
         for tensor in outputs:
             layer.activation.add(tensor.detach())
             if tensor.requires_grad and tensor.grad_fn is not None:
-                tensor.register_hook(layer.observe_gradient)
+                tensor.register_hook(self._observer(layer))
 
     def _counts(self, name: ModuleName) -> bool:
         """Training forwards only, each once: not under no_grad, not again when checkpointing repeats it."""
@@ -191,19 +192,19 @@ class Tracer(TrainingListener):
         for tensor in outputs:
             slot.activation.add(tensor.detach())
             if self.watch:
-                self.watch.check(tensor, token.amax, "forward", self._step, slot)
+                self.watch.check(tensor, token.amax, "forward", self.step, slot)
             if tensor.requires_grad and tensor.grad_fn is not None:
-                tensor.register_hook(self._watched(slot) if self.watch else slot.observe_gradient)
+                tensor.register_hook(self._observer(slot))
         self._last = (slot, outputs) if token.count < _MAX_ORDINAL else None
 
-    def _watched(self, slot: OpSlot) -> Callable[[torch.Tensor], None]:
-        watch = self.watch
-        assert watch is not None
-        step = self._step
+    def _observer(self, slot: OpSlot | LayerSlot) -> Callable[[torch.Tensor], None]:
+        """A gradient hook: records what flows back through a result, without the loss scale in force."""
+        gauge, watch, step = slot.gradient, self.watch, self.step
 
         def observe(gradient: torch.Tensor) -> None:
-            slot.observe_gradient(gradient)
-            watch.check(gradient, None, "backward", step, slot)
+            gauge.add(gradient, self.log2_scale)
+            if watch and isinstance(slot, OpSlot):
+                watch.check(gradient, None, "backward", step, slot)
 
         return observe
 

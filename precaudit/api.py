@@ -1,0 +1,145 @@
+"""The Python API: profile a model from Python, audit somebody's own loop, load what was written."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
+
+from precaudit import __version__
+from precaudit.errors import PrecauditError
+from precaudit.formats import get_format
+from precaudit.model import Plan, Report, Verification
+
+
+def load_report(path: str | os.PathLike[str]) -> Report:
+    """The report in a report.json; PrecauditError where the file is none."""
+    from precaudit.reporting.serialize import load_report as load
+
+    return load(os.fspath(path))
+
+
+def load_plan(path: str | os.PathLike[str]) -> Plan:
+    """The plan in a plan.json; PrecauditError where the file is none."""
+    from precaudit.reporting.serialize import load_plan as load
+
+    return load(os.fspath(path))
+
+
+def profile(
+    build_model: Callable[[], Any],
+    batches: Callable[[], Iterable[Any]],
+    loss: Callable[[Any, Any], Any],
+    *,
+    build_optimizer: Callable[[Any], Any] | None = None,
+    steps: int = 60,
+    seeds: int = 3,
+    formats: Iterable[str] = (),
+    target: str | None = None,
+    execution: Literal["auto", "native", "emulated"] = "auto",
+    quick: bool = False,
+    verify: bool = True,
+    device: str | None = None,
+    price: float | None = None,
+) -> Report:
+    """Audit, plan and verify a model from Python, in this process.
+
+    `build_model()` returns a fresh model, `batches()` an iterable of batches, `loss(model, batch)` a scalar;
+    `build_optimizer(model)` defaults to AdamW. Every run starts from its own seed, so build everything inside.
+    """
+    from precaudit.profiling.engine import profile_job
+    from precaudit.profiling.settings import Settings
+    from precaudit.running.job import Job, RunResult, RunSpec
+    from precaudit.running.script import train
+    from precaudit.running.worker import run
+
+    functions = {"build_model": build_model, "batches": batches, "loss": loss, "build_optimizer": build_optimizer}
+    settings = Settings(
+        steps, seeds, target, tuple(get_format(name).name for name in formats), execution, quick, verify, device, price
+    )
+    name = getattr(build_model, "__name__", type(build_model).__name__)
+
+    def runner(spec: RunSpec) -> RunResult:
+        with _random_state_kept():
+            return run(spec, lambda: train(functions, device))
+
+    outcome = profile_job(Job("model_file", name, (), os.getcwd(), steps, device), settings, runner)
+    if outcome.error:
+        raise PrecauditError(outcome.error, outcome.exit_code)
+    return outcome.report
+
+
+@contextmanager
+def _random_state_kept() -> Iterator[None]:
+    """The caller's random numbers go on where they were."""
+    import random
+
+    import numpy as np
+    import torch
+
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
+
+
+class audit:
+    """Measure somebody's own training loop: `with precaudit.audit(model, optimizer=optimizer) as audit:`.
+
+    Every `every`-th optimizer step is recorded in full (1: all of them). Without an optimizer a backward pass
+    is a step. Losses, gradients and weights stay bit-identical; nothing is left on the model afterwards.
+    Gradients are reported un-scaled under a `torch.amp.GradScaler` as well.
+    """
+
+    def __init__(self, model: Any, optimizer: Any = None, every: int = 16) -> None:
+        if every < 1:
+            raise PrecauditError(f"every must be at least 1, not {every}")
+        from precaudit.tracing.auditing import Auditing
+
+        self._auditing = Auditing(model, optimizer, every)
+
+    def __enter__(self) -> audit:
+        self._auditing.start()
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self._auditing.stop()
+
+    def report(self) -> Report:
+        """The report so far: layers, operations, findings and a plan; nothing is verified here."""
+        from precaudit.planning.planner import Choices, build_plan
+        from precaudit.planning.rules import bans
+        from precaudit.profiling.audit import Audit
+        from precaudit.profiling.engine import DEFAULT_FORMATS
+        from precaudit.profiling.environment import environment
+        from precaudit.profiling.findings import all_findings
+        from precaudit.running.job import Job, RunResult
+
+        trace = self._auditing.trace()
+        steps = self._auditing.steps
+        job = Job("script", self._auditing.name, (), os.getcwd(), steps)
+        found = bans(trace, DEFAULT_FORMATS)
+        plan = build_plan(trace, Choices(DEFAULT_FORMATS, "h100", found, steps=max(1, steps)))
+        audited = Audit(job, RunResult("reference", 0, "ended", steps), trace, found)
+        return Report(
+            environment=environment(),
+            job={"kind": "audit", "script": job.target, "steps": steps, "audited_steps": trace.audited_steps,
+                 "models": list(trace.models), "notes": ["measured in the caller's own loop"]},
+            layers=trace.layers,
+            ops=trace.ops,
+            findings=all_findings(audited, plan, Verification()),
+            plan=plan,
+            verification=Verification(reason="an audit measures; it trains nothing of its own"),
+            precaudit_version=__version__,
+        )
+
+    def to_frame(self, table: Literal["layers", "ops", "findings"] = "layers") -> Any:
+        """`report().to_frame(table)`."""
+        return self.report().to_frame(table)
+
+    def _repr_html_(self) -> str:
+        return self.report()._repr_html_()

@@ -1,0 +1,128 @@
+"""`precaudit.apply`: somebody's own training under a plan, three lines of their code."""
+
+from __future__ import annotations
+
+import os
+from types import TracebackType
+from typing import Any, Literal
+
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+
+from precaudit.errors import PrecauditError
+from precaudit.execution.emulated import Emulator
+from precaudit.execution.native import NativePrecision
+from precaudit.instrument.names import ModuleName
+from precaudit.instrument.scopes import Frame, ScopeListener
+from precaudit.model import Plan
+
+
+class Applied:
+    """A plan in force on a model; `remove()` or leaving a `with` block ends it."""
+
+    def __init__(self, model: nn.Module, plan: Plan, native: bool) -> None:
+        self.plan = plan
+        self._names = {module: ModuleName("", fqn) for fqn, module in model.named_modules()}
+        self._frames: list[Frame] = []
+        self._listener: ScopeListener = (NativePrecision if native else Emulator)(plan, self)
+        self._handles: list[RemovableHandle] = []
+        for module in self._names:
+            self._handles.append(module.register_forward_pre_hook(self._enter))
+            self._handles.append(module.register_forward_hook(self._leave, always_call=True))
+
+    @property
+    def current(self) -> Frame | None:
+        return self._frames[-1] if self._frames else None
+
+    def _enter(self, module: nn.Module, args: Any) -> None:
+        frame = Frame(module, self._names[module], self._frames[-1].root if self._frames else None)
+        self._frames.append(frame)
+        self._listener.entered(frame)
+
+    def _leave(self, module: nn.Module, args: Any, output: Any) -> Any:
+        while self._frames:
+            frame = self._frames.pop()
+            own = frame.module is module
+            result = self._listener.left(frame, output if own else None)
+            if own:
+                return result
+        return None
+
+    def remove(self) -> None:
+        """Take every hook off the model; safe to call twice."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    def __enter__(self) -> Applied:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.remove()
+
+
+def apply(
+    model: nn.Module, plan: Plan | str | os.PathLike[str], *, execution: Literal["auto", "native", "emulated"] = "auto"
+) -> Applied:
+    """Make `model`'s own forward run under `plan` (a Plan or the path of a plan.json).
+
+    Weights stay float32; outputs come back in float32. Native execution is torch.autocast on the model's
+    device, emulated is CUDA autocast's rounding on any device; `auto` is native on CUDA, emulated elsewhere.
+    Raises PrecauditError when the plan was made for another model.
+    """
+    from precaudit.api import load_plan
+
+    resolved = plan if isinstance(plan, Plan) else load_plan(plan)
+    if any(isinstance(hook, Applied) for hook in _owners(model)):
+        raise PrecauditError("a plan is applied to this model already; call .remove() on its handle first")
+    fitted = fit_plan(model, resolved)
+    first = next(model.parameters(), None)
+    on_cuda = first is not None and first.device.type == "cuda"
+    return Applied(model, fitted, native=execution == "native" or (execution == "auto" and on_cuda))
+
+
+def _owners(model: nn.Module) -> list[object]:
+    return [getattr(hook, "__self__", None) for hook in model._forward_pre_hooks.values()]
+
+
+def fit_plan(model: nn.Module, plan: Plan) -> Plan:
+    """The part of a plan that is about `model`, by the model's own names.
+
+    A plan for several models has their names in front of each module; the model it fits is found by its modules.
+    """
+    own = {fqn for fqn, _ in model.named_modules()}
+    candidates = [_stripped(plan, prefix) for prefix in ("", *_models_in(plan))]
+    best = max(candidates, key=lambda names: sum(1 for fqn in names.values() if fqn in own))
+    unknown = sorted(fqn for fqn in best.values() if fqn not in own)
+    if plan.modules and (unknown or not best):
+        listed = ", ".join(unknown[:3]) + (f" and {len(unknown) - 3} more" if len(unknown) > 3 else "")
+        raise PrecauditError(
+            f"the plan doesn't fit this model: it has no module {listed or 'of the plan'}. "
+            "Make a new plan with `precaudit profile`, or pass the model that the plan was made for"
+        )
+    return _renamed(plan, best)
+
+
+def _models_in(plan: Plan) -> list[str]:
+    return sorted({fqn.partition(".")[0] for fqn in plan.modules})
+
+
+def _stripped(plan: Plan, prefix: str) -> dict[str, str]:
+    """Plan names to names inside the model called `prefix`; every name where there is no prefix."""
+    if not prefix:
+        return {fqn: fqn for fqn in plan.modules}
+    return {
+        fqn: fqn.removeprefix(prefix).removeprefix(".")
+        for fqn in plan.modules
+        if fqn == prefix or fqn.startswith(f"{prefix}.")
+    }
+
+
+def _renamed(plan: Plan, names: dict[str, str]) -> Plan:
+    from dataclasses import replace
+
+    return replace(
+        plan,
+        modules={names[fqn]: format_name for fqn, format_name in plan.modules.items() if fqn in names},
+        ops=tuple(replace(op, fqn=names[op.fqn]) for op in plan.ops if op.fqn in names),
+    )
