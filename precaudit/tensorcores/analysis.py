@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from precaudit.model import Finding, Kernel, TensorCores, TimeShare
 from precaudit.tensorcores.advice import advise
@@ -118,8 +117,7 @@ def group_kernels(trace: Trace, card: Card, attribution: Attribution) -> list[Gr
     """Kernels of one name, op and owner as one group, the slowest first."""
     kernels = trace.kernels
     classes = {int(i): classify(trace.names[i], card.capability, nvidia=card.nvidia) for i in np.unique(kernels.name)}
-    computes = np.array([classes[i].matmul for i in kernels.name.tolist()], dtype=bool)
-    flops = _kernel_flops(trace, attribution.op, computes & (kernels.seconds > 0))
+    flops = _kernel_flops(trace, attribution.op, [classes[i] for i in kernels.name.tolist()])
     op_name = np.where(attribution.op >= 0, trace.ops.name[attribution.op] if len(trace.ops) else -1, -1)
     keys = np.stack([kernels.name, op_name, attribution.owner, attribution.is_module], axis=1)
     unique, first, member, calls = np.unique(keys, axis=0, return_index=True, return_inverse=True, return_counts=True)
@@ -147,18 +145,25 @@ def group_kernels(trace: Trace, card: Card, attribution: Attribution) -> list[Gr
     return sorted(groups, key=lambda group: -group.seconds)
 
 
-def _kernel_flops(trace: Trace, op: Ints, computes: npt.NDArray[np.bool_]) -> Floats:
-    """FLOPs of every kernel: its op's, shared out by time among the kernels of the op that compute; NaN if unknown."""
-    flops = np.full(len(op), np.nan)
+def _kernel_flops(trace: Trace, op: Ints, classes: Sequence[Classification]) -> Floats:
+    """FLOPs of every kernel: its op's, shared out by time among the kernels of the op that compute; NaN if unknown.
+
+    A kernel that no rule knows computes when no other kernel of its op does.
+    """
+    flops, seconds = np.full(len(op), np.nan), trace.kernels.seconds
     if not trace.arguments:
         return flops
     of_op = np.full(len(trace.ops), np.nan)
     for index in trace.arguments:
         found = _product_of(trace, index)
         of_op[index] = found.flops if found else np.nan
-    mine = np.flatnonzero(computes & (op >= 0))
-    spent = np.bincount(op[mine], weights=trace.kernels.seconds[mine], minlength=len(of_op))
-    flops[mine] = of_op[op[mine]] * trace.kernels.seconds[mine] / spent[op[mine]]
+    timed = (op >= 0) & (seconds > 0)
+    known = timed & np.array([found.matmul for found in classes], dtype=bool)
+    settled = np.isin(op, op[known])
+    guessed = timed & ~settled & np.array([found.tensor_core == "unknown" for found in classes], dtype=bool)
+    mine = np.flatnonzero(known | guessed)
+    spent = np.bincount(op[mine], weights=seconds[mine], minlength=len(of_op))
+    flops[mine] = of_op[op[mine]] * seconds[mine] / spent[op[mine]]
     return flops
 
 
@@ -169,12 +174,12 @@ def _product_of(trace: Trace, index: int) -> Product | None:
 
 def _second_look(group: Group, card: Card) -> Group:
     """The group with the class that its rate allows."""
-    if card.gpu is None or not group.found.matmul or group.tflops is None:
+    if card.gpu is None or group.tflops is None:
         return group
     operands = group.found.operands or (group.example.format if group.example else None) or "fp32"
     vector = card.gpu.vector * _PACKED.get(operands, 1.0)
     found = second_opinion(group.found, group.tflops, vector, card.gpu.peak(FORMATS.get(operands, "")))
-    return group if found is group.found else Group(**{**vars(group), "found": found})
+    return replace(group, found=found)
 
 
 # ---------------------------------------------------------------- summing up
@@ -275,9 +280,10 @@ def _notes(trace: Trace, card: Card, groups: Sequence[Group], attribution: Attri
         yield f"{trace.malformed} malformed events were skipped."
     for group in groups:
         if _suspicious(group, card) and group.seconds > 0.01 * total:
+            name = group.name.removeprefix("void ")[:48]
             yield (
-                f"{group.owner}: {group.name.removeprefix('void ')[:48]} is a Tensor Core kernel by name but runs at {group.tflops:.3g} "
-                f"TFLOP/s, a rate of vector units: it waits for memory, or the rule {group.found.rule} is wrong."
+                f"{group.owner}: {name} is a Tensor Core kernel by name but runs at {group.tflops:.3g} TFLOP/s, "
+                f"a rate of vector units: it waits for memory, or the rule {group.found.rule} is wrong."
             )
 
 

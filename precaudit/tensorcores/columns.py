@@ -73,7 +73,9 @@ class Columns:
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
             self.malformed += isinstance(event, dict) and "cat" in event
 
-    def _name(self, name: str) -> int:
+    def _name(self, name: Any) -> int:
+        if not isinstance(name, str):
+            raise TypeError("a name that is no text")
         return self.names.setdefault(name, len(self.names))
 
     def _thread(self, event: Event) -> int:
@@ -110,7 +112,7 @@ class Columns:
         device = integer(arguments.get("device", event.get("pid")), 0)
         correlation = integer(arguments.get("correlation"), -1)
         duration = float(event["dur"])
-        self.kernels.add(self._name(str(name)), duration, correlation, device if 0 <= device < 1024 else 0)
+        self.kernels.add(self._name(name), duration, correlation, device if 0 <= device < 1024 else 0)
 
     def _take_launch(self, event: Event) -> None:
         self.launches.add(integer(event["args"]["correlation"], -1), self._thread(event), float(event["ts"]))

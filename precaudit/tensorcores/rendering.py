@@ -15,7 +15,7 @@ from precaudit import __version__
 from precaudit.errors import PrecauditError
 from precaudit.model import SCHEMA_VERSION, Finding, Kernel
 from precaudit.reporting.serialize import to_json
-from precaudit.reporting.words import number, plural, seconds, share, shorten, visible
+from precaudit.reporting.words import inert, number, plural, seconds, share, shorten, visible
 from precaudit.tensorcores.analysis import CLASSES, Analysis
 
 ROWS = 12
@@ -133,12 +133,12 @@ def _kernel_table(analysis: Analysis) -> str:
     every = rows(analysis)
     cells = [
         [
-            shorten(short_name(row.name), 24),
+            shorten(inert(short_name(row.name)), 24),
             share(row.share),
             row.tensor_core,
             row.rule[:14],
             number(row.tflops) if row.tflops is not None else "-",
-            shorten(visible(row.layer), 14),
+            shorten(inert(visible(row.layer)), 14),
         ]
         for row in every[:ROWS]
     ]
@@ -150,7 +150,7 @@ def _kernel_table(analysis: Analysis) -> str:
 def _layer_table(layers: Sequence[Mapping[str, Any]]) -> str:
     cells = [
         [
-            shorten(visible(row["fqn"]), 26),
+            shorten(inert(visible(row["fqn"])), 20),
             share(row["share"]),
             *(f"{row['time_share'][label]:.0%}" for label in CLASSES),
             number(row["tflops"]) if row["tflops"] is not None else "-",
@@ -207,6 +207,7 @@ def render_html(analysis: Analysis) -> str:
     environment = Environment(
         loader=PackageLoader("precaudit", "reporting/templates"), autoescape=True, undefined=StrictUndefined
     )
+    environment.filters["visible"] = visible
     return environment.get_template("trace.html.j2").render(
         version=__version__,
         source=visible(Path(analysis.source).name),

@@ -328,4 +328,4 @@ def second_opinion(
     if found.tensor_core in ("native", "legacy") or tflops <= 1.1 * vector_peak:
         return found
     proven_native = tensor_peak is not None and tflops > 0.75 * tensor_peak
-    return replace(found, tensor_core="native" if proven_native else "unknown", rule="throughput")
+    return replace(found, tensor_core="native" if proven_native else "unknown", rule="throughput", matmul=True)

@@ -23,6 +23,7 @@ except ModuleNotFoundError:  # GPU machines with a fixed set of packages: slower
     from json import loads
 
 CHUNK = 4 << 20
+HEAD = 1 << 16
 LIMIT = 256 << 20
 _CUTS_TRIED = 4
 _KEY = re.compile(rb'"traceEvents"\s*:\s*\[')
@@ -71,9 +72,9 @@ class TraceFile:
 
     def _head(self, stream: BinaryIO) -> bytes:
         """Read up to the first event; the bytes read beyond that point are returned."""
-        buffer = b""
-        while block := stream.read(1 << 16 if not buffer else CHUNK):
-            buffer += block
+        buffer, size = b"", HEAD
+        while block := stream.read(size):
+            buffer, size = buffer + block, 4 * size
             text = buffer.removeprefix(b"\xef\xbb\xbf").lstrip()
             if text.startswith(b"["):
                 self._is_list = True

@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+import pytest
+from trace_builder import ADD, NVJET, SGEMM, document, launched, mm, module, write
+
+from precaudit.tensorcores.advice import misaligned
+from precaudit.tensorcores.analysis import analyse
+from precaudit.tensorcores.traces import read_trace
+
+AMPERE = "ampere_bf16_s16816gemm_bf16_128x64_ldg8_f2f_stages_64x3_nn"
+UNKNOWN = "my_matmul_kernel"
+
+
+def analysed(folder, events, target=None, **metadata):
+    return analyse(read_trace(write(folder, document(events, **metadata))), target)
+
+
+def test_shares_of_gpu_time(tmp_path):
+    kernels = [(NVJET, 50), (AMPERE, 20), (ADD, 25), ("strange_kernel", 5)]
+    events = [event for i, (name, time) in enumerate(kernels) for event in launched(name, 100 * i, time, i)]
+    analysis = analysed(tmp_path, events)
+    share = analysis.tensor_cores.time_share
+    assert (share.native, share.legacy, share.none, share.unknown) == pytest.approx((0.5, 0.2, 0.25, 0.05))
+    assert analysis.seconds == pytest.approx(100e-6)
+    assert analysis.tensor_cores.unattributed_share == 1.0
+    assert sum(k.seconds for k in analysis.tensor_cores.kernels) == pytest.approx(analysis.seconds)
+
+
+def test_the_rate_of_a_product_is_its_flops_over_the_time_of_its_kernels(tmp_path):
+    """Helpers such as a layout change don't compute: the product's FLOPs belong to the kernels that do."""
+    m, n, k = 4096, 4096, 4096
+    events = [module("Linear_0", 0, 100), mm(0, 50, m, n, k), *launched(NVJET, 5, 250, 1), *launched(ADD, 20, 50, 2)]
+    kernels = {kernel.name: kernel for kernel in analysed(tmp_path, events).tensor_cores.kernels}
+    rate = 2 * m * n * k / 250e-6 / 1e12
+    assert kernels[NVJET].tflops == pytest.approx(rate)
+    assert kernels[NVJET].peak_share == pytest.approx(rate / 989.5)
+    assert kernels[ADD].tflops is None
+    (layer,) = analysed(tmp_path, events).tensor_cores.layers
+    assert (layer["fqn"], layer["calls"]) == ("Linear_0", 2)
+    assert layer["tflops"] == pytest.approx(rate)
+
+
+def test_a_split_product_is_shared_out_by_time(tmp_path):
+    events = [mm(0, 50, 4096, 4096, 4096), *launched(NVJET, 5, 100, 1), *launched(AMPERE, 20, 150, 2)]
+    kernels = analysed(tmp_path, events).tensor_cores.kernels
+    assert len({round(kernel.tflops, 6) for kernel in kernels}) == 1
+
+
+def test_a_rate_above_the_vector_peak_proves_tensor_cores(tmp_path):
+    def share(microseconds):
+        events = [mm(0, 50, 4096, 4096, 4096), *launched(UNKNOWN, 5, microseconds, 1)]
+        (kernel,) = analysed(tmp_path, events).tensor_cores.kernels
+        return kernel.tensor_core, kernel.rule
+
+    assert share(160) == ("native", "throughput")  # 859 TFLOP/s of 989
+    assert share(400) == ("unknown", "throughput")  # 344: Tensor Cores, the path can't be told
+    assert share(5000) == ("unknown", "no-rule")  # 27
+
+
+def test_a_tensor_core_kernel_at_a_vector_rate_is_flagged(tmp_path):
+    events = [mm(0, 50, 4096, 4096, 4096), *launched(NVJET, 5, 9000, 1)]
+    notes = analysed(tmp_path, events).tensor_cores.notes
+    assert any("15.3 TFLOP/s" in note and "rule nvjet is wrong" in note for note in notes)
+
+
+def test_eligible_flops(tmp_path):
+    events = [
+        mm(0, 50, 64, 64, 64),
+        *launched(NVJET, 5, 10, 1),
+        mm(100, 50, 64, 64, 64, "float"),
+        *launched(SGEMM, 105, 10, 2),
+    ]
+    assert analysed(tmp_path, events).tensor_cores.eligible_flops_share == pytest.approx(0.5)
+
+
+def test_advice_names_the_dimension_to_pad(tmp_path):
+    old = "cutlass_75_tensorop_bf16_s1688gemm_bf16_128x128_nn_align1"
+    events = [module("Linear_7", 0, 99), mm(1, 50, 512, 5185, 1024), *launched(old, 5, 300, 1)]
+    (finding,) = analysed(tmp_path, events).findings
+    assert (finding.rule, finding.fqn) == ("PA401", "Linear_7")
+    assert "N = 5185 is not a multiple of 8" in finding.message
+    assert finding.suggestion == "Pad 5185 to 5192"
+    assert finding.evidence["share"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("kind", "kernel", "rule", "words"),
+    [
+        ("c10::BFloat16", AMPERE, "PA402", "newer cuBLAS"),
+        ("c10::BFloat16", "void pytorch_flash::flash_fwd_kernel<64>", "PA402", "CUDNN_ATTENTION"),
+        ("float", SGEMM, "PA403", "allow TF32"),
+        ("double", "volta_dgemm_64x64_nn", "PA403", "float64 needs a reason"),
+        ("c10::BFloat16", "void gemv2T_kernel_val<int, int, __nv_bfloat16>", "PA404", "batch more rows"),
+    ],
+)
+def test_advice_by_cause(tmp_path, kind, kernel, rule, words):
+    (finding,) = analysed(tmp_path, [mm(0, 50, 64, 64, 64, kind), *launched(kernel, 5, 100, 1)]).findings
+    assert finding.rule == rule
+    assert words.lower() in finding.suggestion.lower()
+
+
+def test_native_kernels_need_no_advice(tmp_path):
+    assert analysed(tmp_path, [mm(0, 50, 64, 63, 64), *launched(NVJET, 5, 100, 1)]).findings == ()
+
+
+def test_a_trace_that_does_not_name_its_gpu(tmp_path):
+    events = [*launched(NVJET, 0, 50, 1), *launched(AMPERE, 100, 50, 2)]
+    unnamed = {"deviceProperties": None}
+    found = analysed(tmp_path, [*launched("wgmma_kernel", 200, 100, 3), *events], **unnamed).tensor_cores
+    assert any("taken to be of generation hopper" in note for note in found.notes)
+    assert found.time_share.legacy == pytest.approx(0.25)
+    named = analysed(tmp_path, events, target="h100", **unnamed).tensor_cores
+    assert (named.device, named.time_share.native) == ("H100", pytest.approx(0.5))
+    nothing = analysed(tmp_path, launched(ADD, 0, 5, 1), **unnamed).tensor_cores
+    assert nothing.device is None
+    assert nothing.time_share.none == 1.0
+
+
+def test_an_amd_gpu_is_named_as_such(tmp_path):
+    device = [{"id": 0, "name": "AMD Instinct MI300X", "computeMajor": 9, "computeMinor": 4}]
+    analysis = analysed(tmp_path, launched(NVJET, 0, 5, 1), deviceProperties=device)
+    assert "not an NVIDIA GPU" in analysis.tensor_cores.method
+    assert analysis.tensor_cores.time_share.unknown == 1.0
+    assert analysis.findings == ()
+
+
+@pytest.mark.parametrize(
+    ("size", "kind", "target"), [(50257, "bf16", 50264), (30, "fp8", 32), (6, "tf32", 8), (64, "bf16", None)]
+)
+def test_padding(size, kind, target):
+    found = misaligned([("N", size)], kind)
+    assert found == ([("N", size, target)] if target else [])

@@ -1,0 +1,102 @@
+"""FLOPs of traced ops beside torch's own counter and closed forms."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+
+from precaudit.tensorcores.products import Arguments, product, read_arguments
+
+
+def counted(function) -> float:
+    with FlopCounterMode(display=False) as counter:
+        function()
+    return counter.get_total_flops()
+
+
+def arguments(*tensors, values=(), types=()):
+    return Arguments(
+        dims=tuple(tuple(t.shape) if hasattr(t, "shape") else () for t in tensors),
+        strides=tuple(tuple(t.stride()) if hasattr(t, "stride") else () for t in tensors),
+        types=types,
+        values=tuple(values),
+    )
+
+
+def test_products_match_torchs_counter():
+    a, b, bias = torch.zeros(5, 7), torch.zeros(7, 3), torch.zeros(3)
+    assert product("aten::mm", arguments(a, b)).flops == counted(lambda: a @ b)
+    assert product("aten::addmm", arguments(bias, a, b)).flops == counted(lambda: torch.addmm(bias, a, b))
+    x, y = torch.zeros(2, 5, 7), torch.zeros(2, 7, 3)
+    assert product("aten::bmm", arguments(x, y)).flops == counted(lambda: torch.bmm(x, y))
+
+
+@pytest.mark.parametrize(
+    ("groups", "stride", "padding", "dilation"), [(1, 1, 1, 1), (2, 2, 0, 1), (1, (2, 1), (0, 3), 2)]
+)
+def test_convolutions_match_torchs_counter(groups, stride, padding, dilation):
+    image, weight = torch.zeros(2, 4, 16, 15), torch.zeros(6, 4 // groups, 3, 3)
+    want = counted(lambda: torch.conv2d(image, weight, None, stride, padding, dilation, groups))
+    values = ["", "", str(padding), str(stride), str(dilation), str(groups)]
+    found = product("aten::cudnn_convolution", arguments(image, weight, values=values, types=("c10::Half",) * 2))
+    assert found.flops == want
+    assert found.format == "fp16"
+    values.insert(2, "")
+    assert product("aten::miopen_convolution", arguments(image, weight, None, values=values)).flops == want
+
+
+@pytest.mark.parametrize("mask", [[True, True, False], [False, True, True], [True, False, False]])
+def test_convolution_backward_counts_what_the_mask_asks_for(mask):
+    image, weight = torch.zeros(2, 4, 16, 15, requires_grad=mask[0]), torch.zeros(6, 4, 3, 3, requires_grad=mask[1])
+    output = torch.conv2d(image, weight)
+    want = counted(lambda: output.sum().backward())
+    values = ["", "", "", "[0]", "[1, 1]", "[0, 0]", "[1, 1]", "False", "[0, 0]", "1", str(mask)]
+    assert product("aten::convolution_backward", arguments(output, image, weight, values=values)).flops == want
+
+
+@pytest.mark.parametrize(("causal", "share"), [("False", 1.0), ("True", 0.5)])
+def test_attention(causal, share):
+    q, k = torch.zeros(2, 4, 10, 8), torch.zeros(2, 4, 12, 8)
+    want = sdpa_flop_count(q.shape, k.shape, k.shape) * share
+    heads_last = [t.transpose(1, 2) for t in (q, k, k)]
+    flash = arguments(*heads_last, values=[""] * 8 + [causal])
+    assert product("aten::_flash_attention_forward", flash).flops == want
+    backward = arguments(None, *heads_last, values=[""] * 11 + [causal])
+    assert (
+        product("aten::_flash_attention_backward", backward).flops
+        == sdpa_backward_flop_count(q.shape, q.shape, k.shape, k.shape) * share
+    )
+    cudnn = arguments(q, k, k, values=[""] * 6 + [causal])
+    assert product("aten::_scaled_dot_product_cudnn_attention", cudnn).flops == want
+
+
+def test_the_dimensions_to_align_are_the_contiguous_ones():
+    """In wgrad the tokens are the reduced dimension of both operands and lie contiguous in neither."""
+    gradient, inputs = torch.zeros(77, 40), torch.zeros(77, 24)
+    assert product("aten::mm", arguments(gradient.t(), inputs)).dims == (("M", 40), ("N", 24))
+    assert product("aten::mm", arguments(inputs, torch.zeros(40, 24).t())).dims == (("N", 40), ("K", 24))
+    assert product("aten::mm", Arguments(((77, 24), (24, 40)))).dims == (("N", 40), ("K", 24))
+
+
+@pytest.mark.parametrize(
+    ("op", "given"),
+    [
+        ("aten::add", Arguments(((3, 4), (3, 4)))),
+        ("aten::mm", Arguments()),
+        ("aten::mm", Arguments(((3,), (3,)))),
+        ("aten::cudnn_convolution", Arguments(((1, 2, 3, 3), (1, 2, 3, 3)))),
+        ("aten::convolution_backward", Arguments(((1, 2), (1, 2), (1, 2)), values=("x",))),
+        ("aten::_flash_attention_forward", Arguments(((4, 8), (4, 8), (4, 8)))),
+    ],
+)
+def test_what_the_trace_does_not_say_is_unknown(op, given):
+    assert product(op, given) is None
+
+
+def test_recorded_arguments_of_any_kind():
+    assert read_arguments({}) == Arguments()
+    assert read_arguments({"Input Dims": 3, "Input type": None}) == Arguments()
+    found = read_arguments({"Input Dims": [[2, 3], [[1], [2]], "x", None], "Input type": ["float", 3]})
+    assert found.dims == ((2, 3), (), (), ())
+    assert found.types == ("float", "3")

@@ -1,0 +1,129 @@
+from __future__ import annotations
+
+import gzip
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from trace_builder import document, op, write
+
+from precaudit.errors import ExitCode, PrecauditError
+from precaudit.tensorcores import scanning
+from precaudit.tensorcores.scanning import TraceFile
+
+
+def events_of(path):
+    file = TraceFile(path)
+    return [event for batch in file for event in batch], file.metadata
+
+
+@pytest.fixture
+def small_chunks(monkeypatch):
+    monkeypatch.setattr(scanning, "CHUNK", 512)
+    monkeypatch.setattr(scanning, "HEAD", 64)
+
+
+TRICKY = [
+    {"ph": "X", "name": '}, {"ph": "quoted"', "args": {"list": [{"ph": 1}, {"ph": 2}], "text": "\\\\"}},
+    {"name": "}\n,\n{", "cat": "cpu_op", "args": {"nested": [[{"name": {}}, {"name": {}}]]}},
+    op("aten::mm", 1, 2),
+]
+
+
+@pytest.mark.parametrize("indent", [None, 1, 4])
+@pytest.mark.parametrize("name", ["t.json", "t.json.gz"])
+def test_every_event_once_and_in_order(tmp_path, small_chunks, indent, name):
+    events = TRICKY * 40
+    path = write(tmp_path, document(events, traceName="after"), name, indent)
+    found, metadata = events_of(path)
+    assert found == events
+    assert metadata["traceName"] == "after"
+    assert metadata["deviceProperties"][0]["name"].startswith("NVIDIA")
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.lists(st.dictionaries(st.sampled_from(["ph", "name", "args", "}"]), json_values), max_size=30),
+    st.sampled_from([16, 64, 300]),
+    st.sampled_from([None, 2]),
+)
+def test_any_json_is_cut_where_events_end(tmp_path_factory, events, chunk, indent):
+    path = write(tmp_path_factory.mktemp("trace"), document(events), "t.json", indent)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scanning, "CHUNK", chunk)
+        patch.setattr(scanning, "HEAD", chunk)
+        found, _ = events_of(path)
+    assert found == events
+
+
+def test_a_bare_list_of_events_even_without_its_end(tmp_path, small_chunks):
+    events = TRICKY * 30
+    text = json.dumps(events).encode()
+    assert events_of(write(tmp_path, text))[0] == events
+    assert events_of(write(tmp_path, text[:-1] + b","))[0] == events
+
+
+def test_what_profilers_write_that_is_no_json_is_mended(tmp_path):
+    text = b'{"traceEvents": [{"ph": "X", "name": "C:\\Users\\x\xff", "dur": nan, "args": {"a": -inf, "b": [NaN]}}]}'
+    (event,), _ = events_of(write(tmp_path, text))
+    assert event["dur"] is None
+    assert event["args"] == {"a": None, "b": [None]}
+    assert event["name"].startswith("C:\\Users\\x")
+
+
+def test_a_mended_chunk_in_the_middle(tmp_path, small_chunks):
+    text = json.dumps(document(TRICKY * 40)).encode().replace(b'"dur": 2', b'"dur": inf')
+    assert len(events_of(write(tmp_path, text))[0]) == 120
+
+
+WHOLE = json.dumps(document(TRICKY * 400), indent=1).encode()
+BROKEN = [
+    pytest.param(b"", "empty", id="empty"),
+    pytest.param(b"   \n", "empty", id="blank"),
+    pytest.param(b"PK\x03\x04rest", "zip archive", id="zip"),
+    pytest.param(b"\x89PNG\r\n", "not JSON", id="png"),
+    pytest.param(b'{"kernels": 3, "b": []}', "no traceEvents .its keys: kernels, b", id="foreign"),
+    pytest.param(b'{"traceEvents": {"a": 1}}', "not a list", id="object"),
+    pytest.param(b'{"schemaVersion": 1, "traceEv', "not valid JSON", id="cut-in-head"),
+    pytest.param(WHOLE[: len(WHOLE) // 2], r"after \d+ complete events: truncated", id="cut-in-events"),
+    pytest.param(b'{"traceEvents": [', "before the first complete event", id="cut-at-start"),
+    pytest.param(gzip.compress(WHOLE)[:-200], "its compression ends", id="cut-gzip"),
+    pytest.param(b"\x1f\x8b" + b"nonsense" * 20, "gzip file is corrupt", id="not-gzip"),
+    pytest.param(b"[" * 100_000, "nested too deeply", id="deep-list"),
+    pytest.param(b'{"traceEvents": [' + b'{"a":' * 100_000, "nested too deeply", id="deep-event"),
+    pytest.param(b'{"a":' * 100_000, "nested too deeply", id="deep-object"),
+    pytest.param(WHOLE.replace(b'"tid"', b'"tid', 1), "truncated, corrupt", id="broken-string"),
+]
+
+
+@pytest.mark.parametrize(("content", "message"), BROKEN)
+def test_broken_files_say_what_is_wrong(tmp_path, content, message):
+    with pytest.raises(PrecauditError, match=message) as caught:
+        events_of(write(tmp_path, content))
+    assert caught.value.exit_code == ExitCode.USAGE
+    assert str(tmp_path) in str(caught.value)
+
+
+def test_a_file_without_any_event_boundary_is_given_up_at_the_limit(tmp_path, small_chunks, monkeypatch):
+    monkeypatch.setattr(scanning, "LIMIT", 10_000)
+    path = write(tmp_path, b'{"traceEvents": [{"name": "' + b"x" * 50_000)
+    with pytest.raises(PrecauditError, match="no complete event in 0 MB"):
+        events_of(path)
+    with pytest.raises(PrecauditError, match="no traceEvents in the first"):
+        events_of(write(tmp_path, b'{"other": [' + b"1," * 50_000))
+
+
+def test_memory_is_bounded_by_the_chunk_not_by_the_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(scanning, "CHUNK", 1 << 16)
+    path = write(tmp_path, document(TRICKY * 4000), indent=None)
+    sizes = [len(batch) for batch in TraceFile(path)]
+    assert sum(sizes) == 12_000
+    assert max(sizes) < 2000

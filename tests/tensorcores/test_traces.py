@@ -1,0 +1,225 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from trace_builder import ADD, NVJET, document, launched, mm, module, op, span, write
+
+from precaudit.errors import ExitCode, PrecauditError
+from precaudit.tensorcores.attribution import (
+    ACCUMULATION,
+    COMMUNICATION,
+    NOT_LAUNCHED,
+    OPTIMIZER,
+    OUTSIDE,
+    UNATTRIBUTED,
+    attribute,
+    nest,
+)
+from precaudit.tensorcores.traces import Intervals, read_trace
+
+
+def owners(trace):
+    attribution = attribute(trace)
+    return [attribution.owners[i] for i in attribution.owner.tolist()]
+
+
+def read(folder, events, **metadata):
+    return read_trace(write(folder, document(events, **metadata)))
+
+
+def test_kernels_ops_and_the_gpu(tmp_path):
+    trace = read(tmp_path, [mm(0, 50, 64, 32, 16), *launched(NVJET, 10, 7, 1)])
+    assert trace.kernels.seconds.tolist() == [7e-6]
+    assert [trace.names[i] for i in trace.kernels.name] == [NVJET]
+    assert trace.arguments[0].dims == ((64, 16), (16, 32))
+    assert (trace.device.name, trace.device.capability, trace.device.nvidia) == ("NVIDIA H100 80GB HBM3", (9, 0), True)
+
+
+def test_the_format_of_2021(tmp_path):
+    """Categories were capitalised, thread ids text, and the correlation of a kernel stood beside `external id`."""
+    events = [mm(0, 50, 64, 32, 16), *launched(NVJET, 10, 7, 1), *launched(ADD, 60, 3, 2)]
+    renamed = {"cpu_op": "Operator", "cuda_runtime": "Runtime", "kernel": "Kernel"}
+    old = [event | {"cat": renamed[event["cat"]], "tid": str(event["tid"])} for event in events]
+    attribution = attribute(trace := read(tmp_path, old))
+    assert attribution.op.tolist() == [0, -1]
+    assert trace.kernels.seconds.sum() == pytest.approx(10e-6)
+
+
+def test_a_kernel_goes_to_the_innermost_op_on_its_own_thread(tmp_path):
+    events = [
+        op("aten::linear", 0, 100),
+        op("aten::addmm", 10, 50),
+        op("aten::elsewhere", 10, 50, thread=2),
+        *launched(NVJET, 20, 7, 1),
+        *launched(ADD, 70, 7, 2),
+        *launched(ADD, 20, 7, 3, thread=2),
+        *launched(ADD, 200, 7, 4),
+    ]
+    trace = read(tmp_path, events)
+    ops = attribute(trace).op.tolist()
+    assert [trace.names[trace.ops.name[i]] if i >= 0 else None for i in ops] == [
+        "aten::addmm",
+        "aten::linear",
+        "aten::elsewhere",
+        None,
+    ]
+
+
+def test_forward_modules_and_buckets(tmp_path):
+    events = [
+        module("Net_0", 0, 100),
+        module("Linear_3", 10, 30),
+        op("aten::linear", 12, 20),
+        *launched(NVJET, 14, 7, 1),
+        op("aten::relu", 50, 10),
+        *launched(ADD, 52, 7, 2),
+        op("aten::mse_loss", 110, 10),
+        *launched(ADD, 112, 7, 3),
+        span("user_annotation", "Optimizer.step#SGD.step", 130, 40),
+        op("aten::add_", 132, 10),
+        *launched(ADD, 134, 7, 4),
+        op("torch::autograd::AccumulateGrad", 200, 20, thread=2),
+        op("aten::mul", 205, 8, thread=2),
+        *launched(ADD, 207, 7, 5, thread=2),
+        *launched("ncclDevKernel_AllReduce_Sum_bf16_RING_LL", 300, 7, 6),
+        *launched(ADD, 320, 7, 7),
+        span("kernel", ADD, 1, 2, 7, correlation=99),
+    ]
+    assert owners(read(tmp_path, events)) == [
+        "Linear_3",
+        "Net_0",
+        OUTSIDE,
+        OPTIMIZER,
+        ACCUMULATION,
+        COMMUNICATION,
+        UNATTRIBUTED,
+        NOT_LAUNCHED,
+    ]
+
+
+def forward_and_backward(numbered=True, flows=False):
+    numbers = {"Sequence_number": 7, "Fwd_thread_id": 0} if numbered else {}
+    backward = {"Sequence_number": 7, "Fwd_thread_id": 1} if numbered else {}
+    events = [
+        module("Net_0", 0, 100),
+        module("Linear_3", 10, 30),
+        op("aten::addmm", 12, 20, **numbers),
+        *launched(NVJET, 14, 7, 1),
+        op("autograd::engine::evaluate_function: AddmmBackward0", 200, 60, thread=2, **backward),
+        op("AddmmBackward0", 205, 50, thread=2),
+        op("aten::mm", 210, 20, thread=2),
+        *launched(NVJET, 214, 7, 2, thread=2),
+    ]
+    if flows:
+        arrow = {"cat": "fwdbwd", "name": "fwdbwd", "pid": 1, "id": 4}
+        events += [arrow | {"ph": "s", "tid": 1, "ts": 12}, arrow | {"ph": "f", "tid": 2, "ts": 205}]
+    return events
+
+
+@pytest.mark.parametrize(("numbered", "flows"), [(True, False), (False, True), (True, True)])
+def test_backward_belongs_to_the_module_of_its_forward_op(tmp_path, numbered, flows):
+    assert owners(read(tmp_path, forward_and_backward(numbered, flows))) == ["Linear_3", "Linear_3"]
+
+
+def test_backward_without_numbers_or_arrows_is_outside_modules(tmp_path):
+    assert owners(read(tmp_path, forward_and_backward(numbered=False))) == ["Linear_3", OUTSIDE]
+
+
+def test_recomputed_forward_keeps_its_own_module(tmp_path):
+    """Checkpointing runs modules again inside a backward op: those are named, not the op's own forward module."""
+    events = forward_and_backward()
+    events += [module("Inner_5", 235, 15, thread=2), op("aten::mul", 238, 4, thread=2)]
+    events += launched(ADD, 240, 7, 3, thread=2)
+    assert owners(read(tmp_path, events)) == ["Linear_3", "Linear_3", "Inner_5"]
+
+
+def test_scopes_of_our_own_profiled_steps(tmp_path):
+    events = [span("user_annotation", "fwd::blocks.0.mlp", 0, 50), op("aten::mm", 5, 20), *launched(NVJET, 8, 7, 1)]
+    assert owners(read(tmp_path, events)) == ["blocks.0.mlp"]
+
+
+NO_KERNELS = [
+    pytest.param([op("aten::mm", 0, 5)], r"no GPU kernels among its 1 events \(1 CPU ops\)", id="cpu-only"),
+    pytest.param([], "no CPU op either", id="no-events"),
+    pytest.param([span("cuda_profiler_range", ADD, 0, 5)], "1 CUPTI counter ranges", id="counters"),
+    pytest.param([1, None, "x", [], {"cat": "kernel"}, {"cat": []}, {"cat": None}], "no GPU kernels", id="no-event"),
+]
+
+
+@pytest.mark.parametrize(("events", "message"), NO_KERNELS)
+def test_nothing_to_measure(tmp_path, events, message):
+    with pytest.raises(PrecauditError, match=message) as caught:
+        read(tmp_path, events)
+    assert caught.value.exit_code == ExitCode.NOTHING_TO_MEASURE
+
+
+def test_a_folder_and_a_missing_file(tmp_path):
+    with pytest.raises(PrecauditError, match="is a folder"):
+        read_trace(tmp_path)
+    with pytest.raises(PrecauditError, match="does not exist"):
+        read_trace(tmp_path / "none.json")
+
+
+def test_an_amd_gpu_by_its_name_or_its_runtime(tmp_path):
+    events = launched(ADD, 0, 5, 1)
+    assert not read(tmp_path, events, deviceProperties=[{"id": 0, "name": "AMD Instinct MI300X"}]).device.nvidia
+    assert not read(tmp_path, events, deviceProperties=[{"id": 0, "name": ""}], hip_driver_version=6).device.nvidia
+    assert read(tmp_path, events, deviceProperties="garbage").device is None
+
+
+junk = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(width=32)
+    | st.text(max_size=5)
+    | st.lists(st.integers(), max_size=2)
+)
+keys = st.sampled_from(["cat", "name", "ts", "dur", "pid", "tid", "args", "id", "ph"])
+categories = st.sampled_from(
+    ["kernel", "Kernel", "cpu_op", "cuda_runtime", "fwdbwd", "python_function", "user_annotation"]
+)
+
+
+@settings(deadline=None, max_examples=80)
+@given(st.lists(st.tuples(categories, st.dictionaries(keys, junk)), max_size=12))
+def test_events_of_any_kind_are_read_or_counted(tmp_path_factory, changes):
+    """Each change overwrites fields of a good event, so that every taker meets every kind of wrong value."""
+    base = mm(0, 50, 4, 4, 4) | {"id": 1, "ph": "s"}
+    events = [{**base, "cat": category, **change} for category, change in changes]
+    trace = read(tmp_path_factory.mktemp("junk"), [*launched(NVJET, 1, 3, 1), *events])
+    attribution = attribute(trace)
+    assert len(attribution.owner) == len(trace.kernels.seconds)
+    assert np.isfinite(trace.kernels.seconds).all()
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 2), st.integers(0, 30), st.integers(0, 12)), max_size=25),
+    st.lists(st.tuples(st.integers(0, 3), st.integers(0, 40)), min_size=1, max_size=20),
+)
+def test_innermost_matches_brute_force_on_nested_intervals(spans, asked):
+    spans = _nested(spans)
+    columns = np.array(spans, dtype=np.float64).reshape(-1, 3)
+    thread = columns[:, 0].astype(np.int64)
+    intervals = Intervals(np.arange(len(spans)), thread, columns[:, 1], columns[:, 2])
+    threads, times = np.array(asked, dtype=np.int64).T
+    found = nest(intervals).innermost(threads, times.astype(np.float64))
+    for thread, time, index in zip(threads.tolist(), times.tolist(), found.tolist(), strict=True):
+        around = [s for s in spans if s[0] == thread and s[1] <= time <= s[2]]
+        if not around:
+            assert index == -1
+        elif not any(s[2] == time for s in around):  # at an end, where another may begin, either answer is right
+            assert spans[index][2] - spans[index][1] == min(s[2] - s[1] for s in around)
+
+
+def _nested(spans):
+    """Spans (thread, start, end) of which any two on a thread are nested or apart, as calls are."""
+    kept = []
+    for thread, start, length in spans:
+        end = start + length + 1
+        crossing = [s for s in kept if s[0] == thread and (s[1] < start < s[2] < end or start < s[1] < end < s[2])]
+        if not crossing:
+            kept.append((thread, start, end))
+    return kept
