@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from precaudit.formats import get_format
-from precaudit.histograms.memory import flat, lie_alike
+from precaudit.histograms.memory import flat, in_transform, is_readable, lie_alike, outside_transforms
 from precaudit.histograms.plain import PlainSums
 from precaudit.model import FormatFit, TensorStats
 
@@ -44,15 +44,16 @@ class Accumulator:
 
         None where knowing that would mean to wait for the device.
         """
-        values = flat(tensor)
-        if values is None:
-            return 0
-        return self._of(values, log2_scale).add(values)
+        if is_readable(tensor) and not in_transform():
+            return self._of(tensor, log2_scale).add(tensor)
+        with outside_transforms():
+            values = flat(tensor)
+            return 0 if values is None else self._of(values, log2_scale).add(values)
 
     def add_difference(self, new: Tensor, old: Tensor, log2_scale: int = 0) -> int | None:
         """As `add(new - old)`; contiguous float32 tensors on CPU are subtracted on the way, in no memory."""
-        if lie_alike(new, old):
-            return self._of(new, log2_scale).add_difference(new.detach(), old.detach())
+        if lie_alike(new, old) and not in_transform():
+            return self._of(new, log2_scale).add_difference(new, old)
         with torch.no_grad():
             return self.add(_subtractable(new) - _subtractable(old), log2_scale)
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from precaudit.histograms.layout import AMAX, COUNTS, FLOAT32, FLOAT64, SMALLEST, SUM_SQUARES
 from precaudit.model import TensorStats
 
-_BLOCK = 2048
+BLOCK = 2048
 _PROGRAMS_PER_PROCESSOR = 4  # as many as fit by their registers
 
 
@@ -91,13 +91,13 @@ class TritonSums:
         self._numel += numel
         if not numel:
             return
-        grid = (min(self._programs, triton.cdiv(numel, _BLOCK)),)
+        grid = (min(self._programs, triton.cdiv(numel, BLOCK)),)
         with torch.cuda.device_of(values):
             brain = values.dtype is torch.bfloat16
             self._launch(grid, values.detach().view(torch.int16) if brain else values.detach(), numel, brain)
 
     def add_difference(self, new: Tensor, old: Tensor) -> None:
-        self.add(new - old)
+        self.add(new.detach() - old.detach())
 
     def _launch(self, grid: tuple[int], values: Tensor, numel: int, brain: bool) -> None:
         _accumulate[grid](
@@ -113,7 +113,7 @@ class TritonSums:
             SMALLEST=SMALLEST,
             SUM_SQUARES=SUM_SQUARES,
             COUNTS=COUNTS,
-            BLOCK=_BLOCK,
+            BLOCK=BLOCK,
             num_warps=8,
         )
 

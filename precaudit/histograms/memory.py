@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 
 COUNTED = frozenset({torch.float32, torch.bfloat16, torch.float16, torch.float64})
 _PLAIN = (Tensor, torch.nn.Parameter)
 _COMPRESSED = (torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc)
+
+
+def in_transform() -> bool:
+    """Whether a functorch transform is running, which would wrap what torch operations return."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
+
+
+def outside_transforms() -> AbstractContextManager[Any]:
+    return temporarily_clear_interpreter_stack() if in_transform() else nullcontext()
 
 
 def flat(tensor: Tensor) -> Tensor | None:
@@ -16,22 +29,18 @@ def flat(tensor: Tensor) -> Tensor | None:
     None where there is nothing to read: meta and fake tensors, freed storage, opaque wrappers. Of a sparse
     tensor the stored values are meant, not its implicit zeros. `TypeError` for integers and booleans.
     """
-    if type(tensor) in _PLAIN and is_readable(tensor):
-        return tensor
     with torch.no_grad():
-        strided = _strided(tensor.detach())
+        strided = _strided(tensor)
         if strided is None:
             return None
-        values = _counted(strided)
+        values = _counted(strided.detach())
         return values.new_empty(0) if not values.numel() else _dense(values) if _address(values) else None
 
 
 def lie_alike(new: Tensor, old: Tensor) -> bool:
     """Whether the values of two float32 tensors lie in the same order, so that their memory can be subtracted."""
     return (
-        type(new) in _PLAIN
-        and type(old) in _PLAIN
-        and new.dtype is old.dtype is torch.float32
+        new.dtype is old.dtype is torch.float32
         and new.device == old.device
         and new.shape == old.shape
         and is_readable(new)
@@ -43,6 +52,8 @@ def lie_alike(new: Tensor, old: Tensor) -> bool:
 
 def is_readable(tensor: Tensor) -> bool:
     """Whether the first `numel` values at the tensor's address are its own, up to their sign."""
+    if type(tensor) not in _PLAIN:
+        return False
     try:
         return tensor.dtype in COUNTED and tensor.is_contiguous() and tensor.untyped_storage().data_ptr() != 0
     except RuntimeError:  # functorch's wrappers, sparse and opaque layouts have no storage

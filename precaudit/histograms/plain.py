@@ -32,7 +32,7 @@ class PlainSums:
         return int(self._row[-1] - before) if values.is_cpu else None
 
     def add_difference(self, new: Tensor, old: Tensor) -> int | None:
-        return self.add(new - old)
+        return self.add(new.detach() - old.detach())
 
     def stats(self) -> TensorStats:
         return self._layout.stats(self._numel, [self._row.cpu().numpy()])
