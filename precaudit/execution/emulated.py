@@ -12,13 +12,12 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch.overrides import TorchFunctionMode
 
 from precaudit.execution.formats import FLOAT32, PlanLookup, ScopeFormat
 from precaudit.execution.policy import category
 from precaudit.execution.rounding import CASTABLE, Rounding, rounding_for
 from precaudit.instrument.scopes import Frame, ModuleScopes
-from precaudit.instrument.torchfunction import map_tensors, op_name, twin
+from precaudit.instrument.torchfunction import OperationMode, map_tensors
 from precaudit.model import Plan
 
 _HALVES = (torch.float16, torch.bfloat16)
@@ -29,7 +28,7 @@ def to_float32(value: Any) -> Any:
     return map_tensors(lambda t: t.float() if t.dtype in _HALVES else t, value)
 
 
-class EmulatedMode(TorchFunctionMode):
+class EmulatedMode(OperationMode):
     """Runs every operation of the current scope under the format that the plan gives it."""
 
     def __init__(self, scope_format: Callable[[], ScopeFormat], cast_cache: Callable[[], dict[Any, Any]]) -> None:
@@ -37,12 +36,10 @@ class EmulatedMode(TorchFunctionMode):
         self._scope_format = scope_format
         self._cast_cache = cast_cache
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if (inner := twin(func)) is not None and op_name(func) != "binary_cross_entropy":
-            with self:
-                return inner(*args, **kwargs)
-        op = op_name(func)
+    def whole(self, op: str) -> bool:
+        return category(op) == "banned"
+
+    def operation(self, op: str, func: Any, args: Any, kwargs: Any) -> Any:
         if op.startswith("__get"):
             return func(*args, **kwargs)
         scope = self._scope_format()

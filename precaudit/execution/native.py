@@ -7,13 +7,12 @@ from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 
 import torch
-from torch.overrides import TorchFunctionMode
 
 from precaudit.execution.emulated import to_float32
 from precaudit.execution.formats import PlanLookup, ScopeFormat
 from precaudit.execution.rounding import HALF_DTYPES
 from precaudit.instrument.scopes import Frame, ModuleScopes
-from precaudit.instrument.torchfunction import op_name, twin
+from precaudit.instrument.torchfunction import OperationMode
 from precaudit.model import Plan
 
 _WIDE = ("float32", "tf32")
@@ -29,19 +28,17 @@ def autocast_for(format_name: str, device: str) -> torch.autocast:
     return torch.autocast(device, dtype=HALF_DTYPES.get(format_name, torch.bfloat16))
 
 
-class ScopeMode(TorchFunctionMode):
+class ScopeMode(OperationMode):
     """Runs one module's operations each in its format: exceptions to the default, float32 inputs in float32."""
 
     def __init__(self, scope: ScopeFormat, device: str) -> None:
         super().__init__()
         self._scope, self._device = scope, device
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        op = op_name(func)
-        if (inner := twin(func)) is not None and op not in self._scope.ops:
-            with self:
-                return inner(*args, **kwargs)
+    def whole(self, op: str) -> bool:
+        return op in self._scope.ops
+
+    def operation(self, op: str, func: Any, args: Any, kwargs: Any) -> Any:
         format_name = self._scope.of(op)
         if format_name in _WIDE:
             args, kwargs = to_float32(args), to_float32(kwargs)

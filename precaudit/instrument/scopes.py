@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import wraps
 from typing import Any, Protocol
+from unittest import mock
 from weakref import WeakSet
 
 from torch import nn
 from torch.nn.modules import module as hooks
+from torch.utils import checkpoint as checkpointing
 
 from precaudit.instrument.names import ModuleName, ModuleNames
 
@@ -65,15 +68,42 @@ class ModuleScopes:
 
     @contextmanager
     def installed(self) -> Iterator[ModuleScopes]:
-        handles = [
-            hooks.register_module_forward_pre_hook(self._enter),
-            hooks.register_module_forward_hook(self._leave, with_kwargs=True, always_call=True),
-        ]
-        try:
+        with ExitStack() as stack:
+            stack.enter_context(mock.patch.object(checkpointing, "checkpoint", self._checkpoint(checkpointing.checkpoint)))
+            for handle in (
+                hooks.register_module_forward_pre_hook(self._enter),
+                hooks.register_module_forward_hook(self._leave, with_kwargs=True, always_call=True),
+            ):
+                stack.callback(handle.remove)
             yield self
-        finally:
-            for handle in handles:
-                handle.remove()
+
+    def _checkpoint(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        """Activation checkpointing repeats a function in the backward pass, where no module is running:
+        it runs again in the scope that it was checkpointed in."""
+
+        @wraps(original)
+        def checkpoint(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+            frame = self.current
+            return original(function if frame is None else self._resumed(function, frame), *args, **kwargs)
+
+        return checkpoint
+
+    def _resumed(self, function: Callable[..., Any], frame: Frame) -> Callable[..., Any]:
+        def resumed(*args: Any, **kwargs: Any) -> Any:
+            if self.current is not None:
+                return function(*args, **kwargs)
+            again = Frame(frame.module, frame.name, None)
+            self._stack.frames.append(again)
+            for listener in self.listeners:
+                listener.entered(again)
+            try:
+                return function(*args, **kwargs)
+            finally:
+                self._stack.frames.clear()
+                for listener in reversed(self.listeners):
+                    listener.left(again, None)
+
+        return resumed
 
     def _enter(self, module: nn.Module, args: Any) -> None:
         if self._only is not None and module not in self._only:

@@ -2,7 +2,7 @@
 
 A `TorchFunctionMode` is handed Python-level composites such as `F.multi_head_attention_forward` as one
 call. Calling them with the mode off hides what they do; calling them with the mode on recurses, because
-they ask `has_torch_function` again. `expand` runs a twin of the function whose own override check is off,
+they ask `has_torch_function` again. `OperationMode` runs a twin of the function whose own override check is off,
 so that the mode sees the C++ operations inside.
 """
 
@@ -14,6 +14,7 @@ from functools import lru_cache
 from typing import Any
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 _ALIASES = {
     "__matmul__": "matmul",
@@ -84,6 +85,35 @@ def twin(func: Callable[..., Any]) -> Callable[..., Any] | None:
     )
     copy.__kwdefaults__ = func.__kwdefaults__
     return copy
+
+
+class OperationMode(TorchFunctionMode):
+    """A function mode that takes composites apart and hands every single operation to `operation`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._expanding: list[Callable[..., Any]] = []
+
+    def whole(self, op: str) -> bool:
+        """Whether a composite is to be handed over as it is."""
+        return False
+
+    def operation(self, op: str, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        raise NotImplementedError
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        op = op_name(func)
+        inner = twin(func)
+        if inner is None or self.whole(op) or func in self._expanding:
+            return self.operation(op, func, args, kwargs)
+        # Some composites name themselves to the mode through a dispatcher: met again, they are one operation.
+        self._expanding.append(func)
+        try:
+            with self:
+                return inner(*args, **kwargs)
+        finally:
+            self._expanding.pop()
 
 
 def map_tensors(function: Callable[[torch.Tensor], torch.Tensor], value: Any) -> Any:

@@ -7,10 +7,9 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
-from torch.overrides import TorchFunctionMode
 
 from precaudit.execution.policy import Category, category
-from precaudit.instrument.torchfunction import op_name, tensors_in, twin
+from precaudit.instrument.torchfunction import OperationMode, tensors_in
 from precaudit.model import Location
 
 STRUCTURAL = frozenset(
@@ -67,19 +66,14 @@ def caller_location() -> Location | None:
     return None
 
 
-class TraceMode(TorchFunctionMode):
+class TraceMode(OperationMode):
     """Tells `sink` about every operation with floating-point results, Python composites taken apart."""
 
     def __init__(self, sink: OpSink) -> None:
         super().__init__()
         self._sink = sink
 
-    def __torch_function__(self, func: Call, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if (inner := twin(func)) is not None:
-            with self:
-                return inner(*args, **kwargs)
-        op = op_name(func)
+    def operation(self, op: str, func: Call, args: Any, kwargs: Any) -> Any:
         if op.startswith("__get"):
             return self._structural(func, args, kwargs) if op == "__getitem__" else func(*args, **kwargs)
         if op in STRUCTURAL:
