@@ -1,5 +1,5 @@
 """Exponent histograms: one fused pass per tensor, by numba on CPU, Triton on CUDA, or plain torch."""
 
-from precaudit.histograms.accumulator import Accumulator, fits, observe
+from precaudit.histograms.accumulator import Accumulator, collect, fits, observe
 
-__all__ = ["Accumulator", "fits", "observe"]
+__all__ = ["Accumulator", "collect", "fits", "observe"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cache, reduce
 from typing import Protocol
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from precaudit.formats import get_format
+from precaudit.histograms.layout import Layout, Row
 from precaudit.histograms.memory import flat, in_transform, is_readable, lie_alike, outside_transforms
 from precaudit.histograms.plain import PlainSums
 from precaudit.model import FormatFit, TensorStats
@@ -25,7 +26,14 @@ class Sums(Protocol):
 
     def add_difference(self, new: Tensor, old: Tensor) -> int | None: ...
 
-    def stats(self) -> TensorStats: ...
+    @property
+    def layout(self) -> Layout: ...
+
+    @property
+    def numel(self) -> int: ...
+
+    @property
+    def rows(self) -> list[Row] | Tensor: ...
 
 
 class Accumulator:
@@ -58,17 +66,52 @@ class Accumulator:
             return self.add(_subtractable(new) - _subtractable(old), log2_scale)
 
     def stats(self) -> TensorStats:
-        """Everything counted so far; the only call that waits for a device."""
-        parts = (sums.stats().shift(-scale) for (_, _, scale), sums in self._sums.items())
-        return reduce(TensorStats.merge, parts, TensorStats())
+        """Everything counted so far; this and `collect` alone wait for a device."""
+        return collect([self])[0]
+
+    def parts(self) -> list[tuple[int, Sums]]:
+        """Sums by the log2_scale of what they were added from."""
+        return [(scale, sums) for (_, _, scale), sums in self._sums.items()]
 
     def _of(self, values: Tensor, log2_scale: int) -> Sums:
         key = (values.dtype, values.device, log2_scale)
         sums = self._sums.get(key)
         if sums is None:
-            with torch.inference_mode(False):  # sums made in inference mode could not be added to outside it
-                sums = self._sums[key] = _new_sums(values.dtype, values.device)
+            sums = self._sums[key] = _new_sums(values.dtype, values.device)
         return sums
+
+
+def collect(accumulators: Sequence[Accumulator]) -> list[TensorStats]:
+    """The `stats` of many slots, with one copy from each device instead of one a slot."""
+    parts = [accumulator.parts() for accumulator in accumulators]
+    fetched = _fetched([sums for part in parts for _, sums in part])
+    return [
+        _merged([(scale, sums.layout.stats(sums.numel, fetched[id(sums)])) for scale, sums in part]) for part in parts
+    ]
+
+
+def _merged(parts: list[tuple[int, TensorStats]]) -> TensorStats:
+    stats = [part.shift(-scale) if scale else part for scale, part in parts]
+    return reduce(TensorStats.merge, stats) if stats else TensorStats()
+
+
+def _fetched(every: list[Sums]) -> dict[int, list[Row]]:
+    """Every sums' rows on the host, by identity."""
+    rows: dict[int, list[Row]] = {}
+    away: dict[tuple[torch.device, Layout], list[tuple[int, Tensor]]] = {}
+    for sums in every:
+        held = sums.rows
+        if isinstance(held, Tensor):
+            away.setdefault((held.device, sums.layout), []).append((id(sums), held))
+        else:
+            rows[id(sums)] = held
+    for (device, _), members in away.items():
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)  # the sums may have been added to on other streams
+        with outside_transforms(), torch.no_grad():
+            together = torch.stack([row for _, row in members]).cpu().numpy()
+        rows.update((key, [row]) for (key, _), row in zip(members, together, strict=True))
+    return rows
 
 
 def observe(tensor: Tensor) -> TensorStats:
@@ -99,11 +142,12 @@ def _new_sums(dtype: torch.dtype, device: torch.device) -> Sums:
         from precaudit.histograms.cpu import CpuSums
 
         return CpuSums(dtype)
-    if device.type == "cuda" and _has_triton(device):
-        from precaudit.histograms.gpu import TritonSums
+    with torch.inference_mode(False):  # what is made in inference mode could not be added to outside it
+        if device.type == "cuda" and _has_triton(device):
+            from precaudit.histograms.gpu import TritonSums
 
-        return TritonSums(dtype, device)
-    return PlainSums(dtype, device)
+            return TritonSums(dtype, device)
+        return PlainSums(dtype, device)
 
 
 @cache

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from precaudit.histograms.kernels import BRAIN, DIFFERENCE, HALF, SINGLE, accumulate_double, accumulate_single
 from precaudit.histograms.layout import FLOAT32, FLOAT64, SUM_SQUARES
-from precaudit.model import TensorStats
 
 # What a thread takes at a time; tensors up to this size are not worth waking another one.
 CHUNK = 1 << 16
@@ -50,18 +49,18 @@ class CpuSums:
     """Sums of tensors of one dtype. Each thread has a row of its own, so that none waits for another."""
 
     def __init__(self, dtype: torch.dtype) -> None:
-        self._layout = FLOAT64 if dtype is torch.float64 else FLOAT32
+        self.layout = FLOAT64 if dtype is torch.float64 else FLOAT32
         self._source = _SOURCES.get(dtype)
         self._itemsize = dtype.itemsize
-        self._numel = 0
-        self._rows = [self._layout.empty()]
-        self._addresses = [self._rows[0].ctypes.data]
+        self.numel = 0
+        self.rows = [self.layout.empty()]
+        self._addresses = [self.rows[0].ctypes.data]
         self._squares = self._addresses[0] + 8 * SUM_SQUARES
 
     def add(self, values: Tensor) -> int:
         """Count a contiguous tensor; how many of its values are non-finite."""
         numel = values.numel()
-        self._numel += numel
+        self.numel += numel
         if numel <= CHUNK and self._source is not None:
             return accumulate_single(self._source, values.data_ptr(), 0, numel, self._addresses[0], self._squares)
         return self._share(partial(self._count, values), numel)
@@ -69,11 +68,8 @@ class CpuSums:
     def add_difference(self, new: Tensor, old: Tensor) -> int:
         """Count `new - old` of two contiguous float32 tensors."""
         numel = new.numel()
-        self._numel += numel
+        self.numel += numel
         return self._share(partial(self._count_difference, new, old), numel)
-
-    def stats(self) -> TensorStats:
-        return self._layout.stats(self._numel, self._rows)
 
     def _count(self, values: Tensor, start: int, size: int, row: int, squares: int) -> int:
         address = values.data_ptr() + self._itemsize * start
@@ -97,13 +93,13 @@ class CpuSums:
         helpers = [_HELPERS.get().submit(work, self._row(i)) for i in range(1, threads)]
         nonfinite = work(self._addresses[0])
         nonfinite += sum(helper.result() for helper in helpers if not helper.cancel())
-        self._rows[0].view(np.float64)[SUM_SQUARES] += squares.sum()
+        self.rows[0].view(np.float64)[SUM_SQUARES] += squares.sum()
         return nonfinite
 
     def _row(self, index: int) -> int:
-        while index >= len(self._rows):
-            self._rows.append(self._layout.empty())
-            self._addresses.append(self._rows[-1].ctypes.data)
+        while index >= len(self.rows):
+            self.rows.append(self.layout.empty())
+            self._addresses.append(self.rows[-1].ctypes.data)
         return self._addresses[index]
 
 

@@ -12,7 +12,6 @@ import triton.language as tl
 from torch import Tensor
 
 from precaudit.histograms.layout import AMAX, COUNTS, FLOAT32, FLOAT64, SMALLEST, SUM_SQUARES
-from precaudit.model import TensorStats
 
 BLOCK = 2048
 _PROGRAMS_PER_PROCESSOR = 4  # as many as fit by their registers
@@ -78,17 +77,17 @@ class TritonSums:
     """Sums of tensors of one dtype on one device, on which they are held."""
 
     def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
-        self._layout = FLOAT64 if dtype is torch.float64 else FLOAT32
-        self._numel = 0
-        self._row = torch.from_numpy(self._layout.empty()).to(device)
-        self._sums = self._row.view(torch.float64)
+        self.layout = FLOAT64 if dtype is torch.float64 else FLOAT32
+        self.numel = 0
+        self.rows = torch.from_numpy(self.layout.empty()).to(device)
+        self._sums = self.rows.view(torch.float64)
         processors = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
         self._programs = processors * _PROGRAMS_PER_PROCESSOR
 
     def add(self, values: Tensor) -> None:
         """Count a contiguous tensor."""
         numel = values.numel()
-        self._numel += numel
+        self.numel += numel
         if not numel:
             return
         grid = (min(self._programs, triton.cdiv(numel, BLOCK)),)
@@ -102,13 +101,13 @@ class TritonSums:
     def _launch(self, grid: tuple[int], values: Tensor, numel: int, brain: bool) -> None:
         _accumulate[grid](
             values,
-            self._row,
+            self.rows,
             self._sums,
             numel,
-            WIDE=self._layout is FLOAT64,
+            WIDE=self.layout is FLOAT64,
             BRAIN=brain,
-            MANTISSA=self._layout.mantissa,
-            EXPONENTS=2**self._layout.exponent_bits,
+            MANTISSA=self.layout.mantissa,
+            EXPONENTS=2**self.layout.exponent_bits,
             AMAX=AMAX,
             SMALLEST=SMALLEST,
             SUM_SQUARES=SUM_SQUARES,
@@ -116,8 +115,3 @@ class TritonSums:
             BLOCK=BLOCK,
             num_warps=8,
         )
-
-    def stats(self) -> TensorStats:
-        if self._row.is_cuda:
-            torch.cuda.synchronize(self._row.device)  # the sums may have been added to on other streams
-        return self._layout.stats(self._numel, [self._row.cpu().numpy()])

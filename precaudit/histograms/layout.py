@@ -9,11 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from precaudit.model import Exponents, TensorStats
+
+Row = np.ndarray[Any, np.dtype[np.int64]]
 
 AMAX, SMALLEST, SUM_SQUARES, COUNTS = range(4)
 NOTHING = np.iinfo(np.int64).max  # the smallest magnitude of no value at all
@@ -28,56 +31,64 @@ class Layout:
     bits: type[np.signedinteger[Any]]
     value: type[np.floating[Any]]
 
-    @property
+    @cached_property
     def bias(self) -> int:
         return 2 ** (self.exponent_bits - 1) - 1
 
-    @property
+    @cached_property
     def lowest(self) -> int:
         """Exponent of the smallest subnormal, and of the first count."""
         return 1 - self.bias - self.mantissa
 
-    @property
+    @cached_property
     def infinity(self) -> int:
         """The bits of infinity: finite magnitudes lie below."""
         return (2**self.exponent_bits - 1) << self.mantissa
 
-    @property
+    @cached_property
     def counts(self) -> int:
         return self.mantissa + 2**self.exponent_bits - 1
 
-    @property
+    @cached_property
     def width(self) -> int:
         return COUNTS + self.counts
 
-    def empty(self) -> np.ndarray[Any, Any]:
+    def empty(self) -> Row:
         row = np.zeros(self.width, np.int64)
         row[SMALLEST] = NOTHING
         return row
 
-    def stats(self, numel: int, rows: Sequence[np.ndarray[Any, Any]]) -> TensorStats:
+    def stats(self, numel: int, rows: Sequence[Row]) -> TensorStats:
         """What the rows say together about `numel` values."""
-        counts = np.sum([row[COUNTS:] for row in rows], axis=0)
-        smallest = min(int(row[SMALLEST]) for row in rows) + 1
+        row = rows[0] if len(rows) == 1 else _combined(rows)
+        counts, smallest = row[COUNTS:], int(row[SMALLEST]) + 1
         return TensorStats(
             numel=numel,
-            amax=self._value(max(int(row[AMAX]) for row in rows)),
+            amax=self._value(int(row[AMAX])),
             amin_nonzero=self._value(smallest) if smallest < self.infinity else 0.0,
-            sum_squares=float(sum(row.view(np.float64)[SUM_SQUARES] for row in rows)),
+            sum_squares=float(row.view(np.float64)[SUM_SQUARES]),
             zeros=numel - int(counts.sum()),
             nonfinite=int(counts[-1]),
             exponents=self._exponents(counts[:-1]),
         )
 
-    def _value(self, bits: int) -> float:
-        return float(np.array(bits, self.bits).view(self.value))
-
-    def _exponents(self, counts: np.ndarray[Any, Any]) -> Exponents:
-        used = np.flatnonzero(counts)
+    def _exponents(self, counts: Row) -> Exponents:
+        used = counts.nonzero()[0]
         if not used.size:
             return Exponents()
         low, high = int(used[0]), int(used[-1])
         return Exponents(self.lowest + low, tuple(counts[low : high + 1].tolist()))
+
+    def _value(self, bits: int) -> float:
+        return float(np.array(bits, self.bits).view(self.value))
+
+
+def _combined(rows: Sequence[Row]) -> Row:
+    combined: Row = np.sum(rows, axis=0)
+    combined[AMAX] = max(row[AMAX] for row in rows)
+    combined[SMALLEST] = min(row[SMALLEST] for row in rows)
+    combined.view(np.float64)[SUM_SQUARES] = sum(row.view(np.float64)[SUM_SQUARES] for row in rows)
+    return combined
 
 
 FLOAT32 = Layout(23, 8, np.int32, np.float32)

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from precaudit.histograms.layout import AMAX, COUNTS, FLOAT32, FLOAT64, SMALLEST, SUM_SQUARES
-from precaudit.model import TensorStats
 
 # Bounds the memory that the intermediate tensors take.
 _SLICE = 1 << 22
@@ -16,29 +15,27 @@ class PlainSums:
     """Sums of tensors of one dtype, held on their device; adding never waits for the device."""
 
     def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
-        self._layout = FLOAT64 if dtype is torch.float64 else FLOAT32
+        self.layout = FLOAT64 if dtype is torch.float64 else FLOAT32
         self._bits = torch.int64 if dtype is torch.float64 else torch.int32
         self._value = torch.float64 if dtype is torch.float64 else torch.float32
-        self._numel = 0
-        self._row = torch.from_numpy(self._layout.empty()).to(device)
+        self.numel = 0
+        home = "cpu" if device.type == "mps" else device  # which has no float64
+        self.rows = torch.from_numpy(self.layout.empty()).to(home)
 
     def add(self, values: Tensor) -> int | None:
         """Count a contiguous tensor; how many of its values are non-finite where that is known without waiting."""
-        self._numel += values.numel()
-        before = self._row[-1].clone()
+        self.numel += values.numel()
+        before = self.rows[-1].clone()
         with torch.no_grad():
             for part in values.detach().view(-1).split(_SLICE) if values.numel() else ():
-                self._count(part.to(self._value))
-        return int(self._row[-1] - before) if values.is_cpu else None
+                self._count(part.to(self.rows.device, self._value))
+        return int(self.rows[-1] - before) if values.is_cpu else None
 
     def add_difference(self, new: Tensor, old: Tensor) -> int | None:
         return self.add(new.detach() - old.detach())
 
-    def stats(self) -> TensorStats:
-        return self._layout.stats(self._numel, [self._row.cpu().numpy()])
-
     def _count(self, values: Tensor) -> None:
-        layout, row = self._layout, self._row
+        layout, row = self.layout, self.rows
         magnitude = values.view(self._bits) & torch.iinfo(self._bits).max
         finite = magnitude < layout.infinity
         nonzero = magnitude > 0
@@ -49,7 +46,7 @@ class PlainSums:
 
     def _index(self, magnitude: Tensor) -> Tensor:
         """Place in the counts; a subnormal's exponent is that of its bits as an integer."""
-        mantissa = self._layout.mantissa
+        mantissa = self.layout.mantissa
         biased = magnitude >> mantissa
-        subnormal = (magnitude.to(self._value).view(self._bits) >> mantissa) - self._layout.bias
+        subnormal = (magnitude.to(self._value).view(self._bits) >> mantissa) - self.layout.bias
         return torch.where(biased > 0, biased + (mantissa - 1), subnormal).long()

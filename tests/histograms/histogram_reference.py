@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from typing import Any
 
 import torch
 
@@ -63,3 +64,9 @@ def random_patterns(dtype: torch.dtype, numel: int, seed: int = 0) -> torch.Tens
     """Random bits: every exponent, subnormals, infinities and NaNs of many kinds."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(0, 256, (numel * dtype.itemsize,), dtype=torch.uint8, generator=generator).view(dtype)
+
+
+def stats_of(sums: Any) -> TensorStats:
+    """What a kernel's sums say, without an accumulator around them."""
+    rows = [sums.rows.cpu().numpy()] if isinstance(sums.rows, torch.Tensor) else sums.rows
+    return sums.layout.stats(sums.numel, rows)

@@ -8,11 +8,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from histogram_reference import EIGHT_BITS, FLOATING, every_pattern, random_patterns, reference, same
+from histogram_reference import EIGHT_BITS, FLOATING, every_pattern, random_patterns, reference, same, stats_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from precaudit.histograms import Accumulator, fits, observe
+from precaudit.histograms import Accumulator, collect, fits, observe
 from precaudit.histograms.cpu import CHUNK, CpuSums
 from precaudit.histograms.memory import flat
 from precaudit.histograms.plain import PlainSums
@@ -40,7 +40,7 @@ def test_kernels_count_all_bit_patterns(kernel: Callable, dtype: torch.dtype):
     sums = kernel(dtype)
     expected = reference(values)
     assert sums.add(values) == expected.nonfinite
-    assert same(sums.stats(), expected)
+    assert same(stats_of(sums), expected)
 
 
 @pytest.mark.parametrize("dtype", EIGHT_BITS)
@@ -264,6 +264,20 @@ def test_difference_of_other_dtypes():
     accumulator.add_difference(new.bfloat16(), old.float())
     real = reference(new.float() - old.float())
     assert same(accumulator.stats(), real.merge(real).merge(real.merge(reference(torch.zeros(50)))))
+
+
+def test_many_slots_are_collected_at_once():
+    slots, expected = [Accumulator() for _ in range(4)], []
+    for i, slot in enumerate(slots[:3]):
+        values = torch.randn(10 * i)
+        slot.add(values)
+        expected.append(reference(values))
+    held_by_torch = PlainSums(torch.float32, CPU)
+    held_by_torch.add(torch.ones(3))
+    slots[3]._sums[torch.float32, CPU, 1] = held_by_torch
+    collected = collect(slots)
+    assert all(map(same, collected, [*expected, reference(torch.full((3,), 0.5))]))
+    assert collected == [slot.stats() for slot in slots]
 
 
 def test_fits_names_formats():

@@ -20,10 +20,10 @@ for dtype in FLOATING:
     parts = [patterns, torch.randn(5).to(dtype), torch.zeros(3000, dtype=dtype), torch.empty(0, dtype=dtype)]
     for part in parts:
         sums.add(part)
-    assert same(sums.stats(), reference(*parts)), dtype
+    assert same(stats_of(sums), reference(*parts)), dtype
 sums = TritonSums(torch.float32, torch.device("cpu"))
 sums.add_difference(torch.full((5000,), 3.0), torch.ones(5000))
-assert sums.stats() == reference(torch.full((5000,), 2.0))
+assert stats_of(sums) == reference(torch.full((5000,), 2.0))
 """
 
 COMPILED = """
