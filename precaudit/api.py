@@ -127,8 +127,14 @@ class audit:
         audited = Audit(job, RunResult("reference", 0, "ended", steps), trace, found)
         return Report(
             environment=environment(),
-            job={"kind": "audit", "script": job.target, "steps": steps, "audited_steps": trace.audited_steps,
-                 "models": list(trace.models), "notes": ["measured in the caller's own loop"]},
+            job={
+                "kind": "audit",
+                "script": job.target,
+                "steps": steps,
+                "audited_steps": trace.audited_steps,
+                "models": list(trace.models),
+                "notes": ["measured in the caller's own loop"],
+            },
             layers=trace.layers,
             ops=trace.ops,
             findings=all_findings(audited, plan, Verification()),

@@ -75,7 +75,9 @@ def _make(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise PrecauditError(f"cannot make the output folder {folder}: {error.strerror}; choose another --out") from error
+        raise PrecauditError(
+            f"cannot make the output folder {folder}: {error.strerror}; choose another --out"
+        ) from error
 
 
 def finish(outcome: Outcome, arguments: argparse.Namespace, folder: Path) -> int:
@@ -87,6 +89,8 @@ def finish(outcome: Outcome, arguments: argparse.Namespace, folder: Path) -> int
     matched = matches_fail_on(report, arguments.fail_on)
     written = [*(folder / name for name in FILES), *arguments.output]
     for path in written:
+        if path.suffix == ".html":
+            continue
         reporting.write(report, path)
     emit(render_terminal(report, color=use_color(sys.stdout), written=written, plan=folder / "plan.json"), sys.stdout)
     for sentence in matched:

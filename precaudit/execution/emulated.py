@@ -16,8 +16,8 @@ import torch
 from precaudit.execution.formats import FLOAT32, PlanLookup, ScopeFormat
 from precaudit.execution.policy import category
 from precaudit.execution.rounding import CASTABLE, Rounding, rounding_for
-from precaudit.instrument.scopes import Frame, ModuleScopes
-from precaudit.instrument.torchfunction import OperationMode, map_tensors
+from precaudit.instrument.scopes import Frame, Scopes
+from precaudit.instrument.torchfunction import OperationMode, map_tensors, tensors_in
 from precaudit.model import Plan
 
 _HALVES = (torch.float16, torch.bfloat16)
@@ -96,9 +96,7 @@ def _with_fallback(func: Any, args: Any, kwargs: Any) -> Any:
 
 
 def _first_half(value: Any) -> torch.dtype | None:
-    found: list[torch.dtype] = []
-    map_tensors(lambda t: found.append(t.dtype) or t if t.dtype in _HALVES else t, value)
-    return found[0] if found else None
+    return next((tensor.dtype for tensor in tensors_in(value) if tensor.dtype in _HALVES), None)
 
 
 class Emulator:
@@ -111,7 +109,7 @@ class Emulator:
     def __init__(
         self,
         plan: Plan,
-        scopes: ModuleScopes,
+        scopes: Scopes,
         covers: Callable[[torch.nn.Module], bool] = lambda module: True,
         in_island: Callable[[], bool] = lambda: False,
     ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
+from itertools import chain
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ import torch
 from precaudit.execution.emulated import to_float32
 from precaudit.execution.formats import PlanLookup, ScopeFormat
 from precaudit.execution.rounding import HALF_DTYPES
-from precaudit.instrument.scopes import Frame, ModuleScopes
+from precaudit.instrument.scopes import Frame, Scopes
 from precaudit.instrument.torchfunction import OperationMode
 from precaudit.model import Plan
 
@@ -54,7 +55,7 @@ class NativePrecision:
     def __init__(
         self,
         plan: Plan,
-        scopes: ModuleScopes,
+        scopes: Scopes,
         covers: Callable[[torch.nn.Module], bool] = lambda module: True,
         in_island: Callable[[], bool] = lambda: False,
     ) -> None:
@@ -87,9 +88,6 @@ class NativePrecision:
 
 
 def _device_of(module: torch.nn.Module) -> str:
-    tensor = next(module.parameters(), None)
-    if tensor is None:
-        tensor = next(module.buffers(), None)
-    if tensor is not None:
+    for tensor in chain(module.parameters(), module.buffers()):
         return tensor.device.type
     return "cuda" if torch.cuda.is_available() else "cpu"

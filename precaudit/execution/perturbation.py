@@ -16,7 +16,6 @@ from torch import nn
 
 from precaudit.instrument.scopes import Frame
 
-
 Change = Callable[[torch.Tensor], torch.Tensor]
 
 

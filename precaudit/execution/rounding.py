@@ -96,7 +96,7 @@ def _mantissa(bits: int) -> Rounding:
 
 
 def _float8(forward: str) -> Rounding:
-    """Operands in `forward`'s format, incoming gradients in e5m2, high precision bfloat16, as float8 training has it."""
+    """Operands in `forward`'s format, incoming gradients in e5m2, the rest in bfloat16, as float8 training has it."""
 
     def operand(x: torch.Tensor) -> torch.Tensor:
         return _RoundForward.apply(x.to(torch.bfloat16).float(), lambda v: quantize(v, forward))

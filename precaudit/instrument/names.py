@@ -82,7 +82,8 @@ class ModuleNames:
     def of(self, module: nn.Module) -> ModuleName:
         name = self._names.get(module)
         if name is None:
-            self.add_model(*reversed(find_model(module)))
+            variable, model = find_model(module)
+            self.add_model(model, variable)
             name = self._names.setdefault(module, ModuleName(type(module).__name__, ""))
         return name
 

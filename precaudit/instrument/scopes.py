@@ -46,6 +46,13 @@ class ScopeListener(Protocol):
     def left(self, frame: Frame, output: Any) -> Any: ...
 
 
+class Scopes(Protocol):
+    """Whatever knows which module is running."""
+
+    @property
+    def current(self) -> Frame | None: ...
+
+
 class _Stack(threading.local):
     def __init__(self) -> None:
         self.frames: list[Frame] = []
@@ -69,7 +76,9 @@ class ModuleScopes:
     @contextmanager
     def installed(self) -> Iterator[ModuleScopes]:
         with ExitStack() as stack:
-            stack.enter_context(mock.patch.object(checkpointing, "checkpoint", self._checkpoint(checkpointing.checkpoint)))
+            stack.enter_context(
+                mock.patch.object(checkpointing, "checkpoint", self._checkpoint(checkpointing.checkpoint))
+            )
             for handle in (
                 hooks.register_module_forward_pre_hook(self._enter),
                 hooks.register_module_forward_hook(self._leave, with_kwargs=True, always_call=True),

@@ -77,7 +77,7 @@ def _twin_globals(module: str) -> dict[str, Any]:
 def twin(func: Callable[..., Any]) -> Callable[..., Any] | None:
     """A copy of a Python composite of torch that doesn't ask for overrides; None for anything else."""
     while isinstance(func, types.FunctionType) and "__wrapped__" in vars(func):
-        func = func.__wrapped__
+        func = vars(func)["__wrapped__"]
     if not isinstance(func, types.FunctionType) or func.__module__ not in _COMPOSITES:
         return None
     copy = types.FunctionType(

@@ -110,9 +110,7 @@ class _Draft:
         return self.modules.get(fqn, self.default)
 
     def plan(self) -> Plan:
-        exceptions = tuple(
-            OpFormat(fqn, op, name) for (fqn, op), name in self.ops.items() if name != self._of(fqn)
-        )
+        exceptions = tuple(OpFormat(fqn, op, name) for (fqn, op), name in self.ops.items() if name != self._of(fqn))
         used = {self.default, *self.modules.values()}
         return Plan(
             default=self.default,

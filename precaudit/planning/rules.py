@@ -63,9 +63,7 @@ def operand_overflow(op: Op, target: Format) -> Ban | None:
         return None
     over = op.input_amax >= target.overflow_threshold
     why = f"{op.op} takes inputs up to {op.input_amax:.3g}; {target.name} ends at {target.maximum:g}"
-    return _ban(
-        "PA102", op, target, "error" if over else "note", why, "run it in bfloat16 or float32", op.input_amax
-    )
+    return _ban("PA102", op, target, "error" if over else "note", why, "run it in bfloat16 or float32", op.input_amax)
 
 
 def large_constant(op: Op, target: Format) -> Ban | None:
@@ -134,6 +132,4 @@ def bans(trace: Trace, formats: Iterable[str]) -> tuple[Ban, ...]:
     models = {layer.fqn for layer in trace.layers if layer.trained}
     targets = [FORMATS[name] for name in formats if name != "float32"]
     ops = [op for op in trace.ops if op.fqn in models]
-    return tuple(
-        ban for rule in RULES for op in ops for target in targets if (ban := rule(op, target)) is not None
-    )
+    return tuple(ban for rule in RULES for op in ops for target in targets if (ban := rule(op, target)) is not None)

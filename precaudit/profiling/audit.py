@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from precaudit.errors import ExitCode, PrecauditError
-from precaudit.model import Plan
+from precaudit.model import Execution, Plan
 from precaudit.planning.budget import GradientError, gradient_error
 from precaudit.planning.planner import Choices, build_plan
 from precaudit.planning.rules import Ban, bans
@@ -37,14 +37,20 @@ class Audit:
         return self.reference.status in ("stopped", "ended")
 
 
-def run_audit(job: Job, formats: tuple[str, ...], execution: str, runner: Runner) -> Audit:
+def run_audit(job: Job, formats: tuple[str, ...], execution: Execution, runner: Runner) -> Audit:
     """Trace the script in float32. Whatever was measured before a failure is in the result."""
     probed = tuple(name for name in formats if name in PROBED)
     plan = schedule(job.steps, len(probed))
     with tempfile.TemporaryDirectory(prefix="precaudit-") as folder:
         spec = RunSpec(
-            job, "reference", audited=plan.audited, shadowed=plan.shadowed, formats=formats,
-            probe_dir=folder, probe_save=plan.saved, execution=execution,  # type: ignore[arg-type]
+            job,
+            "reference",
+            audited=plan.audited,
+            shadowed=plan.shadowed,
+            formats=formats,
+            probe_dir=folder,
+            probe_save=plan.saved,
+            execution=execution,
         )
         first = runner(spec)
         reference, as_written = first, None
@@ -55,8 +61,12 @@ def run_audit(job: Job, formats: tuple[str, ...], execution: str, runner: Runner
             as_written = runner(RunSpec(job, "as-written", precision="as-written"))
         trace = reference.trace or Trace()
         audit = Audit(
-            replace(job, steps=reference.steps or job.steps), reference, trace, bans(trace, formats),
-            as_written=as_written, neutralize=reference is not first,
+            replace(job, steps=reference.steps or job.steps),
+            reference,
+            trace,
+            bans(trace, formats),
+            as_written=as_written,
+            neutralize=reference is not first,
         )
         if not audit.complete or reference.steps < job.steps or not plan.probed.get("init"):
             return audit
@@ -72,8 +82,14 @@ def _with_probes(audit: Audit, plan: Schedule, probed: tuple[str, ...], spec: Ru
             name = probed[i % len(probed)]
             compare[step] = (f"{name}@{phase}", plans[name])
     replay = runner(
-        replace(spec, label="replay", audited=frozenset(), shadowed=frozenset(), probe_save=frozenset(),
-                probe_compare=compare)
+        replace(
+            spec,
+            label="replay",
+            audited=frozenset(),
+            shadowed=frozenset(),
+            probe_save=frozenset(),
+            probe_compare=compare,
+        )
     )
     labels = dict.fromkeys(label for label, _ in compare.values())
     errors = (gradient_error(label, replay.differences) for label in labels)

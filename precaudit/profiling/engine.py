@@ -9,7 +9,7 @@ from typing import Any
 
 from precaudit import __version__
 from precaudit.errors import ExitCode, PrecauditError
-from precaudit.model import Plan, Report, Verification
+from precaudit.model import Execution, Plan, Report, Verification
 from precaudit.planning.planner import Choices, build_plan
 from precaudit.profiling.audit import Audit, Runner, chosen_formats, require_measurable, run_audit
 from precaudit.profiling.environment import environment
@@ -93,10 +93,11 @@ def _formats(settings: Settings, target: Gpu) -> tuple[str, ...]:
     return settings.formats
 
 
-def _execution(settings: Settings, where: dict[str, Any]) -> str:
+def _execution(settings: Settings, where: dict[str, Any]) -> Execution:
     if settings.execution == "native" and not where["cuda"]:
         raise PrecauditError(
-            "--execution native needs a CUDA device: the CPU's autocast rounds at other places. Use --execution emulated"
+            "--execution native needs a CUDA device, because the CPU's autocast rounds at other places; "
+            "use --execution emulated"
         )
     if settings.execution == "auto":
         return "native" if where["cuda"] else "emulated"
@@ -114,7 +115,7 @@ def _failure(audit: Audit) -> tuple[str | None, ExitCode | None]:
 
 
 def _plan_and_verify(
-    audit: Audit, settings: Settings, formats: tuple[str, ...], target: Gpu, execution: str, runner: Runner
+    audit: Audit, settings: Settings, formats: tuple[str, ...], target: Gpu, execution: Execution, runner: Runner
 ) -> tuple[Plan, Verification]:
     allowed = chosen_formats(audit.errors, formats)
     choices = Choices(allowed, target.name, audit.bans, steps=audit.job.steps)
@@ -136,9 +137,7 @@ def _exit_code(plan: Plan, verification: Verification, settings: Settings) -> Ex
     return ExitCode.OK if verified or not settings.verify else ExitCode.FINDING
 
 
-def _job_facts(
-    job: Job, settings: Settings, audit: Audit, formats: Sequence[str], target: Gpu
-) -> dict[str, Any]:
+def _job_facts(job: Job, settings: Settings, audit: Audit, formats: Sequence[str], target: Gpu) -> dict[str, Any]:
     run = audit.reference
     notes = list(run.notes)
     if run.status == "ended" and run.steps < job.steps:

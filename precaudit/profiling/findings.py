@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 
-from precaudit.model import Finding, Location, Plan, Verification
+from precaudit.model import Finding, Location, Plan, Severity, Verification
 from precaudit.planning.budget import GradientError
 from precaudit.planning.rules import Ban
 from precaudit.profiling.audit import Audit
@@ -17,11 +17,25 @@ def fingerprint(rule: str, fqn: str | None, op: str | None) -> str:
 
 
 def _finding(
-    rule: str, severity: str, message: str, suggestion: str, fqn: str | None = None, op: str | None = None,
-    location: Location | None = None, **evidence: object,
+    rule: str,
+    severity: Severity,
+    message: str,
+    suggestion: str,
+    fqn: str | None = None,
+    op: str | None = None,
+    location: Location | None = None,
+    **evidence: object,
 ) -> Finding:
     return Finding(
-        rule, severity, message, suggestion, fqn, op, location, evidence, fingerprint(rule, fqn, op),  # type: ignore[arg-type]
+        rule,
+        severity,
+        message,
+        suggestion,
+        fqn,
+        op,
+        location,
+        evidence,
+        fingerprint(rule, fqn, op),
     )
 
 
@@ -51,8 +65,15 @@ def _of_bans(bans: Iterable[Ban], plan: Plan) -> list[Finding]:
         formats = ", ".join(ban.format for ban in group)
         found.append(
             _finding(
-                rule, first.severity if first.format in used else "note", f"{fqn or 'the model'}: {first.why}", first.fix, fqn, op,
-                first.location, formats=formats, value=first.value,
+                rule,
+                first.severity if first.format in used else "note",
+                f"{fqn or 'the model'}: {first.why}",
+                first.fix,
+                fqn,
+                op,
+                first.location,
+                formats=formats,
+                value=first.value,
             )
         )
     return found
@@ -65,7 +86,9 @@ def _of_optimizer(audit: Audit) -> list[Finding]:
     for layer in written.layers if written else ():
         states = [t for t in layer.tensors if t.role == "optimizer_state" and t.dtype in ("float16", "bfloat16")]
         weight = next((t for t in layer.tensors if t.role == "weight" and t.dtype in ("float16", "bfloat16")), None)
-        update = next((t for t in layer.tensors if t.role == "update" and t.name == weight.name), None) if weight else None
+        update = (
+            next((t for t in layer.tensors if t.role == "update" and t.name == weight.name), None) if weight else None
+        )
         gradient = layer.tensor("weight_grad", weight.name) if weight else None
         if weight and update and gradient and update.stats.numel:
             moved = update.stats.zeros / update.stats.numel
@@ -73,10 +96,12 @@ def _of_optimizer(audit: Audit) -> list[Finding]:
             if moved - idle > 0.5:
                 found.append(
                     _finding(
-                        "PA301", "error",
-                        f"{layer.fqn}: {moved:.0%} of its updates are rounded away, because the weights are stored in {weight.dtype}",
+                        "PA301",
+                        "error",
+                        f"{layer.fqn}: {moved:.0%} of its updates are rounded away, with weights in {weight.dtype}",
                         "keep float32 master weights: train the float32 model under autocast instead of casting it",
-                        layer.fqn, share=moved,
+                        layer.fqn,
+                        share=moved,
                     )
                 )
         for state in states:
@@ -85,9 +110,14 @@ def _of_optimizer(audit: Audit) -> list[Finding]:
             if state.dtype == "float16" and (share > 0.01 or (flushed and flushed.underflow_rate > 0)):
                 found.append(
                     _finding(
-                        "PA302", "error",
-                        f"{layer.fqn}: {share:.0%} of the optimizer state {state.name} is zero in float16, and so is Adam's eps",
-                        "keep optimizer states in float32", layer.fqn, None, state=state.name, share=share,
+                        "PA302",
+                        "error",
+                        f"{layer.fqn}: {share:.0%} of {state.name} is zero in float16, and so is Adam's eps",
+                        "keep optimizer states in float32",
+                        layer.fqn,
+                        None,
+                        state=state.name,
+                        share=share,
                     )
                 )
     return found
@@ -96,11 +126,16 @@ def _of_optimizer(audit: Audit) -> list[Finding]:
 def _of_errors(errors: Iterable[GradientError]) -> list[Finding]:
     return [
         _finding(
-            "PA201", "warning",
+            "PA201",
+            "warning",
             f"the whole model in {e.label.partition('@')[0]} disturbs the gradient too much "
             f"({e.label.partition('@')[2]}: rho {e.rho:.2g}, SNR {e.snr:.3g}, bias {e.bias:.2g})",
             "the plan keeps to formats within rho <= 0.01, SNR >= 10, bias <= 0.2",
-            rho=e.rho, snr=e.snr, bias=e.bias, evaluations=e.evaluations, probe=e.label,
+            rho=e.rho,
+            snr=e.snr,
+            bias=e.bias,
+            evaluations=e.evaluations,
+            probe=e.label,
         )
         for e in errors
         if not e.within_budget
@@ -112,22 +147,28 @@ def _of_loss_scale(audit: Audit, plan: Plan) -> list[Finding]:
     found = []
     for layer in audit.trace.layers if plan.default == "float16" else ():
         worst = max(
-            (t.formats["float16"].flushed_energy for t in layer.tensors
-             if t.role in ("activation_grad", "weight_grad") and "float16" in t.formats),
+            (
+                t.formats["float16"].flushed_energy
+                for t in layer.tensors
+                if t.role in ("activation_grad", "weight_grad") and "float16" in t.formats
+            ),
             default=0.0,
         )
         if layer.trained and worst > 1e-2:
             found.append(
                 _finding(
-                    "PA202", "warning", f"{layer.fqn}: {worst:.0%} of its gradient energy vanishes in float16 without a loss scale",
-                    "use plan.grad_scaler()", layer.fqn, None, flushed_energy=worst,
+                    "PA202",
+                    "warning",
+                    f"{layer.fqn}: {worst:.0%} of its gradient energy vanishes in float16 without a loss scale",
+                    "use plan.grad_scaler()",
+                    layer.fqn,
+                    None,
+                    flushed_energy=worst,
                 )
             )
     for fqn, why in plan.because.items():
         if "no single scale" in why:
-            found.append(
-                _finding("PA203", "warning", f"{fqn}: {why}", "the plan moves it out of float16", fqn)
-            )
+            found.append(_finding("PA203", "warning", f"{fqn}: {why}", "the plan moves it out of float16", fqn))
     return found
 
 
@@ -150,8 +191,11 @@ def _of_as_written(audit: Audit, verification: Verification) -> list[Finding]:
     detail = lost.detail if lost else f"its loss ends {difference:+.1%} from float32's"
     return [
         _finding(
-            "PA501", "error", f"as written, in its own low precision, the script doesn't train like float32: {detail}",
-            "use the plan below instead of the script's own casts and scaler", difference=difference,
+            "PA501",
+            "error",
+            f"as written, in its own low precision, the script doesn't train like float32: {detail}",
+            "use the plan below instead of the script's own casts and scaler",
+            difference=difference,
         )
     ]
 
@@ -160,14 +204,23 @@ def _of_verification(verification: Verification) -> list[Finding]:
     """PA601: what a trial had to change; PA602: a plan that no repair saved."""
     found = [
         _finding(
-            "PA601", "warning", f"{r.fqn or 'the model'}{': ' + r.op if r.op else ''} needed {r.target}: {r.why}",
-            "the plan has it in " + r.target, r.fqn, r.op, round=r.round,
+            "PA601",
+            "warning",
+            f"{r.fqn or 'the model'}{': ' + r.op if r.op else ''} needed {r.target}: {r.why}",
+            "the plan has it in " + r.target,
+            r.fqn,
+            r.op,
+            round=r.round,
         )
         for r in verification.repairs
     ]
     if verification.verdict == "fail":
         found.append(
-            _finding("PA602", "error", f"no low-precision plan was verified: {verification.reason}",
-                     "stay in float32 (or tf32) for this script, or change what the findings above name")
+            _finding(
+                "PA602",
+                "error",
+                f"no low-precision plan was verified: {verification.reason}",
+                "stay in float32 (or tf32) for this script, or change what the findings above name",
+            )
         )
     return found

@@ -49,7 +49,9 @@ def _first_bad_step(candidates: Mapping[int, RunResult], judgement: Judgement) -
         return judgement.lost_at
     skipped = [run.skipped[-1] for run in candidates.values() if run.skipped]
     ended_badly = any(
-        run.end_state.parameters or run.end_state.buffers or run.end_state.optimizer_state
+        run.end_state.parameters
+        or run.end_state.buffers
+        or run.end_state.optimizer_state
         or not all(finite for finite, _ in run.end_state.evaluations.values())
         for run in candidates.values()
     )
@@ -120,7 +122,10 @@ def _after_silent_error(plan: Plan, trace: Trace) -> list[Promotion]:
     leaf = {layer.fqn: layer.leaf for layer in trace.layers}
     return [
         Promotion(
-            op.fqn, "" if leaf.get(op.fqn, True) else op.op, _format_of(plan, op.fqn, op.op), "float32",
+            op.fqn,
+            "" if leaf.get(op.fqn, True) else op.op,
+            _format_of(plan, op.fqn, op.op),
+            "float32",
             f"{op.op} has one of the largest errors of its own ({error:.2%} rms)",
         )
         for error, op in errors[:_MOST]

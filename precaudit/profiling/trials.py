@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from precaudit.model import Plan, Repair, Trial, Verification
+from precaudit.model import Execution, Plan, Repair, Trial, Verification
 from precaudit.profiling.audit import Audit, Runner
 from precaudit.profiling.repairs import Promotion, find_repair
 from precaudit.running.job import RunResult, RunSpec
@@ -25,20 +25,29 @@ class Trials:
     """All runs of one verification, in the order in which they ran."""
 
     audit: Audit
-    execution: str
+    execution: Execution
     runner: Runner
     references: dict[int, RunResult] = field(default_factory=dict)
     twin: RunResult | None = None
     log: list[RunResult] = field(default_factory=list)
     jitter: bool = False
 
-    def run(self, label: str, seed: int, plan: Plan | None = None, **changes: object) -> RunResult:
+    def run(
+        self, label: str, seed: int, plan: Plan | None = None, watch_from: int | None = None, perturbed: bool = False
+    ) -> RunResult:
         spec = RunSpec(
-            self.audit.job, label, seed, precision="plan" if plan else "float32", plan=plan,
-            execution=self.execution, neutralize=self.audit.neutralize,  # type: ignore[arg-type]
+            self.audit.job,
+            label,
+            seed,
+            precision="plan" if plan else "float32",
+            plan=plan,
+            execution=self.execution,
+            neutralize=self.audit.neutralize,
             jitter=self.jitter and seed > 0,
+            watch_from=watch_from,
+            perturbed=perturbed,
         )
-        result = self.runner(replace(spec, **changes))  # type: ignore[arg-type]
+        result = self.runner(spec)
         if result.status == "interrupted":
             raise Interrupted
         self.log.append(result)
@@ -57,7 +66,7 @@ class Trials:
 
 
 def verify(
-    audit: Audit, plan: Plan, replan: Replan, execution: str, runner: Runner, seeds: int, quick: bool
+    audit: Audit, plan: Plan, replan: Replan, execution: Execution, runner: Runner, seeds: int, quick: bool
 ) -> tuple[Verification, Plan]:
     """Train with the plan, judge, repair at most three times. Returns the plan that the verdict is about."""
     trials = Trials(audit, execution, runner, {0: audit.reference}, log=[audit.reference])
@@ -65,12 +74,14 @@ def verify(
         trials.log.append(audit.as_written)
     promoted: dict[tuple[str, str], tuple[str, str]] = {}
     repairs: list[Repair] = []
-    judgement = Judgement("inconclusive", "interrupted before the first trial ended", None, Verification().difference, ())
+    judgement = Judgement(
+        "inconclusive", "interrupted before the first trial ended", None, Verification().difference, ()
+    )
     try:
         for round_ in range(1, MAX_ROUNDS + 2):
             candidates: dict[int, RunResult] = {}
             judgement = _trial_round(trials, plan, f"candidate-{round_}", seeds, quick, candidates)
-            if judgement.verdict in ("pass", "screened") or round_ > MAX_ROUNDS:
+            if not _needs_repair(judgement, quick) or round_ > MAX_ROUNDS:
                 break
             promotions = find_repair(trials, plan, candidates, judgement)
             if not promotions:
@@ -83,9 +94,21 @@ def verify(
     return _verification(trials, judgement, execution, repairs), plan
 
 
+def _needs_repair(judgement: Judgement, quick: bool) -> bool:
+    """Failures do; so does a doubt that eight pairs could not remove, where the difference is past the margin."""
+    if judgement.verdict != "inconclusive" or quick:
+        return judgement.verdict == "fail"
+    mean, margin = judgement.difference.mean, judgement.margin
+    return mean is not None and margin is not None and abs(mean) > margin
+
+
 def _repaired(
-    plan: Plan, promotions: list[Promotion], promoted: dict[tuple[str, str], tuple[str, str]],
-    repairs: list[Repair], replan: Replan, round_: int,
+    plan: Plan,
+    promotions: list[Promotion],
+    promoted: dict[tuple[str, str], tuple[str, str]],
+    repairs: list[Repair],
+    replan: Replan,
+    round_: int,
 ) -> tuple[Plan, list[Repair]]:
     for item in promotions:
         promoted[item.fqn, item.op] = (item.target, item.why)
@@ -118,13 +141,11 @@ def _trial_round(
         wanted = len(candidates) + more
 
 
-def _verification(
-    trials: Trials, judgement: Judgement, execution: str, repairs: list[Repair]
-) -> Verification:
+def _verification(trials: Trials, judgement: Judgement, execution: Execution, repairs: list[Repair]) -> Verification:
     audit = trials.audit
     return Verification(
         verdict=judgement.verdict,
-        execution=execution,  # type: ignore[arg-type]
+        execution=execution,
         margin=judgement.margin,
         seeds=tuple(sorted({run.seed for run in trials.log})),
         steps=audit.reference.steps,

@@ -34,7 +34,9 @@ def _nonfinite(named: Iterable[tuple[str, torch.Tensor]]) -> tuple[str, ...]:
     return tuple(name for name, t in named if t.is_floating_point() and not bool(t.detach().isfinite().all()))
 
 
-def end_state(names: ModuleNames, optimizers: Iterable[Any], calls: Mapping[str, tuple[nn.Module, Any, Any]]) -> EndState:
+def end_state(
+    names: ModuleNames, optimizers: Iterable[Any], calls: Mapping[str, tuple[nn.Module, Any, Any]]
+) -> EndState:
     models = names.models
     several = len(models) > 1
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from precaudit.model import Location, Plan
+from precaudit.model import Execution, Location, Plan
 from precaudit.tracing.records import GradientDifference, Trace
 
 JobKind = Literal["script", "module", "model_file"]
@@ -38,7 +38,7 @@ class RunSpec:
     seed: int = 0
     precision: Precision = "float32"
     plan: Plan | None = None
-    execution: Literal["native", "emulated"] = "emulated"
+    execution: Execution = "emulated"
     audited: frozenset[int] = frozenset()
     shadowed: frozenset[int] = frozenset()
     formats: tuple[str, ...] = ()

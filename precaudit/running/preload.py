@@ -3,9 +3,6 @@
 Nothing here may start a thread: a fork copies only the thread that calls it.
 """
 
-import torch._dynamo  # the first optimizer of a script imports it otherwise
-import torch.utils.data
-
 import precaudit.histograms.cpu
 import precaudit.running.script
 import precaudit.running.worker  # noqa: F401

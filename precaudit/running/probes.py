@@ -18,7 +18,7 @@ from torch import nn
 from precaudit.execution.emulated import Emulator
 from precaudit.execution.loss_scaling import LossScaler
 from precaudit.execution.native import NativePrecision
-from precaudit.instrument.events import TrainingListener
+from precaudit.instrument.events import TrainingEvents, TrainingListener
 from precaudit.instrument.names import ModuleNames
 from precaudit.instrument.scopes import Frame, ModuleScopes, ScopeListener
 from precaudit.running.job import RunSpec
@@ -29,8 +29,15 @@ class GradientProbe(TrainingListener):
     """A training listener that saves or compares, and a scope listener that runs the probed steps' plans."""
 
     def __init__(
-        self, spec: RunSpec, names: ModuleNames, scopes: ModuleScopes, covers: Callable[[nn.Module], bool]
+        self,
+        spec: RunSpec,
+        names: ModuleNames,
+        scopes: ModuleScopes,
+        events: TrainingEvents,
+        covers: Callable[[nn.Module], bool],
     ) -> None:
+        self._events = events
+        self._fresh = False
         self._sums: dict[tuple[str, str], dict[str, _Sums]] = {}
         self._spec, self._names = spec, names
         self._folder = Path(spec.probe_dir or ".")
@@ -64,13 +71,17 @@ class GradientProbe(TrainingListener):
         return self._scaler.backward_starts(roots, gradients)
 
     def backward_ended(self, roots: Sequence[torch.Tensor]) -> None:
+        self._fresh = not self._events.in_step
         if self._scaler is not None:
             self._scaler.backward_ended(roots)
 
     # ---- gradients at the optimizer step
 
     def step_starts(self, optimizer: Any) -> None:
+        """Only gradients made before the step are comparable: an optimizer that evaluates a closure makes its own."""
         self._scaler = None
+        if not self._fresh:
+            return
         path = self._folder / f"{self._step}.pt"
         if self._step in self._spec.probe_save:
             torch.save({key: p.grad for key, p in self._gradients(optimizer).items()}, path)
@@ -79,11 +90,12 @@ class GradientProbe(TrainingListener):
 
     def step_ended(self, optimizer: Any) -> None:
         self._step += 1
+        self._fresh = False
 
     def _gradients(self, optimizer: Any) -> dict[str, torch.Tensor]:
         """Parameters with a dense gradient that this step will use, by qualified name."""
         wanted = {id(p) for group in getattr(optimizer, "param_groups", []) for p in group["params"]}
-        found = {}
+        found: dict[str, torch.Tensor] = {}
         for model_name, model in self._names.models.items():
             for fqn, parameter in model.named_parameters():
                 usable = parameter.grad is not None and not parameter.grad.is_sparse

@@ -15,6 +15,7 @@ import torch
 from precaudit.errors import ExitCode, PrecauditError
 from precaudit.running.job import Job
 
+
 def run_job(job: Job) -> None:
     """Run the job's code to its end in this process; whatever it raises passes through."""
     os.chdir(job.cwd)

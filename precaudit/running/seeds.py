@@ -20,7 +20,7 @@ _BASE_SEED = 20
 
 
 def derived_seed(seed: Any, trial: int) -> int:
-    """The seed a trial uses where the script asks for `seed`: 32 bits, equal for equal arguments; trial 0 keeps ints."""
+    """The seed a trial uses where the script asks for `seed`: repeatable, 32 bits; trial 0 keeps integers."""
     if trial == 0 and isinstance(seed, (int, np.integer)):
         return int(seed)
     return zlib.crc32(f"{seed!r}:{trial}".encode())

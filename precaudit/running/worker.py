@@ -79,7 +79,7 @@ def _assemble(spec: RunSpec, progress: Callable[[int, float], None]) -> _Session
         scopes.listeners.append(Perturbation(jitter(spec.seed)))
     if spec.perturbed:
         scopes.listeners.append(Perturbation(one_ulp))
-    probe = GradientProbe(spec, names, scopes, _trains) if spec.probe_dir else None
+    probe = GradientProbe(spec, names, scopes, events, _trains) if spec.probe_dir else None
     if probe is not None:
         scopes.listeners.append(probe)
     tracer = Tracer(scopes, events, _trace_options(spec)) if spec.audited or spec.watch_from is not None else None

@@ -13,8 +13,8 @@ from precaudit.instrument.torchfunction import OperationMode, tensors_in
 from precaudit.model import Location
 
 STRUCTURAL = frozenset(
-    "view reshape transpose permute expand expand_as split split_with_sizes chunk unbind __getitem__ contiguous squeeze "
-    "unsqueeze flatten unflatten to float half bfloat16 double type type_as detach clone narrow select t movedim "
+    "view reshape transpose permute expand expand_as split split_with_sizes chunk unbind __getitem__ contiguous "
+    "squeeze unsqueeze flatten unflatten to float half bfloat16 double type type_as detach clone narrow select t movedim "
     "swapaxes swapdims view_as reshape_as roll flip size dim numel stride item tolist numpy cpu cuda is_contiguous "
     "requires_grad_ requires_grad register_hook retain_grad backward data_ptr repeat repeat_interleave tile index_select "
     "gather unfold tensor_split hsplit vsplit zeros ones empty zeros_like ones_like empty_like new_zeros new_ones "

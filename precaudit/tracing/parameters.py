@@ -90,10 +90,13 @@ class ParameterTracker:
         self._before.clear()
 
     def remove(self) -> None:
+        """Take the hooks off; parameters met again later go on in the slots they had."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
         self._before.clear()
+        self._parameters.clear()
+        self._seen.clear()
 
 
 def _parameters_of(optimizer: Any) -> list[torch.Tensor]:

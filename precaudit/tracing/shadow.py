@@ -22,8 +22,9 @@ _UNREPEATABLE = frozenset(
 
 def repeatable(op: str, func: Callable[..., Any], kwargs: dict[str, Any]) -> bool:
     name = getattr(func, "__name__", "")
-    in_place = name.endswith("_") and not name.endswith("__") or name.startswith("__i") and name != "__invert__"
-    return op not in _UNREPEATABLE and not in_place and "out" not in kwargs and not kwargs.get("dropout_p")
+    operator = name.startswith("__")
+    in_place = name.startswith("__i") and name != "__invert__" if operator else name.endswith("_")
+    return op not in _UNREPEATABLE and not in_place and "out" not in kwargs
 
 
 @torch.no_grad()
@@ -34,16 +35,14 @@ def local_errors(
 
     Inputs that autocast would hold in half are rounded to the format first; the others enter as they are.
     """
-    exact = _floats(func(*args, **kwargs))
+    exact = _without_randomness(func, args, kwargs)
     energy = sum(float(y.double().square().sum()) for y in exact)
     if not exact or not all(bool(y.isfinite().all()) for y in exact):
         return {}
     return {name: _error(op, func, args, kwargs, name, exact, energy) for name in formats}
 
 
-def _error(
-    op: str, func: Any, args: Any, kwargs: Any, name: str, exact: list[torch.Tensor], energy: float
-) -> float:
+def _error(op: str, func: Any, args: Any, kwargs: Any, name: str, exact: list[torch.Tensor], energy: float) -> float:
     rounding = rounding_for(name)
     if rounding is None:
         return 0.0

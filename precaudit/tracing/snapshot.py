@@ -55,9 +55,7 @@ def snapshot(tracer: Tracer, names: ModuleNames) -> Trace:
         low_dtypes=tuple(sorted(tracer.low_dtypes)),
         models=tuple(namer.trained),
         leaves=tuple(_leaves(names, namer)),
-        faults=tuple(
-            replace(fault, fqn=namer.fqn(ModuleName(fault.model, fault.fqn))) for fault in _faults(tracer)
-        ),
+        faults=tuple(replace(fault, fqn=namer.fqn(ModuleName(fault.model, fault.fqn))) for fault in _faults(tracer)),
     )
 
 

@@ -215,7 +215,7 @@ class Tracer(TrainingListener):
 
 @torch.no_grad()
 def integer_amax(tensors: list[torch.Tensor]) -> float | None:
-    """Largest magnitude of the integer-valued tensors that are neither constant nor parameters; None if there is none."""
+    """Largest magnitude of the integer-valued inputs that are no parameters; None where there is none."""
     found = None
     for tensor in tensors:
         if tensor.numel() < 2 or (tensor.is_leaf and tensor.requires_grad):

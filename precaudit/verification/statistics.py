@@ -19,6 +19,8 @@ Losses = Sequence[float]
 MARGIN_CAP = 0.0025
 MARGIN_FLOOR = 0.0005
 # Where float32 itself does not repeat a loss to within the margin, the margin follows its noise, up to here.
+# A plan may cost as much as one step in fifty.
+PROGRESS_SHARE = 0.02
 NOISE_LIMIT = 0.01
 # A loss near zero is judged on this share of the range it came down from, not on what little is left of it.
 RANGE_SHARE = 0.1
@@ -122,12 +124,30 @@ def margin(reference: Sequence[Losses], window: slice, noise: float = 0.0) -> fl
     """The largest relative difference that still counts as the same training.
 
     0.25% of the loss or one standard deviation between seeds, whichever is less, but at least 0.05%; one seed
-    tells no deviation, which leaves the 0.25%. `noise` is `noise_floor`: what float32 does not repeat itself
-    cannot be asked of a plan, so the margin rises to it, to 1% at most.
+    tells no deviation, which leaves the 0.25%. It rises, to 1% at most, to `noise` (`noise_floor`: what float32
+    does not repeat itself cannot be asked of a plan) and to `progress`: early in training, where the loss still
+    falls by percents a step, 0.25% is a fraction of a step.
     """
     deviation = seed_deviation(reference, window)
     usual = max(MARGIN_FLOOR, min(MARGIN_CAP, MARGIN_CAP if math.isnan(deviation) else deviation))
-    return usual if math.isnan(noise) else max(usual, min(noise, NOISE_LIMIT))
+    allowances = [min(value, NOISE_LIMIT) for value in (noise, progress(reference, window)) if not math.isnan(value)]
+    return max([usual, *allowances])
+
+
+def progress(reference: Sequence[Losses], window: slice, share: float = PROGRESS_SHARE) -> float:
+    """What training on for `share` of the run's steps changes, relative, at the pace of the window.
+
+    The pace is the median over seeds of the change from the first to the second half of the window, so the
+    noise of single steps averages out. `nan` where the window is too short to show one.
+    """
+    paces = []
+    for run in reference:
+        part = _array(run)[window]
+        half = len(part) // 2
+        if half and np.isfinite(part).all():
+            change = float(part[-half:].mean() - part[:half].mean()) / (len(part) - half)
+            paces.append(_ratio(change, typical_loss(run, window)) * len(run))
+    return share * abs(float(np.median(paces))) if paces else math.nan
 
 
 def seed_deviation(reference: Sequence[Losses], window: slice) -> float:

@@ -88,6 +88,10 @@ def screened(judgement: Judgement) -> Judgement:
         return judgement
     verdict: Verdict = "screened" if abs(mean) < margin else "inconclusive"
     return Judgement(
-        verdict, f"{judgement.reason} (quick mode: one pair)", margin, judgement.difference, judgement.gates,
+        verdict,
+        f"{judgement.reason} (quick mode: one pair)",
+        margin,
+        judgement.difference,
+        judgement.gates,
         judgement.horizon,
     )
