@@ -53,6 +53,10 @@ def run_audit(job: Job, formats: tuple[str, ...], execution: Execution, runner: 
             execution=execution,
         )
         first = runner(spec)
+        if _asserts_its_precision(first):
+            job = replace(job, asserts=False)
+            spec = replace(spec, job=job)
+            first = runner(spec)
         reference, as_written = first, None
         if first.trace is not None and first.trace.low_dtypes and first.status in ("stopped", "ended"):
             as_written = replace(first, label="as-written")
@@ -71,6 +75,11 @@ def run_audit(job: Job, formats: tuple[str, ...], execution: Execution, runner: 
         if not audit.complete or reference.steps < job.steps or not plan.probed.get("init"):
             return audit
         return _with_probes(audit, plan, probed, replace(spec, neutralize=audit.neutralize), runner)
+
+
+def _asserts_its_precision(run: RunResult) -> bool:
+    """A script that checks the dtypes of its own autocast by `assert` can't run in float32 as it stands."""
+    return run.error is not None and run.error.type == "AssertionError" and "autocast" in run.baseline
 
 
 def _with_probes(audit: Audit, plan: Schedule, probed: tuple[str, ...], spec: RunSpec, runner: Runner) -> Audit:

@@ -144,6 +144,8 @@ def _job_facts(job: Job, settings: Settings, audit: Audit, formats: Sequence[str
         notes.append(f"the script ended after {run.steps} of {job.steps} steps; everything refers to those")
     if "autocast" in run.baseline or "grad_scaler" in run.baseline:
         notes.append("the script's own autocast and GradScaler were off in the float32 runs and under the plan")
+    if not audit.job.asserts:
+        notes.append("the script asserts dtypes of its own autocast; its assert statements were skipped")
     if audit.neutralize:
         notes.append("the script's own casts to low precision were float32 in the reference and under the plan")
     return {

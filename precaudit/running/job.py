@@ -16,7 +16,10 @@ Status = Literal["stopped", "ended", "failed", "interrupted", "killed"]
 
 @dataclass(frozen=True)
 class Job:
-    """A script, module or model file with its own arguments, and where it stands."""
+    """A script, module or model file with its own arguments, and where it stands.
+
+    `asserts` is off for scripts that assert the dtypes of their own autocast, which float32 cannot satisfy.
+    """
 
     kind: JobKind
     target: str
@@ -24,6 +27,7 @@ class Job:
     cwd: str
     steps: int
     device: str | None = None
+    asserts: bool = True
 
 
 @dataclass(frozen=True)

@@ -26,16 +26,17 @@ def run_job(job: Job) -> None:
         return
     sys.argv = [job.target, *job.argv]
     sys.path.insert(0, str(Path(job.target).resolve().parent))
-    namespace = _run_file(job.target, "__main__" if job.kind == "script" else "precaudit_model_file")
+    name = "__main__" if job.kind == "script" else "precaudit_model_file"
+    namespace = _run_file(job.target, name, asserts=job.asserts)
     if job.kind == "model_file":
         train(namespace, job.device)
 
 
-def _run_file(path: str, name: str) -> dict[str, Any]:
+def _run_file(path: str, name: str, asserts: bool) -> dict[str, Any]:
     module = types.ModuleType(name)
     module.__file__ = path
     sys.modules[name] = module
-    code = compile(Path(path).read_bytes(), path, "exec")
+    code = compile(Path(path).read_bytes(), path, "exec", optimize=-1 if asserts else 1)
     exec(code, module.__dict__)
     return module.__dict__
 

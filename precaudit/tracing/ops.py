@@ -14,15 +14,16 @@ from precaudit.model import Location
 
 STRUCTURAL = frozenset(
     "view reshape transpose permute expand expand_as split split_with_sizes chunk unbind __getitem__ contiguous "
-    "squeeze unsqueeze flatten unflatten to float half bfloat16 double type type_as detach clone narrow select t movedim "
-    "swapaxes swapdims view_as reshape_as roll flip size dim numel stride item tolist numpy cpu cuda is_contiguous "
-    "requires_grad_ requires_grad register_hook retain_grad backward data_ptr repeat repeat_interleave tile index_select "
-    "gather unfold tensor_split hsplit vsplit zeros ones empty zeros_like ones_like empty_like new_zeros new_ones "
-    "new_empty new_tensor tensor as_tensor from_numpy rand randn rand_like randn_like randint manual_seed "
-    "is_floating_point is_complex is_tensor __setitem__ fill zero copy diagonal mT __len__ __iter__ __format__ __repr__ "
-    "pixel_shuffle broadcast_tensors broadcast_to meshgrid set_ share_memory atleast_1d atleast_2d ravel tril triu "
-    "movedims moveaxis unsafe_chunk unsafe_split view_as_real view_as_complex real imag stack cat concat concatenate "
-    "hstack vstack pad _pad_packed_sequence _pack_padded_sequence masked_select squeeze_copy narrow_copy".split()
+    "squeeze unsqueeze flatten unflatten to float half bfloat16 double type type_as detach clone narrow select t "
+    "movedim swapaxes swapdims view_as reshape_as roll flip size dim numel stride item tolist numpy cpu cuda "
+    "is_contiguous requires_grad_ requires_grad register_hook retain_grad backward data_ptr repeat "
+    "repeat_interleave tile index_select gather unfold tensor_split hsplit vsplit zeros ones empty zeros_like "
+    "ones_like empty_like new_zeros new_ones new_empty new_tensor tensor as_tensor from_numpy rand randn "
+    "rand_like randn_like randint manual_seed is_floating_point is_complex is_tensor __setitem__ fill zero copy "
+    "diagonal mT __len__ __iter__ __format__ __repr__ pixel_shuffle broadcast_tensors broadcast_to meshgrid set_ "
+    "share_memory atleast_1d atleast_2d ravel tril triu movedims moveaxis unsafe_chunk unsafe_split view_as_real "
+    "view_as_complex real imag stack cat concat concatenate hstack vstack pad _pad_packed_sequence "
+    "_pack_padded_sequence masked_select squeeze_copy narrow_copy".split()
 )
 """Operations that only move, copy, create or describe values: what they hand on is recorded where it was made."""
 

@@ -42,6 +42,20 @@ def local_errors(
     return {name: _error(op, func, args, kwargs, name, exact, energy) for name in formats}
 
 
+def _without_randomness(func: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> list[torch.Tensor]:
+    """The floating-point results; none where the operation draws random numbers, whose state is put back."""
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else range(0)
+    before = [torch.get_rng_state(), *(torch.cuda.get_rng_state(device) for device in devices)]
+    result = func(*args, **kwargs)
+    after = [torch.get_rng_state(), *(torch.cuda.get_rng_state(device) for device in devices)]
+    if all(map(torch.equal, before, after)):
+        return _floats(result)
+    torch.set_rng_state(before[0])
+    for device, state in zip(devices, before[1:], strict=True):
+        torch.cuda.set_rng_state(state, device)
+    return []
+
+
 def _error(op: str, func: Any, args: Any, kwargs: Any, name: str, exact: list[torch.Tensor], energy: float) -> float:
     rounding = rounding_for(name)
     if rounding is None:

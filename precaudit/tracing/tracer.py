@@ -181,8 +181,15 @@ class Tracer(TrainingListener):
         if op in ACCUMULATING:
             slot.integer_input = integer_amax(inputs)
         if repeatable(op, func, kwargs):
-            for name, error in local_errors(op, func, args, kwargs, self.options.formats).items():
+            for name, error in self._local_errors(op, func, args, kwargs).items():
                 slot.local_error[name] = max(error, slot.local_error.get(name, 0.0))
+
+    def _local_errors(self, op: str, func: Call, args: Any, kwargs: Any) -> dict[str, float]:
+        """An operation that can't run once more in a low format has no local error; the script goes on."""
+        try:
+            return local_errors(op, func, args, kwargs, self.options.formats)
+        except (RuntimeError, TypeError, ValueError):
+            return {}
 
     def record(self, token: _Token | None, outputs: list[torch.Tensor]) -> None:
         if token is None:
