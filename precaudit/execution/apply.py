@@ -49,10 +49,12 @@ class Applied:
         return None
 
     def remove(self) -> None:
-        """Take every hook off the model; safe to call twice."""
+        """Take every hook off the model, and end forwards that an interrupt cut short; safe to call twice."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        while self._frames:
+            self._listener.left(self._frames.pop(), None)
 
     def __enter__(self) -> Applied:
         return self

@@ -36,8 +36,8 @@ def round_mantissa(values: torch.Tensor, bits: int) -> torch.Tensor:
 def quantize(values: torch.Tensor, name: str, dim: int | None = None) -> torch.Tensor:
     """`values` through float8 and back with a scale that maps amax to the format's maximum.
 
-    Tensor-wise scaling, or row-wise along `dim`. Zero rows and non-finite amax use a scale of one;
-    values are clamped before the cast, whose overflow behaviour differs between releases of torch.
+    Tensor-wise scaling, or row-wise along `dim`. Zero rows and non-finite amax use a scale of one; finite values
+    are clamped before the cast, whose overflow behaviour differs between releases of torch, others stay.
     """
     dtype = FLOAT8_DTYPES[name]
     limit = torch.finfo(dtype).max
@@ -45,7 +45,8 @@ def quantize(values: torch.Tensor, name: str, dim: int | None = None) -> torch.T
     amax = data.abs().amax() if dim is None else data.abs().amax(dim, keepdim=True)
     scale = torch.where((amax > 0) & amax.isfinite(), limit / amax, torch.ones_like(amax))
     scale = torch.where(scale.isfinite(), scale, torch.ones_like(scale))
-    return ((data * scale).clamp(-limit, limit).to(dtype).float() / scale).to(values.dtype)
+    rounded = (data * scale).clamp(-limit, limit).to(dtype).float() / scale
+    return torch.where(data.isfinite(), rounded, data).to(values.dtype)
 
 
 class _RoundForward(torch.autograd.Function):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -84,7 +85,15 @@ class ModuleScopes:
                 hooks.register_module_forward_hook(self._leave, with_kwargs=True, always_call=True),
             ):
                 stack.callback(handle.remove)
+            stack.callback(self._unwind)
             yield self
+
+    def _unwind(self) -> None:
+        """Leave the forwards that an interrupt cut short: torch calls hooks for an `Exception` only."""
+        while self._stack.frames:
+            frame = self._stack.frames.pop()
+            for listener in reversed(self.listeners):
+                listener.left(frame, None)
 
     def _checkpoint(self, original: Callable[..., Any]) -> Callable[..., Any]:
         """Activation checkpointing repeats a function in the backward pass, where no module is running:
@@ -125,12 +134,16 @@ class ModuleScopes:
         for listener in self.listeners:
             listener.entered(frame)
 
-    def _leave(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
-        """Unwinds to the module's own frame: inner ones are left over when a forward was cut short."""
+    def _leave(self, module: nn.Module, args: Any, *kwargs_output: Any) -> Any:
+        """Unwinds to the module's own frame: inner ones are left over when a forward was cut short.
+
+        torch leaves the keyword arguments out when the forward raised.
+        """
+        kwargs, output = kwargs_output if len(kwargs_output) == 2 else ({}, *kwargs_output)
         frames = self._stack.frames
         if not any(frame.module is module for frame in frames):
             return None
-        if output is None and self.raised_in is None:
+        if output is None and self.raised_in is None and sys.exc_info()[0] is not None:
             name = frames[-1].name
             self.raised_in = f"{name.model}:{name.fqn}"
         while frames:
