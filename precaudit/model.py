@@ -270,7 +270,8 @@ class Plan:
     """A precision per module and op, and the loss scale that goes with it.
 
     `modules` names every module that computes; `ops` are exceptions inside a module; `because` says why a
-    module or `fqn:op` is not at the default.
+    module or `fqn:op` is not at the default; `types` are the classes of the modules that ran, by which a
+    renamed module is found again and a replaced one is noticed.
     """
 
     default: str = "float32"
@@ -281,6 +282,7 @@ class Plan:
     master_weights: bool = True
     matmul_precision: str = "highest"
     target: str = "h100"
+    types: Mapping[str, str] = field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION
 
     @property

@@ -15,6 +15,7 @@ from precaudit.execution.native import NativePrecision
 from precaudit.instrument.names import ModuleName
 from precaudit.instrument.scopes import Frame, ScopeListener
 from precaudit.model import Plan
+from precaudit.planning.fitting import fit_names, part_of
 
 
 class Applied:
@@ -88,43 +89,14 @@ def _owners(model: nn.Module) -> list[object]:
 
 
 def fit_plan(model: nn.Module, plan: Plan) -> Plan:
-    """The part of a plan that is about `model`, by the model's own names.
-
-    A plan for several models has their names in front of each module; the model it fits is found by its modules.
-    """
+    """The part of a plan that is about `model`, by the model's own names; PrecauditError where it names others."""
     own = {fqn for fqn, _ in model.named_modules()}
-    candidates = [_stripped(plan, prefix) for prefix in ("", *_models_in(plan))]
-    best = max(candidates, key=lambda names: sum(1 for fqn in names.values() if fqn in own))
-    unknown = sorted(fqn for fqn in best.values() if fqn not in own)
-    if plan.modules and (unknown or not best):
+    names = fit_names(plan, own)
+    unknown = sorted(fqn for fqn in names.values() if fqn not in own)
+    if plan.modules and (unknown or not names):
         listed = ", ".join(unknown[:3]) + (f" and {len(unknown) - 3} more" if len(unknown) > 3 else "")
         raise PrecauditError(
             f"the plan doesn't fit this model: it has no module {listed or 'of the plan'}. "
             "Make a new plan with `precaudit profile`, or pass the model that the plan was made for"
         )
-    return _renamed(plan, best)
-
-
-def _models_in(plan: Plan) -> list[str]:
-    return sorted({fqn.partition(".")[0] for fqn in plan.modules})
-
-
-def _stripped(plan: Plan, prefix: str) -> dict[str, str]:
-    """Plan names to names inside the model called `prefix`; every name where there is no prefix."""
-    if not prefix:
-        return {fqn: fqn for fqn in plan.modules}
-    return {
-        fqn: fqn.removeprefix(prefix).removeprefix(".")
-        for fqn in plan.modules
-        if fqn == prefix or fqn.startswith(f"{prefix}.")
-    }
-
-
-def _renamed(plan: Plan, names: dict[str, str]) -> Plan:
-    from dataclasses import replace
-
-    return replace(
-        plan,
-        modules={names[fqn]: format_name for fqn, format_name in plan.modules.items() if fqn in names},
-        ops=tuple(replace(op, fqn=names[op.fqn]) for op in plan.ops if op.fqn in names),
-    )
+    return part_of(plan, names)

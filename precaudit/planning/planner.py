@@ -59,7 +59,8 @@ def build_plan(trace: Trace, choices: Choices) -> Plan:
         draft.avoid(ban, layers.get(ban.fqn))
     for (fqn, op), (format_name, why) in choices.promoted.items():
         draft.promote(fqn, op, format_name, why)
-    return _with_loss_scale(draft.plan(), trace, choices)
+    plan = replace(draft.plan(), types={fqn: layer.type for fqn, layer in layers.items()})
+    return _with_loss_scale(plan, trace, choices)
 
 
 def _own_format(layer: Layer | None, default: str, trace: Trace) -> str:

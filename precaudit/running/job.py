@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from precaudit.model import Execution, Location, Plan
 from precaudit.tracing.records import GradientDifference, Trace
 
-JobKind = Literal["script", "module", "model_file"]
+JobKind = Literal["script", "module", "model_file", "inference"]
 Precision = Literal["float32", "as-written", "plan"]
 Status = Literal["stopped", "ended", "failed", "interrupted", "killed"]
 
@@ -18,6 +18,7 @@ Status = Literal["stopped", "ended", "failed", "interrupted", "killed"]
 class Job:
     """A script, module or model file with its own arguments, and where it stands.
 
+    `inference` is a model file whose model answers `steps` batches in eval mode and is not trained.
     `asserts` is off for scripts that assert the dtypes of their own autocast, which float32 cannot satisfy.
     """
 
@@ -35,7 +36,8 @@ class RunSpec:
     """One run of a job. `audited` steps are traced (`shadowed` ones measure local errors too); `probes` maps
     steps to the plan whose gradients are compared there; `watch` looks for the first non-finite value from
     the given step on; `perturbed` moves every parameter by one ulp before the first forward, `jitter` by one percent;
-    `neutralize` turns the script's own casts to low precision into float32."""
+    `neutralize` turns the script's own casts to low precision into float32. `observer`, called with the module scopes
+    and `Baseline.in_island`, makes one more scope listener; what its `observe()` says after the run is `observed`."""
 
     job: Job
     label: str
@@ -55,6 +57,7 @@ class RunSpec:
     neutralize: bool = False
     log: str | None = None
     threads: int | None = None
+    observer: Callable[..., Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -106,3 +109,4 @@ class RunResult:
     baseline: Mapping[str, object] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     raised_in: str | None = None
+    observed: Any = None

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import runpy
 import sys
 import types
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,8 @@ def run_job(job: Job) -> None:
     namespace = _run_file(job.target, name, asserts=job.asserts)
     if job.kind == "model_file":
         train(namespace, job.device)
+    elif job.kind == "inference":
+        infer(namespace, job.device, job.steps)
 
 
 def _run_file(path: str, name: str, asserts: bool) -> dict[str, Any]:
@@ -64,6 +68,37 @@ def train(functions: dict[str, Any], device: str | None) -> None:
             optimizer.zero_grad()
             functions["loss"](model, move(batch, device)).backward()
             optimizer.step()
+
+
+def infer(functions: dict[str, Any], device: str | None, count: int) -> None:
+    """The loop that precaudit supplies to a model file that is not to be trained: forward passes in eval mode.
+
+    `loss(model, batch)` knows how a batch enters the model; without it a batch is the model's arguments.
+    """
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    model = functions["build_model"]().to(device).eval()
+    forward: Callable[[Any, Any], Any] = functions.get("loss") or _call
+    for batch in islice(_some_batches(functions["batches"]()), count):
+        forward(model, move(batch, device))
+
+
+def _call(model: torch.nn.Module, batch: Any) -> Any:
+    """`batch` as the model's arguments; what follows those that its forward takes (labels, say) is left out."""
+    if isinstance(batch, Mapping):
+        return model(**batch)
+    inputs = tuple(batch) if isinstance(batch, (list, tuple)) else (batch,)
+    return model(*inputs[: _accepted(model, inputs)])
+
+
+def _accepted(model: torch.nn.Module, inputs: tuple[Any, ...]) -> int:
+    signature = inspect.signature(model.forward)
+    for count in range(len(inputs), 1, -1):
+        try:
+            signature.bind(*inputs[:count])
+        except TypeError:
+            continue
+        return count
+    return 1
 
 
 def _default_optimizer(model: torch.nn.Module) -> torch.optim.Optimizer:

@@ -59,6 +59,7 @@ class _Session:
     probe: GradientProbe | None
     optimizers: _Optimizers
     last_calls: LastCalls
+    observer: Any | None
 
 
 def _trains(module: torch.nn.Module) -> bool:
@@ -87,9 +88,12 @@ def _assemble(spec: RunSpec, progress: Callable[[int, float], None]) -> _Session
         scopes.listeners.append(tracer)
     last_calls, optimizers = LastCalls(), _Optimizers()
     scopes.listeners.append(last_calls)
+    observer = spec.observer(scopes, baseline.in_island) if spec.observer else None
+    if observer is not None:
+        scopes.listeners.append(observer)
     monitor = Monitor(events, spec.job.steps, progress)
     events.listeners = [x for x in (scaler, tracer, probe, optimizers, monitor) if x is not None]
-    return _Session(names, scopes, events, baseline, monitor, tracer, scaler, probe, optimizers, last_calls)
+    return _Session(names, scopes, events, baseline, monitor, tracer, scaler, probe, optimizers, last_calls, observer)
 
 
 def _trace_options(spec: RunSpec) -> TraceOptions:
@@ -126,6 +130,8 @@ def run(spec: RunSpec, code: Callable[[], None], report: Report = lambda partial
         stack.callback(_remove_hooks, session)
         result = _execute(spec, code)
         ended = end_state(session.names, session.optimizers.seen.values(), session.last_calls.calls)
+        if session.observer is not None and result.status in ("stopped", "ended"):
+            result = replace(result, observed=session.observer.observe())
         return replace(_measured(result, session, time.perf_counter() - start), end_state=ended)
 
 

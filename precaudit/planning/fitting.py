@@ -1,0 +1,52 @@
+"""Which part of a plan is about a model, whatever the model is called; no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+
+from precaudit.model import Plan
+
+
+def fit_names(plan: Plan, own: Collection[str], model: str = "") -> dict[str, str]:
+    """The plan's names for the modules of one model, to the model's own names for them (`own`).
+
+    A plan for several models has their names in front of each module: the model is found by its name if that
+    is known and its modules are there, else by its modules.
+    """
+    prefixes = dict.fromkeys(["", model, *sorted({fqn.partition(".")[0] for fqn in plan.modules})])
+    candidates = [_stripped(plan, prefix) for prefix in prefixes]
+    return max(candidates, key=lambda names: sum(1 for fqn in names.values() if fqn in own))
+
+
+def _stripped(plan: Plan, prefix: str) -> dict[str, str]:
+    """Plan names to names inside the model called `prefix`; every name where there is no prefix."""
+    if not prefix:
+        return {fqn: fqn for fqn in plan.modules}
+    return {
+        fqn: fqn.removeprefix(prefix).removeprefix(".")
+        for fqn in plan.modules
+        if fqn == prefix or fqn.startswith(f"{prefix}.")
+    }
+
+
+def part_of(plan: Plan, names: Mapping[str, str]) -> Plan:
+    """The plan for the modules in `names` alone, under their new names."""
+    return replace(
+        plan,
+        modules={names[fqn]: format_name for fqn, format_name in plan.modules.items() if fqn in names},
+        ops=tuple(replace(op, fqn=names[op.fqn]) for op in plan.ops if op.fqn in names),
+        types={names[fqn]: type_name for fqn, type_name in plan.types.items() if fqn in names},
+    )
+
+
+def format_of(plan: Plan, fqn: str, op: str | None = None) -> str:
+    """The format of a module, or of one operation in it: its own, else its nearest ancestor's, else the default."""
+    exceptions = {(exception.fqn, exception.op): exception.format for exception in plan.ops}
+    if (fqn, op) in exceptions:
+        return exceptions[fqn, op]  # type: ignore[index]
+    while fqn not in plan.modules:
+        if not fqn:
+            return plan.default
+        fqn = fqn.rpartition(".")[0]
+    return plan.modules[fqn]
