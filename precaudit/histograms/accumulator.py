@@ -16,6 +16,8 @@ from precaudit.histograms.memory import flat, in_transform, is_readable, lie_ali
 from precaudit.histograms.plain import PlainSums
 from precaudit.model import FormatFit, TensorStats
 
+# Neither a subclass's nor a mode's Python code takes part in looking at a tensor.
+_DisableTorchFunction = torch._C.DisableTorchFunction
 _LOG = logging.getLogger(__name__)
 
 
@@ -52,17 +54,18 @@ class Accumulator:
 
         None where knowing that would mean to wait for the device.
         """
-        if is_readable(tensor) and not in_transform():
-            return self._of(tensor, log2_scale).add(tensor)
-        with outside_transforms():
-            values = flat(tensor)
-            return 0 if values is None else self._of(values, log2_scale).add(values)
+        with _DisableTorchFunction():
+            if is_readable(tensor) and not in_transform():
+                return self._of(tensor, log2_scale).add(tensor)
+            with outside_transforms():
+                values = flat(tensor)
+                return 0 if values is None else self._of(values, log2_scale).add(values)
 
     def add_difference(self, new: Tensor, old: Tensor, log2_scale: int = 0) -> int | None:
         """As `add(new - old)`; contiguous float32 tensors on CPU are subtracted on the way, in no memory."""
-        if lie_alike(new, old) and not in_transform():
-            return self._of(new, log2_scale).add_difference(new, old)
-        with torch.no_grad():
+        with _DisableTorchFunction(), torch.no_grad():
+            if lie_alike(new, old) and not in_transform():
+                return self._of(new, log2_scale).add_difference(new, old)
             return self.add(_subtractable(new) - _subtractable(old), log2_scale)
 
     def stats(self) -> TensorStats:

@@ -7,6 +7,8 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from math import isqrt
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +18,7 @@ from precaudit.histograms.kernels import BRAIN, DIFFERENCE, HALF, SINGLE, accumu
 from precaudit.histograms.layout import FLOAT32, FLOAT64, SUM_SQUARES
 
 # What a thread takes at a time; tensors up to this size are not worth waking another one.
-CHUNK = 1 << 16
+CHUNK = 1 << 17
 _SOURCES = {torch.float32: SINGLE, torch.bfloat16: BRAIN, torch.float16: HALF}
 
 Count = Callable[[int, int, int, int], int]  # (first value, number of values, row, sum of squares) -> non-finite
@@ -86,10 +88,12 @@ class CpuSums:
 
         Each chunk has its own sum of squares, so that the total depends on neither threads nor timing.
         """
+        if numel <= CHUNK:
+            return count(0, numel, self._addresses[0], self._squares)
         pending = deque(range(0, numel, CHUNK))
         squares = np.zeros(len(pending))
-        threads = min(torch.get_num_threads(), len(pending))
-        work = partial(_work, count, pending, numel, squares.ctypes.data)
+        threads = min(torch.get_num_threads(), 1 + isqrt(len(pending)))  # waking one costs half a chunk's time
+        work = partial(_work, count, pending, numel, squares)
         helpers = [_HELPERS.get().submit(work, self._row(i)) for i in range(1, threads)]
         nonfinite = work(self._addresses[0])
         nonfinite += sum(helper.result() for helper in helpers if not helper.cancel())
@@ -103,12 +107,14 @@ class CpuSums:
         return self._addresses[index]
 
 
-def _work(count: Count, pending: deque[int], numel: int, squares: int, row: int) -> int:
+def _work(
+    count: Count, pending: deque[int], numel: int, squares: np.ndarray[Any, np.dtype[np.float64]], row: int
+) -> int:
     """Take chunks until none is left; how many non-finite values they had."""
-    nonfinite = 0
+    nonfinite, address = 0, squares.ctypes.data
     while True:
         try:
             start = pending.popleft()
         except IndexError:
             return nonfinite
-        nonfinite += count(start, min(CHUNK, numel - start), row, squares + 8 * (start // CHUNK))
+        nonfinite += count(start, min(CHUNK, numel - start), row, address + 8 * (start // CHUNK))

@@ -92,8 +92,8 @@ class TritonSums:
             return
         grid = (min(self._programs, triton.cdiv(numel, BLOCK)),)
         with torch.cuda.device_of(values):
-            brain = values.dtype is torch.bfloat16
-            self._launch(grid, values.detach().view(torch.int16) if brain else values.detach(), numel, brain)
+            brain, values = values.dtype is torch.bfloat16, values.detach().resolve_neg()
+            self._launch(grid, values.view(torch.int16) if brain else values, numel, brain)
 
     def add_difference(self, new: Tensor, old: Tensor) -> None:
         self.add(new.detach() - old.detach())

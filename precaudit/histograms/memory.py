@@ -31,10 +31,7 @@ def flat(tensor: Tensor) -> Tensor | None:
     """
     with torch.no_grad():
         strided = _strided(tensor)
-        if strided is None:
-            return None
-        values = _counted(strided.detach())
-        return values.new_empty(0) if not values.numel() else _dense(values) if _address(values) else None
+        return None if strided is None else _dense(_counted(strided.detach()))
 
 
 def lie_alike(new: Tensor, old: Tensor) -> bool:
@@ -55,16 +52,16 @@ def is_readable(tensor: Tensor) -> bool:
     if type(tensor) not in _PLAIN:
         return False
     try:
-        return tensor.dtype in COUNTED and tensor.is_contiguous() and tensor.untyped_storage().data_ptr() != 0
-    except RuntimeError:  # functorch's wrappers, sparse and opaque layouts have no storage
+        return tensor.dtype in COUNTED and tensor.is_contiguous() and _has_memory(tensor)
+    except RuntimeError:  # compressed sparse layouts do not know whether they are contiguous
         return False
 
 
-def _address(tensor: Tensor) -> int:
+def _has_memory(tensor: Tensor) -> bool:
     try:
-        return tensor.untyped_storage().data_ptr()
-    except RuntimeError:
-        return 0
+        return tensor.untyped_storage().data_ptr() != 0
+    except RuntimeError:  # functorch's wrappers, sparse and opaque layouts
+        return False
 
 
 def _strided(tensor: Tensor) -> Tensor | None:
@@ -84,7 +81,9 @@ def _strided(tensor: Tensor) -> Tensor | None:
         return tensor.values()
     if tensor.layout is not torch.strided:
         return tensor.to_dense()
-    return tensor.clone() if tensor._is_zerotensor() else tensor
+    if tensor._is_zerotensor():
+        return tensor.clone()
+    return tensor if _has_memory(tensor) or not tensor.numel() else None
 
 
 def _counted(tensor: Tensor) -> Tensor:
@@ -100,6 +99,8 @@ def _counted(tensor: Tensor) -> Tensor:
 
 def _dense(tensor: Tensor) -> Tensor:
     """Transposed and channels-last tensors as they lie in memory; those with gaps or overlaps are copied."""
+    if not tensor.numel():
+        return tensor.new_empty(0)
     extent = 1
     for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
         if size != 1 and stride != extent:

@@ -27,7 +27,7 @@ class PlainSums:
         self.numel += values.numel()
         before = self.rows[-1].clone()
         with torch.no_grad():
-            for part in values.detach().view(-1).split(_SLICE) if values.numel() else ():
+            for part in values.detach().resolve_neg().view(-1).split(_SLICE) if values.numel() else ():
                 self._count(part.to(self.rows.device, self._value))
         return int(self.rows[-1] - before) if values.is_cpu else None
 

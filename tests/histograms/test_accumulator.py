@@ -11,6 +11,7 @@ import torch
 from histogram_reference import EIGHT_BITS, FLOATING, every_pattern, random_patterns, reference, same, stats_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.overrides import TorchFunctionMode
 
 from precaudit.histograms import Accumulator, collect, fits, observe
 from precaudit.histograms.cpu import CHUNK, CpuSums
@@ -177,8 +178,40 @@ def test_subclasses():
     class Named(torch.Tensor):
         pass
 
+    class Hidden(torch.Tensor):
+        @classmethod
+        def __torch_function__(cls, function: Callable, types: tuple, args: tuple = (), kwargs: dict | None = None):
+            raise AssertionError("the script's own code was called")
+
+    class Opaque(torch.Tensor):
+        @staticmethod
+        def __new__(cls, numel: int):
+            return torch.Tensor._make_wrapper_subclass(cls, (numel,))
+
+        @classmethod
+        def __torch_dispatch__(cls, function: Callable, types: tuple, args: tuple = (), kwargs: dict | None = None):
+            raise NotImplementedError(function)
+
     values = torch.randn(10)
     assert same(observe(values.as_subclass(Named)), reference(values))
+    assert same(observe(torch.Tensor._make_subclass(Hidden, values)), reference(values))
+    assert observe(Opaque(3)) == TensorStats()
+
+
+def test_no_mode_sees_what_is_done():
+    class Strict(TorchFunctionMode):
+        def __torch_function__(self, function: Callable, types: tuple, args: tuple = (), kwargs: dict | None = None):
+            raise AssertionError(f"{function} was seen")
+
+    values, accumulator = torch.randn(4, 3), Accumulator()
+    views = (values, values.t(), values[:, 1:], values.to(torch.float8_e5m2), values.to_sparse())
+    with Strict():
+        for view in views:
+            accumulator.add(view)
+        accumulator.add_difference(values, values)
+        accumulator.add_difference(views[1], views[1])
+        stats = accumulator.stats()
+    assert stats.numel == sum(view.numel() for view in views) + 2 * values.numel()
 
 
 def test_dtensor_counts_its_shard():
@@ -273,7 +306,7 @@ def test_many_slots_are_collected_at_once():
         slot.add(values)
         expected.append(reference(values))
     held_by_torch = PlainSums(torch.float32, CPU)
-    held_by_torch.add(torch.ones(3))
+    held_by_torch.add(torch._neg_view(torch.ones(3)))
     slots[3]._sums[torch.float32, CPU, 1] = held_by_torch
     collected = collect(slots)
     assert all(map(same, collected, [*expected, reference(torch.full((3,), 0.5))]))
