@@ -107,7 +107,8 @@ class CudaAutocast(TorchFunctionMode):
                 return call(module, *args, **kwargs)
             with self:
                 out = call(module, *args, **kwargs)
-            return tree_map(_cast(torch.float32), out)
+            recomputing = torch._C._current_graph_task_id() != -1  # a checkpointed block, inside backward
+            return out if recomputing else tree_map(_cast(torch.float32), out)
         finally:
             self.stack.pop()
 
@@ -131,11 +132,13 @@ def emulated(format: str) -> Iterator[CudaAutocast]:
     mode, call = CudaAutocast(format), nn.Module.__call__
 
     def enter(region: torch.autocast) -> torch.autocast:
-        mode.suspended += not region._enabled
+        # Checkpointing re-enters the autocast state that it saw, which is ours to give, before it calls the block.
+        region.suspends = bool(mode.stack) and not region._enabled
+        mode.suspended += region.suspends
         return region
 
     def leave(region: torch.autocast, *_: Any) -> None:
-        mode.suspended -= not region._enabled
+        mode.suspended -= region.suspends
 
     with (
         patch.object(nn.Module, "__call__", lambda module, *a, **k: mode.run(call, module, *a, **k)),

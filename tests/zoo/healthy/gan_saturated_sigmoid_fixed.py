@@ -14,6 +14,8 @@ def mlp(*sizes):
 
 
 class Discriminator(nn.Module):
+    """How likely a point is a forgery."""
+
     def __init__(self, hidden=128):
         super().__init__()
         self.net = mlp(2, hidden, hidden, 1)
@@ -24,24 +26,24 @@ class Discriminator(nn.Module):
 
 def ring(count=256):
     angle = torch.randint(8, (count,)) * 0.7854
-    centre = 4 * torch.stack([angle.cos(), angle.sin()], 1)
+    centre = 10 * torch.stack([angle.cos(), angle.sin()], 1)
     return (centre + 0.2 * torch.randn(count, 2)).to(device)
 
 
 generator = mlp(16, 128, 128, 2).to(device)
 discriminator = Discriminator().to(device)
-generator_optimizer = torch.optim.Adam(generator.parameters(), lr=1e-3)
-discriminator_optimizer = torch.optim.Adam(discriminator.parameters(), lr=2e-3)
+generator_optimizer = torch.optim.Adam(generator.parameters(), lr=2e-4)
+discriminator_optimizer = torch.optim.Adam(discriminator.parameters(), lr=5e-3)
 
 for step in range(200):
     real, noise = ring(), torch.randn(256, 16, device=device)
     fake = generator(noise)
-    discriminator_loss = (F.softplus(-discriminator(real)) + F.softplus(discriminator(fake.detach()))).mean()
+    discriminator_loss = (F.softplus(-discriminator(fake.detach())) + F.softplus(discriminator(real))).mean()
     discriminator_optimizer.zero_grad()
     discriminator_loss.backward()
     discriminator_optimizer.step()
 
-    generator_loss = F.softplus(-discriminator(fake)).mean()
+    generator_loss = F.softplus(discriminator(fake)).mean()
     generator_optimizer.zero_grad()
     generator_loss.backward()
     generator_optimizer.step()
