@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -60,11 +60,15 @@ def profile(
     )
     name = getattr(build_model, "__name__", type(build_model).__name__)
 
-    def runner(spec: RunSpec) -> RunResult:
-        with _random_state_kept():
-            return run(spec, lambda: train(functions, device))
+    class InProcess:
+        def __call__(self, spec: RunSpec) -> RunResult:
+            with _random_state_kept():
+                return run(spec, lambda: train(functions, device))
 
-    outcome = profile_job(Job("model_file", name, (), os.getcwd(), steps, device), settings, runner)
+        def many(self, specs: Sequence[RunSpec]) -> list[RunResult]:
+            return [self(spec) for spec in specs]
+
+    outcome = profile_job(Job("model_file", name, (), os.getcwd(), steps, device), settings, InProcess())
     if outcome.error:
         raise PrecauditError(outcome.error, outcome.exit_code)
     return outcome.report

@@ -62,7 +62,7 @@ def run_profile(arguments: argparse.Namespace) -> int:
     log = folder / "script.log"
     log.write_bytes(b"")
     signal.signal(signal.SIGTERM, _interrupt)
-    with RunProgress(job.steps) as progress:
+    with RunProgress() as progress:
         outcome = profile_job(job, settings, ChildRunner(log, progress))
     return finish(outcome, arguments, folder)
 
@@ -89,8 +89,6 @@ def finish(outcome: Outcome, arguments: argparse.Namespace, folder: Path) -> int
     matched = matches_fail_on(report, arguments.fail_on)
     written = [*(folder / name for name in FILES), *arguments.output]
     for path in written:
-        if path.suffix == ".html":
-            continue
         reporting.write(report, path)
     emit(render_terminal(report, color=use_color(sys.stdout), written=written, plan=folder / "plan.json"), sys.stdout)
     for sentence in matched:

@@ -1,8 +1,9 @@
-"""One live line on stderr while runs go on; plain lines where stderr is no terminal."""
+"""Live lines on stderr while runs go on, one a run; plain lines where stderr is no terminal."""
 
 from __future__ import annotations
 
 import sys
+import threading
 from types import TracebackType
 
 from tqdm import tqdm
@@ -11,32 +12,35 @@ from precaudit.running.job import RunResult, RunSpec
 
 
 class RunProgress:
-    """Called with every partial result; a run is a bar of its steps with tqdm's own ETA."""
+    """Called with every partial result, from the threads that wait for the runs."""
 
-    def __init__(self, steps: int) -> None:
-        self._steps = steps
-        self._current: tuple[str, int] | None = None
-        self._bar: tqdm[None] | None = None
+    def __init__(self) -> None:
+        self._bars: dict[tuple[str, int], tqdm[None] | None] = {}
+        self._lock = threading.Lock()
 
     def __enter__(self) -> RunProgress:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        if self._bar is not None:
-            self._bar.close()
+        for bar in self._bars.values():
+            if bar is not None:
+                bar.close()
 
     def __call__(self, spec: RunSpec, partial: RunResult) -> None:
-        if (spec.label, spec.seed) != self._current:
-            self._current = (spec.label, spec.seed)
-            self._start(spec)
-        if self._bar is not None:
-            self._bar.update(partial.steps - self._bar.n)
+        key = (spec.label, spec.seed)
+        with self._lock:
+            if key not in self._bars:
+                self._bars[key] = self._start(spec)
+            bar = self._bars[key]
+            if bar is None:
+                return
+            bar.update(partial.steps - bar.n)
+            if partial.steps >= spec.job.steps:
+                bar.close()
 
-    def _start(self, spec: RunSpec) -> None:
+    def _start(self, spec: RunSpec) -> tqdm[None] | None:
         title = f"{spec.label}, seed {spec.seed}"
         if not sys.stderr.isatty():
             print(f"precaudit: {title}: {spec.job.steps} steps", file=sys.stderr, flush=True)
-            return
-        if self._bar is not None:
-            self._bar.close()
-        self._bar = tqdm(total=spec.job.steps, desc=title, unit="step", leave=False, dynamic_ncols=True)
+            return None
+        return tqdm(total=spec.job.steps, desc=title, unit="step", leave=False, dynamic_ncols=True)

@@ -14,13 +14,14 @@ from typing import Any
 import torch
 
 from precaudit.execution.formats import FLOAT32, PlanLookup, ScopeFormat
-from precaudit.execution.policy import category
+from precaudit.execution.policy import ADDENDS, category
 from precaudit.execution.rounding import CASTABLE, Rounding, rounding_for
 from precaudit.instrument.scopes import Frame, Scopes
-from precaudit.instrument.torchfunction import OperationMode, map_tensors, tensors_in
+from precaudit.instrument.torchfunction import OperationMode, map_tensors, op_name, tensors_in, writes
 from precaudit.model import Plan
 
 _HALVES = (torch.float16, torch.bfloat16)
+_DRAWING = frozenset("randn rand randn_like rand_like normal uniform log_normal cauchy exponential".split())
 
 
 def to_float32(value: Any) -> Any:
@@ -43,60 +44,99 @@ class EmulatedMode(OperationMode):
         if op.startswith("__get"):
             return func(*args, **kwargs)
         scope = self._scope_format()
-        rounding = rounding_for(scope.of(op))
+        rounding = rounding_for(scope.of(op), op)
+        if op in _DRAWING:
+            return _drawn(func, args, kwargs)
+        if writes(func, kwargs):
+            return _with_fallback(func, args, kwargs)
         if rounding is None:
             return func(*to_float32(args), **to_float32(kwargs))
-        operand = partial(self._operand, rounding)
-        return run_in_format(op, rounding, func, args, kwargs, operand)
+        return run_in_format(op, rounding, func, args, kwargs, partial(self._stored, rounding.dtype))
 
-    def _operand(self, rounding: Rounding, tensor: torch.Tensor) -> torch.Tensor:
+    def _stored(self, dtype: torch.dtype, tensor: torch.Tensor) -> torch.Tensor:
         """Parameters are cast once a model call, as autocast's cache does, so shared uses sum gradients in half."""
-        if tensor.dtype not in CASTABLE:
+        if dtype not in _HALVES or not (tensor.is_leaf and tensor.requires_grad and tensor.dtype == torch.float32):
             return tensor
-        if not (tensor.is_leaf and tensor.requires_grad and tensor.dtype == torch.float32):
-            return rounding.operand(tensor)
-        if rounding.dtype not in _HALVES:
-            return rounding.operand(tensor)
         cache = self._cast_cache()
-        key = (id(tensor), id(rounding), torch.is_grad_enabled())
+        key = (id(tensor), dtype, torch.is_grad_enabled())
         if key not in cache:
-            cache[key] = (tensor, tensor.to(rounding.dtype))
-        return rounding.operand(cache[key][1])
+            cache[key] = (tensor, tensor.to(dtype))
+        return cache[key][1]
+
+
+def _as_it_is(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor
 
 
 def run_in_format(
-    op: str, rounding: Rounding, func: Any, args: Any, kwargs: Any, operand: Callable[..., Any] | None = None
+    op: str,
+    rounding: Rounding,
+    func: Any,
+    args: Any,
+    kwargs: Any,
+    stored: Callable[[torch.Tensor], torch.Tensor] = _as_it_is,
 ) -> Any:
     """One operation as CUDA autocast would run it in the format of `rounding`.
 
-    `operand` replaces how tensors enter a product (the default rounds each of them anew).
+    `stored` gives the tensor that stands for an argument of a product before it is rounded.
     """
     kind = category(op)
     if kind == "banned" and rounding.dtype in _HALVES:
         raise RuntimeError(f"torch.nn.functional.{op} and torch.nn.BCELoss are unsafe to autocast.")
     if kind == "lower":
-        enter = operand or (lambda t: rounding.operand(t) if t.dtype in CASTABLE else t)
-        result = func(*map_tensors(enter, args), **map_tensors(enter, kwargs))
+        result = _product(op, rounding, func, args, kwargs, stored)
         return map_tensors(lambda t: rounding.result(t) if t.dtype == torch.float32 else t, result)
-    if kind == "fp32":
+    if kind == "fp32" or (kind == "promote" and _any_float32((args, kwargs))):
         return func(*to_float32(args), **to_float32(kwargs))
     return _with_fallback(func, args, kwargs)
 
 
+def _product(
+    op: str, rounding: Rounding, func: Any, args: Any, kwargs: Any, stored: Callable[[torch.Tensor], torch.Tensor]
+) -> Any:
+    """The product in float32 of rounded factors."""
+
+    def entering(convert: Callable[[torch.Tensor], torch.Tensor], value: Any) -> Any:
+        return map_tensors(lambda t: convert(stored(t)) if t.dtype in CASTABLE else t, value)
+
+    position, keyword = ADDENDS.get(op, (None, None))
+    return func(
+        *(entering(rounding.addend if i == position else rounding.operand, arg) for i, arg in enumerate(args)),
+        **{key: entering(rounding.addend if key == keyword else rounding.operand, kwargs[key]) for key in kwargs},
+    )
+
+
 def _with_fallback(func: Any, args: Any, kwargs: Any) -> Any:
-    """An operation without a half kernel on this device runs in float32 and is rounded to the input's half."""
+    """As it is, in place included: autocast's lists name functions only. An operation without a half kernel on
+    this device runs in float32 and is rounded to the input's half; those of `torch.linalg` have none anywhere."""
     try:
         return func(*args, **kwargs)
     except (NotImplementedError, RuntimeError) as error:
         dtype = _first_half(args)
-        if "not implemented for" not in str(error) or dtype is None:
+        if "not implemented for" not in str(error) or dtype is None or op_name(func).startswith("linalg_"):
             raise
         result = func(*to_float32(args), **to_float32(kwargs))
+        if writes(func, kwargs):
+            return kwargs.get("out", args[0]).copy_(result)
         return map_tensors(lambda t: t.to(dtype) if t.dtype == torch.float32 else t, result)
+
+
+def _drawn(func: Any, args: Any, kwargs: Any) -> Any:
+    """Random numbers are drawn in float32 and then rounded: a run draws the same ones in every format."""
+    dtype = kwargs.get("dtype") or _first_half(args)
+    if dtype not in _HALVES:
+        return func(*args, **kwargs)
+    wide = {**kwargs, "dtype": torch.float32} if "dtype" in kwargs else kwargs
+    numbers = func(*to_float32(args), **to_float32(wide))
+    return args[0].copy_(numbers) if writes(func, kwargs) else numbers.to(dtype)
 
 
 def _first_half(value: Any) -> torch.dtype | None:
     return next((tensor.dtype for tensor in tensors_in(value) if tensor.dtype in _HALVES), None)
+
+
+def _any_float32(value: Any) -> bool:
+    return any(tensor.dtype == torch.float32 for tensor in tensors_in(value))
 
 
 class Emulator:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from precaudit.instrument.names import ModuleName
@@ -43,15 +43,14 @@ class PlanLookup:
     def _find(self, name: ModuleName) -> ScopeFormat:
         qualified = f"{name.model}.{name.fqn}".rstrip(".")
         ops = self._exceptions.get(qualified) or self._exceptions.get(name.fqn) or {}
-        for fqn in (qualified, name.fqn):
-            if (format_name := self._nearest(fqn)) is not None:
-                return ScopeFormat(format_name, ops)
+        for ancestor in (*_ancestors(qualified), *_ancestors(name.fqn), ""):
+            if ancestor in self.plan.modules:
+                return ScopeFormat(self.plan.modules[ancestor], ops)
         return ScopeFormat(self.plan.default, ops)
 
-    def _nearest(self, fqn: str) -> str | None:
-        while True:
-            if fqn in self.plan.modules:
-                return self.plan.modules[fqn]
-            if not fqn:
-                return None
-            fqn = fqn.rpartition(".")[0]
+
+def _ancestors(fqn: str) -> Iterator[str]:
+    """`a.b.c`, `a.b`, `a`: the name and what contains it, without the root's empty name."""
+    while fqn:
+        yield fqn
+        fqn = fqn.rpartition(".")[0]

@@ -13,7 +13,7 @@ from precaudit.execution.emulated import to_float32
 from precaudit.execution.formats import PlanLookup, ScopeFormat
 from precaudit.execution.rounding import HALF_DTYPES
 from precaudit.instrument.scopes import Frame, Scopes
-from precaudit.instrument.torchfunction import OperationMode
+from precaudit.instrument.torchfunction import OperationMode, writes
 from precaudit.model import Plan
 
 _WIDE = ("float32", "tf32")
@@ -41,7 +41,7 @@ class ScopeMode(OperationMode):
 
     def operation(self, op: str, func: Any, args: Any, kwargs: Any) -> Any:
         format_name = self._scope.of(op)
-        if format_name in _WIDE:
+        if format_name in _WIDE and not writes(func, kwargs):
             args, kwargs = to_float32(args), to_float32(kwargs)
         if format_name == self._scope.default:
             return func(*args, **kwargs)

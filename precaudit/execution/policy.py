@@ -35,9 +35,18 @@ LOWER = HEADER_LOWER | frozenset("lstm gru rnn_tanh rnn_relu multi_dot _native_m
 
 FP32 = HEADER_FP32 | frozenset(
     "cross_entropy_loss vector_norm matrix_norm _softmax _log_softmax nll_loss_nd gaussian_nll_loss norm_except_dim "
-    "_weight_norm triplet_margin_with_distance_loss".split()
+    "_weight_norm triplet_margin_with_distance_loss linalg_norm pairwise_distance".split()
 )
-"""Also what calls these functions at once and does nothing else, by the name a function mode sees."""
+"""Also what hands its work to these functions inside torch, by the name a function mode sees."""
+
+ADDENDS = {
+    **dict.fromkeys(
+        "linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d".split(), (2, "bias")
+    ),
+    **dict.fromkeys("addmm addmv addbmm baddbmm addr".split(), (0, "input")),
+    "scaled_dot_product_attention": (3, "attn_mask"),
+}
+"""Position and keyword of the argument that is added to a product rather than multiplied."""
 
 BANNED = frozenset({"binary_cross_entropy"})
 

@@ -76,15 +76,17 @@ class _RoundBackward(torch.autograd.Function):
 
 @dataclass(frozen=True)
 class Rounding:
-    """`operand` takes a tensor into a float32 product, `result` takes the product out of it."""
+    """`operand` takes a tensor into a float32 product, `addend` a tensor (a bias) that is added to it, and `result`
+    takes the product out of it."""
 
     operand: Callable[[torch.Tensor], torch.Tensor]
+    addend: Callable[[torch.Tensor], torch.Tensor]
     result: Callable[[torch.Tensor], torch.Tensor]
     dtype: torch.dtype
 
 
 def _half(dtype: torch.dtype) -> Rounding:
-    return Rounding(lambda x: x.to(dtype).float(), lambda y: y.to(dtype), dtype)
+    return Rounding(lambda x: x.to(dtype).float(), lambda b: b.to(dtype).float(), lambda y: y.to(dtype), dtype)
 
 
 def _mantissa(bits: int) -> Rounding:
@@ -92,7 +94,10 @@ def _mantissa(bits: int) -> Rounding:
         return round_mantissa(values, bits)
 
     return Rounding(
-        lambda x: _RoundForward.apply(x.float(), rounding), lambda y: _RoundBackward.apply(y, rounding), torch.float32
+        lambda x: _RoundForward.apply(x.float(), rounding),
+        torch.Tensor.float,
+        lambda y: _RoundBackward.apply(y, rounding),
+        torch.float32,
     )
 
 
@@ -105,7 +110,7 @@ def _float8(forward: str) -> Rounding:
     def result(y: torch.Tensor) -> torch.Tensor:
         return _RoundBackward.apply(y, lambda g: quantize(g, "float8_e5m2")).to(torch.bfloat16)
 
-    return Rounding(operand, result, torch.bfloat16)
+    return Rounding(operand, lambda b: b.to(torch.bfloat16).float(), result, torch.bfloat16)
 
 
 ROUNDINGS = {
@@ -117,11 +122,13 @@ ROUNDINGS = {
 }
 
 
-def rounding_for(name: str) -> Rounding | None:
-    """The rounding of a contract format, or of `mantissaN` (N fraction bits, a dial for calibration).
+def rounding_for(name: str, op: str = "linear") -> Rounding | None:
+    """The rounding of `op` in a contract format, or in `mantissaN` (N fraction bits, a dial for calibration).
 
-    None for float32: nothing is rounded.
+    None for float32: nothing is rounded. float8 is for linear layers; what runs beside them is bfloat16.
     """
+    if name in FLOAT8_DTYPES and op != "linear":
+        return ROUNDINGS["bfloat16"]
     if name.startswith("mantissa"):
         return _mantissa(int(name.removeprefix("mantissa")))
     return ROUNDINGS.get(name)

@@ -44,9 +44,24 @@ _ALIASES = {
     "__abs__": "abs",
     "special_softmax": "softmax",
     "special_log_softmax": "log_softmax",
+    "special_logsumexp": "logsumexp",
+    "special_expm1": "expm1",
+    "special_log1p": "log1p",
+    "special_erfinv": "erfinv",
+    "arccos": "acos",
+    "arcsin": "asin",
+    "linalg_matmul": "matmul",
+    "divide": "div",
+    "multiply": "mul",
+    "subtract": "sub",
+    "clip": "clamp",
 }
 
 _COMPOSITES = ("torch.functional", "torch.nn.functional")
+_IN_PLACE_OPERATORS = frozenset(
+    "__iadd__ __isub__ __imul__ __idiv__ __itruediv__ __ifloordiv__ __imod__ __ipow__ __iand__ __ior__ __ixor__ "
+    "__ilshift__ __irshift__ __setitem__".split()
+)
 
 
 @lru_cache(maxsize=4096)
@@ -55,6 +70,13 @@ def op_name(func: Callable[..., Any]) -> str:
     name = getattr(func, "__name__", type(func).__name__)
     name = _ALIASES.get(name, name)
     return name[:-1] if name.endswith("_") and not name.startswith("__") else name
+
+
+def writes(func: Callable[..., Any], kwargs: Mapping[str, Any]) -> bool:
+    """Whether a call changes one of its arguments: an in-place variant, an assignment, or `out=`."""
+    name = getattr(func, "__name__", "")
+    in_place = name.endswith("_") and not name.endswith("__")
+    return in_place or name in _IN_PLACE_OPERATORS or kwargs.get("out") is not None
 
 
 def _no_override(*_: object) -> bool:
@@ -71,6 +93,11 @@ def _twin_globals(module: str) -> dict[str, Any]:
     import sys
 
     return {**vars(sys.modules[module]), **_OVERRIDE_CHECKS}
+
+
+def _reversed_division(tensor: torch.Tensor, other: Any) -> Any:
+    """As torch computes `other / tensor`; autocast has its own opinion of each half."""
+    return tensor.reciprocal() * other
 
 
 @lru_cache(maxsize=4096)

@@ -24,7 +24,10 @@ class GradientError:
 
     @property
     def within_budget(self) -> bool:
-        """Unknown noise (rho nan) leaves the decision to signal and bias."""
+        """Unknown noise (rho nan) leaves the decision to signal and bias; an overflow (rho inf) says nothing of
+        rounding and is left to the trials."""
+        if math.isinf(self.rho):
+            return True
         quiet = not self.rho > RHO_LIMIT or math.isnan(self.rho)
         return quiet and self.snr >= SNR_LIMIT and self.bias <= BIAS_LIMIT
 

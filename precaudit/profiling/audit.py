@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 from precaudit.errors import ExitCode, PrecauditError
 from precaudit.model import Execution, Plan
@@ -15,7 +15,17 @@ from precaudit.profiling.schedule import Schedule, schedule
 from precaudit.running.job import Job, RunResult, RunSpec
 from precaudit.tracing.records import Trace
 
-Runner = Callable[[RunSpec], RunResult]
+
+class Runner(Protocol):
+    """Runs specs; `many` may run independent ones at the same time."""
+
+    def __call__(self, spec: RunSpec) -> RunResult: ...
+
+    def many(self, specs: Sequence[RunSpec]) -> list[RunResult]: ...
+
+
+PROBE_HEADROOM = 8.0
+"""Probes measure rounding, not overflow: three octaves below the scale that training would start with."""
 PROBED = ("bfloat16", "float16", "float8_e4m3", "float8_e5m2")
 
 
@@ -29,52 +39,61 @@ class Audit:
     bans: tuple[Ban, ...] = ()
     errors: tuple[GradientError, ...] = ()
     as_written: RunResult | None = None
-    neutralize: bool = False
     replay: RunResult | None = None
+    replay_spec: RunSpec | None = None
 
     @property
     def complete(self) -> bool:
-        return self.reference.status in ("stopped", "ended")
+        return _finished(self.reference)
+
+    @property
+    def neutralize(self) -> bool:
+        """Whether the script's own casts to low precision had to be undone for the reference."""
+        return self.replay_spec is not None and self.replay_spec.neutralize
 
 
-def run_audit(job: Job, formats: tuple[str, ...], execution: Execution, runner: Runner) -> Audit:
-    """Trace the script in float32. Whatever was measured before a failure is in the result."""
+def run_audit(job: Job, formats: tuple[str, ...], execution: Execution, runner: Runner, folder: str) -> Audit:
+    """Trace the script in float32, its gradients saved in `folder`. What was measured before a failure comes back."""
     probed = tuple(name for name in formats if name in PROBED)
     plan = schedule(job.steps, len(probed))
-    with tempfile.TemporaryDirectory(prefix="precaudit-") as folder:
-        spec = RunSpec(
-            job,
-            "reference",
-            audited=plan.audited,
-            shadowed=plan.shadowed,
-            formats=formats,
-            probe_dir=folder,
-            probe_save=plan.saved,
-            execution=execution,
-        )
+    spec = RunSpec(
+        job,
+        "reference",
+        audited=plan.audited,
+        shadowed=plan.shadowed,
+        formats=formats,
+        probe_dir=folder,
+        probe_save=plan.saved,
+        execution=execution,
+    )
+    first = runner(spec)
+    if _asserts_its_precision(first):
+        job = replace(job, asserts=False)
+        spec = replace(spec, job=job)
         first = runner(spec)
-        if _asserts_its_precision(first):
-            job = replace(job, asserts=False)
-            spec = replace(spec, job=job)
-            first = runner(spec)
-        reference, as_written = first, None
-        if first.trace is not None and first.trace.low_dtypes and first.status in ("stopped", "ended"):
-            as_written = replace(first, label="as-written")
-            reference = runner(replace(spec, neutralize=True))
-        elif "grad_scaler" in first.baseline and first.status in ("stopped", "ended"):
-            as_written = runner(RunSpec(job, "as-written", precision="as-written"))
-        trace = reference.trace or Trace()
-        audit = Audit(
-            replace(job, steps=reference.steps or job.steps),
-            reference,
-            trace,
-            bans(trace, formats),
-            as_written=as_written,
-            neutralize=reference is not first,
-        )
-        if not audit.complete or reference.steps < job.steps or not plan.probed.get("init"):
-            return audit
-        return _with_probes(audit, plan, probed, replace(spec, neutralize=audit.neutralize), runner)
+    reference, as_written = first, None
+    if _finished(first) and first.trace is not None and first.trace.low_dtypes:
+        as_written = replace(first, label="as-written")
+        spec = replace(spec, neutralize=True)
+        reference = runner(spec)
+    elif _finished(first) and "grad_scaler" in first.baseline:
+        as_written = runner(RunSpec(job, "as-written", precision="as-written"))
+    trace = reference.trace or Trace()
+    audit = Audit(
+        replace(job, steps=reference.steps or job.steps),
+        reference,
+        trace,
+        bans(trace, formats),
+        as_written=as_written,
+        replay_spec=replace(spec, label="replay", audited=frozenset(), shadowed=frozenset()),
+    )
+    if not audit.complete or reference.steps < job.steps or not plan.probed.get("init"):
+        return audit
+    return _with_probes(audit, plan, probed, runner)
+
+
+def _finished(run: RunResult) -> bool:
+    return run.status in ("stopped", "ended")
 
 
 def _asserts_its_precision(run: RunResult) -> bool:
@@ -82,7 +101,7 @@ def _asserts_its_precision(run: RunResult) -> bool:
     return run.error is not None and run.error.type == "AssertionError" and "autocast" in run.baseline
 
 
-def _with_probes(audit: Audit, plan: Schedule, probed: tuple[str, ...], spec: RunSpec, runner: Runner) -> Audit:
+def _with_probes(audit: Audit, plan: Schedule, probed: tuple[str, ...], runner: Runner) -> Audit:
     """Gradients in each format against float32's, at both phases, each step under one format in turn."""
     plans = {name: _probe_plan(audit, name) for name in probed}
     compare: dict[int, tuple[str, Plan]] = {}
@@ -90,16 +109,8 @@ def _with_probes(audit: Audit, plan: Schedule, probed: tuple[str, ...], spec: Ru
         for i, step in enumerate(steps):
             name = probed[i % len(probed)]
             compare[step] = (f"{name}@{phase}", plans[name])
-    replay = runner(
-        replace(
-            spec,
-            label="replay",
-            audited=frozenset(),
-            shadowed=frozenset(),
-            probe_save=frozenset(),
-            probe_compare=compare,
-        )
-    )
+    assert audit.replay_spec is not None
+    replay = runner(replace(audit.replay_spec, probe_save=frozenset(), probe_compare=compare))
     labels = dict.fromkeys(label for label, _ in compare.values())
     errors = (gradient_error(label, replay.differences) for label in labels)
     return replace(audit, errors=tuple(error for error in errors if error), replay=replay)
@@ -108,7 +119,11 @@ def _with_probes(audit: Audit, plan: Schedule, probed: tuple[str, ...], spec: Ru
 def _probe_plan(audit: Audit, name: str) -> Plan:
     """The whole model in one format, without what the static rules forbid."""
     formats = (name, "float32")
-    return build_plan(audit.trace, Choices(formats, "", audit.bans, default=name, steps=audit.job.steps))
+    plan = build_plan(audit.trace, Choices(formats, "", audit.bans, default=name, steps=audit.job.steps))
+    scale = plan.loss_scale
+    if scale.init_scale is None:
+        return plan
+    return replace(plan, loss_scale=replace(scale, mode="static", init_scale=scale.init_scale / PROBE_HEADROOM))
 
 
 def require_measurable(audit: Audit) -> None:

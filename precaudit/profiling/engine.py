@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -39,9 +40,12 @@ class _Clock:
         self.results: list[tuple[RunSpec, RunResult]] = []
 
     def __call__(self, spec: RunSpec) -> RunResult:
-        result = self._runner(spec)
-        self.results.append((spec, result))
-        return result
+        return self.many([spec])[0]
+
+    def many(self, specs: Sequence[RunSpec]) -> list[RunResult]:
+        results = self._runner.many(specs)
+        self.results += zip(specs, results, strict=True)
+        return results
 
 
 def profile_job(job: Job, settings: Settings, runner: Runner) -> Outcome:
@@ -52,13 +56,14 @@ def profile_job(job: Job, settings: Settings, runner: Runner) -> Outcome:
     target = _target(settings, where)
     formats = _formats(settings, target)
     execution = _execution(settings, where)
-    audit = run_audit(job, formats, execution, clock)
-    plan, verification = Plan(target=target.name), Verification()
-    error, code = _failure(audit)
-    if code is None:
-        require_measurable(audit)
-        plan, verification = _plan_and_verify(audit, settings, formats, target, execution, clock)
-        code = _exit_code(plan, verification, settings)
+    with tempfile.TemporaryDirectory(prefix="precaudit-") as folder:
+        audit = run_audit(job, formats, execution, clock, folder)
+        plan, verification = Plan(target=target.name), Verification()
+        error, code = _failure(audit)
+        if code is None:
+            require_measurable(audit)
+            plan, verification = _plan_and_verify(audit, settings, formats, target, execution, clock)
+            code = _exit_code(plan, verification, settings)
     report = Report(
         environment=where,
         job=_job_facts(job, settings, audit, formats, target),

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from precaudit.model import Plan
 from precaudit.planning.planner import fallback
+from precaudit.profiling.bisect import contributions
 from precaudit.running.job import RunResult
 from precaudit.tracing.records import Fault, Trace
 from precaudit.verification.verdict import Judgement
@@ -41,7 +42,7 @@ def find_repair(
         faults = _watch(trials, plan, candidates, step)
         if faults:
             return _after_fault(plan, faults, trials.audit.trace)
-    return _after_silent_error(plan, trials.audit.trace)
+    return _after_silent_error(trials, plan)
 
 
 def _first_bad_step(candidates: Mapping[int, RunResult], judgement: Judgement) -> int | None:
@@ -64,8 +65,7 @@ def _watch(trials: Trials, plan: Plan, candidates: Mapping[int, RunResult], step
     """Run the failing seed again and look for producers from two steps before; what float32 shares is no fault."""
     seed = max(candidates)
     start = max(0, step - 2)
-    watched = trials.run("watch", seed, plan, watch_from=start)
-    trials.log.pop()
+    (watched,) = trials.run([replace(trials.spec("watch", seed, plan), watch_from=start)])
     legal = {
         (op.fqn, op.op)
         for op in trials.audit.trace.ops
@@ -109,28 +109,18 @@ def _planned_name(raised_in: str | None, plan: Plan) -> str | None:
     return qualified if any(name == qualified or name.startswith(f"{qualified}.") for name in known) else fqn
 
 
-def _after_silent_error(plan: Plan, trace: Trace) -> list[Promotion]:
-    """The operations with the largest local error in their planned format, worst first."""
-    errors = sorted(
-        (
-            (op.local_error.get(_format_of(plan, op.fqn, op.op), 0.0), op)
-            for op in trace.ops
-            if op.half and _format_of(plan, op.fqn, op.op) != "float32"
-        ),
-        key=lambda item: -item[0],
-    )
-    leaf = {layer.fqn: layer.leaf for layer in trace.layers}
-    return [
-        Promotion(
-            op.fqn,
-            "" if leaf.get(op.fqn, True) else op.op,
-            _format_of(plan, op.fqn, op.op),
-            "float32",
-            f"{op.op} has one of the largest errors of its own ({error:.2%} rms)",
-        )
-        for error, op in errors[:_MOST]
-        if error > 0
-    ]
+def _after_silent_error(trials: Trials, plan: Plan) -> list[Promotion]:
+    """The modules whose own rounding makes most of the gradient's error, measured one group at a time."""
+    spec = trials.audit.replay_spec
+    if spec is None or trials.audit.replay is None:
+        return []
+    found = contributions(spec, plan, trials.runner)[:_MOST]
+    promotions = []
+    for item in found:
+        source = plan.modules.get(item.fqn, plan.default)
+        why = f"alone in {source} it changes the gradient by {item.error**0.5:.1%} (rms), the most of all modules"
+        promotions.append(Promotion(item.fqn, "", source, fallback(source, _used(plan)), why))
+    return promotions
 
 
 def _format_of(plan: Plan, fqn: str, op: str) -> str:

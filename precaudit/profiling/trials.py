@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from precaudit.model import Execution, Plan, Repair, Trial, Verification
@@ -13,6 +13,7 @@ from precaudit.verification.equivalence import needs_more
 from precaudit.verification.verdict import Judgement, Runs, judge, screened
 
 MAX_ROUNDS = 3
+WATCH, TWIN = "watch", "reference-perturbed"
 Replan = Callable[[dict[tuple[str, str], tuple[str, str]]], Plan]
 
 
@@ -32,10 +33,8 @@ class Trials:
     log: list[RunResult] = field(default_factory=list)
     jitter: bool = False
 
-    def run(
-        self, label: str, seed: int, plan: Plan | None = None, watch_from: int | None = None, perturbed: bool = False
-    ) -> RunResult:
-        spec = RunSpec(
+    def spec(self, label: str, seed: int, plan: Plan | None = None) -> RunSpec:
+        return RunSpec(
             self.audit.job,
             label,
             seed,
@@ -44,25 +43,32 @@ class Trials:
             execution=self.execution,
             neutralize=self.audit.neutralize,
             jitter=self.jitter and seed > 0,
-            watch_from=watch_from,
-            perturbed=perturbed,
         )
-        result = self.runner(spec)
-        if result.status == "interrupted":
-            raise Interrupted
-        self.log.append(result)
-        return result
 
-    def reference(self, seed: int) -> RunResult:
-        """Seeds that change nothing (a script that fixes all its randomness) get jittered initial weights."""
-        if seed not in self.references:
-            result = self.run("reference", seed)
-            if seed > 0 and not self.jitter and result.losses == self.references[0].losses:
-                self.jitter = True
-                self.log.pop()
-                result = self.run("reference", seed)
-            self.references[seed] = result
-        return self.references[seed]
+    def run(self, specs: Sequence[RunSpec]) -> list[RunResult]:
+        """Independent runs, in the log in their order."""
+        results = self.runner.many(specs)
+        self.log += [result for result in results if result.label != WATCH]
+        if any(result.status == "interrupted" for result in results):
+            raise Interrupted
+        return results
+
+    def extend(self, label: str, plan: Plan, seeds: Sequence[int], candidates: dict[int, RunResult]) -> None:
+        """Pairs for more seeds, and the float32 twin where there is none yet."""
+        missing = [seed for seed in seeds if seed not in self.references]
+        specs = [self.spec("reference", seed) for seed in missing]
+        specs += [self.spec(label, seed, plan) for seed in seeds]
+        twin = [] if self.twin else [replace(self.spec(TWIN, 0), perturbed=True)]
+        results = self.run([*twin, *specs])
+        if twin:
+            self.twin = results.pop(0)
+        self.references.update(zip(missing, results, strict=False))
+        candidates.update(zip(seeds, results[len(missing) :], strict=True))
+
+    def seed_matters(self) -> bool:
+        """Whether another seed changes anything; a script may fix all of its randomness."""
+        others = [run for seed, run in self.references.items() if seed > 0]
+        return self.jitter or not others or any(run.losses != self.references[0].losses for run in others)
 
 
 def verify(
@@ -120,23 +126,22 @@ def _trial_round(
     trials: Trials, plan: Plan, label: str, seeds: int, quick: bool, candidates: dict[int, RunResult]
 ) -> Judgement:
     """Seed 0 alone shows a plan that breaks; then the float32 twin, and looks until the verdict is clear."""
-    candidates[0] = trials.run(label, 0, plan)
-    runs = Runs(trials.references, candidates)
-    judgement = judge(runs, plan)
+    candidates.update(zip([0], trials.run([trials.spec(label, 0, plan)]), strict=True))
+    judgement = judge(Runs(trials.references, candidates), plan)
     if judgement.verdict == "fail" or quick or seeds == 1:
         return screened(judgement) if quick else judgement
-    if trials.twin is None:
-        trials.twin = trials.run("reference-perturbed", 0, perturbed=True)
     wanted = seeds
     while True:
-        for seed in range(len(candidates), wanted):
-            trials.reference(seed)
-            candidates[seed] = trials.run(label, seed, plan)
-            if candidates[seed].status not in ("stopped", "ended"):
-                break
+        trials.extend(label, plan, range(len(candidates), wanted), candidates)
+        if not trials.seed_matters():
+            # Jittered initial weights stand in for the seeds.
+            trials.jitter = True
+            for seed in [seed for seed in candidates if seed > 0]:
+                del candidates[seed], trials.references[seed]
+            continue
         judgement = judge(Runs(trials.references, candidates, trials.twin), plan)
         more = needs_more(len(candidates))
-        if judgement.verdict != "inconclusive" or not more or len(candidates) < wanted:
+        if judgement.verdict != "inconclusive" or not more:
             return judgement
         wanted = len(candidates) + more
 

@@ -6,7 +6,8 @@ import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -20,47 +21,72 @@ _GRACE_SECONDS = 20.0
 
 
 class ChildRunner:
-    """Runs one spec at a time in a fresh child; what a killed child had reported is kept."""
+    """Runs specs in fresh children, `parallel` at a time; what a killed child had reported is kept.
 
-    def __init__(self, log: Path, progress: RunProgress = lambda spec, partial: None) -> None:
+    Every run gets the same share of the cores, so that paired runs compute in the same order.
+    """
+
+    def __init__(
+        self, log: Path, progress: RunProgress = lambda spec, partial: None, parallel: int | None = None
+    ) -> None:
         os.environ.setdefault("PYTHONHASHSEED", "0")
-        os.environ.setdefault("TORCHINDUCTOR_DISABLE_PROGRESS", "1")
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(["precaudit.running.preload"])
-        self._log = log
-        self._progress = progress
+        self._log, self._progress = log, progress
+        self._parallel = parallel or min(2, os.cpu_count() or 1)
+        self._threads = max(1, (os.cpu_count() or 1) // self._parallel)
+        self._living: set[Any] = set()
+        self._interrupted = False
 
     def __call__(self, spec: RunSpec) -> RunResult:
+        return self.many([spec])[0]
+
+    def many(self, specs: Sequence[RunSpec]) -> list[RunResult]:
+        """The results in the order of the specs; Ctrl-C interrupts the children and keeps what they had."""
+        with ThreadPoolExecutor(self._parallel) as pool:
+            futures = [pool.submit(self._run, spec) for spec in specs]
+            while True:
+                try:
+                    return [future.result() for future in futures]
+                except KeyboardInterrupt:
+                    if self._interrupted:
+                        raise
+                    self._interrupted = True
+                    for process in list(self._living):
+                        _interrupt(process)
+
+    def _run(self, spec: RunSpec) -> RunResult:
+        if self._interrupted:
+            return RunResult(spec.label, spec.seed, "interrupted")
+        spec = replace(spec, log=str(self._log), threads=spec.threads or self._threads)
         receiver, sender = self._context.Pipe(duplex=False)
-        process = self._context.Process(target=_child, args=(replace(spec, log=str(self._log)), sender))
+        process = self._context.Process(target=_child, args=(spec, sender))
         process.start()
+        self._living.add(process)
         sender.close()
         try:
             return self._listen(spec, process, receiver)
         finally:
             _end(process)
+            self._living.discard(process)
             receiver.close()
 
     def _listen(self, spec: RunSpec, process: Any, receiver: Connection) -> RunResult:
         heard = RunResult(spec.label, spec.seed, "killed")
-        interrupted = False
         while True:
             try:
                 message = receiver.recv()
             except EOFError:
-                return replace(heard, status="interrupted") if interrupted else _killed(heard, process, self._log)
-            except KeyboardInterrupt:
-                if interrupted:
-                    raise
-                interrupted = True
-                _interrupt(process)
-                continue
+                return self._settled(_killed(heard, process, self._log))
             if isinstance(message, PrecauditError):
                 raise message
             if message.status != "killed":
-                return replace(message, status="interrupted") if interrupted else message
+                return self._settled(message)
             heard = message
             self._progress(spec, heard)
+
+    def _settled(self, result: RunResult) -> RunResult:
+        return replace(result, status="interrupted") if self._interrupted else result
 
 
 def _interrupt(process: Any) -> None:

@@ -57,7 +57,7 @@ def _without_randomness(func: Callable[..., Any], args: Any, kwargs: dict[str, A
 
 
 def _error(op: str, func: Any, args: Any, kwargs: Any, name: str, exact: list[torch.Tensor], energy: float) -> float:
-    rounding = rounding_for(name)
+    rounding = rounding_for(name, op)
     if rounding is None:
         return 0.0
 
