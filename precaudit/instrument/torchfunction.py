@@ -103,6 +103,8 @@ def _reversed_division(tensor: torch.Tensor, other: Any) -> Any:
 @lru_cache(maxsize=4096)
 def twin(func: Callable[..., Any]) -> Callable[..., Any] | None:
     """A copy of a Python composite of torch that doesn't ask for overrides; None for anything else."""
+    if func is torch.Tensor.__rdiv__:
+        return _reversed_division
     while isinstance(func, types.FunctionType) and "__wrapped__" in vars(func):
         func = vars(func)["__wrapped__"]
     if not isinstance(func, types.FunctionType) or func.__module__ not in _COMPOSITES:

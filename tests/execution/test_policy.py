@@ -69,4 +69,4 @@ def test_category(op, expected):
 
 
 def test_prelu_multiplies_without_accumulating():
-    assert LOWER - ACCUMULATING == {"prelu"}
+    assert LOWER.difference(ACCUMULATING) == {"prelu"}

@@ -1,0 +1,534 @@
+"""Emulated precision, operation by operation, against references written out by hand.
+
+`torch.autocast("cpu")` is no oracle here: it rounds at other places than CUDA's.
+"""
+
+import copy
+import math
+from collections import OrderedDict, namedtuple
+
+import pytest
+import torch
+import torch.nn.functional as F
+from emulation_models import Inside, emulate, inside, plan_for, weights
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from precaudit.execution.apply import apply
+from precaudit.execution.rounding import quantize, round_mantissa
+
+Pair = namedtuple("Pair", "a b")
+HALVES = [torch.bfloat16, torch.float16]
+NAMES = {torch.bfloat16: "bfloat16", torch.float16: "float16"}
+halves = pytest.mark.parametrize("dtype", HALVES, ids=NAMES.get)
+
+
+def rounded(tensor, dtype):
+    return tensor.detach().to(dtype).float()
+
+
+def gradients(model):
+    return {name: p.grad for name, p in model.named_parameters()}
+
+
+# ---------------------------------------------------------------- products
+
+
+@halves
+def test_two_linear_layers_forward_and_backward(dtype):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3))
+    x, g = weights(8, 6).requires_grad_(), weights(8, 3, seed=1)
+    y = emulate(model, NAMES[dtype], x)
+    y.backward(g)
+
+    def h(tensor):
+        return rounded(tensor, dtype)
+
+    w1, b1, w2, b2 = (h(p) for p in model.parameters())
+    a = h(F.linear(h(x), w1, b1))
+    assert y.dtype == torch.float32
+    assert torch.equal(y, h(F.linear(a.relu(), w2, b2)))
+    go = h(g)
+    ga = h(go @ w2) * (a > 0)
+    grads = gradients(model)
+    assert torch.equal(grads["2.weight"], h(go.t() @ a.relu()))
+    assert torch.equal(grads["2.bias"], h(go.sum(0)))
+    assert torch.equal(grads["0.weight"], h(ga.t() @ h(x)))
+    assert torch.equal(grads["0.bias"], h(ga.sum(0)))
+    assert torch.equal(x.grad, h(ga @ w1))
+
+
+PRODUCTS = {
+    "@": lambda a, b: a @ b,
+    "matmul": torch.matmul,
+    "mm": torch.mm,
+    "bmm": lambda a, b: torch.bmm(a[None], b[None]),
+    "einsum": lambda a, b: torch.einsum("ij,jk->ik", a, b),
+    "linalg.matmul": torch.linalg.matmul,
+    "mv": lambda a, b: torch.mv(a, b[:, 0]),
+    "multi_dot": lambda a, b: torch.linalg.multi_dot([a, b]),
+    "linear": lambda a, b: F.linear(a, b.t()),
+    "addmm": lambda a, b: torch.addmm(a[0, 0], a, b),
+    "baddbmm": lambda a, b: torch.baddbmm(a[0, 0], a[None], b[None]),
+    "conv1d": lambda a, b: F.conv1d(a[None], b.t()[:, :, None].expand(4, 4, 2)),
+    "conv2d": lambda a, b: F.conv2d(a[None, None], b[None, None, :2, :2]),
+    "conv_transpose2d": lambda a, b: F.conv_transpose2d(a[None, None], b[None, None, :2, :2]),
+    "prelu": lambda a, b: F.prelu(a, b[0, :1]),
+}
+
+
+@halves
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_products_round_their_operands_and_their_result_once(name, dtype):
+    a, b = weights(4, 4), weights(4, 4, seed=1)
+    got, output = inside(lambda model, *args: PRODUCTS[name](*args), NAMES[dtype], a, b)
+    assert got.dtype == dtype
+    assert torch.equal(got, PRODUCTS[name](rounded(a, dtype), rounded(b, dtype)).to(dtype))
+    assert output.dtype == torch.float32
+
+
+@halves
+@pytest.mark.parametrize("mask", ["none", "causal", "boolean", "float"])
+def test_attention(dtype, mask):
+    q, k, v = (weights(2, 2, 5, 4, seed=i) for i in range(3))
+    boolean = torch.ones(5, 5, dtype=torch.bool).tril()
+    options = {
+        "none": {},
+        "causal": {"is_causal": True},
+        "boolean": {"attn_mask": boolean},
+        "float": {"attn_mask": weights(5, 5, seed=9)},
+    }[mask]
+    got, _ = inside(lambda model, *args: F.scaled_dot_product_attention(*args, **options), NAMES[dtype], q, k, v)
+    reference = {key: rounded(o, dtype) if key == "attn_mask" and mask == "float" else o for key, o in options.items()}
+    expected = F.scaled_dot_product_attention(*(rounded(t, dtype) for t in (q, k, v)), **reference)
+    assert torch.equal(got, expected.to(dtype))
+
+
+@halves
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+def test_recurrent_layers_round_weights_inputs_and_outputs(kind, dtype):
+    torch.manual_seed(0)
+    layer, x = kind(3, 4, num_layers=2, batch_first=True), weights(2, 5, 3)
+    output, state = emulate(layer, NAMES[dtype], x)
+    reference = copy.deepcopy(layer)
+    with torch.no_grad():
+        for p in reference.parameters():
+            p.copy_(rounded(p, dtype))
+        expected, last = reference(rounded(x, dtype))
+    assert torch.equal(output, rounded(expected, dtype))
+    for got, wanted in zip(state if kind is nn.LSTM else [state], last if kind is nn.LSTM else [last], strict=True):
+        assert torch.equal(got, rounded(wanted, dtype))
+    output.sum().backward()
+    assert torch.equal(layer.weight_ih_l0.grad, rounded(layer.weight_ih_l0.grad, dtype))
+
+
+@halves
+def test_packed_sequences(dtype):
+    layer = nn.LSTM(3, 4, batch_first=True)
+    packed = nn.utils.rnn.pack_padded_sequence(weights(2, 5, 3), torch.tensor([5, 2]), batch_first=True)
+    output, _ = emulate(layer, NAMES[dtype], packed)
+    assert output.data.dtype == torch.float32
+    assert torch.equal(output.data, rounded(output.data, dtype))
+
+
+@halves
+@pytest.mark.parametrize("need_weights", [True, False])
+def test_multihead_attention_is_taken_apart(dtype, need_weights):
+    torch.manual_seed(0)
+    layer = nn.MultiheadAttention(8, 2, batch_first=True)
+    x = weights(3, 5, 8)
+    model = Inside(lambda outer, t: outer.layer(t, t, t, need_weights=need_weights))
+    model.layer = layer
+    output, attention = emulate(model, NAMES[dtype], x)
+
+    def h(tensor):
+        return rounded(tensor, dtype)
+
+    projected = h(F.linear(h(x).transpose(0, 1), h(layer.in_proj_weight), h(layer.in_proj_bias)))
+    q, k, v = (t.reshape(5, 6, 4).transpose(0, 1) for t in projected.chunk(3, -1))
+    if need_weights:
+        scaled = (q.to(dtype) * math.sqrt(1.0 / 4)).float()
+        share = h(scaled @ k.transpose(1, 2)).softmax(-1)
+        mixed = h(h(share) @ v)
+        assert torch.equal(attention, share.view(3, 2, 5, 5).mean(1))
+    else:
+        heads = (t.view(3, 2, 5, 4) for t in (q, k, v))
+        mixed = h(F.scaled_dot_product_attention(*heads)).view(6, 5, 4)
+        assert attention is None
+    joined = mixed.transpose(0, 1).reshape(15, 8)
+    expected = h(F.linear(joined, h(layer.out_proj.weight), h(layer.out_proj.bias)))
+    assert torch.equal(output, expected.view(5, 3, 8).transpose(0, 1))
+
+
+# ---------------------------------------------------------------- everything else
+
+
+FLOAT32_OPS = {
+    "softmax": lambda x: x.softmax(-1),
+    "F.log_softmax": lambda x: F.log_softmax(x, -1),
+    "layer_norm": lambda x: F.layer_norm(x, (4,)),
+    "group_norm": lambda x: F.group_norm(x[None], 2),
+    "sum": lambda x: x.sum(),
+    "exp": torch.exp,
+    "pow": lambda x: x**2,
+    "rsqrt": lambda x: (x.abs() + 1).rsqrt(),
+    "1 / x": lambda x: 1 / (x.abs() + 1),
+    "norm": lambda x: x.norm(),
+    "linalg.norm": torch.linalg.norm,
+    "cdist": lambda x: torch.cdist(x, x),
+    "pairwise_distance": lambda x: F.pairwise_distance(x, x.flip(0)),
+    "cumsum": lambda x: x.cumsum(0),
+    "mse_loss": lambda x: F.mse_loss(x, x.flip(0)),
+    "cross_entropy": lambda x: F.cross_entropy(x, torch.arange(4)),
+    "interpolate": lambda x: F.interpolate(x[None, None], scale_factor=2.0),
+    "logsumexp": lambda x: torch.special.logsumexp(x, 0),
+    "arccos": lambda x: torch.arccos(x.clamp(-0.5, 0.5)),
+    "cosine_similarity": lambda x: F.cosine_similarity(x, x.flip(0)),
+}
+
+
+@halves
+@pytest.mark.parametrize("name", FLOAT32_OPS)
+def test_float32_operations_take_half_values_and_give_float32(name, dtype):
+    x = weights(4, 4)
+    got, _ = inside(lambda model, t: FLOAT32_OPS[name](model.note("half", t @ torch.eye(4))), NAMES[dtype], x)
+    assert got.dtype == torch.float32
+    low = rounded(x, dtype)
+    expected = FLOAT32_OPS[name](low)
+    if name in ("rsqrt", "1 / x"):
+        expected = {"rsqrt": torch.rsqrt, "1 / x": torch.reciprocal}[name]((low.to(dtype).abs() + 1).float())
+    if name == "arccos":
+        expected = torch.arccos(low.to(dtype).clamp(-0.5, 0.5).float())
+    assert torch.equal(got, expected)
+
+
+@halves
+@pytest.mark.parametrize("function", [F.relu, F.gelu, torch.tanh, torch.mean, torch.square, F.max_pool1d], ids=str)
+def test_other_operations_stay_in_half(function, dtype):
+    arguments = (2,) if function is F.max_pool1d else ()
+    got, _ = inside(lambda model, t: function(t @ torch.eye(4), *arguments), NAMES[dtype], weights(4, 4))
+    assert got.dtype == dtype
+    assert torch.equal(got, function(weights(4, 4).to(dtype), *arguments))
+
+
+@halves
+def test_batch_norm_takes_half_and_keeps_its_statistics_in_float32(dtype):
+    torch.manual_seed(0)
+    model, reference = (nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)) for _ in range(2))
+    reference.load_state_dict(model.state_dict())
+    x = weights(16, 4)
+    y = emulate(model, NAMES[dtype], x)
+    half = rounded(F.linear(*(rounded(t, dtype) for t in (x, reference[0].weight, reference[0].bias))), dtype)
+    expected = reference[1](half)
+    torch.testing.assert_close(y, expected, rtol=torch.finfo(dtype).eps, atol=torch.finfo(dtype).eps)
+    assert torch.equal(y, rounded(y, dtype))
+    assert model[1].running_var.dtype == torch.float32
+    torch.testing.assert_close(model[1].running_var, reference[1].running_var)
+
+
+@halves
+@pytest.mark.parametrize(
+    ("function", "expected"),
+    [
+        (lambda h, f: h + f, torch.float32),
+        (lambda h, f: torch.cat([h, f]), torch.float32),
+        (lambda h, f: h * 2.0, None),
+        (lambda h, f: h * torch.tensor(3.0), None),
+        (lambda h, f: torch.where(f > 0, h, -1e3), None),
+        (lambda h, f: torch.addcmul(h, f, f), torch.float32),
+        (lambda h, f: torch.addcmul(h, h, torch.tensor(2.0)), torch.float32),
+        (lambda h, f: torch.dot(h[0], f[0]), torch.float32),
+        (lambda h, f: torch.zeros(4, 4).scatter_add(0, torch.zeros(4, 4, dtype=torch.long), h), torch.float32),
+        (lambda h, f: torch.index_put(f, (torch.tensor([0]),), h[0]), torch.float32),
+        (lambda h, f: torch.tensordot(h, f, 1), torch.float32),
+        (lambda h, f: torch.dot(h[0], h[1]), None),
+    ],
+)
+def test_promotion_is_torch_s_and_that_of_autocast_s_widest_list(function, expected, dtype):
+    got, _ = inside(lambda model, x: function(x @ torch.eye(4), x), NAMES[dtype], weights(4, 4))
+    assert got.dtype == (expected or dtype)
+
+
+@pytest.mark.parametrize("default", ["bfloat16", "float16", "tf32", "float8_e4m3"])
+def test_float64_is_left_alone(default):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4), nn.Linear(4, 2)).double()
+    x = weights(3, 4).double()
+    expected = model(x)
+    got = emulate(model, default, x)
+    assert got.dtype == torch.float64
+    assert torch.equal(got, expected)
+
+
+@halves
+def test_in_place_operations_change_their_target(dtype):
+    def function(model, x):
+        y = x @ torch.eye(4)
+        y.exp_()
+        y += 1
+        y[0] = -2.0
+        torch.add(y.detach(), 1, out=(other := torch.empty_like(y)))
+        return y, other
+
+    (y, other), _ = inside(function, NAMES[dtype], weights(4, 4))
+    expected = weights(4, 4).to(dtype).exp_().add_(1)
+    expected[0] = -2
+    assert torch.equal(y, expected)
+    assert torch.equal(other, expected + 1)
+
+
+@halves
+def test_in_place_operations_change_a_half_tensor_in_a_float32_module(dtype):
+    def function(model, x):
+        y = model.lin(x)
+        y.mul_(0)
+        y[:, 0] = 1.0
+        y.clamp_(max=0.5)
+        return y
+
+    y, _ = inside(function, NAMES[dtype], weights(4, 4), modules={"": "float32"})
+    assert y.dtype == dtype
+    assert torch.equal(y.float(), torch.tensor([0.5, 0, 0, 0]).expand(4, 4))
+
+
+@halves
+def test_random_numbers_are_those_of_a_float32_run(dtype):
+    def function(model, x):
+        y = x @ torch.eye(64)
+        noise = torch.randn_like(y)
+        named = torch.randn(64, 64, dtype=y.dtype)
+        filled = torch.empty_like(y).uniform_()
+        return noise, named, filled, F.dropout(y, 0.5), torch.rand(3)
+
+    x = weights(64, 64)
+    torch.manual_seed(1)
+    got, _ = inside(function, NAMES[dtype], x)
+    torch.manual_seed(1)
+    exact, _ = inside(function, "float32", x)
+    for low, wide in zip(got[:3], exact[:3], strict=True):
+        assert low.dtype == dtype
+        assert torch.equal(low, wide.to(dtype))
+    assert torch.equal(got[3] == 0, exact[3] == 0)
+    assert torch.equal(got[4], exact[4])
+
+
+def test_what_has_no_half_kernel_here_runs_in_float32_and_is_rounded():
+    torch.manual_seed(0)
+    with pytest.raises(RuntimeError, match="not implemented for 'Half'"):
+        F.rrelu(weights(4, 4).half(), training=True)
+    got, _ = inside(lambda model, x: F.rrelu(x @ torch.eye(4), training=True), "float16", weights(4, 4))
+    assert got.dtype == torch.float16
+    assert torch.equal(got > 0, weights(4, 4) > 0)
+
+    def function(model, x):
+        y = x @ torch.eye(4)
+        F.rrelu_(y, 0.5, 0.5, training=True)
+        return y
+
+    got, _ = inside(function, "float16", weights(4, 4))
+    low = weights(4, 4).half()
+    assert torch.equal(got, torch.where(low > 0, low, low / 2))
+
+
+@pytest.mark.parametrize("function", [torch.linalg.inv, torch.linalg.svd, torch.linalg.det])
+def test_linear_algebra_has_no_half_kernel_anywhere(function):
+    with pytest.raises(RuntimeError, match=r"not implemented for 'Half'|Low precision dtypes not supported"):
+        inside(lambda model, x: function(x @ torch.eye(4)), "float16", weights(4, 4))
+
+
+# ---------------------------------------------------------------- refused
+
+
+@halves
+@pytest.mark.parametrize("loss", [F.binary_cross_entropy, nn.BCELoss()], ids=["function", "module"])
+def test_binary_cross_entropy_is_refused(loss, dtype):
+    with pytest.raises(RuntimeError, match="unsafe to autocast"):
+        inside(lambda model, x: loss(torch.sigmoid(model.lin(x)), torch.ones(4, 4)), NAMES[dtype], weights(4, 4))
+
+
+def test_binary_cross_entropy_runs_where_the_plan_has_it_in_float32():
+    def function(model, x):
+        return F.binary_cross_entropy(torch.sigmoid(model.lin(x)), torch.ones(4, 4))
+
+    got, _ = inside(function, "bfloat16", weights(4, 4), ops=[("", "binary_cross_entropy", "float32")])
+    assert got.dtype == torch.float32
+    assert got.isfinite()
+    with_logits, _ = inside(
+        lambda model, x: F.binary_cross_entropy_with_logits(model.lin(x), torch.ones(4, 4)), "bfloat16", weights(4, 4)
+    )
+    assert with_logits.dtype == torch.float32
+
+
+# ---------------------------------------------------------------- wider and narrower formats
+
+
+def test_tf32_rounds_factors_and_nothing_else():
+    torch.manual_seed(0)
+    layer, x, g = nn.Linear(6, 5), weights(8, 6).requires_grad_(), weights(8, 5, seed=1)
+    y = emulate(layer, "tf32", x)
+    y.backward(g)
+    xr, wr, gr = (round_mantissa(t.detach(), 10) for t in (x, layer.weight, g))
+    assert torch.equal(y, F.linear(xr, wr, layer.bias))
+    assert torch.equal(layer.weight.grad, gr.t() @ xr)
+    assert torch.equal(x.grad, gr @ wr)
+    torch.testing.assert_close(layer.bias.grad, g.sum(0), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["float8_e4m3", "float8_e5m2"])
+def test_float8_linear_layers(name):
+    torch.manual_seed(0)
+    layer, x, g = nn.Linear(16, 16), weights(32, 16).requires_grad_(), weights(32, 16, seed=1)
+    y = emulate(layer, name, x)
+    y.backward(g)
+    xr, wr = (quantize(rounded(t, torch.bfloat16), name) for t in (x, layer.weight))
+    gr = quantize(rounded(g, torch.bfloat16), "float8_e5m2")
+    bias = rounded(layer.bias, torch.bfloat16)
+    assert torch.equal(y, rounded(F.linear(xr, wr, bias), torch.bfloat16))
+    assert torch.equal(layer.weight.grad, rounded(gr.t() @ xr, torch.bfloat16))
+    assert torch.equal(x.grad, rounded(gr @ wr, torch.bfloat16))
+
+
+def test_beside_float8_linear_layers_everything_is_bfloat16():
+    a, b = weights(4, 4), weights(4, 4, seed=1)
+    low, _ = inside(lambda model, *args: torch.matmul(*args), "float8_e4m3", a, b)
+    assert torch.equal(low, (rounded(a, torch.bfloat16) @ rounded(b, torch.bfloat16)).bfloat16())
+
+
+# ---------------------------------------------------------------- exceptions of a plan
+
+
+def test_an_operation_may_run_in_another_format():
+    def function(model, x):
+        product = model.note("product", x @ x.t())
+        return model.note("soft", product.softmax(-1)) @ x
+
+    x = weights(4, 4)
+    for ops, dtype, wanted in (
+        ((), torch.float16, rounded(rounded(x, torch.float16) @ rounded(x, torch.float16).t(), torch.float16)),
+        ([("", "matmul", "float32")], torch.float32, x @ x.t()),
+        ([("", "matmul", "bfloat16")], torch.bfloat16, None),
+    ):
+        model = Inside(function)
+        emulate(model, "float16", x, ops=ops)
+        assert model.seen["product"].dtype == dtype
+        assert wanted is None or torch.equal(model.seen["product"].float(), wanted)
+
+
+def test_a_module_may_run_in_another_format():
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4)), weights(3, 4)
+    y = emulate(model, "float16", x, modules={"1": "float32", "2": "bfloat16"})
+
+    def layer(i, value, dtype):
+        return F.linear(*(rounded(t, dtype) for t in (value, model[i].weight, model[i].bias)))
+
+    first = rounded(layer(0, x, torch.float16), torch.float16)
+    second = layer(1, first, torch.float32)
+    assert torch.equal(y, rounded(layer(2, second, torch.bfloat16), torch.bfloat16))
+
+
+# ---------------------------------------------------------------- the cast cache
+
+
+class Twice(nn.Module):
+    """One weight, used in two products."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(weights(4, 4, seed=5))
+
+    def forward(self, x, z):
+        return F.linear(x, self.weight), F.linear(z, self.weight)
+
+
+@halves
+def test_gradients_of_a_shared_weight_are_summed_in_half(dtype):
+    model, x, z = Twice(), weights(64, 4), weights(64, 4, seed=1)
+    g, k = weights(64, 4, seed=2), weights(64, 4, seed=3)
+    first, second = emulate(model, NAMES[dtype], x, z)
+    torch.autograd.backward([first, second], [g, k])
+    parts = [(rounded(up, dtype).t() @ rounded(values, dtype)).to(dtype) for up, values in ((g, x), (k, z))]
+    in_half, in_float32 = (parts[0] + parts[1]).float(), parts[0].float() + parts[1].float()
+    assert not torch.equal(in_half, in_float32)
+    assert torch.equal(model.weight.grad, in_half)
+
+
+def test_a_forward_without_gradients_doesn_t_spoil_the_next_one():
+    def function(outer, value):
+        with torch.no_grad():
+            outer.lin(value)
+        return outer.lin(value)
+
+    model = Inside(function)
+    emulate(model, "bfloat16", weights(3, 4)).sum().backward()
+    assert model.lin.weight.grad is not None
+
+
+def test_weights_changed_between_calls_are_cast_anew():
+    model, x = nn.Linear(4, 4), weights(3, 4)
+    before = emulate(model, "bfloat16", x)
+    with torch.no_grad():
+        model.weight.mul_(2)
+    assert not torch.equal(emulate(model, "bfloat16", x), before)
+
+
+# ---------------------------------------------------------------- what scripts do around it
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_checkpointing_changes_nothing(reentrant):
+    torch.manual_seed(0)
+
+    class Block(nn.Module):
+        def __init__(self, checkpointed):
+            super().__init__()
+            self.inner = nn.Sequential(nn.Linear(4, 4), nn.GELU(), nn.LayerNorm(4))
+            self.checkpointed = checkpointed
+
+        def forward(self, x):
+            return checkpoint(self.inner, x, use_reentrant=reentrant) if self.checkpointed else self.inner(x)
+
+    plain, again = nn.Sequential(Block(False), nn.Linear(4, 1)), nn.Sequential(Block(True), nn.Linear(4, 1))
+    again.load_state_dict(plain.state_dict())
+    x = weights(3, 4).requires_grad_()
+    for model in (plain, again):
+        with apply(model, plan_for(model, "bfloat16"), execution="emulated"):
+            model(x).sum().backward()
+    for a, b in zip(plain.parameters(), again.parameters(), strict=True):
+        assert torch.equal(a.grad, b.grad)
+
+
+def test_functional_transforms_run_inside():
+    def function(model, x):
+        parameters = {name: p.detach() for name, p in model.lin.named_parameters()}
+
+        def loss(values):
+            return torch.func.functional_call(model.lin, values, (x,)).square().sum()
+
+        per_sample = torch.func.vmap(lambda row: model.lin(row))(x)
+        return torch.func.grad(loss)(parameters)["weight"], per_sample
+
+    (gradient, rows), _ = inside(function, "bfloat16", weights(3, 4))
+    assert gradient.shape == (4, 4)
+    assert gradient.isfinite().all()
+    assert rows.dtype == torch.bfloat16
+
+
+def test_outputs_are_float32_in_any_container():
+    def function(model, x):
+        y = model.lin(x)
+        return OrderedDict(one=y, many=[y, (y, None)], pair=Pair(y, 3), best=torch.max(y, 0))
+
+    output = emulate(Inside(function), "float16", weights(4, 4))
+    assert isinstance(output, OrderedDict)
+    assert isinstance(output["pair"], Pair)
+    values = [output["one"], output["many"][0], output["many"][1][0], output["pair"].a, output["best"].values]
+    assert {v.dtype for v in values} == {torch.float32}
+    assert output["best"].indices.dtype == torch.int64
+
+
+@halves
+def test_an_output_that_overflows_is_infinite(dtype):
+    y = emulate(nn.Linear(1, 1, bias=False), NAMES[dtype], torch.tensor([[1e30]]))
+    assert y.isinf().item() == (dtype == torch.float16)
