@@ -67,7 +67,7 @@ def run_audit(job: Job, formats: tuple[str, ...], execution: Execution, runner: 
         execution=execution,
     )
     first = runner(spec)
-    if _asserts_its_precision(first):
+    if asserts_its_precision(first):
         job = replace(job, asserts=False)
         spec = replace(spec, job=job)
         first = runner(spec)
@@ -96,7 +96,7 @@ def _finished(run: RunResult) -> bool:
     return run.status in ("stopped", "ended")
 
 
-def _asserts_its_precision(run: RunResult) -> bool:
+def asserts_its_precision(run: RunResult) -> bool:
     """A script that checks the dtypes of its own autocast by `assert` can't run in float32 as it stands."""
     return run.error is not None and run.error.type == "AssertionError" and "autocast" in run.baseline
 
