@@ -29,8 +29,21 @@ def to_float32(value: Any) -> Any:
     return map_tensors(lambda t: t.float() if t.dtype in _HALVES else t, value)
 
 
+def in_float32(op: str, func: Any, args: Any, kwargs: Any) -> Any:
+    """An operation whose format is float32: half inputs widened, and no half dtype made because it asks for one."""
+    if op in ("half", "bfloat16") and args and isinstance(args[0], torch.Tensor):
+        return args[0].float()
+
+    def wide(value: Any) -> Any:
+        return torch.float32 if isinstance(value, torch.dtype) and value in _HALVES else to_float32(value)
+
+    return func(*map(wide, args), **{key: wide(value) for key, value in kwargs.items()})
+
+
 class EmulatedMode(OperationMode):
     """Runs every operation of the current scope under the format that the plan gives it."""
+
+    __torch_function__ = torch.compiler.disable(OperationMode.__torch_function__)
 
     def __init__(self, scope_format: Callable[[], ScopeFormat], cast_cache: Callable[[], dict[Any, Any]]) -> None:
         super().__init__()
@@ -50,7 +63,7 @@ class EmulatedMode(OperationMode):
         if writes(func, kwargs):
             return _with_fallback(func, args, kwargs)
         if rounding is None:
-            return func(*to_float32(args), **to_float32(kwargs))
+            return in_float32(op, func, args, kwargs)
         return run_in_format(op, rounding, func, args, kwargs, partial(self._stored, rounding.dtype))
 
     def _stored(self, dtype: torch.dtype, tensor: torch.Tensor) -> torch.Tensor:
@@ -139,6 +152,14 @@ def _any_float32(value: Any) -> bool:
     return any(tensor.dtype == torch.float32 for tensor in tensors_in(value))
 
 
+def every_model(module: torch.nn.Module) -> bool:
+    return True
+
+
+def no_island() -> bool:
+    return False
+
+
 class Emulator:
     """A scope listener: emulates the plan inside models' forwards and hands float32 back to the script.
 
@@ -150,8 +171,8 @@ class Emulator:
         self,
         plan: Plan,
         scopes: Scopes,
-        covers: Callable[[torch.nn.Module], bool] = lambda module: True,
-        in_island: Callable[[], bool] = lambda: False,
+        covers: Callable[[torch.nn.Module], bool] = every_model,
+        in_island: Callable[[], bool] = no_island,
     ) -> None:
         self._lookup = PlanLookup(plan)
         self._scopes = scopes

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ class ChildRunner:
         os.environ.setdefault("PYTHONHASHSEED", "0")
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(["precaudit.running.preload"])
+        forkserver.ensure_running()
         self._log, self._progress = log, progress
         self._parallel = parallel or min(2, os.cpu_count() or 1)
         self._threads = max(1, (os.cpu_count() or 1) // self._parallel)

@@ -3,6 +3,15 @@
 Nothing here may start a thread: a fork copies only the thread that calls it.
 """
 
-import precaudit.histograms.cpu
-import precaudit.running.script
-import precaudit.running.worker  # noqa: F401
+from importlib import import_module
+
+import torch
+
+from precaudit.histograms import observe
+
+# The first optimizer of any script imports torch._dynamo, which takes as long as torch itself.
+MODULES = ("torch._dynamo", "torch.utils.data", "precaudit.running.script", "precaudit.running.worker")
+
+for name in MODULES:
+    import_module(name)
+observe(torch.zeros(1))  # loads the compiled kernels

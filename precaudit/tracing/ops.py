@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 
 from precaudit.execution.policy import Category, category
-from precaudit.instrument.torchfunction import OperationMode, tensors_in
+from precaudit.instrument.torchfunction import OperationMode, op_name, tensors_in
 from precaudit.model import Location
 
 STRUCTURAL = frozenset(
@@ -27,10 +27,21 @@ STRUCTURAL = frozenset(
 )
 """Operations that only move, copy, create or describe values: what they hand on is recorded where it was made."""
 
+_CASTS = frozenset("to half bfloat16 type type_as".split())
+_HALVES = (torch.float16, torch.bfloat16)
+
 HALF_FLAG = "_precaudit_half"
 """Marks a float32 tensor that autocast would store in half precision."""
 
 Call = Callable[..., Any]
+
+
+def _to_half(func: Call, args: Any, kwargs: Any) -> bool:
+    """Whether a cast asks for a half format, by its name, a dtype, or another tensor's dtype."""
+    if op_name(func) in ("half", "bfloat16"):
+        return True
+    asked = [*args[1:], *kwargs.values()]
+    return any(getattr(value, "dtype", value) in _HALVES for value in asked)
 
 
 class OpSink(Protocol):
@@ -82,8 +93,15 @@ class TraceMode(OperationMode):
         return self._traced(op, func, args, kwargs)
 
     def _structural(self, func: Call, args: Any, kwargs: Any) -> Any:
-        result = func(*args, **kwargs)
+        """A cast to half is an operation: what overflows there overflows nowhere else."""
         inputs = [t for t in tensors_in(args) if t.is_floating_point()]
+        if op_name(func) in _CASTS and inputs and inputs[0].dtype == torch.float32:
+            token = self._sink.begin(op_name(func), func, args, kwargs, False) if _to_half(func, args, kwargs) else None
+            result = func(*args, **kwargs)
+            if token is not None:
+                self._sink.record(token, [result])
+            return result
+        result = func(*args, **kwargs)
         if inputs and all(is_half(tensor) for tensor in inputs):
             mark_half(tensors_in(result), inputs)
         return result

@@ -14,7 +14,7 @@ from precaudit.instrument.events import TrainingEvents, TrainingListener
 from precaudit.instrument.names import ModuleName
 from precaudit.instrument.scopes import Frame, ModuleScopes
 from precaudit.instrument.torchfunction import tensors_in
-from precaudit.tracing.faults import FaultWatch, finite_amax
+from precaudit.tracing.faults import FaultWatch, Inputs, finite_amax
 from precaudit.tracing.ops import Call, TraceMode, caller_location
 from precaudit.tracing.parameters import ParameterTracker
 from precaudit.tracing.shadow import local_errors, repeatable
@@ -40,7 +40,7 @@ class TraceOptions:
 class _Token:
     slot: OpSlot
     count: int
-    amax: float | None
+    inputs: Inputs | None
 
 
 class Tracer(TrainingListener):
@@ -198,8 +198,8 @@ class Tracer(TrainingListener):
         slot.calls += 1
         for tensor in outputs:
             slot.activation.add(tensor.detach())
-            if self.watch:
-                self.watch.check(tensor, token.amax, "forward", self.step, slot)
+            if self.watch and token.inputs:
+                self.watch.forward(tensor, token.inputs, self.step, slot)
             if tensor.requires_grad and tensor.grad_fn is not None:
                 tensor.register_hook(self._observer(slot))
         self._last = (slot, outputs) if token.count < _MAX_ORDINAL else None
@@ -211,7 +211,7 @@ class Tracer(TrainingListener):
         def observe(gradient: torch.Tensor) -> None:
             gauge.add(gradient, self.log2_scale)
             if watch and isinstance(slot, OpSlot):
-                watch.check(gradient, None, "backward", step, slot)
+                watch.backward(gradient, step, slot)
 
         return observe
 

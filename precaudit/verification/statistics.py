@@ -205,12 +205,15 @@ def diverged(reference: Losses, candidate: Losses) -> Divergence | None:
 
 
 def _movement_p(values: NDArray[np.float64]) -> float:
-    """p-value of "nothing moves": a trend (Kendall), or levels that change between quarters (Kruskal-Wallis)."""
+    """p-value of "nothing moves": a trend (Kendall), levels that change between quarters (Kruskal-Wallis), or a
+    start that the second half has left (Mann-Whitney), as of a loss that falls at once and then stays."""
     trend = float(stats.kendalltau(np.arange(len(values)), values).pvalue)
     if len(values) < 8:
         return trend
     levels = float(stats.kruskal(*np.array_split(values, 4)).pvalue)
-    return min(1.0, 2 * min(trend, levels))
+    start = values[: max(3, len(values) // 10)]
+    fall = float(stats.mannwhitneyu(start, values[len(values) // 2 :]).pvalue)
+    return min(1.0, 3 * min(trend, levels, fall))
 
 
 def _difference(reference: Losses, candidate: Losses, window: slice) -> float:

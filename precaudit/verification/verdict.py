@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from precaudit.model import Difference, Gate, Plan, Verdict
 from precaudit.running.job import RunResult
 from precaudit.verification import statistics
@@ -68,7 +70,7 @@ def _compare_losses(runs: Runs, pairs: Sequence[Pair], checked: tuple[Gate, ...]
     window = statistics.comparison_window(steps, min(together, steps))
     noise = statistics.noise_floor(twin_of.losses, runs.twin.losses, window) if twin_of and runs.twin else 0.0
     margin = statistics.margin(references, window, noise)
-    guard = statistics.learned(references[0], margin)
+    guard = statistics.learned(np.mean([losses[:steps] for losses in references], axis=0), margin)
     all_gates = (*checked, Gate("the reference learned", guard.passed, guard.detail))
     spread = 2**0.5 * statistics.seed_deviation(references, window)
     differences = statistics.relative_differences(references, candidates, window)

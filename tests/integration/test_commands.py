@@ -1,0 +1,121 @@
+"""`python -m precaudit profile` as a person runs it: files, exit codes, and messages for what goes wrong."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+SCRIPTS = Path(__file__).parents[1] / "scripts"
+CONTRACT = Path(__file__).parents[2] / ".." / "shared" / "tools" / "check_contract.py"
+
+
+def profile(folder: Path, script: Path, *options: str, arguments: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "precaudit", "profile", "--out", "out", "--steps", "6", "--quick"]
+    return subprocess.run(
+        [*command, *options, str(script), *arguments], cwd=folder, capture_output=True, text=True, check=False,
+        stdin=subprocess.DEVNULL,
+    )
+
+
+def report_in(folder: Path) -> dict:
+    return json.loads((folder / "out" / "report.json").read_text())
+
+
+def test_a_script_with_arguments_writes_every_file(tmp_path: Path) -> None:
+    done = profile(tmp_path, SCRIPTS / "argparse_main.py", "--steps", "24", arguments=("--lr", "0.01"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    for name in ("report.json", "report.html", "report.md", "plan.json", "script.log"):
+        assert (tmp_path / "out" / name).stat().st_size > 0
+    report = report_in(tmp_path)
+    assert report["job"]["argv"] == ["--lr", "0.01"]
+    assert report["verification"]["verdict"] == "screened"
+    assert max(len(line) for line in done.stdout.splitlines() if str(SCRIPTS) not in line) <= 80
+    assert "precaudit.apply(model, plan)" in done.stdout
+    if CONTRACT.exists():
+        checked = subprocess.run([sys.executable, CONTRACT, tmp_path / "out" / "report.json"], capture_output=True, text=True, check=False)
+        assert checked.returncode == 0, checked.stdout
+    again = profile(tmp_path, SCRIPTS / "argparse_main.py")
+    assert again.returncode == 2
+    assert "--force" in again.stderr
+
+
+@pytest.mark.parametrize(
+    ("script", "code", "words"),
+    [
+        ("crash_step3", 4, "Traceback"),
+        ("no_backward", 3, "nothing to measure"),
+        ("no_module", 3, "nothing to measure"),
+        ("sys_exit_code", 4, "failed"),
+        ("os_exit", 4, "exit code 7"),
+        ("killed", 4, "SIGKILL"),
+        ("reads_stdin", 4, "EOFError"),
+        ("syntax_error", 4, "SyntaxError"),
+    ],
+)
+def test_scripts_that_fail(script: str, code: int, words: str, tmp_path: Path) -> None:
+    done = profile(tmp_path, SCRIPTS / "bad" / f"{script}.py")
+    assert done.returncode == code, done.stdout + done.stderr
+    assert words in done.stderr
+    assert "/precaudit/" not in done.stderr.replace(str(SCRIPTS), "")
+
+
+def test_what_was_measured_before_a_crash_is_reported(tmp_path: Path) -> None:
+    profile(tmp_path, SCRIPTS / "bad" / "crash_step3.py")
+    report = report_in(tmp_path)
+    assert report["job"]["steps"] == 3 - 1
+    assert report["layers"]
+
+
+def test_a_script_that_ends_early_is_judged_on_its_steps(tmp_path: Path) -> None:
+    done = profile(tmp_path, SCRIPTS / "bad" / "ends_early.py", "--steps", "20", "--no-verify")
+    assert done.returncode == 0, done.stdout + done.stderr
+    report = report_in(tmp_path)
+    assert report["job"]["steps"] == 5
+    assert any("ended after 5" in note for note in report["job"]["notes"])
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--formats", "float17"), "float17"),
+        (("--target", "voodoo2"), "voodoo2"),
+        (("--steps", "0"), "--steps"),
+        (("--target", "v100", "--formats", "bf16"), "bfloat16"),
+        (("--fail-on", "PA1:x:y"), "PA1"),
+        (("--execution", "native"), "CUDA"),
+    ],
+)
+def test_wrong_usage_is_told_before_anything_runs(options: tuple[str, ...], words: str, tmp_path: Path) -> None:
+    done = profile(tmp_path, SCRIPTS / "vae.py", *options)
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_missing_script(tmp_path: Path) -> None:
+    done = profile(tmp_path, tmp_path / "nothing.py")
+    assert done.returncode == 2
+    assert "nothing.py" in done.stderr
+
+
+def test_interrupt_writes_what_there_is(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "precaudit", "profile", "--out", "out", "--steps", "100000"]
+    process = subprocess.Popen(
+        [*command, str(SCRIPTS / "manual_sgd.py")], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    log = tmp_path / "out" / "script.log"
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not (log.exists() and log.stat().st_size > 60):
+        time.sleep(0.2)
+    time.sleep(2.0)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 1, stderr
+    assert "interrupted" in stderr
+    assert report_in(tmp_path)["layers"]
