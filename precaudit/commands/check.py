@@ -1,16 +1,161 @@
-"""`precaudit check`."""
+"""`precaudit check --plan PLAN SCRIPT [its arguments]`: the pre-deployment gate."""
 
 from __future__ import annotations
 
 import argparse
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from precaudit.errors import PrecauditError
+from precaudit.commands.options import add_output_options, refuse_overwrite
+from precaudit.errors import ExitCode, PrecauditError
+from precaudit.formats import parse_formats
+
+if TYPE_CHECKING:
+    from precaudit.checking.records import CheckReport, CheckSettings
+    from precaudit.running.job import Job
+
+PRINTED = ("terminal", "markdown", "json", "github", "sarif", "gitlab", "junit")
+DESCRIPTION = """\
+Does this plan still hold? The script runs for a few steps in float32, traced,
+and is asked: does the plan cover the model's modules, do the ranges of this
+data fit the planned formats, does the target have them, do the outputs in eval
+mode match float32's, are they finite on hard inputs. A model file needs no
+training loop: build_model() and batches() suffice, and nothing is trained."""
+EPILOG = """\
+Exit codes: 0 the plan holds, 1 a finding of severity error (or --fail-on),
+2 wrong usage or unreadable plan, 3 nothing to measure, 4 the script failed."""
 
 
 def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = verbs.add_parser("check", help="check")
+    parser = verbs.add_parser(
+        "check",
+        help="does a plan still hold for this model, data and target: the pre-deployment gate",
+        usage="precaudit check --plan PLAN [options] SCRIPT [its arguments]\n"
+        "       precaudit check --plan PLAN [options] -m MODULE [its arguments]",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--plan", type=Path, required=True, metavar="PLAN", help="plan.json, or a report.json with it")
+    parser.add_argument("-m", dest="module", metavar="MODULE", help="run a module, as python -m does")
+    parser.add_argument(
+        "--steps", type=int, default=8, metavar="N", help="steps, or batches of a model file (default 8)"
+    )
+    parser.add_argument("--target", metavar="GPU", help="the card to deploy on (default: the plan's)")
+    parser.add_argument("--formats", metavar="LIST", help="check in this format instead of the plan's, such as fp16")
+    parser.add_argument(
+        "--tolerance",
+        metavar="ERROR",
+        help="relative rms error that outputs may have, such as 0.01 or 1%% (default: the format's)",
+    )
+    parser.add_argument(
+        "--execution",
+        choices=("auto", "native", "emulated"),
+        default="auto",
+        help="how low precision runs: on the hardware, or with its rounding emulated",
+    )
+    parser.add_argument("--device", metavar="DEVICE", help="device for a model file (default: cuda if there is one)")
+    parser.add_argument(
+        "--fail-on",
+        action="append",
+        default=[],
+        metavar="RULE",
+        help="also fail on a rule (PA742) or a severity (warning)",
+    )
+    parser.add_argument(
+        "--format", choices=PRINTED, default="terminal", metavar="FORMAT", help=f"what to print: {', '.join(PRINTED)}"
+    )
+    add_output_options(parser)
+    parser.add_argument(
+        "script",
+        nargs=argparse.REMAINDER,
+        metavar="SCRIPT [its arguments]",
+        help="the script or model file, and its own arguments",
+    )
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    raise PrecauditError("check is not built yet")
+    from precaudit.checking.check import check_job
+    from precaudit.commands.progress import RunProgress
+    from precaudit.comparison.outputs import format_of
+    from precaudit.comparison.rules import parse_rules
+    from precaudit.reporting.serialize import load_plan
+    from precaudit.running.children import ChildRunner
+
+    settings = _settings(arguments)
+    parse_rules(arguments.fail_on)
+    for path in arguments.output:
+        format_of(path, PRINTED)
+    refuse_overwrite(arguments.output, arguments.force)
+    plan, job = load_plan(arguments.plan), _job(arguments)
+    with tempfile.TemporaryDirectory(prefix="precaudit-") as folder, RunProgress() as progress:
+        report = check_job(job, plan, settings, ChildRunner(Path(folder) / "script.log", progress))
+    return _finish(replace(report, job={**report.job, "plan": str(arguments.plan)}), arguments)
+
+
+def _settings(arguments: argparse.Namespace) -> CheckSettings:
+    from precaudit.checking.records import CheckSettings
+
+    if not arguments.script and not arguments.module:
+        raise PrecauditError("no script given; try: precaudit check --plan plan.json train.py")
+    if arguments.steps < 1:
+        raise PrecauditError(f"--steps {arguments.steps}: at least one step is needed to measure anything")
+    return CheckSettings(
+        steps=arguments.steps,
+        target=arguments.target,
+        formats=parse_formats(arguments.formats) if arguments.formats else (),
+        tolerance=_tolerance(arguments.tolerance),
+        execution=arguments.execution,
+    )
+
+
+def _tolerance(text: str | None) -> float | None:
+    if text is None:
+        return None
+    try:
+        value = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < float("inf"):
+        raise PrecauditError(f"--tolerance {text!r}: want a relative error such as 0.01 or 1%")
+    return value
+
+
+def _job(arguments: argparse.Namespace) -> Job:
+    """A model file is not trained here, and needs no loss."""
+    from precaudit.commands.profiling import job_of
+    from precaudit.running.sources import CALLABLE, classify
+
+    job = job_of(arguments)
+    if job.kind != "module" and classify(Path(job.target), CALLABLE) == "model_file":
+        return replace(job, kind="inference")
+    return job
+
+
+def _finish(report: CheckReport, arguments: argparse.Namespace) -> int:
+    """Print, write, and settle the exit code."""
+    from precaudit.checking.rendering import as_report, render
+    from precaudit.checking.terminal import render_terminal
+    from precaudit.comparison.outputs import format_of
+    from precaudit.comparison.rules import matches_fail_on
+    from precaudit.reporting.files import write_text
+    from precaudit.reporting.github import write_step_summary
+    from precaudit.reporting.terminal import emit, use_color
+
+    for path in arguments.output:
+        write_text(path, render(report, format_of(path, PRINTED)))
+    terminal = arguments.format == "terminal"
+    printed = render_terminal(report, use_color(sys.stdout)) if terminal else render(report, arguments.format)
+    emit(printed.rstrip("\n"), sys.stdout)
+    if arguments.format == "github":
+        write_step_summary(render(report, "markdown"))
+    if arguments.output:
+        print(f"Written: {', '.join(map(str, arguments.output))}", file=sys.stderr)
+    matched = matches_fail_on(as_report(report), arguments.fail_on)
+    for sentence in matched:
+        print(f"{sentence}", file=sys.stderr)
+    return int(ExitCode.OK if report.passed and not matched else ExitCode.FINDING)

@@ -1,0 +1,121 @@
+"""`check`: one float32 run of a few steps, then the questions in order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from precaudit import __version__
+from precaudit.checking.coverage import coverage
+from precaudit.checking.deployments import deployments, formats_of
+from precaudit.checking.models import the_planned, view_models
+from precaudit.checking.outcomes import hard_inputs, outputs
+from precaudit.checking.ranges import ranges
+from precaudit.checking.records import Answer, CheckReport, CheckSettings, Deployment, Observation, Observed
+from precaudit.checking.target import target
+from precaudit.errors import ExitCode, PrecauditError
+from precaudit.model import Plan
+from precaudit.profiling.audit import asserts_its_precision
+from precaudit.reporting.words import plural
+from precaudit.running.job import Job, RunResult, RunSpec
+from precaudit.tensorcores.peaks import Gpu, get_gpu
+from precaudit.tracing.records import Trace
+
+Runner = Callable[[RunSpec], RunResult]
+
+
+def check_job(job: Job, plan: Plan, settings: CheckSettings, runner: Runner) -> CheckReport:
+    """Whether `plan` holds for the job's models, its data and the target."""
+    gpu = _gpu(plan, settings)
+    wanted = deployments(plan, settings)
+    run = _run(job, wanted, settings, runner)
+    observed: Observed = run.observed or Observed()
+    _require_measurable(run, observed)
+    trace = run.trace or Trace()
+    planned = the_planned(view_models(plan, observed, trace), trace)
+    first = coverage(planned, plan, _seen(job, run, observed))
+    return CheckReport(
+        answers=(first, *(answer for each in wanted for answer in _answers(run, observed, each, gpu))),
+        deployments=wanted,
+        target=gpu.key,
+        outputs=observed.outputs,
+        hard_inputs=observed.hard_inputs,
+        layers=trace.layers,
+        execution=observed.execution,
+        job=_job_facts(job, run, observed),
+        notes=run.notes,
+        precaudit_version=__version__,
+    )
+
+
+def _gpu(plan: Plan, settings: CheckSettings) -> Gpu:
+    try:
+        return get_gpu(settings.target or plan.target)
+    except PrecauditError as error:
+        hint = "" if settings.target else ": that is the plan's own target; name another one with --target"
+        raise PrecauditError(f"{error}{hint}") from None
+
+
+def _run(job: Job, wanted: tuple[Deployment, ...], settings: CheckSettings, runner: Runner) -> RunResult:
+    """The script in float32, its own low precision switched off."""
+    spec = RunSpec(
+        job,
+        "check",
+        audited=frozenset(range(job.steps)),
+        shadowed=frozenset({0, job.steps // 2, job.steps - 1}),
+        formats=tuple(dict.fromkeys(name for each in wanted for name in formats_of(each.plan))),
+        observer=Observation(wanted, settings.execution),
+    )
+    run = runner(spec)
+    if asserts_its_precision(run):
+        spec = replace(spec, job=replace(job, asserts=False))
+        run = runner(spec)
+    if run.trace is not None and run.trace.low_dtypes and run.status in ("stopped", "ended"):
+        run = runner(replace(spec, neutralize=True))
+    return run
+
+
+def _require_measurable(run: RunResult, observed: Observed) -> None:
+    if run.status == "interrupted":
+        raise KeyboardInterrupt
+    if run.status not in ("stopped", "ended"):
+        text = run.error.traceback if run.error else run.status
+        raise PrecauditError(f"the script failed after {run.steps} {run.counted}:\n{text}", ExitCode.SCRIPT_FAILED)
+    if not observed.modules:
+        raise PrecauditError(
+            "nothing to measure: no torch.nn.Module with parameters was called. Give check the script that trains "
+            "the model, or a model file with build_model() and batches()",
+            ExitCode.NOTHING_TO_MEASURE,
+        )
+
+
+def _answers(run: RunResult, observed: Observed, deployment: Deployment, gpu: Gpu) -> tuple[Answer, ...]:
+    views = view_models(deployment.plan, observed, run.trace or Trace())
+    return (
+        ranges(run, views, deployment, formats_of(deployment.plan)),
+        target(gpu, deployment),
+        outputs(observed, deployment),
+        hard_inputs(observed, deployment),
+    )
+
+
+def _seen(job: Job, run: RunResult, observed: Observed) -> str:
+    if job.kind == "inference":
+        return f"in {plural(observed.calls, 'call')} in eval mode"
+    return f"in {run.steps} {run.counted}"
+
+
+def _job_facts(job: Job, run: RunResult, observed: Observed) -> Mapping[str, Any]:
+    return {
+        "kind": job.kind,
+        "script": job.target,
+        "argv": list(job.argv),
+        "steps": run.steps,
+        "steps_requested": job.steps,
+        "counted": run.counted,
+        "calls": observed.calls,
+        "stopped": run.status,
+        "models": list(dict.fromkeys(facts.model for facts in observed.modules)),
+        "device": job.device,
+    }

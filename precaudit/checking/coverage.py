@@ -1,0 +1,172 @@
+"""Coverage: does the plan name every module that computes in this model, and none that is unknown?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import groupby
+
+from precaudit.checking.models import ModelView
+from precaudit.checking.records import Answer, finding
+from precaudit.comparison.matching import Matching, match_layers
+from precaudit.model import Finding, Layer, Plan
+from precaudit.planning.fitting import format_of
+from precaudit.reporting.words import listing, plural
+
+ANEW = "plan for the model as it is now: precaudit profile SCRIPT, and pass the new plan.json"
+ANOTHER = 0.5
+"""With less than half of the modules in common a plan is another model's: a list of them would help nobody."""
+
+
+def coverage(views: Sequence[ModelView], plan: Plan, seen: str) -> Answer:
+    """The models that the plan is for against the plan; `seen` says how the modules were found."""
+    found = [one for view in views for one in _of_model(view)]
+    used = {name for view in views for name in view.names}
+    found += _elsewhere([fqn for fqn in plan.modules if fqn not in used])
+    named = sum(fqn in view.plan.modules for view in views for fqn in view.computing)
+    total = sum(len(view.computing) for view in views)
+    return Answer("coverage", f"the plan names {named} of {plural(total, 'module')} that compute, {seen}", tuple(found))
+
+
+def _of_model(view: ModelView) -> Iterator[Finding]:
+    matching = match_layers(_planned(view), _existing(view))
+    same = [(old, new) for old, new in matching.pairs if _credible(old, new)]
+    if len(same) < ANOTHER * max(len(view.plan.modules), 1):
+        yield _another_model(view, len(same))
+        return
+    yield from _renamed([(old, new) for old, new in matching.pairs if old.fqn != new.fqn], view)
+    yield from _replaced(matching, view)
+    yield from _gone(matching, view)
+    yield from _new(matching, view)
+
+
+def _planned(view: ModelView) -> list[Layer]:
+    """The plan's modules, but containers that exist and merely don't compute this time."""
+    return [
+        Layer(fqn, view.plan.types.get(fqn, ""), 0, 0, ())
+        for fqn in view.plan.modules
+        if fqn in view.computing or fqn not in view.types
+    ]
+
+
+def _existing(view: ModelView) -> list[Layer]:
+    """Types count only where the plan knows its own: without them position and name decide."""
+    known = bool(view.plan.types)
+    unknown = view.plan.modules.keys() - view.plan.types.keys()
+    return [Layer(fqn, view.types[fqn] if known and fqn not in unknown else "", 0, 0, ()) for fqn in view.computing]
+
+
+def _credible(old: Layer, new: Layer) -> bool:
+    return old.fqn == new.fqn or bool(old.type) or _leaf(old.fqn) == _leaf(new.fqn)
+
+
+def _leaf(fqn: str) -> str:
+    return fqn.rpartition(".")[2]
+
+
+def _another_model(view: ModelView, same: int) -> Finding:
+    named = plural(len(view.plan.modules), "module")
+    found = f"{same or 'none'} {'is' if same == 1 else 'are'} in {view.called}"
+    return finding(
+        "PA704",
+        "error",
+        f"this plan is another model's: of {named} that it names, {found}"
+        if view.plan.modules
+        else f"this plan names no module of {view.called}",
+        f"pass the plan of this model, or {ANEW}",
+        unknown=list(view.plan.modules)[:8],
+        present=list(view.computing)[:8],
+    )
+
+
+def _renamed(pairs: Iterable[tuple[Layer, Layer]], view: ModelView) -> Iterator[Finding]:
+    """PA703, once for all modules that moved together (`fc` to `model.fc`, as a new wrapper makes them)."""
+
+    def moved(pair: tuple[Layer, Layer]) -> tuple[str, str]:
+        old, new = (layer.fqn.split(".") for layer in pair)
+        while old and new and old[-1] == new[-1]:
+            old, new = old[:-1], new[:-1]
+        return ".".join(old), ".".join(new)
+
+    for (before, after), group in groupby(sorted(pairs, key=moved), key=moved):
+        together = list(group)
+        old, new = together[0]
+        what = f"the plan's {old.fqn} is gone and {_what(new, view)} stands in its place: renamed"
+        if not old.type and _leaf(old.fqn) != _leaf(new.fqn):
+            what += " or replaced"
+        if len(together) > 1:
+            what = (
+                f"{len(together)} modules moved from {before or 'the top'} to {after or 'the top'}: "
+                f"{listing(f'{a.fqn} is now {b.fqn}' for a, b in together)}"
+            )
+        yield finding(
+            "PA703",
+            "error",
+            what,
+            f"if they only moved, rename them in the plan too; else {ANEW}",
+            fqn=view.shown(new.fqn),
+            renamed={a.fqn: b.fqn for a, b in together},
+        )
+
+
+def _replaced(matching: Matching, view: ModelView) -> Iterator[Finding]:
+    for old, new in matching.pairs:
+        if old.fqn == new.fqn and old.type and old.type != new.type:
+            yield finding(
+                "PA705",
+                "error",
+                f"{view.shown(new.fqn)} was a {old.type} when the plan was made and is a {new.type} now: "
+                f"{_format(view, new.fqn)} was verified for the {old.type} only",
+                ANEW,
+                fqn=view.shown(new.fqn),
+                planned=old.type,
+                now=new.type,
+            )
+
+
+def _gone(matching: Matching, view: ModelView) -> Iterator[Finding]:
+    for layer in matching.removed:
+        kind = f" ({layer.type})" if layer.type else ""
+        yield finding(
+            "PA701",
+            "error",
+            f"the plan names {layer.fqn}{kind}, which {view.called} doesn't have: removed since, or the wrong plan",
+            ANEW,
+            fqn=view.shown(layer.fqn),
+        )
+
+
+def _new(matching: Matching, view: ModelView) -> Iterator[Finding]:
+    """An added module is an error; a container that now computes between its children a warning."""
+    for layer in matching.added:
+        unplanned = f"the plan doesn't know it, so it would run in {_format(view, layer.fqn)} unverified"
+        own = layer.fqn in view.own_work
+        what = "is new" if own else "computes between its children now"
+        yield finding(
+            "PA702" if own else "PA706",
+            "error" if own else "warning",
+            f"{_what(layer, view)} {what}: {unplanned}",
+            ANEW,
+            fqn=view.shown(layer.fqn),
+        )
+
+
+def _what(layer: Layer, view: ModelView) -> str:
+    name = view.shown(layer.fqn) or "the model itself"
+    return f"{name} ({view.types.get(layer.fqn, layer.type)})"
+
+
+def _format(view: ModelView, fqn: str) -> str:
+    return format_of(view.plan, fqn)
+
+
+def _elsewhere(names: Sequence[str]) -> Iterator[Finding]:
+    models: Mapping[str, None] = dict.fromkeys(fqn.partition(".")[0] for fqn in names)
+    count = plural(len(names), "module")
+    if names:
+        yield finding(
+            "PA707",
+            "note",
+            f"the plan also covers {listing(models)}, which didn't run here: {count} not checked",
+            "check the script that runs them too",
+            models=list(models),
+        )

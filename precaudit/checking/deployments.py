@@ -1,0 +1,51 @@
+"""The plan as it will run: in its own formats, or in another one for a smaller device; and what that may cost."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from precaudit.checking.records import CheckSettings, Deployment
+from precaudit.formats import FORMATS
+from precaudit.model import Plan
+from precaudit.planning.rules import LOCAL_ERROR_LIMIT
+
+ROUNDINGS = 16
+"""A tolerance of 16 units of roundoff. Roundings err by a third of a unit in rms and independent ones add up with
+the square root of their number, so two thousand in a row would be needed to use it up."""
+
+
+def deployments(plan: Plan, settings: CheckSettings) -> tuple[Deployment, ...]:
+    """One for the plan as it is, or one for each format asked for."""
+    plans = [in_format(plan, name) for name in settings.formats] or [plan]
+    return tuple(_deployment(each, settings.tolerance) for each in plans)
+
+
+def in_format(plan: Plan, name: str) -> Plan:
+    """The plan with another default: what it keeps out of its default for a reason stays where it is."""
+
+    def moved(fqn: str, current: str) -> str:
+        narrow = FORMATS[current].storage_bits <= 16
+        return name if current == plan.default or (narrow and fqn not in plan.because) else current
+
+    return replace(plan, default=name, modules={fqn: moved(fqn, current) for fqn, current in plan.modules.items()})
+
+
+def formats_of(plan: Plan) -> tuple[str, ...]:
+    """Every format that something in the plan runs in, the coarsest first."""
+    used = {*(plan.modules.values() or [plan.default]), *(op.format for op in plan.ops)}
+    return tuple(sorted(used, key=lambda name: FORMATS[name].mantissa))
+
+
+def _deployment(plan: Plan, tolerance: float | None) -> Deployment:
+    if tolerance is not None:
+        return Deployment(plan.default, plan, tolerance, "as --tolerance asks")
+    return Deployment(plan.default, plan, *default_tolerance(formats_of(plan)[0]))
+
+
+def default_tolerance(name: str) -> tuple[float, str]:
+    """The relative rms error that outputs may have in a format, and why that much."""
+    roundoff = FORMATS[name].epsilon / 2
+    tolerance = ROUNDINGS * roundoff
+    if tolerance >= LOCAL_ERROR_LIMIT:
+        return LOCAL_ERROR_LIMIT, "beyond a quarter of its rms an output is lost, in any format"
+    return tolerance, f"{ROUNDINGS} units of roundoff ({roundoff:.2g}) in {name}, the coarsest format of the plan"

@@ -1,0 +1,70 @@
+"""Hard inputs made from real ones: the same shapes and types, other values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+
+from precaudit.instrument.torchfunction import map_tensors, tensors_in
+
+Call = tuple[Any, Any]
+"""The positional and keyword arguments of a model's call."""
+
+
+def copied(call: Call) -> Call:
+    """The call with tensors of its own: scripts reuse buffers, and modules work in place."""
+    copy: Call = map_tensors(lambda tensor: tensor.detach().clone(), call)
+    return copy
+
+
+def length(call: Call) -> int:
+    """Values in the largest sample: grows with the sequence where there is one."""
+    return max((tensor.shape[1:].numel() for tensor in tensors_in(call) if tensor.dim() > 1), default=0)
+
+
+def has_floats(call: Call) -> bool:
+    return any(tensor.is_floating_point() for tensor in tensors_in(call))
+
+
+def scaled(call: Call, exponent: int) -> Call:
+    """Floating-point inputs times 2**exponent."""
+    return _floats(call, lambda x: torch.where(x.isfinite(), x * 2.0**exponent, x))
+
+
+def zeros(call: Call) -> Call:
+    """Floating-point inputs at zero; where there is none, every index is the first (padding, usually)."""
+    if has_floats(call):
+        return _floats(call, torch.zeros_like)
+    return _mapped(call, lambda x: x if x.dtype == torch.bool else torch.zeros_like(x))
+
+
+def denormals(call: Call, smallest_normal: float) -> Call:
+    """Floating-point inputs shrunk until their largest magnitude is half the smallest normal number."""
+    return _floats(call, partial(_shrunk, largest=smallest_normal / 2))
+
+
+def _shrunk(x: torch.Tensor, largest: float) -> torch.Tensor:
+    wide = x.double()  # the factor itself may lie below float32's range
+    finite = wide.isfinite()
+    amax = torch.where(finite, wide.abs(), 0.0).max() if x.numel() else wide.sum()
+    return torch.where(finite & (amax > 0), wide * (largest / amax), wide).to(x.dtype)
+
+
+def first_sample(call: Call) -> Call | None:
+    """Every input that has the batch's size in front, cut to its first entry; None where the batch is one already."""
+    sizes = [tensor.shape[0] for tensor in tensors_in(call) if tensor.dim()]
+    if not sizes or sizes[0] < 2:
+        return None
+    return _mapped(call, lambda x: x[:1] if x.dim() and x.shape[0] == sizes[0] else x)
+
+
+def _floats(call: Call, change: Callable[[torch.Tensor], torch.Tensor]) -> Call:
+    return _mapped(call, lambda x: change(x) if x.is_floating_point() else x)
+
+
+def _mapped(call: Call, change: Callable[[torch.Tensor], torch.Tensor]) -> Call:
+    changed: Call = map_tensors(change, call)
+    return changed

@@ -1,0 +1,87 @@
+"""A model's outputs under a plan against float32's: signal, error, top-1 and what is no longer finite."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from precaudit.checking.inputs import Call
+from precaudit.checking.records import OutputMatch
+from precaudit.instrument.torchfunction import tensors_in
+
+
+def named_outputs(value: Any, name: str = "") -> Iterator[tuple[str, torch.Tensor]]:
+    """Floating-point tensors in nested lists, tuples and mappings, by the path to each."""
+    if isinstance(value, torch.Tensor):
+        if value.is_floating_point():
+            yield name, value
+        return
+    items: Any = ()
+    if isinstance(value, Mapping):
+        items = value.items()
+    elif isinstance(value, (list, tuple)):
+        items = zip(getattr(value, "_fields", range(len(value))), value, strict=True)
+    for key, item in items:
+        yield from named_outputs(item, f"{name}.{key}".lstrip("."))
+
+
+def looks_like_scores(output: torch.Tensor, call: Call) -> bool:
+    """(N, C) or (N, T, C) with at least two classes, and no floating-point input of that shape (a denoiser's)."""
+    same = any(x.is_floating_point() and x.shape == output.shape for x in tensors_in(call))
+    return output.dim() in (2, 3) and output.shape[-1] >= 2 and not same
+
+
+@torch.no_grad()
+def add_batch(match: OutputMatch, pair: tuple[torch.Tensor, torch.Tensor], call: Call, tolerance: float) -> OutputMatch:
+    """`match` with one more batch: the output under the plan, and float32's.
+
+    What isn't finite in float32 (masked scores at -inf) is not compared; another shape counts as not finite at all.
+    """
+    got, wanted = (values.double().cpu() for values in pair)
+    if got.shape != wanted.shape:
+        got = torch.full_like(wanted, torch.nan)
+    expected = wanted.isfinite()
+    both = expected & got.isfinite()
+    difference = torch.where(both, got - wanted, 0.0)
+    kept = torch.where(both, wanted, 0.0)
+    match = replace(
+        match,
+        batches=match.batches + 1,
+        values=match.values + int(both.sum()),
+        signal=match.signal + float(kept.square().sum()),
+        error=match.error + float(difference.square().sum()),
+        nonfinite=match.nonfinite + lost(got, wanted),
+        reference_nonfinite=match.reference_nonfinite + faulty(wanted),
+    )
+    return _with_classes(match, got, wanted, tolerance) if looks_like_scores(pair[1], call) else match
+
+
+def _with_classes(match: OutputMatch, got: torch.Tensor, wanted: torch.Tensor, tolerance: float) -> OutputMatch:
+    """Rows whose largest class differs; in near ties float32 has both classes within the tolerance of the row's rms."""
+    got, wanted = got.flatten(0, -2), wanted.flatten(0, -2)
+    chosen, best = got.argmax(-1, keepdim=True), wanted.argmax(-1, keepdim=True)
+    differs = (chosen != best).squeeze(-1)
+    margin = (wanted.gather(-1, best) - wanted.gather(-1, chosen)).squeeze(-1)
+    scores = torch.where(wanted.isfinite(), wanted, 0.0)
+    near = margin <= 2 * tolerance * scores.square().mean(-1).sqrt()
+    return replace(
+        match,
+        rows=match.rows + len(differs),
+        agreeing=match.agreeing + int((~differs).sum()),
+        near_ties=match.near_ties + int((differs & near).sum()),
+    )
+
+
+def faulty(values: torch.Tensor) -> int:
+    """nan and +inf; -inf is how models mask scores."""
+    return int((values.isnan() | (values == float("inf"))).sum())
+
+
+def lost(output: torch.Tensor, reference: torch.Tensor) -> int:
+    """Values that are finite in float32 and no longer under the plan; all of them where the shape is another one."""
+    if output.shape != reference.shape:
+        return int(reference.isfinite().sum())
+    return int((reference.isfinite() & ~output.isfinite()).sum())

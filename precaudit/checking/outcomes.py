@@ -1,0 +1,166 @@
+"""Outputs and hard inputs: what the script's process saw, as answers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from precaudit.checking.records import LARGE_EXPONENT, Answer, Deployment, HardInput, Observed, OutputMatch, finding
+from precaudit.model import Finding
+from precaudit.planning.rules import HEADROOM
+from precaudit.reporting.words import number, plural, share
+
+AGREEMENT = 0.99
+"""Top-1 may differ in one of a hundred rows beyond near ties: half precision flips those anyway."""
+HARD_RULES = {"zeros": "PA741", "large": "PA742", "denormals": "PA743", "batch of one": "PA744", "longest": "PA745"}
+HARD_NAMES = {
+    "zeros": "inputs of zeros",
+    "large": f"inputs times 2^{LARGE_EXPONENT}",
+    "denormals": "denormal inputs",
+    "batch of one": "a batch of one",
+    "longest": "the longest input seen",
+}
+SAFER = "plan the layers that overflow in bfloat16 or float32: profile again with this data"
+
+
+def outputs(observed: Observed, deployment: Deployment) -> Answer:
+    matches = [match for match in observed.outputs if match.format == deployment.format]
+    found = [
+        *(one for match in matches for one in _of_match(match, deployment)),
+        *_of_raised(observed, deployment),
+        *_of_unanswered(observed, blind=not matches),
+    ]
+    worst = max((m.relative_error for m in matches if m.relative_error is not None), default=None)
+    if worst is None:
+        return Answer("outputs", "no output could be compared", tuple(found), False, deployment.format)
+    batches = max(match.batches for match in matches)
+    detail = (
+        f"{plural(len(matches), 'output')} on the last {plural(batches, 'call')} in eval mode "
+        f"({observed.execution}): largest relative error {share(worst)}, allowed {share(deployment.tolerance)}, "
+        f"{deployment.why}"
+    )
+    return Answer("outputs", detail, tuple(found), format=deployment.format)
+
+
+def named(match: OutputMatch | HardInput) -> str:
+    """`model` or `model.output`."""
+    return match.model + (f", output {match.output}" if isinstance(match, OutputMatch) and match.output else "")
+
+
+def _of_match(match: OutputMatch, deployment: Deployment) -> Iterator[Finding]:
+    error, name = match.relative_error, named(match)
+    if match.nonfinite:
+        yield finding(
+            "PA733",
+            "error",
+            f"{name}: {plural(match.nonfinite, 'value')} not finite in {match.format}, finite in float32",
+            SAFER,
+            output=name,
+            nonfinite=match.nonfinite,
+        )
+    if match.reference_nonfinite:
+        yield finding(
+            "PA736",
+            "warning",
+            f"{name}: {plural(match.reference_nonfinite, 'value')} nan or inf in float32 already",
+            "repair the model or its data first: precision is not the cause",
+            output=name,
+        )
+    if error is not None and error > deployment.tolerance:
+        yield finding(
+            "PA731",
+            "error",
+            f"{name} errs by {share(error)} of its rms in {match.format} (SNR {number(match.snr_db)} dB); "
+            f"allowed is {share(deployment.tolerance)}: {deployment.why}",
+            "keep its last layers in a wider format, or pass --tolerance if your use of the output allows more",
+            output=name,
+            relative_error=error,
+            snr_db=match.snr_db,
+            tolerance=deployment.tolerance,
+        )
+    if match.rows and match.agreeing + match.near_ties < AGREEMENT * match.rows:
+        yield finding(
+            "PA732",
+            "error",
+            f"{name}: {share(match.agreement)} of {plural(match.rows, 'row')} have the same top-1 class as in float32, "
+            f"and only {plural(match.near_ties, 'other')} near a tie; wanted are {share(AGREEMENT)}",
+            "keep the classifier and what feeds it in a wider format; if these are no class scores, keep to the SNR",
+            output=name,
+            agreement=match.agreement,
+            near_ties=match.near_ties,
+        )
+
+
+def _of_raised(observed: Observed, deployment: Deployment) -> Iterator[Finding]:
+    for format_name, model, said in observed.raised:
+        if format_name == deployment.format:
+            yield finding(
+                "PA734",
+                "error",
+                f"{model} raises in {format_name}, and not in float32: {said}",
+                "keep that operation in float32, in the model or by profiling again",
+                output=model,
+            )
+
+
+def _of_unanswered(observed: Observed, blind: bool) -> Iterator[Finding]:
+    """A gate that can't see anything must not open."""
+    for model, said in observed.unanswered.items():
+        yield finding(
+            "PA735",
+            "error" if blind else "warning",
+            f"{model} could not be called again in eval mode, so its outputs were not compared: {said}",
+            "check it from a model file: build_model() and batches() suffice",
+            output=model,
+        )
+
+
+def hard_inputs(observed: Observed, deployment: Deployment) -> Answer:
+    tried = [hard for hard in observed.hard_inputs if hard.format == deployment.format]
+    found = [one for hard in tried for one in _of_hard(hard)]
+    kinds = dict.fromkeys(HARD_NAMES[hard.kind] for hard in tried if not hard.skipped)
+    detail = f"finite with {', '.join(kinds)}" if kinds else "none could be tried"
+    if found:
+        detail = f"tried: {', '.join(kinds)}"
+    return Answer("hard inputs", detail, tuple(found), bool(kinds), deployment.format)
+
+
+def _of_hard(hard: HardInput) -> Iterator[Finding]:
+    """An error where the plan fails and float32 doesn't; inputs beyond the planner's headroom are a warning."""
+    with_ = f"{hard.model} with {HARD_NAMES[hard.kind]}"
+    if hard.raised:
+        yield _hard(hard, "error", f"{with_} raises in {hard.format}, and not in float32: {hard.raised}", SAFER)
+    elif hard.nonfinite:
+        yield _overflowed(hard, with_)
+    elif hard.reference_nonfinite:
+        yield _hard(
+            hard,
+            "warning",
+            f"{with_} gives {plural(hard.reference_nonfinite, 'value')} nan or inf, in float32 too",
+            "guard the model against such inputs (an eps, a clamp, a mask that keeps one entry) or keep them away",
+        )
+
+
+def _overflowed(hard: HardInput, with_: str) -> Finding:
+    lost = f"{with_}: {plural(hard.nonfinite, 'value')} not finite in {hard.format}, finite in float32"
+    if hard.safe_exponent is None:
+        return _hard(hard, "error", lost, SAFER)
+    safe = 2.0**hard.safe_exponent
+    return _hard(
+        hard,
+        "warning" if safe >= HEADROOM else "error",
+        f"{lost}; inputs may grow by 2^{hard.safe_exponent}" if hard.safe_exponent else f"{lost}; no growth is safe",
+        f"normalise or clamp the inputs, or {SAFER}",
+    )
+
+
+def _hard(hard: HardInput, severity: str, message: str, suggestion: str) -> Finding:
+    return finding(
+        HARD_RULES[hard.kind],
+        severity,  # type: ignore[arg-type]
+        message,
+        suggestion,
+        output=hard.model,
+        input=hard.kind,
+        format=hard.format,
+        safe_exponent=hard.safe_exponent,
+    )

@@ -1,0 +1,80 @@
+"""Ranges: does this data still fit the planned formats, with headroom?"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+
+from precaudit.checking.models import ModelView, planned_formats
+from precaudit.checking.records import Answer, Deployment, finding
+from precaudit.model import Finding, Severity
+from precaudit.planning.fitting import format_of
+from precaudit.planning.rules import HEADROOM, Ban, bans
+from precaudit.reporting.words import listing, plural
+from precaudit.running.job import RunResult
+from precaudit.tracing.records import Trace
+
+SEVERITIES: Mapping[Severity, Severity] = {"error": "error", "warning": "warning", "note": "warning"}
+"""What is a note to the planner, which then avoids the format, has lost its headroom in a plan that uses it."""
+
+
+def ranges(run: RunResult, views: Mapping[str, ModelView], deployment: Deployment, used: Iterable[str]) -> Answer:
+    """`used` are the formats of the deployment; `views` have its plan."""
+    trace = run.trace or Trace()
+    if not trace.ops:
+        return Answer("ranges", "no operation was traced", (_unseen(),), False, deployment.format)
+    names = [name for name in used if name != "float32"]
+    broken = [ban for ban in bans(trace, names) if _applies(ban, views)]
+    detail = (
+        f"{plural(len(trace.ops), 'operation')} held against {listing(names) or 'float32'}, "
+        f"with a factor of {HEADROOM:g} to spare"
+    )
+    found = [*_of_bans(broken), *_of_losses(run)]
+    return Answer("ranges", detail, tuple(found), format=deployment.format)
+
+
+def _unseen() -> Finding:
+    return finding(
+        "PA719",
+        "warning",
+        "no forward pass ran with gradients enabled, so no range was measured",
+        "check a script that trains, or a model file: build_model() and batches() suffice",
+    )
+
+
+def _applies(ban: Ban, views: Mapping[str, ModelView]) -> bool:
+    """Whether the plan has that operation in that format."""
+    plan, fqn = planned_formats(views).get(ban.fqn, (None, ""))
+    return plan is not None and format_of(plan, fqn, ban.op) == ban.format
+
+
+def _of_bans(broken: Iterable[Ban]) -> Iterable[Finding]:
+    """PA711 to PA717, in parallel to the planner's PA101 to PA107; one for each operation, the first of its rules."""
+    together: dict[tuple[str, str], list[Ban]] = {}
+    for ban in broken:
+        together.setdefault((ban.fqn, ban.op), []).append(ban)
+    for ban, *_ in together.values():
+        yield finding(
+            f"PA71{ban.rule[-1]}",
+            SEVERITIES[ban.severity],
+            f"{ban.fqn or 'the model'}: {ban.why}; the plan has it in {ban.format}",
+            f"{ban.fix}: profile with this data for a plan that does; if the data is wrong, fix what feeds it",
+            fqn=ban.fqn,
+            op=ban.op,
+            location=ban.location,
+            format=ban.format,
+            value=ban.value,
+            planner_rules=[each.rule for each in together[ban.fqn, ban.op]],
+        )
+
+
+def _of_losses(run: RunResult) -> Iterable[Finding]:
+    step = next((i for i, loss in enumerate(run.losses) if not math.isfinite(loss)), None)
+    if step is not None:
+        yield finding(
+            "PA718",
+            "error",
+            f"the loss is {run.losses[step]} at step {step} in float32 already: no plan can help",
+            "look for nan, inf and extreme values in the data and at the learning rate first",
+            step=step,
+        )

@@ -1,0 +1,192 @@
+"""What a check asks, sees and answers: frozen records without torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from precaudit.model import Execution, Finding, Layer, Plan, Severity
+from precaudit.reporting.results import fingerprint
+
+SCHEMA_VERSION = 1
+LARGE_EXPONENT = 10
+"""Hard inputs are the real ones times 2^10: a sensor without normalisation, raw pixels, another unit."""
+
+HardKind = Literal["zeros", "large", "denormals", "batch of one", "longest"]
+Status = Literal["passed", "warned", "failed", "not measured"]
+
+
+@dataclass(frozen=True)
+class CheckSettings:
+    """What the person asked for; None and empty mean the plan's own."""
+
+    steps: int = 8
+    target: str | None = None
+    formats: tuple[str, ...] = ()
+    tolerance: float | None = None
+    execution: Literal["auto", "native", "emulated"] = "auto"
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """The plan as it will run, with the relative rms error that its outputs may have, and why that much."""
+
+    format: str
+    plan: Plan
+    tolerance: float
+    why: str
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What to observe: called in the script's process, it makes the scope listener that keeps the last `batches`."""
+
+    deployments: tuple[Deployment, ...]
+    execution: Literal["auto", "native", "emulated"] = "auto"
+    batches: int = 4
+
+    def __call__(self, scopes: Any, in_island: Any) -> Any:
+        from precaudit.checking.observer import Observer
+
+        return Observer(self, scopes, in_island)
+
+
+# ---------------------------------------------------------------- what the script's process saw
+
+
+@dataclass(frozen=True)
+class ModuleFacts:
+    """A module of a model that was called, by its name in that model."""
+
+    model: str
+    fqn: str
+    type: str
+    leaf: bool
+    has_parameters: bool
+
+
+@dataclass(frozen=True)
+class OutputMatch:
+    """One output of a model under a deployment against float32, over all compared batches.
+
+    `error` and `signal` are sums of squares over `values`; of `rows` class scores, `agreeing` have the same
+    largest class and `near_ties` differ between classes that the tolerance doesn't tell apart.
+    """
+
+    format: str
+    model: str
+    output: str
+    batches: int = 0
+    values: int = 0
+    signal: float = 0.0
+    error: float = 0.0
+    rows: int = 0
+    agreeing: int = 0
+    near_ties: int = 0
+    nonfinite: int = 0
+    reference_nonfinite: int = 0
+
+    @property
+    def relative_error(self) -> float | None:
+        """Root of error over signal; None where nothing could be compared."""
+        if not self.values:
+            return None
+        if self.signal == 0:
+            return math.inf if self.error else 0.0
+        return math.sqrt(self.error / self.signal)
+
+    @property
+    def snr_db(self) -> float | None:
+        error = self.relative_error
+        if error is None:
+            return None
+        return math.inf if error == 0 else -20 * math.log10(error) if math.isfinite(error) else -math.inf
+
+    @property
+    def agreement(self) -> float | None:
+        """Share of rows with the same top-1; None where the output doesn't look like class scores."""
+        return self.agreeing / self.rows if self.rows else None
+
+
+@dataclass(frozen=True)
+class HardInput:
+    """What a model made of a hard input. `skipped` says why it was not tried; `raised` what it raised under
+    the plan; `safe_exponent` is the largest power of two that large inputs may have."""
+
+    format: str
+    model: str
+    kind: HardKind
+    nonfinite: int = 0
+    reference_nonfinite: int = 0
+    raised: str = ""
+    skipped: str = ""
+    safe_exponent: int | None = None
+
+
+@dataclass(frozen=True)
+class Observed:
+    """All that the observer brings home. `unanswered` says why a model could not be called again."""
+
+    modules: tuple[ModuleFacts, ...] = ()
+    outputs: tuple[OutputMatch, ...] = ()
+    hard_inputs: tuple[HardInput, ...] = ()
+    raised: tuple[tuple[str, str, str], ...] = ()
+    unanswered: Mapping[str, str] = field(default_factory=dict)
+    execution: Execution = "emulated"
+    calls: int = 0
+
+
+# ---------------------------------------------------------------- what is answered
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One question of the gate: what was held against what, and what was found."""
+
+    question: str
+    detail: str
+    findings: tuple[Finding, ...] = ()
+    measured: bool = True
+    format: str = ""
+
+    @property
+    def status(self) -> Status:
+        severities = {finding.severity for finding in self.findings}
+        if "error" in severities:
+            return "failed"
+        if not self.measured:
+            return "not measured"
+        return "warned" if "warning" in severities else "passed"
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """Everything a check found; `passed` where no finding is an error."""
+
+    answers: tuple[Answer, ...]
+    deployments: tuple[Deployment, ...]
+    target: str
+    outputs: tuple[OutputMatch, ...] = ()
+    hard_inputs: tuple[HardInput, ...] = ()
+    layers: tuple[Layer, ...] = ()
+    execution: Execution = "emulated"
+    job: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    precaudit_version: str = ""
+
+    @property
+    def findings(self) -> tuple[Finding, ...]:
+        return tuple(finding for answer in self.answers for finding in answer.findings)
+
+    @property
+    def passed(self) -> bool:
+        return all(finding.severity != "error" for finding in self.findings)
+
+
+def finding(rule: str, severity: Severity, message: str, suggestion: str, **place: Any) -> Finding:
+    """A finding with its fingerprint; `fqn`, `op` and `location` are its place, everything else is evidence."""
+    where = {key: place.pop(key, None) for key in ("fqn", "op", "location")}
+    found = Finding(rule, severity, message, suggestion, **where, evidence=place)
+    return replace(found, fingerprint=fingerprint(found))

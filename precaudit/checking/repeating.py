@@ -1,0 +1,158 @@
+"""Repeating a model's calls in eval mode: in float32, under a plan, and with hard inputs."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import nn
+
+from precaudit.checking import inputs
+from precaudit.checking.inputs import Call
+from precaudit.checking.matching import add_batch, faulty, lost, named_outputs
+from precaudit.checking.records import LARGE_EXPONENT, Deployment, HardInput, HardKind, OutputMatch
+from precaudit.execution.emulated import Emulator
+from precaudit.execution.native import NativePrecision
+from precaudit.formats import FORMATS
+from precaudit.instrument.scopes import ModuleScopes, ScopeListener
+from precaudit.model import Execution, Plan
+
+_SEED = 0
+_NOTHING: Mapping[HardKind, str] = {
+    "large": "it has no floating-point input",
+    "denormals": "it has no floating-point input",
+    "batch of one": "its batches have one sample already",
+}
+Outputs = dict[str, torch.Tensor]
+Run = Callable[[Call], Outputs]
+
+
+@dataclass
+class Calls:
+    """The calls of one outermost module: the last ones, and the longest one."""
+
+    module: nn.Module
+    model: str
+    last: deque[Call]
+    longest: Call | None = None
+
+    def add(self, call: Call) -> None:
+        self.last.append(call)
+        if self.longest is None or inputs.length(call) > inputs.length(self.longest):
+            self.longest = call
+
+
+@dataclass
+class Seen:
+    """What repeating showed."""
+
+    outputs: dict[tuple[str, str, str], OutputMatch] = field(default_factory=dict)
+    hard_inputs: list[HardInput] = field(default_factory=list)
+    raised: list[tuple[str, str, str]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Repeater:
+    """Runs modules with the precision as the only scope listener, and with the same random numbers every time."""
+
+    scopes: ModuleScopes
+    in_island: Callable[[], bool]
+    execution: Execution
+
+    def float32(self, module: nn.Module) -> Run:
+        return lambda call: self._run(module, call, [])
+
+    def under(self, module: nn.Module, plan: Plan) -> Run:
+        execution = NativePrecision if self.execution == "native" else Emulator
+        return lambda call: self._run(module, call, [execution(plan, self.scopes, lambda model: True, self.in_island)])
+
+    def _run(self, module: nn.Module, call: Call, precision: list[ScopeListener]) -> Outputs:
+        listeners, self.scopes.listeners = self.scopes.listeners, precision
+        args, kwargs = inputs.copied(call)
+        try:
+            with eval_mode(module), torch.no_grad(), torch.random.fork_rng(_cuda_devices()):
+                torch.manual_seed(_SEED)
+                return dict(named_outputs(module(*args, **kwargs)))
+        finally:
+            self.scopes.listeners = listeners
+
+
+def compare(seen: Seen, key: str, calls: Calls, reference: Run, planned: Run, deployment: Deployment) -> None:
+    """Every kept batch under the plan against float32; an error that float32 doesn't have is the plan's."""
+    for call in calls.last:
+        wanted = reference(call)
+        try:
+            outputs = planned(call)
+        except Exception as error:
+            seen.raised.append((deployment.format, key, said(error)))
+            return
+        for name in wanted.keys() & outputs.keys():
+            place = (deployment.format, key, name)
+            match = seen.outputs.get(place) or OutputMatch(*place)
+            seen.outputs[place] = add_batch(match, (outputs[name], wanted[name]), call, deployment.tolerance)
+
+
+def hard_calls(calls: Calls, plan: Plan) -> Iterator[tuple[HardKind, Call | None]]:
+    """Each kind of hard input made from the last real one; None where there is nothing to make it from."""
+    real = calls.last[-1]
+    floats = inputs.has_floats(real)
+    yield "zeros", inputs.zeros(real)
+    yield "large", inputs.scaled(real, LARGE_EXPONENT) if floats else None
+    yield "denormals", inputs.denormals(real, _smallest_normal(plan)) if floats else None
+    yield "batch of one", inputs.first_sample(real)
+    yield "longest", calls.longest
+
+
+def _smallest_normal(plan: Plan) -> float:
+    """That of the plan's format with the shortest reach: the others' are smaller."""
+    return max(FORMATS[name].smallest_normal for name in (plan.default, *plan.modules.values()))
+
+
+def try_hard(hard: HardInput, call: Call | None, reference: Run, planned: Run) -> HardInput:
+    """`hard` with what came of it."""
+    if call is None:
+        return replace(hard, skipped=_NOTHING[hard.kind])
+    try:
+        wanted = reference(call)
+    except Exception as error:
+        return replace(hard, skipped=f"float32 raises {said(error)}")
+    try:
+        outputs = planned(call)
+    except Exception as error:
+        return replace(hard, raised=said(error))
+    return replace(hard, nonfinite=_lost(outputs, wanted), reference_nonfinite=sum(faulty(x) for x in wanted.values()))
+
+
+def safe_exponent(real: Call, reference: Run, planned: Run) -> int:
+    """The largest power of two below `LARGE_EXPONENT` that inputs may grow by without loss; 0 where none is."""
+    for exponent in range(LARGE_EXPONENT - 1, 0, -1):
+        call = inputs.scaled(real, exponent)
+        if not _lost(planned(call), reference(call)):
+            return exponent
+    return 0
+
+
+def _lost(outputs: Outputs, wanted: Outputs) -> int:
+    return sum(lost(outputs[name], wanted[name]) for name in wanted.keys() & outputs.keys())
+
+
+@contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def _cuda_devices() -> list[int]:
+    return [torch.cuda.current_device()] if torch.cuda.is_available() and torch.cuda.is_initialized() else []
+
+
+def said(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"

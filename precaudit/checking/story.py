@@ -1,0 +1,100 @@
+"""What a check says, in words: the one source for its renderers, which escape and lay out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from precaudit.checking.outcomes import HARD_NAMES
+from precaudit.checking.records import Answer, CheckReport, HardInput, OutputMatch
+from precaudit.model import Finding
+from precaudit.reporting.story import SEVERITIES
+from precaudit.reporting.words import number, plural, prose, share, visible
+
+OUTPUT_HEADERS = ("output", "format", "SNR dB", "error", "top-1", "finite")
+HARD_HEADERS = ("hard input", *HARD_NAMES)
+ROWS = 24
+
+
+def tone(report: CheckReport) -> str:
+    if not report.passed:
+        return "bad"
+    return "open" if any(answer.status != "passed" for answer in report.answers) else "good"
+
+
+def title(report: CheckReport) -> str:
+    """The verdict in one line."""
+    counts = {s: sum(f.severity == s for f in report.findings) for s in SEVERITIES}
+    formats = " and ".join(dict.fromkeys(each.format for each in report.deployments))
+    where = f"{formats} on {visible(report.target)}"
+    if not report.passed:
+        failed = dict.fromkeys(question(report, a) for a in report.answers if a.status == "failed")
+        return f"FAILED: {plural(counts['error'], 'error')} in {', '.join(failed)}; don't deploy {where} with this plan"
+    unseen = [question(report, a) for a in report.answers if not a.measured]
+    rest = [plural(counts["warning"], "warning")] * bool(counts["warning"]) + [f"{q} not measured" for q in unseen]
+    beside = f" with {', '.join(rest)}" if rest else ""
+    return f"PASSED{beside}: the plan holds for this model and data, {where}"
+
+
+def question(report: CheckReport, answer: Answer) -> str:
+    return f"{answer.question} ({answer.format})" if answer.format and len(report.deployments) > 1 else answer.question
+
+
+def ranked(report: CheckReport) -> list[Finding]:
+    return sorted(report.findings, key=lambda finding: SEVERITIES.index(finding.severity))
+
+
+def output_rows(matches: Sequence[OutputMatch]) -> list[list[str]]:
+    """The worst first."""
+    ordered = sorted(matches, key=lambda match: -(match.relative_error or 0.0))
+    return [
+        [
+            visible(f"{match.model} {match.output}".rstrip()),
+            match.format,
+            _decibels(match.snr_db),
+            share(match.relative_error) if _is_number(match.relative_error) else number(match.relative_error),
+            "-" if match.agreement is None else share(match.agreement),
+            f"{match.nonfinite:,} lost" if match.nonfinite else "yes",
+        ]
+        for match in ordered
+    ]
+
+
+def _is_number(value: float | None) -> bool:
+    return value is not None and math.isfinite(value)
+
+
+def _decibels(value: float | None) -> str:
+    if value == math.inf:
+        return "exact"
+    return number(value) if value is None else f"{value:.1f}"
+
+
+def hard_rows(tried: Sequence[HardInput]) -> list[list[str]]:
+    """A line for each model and format, a column for each kind."""
+    cells: dict[tuple[str, str], dict[str, str]] = {}
+    for hard in tried:
+        cells.setdefault((hard.model, hard.format), {})[hard.kind] = outcome(hard)
+    return [
+        [f"{visible(model)} {name}", *(row.get(kind, "-") for kind in HARD_NAMES)]
+        for (model, name), row in cells.items()
+    ]
+
+
+def outcome(hard: HardInput) -> str:
+    """A word or two on what came of a hard input."""
+    if hard.skipped:
+        return "-"
+    if hard.raised:
+        return "raises"
+    if hard.nonfinite:
+        return f"to 2^{hard.safe_exponent}" if hard.safe_exponent else "not finite"
+    return "float32 too" if hard.reference_nonfinite else "finite"
+
+
+def skipped(report: CheckReport) -> list[str]:
+    """Why hard inputs were not tried."""
+    reasons = dict.fromkeys(
+        f"{HARD_NAMES[hard.kind]}, {hard.model}: {hard.skipped}" for hard in report.hard_inputs if hard.skipped
+    )
+    return [prose(reason) for reason in reasons]

@@ -1,0 +1,60 @@
+"""A check for people at a terminal, 80 columns wide: the verdict, the questions, what to do."""
+
+from __future__ import annotations
+
+from precaudit.checking import story
+from precaudit.checking.records import CheckReport
+from precaudit.model import Finding
+from precaudit.reporting.story import place
+from precaudit.reporting.terminal import Page, painter
+from precaudit.reporting.words import prose, visible
+
+WIDTH = 80
+LABELS = {"passed": "pass", "warned": "warn", "failed": "FAIL", "not measured": "?"}
+STYLES = {"passed": "good", "warned": "open", "failed": "bad", "not measured": "open"}
+HARD_LABELS = ("zeros", "x 2^10", "denormal", "batch 1", "longest")
+
+
+def render_terminal(report: CheckReport, color: bool = False) -> str:
+    page = Page(WIDTH, painter(color))
+    script = visible(report.job.get("script") or "SCRIPT")
+    page.text(f"precaudit {report.precaudit_version}: check {visible(report.job.get('plan', ''))}, {script}", "dim")
+    page.lines.append("")
+    page.text(story.title(report), story.tone(report))
+    page.lines.append("")
+    for answer in report.answers:
+        label, name = LABELS[answer.status], story.question(report, answer)
+        page.text(f"{label:<4}  {name}: {prose(answer.detail)}", "", indent="  ", hang="        ")
+    _findings(page, report)
+    _tables(page, report)
+    if report.notes:
+        page.section("Notes", [prose(note) for note in report.notes])
+    return "\n".join(page.lines) + "\n"
+
+
+def _findings(page: Page, report: CheckReport) -> None:
+    findings = story.ranked(report)
+    if findings:
+        page.section("Findings, and what to do", [])
+    for finding in findings[: story.ROWS]:
+        _finding(page, finding)
+    if len(findings) > story.ROWS:
+        page.text(f"... and {len(findings) - story.ROWS:,} more: see them all with -o check.json", indent="  ")
+
+
+def _finding(page: Page, finding: Finding) -> None:
+    where = f" {place(finding)}" if place(finding) else ""
+    page.text(f"{finding.severity} {finding.rule}{where}", finding.severity, indent="  ", hang="    ")
+    page.text(prose(finding.message), indent="    ")
+    page.text(f"-> {prose(finding.suggestion)}", indent="    ", hang="       ")
+
+
+def _tables(page: Page, report: CheckReport) -> None:
+    if report.outputs:
+        page.section(f"Outputs against float32 ({report.execution})", [])
+        page.table([*story.OUTPUT_HEADERS], story.output_rows(report.outputs)[: story.ROWS])
+    if report.hard_inputs:
+        page.section("Hard inputs, made from the last batch", [])
+        page.table(["model, format", *HARD_LABELS], story.hard_rows(report.hard_inputs)[: story.ROWS])
+        for reason in story.skipped(report):
+            page.text(f"not tried: {reason}", indent="  ", hang="    ")
