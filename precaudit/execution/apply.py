@@ -3,57 +3,94 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
 from typing import Any, Literal
 
+import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from precaudit.errors import PrecauditError
 from precaudit.execution.emulated import Emulator
+from precaudit.execution.formats import PlanLookup, ScopeFormat
 from precaudit.execution.native import NativePrecision
-from precaudit.instrument.names import ModuleName
+from precaudit.instrument.events import in_backward
+from precaudit.instrument.names import ModuleName, fqns_of
 from precaudit.instrument.scopes import Frame, ScopeListener
 from precaudit.model import Plan
 from precaudit.planning.fitting import fit_names, part_of
 
 
+@dataclass(frozen=True)
+class _Place:
+    """A module's place in the model. `number` and `kind` (of its scope) are what a traced graph compares."""
+
+    number: int
+    kind: int
+    name: ModuleName
+
+
 class Applied:
-    """A plan in force on a model; `remove()` or leaving a `with` block ends it."""
+    """A plan in force on a model; `remove()` or leaving a `with` block ends it.
+
+    Modules in the format of what runs around them need nothing done, so torch.compile's graph breaks only
+    where the plan changes format.
+    """
 
     def __init__(self, model: nn.Module, plan: Plan, native: bool) -> None:
         self.plan = plan
-        self._names = {module: ModuleName("", fqn) for fqn, module in model.named_modules()}
         self._frames: list[Frame] = []
+        self._running: list[_Place] = []
         self._listener: ScopeListener = (NativePrecision if native else Emulator)(plan, self)
         self._handles: list[RemovableHandle] = []
-        for module in self._names:
-            self._handles.append(module.register_forward_pre_hook(self._enter))
-            self._handles.append(module.register_forward_hook(self._leave, always_call=True))
+        lookup, kinds = PlanLookup(plan), list[ScopeFormat]()
+        for number, (module, fqn) in enumerate(fqns_of(model).items()):
+            name = ModuleName("", fqn)
+            place = _Place(number, _index(kinds, lookup.of(name)), name)
+            self._handles.append(module.register_forward_pre_hook(partial(self._enter, place)))
+            self._handles.append(module.register_forward_hook(partial(self._leave, place), always_call=True))
 
     @property
     def current(self) -> Frame | None:
         return self._frames[-1] if self._frames else None
 
-    def _enter(self, module: nn.Module, args: Any) -> None:
-        frame = Frame(module, self._names[module], self._frames[-1].root if self._frames else None)
+    def _is_running(self, place: _Place) -> bool:
+        return any(running.number == place.number for running in self._running)
+
+    def _enter(self, place: _Place, module: nn.Module, args: Any) -> None:
+        around = self._running[-1].kind if self._running else None
+        if place.kind != around or self._is_running(place):
+            self._open(place, module)
+
+    def _leave(self, place: _Place, module: nn.Module, args: Any, output: Any) -> Any:
+        return self._close(place, output) if self._is_running(place) else None
+
+    @torch.compiler.disable
+    def _open(self, place: _Place, module: nn.Module) -> None:
+        frame = Frame(module, place.name, self._frames[-1].root if self._frames else None)
         self._frames.append(frame)
+        self._running.append(place)
         self._listener.entered(frame)
 
-    def _leave(self, module: nn.Module, args: Any, output: Any) -> Any:
-        while self._frames:
-            frame = self._frames.pop()
-            own = frame.module is module
-            result = self._listener.left(frame, output if own else None)
-            if own:
-                return result
-        return None
+    @torch.compiler.disable
+    def _close(self, place: _Place, output: Any) -> Any:
+        """Unwinds to the module's own frame: inner ones are left over when a forward was cut short.
+
+        Checkpointing repeats parts of the forward pass inside the backward pass, dtypes included.
+        """
+        while self._running.pop().number != place.number:
+            self._listener.left(self._frames.pop(), None)
+        result = self._listener.left(self._frames.pop(), output)
+        return output if place.name.fqn and in_backward() else result
 
     def remove(self) -> None:
         """Take every hook off the model, and end forwards that an interrupt cut short; safe to call twice."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        self._running.clear()
         while self._frames:
             self._listener.left(self._frames.pop(), None)
 
@@ -84,13 +121,21 @@ def apply(
     return Applied(model, fitted, native=execution == "native" or (execution == "auto" and on_cuda))
 
 
+def _index(kinds: list[ScopeFormat], scope: ScopeFormat) -> int:
+    """A number for each distinct scope."""
+    if scope not in kinds:
+        kinds.append(scope)
+    return kinds.index(scope)
+
+
 def _owners(model: nn.Module) -> list[object]:
-    return [getattr(hook, "__self__", None) for hook in model._forward_pre_hooks.values()]
+    hooks = model._forward_pre_hooks.values()
+    return [getattr(hook.func, "__self__", None) for hook in hooks if isinstance(hook, partial)]
 
 
 def fit_plan(model: nn.Module, plan: Plan) -> Plan:
     """The part of a plan that is about `model`, by the model's own names; PrecauditError where it names others."""
-    own = {fqn for fqn, _ in model.named_modules()}
+    own = set(fqns_of(model).values())
     names = fit_names(plan, own)
     unknown = sorted(fqn for fqn in names.values() if fqn not in own)
     if plan.modules and (unknown or not names):

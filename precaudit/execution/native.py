@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from precaudit.execution.emulated import to_float32
+from precaudit.execution.emulated import every_model, no_island, to_float32
 from precaudit.execution.formats import PlanLookup, ScopeFormat
 from precaudit.execution.rounding import HALF_DTYPES
 from precaudit.instrument.scopes import Frame, Scopes
@@ -32,6 +32,8 @@ def autocast_for(format_name: str, device: str) -> torch.autocast:
 class ScopeMode(OperationMode):
     """Runs one module's operations each in its format: exceptions to the default, float32 inputs in float32."""
 
+    __torch_function__ = torch.compiler.disable(OperationMode.__torch_function__)
+
     def __init__(self, scope: ScopeFormat, device: str) -> None:
         super().__init__()
         self._scope, self._device = scope, device
@@ -40,6 +42,8 @@ class ScopeMode(OperationMode):
         return op in self._scope.ops
 
     def operation(self, op: str, func: Any, args: Any, kwargs: Any) -> Any:
+        if op.startswith("__get"):
+            return func(*args, **kwargs)
         format_name = self._scope.of(op)
         if format_name in _WIDE and not writes(func, kwargs):
             args, kwargs = to_float32(args), to_float32(kwargs)
@@ -56,8 +60,8 @@ class NativePrecision:
         self,
         plan: Plan,
         scopes: Scopes,
-        covers: Callable[[torch.nn.Module], bool] = lambda module: True,
-        in_island: Callable[[], bool] = lambda: False,
+        covers: Callable[[torch.nn.Module], bool] = every_model,
+        in_island: Callable[[], bool] = no_island,
     ) -> None:
         self._lookup = PlanLookup(plan)
         self._covers, self._in_island = covers, in_island

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import wraps
@@ -12,6 +11,11 @@ from unittest import mock
 import torch
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+
+
+def in_backward() -> bool:
+    """Whether a backward pass is running in this thread: the script's own, or the one the device works in."""
+    return bool(torch._C._current_graph_task_id() != -1)
 
 
 class TrainingListener:
@@ -47,12 +51,11 @@ class TrainingEvents:
     def __init__(self, has_optimizer: bool = False) -> None:
         self.listeners: list[TrainingListener] = []
         self.has_optimizer = has_optimizer
-        self._depth = threading.local()
         self._stepping: list[Any] = []
 
     @property
     def in_backward(self) -> bool:
-        return getattr(self._depth, "backward", 0) > 0
+        return in_backward()
 
     @property
     def in_step(self) -> bool:
@@ -72,14 +75,6 @@ class TrainingEvents:
                 stack.callback(handle.remove)
             yield self
 
-    @contextmanager
-    def _inside_backward(self) -> Iterator[None]:
-        self._depth.backward = getattr(self._depth, "backward", 0) + 1
-        try:
-            yield
-        finally:
-            self._depth.backward -= 1
-
     def _backward(self, original: Callable[..., None]) -> Callable[..., None]:
         def backward(tensors: Any, grad_tensors: Any = None, *args: Any, **kwargs: Any) -> None:
             if self.in_backward:
@@ -88,8 +83,7 @@ class TrainingEvents:
             gradients = _as_list(grad_tensors) or [None] * len(roots)
             for listener in self.listeners:
                 gradients = listener.backward_starts(roots, gradients) or gradients
-            with self._inside_backward():
-                original(roots, gradients, *args, **kwargs)
+            original(roots, gradients, *args, **kwargs)
             for listener in self.listeners:
                 listener.backward_ended(roots)
             if not self.has_optimizer:
@@ -116,8 +110,7 @@ class TrainingEvents:
         def grad(outputs: Any, *args: Any, **kwargs: Any) -> Any:
             if self.in_backward:
                 return original(outputs, *args, **kwargs)
-            with self._inside_backward():
-                result = original(outputs, *args, **kwargs)
+            result = original(outputs, *args, **kwargs)
             for listener in self.listeners:
                 listener.gradient_taken(_as_list(outputs))
             return result

@@ -15,7 +15,7 @@ from weakref import WeakKeyDictionary, ref
 
 from torch import nn
 
-_WRAPPERS = {"_orig_mod"}
+_WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 _WRAPPER_TYPES = {"DistributedDataParallel", "DataParallel", "FullyShardedDataParallel"}
 
 
@@ -67,9 +67,16 @@ def find_model(module: nn.Module) -> tuple[str, nn.Module]:
     return (names[-1] if names else type(model).__name__), model
 
 
-def _visible(fqn: str, wrapper: bool) -> str:
-    parts = [part for part in fqn.split(".") if part not in _WRAPPERS]
-    return ".".join(parts[1:] if wrapper and parts[:1] == ["module"] else parts)
+def fqns_of(model: nn.Module) -> dict[nn.Module, str]:
+    """Every module's name as the script knows it: without what torch.compile, DDP and FSDP put in front."""
+    wrapped = {fqn for fqn, module in model.named_modules() if type(module).__name__ in _WRAPPER_TYPES}
+    return {module: _visible(fqn, wrapped) for fqn, module in model.named_modules()}
+
+
+def _visible(fqn: str, wrapped: set[str]) -> str:
+    parts = fqn.split(".")
+    inside = [part == "module" and ".".join(parts[:i]) in wrapped for i, part in enumerate(parts)]
+    return ".".join(part for part, hidden in zip(parts, inside, strict=True) if not hidden and part not in _WRAPPERS)
 
 
 class ModuleNames:
@@ -91,9 +98,8 @@ class ModuleNames:
         """Name the tree under `model`; returns the model's unique name."""
         unique = self._unique(model, variable)
         self._models[unique] = ref(model)
-        wrapper = type(model).__name__ in _WRAPPER_TYPES
-        for fqn, module in model.named_modules():
-            self._names[module] = ModuleName(unique, _visible(fqn, wrapper))
+        for module, fqn in fqns_of(model).items():
+            self._names[module] = ModuleName(unique, fqn)
         return unique
 
     def model(self, name: str) -> nn.Module | None:

@@ -16,7 +16,12 @@ def fit_names(plan: Plan, own: Collection[str], model: str = "") -> dict[str, st
     """
     prefixes = dict.fromkeys(["", model, *sorted({fqn.partition(".")[0] for fqn in plan.modules})])
     candidates = [_stripped(plan, prefix) for prefix in prefixes]
-    return max(candidates, key=lambda names: sum(1 for fqn in names.values() if fqn in own))
+    return max(candidates, key=lambda names: _matches(set(names.values()), own))
+
+
+def _matches(names: set[str], own: Collection[str]) -> int:
+    """How many of the names exist; a model alone (its root's empty name) is one without modules inside."""
+    return 0 if names == {""} != set(own) else len(names.intersection(own))
 
 
 def _stripped(plan: Plan, prefix: str) -> dict[str, str]:

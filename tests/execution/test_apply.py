@@ -1,0 +1,341 @@
+"""`precaudit.apply` on somebody's model: what it changes, what it leaves behind, and how it refuses."""
+
+import copy
+import gc
+import io
+import pickle
+import weakref
+
+import pytest
+import torch
+from emulation_models import Inside, plan_for, weights
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.utils.checkpoint import checkpoint
+
+import precaudit
+from precaudit.errors import PrecauditError
+from precaudit.execution.apply import apply
+from precaudit.model import OpFormat, Plan
+from precaudit.reporting.serialize import write_json
+
+
+def small():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+
+
+def modes():
+    return torch.overrides._get_current_function_mode_stack()
+
+
+def hooks(model):
+    return [h for m in model.modules() for h in (*m._forward_hooks.values(), *m._forward_pre_hooks.values())]
+
+
+X = weights(3, 4)
+
+
+# ---------------------------------------------------------------- in force, and gone
+
+
+@pytest.mark.parametrize("execution", ["emulated", "native"])
+def test_a_plan_is_in_force_until_its_handle_is_removed(execution):
+    model = small()
+    before = model(X)
+    handle = precaudit.apply(model, plan_for(model, "bfloat16"), execution=execution)
+    under = model(X)
+    handle.remove()
+    handle.remove()
+    assert under.dtype == torch.float32
+    assert not torch.equal(under, before)
+    torch.testing.assert_close(under, before, rtol=0.05, atol=0.01)
+    assert torch.equal(model(X), before)
+    assert hooks(model) == []
+
+
+def test_a_with_block_ends_it_also_when_it_raises():
+    model = small()
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"), apply(model, plan_for(model, "float16")):
+        model(X.t())
+    assert hooks(model) == []
+    assert modes() == []
+
+
+def test_outside_the_model_nothing_is_rounded():
+    model = small()
+    with apply(model, plan_for(model, "bfloat16"), execution="emulated"):
+        y = model(X)
+        assert modes() == []
+        assert (y @ y.t()).dtype == torch.float32
+
+
+def test_weights_and_gradients_stay_float32():
+    model = small()
+    with apply(model, plan_for(model, "bfloat16")):
+        model(X).sum().backward()
+    assert {p.dtype for p in model.parameters()} == {p.grad.dtype for p in model.parameters()} == {torch.float32}
+
+
+def test_a_submodule_called_directly_runs_under_the_plan():
+    model = small()
+    plain = model[0](X)
+    with apply(model, plan_for(model, "bfloat16")):
+        low = model[0](X)
+    assert low.dtype == torch.float32
+    assert not torch.equal(low, plain)
+
+
+def test_a_module_inside_itself():
+    class Tree(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lin = nn.Linear(4, 4)
+
+        def forward(self, x, depth):
+            below = self(x, depth - 1) if depth else x
+            return self.lin(below)
+
+    model = Tree()
+    with apply(model, plan_for(model, "bfloat16"), execution="emulated") as handle:
+        assert model(X, 3).dtype == torch.float32
+        assert handle.current is None
+    assert modes() == []
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+@pytest.mark.parametrize("execution", ["emulated", "native"])
+def test_a_forward_that_raises_leaves_nothing(error, execution):
+    def function(model, x):
+        model.lin(x)
+        raise error("in the middle")
+
+    model = nn.Sequential(nn.Linear(4, 4), Inside(function))
+    handle = apply(model, plan_for(model, "bfloat16", {"1": "float32"}), execution=execution)
+    with pytest.raises(error, match="in the middle"):
+        model(X)
+    if error is ValueError:
+        assert handle.current is None
+        assert modes() == []
+    handle.remove()
+    assert handle.current is None
+    assert modes() == []
+    assert not torch.is_autocast_enabled("cpu")
+
+
+def test_an_applied_model_can_be_collected():
+    model = small()
+    apply(model, plan_for(model, "bfloat16"))
+    gone = weakref.ref(model)
+    del model
+    gc.collect()
+    assert gone() is None
+
+
+# ---------------------------------------------------------------- native regions
+
+
+class Spy(nn.Module):
+    """Notes the autocast region that it runs in."""
+
+    def __init__(self):
+        super().__init__()
+        self.lin = nn.Linear(4, 4)
+        self.region = None
+
+    def forward(self, x):
+        enabled = torch.is_autocast_enabled("cpu")
+        self.region = torch.get_autocast_dtype("cpu") if enabled else None
+        return self.lin(x)
+
+
+def test_native_regions_follow_the_plan_module_by_module():
+    model = nn.Sequential(Spy(), nn.Sequential(Spy(), Spy()), Spy())
+    plan = plan_for(model, "bfloat16", {"1": "float32", "1.0": "float32", "1.0.lin": "float32"})
+    with apply(model, plan, execution="native"):
+        y = model(X)
+    regions = [m.region for m in model.modules() if isinstance(m, Spy)]
+    assert regions == [torch.bfloat16, None, torch.bfloat16, torch.bfloat16]
+    assert y.dtype == torch.float32
+
+
+def test_native_float32_modules_get_float32_inputs():
+    seen = {}
+
+    def function(model, x):
+        seen["input"] = x.dtype
+        seen["product"] = (x @ x.t()).dtype
+        return x * 2
+
+    model = nn.Sequential(nn.Linear(4, 4), Inside(function))
+    with apply(model, plan_for(model, "bfloat16", {"1": "float32"}), execution="native"):
+        model(X)
+    assert seen == {"input": torch.bfloat16, "product": torch.float32}
+
+
+def test_native_exceptions_of_one_operation():
+    seen = {}
+
+    def function(model, x):
+        seen["matmul"] = (x @ x.t()).dtype
+        seen["mm"] = torch.mm(x, x.t()).dtype
+        return x
+
+    model = Inside(function)
+    with apply(model, plan_for(model, "bfloat16", ops=[("", "matmul", "float32")]), execution="native"):
+        model(X)
+    assert seen == {"matmul": torch.float32, "mm": torch.bfloat16}
+
+
+# ---------------------------------------------------------------- refusals
+
+
+def test_a_plan_for_another_model_is_refused():
+    plan = Plan(default="bfloat16", modules={"encoder.layers.0": "bfloat16", "head": "float32"})
+    with pytest.raises(PrecauditError, match=r"doesn't fit this model: it has no module encoder\.layers\.0"):
+        apply(small(), plan)
+
+
+def test_a_second_plan_is_refused_until_the_first_is_gone():
+    model = small()
+    handle = apply(model, plan_for(model, "bfloat16"))
+    with pytest.raises(PrecauditError, match="applied to this model already"):
+        apply(model, plan_for(model, "float16"))
+    handle.remove()
+    apply(model, plan_for(model, "float16")).remove()
+
+
+def test_a_path_may_be_given_and_is_checked(tmp_path):
+    path = tmp_path / "plan.json"
+    path.write_text("{}")
+    with pytest.raises(PrecauditError):
+        apply(small(), path)
+    with pytest.raises(PrecauditError, match=r"nowhere\.json"):
+        apply(small(), tmp_path / "nowhere.json")
+
+
+def test_a_written_plan_is_applied(tmp_path):
+    model = small()
+    path = tmp_path / "plan.json"
+    write_json(path, plan_for(model, "bfloat16"))
+    with apply(model, path) as handle:
+        assert handle.plan.modules["0"] == "bfloat16"
+
+
+def test_a_plan_for_several_models_fits_each_of_them():
+    modules = {"generator.0": "bfloat16", "generator.1": "float32", "critic": "float16"}
+    plan = Plan(default="bfloat16", modules=modules, ops=(OpFormat("generator.0", "linear", "float32"),))
+    generator, critic = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)), nn.Linear(4, 1)
+    with apply(generator, plan) as handle:
+        assert handle.plan.modules == {"0": "bfloat16", "1": "float32"}
+        assert handle.plan.ops == (OpFormat("0", "linear", "float32"),)
+    with apply(critic, plan) as handle:
+        assert handle.plan.modules == {"": "float16"}
+
+
+# ---------------------------------------------------------------- what else people do with a model
+
+
+def test_a_deep_copy_is_a_model_of_its_own():
+    model = small()
+    handle = apply(model, plan_for(model, "bfloat16"), execution="emulated")
+    under = model(X)
+    twin = copy.deepcopy(model)
+    assert torch.equal(twin(X), under)
+    with torch.no_grad():
+        model[0].weight.zero_()
+    assert torch.equal(twin(X), under)
+    handle.remove()
+    assert torch.equal(twin(X), under)
+    assert modes() == []
+
+
+@pytest.mark.parametrize("execution", ["emulated", "native"])
+def test_an_applied_model_can_be_saved_and_loaded(execution):
+    model = small()
+    apply(model, plan_for(model, "bfloat16"), execution=execution)
+    buffer = io.BytesIO()
+    torch.save(model, buffer)
+    buffer.seek(0)
+    for loaded in (pickle.loads(pickle.dumps(model)), torch.load(buffer, weights_only=False)):
+        assert torch.equal(loaded(X), model(X))
+
+
+def test_the_state_dict_is_the_plain_one():
+    model = small()
+    expected = list(model.state_dict())
+    apply(model, plan_for(model, "bfloat16"))
+    assert list(model.state_dict()) == expected
+    model.load_state_dict(small().state_dict())
+
+
+@pytest.fixture
+def dynamo():
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    yield torch._dynamo.utils.counters
+    torch._dynamo.reset()
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+@pytest.mark.parametrize("exceptions", [{}, {"2": "float32"}], ids=["uniform", "mixed"])
+@pytest.mark.parametrize("execution", ["emulated", "native"])
+def test_a_compiled_model_runs_under_the_plan(execution, exceptions, dynamo):
+    model = small()
+    with apply(model, plan_for(model, "bfloat16", exceptions), execution=execution):
+        under = model(X)
+        compiled = torch.compile(model, backend="eager")
+        assert torch.equal(compiled(X), under)
+        compiled(X).sum().backward()
+        assert modes() == []
+        if execution == "native" and not exceptions:
+            assert dynamo["stats"]["unique_graphs"] == 1
+            assert dynamo["stats"]["calls_captured"] == 3
+    assert torch.equal(compiled(X), model(X))
+    assert not torch.equal(model(X), under)
+
+
+@pytest.fixture
+def one_process():
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+def sharded(model):
+    mesh = init_device_mesh("cpu", (1,))
+    fully_shard(model[0], mesh=mesh)
+    return fully_shard(model, mesh=mesh)
+
+
+WRAPPERS = {
+    "fsdp": sharded,
+    "compile": lambda model: torch.compile(model, backend="eager"),
+    "ddp": nn.parallel.DistributedDataParallel,
+    "compile inside": lambda model: nn.Sequential(torch.compile(model[0], backend="eager"), *model[1:]),
+}
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+@pytest.mark.parametrize("wrapped_first", [True, False])
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_wrapped_models_keep_their_names(wrapper, wrapped_first, one_process, dynamo):
+    model = small()
+    plan = plan_for(model, "bfloat16", {"2": "float32"})
+    with apply(model, plan):
+        under = model(X)
+    wrapped = WRAPPERS[wrapper](model)
+    with apply(wrapped if wrapped_first else model, plan):
+        assert torch.equal(wrapped(X), under)
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_native_checkpointing(reentrant):
+    model = Inside(lambda outer, x: checkpoint(lambda t: outer.lin(t).exp() @ t.t(), x, use_reentrant=reentrant))
+    plain = Inside(lambda outer, x: outer.lin(x).exp() @ x.t())
+    plain.load_state_dict(model.state_dict())
+    for each in (model, plain):
+        with apply(each, plan_for(each, "bfloat16"), execution="native"):
+            each(X.clone().requires_grad_()).sum().backward()
+    assert torch.equal(model.lin.weight.grad, plain.lin.weight.grad)
