@@ -6,7 +6,6 @@ from collections.abc import Iterator
 
 from precaudit.checking.records import LARGE_EXPONENT, Answer, Deployment, HardInput, Observed, OutputMatch, finding
 from precaudit.model import Finding
-from precaudit.planning.rules import HEADROOM
 from precaudit.reporting.words import number, plural, share
 
 AGREEMENT = 0.99
@@ -125,7 +124,7 @@ def hard_inputs(observed: Observed, deployment: Deployment) -> Answer:
 
 
 def _of_hard(hard: HardInput) -> Iterator[Finding]:
-    """An error where the plan fails and float32 doesn't; inputs beyond the planner's headroom are a warning."""
+    """An error where the plan fails and float32 doesn't; large inputs are no real ones, so they are a warning."""
     with_ = f"{hard.model} with {HARD_NAMES[hard.kind]}"
     if hard.raised:
         yield _hard(hard, "error", f"{with_} raises in {hard.format}, and not in float32: {hard.raised}", SAFER)
@@ -144,13 +143,8 @@ def _overflowed(hard: HardInput, with_: str) -> Finding:
     lost = f"{with_}: {plural(hard.nonfinite, 'value')} not finite in {hard.format}, finite in float32"
     if hard.safe_exponent is None:
         return _hard(hard, "error", lost, SAFER)
-    safe = 2.0**hard.safe_exponent
-    return _hard(
-        hard,
-        "warning" if safe >= HEADROOM else "error",
-        f"{lost}; inputs may grow by 2^{hard.safe_exponent}" if hard.safe_exponent else f"{lost}; no growth is safe",
-        f"normalise or clamp the inputs, or {SAFER}",
-    )
+    room = f"inputs may grow by 2^{hard.safe_exponent}" if hard.safe_exponent else "not even twice the inputs are safe"
+    return _hard(hard, "warning", f"{lost}; {room}", f"normalise or clamp the inputs, or {SAFER}")
 
 
 def _hard(hard: HardInput, severity: str, message: str, suggestion: str) -> Finding:

@@ -85,6 +85,8 @@ class ModuleScopes:
                 hooks.register_module_forward_hook(self._leave, with_kwargs=True, always_call=True),
             ):
                 stack.callback(handle.remove)
+                # remove() forgets this mark, and torch.compile would warn of a global hook ever after
+                stack.callback(hooks._global_forward_hooks_with_kwargs.pop, handle.id, None)
             stack.callback(self._unwind)
             yield self
 

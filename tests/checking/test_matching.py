@@ -1,0 +1,104 @@
+"""Outputs against float32's: closed forms for the error, brute force for top-1."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from precaudit.checking.matching import add_batch, faulty, looks_like_scores, lost, named_outputs
+from precaudit.checking.records import OutputMatch
+
+CALL = ((torch.zeros(4, 3, dtype=torch.long),), {})
+
+
+def matched(output, reference, tolerance=0.01, call=CALL):
+    return add_batch(OutputMatch("float16", "model", ""), (output, reference), call, tolerance)
+
+
+@pytest.mark.parametrize("relative", [1.0, 0.5, 2.0**-8, 2.0**-20])
+def test_a_relative_error_has_its_decibels(relative):
+    reference = torch.randn(50, dtype=torch.float64)
+    match = matched(reference * (1 + relative), reference)
+    assert match.relative_error == pytest.approx(relative)
+    assert match.snr_db == pytest.approx(-20 * math.log10(relative))
+
+
+def test_exact_and_empty_outputs():
+    exact = matched(torch.ones(3), torch.ones(3))
+    assert (exact.relative_error, exact.snr_db) == (0.0, math.inf)
+    assert matched(torch.zeros(3), torch.zeros(3)).relative_error == 0.0
+    assert matched(torch.ones(3), torch.zeros(3)).relative_error == math.inf
+    assert matched(torch.ones(3), torch.zeros(3)).snr_db == -math.inf
+    nothing = matched(torch.empty(0), torch.empty(0))
+    assert (nothing.relative_error, nothing.snr_db, nothing.agreement) == (None, None, None)
+
+
+@given(st.integers(1, 5), st.integers(0, 2**31))
+def test_batches_add_up_to_the_whole(count, seed):
+    generator = torch.Generator().manual_seed(seed)
+    reference = torch.randn(count, 6, 5, generator=generator)
+    output = reference + 0.1 * torch.randn(reference.shape, generator=generator)
+    match = OutputMatch("float16", "model", "")
+    for got, wanted in zip(output, reference, strict=True):
+        match = add_batch(match, (got, wanted), CALL, 0.01)
+    whole = float((output - reference).double().norm() / reference.double().norm())
+    assert match.relative_error == pytest.approx(whole, rel=1e-6)
+    assert match.agreement == pytest.approx(float((output.argmax(-1) == reference.argmax(-1)).double().mean()))
+    assert (match.batches, match.rows) == (count, 6 * count)
+
+
+def test_near_ties_are_no_disagreement():
+    """The first row flips between classes 0.001 apart, the second between classes 1 apart; rms is about 1."""
+    reference = torch.tensor([[1.0, 1.001, -1.0], [1.0, 2.0, -1.0], [3.0, 0.0, 0.0]])
+    output = torch.tensor([[1.001, 1.0, -1.0], [2.0, 1.0, -1.0], [3.0, 0.0, 0.0]])
+    match = matched(output, reference)
+    assert (match.rows, match.agreeing, match.near_ties) == (3, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("shape", "inputs", "expected"),
+    [
+        ((4, 10), (4, 3), True),
+        ((2, 7, 10), (2, 7), True),
+        ((4, 1), (4, 3), False),
+        ((4,), (4, 3), False),
+        ((2, 3, 8, 8), (2, 3, 8, 8), False),
+        ((4, 3), (4, 3), False),
+    ],
+)
+def test_class_scores_are_told_by_their_shape(shape, inputs, expected):
+    assert looks_like_scores(torch.zeros(shape), ((torch.zeros(inputs),), {})) is expected
+
+
+def test_masked_scores_are_not_compared():
+    reference = torch.tensor([[1.0, -math.inf, 2.0]])
+    match = matched(reference.clone(), reference)
+    assert (match.values, match.nonfinite, match.reference_nonfinite) == (2, 0, 0)
+    assert match.relative_error == 0.0
+    assert match.agreement == 1.0
+
+
+def test_what_is_lost_and_what_was_lost_before():
+    reference = torch.tensor([[1.0, math.nan, 2.0, math.inf, -math.inf]])
+    output = torch.tensor([[math.inf, math.nan, 2.0, math.inf, -math.inf]])
+    match = matched(output, reference)
+    assert (match.values, match.nonfinite, match.reference_nonfinite) == (1, 1, 2)
+    assert lost(output, reference) == 1
+    assert faulty(reference) == 2
+
+
+def test_another_shape_is_lost_altogether():
+    match = matched(torch.ones(2, 3), torch.ones(3, 2))
+    assert (match.values, match.nonfinite) == (0, 6)
+    assert lost(torch.ones(2), torch.ones(3)) == 3
+
+
+def test_outputs_are_named_by_their_path():
+    pair = torch.return_types.max((torch.ones(2), torch.ones(2, dtype=torch.long)))
+    value = {"logits": torch.ones(1), "hidden": [torch.ones(1), {"deep": torch.ones(1)}], "ids": torch.ones(1).long()}
+    assert [name for name, _ in named_outputs(value)] == ["logits", "hidden.0", "hidden.1.deep"]
+    assert [name for name, _ in named_outputs(torch.ones(1))] == [""]
+    assert [name for name, _ in named_outputs(pair)] == ["0"]
+    assert list(named_outputs(None)) == []
