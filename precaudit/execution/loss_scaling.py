@@ -7,7 +7,7 @@ With a power of two both are exact. A non-finite leaf gradient makes the next st
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -23,16 +23,29 @@ def leaves_of(roots: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     """The leaf tensors that a backward pass from `roots` would accumulate into."""
     pending = [root.grad_fn for root in roots if root is not None and root.grad_fn is not None]
     seen = set(pending)
-    leaves = []
+    leaves = [root for root in roots if root is not None and root.is_leaf and root.requires_grad]
     while pending:
         node = pending.pop()
-        if (variable := getattr(node, "variable", None)) is not None:
-            leaves.append(variable)
+        if node.name() == "torch::autograd::AccumulateGrad":
+            leaves.append(node.variable)
         for following, _ in node.next_functions:
             if following is not None and following not in seen:
                 seen.add(following)
                 pending.append(following)
     return leaves
+
+
+def _values(gradient: torch.Tensor) -> torch.Tensor:
+    return gradient.coalesce().values() if gradient.is_sparse else gradient
+
+
+def _register_first(leaf: torch.Tensor, hook: Callable[[torch.Tensor], torch.Tensor]) -> RemovableHandle:
+    """A hook that runs before those that the script registered, which expect gradients without a scale."""
+    handle = leaf.register_hook(hook)
+    hooks: Any = leaf._backward_hooks
+    for key in [key for key in hooks if key != handle.id]:
+        hooks[key] = hooks.pop(key)
+    return handle
 
 
 class LossScaler(TrainingListener):
@@ -47,17 +60,24 @@ class LossScaler(TrainingListener):
         self._good_steps = 0
         self._step = 0
         self._handles: list[RemovableHandle] = []
+        self._hooked: set[int] = set()
         self._gradients: list[tuple[torch.Tensor, torch.Tensor]] = []
-        self._bad: dict[int, torch.Tensor] = {}
+        self._bad: dict[int, tuple[torch.Tensor, torch.Tensor | None]] = {}
         self._withheld: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def backward_starts(self, roots: Sequence[torch.Tensor], gradients: list[Any]) -> list[Any]:
-        for leaf in leaves_of(roots):
-            self._handles.append(leaf.register_hook(self._unscaler(leaf)))
+        self.remove()
+        self.backward_nested(roots)
         return [
             torch.full_like(root, self.scale) if gradient is None else gradient * self.scale
             for root, gradient in zip(roots, gradients, strict=True)
         ]
+
+    def backward_nested(self, roots: Sequence[torch.Tensor]) -> None:
+        for leaf in leaves_of(roots):
+            if id(leaf) not in self._hooked:
+                self._hooked.add(id(leaf))
+                self._handles.append(_register_first(leaf, self._unscaler(leaf)))
 
     def _unscaler(self, leaf: torch.Tensor) -> Any:
         inverse = 1.0 / self.scale
@@ -70,7 +90,11 @@ class LossScaler(TrainingListener):
 
     def backward_ended(self, roots: Sequence[torch.Tensor]) -> None:
         self.remove()
-        dense = [g.coalesce().values() if g.is_sparse else g for _, g in self._gradients]
+        self._inspect()
+
+    def _inspect(self) -> None:
+        """Note the leaves whose gradient was not finite."""
+        dense = [_values(gradient) for _, gradient in self._gradients]
         kept = [(leaf, g) for (leaf, _), g in zip(self._gradients, dense, strict=True) if g.numel()]
         self._gradients = []
         if not kept:
@@ -78,23 +102,31 @@ class LossScaler(TrainingListener):
         norms = torch.stack([n.to(kept[0][1].device) for n in torch._foreach_norm([g for _, g in kept], float("inf"))])
         for (leaf, _), finite in zip(kept, norms.isfinite().tolist(), strict=True):
             if not finite:
-                self._bad[id(leaf)] = leaf
+                self._bad[id(leaf)] = leaf, leaf.grad
+
+    def _is_bad(self, leaf: torch.Tensor) -> bool:
+        """Whether the gradient to be used is the one that was not finite, clipped or not, and none made since."""
+        if id(leaf) not in self._bad or leaf.grad is None:
+            return False
+        return leaf.grad is self._bad[id(leaf)][1] or not bool(_values(leaf.grad).isfinite().all())
 
     def step_starts(self, optimizer: Any) -> None:
         """A skipped step: the optimizer finds no gradients; without an optimizer the gradients become zero."""
+        self._inspect()
         if optimizer is None:
             skip = bool(self._bad)
-            for leaf in self._bad.values():
+            for leaf, _ in self._bad.values():
                 if leaf.grad is not None:
                     leaf.grad.zero_()
         else:
             parameters = [p for group in optimizer.param_groups for p in group["params"]]
-            skip = any(id(p) in self._bad for p in parameters)
+            skip = any(self._is_bad(p) for p in parameters)
             if skip:
                 self._withheld = [(p, p.grad) for p in parameters if p.grad is not None]
-                for parameter in parameters:
+            for parameter in parameters:
+                self._bad.pop(id(parameter), None)
+                if skip:
                     parameter.grad = None
-                    self._bad.pop(id(parameter), None)
         if skip:
             self.skipped.append(self._step)
         self._adapt(skip)
@@ -121,3 +153,4 @@ class LossScaler(TrainingListener):
         for handle in self._handles:
             handle.remove()
         self._handles = []
+        self._hooked.clear()

@@ -1,7 +1,7 @@
 """Training from slightly other initial weights.
 
-A float32 twin starts one unit in the last place away: how far it strays is how far rounding alone takes a
-training run, the noise floor of every comparison. A jittered start, one percent away, stands in for a seed
+A float32 twin starts from weights rounded once to the plan's format, at most half an ulp of that format away:
+how far it strays is what a perturbation of that size does to float32 itself, the noise floor of the comparison. A jittered start, one percent away, stands in for a seed
 in scripts whose seeds change nothing.
 """
 
@@ -14,13 +14,17 @@ from weakref import WeakSet
 import torch
 from torch import nn
 
+from precaudit.execution.rounding import round_mantissa
+from precaudit.formats import get_format
 from precaudit.instrument.scopes import Frame
 
 Change = Callable[[torch.Tensor], torch.Tensor]
 
 
-def one_ulp(parameter: torch.Tensor) -> torch.Tensor:
-    return torch.nextafter(parameter, torch.full_like(parameter, float("inf")))
+def rounded_to(format_name: str) -> Change:
+    """Rounding to the format's precision; its range plays no part."""
+    bits = get_format(format_name).mantissa
+    return lambda parameter: round_mantissa(parameter, bits).to(parameter)
 
 
 def jitter(seed: int, relative: float = 0.01) -> Change:
@@ -37,7 +41,7 @@ def jitter(seed: int, relative: float = 0.01) -> Change:
 class Perturbation:
     """A scope listener: changes every model once, before its first forward."""
 
-    def __init__(self, change: Change = one_ulp) -> None:
+    def __init__(self, change: Change) -> None:
         self._change = change
         self._done: WeakSet[nn.Module] = WeakSet()
 

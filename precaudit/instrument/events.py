@@ -27,6 +27,9 @@ class TrainingListener:
     def backward_starts(self, roots: Sequence[torch.Tensor], gradients: list[Any]) -> list[Any] | None:
         return None
 
+    def backward_nested(self, roots: Sequence[torch.Tensor]) -> None:
+        """A backward pass starts inside the running one, as reentrant checkpointing does for what it repeats."""
+
     def backward_ended(self, roots: Sequence[torch.Tensor]) -> None: ...
 
     def gradient_taken(self, outputs: Sequence[torch.Tensor]) -> None:
@@ -77,9 +80,11 @@ class TrainingEvents:
 
     def _backward(self, original: Callable[..., None]) -> Callable[..., None]:
         def backward(tensors: Any, grad_tensors: Any = None, *args: Any, **kwargs: Any) -> None:
-            if self.in_backward:
-                return original(tensors, grad_tensors, *args, **kwargs)
             roots = _as_list(tensors)
+            if self.in_backward:
+                for listener in self.listeners:
+                    listener.backward_nested(roots)
+                return original(tensors, grad_tensors, *args, **kwargs)
             gradients = _as_list(grad_tensors) or [None] * len(roots)
             for listener in self.listeners:
                 gradients = listener.backward_starts(roots, gradients) or gradients
@@ -119,6 +124,7 @@ class TrainingEvents:
 
     def _step_starts(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         """A step that raised never ended: entering the same optimizer again forgets it."""
+        self.has_optimizer = True
         if any(running is optimizer for running in self._stepping):
             self._stepping.clear()
         self._stepping.append(optimizer)

@@ -1,0 +1,65 @@
+"""Slightly other initial weights: one ulp, or one percent; once a model, before its first forward."""
+
+import torch
+from torch import nn
+
+from precaudit.execution.perturbation import Perturbation, jitter, one_ulp
+from precaudit.instrument.names import ModuleNames
+from precaudit.instrument.scopes import ModuleScopes
+
+
+def test_one_ulp_is_the_next_float():
+    values = torch.tensor([1.0, -1.0, 0.0, 3e38])
+    moved = one_ulp(values)
+    assert (moved > values).all()
+    assert torch.equal(torch.nextafter(moved, torch.full_like(values, -torch.inf)), values)
+
+
+def test_jitter_is_one_percent_of_the_rms_and_repeats():
+    values = torch.randn(10000)
+    noise = jitter(3)(values) - values
+    assert 0.0095 < (noise.square().mean() / values.square().mean()).sqrt() < 0.0105
+    assert torch.equal(jitter(3)(values), jitter(3)(values))
+    assert not torch.equal(jitter(3)(values), jitter(4)(values))
+
+
+def test_jitter_leaves_the_script_s_random_numbers_alone():
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    jitter(1)(torch.ones(5))
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_every_model_moves_once_before_its_first_forward():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3), nn.Embedding(4, 3))
+    model.half_table = nn.Parameter(torch.zeros(2, dtype=torch.int64), requires_grad=False)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    buffers = {name: b.clone() for name, b in model.named_buffers()}
+    scopes = ModuleScopes(ModuleNames())
+    scopes.listeners.append(Perturbation(one_ulp))
+    with scopes.installed():
+        model[0](torch.ones(2, 3))
+        first = model[0].weight.detach().clone()
+        model[2](torch.tensor([1]))
+        model[0](torch.ones(2, 3))
+    assert torch.equal(first, one_ulp(before["0.weight"]))
+    assert torch.equal(model[0].weight, first)
+    assert torch.equal(model[2].weight, one_ulp(before["2.weight"]))
+    assert torch.equal(model[1].weight, before["1.weight"])
+    assert torch.equal(model.half_table, before["half_table"])
+    assert all(torch.equal(b, buffers[name]) for name, b in model.named_buffers())
+
+
+def test_a_model_called_as_a_whole_moves_as_a_whole():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 1))
+    before = [p.detach().clone() for p in model.parameters()]
+    scopes = ModuleScopes(ModuleNames())
+    scopes.listeners.append(Perturbation(one_ulp))
+    with scopes.installed():
+        model(torch.ones(2, 3))
+        model(torch.ones(2, 3))
+        model[1](torch.ones(2, 3))
+    assert all(torch.equal(p, one_ulp(b)) for p, b in zip(model.parameters(), before, strict=True))
