@@ -18,6 +18,7 @@ HARD_NAMES = {
     "batch of one": "a batch of one",
     "longest": "the longest input seen",
 }
+KEEP = "keep that operation in float32, in the model or by profiling again"
 SAFER = "plan the layers that overflow in bfloat16 or float32: profile again with this data"
 
 
@@ -96,7 +97,7 @@ def _of_raised(observed: Observed, deployment: Deployment) -> Iterator[Finding]:
                 "PA734",
                 "error",
                 f"{model} raises in {format_name}, and not in float32: {said}",
-                "keep that operation in float32, in the model or by profiling again",
+                KEEP,
                 output=model,
             )
 
@@ -127,7 +128,7 @@ def _of_hard(hard: HardInput) -> Iterator[Finding]:
     """An error where the plan fails and float32 doesn't; large inputs are no real ones, so they are a warning."""
     with_ = f"{hard.model} with {HARD_NAMES[hard.kind]}"
     if hard.raised:
-        yield _hard(hard, "error", f"{with_} raises in {hard.format}, and not in float32: {hard.raised}", SAFER)
+        yield _hard(hard, "error", f"{with_} raises in {hard.format}, and not in float32: {hard.raised}", KEEP)
     elif hard.nonfinite:
         yield _overflowed(hard, with_)
     elif hard.reference_nonfinite:

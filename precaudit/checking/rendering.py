@@ -78,4 +78,4 @@ def _case(suite: ElementTree.Element, name: str, answer: Answer) -> None:
         failure.text = "\n".join(lines)
     elif not answer.measured:
         ElementTree.SubElement(case, "skipped", message=prose(answer.detail))
-    ElementTree.SubElement(case, "system-out").text = "\n".join([prose(answer.detail), *lines])
+    ElementTree.SubElement(case, "system-out").text = "\n".join([prose(answer.detail), *([] if errors else lines)])

@@ -9,7 +9,7 @@ from precaudit.checking.outcomes import HARD_NAMES
 from precaudit.checking.records import Answer, CheckReport, HardInput, OutputMatch
 from precaudit.model import Finding
 from precaudit.reporting.story import SEVERITIES
-from precaudit.reporting.words import number, plural, prose, share, visible
+from precaudit.reporting.words import listing, number, plural, prose, share, visible
 
 OUTPUT_HEADERS = ("output", "format", "SNR dB", "error", "top-1", "finite")
 HARD_HEADERS = ("hard input", *HARD_NAMES)
@@ -28,9 +28,9 @@ def title(report: CheckReport) -> str:
     formats = " and ".join(dict.fromkeys(each.format for each in report.deployments))
     where = f"{formats} on {visible(report.target)}"
     if not report.passed:
-        failed = dict.fromkeys(question(report, a) for a in report.answers if a.status == "failed")
+        failed = dict.fromkeys(answer.question for answer in report.answers if answer.status == "failed")
         return f"FAILED: {plural(counts['error'], 'error')} in {', '.join(failed)}; don't deploy {where} with this plan"
-    unseen = [question(report, a) for a in report.answers if not a.measured]
+    unseen = dict.fromkeys(answer.question for answer in report.answers if not answer.measured)
     rest = [plural(counts["warning"], "warning")] * bool(counts["warning"]) + [f"{q} not measured" for q in unseen]
     beside = f" with {', '.join(rest)}" if rest else ""
     return f"PASSED{beside}: the plan holds for this model and data, {where}"
@@ -93,8 +93,9 @@ def outcome(hard: HardInput) -> str:
 
 
 def skipped(report: CheckReport) -> list[str]:
-    """Why hard inputs were not tried."""
-    reasons = dict.fromkeys(
-        f"{HARD_NAMES[hard.kind]}, {hard.model}: {hard.skipped}" for hard in report.hard_inputs if hard.skipped
-    )
-    return [prose(reason) for reason in reasons]
+    """Why hard inputs were not tried, the models of one reason together."""
+    reasons: dict[tuple[str, str], dict[str, None]] = {}
+    for hard in report.hard_inputs:
+        if hard.skipped:
+            reasons.setdefault((HARD_NAMES[hard.kind], hard.skipped), {})[hard.model] = None
+    return [f"{kind}, {listing(models)}: {prose(why)}" for (kind, why), models in reasons.items()][:ROWS]

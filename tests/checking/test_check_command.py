@@ -1,0 +1,175 @@
+"""The command as people run it: exit codes, bad input before any run, and runs in child processes."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from precaudit.__main__ import main
+from precaudit.model import Plan
+from precaudit.reporting.serialize import write_json
+
+MODEL_FILE = """\
+import torch
+from torch import nn
+
+def build_model():
+    return nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 4))
+
+def batches():
+    return [torch.randn(16, 8) for _ in range(20)]
+"""
+TRAINING = """\
+import sys
+import torch
+from torch import nn
+
+model = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 4))
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+print("training", sys.argv[1:])
+for step in range(100):
+    if step == 3 and "--crash" in sys.argv:
+        raise ValueError("no more data")
+    loss = model(torch.randn(16, 8)).square().mean()
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+"""
+TYPES = {"0": "Linear", "1": "ReLU", "2": "Linear"}
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model.py").write_text(MODEL_FILE)
+    (tmp_path / "train.py").write_text(TRAINING)
+    write_plan(tmp_path / "plan.json", TYPES)
+    return tmp_path
+
+
+def write_plan(path, types, **fields):
+    write_json(path, Plan("bfloat16", dict.fromkeys(types, "bfloat16"), types=types, **fields))
+
+
+# ---------------------------------------------------------------- runs in child processes
+
+
+def test_a_model_file_without_loss_passes_and_is_written_everywhere(project, capfd):
+    names = ["check.json", "check.md", "check.sarif", "check.xml", "check.gitlab.json", "check.txt"]
+    outputs = [option for name in names for option in ("-o", name)]
+    assert main(["check", "--plan", "plan.json", *outputs, "model.py"]) == 0
+    captured = capfd.readouterr()
+    assert "PASSED: the plan holds for this model and data, bfloat16 on h100" in captured.out
+    assert "check plan.json, model.py" in captured.out
+    assert "Written: check.json" in captured.err
+    assert all((project / name).stat().st_size for name in names)
+    data = json.loads((project / "check.json").read_text())
+    assert data["passed"] is True
+    assert data["job"]["calls"] == 8
+
+
+def test_a_changed_model_fails_with_annotations(project, capfd):
+    write_plan(project / "plan.json", {"0": "Linear", "1": "GELU", "2": "Linear", "3": "Softmax"})
+    assert main(["check", "--plan", "plan.json", "--format", "github", "model.py"]) == 1
+    out = capfd.readouterr().out
+    assert "::error file=model.py,line=1,title=PA705 1::1 was a GELU when the plan was made and is a ReLU now" in out
+    assert "title=PA701 3::the plan names 3 (Softmax)" in out
+
+
+def test_a_training_script_with_arguments(project, capfd):
+    arguments = [
+        "check",
+        "--plan",
+        "plan.json",
+        "--steps",
+        "3",
+        "--format",
+        "json",
+        "--fail-on",
+        "PA711",
+        "train.py",
+        "--lr",
+        "1",
+    ]
+    assert main(arguments) == 0
+    captured = capfd.readouterr()
+    data = json.loads(captured.out)
+    assert data["job"]["argv"] == ["--lr", "1"]
+    assert data["job"]["steps"] == 3
+    assert "training" not in captured.out
+
+
+def test_a_script_that_crashes_shows_its_own_traceback(project, capfd):
+    assert main(["check", "--plan", "plan.json", "train.py", "--crash"]) == 4
+    error = capfd.readouterr().err
+    assert "the script failed after 3 optimizer steps" in error
+    assert 'File "train.py", line 10, in <module>' in error
+    assert 'raise ValueError("no more data")' in error
+    assert error.rstrip().endswith("ValueError: no more data")
+    assert "precaudit/running" not in error
+
+
+# ---------------------------------------------------------------- refused before any run
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("", "not JSON"),
+        ('{"schema_version": 1, "def', "not JSON"),
+        ("[" * 100_000, "not JSON"),
+        ("[1, 2]", "not a precaudit plan"),
+        ('{"layers": []}', "not a precaudit plan"),
+        ('{"schema_version": 99, "default": "bfloat16", "modules": {}}', "newer precaudit"),
+        ('{"schema_version": 1, "default": "bf17", "modules": {}}', "unknown number format 'bf17'"),
+        ('{"schema_version": 1, "default": "bfloat16", "modules": {"fc": 16}}', "modules.fc: expected a string"),
+        ('{"schema_version": 1, "default": "bfloat16", "modules": {}, "target": "cray-1"}', "unknown GPU 'cray-1'"),
+    ],
+)
+def test_unreadable_plans(project, capsys, content, words):
+    (project / "plan.json").write_text(content)
+    assert main(["check", "--plan", "plan.json", "model.py"]) == 2
+    error = capsys.readouterr().err
+    assert words in error
+    assert "Traceback" not in error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "no script given"),
+        (["gone.py"], "there is no script 'gone.py'"),
+        (["--steps", "0", "model.py"], "at least one step"),
+        (["--tolerance", "much", "model.py"], "--tolerance 'much'"),
+        (["--tolerance", "-1", "model.py"], "--tolerance '-1'"),
+        (["--tolerance", "nan", "model.py"], "--tolerance 'nan'"),
+        (["--formats", "int3", "model.py"], "unknown number format"),
+        (["--target", "cray", "model.py"], "unknown GPU 'cray'"),
+        (["--fail-on", "sometimes", "model.py"], "--fail-on 'sometimes'"),
+        (["-o", "check.html", "model.py"], "can't be written as html"),
+        (["-o", "check.doc", "model.py"], "the extension picks the format"),
+        (["-o", "model.py", "model.py"], "the extension picks the format"),
+        (["-o", "plan.json", "model.py"], "already exists; pass --force"),
+    ],
+)
+def test_wrong_usage(project, capsys, arguments, words):
+    assert main(["check", "--plan", "plan.json", *arguments]) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_a_missing_plan_and_a_missing_option(project, capsys):
+    assert main(["check", "--plan", "gone.json", "model.py"]) == 2
+    assert "check the path" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as caught:
+        main(["check", "model.py"])
+    assert caught.value.code == 2
+
+
+def test_the_parent_process_imports_no_torch():
+    """The fork server does, meanwhile."""
+    code = (
+        "import sys, precaudit.checking.check, precaudit.checking.rendering, precaudit.commands.check as c;"
+        "import precaudit.running.children, precaudit.commands.profiling; sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
