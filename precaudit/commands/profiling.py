@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -61,14 +63,26 @@ def run_profile(arguments: argparse.Namespace) -> int:
     _make(folder)
     log = folder / "script.log"
     log.write_bytes(b"")
-    signal.signal(signal.SIGTERM, _interrupt)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, Interrupt())
     with RunProgress() as progress:
         outcome = profile_job(job, settings, ChildRunner(log, progress))
     return finish(outcome, arguments, folder)
 
 
-def _interrupt(number: int, frame: Any) -> None:
-    raise KeyboardInterrupt
+class Interrupt:
+    """One interrupt, however often the signal arrives: a terminal or a supervisor may send it to every process."""
+
+    _patience_seconds = 3.0
+
+    def __init__(self) -> None:
+        self._last = -math.inf
+
+    def __call__(self, number: int, frame: Any) -> None:
+        now = time.monotonic()
+        if now - self._last > self._patience_seconds:
+            self._last = now
+            raise KeyboardInterrupt
 
 
 def _make(folder: Path) -> None:

@@ -27,7 +27,7 @@ def leaves_of(roots: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     while pending:
         node = pending.pop()
         if node.name() == "torch::autograd::AccumulateGrad":
-            leaves.append(node.variable)
+            leaves.append(node.variable)  # type: ignore[attr-defined]
         for following, _ in node.next_functions:
             if following is not None and following not in seen:
                 seen.add(following)

@@ -1,8 +1,8 @@
 """Training from slightly other initial weights.
 
 A float32 twin starts from weights rounded once to the plan's format, at most half an ulp of that format away:
-how far it strays is what a perturbation of that size does to float32 itself, the noise floor of the comparison. A jittered start, one percent away, stands in for a seed
-in scripts whose seeds change nothing.
+how far it strays is what a perturbation of that size does to float32 itself, the noise floor of the comparison.
+A jittered start, one percent away, stands in for a seed in scripts whose seeds change nothing.
 """
 
 from __future__ import annotations

@@ -11,8 +11,9 @@ from typing import Any
 from precaudit import __version__
 from precaudit.errors import ExitCode, PrecauditError
 from precaudit.model import Execution, Plan, Report, Verification
-from precaudit.planning.planner import Choices, build_plan
+from precaudit.planning.planner import Choices, build_plan, default_format, fallback
 from precaudit.profiling.audit import Audit, Runner, chosen_formats, require_measurable, run_audit
+from precaudit.profiling.bisect import contributions
 from precaudit.profiling.environment import environment
 from precaudit.profiling.findings import all_findings
 from precaudit.profiling.settings import Settings
@@ -21,6 +22,7 @@ from precaudit.running.job import Job, RunResult, RunSpec
 from precaudit.tensorcores.peaks import Gpu, find_gpu, get_gpu
 
 DEFAULT_FORMATS = ("bfloat16", "float16", "tf32")
+NARROW = ("bfloat16", "float16", "float8_e4m3", "float8_e5m2")
 
 
 @dataclass(frozen=True)
@@ -33,18 +35,27 @@ class Outcome:
 
 
 class _Clock:
-    """A runner that keeps every result, for the account of time at the end."""
+    """A runner that keeps every result, for the account of time at the end.
+
+    `stepping_seconds` is the wall time spent in training steps, runs at the same time counted once.
+    """
 
     def __init__(self, runner: Runner) -> None:
         self._runner = runner
         self.results: list[tuple[RunSpec, RunResult]] = []
+        self.stepping_seconds = 0.0
 
     def __call__(self, spec: RunSpec) -> RunResult:
         return self.many([spec])[0]
 
     def many(self, specs: Sequence[RunSpec]) -> list[RunResult]:
+        start = time.perf_counter()
         results = self._runner.many(specs)
+        wall = time.perf_counter() - start
         self.results += zip(specs, results, strict=True)
+        inside = sum(result.seconds for result in results)
+        stepping = sum(sum(result.step_seconds) for result in results)
+        self.stepping_seconds += wall * stepping / inside if inside else 0.0
         return results
 
 
@@ -72,7 +83,7 @@ def profile_job(job: Job, settings: Settings, runner: Runner) -> Outcome:
         findings=all_findings(audit, plan, verification),
         plan=plan,
         verification=verification,
-        performance=_performance(clock.results, time.perf_counter() - start),
+        performance=_performance(clock, time.perf_counter() - start),
         cost=_cost(settings, audit),
         precaudit_version=__version__,
     )
@@ -122,8 +133,7 @@ def _failure(audit: Audit) -> tuple[str | None, ExitCode | None]:
 def _plan_and_verify(
     audit: Audit, settings: Settings, formats: tuple[str, ...], target: Gpu, execution: Execution, runner: Runner
 ) -> tuple[Plan, Verification]:
-    allowed = chosen_formats(audit.errors, formats)
-    choices = Choices(allowed, target.name, audit.bans, steps=audit.job.steps)
+    choices = _choices(audit, formats, target, runner)
     plan = build_plan(audit.trace, choices)
     if not plan.is_low_precision:
         return plan, Verification(reason="no low-precision format is within the error budget")
@@ -131,10 +141,27 @@ def _plan_and_verify(
         return plan, Verification(reason="verification was switched off (--no-verify)")
 
     def replan(promoted: dict[tuple[str, str], tuple[str, str]]) -> Plan:
-        return build_plan(audit.trace, replace(choices, promoted=promoted))
+        return build_plan(audit.trace, replace(choices, promoted={**choices.promoted, **promoted}))
 
     verification, plan = verify(audit, plan, replan, execution, runner, settings.seeds, settings.quick)
     return plan, verification
+
+
+def _choices(audit: Audit, formats: tuple[str, ...], target: Gpu, runner: Runner) -> Choices:
+    """The formats within the error budget. Where no half format is, the one preferred, without the modules that
+    make most of its error; without any where no module stands out."""
+    allowed = chosen_formats(audit.errors, formats)
+    choices = Choices(allowed, target.name, audit.bans, steps=audit.job.steps)
+    preferred = default_format(formats)
+    if default_format(allowed) in NARROW or preferred not in NARROW:
+        return choices
+    whole = replace(choices, formats=formats, default=preferred)
+    spec = audit.replay_spec
+    found = contributions(spec, build_plan(audit.trace, whole), runner) if spec is not None else []
+    if not found or len(found) * 2 > len(audit.trace.leaves):
+        return choices
+    why = f"alone in {preferred} it makes most of the gradient's error, which is over budget"
+    return replace(whole, promoted={(item.fqn, ""): (fallback(preferred, allowed), why) for item in found})
 
 
 def _exit_code(plan: Plan, verification: Verification, settings: Settings) -> ExitCode:
@@ -177,8 +204,9 @@ def _job_facts(job: Job, settings: Settings, audit: Audit, formats: Sequence[str
     }
 
 
-def _performance(runs: list[tuple[RunSpec, RunResult]], seconds: float) -> dict[str, Any]:
+def _performance(clock: _Clock, seconds: float) -> dict[str, Any]:
     """Plain time: the steps of every run at the median step of the unmeasured float32 runs (or the fastest third)."""
+    runs = clock.results
     plain = [s for spec, r in runs if spec.precision == "float32" and not spec.probe_dir for s in r.step_seconds[1:]]
     if not plain:
         plain = sorted(s for _, r in runs for s in r.step_seconds[1:])
@@ -193,8 +221,8 @@ def _performance(runs: list[tuple[RunSpec, RunResult]], seconds: float) -> dict[
         "steps_run": steps,
         "runs": len(runs),
         "seconds_plain_steps": steps * median if median is not None else None,
-        "seconds_startup": seconds - sum(sum(result.step_seconds) for _, result in runs),
-        "ratio": sum(sum(r.step_seconds) for _, r in runs) / (steps * median) if median and steps else None,
+        "seconds_startup": seconds - clock.stepping_seconds,
+        "ratio": clock.stepping_seconds / (steps * median) if median and steps else None,
         "gpu": None,
     }
 

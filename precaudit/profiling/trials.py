@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
+from precaudit.formats import get_format
 from precaudit.model import Execution, Plan, Repair, Trial, Verification
 from precaudit.profiling.audit import Audit, Runner
 from precaudit.profiling.repairs import Promotion, find_repair
@@ -58,7 +59,7 @@ class Trials:
         missing = [seed for seed in seeds if seed not in self.references]
         specs = [self.spec("reference", seed) for seed in missing]
         specs += [self.spec(label, seed, plan) for seed in seeds]
-        twin = [] if self.twin else [replace(self.spec(TWIN, 0), perturbed=True)]
+        twin = [] if self.twin else [replace(self.spec(TWIN, 0), perturbed=narrowest(plan))]
         results = self.run([*twin, *specs])
         if twin:
             self.twin = results.pop(0)
@@ -98,6 +99,11 @@ def verify(
     except Interrupted:
         judgement = replace(judgement, verdict="inconclusive", reason="interrupted before the verdict")
     return _verification(trials, judgement, execution, repairs), plan
+
+
+def narrowest(plan: Plan) -> str:
+    """The least precise format of a plan: the size of the perturbation that its rounding is."""
+    return min({plan.default, *plan.modules.values()} - {"float32"}, key=lambda name: get_format(name).mantissa)
 
 
 def _needs_repair(judgement: Judgement, quick: bool) -> bool:

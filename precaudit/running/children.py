@@ -132,6 +132,7 @@ def _tail(log: Path, lines: int = 20) -> str:
 def _child(spec: RunSpec, sender: Connection) -> None:
     """The child's whole life: output into the log, the run, its result through the pipe."""
     _redirect_output(Path(spec.log or os.devnull), spec)
+    signal.signal(signal.SIGINT, _interrupt_once)
     from precaudit.running.script import run_job
     from precaudit.running.worker import flush_output, run
 
@@ -147,6 +148,12 @@ def _child(spec: RunSpec, sender: Connection) -> None:
         sender.send(message)
     except OSError:
         sys.exit(1)
+
+
+def _interrupt_once(number: int, frame: Any) -> None:
+    """The script unwinds once; a second Ctrl-C must not cost the result."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    raise KeyboardInterrupt
 
 
 def _redirect_output(log: Path, spec: RunSpec) -> None:

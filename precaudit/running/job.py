@@ -35,7 +35,7 @@ class Job:
 class RunSpec:
     """One run of a job. `audited` steps are traced (`shadowed` ones measure local errors too); `probes` maps
     steps to the plan whose gradients are compared there; `watch` looks for the first non-finite value from
-    the given step on; `perturbed` moves every parameter by one ulp before the first forward, `jitter` by one percent;
+    the given step on; `perturbed` rounds the initial weights to a format, `jitter` moves them by one percent;
     `neutralize` turns the script's own casts to low precision into float32. `observer`, called with the module scopes
     and `Baseline.in_island`, makes one more scope listener; what its `observe()` says after the run is `observed`."""
 
@@ -52,7 +52,7 @@ class RunSpec:
     probe_save: frozenset[int] = frozenset()
     probe_compare: Mapping[int, tuple[str, Plan]] = field(default_factory=dict)
     watch_from: int | None = None
-    perturbed: bool = False
+    perturbed: str | None = None
     jitter: bool = False
     neutralize: bool = False
     log: str | None = None

@@ -17,7 +17,7 @@ from precaudit.errors import PrecauditError
 from precaudit.execution.emulated import Emulator
 from precaudit.execution.loss_scaling import LossScaler
 from precaudit.execution.native import NativePrecision
-from precaudit.execution.perturbation import Perturbation, jitter, one_ulp
+from precaudit.execution.perturbation import Perturbation, jitter, rounded_to
 from precaudit.instrument.events import TrainingEvents, TrainingListener
 from precaudit.instrument.names import ModuleNames
 from precaudit.instrument.scopes import ModuleScopes
@@ -79,7 +79,7 @@ def _assemble(spec: RunSpec, progress: Callable[[int, float], None]) -> _Session
     if spec.jitter:
         scopes.listeners.append(Perturbation(jitter(spec.seed)))
     if spec.perturbed:
-        scopes.listeners.append(Perturbation(one_ulp))
+        scopes.listeners.append(Perturbation(rounded_to(spec.perturbed)))
     probe = GradientProbe(spec, names, scopes, events, _trains) if spec.probe_dir else None
     if probe is not None:
         scopes.listeners.append(probe)

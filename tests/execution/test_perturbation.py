@@ -1,18 +1,20 @@
-"""Slightly other initial weights: one ulp, or one percent; once a model, before its first forward."""
+"""Slightly other initial weights: rounded to a format, or one percent off; once a model, before its first forward."""
 
 import torch
 from torch import nn
 
-from precaudit.execution.perturbation import Perturbation, jitter, one_ulp
+from precaudit.execution.perturbation import Perturbation, jitter, rounded_to
 from precaudit.instrument.names import ModuleNames
 from precaudit.instrument.scopes import ModuleScopes
 
 
-def test_one_ulp_is_the_next_float():
-    values = torch.tensor([1.0, -1.0, 0.0, 3e38])
-    moved = one_ulp(values)
-    assert (moved > values).all()
-    assert torch.equal(torch.nextafter(moved, torch.full_like(values, -torch.inf)), values)
+bf16 = rounded_to("bfloat16")
+
+
+def test_rounding_to_a_format_is_its_cast_within_its_range():
+    values = torch.randn(10000)
+    assert torch.equal(bf16(values), values.bfloat16().float())
+    assert torch.equal(rounded_to("float16")(values), values.half().float())
 
 
 def test_jitter_is_one_percent_of_the_rms_and_repeats():
@@ -38,15 +40,15 @@ def test_every_model_moves_once_before_its_first_forward():
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     buffers = {name: b.clone() for name, b in model.named_buffers()}
     scopes = ModuleScopes(ModuleNames())
-    scopes.listeners.append(Perturbation(one_ulp))
+    scopes.listeners.append(Perturbation(bf16))
     with scopes.installed():
         model[0](torch.ones(2, 3))
         first = model[0].weight.detach().clone()
         model[2](torch.tensor([1]))
         model[0](torch.ones(2, 3))
-    assert torch.equal(first, one_ulp(before["0.weight"]))
+    assert torch.equal(first, bf16(before["0.weight"]))
     assert torch.equal(model[0].weight, first)
-    assert torch.equal(model[2].weight, one_ulp(before["2.weight"]))
+    assert torch.equal(model[2].weight, bf16(before["2.weight"]))
     assert torch.equal(model[1].weight, before["1.weight"])
     assert torch.equal(model.half_table, before["half_table"])
     assert all(torch.equal(b, buffers[name]) for name, b in model.named_buffers())
@@ -57,9 +59,9 @@ def test_a_model_called_as_a_whole_moves_as_a_whole():
     model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 1))
     before = [p.detach().clone() for p in model.parameters()]
     scopes = ModuleScopes(ModuleNames())
-    scopes.listeners.append(Perturbation(one_ulp))
+    scopes.listeners.append(Perturbation(bf16))
     with scopes.installed():
         model(torch.ones(2, 3))
         model(torch.ones(2, 3))
         model[1](torch.ones(2, 3))
-    assert all(torch.equal(p, one_ulp(b)) for p, b in zip(model.parameters(), before, strict=True))
+    assert all(torch.equal(p, bf16(b)) for p, b in zip(model.parameters(), before, strict=True))
