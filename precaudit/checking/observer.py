@@ -15,6 +15,7 @@ from torch import nn
 from precaudit.checking import inputs
 from precaudit.checking.records import Deployment, HardInput, ModuleFacts, Observation, Observed
 from precaudit.checking.repeating import Calls, Repeater, Seen, compare, hard_calls, safe_exponent, said, try_hard
+from precaudit.errors import PrecauditError
 from precaudit.instrument.names import ModuleNames
 from precaudit.instrument.scopes import Frame, ModuleScopes
 from precaudit.model import Execution, Plan
@@ -91,10 +92,16 @@ class Observer:
         return part_of(plan, fit_names(plan, own, model))
 
     def _execution(self) -> Execution:
+        parameters = (p for calls in self._calls.values() for p in calls.module.parameters())
+        on_cuda = any(p.device.type == "cuda" for p in parameters)
+        if self._wanted.execution == "native" and self._calls and not on_cuda:
+            raise PrecauditError(
+                "--execution native needs the model on a CUDA device: the CPU's autocast rounds at other places. "
+                "Use --execution emulated"
+            )
         if self._wanted.execution != "auto":
             return self._wanted.execution
-        parameters = (p for calls in self._calls.values() for p in calls.module.parameters())
-        return "native" if any(p.device.type == "cuda" for p in parameters) else "emulated"
+        return "native" if on_cuda else "emulated"
 
 
 def _facts(names: ModuleNames, model: nn.Module) -> Iterator[ModuleFacts]:

@@ -7,8 +7,11 @@ import torch
 from checked import Net, answer, batches, check, check_trained, check_training, plan, rules
 from torch import nn
 
+from precaudit.checking.repeating import Repeater
 from precaudit.errors import ExitCode, PrecauditError
-from precaudit.model import OpFormat
+from precaudit.instrument.names import ModuleNames
+from precaudit.instrument.scopes import ModuleScopes
+from precaudit.model import OpFormat, Plan
 
 
 @pytest.mark.parametrize("name", ["float32", "bfloat16", "float16"])
@@ -309,6 +312,27 @@ def test_no_batches():
     with pytest.raises(PrecauditError, match="no batch") as caught:
         check(plan(), data=iter(()))
     assert caught.value.exit_code == ExitCode.NOTHING_TO_MEASURE
+
+
+def test_native_needs_cuda():
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a CUDA device")
+    with pytest.raises(PrecauditError, match="Use --execution emulated"):
+        check(plan(), execution="native")
+
+
+def test_native_precision_is_torchs_autocast():
+    """On the CPU here, to see that regions open and close: what `check` itself refuses, as its rounding is another."""
+    model, x = nn.Linear(8, 4), torch.randn(16, 8)
+    scopes = ModuleScopes(ModuleNames())
+    with scopes.installed():
+        repeater = Repeater(scopes, lambda: False, "native")
+        got = repeater.under(model, Plan("bfloat16", {"": "bfloat16"}))(((x,), {}))[""]
+        exact = repeater.float32(model)(((x,), {}))[""]
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(got, model(x).float())
+    assert torch.equal(exact, model(x).detach())
+    assert not torch.equal(got, exact)
 
 
 @pytest.mark.gpu
