@@ -21,18 +21,31 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     parser.add_argument("--seeds", type=int, default=3, metavar="N", help="paired seeds of the first look (default 3)")
     parser.add_argument("--target", metavar="GPU", help="the card to plan for (default: this machine's, else h100)")
     parser.add_argument("--formats", metavar="LIST", help="formats the plan may use, such as bf16,fp16,tf32,fp8")
-    parser.add_argument("--execution", choices=("auto", "native", "emulated"), default="auto",
-                        help="how low precision runs: on the hardware, or with its rounding emulated")
+    parser.add_argument(
+        "--execution",
+        choices=("auto", "native", "emulated"),
+        default="auto",
+        help="how low precision runs: on the hardware, or with its rounding emulated",
+    )
     parser.add_argument("--quick", action="store_true", help="one paired seed: screened, not verified")
     parser.add_argument("--no-verify", action="store_true", help="audit and plan only")
     parser.add_argument("--out", type=Path, metavar="DIR", help="output folder (default reports/<script stem>)")
     parser.add_argument("--device", metavar="DEVICE", help="device for a model file (default: cuda if there is one)")
     parser.add_argument("--price", type=float, metavar="USD_PER_HOUR", help="what an hour on the device costs")
-    parser.add_argument("--fail-on", action="append", default=[], metavar="RULE",
-                        help="also fail on a finding (PA101), a severity (warning) or METRIC:THRESHOLD (repeatable)")
+    parser.add_argument(
+        "--fail-on",
+        action="append",
+        default=[],
+        metavar="RULE",
+        help="also fail on a finding (PA101), a severity (warning) or METRIC:THRESHOLD (repeatable)",
+    )
     add_output_options(parser)
-    parser.add_argument("script", nargs=argparse.REMAINDER, metavar="SCRIPT [its arguments]",
-                        help="the training script or model file, and its own arguments")
+    parser.add_argument(
+        "script",
+        nargs=argparse.REMAINDER,
+        metavar="SCRIPT [its arguments]",
+        help="the training script or model file, and its own arguments",
+    )
     parser.set_defaults(run=run)
 
 

@@ -154,9 +154,13 @@ def _kernel_flops(trace: Trace, op: Ints, classes: Sequence[Classification]) -> 
     if not trace.arguments:
         return flops
     of_op = np.full(len(trace.ops), np.nan)
-    for index in trace.arguments:
-        found = _product_of(trace, index)
-        of_op[index] = found.flops if found else np.nan
+    known_products: dict[tuple[int, int], float] = {}
+    for index, given in trace.arguments.items():
+        key = (int(trace.ops.name[index]), id(given))
+        if key not in known_products:
+            found = _product_of(trace, index)
+            known_products[key] = found.flops if found else np.nan
+        of_op[index] = known_products[key]
     timed = (op >= 0) & (seconds > 0)
     known = timed & np.array([found.matmul for found in classes], dtype=bool)
     settled = np.isin(op, op[known])

@@ -9,31 +9,31 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from precaudit.tensorcores.products import SHAPED, Arguments, read_arguments
+from precaudit.tensorcores.products import RECORDED, SHAPED, Arguments, read_arguments
 
 Event = Mapping[str, Any]
 
 MODULE = "nn.Module: "
 SCOPE = "fwd::"  # what precaudit's own profiled steps put around every forward
-_LARGEST = 2**63
+_LARGEST = 2**53
 
 
 class Table:
-    """Rows of numbers, kept as columns; the type codes are those of `array`."""
+    """Rows of numbers in one flat array of doubles, which hold every integer of a trace exactly (up to 2**53)."""
 
-    def __init__(self, **codes: str) -> None:
-        self._columns = {name: array(code) for name, code in codes.items()}
-        self._appends = tuple(column.append for column in self._columns.values())
+    def __init__(self, *names: str) -> None:
+        self.names = names
+        self._cells = array("d")
+        self.add = self._cells.extend  # takes a row: the hot call of the reader
 
     def __len__(self) -> int:
-        return len(next(iter(self._columns.values())))
+        return len(self._cells) // len(self.names)
 
-    def add(self, *row: Any) -> None:
-        for append, value in zip(self._appends, row):  # noqa: B905 - the hot loop; rows are as long as the table
-            append(value)
+    def floats(self, name: str) -> npt.NDArray[np.float64]:
+        return np.array(self._cells[self.names.index(name) :: len(self.names)], dtype=np.float64)
 
-    def arrays(self) -> dict[str, npt.NDArray[Any]]:
-        return {name: np.array(column, dtype=column.typecode) for name, column in self._columns.items()}
+    def integers(self, name: str) -> npt.NDArray[np.int64]:
+        return self.floats(name).astype(np.int64)
 
 
 class Columns:
@@ -42,13 +42,14 @@ class Columns:
     def __init__(self) -> None:
         self.names: dict[str, int] = {}
         self.threads: dict[str, int] = {}
-        self.kernels = Table(name="q", duration="d", correlation="q", device="q")
-        self.launches = Table(correlation="q", thread="q", start="d")
-        self.ops = Table(name="q", thread="q", start="d", duration="d", sequence="q", forward_thread="q")
-        self.scopes = Table(name="q", thread="q", start="d", duration="d")
-        self.marks = Table(name="q", thread="q", start="d", duration="d")
-        self.flows = Table(id="q", source="q", thread="q", start="d")
+        self.kernels = Table("name", "duration", "correlation", "device")
+        self.launches = Table("correlation", "thread", "start")
+        self.ops = Table("name", "thread", "start", "duration", "sequence", "forward_thread")
+        self.scopes = Table("name", "thread", "start", "duration")
+        self.marks = Table("name", "thread", "start", "duration")
+        self.flows = Table("id", "source", "thread", "start")
         self.arguments: dict[int, Arguments] = {}
+        self._seen: dict[str, Arguments] = {}
         self.counters = 0
         self.malformed = 0
         self._takers: dict[str, Callable[[Event], None]] = {
@@ -88,14 +89,14 @@ class Columns:
     def _take_python(self, event: Event) -> None:
         name = event["name"]
         if name.startswith(MODULE):
-            self.scopes.add(*self._span(event, name[len(MODULE) :]))
+            self.scopes.add(self._span(event, name[len(MODULE) :]))
 
     def _take_annotation(self, event: Event) -> None:
         name = event["name"]
         if name.startswith(SCOPE):
-            self.scopes.add(*self._span(event, name[len(SCOPE) :]))
+            self.scopes.add(self._span(event, name[len(SCOPE) :]))
         else:
-            self.marks.add(*self._span(event, name))
+            self.marks.add(self._span(event, name))
 
     def _take_op(self, event: Event) -> None:
         name, arguments = event["name"], event.get("args") or {}
@@ -104,32 +105,37 @@ class Columns:
             sequence = integer(arguments["Sequence number"], -1)
             forward_thread = integer(arguments.get("Fwd thread id"), 0)
         if name in SHAPED:
-            self.arguments[len(self.ops)] = read_arguments(arguments)
-        self.ops.add(*self._span(event, name), sequence, forward_thread)
+            self.arguments[len(self.ops)] = self._arguments(arguments)
+        self.ops.add((*self._span(event, name), sequence, forward_thread))
+
+    def _arguments(self, recorded: Event) -> Arguments:
+        """Calls repeat with the same arguments: each different set is taken apart and kept once."""
+        text = str([recorded.get(key) for key in RECORDED])
+        return self._seen.get(text) or self._seen.setdefault(text, read_arguments(recorded))
 
     def _take_kernel(self, event: Event) -> None:
         name, arguments = event["name"], event.get("args") or {}
         device = integer(arguments.get("device", event.get("pid")), 0)
         correlation = integer(arguments.get("correlation"), -1)
         duration = float(event["dur"])
-        self.kernels.add(self._name(name), duration, correlation, device if 0 <= device < 1024 else 0)
+        self.kernels.add((self._name(name), duration, correlation, device if 0 <= device < 1024 else 0))
 
     def _take_launch(self, event: Event) -> None:
-        self.launches.add(integer(event["args"]["correlation"], -1), self._thread(event), float(event["ts"]))
+        self.launches.add((integer(event["args"]["correlation"], -1), self._thread(event), float(event["ts"])))
 
     def _take_flow(self, event: Event) -> None:
-        self.flows.add(integer(event["id"], -1), event["ph"] == "s", self._thread(event), float(event["ts"]))
+        self.flows.add((integer(event["id"], -1), event["ph"] == "s", self._thread(event), float(event["ts"])))
 
     def _take_counter(self, event: Event) -> None:
         self.counters += 1
 
 
 def integer(value: Any, default: int) -> int:
-    """The value as a number that fits 64 bits, or the default."""
+    """The value as a whole number that a double holds, or the default."""
     if value is None:
         return default
     try:
         number = int(value)
     except (TypeError, ValueError, OverflowError):
         return default
-    return number if -_LARGEST <= number < _LARGEST else default
+    return number if -_LARGEST <= number <= _LARGEST else default

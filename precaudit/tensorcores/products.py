@@ -44,18 +44,18 @@ class Product:
     dims: tuple[tuple[str, int], ...]
 
 
+RECORDED = ("Input Dims", "Input Strides", "Input type", "Concrete Inputs")
+
+
 def read_arguments(recorded: Mapping[str, Any]) -> Arguments:
     """The arguments of an op event; whatever is missing or of the wrong kind is left out."""
-
-    def column(key: str) -> list[Any]:
-        found = recorded.get(key)
-        return found if isinstance(found, list) else []
-
+    found = [recorded.get(key) for key in RECORDED]
+    dims, strides, types, values = (column if isinstance(column, list) else [] for column in found)
     return Arguments(
-        dims=tuple(map(_shape, column("Input Dims"))),
-        strides=tuple(map(_shape, column("Input Strides"))),
-        types=tuple(map(str, column("Input type"))),
-        values=tuple(map(str, column("Concrete Inputs"))),
+        dims=tuple(map(_shape, dims)),
+        strides=tuple(map(_shape, strides)),
+        types=tuple(map(str, types)),
+        values=tuple(map(str, values)),
     )
 
 

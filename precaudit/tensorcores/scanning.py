@@ -22,7 +22,7 @@ try:
 except ModuleNotFoundError:  # GPU machines with a fixed set of packages: slower, same answers
     from json import loads
 
-CHUNK = 4 << 20
+CHUNK = 1 << 20
 HEAD = 1 << 16
 LIMIT = 256 << 20
 _CUTS_TRIED = 4

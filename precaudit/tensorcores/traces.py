@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from precaudit.errors import ExitCode, PrecauditError
-from precaudit.tensorcores.columns import Columns
+from precaudit.tensorcores.columns import Columns, Table
 from precaudit.tensorcores.products import Arguments
 from precaudit.tensorcores.scanning import TraceFile
 
@@ -114,21 +114,23 @@ def _no_kernels(path: Path, columns: Columns, events: int) -> str:
 
 
 def _assemble(source: str, columns: Columns, file: TraceFile) -> Trace:
-    kernels, ops, flows = columns.kernels.arrays(), columns.ops.arrays(), columns.flows.arrays()
-    seconds = _seconds(kernels["duration"])
-    device = int(np.bincount(kernels["device"], weights=seconds).argmax())
+    kernels, ops, launches, flows = columns.kernels, columns.ops, columns.launches, columns.flows
+    seconds = _seconds(kernels.floats("duration"))
+    device = int(np.bincount(kernels.integers("device"), weights=seconds).argmax())
     return Trace(
         source=source,
         device=_device(file.metadata, device),
         names=tuple(columns.names),
-        kernels=Kernels(kernels["name"], seconds, kernels["correlation"]),
-        launches=Launches(**columns.launches.arrays()),
+        kernels=Kernels(kernels.integers("name"), seconds, kernels.integers("correlation")),
+        launches=Launches(launches.integers("correlation"), launches.integers("thread"), launches.floats("start")),
         ops=_intervals(ops),
-        sequence=ops["sequence"],
-        backward=ops["forward_thread"] > 0,
-        scopes=_intervals(columns.scopes.arrays()),
-        marks=_intervals(columns.marks.arrays()),
-        flows=Flows(flows["id"], flows["source"] > 0, flows["thread"], flows["start"]),
+        sequence=ops.integers("sequence"),
+        backward=ops.integers("forward_thread") > 0,
+        scopes=_intervals(columns.scopes),
+        marks=_intervals(columns.marks),
+        flows=Flows(
+            flows.integers("id"), flows.integers("source") > 0, flows.integers("thread"), flows.floats("start")
+        ),
         arguments=columns.arguments,
         events=file.events,
         malformed=columns.malformed,
@@ -140,9 +142,9 @@ def _seconds(microseconds: Floats) -> Floats:
     return np.where(usable, microseconds, 0.0) * 1e-6
 
 
-def _intervals(columns: Mapping[str, npt.NDArray[Any]]) -> Intervals:
-    start, duration = columns["start"], columns["duration"]
-    return Intervals(columns["name"], columns["thread"], start, start + np.maximum(duration, 0.0))
+def _intervals(table: Table) -> Intervals:
+    start, duration = table.floats("start"), table.floats("duration")
+    return Intervals(table.integers("name"), table.integers("thread"), start, start + np.maximum(duration, 0.0))
 
 
 def _device(metadata: Mapping[str, Any], number: int) -> Device | None:

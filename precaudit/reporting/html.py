@@ -1,0 +1,274 @@
+"""report.html: one file that loads nothing, made to be read by a manager first and an engineer second."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import math
+from collections.abc import Iterable, Mapping
+from importlib.util import find_spec
+from typing import Any
+
+import orjson
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from precaudit import __version__
+from precaudit.model import Finding, FormatFit, Report, Trial
+from precaudit.reporting import costs, story, usage
+from precaudit.reporting.pagedata import page_data, times
+from precaudit.reporting.serialize import dump_plan, to_json
+from precaudit.reporting.words import (
+    NOT_MEASURED,
+    SHORT_FORMATS,
+    listing,
+    number,
+    plural,
+    power,
+    prose,
+    seconds,
+    share,
+    signed,
+    visible,
+)
+
+ROWS = 12
+LONGEST = 300
+WITHOUT_CHARTS = (
+    "The charts are missing: altair and vl-convert-python were not installed where this page was made. "
+    'Install them with pip install "precaudit[html]" and make the page again with precaudit report.'
+)
+BADGES = {
+    "pass": "Verified",
+    "fail": "Not verified",
+    "inconclusive": "Not decided",
+    "screened": "Screened",
+    "not_run": "Not verified",
+}
+
+
+def render_html(report: Report) -> str:
+    environment = Environment(
+        loader=PackageLoader("precaudit.reporting"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    source = {name: _template_text(environment, name) for name in ("report.css", "report.js")}
+    charts = _charts()
+    scripts = [source["report.js"], *([charts["library"]] if charts else [])]
+    context = (
+        _story(report)
+        | _tables(report)
+        | {
+            "policy": _policy(scripts),
+            "css": Markup(source["report.css"]),
+            "script_code": Markup(source["report.js"]),
+            "charts": charts,
+            "without_charts": WITHOUT_CHARTS,
+            "data": script_json(page_data(report)),
+            "plan_json": script_json(dump_plan(report.plan)),
+            "version": visible(report.precaudit_version or __version__),
+        }
+    )
+    return environment.get_template("report.html.j2").render(context)
+
+
+def script_json(value: Any) -> Markup:
+    """JSON that can stand in a script element: no sign in it can end the element or open a comment."""
+    text = orjson.dumps(value).decode()
+    for sign in "<>&\u2028\u2029":
+        text = text.replace(sign, f"\\u{ord(sign):04x}")
+    return Markup(text)
+
+
+def _template_text(environment: Environment, name: str) -> str:
+    assert environment.loader is not None
+    return environment.loader.get_source(environment, name)[0]
+
+
+def _charts() -> dict[str, Markup] | None:
+    """Vega and the compiled charts; None where altair is not installed."""
+    if find_spec("altair") is None or find_spec("vl_convert") is None:
+        return None
+    import vl_convert
+
+    from precaudit.reporting.charts import CHARTS, vega
+
+    library = vl_convert.javascript_bundle(snippet="window.vega = vegaEmbed.vega;")
+    return {"specs": script_json({name: vega(name) for name in CHARTS}), "library": Markup(library)}
+
+
+def _policy(scripts: Iterable[str]) -> str:
+    """Only our own scripts run, nothing is fetched; Vega compiles its expressions, hence unsafe-eval."""
+    digests = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
+    allowed = " ".join(f"'sha256-{digest}'" for digest in digests)
+    return f"default-src 'none'; style-src 'unsafe-inline'; script-src {allowed} 'unsafe-eval'; img-src data:"
+
+
+# ---------------------------------------------------------------- what the page says
+
+
+def _story(report: Report) -> dict[str, Any]:
+    counts = [plural(sum(f.severity == s for f in report.findings), s) for s in story.SEVERITIES]
+    return {
+        "head": story.headline(report),
+        "badge": BADGES[report.verification.verdict] if report.layers else "Nothing measured",
+        "script": " ".join(usage.script(report)),
+        "tiles": _tiles(report),
+        "actions": story.actions(report),
+        "code": "\n".join(usage.paste_lines(report)),
+        "loss_scale": story.loss_scale(report),
+        "repairs": story.repairs(report),
+        "plan_default": story.plan_default(report.plan),
+        "findings_note": ", ".join(counts) if report.findings else "None: no rule found anything wrong.",
+        "costs": [
+            *costs.tensor_cores(report),
+            *costs.step_times(report),
+            *costs.money(report),
+            *costs.profiling(report),
+        ],
+        "notes": [prose(note) for note in _list(report.job.get("notes"))],
+    }
+
+
+def _list(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, list | tuple) else []
+
+
+def _tiles(report: Report) -> list[dict[str, Any]]:
+    """The verdict in figures."""
+    return [_learning(report), _precision(report), _scale(report), _tensor_cores(report), _findings_tile(report)]
+
+
+def _tile(label: str, value: str, note: str, interval: list[float] | None = None) -> dict[str, Any]:
+    return {"label": label, "value": value, "note": note, "interval": interval}
+
+
+def _learning(report: Report) -> dict[str, Any]:
+    difference, margin = report.verification.difference, report.verification.margin
+    if difference.mean is None or margin is None:
+        return _tile("Loss against float32", NOT_MEASURED, "no pair of training runs was compared")
+    note = f"allowed ±{share(margin)}"
+    ends = (difference.lower, difference.upper)
+    if ends[0] is None or ends[1] is None:
+        return _tile("Loss against float32", signed(difference.mean), note)
+    interval = _interval(difference.mean, ends[0], ends[1], margin)
+    note = f"between {signed(ends[0])} and {signed(ends[1])}, {note}"
+    return _tile("Loss against float32", signed(difference.mean), note, interval)
+
+
+def _interval(mean: float, lower: float, upper: float, margin: float) -> list[float] | None:
+    """Left end, width and mean in per cent of a picture that spans ±2 margins."""
+    if not margin > 0 or not all(map(math.isfinite, (mean, lower, upper, margin))):
+        return None
+    left, middle, right = (min(100.0, max(0.0, 50 + 25 * value / margin)) for value in (lower, mean, upper))
+    return [round(left, 2), round(max(0.0, right - left), 2), round(middle, 2)]
+
+
+def _precision(report: Report) -> dict[str, Any]:
+    plan = report.plan
+    rest = sum(format != plan.default for format in plan.modules.values())
+    note = (
+        f"{len(plan.modules) - rest:,} of {plural(len(plan.modules), 'module')}" if plan.modules else "no module seen"
+    )
+    return _tile(f"Default on {prose(plan.target)}", plan.default, note)
+
+
+def _scale(report: Report) -> dict[str, Any]:
+    scale = report.plan.loss_scale
+    if scale.mode == "none":
+        return _tile("Loss scale", "not needed", "gradients fit as they are")
+    window = f"2^{scale.window[0]} to 2^{scale.window[1]}" if scale.window else NOT_MEASURED
+    return _tile("Safe loss scales", window, f"{scale.mode}, starting at {power(scale.init_scale)}")
+
+
+def _tensor_cores(report: Report) -> dict[str, Any]:
+    used = report.tensor_cores
+    if used.time_share is not None:
+        return _tile("On Tensor Cores", share(used.time_share.native), "of the GPU time, natively")
+    if used.eligible_flops_share is not None:
+        return _tile("Could use Tensor Cores", share(used.eligible_flops_share), "of the operations; time not measured")
+    return _tile("Tensor Cores", NOT_MEASURED, "no GPU kernel was timed")
+
+
+def _findings_tile(report: Report) -> dict[str, Any]:
+    counts = [(sum(f.severity == s for f in report.findings), s) for s in story.SEVERITIES]
+    found = [plural(n, s) for n, s in counts if n]
+    return _tile(
+        "Findings", found[0] if found else "none", ", ".join(found[1:]) or "each with a source line where known"
+    )
+
+
+# ---------------------------------------------------------------- tables
+
+
+def _tables(report: Report) -> dict[str, Any]:
+    formats = story.audited_formats(report)
+    v = report.verification
+    return {
+        "layers": bool(report.layers),
+        "modules": bool(report.plan.modules),
+        "formats": [SHORT_FORMATS.get(name, visible(name)) for name in formats],
+        "range_rows": _range_rows(report, formats),
+        "trials": [_trial(trial) for trial in v.trials],
+        "trials_note": f"{plural(len(v.trials), 'training run')}. Runs of one seed see the same data, initialisation "
+        "and dropout, so that only the precision differs.",
+        "gates": [(g.passed, prose(g.name), prose(g.detail)) for g in sorted(v.gates, key=lambda gate: gate.passed)],
+        "findings": [_finding(finding) for finding in story.ranked_findings(report)],
+        "exceptions": [
+            {"format": group.format, "why": group.why, "names": listing(group.names)}
+            for group in story.exceptions(report.plan)[:ROWS]
+        ],
+        "times": bool(times(report)),
+        "kernels": [
+            (visible(k.name)[:LONGEST], visible(k.tensor_core), visible(k.rule), f"{k.calls:,}", seconds(k.seconds))
+            for k in sorted(report.tensor_cores.kernels, key=lambda kernel: -kernel.seconds)[:ROWS]
+        ],
+        "job": _facts(report.job, but=("notes",)),
+        "environment": _facts(report.environment),
+    }
+
+
+def _range_rows(report: Report, formats: list[str]) -> list[list[str]]:
+    rows = []
+    for layer in story.ranked_layers(report)[:ROWS]:
+        for role, label in story.CAST_ROLES.items():
+            tensor = story.worst(layer, role)
+            if tensor is not None:
+                lost = [_lost(tensor.formats.get(name)) for name in formats]
+                values = [number(tensor.stats.amax), number(tensor.stats.amin_nonzero)]
+                rows.append([visible(layer.fqn) or "(the model itself)", label, *values, *lost])
+    return rows
+
+
+def _lost(fit: FormatFit | None) -> str:
+    if fit is None:
+        return "-"
+    return f"{share(fit.overflow_rate)} overflow" if fit.overflow_rate else share(fit.underflow_rate)
+
+
+def _trial(trial: Trial) -> list[str]:
+    ends = [number(trial.losses[0]), number(trial.losses[-1])] if trial.losses else [NOT_MEASURED, NOT_MEASURED]
+    counts = [str(trial.seed), str(trial.steps or len(trial.losses))]
+    return [visible(trial.plan), *counts, *ends, str(trial.skipped_steps), seconds(trial.seconds), prose(trial.status)]
+
+
+def _finding(finding: Finding) -> dict[str, Any]:
+    return {
+        "severity": finding.severity,
+        "rule": visible(finding.rule),
+        "place": story.place(finding),
+        "message": prose(finding.message),
+        "suggestion": prose(finding.suggestion),
+        "evidence": _facts(finding.evidence),
+    }
+
+
+def _facts(mapping: Mapping[str, Any], but: tuple[str, ...] = ()) -> list[tuple[str, str]]:
+    """Flat facts as text; nested ones as JSON, cut where they are long."""
+    return [(visible(key), _fact(value)) for key, value in mapping.items() if key not in but]
+
+
+def _fact(value: Any) -> str:
+    if value is None:
+        return NOT_MEASURED
+    text = value if isinstance(value, str) else orjson.dumps(to_json(value)).decode()
+    return visible(text) if len(text) <= LONGEST else f"{visible(text[:LONGEST])}…"

@@ -1,0 +1,195 @@
+"""What the page's charts and tree are drawn from: plain JSON, small enough for thousands of layers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from itertools import accumulate
+from typing import Any
+
+from precaudit.formats import FORMATS
+from precaudit.model import Layer, Report, TensorStats, Trial
+from precaudit.reporting.story import CAST_ROLES
+from precaudit.reporting.words import SHORT_FORMATS, visible
+
+# a gradient that loses less than this share of its energy trains the same
+ENERGY_BUDGET = 1e-4
+POINTS = 300
+SCALES = (-8, 32)
+Rows = list[dict[str, Any]]
+
+
+def page_data(report: Report) -> dict[str, Any]:
+    return {
+        "formats": _formats(),
+        "roles": {role: label for role, label in CAST_ROLES.items()},
+        "layers": [[visible(layer.fqn) or "(the model itself)", visible(layer.type)] for layer in report.layers],
+        "tensors": {role: _tensors(report.layers, role) for role in CAST_ROLES},
+        "scale": _scale(report),
+        "trainings": trainings(report),
+        "times": times(report),
+        "plan": _plan(report),
+    }
+
+
+def _formats() -> dict[str, Any]:
+    """Exponents at which a format's zones begin: below `cut` values round to zero, below `sub` they lose bits."""
+    return {
+        f.name: {
+            "short": SHORT_FORMATS[f.name],
+            "cut": f.exponent_min - f.mantissa - 1,
+            "sub": f.exponent_min,
+            "top": f.exponent_max + 1,
+            "limit": f.overflow_threshold,
+        }
+        for f in FORMATS.values()
+    }
+
+
+def _scale(report: Report) -> dict[str, Any]:
+    scale = report.plan.loss_scale
+    k = round(math.log2(scale.init_scale)) if scale.init_scale and scale.init_scale >= 2.0**-60 else 0
+    low, high = SCALES
+    ends = [k, *(scale.window or ())]
+    bounded = [max(-60, min(60, end)) for end in ends]
+    return {
+        "k": bounded[0] if scale.mode != "none" else 0,
+        "window": bounded[1:] or None,
+        "low": min(low, *bounded),
+        "high": max(high, *bounded),
+    }
+
+
+# ---------------------------------------------------------------- ranges
+
+
+def _tensors(layers: Iterable[Layer], role: str) -> list[list[Any]]:
+    """[layer, parameter, first exponent, shares, amax, smallest, keep] for each tensor with values."""
+    return [
+        [i, visible(tensor.name), *_histogram(tensor.stats)]
+        for i, layer in enumerate(layers)
+        for tensor in layer.tensors
+        if tensor.role == role and tensor.stats.exponents.total
+    ]
+
+
+def _histogram(stats: TensorStats) -> list[Any]:
+    exponents = stats.exponents
+    total = exponents.total
+    shares = [float(f"{count / total:.2g}") for count in exponents.counts]
+    return [exponents.minimum, shares, _short(stats.amax), _short(stats.amin_nonzero), kept_from(stats)]
+
+
+def _short(value: float) -> float:
+    return float(f"{value:.4g}")
+
+
+def kept_from(stats: TensorStats, budget: float = ENERGY_BUDGET) -> int:
+    """The largest exponent below which at most `budget` of the energy (sum of squares) lies."""
+    exponents = stats.exponents
+    energies = [math.ldexp(float(count), 2 * (i - len(exponents.counts))) for i, count in enumerate(exponents.counts)]
+    allowed = budget * sum(energies)
+    return exponents.minimum + sum(below <= allowed for below in accumulate(energies))
+
+
+# ---------------------------------------------------------------- trainings
+
+
+def trainings(report: Report) -> dict[str, Any]:
+    """Loss curves, the band that counts as the same, and paired differences of the plan that was tried last."""
+    v = report.verification
+    last = next((trial.plan for trial in reversed(v.trials) if trial.plan.startswith("candidate")), None)
+    references = {trial.seed: trial for trial in v.trials if trial.plan == "reference"}
+    return {
+        "curves": [row for trial in v.trials for row in _curve(trial, last)],
+        "band": _band(list(references.values()), v.margin),
+        "pairs": [
+            row
+            for trial in v.trials
+            if trial.plan == last and trial.seed in references
+            for row in _pair(references[trial.seed], trial)
+        ],
+        "margin": v.margin,
+        "broken": [_broken(trial) for trial in v.trials if not all(map(math.isfinite, trial.losses))],
+    }
+
+
+def _kind(trial: Trial, last: str | None) -> str:
+    if trial.plan == "reference":
+        return "float32"
+    if trial.plan == last:
+        return "the plan"
+    return "earlier plans" if trial.plan.startswith("candidate") else "other runs"
+
+
+def _thin(length: int) -> range:
+    return range(0, length, max(1, math.ceil(length / POINTS)))
+
+
+def _curve(trial: Trial, last: str | None) -> Rows:
+    run, kind = f"{visible(trial.plan)}, seed {trial.seed}", _kind(trial, last)
+    return [
+        {"run": run, "kind": kind, "step": i + 1, "loss": trial.losses[i]}
+        for i in _thin(len(trial.losses))
+        if math.isfinite(trial.losses[i])
+    ]
+
+
+def _band(references: list[Trial], margin: float | None) -> Rows:
+    if margin is None or not references:
+        return []
+    rows = []
+    for i in _thin(min(len(trial.losses) for trial in references)):
+        mean = sum(trial.losses[i] for trial in references) / len(references)
+        if math.isfinite(mean):
+            rows.append({"step": i + 1, "low": mean - margin * abs(mean), "high": mean + margin * abs(mean)})
+    return rows
+
+
+def _pair(reference: Trial, trial: Trial) -> Rows:
+    rows = []
+    for i in _thin(min(len(reference.losses), len(trial.losses))):
+        base, loss = reference.losses[i], trial.losses[i]
+        if math.isfinite(base) and math.isfinite(loss) and base:
+            rows.append({"run": f"seed {trial.seed}", "step": i + 1, "d": (loss - base) / abs(base)})
+    return rows
+
+
+def _broken(trial: Trial) -> str:
+    step = next(i for i, loss in enumerate(trial.losses, 1) if not math.isfinite(loss))
+    return f"{visible(trial.plan)}, seed {trial.seed}: the loss is not finite at step {step}"
+
+
+# ---------------------------------------------------------------- time, and the plan
+
+
+def times(report: Report, most: int = 30) -> Rows:
+    """Layers by GPU time with their seconds in each Tensor Core class; rows in other shapes are left out."""
+    rows: Rows = []
+    for row in report.tensor_cores.layers:
+        part, seconds = row.get("time_share"), row.get("seconds")
+        if isinstance(part, Mapping) and isinstance(seconds, int | float) and seconds > 0:
+            classes = {kind: value * seconds for kind, value in part.items() if isinstance(value, int | float)}
+            rows.append({"name": visible(row.get("fqn") or "(outside modules)"), "seconds": classes})
+    return sorted(rows, key=lambda row: -sum(row["seconds"].values()))[:most]
+
+
+def _plan(report: Report) -> dict[str, Any]:
+    plan = report.plan
+    types = {layer.fqn: layer.type for layer in report.layers}
+    reasons = list(dict.fromkeys(plan.because.values()))
+    index = {reason: i for i, reason in enumerate(reasons)}
+    modules = [
+        [visible(fqn), format, visible(types.get(fqn, "")), index.get(plan.because.get(fqn, ""), -1)]
+        for fqn, format in plan.modules.items()
+    ]
+    ops = [
+        [
+            f"{visible(op.fqn)}:{visible(op.op)}",
+            op.format,
+            "op",
+            index.get(plan.because.get(f"{op.fqn}:{op.op}", ""), -1),
+        ]
+        for op in plan.ops
+    ]
+    return {"default": plan.default, "modules": [*modules, *ops], "reasons": [visible(reason) for reason in reasons]}
