@@ -21,19 +21,24 @@ from precaudit.instrument.names import ModuleName, ModuleNames
 class Frame:
     """One running forward. `data` belongs to listeners; `op_counts` numbers the calls of each op in this forward."""
 
-    __slots__ = ("call", "data", "module", "name", "op_counts", "root")
+    __slots__ = ("_root", "call", "data", "module", "name", "op_counts")
 
     def __init__(self, module: nn.Module, name: ModuleName, root: Frame | None) -> None:
         self.module = module
         self.name = name
-        self.root = root or self
+        self._root = root
         self.call: tuple[Any, Any] = ((), {})
         self.op_counts: dict[str, int] = {}
         self.data: dict[str, Any] = {}
 
     @property
+    def root(self) -> Frame:
+        """The outermost frame around this one. No frame refers to itself: models and batches die with their last name."""
+        return self._root or self
+
+    @property
     def is_outermost(self) -> bool:
-        return self.root is self
+        return self._root is None
 
 
 class ScopeListener(Protocol):
