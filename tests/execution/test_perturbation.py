@@ -14,7 +14,8 @@ bf16 = rounded_to("bfloat16")
 def test_rounding_to_a_format_is_its_cast_within_its_range():
     values = torch.randn(10000)
     assert torch.equal(bf16(values), values.bfloat16().float())
-    assert torch.equal(rounded_to("float16")(values), values.half().float())
+    normal = values[values.abs() > 2**-14]
+    assert torch.equal(rounded_to("float16")(normal), normal.half().float())
 
 
 def test_jitter_is_one_percent_of_the_rms_and_repeats():
