@@ -102,8 +102,9 @@ def local_error(op: Op, target: Format) -> Ban | None:
     error = op.local_error.get(target.name, 0.0)
     if error < LOCAL_ERROR_LIMIT or not (op.half or op.category == "lower"):
         return None
-    lost = "becomes non-finite" if error == float("inf") else f"errs by {error:.0%} of its result"
-    why = f"{op.op} alone {lost} in {target.name}"
+    of = "its smaller addend, which it absorbs" if op.op in ("add", "index_add") else "its result"
+    lost = "becomes non-finite" if error == float("inf") else f"errs by {error:.0%} of {of}"
+    why = f"{op.op} alone {lost}, in {target.name}"
     return _ban("PA106", op, target, "error", why, "keep this operation in float32", error)
 
 

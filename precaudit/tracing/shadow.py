@@ -19,6 +19,8 @@ _UNREPEATABLE = frozenset(
 )
 """Operations that draw random numbers, update buffers, or cost as much as a layer."""
 
+ABSORBING = frozenset({"add", "index_add"})
+
 
 def repeatable(op: str, func: Callable[..., Any], kwargs: dict[str, Any]) -> bool:
     name = getattr(func, "__name__", "")
@@ -34,12 +36,21 @@ def local_errors(
     """Relative rms error |y_format - y| / |y| of the operation in each format; inf where values become non-finite.
 
     Inputs that autocast would hold in half are rounded to the format first; the others enter as they are.
+    The error of a sum is relative to its smaller addend, which is what a coarse format absorbs.
     """
     exact = _without_randomness(func, args, kwargs)
     energy = sum(float(y.double().square().sum()) for y in exact)
     if not exact or not all(bool(y.isfinite().all()) for y in exact):
         return {}
+    if op in ABSORBING:
+        energy = _smaller_addend(tensors_in(args), exact[0]) or energy
     return {name: _error(op, func, args, kwargs, name, exact, energy) for name in formats}
+
+
+def _smaller_addend(addends: list[torch.Tensor], total: torch.Tensor) -> float:
+    """Sum of squares that the addend with the least rms would have at the size of the sum; 0 if it is all zero."""
+    parts = [float(t.double().square().mean()) for t in addends if t.is_floating_point() and t.numel()]
+    return min(parts) * total.numel() if len(parts) > 1 else 0.0
 
 
 def _without_randomness(func: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> list[torch.Tensor]:

@@ -17,7 +17,7 @@ from precaudit.instrument.torchfunction import tensors_in
 from precaudit.tracing.faults import FaultWatch, Inputs, finite_amax
 from precaudit.tracing.ops import Call, TraceMode, caller_location
 from precaudit.tracing.parameters import ParameterTracker
-from precaudit.tracing.shadow import local_errors, repeatable
+from precaudit.tracing.shadow import ABSORBING, local_errors, repeatable
 from precaudit.tracing.slots import LayerSlot, OpSlot, scalar_range
 
 _MAX_ORDINAL = 8
@@ -182,7 +182,9 @@ class Tracer(TrainingListener):
             slot.integer_input = integer_amax(inputs)
         if repeatable(op, func, kwargs):
             for name, error in self._local_errors(op, func, args, kwargs).items():
-                slot.local_error[name] = max(error, slot.local_error.get(name, 0.0))
+                # A branch that starts at zero is absorbed at first and grows: the latest measurement counts.
+                known = 0.0 if op in ABSORBING else slot.local_error.get(name, 0.0)
+                slot.local_error[name] = max(error, known)
 
     def _local_errors(self, op: str, func: Call, args: Any, kwargs: Any) -> dict[str, float]:
         """An operation that can't run once more in a low format has no local error; the script goes on."""
