@@ -1,0 +1,202 @@
+"""Which of a model's products Tensor Cores could run under a plan, and which dimensions keep them from running well.
+
+cuBLAS 11 and cuDNN 7.6.3 and later run products of any size on Tensor Cores, and run them well where the dimensions
+that lie contiguous in memory are multiples of 16 bytes, best of 128; float8 products need the 16 bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from math import ceil, prod
+from types import MappingProxyType
+
+from precaudit.formats import FORMATS
+from precaudit.model import Finding, Op, Plan, Severity
+from precaudit.planning.fitting import format_of
+from precaudit.tensorcores.peaks import Gpu
+
+Shape = tuple[int, ...]
+
+ALIGNED_BITS = 128
+BIG = 1024  # from here on padding to 128 bytes costs at most an eighth
+MATTERS = 0.05
+AFFORDABLE = 1.25  # padding that adds more work than this is mentioned, not urged
+
+
+@dataclass(frozen=True)
+class Work:
+    """One forward call of a product: `dims` are those that want aligned sizes, by the name a person knows them under.
+
+    `reduces` is false for what no matrix unit computes: products with a vector, depthwise convolutions.
+    """
+
+    flops: float
+    dims: tuple[tuple[str, int], ...]
+    reduces: bool = True
+
+
+def work(op: Op) -> Work | None:
+    """The product that the op computes; None for other ops, `einsum`, and shapes that don't say enough."""
+    read = _PRODUCTS.get(op.op)
+    try:
+        return read(op) if read else None
+    except (IndexError, ValueError):
+        return None
+
+
+def flops(op: Op) -> float | None:
+    """Forward FLOPs of one call: the op's own figure if it carries one, else from its shapes."""
+    if op.flops is not None:
+        return op.flops
+    found = work(op)
+    return found.flops if found else None
+
+
+def runs_on_tensor_cores(op: Op, plan: Plan, target: Gpu) -> bool:
+    """Whether the op can run on the target's Tensor Cores in the format that the plan gives it."""
+    found, format_name = work(op), format_of(plan, op.fqn, op.op)
+    if found is None or not found.reduces or op.dtype == "float64" or target.peak(format_name) is None:
+        return False
+    must_align = FORMATS[format_name].storage_bits == 8
+    return not (must_align and _misaligned(found, format_name))
+
+
+def eligible_share(ops: Sequence[Op], plan: Plan, target: Gpu) -> float | None:
+    """Share of the known FLOPs that can run on the target's Tensor Cores under the plan; None without any."""
+    total = sum(map(_total, ops))
+    if not total or not target.nvidia:
+        return None
+    return sum(_total(op) for op in ops if runs_on_tensor_cores(op, plan, target)) / total
+
+
+def alignment_findings(ops: Sequence[Op], plan: Plan, target: Gpu) -> tuple[Finding, ...]:
+    """PA401 for every product with a dimension to pad, the one with most FLOPs first."""
+    total = sum(map(_total, ops))
+    found = []
+    for op in sorted(ops, key=_total, reverse=True):
+        product, format_name = work(op), format_of(plan, op.fqn, op.op)
+        if product is None or not product.reduces or op.dtype == "float64" or target.peak(format_name) is None:
+            continue
+        if target.nvidia and (padding := _misaligned(product, format_name)):
+            found.append(_finding(op, format_name, padding, _total(op) / total))
+    return tuple(found)
+
+
+def _total(op: Op) -> float:
+    return (flops(op) or 0.0) * op.calls
+
+
+def _misaligned(product: Work, format_name: str) -> list[tuple[str, int, int]]:
+    """(dimension, size, size to pad to) for sizes that are no multiple of 16 bytes."""
+    multiple = ALIGNED_BITS // FORMATS[format_name].storage_bits
+    return [(name, size, _padded(size, multiple)) for name, size in product.dims if size % multiple]
+
+
+def _padded(size: int, multiple: int) -> int:
+    step = 8 * multiple if size >= BIG else multiple
+    return ceil(size / step) * step
+
+
+def _finding(op: Op, format_name: str, padding: list[tuple[str, int, int]], share: float) -> Finding:
+    multiple = ALIGNED_BITS // FORMATS[format_name].storage_bits
+    sizes = " and ".join(f"{name} = {size}" for name, size, _ in padding)
+    affordable = prod(target / size for _, size, target in padding) <= AFFORDABLE
+    severity: Severity = "warning" if share > MATTERS and affordable else "note"
+    where = f"{op.fqn or 'the model'}: {op.op}"
+    consequence = "so it can't run in float8" if multiple == 16 else "so Tensor Cores run it below their rate"
+    return Finding(
+        rule="PA401",
+        severity=severity,
+        message=f"{where} with {sizes} ({format_name}), no multiple of {multiple}, {consequence}",
+        suggestion="pad " + " and ".join(f"{name} from {size} to {target}" for name, size, target in padding),
+        fqn=op.fqn,
+        op=op.op,
+        location=op.location,
+        evidence={
+            "share_of_flops": share,
+            "format": format_name,
+            "padding": {name: {"size": size, "pad_to": target} for name, size, target in padding},
+        },
+        fingerprint=sha256(f"PA401:{op.fqn}:{op.op}".encode()).hexdigest()[:16],
+    )
+
+
+# ---------------------------------------------------------------- products by the name of their op
+
+
+def _linear(op: Op) -> Work:
+    image, weight = op.shapes[:2]
+    rows = prod(image[:-1])
+    outputs = weight[0] if len(weight) > 1 else 1
+    dims = (("in_features", image[-1]), ("out_features", outputs))
+    return Work(2.0 * rows * image[-1] * outputs, dims, reduces=rows > 1 and outputs > 1)
+
+
+def _gemm(first: int) -> Callable[[Op], Work]:
+    """[.., M, K] by [.., K, N], batches broadcast, with either a vector as `torch.matmul` takes it."""
+
+    def read(op: Op) -> Work:
+        left, right = op.shapes[first : first + 2]
+        m, k = left[-2] if len(left) > 1 else 1, left[-1]
+        n = right[-1] if len(right) > 1 else 1
+        batch = prod(_broadcast(left[:-2], right[:-2]))
+        return Work(2.0 * batch * m * k * n, (("K", k), ("N", n)), reduces=m > 1 and n > 1)
+
+    return read
+
+
+def _broadcast(one: Shape, other: Shape) -> Shape:
+    width = max(len(one), len(other))
+    padded = [(1,) * (width - len(shape)) + shape for shape in (one, other)]
+    return tuple(max(pair) if 0 not in pair else 0 for pair in zip(*padded, strict=True))
+
+
+def _convolution(op: Op) -> Work:
+    """Strides and padding are not recorded, but the size of the result is."""
+    image, weight = op.shapes[:2]
+    result = op.tensor("activation")
+    if result is None or not op.calls:
+        raise ValueError("a convolution without its result")
+    channels_out, channels_in, *window = weight
+    dims = (("in_channels", channels_in), ("out_channels", channels_out))
+    values = result.stats.numel / op.calls
+    depthwise = channels_in == 1 and image[-len(window) - 1] > 1
+    return Work(2.0 * values * channels_in * prod(window), dims, reduces=not depthwise)
+
+
+def _transposed_convolution(op: Op) -> Work:
+    image, (channels_in, channels_out, *window) = op.shapes[:2]
+    dims = (("in_channels", channels_in), ("out_channels", channels_out))
+    depthwise = channels_out == 1 and channels_in > 1
+    return Work(2.0 * prod(image) * channels_out * prod(window), dims, reduces=not depthwise)
+
+
+def _attention(op: Op) -> Work:
+    """Both products in full, though fused kernels skip what a causal mask hides."""
+    query, key, value = op.shapes[:3]
+    each = 2.0 * prod(query[:-1]) * key[-2]
+    return Work(each * (query[-1] + value[-1]), (("head_dim", query[-1]),))
+
+
+def _recurrent(op: Op) -> Work:
+    """All matrices of all layers and directions, applied at every time step."""
+    steps = prod(op.shapes[0][:-1])
+    matrices = [shape for shape in op.shapes[1:] if len(shape) == 2]
+    recurrent_size = op.shapes[1][-1] if len(op.shapes[1]) > 1 else op.shapes[2][-1]
+    dims = (("input_size", op.shapes[0][-1]), ("hidden_size", recurrent_size))
+    return Work(2.0 * steps * sum(map(prod, matrices)), dims, reduces=steps > 1)
+
+
+_PRODUCTS: Mapping[str, Callable[[Op], Work]] = MappingProxyType(
+    {
+        "linear": _linear,
+        **dict.fromkeys(("matmul", "mm", "bmm", "mv", "linalg_matmul"), _gemm(0)),
+        **dict.fromkeys(("addmm", "baddbmm", "addbmm", "addmv"), _gemm(1)),
+        **dict.fromkeys(("conv1d", "conv2d", "conv3d"), _convolution),
+        **dict.fromkeys(("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), _transposed_convolution),
+        "scaled_dot_product_attention": _attention,
+        **dict.fromkeys(("lstm", "gru", "rnn_tanh", "rnn_relu"), _recurrent),
+    }
+)

@@ -1,0 +1,117 @@
+"""What a training step would take on a card: a prediction from the card's peaks. Its error has not been measured.
+
+Every product takes the longer of its arithmetic at the peak of its format and its memory traffic at full bandwidth;
+everything else takes its traffic. Real kernels reach a part of both, so ratios mean more than seconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from math import prod
+
+from precaudit.formats import FORMATS
+from precaudit.model import Layer, Op, Plan
+from precaudit.planning.fitting import format_of
+from precaudit.tensorcores.eligibility import flops, runs_on_tensor_cores
+from precaudit.tensorcores.peaks import Gpu
+
+METHOD = "predicted from the card's peaks and bandwidth, not measured; the error of the prediction is not known"
+WORTH = 0.03
+
+PASSES = 3  # forward, gradients of the inputs, gradients of the weights
+LAUNCH = 5e-6  # seconds from one launch to the next in eager PyTorch: an assumption, the host decides
+CAST_BYTES = 4 + 2 + 2 + 4  # a weight to half before the forward pass, its gradient back to float32 after
+CAST_LAUNCHES = 2
+
+
+@dataclass(frozen=True)
+class StepPrediction:
+    """Seconds of one training step. Launches overlap with the GPU's work, so the longer of the two counts."""
+
+    seconds_matmul: float
+    seconds_bandwidth: float
+    seconds_launch: float
+    seconds_cast: float
+
+    @property
+    def total(self) -> float:
+        return max(self.seconds_launch, self.seconds_matmul + self.seconds_bandwidth + self.seconds_cast)
+
+
+def predict_step(ops: Sequence[Op], layers: Sequence[Layer], plan: Plan, target: Gpu, steps: int = 1) -> StepPrediction:
+    """The time of one step of an audit over `steps` steps, had it run on `target` under `plan`."""
+    products = [op for op in ops if flops(op) is not None]
+    others = [op for op in ops if flops(op) is None]
+    casts = _casts(ops, layers, plan)
+    bandwidth = target.bandwidth * 1e9
+    seconds = (
+        sum(_product_seconds(op, plan, target) for op in products),
+        (sum(_bytes(op, plan) for op in others) + sum(map(_optimizer_bytes, layers))) / bandwidth,
+        PASSES * sum(op.calls for op in ops) * LAUNCH,
+    )
+    weights = sum(layer.parameters for layer in casts)
+    return StepPrediction(
+        seconds_matmul=seconds[0] / steps,
+        seconds_bandwidth=seconds[1] / steps,
+        seconds_launch=seconds[2] / steps + len(casts) * CAST_LAUNCHES * LAUNCH,
+        seconds_cast=weights * CAST_BYTES / bandwidth,
+    )
+
+
+def predicted_gain(
+    ops: Sequence[Op], layers: Sequence[Layer], plan: Plan, target: Gpu, baseline: str = "float32", steps: int = 1
+) -> float | None:
+    """How much faster a step would be than all in `baseline` (0.5: one and a half times as fast); None if unknown."""
+    if not any(flops(op) for op in ops):
+        return None
+    everything = replace(plan, default=baseline, modules={}, ops=())
+    before = predict_step(ops, layers, everything, target, steps).total
+    return before / predict_step(ops, layers, plan, target, steps).total - 1.0
+
+
+def in_words(gain: float | None, target: Gpu, baseline: str = "float32") -> str:
+    if gain is None:
+        return f"Speed on {target.name}: no prediction, no product of known size was traced."
+    if gain < WORTH:
+        return f"No gain expected over {baseline} on {target.name} ({METHOD})."
+    return f"{1 + gain:.2f}x the speed of {baseline} expected on {target.name} ({METHOD})."
+
+
+# ---------------------------------------------------------------- the parts of a step
+
+
+def _product_seconds(op: Op, plan: Plan, target: Gpu) -> float:
+    format_name = format_of(plan, op.fqn, op.op)
+    if FORMATS[format_name].storage_bits == 8 and not runs_on_tensor_cores(op, plan, target):
+        format_name = "bfloat16"  # what a float8 region runs its other operations in
+    inside = replace(plan, default=format_name, modules={}, ops=())
+    rate = target.rate(format_name) if runs_on_tensor_cores(op, inside, target) else target.vector
+    arithmetic = PASSES * (flops(op) or 0.0) * op.calls / (rate * 1e12)
+    return max(arithmetic, _bytes(op, plan) / (target.bandwidth * 1e9))
+
+
+def _bytes(op: Op, plan: Plan) -> float:
+    """Forward: inputs read, result written; backward about twice that."""
+    result = op.tensor("activation")
+    read = sum(map(prod, op.shapes)) * op.calls
+    return PASSES * (read + (result.stats.numel if result else 0)) * _width(op, plan)
+
+
+def _width(op: Op, plan: Plan) -> int:
+    """Bytes of a stored value: half precision where autocast would store one, and the plan asks for it."""
+    return 2 if op.half and FORMATS[format_of(plan, op.fqn, op.op)].storage_bits < 32 else 4
+
+
+def _optimizer_bytes(layer: Layer) -> float:
+    """Over all audited steps: weights read and written, gradients read, every state read and written, in float32."""
+    counted = {"weight": 2, "weight_grad": 1, "optimizer_state": 2}
+    return 4.0 * sum(counted.get(record.role, 0) * record.stats.numel for record in layer.tensors)
+
+
+def _casts(ops: Iterable[Op], layers: Iterable[Layer], plan: Plan) -> list[Layer]:
+    """The layers whose float32 weights autocast turns into half at every step."""
+    narrow = {
+        op.fqn for op in ops if op.category == "lower" and FORMATS[format_of(plan, op.fqn, op.op)].storage_bits < 32
+    }
+    return [layer for layer in layers if layer.fqn in narrow and layer.parameters and layer.tied_to is None]

@@ -1,0 +1,181 @@
+"""FLOPs against torch's own counter, what Tensor Cores can take, and advice on padding."""
+
+import hashlib
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from precaudit.model import Op, OpFormat, Plan, TensorRecord, TensorStats
+from precaudit.tensorcores.eligibility import alignment_findings, eligible_share, flops
+from precaudit.tensorcores.peaks import get_gpu
+
+BF16 = Plan(default="bfloat16")
+H100, A100, V100 = map(get_gpu, ("h100", "a100", "v100"))
+
+
+def made(name, *shapes, result=0, calls=1, fqn="layer", dtype="float32"):
+    stats = TensorStats(numel=result * calls)
+    return Op(fqn, name, calls, "lower", None, (TensorRecord("activation", stats),), shapes=shapes, dtype=dtype)
+
+
+def linear(rows, inputs, outputs, **details):
+    return made("linear", (rows, inputs), (outputs, inputs), (outputs,), **details)
+
+
+CALLS = [
+    (F.linear, [(4, 7, 12), (5, 12), (5,)], {}),
+    (torch.matmul, [(3, 4), (4, 5)], {}),
+    (torch.matmul, [(2, 1, 3, 4), (6, 4, 5)], {}),
+    (torch.mm, [(3, 4), (4, 5)], {}),
+    (torch.bmm, [(2, 3, 4), (2, 4, 5)], {}),
+    (torch.addmm, [(5,), (3, 4), (4, 5)], {}),
+    (torch.baddbmm, [(2, 3, 5), (2, 3, 4), (2, 4, 5)], {}),
+    (F.conv1d, [(2, 3, 17), (6, 3, 5), (6,)], {"stride": 2}),
+    (F.conv2d, [(2, 3, 9, 8), (6, 3, 3, 2)], {"padding": 1, "dilation": 2}),
+    (F.conv2d, [(2, 8, 9, 8), (6, 4, 3, 3)], {"groups": 2}),
+    (F.conv3d, [(2, 3, 5, 6, 7), (4, 3, 2, 2, 2)], {}),
+    (F.conv_transpose1d, [(2, 3, 9), (3, 4, 3)], {}),
+    (F.conv_transpose2d, [(2, 3, 5, 6), (3, 4, 2, 2)], {"stride": 2}),
+    (F.conv_transpose3d, [(2, 3, 4, 4, 4), (3, 2, 2, 2, 2)], {}),
+    (F.scaled_dot_product_attention, [(2, 3, 7, 8), (2, 3, 5, 8), (2, 3, 5, 6)], {}),
+]
+
+
+@pytest.mark.parametrize(("function", "shapes", "settings"), CALLS)
+def test_flops_are_those_of_torchs_counter(function, shapes, settings):
+    tensors = [torch.randn(shape) for shape in shapes]
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        result = function(*tensors, **settings)
+    op = made(function.__name__, *shapes, result=result.numel(), calls=3)
+    assert counter.get_total_flops() > 0
+    assert flops(op) == counter.get_total_flops()
+
+
+@pytest.mark.parametrize("gates", [("lstm", 4), ("gru", 3)])
+def test_recurrent_layers_apply_every_matrix_at_every_step(gates):
+    name, count = gates
+    matrices = [(count * 20, 16), (count * 20, 20), (count * 20,), (count * 20, 20), (count * 20, 20)]
+    states = [(2, 3, 20)] * (2 if name == "lstm" else 1)
+    one_step = 2 * sum(shape[0] * shape[1] for shape in matrices if len(shape) == 2)
+    assert flops(made(name, (7, 3, 16), *states, *matrices)) == 7 * 3 * one_step
+    assert flops(made(name, (21, 16), (7,), *states, *matrices)) == 7 * 3 * one_step  # a packed sequence
+
+
+def test_an_audit_records_what_is_needed_for_flops():
+    import precaudit
+
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, stride=2), torch.nn.Flatten(), torch.nn.Linear(72, 16))
+    with FlopCounterMode(display=False) as counter:
+        model(torch.randn(2, 3, 8, 8))
+    with precaudit.audit(model, every=1) as audit:
+        for _ in range(2):
+            model(torch.randn(2, 3, 8, 8)).sum().backward()
+    ops = audit.report().ops
+    assert sum((flops(op) or 0) * op.calls for op in ops) == 2 * counter.get_total_flops()
+
+
+@pytest.mark.parametrize(
+    "op",
+    [
+        made("einsum", (2, 3), (3, 4)),
+        made("softmax", (2, 3)),
+        made("linear"),
+        made("linear", ()),
+        made("bmm", (2, 3)),
+        made("conv2d", (1, 2), (3,)),
+        Op("", "conv2d", 1, "lower", None, (), shapes=((1, 3, 8, 8), (4, 3, 3, 3))),
+        made("scaled_dot_product_attention", (2, 3), (2,), (3,)),
+    ],
+)
+def test_no_flops_are_made_up(op):
+    assert flops(op) is None
+    assert eligible_share([op], BF16, H100) is None
+    assert alignment_findings([op], BF16, H100) == ()
+
+
+shapes = st.lists(st.lists(st.integers(0, 9), max_size=5).map(tuple), max_size=6)
+names = st.sampled_from(["linear", "matmul", "addmm", "conv2d", "conv_transpose2d", "lstm", "mv"])
+
+
+@given(names, shapes)
+def test_any_shapes_give_an_answer(name, shapes):
+    op = made(name, *shapes, result=5)
+    found = flops(op)
+    assert found is None or found >= 0
+    share = eligible_share([op], BF16, H100)
+    assert share is None or 0 <= share <= 1
+
+
+def test_share_weighs_by_flops_and_calls():
+    ops = [linear(8, 16, 16, calls=3, fqn="a"), linear(8, 16, 32, fqn="b")]
+    plan = Plan(default="bfloat16", modules={"a": "bfloat16", "b": "float32"})
+    assert eligible_share(ops, plan, H100) == pytest.approx(3 / 5)
+    assert eligible_share(ops, Plan(), H100) == 0.0
+
+
+def test_a_card_takes_only_its_own_formats():
+    op = [linear(64, 64, 64)]
+    assert eligible_share(op, BF16, V100) == 0.0
+    assert eligible_share(op, Plan(default="float16"), V100) == 1.0
+    assert eligible_share(op, Plan(default="float8_e4m3"), A100) == 0.0
+    assert eligible_share(op, Plan(default="tf32"), A100) == 1.0
+    assert eligible_share(op, BF16, get_gpu("mi300x")) is None
+
+
+def test_float8_needs_aligned_dimensions_and_half_does_not():
+    op = [linear(64, 64, 72)]
+    assert eligible_share(op, Plan(default="float8_e4m3"), H100) == 0.0
+    assert eligible_share([linear(64, 64, 50257)], BF16, H100) == 1.0
+
+
+@pytest.mark.parametrize(
+    "op",
+    [
+        made("mv", (64, 64), (64,)),
+        linear(1, 64, 64),
+        linear(64, 64, 64, dtype="float64"),
+        made("conv2d", (2, 32, 8, 8), (32, 1, 3, 3), result=2 * 32 * 36),
+    ],
+)
+def test_what_no_matrix_unit_computes(op):
+    assert eligible_share([op], BF16, H100) == 0.0
+    assert alignment_findings([op], BF16, H100) == ()
+
+
+def test_an_exception_inside_a_module_counts():
+    plan = Plan(default="bfloat16", ops=(OpFormat("layer", "linear", "float32"),))
+    assert eligible_share([linear(8, 16, 16)], plan, H100) == 0.0
+
+
+def test_a_vocabulary_is_padded_to_128_bytes():
+    (finding,) = alignment_findings([linear(1024, 768, 50257, fqn="head")], BF16, H100)
+    assert finding.severity == "warning"
+    assert finding.suggestion == "pad out_features from 50257 to 50304"
+    assert "head" in finding.message
+    assert finding.fingerprint == hashlib.sha256(b"PA401:head:linear").hexdigest()[:16]
+
+
+@pytest.mark.parametrize(
+    ("format_name", "size", "target"),
+    [("bfloat16", 100, 104), ("tf32", 101, 104), ("float8_e4m3", 100, 112), ("tf32", 5185, 5216)],
+)
+def test_padding_is_to_16_bytes_or_128_of_the_format(format_name, size, target):
+    (finding,) = alignment_findings([linear(64, 64, size)], Plan(default=format_name), H100)
+    assert finding.evidence["padding"]["out_features"]["pad_to"] == target
+
+
+def test_small_shares_and_dear_paddings_are_notes():
+    big, small = linear(512, 512, 512, fqn="big"), linear(512, 512, 10, fqn="small")
+    assert [f.severity for f in alignment_findings([big, small], BF16, H100)] == ["note"]
+    image = made("conv2d", (8, 3, 32, 32), (64, 3, 3, 3), result=8 * 64 * 900)
+    assert [f.severity for f in alignment_findings([image], BF16, H100)] == ["note"]
+
+
+def test_nothing_to_pad_where_nothing_is_planned_or_all_is_aligned():
+    assert alignment_findings([linear(64, 64, 50257)], Plan(), H100) == ()
+    assert alignment_findings([linear(63, 64, 64)], BF16, H100) == ()

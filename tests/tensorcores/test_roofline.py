@@ -1,0 +1,88 @@
+"""Predictions against arithmetic by hand, and the directions they must move in."""
+
+from dataclasses import replace
+
+import pytest
+
+from precaudit.model import Layer, Op, Plan, TensorRecord, TensorStats
+from precaudit.tensorcores.peaks import get_gpu
+from precaudit.tensorcores.roofline import LAUNCH, METHOD, in_words, predict_step, predicted_gain
+
+H100, V100 = get_gpu("h100"), get_gpu("v100")
+BF16 = Plan(default="bfloat16")
+
+
+def record(role, numel):
+    return TensorRecord(role, TensorStats(numel=numel))
+
+
+def linear(size, calls=1):
+    shapes = ((size, size), (size, size))
+    return Op(
+        "fc", "linear", calls, "lower", None, (record("activation", size * size * calls),), None, shapes, half=True
+    )
+
+
+def layer(parameters, steps=1, states=2):
+    roles = ["weight", "weight_grad", *["optimizer_state"] * states]
+    return Layer("fc", "Linear", parameters, steps, tuple(record(role, parameters * steps) for role in roles))
+
+
+def test_a_large_product_takes_three_passes_at_the_peak_of_its_format():
+    op = linear(16384)
+    for plan, rate in ((Plan(), 67), (Plan(default="tf32"), 494.5), (BF16, 989.5), (Plan("float8_e4m3"), 1979)):
+        assert predict_step([op], [], plan, H100).seconds_matmul == pytest.approx(3 * 2 * 16384**3 / (rate * 1e12))
+
+
+def test_a_thin_product_takes_its_traffic():
+    op = Op("fc", "linear", 1, "lower", None, (record("activation", 2 * 64),), None, ((2, 4096), (64, 4096)), half=True)
+    traffic = 3 * 2 * (2 * 4096 + 64 * 4096 + 2 * 64)
+    assert predict_step([op], [], BF16, H100).seconds_matmul == pytest.approx(traffic / 3350e9)
+
+
+def test_elementwise_work_halves_in_half_precision_only_where_autocast_stores_half():
+    stored = Op("act", "gelu", 1, "other", None, (record("activation", 10**9),), None, ((10**9,),), half=True)
+    kept = replace(stored, op="softmax", category="fp32", half=False)
+    wide, narrow = (predict_step([stored], [], plan, H100).seconds_bandwidth for plan in (Plan(), BF16))
+    assert wide == pytest.approx(3 * 2e9 * 4 / 3350e9)
+    assert narrow == pytest.approx(wide / 2)
+    assert predict_step([kept], [], BF16, H100).seconds_bandwidth == pytest.approx(wide)
+
+
+def test_optimizer_and_casts():
+    adam = predict_step([linear(8)], [layer(10**8)], BF16, H100)
+    assert adam.seconds_bandwidth == pytest.approx(4 * (2 + 1 + 2 * 2) * 1e8 / 3350e9)
+    assert adam.seconds_cast == pytest.approx(12e8 / 3350e9)
+    assert predict_step([linear(8)], [layer(10**8)], Plan(), H100).seconds_cast == 0.0
+
+
+def test_launches_bound_a_step_of_small_operations():
+    found = predict_step([linear(8, calls=100)], [], Plan(), H100)
+    assert found.total == found.seconds_launch == pytest.approx(300 * LAUNCH)
+
+
+def test_more_audited_steps_predict_the_same_step():
+    one = predict_step([linear(512)], [layer(512 * 512)], BF16, H100)
+    ten = predict_step([linear(512, calls=10)], [layer(512 * 512, steps=10)], BF16, H100, steps=10)
+    assert vars(ten) == pytest.approx(vars(one))
+
+
+def test_gain_is_the_ratio_of_the_peaks_for_large_products():
+    op = [linear(16384)]
+    assert predicted_gain(op, [], BF16, H100) == pytest.approx(989.5 / 67 - 1)
+    assert predicted_gain(op, [], BF16, H100, baseline="tf32") == pytest.approx(989.5 / 494.5 - 1)
+
+
+def test_no_gain_where_launches_decide_or_the_card_lacks_the_format():
+    assert predicted_gain([linear(8)], [], BF16, H100) <= 0
+    assert predicted_gain([linear(16384)], [], BF16, V100) == pytest.approx(0)
+    assert predicted_gain([], [], BF16, H100) is None
+
+
+def test_words_say_that_nothing_was_measured():
+    assert in_words(0.02, H100).startswith("No gain expected")
+    assert in_words(0.5, H100).startswith("1.50x")
+    assert "not measured" in METHOD
+    assert METHOD in in_words(0.02, H100)
+    assert METHOD in in_words(0.5, H100)
+    assert "no prediction" in in_words(None, H100)
