@@ -57,10 +57,6 @@ class TrainingEvents:
         self._stepping: list[Any] = []
 
     @property
-    def in_backward(self) -> bool:
-        return in_backward()
-
-    @property
     def in_step(self) -> bool:
         """Inside an optimizer's `step`: a closure is being evaluated."""
         return bool(self._stepping)
@@ -81,7 +77,7 @@ class TrainingEvents:
     def _backward(self, original: Callable[..., None]) -> Callable[..., None]:
         def backward(tensors: Any, grad_tensors: Any = None, *args: Any, **kwargs: Any) -> None:
             roots = _as_list(tensors)
-            if self.in_backward:
+            if in_backward():
                 for listener in self.listeners:
                     listener.backward_nested(roots)
                 return original(tensors, grad_tensors, *args, **kwargs)
@@ -113,7 +109,7 @@ class TrainingEvents:
 
     def _grad(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def grad(outputs: Any, *args: Any, **kwargs: Any) -> Any:
-            if self.in_backward:
+            if in_backward():
                 return original(outputs, *args, **kwargs)
             result = original(outputs, *args, **kwargs)
             for listener in self.listeners:

@@ -95,11 +95,18 @@ class ModuleNames:
         return name
 
     def add_model(self, model: nn.Module, variable: str) -> str:
-        """Name the tree under `model`; returns the model's unique name."""
+        """Name the tree under `model`; returns the model's unique name.
+
+        What belongs to a model outside the tree keeps its name: a slice of a Sequential owns nothing.
+        """
         unique = self._unique(model, variable)
         self._models[unique] = ref(model)
-        for module, fqn in fqns_of(model).items():
-            self._names[module] = ModuleName(unique, fqn)
+        tree = fqns_of(model)
+        for module, fqn in tree.items():
+            known = self._names.get(module)
+            owner = self.model(known.model) if known else None
+            if owner is None or owner in tree:
+                self._names[module] = ModuleName(unique, fqn)
         return unique
 
     def model(self, name: str) -> nn.Module | None:

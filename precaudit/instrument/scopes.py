@@ -33,7 +33,7 @@ class Frame:
 
     @property
     def root(self) -> Frame:
-        """The outermost frame around this one. No frame refers to itself: models and batches die with their last name."""
+        """The outermost frame around this one. No frame refers to itself, so models and batches die in time."""
         return self._root or self
 
     @property
@@ -82,9 +82,13 @@ class ModuleScopes:
     @contextmanager
     def installed(self) -> Iterator[ModuleScopes]:
         with ExitStack() as stack:
-            stack.enter_context(
-                mock.patch.object(checkpointing, "checkpoint", self._checkpoint(checkpointing.checkpoint))
-            )
+            # What `checkpoint` calls, so that it doesn't matter when and how a script imported that.
+            for owner, function, position in (
+                (checkpointing.CheckpointFunction, "forward", 1),
+                (checkpointing, "_checkpoint_without_reentrant_generator", 0),
+            ):
+                patched = self._repeating(getattr(owner, function), position)
+                stack.enter_context(mock.patch.object(owner, function, patched))
             for handle in (
                 hooks.register_module_forward_pre_hook(self._enter),
                 hooks.register_module_forward_hook(self._leave, with_kwargs=True, always_call=True),
@@ -102,16 +106,17 @@ class ModuleScopes:
             for listener in reversed(self.listeners):
                 listener.left(frame, None)
 
-    def _checkpoint(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        """Activation checkpointing repeats a function in the backward pass, where no module is running:
-        it runs again in the scope that it was checkpointed in."""
+    def _repeating(self, original: Callable[..., Any], position: int) -> Callable[..., Any]:
+        """Activation checkpointing repeats a function (at `position` in the arguments) in the backward pass, where
+        no module is running: it runs again in the scope that it was checkpointed in."""
 
         @wraps(original)
-        def checkpoint(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-            frame = self.current
-            return original(function if frame is None else self._resumed(function, frame), *args, **kwargs)
+        def repeating(*args: Any, **kwargs: Any) -> Any:
+            if (frame := self.current) is not None:
+                args = (*args[:position], self._resumed(args[position], frame), *args[position + 1 :])
+            return original(*args, **kwargs)
 
-        return checkpoint
+        return repeating
 
     def _resumed(self, function: Callable[..., Any], frame: Frame) -> Callable[..., Any]:
         def resumed(*args: Any, **kwargs: Any) -> Any:

@@ -83,7 +83,7 @@ def _assemble(spec: RunSpec, progress: Callable[[int, float], None]) -> _Session
     probe = GradientProbe(spec, names, scopes, events, _trains) if spec.probe_dir else None
     if probe is not None:
         scopes.listeners.append(probe)
-    tracer = Tracer(scopes, events, _trace_options(spec)) if spec.audited or spec.watch_from is not None else None
+    tracer = Tracer(scopes, _trace_options(spec)) if spec.audited or spec.watch_from is not None else None
     if tracer is not None:
         scopes.listeners.append(tracer)
     last_calls, optimizers = LastCalls(), _Optimizers()

@@ -28,7 +28,7 @@ class Auditing:
         self.events = TrainingEvents(has_optimizer=optimizer is not None)
         self.scopes = ModuleScopes(self.names, only=model)
         options = TraceOptions(audited=lambda step: step % every == 0, per_step=every > 1)
-        self.tracer = Tracer(self.scopes, self.events, options)
+        self.tracer = Tracer(self.scopes, options)
         self.scopes.listeners.append(self.tracer)
         self.events.listeners.append(self.tracer)
         self._stack = ExitStack()

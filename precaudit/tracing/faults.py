@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from precaudit.histograms.memory import in_transform
 from precaudit.instrument.torchfunction import tensors_in
 from precaudit.tracing.records import Fault
 
@@ -39,7 +40,10 @@ class FaultWatch:
     def __init__(self) -> None:
         self.faults: list[Fault] = []
 
-    def inputs(self, op: str, args: Any, kwargs: Any) -> Inputs:
+    def inputs(self, op: str, args: Any, kwargs: Any) -> Inputs | None:
+        """None inside functorch's transforms, where no value can be looked at."""
+        if in_transform():
+            return None
         if op in _MASKING:
             return Inputs(None, True)
         tensors = [t.detach() for t in tensors_in((args, kwargs)) if t.is_floating_point()]
@@ -53,7 +57,7 @@ class FaultWatch:
             self._note("forward", values, inputs.amax, step, slot)
 
     def backward(self, gradient: torch.Tensor, step: int, slot: Any) -> None:
-        if not bool(gradient.isfinite().all()):
+        if not in_transform() and not bool(gradient.isfinite().all()):
             self._note("backward", gradient, None, step, slot)
 
     def _note(self, phase: str, values: torch.Tensor, amax: float | None, step: int, slot: Any) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from precaudit.instrument.names import ModuleName
+from precaudit.instrument.names import ModuleName, ModuleNames
 from precaudit.tracing.slots import Gauge, ParameterSlot
 
 _HALVES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -25,17 +25,19 @@ class ParameterTracker:
         self.slots: dict[tuple[ModuleName, str], ParameterSlot] = {}
         self.tied: dict[ModuleName, ModuleName] = {}
         self._parameters: dict[int, tuple[ref[torch.Tensor], ParameterSlot]] = {}
-        self._seen: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+        self._seen: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
         self._handles: list[RemovableHandle] = []
+        self._hooked: set[int] = set()
         self._before: dict[int, torch.Tensor] = {}
 
     def learn(self, module: nn.Module, name: ModuleName) -> None:
-        if module in self._seen:
+        trainable = sum(p.requires_grad for p in module._parameters.values() if p is not None)
+        if self._seen.get(module) == trainable:
             return
         own = [(n, p) for n, p in module._parameters.items() if p is not None]
         if any(not p.is_leaf or torch._C._functorch.is_functorch_wrapped_tensor(p) for _, p in own):
             return
-        self._seen[module] = True
+        self._seen[module] = trainable
         for parameter_name, parameter in own:
             self._learn(name, parameter_name, parameter)
 
@@ -44,12 +46,19 @@ class ParameterTracker:
         if known is not None:
             if known.module != module:
                 self.tied.setdefault(module, known.module)
+            self._hook(parameter, known)
             return
         slot = self.slots.setdefault(
             (module, name), ParameterSlot(module, name, parameter.numel(), str(parameter.dtype).removeprefix("torch."))
         )
         self._parameters[id(parameter)] = (ref(parameter), slot)
-        if parameter.requires_grad:
+        self._hooked.discard(id(parameter))
+        self._hook(parameter, slot)
+
+    def _hook(self, parameter: torch.Tensor, slot: ParameterSlot) -> None:
+        """Once for every parameter that trains, unfrozen ones included."""
+        if parameter.requires_grad and id(parameter) not in self._hooked:
+            self._hooked.add(id(parameter))
             self._handles.append(parameter.register_hook(lambda gradient: self._observe_gradient(slot, gradient)))
 
     def _find(self, parameter: torch.Tensor) -> ParameterSlot | None:
@@ -58,10 +67,17 @@ class ParameterTracker:
 
     def _observe_gradient(self, slot: ParameterSlot, gradient: torch.Tensor) -> None:
         if self.active:
+            slot.hooked = True
             slot.gradient.add(gradient, self._log2_scale())
 
     def _live(self) -> list[tuple[torch.Tensor, ParameterSlot]]:
         return [(p, slot) for holder, slot in self._parameters.values() if (p := holder()) is not None]
+
+    def learn_all(self, names: ModuleNames) -> None:
+        """Modules whose parameters were replaced while they ran (`torch.func.functional_call`) are met here."""
+        for model in names.models.values():
+            for module in model.modules():
+                self.learn(module, names.of(module))
 
     def observe_weights(self) -> None:
         for parameter, slot in self._live():
@@ -70,8 +86,14 @@ class ParameterTracker:
     def remember(self, optimizer: Any) -> None:
         """Keep a copy of the weights that `optimizer` is about to change."""
         for parameter in _parameters_of(optimizer):
-            if parameter.grad is not None and self._find(parameter) is not None:
-                self._before[id(parameter)] = parameter.detach().clone()
+            slot = self._find(parameter)
+            if parameter.grad is None or slot is None:
+                continue
+            self._before[id(parameter)] = parameter.detach().clone()
+            if not slot.hooked:
+                # No backward pass made this gradient: the script put it there itself.
+                slot.gradient.add(parameter.grad.detach(), self._log2_scale())
+            slot.hooked = False
 
     def observe_step(self, optimizer: Any, absorption: bool) -> None:
         """Updates (weight after minus weight before) and the optimizer's state tensors."""
@@ -94,6 +116,7 @@ class ParameterTracker:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        self._hooked.clear()
         self._before.clear()
         self._parameters.clear()
         self._seen.clear()

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from precaudit.execution.policy import ACCUMULATING, category
-from precaudit.instrument.events import TrainingEvents, TrainingListener
+from precaudit.instrument.events import TrainingListener, in_backward
 from precaudit.instrument.names import ModuleName
 from precaudit.instrument.scopes import Frame, ModuleScopes
 from precaudit.instrument.torchfunction import tensors_in
@@ -19,6 +19,9 @@ from precaudit.tracing.ops import Call, TraceMode, caller_location
 from precaudit.tracing.parameters import ParameterTracker
 from precaudit.tracing.shadow import ABSORBING, local_errors, repeatable
 from precaudit.tracing.slots import LayerSlot, OpSlot, scalar_range
+
+_FORWARD = ""
+"""Stands for a module's forward as a whole among the names of operations."""
 
 _MAX_ORDINAL = 8
 """Further calls of one operation in one forward share a slot, so that loops don't grow the trace."""
@@ -44,7 +47,7 @@ class _Token:
 
 
 class Tracer(TrainingListener):
-    def __init__(self, scopes: ModuleScopes, events: TrainingEvents, options: TraceOptions) -> None:
+    def __init__(self, scopes: ModuleScopes, options: TraceOptions) -> None:
         self.options = options
         self.ops: dict[tuple[ModuleName, str, int], OpSlot] = {}
         self.layers: dict[ModuleName, LayerSlot] = {}
@@ -54,11 +57,12 @@ class Tracer(TrainingListener):
         self.audited_steps = 0
         self.low_dtypes: set[str] = set()
         self.log2_scale = 0
-        self._scopes, self._events = scopes, events
+        self._scopes = scopes
         self._mode = TraceMode(self)
         self.step = 0
         self._pass = 0
-        self._seen_in_pass: dict[ModuleName, int] = {}
+        self._computing: set[ModuleName] = set()
+        self._seen_in_pass: dict[tuple[ModuleName, str], int] = {}
         self._last: tuple[OpSlot, list[torch.Tensor]] | None = None
         self._begin_step()
 
@@ -91,6 +95,7 @@ class Tracer(TrainingListener):
 
     def step_starts(self, optimizer: Any) -> None:
         if self.recording:
+            self.parameters.learn_all(self._scopes.names)
             self.parameters.observe_weights()
             self.parameters.remember(optimizer)
 
@@ -116,17 +121,18 @@ class Tracer(TrainingListener):
     def _leave(self, frame: Frame, output: Any) -> None:
         if frame.is_outermost:
             self._mode.__exit__(None, None, None)
-        if output is None or not self._counts(frame.name):
+        if output is None or not self._counts(frame.name, _FORWARD):
             return
         layer = self._layer(frame)
         layer.calls += 1
         outputs = [t for t in tensors_in(output) if t.is_floating_point() or t.is_complex()]
-        if self._last and outputs and all(any(t is made for made in self._last[1]) for t in outputs):
-            layer.shared_with[id(self._last[0])] = self._last[0]
-        else:
+        slot, made = self._last or (None, [])
+        if slot and slot.module == frame.name and outputs and all(any(t is m for m in made) for t in outputs):
+            layer.shared_with[id(slot)] = slot
+        elif (
+            layer.leaf or frame.name in self._computing or any(p is not None for p in frame.module._parameters.values())
+        ):
             self._observe(layer, outputs)
-        if not self._events.in_backward:
-            self._seen_in_pass[frame.name] = self._pass
 
     def _layer(self, frame: Frame) -> LayerSlot:
         layer = self.layers.get(frame.name)
@@ -141,17 +147,23 @@ class Tracer(TrainingListener):
             if tensor.requires_grad and tensor.grad_fn is not None:
                 tensor.register_hook(self._observer(layer))
 
-    def _counts(self, name: ModuleName) -> bool:
+    def _counts(self, name: ModuleName, op: str) -> bool:
         """Training forwards only, each once: not under no_grad, not again when checkpointing repeats it."""
         if not torch.is_grad_enabled():
             return False
-        return not (self._events.in_backward and self._seen_in_pass.get(name) == self._pass)
+        if in_backward():
+            return self._seen_in_pass.get((name, op)) != self._pass
+        self._seen_in_pass[name, op] = self._pass
+        return True
 
     # -------------------------------------------------------------- operations
 
     def begin(self, op: str, func: Call, args: Any, kwargs: Any, half: bool) -> _Token | None:
         frame = self._scopes.current
-        if frame is None or not self._counts(frame.name):
+        if frame is None:
+            return None
+        self._computing.add(frame.name)
+        if not self._counts(frame.name, op):
             return None
         ordinal = frame.op_counts.get(op, 0)
         frame.op_counts[op] = ordinal + 1

@@ -9,6 +9,7 @@ from instrumented import recorded
 from torch import nn
 from torch.nn.modules import module as torch_modules
 from torch.utils import checkpoint as checkpointing
+from torch.utils.checkpoint import checkpoint
 
 from precaudit.instrument.names import ModuleNames
 from precaudit.instrument.scopes import ModuleScopes
@@ -167,7 +168,7 @@ def test_checkpointed_functions_run_again_in_their_scope(reentrant):
             current.append(None if frame is None else (frame.name.fqn, torch.is_grad_enabled()))
             return block.lin(y).relu()
 
-        return checkpointing.checkpoint(inner, x, use_reentrant=reentrant)
+        return checkpoint(inner, x, use_reentrant=reentrant)
 
     model = nn.Sequential(Block(forward))
     with recorded() as (_, scopes, _):
@@ -179,19 +180,19 @@ def test_checkpointed_functions_run_again_in_their_scope(reentrant):
 def test_a_checkpoint_outside_any_module_is_left_alone():
     weight = torch.ones(2, requires_grad=True)
     with recorded():
-        checkpointing.checkpoint(lambda w: (w * 3).exp(), weight, use_reentrant=False).sum().backward()
+        checkpoint(lambda w: (w * 3).exp(), weight, use_reentrant=False).sum().backward()
     torch.testing.assert_close(weight.grad, 3 * torch.full((2,), 3.0).exp())
 
 
 def test_nothing_stays_installed():
     before = [dict(value) for name, value in vars(torch_modules).items() if name.startswith("_global_") and value]
-    original = checkpointing.checkpoint
+    original = checkpointing.CheckpointFunction.forward
     scopes = ModuleScopes(ModuleNames())
     with pytest.raises(ZeroDivisionError), scopes.installed():
         raise ZeroDivisionError
     after = [dict(value) for name, value in vars(torch_modules).items() if name.startswith("_global_") and value]
     assert before == after
-    assert checkpointing.checkpoint is original
+    assert checkpointing.CheckpointFunction.forward is original
 
 
 def test_models_and_batches_die_with_their_last_name():
