@@ -1,16 +1,33 @@
-"""`precaudit devices`."""
+"""`precaudit devices`: what this machine's accelerators can do."""
 
 from __future__ import annotations
 
 import argparse
+import sys
 
-from precaudit.errors import PrecauditError
+from precaudit.errors import ExitCode
 
 
 def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = verbs.add_parser("devices", help="devices")
+    parser = verbs.add_parser(
+        "devices",
+        help="what this machine's accelerators can do",
+        description="List this machine's GPUs with their number formats and peaks, and the CPU's low-precision units.",
+        epilog="Exit code: 0, with or without a GPU.",
+    )
+    parser.add_argument("--format", choices=("terminal", "json"), default="terminal", help="what to print")
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    raise PrecauditError("devices is not built yet")
+    from json import dumps
+
+    import torch
+
+    from precaudit.reporting.terminal import emit
+    from precaudit.tensorcores.devices import inspect, read_cpuinfo, render
+    from precaudit.tensorcores.nvml import library
+
+    machine = inspect(library(), torch, read_cpuinfo())
+    emit(dumps(machine.as_mapping(), indent=1) if arguments.format == "json" else render(machine), sys.stdout)
+    return ExitCode.OK

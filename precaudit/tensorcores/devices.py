@@ -1,0 +1,184 @@
+"""What this machine's accelerators can do, from NVML, torch and /proc/cpuinfo."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from precaudit.tensorcores.nvml import session, text
+from precaudit.tensorcores.peaks import find_gpu
+from precaudit.tensorcores.rules import generation_of
+
+CPUINFO = Path("/proc/cpuinfo")
+CPU_UNITS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "amx_bf16": ("bfloat16",),
+        "amx_fp16": ("float16",),
+        "amx_int8": ("int8",),
+        "avx512_bf16": ("bfloat16",),
+        "avx512_fp16": ("float16",),
+        "avx512_vnni": ("int8",),
+        "avx_vnni": ("int8",),
+        "bf16": ("bfloat16",),  # Arm's names from here on
+        "asimdhp": ("float16",),
+        "i8mm": ("int8",),
+    }
+)
+
+
+@dataclass(frozen=True)
+class Accelerator:
+    """One GPU: `peaks` in dense TFLOP/s and `bandwidth` in GB/s are its data sheet's, null where not listed."""
+
+    index: int
+    name: str
+    capability: str | None
+    generation: str | None
+    memory_bytes: int | None
+    formats: tuple[str, ...] | None
+    peaks: Mapping[str, float] | None
+    bandwidth: float | None
+    note: str | None = None
+
+
+@dataclass(frozen=True)
+class Cpu:
+    """`units` maps the processor's matrix and low-precision instruction sets to the formats they take."""
+
+    name: str | None
+    cores: int | None
+    units: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Machine:
+    gpus: tuple[Accelerator, ...]
+    driver: str | None
+    torch: str
+    torch_cuda: str | None
+    torch_sees_gpu: bool
+    cpu: Cpu
+    problem: str = ""
+
+    def as_mapping(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def inspect(nvml: Any, torch: Any, cpuinfo: str) -> Machine:
+    """Facts about this machine; `problem` says why there is no GPU to use, empty where there is."""
+    gpus: tuple[Accelerator, ...] = ()
+    driver = None
+    with session(nvml) as missing:
+        if not missing:
+            driver = text(nvml.nvmlSystemGetDriverVersion())
+            gpus = tuple(_gpu(nvml, index) for index in range(nvml.nvmlDeviceGetCount()))
+    sees = bool(torch.cuda.is_available())
+    problem = _problem(gpus, missing, torch, sees)
+    return Machine(gpus, driver, str(torch.__version__), torch.version.cuda, sees, _cpu(cpuinfo), problem)
+
+
+def read_cpuinfo() -> str:
+    return CPUINFO.read_text(errors="replace") if CPUINFO.exists() else ""
+
+
+def _problem(gpus: tuple[Accelerator, ...], missing: str, torch: Any, sees: bool) -> str:
+    if sees:
+        return ""
+    if not gpus:
+        return f"No NVIDIA GPU found (NVML: {missing})." if missing else "No NVIDIA GPU found."
+    if torch.version.cuda is None:
+        return "This PyTorch is built without CUDA: install a CUDA build to use the GPU."
+    return "PyTorch can't use the GPU: the driver may be too old for its CUDA, or CUDA_VISIBLE_DEVICES hides it."
+
+
+def _gpu(nvml: Any, index: int) -> Accelerator:
+    handle = nvml.nvmlDeviceGetHandleByIndex(index)
+    name = text(nvml.nvmlDeviceGetName(handle))
+    capability, memory = _capability(nvml, handle), _memory(nvml, handle)
+    known = find_gpu(name)
+    note = known.caveat() if known else "no peak figures known for this GPU"
+    return Accelerator(
+        index=index,
+        name=name,
+        capability=".".join(map(str, capability)) if capability else None,
+        generation=generation_of(capability),
+        memory_bytes=memory,
+        formats=known.formats if known else None,
+        peaks=dict(known.peaks) if known else None,
+        bandwidth=known.bandwidth if known else None,
+        note=note,
+    )
+
+
+def _capability(nvml: Any, handle: Any) -> tuple[int, int] | None:
+    try:
+        major, minor = nvml.nvmlDeviceGetCudaComputeCapability(handle)
+    except nvml.NVMLError:
+        return None
+    return int(major), int(minor)
+
+
+def _memory(nvml: Any, handle: Any) -> int | None:
+    """Cards that share the host's memory don't say."""
+    try:
+        return int(nvml.nvmlDeviceGetMemoryInfo(handle).total)
+    except nvml.NVMLError:
+        return None
+
+
+def _cpu(cpuinfo: str) -> Cpu:
+    name = re.search(r"^model name\s*:\s*(.+)$", cpuinfo, re.MULTILINE)
+    flags = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", cpuinfo, re.MULTILINE)
+    present = set(flags[1].split()) if flags else set()
+    units = {unit: formats for unit, formats in CPU_UNITS.items() if unit in present}
+    return Cpu(name[1].strip() if name else None, os.cpu_count(), units)
+
+
+# ---------------------------------------------------------------- for people
+
+WITHOUT_GPU = (
+    "Everything but GPU timing works here: profile audits, plans and verifies on the CPU, emulating low "
+    "precision; trace reads torch.profiler traces from any GPU; check, compare and report need none.",
+    "Not measured without a GPU: Tensor Core time, speed, energy.",
+)
+
+
+def render(machine: Machine) -> str:
+    from precaudit.reporting.terminal import Page, painter
+    from precaudit.reporting.words import visible
+
+    page = Page(80, painter(False))
+    build = f"CUDA {machine.torch_cuda}" if machine.torch_cuda else "no CUDA"
+    driver = f", driver {visible(machine.driver)}" if machine.driver else ""
+    page.text(f"PyTorch {visible(machine.torch)} ({build}){driver}")
+    for gpu in machine.gpus:
+        page.section(f"GPU {gpu.index}: {visible(gpu.name)}", _gpu_lines(gpu))
+    page.section(f"CPU: {visible(machine.cpu.name or 'name unknown')}", _cpu_lines(machine.cpu))
+    if machine.problem:
+        page.section("No GPU to use", [visible(machine.problem), *WITHOUT_GPU])
+    return "\n".join(page.lines)
+
+
+def _gpu_lines(gpu: Accelerator) -> list[str]:
+    from precaudit.reporting.words import NOT_MEASURED, number
+
+    size = f"{gpu.memory_bytes / 2**30:.0f} GiB" if gpu.memory_bytes else f"memory {NOT_MEASURED}"
+    lines = [f"compute capability {gpu.capability or 'unknown'} ({gpu.generation or 'no Tensor Cores known'}), {size}"]
+    if gpu.peaks is not None and gpu.formats is not None:
+        lines.append(f"Tensor Core formats: {', '.join(gpu.formats)}")
+        peaks = ", ".join(f"{name} {number(value)}" for name, value in gpu.peaks.items())
+        lines.append(f"dense peaks by data sheet, TFLOP/s: {peaks}; {number(gpu.bandwidth, 'GB/s')}")
+    return lines + ([f"{gpu.note[0].upper()}{gpu.note[1:]}."] if gpu.note else [])
+
+
+def _cpu_lines(cpu: Cpu) -> list[str]:
+    from precaudit.reporting.words import plural
+
+    units = ", ".join(f"{unit} ({', '.join(formats)})" for unit, formats in cpu.units.items())
+    cores = plural(cpu.cores, "logical core") if cpu.cores else "unknown number of cores"
+    return [cores, f"low-precision units: {units}" if units else "no low-precision units: low formats only cost here"]

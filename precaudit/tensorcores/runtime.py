@@ -1,0 +1,92 @@
+"""Tensor Core usage of a running model: a few steps under torch.profiler, read back as any other trace is."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity, profile, record_function
+
+from precaudit.errors import PrecauditError
+from precaudit.instrument.names import ModuleNames
+from precaudit.instrument.scopes import Frame, ModuleScopes
+from precaudit.model import Finding, TensorCores
+from precaudit.tensorcores.analysis import analyse
+from precaudit.tensorcores.columns import SCOPE
+from precaudit.tensorcores.traces import read_trace
+
+NO_GPU = TensorCores(method="not measured: no GPU")
+
+
+@dataclass
+class Recording:
+    """What the profiled steps showed, once they have ended."""
+
+    tensor_cores: TensorCores = NO_GPU
+    findings: tuple[Finding, ...] = ()
+
+
+class ScopeMarks:
+    """A scope listener that puts `fwd::<fqn>` around every forward; the analysis gives backward ops to these too."""
+
+    def __init__(self, names: ModuleNames) -> None:
+        self._names = names
+
+    def entered(self, frame: Frame) -> None:
+        mark = record_function(SCOPE + self._fqn(frame))
+        frame.data["mark"] = mark
+        mark.__enter__()
+
+    def left(self, frame: Frame, output: Any) -> Any:
+        mark = frame.data.pop("mark", None)
+        if mark is not None:
+            mark.__exit__(None, None, None)
+        return output
+
+    def _fqn(self, frame: Frame) -> str:
+        """As in a report: the model's name in front where the script has several."""
+        name = frame.name
+        return f"{name.model}.{name.fqn}".rstrip(".") if len(self._names.models) > 1 else name.fqn
+
+
+@contextmanager
+def marked_scopes(names: ModuleNames | None = None) -> Iterator[None]:
+    names = names or ModuleNames()
+    scopes = ModuleScopes(names)
+    scopes.listeners.append(ScopeMarks(names))
+    with scopes.installed():
+        yield
+
+
+@contextmanager
+def profiled_steps(names: ModuleNames | None = None) -> Iterator[Recording]:
+    """Profile the steps inside, which should be none that are timed or audited; warm up before.
+
+    Without a CUDA device the steps run as they are, and nothing is measured.
+    """
+    recording = Recording()
+    if not torch.cuda.is_available():
+        yield recording
+        return
+    activities = [ProfilerActivity.CPU, ProfilerActivity.CUDA]
+    with marked_scopes(names), profile(activities=activities, record_shapes=True) as profiler:
+        yield recording
+        torch.cuda.synchronize()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "steps.json"
+        profiler.export_chrome_trace(str(path))
+        recording.tensor_cores, recording.findings = read_back(path)
+
+
+def read_back(path: Path) -> tuple[TensorCores, tuple[Finding, ...]]:
+    """The usage in a trace just written; what can't be read says why instead of ending the run."""
+    try:
+        analysis = analyse(read_trace(path))
+    except PrecauditError as error:
+        return TensorCores(method=f"not measured: {str(error).replace(str(path), 'the trace')}"), ()
+    return analysis.tensor_cores, analysis.findings

@@ -1,0 +1,81 @@
+"""`precaudit devices` on machines that are made up, and on this one."""
+
+import json
+
+import pytest
+from fake_nvml import FakeNvml, card, fake_torch
+
+from precaudit.__main__ import main
+from precaudit.tensorcores.devices import inspect, render
+from precaudit.tensorcores.nvml import handle_of
+
+XEON = "processor\t: 0\nmodel name\t: Intel(R) Xeon(R)\nflags\t\t: fpu amx_bf16 amx_tile avx512_bf16 amx_int8\n"
+GRACE = "processor\t: 0\nFeatures\t: fp asimd asimdhp bf16 i8mm\n"
+H100 = card(capability=(9, 0), memory=80 * 2**30, uuid="GPU-1")
+
+
+def flat(text):
+    return " ".join(text.split())
+
+
+def test_a_listed_gpu_has_its_formats_and_peaks():
+    nvml = FakeNvml(H100)
+    machine = inspect(nvml, fake_torch(), XEON)
+    (gpu,) = machine.gpus
+    assert (gpu.capability, gpu.generation) == ("9.0", "hopper")
+    assert gpu.formats == ("tf32", "bfloat16", "float16", "float8_e4m3", "float8_e5m2")
+    assert gpu.peaks["bfloat16"] == 989.5
+    assert machine.driver == "580.65.06"
+    assert machine.problem == ""
+    assert nvml.open == 0
+    text = render(machine)
+    assert "80 GiB" in text
+    assert "No GPU" not in text
+    assert max(map(len, text.splitlines())) <= 80
+
+
+def test_an_unlisted_gpu_has_no_invented_figures():
+    (gpu,) = inspect(FakeNvml(card(b"NVIDIA Future 9000")), fake_torch(), "").gpus
+    assert gpu.peaks is gpu.formats is gpu.bandwidth is gpu.capability is gpu.memory_bytes is None
+    assert "No peak figures known" in render(inspect(FakeNvml(card(b"NVIDIA Future 9000")), fake_torch(), ""))
+
+
+@pytest.mark.parametrize(
+    ("nvml", "torch", "words"),
+    [
+        (FakeNvml(loads=False), fake_torch(None, False), "NVML Shared Library Not Found"),
+        (FakeNvml(), fake_torch("13.0", False), "No NVIDIA GPU found"),
+        (FakeNvml(H100), fake_torch(None, False), "built without CUDA"),
+        (FakeNvml(H100), fake_torch("13.0", False), "driver may be too old"),
+    ],
+)
+def test_says_why_no_gpu_can_be_used_and_what_still_works(nvml, torch, words):
+    text = flat(render(inspect(nvml, torch, XEON)))
+    assert words in text
+    assert "Everything but GPU timing works here" in text
+
+
+def test_matrix_units_of_processors():
+    assert set(inspect(FakeNvml(), fake_torch(), XEON).cpu.units) == {"amx_bf16", "avx512_bf16", "amx_int8"}
+    assert inspect(FakeNvml(), fake_torch(), GRACE).cpu.units["bf16"] == ("bfloat16",)
+    assert "no low-precision units" in render(inspect(FakeNvml(), fake_torch(), ""))
+
+
+def test_hostile_names_stay_text():
+    text = render(inspect(FakeNvml(card("\x1b[31m::error::x\u202e")), fake_torch(), "model name : \x1b[0m"))
+    assert text.replace("\n", "").isprintable()
+
+
+def test_handles_are_found_by_uuid():
+    other = card(uuid="GPU-2")
+    assert handle_of(FakeNvml(H100, other), "2") is other
+    assert handle_of(FakeNvml(H100, other), "GPU-1") is H100
+
+
+@pytest.mark.parametrize("format_name", ["terminal", "json"])
+def test_command_on_this_machine(format_name, capsys):
+    assert main(["devices", "--format", format_name]) == 0
+    out = capsys.readouterr().out
+    assert "torch" in out.lower()
+    if format_name == "json":
+        assert set(json.loads(out)) >= {"gpus", "cpu", "driver", "problem"}
