@@ -95,6 +95,7 @@ class ParameterSlot:
     state: dict[str, Gauge] = field(default_factory=dict)
     state_dtypes: dict[str, str] = field(default_factory=dict)
     absorbed: dict[str, float] = field(default_factory=dict)
+    hooked: bool = False
 
 
 def scalar_range(args: Any, kwargs: Mapping[str, Any]) -> tuple[float, float] | None:
