@@ -155,4 +155,6 @@ def _no_exit() -> Any:
 
 def _no_scaler() -> Any:
     make = torch.amp.GradScaler.__init__
-    return patch.object(torch.amp.GradScaler, "__init__", lambda self, *a, **k: make(self, *a, **{**k, "enabled": False}))
+    return patch.object(
+        torch.amp.GradScaler, "__init__", lambda self, *a, **k: make(self, *a, **{**k, "enabled": False})
+    )

@@ -24,7 +24,7 @@ slope = torch.randn(FEATURES)
 
 def example():
     x = 1.0 + 0.3 * torch.randn(1, FEATURES)
-    return x.to(device), (6.0 + x @ slope + torch.randn(1)).to(device)
+    return x.to(device), (20.0 + x @ slope + torch.randn(1)).to(device)
 
 
 model = Regressor().to(device, torch.bfloat16)
