@@ -93,8 +93,10 @@ def synthetic(path: Path, steps: int, layers: int = 100) -> Path:
     head = {"schemaVersion": 1, "deviceProperties": [{"id": 0, "name": "NVIDIA H100 80GB HBM3", "computeMajor": 9}]}
     with gzip.open(path, "wt", compresslevel=1) as file:
         file.write(json.dumps(head)[:-1] + ', "traceEvents": [\n')
-        events = (json.dumps(event, indent=1) for number in range(steps) for event in step(number, layers))
-        file.write(",\n".join(events))
+        separator = ""
+        for event in (event for number in range(steps) for event in step(number, layers)):
+            file.write(separator + json.dumps(event, indent=1))
+            separator = ",\n"
         file.write("\n]}")
     return path
 
