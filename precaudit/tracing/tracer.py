@@ -129,9 +129,7 @@ class Tracer(TrainingListener):
         slot, made = self._last or (None, [])
         if slot and slot.module == frame.name and outputs and all(any(t is m for m in made) for t in outputs):
             layer.shared_with[id(slot)] = slot
-        elif (
-            layer.leaf or frame.name in self._computing or any(p is not None for p in frame.module._parameters.values())
-        ):
+        elif layer.leaf or frame.name in self._computing or next(frame.module.parameters(False), None) is not None:
             self._observe(layer, outputs)
 
     def _layer(self, frame: Frame) -> LayerSlot:

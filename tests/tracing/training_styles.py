@@ -166,7 +166,9 @@ def functional():
             return torch.func.functional_call(model, values, (numbers(step, 5, 4),)).square().mean()
 
         gradients, value = torch.func.grad_and_value(loss)(weights)
-        per_sample = torch.func.vmap(lambda row: torch.func.functional_call(model, weights, (row,)))(numbers(7, 3, 4))
+        per_sample = torch.func.vmap(lambda row, w=weights: torch.func.functional_call(model, w, (row,)))(
+            numbers(7, 3, 4)
+        )
         weights = {name: w - 0.1 * gradients[name] for name, w in weights.items()}
         made += [value.detach(), per_sample.detach(), *gradients.values()]
     return [*made, *weights.values()]
