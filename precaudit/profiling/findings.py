@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterable
 
 from precaudit.model import Finding, Location, Plan, Severity, Verification
 from precaudit.planning.budget import GradientError
 from precaudit.planning.rules import Ban
 from precaudit.profiling.audit import Audit
+from precaudit.running.job import RunResult
+from precaudit.verification.statistics import MARGIN_CAP, comparison_window, diverged, relative_differences
+
+_STRAYED = 10.0
+"""One pair shows a difference, not its spread: only one this many margins wide is called an error."""
 
 
 def fingerprint(rule: str, fqn: str | None, op: str | None) -> str:
@@ -173,31 +179,66 @@ def _of_loss_scale(audit: Audit, plan: Plan) -> list[Finding]:
 
 
 def _of_as_written(audit: Audit, verification: Verification) -> list[Finding]:
-    """PA501: the script's own low precision doesn't train like float32."""
+    """PA501: the script's own low precision doesn't train like float32; PA502: it clips scaled gradients."""
+    found = []
+    clips = audit.reference.baseline.get("clips_scaled")
+    if isinstance(clips, dict):
+        found.append(
+            _finding(
+                "PA502",
+                "error",
+                f"{clips['function']} clips gradients before scaler.unscale_: their norm has the loss scale in it",
+                "call scaler.unscale_(optimizer) before clipping",
+                location=Location(clips["path"], clips["line"]),
+            )
+        )
     run = audit.as_written
     if run is None:
-        return []
-    from precaudit.verification.statistics import comparison_window, diverged, margin, relative_differences
-
-    lost = diverged(audit.reference.losses, run.losses)
-    steps = min(len(run.losses), len(audit.reference.losses))
-    if not steps:
-        return []
-    window = comparison_window(steps, steps)
-    difference = float(relative_differences([audit.reference.losses], [run.losses], window)[0])
-    limit = 10 * (verification.margin or margin([audit.reference.losses], window))
-    if lost is None and not abs(difference) > limit:
-        return []
-    detail = lost.detail if lost else f"its loss ends {difference:+.1%} from float32's"
-    return [
-        _finding(
-            "PA501",
-            "error",
-            f"as written, in its own low precision, the script doesn't train like float32: {detail}",
-            "use the plan below instead of the script's own casts and scaler",
-            difference=difference,
+        return found
+    casts = run.baseline.get("casts")
+    places = [(Location(c["path"], c["line"]), c["dtype"]) for c in casts] if isinstance(casts, list) else []
+    where = places[0][0] if places else None
+    what = " and ".join(dict.fromkeys(dtype for _, dtype in places)) or "low precision"
+    detail = _strays(audit.reference, run, verification.margin)
+    if detail is not None:
+        found.append(
+            _finding(
+                "PA501",
+                "error",
+                f"as written, in its own {what}, the script doesn't train like float32: {detail}",
+                "use the plan below instead of the script's own casts and scaler",
+                location=where,
+                casts=[f"{place.path}:{place.line} {dtype}" for place, dtype in places],
+            )
         )
-    ]
+    elif places:
+        found.append(
+            _finding(
+                "PA503",
+                "note",
+                f"the script casts to {what} by itself; what it keeps there (weights, averages, counters) absorbs "
+                "additions smaller than half a unit in the last place",
+                "keep weights, moving averages and accumulators in float32",
+                location=where,
+                casts=[f"{place.path}:{place.line} {dtype}" for place, dtype in places],
+            )
+        )
+    return found
+
+
+def _strays(reference: RunResult, run: RunResult, margin: float | None) -> str | None:
+    """How the script as written differs from float32, where it does by far more than the margin."""
+    if run.status not in ("stopped", "ended"):
+        return f"it stopped at step {run.steps}" + (f": {run.error.message}" if run.error else "")
+    if (lost := diverged(reference.losses, run.losses)) is not None:
+        return lost.detail
+    steps = min(len(run.losses), len(reference.losses))
+    if not steps:
+        return None
+    window = comparison_window(steps, steps)
+    difference = float(relative_differences([reference.losses], [run.losses], window)[0])
+    limit = _STRAYED * (margin or MARGIN_CAP)
+    return f"its loss ends {difference:+.1%} from float32's" if abs(difference) > limit else None
 
 
 def _of_verification(verification: Verification) -> list[Finding]:
@@ -214,6 +255,20 @@ def _of_verification(verification: Verification) -> list[Finding]:
         )
         for r in verification.repairs
     ]
+    unsound = next(
+        (t for t in verification.trials if t.plan == "reference" and not all(map(math.isfinite, t.losses))), None
+    )
+    if unsound is not None:
+        step = next(i for i, loss in enumerate(unsound.losses) if not math.isfinite(loss))
+        found.append(
+            _finding(
+                "PA603",
+                "error",
+                f"the float32 run itself is not finite from step {step} on (seed {unsound.seed}), by no fault of a format",
+                "repair the training in float32 first",
+                step=step,
+            )
+        )
     if verification.verdict == "fail":
         found.append(
             _finding(

@@ -12,7 +12,10 @@ import torch
 from torch.amp.autocast_mode import autocast
 from torch.overrides import TorchFunctionMode
 
+from precaudit.tracing.ops import caller_location
+
 _LOW = {torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2}
+_MOST_PLACES = 20
 _LOW_CASTS = {"half", "bfloat16"}
 
 
@@ -47,6 +50,34 @@ class Baseline:
             stack.enter_context(mock.patch.object(autocast, "__exit__", self._left()))
             scaler = torch.amp.GradScaler
             stack.enter_context(mock.patch.object(scaler, "__init__", self._scaler_created(scaler.__init__)))
+            stack.enter_context(self._clipping_watched(scaler))
+            yield
+
+    @contextmanager
+    def _clipping_watched(self, scaler: Any) -> Iterator[None]:
+        """Notes clipping between `scaler.scale(loss)` and `scaler.unscale_(optimizer)`: its norm has the scale in it."""
+        clipping, scaled = torch.nn.utils, {"now": False}
+
+        def watched(name: str, original: Callable[..., Any], scales: bool | None) -> Callable[..., Any]:
+            def call(*args: Any, **kwargs: Any) -> Any:
+                place = caller_location()
+                if scales is not None:
+                    scaled["now"] = scales
+                elif scaled["now"] and place is not None and "grad_scaler" in self.settings:
+                    self.settings["clips_scaled"] = {"path": place.path, "line": place.line, "function": name}
+                return original(*args, **kwargs)
+
+            return call
+
+        with ExitStack() as stack:
+            for owner, name, scales in (
+                (scaler, "scale", True),
+                (scaler, "unscale_", False),
+                (scaler, "step", False),
+                (clipping, "clip_grad_norm_", None),
+                (clipping, "clip_grad_value_", None),
+            ):
+                stack.enter_context(mock.patch.object(owner, name, watched(name, getattr(owner, name), scales)))
             yield
 
     def _created(self, original: Callable[..., None]) -> Callable[..., None]:
@@ -95,6 +126,35 @@ def _own_cast(func: Any) -> bool:
     caller = sys._getframe(2)
     own = caller.f_globals.get("__name__", "").startswith("precaudit.")
     return own and caller.f_locals.get("func") is not func
+
+
+class CastWatch(TorchFunctionMode):
+    """Notes where a script casts to low precision by itself, anywhere in it; changes nothing."""
+
+    def __init__(self, settings: dict[str, object]) -> None:
+        super().__init__()
+        self._settings = settings
+        self._places: dict[tuple[str, int], str] = {}
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if (dtype := _asked_for(func, args, kwargs)) and len(self._places) < _MOST_PLACES:
+            place = caller_location()
+            if place is not None:
+                self._places[place.path, place.line] = dtype
+                self._settings["casts"] = [
+                    {"path": path, "line": line, "dtype": name} for (path, line), name in self._places.items()
+                ]
+        return func(*args, **kwargs)
+
+
+def _asked_for(func: Any, args: Any, kwargs: dict[str, Any]) -> str | None:
+    """The low-precision dtype that a call asks for, by its name or an argument."""
+    name = getattr(func, "__name__", "")
+    if name in _LOW_CASTS:
+        return "float16" if name == "half" else name
+    asked = (value for value in (*args, *kwargs.values()) if isinstance(value, torch.dtype) and value in _LOW)
+    return next((str(dtype).removeprefix("torch.") for dtype in asked), None)
 
 
 class Float32Mode(TorchFunctionMode):

@@ -22,7 +22,7 @@ from precaudit.instrument.events import TrainingEvents, TrainingListener
 from precaudit.instrument.names import ModuleNames
 from precaudit.instrument.scopes import ModuleScopes
 from precaudit.model import Location
-from precaudit.running.baseline import Baseline, eager_only, float32_only
+from precaudit.running.baseline import Baseline, CastWatch, eager_only, float32_only
 from precaudit.running.endstate import LastCalls, end_state
 from precaudit.running.job import RunResult, RunSpec, ScriptError, Status
 from precaudit.running.monitor import Monitor, StopTraining
@@ -125,6 +125,8 @@ def run(spec: RunSpec, code: Callable[[], None], report: Report = lambda partial
             stack.enter_context(session.baseline.neutralized())
         if spec.neutralize:
             stack.enter_context(float32_only())
+        elif spec.audited:
+            stack.enter_context(CastWatch(session.baseline.settings))
         stack.enter_context(session.scopes.installed())
         stack.enter_context(session.events.installed())
         stack.callback(_remove_hooks, session)
