@@ -8,31 +8,20 @@ Relative to the GPU that ran it a Tensor Core kernel is `native` (the instructio
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from types import MappingProxyType
 from typing import Literal
 
-TensorCoreClass = Literal["native", "legacy", "none", "unknown"]
-Capability = tuple[int, int]
-
-# Ranks of the matrix instructions: mma.sync of Volta, Turing and Ampere, then wgmma, then tcgen05. Ada and the
-# Blackwell of capability 12 run Ampere's mma.sync at full rate.
-RANK: Mapping[str, int] = MappingProxyType(
-    {"volta": 1, "turing": 2, "ampere": 3, "ada": 3, "blackwell-rtx": 3, "hopper": 4, "blackwell": 5}
+from precaudit.tensorcores.kernel_names import (
+    RANK,
+    Capability,
+    generation_of,
+    library_of,
+    operand_format,
+    shape_generation,
+    stated_generation,
 )
 
-
-def generation_of(capability: Capability | None) -> str | None:
-    """The generation of a compute capability such as (9, 0); None before Volta and where unknown."""
-    if capability is None:
-        return None
-    major, minor = capability
-    if major == 7:
-        return "turing" if minor >= 5 else "volta"
-    if major == 8:
-        return "ada" if minor == 9 else "ampere"
-    return {9: "hopper", 10: "blackwell", 11: "blackwell", 12: "blackwell-rtx"}.get(major)
+TensorCoreClass = Literal["native", "legacy", "none", "unknown"]
 
 
 @dataclass(frozen=True)
@@ -69,7 +58,7 @@ RULES: tuple[Rule, ...] = (
     _rule(
         "helper",
         r"splitKreduce|ReduceSplitK|reduce_1Block|globalKernel|OffsetsKernel|nchwToNhwc|nhwcToNchw|[Pp]reprocess"
-        r"|[Pp]ostprocess|dot_do_o|convert_dq|combine_|FwdCombine|reshape_and_cache|elementwise|Functor|prepare_varlen"
+        r"|[Pp]ostprocess|dot_do_o|convert_dq|combine(?!d)|FwdCombine|reshape_and_cache|elementwise|Functor|prepare_varlen"
         r"|im2col|col2im|vol2col|col2vol",
         False,
         matmul=False,
@@ -92,8 +81,7 @@ RULES: tuple[Rule, ...] = (
     _rule("ptx-mma", r"(?<![a-zA-Z0-9])m16n8k(?:4|8|16|32|64)(?![0-9])", True),
     _rule(
         "vector-gemm",
-        r"(?:volta|turing|ampere|maxwell|pascal|hopper)_(?:fp16_|bf16_)?g?[sdcz]gemm|gcgemm|scudnn|magma_[sdcz]gemm"
-        r"|magma_[lf]?\w*[sdcz]gemm",
+        r"(?:volta|turing|ampere|maxwell|pascal|hopper)_(?:fp16_|bf16_)?g?[sdcz]gemm|gcgemm|scudnn|magma_\w*[sdcz]gemm",
         False,
     ),
     _rule("gemv", r"gemv|gemmk1|gemm_k1|dot_kernel|gemmSN|kernel_4bit_inference_naive", False),
@@ -161,7 +149,7 @@ def classify(name: str, capability: Capability | None, *, nvidia: bool = True) -
     if not nvidia or _AMD_NAME.search(name):
         return NOT_NVIDIA
     rule = next((r for r in RULES if r.pattern.search(name)), _NO_RULE)
-    found = Classification("none", rule.id, None, operand_format(name), _library(name), rule.matmul)
+    found = Classification("none", rule.id, None, operand_format(name), library_of(name), rule.matmul)
     if rule.uses is None:
         return replace(found, tensor_core="unknown")
     if not rule.uses:
@@ -180,27 +168,17 @@ def _relation(generation: str | None, gpu: str | None, operands: str | None) -> 
     return "native" if RANK[generation] >= RANK[gpu] else "legacy"
 
 
-# ---------------------------------------------------------------- generation
-
-_SM_TOKEN = re.compile(
-    r"(?:cutlass_|(?<![a-zA-Z])(?:sm|SM|arch)_?|Sm)(70|72|75|80|86|87|89|90|100|101|103|110|120|121)(?!\d)"
-)
-_NAMED = re.compile(r"(?i)(?<![a-z])(volta|turing|ampere|ada|hopper|blackwell)(?![a-z])")
-_SHAPE = re.compile(r"(?:tensor|[hsicdz])(64x\d+x\d+|\d+x\d+x\d+|884|1684|1688|16816|16832|16864|8816|8832|161616)")
-_WARPGROUP_SHAPE = re.compile(r"(?<![a-zA-Z0-9])[a-z]{1,2}64x\d+x\d+")
-
-
 def _kernel_generation(name: str, rule: Rule, operands: str | None, gpu: str | None) -> str | None:
     if rule.generation == "gpu":  # a library that generates code for the GPU it runs on
-        return _stated_generation(name) or gpu
+        return stated_generation(name) or gpu
     if rule.generation is not None:
         return rule.generation
-    stated = _stated_generation(name)
+    stated = stated_generation(name)
     if rule.id in ("xmma-tensor", "ptx-mma"):  # mma.sync, whatever architecture it was compiled for
-        return _older(_shape_generation(name, operands), stated)
+        return _older(shape_generation(name, operands), stated)
     if stated is not None:
         return stated
-    shaped = _shape_generation(name, operands)
+    shaped = shape_generation(name, operands)
     if shaped is None and gpu is not None:
         return "ampere" if RANK[gpu] > RANK["ampere"] else gpu
     return shaped
@@ -209,70 +187,6 @@ def _kernel_generation(name: str, rule: Rule, operands: str | None, gpu: str | N
 def _older(first: str | None, second: str | None) -> str | None:
     known = [g for g in (first, second) if g is not None]
     return min(known, key=RANK.__getitem__, default=None)
-
-
-def _stated_generation(name: str) -> str | None:
-    token = _SM_TOKEN.search(name)
-    if token:
-        return generation_of(divmod(int(token.group(1)), 10))
-    word = _NAMED.search(name)
-    return word.group(1).lower() if word else None
-
-
-def _shape_generation(name: str, operands: str | None) -> str | None:
-    """The oldest generation that has the instruction shape in the name, e.g. `s16816` or `tensor16x8x16`."""
-    if _WARPGROUP_SHAPE.search(name):
-        return "hopper"
-    match = _SHAPE.search(name)
-    shape = match.group(1).replace("x", "") if match else ""
-    if shape == "884":
-        return "ampere" if operands == "fp64" else "volta"
-    if shape in ("1688", "8816", "8832"):
-        return "ampere" if operands in ("tf32", "bf16") else "turing"
-    return "ampere" if match or "m16n8k" in name else None
-
-
-# ---------------------------------------------------------------- operands and library
-
-_FORMATS: tuple[tuple[str, re.Pattern[str]], ...] = (
-    ("tf32", re.compile(r"tf32|TF32|FastF32")),
-    ("fp4", re.compile(r"(?i)e2m1|nvfp?4|mxfp?4|(?<![a-z])fp4")),
-    ("fp8", re.compile(r"(?i)e4m3|e5m2|fp8|float8")),
-    ("bf16", re.compile(r"(?i)bf16|bfloat16")),
-    ("fp64", re.compile(r"[dz](?:884|1684|1688|16816)(?!\d)|[dz]gemm|f64|double|dmma")),
-    ("int8", re.compile(r"i(?:8816|16832|16864|161616)|imma|int8|i8i8|s8s8|_[su]8_")),
-    ("fp16", re.compile(r"(?i)fp16|(?<![a-z0-9])f16|f16f16|half|[hs]884|h1688|h161616")),
-    ("fp32", re.compile(r"(?i)f32|fp32|float|sgemm|scudnn|gcgemm|cgemm")),
-)
-_NVJET = re.compile(r"^nvjet_(?:sm\d+_)?([a-z])[a-z]{2,4}_")
-_NVJET_INPUT = MappingProxyType(
-    {"t": "bf16", "h": "fp16", "s": "tf32", "q": "fp8", "o": "fp4", "b": "int8", "d": "fp64"}
-)
-_LIBRARIES: tuple[tuple[str, re.Pattern[str]], ...] = (
-    ("tensorrt-llm", re.compile(r"^bmm_(?:Mx|Nv)?[EBF]|fmhaSm1|fmha_v2|tensorrt_llm|moe::dev")),
-    ("flash-attention", re.compile(r"flash_(?:fwd|bwd)|flash::|FlashAtt")),
-    (
-        "cudnn",
-        re.compile(
-            r"cudnn|dgrad_engine|wgrad_alg|convolve_sgemm|nchwToNhwc|nhwcToNchw|fft2d_|xmma_(?:fprop|dgrad|wgrad)"
-        ),
-    ),
-    ("xformers", re.compile(r"fmha_cutlass")),
-    ("cublas", re.compile(r"^nvjet_|cublas|xmma_gemm|splitKreduce|gemv|gemmSN|gemmk1|(?:volta|turing|ampere)_\w*gemm")),
-    ("cutlass", re.compile(r"cutlass")),
-    ("triton", re.compile(r"^triton_")),
-    ("nccl", re.compile(r"nccl")),
-    ("magma", re.compile(r"magma")),
-    ("pytorch", re.compile(r"^(?:void )?(?:at|c10)::|multi_tensor_apply")),
-)
-
-
-def operand_format(name: str) -> str | None:
-    """The operands' format as the name states it: fp32, tf32, bf16, fp16, fp8, fp4, int8 or fp64."""
-    jet = _NVJET.match(name)
-    if jet:
-        return _NVJET_INPUT.get(jet.group(1))
-    return next((label for label, pattern in _FORMATS if pattern.search(name)), None)
 
 
 def _tensor_operands(name: str, stated: str | None) -> str | None:
@@ -284,17 +198,12 @@ def _tensor_operands(name: str, stated: str | None) -> str | None:
     return stated
 
 
-def _library(name: str) -> str | None:
-    return next((label for label, pattern in _LIBRARIES if pattern.search(name)), None)
-
-
 # ---------------------------------------------------------------- other witnesses
 
 _PTX: tuple[tuple[str, str], ...] = (
     ("tcgen05.mma", "blackwell"),
     ("wgmma.mma_async", "hopper"),
-    ("mma.sync", "ampere"),
-    ("wmma.mma", "volta"),
+    ("mma.sync", "ampere"),  # wmma.mma.sync too
 )
 
 
