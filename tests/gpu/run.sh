@@ -1,0 +1,28 @@
+#!/usr/bin/env bash
+# Everything that needs a GPU, in under ten minutes: results as JSON under ${OUT:-reports/gpu}.
+#
+#   tests/gpu/run.sh              on a machine with a CUDA device
+#   tests/gpu/run.sh --dry-run    the same code in small on the CPU; its figures mean nothing
+#   STAGES="histograms:45" tests/gpu/run.sh    some stages only, each with its limit in seconds
+#
+# Stages are processes of their own with a limit each, so that one that fails or hangs leaves the others alone.
+set -u
+cd "$(dirname "$0")/../.."
+out=${OUT:-reports/gpu}
+python=${PYTHON:-python}
+export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
+mkdir -p "$out"
+failed=0
+stages=${STAGES:-pytest:120 histograms:45 overhead:90 counters:45 classes:120 examples:130 gradients:40}
+for entry in $stages; do
+  stage=${entry%%:*} limit=${entry##*:}
+  rm -f "$out/$stage.json"
+  timeout --kill-after=5 "$limit" "$python" "tests/gpu/stage_$stage.py" --out "$out" "$@"
+  code=$?
+  if [ ! -e "$out/$stage.json" ]; then
+    printf '{"stage": "%s", "status": "failed", "reason": "ended with %d within %d s"}\n' \
+      "$stage" "$code" "$limit" | tee "$out/$stage.json"
+  fi
+  [ "$code" -eq 0 ] || failed=1
+done
+exit $failed

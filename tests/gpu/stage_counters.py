@@ -1,0 +1,62 @@
+"""One product in three formats: its class by name beside the GPU's own counters (GPM), its rate and its energy."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from stage import Setting, main, median_seconds, wait
+
+from precaudit.tensorcores.counters import count
+from precaudit.tensorcores.energy import energy_of
+from precaudit.tensorcores.nvml import handle_of, library, session
+from precaudit.tensorcores.runtime import profiled_steps
+
+FORMATS = {
+    "float32": ("highest", torch.float32),
+    "tf32": ("high", torch.float32),
+    "bfloat16": ("highest", torch.bfloat16),
+    "float16": ("highest", torch.float16),
+}
+
+
+def measure(setting: Setting) -> dict[str, Any]:
+    nvml = library()
+    with nullcontext("dry run") if setting.dry else session(nvml) as problem:
+        return {name: _of(precision, dtype, setting, nvml, problem) for name, (precision, dtype) in FORMATS.items()}
+
+
+def _of(precision: str, dtype: torch.dtype, setting: Setting, nvml: Any, problem: str) -> dict[str, Any]:
+    torch.set_float32_matmul_precision(precision)
+    size = setting.size(4096, 64)
+    left, right = (torch.randn(size, size, device=setting.device).to(dtype) for _ in range(2))
+    seconds = median_seconds(lambda: left @ right, setting)
+    with profiled_steps() as recording:
+        left @ right
+    kernels = [{"name": k.name, "class": k.tensor_core, "rule": k.rule} for k in recording.tensor_cores.kernels]
+    counted = {"problem": problem} if problem else _counted(lambda: left @ right, setting, nvml)
+    return {"tflops": 2 * size**3 / seconds / 1e12, "kernels": kernels, **counted}
+
+
+def _counted(work: Callable[[], Any], setting: Setting, nvml: Any) -> dict[str, Any]:
+    def replay() -> None:
+        for _ in range(20):
+            work()
+        wait(setting)
+
+    def for_a_second() -> None:
+        nonlocal counters
+        counters = count(nvml, handle, replay)
+
+    handle = handle_of(nvml, str(torch.cuda.get_device_properties(0).uuid))
+    counters = count(nvml, handle, replay)
+    energy = energy_of(for_a_second, lambda: wait(setting), nvml, handle)
+    return {"counters": asdict(counters), "energy": asdict(energy)}
+
+
+if __name__ == "__main__":
+    sys.exit(main("counters", measure))

@@ -1,0 +1,68 @@
+"""Errors of gradients against float32: native autocast beside precaudit's emulation of it, on the same weights.
+
+Agreement is `1 - |native - emulated| / |native error|`, so 1 says that emulation makes the very same errors.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from stage import Setting, main
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import precaudit
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+from bench_tracing import GPT
+
+
+def measure(setting: Setting) -> dict[str, Any]:
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
+    models: dict[str, Callable[[], tuple[nn.Module, Tensor]]] = {"gpt": lambda: _gpt(setting), "cnn": _cnn}
+    return {name: {f: _errors(build, f, setting) for f in ("bfloat16", "float16")} for name, build in models.items()}
+
+
+def _gpt(setting: Setting) -> tuple[nn.Module, Tensor]:
+    return GPT(setting.size(4, 1), 64, 2, 64), torch.randint(64, (4, 16))
+
+
+def _cnn() -> tuple[nn.Module, Tensor]:
+    body = [nn.Conv2d(8, 16, 3), nn.GroupNorm(4, 16), nn.GELU(), nn.Conv2d(16, 16, 3), nn.Flatten()]
+    return nn.Sequential(*body, nn.Linear(16 * 144, 64)), torch.randn(4, 8, 16, 16)
+
+
+def _errors(build: Callable[[], tuple[nn.Module, Tensor]], format_name: str, setting: Setting) -> dict[str, Any]:
+    torch.manual_seed(0)
+    model, inputs = build()
+    model, inputs = model.to(setting.device), inputs.to(setting.device)
+    exact = _gradients(model, inputs)
+    plan = precaudit.Plan(default=format_name, modules={fqn: format_name for fqn, _ in model.named_modules()})
+    found = {}
+    for execution in ("native", "emulated"):
+        with precaudit.apply(model, plan, execution=execution):
+            found[execution] = _gradients(model, inputs)
+    errors = {execution: _norm(gradients, exact) / _norm(exact) for execution, gradients in found.items()}
+    apart = _norm(found["native"], found["emulated"]) / _norm(exact)
+    return {**errors, "apart": apart, "agreement": 1 - apart / errors["native"] if errors["native"] else None}
+
+
+def _gradients(model: nn.Module, inputs: Tensor) -> list[Tensor]:
+    model.zero_grad(set_to_none=True)
+    output = model(inputs).float().flatten(0, -2)
+    F.cross_entropy(output, torch.arange(len(output), device=output.device) % output.shape[1]).backward()
+    return [p.grad.double() for p in model.parameters() if p.grad is not None]
+
+
+def _norm(these: list[Tensor], those: list[Tensor] | None = None) -> float:
+    pairs = zip(these, those or [torch.zeros_like(t) for t in these], strict=True)
+    return float(sum((a - b).square().sum() for a, b in pairs)) ** 0.5
+
+
+if __name__ == "__main__":
+    sys.exit(main("gradients", measure))

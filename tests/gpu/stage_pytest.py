@@ -1,0 +1,26 @@
+"""The tests that need a GPU."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from typing import Any
+
+from stage import Setting, main
+
+
+def measure(setting: Setting) -> dict[str, Any]:
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", "--timeout=100"]
+    where = ["--collect-only", "tests/histograms"] if setting.dry else ["tests"]
+    done = subprocess.run([*command, *where], capture_output=True, text=True)
+    (setting.out / "pytest.log").write_text(done.stdout + done.stderr)
+    tail = done.stdout.strip().splitlines()[-1:] or [""]
+    if done.returncode:
+        raise RuntimeError(f"pytest ended with {done.returncode}: {tail[0]} (see pytest.log)")
+    counts = {word: int(count) for count, word in re.findall(r"(\d+) (passed|skipped|deselected)", tail[0])}
+    return {"counts": counts, "summary": tail[0]}
+
+
+if __name__ == "__main__":
+    sys.exit(main("pytest", measure))

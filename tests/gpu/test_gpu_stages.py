@@ -1,0 +1,96 @@
+"""The GPU stages where there is no GPU: each says so, one that fails leaves the others alone, and a dry run runs."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from stage import Setting, Skipped, _outcome
+from stage_classes import ACTIVE, WARPGROUP, compare, kernels
+
+HERE = Path(__file__).parent
+STAGES = {path.stem.removeprefix("stage_") for path in HERE.glob("stage_*.py")}
+
+
+def run(out, *arguments, **environment):
+    environment = {**os.environ, "OUT": str(out), "PYTHON": sys.executable, **environment}
+    return subprocess.run([str(HERE / "run.sh"), *arguments], env=environment, capture_output=True, text=True)
+
+
+def results(out):
+    return {path.stem: json.loads(path.read_text()) for path in out.glob("*.json")}
+
+
+def test_a_stage_that_dies_leaves_the_others_alone(tmp_path):
+    done = run(tmp_path, "--dry-run", STAGES="missing:30 histograms:200")
+    assert done.returncode == 1
+    found = results(tmp_path)
+    assert found["missing"]["status"] == "failed"
+    assert found["histograms"]["status"] == "ok", found["histograms"]
+    assert found["histograms"]["dry_run"] is True
+
+
+def test_every_stage_is_run():
+    text = (HERE / "run.sh").read_text()
+    limits = dict(entry.split(":") for entry in text.split("STAGES:-")[1].split("}")[0].split())
+    assert set(limits) == STAGES
+    assert sum(map(int, limits.values())) <= 600
+
+
+@pytest.mark.slow
+def test_dry_run_of_everything(tmp_path):
+    done = run(tmp_path, "--dry-run")
+    found = results(tmp_path)
+    assert done.returncode == 0, found
+    assert {name: found[name]["status"] for name in STAGES} == dict.fromkeys(STAGES, "ok")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without a GPU")
+def test_without_a_gpu_a_stage_says_so_and_measures_nothing(tmp_path):
+    done = run(tmp_path, STAGES="histograms:200")
+    assert done.returncode == 0
+    (found,) = results(tmp_path).values()
+    assert (found["status"], found["reason"]) == ("skipped", "no CUDA device")
+    assert "results" not in found
+
+
+def test_outcomes(tmp_path):
+    setting = Setting("cpu", True, tmp_path)
+
+    def skip(_):
+        raise Skipped("no ncu")
+
+    assert _outcome(skip, setting) == {"status": "skipped", "reason": "no ncu"}
+    assert _outcome(lambda _: 1 / 0, setting)["status"] == "failed"
+    assert _outcome(lambda _: {"a": 1, "failures": ["b broke"]}, setting) == {
+        "status": "failed",
+        "reason": "b broke",
+        "results": {"a": 1},
+    }
+
+
+NCU = [
+    "==PROF== Connected to process 1",
+    f'"ID","Kernel Name","{ACTIVE}","{WARPGROUP}"',
+    '"","","cycle","inst"',
+    '"0","nvjet_tst_128x128_64x4_1x2_h_bz_coopA_NNT","1,234","64"',
+    '"1","void cutlass::Kernel2<cutlass_80_tensorop_bf16_s16816gemm_128x64>(Params)","99","0"',
+    '"2","void cutlass::Kernel2<cutlass_80_simt_sgemm_128x32_8x5_nn_align1>(Params)","7","n/a"',
+]
+
+
+def test_names_are_held_against_counters():
+    assert [row[1:] for row in kernels(NCU)] == [(1234.0, 64.0), (99.0, 0.0), (7.0, 0.0)]
+    found = compare(NCU, (9, 0))
+    assert found["compared"] == 3
+    assert found["enough"] is False
+    assert found["table"]["native by name, native by counter"] == 1
+    assert found["table"]["legacy by name, legacy by counter"] == 1
+    ((wrong, why),) = found["disagreements"].items()
+    assert "simt" in wrong
+    assert why == "none, not legacy"
+    with pytest.raises(RuntimeError):
+        compare(NCU[:3], (9, 0))

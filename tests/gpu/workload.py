@@ -1,0 +1,85 @@
+"""Many different kernels: products in every type and alignment, convolutions, attention, and what lies between.
+
+python tests/gpu/workload.py [--device cuda] [--size 1024]
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+HALVES = (torch.bfloat16, torch.float16)
+
+
+def products(device: str, size: int) -> Iterator[Tensor]:
+    for tf32 in (False, True):
+        torch.set_float32_matmul_precision("high" if tf32 else "highest")
+        types = (torch.float32,) if tf32 else (torch.float32, torch.float64, *HALVES)
+        for dtype in types:
+            for m, k, n in ((size, size, size), (size, size + 1, size), (size, size, size + 3), (8, size, size)):
+                left, right = torch.randn(m, k, device=device).to(dtype), torch.randn(k, n, device=device).to(dtype)
+                yield left @ right
+                yield right.t() @ left.t()
+                yield left @ right[:, 0]
+                yield torch.bmm(left.expand(4, m, k), right.expand(4, k, n))
+    torch.set_float32_matmul_precision("highest")
+
+
+def convolutions(device: str, size: int) -> Iterator[Tensor]:
+    for dtype in (torch.float32, *HALVES):
+        for channels, groups in ((64, 1), (3, 1), (64, 64)):
+            for memory in (torch.contiguous_format, torch.channels_last):
+                image = torch.randn(4, channels, size // 16, size // 16, device=device).to(dtype, memory_format=memory)
+                weight = torch.randn(64, channels // groups, 3, 3, device=device, dtype=dtype, requires_grad=True)
+                result = F.conv2d(image.requires_grad_(), weight, padding=1, groups=groups)
+                result.sum().backward()
+                yield result
+
+
+def attention(device: str, size: int) -> Iterator[Tensor]:
+    for dtype in (torch.float32, *HALVES):
+        for depth in (64, 80, 128):
+            heads = [torch.randn(2, 4, size // 4, depth, device=device, dtype=dtype, requires_grad=True) for _ in "qkv"]
+            for causal in (False, True):
+                result = F.scaled_dot_product_attention(*heads, is_causal=causal)
+                result.sum().backward()
+                yield result
+
+
+def others(device: str, size: int) -> Iterator[Tensor]:
+    for dtype in (torch.float32, *HALVES):
+        x = torch.randn(size, size, device=device, dtype=dtype, requires_grad=True)
+        for result in (
+            x.softmax(-1),
+            F.layer_norm(x, (size,)),
+            F.gelu(x),
+            x.exp(),
+            x.cumsum(0),
+            x.sort().values,
+            x.t().contiguous(),
+        ):
+            result.sum().backward()
+            yield result
+
+
+def run(device: str, size: int) -> int:
+    """How many operations ran."""
+    count = 0
+    for family in (products, convolutions, attention, others):
+        for _ in family(device, size):
+            count += 1
+    return count
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--size", type=int, default=1024)
+    arguments = parser.parse_args()
+    print(run(arguments.device, arguments.size))
+    if arguments.device == "cuda":
+        torch.cuda.synchronize()
