@@ -79,7 +79,7 @@ def test_advice_names_the_dimension_to_pad(tmp_path):
     (finding,) = analysed(tmp_path, events).findings
     assert (finding.rule, finding.fqn) == ("PA401", "Linear_7")
     assert "N = 5185 is not a multiple of 8" in finding.message
-    assert finding.suggestion == "Pad 5185 to 5192"
+    assert finding.suggestion == "Pad 5185 to 5192 (better 5248, a multiple of 64)"
     assert finding.evidence["share"] == 1.0
 
 

@@ -1,0 +1,62 @@
+"""What `precaudit trace` writes, beside what it wrote the last time somebody looked."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from golden_files import assert_golden
+from trace_builder import ADD, NVJET, SGEMM, document, launched, mm, module, op, write
+
+from precaudit.tensorcores.analysis import analyse
+from precaudit.tensorcores.rendering import RENDERERS, rows, short_name
+from precaudit.tensorcores.traces import read_trace
+
+OLD = "cutlass_75_tensorop_bf16_s1688gemm_bf16_128x128_nn_align1"
+HOSTILE = "<img src=x onerror=alert(1)>|\u202e\x1b[31m::error::"
+
+
+@pytest.fixture
+def analysis(tmp_path):
+    events = [
+        module("GPT_0", 0, 900),
+        module("Linear_1", 10, 80),
+        mm(12, 50, 4096, 4096, 1024),
+        *launched(NVJET, 15, 60, 1),
+        module("Linear_2", 100, 80),
+        mm(102, 50, 4096, 50257, 1024),
+        *launched(OLD, 105, 7000, 2),
+        mm(202, 50, 512, 512, 512, "float"),
+        *launched(SGEMM, 205, 200, 3),
+        module(HOSTILE, 300, 80),
+        op("aten::add", 302, 20),
+        *launched(ADD, 305, 300, 4),
+        *launched(HOSTILE, 350, 100, 5),
+    ]
+    found = analyse(read_trace(write(tmp_path, document(events))))
+    return replace(found, source="runs/step-10.json.gz")
+
+
+@pytest.mark.parametrize("extension", [".txt", ".md", ".html", ".json"])
+def test_golden(analysis, extension):
+    assert_golden(f"trace{extension}", RENDERERS[extension](analysis))
+
+
+def test_shares_of_the_rows_add_up_to_all(analysis):
+    assert sum(row.share for row in rows(analysis)) == pytest.approx(1)
+    assert sum(row["share"] for row in analysis.tensor_cores.layers) == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("name", "short"),
+    [
+        (SGEMM, "cutlass_80_simt_sgemm_128x32_8x5_nn_align1"),
+        (ADD, "vectorized_elementwise_kernel"),
+        (NVJET, NVJET),
+        ("void (anonymous namespace)::softmax_warp_forward<float, 8>(float*)", "softmax_warp_forward"),
+        ("<lambda>", "<lambda>"),
+        ("", ""),
+    ],
+)
+def test_short_names(name, short):
+    assert short_name(name) == short
