@@ -8,8 +8,8 @@ from typing import Any, Protocol
 
 import torch
 
-from precaudit.execution.policy import Category, category
-from precaudit.instrument.torchfunction import OperationMode, op_name, tensors_in
+from precaudit.execution.policy import category
+from precaudit.instrument.torchfunction import OperationMode, tensors_in, writes
 from precaudit.model import Location
 
 STRUCTURAL = frozenset(
@@ -27,8 +27,10 @@ STRUCTURAL = frozenset(
 )
 """Operations that only move, copy, create or describe values: what they hand on is recorded where it was made."""
 
-_CASTS = frozenset("to half bfloat16 type type_as".split())
+_CASTS = frozenset("to half bfloat16 float double type type_as".split())
 _HALVES = (torch.float16, torch.bfloat16)
+
+_BY_STATISTICS = frozenset("batch_norm native_batch_norm cudnn_batch_norm instance_norm".split())
 
 HALF_FLAG = "_precaudit_half"
 """Marks a float32 tensor that autocast would store in half precision."""
@@ -36,12 +38,19 @@ HALF_FLAG = "_precaudit_half"
 Call = Callable[..., Any]
 
 
-def _to_half(func: Call, args: Any, kwargs: Any) -> bool:
-    """Whether a cast asks for a half format, by its name, a dtype, or another tensor's dtype."""
-    if op_name(func) in ("half", "bfloat16"):
-        return True
-    asked = [*args[1:], *kwargs.values()]
-    return any(getattr(value, "dtype", value) in _HALVES for value in asked)
+def _asks_for_half(op: str, args: Any, kwargs: Any) -> bool | None:
+    """Whether a cast asks for half, by its name, a dtype, or another tensor; None where it asks for no dtype."""
+    if op in ("half", "bfloat16", "float", "double"):
+        return op in ("half", "bfloat16")
+    asked = [value for value in (*args[1:], *kwargs.values()) if isinstance(value, (torch.Tensor, torch.dtype))]
+    return next((is_half(value) if isinstance(value, torch.Tensor) else value in _HALVES for value in asked), None)
+
+
+def _follows(args: Any, kwargs: Any) -> bool:
+    """Whether a cast takes another tensor's dtype, which is autocast's doing where that tensor is float32 here."""
+    return any(
+        isinstance(value, torch.Tensor) and value.dtype == torch.float32 for value in (*args[1:], *kwargs.values())
+    )
 
 
 class OpSink(Protocol):
@@ -54,15 +63,19 @@ def is_half(tensor: torch.Tensor) -> bool:
     return tensor.dtype in (torch.float16, torch.bfloat16) or getattr(tensor, HALF_FLAG, False)
 
 
-def stored_in_half(kind: Category, inputs: list[torch.Tensor]) -> bool:
+def stored_in_half(op: str, inputs: list[torch.Tensor]) -> bool:
     """Whether autocast would store the result in half: by category, else by type promotion of the inputs.
 
-    Zero-dimensional tensors don't take part in promotion unless all are.
+    Zero-dimensional tensors don't take part in promotion unless all are. Normalisation by batch statistics,
+    which stay float32, follows its first input.
     """
+    kind = category(op)
     if kind == "lower":
         return True
     if kind in ("fp32", "banned") or not inputs:
         return False
+    if op in _BY_STATISTICS:
+        return is_half(inputs[0])
     dominant = [tensor for tensor in inputs if tensor.dim()] or inputs
     return all(is_half(tensor) for tensor in dominant)
 
@@ -88,38 +101,53 @@ class TraceMode(OperationMode):
     def operation(self, op: str, func: Call, args: Any, kwargs: Any) -> Any:
         if op.startswith("__get"):
             return self._structural(func, args, kwargs) if op == "__getitem__" else func(*args, **kwargs)
+        if op in _CASTS:
+            return self._cast(op, func, args, kwargs)
         if op in STRUCTURAL:
             return self._structural(func, args, kwargs)
         return self._traced(op, func, args, kwargs)
 
     def _structural(self, func: Call, args: Any, kwargs: Any) -> Any:
-        """A cast to half is an operation: what overflows there overflows nowhere else."""
         inputs = [t for t in tensors_in(args) if t.is_floating_point()]
-        if op_name(func) in _CASTS and inputs and inputs[0].dtype == torch.float32:
-            token = self._sink.begin(op_name(func), func, args, kwargs, False) if _to_half(func, args, kwargs) else None
-            result = func(*args, **kwargs)
-            if token is not None:
-                self._sink.record(token, [result])
-            return result
         result = func(*args, **kwargs)
         if inputs and all(is_half(tensor) for tensor in inputs):
-            mark_half(tensors_in(result), inputs)
+            mark_half(tensors_in(result))
+        return result
+
+    def _cast(self, op: str, func: Call, args: Any, kwargs: Any) -> Any:
+        """A cast to half is an operation: what overflows there overflows nowhere else.
+
+        A cast that changes nothing returns its input, and so hands on a name of its own to mark or not to mark.
+        """
+        half = _asks_for_half(op, args, kwargs)
+        if half is None or not isinstance(args[0], torch.Tensor):
+            return self._structural(func, args, kwargs)
+        narrows = half and args[0].dtype == torch.float32
+        token = self._sink.begin(op, func, args, kwargs, _follows(args, kwargs)) if narrows else None
+        result = func(*args, **kwargs)
+        if result is args[0] and result.dtype == torch.float32 and half != is_half(result):
+            result = result.view_as(result)
+        if half:
+            mark_half([result])
+        if narrows:
+            self._sink.record(token, [result])
         return result
 
     def _traced(self, op: str, func: Call, args: Any, kwargs: Any) -> Any:
         inputs = [t for t in (*tensors_in(args), *tensors_in(kwargs)) if t.is_floating_point()]
-        half = stored_in_half(category(op), inputs)
+        target = kwargs.get("out", args[0] if args else None) if writes(func, kwargs) else None
+        half = is_half(target) if isinstance(target, torch.Tensor) else stored_in_half(op, inputs)
         token = self._sink.begin(op, func, args, kwargs, half)
         result = func(*args, **kwargs)
         outputs = [t for t in tensors_in(result) if t.is_floating_point() or t.is_complex()]
         if half:
-            mark_half(outputs, inputs)
+            mark_half(outputs)
         if outputs:
             self._sink.record(token, outputs)
         return result
 
 
-def mark_half(outputs: list[torch.Tensor], inputs: list[torch.Tensor]) -> None:
+def mark_half(outputs: list[torch.Tensor]) -> None:
     """Only results are marked, never a parameter handed through."""
     for tensor in outputs:
         if not (tensor.is_leaf and tensor.requires_grad) and tensor.dtype == torch.float32:

@@ -1,0 +1,184 @@
+"""Which results autocast would store in half: the tracer's flags, against the dtypes of an emulated run."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from traced import tracing
+from training_styles import Wrapping, numbers
+
+from precaudit.execution.emulated import Emulator
+from precaudit.instrument.names import ModuleNames
+from precaudit.instrument.scopes import ModuleScopes
+from precaudit.instrument.torchfunction import tensors_in
+from precaudit.model import Plan
+from precaudit.tracing.ops import HALF_FLAG, TraceMode
+
+
+class Dtypes:
+    """A scope listener and op sink: notes the dtype of every result, under the plan that runs inside."""
+
+    def __init__(self):
+        self.mode, self.names, self.scopes = TraceMode(self), ModuleNames(), None
+        self.half = {}
+
+    def entered(self, frame):
+        if frame.is_outermost:
+            self.mode.__enter__()
+
+    def left(self, frame, output):
+        if frame.is_outermost:
+            self.mode.__exit__(None, None, None)
+        return output
+
+    def begin(self, op, func, args, kwargs, half):
+        frame = self.scopes.current
+        frame.op_counts[op] = frame.op_counts.get(op, 0) + 1
+        return frame.name.fqn, op, frame.op_counts[op] - 1
+
+    def record(self, token, outputs):
+        self.half[token] = all(t.dtype == torch.bfloat16 for t in outputs)
+
+
+def emulated_dtypes(model, inputs):
+    dtypes = Dtypes()
+    dtypes.scopes = scopes = ModuleScopes(dtypes.names)
+    scopes.listeners += [Emulator(Plan(default="bfloat16"), scopes), dtypes]
+    with scopes.installed():
+        model(*inputs)
+    return dtypes.half
+
+
+def traced_flags(model, inputs):
+    with tracing() as traced:
+        model(*inputs)
+        return {
+            (name.fqn, op, ordinal): slot.half for (name, op, ordinal), slot in traced.tracer.ops.items() if slot.calls
+        }
+
+
+def rms_norm(self, x):
+    h = self.lin(x)
+    y = h.float() * torch.rsqrt(h.float().pow(2).mean(-1, keepdim=True) + 1e-6)
+    z = h * torch.rsqrt(h.square().mean(-1, keepdim=True) + 1e-6)
+    return self.lin(y.type_as(h)) + z + h.to(torch.float32).abs()
+
+
+def handmade_attention(self, x):
+    q, k, v = self.qkv(x).chunk(3, -1)
+    scores = (q @ k.transpose(-1, -2)) * 0.5
+    scores = scores.masked_fill(torch.ones(4, 4).triu(1).bool(), float("-inf"))
+    scores = torch.where(scores < -100, scores, scores.clamp(max=50))
+    return torch.einsum("bij,bjk->bik", F.dropout(scores.softmax(-1), 0.1), v)
+
+
+def residual(self, tokens):
+    x = self.table(tokens) + self.position
+    for layer in (self.a, self.b):
+        x = x + layer(self.norm(x)).relu()
+    return self.a(x) + torch.tensor(2.0) * self.b(x)
+
+
+def mixtures(self, x):
+    h = self.lin(x)
+    parts = [h * 2, h + x, h * torch.tensor(0.5), torch.cat([h, h]), torch.cat([h, x]), torch.stack([h, h]).mean(0)]
+    parts += [1 / h, 1 - h, h**2, -h, h.exp(), h.sigmoid(), F.silu(h), F.gelu(h), h.std(), h.max(), h.cumsum(0)]
+    parts += [
+        torch.addcmul(h, h, h),
+        torch.addcmul(h, h, x),
+        F.normalize(h),
+        h.norm(),
+        h.amax(-1),
+        torch.lerp(h, h, 0.5),
+    ]
+    parts += [h.split(2, -1)[0] * 3, h.view(-1)[1:] * 3, h[0] * x[0], h.t().contiguous() * 2, torch.zeros_like(h) + h]
+    parts += [
+        torch.zeros(5, 4) + h,
+        F.pad(h, (1, 1)) * 2,
+        torch.max(h, 0).values * 2,
+        torch.minimum(h, x),
+        h.mean() * x,
+    ]
+    parts += [
+        F.interpolate(h[None], scale_factor=2.0),
+        F.layer_norm(h, (4,)),
+        F.group_norm(h[None].mT, 2),
+        h.logsumexp(0),
+    ]
+    parts += [
+        h.float() * 2,
+        h.to(torch.float32) * 2,
+        h.double() * 2,
+        h.type_as(x) * 2,
+        h.to(x) * 2,
+        h.half().float() + 1,
+    ]
+    return sum(part.double().sum() for part in parts)
+
+
+def in_place(self, x):
+    h = self.lin(x)
+    h.mul_(2)
+    h += x
+    y = h * 1.5
+    f = x.clone()
+    f.add_(h)
+    return (f * 2) @ y.t()
+
+
+MODELS = {
+    "transformer layer": lambda: (nn.TransformerEncoderLayer(4, 2, 8, batch_first=True), [numbers(0, 2, 3, 4)]),
+    "attention weights": lambda: (
+        Wrapping(lambda self, x: self.attn(x, x, x), attn=nn.MultiheadAttention(4, 2)),
+        [numbers(0, 3, 2, 4)],
+    ),
+    "convolutions": lambda: (
+        nn.Sequential(
+            nn.Conv2d(1, 4, 3),
+            nn.BatchNorm2d(4),
+            nn.ReLU(True),
+            nn.MaxPool2d(2),
+            nn.Flatten(),
+            nn.Linear(16, 2),
+            nn.LogSoftmax(-1),
+        ),
+        [numbers(0, 3, 1, 6, 6)],
+    ),
+    "recurrent": lambda: (
+        Wrapping(lambda self, x: self.head(self.rnn(x)[0]).tanh(), rnn=nn.GRU(4, 4), head=nn.Linear(4, 2)),
+        [numbers(0, 3, 2, 4)],
+    ),
+    "rms norm": lambda: (Wrapping(rms_norm, lin=nn.Linear(4, 4)), [numbers(0, 5, 4)]),
+    "handmade attention": lambda: (Wrapping(handmade_attention, qkv=nn.Linear(4, 12)), [numbers(0, 2, 4, 4)]),
+    "mixtures": lambda: (Wrapping(mixtures, lin=nn.Linear(4, 4)), [numbers(0, 5, 4)]),
+    "in place": lambda: (Wrapping(in_place, lin=nn.Linear(4, 4)), [numbers(0, 5, 4)]),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_flags_are_the_dtypes_of_an_emulated_run(name):
+    torch.manual_seed(0)
+    model, inputs = MODELS[name]()
+    flags, dtypes = traced_flags(model, inputs), emulated_dtypes(model, inputs)
+    shared = flags.keys() & dtypes.keys()
+    assert len(shared) >= 0.9 * len(flags)
+    assert {key for key in shared if flags[key] != dtypes[key]} == set()
+    assert any(flags.values())
+
+
+def test_a_residual_stream_is_float32_where_the_embedding_is():
+    model = Wrapping(residual, table=nn.Embedding(9, 4), a=nn.Linear(4, 4), b=nn.Linear(4, 4), norm=nn.LayerNorm(4))
+    model.position = nn.Parameter(torch.zeros(3, 4))
+    flags = traced_flags(model, [torch.tensor([[1, 2, 3]])])
+    assert flags == emulated_dtypes(model, [torch.tensor([[1, 2, 3]])])
+    assert [flags["", "add", i] for i in range(4)] == [False, False, False, True]
+    assert flags["", "relu", 0]
+    assert not flags["norm", "layer_norm", 0]
+    assert flags["a", "linear", 0]
+
+
+def test_nothing_of_the_script_s_own_is_marked():
+    model, x = nn.Sequential(nn.Linear(4, 4), nn.ReLU()), numbers(0, 5, 4)
+    traced_flags(model, [x])
+    for tensor in (x, *tensors_in(list(model.parameters()))):
+        assert not hasattr(tensor, HALF_FLAG)
