@@ -1,0 +1,88 @@
+"""The first operation that made a value non-finite, not those that passed it on."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from traced import tracing
+from training_styles import Wrapping, numbers
+
+INF = float("inf")
+
+
+def faults_of(function, x=None, backward=False):
+    model = Wrapping(function, lin=nn.Linear(4, 4))
+    with tracing(watch=True) as traced:
+        out = model(numbers(0, 3, 4) if x is None else x)
+        if backward:
+            out.sum().backward()
+        return traced.trace.faults
+
+
+@pytest.mark.parametrize(
+    ("function", "op"),
+    [
+        (lambda self, x: (self.lin(x) * 1e30 * 1e30).relu() + 1, "mul"),
+        (lambda self, x: self.lin(x).mul(0).log().exp(), "log"),
+        (lambda self, x: (self.lin(x).abs() * 1000).exp().relu().mean(), "exp"),
+        (lambda self, x: (self.lin(x) - 1000).sqrt().sum(), "sqrt"),
+        (lambda self, x: F.normalize(self.lin(x) * 0, eps=0.0) * 2, "div"),
+    ],
+)
+def test_the_producer_is_named_and_nobody_after_it(function, op):
+    faults = faults_of(function)
+    assert [fault.op for fault in faults] == [op]
+    assert faults[0].phase == "forward"
+    assert faults[0].nonfinite > 0
+    assert faults[0].input_amax is not None
+    assert faults[0].location.path == __file__
+
+
+def test_masks_make_infinities_on_purpose():
+    def function(self, x):
+        scores = (x @ x.t()).masked_fill(torch.ones(3, 3).triu(1).bool(), -INF)
+        other = torch.where(x > 0, x, torch.full_like(x, -INF))
+        return self.lin(scores.softmax(-1) @ x) + other.softmax(-1).nan_to_num()
+
+    assert faults_of(function, x=numbers(0, 3, 4).abs()) == ()
+
+
+def test_a_softmax_over_nothing_but_masks_makes_the_nan():
+    faults = faults_of(lambda self, x: self.lin((x * 0).masked_fill(x == x, -INF).softmax(-1)))
+    assert [fault.op for fault in faults] == ["softmax"]
+
+
+def test_infinity_minus_infinity_makes_a_new_fault():
+    faults = faults_of(lambda self, x: (x * 1e30 * 1e30) - (x * 1e30 * 1e30))
+    assert [fault.op for fault in faults] == ["mul", "mul", "sub"]
+
+
+def test_the_backward_pass_is_watched_too():
+    faults = faults_of(lambda self, x: (self.lin(x) * 0).abs().sqrt(), backward=True)
+    assert faults
+    assert {fault.phase for fault in faults} == {"backward"}
+    assert faults[0].op in ("abs", "mul")
+
+
+def test_faults_are_few_however_long_a_script_goes_on():
+    def function(self, x):
+        for _ in range(200):
+            x = self.lin(numbers(0, 3, 4)) * 1e30 * 1e30
+        return x
+
+    assert len(faults_of(function)) == 64
+
+
+def test_steps_are_told():
+    model = nn.Linear(4, 1)
+    with tracing(watch=True, audited=lambda step: step >= 1) as traced:
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+        for scale in (1e38, 1.0, 1e38):
+            optimizer.zero_grad()
+            model(torch.full((1, 4), scale) * 1e3).sum().backward()
+            optimizer.step()
+        assert [fault.step for fault in traced.trace.faults if fault.phase == "forward"] == []
+        with torch.no_grad():
+            model.weight.fill_(1e38)
+        model(torch.full((1, 4), 1e3))
+        assert [fault.step for fault in traced.trace.faults if fault.phase == "forward"] == [3]

@@ -1,0 +1,219 @@
+"""What an operation's record says beside its values: its error alone, constants, whole numbers, its line."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from traced import tracing
+from training_styles import Wrapping, numbers
+
+from precaudit.execution.rounding import quantize, round_mantissa
+from precaudit.instrument.torchfunction import op_name
+from precaudit.tracing.shadow import local_errors, repeatable
+from precaudit.tracing.tracer import integer_amax
+
+FORMATS = ("bfloat16", "float16", "tf32", "float8_e4m3")
+
+
+def rms(difference, exact):
+    return (difference.double().square().sum() / exact.double().square().sum()).sqrt().item()
+
+
+def shadowed(function, *inputs):
+    model = Wrapping(function, lin=nn.Linear(4, 4))
+    with tracing(shadowed=lambda step: True, formats=FORMATS) as traced:
+        model(*inputs)
+    return model, traced
+
+
+def half(x, dtype=torch.bfloat16):
+    return x.detach().to(dtype).float()
+
+
+# ---------------------------------------------------------------- local errors
+
+
+def test_a_product_alone_in_each_format():
+    model, traced = shadowed(lambda self, x: self.lin(x), numbers(0, 8, 4))
+    x, w, b = numbers(0, 8, 4), model.lin.weight.detach(), model.lin.bias.detach()
+    exact = F.linear(x, w, b)
+    low = {
+        "bfloat16": half(F.linear(half(x), half(w), half(b))),
+        "float16": F.linear(*(half(t, torch.float16) for t in (x, w, b))).half().float(),
+        "tf32": F.linear(round_mantissa(x, 10), round_mantissa(w, 10), b),
+        "float8_e4m3": half(F.linear(*(quantize(half(t), "float8_e4m3") for t in (x, w)), half(b))),
+    }
+    errors = traced.op("lin", "linear").local_error
+    for name in FORMATS:
+        assert errors[name] == pytest.approx(rms(low[name] - exact, exact), rel=1e-6)
+    assert errors["float16"] < errors["bfloat16"] < errors["float8_e4m3"]
+
+
+def test_inputs_that_are_half_enter_rounded_and_others_as_they_are():
+    model, traced = shadowed(lambda self, x: torch.stack([self.lin(x).square(), x.square()]), numbers(0, 8, 4))
+    h = model.lin(numbers(0, 8, 4)).detach()
+    squares = [slot for slot in traced.tracer.ops.values() if slot.op == "square"]
+    expected = (h.bfloat16().square().float() - h.square()).double()
+    assert squares[0].local_error["bfloat16"] == pytest.approx(rms(expected, h.square()), rel=1e-6)
+    assert squares[1].local_error["bfloat16"] == 0.0
+
+
+def test_float32_operations_err_by_their_input_only():
+    model, traced = shadowed(lambda self, x: self.lin(x).softmax(-1), numbers(0, 8, 4))
+    h = model.lin(numbers(0, 8, 4)).detach()
+    expected = rms(half(h).softmax(-1) - h.softmax(-1), h.softmax(-1))
+    assert traced.op("", "softmax").local_error["bfloat16"] == pytest.approx(expected, rel=1e-6)
+
+
+def test_an_overflow_alone_is_an_infinite_error():
+    _, traced = shadowed(lambda self, x: (self.lin(x) * 1e5).square(), 100 * numbers(0, 8, 4))
+    errors = traced.op("", "square").local_error
+    assert errors["float16"] == math.inf
+    assert errors["bfloat16"] < 0.02
+
+
+def test_the_largest_error_of_several_calls_counts():
+    def function(self, x):
+        h = self.lin(x)
+        return (h + 1000.0) - 1000.0 + ((h + 1.0) - 1.0)
+
+    _, traced = shadowed(function, numbers(0, 8, 4))
+    slots = [slot.local_error["bfloat16"] for slot in traced.tracer.ops.values() if slot.op == "sub"]
+    assert len(slots) == 2
+    assert traced.op("", "sub").local_error["bfloat16"] == max(slots)
+
+
+def test_what_is_not_finite_in_float32_has_no_local_error():
+    _, traced = shadowed(lambda self, x: self.lin(x).mul(0).log(), numbers(0, 8, 4))
+    assert traced.op("", "log").local_error == {}
+
+
+@pytest.mark.parametrize(
+    ("function", "kwargs", "expected"),
+    [
+        (torch.relu, {}, True),
+        (torch.relu_, {}, False),
+        (torch.Tensor.__iadd__, {}, False),
+        (torch.Tensor.__add__, {}, True),
+        (torch.Tensor.__invert__, {}, True),
+        (torch.add, {"out": 1}, False),
+        (F.dropout, {}, False),
+        (torch.batch_norm, {}, False),
+    ],
+)
+def test_what_may_run_again(function, kwargs, expected):
+    assert repeatable(op_name(function), function, kwargs) is expected
+
+
+def test_a_shadow_draws_no_random_numbers():
+    def noisy(x):
+        return x + torch.rand_like(x)
+
+    torch.manual_seed(0)
+    state = torch.get_rng_state()
+    assert local_errors("noisy", noisy, (torch.ones(3),), {}, ("bfloat16",)) == {}
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_an_operation_that_cannot_run_in_a_format_has_no_error_and_the_script_goes_on():
+    _, traced = shadowed(lambda self, x: torch.linalg.inv(self.lin(x)), numbers(0, 4, 4))
+    assert traced.op("", "linalg_inv").calls == 1
+    assert "bfloat16" not in traced.op("", "linalg_inv").local_error
+
+
+# ---------------------------------------------------------------- inputs
+
+
+def test_input_amax():
+    _, traced = shadowed(lambda self, x: self.lin(x) @ torch.full((4, 4), -70000.0), numbers(0, 8, 4))
+    assert traced.op("", "matmul").input_amax == 70000.0
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([1.0, 4096.0, 300.0], 4096.0),
+        ([1.0, 200.0], None),
+        ([1.5, 4096.0], None),
+        ([1.0, math.inf], None),
+        ([-4096.0, 3.0], 4096.0),
+        ([5000.0], None),
+        ([], None),
+    ],
+)
+def test_whole_numbers_are_recognised(values, expected):
+    assert integer_amax([torch.tensor(values), torch.tensor([0.5, 0.25])]) == expected
+
+
+def test_weights_are_no_positions():
+    assert integer_amax([nn.Parameter(torch.tensor([1.0, 4096.0]))]) is None
+
+
+def test_positions_in_a_product_are_noticed():
+    def function(self, x):
+        angles = torch.outer(torch.arange(4096.0), torch.ones(4))
+        return self.lin(torch.arange(4096.0)[:, None] @ torch.ones(1, 4)) + angles
+
+    _, traced = shadowed(function, numbers(0, 8, 4))
+    assert traced.op("", "matmul").integer_amax == 4095.0
+
+
+# ---------------------------------------------------------------- constants, lines, shapes
+
+
+def test_constants_are_the_extremes_of_scalar_arguments():
+    def function(self, x):
+        h = self.lin(x)
+        h = h.masked_fill(h > 0, -1e9) + 1e-12
+        return h + 0.5
+
+    _, traced = shadowed(function, numbers(0, 8, 4))
+    assert traced.op("", "masked_fill").constants == (1e9, 1e9)
+    assert traced.op("", "add").constants == (1e-12, 0.5)
+    assert traced.op("lin", "linear").constants is None
+
+
+def test_the_location_is_the_script_s_own_line():
+    def function(self, x):
+        small = torch.tanh(x)
+        large = torch.tanh(x * 0) + torch.relu(self.lin(x) * 3)  # the line of relu
+        return small + large
+
+    _, traced = shadowed(function, numbers(0, 8, 4))
+    location = traced.op("", "relu").location
+    with open(__file__) as stream:
+        line = stream.read().splitlines()[location.line - 1]
+    assert location.path == __file__
+    assert line.endswith("# the line of relu")
+
+
+def test_the_location_of_several_calls_is_that_of_the_largest_result():
+    def function(self, x):
+        small = torch.relu(x)
+        large = torch.relu(x * 100)  # the largest
+        return self.lin(small + large)
+
+    _, traced = shadowed(function, numbers(0, 8, 4))
+    with open(__file__) as stream:
+        line = stream.read().splitlines()[traced.op("", "relu").location.line - 1]
+    assert line.endswith("# the largest")
+
+
+def test_shapes_dtypes_and_categories():
+    _, traced = shadowed(lambda self, x: self.lin(x).softmax(-1).relu(), numbers(0, 8, 4))
+    linear = traced.op("lin", "linear")
+    assert linear.shapes == ((8, 4), (4, 4), (4,))
+    assert (linear.dtype, linear.category, linear.half) == ("float32", "lower", True)
+    assert (traced.op("", "softmax").category, traced.op("", "softmax").half) == ("fp32", False)
+    assert (traced.op("", "relu").category, traced.op("", "relu").half) == ("other", False)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_script_s_own_low_precision_is_noticed(dtype):
+    model = nn.Linear(4, 4).to(dtype)
+    with tracing() as traced:
+        model(numbers(0, 8, 4).to(dtype)).float().sum().backward()
+    assert traced.trace.low_dtypes == (str(dtype).removeprefix("torch."),)
+    assert traced.layer("").tensor("weight_grad", "weight").dtype == str(dtype).removeprefix("torch.")
