@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from hashlib import sha256
 from math import ceil
 from typing import TYPE_CHECKING
 
@@ -39,6 +40,11 @@ def misaligned(dims: Iterable[tuple[str, int]], format_name: str | None) -> list
     return [(name, size, ceil(size / multiple) * multiple) for name, size in dims if size % multiple]
 
 
+def fingerprint(rule: str, fqn: str | None, op: str | None) -> str:
+    """The same while the layer and the rule are: numbers may change."""
+    return sha256(f"{rule}:{fqn}:{op}".encode()).hexdigest()[:16]
+
+
 def _seconds(groups: Iterable[Group]) -> float:
     return sum(group.seconds for group in groups)
 
@@ -70,6 +76,7 @@ def _finding(rule: str, groups: list[Group], message: str, suggestion: str) -> F
             "layers": layers,
             "kernels": list(dict.fromkeys(group.name for group in groups))[:8],
         },
+        fingerprint=fingerprint(rule, ",".join(sorted(layers)) or None, groups[0].op),
     )
 
 

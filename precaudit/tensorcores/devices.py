@@ -70,7 +70,7 @@ class Machine:
 
 
 def inspect(nvml: Any, torch: Any, cpuinfo: str) -> Machine:
-    """Facts about this machine; `problem` says why there is no GPU to use, empty where there is."""
+    """Facts about this machine; `problem` says what keeps its GPUs from being used or described."""
     gpus: tuple[Accelerator, ...] = ()
     driver = None
     with session(nvml) as missing:
@@ -88,7 +88,7 @@ def read_cpuinfo() -> str:
 
 def _problem(gpus: tuple[Accelerator, ...], missing: str, torch: Any, sees: bool) -> str:
     if sees:
-        return ""
+        return "" if gpus else "PyTorch has a GPU that NVML doesn't list, as AMD's: no figures for it."
     if not gpus:
         return f"No NVIDIA GPU found (NVML: {missing})." if missing else "No NVIDIA GPU found."
     if torch.version.cuda is None:
@@ -159,7 +159,9 @@ def render(machine: Machine) -> str:
     for gpu in machine.gpus:
         page.section(f"GPU {gpu.index}: {visible(gpu.name)}", _gpu_lines(gpu))
     page.section(f"CPU: {visible(machine.cpu.name or 'name unknown')}", _cpu_lines(machine.cpu))
-    if machine.problem:
+    if machine.problem and machine.torch_sees_gpu:
+        page.section("GPU", [visible(machine.problem)])
+    elif machine.problem:
         page.section("No GPU to use", [visible(machine.problem), *WITHOUT_GPU])
     return "\n".join(page.lines)
 

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from hashlib import sha256
 from math import ceil, prod
 from types import MappingProxyType
 
 from precaudit.formats import FORMATS
 from precaudit.model import Finding, Op, Plan, Severity
 from precaudit.planning.fitting import format_of
+from precaudit.tensorcores.advice import fingerprint
 from precaudit.tensorcores.peaks import Gpu
 
 Shape = tuple[int, ...]
@@ -56,11 +56,14 @@ def flops(op: Op) -> float | None:
 
 def runs_on_tensor_cores(op: Op, plan: Plan, target: Gpu) -> bool:
     """Whether the op can run on the target's Tensor Cores in the format that the plan gives it."""
-    found, format_name = work(op), format_of(plan, op.fqn, op.op)
-    if found is None or not found.reduces or op.dtype == "float64" or target.peak(format_name) is None:
+    format_name = format_of(plan, op.fqn, op.op)
+    if flops(op) is None or op.dtype == "float64" or target.peak(format_name) is None:
         return False
     must_align = FORMATS[format_name].storage_bits == 8
-    return not (must_align and _misaligned(found, format_name))
+    found = work(op)
+    if found is None:  # FLOPs without dimensions, as of an einsum that was counted while it ran
+        return not must_align
+    return found.reduces and not (must_align and _misaligned(found, format_name))
 
 
 def eligible_share(ops: Sequence[Op], plan: Plan, target: Gpu) -> float | None:
@@ -119,7 +122,7 @@ def _finding(op: Op, format_name: str, padding: list[tuple[str, int, int]], shar
             "format": format_name,
             "padding": {name: {"size": size, "pad_to": target} for name, size, target in padding},
         },
-        fingerprint=sha256(f"PA401:{op.fqn}:{op.op}".encode()).hexdigest()[:16],
+        fingerprint=fingerprint("PA401", op.fqn, op.op),
     )
 
 

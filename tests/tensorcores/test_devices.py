@@ -55,6 +55,12 @@ def test_says_why_no_gpu_can_be_used_and_what_still_works(nvml, torch, words):
     assert "Everything but GPU timing works here" in text
 
 
+def test_a_gpu_of_another_vendor_is_no_missing_gpu():
+    text = flat(render(inspect(FakeNvml(loads=False), fake_torch(None, True), XEON)))
+    assert "PyTorch has a GPU that NVML doesn't list" in text
+    assert "No GPU to use" not in text
+
+
 def test_matrix_units_of_processors():
     assert set(inspect(FakeNvml(), fake_torch(), XEON).cpu.units) == {"amx_bf16", "avx512_bf16", "amx_int8"}
     assert inspect(FakeNvml(), fake_torch(), GRACE).cpu.units["bf16"] == ("bfloat16",)

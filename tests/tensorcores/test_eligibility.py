@@ -1,5 +1,6 @@
 """FLOPs against torch's own counter, what Tensor Cores can take, and advice on padding."""
 
+import dataclasses
 import hashlib
 
 import pytest
@@ -150,6 +151,14 @@ def test_what_no_matrix_unit_computes(op):
 def test_an_exception_inside_a_module_counts():
     plan = Plan(default="bfloat16", ops=(OpFormat("layer", "linear", "float32"),))
     assert eligible_share([linear(8, 16, 16)], plan, H100) == 0.0
+
+
+def test_flops_that_an_op_carries_count_without_its_dimensions():
+    op = dataclasses.replace(made("einsum", (2, 3), (3, 4)), flops=48.0)
+    assert flops(op) == 48.0
+    assert eligible_share([op], BF16, H100) == 1.0
+    assert eligible_share([op], Plan(default="float8_e4m3"), H100) == 0.0
+    assert alignment_findings([op], BF16, H100) == ()
 
 
 def test_a_vocabulary_is_padded_to_128_bytes():
