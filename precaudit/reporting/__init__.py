@@ -15,15 +15,17 @@ RENDERERS = {
     "markdown": ("markdown", "render_markdown"),
     "html": ("html", "render_html"),
     "json": ("serialize", "render_json"),
+    "plan": ("serialize", "render_plan"),
     "sarif": ("sarif", "render_sarif"),
     "junit": ("junit", "render_junit"),
     "gitlab": ("gitlab", "render_gitlab"),
     "github": ("github", "render_github"),
-    "svg": ("charts", "render_svg"),
+    "svg": ("svg", "render_svg"),
 }
 # ending of a file's name: format; the longest ending that fits wins
 EXTENSIONS = {
     ".json": "json",
+    ".plan.json": "plan",
     ".html": "html",
     ".htm": "html",
     ".md": "markdown",
@@ -49,6 +51,8 @@ def render(report: Report, format: str) -> str:
 def format_of(path: Path) -> str:
     """The format that a file's name asks for; `PrecauditError` with the known ones otherwise."""
     name = path.name.lower()
+    if name == "plan.json":
+        return "plan"
     if name.startswith("gl-code-quality") and name.endswith(".json"):
         return "gitlab"
     for extension in sorted(EXTENSIONS, key=len, reverse=True):
@@ -56,7 +60,7 @@ def format_of(path: Path) -> str:
             return EXTENSIONS[extension]
     raise PrecauditError(
         f"{path}: the extension picks the format, and this one is unknown; known ones: {', '.join(EXTENSIONS)}, "
-        "and gl-code-quality*.json for GitLab"
+        "plan.json, and gl-code-quality*.json for GitLab"
     )
 
 

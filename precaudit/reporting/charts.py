@@ -101,7 +101,11 @@ def _exponent(**axis: Any) -> altair.X:
     import altair as alt
 
     scale = alt.Scale(domainMin={"expr": "lo"}, domainMax={"expr": "hi"}, nice=False, zero=False)
-    return alt.X("x:Q", scale=scale, axis=alt.Axis(**{"tickMinStep": 1, "labelExpr": "'2^' + datum.value", **axis}))
+    return alt.X(
+        "x:Q",
+        scale=scale,
+        axis=alt.Axis(**{"tickMinStep": 1, "labelFlush": False, "labelExpr": "'2^' + datum.value", **axis}),
+    )
 
 
 # ---------------------------------------------------------------- ranges
@@ -184,7 +188,7 @@ def formats() -> Drawing:
 
 
 def scales() -> Drawing:
-    """How many layers each loss scale hurts, and on which side; `hurt` has {k, side, n}; the window is wlo to whi."""
+    """How many gradients each loss scale hurts, on which side: `hurt` has {k, side, n}; the window is wlo to whi."""
     import altair as alt
 
     x = alt.X(
@@ -205,9 +209,9 @@ def scales() -> Drawing:
         .encode(
             x=x,
             x2="to:Q",
-            y=alt.Y("n:Q", stack="zero", axis=alt.Axis(title="layers hurt", tickMinStep=1, format="d", tickCount=4)),
+            y=alt.Y("n:Q", stack="zero", axis=alt.Axis(title="gradients hurt", tickMinStep=1, format="d", tickCount=4)),
             color=alt.Color("side:N", scale=_palette(SIDES), legend=None),
-            tooltip=["scale:N", "side:N", alt.Tooltip("n:Q", title="layers")],
+            tooltip=["scale:N", "side:N", alt.Tooltip("n:Q", title="gradients")],
         )
     )
     now = (
@@ -253,7 +257,7 @@ def differences() -> Drawing:
     """Paired relative differences of the loss for each seed and their mean, in the band of ±margin."""
     import altair as alt
 
-    y = alt.Y("d:Q", axis=alt.Axis(title="plan against float32", format="+.2%", tickCount=6))
+    y = alt.Y("d:Q", axis=alt.Axis(title="loss difference", format="+.2%", tickCount=6))
     band = (
         alt.Chart(alt.Data(values=[{}]))
         .transform_calculate(d="-margin", high="margin")

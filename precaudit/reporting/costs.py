@@ -29,8 +29,10 @@ def tensor_cores(report: Report) -> list[str]:
 
 
 def step_times(report: Report) -> list[str]:
-    """Time of a training step per arm (`float32`, `plan`, ...)."""
+    """Time of a training step per arm (`float32`, `plan`, ...); a single number is plain float32's."""
     steps = report.performance.get("step_seconds")
+    if isinstance(steps, int | float):
+        steps = {"float32": steps, "plan": None}
     if not isinstance(steps, Mapping) or not steps:
         return [f"Time of a step: {NOT_MEASURED}."]
     return [f"Time of a step: {', '.join(f'{prose(arm)} {_step(value)}' for arm, value in steps.items())}."]
@@ -58,21 +60,26 @@ def _number(value: Any, unit: str) -> str:
 def profiling(report: Report) -> list[str]:
     """What this profile itself took, beside the plain steps that any check would need."""
     p = report.performance
-    total, plain = p.get("seconds_total"), p.get("seconds_plain_steps")
+    total, startup = p.get("seconds_total"), p.get("seconds_startup")
     if total is None:
         return [f"Time of this profile: {NOT_MEASURED}."]
     line = f"This profile took {seconds(total)}"
-    if plain is not None:
-        line += f": {_ratio(p)} the {seconds(plain)} that its training steps take plain"
-    if p.get("seconds_startup") is not None:
-        line += f", and {seconds(p['seconds_startup'])} of start-up"
+    if _between(startup, total):
+        line += f", {seconds(startup)} of it outside training steps"
     counts = [plural(p[key], noun) for key, noun in COUNTS.items() if isinstance(p.get(key), int)]
-    return [f"{line}.", *([f"It needed {' and '.join(counts)}."] if counts else [])]
+    return [f"{line}.", *_overhead(p), *([f"It needed {' and '.join(counts)}."] if counts else [])]
+
+
+def _overhead(p: Mapping[str, Any]) -> list[str]:
+    plain, ratio = p.get("seconds_plain_steps"), p.get("ratio")
+    if not _between(plain, math.inf) or not _between(ratio, math.inf):
+        return []
+    return [f"Its training steps took {ratio:.2f}x as long as the same steps do without precaudit ({seconds(plain)})."]
+
+
+def _between(value: Any, most: Any) -> bool:
+    """Whether a recorded time can be shown: clocks that ran backwards or apart give none."""
+    return isinstance(value, int | float) and isinstance(most, int | float) and 0 <= value <= most != value
 
 
 COUNTS = {"runs": "training run", "evaluations": "forward-backward evaluation"}
-
-
-def _ratio(performance: Mapping[str, Any]) -> str:
-    ratio = performance.get("ratio")
-    return f"{ratio:.2f}x" if isinstance(ratio, int | float) and math.isfinite(ratio) else "an unknown multiple of"

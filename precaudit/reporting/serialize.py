@@ -82,6 +82,12 @@ def render_json(report: Report) -> str:
     return orjson.dumps(dump_report(report), option=orjson.OPT_APPEND_NEWLINE).decode()
 
 
+def render_plan(report: Report) -> str:
+    """`plan.json` as text, indented: people edit plans."""
+    options = orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE
+    return orjson.dumps(dump_plan(report.plan), option=options).decode()
+
+
 def load_report(path: str | Path) -> Report:
     """The report in `path`; keys that older versions didn't write get their defaults."""
     data = _document(Path(path), ("layers", "verification"), "a precaudit report")

@@ -105,7 +105,7 @@ def _details(report: Report) -> tuple[str, ...]:
         )
     if v.execution == "native":
         lines.append("Native: the plan ran in the device's own low-precision arithmetic.")
-    if v.reason:
+    if v.reason and v.verdict != "pass":
         lines.append(f"Why: {prose(v.reason)}")
     return tuple(lines)
 
@@ -130,7 +130,7 @@ def ranked_findings(report: Report) -> list[Finding]:
 def actions(report: Report) -> list[str]:
     """What to change, the most important first."""
     steps = {
-        "pass": "Train with the plan: paste the lines at the end into your training script.",
+        "pass": "Train with the plan: paste the lines that this report gives into your training script.",
         "screened": "Verify before you rely on it: profile again without --quick.",
         "inconclusive": f"Let more seeds decide: profile again with --seeds {more_seeds(report)}.",
         "not_run": "Prove the plan: profile without --no-verify.",
@@ -141,8 +141,19 @@ def actions(report: Report) -> list[str]:
         first = "Profile a script that trains: precaudit follows what calls .backward()."
     elif not report.plan.is_low_precision:
         first = "Change nothing for now: float32 is the fastest format that is known to train here."
-    suggestions = [_suggestion(finding) for finding in ranked_findings(report) if finding.suggestion]
-    return [first, *dict.fromkeys(suggestions)]
+    settled = [finding for finding in report.findings if is_settled(report, finding)]
+    left = [finding for finding in ranked_findings(report) if finding.suggestion and finding not in settled]
+    done = f"Nothing else for {plural(len(settled), 'finding')}: the plan keeps those places in a wider format."
+    return [first, *dict.fromkeys(map(_suggestion, left)), *([done] if settled else [])]
+
+
+def is_settled(report: Report, finding: Finding) -> bool:
+    """Whether a plan that trained well already moves the finding's place away from its default."""
+    plan = report.plan
+    if report.verification.verdict not in ("pass", "screened") or finding.fqn is None:
+        return False
+    moved = {(op.fqn, op.op) for op in plan.ops if op.format != plan.default}
+    return plan.modules.get(finding.fqn, plan.default) != plan.default or (finding.fqn, finding.op) in moved
 
 
 def more_seeds(report: Report) -> int:
@@ -151,7 +162,8 @@ def more_seeds(report: Report) -> int:
 
 def _suggestion(finding: Finding) -> str:
     where = f" [{place(finding)}]" if place(finding) else ""
-    return f"{prose(finding.suggestion)}{where}"
+    text = prose(finding.suggestion)
+    return f"{text[:1].upper()}{text[1:]}{where}"
 
 
 def place(finding: Finding) -> str:

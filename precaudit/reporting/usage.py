@@ -10,6 +10,7 @@ from precaudit.model import Report
 from precaudit.reporting import story
 from precaudit.reporting.words import inert, visible
 
+LOOP = ("# every step: scaler.scale(loss).backward()", "#             scaler.step(optimizer); scaler.update()")
 DEFAULT_PLAN = Path("plan.json")
 
 
@@ -23,7 +24,7 @@ def paste_lines(report: Report, plan: Path = DEFAULT_PLAN) -> list[str]:
         "precaudit.apply(model, plan)",
     ]
     if report.plan.loss_scale.mode != "none":
-        lines.append("scaler = plan.grad_scaler()")
+        lines += ["scaler = plan.grad_scaler()", *LOOP]
     return lines
 
 

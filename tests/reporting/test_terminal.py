@@ -81,7 +81,8 @@ def test_lines_to_paste_run_as_python():
     assert '  plan = precaudit.load_plan("reports/train/plan.json")' in text.splitlines()
     lines = [line.strip() for line in text.split("model is built\n")[1].split("\n\n")[0].splitlines()]
     compile("\n".join(lines), "pasted", "exec")
-    assert lines[-1] == "scaler = plan.grad_scaler()"
+    assert lines[3] == "scaler = plan.grad_scaler()"
+    assert all(line.startswith("#") for line in lines[4:])
 
 
 def test_no_scaler_is_pasted_where_none_is_needed():

@@ -1,8 +1,11 @@
 "use strict";
-(() => {
-  const read = (id) => { const node = document.getElementById(id); return node ? JSON.parse(node.textContent) : null; };
+(async () => {
   const $ = (id) => document.getElementById(id);
-  const data = read("data"), specs = read("specs");
+  const unpack = (text) => {
+    const bytes = Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
+    return new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"))).json();
+  };
+  const { page: data, plan, specs } = await unpack($("data").textContent);
   const ROWS = 30;
   const GRADIENTS = new Set(["activation_grad", "weight_grad"]);
   const BUDGET = 1e-4;
@@ -52,24 +55,31 @@
   const narrow = () => innerWidth < 760;
   const padding = (name) => {
     const rows = name === "heat_map" || name === "formats" || name === "times";
-    return { left: rows ? (narrow() ? 112 : 216) : 64, right: rows ? 62 : 14, top: 8, bottom: name === "formats" ? 4 : 38 };
+    return { left: rows ? (narrow() ? 112 : 216) : 76, right: rows ? 62 : 18, top: 8, bottom: name === "formats" ? 4 : 38 };
   };
   const nameWidth = () => Math.floor((padding("heat_map").left - 10) / 6.7);
 
+  const making = {};
   function draw(name, datasets, signals) {
     const host = $("chart-" + name);
     if (!host || !specs) return;
-    let view = views[name];
-    if (!view) {
-      view = views[name] = new vega.View(vega.parse(specs[name]), { renderer: "canvas", container: host, hover: true });
-      view.tooltip(tooltip);
-      paint(view);
-      fit(name);
-      new ResizeObserver(() => { if (fit(name)) view.run(); }).observe(host);
-    }
-    for (const [key, rows] of Object.entries(datasets)) view.data(key, rows);
-    for (const [key, value] of Object.entries(signals || {})) view.signal(key, value);
-    view.run();
+    making[name] = making[name] || make(name, host, datasets);
+    making[name].then((view) => {
+      for (const [key, rows] of Object.entries(datasets)) view.data(key, rows);
+      for (const [key, value] of Object.entries(signals || {})) view.signal(key, value);
+      view.run();
+      host.dataset.drawn = "true";
+    });
+  }
+  // expressions are interpreted, never compiled: the page's policy forbids eval; empty data is no reason to warn
+  async function make(name, host, datasets) {
+    for (const source of specs[name].data) if (datasets[source.name]) source.values = datasets[source.name];
+    const options = { mode: "vega", ast: true, actions: false, defaultStyle: false, renderer: "canvas", tooltip, logLevel: 1 };
+    const { view } = await vegaEmbed(host, specs[name], options);
+    views[name] = view;
+    paint(view);
+    fit(name);
+    new ResizeObserver(() => { if (fit(name)) view.run(); }).observe(host);
     return view;
   }
   function fit(name) {
@@ -166,10 +176,10 @@
     const low = gradients.filter((t) => flushes(t, format, k)), high = gradients.filter((t) => overflows(t, format, k));
     const named = (list) => list.slice(0, 3).map(label).join(", ") + (list.length > 3 ? `, and ${(list.length - 3).toLocaleString("en")} more` : "");
     const parts = [];
-    if (low.length) parts.push(`${low.length.toLocaleString("en")} of ${count(gradients.length, "gradient")} would lose energy to zero (${named(low)}).`);
+    if (low.length) parts.push(`${low.length.toLocaleString("en")} of ${count(gradients.length, "gradient")} would lose more than 0.01% of their energy to zero (${named(low)}).`);
     if (high.length) parts.push(`${high.length.toLocaleString("en")} would overflow (${named(high)}).`);
     $("k-effect").textContent = gradients.length === 0 ? "No gradient was measured."
-      : parts.join(" ") || `All ${count(gradients.length, "gradient")} fit ${state.format} at this scale.`;
+      : parts.join(" ") || `All ${count(gradients.length, "gradient")} survive in ${state.format} at this scale: none overflows, and none loses more than 0.01% of its energy (sum of squares) to zero.`;
   }
 
   function fillTable() {
@@ -194,6 +204,7 @@
       hurt.push({ k, side: "lose gradient energy", n: under }, { k, side: "overflow", n: over });
     }
     const shown = safe && state.format === "float16" ? safe : [999, 998];
+    $("window-legend").hidden = shown[0] === 999;
     draw("scales", { hurt }, { k: state.k, klo: low - 0.5, khi: high + 0.5, wlo: shown[0], whi: shown[1] });
   }
 
@@ -266,7 +277,7 @@
   const chip = (format, n) => element("span", n > 1 ? `${format} × ${n.toLocaleString("en")}` : format, "chip f-" + format);
   function leaf(name, module) {
     const item = element("li");
-    item.append(element("span", name, "mono"), " ", element("span", module[2], "why"), " ", chip(module[1], 1));
+    item.append(element("span", name || "(the model itself)", "mono"), " ", element("span", module[2], "why"), " ", chip(module[1], 1));
     if (module[3] >= 0) item.append(" ", element("span", data.plan.reasons[module[3]], "why"));
     return item;
   }
@@ -318,7 +329,7 @@
     }
   }
   function startCopying() {
-    const texts = { code: () => $("code").textContent, plan: () => JSON.stringify(read("plan-json"), null, 2) + "\n" };
+    const texts = { code: () => $("code").textContent, plan: () => JSON.stringify(plan, null, 2) + "\n" };
     document.querySelectorAll("[data-copy]").forEach((button) => {
       const name = button.textContent;
       button.addEventListener("click", async () => {

@@ -1,0 +1,209 @@
+"""The page in a real browser, headless; skipped where chromium, its driver or selenium is absent."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+
+import pytest
+import report_samples
+
+from precaudit.reporting import write
+
+pytest.importorskip("altair")
+pytest.importorskip("vl_convert")
+webdriver = pytest.importorskip("selenium.webdriver")
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+DRIVER = shutil.which("chromedriver")
+pytestmark = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="needs chromium and chromedriver")
+INTERACTIVE_SECONDS = 3.0
+
+
+@pytest.fixture(scope="module")
+def browser():
+    from selenium.webdriver.chrome.service import Service
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for flag in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    driver = webdriver.Chrome(options=options, service=Service(DRIVER))
+    driver.set_window_size(1200, 900)
+    yield driver
+    driver.quit()
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pages")
+    for name in ("passing", "hostile"):
+        write(report_samples.sample_report(name), folder / f"{name}.html")
+    return folder
+
+
+def show(browser, path):
+    """Open the page and wait for its heat map; what the console said and which requests were made."""
+    for kind in ("browser", "performance"):
+        browser.get_log(kind)
+    browser.get(path.as_uri())
+    wait(browser, "return document.getElementById('chart-heat_map').dataset.drawn === 'true'")
+
+
+def wait(browser, condition, limit=20.0):
+    end = time.monotonic() + limit
+    while not browser.execute_script(condition):
+        assert time.monotonic() < end, f"never true: {condition}"
+        time.sleep(0.02)
+
+
+def picture(browser, chart="heat_map"):
+    return browser.execute_script(f"return document.querySelector('#chart-{chart} canvas').toDataURL()")
+
+
+def choose(browser, id, value, event="change"):
+    script = """
+      const [id, value, event] = arguments, node = document.getElementById(id);
+      node.value = value;
+      node.dispatchEvent(new Event(event));
+    """
+    browser.execute_script(script, id, value, event)
+
+
+def requests(browser):
+    messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+    urls = [m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"]
+    return [url for url in urls if not url.startswith(("file:", "data:"))]
+
+
+@pytest.mark.parametrize("name", ["passing", "hostile"])
+def test_no_console_message_and_no_request(browser, files, name):
+    show(browser, files / f"{name}.html")
+    browser.execute_script("document.getElementById('training').scrollIntoView({behavior: 'instant'})")
+    wait(browser, "return document.getElementById('chart-losses').dataset.drawn === 'true'")
+    assert browser.get_log("browser") == []
+    assert requests(browser) == []
+
+
+def test_hostile_names_are_shown_and_never_run(browser, files):
+    show(browser, files / "hostile.html")
+    choose(browser, "order", "model")
+    browser.execute_script("document.getElementById('heat-table').closest('details').open = true")
+    wait(browser, "return document.querySelectorAll('#heat-table td').length > 0")
+    assert (
+        browser.execute_script("return document.querySelector('#heat-table td').textContent")
+        == report_samples.HOSTILE[0]
+    )
+    assert report_samples.HOSTILE[0] in browser.execute_script("return document.getElementById('tree').textContent")
+    assert browser.execute_script("return document.querySelectorAll('script').length") == 3
+
+
+def test_the_slider_moves_the_picture_and_says_what_is_lost(browser, files):
+    show(browser, files / "passing.html")
+    pictures, texts = [], []
+    for k in (0, 16, 32):
+        choose(browser, "k", str(k), "input")
+        pictures.append(picture(browser))
+        texts.append(browser.execute_script("return document.getElementById('k-effect').textContent"))
+    assert len(set(pictures)) == 3
+    assert texts[1].startswith("All 44 gradients survive in float16")
+    assert "44 would overflow" in texts[2]
+
+
+def test_the_slider_works_from_the_keyboard(browser, files):
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.common.keys import Keys
+
+    show(browser, files / "passing.html")
+    before = picture(browser)
+    slider = browser.find_element(By.ID, "k")
+    slider.send_keys(Keys.ARROW_RIGHT)
+    assert slider.get_attribute("value") == "17"
+    assert slider.get_attribute("aria-valuetext") == "2 to the power of 17"
+    assert picture(browser) != before
+
+
+def test_the_table_has_the_rows_of_the_picture(browser, files):
+    show(browser, files / "passing.html")
+    choose(browser, "role", "activation")
+    choose(browser, "find", "HEAD", "input")
+    browser.execute_script("document.getElementById('heat-table').closest('details').open = true")
+    wait(browser, "return document.querySelectorAll('#heat-table tr').length === 2")
+    cells = browser.execute_script("return [...document.querySelectorAll('#heat-table td')].map((n) => n.textContent)")
+    assert [cells[0], cells[4]] == ["head", "fits"]
+    assert browser.execute_script("return document.getElementById('slider').hidden")
+
+
+def test_the_plan_is_filtered_by_name_reason_and_format(browser, files):
+    def leaves():
+        script = "return [...document.querySelectorAll('#tree li')].filter((n) => !n.querySelector('li')).length"
+        return browser.execute_script(script)
+
+    show(browser, files / "passing.html")
+    choose(browser, "plan-find", "normalisation", "input")
+    assert leaves() == 4
+    choose(browser, "plan-find", "", "input")
+    choose(browser, "plan-format", "float32")
+    assert leaves() == 5
+
+
+def test_the_theme_repaints_page_and_charts(browser, files):
+    from selenium.webdriver.common.by import By
+
+    show(browser, files / "passing.html")
+    color = "return getComputedStyle(document.body).backgroundColor"
+    before = (browser.execute_script(color), picture(browser))
+    browser.find_element(By.ID, "theme").click()
+    after = (browser.execute_script(color), picture(browser))
+    assert before[0] != after[0]
+    assert before[1] != after[1]
+
+
+def test_copy_plan_gives_plan_json(browser, files):
+    from selenium.webdriver.common.by import By
+
+    show(browser, files / "passing.html")
+    browser.execute_script(
+        "window.copied = null; navigator.clipboard.writeText = async (text) => { window.copied = text; };"
+    )
+    browser.find_element(By.CSS_SELECTOR, "[data-copy=plan]").click()
+    wait(browser, "return window.copied !== null")
+    assert json.loads(browser.execute_script("return window.copied"))["default"] == "float16"
+
+
+def test_nothing_is_wider_than_a_phone(browser, files):
+    size = {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": True}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    try:
+        for name in ("passing", "hostile"):
+            show(browser, files / f"{name}.html")
+            assert browser.execute_script("return document.documentElement.scrollWidth") <= 390
+    finally:
+        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def test_every_control_and_picture_has_a_name(browser, files):
+    show(browser, files / "passing.html")
+    unnamed = browser.execute_script("""
+      const named = (n) => n.getAttribute("aria-label") || n.textContent.trim() || (n.labels && n.labels.length);
+      const controls = [...document.querySelectorAll("button, select, input, [role=img]")];
+      return controls.filter((n) => !named(n)).map((n) => n.id);
+    """)
+    assert unnamed == []
+
+
+def test_five_thousand_layers_are_interactive_soon(browser, tmp_path):
+    write(report_samples.huge(), tmp_path / "huge.html")
+    show(browser, tmp_path / "huge.html")
+    drawn = browser.execute_script("return performance.now()")
+    before = picture(browser)
+    moved = browser.execute_script("""
+      const slider = document.getElementById("k"), start = performance.now();
+      slider.value = "3";
+      slider.dispatchEvent(new Event("input"));
+      return performance.now() - start;
+    """)
+    assert drawn < 1000 * INTERACTIVE_SECONDS
+    assert moved < 500
+    assert picture(browser) != before

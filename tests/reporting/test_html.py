@@ -1,0 +1,224 @@
+from __future__ import annotations
+
+import base64
+import gzip
+import json
+import math
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from xml.etree import ElementTree
+
+import jsonschema
+import pytest
+import report_samples
+from golden_files import assert_golden
+
+from precaudit.errors import PrecauditError
+from precaudit.formats import FORMATS
+from precaudit.model import Difference, Exponents, TensorStats
+from precaudit.reporting import costs, html, pagedata, render, story
+from precaudit.reporting.serialize import load_plan
+
+pytest.importorskip("altair")
+pytest.importorskip("vl_convert")
+
+MAX_BYTES = 1.5e6
+
+
+class Page(HTMLParser):
+    """Elements, their attributes, and the text of the page outside scripts."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self.scripts: list[str] = []
+        self.inside = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+        self.inside = tag
+
+    def handle_endtag(self, tag):
+        self.inside = ""
+
+    def handle_data(self, data):
+        (self.scripts if self.inside == "script" else [] if self.inside == "style" else self.words).append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+
+@pytest.fixture(scope="module")
+def pages():
+    return {name: Page(render(report_samples.sample_report(name), "html")) for name in report_samples.SAMPLES}
+
+
+def test_verdict_comes_first(pages):
+    for name, page in pages.items():
+        head = story.headline(report_samples.sample_report(name))
+        headings = [i for i, (tag, _) in enumerate(page.tags) if re.fullmatch(r"h[1-6]", tag)]
+        assert page.tags[headings[0]][0] == "h1"
+        assert " ".join(head.title.split()) in page.text
+
+
+def test_nothing_is_loaded_from_elsewhere(pages):
+    for page in pages.values():
+        for tag, attributes in page.tags:
+            assert tag not in {"iframe", "object", "embed", "base", "link", "img"}
+            for name in ("src", "href", "action", "data"):
+                assert (attributes.get(name) or "#").startswith("#"), (tag, attributes)
+
+
+def test_policy_forbids_the_network_and_eval(pages):
+    policy = next(a["content"] for tag, a in pages["passing"].tags if a.get("http-equiv") == "Content-Security-Policy")
+    assert policy.startswith("default-src 'none'")
+    assert "unsafe-eval" not in policy
+    assert "connect-src" not in policy
+
+
+def test_hostile_strings_make_no_elements_and_no_scripts(pages):
+    def shape(page: Page) -> set[tuple[str, str | None]]:
+        return {(tag, attributes.get("type")) for tag, attributes in page.tags if tag != "p"}
+
+    assert shape(pages["hostile"]) <= shape(pages["failing"])
+    assert len(pages["hostile"].scripts) == len(pages["failing"].scripts)
+    attributes = {name for _, found in pages["hostile"].tags for name in found}
+    assert not any(name.startswith("on") for name in attributes)
+    assert report_samples.HOSTILE[0] in pages["hostile"].text
+
+
+def test_packed_data_is_inert_and_the_same():
+    value = [text.encode("utf-8", "backslashreplace").decode() for text in report_samples.HOSTILE]
+    made = html.packed(value)
+    assert re.fullmatch(r"[A-Za-z0-9+/=]+", made)
+    assert json.loads(gzip.decompress(base64.b64decode(made))) == value
+
+
+def test_five_thousand_layers_stay_small():
+    assert len(render(report_samples.huge(), "html").encode()) < MAX_BYTES
+
+
+def test_without_altair_the_page_says_what_is_missing(monkeypatch):
+    monkeypatch.setattr(html, "find_spec", lambda name: None)
+    page = Page(render(report_samples.passing(), "html"))
+    assert "precaudit[html]" in page.text
+    assert "embed output grad" in page.text
+
+
+# ---------------------------------------------------------------- data of the charts
+
+
+def test_zones_are_the_formats_own():
+    zones = pagedata.page_data(report_samples.empty())["formats"]
+    assert set(zones) == set(FORMATS)
+    for name, zone in zones.items():
+        assert 2.0 ** zone["cut"] == FORMATS[name].flush_threshold
+        assert 2.0 ** zone["sub"] * 2.0 ** -FORMATS[name].mantissa == 2 * 2.0 ** zone["cut"]
+        assert 2.0 ** (zone["top"] - 1) <= FORMATS[name].overflow_threshold
+
+
+@pytest.mark.parametrize("budget", [0.0, 1e-4, 0.3])
+def test_kept_from_splits_the_energy_at_the_budget(budget):
+    counts = (900, 0, 40, 7, 1)
+    kept = pagedata.kept_from(TensorStats(exponents=Exponents(-9, counts)), budget)
+    energies = [count * 4.0**i for i, count in enumerate(counts)]
+    assert sum(energies[: kept + 9]) <= budget * sum(energies)
+    assert sum(energies[: kept + 10]) > budget * sum(energies)
+
+
+def test_band_is_the_margin_about_the_mean_reference():
+    report = report_samples.passing()
+    data = pagedata.trainings(report)
+    references = [t.losses for t in report.verification.trials if t.plan == "reference"]
+    for row, losses in zip(data["band"], zip(*references, strict=True), strict=True):
+        mean = sum(losses) / len(losses)
+        assert row["low"] == pytest.approx(mean * (1 - 0.0025))
+        assert row["high"] == pytest.approx(mean * (1 + 0.0025))
+
+
+def test_every_run_has_its_curve_and_broken_ones_are_named():
+    report = report_samples.failing()
+    data = pagedata.trainings(report)
+    assert {row["run"] for row in data["curves"]} == {f"{t.plan}, seed {t.seed}" for t in report.verification.trials}
+    assert all(math.isfinite(row["loss"]) for row in data["curves"])
+    assert data["broken"] == ["candidate-2, seed 0: the loss is not finite at step 3"]
+
+
+# ---------------------------------------------------------------- words
+
+
+def test_the_interval_is_drawn_where_it_is():
+    report = report_samples.passing()
+    report = replace(report, verification=replace(report.verification, difference=Difference(0.0, -0.0025, 0.0025)))
+    tile = html._tiles(report)[0]
+    assert tile["interval"] == [25.0, 50.0, 50.0]
+
+
+@pytest.mark.parametrize(("startup", "shown"), [(2.6, True), (-33.9, False), (32.0, False), ("nan", False)])
+def test_impossible_times_are_not_shown(startup, shown):
+    report = report_samples.passing()
+    report = replace(report, performance=report.performance | {"seconds_startup": startup})
+    lines = " ".join(costs.profiling(report))
+    assert ("outside training steps" in lines) == shown
+    assert "-" not in lines.replace("forward-backward", "")
+
+
+def test_findings_that_the_verified_plan_settles_ask_for_nothing():
+    report = report_samples.passing()
+    kept = report_samples.finding(fqn="blocks.0.ln1", op="layer_norm")
+    left = report_samples.finding(fqn="blocks.0.attn.qkv")
+    report = replace(report, findings=(kept, left))
+    steps = story.actions(report)
+    assert len(steps) == 3
+    assert "blocks.0.attn.qkv" in steps[1]
+    assert steps[2].startswith("Nothing else for 1 finding")
+    failed = replace(report, verification=replace(report.verification, verdict="fail"))
+    assert not any("Nothing else" in step for step in story.actions(failed))
+
+
+# ---------------------------------------------------------------- plan.json and SVG
+
+
+@pytest.mark.parametrize("name", ["passing", "failing"])
+def test_golden_plan(name):
+    assert_golden(f"plan-{name}.json", render(report_samples.sample_report(name), "plan"))
+
+
+def test_plan_json_is_the_plan_alone(tmp_path):
+    from precaudit.reporting import write
+
+    report = report_samples.passing()
+    write(report, tmp_path / "plan.json")
+    document = json.loads((tmp_path / "plan.json").read_text())
+    assert document["default"] == "float16"
+    assert "layers" not in document
+    jsonschema.validate(document, schema("plan"))
+    assert load_plan(tmp_path / "plan.json") == report.plan
+
+
+def schema(name: str) -> dict[str, object]:
+    from importlib.resources import files
+
+    return json.loads((files("precaudit") / "schemas" / f"{name}.schema.json").read_text())
+
+
+def test_svg_has_a_row_a_tensor_and_the_share_that_is_lost():
+    report = report_samples.passing(blocks=2)
+    root = ElementTree.fromstring(render(report, "svg"))
+    texts = [node.text for node in root.iter("{http://www.w3.org/2000/svg}text")]
+    assert {layer.fqn for layer in report.layers} <= set(texts)
+    assert render(report, "svg") == render(report, "svg")
+
+
+def test_svg_hostile_names_stay_text():
+    root = ElementTree.fromstring(render(report_samples.hostile(), "svg"))
+    assert not list(root.iter("{http://www.w3.org/2000/svg}script"))
+
+
+def test_svg_of_nothing_says_so():
+    with pytest.raises(PrecauditError, match="no measured tensor"):
+        render(report_samples.empty(), "svg")
