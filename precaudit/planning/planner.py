@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -22,6 +23,9 @@ _FALLBACK = {
     "tf32": ("float32",),
     "float32": ("float32",),
 }
+
+
+_BESIDE = "float8 is for linear layers with sizes in multiples of 16; this runs in bfloat16 beside them"
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,8 @@ def build_plan(trace: Trace, choices: Choices) -> Plan:
     default = choices.default or default_format(choices.formats)
     layers = {layer.fqn: layer for layer in trace.layers if layer.trained}
     names = dict.fromkeys([*trace.leaves, *layers])
-    draft = _Draft(choices, default, {fqn: _own_format(layers.get(fqn), default, trace) for fqn in names})
+    formats = {fqn: _own_format(layers.get(fqn), default, trace) for fqn in names}
+    draft = _Draft(choices, default, formats, because={fqn: _BESIDE for fqn in names if formats[fqn] != default})
     for ban in choices.bans:
         draft.avoid(ban, layers.get(ban.fqn))
     for (fqn, op), (format_name, why) in choices.promoted.items():
@@ -87,7 +92,7 @@ class _Draft:
         current = self.modules.get(ban.fqn, self.default) if whole else self.ops.get(key, self._of(ban.fqn))
         if current != ban.format:
             return
-        banned = {b.format for b in self.choices.bans if (b.fqn, b.op) == key}
+        banned = {b.format for b in self.choices.bans if b.fqn == ban.fqn and (whole or b.op == ban.op)}
         # An operation outside the products follows its inputs: only float32 frees it from their format.
         safer = fallback(current, self.choices.formats, banned) if ban.category == "lower" else "float32"
         if whole:
@@ -99,13 +104,14 @@ class _Draft:
     def promote(self, fqn: str, op: str, format_name: str, why: str) -> None:
         if op:
             self.ops[fqn, op] = format_name
+            self.because[f"{fqn}:{op}"] = why
         else:
-            inside = [name for name in self.modules if name == fqn or name.startswith(f"{fqn}.") or not fqn]
-            for name in inside or [fqn]:
-                self.modules[name] = format_name
+            inside = [name for name in self.modules if name == fqn or name.startswith(f"{fqn}.") or not fqn] or [fqn]
+            self.modules.update(dict.fromkeys(inside, format_name))
+            self.because.update(dict.fromkeys(inside, why))
             for key in [key for key in self.ops if key[0] in inside]:
                 del self.ops[key]
-        self.because[f"{fqn}:{op}" if op else fqn] = why
+                self.because.pop(f"{key[0]}:{key[1]}", None)
 
     def _of(self, fqn: str) -> str:
         return self.modules.get(fqn, self.default)
@@ -135,7 +141,17 @@ def _with_loss_scale(plan: Plan, trace: Trace, choices: Choices) -> Plan:
     if unserved:
         plan = _without_conflicts(plan, best_compromise(gradients)[1] or tuple(unserved), choices)
         gradients = {fqn: s for fqn, s in gradients.items() if plan.modules.get(fqn) == "float16"}
+        maxima = [min(largest, _log2_peak(trace, plan)) for largest in maxima]
     return replace(plan, loss_scale=recommend(maxima, gradients, choices.steps))
+
+
+def _log2_peak(trace: Trace, plan: Plan) -> float:
+    """log2 of the largest gradient that is float16 in the backward pass under the plan, over all steps."""
+    low = {fqn for fqn, name in plan.modules.items() if name == "float16"}
+    records = [t for layer in trace.layers if layer.fqn in low for t in layer.tensors]
+    records += [t for op in trace.ops if op.fqn in low and op.half for t in op.tensors]
+    peaks = [t.stats.amax for t in records if t.role in ("activation_grad", "weight_grad")]
+    return math.log2(max(peaks)) if any(peaks) else -math.inf
 
 
 def _without_conflicts(plan: Plan, unserved: Iterable[str], choices: Choices) -> Plan:

@@ -1,0 +1,248 @@
+"""Plans from small traces: the lowest format that fits, a reason for everything else, a scale that goes with it."""
+
+import math
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from trace_samples import layer, op, stats, trace
+
+from precaudit.formats import FORMATS
+from precaudit.model import OpFormat
+from precaudit.planning.planner import Choices, build_plan, default_format, fallback, supported
+from precaudit.planning.rules import bans
+
+DEFAULT = ("bfloat16", "float16", "tf32")
+
+
+def planned(ops, formats=DEFAULT, layers=None, maxima=(), **choices):
+    seen = trace(ops, layers, maxima)
+    return build_plan(seen, Choices(formats, "h100", bans(seen, formats), **choices))
+
+
+# ---------------------------------------------------------------- formats
+
+
+@pytest.mark.parametrize(
+    ("formats", "expected"),
+    [
+        (("float16", "bfloat16"), "bfloat16"),
+        (("float16", "tf32"), "float16"),
+        (("tf32",), "tf32"),
+        (("float8_e4m3", "bfloat16"), "float8_e4m3"),
+        ((), "float32"),
+    ],
+)
+def test_the_default_is_the_preferred_format(formats, expected):
+    assert default_format(formats) == expected
+    assert planned([op()], formats).default == expected
+
+
+@pytest.mark.parametrize(
+    ("current", "allowed", "banned", "expected"),
+    [
+        ("float16", DEFAULT, (), "bfloat16"),
+        ("float16", ("float16",), (), "float32"),
+        ("bfloat16", DEFAULT, ("float16",), "tf32"),
+        ("float8_e4m3", ("float8_e4m3", "bfloat16"), (), "bfloat16"),
+        ("tf32", DEFAULT, (), "float32"),
+        ("float32", DEFAULT, (), "float32"),
+        ("float16", DEFAULT, ("bfloat16", "tf32", "float32"), "float32"),
+    ],
+)
+def test_fallback(current, allowed, banned, expected):
+    assert fallback(current, allowed, banned) == expected
+
+
+def test_without_bans_everything_is_at_the_default():
+    plan = planned([op(fqn="a"), op(fqn="b")])
+    assert plan.modules == {"a": "bfloat16", "b": "bfloat16"}
+    assert plan.ops == ()
+    assert plan.because == {}
+    assert plan.types == {"a": "Linear", "b": "Linear"}
+    assert plan.loss_scale.mode == "none"
+    assert plan.target == "h100"
+    assert plan.matmul_precision == "high"
+    assert planned([op()], ("bfloat16",)).matmul_precision == "highest"
+
+
+def test_a_leaf_moves_as_a_whole():
+    plan = planned([op(fqn="a"), op(fqn="b", amax=1e9)], ("float16", "bfloat16"), default="float16")
+    assert plan.modules == {"a": "float16", "b": "bfloat16"}
+    assert plan.ops == ()
+    assert set(plan.because) == {"b"}
+    assert "1e+09" in plan.because["b"]
+
+
+def test_in_a_module_with_children_only_the_operation_moves():
+    ops = [op("matmul", fqn="block", amax=1e9), op(fqn="block.lin")]
+    layers = [layer("block", leaf=False), layer("block.lin")]
+    plan = planned(ops, ("float16", "bfloat16"), layers, default="float16")
+    assert plan.modules == {"block.lin": "float16", "block": "float16"}
+    assert plan.ops == (OpFormat("block", "matmul", "bfloat16"),)
+    assert set(plan.because) == {"block:matmul"}
+
+
+def test_what_is_no_product_is_freed_by_float32_only():
+    square = op("square", fqn="norm", amax=1e9, category="other", half=True)
+    assert planned([square], ("float16", "bfloat16"), default="float16").modules == {"norm": "float32"}
+
+
+def test_a_ban_in_another_format_changes_nothing():
+    assert planned([op(amax=1e9)], ("bfloat16", "float16")).modules == {"a": "bfloat16"}
+
+
+def test_the_fallback_avoids_every_ban_of_the_module():
+    """One operation leaves bfloat16; where it goes, the other operation of the same leaf must be allowed too."""
+    positions = op("matmul", fqn="a", integer_amax=1000.0)
+    large = op("linear", fqn="a", amax=1e6)
+    for ops in ([positions, large], [large, positions]):
+        assert planned(ops).modules == {"a": "tf32"}
+
+
+def test_leaves_that_never_ran_are_in_the_plan():
+    seen = trace([op(fqn="a")])
+    seen = type(seen)(**{**vars(seen), "leaves": ("a", "unused")})
+    assert build_plan(seen, Choices(DEFAULT, "h100")).modules == {"a": "bfloat16", "unused": "bfloat16"}
+
+
+def test_layers_that_don_t_train_are_not():
+    assert planned([op(fqn="a")], layers=[layer("a"), layer("loss", leaf=False, trained=False)]).modules == {
+        "a": "bfloat16"
+    }
+
+
+@pytest.mark.parametrize(
+    ("shapes", "expected"),
+    [
+        (((32, 64), (128, 64), (128,)), "float8_e4m3"),
+        (((32, 60), (128, 60)), "bfloat16"),
+        (((32, 64), (10, 64)), "bfloat16"),
+        ((), "bfloat16"),
+    ],
+)
+def test_float8_is_for_linear_layers_in_multiples_of_sixteen(shapes, expected):
+    plan = planned([op(shapes=shapes)], ("float8_e4m3", "bfloat16"))
+    assert plan.modules == {"a": expected}
+    assert ("a" in plan.because) == (expected != "float8_e4m3")
+
+
+ROUNDS = st.lists(
+    st.tuples(
+        st.sampled_from(["a", "b", "c.d"]),
+        st.sampled_from(["linear", "matmul", "square", "softmax"]),
+        st.sampled_from([1.0, 1e3, 1e5, 1e30]),
+        st.sampled_from([None, 300.0, 3000.0]),
+    ),
+    min_size=1,
+    max_size=6,
+    unique_by=lambda each: each[:2],
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(ROUNDS, st.sets(st.sampled_from(["bfloat16", "float16", "tf32", "float8_e4m3"]), min_size=1), st.booleans())
+def test_no_plan_breaks_a_ban_and_every_exception_has_a_reason(rounds, formats, leaf):
+    kinds = {"linear": "lower", "matmul": "lower", "square": "other", "softmax": "fp32"}
+    ops = [
+        op(name, fqn, amax, kinds[name], half=kinds[name] != "fp32", integer_amax=whole)
+        for fqn, name, amax, whole in rounds
+    ]
+    layers = [layer(fqn, leaf=leaf) for fqn in dict.fromkeys(each.fqn for each in ops)]
+    seen = trace(ops, layers)
+    forbidden = bans(seen, FORMATS)
+    plan = build_plan(seen, Choices(tuple(formats), "h100", forbidden))
+    exceptions = {(each.fqn, each.op): each.format for each in plan.ops}
+    for ban in forbidden:
+        assert exceptions.get((ban.fqn, ban.op), plan.modules[ban.fqn]) != ban.format
+    assert {*plan.modules.values(), *exceptions.values()} <= {*formats, "float32", "bfloat16"}
+    for fqn, name in plan.modules.items():
+        assert (fqn in plan.because) == (name != plan.default)
+    for fqn, name in exceptions:
+        assert f"{fqn}:{name}" in plan.because
+
+
+# ---------------------------------------------------------------- repairs
+
+
+def test_a_promoted_operation_is_an_exception():
+    layers = [layer("block", leaf=False), layer("block.lin")]
+    plan = planned(
+        [op("softmax", "block", category="fp32"), op(fqn="block.lin")],
+        layers=layers,
+        promoted={("block", "softmax"): ("float32", "it broke")},
+    )
+    assert plan.ops == (OpFormat("block", "softmax", "float32"),)
+    assert plan.because == {"block:softmax": "it broke"}
+
+
+def test_a_promoted_module_takes_what_is_inside_with_it():
+    layers = [layer("block", leaf=False), layer("block.lin"), layer("blocks")]
+    plan = planned(
+        [op("mul", "block", category="other"), op(fqn="block.lin"), op(fqn="blocks")],
+        layers=layers,
+        promoted={("block", ""): ("float32", "it raised")},
+    )
+    assert plan.modules == {"block": "float32", "block.lin": "float32", "blocks": "bfloat16"}
+    assert plan.because == {"block": "it raised", "block.lin": "it raised"}
+
+
+def test_promoting_the_root_promotes_everything():
+    plan = planned([op(fqn="a"), op(fqn="b")], promoted={("", ""): ("float32", "it raised")})
+    assert set(plan.modules.values()) == {"float32"}
+    assert not plan.is_low_precision or plan.default != "float32"
+
+
+def test_the_whole_module_after_one_of_its_operations():
+    layers = [layer("block", leaf=False)]
+    plan = planned(
+        [op("mul", "block", category="other", half=True)],
+        layers=layers,
+        promoted={("block", "mul"): ("float32", "first"), ("block", ""): ("float32", "then")},
+    )
+    assert plan.ops == ()
+    assert plan.modules == {"block": "float32"}
+
+
+# ---------------------------------------------------------------- the loss scale
+
+
+def halves(gradients, maxima, formats=("float16", "bfloat16")):
+    """A float16 plan for layers with these gradients."""
+    layers = [layer(fqn, gradient) for fqn, gradient in gradients.items()]
+    ops = [op(fqn=fqn) for fqn in gradients]
+    return planned(ops, formats, layers, maxima, default="float16")
+
+
+def test_bfloat16_needs_no_scale():
+    plan = planned([op()], layers=[layer("a", stats(1e-9))], maxima=[math.log2(1e-9)] * 10)
+    assert plan.loss_scale.mode == "none"
+
+
+def test_float16_gets_a_window():
+    plan = halves({"a": stats(2.0**-10, 2.0**-20)}, [-10.0] * 10)
+    scale = plan.loss_scale
+    assert scale.mode == "dynamic"
+    low, high = scale.window
+    assert low <= high <= 25
+    assert scale.init_scale == 2.0**high
+    assert plan.modules == {"a": "float16"}
+
+
+def test_a_module_that_no_scale_serves_beside_the_others_leaves_float16():
+    gradients = {f"small{i}": stats(2.0**-30, 2.0**-38) for i in range(4)} | {"huge": stats(2.0**12)}
+    plan = halves(gradients, [12.0] * 10)
+    assert plan.modules == {**{f"small{i}": "float16" for i in range(4)}, "huge": "bfloat16"}
+    assert "no single scale" in plan.because["huge"]
+    low, high = plan.loss_scale.window
+    assert low <= high
+    assert plan.loss_scale.init_scale > 2.0**8
+
+
+def test_without_gradients_there_is_nothing_to_scale():
+    assert halves({"a": None}, []).loss_scale.mode == "none"
+    assert halves({"a": stats(1.0)}, []).loss_scale.mode == "none"
+
+
+def test_only_formats_of_the_target():
+    assert supported(("float8_e4m3", "bfloat16", "nonsense"), ("bfloat16", "tf32", "nonsense")) == ("bfloat16",)

@@ -1,0 +1,134 @@
+"""Every rule, on both sides of its threshold."""
+
+import math
+
+import pytest
+from trace_samples import layer, op, trace
+
+from precaudit.formats import FORMATS
+from precaudit.planning.rules import HEADROOM, LOCAL_ERROR_LIMIT, RULES, bans
+
+HALF, BRAIN, SMALL = FORMATS["float16"], FORMATS["bfloat16"], FORMATS["float8_e4m3"]
+
+
+def found(*ops, formats=("float16",)):
+    return [(ban.rule, ban.op, ban.format, ban.severity) for ban in bans(trace(list(ops)), formats)]
+
+
+def test_a_tame_operation_is_allowed_everywhere():
+    assert found(op(input_amax=10.0), op("softmax", category="fp32"), formats=tuple(FORMATS)) == []
+
+
+@pytest.mark.parametrize(
+    ("amax", "severity"),
+    [(65504 / HEADROOM - 1, None), (65504 / HEADROOM, "note"), (65519.0, "note"), (65520.0, "error"), (1e30, "error")],
+)
+def test_pa101_results_that_overflow(amax, severity):
+    expected = [("PA101", "linear", "float16", severity)] if severity else []
+    assert found(op(amax=amax)) == expected
+    assert found(op(amax=amax), formats=("bfloat16", "tf32", "float32")) == []
+
+
+def test_pa101_only_where_the_result_is_half():
+    assert found(op("softmax", amax=1e9, category="fp32"), op("add", amax=1e9, category="other", half=False)) == []
+    assert found(op("relu", amax=1e9, category="other", half=True)) == [("PA101", "relu", "float16", "error")]
+
+
+def test_pa101_counts_the_maximum_of_each_format():
+    assert found(op(amax=200.0), formats=("float8_e4m3", "float8_e5m2", "float16")) == [
+        ("PA101", "linear", "float8_e4m3", "note")
+    ]
+
+
+@pytest.mark.parametrize(("amax", "severity"), [(16000.0, None), (20000.0, "note"), (70000.0, "error")])
+def test_pa102_operands_that_overflow(amax, severity):
+    expected = [("PA102", "linear", "float16", severity)] if severity else []
+    assert found(op(input_amax=amax)) == expected
+    assert found(op("softmax", category="fp32", input_amax=amax)) == []
+
+
+@pytest.mark.parametrize(("constant", "banned"), [(1e9, True), (65520.0, True), (65000.0, False), (math.inf, False)])
+def test_pa103_constants_that_overflow(constant, banned):
+    mask = op("masked_fill", category="other", half=True, constants=(constant, constant))
+    assert found(mask) == ([("PA103", "masked_fill", "float16", "error")] if banned else [])
+    assert found(op("masked_fill", category="other", half=False, constants=(constant, constant))) == []
+    assert found(mask, formats=("bfloat16",)) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "constant", "half", "banned"),
+    [
+        ("add", 1e-12, True, True),
+        ("add", 2.0**-25, True, True),
+        ("add", 2.0**-24, True, False),
+        ("add", 1e-12, False, False),
+        ("clamp_min", 1e-12, True, True),
+        ("dropout", 1e-12, True, False),
+    ],
+)
+def test_pa104_constants_that_vanish(name, constant, half, banned):
+    eps = op(name, category="other", half=half, constants=(constant, 1.0))
+    assert found(eps) == ([("PA104", name, "float16", "warning")] if banned else [])
+    assert found(eps, formats=("bfloat16",)) == []
+
+
+@pytest.mark.parametrize(
+    ("whole", "formats"),
+    [(256.0, ()), (257.0, ("bfloat16",)), (2048.0, ("bfloat16",)), (4095.0, ("bfloat16", "float16", "tf32"))],
+)
+def test_pa105_whole_numbers_that_are_no_longer_told_apart(whole, formats):
+    positions = op("matmul", integer_amax=whole)
+    assert [ban.format for ban in bans(trace([positions]), ("bfloat16", "float16", "tf32"))] == list(formats)
+
+
+@pytest.mark.parametrize(
+    ("error", "banned"), [(LOCAL_ERROR_LIMIT - 0.01, False), (LOCAL_ERROR_LIMIT, True), (math.inf, True)]
+)
+def test_pa106_operations_that_lose_their_result_alone(error, banned):
+    alone = op("sub", category="other", half=True, local_error={"bfloat16": error, "float16": 0.0})
+    assert found(alone, formats=("bfloat16", "float16")) == ([("PA106", "sub", "bfloat16", "error")] if banned else [])
+    assert found(op("sub", category="other", half=False, local_error={"bfloat16": error}), formats=("bfloat16",)) == []
+
+
+def test_pa106_says_what_is_lost():
+    lost = op("sub", category="other", half=True, local_error={"bfloat16": 0.5})
+    gone = op("sub", category="other", half=True, local_error={"bfloat16": math.inf})
+    (first,), (second,) = (bans(trace([each]), ("bfloat16",)) for each in (lost, gone))
+    assert "errs by 50%" in first.why
+    assert "becomes non-finite" in second.why
+
+
+def test_pa107_what_autocast_refuses():
+    refused = op("binary_cross_entropy", category="banned", half=False)
+    assert found(refused, formats=("bfloat16", "float16", "tf32")) == [
+        ("PA107", "binary_cross_entropy", "bfloat16", "error"),
+        ("PA107", "binary_cross_entropy", "float16", "error"),
+    ]
+
+
+def test_a_ban_says_where_and_how_large():
+    (ban,) = bans(trace([op(amax=1e6, fqn="encoder.fc")]), ("float16",))
+    assert (ban.fqn, ban.location.path, ban.location.line, ban.value) == ("encoder.fc", "train.py", 7, 1e6)
+    assert "1e+06" in ban.why
+    assert "65504" in ban.why
+    assert ban.fix
+
+
+def test_models_that_don_t_train_are_left_alone():
+    ops = [op(fqn="teacher", amax=1e9)]
+    assert bans(trace(ops, layers=[layer("teacher", trained=False)]), ("float16",)) == ()
+
+
+def test_rules_are_looked_at_in_order():
+    awful = op("matmul", amax=1e9, input_amax=1e9, constants=(1e-12, 1e9), integer_amax=1e9, local_error={"float16": 1})
+    rules = [ban.rule for ban in bans(trace([awful]), ("float16",))]
+    assert rules == sorted(rules)
+    assert len(rules) == 5
+    assert len(RULES) == 7
+
+
+def test_float32_is_never_forbidden():
+    awful = op("matmul", amax=1e30, input_amax=1e30, integer_amax=1e9)
+    assert bans(trace([awful]), ("float32",)) == ()
+    assert HALF.maximum < 1e30 < BRAIN.maximum
+    assert SMALL.maximum == 448

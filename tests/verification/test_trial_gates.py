@@ -1,0 +1,76 @@
+"""What a loss curve doesn't show: each gate on both sides."""
+
+import pytest
+from run_samples import ended, falling, run
+
+from precaudit.model import LossScale, Plan
+from precaudit.verification.gates import failed, gates
+
+LOSSES = falling()
+PLAN = Plan(default="bfloat16")
+
+
+def results(candidate=None, reference=None, plan=PLAN):
+    """The gates that failed, by name, and their details."""
+    pair = (run(LOSSES, **(reference or {})), run(LOSSES, "candidate-1", **(candidate or {})))
+    return {gate.name: gate.detail for gate in failed(gates([pair], plan))}
+
+
+def test_a_clean_pair_passes_them_all():
+    pair = (run(LOSSES), run(LOSSES, "candidate-1"))
+    assert failed(gates([pair], PLAN)) == []
+    assert len(gates([pair], PLAN)) == 6
+
+
+def test_without_pairs_there_is_nothing_to_check():
+    assert gates([], PLAN) == ()
+
+
+@pytest.mark.parametrize(
+    ("field", "name", "word"),
+    [
+        ("parameters", "finite parameters", "parameters"),
+        ("buffers", "finite buffers", "buffers"),
+        ("optimizer_state", "finite optimizer state", "optimizer states"),
+    ],
+)
+def test_state_that_is_not_finite(field, name, word):
+    bad = ended(**{field: ("b", "a", "d", "c", "e")})
+    assert results({"end_state": bad}) == {name: f"non-finite {word}: a, b, c and 2 more"}
+    assert results({"end_state": bad}, {"end_state": bad}) == {}
+    assert results({}, {"end_state": bad}) == {}
+
+
+def test_every_seed_is_looked_at():
+    pairs = [(run(LOSSES, seed=i), run(LOSSES, "candidate-1", i)) for i in range(2)]
+    pairs.append((run(LOSSES, seed=2), run(LOSSES, "candidate-1", 2, end_state=ended(buffers=("running_var",)))))
+    assert [gate.name for gate in failed(gates(pairs, PLAN))] == ["finite buffers"]
+
+
+def test_answers_in_eval_mode():
+    bad, good = ended(evaluations={"net": (False, 0.0)}), ended(evaluations={"net": (True, 1.0)})
+    assert results({"end_state": bad}, {"end_state": good}) == {"evaluation": "non-finite outputs in eval mode: net"}
+    assert results({"end_state": bad}) == {"evaluation": "non-finite outputs in eval mode: net"}
+    assert results({"end_state": bad}, {"end_state": bad}) == {}
+    assert results({"end_state": good}, {"end_state": bad}) == {}
+
+
+@pytest.mark.parametrize(
+    ("skips", "predicted", "passes"),
+    [(0, 0.0, True), (4, 0.0, True), (5, 0.0, False), (9, 5.0, True), (10, 5.0, False)],
+)
+def test_skipped_steps(skips, predicted, passes):
+    plan = Plan(default="float16", loss_scale=LossScale("dynamic", 2.0**10, 2000, (0, 10), predicted))
+    found = results({"skipped": tuple(range(skips))}, plan=plan)
+    assert found == ({} if passes else {"skipped steps": f"{skips} of 40 steps skipped, {predicted:.1f} predicted"})
+
+
+@pytest.mark.parametrize(
+    ("scales", "passes"),
+    [((2.0**10, 2.0**16), True), ((2.0**10, 2.0**-11), False), ((2.0**31,), False), ((1.0,), True), ((), True)],
+)
+def test_the_loss_scale_stays_in_sight(scales, passes):
+    found = results({"scales": scales})
+    assert bool(found) is not passes
+    if not passes:
+        assert "ran away" in found["loss scale"]

@@ -1,0 +1,131 @@
+"""The verdict from paired runs: lost, refused by a gate, shown equal, shown different, or not shown."""
+
+import math
+
+import pytest
+from run_samples import broken, ended, falling, run
+
+from precaudit.model import Plan
+from precaudit.verification.statistics import MARGIN_CAP, MARGIN_FLOOR
+from precaudit.verification.verdict import Runs, judge, screened
+
+PLAN = Plan(default="bfloat16")
+
+
+def runs(factor, seeds=5, twin=True, spread=0.0, **fields):
+    """Float32 runs with a seed spread of a percent; candidates end a constant factor away, jittered by `spread`."""
+    references = {i: run(falling(seed=i, end=1 + 0.01 * i), seed=i) for i in range(seeds)}
+    candidates = {}
+    for i, reference in references.items():
+        shifted = tuple(loss * (1 + factor + spread * (-1) ** i) for loss in reference.losses)
+        candidates[i] = run(shifted, "candidate-1", i, **fields)
+    perturbed = run(tuple(loss * (1 + 1e-7) for loss in references[0].losses), "reference-perturbed", 0)
+    return Runs(references, candidates, perturbed if twin else None)
+
+
+def test_equal_losses_pass():
+    judged = judge(runs(1e-5, spread=1e-5), PLAN)
+    assert judged.verdict == "pass"
+    assert judged.difference.mean == pytest.approx(1e-5, rel=0.3)
+    assert judged.difference.lower < judged.difference.mean < judged.difference.upper < judged.margin
+    assert MARGIN_FLOOR <= judged.margin <= MARGIN_CAP
+    assert judged.horizon == 40
+    assert [gate.name for gate in judged.gates][-1] == "the reference learned"
+
+
+@pytest.mark.parametrize("factor", [0.02, -0.02])
+def test_other_losses_fail_in_both_directions(factor):
+    judged = judge(runs(factor, spread=1e-4), PLAN)
+    assert judged.verdict == "fail"
+    assert judged.difference.mean == pytest.approx(factor, rel=0.05)
+
+
+def test_a_difference_at_the_margin_is_not_decided():
+    assert judge(runs(MARGIN_CAP, spread=MARGIN_CAP), PLAN).verdict == "inconclusive"
+
+
+def test_too_few_seeds_decide_nothing():
+    assert judge(runs(1e-4, seeds=1), PLAN).verdict == "inconclusive"
+
+
+def test_bit_identical_runs_pass_at_once():
+    assert judge(runs(0.0, seeds=1), PLAN).verdict == "pass"
+
+
+def test_a_candidate_that_raised_fails_with_its_message():
+    references = {0: run(falling())}
+    judged = judge(Runs(references, {0: broken(falling()[:7], "expected Half")}), PLAN)
+    assert judged.verdict == "fail"
+    assert judged.reason == "the script stopped at step 7: expected Half"
+
+
+def test_a_loss_that_is_lost_fails_and_says_where():
+    good = falling()
+    lost = (*good[:10], math.nan, *good[11:])
+    judged = judge(Runs({0: run(good)}, {0: run(lost, "candidate-1")}), PLAN)
+    assert judged.verdict == "fail"
+    assert judged.lost_at == 10
+    assert "step 10" in judged.reason
+
+
+def test_a_gate_refuses_whatever_the_loss_says():
+    judged = judge(runs(0.0, end_state=ended(buffers=("bn.running_var",))), PLAN)
+    assert judged.verdict == "fail"
+    assert judged.reason == "non-finite buffers: bn.running_var"
+
+
+def test_a_reference_that_learned_nothing_proves_nothing():
+    flat = {i: run((1.0,) * 40, seed=i) for i in range(3)}
+    judged = judge(Runs(flat, {i: run((1.0,) * 40, "candidate-1", i) for i in flat}), PLAN)
+    assert judged.verdict == "inconclusive"
+    assert "proves nothing" in judged.reason
+    assert not judged.gates[-1].passed
+
+
+def test_one_of_several_streams_that_learns_is_enough():
+    flat = (1.0,) * 40
+
+    def of(label, seed):
+        return run(flat, label, seed, streams={"gan.py:10": flat, "gan.py:20": falling(seed=seed)})
+
+    judged = judge(Runs({0: of("reference", 0)}, {0: of("candidate-1", 0)}), PLAN)
+    assert judged.verdict == "pass"
+    assert judged.gates[-1].passed
+
+
+def test_a_float32_run_that_doesn_t_repeat_itself_widens_the_margin():
+    sure = runs(1e-4, spread=1e-5)
+    noisy = Runs(
+        sure.references,
+        sure.candidates,
+        run(tuple(loss * 1.006 for loss in sure.references[0].losses), "reference-perturbed", 0),
+    )
+    assert judge(noisy, PLAN).margin == pytest.approx(0.006, rel=0.05)
+    assert judge(noisy, PLAN).horizon == 0
+    assert judge(sure, PLAN).margin < 0.003
+
+
+def test_candidates_without_a_float32_pair_don_t_count():
+    both = runs(0.0, seeds=2)
+    alone = Runs({0: both.references[0]}, both.candidates, None)
+    assert len(alone.pairs) == 1
+    assert judge(alone, PLAN).verdict == "pass"
+
+
+def test_runs_without_a_loss_decide_nothing():
+    assert judge(Runs({0: run(())}, {0: run((), "candidate-1")}), PLAN).verdict in ("inconclusive", "fail")
+
+
+# ---------------------------------------------------------------- one pair
+
+
+@pytest.mark.parametrize(("factor", "expected"), [(0.0, "screened"), (1e-4, "screened"), (0.01, "inconclusive")])
+def test_one_pair_screens_and_never_verifies(factor, expected):
+    judged = screened(judge(runs(factor, seeds=1, twin=False), PLAN))
+    assert judged.verdict == expected
+    assert "one pair" in judged.reason
+
+
+def test_a_failure_stays_one():
+    judged = judge(Runs({0: run(falling())}, {0: broken(falling()[:3])}), PLAN)
+    assert screened(judged) == judged
