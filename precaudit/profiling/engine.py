@@ -10,7 +10,7 @@ from typing import Any
 
 from precaudit import __version__
 from precaudit.errors import ExitCode, PrecauditError
-from precaudit.model import Execution, Plan, Report, Verification
+from precaudit.model import Execution, Op, Plan, Report, TensorCores, Verification
 from precaudit.planning.planner import Choices, build_plan, default_format, fallback
 from precaudit.profiling.audit import Audit, Runner, chosen_formats, require_measurable, run_audit
 from precaudit.profiling.bisect import contributions
@@ -19,7 +19,9 @@ from precaudit.profiling.findings import all_findings
 from precaudit.profiling.settings import Settings
 from precaudit.profiling.trials import verify
 from precaudit.running.job import Job, RunResult, RunSpec
+from precaudit.tensorcores.eligibility import alignment_findings, eligible_share
 from precaudit.tensorcores.peaks import Gpu, find_gpu, get_gpu
+from precaudit.tensorcores.roofline import in_words, predicted_gain
 
 DEFAULT_FORMATS = ("bfloat16", "float16", "tf32")
 NARROW = ("bfloat16", "float16", "float8_e4m3", "float8_e5m2")
@@ -80,9 +82,10 @@ def profile_job(job: Job, settings: Settings, runner: Runner) -> Outcome:
         job=_job_facts(job, settings, audit, formats, target),
         layers=audit.trace.layers,
         ops=audit.trace.ops,
-        findings=all_findings(audit, plan, verification),
+        findings=(*all_findings(audit, plan, verification), *alignment_findings(_trained_ops(audit), plan, target)),
         plan=plan,
         verification=verification,
+        tensor_cores=_tensor_cores(audit, plan, target),
         performance=_performance(clock, time.perf_counter() - start),
         cost=_cost(settings, audit),
         precaudit_version=__version__,
@@ -202,6 +205,24 @@ def _job_facts(job: Job, settings: Settings, audit: Audit, formats: Sequence[str
         ],
         "notes": notes,
     }
+
+
+def _trained_ops(audit: Audit) -> list[Op]:
+    trained = {layer.fqn for layer in audit.trace.layers if layer.trained}
+    return [op for op in audit.trace.ops if op.fqn in trained]
+
+
+def _tensor_cores(audit: Audit, plan: Plan, target: Gpu) -> TensorCores:
+    """What shapes say without a GPU: eligible FLOPs under the plan, and the gain that peaks would allow."""
+    ops, layers, steps = _trained_ops(audit), audit.trace.layers, max(1, audit.trace.audited_steps)
+    gain = predicted_gain(ops, layers, plan, target, steps=steps) if ops else None
+    return TensorCores(
+        measured=False,
+        method=f"no kernels were timed; eligibility on {target.name} follows from shapes",
+        eligible_flops_share=eligible_share(ops, plan, target),
+        device=target.name,
+        notes=(in_words(gain, target),),
+    )
 
 
 def _performance(clock: _Clock, seconds: float) -> dict[str, Any]:

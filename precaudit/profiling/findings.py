@@ -264,7 +264,7 @@ def _of_verification(verification: Verification) -> list[Finding]:
             _finding(
                 "PA603",
                 "error",
-                f"the float32 run itself is not finite from step {step} on (seed {unsound.seed}), by no fault of a format",
+                f"float32 itself is not finite from step {step} on (seed {unsound.seed}), by no fault of a format",
                 "repair the training in float32 first",
                 step=step,
             )
