@@ -55,7 +55,7 @@ class Baseline:
 
     @contextmanager
     def _clipping_watched(self, scaler: Any) -> Iterator[None]:
-        """Notes clipping between `scaler.scale(loss)` and `scaler.unscale_(optimizer)`: its norm has the scale in it."""
+        """Notes clipping between `scaler.scale(loss)` and `scaler.unscale_(optimizer)`: the scale is in its norm."""
         clipping, scaled = torch.nn.utils, {"now": False}
 
         def watched(name: str, original: Callable[..., Any], scales: bool | None) -> Callable[..., Any]:
@@ -81,15 +81,19 @@ class Baseline:
             yield
 
     def _created(self, original: Callable[..., None]) -> Callable[..., None]:
-        def __init__(region: autocast, *args: Any, **kwargs: Any) -> None:
-            original(region, *args, **kwargs)
+        def __init__(
+            region: autocast, device_type: str, dtype: Any = None, enabled: bool = True, *args: Any, **kwargs: Any
+        ) -> None:
+            original(region, device_type, dtype, enabled, *args, **kwargs)
+            # torch itself disables regions for "cuda" on a machine without one, which says nothing of the script.
+            region.precaudit_asked = enabled  # type: ignore[attr-defined]
             region.precaudit_of_torch = _opened_by_torch()  # type: ignore[attr-defined]
 
         return __init__
 
     def _entered(self) -> Callable[[autocast], autocast]:
         def __enter__(region: autocast) -> autocast:
-            enabled = bool(region._enabled)
+            enabled = bool(getattr(region, "precaudit_asked", region._enabled))
             if enabled:
                 self.settings["autocast"] = str(region.fast_dtype).removeprefix("torch.")
             self._regions.append(not enabled and not getattr(region, "precaudit_of_torch", False))

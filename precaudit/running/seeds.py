@@ -39,6 +39,11 @@ def controlled_seeds(trial: int) -> Iterator[None]:
 
         return seeded
 
+    def fresh() -> int:
+        """`torch.seed()`, which asks the machine for a number that no other run would have."""
+        torch.manual_seed(_BASE_SEED)
+        return torch.initial_seed()
+
     start = derived_seed(_BASE_SEED, trial)
     random.seed(start)
     np.random.seed(start % 2**32)
@@ -54,4 +59,6 @@ def controlled_seeds(trial: int) -> Iterator[None]:
             (torch.cuda, "manual_seed_all"),
         ):
             stack.enter_context(mock.patch.object(owner, name, folded(getattr(owner, name))))
+        for owner in (torch, torch.random):
+            stack.enter_context(mock.patch.object(owner, "seed", fresh))
         yield

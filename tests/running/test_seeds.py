@@ -1,0 +1,118 @@
+"""Streams of random numbers: equal within a trial, different across trials, however a script seeds itself."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from precaudit.running.seeds import controlled_seeds, derived_seed
+
+
+def numbers():
+    return (
+        random.random(),
+        float(np.random.rand()),
+        float(torch.rand(())),
+        [int(i) for i in torch.randperm(50)],
+        float(np.random.default_rng().random()),
+    )
+
+
+SCRIPTS = {
+    "unseeded": lambda: None,
+    "torch": lambda: torch.manual_seed(0),
+    "torch.random": lambda: torch.random.manual_seed(0),
+    "python": lambda: random.seed(1234),
+    "numpy": lambda: np.random.seed(7),
+    "seeded by a string": lambda: random.seed("experiment"),
+    "seeded anew": lambda: (random.seed(), np.random.seed(), torch.seed()),
+    "by keyword": lambda: (random.seed(a=3), np.random.seed(seed=3), torch.manual_seed(seed=3)),
+    "everything": lambda: (random.seed(0), np.random.seed(0), torch.manual_seed(0), torch.cuda.manual_seed_all(0)),
+}
+
+
+def trial(script, number):
+    with controlled_seeds(number):
+        SCRIPTS[script]()
+        return numbers()
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_trial_repeats_itself(script):
+    for number in (0, 1, 5):
+        assert trial(script, number) == trial(script, number)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_trials_differ_in_every_stream(script):
+    for first, second in zip(trial(script, 0), trial(script, 1), strict=True):
+        assert first != second
+    assert trial(script, 1) != trial(script, 2)
+
+
+def test_the_first_trial_is_the_script_as_it_is():
+    torch.manual_seed(3)
+    np.random.seed(3)
+    random.seed(3)
+    alone = float(torch.rand(())), float(np.random.rand()), random.random(), float(np.random.default_rng(3).random())
+    with controlled_seeds(0):
+        torch.manual_seed(3)
+        np.random.seed(3)
+        random.seed(3)
+        inside = (
+            float(torch.rand(())),
+            float(np.random.rand()),
+            random.random(),
+            float(np.random.default_rng(3).random()),
+        )
+    assert inside == alone
+
+
+def test_different_seeds_of_a_script_stay_different():
+    with controlled_seeds(2):
+        torch.manual_seed(0)
+        first = torch.rand(3)
+        torch.manual_seed(1)
+        second = torch.rand(3)
+        torch.manual_seed(0)
+        assert torch.equal(torch.rand(3), first)
+    assert not torch.equal(first, second)
+
+
+def test_generators_and_sequences_given_to_numpy_are_left_alone():
+    sequence = np.random.SeedSequence(5)
+    expected = np.random.default_rng(np.random.SeedSequence(5)).random()
+    with controlled_seeds(4):
+        assert np.random.default_rng(sequence).random() == expected
+        generator = np.random.default_rng(1)
+        assert np.random.default_rng(generator) is generator
+
+
+def test_functions_return_what_they_return():
+    with controlled_seeds(1):
+        assert isinstance(torch.manual_seed(0), torch.Generator)
+        assert random.seed(0) is None
+
+
+def test_seeding_is_the_caller_s_own_again_afterwards():
+    before = torch.manual_seed, torch.random.manual_seed, torch.seed, np.random.seed, np.random.default_rng, random.seed
+    with pytest.raises(ZeroDivisionError), controlled_seeds(1):
+        raise ZeroDivisionError
+    after = torch.manual_seed, torch.random.manual_seed, torch.seed, np.random.seed, np.random.default_rng, random.seed
+    assert before == after
+
+
+@given(st.one_of(st.integers(), st.text(), st.floats(), st.none()), st.integers(0, 100))
+def test_derived_seeds_suit_every_generator(seed, number):
+    derived = derived_seed(seed, number)
+    assert derived == derived_seed(seed, number)
+    if number or not isinstance(seed, int):
+        assert 0 <= derived < 2**32
+
+
+@given(st.integers(0, 2**31), st.integers(1, 50), st.integers(51, 100))
+def test_derived_seeds_differ_between_trials(seed, first, second):
+    assert derived_seed(seed, first) != derived_seed(seed, second)
