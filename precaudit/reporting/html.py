@@ -15,7 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from precaudit import __version__
-from precaudit.model import Finding, FormatFit, Report, Trial
+from precaudit.model import Finding, FormatFit, Plan, Report, Trial
 from precaudit.reporting import costs, story, usage
 from precaudit.reporting.pagedata import page_data, times
 from precaudit.reporting.serialize import dump_plan, to_json
@@ -213,7 +213,7 @@ def _tables(report: Report) -> dict[str, Any]:
         "trials_note": f"{plural(len(v.trials), 'training run')}. Runs of one seed see the same data, initialisation "
         "and dropout, so that only the precision differs.",
         "gates": [(g.passed, prose(g.name), prose(g.detail)) for g in sorted(v.gates, key=lambda gate: gate.passed)],
-        "findings": [_finding(report, finding) for finding in story.ranked_findings(report)],
+        "findings": [_finding(report.plan, finding) for finding in story.ranked_findings(report)],
         "exceptions": [
             {"format": group.format, "why": group.why, "names": listing(group.names)}
             for group in story.exceptions(report.plan)[:ROWS]
@@ -236,7 +236,7 @@ def _range_rows(report: Report, formats: list[str]) -> list[list[str]]:
             if tensor is not None:
                 lost = [_lost(tensor.formats.get(name)) for name in formats]
                 values = [number(tensor.stats.amax), number(tensor.stats.amin_nonzero)]
-                rows.append([visible(layer.fqn) or "(the model itself)", label, *values, *lost])
+                rows.append([visible(layer.fqn) or story.WHOLE, label, *values, *lost])
     return rows
 
 
@@ -252,12 +252,12 @@ def _trial(trial: Trial) -> list[str]:
     return [visible(trial.plan), *counts, *ends, str(trial.skipped_steps), seconds(trial.seconds), prose(trial.status)]
 
 
-def _finding(report: Report, finding: Finding) -> dict[str, Any]:
+def _finding(plan: Plan, finding: Finding) -> dict[str, Any]:
     return {
         "severity": finding.severity,
-        "settled": story.is_settled(report, finding),
+        "widened": story.widened(plan, finding),
         "rule": visible(finding.rule),
-        "place": story.place(finding),
+        "place": story.place(finding) or "the whole model",
         "message": prose(finding.message),
         "suggestion": prose(finding.suggestion),
         "evidence": _facts(finding.evidence),

@@ -9,7 +9,7 @@ from typing import Any
 
 from precaudit.formats import FORMATS
 from precaudit.model import Layer, Report, TensorStats, Trial
-from precaudit.reporting.story import CAST_ROLES
+from precaudit.reporting.story import CAST_ROLES, WHOLE
 from precaudit.reporting.words import SHORT_FORMATS, visible
 
 # a gradient that loses less than this share of its energy trains the same
@@ -23,7 +23,7 @@ def page_data(report: Report) -> dict[str, Any]:
     return {
         "formats": _formats(),
         "roles": {role: label for role, label in CAST_ROLES.items()},
-        "layers": [[visible(layer.fqn) or "(the model itself)", visible(layer.type)] for layer in report.layers],
+        "layers": [[visible(layer.fqn) or WHOLE, visible(layer.type)] for layer in report.layers],
         "tensors": {role: _tensors(report.layers, role) for role in CAST_ROLES},
         "scale": _scale(report),
         "trainings": trainings(report),

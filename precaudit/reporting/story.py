@@ -21,6 +21,13 @@ CAST_ROLES = {
     "weight": "weight",
     "weight_grad": "weight grad",
 }
+WHOLE = "(the model itself)"
+# how a run can end before anything was measured
+CUT_SHORT = {
+    "killed": "the run was killed before its first step, often for want of memory",
+    "failed": "the script failed before its first step",
+    "interrupted": "the run was interrupted before its first step",
+}
 SEVERITIES = ("error", "warning", "note")
 
 
@@ -60,7 +67,8 @@ def headline(report: Report) -> Headline:
     """The verdict in words a manager understands, and what stands behind it."""
     verdict, name = report.verification.verdict, plan_name(report.plan)
     if not report.layers and verdict == "not_run":
-        why = report.verification.reason or report.job.get("stopped") or "no layer was seen"
+        stopped = report.job.get("stopped")
+        why = report.verification.reason or CUT_SHORT.get(str(stopped)) or stopped or "no layer was seen"
         return Headline("bad", f"NOTHING MEASURED: {prose(why)}", ())
     if not report.plan.is_low_precision and verdict != "inconclusive":
         return Headline("bad", "STAY IN FLOAT32: no low-precision plan is recommended", _details(report))
@@ -138,22 +146,31 @@ def actions(report: Report) -> list[str]:
     }
     first = steps[report.verification.verdict]
     if not report.layers:
+        cut = str(report.job.get("stopped")) in CUT_SHORT
         first = "Profile a script that trains: precaudit follows what calls .backward()."
+        first = "See script.log for what the script said, and let it reach its first step." if cut else first
     elif not report.plan.is_low_precision:
         first = "Change nothing for now: float32 is the fastest format that is known to train here."
-    settled = [finding for finding in report.findings if is_settled(report, finding)]
-    left = [finding for finding in ranked_findings(report) if finding.suggestion and finding not in settled]
-    done = f"Nothing else for {plural(len(settled), 'finding')}: the plan keeps those places in a wider format."
-    return [first, *dict.fromkeys(map(_suggestion, left)), *([done] if settled else [])]
+    left = [finding for finding in ranked_findings(report) if finding.suggestion and not widened(report.plan, finding)]
+    return [first, *dict.fromkeys(map(_suggestion, left)), *_taken_care_of(report)]
 
 
-def is_settled(report: Report, finding: Finding) -> bool:
-    """Whether a plan that trained well already moves the finding's place away from its default."""
-    plan = report.plan
-    if report.verification.verdict not in ("pass", "screened") or finding.fqn is None:
+def _taken_care_of(report: Report) -> list[str]:
+    count = sum(widened(report.plan, finding) for finding in report.findings)
+    if not count:
+        return []
+    if report.verification.verdict in ("pass", "screened"):
+        return [f"Nothing else for {plural(count, 'finding')}: the plan keeps those places in a wider format."]
+    return [f"No change for {plural(count, 'finding')}: the plan keeps those places in a wider format already."]
+
+
+def widened(plan: Plan, finding: Finding) -> bool:
+    """Whether the plan runs the finding's place in a wider format than its narrowest one."""
+    if finding.fqn is None:
         return False
-    moved = {(op.fqn, op.op) for op in plan.ops if op.format != plan.default}
-    return plan.modules.get(finding.fqn, plan.default) != plan.default or (finding.fqn, finding.op) in moved
+    ops = {(op.fqn, op.op): op.format for op in plan.ops}
+    planned = ops.get((finding.fqn, finding.op or ""), plan.modules.get(finding.fqn))
+    return planned is not None and any(_narrower(name, planned) for name in (plan.default, *plan.modules.values()))
 
 
 def more_seeds(report: Report) -> int:
@@ -186,10 +203,10 @@ def exceptions(plan: Plan) -> list[Exceptions]:
     groups: dict[tuple[str, str], list[str]] = {}
     for fqn, name in plan.modules.items():
         if name != plan.default:
-            groups.setdefault((name, plan.because.get(fqn, "")), []).append(visible(fqn))
+            groups.setdefault((name, plan.because.get(fqn, "")), []).append(visible(fqn) or WHOLE)
     for op in plan.ops:
         why = plan.because.get(f"{op.fqn}:{op.op}", "")
-        groups.setdefault((op.format, why), []).append(f"{visible(op.fqn)}:{visible(op.op)}")
+        groups.setdefault((op.format, why), []).append(f"{visible(op.fqn) or WHOLE}:{visible(op.op)}")
     ordered = sorted(groups.items(), key=lambda group: -len(group[1]))
     return [Exceptions(name, prose(why) or "no reason recorded", tuple(names)) for (name, why), names in ordered]
 
@@ -237,7 +254,7 @@ def _observed_skips(report: Report) -> str:
 
 def repairs(report: Report) -> list[str]:
     return [
-        f"Round {repair.round}: {visible(repair.fqn)}{f':{visible(repair.op)}' if repair.op else ''} "
+        f"Round {repair.round}: {visible(repair.fqn) or WHOLE}{f':{visible(repair.op)}' if repair.op else ''} "
         f"from {prose(repair.source)} to {prose(repair.target)}: {prose(repair.why)}"
         for repair in report.verification.repairs
     ] or ["None were needed or tried."]

@@ -204,7 +204,7 @@ def _ranges(page: Page, report: Report) -> None:
 
 
 def _layer_rows(layer: Layer, formats: list[str]) -> list[list[str]]:
-    rows, name = [], visible(layer.fqn) or "(the model itself)"
+    rows, name = [], visible(layer.fqn) or story.WHOLE
     for role, label in story.CAST_ROLES.items():
         tensor = story.worst(layer, role)
         if tensor is not None:

@@ -16,7 +16,7 @@ from golden_files import assert_golden
 
 from precaudit.errors import PrecauditError
 from precaudit.formats import FORMATS
-from precaudit.model import Difference, Exponents, TensorStats
+from precaudit.model import Difference, Exponents, OpFormat, Plan, TensorStats
 from precaudit.reporting import costs, html, pagedata, render, story
 from precaudit.reporting.serialize import load_plan
 
@@ -167,7 +167,7 @@ def test_impossible_times_are_not_shown(startup, shown):
     assert "-" not in lines.replace("forward-backward", "")
 
 
-def test_findings_that_the_verified_plan_settles_ask_for_nothing():
+def test_findings_where_the_plan_is_wider_ask_for_nothing():
     report = report_samples.passing()
     kept = report_samples.finding(fqn="blocks.0.ln1", op="layer_norm")
     left = report_samples.finding(fqn="blocks.0.attn.qkv")
@@ -178,6 +178,15 @@ def test_findings_that_the_verified_plan_settles_ask_for_nothing():
     assert steps[2].startswith("Nothing else for 1 finding")
     failed = replace(report, verification=replace(report.verification, verdict="fail"))
     assert not any("Nothing else" in step for step in story.actions(failed))
+
+
+def test_a_narrow_module_in_a_float32_plan_is_not_widened():
+    plan = Plan("float32", {"a": "bfloat16", "b": "float32"}, (OpFormat("a", "exp", "float32"),))
+    assert not story.widened(plan, report_samples.finding(fqn="a", op="linear"))
+    assert story.widened(plan, report_samples.finding(fqn="a", op="exp"))
+    assert story.widened(plan, report_samples.finding(fqn="b", op="linear"))
+    assert not story.widened(plan, report_samples.finding(fqn="elsewhere"))
+    assert not story.widened(plan, report_samples.finding(fqn=None))
 
 
 # ---------------------------------------------------------------- plan.json and SVG

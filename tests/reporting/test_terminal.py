@@ -10,7 +10,7 @@ import pytest
 import report_samples
 from golden_files import assert_golden
 
-from precaudit.model import Difference, Plan, Report
+from precaudit.model import Difference, OpFormat, Plan, Repair, Report, Verification
 from precaudit.reporting import story, terminal, words
 from precaudit.reporting.terminal import render_terminal, use_color
 
@@ -157,3 +157,19 @@ def test_trace_of_the_counts():
     report = report_samples.failing()
     title = next(line for line in render_terminal(report).splitlines() if line.startswith("Findings"))
     assert sum(map(int, re.findall(r"\d+", title))) == len(report.findings)
+
+
+@pytest.mark.parametrize("stopped", ["killed", "failed", "interrupted"])
+def test_a_run_that_was_cut_short_is_told_from_one_that_trains_nothing(stopped):
+    report = replace(report_samples.empty(), job={"stopped": stopped}, verification=Verification())
+    text = render_terminal(report)
+    assert "before its first step" in text
+    assert "script.log" in text
+
+
+def test_the_root_module_has_a_name_everywhere():
+    repair = Repair("", "float16", "float32", "raised", "div")
+    report = replace(report_samples.failing(), plan=Plan("float16", {"": "float32"}, (OpFormat("", "div", "float32"),)))
+    report = replace(report, verification=replace(report.verification, repairs=(repair,)))
+    assert story.repairs(report) == ["Round 1: (the model itself):div from float16 to float32: raised"]
+    assert story.exceptions(report.plan)[0].names == ("(the model itself)", "(the model itself):div")
