@@ -26,6 +26,8 @@ def round_mantissa(values: torch.Tensor, bits: int) -> torch.Tensor:
 
     Non-finite values pass unchanged. `bits=10` is tf32.
     """
+    if bits >= 23:
+        return values
     words = values.detach().float().contiguous().view(torch.int32)
     drop = 23 - bits
     half_minus_one = (1 << (drop - 1)) - 1

@@ -70,6 +70,10 @@ class GradientProbe(TrainingListener):
         self._scaler = self._scaler or LossScaler(plan.loss_scale)
         return self._scaler.backward_starts(roots, gradients)
 
+    def backward_nested(self, roots: Sequence[torch.Tensor]) -> None:
+        if self._scaler is not None:
+            self._scaler.backward_nested(roots)
+
     def backward_ended(self, roots: Sequence[torch.Tensor]) -> None:
         self._fresh = not self._events.in_step
         if self._scaler is not None:

@@ -1,0 +1,465 @@
+"""One run in this process: what a script's code can do to it, and what comes of each kind of run."""
+
+import os
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.modules import module as torch_modules
+from torch.utils.checkpoint import checkpoint
+
+from precaudit.errors import PrecauditError
+from precaudit.model import LossScale, Plan
+from precaudit.running.job import Job, RunSpec
+from precaudit.running.worker import run
+
+JOB = Job("script", "train.py", (), os.getcwd(), 6)
+BRAIN = Plan("bfloat16", {"": "bfloat16", "0": "bfloat16", "1": "bfloat16", "2": "bfloat16"})
+
+
+def spec(**fields):
+    return RunSpec(JOB, fields.pop("label", "reference"), **fields)
+
+
+def train(steps=100, before_step=lambda step: None, forward=lambda model, x: model(x)):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1))
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    for step in range(steps):
+        before_step(step)
+        optimizer.zero_grad()
+        forward(model, torch.randn(16, 4)).square().mean().backward()
+        optimizer.step()
+
+
+def raises(error, at=3):
+    def before_step(step):
+        if step == at:
+            raise error
+
+    return lambda: train(before_step=before_step)
+
+
+# ---------------------------------------------------------------- how a run ends
+
+
+def test_stopped_after_its_steps():
+    result = run(spec(), train)
+    assert (result.status, result.steps, len(result.losses), result.backward_calls) == ("stopped", 6, 6, 6)
+    assert result.counted == "optimizer steps"
+    assert len(result.step_seconds) == 6
+    assert result.seconds >= sum(result.step_seconds)
+    assert result.error is None
+    assert result.end_state.parameters == ()
+
+
+def test_ended_before():
+    result = run(spec(), lambda: train(steps=2))
+    assert (result.status, result.steps) == ("ended", 2)
+
+
+def test_nothing_at_all():
+    result = run(spec(), lambda: None)
+    assert (result.status, result.steps, result.losses) == ("ended", 0, ())
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "code"),
+    [
+        (ValueError("bad data"), "failed", None),
+        (SystemExit(), "ended", 0),
+        (SystemExit(0), "ended", 0),
+        (SystemExit(3), "failed", 3),
+        (SystemExit("usage: ..."), "failed", 1),
+        (KeyboardInterrupt(), "interrupted", None),
+    ],
+)
+def test_whatever_a_script_raises(error, status, code):
+    result = run(spec(), raises(error))
+    assert (result.status, result.steps, result.exit_code) == (status, 3, code)
+    assert len(result.losses) == 3
+
+
+def test_an_exception_comes_with_its_own_frames_and_line():
+    result = run(spec(), raises(ValueError("bad data")))
+    assert (result.error.type, result.error.message) == ("ValueError", "bad data")
+    assert result.error.location.path == __file__
+    assert "raise error" in result.error.traceback
+    assert "precaudit/running/worker.py" not in result.error.traceback
+
+
+def test_a_forward_that_raised_is_named():
+    def code():
+        model = nn.Sequential(nn.Linear(4, 4), nn.Linear(3, 3))
+        model(torch.ones(1, 4))
+
+    result = run(spec(), code)
+    assert result.status == "failed"
+    assert result.raised_in == "model:1"
+    assert run(spec(), raises(ValueError("elsewhere"))).raised_in is None
+
+
+def test_our_own_errors_pass_through():
+    with pytest.raises(PrecauditError, match="nothing"):
+        run(spec(), raises(PrecauditError("nothing to measure")))
+
+
+def test_a_script_that_catches_everything_is_stopped_all_the_same():
+    steps = []
+
+    def stubborn():
+        model = nn.Linear(4, 1)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        for step in range(8):
+            try:
+                model(torch.ones(1, 4)).sum().backward()
+                optimizer.step()
+            except BaseException:  # noqa: BLE001
+                steps.append(step)
+
+    result = run(spec(), stubborn)
+    assert steps == [5, 6, 7]
+    assert result.status == "ended"
+
+
+def test_progress_is_reported_on_the_way():
+    partial = []
+    run(spec(), train, partial.append)
+    assert partial
+    assert {result.status for result in partial} == {"killed"}
+    assert [result.steps for result in partial] == sorted(result.steps for result in partial)
+    assert partial[0].losses
+
+
+@pytest.mark.parametrize("error", [None, ValueError("x"), KeyboardInterrupt()])
+def test_nothing_is_left_in_the_process(error):
+    def everything():
+        return (
+            {name: dict(value) for name, value in vars(torch_modules).items() if name.startswith("_global_") and value},
+            torch.autograd.backward,
+            torch.manual_seed,
+            torch.compile,
+            torch.amp.GradScaler.__init__,
+            torch.autocast.__enter__,
+            torch.optim.Optimizer.__init__,
+            nn.utils.clip_grad_norm_,
+            torch.set_default_dtype,
+            torch.overrides._get_current_function_mode_stack(),
+        )
+
+    before = everything()
+    full = spec(
+        plan=BRAIN,
+        audited=frozenset({0}),
+        shadowed=frozenset({0}),
+        formats=("bfloat16",),
+        neutralize=True,
+        perturbed="float32",
+    )
+    run(full, raises(error) if error else train)
+    assert everything() == before
+
+
+# ---------------------------------------------------------------- kinds of runs
+
+
+def test_runs_of_a_seed_repeat_and_seeds_differ():
+    assert run(spec(), train).losses == run(spec(), train).losses
+    assert run(spec(seed=1), train).losses == run(spec(seed=1), train).losses
+    assert run(spec(seed=1), train).losses != run(spec(), train).losses
+
+
+@pytest.mark.parametrize("name", ["bfloat16", "float16", "tf32"])
+def test_a_plan_changes_the_losses_a_little(name):
+    reference = run(spec(), train).losses
+    plan = Plan(name, dict.fromkeys(BRAIN.modules, name))
+    losses = run(spec(label="candidate-1", plan=plan, precision="plan"), train).losses
+    assert losses != reference
+    assert losses == pytest.approx(reference, rel=0.05)
+
+
+def test_a_plan_of_float32_changes_nothing():
+    plan = Plan("float32", dict.fromkeys(BRAIN.modules, "float32"))
+    assert run(spec(plan=plan), train).losses == run(spec(), train).losses
+
+
+def test_a_loss_scale_changes_nothing_but_is_told():
+    reference = run(spec(), train)
+    scaled = Plan("float32", loss_scale=LossScale("dynamic", 2.0**8, 3))
+    result = run(spec(plan=scaled), train)
+    assert result.losses == reference.losses
+    assert result.scales == (256.0, 256.0, 512.0, 512.0, 512.0, 1024.0)
+    assert result.skipped == ()
+    assert reference.scales == ()
+
+
+def test_a_scale_that_overflows_skips_and_comes_down():
+    plan = Plan("float16", dict.fromkeys(BRAIN.modules, "float16"), loss_scale=LossScale("dynamic", 2.0**20, 2000))
+    result = run(spec(plan=plan), train)
+    assert result.skipped[:2] == (0, 1)
+    assert result.scales[0] == 2.0**19
+    assert result.end_state.parameters == ()
+
+
+def test_tracing_changes_no_loss():
+    traced = spec(audited=frozenset({0, 1, 5}), shadowed=frozenset({0}), formats=("bfloat16", "float16"))
+    result = run(traced, train)
+    assert result.losses == run(spec(), train).losses
+    assert result.trace.audited_steps == 3
+    assert [layer.fqn for layer in result.trace.layers] == ["0", "1", "2"]
+    assert result.trace.ops[0].local_error["bfloat16"] > 0
+    assert run(spec(), train).trace is None
+
+
+def test_the_first_layer_to_overflow_is_watched():
+    plan = Plan("float16", dict.fromkeys(BRAIN.modules, "float16"))
+
+    def large():
+        train(forward=lambda model, x: model(x * 1e6))
+
+    result = run(spec(plan=plan, watch_from=0), large)
+    fault = result.trace.faults[0]
+    assert (fault.fqn, fault.op, fault.step, fault.phase) == ("0", "linear", 0, "forward")
+
+
+def test_rounded_initial_weights_are_a_slightly_other_start():
+    def distance(name):
+        losses = run(spec(perturbed=name), train).losses
+        return max(abs(a - b) / a for a, b in zip(reference, losses, strict=True))
+
+    reference = run(spec(), train).losses
+    assert distance("float32") == 0
+    assert 0 < distance("tf32") < distance("bfloat16") < 0.02
+
+
+def test_a_jittered_start_is_another_one_for_every_seed():
+    results = {run(spec(seed=seed, jitter=True), train).losses for seed in (1, 2)}
+    assert len(results | {run(spec(seed=1), train).losses}) == 3
+
+
+def autocasting():
+    scaler = torch.amp.GradScaler("cpu", init_scale=64.0, growth_interval=10)
+    torch.manual_seed(0)
+    model = nn.Linear(4, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    while True:
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = model(torch.randn(8, 4)).square().mean()
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+
+
+def plainly():
+    torch.manual_seed(0)
+    model = nn.Linear(4, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    while True:
+        model(torch.randn(8, 4)).square().mean().backward()
+        optimizer.step()
+
+
+def test_a_script_s_own_mixed_precision_is_off_unless_asked_for():
+    neutral, written = run(spec(), autocasting), run(spec(precision="as-written", label="as-written"), autocasting)
+    assert neutral.losses == run(spec(), plainly).losses
+    assert neutral.baseline == {
+        "autocast": "bfloat16",
+        "grad_scaler": {"init_scale": 64.0, "growth_interval": 10},
+    }
+    assert written.losses != neutral.losses
+
+
+@pytest.mark.filterwarnings("ignore:CUDA is not available")
+@pytest.mark.parametrize("region", [{"enabled": True}, {"enabled": False}])
+def test_a_plan_runs_inside_autocast_and_not_inside_an_island(region):
+    def code():
+        def forward(model, x):
+            with torch.autocast("cuda", **region):
+                return model(x).float()
+
+        train(forward=forward)
+
+    same = run(spec(plan=BRAIN), code).losses == run(spec(), code).losses
+    assert same is not region["enabled"]
+
+
+def test_an_island_inside_a_model():
+    seen = []
+
+    class Careful(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lin = nn.Linear(4, 4)
+
+        def forward(self, x):
+            h = self.lin(x)
+            with torch.autocast("cpu", enabled=False):
+                seen.append((h @ h.t()).dtype)
+            seen.append((h @ h.t()).dtype)
+            return h
+
+    def code():
+        model = Careful()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+        model(torch.ones(2, 4)).sum().backward()
+        optimizer.step()
+
+    run(spec(plan=Plan("bfloat16")), code)
+    assert seen[:2] == [torch.float32, torch.bfloat16]
+
+
+# ---------------------------------------------------------------- what counts as a step and a loss
+
+
+def test_a_closure_s_first_loss_is_the_step_s():
+    first = []
+
+    def code():
+        torch.manual_seed(0)
+        model = nn.Linear(4, 1)
+        optimizer = torch.optim.LBFGS(model.parameters(), max_iter=4)
+        while True:
+            evaluations = []
+
+            def closure(evaluations=evaluations):
+                optimizer.zero_grad()
+                loss = model(torch.ones(3, 4)).square().mean()
+                loss.backward()
+                evaluations.append(loss.item())
+                return loss
+
+            try:
+                optimizer.step(closure)
+            finally:
+                first.append(evaluations[0])
+
+    result = run(spec(), code)
+    assert result.losses == pytest.approx(first)
+    assert result.steps == 6 < result.backward_calls
+
+
+def test_micro_batches_are_averaged():
+    losses = []
+
+    def code():
+        torch.manual_seed(0)
+        model = nn.Linear(4, 1)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        while True:
+            for _ in range(3):
+                loss = model(torch.randn(3, 4)).square().mean()
+                loss.backward()
+                losses.append(loss.item())
+            optimizer.step()
+
+    result = run(spec(), code)
+    assert result.backward_calls == 18
+    assert result.losses == pytest.approx([sum(losses[i : i + 3]) / 3 for i in range(0, 18, 3)], rel=1e-6)
+
+
+def test_losses_of_different_lines_are_told_apart():
+    def code():
+        torch.manual_seed(0)
+        model = nn.Linear(4, 1)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        while True:
+            model(torch.randn(3, 4)).square().mean().backward()
+            optimizer.step()
+            (-model(torch.randn(3, 4)).square().mean()).backward()
+            optimizer.step()
+
+    streams = run(spec(), code).streams
+    assert [len(losses) for losses in streams.values()] == [3, 3]
+    positive, negative = streams.values()
+    assert all(loss > 0 for loss in positive)
+    assert all(loss < 0 for loss in negative)
+
+
+def test_without_an_optimizer_backward_passes_are_steps():
+    def code():
+        weight = torch.ones(3, requires_grad=True)
+        model = nn.Linear(3, 1)
+        while True:
+            model(weight[None]).sum().backward()
+
+    result = run(spec(), code)
+    assert (result.steps, result.counted) == (6, "backward calls")
+
+
+# ---------------------------------------------------------------- the end
+
+
+def test_state_that_went_bad_is_named():
+    def code():
+        model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
+        optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
+        for _ in range(2):
+            model(torch.randn(8, 4)).sum().backward()
+            optimizer.step()
+        model[1].running_var[0] = float("inf")
+        with torch.no_grad():
+            model[0].weight[0, 0] = float("nan")
+        optimizer.state[model[0].bias]["exp_avg"][0] = float("inf")
+
+    end = run(spec(), code).end_state
+    assert end.parameters == ("0.weight",)
+    assert end.buffers == ("1.running_var",)
+    assert end.optimizer_state == ("Adam.exp_avg",)
+    assert list(end.evaluations.values())[0][0] is False
+
+
+def test_models_answer_their_last_batch_in_eval_mode():
+    models = []
+
+    def code():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.9), nn.Linear(4, 1))
+        models.append(model)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        while True:
+            model(torch.ones(2, 4)).sum().backward()
+            optimizer.step()
+
+    end = run(spec(), code).end_state
+    expected = models[0].eval()(torch.ones(2, 4))
+    assert end.evaluations["model"] == (True, pytest.approx(expected.square().mean().sqrt().item()))
+    assert end.samples["model"] == pytest.approx(expected.flatten().tolist())
+
+
+# ---------------------------------------------------------------- gradient probes
+
+
+@pytest.mark.parametrize("name", ["bfloat16", "float16"])
+def test_probes_measure_gradients_and_stay_on_the_float32_path(name, tmp_path):
+    saving = spec(probe_dir=str(tmp_path), probe_save=frozenset({1, 2, 3}))
+    reference = run(saving, train)
+    scale = LossScale("static", 2.0**6) if name == "float16" else LossScale()
+    plan = Plan(name, dict.fromkeys(BRAIN.modules, name), loss_scale=scale)
+    probing = spec(label="replay", probe_dir=str(tmp_path), probe_compare={2: ("a", plan), 3: ("a", plan)})
+    replay = run(probing, train)
+    assert [replay.losses[i] for i in (0, 1, 4, 5)] == [reference.losses[i] for i in (0, 1, 4, 5)]
+    assert [replay.losses[i] for i in (2, 3)] != [reference.losses[i] for i in (2, 3)]
+    assert {d.fqn for d in replay.differences} == {"model.0", "model.2"}
+    for difference in replay.differences:
+        assert difference.evaluations == 2
+        assert 0 < difference.delta < 1e-3 * difference.gradient
+        assert difference.noise > 0
+        assert difference.bias <= difference.delta * 1.01
+        assert difference.finite
+
+
+def test_probes_of_float32_find_no_difference(tmp_path):
+    run(spec(probe_dir=str(tmp_path), probe_save=frozenset({1, 2})), train)
+    plan = Plan("float32", dict.fromkeys(BRAIN.modules, "float32"))
+    replay = run(spec(probe_dir=str(tmp_path), probe_compare={2: ("a", plan)}), train)
+    assert [d.delta for d in replay.differences] == [0.0, 0.0]
+
+
+def test_probes_through_reentrant_checkpoints_are_unscaled(tmp_path):
+    def code():
+        train(forward=lambda model, x: checkpoint(model, x.requires_grad_(), use_reentrant=True))
+
+    run(spec(probe_dir=str(tmp_path), probe_save=frozenset({1, 2})), code)
+    plan = Plan("float32", loss_scale=LossScale("static", 2.0**6))
+    replay = run(spec(probe_dir=str(tmp_path), probe_compare={2: ("a", plan)}), code)
+    assert [d.delta for d in replay.differences] == [0.0, 0.0]
