@@ -85,7 +85,8 @@ class Attribution:
 def attribute(trace: Trace) -> Attribution:
     launch = _launch_of(trace)
     launched = launch >= 0
-    threads, times = trace.launches.thread[launch], trace.launches.start[launch]
+    # One launch more at the end, for those that are not in the trace.
+    threads, times = (np.append(column, 0)[launch] for column in (trace.launches.thread, trace.launches.start))
     ops, scopes = nest(trace.ops), nest(trace.scopes)
 
     def around(nesting: Nesting) -> Ints:
