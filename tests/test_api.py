@@ -1,0 +1,224 @@
+"""The Python API, as people call it."""
+
+import copy
+import random
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import precaudit
+from precaudit.reporting.serialize import write_json
+
+
+def build_model():
+    return nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 1))
+
+
+def batches():
+    generator = torch.Generator().manual_seed(int(torch.randint(0, 1000, ())))
+    weight = torch.ones(8, 1)
+    for _ in range(10):
+        x = torch.randn(64, 8, generator=generator)
+        yield x, x @ weight
+
+
+def loss(model, batch):
+    x, y = batch
+    return nn.functional.mse_loss(model(x), y)
+
+
+def adam(model):
+    return torch.optim.Adam(model.parameters(), lr=0.01)
+
+
+def trained(model, optimizer, steps=4):
+    torch.manual_seed(5)
+    losses = []
+    for _ in range(steps):
+        x = torch.randn(16, 8)
+        optimizer.zero_grad()
+        value = model(x).square().mean()
+        value.backward()
+        optimizer.step()
+        losses.append(value.item())
+    return losses
+
+
+# ---------------------------------------------------------------- profile
+
+
+@pytest.fixture(scope="module")
+def report():
+    return precaudit.profile(build_model, batches, loss, build_optimizer=adam, steps=20, formats=["bf16"])
+
+
+def test_profile_audits_plans_and_verifies(report):
+    assert isinstance(report, precaudit.Report)
+    assert report.plan.default == "bfloat16"
+    assert report.plan.modules == {"0": "bfloat16", "1": "bfloat16", "2": "bfloat16"}
+    assert report.verification.verdict in ("pass", "inconclusive")
+    assert report.verification.execution == ("native" if torch.cuda.is_available() else "emulated")
+    assert {trial.plan for trial in report.verification.trials} >= {"reference", "candidate-1"}
+    assert [layer.fqn for layer in report.layers] == ["0", "1", "2"]
+    assert report.job["script"] == "build_model"
+    assert report.job["steps"] == 20
+
+
+def test_a_report_is_written_and_loaded_again(report, tmp_path):
+    write_json(tmp_path / "report.json", report)
+    write_json(tmp_path / "plan.json", report.plan)
+    assert precaudit.load_report(tmp_path / "report.json").plan == report.plan
+    assert precaudit.load_plan(tmp_path / "plan.json") == report.plan
+    assert precaudit.load_plan(str(tmp_path / "plan.json")) == report.plan
+
+
+def test_the_plan_trains_the_model(report):
+    model = build_model()
+    scaler = report.plan.grad_scaler("cpu")
+    assert not scaler.is_enabled()
+    with precaudit.apply(model, report.plan):
+        assert model(torch.ones(2, 8)).dtype == torch.float32
+
+
+def test_frames(report):
+    layers = report.to_frame()
+    assert set(layers["fqn"]) == {"0", "1", "2"}
+    assert len(report.to_frame("ops")) > 0
+
+
+def test_the_caller_s_random_numbers_go_on():
+    def numbers():
+        return random.random(), np.random.rand(), torch.rand(2).tolist()
+
+    for seeding in (random.seed, np.random.seed, torch.manual_seed):
+        seeding(3)
+    expected = numbers()
+    for seeding in (random.seed, np.random.seed, torch.manual_seed):
+        seeding(3)
+    precaudit.profile(build_model, batches, loss, steps=5, formats=["bf16"], verify=False)
+    assert numbers() == expected
+    assert torch.overrides._get_current_function_mode_stack() == []
+
+
+def test_without_verification_nothing_is_claimed():
+    report = precaudit.profile(build_model, batches, loss, steps=6, formats=["fp16"], verify=False)
+    assert report.verification.verdict == "not_run"
+    assert report.plan.loss_scale.mode == "dynamic"
+    assert report.plan.grad_scaler("cpu").get_scale() == report.plan.loss_scale.init_scale
+
+
+def test_the_default_optimizer_is_adamw():
+    report = precaudit.profile(build_model, batches, loss, steps=5, verify=False)
+    names = {t.name for t in report.layers[0].tensors if t.role == "optimizer_state"}
+    assert names == {"weight.exp_avg", "weight.exp_avg_sq", "bias.exp_avg", "bias.exp_avg_sq"}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"steps": 0}, "steps"),
+        ({"seeds": 0}, "seeds"),
+        ({"formats": ["bf17"]}, "unknown number format"),
+        ({"target": "abacus"}, "abacus"),
+        ({"target": "v100", "formats": ["fp8"]}, "float8_e4m3"),
+        ({"price": -1.0}, "price"),
+    ],
+)
+def test_wrong_options_are_explained(options, message):
+    with pytest.raises(precaudit.PrecauditError, match=message):
+        precaudit.profile(build_model, batches, loss, **options)
+
+
+def test_a_function_that_raises_is_shown():
+    def broken(model, batch):
+        raise ValueError("wrong labels")
+
+    with pytest.raises(precaudit.PrecauditError, match="ValueError: wrong labels") as caught:
+        precaudit.profile(build_model, batches, broken, steps=5)
+    assert caught.value.exit_code == 4
+
+
+def test_nothing_to_train_on():
+    with pytest.raises(precaudit.PrecauditError, match="no batch"):
+        precaudit.profile(build_model, list, loss, steps=5)
+
+
+# ---------------------------------------------------------------- audit
+
+
+def test_an_audit_of_somebody_s_own_loop():
+    model = build_model()
+    optimizer = adam(model)
+    reference = copy.deepcopy(model)
+    expected = trained(reference, adam(reference))
+    with precaudit.audit(model, optimizer=optimizer, every=1) as audit:
+        assert trained(model, optimizer) == expected
+    report = audit.report()
+    assert report.verification.verdict == "not_run"
+    assert report.job["audited_steps"] == report.job["steps"] == 4
+    assert [layer.calls for layer in report.layers] == [4, 4, 4]
+    assert report.plan.modules.keys() == {"0", "1", "2"}
+    assert set(audit.to_frame()["fqn"]) == {"0", "1", "2"}
+    assert "<" in audit._repr_html_()
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), reference.parameters(), strict=True))
+
+
+def test_an_audit_may_be_asked_while_it_runs():
+    model = build_model()
+    optimizer = adam(model)
+    with precaudit.audit(model, optimizer=optimizer, every=2) as audit:
+        trained(model, optimizer)
+        assert audit.report().job["audited_steps"] == 2
+        trained(model, optimizer)
+    assert audit.report().job["audited_steps"] == 4
+
+
+def test_an_audit_that_saw_nothing_says_so_and_doesn_t_fail():
+    with precaudit.audit(build_model()) as audit:
+        pass
+    report = audit.report()
+    assert report.layers == ()
+    assert report.job["steps"] == 0
+
+
+def test_an_audit_ends_when_the_loop_raises():
+    model = build_model()
+    audit = precaudit.audit(model, every=1)
+
+    def loop():
+        model(torch.ones(2, 8)).sum().backward()
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError), audit:
+        loop()
+    assert audit.report().job["steps"] == 1
+    assert all(not p._backward_hooks for p in model.parameters())
+
+
+@pytest.mark.parametrize("every", [0, -1])
+def test_every_has_to_be_positive(every):
+    with pytest.raises(precaudit.PrecauditError, match="at least 1"):
+        precaudit.audit(build_model(), every=every)
+
+
+# ---------------------------------------------------------------- load
+
+
+@pytest.mark.parametrize("load", ["load_report", "load_plan"])
+@pytest.mark.parametrize("content", [None, "", "{", "[]", "{}", '{"plan": 3}', '{"schema_version": 99}'])
+def test_what_is_no_report_is_refused(load, content, tmp_path):
+    path = tmp_path / "file.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(precaudit.PrecauditError, match=r"file\.json"):
+        getattr(precaudit, load)(path)
+
+
+def test_the_public_names():
+    assert set(precaudit.__all__) <= set(dir(precaudit))
+    for name in precaudit.__all__:
+        assert getattr(precaudit, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        precaudit.nonsense  # noqa: B018
