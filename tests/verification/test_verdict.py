@@ -20,7 +20,7 @@ def runs(factor, seeds=5, twin=True, spread=0.0, **fields):
         shifted = tuple(loss * (1 + factor + spread * (-1) ** i) for loss in reference.losses)
         candidates[i] = run(shifted, "candidate-1", i, **fields)
     perturbed = run(tuple(loss * (1 + 1e-7) for loss in references[0].losses), "reference-perturbed", 0)
-    return Runs(references, candidates, perturbed if twin else None)
+    return Runs(references, candidates, {0: perturbed} if twin else {})
 
 
 def test_equal_losses_pass():
@@ -98,7 +98,7 @@ def test_a_float32_run_that_doesn_t_repeat_itself_widens_the_margin():
     noisy = Runs(
         sure.references,
         sure.candidates,
-        run(tuple(loss * 1.006 for loss in sure.references[0].losses), "reference-perturbed", 0),
+        {0: run(tuple(loss * 1.003 for loss in sure.references[0].losses), "reference-perturbed", 0)},
     )
     assert judge(noisy, PLAN).margin == pytest.approx(0.006, rel=0.05)
     assert judge(noisy, PLAN).horizon == 0
@@ -107,7 +107,7 @@ def test_a_float32_run_that_doesn_t_repeat_itself_widens_the_margin():
 
 def test_candidates_without_a_float32_pair_don_t_count():
     both = runs(0.0, seeds=2)
-    alone = Runs({0: both.references[0]}, both.candidates, None)
+    alone = Runs({0: both.references[0]}, both.candidates)
     assert len(alone.pairs) == 1
     assert judge(alone, PLAN).verdict == "pass"
 
