@@ -30,7 +30,7 @@ class Trials:
     execution: Execution
     runner: Runner
     references: dict[int, RunResult] = field(default_factory=dict)
-    twin: RunResult | None = None
+    twins: dict[int, RunResult] = field(default_factory=dict)
     log: list[RunResult] = field(default_factory=list)
     jitter: bool = False
 
@@ -55,14 +55,15 @@ class Trials:
         return results
 
     def extend(self, label: str, plan: Plan, seeds: Sequence[int], candidates: dict[int, RunResult]) -> None:
-        """Pairs for more seeds, and the float32 twin where there is none yet."""
+        """Pairs for more seeds, and float32 twins of those of the first look."""
         missing = [seed for seed in seeds if seed not in self.references]
         specs = [self.spec("reference", seed) for seed in missing]
         specs += [self.spec(label, seed, plan) for seed in seeds]
-        twin = [] if self.twin else [replace(self.spec(TWIN, 0), perturbed=narrowest(plan))]
-        results = self.run([*twin, *specs])
-        if twin:
-            self.twin = results.pop(0)
+        twinned = [] if self.twins else sorted({0, *seeds})
+        twins = [replace(self.spec(TWIN, seed), perturbed=narrowest(plan)) for seed in twinned]
+        results = self.run([*twins, *specs])
+        self.twins.update(zip(twinned, results, strict=False))
+        results = results[len(twins) :]
         self.references.update(zip(missing, results, strict=False))
         candidates.update(zip(seeds, results[len(missing) :], strict=True))
 
@@ -142,10 +143,11 @@ def _trial_round(
         if not trials.seed_matters():
             # Jittered initial weights stand in for the seeds.
             trials.jitter = True
+            trials.twins.clear()
             for seed in [seed for seed in candidates if seed > 0]:
                 del candidates[seed], trials.references[seed]
             continue
-        judgement = judge(Runs(trials.references, candidates, trials.twin), plan)
+        judgement = judge(Runs(trials.references, candidates, trials.twins), plan)
         more = needs_more(len(candidates))
         if judgement.verdict != "inconclusive" or not more:
             return judgement

@@ -142,6 +142,8 @@ class CastWatch(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if _own_cast(func):
+            return func(*args, **kwargs)
         if (dtype := _asked_for(func, args, kwargs)) and len(self._places) < _MOST_PLACES:
             place = caller_location()
             if place is not None:

@@ -89,6 +89,16 @@ def noise_floor(reference: Losses, perturbed: Losses, window: slice, blocks: int
     return _ratio(rms, typical_loss(both[0], window))
 
 
+def repeatability(twins: Sequence[tuple[Losses, Losses]], window: slice) -> float:
+    """What float32 repeats to in 95 of 100 runs: twice the rms of the noise floors of (run, twin) pairs.
+
+    `nan` without a pair that can be compared.
+    """
+    floors = np.array([noise_floor(run, twin, window) for run, twin in twins])
+    floors = floors[~np.isnan(floors)]
+    return 2 * math.sqrt(float(np.mean(floors**2))) if len(floors) else math.nan
+
+
 # ---------------------------------------------------------------- on which scale
 
 
@@ -124,7 +134,7 @@ def margin(reference: Sequence[Losses], window: slice, noise: float = 0.0) -> fl
     """The largest relative difference that still counts as the same training.
 
     0.25% of the loss or one standard deviation between seeds, whichever is less, but at least 0.05%; one seed
-    tells no deviation, which leaves the 0.25%. It rises, to 1% at most, to `noise` (`noise_floor`: what float32
+    tells no deviation, which leaves the 0.25%. It rises, to 1% at most, to `noise` (`repeatability`: what float32
     does not repeat itself cannot be asked of a plan) and to `progress`: early in training, where the loss still
     falls by percents a step, 0.25% is a fraction of a step.
     """

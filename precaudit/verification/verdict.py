@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -31,11 +31,11 @@ class Judgement:
 
 @dataclass(frozen=True)
 class Runs:
-    """Float32 runs by seed, the perturbed twin of one of them, and the candidate's runs by seed."""
+    """Float32 runs by seed, the perturbed twins of some of them, and the candidate's runs by seed."""
 
     references: Mapping[int, RunResult]
     candidates: Mapping[int, RunResult]
-    twin: RunResult | None = None
+    twins: Mapping[int, RunResult] = field(default_factory=dict)
 
     @property
     def pairs(self) -> list[Pair]:
@@ -65,10 +65,12 @@ def _compare_losses(runs: Runs, pairs: Sequence[Pair], checked: tuple[Gate, ...]
     references = [reference.losses for reference, _ in pairs]
     candidates = [candidate.losses for _, candidate in pairs]
     steps = min(len(losses) for losses in (*references, *candidates))
-    twin_of = runs.references.get(runs.twin.seed) if runs.twin else None
-    together = statistics.horizon(twin_of.losses, runs.twin.losses) if twin_of and runs.twin else steps
+    twins = [
+        (runs.references[seed].losses, twin.losses) for seed, twin in runs.twins.items() if seed in runs.references
+    ]
+    together = min((statistics.horizon(*pair) for pair in twins), default=steps)
     window = statistics.comparison_window(steps, min(together, steps))
-    noise = statistics.noise_floor(twin_of.losses, runs.twin.losses, window) if twin_of and runs.twin else 0.0
+    noise = statistics.repeatability(twins, window)
     margin = statistics.margin(references, window, noise)
     guard = _learned([reference for reference, _ in pairs], margin)
     all_gates = (*checked, Gate("the reference learned", guard.passed, guard.detail))
