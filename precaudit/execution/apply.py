@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
@@ -41,11 +42,12 @@ class Applied:
 
     def __init__(self, model: nn.Module, plan: Plan, native: bool) -> None:
         self.plan = plan
+        self._fqns = tuple(fqns_of(model).values())
         self._frames: list[Frame] = []
         self._running: list[_Place] = []
         self._listener: ScopeListener = (NativePrecision if native else Emulator)(plan, self)
         self._handles: list[RemovableHandle] = []
-        lookup, kinds = PlanLookup(plan), list[ScopeFormat]()
+        lookup, kinds = PlanLookup(plan, self.modules_of), list[ScopeFormat]()
         for number, (module, fqn) in enumerate(fqns_of(model).items()):
             name = ModuleName("", fqn)
             place = _Place(number, _index(kinds, lookup.of(name)), name)
@@ -55,6 +57,9 @@ class Applied:
     @property
     def current(self) -> Frame | None:
         return self._frames[-1] if self._frames else None
+
+    def modules_of(self, model: str) -> Collection[str]:
+        return self._fqns
 
     def _is_running(self, place: _Place) -> bool:
         return any(running.number == place.number for running in self._running)

@@ -174,7 +174,7 @@ class Emulator:
         covers: Callable[[torch.nn.Module], bool] = every_model,
         in_island: Callable[[], bool] = no_island,
     ) -> None:
-        self._lookup = PlanLookup(plan)
+        self._lookup = PlanLookup(plan, scopes.modules_of)
         self._scopes = scopes
         self._covers = covers
         self._in_island = in_island

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from precaudit.instrument.names import ModuleName
 from precaudit.model import Plan
+from precaudit.planning.fitting import fit_prefix
 
 
 @dataclass(frozen=True)
@@ -24,26 +25,30 @@ FLOAT32 = ScopeFormat("float32")
 
 
 class PlanLookup:
-    """Formats by module name. Names carry the model's name in front where a plan covers several models;
-    a module that the plan doesn't know takes its nearest known ancestor's format, else the default."""
+    """Formats by module name. Names carry the model's name in front where a plan covers several models, which shows
+    in the names of a model's modules (`modules_of`); a module that the plan doesn't know takes its nearest known
+    ancestor's format, else the default."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, modules_of: Callable[[str], Collection[str]]) -> None:
         self.plan = plan
-        self._known: dict[str, ScopeFormat] = {}
+        self._modules_of = modules_of
+        self._prefixes: dict[str, str] = {}
+        self._known: dict[ModuleName, ScopeFormat] = {}
         self._exceptions: dict[str, dict[str, str]] = {}
         for exception in plan.ops:
             self._exceptions.setdefault(exception.fqn, {})[exception.op] = exception.format
 
     def of(self, name: ModuleName) -> ScopeFormat:
-        key = f"{name.model}:{name.fqn}"
-        if key not in self._known:
-            self._known[key] = self._find(name)
-        return self._known[key]
+        if name not in self._known:
+            self._known[name] = self._find(name)
+        return self._known[name]
 
     def _find(self, name: ModuleName) -> ScopeFormat:
-        qualified = f"{name.model}.{name.fqn}".rstrip(".")
-        ops = self._exceptions.get(qualified) or self._exceptions.get(name.fqn) or {}
-        for ancestor in (*_ancestors(qualified), *_ancestors(name.fqn), ""):
+        if name.model not in self._prefixes:
+            self._prefixes[name.model] = fit_prefix(self.plan, self._modules_of(name.model), name.model)
+        qualified = f"{self._prefixes[name.model]}.{name.fqn}".strip(".")
+        ops = self._exceptions.get(qualified, {})
+        for ancestor in (*_ancestors(qualified), ""):
             if ancestor in self.plan.modules:
                 return ScopeFormat(self.plan.modules[ancestor], ops)
         return ScopeFormat(self.plan.default, ops)

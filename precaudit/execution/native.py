@@ -63,7 +63,7 @@ class NativePrecision:
         covers: Callable[[torch.nn.Module], bool] = every_model,
         in_island: Callable[[], bool] = no_island,
     ) -> None:
-        self._lookup = PlanLookup(plan)
+        self._lookup = PlanLookup(plan, scopes.modules_of)
         self._covers, self._in_island = covers, in_island
 
     def entered(self, frame: Frame) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import wraps
 from typing import Any, Protocol
@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn.modules import module as hooks
 from torch.utils import checkpoint as checkpointing
 
-from precaudit.instrument.names import ModuleName, ModuleNames
+from precaudit.instrument.names import ModuleName, ModuleNames, fqns_of
 
 
 class Frame:
@@ -53,10 +53,12 @@ class ScopeListener(Protocol):
 
 
 class Scopes(Protocol):
-    """Whatever knows which module is running."""
+    """Whatever knows which module is running, and the names of all modules of a model."""
 
     @property
     def current(self) -> Frame | None: ...
+
+    def modules_of(self, model: str) -> Collection[str]: ...
 
 
 class _Stack(threading.local):
@@ -78,6 +80,10 @@ class ModuleScopes:
     @property
     def current(self) -> Frame | None:
         return self._stack.frames[-1] if self._stack.frames else None
+
+    def modules_of(self, model: str) -> Collection[str]:
+        module = self.names.model(model)
+        return fqns_of(module).values() if module is not None else ()
 
     @contextmanager
     def installed(self) -> Iterator[ModuleScopes]:

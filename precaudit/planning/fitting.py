@@ -14,14 +14,22 @@ def fit_names(plan: Plan, own: Collection[str], model: str = "") -> dict[str, st
     A plan for several models has their names in front of each module: the model is found by its name if that
     is known and its modules are there, else by its modules.
     """
-    prefixes = dict.fromkeys(["", model, *sorted({fqn.partition(".")[0] for fqn in plan.modules})])
-    candidates = [_stripped(plan, prefix) for prefix in prefixes]
-    return max(candidates, key=lambda names: _matches(set(names.values()), own))
+    return _stripped(plan, fit_prefix(plan, own, model))
 
 
-def _matches(names: set[str], own: Collection[str]) -> int:
-    """How many of the names exist; a model alone (its root's empty name) is one without modules inside."""
-    return 0 if names == {""} != set(own) else len(names.intersection(own))
+def fit_prefix(plan: Plan, own: Collection[str], model: str = "") -> str:
+    """What the plan has in front of the names of one model's modules (`own`): nothing, the model's name, or the name
+    of another model with the same modules."""
+
+    def matches(prefix: str) -> int:
+        """How many of the names exist; a model alone (its root's empty name) is one without modules inside."""
+        names = set(_stripped(plan, prefix).values())
+        return 0 if names == {""} != set(own) else len(names.intersection(own))
+
+    known = max(("", model), key=matches)
+    if matches(known):
+        return known
+    return max(("", *sorted({fqn.partition(".")[0] for fqn in plan.modules})), key=matches)
 
 
 def _stripped(plan: Plan, prefix: str) -> dict[str, str]:

@@ -7,7 +7,6 @@ from precaudit.execution.perturbation import Perturbation, jitter, rounded_to
 from precaudit.instrument.names import ModuleNames
 from precaudit.instrument.scopes import ModuleScopes
 
-
 bf16 = rounded_to("bfloat16")
 
 

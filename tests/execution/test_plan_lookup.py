@@ -1,50 +1,121 @@
 """Formats by module name: the module's own, its nearest ancestor's, the default."""
 
 import pytest
+import torch
+from torch import nn
 
+from precaudit.execution.emulated import Emulator
 from precaudit.execution.formats import PlanLookup, ScopeFormat
-from precaudit.instrument.names import ModuleName
+from precaudit.instrument.names import ModuleName, ModuleNames
+from precaudit.instrument.scopes import ModuleScopes
 from precaudit.model import OpFormat, Plan
 
-PLAN = Plan(
+ONE = Plan(
     default="bfloat16",
-    modules={"enc": "float16", "enc.0.norm": "float32", "critic.head": "tf32", "": "bfloat16"},
-    ops=(OpFormat("enc", "softmax", "float32"), OpFormat("critic.head", "matmul", "float32")),
+    modules={"enc": "float16", "enc.0.norm": "float32", "head": "tf32", "": "bfloat16"},
+    ops=(OpFormat("enc", "softmax", "float32"), OpFormat("", "matmul", "float32")),
 )
+SEVERAL = Plan(
+    default="bfloat16",
+    modules={
+        **{"net.enc": "float16", "net.enc.0.norm": "float32", "net.head": "bfloat16"},
+        **{"critic.head": "tf32", "critic": "float32", "judge": "float16"},
+    },
+    ops=(OpFormat("critic.head", "matmul", "float32"),),
+)
+MODULES = {
+    "net": ("", "enc", "enc.0", "enc.0.norm", "head"),
+    "critic": ("", "head", "body"),
+    "judge": ("",),
+    "ema": ("", "enc", "enc.0", "enc.0.norm", "head"),
+}
+
+
+def lookup(plan):
+    return PlanLookup(plan, lambda model: MODULES.get(model, ()))
+
+
+@pytest.mark.parametrize(
+    ("fqn", "expected"),
+    [
+        ("enc", "float16"),
+        ("enc.0.norm", "float32"),
+        ("enc.0.norm.inner", "float32"),
+        ("enc.5.new", "float16"),
+        ("encoder", "bfloat16"),
+        ("head", "tf32"),
+        ("", "bfloat16"),
+    ],
+)
+def test_the_nearest_ancestor_in_a_plan_for_one_model(fqn, expected):
+    assert lookup(ONE).of(ModuleName("net", fqn)).default == expected
 
 
 @pytest.mark.parametrize(
     ("model", "fqn", "expected"),
     [
-        ("", "enc", "float16"),
-        ("", "enc.0.norm", "float32"),
-        ("", "enc.0.norm.inner", "float32"),
-        ("", "enc.5.new", "float16"),
-        ("", "encoder", "bfloat16"),
-        ("", "", "bfloat16"),
-        ("net", "enc.1", "float16"),
+        ("net", "enc.0", "float16"),
+        ("net", "head", "bfloat16"),
         ("critic", "head", "tf32"),
-        ("critic", "body", "bfloat16"),
-        ("critic", "", "bfloat16"),
-        ("other", "head", "bfloat16"),
+        ("critic", "body", "float32"),
+        ("critic", "", "float32"),
+        ("judge", "", "float16"),
+        ("ema", "enc.0", "float16"),
+        ("unknown", "enc", "bfloat16"),
     ],
 )
-def test_nearest_ancestor(model, fqn, expected):
-    assert PlanLookup(PLAN).of(ModuleName(model, fqn)).default == expected
+def test_the_model_s_own_part_of_a_plan_for_several(model, fqn, expected):
+    assert lookup(SEVERAL).of(ModuleName(model, fqn)).default == expected
+
+
+def test_a_model_called_like_one_of_its_own_modules():
+    """`model = Wrapper()` with `self.model = Net()` inside: `head` and `model.head` are two modules."""
+    plan = Plan(default="bfloat16", modules={"head": "float32", "model": "float16", "model.head": "bfloat16"})
+    found = PlanLookup(plan, lambda model: ("", "head", "model", "model.head"))
+    assert found.of(ModuleName("model", "head")).default == "float32"
+    assert found.of(ModuleName("model", "model.head")).default == "bfloat16"
+    assert found.of(ModuleName("model", "model.other")).default == "float16"
+    assert found.of(ModuleName("model", "other")).default == "bfloat16"
 
 
 def test_exceptions_are_the_module_s_own():
-    lookup = PlanLookup(PLAN)
-    assert lookup.of(ModuleName("", "enc")).of("softmax") == "float32"
-    assert lookup.of(ModuleName("", "enc")).of("linear") == "float16"
-    assert lookup.of(ModuleName("", "enc.1")).of("softmax") == "float16"
-    assert lookup.of(ModuleName("critic", "head")).of("matmul") == "float32"
+    assert lookup(ONE).of(ModuleName("net", "enc")).of("softmax") == "float32"
+    assert lookup(ONE).of(ModuleName("net", "enc")).of("linear") == "float16"
+    assert lookup(ONE).of(ModuleName("net", "enc.1")).of("softmax") == "float16"
+    assert lookup(ONE).of(ModuleName("net", "")).of("matmul") == "float32"
+    assert lookup(SEVERAL).of(ModuleName("critic", "head")).of("matmul") == "float32"
 
 
 def test_a_module_is_looked_up_once():
-    lookup = PlanLookup(PLAN)
-    assert lookup.of(ModuleName("", "enc.1")) is lookup.of(ModuleName("", "enc.1"))
+    found = lookup(ONE)
+    assert found.of(ModuleName("net", "enc.1")) is found.of(ModuleName("net", "enc.1"))
 
 
 def test_without_modules_everything_has_the_default():
-    assert PlanLookup(Plan(default="float16")).of(ModuleName("m", "a.b")) == ScopeFormat("float16")
+    assert lookup(Plan(default="float16")).of(ModuleName("m", "a.b")) == ScopeFormat("float16")
+
+
+def test_two_models_in_one_process_each_find_their_part():
+    seen = {}
+
+    class Spy(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lin = nn.Linear(2, 2)
+
+        def forward(self, x):
+            seen[self.name] = self.lin(x).dtype
+            return x
+
+    def train():
+        first, second = Spy(), Spy()
+        first.name, second.name = "first", "second"
+        first(torch.ones(1, 2))
+        second(torch.ones(1, 2))
+
+    scopes = ModuleScopes(ModuleNames())
+    plan = Plan(default="bfloat16", modules={"first.lin": "float16", "second.lin": "float32"})
+    scopes.listeners.append(Emulator(plan, scopes))
+    with scopes.installed():
+        train()
+    assert seen == {"first": torch.float16, "second": torch.float32}

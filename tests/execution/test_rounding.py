@@ -18,7 +18,7 @@ from precaudit.execution.rounding import (
 
 SUBNORMAL = 2.0**-149
 words = st.integers(0, 2**32 - 1).map(lambda bits: struct.unpack("<f", struct.pack("<I", bits))[0])
-halfway = st.tuples(st.integers(-149, 127), st.integers(0, 2**12)).map(
+halfway = st.tuples(st.integers(-149, 127), st.integers(0, 2**12 - 1)).map(
     lambda pair: math.ldexp(1 + (2 * pair[1] + 1) / 2**13, pair[0])
 )
 
