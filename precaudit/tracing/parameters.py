@@ -29,6 +29,7 @@ class ParameterTracker:
         self._handles: list[RemovableHandle] = []
         self._hooked: set[int] = set()
         self._before: dict[int, torch.Tensor] = {}
+        self._buffers: dict[int, torch.Tensor] = {}
 
     def learn(self, module: nn.Module, name: ModuleName) -> None:
         trainable = sum(p.requires_grad for p in module._parameters.values() if p is not None)
@@ -89,11 +90,18 @@ class ParameterTracker:
             slot = self._find(parameter)
             if parameter.grad is None or slot is None:
                 continue
-            self._before[id(parameter)] = parameter.detach().clone()
+            self._remember(parameter)
             if not slot.hooked:
                 # No backward pass made this gradient: the script put it there itself.
                 slot.gradient.add(parameter.grad.detach(), self._log2_scale())
             slot.hooked = False
+
+    def _remember(self, parameter: torch.Tensor) -> None:
+        """Into a buffer kept from step to step: fresh memory for every copy costs more than the copy."""
+        buffer = self._buffers.get(id(parameter))
+        if buffer is None or buffer.shape != parameter.shape or buffer.dtype != parameter.dtype:
+            buffer = self._buffers[id(parameter)] = torch.empty_like(parameter, requires_grad=False)
+        self._before[id(parameter)] = buffer.copy_(parameter.detach())
 
     def observe_step(self, optimizer: Any, absorption: bool) -> None:
         """Updates (weight after minus weight before) and the optimizer's state tensors."""
@@ -118,6 +126,7 @@ class ParameterTracker:
         self._handles.clear()
         self._hooked.clear()
         self._before.clear()
+        self._buffers.clear()
         self._parameters.clear()
         self._seen.clear()
 
