@@ -15,10 +15,16 @@ SCRIPTS = Path(__file__).parents[1] / "scripts"
 CONTRACT = Path(__file__).parents[2] / ".." / "shared" / "tools" / "check_contract.py"
 
 
-def profile(folder: Path, script: Path, *options: str, arguments: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+def profile(
+    folder: Path, script: Path, *options: str, arguments: tuple[str, ...] = ()
+) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "precaudit", "profile", "--out", "out", "--steps", "6", "--quick"]
     return subprocess.run(
-        [*command, *options, str(script), *arguments], cwd=folder, capture_output=True, text=True, check=False,
+        [*command, *options, str(script), *arguments],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
         stdin=subprocess.DEVNULL,
     )
 
@@ -38,7 +44,9 @@ def test_a_script_with_arguments_writes_every_file(tmp_path: Path) -> None:
     assert max(len(line) for line in done.stdout.splitlines() if str(SCRIPTS) not in line) <= 80
     assert "precaudit.apply(model, plan)" in done.stdout
     if CONTRACT.exists():
-        checked = subprocess.run([sys.executable, CONTRACT, tmp_path / "out" / "report.json"], capture_output=True, text=True, check=False)
+        checked = subprocess.run(
+            [sys.executable, CONTRACT, tmp_path / "out" / "report.json"], capture_output=True, text=True, check=False
+        )
         assert checked.returncode == 0, checked.stdout
     again = profile(tmp_path, SCRIPTS / "argparse_main.py")
     assert again.returncode == 2
@@ -107,7 +115,11 @@ def test_a_missing_script(tmp_path: Path) -> None:
 def test_interrupt_writes_what_there_is(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "precaudit", "profile", "--out", "out", "--steps", "100000"]
     process = subprocess.Popen(
-        [*command, str(SCRIPTS / "manual_sgd.py")], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [*command, str(SCRIPTS / "manual_sgd.py")],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     log = tmp_path / "out" / "script.log"
     deadline = time.monotonic() + 60
