@@ -204,7 +204,11 @@ def test_float32_operations_take_half_values_and_give_float32(name, dtype):
 
 
 @halves
-@pytest.mark.parametrize("function", [F.relu, F.gelu, torch.tanh, torch.mean, torch.square, F.max_pool1d], ids=str)
+@pytest.mark.parametrize(
+    "function",
+    [F.relu, F.gelu, torch.tanh, torch.mean, torch.square, F.max_pool1d],
+    ids=["relu", "gelu", "tanh", "mean", "square", "max_pool1d"],
+)
 def test_other_operations_stay_in_half(function, dtype):
     arguments = (2,) if function is F.max_pool1d else ()
     got, _ = inside(lambda model, t: function(t @ torch.eye(4), *arguments), NAMES[dtype], weights(4, 4))
