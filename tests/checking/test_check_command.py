@@ -150,10 +150,12 @@ def test_unreadable_plans(project, capsys, content, words):
         (["-o", "check.html", "model.py"], "can't be written as html"),
         (["-o", "check.doc", "model.py"], "the extension picks the format"),
         (["-o", "model.py", "model.py"], "the extension picks the format"),
-        (["-o", "plan.json", "model.py"], "already exists; pass --force"),
+        (["-o", "plan.json", "model.py"], "can't be written as plan"),
+        (["-o", "old.json", "model.py"], "already exists; pass --force"),
     ],
 )
 def test_wrong_usage(project, capsys, arguments, words):
+    (project / "old.json").write_text("{}")
     assert main(["check", "--plan", "plan.json", *arguments]) == 2
     assert words in capsys.readouterr().err
 

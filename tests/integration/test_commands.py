@@ -67,7 +67,7 @@ def test_a_script_with_arguments_writes_every_file(tmp_path: Path) -> None:
     ],
 )
 def test_scripts_that_fail(script: str, code: int, words: str, tmp_path: Path) -> None:
-    done = profile(tmp_path, SCRIPTS / "bad" / f"{script}.py")
+    done = profile(tmp_path, SCRIPTS / "bad" / f"{script}.py", "--steps", "40")
     assert done.returncode == code, done.stdout + done.stderr
     assert words in done.stderr
     assert "/precaudit/" not in done.stderr.replace(str(SCRIPTS), "")
