@@ -13,7 +13,7 @@ from typing import Any
 
 from precaudit.commands.options import refuse_overwrite
 from precaudit.commands.progress import RunProgress
-from precaudit.comparison.rules import matches_fail_on
+from precaudit.comparison.rules import matches_fail_on, parse_rules
 from precaudit.errors import ExitCode, PrecauditError
 from precaudit.formats import parse_formats
 from precaudit.profiling.engine import Outcome, profile_job
@@ -57,6 +57,7 @@ def _stem(job: Job) -> str:
 
 def run_profile(arguments: argparse.Namespace) -> int:
     settings, job = settings_of(arguments), job_of(arguments)
+    parse_rules(arguments.fail_on)
     folder: Path = arguments.out or Path("reports") / _stem(job)
     outputs = [folder / name for name in FILES]
     refuse_overwrite([*outputs, *arguments.output], arguments.force)
