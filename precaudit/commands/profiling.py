@@ -111,4 +111,6 @@ def finish(outcome: Outcome, arguments: argparse.Namespace, folder: Path) -> int
     if outcome.error:
         print(f"precaudit: {outcome.error}\nprecaudit: what was measured is in {folder}", file=sys.stderr)
         return int(outcome.exit_code)
+    if report.verification.reason.startswith("interrupted"):
+        print(f"precaudit: {report.verification.reason}; what was measured is in {folder}", file=sys.stderr)
     return int(ExitCode.FINDING if matched else outcome.exit_code)

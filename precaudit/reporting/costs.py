@@ -44,17 +44,13 @@ def _step(value: Any) -> str:
 
 def money(report: Report) -> list[str]:
     """Energy and money, where they were measured."""
-    lines = [f"Energy: {_number(report.cost.get('energy_joules'), 'J')}."]
+    lines = [f"Energy: {number(report.cost.get('energy_joules'), 'J')}."]
     price = report.cost.get("price_per_hour")
     if price is None:
         return [*lines, f"Money: {NOT_MEASURED} (--price USD_PER_HOUR turns time into money)."]
     sums = {key: value for key, value in report.cost.items() if key.startswith("usd_")}
-    parts = [f"{_number(value, 'USD')} {prose(key[4:].replace('_', ' '))}" for key, value in sums.items()]
-    return [*lines, f"Money at {_number(price, 'USD')} an hour: {', '.join(parts) or NOT_MEASURED}."]
-
-
-def _number(value: Any, unit: str) -> str:
-    return number(value, unit) if isinstance(value, int | float) else number(value)
+    parts = [f"{number(value, 'USD')} {prose(key[4:].replace('_', ' '))}" for key, value in sums.items()]
+    return [*lines, f"Money at {number(price, 'USD')} an hour: {', '.join(parts) or NOT_MEASURED}."]
 
 
 def profiling(report: Report) -> list[str]:

@@ -42,9 +42,11 @@ def shorten(text: str, width: int) -> str:
 
 
 def number(value: Any, unit: str = "") -> str:
-    """Three significant digits; unmeasured is said, never 0."""
-    if value is None or isinstance(value, bool | str):
-        return NOT_MEASURED if value is None else prose(value)
+    """Three significant digits; unmeasured is said, never 0; what is no number is shown as it is."""
+    if value is None:
+        return NOT_MEASURED
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return prose(value)
     text = f"{value:,.0f}" if 1000 <= abs(value) < 1e6 else f"{value:.3g}"
     return f"{text} {unit}".rstrip()
 
