@@ -1,10 +1,16 @@
-"""report.svg: the heat map alone, for slides and READMEs: gradients in float16 at the plan's loss scale."""
+"""report.svg: the page's charts as one picture, for slides, READMEs and beside Markdown.
+
+Gradients in float16 at the plan's loss scale, then the loss of every run and the paired differences.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
+from itertools import accumulate
 from typing import Any
+from xml.etree import ElementTree
 
 from precaudit.errors import PrecauditError
 from precaudit.model import Report
@@ -14,29 +20,61 @@ from precaudit.reporting.words import share, shorten
 ROWS = 30
 NAME_WIDTH = 32
 FORMAT = "float16"
+PADDING = {"left": 230, "right": 70, "top": 36, "bottom": 44}
+SVG = "http://www.w3.org/2000/svg"
+Spec = dict[str, Any]
 ROLES = ("activation_grad", "weight_grad", "activation", "weight")
 
 
 def render_svg(report: Report) -> str:
-    try:
-        import vl_convert
-
-        from precaudit.reporting.charts import vega
-    except ImportError as error:
-        raise PrecauditError(
-            f'SVG needs altair and vl-convert-python ({error}); install them with: pip install "precaudit[html]"'
-        ) from error
+    if find_spec("altair") is None or find_spec("vl_convert") is None:
+        raise PrecauditError('SVG needs altair and vl-convert-python; install them with: pip install "precaudit[html]"')
     data = page_data(report)
+    specs = [*_heat_map(data), *_trainings(data["trainings"])]
+    if not specs:
+        raise PrecauditError("this report has no measured tensor and no training run, so there is nothing to draw")
+    return f"{_renumbered(_stacked(specs))}\n"
+
+
+def _heat_map(data: dict[str, Any]) -> Iterator[Spec]:
     role = next((role for role in ROLES if data["tensors"][role]), None)
     if role is None:
-        raise PrecauditError("this report has no measured tensor, so there is no heat map to draw as SVG")
+        return
     datasets, signals = _rows(data, role)
-    spec = vega("heat_map", datasets, **signals)
     scale = f", loss scale 2^{signals['k']}" if role.endswith("grad") else ""
     title = f"{data['roles'][role]} in {FORMAT}{scale}; at the right: the share of values lost"
-    spec |= {"title": {"text": title, "fontSize": 13, "fontWeight": "normal", "anchor": "start", "offset": 12}}
-    spec |= {"padding": {"left": 230, "right": 70, "top": 36, "bottom": 44}, "background": "white"}
-    return f"{_renumbered(vl_convert.vega_to_svg(spec))}\n"
+    yield _picture("heat_map", title, datasets, signals)
+
+
+def _trainings(data: dict[str, Any]) -> Iterator[Spec]:
+    if data["curves"]:
+        title = "loss of every training run: float32 grey, the plan blue, earlier plans orange"
+        yield _picture("losses", title, {"curves": data["curves"], "band": data["band"]}, {})
+    if data["pairs"]:
+        title = "the plan's loss against float32's, a line a seed and their mean; green: counts as the same"
+        yield _picture("differences", title, {"pairs": data["pairs"]}, {"margin": data["margin"] or 0})
+
+
+def _picture(name: str, title: str, datasets: Mapping[str, Any], signals: Mapping[str, Any]) -> Spec:
+    from precaudit.reporting.charts import vega
+
+    heading = {"text": title, "fontSize": 13, "fontWeight": "normal", "anchor": "start", "frame": "group", "offset": 12}
+    return vega(name, datasets, **signals) | {"title": heading, "padding": PADDING, "background": "white"}
+
+
+def _stacked(specs: list[Spec]) -> str:
+    """The pictures below each other in one file: an svg element may hold others at their places."""
+    import vl_convert
+
+    pictures = [ElementTree.fromstring(vl_convert.vega_to_svg(spec)) for spec in specs]
+    heights = [float(picture.attrib["height"]) for picture in pictures]
+    width = max(float(picture.attrib["width"]) for picture in pictures)
+    page = ElementTree.Element(f"{{{SVG}}}svg", width=f"{width:g}", height=f"{sum(heights):g}")
+    for picture, top in zip(pictures, accumulate(heights, initial=0.0), strict=False):
+        picture.set("y", f"{top:g}")
+        page.append(picture)
+    ElementTree.register_namespace("", SVG)
+    return ElementTree.tostring(page, encoding="unicode")
 
 
 def _renumbered(svg: str) -> str:

@@ -42,7 +42,8 @@ def script(report: Report) -> list[str]:
     """The script and its arguments as they were given, quoted for a shell."""
     argv = report.job.get("argv")
     arguments = argv if isinstance(argv, list | tuple) else []
-    return [_quote(part) for part in [report.job.get("script") or "SCRIPT", *arguments]]
+    module = ["-m"] if report.job.get("kind") == "module" else []
+    return [_quote(part) for part in [*module, report.job.get("script") or "SCRIPT", *arguments]]
 
 
 def _quote(argument: object) -> str:

@@ -16,7 +16,7 @@ from golden_files import assert_golden
 
 from precaudit.errors import PrecauditError
 from precaudit.formats import FORMATS
-from precaudit.model import Difference, Exponents, OpFormat, Plan, TensorStats
+from precaudit.model import Difference, Exponents, OpFormat, Plan, TensorStats, Verification
 from precaudit.reporting import costs, html, pagedata, render, story
 from precaudit.reporting.serialize import load_plan
 
@@ -228,6 +228,21 @@ def test_svg_hostile_names_stay_text():
     assert not list(root.iter("{http://www.w3.org/2000/svg}script"))
 
 
+def test_svg_has_the_charts_below_each_other():
+    root = ElementTree.fromstring(render(report_samples.passing(blocks=1), "svg"))
+    pictures = list(root)
+    tops = [float(picture.attrib["y"]) for picture in pictures]
+    heights = [float(picture.attrib["height"]) for picture in pictures]
+    assert len(pictures) == 3
+    assert tops == [0, heights[0], heights[0] + heights[1]]
+    assert float(root.attrib["height"]) == sum(heights)
+
+
+def test_svg_without_trainings_is_the_heat_map():
+    report = replace(report_samples.passing(blocks=1), verification=Verification())
+    assert len(ElementTree.fromstring(render(report, "svg"))) == 1
+
+
 def test_svg_of_nothing_says_so():
-    with pytest.raises(PrecauditError, match="no measured tensor"):
+    with pytest.raises(PrecauditError, match="nothing to draw"):
         render(report_samples.empty(), "svg")

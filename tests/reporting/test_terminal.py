@@ -85,6 +85,12 @@ def test_lines_to_paste_run_as_python():
     assert all(line.startswith("#") for line in lines[4:])
 
 
+def test_modules_are_named_as_they_were_run():
+    report = report_samples.passing()
+    report = replace(report, job=report.job | {"kind": "module", "script": "package.train"})
+    assert render_terminal(report).startswith("precaudit 0.1.0: -m package.train --lr 0.1\n")
+
+
 def test_no_scaler_is_pasted_where_none_is_needed():
     report = report_samples.passing()
     assert "grad_scaler" not in render_terminal(replace(report, plan=report_samples.failing().plan))
