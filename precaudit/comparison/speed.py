@@ -10,7 +10,7 @@ from precaudit.comparison.changes import Change
 from precaudit.model import Report, TensorCores
 
 # Keys of `environment` that say on what was measured; each must agree, and the first must be there.
-DEVICE_KEYS = ("device", "gpu", "device_name", "cpu")
+DEVICE_KEYS = ("device", "capability", "processor", "cpus")
 # Keys of `performance` where more is worse; a value is a number or numbers by precision.
 COSTS = {"step_seconds": "time", "peak_memory_bytes": "memory"}
 UNITS = {"time": "s", "memory": " bytes"}

@@ -82,7 +82,7 @@ def profile(model: Sequence[Spec], seed: int) -> Report:
     ops = tuple(_op(spec, name, layer) for spec, layer in zip(model, layers, strict=True) for name in spec.ops)
     low = int(rng.integers(-1, 2))
     return Report(
-        environment={"device": "cuda:0", "gpu": "NVIDIA H100"},
+        environment={"device": "NVIDIA H100", "capability": "9.0"},
         job={"steps": STEPS, "script": "train.py"},
         layers=layers,
         ops=ops,

@@ -259,7 +259,7 @@ def test_plans_for_different_targets_are_not_compared():
 
 def timed(seconds, memory=100, **environment):
     return Report(
-        environment={"device": "cuda:0", "gpu": "H100", **environment},
+        environment={"device": "NVIDIA H100", "capability": "9.0", **environment},
         performance={"step_seconds": {"plan": seconds, "float32": None}, "peak_memory_bytes": memory},
     )
 
@@ -273,7 +273,9 @@ def test_time_and_memory_are_compared_on_one_device():
     assert not found(timed(0.15), timed(0.1))
 
 
-@pytest.mark.parametrize("other", [{"gpu": "A100"}, {"device": None}, {"device": "cpu"}])
+@pytest.mark.parametrize(
+    "other", [{"device": "NVIDIA A100"}, {"capability": "8.0"}, {"device": None}, {"device": "cpu"}]
+)
 def test_time_is_not_compared_across_devices(other):
     comparison = compare(timed(0.1), timed(9.0, **other))
     assert comparison.clean
