@@ -36,10 +36,15 @@ class Baseline:
     def __init__(self) -> None:
         self.settings: dict[str, object] = {}
         self._regions: list[bool] = []
+        self._dtypes: list[str | None] = [None]
 
     def in_island(self) -> bool:
         """Inside an autocast region that the script (or its library) opened with `enabled=False`."""
         return any(self._regions)
+
+    def autocast(self) -> str | None:
+        """The dtype of the autocast region that the script is in, None outside."""
+        return self._dtypes[-1]
 
     @contextmanager
     def neutralized(self) -> Iterator[None]:
@@ -94,9 +99,12 @@ class Baseline:
     def _entered(self) -> Callable[[autocast], autocast]:
         def __enter__(region: autocast) -> autocast:
             enabled = bool(getattr(region, "precaudit_asked", region._enabled))
+            of_torch = getattr(region, "precaudit_of_torch", False)
+            dtype = str(region.fast_dtype).removeprefix("torch.") if enabled else None
             if enabled:
-                self.settings["autocast"] = str(region.fast_dtype).removeprefix("torch.")
-            self._regions.append(not enabled and not getattr(region, "precaudit_of_torch", False))
+                self.settings["autocast"] = dtype
+            self._regions.append(not enabled and not of_torch)
+            self._dtypes.append(self.autocast() if of_torch else dtype)
             return region
 
         return __enter__
@@ -104,6 +112,7 @@ class Baseline:
     def _left(self) -> Callable[..., None]:
         def __exit__(region: autocast, *exception: Any) -> None:
             self._regions.pop()
+            self._dtypes.pop()
 
         return __exit__
 
