@@ -35,24 +35,23 @@ class Baseline:
 
     def __init__(self) -> None:
         self.settings: dict[str, object] = {}
-        self._regions: list[bool] = []
-        self._dtypes: list[str | None] = [None]
+        self._regions: list[str | None] = []  # the dtype of each that is open, None where autocast is off
 
     def in_island(self) -> bool:
         """Inside an autocast region that the script (or its library) opened with `enabled=False`."""
-        return any(self._regions)
+        return None in self._regions
 
     def autocast(self) -> str | None:
         """The dtype of the autocast region that the script is in, None outside."""
-        return self._dtypes[-1]
+        return self._regions[-1] if self._regions else None
 
     @contextmanager
     def neutralized(self) -> Iterator[None]:
         """autocast regions do nothing and GradScalers are disabled until the block ends."""
         with ExitStack() as stack:
             stack.enter_context(mock.patch.object(autocast, "__init__", self._created(autocast.__init__)))
-            stack.enter_context(mock.patch.object(autocast, "__enter__", self._entered()))
-            stack.enter_context(mock.patch.object(autocast, "__exit__", self._left()))
+            stack.enter_context(mock.patch.object(autocast, "__enter__", self._entered(autocast.__enter__)))
+            stack.enter_context(mock.patch.object(autocast, "__exit__", self._left(autocast.__exit__)))
             scaler = torch.amp.GradScaler
             stack.enter_context(mock.patch.object(scaler, "__init__", self._scaler_created(scaler.__init__)))
             stack.enter_context(self._clipping_watched(scaler))
@@ -96,23 +95,28 @@ class Baseline:
 
         return __init__
 
-    def _entered(self) -> Callable[[autocast], autocast]:
+    def _entered(self, original: Callable[[autocast], Any]) -> Callable[[autocast], autocast]:
+        """torch's own regions restore what was in force around them, which may be a plan's autocast."""
+
         def __enter__(region: autocast) -> autocast:
-            enabled = bool(getattr(region, "precaudit_asked", region._enabled))
-            of_torch = getattr(region, "precaudit_of_torch", False)
-            dtype = str(region.fast_dtype).removeprefix("torch.") if enabled else None
-            if enabled:
+            if getattr(region, "precaudit_of_torch", False):
+                original(region)
+                return region
+            asked = bool(getattr(region, "precaudit_asked", region._enabled))
+            dtype = str(region.fast_dtype).removeprefix("torch.") if asked else None
+            if dtype is not None:
                 self.settings["autocast"] = dtype
-            self._regions.append(not enabled and not of_torch)
-            self._dtypes.append(self.autocast() if of_torch else dtype)
+            self._regions.append(dtype)
             return region
 
         return __enter__
 
-    def _left(self) -> Callable[..., None]:
+    def _left(self, original: Callable[..., Any]) -> Callable[..., None]:
         def __exit__(region: autocast, *exception: Any) -> None:
-            self._regions.pop()
-            self._dtypes.pop()
+            if getattr(region, "precaudit_of_torch", False):
+                original(region, *exception)
+            else:
+                self._regions.pop()
 
         return __exit__
 
