@@ -33,9 +33,7 @@ class Auditing:
         self.names.add_model(model, "model")
         self.events = TrainingEvents(has_optimizer=optimizer is not None)
         self.scopes = ModuleScopes(self.names, only=model)
-        options = TraceOptions(
-            audited=lambda step: step % every == 0, per_step=every > 1, autocast=autocast_in_force
-        )
+        options = TraceOptions(audited=lambda step: step % every == 0, per_step=every > 1, autocast=autocast_in_force)
         self.tracer = Tracer(self.scopes, options)
         self.scopes.listeners.append(self.tracer)
         self.events.listeners.append(self.tracer)

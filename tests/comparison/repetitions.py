@@ -111,7 +111,11 @@ def verified(case: Case) -> Report:
     script = [str(HERE / f"small_{case.model}.py"), "--tamper", case.tamper, "--seed", str(case.seed)]
     with tempfile.TemporaryDirectory() as folder:
         command = ["profile", "--device", "cpu", "--steps", str(STEPS["verified"]), "--out", folder, "--force", *script]
-        subprocess.run([sys.executable, "-m", "precaudit", *command], capture_output=True, check=False)
+        done = subprocess.run(
+            [sys.executable, "-m", "precaudit", *command], capture_output=True, text=True, check=False
+        )
+        if done.returncode > 1:
+            raise RuntimeError(done.stderr)
         return precaudit.load_report(Path(folder, "report.json"))
 
 

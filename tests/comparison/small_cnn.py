@@ -26,7 +26,9 @@ class HandwrittenNorm(nn.Module):
 
 
 class Residual(nn.Module):
-    def __init__(self, channels: int, second: str = "conv2", norm: type[nn.Module] = nn.BatchNorm2d, autocast: bool = True):
+    def __init__(
+        self, channels: int, second: str = "conv2", norm: type[nn.Module] = nn.BatchNorm2d, autocast: bool = True
+    ):
         super().__init__()
         self.conv1 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
         self.norm1, self.relu = nn.BatchNorm2d(channels), nn.ReLU()
