@@ -110,6 +110,7 @@ class Conductor(TrainingListener):
     def observation(self) -> Observation:
         return Observation(
             self.device,
+            torch.get_num_threads(),
             tuple(self.blocks),
             self.feeding.feed(),
             self.profiles,

@@ -67,6 +67,7 @@ class Observation:
     """All of one timed run. `running` is the arm in force when it ended, to name the one that a script failed under."""
 
     device: str
+    threads: int = 1
     blocks: tuple[Block, ...] = ()
     feed: Feed = field(default_factory=Feed)
     profiled: Mapping[str, Profiled] = field(default_factory=dict)

@@ -41,7 +41,7 @@ def measure(
     """Time the script on this machine; without a `runner` nothing is run, and only what follows from shapes is said."""
     began = time.perf_counter()
     card = find_gpu(where["device"]) if where["cuda"] else None
-    found, notes = observe(audit, _program(plan, card, bool(where["cuda"])), where, runner) if runner else (None, ())
+    found, notes = observe(audit, _program(plan, card, bool(where["cuda"])), runner) if runner else (None, ())
     seconds = time.perf_counter() - began
     on_gpu = found is not None and found.device == "cuda"
     figures = performance(found, where["device"] if on_gpu else None) if found else dict(UNMEASURED)
@@ -72,14 +72,12 @@ def _program(plan: Plan, card: Gpu | None, cuda: bool) -> Program:
     return Program(arms, profiled=tuple(arm.name for arm in arms if arm.name in (FLOAT32, PLAN)))
 
 
-def observe(
-    audit: Audit, program: Program, where: Mapping[str, Any], runner: Runner
-) -> tuple[Observation | None, tuple[str, ...]]:
+def observe(audit: Audit, program: Program, runner: Runner) -> tuple[Observation | None, tuple[str, ...]]:
     """The timed run, again without an arm that the script fails under; and a run for the profiler alone where the
     script ended before its turn came."""
     notes: list[str] = []
     while True:
-        result = runner(_spec(audit, program, where))
+        result = runner(_spec(audit, program))
         found: Observation | None = result.observed
         if found is None or result.status != "failed" or found.running == FLOAT32:
             break
@@ -87,18 +85,17 @@ def observe(
         notes.append(f"{found.running} was not timed: the script failed under it ({why.splitlines()[0]})")
         program = _without(program, found.running)
     if found is not None and result.status == "ended" and set(program.profiled) - set(found.profiled):
-        again = runner(_spec(audit, replace(program, rounds=0, energy_window=0.0), where)).observed
+        again = runner(_spec(audit, replace(program, rounds=0, energy_window=0.0))).observed
         if again is not None:
             found = replace(found, profiled={**again.profiled, **found.profiled})
     return found, tuple(notes)
 
 
-def _spec(audit: Audit, program: Program, where: Mapping[str, Any]) -> RunSpec:
+def _spec(audit: Audit, program: Program) -> RunSpec:
     return RunSpec(
         audit.job,
         "timing",
         neutralize=audit.neutralize,
-        threads=where["threads"],
         runs=partial(timed_run, program=program),
     )
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from precaudit.measuring.feeding import wait_share
 from precaudit.measuring.records import ARMS, FLOAT32, Block, Observation
+from precaudit.reporting.words import plural
 
 WARM_ROUNDS = 1
 ENOUGH_ROUNDS = 3
@@ -102,7 +103,8 @@ def _method(found: Observation, blocks: Sequence[Block]) -> str:
         return "not measured: the script ended before a timed step"
     arms = len({block.arm for block in blocks})
     turns = f"{arms} precisions by turns" if arms > 1 else "float32 alone"
-    return f"{turns} in one training run, median of {rounds} rounds, in eager mode, on {found.device}"
+    where = found.device if found.device != "cpu" else f"cpu with {plural(found.threads, 'thread')}"
+    return f"{turns} in one training run, median of {plural(rounds, 'round')}, in eager mode, on {where}"
 
 
 def _energy_method(found: Observation, joules: Mapping[str, float | None]) -> str:
