@@ -38,7 +38,8 @@ class RunSpec:
     the given step on; `perturbed` rounds the initial weights to a format, `jitter` moves them by one percent;
     `neutralize` turns the script's own casts to low precision into float32; `repeatable` asks for algorithms that
     repeat themselves bit for bit, which timing does without. `observer`, called with the module scopes
-    and `Baseline.in_island`, makes one more scope listener; what its `observe()` says after the run is `observed`."""
+    and `Baseline.in_island`, makes one more scope listener; what its `observe()` says after the run is `observed`.
+    `runs` takes the place of all this: called with the spec and the code, it runs that in its own way."""
 
     job: Job
     label: str
@@ -60,6 +61,7 @@ class RunSpec:
     log: str | None = None
     threads: int | None = None
     observer: Callable[..., Any] | None = None
+    runs: Callable[..., RunResult] | None = None
 
 
 @dataclass(frozen=True)

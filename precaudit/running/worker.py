@@ -113,6 +113,8 @@ def run(spec: RunSpec, code: Callable[[], None], report: Report = lambda partial
 
     `report` gets what is known so far, often enough that a killed run loses little, seldom enough to cost little.
     """
+    if spec.runs is not None:
+        return spec.runs(spec, code)
     reporter = _Reporter(report)
     session = reporter.session = _assemble(spec, reporter)
     if spec.threads:
@@ -136,7 +138,7 @@ def run(spec: RunSpec, code: Callable[[], None], report: Report = lambda partial
         stack.enter_context(session.scopes.installed())
         stack.enter_context(session.events.installed())
         stack.callback(_remove_hooks, session)
-        result = _execute(spec, code)
+        result = execute(spec, code)
         ended = end_state(session.names, session.optimizers.seen.values(), session.last_calls.calls)
         if session.observer is not None and result.status in ("stopped", "ended"):
             result = replace(result, observed=session.observer.observe())
@@ -169,7 +171,8 @@ def _remove_hooks(session: _Session) -> None:
             listener.remove()
 
 
-def _execute(spec: RunSpec, code: Callable[[], None]) -> RunResult:
+def execute(spec: RunSpec, code: Callable[[], None]) -> RunResult:
+    """Run `code` to its end, and say how it ended."""
     result = RunResult(spec.label, spec.seed, "ended")
     try:
         code()
