@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 from precaudit.model import Report
 from precaudit.reporting.words import NOT_MEASURED, number, plural, prose, seconds, share, size
@@ -60,8 +60,7 @@ def _speedup(report: Report) -> list[str]:
     parts = []
     for arm, value in faster.items():
         if _number(value):
-            bounds = spread.get(arm)
-            within = f" ({bounds[0]:.2f}x to {bounds[1]:.2f}x)" if _pair(bounds) else ""
+            within = " ({:.2f}x to {:.2f}x)".format(*spread[arm]) if _pair(spread.get(arm)) else ""
             parts.append(f"{_arm(arm)} {value:.2f}x{within}")
     method = (
         f"Timed: {prose(p['method'])}."
@@ -80,7 +79,8 @@ def _beside_time(p: Mapping[str, Any]) -> list[str]:
     memory = _mapping(p, "peak_memory_bytes")
     if any(_number(value) for value in memory.values()):
         known = {arm: value for arm, value in memory.items() if _number(value)}
-        lines.append(f"Peak memory: {_by_arm(known, size)}.")
+        whose = "" if p.get("gpu") else " of the whole process"
+        lines.append(f"Peak memory{whose}: {_by_arm(known, size)}.")
     errors = {arm: value for arm, value in _mapping(p, "prediction_error").items() if _number(value)}
     if errors:
         predicted = _mapping(p, "predicted_step_seconds")
@@ -94,7 +94,7 @@ def _mapping(p: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
 
 
-def _number(value: Any) -> bool:
+def _number(value: Any) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
@@ -129,7 +129,7 @@ def _priced(sums: Mapping[str, Any], before: Mapping[str, Any]) -> str:
     parts = []
     for unit, value in sums.items():
         old = before.get(unit)
-        change = f" ({_change(value / old)})" if _number(value) and _number(old) and old > 0 else ""
+        change = f" ({_change(value / old)})" if _number(value) and _number(old) and old else ""
         what = SPANS.get(unit) or f"per {prose(unit.replace('_', ' '))}"
         parts.append(f"{number(value, 'USD')} {what}{change}")
     return ", ".join(parts) or NOT_MEASURED
