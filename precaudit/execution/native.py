@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
 from itertools import chain
 from typing import Any
 
 import torch
 
-from precaudit.execution.emulated import every_model, no_island, to_float32
+from precaudit.execution.emulated import every_model, in_float32, no_island, to_float32
 from precaudit.execution.formats import PlanLookup, ScopeFormat
 from precaudit.execution.products import tf32
 from precaudit.execution.rounding import HALF_DTYPES
@@ -71,12 +72,16 @@ class ScopeMode(OperationMode):
         if op.startswith("__get"):
             return func(*args, **kwargs)
         format_name = self._scope.of(op)
-        if format_name in _WIDE and not writes(func, kwargs):
-            args, kwargs = to_float32(args), to_float32(kwargs)
+        wide = format_name in _WIDE and not writes(func, kwargs)
+        run = partial(in_float32, op, func) if wide else partial(_as_it_is, func)
         if format_name == self._scope.default:
-            return func(*args, **kwargs)
+            return run(args, kwargs)
         with region_for(format_name, self._device):
-            return func(*args, **kwargs)
+            return run(args, kwargs)
+
+
+def _as_it_is(func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    return func(*args, **kwargs)
 
 
 class NativePrecision:

@@ -124,8 +124,7 @@ def run(spec: RunSpec, code: Callable[[], None], report: Report = lambda partial
     with ExitStack() as stack:
         stack.enter_context(controlled_seeds(spec.seed))
         stack.enter_context(eager_only())
-        if spec.repeatable:
-            stack.enter_context(repeatable_algorithms())
+        stack.enter_context(repeatable_algorithms())
         if spec.precision != "as-written":
             native_plan = spec.plan if spec.execution == "native" else None
             stack.enter_context(backward_products(native_plan) if native_plan else tf32(False))

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,11 @@ from stage import Setting, Skipped, main
 
 from precaudit.tensorcores.rules import classify, generation_of
 
-INSTRUCTIONS = "sm__inst_executed_pipe_tensor_op_"
-WARPGROUP, DOUBLE = f"{INSTRUCTIONS}gmma.sum", f"{INSTRUCTIONS}dmma.sum"
+ACTIVE, WARPGROUP = "sm__pipe_tensor_cycles_active.sum", "sm__inst_executed_pipe_tensor_op_gmma.sum"
+THREADS = "launch__thread_count"
+BUSY = 64.0
+"""Tensor-pipe cycles a warp above which a kernel computes on Tensor Cores. The pipe is not quite idle in other kernels:
+on an H100 element-wise ones took up to 32 cycles a warp and those with mma.sync 96 and more (see h100_counters.tsv)."""
 ENOUGH = 100
 
 
@@ -35,7 +39,7 @@ def measure(setting: Setting) -> dict[str, Any]:
         "--print-kernel-base",
         "demangled",
         "--metrics",
-        ",".join(counters()),
+        f"{ACTIVE},{WARPGROUP}",
     ]
     script = [sys.executable, str(Path(__file__).with_name("workload.py")), "--size", "512"]
     done = subprocess.run([*command, *script], capture_output=True, text=True)
@@ -45,25 +49,15 @@ def measure(setting: Setting) -> dict[str, Any]:
     return compare(done.stdout.splitlines(), torch.cuda.get_device_capability())
 
 
-def counters() -> list[str]:
-    """Instructions executed on Tensor Cores, one metric a kind. `sm__pipe_tensor_cycles_active` will not do: on an
-    H100 it is not zero for element-wise kernels either."""
-    done = subprocess.run(["ncu", "--query-metrics"], capture_output=True, text=True)
-    names = (line.split()[0] for line in done.stdout.splitlines() if line.startswith(INSTRUCTIONS))
-    found = sorted({f"{name}.sum" for name in names if "_" not in name.removeprefix(INSTRUCTIONS)})
-    if WARPGROUP not in found:
-        raise Skipped(f"ncu knows no {WARPGROUP} here")
-    return found
-
-
 def compare(lines: Iterable[str], capability: tuple[int, int]) -> dict[str, Any]:
     """Every launched kernel: what its name says against what the counters say; distinct disagreements in full."""
     table: Counter[str] = Counter()
     wrong: dict[str, str] = {}
     unknown: dict[str, str] = {}
     rows = kernels(lines)
-    for name, executed in rows:
-        said, truth = classify(name, capability).tensor_core, _truth(executed, capability)
+    for kernel in rows:
+        name, said = kernel.name, classify(kernel.name, capability).tensor_core
+        truth = _truth(kernel, capability)
         table[f"{said} by name, {truth} by counter"] += 1
         if said == "unknown":
             unknown[name] = truth
@@ -74,7 +68,7 @@ def compare(lines: Iterable[str], capability: tuple[int, int]) -> dict[str, Any]
     return {
         "compared": len(rows),
         "enough": len(rows) >= ENOUGH,
-        "distinct": len({name for name, _ in rows}),
+        "distinct": len({kernel.name for kernel in rows}),
         "table": dict(table),
         "disagreements": wrong,
         "unknown": unknown,
@@ -84,23 +78,33 @@ def compare(lines: Iterable[str], capability: tuple[int, int]) -> dict[str, Any]
 _MEANT = {"none": ("none",), "used": ("native", "legacy"), "native": ("native",), "legacy": ("legacy",)}
 
 
-def _truth(executed: Mapping[str, float], capability: tuple[int, int]) -> str:
+def _truth(kernel: Launch, capability: tuple[int, int]) -> str:
     """On Hopper warpgroup instructions tell the native path, which float64 doesn't have; elsewhere only use or not."""
-    if not any(executed.values()):
+    if not kernel.warpgroup and kernel.cycles < BUSY:
         return "none"
-    if generation_of(capability) != "hopper" or executed.get(DOUBLE):
+    if generation_of(capability) != "hopper" or "f64" in kernel.name or "d884" in kernel.name:
         return "used"
-    return "native" if executed.get(WARPGROUP) else "legacy"
+    return "native" if kernel.warpgroup else "legacy"
 
 
-def kernels(lines: Iterable[str]) -> list[tuple[str, dict[str, float]]]:
-    """(name, Tensor Core instructions by metric) of every launch in ncu's CSV, its own messages left out."""
+@dataclass(frozen=True)
+class Launch:
+    """One launch: tensor-pipe cycles and warpgroup instructions a warp."""
+
+    name: str
+    cycles: float
+    warpgroup: float
+
+
+def kernels(lines: Iterable[str]) -> list[Launch]:
+    """Every launch in ncu's CSV, its own messages left out."""
     rows = csv.DictReader(line for line in lines if line.startswith('"'))
-    return [
-        (row["Kernel Name"], {key: _number(value) for key, value in row.items() if key.startswith(INSTRUCTIONS)})
-        for row in rows
-        if row["ID"]
-    ]
+    return [_launch(row) for row in rows if row["ID"]]
+
+
+def _launch(row: Mapping[str, str]) -> Launch:
+    warps = max(1.0, _number(row.get(THREADS)) / 32)
+    return Launch(row["Kernel Name"], _number(row.get(ACTIVE)) / warps, _number(row.get(WARPGROUP)) / warps)
 
 
 def _number(text: str | None) -> float:
