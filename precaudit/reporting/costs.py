@@ -71,11 +71,27 @@ def _speedup(report: Report) -> list[str]:
     return lines + [method] * bool(method)
 
 
+def gain(report: Report) -> list[str]:
+    """What the plan is worth in one sentence; nothing where it was not measured."""
+    p = report.performance
+    faster, bounds, gpu = _mapping(p, "speedup").get("plan"), _mapping(p, "speedup_quartiles").get("plan"), p.get("gpu")
+    if not gpu or not _number(faster) or faster <= 0:
+        return []
+    if faster <= 1 or _low(bounds) <= 1:
+        return [f"Worth: no time gained over float32, measured on {prose(gpu)} ({faster:.2f}x)."]
+    return [
+        f"Worth: {faster:.2f}x the speed of float32, measured on {prose(gpu)}: the same training for "
+        f"{1 - 1 / faster:.0%} less of its time."
+    ]
+
+
 def _beside_time(p: Mapping[str, Any]) -> list[str]:
     """Waiting for data, memory, and how far the prediction was off."""
     lines = []
     if _number(p.get("data_wait_share")):
-        lines.append(f"Waiting for data takes {share(p['data_wait_share'])} of a float32 step.")
+        lines.append(
+            f"Data, and whatever else runs between two steps, takes {share(p['data_wait_share'])} of float32's time."
+        )
     memory = _mapping(p, "peak_memory_bytes")
     if any(_number(value) for value in memory.values()):
         known = {arm: value for arm, value in memory.items() if _number(value)}
@@ -96,6 +112,11 @@ def _mapping(p: Mapping[str, Any], key: str) -> Mapping[str, Any]:
 
 def _number(value: Any) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _low(bounds: Any) -> float:
+    """The lower of two bounds; where there are none nothing is below."""
+    return float(bounds[0]) if _pair(bounds) else math.inf
 
 
 def _pair(value: Any) -> bool:

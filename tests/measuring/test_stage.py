@@ -141,6 +141,14 @@ def test_an_arm_that_fails_is_left_out_and_named():
     assert len(found.blocks) == 5
 
 
+def test_an_arm_that_was_timed_before_it_failed_is_kept():
+    error = ScriptError("RuntimeError", "the profiler may not", "")
+    replies = Replies(seen("failed", error, running="plan", blocks=blocks(float32=2, plan=1)))
+    found, notes = observe(audit(), Program(arms_for(PLAN, H100.formats)), replies)
+    assert (len(replies.programs), notes) == (1, ())
+    assert {block.arm for block in found.blocks} == {"float32", "plan"}
+
+
 def test_a_script_too_short_for_the_profiler_runs_once_more():
     program = Program(arms_for(PLAN, H100.formats), profiled=("float32", "plan"))
     replies = Replies(seen("ended", blocks=blocks(float32=1)), seen(profiled={"plan": kernels(0.5, 0.1)}))

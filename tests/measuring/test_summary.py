@@ -46,6 +46,11 @@ def test_short_blocks_count_only_where_there_are_too_few_long_ones():
     assert {block.steps for block in steady([*short, *long[:4]])} == {1, 4}
 
 
+def test_one_very_long_round_for_energy_leaves_the_others_in():
+    growing = [Block(arm, i, n, n / 100) for i, n in enumerate((1, 2, 4, 8, 8, 8, 200)) for arm in ("float32", "plan")]
+    assert [block.steps for block in steady(growing) if block.arm == "plan"] == [4, 8, 8, 8, 200]
+
+
 def test_without_a_whole_round_nothing_is_measured():
     found = performance(Observation("cpu", blocks=(Block("float32", 0, 1, 1.0),)), None)
     assert found["step_seconds"] == dict.fromkeys(ARMS)

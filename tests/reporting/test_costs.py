@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from precaudit.model import Report, TensorCores
-from precaudit.reporting import costs
+from precaudit.model import Layer, Plan, Report, TensorCores
+from precaudit.reporting import costs, story
 from precaudit.reporting.pagedata import times
 
 TIMED = {
@@ -35,10 +37,30 @@ def test_times_with_their_spread():
         "Time of a step: float32 20 ms, tf32 16 ms, the plan 10 ms; default AMP not measured.",
         "Speed against float32, and its middle half over the rounds: tf32 1.25x, the plan 2.00x (1.90x to 2.10x).",
         "Timed: 4 precisions by turns.",
-        "Waiting for data takes 25.0% of a float32 step.",
+        "Data, and whatever else runs between two steps, takes 25.0% of float32's time.",
         "Peak memory: float32 3 GiB, the plan 1 GiB.",
         "Predicted from the card's peaks, and the error: float32 10 ms (-50%), the plan 12 ms (+20%).",
     ]
+
+
+@pytest.mark.parametrize(
+    ("speedup", "quartiles", "words"),
+    [
+        (
+            2.0,
+            [1.9, 2.1],
+            "2.00x the speed of float32, measured on NVIDIA H100 80GB HBM3: the same training",
+        ),
+        (2.0, None, "2.00x"),
+        (1.1, [0.9, 1.3], "no time gained"),
+        (0.8, [0.7, 0.9], "no time gained over float32, measured on NVIDIA H100 80GB HBM3 (0.80x)"),
+    ],
+)
+def test_the_worth_of_a_plan_stands_at_the_verdict(speedup, quartiles, words):
+    timed = {**TIMED, "speedup": {"plan": speedup}, "speedup_quartiles": {"plan": quartiles}}
+    report = Report(performance=timed, plan=Plan("bfloat16"))
+    assert words in story.headline(replace(report, layers=(Layer("a", "Linear", 1, 1, ()),))).details[-1]
+    assert costs.gain(replace(report, performance={**timed, "gpu": None})) == []
 
 
 def test_money_before_and_after():
