@@ -30,7 +30,7 @@ from precaudit.measuring.feeding import Feeding
 from precaudit.measuring.memory import peak_bytes, reset_peak
 from precaudit.measuring.records import FLOAT32, Arm, Block, Observation, Profiled
 from precaudit.measuring.scaling import FusedScaler
-from precaudit.running.monitor import StopTraining
+from precaudit.running.monitor import Stop
 from precaudit.tensorcores.energy import Meter
 from precaudit.tensorcores.runtime import profiled_steps
 
@@ -75,8 +75,9 @@ class Cycle:
 class Conductor(TrainingListener):
     """Hears every step, last of all listeners, and goes on with the program there."""
 
-    def __init__(self, program: Program, events: TrainingEvents, meter: Meter) -> None:
+    def __init__(self, program: Program, events: TrainingEvents, meter: Meter, stop: Stop | None = None) -> None:
         self.program, self.events, self.meter = program, events, meter
+        self._stop = stop or Stop()
         self.names, self.feeding, self.cycle = ModuleNames(), Feeding(), Cycle()
         self.device, self.running, self.blocks = "cpu", FLOAT32, list[Block]()
         self.profiles: dict[str, Profiled] = {}
@@ -105,7 +106,7 @@ class Conductor(TrainingListener):
         try:
             self._play.send(optimizer)
         except StopIteration:
-            raise StopTraining from None
+            self._stop()
 
     def observation(self) -> Observation:
         return Observation(

@@ -14,19 +14,28 @@ from precaudit.instrument.events import TrainingEvents
 from precaudit.measuring.conductor import Conductor, Program
 from precaudit.running.baseline import Baseline, eager_only, float32_only
 from precaudit.running.job import RunResult, RunSpec
+from precaudit.running.monitor import Stop
 from precaudit.running.seeds import controlled_seeds
-from precaudit.running.worker import execute
+from precaudit.running.worker import Leave, execute
 from precaudit.tensorcores.energy import Meter
 from precaudit.tensorcores.nvml import handle_of, library, session
 
 
-def timed_run(spec: RunSpec, code: Callable[[], None], *, program: Program) -> RunResult:
+def timed_run(spec: RunSpec, code: Callable[[], None], leave: Leave | None = None, *, program: Program) -> RunResult:
     """Run `code` as the program says. Nothing listens but for the ends of steps, and every patch is gone afterwards."""
     if spec.threads:
         torch.set_num_threads(spec.threads)
     events, baseline, began = TrainingEvents(), Baseline(), time.perf_counter()
+
+    def settled(result: RunResult) -> RunResult:
+        return replace(result, seconds=time.perf_counter() - began, observed=conductor.observation())
+
+    def stopped() -> None:
+        if leave is not None:
+            leave(settled(RunResult(spec.label, spec.seed, "stopped")))
+
     with ExitStack() as stack:
-        conductor = Conductor(program, events, stack.enter_context(energy_meter()))
+        conductor = Conductor(program, events, stack.enter_context(energy_meter()), Stop(stopped))
         stack.enter_context(controlled_seeds(spec.seed))
         stack.enter_context(eager_only())
         stack.enter_context(own_settings_ignored(baseline.settings))
@@ -36,7 +45,7 @@ def timed_run(spec: RunSpec, code: Callable[[], None], *, program: Program) -> R
         stack.enter_context(events.installed())
         stack.enter_context(conductor.installed())
         result = execute(spec, code)
-    return replace(result, seconds=time.perf_counter() - began, observed=conductor.observation())
+    return settled(result)
 
 
 @contextmanager

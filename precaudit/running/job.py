@@ -38,7 +38,7 @@ class RunSpec:
     the given step on; `perturbed` rounds the initial weights to a format, `jitter` moves them by one percent;
     `neutralize` turns the script's own casts to low precision into float32. `observer`, called with the module scopes
     and `Baseline.in_island`, makes one more scope listener; what its `observe()` says after the run is `observed`.
-    `runs` takes the place of all this: called with the spec and the code, it runs that in its own way."""
+    `runs` takes the place of all this: called with the spec, the code and `leave`, it runs that in its own way."""
 
     job: Job
     label: str
