@@ -1,5 +1,6 @@
 """The stage with runners that a test makes up: what is asked of them, and what becomes of what they say."""
 
+import pickle
 from dataclasses import replace
 
 import pytest
@@ -168,3 +169,9 @@ def test_layers_that_took_time_only_before_stay():
         ("fc", 0.01, 0.02),
         ("old", 0.0, 0.02),
     ]
+
+
+def test_programs_and_observations_travel_between_processes():
+    profiled = {"plan": kernels(0.9, 0.01, ["PA402"])}
+    for value in (Program(arms_for(PLAN, H100.formats)), seen(profiled=profiled, blocks=blocks(plan=1))):
+        assert pickle.loads(pickle.dumps(value)) == value
