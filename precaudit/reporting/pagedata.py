@@ -164,14 +164,26 @@ def _broken(trial: Trial) -> str:
 
 
 def times(report: Report, most: int = 30) -> Rows:
-    """Layers by GPU time with their seconds in each Tensor Core class; rows in other shapes are left out."""
-    rows: Rows = []
+    """Layers by GPU time with their seconds in each Tensor Core class, before and after the plan where both were
+    profiled; rows in other shapes are left out."""
+    groups: list[Rows] = []
     for row in report.tensor_cores.layers:
-        part, seconds = row.get("time_share"), row.get("seconds")
-        if isinstance(part, Mapping) and isinstance(seconds, int | float) and seconds > 0:
-            classes = {kind: value * seconds for kind, value in part.items() if isinstance(value, int | float)}
-            rows.append({"name": visible(row.get("fqn") or "(outside modules)"), "seconds": classes})
-    return sorted(rows, key=lambda row: -sum(row["seconds"].values()))[:most]
+        name, before = visible(row.get("fqn") or "(outside modules)"), row.get("before")
+        if isinstance(before, Mapping):
+            parts = [_classes(f"{name}: float32", before), _classes(f"{name}: the plan", row)]
+        else:
+            parts = [_classes(name, row)]
+        groups.append([part for part in parts if part])
+    groups.sort(key=lambda group: -max((sum(part["seconds"].values()) for part in group), default=0.0))
+    return [part for group in groups for part in group][:most]
+
+
+def _classes(name: str, row: Mapping[str, Any]) -> dict[str, Any]:
+    """A bar of the chart; empty where the row has no time."""
+    part, seconds = row.get("time_share"), row.get("seconds")
+    if not isinstance(part, Mapping) or not isinstance(seconds, int | float) or seconds <= 0:
+        return {}
+    return {"name": name, "seconds": {k: v * seconds for k, v in part.items() if isinstance(v, int | float)}}
 
 
 def _plan(report: Report) -> dict[str, Any]:
