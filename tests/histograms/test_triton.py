@@ -11,33 +11,75 @@ from histogram_reference import FLOATING, every_pattern, random_patterns, refere
 from precaudit.histograms import Accumulator, observe
 
 INTERPRETED = """
-from histogram_reference import *
-from precaudit.histograms.gpu import TritonSums
+import triton.runtime.interpreter as interpreter
 
-for dtype in FLOATING:
-    sums = TritonSums(dtype, torch.device("cpu"))
-    patterns = every_pattern(dtype) if dtype.itemsize == 2 else random_patterns(dtype, 20_000)
-    parts = [patterns, torch.randn(5).to(dtype), torch.zeros(3000, dtype=dtype), torch.empty(0, dtype=dtype)]
+# numpy takes an array of one element for an index no longer
+patch = interpreter._patch_lang_tensor
+def patched(tensor, scope):
+    patch(tensor, scope)
+    scope.set_attr(tensor, "__index__", lambda self: self.handle.data.item())
+interpreter._patch_lang_tensor = patched
+
+from histogram_reference import *
+from precaudit.histograms.gpu import MAX_STRETCH, MAX_TILES, TritonSums, Tuning
+
+CPU = torch.device("cpu")
+
+def check(*parts, tuning=Tuning()):
+    sums = TritonSums(parts[0].dtype, CPU, tuning)
     for part in parts:
         sums.add(part)
-    assert same(stats_of(sums), reference(*parts)), dtype
-sums = TritonSums(torch.float32, torch.device("cpu"))
+    assert same(stats_of(sums), reference(*parts)), (parts, tuning)
+"""
+
+EVERYTHING = """
+for dtype in FLOATING:
+    patterns = every_pattern(dtype) if dtype.itemsize == 2 else random_patterns(dtype, 3_000)
+    check(patterns, torch.randn(5).to(dtype), torch.zeros(3000, dtype=dtype), torch.empty(0, dtype=dtype))
+sums = TritonSums(torch.float32, CPU)
 sums.add_difference(torch.full((5000,), 3.0), torch.ones(5000))
 assert stats_of(sums) == reference(torch.full((5000,), 2.0))
 """
 
+WINDOWS = """
+for tuning in (Tuning(), Tuning(window=32, headroom=4, warps=8)):
+    stretch = min(MAX_STRETCH, MAX_TILES * tuning.tile)
+    check(torch.full((stretch,), 0.75, dtype=torch.bfloat16), tuning=tuning)  # a full stretch of one binade
+    check(torch.randn(2 * tuning.tile).half().clamp(min=0), torch.zeros(tuning.tile).half(), tuning=tuning)
+    for place in (1, tuning.tile + 1):  # in the first tile, and past it
+        for odd in (2.0**40, 2.0**-140, float("nan")):
+            values = torch.randn(tuning.tile + 9)
+            values[place] = odd
+            check(values, tuning=tuning)
+    for exponent in range(-64, 65, 8):  # an edge of the window is met exactly
+        for at in (exponent + tuning.headroom % 8, exponent + tuning.headroom % 8 + 1):
+            check(torch.tensor([1.0, 2.0**at]), torch.tensor([2.0**at, 0.0, 1.0]), tuning=tuning)
+    check(torch.tensor([3e38, 3e38, 1e-30]), tuning=tuning)  # squares past float32
+"""
+
 COMPILED = """
+import itertools
+
 import precaudit.histograms.gpu as gpu
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
 
 for pointer, layout in (("*fp32", gpu.FLOAT32), ("*i16", gpu.FLOAT32), ("*fp64", gpu.FLOAT64)):
-    constants = dict(WIDE=layout is gpu.FLOAT64, BRAIN=pointer == '*i16', MANTISSA=layout.mantissa, BLOCK=gpu.BLOCK)
-    constants |= dict(EXPONENTS=2**layout.exponent_bits, AMAX=0, SMALLEST=1, SUM_SQUARES=2, COUNTS=3)
-    signature = {"values": pointer, "row": "*i64", "sums": "*fp64", "numel": "i32"}
+    constants = dict(BRAIN=pointer == "*i16", WIDE=layout is gpu.FLOAT64, OTHER=0)
+    constants |= dict(WINDOW=gpu.TUNING.window, HEADROOM=gpu.TUNING.headroom, TILE=gpu.TUNING.tile, **gpu._ROW)
+    signature = {"values": pointer, "other": pointer, "row": "*i64", "numel": "i32", "tiles": "i32"}
     signature |= dict.fromkeys(constants, "constexpr")
-    source = ASTSource(fn=gpu._accumulate, signature=signature, constexprs=constants)
-    assert "atom" in compile(source, target=GPUTarget("cuda", 90, 32)).asm["ptx"]
+    aligned = {(i,): [["tt.divisibility", 16]] for i in range(3)}
+    source = ASTSource(fn=gpu._accumulate, signature=signature, constexprs=constants, attrs=aligned)
+    asm = compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": gpu.TUNING.warps}).asm
+    assert "red" in asm["ptx"] or "atom" in asm["ptx"]
+    assert "ld.global.v4.b32" in asm["ptx"] or "ld.global.v2.b64" in asm["ptx"], "a thread loads 16 bytes at a time"
+    lines = iter(asm["ttgir"].splitlines())
+    start = next(line for line in lines if "scf.for" in line)
+    end = " " * (len(start) - len(start.lstrip())) + "}"
+    loop = list(itertools.takewhile(lambda line: not line.startswith(end), lines))
+    assert len(loop) > 100
+    assert not any("convert_layout" in line for line in loop), "no value leaves its thread"
 """
 
 
@@ -47,9 +89,10 @@ def run_python(code: str, **environment: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_interpreted_kernel_counts_as_defined():
+@pytest.mark.parametrize("code", [EVERYTHING, WINDOWS], ids=["everything", "windows"])
+def test_interpreted_kernel_counts_as_defined(code: str):
     pytest.importorskip("triton")
-    run_python(INTERPRETED, TRITON_INTERPRET="1")
+    run_python(INTERPRETED + code, TRITON_INTERPRET="1")
 
 
 def test_kernel_compiles_for_a_gpu_that_is_not_here(tmp_path):
