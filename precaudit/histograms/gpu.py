@@ -1,4 +1,9 @@
-"""Sums of CUDA tensors by a Triton kernel: one read of the values, sums kept on the device, no waiting for it."""
+"""Sums of CUDA tensors by a Triton kernel: one read of the values, sums kept on the device, no waiting for it.
+
+Launching through Triton's own argument handling costs several times the kernel itself for most tensors of a
+training step. So every variant is launched that way once and by its compiled form from then on, and parameters
+are counted many at a time, from a table of their addresses on the device.
+"""
 
 # Triton specialises the kernel by the types that it takes; annotations would be about Python objects.
 # ruff: noqa: ANN001
@@ -6,16 +11,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
+from typing import Any
 
+import numpy as np
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from precaudit.histograms.gpukernel import EACH, MAX_STRETCH, MAX_TILES, READ, SUBTRACT, count_stretch
-from precaudit.histograms.layout import AMAX, COUNTS, FLOAT32, FLOAT64, SMALLEST, SUM_SQUARES
+from precaudit.histograms.gpukernel import EACH, MAX_STRETCH, MAX_TILES, count_stretch
+from precaudit.histograms.layout import FLOAT32, FLOAT64, Layout
+
+ALIGNMENT = 16
+"""Bytes that a thread loads at a time, where the address allows."""
+_ELEMENTS = {torch.float32: tl.float32, torch.float64: tl.float64, torch.float16: tl.float16, torch.bfloat16: tl.int16}
 
 
 @dataclass(frozen=True)
@@ -39,10 +52,9 @@ class Tuning:
 
 
 TUNING = Tuning()
-_ROW = {"AMAX": AMAX, "SMALLEST": SMALLEST, "SUM_SQUARES": SUM_SQUARES, "COUNTS": COUNTS}
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["row", "numel", "tiles"])
 def _accumulate(
     values,
     other,
@@ -51,38 +63,125 @@ def _accumulate(
     tiles,
     BRAIN: tl.constexpr,
     WIDE: tl.constexpr,
-    OTHER: tl.constexpr,
+    SUBTRACT: tl.constexpr,
     WINDOW: tl.constexpr,
     HEADROOM: tl.constexpr,
     TILE: tl.constexpr,
-    AMAX: tl.constexpr,
-    SMALLEST: tl.constexpr,
-    SUM_SQUARES: tl.constexpr,
-    COUNTS: tl.constexpr,
 ) -> None:
     """One program a stretch of `tiles` tiles."""
     first = tl.program_id(0).to(tl.int64) * tiles * TILE
-    count_stretch(
-        values + first,
-        other + first,
-        row,
-        tl.minimum(numel - first, tiles * TILE).to(tl.int32),
-        BRAIN,
-        WIDE,
-        OTHER,
-        WINDOW,
-        HEADROOM,
-        TILE,
-        AMAX,
-        SMALLEST,
-        SUM_SQUARES,
-        COUNTS,
-    )
+    size = tl.minimum(numel - first, tiles * TILE).to(tl.int32)
+    values += first
+    other += first
+    count_stretch(values, other, row, size, BRAIN, WIDE, SUBTRACT, WINDOW, HEADROOM, TILE)
+
+
+@triton.jit(do_not_specialize=["tiles"])
+def _accumulate_many(
+    table,
+    owners,
+    tiles,
+    ELEMENT: tl.constexpr,
+    BRAIN: tl.constexpr,
+    WIDE: tl.constexpr,
+    SUBTRACT: tl.constexpr,
+    WINDOW: tl.constexpr,
+    HEADROOM: tl.constexpr,
+    TILE: tl.constexpr,
+) -> None:
+    """As `_accumulate`, each program for the tensor that owns it: addresses, row, numel and first program."""
+    program = tl.program_id(0)
+    entry = table + tl.load(owners + program) * 5
+    first = (program - tl.load(entry + 4)) * tiles * TILE
+    size = tl.minimum(tl.load(entry + 3) - first, tiles * TILE).to(tl.int32)
+    values = tl.multiple_of(tl.load(entry).to(tl.pointer_type(ELEMENT)), 16) + first
+    other = tl.multiple_of(tl.load(entry + 1).to(tl.pointer_type(ELEMENT)), 16) + first
+    row = tl.load(entry + 2).to(tl.pointer_type(tl.int64))
+    count_stretch(values, other, row, size, BRAIN, WIDE, SUBTRACT, WINDOW, HEADROOM, TILE)
 
 
 @cache
 def processors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
+
+
+@cache
+def _constants(dtype: torch.dtype, subtract: bool, tuning: Tuning) -> dict[str, Any]:
+    return {
+        "BRAIN": dtype is torch.bfloat16,
+        "WIDE": dtype is torch.float64,
+        "SUBTRACT": subtract,
+        "WINDOW": tuning.window,
+        "HEADROOM": tuning.headroom,
+        "TILE": tuning.tile,
+    }
+
+
+def _current(device: torch.device) -> AbstractContextManager[Any]:
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
+class _Launcher:
+    """One variant of a kernel: compiled by its first launch, launched from then on without Triton's own handling."""
+
+    def __init__(self, kernel: Any, constants: dict[str, Any], warps: int) -> None:
+        self._kernel, self._constants, self._warps = kernel, constants, warps
+        self._rest = tuple(constants.values())
+        self._compiled: Any = None
+
+    @property
+    def compiled(self) -> bool:
+        return self._compiled is not None
+
+    def __call__(self, programs: int, device: torch.device, *arguments: Any) -> None:
+        """Tensors among the arguments are typed by the first launch, and may be addresses in later ones."""
+        if self._compiled is None:
+            with _current(device):
+                self._compiled = self._kernel[(programs,)](*arguments, **self._constants, num_warps=self._warps)
+        elif device.index == torch._C._cuda_getDevice():
+            self._launch(programs, device.index, arguments)
+        else:
+            with _current(device):
+                self._launch(programs, device.index, arguments)
+
+    def _launch(self, programs: int, device: int, arguments: tuple[Any, ...]) -> None:
+        stream = torch._C._cuda_getCurrentRawStream(device)
+        self._compiled[(programs, 1, 1)](*arguments, *self._rest, stream=stream)
+
+
+@cache
+def _single(
+    dtype: torch.dtype, device: torch.device, subtract: bool, kind: tuple[bool, bool, bool], tuning: Tuning
+) -> _Launcher:
+    """`kind` is what Triton specialises by: which of the two addresses are aligned, and whether the size is long."""
+    return _Launcher(_accumulate, _constants(dtype, subtract, tuning), tuning.warps)
+
+
+@cache
+def _many(dtype: torch.dtype, device: torch.device, subtract: bool, tuning: Tuning) -> _Launcher:
+    constants = {"ELEMENT": _ELEMENTS[dtype], **_constants(dtype, subtract, tuning)}
+    return _Launcher(_accumulate_many, constants, tuning.warps)
+
+
+class _Rows:
+    """Rows of sums on a device, made many at a time, so that a new slot waits for nothing."""
+
+    CHUNK = 256
+
+    def __init__(self, layout: Layout, device: torch.device) -> None:
+        self._layout, self._device = layout, device
+        self._free: list[Tensor] = []
+
+    def take(self) -> Tensor:
+        if not self._free:
+            empty = torch.from_numpy(np.tile(self._layout.empty(), (self.CHUNK, 1)))
+            self._free = list(empty.to(self._device).unbind())
+        return self._free.pop()
+
+
+@cache
+def _rows(layout: Layout, device: torch.device) -> _Rows:
+    return _Rows(layout, device)
 
 
 class TritonSums:
@@ -91,42 +190,76 @@ class TritonSums:
     def __init__(self, dtype: torch.dtype, device: torch.device, tuning: Tuning = TUNING) -> None:
         self.layout = FLOAT64 if dtype is torch.float64 else FLOAT32
         self.numel = 0
-        self.rows = torch.from_numpy(self.layout.empty()).to(device)
-        self._tuning = tuning
-        self._processors = (
-            torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
-        )
+        self.rows = _rows(self.layout, device).take()
+        self._address = self.rows.data_ptr()
+        self._dtype, self._device, self._tuning = dtype, device, tuning
 
     def add(self, values: Tensor) -> None:
         """Count a contiguous tensor."""
-        self._launch(values.detach().resolve_neg(), None)
+        self._count(values.resolve_neg() if values.is_neg() else values, None)
 
     def add_difference(self, new: Tensor, old: Tensor) -> None:
         """Count `new - old` of two contiguous float32 tensors."""
-        self._launch(new.detach(), old.detach())
+        self._count(new, old)
 
-    def _launch(self, values: Tensor, old: Tensor | None) -> None:
+    def entry(self, values: Tensor, old: Tensor | None) -> tuple[int, int, int, int] | None:
+        """What `add_many` takes of a contiguous tensor; None where it can't be among many."""
+        address = values.data_ptr()
+        other = address if old is None else old.data_ptr()
+        numel = values.numel()
+        if not numel or (address | other) % ALIGNMENT or values.is_neg():
+            return None
+        self.numel += numel
+        return address, other, self._address, numel
+
+    def _count(self, values: Tensor, old: Tensor | None) -> None:
         numel = values.numel()
         self.numel += numel
         if not numel:
             return
-        tuning = self._tuning
-        tiles = tuning.tiles(numel, self._processors)
-        brain = values.dtype is torch.bfloat16
-        values = values.view(torch.int16) if brain else values
-        with torch.cuda.device_of(values):
-            _accumulate[(triton.cdiv(numel, tiles * tuning.tile),)](
-                values,
-                values if old is None else old,
-                self.rows,
-                numel,
-                tiles,
-                BRAIN=brain,
-                WIDE=self.layout is FLOAT64,
-                OTHER=(READ if old is None else SUBTRACT).value,
-                WINDOW=tuning.window,
-                HEADROOM=tuning.headroom,
-                TILE=tuning.tile,
-                **_ROW,
-                num_warps=tuning.warps,
-            )
+        address = values.data_ptr()
+        other = address if old is None else old.data_ptr()
+        tiles = self._tuning.tiles(numel, processors(self._device))
+        kind = (address % ALIGNMENT == 0, other % ALIGNMENT == 0, numel > 0x7FFFFFFF)
+        launch = _single(self._dtype, self._device, old is not None, kind, self._tuning)
+        programs = triton.cdiv(numel, tiles * self._tuning.tile)
+        if launch.compiled:
+            launch(programs, self._device, address, other, self._address, numel, tiles)
+        else:
+            typed = _typed(values)
+            launch(programs, self._device, typed, typed if old is None else _typed(old), self.rows, numel, tiles)
+
+
+def _typed(values: Tensor) -> Tensor:
+    """As the kernel takes it: of bfloat16 it wants the bits."""
+    values = values.detach()
+    return values.view(torch.int16) if values.dtype is torch.bfloat16 else values
+
+
+@lru_cache(maxsize=16)
+def _table(
+    entries: tuple[tuple[int, int, int, int], ...], tile: int, device: torch.device, stream: int
+) -> tuple[Tensor, Tensor]:
+    """Entries with their first programs, and every program's entry, on the device; the upload waits for nothing."""
+    columns = np.array(entries, dtype=np.int64)
+    programs = -(-columns[:, 3] // tile)
+    first = np.cumsum(programs) - programs
+    table = torch.from_numpy(np.column_stack([columns, first]))
+    owners = torch.from_numpy(np.repeat(np.arange(len(entries), dtype=np.int32), programs))
+    if device.type == "cuda":
+        table, owners = table.pin_memory(), owners.pin_memory()
+    return table.to(device, non_blocking=True), owners.to(device, non_blocking=True)
+
+
+def add_many(
+    dtype: torch.dtype,
+    device: torch.device,
+    entries: Sequence[tuple[int, int, int, int]],
+    subtract: bool,
+    tuning: Tuning = TUNING,
+) -> None:
+    """Count many tensors of one dtype, by one launch; the table of their addresses is kept while they stay the same."""
+    tiles = tuning.tiles(sum(entry[3] for entry in entries), processors(device))
+    stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
+    table, owners = _table(tuple(entries), tiles * tuning.tile, device, stream)
+    _many(dtype, device, subtract, tuning)(owners.numel(), device, table, owners, tiles)

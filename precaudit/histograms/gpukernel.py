@@ -5,7 +5,7 @@ about that of its first tile. Every value is then one shift: a word with one bit
 window, or the last bit for what lies outside. Words are counted bit-sliced: bit b of `ones`, `twos`, `fours`, ...
 are the digits of how often bit b was set, and a full adder takes in two words at once (Harley-Seal counting).
 The extremes tell afterwards whether the window held all but the zeros; a stretch for which it did not (or that
-has subnormals or non-finite values) is counted again, window by window over the whole of its range.
+has subnormals or non-finite values) is counted SUBTRACT, window by window over the whole of its range.
 """
 
 # Triton specialises the kernel by the types that it takes; annotations would be about Python objects.
@@ -17,12 +17,15 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from precaudit.histograms import layout
+
 EACH = tl.constexpr(16)
 """Values that a thread takes at a time: a tile has that many for every thread."""
 MAX_TILES, MAX_STRETCH = 31, 2**16 - 1
 """What nine binary digits can count of one thread's values, and fields of 16 bits of all threads'."""
-READ, SUBTRACT, COPY = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
-"""What is done with the other address: nothing, its values are taken away first, or the values are stored there."""
+_AMAX, _SMALLEST, _SUM_SQUARES, _PEAK, _COUNTS = (
+    tl.constexpr(place) for place in (layout.AMAX, layout.SMALLEST, layout.SUM_SQUARES, layout.PEAK, layout.COUNTS)
+)
 
 
 @triton.jit
@@ -58,14 +61,12 @@ def _add_eight(ones, twos, fours, words):
 
 
 @triton.jit
-def _magnitudes(values, other, offsets, numel, MASKED: tl.constexpr, BRAIN: tl.constexpr, OTHER: tl.constexpr):
+def _magnitudes(values, other, offsets, numel, MASKED: tl.constexpr, BRAIN: tl.constexpr, SUBTRACT: tl.constexpr):
     """A tile's magnitudes as bits of float32 or float64; what lies past the end is zero."""
     mask = offsets < numel if MASKED else None
     padding = 0 if MASKED else None
     value = tl.load(values + offsets, mask=mask, other=padding)
-    if OTHER == COPY:
-        tl.store(other + offsets, value, mask=mask)
-    if OTHER == SUBTRACT:
+    if SUBTRACT:
         value = value - tl.load(other + offsets, mask=mask, other=padding)
     if BRAIN:  # bfloat16 comes as integers: the upper halves of float32
         bits = (value.to(tl.int32) << 16) & 0x7FFFFFFF
@@ -77,13 +78,13 @@ def _magnitudes(values, other, offsets, numel, MASKED: tl.constexpr, BRAIN: tl.c
 
 
 @triton.jit
-def _tile(values, other, start, numel, BRAIN: tl.constexpr, OTHER: tl.constexpr, TILE: tl.constexpr):
+def _tile(values, other, start, numel, BRAIN: tl.constexpr, SUBTRACT: tl.constexpr, TILE: tl.constexpr):
     """[threads, EACH] magnitudes, each thread those that it loads itself."""
     offsets = tl.arange(0, TILE)
     if start + TILE <= numel:
-        bits = _magnitudes(values + start, other + start, offsets, numel, False, BRAIN, OTHER)
+        bits = _magnitudes(values + start, other + start, offsets, numel, False, BRAIN, SUBTRACT)
     else:
-        bits = _magnitudes(values + start, other + start, offsets, numel - start, True, BRAIN, OTHER)
+        bits = _magnitudes(values + start, other + start, offsets, numel - start, True, BRAIN, SUBTRACT)
     vector: tl.constexpr = 128 // values.dtype.element_ty.primitive_bitwidth
     threads: tl.constexpr = TILE // EACH
     bits = tl.permute(tl.reshape(bits, [EACH // vector, threads, vector]), (1, 0, 2))
@@ -111,7 +112,7 @@ def _count(
     EXACT: tl.constexpr,
     BRAIN: tl.constexpr,
     WIDE: tl.constexpr,
-    OTHER: tl.constexpr,
+    SUBTRACT: tl.constexpr,
     WINDOW: tl.constexpr,
     TILE: tl.constexpr,
 ):
@@ -133,7 +134,7 @@ def _count(
     smallest = tl.full([threads], highest, bits_type).to(unsigned)
     squares = tl.zeros([threads], tl.float64)
     for start in range(0, numel, TILE):
-        bits = _tile(values, other, start, numel, BRAIN, OTHER, TILE)
+        bits = _tile(values, other, start, numel, BRAIN, SUBTRACT, TILE)
         smallest = tl.minimum(smallest, tl.min((bits - 1).to(unsigned), 1))  # zero's wraps round
         if EXACT:
             place = (_place(bits, WIDE) - low).to(tl.uint32)
@@ -180,14 +181,10 @@ def count_stretch(
     numel,
     BRAIN: tl.constexpr,
     WIDE: tl.constexpr,
-    OTHER: tl.constexpr,
+    SUBTRACT: tl.constexpr,
     WINDOW: tl.constexpr,
     HEADROOM: tl.constexpr,
     TILE: tl.constexpr,
-    AMAX: tl.constexpr,
-    SMALLEST: tl.constexpr,
-    SUM_SQUARES: tl.constexpr,
-    COUNTS: tl.constexpr,
 ) -> None:
     """Add `numel` values, at most MAX_STRETCH in MAX_TILES tiles, to a row."""
     mantissa: tl.constexpr = 52 if WIDE else 23
@@ -195,25 +192,25 @@ def count_stretch(
     infinity: tl.constexpr = (0x7FF << 52) if WIDE else (0xFF << 23)
     highest: tl.constexpr = 0x7FFFFFFFFFFFFFFF if WIDE else 0x7FFFFFFF
     bits_type: tl.constexpr = tl.int64 if WIDE else tl.int32
-    again: tl.constexpr = SUBTRACT if OTHER == SUBTRACT else READ
-    first = _tile(values, other, 0, numel, BRAIN, again, TILE)
+    first = _tile(values, other, 0, numel, BRAIN, SUBTRACT, TILE)
     peak = tl.max(tl.max(tl.where(first < infinity, first, 0), 1), 0)
     about = tl.where(peak > 0, _place(peak, WIDE), bias + mantissa - 1)
     low = tl.maximum(about + HEADROOM - (WINDOW - 2), mantissa)
-    digits, largest, smallest, squares = _count(values, other, numel, low, False, BRAIN, WIDE, OTHER, WINDOW, TILE)
+    digits, largest, smallest, squares = _count(values, other, numel, low, False, BRAIN, WIDE, SUBTRACT, WINDOW, TILE)
     top = tl.max(largest, 0)
     least = tl.min(smallest, 0).to(bits_type)
     bottom = tl.where(least < highest, _place(least + 1, WIDE), low)
     if (top < infinity) & (_place(top, WIDE) < low + WINDOW - 1) & (bottom >= low):
-        _publish(digits, row + COUNTS + low, WINDOW)
+        _publish(digits, row + _COUNTS + low, WINDOW)
     else:
         for place in range(bottom, _place(top, WIDE) + 1, WINDOW - 1):
             digits, largest, smallest, squares = _count(
-                values, other, numel, place, True, BRAIN, WIDE, again, WINDOW, TILE
+                values, other, numel, place, True, BRAIN, WIDE, SUBTRACT, WINDOW, TILE
             )
-            _publish(digits, row + COUNTS + place, WINDOW)
+            _publish(digits, row + _COUNTS + place, WINDOW)
         top = tl.max(largest, 0)
-    tl.atomic_max(row + AMAX, top.to(tl.int64), sem="relaxed")
-    tl.atomic_min(row + SMALLEST, least.to(tl.int64), sem="relaxed")
+    tl.atomic_max(row + _AMAX, top.to(tl.int64), sem="relaxed")
+    tl.atomic_max(row + _PEAK, top.to(tl.int64), sem="relaxed")
+    tl.atomic_min(row + _SMALLEST, least.to(tl.int64), sem="relaxed")
     sums = row.to(tl.pointer_type(tl.float64), bitcast=True)
-    tl.atomic_add(sums + SUM_SQUARES, tl.sum(squares, 0), sem="relaxed")
+    tl.atomic_add(sums + _SUM_SQUARES, tl.sum(squares, 0), sem="relaxed")

@@ -8,7 +8,7 @@ import pytest
 import torch
 from histogram_reference import FLOATING, every_pattern, random_patterns, reference, same
 
-from precaudit.histograms import Accumulator, observe
+from precaudit.histograms import Accumulator, Addition, add_all, collect, observe, take_peak
 
 INTERPRETED = """
 import triton.runtime.interpreter as interpreter
@@ -41,6 +41,23 @@ sums.add_difference(torch.full((5000,), 3.0), torch.ones(5000))
 assert stats_of(sums) == reference(torch.full((5000,), 2.0))
 """
 
+MANY = """
+from precaudit.histograms.gpu import add_many
+
+for dtype in FLOATING:
+    tensors = [torch.randn(numel).to(dtype) for numel in (5, 4096, 20_000)] + [torch.zeros(3000, dtype=dtype)]
+    slots = [TritonSums(dtype, CPU) for _ in tensors]
+    assert slots[0].entry(tensors[1][1:], None) is None, "not aligned"
+    for _ in range(2):
+        entries = [slot.entry(tensor, None) for slot, tensor in zip(slots, tensors)]
+        add_many(dtype, CPU, entries, False)
+    assert all(same(stats_of(slot), reference(tensor, tensor)) for slot, tensor in zip(slots, tensors))
+new, old = torch.randn(3000), torch.randn(3000)
+slot = TritonSums(torch.float32, CPU)
+add_many(torch.float32, CPU, [slot.entry(new, old)], True)
+assert same(stats_of(slot), reference(new - old))
+"""
+
 WINDOWS = """
 for tuning in (Tuning(), Tuning(window=32, headroom=4, warps=8)):
     stretch = min(MAX_STRETCH, MAX_TILES * tuning.tile)
@@ -64,9 +81,9 @@ import precaudit.histograms.gpu as gpu
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
 
-for pointer, layout in (("*fp32", gpu.FLOAT32), ("*i16", gpu.FLOAT32), ("*fp64", gpu.FLOAT64)):
-    constants = dict(BRAIN=pointer == "*i16", WIDE=layout is gpu.FLOAT64, OTHER=0)
-    constants |= dict(WINDOW=gpu.TUNING.window, HEADROOM=gpu.TUNING.headroom, TILE=gpu.TUNING.tile, **gpu._ROW)
+for pointer in ("*fp32", "*i16", "*fp64"):
+    dtype = {"*fp32": gpu.torch.float32, "*i16": gpu.torch.bfloat16, "*fp64": gpu.torch.float64}[pointer]
+    constants = gpu._constants(dtype, False, gpu.TUNING)
     signature = {"values": pointer, "other": pointer, "row": "*i64", "numel": "i32", "tiles": "i32"}
     signature |= dict.fromkeys(constants, "constexpr")
     aligned = {(i,): [["tt.divisibility", 16]] for i in range(3)}
@@ -89,7 +106,7 @@ def run_python(code: str, **environment: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("code", [EVERYTHING, WINDOWS], ids=["everything", "windows"])
+@pytest.mark.parametrize("code", [EVERYTHING, MANY, WINDOWS], ids=["everything", "many", "windows"])
 def test_interpreted_kernel_counts_as_defined(code: str):
     pytest.importorskip("triton")
     run_python(INTERPRETED + code, TRITON_INTERPRET="1")
@@ -116,6 +133,21 @@ def test_gpu_counts_as_defined_and_without_waiting(dtype: torch.dtype):
         torch.cuda.set_sync_debug_mode("default")
     expected = reference(patterns).merge(observe(patterns - patterns))
     assert same(accumulator.stats(), expected)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_many_on_a_gpu_count_as_each_by_itself():
+    tensors = [torch.randn(numel, device="cuda").to(dtype) for dtype in FLOATING for numel in (1, 4096, 1_000_001)]
+    tensors += [tensors[0].new_empty(0), tensors[2][1:], tensors[2][:9000].view(90, 100).t()[::2]]
+    slots = [Accumulator() for _ in tensors]
+    add_all(Addition(slot, tensor) for slot, tensor in zip(slots, tensors, strict=True))
+    add_all([Addition(slots[2], tensors[2] * 2, tensors[2])])
+    expected = [[tensor] for tensor in tensors]
+    expected[2].append(tensors[2])
+    assert all(same(stats, reference(*parts)) for stats, parts in zip(collect(slots), expected, strict=True))
+    assert take_peak(slots).value() == max(float(tensor.abs().max()) for tensor in tensors if tensor.numel())
+    assert take_peak(slots).value() == 0.0
 
 
 @pytest.mark.gpu
