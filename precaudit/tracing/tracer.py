@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from precaudit.execution.policy import ACCUMULATING, category
+from precaudit.histograms import Peak, take_peak
 from precaudit.instrument.events import TrainingListener, in_backward
 from precaudit.instrument.names import ModuleName
 from precaudit.instrument.scopes import Frame, ModuleScopes
@@ -18,7 +19,7 @@ from precaudit.tracing.faults import FaultWatch, Inputs, finite_amax
 from precaudit.tracing.ops import Call, TraceMode, caller_location
 from precaudit.tracing.parameters import ParameterTracker
 from precaudit.tracing.shadow import ABSORBING, local_errors, repeatable
-from precaudit.tracing.slots import LayerSlot, OpSlot, scalar_range
+from precaudit.tracing.slots import Gauge, LayerSlot, OpSlot, scalar_range
 
 _FORWARD = ""
 """Stands for a module's forward as a whole among the names of operations."""
@@ -53,7 +54,7 @@ class Tracer(TrainingListener):
         self.layers: dict[ModuleName, LayerSlot] = {}
         self.parameters = ParameterTracker(lambda: self.log2_scale)
         self.watch = FaultWatch() if options.watch else None
-        self.maxima: list[tuple[int, float]] = []
+        self._peaks: list[tuple[int, Peak]] = []
         self.audited_steps = 0
         self.low_dtypes: set[str] = set()
         self.log2_scale = 0
@@ -72,23 +73,37 @@ class Tracer(TrainingListener):
         self.recording = self.options.audited(self.step)
         self._shadowing = self.recording and self.options.shadowed(self.step)
         self.parameters.active = self.recording
+        if not self.recording:
+            self.parameters.unhook()
 
     def _end_step(self) -> None:
         if self.recording:
             self.audited_steps += 1
             if self.options.per_step:
-                self._fold()
+                self._take_peak()
         self.step += 1
         self._begin_step()
 
-    def _fold(self) -> None:
-        peaks = [slot.gradient.fold().amax for slot in self.ops.values() if slot.half]
-        for layer in self.layers.values():
-            layer.gradient.fold()
+    def _take_peak(self) -> None:
+        """Of the gradients that are half in the backward pass, in this step; nothing waits for the device here."""
         lowered = {slot.module for slot in self.ops.values() if slot.category == "lower"}
-        peaks += [s.gradient.fold().amax for s in self.parameters.slots.values() if s.module in lowered]
-        if (peak := max(peaks, default=0.0)) > 0:
-            self.maxima.append((self.step, math.log2(peak)))
+        gradients = [slot.gradient.pending for slot in self.ops.values() if slot.half]
+        gradients += [slot.gradient.pending for slot in self.parameters.slots.values() if slot.module in lowered]
+        self._peaks.append((self.step, take_peak(gradients)))
+
+    @property
+    def maxima(self) -> list[tuple[int, float]]:
+        """log2 of the largest gradient of each step."""
+        values = [(step, peak.value()) for step, peak in self._peaks]
+        return [(step, math.log2(value)) for step, value in values if value > 0]
+
+    @property
+    def gauges(self) -> Iterator[Gauge]:
+        for slots in (self.ops.values(), self.layers.values()):
+            for slot in slots:
+                yield from (slot.activation, slot.gradient)
+        for parameter in self.parameters.slots.values():
+            yield from parameter.gauges
 
     def backward_ended(self, roots: Sequence[torch.Tensor]) -> None:
         self._pass += 1
@@ -107,7 +122,8 @@ class Tracer(TrainingListener):
     # -------------------------------------------------------------- modules
 
     def entered(self, frame: Frame) -> None:
-        self.parameters.learn(frame.module, frame.name)
+        if self.recording:
+            self.parameters.learn(frame.module, frame.name)
         if frame.is_outermost:
             frame.data["traced"] = self.recording
             if self.recording:
