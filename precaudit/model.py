@@ -208,7 +208,8 @@ class Op:
     `category` is CUDA autocast's: `lower`, `fp32`, `promote` or `other`; `local_error` maps a format to the
     relative rms error of this op alone when only it runs in that format; `flops` is per call, forward. `half` tells
     whether autocast would store its result in half precision; `constants` are the smallest and largest magnitudes
-    of its scalar arguments; `integer_amax` is the largest magnitude of integer-valued inputs to a product.
+    of its scalar arguments; `integer_amax` is the largest magnitude of integer-valued inputs to a product;
+    `autocast` is the dtype of the script's own autocast region around it, null outside of one.
     """
 
     fqn: str
@@ -225,6 +226,7 @@ class Op:
     half: bool = False
     constants: tuple[float, float] | None = None
     integer_amax: float | None = None
+    autocast: str | None = None
 
     def tensor(self, role: str) -> TensorRecord | None:
         return next((t for t in self.tensors if t.role == role), None)

@@ -85,7 +85,7 @@ def _assemble(spec: RunSpec, progress: Callable[[int, float], None], stop: Stop)
     probe = GradientProbe(spec, names, scopes, events, _trains) if spec.probe_dir else None
     if probe is not None:
         scopes.listeners.append(probe)
-    tracer = Tracer(scopes, _trace_options(spec)) if spec.audited or spec.watch_from is not None else None
+    tracer = Tracer(scopes, _trace_options(spec, baseline)) if spec.audited or spec.watch_from is not None else None
     if tracer is not None:
         scopes.listeners.append(tracer)
     last_calls, optimizers = LastCalls(), _Optimizers()
@@ -98,7 +98,7 @@ def _assemble(spec: RunSpec, progress: Callable[[int, float], None], stop: Stop)
     return _Session(names, scopes, events, baseline, monitor, tracer, scaler, probe, optimizers, last_calls, observer)
 
 
-def _trace_options(spec: RunSpec) -> TraceOptions:
+def _trace_options(spec: RunSpec, baseline: Baseline) -> TraceOptions:
     watch = spec.watch_from
     return TraceOptions(
         audited=(lambda step: step >= watch) if watch is not None else spec.audited.__contains__,
@@ -106,6 +106,7 @@ def _trace_options(spec: RunSpec) -> TraceOptions:
         formats=spec.formats,
         per_step=True,
         watch=watch is not None,
+        autocast=baseline.autocast_in_force,
     )
 
 

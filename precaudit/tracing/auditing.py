@@ -18,6 +18,12 @@ from precaudit.tracing.snapshot import snapshot
 from precaudit.tracing.tracer import TraceOptions, Tracer
 
 
+def autocast_in_force() -> str | None:
+    """The dtype of the autocast region that is on, None where none is."""
+    on = (device for device in ("cuda", "cpu") if torch.is_autocast_enabled(device))
+    return next((str(torch.get_autocast_dtype(device)).removeprefix("torch.") for device in on), None)
+
+
 class Auditing(TrainingListener):
     """Hooks on from `start` to `stop`, those of modules in recorded steps only; `trace` may be asked at any time."""
 
@@ -27,7 +33,7 @@ class Auditing(TrainingListener):
         self.names.add_model(model, "model")
         self.events = TrainingEvents(has_optimizer=optimizer is not None)
         self.scopes = ModuleScopes(self.names, only=model)
-        options = TraceOptions(audited=lambda step: step % every == 0, per_step=every > 1)
+        options = TraceOptions(audited=lambda step: step % every == 0, per_step=every > 1, autocast=autocast_in_force)
         self.tracer = Tracer(self.scopes, options)
         self.scopes.listeners.append(self.tracer)
         self.events.listeners += [self.tracer, self]

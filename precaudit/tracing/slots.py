@@ -47,7 +47,7 @@ class OpSlot:
     """The n-th call of an operation in a module's forward, over all forwards.
 
     `half` tells whether autocast would store the result in half precision; `constants` are the smallest
-    and largest magnitudes among its non-zero scalar arguments.
+    and largest magnitudes among its non-zero scalar arguments; `autocast` is the dtype that the script asked for.
     """
 
     module: ModuleName
@@ -58,6 +58,7 @@ class OpSlot:
     dtype: str
     half: bool
     constants: tuple[float, float] | None
+    autocast: str | None = None
     calls: int = 0
     activation: Gauge = field(default_factory=Gauge)
     gradient: Gauge = field(default_factory=Gauge)

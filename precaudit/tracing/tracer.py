@@ -31,13 +31,15 @@ _MAX_ORDINAL = 8
 @dataclass(frozen=True)
 class TraceOptions:
     """`audited` tells which steps are recorded, `shadowed` which of them also measure local errors in
-    `formats`; `per_step` folds the gradients' maxima at every audited step; `watch` looks for faults."""
+    `formats`; `per_step` folds the gradients' maxima at every audited step; `watch` looks for faults; `autocast`
+    tells the dtype of the script's own autocast region at this moment."""
 
     audited: Callable[[int], bool] = lambda step: True
     shadowed: Callable[[int], bool] = lambda step: False
     formats: tuple[str, ...] = ()
     per_step: bool = False
     watch: bool = False
+    autocast: Callable[[], str | None] = lambda: None
 
 
 @dataclass(frozen=True)
@@ -193,10 +195,16 @@ class Tracer(TrainingListener):
         if dtype in ("float16", "bfloat16"):
             self.low_dtypes.add(dtype)
         shapes = tuple(tuple(t.shape) for t in tensors_in((args, kwargs)))
-        slot = OpSlot(
-            key[0], key[1], category(key[1]), caller_location(), shapes, dtype, half, scalar_range(args, kwargs)
+        self.ops[key] = slot = OpSlot(
+            *key[:2],
+            category(key[1]),
+            caller_location(),
+            shapes,
+            dtype,
+            half,
+            scalar_range(args, kwargs),
+            self.options.autocast(),
         )
-        self.ops[key] = slot
         return slot
 
     def _shadow(self, slot: OpSlot, op: str, func: Call, args: Any, kwargs: Any) -> None:
