@@ -16,7 +16,7 @@ from torch.utils.hooks import RemovableHandle
 from precaudit.errors import PrecauditError
 from precaudit.execution.emulated import Emulator
 from precaudit.execution.formats import PlanLookup, ScopeFormat
-from precaudit.execution.native import NativePrecision
+from precaudit.execution.native import NativePrecision, backward_products
 from precaudit.instrument.events import in_backward
 from precaudit.instrument.names import ModuleName, fqns_of
 from precaudit.instrument.scopes import Frame, ScopeListener
@@ -47,6 +47,9 @@ class Applied:
         self._running: list[_Place] = []
         self._listener: ScopeListener = (NativePrecision if native else Emulator)(plan, self)
         self._handles: list[RemovableHandle] = []
+        self._products = backward_products(plan) if native else None
+        if self._products:
+            self._products.__enter__()
         lookup, kinds = PlanLookup(plan, self.modules_of), list[ScopeFormat]()
         for number, (module, fqn) in enumerate(fqns_of(model).items()):
             name = ModuleName("", fqn)
@@ -98,6 +101,9 @@ class Applied:
         self._running.clear()
         while self._frames:
             self._listener.left(self._frames.pop(), None)
+        if self._products:
+            self._products.__exit__()
+            self._products = None
 
     def __enter__(self) -> Applied:
         return self
@@ -111,7 +117,8 @@ def apply(
 ) -> Applied:
     """Make `model`'s own forward run under `plan` (a Plan or the path of a plan.json).
 
-    Weights stay float32; outputs come back in float32. Native execution is torch.autocast on the model's
+    Weights stay float32; outputs come back in float32. Float32 products of the whole process may run as TF32 while a
+    plan of `matmul_precision` "high" is in force natively. Native execution is torch.autocast on the model's
     device, emulated is CUDA autocast's rounding on any device; `auto` is native on CUDA, emulated elsewhere.
     Raises PrecauditError when the plan was made for another model.
     """

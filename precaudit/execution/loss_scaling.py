@@ -39,7 +39,7 @@ def _values(gradient: torch.Tensor) -> torch.Tensor:
     return gradient.coalesce().values() if gradient.is_sparse else gradient
 
 
-def _register_first(leaf: torch.Tensor, hook: Callable[[torch.Tensor], torch.Tensor]) -> RemovableHandle:
+def _register_first(leaf: torch.Tensor, hook: Callable[..., torch.Tensor | None]) -> RemovableHandle:
     """A hook that runs before those that the script registered, which expect gradients without a scale."""
     handle = leaf.register_hook(hook)
     hooks: Any = leaf._backward_hooks
@@ -82,7 +82,9 @@ class LossScaler(TrainingListener):
     def _unscaler(self, leaf: torch.Tensor) -> Any:
         inverse = 1.0 / self.scale
 
-        def unscale(gradient: torch.Tensor) -> torch.Tensor:
+        def unscale(gradient: torch.Tensor | None) -> torch.Tensor | None:
+            if gradient is None:  # a function of the script's own has none for this leaf
+                return None
             self._gradients.append((leaf, gradient.detach()))
             return gradient * inverse
 

@@ -1,9 +1,13 @@
-"""Native mixed precision: torch.autocast on the device, switched at the modules where a plan changes format."""
+"""Native mixed precision: torch.autocast on the device, switched at the modules where a plan changes format.
+
+Forward products of tf32 modules run as TF32 and those of float32 modules don't; the backward pass is one for all
+modules and follows the plan's `matmul_precision`, which whoever puts a plan in force sets with `products.tf32`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from itertools import chain
 from typing import Any
 
@@ -11,6 +15,7 @@ import torch
 
 from precaudit.execution.emulated import every_model, no_island, to_float32
 from precaudit.execution.formats import PlanLookup, ScopeFormat
+from precaudit.execution.products import tf32
 from precaudit.execution.rounding import HALF_DTYPES
 from precaudit.instrument.scopes import Frame, Scopes
 from precaudit.instrument.torchfunction import OperationMode, writes
@@ -19,14 +24,35 @@ from precaudit.model import Plan
 _WIDE = ("float32", "tf32")
 
 
+class PlanAutocast(torch.autocast):
+    """A region of a plan's own: it keeps torch's methods where those of `torch.autocast` are switched off, so that a
+    script's regions do nothing while a plan's do."""
+
+    __init__ = torch.autocast.__init__
+    __enter__ = torch.autocast.__enter__
+    __exit__ = torch.autocast.__exit__
+
+
 def autocast_for(format_name: str, device: str) -> torch.autocast:
     """The autocast region of a format; float32 and tf32 regions switch autocast off.
 
     float8 regions run their other operations in bfloat16.
     """
     if format_name in _WIDE:
-        return torch.autocast(device, enabled=False)
-    return torch.autocast(device, dtype=HALF_DTYPES.get(format_name, torch.bfloat16))
+        return PlanAutocast(device, enabled=False)
+    return PlanAutocast(device, dtype=HALF_DTYPES.get(format_name, torch.bfloat16))
+
+
+@contextmanager
+def region_for(format_name: str, device: str) -> Iterator[None]:
+    """`autocast_for`, and float32 products as TF32 in a tf32 region only."""
+    with autocast_for(format_name, device), tf32(format_name == "tf32"):
+        yield
+
+
+def backward_products(plan: Plan) -> tf32:
+    """What the backward pass of a plan's modules does with float32 products."""
+    return tf32(plan.matmul_precision != "highest")
 
 
 class ScopeMode(OperationMode):
@@ -49,7 +75,7 @@ class ScopeMode(OperationMode):
             args, kwargs = to_float32(args), to_float32(kwargs)
         if format_name == self._scope.default:
             return func(*args, **kwargs)
-        with autocast_for(format_name, self._device):
+        with region_for(format_name, self._device):
             return func(*args, **kwargs)
 
 
@@ -75,7 +101,7 @@ class NativePrecision:
         scope, active = self._lookup.of(frame.name), frame.root.data["formats"]
         contexts: list[AbstractContextManager[Any]] = []
         if scope.default != active[-1]:
-            contexts.append(autocast_for(scope.default, _device_of(frame.module)))
+            contexts.append(region_for(scope.default, _device_of(frame.module)))
         if scope.ops or (scope.default in _WIDE and self._lookup.plan.is_low_precision):
             contexts.append(ScopeMode(scope, _device_of(frame.module)))
         active.append(scope.default)

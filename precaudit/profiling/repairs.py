@@ -80,7 +80,7 @@ def _after_fault(plan: Plan, faults: list[Fault], trace: Trace) -> list[Promotio
     first = next((f for f in faults if f.phase == "forward"), faults[0])
     leaf = {layer.fqn: layer.leaf for layer in trace.layers}.get(first.fqn, True)
     category = next((op.category for op in trace.ops if (op.fqn, op.op) == (first.fqn, first.op)), "lower")
-    source = _format_of(plan, first.fqn, first.op)
+    source = format_of(plan, first.fqn, first.op)
     if source == "float32":
         return []
     target = fallback(source, _used(plan)) if category == "lower" else "float32"
@@ -95,9 +95,9 @@ def _after_exception(plan: Plan, broken: RunResult, trace: Trace) -> list[Promot
     """The innermost module whose forward raised runs in float32 with everything in it."""
     error = broken.error.message if broken.error else "the script stopped"
     fqn = _planned_name(broken.raised_in, plan)
-    if fqn is None or _format_of(plan, fqn, "") == "float32":
+    if fqn is None or format_of(plan, fqn, "") == "float32":
         return []
-    return [Promotion(fqn, "", _format_of(plan, fqn, ""), "float32", f"raised under the plan: {error.splitlines()[0]}")]
+    return [Promotion(fqn, "", format_of(plan, fqn, ""), "float32", f"raised under the plan: {error.splitlines()[0]}")]
 
 
 def _planned_name(raised_in: str | None, plan: Plan) -> str | None:
@@ -123,7 +123,8 @@ def _after_silent_error(trials: Trials, plan: Plan) -> list[Promotion]:
     return promotions
 
 
-def _format_of(plan: Plan, fqn: str, op: str) -> str:
+def format_of(plan: Plan, fqn: str, op: str) -> str:
+    """The format that a plan gives to an operation of a module."""
     exception = next((e.format for e in plan.ops if (e.fqn, e.op) == (fqn, op)), None)
     return exception or plan.modules.get(fqn, plan.default)
 

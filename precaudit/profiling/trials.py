@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from precaudit.formats import get_format
 from precaudit.model import Execution, Plan, Repair, Trial, Verification
 from precaudit.profiling.audit import Audit, Runner
-from precaudit.profiling.repairs import Promotion, find_repair
+from precaudit.profiling.repairs import Promotion, find_repair, format_of
 from precaudit.running.job import RunResult, RunSpec
 from precaudit.verification.equivalence import needs_more
 from precaudit.verification.verdict import Judgement, Runs, judge, screened
@@ -66,6 +66,11 @@ class Trials:
         results = results[len(twins) :]
         self.references.update(zip(missing, results, strict=False))
         candidates.update(zip(seeds, results[len(missing) :], strict=True))
+
+    def judge(self, candidates: dict[int, RunResult], plan: Plan) -> Judgement:
+        lowered = (op for op in self.audit.trace.ops if op.category == "lower")
+        rounds = any(format_of(plan, op.fqn, op.op) != "float32" for op in lowered)
+        return judge(Runs(self.references, candidates, self.twins, rounds), plan)
 
     def seed_matters(self) -> bool:
         """Whether another seed changes anything; a script may fix all of its randomness."""
@@ -134,7 +139,7 @@ def _trial_round(
 ) -> Judgement:
     """Seed 0 alone shows a plan that breaks; then the float32 twin, and looks until the verdict is clear."""
     candidates.update(zip([0], trials.run([trials.spec(label, 0, plan)]), strict=True))
-    judgement = judge(Runs(trials.references, candidates), plan)
+    judgement = trials.judge(candidates, plan)
     if judgement.verdict == "fail" or quick or seeds == 1:
         return screened(judgement) if quick else judgement
     wanted = seeds
@@ -147,7 +152,7 @@ def _trial_round(
             for seed in [seed for seed in candidates if seed > 0]:
                 del candidates[seed], trials.references[seed]
             continue
-        judgement = judge(Runs(trials.references, candidates, trials.twins), plan)
+        judgement = trials.judge(candidates, plan)
         more = needs_more(len(candidates))
         if judgement.verdict != "inconclusive" or not more:
             return judgement

@@ -46,8 +46,8 @@ class Baseline:
         """autocast regions do nothing and GradScalers are disabled until the block ends."""
         with ExitStack() as stack:
             stack.enter_context(mock.patch.object(autocast, "__init__", self._created(autocast.__init__)))
-            stack.enter_context(mock.patch.object(autocast, "__enter__", self._entered()))
-            stack.enter_context(mock.patch.object(autocast, "__exit__", self._left()))
+            stack.enter_context(mock.patch.object(autocast, "__enter__", self._entered(autocast.__enter__)))
+            stack.enter_context(mock.patch.object(autocast, "__exit__", self._left(autocast.__exit__)))
             scaler = torch.amp.GradScaler
             stack.enter_context(mock.patch.object(scaler, "__init__", self._scaler_created(scaler.__init__)))
             stack.enter_context(self._clipping_watched(scaler))
@@ -91,19 +91,27 @@ class Baseline:
 
         return __init__
 
-    def _entered(self) -> Callable[[autocast], autocast]:
+    def _entered(self, original: Callable[[autocast], Any]) -> Callable[[autocast], autocast]:
+        """torch's own regions restore what was in force around them, which may be a plan's autocast."""
+
         def __enter__(region: autocast) -> autocast:
+            if getattr(region, "precaudit_of_torch", False):
+                original(region)
+                return region
             enabled = bool(getattr(region, "precaudit_asked", region._enabled))
             if enabled:
                 self.settings["autocast"] = str(region.fast_dtype).removeprefix("torch.")
-            self._regions.append(not enabled and not getattr(region, "precaudit_of_torch", False))
+            self._regions.append(not enabled)
             return region
 
         return __enter__
 
-    def _left(self) -> Callable[..., None]:
+    def _left(self, original: Callable[..., Any]) -> Callable[..., None]:
         def __exit__(region: autocast, *exception: Any) -> None:
-            self._regions.pop()
+            if getattr(region, "precaudit_of_torch", False):
+                original(region, *exception)
+            else:
+                self._regions.pop()
 
         return __exit__
 

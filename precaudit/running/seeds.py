@@ -6,7 +6,9 @@ itself, so that `torch.manual_seed(0)` gives a different, repeatable stream in e
 
 from __future__ import annotations
 
+import os
 import random
+import warnings
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -61,4 +63,28 @@ def controlled_seeds(trial: int) -> Iterator[None]:
             stack.enter_context(mock.patch.object(owner, name, folded(getattr(owner, name))))
         for owner in (torch, torch.random):
             stack.enter_context(mock.patch.object(owner, "seed", fresh))
+        yield
+
+
+@contextmanager
+def repeatable_algorithms() -> Iterator[None]:
+    """CUDA's algorithms that repeat themselves bit for bit, where there are such: without them two runs of one seed
+    differ by as much as a change of precision does. The script can't choose cuDNN's by timing them meanwhile."""
+    if not torch.cuda.is_available():
+        yield
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    filling: Any = torch.utils.deterministic
+    benchmark, fill = torch.backends.cudnn.benchmark, filling.fill_uninitialized_memory
+    with warnings.catch_warnings(), ExitStack() as stack:
+        warnings.filterwarnings("ignore", message=".*deterministic.*", category=UserWarning)
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        stack.callback(torch.use_deterministic_algorithms, before[0], warn_only=before[1])
+        filling.fill_uninitialized_memory = False
+        stack.callback(setattr, filling, "fill_uninitialized_memory", fill)
+        torch.backends.cudnn.benchmark = False
+        stack.callback(setattr, torch.backends.cudnn, "benchmark", benchmark)
+        flag = vars(type(torch.backends.cudnn))["benchmark"]
+        stack.enter_context(mock.patch.object(flag, "setter"))
         yield

@@ -16,8 +16,9 @@ import torch
 from precaudit.errors import PrecauditError
 from precaudit.execution.emulated import Emulator
 from precaudit.execution.loss_scaling import LossScaler
-from precaudit.execution.native import NativePrecision
+from precaudit.execution.native import NativePrecision, backward_products
 from precaudit.execution.perturbation import Perturbation, jitter, rounded_to
+from precaudit.execution.products import own_settings_ignored, tf32
 from precaudit.instrument.events import TrainingEvents, TrainingListener
 from precaudit.instrument.names import ModuleNames
 from precaudit.instrument.scopes import ModuleScopes
@@ -27,7 +28,7 @@ from precaudit.running.endstate import LastCalls, end_state
 from precaudit.running.job import RunResult, RunSpec, ScriptError, Status
 from precaudit.running.monitor import Monitor, StopTraining
 from precaudit.running.probes import GradientProbe
-from precaudit.running.seeds import controlled_seeds
+from precaudit.running.seeds import controlled_seeds, repeatable_algorithms
 from precaudit.tracing.snapshot import snapshot
 from precaudit.tracing.tracer import TraceOptions, Tracer
 
@@ -121,7 +122,12 @@ def run(spec: RunSpec, code: Callable[[], None], report: Report = lambda partial
     with ExitStack() as stack:
         stack.enter_context(controlled_seeds(spec.seed))
         stack.enter_context(eager_only())
+        if spec.repeatable:
+            stack.enter_context(repeatable_algorithms())
         if spec.precision != "as-written":
+            native_plan = spec.plan if spec.execution == "native" else None
+            stack.enter_context(backward_products(native_plan) if native_plan else tf32(False))
+            stack.enter_context(own_settings_ignored(session.baseline.settings))
             stack.enter_context(session.baseline.neutralized())
         if spec.neutralize:
             stack.enter_context(float32_only())

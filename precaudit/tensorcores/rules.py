@@ -59,13 +59,14 @@ RULES: tuple[Rule, ...] = (
         "helper",
         r"splitKreduce|ReduceSplitK|reduce_1Block|globalKernel|OffsetsKernel|nchwToNhwc|nhwcToNchw|[Pp]reprocess"
         r"|[Pp]ostprocess|dot_do_o|convert_dq|combine(?!d)|FwdCombine|reshape_and_cache|elementwise|Functor|prepare_varlen"
-        r"|im2col|col2im|vol2col|col2vol",
+        r"|im2col|col2im|vol2col|col2vol|init_device_workspace|convertTensor_kernel|AddPaddingKernel",
         False,
         matmul=False,
     ),
     _rule("xmma-ffma", r"xmma_.*_ffma", False),
-    _rule("simt", r"_simt_|OpClassSimt", False),
-    _rule("tensorop", r"tensorop|OpClassTensorOp|OpMultiplyAddFastF32", True),
+    _rule("xmma-depthwise", r"xmma_depthwise_convolution_\w*f32f32_f32f32_f32", False),
+    _rule("simt", r"_simt_|OpClassSimt|MmaSimt", False),
+    _rule("tensorop", r"tensorop|OpClassTensorOp|MmaTensorOp|OpMultiplyAddFastF32", True),
     _rule("xmma-tensor", r"xmma_.*_tensor\d+x\d+x\d+", True),
     _rule("xmma-warpgroup", r"xmma_.*warpgroupsize", True, "hopper"),
     _rule("mma-884", r"(?<![a-zA-Z0-9])[hsicdz]884(?![0-9])", True),
@@ -84,7 +85,7 @@ RULES: tuple[Rule, ...] = (
         r"(?:volta|turing|ampere|maxwell|pascal|hopper)_(?:fp16_|bf16_)?g?[sdcz]gemm|gcgemm|scudnn|magma_\w*[sdcz]gemm",
         False,
     ),
-    _rule("gemv", r"gemv|gemmk1|gemm_k1|dot_kernel|gemmSN|kernel_4bit_inference_naive", False),
+    _rule("gemv", r"[Gg]emv|gemmk1|gemm_k1|dot_kernel|gemmSN|kernel_4bit_inference_naive", False),
     _rule(
         "vector-conv",
         r"fft[12]d|fft3d|winograd|dgrad_engine|wgrad_engine|wgrad_alg\d|dgrad_alg\d|convolve_sgemm|convolve_common_engine"

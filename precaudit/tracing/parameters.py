@@ -66,8 +66,8 @@ class ParameterTracker:
         holder, slot = self._parameters.get(id(parameter), (None, None))
         return slot if holder is not None and holder() is parameter else None
 
-    def _observe_gradient(self, slot: ParameterSlot, gradient: torch.Tensor) -> None:
-        if self.active:
+    def _observe_gradient(self, slot: ParameterSlot, gradient: torch.Tensor | None) -> None:
+        if self.active and gradient is not None:
             slot.hooked = True
             slot.gradient.add(gradient, self._log2_scale())
 

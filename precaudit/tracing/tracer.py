@@ -216,11 +216,14 @@ class Tracer(TrainingListener):
                 tensor.register_hook(self._observer(slot))
         self._last = (slot, outputs) if token.count < _MAX_ORDINAL else None
 
-    def _observer(self, slot: OpSlot | LayerSlot) -> Callable[[torch.Tensor], None]:
-        """A gradient hook: records what flows back through a result, without the loss scale in force."""
+    def _observer(self, slot: OpSlot | LayerSlot) -> Callable[[torch.Tensor | None], None]:
+        """A gradient hook: records what flows back through a result, without the loss scale in force. cuDNN's
+        recurrent cells have no gradient for the results that nobody uses."""
         gauge, watch, step = slot.gradient, self.watch, self.step
 
-        def observe(gradient: torch.Tensor) -> None:
+        def observe(gradient: torch.Tensor | None) -> None:
+            if gradient is None:
+                return
             gauge.add(gradient, self.log2_scale)
             if watch and isinstance(slot, OpSlot):
                 watch.backward(gradient, step, slot)

@@ -31,11 +31,13 @@ class Judgement:
 
 @dataclass(frozen=True)
 class Runs:
-    """Float32 runs by seed, the perturbed twins of some of them, and the candidate's runs by seed."""
+    """Float32 runs by seed, the perturbed twins of some of them, and the candidate's runs by seed. `rounds` says that
+    the plan has products to round: a candidate without one differs from float32 in nothing, and rightly so."""
 
     references: Mapping[int, RunResult]
     candidates: Mapping[int, RunResult]
     twins: Mapping[int, RunResult] = field(default_factory=dict)
+    rounds: bool = True
 
     @property
     def pairs(self) -> list[Pair]:
@@ -58,6 +60,8 @@ def judge(runs: Runs, plan: Plan) -> Judgement:
             return _undecided("fail", lost.detail, checked, lost.step)
     if bad := failed(checked):
         return _undecided("fail", bad[0].detail, checked)
+    if pairs and runs.rounds and not any(_differ(*pair) for pair in pairs):
+        return _undecided("inconclusive", "the plan changed nothing: every loss is float32's, bit for bit", checked)
     return _compare_losses(runs, pairs, checked)
 
 
@@ -83,6 +87,12 @@ def _compare_losses(runs: Runs, pairs: Sequence[Pair], checked: tuple[Gate, ...]
     if not guard.passed and verdict == "pass":
         verdict, reason = "inconclusive", f"the float32 run proves nothing: {guard.detail}"
     return Judgement(verdict, reason, margin, difference, all_gates, together)
+
+
+def _differ(reference: RunResult, candidate: RunResult) -> bool:
+    """Rounding that is in force shows in some bit of a loss, or of the outputs at the end."""
+    shown = [(run.losses, run.streams, run.end_state.samples) for run in (reference, candidate)]
+    return shown[0] != shown[1]
 
 
 def _learned(references: Sequence[RunResult], margin: float) -> statistics.Guard:

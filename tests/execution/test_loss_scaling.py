@@ -220,6 +220,23 @@ def test_sparse_gradients():
     assert all(torch.equal(a, b) for a, b in zip(reference.parameters(), model.parameters(), strict=True))
 
 
+def test_a_function_without_a_gradient_for_a_leaf():
+    class First(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x, y):
+            return x * 2
+
+        @staticmethod
+        def backward(ctx, gradient):
+            return gradient * 2, None
+
+    x, y = torch.ones(2, requires_grad=True), torch.ones(2, requires_grad=True)
+    with scaled(LossScale("static", 2.0**8)):
+        First.apply(x, y).sum().backward()
+    assert torch.equal(x.grad, torch.full((2,), 2.0))
+    assert y.grad is None
+
+
 def test_a_leaf_may_be_the_root_itself():
     with scaled(STATIC):
         x = torch.tensor(3.0, requires_grad=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from stage import Setting, Skipped, _outcome
-from stage_classes import ACTIVE, WARPGROUP, compare, kernels
+from stage_classes import ACTIVE, THREADS, WARPGROUP, compare, kernels
 
 HERE = Path(__file__).parent
 STAGES = {path.stem.removeprefix("stage_") for path in HERE.glob("stage_*.py")}
@@ -74,23 +74,28 @@ def test_outcomes(tmp_path):
 
 NCU = [
     "==PROF== Connected to process 1",
-    f'"ID","Kernel Name","{ACTIVE}","{WARPGROUP}"',
-    '"","","cycle","inst"',
-    '"0","nvjet_tst_128x128_64x4_1x2_h_bz_coopA_NNT","1,234","64"',
-    '"1","void cutlass::Kernel2<cutlass_80_tensorop_bf16_s16816gemm_128x64>(Params)","99","0"',
-    '"2","void cutlass::Kernel2<cutlass_80_simt_sgemm_128x32_8x5_nn_align1>(Params)","7","n/a"',
+    f'"ID","Kernel Name","{THREADS}","{ACTIVE}","{WARPGROUP}"',
+    '"","","","cycle","inst"',
+    '"0","nvjet_tst_128x128_64x4_1x2_h_bz_coopA_NNT","64","1,234","64"',
+    '"1","void cutlass::Kernel2<cutlass_80_tensorop_bf16_s16816gemm_bf16_128x64>(Params)","32","990","0"',
+    '"2","void cutlass::Kernel2<cutlass_80_simt_sgemm_128x32_8x5_nn_align1>(Params)","32","700","n/a"',
+    '"3","void cutlass::Kernel2<cutlass_80_tensorop_d884gemm_32x32_16x5_nn_align1>(T1::Params)","32","500","0"',
+    '"4","void at::vectorized_elementwise_kernel<4, at::exp_kernel_cuda>(int)","320","60","0"',
+    '"5","void somebody::kernel(int)","32","0","0"',
 ]
 
 
 def test_names_are_held_against_counters():
-    assert [row[1:] for row in kernels(NCU)] == [(1234.0, 64.0), (99.0, 0.0), (7.0, 0.0)]
+    assert [(k.cycles, k.warpgroup) for k in kernels(NCU)] == [(617, 32), (990, 0), (700, 0), (500, 0), (6, 0), (0, 0)]
     found = compare(NCU, (9, 0))
-    assert found["compared"] == 3
+    assert found["compared"] == 6
     assert found["enough"] is False
     assert found["table"]["native by name, native by counter"] == 1
     assert found["table"]["legacy by name, legacy by counter"] == 1
+    assert found["table"]["none by name, none by counter"] == 1
     ((wrong, why),) = found["disagreements"].items()
     assert "simt" in wrong
     assert why == "none, not legacy"
+    assert found["unknown"] == {"void somebody::kernel(int)": "none"}
     with pytest.raises(RuntimeError):
         compare(NCU[:3], (9, 0))

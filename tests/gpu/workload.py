@@ -29,6 +29,25 @@ def products(device: str, size: int) -> Iterator[Tensor]:
     torch.set_float32_matmul_precision("highest")
 
 
+def eight_bits(device: str, size: int) -> Iterator[Tensor]:
+    """Products of float8 and of integers, on devices that have them."""
+    if device != "cuda":
+        return
+    if torch.cuda.get_device_capability() >= (8, 9):
+        one = torch.ones((), device=device)
+        for rows in (16, size):
+            left = torch.randn(rows, size, device=device).to(torch.float8_e4m3fn)
+            for dtype in (torch.float8_e4m3fn, torch.float8_e5m2):
+                right = torch.randn(size, size, device=device).to(dtype)
+                yield torch._scaled_mm(left, right.t(), one, one, out_dtype=torch.bfloat16)
+                yield torch._scaled_mm(left, right.t(), one, one, out_dtype=torch.bfloat16, use_fast_accum=True)
+            by_row, by_column = torch.ones(rows, 1, device=device), torch.ones(1, size, device=device)
+            right = torch.randn(size, size, device=device).to(torch.float8_e4m3fn)
+            yield torch._scaled_mm(left, right.t(), by_row, by_column, out_dtype=torch.bfloat16)
+    integers = torch.randint(-128, 127, (size, size), device=device, dtype=torch.int8)
+    yield torch._int_mm(integers, integers.t())
+
+
 def convolutions(device: str, size: int) -> Iterator[Tensor]:
     for dtype in (torch.float32, *HALVES):
         for channels, groups in ((64, 1), (3, 1), (64, 64)):
@@ -69,7 +88,7 @@ def others(device: str, size: int) -> Iterator[Tensor]:
 def run(device: str, size: int) -> int:
     """How many operations ran."""
     count = 0
-    for family in (products, convolutions, attention, others):
+    for family in (products, eight_bits, convolutions, attention, others):
         for _ in family(device, size):
             count += 1
     return count

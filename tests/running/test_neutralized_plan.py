@@ -11,7 +11,7 @@ from precaudit.running.job import Job, RunSpec
 from precaudit.running.worker import run
 
 
-def losses(plan, neutralize, own_cast=False):
+def losses(plan, neutralize, own_cast=False, execution="emulated"):
     def code():
         model = nn.Linear(4, 4)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
@@ -21,7 +21,8 @@ def losses(plan, neutralize, own_cast=False):
             optimizer.step()
 
     job = Job("script", "train.py", (), os.getcwd(), 3)
-    return run(RunSpec(job, "run", plan=plan, neutralize=neutralize), code).losses
+    precision = "plan" if plan else "float32"
+    return run(RunSpec(job, "run", 0, precision, plan, execution, neutralize=neutralize), code).losses
 
 
 @pytest.mark.parametrize("name", ["float16", "bfloat16", "float8_e4m3", "tf32"])
@@ -43,3 +44,11 @@ def test_both_at_once():
 def test_nothing_stays_on_modules():
     losses(None, neutralize=False)
     assert not torch.nn.modules.module._has_any_global_hook()
+
+
+@pytest.mark.parametrize("neutralize", [False, True])
+def test_a_native_plan_is_in_force_where_the_scripts_own_autocast_is_off(neutralize):
+    plan = Plan("bfloat16", {"": "bfloat16"})
+    native = losses(plan, neutralize, execution="native")
+    assert native != losses(None, neutralize)
+    assert native == pytest.approx(losses(None, neutralize), rel=2**-6)

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from precaudit.running.seeds import controlled_seeds, derived_seed
+from precaudit.running.seeds import controlled_seeds, derived_seed, repeatable_algorithms
 
 
 def numbers():
@@ -116,3 +116,24 @@ def test_derived_seeds_suit_every_generator(seed, number):
 @given(st.integers(0, 2**31), st.integers(1, 50), st.integers(51, 100))
 def test_derived_seeds_differ_between_trials(seed, first, second):
     assert derived_seed(seed, first) != derived_seed(seed, second)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_cuda_repeats_itself_whatever_the_script_asks_of_cudnn():
+    def gradient():
+        torch.manual_seed(0)
+        images = torch.randn(8, 16, 32, 32, device="cuda")
+        weight = torch.randn(16, 16, 3, 3, device="cuda", requires_grad=True)
+        table = torch.zeros(5, 16, device="cuda", requires_grad=True)
+        rows = table[torch.randint(5, (8,), device="cuda")]
+        (torch.nn.functional.conv2d(images, weight).mean((2, 3)) + rows).square().sum().backward()
+        return torch.cat([weight.grad.flatten(), table.grad.flatten()])
+
+    before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
+    with repeatable_algorithms():
+        torch.backends.cudnn.benchmark = True
+        assert not torch.backends.cudnn.benchmark
+        first = gradient()
+        assert all(torch.equal(first, gradient()) for _ in range(5))
+    assert (torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark) == before

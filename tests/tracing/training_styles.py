@@ -265,6 +265,30 @@ def handmade_layers():
     return fit(model, lambda m, i: m(numbers(i, 5, 4)).square().mean())
 
 
+class Fork(torch.autograd.Function):
+    """Two results, and no gradient for the second input."""
+
+    @staticmethod
+    def forward(ctx, x, y):
+        return x * 2, y * 3
+
+    @staticmethod
+    def backward(ctx, of_double, of_triple):
+        return of_double * 2, None
+
+
+def results_without_a_gradient():
+    """Hooks on what nobody uses are called with None."""
+
+    def forward(self, x):
+        q, _ = torch.linalg.qr(self.a(x))
+        double, _ = Fork.apply(q, self.b.weight)
+        return double.sum() + self.b(x).sum()
+
+    model = Wrapping(forward, a=nn.Linear(4, 4), b=nn.Linear(4, 4))
+    return fit(model, lambda m, i: m(numbers(i, 4, 4)))
+
+
 STYLES = {
     "plain": plain_net,
     "in place": inplace,
@@ -286,4 +310,5 @@ STYLES = {
     "float64, complex, random": float64_complex_and_random,
     "two models": two_models,
     "handmade layers": handmade_layers,
+    "results without a gradient": results_without_a_gradient,
 }

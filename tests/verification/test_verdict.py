@@ -1,6 +1,7 @@
 """The verdict from paired runs: lost, refused by a gate, shown equal, shown different, or not shown."""
 
 import math
+from dataclasses import replace
 
 import pytest
 from run_samples import broken, ended, falling, run
@@ -48,8 +49,23 @@ def test_too_few_seeds_decide_nothing():
     assert judge(runs(1e-4, seeds=1), PLAN).verdict == "inconclusive"
 
 
-def test_bit_identical_runs_pass_at_once():
-    assert judge(runs(0.0, seeds=1), PLAN).verdict == "pass"
+@pytest.mark.parametrize("seeds", [1, 8])
+def test_bit_identical_runs_prove_nothing(seeds):
+    """Rounding that is in force shows in some bit: such a plan was not in force."""
+    judged = judge(runs(0.0, seeds=seeds), PLAN)
+    assert judged.verdict == screened(judged).verdict == "inconclusive"
+    assert "changed nothing" in judged.reason
+
+
+def test_a_plan_with_nothing_to_round_is_float32():
+    assert judge(replace(runs(0.0), rounds=False), PLAN).verdict == "pass"
+
+
+def test_outputs_alone_show_that_a_plan_was_in_force():
+    same = runs(0.0, seeds=1)
+    candidate = same.candidates[0]
+    ended_apart = replace(candidate, end_state=replace(candidate.end_state, samples={"model": (1.0,)}))
+    assert judge(Runs(same.references, {0: ended_apart}, same.twins), PLAN).verdict == "pass"
 
 
 def test_a_candidate_that_raised_fails_with_its_message():
@@ -76,7 +92,7 @@ def test_a_gate_refuses_whatever_the_loss_says():
 
 def test_a_reference_that_learned_nothing_proves_nothing():
     flat = {i: run((1.0,) * 40, seed=i) for i in range(3)}
-    judged = judge(Runs(flat, {i: run((1.0,) * 40, "candidate-1", i) for i in flat}), PLAN)
+    judged = judge(Runs(flat, {i: run((1 + i * 1e-6,) * 40, "candidate-1", i) for i in flat}), PLAN)
     assert judged.verdict == "inconclusive"
     assert "proves nothing" in judged.reason
     assert not judged.gates[-1].passed
@@ -85,10 +101,10 @@ def test_a_reference_that_learned_nothing_proves_nothing():
 def test_one_of_several_streams_that_learns_is_enough():
     flat = (1.0,) * 40
 
-    def of(label, seed):
-        return run(flat, label, seed, streams={"gan.py:10": flat, "gan.py:20": falling(seed=seed)})
+    def of(label, end):
+        return run(flat, label, 0, streams={"gan.py:10": flat, "gan.py:20": falling(end=end)})
 
-    judged = judge(Runs({0: of("reference", 0)}, {0: of("candidate-1", 0)}), PLAN)
+    judged = judge(Runs({0: of("reference", 1)}, {0: of("candidate-1", 1 + 1e-5)}), PLAN)
     assert judged.verdict == "pass"
     assert judged.gates[-1].passed
 
@@ -106,10 +122,10 @@ def test_a_float32_run_that_doesn_t_repeat_itself_widens_the_margin():
 
 
 def test_candidates_without_a_float32_pair_don_t_count():
-    both = runs(0.0, seeds=2)
+    both = runs(1e-6, seeds=2)
     alone = Runs({0: both.references[0]}, both.candidates)
     assert len(alone.pairs) == 1
-    assert judge(alone, PLAN).verdict == "pass"
+    assert judge(alone, PLAN).difference == judge(runs(1e-6, seeds=1, twin=False), PLAN).difference
 
 
 def test_runs_without_a_loss_decide_nothing():
@@ -119,7 +135,7 @@ def test_runs_without_a_loss_decide_nothing():
 # ---------------------------------------------------------------- one pair
 
 
-@pytest.mark.parametrize(("factor", "expected"), [(0.0, "screened"), (1e-4, "screened"), (0.01, "inconclusive")])
+@pytest.mark.parametrize(("factor", "expected"), [(1e-6, "screened"), (1e-4, "screened"), (0.01, "inconclusive")])
 def test_one_pair_screens_and_never_verifies(factor, expected):
     judged = screened(judge(runs(factor, seeds=1, twin=False), PLAN))
     assert judged.verdict == expected

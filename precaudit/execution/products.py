@@ -1,0 +1,65 @@
+"""How the device multiplies float32 matrices: in float32, or as TF32 on Tensor Cores: a setting of the process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+from unittest import mock
+
+import torch
+
+# torch's own functions, which stay in force here while a script's calls of them are ignored.
+_GET = (torch._C._get_cublas_allow_tf32, torch._C._get_cudnn_allow_tf32)
+_SET = (torch._C._set_cublas_allow_tf32, torch._C._set_cudnn_allow_tf32)
+_SETTERS = (
+    "_set_cublas_allow_tf32",
+    "_set_cudnn_allow_tf32",
+    "_set_onednn_allow_tf32",
+    "_set_float32_matmul_precision",
+    "_set_fp32_precision_setter",
+)
+_EXACT = (False, "highest", "ieee", "none")
+
+
+class tf32:
+    """Inside the block products and convolutions of float32 tensors run as TF32 where the hardware has it, or never."""
+
+    def __init__(self, allowed: bool) -> None:
+        self.allowed = allowed
+        self._before: list[bool] = []
+
+    def __enter__(self) -> None:
+        self._before = [_read(get) for get in _GET]
+        for set_ in _SET:
+            set_(self.allowed)
+
+    def __exit__(self, *exception: Any) -> None:
+        for set_, value in zip(_SET, self._before, strict=True):
+            set_(value)
+
+
+def _read(get: Callable[[], bool]) -> bool:
+    """torch refuses to tell where a script has mixed its old and new settings."""
+    try:
+        return get()
+    except RuntimeError:
+        return False
+
+
+@contextmanager
+def own_settings_ignored(settings: dict[str, object]) -> Iterator[None]:
+    """What the script asks of float32 products is noted as `settings["matmul_precision"]` and not done."""
+
+    def ignored(*arguments: Any) -> None:
+        if arguments[-1] not in _EXACT:
+            settings["matmul_precision"] = "high"
+
+    # cuDNN's flags hold torch's setters, the others look them up when they are set.
+    flags = vars(type(torch.backends.cudnn))
+    owners = [(torch._C, name) for name in _SETTERS if hasattr(torch._C, name)]
+    owners += [(flags[name], "setter") for name in ("allow_tf32", "fp32_precision") if name in flags]
+    with ExitStack() as stack:
+        for owner, name in owners:
+            stack.enter_context(mock.patch.object(owner, name, ignored))
+        yield

@@ -1,0 +1,79 @@
+"""Float32 products as TF32: a setting that is put back, and a script's own wishes for it."""
+
+from contextlib import suppress
+
+import pytest
+import torch
+from torch import nn
+
+import precaudit
+from precaudit.execution.native import PlanAutocast, region_for
+from precaudit.execution.products import own_settings_ignored, tf32
+from precaudit.model import Plan
+from precaudit.running.baseline import Baseline
+
+
+def allowed():
+    return torch._C._get_cublas_allow_tf32(), torch._C._get_cudnn_allow_tf32()
+
+
+def test_the_setting_is_put_back():
+    before = allowed()
+    for wanted in (True, False):
+        with suppress(ZeroDivisionError), tf32(wanted):
+            assert allowed() == (wanted, wanted)
+            raise ZeroDivisionError
+        assert allowed() == before
+
+
+WISHES = {
+    "precision": lambda: torch.set_float32_matmul_precision("high"),
+    "matmul flag": lambda: setattr(torch.backends.cuda.matmul, "allow_tf32", True),
+    "cudnn flag": lambda: setattr(torch.backends.cudnn, "allow_tf32", True),
+}
+
+
+@pytest.mark.parametrize("name", WISHES)
+def test_a_scripts_wish_is_noted_and_not_done(name):
+    settings: dict[str, object] = {}
+    with tf32(False), own_settings_ignored(settings):
+        WISHES[name]()
+        assert allowed() == (False, False)
+        with tf32(True):
+            assert allowed() == (True, True)
+    assert settings == {"matmul_precision": "high"}
+
+
+def test_wishing_for_float32_is_no_setting():
+    settings: dict[str, object] = {}
+    with own_settings_ignored(settings):
+        torch.backends.cudnn.allow_tf32 = False
+        torch.set_float32_matmul_precision("highest")
+        torch.backends.cuda.matmul.allow_tf32 = False
+    assert settings == {}
+
+
+def test_regions_of_a_plan():
+    with region_for("tf32", "cpu"):
+        assert allowed() == (True, True)
+        with region_for("float32", "cpu"):
+            assert allowed() == (False, False)
+
+
+def test_a_plans_region_stays_in_force_where_a_scripts_is_off():
+    x = torch.ones(2, 2)
+    with Baseline().neutralized(), torch.autocast("cpu", torch.bfloat16):
+        assert (x @ x).dtype == torch.float32
+        with PlanAutocast("cpu", torch.bfloat16):
+            assert (x @ x).dtype == torch.bfloat16
+    assert not torch.is_autocast_enabled("cpu")
+
+
+def test_an_applied_plan_sets_and_puts_back_the_backward_products():
+    model, before = nn.Linear(2, 2), allowed()
+    plan = Plan("tf32", {"": "tf32"}, matmul_precision="high")
+    with precaudit.apply(model, plan, execution="native"):
+        assert allowed() == (True, True)
+    assert allowed() == before
+    with precaudit.apply(model, plan, execution="emulated"):
+        assert allowed() == before
