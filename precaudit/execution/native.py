@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from precaudit.execution.emulated import every_model, no_island, to_float32
+from precaudit.execution.emulated import every_model, in_float32, no_island, to_float32, written
 from precaudit.execution.formats import PlanLookup, ScopeFormat
 from precaudit.execution.products import tf32
 from precaudit.execution.rounding import HALF_DTYPES
@@ -71,12 +71,17 @@ class ScopeMode(OperationMode):
         if op.startswith("__get"):
             return func(*args, **kwargs)
         format_name = self._scope.of(op)
-        if format_name in _WIDE and not writes(func, kwargs):
-            args, kwargs = to_float32(args), to_float32(kwargs)
         if format_name == self._scope.default:
-            return func(*args, **kwargs)
+            return self._run(op, func, args, kwargs)
         with region_for(format_name, self._device):
+            return self._run(op, func, args, kwargs)
+
+    def _run(self, op: str, func: Any, args: Any, kwargs: Any) -> Any:
+        if self._scope.of(op) not in _WIDE:
             return func(*args, **kwargs)
+        if writes(func, kwargs):
+            return written(func, args, kwargs)
+        return in_float32(op, func, args, kwargs)
 
 
 class NativePrecision:
