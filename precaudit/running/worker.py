@@ -27,7 +27,7 @@ from precaudit.model import Location
 from precaudit.running.baseline import Baseline, CastWatch, eager_only, float32_only
 from precaudit.running.endstate import LastCalls, end_state
 from precaudit.running.job import RunResult, RunSpec, ScriptError, Status
-from precaudit.running.monitor import Monitor, StopTraining
+from precaudit.running.monitor import Monitor, Stop, StopTraining
 from precaudit.running.ownlow import OwnLowPrecision
 from precaudit.running.probes import GradientProbe
 from precaudit.running.seeds import controlled_seeds, repeatable_algorithms
@@ -35,6 +35,7 @@ from precaudit.tracing.snapshot import snapshot
 from precaudit.tracing.tracer import TraceOptions, Tracer
 
 Report = Callable[[RunResult], None]
+Leave = Callable[[RunResult], None]
 _REPORT_SECONDS = 0.5
 _REPORT_SHARE = 0.02
 
@@ -70,7 +71,7 @@ def _trains(module: torch.nn.Module) -> bool:
     return next(module.parameters(), None) is not None
 
 
-def _assemble(spec: RunSpec, progress: Callable[[int, float], None]) -> _Session:
+def _assemble(spec: RunSpec, progress: Callable[[int, float], None], stop: Stop) -> _Session:
     """Listeners in the order in which they must hear: precision inside tracing, the monitor last."""
     names, events, baseline = ModuleNames(), TrainingEvents(), Baseline()
     scopes = ModuleScopes(names)
@@ -96,7 +97,7 @@ def _assemble(spec: RunSpec, progress: Callable[[int, float], None]) -> _Session
     observer = spec.observer(scopes, baseline.in_island) if spec.observer else None
     if observer is not None:
         scopes.listeners.append(observer)
-    monitor = Monitor(events, spec.job.steps, progress)
+    monitor = Monitor(events, spec.job.steps, progress, stop)
     own_low = OwnLowPrecision(names, baseline.settings) if _as_written(spec) else None
     events.listeners = [x for x in (scaler, tracer, probe, own_low, optimizers, monitor) if x is not None]
     return _Session(
@@ -120,22 +121,37 @@ def _trace_options(spec: RunSpec) -> TraceOptions:
     )
 
 
-def run(spec: RunSpec, code: Callable[[], None], report: Report = lambda partial: None) -> RunResult:
+def run(
+    spec: RunSpec, code: Callable[[], None], report: Report = lambda partial: None, leave: Leave | None = None
+) -> RunResult:
     """Run `code` as `spec` says. Every hook, patch and mode is gone when this returns, whatever the code did.
 
     `report` gets what is known so far, often enough that a killed run loses little, seldom enough to cost little.
+    `leave` gets the result, and ends the process, where the script doesn't let itself be stopped.
     """
+    if spec.runs is not None:
+        return spec.runs(spec, code, leave)
+    start = time.perf_counter()
+
+    def settled(result: RunResult) -> RunResult:
+        ended = end_state(session.names, session.optimizers.seen.values(), session.last_calls.calls)
+        if session.observer is not None and result.status in ("stopped", "ended"):
+            result = replace(result, observed=session.observer.observe())
+        return replace(_measured(result, session, time.perf_counter() - start), end_state=ended)
+
+    def stopped() -> None:
+        if leave is not None:
+            leave(settled(RunResult(spec.label, spec.seed, "stopped")))
+
     reporter = _Reporter(report)
-    session = reporter.session = _assemble(spec, reporter)
+    session = reporter.session = _assemble(spec, reporter, Stop(stopped))
     if spec.threads:
         torch.set_num_threads(spec.threads)
     reporter.result = RunResult(spec.label, spec.seed, "killed")
-    start = time.perf_counter()
     with ExitStack() as stack:
         stack.enter_context(controlled_seeds(spec.seed))
         stack.enter_context(eager_only())
-        if spec.repeatable:
-            stack.enter_context(repeatable_algorithms())
+        stack.enter_context(repeatable_algorithms())
         if spec.precision != "as-written":
             native_plan = spec.plan if spec.execution == "native" else None
             stack.enter_context(backward_products(native_plan) if native_plan else tf32(False))
@@ -150,11 +166,7 @@ def run(spec: RunSpec, code: Callable[[], None], report: Report = lambda partial
         stack.enter_context(session.scopes.installed())
         stack.enter_context(session.events.installed())
         stack.callback(_remove_hooks, session)
-        result = _execute(spec, code)
-        ended = end_state(session.names, session.optimizers.seen.values(), session.last_calls.calls)
-        if session.observer is not None and result.status in ("stopped", "ended"):
-            result = replace(result, observed=session.observer.observe())
-        return replace(_measured(result, session, time.perf_counter() - start), end_state=ended)
+        return settled(execute(spec, code))
 
 
 class _Reporter:
@@ -183,7 +195,8 @@ def _remove_hooks(session: _Session) -> None:
             listener.remove()
 
 
-def _execute(spec: RunSpec, code: Callable[[], None]) -> RunResult:
+def execute(spec: RunSpec, code: Callable[[], None]) -> RunResult:
+    """Run `code` to its end, and say how it ended."""
     result = RunResult(spec.label, spec.seed, "ended")
     try:
         code()

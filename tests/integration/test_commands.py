@@ -88,6 +88,16 @@ def test_a_script_that_ends_early_is_judged_on_its_steps(tmp_path: Path) -> None
     assert any("ended after 5" in note for note in report["job"]["notes"])
 
 
+@pytest.mark.parametrize("name", ["catches_everything", "swallow_exceptions"])
+def test_a_script_that_catches_everything_is_stopped(name: str, tmp_path: Path) -> None:
+    done = profile(tmp_path, SCRIPTS / "bad" / f"{name}.py", "--steps", "24")
+    assert done.returncode == 0, done.stdout + done.stderr
+    report = report_in(tmp_path)
+    assert report["job"]["steps"] == 24
+    assert report["verification"]["verdict"] == "screened"
+    assert {len(trial["losses"]) for trial in report["verification"]["trials"]} == {24}
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [

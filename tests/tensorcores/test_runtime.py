@@ -65,13 +65,14 @@ def test_without_a_gpu_steps_run_and_nothing_is_measured():
 
 
 def test_reading_back_says_why_not(tmp_path):
-    usage, findings = read_back(write(tmp_path, document([])))
+    found = read_back(write(tmp_path, document([])))
+    usage = found.tensor_cores
     assert not usage.measured
     assert "no GPU kernels" in usage.method
     assert str(tmp_path) not in usage.method
-    assert findings == ()
+    assert (found.findings, found.seconds) == ((), 0.0)
     events = [mm(0, 50, 512, 512, 512), *launched(NVJET, 5, 300, 1)]
-    assert read_back(write(tmp_path, document(events)))[0].time_share.native == 1.0
+    assert read_back(write(tmp_path, document(events))).tensor_cores.time_share.native == 1.0
 
 
 @pytest.mark.gpu
