@@ -41,6 +41,18 @@ def in_float32(op: str, func: Any, args: Any, kwargs: Any) -> Any:
     return func(*map(wide, args), **{key: wide(value) for key, value in kwargs.items()})
 
 
+def written(func: Any, args: Any, kwargs: Any) -> Any:
+    """An in-place operation whose format is float32: what it reads follows the dtype of what it writes."""
+    target = kwargs.get("out", args[0] if args else None)
+    if not isinstance(target, torch.Tensor) or target.dtype not in CASTABLE:
+        return func(*args, **kwargs)
+
+    def follow(value: Any) -> Any:
+        return map_tensors(lambda t: t.to(target.dtype) if t.dtype in CASTABLE and t is not target else t, value)
+
+    return func(*follow(args), **follow(kwargs))
+
+
 class EmulatedMode(OperationMode):
     """Runs every operation of the current scope under the format that the plan gives it."""
 
@@ -62,7 +74,7 @@ class EmulatedMode(OperationMode):
         if op in _DRAWING:
             return _drawn(func, args, kwargs)
         if writes(func, kwargs):
-            return _with_fallback(func, args, kwargs)
+            return _with_fallback(func, args, kwargs) if rounding else written(func, args, kwargs)
         if rounding is None:
             return in_float32(op, func, args, kwargs)
         if scope.by_row and float8.applies(op, scope.of(op), args, kwargs):

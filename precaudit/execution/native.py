@@ -8,14 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from functools import partial
 from itertools import chain
 from typing import Any
 
 import torch
 
 from precaudit.execution import float8
-from precaudit.execution.emulated import every_model, in_float32, no_island, to_float32
+from precaudit.execution.emulated import every_model, in_float32, no_island, to_float32, written
 from precaudit.execution.formats import PlanLookup, ScopeFormat
 from precaudit.execution.products import tf32
 from precaudit.execution.rounding import FLOAT8_DTYPES, HALF_DTYPES
@@ -77,16 +76,17 @@ class ScopeMode(OperationMode):
         if float8.applies(op, format_name, args, kwargs):
             multiply = float8.multiplier(tensors_in((args, kwargs))[0].device)
             return float8.linear(*args, **kwargs, forward=format_name, by_row=self._scope.by_row, multiply=multiply)
-        wide = format_name in _WIDE and not writes(func, kwargs)
-        run = partial(in_float32, op, func) if wide else partial(_as_it_is, func)
         if format_name == self._scope.default:
-            return run(args, kwargs)
+            return self._run(op, func, args, kwargs)
         with region_for(format_name, self._device):
-            return run(args, kwargs)
+            return self._run(op, func, args, kwargs)
 
-
-def _as_it_is(func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-    return func(*args, **kwargs)
+    def _run(self, op: str, func: Any, args: Any, kwargs: Any) -> Any:
+        if self._scope.of(op) not in _WIDE:
+            return func(*args, **kwargs)
+        if writes(func, kwargs):
+            return written(func, args, kwargs)
+        return in_float32(op, func, args, kwargs)
 
 
 class NativePrecision:

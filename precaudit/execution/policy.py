@@ -49,6 +49,10 @@ ADDENDS = {
 }
 """Position and keyword of the argument that is added to a product rather than multiplied."""
 
+MASKED = {"scaled_dot_product_attention": ("query", "key", "value")}
+"""Products with a mask among their arguments, and the names of their factors, which come first: a mask may be as
+large as it likes, because -inf is what it means."""
+
 BANNED = frozenset({"binary_cross_entropy"})
 
 ACCUMULATING = LOWER - {"prelu"}

@@ -76,7 +76,7 @@ def run_audit(job: Job, formats: tuple[str, ...], execution: Execution, runner: 
         as_written = replace(first, label="as-written")
         spec = replace(spec, neutralize=True)
         reference = runner(spec)
-    elif _finished(first) and "grad_scaler" in first.baseline:
+    elif _finished(first) and ("grad_scaler" in first.baseline or first.baseline.get("autocast") == "float16"):
         as_written = runner(RunSpec(job, "as-written", precision="as-written"))
     trace = reference.trace or Trace()
     audit = Audit(

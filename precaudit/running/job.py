@@ -64,12 +64,14 @@ class RunSpec:
 
 @dataclass(frozen=True)
 class ScriptError:
-    """An exception that left the script: its type, message, full traceback, and the last line of its own code."""
+    """An exception that left the script: its type, message, full traceback, the last line of its own code, and the
+    operation that raised it under a plan, if one did."""
 
     type: str
     message: str
     traceback: str
     location: Location | None = None
+    op: str | None = None
 
 
 @dataclass(frozen=True)

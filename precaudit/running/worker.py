@@ -22,11 +22,13 @@ from precaudit.execution.products import own_settings_ignored, tf32
 from precaudit.instrument.events import TrainingEvents, TrainingListener
 from precaudit.instrument.names import ModuleNames
 from precaudit.instrument.scopes import ModuleScopes
+from precaudit.instrument.torchfunction import RAISED_BY
 from precaudit.model import Location
 from precaudit.running.baseline import Baseline, CastWatch, eager_only, float32_only
 from precaudit.running.endstate import LastCalls, end_state
 from precaudit.running.job import RunResult, RunSpec, ScriptError, Status
 from precaudit.running.monitor import Monitor, Stop, StopTraining
+from precaudit.running.ownlow import OwnLowPrecision
 from precaudit.running.probes import GradientProbe
 from precaudit.running.seeds import controlled_seeds, repeatable_algorithms
 from precaudit.tracing.snapshot import snapshot
@@ -59,6 +61,7 @@ class _Session:
     tracer: Tracer | None
     scaler: LossScaler | None
     probe: GradientProbe | None
+    own_low: OwnLowPrecision | None
     optimizers: _Optimizers
     last_calls: LastCalls
     observer: Any | None
@@ -85,7 +88,8 @@ def _assemble(spec: RunSpec, progress: Callable[[int, float], None], stop: Stop)
     probe = GradientProbe(spec, names, scopes, events, _trains) if spec.probe_dir else None
     if probe is not None:
         scopes.listeners.append(probe)
-    tracer = Tracer(scopes, _trace_options(spec, baseline)) if spec.audited or spec.watch_from is not None else None
+    traced = bool(spec.audited) or spec.watch_from is not None
+    tracer = Tracer(scopes, _trace_options(spec, baseline), baseline.in_island) if traced else None
     if tracer is not None:
         scopes.listeners.append(tracer)
     last_calls, optimizers = LastCalls(), _Optimizers()
@@ -94,8 +98,16 @@ def _assemble(spec: RunSpec, progress: Callable[[int, float], None], stop: Stop)
     if observer is not None:
         scopes.listeners.append(observer)
     monitor = Monitor(events, spec.job.steps, progress, stop)
-    events.listeners = [x for x in (scaler, tracer, probe, optimizers, monitor) if x is not None]
-    return _Session(names, scopes, events, baseline, monitor, tracer, scaler, probe, optimizers, last_calls, observer)
+    own_low = OwnLowPrecision(names, baseline.settings) if _as_written(spec) else None
+    events.listeners = [x for x in (scaler, tracer, probe, own_low, optimizers, monitor) if x is not None]
+    return _Session(
+        names, scopes, events, baseline, monitor, tracer, scaler, probe, own_low, optimizers, last_calls, observer
+    )
+
+
+def _as_written(spec: RunSpec) -> bool:
+    """Whether the script's own casts are in force and of interest."""
+    return spec.precision == "as-written" or (bool(spec.audited) and spec.plan is None and not spec.neutralize)
 
 
 def _trace_options(spec: RunSpec, baseline: Baseline) -> TraceOptions:
@@ -150,6 +162,8 @@ def run(
             stack.enter_context(float32_only())
         elif spec.audited:
             stack.enter_context(CastWatch(session.baseline.settings))
+        if session.own_low is not None:
+            stack.enter_context(session.own_low)
         stack.enter_context(session.scopes.installed())
         stack.enter_context(session.events.installed())
         stack.callback(_remove_hooks, session)
@@ -213,7 +227,7 @@ def script_error(error: BaseException) -> ScriptError:
     )
     last = outside[-1] if outside else None
     location = Location(last.filename, last.lineno or 0) if last else None
-    return ScriptError(type(error).__name__, str(error), text, location)
+    return ScriptError(type(error).__name__, str(error), text, location, getattr(error, RAISED_BY, None))
 
 
 def _measured(result: RunResult, session: _Session, seconds: float) -> RunResult:
