@@ -113,6 +113,7 @@ class Addition:
 def add_all(additions: Iterable[Addition]) -> None:
     """Make every addition; tensors on a GPU are counted together, by one launch a dtype."""
     together: dict[tuple[torch.dtype, torch.device, bool], list[tuple[int, int, int, int]]] = {}
+    additions = list(additions)  # whose memory must not be given away before it is read
     for each in additions:
         with _DisableTorchFunction():
             entry = each.slot.entry(each.values, each.old, each.log2_scale)

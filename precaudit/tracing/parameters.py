@@ -35,6 +35,8 @@ class ParameterTracker:
         self._waiting = WaitingGradients()
 
     def learn(self, module: nn.Module, name: ModuleName) -> None:
+        if not module._parameters:
+            return
         trainable = sum(p.requires_grad for p in module._parameters.values() if p is not None)
         if self._seen.get(module) == trainable:
             return
