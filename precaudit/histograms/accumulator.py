@@ -239,11 +239,12 @@ def _has_numba() -> bool:
 
 @cache
 def _has_triton(device: torch.device) -> bool:
-    """Triton may be missing, lack a C compiler, or not know the GPU: only a launch tells."""
+    """Triton may be missing, lack a C compiler, not know the GPU, or be launched otherwise in another release: only
+    counting tells."""
     try:
-        from precaudit.histograms.gpu import TritonSums
+        from precaudit.histograms.gpu import check
 
-        TritonSums(torch.float32, device).add(torch.ones(1, device=device))
+        check(device)
     except Exception as error:
         _LOG.info("Triton is not usable on %s (%s): its tensors are counted by torch, slower", device, error)
         return False

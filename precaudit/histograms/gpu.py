@@ -24,7 +24,8 @@ import triton.language as tl
 from torch import Tensor
 
 from precaudit.histograms.gpukernel import EACH, MAX_STRETCH, MAX_TILES, count_stretch
-from precaudit.histograms.layout import FLOAT32, FLOAT64, Layout
+from precaudit.histograms.layout import COUNTS, FLOAT32, FLOAT64, Layout
+from precaudit.histograms.plain import PlainSums
 
 ALIGNMENT = 16
 """Bytes that a thread loads at a time, where the address allows."""
@@ -263,3 +264,19 @@ def add_many(
     stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
     table, owners = _table(tuple(entries), tiles * tuning.tile, device, stream)
     _many(dtype, device, subtract, tuning)(owners.numel(), device, table, owners, tiles)
+
+
+def check(device: torch.device) -> None:
+    """Count a few values in every way, each by its first launch and by its compiled form; raises where one is wrong."""
+    sums, values = TritonSums(torch.float32, device), torch.linspace(-3.0, 3.0, 1000, device=device)
+    for _ in range(2):
+        sums.add(values)
+        sums.add_difference(values, torch.zeros_like(values))
+        entry = sums.entry(values, None)
+        if entry is not None:
+            add_many(torch.float32, device, [entry], False)
+    expected = PlainSums(torch.float32, torch.device("cpu"))
+    expected.add(values.cpu())
+    found = sums.rows.cpu().numpy()[COUNTS:]
+    if not np.array_equal(found * 1000, sums.numel * np.asarray(expected.rows)[COUNTS:]):
+        raise RuntimeError("the kernel counts wrongly here")

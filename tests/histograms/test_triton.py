@@ -52,6 +52,18 @@ for dtype in FLOATING:
         entries = [slot.entry(tensor, None) for slot, tensor in zip(slots, tensors)]
         add_many(dtype, CPU, entries, False)
     assert all(same(stats_of(slot), reference(tensor, tensor)) for slot, tensor in zip(slots, tensors))
+from precaudit.histograms import gpu
+
+gpu.check(CPU)
+right, gpu._accumulate = gpu._accumulate, gpu._accumulate_many
+gpu._single.cache_clear()
+try:
+    gpu.check(CPU)
+    raise SystemExit("a kernel that counts wrongly went unnoticed")
+except Exception:
+    gpu._accumulate = right
+    gpu._single.cache_clear()
+
 new, old = torch.randn(3000), torch.randn(3000)
 slot = TritonSums(torch.float32, CPU)
 add_many(torch.float32, CPU, [slot.entry(new, old)], True)
