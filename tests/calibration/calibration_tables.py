@@ -143,8 +143,8 @@ def readme(results: Mapping[str, Any]) -> str:
         _conclusion(found),
         f"{results['trainings']} trainings of {settings['steps']} steps and {found['verdicts']} verdicts, over "
         f"{', '.join(settings['trainings'])} (`--groups {settings['groups']} --equal-groups "
-        f"{settings['equal_groups']}`: the truth of a verdict is measured on {8 * (settings['groups'] - 1)} other seeds). "
-        f"{_machine(machine)}",
+        f"{settings['equal_groups']}`: the truth of a verdict is measured on {8 * (settings['groups'] - 1)} other "
+        f"seeds). {_machine(machine)}",
         "## Wrong verdicts\n\nWith 95% Clopper-Pearson intervals. *Beyond doubt*: the 95% interval of the truth lies "
         "beyond the margin. Verdicts on the same seeds share their float32 runs, so they are not quite independent.",
         _table(
