@@ -138,7 +138,7 @@ def gru(lesson: Lesson) -> None:
 
 
 def restless(lesson: Lesson) -> None:
-    """A learning rate at the edge of stability: rounding errors grow, and pairs lose each other."""
+    """A learning rate near the edge of stability, where rounding errors grow."""
     model = nn.Sequential(nn.Linear(64, 48), nn.Tanh(), nn.Linear(48, 48), nn.Tanh(), nn.Linear(48, 10))
     _classify(model, torch.optim.SGD(model.parameters(), 0.5 * lesson.rate, momentum=0.8, fused=True), lesson, 32)
 

@@ -24,10 +24,12 @@ def rate(hits: int, of: int) -> dict[str, Any]:
 
 
 def truths(rows: pd.DataFrame) -> pd.DataFrame:
-    """`truth`, its standard error and `ratio` (truth over margin, absolute) for every verdict of a plan that was
-    trained with all seeds: measured in the verdict's own window, on the seeds of the other groups."""
+    """`truth`, its standard error and `ratio`, its size over the margin, for every verdict on a plan that was trained
+    with all seeds of all groups: measured in the verdict's own window, on the seeds of the other groups.
+    `usual_ratio` is over the median margin of the training."""
     plans = ["training", "arm"]
-    thorough = rows[(rows["half"].map(len) == rows["half"].map(len).max()) & rows["kind"].isin(["dial", "format"])]
+    least = rows["half"].map(len).groupby([rows[column] for column in plans]).transform("min")
+    thorough = rows[(least == least.max()) & rows["kind"].isin(["dial", "format"])]
     usual = rows.groupby("training")["margin"].median()
     found = []
     for _, plan in thorough.groupby(plans):
@@ -38,7 +40,8 @@ def truths(rows: pd.DataFrame) -> pd.DataFrame:
             found.append((index, values.mean(), stats.sem(values) if len(values) > 1 else np.nan, margin))
     frame = pd.DataFrame(found, columns=["index", "truth", "error", "margin"]).set_index("index")
     joined = thorough.drop(columns="margin").join(frame)
-    return joined.assign(ratio=joined["truth"].abs() / joined["margin"])
+    size = joined["truth"].abs()
+    return joined.assign(ratio=size / joined["margin"], usual_ratio=size / joined["training"].map(usual))
 
 
 def summary(results: Mapping[str, Any]) -> dict[str, Any]:
@@ -55,6 +58,7 @@ def summary(results: Mapping[str, Any]) -> dict[str, Any]:
             "at or beyond the margin": _rate(beyond, "pass"),
             f"from 1 to {NEAR:g} margins": _rate(near, "pass"),
             "beyond the margin beyond doubt": _rate(sure, "pass"),
+            "beyond the median margin of the training": _rate(known[known["usual_ratio"] >= 1], "pass"),
         },
         "false_fail": {
             "equal by construction": _rate(equal, "fail"),
@@ -103,7 +107,7 @@ def _pairing(rows: pd.DataFrame) -> dict[str, Any]:
 
     unpaired, paired = scatter(EXCHANGED), scatter("bfloat16")
     return {
-        "margin": float(rows["margin"].median()),
+        "margins": [float(rows["margin"].min()), float(rows["margin"].median()), float(rows["margin"].max())],
         "horizon": float(rows["horizon"].median()),
         "parted_one_ulp": parted("one ulp in the initial weights"),
         "parted_bfloat16": parted("bfloat16"),
@@ -138,7 +142,9 @@ def readme(results: Mapping[str, Any]) -> str:
         "[tests/calibration](../../tests/calibration/README.md).",
         _conclusion(found),
         f"{results['trainings']} trainings of {settings['steps']} steps and {found['verdicts']} verdicts, over "
-        f"{', '.join(settings['trainings'])}. {_machine(machine)}",
+        f"{', '.join(settings['trainings'])} (`--groups {settings['groups']} --equal-groups "
+        f"{settings['equal_groups']}`: the truth of a verdict is measured on {8 * (settings['groups'] - 1)} other "
+        f"seeds). {_machine(machine)}",
         "## Wrong verdicts\n\nWith 95% Clopper-Pearson intervals. *Beyond doubt*: the 95% interval of the truth lies "
         "beyond the margin. Verdicts on the same seeds share their float32 runs, so they are not quite independent.",
         _table(
@@ -152,7 +158,7 @@ def readme(results: Mapping[str, Any]) -> str:
         "the other groups; the margin is the one that the verdict named.",
         _table([{"true difference, in margins": _span(row)} | _percent(row) for row in found["by_difference"]]),
         "## Plans that are float32 by construction\n\nEach claims to be bfloat16. Runs of another seed are as noisy as "
-        "runs can be: nothing is paired.",
+        "runs can be, nothing is paired: no number of seeds that one would pay for tells them from a plan that is off.",
         _table([{"plan": arm, **_percent(row)} for arm, row in found["equal"].items()]),
         "## Formats",
         _table([{"plan": arm, **_percent(row)} for arm, row in found["formats"].items()]),
@@ -200,11 +206,12 @@ def _met(value: Mapping[str, Any], target: float) -> str:
 
 
 def _machine(machine: Mapping[str, Any]) -> str:
-    resumed = f", {machine['resumed_tasks']} tasks kept from a run before" if machine["resumed_tasks"] else ""
+    resumed = f"; {machine['resumed_tasks']} tasks were kept from a run before" if machine["resumed_tasks"] else ""
+    busy = ", so other work ran beside it" if machine["load_before"] > 1 else ""
     return (
         f"Machine: {machine['processor']}, {machine['cores']} cores, no GPU; Python {machine['python']}, torch "
         f"{machine['torch']}; {machine['processes']} processes of one thread, {machine['seconds']} s (load average "
-        f"before the start {machine['load_before']:g}{resumed})."
+        f"before the start {machine['load_before']:g}{busy}{resumed})."
     )
 
 
@@ -228,7 +235,7 @@ def _percent(row: Mapping[str, Any]) -> dict[str, Any]:
 def _pairing_row(name: str, row: Mapping[str, Any], steps: int) -> dict[str, Any]:
     return {
         "training": name,
-        "margin": f"{row['margin']:.2%}",
+        "margin: least, median, most": ", ".join(f"{margin:.2%}" for margin in row["margins"]),
         "horizon": f"{row['horizon']:g} of {steps}",
         "bfloat16 parts": _step(row["parted_bfloat16"]),
         "one ulp parts": _step(row["parted_one_ulp"]),
