@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import torch
 from calibration_models import LEARNING, TRAININGS, Lesson
@@ -167,7 +167,7 @@ class Trainer:
 
     def trials(self) -> Trials:
         reference = self(RunSpec(self.job, "reference"))
-        audit = Audit(self.job, reference, cast(Trace, None))
+        audit = Audit(self.job, reference, Trace())
         return Trials(audit, "emulated", self, {0: reference})
 
 
