@@ -20,6 +20,7 @@ Severity = Literal["error", "warning", "note"]
 Verdict = Literal["pass", "fail", "inconclusive", "screened", "not_run"]
 Execution = Literal["native", "emulated"]
 ScaleMode = Literal["none", "static", "dynamic"]
+Float8Scaling = Literal["tensor", "row"]
 
 
 # ---------------------------------------------------------------- ranges
@@ -273,7 +274,8 @@ class Plan:
 
     `modules` names every module that computes; `ops` are exceptions inside a module; `because` says why a
     module or `fqn:op` is not at the default; `types` are the classes of the modules that ran, by which a
-    renamed module is found again and a replaced one is noticed.
+    renamed module is found again and a replaced one is noticed. `float8_scaling` is one scale for a tensor, or one
+    for each row that a product sums over.
     """
 
     default: str = "float32"
@@ -285,6 +287,7 @@ class Plan:
     matmul_precision: str = "highest"
     target: str = "h100"
     types: Mapping[str, str] = field(default_factory=dict)
+    float8_scaling: Float8Scaling = "tensor"
     schema_version: int = SCHEMA_VERSION
 
     @property

@@ -13,8 +13,9 @@ from typing import Any
 
 import torch
 
+from precaudit.execution import float8
 from precaudit.execution.formats import FLOAT32, PlanLookup, ScopeFormat
-from precaudit.execution.policy import ADDENDS, category
+from precaudit.execution.policy import ADDENDS, CONVOLUTIONS, category
 from precaudit.execution.rounding import CASTABLE, Rounding, rounding_for
 from precaudit.instrument.scopes import Frame, Scopes
 from precaudit.instrument.torchfunction import OperationMode, map_tensors, op_name, tensors_in, writes
@@ -40,6 +41,18 @@ def in_float32(op: str, func: Any, args: Any, kwargs: Any) -> Any:
     return func(*map(wide, args), **{key: wide(value) for key, value in kwargs.items()})
 
 
+def written(func: Any, args: Any, kwargs: Any) -> Any:
+    """An in-place operation whose format is float32: what it reads follows the dtype of what it writes."""
+    target = kwargs.get("out", args[0] if args else None)
+    if not isinstance(target, torch.Tensor) or target.dtype not in CASTABLE:
+        return func(*args, **kwargs)
+
+    def follow(value: Any) -> Any:
+        return map_tensors(lambda t: t.to(target.dtype) if t.dtype in CASTABLE and t is not target else t, value)
+
+    return func(*follow(args), **follow(kwargs))
+
+
 class EmulatedMode(OperationMode):
     """Runs every operation of the current scope under the format that the plan gives it."""
 
@@ -61,9 +74,12 @@ class EmulatedMode(OperationMode):
         if op in _DRAWING:
             return _drawn(func, args, kwargs)
         if writes(func, kwargs):
-            return _with_fallback(func, args, kwargs)
+            return _with_fallback(func, args, kwargs) if rounding else written(func, args, kwargs)
         if rounding is None:
             return in_float32(op, func, args, kwargs)
+        if scope.by_row and float8.applies(op, scope.of(op), args, kwargs):
+            args, kwargs = map_tensors(partial(self._stored, rounding.dtype), (args, kwargs))
+            return float8.linear(*args, **kwargs, forward=scope.of(op), by_row=True)
         return run_in_format(op, rounding, func, args, kwargs, partial(self._stored, rounding.dtype))
 
     def _stored(self, dtype: torch.dtype, tensor: torch.Tensor) -> torch.Tensor:
@@ -97,8 +113,8 @@ def run_in_format(
     if kind == "banned" and rounding.dtype in _HALVES:
         raise RuntimeError(f"torch.nn.functional.{op} and torch.nn.BCELoss are unsafe to autocast.")
     if kind == "lower":
-        result = _product(op, rounding, func, args, kwargs, stored)
-        return map_tensors(lambda t: rounding.result(t) if t.dtype == torch.float32 else t, result)
+        run = _convolution if op in CONVOLUTIONS and rounding.dtype in _HALVES else _product
+        return run(op, rounding, func, args, kwargs, stored)
     if kind == "fp32" or (kind == "promote" and _any_float32((args, kwargs))):
         return func(*to_float32(args), **to_float32(kwargs))
     return _with_fallback(func, args, kwargs)
@@ -107,16 +123,32 @@ def run_in_format(
 def _product(
     op: str, rounding: Rounding, func: Any, args: Any, kwargs: Any, stored: Callable[[torch.Tensor], torch.Tensor]
 ) -> Any:
-    """The product in float32 of rounded factors."""
+    """The product in float32 of rounded factors, rounded."""
 
     def entering(convert: Callable[[torch.Tensor], torch.Tensor], value: Any) -> Any:
         return map_tensors(lambda t: convert(stored(t)) if t.dtype in CASTABLE else t, value)
 
     position, keyword = ADDENDS.get(op, (None, None))
-    return func(
+    result = func(
         *(entering(rounding.addend if i == position else rounding.operand, arg) for i, arg in enumerate(args)),
         **{key: entering(rounding.addend if key == keyword else rounding.operand, kwargs[key]) for key in kwargs},
     )
+    return map_tensors(lambda t: rounding.result(t) if t.dtype == torch.float32 else t, result)
+
+
+def _convolution(
+    op: str, rounding: Rounding, func: Any, args: Any, kwargs: Any, stored: Callable[[torch.Tensor], torch.Tensor]
+) -> Any:
+    """The rounded products, and the bias added to them in half."""
+    position, keyword = ADDENDS[op]
+    bias = args[position] if len(args) > position else kwargs.get(keyword)
+    args = tuple(None if i == position else arg for i, arg in enumerate(args))
+    kwargs = {key: value for key, value in kwargs.items() if key != keyword}
+    result = _product(op, rounding, func, args, kwargs, stored)
+    if bias is None:
+        return result
+    spatial = [1] * int(op[-2])  # conv2d, conv_transpose2d: 2
+    return result + stored(bias).to(result.dtype).reshape(-1, *spatial)
 
 
 def _with_fallback(func: Any, args: Any, kwargs: Any) -> Any:

@@ -39,14 +39,19 @@ FP32 = HEADER_FP32 | frozenset(
 )
 """Also what hands its work to these functions inside torch, by the name a function mode sees."""
 
+CONVOLUTIONS = frozenset("conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d".split())
+"""cuDNN returns their products in half, to which torch adds the bias: two roundings."""
+
 ADDENDS = {
-    **dict.fromkeys(
-        "linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d".split(), (2, "bias")
-    ),
+    **dict.fromkeys(("linear", *CONVOLUTIONS), (2, "bias")),
     **dict.fromkeys("addmm addmv addbmm baddbmm addr".split(), (0, "input")),
     "scaled_dot_product_attention": (3, "attn_mask"),
 }
 """Position and keyword of the argument that is added to a product rather than multiplied."""
+
+MASKED = {"scaled_dot_product_attention": ("query", "key", "value")}
+"""Products with a mask among their arguments, and the names of their factors, which come first: a mask may be as
+large as it likes, because -inf is what it means."""
 
 BANNED = frozenset({"binary_cross_entropy"})
 

@@ -57,6 +57,9 @@ _ALIASES = {
     "clip": "clamp",
 }
 
+RAISED_BY = "precaudit_op"
+"""The attribute of an exception that names the operation it came out of."""
+
 _COMPOSITES = ("torch.functional", "torch.nn.functional")
 _IN_PLACE_OPERATORS = frozenset(
     "__iadd__ __isub__ __imul__ __idiv__ __itruediv__ __ifloordiv__ __imod__ __ipow__ __iand__ __ior__ __ixor__ "
@@ -135,7 +138,11 @@ class OperationMode(TorchFunctionMode):
         op = op_name(func)
         inner = twin(func)
         if inner is None or self.whole(op) or func in self._expanding:
-            return self.operation(op, func, args, kwargs)
+            try:
+                return self.operation(op, func, args, kwargs)
+            except Exception as error:
+                vars(error).setdefault(RAISED_BY, op)
+                raise
         # Some composites name themselves to the mode through a dispatcher: met again, they are one operation.
         self._expanding.append(func)
         try:
@@ -182,12 +189,21 @@ def _rebuilt_mapping(value: Mapping[str, Any], changed: dict[str, Any]) -> Any:
         return type(value)(changed)  # type: ignore[call-arg]
 
 
+_SCALARS = (int, float, str, type(None))
+
+
 def tensors_in(value: Any) -> list[torch.Tensor]:
     """Every tensor in nested lists, tuples and mappings, in order."""
     if isinstance(value, torch.Tensor):
         return [value]
     if isinstance(value, (list, tuple)):
-        return [tensor for item in value for tensor in tensors_in(item)]
+        found = []
+        for item in value:
+            if isinstance(item, torch.Tensor):
+                found.append(item)
+            elif not isinstance(item, _SCALARS):  # asking these whether they are mappings takes longer
+                found += tensors_in(item)
+        return found
     if isinstance(value, Mapping):
         return [tensor for item in value.values() for tensor in tensors_in(item)]
     return []

@@ -274,11 +274,11 @@ def compare_with_default(
 ) -> ScaleComparison:
     """Steps and gradient energy that torch's default scaler (2**16, 2000) would lose, beside the recommendation."""
     default_skips = expected_skips(log2_max, DEFAULT_K, DEFAULT_INTERVAL, steps)
-    default_lost = _worst_lost(gradients, replay(log2_max, DEFAULT_K, DEFAULT_INTERVAL).k)
+    default_lost = worst_lost(gradients, replay(log2_max, DEFAULT_K, DEFAULT_INTERVAL).k)
     k = round(math.log2(recommended.init_scale)) if recommended.init_scale else 0
     if recommended.mode == "dynamic":
         k = replay(log2_max, k, recommended.growth_interval or DEFAULT_INTERVAL).k
-    skips, lost = recommended.predicted_skips or 0.0, _worst_lost(gradients, k)
+    skips, lost = recommended.predicted_skips or 0.0, worst_lost(gradients, k)
     detail = (
         f"the default scaler would skip {default_skips:g} of {steps} steps and lose {default_lost:.2g} of the "
         f"worst tensor's gradient energy; this one {skips:g} and {lost:.2g}"
@@ -288,7 +288,7 @@ def compare_with_default(
     return ScaleComparison(default_skips, skips, default_lost, lost, detail)
 
 
-def _worst_lost(gradients: Gradients, k: int) -> float:
+def worst_lost(gradients: Gradients, k: int) -> float:
     worst = 0.0
     for tensors in gradients.values():
         loudest = max((tensor.rms for tensor in tensors), default=0.0)

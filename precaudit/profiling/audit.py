@@ -76,7 +76,7 @@ def run_audit(job: Job, formats: tuple[str, ...], execution: Execution, runner: 
         as_written = replace(first, label="as-written")
         spec = replace(spec, neutralize=True)
         reference = runner(spec)
-    elif _finished(first) and "grad_scaler" in first.baseline:
+    elif _finished(first) and ("grad_scaler" in first.baseline or first.baseline.get("autocast") == "float16"):
         as_written = runner(RunSpec(job, "as-written", precision="as-written"))
     trace = reference.trace or Trace()
     audit = Audit(
@@ -134,7 +134,8 @@ def require_measurable(audit: Audit) -> None:
     if run.backward_calls == 0 and not run.losses:
         raise PrecauditError(
             "nothing to measure: the script finished without a backward pass. precaudit audits training; "
-            "give it the script that trains, or a model file with build_model, batches and loss",
+            "give it the script that trains, or a model file with build_model, batches and loss (training in "
+            "processes that the script starts itself is not seen)",
             ExitCode.NOTHING_TO_MEASURE,
         )
     if not any(layer.trained for layer in audit.trace.layers):

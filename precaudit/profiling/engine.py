@@ -10,7 +10,8 @@ from typing import Any
 
 from precaudit import __version__
 from precaudit.errors import ExitCode, PrecauditError
-from precaudit.model import Execution, Op, Plan, Report, TensorCores, Verification
+from precaudit.measuring.stage import measure, trained_ops
+from precaudit.model import Execution, Plan, Report, Verification
 from precaudit.planning.planner import Choices, build_plan, default_format, fallback
 from precaudit.profiling.audit import Audit, Runner, chosen_formats, require_measurable, run_audit
 from precaudit.profiling.bisect import contributions
@@ -19,9 +20,8 @@ from precaudit.profiling.findings import all_findings
 from precaudit.profiling.settings import Settings
 from precaudit.profiling.trials import verify
 from precaudit.running.job import Job, RunResult, RunSpec
-from precaudit.tensorcores.eligibility import alignment_findings, eligible_share
+from precaudit.tensorcores.eligibility import alignment_findings
 from precaudit.tensorcores.peaks import Gpu, find_gpu, get_gpu
-from precaudit.tensorcores.roofline import in_words, predicted_gain
 
 DEFAULT_FORMATS = ("bfloat16", "float16", "tf32")
 NARROW = ("bfloat16", "float16", "float8_e4m3", "float8_e5m2")
@@ -77,17 +77,22 @@ def profile_job(job: Job, settings: Settings, runner: Runner) -> Outcome:
             require_measurable(audit)
             plan, verification = _plan_and_verify(audit, settings, formats, target, execution, clock)
             code = _exit_code(plan, verification, settings)
+        measured = measure(audit, plan, target, settings.price, where, None if error else runner)
     report = Report(
         environment=where,
         job=_job_facts(job, settings, audit, formats, target),
         layers=audit.trace.layers,
         ops=audit.trace.ops,
-        findings=(*all_findings(audit, plan, verification), *alignment_findings(_trained_ops(audit), plan, target)),
+        findings=(
+            *all_findings(audit, plan, verification),
+            *alignment_findings(trained_ops(audit), plan, target),
+            *measured.findings,
+        ),
         plan=plan,
         verification=verification,
-        tensor_cores=_tensor_cores(audit, plan, target),
-        performance=_performance(clock, time.perf_counter() - start),
-        cost=_cost(settings, audit),
+        tensor_cores=measured.tensor_cores,
+        performance={**_performance(clock, time.perf_counter() - start, measured.seconds), **measured.performance},
+        cost=measured.cost,
         precaudit_version=__version__,
     )
     return Outcome(report, code, error)
@@ -207,26 +212,9 @@ def _job_facts(job: Job, settings: Settings, audit: Audit, formats: Sequence[str
     }
 
 
-def _trained_ops(audit: Audit) -> list[Op]:
-    trained = {layer.fqn for layer in audit.trace.layers if layer.trained}
-    return [op for op in audit.trace.ops if op.fqn in trained]
-
-
-def _tensor_cores(audit: Audit, plan: Plan, target: Gpu) -> TensorCores:
-    """What shapes say without a GPU: eligible FLOPs under the plan, and the gain that peaks would allow."""
-    ops, layers, steps = _trained_ops(audit), audit.trace.layers, max(1, audit.trace.audited_steps)
-    gain = predicted_gain(ops, layers, plan, target, steps=steps) if ops else None
-    return TensorCores(
-        measured=False,
-        method=f"no kernels were timed; eligibility on {target.name} follows from shapes",
-        eligible_flops_share=eligible_share(ops, plan, target),
-        device=target.name,
-        notes=(in_words(gain, target),),
-    )
-
-
-def _performance(clock: _Clock, seconds: float) -> dict[str, Any]:
-    """Plain time: the steps of every run at the median step of the unmeasured float32 runs (or the fastest third)."""
+def _performance(clock: _Clock, seconds: float, measuring: float) -> dict[str, Any]:
+    """Plain time: the steps of every run at the median step of the unmeasured float32 runs (or the fastest third).
+    The `measuring` stage is in the total and no part of the rest."""
     runs = clock.results
     plain = [s for spec, r in runs if spec.precision == "float32" and not spec.probe_dir for s in r.step_seconds[1:]]
     if not plain:
@@ -238,16 +226,9 @@ def _performance(clock: _Clock, seconds: float) -> dict[str, Any]:
     return {
         "seconds_total": seconds,
         "seconds_in_runs": inside,
-        "step_seconds": median,
         "steps_run": steps,
         "runs": len(runs),
         "seconds_plain_steps": steps * median if median is not None else None,
-        "seconds_startup": seconds - clock.stepping_seconds,
+        "seconds_startup": max(0.0, seconds - measuring - clock.stepping_seconds),
         "ratio": clock.stepping_seconds / (steps * median) if median and steps else None,
-        "gpu": None,
     }
-
-
-def _cost(settings: Settings, audit: Audit) -> dict[str, Any]:
-    """Money only for time measured on the device it is asked for; the CPU's times say nothing of a GPU's."""
-    return {"price_per_hour": settings.price, "usd_per_thousand_steps": None, "energy_joules": None}

@@ -2,47 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Iterable
 
-from precaudit.model import Finding, Location, Plan, Severity, Verification
+from precaudit.model import Finding, Plan, Verification
 from precaudit.planning.budget import GradientError
 from precaudit.planning.rules import Ban
+from precaudit.profiling.aswritten import of_as_written
 from precaudit.profiling.audit import Audit
-from precaudit.running.job import RunResult
-from precaudit.verification.statistics import MARGIN_CAP, comparison_window, diverged, relative_differences
-
-_STRAYED = 10.0
-"""One pair shows a difference, not its spread: only one this many margins wide is called an error."""
-
-
-def fingerprint(rule: str, fqn: str | None, op: str | None) -> str:
-    """Stable while the layer and the rule are the same: lines may move, numbers may change."""
-    return hashlib.sha256(f"{rule}:{fqn}:{op}".encode()).hexdigest()[:16]
-
-
-def _finding(
-    rule: str,
-    severity: Severity,
-    message: str,
-    suggestion: str,
-    fqn: str | None = None,
-    op: str | None = None,
-    location: Location | None = None,
-    **evidence: object,
-) -> Finding:
-    return Finding(
-        rule,
-        severity,
-        message,
-        suggestion,
-        fqn,
-        op,
-        location,
-        evidence,
-        fingerprint(rule, fqn, op),
-    )
+from precaudit.profiling.finding import finding
 
 
 def all_findings(audit: Audit, plan: Plan, verification: Verification) -> tuple[Finding, ...]:
@@ -52,7 +20,7 @@ def all_findings(audit: Audit, plan: Plan, verification: Verification) -> tuple[
         *_of_optimizer(audit),
         *_of_errors(audit.errors),
         *_of_loss_scale(audit, plan),
-        *_of_as_written(audit, verification),
+        *of_as_written(audit, verification),
         *_of_verification(verification),
     ]
     rank = {"error": 0, "warning": 1, "note": 2}
@@ -70,7 +38,7 @@ def _of_bans(bans: Iterable[Ban], plan: Plan) -> list[Finding]:
         first = next((ban for ban in group if ban.format in used), group[0])
         formats = ", ".join(ban.format for ban in group)
         found.append(
-            _finding(
+            finding(
                 rule,
                 first.severity if first.format in used else "note",
                 f"{fqn or 'the model'}: {first.why}",
@@ -101,7 +69,7 @@ def _of_optimizer(audit: Audit) -> list[Finding]:
             idle = gradient.stats.zeros / max(1, gradient.stats.numel)
             if moved - idle > 0.5:
                 found.append(
-                    _finding(
+                    finding(
                         "PA301",
                         "error",
                         f"{layer.fqn}: {moved:.0%} of its updates are rounded away, with weights in {weight.dtype}",
@@ -115,7 +83,7 @@ def _of_optimizer(audit: Audit) -> list[Finding]:
             share = state.stats.zeros / max(1, state.stats.numel)
             if state.dtype == "float16" and (share > 0.01 or (flushed and flushed.underflow_rate > 0)):
                 found.append(
-                    _finding(
+                    finding(
                         "PA302",
                         "error",
                         f"{layer.fqn}: {share:.0%} of {state.name} is zero in float16, and so is Adam's eps",
@@ -131,7 +99,7 @@ def _of_optimizer(audit: Audit) -> list[Finding]:
 
 def _of_errors(errors: Iterable[GradientError]) -> list[Finding]:
     return [
-        _finding(
+        finding(
             "PA201",
             "warning",
             f"the whole model in {e.label.partition('@')[0]} disturbs the gradient too much "
@@ -163,7 +131,7 @@ def _of_loss_scale(audit: Audit, plan: Plan) -> list[Finding]:
         )
         if layer.trained and worst > 1e-2:
             found.append(
-                _finding(
+                finding(
                     "PA202",
                     "warning",
                     f"{layer.fqn}: {worst:.0%} of its gradient energy vanishes in float16 without a loss scale",
@@ -175,77 +143,14 @@ def _of_loss_scale(audit: Audit, plan: Plan) -> list[Finding]:
             )
     for fqn, why in plan.because.items():
         if "no single scale" in why:
-            found.append(_finding("PA203", "warning", f"{fqn}: {why}", "the plan moves it out of float16", fqn))
+            found.append(finding("PA203", "warning", f"{fqn}: {why}", "the plan moves it out of float16", fqn))
     return found
-
-
-def _of_as_written(audit: Audit, verification: Verification) -> list[Finding]:
-    """PA501: the script's own low precision doesn't train like float32; PA502: it clips scaled gradients."""
-    found = []
-    clips = audit.reference.baseline.get("clips_scaled")
-    if isinstance(clips, dict):
-        found.append(
-            _finding(
-                "PA502",
-                "error",
-                f"{clips['function']} clips gradients before scaler.unscale_: their norm has the loss scale in it",
-                "call scaler.unscale_(optimizer) before clipping",
-                location=Location(clips["path"], clips["line"]),
-            )
-        )
-    run = audit.as_written
-    if run is None:
-        return found
-    casts = run.baseline.get("casts")
-    places = [(Location(c["path"], c["line"]), c["dtype"]) for c in casts] if isinstance(casts, list) else []
-    where = places[0][0] if places else None
-    what = " and ".join(dict.fromkeys(dtype for _, dtype in places)) or "low precision"
-    detail = _strays(audit.reference, run, verification.margin)
-    if detail is not None:
-        found.append(
-            _finding(
-                "PA501",
-                "error",
-                f"as written, in its own {what}, the script doesn't train like float32: {detail}",
-                "use the plan below instead of the script's own casts and scaler",
-                location=where,
-                casts=[f"{place.path}:{place.line} {dtype}" for place, dtype in places],
-            )
-        )
-    elif places:
-        found.append(
-            _finding(
-                "PA503",
-                "note",
-                f"the script casts to {what} by itself; what it keeps there (weights, averages, counters) absorbs "
-                "additions smaller than half a unit in the last place",
-                "keep weights, moving averages and accumulators in float32",
-                location=where,
-                casts=[f"{place.path}:{place.line} {dtype}" for place, dtype in places],
-            )
-        )
-    return found
-
-
-def _strays(reference: RunResult, run: RunResult, margin: float | None) -> str | None:
-    """How the script as written differs from float32, where it does by far more than the margin."""
-    if run.status not in ("stopped", "ended"):
-        return f"it stopped at step {run.steps}" + (f": {run.error.message}" if run.error else "")
-    if (lost := diverged(reference.losses, run.losses)) is not None:
-        return lost.detail
-    steps = min(len(run.losses), len(reference.losses))
-    if not steps:
-        return None
-    window = comparison_window(steps, steps)
-    difference = float(relative_differences([reference.losses], [run.losses], window)[0])
-    limit = _STRAYED * (margin or MARGIN_CAP)
-    return f"its loss ends {difference:+.1%} from float32's" if abs(difference) > limit else None
 
 
 def _of_verification(verification: Verification) -> list[Finding]:
     """PA601: what a trial had to change; PA602: a plan that no repair saved."""
     found = [
-        _finding(
+        finding(
             "PA601",
             "warning",
             f"{r.fqn or 'the model'}{': ' + r.op if r.op else ''} needed {r.target}: {r.why}",
@@ -262,7 +167,7 @@ def _of_verification(verification: Verification) -> list[Finding]:
     if unsound is not None:
         step = next(i for i, loss in enumerate(unsound.losses) if not math.isfinite(loss))
         found.append(
-            _finding(
+            finding(
                 "PA603",
                 "error",
                 f"float32 itself is not finite from step {step} on (seed {unsound.seed}), by no fault of a format",
@@ -272,7 +177,7 @@ def _of_verification(verification: Verification) -> list[Finding]:
         )
     if verification.verdict == "fail":
         found.append(
-            _finding(
+            finding(
                 "PA602",
                 "error",
                 f"no low-precision plan was verified: {verification.reason}",

@@ -76,28 +76,49 @@ def _watch(trials: Trials, plan: Plan, candidates: Mapping[int, RunResult], step
 
 
 def _after_fault(plan: Plan, faults: list[Fault], trace: Trace) -> list[Promotion]:
-    """The first forward producer, else the first gradient; with the module's direct consumers of large values."""
-    first = next((f for f in faults if f.phase == "forward"), faults[0])
-    leaf = {layer.fqn: layer.leaf for layer in trace.layers}.get(first.fqn, True)
-    category = next((op.category for op in trace.ops if (op.fqn, op.op) == (first.fqn, first.op)), "lower")
-    source = format_of(plan, first.fqn, first.op)
+    """The first forward producer that something can be done about, else the first gradient."""
+    producers = [fault for fault in faults if fault.phase == "forward"] or faults
+    found = (_widened(plan, fault.fqn, fault.op, _what_happened(fault), trace) for fault in producers)
+    return next(([promotion] for promotion in found if promotion is not None), [])
+
+
+def _widened(plan: Plan, fqn: str, op: str | None, why: str, trace: Trace) -> Promotion | None:
+    """The operation alone in a module that computes between its children; the module where it is a leaf, where no
+    operation is known, or where the operation is wide already; None where all of that is float32."""
+    leaf = {layer.fqn: layer.leaf for layer in trace.layers}.get(fqn, True)
+    source = format_of(plan, fqn, op or "")
+    if op and not leaf and source != "float32":
+        category = next((each.category for each in trace.ops if (each.fqn, each.op) == (fqn, op)), "other")
+        return Promotion(fqn, op, source, _target(source, category, plan), why)
+    source = format_of(plan, fqn, "")
     if source == "float32":
-        return []
-    target = fallback(source, _used(plan)) if category == "lower" else "float32"
-    amax = f" from inputs up to {first.input_amax:.3g}" if first.input_amax is not None else ""
-    where = f" at {first.location.path}:{first.location.line}" if first.location else ""
-    what = "made" if first.phase == "forward" else "received a gradient of"
-    why = f"{first.op} {what} {first.nonfinite} non-finite values{amax} at step {first.step}{where}"
-    return [Promotion(first.fqn, "" if leaf else first.op, source, target, why)]
+        return None
+    kinds = {each.category for each in trace.ops if each.fqn == fqn and op in (None, each.op)}
+    return Promotion(fqn, "", source, _target(source, "lower" if kinds == {"lower"} else "other", plan), why)
+
+
+def _target(source: str, category: str, plan: Plan) -> str:
+    """An operation outside the products follows its inputs: only float32 frees it from their format."""
+    return fallback(source, _used(plan)) if category == "lower" else "float32"
+
+
+def _what_happened(fault: Fault) -> str:
+    amax = f" from inputs up to {fault.input_amax:.3g}" if fault.input_amax is not None else ""
+    where = f" at {fault.location.path}:{fault.location.line}" if fault.location else ""
+    what = "made" if fault.phase == "forward" else "sent back a gradient of"
+    return f"{fault.op} {what} {fault.nonfinite} non-finite values{amax} at step {fault.step}{where}"
 
 
 def _after_exception(plan: Plan, broken: RunResult, trace: Trace) -> list[Promotion]:
-    """The innermost module whose forward raised runs in float32 with everything in it."""
-    error = broken.error.message if broken.error else "the script stopped"
+    """The operation that raised runs in float32, else the innermost module whose forward raised."""
     fqn = _planned_name(broken.raised_in, plan)
-    if fqn is None or format_of(plan, fqn, "") == "float32":
+    if fqn is None:
         return []
-    return [Promotion(fqn, "", format_of(plan, fqn, ""), "float32", f"raised under the plan: {error.splitlines()[0]}")]
+    message = broken.error.message if broken.error else "the script stopped"
+    op = broken.error.op if broken.error else None
+    why = f"{op or 'its forward'} raised under the plan: {message.splitlines()[0] if message else 'no message'}"
+    promotion = _widened(plan, fqn, op, why, trace)
+    return [replace(promotion, target="float32")] if promotion else []
 
 
 def _planned_name(raised_in: str | None, plan: Plan) -> str | None:

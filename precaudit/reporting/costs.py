@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeGuard
 
 from precaudit.model import Report
-from precaudit.reporting.words import NOT_MEASURED, number, plural, prose, seconds, share
+from precaudit.reporting.words import NOT_MEASURED, number, plural, prose, seconds, share, size
 
 
 def tensor_cores(report: Report) -> list[str]:
@@ -35,22 +35,138 @@ def step_times(report: Report) -> list[str]:
         steps = {"float32": steps, "plan": None}
     if not isinstance(steps, Mapping) or not steps:
         return [f"Time of a step: {NOT_MEASURED}."]
-    return [f"Time of a step: {', '.join(f'{prose(arm)} {_step(value)}' for arm, value in steps.items())}."]
+    return [f"Time of a step: {_by_arm(steps, _step)}.", *_speedup(report), *_beside_time(report.performance)]
 
 
 def _step(value: Any) -> str:
     return seconds(value.get("median")) if isinstance(value, Mapping) else seconds(value)
 
 
+def _by_arm(values: Mapping[str, Any], words: Callable[[Any], str]) -> str:
+    """Every arm with its figure, those without one together at the end."""
+    known = [f"{_arm(arm)} {words(value)}" for arm, value in values.items() if value is not None]
+    missing = [_arm(arm) for arm, value in values.items() if value is None]
+    return "; ".join([", ".join(known)] * bool(known) + [f"{', '.join(missing)} {NOT_MEASURED}"] * bool(missing))
+
+
+def _arm(name: object) -> str:
+    return {"amp": "default AMP", "plan": "the plan"}.get(str(name)) or prose(name)
+
+
+def _speedup(report: Report) -> list[str]:
+    """How the plan compares, with the spread over the rounds."""
+    p = report.performance
+    faster, spread = _mapping(p, "speedup"), _mapping(p, "speedup_quartiles")
+    parts = []
+    for arm, value in faster.items():
+        if _number(value):
+            within = " ({:.2f}x to {:.2f}x)".format(*spread[arm]) if _pair(spread.get(arm)) else ""
+            parts.append(f"{_arm(arm)} {value:.2f}x{within}")
+    method = (
+        f"Timed: {prose(p['method'])}."
+        if _number(_mapping(p, "step_seconds").get("float32")) and p.get("method")
+        else ""
+    )
+    lines = [f"Speed against float32, and its middle half over the rounds: {', '.join(parts)}."] if parts else []
+    return lines + [method] * bool(method)
+
+
+def gain(report: Report) -> list[str]:
+    """What the plan is worth in one sentence; nothing where it was not measured."""
+    p = report.performance
+    faster, bounds, gpu = _mapping(p, "speedup").get("plan"), _mapping(p, "speedup_quartiles").get("plan"), p.get("gpu")
+    if not gpu or not _number(faster) or faster <= 0:
+        return []
+    if faster <= 1 or _low(bounds) <= 1:
+        return [f"Worth: no time gained over float32, measured on {prose(gpu)} ({faster:.2f}x)."]
+    return [
+        f"Worth: {faster:.2f}x the speed of float32, measured on {prose(gpu)}: the same training for "
+        f"{1 - 1 / faster:.0%} less of its time."
+    ]
+
+
+def _beside_time(p: Mapping[str, Any]) -> list[str]:
+    """Waiting for data, memory, and how far the prediction was off."""
+    lines = []
+    if _number(p.get("data_wait_share")):
+        lines.append(
+            f"Data, and whatever else runs between two steps, takes {share(p['data_wait_share'])} of float32's time."
+        )
+    memory = _mapping(p, "peak_memory_bytes")
+    if any(_number(value) for value in memory.values()):
+        known = {arm: value for arm, value in memory.items() if _number(value)}
+        whose = "" if p.get("gpu") else " of the whole process"
+        lines.append(f"Peak memory{whose}: {_by_arm(known, size)}.")
+    errors = {arm: value for arm, value in _mapping(p, "prediction_error").items() if _number(value)}
+    if errors:
+        predicted = _mapping(p, "predicted_step_seconds")
+        parts = [f"{_arm(arm)} {seconds(predicted.get(arm))} ({error:+.0%})" for arm, error in errors.items()]
+        lines.append(f"Predicted from the card's peaks, and the error: {', '.join(parts)}.")
+    return lines
+
+
+def _mapping(p: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    value = p.get(key)
+    return value if isinstance(value, Mapping) else {}
+
+
+def _number(value: Any) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _low(bounds: Any) -> float:
+    """The lower of two bounds; where there are none nothing is below."""
+    return float(bounds[0]) if _pair(bounds) else math.inf
+
+
+def _pair(value: Any) -> bool:
+    return isinstance(value, list | tuple) and len(value) == 2 and all(map(_number, value))
+
+
 def money(report: Report) -> list[str]:
-    """Energy and money, where they were measured."""
-    lines = [f"Energy: {number(report.cost.get('energy_joules'), 'J')}."]
-    price = report.cost.get("price_per_hour")
+    """Energy and money, where they were measured, in float32 and with the plan."""
+    cost = report.cost
+    price, device = cost.get("price_per_hour"), cost.get("device")
+    lines = [_energy(report)]
     if price is None:
         return [*lines, f"Money: {NOT_MEASURED} (--price USD_PER_HOUR turns time into money)."]
-    sums = {key: value for key, value in report.cost.items() if key.startswith("usd_")}
-    parts = [f"{number(value, 'USD')} {prose(key[4:].replace('_', ' '))}" for key, value in sums.items()]
-    return [*lines, f"Money at {number(price, 'USD')} an hour: {', '.join(parts) or NOT_MEASURED}."]
+    sums = {key: value for key, value in cost.items() if key.startswith("usd_per_")}
+    rate = f"{number(price, 'USD')} an hour" + (f" of this machine ({prose(device)})" if device else "")
+    before = _sums(sums, "_float32")
+    plain = {key: value for key, value in _sums(sums, "").items() if not key.endswith(("_float32", "_plan"))}
+    lines.append(f"Money at {rate}: {_priced(before or plain, {})}.")
+    if before:
+        lines.append(f"With the plan: {_priced(_sums(sums, '_plan'), before)}.")
+    return lines
+
+
+def _sums(sums: Mapping[str, Any], arm: str) -> dict[str, Any]:
+    """The sums of one arm by unit, those that are known."""
+    return {key[8:].removesuffix(arm): value for key, value in sums.items() if key.endswith(arm) and value is not None}
+
+
+def _priced(sums: Mapping[str, Any], before: Mapping[str, Any]) -> str:
+    """`0.05 USD for a thousand steps (51% less)`, and so on."""
+    parts = []
+    for unit, value in sums.items():
+        old = before.get(unit)
+        change = f" ({_change(value / old)})" if _number(value) and _number(old) and old else ""
+        what = SPANS.get(unit) or f"per {prose(unit.replace('_', ' '))}"
+        parts.append(f"{number(value, 'USD')} {what}{change}")
+    return ", ".join(parts) or NOT_MEASURED
+
+
+def _change(ratio: float) -> str:
+    return f"{1 - ratio:.0%} less" if ratio < 1 else f"{ratio - 1:.0%} more"
+
+
+def _energy(report: Report) -> str:
+    joules = {arm: report.cost.get(f"energy_joules_per_thousand_steps_{arm}") for arm in ("float32", "plan")}
+    if not any(map(_number, joules.values())):
+        why = report.performance.get("energy_method")
+        reason = f" ({prose(why).removeprefix(f'{NOT_MEASURED}: ')})" if why and why != NOT_MEASURED else ""
+        return f"Energy: {number(report.cost.get('energy_joules'), 'J')}{reason}."
+    return f"Energy of a thousand steps, whole card: {_by_arm(joules, lambda value: number(value, 'J'))}."
 
 
 def profiling(report: Report) -> list[str]:
@@ -63,7 +179,9 @@ def profiling(report: Report) -> list[str]:
     if _between(startup, total):
         line += f", {seconds(startup)} of it outside training steps"
     counts = [plural(p[key], noun) for key, noun in COUNTS.items() if isinstance(p.get(key), int)]
-    return [f"{line}.", *_overhead(p), *([f"It needed {' and '.join(counts)}."] if counts else [])]
+    measuring = p.get("seconds_measuring")
+    timing = [f"Timing the precisions took {seconds(measuring)} of that."] if _between(measuring, total) else []
+    return [f"{line}.", *timing, *_overhead(p), *([f"It needed {' and '.join(counts)}."] if counts else [])]
 
 
 def _overhead(p: Mapping[str, Any]) -> list[str]:
@@ -78,4 +196,10 @@ def _between(value: Any, most: Any) -> bool:
     return isinstance(value, int | float) and isinstance(most, int | float) and 0 <= value <= most != value
 
 
+SPANS = {
+    "thousand_steps": "for a thousand steps",
+    "run": "for the whole run",
+    "epoch": "for an epoch",
+    "thousand_samples": "for a thousand samples",
+}
 COUNTS = {"runs": "training run", "evaluations": "forward-backward evaluation"}

@@ -13,6 +13,7 @@ from typing import Literal
 
 from precaudit.formats import FORMATS
 from precaudit.model import Finding, Layer, Plan, Report, TensorRecord
+from precaudit.reporting import costs
 from precaudit.reporting.words import NOT_MEASURED, number, plural, power, prose, share, signed, visible
 
 Tone = Literal["good", "bad", "open"]
@@ -118,7 +119,7 @@ def _details(report: Report) -> tuple[str, ...]:
         lines.append("Native: the plan ran in the device's own low-precision arithmetic.")
     if v.reason and v.verdict != "pass":
         lines.append(f"Why: {prose(v.reason)}")
-    return tuple(lines)
+    return (*lines, *costs.gain(report))
 
 
 def _meaning(report: Report) -> str:

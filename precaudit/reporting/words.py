@@ -59,6 +59,17 @@ def seconds(value: Any) -> str:
     return f"{value:.1f} s" if value < 120 else f"{value / 60:.1f} min"
 
 
+def size(value: Any) -> str:
+    """Bytes, in the binary unit that leaves one to four digits."""
+    if not isinstance(value, int | float) or not math.isfinite(value):
+        return number(value)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(value) < 1024 or unit == "GiB":
+            break
+        value /= 1024
+    return f"{value:.3g} {unit}"
+
+
 def share(value: float | None) -> str:
     """A share as a percentage that never rounds to none or to all."""
     if value is None:

@@ -41,7 +41,7 @@ class Baseline:
         """Inside an autocast region that the script (or its library) opened with `enabled=False`."""
         return None in self._regions
 
-    def autocast_dtype(self) -> str | None:
+    def autocast_in_force(self) -> str | None:
         """The dtype of the autocast region that the script is in, None outside."""
         return self._regions[-1] if self._regions else None
 
@@ -138,7 +138,7 @@ def _float32_dtype(value: Any) -> Any:
     return torch.float32 if isinstance(value, torch.dtype) and value in _LOW else value
 
 
-def _own_cast(func: Any) -> bool:
+def called_by_precaudit(func: Any) -> bool:
     """Called by precaudit itself, to round; what its modes hand on for the script they have as their own `func`."""
     caller = sys._getframe(2)
     own = caller.f_globals.get("__name__", "").startswith("precaudit.")
@@ -155,7 +155,7 @@ class CastWatch(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if _own_cast(func):
+        if called_by_precaudit(func):
             return func(*args, **kwargs)
         if (dtype := _asked_for(func, args, kwargs)) and len(self._places) < _MOST_PLACES:
             place = caller_location()
@@ -180,7 +180,7 @@ class Float32Mode(TorchFunctionMode):
     """Turns a script's own casts to low precision into float32: `.half()`, `.to(torch.bfloat16)`, `dtype=...`."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if _own_cast(func):
+        if called_by_precaudit(func):
             return func(*args, **(kwargs or {}))
         kwargs = {key: _float32_dtype(value) for key, value in (kwargs or {}).items()}
         name = getattr(func, "__name__", "")

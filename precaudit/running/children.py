@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -137,7 +138,7 @@ def _child(spec: RunSpec, sender: Connection) -> None:
     from precaudit.running.worker import flush_output, run
 
     try:
-        message: object = run(spec, lambda: run_job(spec.job), sender.send)
+        message: object = run(spec, lambda: run_job(spec.job), sender.send, partial(_leave, sender))
     except PrecauditError as error:
         message = error
     except KeyboardInterrupt:
@@ -148,6 +149,14 @@ def _child(spec: RunSpec, sender: Connection) -> None:
         sender.send(message)
     except OSError:
         sys.exit(1)
+
+
+def _leave(sender: Connection, result: RunResult) -> None:
+    """The end of a script that catches every exception."""
+    sender.send(result)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def _interrupt_once(number: int, frame: Any) -> None:

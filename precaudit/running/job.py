@@ -36,9 +36,9 @@ class RunSpec:
     """One run of a job. `audited` steps are traced (`shadowed` ones measure local errors too); `probes` maps
     steps to the plan whose gradients are compared there; `watch` looks for the first non-finite value from
     the given step on; `perturbed` rounds the initial weights to a format, `jitter` moves them by one percent;
-    `neutralize` turns the script's own casts to low precision into float32; `repeatable` asks for algorithms that
-    repeat themselves bit for bit, which timing does without. `observer`, called with the module scopes
-    and `Baseline.in_island`, makes one more scope listener; what its `observe()` says after the run is `observed`."""
+    `neutralize` turns the script's own casts to low precision into float32. `observer`, called with the module scopes
+    and `Baseline.in_island`, makes one more scope listener; what its `observe()` says after the run is `observed`.
+    `runs` takes the place of all this: called with the spec, the code and `leave`, it runs that in its own way."""
 
     job: Job
     label: str
@@ -56,20 +56,22 @@ class RunSpec:
     perturbed: str | None = None
     jitter: bool = False
     neutralize: bool = False
-    repeatable: bool = True
     log: str | None = None
     threads: int | None = None
     observer: Callable[..., Any] | None = None
+    runs: Callable[..., RunResult] | None = None
 
 
 @dataclass(frozen=True)
 class ScriptError:
-    """An exception that left the script: its type, message, full traceback, and the last line of its own code."""
+    """An exception that left the script: its type, message, full traceback, the last line of its own code, and the
+    operation that raised it under a plan, if one did."""
 
     type: str
     message: str
     traceback: str
     location: Location | None = None
+    op: str | None = None
 
 
 @dataclass(frozen=True)

@@ -4,16 +4,33 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
 from precaudit.instrument.events import TrainingEvents, TrainingListener
 from precaudit.tracing.ops import caller_location
 
+_PATIENCE = 3
+
 
 class StopTraining(BaseException):
     """Unwinds a script that has taken its steps; not an Exception, so that scripts don't catch it by accident."""
+
+
+class Stop:
+    """Ends a script by `StopTraining`. A script that catches everything goes on training: where it has done so a few
+    times, `leave` ends its process, if there is one to end."""
+
+    def __init__(self, leave: Callable[[], None] | None = None) -> None:
+        self._leave = leave
+        self._asked = 0
+
+    def __call__(self) -> NoReturn:
+        self._asked += 1
+        if self._leave is not None and self._asked > _PATIENCE:
+            self._leave()
+        raise StopTraining
 
 
 class Monitor(TrainingListener):
@@ -22,13 +39,16 @@ class Monitor(TrainingListener):
     The loss of a step is the mean over its backward passes, or the first one where a closure evaluates many.
     """
 
-    def __init__(self, events: TrainingEvents, limit: int, progress: Callable[[int, float], None]) -> None:
+    def __init__(
+        self, events: TrainingEvents, limit: int, progress: Callable[[int, float], None], stop: Stop | None = None
+    ) -> None:
         self.steps = 0
         self.backward_calls = 0
         self.optimizer_steps = 0
         self.step_seconds: list[float] = []
         self._events = events
         self._limit = limit
+        self._stop = stop or Stop()
         self._progress = progress
         self._losses: list[torch.Tensor] = []
         self._of_step: list[torch.Tensor] = []
@@ -56,6 +76,8 @@ class Monitor(TrainingListener):
             self._taken.append(value.float().mean().cpu())
 
     def step_ended(self, optimizer: Any) -> None:
+        if self.steps >= self._limit:
+            self._stop()
         self.steps += 1
         self.optimizer_steps += optimizer is not None
         losses = self._of_step or self._taken
@@ -64,7 +86,7 @@ class Monitor(TrainingListener):
         self._of_step, self._taken = [], []
         self._tick()
         if self.steps >= self._limit:
-            raise StopTraining
+            self._stop()
 
     def _tick(self) -> None:
         now = time.perf_counter()

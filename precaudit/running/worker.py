@@ -22,17 +22,20 @@ from precaudit.execution.products import own_settings_ignored, tf32
 from precaudit.instrument.events import TrainingEvents, TrainingListener
 from precaudit.instrument.names import ModuleNames
 from precaudit.instrument.scopes import ModuleScopes
+from precaudit.instrument.torchfunction import RAISED_BY
 from precaudit.model import Location
 from precaudit.running.baseline import Baseline, CastWatch, eager_only, float32_only
 from precaudit.running.endstate import LastCalls, end_state
 from precaudit.running.job import RunResult, RunSpec, ScriptError, Status
-from precaudit.running.monitor import Monitor, StopTraining
+from precaudit.running.monitor import Monitor, Stop, StopTraining
+from precaudit.running.ownlow import OwnLowPrecision
 from precaudit.running.probes import GradientProbe
 from precaudit.running.seeds import controlled_seeds, repeatable_algorithms
 from precaudit.tracing.snapshot import snapshot
 from precaudit.tracing.tracer import TraceOptions, Tracer
 
 Report = Callable[[RunResult], None]
+Leave = Callable[[RunResult], None]
 _REPORT_SECONDS = 0.5
 _REPORT_SHARE = 0.02
 
@@ -58,6 +61,7 @@ class _Session:
     tracer: Tracer | None
     scaler: LossScaler | None
     probe: GradientProbe | None
+    own_low: OwnLowPrecision | None
     optimizers: _Optimizers
     last_calls: LastCalls
     observer: Any | None
@@ -67,7 +71,7 @@ def _trains(module: torch.nn.Module) -> bool:
     return next(module.parameters(), None) is not None
 
 
-def _assemble(spec: RunSpec, progress: Callable[[int, float], None]) -> _Session:
+def _assemble(spec: RunSpec, progress: Callable[[int, float], None], stop: Stop) -> _Session:
     """Listeners in the order in which they must hear: precision inside tracing, the monitor last."""
     names, events, baseline = ModuleNames(), TrainingEvents(), Baseline()
     scopes = ModuleScopes(names)
@@ -84,7 +88,8 @@ def _assemble(spec: RunSpec, progress: Callable[[int, float], None]) -> _Session
     probe = GradientProbe(spec, names, scopes, events, _trains) if spec.probe_dir else None
     if probe is not None:
         scopes.listeners.append(probe)
-    tracer = Tracer(scopes, _trace_options(spec, baseline)) if spec.audited or spec.watch_from is not None else None
+    traced = bool(spec.audited) or spec.watch_from is not None
+    tracer = Tracer(scopes, _trace_options(spec, baseline), baseline.in_island) if traced else None
     if tracer is not None:
         scopes.listeners.append(tracer)
     last_calls, optimizers = LastCalls(), _Optimizers()
@@ -92,9 +97,17 @@ def _assemble(spec: RunSpec, progress: Callable[[int, float], None]) -> _Session
     observer = spec.observer(scopes, baseline.in_island) if spec.observer else None
     if observer is not None:
         scopes.listeners.append(observer)
-    monitor = Monitor(events, spec.job.steps, progress)
-    events.listeners = [x for x in (scaler, tracer, probe, optimizers, monitor) if x is not None]
-    return _Session(names, scopes, events, baseline, monitor, tracer, scaler, probe, optimizers, last_calls, observer)
+    monitor = Monitor(events, spec.job.steps, progress, stop)
+    own_low = OwnLowPrecision(names, baseline.settings) if _as_written(spec) else None
+    events.listeners = [x for x in (scaler, tracer, probe, own_low, optimizers, monitor) if x is not None]
+    return _Session(
+        names, scopes, events, baseline, monitor, tracer, scaler, probe, own_low, optimizers, last_calls, observer
+    )
+
+
+def _as_written(spec: RunSpec) -> bool:
+    """Whether the script's own casts are in force and of interest."""
+    return spec.precision == "as-written" or (bool(spec.audited) and spec.plan is None and not spec.neutralize)
 
 
 def _trace_options(spec: RunSpec, baseline: Baseline) -> TraceOptions:
@@ -105,26 +118,41 @@ def _trace_options(spec: RunSpec, baseline: Baseline) -> TraceOptions:
         formats=spec.formats,
         per_step=True,
         watch=watch is not None,
-        autocast=baseline.autocast_dtype,
+        autocast=baseline.autocast_in_force,
     )
 
 
-def run(spec: RunSpec, code: Callable[[], None], report: Report = lambda partial: None) -> RunResult:
+def run(
+    spec: RunSpec, code: Callable[[], None], report: Report = lambda partial: None, leave: Leave | None = None
+) -> RunResult:
     """Run `code` as `spec` says. Every hook, patch and mode is gone when this returns, whatever the code did.
 
     `report` gets what is known so far, often enough that a killed run loses little, seldom enough to cost little.
+    `leave` gets the result, and ends the process, where the script doesn't let itself be stopped.
     """
+    if spec.runs is not None:
+        return spec.runs(spec, code, leave)
+    start = time.perf_counter()
+
+    def settled(result: RunResult) -> RunResult:
+        ended = end_state(session.names, session.optimizers.seen.values(), session.last_calls.calls)
+        if session.observer is not None and result.status in ("stopped", "ended"):
+            result = replace(result, observed=session.observer.observe())
+        return replace(_measured(result, session, time.perf_counter() - start), end_state=ended)
+
+    def stopped() -> None:
+        if leave is not None:
+            leave(settled(RunResult(spec.label, spec.seed, "stopped")))
+
     reporter = _Reporter(report)
-    session = reporter.session = _assemble(spec, reporter)
+    session = reporter.session = _assemble(spec, reporter, Stop(stopped))
     if spec.threads:
         torch.set_num_threads(spec.threads)
     reporter.result = RunResult(spec.label, spec.seed, "killed")
-    start = time.perf_counter()
     with ExitStack() as stack:
         stack.enter_context(controlled_seeds(spec.seed))
         stack.enter_context(eager_only())
-        if spec.repeatable:
-            stack.enter_context(repeatable_algorithms())
+        stack.enter_context(repeatable_algorithms())
         if spec.precision != "as-written":
             native_plan = spec.plan if spec.execution == "native" else None
             stack.enter_context(backward_products(native_plan) if native_plan else tf32(False))
@@ -134,14 +162,12 @@ def run(spec: RunSpec, code: Callable[[], None], report: Report = lambda partial
             stack.enter_context(float32_only())
         elif spec.audited:
             stack.enter_context(CastWatch(session.baseline.settings))
+        if session.own_low is not None:
+            stack.enter_context(session.own_low)
         stack.enter_context(session.scopes.installed())
         stack.enter_context(session.events.installed())
         stack.callback(_remove_hooks, session)
-        result = _execute(spec, code)
-        ended = end_state(session.names, session.optimizers.seen.values(), session.last_calls.calls)
-        if session.observer is not None and result.status in ("stopped", "ended"):
-            result = replace(result, observed=session.observer.observe())
-        return replace(_measured(result, session, time.perf_counter() - start), end_state=ended)
+        return settled(execute(spec, code))
 
 
 class _Reporter:
@@ -170,7 +196,8 @@ def _remove_hooks(session: _Session) -> None:
             listener.remove()
 
 
-def _execute(spec: RunSpec, code: Callable[[], None]) -> RunResult:
+def execute(spec: RunSpec, code: Callable[[], None]) -> RunResult:
+    """Run `code` to its end, and say how it ended."""
     result = RunResult(spec.label, spec.seed, "ended")
     try:
         code()
@@ -200,7 +227,7 @@ def script_error(error: BaseException) -> ScriptError:
     )
     last = outside[-1] if outside else None
     location = Location(last.filename, last.lineno or 0) if last else None
-    return ScriptError(type(error).__name__, str(error), text, location)
+    return ScriptError(type(error).__name__, str(error), text, location, getattr(error, RAISED_BY, None))
 
 
 def _measured(result: RunResult, session: _Session, seconds: float) -> RunResult:

@@ -15,10 +15,11 @@ from precaudit.tensorcores.advice import advise
 from precaudit.tensorcores.attribution import OUTSIDE, UNATTRIBUTED, Attribution, attribute
 from precaudit.tensorcores.peaks import Gpu, find_gpu
 from precaudit.tensorcores.products import Product, product
-from precaudit.tensorcores.rules import RANK, Classification, classify, generation_of, second_opinion
+from precaudit.tensorcores.rules import RANK, Classification, classify, classify_ptx, generation_of, second_opinion
 from precaudit.tensorcores.traces import Floats, Ints, Trace
 
 METHOD = "kernel times by torch.profiler; classes by kernel name, and by achieved rate where shapes are known"
+NO_PTX: Mapping[str, Sequence[str]] = MappingProxyType({})
 CLASSES = ("native", "legacy", "none", "unknown")
 FORMATS = MappingProxyType(
     {"fp32": "float32", "tf32": "tf32", "bf16": "bfloat16", "fp16": "float16", "fp8": "float8_e4m3", "int8": "int8"}
@@ -71,12 +72,13 @@ class Card:
         return generation_of(self.capability)
 
 
-def analyse(trace: Trace, target: str | None = None) -> Analysis:
-    """Tensor Core usage of a trace; `target` names its GPU where the trace itself doesn't."""
+def analyse(trace: Trace, target: str | None = None, ptx: Mapping[str, Sequence[str]] = NO_PTX) -> Analysis:
+    """Tensor Core usage of a trace; `target` names its GPU where the trace itself doesn't, `ptx` has what Triton's
+    kernels were compiled to, by name."""
     card = identify(trace, target)
-    groups = group_kernels(trace, card, attribution := attribute(trace))
+    groups = group_kernels(trace, card, attribution := attribute(trace), ptx)
     total = float(trace.kernels.seconds.sum())
-    layers = _layers(groups, total)
+    layers = _layers(groups, total, card)
     usage = TensorCores(
         measured=True,
         method=METHOD if card.nvidia else f"not an NVIDIA GPU ({card.name}): it has no Tensor Cores to measure",
@@ -113,10 +115,12 @@ def _newest_capability(trace: Trace) -> tuple[int, int] | None:
 # ---------------------------------------------------------------- grouping
 
 
-def group_kernels(trace: Trace, card: Card, attribution: Attribution) -> list[Group]:
+def group_kernels(
+    trace: Trace, card: Card, attribution: Attribution, ptx: Mapping[str, Sequence[str]] = NO_PTX
+) -> list[Group]:
     """Kernels of one name, op and owner as one group, the slowest first."""
     kernels = trace.kernels
-    classes = {int(i): classify(trace.names[i], card.capability, nvidia=card.nvidia) for i in np.unique(kernels.name)}
+    classes = {int(i): _class_of(trace.names[i], card, ptx) for i in np.unique(kernels.name)}
     flops = _kernel_flops(trace, attribution.op, [classes[i] for i in kernels.name.tolist()])
     op_name = np.where(attribution.op >= 0, trace.ops.name[attribution.op] if len(trace.ops) else -1, -1)
     keys = np.stack([kernels.name, op_name, attribution.owner, attribution.is_module], axis=1)
@@ -143,6 +147,12 @@ def group_kernels(trace: Trace, card: Card, attribution: Attribution) -> list[Gr
         )
         groups.append(_second_look(group, card))
     return sorted(groups, key=lambda group: -group.seconds)
+
+
+def _class_of(name: str, card: Card, ptx: Mapping[str, Sequence[str]]) -> Classification:
+    """By PTX where all kernels compiled under the name agree, else by the name."""
+    proven = {classify_ptx(name, text, card.capability) for text in ptx.get(name, ())} if card.nvidia else set()
+    return proven.pop() if len(proven) == 1 else classify(name, card.capability, nvidia=card.nvidia)
 
 
 def _kernel_flops(trace: Trace, op: Ints, classes: Sequence[Classification]) -> Floats:
@@ -221,9 +231,14 @@ def _takes(group: Group, gpu: Gpu) -> bool:
     return stated not in (None, "fp32", "fp64") and gpu.peak(FORMATS.get(stated or "", "")) is not None
 
 
+def _peak(group: Group, card: Card) -> float | None:
+    """TFLOP/s of the fastest unit that takes the kernel's operands."""
+    return card.gpu.rate(FORMATS.get(group.found.operands or "", "float32")) if card.gpu else None
+
+
 def _kernel(group: Group, card: Card) -> Kernel:
     rate = group.tflops
-    peak = card.gpu.rate(FORMATS.get(group.found.operands or "", "float32")) if card.gpu else None
+    peak = _peak(group, card)
     return Kernel(
         name=group.name,
         tensor_core=group.found.tensor_core,
@@ -240,20 +255,21 @@ def _kernel(group: Group, card: Card) -> Kernel:
     )
 
 
-def _layers(groups: Iterable[Group], total: float) -> list[Mapping[str, Any]]:
+def _layers(groups: Iterable[Group], total: float, card: Card) -> list[Mapping[str, Any]]:
     """A row per module or bucket with its time by class, the slowest first."""
     owners: dict[tuple[str, bool], list[Group]] = {}
     for group in groups:
         owners.setdefault((group.owner, group.in_module), []).append(group)
-    rows = [_layer(owner, in_module, mine, total) for (owner, in_module), mine in owners.items()]
+    rows = [_layer(owner, in_module, mine, total, card) for (owner, in_module), mine in owners.items()]
     return sorted(rows, key=lambda row: -row["seconds"])
 
 
-def _layer(owner: str, in_module: bool, groups: Sequence[Group], total: float) -> dict[str, Any]:
+def _layer(owner: str, in_module: bool, groups: Sequence[Group], total: float, card: Card) -> dict[str, Any]:
     seconds = sum(g.seconds for g in groups)
     share = _time_share(groups)
     rated = [g for g in groups if g.flops]
     flops, spent = sum(g.flops or 0.0 for g in rated), sum(g.seconds for g in rated)
+    at_peak = [g.flops / peak / 1e12 for g in rated if g.flops and (peak := _peak(g, card))]
     return {
         "fqn": owner,
         "module": in_module,
@@ -263,6 +279,7 @@ def _layer(owner: str, in_module: bool, groups: Sequence[Group], total: float) -
         "time_share": {label: getattr(share, label) for label in CLASSES},
         "flops": flops or None,
         "tflops": flops / spent / 1e12 if spent else None,
+        "peak_share": sum(at_peak) / spent if at_peak and len(at_peak) == len(rated) else None,
     }
 
 

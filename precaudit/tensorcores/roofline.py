@@ -1,4 +1,4 @@
-"""What a training step would take on a card: a prediction from the card's peaks. Its error has not been measured.
+"""What a training step would take on a card: a prediction from the card's peaks.
 
 Every product takes the longer of its arithmetic at the peak of its format and its memory traffic at full bandwidth;
 everything else takes its traffic. Real kernels reach a part of both, so ratios mean more than seconds.
@@ -16,8 +16,14 @@ from precaudit.planning.fitting import format_of
 from precaudit.tensorcores.eligibility import flops, runs_on_tensor_cores
 from precaudit.tensorcores.peaks import Gpu
 
-METHOD = "predicted from the card's peaks and bandwidth, not measured; the error of the prediction is not known"
+METHOD = "predicted from the card's peaks and bandwidth, not measured"
 WORTH = 0.03
+BUSY = 0.5  # of a step that the GPU must work in; below, the host decides
+BOUNDS = {
+    "launch": "starting its many small kernels takes longer than running them",
+    "memory": "it waits for memory more than for arithmetic",
+    "arithmetic": "its products already run as fast as under the plan",
+}
 
 PASSES = 3  # forward, gradients of the inputs, gradients of the weights
 LAUNCH = 5e-6  # seconds from one launch to the next in eager PyTorch: an assumption, the host decides
@@ -36,7 +42,18 @@ class StepPrediction:
 
     @property
     def total(self) -> float:
-        return max(self.seconds_launch, self.seconds_matmul + self.seconds_bandwidth + self.seconds_cast)
+        return max(self.seconds_launch, self._on_gpu)
+
+    @property
+    def bound(self) -> str:
+        """What takes most of the step: one of `BOUNDS`."""
+        if self.seconds_launch >= self._on_gpu:
+            return "launch"
+        return "memory" if self.seconds_bandwidth + self.seconds_cast > self.seconds_matmul else "arithmetic"
+
+    @property
+    def _on_gpu(self) -> float:
+        return self.seconds_matmul + self.seconds_bandwidth + self.seconds_cast
 
 
 def predict_step(ops: Sequence[Op], layers: Sequence[Layer], plan: Plan, target: Gpu, steps: int = 1) -> StepPrediction:
@@ -66,16 +83,35 @@ def predicted_gain(
     if not any(flops(op) for op in ops):
         return None
     everything = replace(plan, default=baseline, modules={}, ops=())
-    before = predict_step(ops, layers, everything, target, steps).total
-    return before / predict_step(ops, layers, plan, target, steps).total - 1.0
+    return _gain(predict_step(ops, layers, everything, target, steps), predict_step(ops, layers, plan, target, steps))
 
 
-def in_words(gain: float | None, target: Gpu, baseline: str = "float32") -> str:
-    if gain is None:
+def _gain(before: StepPrediction, after: StepPrediction) -> float:
+    return before.total / after.total - 1.0
+
+
+def in_words(before: StepPrediction | None, after: StepPrediction | None, target: Gpu) -> str:
+    """Float32 (`before`) against the plan; None where no product of known size was traced."""
+    if before is None or after is None or not before.seconds_matmul:
         return f"Speed on {target.name}: no prediction, no product of known size was traced."
+    gain = _gain(before, after)
     if gain < WORTH:
-        return f"No gain expected over {baseline} on {target.name} ({METHOD})."
-    return f"{1 + gain:.2f}x the speed of {baseline} expected on {target.name} ({METHOD})."
+        return f"No gain expected over float32 on {target.name}: {BOUNDS[after.bound]} ({METHOD})."
+    return f"{1 + gain:.2f}x the speed of float32 expected on {target.name} ({METHOD})."
+
+
+def measured_in_words(speedup: float, spread: Sequence[float] | None, busy: float | None, gpu: Gpu) -> str:
+    """The plan's measured speed over float32's; `busy` is the share of a step in which the GPU worked."""
+    within = f", {spread[0]:.2f}x to {spread[1]:.2f}x in the middle half of the rounds" if spread else ""
+    idle = (
+        f" The GPU works {busy:.0%} of a step and waits for the host otherwise: larger batches, torch.compile or "
+        "CUDA graphs help more than precision does."
+        if busy is not None and busy < BUSY
+        else ""
+    )
+    if speedup < 1 + WORTH:
+        return f"No gain over float32 measured on {gpu.name} ({speedup:.2f}x{within}).{idle}"
+    return f"{speedup:.2f}x the speed of float32 measured on {gpu.name}{within}.{idle}"
 
 
 # ---------------------------------------------------------------- the parts of a step

@@ -66,7 +66,7 @@ RULES: tuple[Rule, ...] = (
     _rule("xmma-ffma", r"xmma_.*_ffma", False),
     _rule("xmma-depthwise", r"xmma_depthwise_convolution_\w*f32f32_f32f32_f32", False),
     _rule("simt", r"_simt_|OpClassSimt|MmaSimt", False),
-    _rule("tensorop", r"tensorop|OpClassTensorOp|MmaTensorOp|OpMultiplyAddFastF32", True),
+    _rule("tensorop", r"tensorop|OpClassTensorOp|MmaTensorOp|TensorOpMultiplicand|OpMultiplyAddFastF32", True),
     _rule("xmma-tensor", r"xmma_.*_tensor\d+x\d+x\d+", True),
     _rule("xmma-warpgroup", r"xmma_.*warpgroupsize", True, "hopper"),
     _rule("mma-884", r"(?<![a-zA-Z0-9])[hsicdz]884(?![0-9])", True),

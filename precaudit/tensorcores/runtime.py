@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
+import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +18,7 @@ from precaudit.errors import PrecauditError
 from precaudit.instrument.names import ModuleNames
 from precaudit.instrument.scopes import Frame, ModuleScopes
 from precaudit.model import Finding, TensorCores
-from precaudit.tensorcores.analysis import analyse
+from precaudit.tensorcores.analysis import NO_PTX, analyse
 from precaudit.tensorcores.columns import SCOPE
 from precaudit.tensorcores.traces import read_trace
 
@@ -25,10 +27,11 @@ NO_GPU = TensorCores(method="not measured: no GPU")
 
 @dataclass
 class Recording:
-    """What the profiled steps showed, once they have ended."""
+    """What the profiled steps showed, once they have ended; `seconds` is the GPU's time in all of them."""
 
     tensor_cores: TensorCores = NO_GPU
     findings: tuple[Finding, ...] = ()
+    seconds: float = 0.0
 
 
 class ScopeMarks:
@@ -74,19 +77,31 @@ def profiled_steps(names: ModuleNames | None = None) -> Iterator[Recording]:
         yield recording
         return
     activities = [ProfilerActivity.CPU, ProfilerActivity.CUDA]
-    with marked_scopes(names), profile(activities=activities, record_shapes=True) as profiler:
+    # Without acc_events torch warns of cycles, though a profile without a schedule has but one.
+    with marked_scopes(names), profile(activities=activities, record_shapes=True, acc_events=True) as profiler:
         yield recording
         torch.cuda.synchronize()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "steps.json"
         profiler.export_chrome_trace(str(path))
-        recording.tensor_cores, recording.findings = read_back(path)
+        vars(recording).update(vars(read_back(path, compiled_ptx())))
 
 
-def read_back(path: Path) -> tuple[TensorCores, tuple[Finding, ...]]:
-    """The usage in a trace just written; what can't be read says why instead of ending the run."""
+def read_back(path: Path, ptx: Mapping[str, Sequence[str]] = NO_PTX) -> Recording:
+    """What a trace just written shows; what can't be read says why instead of ending the run."""
     try:
-        analysis = analyse(read_trace(path))
+        analysis = analyse(read_trace(path), ptx=ptx)
     except PrecauditError as error:
-        return TensorCores(method=f"not measured: {str(error).replace(str(path), 'the trace')}"), ()
-    return analysis.tensor_cores, analysis.findings
+        return Recording(TensorCores(method=f"not measured: {str(error).replace(str(path), 'the trace')}"))
+    return Recording(analysis.tensor_cores, analysis.findings, analysis.seconds)
+
+
+def compiled_ptx() -> dict[str, list[str]]:
+    """The PTX of every Triton kernel that this process has compiled or loaded, by kernel name."""
+    kind: Any = getattr(sys.modules.get("triton.compiler"), "CompiledKernel", None)
+    found: dict[str, list[str]] = {}
+    for kernel in gc.get_objects() if kind else ():
+        # type(), for isinstance asks every object for an attribute, which some of them mind
+        if issubclass(type(kernel), kind) and (text := kernel.asm.get("ptx")):
+            found.setdefault(kernel.name, []).append(text)
+    return found

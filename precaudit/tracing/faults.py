@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,15 @@ from precaudit.tracing.records import Fault
 
 _MASKING = frozenset("masked_fill where full full_like new_full masked_scatter scatter index_fill".split())
 _LIMIT = 64
+_READERS = "_precaudit_readers"
+"""On a result: the slots of the operations that read it, filled while they run."""
+
+
+def hand_on_readers(source: torch.Tensor, results: list[torch.Tensor]) -> None:
+    """A view or copy is read for the result it was made from."""
+    readers = getattr(source, _READERS, None)
+    for result in results if readers is not None else ():
+        setattr(result, _READERS, readers)
 
 
 @torch.no_grad()
@@ -56,9 +66,21 @@ class FaultWatch:
         if made_nan or (inputs.amax is not None and bool(values.isinf().any())):
             self._note("forward", values, inputs.amax, step, slot)
 
-    def backward(self, gradient: torch.Tensor, step: int, slot: Any) -> None:
+    def read(self, args: Any, kwargs: Any, slot: Any) -> None:
+        """`slot` is an operation that reads these arguments."""
+        for tensor in tensors_in((args, kwargs)):
+            getattr(tensor, _READERS, []).append(slot)
+
+    def readers(self, tensor: torch.Tensor) -> list[Any]:
+        """The list into which those come that read this result."""
+        readers: list[Any] = []
+        setattr(tensor, _READERS, readers)
+        return readers
+
+    def backward(self, gradient: torch.Tensor, step: int, slot: Any, readers: Sequence[Any]) -> None:
+        """The gradient of `slot`'s result was sent back by the operation that read it, by the last of several."""
         if not in_transform() and not bool(gradient.isfinite().all()):
-            self._note("backward", gradient, None, step, slot)
+            self._note("backward", gradient, None, step, readers[-1] if readers else slot)
 
     def _note(self, phase: str, values: torch.Tensor, amax: float | None, step: int, slot: Any) -> None:
         if len(self.faults) < _LIMIT:

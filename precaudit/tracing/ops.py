@@ -8,9 +8,10 @@ from typing import Any, Protocol
 
 import torch
 
-from precaudit.execution.policy import category
+from precaudit.execution.policy import Category, category
 from precaudit.instrument.torchfunction import OperationMode, tensors_in, writes
 from precaudit.model import Location
+from precaudit.tracing.faults import hand_on_readers
 
 STRUCTURAL = frozenset(
     "view reshape transpose permute expand expand_as split split_with_sizes chunk unbind __getitem__ contiguous "
@@ -63,13 +64,12 @@ def is_half(tensor: torch.Tensor) -> bool:
     return tensor.dtype in (torch.float16, torch.bfloat16) or getattr(tensor, HALF_FLAG, False)
 
 
-def stored_in_half(op: str, inputs: list[torch.Tensor]) -> bool:
+def stored_in_half(op: str, kind: Category, inputs: list[torch.Tensor]) -> bool:
     """Whether autocast would store the result in half: by category, else by type promotion of the inputs.
 
     Zero-dimensional tensors don't take part in promotion unless all are. Normalisation by batch statistics,
     which stay float32, follows its first input.
     """
-    kind = category(op)
     if kind == "lower":
         return True
     if kind in ("fp32", "banned") or not inputs:
@@ -94,9 +94,9 @@ def caller_location() -> Location | None:
 class TraceMode(OperationMode):
     """Tells `sink` about every operation with floating-point results, Python composites taken apart."""
 
-    def __init__(self, sink: OpSink) -> None:
+    def __init__(self, sink: OpSink, kind: Callable[[str], Category] = category) -> None:
         super().__init__()
-        self._sink = sink
+        self._sink, self._kind = sink, kind
 
     def operation(self, op: str, func: Call, args: Any, kwargs: Any) -> Any:
         if op.startswith("__get"):
@@ -112,6 +112,8 @@ class TraceMode(OperationMode):
         result = func(*args, **kwargs)
         if inputs and all(is_half(tensor) for tensor in inputs):
             mark_half(tensors_in(result))
+        if inputs:
+            hand_on_readers(inputs[0], tensors_in(result))
         return result
 
     def _cast(self, op: str, func: Call, args: Any, kwargs: Any) -> Any:
@@ -136,7 +138,7 @@ class TraceMode(OperationMode):
     def _traced(self, op: str, func: Call, args: Any, kwargs: Any) -> Any:
         inputs = [t for t in (*tensors_in(args), *tensors_in(kwargs)) if t.is_floating_point()]
         target = kwargs.get("out", args[0] if args else None) if writes(func, kwargs) else None
-        half = is_half(target) if isinstance(target, torch.Tensor) else stored_in_half(op, inputs)
+        half = is_half(target) if isinstance(target, torch.Tensor) else stored_in_half(op, self._kind(op), inputs)
         token = self._sink.begin(op, func, args, kwargs, half)
         result = func(*args, **kwargs)
         outputs = [t for t in tensors_in(result) if t.is_floating_point() or t.is_complex()]

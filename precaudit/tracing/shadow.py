@@ -38,6 +38,13 @@ def local_errors(
     Inputs that autocast would hold in half are rounded to the format first; the others enter as they are.
     The error of a sum is relative to its smaller addend, which is what a coarse format absorbs.
     """
+    with torch._C.DisableTorchFunction():
+        return _local_errors(op, func, args, kwargs, formats)
+
+
+def _local_errors(
+    op: str, func: Callable[..., Any], args: Any, kwargs: dict[str, Any], formats: tuple[str, ...]
+) -> dict[str, float]:
     exact = _without_randomness(func, args, kwargs)
     energy = sum(float(y.double().square().sum()) for y in exact)
     if not exact or not all(bool(y.isfinite().all()) for y in exact):

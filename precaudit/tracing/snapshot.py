@@ -9,7 +9,7 @@ from precaudit.histograms import fits
 from precaudit.instrument.names import ModuleName, ModuleNames
 from precaudit.model import Layer, Op, TensorRecord, TensorStats
 from precaudit.tracing.records import Fault, Trace
-from precaudit.tracing.slots import LayerSlot, OpSlot, ParameterSlot
+from precaudit.tracing.slots import LayerSlot, OpSlot, ParameterSlot, fold
 from precaudit.tracing.tracer import Tracer
 
 FITTED = ("bfloat16", "float16", "float8_e4m3", "float8_e5m2")
@@ -46,6 +46,8 @@ class _Namer:
 
 def snapshot(tracer: Tracer, names: ModuleNames) -> Trace:
     """The trace so far; the tracer may go on afterwards."""
+    tracer.parameters.flush()
+    fold(tracer.gauges)
     namer = _Namer(tracer)
     return Trace(
         layers=tuple(_layers(tracer, namer)),

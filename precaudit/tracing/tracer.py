@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from precaudit.execution.policy import ACCUMULATING, category
+from precaudit.execution.emulated import no_island
+from precaudit.execution.policy import ACCUMULATING, MASKED, Category, category
+from precaudit.histograms import Peak, take_peak
 from precaudit.instrument.events import TrainingListener, in_backward
 from precaudit.instrument.names import ModuleName
 from precaudit.instrument.scopes import Frame, ModuleScopes
@@ -18,7 +20,7 @@ from precaudit.tracing.faults import FaultWatch, Inputs, finite_amax
 from precaudit.tracing.ops import Call, TraceMode, caller_location
 from precaudit.tracing.parameters import ParameterTracker
 from precaudit.tracing.shadow import ABSORBING, local_errors, repeatable
-from precaudit.tracing.slots import LayerSlot, OpSlot, scalar_range
+from precaudit.tracing.slots import Gauge, LayerSlot, OpSlot, scalar_range
 
 _FORWARD = ""
 """Stands for a module's forward as a whole among the names of operations."""
@@ -49,18 +51,20 @@ class _Token:
 
 
 class Tracer(TrainingListener):
-    def __init__(self, scopes: ModuleScopes, options: TraceOptions) -> None:
+    def __init__(self, scopes: ModuleScopes, options: TraceOptions, in_island: Callable[[], bool] = no_island) -> None:
+        """`in_island` says whether autocast is switched off by the script itself."""
         self.options = options
+        self._in_island = in_island
         self.ops: dict[tuple[ModuleName, str, int], OpSlot] = {}
         self.layers: dict[ModuleName, LayerSlot] = {}
         self.parameters = ParameterTracker(lambda: self.log2_scale)
         self.watch = FaultWatch() if options.watch else None
-        self.maxima: list[tuple[int, float]] = []
+        self._peaks: list[tuple[int, Peak]] = []
         self.audited_steps = 0
         self.low_dtypes: set[str] = set()
         self.log2_scale = 0
         self._scopes = scopes
-        self._mode = TraceMode(self)
+        self._mode = TraceMode(self, self._category)
         self.step = 0
         self._pass = 0
         self._computing: set[ModuleName] = set()
@@ -74,23 +78,37 @@ class Tracer(TrainingListener):
         self.recording = self.options.audited(self.step)
         self._shadowing = self.recording and self.options.shadowed(self.step)
         self.parameters.active = self.recording
+        if not self.recording:
+            self.parameters.unhook()
 
     def _end_step(self) -> None:
         if self.recording:
             self.audited_steps += 1
             if self.options.per_step:
-                self._fold()
+                self._take_peak()
         self.step += 1
         self._begin_step()
 
-    def _fold(self) -> None:
-        peaks = [slot.gradient.fold().amax for slot in self.ops.values() if slot.half]
-        for layer in self.layers.values():
-            layer.gradient.fold()
+    def _take_peak(self) -> None:
+        """Of the gradients that are half in the backward pass, in this step; nothing waits for the device here."""
         lowered = {slot.module for slot in self.ops.values() if slot.category == "lower"}
-        peaks += [s.gradient.fold().amax for s in self.parameters.slots.values() if s.module in lowered]
-        if (peak := max(peaks, default=0.0)) > 0:
-            self.maxima.append((self.step, math.log2(peak)))
+        gradients = [slot.gradient.pending for slot in self.ops.values() if slot.half]
+        gradients += [slot.gradient.pending for slot in self.parameters.slots.values() if slot.module in lowered]
+        self._peaks.append((self.step, take_peak(gradients)))
+
+    @property
+    def maxima(self) -> list[tuple[int, float]]:
+        """log2 of the largest gradient of each step."""
+        values = [(step, peak.value()) for step, peak in self._peaks]
+        return [(step, math.log2(value)) for step, value in values if value > 0]
+
+    @property
+    def gauges(self) -> Iterator[Gauge]:
+        for slots in (self.ops.values(), self.layers.values()):
+            for slot in slots:
+                yield from (slot.activation, slot.gradient)
+        for parameter in self.parameters.slots.values():
+            yield from parameter.gauges
 
     def backward_ended(self, roots: Sequence[torch.Tensor]) -> None:
         self._pass += 1
@@ -109,7 +127,8 @@ class Tracer(TrainingListener):
     # -------------------------------------------------------------- modules
 
     def entered(self, frame: Frame) -> None:
-        self.parameters.learn(frame.module, frame.name)
+        if self.recording:
+            self.parameters.learn(frame.module, frame.name)
         if frame.is_outermost:
             frame.data["traced"] = self.recording
             if self.recording:
@@ -158,6 +177,10 @@ class Tracer(TrainingListener):
 
     # -------------------------------------------------------------- operations
 
+    def _category(self, op: str) -> Category:
+        """What autocast does with an operation; nothing where it is off."""
+        return "other" if self._in_island() else category(op)
+
     def begin(self, op: str, func: Call, args: Any, kwargs: Any, half: bool) -> _Token | None:
         frame = self._scopes.current
         if frame is None:
@@ -171,7 +194,10 @@ class Tracer(TrainingListener):
         slot = self.ops.get(key) or self._new_op(key, args, kwargs, half)
         if self._shadowing and ordinal < _MAX_ORDINAL and op not in slot.local_error:
             self._shadow(slot, op, func, args, kwargs)
-        return _Token(slot, ordinal, self.watch.inputs(op, args, kwargs) if self.watch else None)
+        if self.watch is None:
+            return _Token(slot, ordinal, None)
+        self.watch.read(args, kwargs, slot)
+        return _Token(slot, ordinal, self.watch.inputs(op, args, kwargs))
 
     def _new_op(self, key: tuple[ModuleName, str, int], args: Any, kwargs: Any, half: bool) -> OpSlot:
         inputs = [t for t in tensors_in((args, kwargs)) if t.is_floating_point()]
@@ -181,7 +207,7 @@ class Tracer(TrainingListener):
         shapes = tuple(tuple(t.shape) for t in tensors_in((args, kwargs)))
         self.ops[key] = slot = OpSlot(
             *key[:2],
-            category(key[1]),
+            self._category(key[1]),
             caller_location(),
             shapes,
             dtype,
@@ -195,9 +221,10 @@ class Tracer(TrainingListener):
         inputs = [t for t in tensors_in((args, kwargs)) if t.is_floating_point()]
         if any(torch._C._functorch.is_functorch_wrapped_tensor(t) for t in inputs):
             return
-        slot.input_amax = finite_amax(inputs)
+        factors = inputs if op not in MASKED else tensors_in((args[:3], [kwargs.get(name) for name in MASKED[op]]))
+        slot.input_amax = finite_amax(factors)
         if op in ACCUMULATING:
-            slot.integer_input = integer_amax(inputs)
+            slot.integer_input = integer_amax(factors)
         if repeatable(op, func, kwargs):
             for name, error in self._local_errors(op, func, args, kwargs).items():
                 # A branch that starts at zero is absorbed at first and grows: the latest measurement counts.
@@ -221,10 +248,12 @@ class Tracer(TrainingListener):
             if self.watch and token.inputs:
                 self.watch.forward(tensor, token.inputs, self.step, slot)
             if tensor.requires_grad and tensor.grad_fn is not None:
-                tensor.register_hook(self._observer(slot))
+                tensor.register_hook(self._observer(slot, self.watch.readers(tensor) if self.watch else ()))
         self._last = (slot, outputs) if token.count < _MAX_ORDINAL else None
 
-    def _observer(self, slot: OpSlot | LayerSlot) -> Callable[[torch.Tensor | None], None]:
+    def _observer(
+        self, slot: OpSlot | LayerSlot, readers: Sequence[OpSlot] = ()
+    ) -> Callable[[torch.Tensor | None], None]:
         """A gradient hook: records what flows back through a result, without the loss scale in force. cuDNN's
         recurrent cells have no gradient for the results that nobody uses."""
         gauge, watch, step = slot.gradient, self.watch, self.step
@@ -234,7 +263,7 @@ class Tracer(TrainingListener):
                 return
             gauge.add(gradient, self.log2_scale)
             if watch and isinstance(slot, OpSlot):
-                watch.backward(gradient, step, slot)
+                watch.backward(gradient, step, slot, readers)
 
         return observe
 

@@ -174,6 +174,24 @@ def test_native_float32_modules_get_float32_inputs():
     assert seen == {"input": torch.bfloat16, "product": torch.float32}
 
 
+@pytest.mark.parametrize("execution", ["emulated", "native"])
+def test_a_float32_module_makes_no_half_tensor_though_it_asks_for_one(execution):
+    """A mask made in the dtype of scores that came in half would overflow there."""
+
+    class Masked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.score = nn.Linear(4, 4)
+
+        def forward(self, x):
+            scores = self.score(x)
+            return scores + torch.full((4,), -1e9).to(scores.dtype)
+
+    model = Masked()
+    with apply(model, plan_for(model, "float16", {"": "float32"}), execution=execution):
+        assert model(X).isfinite().all()
+
+
 def test_native_exceptions_of_one_operation():
     seen = {}
 

@@ -99,3 +99,22 @@ def test_throughput_overrules_a_name_that_can_not_tell():
     assert (proven.tensor_core, proven.rule) == ("unknown", "throughput")
     assert second_opinion(unknown, 40.0, 67.0, 989.0) == unknown
     assert second_opinion(unknown, None, 67.0, 989.0) == unknown
+
+
+def counted_kernels() -> list[dict[str, str]]:
+    with (Path(__file__).parent / "h100_counters.tsv").open(encoding="utf-8") as file:
+        return list(csv.DictReader(file, delimiter="\t"))
+
+
+def test_names_agree_with_the_counters_of_a_gpu():
+    """188 kernels that `ncu` counted on an H100: warpgroup instructions are the native path, and a tensor pipe that is
+    busy for more than 64 cycles a warp without them is the legacy one (float64 has no other)."""
+    wrong = {}
+    for row in counted_kernels():
+        busy = float(row["tensor_cycles_per_warp"]) > 64 or float(row["warpgroup_instructions_per_warp"]) > 0
+        native = float(row["warpgroup_instructions_per_warp"]) > 0 or "f64f64" in row["name"] or "d884" in row["name"]
+        truth = ("native" if native else "legacy") if busy else "none"
+        if (said := classify(row["name"], (9, 0)).tensor_core) != truth:
+            wrong[row["name"]] = (said, truth)
+    assert not wrong
+    assert len(counted_kernels()) >= 100

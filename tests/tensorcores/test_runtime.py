@@ -1,6 +1,8 @@
 """Steps under the profiler: scopes around every forward on any machine, kernels on those with a GPU."""
 
 import json
+import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,7 +11,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.checkpoint import checkpoint
 from trace_builder import NVJET, document, launched, mm, write
 
-from precaudit.tensorcores.runtime import marked_scopes, profiled_steps, read_back
+from precaudit.tensorcores.runtime import compiled_ptx, marked_scopes, profiled_steps, read_back
 
 
 class Net(nn.Module):
@@ -65,13 +67,28 @@ def test_without_a_gpu_steps_run_and_nothing_is_measured():
 
 
 def test_reading_back_says_why_not(tmp_path):
-    usage, findings = read_back(write(tmp_path, document([])))
+    found = read_back(write(tmp_path, document([])))
+    usage = found.tensor_cores
     assert not usage.measured
     assert "no GPU kernels" in usage.method
     assert str(tmp_path) not in usage.method
-    assert findings == ()
+    assert (found.findings, found.seconds) == ((), 0.0)
     events = [mm(0, 50, 512, 512, 512), *launched(NVJET, 5, 300, 1)]
-    assert read_back(write(tmp_path, document(events)))[0].time_share.native == 1.0
+    assert read_back(write(tmp_path, document(events))).tensor_cores.time_share.native == 1.0
+
+
+def test_ptx_is_found_in_whatever_triton_has_compiled(monkeypatch):
+    class CompiledKernel:
+        def __init__(self, name, **asm):
+            self.name, self.asm = name, asm
+
+    assert compiled_ptx() == {} or "triton.compiler" in sys.modules
+    monkeypatch.setitem(sys.modules, "triton.compiler", SimpleNamespace(CompiledKernel=CompiledKernel))
+    kept = [CompiledKernel("a", ptx="one"), CompiledKernel("a", ptx="two"), CompiledKernel("b", amdgcn="x")]
+    found = compiled_ptx()
+    assert len(kept) == 3
+    assert found.keys() == {"a"}
+    assert set(found["a"]) == {"one", "two"}
 
 
 @pytest.mark.gpu

@@ -1,121 +1,122 @@
 """Profile every script of the zoo and judge precaudit by the manifest, which precaudit itself never reads.
 
-    python tests/zoo/run.py [--out reports/zoo] [--only NAME ...] [--kind fault|healthy]
+    python tests/zoo/run.py [--out reports/zoo] [--only NAME ...] [--kind fault|healthy] [--jobs 2] [--resume]
 
-Writes results.json and README.md: was the fault caught, was the right place blamed, was the repaired plan
-verified, was a healthy workload passed.
+Writes results.json and README.md after every script, so a run that was cut off goes on with --resume. Each job has
+one thread and its own runs one after another; all share one fork server, which pays for the imports once.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import subprocess
+import math
+import os
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tabulate import tabulate
+from judging import judge, passed
+from summary import summary
+
+from precaudit.errors import PrecauditError
+from precaudit.model import LossScale, Plan
+from precaudit.planning.loss_scale import DEFAULT_INTERVAL, DEFAULT_K, half_gradients, worst_lost
+from precaudit.profiling.engine import Outcome, profile_job
+from precaudit.profiling.settings import Settings
+from precaudit.reporting import write
+from precaudit.running.children import ChildRunner
+from precaudit.running.job import Job, RunResult, RunSpec
 
 ZOO = Path(__file__).parent
+DEFAULT_SCALER = LossScale("dynamic", 2.0**DEFAULT_K, DEFAULT_INTERVAL)
 
 
-def profile(entry: dict[str, Any], folder: Path) -> tuple[dict[str, Any] | None, int, float]:
-    command = [sys.executable, "-m", "precaudit", "profile", "--out", str(folder), "--force"]
-    command += ["--formats", ",".join(entry["formats"]), "--steps", str(entry["steps"]), str(ZOO / entry["script"])]
+class Recorder:
+    """A runner that keeps what each trial of a plan showed."""
+
+    def __init__(self, runner: ChildRunner) -> None:
+        self._runner = runner
+        self.trials: list[tuple[RunSpec, RunResult]] = []
+
+    def __call__(self, spec: RunSpec) -> RunResult:
+        return self.many([spec])[0]
+
+    def many(self, specs: Sequence[RunSpec]) -> list[RunResult]:
+        results = self._runner.many(specs)
+        self.trials += [pair for pair in zip(specs, results, strict=True) if pair[0].label.startswith("candidate")]
+        return results
+
+    def of(self, plan: Plan) -> list[tuple[RunSpec, RunResult]]:
+        return [(spec, result) for spec, result in self.trials if spec.plan == plan]
+
+
+def profile(entry: dict[str, Any], folder: Path, execution: str = "auto") -> dict[str, Any]:
+    """One script from the audit to the judgement, as `precaudit profile` runs it."""
     start = time.perf_counter()
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
-    report = folder / "report.json"
-    loaded = json.loads(report.read_text()) if report.exists() else None
-    return loaded, done.returncode, time.perf_counter() - start
+    recorder = Recorder(ChildRunner(folder / "script.log", parallel=1))
+    report, code, scale = None, 0, None
+    try:
+        job = Job("script", str(ZOO / entry["script"]), (), os.getcwd(), entry["steps"])
+        settings = Settings(steps=entry["steps"], formats=tuple(entry["formats"]), execution=execution)
+        outcome = profile_job(job, settings, recorder)
+        write(outcome.report, folder / "report.json")
+        report, code = json.loads((folder / "report.json").read_text()), int(outcome.exit_code)
+        seconds = time.perf_counter() - start
+        scale = loss_scale_figures(outcome, recorder)
+    except PrecauditError as error:
+        code, seconds = int(error.exit_code), time.perf_counter() - start
+    facts = {key: entry[key] for key in ("name", "kind", "formats", "steps")}
+    result = facts | judge(entry, report, code) | {"exit_code": code, "seconds": seconds, "loss_scale": scale}
+    return result | {"right": passed(entry, result), "execution": report["verification"]["execution"] if report else ""}
 
 
-def accusations(report: dict[str, Any]) -> list[tuple[str, str, str]]:
-    """(fqn, op, sentence) of everything the report blames: findings above notes, exceptions of the plan, repairs."""
-    found = [(f["fqn"] or "", f["op"] or "", f["message"]) for f in report["findings"] if f["severity"] != "note"]
-    for place, why in report["plan"]["because"].items():
-        fqn, _, op = place.partition(":")
-        found.append((fqn, op, why))
-    found += [(r["fqn"], r.get("op") or "", r["why"]) for r in report["verification"]["repairs"]]
-    scale = report["plan"]["loss_scale"]
-    if scale["mode"] != "none" and scale["window"] and scale["window"][0] > 0:
-        found.append(("", "", f"gradients underflow without a loss scale of 2^{scale['window'][0]} or more"))
-    return found
+def loss_scale_figures(outcome: Outcome, recorder: Recorder) -> dict[str, Any] | None:
+    """The recommended loss scale beside torch's default scaler, both in real runs of the same plan and seed."""
+    plan, trials = outcome.report.plan, recorder.of(outcome.report.plan)
+    if plan.loss_scale.mode == "none" or not trials:
+        return None
+    spec, recommended = trials[0]
+    default = recorder(replace(spec, label="default-scaler", plan=replace(plan, loss_scale=DEFAULT_SCALER)))
+    gradients = half_gradients([layer for layer in outcome.report.layers if layer.trained], plan)
 
+    def end(run: RunResult) -> dict[str, Any]:
+        scale = run.scales[-1] if run.scales else None
+        lost = worst_lost(gradients, round(math.log2(scale))) if scale else None
+        return {"skipped": len(run.skipped), "final_scale": scale, "lost_energy": lost}
 
-def judge(entry: dict[str, Any], report: dict[str, Any] | None, code: int) -> dict[str, Any]:
-    if report is None:
-        return {"caught": False, "blamed": False, "verdict": f"exit {code}", "verified": False, "promoted": 0}
-    blamed, verdict = entry.get("blamed") or {}, report["verification"]["verdict"]
-    accused = accusations(report)
-    keywords = [word.lower() for word in blamed.get("keywords", [])]
-    right = [
-        (fqn, op, why)
-        for fqn, op, why in accused
-        if fqn in blamed.get("fqns", []) or any(word in why.lower() for word in keywords)
-    ]
     return {
-        "caught": bool(accused) or verdict == "fail",
-        "blamed": bool(right),
-        "verdict": verdict,
-        "verified": verdict == "pass",
-        "promoted": len(report["plan"]["because"]),
-        "errors": [f["message"] for f in report["findings"] if f["severity"] == "error"][:4],
-        "reason": report["verification"]["reason"],
-        "because": report["plan"]["because"],
-        "default": report["plan"]["default"],
+        "init_scale": plan.loss_scale.init_scale,
+        "window": plan.loss_scale.window,
+        "predicted_skips": plan.loss_scale.predicted_skips,
+        "observed_skips": [len(run.skipped) for _, run in trials],
+        "recommended": end(recommended),
+        "default": end(default),
     }
 
 
-def passed(entry: dict[str, Any], result: dict[str, Any]) -> bool:
-    if entry["kind"] == "healthy":
-        return bool(result["verified"])
-    return bool(result["caught"] and result["blamed"] and result["verified"])
+def selected(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    entries = json.loads((ZOO / "manifest.json").read_text())
+    wanted = [e for e in entries if not arguments.only or e["name"] in arguments.only]
+    return [e for e in wanted if arguments.kind in (None, e["kind"])]
 
 
-def table(results: list[dict[str, Any]]) -> str:
-    rows = [
-        [
-            r["name"],
-            ",".join(r["formats"]),
-            r["verdict"],
-            r["caught"],
-            r["blamed"],
-            r["promoted"],
-            f"{r['seconds']:.0f}",
-        ]
-        for r in results
-    ]
-    return tabulate(
-        rows, headers=["script", "formats", "verdict", "caught", "right blame", "exceptions", "s"], tablefmt="github"
+def known(path: Path) -> dict[str, dict[str, Any]]:
+    return {r["name"]: r for r in json.loads(path.read_text())} if path.exists() else {}
+
+
+def line(result: dict[str, Any], done: int, of: int) -> str:
+    mark = "ok  " if result["right"] else "MISS"
+    extra = f"needless {result['needless']} " if result["needless"] else ""
+    return (
+        f"[{done}/{of}] {mark} {result['kind']:8} {result['name']:28} {result['verdict']:12} "
+        f"{result['seconds']:5.1f} s  {extra}{result.get('reason', '')[:90]}"
     )
-
-
-def summary(results: list[dict[str, Any]]) -> str:
-    faults = [r for r in results if r["kind"] == "fault"]
-    healthy = [r for r in results if r["kind"] == "healthy"]
-    lines = [
-        "# The zoo",
-        "",
-        f"{len(faults)} faults: {sum(r['caught'] for r in faults)} caught, {sum(r['blamed'] for r in faults)} blamed "
-        f"rightly, {sum(r['verified'] for r in faults)} with a verified plan.",
-        f"{len(healthy)} healthy workloads: {sum(r['verified'] for r in healthy)} verified.",
-        f"{sum(r['seconds'] for r in results) / 60:.0f} minutes in all, emulated on a CPU with two cores.",
-        "",
-        "Misses: " + (", ".join(r["name"] for r in results if not r["right"]) or "none") + ".",
-        "",
-        "## Faults",
-        "",
-        table(faults),
-        "",
-        "## Healthy workloads",
-        "",
-        table(healthy),
-        "",
-    ]
-    return "\n".join(lines)
 
 
 def main() -> int:
@@ -123,27 +124,31 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("reports/zoo"))
     parser.add_argument("--only", nargs="*", default=[])
     parser.add_argument("--kind", choices=("fault", "healthy"))
+    parser.add_argument("--jobs", type=int, default=min(2, os.cpu_count() or 1))
+    parser.add_argument("--resume", action="store_true", help="leave out what results.json has already")
+    parser.add_argument("--execution", choices=("auto", "native", "emulated"), default="auto")
     arguments = parser.parse_args()
-    entries = json.loads((ZOO / "manifest.json").read_text())
-    entries = [e for e in entries if not arguments.only or e["name"] in arguments.only]
-    entries = [e for e in entries if arguments.kind in (None, e["kind"])]
     arguments.out.mkdir(parents=True, exist_ok=True)
-    results: list[dict[str, Any]] = []
-    for entry in entries:
-        with tempfile.TemporaryDirectory() as folder:
-            report, code, seconds = profile(entry, Path(folder))
-        result = {key: entry[key] for key in ("name", "kind", "formats", "steps")} | judge(entry, report, code)
-        result |= {"seconds": seconds, "exit_code": code}
-        result["right"] = passed(entry, result)
-        results.append(result)
-        print(
-            f"{'ok  ' if result['right'] else 'MISS'} {entry['kind']:8} {entry['name']:28} {result['verdict']:12} "
-            f"{seconds:.0f} s  {result.get('reason', '')[:90]}",
-            flush=True,
-        )
-        (arguments.out / "results.json").write_text(json.dumps(results, indent=1))
-        (arguments.out / "README.md").write_text(summary(results))
-    return int(not all(r["right"] for r in results))
+    path = arguments.out / "results.json"
+    results = known(path)
+    entries = [e for e in selected(arguments) if not (arguments.resume and e["name"] in results)]
+    order = [e["name"] for e in json.loads((ZOO / "manifest.json").read_text())]
+    start = time.perf_counter()
+
+    def one(entry: dict[str, Any]) -> dict[str, Any]:
+        with tempfile.TemporaryDirectory(prefix="zoo-") as folder:
+            return profile(entry, Path(folder), arguments.execution)
+
+    with ThreadPoolExecutor(arguments.jobs) as pool:
+        for done, future in enumerate(as_completed([pool.submit(one, entry) for entry in entries]), 1):
+            result = future.result()
+            results[result["name"]] = result
+            print(line(result, done, len(entries)), flush=True)
+            kept = [results[name] for name in order if name in results]
+            path.write_text(json.dumps(kept, indent=1))
+            (arguments.out / "README.md").write_text(summary(kept))
+    print(f"{len(entries)} scripts in {(time.perf_counter() - start) / 60:.1f} minutes, {arguments.jobs} at a time")
+    return int(not all(results[entry["name"]]["right"] for entry in entries))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,87 @@
+"""Arms of a timed run: which there are for a plan and a card, and how one is put in force on a script's models."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from typing import Any
+
+from torch import nn
+
+from precaudit.execution.apply import Applied
+from precaudit.execution.emulated import to_float32
+from precaudit.execution.native import autocast_for
+from precaudit.execution.products import tf32
+from precaudit.instrument.names import fqns_of
+from precaudit.measuring.records import AMP, FLOAT32, PLAN, TF32, Arm
+from precaudit.model import Plan
+from precaudit.planning.fitting import fit_names, part_of
+
+_HALVES = ("float16", "bfloat16")
+_FIRST_SCALE = 2.0**16  # torch.amp.GradScaler's own
+
+
+def arms_for(plan: Plan, formats: Collection[str]) -> tuple[Arm, ...]:
+    """Float32 first; TF32 and default AMP where the card has the formats, the plan where it lowers anything.
+
+    Default AMP runs in the plan's default half format, or in bfloat16 where its default is none.
+    """
+    half = next((name for name in (plan.default, "bfloat16", "float16") if name in _HALVES and name in formats), None)
+    arms = [Arm(FLOAT32)]
+    if "tf32" in formats:
+        arms.append(Arm(TF32, tf32=True))
+    if half:
+        arms.append(Arm(AMP, half=half, scale=_FIRST_SCALE if half == "float16" else None))
+    if plan.is_low_precision:
+        scale = None if plan.loss_scale.mode == "none" else plan.loss_scale.init_scale or _FIRST_SCALE
+        arms.append(Arm(PLAN, plan=plan, scale=scale))
+    return tuple(arms)
+
+
+@contextmanager
+def engaged(arm: Arm, models: Mapping[str, nn.Module], device: str) -> Iterator[None]:
+    """The arm in force on these models, named as in the plan; nothing is left on them afterwards."""
+    with ExitStack() as stack:
+        stack.enter_context(tf32(arm.tf32))
+        for name, model in models.items():
+            if arm.plan is not None:
+                stack.enter_context(_applied(arm.plan, name, model))
+            elif arm.half is not None:
+                stack.enter_context(WholeModel(model, arm.half, device))
+        yield
+
+
+def _applied(plan: Plan, name: str, model: nn.Module) -> Applied:
+    """What `precaudit.apply` puts on a model, so that its own cost counts as it will for the person."""
+    return Applied(model, part_of(plan, fit_names(plan, set(fqns_of(model).values()), name)), native=True)
+
+
+class WholeModel:
+    """One autocast region around a model's forward, outputs back in float32: AMP as it is usually switched on."""
+
+    def __init__(self, model: nn.Module, half: str, device: str) -> None:
+        self._half, self._device = half, device
+        self._regions: list[AbstractContextManager[Any]] = []
+        self._handles = (
+            model.register_forward_pre_hook(self._enter),
+            model.register_forward_hook(self._leave, always_call=True),
+        )
+
+    def _enter(self, module: nn.Module, args: Any) -> None:
+        region = autocast_for(self._half, self._device)
+        region.__enter__()
+        self._regions.append(region)
+
+    def _leave(self, module: nn.Module, args: Any, output: Any) -> Any:
+        if self._regions:
+            self._regions.pop().__exit__(None, None, None)
+        return to_float32(output)
+
+    def __enter__(self) -> WholeModel:
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        for handle in self._handles:
+            handle.remove()
+        while self._regions:
+            self._regions.pop().__exit__(None, None, None)

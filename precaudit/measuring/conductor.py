@@ -1,0 +1,222 @@
+"""Arms in turn within one training run.
+
+One process takes all arms by turns (A B C D, A B C D, ...), a block of steps each, on the very same training: what
+drifts meanwhile (clocks, temperature, other users of the machine, the data) drifts for all alike, nothing is imported
+or compiled twice, and a ratio comes from two blocks seconds apart. Weights drift together, which time doesn't feel.
+Before every block some steps run under its arm untimed; in these the models are named and the wait for data is taken,
+so that timed steps carry nothing beyond what the arm itself needs. The device is synchronised around blocks, not
+steps: a script that lets the GPU run behind keeps doing so. Blocks begin with a step and double, so that a short
+script yields rounds too; the first round is warm-up.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, deque
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from math import ceil
+from typing import Any
+
+import torch
+from torch import nn
+
+from precaudit.instrument.events import TrainingEvents, TrainingListener
+from precaudit.instrument.names import ModuleNames
+from precaudit.instrument.scopes import ModuleScopes
+from precaudit.measuring.arms import engaged
+from precaudit.measuring.feeding import Feeding
+from precaudit.measuring.memory import peak_bytes, reset_peak
+from precaudit.measuring.records import FLOAT32, Arm, Block, Observation, Profiled
+from precaudit.measuring.scaling import FusedScaler
+from precaudit.running.monitor import Stop
+from precaudit.tensorcores.energy import Meter
+from precaudit.tensorcores.runtime import profiled_steps
+
+Steps = Generator[None, Any, None]
+DISCOVERY, WARM, PROFILED, CYCLE = 3, 1, 2, 32
+
+
+@dataclass(frozen=True)
+class Program:
+    """What to time. Arms beyond float32 run where the models are on one of `devices`.
+
+    Blocks last `window` seconds or a step; `rounds` of full blocks are wanted, and after `fewest` of them none
+    begins once `budget` seconds are over. The last round's blocks last `energy_window` seconds where a meter counts
+    energy. `profiled` arms run a few more steps under the profiler at the end.
+    """
+
+    arms: tuple[Arm, ...] = (Arm(FLOAT32),)
+    profiled: tuple[str, ...] = ()
+    devices: tuple[str, ...] = ("cuda",)
+    window: float = 0.06
+    rounds: int = 8
+    fewest: int = 3
+    budget: float = 4.0
+    energy_window: float = 1.2
+
+
+class Cycle:
+    """Where a script's cycle of optimizers ends: after the one that steps most seldom, of several the last met."""
+
+    def __init__(self) -> None:
+        self._recent: deque[int] = deque(maxlen=CYCLE)
+        self._met: dict[int, int] = {}
+
+    def ends_with(self, optimizer: Any) -> bool:
+        key = id(optimizer)
+        self._met.setdefault(key, len(self._met))
+        self._recent.append(key)
+        counts = Counter(self._recent)
+        return key == min(counts, key=lambda other: (counts[other], -self._met[other]))
+
+
+class Conductor(TrainingListener):
+    """Hears every step, last of all listeners, and goes on with the program there."""
+
+    def __init__(self, program: Program, events: TrainingEvents, meter: Meter, stop: Stop | None = None) -> None:
+        self.program, self.events, self.meter = program, events, meter
+        self._stop = stop or Stop()
+        self.names, self.feeding, self.cycle = ModuleNames(), Feeding(), Cycle()
+        self.device, self.running, self.blocks = "cpu", FLOAT32, list[Block]()
+        self.profiles: dict[str, Profiled] = {}
+        self._scalers: dict[str, FusedScaler] = {}
+        self._models: dict[str, nn.Module] = {}
+        self._backwards = 0
+        self._play = self._program()
+
+    @contextmanager
+    def installed(self) -> Iterator[None]:
+        """Everything that an arm or a measurement put somewhere is gone when the block ends."""
+        self.events.listeners = [self]
+        try:
+            with self.feeding.loaders.installed():
+                next(self._play)
+                yield
+        finally:
+            self._play.close()
+
+    def backward_ended(self, roots: Sequence[torch.Tensor]) -> None:
+        self._backwards += 1
+
+    def step_ended(self, optimizer: Any) -> None:
+        self.feeding.count(self._backwards)
+        self._backwards = 0
+        try:
+            self._play.send(optimizer)
+        except StopIteration:
+            self._stop()
+
+    def observation(self) -> Observation:
+        return Observation(
+            self.device,
+            torch.get_num_threads(),
+            tuple(self.blocks),
+            self.feeding.feed(),
+            self.profiles,
+            self.running,
+            self.meter.method,
+        )
+
+    # ------------------------------------------------------------ the program; every `yield` waits for a step's end
+
+    def _program(self) -> Steps:
+        with self._named():
+            yield from self._steps(1)
+        began = self._now()
+        taken = yield from self._steps(DISCOVERY - 1)
+        pace = (self._now() - began) / taken
+        arms = self._arms()
+        yield from self._rounds(arms, pace)
+        for arm in arms:
+            if arm.name in self.program.profiled:
+                yield from self._profile(arm)
+
+    def _arms(self) -> Sequence[Arm]:
+        native = self.device in self.program.devices
+        return [arm for arm in self.program.arms if native or arm.name == FLOAT32]
+
+    def _rounds(self, arms: Sequence[Arm], pace: float) -> Steps:
+        program, began = self.program, time.perf_counter()
+        size, number, complete = 1, 0, 0
+        while complete < program.rounds:
+            if complete >= program.fewest and time.perf_counter() - began > program.budget:
+                break
+            for arm in arms:
+                yield from self._block(arm, number, size)
+            pace = self.blocks[-len(arms)].step_seconds
+            full = ceil(program.window / pace)
+            complete += 2 * size > full and number > 0
+            size, number = min(full, 2 * size), number + 1
+        if self.meter.counts and self.device == "cuda":
+            for arm in arms:
+                yield from self._block(arm, number, ceil(program.energy_window / pace), program.energy_window)
+
+    def _block(self, arm: Arm, number: int, size: int, seconds: float = 0.0) -> Steps:
+        with self._engaged(arm):
+            with self._named():
+                self.feeding.step_begins()
+                yield from self._steps(WARM)
+            reset_peak(self.device)
+            began, joules, steps = self._now(), self.meter.read(), 0
+            while not steps or self._now() - began < seconds:
+                steps += yield from self._steps(size)
+            ended, after = self._now(), self.meter.read()
+            used = after - joules if after is not None and joules is not None else None
+            self.blocks.append(Block(arm.name, number, steps, ended - began, peak_bytes(self.device), used))
+
+    def _profile(self, arm: Arm) -> Steps:
+        with self._engaged(arm):
+            with self._named():
+                yield from self._steps(WARM)
+            with profiled_steps(self.names) as recording:
+                steps = yield from self._steps(PROFILED)
+            self.profiles[arm.name] = Profiled(recording.tensor_cores, recording.findings, steps, recording.seconds)
+
+    def _steps(self, count: int) -> Generator[None, Any, int]:
+        """At least so many steps, and on to the end of the script's cycle of optimizers; how many there were."""
+        taken = 0
+        while True:
+            ends = self.cycle.ends_with((yield))
+            taken += 1
+            if taken >= count and (ends or taken >= count + CYCLE):
+                return taken
+
+    # ------------------------------------------------------------ what is in force between two yields
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        """Module scopes on, so that models of any age are known by the end."""
+        scopes = ModuleScopes(self.names)
+        scopes.listeners.append(self.feeding)
+        with scopes.installed():
+            yield
+        self._models = _outermost(self.names.models)
+        self.device = next((p.device.type for model in self._models.values() for p in model.parameters()), "cpu")
+
+    @contextmanager
+    def _engaged(self, arm: Arm) -> Iterator[None]:
+        self.running = arm.name
+        with ExitStack() as stack:
+            stack.enter_context(engaged(arm, self._models, self.device))
+            if arm.scale is not None:
+                scaler = self._scalers.setdefault(arm.name, FusedScaler(arm.scale, self._parameters))
+                self.events.listeners = [scaler, self]
+                stack.callback(setattr, self.events, "listeners", [self])
+            yield
+
+    def _parameters(self) -> Iterator[torch.Tensor]:
+        return (p for model in self._models.values() for p in model.parameters())
+
+    def _now(self) -> float:
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+
+def _outermost(models: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
+    """Models with parameters that are no part of another one."""
+    trained = {name: model for name, model in models.items() if next(model.parameters(), None) is not None}
+    inner = {id(part) for model in trained.values() for part in model.modules() if part is not model}
+    return {name: model for name, model in trained.items() if id(model) not in inner}

@@ -1,0 +1,126 @@
+"""How a script is fed: batch size, DataLoader length, and the time it waits for data between two steps."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from statistics import median
+from typing import Any
+from unittest import mock
+from weakref import WeakKeyDictionary
+
+from torch.utils.data import DataLoader
+from torch.utils.data.dataloader import _BaseDataLoaderIter
+
+from precaudit.instrument.scopes import Frame
+from precaudit.instrument.torchfunction import tensors_in
+from precaudit.measuring.records import Feed
+
+
+class Loaders:
+    """Which DataLoader the steps' data came from, and how many batches a step took."""
+
+    def __init__(self) -> None:
+        self._of_iterator: WeakKeyDictionary[Any, DataLoader[Any]] = WeakKeyDictionary()
+        self._loaders: dict[int, DataLoader[Any]] = {}
+        self._draws: Counter[int] = Counter()
+        self._steps: Counter[int] = Counter()
+        self._latest: int | None = None
+
+    @contextmanager
+    def installed(self) -> Iterator[None]:
+        with (
+            mock.patch.object(DataLoader, "__iter__", self._started(DataLoader.__iter__)),
+            mock.patch.object(_BaseDataLoaderIter, "__next__", self._drawn(_BaseDataLoaderIter.__next__)),
+        ):
+            yield
+
+    def _started(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        def __iter__(loader: DataLoader[Any]) -> Any:
+            iterator = original(loader)
+            self._of_iterator[iterator] = loader
+            self._loaders[id(loader)] = loader
+            return iterator
+
+        return __iter__
+
+    def _drawn(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        def __next__(iterator: Any) -> Any:
+            batch = original(iterator)
+            loader = self._of_iterator.get(iterator)
+            if loader is not None:
+                self._latest = id(loader)
+                self._draws[self._latest] += 1
+            return batch
+
+        return __next__
+
+    def stepped(self) -> None:
+        if self._latest is not None:
+            self._steps[self._latest] += 1
+
+    def most_used(self) -> tuple[DataLoader[Any], float] | None:
+        """The loader that most steps were fed from, and batches drawn from it for each step."""
+        if not self._steps:
+            return None
+        key, steps = self._steps.most_common(1)[0]
+        return self._loaders[key], self._draws[key] / steps
+
+
+class Feeding:
+    """A scope listener for the steps between timed ones: when the first forward began, and with how many samples."""
+
+    def __init__(self) -> None:
+        self.loaders = Loaders()
+        self._batches: list[int] = []
+        self._waits: list[float] = []
+        self._since: float | None = None
+        self._steps = self._backwards = 0
+
+    def step_begins(self) -> None:
+        self._since = time.perf_counter()
+
+    def entered(self, frame: Frame) -> None:
+        if self._since is not None:
+            self._waits.append(time.perf_counter() - self._since)
+            self._since = None
+
+    def left(self, frame: Frame, output: Any) -> Any:
+        if frame.is_outermost:
+            sizes = [tensor.shape[0] for tensor in tensors_in(frame.call) if tensor.dim()]
+            self._batches += sizes[:1]
+        return output
+
+    def count(self, backwards: int) -> None:
+        """One step was taken, after so many backward passes."""
+        self._steps += 1
+        self._backwards += backwards
+        self.loaders.stepped()
+
+    def feed(self) -> Feed:
+        batch = self._batches[0] if self._batches else None
+        found, epoch, draws = self.loaders.most_used(), None, None
+        if found is not None:
+            loader, draws = found
+            batch = loader.batch_size or batch
+            length = _length(loader)
+            epoch = length / draws if length and draws else None
+        each = draws if draws else self._backwards / self._steps if self._steps else None
+        samples = batch * each if batch and each else None
+        return Feed(batch, tuple(self._waits), samples, epoch)
+
+
+def _length(loader: DataLoader[Any]) -> int | None:
+    try:
+        return len(loader)
+    except TypeError:  # an iterable dataset that does not say
+        return None
+
+
+def wait_share(feed: Feed, step_seconds: float | None) -> float | None:
+    """The median wait for data as a share of a step, at most 1."""
+    if not feed.waits or not step_seconds:
+        return None
+    return min(1.0, median(feed.waits) / step_seconds)

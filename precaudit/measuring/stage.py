@@ -1,0 +1,125 @@
+"""The measuring stage of a profile: one timed run of the script, and what it says of speed, kernels and money."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+from precaudit.measuring.arms import arms_for
+from precaudit.measuring.conductor import Program
+from precaudit.measuring.money import cost, units
+from precaudit.measuring.predictions import beside, predictions
+from precaudit.measuring.records import FLOAT32, PLAN, Observation, Profiled
+from precaudit.measuring.session import timed_run
+from precaudit.measuring.summary import UNMEASURED, WARM_ROUNDS, performance
+from precaudit.measuring.usage import usage
+from precaudit.model import Finding, Op, Plan, TensorCores
+from precaudit.profiling.audit import Audit, Runner
+from precaudit.running.job import RunSpec
+from precaudit.tensorcores.peaks import Gpu, find_gpu
+
+CPU_BUDGET = 1.0
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Parts of a report; what was not measured is null in them."""
+
+    performance: Mapping[str, Any]
+    cost: Mapping[str, Any]
+    tensor_cores: TensorCores
+    findings: tuple[Finding, ...] = ()
+    seconds: float = 0.0
+
+
+def measure(
+    audit: Audit, plan: Plan, target: Gpu, price: float | None, where: Mapping[str, Any], runner: Runner | None
+) -> Measured:
+    """Time the script on this machine; without a `runner` nothing is run, and only what follows from shapes is said."""
+    began = time.perf_counter()
+    card = find_gpu(where["device"]) if where["cuda"] else None
+    found, notes = observe(audit, _program(plan, card, bool(where["cuda"])), runner) if runner else (None, ())
+    seconds = time.perf_counter() - began
+    on_gpu = found is not None and found.device == "cuda"
+    figures = performance(found, where["device"] if on_gpu else None) if found else dict(UNMEASURED)
+    ops = trained_ops(audit)
+    predicted = predictions(ops, audit.trace.layers, plan, target, max(1, audit.trace.audited_steps))
+    own = predictions(ops, audit.trace.layers, plan, card, max(1, audit.trace.audited_steps)) if card else predicted
+    figures |= beside(own, figures["step_seconds"] if on_gpu else {}, card or target)
+    figures |= {"notes": list(notes), "seconds_measuring": seconds if runner else None}
+    run_steps = audit.reference.steps if audit.reference.status == "ended" else None
+    steps_in = units(found.feed, run_steps) if found else dict.fromkeys(units(Observation("cpu").feed, None))
+    device = where["device"] if found else None
+    profiled = found.profiled if found else {}
+    return Measured(
+        figures,
+        cost(figures, price, steps_in, device),
+        usage(profiled, figures, ops, plan, target, card, predicted),
+        _findings(profiled),
+        seconds,
+    )
+
+
+def _program(plan: Plan, card: Gpu | None, cuda: bool) -> Program:
+    """On a CPU float32 alone: an emulated format's time says nothing of hardware."""
+    if not cuda:
+        return Program(budget=CPU_BUDGET)
+    formats = card.formats if card else ("bfloat16", "float16")
+    arms = arms_for(plan, formats)
+    return Program(arms, profiled=tuple(arm.name for arm in arms if arm.name in (FLOAT32, PLAN)))
+
+
+def observe(audit: Audit, program: Program, runner: Runner) -> tuple[Observation | None, tuple[str, ...]]:
+    """The timed run, again without an arm that the script fails under; and a run for the profiler alone where the
+    script ended before its turn came."""
+    notes: list[str] = []
+    while True:
+        result = runner(_spec(audit, program))
+        found: Observation | None = result.observed
+        if found is None or result.status != "failed" or found.running in _timed(found):
+            break
+        why = f"{result.error.type}: {result.error.message}" if result.error else "no reason given"
+        notes.append(f"{found.running} was not timed: the script failed under it ({why.splitlines()[0]})")
+        program = _without(program, found.running)
+    if found is not None and result.status == "ended" and set(program.profiled) - set(found.profiled):
+        again = runner(_spec(audit, replace(program, rounds=0, energy_window=0.0))).observed
+        if again is not None:
+            found = replace(found, profiled={**again.profiled, **found.profiled})
+    return found, tuple(notes)
+
+
+def _timed(found: Observation) -> set[str]:
+    """The arms that another run would not show more of: float32, which others are compared to, and those timed."""
+    return {FLOAT32, *(block.arm for block in found.blocks if block.round >= WARM_ROUNDS)}
+
+
+def _spec(audit: Audit, program: Program) -> RunSpec:
+    return RunSpec(
+        audit.job,
+        "timing",
+        neutralize=audit.neutralize,
+        runs=partial(timed_run, program=program),
+    )
+
+
+def _without(program: Program, name: str) -> Program:
+    return replace(
+        program,
+        arms=tuple(arm for arm in program.arms if arm.name != name),
+        profiled=tuple(arm for arm in program.profiled if arm != name),
+    )
+
+
+def trained_ops(audit: Audit) -> list[Op]:
+    trained = {layer.fqn for layer in audit.trace.layers if layer.trained}
+    return [op for op in audit.trace.ops if op.fqn in trained]
+
+
+def _findings(profiled: Mapping[str, Profiled]) -> tuple[Finding, ...]:
+    """What the kernels call for beyond what shapes tell (PA401); what a plan keeps in float32 it keeps for a reason."""
+    known = {"PA401", "PA403"} if PLAN in profiled else {"PA401"}
+    shown = profiled.get(PLAN) or profiled.get(FLOAT32)
+    return tuple(finding for finding in shown.findings if finding.rule not in known) if shown else ()

@@ -1,0 +1,124 @@
+"""From blocks of steps to figures: medians, paired ratios with their spread, memory and energy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from precaudit.measuring.feeding import wait_share
+from precaudit.measuring.records import ARMS, FLOAT32, Block, Observation
+from precaudit.reporting.words import plural
+
+WARM_ROUNDS = 1
+ENOUGH_ROUNDS = 3
+ENERGY_SECONDS = 1.0  # below, the total's refresh (some ten times a second) is more than a tenth of the window
+QUARTILES = (0.25, 0.75)
+
+UNMEASURED: Mapping[str, Any] = {
+    "gpu": None,
+    "method": "not measured",
+    "step_seconds": dict.fromkeys(ARMS),
+    "step_seconds_quartiles": dict.fromkeys(ARMS),
+    "speedup": dict.fromkeys(ARMS[1:]),
+    "speedup_quartiles": dict.fromkeys(ARMS[1:]),
+    "timed_steps": dict.fromkeys(ARMS),
+    "peak_memory_bytes": dict.fromkeys(ARMS),
+    "energy_joules_per_step": dict.fromkeys(ARMS),
+    "energy_method": "not measured",
+    "data_wait_share": None,
+    "gpu_busy_share": None,
+    "seconds_measuring": None,
+}
+
+
+def steady(blocks: Sequence[Block]) -> list[Block]:
+    """The blocks that count: not the first round's, nor those much shorter than the three longest, which feel the
+    synchronisation around them."""
+    warm = [block for block in blocks if block.round >= WARM_ROUNDS]
+    sizes = {block.round: block.steps for block in warm if block.arm == FLOAT32}
+    enough = sorted(sizes.values(), reverse=True)[:ENOUGH_ROUNDS][-1:]
+    return [block for block in warm if 2 * sizes.get(block.round, 0) >= sum(enough)]
+
+
+def step_seconds(blocks: Sequence[Block], arm: str) -> list[float]:
+    return [block.step_seconds for block in blocks if block.arm == arm]
+
+
+def ratios(blocks: Sequence[Block], arm: str) -> list[float]:
+    """How many times as fast as float32 each of the arm's blocks was, against the same round's float32 block."""
+    reference = {block.round: block.step_seconds for block in blocks if block.arm == FLOAT32}
+    return [
+        reference[block.round] / block.step_seconds for block in blocks if block.arm == arm and block.round in reference
+    ]
+
+
+def median(values: Sequence[float]) -> float | None:
+    return float(np.median(values)) if values else None
+
+
+def quartiles(values: Sequence[float]) -> list[float] | None:
+    """The bounds of the middle half; of fewer than three values they say nothing."""
+    return [float(q) for q in np.quantile(values, QUARTILES)] if len(values) >= ENOUGH_ROUNDS else None
+
+
+def joules_per_step(blocks: Sequence[Block], arm: str) -> float | None:
+    """Over the blocks that were long enough for the energy counter."""
+    long = [b for b in blocks if b.arm == arm and b.joules is not None and b.seconds >= ENERGY_SECONDS]
+    steps = sum(block.steps for block in long)
+    return sum(block.joules or 0.0 for block in long) / steps if steps else None
+
+
+def performance(found: Observation, gpu: str | None) -> dict[str, Any]:
+    """The figures of a timed run under the keys of a report's `performance`; `gpu` names the card, if it was one."""
+    blocks = steady(found.blocks)
+    times = {arm: step_seconds(blocks, arm) for arm in ARMS}
+    against = {arm: ratios(blocks, arm) for arm in ARMS[1:]}
+    medians = {arm: median(values) for arm, values in times.items()}
+    joules = {arm: joules_per_step(found.blocks, arm) for arm in ARMS}
+    return {
+        **UNMEASURED,
+        "gpu": gpu,
+        "method": _method(found, blocks),
+        "step_seconds": medians,
+        "step_seconds_quartiles": {arm: quartiles(values) for arm, values in times.items()},
+        "speedup": {arm: median(values) for arm, values in against.items()},
+        "speedup_quartiles": {arm: quartiles(values) for arm, values in against.items()},
+        "timed_steps": {arm: sum(b.steps for b in blocks if b.arm == arm) or None for arm in ARMS},
+        "peak_memory_bytes": {arm: _peak(blocks, arm) for arm in ARMS},
+        "energy_joules_per_step": joules,
+        "energy_method": _energy_method(found, joules),
+        "data_wait_share": wait_share(found.feed, medians[FLOAT32]),
+        "gpu_busy_share": _busy(found, medians),
+    }
+
+
+def _peak(blocks: Sequence[Block], arm: str) -> int | None:
+    return max((b.peak_bytes for b in blocks if b.arm == arm and b.peak_bytes is not None), default=None)
+
+
+def _method(found: Observation, blocks: Sequence[Block]) -> str:
+    rounds = len({block.round for block in blocks})
+    if not rounds:
+        return "not measured: the script ended before a timed step"
+    arms = len({block.arm for block in blocks})
+    turns = f"{arms} precisions by turns" if arms > 1 else "float32 alone (the others need a GPU)"
+    where = found.device if found.device != "cpu" else f"cpu with {plural(found.threads, 'thread')}"
+    return f"{turns} in one training run, median of {plural(rounds, 'round')}, in eager mode, on {where}"
+
+
+def _energy_method(found: Observation, joules: Mapping[str, float | None]) -> str:
+    if found.energy.startswith("not measured") or joules[FLOAT32] is not None:
+        return found.energy
+    return f"not measured: no {ENERGY_SECONDS:g} s of steps in a row, which the energy counter needs"
+
+
+def _busy(found: Observation, medians: Mapping[str, float | None]) -> dict[str, float] | None:
+    """The kernels' time in a step over the time of a step: the rest the GPU waits for the host."""
+    shares = {}
+    for arm, profiled in found.profiled.items():
+        taken = medians.get(arm)
+        if profiled.tensor_cores.measured and taken:
+            shares[arm] = min(1.0, profiled.seconds / profiled.steps / taken)
+    return shares or None

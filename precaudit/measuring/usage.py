@@ -1,0 +1,72 @@
+"""Tensor Core usage of a report: kernels of a few profiled steps, before and after the plan, or what shapes say."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from precaudit.measuring.records import FLOAT32, PLAN, Profiled
+from precaudit.model import Op, Plan, TensorCores
+from precaudit.tensorcores.eligibility import eligible_share
+from precaudit.tensorcores.peaks import Gpu
+from precaudit.tensorcores.roofline import StepPrediction, in_words, measured_in_words
+
+Row = Mapping[str, Any]
+
+
+def usage(
+    profiled: Mapping[str, Profiled],
+    figures: Mapping[str, Any],
+    ops: Sequence[Op],
+    plan: Plan,
+    target: Gpu,
+    card: Gpu | None,
+    predicted: Mapping[str, StepPrediction],
+) -> TensorCores:
+    """`figures` are those of `performance`; `card` is this machine's."""
+    eligible = eligible_share(ops, plan, target)
+    gain = _speed_note(figures, ops, target, card, predicted)
+    shown = profiled.get(PLAN) or profiled.get(FLOAT32)
+    if shown is None or not shown.tensor_cores.measured:
+        why = shown.tensor_cores.method if shown else "no kernels were timed"
+        method = f"{why}; eligibility on {target.name} follows from shapes"
+        return TensorCores(method=method, eligible_flops_share=eligible, device=target.name, notes=(gain,))
+    name = PLAN if PLAN in profiled else FLOAT32
+    found, before = shown.tensor_cores, profiled.get(FLOAT32)
+    return replace(
+        found,
+        method=f"{found.method}; {shown.steps} steps {'under the plan' if name == PLAN else 'in float32'}",
+        eligible_flops_share=eligible,
+        layers=_before_and_after(before.tensor_cores.layers if before and name == PLAN else (), found.layers),
+        notes=(gain, *found.notes),
+    )
+
+
+def _before_and_after(before: Sequence[Row], after: Sequence[Row]) -> tuple[Row, ...]:
+    """The rows of `after`, each with what the same layer took before, and rows for layers that took time only then."""
+    earlier = {(row["fqn"], row["module"]): row for row in before}
+    kept = ("seconds", "time_share", "flops", "tflops", "peak_share")
+    rows = []
+    for row in after:
+        old = earlier.pop((row["fqn"], row["module"]), None)
+        rows.append({**row, "before": {key: old[key] for key in kept} if old else None})
+    for old in earlier.values():
+        gone = {"seconds": 0.0, "share": 0.0, "calls": 0, "flops": None, "tflops": None, "peak_share": None}
+        rows.append({**old, **gone, "before": {key: old[key] for key in kept}})
+    return tuple(rows)
+
+
+def _speed_note(
+    figures: Mapping[str, Any],
+    ops: Sequence[Op],
+    target: Gpu,
+    card: Gpu | None,
+    predicted: Mapping[str, StepPrediction],
+) -> str:
+    """Measured where the target is this machine's card; predicted elsewhere."""
+    measured = figures["speedup"].get(PLAN)
+    if measured is not None and card is target:
+        busy = (figures["gpu_busy_share"] or {}).get(PLAN)
+        return measured_in_words(measured, figures["speedup_quartiles"][PLAN], busy, target)
+    return in_words(predicted[FLOAT32], predicted[PLAN], target) if ops else in_words(None, None, target)

@@ -1,0 +1,184 @@
+"""Findings on a script's own low precision: whether it trains like float32 as written, and what is lost where."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from precaudit.model import Finding, Location, Severity, Verification
+from precaudit.profiling.audit import Audit
+from precaudit.profiling.finding import finding
+from precaudit.running.job import RunResult
+from precaudit.verification.statistics import MARGIN_CAP, comparison_window, diverged, relative_differences
+
+_STRAYED = 10.0
+"""One pair shows a difference, not its spread: only one this many margins wide is called an error."""
+_STATE_LIMIT = 0.2
+"""A state has lost its changes when this share of their energy is rounding."""
+_SUM_LIMIT = 0.01
+"""A sum has lost addends when it is off by a tenth (rms)."""
+
+Seen = Mapping[str, Any]
+
+
+def of_as_written(audit: Audit, verification: Verification) -> list[Finding]:
+    """PA501: the script's own low precision doesn't train like float32; PA502: it clips scaled gradients."""
+    found = _of_clipping(audit)
+    run = audit.as_written
+    if run is None:
+        return found
+    detail = _strays(audit.reference, run, verification.margin)
+    causes = _causes(run, "error" if detail else "warning")
+    return [*found, *_of_difference(run, detail, bool(causes)), *causes]
+
+
+def _of_clipping(audit: Audit) -> list[Finding]:
+    clips = audit.reference.baseline.get("clips_scaled")
+    if not isinstance(clips, dict):
+        return []
+    message = f"{clips['function']} clips gradients before scaler.unscale_: their norm has the loss scale in it"
+    place = Location(clips["path"], clips["line"])
+    return [finding("PA502", "error", message, "call scaler.unscale_(optimizer) before clipping", location=place)]
+
+
+def _of_difference(run: RunResult, detail: str | None, explained: bool) -> list[Finding]:
+    casts = run.baseline.get("casts")
+    places = [(Location(c["path"], c["line"]), c["dtype"]) for c in casts] if isinstance(casts, list) else []
+    where = places[0][0] if places else None
+    what = " and ".join(dict.fromkeys(dtype for _, dtype in places)) or "low precision"
+    listed = [f"{place.path}:{place.line} {dtype}" for place, dtype in places]
+    if detail is not None:
+        return [
+            finding(
+                "PA501",
+                "error",
+                f"as written, in its own {what}, the script doesn't train like float32: {detail}",
+                "use the plan below instead of the script's own casts and scaler",
+                location=where,
+                casts=listed,
+            )
+        ]
+    if not places or explained:
+        return []
+    message = (
+        f"the script casts to {what} by itself; what it keeps there (weights, averages, counters) absorbs additions "
+        "smaller than half a unit in the last place"
+    )
+    fix = "keep weights, moving averages and accumulators in float32"
+    return [finding("PA503", "note", message, fix, location=where, casts=listed)]
+
+
+def _causes(run: RunResult, severity: Severity) -> list[Finding]:
+    """What was seen to be lost while the script ran as written, a place and kind each."""
+    seen = run.baseline.get("low")
+    entries = seen if isinstance(seen, list) else []
+    found = [_DESCRIBED[entry["kind"]](entry, severity) for entry in entries if entry["kind"] in _DESCRIBED]
+    return [each for each in found if each is not None]
+
+
+def _place(entry: Seen) -> Location | None:
+    return Location(entry["path"], entry["line"]) if entry.get("path") else None
+
+
+def _state(entry: Seen, severity: Severity) -> Finding | None:
+    """PA303: a running average, a weight or a counter whose changes are rounded away."""
+    if entry["lost"] < _STATE_LIMIT:
+        return None
+    share = "all" if entry["lost"] >= 1 else f"{entry['lost']:.0%}"
+    fqn = entry["fqn"] or None
+    message = (
+        f"{fqn or 'a running value'} is kept in {entry['dtype']} from step to step, which absorbs its small changes: "
+        f"rounding takes {share} of their energy, so the average, weight or accumulator stagnates"
+    )
+    fix = "keep moving averages, weights and accumulators in float32, and cast where they are used"
+    return finding("PA303", severity, message, fix, fqn, None, _place(entry), lost=entry["lost"])
+
+
+def _gradients(entry: Seen, severity: Severity) -> Finding | None:
+    """PA304: gradients of several backward passes, summed in a half `.grad`."""
+    if entry["lost"] < _SUM_LIMIT:
+        return None
+    message = (
+        f"{entry['fqn'] or 'the model'}: its gradients accumulate in {entry['dtype']} over several backward passes, "
+        f"which absorbs addends: the sum is off by {entry['lost'] ** 0.5:.0%}"
+    )
+    return finding("PA304", severity, message, "accumulate gradients in float32", entry["fqn"], lost=entry["lost"])
+
+
+def _rows(entry: Seen, severity: Severity) -> Finding | None:
+    """PA305: the gradient of a row that is read many times, summed in half."""
+    if entry["lost"] < _SUM_LIMIT:
+        return None
+    message = (
+        f"rows are looked up in a {entry['dtype']} table, so the gradients of repeated rows accumulate in "
+        f"{entry['dtype']}, which absorbs addends: the sum is off by {entry['lost'] ** 0.5:.0%}"
+    )
+    fix = "look rows up in the float32 table and cast the result"
+    return finding("PA305", severity, message, fix, None, "embedding", _place(entry), lost=entry["lost"])
+
+
+def _integers(entry: Seen, severity: Severity) -> Finding:
+    """PA306: whole numbers (ids, positions, counts) that a cast makes others."""
+    message = (
+        f"whole numbers up to {entry['amax']:g} (indices, positions, counts) are cast to {entry['dtype']}, which tells "
+        f"integers apart up to {entry['limit']:g} only: {entry['changed']} of them alias others"
+    )
+    fix = "keep indices and counts in an integer or float32 tensor"
+    return finding("PA306", severity, message, fix, None, None, _place(entry), changed=entry["changed"])
+
+
+def _overflow(entry: Seen, severity: Severity) -> Finding:
+    """PA307: a non-finite value that the script's own low precision makes first."""
+    message = (
+        f"{entry['op']} makes non-finite values in the script's own {entry['dtype']} at step {entry['step']}, from "
+        f"finite inputs up to {entry['amax']:.3g}: an overflow, or a division by what became zero"
+    )
+    fix = "keep this operation in float32"
+    return finding("PA307", severity, message, fix, None, entry["op"], _place(entry), step=entry["step"])
+
+
+def _steps(entry: Seen, severity: Severity) -> Finding:
+    """PA504: an optimizer step with gradients that are not finite."""
+    message = (
+        f"at step {entry['step']} the optimizer steps on non-finite gradients ({entry['parameters']} parameters): what "
+        "overflows under the script's own precision and loss scale is checked by nothing"
+    )
+    fix = "use torch.amp.GradScaler, which skips such steps, or check the gradients themselves"
+    return finding("PA504", "error", message, fix, entry["fqn"] or None, step=entry["step"])
+
+
+def _runaway(entry: Seen, severity: Severity) -> Finding:
+    """PA505: a loss scale that the script raises without end."""
+    message = (
+        f"the script's own loss scale runs away: it passes {entry['scale']:.3g} at step {entry['step']}, without a "
+        "ceiling, until the scaled loss itself is not finite"
+    )
+    return finding(
+        "PA505", "error", message, "cap the loss scale (torch's stays useful up to 2^24)", step=entry["step"]
+    )
+
+
+_DESCRIBED: dict[str, Callable[[Seen, Severity], Finding | None]] = {
+    "state": _state,
+    "gradients": _gradients,
+    "rows": _rows,
+    "integers": _integers,
+    "overflow": _overflow,
+    "steps": _steps,
+    "runaway": _runaway,
+}
+
+
+def _strays(reference: RunResult, run: RunResult, margin: float | None) -> str | None:
+    """How the script as written differs from float32, where it does by far more than the margin."""
+    if run.status not in ("stopped", "ended"):
+        return f"it stopped at step {run.steps}" + (f": {run.error.message}" if run.error else "")
+    if (lost := diverged(reference.losses, run.losses)) is not None:
+        return lost.detail
+    steps = min(len(run.losses), len(reference.losses))
+    if not steps:
+        return None
+    window = comparison_window(steps, steps)
+    difference = float(relative_differences([reference.losses], [run.losses], window)[0])
+    limit = _STRAYED * (margin or MARGIN_CAP)
+    return f"its loss ends {difference:+.1%} from float32's" if abs(difference) > limit else None
