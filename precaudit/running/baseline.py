@@ -139,10 +139,13 @@ def _float32_dtype(value: Any) -> Any:
 
 
 def called_by_precaudit(func: Any) -> bool:
-    """Called by precaudit itself, to round; what its modes hand on for the script they have as their own `func`."""
-    caller = sys._getframe(2)
-    own = caller.f_globals.get("__name__", "").startswith("precaudit.")
-    return own and caller.f_locals.get("func") is not func
+    """Called by precaudit itself, to round: past the modes that hand the call on, which have it as their own `func`."""
+    frame: Any = sys._getframe(2)
+    while frame is not None and frame.f_globals.get("__name__", "").startswith("precaudit."):
+        if frame.f_locals.get("func") is not func:
+            return True
+        frame = frame.f_back
+    return False
 
 
 class CastWatch(TorchFunctionMode):

@@ -5,7 +5,10 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from precaudit.instrument.names import ModuleNames
 from precaudit.running.baseline import Baseline, CastWatch, Float32Mode, eager_only, float32_only
+from precaudit.running.ownlow import OwnLowPrecision
+from precaudit.tracing.parameters import absorbed_update
 
 NO_CUDA = pytest.mark.filterwarnings("ignore:CUDA is not available or torch_xla is imported")
 DEPRECATED = pytest.mark.filterwarnings("ignore:`torch.(cuda|cpu).amp")
@@ -240,6 +243,15 @@ def test_where_a_script_casts_is_noted():
 
 
 # ---------------------------------------------------------------- compilers
+
+
+def test_casts_of_precaudit_are_no_casts_of_the_script_under_any_number_of_modes():
+    settings = {}
+    with CastWatch(settings), OwnLowPrecision(ModuleNames(), {}):
+        absorbed_update(X, 2 * X)
+        assert settings == {}
+        X.half()
+    assert [place["dtype"] for place in settings["casts"]] == ["float16"]
 
 
 def test_everything_runs_eagerly():
