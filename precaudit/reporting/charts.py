@@ -263,7 +263,7 @@ def differences() -> Drawing:
     """Paired relative differences of the loss for each seed and their mean, in the band of ±margin."""
     import altair as alt
 
-    y = alt.Y("d:Q", axis=alt.Axis(title="loss difference", format="+.2%", tickCount=6))
+    y = alt.Y("d:Q", axis=alt.Axis(title="loss difference", format="+.2~%", tickCount=6, titlePadding=12))
     band = (
         alt.Chart(alt.Data(values=[{}]))
         .transform_calculate(d="-margin", high="margin")
@@ -283,7 +283,7 @@ def differences() -> Drawing:
 
 
 def times() -> Drawing:
-    """GPU time of each layer by Tensor Core class; rows are {row, when, kind, seconds}: float32 pale, the plan full."""
+    """GPU time of each layer by Tensor Core class; `times` has {row, when, kind, seconds}."""
     import altair as alt
 
     bars = (
