@@ -35,7 +35,7 @@ _MOST = 200
 _RUNAWAY = 2.0**40
 _LIFE = "precaudit_life"
 _CYCLE = 5
-"""States are followed through two steps of every five: one to know them by, one to measure."""
+"""States are followed through three steps of every five: two to know them by, one to measure."""
 
 
 @dataclass
@@ -250,9 +250,10 @@ class OwnLowPrecision(TorchFunctionMode, TrainingListener):
 
     def backward_starts(self, roots: Sequence[torch.Tensor], gradients: list[Any]) -> None:
         for root in roots:
-            factor = getattr(root.grad_fn, "_saved_other", None) if root.grad_fn is not None else None
-            if isinstance(factor, (int, float)) and factor >= _RUNAWAY:
-                self._note("runaway", scale=min(float(factor), 2.0**1000), step=self._step)
+            factor = getattr(root.grad_fn, "_saved_other", None)
+            scale = float(factor) if isinstance(factor, torch.Tensor) and factor.numel() == 1 else 0.0
+            if scale >= _RUNAWAY:
+                self._note("runaway", scale=min(scale, 2.0**127), step=self._step)
         for model in self._names.models.values():
             for fqn, parameter in model.named_parameters():
                 self._follow_sum(fqn, parameter)
@@ -309,7 +310,7 @@ class OwnLowPrecision(TorchFunctionMode, TrainingListener):
 
     @property
     def _following(self) -> bool:
-        return self._step % _CYCLE >= _CYCLE - 2
+        return self._step % _CYCLE >= _CYCLE - 3
 
     @property
     def _measuring(self) -> bool:
