@@ -169,3 +169,18 @@ def test_a_loss_scale_without_a_ceiling(factor, found):
 def test_only_runs_as_written_are_looked_at():
     assert seen(averaging(0.999, torch.bfloat16, True), "state", precision="float32") == []
     assert seen(averaging(0.999, torch.bfloat16, True), "state", precision="as-written") != []
+
+
+def test_what_precaudit_casts_itself_is_no_cast_of_the_script():
+    every = frozenset(range(5))
+    spec = RunSpec(
+        Job("script", "train.py", (), os.getcwd(), 5),
+        "x",
+        audited=every,
+        shadowed=every,
+        formats=("bfloat16", "float16"),
+    )
+    result = run(spec, train)
+    assert result.trace.ops[0].local_error["bfloat16"] > 0
+    assert "casts" not in result.baseline
+    assert not result.baseline.get("low")
