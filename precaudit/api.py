@@ -114,7 +114,10 @@ class audit:
         self._auditing.stop()
 
     def report(self) -> Report:
-        """The report so far: layers, operations, findings and a plan; nothing is verified here."""
+        """The report so far: layers, operations, findings and a plan; nothing is verified here.
+
+        Under `torchrun` it speaks of all processes together, so all of them have to call it.
+        """
         from precaudit.planning.planner import Choices, build_plan
         from precaudit.planning.rules import bans
         from precaudit.profiling.audit import Audit
@@ -122,8 +125,9 @@ class audit:
         from precaudit.profiling.environment import environment
         from precaudit.profiling.findings import all_findings
         from precaudit.running.job import Job, RunResult
+        from precaudit.tracing.merging import over_processes
 
-        trace = self._auditing.trace()
+        trace = over_processes(self._auditing.trace())
         steps = self._auditing.steps
         job = Job("script", self._auditing.name, (), os.getcwd(), steps)
         found = bans(trace, DEFAULT_FORMATS)

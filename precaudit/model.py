@@ -20,6 +20,7 @@ Severity = Literal["error", "warning", "note"]
 Verdict = Literal["pass", "fail", "inconclusive", "screened", "not_run"]
 Execution = Literal["native", "emulated"]
 ScaleMode = Literal["none", "static", "dynamic"]
+Float8Scaling = Literal["tensor", "row"]
 
 
 # ---------------------------------------------------------------- ranges
@@ -207,7 +208,8 @@ class Op:
     `category` is CUDA autocast's: `lower`, `fp32`, `promote` or `other`; `local_error` maps a format to the
     relative rms error of this op alone when only it runs in that format; `flops` is per call, forward. `half` tells
     whether autocast would store its result in half precision; `constants` are the smallest and largest magnitudes
-    of its scalar arguments; `integer_amax` is the largest magnitude of integer-valued inputs to a product.
+    of its scalar arguments; `integer_amax` is the largest magnitude of integer-valued inputs to a product;
+    `autocast` is the dtype of the script's own autocast region around it, null outside of one.
     """
 
     fqn: str
@@ -224,6 +226,7 @@ class Op:
     half: bool = False
     constants: tuple[float, float] | None = None
     integer_amax: float | None = None
+    autocast: str | None = None
 
     def tensor(self, role: str) -> TensorRecord | None:
         return next((t for t in self.tensors if t.role == role), None)
@@ -271,7 +274,8 @@ class Plan:
 
     `modules` names every module that computes; `ops` are exceptions inside a module; `because` says why a
     module or `fqn:op` is not at the default; `types` are the classes of the modules that ran, by which a
-    renamed module is found again and a replaced one is noticed.
+    renamed module is found again and a replaced one is noticed. `float8_scaling` is one scale for a tensor, or one
+    for each row that a product sums over.
     """
 
     default: str = "float32"
@@ -283,6 +287,7 @@ class Plan:
     matmul_precision: str = "highest"
     target: str = "h100"
     types: Mapping[str, str] = field(default_factory=dict)
+    float8_scaling: Float8Scaling = "tensor"
     schema_version: int = SCHEMA_VERSION
 
     @property

@@ -18,6 +18,7 @@ from precaudit.errors import ExitCode, PrecauditError
 from precaudit.formats import parse_formats
 from precaudit.profiling.engine import Outcome, profile_job
 from precaudit.profiling.settings import Settings
+from precaudit.reporting import files_of
 from precaudit.running.children import ChildRunner
 from precaudit.running.job import Job
 from precaudit.running.sources import classify
@@ -60,7 +61,7 @@ def run_profile(arguments: argparse.Namespace) -> int:
     parse_rules(arguments.fail_on)
     folder: Path = arguments.out or Path("reports") / _stem(job)
     outputs = [folder / name for name in FILES]
-    refuse_overwrite([*outputs, *arguments.output], arguments.force)
+    refuse_overwrite([file for path in (*outputs, *arguments.output) for file in files_of(path)], arguments.force)
     _make(folder)
     log = folder / "script.log"
     log.write_bytes(b"")

@@ -9,7 +9,7 @@ from pathlib import Path
 from precaudit.commands.options import add_output_options, refuse_overwrite
 from precaudit.errors import ExitCode
 from precaudit.model import Report
-from precaudit.reporting import RENDERERS, format_of, render, write
+from precaudit.reporting import RENDERERS, files_of, render, write
 
 WIDTH = 80
 
@@ -31,9 +31,7 @@ def run(arguments: argparse.Namespace) -> int:
     from precaudit.reporting.terminal import emit
 
     paths: list[Path] = arguments.output
-    for path in paths:
-        format_of(path)
-    refuse_overwrite(paths, arguments.force)
+    refuse_overwrite([file for path in paths for file in files_of(path)], arguments.force)
     report = load_report(arguments.report)
     for path in paths:
         write(report, path)

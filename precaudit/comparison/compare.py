@@ -39,7 +39,8 @@ def _changes(base: Report, head: Report, matching: Matching) -> Iterator[Change]
     yield from structure.alignment_changes(pairs, ops)
     if base.ops and head.ops:
         yield from structure.op_changes(base.ops, head.ops, names)
-    yield from structure.dtype_changes(pairs, ops)
+    if autocast_seen(base) and autocast_seen(head):
+        yield from structure.dtype_changes(pairs, ops)
     yield from ranges.range_changes(pairs, ops)
     yield from tensors.absent(pairs)
     yield from speed.speed_changes(base, head)
@@ -50,6 +51,13 @@ def _changes(base: Report, head: Report, matching: Matching) -> Iterator[Change]
         yield from plans.loss_scale_changes(base.plan.loss_scale, head.plan.loss_scale)
 
 
+def autocast_seen(report: Report) -> bool:
+    """Whether the report knows which operations the script's own autocast covers; early versions did not tell."""
+    baseline = report.job.get("baseline")
+    used = isinstance(baseline, Mapping) and "autocast" in baseline
+    return not used or any(op.autocast for op in report.ops)
+
+
 def _not_comparable(base: Report, head: Report, matching: Matching) -> Iterator[str]:
     if base.plan.target != head.plan.target:
         yield f"plan: made for different targets ({base.plan.target} and {head.plan.target})"
@@ -58,6 +66,8 @@ def _not_comparable(base: Report, head: Report, matching: Matching) -> Iterator[
             yield f"verdict: verification was not run in {name}"
         if not report.ops:
             yield f"operations: none recorded in {name}"
+        elif not autocast_seen(report):
+            yield f"dtypes: {name} doesn't tell which operations the script's own autocast covers"
     for role in tensors.unmeasured_roles(matching.pairs):
         yield f"{role} ranges: measured in one report only"
     steps = [report.job.get("steps") for report in (base, head)]

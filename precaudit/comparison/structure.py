@@ -51,18 +51,25 @@ def _op_names(ops: Sequence[Op], names: Mapping[str, str]) -> dict[str, set[str]
 
 
 def dtype_changes(pairs: LayerPairs, ops: OpPairs) -> Iterator[Change]:
-    """One change a layer whose values or operations run in another dtype: autocast that came or went."""
+    """One change a layer whose values or operations run in another dtype as written: a cast or autocast that came
+    or went."""
     moved: dict[str, dict[str, tuple[str, str]]] = defaultdict(dict)
     for base, head in pairs:
         for old, new in paired_records(base, head):
             if old.dtype != new.dtype:
                 moved[head.fqn][f"{new.role} {new.name}".rstrip()] = (old.dtype, new.dtype)
     for before_op, after_op in ops:
-        if before_op.dtype != after_op.dtype:
-            moved[after_op.fqn][after_op.op] = (before_op.dtype, after_op.dtype)
+        before, after = _as_written(before_op), _as_written(after_op)
+        if before != after:
+            moved[after_op.fqn][after_op.op] = (before, after)
     for fqn, parts in moved.items():
         before, after = next(iter(parts.values()))
         yield Change("dtypes", 1.0, f"{before} became {after} ({', '.join(parts)})", fqn=fqn, base=before, head=after)
+
+
+def _as_written(op: Op) -> str:
+    """The dtype that the script asks for: its autocast's, but for operations that autocast runs in float32."""
+    return op.autocast if op.autocast and op.category != "fp32" else op.dtype
 
 
 def alignment_changes(pairs: LayerPairs, ops: OpPairs) -> Iterator[Change]:

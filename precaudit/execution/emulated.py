@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from precaudit.execution import float8
 from precaudit.execution.formats import FLOAT32, PlanLookup, ScopeFormat
 from precaudit.execution.policy import ADDENDS, CONVOLUTIONS, category
 from precaudit.execution.rounding import CASTABLE, Rounding, rounding_for
@@ -76,6 +77,9 @@ class EmulatedMode(OperationMode):
             return _with_fallback(func, args, kwargs) if rounding else written(func, args, kwargs)
         if rounding is None:
             return in_float32(op, func, args, kwargs)
+        if scope.by_row and float8.applies(op, scope.of(op), args, kwargs):
+            args, kwargs = map_tensors(partial(self._stored, rounding.dtype), (args, kwargs))
+            return float8.linear(*args, **kwargs, forward=scope.of(op), by_row=True)
         return run_in_format(op, rounding, func, args, kwargs, partial(self._stored, rounding.dtype))
 
     def _stored(self, dtype: torch.dtype, tensor: torch.Tensor) -> torch.Tensor:

@@ -12,10 +12,12 @@ from precaudit.planning.fitting import fit_prefix
 
 @dataclass(frozen=True)
 class ScopeFormat:
-    """The format of a module's own operations, and the exceptions among them by op name."""
+    """The format of a module's own operations, and the exceptions among them by op name. `by_row` is how float8
+    is scaled."""
 
     default: str
     ops: Mapping[str, str] = field(default_factory=dict)
+    by_row: bool = False
 
     def of(self, op: str) -> str:
         return self.ops.get(op, self.default)
@@ -47,11 +49,11 @@ class PlanLookup:
         if name.model not in self._prefixes:
             self._prefixes[name.model] = fit_prefix(self.plan, self._modules_of(name.model), name.model)
         qualified = f"{self._prefixes[name.model]}.{name.fqn}".strip(".")
-        ops = self._exceptions.get(qualified, {})
+        ops, by_row = self._exceptions.get(qualified, {}), self.plan.float8_scaling == "row"
         for ancestor in (*_ancestors(qualified), ""):
             if ancestor in self.plan.modules:
-                return ScopeFormat(self.plan.modules[ancestor], ops)
-        return ScopeFormat(self.plan.default, ops)
+                return ScopeFormat(self.plan.modules[ancestor], ops, by_row)
+        return ScopeFormat(self.plan.default, ops, by_row)
 
 
 def _ancestors(fqn: str) -> Iterator[str]:

@@ -13,12 +13,13 @@ from typing import Any
 
 import torch
 
+from precaudit.execution import float8
 from precaudit.execution.emulated import every_model, in_float32, no_island, to_float32, written
 from precaudit.execution.formats import PlanLookup, ScopeFormat
 from precaudit.execution.products import tf32
-from precaudit.execution.rounding import HALF_DTYPES
+from precaudit.execution.rounding import FLOAT8_DTYPES, HALF_DTYPES
 from precaudit.instrument.scopes import Frame, Scopes
-from precaudit.instrument.torchfunction import OperationMode, writes
+from precaudit.instrument.torchfunction import OperationMode, tensors_in, writes
 from precaudit.model import Plan
 
 _WIDE = ("float32", "tf32")
@@ -36,7 +37,7 @@ class PlanAutocast(torch.autocast):
 def autocast_for(format_name: str, device: str) -> torch.autocast:
     """The autocast region of a format; float32 and tf32 regions switch autocast off.
 
-    float8 regions run their other operations in bfloat16.
+    float8 regions run their other operations in bfloat16; `ScopeMode` does their linear layers.
     """
     if format_name in _WIDE:
         return PlanAutocast(device, enabled=False)
@@ -56,7 +57,8 @@ def backward_products(plan: Plan) -> tf32:
 
 
 class ScopeMode(OperationMode):
-    """Runs one module's operations each in its format: exceptions to the default, float32 inputs in float32."""
+    """Runs one module's operations each in its format: exceptions to the default, float32 inputs in float32, linear
+    layers in float8."""
 
     __torch_function__ = torch.compiler.disable(OperationMode.__torch_function__)
 
@@ -71,6 +73,9 @@ class ScopeMode(OperationMode):
         if op.startswith("__get"):
             return func(*args, **kwargs)
         format_name = self._scope.of(op)
+        if float8.applies(op, format_name, args, kwargs):
+            multiply = float8.multiplier(tensors_in((args, kwargs))[0].device)
+            return float8.linear(*args, **kwargs, forward=format_name, by_row=self._scope.by_row, multiply=multiply)
         if format_name == self._scope.default:
             return self._run(op, func, args, kwargs)
         with region_for(format_name, self._device):
@@ -107,7 +112,8 @@ class NativePrecision:
         contexts: list[AbstractContextManager[Any]] = []
         if scope.default != active[-1]:
             contexts.append(region_for(scope.default, _device_of(frame.module)))
-        if scope.ops or (scope.default in _WIDE and self._lookup.plan.is_low_precision):
+        low = self._lookup.plan.is_low_precision
+        if scope.ops or scope.default in FLOAT8_DTYPES or (scope.default in _WIDE and low):
             contexts.append(ScopeMode(scope, _device_of(frame.module)))
         active.append(scope.default)
         frame.data["regions"] = stack = ExitStack()

@@ -8,6 +8,7 @@ tf32 and float8 have no storage of that kind, so they round values in float32 wo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -35,11 +36,12 @@ def round_mantissa(values: torch.Tensor, bits: int) -> torch.Tensor:
     return torch.where(values.isfinite(), rounded.view(torch.float32), values)
 
 
-def quantize(values: torch.Tensor, name: str, dim: int | None = None) -> torch.Tensor:
-    """`values` through float8 and back with a scale that maps amax to the format's maximum.
+def scaled(values: torch.Tensor, name: str, dim: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    """`values` in float8, and the float32 scale that they were multiplied by: it maps amax to the format's maximum.
 
-    Tensor-wise scaling, or row-wise along `dim`. Zero rows and non-finite amax use a scale of one; finite values
-    are clamped before the cast, whose overflow behaviour differs between releases of torch, others stay.
+    One scale for the tensor, or one for each row along `dim`, which is kept with size one. Zero rows and non-finite
+    amax use a scale of one; finite values are clamped before the cast, whose overflow behaviour differs between
+    releases of torch, and others become nan.
     """
     dtype = FLOAT8_DTYPES[name]
     limit = torch.finfo(dtype).max
@@ -47,8 +49,13 @@ def quantize(values: torch.Tensor, name: str, dim: int | None = None) -> torch.T
     amax = data.abs().amax() if dim is None else data.abs().amax(dim, keepdim=True)
     scale = torch.where((amax > 0) & amax.isfinite(), limit / amax, torch.ones_like(amax))
     scale = torch.where(scale.isfinite(), scale, torch.ones_like(scale))
-    rounded = (data * scale).clamp(-limit, limit).to(dtype).float() / scale
-    return torch.where(data.isfinite(), rounded, data).to(values.dtype)
+    return torch.where(data.isfinite(), (data * scale).clamp(-limit, limit), torch.nan).to(dtype), scale
+
+
+def quantize(values: torch.Tensor, name: str, dim: int | None = None) -> torch.Tensor:
+    """`values` through float8 and back, as `scaled` has them; what is not finite stays."""
+    low, scale = scaled(values, name, dim)
+    return torch.where(values.isfinite(), (low.float() / scale).to(values.dtype), values)
 
 
 class _RoundForward(torch.autograd.Function):
@@ -91,9 +98,14 @@ def _half(dtype: torch.dtype) -> Rounding:
     return Rounding(lambda x: x.to(dtype).float(), lambda b: b.to(dtype).float(), lambda y: y.to(dtype), dtype)
 
 
-def _mantissa(bits: int) -> Rounding:
+def _mantissa(bits: float) -> Rounding:
+    """A fractional number of bits has the rounding errors of the whole number below it, times two to minus the rest."""
+    whole = max(0, math.floor(bits))
+    share = 2.0 ** (whole - bits)
+
     def rounding(values: torch.Tensor) -> torch.Tensor:
-        return round_mantissa(values, bits)
+        rounded = round_mantissa(values, whole)
+        return rounded if share == 1 else torch.lerp(values, rounded, share)
 
     return Rounding(
         lambda x: _RoundForward.apply(x.float(), rounding),
@@ -125,12 +137,12 @@ ROUNDINGS = {
 
 
 def rounding_for(name: str, op: str = "linear") -> Rounding | None:
-    """The rounding of `op` in a contract format, or in `mantissaN` (N fraction bits, a dial for calibration).
+    """The rounding of `op` in a contract format, or in `mantissaN`: N fraction bits (2.5, too), a dial for calibration.
 
     None for float32: nothing is rounded. float8 is for linear layers; what runs beside them is bfloat16.
     """
     if name in FLOAT8_DTYPES and op != "linear":
         return ROUNDINGS["bfloat16"]
     if name.startswith("mantissa"):
-        return _mantissa(int(name.removeprefix("mantissa")))
+        return _mantissa(float(name.removeprefix("mantissa")))
     return ROUNDINGS.get(name)

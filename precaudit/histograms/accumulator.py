@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from functools import cache, reduce
 from typing import Protocol
 
@@ -11,7 +13,7 @@ import torch
 from torch import Tensor
 
 from precaudit.formats import get_format
-from precaudit.histograms.layout import Layout, Row
+from precaudit.histograms.layout import PEAK, Layout, Row
 from precaudit.histograms.memory import flat, in_transform, is_readable, lie_alike, outside_transforms
 from precaudit.histograms.plain import PlainSums
 from precaudit.model import FormatFit, TensorStats
@@ -68,6 +70,14 @@ class Accumulator:
                 return self._of(new, log2_scale).add_difference(new, old)
             return self.add(_subtractable(new) - _subtractable(old), log2_scale)
 
+    def entry(self, values: Tensor, old: Tensor | None, log2_scale: int) -> tuple[int, int, int, int] | None:
+        """The kernel's table entry of a tensor, counted as added; None where it must be added by itself."""
+        if not values.is_cuda or in_transform() or not _has_triton(values.device):
+            return None
+        if not (is_readable(values) if old is None else lie_alike(values, old)):
+            return None
+        return self._of(values, log2_scale).entry(values, old)  # type: ignore[attr-defined]
+
     def stats(self) -> TensorStats:
         """Everything counted so far; this and `collect` alone wait for a device."""
         return collect([self])[0]
@@ -82,6 +92,70 @@ class Accumulator:
         if sums is None:
             sums = self._sums[key] = _new_sums(values.dtype, values.device)
         return sums
+
+
+@dataclass(frozen=True)
+class Addition:
+    """Values to be added to a slot, less `old` where that is given."""
+
+    slot: Accumulator
+    values: Tensor
+    old: Tensor | None = None
+    log2_scale: int = 0
+
+    def make(self) -> None:
+        if self.old is None:
+            self.slot.add(self.values, self.log2_scale)
+        else:
+            self.slot.add_difference(self.values, self.old, self.log2_scale)
+
+
+def add_all(additions: Iterable[Addition]) -> None:
+    """Make every addition; tensors on a GPU are counted together, by one launch a dtype."""
+    together: dict[tuple[torch.dtype, torch.device, bool], list[tuple[int, int, int, int]]] = {}
+    additions = list(additions)  # whose memory must not be given away before it is read
+    for each in additions:
+        with _DisableTorchFunction():
+            entry = each.slot.entry(each.values, each.old, each.log2_scale)
+        if entry is None:
+            each.make()
+        else:
+            key = (each.values.dtype, each.values.device, each.old is not None)
+            together.setdefault(key, []).append(entry)
+    for (dtype, device, subtract), entries in together.items():
+        from precaudit.histograms.gpu import add_many
+
+        add_many(dtype, device, entries, subtract)
+
+
+@dataclass(frozen=True)
+class Peak:
+    """Largest finite magnitude of several slots: its bits, perhaps still on a device, by layout and scale."""
+
+    parts: tuple[tuple[Layout, int, int | Tensor], ...]
+
+    def value(self) -> float:
+        """The magnitude; this waits for the device."""
+        return max((math.ldexp(layout.value_of(int(bits)), -scale) for layout, scale, bits in self.parts), default=0.0)
+
+
+def take_peak(slots: Iterable[Accumulator]) -> Peak:
+    """The largest magnitude added since the slots' peaks were taken last; waits for no device."""
+    found: list[tuple[Layout, int, int | Tensor]] = []
+    away: dict[tuple[torch.device, Layout, int], list[Tensor]] = {}
+    for scale, sums in [part for slot in slots for part in slot.parts()]:
+        held = sums.rows
+        if isinstance(held, Tensor):
+            away.setdefault((held.device, sums.layout, scale), []).append(held[PEAK])
+            continue
+        found.append((sums.layout, scale, max(int(row[PEAK]) for row in held)))
+        for row in held:
+            row[PEAK] = 0
+    with _DisableTorchFunction(), torch.no_grad(), outside_transforms():
+        for (_, layout, scale), peaks in away.items():
+            found.append((layout, scale, torch.stack(peaks).amax()))
+            torch._foreach_zero_(peaks)
+    return Peak(tuple(found))
 
 
 def collect(accumulators: Sequence[Accumulator]) -> list[TensorStats]:
@@ -165,11 +239,12 @@ def _has_numba() -> bool:
 
 @cache
 def _has_triton(device: torch.device) -> bool:
-    """Triton may be missing, lack a C compiler, or not know the GPU: only a launch tells."""
+    """Triton may be missing, lack a C compiler, not know the GPU, or be launched otherwise in another release: only
+    counting tells."""
     try:
-        from precaudit.histograms.gpu import TritonSums
+        from precaudit.histograms.gpu import check
 
-        TritonSums(torch.float32, device).add(torch.ones(1, device=device))
+        check(device)
     except Exception as error:
         _LOG.info("Triton is not usable on %s (%s): its tensors are counted by torch, slower", device, error)
         return False

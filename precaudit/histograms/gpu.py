@@ -1,4 +1,9 @@
-"""Sums of CUDA tensors by a Triton kernel: one read of the values, sums kept on the device, no waiting for it."""
+"""Sums of CUDA tensors by a Triton kernel: one read of the values, sums kept on the device, no waiting for it.
+
+Launching through Triton's own argument handling costs several times the kernel itself for most tensors of a
+training step. So every variant is launched that way once and by its compiled form from then on, and parameters
+are counted many at a time, from a table of their addresses on the device.
+"""
 
 # Triton specialises the kernel by the types that it takes; annotations would be about Python objects.
 # ruff: noqa: ANN001
@@ -6,112 +11,272 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from typing import Any
+
+import numpy as np
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from precaudit.histograms.layout import AMAX, COUNTS, FLOAT32, FLOAT64, SMALLEST, SUM_SQUARES
+from precaudit.histograms.gpukernel import EACH, MAX_STRETCH, MAX_TILES, count_stretch
+from precaudit.histograms.layout import COUNTS, FLOAT32, FLOAT64, Layout
+from precaudit.histograms.plain import PlainSums
 
-BLOCK = 2048
-_PROGRAMS_PER_PROCESSOR = 4  # as many as fit by their registers
+ALIGNMENT = 16
+"""Bytes that a thread loads at a time, where the address allows."""
+_ELEMENTS = {torch.float32: tl.float32, torch.float64: tl.float64, torch.float16: tl.float16, torch.bfloat16: tl.int16}
 
 
-@triton.jit
+@dataclass(frozen=True)
+class Tuning:
+    """How a tensor is shared out: `warps` to a program and at least `programs` a processor as long as there are
+    tiles; `window` (32 or 64) bits to a word, the first tile's largest binade `headroom` below its top."""
+
+    warps: int = 4
+    window: int = 64
+    headroom: int = 12
+    programs: int = 8
+
+    @property
+    def tile(self) -> int:
+        return 32 * self.warps * EACH.value
+
+    def tiles(self, numel: int, processors: int) -> int:
+        """Tiles in a program's stretch of a tensor."""
+        share = triton.cdiv(numel, self.tile * self.programs * processors)
+        return min(share, MAX_TILES, MAX_STRETCH // self.tile)
+
+
+TUNING = Tuning()
+
+
+@triton.jit(do_not_specialize=["row", "numel", "tiles"])
 def _accumulate(
     values,
+    other,
     row,
-    sums,
     numel,
-    WIDE: tl.constexpr,
+    tiles,
     BRAIN: tl.constexpr,
-    MANTISSA: tl.constexpr,
-    EXPONENTS: tl.constexpr,
-    AMAX: tl.constexpr,
-    SMALLEST: tl.constexpr,
-    SUM_SQUARES: tl.constexpr,
-    COUNTS: tl.constexpr,
-    BLOCK: tl.constexpr,
+    WIDE: tl.constexpr,
+    SUBTRACT: tl.constexpr,
+    WINDOW: tl.constexpr,
+    HEADROOM: tl.constexpr,
+    TILE: tl.constexpr,
 ) -> None:
-    value_type: tl.constexpr = tl.float64 if WIDE else tl.float32
-    bits_type: tl.constexpr = tl.int64 if WIDE else tl.int32
-    highest: tl.constexpr = 0x7FFFFFFFFFFFFFFF if WIDE else 0x7FFFFFFF
-    infinity: tl.constexpr = (EXPONENTS - 1) << MANTISSA
-    binades: tl.constexpr = 64 if WIDE else 32  # more than subnormals have; the last is for all others
-    # Fours that one thread loads are reduced at once: fewer registers, so more programs at a time.
-    fours: tl.constexpr = [BLOCK // 4, 4]
-    counts = tl.zeros([EXPONENTS], tl.int32)
-    subnormals = tl.zeros([binades], tl.int32)
-    largest = tl.zeros([BLOCK // 4], bits_type)
-    smallest = tl.full([BLOCK // 4], highest, bits_type)
-    squares = tl.zeros([BLOCK // 4], tl.float64)
-    step = tl.num_programs(0).to(tl.int64) * BLOCK
-    for start in range(tl.program_id(0).to(tl.int64) * BLOCK, numel, step):
-        offsets = start + tl.arange(0, BLOCK)
-        value = tl.load(values + offsets, mask=offsets < numel, other=0)
-        if BRAIN:  # bfloat16 comes as integers: the upper halves of float32
-            value = (value.to(tl.int32) << 16).to(tl.float32, bitcast=True)
-        value = value.to(value_type)
-        magnitude = value.to(bits_type, bitcast=True) & highest
-        finite = magnitude < infinity
-        largest = tl.maximum(largest, tl.max(tl.reshape(tl.where(finite, magnitude, 0), fours), 1))
-        below = tl.where(magnitude > 0, magnitude - 1, highest)
-        smallest = tl.minimum(smallest, tl.min(tl.reshape(below, fours), 1))
-        exact = tl.where(finite, value, 0.0).to(tl.float64)
-        squares += tl.sum(tl.reshape(exact * exact, fours), 1)
-        counts += tl.histogram((magnitude >> MANTISSA).to(tl.int32), EXPONENTS)
-        subnormal = (magnitude > 0) & (magnitude < (1 << MANTISSA))
-        if tl.max(subnormal.to(tl.int32), 0) > 0:
-            binade = (magnitude.to(value_type).to(bits_type, bitcast=True) >> MANTISSA) - (EXPONENTS // 2 - 1)
-            subnormals += tl.histogram(tl.where(subnormal, binade, binades - 1).to(tl.int32), binades)
-    tl.atomic_max(row + AMAX, tl.max(largest, 0).to(tl.int64))
-    tl.atomic_min(row + SMALLEST, tl.min(smallest, 0).to(tl.int64))
-    tl.atomic_add(sums + SUM_SQUARES, tl.sum(squares, 0))
-    binade = tl.arange(0, binades)
-    tl.atomic_add(row + COUNTS + binade, subnormals.to(tl.int64), mask=(binade < MANTISSA) & (subnormals > 0))
-    exponents = tl.arange(0, EXPONENTS)
-    tl.atomic_add(row + COUNTS + MANTISSA - 1 + exponents, counts.to(tl.int64), mask=(exponents > 0) & (counts > 0))
+    """One program a stretch of `tiles` tiles."""
+    first = tl.program_id(0).to(tl.int64) * tiles * TILE
+    size = tl.minimum(numel - first, tiles * TILE).to(tl.int32)
+    values += first
+    other += first
+    count_stretch(values, other, row, size, BRAIN, WIDE, SUBTRACT, WINDOW, HEADROOM, TILE)
+
+
+@triton.jit(do_not_specialize=["tiles"])
+def _accumulate_many(
+    table,
+    owners,
+    tiles,
+    ELEMENT: tl.constexpr,
+    BRAIN: tl.constexpr,
+    WIDE: tl.constexpr,
+    SUBTRACT: tl.constexpr,
+    WINDOW: tl.constexpr,
+    HEADROOM: tl.constexpr,
+    TILE: tl.constexpr,
+) -> None:
+    """As `_accumulate`, each program for the tensor that owns it: addresses, row, numel and first program."""
+    program = tl.program_id(0)
+    entry = table + tl.load(owners + program) * 5
+    first = (program - tl.load(entry + 4)) * tiles * TILE
+    size = tl.minimum(tl.load(entry + 3) - first, tiles * TILE).to(tl.int32)
+    values = tl.multiple_of(tl.load(entry).to(tl.pointer_type(ELEMENT)), 16) + first
+    other = tl.multiple_of(tl.load(entry + 1).to(tl.pointer_type(ELEMENT)), 16) + first
+    row = tl.load(entry + 2).to(tl.pointer_type(tl.int64))
+    count_stretch(values, other, row, size, BRAIN, WIDE, SUBTRACT, WINDOW, HEADROOM, TILE)
+
+
+@cache
+def processors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
+
+
+@cache
+def _constants(dtype: torch.dtype, subtract: bool, tuning: Tuning) -> dict[str, Any]:
+    return {
+        "BRAIN": dtype is torch.bfloat16,
+        "WIDE": dtype is torch.float64,
+        "SUBTRACT": subtract,
+        "WINDOW": tuning.window,
+        "HEADROOM": tuning.headroom,
+        "TILE": tuning.tile,
+    }
+
+
+def _current(device: torch.device) -> AbstractContextManager[Any]:
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
+class _Launcher:
+    """One variant of a kernel: compiled by its first launch, launched from then on without Triton's own handling."""
+
+    def __init__(self, kernel: Any, constants: dict[str, Any], warps: int) -> None:
+        self._kernel, self._constants, self._warps = kernel, constants, warps
+        self._rest = tuple(constants.values())
+        self._compiled: Any = None
+
+    @property
+    def compiled(self) -> bool:
+        return self._compiled is not None
+
+    def __call__(self, programs: int, device: torch.device, *arguments: Any) -> None:
+        """Tensors among the arguments are typed by the first launch, and may be addresses in later ones."""
+        if self._compiled is None:
+            with _current(device):
+                self._compiled = self._kernel[(programs,)](*arguments, **self._constants, num_warps=self._warps)
+        elif device.index == torch._C._cuda_getDevice():
+            self._launch(programs, device.index, arguments)
+        else:
+            with _current(device):
+                self._launch(programs, device.index, arguments)
+
+    def _launch(self, programs: int, device: int, arguments: tuple[Any, ...]) -> None:
+        stream = torch._C._cuda_getCurrentRawStream(device)
+        self._compiled[(programs, 1, 1)](*arguments, *self._rest, stream=stream)
+
+
+@cache
+def _single(
+    dtype: torch.dtype, device: torch.device, subtract: bool, kind: tuple[bool, bool, bool], tuning: Tuning
+) -> _Launcher:
+    """`kind` is what Triton specialises by: which of the two addresses are aligned, and whether the size is long."""
+    return _Launcher(_accumulate, _constants(dtype, subtract, tuning), tuning.warps)
+
+
+@cache
+def _many(dtype: torch.dtype, device: torch.device, subtract: bool, tuning: Tuning) -> _Launcher:
+    constants = {"ELEMENT": _ELEMENTS[dtype], **_constants(dtype, subtract, tuning)}
+    return _Launcher(_accumulate_many, constants, tuning.warps)
+
+
+class _Rows:
+    """Rows of sums on a device, made many at a time, so that a new slot waits for nothing."""
+
+    CHUNK = 256
+
+    def __init__(self, layout: Layout, device: torch.device) -> None:
+        self._layout, self._device = layout, device
+        self._free: list[Tensor] = []
+
+    def take(self) -> Tensor:
+        if not self._free:
+            empty = torch.from_numpy(np.tile(self._layout.empty(), (self.CHUNK, 1)))
+            self._free = list(empty.to(self._device).unbind())
+        return self._free.pop()
+
+
+@cache
+def _rows(layout: Layout, device: torch.device) -> _Rows:
+    return _Rows(layout, device)
 
 
 class TritonSums:
     """Sums of tensors of one dtype on one device, on which they are held."""
 
-    def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(self, dtype: torch.dtype, device: torch.device, tuning: Tuning = TUNING) -> None:
         self.layout = FLOAT64 if dtype is torch.float64 else FLOAT32
         self.numel = 0
-        self.rows = torch.from_numpy(self.layout.empty()).to(device)
-        self._sums = self.rows.view(torch.float64)
-        processors = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
-        self._programs = processors * _PROGRAMS_PER_PROCESSOR
+        self.rows = _rows(self.layout, device).take()
+        self._address = self.rows.data_ptr()
+        self._dtype, self._device, self._tuning = dtype, device, tuning
 
     def add(self, values: Tensor) -> None:
         """Count a contiguous tensor."""
+        self._count(values.resolve_neg() if values.is_neg() else values, None)
+
+    def add_difference(self, new: Tensor, old: Tensor) -> None:
+        """Count `new - old` of two contiguous float32 tensors."""
+        self._count(new, old)
+
+    def entry(self, values: Tensor, old: Tensor | None) -> tuple[int, int, int, int] | None:
+        """What `add_many` takes of a contiguous tensor; None where it can't be among many."""
+        address = values.data_ptr()
+        other = address if old is None else old.data_ptr()
+        numel = values.numel()
+        if not numel or (address | other) % ALIGNMENT or values.is_neg():
+            return None
+        self.numel += numel
+        return address, other, self._address, numel
+
+    def _count(self, values: Tensor, old: Tensor | None) -> None:
         numel = values.numel()
         self.numel += numel
         if not numel:
             return
-        grid = (min(self._programs, triton.cdiv(numel, BLOCK)),)
-        with torch.cuda.device_of(values):
-            brain, values = values.dtype is torch.bfloat16, values.detach().resolve_neg()
-            self._launch(grid, values.view(torch.int16) if brain else values, numel, brain)
+        address = values.data_ptr()
+        other = address if old is None else old.data_ptr()
+        tiles = self._tuning.tiles(numel, processors(self._device))
+        kind = (address % ALIGNMENT == 0, other % ALIGNMENT == 0, numel > 0x7FFFFFFF)
+        launch = _single(self._dtype, self._device, old is not None, kind, self._tuning)
+        programs = triton.cdiv(numel, tiles * self._tuning.tile)
+        if launch.compiled:
+            launch(programs, self._device, address, other, self._address, numel, tiles)
+        else:
+            typed = _typed(values)
+            launch(programs, self._device, typed, typed if old is None else _typed(old), self.rows, numel, tiles)
 
-    def add_difference(self, new: Tensor, old: Tensor) -> None:
-        self.add(new.detach() - old.detach())
 
-    def _launch(self, grid: tuple[int], values: Tensor, numel: int, brain: bool) -> None:
-        _accumulate[grid](
-            values,
-            self.rows,
-            self._sums,
-            numel,
-            WIDE=self.layout is FLOAT64,
-            BRAIN=brain,
-            MANTISSA=self.layout.mantissa,
-            EXPONENTS=2**self.layout.exponent_bits,
-            AMAX=AMAX,
-            SMALLEST=SMALLEST,
-            SUM_SQUARES=SUM_SQUARES,
-            COUNTS=COUNTS,
-            BLOCK=BLOCK,
-            num_warps=8,
-        )
+def _typed(values: Tensor) -> Tensor:
+    """As the kernel takes it: of bfloat16 it wants the bits."""
+    values = values.detach()
+    return values.view(torch.int16) if values.dtype is torch.bfloat16 else values
+
+
+@lru_cache(maxsize=16)
+def _table(
+    entries: tuple[tuple[int, int, int, int], ...], tile: int, device: torch.device, stream: int
+) -> tuple[Tensor, Tensor]:
+    """Entries with their first programs, and every program's entry, on the device; the upload waits for nothing."""
+    columns = np.array(entries, dtype=np.int64)
+    programs = -(-columns[:, 3] // tile)
+    first = np.cumsum(programs) - programs
+    table = torch.from_numpy(np.column_stack([columns, first]))
+    owners = torch.from_numpy(np.repeat(np.arange(len(entries), dtype=np.int32), programs))
+    if device.type == "cuda":
+        table, owners = table.pin_memory(), owners.pin_memory()
+    return table.to(device, non_blocking=True), owners.to(device, non_blocking=True)
+
+
+def add_many(
+    dtype: torch.dtype,
+    device: torch.device,
+    entries: Sequence[tuple[int, int, int, int]],
+    subtract: bool,
+    tuning: Tuning = TUNING,
+) -> None:
+    """Count many tensors of one dtype, by one launch; the table of their addresses is kept while they stay the same."""
+    tiles = tuning.tiles(sum(entry[3] for entry in entries), processors(device))
+    stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
+    table, owners = _table(tuple(entries), tiles * tuning.tile, device, stream)
+    _many(dtype, device, subtract, tuning)(owners.numel(), device, table, owners, tiles)
+
+
+def check(device: torch.device) -> None:
+    """Count a few values in every way, each by its first launch and by its compiled form; raises where one is wrong."""
+    sums, values = TritonSums(torch.float32, device), torch.linspace(-3.0, 3.0, 1000, device=device)
+    for _ in range(2):
+        sums.add(values)
+        sums.add_difference(values, torch.zeros_like(values))
+        entry = sums.entry(values, None)
+        if entry is not None:
+            add_many(torch.float32, device, [entry], False)
+    expected = PlainSums(torch.float32, torch.device("cpu"))
+    expected.add(values.cpu())
+    found = sums.rows.cpu().numpy()[COUNTS:]
+    if not np.array_equal(found * 1000, sums.numel * np.asarray(expected.rows)[COUNTS:]):
+        raise RuntimeError("the kernel counts wrongly here")

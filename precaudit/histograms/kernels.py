@@ -21,7 +21,7 @@ from llvmlite import ir
 from numba import carray, njit, types
 from numba.extending import intrinsic
 
-from precaudit.histograms.layout import AMAX, COUNTS, FLOAT32, FLOAT64, SMALLEST
+from precaudit.histograms.layout import AMAX, COUNTS, FLOAT32, FLOAT64, PEAK, SMALLEST
 
 SINGLE, BRAIN, HALF, DIFFERENCE = range(4)
 
@@ -124,7 +124,7 @@ def _count_single(bits, values, exponents, tables, state, total):
         bits, values, exponents, np.uint32, np.uint8, INFINITY32, np.uint32(MANTISSA32)
     )
     total[0] += squares
-    state[AMAX] = max(state[AMAX], largest)
+    state[AMAX], state[PEAK] = max(state[AMAX], largest), max(state[PEAK], largest)
     state[SMALLEST] = min(state[SMALLEST], smallest)
     low, high = (smallest + 1) >> MANTISSA32, largest >> MANTISSA32
     if low == 0:
@@ -205,7 +205,7 @@ def _count_double(bits, values, exponents, state, total):
         bits, values, exponents, np.uint64, np.uint16, INFINITY64, np.uint64(MANTISSA64)
     )
     total[0] += squares
-    state[AMAX] = max(state[AMAX], largest)
+    state[AMAX], state[PEAK] = max(state[AMAX], largest), max(state[PEAK], largest)
     state[SMALLEST] = min(state[SMALLEST], smallest)
     subnormals = state[BIASED64]  # the place where exponent 0 counts too
     for i in range(bits.size):

@@ -1,8 +1,9 @@
 """How sums are laid out: one row of 64-bit integers, the same for every kernel, so that all agree bit for bit.
 
 A row holds the largest finite magnitude's bits, the smallest non-zero magnitude's bits less one, the sum of
-squares (a float64 in the same memory) and then the counts: one a subnormal binade, one a normal binade, and
-last the non-finite values. Zeros are what is missing to the number of values.
+squares (a float64 in the same memory), the largest magnitude's bits again, which may be set back to zero to learn
+of what comes after, and then the counts: one a subnormal binade, one a normal binade, and last the non-finite
+values. Zeros are what is missing to the number of values.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from precaudit.model import Exponents, TensorStats
 
 Row = np.ndarray[Any, np.dtype[np.int64]]
 
-AMAX, SMALLEST, SUM_SQUARES, COUNTS = range(4)
+AMAX, SMALLEST, SUM_SQUARES, PEAK, COUNTS = range(5)
 NOTHING = np.iinfo(np.int64).max  # the smallest magnitude of no value at all
 
 
@@ -64,8 +65,8 @@ class Layout:
         counts, smallest = row[COUNTS:], int(row[SMALLEST]) + 1
         return TensorStats(
             numel=numel,
-            amax=self._value(int(row[AMAX])),
-            amin_nonzero=self._value(smallest) if smallest < self.infinity else 0.0,
+            amax=self.value_of(int(row[AMAX])),
+            amin_nonzero=self.value_of(smallest) if smallest < self.infinity else 0.0,
             sum_squares=float(row.view(np.float64)[SUM_SQUARES]),
             zeros=numel - int(counts.sum()),
             nonfinite=int(counts[-1]),
@@ -79,13 +80,15 @@ class Layout:
         low, high = int(used[0]), int(used[-1])
         return Exponents(self.lowest + low, tuple(counts[low : high + 1].tolist()))
 
-    def _value(self, bits: int) -> float:
+    def value_of(self, bits: int) -> float:
+        """The number with these bits."""
         return float(np.array(bits, self.bits).view(self.value))
 
 
 def _combined(rows: Sequence[Row]) -> Row:
     combined: Row = np.sum(rows, axis=0)
     combined[AMAX] = max(row[AMAX] for row in rows)
+    combined[PEAK] = max(row[PEAK] for row in rows)
     combined[SMALLEST] = min(row[SMALLEST] for row in rows)
     combined.view(np.float64)[SUM_SQUARES] = sum(row.view(np.float64)[SUM_SQUARES] for row in rows)
     return combined

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from precaudit.histograms.layout import AMAX, COUNTS, FLOAT32, FLOAT64, SMALLEST, SUM_SQUARES
+from precaudit.histograms.layout import AMAX, COUNTS, FLOAT32, FLOAT64, PEAK, SMALLEST, SUM_SQUARES
 
 # Bounds the memory that the intermediate tensors take.
 _SLICE = 1 << 22
@@ -39,7 +39,9 @@ class PlainSums:
         magnitude = values.view(self._bits) & torch.iinfo(self._bits).max
         finite = magnitude < layout.infinity
         nonzero = magnitude > 0
-        row[AMAX].clamp_(min=torch.where(finite, magnitude, 0).amax())
+        largest = torch.where(finite, magnitude, 0).amax()
+        row[AMAX].clamp_(min=largest)
+        row[PEAK].clamp_(min=largest)
         row[SMALLEST].clamp_(max=torch.where(nonzero, magnitude, torch.iinfo(self._bits).max).amin() - 1)
         row.view(torch.float64)[SUM_SQUARES] += torch.where(finite, values, 0).double().square().sum()
         row[COUNTS:].index_add_(0, self._index(magnitude).clamp_(min=0), nonzero.long())

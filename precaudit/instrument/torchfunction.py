@@ -189,12 +189,21 @@ def _rebuilt_mapping(value: Mapping[str, Any], changed: dict[str, Any]) -> Any:
         return type(value)(changed)  # type: ignore[call-arg]
 
 
+_SCALARS = (int, float, str, type(None))
+
+
 def tensors_in(value: Any) -> list[torch.Tensor]:
     """Every tensor in nested lists, tuples and mappings, in order."""
     if isinstance(value, torch.Tensor):
         return [value]
     if isinstance(value, (list, tuple)):
-        return [tensor for item in value for tensor in tensors_in(item)]
+        found = []
+        for item in value:
+            if isinstance(item, torch.Tensor):
+                found.append(item)
+            elif not isinstance(item, _SCALARS):  # asking these whether they are mappings takes longer
+                found += tensors_in(item)
+        return found
     if isinstance(value, Mapping):
         return [tensor for item in value.values() for tensor in tensors_in(item)]
     return []

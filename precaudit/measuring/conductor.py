@@ -138,14 +138,16 @@ class Conductor(TrainingListener):
         return [arm for arm in self.program.arms if native or arm.name == FLOAT32]
 
     def _rounds(self, arms: Sequence[Arm], pace: float) -> Steps:
-        program, full, began = self.program, ceil(self.program.window / pace), time.perf_counter()
+        program, began = self.program, time.perf_counter()
         size, number, complete = 1, 0, 0
         while complete < program.rounds:
             if complete >= program.fewest and time.perf_counter() - began > program.budget:
                 break
             for arm in arms:
                 yield from self._block(arm, number, size)
-            complete += size == full and number > 0
+            pace = self.blocks[-len(arms)].step_seconds
+            full = ceil(program.window / pace)
+            complete += 2 * size > full and number > 0
             size, number = min(full, 2 * size), number + 1
         if self.meter.counts and self.device == "cuda":
             for arm in arms:

@@ -28,7 +28,7 @@ def beside(predicted: Mapping[str, StepPrediction], measured: Mapping[str, float
     long again was predicted)."""
     return {
         "predicted_for": card.name,
-        "predicted_step_seconds": {arm: step.total for arm, step in predicted.items()},
+        "predicted_step_seconds": {arm: step.total or None for arm, step in predicted.items()},
         "prediction_error": {
             arm: step.total / taken - 1.0 if (taken := measured.get(arm)) else None for arm, step in predicted.items()
         },

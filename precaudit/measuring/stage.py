@@ -14,7 +14,7 @@ from precaudit.measuring.money import cost, units
 from precaudit.measuring.predictions import beside, predictions
 from precaudit.measuring.records import FLOAT32, PLAN, Observation, Profiled
 from precaudit.measuring.session import timed_run
-from precaudit.measuring.summary import UNMEASURED, performance
+from precaudit.measuring.summary import UNMEASURED, WARM_ROUNDS, performance
 from precaudit.measuring.usage import usage
 from precaudit.model import Finding, Op, Plan, TensorCores
 from precaudit.profiling.audit import Audit, Runner
@@ -79,7 +79,7 @@ def observe(audit: Audit, program: Program, runner: Runner) -> tuple[Observation
     while True:
         result = runner(_spec(audit, program))
         found: Observation | None = result.observed
-        if found is None or result.status != "failed" or found.running == FLOAT32:
+        if found is None or result.status != "failed" or found.running in _timed(found):
             break
         why = f"{result.error.type}: {result.error.message}" if result.error else "no reason given"
         notes.append(f"{found.running} was not timed: the script failed under it ({why.splitlines()[0]})")
@@ -89,6 +89,11 @@ def observe(audit: Audit, program: Program, runner: Runner) -> tuple[Observation
         if again is not None:
             found = replace(found, profiled={**again.profiled, **found.profiled})
     return found, tuple(notes)
+
+
+def _timed(found: Observation) -> set[str]:
+    """The arms that another run would not show more of: float32, which others are compared to, and those timed."""
+    return {FLOAT32, *(block.arm for block in found.blocks if block.round >= WARM_ROUNDS)}
 
 
 def _spec(audit: Audit, program: Program) -> RunSpec:

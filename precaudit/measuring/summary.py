@@ -34,11 +34,12 @@ UNMEASURED: Mapping[str, Any] = {
 
 
 def steady(blocks: Sequence[Block]) -> list[Block]:
-    """The blocks that count: not the first round's, and those of the longest size where there are enough of them."""
+    """The blocks that count: not the first round's, nor those much shorter than the three longest, which feel the
+    synchronisation around them."""
     warm = [block for block in blocks if block.round >= WARM_ROUNDS]
-    longest = max((block.steps for block in warm if block.arm == FLOAT32), default=0)
-    full = {block.round for block in warm if block.arm == FLOAT32 and 2 * block.steps >= longest}
-    return [block for block in warm if block.round in full] if len(full) >= ENOUGH_ROUNDS else warm
+    sizes = {block.round: block.steps for block in warm if block.arm == FLOAT32}
+    enough = sorted(sizes.values(), reverse=True)[:ENOUGH_ROUNDS][-1:]
+    return [block for block in warm if 2 * sizes.get(block.round, 0) >= sum(enough)]
 
 
 def step_seconds(blocks: Sequence[Block], arm: str) -> list[float]:
@@ -102,7 +103,7 @@ def _method(found: Observation, blocks: Sequence[Block]) -> str:
     if not rounds:
         return "not measured: the script ended before a timed step"
     arms = len({block.arm for block in blocks})
-    turns = f"{arms} precisions by turns" if arms > 1 else "float32 alone"
+    turns = f"{arms} precisions by turns" if arms > 1 else "float32 alone (the others need a GPU)"
     where = found.device if found.device != "cpu" else f"cpu with {plural(found.threads, 'thread')}"
     return f"{turns} in one training run, median of {plural(rounds, 'round')}, in eager mode, on {where}"
 

@@ -104,8 +104,9 @@ def _of_errors(errors: Iterable[GradientError]) -> list[Finding]:
             "PA201",
             "warning",
             f"the whole model in {e.label.partition('@')[0]} disturbs the gradient too much "
-            f"({e.label.partition('@')[2]}: rho {e.rho:.2g}, SNR {e.snr:.3g}, bias {e.bias:.2g})",
-            "the plan keeps to formats within rho <= 0.01, SNR >= 10, bias <= 0.2",
+            f"({e.label.partition('@')[2]}: rho {e.rho:.2g}, SNR {e.snr:.3g}, bias {e.bias:.2g}; "
+            "allowed are rho 0.01, SNR 10, bias 0.2), so the plan does not use it everywhere",
+            "",
             rho=e.rho,
             snr=e.snr,
             bias=e.bias,

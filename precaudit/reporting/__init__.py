@@ -64,8 +64,20 @@ def format_of(path: Path) -> str:
     )
 
 
-def write(report: Report, path: str | Path) -> None:
-    """Write the report in the format that the file's extension names, all or nothing."""
-    from precaudit.reporting.files import write_text
+def files_of(path: Path) -> list[Path]:
+    """Every file that `write` may write for this one."""
+    from precaudit.reporting.markdown import picture_files
 
-    write_text(Path(path), render(report, format_of(Path(path))))
+    return [path, *(picture_files(path).values() if format_of(path) == "markdown" else ())]
+
+
+def write(report: Report, path: str | Path) -> None:
+    """Write the report in the format of the file's extension, all or nothing; Markdown has pictures beside it."""
+    from precaudit.reporting.files import write_text
+    from precaudit.reporting.markdown import write_markdown
+
+    path, format = Path(path), format_of(Path(path))
+    if format == "markdown":
+        write_markdown(report, path)
+    else:
+        write_text(path, render(report, format))

@@ -26,6 +26,7 @@ FATES = {"holds": "fits", "less precise": "less", "to zero": "lost", "overflows"
 KINDS = {"float32": "plain", "the plan": "fits", "earlier plans": "less", "other runs": "line"}
 SIDES = {"lose gradient energy": "less", "overflow": "lost"}
 CLASSES = {"native": "good", "legacy": "less", "none": "plain", "unknown": "line"}
+BEFORE, AFTER = "float32", "the plan"
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, Helvetica, Arial, sans-serif"
 STEP = 18
 
@@ -229,7 +230,10 @@ def scales() -> Drawing:
 def _steps(**axis: Any) -> altair.X:
     import altair as alt
 
-    return alt.X("step:Q", axis=alt.Axis(tickMinStep=1, grid=False, **axis), scale=alt.Scale(nice=False))
+    whole = "datum.value % 1 ? '' : datum.label"
+    return alt.X(
+        "step:Q", axis=alt.Axis(tickMinStep=1, grid=False, labelExpr=whole, **axis), scale=alt.Scale(nice=False)
+    )
 
 
 def losses() -> Drawing:
@@ -248,7 +252,9 @@ def losses() -> Drawing:
         color=alt.Color("kind:N", scale=_palette(KINDS), legend=None),
         detail="run:N",
     )
-    lines = base.mark_line(strokeWidth=1.5, opacity=0.85, aria=False)
+    lines = base.mark_line(opacity=0.85, aria=False).encode(
+        strokeWidth=alt.condition("datum.kind == 'float32'", alt.value(4), alt.value(1.5))
+    )
     points = base.mark_circle(opacity=0, size=90, aria=False).encode(tooltip=["run:N", "step:Q", "loss:Q"])
     return band + lines + points, 260
 
@@ -277,7 +283,7 @@ def differences() -> Drawing:
 
 
 def times() -> Drawing:
-    """GPU time of each layer by Tensor Core class; `times` has {row, kind, seconds}."""
+    """GPU time of each layer by Tensor Core class; rows are {row, when, kind, seconds}: float32 pale, the plan full."""
     import altair as alt
 
     bars = (
@@ -286,12 +292,14 @@ def times() -> Drawing:
         .mark_bar(aria=False)
         .encode(
             x=alt.X("ms:Q", axis=alt.Axis(title="GPU time, ms")),
-            y=_rows(scale=alt.Scale(paddingInner=0.25)),
+            y=_rows(scale=alt.Scale(paddingInner=0.3)),
+            yOffset=alt.YOffset("when:N", sort=[BEFORE, AFTER]),
             color=alt.Color("kind:N", scale=_palette(CLASSES), legend=None),
-            tooltip=["layer:N", "kind:N", alt.Tooltip("ms:Q", format=".4g")],
+            opacity=alt.condition(f"datum.when == '{BEFORE}'", alt.value(0.5), alt.value(1)),
+            tooltip=["layer:N", "when:N", "kind:N", alt.Tooltip("ms:Q", format=".4g")],
         )
     )
-    return alt.layer(bars).add_params(*_signals(names=[], full=[])), alt.Step(STEP + 4)
+    return alt.layer(bars).add_params(*_signals(names=[], full=[])), alt.Step(2 * STEP - 8, **{"for": "position"})
 
 
 CHARTS: Mapping[str, Callable[[], Drawing]] = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 from precaudit.model import Report
 from precaudit.reporting.words import NOT_MEASURED, number, plural, prose, seconds, share, size
@@ -60,8 +60,7 @@ def _speedup(report: Report) -> list[str]:
     parts = []
     for arm, value in faster.items():
         if _number(value):
-            bounds = spread.get(arm)
-            within = f" ({bounds[0]:.2f}x to {bounds[1]:.2f}x)" if _pair(bounds) else ""
+            within = " ({:.2f}x to {:.2f}x)".format(*spread[arm]) if _pair(spread.get(arm)) else ""
             parts.append(f"{_arm(arm)} {value:.2f}x{within}")
     method = (
         f"Timed: {prose(p['method'])}."
@@ -72,15 +71,32 @@ def _speedup(report: Report) -> list[str]:
     return lines + [method] * bool(method)
 
 
+def gain(report: Report) -> list[str]:
+    """What the plan is worth in one sentence; nothing where it was not measured."""
+    p = report.performance
+    faster, bounds, gpu = _mapping(p, "speedup").get("plan"), _mapping(p, "speedup_quartiles").get("plan"), p.get("gpu")
+    if not gpu or not _number(faster) or faster <= 0:
+        return []
+    if faster <= 1 or _low(bounds) <= 1:
+        return [f"Worth: no time gained over float32, measured on {prose(gpu)} ({faster:.2f}x)."]
+    return [
+        f"Worth: {faster:.2f}x the speed of float32, measured on {prose(gpu)}: the same training for "
+        f"{1 - 1 / faster:.0%} less of its time."
+    ]
+
+
 def _beside_time(p: Mapping[str, Any]) -> list[str]:
     """Waiting for data, memory, and how far the prediction was off."""
     lines = []
     if _number(p.get("data_wait_share")):
-        lines.append(f"Waiting for data takes {share(p['data_wait_share'])} of a float32 step.")
+        lines.append(
+            f"Data, and whatever else runs between two steps, takes {share(p['data_wait_share'])} of float32's time."
+        )
     memory = _mapping(p, "peak_memory_bytes")
     if any(_number(value) for value in memory.values()):
         known = {arm: value for arm, value in memory.items() if _number(value)}
-        lines.append(f"Peak memory: {_by_arm(known, size)}.")
+        whose = "" if p.get("gpu") else " of the whole process"
+        lines.append(f"Peak memory{whose}: {_by_arm(known, size)}.")
     errors = {arm: value for arm, value in _mapping(p, "prediction_error").items() if _number(value)}
     if errors:
         predicted = _mapping(p, "predicted_step_seconds")
@@ -94,8 +110,13 @@ def _mapping(p: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
 
 
-def _number(value: Any) -> bool:
+def _number(value: Any) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _low(bounds: Any) -> float:
+    """The lower of two bounds; where there are none nothing is below."""
+    return float(bounds[0]) if _pair(bounds) else math.inf
 
 
 def _pair(value: Any) -> bool:
@@ -129,7 +150,7 @@ def _priced(sums: Mapping[str, Any], before: Mapping[str, Any]) -> str:
     parts = []
     for unit, value in sums.items():
         old = before.get(unit)
-        change = f" ({_change(value / old)})" if _number(value) and _number(old) and old > 0 else ""
+        change = f" ({_change(value / old)})" if _number(value) and _number(old) and old else ""
         what = SPANS.get(unit) or f"per {prose(unit.replace('_', ' '))}"
         parts.append(f"{number(value, 'USD')} {what}{change}")
     return ", ".join(parts) or NOT_MEASURED

@@ -218,12 +218,14 @@ def _tables(report: Report) -> dict[str, Any]:
             {"format": group.format, "why": group.why, "names": listing(group.names)}
             for group in story.exceptions(report.plan)[:ROWS]
         ],
-        "times": bool(times(report)),
+        "times": [_time(row) for row in times(report)],
+        "times_before": any(row["before"] for row in times(report)),
         "kernels": [
             (visible(k.name)[:LONGEST], visible(k.tensor_core), visible(k.rule), f"{k.calls:,}", seconds(k.seconds))
             for k in sorted(report.tensor_cores.kernels, key=lambda kernel: -kernel.seconds)[:ROWS]
         ],
-        "job": _facts(report.job, but=("notes",)),
+        "job": _facts(report.job, but=("notes", "gradient_errors")),
+        "gradient_errors": _gradient_errors(report),
         "environment": _facts(report.environment),
     }
 
@@ -252,6 +254,14 @@ def _trial(trial: Trial) -> list[str]:
     return [visible(trial.plan), *counts, *ends, str(trial.skipped_steps), seconds(trial.seconds), prose(trial.status)]
 
 
+def _time(row: Mapping[str, Any]) -> list[str]:
+    cells = [row["name"]]
+    for classes in (row["before"], row["seconds"]):
+        spent = sum(classes.values())
+        cells += [seconds(spent), share(classes.get("native", 0.0) / spent)] if spent else ["-", "-"]
+    return cells
+
+
 def _finding(plan: Plan, finding: Finding) -> dict[str, Any]:
     return {
         "severity": finding.severity,
@@ -264,6 +274,15 @@ def _finding(plan: Plan, finding: Finding) -> dict[str, Any]:
     }
 
 
+def _gradient_errors(report: Report) -> list[list[str]]:
+    """Format and phase of training, then error over noise, signal over error, and bias."""
+    rows = [row for row in _list(report.job.get("gradient_errors")) if isinstance(row, Mapping)]
+    return [
+        [visible(row.get("probe")).replace("@", ", at "), *(number(row.get(key)) for key in ("rho", "snr", "bias"))]
+        for row in rows[:ROWS]
+    ]
+
+
 def _facts(mapping: Mapping[str, Any], but: tuple[str, ...] = ()) -> list[tuple[str, str]]:
     """Flat facts as text; nested ones as JSON, cut where they are long."""
     return [(visible(key).replace("_", " "), _fact(value)) for key, value in mapping.items() if key not in but]
@@ -271,7 +290,7 @@ def _facts(mapping: Mapping[str, Any], but: tuple[str, ...] = ()) -> list[tuple[
 
 def _fact(value: Any) -> str:
     if value is None:
-        return NOT_MEASURED
+        return "not set"
     if isinstance(value, list | tuple) and not any(isinstance(part, list | tuple | Mapping) for part in value):
         value = ", ".join(map(str, value)) or "none"
     text = value if isinstance(value, str) else orjson.dumps(to_json(value)).decode()

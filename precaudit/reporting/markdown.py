@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from urllib.parse import quote
 
 from precaudit.model import Finding, FormatFit, Report
-from precaudit.reporting import costs, story, usage
+from precaudit.reporting import costs, story, svg, usage
+from precaudit.reporting.files import write_text
 from precaudit.reporting.words import NOT_MEASURED, SHORT_FORMATS, number, plural, prose, share, visible
 
 MARKER = "<!-- precaudit:report -->"
@@ -14,6 +18,13 @@ SIGNS = {"good": "✅", "open": "⚠️", "bad": "❌"}
 ROWS = 25
 LAYERS = 10
 LONGEST = 400
+# pictures by name, and what they show for whoever can't see them
+ALTERNATIVES = {
+    "training": "Loss curves of all training runs, and the differences between the plan and float32",
+    "ranges": "Share of values by layer and exponent, with the range of float16",
+    "times": "GPU time of each layer by Tensor Core class, in float32 and with the plan",
+}
+NO_PICTURES: Mapping[str, Path] = MappingProxyType({})
 
 
 def text(value: object) -> str:
@@ -45,23 +56,45 @@ def folded(title: str, body: str) -> str:
     return f"<details><summary>{title}</summary>\n\n{body}\n\n</details>"
 
 
-def render_markdown(report: Report) -> str:
+def render_markdown(report: Report, pictures: Mapping[str, Path] = NO_PICTURES) -> str:
+    """`pictures` are files beside the text, by the section that each illustrates."""
     head = story.headline(report)
     parts = [
         MARKER,
         f"## {SIGNS[head.tone]} {text(head.title)}",
         f"{code(' '.join(usage.script(report)))}",
         bullets(head.details),
+        _picture(pictures, "training"),
         f"### What to change\n\n{bullets(story.actions(report)[:ROWS])}",
+        _usage(report),
         f"### Which layers, and why\n\n{_exceptions(report)}",
         f"### Loss scale\n\n{bullets(story.loss_scale(report))}",
         f"### Findings\n\n{_findings(report)}",
         f"### Gates and repairs\n\n{_gates(report)}",
+        _picture(pictures, "ranges"),
         folded(f"Ranges of {plural(len(report.layers), 'layer')}", _ranges(report)),
+        _picture(pictures, "times"),
         folded("Tensor Cores, time and cost", bullets(_costs(report))),
-        _usage(report),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _picture(pictures: Mapping[str, Path], name: str) -> str:
+    return f"![{ALTERNATIVES[name]}]({quote(pictures[name].name)})" if name in pictures else ""
+
+
+def write_markdown(report: Report, path: Path) -> None:
+    """The text, and beside it the pictures that it links to, where they can be drawn."""
+    drawn = {} if path.exists() and not path.is_file() else svg.pictures(report)  # a pipe has nothing beside it
+    files = {name: path for name, path in picture_files(path).items() if name in drawn}
+    for name, file in files.items():
+        write_text(file, drawn[name])
+    write_text(path, render_markdown(report, files))
+
+
+def picture_files(path: Path) -> dict[str, Path]:
+    """Where the pictures of a Markdown file lie."""
+    return {name: path.with_name(f"{path.stem}-{name}.svg") for name in ALTERNATIVES}
 
 
 def _exceptions(report: Report) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from itertools import accumulate
-from typing import Any
+from typing import Any, TypeGuard
 
 from precaudit.formats import FORMATS
 from precaudit.model import Layer, Report, TensorStats, Trial
@@ -164,14 +164,37 @@ def _broken(trial: Trial) -> str:
 
 
 def times(report: Report, most: int = 30) -> Rows:
-    """Layers by GPU time with their seconds in each Tensor Core class; rows in other shapes are left out."""
+    """Layers by GPU time with their seconds in each Tensor Core class, under the plan and before it where both were
+    measured; rows in other shapes are left out."""
     rows: Rows = []
     for row in report.tensor_cores.layers:
-        part, seconds = row.get("time_share"), row.get("seconds")
-        if isinstance(part, Mapping) and isinstance(seconds, int | float) and seconds > 0:
-            classes = {kind: value * seconds for kind, value in part.items() if isinstance(value, int | float)}
-            rows.append({"name": visible(row.get("fqn") or "(outside modules)"), "seconds": classes})
-    return sorted(rows, key=lambda row: -sum(row["seconds"].values()))[:most]
+        after, before = _by_class(row), _by_class(row.get("before"))
+        if after or before:
+            name = visible(row.get("fqn") or "(outside modules)")
+            rows.append({"name": name, "seconds": after, "before": before})
+    return sorted(rows, key=lambda row: -max(sum(row["seconds"].values()), sum(row["before"].values())))[:most]
+
+
+def times_rows(times: Rows) -> Rows:
+    """The rows of the chart: a layer's seconds before and under the plan, one row a class."""
+    return [
+        {"row": i, "when": when, "kind": kind, "seconds": seconds}
+        for i, layer in enumerate(times)
+        for when, classes in (("float32", layer["before"]), ("the plan", layer["seconds"]))
+        for kind, seconds in classes.items()
+    ]
+
+
+def _by_class(row: Any) -> dict[str, float]:
+    """Seconds in each Tensor Core class; nothing where none were measured."""
+    part, seconds = (row.get("time_share"), row.get("seconds")) if isinstance(row, Mapping) else (None, None)
+    if not isinstance(part, Mapping) or not _positive(seconds):
+        return {}
+    return {visible(kind): share * seconds for kind, share in part.items() if _positive(share)}
+
+
+def _positive(value: Any) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
 
 
 def _plan(report: Report) -> dict[str, Any]:

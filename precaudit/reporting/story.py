@@ -5,12 +5,15 @@ Each string is one line of visible text, ranked by what a reader needs first; re
 
 from __future__ import annotations
 
+import math
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from precaudit.formats import FORMATS
 from precaudit.model import Finding, Layer, Plan, Report, TensorRecord
+from precaudit.reporting import costs
 from precaudit.reporting.words import NOT_MEASURED, number, plural, power, prose, share, signed, visible
 
 Tone = Literal["good", "bad", "open"]
@@ -104,7 +107,8 @@ def _between(report: Report) -> str:
 
 def _details(report: Report) -> tuple[str, ...]:
     v = report.verification
-    lines = [_evidence(report)] if v.trials else []
+    lines = [_meaning(report)] if report.plan.is_low_precision else []
+    lines += [_evidence(report)] if v.trials else []
     if v.execution == "emulated":
         device = prose(report.job.get("device") or report.environment.get("device") or "this machine")
         lines.append(
@@ -115,7 +119,28 @@ def _details(report: Report) -> tuple[str, ...]:
         lines.append("Native: the plan ran in the device's own low-precision arithmetic.")
     if v.reason and v.verdict != "pass":
         lines.append(f"Why: {prose(v.reason)}")
-    return tuple(lines)
+    return (*lines, *costs.gain(report))
+
+
+def _meaning(report: Report) -> str:
+    """The verdict for somebody who will not read on."""
+    sentences = {
+        "pass": f"you can train in {plan_name(report.plan)}: it learned what float32 learned. {_speed(report)}",
+        "fail": "stay in float32 for now: with this plan the model does not learn what it learns in float32.",
+        "inconclusive": "nothing is decided: the difference may be one that is allowed or a larger one. "
+        "More seeds can tell.",
+        "screened": "it looked the same in one pair of runs, which is a first look and no proof.",
+        "not_run": "this plan follows from measured ranges; whether the model still learns the same, nobody has tried.",
+    }
+    return f"In short: {sentences[report.verification.verdict]}"
+
+
+def _speed(report: Report) -> str:
+    speedup = report.performance.get("speedup")
+    faster = speedup.get("plan") if isinstance(speedup, Mapping) else None
+    if isinstance(faster, int | float) and not isinstance(faster, bool) and math.isfinite(faster):
+        return f"It was {faster:.2f} times as fast."
+    return "How much faster that is was not measured here."
 
 
 def _evidence(report: Report) -> str:

@@ -1,6 +1,6 @@
-"""report.svg: the page's charts as one picture, for slides, READMEs and beside Markdown.
+"""The page's charts as pictures: report.svg for slides, and one for each section of a Markdown file.
 
-Gradients in float16 at the plan's loss scale, then the loss of every run and the paired differences.
+Gradients in float16 at the plan's loss scale, then the loss of every run and the paired differences, then GPU time.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from xml.etree import ElementTree
 
 from precaudit.errors import PrecauditError
 from precaudit.model import Report
-from precaudit.reporting.pagedata import page_data
+from precaudit.reporting.pagedata import page_data, times_rows
 from precaudit.reporting.words import share, shorten
 
 ROWS = 30
@@ -26,13 +26,35 @@ Spec = dict[str, Any]
 ROLES = ("activation_grad", "weight_grad", "activation", "weight")
 
 
+def can_draw() -> bool:
+    """Whether what the html extra brings is installed."""
+    return find_spec("altair") is not None and find_spec("vl_convert") is not None
+
+
 def render_svg(report: Report) -> str:
-    if find_spec("altair") is None or find_spec("vl_convert") is None:
+    if not can_draw():
         raise PrecauditError('SVG needs altair and vl-convert-python; install them with: pip install "precaudit[html]"')
-    data = page_data(report)
-    specs = [*_heat_map(data), *_trainings(data["trainings"])]
+    specs = [spec for group in _groups(report).values() for spec in group]
     if not specs:
         raise PrecauditError("this report has no measured tensor and no training run, so there is nothing to draw")
+    return _drawn(specs)
+
+
+def pictures(report: Report) -> dict[str, str]:
+    """SVG by the section that it illustrates: `ranges`, `training`, `times`; without those that have no data."""
+    return {name: _drawn(specs) for name, specs in _groups(report).items() if specs} if can_draw() else {}
+
+
+def _groups(report: Report) -> dict[str, list[Spec]]:
+    data = page_data(report)
+    return {
+        "ranges": list(_heat_map(data)),
+        "training": list(_trainings(data["trainings"])),
+        "times": list(_times(data["times"])),
+    }
+
+
+def _drawn(specs: list[Spec]) -> str:
     return f"{_renumbered(_stacked(specs))}\n"
 
 
@@ -53,6 +75,16 @@ def _trainings(data: dict[str, Any]) -> Iterator[Spec]:
     if data["pairs"]:
         title = "the plan's loss against float32's, a line a seed and their mean; green: counts as the same"
         yield _picture("differences", title, {"pairs": data["pairs"]}, {"margin": data["margin"] or 0})
+
+
+def _times(times: list[dict[str, Any]]) -> Iterator[Spec]:
+    if times:
+        full = [row["name"] for row in times]
+        title = (
+            "GPU time of each layer; float32 pale, the plan full; green runs on Tensor Cores, orange by a legacy path"
+        )
+        signals = {"full": full, "names": [shorten(name, NAME_WIDTH) for name in full]}
+        yield _picture("times", title, {"times": times_rows(times)}, signals)
 
 
 def _picture(name: str, title: str, datasets: Mapping[str, Any], signals: Mapping[str, Any]) -> Spec:

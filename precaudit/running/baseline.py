@@ -36,11 +36,15 @@ class Baseline:
 
     def __init__(self) -> None:
         self.settings: dict[str, object] = {}
-        self._regions: list[bool] = []
+        self._regions: list[str | None] = []  # the dtype of each that is open, None where autocast is off
 
     def in_island(self) -> bool:
         """Inside an autocast region that the script (or its library) opened with `enabled=False`."""
-        return any(self._regions)
+        return None in self._regions
+
+    def autocast_in_force(self) -> str | None:
+        """The dtype of the autocast region that the script is in, None outside."""
+        return self._regions[-1] if self._regions else None
 
     @contextmanager
     def neutralized(self) -> Iterator[None]:
@@ -107,10 +111,11 @@ class Baseline:
             if getattr(region, "precaudit_of_torch", False):
                 original(region)
                 return region
-            enabled = bool(getattr(region, "precaudit_asked", region._enabled))
-            if enabled:
-                self.settings["autocast"] = str(region.fast_dtype).removeprefix("torch.")
-            self._regions.append(not enabled)
+            asked = bool(getattr(region, "precaudit_asked", region._enabled))
+            dtype = str(region.fast_dtype).removeprefix("torch.") if asked else None
+            if dtype is not None:
+                self.settings["autocast"] = dtype
+            self._regions.append(dtype)
             return region
 
         return __enter__

@@ -89,7 +89,7 @@ def _assemble(spec: RunSpec, progress: Callable[[int, float], None], stop: Stop)
     if probe is not None:
         scopes.listeners.append(probe)
     traced = bool(spec.audited) or spec.watch_from is not None
-    tracer = Tracer(scopes, _trace_options(spec), baseline.in_island) if traced else None
+    tracer = Tracer(scopes, _trace_options(spec, baseline), baseline.in_island) if traced else None
     if tracer is not None:
         scopes.listeners.append(tracer)
     last_calls, optimizers = LastCalls(), _Optimizers()
@@ -110,7 +110,7 @@ def _as_written(spec: RunSpec) -> bool:
     return spec.precision == "as-written" or (bool(spec.audited) and spec.plan is None and not spec.neutralize)
 
 
-def _trace_options(spec: RunSpec) -> TraceOptions:
+def _trace_options(spec: RunSpec, baseline: Baseline) -> TraceOptions:
     watch = spec.watch_from
     return TraceOptions(
         audited=(lambda step: step >= watch) if watch is not None else spec.audited.__contains__,
@@ -118,6 +118,7 @@ def _trace_options(spec: RunSpec) -> TraceOptions:
         formats=spec.formats,
         per_step=True,
         watch=watch is not None,
+        autocast=baseline.autocast_in_force,
     )
 
 

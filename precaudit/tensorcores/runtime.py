@@ -101,6 +101,7 @@ def compiled_ptx() -> dict[str, list[str]]:
     kind: Any = getattr(sys.modules.get("triton.compiler"), "CompiledKernel", None)
     found: dict[str, list[str]] = {}
     for kernel in gc.get_objects() if kind else ():
-        if isinstance(kernel, kind) and (text := kernel.asm.get("ptx")):
+        # type(), for isinstance asks every object for an attribute, which some of them mind
+        if issubclass(type(kernel), kind) and (text := kernel.asm.get("ptx")):
             found.setdefault(kernel.name, []).append(text)
     return found

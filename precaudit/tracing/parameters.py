@@ -10,8 +10,10 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
+from precaudit.histograms import Addition, add_all
 from precaudit.instrument.names import ModuleName, ModuleNames
 from precaudit.tracing.slots import Gauge, ParameterSlot
+from precaudit.tracing.waiting import WaitingGradients, may_wait
 
 _HALVES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -30,8 +32,11 @@ class ParameterTracker:
         self._hooked: set[int] = set()
         self._before: dict[int, torch.Tensor] = {}
         self._buffers: dict[int, torch.Tensor] = {}
+        self._waiting = WaitingGradients()
 
     def learn(self, module: nn.Module, name: ModuleName) -> None:
+        if not module._parameters:
+            return
         trainable = sum(p.requires_grad for p in module._parameters.values() if p is not None)
         if self._seen.get(module) == trainable:
             return
@@ -60,15 +65,22 @@ class ParameterTracker:
         """Once for every parameter that trains, unfrozen ones included."""
         if parameter.requires_grad and id(parameter) not in self._hooked:
             self._hooked.add(id(parameter))
-            self._handles.append(parameter.register_hook(lambda gradient: self._observe_gradient(slot, gradient)))
+            holder = ref(parameter)
+            self._handles.append(parameter.register_hook(lambda grad: self._observe_gradient(slot, holder(), grad)))
 
     def _find(self, parameter: torch.Tensor) -> ParameterSlot | None:
         holder, slot = self._parameters.get(id(parameter), (None, None))
         return slot if holder is not None and holder() is parameter else None
 
-    def _observe_gradient(self, slot: ParameterSlot, gradient: torch.Tensor | None) -> None:
-        if self.active and gradient is not None:
-            slot.hooked = True
+    def _observe_gradient(
+        self, slot: ParameterSlot, parameter: torch.Tensor | None, gradient: torch.Tensor | None
+    ) -> None:
+        if not self.active or gradient is None:
+            return
+        slot.hooked = True
+        if parameter is not None and may_wait(parameter, gradient):
+            self._waiting.add(parameter, Addition(slot.gradient.pending, gradient.detach(), None, self._log2_scale()))
+        else:
             slot.gradient.add(gradient, self._log2_scale())
 
     def _live(self) -> list[tuple[torch.Tensor, ParameterSlot]]:
@@ -81,54 +93,78 @@ class ParameterTracker:
                 self.learn(module, names.of(module))
 
     def observe_weights(self) -> None:
-        for parameter, slot in self._live():
-            slot.weight.add(parameter.detach())
+        add_all(Addition(slot.weight.pending, parameter.detach()) for parameter, slot in self._live())
 
     def remember(self, optimizer: Any) -> None:
         """Keep a copy of the weights that `optimizer` is about to change."""
+        self.flush()
+        kept, unseen = [], []
         for parameter in _parameters_of(optimizer):
             slot = self._find(parameter)
             if parameter.grad is None or slot is None:
                 continue
-            self._remember(parameter)
+            kept.append(parameter)
             if not slot.hooked:
                 # No backward pass made this gradient: the script put it there itself.
-                slot.gradient.add(parameter.grad.detach(), self._log2_scale())
+                unseen.append(Addition(slot.gradient.pending, parameter.grad.detach(), None, self._log2_scale()))
             slot.hooked = False
+        self._remember(kept)
+        add_all(unseen)
 
-    def _remember(self, parameter: torch.Tensor) -> None:
-        """Into a buffer kept from step to step: fresh memory for every copy costs more than the copy."""
+    def _remember(self, parameters: list[torch.Tensor]) -> None:
+        """Into buffers kept from step to step: fresh memory for every copy costs more than the copy."""
+        buffers = [self._buffer(parameter) for parameter in parameters]
+        self._before.update((id(parameter), buffer) for parameter, buffer in zip(parameters, buffers, strict=True))
+        values = [parameter.detach() for parameter in parameters]
+        if all(value.is_cuda and type(value) is torch.Tensor for value in values) and values:
+            torch._foreach_copy_(buffers, values)
+        else:
+            for buffer, value in zip(buffers, values, strict=True):
+                buffer.copy_(value)
+
+    def _buffer(self, parameter: torch.Tensor) -> torch.Tensor:
         buffer = self._buffers.get(id(parameter))
         if buffer is None or buffer.shape != parameter.shape or buffer.dtype != parameter.dtype:
             buffer = self._buffers[id(parameter)] = torch.empty_like(parameter, requires_grad=False)
-        self._before[id(parameter)] = buffer.copy_(parameter.detach())
+        return buffer
 
     def observe_step(self, optimizer: Any, absorption: bool) -> None:
         """Updates (weight after minus weight before) and the optimizer's state tensors."""
         state = getattr(optimizer, "state", {})
+        additions = []
         for parameter in _parameters_of(optimizer):
             slot, before = self._find(parameter), self._before.pop(id(parameter), None)
             if slot is None or before is None:
                 continue
-            slot.update.add_difference(parameter.detach(), before)
+            additions.append(Addition(slot.update.pending, parameter.detach(), before))
             if absorption:
                 slot.absorbed = absorbed_update(before, parameter.detach())
             for key, value in state.get(parameter, {}).items() if hasattr(state, "get") else ():
                 if isinstance(value, torch.Tensor) and value.is_floating_point() and value.dim() > 0:
-                    slot.state.setdefault(str(key), Gauge()).add(value)
+                    additions.append(Addition(slot.state.setdefault(str(key), Gauge()).pending, value))
                     slot.state_dtypes[str(key)] = str(value.dtype).removeprefix("torch.")
+        add_all(additions)
         self._before.clear()
 
-    def remove(self) -> None:
-        """Take the hooks off; parameters met again later go on in the slots they had."""
+    def flush(self) -> None:
+        """Count the gradients that wait; the end of their backward pass does so by itself, unless it raised."""
+        self._waiting.flush()
+
+    def unhook(self) -> None:
+        """Take the hooks off until the parameters are met again, which costs a step that isn't recorded nothing."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
         self._hooked.clear()
+        self._seen.clear()
+
+    def remove(self) -> None:
+        """Forget all parameters; those met again later go on in the slots they had."""
+        self.unhook()
+        self.flush()
         self._before.clear()
         self._buffers.clear()
         self._parameters.clear()
-        self._seen.clear()
 
 
 def _parameters_of(optimizer: Any) -> list[torch.Tensor]:

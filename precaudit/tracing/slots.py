@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-
-from precaudit.histograms import Accumulator
+from precaudit.histograms import Accumulator, collect
 from precaudit.instrument.names import ModuleName
 from precaudit.model import Location, TensorStats
 from precaudit.tracing.shadow import Energies
@@ -17,32 +15,32 @@ from precaudit.tracing.shadow import Energies
 class Gauge:
     """Statistics of one tensor role: a device-side accumulator, folded into host statistics when asked."""
 
-    __slots__ = ("_pending", "_sums")
+    __slots__ = ("_pending", "_sums", "add")
 
     def __init__(self) -> None:
-        self._pending: Accumulator | None = None
         self._sums = TensorStats()
+        self._renew()
 
-    def add(self, tensor: torch.Tensor, log2_scale: int = 0) -> int | None:
-        if self._pending is None:
-            self._pending = Accumulator()
-        return self._pending.add(tensor, log2_scale)
+    def _renew(self) -> None:
+        self._pending = Accumulator()
+        self.add = self._pending.add
 
-    def add_difference(self, new: torch.Tensor, old: torch.Tensor) -> None:
-        if self._pending is None:
-            self._pending = Accumulator()
-        self._pending.add_difference(new, old)
-
-    def fold(self) -> TensorStats:
-        """Moves what was added since the last fold into the sums; returns just that part."""
-        fresh = self._pending.stats() if self._pending is not None else TensorStats()
-        self._pending = None
-        self._sums = self._sums.merge(fresh)
-        return fresh
+    @property
+    def pending(self) -> Accumulator:
+        """What was added since the last fold."""
+        return self._pending
 
     def stats(self) -> TensorStats:
-        self.fold()
+        fold([self])
         return self._sums
+
+
+def fold(gauges: Iterable[Gauge]) -> None:
+    """Move what was added into the host's statistics, with one copy from each device."""
+    fresh = [gauge for gauge in gauges if gauge._pending.parts()]
+    for gauge, stats in zip(fresh, collect([gauge._pending for gauge in fresh]), strict=True):
+        gauge._sums = gauge._sums.merge(stats)
+        gauge._renew()
 
 
 @dataclass(eq=False)
@@ -50,7 +48,7 @@ class OpSlot:
     """The n-th call of an operation in a module's forward, over all forwards.
 
     `half` tells whether autocast would store the result in half precision; `constants` are the smallest
-    and largest magnitudes among its non-zero scalar arguments.
+    and largest magnitudes among its non-zero scalar arguments; `autocast` is the dtype that the script asked for.
     """
 
     module: ModuleName
@@ -61,6 +59,7 @@ class OpSlot:
     dtype: str
     half: bool
     constants: tuple[float, float] | None
+    autocast: str | None = None
     calls: int = 0
     activation: Gauge = field(default_factory=Gauge)
     gradient: Gauge = field(default_factory=Gauge)
@@ -102,6 +101,10 @@ class ParameterSlot:
     state_dtypes: dict[str, str] = field(default_factory=dict)
     absorbed: dict[str, float] = field(default_factory=dict)
     hooked: bool = False
+
+    @property
+    def gauges(self) -> Iterator[Gauge]:
+        yield from (self.weight, self.gradient, self.update, *self.state.values())
 
 
 def scalar_range(args: Any, kwargs: Mapping[str, Any]) -> tuple[float, float] | None:

@@ -9,7 +9,7 @@ from precaudit.histograms import fits
 from precaudit.instrument.names import ModuleName, ModuleNames
 from precaudit.model import Layer, Op, TensorRecord, TensorStats
 from precaudit.tracing.records import Fault, Trace
-from precaudit.tracing.slots import LayerSlot, OpSlot, ParameterSlot
+from precaudit.tracing.slots import LayerSlot, OpSlot, ParameterSlot, fold
 from precaudit.tracing.tracer import Tracer
 
 FITTED = ("bfloat16", "float16", "float8_e4m3", "float8_e5m2")
@@ -46,6 +46,8 @@ class _Namer:
 
 def snapshot(tracer: Tracer, names: ModuleNames) -> Trace:
     """The trace so far; the tracer may go on afterwards."""
+    tracer.parameters.flush()
+    fold(tracer.gauges)
     namer = _Namer(tracer)
     return Trace(
         layers=tuple(_layers(tracer, namer)),
@@ -154,4 +156,5 @@ def _op(fqn: str, op: str, slots: list[OpSlot]) -> Op:
         half=half,
         constants=(min(c[0] for c in constants), max(c[1] for c in constants)) if constants else None,
         integer_amax=max((s.integer_input for s in slots if s.integer_input is not None), default=None),
+        autocast=next((slot.autocast for slot in slots if slot.autocast), None),
     )

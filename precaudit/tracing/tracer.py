@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 
 from precaudit.execution.emulated import no_island
 from precaudit.execution.policy import ACCUMULATING, MASKED, Category, category
+from precaudit.histograms import Peak, take_peak
 from precaudit.instrument.events import TrainingListener, in_backward
 from precaudit.instrument.names import ModuleName
 from precaudit.instrument.scopes import Frame, ModuleScopes
@@ -20,7 +21,7 @@ from precaudit.tracing.faults import FaultWatch, Inputs, finite_amax
 from precaudit.tracing.ops import Call, TraceMode, caller_location
 from precaudit.tracing.parameters import ParameterTracker
 from precaudit.tracing.shadow import ABSORBING, Energies, local_errors, repeatable
-from precaudit.tracing.slots import LayerSlot, OpSlot, scalar_range
+from precaudit.tracing.slots import Gauge, LayerSlot, OpSlot, scalar_range
 
 _FORWARD = ""
 """Stands for a module's forward as a whole among the names of operations."""
@@ -35,13 +36,15 @@ _MAX_ORDINAL = 8
 @dataclass(frozen=True)
 class TraceOptions:
     """`audited` tells which steps are recorded, `shadowed` which of them also measure local errors in
-    `formats`; `per_step` folds the gradients' maxima at every audited step; `watch` looks for faults."""
+    `formats`; `per_step` folds the gradients' maxima at every audited step; `watch` looks for faults; `autocast`
+    tells the dtype of the script's own autocast region at this moment."""
 
     audited: Callable[[int], bool] = lambda step: True
     shadowed: Callable[[int], bool] = lambda step: False
     formats: tuple[str, ...] = ()
     per_step: bool = False
     watch: bool = False
+    autocast: Callable[[], str | None] = lambda: None
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,7 @@ class Tracer(TrainingListener):
         self.layers: dict[ModuleName, LayerSlot] = {}
         self.parameters = ParameterTracker(lambda: self.log2_scale)
         self.watch = FaultWatch() if options.watch else None
-        self.maxima: list[tuple[int, float]] = []
+        self._peaks: list[tuple[int, Peak]] = []
         self.audited_steps = 0
         self.low_dtypes: set[str] = set()
         self.log2_scale = 0
@@ -80,23 +83,37 @@ class Tracer(TrainingListener):
         self._shadowed: Counter[tuple[ModuleName, str, int]] = Counter()
         self._shadowing = self.recording and self.options.shadowed(self.step)
         self.parameters.active = self.recording
+        if not self.recording:
+            self.parameters.unhook()
 
     def _end_step(self) -> None:
         if self.recording:
             self.audited_steps += 1
             if self.options.per_step:
-                self._fold()
+                self._take_peak()
         self.step += 1
         self._begin_step()
 
-    def _fold(self) -> None:
-        peaks = [slot.gradient.fold().amax for slot in self.ops.values() if slot.half]
-        for layer in self.layers.values():
-            layer.gradient.fold()
+    def _take_peak(self) -> None:
+        """Of the gradients that are half in the backward pass, in this step; nothing waits for the device here."""
         lowered = {slot.module for slot in self.ops.values() if slot.category == "lower"}
-        peaks += [s.gradient.fold().amax for s in self.parameters.slots.values() if s.module in lowered]
-        if (peak := max(peaks, default=0.0)) > 0:
-            self.maxima.append((self.step, math.log2(peak)))
+        gradients = [slot.gradient.pending for slot in self.ops.values() if slot.half]
+        gradients += [slot.gradient.pending for slot in self.parameters.slots.values() if slot.module in lowered]
+        self._peaks.append((self.step, take_peak(gradients)))
+
+    @property
+    def maxima(self) -> list[tuple[int, float]]:
+        """log2 of the largest gradient of each step."""
+        values = [(step, peak.value()) for step, peak in self._peaks]
+        return [(step, math.log2(value)) for step, value in values if value > 0]
+
+    @property
+    def gauges(self) -> Iterator[Gauge]:
+        for slots in (self.ops.values(), self.layers.values()):
+            for slot in slots:
+                yield from (slot.activation, slot.gradient)
+        for parameter in self.parameters.slots.values():
+            yield from parameter.gauges
 
     def backward_ended(self, roots: Sequence[torch.Tensor]) -> None:
         self._pass += 1
@@ -115,7 +132,8 @@ class Tracer(TrainingListener):
     # -------------------------------------------------------------- modules
 
     def entered(self, frame: Frame) -> None:
-        self.parameters.learn(frame.module, frame.name)
+        if self.recording:
+            self.parameters.learn(frame.module, frame.name)
         if frame.is_outermost:
             frame.data["traced"] = self.recording
             if self.recording:
@@ -193,10 +211,16 @@ class Tracer(TrainingListener):
         if dtype in ("float16", "bfloat16"):
             self.low_dtypes.add(dtype)
         shapes = tuple(tuple(t.shape) for t in tensors_in((args, kwargs)))
-        slot = OpSlot(
-            key[0], key[1], self._category(key[1]), caller_location(), shapes, dtype, half, scalar_range(args, kwargs)
+        self.ops[key] = slot = OpSlot(
+            *key[:2],
+            self._category(key[1]),
+            caller_location(),
+            shapes,
+            dtype,
+            half,
+            scalar_range(args, kwargs),
+            self.options.autocast(),
         )
-        self.ops[key] = slot
         return slot
 
     def _shadow(self, slot: OpSlot, op: str, func: Call, args: Any, kwargs: Any) -> None:

@@ -17,6 +17,7 @@ from precaudit.model import (
     Finding,
     Layer,
     LossScale,
+    Op,
     OpFormat,
     Plan,
     Report,
@@ -310,3 +311,28 @@ def test_thresholds_decide_what_fails():
     assert compare(base, head, parse_thresholds(["layers_removed:2"])).clean
     assert compare(base, head, parse_thresholds(["all:off"])).clean
     assert not compare(base, head, parse_thresholds(["all:off", "layers_removed:1"])).clean
+
+
+# ---------------------------------------------------------------- autocast as written
+
+
+def with_autocast(dtype, category="lower", told=True):
+    op = Op("a", "linear", 1, category, None, (), autocast=dtype if told else None)
+    other = Op("b", "linear", 1, "lower", None, (), autocast="bfloat16" if told else None)
+    layers = tuple(Layer(fqn, "Linear", 1, 1, ()) for fqn in ("a", "b"))
+    return Report(job={"baseline": {"autocast": "bfloat16"}}, layers=layers, ops=(op, other))
+
+
+def test_autocast_that_went_is_named_with_its_layer():
+    changes = compare(with_autocast("bfloat16"), with_autocast(None)).changes
+    assert [(c.metric, c.fqn, c.base, c.head) for c in changes] == [("dtypes", "a", "bfloat16", "float32")]
+
+
+def test_autocast_around_what_runs_in_float32_anyway_is_no_change():
+    assert compare(with_autocast("bfloat16", "fp32"), with_autocast(None, "fp32")).changes == ()
+
+
+def test_a_report_that_does_not_tell_where_autocast_was_is_not_compared():
+    comparison = compare(with_autocast("bfloat16", told=False), with_autocast("bfloat16"))
+    assert comparison.changes == ()
+    assert any("base doesn't tell" in reason for reason in comparison.not_comparable)

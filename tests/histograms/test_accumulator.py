@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.overrides import TorchFunctionMode
 
-from precaudit.histograms import Accumulator, collect, fits, observe
+from precaudit.histograms import Accumulator, Addition, add_all, collect, fits, observe, take_peak
 from precaudit.histograms.cpu import CHUNK, CpuSums
 from precaudit.histograms.memory import flat
 from precaudit.histograms.plain import PlainSums
@@ -311,6 +311,30 @@ def test_many_slots_are_collected_at_once():
     collected = collect(slots)
     assert all(map(same, collected, [*expected, reference(torch.full((3,), 0.5))]))
     assert collected == [slot.stats() for slot in slots]
+
+
+def test_many_additions_count_as_each_by_itself():
+    new, old = torch.randn(100), torch.randn(100)
+    slots = [Accumulator(), Accumulator()]
+    add_all([Addition(slots[0], new), Addition(slots[1], new, old), Addition(slots[0], old * 4, None, 2)])
+    assert same(slots[0].stats(), reference(new, old))
+    assert same(slots[1].stats(), reference(new - old))
+
+
+def test_peak_is_of_what_came_since_it_was_taken():
+    plain, slots = PlainSums(torch.float32, CPU), [Accumulator(), Accumulator()]
+    slots[1]._sums[torch.float32, CPU, 0] = plain
+    slots[0].add(torch.randn(5 * CHUNK))
+    slots[0].add(torch.tensor([-64.0, float("inf")]), log2_scale=2)
+    slots[1].add(torch.tensor([3.0], dtype=torch.float64))
+    slots[1].add(torch.tensor([9.0]))
+    assert take_peak(slots).value() == 16.0
+    assert take_peak(slots).value() == 0.0
+    slots[1].add(torch.tensor([-0.5, 0.25]))
+    assert take_peak(slots).value() == 0.5
+    assert slots[0].stats().amax == 16.0
+    assert slots[1].stats().amax == 9.0
+    assert take_peak([]).value() == 0.0
 
 
 def test_fits_names_formats():

@@ -41,6 +41,13 @@ def test_a_script_with_arguments_writes_every_file(tmp_path: Path) -> None:
     report = report_in(tmp_path)
     assert report["job"]["argv"] == ["--lr", "0.01"]
     assert report["verification"]["verdict"] == "screened"
+    timed = report["performance"]["step_seconds"]
+    assert timed.keys() == {"float32", "tf32", "amp", "plan"}
+    assert timed["float32"] > 0
+    if report["environment"]["cuda"] is None:
+        assert [timed[arm] for arm in ("tf32", "amp", "plan")] == [None] * 3
+        assert report["performance"]["gpu"] is report["performance"]["prediction_error"]["plan"] is None
+        assert not report["tensor_cores"]["measured"]
     assert max(len(line) for line in done.stdout.splitlines() if str(SCRIPTS) not in line) <= 80
     assert "precaudit.apply(model, plan)" in done.stdout
     if CONTRACT.exists():

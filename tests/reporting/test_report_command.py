@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+from urllib.parse import unquote
+from xml.etree import ElementTree
 
 import pytest
 import report_samples
 
 from precaudit.__main__ import main
+from precaudit.reporting import svg
 from precaudit.reporting.serialize import write_json
 
 
@@ -93,3 +97,61 @@ def test_torch_is_not_imported(path):
         check=False,
     )
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("command", [["profile"], ["report"]])
+def test_an_unknown_extension_is_refused_before_any_work(command, path, capsys):
+    script = path.with_name("train.py")
+    script.write_text("raise SystemExit(7)\n")
+    subject = {"profile": ["--out", str(path.with_name("out")), str(script)], "report": [str(path)]}[command[0]]
+    assert main([*command, "-o", "x.docx", *subject]) == 2
+    assert "known ones" in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------- pictures beside Markdown
+
+
+def links(text):
+    return re.findall(r"!\[[^\]]+\]\(([^)]+)\)", text)
+
+
+def test_markdown_links_pictures_that_lie_beside_it(path):
+    pytest.importorskip("vl_convert")
+    output = path.with_name("a report.md")
+    assert main(["report", str(path), "-o", str(output)]) == 0
+    files = [output.parent / unquote(link) for link in links(output.read_text())]
+    assert [file.name for file in files] == ["a report-training.svg", "a report-ranges.svg"]
+    for file in files:
+        assert ElementTree.parse(file).getroot().tag.endswith("svg")
+        assert file.stat().st_size < 500_000
+    assert "base64" not in output.read_text()
+
+
+def test_a_measured_report_has_the_layers_times(path):
+    pytest.importorskip("vl_convert")
+    write_json(path, report_samples.failing())
+    output = path.with_name("x.md")
+    assert main(["report", str(path), "-o", str(output)]) == 0
+    assert links(output.read_text())[-1] == "x-times.svg"
+    assert "blocks.0.attn.qkv" in output.with_name("x-times.svg").read_text()
+
+
+def test_pictures_of_others_are_not_overwritten(path, capsys):
+    mine = path.with_name("x-ranges.svg")
+    mine.write_text("mine")
+    assert main(["report", str(path), "-o", str(path.with_name("x.md"))]) == 2
+    assert mine.read_text() == "mine"
+    assert "x-ranges.svg" in capsys.readouterr().err
+
+
+def test_printed_markdown_has_no_pictures(path, capsys):
+    assert main(["report", str(path), "--format", "markdown"]) == 0
+    assert links(capsys.readouterr().out) == []
+
+
+def test_without_the_html_extra_markdown_is_text_alone(path, monkeypatch):
+    monkeypatch.setattr(svg, "find_spec", lambda name: None)
+    output = path.with_name("x.md")
+    assert main(["report", str(path), "-o", str(output)]) == 0
+    assert links(output.read_text()) == []
+    assert list(path.parent.glob("*.svg")) == []

@@ -55,6 +55,19 @@ def test_a_region_that_switches_autocast_off_is_an_island(device):
     assert not baseline.in_island()
 
 
+def test_the_innermost_region_tells_the_dtype():
+    baseline = Baseline()
+    seen = [baseline.autocast_in_force()]
+    with baseline.neutralized():
+        with torch.autocast("cpu", torch.bfloat16):
+            seen.append(baseline.autocast_in_force())
+            with torch.autocast("cpu", enabled=False):
+                seen.append(baseline.autocast_in_force())
+            seen.append(baseline.autocast_in_force())
+        seen.append(baseline.autocast_in_force())
+    assert seen == [None, "bfloat16", None, "bfloat16", None]
+
+
 def test_a_region_left_by_an_exception():
     baseline = Baseline()
     with baseline.neutralized():
@@ -81,12 +94,12 @@ def test_what_checkpointing_opens_is_no_island(reentrant):
     baseline, seen = Baseline(), []
 
     def forward(x):
-        seen.append(baseline.in_island())
+        seen.append((baseline.in_island(), baseline.autocast_in_force()))
         return x.exp()
 
     with baseline.neutralized():
         checkpoint(forward, X.clone().requires_grad_(), use_reentrant=reentrant).sum().backward()
-    assert seen == [False, False]
+    assert seen == [(False, None), (False, None)]
 
 
 @NO_CUDA

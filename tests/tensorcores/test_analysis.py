@@ -130,3 +130,31 @@ def test_an_amd_gpu_is_named_as_such(tmp_path):
 def test_padding(size, kind, target):
     found = misaligned([("N", size)], kind)
     assert found == ([("N", size, target)] if target else [])
+
+
+WGMMA = ".target sm_90a\nwgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {%f1}\n"
+FMA = ".target sm_90a\nfma.rn.f32 %f1, %f2, %f3, %f4;\n"
+
+
+@pytest.mark.parametrize(
+    ("ptx", "tensor_core", "rule"),
+    [
+        ({}, "unknown", "no-rule"),
+        ({UNKNOWN: [WGMMA]}, "native", "ptx"),
+        ({UNKNOWN: [WGMMA, WGMMA.replace("n128", "n256")]}, "native", "ptx"),
+        ({UNKNOWN: [FMA]}, "none", "ptx"),
+        ({UNKNOWN: [WGMMA, FMA]}, "unknown", "no-rule"),
+        ({"another_kernel": [WGMMA]}, "unknown", "no-rule"),
+    ],
+)
+def test_what_a_triton_kernel_was_compiled_to_decides_before_its_name(ptx, tensor_core, rule, tmp_path):
+    trace = read_trace(write(tmp_path, document(launched(UNKNOWN, 5, 100, 1))))
+    (kernel,) = analyse(trace, ptx=ptx).tensor_cores.kernels
+    assert (kernel.tensor_core, kernel.rule) == (tensor_core, rule)
+
+
+def test_a_layers_share_of_peak_is_that_of_its_products(tmp_path):
+    events = [module("Linear_0", 0, 100), mm(0, 50, 4096, 4096, 4096), *launched(NVJET, 5, 250, 1)]
+    analysis = analysed(tmp_path, events)
+    (layer,), (kernel,) = analysis.tensor_cores.layers, analysis.tensor_cores.kernels
+    assert layer["peak_share"] == pytest.approx(kernel.peak_share)

@@ -6,7 +6,7 @@ import pytest
 
 from precaudit.model import Layer, Op, Plan, TensorRecord, TensorStats
 from precaudit.tensorcores.peaks import get_gpu
-from precaudit.tensorcores.roofline import LAUNCH, METHOD, in_words, predict_step, predicted_gain
+from precaudit.tensorcores.roofline import LAUNCH, METHOD, in_words, measured_in_words, predict_step, predicted_gain
 
 H100, V100 = get_gpu("h100"), get_gpu("v100")
 BF16 = Plan(default="bfloat16")
@@ -79,10 +79,28 @@ def test_no_gain_where_launches_decide_or_the_card_lacks_the_format():
     assert predicted_gain([], [], BF16, H100) is None
 
 
+def test_what_bounds_a_step():
+    assert predict_step([linear(8, calls=100)], [], Plan(), H100).bound == "launch"
+    assert predict_step([linear(16384)], [], Plan(), H100).bound == "arithmetic"
+    moved = Op("act", "gelu", 1, "other", None, (record("activation", 10**9),), None, ((10**9,),), half=True)
+    assert predict_step([moved], [], Plan(), H100).bound == "memory"
+
+
 def test_words_say_that_nothing_was_measured():
-    assert in_words(0.02, H100).startswith("No gain expected")
-    assert in_words(0.5, H100).startswith("1.50x")
+    large, small = ([predict_step([linear(size)], [], plan, H100) for plan in (Plan(), BF16)] for size in (16384, 8))
     assert "not measured" in METHOD
-    assert METHOD in in_words(0.02, H100)
-    assert METHOD in in_words(0.5, H100)
-    assert "no prediction" in in_words(None, H100)
+    assert in_words(*large, H100).startswith("14.77x the speed of float32 expected on H100")
+    assert METHOD in in_words(*large, H100)
+    assert in_words(*small, H100).startswith("No gain expected over float32 on H100: starting its many small kernels")
+    assert METHOD in in_words(*small, H100)
+    assert "no prediction" in in_words(None, None, H100)
+    assert "no prediction" in in_words(predict_step([], [], Plan(), H100), predict_step([], [], BF16, H100), H100)
+
+
+def test_words_say_what_was_measured():
+    fast = measured_in_words(1.634, [1.6, 1.66], 0.9, H100)
+    assert fast == "1.63x the speed of float32 measured on H100, 1.60x to 1.66x in the middle half of the rounds."
+    idle = measured_in_words(1.01, None, 0.2, H100)
+    assert idle.startswith("No gain over float32 measured on H100 (1.01x).")
+    assert "works 20% of a step and waits for the host" in idle
+    assert "host" not in measured_in_words(1.01, None, None, H100)

@@ -1,6 +1,8 @@
 """Steps under the profiler: scopes around every forward on any machine, kernels on those with a GPU."""
 
 import json
+import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,7 +11,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.checkpoint import checkpoint
 from trace_builder import NVJET, document, launched, mm, write
 
-from precaudit.tensorcores.runtime import marked_scopes, profiled_steps, read_back
+from precaudit.tensorcores.runtime import compiled_ptx, marked_scopes, profiled_steps, read_back
 
 
 class Net(nn.Module):
@@ -73,6 +75,20 @@ def test_reading_back_says_why_not(tmp_path):
     assert (found.findings, found.seconds) == ((), 0.0)
     events = [mm(0, 50, 512, 512, 512), *launched(NVJET, 5, 300, 1)]
     assert read_back(write(tmp_path, document(events))).tensor_cores.time_share.native == 1.0
+
+
+def test_ptx_is_found_in_whatever_triton_has_compiled(monkeypatch):
+    class CompiledKernel:
+        def __init__(self, name, **asm):
+            self.name, self.asm = name, asm
+
+    assert compiled_ptx() == {} or "triton.compiler" in sys.modules
+    monkeypatch.setitem(sys.modules, "triton.compiler", SimpleNamespace(CompiledKernel=CompiledKernel))
+    kept = [CompiledKernel("a", ptx="one"), CompiledKernel("a", ptx="two"), CompiledKernel("b", amdgcn="x")]
+    found = compiled_ptx()
+    assert len(kept) == 3
+    assert found.keys() == {"a"}
+    assert set(found["a"]) == {"one", "two"}
 
 
 @pytest.mark.gpu

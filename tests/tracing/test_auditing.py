@@ -1,11 +1,17 @@
 """Auditing somebody's own loop: sampled, un-scaled, exact, and gone afterwards."""
 
+from unittest import mock
+
 import pytest
 import torch
 from torch import nn
+from torch.nn.modules import module as hooks
 from training_styles import numbers
 
+from precaudit.histograms import Accumulator, Addition
+from precaudit.tracing import waiting
 from precaudit.tracing.auditing import Auditing
+from precaudit.tracing.waiting import WaitingGradients
 
 
 def trained(model, optimizer, steps=4, scaler=None):
@@ -105,3 +111,75 @@ def test_it_may_start_again():
         trained(model, optimizer, steps=1)
     assert auditing.steps == 4
     assert layer(auditing, "0").tensor("weight_grad", "weight").stats.numel == 4 * 16
+
+
+def test_a_step_that_is_not_recorded_has_no_hooks():
+    model, optimizer = make()
+    auditing = Auditing(model, optimizer, 2)
+    auditing.start()
+    for step in range(4):
+        recorded = step % 2 == 0
+        assert bool(hooks._global_forward_pre_hooks) is bool(hooks._global_forward_hooks) is recorded
+        trained(model, optimizer, steps=1)
+        assert any(p._backward_hooks for p in model.parameters()) is False or recorded
+    auditing.stop()
+    assert not hooks._global_forward_pre_hooks
+    assert auditing.trace().audited_steps == 2
+    assert layer(auditing, "0").tensor("weight_grad", "weight").stats.numel == 2 * 16
+
+
+def accumulated(model, optimizer, steps=3):
+    """Two micro-batches a step, the second through the first layer twice, in backward passes of its own."""
+    for step in range(steps):
+        optimizer.zero_grad()
+        model(numbers(step, 5, 4)).sum().backward()
+        model(numbers(step + 9, 3, 4)).square().sum().backward()
+        optimizer.step()
+    return [p.detach().clone() for p in model.parameters()]
+
+
+@pytest.mark.parametrize("limit", [0, 2**28])
+def test_gradients_that_wait_are_counted_as_if_they_did_not(monkeypatch, limit):
+    at_once, later = make(), make()
+    first, second = Auditing(*at_once, 1), Auditing(*later, 1)
+    first.start()
+    expected = accumulated(*at_once)
+    first.stop()
+    monkeypatch.setattr("precaudit.tracing.parameters.may_wait", lambda parameter, gradient: True)
+    monkeypatch.setattr("precaudit.tracing.waiting.LIMIT", limit)
+    second.start()
+    assert all(map(torch.equal, expected, accumulated(*later)))
+    second.stop()
+    assert not second.tracer.parameters._waiting._waiting
+    assert first.trace().layers == second.trace().layers
+
+
+def test_a_gradient_that_waits_is_not_copied():
+    parameter, other = torch.ones(4, requires_grad=True), WaitingGradients()
+    slot, seen = Accumulator(), []
+
+    def hook(gradient):
+        seen.append(gradient.data_ptr())
+        other.add(parameter, Addition(slot, gradient.detach()))
+
+    parameter.register_hook(hook)
+    parameter.square().sum().backward()
+    assert seen == [parameter.grad.data_ptr()]
+    assert slot.stats().numel == 4
+
+
+def test_hooks_that_may_change_a_gradient_keep_it_from_waiting():
+    class OnGpu(torch.Tensor):
+        is_cuda = True
+
+    parameter = torch.ones(4, requires_grad=True)
+    parameter.register_hook(lambda gradient: None)
+    with mock.patch.object(waiting, "type", create=True, return_value=torch.Tensor):
+        gradient = torch.ones(4).as_subclass(OnGpu)
+        assert waiting.may_wait(parameter, gradient)
+        handle = parameter.register_hook(lambda gradient: gradient.mul_(2))
+        assert not waiting.may_wait(parameter, gradient)
+        handle.remove()
+        parameter.register_post_accumulate_grad_hook(lambda parameter: None)
+        assert not waiting.may_wait(parameter, gradient)
+    assert not waiting.may_wait(parameter, torch.ones(4))

@@ -19,7 +19,7 @@
   };
   const shorten = (text, width) => {
     if (text.length <= width) return text;
-    const left = (width - 1) >> 1;
+    const left = narrow() ? 0 : (width - 1) >> 1;
     return text.slice(0, left) + "…" + text.slice(text.length - (width - 1 - left));
   };
   const percent = (share) => share === 0 ? "0%" : share < 1e-4 ? "<0.01%" : share > 0.999 && share < 1 ? ">99.9%"
@@ -250,7 +250,8 @@
     if ($("broken")) $("broken").replaceChildren(...t.broken.map((line) => element("li", line)));
     whenNear("chart-times", () => {
       const full = data.times.map((row) => row.name);
-      const times = data.times.flatMap((row, i) => Object.entries(row.seconds).map(([kind, seconds]) => ({ row: i, kind, seconds })));
+      const parts = (row, when, classes) => Object.entries(classes).map(([kind, seconds]) => ({ row, when, kind, seconds }));
+      const times = data.times.flatMap((row, i) => [...parts(i, "float32", row.before), ...parts(i, "the plan", row.seconds)]);
       draw("times", { times }, { names: full.map((name) => shorten(name, nameWidth())), full });
     });
   }

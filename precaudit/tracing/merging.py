@@ -1,0 +1,103 @@
+"""Traces of several processes as one: every record merges, so their order doesn't matter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import reduce
+from typing import TypeVar
+
+import torch.distributed as dist
+
+from precaudit.histograms import fits
+from precaudit.model import Layer, Op, TensorRecord
+from precaudit.tracing.records import Trace
+
+Record = TypeVar("Record", Layer, Op, TensorRecord)
+
+
+def over_processes(trace: Trace) -> Trace:
+    """This process's trace with those of all others in the default process group, if there is one.
+
+    All processes have to call it; each gets the same whole.
+    """
+    if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
+        return trace
+    traces: list[Trace] = [trace] * dist.get_world_size()
+    dist.all_gather_object(traces, trace)
+    return merged(traces)
+
+
+def merged(traces: Sequence[Trace]) -> Trace:
+    """Calls and values add up, extremes combine; a step counts once, with the largest gradient of any process."""
+    peaks: dict[int, float] = {}
+    for step, peak in (item for trace in traces for item in trace.maxima):
+        peaks[step] = max(peak, peaks.get(step, peak))
+    return Trace(
+        layers=_joined((t.layers for t in traces), lambda layer: layer.fqn, _layer),
+        ops=_joined((t.ops for t in traces), lambda op: (op.fqn, op.op), _op),
+        maxima=tuple(sorted(peaks.items())),
+        audited_steps=max(t.audited_steps for t in traces),
+        low_dtypes=_united(t.low_dtypes for t in traces),
+        models=_united(t.models for t in traces),
+        leaves=_united(t.leaves for t in traces),
+        faults=tuple(sorted((f for t in traces for f in t.faults), key=lambda fault: fault.step)),
+    )
+
+
+def _united(names: Iterable[Iterable[str]]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(name for group in names for name in group))
+
+
+def _joined(
+    groups: Iterable[Iterable[Record]],
+    key: Callable[[Record], Hashable],
+    join: Callable[[Record, Record], Record],
+) -> tuple[Record, ...]:
+    """Records of one key as one, in the order in which the keys are met."""
+    found: dict[Hashable, list[Record]] = {}
+    for record in (record for group in groups for record in group):
+        found.setdefault(key(record), []).append(record)
+    return tuple(reduce(join, records) for records in found.values())
+
+
+def _layer(one: Layer, other: Layer) -> Layer:
+    return replace(
+        one,
+        calls=one.calls + other.calls,
+        parameters=max(one.parameters, other.parameters),
+        tensors=_tensors(one.tensors, other.tensors),
+        trained=one.trained or other.trained,
+        absorbed_update=_largest(one.absorbed_update, other.absorbed_update),
+    )
+
+
+def _op(one: Op, other: Op) -> Op:
+    constants = [pair for pair in (one.constants, other.constants) if pair]
+    return replace(
+        one,
+        calls=one.calls + other.calls,
+        tensors=_tensors(one.tensors, other.tensors),
+        input_amax=_maximum(one.input_amax, other.input_amax),
+        local_error=_largest(one.local_error, other.local_error),
+        half=one.half or other.half,
+        constants=(min(c[0] for c in constants), max(c[1] for c in constants)) if constants else None,
+        integer_amax=_maximum(one.integer_amax, other.integer_amax),
+    )
+
+
+def _tensors(these: tuple[TensorRecord, ...], those: tuple[TensorRecord, ...]) -> tuple[TensorRecord, ...]:
+    return _joined((these, those), lambda record: (record.role, record.name), _tensor)
+
+
+def _tensor(one: TensorRecord, other: TensorRecord) -> TensorRecord:
+    stats = one.stats.merge(other.stats)
+    return replace(one, stats=stats, formats=fits(stats, one.formats))
+
+
+def _largest(one: Mapping[str, float], other: Mapping[str, float]) -> dict[str, float]:
+    return {name: max(one.get(name, 0.0), other.get(name, 0.0)) for name in {**one, **other}}
+
+
+def _maximum(one: float | None, other: float | None) -> float | None:
+    return max((value for value in (one, other) if value is not None), default=None)

@@ -1,0 +1,153 @@
+"""Timed runs of small scripts, every arm on the CPU: the times mean nothing here, the order and the hooks do."""
+
+from collections import Counter
+from types import SimpleNamespace
+
+import pytest
+import torch
+from fake_nvml import FakeNvml, card
+from timed import timed, training
+from torch import nn
+
+from precaudit.measuring.conductor import Cycle
+from precaudit.measuring.records import Arm
+from precaudit.model import Plan
+from precaudit.tensorcores.energy import Meter
+
+PLAN = Plan("bfloat16", {"0": "bfloat16", "2": "float32"})
+ARMS = Arm("float32"), Arm("tf32", tf32=True), Arm("amp", half="bfloat16"), Arm("plan", plan=PLAN)
+
+
+def test_arms_take_turns():
+    result = timed(training(), *ARMS)
+    blocks = result.observed.blocks
+    assert result.status == "stopped"
+    assert [block.arm for block in blocks[:8]] == ["float32", "tf32", "amp", "plan"] * 2
+    assert [block.round for block in blocks[:8]] == [0] * 4 + [1] * 4
+    assert len({block.arm for block in blocks}) == 4
+    assert all(count >= 4 for count in Counter(block.arm for block in blocks).values())
+    assert all(block.seconds > 0 for block in blocks)
+
+
+def test_each_arm_is_in_force_in_its_own_steps_only():
+    seen = []
+    blocks = timed(training(seen=seen), *ARMS, rounds=3).observed.blocks
+    expected = [torch.float32] * 3
+    for block in blocks:
+        expected += [torch.bfloat16 if block.arm in ("amp", "plan") else torch.float32] * (1 + block.steps)
+    assert seen == expected
+
+
+def test_nothing_is_left():
+    timed(training(), *ARMS)
+    assert not nn.modules.module._has_any_global_hook()
+    assert not torch.is_autocast_enabled("cpu")
+
+
+def test_timed_steps_of_float32_carry_no_hook():
+    hooked = []
+
+    def code():
+        model = nn.Linear(8, 1)
+        optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+        while True:
+            hooked.append(nn.modules.module._has_any_global_hook() != {} or bool(model._forward_hooks))
+            model(torch.randn(16, 8)).sum().backward()
+            optimizer.step()
+
+    blocks = timed(code, Arm("float32")).observed.blocks
+    expected = [True, False, False]
+    for block in blocks:
+        expected += [True] + [False] * block.steps
+    assert hooked == expected
+
+
+def test_a_script_that_ends_early_keeps_its_rounds():
+    result = timed(training(steps=30), *ARMS, window=60.0, budget=60.0)
+    assert result.status == "ended"
+    assert {block.round for block in result.observed.blocks} >= {0, 1}
+    assert not nn.modules.module._has_any_global_hook()
+
+
+def test_on_another_device_only_float32_is_timed():
+    blocks = timed(training(), *ARMS, devices=("cuda",)).observed.blocks
+    assert {block.arm for block in blocks} == {"float32"}
+
+
+def test_the_arm_that_a_script_fails_under_is_named():
+    def loss(y):
+        return nn.functional.binary_cross_entropy(torch.sigmoid(y) * check(y), torch.ones_like(y))
+
+    def check(y):
+        if torch._C._get_cublas_allow_tf32():
+            raise ValueError("no TF32 here")
+        return 1.0
+
+    result = timed(training(loss=loss), *ARMS)
+    assert result.status == "failed"
+    assert (result.observed.running, result.error.message) == ("tf32", "no TF32 here")
+    assert not nn.modules.module._has_any_global_hook()
+
+
+def test_a_loss_scale_is_felt_by_backward_and_not_by_the_optimizer():
+    gradients = []
+
+    def code():
+        weight = nn.Linear(1, 1, bias=False)
+        weight.weight.register_hook(lambda gradient: gradients.append(gradient.item()))
+        optimizer = torch.optim.SGD(weight.parameters(), lr=1.0)
+        while True:
+            optimizer.zero_grad()
+            weight(torch.ones(1, 1)).sum().backward()
+            before = weight.weight.item()
+            optimizer.step()
+            assert before - weight.weight.item() == pytest.approx(1.0, rel=1e-3)
+
+    result = timed(code, Arm("float32"), Arm("amp", half="bfloat16", scale=1024.0))
+    assert result.status == "stopped", result.error
+    assert set(gradients) == {1.0, 1024.0}
+
+
+def test_profiled_arms_come_last():
+    found = timed(training(), *ARMS, profiled=("float32", "plan")).observed
+    assert list(found.profiled) == ["float32", "plan"]
+    assert found.profiled["plan"].steps == 2
+    if not torch.cuda.is_available():
+        assert not found.profiled["plan"].tensor_cores.measured
+
+
+@pytest.mark.parametrize(
+    ("pattern", "ends"),
+    [("A", "A"), ("AB", "B"), ("DDDDDG", "G"), ("ABB", "A")],
+)
+def test_a_cycle_ends_with_the_rarest_optimizer(pattern, ends):
+    cycle, optimizers = Cycle(), {letter: SimpleNamespace() for letter in pattern}
+    found = [letter for letter in pattern * 12 if cycle.ends_with(optimizers[letter])]
+    assert set(found[-8:]) == {ends}
+
+
+def test_blocks_of_a_gan_hold_whole_cycles():
+    order = []
+
+    def code():
+        nets = [nn.Linear(2, 1) for _ in range(2)]
+        optimizers = [torch.optim.SGD(net.parameters(), lr=1e-3) for net in nets]
+        while True:
+            for net, optimizer in zip(nets, optimizers, strict=True):
+                order.append(optimizer)
+                net(torch.ones(3, 2)).sum().backward()
+                optimizer.step()
+
+    blocks = timed(code, Arm("float32"), Arm("amp", half="bfloat16")).observed.blocks
+    assert {block.steps % 2 for block in blocks} == {0}
+
+
+def test_energy_is_read_around_blocks():
+    meter = Meter(FakeNvml(), card(energy=[1000, 2000, 5500]))
+    assert meter.counts
+    assert (meter.read(), meter.read()) == (2.0, 5.5)
+    absent = Meter(FakeNvml(), card())
+    assert not absent.counts
+    assert absent.read() is None
+    assert absent.method == "not measured: this GPU does not count energy"
+    assert Meter(problem="no driver").method == "not measured: no driver"

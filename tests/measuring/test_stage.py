@@ -1,0 +1,177 @@
+"""The stage with runners that a test makes up: what is asked of them, and what becomes of what they say."""
+
+import pickle
+from dataclasses import replace
+
+import pytest
+
+from precaudit.measuring.arms import arms_for
+from precaudit.measuring.conductor import Program
+from precaudit.measuring.records import ARMS, Block, Feed, Observation, Profiled
+from precaudit.measuring.stage import measure, observe
+from precaudit.model import Finding, Layer, Op, Plan, TensorCores, TensorRecord, TensorStats, TimeShare
+from precaudit.profiling.audit import Audit
+from precaudit.running.job import Job, RunResult, ScriptError
+from precaudit.tensorcores.peaks import get_gpu
+from precaudit.tracing.records import Trace
+
+H100 = get_gpu("h100")
+PLAN = Plan("bfloat16", {"fc": "bfloat16"})
+ON_H100 = {"device": "NVIDIA H100 80GB HBM3", "cuda": "13.0"}
+ON_CPU = {"device": "cpu", "cuda": None}
+
+
+def audit(status="stopped"):
+    size = 4096
+    result = TensorRecord("activation", TensorStats(numel=size * size))
+    op = Op("fc", "linear", 1, "lower", None, (result,), None, ((size, size), (size, size)), half=True)
+    layer = Layer("fc", "Linear", size * size, 1, ())
+    trace = Trace((layer,), (op,), audited_steps=1)
+    return Audit(Job("script", "train.py", (), ".", 60), RunResult("reference", 0, status, 50), trace)
+
+
+class Replies:
+    """A runner that gives these results in turn and keeps the programs it was asked for."""
+
+    def __init__(self, *results):
+        self.results, self.programs = list(results), []
+
+    def __call__(self, spec):
+        self.programs.append(spec.runs.keywords["program"])
+        return self.results.pop(0)
+
+    def many(self, specs):
+        return [self(spec) for spec in specs]
+
+
+def seen(status="stopped", error=None, **facts):
+    return RunResult("timing", 0, status, error=error, observed=Observation(**{"device": "cuda", **facts}))
+
+
+def blocks(**milliseconds):
+    return tuple(Block(arm, i, 10, ms / 100) for i in range(5) for arm, ms in milliseconds.items())
+
+
+def kernels(native, seconds, rules=()):
+    share = TimeShare(native, 0.0, 1 - native, 0.0)
+    row = {
+        "fqn": "fc",
+        "module": True,
+        "seconds": seconds,
+        "share": 1.0,
+        "calls": 3,
+        "time_share": {"native": native, "none": 1 - native},
+        "flops": 1e9,
+        "tflops": 1.0,
+        "peak_share": 0.5,
+    }
+    found = TensorCores(True, "torch.profiler", share, 0.01, None, (), "NVIDIA H100", (row,))
+    return Profiled(found, tuple(Finding(rule, "note", rule, "") for rule in rules), 2, seconds)
+
+
+def test_on_a_gpu_everything_is_measured():
+    profiled = {"float32": kernels(0.0, 0.018, ["PA403"]), "plan": kernels(0.9, 0.008, ["PA401", "PA402", "PA403"])}
+    timed = blocks(float32=10, tf32=8, amp=5.5, plan=5)
+    reply = seen(blocks=timed, profiled=profiled, feed=Feed(32, (0.001,), 32.0, 200.0), energy="NVML")
+    found = measure(audit("ended"), PLAN, H100, 3.6, ON_H100, Replies(reply))
+    assert found.performance["step_seconds"]["plan"] == pytest.approx(0.005)
+    assert found.performance["speedup"]["plan"] == pytest.approx(2.0)
+    assert found.performance["gpu"] == "NVIDIA H100 80GB HBM3"
+    assert found.performance["gpu_busy_share"] == {"float32": pytest.approx(0.9), "plan": pytest.approx(0.8)}
+    assert found.cost["usd_per_thousand_steps_plan"] == pytest.approx(0.005)
+    assert found.cost["usd_per_run_float32"] == pytest.approx(0.01 * 50 / 1000)
+    assert found.cost["usd_per_epoch_plan"] == pytest.approx(0.001)
+    assert [finding.rule for finding in found.findings] == ["PA402"]
+    cores = found.tensor_cores
+    assert cores.measured
+    assert cores.time_share.native == 0.9
+    assert cores.layers[0]["before"]["time_share"]["native"] == 0.0
+    assert cores.layers[0]["before"]["seconds"] == 0.018
+    assert cores.eligible_flops_share == 1.0
+    assert cores.notes[0].startswith("2.00x the speed of float32 measured on H100")
+
+
+def test_the_error_of_the_prediction_is_stated_where_the_card_is_known():
+    found = measure(audit(), PLAN, H100, None, ON_H100, Replies(seen(blocks=blocks(float32=10, plan=5)))).performance
+    predicted = 3 * 2 * 4096**3 / 67e12
+    assert found["predicted_step_seconds"]["float32"] == pytest.approx(predicted)
+    assert found["prediction_error"]["float32"] == pytest.approx(predicted / 0.01 - 1)
+    assert found["predicted_for"] == "H100"
+
+
+def test_another_target_than_this_card_is_predicted_and_not_measured():
+    timed = seen(blocks=blocks(float32=10, plan=5))
+    found = measure(audit(), PLAN, get_gpu("a100"), None, ON_H100, Replies(timed))
+    assert "expected on A100" in found.tensor_cores.notes[0]
+    assert found.performance["predicted_for"] == "H100"
+
+
+def test_on_a_cpu_float32_alone_is_timed():
+    replies = Replies(seen(device="cpu", blocks=blocks(float32=10)))
+    found = measure(audit(), PLAN, H100, 3.6, ON_CPU, replies)
+    (program,) = replies.programs
+    assert [arm.name for arm in program.arms] == ["float32"]
+    assert program.profiled == ()
+    assert found.performance["step_seconds"] == {**dict.fromkeys(ARMS), "float32": pytest.approx(0.01)}
+    assert found.performance["prediction_error"] == {"float32": None, "plan": None}
+    assert found.performance["gpu"] is None
+    assert found.cost["usd_per_thousand_steps_float32"] == pytest.approx(0.01)
+    assert found.cost["usd_per_thousand_steps_plan"] is None
+    assert not found.tensor_cores.measured
+    assert found.tensor_cores.time_share is None
+    assert "expected on H100" in found.tensor_cores.notes[0]
+
+
+@pytest.mark.parametrize("reply", [RunResult("timing", 0, "killed"), RunResult("timing", 0, "interrupted"), None])
+def test_a_run_that_shows_nothing_leaves_nulls(reply):
+    runner = Replies(reply) if reply else None
+    found = measure(audit(), PLAN, H100, 3.6, ON_H100, runner)
+    assert found.performance["step_seconds"] == dict.fromkeys(ARMS)
+    assert found.performance["method"] == "not measured"
+    assert found.cost["usd_per_thousand_steps_float32"] is None
+    assert not found.tensor_cores.measured
+
+
+def test_an_arm_that_fails_is_left_out_and_named():
+    arms = arms_for(PLAN, H100.formats)
+    broken = seen("failed", ScriptError("RuntimeError", "unsafe\nto autocast", ""), running="amp")
+    replies = Replies(broken, seen(blocks=blocks(float32=1)))
+    found, notes = observe(audit(), Program(arms), replies)
+    assert [arm.name for arm in replies.programs[1].arms] == ["float32", "tf32", "plan"]
+    assert notes == ("amp was not timed: the script failed under it (RuntimeError: unsafe)",)
+    assert len(found.blocks) == 5
+
+
+def test_an_arm_that_was_timed_before_it_failed_is_kept():
+    error = ScriptError("RuntimeError", "the profiler may not", "")
+    replies = Replies(seen("failed", error, running="plan", blocks=blocks(float32=2, plan=1)))
+    found, notes = observe(audit(), Program(arms_for(PLAN, H100.formats)), replies)
+    assert (len(replies.programs), notes) == (1, ())
+    assert {block.arm for block in found.blocks} == {"float32", "plan"}
+
+
+def test_a_script_too_short_for_the_profiler_runs_once_more():
+    program = Program(arms_for(PLAN, H100.formats), profiled=("float32", "plan"))
+    replies = Replies(seen("ended", blocks=blocks(float32=1)), seen(profiled={"plan": kernels(0.5, 0.1)}))
+    found, _ = observe(audit(), program, replies)
+    assert replies.programs[1].rounds == 0
+    assert len(found.blocks) == 5
+    assert list(found.profiled) == ["plan"]
+
+
+def test_layers_that_took_time_only_before_stay():
+    before = kernels(0.0, 0.02)
+    layers = before.tensor_cores.layers
+    cores = replace(before.tensor_cores, layers=(*layers, {**layers[0], "fqn": "old"}))
+    profiled = {"float32": replace(before, tensor_cores=cores), "plan": kernels(0.9, 0.01)}
+    rows = measure(audit(), PLAN, H100, None, ON_H100, Replies(seen(profiled=profiled))).tensor_cores.layers
+    assert [(row["fqn"], row["seconds"], row["before"]["seconds"]) for row in rows] == [
+        ("fc", 0.01, 0.02),
+        ("old", 0.0, 0.02),
+    ]
+
+
+def test_programs_and_observations_travel_between_processes():
+    profiled = {"plan": kernels(0.9, 0.01, ["PA402"])}
+    for value in (Program(arms_for(PLAN, H100.formats)), seen(profiled=profiled, blocks=blocks(plan=1))):
+        assert pickle.loads(pickle.dumps(value)) == value

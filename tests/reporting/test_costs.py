@@ -1,0 +1,103 @@
+"""What reports say of time and money, in words."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from precaudit.model import Layer, Plan, Report, TensorCores
+from precaudit.reporting import costs, story
+from precaudit.reporting.pagedata import times
+
+TIMED = {
+    "gpu": "NVIDIA H100 80GB HBM3",
+    "method": "4 precisions by turns",
+    "step_seconds": {"float32": 0.02, "tf32": 0.016, "amp": None, "plan": 0.01},
+    "speedup": {"tf32": 1.25, "amp": None, "plan": 2.0},
+    "speedup_quartiles": {"tf32": None, "amp": None, "plan": [1.9, 2.1]},
+    "peak_memory_bytes": {"float32": 3 * 2**30, "tf32": None, "amp": None, "plan": 2**30},
+    "data_wait_share": 0.25,
+    "predicted_step_seconds": {"float32": 0.01, "plan": 0.012},
+    "prediction_error": {"float32": -0.5, "plan": 0.2},
+}
+PRICED = {
+    "price_per_hour": 3.6,
+    "device": "NVIDIA H100 80GB HBM3",
+    "usd_per_thousand_steps_float32": 0.02,
+    "usd_per_epoch_float32": None,
+    "usd_per_thousand_steps_plan": 0.01,
+    "energy_joules_per_thousand_steps_float32": 12000.0,
+    "energy_joules_per_thousand_steps_plan": 7000.0,
+}
+
+
+def test_times_with_their_spread():
+    assert costs.step_times(Report(performance=TIMED)) == [
+        "Time of a step: float32 20 ms, tf32 16 ms, the plan 10 ms; default AMP not measured.",
+        "Speed against float32, and its middle half over the rounds: tf32 1.25x, the plan 2.00x (1.90x to 2.10x).",
+        "Timed: 4 precisions by turns.",
+        "Data, and whatever else runs between two steps, takes 25.0% of float32's time.",
+        "Peak memory: float32 3 GiB, the plan 1 GiB.",
+        "Predicted from the card's peaks, and the error: float32 10 ms (-50%), the plan 12 ms (+20%).",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("speedup", "quartiles", "words"),
+    [
+        (
+            2.0,
+            [1.9, 2.1],
+            "2.00x the speed of float32, measured on NVIDIA H100 80GB HBM3: the same training",
+        ),
+        (2.0, None, "2.00x"),
+        (1.1, [0.9, 1.3], "no time gained"),
+        (0.8, [0.7, 0.9], "no time gained over float32, measured on NVIDIA H100 80GB HBM3 (0.80x)"),
+    ],
+)
+def test_the_worth_of_a_plan_stands_at_the_verdict(speedup, quartiles, words):
+    timed = {**TIMED, "speedup": {"plan": speedup}, "speedup_quartiles": {"plan": quartiles}}
+    report = Report(performance=timed, plan=Plan("bfloat16"))
+    assert words in story.headline(replace(report, layers=(Layer("a", "Linear", 1, 1, ()),))).details[-1]
+    assert costs.gain(replace(report, performance={**timed, "gpu": None})) == []
+
+
+def test_money_before_and_after():
+    assert costs.money(Report(performance=TIMED, cost=PRICED)) == [
+        "Energy of a thousand steps, whole card: float32 12,000 J, the plan 7,000 J.",
+        "Money at 3.6 USD an hour of this machine (NVIDIA H100 80GB HBM3): 0.02 USD for a thousand steps.",
+        "With the plan: 0.01 USD for a thousand steps (50% less).",
+    ]
+
+
+def test_what_was_not_measured_is_said():
+    wide = {"price_per_hour": 3.6, "usd_per_run_float32": 0.5, "usd_per_run_plan": None}
+    energy, before, after = costs.money(Report(performance={"energy_method": "not measured: no GPU"}, cost=wide))
+    assert energy == "Energy: not measured (no GPU)."
+    assert before == "Money at 3.6 USD an hour: 0.5 USD for the whole run."
+    assert after == "With the plan: not measured."
+    assert "--price" in costs.money(Report())[1]
+
+
+def test_a_dearer_plan_is_called_so():
+    dear = {**PRICED, "usd_per_thousand_steps_plan": 0.03}
+    assert "(50% more)" in costs.money(Report(cost=dear))[2]
+
+
+@pytest.mark.parametrize("key", TIMED)
+@pytest.mark.parametrize("value", [None, "nan", True, {}, [], {"plan": "inf"}, {"plan": [1]}, {"plan": None}])
+def test_odd_figures_are_survived(key, value):
+    assert all(isinstance(line, str) for line in costs.step_times(Report(performance={**TIMED, key: value})))
+
+
+def test_bars_before_and_after_stand_together():
+    def row(fqn, seconds, before=None):
+        share = {"native": 0.5, "none": 0.5}
+        earlier = {"before": {"seconds": before, "time_share": share}} if before else {}
+        return {"fqn": fqn, "seconds": seconds, "time_share": share, **earlier}
+
+    layers = (row("small", 1.0, 2.0), row("gone", 0.0, 9.0), row("alone", 4.0))
+    found = times(Report(tensor_cores=TensorCores(True, layers=layers)))
+    assert [bar["name"] for bar in found] == ["gone: float32", "alone", "small: float32", "small: the plan"]
+    assert found[2]["seconds"] == {"native": 1.0, "none": 1.0}
