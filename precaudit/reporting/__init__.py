@@ -72,7 +72,7 @@ def files_of(path: Path) -> list[Path]:
 
 
 def write(report: Report, path: str | Path) -> None:
-    """Write the report in the format that the extension names, all or nothing; Markdown has pictures beside it."""
+    """Write the report in the format of the file's extension, all or nothing; Markdown has pictures beside it."""
     from precaudit.reporting.files import write_text
     from precaudit.reporting.markdown import write_markdown
 

@@ -283,7 +283,7 @@ def differences() -> Drawing:
 
 
 def times() -> Drawing:
-    """GPU time of each layer by Tensor Core class; `times` has {row, when, kind, seconds}."""
+    """GPU time of each layer by Tensor Core class; rows are {row, when, kind, seconds}: float32 pale, the plan full."""
     import altair as alt
 
     bars = (

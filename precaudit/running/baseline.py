@@ -42,7 +42,7 @@ class Baseline:
         """Inside an autocast region that the script (or its library) opened with `enabled=False`."""
         return None in self._regions
 
-    def autocast_dtype(self) -> str | None:
+    def autocast_in_force(self) -> str | None:
         """The dtype of the autocast region that the script is in, None outside."""
         return self._regions[-1] if self._regions else None
 

@@ -118,7 +118,7 @@ def _trace_options(spec: RunSpec, baseline: Baseline) -> TraceOptions:
         formats=spec.formats,
         per_step=True,
         watch=watch is not None,
-        autocast=baseline.autocast_dtype,
+        autocast=baseline.autocast_in_force,
     )
 
 

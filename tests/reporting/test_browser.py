@@ -184,8 +184,8 @@ def test_gpu_time_is_drawn_before_and_under_the_plan(browser, tmp_path):
     wait(browser, "return document.getElementById('chart-times').dataset.drawn === 'true'")
     assert browser.get_log("browser") == []
     cells = browser.execute_script("""
-      const section = document.getElementById("cost");
-      return [...section.querySelectorAll("tbody tr")].slice(0, 2).map((row) => [...row.cells].map((n) => n.textContent));
+      const rows = [...document.querySelectorAll("#cost tbody tr")].slice(0, 2);
+      return rows.map((row) => [...row.cells].map((n) => n.textContent));
     """)
     assert cells == [
         ["blocks.0.attn.qkv", "11 ms", "0%", "5 ms", "80.0%"],
@@ -203,7 +203,8 @@ def test_every_control_is_reached_by_the_tab_key_and_shows_its_focus(browser, fi
         browser.switch_to.active_element.send_keys(Keys.TAB)
         node = "document.activeElement"
         reached.add(browser.execute_script(f"return {node}.id || {node}.dataset.copy || {node}.tagName"))
-        outlined &= browser.execute_script(f"return {node} === document.body || getComputedStyle({node}).outlineStyle !== 'none'")
+        style = f"getComputedStyle({node}).outlineStyle"
+        outlined &= browser.execute_script(f"return {node} === document.body || {style} !== 'none'")
     assert {"theme", "code", "plan", "role", "format", "order", "find", "k", "plan-find", "plan-format"} <= reached
     assert outlined
 

@@ -57,14 +57,14 @@ def test_a_region_that_switches_autocast_off_is_an_island(device):
 
 def test_the_innermost_region_tells_the_dtype():
     baseline = Baseline()
-    seen = [baseline.autocast_dtype()]
+    seen = [baseline.autocast_in_force()]
     with baseline.neutralized():
         with torch.autocast("cpu", torch.bfloat16):
-            seen.append(baseline.autocast_dtype())
+            seen.append(baseline.autocast_in_force())
             with torch.autocast("cpu", enabled=False):
-                seen.append(baseline.autocast_dtype())
-            seen.append(baseline.autocast_dtype())
-        seen.append(baseline.autocast_dtype())
+                seen.append(baseline.autocast_in_force())
+            seen.append(baseline.autocast_in_force())
+        seen.append(baseline.autocast_in_force())
     assert seen == [None, "bfloat16", None, "bfloat16", None]
 
 
@@ -94,7 +94,7 @@ def test_what_checkpointing_opens_is_no_island(reentrant):
     baseline, seen = Baseline(), []
 
     def forward(x):
-        seen.append((baseline.in_island(), baseline.autocast_dtype()))
+        seen.append((baseline.in_island(), baseline.autocast_in_force()))
         return x.exp()
 
     with baseline.neutralized():
