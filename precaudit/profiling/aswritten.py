@@ -22,8 +22,9 @@ Seen = Mapping[str, Any]
 
 
 def of_as_written(audit: Audit, verification: Verification) -> list[Finding]:
-    """PA501: the script's own low precision doesn't train like float32; PA502: it clips scaled gradients."""
-    found = _of_clipping(audit)
+    """PA501: the script's own low precision doesn't train like float32; PA502, PA506: it clips scaled gradients, or
+    steps on them; and the causes."""
+    found = _of_scaled_gradients(audit)
     run = audit.as_written
     if run is None:
         return found
@@ -32,13 +33,24 @@ def of_as_written(audit: Audit, verification: Verification) -> list[Finding]:
     return [*found, *_of_difference(run, detail, bool(causes)), *causes]
 
 
-def _of_clipping(audit: Audit) -> list[Finding]:
-    clips = audit.reference.baseline.get("clips_scaled")
-    if not isinstance(clips, dict):
-        return []
-    message = f"{clips['function']} clips gradients before scaler.unscale_: their norm has the loss scale in it"
-    place = Location(clips["path"], clips["line"])
-    return [finding("PA502", "error", message, "call scaler.unscale_(optimizer) before clipping", location=place)]
+def _of_scaled_gradients(audit: Audit) -> list[Finding]:
+    found = []
+    baseline = audit.reference.baseline
+    if isinstance(clips := baseline.get("clips_scaled"), dict):
+        message = f"{clips['function']} clips gradients before scaler.unscale_: their norm has the loss scale in it"
+        place = Location(clips["path"], clips["line"])
+        found.append(
+            finding("PA502", "error", message, "call scaler.unscale_(optimizer) before clipping", location=place)
+        )
+    if isinstance(steps := baseline.get("steps_scaled"), dict):
+        message = (
+            f"{steps['function']} steps on gradients that still have the loss scale in them, and checks none for "
+            "overflow: neither scaler.unscale_ nor scaler.step came first"
+        )
+        place = Location(steps["path"], steps["line"])
+        fix = "call scaler.step(optimizer) instead of optimizer.step()"
+        found.append(finding("PA506", "error", message, fix, location=place))
+    return found
 
 
 def _of_difference(run: RunResult, detail: str | None, explained: bool) -> list[Finding]:

@@ -157,7 +157,8 @@ def _plan_and_verify(
 
 def _choices(audit: Audit, formats: tuple[str, ...], target: Gpu, runner: Runner) -> Choices:
     """The formats within the error budget. Where no half format is, the one preferred, without the modules that
-    make most of its error; without any where no module stands out."""
+    make most of its error; without any where no module stands out, unless that leaves float32 alone: then training
+    decides."""
     allowed = chosen_formats(audit.errors, formats)
     choices = Choices(allowed, target.name, audit.bans, steps=audit.job.steps)
     preferred = default_format(formats)
@@ -167,7 +168,7 @@ def _choices(audit: Audit, formats: tuple[str, ...], target: Gpu, runner: Runner
     spec = audit.replay_spec
     found = contributions(spec, build_plan(audit.trace, whole), runner) if spec is not None else []
     if not found or len(found) * 2 > len(audit.trace.leaves):
-        return choices
+        return choices if default_format(allowed) != "float32" else whole
     why = f"alone in {preferred} it makes most of the gradient's error, which is over budget"
     return replace(whole, promoted={(item.fqn, ""): (fallback(preferred, allowed), why) for item in found})
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 from precaudit.model import Finding, Plan, Verification
 from precaudit.planning.budget import GradientError
+from precaudit.planning.loss_scale import RESIDUE
 from precaudit.planning.rules import Ban
 from precaudit.profiling.aswritten import of_as_written
 from precaudit.profiling.audit import Audit
@@ -121,14 +122,12 @@ def _of_loss_scale(audit: Audit, plan: Plan) -> list[Finding]:
     """PA202: gradients that float16 would lose without a scale; PA203: no single scale serves all modules."""
     found = []
     for layer in audit.trace.layers if plan.default == "float16" else ():
-        worst = max(
-            (
-                t.formats["float16"].flushed_energy
-                for t in layer.tensors
-                if t.role in ("activation_grad", "weight_grad") and "float16" in t.formats
-            ),
-            default=0.0,
-        )
+        gradients = [t for t in layer.tensors if t.role in ("activation_grad", "weight_grad")]
+        loudest = max((t.stats.rms for t in gradients), default=0.0)
+        lost = [
+            t.formats["float16"].flushed_energy for t in gradients if t.stats.rms >= RESIDUE * loudest and t.formats
+        ]
+        worst = max(lost, default=0.0)
         if layer.trained and worst > 1e-2:
             found.append(
                 finding(

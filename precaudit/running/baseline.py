@@ -10,6 +10,7 @@ from unittest import mock
 
 import torch
 from torch.amp.autocast_mode import autocast
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.overrides import TorchFunctionMode
 
 from precaudit.tracing.ops import caller_location
@@ -59,8 +60,15 @@ class Baseline:
 
     @contextmanager
     def _clipping_watched(self, scaler: Any) -> Iterator[None]:
-        """Notes clipping between `scaler.scale(loss)` and `scaler.unscale_(optimizer)`: the scale is in its norm."""
+        """Notes what meets gradients with the scale still in them, between `scaler.scale(loss)` and
+        `scaler.unscale_(optimizer)` or `scaler.step(optimizer)`: clipping, and an optimizer's own step."""
         clipping, scaled = torch.nn.utils, {"now": False}
+
+        def stepping(optimizer: Any, args: Any, kwargs: Any) -> None:
+            place = caller_location()
+            if scaled["now"] and place is not None and "grad_scaler" in self.settings:
+                name = type(optimizer).__name__
+                self.settings["steps_scaled"] = {"path": place.path, "line": place.line, "function": name}
 
         def watched(name: str, original: Callable[..., Any], scales: bool | None) -> Callable[..., Any]:
             def call(*args: Any, **kwargs: Any) -> Any:
@@ -74,6 +82,7 @@ class Baseline:
             return call
 
         with ExitStack() as stack:
+            stack.callback(register_optimizer_step_pre_hook(stepping).remove)
             for owner, name, scales in (
                 (scaler, "scale", True),
                 (scaler, "unscale_", False),

@@ -35,7 +35,7 @@ _MOST = 200
 _RUNAWAY = 2.0**40
 _LIFE = "precaudit_life"
 _CYCLE = 5
-"""States are followed through two steps of every five: one to know them by, one to measure."""
+"""States are followed through three steps of every five: two to know them by, one to measure."""
 
 
 @dataclass
@@ -101,7 +101,7 @@ class OwnLowPrecision(TorchFunctionMode, TrainingListener):
         kwargs = kwargs or {}
         op = op_name(func)
         if (op.startswith("__get") and op != "__getitem__") or called_by_precaudit(func) or in_transform():
-            return func(*args, **kwargs)
+            return _as_it_is(func, args, kwargs)
         state = self._before(op, func, args, kwargs)
         result = func(*args, **kwargs)
         if isinstance(result, torch.Tensor) and result.dtype in _HALVES and result.numel():
@@ -250,9 +250,10 @@ class OwnLowPrecision(TorchFunctionMode, TrainingListener):
 
     def backward_starts(self, roots: Sequence[torch.Tensor], gradients: list[Any]) -> None:
         for root in roots:
-            factor = getattr(root.grad_fn, "_saved_other", None) if root.grad_fn is not None else None
-            if isinstance(factor, (int, float)) and factor >= _RUNAWAY:
-                self._note("runaway", scale=min(float(factor), 2.0**1000), step=self._step)
+            factor = getattr(root.grad_fn, "_saved_other", None)
+            scale = float(factor) if isinstance(factor, torch.Tensor) and factor.numel() == 1 else 0.0
+            if scale >= _RUNAWAY:
+                self._note("runaway", scale=min(scale, 2.0**127), step=self._step)
         for model in self._names.models.values():
             for fqn, parameter in model.named_parameters():
                 self._follow_sum(fqn, parameter)
@@ -309,11 +310,16 @@ class OwnLowPrecision(TorchFunctionMode, TrainingListener):
 
     @property
     def _following(self) -> bool:
-        return self._step % _CYCLE >= _CYCLE - 2
+        return self._step % _CYCLE >= _CYCLE - 3
 
     @property
     def _measuring(self) -> bool:
         return self._step % _CYCLE == _CYCLE - 1
+
+
+def _as_it_is(operation: Any, args: Any, kwargs: Any) -> Any:
+    """Handed on under a name of its own, by which `called_by_precaudit` knows a call that is not the script's."""
+    return operation(*args, **kwargs)
 
 
 def _name(tensor: torch.Tensor) -> str:

@@ -135,6 +135,9 @@ def run(
     start = time.perf_counter()
 
     def settled(result: RunResult) -> RunResult:
+        if result.status == "failed":
+            # Before models answer once more, which enters them anew.
+            result = replace(result, raised_in=session.scopes.raised_in)
         ended = end_state(session.names, session.optimizers.seen.values(), session.last_calls.calls)
         if session.observer is not None and result.status in ("stopped", "ended"):
             result = replace(result, observed=session.observer.observe())
@@ -243,7 +246,6 @@ def _measured(result: RunResult, session: _Session, seconds: float) -> RunResult
         scales=tuple(scaler.scales) if scaler else (),
         trace=snapshot(session.tracer, session.names) if session.tracer else None,
         differences=session.probe.differences if session.probe else (),
-        raised_in=session.scopes.raised_in if result.status == "failed" else None,
         step_seconds=tuple(monitor.step_seconds),
         seconds=seconds,
         baseline=session.baseline.settings,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,6 +23,24 @@ _UNREPEATABLE = frozenset(
 ABSORBING = frozenset({"add", "index_add"})
 
 
+@dataclass(frozen=True)
+class Energies:
+    """Sums of squares over any number of calls: of the error that a format makes, and of the exact result."""
+
+    error: float = 0.0
+    result: float = 0.0
+
+    def __add__(self, other: Energies) -> Energies:
+        return Energies(self.error + other.error, self.result + other.result)
+
+    @property
+    def relative(self) -> float:
+        """Relative rms error; inf where a result became non-finite."""
+        if self.error == float("inf"):
+            return float("inf")
+        return (self.error / self.result) ** 0.5 if self.result else 0.0
+
+
 def repeatable(op: str, func: Callable[..., Any], kwargs: dict[str, Any]) -> bool:
     name = getattr(func, "__name__", "")
     operator = name.startswith("__")
@@ -32,11 +51,11 @@ def repeatable(op: str, func: Callable[..., Any], kwargs: dict[str, Any]) -> boo
 @torch.no_grad()
 def local_errors(
     op: str, func: Callable[..., Any], args: Any, kwargs: dict[str, Any], formats: tuple[str, ...]
-) -> dict[str, float]:
-    """Relative rms error |y_format - y| / |y| of the operation in each format; inf where values become non-finite.
+) -> dict[str, Energies]:
+    """What the operation does in each format: the energies of its error and of its result.
 
     Inputs that autocast would hold in half are rounded to the format first; the others enter as they are.
-    The error of a sum is relative to its smaller addend, which is what a coarse format absorbs.
+    For a sum the energy is its smaller addend's, which is what a coarse format absorbs.
     """
     with torch._C.DisableTorchFunction():
         return _local_errors(op, func, args, kwargs, formats)
@@ -44,14 +63,14 @@ def local_errors(
 
 def _local_errors(
     op: str, func: Callable[..., Any], args: Any, kwargs: dict[str, Any], formats: tuple[str, ...]
-) -> dict[str, float]:
+) -> dict[str, Energies]:
     exact = _without_randomness(func, args, kwargs)
     energy = sum(float(y.double().square().sum()) for y in exact)
     if not exact or not all(bool(y.isfinite().all()) for y in exact):
         return {}
     if op in ABSORBING:
         energy = _smaller_addend(tensors_in(args), exact[0]) or energy
-    return {name: _error(op, func, args, kwargs, name, exact, energy) for name in formats}
+    return {name: Energies(_error(op, func, args, kwargs, name, exact), energy) for name in formats}
 
 
 def _smaller_addend(addends: list[torch.Tensor], total: torch.Tensor) -> float:
@@ -74,7 +93,8 @@ def _without_randomness(func: Callable[..., Any], args: Any, kwargs: dict[str, A
     return []
 
 
-def _error(op: str, func: Any, args: Any, kwargs: Any, name: str, exact: list[torch.Tensor], energy: float) -> float:
+def _error(op: str, func: Any, args: Any, kwargs: Any, name: str, exact: list[torch.Tensor]) -> float:
+    """Sum of squares of the difference; inf where values become non-finite."""
     rounding = rounding_for(name, op)
     if rounding is None:
         return 0.0
@@ -85,9 +105,7 @@ def _error(op: str, func: Any, args: Any, kwargs: Any, name: str, exact: list[to
 
     low = _floats(run_in_format(op, rounding, func, map_tensors(as_stored, args), map_tensors(as_stored, kwargs)))
     difference = sum(float((a.double() - b.double()).square().sum()) for a, b in zip(low, exact, strict=True))
-    if difference != difference or difference == float("inf"):
-        return float("inf")
-    return (difference / energy) ** 0.5 if energy else 0.0
+    return float("inf") if difference != difference else difference
 
 
 def _floats(value: Any) -> list[torch.Tensor]:

@@ -9,6 +9,7 @@ from typing import Any
 from precaudit.histograms import Accumulator, collect
 from precaudit.instrument.names import ModuleName
 from precaudit.model import Location, TensorStats
+from precaudit.tracing.shadow import Energies
 
 
 class Gauge:
@@ -64,7 +65,12 @@ class OpSlot:
     gradient: Gauge = field(default_factory=Gauge)
     input_amax: float | None = None
     integer_input: float | None = None
-    local_error: dict[str, float] = field(default_factory=dict)
+    local: dict[str, Energies] = field(default_factory=dict)
+
+    @property
+    def local_error(self) -> dict[str, float]:
+        """Relative rms error of this call alone, by format."""
+        return {name: energies.relative for name, energies in self.local.items()}
 
 
 @dataclass(eq=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,11 +20,14 @@ from precaudit.instrument.torchfunction import tensors_in
 from precaudit.tracing.faults import FaultWatch, Inputs, finite_amax
 from precaudit.tracing.ops import Call, TraceMode, caller_location
 from precaudit.tracing.parameters import ParameterTracker
-from precaudit.tracing.shadow import ABSORBING, local_errors, repeatable
+from precaudit.tracing.shadow import ABSORBING, Energies, local_errors, repeatable
 from precaudit.tracing.slots import Gauge, LayerSlot, OpSlot, scalar_range
 
 _FORWARD = ""
 """Stands for a module's forward as a whole among the names of operations."""
+
+_MAX_SHADOWS = 8
+"""Calls in one step that are run once more for their local error: a step may have hundreds of micro-batches."""
 
 _MAX_ORDINAL = 8
 """Further calls of one operation in one forward share a slot, so that loops don't grow the trace."""
@@ -76,6 +80,7 @@ class Tracer(TrainingListener):
 
     def _begin_step(self) -> None:
         self.recording = self.options.audited(self.step)
+        self._shadowed: Counter[tuple[ModuleName, str, int]] = Counter()
         self._shadowing = self.recording and self.options.shadowed(self.step)
         self.parameters.active = self.recording
         if not self.recording:
@@ -192,7 +197,8 @@ class Tracer(TrainingListener):
         frame.op_counts[op] = ordinal + 1
         key = (frame.name, op, min(ordinal, _MAX_ORDINAL))
         slot = self.ops.get(key) or self._new_op(key, args, kwargs, half)
-        if self._shadowing and ordinal < _MAX_ORDINAL and op not in slot.local_error:
+        if self._shadowing and ordinal < _MAX_ORDINAL and self._shadowed[key] < _MAX_SHADOWS:
+            self._shadowed[key] += 1
             self._shadow(slot, op, func, args, kwargs)
         if self.watch is None:
             return _Token(slot, ordinal, None)
@@ -226,12 +232,11 @@ class Tracer(TrainingListener):
         if op in ACCUMULATING:
             slot.integer_input = integer_amax(factors)
         if repeatable(op, func, kwargs):
-            for name, error in self._local_errors(op, func, args, kwargs).items():
+            for name, energies in self._local_errors(op, func, args, kwargs).items():
                 # A branch that starts at zero is absorbed at first and grows: the latest measurement counts.
-                known = 0.0 if op in ABSORBING else slot.local_error.get(name, 0.0)
-                slot.local_error[name] = max(error, known)
+                slot.local[name] = energies if op in ABSORBING else slot.local.get(name, Energies()) + energies
 
-    def _local_errors(self, op: str, func: Call, args: Any, kwargs: Any) -> dict[str, float]:
+    def _local_errors(self, op: str, func: Call, args: Any, kwargs: Any) -> dict[str, Energies]:
         """An operation that can't run once more in a low format has no local error; the script goes on."""
         try:
             return local_errors(op, func, args, kwargs, self.options.formats)

@@ -463,3 +463,41 @@ def test_probes_through_reentrant_checkpoints_are_unscaled(tmp_path):
     plan = Plan("float32", loss_scale=LossScale("static", 2.0**6))
     replay = run(spec(probe_dir=str(tmp_path), probe_compare={2: ("a", plan)}), code)
     assert [d.delta for d in replay.differences] == [0.0, 0.0]
+
+
+def test_products_where_the_script_switched_autocast_off_count_as_no_products():
+    class Island(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lin = nn.Linear(4, 4)
+
+        def forward(self, x):
+            with torch.autocast("cpu", enabled=False):
+                return x @ self.lin.weight + self.lin(x)
+
+    model = Island()
+    result = run(spec(audited=frozenset({0})), lambda: train(forward=lambda other, x: other(model(x))))
+    ops = {(op.fqn, op.op): (op.category, op.half) for op in result.trace.ops if op.op in ("linear", "matmul")}
+    island = [kind for (fqn, op), kind in ops.items() if op == "matmul" or fqn.endswith("lin")]
+    assert island == [("other", False)] * 2
+    assert ("lower", True) in ops.values()
+
+
+def test_the_module_that_raised_is_told_though_another_model_answers_afterwards():
+    class Mixing(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lin = nn.Linear(4, 4)
+
+        def forward(self, x):
+            return torch.zeros(16, 4).index_add_(0, torch.arange(16), self.lin(x))
+
+    mixing, teacher = Mixing(), nn.Linear(4, 4)
+    plan = Plan("bfloat16", {"": "bfloat16", "lin": "bfloat16"})
+    result = run(
+        spec(precision="plan", plan=plan),
+        lambda: train(forward=lambda model, x: mixing(x) + teacher(x)),
+    )
+    assert result.status == "failed"
+    assert result.raised_in == "mixing:"
+    assert result.error.op == "index_add"

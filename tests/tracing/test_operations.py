@@ -217,3 +217,26 @@ def test_a_script_s_own_low_precision_is_noticed(dtype):
         model(numbers(0, 8, 4).to(dtype)).float().sum().backward()
     assert traced.trace.low_dtypes == (str(dtype).removeprefix("torch."),)
     assert traced.layer("").tensor("weight_grad", "weight").dtype == str(dtype).removeprefix("torch.")
+
+
+def test_a_mask_is_no_factor_of_attention():
+    def function(self, x):
+        q = self.lin(x)[None, None]
+        mask = torch.full((8, 8), -1e30).triu(1)
+        return F.scaled_dot_product_attention(q, q, q, attn_mask=mask)[0, 0]
+
+    _, traced = shadowed(function, numbers(0, 8, 4))
+    attention = traced.op("", "scaled_dot_product_attention")
+    assert attention.input_amax < 100
+    assert attention.integer_amax is None
+
+
+def test_a_result_near_zero_in_one_call_of_many_is_no_error():
+    def function(self, x):
+        return torch.stack([self.lin(row) for row in x])
+
+    x = numbers(0, 6, 4)
+    model, traced = shadowed(function, x)
+    exact = F.linear(x, model.lin.weight, model.lin.bias).detach()
+    low = half(F.linear(half(x), half(model.lin.weight), half(model.lin.bias))).detach()
+    assert traced.op("lin", "linear").local_error["bfloat16"] == pytest.approx(rms(low - exact, exact), rel=1e-4)

@@ -8,6 +8,8 @@ import prove
 import pytest
 import torch
 from cuda_autocast import FLOAT32, LOWER, PROMOTE, emulated
+from judging import judge, needless, passed
+from summary import summary
 
 ZOO = Path(__file__).parent
 MANIFEST = json.loads((ZOO / "manifest.json").read_text())
@@ -80,3 +82,85 @@ def test_judge_tells_the_fault_from_its_repair():
 
     assert row("faults/rmsnorm_by_hand.py").signs() == ["loss worse"]
     assert row("healthy/rmsnorm_by_hand_fixed.py").signs() == []
+
+
+def report(verdict="pass", because=None, findings=(), window=None):
+    return {
+        "findings": list(findings),
+        "plan": {
+            "default": "float16",
+            "because": because or {},
+            "loss_scale": {"mode": "dynamic" if window else "none", "window": window},
+        },
+        "verification": {"verdict": verdict, "reason": "", "repairs": [], "evaluations": 700, "execution": "emulated"},
+    }
+
+
+FAULT = {
+    "kind": "fault",
+    "blamed": {"fqns": ["norm", "blocks.0"], "consumers": ["head"], "keywords": ["overflow"]},
+}
+
+
+def test_exceptions_beyond_the_culprits_and_their_consumers_are_needless():
+    because = {"norm": "a", "blocks.0.linear": "b", "blocks.0:mul": "c", "head": "d", "blocks.1": "e", "blocks.01": "f"}
+    assert needless(FAULT, report(because=because)) == ["blocks.1", "blocks.01"]
+    beside = {"x": "float8 is for linear layers with sizes in multiples of 16; this runs in bfloat16 beside them"}
+    assert needless(FAULT, report(because=beside)) == []
+
+
+@pytest.mark.parametrize(
+    ("made", "caught", "blamed", "right"),
+    [
+        (report(), False, False, False),
+        (report("fail"), True, False, False),
+        (report(because={"other": "its error is large"}), True, False, False),
+        (report(because={"other": "mul would OVERFLOW"}), True, True, True),
+        (report(because={"norm:mul": "too large"}), True, True, True),
+        (report("inconclusive", because={"norm": "too large"}), True, True, False),
+        (report(findings=[{"severity": "note", "fqn": "norm", "message": "overflow"}]), False, False, False),
+        (report(findings=[{"severity": "warning", "fqn": "norm", "message": ""}]), True, True, True),
+    ],
+)
+def test_a_fault_is_caught_blamed_and_verified(made, caught, blamed, right):
+    result = judge(FAULT, made, 0)
+    assert (result["caught"], result["blamed"], passed(FAULT, result)) == (caught, blamed, right)
+
+
+def test_a_healthy_workload_has_to_be_verified_and_a_crash_is_a_miss():
+    healthy = {"kind": "healthy", "blamed": {"fqns": [], "keywords": []}}
+    assert passed(healthy, judge(healthy, report(), 0))
+    assert not passed(healthy, judge(healthy, report("inconclusive"), 1))
+    assert not passed(healthy, judge(healthy, None, 4))
+    assert judge(healthy, None, 4)["verdict"] == "exit 4"
+
+
+def test_the_page_tells_misses_and_where_the_default_scaler_is_better():
+    def result(name, ours, default, **fields):
+        facts = {"name": name, "kind": "fault", "formats": ["float16"], "seconds": 60.0, "right": True}
+        scale = {
+            "window": [0, 12],
+            "init_scale": 4096.0,
+            "predicted_skips": 0,
+            "observed_skips": [0, 0],
+            "recommended": {"skipped": ours[0], "final_scale": 4096.0, "lost_energy": ours[1]},
+            "default": {"skipped": default[0], "final_scale": 4096.0, "lost_energy": default[1]},
+        }
+        return (
+            facts
+            | judge(FAULT, report(because={"zzz": "x"}), 0)
+            | {"execution": "emulated", "loss_scale": scale}
+            | fields
+        )
+
+    page = summary(
+        [
+            result("better", (0, 1e-6), (4, 1e-5)),
+            result("worse", (0, 1e-5), (0, 1e-6), right=False),
+        ]
+    )
+    assert "Misses: worse." in page
+    assert "better (zzz); worse (zzz)" in page
+    assert "Not better in both than the default: worse." in page
+    assert "differ by at most one step in 2 of 2" in page
+    assert "keeps headroom, within the budget of 1e-4" in page

@@ -1,0 +1,72 @@
+"""The least change that answers what a trial ran into."""
+
+import pytest
+
+from precaudit.model import Layer, Location, Op, OpFormat, Plan
+from precaudit.profiling.repairs import Promotion, _after_exception, _after_fault
+from precaudit.running.job import RunResult, ScriptError
+from precaudit.tracing.records import Fault, Trace
+
+TRACE = Trace(
+    layers=(Layer("block", "Block", 0, 1, (), leaf=False), Layer("block.lin", "Linear", 8, 1, ())),
+    ops=(
+        Op("block", "mul", 1, "other", None, ()),
+        Op("block", "matmul", 1, "lower", None, ()),
+        Op("block.lin", "linear", 1, "lower", None, ()),
+    ),
+)
+PLAN = Plan("float16", {"block": "float16", "block.lin": "float16", "other": "bfloat16"})
+
+
+def fault(fqn, op, phase="forward"):
+    return Fault(3, phase, fqn, "model", op, 7, 100, 300.0, Location("train.py", 12))
+
+
+def raised(fqn, op, message="boom"):
+    error = ScriptError("RuntimeError", message, message, op=op)
+    return RunResult("candidate-1", 0, "failed", error=error, raised_in=f"model:{fqn}")
+
+
+def test_an_operation_between_children_moves_alone():
+    (found,) = _after_fault(PLAN, [fault("block", "mul")], TRACE)
+    assert (found.fqn, found.op, found.source, found.target) == ("block", "mul", "float16", "float32")
+    assert found.why == "mul made 7 non-finite values from inputs up to 300 at step 3 at train.py:12"
+
+
+@pytest.mark.parametrize(("fqn", "op"), [("block", "matmul"), ("block.lin", "linear")])
+def test_a_product_moves_to_the_next_safer_format(fqn, op):
+    (found,) = _after_fault(PLAN, [fault(fqn, op)], TRACE)
+    assert (found.op, found.target) == ("matmul" if fqn == "block" else "", "bfloat16")
+
+
+def test_an_operation_that_is_wide_already_takes_its_module_along():
+    plan = Plan("float16", PLAN.modules, (OpFormat("block", "mul", "float32"),))
+    (found,) = _after_fault(plan, [fault("block", "mul")], TRACE)
+    assert (found.fqn, found.op, found.target) == ("block", "", "float32")
+
+
+def test_what_is_all_float32_leaves_the_next_producer():
+    plan = Plan("float16", {**PLAN.modules, "block": "float32"})
+    (found,) = _after_fault(plan, [fault("block", "mul"), fault("block.lin", "linear")], TRACE)
+    assert found.fqn == "block.lin"
+    assert _after_fault(plan, [fault("block", "mul")], TRACE) == []
+
+
+def test_forward_producers_come_before_gradients():
+    (found,) = _after_fault(PLAN, [fault("block", "mul", "backward"), fault("block.lin", "linear")], TRACE)
+    assert found.fqn == "block.lin"
+    (alone,) = _after_fault(PLAN, [fault("block", "mul", "backward")], TRACE)
+    assert "sent back a gradient of 7 non-finite values" in alone.why
+
+
+def test_the_operation_that_raised_runs_in_float32():
+    (found,) = _after_exception(PLAN, raised("block", "index_add", "same dtype expected\nmore"), TRACE)
+    assert found == Promotion(
+        "block", "index_add", "float16", "float32", "index_add raised under the plan: same dtype expected"
+    )
+
+
+def test_without_an_operation_the_module_that_raised():
+    (found,) = _after_exception(PLAN, raised("block.lin", None), TRACE)
+    assert (found.fqn, found.op, found.target) == ("block.lin", "", "float32")
+    assert _after_exception(PLAN, RunResult("candidate-1", 0, "failed"), TRACE) == []

@@ -1,0 +1,186 @@
+"""What a script's own low precision loses is seen where it happens, and nothing is seen where nothing is lost."""
+
+import os
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from precaudit.running.job import Job, RunSpec
+from precaudit.running.worker import run
+
+
+def seen(code, kind, steps=30, **fields):
+    fields = fields or {"audited": frozenset({0})}
+    result = run(RunSpec(Job("script", "train.py", (), os.getcwd(), steps), "x", **fields), code)
+    assert result.error is None
+    return [entry for entry in result.baseline.get("low", []) if entry["kind"] == kind]
+
+
+def train(after_step=lambda model: None, before_step=lambda model: None, lr=0.05, features=lambda x: x):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 16), nn.Tanh(), nn.Linear(16, 1))
+    optimizer = torch.optim.SGD(model.parameters(), lr=lr)
+    for _ in range(100):
+        x = torch.randn(32, 4)
+        optimizer.zero_grad()
+        F.mse_loss(model(features(x)), x.sum(1, keepdim=True)).backward()
+        before_step(model)
+        optimizer.step()
+        after_step(model)
+
+
+def averaging(decay, dtype, in_place):
+    average = []
+
+    def update(model):
+        if not average:
+            average.extend(p.detach().to(dtype) for p in model.parameters())
+        elif in_place:
+            with torch.no_grad():
+                for mean, p in zip(average, model.parameters(), strict=True):
+                    mean.mul_(decay).add_(p, alpha=1 - decay)
+        else:
+            average[:] = [
+                mean * decay + p.detach().to(dtype) * (1 - decay)
+                for mean, p in zip(average, model.parameters(), strict=True)
+            ]
+
+    return lambda: train(after_step=update, lr=0.01)
+
+
+@pytest.mark.parametrize("in_place", [True, False])
+def test_an_average_that_stagnates_in_bfloat16_has_lost_its_changes(in_place):
+    (entry,) = seen(averaging(0.999, torch.bfloat16, in_place), "state")
+    assert entry["lost"] > 0.5
+    assert entry["path"] == __file__
+    assert entry["dtype"] == "bfloat16"
+
+
+@pytest.mark.parametrize("in_place", [True, False])
+def test_an_average_that_moves_fast_loses_little(in_place):
+    assert all(entry["lost"] < 0.05 for entry in seen(averaging(0.5, torch.bfloat16, in_place), "state"))
+
+
+def test_an_average_in_float32_is_no_low_state():
+    assert seen(averaging(0.999, torch.float32, True), "state") == []
+
+
+def test_weights_kept_low_name_their_module():
+    def code():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(4, 16), nn.Tanh(), nn.Linear(16, 1)).bfloat16()
+        optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)
+        for _ in range(100):
+            x = torch.randn(32, 4)
+            optimizer.zero_grad()
+            F.mse_loss(model(x.bfloat16()).float(), x.sum(1, keepdim=True)).backward()
+            optimizer.step()
+
+    assert {entry["fqn"] for entry in seen(code, "state") if entry["lost"] > 0.2} == {"0", "2"}
+
+
+@pytest.mark.parametrize(("passes", "lost"), [(2, False), (600, True)])
+def test_gradients_summed_low_over_many_passes_absorb_addends(passes, lost):
+    def code():
+        torch.manual_seed(0)
+        model = nn.Linear(4, 1).bfloat16()
+        optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+        for _ in range(2):
+            for _ in range(passes):
+                (model(1 + 0.1 * torch.randn(1, 4).bfloat16()).float() / passes).sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+    (entry,) = seen(code, "gradients", steps=2)
+    assert (entry["lost"] > 0.01) is lost
+
+
+@pytest.mark.parametrize(("rows", "count"), [(4, 1), (5000, 0)])
+def test_repeated_rows_of_a_low_table(rows, count):
+    def code():
+        torch.manual_seed(0)
+        model = nn.Embedding(rows, 3)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        for _ in range(3):
+            optimizer.zero_grad()
+            index = torch.randint(rows, (4000,))
+            (F.embedding(index, model.weight.bfloat16()).float() - 1).square().mean().backward()
+            optimizer.step()
+
+    assert len([entry for entry in seen(code, "rows", steps=3) if entry["lost"] > 0.01]) == count
+
+
+@pytest.mark.parametrize(
+    ("values", "found"),
+    [
+        (lambda: torch.arange(2000).float(), True),
+        (lambda: torch.arange(2000), True),
+        (lambda: torch.arange(200).float(), False),
+        (lambda: 1000 * torch.randn(2000), False),
+    ],
+)
+def test_whole_numbers_that_a_cast_makes_others(values, found):
+    entries = seen(lambda: train(after_step=lambda model: values().to(torch.bfloat16)), "integers", steps=3)
+    assert bool(entries) is found
+
+
+def test_an_overflow_is_told_where_it_is_made():
+    entries = seen(
+        lambda: train(after_step=lambda model: (torch.full((4,), 6e4).half() * 2).sum()), "overflow", steps=3
+    )
+    assert [(entry["op"], entry["path"]) for entry in entries] == [("mul", __file__)]
+
+
+def test_a_mask_is_no_overflow():
+    def mask(model):
+        torch.zeros(4).half().masked_fill_(torch.ones(4).bool(), -float("inf"))
+
+    assert seen(lambda: train(after_step=mask), "overflow", steps=3) == []
+
+
+def test_a_step_on_gradients_that_nobody_checked():
+    def spoil(model):
+        model[0].weight.grad[0, 0] = float("inf")
+
+    (entry,) = seen(lambda: train(before_step=spoil), "steps", steps=3)
+    assert (entry["step"], entry["fqn"]) == (0, "0")
+    assert seen(train, "steps", steps=3) == []
+
+
+@pytest.mark.parametrize(("factor", "found"), [(4.0, True), (1.0, False)])
+def test_a_loss_scale_without_a_ceiling(factor, found):
+    def code():
+        torch.manual_seed(0)
+        model, scale = nn.Linear(4, 1), 2.0**16
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+        for _ in range(100):
+            (model(torch.randn(8, 4)).square().mean() * scale).backward()
+            model.weight.grad /= scale
+            model.bias.grad /= scale
+            optimizer.step()
+            optimizer.zero_grad()
+            scale *= factor
+
+    assert bool(seen(code, "runaway")) is found
+
+
+def test_only_runs_as_written_are_looked_at():
+    assert seen(averaging(0.999, torch.bfloat16, True), "state", precision="float32") == []
+    assert seen(averaging(0.999, torch.bfloat16, True), "state", precision="as-written") != []
+
+
+def test_what_precaudit_casts_itself_is_no_cast_of_the_script():
+    every = frozenset(range(5))
+    spec = RunSpec(
+        Job("script", "train.py", (), os.getcwd(), 5),
+        "x",
+        audited=every,
+        shadowed=every,
+        formats=("bfloat16", "float16"),
+    )
+    result = run(spec, train)
+    assert result.trace.ops[0].local_error["bfloat16"] > 0
+    assert "casts" not in result.baseline
+    assert not result.baseline.get("low")
