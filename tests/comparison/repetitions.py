@@ -181,7 +181,7 @@ from end to end in a process of its own. Base is always seed 0, with the default
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=50, help="unchanged audited repetitions (default: %(default)s)")
-    parser.add_argument("--verified", type=int, default=5, help="unchanged verified ones (default: %(default)s)")
+    parser.add_argument("--verified", type=int, default=3, help="unchanged verified ones (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=FOLDER)
     arguments = parser.parse_args()
     torch.set_num_threads(1)  # two threads that wait for each other are slow on a machine that others use
