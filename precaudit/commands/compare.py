@@ -12,7 +12,7 @@ from precaudit.comparison.thresholds import parse_thresholds, thresholds_help
 from precaudit.errors import ExitCode, PrecauditError
 
 FORMATS = ("terminal", "markdown", "json", "github", "sarif", "gitlab")
-TREND_FORMATS = ("terminal", "markdown", "json", "csv")
+TREND_FORMATS = ("terminal", "markdown", "json", "csv", "svg")
 DESCRIPTION = """\
 Compare two reports. What another seed or another day changes is no change;
 the rest is ranked, likeliest cause first, and fails where a metric reaches its

@@ -53,6 +53,10 @@ def render_trend(frame: pd.DataFrame, format: str) -> str:
         return _json(frame.astype(object).where(frame.notna(), None).to_dict(orient="records"))
     if format == "csv":
         return frame.to_csv(index=False)
+    if format == "svg":
+        from precaudit.comparison.trendpicture import render_svg
+
+        return render_svg(frame)
     return trend.markdown(frame) if format == "markdown" else trend.terminal(frame)
 
 

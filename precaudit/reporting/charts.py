@@ -263,7 +263,7 @@ def differences() -> Drawing:
     """Paired relative differences of the loss for each seed and their mean, in the band of ±margin."""
     import altair as alt
 
-    y = alt.Y("d:Q", axis=alt.Axis(title="loss difference", format="+.2%", tickCount=6))
+    y = alt.Y("d:Q", axis=alt.Axis(title="loss difference", format="+.2~%", tickCount=6, titlePadding=12))
     band = (
         alt.Chart(alt.Data(values=[{}]))
         .transform_calculate(d="-margin", high="margin")

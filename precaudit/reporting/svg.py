@@ -91,7 +91,9 @@ def _picture(name: str, title: str, datasets: Mapping[str, Any], signals: Mappin
     from precaudit.reporting.charts import vega
 
     heading = {"text": title, "fontSize": 13, "fontWeight": "normal", "anchor": "start", "frame": "group", "offset": 12}
-    return vega(name, datasets, **signals) | {"title": heading, "padding": PADDING, "background": "white"}
+    spec = vega(name, datasets, **signals)
+    marks = [mark for mark in spec["marks"] if mark["type"] != "symbol"]  # there only to be pointed at
+    return spec | {"marks": marks, "title": heading, "padding": PADDING, "background": "white"}
 
 
 def _stacked(specs: list[Spec]) -> str:

@@ -5,6 +5,8 @@ import re
 import subprocess
 import sys
 from dataclasses import replace
+from datetime import UTC, datetime
+from xml.etree import ElementTree
 
 import pytest
 import report_samples
@@ -13,6 +15,7 @@ from synthetic_reports import gpt, odd_vocabulary, profile, renamed, widened, wi
 
 from precaudit.__main__ import main
 from precaudit.commands.compare import FORMATS
+from precaudit.comparison import outputs, trend
 from precaudit.comparison.changes import Change, Comparison
 from precaudit.comparison.compare import compare
 from precaudit.comparison.markdown import MARKER
@@ -228,6 +231,23 @@ def test_the_trend_in_every_format(history, capsys, monkeypatch):
     assert "a: first layers_renamed blocks.0.down" in text
     assert max(map(len, text.splitlines())) <= 80
     assert main(["compare", ".", "--trend", "--fail-on", "layers_renamed:off"]) == 0
+
+
+def test_the_trend_as_a_picture(history):
+    pytest.importorskip("vl_convert")
+    assert main(["compare", str(history), "--trend", "-o", str(history / "t.svg")]) == 1
+    texts = [node.text for node in ElementTree.parse(history / "t.svg").iter("{http://www.w3.org/2000/svg}text")]
+    assert [texts.count(name) for name in ("c", "b", "a")] == [1, 1, 1]
+    assert texts.count("regressions against the report before (ringed)") == 1
+    assert "loss difference, plan against float32" not in texts  # nothing was measured
+
+
+def test_hostile_names_stay_text_in_the_trend(tmp_path):
+    pytest.importorskip("vl_convert")
+    name = "&lt;b>'\"+alert(1)+\"<\\u202e"
+    frame = trend.trend([(name, datetime(2026, 3, 1, tzinfo=UTC), profile(gpt(), 0))])
+    texts = [node.text for node in ElementTree.fromstring(outputs.render_trend(frame, "svg")).iter() if node.text]
+    assert name.replace("\u202e", "\\u202e") in texts
 
 
 def test_a_damaged_report_is_left_out_of_the_trend_aloud(history, capsys):

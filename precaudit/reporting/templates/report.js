@@ -179,7 +179,15 @@
     if (low.length) parts.push(`${low.length.toLocaleString("en")} of ${count(gradients.length, "gradient")} would lose more than 0.01% of their energy to zero (${named(low)}).`);
     if (high.length) parts.push(`${high.length.toLocaleString("en")} would overflow (${named(high)}).`);
     $("k-effect").textContent = gradients.length === 0 ? "No gradient was measured."
-      : parts.join(" ") || `All ${count(gradients.length, "gradient")} survive in ${state.format} at this scale: none overflows, and none loses more than 0.01% of its energy (sum of squares) to zero.`;
+      : parts.join(" ") || `All ${count(gradients.length, "gradient")} survive in ${state.format} at this scale: none overflows, and ${vanishing(gradients, format, k)}`;
+  }
+
+  // values that round to zero may be many and yet weigh nothing
+  function vanishing(gradients, format, k) {
+    const worst = gradients.reduce((a, b) => lost(b, format, k) > lost(a, format, k) ? b : a);
+    const share = lost(worst, format, k);
+    return share === 0 ? "no value rounds to zero."
+      : `what rounds to zero, at most ${percent(share)} of a gradient's values (${label(worst)}), carries no more than 0.01% of its energy (sum of squares).`;
   }
 
   function fillTable() {
