@@ -169,7 +169,7 @@ def _choices(audit: Audit, formats: tuple[str, ...], target: Gpu, runner: Runner
     found = contributions(spec, build_plan(audit.trace, whole), runner) if spec is not None else []
     if not found or len(found) * 2 > len(audit.trace.leaves):
         return choices if default_format(allowed) != "float32" else whole
-    why = f"alone in {preferred} it makes most of the gradient's error, which is over budget"
+    why = f"in {preferred} it makes most of the gradient's error, which is over budget"
     return replace(whole, promoted={(item.fqn, ""): (fallback(preferred, allowed), why) for item in found})
 
 

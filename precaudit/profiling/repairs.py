@@ -139,7 +139,7 @@ def _after_silent_error(trials: Trials, plan: Plan) -> list[Promotion]:
     promotions = []
     for item in found:
         source = plan.modules.get(item.fqn, plan.default)
-        why = f"alone in {source} it changes the gradient by {item.error**0.5:.1%} (rms), the most of all modules"
+        why = f"in {source} it changes the gradient by {item.error**0.5:.1%} (rms), the most of all modules"
         promotions.append(Promotion(item.fqn, "", source, fallback(source, _used(plan)), why))
     return promotions
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -104,8 +105,9 @@ class OwnLowPrecision(TorchFunctionMode, TrainingListener):
             return _as_it_is(func, args, kwargs)
         state = self._before(op, func, args, kwargs)
         result = func(*args, **kwargs)
-        if isinstance(result, torch.Tensor) and result.dtype in _HALVES and result.numel():
-            with torch.no_grad():
+        if isinstance(result, torch.Tensor) and result.dtype in _HALVES and _is_plain(result):
+            # What can't run once more in float32 tells nothing; the script goes on.
+            with torch.no_grad(), suppress(RuntimeError, TypeError, ValueError):
                 self._after(op, func, args, kwargs, result, state)
         return result
 
@@ -114,7 +116,9 @@ class OwnLowPrecision(TorchFunctionMode, TrainingListener):
         target = args[0] if args else None
         if op not in _CHANGES or "out" in kwargs or not writes(func, kwargs) or not isinstance(target, torch.Tensor):
             return None
-        if target.dtype not in _HALVES or not self._following or len(self._now) > _MOST:
+        if target.dtype not in _HALVES or not _is_plain(target):
+            return None
+        if not self._following or len(self._now) > _MOST:
             return None
         known = self._now.get(_key(target))
         if known is not None and torch.equal(known.stored, target.detach()):
@@ -127,7 +131,7 @@ class OwnLowPrecision(TorchFunctionMode, TrainingListener):
         self._look_for_integers(op, args, result)
         self._look_for_overflow(op, args, kwargs, result)
         if op in _READS_ROWS and result.requires_grad:
-            self._watch_rows(args, result)
+            self._watch_rows(op, args, result)
         if state is not None:
             self._changed(op, func, args, kwargs, result, state)
         elif op in _CHANGES and not result.requires_grad:
@@ -223,9 +227,9 @@ class OwnLowPrecision(TorchFunctionMode, TrainingListener):
             top = max((float(t.abs().max()) for t in inputs if t.numel()), default=0.0)
             self._note("overflow", dtype=_name(result), op=op, amax=top, step=self._step)
 
-    def _watch_rows(self, args: Any, result: torch.Tensor) -> None:
+    def _watch_rows(self, op: str, args: Any, result: torch.Tensor) -> None:
         """A row read many times sums as many gradients, in the dtype that it is stored in."""
-        table, index = _table_and_index(args)
+        table, index = _table_and_index(op, args)
         if table is None or index is None or not table.requires_grad or table.dtype not in _HALVES:
             return
         place, exact = caller_location(), {"sum": torch.zeros(table.shape, device=table.device)}
@@ -235,8 +239,10 @@ class OwnLowPrecision(TorchFunctionMode, TrainingListener):
             exact["sum"].index_add_(0, index.reshape(-1), rows)
 
         def summed(gradient: torch.Tensor) -> None:
-            energy = _energy(exact["sum"])
-            lost = _energy(gradient.float() - exact["sum"]) / energy if energy else 0.0
+            # Rows that get no gradient at all are padding.
+            wanted = exact["sum"] * (gradient != 0).flatten(1).any(1).reshape(-1, *[1] * (table.dim() - 1))
+            energy = _energy(wanted)
+            lost = _energy(gradient.float() - wanted) / energy if energy else 0.0
             where = (place.path, place.line) if place else ("", 0)
             entry = {"kind": "rows", "path": where[0], "line": where[1], "dtype": _name(table), "lost": lost}
             known = self._found.setdefault(("rows", *where, ""), entry)
@@ -268,7 +274,7 @@ class OwnLowPrecision(TorchFunctionMode, TrainingListener):
             self._summed.add(id(parameter))
 
             def add(gradient: torch.Tensor) -> None:
-                value = gradient.detach().float()
+                value = gradient.detach().float().to_dense()
                 known = self._sums.get(id(parameter))
                 self._sums[id(parameter)] = value if known is None else known + value
 
@@ -279,7 +285,7 @@ class OwnLowPrecision(TorchFunctionMode, TrainingListener):
         if optimizer is None:
             return
         bad = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        bad = [p for p in bad if not bool(p.grad.isfinite().all())]
+        bad = [p for p in bad if not bool(_values(p.grad).isfinite().all())]
         if bad and not any(kind == "steps" for kind, *_ in self._found):
             self._note("steps", step=self._step, fqn=self._owner(bad[0]), parameters=len(bad))
 
@@ -287,7 +293,7 @@ class OwnLowPrecision(TorchFunctionMode, TrainingListener):
         for model in self._names.models.values():
             for name, parameter in model.named_parameters():
                 exact = self._sums.get(id(parameter))
-                if exact is None or parameter.grad is None or not _energy(exact):
+                if exact is None or parameter.grad is None or parameter.grad.is_sparse or not _energy(exact):
                     continue
                 lost = _energy(parameter.grad.float() - exact) / _energy(exact)
                 fqn = name.rpartition(".")[0]
@@ -317,6 +323,14 @@ class OwnLowPrecision(TorchFunctionMode, TrainingListener):
         return self._step % _CYCLE == _CYCLE - 1
 
 
+def _is_plain(tensor: torch.Tensor) -> bool:
+    return tensor.layout == torch.strided and tensor.numel() > 0 and tensor.device.type != "meta"
+
+
+def _values(gradient: torch.Tensor) -> torch.Tensor:
+    return gradient.coalesce().values() if gradient.is_sparse else gradient
+
+
 def _as_it_is(operation: Any, args: Any, kwargs: Any) -> Any:
     """Handed on under a name of its own, by which `called_by_precaudit` knows a call that is not the script's."""
     return operation(*args, **kwargs)
@@ -326,9 +340,11 @@ def _name(tensor: torch.Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
 
 
-def _table_and_index(args: Any) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+def _table_and_index(op: str, args: Any) -> tuple[torch.Tensor | None, torch.Tensor | None]:
     """The table of rows and the index into its first dimension, whichever comes first in the call."""
-    tensors = tensors_in(args)
-    table = next((t for t in tensors if t.is_floating_point()), None)
+    plain = len(args) >= 2 and all(isinstance(arg, torch.Tensor) for arg in args[:2])
+    rows = plain or (op == "index_select" and len(args) == 3 and args[1] == 0)
+    tensors = tensors_in(args) if rows else []
+    table = next((t for t in tensors if t.is_floating_point() and t.dim() > 1), None)
     index = next((t for t in tensors if t.dtype in (torch.int64, torch.int32)), None)
     return table, index

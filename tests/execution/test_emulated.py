@@ -554,3 +554,34 @@ def test_a_convolution_is_rounded_before_its_bias_is_added(name, layer, batched)
     products = bare(x.to(dtype).float()).to(dtype)
     expected = products + layer.bias.to(dtype).reshape(-1, *[1] * spatial)
     assert torch.equal(emulate(layer, name, x), expected.float())
+
+
+# ---------------------------------------------------------------- written in place
+
+
+def scattered(model, x):
+    return torch.zeros(8, 4).index_add_(0, torch.arange(8), model.lin(x))
+
+
+@halves
+def test_writing_half_values_into_a_float32_tensor_raises_as_on_a_gpu(dtype):
+    with pytest.raises(RuntimeError, match="same scalar type"):
+        inside(scattered, NAMES[dtype], weights(8, 4))
+
+
+@halves
+def test_a_write_in_float32_takes_what_it_reads_in_the_dtype_it_writes(dtype):
+    torch.manual_seed(0)
+    result, _ = inside(scattered, NAMES[dtype], weights(8, 4), ops=[("", "index_add", "float32")])
+    torch.manual_seed(0)
+    expected, _ = inside(lambda model, x: model.lin(x), NAMES[dtype], weights(8, 4))
+    assert result.dtype == torch.float32
+    assert torch.equal(result, expected.float())
+
+
+def test_a_float32_scope_writes_into_half_tensors_in_half():
+    def function(model, x, total):
+        return total.index_add_(0, torch.arange(8), model.lin(x))
+
+    result, _ = inside(function, "float32", weights(8, 4), torch.zeros(8, 4, dtype=torch.bfloat16))
+    assert result.dtype == torch.bfloat16

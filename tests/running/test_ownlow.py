@@ -184,3 +184,17 @@ def test_what_precaudit_casts_itself_is_no_cast_of_the_script():
     assert result.trace.ops[0].local_error["bfloat16"] > 0
     assert "casts" not in result.baseline
     assert not result.baseline.get("low")
+
+
+def test_sparse_gradients_are_looked_at_too():
+    def code():
+        torch.manual_seed(0)
+        model = nn.Embedding(50, 3, sparse=True)
+        optimizer = torch.optim.SparseAdam(model.parameters())
+        for step in range(4):
+            optimizer.zero_grad()
+            (model(torch.randint(50, (8,))).square().mean() * (float("inf") if step == 2 else 1.0)).backward()
+            optimizer.step()
+
+    (entry,) = seen(code, "steps", steps=4)
+    assert entry["step"] == 2

@@ -1,0 +1,51 @@
+"""Which modules the search for a gradient's error ends at, on a runner that knows each module's share."""
+
+from dataclasses import replace
+
+import pytest
+
+from precaudit.model import Plan
+from precaudit.profiling.bisect import contributions
+from precaudit.running.job import Job, RunResult, RunSpec
+from precaudit.tracing.records import GradientDifference
+
+NAMES = tuple("abcdefgh")
+PLAN = Plan("float16", dict.fromkeys(NAMES, "float16"))
+SPEC = RunSpec(Job("script", "train.py", (), ".", 20), "replay", probe_save=frozenset(range(4)))
+
+
+class Known:
+    """Answers probes with `error(low)`, the energy that the plan's low modules put into a gradient of energy 1."""
+
+    def __init__(self, error):
+        self.error, self.runs = error, 0
+
+    def __call__(self, spec):
+        self.runs += 1
+        differences = []
+        for label, plan in spec.probe_compare.values():
+            low = {fqn for fqn, name in plan.modules.items() if name != "float32"}
+            differences.append(GradientDifference(label, "", 1, self.error(low), 1.0, 1.0, 0.0, 1.0))
+        return RunResult("bisect", 0, "stopped", differences=tuple(differences))
+
+    def many(self, specs):
+        return [self(spec) for spec in specs]
+
+
+@pytest.mark.parametrize("culprit", NAMES)
+def test_one_module_that_errs_by_itself(culprit):
+    found = contributions(SPEC, PLAN, Known(lambda low: 0.04 * (culprit in low) + 1e-6 * len(low)))
+    assert [item.fqn for item in found] == [culprit]
+    assert found[0].error == pytest.approx(0.04, rel=1e-3)
+
+
+def test_a_pair_that_errs_together_only():
+    found = contributions(SPEC, PLAN, Known(lambda low: 0.04 * ({"b", "c"} <= low) + 1e-6 * len(low)))
+    assert {item.fqn for item in found} == {"b", "c"}
+    assert all(item.error == pytest.approx(0.04, rel=1e-2) for item in found)
+
+
+def test_no_error_and_nothing_low_name_nobody():
+    assert contributions(SPEC, PLAN, Known(lambda low: 0.0)) == []
+    assert contributions(SPEC, replace(PLAN, modules=dict.fromkeys(NAMES, "float32")), Known(lambda low: 1.0)) == []
+    assert contributions(replace(SPEC, probe_save=frozenset()), PLAN, Known(lambda low: 1.0)) == []
