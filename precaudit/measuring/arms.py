@@ -1,8 +1,8 @@
-"""Arms of a timed run: which there are for a plan and a card, and how one is put in force on a script's models."""
+"""How an arm of a timed run is put in force on a script's models."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
@@ -13,29 +13,9 @@ from precaudit.execution.emulated import to_float32
 from precaudit.execution.native import autocast_for
 from precaudit.execution.products import tf32
 from precaudit.instrument.names import fqns_of
-from precaudit.measuring.records import AMP, FLOAT32, PLAN, TF32, Arm
+from precaudit.measuring.records import Arm
 from precaudit.model import Plan
 from precaudit.planning.fitting import fit_names, part_of
-
-_HALVES = ("float16", "bfloat16")
-_FIRST_SCALE = 2.0**16  # torch.amp.GradScaler's own
-
-
-def arms_for(plan: Plan, formats: Collection[str]) -> tuple[Arm, ...]:
-    """Float32 first; TF32 and default AMP where the card has the formats, the plan where it lowers anything.
-
-    Default AMP runs in the plan's default half format, or in bfloat16 where its default is none.
-    """
-    half = next((name for name in (plan.default, "bfloat16", "float16") if name in _HALVES and name in formats), None)
-    arms = [Arm(FLOAT32)]
-    if "tf32" in formats:
-        arms.append(Arm(TF32, tf32=True))
-    if half:
-        arms.append(Arm(AMP, half=half, scale=_FIRST_SCALE if half == "float16" else None))
-    if plan.is_low_precision:
-        scale = None if plan.loss_scale.mode == "none" else plan.loss_scale.init_scale or _FIRST_SCALE
-        arms.append(Arm(PLAN, plan=plan, scale=scale))
-    return tuple(arms)
 
 
 @contextmanager

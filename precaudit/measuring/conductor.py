@@ -15,7 +15,6 @@ import time
 from collections import Counter, deque
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from math import ceil
 from typing import Any
 
@@ -28,6 +27,7 @@ from precaudit.instrument.scopes import ModuleScopes
 from precaudit.measuring.arms import engaged
 from precaudit.measuring.feeding import Feeding
 from precaudit.measuring.memory import peak_bytes, reset_peak
+from precaudit.measuring.program import Program
 from precaudit.measuring.records import FLOAT32, Arm, Block, Observation, Profiled
 from precaudit.measuring.scaling import FusedScaler
 from precaudit.running.monitor import Stop
@@ -36,25 +36,6 @@ from precaudit.tensorcores.runtime import profiled_steps
 
 Steps = Generator[None, Any, None]
 DISCOVERY, WARM, PROFILED, CYCLE = 3, 1, 2, 32
-
-
-@dataclass(frozen=True)
-class Program:
-    """What to time. Arms beyond float32 run where the models are on one of `devices`.
-
-    Blocks last `window` seconds or a step; `rounds` of full blocks are wanted, and after `fewest` of them none
-    begins once `budget` seconds are over. The last round's blocks last `energy_window` seconds where a meter counts
-    energy. `profiled` arms run a few more steps under the profiler at the end.
-    """
-
-    arms: tuple[Arm, ...] = (Arm(FLOAT32),)
-    profiled: tuple[str, ...] = ()
-    devices: tuple[str, ...] = ("cuda",)
-    window: float = 0.06
-    rounds: int = 8
-    fewest: int = 3
-    budget: float = 4.0
-    energy_window: float = 1.2
 
 
 class Cycle:

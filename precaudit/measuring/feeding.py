@@ -6,7 +6,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from statistics import median
 from typing import Any
 from unittest import mock
 from weakref import WeakKeyDictionary
@@ -117,10 +116,3 @@ def _length(loader: DataLoader[Any]) -> int | None:
         return len(loader)
     except TypeError:  # an iterable dataset that does not say
         return None
-
-
-def wait_share(feed: Feed, step_seconds: float | None) -> float | None:
-    """The median wait for data as a share of a step, at most 1."""
-    if not feed.waits or not step_seconds:
-        return None
-    return min(1.0, median(feed.waits) / step_seconds)

@@ -8,12 +8,10 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from precaudit.measuring.arms import arms_for
-from precaudit.measuring.conductor import Program
 from precaudit.measuring.money import cost, units
 from precaudit.measuring.predictions import beside, predictions
+from precaudit.measuring.program import Program, arms_for, timed
 from precaudit.measuring.records import FLOAT32, PLAN, Observation, Profiled
-from precaudit.measuring.session import timed_run
 from precaudit.measuring.summary import UNMEASURED, WARM_ROUNDS, performance
 from precaudit.measuring.usage import usage
 from precaudit.model import Finding, Op, Plan, TensorCores
@@ -101,7 +99,7 @@ def _spec(audit: Audit, program: Program) -> RunSpec:
         audit.job,
         "timing",
         neutralize=audit.neutralize,
-        runs=partial(timed_run, program=program),
+        runs=partial(timed, program=program),
     )
 
 

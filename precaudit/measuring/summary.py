@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from precaudit.measuring.feeding import wait_share
-from precaudit.measuring.records import ARMS, FLOAT32, Block, Observation
+from precaudit.measuring.records import ARMS, FLOAT32, Block, Feed, Observation
 from precaudit.reporting.words import plural
 
 WARM_ROUNDS = 1
@@ -68,6 +67,13 @@ def joules_per_step(blocks: Sequence[Block], arm: str) -> float | None:
     long = [b for b in blocks if b.arm == arm and b.joules is not None and b.seconds >= ENERGY_SECONDS]
     steps = sum(block.steps for block in long)
     return sum(block.joules or 0.0 for block in long) / steps if steps else None
+
+
+def wait_share(feed: Feed, step_seconds: float | None) -> float | None:
+    """The median wait for data as a share of a step, at most 1."""
+    if not feed.waits or not step_seconds:
+        return None
+    return min(1.0, float(np.median(feed.waits)) / step_seconds)
 
 
 def performance(found: Observation, gpu: str | None) -> dict[str, Any]:

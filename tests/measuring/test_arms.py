@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from precaudit.measuring.arms import arms_for, engaged
+from precaudit.measuring.arms import engaged
+from precaudit.measuring.program import arms_for
 from precaudit.measuring.records import Arm
 from precaudit.model import LossScale, Plan
 

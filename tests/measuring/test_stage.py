@@ -5,8 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from precaudit.measuring.arms import arms_for
-from precaudit.measuring.conductor import Program
+from precaudit.measuring.program import Program, arms_for
 from precaudit.measuring.records import ARMS, Block, Feed, Observation, Profiled
 from precaudit.measuring.stage import measure, observe
 from precaudit.model import Finding, Layer, Op, Plan, TensorCores, TensorRecord, TensorStats, TimeShare

@@ -2,9 +2,8 @@
 
 import pytest
 
-from precaudit.measuring.feeding import wait_share
 from precaudit.measuring.records import ARMS, Block, Feed, Observation, Profiled
-from precaudit.measuring.summary import UNMEASURED, joules_per_step, performance, quartiles, ratios, steady
+from precaudit.measuring.summary import UNMEASURED, joules_per_step, performance, quartiles, ratios, steady, wait_share
 from precaudit.model import TensorCores
 
 

@@ -7,7 +7,7 @@ import os
 import torch
 from torch import nn
 
-from precaudit.measuring.conductor import Program
+from precaudit.measuring.program import Program
 from precaudit.measuring.session import timed_run
 from precaudit.running.job import Job, RunResult, RunSpec
 

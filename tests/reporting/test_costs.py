@@ -99,5 +99,6 @@ def test_bars_before_and_after_stand_together():
 
     layers = (row("small", 1.0, 2.0), row("gone", 0.0, 9.0), row("alone", 4.0))
     found = times(Report(tensor_cores=TensorCores(True, layers=layers)))
-    assert [bar["name"] for bar in found] == ["gone: float32", "alone", "small: float32", "small: the plan"]
-    assert found[2]["seconds"] == {"native": 1.0, "none": 1.0}
+    assert [bar["name"] for bar in found] == ["gone", "alone", "small"]
+    assert found[2]["before"] == {"native": 1.0, "none": 1.0}
+    assert found[2]["seconds"] == {"native": 0.5, "none": 0.5}
