@@ -25,11 +25,15 @@ _GRACE_SECONDS = 20.0
 class ChildRunner:
     """Runs specs in fresh children, `parallel` at a time; what a killed child had reported is kept.
 
-    Every run gets the same share of the cores, so that paired runs compute in the same order.
+    Every run gets the same share of the cores (or `threads`), so that paired runs compute in the same order.
     """
 
     def __init__(
-        self, log: Path, progress: RunProgress = lambda spec, partial: None, parallel: int | None = None
+        self,
+        log: Path,
+        progress: RunProgress = lambda spec, partial: None,
+        parallel: int | None = None,
+        threads: int | None = None,
     ) -> None:
         os.environ.setdefault("PYTHONHASHSEED", "0")
         self._context = multiprocessing.get_context("forkserver")
@@ -37,7 +41,7 @@ class ChildRunner:
         forkserver.ensure_running()
         self._log, self._progress = log, progress
         self._parallel = parallel or min(2, os.cpu_count() or 1)
-        self._threads = max(1, (os.cpu_count() or 1) // self._parallel)
+        self._threads = threads or max(1, (os.cpu_count() or 1) // self._parallel)
         self._living: set[Any] = set()
         self._interrupted = False
 

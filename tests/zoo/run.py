@@ -59,7 +59,7 @@ class Recorder:
 def profile(entry: dict[str, Any], folder: Path, execution: str = "auto") -> dict[str, Any]:
     """One script from the audit to the judgement, as `precaudit profile` runs it."""
     start = time.perf_counter()
-    recorder = Recorder(ChildRunner(folder / "script.log", parallel=1))
+    recorder = Recorder(ChildRunner(folder / "script.log", parallel=1, threads=1))
     report, code, scale = None, 0, None
     try:
         job = Job("script", str(ZOO / entry["script"]), (), os.getcwd(), entry["steps"])
