@@ -10,7 +10,8 @@ Result = dict[str, Any]
 _BUDGET = 1e-4
 
 
-def summary(results: list[Result]) -> str:
+def summary(results: list[Result], scripts: int | None = None) -> str:
+    """`scripts` is how many there are, where fewer were run."""
     faults = [r for r in results if r["kind"] == "fault"]
     healthy = [r for r in results if r["kind"] == "healthy"]
     execution = " and ".join(sorted({r["execution"] for r in results if r["execution"]}))
@@ -21,6 +22,7 @@ def summary(results: list[Result]) -> str:
         f"{len(faults)} faults: {_count(faults, 'caught')} caught, {_count(faults, 'blamed')} blamed rightly, "
         f"{_count(faults, 'verified')} with a verified plan.",
         f"{len(healthy)} healthy workloads: {_count(healthy, 'verified')} verified.",
+        *([f"Cut off after {len(results)} of {scripts} scripts."] if scripts and len(results) < scripts else []),
         f"Execution: {execution}. {sum(r['seconds'] for r in results) / 60:.0f} minutes of profiling in sum over all "
         "scripts, each with one thread.",
         "",

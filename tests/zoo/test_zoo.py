@@ -157,8 +157,10 @@ def test_the_page_tells_misses_and_where_the_default_scaler_is_better():
         [
             result("better", (0, 1e-6), (4, 1e-5)),
             result("worse", (0, 1e-5), (0, 1e-6), right=False),
-        ]
+        ],
+        scripts=3,
     )
+    assert "Cut off after 2 of 3 scripts." in page
     assert "Misses: worse." in page
     assert "better (zzz); worse (zzz)" in page
     assert "Not better in both than the default: worse." in page
