@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from precaudit.model import Plan
+from precaudit.planning.fitting import format_of
 from precaudit.planning.planner import fallback
 from precaudit.profiling.bisect import contributions
 from precaudit.running.job import RunResult
@@ -142,12 +143,6 @@ def _after_silent_error(trials: Trials, plan: Plan) -> list[Promotion]:
         why = f"in {source} it changes the gradient by {item.error**0.5:.1%} (rms), the most of all modules"
         promotions.append(Promotion(item.fqn, "", source, fallback(source, _used(plan)), why))
     return promotions
-
-
-def format_of(plan: Plan, fqn: str, op: str) -> str:
-    """The format that a plan gives to an operation of a module."""
-    exception = next((e.format for e in plan.ops if (e.fqn, e.op) == (fqn, op)), None)
-    return exception or plan.modules.get(fqn, plan.default)
 
 
 def _used(plan: Plan) -> tuple[str, ...]:

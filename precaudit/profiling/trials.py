@@ -7,8 +7,9 @@ from dataclasses import dataclass, field, replace
 
 from precaudit.formats import get_format
 from precaudit.model import Execution, Plan, Repair, Trial, Verification
+from precaudit.planning.fitting import format_of
 from precaudit.profiling.audit import Audit, Runner
-from precaudit.profiling.repairs import Promotion, find_repair, format_of
+from precaudit.profiling.repairs import Promotion, find_repair
 from precaudit.running.job import RunResult, RunSpec
 from precaudit.verification.equivalence import needs_more
 from precaudit.verification.verdict import Judgement, Runs, judge, screened
