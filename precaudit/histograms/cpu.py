@@ -1,50 +1,67 @@
-"""Sums of CPU tensors by the compiled pass, which large tensors share among as many threads as torch uses."""
+"""Sums of CPU tensors by the compiled pass, large ones on the threads that torch's own loops run on."""
 
 from __future__ import annotations
 
+import ctypes
 import os
-from collections import deque
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
-from math import isqrt
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from precaudit.histograms.kernels import BRAIN, DIFFERENCE, HALF, SINGLE, accumulate_double, accumulate_single
+from precaudit.histograms.kernels import (
+    BRAIN,
+    CHUNK,
+    DIFFERENCE,
+    DOUBLE,
+    FOUND,
+    HALF,
+    SINGLE,
+    accumulate,
+    share,
+)
 from precaudit.histograms.layout import FLOAT32, FLOAT64, SUM_SQUARES
 
-# What a thread takes at a time; tensors up to this size are not worth waking another one.
-CHUNK = 1 << 17
-_SOURCES = {torch.float32: SINGLE, torch.bfloat16: BRAIN, torch.float16: HALF}
-
-Count = Callable[[int, int, int, int], int]  # (first value, number of values, row, sum of squares) -> non-finite
+_SOURCES = {torch.float32: SINGLE, torch.bfloat16: BRAIN, torch.float16: HALF, torch.float64: DOUBLE}
 
 
-class _Helpers:
-    """Threads beside the calling one, started when first needed; a forked child starts its own.
+class _Team:
+    """The threads of GNU OpenMP in the library that torch has loaded, if that is the one it came with.
 
-    numba's own threads clash with torch's OpenMP and with forks.
+    Those of torch's last loop still spin there, waiting for the next: they start at once, and threads beside them
+    would have no core to run on. A child forked after its parent had a team waits for its members for ever, so
+    such a child counts alone.
     """
 
     def __init__(self) -> None:
-        self._executor: ThreadPoolExecutor | None = None
+        self._used = self._alone = False
         if hasattr(os, "register_at_fork"):
-            os.register_at_fork(after_in_child=self._forget)
+            os.register_at_fork(after_in_child=self._forked)
 
-    def _forget(self) -> None:
-        self._executor = None
+    def _forked(self) -> None:
+        self._alone = self._used
 
-    def get(self) -> ThreadPoolExecutor:
-        if self._executor is None:
-            self._executor = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="precaudit")
-        return self._executor
+    @cached_property
+    def _start(self) -> Any:
+        try:
+            start = ctypes.CDLL("libgomp.so.1", mode=os.RTLD_NOLOAD).GOMP_parallel
+        except (OSError, AttributeError):
+            return None
+        start.argtypes, start.restype = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint], None
+        return start
+
+    def run(self, task: int, threads: int) -> None:
+        """Let members of the team share the task at this address."""
+        if threads == 1 or self._alone or self._start is None:
+            share.ctypes(task)
+        else:
+            self._used = True
+            self._start(share.address, task, threads, 0)
 
 
-_HELPERS = _Helpers()
+_TEAM = _Team()
 
 
 class CpuSums:
@@ -52,7 +69,7 @@ class CpuSums:
 
     def __init__(self, dtype: torch.dtype) -> None:
         self.layout = FLOAT64 if dtype is torch.float64 else FLOAT32
-        self._source = _SOURCES.get(dtype)
+        self._source = _SOURCES[dtype]
         self._itemsize = dtype.itemsize
         self.numel = 0
         self.rows = [self.layout.empty()]
@@ -61,60 +78,27 @@ class CpuSums:
 
     def add(self, values: Tensor) -> int:
         """Count a contiguous tensor; how many of its values are non-finite."""
-        numel = values.numel()
-        self.numel += numel
-        if numel <= CHUNK and self._source is not None:
-            return accumulate_single(self._source, values.data_ptr(), 0, numel, self._addresses[0], self._squares)
-        return self._share(partial(self._count, values), numel)
+        return self._count(self._source, values.data_ptr(), 0, values.numel())
 
     def add_difference(self, new: Tensor, old: Tensor) -> int:
         """Count `new - old` of two contiguous float32 tensors."""
-        numel = new.numel()
+        return self._count(DIFFERENCE, new.data_ptr(), old.data_ptr(), new.numel())
+
+    def _count(self, source: int, address: int, other: int, numel: int) -> int:
         self.numel += numel
-        return self._share(partial(self._count_difference, new, old), numel)
+        if numel > CHUNK:
+            threads = min(torch.get_num_threads(), -(-numel // CHUNK))
+            return self._share(source, address, other, numel, threads)
+        return accumulate(source, address, other, numel, self._addresses[0], self._squares)  # type: ignore[no-any-return]
 
-    def _count(self, values: Tensor, start: int, size: int, row: int, squares: int) -> int:
-        address = values.data_ptr() + self._itemsize * start
-        if self._source is None:
-            return accumulate_double(address, size, row, squares)
-        return accumulate_single(self._source, address, 0, size, row, squares)
-
-    def _count_difference(self, new: Tensor, old: Tensor, start: int, size: int, row: int, squares: int) -> int:
-        offset = 4 * start
-        return accumulate_single(DIFFERENCE, new.data_ptr() + offset, old.data_ptr() + offset, size, row, squares)
-
-    def _share(self, count: Count, numel: int) -> int:
-        """Count all chunks, with whatever helpers wake up in time.
-
-        Each chunk has its own sum of squares, so that the total depends on neither threads nor timing.
-        """
-        if numel <= CHUNK:
-            return count(0, numel, self._addresses[0], self._squares)
-        pending = deque(range(0, numel, CHUNK))
-        squares = np.zeros(len(pending))
-        threads = min(torch.get_num_threads(), 1 + isqrt(len(pending)))  # waking one costs half a chunk's time
-        work = partial(_work, count, pending, numel, squares)
-        helpers = [_HELPERS.get().submit(work, self._row(i)) for i in range(1, threads)]
-        nonfinite = work(self._addresses[0])
-        nonfinite += sum(helper.result() for helper in helpers if not helper.cancel())
-        self.rows[0].view(np.float64)[SUM_SQUARES] += squares.sum()
-        return nonfinite
-
-    def _row(self, index: int) -> int:
-        while index >= len(self.rows):
+    def _share(self, source: int, address: int, other: int, numel: int, threads: int) -> int:
+        """Chunk by chunk, each with a sum of squares of its own: the total depends on neither threads nor timing."""
+        while len(self.rows) < threads:
             self.rows.append(self.layout.empty())
             self._addresses.append(self.rows[-1].ctypes.data)
-        return self._addresses[index]
-
-
-def _work(
-    count: Count, pending: deque[int], numel: int, squares: np.ndarray[Any, np.dtype[np.float64]], row: int
-) -> int:
-    """Take chunks until none is left; how many non-finite values they had."""
-    nonfinite, address = 0, squares.ctypes.data
-    while True:
-        try:
-            start = pending.popleft()
-        except IndexError:
-            return nonfinite
-        nonfinite += count(start, min(CHUNK, numel - start), row, address + 8 * (start // CHUNK))
+        squares = np.zeros(-(-numel // CHUNK))
+        head = [source, address, other, numel, self._itemsize, squares.ctypes.data, 0, 0, 0]
+        task = np.array([*head, *self._addresses[:threads]], np.int64)
+        _TEAM.run(task.ctypes.data, threads)
+        self.rows[0].view(np.float64)[SUM_SQUARES] += squares.sum()
+        return int(task[FOUND])

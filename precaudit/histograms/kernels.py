@@ -1,10 +1,10 @@
 """The CPU pass, compiled by numba: works on bit patterns, holds no Python object, releases the GIL.
 
-Values are taken in blocks that stay in the L1 cache. A first loop, which LLVM vectorises, reads the block
-once and yields the extremes, the sum of squares and one byte of exponent a value. The bytes are then counted:
-by comparing 64 at a time with each exponent between the block's extremes when those lie close together
-(nearly always), else one by one into interleaved tables, so that equal neighbours do not wait for each other.
-Half-precision values are widened to float32 block by block, which is exact.
+Values are taken in blocks that stay in the L1 cache. A first loop reads the block once and yields the extremes,
+the sum of squares and one byte of exponent a value. The bytes are then counted: by comparing them with each
+exponent between the block's extremes when those lie close together (nearly always), else one by one into
+interleaved tables, so that equal neighbours do not wait for each other. Half-precision values are widened to
+float32 block by block, which is exact; blocks that aren't whole vectors are filled up with zeros.
 """
 
 # numba infers the types that these functions take; annotations would be about Python objects.
@@ -18,24 +18,27 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import carray, njit, types
+from numba import carray, cfunc, njit, types
 from numba.extending import intrinsic
 
-from precaudit.histograms.layout import AMAX, COUNTS, FLOAT32, FLOAT64, PEAK, SMALLEST
+from precaudit.histograms.layout import AMAX, COUNTS, FLOAT32, FLOAT64, NOTHING, PEAK, SMALLEST
+from precaudit.histograms.vectors import STRIDE, count_equal, fetch_add, scan
 
-SINGLE, BRAIN, HALF, DIFFERENCE = range(4)
+SINGLE, BRAIN, HALF, DIFFERENCE, DOUBLE = range(5)
 
 BLOCK = 4096
-LANES = 64
+CHUNK = 1 << 16  # what a thread takes at a time
 TABLES = 8
 # Comparing costs by the exponent and counting by the value: they break even near this many exponents.
-NARROW = 24
+NARROW = 40
 
 MANTISSA32, INFINITY32, NONFINITE32 = FLOAT32.mantissa, np.uint32(FLOAT32.infinity), 2**FLOAT32.exponent_bits - 1
 MANTISSA64, INFINITY64 = FLOAT64.mantissa, np.uint64(FLOAT64.infinity)
 WIDTH32, WIDTH64 = FLOAT32.width, FLOAT64.width
 # Counts by biased exponent: the first, of subnormals and zeros, is split up elsewhere.
 BIASED32, BIASED64 = COUNTS + FLOAT32.mantissa - 1, COUNTS + FLOAT64.mantissa - 1
+# A task for several threads: 64-bit integers, then the address of a row for each member of the team.
+SOURCE, FIRST, OTHER, NUMEL, ITEMSIZE, SQUARES, NEXT, MEMBERS, FOUND, ROWS = range(10)
 
 
 def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -47,6 +50,15 @@ def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
         return njit(nogil=True, fastmath=fastmath)(function)
 
 
+def _callable_from_c(function: Callable[..., Any]) -> Any:
+    """With an address of its own, for a library that starts threads."""
+    signature = types.void(types.int64)
+    try:
+        return cfunc(signature, nopython=True, cache=True)(function)
+    except RuntimeError:
+        return cfunc(signature, nopython=True)(function)
+
+
 @intrinsic
 def _pointer(_context, address):
     def generate(_context, builder, _signature, arguments):
@@ -55,38 +67,17 @@ def _pointer(_context, address):
     return types.voidptr(types.int64), generate
 
 
-@intrinsic
-def _count_equal(_context, address, byte):
-    """How many of the 64 bytes at `address` equal `byte`: a vector comparison and a population count."""
-
-    def generate(_context, builder, _signature, arguments):
-        vector = ir.VectorType(ir.IntType(8), LANES)
-        block = builder.load(builder.inttoptr(arguments[0], vector.as_pointer()))
-        block.align = 1
-        undefined = ir.Constant(vector, ir.Undefined)
-        first = builder.insert_element(undefined, arguments[1], ir.Constant(ir.IntType(32), 0))
-        everywhere = ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES)
-        equal = builder.icmp_unsigned("==", block, builder.shuffle_vector(first, undefined, everywhere))
-        return builder.ctpop(builder.bitcast(equal, ir.IntType(LANES)))
-
-    return types.int64(types.int64, types.uint8), generate
-
-
 @_compiled
-def _scan(bits, values, exponents, unsigned, narrow, infinity, mantissa):
-    """Largest finite, smallest non-zero less one and largest bits, and the finite values' sum of squares."""
-    sign = unsigned(unsigned(-1) >> unsigned(1))
-    largest, smallest, top, squares = unsigned(0), unsigned(-1), unsigned(0), 0.0
+def _finite(bits, values, unsigned, infinity):
+    """Largest finite bits and the finite values' sum of squares."""
+    largest, squares = unsigned(0), 0.0
     for i in range(bits.size):
-        magnitude = unsigned(bits[i] & sign)
+        magnitude = unsigned(bits[i] & unsigned(unsigned(-1) >> unsigned(1)))
         finite = magnitude < infinity
         value = np.float64(values[i]) if finite else 0.0
         squares += value * value
         largest = max(largest, magnitude if finite else unsigned(0))
-        smallest = min(smallest, unsigned(magnitude - unsigned(1)))  # no value's is below that of zero, wrapped round
-        top = max(top, magnitude)
-        exponents[i] = narrow(magnitude >> mantissa)
-    return np.int64(largest), np.int64(min(smallest, sign)), np.int64(top), squares
+    return np.int64(largest), squares
 
 
 @_compiled
@@ -102,12 +93,8 @@ def _count_subnormals(bits, unsigned, mantissa, counts):
 
 @_compiled
 def _compare(exponents, size, low, high, counts):
-    start = exponents.ctypes.data
     for exponent in range(low, high + 1):
-        total = 0
-        for i in range(0, size, LANES):
-            total += _count_equal(start + i, np.uint8(exponent))
-        counts[exponent] += total
+        counts[exponent] += count_equal(exponents.ctypes.data, np.uint8(exponent), size)
 
 
 @_compiled
@@ -119,10 +106,11 @@ def _scatter(exponents, size, tables):
 
 @_compiled
 def _count_single(bits, values, exponents, tables, state, total):
-    """One block of float32; whether it was counted into the tables."""
-    largest, smallest, top, squares = _scan(
-        bits, values, exponents, np.uint32, np.uint8, INFINITY32, np.uint32(MANTISSA32)
-    )
+    """One block of float32, whole strides of it; whether it was counted into the tables."""
+    top, smallest, squares = scan(bits.ctypes.data, exponents.ctypes.data, bits.size)
+    largest = top
+    if top >= INFINITY32:
+        largest, squares = _finite(bits, values, np.uint32, INFINITY32)
     total[0] += squares
     state[AMAX], state[PEAK] = max(state[AMAX], largest), max(state[PEAK], largest)
     state[SMALLEST] = min(state[SMALLEST], smallest)
@@ -130,14 +118,12 @@ def _count_single(bits, values, exponents, tables, state, total):
     if low == 0:
         _count_subnormals(bits, np.uint32, MANTISSA32, state[COUNTS:])
         low = 1
-    size = -(-bits.size // LANES) * LANES
-    exponents[bits.size : size] = 0
     if high - low >= NARROW:
-        _scatter(exponents, size, tables)
+        _scatter(exponents, bits.size, tables)
         return True
-    _compare(exponents, size, low, high, state[BIASED32:])
+    _compare(exponents, bits.size, low, high, state[BIASED32:])
     if top >= INFINITY32:
-        _compare(exponents, size, NONFINITE32, NONFINITE32, state[BIASED32:])
+        _compare(exponents, bits.size, NONFINITE32, NONFINITE32, state[BIASED32:])
     return False
 
 
@@ -166,11 +152,40 @@ def _subtract(new, old, values):
 
 
 @_compiled
-def accumulate_single(source, address, other, numel, row, squares):
-    """Add `numel` values at `address` (less those at `other`) to a row; how many of them are non-finite.
+def _count_double(bits, values, exponents, state, total):
+    """One block of float64: rare enough in training to be counted one by one."""
+    largest, squares = _finite(bits, values, np.uint64, INFINITY64)
+    smallest = np.int64(NOTHING)
+    for i in range(bits.size):
+        magnitude = np.int64(bits[i] & np.uint64(NOTHING))
+        smallest = min(smallest, magnitude - 1 if magnitude else np.int64(NOTHING))
+        exponents[i] = magnitude >> MANTISSA64
+    total[0] += squares
+    state[AMAX], state[PEAK] = max(state[AMAX], largest), max(state[PEAK], largest)
+    state[SMALLEST] = min(state[SMALLEST], smallest)
+    subnormals = state[BIASED64]  # the place where exponent 0 counts too
+    for i in range(bits.size):
+        state[BIASED64 + exponents[i]] += 1
+    state[BIASED64] = subnormals
+    if smallest < (np.int64(1) << MANTISSA64) - 1:
+        _count_subnormals(bits, np.uint64, MANTISSA64, state[COUNTS:])
 
-    `row` and `squares`, where the sum of squares is added, are addresses too: arrays would cost a call more.
-    """
+
+@_compiled
+def _accumulate_double(address, numel, row, squares):
+    state, total = carray(_pointer(row), WIDTH64, np.int64), carray(_pointer(squares), 1, np.float64)
+    exponents = np.empty(BLOCK, np.uint16)
+    before = state[WIDTH64 - 1]
+    for start in range(0, numel, BLOCK):
+        size = min(numel - start, BLOCK)
+        bits = carray(_pointer(address + 8 * start), size, np.uint64)
+        values = carray(_pointer(address + 8 * start), size, np.float64)
+        _count_double(bits, values, exponents, state, total)
+    return state[WIDTH64 - 1] - before
+
+
+@_compiled
+def _accumulate_single(source, address, other, numel, row, squares):
     state, total = carray(_pointer(row), WIDTH32, np.int64), carray(_pointer(squares), 1, np.float64)
     exponents = np.empty(BLOCK, np.uint8)
     tables = np.zeros((TABLES, NONFINITE32 + 1), np.uint32)
@@ -179,10 +194,14 @@ def accumulate_single(source, address, other, numel, row, squares):
     before, scattered = state[WIDTH32 - 1], False
     for start in range(0, numel, BLOCK):
         size = min(numel - start, BLOCK)
-        bits, values = words[:size], floats[:size]
-        if source == SINGLE:
+        padded = -(-size // STRIDE) * STRIDE
+        bits, values = words[:padded], floats[:padded]
+        bits[size:] = 0
+        if source == SINGLE and size == padded:
             bits = carray(_pointer(address + 4 * start), size, np.uint32)
             values = carray(_pointer(address + 4 * start), size, np.float32)
+        elif source == SINGLE:
+            bits[:size] = carray(_pointer(address + 4 * start), size, np.uint32)
         elif source == BRAIN:
             _widen_brain(carray(_pointer(address + 2 * start), size, np.uint16), bits)
         elif source == HALF:
@@ -199,31 +218,28 @@ def accumulate_single(source, address, other, numel, row, squares):
 
 
 @_compiled
-def _count_double(bits, values, exponents, state, total):
-    """One block of float64: rare enough in training to be counted one by one."""
-    largest, smallest, _, squares = _scan(
-        bits, values, exponents, np.uint64, np.uint16, INFINITY64, np.uint64(MANTISSA64)
-    )
-    total[0] += squares
-    state[AMAX], state[PEAK] = max(state[AMAX], largest), max(state[PEAK], largest)
-    state[SMALLEST] = min(state[SMALLEST], smallest)
-    subnormals = state[BIASED64]  # the place where exponent 0 counts too
-    for i in range(bits.size):
-        state[BIASED64 + exponents[i]] += 1
-    state[BIASED64] = subnormals
-    if smallest + 1 < (np.int64(1) << MANTISSA64):
-        _count_subnormals(bits, np.uint64, MANTISSA64, state[COUNTS:])
+def accumulate(source, address, other, numel, row, squares):
+    """Add `numel` values at `address` (less those at `other`) to a row; how many of them are non-finite.
+
+    `row` and `squares`, where the sum of squares is added, are addresses too: arrays would cost a call more.
+    """
+    if source == DOUBLE:
+        return _accumulate_double(address, numel, row, squares)
+    return _accumulate_single(source, address, other, numel, row, squares)
 
 
-@_compiled
-def accumulate_double(address, numel, row, squares):
-    """As `accumulate_single`, for float64."""
-    state, total = carray(_pointer(row), WIDTH64, np.int64), carray(_pointer(squares), 1, np.float64)
-    exponents = np.empty(BLOCK, np.uint16)
-    before = state[WIDTH64 - 1]
-    for start in range(0, numel, BLOCK):
-        size = min(numel - start, BLOCK)
-        bits = carray(_pointer(address + 8 * start), size, np.uint64)
-        values = carray(_pointer(address + 8 * start), size, np.float64)
-        _count_double(bits, values, exponents, state, total)
-    return state[WIDTH64 - 1] - before
+@_callable_from_c
+def share(address):
+    """One member of a team: takes chunks of the `Task` at this address until none is left, into a row of its own."""
+    task = carray(_pointer(address), ROWS, np.int64)
+    member = fetch_add(address + 8 * MEMBERS, 1)
+    row = carray(_pointer(address + 8 * (ROWS + member)), 1, np.int64)[0]
+    width, nonfinite = task[ITEMSIZE], 0
+    while True:
+        start = fetch_add(address + 8 * NEXT, CHUNK)
+        if start >= task[NUMEL]:
+            break
+        size, offset = min(CHUNK, task[NUMEL] - start), start * width
+        squares = task[SQUARES] + 8 * (start // CHUNK)
+        nonfinite += accumulate(task[SOURCE], task[FIRST] + offset, task[OTHER] + offset, size, row, squares)
+    fetch_add(address + 8 * FOUND, nonfinite)

@@ -2,8 +2,10 @@
 
     python tests/benchmarks/bench_tracing.py [--rounds N] [--device cuda]
 
-Arms take turns, one step each, so that a machine whose speed drifts drifts for all of them; the ratio of each
-arm is the median over rounds of its step over the plain step of the same round. Peers are measured when installed.
+Arms take turns, a few steps each, so that a machine whose speed drifts drifts for all of them; the ratio of each
+arm is the median over rounds of its steps over the plain steps of the same round. All train the same model, because
+where a model happens to lie in memory makes more of a difference than some of the arms. The first step of a turn
+isn't timed: instruments are attached there, which happens once in a real run. Peers are measured when installed.
 """
 
 from __future__ import annotations
@@ -57,30 +59,45 @@ class GPT(nn.Module):
         return self.head(self.norm(self.blocks(x)))
 
 
-class Arm:
-    """A model of its own with an instrument on it; `step` is one training step."""
+TURN = 5
+"""Steps of a turn, no divisor of the sampled arm's sixteen, so that its audited steps fall on all of them."""
 
-    def __init__(self, name: str, device: str, instrument: Callable[[nn.Module, Any, ExitStack], None]) -> None:
+
+class Training:
+    """The model that all arms train, in their turns."""
+
+    def __init__(self, device: str) -> None:
         torch.manual_seed(0)
-        self.name, self.device = name, device
+        self.device = device
         self.model = GPT().to(device)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=3e-4)
-        self.instrument = instrument
-        self.ratios: list[float] = []
+
+    def step(self) -> float:
+        tokens = torch.randint(VOCABULARY, (BATCH, LENGTH + 1), device=self.device)
+        start = time.perf_counter()
+        loss = F.cross_entropy(self.model(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten())
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter() - start
+
+
+Instrument = Callable[[nn.Module, Any, ExitStack], None]
+
+
+class Arm:
+    def __init__(self, name: str, instrument: Instrument) -> None:
+        self.name, self.instrument = name, instrument
         self.seconds: list[float] = []
 
-    def step(self, tokens: torch.Tensor) -> float:
-        """Hooks that are global would hear the other arms: they are on for this arm's step only."""
+    def turn(self, training: Training) -> None:
+        """Hooks that are global would hear the other arms: they are on for this arm's steps only. What is kept is
+        the mean, since a sampled arm is cheap in most steps and dear in one of sixteen."""
         with ExitStack() as stack:
-            self.instrument(self.model, self.optimizer, stack)
-            start = time.perf_counter()
-            loss = F.cross_entropy(self.model(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten())
-            self.optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            self.optimizer.step()
-            if self.device == "cuda":
-                torch.cuda.synchronize()
-            return time.perf_counter() - start
+            self.instrument(training.model, training.optimizer, stack)
+            self.seconds.append(statistics.mean([training.step() for _ in range(TURN)][1:]))
 
 
 class Audited:
@@ -102,8 +119,8 @@ def leaf_hooks(model: nn.Module, optimizer: Any, stack: ExitStack) -> None:
             stack.callback(module.register_full_backward_hook(lambda *_: None).remove)
 
 
-def peers() -> dict[str, Callable[[nn.Module, Any, ExitStack], None]]:
-    found: dict[str, Callable[[nn.Module, Any, ExitStack], None]] = {}
+def peers() -> dict[str, Instrument]:
+    found: dict[str, Instrument] = {}
     try:
         from transformers.debug_utils import DebugUnderflowOverflow
 
@@ -136,34 +153,34 @@ def peers() -> dict[str, Callable[[nn.Module, Any, ExitStack], None]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=24)
+    parser.add_argument("--rounds", type=int, default=16)
     parser.add_argument("--device", default="cpu")
     arguments = parser.parse_args()
-    plain = Arm("plain", arguments.device, lambda model, optimizer, stack: None)
+    training = Training(arguments.device)
+    plain = Arm("plain", lambda model, optimizer, stack: None)
+    sampled = Arm("precaudit, sampled (default, 1 in 16)", Audited(16))
     arms = [
-        Arm("precaudit, every step, all roles", arguments.device, Audited(1)),
-        Arm("precaudit, sampled (default, 1 in 16)", arguments.device, Audited(16)),
-        Arm("empty leaf hooks", arguments.device, leaf_hooks),
-        *(Arm(name, arguments.device, instrument) for name, instrument in peers().items()),
+        plain,
+        Arm("precaudit, every step, all roles", Audited(1)),
+        sampled,
+        Arm("empty leaf hooks", leaf_hooks),
+        *(Arm(name, instrument) for name, instrument in peers().items()),
     ]
-    for round_ in range(arguments.rounds + 2):
-        tokens = torch.randint(VOCABULARY, (BATCH, LENGTH + 1), device=arguments.device)
-        baseline = plain.step(tokens)
+    for _ in range(arguments.rounds + 1):
         for arm in arms:
-            seconds = arm.step(tokens)
-            if round_ >= 2:
-                arm.seconds.append(seconds)
-                arm.ratios.append(seconds / baseline)
-        if round_ >= 2:
-            plain.seconds.append(baseline)
-    sampled = arms[1]
-    rows = [["plain", statistics.median(plain.seconds) * 1e3, 1.0, None, None]]
-    for arm in arms:
-        # A sampled arm is cheap in most steps and dear in one of sixteen: its mean counts.
-        centre = statistics.mean if arm is sampled else statistics.median
-        low, _, high = statistics.quantiles(arm.ratios, n=4)
-        rows.append([arm.name, centre(arm.seconds) * 1e3, centre(arm.ratios), low, high])
-    print(tabulate(rows, headers=["arm", "ms", "ratio", "25%", "75%"], floatfmt=("", ".1f", ".3f", ".3f", ".3f")))
+            arm.turn(training)
+    print(tabulate([row(arm, plain, sampled) for arm in arms], ["arm", "ms", "ratio", "25%", "75%"], floatfmt=FORMATS))
+
+
+FORMATS = ("", ".1f", ".3f", ".3f", ".3f")
+
+
+def row(arm: Arm, plain: Arm, sampled: Arm) -> list[Any]:
+    """The first turn warmed up. Of a sampled arm the mean counts: audited steps are rare, and dear."""
+    centre = statistics.mean if arm is sampled else statistics.median
+    ratios = [seconds / base for seconds, base in zip(arm.seconds[1:], plain.seconds[1:], strict=True)]
+    low, _, high = statistics.quantiles(ratios, n=4)
+    return [arm.name, centre(arm.seconds[1:]) * 1e3, centre(ratios), low, high]
 
 
 if __name__ == "__main__":
