@@ -89,7 +89,7 @@ class CpuSums:
         if numel > CHUNK:
             threads = min(torch.get_num_threads(), -(-numel // CHUNK))
             return self._share(source, address, other, numel, threads)
-        return accumulate(source, address, other, numel, self._addresses[0], self._squares)  # type: ignore[no-any-return]
+        return accumulate(source, address, other, numel, self._addresses[0], self._squares)
 
     def _share(self, source: int, address: int, other: int, numel: int, threads: int) -> int:
         """Chunk by chunk, each with a sum of squares of its own: the total depends on neither threads nor timing."""

@@ -54,9 +54,9 @@ def _callable_from_c(function: Callable[..., Any]) -> Any:
     """With an address of its own, for a library that starts threads."""
     signature = types.void(types.int64)
     try:
-        return cfunc(signature, nopython=True, cache=True)(function)
+        return cfunc(signature, cache=True)(function)
     except RuntimeError:
-        return cfunc(signature, nopython=True)(function)
+        return cfunc(signature)(function)
 
 
 @intrinsic

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from statistics import fmean
 
 from precaudit.model import LossScale, Plan
 from precaudit.planning.budget import gradient_error
@@ -29,29 +31,46 @@ def contributions(spec: RunSpec, plan: Plan, runner: Runner) -> list[Contributio
 
     `spec` is a replay of a run whose gradients were saved at its `probe_save` steps. What a module adds when it alone
     is low explains most plans. Where that is less than half of the plan's error, modules err on what others hand
-    them (a norm by hand squares a half result), and what counts is what goes away when a module is wide.
+    them (a norm by hand squares a half result), and what counts is what goes away when a module is wide. Errors
+    are compared with the whole plan's in the same step: batches differ.
     """
     steps, everything = sorted(spec.probe_save), _low_modules(plan)
     if not steps or not everything:
         return []
+    wholes = _errors(spec, runner, dict.fromkeys(steps, _only(plan, everything)))
+    typical = fmean(wholes.values()) if wholes else 0.0
+
+    def shares(groups: Sequence[Group], derived: Callable[[Group], Plan]) -> dict[Group, float]:
+        errors = _errors(spec, runner, {step: derived(group) for step, group in zip(steps, groups, strict=False)})
+        return {
+            group: _share(errors[step], wholes[step])
+            for step, group in zip(steps, groups, strict=False)
+            if step in errors and step in wholes
+        }
 
     def alone(groups: Sequence[Group]) -> dict[Group, float]:
-        return _errors(spec, runner, groups, steps, lambda group: _only(plan, group))
+        return shares(groups, lambda group: _only(plan, group))
 
     def removed(groups: Sequence[Group]) -> dict[Group, float]:
-        left = _errors(spec, runner, groups, steps, lambda group: _only(plan, set(everything) - set(group)))
-        return {group: max(0.0, whole - error) for group, error in left.items()}
+        left = shares(groups, lambda group: _only(plan, set(everything) - set(group)))
+        return {group: max(0.0, 1 - share) for group, share in left.items()}
 
     found = _search(everything, len(steps), alone)
-    whole = alone([everything])[everything]
-    if sum(item.error for item in found) >= _EXPLAINED * whole:
-        return found
-    return _search(everything, len(steps), removed)
+    if sum(share for _, share in found) < _EXPLAINED:
+        found = _search(everything, len(steps), removed)
+    return [Contribution(fqn, share * typical) for fqn, share in found]
+
+
+def _share(error: float, whole: float) -> float:
+    """Of the plan's error in the same step; an overflow is all of it."""
+    if math.isinf(error):
+        return 1.0
+    return error / whole if whole > 0 else 0.0
 
 
 def _search(
     modules: Sequence[str], parts: int, measure: Callable[[Sequence[Group]], dict[Group, float]]
-) -> list[Contribution]:
+) -> list[tuple[str, float]]:
     """Every saved step tries one group of modules; the worst groups are split until single modules are left or the
     evaluations are used up."""
     groups, evaluations = _split(modules, parts), 0
@@ -60,7 +79,7 @@ def _search(
         evaluations += len(groups)
         worst = _largest(groups, errors)
         if all(len(group) == 1 for group in worst):
-            return [Contribution(group[0], errors[group]) for group in worst]
+            return [(group[0], errors[group]) for group in worst]
         groups = [part for group in worst for part in _split(group, max(1, parts // len(worst)))]
     return []
 
@@ -75,16 +94,12 @@ def _split(modules: Sequence[str], parts: int) -> list[Group]:
     return [tuple(modules[i : i + size]) for i in range(0, len(modules), size)] if modules else []
 
 
-def _errors(
-    spec: RunSpec, runner: Runner, groups: Sequence[Group], steps: Sequence[int], derived: Callable[[Group], Plan]
-) -> dict[Group, float]:
-    compare = {step: (str(i), derived(group)) for i, (step, group) in enumerate(zip(steps, groups, strict=False))}
+def _errors(spec: RunSpec, runner: Runner, plans: Mapping[int, Plan]) -> dict[int, float]:
+    """|delta|^2 / |g|^2 of each step under its plan; steps that the run did not come to are missing."""
+    compare = {step: (str(step), plan) for step, plan in plans.items()}
     replay = runner(replace(spec, label="bisect", probe_save=frozenset(), probe_compare=compare))
-    errors = {}
-    for i, group in enumerate(groups[: len(steps)]):
-        error = gradient_error(str(i), replay.differences)
-        errors[group] = 1 / error.snr if error and error.snr > 0 else float("inf") if error else 0.0
-    return errors
+    found = {step: gradient_error(str(step), replay.differences) for step in plans}
+    return {step: 1 / error.snr if error.snr > 0 else math.inf for step, error in found.items() if error}
 
 
 def _only(plan: Plan, group: Collection[str]) -> Plan:

@@ -73,6 +73,15 @@ class _Life:
     settled: bool = False
 
 
+@dataclass
+class _Sum:
+    """The float32 sum of a parameter's gradients, and what its `.grad` held when the last of them was added: a script
+    may clip that, or hand it to a master copy, before the step."""
+
+    exact: torch.Tensor
+    stored: torch.Tensor | None = None
+
+
 def _energy(values: torch.Tensor) -> float:
     return float(torch.linalg.vector_norm(values, dtype=torch.float64)) ** 2
 
@@ -92,7 +101,7 @@ class OwnLowPrecision(TorchFunctionMode, TrainingListener):
         self._carried: dict[Any, torch.Tensor] = {}
         self._found: dict[tuple[str, str, int, str], dict[str, Any]] = {}
         self._losses: dict[tuple[str, str, int, str], _Loss] = {}
-        self._sums: dict[int, torch.Tensor] = {}
+        self._sums: dict[int, _Sum] = {}
         self._summed: set[int] = set()
         self._owners: dict[Any, str] = {}
 
@@ -276,9 +285,15 @@ class OwnLowPrecision(TorchFunctionMode, TrainingListener):
             def add(gradient: torch.Tensor) -> None:
                 value = gradient.detach().float().to_dense()
                 known = self._sums.get(id(parameter))
-                self._sums[id(parameter)] = value if known is None else known + value
+                self._sums[id(parameter)] = _Sum(value if known is None else known.exact + value)
+
+            def added(parameter: torch.Tensor) -> None:
+                known = self._sums.get(id(parameter))
+                if known is not None and parameter.grad is not None and not parameter.grad.is_sparse:
+                    known.stored = parameter.grad.detach().clone()
 
             parameter.register_hook(add)
+            parameter.register_post_accumulate_grad_hook(added)
 
     def step_starts(self, optimizer: Any) -> None:
         self._compare_sums()
@@ -292,15 +307,15 @@ class OwnLowPrecision(TorchFunctionMode, TrainingListener):
     def _compare_sums(self) -> None:
         for model in self._names.models.values():
             for name, parameter in model.named_parameters():
-                exact = self._sums.get(id(parameter))
-                if exact is None or parameter.grad is None or parameter.grad.is_sparse or not _energy(exact):
+                known = self._sums.get(id(parameter))
+                if known is None or known.stored is None or not _energy(known.exact):
                     continue
-                lost = _energy(parameter.grad.float() - exact) / _energy(exact)
+                lost = _energy(known.stored.float() - known.exact) / _energy(known.exact)
                 fqn = name.rpartition(".")[0]
                 if math.isfinite(lost):
                     entry = {"kind": "gradients", "fqn": fqn, "dtype": _name(parameter), "lost": lost}
-                    known = self._found.setdefault(("gradients", "", 0, fqn), entry)
-                    known["lost"] = max(known["lost"], lost)
+                    noted = self._found.setdefault(("gradients", "", 0, fqn), entry)
+                    noted["lost"] = max(noted["lost"], lost)
         self._sums.clear()
 
     def step_ended(self, optimizer: Any) -> None:

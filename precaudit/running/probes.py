@@ -35,6 +35,7 @@ class GradientProbe(TrainingListener):
         scopes: ModuleScopes,
         events: TrainingEvents,
         covers: Callable[[nn.Module], bool],
+        in_island: Callable[[], bool],
     ) -> None:
         self._events = events
         self._fresh = False
@@ -44,7 +45,7 @@ class GradientProbe(TrainingListener):
         self._step = 0
         execution = NativePrecision if spec.execution == "native" else Emulator
         self._executions: dict[int, ScopeListener] = {
-            step: execution(plan, scopes, covers) for step, (_, plan) in spec.probe_compare.items()
+            step: execution(plan, scopes, covers, in_island) for step, (_, plan) in spec.probe_compare.items()
         }
         self._scaler: LossScaler | None = None
 

@@ -74,27 +74,27 @@ def _trains(module: torch.nn.Module) -> bool:
 def _assemble(spec: RunSpec, progress: Callable[[int, float], None], stop: Stop) -> _Session:
     """Listeners in the order in which they must hear: precision inside tracing, the monitor last."""
     names, events, baseline = ModuleNames(), TrainingEvents(), Baseline()
-    scopes = ModuleScopes(names)
+    scopes, in_island = ModuleScopes(names), baseline.in_island
     scaler = None
     if spec.plan is not None:
         execution = NativePrecision if spec.execution == "native" else Emulator
-        scopes.listeners.append(execution(spec.plan, scopes, _trains, baseline.in_island))
+        scopes.listeners.append(execution(spec.plan, scopes, _trains, in_island))
         if spec.plan.loss_scale.mode != "none":
             scaler = LossScaler(spec.plan.loss_scale)
     if spec.jitter:
         scopes.listeners.append(Perturbation(jitter(spec.seed)))
     if spec.perturbed:
         scopes.listeners.append(Perturbation(rounded_to(spec.perturbed)))
-    probe = GradientProbe(spec, names, scopes, events, _trains) if spec.probe_dir else None
+    probe = GradientProbe(spec, names, scopes, events, _trains, in_island) if spec.probe_dir else None
     if probe is not None:
         scopes.listeners.append(probe)
     traced = bool(spec.audited) or spec.watch_from is not None
-    tracer = Tracer(scopes, _trace_options(spec, baseline), baseline.in_island) if traced else None
+    tracer = Tracer(scopes, _trace_options(spec, baseline), in_island) if traced else None
     if tracer is not None:
         scopes.listeners.append(tracer)
     last_calls, optimizers = LastCalls(), _Optimizers()
     scopes.listeners.append(last_calls)
-    observer = spec.observer(scopes, baseline.in_island) if spec.observer else None
+    observer = spec.observer(scopes, in_island) if spec.observer else None
     if observer is not None:
         scopes.listeners.append(observer)
     monitor = Monitor(events, spec.job.steps, progress, stop)

@@ -15,17 +15,19 @@ SPEC = RunSpec(Job("script", "train.py", (), ".", 20), "replay", probe_save=froz
 
 
 class Known:
-    """Answers probes with `error(low)`, the energy that the plan's low modules put into a gradient of energy 1."""
+    """Answers probes with `error(low)`, the energy that the plan's low modules put into a gradient of energy 1, times
+    what is peculiar to the step's batch."""
 
-    def __init__(self, error):
-        self.error, self.runs = error, 0
+    def __init__(self, error, size=lambda step: 1.0):
+        self.error, self.size, self.runs = error, size, 0
 
     def __call__(self, spec):
         self.runs += 1
         differences = []
-        for label, plan in spec.probe_compare.values():
+        for step, (label, plan) in spec.probe_compare.items():
             low = {fqn for fqn, name in plan.modules.items() if name != "float32"}
-            differences.append(GradientDifference(label, "", 1, self.error(low), 1.0, 1.0, 0.0, 1.0))
+            error = self.error(low) * self.size(step)
+            differences.append(GradientDifference(label, "", 1, error, 1.0, 1.0, 0.0, 1.0))
         return RunResult("bisect", 0, "stopped", differences=tuple(differences))
 
     def many(self, specs):
@@ -43,6 +45,12 @@ def test_a_pair_that_errs_together_only():
     found = contributions(SPEC, PLAN, Known(lambda low: 0.04 * ({"b", "c"} <= low) + 1e-6 * len(low)))
     assert {item.fqn for item in found} == {"b", "c"}
     assert all(item.error == pytest.approx(0.04, rel=1e-2) for item in found)
+
+
+def test_batches_that_differ_name_nobody_else():
+    """Each step's error has a size of its own, and no module alone makes half of the whole."""
+    known = Known(lambda low: 0.04 * ({"b", "c"} <= low) + 1e-6 * len(low), size=lambda step: 10.0**-step)
+    assert {item.fqn for item in contributions(SPEC, PLAN, known)} == {"b", "c"}
 
 
 def test_no_error_and_nothing_low_name_nobody():

@@ -97,6 +97,27 @@ def test_gradients_summed_low_over_many_passes_absorb_addends(passes, lost):
     assert (entry["lost"] > 0.01) is lost
 
 
+@pytest.mark.parametrize(("passes", "lost"), [(2, False), (600, True)])
+def test_low_sums_are_seen_where_float32_copies_of_the_weights_step(passes, lost):
+    """The gradients are clipped in place, handed over and dropped before the optimizer's step."""
+
+    def code():
+        torch.manual_seed(0)
+        model = nn.Linear(4, 1).bfloat16()
+        master = [parameter.detach().float() for parameter in model.parameters()]
+        optimizer = torch.optim.SGD(master, lr=1e-3)
+        for _ in range(2):
+            for _ in range(passes):
+                (model(1 + 0.1 * torch.randn(1, 4).bfloat16()).float() / passes).sum().backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 0.1)
+            for parameter, copy in zip(model.parameters(), master, strict=True):
+                copy.grad, parameter.grad = parameter.grad.float(), None
+            optimizer.step()
+
+    (entry,) = seen(code, "gradients", steps=2)
+    assert (entry["lost"] > 0.01) is lost
+
+
 @pytest.mark.parametrize(("rows", "count"), [(4, 1), (5000, 0)])
 def test_repeated_rows_of_a_low_table(rows, count):
     def code():

@@ -455,6 +455,19 @@ def test_probes_of_float32_find_no_difference(tmp_path):
     assert [d.delta for d in replay.differences] == [0.0, 0.0]
 
 
+def test_probes_leave_what_the_script_keeps_out_of_autocast(tmp_path):
+    def forward(model, x):
+        with torch.autocast("cpu", enabled=False):
+            return model(x)
+
+    def code():
+        train(forward=forward)
+
+    run(spec(probe_dir=str(tmp_path), probe_save=frozenset({1, 2})), code)
+    replay = run(spec(probe_dir=str(tmp_path), probe_compare={2: ("a", BRAIN)}), code)
+    assert [d.delta for d in replay.differences] == [0.0, 0.0]
+
+
 def test_probes_through_reentrant_checkpoints_are_unscaled(tmp_path):
     def code():
         train(forward=lambda model, x: checkpoint(model, x.requires_grad_(), use_reentrant=True))
