@@ -7,7 +7,9 @@ import gzip
 import hashlib
 import math
 from collections.abc import Iterable, Mapping
+from importlib.metadata import version
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -17,6 +19,7 @@ from markupsafe import Markup
 from precaudit import __version__
 from precaudit.model import Finding, FormatFit, Plan, Report, Trial
 from precaudit.reporting import costs, story, usage
+from precaudit.reporting.kept import kept
 from precaudit.reporting.pagedata import page_data, times
 from precaudit.reporting.serialize import dump_plan, to_json
 from precaudit.reporting.words import (
@@ -86,12 +89,20 @@ def _charts() -> tuple[Markup, dict[str, Any]] | None:
     """Vega and the compiled charts; None where altair is not installed."""
     if find_spec("altair") is None or find_spec("vl_convert") is None:
         return None
+    from precaudit.reporting import charts
+
+    source = hashlib.sha256(Path(charts.__file__).read_bytes()).hexdigest()[:16]
+    made = kept(f"charts-{source}-{version('altair')}-{version('vl-convert-python')}", _make_charts)
+    return Markup(made["library"]), made["specs"]
+
+
+def _make_charts() -> dict[str, Any]:
     import vl_convert
 
     from precaudit.reporting.charts import CHARTS, vega
 
     library = vl_convert.javascript_bundle(snippet="window.vegaEmbed = vegaEmbed;")
-    return Markup(library), {name: vega(name) for name in CHARTS}
+    return {"library": library, "specs": {name: vega(name) for name in CHARTS}}
 
 
 def _policy(scripts: Iterable[str]) -> str:
