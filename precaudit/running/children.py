@@ -38,7 +38,6 @@ class ChildRunner:
         os.environ.setdefault("PYTHONHASHSEED", "0")
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(["precaudit.running.preload"])
-        forkserver.ensure_running()
         self._log, self._progress = log, progress
         self._parallel = parallel or min(2, os.cpu_count() or 1)
         self._threads = threads or max(1, (os.cpu_count() or 1) // self._parallel)
@@ -50,6 +49,7 @@ class ChildRunner:
 
     def many(self, specs: Sequence[RunSpec]) -> list[RunResult]:
         """The results in the order of the specs; Ctrl-C interrupts the children and keeps what they had."""
+        forkserver.ensure_running()
         with ThreadPoolExecutor(self._parallel) as pool:
             futures = [pool.submit(self._run, spec) for spec in specs]
             while True:
