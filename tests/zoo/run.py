@@ -145,7 +145,7 @@ def main() -> int:
             results[result["name"]] = result
             print(line(result, done, len(entries)), flush=True)
             kept = [results[name] for name in order if name in results]
-            path.write_text(json.dumps(kept, indent=1))
+            path.write_text(json.dumps(kept, indent=1).replace(f"{ZOO.parents[1]}{os.sep}", ""))
             (arguments.out / "README.md").write_text(summary(kept, len(order)))
     print(f"{len(entries)} scripts in {(time.perf_counter() - start) / 60:.1f} minutes, {arguments.jobs} at a time")
     return int(not all(results[entry["name"]]["right"] for entry in entries))
