@@ -6,14 +6,16 @@ import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from multiprocessing import forkserver
+from multiprocessing import forkserver, spawn
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from precaudit.errors import PrecauditError
 from precaudit.running.job import RunResult, RunSpec, ScriptError
@@ -49,8 +51,8 @@ class ChildRunner:
 
     def many(self, specs: Sequence[RunSpec]) -> list[RunResult]:
         """The results in the order of the specs; Ctrl-C interrupts the children and keeps what they had."""
-        forkserver.ensure_running()
-        with ThreadPoolExecutor(self._parallel) as pool:
+        with _main_module_left_alone(), ThreadPoolExecutor(self._parallel) as pool:
+            forkserver.ensure_running()
             futures = [pool.submit(self._run, spec) for spec in specs]
             while True:
                 try:
@@ -94,6 +96,20 @@ class ChildRunner:
 
     def _settled(self, result: RunResult) -> RunResult:
         return replace(result, status="interrupted") if self._interrupted else result
+
+
+@contextmanager
+def _main_module_left_alone() -> Iterator[None]:
+    """A child has no use for the parent's main module. Importing it again would cost every run, and start a program
+    over that has no `if __name__ == "__main__"`."""
+    original = spawn.get_preparation_data
+
+    def prepared(name: str) -> dict[str, Any]:
+        data: dict[str, Any] = original(name)
+        return {key: value for key, value in data.items() if not key.startswith("init_main")}
+
+    with mock.patch.object(spawn, "get_preparation_data", prepared):
+        yield
 
 
 def _interrupt(process: Any) -> None:
