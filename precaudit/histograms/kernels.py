@@ -14,6 +14,7 @@ float32 block by block, which is exact; blocks that aren't whole vectors are fil
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -41,22 +42,22 @@ BIASED32, BIASED64 = COUNTS + FLOAT32.mantissa - 1, COUNTS + FLOAT64.mantissa - 
 SOURCE, FIRST, OTHER, NUMEL, ITEMSIZE, SQUARES, NEXT, MEMBERS, FOUND, ROWS = range(10)
 
 
-def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+def _made(compiler: Callable[..., Any], function: Callable[..., Any]) -> Any:
     """Compiled code is kept on disk where numba finds a folder to write to."""
-    fastmath = {"reassoc", "contract"}  # lets the sum of squares use vectors
     try:
-        return njit(nogil=True, cache=True, fastmath=fastmath)(function)
+        return compiler(cache=True)(function)
     except RuntimeError:
-        return njit(nogil=True, fastmath=fastmath)(function)
+        return compiler()(function)
+
+
+def _compiled(function: Callable[..., Any]) -> Any:
+    """`fastmath` lets the sum of squares use vectors."""
+    return _made(partial(njit, nogil=True, fastmath={"reassoc", "contract"}), function)
 
 
 def _callable_from_c(function: Callable[..., Any]) -> Any:
     """With an address of its own, for a library that starts threads."""
-    signature = types.void(types.int64)
-    try:
-        return cfunc(signature, cache=True)(function)
-    except RuntimeError:
-        return cfunc(signature)(function)
+    return _made(partial(cfunc, types.void(types.int64)), function)
 
 
 @intrinsic
@@ -230,7 +231,7 @@ def accumulate(source, address, other, numel, row, squares):
 
 @_callable_from_c
 def share(address):
-    """One member of a team: takes chunks of the `Task` at this address until none is left, into a row of its own."""
+    """One member of a team: takes chunks of the task at this address until none is left, into a row of its own."""
     task = carray(_pointer(address), ROWS, np.int64)
     member = fetch_add(address + 8 * MEMBERS, 1)
     row = carray(_pointer(address + 8 * (ROWS + member)), 1, np.int64)[0]

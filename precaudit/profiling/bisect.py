@@ -41,12 +41,9 @@ def contributions(spec: RunSpec, plan: Plan, runner: Runner) -> list[Contributio
     typical = fmean(wholes.values()) if wholes else 0.0
 
     def shares(groups: Sequence[Group], derived: Callable[[Group], Plan]) -> dict[Group, float]:
-        errors = _errors(spec, runner, {step: derived(group) for step, group in zip(steps, groups, strict=False)})
-        return {
-            group: _share(errors[step], wholes[step])
-            for step, group in zip(steps, groups, strict=False)
-            if step in errors and step in wholes
-        }
+        tried = dict(zip(steps, groups, strict=False))
+        errors = _errors(spec, runner, {step: derived(group) for step, group in tried.items()})
+        return {tried[step]: _share(error, wholes[step]) for step, error in errors.items() if step in wholes}
 
     def alone(groups: Sequence[Group]) -> dict[Group, float]:
         return shares(groups, lambda group: _only(plan, group))

@@ -6,8 +6,13 @@ the page changes what it shows without drawing it anew.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
+from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from precaudit.reporting.kept import kept
 
 if TYPE_CHECKING:
     import altair
@@ -62,9 +67,9 @@ def chart(name: str) -> altair.LayerChart:
 
 def vega(name: str, data: Mapping[str, list[Row]] | None = None, **signals: Any) -> dict[str, Any]:
     """The chart compiled to Vega, with data and signals put in."""
-    import vl_convert
-
-    spec: dict[str, Any] = vl_convert.vegalite_to_vega(chart(name).to_dict())
+    source = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:16]
+    key = f"chart-{name}-{source}-{version('altair')}-{version('vl-convert-python')}"
+    spec = kept(key, lambda: _compiled(name))
     for dataset in spec["data"]:
         if data and dataset["name"] in data:
             dataset["values"] = data[dataset["name"]]
@@ -72,6 +77,13 @@ def vega(name: str, data: Mapping[str, list[Row]] | None = None, **signals: Any)
         if signal["name"] in signals:
             signal["value"] = signals[signal["name"]]
     return spec | {"autosize": "none", "background": None}
+
+
+def _compiled(name: str) -> dict[str, Any]:
+    import vl_convert
+
+    spec: dict[str, Any] = vl_convert.vegalite_to_vega(chart(name).to_dict())
+    return spec
 
 
 # ---------------------------------------------------------------- pieces

@@ -9,7 +9,6 @@ import math
 from collections.abc import Iterable, Mapping
 from importlib.metadata import version
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import orjson
@@ -89,20 +88,17 @@ def _charts() -> tuple[Markup, dict[str, Any]] | None:
     """Vega and the compiled charts; None where altair is not installed."""
     if find_spec("altair") is None or find_spec("vl_convert") is None:
         return None
-    from precaudit.reporting import charts
-
-    source = hashlib.sha256(Path(charts.__file__).read_bytes()).hexdigest()[:16]
-    made = kept(f"charts-{source}-{version('altair')}-{version('vl-convert-python')}", _make_charts)
-    return Markup(made["library"]), made["specs"]
-
-
-def _make_charts() -> dict[str, Any]:
-    import vl_convert
-
     from precaudit.reporting.charts import CHARTS, vega
 
-    library = vl_convert.javascript_bundle(snippet="window.vegaEmbed = vegaEmbed;")
-    return {"library": library, "specs": {name: vega(name) for name in CHARTS}}
+    library = kept(f"vega-{version('vl-convert-python')}", _bundled)
+    return Markup(library), {name: vega(name) for name in CHARTS}
+
+
+def _bundled() -> str:
+    import vl_convert
+
+    library: str = vl_convert.javascript_bundle(snippet="window.vegaEmbed = vegaEmbed;")
+    return library
 
 
 def _policy(scripts: Iterable[str]) -> str:
