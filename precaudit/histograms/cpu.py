@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import os
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,13 +15,13 @@ from precaudit.histograms.kernels import (
     CHUNK,
     DIFFERENCE,
     DOUBLE,
-    FOUND,
     HALF,
     SINGLE,
     accumulate,
+    accumulate_large,
     share,
 )
-from precaudit.histograms.layout import FLOAT32, FLOAT64, SUM_SQUARES
+from precaudit.histograms.layout import FLOAT32, FLOAT64, SUM_SQUARES, Row
 
 _SOURCES = {torch.float32: SINGLE, torch.bfloat16: BRAIN, torch.float16: HALF, torch.float64: DOUBLE}
 
@@ -44,21 +43,20 @@ class _Team:
         self._alone = self._used
 
     @cached_property
-    def _start(self) -> Any:
+    def _address(self) -> int:
         try:
-            start = ctypes.CDLL("libgomp.so.1", mode=os.RTLD_NOLOAD).GOMP_parallel
+            return (
+                ctypes.cast(ctypes.CDLL("libgomp.so.1", mode=os.RTLD_NOLOAD).GOMP_parallel, ctypes.c_void_p).value or 0
+            )
         except (OSError, AttributeError):
-            return None
-        start.argtypes, start.restype = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint], None
-        return start
+            return 0
 
-    def run(self, task: int, threads: int) -> None:
-        """Let members of the team share the task at this address."""
-        if threads == 1 or self._alone or self._start is None:
-            share.ctypes(task)
-        else:
-            self._used = True
-            self._start(share.address, task, threads, 0)
+    def start(self, threads: int) -> int:
+        """The address of what starts a team, 0 where one thread is to do it all."""
+        if threads == 1 or self._alone or not self._address:
+            return 0
+        self._used = True
+        return self._address
 
 
 _TEAM = _Team()
@@ -72,9 +70,15 @@ class CpuSums:
         self._source = _SOURCES[dtype]
         self._itemsize = dtype.itemsize
         self.numel = 0
-        self.rows = [self.layout.empty()]
-        self._addresses = [self.rows[0].ctypes.data]
-        self._squares = self._addresses[0] + 8 * SUM_SQUARES
+        self.rows: list[Row] = []
+        self._grow(1)
+        self._first = int(self._table[0])
+        self._squares = self._first + 8 * SUM_SQUARES
+
+    def _grow(self, threads: int) -> None:
+        self.rows += [self.layout.empty() for _ in range(threads - len(self.rows))]
+        self._table = np.array([row.ctypes.data for row in self.rows], np.int64)
+        self._addresses = self._table.ctypes.data
 
     def add(self, values: Tensor) -> int:
         """Count a contiguous tensor; how many of its values are non-finite."""
@@ -89,16 +93,13 @@ class CpuSums:
         if numel > CHUNK:
             threads = min(torch.get_num_threads(), -(-numel // CHUNK))
             return self._share(source, address, other, numel, threads)
-        return accumulate(source, address, other, numel, self._addresses[0], self._squares)
+        return int(accumulate(source, address, other, numel, self._first, self._squares))
 
     def _share(self, source: int, address: int, other: int, numel: int, threads: int) -> int:
-        """Chunk by chunk, each with a sum of squares of its own: the total depends on neither threads nor timing."""
-        while len(self.rows) < threads:
-            self.rows.append(self.layout.empty())
-            self._addresses.append(self.rows[-1].ctypes.data)
-        squares = np.zeros(-(-numel // CHUNK))
-        head = [source, address, other, numel, self._itemsize, squares.ctypes.data, 0, 0, 0]
-        task = np.array([*head, *self._addresses[:threads]], np.int64)
-        _TEAM.run(task.ctypes.data, threads)
-        self.rows[0].view(np.float64)[SUM_SQUARES] += squares.sum()
-        return int(task[FOUND])
+        if len(self.rows) < threads:
+            self._grow(threads)
+        start = _TEAM.start(threads)
+        found = accumulate_large(
+            source, address, other, numel, self._itemsize, self._addresses, start, share.address, threads
+        )
+        return int(found)

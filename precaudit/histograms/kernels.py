@@ -1,10 +1,10 @@
 """The CPU pass, compiled by numba: works on bit patterns, holds no Python object, releases the GIL.
 
-Values are taken in blocks that stay in the L1 cache. A first loop reads the block once and yields the extremes,
-the sum of squares and one byte of exponent a value. The bytes are then counted: by comparing them with each
-exponent between the block's extremes when those lie close together (nearly always), else one by one into
-interleaved tables, so that equal neighbours do not wait for each other. Half-precision values are widened to
-float32 block by block, which is exact; blocks that aren't whole vectors are filled up with zeros.
+A block is read once: that yields the extremes, the sum of squares, and how many values have each exponent modulo
+32. Nearly always a block's exponents span less than that, so its extremes tell which exponents those were; else
+they are counted one by one, into interleaved tables, so that equal neighbours do not wait for each other. Values
+that are zero, subnormal or non-finite are looked at again. Half-precision values are widened to float32 block by
+block, which is exact; blocks that aren't whole turns are filled up with zeros.
 """
 
 # numba infers the types that these functions take; annotations would be about Python objects.
@@ -22,24 +22,23 @@ from llvmlite import ir
 from numba import carray, cfunc, njit, types
 from numba.extending import intrinsic
 
-from precaudit.histograms.layout import AMAX, COUNTS, FLOAT32, FLOAT64, NOTHING, PEAK, SMALLEST
-from precaudit.histograms.vectors import STRIDE, count_equal, fetch_add, scan
+from precaudit.histograms.layout import AMAX, COUNTS, FLOAT32, FLOAT64, NOTHING, PEAK, SMALLEST, SUM_SQUARES
+from precaudit.histograms.vectors import PLACES, STRIDE, call_team, fetch_add, tally
 
 SINGLE, BRAIN, HALF, DIFFERENCE, DOUBLE = range(5)
 
-BLOCK = 4096
-CHUNK = 1 << 16  # what a thread takes at a time
+BLOCK = 8192
+CHUNK = 1 << 15  # what a thread takes at a time
 TABLES = 8
-# Comparing costs by the exponent and counting by the value: they break even near this many exponents.
-NARROW = 40
 
 MANTISSA32, INFINITY32, NONFINITE32 = FLOAT32.mantissa, np.uint32(FLOAT32.infinity), 2**FLOAT32.exponent_bits - 1
+NORMAL32, ANYTHING32 = 1 << FLOAT32.mantissa, 2**31 - 1
 MANTISSA64, INFINITY64 = FLOAT64.mantissa, np.uint64(FLOAT64.infinity)
 WIDTH32, WIDTH64 = FLOAT32.width, FLOAT64.width
 # Counts by biased exponent: the first, of subnormals and zeros, is split up elsewhere.
 BIASED32, BIASED64 = COUNTS + FLOAT32.mantissa - 1, COUNTS + FLOAT64.mantissa - 1
-# A task for several threads: 64-bit integers, then the address of a row for each member of the team.
-SOURCE, FIRST, OTHER, NUMEL, ITEMSIZE, SQUARES, NEXT, MEMBERS, FOUND, ROWS = range(10)
+# A task for several threads, in 64-bit integers; SQUARES and ROWS are addresses.
+SOURCE, FIRST, OTHER, NUMEL, ITEMSIZE, SQUARES, ROWS, NEXT, MEMBERS, FOUND, TASK = range(11)
 
 
 def _made(compiler: Callable[..., Any], function: Callable[..., Any]) -> Any:
@@ -70,15 +69,16 @@ def _pointer(_context, address):
 
 @_compiled
 def _finite(bits, values, unsigned, infinity):
-    """Largest finite bits and the finite values' sum of squares."""
-    largest, squares = unsigned(0), 0.0
+    """Largest finite bits, how many values are non-finite, and the others' sum of squares."""
+    largest, nonfinite, squares = unsigned(0), 0, 0.0
     for i in range(bits.size):
         magnitude = unsigned(bits[i] & unsigned(unsigned(-1) >> unsigned(1)))
         finite = magnitude < infinity
         value = np.float64(values[i]) if finite else 0.0
         squares += value * value
         largest = max(largest, magnitude if finite else unsigned(0))
-    return np.int64(largest), squares
+        nonfinite += not finite
+    return np.int64(largest), nonfinite, squares
 
 
 @_compiled
@@ -93,38 +93,48 @@ def _count_subnormals(bits, unsigned, mantissa, counts):
 
 
 @_compiled
-def _compare(exponents, size, low, high, counts):
-    for exponent in range(low, high + 1):
-        counts[exponent] += count_equal(exponents.ctypes.data, np.uint8(exponent), size)
-
-
-@_compiled
-def _scatter(exponents, size, tables):
-    for i in range(0, size, TABLES):
+def _scatter(bits, tables):
+    for i in range(0, bits.size, TABLES):
         for j in range(TABLES):
-            tables[j, exponents[i + j]] += np.uint32(1)
+            tables[j, (bits[i + j] >> MANTISSA32) & NONFINITE32] += np.uint32(1)
 
 
 @_compiled
-def _count_single(bits, values, exponents, tables, state, total):
+def _below_normal(bits):
+    """Smallest non-zero bits less one, smallest normal ones, and how many values are zero or subnormal."""
+    smallest, normal, below = np.uint32(ANYTHING32), np.uint32(ANYTHING32), np.uint32(0)
+    for i in range(bits.size):
+        magnitude = bits[i] & np.uint32(ANYTHING32)
+        smallest = min(smallest, np.uint32(magnitude - np.uint32(1)) & np.uint32(0xFFFFFFFF))
+        normal = min(normal, magnitude if magnitude >= NORMAL32 else np.uint32(ANYTHING32))
+        below += np.uint32(magnitude < NORMAL32)
+    return np.int64(smallest), np.int64(normal), np.int64(below)
+
+
+@_compiled
+def _count_single(bits, values, places, tables, state, total):
     """One block of float32, whole strides of it; whether it was counted into the tables."""
-    top, smallest, squares = scan(bits.ctypes.data, exponents.ctypes.data, bits.size)
-    largest = top
+    top, least, squares = tally(bits.ctypes.data, bits.size, places.ctypes.data)
+    largest, nonfinite = top, 0
     if top >= INFINITY32:
-        largest, squares = _finite(bits, values, np.uint32, INFINITY32)
+        largest, nonfinite, squares = _finite(bits, values, np.uint32, INFINITY32)
+    smallest, normal, below = least - 1, least, 0
+    if least < NORMAL32:
+        smallest, normal, below = _below_normal(bits)
     total[0] += squares
     state[AMAX], state[PEAK] = max(state[AMAX], largest), max(state[PEAK], largest)
     state[SMALLEST] = min(state[SMALLEST], smallest)
-    low, high = (smallest + 1) >> MANTISSA32, largest >> MANTISSA32
-    if low == 0:
+    if smallest < NORMAL32 - 1:
         _count_subnormals(bits, np.uint32, MANTISSA32, state[COUNTS:])
-        low = 1
-    if high - low >= NARROW:
-        _scatter(exponents, bits.size, tables)
+    low, high = normal >> MANTISSA32, largest >> MANTISSA32
+    if high - low >= PLACES:
+        _scatter(bits, tables)
         return True
-    _compare(exponents, bits.size, low, high, state[BIASED32:])
-    if top >= INFINITY32:
-        _compare(exponents, bits.size, NONFINITE32, NONFINITE32, state[BIASED32:])
+    places[0] -= below
+    places[NONFINITE32 % PLACES] -= nonfinite
+    for exponent in range(low, high + 1):
+        state[BIASED32 + exponent] += places[exponent % PLACES]
+    state[BIASED32 + NONFINITE32] += nonfinite
     return False
 
 
@@ -155,7 +165,7 @@ def _subtract(new, old, values):
 @_compiled
 def _count_double(bits, values, exponents, state, total):
     """One block of float64: rare enough in training to be counted one by one."""
-    largest, squares = _finite(bits, values, np.uint64, INFINITY64)
+    largest, _, squares = _finite(bits, values, np.uint64, INFINITY64)
     smallest = np.int64(NOTHING)
     for i in range(bits.size):
         magnitude = np.int64(bits[i] & np.uint64(NOTHING))
@@ -188,7 +198,7 @@ def _accumulate_double(address, numel, row, squares):
 @_compiled
 def _accumulate_single(source, address, other, numel, row, squares):
     state, total = carray(_pointer(row), WIDTH32, np.int64), carray(_pointer(squares), 1, np.float64)
-    exponents = np.empty(BLOCK, np.uint8)
+    places = np.empty(PLACES, np.int64)
     tables = np.zeros((TABLES, NONFINITE32 + 1), np.uint32)
     words = np.empty(BLOCK, np.uint32)
     floats = words.view(np.float32)
@@ -210,7 +220,7 @@ def _accumulate_single(source, address, other, numel, row, squares):
         else:
             new = carray(_pointer(address + 4 * start), size, np.float32)
             _subtract(new, carray(_pointer(other + 4 * start), size, np.float32), values)
-        scattered |= _count_single(bits, values, exponents, tables, state, total)
+        scattered |= _count_single(bits, values, places, tables, state, total)
     if scattered:
         for table in range(TABLES):
             for exponent in range(1, NONFINITE32 + 1):
@@ -229,12 +239,11 @@ def accumulate(source, address, other, numel, row, squares):
     return _accumulate_single(source, address, other, numel, row, squares)
 
 
-@_callable_from_c
-def share(address):
-    """One member of a team: takes chunks of the task at this address until none is left, into a row of its own."""
-    task = carray(_pointer(address), ROWS, np.int64)
-    member = fetch_add(address + 8 * MEMBERS, 1)
-    row = carray(_pointer(address + 8 * (ROWS + member)), 1, np.int64)[0]
+@_compiled
+def _take(address):
+    """Chunks of the task at this address until none is left, into a row of one's own."""
+    task = carray(_pointer(address), TASK, np.int64)
+    row = carray(_pointer(task[ROWS] + 8 * fetch_add(address + 8 * MEMBERS, 1)), 1, np.int64)[0]
     width, nonfinite = task[ITEMSIZE], 0
     while True:
         start = fetch_add(address + 8 * NEXT, CHUNK)
@@ -244,3 +253,27 @@ def share(address):
         squares = task[SQUARES] + 8 * (start // CHUNK)
         nonfinite += accumulate(task[SOURCE], task[FIRST] + offset, task[OTHER] + offset, size, row, squares)
     fetch_add(address + 8 * FOUND, nonfinite)
+
+
+@_callable_from_c
+def share(address):
+    """One member of a team."""
+    _take(address)
+
+
+@_compiled
+def accumulate_large(source, address, other, numel, itemsize, rows, start, member, threads):
+    """As `accumulate`, chunk by chunk, each with a sum of squares of its own, so that the total depends on neither
+    threads nor timing. `rows` is the address of their addresses, one a thread. With `start`, the address of
+    `GOMP_parallel`, it is done by a team of threads that run `member`, the address of `share`."""
+    squares = np.zeros(-(-numel // CHUNK))
+    task = np.zeros(TASK, np.int64)
+    task[SOURCE], task[FIRST], task[OTHER], task[NUMEL] = source, address, other, numel
+    task[ITEMSIZE], task[SQUARES], task[ROWS] = itemsize, squares.ctypes.data, rows
+    if start:
+        call_team(start, member, task.ctypes.data, threads)
+    else:
+        _take(task.ctypes.data)
+    first = carray(_pointer(rows), 1, np.int64)[0]
+    carray(_pointer(first + 8 * SUM_SQUARES), 1, np.float64)[0] += squares.sum()
+    return task[FOUND]

@@ -1,14 +1,13 @@
-"""The two inner loops of the CPU pass, written as vectors: LLVM finds no vectors this good by itself.
+"""The inner loop of the CPU pass, written as vectors: LLVM finds no vectors this good by itself.
 
-Both take addresses of memory padded to whole vectors and are inlined where numba compiled code calls them.
+It takes the address of memory padded to whole turns and is inlined where numba compiled code calls it.
 """
 
 # mypy: disable-error-code="no-untyped-def"
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import reduce
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from llvmlite import ir
@@ -16,17 +15,24 @@ from numba import types
 from numba.extending import intrinsic
 
 STRIDE = 128
-"""Values that a turn of the longer loop takes: sizes are multiples of it."""
+"""Values that a turn takes: sizes are multiples of it."""
 
-MOST = 255 * STRIDE
-"""Values after which a byte that counts one lane would wrap round."""
+PLACES = 32
+"""Bits of the word that stands for an exponent."""
 
-AHEAD = 4 * 4096
-"""Bytes from a value that `scan` reads to the one that it asks the memory for: as much as a block of the pass."""
+LEVELS = 11
+"""Binary digits of what one lane counts."""
 
-_BYTE, _SHORT, _WORD, _LONG, _DOUBLE = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.DoubleType()
-_SINGLE = ir.FloatType()
-_WORDS, _PARTS = 8, 4  # 32-bit lanes of a vector, and vectors that one turn of `scan` takes
+AHEAD = 2048
+"""Bytes from a value that is read to the one that the memory is asked for."""
+
+_WORD, _LONG, _SINGLE, _DOUBLE = ir.IntType(32), ir.IntType(64), ir.FloatType(), ir.DoubleType()
+_MANTISSA = 23
+_WORDS, _TREE = 8, 4  # 32-bit lanes of a vector, and levels that one turn fills once
+_PARTS = 2**_TREE
+
+MOST = (2**LEVELS - 1) * _WORDS
+"""Values after which a lane would have no digit left."""
 
 Value = Any
 
@@ -44,11 +50,6 @@ def _load(builder: Value, address: Value, kind: ir.Type) -> Value:
 
 def _pick(builder: Value, vector: Value, lanes: range) -> Value:
     return builder.shuffle_vector(vector, vector, ir.Constant(ir.VectorType(_WORD, len(lanes)), list(lanes)))
-
-
-def _join(builder: Value, left: Value, right: Value) -> Value:
-    lanes = 2 * left.type.count
-    return builder.shuffle_vector(left, right, ir.Constant(ir.VectorType(_WORD, lanes), list(range(lanes))))
 
 
 def _fold(builder: Value, vector: Value, combine: Callable[[Value, Value], Value]) -> Value:
@@ -79,14 +80,30 @@ def _loop(
     return results
 
 
-class _Scan:
-    """Builds the loop of `scan`."""
+def _full_adder(builder: Value, a: Value, b: Value, c: Value) -> tuple[Value, Value]:
+    """Three bits of one weight as one of it and one of twice the weight, in every place."""
+    half = builder.xor(a, b)
+    return builder.xor(half, c), builder.or_(builder.and_(a, b), builder.and_(half, c))
+
+
+class _Tally:
+    """Builds the loop of `tally`.
+
+    A value stands for its exponent by one bit of a word. The words are added place by place by full adders: the
+    first four levels take a turn's words together, the others one carry a turn. So level k holds, for every place,
+    a bit that weighs 2**k.
+    """
 
     words = ir.VectorType(_WORD, _WORDS)
-    starts = (_splat(_WORD, 0, _WORDS), _splat(_WORD, -1, _WORDS), *[_splat(_DOUBLE, 0.0, _WORDS)] * 2)
+    starts = (
+        _splat(_WORD, 0, _WORDS),
+        _splat(_WORD, -1, _WORDS),
+        _splat(_DOUBLE, 0.0, _WORDS),
+        *[_splat(_WORD, 0, _WORDS)] * LEVELS,
+    )
 
-    def __init__(self, builder: Value, address: Value, exponents: Value) -> None:
-        self.builder, self.address, self.exponents = builder, address, exponents
+    def __init__(self, builder: Value, address: Value) -> None:
+        self.builder, self.address = builder, address
 
     def larger(self, a: Value, b: Value) -> Value:
         return self.builder.select(self.builder.icmp_unsigned(">", a, b), a, b)
@@ -95,83 +112,100 @@ class _Scan:
         return self.builder.select(self.builder.icmp_unsigned("<", a, b), a, b)
 
     def plus(self, a: Value, b: Value) -> Value:
-        return self.builder.fadd(a, b)
+        return self.builder.fadd(a, b, flags=("contract",))
 
-    def prefetch(self, start: Value) -> None:
-        """The lines of the next block: while this one's exponents are counted, nothing else asks for memory."""
-        pointer = ir.IntType(8).as_pointer()
-        kind = ir.FunctionType(ir.VoidType(), [pointer, _WORD, _WORD, _WORD])
-        function = self.builder.module.declare_intrinsic("llvm.prefetch", [pointer], kind)
-        for line in range(0, 4 * _WORDS * _PARTS, 64):
-            ahead = self.builder.add(start, ir.Constant(_LONG, AHEAD + line))
-            constants = [ir.Constant(_WORD, value) for value in (0, 3, 1)]
-            self.builder.call(function, [self.builder.inttoptr(ahead, pointer), *constants])
+    def square(self, bits: Value) -> Value:
+        value = self.builder.fpext(self.builder.bitcast(bits, ir.VectorType(_SINGLE, _WORDS)), self.starts[2].type)
+        return self.builder.fmul(value, value, flags=("contract",))
+
+    def place(self, bits: Value) -> Value:
+        """One bit, at the exponent modulo 32; the sign is left behind."""
+        exponent = self.builder.lshr(bits, _splat(_WORD, _MANTISSA, _WORDS))
+        remainder = self.builder.and_(exponent, _splat(_WORD, PLACES - 1, _WORDS))
+        return self.builder.shl(_splat(_WORD, 1, _WORDS), remainder)
+
+    def carry(self, level: int, levels: list[Value], words: Iterator[Value]) -> Value:
+        """What a level hands on of the words that fill it once; depth first, so that few of them live at a time."""
+        if level < 0:
+            return next(words)
+        first, second = self.carry(level - 1, levels, words), self.carry(level - 1, levels, words)
+        levels[level], carry = _full_adder(self.builder, levels[level], first, second)
+        return carry
 
     def body(self, index: Value, carried: list[Value]) -> list[Value]:
         build = self.builder
-        top, smallest, *squares = carried
+        extremes_and_squares, levels = carried[:3], carried[3:]
         start = build.add(self.address, build.shl(index, ir.Constant(_LONG, 2)))
-        loaded = [
-            _load(build, build.add(start, ir.Constant(_LONG, 4 * _WORDS * part)), self.words) for part in range(_PARTS)
-        ]
-        self.prefetch(start)
-        for part, bits in enumerate(loaded):
-            value = build.fpext(build.bitcast(bits, ir.VectorType(_SINGLE, _WORDS)), squares[0].type)
-            square = build.fmul(value, value, flags=("contract",))
-            squares[part % 2] = build.fadd(squares[part % 2], square, flags=("contract",))
-        magnitudes = [build.and_(bits, _splat(_WORD, 0x7FFFFFFF, _WORDS)) for bits in loaded]
-        # No value's magnitude less one is below that of zero, wrapped round.
-        less_one = [build.sub(magnitude, _splat(_WORD, 1, _WORDS)) for magnitude in magnitudes]
-        narrow = [build.lshr(magnitude, _splat(_WORD, 23, _WORDS)) for magnitude in magnitudes]
-        whole = _join(build, _join(build, *narrow[:2]), _join(build, *narrow[2:]))
-        packed = build.trunc(whole, ir.VectorType(_BYTE, _WORDS * _PARTS))
-        store = build.store(packed, build.inttoptr(build.add(self.exponents, index), packed.type.as_pointer()))
-        store.align = 1
-        return [
-            self.larger(top, reduce(self.larger, magnitudes)),
-            self.smaller(smallest, reduce(self.smaller, less_one)),
-            *squares,
-        ]
+        carry = self.carry(_TREE - 1, levels, self.words_of(start, extremes_and_squares))
+        for level in range(_TREE, LEVELS):
+            held = levels[level]
+            levels[level], carry = build.xor(held, carry), build.and_(held, carry)
+        return [*extremes_and_squares, *levels]
+
+    def words_of(self, start: Value, found: list[Value]) -> Iterator[Value]:
+        for part in range(_PARTS):
+            if part % 2 == 0:
+                self.prefetch(self.builder.add(start, ir.Constant(_LONG, AHEAD + 4 * _WORDS * part)))
+            bits = _load(self.builder, self.builder.add(start, ir.Constant(_LONG, 4 * _WORDS * part)), self.words)
+            magnitude = self.builder.and_(bits, _splat(_WORD, 0x7FFFFFFF, _WORDS))
+            found[0] = self.larger(found[0], magnitude)
+            found[1] = self.smaller(found[1], magnitude)
+            found[2] = self.plus(found[2], self.square(bits))
+            yield self.place(bits)
+
+    def prefetch(self, address: Value) -> None:
+        pointer = ir.IntType(8).as_pointer()
+        kind = ir.FunctionType(ir.VoidType(), [pointer, _WORD, _WORD, _WORD])
+        function = self.builder.module.declare_intrinsic("llvm.prefetch", [pointer], kind)
+        constants = [ir.Constant(_WORD, value) for value in (0, 3, 1)]
+        self.builder.call(function, [self.builder.inttoptr(address, pointer), *constants])
+
+    def count(self, levels: list[Value], place: Value) -> Value:
+        """How many values have their bit at this place."""
+        build, total = self.builder, ir.Constant(_WORD, 0)
+        shift = build.sub(ir.Constant(_WORD, PLACES - 1), place)
+        first = build.insert_element(ir.Constant(self.words, ir.Undefined), shift, ir.Constant(_WORD, 0))
+        everywhere = build.shuffle_vector(first, first, _splat(_WORD, 0, _WORDS))
+        for level, held in enumerate(levels):
+            is_set = build.icmp_signed("<", build.shl(held, everywhere), _splat(_WORD, 0, _WORDS))
+            lanes = build.zext(build.bitcast(is_set, ir.IntType(_WORDS)), _WORD)
+            total = build.add(total, build.shl(build.ctpop(lanes), ir.Constant(_WORD, level)))
+        return build.zext(total, _LONG)
+
+    def store(self, counts: Value, levels: list[Value], low: Value, high: Value) -> None:
+        """The counts of the places from one exponent to another; of all where there are more exponents than places."""
+        build, most = self.builder, ir.Constant(_LONG, PLACES - 1)
+        width = build.sub(high, low)
+        number = build.add(build.select(build.icmp_unsigned(">", width, most), most, width), ir.Constant(_LONG, 1))
+
+        def body(index: Value, _carried: list[Value]) -> list[Value]:
+            place = build.and_(build.add(low, index), most)
+            target = build.inttoptr(build.add(counts, build.shl(place, ir.Constant(_LONG, 3))), _LONG.as_pointer())
+            build.store(self.count(levels, build.trunc(place, _WORD)), target)
+            return []
+
+        _loop(build, number, 1, [], body)
 
 
 @intrinsic
-def scan(_context, address, exponents, size):  # noqa: ANN001, ANN201
-    """Of float32 values: the largest bits without sign, the smallest non-zero ones less one, and the sum of squares,
-    exact but for the rounding of float64 sums; the exponent of each goes into the bytes at `exponents`."""
+def tally(_context, address, size, counts):  # noqa: ANN001, ANN201
+    """Of `size` float32 values, `MOST` at most: the largest and the smallest bits without sign, and the sum of
+    squares, exact but for the rounding of float64 sums. At `counts`, 32 integers: how many values have an exponent
+    with this remainder, written where one between the extremes' has it."""
     result = types.Tuple((types.int64, types.int64, types.float64))
 
     def generate(context, builder, _signature, arguments):  # noqa: ANN001, ANN202
-        build = _Scan(builder, *arguments[:2])
-        top, smallest, *squares = _loop(builder, arguments[2], _WORDS * _PARTS, list(build.starts), build.body)
-        values = [
-            builder.zext(_fold(builder, top, build.larger), _LONG),
-            builder.zext(_fold(builder, smallest, build.smaller), _LONG),
-            _fold(builder, build.plus(*squares), build.plus),
-        ]
-        return context.make_tuple(builder, result, values)
+        address, size, counts = arguments
+        build = _Tally(builder, address)
+        top, least, squares, *levels = _loop(builder, size, STRIDE, list(build.starts), build.body)
+        top = builder.zext(_fold(builder, top, build.larger), _LONG)
+        least = builder.zext(_fold(builder, least, build.smaller), _LONG)
+        squares = _fold(builder, squares, build.plus)
+        mantissa = ir.Constant(_LONG, _MANTISSA)
+        build.store(counts, levels, builder.lshr(least, mantissa), builder.lshr(top, mantissa))
+        return context.make_tuple(builder, result, [top, least, squares])
 
     return result(types.int64, types.int64, types.int64), generate
-
-
-@intrinsic
-def count_equal(_context, address, byte, size):  # noqa: ANN001, ANN201
-    """How many of `size` bytes, `MOST` at most, equal `byte`: every lane counts in a byte of its own."""
-
-    def generate(_context, builder, _signature, arguments):  # noqa: ANN001, ANN202
-        start, byte, size = arguments
-        kind = ir.VectorType(_BYTE, STRIDE)
-        first = builder.insert_element(ir.Constant(kind, ir.Undefined), byte, ir.Constant(_WORD, 0))
-        everywhere = builder.shuffle_vector(first, first, _splat(_WORD, 0, STRIDE))
-
-        def body(index: Value, carried: list[Value]) -> list[Value]:
-            equal = builder.icmp_unsigned("==", _load(builder, builder.add(start, index), kind), everywhere)
-            return [builder.sub(carried[0], builder.sext(equal, kind))]
-
-        (lanes,) = _loop(builder, size, STRIDE, [_splat(_BYTE, 0, STRIDE)], body)
-        total = _fold(builder, builder.zext(lanes, ir.VectorType(_SHORT, STRIDE)), builder.add)
-        return builder.zext(total, _LONG)
-
-    return types.int64(types.int64, types.uint8, types.int64), generate
 
 
 @intrinsic
@@ -183,3 +217,19 @@ def fetch_add(_context, address, value):  # noqa: ANN001, ANN201
         return builder.atomic_rmw("add", pointer, arguments[1], "seq_cst")
 
     return types.int64(types.int64, types.int64), generate
+
+
+@intrinsic
+def call_team(_context, start, member, task, threads):  # noqa: ANN001, ANN201
+    """GNU OpenMP's `GOMP_parallel`, at the address `start`: every thread calls `member` with the task's address."""
+
+    def generate(context, builder, _signature, arguments):  # noqa: ANN001, ANN202
+        pointer = ir.IntType(8).as_pointer()
+        kind = ir.FunctionType(ir.VoidType(), [pointer, pointer, _WORD, _WORD])
+        start, member, task, threads = arguments
+        function = builder.inttoptr(start, kind.as_pointer())
+        member, task = (builder.inttoptr(each, pointer) for each in (member, task))
+        builder.call(function, [member, task, builder.trunc(threads, _WORD), ir.Constant(_WORD, 0)])
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.int64, types.int64), generate

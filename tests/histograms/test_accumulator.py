@@ -1,3 +1,4 @@
+import math
 import os
 import subprocess
 import sys
@@ -50,12 +51,21 @@ def test_all_values_of_eight_bits(dtype: torch.dtype):
 
 
 @pytest.mark.parametrize("dtype", FLOATING)
-@pytest.mark.parametrize("numel", [1, 63, 64, 65, 4095, 4096, 4097, 9000])
+@pytest.mark.parametrize("numel", [1, 63, 64, 65, 127, 128, 8191, 8192, 8193, 17000])
 def test_blocks_of_close_and_of_far_exponents(dtype: torch.dtype, numel: int):
     close = torch.randn(numel, dtype=torch.float64)
     far = close * torch.exp2(torch.randint(-40, 15, (numel,)).double())
     for values in (close, far, close.clamp(min=0), torch.zeros(numel)):
         assert same(observe(values.to(dtype)), reference(values.to(dtype)))
+
+
+@pytest.mark.parametrize("odd", [0.0, -0.0, 1e-45, -1e-39, math.inf, math.nan, 2.0**-127 * 1.5])
+@pytest.mark.parametrize("scale", [2.0**-31, 1.0, 2.0, 2.0**31, 2.0**97, 2.0**127])
+def test_odd_values_do_not_pass_for_exponents_with_the_same_remainder(scale: float, odd: float):
+    """Zeros and subnormals have exponent 0, what isn't finite has 255, modulo 32 as any other."""
+    values = torch.full((300,), scale)
+    values[::7], values[5] = odd, 1.5 * scale
+    assert same(observe(values), reference(values))
 
 
 @pytest.mark.parametrize("dtype", FLOATING)

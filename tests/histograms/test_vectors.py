@@ -1,21 +1,16 @@
-"""The vector loops of the CPU pass, beside numpy."""
+"""The vector loop of the CPU pass, beside numpy."""
 
 import numpy as np
 import pytest
 from numba import njit
 
 from precaudit.histograms.kernels import BLOCK
-from precaudit.histograms.vectors import MOST, STRIDE, count_equal, scan
+from precaudit.histograms.vectors import MOST, PLACES, STRIDE, tally
 
 
 @njit
-def scanned(values, exponents):
-    return scan(values.ctypes.data, exponents.ctypes.data, values.size)
-
-
-@njit
-def counted(data, byte):
-    return count_equal(data.ctypes.data, np.uint8(byte), data.size)
+def tallied(values, counts):
+    return tally(values.ctypes.data, values.size, counts.ctypes.data)
 
 
 def numbers(seed: int, size: int) -> np.ndarray:
@@ -27,37 +22,48 @@ def numbers(seed: int, size: int) -> np.ndarray:
     return bits.view(np.float32)
 
 
-def test_blocks_suit_the_loops():
+def counted(values: np.ndarray) -> np.ndarray:
+    return np.bincount((values.view(np.uint32) >> 23) % PLACES, minlength=PLACES)
+
+
+def test_blocks_suit_the_loop():
     assert BLOCK % STRIDE == 0
     assert BLOCK <= MOST
 
 
-@pytest.mark.parametrize("strides", [1, 2, 32])
+@pytest.mark.parametrize("size", [STRIDE, 2 * STRIDE, BLOCK, MOST // STRIDE * STRIDE])
 @pytest.mark.parametrize("seed", range(5))
-def test_scan_sees_every_value(seed, strides):
-    values = numbers(seed, strides * STRIDE)
-    if seed == 0:
-        values = np.float32(1e-3) * np.random.default_rng(0).standard_normal(strides * STRIDE).astype(np.float32)
-    exponents = np.empty(values.size, np.uint8)
-    top, smallest, squares = scanned(values, exponents)
+def test_every_value_is_seen(seed, size):
+    values, counts = numbers(seed, size), np.full(PLACES, -1)
+    top, least, squares = tallied(values, counts)
     bits = values.view(np.uint32) & 0x7FFFFFFF
-    assert top == bits.max()
-    assert smallest == bits[bits > 0].min() - 1
-    assert (exponents == bits >> 23).all()
+    assert (top, least) == (bits.max(), bits.min())
     assert squares == pytest.approx(np.square(values.astype(np.float64)).sum(), rel=1e-13)
+    assert (counts == counted(values)).all()
 
 
-def test_scan_of_zeros_and_of_what_is_not_finite():
-    zeros = np.zeros(STRIDE, np.float32)
-    assert scanned(zeros, np.empty(STRIDE, np.uint8)) == (0, 2**32 - 1, 0.0)
-    zeros[7] = -np.inf
-    top, smallest, _ = scanned(zeros, np.empty(STRIDE, np.uint8))
-    assert (top, smallest) == (0x7F800000, 0x7F800000 - 1)
+@pytest.mark.parametrize("scale", [1e-30, 1e-3, 1.0, 1e30])
+def test_exponents_near_each_other_are_the_only_ones_written(scale):
+    values = np.float32(scale) * np.random.default_rng(0).uniform(1, 16, BLOCK).astype(np.float32)
+    counts = np.full(PLACES, -1)
+    tallied(values, counts)
+    written = counts >= 0
+    assert written.sum() <= 5
+    assert (counts[written] == counted(values)[written]).all()
+    assert counts[written].sum() == BLOCK
 
 
-@pytest.mark.parametrize("size", [STRIDE, 5 * STRIDE, MOST])
-def test_counts_of_bytes(size):
-    data = np.random.default_rng(size).integers(0, 4, size, dtype=np.uint8)
-    for byte in range(5):
-        assert counted(data, byte) == (data == byte).sum()
-    assert counted(np.full(size, 200, np.uint8), 200) == size
+@pytest.mark.parametrize("value", [0.0, -0.0, 1.5, -3e38])
+def test_a_lane_counts_a_whole_block_of_equal_values(value):
+    counts = np.full(PLACES, -1)
+    tallied(np.full(BLOCK, value, np.float32), counts)
+    assert counts.max() == BLOCK
+    assert (counts >= 0).sum() == 1
+
+
+def test_what_is_not_finite_is_the_largest():
+    values, counts = np.zeros(STRIDE, np.float32), np.zeros(PLACES, np.int64)
+    values[7] = -np.inf
+    top, least, _ = tallied(values, counts)
+    assert (top, least) == (0x7F800000, 0)
+    assert (counts[0], counts[255 % PLACES]) == (STRIDE - 1, 1)
