@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache, reduce
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -94,8 +94,7 @@ class Accumulator:
         return sums
 
 
-@dataclass(frozen=True)
-class Addition:
+class Addition(NamedTuple):
     """Values to be added to a slot, less `old` where that is given."""
 
     slot: Accumulator

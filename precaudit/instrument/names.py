@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 import types
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 from weakref import WeakKeyDictionary, ref
 
 from torch import nn
@@ -19,8 +19,7 @@ _WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 _WRAPPER_TYPES = {"DistributedDataParallel", "DataParallel", "FullyShardedDataParallel"}
 
 
-@dataclass(frozen=True)
-class ModuleName:
+class ModuleName(NamedTuple):
     """A module's model (the script's own variable name for it) and its fqn inside that model ('' for the model)."""
 
     model: str

@@ -12,7 +12,7 @@ from torch.utils.hooks import RemovableHandle
 
 from precaudit.histograms import Addition, add_all
 from precaudit.instrument.names import ModuleName, ModuleNames
-from precaudit.tracing.slots import Gauge, ParameterSlot
+from precaudit.tracing.slots import ParameterSlot
 from precaudit.tracing.waiting import WaitingGradients, may_wait
 
 _HALVES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -92,37 +92,42 @@ class ParameterTracker:
             for module in model.modules():
                 self.learn(module, names.of(module))
 
-    def observe_weights(self) -> None:
-        add_all(Addition(slot.weight.pending, parameter.detach()) for parameter, slot in self._live())
-
-    def remember(self, optimizer: Any) -> None:
-        """Keep a copy of the weights that `optimizer` is about to change."""
+    def observe_weights(self, optimizer: Any) -> None:
+        """Count all weights, and keep a copy of those that `optimizer` is about to change."""
         self.flush()
-        kept, unseen = [], []
+        changing = self._about_to_change(optimizer)
+        away, copies = [], []
+        for parameter, slot in self._live():
+            value = parameter.detach()
+            addition = Addition(slot.weight.pending, value)
+            if id(parameter) in changing:
+                self._before[id(parameter)] = self._buffer(parameter)
+                copies.append((self._before[id(parameter)], value))
+            if value.is_cuda:
+                away.append(addition)
+                continue
+            addition.make()
+            if id(parameter) in changing:
+                copies.pop()[0].copy_(value)  # now that it is in the processor's cache
+        add_all(away)
+        _copy_all(copies)
+
+    def _about_to_change(self, optimizer: Any) -> set[int]:
+        """Parameters with a gradient, which is counted here where no backward pass made it: the script put it there."""
+        changing, unseen = set(), []
         for parameter in _parameters_of(optimizer):
             slot = self._find(parameter)
             if parameter.grad is None or slot is None:
                 continue
-            kept.append(parameter)
+            changing.add(id(parameter))
             if not slot.hooked:
-                # No backward pass made this gradient: the script put it there itself.
                 unseen.append(Addition(slot.gradient.pending, parameter.grad.detach(), None, self._log2_scale()))
             slot.hooked = False
-        self._remember(kept)
         add_all(unseen)
-
-    def _remember(self, parameters: list[torch.Tensor]) -> None:
-        """Into buffers kept from step to step: fresh memory for every copy costs more than the copy."""
-        buffers = [self._buffer(parameter) for parameter in parameters]
-        self._before.update((id(parameter), buffer) for parameter, buffer in zip(parameters, buffers, strict=True))
-        values = [parameter.detach() for parameter in parameters]
-        if all(value.is_cuda and type(value) is torch.Tensor for value in values) and values:
-            torch._foreach_copy_(buffers, values)
-        else:
-            for buffer, value in zip(buffers, values, strict=True):
-                buffer.copy_(value)
+        return changing
 
     def _buffer(self, parameter: torch.Tensor) -> torch.Tensor:
+        """Kept from step to step: fresh memory for every copy costs more than the copy."""
         buffer = self._buffers.get(id(parameter))
         if buffer is None or buffer.shape != parameter.shape or buffer.dtype != parameter.dtype:
             buffer = self._buffers[id(parameter)] = torch.empty_like(parameter, requires_grad=False)
@@ -141,8 +146,7 @@ class ParameterTracker:
                 slot.absorbed = absorbed_update(before, parameter.detach())
             for key, value in state.get(parameter, {}).items() if hasattr(state, "get") else ():
                 if isinstance(value, torch.Tensor) and value.is_floating_point() and value.dim() > 0:
-                    additions.append(Addition(slot.state.setdefault(str(key), Gauge()).pending, value))
-                    slot.state_dtypes[str(key)] = str(value.dtype).removeprefix("torch.")
+                    additions.append(Addition(slot.state_gauge(str(key), value.dtype).pending, value))
         add_all(additions)
         self._before.clear()
 
@@ -169,6 +173,15 @@ class ParameterTracker:
 
 def _parameters_of(optimizer: Any) -> list[torch.Tensor]:
     return [p for group in getattr(optimizer, "param_groups", []) for p in group["params"]]
+
+
+def _copy_all(copies: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
+    """With one launch where torch can."""
+    if copies and all(type(value) is torch.Tensor for _, value in copies):
+        torch._foreach_copy_([buffer for buffer, _ in copies], [value for _, value in copies])
+    else:
+        for buffer, value in copies:
+            buffer.copy_(value)
 
 
 @torch.no_grad()

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
 from precaudit.histograms import Accumulator, collect
 from precaudit.instrument.names import ModuleName
 from precaudit.model import Location, TensorStats
@@ -101,6 +103,13 @@ class ParameterSlot:
     state_dtypes: dict[str, str] = field(default_factory=dict)
     absorbed: dict[str, float] = field(default_factory=dict)
     hooked: bool = False
+
+    def state_gauge(self, key: str, dtype: torch.dtype) -> Gauge:
+        gauge = self.state.get(key)
+        if gauge is None:
+            gauge = self.state[key] = Gauge()
+            self.state_dtypes[key] = str(dtype).removeprefix("torch.")
+        return gauge
 
     @property
     def gauges(self) -> Iterator[Gauge]:
