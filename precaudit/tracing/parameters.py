@@ -96,21 +96,19 @@ class ParameterTracker:
         """Count all weights, and keep a copy of those that `optimizer` is about to change."""
         self.flush()
         changing = self._about_to_change(optimizer)
-        away, copies = [], []
+        away = []
         for parameter, slot in self._live():
-            value = parameter.detach()
-            addition = Addition(slot.weight.pending, value)
+            value, kept = parameter.detach(), None
             if id(parameter) in changing:
-                self._before[id(parameter)] = self._buffer(parameter)
-                copies.append((self._before[id(parameter)], value))
+                kept = self._before[id(parameter)] = self._buffer(parameter)
             if value.is_cuda:
-                away.append(addition)
+                away.append((Addition(slot.weight.pending, value), kept))
                 continue
-            addition.make()
-            if id(parameter) in changing:
-                copies.pop()[0].copy_(value)  # now that it is in the processor's cache
-        add_all(away)
-        _copy_all(copies)
+            slot.weight.add(value)
+            if kept is not None:
+                kept.copy_(value)  # now that it is in the processor's cache
+        add_all(addition for addition, _ in away)
+        _copy_all([(kept, addition.values) for addition, kept in away if kept is not None])
 
     def _about_to_change(self, optimizer: Any) -> set[int]:
         """Parameters with a gradient, which is counted here where no backward pass made it: the script put it there."""

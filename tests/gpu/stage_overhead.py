@@ -28,9 +28,8 @@ from bench_tracing import GPT, LENGTH
 
 BLOCK = 16
 WITHOUT = {
-    "weights": (ParameterTracker, "observe_weights", None),
+    "weights, their copies, and so the updates": (ParameterTracker, "observe_weights", None),
     "updates and optimizer states": (ParameterTracker, "observe_step", None),
-    "copies of the weights, gradients that no hook saw": (ParameterTracker, "remember", None),
     "weight gradients": (ParameterTracker, "_observe_gradient", None),
     "operations": (Tracer, "record", None),
     "gradients of operations": (Tracer, "_observer", lambda gradient: None),
