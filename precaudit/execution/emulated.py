@@ -8,8 +8,10 @@ follows from autograd through the casts.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
+from unittest import mock
 
 import torch
 
@@ -217,16 +219,22 @@ class Emulator:
             frame.data["emulated"] = self._covers(frame.module)
             frame.data["casts"] = {}
             if frame.data["emulated"]:
-                self._mode.__enter__()
+                frame.data["leave"] = stack = ExitStack()
+                # Recurrent layers ask it before they take an input whose dtype isn't their weights'.
+                stack.enter_context(mock.patch.object(torch._C, "_is_any_autocast_enabled", self._outside_islands))
+                stack.enter_context(self._mode)
         if frame.root.data["emulated"]:
             frame.data["format"] = self._lookup.of(frame.name)
 
     def left(self, frame: Frame, output: Any) -> Any:
         if not frame.is_outermost or not frame.data["emulated"]:
             return output
-        self._mode.__exit__(None, None, None)
+        frame.data["leave"].close()
         frame.data["casts"].clear()
         return to_float32(output)
+
+    def _outside_islands(self) -> bool:
+        return not self._in_island()
 
     def _scope_format(self) -> ScopeFormat:
         frame = self._scopes.current

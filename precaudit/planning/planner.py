@@ -102,25 +102,26 @@ class _Draft:
         self.because[ban.fqn if whole else f"{ban.fqn}:{ban.op}"] = ban.why
 
     def promote(self, fqn: str, op: str, format_name: str, why: str) -> None:
+        """An operation, or all of a module's own; the modules inside it stay as they are."""
         if op:
             self.ops[fqn, op] = format_name
             self.because[f"{fqn}:{op}"] = why
-        else:
-            inside = [name for name in self.modules if name == fqn or name.startswith(f"{fqn}.") or not fqn] or [fqn]
-            self.modules.update(dict.fromkeys(inside, format_name))
-            self.because.update(dict.fromkeys(inside, why))
-            for key in [key for key in self.ops if key[0] in inside]:
-                del self.ops[key]
-                self.because.pop(f"{key[0]}:{key[1]}", None)
+            return
+        self.modules[fqn], self.because[fqn] = format_name, why
+        for key in [key for key in self.ops if key[0] == fqn]:
+            del self.ops[key]
+            self.because.pop(f"{key[0]}:{key[1]}", None)
 
     def _of(self, fqn: str) -> str:
         return self.modules.get(fqn, self.default)
 
     def plan(self) -> Plan:
         exceptions = tuple(OpFormat(fqn, op, name) for (fqn, op), name in self.ops.items() if name != self._of(fqn))
-        used = {self.default, *self.modules.values()}
+        # A default that no module has would make a float32 plan look like a low one.
+        default = "float32" if set(self.modules.values()) == {"float32"} else self.default
+        used = {default, *self.modules.values()}
         return Plan(
-            default=self.default,
+            default=default,
             modules=self.modules,
             ops=exceptions,
             because=self.because,

@@ -80,7 +80,7 @@ def _after_fault(plan: Plan, faults: list[Fault], trace: Trace) -> list[Promotio
     """The first forward producer that something can be done about, else the first gradient."""
     producers = [fault for fault in faults if fault.phase == "forward"] or faults
     found = (_widened(plan, fault.fqn, fault.op, _what_happened(fault), trace) for fault in producers)
-    return next(([promotion] for promotion in found if promotion is not None), [])
+    return next((_with_what_is_inside(promotion, plan) for promotion in found if promotion is not None), [])
 
 
 def _widened(plan: Plan, fqn: str, op: str | None, why: str, trace: Trace) -> Promotion | None:
@@ -119,7 +119,19 @@ def _after_exception(plan: Plan, broken: RunResult, trace: Trace) -> list[Promot
     op = broken.error.op if broken.error else None
     why = f"{op or 'its forward'} raised under the plan: {message.splitlines()[0] if message else 'no message'}"
     promotion = _widened(plan, fqn, op, why, trace)
-    return [replace(promotion, target="float32")] if promotion else []
+    return _with_what_is_inside(replace(promotion, target="float32"), plan) if promotion else []
+
+
+def _with_what_is_inside(promotion: Promotion, plan: Plan) -> list[Promotion]:
+    """A module that can't take what its children hand it needs them wide as well."""
+    if promotion.op:
+        return [promotion]
+    inside = [fqn for fqn, name in plan.modules.items() if _is_inside(fqn, promotion.fqn) and name != "float32"]
+    return [promotion, *(replace(promotion, fqn=fqn, source=plan.modules[fqn]) for fqn in inside)]
+
+
+def _is_inside(fqn: str, container: str) -> bool:
+    return fqn != container and (not container or fqn.startswith(f"{container}."))
 
 
 def _planned_name(raised_in: str | None, plan: Plan) -> str | None:

@@ -124,6 +124,27 @@ def test_recurrent_layers_round_weights_inputs_and_outputs(kind, dtype):
 
 
 @halves
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+@pytest.mark.parametrize("own", ["half", "float32"])
+def test_recurrent_layers_take_what_a_half_layer_hands_them(kind, own, dtype):
+    """They refuse an input that isn't of their weights' dtype, unless autocast is on."""
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(3, 3), kind(3, 4, batch_first=True)), weights(2, 5, 3)
+    output, _ = emulate(model, NAMES[dtype], x, modules={"1": "float32" if own == "float32" else NAMES[dtype]})
+    assert not torch._C._is_any_autocast_enabled()
+    with torch.no_grad():
+        inner = F.linear(rounded(x, dtype), rounded(model[0].weight, dtype), rounded(model[0].bias, dtype))
+        if own == "half":
+            for p in model[1].parameters():
+                p.copy_(rounded(p, dtype))
+        expected, _ = model[1](rounded(inner, dtype))
+    if own == "half":
+        assert torch.equal(output, rounded(expected, dtype))
+    else:  # torch takes another kernel without gradients, which sums in another order
+        torch.testing.assert_close(output, expected)
+
+
+@halves
 def test_packed_sequences(dtype):
     layer = nn.LSTM(3, 4, batch_first=True)
     packed = nn.utils.rnn.pack_padded_sequence(weights(2, 5, 3), torch.tensor([5, 2]), batch_first=True)

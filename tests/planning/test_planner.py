@@ -157,7 +157,7 @@ def test_no_plan_breaks_a_ban_and_every_exception_has_a_reason(rounds, formats, 
         assert exceptions.get((ban.fqn, ban.op), plan.modules[ban.fqn]) != ban.format
     assert {*plan.modules.values(), *exceptions.values()} <= {*formats, "float32", "bfloat16"}
     for fqn, name in plan.modules.items():
-        assert (fqn in plan.because) == (name != plan.default)
+        assert (fqn in plan.because) == (name != plan.default or not plan.is_low_precision)
     for fqn, name in exceptions:
         assert f"{fqn}:{name}" in plan.because
 
@@ -176,21 +176,23 @@ def test_a_promoted_operation_is_an_exception():
     assert plan.because == {"block:softmax": "it broke"}
 
 
-def test_a_promoted_module_takes_what_is_inside_with_it():
-    layers = [layer("block", leaf=False), layer("block.lin"), layer("blocks")]
+def test_a_promoted_module_leaves_what_is_inside_as_it_is():
+    layers = [layer("block", leaf=False), layer("block.lin")]
     plan = planned(
-        [op("mul", "block", category="other"), op(fqn="block.lin"), op(fqn="blocks")],
+        [op("mul", "block", category="other"), op(fqn="block.lin")],
         layers=layers,
-        promoted={("block", ""): ("float32", "it raised")},
+        promoted={("block", ""): ("float32", "its own rounding")},
     )
-    assert plan.modules == {"block": "float32", "block.lin": "float32", "blocks": "bfloat16"}
-    assert plan.because == {"block": "it raised", "block.lin": "it raised"}
+    assert plan.modules == {"block": "float32", "block.lin": "bfloat16"}
+    assert plan.because == {"block": "its own rounding"}
+    assert plan.default == "bfloat16"
 
 
-def test_promoting_the_root_promotes_everything():
-    plan = planned([op(fqn="a"), op(fqn="b")], promoted={("", ""): ("float32", "it raised")})
-    assert set(plan.modules.values()) == {"float32"}
-    assert not plan.is_low_precision or plan.default != "float32"
+def test_a_plan_of_float32_modules_is_a_float32_plan():
+    promoted = {(fqn, ""): ("float32", "it raised") for fqn in ("a", "b")}
+    plan = planned([op(fqn="a"), op(fqn="b")], promoted=promoted)
+    assert set(plan.modules.values()) == {plan.default} == {"float32"}
+    assert not plan.is_low_precision
 
 
 def test_the_whole_module_after_one_of_its_operations():

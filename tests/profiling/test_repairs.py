@@ -41,8 +41,11 @@ def test_a_product_moves_to_the_next_safer_format(fqn, op):
 
 def test_an_operation_that_is_wide_already_takes_its_module_along():
     plan = Plan("float16", PLAN.modules, (OpFormat("block", "mul", "float32"),))
-    (found,) = _after_fault(plan, [fault("block", "mul")], TRACE)
-    assert (found.fqn, found.op, found.target) == ("block", "", "float32")
+    found = _after_fault(plan, [fault("block", "mul")], TRACE)
+    assert [(each.fqn, each.op, each.target) for each in found] == [
+        ("block", "", "float32"),
+        ("block.lin", "", "float32"),
+    ]
 
 
 def test_what_is_all_float32_leaves_the_next_producer():
@@ -70,3 +73,12 @@ def test_without_an_operation_the_module_that_raised():
     (found,) = _after_exception(PLAN, raised("block.lin", None), TRACE)
     assert (found.fqn, found.op, found.target) == ("block.lin", "", "float32")
     assert _after_exception(PLAN, RunResult("candidate-1", 0, "failed"), TRACE) == []
+
+
+def test_a_module_that_raised_takes_what_is_inside_with_it():
+    plan = Plan("float16", {**PLAN.modules, "blocks": "float16"})
+    found = _after_exception(plan, raised("block", None), TRACE)
+    assert [each.fqn for each in found] == ["block", "block.lin"]
+    assert {each.target for each in found} == {"float32"}
+    root = _after_exception(plan, raised("", None), TRACE)
+    assert [(each.fqn, each.source) for each in root][1:] == list(plan.modules.items())
