@@ -272,7 +272,7 @@ def _time(row: Mapping[str, Any]) -> list[str]:
 def _finding(plan: Plan, finding: Finding) -> dict[str, Any]:
     return {
         "severity": finding.severity,
-        "widened": story.widened(plan, finding),
+        "settled": story.settled(plan, finding),
         "rule": visible(finding.rule),
         "place": story.place(finding) or "the whole model",
         "message": prose(finding.message),

@@ -176,25 +176,29 @@ def actions(report: Report) -> list[str]:
         first = "See script.log for what the script said, and let it reach its first step." if cut else first
     elif not report.plan.is_low_precision:
         first = "Change nothing for now: float32 is the fastest format that is known to train here."
-    left = [finding for finding in ranked_findings(report) if finding.suggestion and not widened(report.plan, finding)]
+    left = [finding for finding in ranked_findings(report) if finding.suggestion and not settled(report.plan, finding)]
     return [first, *dict.fromkeys(map(_suggestion, left)), *_taken_care_of(report)]
 
 
 def _taken_care_of(report: Report) -> list[str]:
-    count = sum(widened(report.plan, finding) for finding in report.findings)
+    count = sum(settled(report.plan, finding) for finding in report.findings)
     if not count:
         return []
     if report.verification.verdict in ("pass", "screened"):
-        return [f"Nothing else for {plural(count, 'finding')}: the plan keeps those places in a wider format."]
-    return [f"No change for {plural(count, 'finding')}: the plan keeps those places in a wider format already."]
+        return [f"Nothing else for {plural(count, 'finding')}: the plan has those places in a format that suits them."]
+    return [f"No change for {plural(count, 'finding')}: the plan has those places in a format that suits them."]
 
 
-def widened(plan: Plan, finding: Finding) -> bool:
-    """Whether the plan runs the finding's place in a wider format than its narrowest one."""
+def settled(plan: Plan, finding: Finding) -> bool:
+    """Whether the plan runs the finding's place in none of the formats that it names; where it names none, in a wider
+    format than the plan's narrowest."""
     if finding.fqn is None:
         return False
     ops = {(op.fqn, op.op): op.format for op in plan.ops}
     planned = ops.get((finding.fqn, finding.op or ""), plan.modules.get(finding.fqn))
+    named = finding.evidence.get("formats")
+    if planned is not None and isinstance(named, str):
+        return planned not in named.split(", ")
     return planned is not None and any(_narrower(name, planned) for name in (plan.default, *plan.modules.values()))
 
 

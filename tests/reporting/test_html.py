@@ -180,13 +180,25 @@ def test_findings_where_the_plan_is_wider_ask_for_nothing():
     assert not any("Nothing else" in step for step in story.actions(failed))
 
 
-def test_a_narrow_module_in_a_float32_plan_is_not_widened():
+def test_a_narrow_module_in_a_float32_plan_is_not_settled():
     plan = Plan("float32", {"a": "bfloat16", "b": "float32"}, (OpFormat("a", "exp", "float32"),))
-    assert not story.widened(plan, report_samples.finding(fqn="a", op="linear"))
-    assert story.widened(plan, report_samples.finding(fqn="a", op="exp"))
-    assert story.widened(plan, report_samples.finding(fqn="b", op="linear"))
-    assert not story.widened(plan, report_samples.finding(fqn="elsewhere"))
-    assert not story.widened(plan, report_samples.finding(fqn=None))
+    assert not story.settled(plan, report_samples.finding(fqn="a", op="linear"))
+    assert story.settled(plan, report_samples.finding(fqn="a", op="exp"))
+    assert story.settled(plan, report_samples.finding(fqn="b", op="linear"))
+    assert not story.settled(plan, report_samples.finding(fqn="elsewhere"))
+    assert not story.settled(plan, report_samples.finding(fqn=None))
+
+
+def test_a_format_that_the_plan_does_not_use_there_is_settled():
+    plan = Plan("bfloat16", {"a": "bfloat16"})
+    about_float16 = report_samples.finding(fqn="a", op="linear", evidence={"formats": "float16, float8_e4m3"})
+    about_both = report_samples.finding(fqn="a", op="linear", evidence={"formats": "float16, bfloat16"})
+    assert story.settled(plan, about_float16)
+    assert not story.settled(plan, about_both)
+    report = replace(report_samples.sample_report(), plan=plan, findings=(about_float16,))
+    assert story.actions(report)[1:] == [
+        "Nothing else for 1 finding: the plan has those places in a format that suits them."
+    ]
 
 
 # ---------------------------------------------------------------- plan.json and SVG
