@@ -7,26 +7,49 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
+from precaudit.__main__ import main
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 CONTRACT = Path(__file__).parents[2] / ".." / "shared" / "tools" / "check_contract.py"
 
 
-def profile(
-    folder: Path, script: Path, *options: str, arguments: tuple[str, ...] = ()
-) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "precaudit", "profile", "--out", "out", "--steps", "6", "--quick"]
+COMMAND = ("profile", "--out", "out", "--steps", "6", "--quick")
+
+Done = subprocess.CompletedProcess[str]
+
+
+def profile(folder: Path, script: Path, *options: str, arguments: tuple[str, ...] = ()) -> Done:
     return subprocess.run(
-        [*command, *options, str(script), *arguments],
+        [sys.executable, "-m", "precaudit", *COMMAND, *options, str(script), *arguments],
         cwd=folder,
         capture_output=True,
         text=True,
         check=False,
         stdin=subprocess.DEVNULL,
     )
+
+
+@pytest.fixture
+def profile_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Iterator[Callable[..., Done]]:
+    """The same command in this process, whose fork server has imported torch for the test before."""
+    monkeypatch.chdir(tmp_path)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def run(script: Path, *options: str) -> Done:
+        arguments = [*COMMAND, *options, str(script)]
+        code = main(arguments)
+        return subprocess.CompletedProcess(arguments, code, *capfd.readouterr())
+
+    yield run
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
 def report_in(folder: Path) -> dict:
@@ -60,6 +83,21 @@ def test_a_script_with_arguments_writes_every_file(tmp_path: Path) -> None:
     assert "--force" in again.stderr
 
 
+def test_a_script_that_crashes(tmp_path: Path) -> None:
+    done = profile(tmp_path, SCRIPTS / "bad" / "crash_step3.py")
+    assert done.returncode == 4, done.stdout + done.stderr
+    assert "Traceback" in done.stderr
+    report = report_in(tmp_path)
+    assert report["job"]["steps"] == 3
+    assert report["layers"]
+
+
+def test_a_script_that_asks_for_input(tmp_path: Path) -> None:
+    done = profile(tmp_path, SCRIPTS / "bad" / "reads_stdin.py")
+    assert done.returncode == 4, done.stdout + done.stderr
+    assert "EOFError" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("script", "code", "words"),
     [
@@ -69,26 +107,18 @@ def test_a_script_with_arguments_writes_every_file(tmp_path: Path) -> None:
         ("sys_exit_code", 4, "failed"),
         ("os_exit", 4, "exit code 7"),
         ("killed", 4, "SIGKILL"),
-        ("reads_stdin", 4, "EOFError"),
         ("syntax_error", 4, "SyntaxError"),
     ],
 )
-def test_scripts_that_fail(script: str, code: int, words: str, tmp_path: Path) -> None:
-    done = profile(tmp_path, SCRIPTS / "bad" / f"{script}.py", "--steps", "40")
+def test_scripts_that_fail(script: str, code: int, words: str, profile_here: Callable[..., Done]) -> None:
+    done = profile_here(SCRIPTS / "bad" / f"{script}.py", "--steps", "40")
     assert done.returncode == code, done.stdout + done.stderr
     assert words in done.stderr
     assert "/precaudit/" not in done.stderr.replace(str(SCRIPTS), "")
 
 
-def test_what_was_measured_before_a_crash_is_reported(tmp_path: Path) -> None:
-    profile(tmp_path, SCRIPTS / "bad" / "crash_step3.py")
-    report = report_in(tmp_path)
-    assert report["job"]["steps"] == 3
-    assert report["layers"]
-
-
-def test_a_script_that_ends_early_is_judged_on_its_steps(tmp_path: Path) -> None:
-    done = profile(tmp_path, SCRIPTS / "bad" / "ends_early.py", "--steps", "20", "--no-verify")
+def test_a_script_that_ends_early_is_judged_on_its_steps(tmp_path: Path, profile_here: Callable[..., Done]) -> None:
+    done = profile_here(SCRIPTS / "bad" / "ends_early.py", "--steps", "20", "--no-verify")
     assert done.returncode == 0, done.stdout + done.stderr
     report = report_in(tmp_path)
     assert report["job"]["steps"] == 5
@@ -96,8 +126,10 @@ def test_a_script_that_ends_early_is_judged_on_its_steps(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("name", ["catches_everything", "swallow_exceptions"])
-def test_a_script_that_catches_everything_is_stopped(name: str, tmp_path: Path) -> None:
-    done = profile(tmp_path, SCRIPTS / "bad" / f"{name}.py", "--steps", "24")
+def test_a_script_that_catches_everything_is_stopped(
+    name: str, tmp_path: Path, profile_here: Callable[..., Done]
+) -> None:
+    done = profile_here(SCRIPTS / "bad" / f"{name}.py", "--steps", "24")
     assert done.returncode == 0, done.stdout + done.stderr
     report = report_in(tmp_path)
     assert report["job"]["steps"] == 24
@@ -110,21 +142,29 @@ def test_a_script_that_catches_everything_is_stopped(name: str, tmp_path: Path) 
     [
         (("--formats", "float17"), "float17"),
         (("--target", "voodoo2"), "voodoo2"),
-        (("--steps", "0"), "--steps"),
         (("--target", "v100", "--formats", "bf16"), "bfloat16"),
         (("--fail-on", "PA1:x:y"), "PA1"),
         (("--execution", "native"), "CUDA"),
     ],
 )
-def test_wrong_usage_is_told_before_anything_runs(options: tuple[str, ...], words: str, tmp_path: Path) -> None:
-    done = profile(tmp_path, SCRIPTS / "vae.py", *options)
+def test_wrong_usage_is_told_before_anything_runs(
+    options: tuple[str, ...], words: str, profile_here: Callable[..., Done]
+) -> None:
+    done = profile_here(SCRIPTS / "vae.py", *options)
     assert done.returncode == 2
     assert words in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_a_missing_script(tmp_path: Path) -> None:
-    done = profile(tmp_path, tmp_path / "nothing.py")
+def test_an_option_out_of_its_range(tmp_path: Path) -> None:
+    done = profile(tmp_path, SCRIPTS / "vae.py", "--steps", "0")
+    assert done.returncode == 2
+    assert "--steps" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_missing_script(tmp_path: Path, profile_here: Callable[..., Done]) -> None:
+    done = profile_here(tmp_path / "nothing.py")
     assert done.returncode == 2
     assert "nothing.py" in done.stderr
 
