@@ -36,10 +36,12 @@ class ChildRunner:
         progress: RunProgress = lambda spec, partial: None,
         parallel: int | None = None,
         threads: int | None = None,
+        imports: Sequence[str] = (),
     ) -> None:
+        """`imports` are modules that the fork server imports for all runs, if this runner is the one to start it."""
         os.environ.setdefault("PYTHONHASHSEED", "0")
         self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(["precaudit.running.preload"])
+        self._context.set_forkserver_preload(["precaudit.running.preload", *imports])
         self._log, self._progress = log, progress
         self._parallel = parallel or min(2, os.cpu_count() or 1)
         self._threads = threads or max(1, (os.cpu_count() or 1) // self._parallel)

@@ -9,14 +9,33 @@ from precaudit.running.job import JobKind
 
 TRAINABLE = frozenset({"build_model", "batches", "loss"})
 CALLABLE = frozenset({"build_model", "batches"})
+INERT = frozenset({"pandas", "scipy", "sklearn", "torchvision"})
+"""Libraries that are slow to import and do nothing else at that moment."""
 
 
 def classify(path: Path, names: frozenset[str] = TRAINABLE) -> JobKind:
     """A model file defines build_model, batches and loss (`names`), and has no backward pass of its own."""
-    try:
-        tree = ast.parse(path.read_bytes())
-    except (SyntaxError, ValueError):
-        return "script"
+    tree = _parsed(path)
     defined = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
     trains = any(isinstance(node, ast.Attribute) and node.attr == "backward" for node in ast.walk(tree))
     return "model_file" if defined >= names and not trains else "script"
+
+
+def inert_imports(path: Path) -> tuple[str, ...]:
+    """The modules of inert libraries that a script names in its imports: one process may import them for all runs.
+
+    A file or folder beside the script that bears such a library's name is what the script means by it.
+    """
+    nodes = list(ast.walk(_parsed(path)))
+    names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+    names += [node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module and not node.level]
+    beside = {entry.stem for entry in path.parent.iterdir()}
+    return tuple(dict.fromkeys(name for name in names if name.partition(".")[0] in INERT - beside))
+
+
+def _parsed(path: Path) -> ast.Module:
+    """An empty module where the file is no Python: running it tells why."""
+    try:
+        return ast.parse(path.read_bytes())
+    except (SyntaxError, ValueError):
+        return ast.Module([], [])

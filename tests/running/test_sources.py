@@ -1,0 +1,36 @@
+"""What is read off a script before it runs."""
+
+from pathlib import Path
+
+from precaudit.running.sources import inert_imports
+
+SCRIPT = """
+import os, pandas as pd
+import scipy.stats
+from . import sklearn
+from torch import nn
+
+def late():
+    from sklearn.datasets import load_digits
+    import pandas
+"""
+
+
+def written(folder: Path, text: str) -> Path:
+    path = folder / "train.py"
+    path.write_text(text)
+    return path
+
+
+def test_imports_of_slow_libraries_wherever_they_stand(tmp_path: Path):
+    assert inert_imports(written(tmp_path, SCRIPT)) == ("pandas", "scipy.stats", "sklearn.datasets")
+
+
+def test_a_file_beside_the_script_is_meant_before_a_library(tmp_path: Path):
+    (tmp_path / "pandas.py").touch()
+    (tmp_path / "scipy").mkdir()
+    assert inert_imports(written(tmp_path, SCRIPT)) == ("sklearn.datasets",)
+
+
+def test_what_is_no_python_imports_nothing(tmp_path: Path):
+    assert inert_imports(written(tmp_path, "import pandas\nmodel = (")) == ()
