@@ -21,7 +21,7 @@ from precaudit.profiling.settings import Settings
 from precaudit.reporting import files_of
 from precaudit.running.children import ChildRunner
 from precaudit.running.job import Job
-from precaudit.running.sources import classify, inert_imports
+from precaudit.running.sources import classify
 
 FILES = ("report.json", "report.html", "report.md", "plan.json")
 
@@ -67,9 +67,8 @@ def run_profile(arguments: argparse.Namespace) -> int:
     log.write_bytes(b"")
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, Interrupt())
-    imports = () if job.kind == "module" else inert_imports(Path(job.target))
     with RunProgress() as progress:
-        outcome = profile_job(job, settings, ChildRunner(log, progress, imports=imports))
+        outcome = profile_job(job, settings, ChildRunner(log, progress))
     return finish(outcome, arguments, folder)
 
 

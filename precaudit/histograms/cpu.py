@@ -45,9 +45,8 @@ class _Team:
     @cached_property
     def _address(self) -> int:
         try:
-            return (
-                ctypes.cast(ctypes.CDLL("libgomp.so.1", mode=os.RTLD_NOLOAD).GOMP_parallel, ctypes.c_void_p).value or 0
-            )
+            library = ctypes.CDLL("libgomp.so.1", mode=os.RTLD_NOLOAD)
+            return ctypes.cast(library.GOMP_parallel, ctypes.c_void_p).value or 0
         except (OSError, AttributeError):
             return 0
 
@@ -68,7 +67,6 @@ class CpuSums:
     def __init__(self, dtype: torch.dtype) -> None:
         self.layout = FLOAT64 if dtype is torch.float64 else FLOAT32
         self._source = _SOURCES[dtype]
-        self._itemsize = dtype.itemsize
         self.numel = 0
         self.rows: list[Row] = []
         self._grow(1)
@@ -90,16 +88,10 @@ class CpuSums:
 
     def _count(self, source: int, address: int, other: int, numel: int) -> int:
         self.numel += numel
-        if numel > CHUNK:
-            threads = min(torch.get_num_threads(), -(-numel // CHUNK))
-            return self._share(source, address, other, numel, threads)
-        return int(accumulate(source, address, other, numel, self._first, self._squares))
-
-    def _share(self, source: int, address: int, other: int, numel: int, threads: int) -> int:
+        if numel <= CHUNK:
+            return int(accumulate(source, address, other, numel, self._first, self._squares))
+        threads = min(torch.get_num_threads(), -(-numel // CHUNK))
         if len(self.rows) < threads:
             self._grow(threads)
         start = _TEAM.start(threads)
-        found = accumulate_large(
-            source, address, other, numel, self._itemsize, self._addresses, start, share.address, threads
-        )
-        return int(found)
+        return int(accumulate_large(source, address, other, numel, self._addresses, start, share.address, threads))

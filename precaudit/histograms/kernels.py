@@ -26,6 +26,7 @@ from precaudit.histograms.layout import AMAX, COUNTS, FLOAT32, FLOAT64, NOTHING,
 from precaudit.histograms.vectors import PLACES, STRIDE, call_team, fetch_add, tally
 
 SINGLE, BRAIN, HALF, DIFFERENCE, DOUBLE = range(5)
+ITEMSIZES = (4, 2, 2, 4, 8)  # of the sources above
 
 BLOCK = 8192
 CHUNK = 1 << 15  # what a thread takes at a time
@@ -38,7 +39,7 @@ WIDTH32, WIDTH64 = FLOAT32.width, FLOAT64.width
 # Counts by biased exponent: the first, of subnormals and zeros, is split up elsewhere.
 BIASED32, BIASED64 = COUNTS + FLOAT32.mantissa - 1, COUNTS + FLOAT64.mantissa - 1
 # A task for several threads, in 64-bit integers; SQUARES and ROWS are addresses.
-SOURCE, FIRST, OTHER, NUMEL, ITEMSIZE, SQUARES, ROWS, NEXT, MEMBERS, FOUND, TASK = range(11)
+SOURCE, FIRST, OTHER, NUMEL, SQUARES, ROWS, NEXT, MEMBERS, FOUND, TASK = range(10)
 
 
 def _made(compiler: Callable[..., Any], function: Callable[..., Any]) -> Any:
@@ -105,7 +106,7 @@ def _below_normal(bits):
     smallest, normal, below = np.uint32(ANYTHING32), np.uint32(ANYTHING32), np.uint32(0)
     for i in range(bits.size):
         magnitude = bits[i] & np.uint32(ANYTHING32)
-        smallest = min(smallest, np.uint32(magnitude - np.uint32(1)) & np.uint32(0xFFFFFFFF))
+        smallest = min(smallest, np.uint32(magnitude - np.uint32(1)))
         normal = min(normal, magnitude if magnitude >= NORMAL32 else np.uint32(ANYTHING32))
         below += np.uint32(magnitude < NORMAL32)
     return np.int64(smallest), np.int64(normal), np.int64(below)
@@ -244,7 +245,7 @@ def _take(address):
     """Chunks of the task at this address until none is left, into a row of one's own."""
     task = carray(_pointer(address), TASK, np.int64)
     row = carray(_pointer(task[ROWS] + 8 * fetch_add(address + 8 * MEMBERS, 1)), 1, np.int64)[0]
-    width, nonfinite = task[ITEMSIZE], 0
+    width, nonfinite = ITEMSIZES[task[SOURCE]], 0
     while True:
         start = fetch_add(address + 8 * NEXT, CHUNK)
         if start >= task[NUMEL]:
@@ -262,14 +263,14 @@ def share(address):
 
 
 @_compiled
-def accumulate_large(source, address, other, numel, itemsize, rows, start, member, threads):
+def accumulate_large(source, address, other, numel, rows, start, member, threads):
     """As `accumulate`, chunk by chunk, each with a sum of squares of its own, so that the total depends on neither
     threads nor timing. `rows` is the address of their addresses, one a thread. With `start`, the address of
     `GOMP_parallel`, it is done by a team of threads that run `member`, the address of `share`."""
     squares = np.zeros(-(-numel // CHUNK))
     task = np.zeros(TASK, np.int64)
     task[SOURCE], task[FIRST], task[OTHER], task[NUMEL] = source, address, other, numel
-    task[ITEMSIZE], task[SQUARES], task[ROWS] = itemsize, squares.ctypes.data, rows
+    task[SQUARES], task[ROWS] = squares.ctypes.data, rows
     if start:
         call_team(start, member, task.ctypes.data, threads)
     else:

@@ -32,15 +32,14 @@ def fit_prefix(plan: Plan, own: Collection[str], model: str = "") -> str:
     return max(("", *sorted({fqn.partition(".")[0] for fqn in plan.modules})), key=matches)
 
 
+def is_within(fqn: str, container: str) -> bool:
+    """Whether a name is the container's or that of a module inside it; the root, whose name is empty, has them all."""
+    return not container or fqn == container or fqn.startswith(f"{container}.")
+
+
 def _stripped(plan: Plan, prefix: str) -> dict[str, str]:
     """Plan names to names inside the model called `prefix`; every name where there is no prefix."""
-    if not prefix:
-        return {fqn: fqn for fqn in plan.modules}
-    return {
-        fqn: fqn.removeprefix(prefix).removeprefix(".")
-        for fqn in plan.modules
-        if fqn == prefix or fqn.startswith(f"{prefix}.")
-    }
+    return {fqn: fqn.removeprefix(prefix).removeprefix(".") for fqn in plan.modules if is_within(fqn, prefix)}
 
 
 def part_of(plan: Plan, names: Mapping[str, str]) -> Plan:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from precaudit.model import Plan
-from precaudit.planning.fitting import format_of
+from precaudit.planning.fitting import format_of, is_within
 from precaudit.planning.planner import fallback
 from precaudit.profiling.bisect import contributions
 from precaudit.running.job import RunResult
@@ -126,12 +126,9 @@ def _with_what_is_inside(promotion: Promotion, plan: Plan) -> list[Promotion]:
     """A module that can't take what its children hand it needs them wide as well."""
     if promotion.op:
         return [promotion]
-    inside = [fqn for fqn, name in plan.modules.items() if _is_inside(fqn, promotion.fqn) and name != "float32"]
-    return [promotion, *(replace(promotion, fqn=fqn, source=plan.modules[fqn]) for fqn in inside)]
-
-
-def _is_inside(fqn: str, container: str) -> bool:
-    return fqn != container and (not container or fqn.startswith(f"{container}."))
+    low = {fqn: name for fqn, name in plan.modules.items() if name != "float32" and fqn != promotion.fqn}
+    inside = {fqn: name for fqn, name in low.items() if is_within(fqn, promotion.fqn)}
+    return [promotion, *(replace(promotion, fqn=fqn, source=name) for fqn, name in inside.items())]
 
 
 def _planned_name(raised_in: str | None, plan: Plan) -> str | None:
@@ -139,8 +136,7 @@ def _planned_name(raised_in: str | None, plan: Plan) -> str | None:
         return None
     model, _, fqn = raised_in.partition(":")
     qualified = f"{model}.{fqn}".rstrip(".")
-    known = [*plan.modules]
-    return qualified if any(name == qualified or name.startswith(f"{qualified}.") for name in known) else fqn
+    return qualified if any(is_within(name, qualified) for name in plan.modules) else fqn
 
 
 def _after_silent_error(trials: Trials, plan: Plan) -> list[Promotion]:

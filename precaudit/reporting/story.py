@@ -184,9 +184,8 @@ def _taken_care_of(report: Report) -> list[str]:
     count = sum(settled(report.plan, finding) for finding in report.findings)
     if not count:
         return []
-    if report.verification.verdict in ("pass", "screened"):
-        return [f"Nothing else for {plural(count, 'finding')}: the plan has those places in a format that suits them."]
-    return [f"No change for {plural(count, 'finding')}: the plan has those places in a format that suits them."]
+    what = "Nothing else" if report.verification.verdict in ("pass", "screened") else "No change"
+    return [f"{what} for {plural(count, 'finding')}: the plan has those places in a format that suits them."]
 
 
 def settled(plan: Plan, finding: Finding) -> bool:
@@ -196,10 +195,12 @@ def settled(plan: Plan, finding: Finding) -> bool:
         return False
     ops = {(op.fqn, op.op): op.format for op in plan.ops}
     planned = ops.get((finding.fqn, finding.op or ""), plan.modules.get(finding.fqn))
+    if planned is None:
+        return False
     named = finding.evidence.get("formats")
-    if planned is not None and isinstance(named, str):
+    if isinstance(named, str):
         return planned not in named.split(", ")
-    return planned is not None and any(_narrower(name, planned) for name in (plan.default, *plan.modules.values()))
+    return any(_narrower(name, planned) for name in (plan.default, *plan.modules.values()))
 
 
 def more_seeds(report: Report) -> int:

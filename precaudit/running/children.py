@@ -19,6 +19,7 @@ from unittest import mock
 
 from precaudit.errors import PrecauditError
 from precaudit.running.job import RunResult, RunSpec, ScriptError
+from precaudit.running.sources import inert_imports
 
 RunProgress = Callable[[RunSpec, RunResult], None]
 _GRACE_SECONDS = 20.0
@@ -36,17 +37,14 @@ class ChildRunner:
         progress: RunProgress = lambda spec, partial: None,
         parallel: int | None = None,
         threads: int | None = None,
-        imports: Sequence[str] = (),
     ) -> None:
-        """`imports` are modules that the fork server imports for all runs, if this runner is the one to start it."""
         os.environ.setdefault("PYTHONHASHSEED", "0")
         self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(["precaudit.running.preload", *imports])
         self._log, self._progress = log, progress
         self._parallel = parallel or min(2, os.cpu_count() or 1)
         self._threads = threads or max(1, (os.cpu_count() or 1) // self._parallel)
         self._living: set[Any] = set()
-        self._interrupted = False
+        self._interrupted = self._ready = False
 
     def __call__(self, spec: RunSpec) -> RunResult:
         return self.many([spec])[0]
@@ -54,7 +52,7 @@ class ChildRunner:
     def many(self, specs: Sequence[RunSpec]) -> list[RunResult]:
         """The results in the order of the specs; Ctrl-C interrupts the children and keeps what they had."""
         with _main_module_left_alone(), ThreadPoolExecutor(self._parallel) as pool:
-            forkserver.ensure_running()
+            self._ensure_server(specs)
             futures = [pool.submit(self._run, spec) for spec in specs]
             while True:
                 try:
@@ -65,6 +63,14 @@ class ChildRunner:
                     self._interrupted = True
                     for process in list(self._living):
                         _interrupt(process)
+
+    def _ensure_server(self, specs: Sequence[RunSpec]) -> None:
+        """What it imports is settled when it starts; a second start in this process changes nothing."""
+        if not self._ready and specs:
+            imports = inert_imports(specs[0].job)
+            self._context.set_forkserver_preload(["precaudit.running.preload", *imports])
+            self._ready = True
+        forkserver.ensure_running()
 
     def _run(self, spec: RunSpec) -> RunResult:
         if self._interrupted:

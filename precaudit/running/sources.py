@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 from pathlib import Path
 
-from precaudit.running.job import JobKind
+from precaudit.running.job import Job, JobKind
 
 TRAINABLE = frozenset({"build_model", "batches", "loss"})
 CALLABLE = frozenset({"build_model", "batches"})
@@ -21,11 +21,14 @@ def classify(path: Path, names: frozenset[str] = TRAINABLE) -> JobKind:
     return "model_file" if defined >= names and not trains else "script"
 
 
-def inert_imports(path: Path) -> tuple[str, ...]:
+def inert_imports(job: Job) -> tuple[str, ...]:
     """The modules of inert libraries that a script names in its imports: one process may import them for all runs.
 
     A file or folder beside the script that bears such a library's name is what the script means by it.
     """
+    path = Path(job.cwd, job.target)
+    if job.kind == "module" or not path.is_file():
+        return ()
     nodes = list(ast.walk(_parsed(path)))
     names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
     names += [node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module and not node.level]

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from precaudit.running.job import Job
 from precaudit.running.sources import inert_imports
 
 SCRIPT = """
@@ -16,10 +17,9 @@ def late():
 """
 
 
-def written(folder: Path, text: str) -> Path:
-    path = folder / "train.py"
-    path.write_text(text)
-    return path
+def written(folder: Path, text: str) -> Job:
+    (folder / "train.py").write_text(text)
+    return Job("script", "train.py", (), str(folder), 1)
 
 
 def test_imports_of_slow_libraries_wherever_they_stand(tmp_path: Path):
@@ -34,3 +34,8 @@ def test_a_file_beside_the_script_is_meant_before_a_library(tmp_path: Path):
 
 def test_what_is_no_python_imports_nothing(tmp_path: Path):
     assert inert_imports(written(tmp_path, "import pandas\nmodel = (")) == ()
+
+
+def test_a_module_or_a_file_that_is_not_there_imports_nothing(tmp_path: Path):
+    assert inert_imports(Job("module", "package.train", (), str(tmp_path), 1)) == ()
+    assert inert_imports(Job("script", "missing.py", (), str(tmp_path), 1)) == ()
