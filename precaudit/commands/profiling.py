@@ -9,19 +9,21 @@ import signal
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from precaudit.commands.options import refuse_overwrite
 from precaudit.commands.progress import RunProgress
 from precaudit.comparison.rules import matches_fail_on, parse_rules
 from precaudit.errors import ExitCode, PrecauditError
 from precaudit.formats import parse_formats
-from precaudit.profiling.engine import Outcome, profile_job
 from precaudit.profiling.settings import Settings
 from precaudit.reporting import files_of
 from precaudit.running.children import ChildRunner
 from precaudit.running.job import Job
 from precaudit.running.sources import classify
+
+if TYPE_CHECKING:
+    from precaudit.profiling.engine import Outcome
 
 FILES = ("report.json", "report.html", "report.md", "plan.json")
 
@@ -68,7 +70,11 @@ def run_profile(arguments: argparse.Namespace) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, Interrupt())
     with RunProgress() as progress:
-        outcome = profile_job(job, settings, ChildRunner(log, progress))
+        runner = ChildRunner(log, progress)
+        runner.start(job)
+        from precaudit.profiling.engine import profile_job  # slow, so it is done while the server imports torch
+
+        outcome = profile_job(job, settings, runner)
     return finish(outcome, arguments, folder)
 
 

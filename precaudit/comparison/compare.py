@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from precaudit.comparison import plans, ranges, speed, structure, tensors
+from precaudit.comparison import headroom, plans, ranges, speed, structure, tensors
 from precaudit.comparison.changes import Change, Comparison
 from precaudit.comparison.matching import Matching, match_layers
 from precaudit.comparison.metrics import FAMILIES, METRICS
@@ -45,7 +45,7 @@ def _changes(base: Report, head: Report, matching: Matching) -> Iterator[Change]
     yield from tensors.absent(pairs)
     yield from speed.speed_changes(base, head)
     if base.plan.target == head.plan.target:
-        yield from ranges.headroom_changes(pairs, base.plan, head.plan)
+        yield from headroom.headroom_changes(pairs, base.plan, head.plan)
         yield from plans.format_changes(base.plan, head.plan, names)
         yield from plans.op_exception_changes(base.plan, head.plan, names)
         yield from plans.loss_scale_changes(base.plan.loss_scale, head.plan.loss_scale)

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from scipy.stats import wasserstein_distance
 
 from precaudit.comparison.changes import Change
+from precaudit.comparison.headroom import binades
 from precaudit.comparison.noise import amax_noise, amin_noise, center_noise
 from precaudit.comparison.tensors import LayerPairs, OpPairs, TensorPair, layer_tensors, op_tensors
-from precaudit.formats import FORMATS, Format
-from precaudit.model import Exponents, Plan, TensorRecord, TensorStats
+from precaudit.model import Exponents, TensorStats
 from precaudit.reporting.words import number
 
-# Tensors that the planned format has to hold as they are: gradients have the loss scale to place them.
-PLACED_ROLES = frozenset(("weight", "activation"))
-HEADROOM_AT_STAKE = 8.0
 VALUES_TO_VANISH = 8  # fewer may all be zero by chance, as behind a ReLU
 
 
@@ -40,16 +36,11 @@ def center(stats: TensorStats) -> float | None:
 def range_shift(base: TensorStats, head: TensorStats) -> RangeShift:
     old, new = center(base), center(head)
     return RangeShift(
-        amax=_binades(base.amax, head.amax),
-        amin=_binades(base.amin_nonzero, head.amin_nonzero),
+        amax=binades(base.amax, head.amax),
+        amin=binades(base.amin_nonzero, head.amin_nonzero),
         center=None if old is None or new is None else new - old,
         distance=_distance(base.exponents, head.exponents),
     )
-
-
-def _binades(base: float, head: float) -> float | None:
-    usable = 0 < base < math.inf and 0 < head < math.inf
-    return math.log2(head) - math.log2(base) if usable else None
 
 
 def _distance(base: Exponents, head: Exponents) -> float | None:
@@ -97,25 +88,3 @@ def _moved(tensor: TensorPair) -> Iterator[Change]:
             yield tensor.change(metric, abs(moved), message, old, new)
     if shift.distance is not None and shift.distance > center_noise(role, values):
         yield tensor.change("distance", shift.distance, f"histograms {shift.distance:.1f} binades apart")
-
-
-def headroom_changes(pairs: LayerPairs, base: Plan, head: Plan) -> Iterator[Change]:
-    """Headroom lost out of the last `HEADROOM_AT_STAKE` binades: above that nothing is at stake."""
-    names = {new.fqn: old.fqn for old, new in pairs}
-    for tensor in layer_tensors(pairs):
-        old_format = FORMATS.get(base.modules.get(names[tensor.fqn], ""))
-        new_format = FORMATS.get(head.modules.get(tensor.fqn, ""))
-        if tensor.head.role not in PLACED_ROLES or old_format is None or new_format is None:
-            continue
-        old, new = headroom(tensor.base, old_format), headroom(tensor.head, new_format)
-        if old is None or new is None:
-            continue
-        lost = min(old, HEADROOM_AT_STAKE) - min(new, HEADROOM_AT_STAKE)
-        if lost > amax_noise(tensor.head.role, tensor.values):
-            message = f"{new:.1f} binades are left below {new_format.name}'s maximum, {old:.1f} in base"
-            yield tensor.change("headroom", lost, message, old, new)
-
-
-def headroom(record: TensorRecord, target: Format) -> float | None:
-    """Binades between the largest magnitude and the format's maximum, negative past it."""
-    return _binades(record.stats.amax, target.maximum)

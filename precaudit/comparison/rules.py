@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from precaudit.comparison.ranges import PLACED_ROLES, headroom
+from precaudit.comparison.headroom import PLACED_ROLES, headroom
 from precaudit.errors import PrecauditError
 from precaudit.formats import FORMATS, Format
 from precaudit.model import Finding, Report, TensorRecord

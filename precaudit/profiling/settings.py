@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from precaudit.errors import PrecauditError
+from precaudit.tensorcores.peaks import get_gpu
 
 DEFAULT_STEPS = 60
 DEFAULT_SEEDS = 3
@@ -32,3 +33,5 @@ class Settings:
             raise PrecauditError(f"--seeds must be at least 1, not {self.seeds}")
         if self.price is not None and not self.price >= 0:
             raise PrecauditError(f"--price must be a number of dollars per hour, not {self.price}")
+        if self.target is not None:
+            get_gpu(self.target)

@@ -18,7 +18,7 @@ from typing import Any
 from unittest import mock
 
 from precaudit.errors import PrecauditError
-from precaudit.running.job import RunResult, RunSpec, ScriptError
+from precaudit.running.job import Job, RunResult, RunSpec, ScriptError
 from precaudit.running.sources import inert_imports
 
 RunProgress = Callable[[RunSpec, RunResult], None]
@@ -46,13 +46,23 @@ class ChildRunner:
         self._living: set[Any] = set()
         self._interrupted = self._ready = False
 
+    def start(self, job: Job) -> None:
+        """Let the server begin with its imports; returns at once. What it imports is settled when it starts, so a
+        second start in this process changes nothing."""
+        if not self._ready:
+            self._context.set_forkserver_preload(["precaudit.running.preload", *inert_imports(job)])
+            self._ready = True
+        with _main_module_left_alone():
+            forkserver.ensure_running()
+
     def __call__(self, spec: RunSpec) -> RunResult:
         return self.many([spec])[0]
 
     def many(self, specs: Sequence[RunSpec]) -> list[RunResult]:
         """The results in the order of the specs; Ctrl-C interrupts the children and keeps what they had."""
+        if specs:
+            self.start(specs[0].job)
         with _main_module_left_alone(), ThreadPoolExecutor(self._parallel) as pool:
-            self._ensure_server(specs)
             futures = [pool.submit(self._run, spec) for spec in specs]
             while True:
                 try:
@@ -63,14 +73,6 @@ class ChildRunner:
                     self._interrupted = True
                     for process in list(self._living):
                         _interrupt(process)
-
-    def _ensure_server(self, specs: Sequence[RunSpec]) -> None:
-        """What it imports is settled when it starts; a second start in this process changes nothing."""
-        if not self._ready and specs:
-            imports = inert_imports(specs[0].job)
-            self._context.set_forkserver_preload(["precaudit.running.preload", *imports])
-            self._ready = True
-        forkserver.ensure_running()
 
     def _run(self, spec: RunSpec) -> RunResult:
         if self._interrupted:
