@@ -1,0 +1,26 @@
+"""What a profile was asked to do is refused before anything is started."""
+
+import pytest
+
+from precaudit.errors import PrecauditError
+from precaudit.profiling.settings import Settings
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"steps": 0}, "--steps must be at least 1, not 0"),
+        ({"seeds": -1}, "--seeds must be at least 1, not -1"),
+        ({"price": float("nan")}, "--price must be a number of dollars per hour"),
+        ({"price": -2.0}, "--price must be a number of dollars per hour, not -2.0"),
+        ({"target": "abacus"}, "unknown GPU 'abacus'; known GPUs: "),
+        ({"target": ""}, "unknown GPU ''; known GPUs: "),
+    ],
+)
+def test_a_setting_that_means_nothing_is_refused(wrong, message):
+    with pytest.raises(PrecauditError, match=message):
+        Settings(**wrong)
+
+
+def test_a_card_is_known_by_its_name():
+    assert Settings(target="a100").target == "a100"
