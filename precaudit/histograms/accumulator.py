@@ -70,6 +70,15 @@ class Accumulator:
                 return self._of(new, log2_scale).add_difference(new, old)
             return self.add(_subtractable(new) - _subtractable(old), log2_scale)
 
+    def add_and_copy(self, tensor: Tensor, copy: Tensor) -> None:
+        """As `add`; the values are written into `copy` as well, while contiguous float32 tensors on CPU are read."""
+        with _DisableTorchFunction(), torch.no_grad():
+            if lie_alike(tensor, copy) and tensor.device.type == "cpu" and _has_numba() and not in_transform():
+                self._of(tensor, 0).add_copied(tensor, copy)  # type: ignore[attr-defined]
+            else:
+                self.add(tensor)
+                copy.copy_(tensor)
+
     def entry(self, values: Tensor, old: Tensor | None, log2_scale: int) -> tuple[int, int, int, int] | None:
         """The kernel's table entry of a tensor, counted as added; None where it must be added by itself."""
         if not values.is_cuda or in_transform() or not _has_triton(values.device):

@@ -13,6 +13,7 @@ from torch import Tensor
 from precaudit.histograms.kernels import (
     BRAIN,
     CHUNK,
+    COPIED,
     DIFFERENCE,
     DOUBLE,
     HALF,
@@ -85,6 +86,10 @@ class CpuSums:
     def add_difference(self, new: Tensor, old: Tensor) -> int:
         """Count `new - old` of two contiguous float32 tensors."""
         return self._count(DIFFERENCE, new.data_ptr(), old.data_ptr(), new.numel())
+
+    def add_copied(self, values: Tensor, copy: Tensor) -> int:
+        """Count a contiguous float32 tensor and write its values into another."""
+        return self._count(COPIED, values.data_ptr(), copy.data_ptr(), values.numel())
 
     def _count(self, source: int, address: int, other: int, numel: int) -> int:
         self.numel += numel

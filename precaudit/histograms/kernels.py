@@ -23,10 +23,19 @@ from numba import carray, cfunc, njit, types
 from numba.extending import intrinsic
 
 from precaudit.histograms.layout import AMAX, COUNTS, FLOAT32, FLOAT64, NOTHING, PEAK, SMALLEST, SUM_SQUARES
-from precaudit.histograms.vectors import PLACES, STRIDE, call_team, fetch_add, tally
+from precaudit.histograms.vectors import (
+    ALIGNMENT,
+    PLACES,
+    STRIDE,
+    call_team,
+    fetch_add,
+    tally,
+    tally_copy,
+    tally_difference,
+)
 
-SINGLE, BRAIN, HALF, DIFFERENCE, DOUBLE = range(5)
-ITEMSIZES = (4, 2, 2, 4, 8)  # of the sources above
+SINGLE, BRAIN, HALF, DIFFERENCE, COPIED, DOUBLE = range(6)
+ITEMSIZES = (4, 2, 2, 4, 4, 8)  # of the sources above
 
 BLOCK = 8192
 CHUNK = 1 << 15  # what a thread takes at a time
@@ -113,9 +122,9 @@ def _below_normal(bits):
 
 
 @_compiled
-def _count_single(bits, values, places, tables, state, total):
-    """One block of float32, whole strides of it; whether it was counted into the tables."""
-    top, least, squares = tally(bits.ctypes.data, bits.size, places.ctypes.data)
+def _settle(found, bits, values, places, tables, state, total):
+    """Add what was found in one block of float32; whether it had to be counted into the tables."""
+    top, least, squares = found
     largest, nonfinite = top, 0
     if top >= INFINITY32:
         largest, nonfinite, squares = _finite(bits, values, np.uint32, INFINITY32)
@@ -164,6 +173,23 @@ def _subtract(new, old, values):
 
 
 @_compiled
+def _fill(source, address, other, bits, values, size):
+    """A block in memory of its own: widened, or filled up with zeros."""
+    bits[size:] = 0
+    if source == BRAIN:
+        _widen_brain(carray(_pointer(address), size, np.uint16), bits)
+    elif source == HALF:
+        _widen_half(carray(_pointer(address), size, np.uint16), bits, values)
+    elif source == DIFFERENCE:
+        new, old = carray(_pointer(address), size, np.float32), carray(_pointer(other), size, np.float32)
+        _subtract(new, old, values)
+    else:
+        bits[:size] = carray(_pointer(address), size, np.uint32)
+    if source == COPIED:
+        carray(_pointer(other), size, np.uint32)[:] = bits[:size]
+
+
+@_compiled
 def _count_double(bits, values, exponents, state, total):
     """One block of float64: rare enough in training to be counted one by one."""
     largest, _, squares = _finite(bits, values, np.uint64, INFINITY64)
@@ -207,21 +233,21 @@ def _accumulate_single(source, address, other, numel, row, squares):
     for start in range(0, numel, BLOCK):
         size = min(numel - start, BLOCK)
         padded = -(-size // STRIDE) * STRIDE
+        whole, first, second = size == padded, address + ITEMSIZES[source] * start, other + 4 * start
         bits, values = words[:padded], floats[:padded]
-        bits[size:] = 0
-        if source == SINGLE and size == padded:
-            bits = carray(_pointer(address + 4 * start), size, np.uint32)
-            values = carray(_pointer(address + 4 * start), size, np.float32)
-        elif source == SINGLE:
-            bits[:size] = carray(_pointer(address + 4 * start), size, np.uint32)
-        elif source == BRAIN:
-            _widen_brain(carray(_pointer(address + 2 * start), size, np.uint16), bits)
-        elif source == HALF:
-            _widen_half(carray(_pointer(address + 2 * start), size, np.uint16), bits, values)
+        if whole and (source == SINGLE or (source == COPIED and second % ALIGNMENT == 0)):
+            bits = carray(_pointer(first), size, np.uint32)
+            values = carray(_pointer(first), size, np.float32)
+            if source == SINGLE:
+                found = tally(first, size, places.ctypes.data)
+            else:
+                found = tally_copy(first, second, size, places.ctypes.data)
+        elif whole and source == DIFFERENCE:
+            found = tally_difference(first, second, words.ctypes.data, size, places.ctypes.data)
         else:
-            new = carray(_pointer(address + 4 * start), size, np.float32)
-            _subtract(new, carray(_pointer(other + 4 * start), size, np.float32), values)
-        scattered |= _count_single(bits, values, places, tables, state, total)
+            _fill(source, first, second, bits, values, size)
+            found = tally(words.ctypes.data, padded, places.ctypes.data)
+        scattered |= _settle(found, bits, values, places, tables, state, total)
     if scattered:
         for table in range(TABLES):
             for exponent in range(1, NONFINITE32 + 1):
@@ -231,7 +257,8 @@ def _accumulate_single(source, address, other, numel, row, squares):
 
 @_compiled
 def accumulate(source, address, other, numel, row, squares):
-    """Add `numel` values at `address` (less those at `other`) to a row; how many of them are non-finite.
+    """Add `numel` values at `address` to a row; how many of them are non-finite. Those at `other` are subtracted
+    (`DIFFERENCE`), or become the same (`COPIED`).
 
     `row` and `squares`, where the sum of squares is added, are addresses too: arrays would cost a call more.
     """

@@ -26,6 +26,9 @@ LEVELS = 11
 AHEAD = 2048
 """Bytes from a value that is read to the one that the memory is asked for."""
 
+ALIGNMENT = 32
+"""Bytes of a vector: what is written past the caches must begin at a multiple of them."""
+
 _WORD, _LONG, _SINGLE, _DOUBLE = ir.IntType(32), ir.IntType(64), ir.FloatType(), ir.DoubleType()
 _MANTISSA = 23
 _WORDS, _TREE = 8, 4  # 32-bit lanes of a vector, and levels that one turn fills once
@@ -87,7 +90,7 @@ def _full_adder(builder: Value, a: Value, b: Value, c: Value) -> tuple[Value, Va
 
 
 class _Tally:
-    """Builds the loop of `tally`.
+    """Builds the loop of `tally`, over the values at an address.
 
     A value stands for its exponent by one bit of a word. The words are added place by place by full adders: the
     first four levels take a turn's words together, the others one carry a turn. So level k holds, for every place,
@@ -135,7 +138,7 @@ class _Tally:
     def body(self, index: Value, carried: list[Value]) -> list[Value]:
         build = self.builder
         extremes_and_squares, levels = carried[:3], carried[3:]
-        start = build.add(self.address, build.shl(index, ir.Constant(_LONG, 2)))
+        start = build.shl(index, ir.Constant(_LONG, 2))
         carry = self.carry(_TREE - 1, levels, self.words_of(start, extremes_and_squares))
         for level in range(_TREE, LEVELS):
             held = levels[level]
@@ -144,14 +147,22 @@ class _Tally:
 
     def words_of(self, start: Value, found: list[Value]) -> Iterator[Value]:
         for part in range(_PARTS):
-            if part % 2 == 0:
-                self.prefetch(self.builder.add(start, ir.Constant(_LONG, AHEAD + 4 * _WORDS * part)))
-            bits = _load(self.builder, self.builder.add(start, ir.Constant(_LONG, 4 * _WORDS * part)), self.words)
+            bits = self.read(self.builder.add(start, ir.Constant(_LONG, ALIGNMENT * part)), part)
             magnitude = self.builder.and_(bits, _splat(_WORD, 0x7FFFFFFF, _WORDS))
             found[0] = self.larger(found[0], magnitude)
             found[1] = self.smaller(found[1], magnitude)
             found[2] = self.plus(found[2], self.square(bits))
             yield self.place(bits)
+
+    def read(self, offset: Value, part: int) -> Value:
+        """The bits of the values that lie so far from the first."""
+        return self.stream(self.builder.add(self.address, offset), part)
+
+    def stream(self, address: Value, part: int) -> Value:
+        """A vector of a source that is read once; a line of the memory, two vectors, is asked for at a time."""
+        if part % 2 == 0:
+            self.prefetch(self.builder.add(address, ir.Constant(_LONG, AHEAD)))
+        return _load(self.builder, address, self.words)
 
     def prefetch(self, address: Value) -> None:
         pointer = ir.IntType(8).as_pointer()
@@ -187,25 +198,76 @@ class _Tally:
         _loop(build, number, 1, [], body)
 
 
-@intrinsic
-def tally(_context, address, size, counts):  # noqa: ANN001, ANN201
-    """Of `size` float32 values, `MOST` at most: the largest and the smallest bits without sign, and the sum of
-    squares, exact but for the rounding of float64 sums. At `counts`, 32 integers: how many values have an exponent
-    with this remainder, written where one between the extremes' has it."""
-    result = types.Tuple((types.int64, types.int64, types.float64))
+class _TallyDifference(_Tally):
+    """Over the differences of two sources, which are kept at a third address for a second look."""
 
-    def generate(context, builder, _signature, arguments):  # noqa: ANN001, ANN202
-        address, size, counts = arguments
-        build = _Tally(builder, address)
+    def __init__(self, builder: Value, new: Value, old: Value, kept: Value) -> None:
+        super().__init__(builder, new)
+        self.old, self.kept = old, kept
+
+    def read(self, offset: Value, part: int) -> Value:
+        build, singles = self.builder, ir.VectorType(_SINGLE, _WORDS)
+        new, old = (self.stream(build.add(source, offset), part) for source in (self.address, self.old))
+        difference = build.bitcast(build.fsub(build.bitcast(new, singles), build.bitcast(old, singles)), self.words)
+        target = build.inttoptr(build.add(self.kept, offset), self.words.as_pointer())
+        build.store(difference, target).align = 1
+        return difference
+
+
+class _TallyCopy(_Tally):
+    """Over values that are also written elsewhere, past the caches: nobody reads them there soon."""
+
+    def __init__(self, builder: Value, address: Value, copy: Value) -> None:
+        super().__init__(builder, address)
+        self.copy = copy
+
+    def read(self, offset: Value, part: int) -> Value:
+        bits = super().read(offset, part)
+        target = self.builder.inttoptr(self.builder.add(self.copy, offset), self.words.as_pointer())
+        stored = self.builder.store(bits, target)
+        stored.align = ALIGNMENT
+        stored.set_metadata("nontemporal", self.builder.module.add_metadata([ir.Constant(_WORD, 1)]))
+        return bits
+
+
+_FOUND = types.Tuple((types.int64, types.int64, types.float64))
+
+
+def _generate(kind: type[_Tally]) -> Callable[..., Value]:
+    """Code for the loop over the sources that `kind` takes, which come before the size and the counts' address."""
+
+    def generate(context: Any, builder: Value, _signature: Any, arguments: list[Value]) -> Value:
+        *sources, size, counts = arguments
+        build = kind(builder, *sources)
         top, least, squares, *levels = _loop(builder, size, STRIDE, list(build.starts), build.body)
         top = builder.zext(_fold(builder, top, build.larger), _LONG)
         least = builder.zext(_fold(builder, least, build.smaller), _LONG)
         squares = _fold(builder, squares, build.plus)
         mantissa = ir.Constant(_LONG, _MANTISSA)
         build.store(counts, levels, builder.lshr(least, mantissa), builder.lshr(top, mantissa))
-        return context.make_tuple(builder, result, [top, least, squares])
+        return context.make_tuple(builder, _FOUND, [top, least, squares])
 
-    return result(types.int64, types.int64, types.int64), generate
+    return generate
+
+
+@intrinsic
+def tally(_context, address, size, counts):  # noqa: ANN001, ANN201
+    """Of `size` float32 values, `MOST` at most: the largest and the smallest bits without sign, and the sum of
+    squares, exact but for the rounding of float64 sums. At `counts`, 32 integers: how many values have an exponent
+    with this remainder, written where one between the extremes' has it."""
+    return _FOUND(*[types.int64] * 3), _generate(_Tally)
+
+
+@intrinsic
+def tally_difference(_context, new, old, kept, size, counts):  # noqa: ANN001, ANN201
+    """As `tally` of the values at `new` less those at `old`; the differences are left at `kept`."""
+    return _FOUND(*[types.int64] * 5), _generate(_TallyDifference)
+
+
+@intrinsic
+def tally_copy(_context, address, copy, size, counts):  # noqa: ANN001, ANN201
+    """As `tally`; the values are also written to `copy`, which is a multiple of `ALIGNMENT`."""
+    return _FOUND(*[types.int64] * 4), _generate(_TallyCopy)
 
 
 @intrinsic

@@ -104,9 +104,10 @@ class ParameterTracker:
             if value.is_cuda:
                 away.append((Addition(slot.weight.pending, value), kept))
                 continue
-            slot.weight.add(value)
-            if kept is not None:
-                kept.copy_(value)  # now that it is in the processor's cache
+            if kept is None:
+                slot.weight.add(value)
+            else:
+                slot.weight.pending.add_and_copy(value, kept)
         add_all(addition for addition, _ in away)
         _copy_all([(kept, addition.values) for addition, kept in away if kept is not None])
 

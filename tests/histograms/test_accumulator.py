@@ -299,6 +299,30 @@ def test_difference_is_taken_on_the_way(numel: int):
     assert same(accumulator.stats(), observe(new - old).shift(-2).merge(observe(-new - old)))
 
 
+@settings(max_examples=60, deadline=None)
+@given(tensors())
+def test_a_copy_has_the_values_of_the_tensor(values: torch.Tensor):
+    values = values.detach()
+    copy, accumulator = torch.full_like(values, 7.0), Accumulator()
+    accumulator.add_and_copy(values, copy)
+    assert same(accumulator.stats(), observe(values))
+    assert torch.equal(copy.isnan(), values.isnan())
+    assert torch.equal(copy[~copy.isnan()], values[~values.isnan()])
+
+
+@pytest.mark.parametrize("numel", [1, 127, 128, 8192, 8193, 3 * CHUNK + 5])
+@pytest.mark.parametrize("offset", [0, 1, 8])
+def test_a_copy_begins_anywhere_and_ends_where_the_tensor_does(numel: int, offset: int):
+    values, memory = torch.randn(numel), torch.full((offset + numel + 64,), 7.0)
+    values[0] = math.nan
+    accumulator = Accumulator()
+    accumulator.add_and_copy(values, memory[offset : offset + numel])
+    assert same(accumulator.stats(), observe(values))
+    assert torch.equal(memory[offset : offset + numel].view(torch.int32), values.view(torch.int32))
+    assert (memory[:offset] == 7).all()
+    assert (memory[offset + numel :] == 7).all()
+
+
 def test_difference_of_other_dtypes():
     new, old = torch.randn(50).to(torch.float8_e4m3fn), torch.randn(50).to(torch.float8_e4m3fn)
     accumulator = Accumulator()
@@ -426,6 +450,7 @@ def test_torch_is_left_as_it_was():
     accumulator.add(observed)
     accumulator.add(observed.t()[::2])
     accumulator.add_difference(observed, values)
+    accumulator.add_and_copy(observed, torch.empty_like(observed))
     accumulator.stats()
     assert state() == before
     assert torch.equal(observed, copy)
