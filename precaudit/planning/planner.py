@@ -119,13 +119,13 @@ class _Draft:
         exceptions = tuple(OpFormat(fqn, op, name) for (fqn, op), name in self.ops.items() if name != self._of(fqn))
         # A default that no module has would make a float32 plan look like a low one.
         default = "float32" if set(self.modules.values()) == {"float32"} else self.default
-        used = {default, *self.modules.values()}
+        used = {default, *self.modules.values(), *(exception.format for exception in exceptions)}
         return Plan(
             default=default,
             modules=self.modules,
             ops=exceptions,
             because=self.because,
-            matmul_precision="high" if "tf32" in {*used, *self.choices.formats} else "highest",
+            matmul_precision="high" if "tf32" in used else "highest",
             target=self.choices.target,
         )
 
@@ -138,8 +138,7 @@ def _with_loss_scale(plan: Plan, trace: Trace, choices: Choices) -> Plan:
     maxima = [value for _, value in trace.maxima]
     if not gradients or not maxima:
         return replace(plan, loss_scale=LossScale())
-    unserved = conflicts(gradients, k_max(maxima))
-    if unserved:
+    while unserved := conflicts(gradients, k_max(maxima)):
         plan = _without_conflicts(plan, best_compromise(gradients)[1] or tuple(unserved), choices)
         gradients = {fqn: s for fqn, s in gradients.items() if plan.modules.get(fqn) == "float16"}
         maxima = [min(largest, _log2_peak(trace, plan)) for largest in maxima]

@@ -117,15 +117,10 @@ def unsafe(op: Op, target: Format) -> Ban | None:
     return _ban("PA107", op, target, "error", why, fix)
 
 
-RULES: tuple[Rule, ...] = (
-    overflow,
-    operand_overflow,
-    large_constant,
-    vanishing_constant,
-    integers,
-    local_error,
-    unsafe,
-)
+MAGNITUDE_RULES: tuple[Rule, ...] = (overflow, operand_overflow, large_constant, vanishing_constant)
+"""Of formats that hold values as they are. Operands of a product in 8 bits are scaled by their amax, and its result
+is bfloat16."""
+RULES: tuple[Rule, ...] = (*MAGNITUDE_RULES, integers, local_error, unsafe)
 
 
 def bans(trace: Trace, formats: Iterable[str]) -> tuple[Ban, ...]:
@@ -133,4 +128,10 @@ def bans(trace: Trace, formats: Iterable[str]) -> tuple[Ban, ...]:
     models = {layer.fqn for layer in trace.layers if layer.trained}
     targets = [FORMATS[name] for name in formats if name != "float32"]
     ops = [op for op in trace.ops if op.fqn in models]
-    return tuple(ban for rule in RULES for op in ops for target in targets if (ban := rule(op, target)) is not None)
+    return tuple(
+        ban
+        for rule in RULES
+        for op in ops
+        for target in targets
+        if (target.storage_bits > 8 or rule not in MAGNITUDE_RULES) and (ban := rule(op, target)) is not None
+    )

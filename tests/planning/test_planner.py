@@ -62,8 +62,16 @@ def test_without_bans_everything_is_at_the_default():
     assert plan.types == {"a": "Linear", "b": "Linear"}
     assert plan.loss_scale.mode == "none"
     assert plan.target == "h100"
-    assert plan.matmul_precision == "high"
-    assert planned([op()], ("bfloat16",)).matmul_precision == "highest"
+    assert plan.matmul_precision == "highest"
+
+
+def test_the_backward_pass_computes_in_tf32_where_a_module_does():
+    """One setting serves the whole backward pass, and the emulation rounds to tf32 in tf32 modules only."""
+    assert planned([op()], DEFAULT).matmul_precision == "highest"
+    assert planned([op()], ("tf32",)).matmul_precision == "high"
+    mixed = planned([op(fqn="a"), op(fqn="b", integer_amax=300.0)], ("bfloat16", "tf32"))
+    assert mixed.modules == {"a": "bfloat16", "b": "tf32"}
+    assert mixed.matmul_precision == "high"
 
 
 def test_a_leaf_moves_as_a_whole():
@@ -239,6 +247,20 @@ def test_a_module_that_no_scale_serves_beside_the_others_leaves_float16():
     low, high = plan.loss_scale.window
     assert low <= high
     assert plan.loss_scale.init_scale > 2.0**8
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(-30, 12), st.integers(0, 24)), min_size=1, max_size=4),
+    st.lists(st.floats(0, 5), min_size=1, max_size=10),
+)
+def test_modules_leave_float16_until_one_scale_serves_the_rest(tops, below):
+    gradients = {f"m{i}": stats(2.0**top, 2.0 ** (top - depth)) for i, (top, depth) in enumerate(tops)}
+    loudest = float(max(top for top, _ in tops))
+    plan = halves(gradients, [loudest - part for part in below])
+    left = [fqn for fqn, name in plan.modules.items() if name == "float16"]
+    assert (plan.loss_scale.window is not None) == bool(left)
+    assert (plan.loss_scale.mode == "dynamic") == bool(left)
 
 
 def test_without_gradients_there_is_nothing_to_scale():

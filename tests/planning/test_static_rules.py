@@ -3,8 +3,10 @@
 import math
 
 import pytest
+import torch
 from trace_samples import layer, op, trace
 
+from precaudit.execution import float8
 from precaudit.formats import FORMATS
 from precaudit.planning.rules import HEADROOM, LOCAL_ERROR_LIMIT, RULES, bans
 
@@ -35,9 +37,25 @@ def test_pa101_only_where_the_result_is_half():
 
 
 def test_pa101_counts_the_maximum_of_each_format():
-    assert found(op(amax=200.0), formats=("float8_e4m3", "float8_e5m2", "float16")) == [
-        ("PA101", "linear", "float8_e4m3", "note")
+    assert found(op(amax=1e38), formats=("bfloat16", "float16")) == [
+        ("PA101", "linear", "bfloat16", "note"),
+        ("PA101", "linear", "float16", "error"),
     ]
+
+
+@pytest.mark.parametrize("target", ["float8_e4m3", "float8_e5m2"])
+def test_what_is_scaled_before_it_is_rounded_has_no_largest_magnitude(target):
+    """The error of a float8 product is the same at every scale, so no range forbids it; lost integers do."""
+    assert found(op(amax=1e6, input_amax=1e6, constants=(1e-12, 1e9)), formats=(target,)) == []
+    assert [rule for rule, *_ in found(op(integer_amax=300.0), formats=(target,))] == ["PA105"]
+    x, weight = torch.randn(64, 32), torch.randn(16, 32)
+    errors = []
+    for scale in (1.0, 2.0**10, 2.0**20):
+        exact = torch.nn.functional.linear(x * scale, weight)
+        rounded = float8.linear(x * scale, weight, forward=target, by_row=False, multiply=float8.in_float32)
+        errors.append(float((rounded.float() - exact).norm() / exact.norm()))
+    assert max(errors) == pytest.approx(min(errors), rel=1e-3)
+    assert 0.01 < max(errors) < 0.2
 
 
 @pytest.mark.parametrize(("amax", "severity"), [(16000.0, None), (20000.0, "note"), (70000.0, "error")])
