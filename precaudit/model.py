@@ -18,6 +18,7 @@ SCHEMA_VERSION = 1
 Role = Literal["activation", "weight", "weight_grad", "activation_grad", "optimizer_state", "update"]
 Severity = Literal["error", "warning", "note"]
 Verdict = Literal["pass", "fail", "inconclusive", "screened", "not_run"]
+Cause = Literal["noise", "float32", "unchanged", "interrupted"]
 Execution = Literal["native", "emulated"]
 ScaleMode = Literal["none", "static", "dynamic"]
 Float8Scaling = Literal["tensor", "row"]
@@ -306,7 +307,10 @@ class Plan:
 
 @dataclass(frozen=True)
 class Trial:
-    """One training run: `plan` is `reference`, `reference-perturbed`, `as-written`, `candidate-1`, ..."""
+    """One training run: `plan` is `reference`, `reference-perturbed`, `as-written`, `candidate-1`, ...
+
+    `scale` is the magnitude that differences from a reference's loss are relative to.
+    """
 
     seed: int
     plan: str
@@ -315,6 +319,7 @@ class Trial:
     steps: int = 0
     status: str = "ok"
     seconds: float | None = None
+    scale: float | None = None
 
 
 @dataclass(frozen=True)
@@ -347,6 +352,9 @@ class Repair:
 
 @dataclass(frozen=True)
 class Verification:
+    """`cause` says why a verdict is inconclusive; `compared` are the first and the last step (from 1) over which
+    losses were averaged for the difference."""
+
     verdict: Verdict = "not_run"
     execution: Execution | None = None
     margin: float | None = None
@@ -359,6 +367,8 @@ class Verification:
     reason: str = ""
     evaluations: int = 0
     horizon: int | None = None
+    cause: Cause | None = None
+    compared: tuple[int, int] | None = None
 
 
 # ---------------------------------------------------------------- Tensor Cores

@@ -6,12 +6,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from precaudit.formats import get_format
-from precaudit.model import Execution, Plan, Repair, Trial, Verification
+from precaudit.model import Difference, Execution, Plan, Repair, Trial, Verification
 from precaudit.planning.fitting import format_of
 from precaudit.profiling.audit import Audit, Runner
 from precaudit.profiling.repairs import Promotion, find_repair
 from precaudit.running.job import RunResult, RunSpec
 from precaudit.verification.equivalence import needs_more
+from precaudit.verification.statistics import typical_loss
 from precaudit.verification.verdict import Judgement, Runs, judge, screened
 
 MAX_ROUNDS = 3
@@ -89,7 +90,7 @@ def verify(
     promoted: dict[tuple[str, str], tuple[str, str]] = {}
     repairs: list[Repair] = []
     judgement = Judgement(
-        "inconclusive", "interrupted before the first trial ended", None, Verification().difference, ()
+        "inconclusive", "interrupted before the first trial ended", None, Difference(), (), cause="interrupted"
     )
     try:
         for round_ in range(1, MAX_ROUNDS + 2):
@@ -104,7 +105,7 @@ def verify(
             if not plan.is_low_precision:
                 break
     except Interrupted:
-        judgement = replace(judgement, verdict="inconclusive", reason="interrupted before the verdict")
+        judgement = replace(judgement, verdict="inconclusive", reason="interrupted before the verdict", cause="interrupted")
     return _verification(trials, judgement, execution, repairs), plan
 
 
@@ -161,21 +162,25 @@ def _trial_round(
 
 
 def _verification(trials: Trials, judgement: Judgement, execution: Execution, repairs: list[Repair]) -> Verification:
-    audit = trials.audit
+    audit, window = trials.audit, judgement.window
     return Verification(
         verdict=judgement.verdict,
         execution=execution,
         margin=judgement.margin,
         seeds=tuple(sorted({run.seed for run in trials.log})),
         steps=audit.reference.steps,
-        trials=tuple(
-            Trial(run.seed, run.label, run.losses, len(run.skipped), run.steps, run.status, run.seconds)
-            for run in trials.log
-        ),
+        trials=tuple(_trial(run, window) for run in trials.log),
         difference=judgement.difference,
         gates=judgement.gates,
         repairs=tuple(repairs),
         reason=judgement.reason,
         evaluations=sum(run.backward_calls for run in (*trials.log, *([audit.replay] if audit.replay else []))),
         horizon=judgement.horizon,
+        cause=judgement.cause,
+        compared=(window.start + 1, window.stop) if window else None,
     )
+
+
+def _trial(run: RunResult, window: slice | None) -> Trial:
+    scale = typical_loss(run.losses, window) if window and run.label == "reference" else None
+    return Trial(run.seed, run.label, run.losses, len(run.skipped), run.steps, run.status, run.seconds, scale)

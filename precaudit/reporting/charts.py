@@ -272,26 +272,33 @@ def losses() -> Drawing:
 
 
 def differences() -> Drawing:
-    """Paired relative differences of the loss for each seed and their mean, in the band of ±margin."""
+    """Paired relative differences of the loss for each seed and their mean; over the steps compared, from `first` to
+    `last`, their mean over all seeds and steps in the band of ±margin."""
     import altair as alt
 
     y = alt.Y("d:Q", axis=alt.Axis(title="loss difference", format="+.2~%", tickCount=6, titlePadding=12))
+    compared = alt.Chart(alt.Data(values=[{}])).transform_calculate(step="first", last="last")
     band = (
-        alt.Chart(alt.Data(values=[{}]))
-        .transform_calculate(d="-margin", high="margin")
-        .mark_rect(opacity=0.16, color=alt.ExprRef("good"), aria=False)
-        .encode(y=y, y2="high:Q")
+        compared.transform_calculate(d="-margin", high="margin")
+        .mark_rect(opacity=0.25, color=alt.ExprRef("good"), aria=False)
+        .encode(x=_steps(title="step"), x2="last:Q", y=y, y2="high:Q")
+    )
+    verdict = (
+        compared.transform_calculate(d="mean")
+        .mark_rule(strokeWidth=4, color=alt.ExprRef("ink"), aria=False)
+        .encode(x=_steps(title="step"), x2="last:Q", y=y)
     )
     zero = alt.Chart(alt.Data(values=[{"d": 0}])).mark_rule(color=alt.ExprRef("muted"), aria=False).encode(y=y)
     base = alt.Chart(alt.NamedData("pairs")).encode(x=_steps(title="step"), y=y)
     seeds = base.mark_line(strokeWidth=1, opacity=0.5, color=alt.ExprRef("plain"), aria=False).encode(detail="run:N")
     mean = base.transform_aggregate(d="mean(d)", groupby=["step"]).mark_line(
-        strokeWidth=2.2, color=alt.ExprRef("fits"), aria=False
+        strokeWidth=1.8, color=alt.ExprRef("fits"), aria=False
     )
     points = base.mark_circle(opacity=0, size=90, aria=False).encode(
         tooltip=["run:N", "step:Q", alt.Tooltip("d:Q", title="difference", format="+.3%")]
     )
-    return (band + zero + seeds + mean + points).add_params(*_signals(margin=0)), 200
+    drawing = band + zero + seeds + mean + verdict + points
+    return drawing.add_params(*_signals(margin=0, mean=None, first=1, last=1)), 200
 
 
 def times() -> Drawing:

@@ -8,7 +8,7 @@ from itertools import accumulate
 from typing import Any, TypeGuard
 
 from precaudit.formats import FORMATS
-from precaudit.model import Layer, Report, TensorStats, Trial
+from precaudit.model import Layer, Report, TensorStats, Trial, Verification
 from precaudit.reporting.story import CAST_ROLES, WHOLE
 from precaudit.reporting.words import SHORT_FORMATS, visible
 
@@ -109,9 +109,16 @@ def trainings(report: Report) -> dict[str, Any]:
             if trial.plan == last and trial.seed in references
             for row in _pair(references[trial.seed], trial)
         ],
-        "margin": v.margin,
+        "signals": _compared(v),
         "broken": [_broken(trial) for trial in v.trials if not all(map(math.isfinite, trial.losses))],
     }
+
+
+def _compared(v: Verification) -> dict[str, Any]:
+    """What the verdict is about, as the chart draws it: a mean over some steps, and how large it may be."""
+    mean, (first, last) = v.difference.mean, v.compared or (1, v.steps)
+    known = mean is not None and math.isfinite(mean)
+    return {"margin": v.margin or 0, "mean": mean if known else None, "first": first, "last": last}
 
 
 def _kind(trial: Trial, last: str | None) -> str:
@@ -147,11 +154,13 @@ def _band(references: list[Trial], margin: float | None) -> Rows:
 
 
 def _pair(reference: Trial, trial: Trial) -> Rows:
+    """Relative to what the verdict is relative to; reports of older versions don't say what that was."""
     rows = []
     for i in _thin(min(len(reference.losses), len(trial.losses))):
         base, loss = reference.losses[i], trial.losses[i]
-        if math.isfinite(base) and math.isfinite(loss) and base:
-            rows.append({"run": f"seed {trial.seed}", "step": i + 1, "d": (loss - base) / abs(base)})
+        scale = reference.scale or abs(base)
+        if math.isfinite(base) and math.isfinite(loss) and scale:
+            rows.append({"run": f"seed {trial.seed}", "step": i + 1, "d": (loss - base) / scale})
     return rows
 
 

@@ -73,8 +73,8 @@ def _trainings(data: dict[str, Any]) -> Iterator[Spec]:
         title = "loss of every training run: float32 grey, the plan blue, earlier plans orange"
         yield _picture("losses", title, {"curves": data["curves"], "band": data["band"]}, {})
     if data["pairs"]:
-        title = "the plan's loss against float32's, a line a seed and their mean; green: counts as the same"
-        yield _picture("differences", title, {"pairs": data["pairs"]}, {"margin": data["margin"] or 0})
+        title = "the plan's loss against float32's, a line a seed and their mean; black: what is compared; green: the same"
+        yield _picture("differences", title, {"pairs": data["pairs"]}, data["signals"])
 
 
 def _times(times: list[dict[str, Any]]) -> Iterator[Spec]:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from precaudit.model import Difference, Gate, Plan, Verdict
+from precaudit.model import Cause, Difference, Gate, Plan, Verdict
 from precaudit.running.job import RunResult
 from precaudit.verification import statistics
 from precaudit.verification.equivalence import equivalence
@@ -18,7 +18,8 @@ _FINISHED = ("stopped", "ended")
 
 @dataclass(frozen=True)
 class Judgement:
-    """What the runs so far say of a plan; `lost_at` is the step from which a candidate was lost."""
+    """What the runs so far say of a plan; `lost_at` is the step from which a candidate was lost, `window` the steps
+    whose losses were compared, `cause` why the verdict is inconclusive."""
 
     verdict: Verdict
     reason: str
@@ -27,6 +28,8 @@ class Judgement:
     gates: tuple[Gate, ...]
     horizon: int | None = None
     lost_at: int | None = None
+    window: slice | None = None
+    cause: Cause | None = None
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,8 @@ def judge(runs: Runs, plan: Plan) -> Judgement:
     if bad := failed(checked):
         return _undecided("fail", bad[0].detail, checked)
     if pairs and runs.rounds and not any(_differ(*pair) for pair in pairs):
-        return _undecided("inconclusive", "the plan changed nothing: every loss is float32's, bit for bit", checked)
+        reason = "the plan changed nothing: every loss is float32's, bit for bit"
+        return replace(_undecided("inconclusive", reason, checked), cause="unchanged")
     return _compare_losses(runs, pairs, checked)
 
 
@@ -84,9 +88,10 @@ def _compare_losses(runs: Runs, pairs: Sequence[Pair], checked: tuple[Gate, ...]
     difference = Difference(result.mean, result.lower, result.upper)
     verdict: Verdict = result.decision
     reason = result.detail
+    cause: Cause | None = "noise" if verdict == "inconclusive" else None
     if not guard.passed and verdict == "pass":
-        verdict, reason = "inconclusive", f"the float32 run proves nothing: {guard.detail}"
-    return Judgement(verdict, reason, margin, difference, all_gates, together)
+        verdict, cause, reason = "inconclusive", "float32", f"the float32 run proves nothing: {guard.detail}"
+    return Judgement(verdict, reason, margin, difference, all_gates, together, window=window, cause=cause)
 
 
 def _differ(reference: RunResult, candidate: RunResult) -> bool:
@@ -114,12 +119,10 @@ def screened(judgement: Judgement) -> Judgement:
     mean, margin = judgement.difference.mean, judgement.margin
     if judgement.verdict == "fail" or mean is None or margin is None:
         return judgement
-    verdict: Verdict = "screened" if abs(mean) < margin else "inconclusive"
-    return Judgement(
-        verdict,
-        f"{judgement.reason} (quick mode: one pair)",
-        margin,
-        judgement.difference,
-        judgement.gates,
-        judgement.horizon,
+    inside = abs(mean) < margin
+    return replace(
+        judgement,
+        verdict="screened" if inside else "inconclusive",
+        reason=f"{judgement.reason} (quick mode: one pair)",
+        cause=None if inside else "noise",
     )

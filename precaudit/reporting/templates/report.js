@@ -253,7 +253,7 @@
   function startTrainings() {
     const t = data.trainings;
     whenNear("chart-losses", () => draw("losses", { curves: t.curves, band: t.band }));
-    if (t.pairs.length) whenNear("chart-differences", () => draw("differences", { pairs: t.pairs }, { margin: t.margin || 0 }));
+    if (t.pairs.length) whenNear("chart-differences", () => draw("differences", { pairs: t.pairs }, t.signals));
     else ["chart-differences", "differences-note"].forEach((id) => { if ($(id)) $(id).hidden = true; });
     if ($("broken")) $("broken").replaceChildren(...t.broken.map((line) => element("li", line)));
     whenNear("chart-times", () => {
