@@ -6,8 +6,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 
 from precaudit.checking.models import ModelView
-from precaudit.checking.records import Answer, finding
+from precaudit.checking.records import Answer
 from precaudit.comparison.matching import Matching, match_layers
+from precaudit.finding import finding
 from precaudit.model import Finding, Layer, Plan
 from precaudit.planning.fitting import format_of
 from precaudit.reporting.words import listing, plural

@@ -6,7 +6,8 @@ import math
 from collections.abc import Iterable, Mapping
 
 from precaudit.checking.models import ModelView, planned_formats
-from precaudit.checking.records import Answer, Deployment, finding
+from precaudit.checking.records import Answer, Deployment
+from precaudit.finding import finding
 from precaudit.model import Finding, Severity
 from precaudit.planning.fitting import format_of
 from precaudit.planning.rules import HEADROOM, Ban, bans

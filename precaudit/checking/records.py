@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from precaudit.model import Execution, Finding, Layer, Plan, Severity
-from precaudit.reporting.results import fingerprint
+from precaudit.model import Execution, Finding, Layer, Plan
 
 SCHEMA_VERSION = 1
 LARGE_EXPONENT = 10
@@ -183,10 +182,3 @@ class CheckReport:
     @property
     def passed(self) -> bool:
         return all(finding.severity != "error" for finding in self.findings)
-
-
-def finding(rule: str, severity: Severity, message: str, suggestion: str, **place: Any) -> Finding:
-    """A finding with its fingerprint; `fqn`, `op` and `location` are its place, everything else is evidence."""
-    where = {key: place.pop(key, None) for key in ("fqn", "op", "location")}
-    found = Finding(rule, severity, message, suggestion, **where, evidence=place)
-    return replace(found, fingerprint=fingerprint(found))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from precaudit.checking.deployments import formats_of
-from precaudit.checking.records import Answer, Deployment, finding
+from precaudit.checking.records import Answer, Deployment
+from precaudit.finding import finding
 from precaudit.model import Finding
 from precaudit.reporting.words import listing, plural
 from precaudit.tensorcores.peaks import Gpu

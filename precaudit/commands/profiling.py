@@ -114,7 +114,7 @@ def finish(outcome: Outcome, arguments: argparse.Namespace, folder: Path) -> int
         reporting.write(report, path)
     emit(render_terminal(report, color=use_color(sys.stdout), written=written, plan=folder / "plan.json"), sys.stdout)
     for sentence in matched:
-        print(f"--fail-on: {sentence}", file=sys.stderr)
+        print(f"precaudit: {sentence}", file=sys.stderr)
     if outcome.error:
         print(f"precaudit: {outcome.error}\nprecaudit: what was measured is in {folder}", file=sys.stderr)
         return int(outcome.exit_code)

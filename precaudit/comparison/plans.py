@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 from precaudit.comparison.changes import Change
-from precaudit.model import Finding, LossScale, OpFormat, Plan, Report
+from precaudit.finding import fingerprint
+from precaudit.model import LossScale, OpFormat, Plan, Report
 
+SEVERITIES = ("note", "warning", "error")
 LADDER = {"pass": 0, "screened": 0, "inconclusive": 1, "fail": 2}
 # Time on Tensor Cores falls in this order; formats of one rank replace each other without loss of speed.
 SPEED_RANK = {"float32": 0, "tf32": 1, "bfloat16": 2, "float16": 2, "float8_e4m3": 3, "float8_e5m2": 3}
@@ -22,18 +25,22 @@ def verdict_changes(base: Report, head: Report) -> Iterator[Change]:
 
 
 def finding_changes(base: Report, head: Report, names: Mapping[str, str]) -> Iterator[Change]:
-    """Findings whose fingerprint base has not; one that only followed a renamed layer is not new."""
-    known = {finding.fingerprint for finding in base.findings if finding.fingerprint}
-    places = {_place(finding, names) for finding in base.findings}
-    for finding in head.findings:
-        if finding.fingerprint not in known and _place(finding, {}) not in places:
-            message = f"{finding.rule}: {finding.message}"
-            yield Change(f"new_{finding.severity}s", 1.0, message, fqn=finding.fqn, op=finding.op, head=finding.rule)
-
-
-def _place(finding: Finding, names: Mapping[str, str]) -> tuple[str, str | None, str | None]:
-    fqn = finding.fqn
-    return finding.rule, names.get(fqn, fqn) if fqn else fqn, finding.op
+    """Findings that base has not, has fewer of, or takes less seriously; a renamed layer makes none new."""
+    known: dict[str, list[str]] = {}
+    for finding in base.findings:
+        fqn = finding.fqn
+        renamed = replace(finding, fqn=names.get(fqn, fqn) if fqn else fqn)
+        known.setdefault(fingerprint(renamed), []).append(finding.severity)
+    for finding in sorted(head.findings, key=lambda finding: -SEVERITIES.index(finding.severity)):
+        before = known.get(fingerprint(finding), [])
+        # Each of base's findings excuses one of head's, the least serious of those that are serious enough.
+        excuses = [severity for severity in before if SEVERITIES.index(severity) >= SEVERITIES.index(finding.severity)]
+        if excuses:
+            before.remove(min(excuses, key=SEVERITIES.index))
+            continue
+        was = f" (a {before[0]} in base)" if before else ""
+        message = f"{finding.rule}: {finding.message}{was}"
+        yield Change(f"new_{finding.severity}s", 1.0, message, fqn=finding.fqn, op=finding.op, head=finding.rule)
 
 
 def format_changes(base: Plan, head: Plan, names: Mapping[str, str]) -> Iterator[Change]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from precaudit.finding import finding
 from precaudit.model import Finding, Location, Severity, Verification
 from precaudit.profiling.audit import Audit
-from precaudit.profiling.finding import finding
 from precaudit.running.job import RunResult
 from precaudit.verification.statistics import MARGIN_CAP, comparison_window, diverged, relative_differences
 

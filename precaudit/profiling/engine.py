@@ -39,13 +39,13 @@ class Outcome:
 class _Clock:
     """A runner that keeps every result, for the account of time at the end.
 
-    `stepping_seconds` is the wall time spent in training steps, runs at the same time counted once.
+    `wall_seconds` is the time spent in training steps, runs at the same time counted once.
     """
 
     def __init__(self, runner: Runner) -> None:
         self._runner = runner
         self.results: list[tuple[RunSpec, RunResult]] = []
-        self.stepping_seconds = 0.0
+        self.wall_seconds = 0.0
 
     def __call__(self, spec: RunSpec) -> RunResult:
         return self.many([spec])[0]
@@ -57,7 +57,7 @@ class _Clock:
         self.results += zip(specs, results, strict=True)
         inside = sum(result.seconds for result in results)
         stepping = sum(sum(result.step_seconds) for result in results)
-        self.stepping_seconds += wall * stepping / inside if inside else 0.0
+        self.wall_seconds += wall * stepping / inside if inside else 0.0
         return results
 
 
@@ -214,8 +214,9 @@ def _job_facts(job: Job, settings: Settings, audit: Audit, formats: Sequence[str
 
 
 def _performance(clock: _Clock, seconds: float, measuring: float) -> dict[str, Any]:
-    """Plain time: the steps of every run at the median step of the unmeasured float32 runs (or the fastest third).
-    The `measuring` stage is in the total and no part of the rest."""
+    """Plain time: the steps of every run at the median step of the unmeasured float32 runs (or the fastest third),
+    which run two at a time as all do; `ratio` is what all steps took, run by run, over that. The `measuring` stage is
+    in the total and no part of the rest."""
     runs = clock.results
     plain = [s for spec, r in runs if spec.precision == "float32" and not spec.probe_dir for s in r.step_seconds[1:]]
     if not plain:
@@ -224,12 +225,13 @@ def _performance(clock: _Clock, seconds: float, measuring: float) -> dict[str, A
     median = sorted(plain)[len(plain) // 2] if plain else None
     steps = sum(result.steps for _, result in runs)
     inside = sum(result.seconds for _, result in runs)
+    stepping = sum(sum(result.step_seconds) for _, result in runs)
     return {
         "seconds_total": seconds,
         "seconds_in_runs": inside,
         "steps_run": steps,
         "runs": len(runs),
         "seconds_plain_steps": steps * median if median is not None else None,
-        "seconds_startup": max(0.0, seconds - measuring - clock.stepping_seconds),
-        "ratio": clock.stepping_seconds / (steps * median) if median and steps else None,
+        "seconds_startup": max(0.0, seconds - measuring - clock.wall_seconds),
+        "ratio": stepping / (steps * median) if median and steps else None,
     }

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
-from precaudit.model import Finding, Plan, Verification
+from precaudit.finding import finding
+from precaudit.model import Finding, Layer, Plan, TensorRecord, Verification
 from precaudit.planning.budget import GradientError
 from precaudit.planning.loss_scale import RESIDUE
 from precaudit.planning.rules import Ban
 from precaudit.profiling.aswritten import of_as_written
 from precaudit.profiling.audit import Audit
-from precaudit.profiling.finding import finding
+
+NARROW = ("float16", "bfloat16")
 
 
 def all_findings(audit: Audit, plan: Plan, verification: Verification) -> tuple[Finding, ...]:
@@ -56,46 +58,43 @@ def _of_bans(bans: Iterable[Ban], plan: Plan) -> list[Finding]:
 
 def _of_optimizer(audit: Audit) -> list[Finding]:
     """PA301, PA302: what the script itself keeps in half precision."""
-    found = []
     written = audit.as_written.trace if audit.as_written and audit.as_written.trace else None
-    for layer in written.layers if written else ():
-        states = [t for t in layer.tensors if t.role == "optimizer_state" and t.dtype in ("float16", "bfloat16")]
-        weight = next((t for t in layer.tensors if t.role == "weight" and t.dtype in ("float16", "bfloat16")), None)
-        update = (
-            next((t for t in layer.tensors if t.role == "update" and t.name == weight.name), None) if weight else None
-        )
-        gradient = layer.tensor("weight_grad", weight.name) if weight else None
-        if weight and update and gradient and update.stats.numel:
-            moved = update.stats.zeros / update.stats.numel
-            idle = gradient.stats.zeros / max(1, gradient.stats.numel)
-            if moved - idle > 0.5:
-                found.append(
-                    finding(
-                        "PA301",
-                        "error",
-                        f"{layer.fqn}: {moved:.0%} of its updates are rounded away, with weights in {weight.dtype}",
-                        "keep float32 master weights: train the float32 model under autocast instead of casting it",
-                        layer.fqn,
-                        share=moved,
-                    )
-                )
-        for state in states:
-            flushed = state.formats.get(state.dtype)
-            share = state.stats.zeros / max(1, state.stats.numel)
-            if state.dtype == "float16" and (share > 0.01 or (flushed and flushed.underflow_rate > 0)):
-                found.append(
-                    finding(
-                        "PA302",
-                        "error",
-                        f"{layer.fqn}: {share:.0%} of {state.name} is zero in float16, and so is Adam's eps",
-                        "keep optimizer states in float32",
-                        layer.fqn,
-                        None,
-                        state=state.name,
-                        share=share,
-                    )
-                )
-    return found
+    layers = written.layers if written else ()
+    return [found for layer in layers for found in (*_of_weights(layer), *_of_states(layer))]
+
+
+def _of_weights(layer: Layer) -> Iterator[Finding]:
+    """Updates that a half weight is too coarse for, where there was a gradient."""
+    for weight in layer.tensors:
+        if weight.role != "weight" or weight.dtype not in NARROW:
+            continue
+        update, gradient = layer.tensor("update", weight.name), layer.tensor("weight_grad", weight.name)
+        if not update or not gradient or not update.stats.numel:
+            continue
+        moved = _zero_share(update)
+        if moved - _zero_share(gradient) > 0.5:
+            message = f"{layer.fqn}: {moved:.0%} of its updates are rounded away, with weights in {weight.dtype}"
+            fix = "keep float32 master weights: train the float32 model under autocast instead of casting it"
+            yield finding("PA301", "error", message, fix, layer.fqn, share=moved)
+            return
+
+
+def _of_states(layer: Layer) -> Iterator[Finding]:
+    """States that are zero in float16 though the gradients that they collect are not."""
+    for state in layer.tensors:
+        if state.role != "optimizer_state" or state.dtype != "float16":
+            continue
+        parameter, _, kind = state.name.rpartition(".")
+        gradient, share = layer.tensor("weight_grad", parameter), _zero_share(state)
+        if share - (_zero_share(gradient) if gradient else 0.0) > 0.01:
+            eps = ", and so is Adam's eps" if kind == "exp_avg_sq" else ""
+            message = f"{layer.fqn}: {share:.0%} of {state.name} is zero in float16{eps}"
+            fix = "keep optimizer states in float32"
+            yield finding("PA302", "error", message, fix, layer.fqn, state=state.name, share=share)
+
+
+def _zero_share(tensor: TensorRecord) -> float:
+    return tensor.stats.zeros / max(1, tensor.stats.numel)
 
 
 def _of_errors(errors: Iterable[GradientError]) -> list[Finding]:

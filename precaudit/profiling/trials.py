@@ -105,7 +105,8 @@ def verify(
             if not plan.is_low_precision:
                 break
     except Interrupted:
-        judgement = replace(judgement, verdict="inconclusive", reason="interrupted before the verdict", cause="interrupted")
+        reason = "interrupted before the verdict"
+        judgement = replace(judgement, verdict="inconclusive", reason=reason, cause="interrupted")
     return _verification(trials, judgement, execution, repairs), plan
 
 

@@ -24,7 +24,8 @@ def tensor_cores(report: Report) -> list[str]:
         )
     if used.eligible_flops_share is not None:
         target = prose(report.plan.target)
-        lines.append(f"{share(used.eligible_flops_share)} of the operations could run on Tensor Cores of {target}.")
+        eligible = share(used.eligible_flops_share)
+        lines.append(f"{eligible} of the arithmetic in products could run on Tensor Cores of {target}.")
     return lines + [prose(note) for note in used.notes]
 
 
@@ -80,8 +81,8 @@ def gain(report: Report) -> list[str]:
     if faster <= 1 or _low(bounds) <= 1:
         return [f"Worth: no time gained over float32, measured on {prose(gpu)} ({faster:.2f}x)."]
     return [
-        f"Worth: {faster:.2f}x the speed of float32, measured on {prose(gpu)}: the same training for "
-        f"{1 - 1 / faster:.0%} less of its time."
+        f"Worth: {faster:.2f}x the speed of float32, measured on {prose(gpu)}: the same training in "
+        f"{1 - 1 / faster:.0%} less time."
     ]
 
 
@@ -188,7 +189,7 @@ def _overhead(p: Mapping[str, Any]) -> list[str]:
     plain, ratio = p.get("seconds_plain_steps"), p.get("ratio")
     if not _between(plain, math.inf) or not _between(ratio, math.inf):
         return []
-    return [f"Its training steps took {ratio:.2f}x as long as the same steps do without precaudit ({seconds(plain)})."]
+    return [f"Its training steps took {ratio:.2f}x as long as the same steps of plain training ({seconds(plain)})."]
 
 
 def _between(value: Any, most: Any) -> bool:

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from urllib.parse import quote
 
+from precaudit.finding import fingerprint
 from precaudit.model import Finding, Report, Severity
 from precaudit.reporting import story
 from precaudit.reporting.words import prose, visible
@@ -42,13 +43,6 @@ def sentence(finding: Finding) -> str:
     """What was found and what to do about it, on one line."""
     message, suggestion = prose(finding.message), prose(finding.suggestion)
     return f"{message.rstrip('.')}. What to do: {suggestion}" if suggestion else message or visible(finding.rule)
-
-
-def fingerprint(finding: Finding) -> str:
-    """Identifies a finding over time: its rule, layer, op and role, never its line or message."""
-    evidence = finding.evidence
-    parts = [finding.rule, finding.fqn, finding.op, evidence.get("role"), evidence.get("gate")]
-    return hashlib.sha256("\0".join(str(part or "") for part in parts).encode("utf-8", "replace")).hexdigest()
 
 
 def fingerprints(findings: Iterable[Finding]) -> list[str]:

@@ -12,7 +12,7 @@ import orjson
 
 from precaudit.errors import PrecauditError
 from precaudit.formats import get_format
-from precaudit.model import SCHEMA_VERSION, Exponents, Plan, Repair, Report, TensorRecord, TensorStats
+from precaudit.model import SCHEMA_VERSION, Exponents, LossScale, Plan, Repair, Report, TensorRecord, TensorStats
 from precaudit.reporting.decode import Decoder, Decoders, Mismatch, number
 from precaudit.reporting.files import read_json, write_bytes
 
@@ -172,6 +172,8 @@ def _plan(decode: Decoder) -> Decoder:
 
     def checked(value: Any) -> Plan:
         plan: Plan = decode(value)
+        if not plan.master_weights:
+            raise Mismatch("master_weights is false, but every plan trains float32 weights").inside(".master_weights")
         return replace(
             plan,
             default=_known_format(plan.default),
@@ -182,4 +184,14 @@ def _plan(decode: Decoder) -> Decoder:
     return checked
 
 
-SPECIAL = {Exponents: _exponents, TensorStats: _stats, Plan: _plan}
+def _loss_scale(decode: Decoder) -> Decoder:
+    def checked(value: Any) -> LossScale:
+        scale: LossScale = decode(value)
+        if scale.init_scale is not None and not 0 < scale.init_scale < math.inf:
+            raise Mismatch("a loss scale is a positive finite number").inside(".init_scale")
+        return scale
+
+    return checked
+
+
+SPECIAL = {Exponents: _exponents, TensorStats: _stats, Plan: _plan, LossScale: _loss_scale}

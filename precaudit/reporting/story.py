@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from precaudit.formats import FORMATS
-from precaudit.model import Finding, Layer, Plan, Report, TensorRecord
+from precaudit.model import Cause, Finding, Layer, Plan, Report, TensorRecord
 from precaudit.reporting import costs
 from precaudit.reporting.words import NOT_MEASURED, number, plural, power, prose, share, signed, visible
 
@@ -39,6 +39,34 @@ class Headline:
     tone: Tone
     title: str
     details: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Undecided:
+    """What it means that nothing was decided, and what would decide it."""
+
+    meaning: str
+    advice: str
+
+
+UNDECIDED: Mapping[Cause, Undecided] = {
+    "noise": Undecided(
+        "the difference may be one that is allowed or a larger one. More seeds can tell.",
+        "Let more seeds decide: profile again with --seeds {seeds}.",
+    ),
+    "float32": Undecided(
+        "float32 itself did not learn in these steps, and learning as little as that proves nothing.",
+        "Profile again with more --steps, or a script whose loss moves: what float32 learns is the measure.",
+    ),
+    "unchanged": Undecided(
+        "rounding reached no loss, so these runs tell nothing about it.",
+        "See whether the loss depends on the modules of the plan: none of their rounding reached it.",
+    ),
+    "interrupted": Undecided(
+        "the runs were interrupted before they could tell.",
+        "Profile again and let the training runs finish.",
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -127,8 +155,7 @@ def _meaning(report: Report) -> str:
     sentences = {
         "pass": f"you can train in {plan_name(report.plan)}: it learned what float32 learned. {_speed(report)}",
         "fail": "stay in float32 for now: with this plan the model does not learn what it learns in float32.",
-        "inconclusive": "nothing is decided: the difference may be one that is allowed or a larger one. "
-        "More seeds can tell.",
+        "inconclusive": f"nothing is decided: {UNDECIDED[report.verification.cause or 'noise'].meaning}",
         "screened": "it looked the same in one pair of runs, which is a first look and no proof.",
         "not_run": "this plan follows from measured ranges; whether the model still learns the same, nobody has tried.",
     }
@@ -161,11 +188,11 @@ def ranked_findings(report: Report) -> list[Finding]:
 
 
 def actions(report: Report) -> list[str]:
-    """What to change, the most important first."""
+    """What to change, the most important first; notes are for who reads on."""
     steps = {
         "pass": "Train with the plan: paste the lines that this report gives into your training script.",
         "screened": "Verify before you rely on it: profile again without --quick.",
-        "inconclusive": f"Let more seeds decide: profile again with --seeds {more_seeds(report)}.",
+        "inconclusive": UNDECIDED[report.verification.cause or "noise"].advice.format(seeds=more_seeds(report)),
         "not_run": "Prove the plan: profile without --no-verify.",
         "fail": "Don't train with this plan yet: see the gates, repairs and findings below.",
     }
@@ -176,7 +203,11 @@ def actions(report: Report) -> list[str]:
         first = "See script.log for what the script said, and let it reach its first step." if cut else first
     elif not report.plan.is_low_precision:
         first = "Change nothing for now: float32 is the fastest format that is known to train here."
-    left = [finding for finding in ranked_findings(report) if finding.suggestion and not settled(report.plan, finding)]
+    left = [
+        finding
+        for finding in ranked_findings(report)
+        if finding.severity != "note" and finding.suggestion and not settled(report.plan, finding)
+    ]
     return [first, *dict.fromkeys(map(_suggestion, left)), *_taken_care_of(report)]
 
 
@@ -224,7 +255,8 @@ def plan_default(plan: Plan) -> str:
     if not plan.modules:
         return "No module was seen, so there is nothing to plan."
     if set(plan.modules.values()) == {plan.default} and not plan.ops:
-        return f"All {plural(len(plan.modules), 'module')} are in {plan.default} on {prose(plan.target)}."
+        every = "The one module is" if len(plan.modules) == 1 else f"All {len(plan.modules):,} modules are"
+        return f"{every} in {plan.default} on {prose(plan.target)}."
     return f"The plan's default on {prose(plan.target)} is {plan.default}. Exceptions:"
 
 
@@ -248,7 +280,7 @@ def loss_scale(report: Report) -> list[str]:
         narrow = "float16" in (plan.default, *plan.modules.values())
         why = "no scale was found to be of use" if narrow else "no gradient is stored in float16"
         return [f"Not needed: {why}. The plan trains without a loss scale."]
-    lines = [_window(*scale.window)] if scale.window else ["Window: not measured."]
+    lines = [_window(*scale.window)] if scale.window else ["Window: none, no single scale serves every module."]
     static = power(scale.init_scale if scale.mode == "static" else _static(scale.window))
     dynamic = power(scale.init_scale if scale.mode == "dynamic" else _power_of_two(scale.window))
     interval = scale.growth_interval or 2000
@@ -287,7 +319,7 @@ def repairs(report: Report) -> list[str]:
         f"Round {repair.round}: {visible(repair.fqn) or WHOLE}{f':{visible(repair.op)}' if repair.op else ''} "
         f"from {prose(repair.source)} to {prose(repair.target)}: {prose(repair.why)}"
         for repair in report.verification.repairs
-    ] or ["None were needed or tried."]
+    ] or ["No repair was needed or tried."]
 
 
 # ---------------------------------------------------------------- ranges

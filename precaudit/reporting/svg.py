@@ -73,7 +73,7 @@ def _trainings(data: dict[str, Any]) -> Iterator[Spec]:
         title = "loss of every training run: float32 grey, the plan blue, earlier plans orange"
         yield _picture("losses", title, {"curves": data["curves"], "band": data["band"]}, {})
     if data["pairs"]:
-        title = "the plan's loss against float32's, a line a seed and their mean; black: what is compared; green: the same"
+        title = "the plan's loss against float32's, each seed and their mean; black: what is compared; green: the same"
         yield _picture("differences", title, {"pairs": data["pairs"]}, data["signals"])
 
 

@@ -85,7 +85,10 @@ def share(value: float | None) -> str:
 
 def signed(value: float | None) -> str:
     """A relative difference in per cent, with its sign."""
-    return NOT_MEASURED if value is None else f"{value:+.2%}"
+    if value is None:
+        return NOT_MEASURED
+    text = f"{value:+.2%}"
+    return "±0.00%" if text.strip("+-") == "0.00%" else text
 
 
 def power(value: float | None) -> str:

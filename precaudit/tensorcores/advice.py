@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from hashlib import sha256
 from math import ceil
 from typing import TYPE_CHECKING
 
+from precaudit.finding import finding
 from precaudit.model import Finding
 from precaudit.tensorcores.rules import RANK, generation_of
 
@@ -40,11 +40,6 @@ def misaligned(dims: Iterable[tuple[str, int]], format_name: str | None) -> list
     return [(name, size, ceil(size / multiple) * multiple) for name, size in dims if size % multiple]
 
 
-def fingerprint(rule: str, fqn: str | None, op: str | None) -> str:
-    """The same while the layer and the rule are: numbers may change."""
-    return sha256(f"{rule}:{fqn}:{op}".encode()).hexdigest()[:16]
-
-
 def _seconds(groups: Iterable[Group]) -> float:
     return sum(group.seconds for group in groups)
 
@@ -63,31 +58,29 @@ def _cause(group: Group, card: Card) -> tuple[str, Callable[[list[Group]], Findi
 
 def _finding(rule: str, groups: list[Group], message: str, suggestion: str) -> Finding:
     layers = list(dict.fromkeys(group.owner for group in groups if group.in_module))
-    return Finding(
-        rule=rule,
-        severity="note",
-        message=message,
-        suggestion=suggestion,
-        fqn=layers[0] if len(layers) == 1 else None,
-        op=groups[0].op,
-        evidence={
-            "seconds": _seconds(groups),
-            "calls": sum(group.calls for group in groups),
-            "layers": layers,
-            "kernels": list(dict.fromkeys(group.name for group in groups))[:8],
-        },
-        fingerprint=fingerprint(rule, ",".join(sorted(layers)) or None, groups[0].op),
+    return finding(
+        rule,
+        "note",
+        message,
+        suggestion,
+        layers[0] if len(layers) == 1 else None,
+        groups[0].op,
+        seconds=_seconds(groups),
+        calls=sum(group.calls for group in groups),
+        layers=layers,
+        kernels=list(dict.fromkeys(group.name for group in groups))[:8],
     )
 
 
 def _pad(groups: list[Group], padding: list[tuple[str, int, int]], stated: str | None) -> Finding:
     multiple = MULTIPLE.get(stated or "", 8)
     sizes = " and ".join(f"{name} = {size}" for name, size, _ in padding)
+    wrong = f"is not a multiple of {multiple}" if len(padding) == 1 else f"are no multiples of {multiple}"
     targets = ", ".join(f"{size} to {target}{_better(size, 8 * multiple)}" for _, size, target in padding)
     return _finding(
         "PA401",
         groups,
-        f"{groups[0].op}: {sizes} is not a multiple of {multiple} ({stated}): {groups[0].found.tensor_core} kernels",
+        f"{groups[0].op}: {sizes} {wrong} ({stated}): {groups[0].found.tensor_core} kernels",
         f"Pad {targets}",
     )
 
@@ -121,6 +114,8 @@ def _full_precision(groups: list[Group], card: Card, stated: str | None) -> Find
         suggestion = "This GPU's Tensor Cores take float16 only: use float16 autocast with a GradScaler"
     elif generation is not None and RANK[generation] >= RANK["ampere"]:
         suggestion = "Allow TF32 (torch.set_float32_matmul_precision('high')) or use bfloat16 autocast"
+    elif card.capability is None:
+        suggestion = "Which GPU this was is not known: name it with --target to learn what it could do"
     else:
         suggestion = "This GPU has no Tensor Cores"
     share = "float64" if stated == "fp64" else "float32"

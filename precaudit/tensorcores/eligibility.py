@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from math import ceil, prod
 from types import MappingProxyType
 
+from precaudit.finding import finding
 from precaudit.formats import FORMATS
 from precaudit.model import Finding, Op, Plan, Severity
 from precaudit.planning.fitting import format_of
-from precaudit.tensorcores.advice import fingerprint
 from precaudit.tensorcores.peaks import Gpu
 
 Shape = tuple[int, ...]
@@ -42,7 +42,7 @@ def work(op: Op) -> Work | None:
     read = _PRODUCTS.get(op.op)
     try:
         return read(op) if read else None
-    except (IndexError, ValueError):
+    except (IndexError, ValueError, ZeroDivisionError):
         return None
 
 
@@ -109,20 +109,17 @@ def _finding(op: Op, format_name: str, padding: list[tuple[str, int, int]], shar
     severity: Severity = "warning" if share > MATTERS and affordable else "note"
     where = f"{op.fqn or 'the model'}: {op.op}"
     consequence = "so it can't run in float8" if multiple == 16 else "so Tensor Cores run it below their rate"
-    return Finding(
-        rule="PA401",
-        severity=severity,
-        message=f"{where} with {sizes} ({format_name}), no multiple of {multiple}, {consequence}",
-        suggestion="pad " + " and ".join(f"{name} from {size} to {target}" for name, size, target in padding),
-        fqn=op.fqn,
-        op=op.op,
-        location=op.location,
-        evidence={
-            "share_of_flops": share,
-            "format": format_name,
-            "padding": {name: {"size": size, "pad_to": target} for name, size, target in padding},
-        },
-        fingerprint=fingerprint("PA401", op.fqn, op.op),
+    return finding(
+        "PA401",
+        severity,
+        f"{where} with {sizes} ({format_name}), no multiple of {multiple}, {consequence}",
+        "pad " + " and ".join(f"{name} from {size} to {target}" for name, size, target in padding),
+        op.fqn,
+        op.op,
+        op.location,
+        share_of_flops=share,
+        format=format_name,
+        padding={name: {"size": size, "pad_to": target} for name, size, target in padding},
     )
 
 
@@ -163,17 +160,24 @@ def _convolution(op: Op) -> Work:
     if result is None or not op.calls:
         raise ValueError("a convolution without its result")
     channels_out, channels_in, *window = weight
-    dims = (("in_channels", channels_in), ("out_channels", channels_out))
+    groups = image[-len(window) - 1] // channels_in
+    dims = _channels(channels_in, channels_out // groups, groups)
     values = result.stats.numel / op.calls
-    depthwise = channels_in == 1 and image[-len(window) - 1] > 1
-    return Work(2.0 * values * channels_in * prod(window), dims, reduces=not depthwise)
+    return Work(2.0 * values * channels_in * prod(window), dims, reduces=channels_in > 1 or groups == 1)
 
 
 def _transposed_convolution(op: Op) -> Work:
-    image, (channels_in, channels_out, *window) = op.shapes[:2]
-    dims = (("in_channels", channels_in), ("out_channels", channels_out))
-    depthwise = channels_out == 1 and channels_in > 1
-    return Work(2.0 * prod(image) * channels_out * prod(window), dims, reduces=not depthwise)
+    """The bias tells the groups; without one there is one, for grouped decoders are rare and shapes don't show them."""
+    image, (channels_in, channels_out, *window), *bias = op.shapes
+    groups = bias[0][0] // channels_out if bias else 1
+    dims = _channels(channels_in // groups, channels_out, groups)
+    return Work(2.0 * prod(image) * channels_out * prod(window), dims, reduces=channels_in > groups or groups == 1)
+
+
+def _channels(channels_in: int, channels_out: int, groups: int) -> tuple[tuple[str, int], ...]:
+    """The sizes of one group's product."""
+    each = " per group" if groups > 1 else ""
+    return (f"in_channels{each}", channels_in), (f"out_channels{each}", channels_out)
 
 
 def _attention(op: Op) -> Work:

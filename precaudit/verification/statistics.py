@@ -191,7 +191,10 @@ def learned(losses: Losses, margin: float = MARGIN_CAP) -> Guard:
     quarters = np.array([part.mean() for part in np.array_split(values, 4)])
     moved = _ratio(float(np.ptp(quarters)), typical_loss(values, slice(-math.ceil(len(values) / 4), None)))
     p = _movement_p(values)
-    detail = f"the float32 loss went from {quarters[0]:.4g} to {quarters[-1]:.4g} (moved {moved:.2%}, p = {p:.2g})"
+    detail = (
+        f"the float32 loss went from {quarters[0]:.4g} to {quarters[-1]:.4g} "
+        f"({moved:.2%} of its size at the end, p = {p:.2g})"
+    )
     return Guard(p <= LEARNED_ALPHA and moved > 2 * margin, detail)
 
 

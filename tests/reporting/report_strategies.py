@@ -10,7 +10,7 @@ from dataclasses import fields, is_dataclass
 from hypothesis import strategies as st
 
 from precaudit.formats import FORMATS
-from precaudit.model import Exponents, Plan, TensorStats
+from precaudit.model import Exponents, LossScale, Plan, TensorStats
 
 FREE_JSON = st.recursive(
     st.none()
@@ -64,6 +64,9 @@ def filled(hint):
     values = {f.name: filled(hints[f.name]) for f in fields(hint)}
     if hint is Plan:
         values |= {"default": NAMES, "modules": st.dictionaries(st.text(), NAMES, max_size=3), "ops": st.just(())}
+        values["master_weights"] = st.just(True)
+    if hint is LossScale:
+        values["init_scale"] = st.none() | st.floats(0, exclude_min=True, allow_infinity=False)
     if "schema_version" in values:
         values["schema_version"] = st.just(1)
     return st.builds(hint, **values)

@@ -122,6 +122,20 @@ def test_rms_alone_is_enough(tmp_path):
     assert load_report(tmp_path / "r.json").layers[0].tensors[0].stats.rms == pytest.approx(rms)
 
 
+@pytest.mark.parametrize(
+    ("spoil", "where"),
+    [
+        ({"loss_scale": {"mode": "dynamic", "init_scale": "inf"}}, r"loss_scale\.init_scale: a loss scale is a positive"),
+        ({"loss_scale": {"mode": "static", "init_scale": 0}}, r"loss_scale\.init_scale: a loss scale is a positive"),
+        ({"master_weights": False}, "master_weights: master_weights is false, but every plan trains float32 weights"),
+    ],
+)
+def test_what_no_plan_can_mean_is_refused(spoil, where, tmp_path):
+    write_json(tmp_path / "plan.json", dump_plan(report_samples.passing().plan) | spoil)
+    with pytest.raises(PrecauditError, match=where):
+        load_plan(tmp_path / "plan.json")
+
+
 def test_older_files_load_with_defaults(tmp_path):
     dumped = dump_report(report_samples.passing())
     for key in ("cost", "tensor_cores", "ops", "performance"):

@@ -1,0 +1,32 @@
+"""One finding, with the fingerprint by which it is known again: lines may move, numbers and severities may change."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+from pathlib import PurePosixPath
+
+from precaudit.model import Finding, Location, Severity
+
+
+def finding(
+    rule: str,
+    severity: Severity,
+    message: str,
+    suggestion: str,
+    fqn: str | None = None,
+    op: str | None = None,
+    location: Location | None = None,
+    **evidence: object,
+) -> Finding:
+    found = Finding(rule, severity, message, suggestion, fqn, op, location, evidence)
+    return replace(found, fingerprint=fingerprint(found))
+
+
+def fingerprint(found: Finding) -> str:
+    """From the rule and the place: layer, op, role and gate, the format that was probed, or else the script's name."""
+    evidence = found.evidence
+    probed = str(evidence.get("probe") or "").partition("@")[0]
+    script = PurePosixPath(found.location.path).name if found.location and found.fqn is None else ""
+    parts = [found.rule, found.fqn, found.op, evidence.get("role"), evidence.get("gate"), probed, script]
+    return hashlib.sha256("\0".join(str(part or "") for part in parts).encode("utf-8", "replace")).hexdigest()
