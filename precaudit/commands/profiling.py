@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,9 +24,10 @@ from precaudit.running.job import Job
 from precaudit.running.sources import classify
 
 if TYPE_CHECKING:
+    from precaudit.model import Report
     from precaudit.profiling.engine import Outcome
 
-FILES = ("report.json", "report.html", "report.md", "plan.json")
+FILES = ("report.json", "plan.json", "report.md", "report.html")
 
 
 def settings_of(arguments: argparse.Namespace) -> Settings:
@@ -67,11 +69,11 @@ def run_profile(arguments: argparse.Namespace) -> int:
     _make(folder)
     log = folder / "script.log"
     log.write_bytes(b"")
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, Interrupt())
     with RunProgress() as progress:
         runner = ChildRunner(log, progress)
         runner.start(job)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, Interrupt(runner))
         from precaudit.profiling.engine import profile_job  # slow, so it is done while the server imports torch
 
         outcome = profile_job(job, settings, runner)
@@ -79,18 +81,22 @@ def run_profile(arguments: argparse.Namespace) -> int:
 
 
 class Interrupt:
-    """One interrupt, however often the signal arrives: a terminal or a supervisor may send it to every process."""
+    """Ends the runs, and nothing else: what they measured is still planned, printed and written.
+
+    One interrupt, however often the signal arrives: a terminal or a supervisor may send it to every process.
+    """
 
     _patience_seconds = 3.0
 
-    def __init__(self) -> None:
+    def __init__(self, runner: ChildRunner) -> None:
+        self._runner = runner
         self._last = -math.inf
 
     def __call__(self, number: int, frame: Any) -> None:
         now = time.monotonic()
         if now - self._last > self._patience_seconds:
             self._last = now
-            raise KeyboardInterrupt
+            self._runner.interrupt()
 
 
 def _make(folder: Path) -> None:
@@ -102,19 +108,32 @@ def _make(folder: Path) -> None:
         ) from error
 
 
-def finish(outcome: Outcome, arguments: argparse.Namespace, folder: Path) -> int:
-    """Write what there is, print it, and settle the exit code."""
+def _write(report: Report, paths: Sequence[Path]) -> tuple[list[Path], list[str]]:
+    """The files that could be written, and what was in the way of the others."""
     from precaudit import reporting
+
+    written, problems = [], []
+    for path in paths:
+        try:
+            reporting.write(report, path)
+            written.append(path)
+        except PrecauditError as error:
+            problems.append(str(error))
+    return written, problems
+
+
+def finish(outcome: Outcome, arguments: argparse.Namespace, folder: Path) -> int:
+    """Write what there is, print it, and settle the exit code. One file that can't be written costs no other."""
     from precaudit.reporting.terminal import emit, render_terminal, use_color
 
     report = outcome.report
     matched = matches_fail_on(report, arguments.fail_on)
-    written = [*(folder / name for name in FILES), *arguments.output]
-    for path in written:
-        reporting.write(report, path)
+    written, problems = _write(report, [*(folder / name for name in FILES), *arguments.output])
     emit(render_terminal(report, color=use_color(sys.stdout), written=written, plan=folder / "plan.json"), sys.stdout)
-    for sentence in matched:
+    for sentence in (*matched, *problems):
         print(f"precaudit: {sentence}", file=sys.stderr)
+    if problems:
+        return int(ExitCode.USAGE)
     if outcome.error:
         print(f"precaudit: {outcome.error}\nprecaudit: what was measured is in {folder}", file=sys.stderr)
         return int(outcome.exit_code)

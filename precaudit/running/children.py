@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import atexit
 import multiprocessing
 import os
 import signal
 import sys
+import threading
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from multiprocessing import forkserver, spawn
 from multiprocessing.connection import Connection
+from os import _exit
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -70,9 +74,25 @@ class ChildRunner:
                 except KeyboardInterrupt:
                     if self._interrupted:
                         raise
-                    self._interrupted = True
-                    for process in list(self._living):
-                        _interrupt(process)
+                    self.interrupt()
+
+    def interrupt(self) -> None:
+        """Let the children unwind and report, and start no other. Those that ignore it are ended after a moment, or
+        at the second call."""
+        if self._interrupted:
+            self._end_living()
+            return
+        self._interrupted = True
+        for process in list(self._living):
+            _interrupt(process)
+        deadline = threading.Timer(_GRACE_SECONDS, self._end_living)
+        deadline.daemon = True
+        deadline.start()
+
+    def _end_living(self) -> None:
+        for process in list(self._living):
+            if process.pid is not None and process.is_alive():
+                process.kill()
 
     def _run(self, spec: RunSpec) -> RunResult:
         if self._interrupted:
@@ -100,7 +120,7 @@ class ChildRunner:
             if isinstance(message, PrecauditError):
                 raise message
             if message.status != "killed":
-                return self._settled(message)
+                return self._settled(_with_last_words(message, self._log))
             heard = message
             self._progress(spec, heard)
 
@@ -151,6 +171,14 @@ def _killed(heard: RunResult, process: Any, log: Path) -> RunResult:
     return replace(heard, exit_code=code, error=ScriptError("ProcessDied", why, f"{tail}\n{why}\n" if tail else why))
 
 
+def _with_last_words(result: RunResult, log: Path) -> RunResult:
+    """A script that leaves with an exit code has said why, if at all, in its output."""
+    error = result.error
+    if error is None or error.type != "SystemExit":
+        return result
+    return replace(result, error=replace(error, traceback=f"{_tail(log)}\n{error.traceback}".lstrip()))
+
+
 def _tail(log: Path, lines: int = 20) -> str:
     try:
         with log.open("rb") as stream:
@@ -161,8 +189,9 @@ def _tail(log: Path, lines: int = 20) -> str:
 
 
 def _child(spec: RunSpec, sender: Connection) -> None:
-    """The child's whole life: output into the log, the run, its result through the pipe."""
+    """The child's whole life: output into the log, the run, its result through the pipe, the script's exit handlers."""
     _redirect_output(Path(spec.log or os.devnull), spec)
+    _become_main_process()
     signal.signal(signal.SIGINT, _interrupt_once)
     from precaudit.running.script import run_job
     from precaudit.running.worker import flush_output, run
@@ -173,20 +202,42 @@ def _child(spec: RunSpec, sender: Connection) -> None:
         message = error
     except KeyboardInterrupt:
         message = RunResult(spec.label, spec.seed, "interrupted")
-    flush_output()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    flush_output()
     try:
         sender.send(message)
     except OSError:
         sys.exit(1)
+    atexit._run_exitfuncs()
+
+
+def _become_main_process() -> None:
+    """To the script this process is the first one: by its name, in how it starts others, and at its exit, where the
+    server's handlers are not its own."""
+    multiprocessing.set_start_method(None, force=True)
+    multiprocessing.current_process().name = "MainProcess"
+    vars(multiprocessing.process)["_parent_process"] = None
+    atexit._clear()
+    weakref.finalize._registry.clear()  # type: ignore[attr-defined]
+    atexit.register(weakref.finalize._exitfunc)  # type: ignore[attr-defined]
+    process = os.getpid()
+
+    def left(code: int) -> None:
+        if os.getpid() == process and threading.current_thread() is threading.main_thread():
+            raise SystemExit(code)
+        _exit(code)
+
+    os._exit = left  # type: ignore[assignment]
 
 
 def _leave(sender: Connection, result: RunResult) -> None:
     """The end of a script that catches every exception."""
+    from precaudit.running.worker import flush_output
+
+    flush_output()
     sender.send(result)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(0)
+    atexit._run_exitfuncs()
+    _exit(0)
 
 
 def _interrupt_once(number: int, frame: Any) -> None:
@@ -197,6 +248,7 @@ def _interrupt_once(number: int, frame: Any) -> None:
 
 def _redirect_output(log: Path, spec: RunSpec) -> None:
     stream = log.open("ab", buffering=0)
-    os.write(stream.fileno(), f"\n===== {spec.label}, seed {spec.seed} =====\n".encode())
+    with suppress(OSError):  # a full disk
+        os.write(stream.fileno(), f"\n===== {spec.label}, seed {spec.seed} =====\n".encode())
     for descriptor in (1, 2):
         os.dup2(stream.fileno(), descriptor)

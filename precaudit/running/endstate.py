@@ -31,7 +31,8 @@ class LastCalls:
 
 
 def _nonfinite(named: Iterable[tuple[str, torch.Tensor]]) -> tuple[str, ...]:
-    return tuple(name for name, t in named if t.is_floating_point() and not bool(t.detach().isfinite().all()))
+    real = ((name, t) for name, t in named if t.is_floating_point() and not t.is_meta)
+    return tuple(name for name, t in real if not bool(t.detach().isfinite().all()))
 
 
 def end_state(
@@ -71,7 +72,7 @@ def _evaluate(module: nn.Module, args: Any, kwargs: Any) -> torch.Tensor | None:
     module.eval()
     try:
         outputs = [t.float().flatten().cpu() for t in tensors_in(module(*args, **kwargs)) if t.is_floating_point()]
-    except Exception:
+    except (Exception, SystemExit):
         return None
     finally:
         for inner, training in modes:

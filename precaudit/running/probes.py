@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from precaudit.errors import PrecauditError
 from precaudit.execution.emulated import Emulator
 from precaudit.execution.loss_scaling import LossScaler
 from precaudit.execution.native import NativePrecision
@@ -89,9 +90,19 @@ class GradientProbe(TrainingListener):
             return
         path = self._folder / f"{self._step}.pt"
         if self._step in self._spec.probe_save:
-            torch.save({key: p.grad for key, p in self._gradients(optimizer).items()}, path)
+            self._save({key: p.grad for key, p in self._gradients(optimizer).items()}, path)
         if self._step in self._spec.probe_compare and path.exists():
             self._compare(optimizer, torch.load(path, weights_only=True))
+
+    def _save(self, gradients: dict[str, torch.Tensor | None], path: Path) -> None:
+        try:
+            torch.save(gradients, path)
+        except (OSError, RuntimeError) as error:
+            needed = sum(g.nbytes for g in gradients.values() if g is not None) * len(self._spec.probe_save)
+            raise PrecauditError(
+                f"cannot keep gradients in {self._folder}: {error}; the audit needs {needed:,} bytes there: "
+                "set TMPDIR to a folder with more space"
+            ) from error
 
     def step_ended(self, optimizer: Any) -> None:
         self._step += 1

@@ -6,7 +6,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -220,17 +220,28 @@ def execute(spec: RunSpec, code: Callable[[], None]) -> RunResult:
 
 
 def script_error(error: BaseException) -> ScriptError:
-    """The script's exception with its own frames only: what precaudit adds above them is left out."""
-    frames = traceback.extract_tb(error.__traceback__)
-    package = str(Path(__file__).resolve().parents[1])
-    own = [f for f in frames if not f.filename.startswith(package) and "importlib" not in f.filename]
+    """The script's exception, and those behind it, with its own frames only: what precaudit adds is left out."""
+    told = traceback.TracebackException.from_exception(error)
+    _leave_out_ours(told)
+    own = list(told.stack)
     outside = [f for f in own if "site-packages" not in f.filename and "<frozen" not in f.filename] or own
-    text = "".join(
-        ["Traceback (most recent call last):\n", *traceback.format_list(own), *traceback.format_exception_only(error)]
-    )
     last = outside[-1] if outside else None
     location = Location(last.filename, last.lineno or 0) if last else None
-    return ScriptError(type(error).__name__, str(error), text, location, getattr(error, RAISED_BY, None))
+    text = _exit_in_words(error) if isinstance(error, SystemExit) else "".join(told.format())
+    return ScriptError(type(error).__name__, str(told), text, location, getattr(error, RAISED_BY, None))
+
+
+def _leave_out_ours(told: traceback.TracebackException) -> None:
+    package = str(Path(__file__).resolve().parents[1])
+    told.stack[:] = [f for f in told.stack if not f.filename.startswith(package) and "importlib" not in f.filename]
+    for behind in (told.__cause__, told.__context__, *(told.exceptions or ())):
+        if behind is not None:
+            _leave_out_ours(behind)
+
+
+def _exit_in_words(error: SystemExit) -> str:
+    code = error.code
+    return f"the script exited with code {code}" if isinstance(code, int) else f"the script exited: {code}"
 
 
 def _measured(result: RunResult, session: _Session, seconds: float) -> RunResult:
@@ -253,5 +264,7 @@ def _measured(result: RunResult, session: _Session, seconds: float) -> RunResult
 
 
 def flush_output() -> None:
-    sys.stdout.flush()
-    sys.stderr.flush()
+    """A script may have closed its streams, or filled the disk."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError, AttributeError):
+            stream.flush()

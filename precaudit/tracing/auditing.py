@@ -62,6 +62,7 @@ class Auditing(TrainingListener):
     def _follow(self, wanted: bool) -> None:
         """Hooks on every module slow all forwards down, so they are on only where they are wanted."""
         if wanted and not self._follows:
+            self._following.enter_context(torch.compiler.set_stance("force_eager"))  # compiled code shows no operation
             self._following.enter_context(self.scopes.installed())
         elif self._follows and not wanted:
             self._following.close()

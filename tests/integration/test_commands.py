@@ -106,9 +106,10 @@ def test_a_script_that_asks_for_input(tmp_path: Path) -> None:
         ("no_backward", 3, "nothing to measure"),
         ("no_module", 3, "nothing to measure"),
         ("sys_exit_code", 4, "failed"),
-        ("os_exit", 4, "exit code 7"),
+        ("os_exit", 4, "exited with code 7"),
         ("killed", 4, "SIGKILL"),
         ("syntax_error", 4, "SyntaxError"),
+        ("missing_argument", 4, "the following arguments are required: --data"),
     ],
 )
 def test_scripts_that_fail(script: str, code: int, words: str, profile_here: Callable[..., Done]) -> None:

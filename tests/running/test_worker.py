@@ -88,6 +88,41 @@ def test_an_exception_comes_with_its_own_frames_and_line():
     assert "precaudit/running/worker.py" not in result.error.traceback
 
 
+def test_what_is_behind_an_exception_is_shown():
+    def code():
+        try:
+            raise KeyError("lr")
+        except KeyError as error:
+            raise ValueError("no learning rate") from error
+
+    text = run(spec(), code).error.traceback
+    assert text.index("KeyError: 'lr'") < text.index("direct cause") < text.index("ValueError: no learning rate")
+    group = run(spec(), raises(ExceptionGroup("workers", [OSError("disk 3"), TypeError("batch 7")]))).error.traceback
+    assert "OSError: disk 3" in group
+    assert "TypeError: batch 7" in group
+
+
+def test_an_exception_that_cannot_be_shown_is_named():
+    class Mute(Exception):
+        def __str__(self):
+            raise RuntimeError
+
+    error = run(spec(), raises(Mute())).error
+    assert error.type == "Mute"
+    assert "Mute" in error.traceback
+
+
+def test_a_model_on_the_meta_device_has_no_state_to_look_at():
+    def code():
+        model = nn.Linear(4, 1, device="meta")
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        for _ in range(8):
+            model(torch.ones(1, 4, device="meta")).sum().backward()
+            optimizer.step()
+
+    assert run(spec(), code).end_state.parameters == ()
+
+
 def test_a_forward_that_raised_is_named():
     def code():
         model = nn.Sequential(nn.Linear(4, 4), nn.Linear(3, 3))

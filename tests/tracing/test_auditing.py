@@ -36,6 +36,24 @@ def make():
     return model, torch.optim.Adam(model.parameters(), lr=0.01)
 
 
+@pytest.mark.filterwarnings("ignore:Using `torch.compile")
+@pytest.mark.parametrize("every", [1, 2])
+def test_a_compiled_model_is_audited_in_its_eager_form(every):
+    torch.compiler.reset()
+    plain, compiled = make(), make()
+    expected = trained(*plain)
+    model = torch.compile(compiled[0], backend="eager")
+    auditing = Auditing(model, compiled[1], every)
+    auditing.start()
+    try:
+        losses = trained(model, compiled[1])
+    finally:
+        auditing.stop()
+    assert losses == expected
+    assert {each.type for each in auditing.trace().layers} >= {"Linear", "Tanh"}
+    assert trained(model, compiled[1]) == trained(*plain)
+
+
 def layer(auditing, fqn):
     return next(each for each in auditing.trace().layers if each.fqn == fqn)
 
