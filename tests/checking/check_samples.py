@@ -7,8 +7,8 @@ import report_samples
 from precaudit.checking.deployments import deployments
 from precaudit.checking.outcomes import hard_inputs, outputs
 from precaudit.checking.records import Answer, CheckReport, CheckSettings, HardInput, Observed, OutputMatch
-from precaudit.finding import finding
 from precaudit.checking.target import target
+from precaudit.finding import finding
 from precaudit.model import Location, Plan
 from precaudit.tensorcores.peaks import get_gpu
 
