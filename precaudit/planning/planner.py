@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from precaudit.formats import FORMATS
 from precaudit.model import Layer, LossScale, OpFormat, Plan
+from precaudit.planning.fitting import format_of
 from precaudit.planning.loss_scale import best_compromise, conflicts, half_gradients, k_max, recommend
 from precaudit.planning.rules import Ban
 from precaudit.tracing.records import Trace
@@ -25,6 +26,7 @@ _FALLBACK = {
 }
 
 
+_NO_PRODUCT = "no matrix product beside it is left in low precision, so it would gain nothing"
 _BESIDE = "float8 is for linear layers with sizes in multiples of 16; this runs in bfloat16 beside them"
 
 
@@ -65,7 +67,27 @@ def build_plan(trace: Trace, choices: Choices) -> Plan:
     for (fqn, op), (format_name, why) in choices.promoted.items():
         draft.promote(fqn, op, format_name, why)
     plan = replace(draft.plan(), types={fqn: layer.type for fqn, layer in layers.items()})
-    return _with_loss_scale(plan, trace, choices)
+    return _with_loss_scale(_led_by_products(plan, trace), trace, choices)
+
+
+def _led_by_products(plan: Plan, trace: Trace) -> Plan:
+    """A default that no product runs in is no more than a name, since all other operations follow what products hand
+    them: the default is then what products do run in. Nothing becomes narrower than it was."""
+    used = {format_of(plan, op.fqn, op.op) for op in trace.ops if op.category == "lower" and op.fqn in plan.modules}
+    default = default_format(sorted(used))
+    follows = [fqn for fqn, name in plan.modules.items() if name == plan.default]
+    if plan.default in used or (follows and default not in ("tf32", "float32")):
+        return plan
+    modules = {**plan.modules, **dict.fromkeys(follows, default)}
+    reasons = dict.fromkeys(modules, _NO_PRODUCT) if default == "float32" else {}
+    return replace(
+        plan,
+        default=default,
+        modules=modules,
+        ops=tuple(op for op in plan.ops if op.format != modules.get(op.fqn, default)),
+        because={**reasons, **plan.because},
+        matmul_precision="high" if "tf32" in used else "highest",
+    )
 
 
 def _own_format(layer: Layer | None, default: str, trace: Trace) -> str:
@@ -135,14 +157,20 @@ def _with_loss_scale(plan: Plan, trace: Trace, choices: Choices) -> Plan:
     trained = [layer for layer in trace.layers if layer.trained]
     gradients = half_gradients(trained, plan)
     gradients = {fqn: stats for fqn, stats in gradients.items() if any(s.numel for s in stats)}
-    maxima = [value for _, value in trace.maxima]
+    maxima = _maxima(trace, plan)
     if not gradients or not maxima:
         return replace(plan, loss_scale=LossScale())
     while unserved := conflicts(gradients, k_max(maxima)):
         plan = _without_conflicts(plan, best_compromise(gradients)[1] or tuple(unserved), choices)
         gradients = {fqn: s for fqn, s in gradients.items() if plan.modules.get(fqn) == "float16"}
-        maxima = [min(largest, _log2_peak(trace, plan)) for largest in maxima]
+        maxima = _maxima(trace, plan)
     return replace(plan, loss_scale=recommend(maxima, gradients, choices.steps))
+
+
+def _maxima(trace: Trace, plan: Plan) -> list[float]:
+    """log2 of the largest gradient of each step; what the plan has in float32 may have made the audit's larger."""
+    peak = _log2_peak(trace, plan)
+    return [min(largest, peak) for _, largest in trace.maxima]
 
 
 def _log2_peak(trace: Trace, plan: Plan) -> float:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from precaudit.errors import ExitCode, PrecauditError
@@ -31,7 +31,8 @@ PROBED = ("bfloat16", "float16", "float8_e4m3", "float8_e5m2")
 
 @dataclass(frozen=True)
 class Audit:
-    """`reference` is the float32 run of seed 0; `as_written` the script's own low precision, where it has any."""
+    """`reference` is the float32 run of seed 0; `as_written` the script's own low precision, where it has any;
+    `blamed` names, for a format over budget, the few modules that make most of its error."""
 
     job: Job
     reference: RunResult
@@ -41,6 +42,7 @@ class Audit:
     as_written: RunResult | None = None
     replay: RunResult | None = None
     replay_spec: RunSpec | None = None
+    blamed: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def complete(self) -> bool:

@@ -75,6 +75,7 @@ def profile_job(job: Job, settings: Settings, runner: Runner) -> Outcome:
         error, code = _failure(audit)
         if code is None:
             require_measurable(audit)
+            audit = _with_blame(audit, formats, clock)
             plan, verification = _plan_and_verify(audit, settings, formats, target, execution, clock)
             code = _exit_code(plan, verification, settings)
         measured = measure(audit, plan, target, settings.price, where, None if error else runner)
@@ -141,10 +142,10 @@ def _failure(audit: Audit) -> tuple[str | None, ExitCode | None]:
 def _plan_and_verify(
     audit: Audit, settings: Settings, formats: tuple[str, ...], target: Gpu, execution: Execution, runner: Runner
 ) -> tuple[Plan, Verification]:
-    choices = _choices(audit, formats, target, runner)
+    choices = _choices(audit, formats, target)
     plan = build_plan(audit.trace, choices)
     if not plan.is_low_precision:
-        return plan, Verification(reason="no low-precision format is within the error budget")
+        return plan, Verification(reason="no matrix product is left that could run in a low-precision format")
     if not settings.verify:
         return plan, Verification(reason="verification was switched off (--no-verify)")
 
@@ -155,22 +156,30 @@ def _plan_and_verify(
     return plan, verification
 
 
-def _choices(audit: Audit, formats: tuple[str, ...], target: Gpu, runner: Runner) -> Choices:
-    """The formats within the error budget. Where no half format is, the one preferred, without the modules that
-    make most of its error; without any where no module stands out, unless that leaves float32 alone: then training
-    decides."""
+def _with_blame(audit: Audit, formats: tuple[str, ...], runner: Runner) -> Audit:
+    """Where the preferred format is over budget, the modules that are to blame, if they are few."""
+    preferred = default_format(formats)
+    if audit.replay_spec is None or preferred not in NARROW or preferred in chosen_formats(audit.errors, formats):
+        return audit
+    plan = build_plan(audit.trace, Choices(formats, "", audit.bans, default=preferred, steps=audit.job.steps))
+    found = contributions(audit.replay_spec, plan, runner, audit.trace.products)
+    few = len(found) * 2 <= len(audit.trace.leaves)
+    return replace(audit, blamed={preferred: tuple(item.fqn for item in found)} if found and few else {})
+
+
+def _choices(audit: Audit, formats: tuple[str, ...], target: Gpu) -> Choices:
+    """The formats within the error budget. Where the preferred one is not, but for a few modules, it is kept without
+    those; where no half format is left and no module stands out, training decides."""
     allowed = chosen_formats(audit.errors, formats)
     choices = Choices(allowed, target.name, audit.bans, steps=audit.job.steps)
     preferred = default_format(formats)
-    if default_format(allowed) in NARROW or preferred not in NARROW:
-        return choices
-    whole = replace(choices, formats=formats, default=preferred)
-    spec = audit.replay_spec
-    found = contributions(spec, build_plan(audit.trace, whole), runner) if spec is not None else []
-    if not found or len(found) * 2 > len(audit.trace.leaves):
-        return choices if default_format(allowed) != "float32" else whole
+    if preferred not in audit.blamed:
+        undecided = default_format(allowed) == "float32" and preferred in NARROW
+        return replace(choices, formats=formats, default=preferred) if undecided else choices
+    wide = fallback(preferred, [name for name in allowed if name != "float16"])  # which would need a loss scale
     why = f"in {preferred} it makes most of the gradient's error, which is over budget"
-    return replace(whole, promoted={(item.fqn, ""): (fallback(preferred, allowed), why) for item in found})
+    promoted = {(fqn, ""): (wide if fqn in audit.trace.products else "float32", why) for fqn in audit.blamed[preferred]}
+    return replace(choices, formats=formats, default=preferred, promoted=promoted)
 
 
 def _exit_code(plan: Plan, verification: Verification, settings: Settings) -> ExitCode:

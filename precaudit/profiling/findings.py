@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from precaudit.finding import finding
 from precaudit.model import Finding, Layer, Plan, TensorRecord, Verification
@@ -12,6 +12,7 @@ from precaudit.planning.loss_scale import RESIDUE
 from precaudit.planning.rules import Ban
 from precaudit.profiling.aswritten import of_as_written
 from precaudit.profiling.audit import Audit
+from precaudit.reporting.words import listing
 
 NARROW = ("float16", "bfloat16")
 
@@ -21,7 +22,7 @@ def all_findings(audit: Audit, plan: Plan, verification: Verification) -> tuple[
     found = [
         *_of_bans(audit.bans, plan),
         *_of_optimizer(audit),
-        *_of_errors(audit.errors),
+        *_of_errors(audit),
         *_of_loss_scale(audit, plan),
         *of_as_written(audit, verification),
         *_of_verification(verification),
@@ -97,24 +98,32 @@ def _zero_share(tensor: TensorRecord) -> float:
     return tensor.stats.zeros / max(1, tensor.stats.numel)
 
 
-def _of_errors(errors: Iterable[GradientError]) -> list[Finding]:
-    return [
-        finding(
-            "PA201",
-            "warning",
-            f"the whole model in {e.label.partition('@')[0]} disturbs the gradient too much "
-            f"({e.label.partition('@')[2]}: rho {e.rho:.2g}, SNR {e.snr:.3g}, bias {e.bias:.2g}; "
-            "allowed are rho 0.01, SNR 10, bias 0.2), so the plan does not use it everywhere",
-            "",
-            rho=e.rho,
-            snr=e.snr,
-            bias=e.bias,
-            evaluations=e.evaluations,
-            probe=e.label,
-        )
-        for e in errors
-        if not e.within_budget
-    ]
+def _of_errors(audit: Audit) -> list[Finding]:
+    """PA201: a format that is over budget where the whole model has it."""
+    return [_over_budget(error, audit.blamed) for error in audit.errors if not error.within_budget]
+
+
+def _over_budget(error: GradientError, every: Mapping[str, Sequence[str]]) -> Finding:
+    format_name, _, phase = error.label.partition("@")
+    blamed = every.get(format_name, ())
+    most = f"; most of it comes from {listing(name or 'the model itself' for name in blamed)}" if blamed else ""
+    message = (
+        f"the whole model in {format_name} disturbs the gradient too much ({phase}: rho {error.rho:.2g}, "
+        f"SNR {error.snr:.3g}, bias {error.bias:.2g}; allowed are rho 0.01, SNR 10, bias 0.2){most}"
+    )
+    place = blamed[0] if len(blamed) == 1 else None
+    return finding(
+        "PA201",
+        "warning",
+        message,
+        "",
+        place,
+        probe=error.label,
+        rho=error.rho,
+        snr=error.snr,
+        bias=error.bias,
+        evaluations=error.evaluations,
+    )
 
 
 def _of_loss_scale(audit: Audit, plan: Plan) -> list[Finding]:

@@ -144,12 +144,13 @@ def _after_silent_error(trials: Trials, plan: Plan) -> list[Promotion]:
     spec = trials.audit.replay_spec
     if spec is None or trials.audit.replay is None:
         return []
-    found = contributions(spec, plan, trials.runner)[:_MOST]
+    products = trials.audit.trace.products
     promotions = []
-    for item in found:
+    for item in contributions(spec, plan, trials.runner, products)[:_MOST]:
         source = plan.modules.get(item.fqn, plan.default)
         why = f"in {source} it changes the gradient by {item.error**0.5:.1%} (rms), the most of all modules"
-        promotions.append(Promotion(item.fqn, "", source, fallback(source, _used(plan)), why))
+        target = _target(source, "lower" if item.fqn in products else "other", plan)
+        promotions.append(Promotion(item.fqn, "", source, target, why))
     return promotions
 
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, replace
 
 from precaudit.formats import get_format
 from precaudit.model import Difference, Execution, Plan, Repair, Trial, Verification
-from precaudit.planning.fitting import format_of
 from precaudit.profiling.audit import Audit, Runner
 from precaudit.profiling.repairs import Promotion, find_repair
 from precaudit.running.job import RunResult, RunSpec
@@ -70,9 +69,7 @@ class Trials:
         candidates.update(zip(seeds, results[len(missing) :], strict=True))
 
     def judge(self, candidates: dict[int, RunResult], plan: Plan) -> Judgement:
-        lowered = (op for op in self.audit.trace.ops if op.category == "lower")
-        rounds = any(format_of(plan, op.fqn, op.op) != "float32" for op in lowered)
-        return judge(Runs(self.references, candidates, self.twins, rounds), plan)
+        return judge(Runs(self.references, candidates, self.twins), plan)
 
     def seed_matters(self) -> bool:
         """Whether another seed changes anything; a script may fix all of its randomness."""

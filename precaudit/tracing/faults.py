@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from precaudit.histograms.memory import in_transform
+from precaudit.histograms.memory import flat, in_transform
 from precaudit.instrument.torchfunction import tensors_in
 from precaudit.tracing.records import Fault
 
@@ -29,7 +29,8 @@ def hand_on_readers(source: torch.Tensor, results: list[torch.Tensor]) -> None:
 @torch.no_grad()
 def finite_amax(tensors: list[torch.Tensor]) -> float | None:
     """Largest magnitude in the tensors; None when any value is not finite."""
-    peaks = [float(t.detach().abs().max()) for t in tensors if t.is_floating_point() and t.numel()]
+    held = [flat(t) for t in tensors if t.is_floating_point()]
+    peaks = [float(values.abs().max()) for values in held if values is not None and values.numel()]
     return max(peaks, default=0.0) if all(map(math.isfinite, peaks)) else None
 
 

@@ -36,6 +36,11 @@ class Trace:
     leaves: tuple[str, ...] = ()
     faults: tuple[Fault, ...] = ()
 
+    @property
+    def products(self) -> frozenset[str]:
+        """The modules with operations that autocast lowers: matrix products, convolutions and their like."""
+        return frozenset(op.fqn for op in self.ops if op.category == "lower")
+
 
 @dataclass(frozen=True)
 class GradientDifference:

@@ -13,6 +13,7 @@ import torch
 from precaudit.execution.emulated import no_island
 from precaudit.execution.policy import ACCUMULATING, MASKED, Category, category
 from precaudit.histograms import Peak, take_peak
+from precaudit.histograms.memory import flat
 from precaudit.instrument.events import TrainingListener, in_backward
 from precaudit.instrument.names import ModuleName
 from precaudit.instrument.scopes import Frame, ModuleScopes
@@ -281,9 +282,9 @@ def integer_amax(tensors: list[torch.Tensor]) -> float | None:
     """Largest magnitude of the integer-valued inputs that are no parameters; None where there is none."""
     found = None
     for tensor in tensors:
-        if tensor.numel() < 2 or (tensor.is_leaf and tensor.requires_grad):
+        values = flat(tensor) if tensor.is_floating_point() and not (tensor.is_leaf and tensor.requires_grad) else None
+        if values is None or values.numel() < 2:
             continue
-        values = tensor.detach()
         amax = float(values.abs().max())
         if 256 < amax < float("inf") and bool((values == values.round()).all()):
             found = max(found or 0.0, amax)

@@ -34,13 +34,11 @@ class Judgement:
 
 @dataclass(frozen=True)
 class Runs:
-    """Float32 runs by seed, the perturbed twins of some of them, and the candidate's runs by seed. `rounds` says that
-    the plan has products to round: a candidate without one differs from float32 in nothing, and rightly so."""
+    """Float32 runs by seed, the perturbed twins of some of them, and the candidate's runs by seed."""
 
     references: Mapping[int, RunResult]
     candidates: Mapping[int, RunResult]
     twins: Mapping[int, RunResult] = field(default_factory=dict)
-    rounds: bool = True
 
     @property
     def pairs(self) -> list[Pair]:
@@ -63,7 +61,7 @@ def judge(runs: Runs, plan: Plan) -> Judgement:
             return _undecided("fail", lost.detail, checked, lost.step)
     if bad := failed(checked):
         return _undecided("fail", bad[0].detail, checked)
-    if pairs and runs.rounds and not any(_differ(*pair) for pair in pairs):
+    if pairs and not any(_differ(*pair) for pair in pairs):
         reason = "the plan changed nothing: every loss is float32's, bit for bit"
         return replace(_undecided("inconclusive", reason, checked), cause="unchanged")
     return _compare_losses(runs, pairs, checked)

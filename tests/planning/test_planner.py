@@ -35,7 +35,7 @@ def planned(ops, formats=DEFAULT, layers=None, maxima=(), **choices):
 )
 def test_the_default_is_the_preferred_format(formats, expected):
     assert default_format(formats) == expected
-    assert planned([op()], formats).default == expected
+    assert planned([op(shapes=((32, 64), (128, 64)))], formats).default == expected
 
 
 @pytest.mark.parametrize(
@@ -63,6 +63,23 @@ def test_without_bans_everything_is_at_the_default():
     assert plan.loss_scale.mode == "none"
     assert plan.target == "h100"
     assert plan.matmul_precision == "highest"
+
+
+def test_a_plan_without_a_low_product_is_float32s():
+    """What follows float32 products is float32 whatever the plan calls it, so nothing would be verified."""
+    ops = [op(fqn="a", amax=1e39), op("relu", "b", category="other", half=True), op("softmax", "c", category="fp32")]
+    plan = planned(ops, ("bfloat16",))
+    assert (plan.default, set(plan.modules.values()), plan.ops) == ("float32", {"float32"}, ())
+    assert not plan.is_low_precision
+    assert "1e+39" in plan.because["a"]
+    assert "no matrix product" in plan.because["b"]
+    assert not planned([op("relu", "b", category="other", half=True)]).is_low_precision
+
+
+def test_a_plan_is_called_after_the_format_of_its_products():
+    ops = [op(fqn="a", integer_amax=300.0), op("relu", "b", category="other", half=True)]
+    plan = planned(ops, ("bfloat16", "tf32"))
+    assert (plan.default, plan.modules, plan.matmul_precision) == ("tf32", {"a": "tf32", "b": "tf32"}, "high")
 
 
 def test_the_backward_pass_computes_in_tf32_where_a_module_does():
@@ -165,7 +182,7 @@ def test_no_plan_breaks_a_ban_and_every_exception_has_a_reason(rounds, formats, 
         assert exceptions.get((ban.fqn, ban.op), plan.modules[ban.fqn]) != ban.format
     assert {*plan.modules.values(), *exceptions.values()} <= {*formats, "float32", "bfloat16"}
     for fqn, name in plan.modules.items():
-        assert (fqn in plan.because) == (name != plan.default or not plan.is_low_precision)
+        assert fqn in plan.because or (name == plan.default and plan.is_low_precision)
     for fqn, name in exceptions:
         assert f"{fqn}:{name}" in plan.because
 

@@ -57,10 +57,6 @@ def test_bit_identical_runs_prove_nothing(seeds):
     assert "changed nothing" in judged.reason
 
 
-def test_a_plan_with_nothing_to_round_is_float32():
-    assert judge(replace(runs(0.0), rounds=False), PLAN).verdict == "pass"
-
-
 def test_outputs_alone_show_that_a_plan_was_in_force():
     same = runs(0.0, seeds=1)
     candidate = same.candidates[0]
