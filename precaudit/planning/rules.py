@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from precaudit.formats import FORMATS, Format
 from precaudit.model import Location, Op, Severity
-from precaudit.tracing.records import Trace
+from precaudit.tracing.records import Grid, Trace
 
 HEADROOM = 4.0
 """Ranges grow in training: a value within this factor of a format's maximum is treated as too large."""
@@ -95,6 +95,26 @@ def integers(op: Op, target: Format) -> Ban | None:
         return None
     why = f"{op.op} takes whole numbers up to {op.integer_amax:g}; {target.name} tells them apart up to {limit:g} only"
     return _ban("PA105", op, target, "error", why, f"compute {INTEGER_OPS} in float32", op.integer_amax)
+
+
+def of_grids(trace: Trace, grids: Iterable[Grid]) -> tuple[Ban, ...]:
+    """PA105 once more: values that a format doesn't tell apart because they are made in it."""
+    return tuple(
+        Ban(
+            "PA105",
+            trace.name(grid.model, grid.fqn),
+            grid.op,
+            grid.format,
+            "error",
+            f"{grid.op} makes {grid.wanted} values up to {grid.amax:g} in {grid.format}, which keeps {grid.kept} of "
+            "them apart",
+            f"make {INTEGER_OPS} in float32 (dtype=torch.float32)",
+            "other",
+            grid.location,
+            grid.amax,
+        )
+        for grid in grids
+    )
 
 
 def local_error(op: Op, target: Format) -> Ban | None:

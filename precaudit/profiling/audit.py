@@ -10,7 +10,7 @@ from precaudit.errors import ExitCode, PrecauditError
 from precaudit.model import Execution, Plan
 from precaudit.planning.budget import GradientError, gradient_error
 from precaudit.planning.planner import Choices, build_plan
-from precaudit.planning.rules import Ban, bans
+from precaudit.planning.rules import Ban, bans, of_grids
 from precaudit.profiling.schedule import Schedule, schedule
 from precaudit.running.job import Job, RunResult, RunSpec
 from precaudit.tracing.records import Trace
@@ -104,7 +104,19 @@ def asserts_its_precision(run: RunResult) -> bool:
 
 
 def _with_probes(audit: Audit, plan: Schedule, probed: tuple[str, ...], runner: Runner) -> Audit:
-    """Gradients in each format against float32's, at both phases, each step under one format in turn."""
+    """Gradients in each format against float32's, at both phases, each step under one format in turn. Values that a
+    format turned out not to tell apart are made in float32 then, and the gradients are looked at again."""
+    replay = _replay(audit, plan, probed, runner)
+    lost = of_grids(audit.trace, replay.grids)
+    if lost:
+        audit = replace(audit, bans=(*audit.bans, *lost))
+        replay = _replay(audit, plan, probed, runner)
+    labels = dict.fromkeys(f"{name}@{phase}" for phase in plan.probed for name in probed)
+    errors = (gradient_error(label, replay.differences) for label in labels)
+    return replace(audit, errors=tuple(error for error in errors if error), replay=replay)
+
+
+def _replay(audit: Audit, plan: Schedule, probed: tuple[str, ...], runner: Runner) -> RunResult:
     plans = {name: _probe_plan(audit, name) for name in probed}
     compare: dict[int, tuple[str, Plan]] = {}
     for phase, steps in plan.probed.items():
@@ -112,10 +124,7 @@ def _with_probes(audit: Audit, plan: Schedule, probed: tuple[str, ...], runner: 
             name = probed[i % len(probed)]
             compare[step] = (f"{name}@{phase}", plans[name])
     assert audit.replay_spec is not None
-    replay = runner(replace(audit.replay_spec, probe_save=frozenset(), probe_compare=compare))
-    labels = dict.fromkeys(label for label, _ in compare.values())
-    errors = (gradient_error(label, replay.differences) for label in labels)
-    return replace(audit, errors=tuple(error for error in errors if error), replay=replay)
+    return runner(replace(audit.replay_spec, probe_save=frozenset(), probe_compare=compare))
 
 
 def _probe_plan(audit: Audit, name: str) -> Plan:

@@ -165,6 +165,7 @@ def _of_verification(verification: Verification) -> list[Finding]:
             r.fqn,
             r.op,
             round=r.round,
+            formats=r.source,
         )
         for r in verification.repairs
     ]

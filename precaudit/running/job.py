@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from precaudit.model import Execution, Location, Plan
-from precaudit.tracing.records import GradientDifference, Trace
+from precaudit.tracing.records import GradientDifference, Grid, Trace
 
 JobKind = Literal["script", "module", "model_file", "inference"]
 Precision = Literal["float32", "as-written", "plan"]
@@ -108,6 +108,7 @@ class RunResult:
     trace: Trace | None = None
     end_state: EndState = field(default_factory=EndState)
     differences: tuple[GradientDifference, ...] = ()
+    grids: tuple[Grid, ...] = ()
     step_seconds: tuple[float, ...] = ()
     seconds: float = 0.0
     baseline: Mapping[str, object] = field(default_factory=dict)

@@ -23,7 +23,8 @@ from precaudit.instrument.events import TrainingEvents, TrainingListener
 from precaudit.instrument.names import ModuleNames
 from precaudit.instrument.scopes import Frame, ModuleScopes, ScopeListener
 from precaudit.running.job import RunSpec
-from precaudit.tracing.records import GradientDifference
+from precaudit.tracing.grids import GridWatch
+from precaudit.tracing.records import GradientDifference, Grid
 
 
 class GradientProbe(TrainingListener):
@@ -49,6 +50,7 @@ class GradientProbe(TrainingListener):
             step: execution(plan, scopes, covers, in_island) for step, (_, plan) in spec.probe_compare.items()
         }
         self._scaler: LossScaler | None = None
+        self._scopes, self._grids = scopes, GridWatch()
 
     # ---- the plan of the probed step
 
@@ -58,10 +60,17 @@ class GradientProbe(TrainingListener):
             frame.data["probed"] = execution
         if execution is not None:
             execution.entered(frame)
+            if frame.is_outermost:
+                _, plan = self._spec.probe_compare[self._step]
+                self._grids.entered(frame, lambda: self._scopes.current, plan.default)
 
     def left(self, frame: Frame, output: Any) -> Any:
         execution = frame.root.data.get("probed")
-        return execution.left(frame, output) if execution is not None else output
+        if execution is None:
+            return output
+        if frame.is_outermost:
+            self._grids.left(frame)
+        return execution.left(frame, output)
 
     def backward_starts(self, roots: Sequence[torch.Tensor], gradients: list[Any]) -> list[Any] | None:
         if self._step not in self._spec.probe_compare:
@@ -129,6 +138,10 @@ class GradientProbe(TrainingListener):
                 sums = self._sums.setdefault((label, key.rpartition(".")[0]), {}).setdefault(key, _Sums())
                 sums.add(parameter.grad, saved[key], previous.get(key))
                 parameter.grad.copy_(saved[key])
+
+    @property
+    def grids(self) -> tuple[Grid, ...]:
+        return tuple(self._grids.found.values())
 
     @property
     def differences(self) -> tuple[GradientDifference, ...]:

@@ -257,6 +257,7 @@ def _measured(result: RunResult, session: _Session, seconds: float) -> RunResult
         scales=tuple(scaler.scales) if scaler else (),
         trace=snapshot(session.tracer, session.names) if session.tracer else None,
         differences=session.probe.differences if session.probe else (),
+        grids=session.probe.grids if session.probe else (),
         step_seconds=tuple(monitor.step_seconds),
         seconds=seconds,
         baseline=session.baseline.settings,

@@ -36,10 +36,28 @@ class Trace:
     leaves: tuple[str, ...] = ()
     faults: tuple[Fault, ...] = ()
 
+    def name(self, model: str, fqn: str) -> str:
+        """A module's name in this trace: the model's in front only where several models train."""
+        return fqn if len(self.models) <= 1 and model in self.models else f"{model}.{fqn}".rstrip(".")
+
     @property
     def products(self) -> frozenset[str]:
         """The modules with operations that autocast lowers: matrix products, convolutions and their like."""
         return frozenset(op.fqn for op in self.ops if op.category == "lower")
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Values made in a format by `op` that should all differ: of `wanted` values the format keeps `kept` apart."""
+
+    model: str
+    fqn: str
+    op: str
+    format: str
+    amax: float
+    wanted: int
+    kept: int
+    location: Location | None
 
 
 @dataclass(frozen=True)

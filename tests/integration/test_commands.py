@@ -190,3 +190,15 @@ def test_interrupt_writes_what_there_is(tmp_path: Path) -> None:
     assert process.returncode == 1, stderr
     assert "interrupted" in stderr
     assert report_in(tmp_path)["layers"]
+
+
+def test_positions_made_in_a_low_dtype_are_found_where_they_are_made(
+    tmp_path: Path, profile_here: Callable[..., Done]
+) -> None:
+    """In float32 nothing shows it: the dtype that `arange` takes is the input's."""
+    done = profile_here(SCRIPTS / "rotary_in_dtype.py", "--steps", "20", "--no-verify", "--formats", "bf16")
+    plan = json.loads((tmp_path / "out" / "plan.json").read_text())
+    low = {fqn for fqn, name in plan["modules"].items() if name == "bfloat16"}
+    assert low == {"embedding", "query", "key", "value", "out", ""}, done.stdout
+    assert plan["modules"]["rotary"] == "float32"
+    assert "arange makes 400 values up to 400 in bfloat16" in plan["because"]["rotary"]

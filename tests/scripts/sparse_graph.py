@@ -19,8 +19,8 @@ class Graph(nn.Module):
         self.first, self.second = nn.Linear(16, 32), nn.Linear(32, 3)
 
     def forward(self, x):
-        x = F.relu(torch.sparse.mm(adjacency, self.first(x)))
-        return compressed @ self.second(x)
+        x = F.relu(torch.sparse.mm(adjacency, self.first(x).float()))
+        return compressed @ self.second(x).float()
 
 
 model = Graph()

@@ -1,0 +1,70 @@
+"""Positions, indices and counts that a low format no longer tells apart, where they are made in it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+
+from precaudit.instrument.scopes import Frame
+from precaudit.instrument.torchfunction import OperationMode
+from precaudit.tracing.ops import caller_location
+from precaudit.tracing.records import Grid
+
+_MAKERS = frozenset("arange linspace logspace range".split())
+_HALVES = (torch.float16, torch.bfloat16)
+_WIDE_INTEGERS = (torch.int16, torch.int32, torch.int64)
+"""Narrower ones are exact in both halves."""
+
+Noticed = Callable[[str, torch.Tensor, int], None]
+
+
+class GridMode(OperationMode):
+    """Hands every half result to `noticed` that has fewer distinct values than it was asked for: evenly spaced ones, or
+    integers that were cast."""
+
+    def __init__(self, noticed: Noticed) -> None:
+        super().__init__()
+        self._noticed = noticed
+
+    def operation(self, op: str, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        result = func(*args, **kwargs)
+        if isinstance(result, torch.Tensor) and result.dtype in _HALVES and result.numel() > 1:
+            wanted = _distinct_values(op, args, result)
+            if wanted is not None and result.unique().numel() < wanted:
+                self._noticed(op, result, wanted)
+        return result
+
+
+def _distinct_values(op: str, args: Any, result: torch.Tensor) -> int | None:
+    source = args[0] if args else None
+    if op in _MAKERS:
+        return result.numel()
+    if isinstance(source, torch.Tensor) and source.dtype in _WIDE_INTEGERS and source.shape == result.shape:
+        return source.unique().numel()
+    return None
+
+
+class GridWatch:
+    """Keeps what was noticed inside models' forwards, once a module and operation."""
+
+    def __init__(self) -> None:
+        self.found: dict[tuple[str, str, str, str], Grid] = {}
+
+    def entered(self, frame: Frame, current: Callable[[], Frame | None], format_name: str) -> None:
+        """Watch an outermost forward, from inside whatever runs it in the format."""
+
+        def noticed(op: str, result: torch.Tensor, wanted: int) -> None:
+            inner = current()
+            name = (inner or frame).name
+            kept, amax = result.unique().numel(), float(result.abs().max())
+            grid = Grid(name.model, name.fqn, op, format_name, amax, wanted, kept, caller_location())
+            self.found.setdefault((name.model, name.fqn, op, format_name), grid)
+
+        frame.data["grids"] = stack = ExitStack()
+        stack.enter_context(GridMode(noticed))
+
+    def left(self, frame: Frame) -> None:
+        frame.data.pop("grids").close()

@@ -1,0 +1,62 @@
+"""Evenly spaced values and integers that a half format doesn't tell apart, where they are made in it."""
+
+import pytest
+import torch
+
+from precaudit.planning.rules import of_grids
+from precaudit.tracing.grids import GridMode
+from precaudit.tracing.records import Grid, Trace
+
+
+def noticed(code):
+    found = []
+    with GridMode(lambda op, result, wanted: found.append((op, wanted, result.unique().numel()))):
+        code()
+    return found
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("past", [-1, 0, 1, 2, 300])
+def test_positions_up_to_the_last_exact_integer_are_told_apart(dtype, past):
+    """Every integer up to 2^p is exact, p being 8 and 11; the next one is not."""
+    size = 2 ** {torch.bfloat16: 8, torch.float16: 11}[dtype] + 1 + past
+    distinct = torch.arange(size).to(dtype).unique().numel()
+    expected = [] if past <= 0 else [("arange", size, distinct)]
+    assert noticed(lambda: torch.arange(size, dtype=dtype)) == expected
+    assert [each[1:] for each in noticed(lambda: torch.arange(size).to(dtype))] == [each[1:] for each in expected]
+
+
+def test_a_fine_grid_collapses_too():
+    (found,) = noticed(lambda: torch.linspace(0, 1, 5000, dtype=torch.bfloat16))
+    assert found[:2] == ("linspace", 5000)
+    assert noticed(lambda: torch.linspace(0, 1, 50, dtype=torch.bfloat16)) == []
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        lambda: torch.arange(5000),
+        lambda: torch.arange(5000, dtype=torch.float32),
+        lambda: torch.randn(5000).to(torch.bfloat16),
+        lambda: torch.randint(256, (5000,), dtype=torch.uint8).to(torch.bfloat16),
+        lambda: torch.tensor([3, 3, 3, 100]).bfloat16(),
+        lambda: torch.zeros(5000, dtype=torch.bfloat16) + 1,
+        lambda: torch.arange(1000, 1001, dtype=torch.bfloat16),
+    ],
+)
+def test_what_loses_no_distinction_is_let_be(code):
+    assert noticed(code) == []
+
+
+def test_repeated_integers_count_once():
+    ids = torch.tensor([1000, 1001, 1000, 1001, 7])
+    assert noticed(lambda: ids.type(torch.bfloat16)) == [("type", 3, 2)]
+
+
+def test_it_bans_the_operation_by_the_name_that_the_trace_has():
+    grid = Grid("model", "rotary", "arange", "bfloat16", 511.0, 512, 385, None)
+    (ban,) = of_grids(Trace(models=("model",)), [grid])
+    assert (ban.rule, ban.fqn, ban.op, ban.format, ban.severity) == ("PA105", "rotary", "arange", "bfloat16", "error")
+    assert "512 values up to 511" in ban.why
+    (ban,) = of_grids(Trace(models=("actor", "critic")), [grid])
+    assert ban.fqn == "model.rotary"
