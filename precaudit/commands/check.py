@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from precaudit.commands.options import add_output_options, refuse_overwrite
+from precaudit.commands.options import add_fail_on, add_output_options, refuse_overwrite
 from precaudit.errors import ExitCode, PrecauditError
 from precaudit.formats import parse_formats
 
@@ -58,13 +58,7 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         help="how low precision runs: on the hardware, or with its rounding emulated",
     )
     parser.add_argument("--device", metavar="DEVICE", help="device for a model file (default: cuda if there is one)")
-    parser.add_argument(
-        "--fail-on",
-        action="append",
-        default=[],
-        metavar="RULE",
-        help="also fail on a rule (PA742) or a severity (warning)",
-    )
+    add_fail_on(parser, "check", "PA742")
     parser.add_argument(
         "--format", choices=PRINTED, default="terminal", metavar="FORMAT", help=f"what to print: {', '.join(PRINTED)}"
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from precaudit.commands.options import add_output_options
+from precaudit.commands.options import add_fail_on, add_output_options
 from precaudit.errors import ExitCode, PrecauditError
 
 
@@ -32,13 +32,7 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     parser.add_argument("--out", type=Path, metavar="DIR", help="output folder (default reports/<script stem>)")
     parser.add_argument("--device", metavar="DEVICE", help="device for a model file (default: cuda if there is one)")
     parser.add_argument("--price", type=float, metavar="USD_PER_HOUR", help="what an hour on the device costs")
-    parser.add_argument(
-        "--fail-on",
-        action="append",
-        default=[],
-        metavar="RULE",
-        help="also fail on a finding (PA101), a severity (warning) or METRIC:THRESHOLD (repeatable)",
-    )
+    add_fail_on(parser, "profile", "PA101")
     add_output_options(parser)
     parser.add_argument(
         "script",
