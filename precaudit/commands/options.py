@@ -22,6 +22,21 @@ def add_output_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-f", "--force", action="store_true", help="overwrite existing files")
 
 
+def add_run_options(parser: argparse.ArgumentParser, script: str) -> None:
+    """What runs, and how low precision does; `script` says what is wanted."""
+    parser.add_argument("-m", dest="module", metavar="MODULE", help="run a module, as python -m does")
+    parser.add_argument(
+        "--execution",
+        choices=("auto", "native", "emulated"),
+        default="auto",
+        help="how low precision runs: on the hardware, or with its rounding emulated",
+    )
+    parser.add_argument("--device", metavar="DEVICE", help="device for a model file (default: cuda if there is one)")
+    parser.add_argument(
+        "script", nargs=argparse.REMAINDER, metavar="SCRIPT [its arguments]", help=f"{script}, and its own arguments"
+    )
+
+
 def add_fail_on(parser: argparse.ArgumentParser, verb: str, example: str) -> None:
     parser.add_argument(
         "--fail-on",
