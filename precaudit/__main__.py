@@ -16,7 +16,8 @@ def build_parser() -> argparse.ArgumentParser:
         prog="precaudit",
         description="Audit a PyTorch training script's numerics, plan a precision per layer, and prove the plan.",
         epilog="Exit codes: 0 verified or clean, 1 not verified or finding, 2 wrong usage, "
-        "3 nothing to measure, 4 the script failed.",
+        "3 nothing to measure, 4 the script failed. `profile --quick` and `--no-verify` "
+        "end with 0 for a plan that is screened or proposed, and not verified.",
     )
     parser.add_argument("--version", action="version", version=f"precaudit {__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="COMMAND", required=True)
