@@ -16,7 +16,8 @@ def build_parser() -> argparse.ArgumentParser:
         prog="precaudit",
         description="Audit a PyTorch training script's numerics, plan a precision per layer, and prove the plan.",
         epilog="Exit codes: 0 verified or clean, 1 not verified or finding, 2 wrong usage, "
-        "3 nothing to measure, 4 the script failed.",
+        "3 nothing to measure, 4 the script failed. `profile --quick` and `--no-verify` "
+        "end with 0 for a plan that is screened or proposed, and not verified.",
     )
     parser.add_argument("--version", action="version", version=f"precaudit {__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="COMMAND", required=True)
@@ -27,8 +28,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code. Expected failures become one line on stderr, never a traceback."""
-    arguments = build_parser().parse_args(argv)
     try:
+        arguments = build_parser().parse_args(argv)
         return int(arguments.run(arguments))
     except PrecauditError as error:
         print(f"precaudit: {error}", file=sys.stderr)

@@ -5,12 +5,16 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
 
 from precaudit import __version__
 from precaudit.errors import PrecauditError
 from precaudit.formats import get_format
 from precaudit.model import Plan, Report, Verification
+
+if TYPE_CHECKING:
+    from precaudit.running.job import RunResult, RunSpec
 
 
 def load_report(path: str | os.PathLike[str]) -> Report:
@@ -50,28 +54,37 @@ def profile(
     """
     from precaudit.profiling.engine import profile_job
     from precaudit.profiling.settings import Settings
-    from precaudit.running.job import Job, RunResult, RunSpec
-    from precaudit.running.script import train
-    from precaudit.running.worker import run
+    from precaudit.running.job import Job
 
     functions = {"build_model": build_model, "batches": batches, "loss": loss, "build_optimizer": build_optimizer}
     settings = Settings(
         steps, seeds, target, tuple(get_format(name).name for name in formats), execution, quick, verify, device, price
     )
     name = getattr(build_model, "__name__", type(build_model).__name__)
-
-    class InProcess:
-        def __call__(self, spec: RunSpec) -> RunResult:
-            with _random_state_kept():
-                return run(spec, lambda: train(functions, device))
-
-        def many(self, specs: Sequence[RunSpec]) -> list[RunResult]:
-            return [self(spec) for spec in specs]
-
-    outcome = profile_job(Job("model_file", name, (), os.getcwd(), steps, device), settings, InProcess())
+    outcome = profile_job(
+        Job("model_file", name, (), os.getcwd(), steps, device), settings, _InProcess(functions, device)
+    )
     if outcome.error:
         raise PrecauditError(outcome.error, outcome.exit_code)
     return outcome.report
+
+
+@dataclass(frozen=True)
+class _InProcess:
+    """Runs a model file's functions here, one run after the other."""
+
+    functions: dict[str, Any]
+    device: str | None
+
+    def __call__(self, spec: RunSpec) -> RunResult:
+        from precaudit.running.script import train
+        from precaudit.running.worker import run
+
+        with _random_state_kept():
+            return run(spec, lambda: train(self.functions, self.device))
+
+    def many(self, specs: Sequence[RunSpec]) -> list[RunResult]:
+        return [self(spec) for spec in specs]
 
 
 @contextmanager

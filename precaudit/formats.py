@@ -49,7 +49,11 @@ class Format:
 
     @property
     def overflow_threshold(self) -> float:
-        """Smallest magnitude that rounds past `maximum`: the midpoint to the next value, were there one."""
+        """The midpoint between `maximum` and the next value, were there one: all above it rounds past `maximum`.
+
+        The midpoint itself does so where the maximum's last bit is odd, for ties go to even. That is everywhere but in
+        float8_e4m3, where 464 still rounds to 448.
+        """
         return self.maximum + 2.0 ** (self.exponent_max - self.mantissa) / 2
 
 

@@ -73,6 +73,17 @@ def test_overflow_of_eight_bits_is_rounding_past_the_maximum(name):
     low = 2.0**-6
     assert cast(target.overflow_threshold * (1 - 2.0**-20) * low, DTYPES[name]) == target.maximum * low
     assert cast(target.overflow_threshold * (1 + 2.0**-20) * low, DTYPES[name]) > target.maximum * low
+    assert (cast(target.overflow_threshold * low, DTYPES[name]) > target.maximum * low) == ends_odd(target)
+
+
+def ends_odd(target):
+    return target.maximum / 2.0 ** (target.exponent_max - target.mantissa) % 2 == 1
+
+
+def test_only_e4m3_holds_the_midpoint_above_its_maximum():
+    assert [name for name, target in FORMATS.items() if not ends_odd(target)] == ["float8_e4m3"]
+    assert FORMATS["float8_e4m3"].overflow_threshold == 464.0
+    assert cast(464.0, torch.float8_e4m3fn) == 448.0
 
 
 def test_tf32_is_float32s_range_with_float16s_precision():

@@ -48,7 +48,15 @@ def named(match: OutputMatch | HardInput) -> str:
 
 
 def _of_match(match: OutputMatch, deployment: Deployment) -> Iterator[Finding]:
-    error, name = match.relative_error, named(match)
+    yield from _of_finiteness(match)
+    if match.relative_error is not None and match.relative_error > deployment.tolerance:
+        yield _imprecise(match, match.relative_error, deployment)
+    if match.rows and match.agreeing + match.near_ties < AGREEMENT * match.rows:
+        yield _disagreeing(match)
+
+
+def _of_finiteness(match: OutputMatch) -> Iterator[Finding]:
+    name = named(match)
     if match.nonfinite:
         yield finding(
             "PA733",
@@ -66,29 +74,33 @@ def _of_match(match: OutputMatch, deployment: Deployment) -> Iterator[Finding]:
             "repair the model or its data first: precision is not the cause",
             output=name,
         )
-    if error is not None and error > deployment.tolerance:
-        yield finding(
-            "PA731",
-            "error",
-            f"{name} errs by {share(error)} of its rms in {match.format} (SNR {number(match.snr_db)} dB); "
-            f"allowed is {share(deployment.tolerance)}: {deployment.why}",
-            "keep its last layers in a wider format, or pass --tolerance if your use of the output allows more",
-            output=name,
-            relative_error=error,
-            snr_db=match.snr_db,
-            tolerance=deployment.tolerance,
-        )
-    if match.rows and match.agreeing + match.near_ties < AGREEMENT * match.rows:
-        yield finding(
-            "PA732",
-            "error",
-            f"{name}: {share(match.agreement)} of {plural(match.rows, 'row')} have the same top-1 class as in float32, "
-            f"and only {plural(match.near_ties, 'other')} near a tie; wanted are {share(AGREEMENT)}",
-            "keep the classifier and what feeds it in a wider format; if these are no class scores, keep to the SNR",
-            output=name,
-            agreement=match.agreement,
-            near_ties=match.near_ties,
-        )
+
+
+def _imprecise(match: OutputMatch, error: float, deployment: Deployment) -> Finding:
+    return finding(
+        "PA731",
+        "error",
+        f"{named(match)} errs by {share(error)} of its rms in {match.format} (SNR {number(match.snr_db)} dB); "
+        f"allowed is {share(deployment.tolerance)}: {deployment.why}",
+        "keep its last layers in a wider format, or pass --tolerance if your use of the output allows more",
+        output=named(match),
+        relative_error=error,
+        snr_db=match.snr_db,
+        tolerance=deployment.tolerance,
+    )
+
+
+def _disagreeing(match: OutputMatch) -> Finding:
+    return finding(
+        "PA732",
+        "error",
+        f"{named(match)}: {share(match.agreement)} of {plural(match.rows, 'row')} have the same top-1 class as in "
+        f"float32, and only {plural(match.near_ties, 'other')} near a tie; wanted are {share(AGREEMENT)}",
+        "keep the classifier and what feeds it in a wider format; if these are no class scores, keep to the SNR",
+        output=named(match),
+        agreement=match.agreement,
+        near_ties=match.near_ties,
+    )
 
 
 def _of_raised(observed: Observed, deployment: Deployment) -> Iterator[Finding]:

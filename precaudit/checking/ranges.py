@@ -18,6 +18,17 @@ from precaudit.tracing.records import Trace
 SEVERITIES: Mapping[Severity, Severity] = {"error": "error", "warning": "warning", "note": "warning"}
 """What is a note to the planner, which then avoids the format, has lost its headroom in a plan that uses it."""
 
+RULES = {
+    "PA101": "PA711",
+    "PA102": "PA712",
+    "PA103": "PA713",
+    "PA104": "PA714",
+    "PA105": "PA715",
+    "PA106": "PA716",
+    "PA107": "PA717",
+}
+"""Of the planner's rules, those of a plan that breaks them."""
+
 
 def ranges(run: RunResult, views: Mapping[str, ModelView], deployment: Deployment, used: Iterable[str]) -> Answer:
     """`used` are the formats of the deployment; `views` have its plan."""
@@ -50,13 +61,13 @@ def _applies(ban: Ban, views: Mapping[str, ModelView]) -> bool:
 
 
 def _of_bans(broken: Iterable[Ban]) -> Iterable[Finding]:
-    """PA711 to PA717, in parallel to the planner's PA101 to PA107; one for each operation, the first of its rules."""
+    """One for each operation, the first of its rules."""
     together: dict[tuple[str, str], list[Ban]] = {}
     for ban in broken:
         together.setdefault((ban.fqn, ban.op), []).append(ban)
     for ban, *_ in together.values():
         yield finding(
-            f"PA71{ban.rule[-1]}",
+            RULES[ban.rule],
             SEVERITIES[ban.severity],
             f"{ban.fqn or 'the model'}: {ban.why}; the plan has it in {ban.format}",
             f"{ban.fix}: profile with this data for a plan that does; if the data is wrong, fix what feeds it",

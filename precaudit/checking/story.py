@@ -12,7 +12,6 @@ from precaudit.reporting.story import SEVERITIES
 from precaudit.reporting.words import listing, number, plural, prose, share, visible
 
 OUTPUT_HEADERS = ("output", "format", "SNR dB", "error", "top-1", "finite")
-HARD_HEADERS = ("hard input", *HARD_NAMES)
 ROWS = 24
 
 

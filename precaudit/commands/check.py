@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from precaudit.commands.options import add_output_options, refuse_overwrite
+from precaudit.commands.options import add_fail_on, add_output_options, add_run_options, refuse_overwrite
 from precaudit.errors import ExitCode, PrecauditError
 from precaudit.formats import parse_formats
 
@@ -40,7 +40,7 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--plan", type=Path, required=True, metavar="PLAN", help="plan.json, or a report.json with it")
-    parser.add_argument("-m", dest="module", metavar="MODULE", help="run a module, as python -m does")
+    add_run_options(parser, "the script or model file")
     parser.add_argument(
         "--steps", type=int, default=8, metavar="N", help="steps, or batches of a model file (default 8)"
     )
@@ -51,30 +51,11 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         metavar="ERROR",
         help="relative rms error that outputs may have, such as 0.01 or 1%% (default: the format's)",
     )
-    parser.add_argument(
-        "--execution",
-        choices=("auto", "native", "emulated"),
-        default="auto",
-        help="how low precision runs: on the hardware, or with its rounding emulated",
-    )
-    parser.add_argument("--device", metavar="DEVICE", help="device for a model file (default: cuda if there is one)")
-    parser.add_argument(
-        "--fail-on",
-        action="append",
-        default=[],
-        metavar="RULE",
-        help="also fail on a rule (PA742) or a severity (warning)",
-    )
+    add_fail_on(parser, "check", "PA742")
     parser.add_argument(
         "--format", choices=PRINTED, default="terminal", metavar="FORMAT", help=f"what to print: {', '.join(PRINTED)}"
     )
     add_output_options(parser)
-    parser.add_argument(
-        "script",
-        nargs=argparse.REMAINDER,
-        metavar="SCRIPT [its arguments]",
-        help="the script or model file, and its own arguments",
-    )
     parser.set_defaults(run=run)
 
 

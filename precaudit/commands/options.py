@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from precaudit.errors import PrecauditError
 
@@ -19,6 +20,51 @@ def add_output_options(parser: argparse.ArgumentParser) -> None:
         help="also write this file; the extension picks the format (repeatable)",
     )
     parser.add_argument("-f", "--force", action="store_true", help="overwrite existing files")
+
+
+def add_run_options(parser: argparse.ArgumentParser, script: str) -> None:
+    """What runs, and how low precision does; `script` says what is wanted."""
+    parser.add_argument("-m", dest="module", metavar="MODULE", help="run a module, as python -m does")
+    parser.add_argument(
+        "--execution",
+        choices=("auto", "native", "emulated"),
+        default="auto",
+        help="how low precision runs: on the hardware, or with its rounding emulated",
+    )
+    parser.add_argument("--device", metavar="DEVICE", help="device for a model file (default: cuda if there is one)")
+    parser.add_argument(
+        "script", nargs=argparse.REMAINDER, metavar="SCRIPT [its arguments]", help=f"{script}, and its own arguments"
+    )
+
+
+def add_fail_on(parser: argparse.ArgumentParser, verb: str, example: str) -> None:
+    parser.add_argument(
+        "--fail-on",
+        action=_FailOn,
+        default=[],
+        const=verb,
+        metavar="RULE",
+        help=f"also fail on a finding ({example}), a severity (warning) or METRIC:THRESHOLD (repeatable); "
+        "list shows them all",
+    )
+
+
+class _FailOn(argparse.Action):
+    """Collects rules; `list` shows what there are, and ends the program as --help does."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        if values == "list":
+            from precaudit.comparison.rules import rules_table
+
+            print(rules_table(str(self.const)))
+            parser.exit()
+        setattr(namespace, self.dest, [*getattr(namespace, self.dest), values])
 
 
 def refuse_overwrite(paths: list[Path], force: bool) -> None:

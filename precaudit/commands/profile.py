@@ -5,8 +5,13 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from precaudit.commands.options import add_output_options
+from precaudit.commands.options import add_fail_on, add_output_options, add_run_options
 from precaudit.errors import ExitCode, PrecauditError
+
+EPILOG = """\
+Exit codes: 0 a low-precision plan was verified (with --quick: screened, with
+--no-verify: proposed, and not verified), 1 none was, or --fail-on matched,
+2 wrong usage, 3 nothing to measure, 4 the script failed."""
 
 
 def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -15,37 +20,20 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         help="audit a training script, plan a precision per layer, prove the plan by training",
         usage="precaudit profile [options] SCRIPT [its arguments]\n"
         "       precaudit profile [options] -m MODULE [its arguments]",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("-m", dest="module", metavar="MODULE", help="run a module, as python -m does")
+    add_run_options(parser, "the training script or model file")
     parser.add_argument("--steps", type=int, default=60, metavar="N", help="optimizer steps a run takes (default 60)")
     parser.add_argument("--seeds", type=int, default=3, metavar="N", help="paired seeds of the first look (default 3)")
     parser.add_argument("--target", metavar="GPU", help="the card to plan for (default: this machine's, else h100)")
     parser.add_argument("--formats", metavar="LIST", help="formats the plan may use, such as bf16,fp16,tf32,fp8")
-    parser.add_argument(
-        "--execution",
-        choices=("auto", "native", "emulated"),
-        default="auto",
-        help="how low precision runs: on the hardware, or with its rounding emulated",
-    )
-    parser.add_argument("--quick", action="store_true", help="one paired seed: screened, not verified")
-    parser.add_argument("--no-verify", action="store_true", help="audit and plan only")
+    parser.add_argument("--quick", action="store_true", help="one paired seed: the plan is screened, not verified")
+    parser.add_argument("--no-verify", action="store_true", help="audit and plan only: nothing is verified")
     parser.add_argument("--out", type=Path, metavar="DIR", help="output folder (default reports/<script stem>)")
-    parser.add_argument("--device", metavar="DEVICE", help="device for a model file (default: cuda if there is one)")
     parser.add_argument("--price", type=float, metavar="USD_PER_HOUR", help="what an hour on the device costs")
-    parser.add_argument(
-        "--fail-on",
-        action="append",
-        default=[],
-        metavar="RULE",
-        help="also fail on a finding (PA101), a severity (warning) or METRIC:THRESHOLD (repeatable)",
-    )
+    add_fail_on(parser, "profile", "PA101")
     add_output_options(parser)
-    parser.add_argument(
-        "script",
-        nargs=argparse.REMAINDER,
-        metavar="SCRIPT [its arguments]",
-        help="the training script or model file, and its own arguments",
-    )
     parser.set_defaults(run=run)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from precaudit.catalogue import COMPARED
 from precaudit.comparison.changes import Change, Comparison
 from precaudit.model import Finding, Location, Report, Verification
 
@@ -27,7 +28,7 @@ def as_findings(comparison: Comparison, head: Report) -> list[Finding]:
 
 def _finding(change: Change, location: Location | None) -> Finding:
     return Finding(
-        rule=f"compare-{change.metric}",
+        rule=f"{COMPARED}{change.metric}",
         severity="error" if change.regression else "note",
         message=" ".join(filter(None, [change.role, change.name, change.message])),
         suggestion=WHAT_TO_DO if change.regression else "",

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
+from tabulate import tabulate
+
+from precaudit.catalogue import CATALOGUE
 from precaudit.comparison.headroom import PLACED_ROLES, headroom
 from precaudit.errors import PrecauditError
 from precaudit.formats import FORMATS, Format
 from precaudit.model import Finding, Report, TensorRecord
 
 SEVERITIES = ("note", "warning", "error")
-FINDING_ID = re.compile(r"[A-Z]{2}\d{3}")
 MAX_PLACES = 3
 
 Value = tuple[str, float]  # where, how much
@@ -126,14 +127,14 @@ def _parse(rule: str) -> Rule:
     if rule in SEVERITIES:
         accepted = SEVERITIES[SEVERITIES.index(rule) :]
         return lambda report: _findings(rule, [f for f in report.findings if f.severity in accepted])
-    if FINDING_ID.fullmatch(rule):
+    if rule in CATALOGUE:
         return lambda report: _findings(rule, [f for f in report.findings if f.rule == rule])
     if separator and metric in LIMITS:
         threshold = _threshold(rule, text)
         return lambda report: _limit(metric, threshold, list(LIMITS[metric].values(report)))
     raise PrecauditError(
         f"--fail-on {rule!r}: want a finding id such as PA101, a severity ({', '.join(reversed(SEVERITIES))}) "
-        f"or METRIC:THRESHOLD; metrics are {', '.join(LIMITS)}"
+        "or METRIC:THRESHOLD; --fail-on list shows them all"
     )
 
 
@@ -167,7 +168,17 @@ def _first(places: Sequence[str], noun: str) -> str:
     return f"{len(places)} {noun}{'s' if len(places) > 1 else ''}: {', '.join(places[:MAX_PLACES])}{more}"
 
 
-def rules_help() -> str:
-    """The documented list of rules for `profile --help`."""
-    lines = [f"  {name:<16} {limit.help}" for name, limit in LIMITS.items()]
-    return "\n".join(["metrics for --fail-on METRIC:THRESHOLD:", *lines])
+def rules_table(verb: str) -> str:
+    """All that `--fail-on` takes after `precaudit profile` or `precaudit check`, 80 columns wide."""
+    rules = [(rule.id, rule.title, rule.meaning) for rule in CATALOGUE.values() if rule.verb == verb]
+    metrics = [(name, limit.help) for name, limit in LIMITS.items()]
+    severities = ", ".join(reversed(SEVERITIES))
+    return "\n".join(
+        [
+            tabulate(rules, ("RULE", "finding", "what it means"), "simple", maxcolwidths=[None, 24, 44]),
+            "",
+            tabulate(metrics, ("METRIC:THRESHOLD", "fails unless it is"), "simple", maxcolwidths=[None, 60]),
+            "",
+            f"A severity ({severities}) stands for findings as bad or worse.",
+        ]
+    )

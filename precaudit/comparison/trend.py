@@ -90,9 +90,8 @@ def _figures(report: Report) -> dict[str, Any]:
 
 def _step_seconds(figure: Any) -> float | None:
     """The plan's step time where it was taken, else float32's."""
-    if isinstance(figure, Mapping):
-        figure = figure.get("plan") or figure.get("float32")
-    return float(figure) if isinstance(figure, int | float) else None
+    taken = (figure.get("plan") or figure.get("float32")) if isinstance(figure, Mapping) else None
+    return float(taken) if isinstance(taken, int | float) else None
 
 
 # ---------------------------------------------------------------- as text

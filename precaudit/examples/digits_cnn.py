@@ -56,7 +56,7 @@ def load_data(held_out: int = 360) -> tuple[TensorDataset, TensorDataset]:
     try:
         from sklearn.datasets import load_digits
     except ImportError:
-        raise SystemExit("digits_cnn.py reads its data from scikit-learn: pip install scikit-learn") from None
+        raise SystemExit("digits_cnn.py reads its data from scikit-learn: pip install 'precaudit[examples]'") from None
     digits = load_digits()
     images = torch.tensor(digits.images, dtype=torch.float32).unsqueeze(1) / 16
     labels = torch.tensor(digits.target)

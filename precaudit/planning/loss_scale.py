@@ -37,7 +37,7 @@ TREND_LIMIT = 4.0
 # A tensor this far below the rest of its module is what rounding leaves of a gradient that is zero by
 # construction (a key's bias under softmax, a bias before batch norm), and needs no scale.
 RESIDUE = 2.0**-20
-DEFAULT_K, DEFAULT_INTERVAL = 16, 2000
+DEFAULT_INTERVAL = 2000
 SHORTEST_INTERVAL = 100
 
 
@@ -48,17 +48,6 @@ class Replay:
     skips: int
     k: int
     good: int
-
-
-@dataclass(frozen=True)
-class ScaleComparison:
-    """The default scaler beside the recommended one; energies are the worst tensor's lost share."""
-
-    default_skips: float
-    skips: float
-    default_lost: float
-    lost: float
-    detail: str
 
 
 def half_gradients(layers: Iterable[Layer], plan: Plan) -> dict[str, tuple[TensorStats, ...]]:
@@ -108,10 +97,6 @@ def lost_energy(tensor: TensorStats, k: int) -> float:
     lost = float((energy * share).sum() / energy.sum())
     exact = float(np.clip(math.ldexp(tensor.sum_squares, -2 * top) / energy.sum(), 0.5, 2.0))
     return lost * (1 - (1 - exact) * lost) / exact
-
-
-def flushed_by_scale(tensor: TensorStats, ks: Iterable[int]) -> dict[int, float]:
-    return {k: lost_energy(tensor, k) for k in ks}
 
 
 def needed_k(tensors: Sequence[TensorStats]) -> int | None:
@@ -267,30 +252,3 @@ def static_skips(log2_max: Sequence[float], k: int, steps: int) -> float:
     """Skips of a static scale: the observed share of steps that overflow, over `steps`."""
     overflows = sum(not largest + k < OVERFLOW for largest in log2_max)
     return steps * overflows / len(log2_max) if len(log2_max) else 0.0
-
-
-def compare_with_default(
-    log2_max: Sequence[float], gradients: Gradients, recommended: LossScale, steps: int
-) -> ScaleComparison:
-    """Steps and gradient energy that torch's default scaler (2**16, 2000) would lose, beside the recommendation."""
-    default_skips = expected_skips(log2_max, DEFAULT_K, DEFAULT_INTERVAL, steps)
-    default_lost = worst_lost(gradients, replay(log2_max, DEFAULT_K, DEFAULT_INTERVAL).k)
-    k = round(math.log2(recommended.init_scale)) if recommended.init_scale else 0
-    if recommended.mode == "dynamic":
-        k = replay(log2_max, k, recommended.growth_interval or DEFAULT_INTERVAL).k
-    skips, lost = recommended.predicted_skips or 0.0, worst_lost(gradients, k)
-    detail = (
-        f"the default scaler would skip {default_skips:g} of {steps} steps and lose {default_lost:.2g} of the "
-        f"worst tensor's gradient energy; this one {skips:g} and {lost:.2g}"
-    )
-    if lost > max(default_lost, LOST_BUDGET):
-        detail += "; it loses more because it keeps headroom above the largest gradient expected"
-    return ScaleComparison(default_skips, skips, default_lost, lost, detail)
-
-
-def worst_lost(gradients: Gradients, k: int) -> float:
-    worst = 0.0
-    for tensors in gradients.values():
-        loudest = max((tensor.rms for tensor in tensors), default=0.0)
-        worst = max([worst, *(lost_energy(t, k) for t in tensors if t.rms >= RESIDUE * loudest)])
-    return worst

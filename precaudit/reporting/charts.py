@@ -133,8 +133,16 @@ def heat_map() -> Drawing:
 
     x = _exponent(title="magnitude of the values")
     fill = alt.Color("fate:N", scale=_palette(FATES), legend=None)
-    depth = alt.Scale(type="log", domain=[1e-6, 0.2], range=[0.18, 1], clamp=True)
-    zones = (
+    signals = _signals(k=0, lo=-40, hi=20, cut=-25, sub=-14, top=16, names=[], full=[])
+    layers = _zones(x, fill) + _cells(x, fill) + _edges(x) + _lost()
+    return layers.add_params(*signals), alt.Step(STEP)
+
+
+def _zones(x: altair.X, fill: altair.Color) -> altair.Chart:
+    """The ground under the cells: what becomes of a value in each part of the format's range."""
+    import altair as alt
+
+    return (
         alt.Chart(alt.Data(values=[{"fate": zone} for zone in ("less precise", "to zero", "overflows")]))
         .transform_calculate(
             x="datum.fate == 'to zero' ? lo : datum.fate == 'overflows' ? top : cut",
@@ -143,7 +151,13 @@ def heat_map() -> Drawing:
         .mark_rect(opacity=0.09, clip=True, aria=False)
         .encode(x=x, x2="x2:Q", color=fill)
     )
-    cells = (
+
+
+def _cells(x: altair.X, fill: altair.Color) -> altair.Chart:
+    import altair as alt
+
+    depth = alt.Scale(type="log", domain=[1e-6, 0.2], range=[0.18, 1], clamp=True)
+    return (
         alt.Chart(alt.NamedData("cells"))
         .transform_calculate(
             x="datum.e + k",
@@ -164,13 +178,24 @@ def heat_map() -> Drawing:
             tooltip=["layer:N", "values:N", "share:N", "fate:N"],
         )
     )
-    edges = (
+
+
+def _edges(x: altair.X) -> altair.Chart:
+    import altair as alt
+
+    return (
         alt.Chart(alt.Data(values=[{"edge": edge} for edge in ("cut", "sub", "top")]))
         .transform_calculate(x="datum.edge == 'cut' ? cut : datum.edge == 'sub' ? sub : top")
         .mark_rule(color=alt.ExprRef("muted"), strokeDash=[4, 3], clip=True, aria=False)
         .encode(x=x)
     )
-    text = (
+
+
+def _lost() -> altair.Chart:
+    """What a row loses, in words to its right."""
+    import altair as alt
+
+    return (
         alt.Chart(alt.NamedData("lost"))
         .mark_text(align="left", dx=8, fontSize=11, aria=False)
         .encode(
@@ -180,8 +205,6 @@ def heat_map() -> Drawing:
             color=alt.condition("datum.bad", alt.value(alt.ExprRef("lost")), alt.value(alt.ExprRef("muted"))),
         )
     )
-    signals = _signals(k=0, lo=-40, hi=20, cut=-25, sub=-14, top=16, names=[], full=[])
-    return (zones + cells + edges + text).add_params(*signals), alt.Step(STEP)
 
 
 def formats() -> Drawing:

@@ -30,17 +30,11 @@ def tensor_cores(report: Report) -> list[str]:
 
 
 def step_times(report: Report) -> list[str]:
-    """Time of a training step per arm (`float32`, `plan`, ...); a single number is plain float32's."""
-    steps = report.performance.get("step_seconds")
-    if isinstance(steps, int | float):
-        steps = {"float32": steps, "plan": None}
-    if not isinstance(steps, Mapping) or not steps:
+    """Time of a training step per arm (`float32`, `plan`, ...)."""
+    steps = _mapping(report.performance, "step_seconds")
+    if not steps:
         return [f"Time of a step: {NOT_MEASURED}."]
-    return [f"Time of a step: {_by_arm(steps, _step)}.", *_speedup(report), *_beside_time(report.performance)]
-
-
-def _step(value: Any) -> str:
-    return seconds(value.get("median")) if isinstance(value, Mapping) else seconds(value)
+    return [f"Time of a step: {_by_arm(steps, seconds)}.", *_speedup(report), *_beside_time(report.performance)]
 
 
 def _by_arm(values: Mapping[str, Any], words: Callable[[Any], str]) -> str:
@@ -134,8 +128,7 @@ def money(report: Report) -> list[str]:
     sums = {key: value for key, value in cost.items() if key.startswith("usd_per_")}
     rate = f"{number(price, 'USD')} an hour" + (f" of this machine ({prose(device)})" if device else "")
     before = _sums(sums, "_float32")
-    plain = {key: value for key, value in _sums(sums, "").items() if not key.endswith(("_float32", "_plan"))}
-    lines.append(f"Money at {rate}: {_priced(before or plain, {})}.")
+    lines.append(f"Money at {rate}: {_priced(before, {})}.")
     if before:
         lines.append(f"With the plan: {_priced(_sums(sums, '_plan'), before)}.")
     return lines
@@ -166,7 +159,7 @@ def _energy(report: Report) -> str:
     if not any(map(_number, joules.values())):
         why = report.performance.get("energy_method")
         reason = f" ({prose(why).removeprefix(f'{NOT_MEASURED}: ')})" if why and why != NOT_MEASURED else ""
-        return f"Energy: {number(report.cost.get('energy_joules'), 'J')}{reason}."
+        return f"Energy: {NOT_MEASURED}{reason}."
     return f"Energy of a thousand steps, whole card: {_by_arm(joules, lambda value: number(value, 'J'))}."
 
 

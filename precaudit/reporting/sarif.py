@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from precaudit.catalogue import rule_of
 from precaudit.model import Finding, Report
 from precaudit.reporting.results import fingerprints, results, sentence, uri, where
 from precaudit.reporting.serialize import to_json
-from precaudit.reporting.words import prose, visible
+from precaudit.reporting.words import visible
 
 SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
 
@@ -30,13 +31,15 @@ def sarif(report: Report, findings: list[Finding]) -> dict[str, Any]:
     return {"$schema": SCHEMA, "version": "2.1.0", "runs": [run]}
 
 
-def _rule(example: Finding) -> dict[str, Any]:
-    text = prose(example.message) or visible(example.rule)
+def _rule(worst: Finding) -> dict[str, Any]:
+    """What the catalogue says, and the severity of the rule's worst finding here."""
+    rule = rule_of(worst.rule)
     return {
-        "id": visible(example.rule),
-        "shortDescription": {"text": text},
-        "help": {"text": sentence(example)},
-        "defaultConfiguration": {"level": example.severity},
+        "id": visible(rule.id),
+        "shortDescription": {"text": visible(rule.title)},
+        "fullDescription": {"text": rule.meaning},
+        "help": {"text": f"{rule.meaning} {rule.remedy}".rstrip()},
+        "defaultConfiguration": {"level": worst.severity},
     }
 
 

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from math import ceil
 from typing import TYPE_CHECKING
 
 from precaudit.finding import finding
 from precaudit.model import Finding
+from precaudit.tensorcores.alignment import Padding, misaligned, multiple
 from precaudit.tensorcores.rules import RANK, generation_of
 
 if TYPE_CHECKING:
     from precaudit.tensorcores.analysis import Card, Group
 
-MULTIPLE = {"fp16": 8, "bf16": 8, "tf32": 4, "fp32": 4, "int8": 16, "fp8": 16}
+FULL = ("fp32", "fp64", None)
 WORTH = 0.01
 
 
@@ -34,24 +34,18 @@ def advise(groups: Sequence[Group], card: Card, total: float) -> tuple[Finding, 
     )
 
 
-def misaligned(dims: Iterable[tuple[str, int]], format_name: str | None) -> list[tuple[str, int, int]]:
-    """(dimension, size, size to pad to) for those that are no multiple of 16 bytes."""
-    multiple = MULTIPLE.get(format_name or "", 8)
-    return [(name, size, ceil(size / multiple) * multiple) for name, size in dims if size % multiple]
-
-
 def _seconds(groups: Iterable[Group]) -> float:
     return sum(group.seconds for group in groups)
 
 
 def _cause(group: Group, card: Card) -> tuple[str, Callable[[list[Group]], Finding]]:
     stated = group.example.format if group.example else group.found.operands
-    padding = misaligned(group.example.dims, stated) if group.example else []
-    if padding and stated not in ("fp32", "fp64", None):
-        return f"align {padding}", lambda mine: _pad(mine, padding, stated)
+    padding = misaligned(group.example.dims, stated) if group.example and stated not in FULL else []
+    if padding:
+        return f"align {padding}", lambda mine: _pad(mine, padding, str(stated))
     if group.found.tensor_core == "legacy":
         return f"legacy {group.found.library} {group.found.rule}", lambda mine: _legacy(mine, card)
-    if stated in ("fp32", "fp64", None):
+    if stated in FULL:
         return f"{stated} without", lambda mine: _full_precision(mine, card, stated)
     return f"vector {group.found.rule}", _vector
 
@@ -72,23 +66,15 @@ def _finding(rule: str, groups: list[Group], message: str, suggestion: str) -> F
     )
 
 
-def _pad(groups: list[Group], padding: list[tuple[str, int, int]], stated: str | None) -> Finding:
-    multiple = MULTIPLE.get(stated or "", 8)
-    sizes = " and ".join(f"{name} = {size}" for name, size, _ in padding)
-    wrong = f"is not a multiple of {multiple}" if len(padding) == 1 else f"are no multiples of {multiple}"
-    targets = ", ".join(f"{size} to {target}{_better(size, 8 * multiple)}" for _, size, target in padding)
+def _pad(groups: list[Group], padding: list[Padding], stated: str) -> Finding:
+    sizes = " and ".join(f"{each.dimension} = {each.size}" for each in padding)
+    wrong = "is not a multiple" if len(padding) == 1 else "are no multiples"
     return _finding(
         "PA401",
         groups,
-        f"{groups[0].op}: {sizes} {wrong} ({stated}): {groups[0].found.tensor_core} kernels",
-        f"Pad {targets}",
+        f"{groups[0].op}: {sizes} {wrong} of {multiple(stated)} ({stated}): {groups[0].found.tensor_core} kernels",
+        "Pad " + ", ".join(f"{each.size} to {each.target}" for each in padding),
     )
-
-
-def _better(size: int, multiple: int) -> str:
-    """Whole 128-byte rows run best on Ampere and later: offered where they cost at most a fiftieth more."""
-    best = ceil(size / multiple) * multiple
-    return f" (better {best}, a multiple of {multiple})" if best <= 1.02 * size else ""
 
 
 def _legacy(groups: list[Group], card: Card) -> Finding:

@@ -1,26 +1,24 @@
 """Which of a model's products Tensor Cores could run under a plan, and which dimensions keep them from running well.
 
-cuBLAS 11 and cuDNN 7.6.3 and later run products of any size on Tensor Cores, and run them well where the dimensions
-that lie contiguous in memory are multiples of 16 bytes, best of 128; float8 products need the 16 bytes.
+cuBLAS 11 and cuDNN 7.6.3 and later run products of any size on Tensor Cores; float8 products need aligned sizes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from math import ceil, prod
+from math import prod
 from types import MappingProxyType
 
 from precaudit.finding import finding
 from precaudit.formats import FORMATS
 from precaudit.model import Finding, Op, Plan, Severity
 from precaudit.planning.fitting import format_of
+from precaudit.tensorcores.alignment import Padding, misaligned, multiple
 from precaudit.tensorcores.peaks import Gpu
 
 Shape = tuple[int, ...]
 
-ALIGNED_BITS = 128
-BIG = 1024  # from here on padding to 128 bytes costs at most an eighth
 MATTERS = 0.05
 AFFORDABLE = 1.25  # padding that adds more work than this is mentioned, not urged
 
@@ -63,7 +61,7 @@ def runs_on_tensor_cores(op: Op, plan: Plan, target: Gpu) -> bool:
     found = work(op)
     if found is None:  # FLOPs without dimensions, as of an einsum that was counted while it ran
         return not must_align
-    return found.reduces and not (must_align and _misaligned(found, format_name))
+    return found.reduces and not (must_align and misaligned(found.dims, format_name))
 
 
 def eligible_share(ops: Sequence[Op], plan: Plan, target: Gpu) -> float | None:
@@ -82,7 +80,7 @@ def alignment_findings(ops: Sequence[Op], plan: Plan, target: Gpu) -> tuple[Find
         product, format_name = work(op), format_of(plan, op.fqn, op.op)
         if product is None or not product.reduces or op.dtype == "float64" or target.peak(format_name) is None:
             continue
-        if target.nvidia and (padding := _misaligned(product, format_name)):
+        if target.nvidia and (padding := misaligned(product.dims, format_name)):
             found.append(_finding(op, format_name, padding, _total(op) / total))
     return tuple(found)
 
@@ -91,35 +89,24 @@ def _total(op: Op) -> float:
     return (flops(op) or 0.0) * op.calls
 
 
-def _misaligned(product: Work, format_name: str) -> list[tuple[str, int, int]]:
-    """(dimension, size, size to pad to) for sizes that are no multiple of 16 bytes."""
-    multiple = ALIGNED_BITS // FORMATS[format_name].storage_bits
-    return [(name, size, _padded(size, multiple)) for name, size in product.dims if size % multiple]
-
-
-def _padded(size: int, multiple: int) -> int:
-    step = 8 * multiple if size >= BIG else multiple
-    return ceil(size / step) * step
-
-
-def _finding(op: Op, format_name: str, padding: list[tuple[str, int, int]], share: float) -> Finding:
-    multiple = ALIGNED_BITS // FORMATS[format_name].storage_bits
-    sizes = " and ".join(f"{name} = {size}" for name, size, _ in padding)
-    affordable = prod(target / size for _, size, target in padding) <= AFFORDABLE
+def _finding(op: Op, format_name: str, padding: list[Padding], share: float) -> Finding:
+    sizes = " and ".join(f"{each.dimension} = {each.size}" for each in padding)
+    affordable = prod(each.target / each.size for each in padding) <= AFFORDABLE
     severity: Severity = "warning" if share > MATTERS and affordable else "note"
     where = f"{op.fqn or 'the model'}: {op.op}"
-    consequence = "so it can't run in float8" if multiple == 16 else "so Tensor Cores run it below their rate"
+    float8 = FORMATS[format_name].storage_bits == 8
+    consequence = "so it can't run in float8" if float8 else "so Tensor Cores run it below their rate"
     return finding(
         "PA401",
         severity,
-        f"{where} with {sizes} ({format_name}), no multiple of {multiple}, {consequence}",
-        "pad " + " and ".join(f"{name} from {size} to {target}" for name, size, target in padding),
+        f"{where} with {sizes} ({format_name}), no multiple of {multiple(format_name)}, {consequence}",
+        "pad " + " and ".join(f"{each.dimension} from {each.size} to {each.target}" for each in padding),
         op.fqn,
         op.op,
         op.location,
         share_of_flops=share,
         format=format_name,
-        padding={name: {"size": size, "pad_to": target} for name, size, target in padding},
+        padding={each.dimension: {"size": each.size, "pad_to": each.target} for each in padding},
     )
 
 

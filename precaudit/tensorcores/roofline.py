@@ -76,25 +76,11 @@ def predict_step(ops: Sequence[Op], layers: Sequence[Layer], plan: Plan, target:
     )
 
 
-def predicted_gain(
-    ops: Sequence[Op], layers: Sequence[Layer], plan: Plan, target: Gpu, baseline: str = "float32", steps: int = 1
-) -> float | None:
-    """How much faster a step would be than all in `baseline` (0.5: one and a half times as fast); None if unknown."""
-    if not any(flops(op) for op in ops):
-        return None
-    everything = replace(plan, default=baseline, modules={}, ops=())
-    return _gain(predict_step(ops, layers, everything, target, steps), predict_step(ops, layers, plan, target, steps))
-
-
-def _gain(before: StepPrediction, after: StepPrediction) -> float:
-    return before.total / after.total - 1.0
-
-
 def in_words(before: StepPrediction | None, after: StepPrediction | None, target: Gpu) -> str:
     """Float32 (`before`) against the plan; None where no product of known size was traced."""
     if before is None or after is None or not before.seconds_matmul:
         return f"Speed on {target.name}: no prediction, no product of known size was traced."
-    gain = _gain(before, after)
+    gain = before.total / after.total - 1.0
     if gain < WORTH:
         return f"No gain expected over float32 on {target.name}: {BOUNDS[after.bound]} ({METHOD})."
     return f"{1 + gain:.2f}x the speed of float32 expected on {target.name} ({METHOD})."

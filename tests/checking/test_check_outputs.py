@@ -80,7 +80,7 @@ def test_junit_counts_add_up(sample):
     assert int(suite.get("failures")) == sum(answer.status == "failed" for answer in sample[1].answers)
 
 
-@pytest.mark.parametrize(("rule", "matches"), [("PA742", 1), ("PA799", 0), ("warning", 1), ("headroom:1", 1)])
+@pytest.mark.parametrize(("rule", "matches"), [("PA742", 1), ("PA744", 0), ("warning", 1), ("headroom:1", 1)])
 def test_fail_on(rule, matches):
     """A figure that was not measured breaks its rule."""
     assert len(matches_fail_on(as_report(check_samples.failing()), [rule])) == matches

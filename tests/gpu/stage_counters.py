@@ -12,7 +12,7 @@ import torch
 from stage import Setting, main, median_seconds, wait
 
 from precaudit.tensorcores.counters import count
-from precaudit.tensorcores.energy import energy_of
+from precaudit.tensorcores.energy import Meter
 from precaudit.tensorcores.nvml import handle_of, library, session
 from precaudit.tensorcores.runtime import profiled_steps
 
@@ -54,8 +54,17 @@ def _counted(work: Callable[[], Any], setting: Setting, nvml: Any) -> dict[str, 
 
     handle = handle_of(nvml, str(torch.cuda.get_device_properties(0).uuid))
     counters = count(nvml, handle, replay)
-    energy = energy_of(for_a_second, lambda: wait(setting), nvml, handle)
-    return {"counters": asdict(counters), "energy": asdict(energy)}
+    return {"counters": asdict(counters), "energy": _energy(for_a_second, setting, Meter(nvml, handle))}
+
+
+def _energy(work: Callable[[], None], setting: Setting, meter: Meter) -> dict[str, Any]:
+    """With the GPU at rest at both reads; the total is refreshed some ten times a second."""
+    wait(setting)
+    before = meter.read()
+    work()
+    wait(setting)
+    after = meter.read()
+    return {"joules": None if before is None or after is None else after - before, "method": meter.method}
 
 
 if __name__ == "__main__":

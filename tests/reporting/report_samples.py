@@ -188,7 +188,7 @@ def passing(blocks: int = 4) -> Report:
             "runs": 7,
             "evaluations": 6,
         },
-        cost={"price_per_hour": None, "usd_per_run": None, "energy_joules": None},
+        cost={"price_per_hour": None, "usd_per_run_float32": None},
         precaudit_version="0.1.0",
     )
 
@@ -230,7 +230,7 @@ def failing() -> Report:
             reason="no low-precision plan trained like float32 after 3 rounds of repair",
         ),
         tensor_cores=kernels(),
-        cost={"price_per_hour": 2.5, "usd_per_run": 0.0218, "energy_joules": None},
+        cost={"price_per_hour": 2.5, "usd_per_run_float32": 0.0218},
     )
 
 

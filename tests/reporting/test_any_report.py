@@ -16,7 +16,7 @@ from precaudit.reporting import RENDERERS, html, render
 FORMATS = sorted(set(RENDERERS) - {"svg"})
 PERFORMANCE = [*report_samples.passing().performance, "seconds_in_runs", "steps_run"]
 JOB = [*report_samples.passing().job, "kind", "models", "gradient_errors", "baseline"]
-COST = ["price_per_hour", "usd_per_run", "usd_per_thousand_steps", "energy_joules"]
+COST = ["price_per_hour", "usd_per_run_float32", "usd_per_run_plan", "energy_joules_per_thousand_steps_plan"]
 LAYER = ["fqn", "module", "seconds", "share", "time_share", "calls"]
 PARTS = st.dictionaries(st.sampled_from(["native", "none", "median", "float32"]), FREE_JSON | st.floats(), max_size=3)
 VALUES = FREE_JSON | st.floats() | PARTS | st.lists(PARTS, max_size=2)

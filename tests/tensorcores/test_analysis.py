@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 from trace_builder import ADD, NVJET, SGEMM, document, launched, mm, module, write
 
-from precaudit.tensorcores.advice import misaligned
+from precaudit.tensorcores.alignment import Padding, misaligned
 from precaudit.tensorcores.analysis import analyse
 from precaudit.tensorcores.traces import read_trace
 
@@ -79,7 +79,7 @@ def test_advice_names_the_dimension_to_pad(tmp_path):
     (finding,) = analysed(tmp_path, events).findings
     assert (finding.rule, finding.fqn) == ("PA401", "Linear_7")
     assert "N = 5185 is not a multiple of 8" in finding.message
-    assert finding.suggestion == "Pad 5185 to 5192 (better 5248, a multiple of 64)"
+    assert finding.suggestion == "Pad 5185 to 5248"
     assert finding.evidence["share"] == 1.0
 
 
@@ -125,11 +125,19 @@ def test_an_amd_gpu_is_named_as_such(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("size", "kind", "target"), [(50257, "bf16", 50264), (30, "fp8", 32), (6, "tf32", 8), (64, "bf16", None)]
+    ("size", "kind", "target"),
+    [
+        (50257, "bf16", 50304),
+        (1030, "float16", 1032),
+        (30, "fp8", 32),
+        (6, "tf32", 8),
+        (30, "int8", 32),
+        (64, "bf16", None),
+    ],
 )
 def test_padding(size, kind, target):
     found = misaligned([("N", size)], kind)
-    assert found == ([("N", size, target)] if target else [])
+    assert found == ([Padding("N", size, target)] if target else [])
 
 
 WGMMA = ".target sm_90a\nwgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {%f1}\n"

@@ -1,14 +1,12 @@
-"""Counters and energy against an NVML that a test makes up."""
+"""Counters against an NVML that a test makes up."""
 
 from itertools import count as counting
-from types import SimpleNamespace
 
 import pynvml
 import pytest
 from fake_nvml import FakeNvml, card
 
 from precaudit.tensorcores.counters import METRICS, SHORTEST, count
-from precaudit.tensorcores.energy import energy_of
 
 
 def test_shares_are_read_over_half_a_second_of_work():
@@ -55,12 +53,3 @@ def test_the_real_library_has_every_name_that_is_used():
     assert len(query.metrics) >= len(METRICS)
     for name in dir(FakeNvml):
         assert name.startswith("_") or hasattr(pynvml, name), name
-
-
-def test_energy_is_the_difference_of_two_synchronised_totals():
-    order = []
-    gpu = SimpleNamespace(energy=[1_000, 251_000])
-    found = energy_of(lambda: order.append("work"), lambda: order.append("wait"), FakeNvml(), gpu)
-    assert found.joules == 250.0
-    assert order == ["wait", "work", "wait"]
-    assert energy_of(lambda: None, lambda: None, FakeNvml(), card()).joules is None

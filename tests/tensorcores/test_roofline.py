@@ -6,7 +6,7 @@ import pytest
 
 from precaudit.model import Layer, Op, Plan, TensorRecord, TensorStats
 from precaudit.tensorcores.peaks import get_gpu
-from precaudit.tensorcores.roofline import LAUNCH, METHOD, in_words, measured_in_words, predict_step, predicted_gain
+from precaudit.tensorcores.roofline import LAUNCH, METHOD, in_words, measured_in_words, predict_step
 
 H100, V100 = get_gpu("h100"), get_gpu("v100")
 BF16 = Plan(default="bfloat16")
@@ -67,16 +67,18 @@ def test_more_audited_steps_predict_the_same_step():
     assert vars(ten) == pytest.approx(vars(one))
 
 
-def test_gain_is_the_ratio_of_the_peaks_for_large_products():
-    op = [linear(16384)]
-    assert predicted_gain(op, [], BF16, H100) == pytest.approx(989.5 / 67 - 1)
-    assert predicted_gain(op, [], BF16, H100, baseline="tf32") == pytest.approx(989.5 / 494.5 - 1)
+def total(size, plan, card):
+    return predict_step([linear(size)], [], plan, card).total
+
+
+def test_large_products_gain_the_ratio_of_the_peaks():
+    assert total(16384, Plan(), H100) / total(16384, BF16, H100) == pytest.approx(989.5 / 67)
+    assert total(16384, Plan("tf32"), H100) / total(16384, BF16, H100) == pytest.approx(989.5 / 494.5)
 
 
 def test_no_gain_where_launches_decide_or_the_card_lacks_the_format():
-    assert predicted_gain([linear(8)], [], BF16, H100) <= 0
-    assert predicted_gain([linear(16384)], [], BF16, V100) == pytest.approx(0)
-    assert predicted_gain([], [], BF16, H100) is None
+    assert total(8, Plan(), H100) <= total(8, BF16, H100)
+    assert total(16384, Plan(), V100) == pytest.approx(total(16384, BF16, V100))
 
 
 def test_what_bounds_a_step():

@@ -26,7 +26,7 @@ from summary import summary
 
 from precaudit.errors import PrecauditError
 from precaudit.model import LossScale, Plan
-from precaudit.planning.loss_scale import DEFAULT_INTERVAL, DEFAULT_K, half_gradients, worst_lost
+from precaudit.planning.loss_scale import RESIDUE, Gradients, half_gradients, lost_energy
 from precaudit.profiling.engine import Outcome, profile_job
 from precaudit.profiling.settings import Settings
 from precaudit.reporting import write
@@ -34,7 +34,7 @@ from precaudit.running.children import ChildRunner
 from precaudit.running.job import Job, RunResult, RunSpec
 
 ZOO = Path(__file__).parent
-DEFAULT_SCALER = LossScale("dynamic", 2.0**DEFAULT_K, DEFAULT_INTERVAL)
+DEFAULT_SCALER = LossScale("dynamic", 2.0**16, 2000)
 
 
 class Recorder:
@@ -98,6 +98,15 @@ def loss_scale_figures(outcome: Outcome, recorder: Recorder) -> dict[str, Any] |
         "recommended": end(recommended),
         "default": end(default),
     }
+
+
+def worst_lost(gradients: Gradients, k: int) -> float:
+    """The largest share of its energy that a tensor loses at scale 2**k, rounding residues apart."""
+    worst = 0.0
+    for tensors in gradients.values():
+        loudest = max((tensor.rms for tensor in tensors), default=0.0)
+        worst = max([worst, *(lost_energy(t, k) for t in tensors if t.rms >= RESIDUE * loudest)])
+    return worst
 
 
 def selected(arguments: argparse.Namespace) -> list[dict[str, Any]]:

@@ -1,0 +1,39 @@
+"""The data that flows through precaudit: frozen dataclasses that know number formats only, and no torch."""
+
+from precaudit.model.kernels import Kernel, TensorCores, TimeShare
+from precaudit.model.plan import SCHEMA_VERSION, Float8Scaling, LossScale, OpFormat, Plan, ScaleMode
+from precaudit.model.proof import Cause, Difference, Execution, Gate, Repair, Trial, Verdict, Verification
+from precaudit.model.ranges import Exponents, FormatFit, Role, TensorRecord, TensorStats
+from precaudit.model.report import Report
+from precaudit.model.traced import Finding, Layer, Location, Op, Severity
+
+__all__ = [
+    "SCHEMA_VERSION",
+    "Cause",
+    "Difference",
+    "Execution",
+    "Exponents",
+    "Finding",
+    "Float8Scaling",
+    "FormatFit",
+    "Gate",
+    "Kernel",
+    "Layer",
+    "Location",
+    "LossScale",
+    "Op",
+    "OpFormat",
+    "Plan",
+    "Repair",
+    "Report",
+    "Role",
+    "ScaleMode",
+    "Severity",
+    "TensorCores",
+    "TensorRecord",
+    "TensorStats",
+    "TimeShare",
+    "Trial",
+    "Verdict",
+    "Verification",
+]

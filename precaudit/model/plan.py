@@ -1,0 +1,62 @@
+"""The plan: a precision for each module and operation, and the loss scale."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+SCHEMA_VERSION = 1
+ScaleMode = Literal["none", "static", "dynamic"]
+Float8Scaling = Literal["tensor", "row"]
+
+
+@dataclass(frozen=True)
+class LossScale:
+    """Loss-scale settings; `window` is [k_min, k_max], exponents of two, null where none was needed or exists."""
+
+    mode: ScaleMode = "none"
+    init_scale: float | None = None
+    growth_interval: int | None = None
+    window: tuple[int, int] | None = None
+    predicted_skips: float | None = None
+
+
+@dataclass(frozen=True)
+class OpFormat:
+    fqn: str
+    op: str
+    format: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A precision per module and op, and the loss scale that goes with it.
+
+    `modules` names every module that computes; `ops` are exceptions inside a module; `because` says why a
+    module or `fqn:op` is not at the default; `types` are the classes of the modules that ran, by which a
+    renamed module is found again and a replaced one is noticed. `float8_scaling` is one scale for a tensor, or one
+    for each row that a product sums over.
+    """
+
+    default: str = "float32"
+    modules: Mapping[str, str] = field(default_factory=dict)
+    ops: tuple[OpFormat, ...] = ()
+    because: Mapping[str, str] = field(default_factory=dict)
+    loss_scale: LossScale = field(default_factory=LossScale)
+    master_weights: bool = True
+    matmul_precision: str = "highest"
+    target: str = "h100"
+    types: Mapping[str, str] = field(default_factory=dict)
+    float8_scaling: Float8Scaling = "tensor"
+    schema_version: int = SCHEMA_VERSION
+
+    @property
+    def is_low_precision(self) -> bool:
+        return any(f != "float32" for f in (self.default, *self.modules.values()))
+
+    def grad_scaler(self, device: str = "cuda") -> Any:
+        """The configured `torch.amp.GradScaler` for a training loop; disabled where the plan needs none."""
+        from precaudit.planning.scaler import grad_scaler
+
+        return grad_scaler(self, device)

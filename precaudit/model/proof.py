@@ -1,0 +1,76 @@
+"""The proof: training runs, and what they say of a plan."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+Verdict = Literal["pass", "fail", "inconclusive", "screened", "not_run"]
+Cause = Literal["noise", "float32", "unchanged", "interrupted"]
+Execution = Literal["native", "emulated"]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One training run: `plan` is `reference`, `reference-perturbed`, `as-written`, `candidate-1`, ...
+
+    `scale` is the magnitude that differences from a reference's loss are relative to.
+    """
+
+    seed: int
+    plan: str
+    losses: tuple[float, ...]
+    skipped_steps: int
+    steps: int = 0
+    status: str = "ok"
+    seconds: float | None = None
+    scale: float | None = None
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Mean paired relative difference of the loss (candidate over reference, minus 1) with its bounds."""
+
+    mean: float | None = None
+    lower: float | None = None
+    upper: float | None = None
+
+
+@dataclass(frozen=True)
+class Gate:
+    name: str
+    passed: bool
+    detail: str
+
+
+@dataclass(frozen=True)
+class Repair:
+    """A module or op moved from one format to another between two rounds of verification."""
+
+    fqn: str
+    source: str
+    target: str
+    why: str
+    op: str | None = None
+    round: int = 1
+
+
+@dataclass(frozen=True)
+class Verification:
+    """`cause` says why a verdict is inconclusive; `compared` are the first and the last step (from 1) over which
+    losses were averaged for the difference."""
+
+    verdict: Verdict = "not_run"
+    execution: Execution | None = None
+    margin: float | None = None
+    seeds: tuple[int, ...] = ()
+    steps: int = 0
+    trials: tuple[Trial, ...] = ()
+    difference: Difference = field(default_factory=Difference)
+    gates: tuple[Gate, ...] = ()
+    repairs: tuple[Repair, ...] = ()
+    reason: str = ""
+    evaluations: int = 0
+    horizon: int | None = None
+    cause: Cause | None = None
+    compared: tuple[int, int] | None = None

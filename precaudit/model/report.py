@@ -1,0 +1,44 @@
+"""The report: everything that one profile found."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from precaudit.model.kernels import TensorCores
+from precaudit.model.plan import SCHEMA_VERSION, Plan
+from precaudit.model.proof import Verification
+from precaudit.model.traced import Finding, Layer, Op
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything one profile found; `report.json` is this, key for key.
+
+    `environment`, `job`, `performance` and `cost` are flat mappings of JSON values.
+    """
+
+    environment: Mapping[str, Any] = field(default_factory=dict)
+    job: Mapping[str, Any] = field(default_factory=dict)
+    layers: tuple[Layer, ...] = ()
+    ops: tuple[Op, ...] = ()
+    findings: tuple[Finding, ...] = ()
+    plan: Plan = field(default_factory=Plan)
+    verification: Verification = field(default_factory=Verification)
+    tensor_cores: TensorCores = field(default_factory=TensorCores)
+    performance: Mapping[str, Any] = field(default_factory=dict)
+    cost: Mapping[str, Any] = field(default_factory=dict)
+    schema_version: int = SCHEMA_VERSION
+    precaudit_version: str = ""
+
+    def to_frame(self, table: Literal["layers", "ops", "findings"] = "layers") -> Any:
+        """A pandas frame with a row per layer and role, op and role, or finding."""
+        from precaudit.reporting.frames import frame
+
+        return frame(self, table)
+
+    def _repr_html_(self) -> str:
+        from precaudit.reporting.notebook import summary_html
+
+        return summary_html(self)

@@ -1,0 +1,88 @@
+"""What was seen while a script ran: modules, operations, and findings about them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from precaudit.model.ranges import TensorRecord
+
+Severity = Literal["error", "warning", "note"]
+
+
+@dataclass(frozen=True)
+class Location:
+    path: str
+    line: int
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A module that computes: a leaf, or one whose own forward calls operations.
+
+    `fqn` is the name in `model.named_modules()`; scripts that train several models get the model's
+    variable name in front (`generator.net.0`). `trained` is false for models without trainable parameters
+    (losses); `absorbed_update` maps a half format to the share of update energy that weights stored in it
+    would absorb.
+    """
+
+    fqn: str
+    type: str
+    parameters: int
+    calls: int
+    tensors: tuple[TensorRecord, ...]
+    model: str = ""
+    tied_to: str | None = None
+    trained: bool = True
+    leaf: bool = True
+    absorbed_update: Mapping[str, float] = field(default_factory=dict)
+
+    def tensor(self, role: str, name: str | None = None) -> TensorRecord | None:
+        return next((t for t in self.tensors if t.role == role and name in (None, t.name)), None)
+
+
+@dataclass(frozen=True)
+class Op:
+    """An operation by the name torch gives it (`linear`, `softmax`), inside the module `fqn` that called it.
+
+    `category` is CUDA autocast's: `lower`, `fp32`, `promote` or `other`; `local_error` maps a format to the
+    relative rms error of this op alone when only it runs in that format; `flops` is per call, forward. `half` tells
+    whether autocast would store its result in half precision; `constants` are the smallest and largest magnitudes
+    of its scalar arguments; `integer_amax` is the largest magnitude of integer-valued inputs to a product;
+    `autocast` is the dtype of the script's own autocast region around it, null outside of one.
+    """
+
+    fqn: str
+    op: str
+    calls: int
+    category: str
+    location: Location | None
+    tensors: tuple[TensorRecord, ...]
+    input_amax: float | None = None
+    shapes: tuple[tuple[int, ...], ...] = ()
+    dtype: str = "float32"
+    flops: float | None = None
+    local_error: Mapping[str, float] = field(default_factory=dict)
+    half: bool = False
+    constants: tuple[float, float] | None = None
+    integer_amax: float | None = None
+    autocast: str | None = None
+
+    def tensor(self, role: str) -> TensorRecord | None:
+        return next((t for t in self.tensors if t.role == role), None)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something a person should know; `rule` is a stable id, `fingerprint` survives moved lines."""
+
+    rule: str
+    severity: Severity
+    message: str
+    suggestion: str
+    fqn: str | None = None
+    op: str | None = None
+    location: Location | None = None
+    evidence: Mapping[str, Any] = field(default_factory=dict)
+    fingerprint: str = ""

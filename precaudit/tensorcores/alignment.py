@@ -1,0 +1,42 @@
+"""The sizes that Tensor Cores want: cuBLAS and cuDNN run products well where the dimensions that lie contiguous in
+memory are multiples of 16 bytes, best of 128."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from math import ceil
+
+from precaudit.formats import ALIASES, FORMATS
+
+ALIGNED_BITS = 128
+BEST = 8
+"""So many times 16 bytes make a whole row of memory."""
+CHEAP = 1.02
+"""A padding to whole rows is asked for where it makes a dimension larger by no more than this."""
+BITS = {"int8": 8, **{name: FORMATS[ALIASES.get(name, name)].storage_bits for name in (*FORMATS, *ALIASES)}}
+
+
+@dataclass(frozen=True)
+class Padding:
+    """A dimension by its name, and the size to pad it to."""
+
+    dimension: str
+    size: int
+    target: int
+
+
+def multiple(format_name: str) -> int:
+    """How many values fill 16 bytes."""
+    return ALIGNED_BITS // BITS[format_name]
+
+
+def misaligned(dims: Iterable[tuple[str, int]], format_name: str) -> list[Padding]:
+    """Those of the dimensions that are no multiple of 16 bytes."""
+    small = multiple(format_name)
+    return [Padding(name, size, _target(size, small)) for name, size in dims if size % small]
+
+
+def _target(size: int, small: int) -> int:
+    best = ceil(size / (BEST * small)) * BEST * small
+    return best if best <= CHEAP * size else ceil(size / small) * small
