@@ -24,6 +24,7 @@ from precaudit.instrument.names import ModuleNames
 from precaudit.instrument.torchfunction import op_name, tensors_in, writes
 from precaudit.model import Location
 from precaudit.running.baseline import called_by_precaudit
+from precaudit.running.ownscaler import FACTOR
 from precaudit.tracing.ops import caller_location
 
 _HALVES = (torch.float16, torch.bfloat16)
@@ -265,9 +266,7 @@ class OwnLowPrecision(TorchFunctionMode, TrainingListener):
 
     def backward_starts(self, roots: Sequence[torch.Tensor], gradients: list[Any]) -> None:
         for root in roots:
-            factor = getattr(root.grad_fn, "_saved_other", None)
-            scale = float(factor) if isinstance(factor, torch.Tensor) and factor.numel() == 1 else 0.0
-            if scale >= _RUNAWAY:
+            if (scale := _factor(root)) >= _RUNAWAY:
                 self._note("runaway", scale=min(scale, 2.0**127), step=self._step)
         for model in self._names.models.values():
             for fqn, parameter in model.named_parameters():
@@ -349,6 +348,14 @@ def _values(gradient: torch.Tensor) -> torch.Tensor:
 def _as_it_is(operation: Any, args: Any, kwargs: Any) -> Any:
     """Handed on under a name of its own, by which `called_by_precaudit` knows a call that is not the script's."""
     return operation(*args, **kwargs)
+
+
+def _factor(root: torch.Tensor) -> float:
+    """The loss scale of what a backward pass starts from: its scaler's, or what the script multiplied it by."""
+    factor = getattr(root, FACTOR, getattr(root.grad_fn, "_saved_other", None))
+    if isinstance(factor, torch.Tensor):
+        return float(factor) if factor.numel() == 1 else 0.0
+    return factor or 0.0
 
 
 def _name(tensor: torch.Tensor) -> str:

@@ -1,0 +1,73 @@
+"""A script's own GradScaler trains as it does without precaudit, and its factor is in no loss that is kept."""
+
+import os
+
+import pytest
+import torch
+from torch import nn
+
+from precaudit.running.job import Job, RunSpec
+from precaudit.running.ownscaler import scaled_in_gradients
+from precaudit.running.worker import run
+
+
+def losses(backward, precision):
+    """`backward(scaler, a, b)` of two losses, in a run of each step's own."""
+
+    def code():
+        torch.manual_seed(0)
+        model, scaler = nn.Linear(4, 2), torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=2)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+        for _ in range(6):
+            optimizer.zero_grad()
+            a, b = model(torch.randn(8, 4)).square().mean(0)
+            backward(scaler, a, b)
+            scaler.step(optimizer)
+            scaler.update()
+
+    result = run(RunSpec(Job("script", "train.py", (), os.getcwd(), 6), "x", precision=precision), code)
+    assert result.error is None
+    return result.losses
+
+
+@pytest.mark.parametrize(
+    "backward",
+    [
+        lambda scaler, a, b: scaler.scale(a + b).backward(),
+        lambda scaler, a, b: (scaler.scale(a) + scaler.scale(b)).backward(),
+        lambda scaler, a, b: (sum(scaler.scale([a, b])) / 2).backward(),
+        lambda scaler, a, b: torch.autograd.backward(scaler.scale((a, b))),
+        lambda scaler, a, b: torch.autograd.backward(list(scaler.scale(loss for loss in (a, b)))),
+        lambda scaler, a, b: (scaler.scale(a) * 8 / 8 + scaler.scale(b)).backward(),
+    ],
+)
+def test_a_scaled_loss_is_kept_as_the_loss(backward):
+    assert losses(backward, "as-written") == pytest.approx(losses(backward, "float32"), rel=1e-5)
+
+
+def test_a_scale_by_hand_is_part_of_the_loss_with_and_without():
+    def by_hand(scaler, a, b):
+        scaler.scale((a + b) * 1024).backward()
+
+    assert losses(by_hand, "as-written")[0] == losses(by_hand, "float32")[0] > 100
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_gradients_have_the_factor_and_double_backward_too(dtype):
+    def gradients(scale):
+        x = torch.tensor([1.5, -2.0], requires_grad=True)
+        (first,) = torch.autograd.grad(scale((x**3).to(dtype).sum()), x, create_graph=True)
+        return first, *torch.autograd.grad(scale(first.sum()), x)
+
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    plain = gradients(scaler.scale)
+    with scaled_in_gradients():
+        ours = gradients(scaler.scale)
+    assert all(torch.equal(a, b) for a, b in zip(ours, plain, strict=True))
+
+
+def test_what_needs_no_gradient_is_scaled_and_a_scaler_that_is_off_does_nothing():
+    ones = torch.ones(2)
+    with scaled_in_gradients():
+        assert torch.equal(torch.amp.GradScaler("cpu", init_scale=8.0).scale(ones), 8 * ones)
+        assert torch.amp.GradScaler("cpu", enabled=False).scale(ones) is ones
