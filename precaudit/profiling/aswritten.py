@@ -17,17 +17,20 @@ _STATE_LIMIT = 0.2
 """A state has lost its changes when this share of their energy is rounding."""
 _SUM_LIMIT = 0.01
 """A sum has lost addends when it is off by a tenth (rms)."""
+_FIX = "use the plan below instead of the script's own casts and scaler"
 
 Seen = Mapping[str, Any]
 
 
 def of_as_written(audit: Audit, verification: Verification) -> list[Finding]:
-    """PA501: the script's own low precision doesn't train like float32; PA502, PA506: it clips scaled gradients, or
-    steps on them; and the causes."""
+    """PA501: the script's own low precision doesn't train like float32, or not at all; PA502, PA506: it clips scaled
+    gradients, or steps on them; and the causes."""
     found = _of_scaled_gradients(audit)
     run = audit.as_written
     if run is None:
         return found
+    if run.status not in ("stopped", "ended"):
+        return [*found, _of_stop(run), *_causes(run, "warning")]
     detail = _strays(audit.reference, run, verification.margin)
     causes = _causes(run, "error" if detail else "warning")
     return [*found, *_of_difference(run, detail, bool(causes)), *causes]
@@ -53,6 +56,17 @@ def _of_scaled_gradients(audit: Audit) -> list[Finding]:
     return found
 
 
+def _of_stop(run: RunResult) -> Finding:
+    """Often this machine lacks what another has, such as a layer's float16 kernel, which says little of the script."""
+    why = f": {run.error.message}" if run.error else ""
+    message = (
+        f"as written, in its own low precision, the script stops at step {run.steps} on this machine{why}; whether it "
+        "trains like float32 was not seen"
+    )
+    place = run.error.location if run.error else None
+    return finding("PA501", "warning", message, _FIX, location=place)
+
+
 def _of_difference(run: RunResult, detail: str | None, explained: bool) -> list[Finding]:
     casts = run.baseline.get("casts")
     places = [(Location(c["path"], c["line"]), c["dtype"]) for c in casts] if isinstance(casts, list) else []
@@ -65,7 +79,7 @@ def _of_difference(run: RunResult, detail: str | None, explained: bool) -> list[
                 "PA501",
                 "error",
                 f"as written, in its own {what}, the script doesn't train like float32: {detail}",
-                "use the plan below instead of the script's own casts and scaler",
+                _FIX,
                 location=where,
                 casts=listed,
             )
@@ -183,8 +197,6 @@ _DESCRIBED: dict[str, Callable[[Seen, Severity], Finding | None]] = {
 
 def _strays(reference: RunResult, run: RunResult, margin: float | None) -> str | None:
     """How the script as written differs from float32, where it does by far more than the margin."""
-    if run.status not in ("stopped", "ended"):
-        return f"it stopped at step {run.steps}" + (f": {run.error.message}" if run.error else "")
     if (lost := diverged(reference.losses, run.losses)) is not None:
         return lost.detail
     steps = min(len(run.losses), len(reference.losses))
