@@ -1,0 +1,199 @@
+"""Low-precision state that lives from step to step in a script's own training, and how much of its changes is lost.
+
+Each change of a state is repeated in float32 from the value that it had when the step began: `lost` is the energy of
+the difference over the energy of the exact change.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+import torch
+
+from precaudit.execution.emulated import to_float32
+from precaudit.instrument.names import ModuleNames
+from precaudit.instrument.torchfunction import tensors_in, writes
+from precaudit.model import Location
+from precaudit.tracing.ops import caller_location
+
+HALVES = (torch.float16, torch.bfloat16)
+_CHANGES = frozenset("add sub mul div lerp addcmul addcdiv copy neg".split())
+_MOST = 200
+_LIFE = "precaudit_life"
+_CYCLE = 5
+"""States are followed through three steps of every five: two to know them by, one to measure."""
+
+Key = tuple[Any, ...]
+
+
+@dataclass
+class _Loss:
+    """Energies of what a place changed and of what was lost of it; `steps` counts how often."""
+
+    dtype: str
+    change: float = 0.0
+    lost: float = 0.0
+    times: int = 0
+
+
+@dataclass
+class State:
+    """A low tensor within one step: its value when the step began, the exact value now, the stored one, and the line
+    that changed it last."""
+
+    tensor: torch.Tensor
+    start: torch.Tensor
+    exact: torch.Tensor
+    stored: torch.Tensor
+    owner: str
+    place: Location | None = None
+
+
+@dataclass
+class _Life:
+    """On a low result: the step it was made in, the state it was made from, and its exact value."""
+
+    step: int
+    start: torch.Tensor | None
+    exact: torch.Tensor
+    stored: torch.Tensor
+    place: Location | None
+    settled: bool = False
+
+
+class States:
+    """Told before and after every operation of a run as written, and when a step has ended."""
+
+    def __init__(self, names: ModuleNames) -> None:
+        self._names = names
+        self._step = 0
+        self._now: dict[Key, State] = {}
+        self._carried: dict[Key, torch.Tensor] = {}
+        self._losses: dict[tuple[str, int, str], _Loss] = {}
+        self._owners: dict[Key, str] = {}
+
+    def before(self, op: str, func: Any, args: Any, kwargs: Any) -> State | None:
+        """The state that an in-place operation is about to change."""
+        target = args[0] if args else None
+        if op not in _CHANGES or "out" in kwargs or not writes(func, kwargs) or not isinstance(target, torch.Tensor):
+            return None
+        if target.dtype not in HALVES or not is_plain(target):
+            return None
+        if not self._following or len(self._now) > _MOST:
+            return None
+        return self._state(target)
+
+    def after(self, op: str, func: Any, args: Any, kwargs: Any, result: torch.Tensor, state: State | None) -> None:
+        if state is not None:
+            self._changed(func, args, kwargs, state)
+        elif op in _CHANGES and not result.requires_grad:
+            self._derived(func, args, kwargs, result)
+
+    def _state(self, tensor: torch.Tensor) -> State:
+        known = self._now.get(_key(tensor))
+        if known is not None and torch.equal(known.stored, tensor.detach()):
+            return known
+        value = tensor.detach().float()
+        state = State(tensor, value, value.clone(), tensor.detach().clone(), self.owner(tensor))
+        self._now[_key(tensor)] = state
+        return state
+
+    def _changed(self, func: Any, args: Any, kwargs: Any, state: State) -> None:
+        func(state.exact, *(self._exact(arg) for arg in args[1:]), **{key: self._exact(kwargs[key]) for key in kwargs})
+        state.stored, state.place = state.tensor.detach().clone(), caller_location()
+
+    def _derived(self, func: Any, args: Any, kwargs: Any, result: torch.Tensor) -> None:
+        """`average = average * decay + ...`: the result may be the state of the next step."""
+        if not self._following or writes(func, kwargs):
+            return
+        old = [t for t in tensors_in(args) if t.dtype in HALVES and t.shape == result.shape]
+        lives = [life for t in old if (life := getattr(t, _LIFE, None)) is not None]
+        begun = [life for life in lives if life.step == self._step and life.start is not None]
+        ended = [life for life in lives if life.step == self._step - 1]
+        for life in ended if self._measuring else ():
+            self._settle(life)
+        start = begun[0].start if begun else ended[0].stored.float() if ended else None
+        exact = func(*(self._exact(arg) for arg in args), **{key: self._exact(kwargs[key]) for key in kwargs})
+        setattr(result, _LIFE, _Life(self._step, start, exact, result.detach(), caller_location()))
+
+    def _settle(self, life: _Life) -> None:
+        """A result that is read in the next step was a state."""
+        if life.start is not None and not life.settled:
+            life.settled = True
+            self._lost(life.place, "", life.stored, life.exact, life.start)
+
+    def _lost(
+        self, place: Location | None, owner: str, stored: torch.Tensor, exact: torch.Tensor, start: torch.Tensor
+    ) -> None:
+        where = (place.path, place.line) if place else ("", 0)
+        change, lost = energy(exact - start), energy(stored.float() - exact)
+        if math.isfinite(change + lost):
+            loss = self._losses.setdefault((*where, owner), _Loss(dtype_name(stored)))
+            loss.change, loss.lost, loss.times = loss.change + change, loss.lost + lost, loss.times + 1
+
+    def _exact(self, value: Any) -> Any:
+        """A low tensor as it would be had this step been exact so far."""
+        life = getattr(value, _LIFE, None)
+        return life.exact if life is not None and life.step == self._step else to_float32(value)
+
+    def owner(self, tensor: torch.Tensor) -> str:
+        """The module whose parameter or buffer this is; '' for any other tensor."""
+        key = _key(tensor)
+        if key not in self._owners:
+            named = (
+                pair for m in self._names.models.values() for pair in chain(m.named_parameters(), m.named_buffers())
+            )
+            self._owners[key] = next((name.rpartition(".")[0] for name, own in named if _key(own) == key), "")
+        return self._owners[key]
+
+    def step_ended(self) -> None:
+        """What follows the optimizer's step, such as an average's update, belongs to the next one."""
+        for key, state in self._now.items():
+            before = self._carried.get(key) if self._measuring else None
+            if before is not None and torch.equal(before, state.start.to(before.dtype)):
+                self._lost(state.place, state.owner, state.stored, state.exact, state.start)
+        self._step += 1
+        self._carried = {key: state.stored for key, state in self._now.items()}
+        self._now = {}
+
+    def entries(self) -> list[dict[str, Any]]:
+        """What was seen to change at least twice, one entry a place and owner."""
+        return [
+            {
+                "kind": "state",
+                "path": path,
+                "line": line,
+                "fqn": fqn,
+                "dtype": loss.dtype,
+                "lost": loss.lost / loss.change,
+            }
+            for (path, line, fqn), loss in self._losses.items()
+            if loss.change > 0 and loss.times >= 2
+        ]
+
+    @property
+    def _following(self) -> bool:
+        return self._step % _CYCLE >= _CYCLE - 3
+
+    @property
+    def _measuring(self) -> bool:
+        return self._step % _CYCLE == _CYCLE - 1
+
+
+def is_plain(tensor: torch.Tensor) -> bool:
+    return tensor.layout == torch.strided and tensor.numel() > 0 and tensor.device.type != "meta"
+
+
+def energy(values: torch.Tensor) -> float:
+    return float(torch.linalg.vector_norm(values, dtype=torch.float64)) ** 2
+
+
+def dtype_name(tensor: torch.Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def _key(tensor: torch.Tensor) -> Key:
+    return tensor.data_ptr(), tuple(tensor.shape), tensor.dtype
