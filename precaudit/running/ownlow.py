@@ -58,10 +58,12 @@ class OwnLowPrecision(TorchFunctionMode, TrainingListener):
             return _as_it_is(func, args, kwargs)
         state = self._states.before(op, func, args, kwargs)
         result = func(*args, **kwargs)
-        if isinstance(result, torch.Tensor) and result.dtype in HALVES and is_plain(result):
-            # What can't run once more in float32 tells nothing; the script goes on.
-            with torch.no_grad(), suppress(RuntimeError, TypeError, ValueError):
-                self._after(op, func, args, kwargs, result, state)
+        if isinstance(result, torch.Tensor):
+            self._states.made(args, kwargs, result)
+            if result.dtype in HALVES and is_plain(result):
+                # What can't run once more in float32 tells nothing; the script goes on.
+                with torch.no_grad(), suppress(RuntimeError, TypeError, ValueError):
+                    self._after(op, func, args, kwargs, result, state)
         return result
 
     def _after(self, op: str, func: Any, args: Any, kwargs: Any, result: torch.Tensor, state: State | None) -> None:

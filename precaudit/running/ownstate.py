@@ -12,6 +12,7 @@ from itertools import chain
 from typing import Any
 
 import torch
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from precaudit.execution.emulated import to_float32
 from precaudit.instrument.names import ModuleNames
@@ -31,7 +32,7 @@ Key = tuple[Any, ...]
 
 @dataclass
 class _Loss:
-    """Energies of what a place changed and of what was lost of it; `steps` counts how often."""
+    """Energies of what a place changed and of what was lost of it; `times` counts how often."""
 
     dtype: str
     change: float = 0.0
@@ -74,6 +75,7 @@ class States:
         self._carried: dict[Key, torch.Tensor] = {}
         self._losses: dict[tuple[str, int, str], _Loss] = {}
         self._owners: dict[Key, str] = {}
+        self._made_from = WeakTensorKeyDictionary()
 
     def before(self, op: str, func: Any, args: Any, kwargs: Any) -> State | None:
         """The state that an in-place operation is about to change."""
@@ -84,6 +86,10 @@ class States:
             return None
         if not self._following or len(self._now) > _MOST:
             return None
+        if op == "copy" and not any(_key(target) in self._origins(t) for t in tensors_in((args[1:], kwargs))):
+            # A fresh value, such as that of a float32 master weight, has absorbed nothing.
+            self._now.pop(_key(target), None)
+            return None
         return self._state(target)
 
     def after(self, op: str, func: Any, args: Any, kwargs: Any, result: torch.Tensor, state: State | None) -> None:
@@ -91,6 +97,16 @@ class States:
             self._changed(func, args, kwargs, state)
         elif op in _CHANGES and not result.requires_grad:
             self._derived(func, args, kwargs, result)
+
+    def made(self, args: Any, kwargs: Any, result: torch.Tensor) -> None:
+        """Remember until the step ends which low tensors a result was made from, by way of any dtype."""
+        if self._following and not result.requires_grad:
+            origins = (self._origins(t) for t in tensors_in((args, kwargs)) if t.shape == result.shape)
+            self._made_from[result] = frozenset[Key]().union(*origins)
+
+    def _origins(self, tensor: torch.Tensor) -> frozenset[Key]:
+        own = {_key(tensor)} if tensor.dtype in HALVES and is_plain(tensor) else ()
+        return frozenset(own) | self._made_from.get(tensor, frozenset())
 
     def _state(self, tensor: torch.Tensor) -> State:
         known = self._now.get(_key(tensor))
@@ -158,6 +174,7 @@ class States:
         self._step += 1
         self._carried = {key: state.stored for key, state in self._now.items()}
         self._now = {}
+        self._made_from.clear()
 
     def entries(self) -> list[dict[str, Any]]:
         """What was seen to change at least twice, one entry a place and owner."""

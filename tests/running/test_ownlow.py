@@ -81,6 +81,51 @@ def test_weights_kept_low_name_their_module():
     assert {entry["fqn"] for entry in seen(code, "state") if entry["lost"] > 0.2} == {"0", "2"}
 
 
+def stepping_a_copy(write):
+    """`write(low, master)` takes the weights of a low model from the float32 copies that the optimizer steps."""
+
+    def code():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(4, 16), nn.Tanh(), nn.Linear(16, 1)).bfloat16()
+        masters = [parameter.detach().float() for parameter in model.parameters()]
+        optimizer = torch.optim.SGD(masters, lr=1e-4)
+        for _ in range(100):
+            x = torch.randn(32, 4)
+            F.mse_loss(model(x.bfloat16()).float(), x.sum(1, keepdim=True)).backward()
+            for low, master in zip(model.parameters(), masters, strict=True):
+                master.grad, low.grad = low.grad.float(), None
+            optimizer.step()
+            for low, master in zip(model.parameters(), masters, strict=True):
+                write(low.data, master)
+
+    return code
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda low, master: low.copy_(master),
+        lambda low, master: low.add_(1.0).copy_(other=master.bfloat16()),
+    ],
+)
+def test_weights_copied_from_float32_masters_absorb_nothing(write):
+    assert seen(stepping_a_copy(write), "state") == []
+
+
+def slowly(low, master):
+    low.copy_(low.float().lerp(master, 1e-3))
+
+
+def slowly_in_its_own_dtype(low, master):
+    low.copy_(low * 0.999 + master.bfloat16() * 0.001)
+
+
+@pytest.mark.parametrize("write", [slowly, slowly_in_its_own_dtype])
+def test_a_copy_of_what_is_made_from_the_state_itself_absorbs(write):
+    entries = seen(stepping_a_copy(write), "state")
+    assert {entry["fqn"] for entry in entries if entry["lost"] > 0.5} == {"0", "2"}
+
+
 @pytest.mark.parametrize(("passes", "lost"), [(2, False), (600, True)])
 def test_gradients_summed_low_over_many_passes_absorb_addends(passes, lost):
     def code():
