@@ -23,7 +23,6 @@ from precaudit.tracing.ops import caller_location
 HALVES = (torch.float16, torch.bfloat16)
 _CHANGES = frozenset("add sub mul div lerp addcmul addcdiv copy neg".split())
 _MOST = 200
-_LIFE = "precaudit_life"
 _CYCLE = 5
 """States are followed through three steps of every five: two to know them by, one to measure."""
 
@@ -55,7 +54,7 @@ class State:
 
 @dataclass
 class _Life:
-    """On a low result: the step it was made in, the state it was made from, and its exact value."""
+    """Of a low result: the step it was made in, the state it was made from, and its exact value."""
 
     step: int
     start: torch.Tensor | None
@@ -75,6 +74,8 @@ class States:
         self._carried: dict[Key, torch.Tensor] = {}
         self._losses: dict[tuple[str, int, str], _Loss] = {}
         self._owners: dict[Key, str] = {}
+        # Beside the tensors, not on them: the script may save one, and load it as weights only.
+        self._lives = WeakTensorKeyDictionary()
         self._made_from = WeakTensorKeyDictionary()
 
     def before(self, op: str, func: Any, args: Any, kwargs: Any) -> State | None:
@@ -126,14 +127,14 @@ class States:
         if not self._following or writes(func, kwargs):
             return
         old = [t for t in tensors_in(args) if t.dtype in HALVES and t.shape == result.shape]
-        lives = [life for t in old if (life := getattr(t, _LIFE, None)) is not None]
+        lives = [life for t in old if (life := self._lives.get(t)) is not None]
         begun = [life for life in lives if life.step == self._step and life.start is not None]
         ended = [life for life in lives if life.step == self._step - 1]
         for life in ended if self._measuring else ():
             self._settle(life)
         start = begun[0].start if begun else ended[0].stored.float() if ended else None
         exact = func(*(self._exact(arg) for arg in args), **{key: self._exact(kwargs[key]) for key in kwargs})
-        setattr(result, _LIFE, _Life(self._step, start, exact, result.detach(), caller_location()))
+        self._lives[result] = _Life(self._step, start, exact, result.detach(), caller_location())
 
     def _settle(self, life: _Life) -> None:
         """A result that is read in the next step was a state."""
@@ -152,7 +153,7 @@ class States:
 
     def _exact(self, value: Any) -> Any:
         """A low tensor as it would be had this step been exact so far."""
-        life = getattr(value, _LIFE, None)
+        life = self._lives.get(value) if isinstance(value, torch.Tensor) else None
         return life.exact if life is not None and life.step == self._step else to_float32(value)
 
     def owner(self, tensor: torch.Tensor) -> str:

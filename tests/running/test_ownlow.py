@@ -63,6 +63,17 @@ def test_an_average_that_moves_fast_loses_little(in_place):
     assert all(entry["lost"] < 0.05 for entry in seen(averaging(0.5, torch.bfloat16, in_place), "state"))
 
 
+def test_an_average_that_is_followed_can_be_saved_and_loaded(tmp_path):
+    average = {"mean": torch.zeros(4).bfloat16()}
+
+    def update(model):
+        average["mean"] = average["mean"] * 0.9 + model[0].weight[0].detach().bfloat16() * 0.1
+        torch.save(average, tmp_path / "average.pt")
+        assert torch.load(tmp_path / "average.pt", weights_only=True).keys() == average.keys()
+
+    assert len(seen(lambda: train(after_step=update), "state")) == 1
+
+
 def test_an_average_in_float32_is_no_low_state():
     assert seen(averaging(0.999, torch.float32, True), "state") == []
 
