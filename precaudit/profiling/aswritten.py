@@ -112,12 +112,14 @@ def _state(entry: Seen, severity: Severity) -> Finding | None:
         return None
     share = "all" if entry["lost"] >= 1 else f"{entry['lost']:.0%}"
     fqn = entry["fqn"] or None
+    name = ".".join(part for part in (entry["fqn"], entry["buffer"]) if part)
     message = (
-        f"{fqn or 'a running value'} is kept in {entry['dtype']} from step to step, which absorbs its small changes: "
+        f"{name or 'a running value'} is kept in {entry['dtype']} from step to step, which absorbs its small changes: "
         f"rounding takes {share} of their energy, so the average, weight or accumulator stagnates"
     )
     fix = "keep moving averages, weights and accumulators in float32, and cast where they are used"
-    return finding("PA303", severity, message, fix, fqn, None, _place(entry), lost=entry["lost"])
+    facts = {"role": entry["buffer"]} if entry["buffer"] else {}
+    return finding("PA303", severity, message, fix, fqn, None, _place(entry), lost=entry["lost"], **facts)
 
 
 def _gradients(entry: Seen, severity: Severity) -> Finding | None:

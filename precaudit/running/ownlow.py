@@ -56,22 +56,22 @@ class OwnLowPrecision(TorchFunctionMode, TrainingListener):
         op = op_name(func)
         if (op.startswith("__get") and op != "__getitem__") or called_by_precaudit(func) or in_transform():
             return _as_it_is(func, args, kwargs)
-        state = self._states.before(op, func, args, kwargs)
+        states = self._states.before(op, func, args, kwargs)
         result = func(*args, **kwargs)
         if isinstance(result, torch.Tensor):
             self._states.made(args, kwargs, result)
             if result.dtype in HALVES and is_plain(result):
                 # What can't run once more in float32 tells nothing; the script goes on.
                 with torch.no_grad(), suppress(RuntimeError, TypeError, ValueError):
-                    self._after(op, func, args, kwargs, result, state)
+                    self._after(op, func, args, kwargs, result, states)
         return result
 
-    def _after(self, op: str, func: Any, args: Any, kwargs: Any, result: torch.Tensor, state: State | None) -> None:
+    def _after(self, op: str, func: Any, args: Any, kwargs: Any, result: torch.Tensor, states: list[State]) -> None:
         self._look_for_integers(op, args, result)
         self._look_for_overflow(op, args, kwargs, result)
         if op in _READS_ROWS and result.requires_grad:
             self._watch_rows(op, args, result)
-        self._states.after(op, func, args, kwargs, result, state)
+        self._states.after(op, func, args, kwargs, result, states)
 
     def _note(self, kind: str, **facts: Any) -> None:
         place = caller_location()
@@ -174,7 +174,7 @@ class OwnLowPrecision(TorchFunctionMode, TrainingListener):
         bad = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         bad = [p for p in bad if not bool(_values(p.grad).isfinite().all())]
         if bad and not any(kind == "steps" for kind, *_ in self._found):
-            self._note("steps", step=self._step, fqn=self._states.owner(bad[0]), parameters=len(bad))
+            self._note("steps", step=self._step, fqn=self._states.owner(bad[0])[0], parameters=len(bad))
 
     def _compare_sums(self) -> None:
         for model in self._names.models.values():

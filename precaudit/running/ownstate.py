@@ -7,8 +7,8 @@ the difference over the energy of the exact change.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from precaudit.tracing.ops import caller_location
 
 HALVES = (torch.float16, torch.bfloat16)
 _CHANGES = frozenset("add sub mul div lerp addcmul addcdiv copy neg".split())
+_NORMALIZES = frozenset("batch_norm instance_norm".split())
 _MOST = 200
 _CYCLE = 5
 """States are followed through three steps of every five: two to know them by, one to measure."""
@@ -48,7 +49,7 @@ class State:
     start: torch.Tensor
     exact: torch.Tensor
     stored: torch.Tensor
-    owner: str
+    owner: tuple[str, str]
     place: Location | None = None
 
 
@@ -72,30 +73,28 @@ class States:
         self._step = 0
         self._now: dict[Key, State] = {}
         self._carried: dict[Key, torch.Tensor] = {}
-        self._losses: dict[tuple[str, int, str], _Loss] = {}
-        self._owners: dict[Key, str] = {}
+        self._losses: dict[tuple[Location | None, tuple[str, str]], _Loss] = {}
+        self._owners: dict[Key, tuple[str, str]] = {}
         # Beside the tensors, not on them: the script may save one, and load it as weights only.
         self._lives = WeakTensorKeyDictionary()
         self._made_from = WeakTensorKeyDictionary()
 
-    def before(self, op: str, func: Any, args: Any, kwargs: Any) -> State | None:
-        """The state that an in-place operation is about to change."""
-        target = args[0] if args else None
-        if op not in _CHANGES or "out" in kwargs or not writes(func, kwargs) or not isinstance(target, torch.Tensor):
-            return None
-        if target.dtype not in HALVES or not is_plain(target):
-            return None
+    def before(self, op: str, func: Any, args: Any, kwargs: Any) -> list[State]:
+        """The states that an operation is about to change."""
         if not self._following or len(self._now) > _MOST:
-            return None
-        if op == "copy" and not any(_key(target) in self._origins(t) for t in tensors_in((args[1:], kwargs))):
-            # A fresh value, such as that of a float32 master weight, has absorbed nothing.
-            self._now.pop(_key(target), None)
-            return None
-        return self._state(target)
+            return []
+        targets = _statistics(args, kwargs) if op in _NORMALIZES else _target(op, func, args, kwargs)
+        if op == "copy" and targets:
+            key = _key(targets[0])
+            if not any(key in self._origins(t) for t in tensors_in((args[1:], kwargs))):
+                # A fresh value, such as that of a float32 master weight, has absorbed nothing.
+                self._now.pop(key, None)
+                return []
+        return [self._state(target) for target in targets]
 
-    def after(self, op: str, func: Any, args: Any, kwargs: Any, result: torch.Tensor, state: State | None) -> None:
-        if state is not None:
-            self._changed(func, args, kwargs, state)
+    def after(self, op: str, func: Any, args: Any, kwargs: Any, result: torch.Tensor, states: list[State]) -> None:
+        if states:
+            self._changed(func, args, kwargs, states)
         elif op in _CHANGES and not result.requires_grad:
             self._derived(func, args, kwargs, result)
 
@@ -106,21 +105,29 @@ class States:
             self._made_from[result] = frozenset[Key]().union(*origins)
 
     def _origins(self, tensor: torch.Tensor) -> frozenset[Key]:
-        own = {_key(tensor)} if tensor.dtype in HALVES and is_plain(tensor) else ()
+        own = {_key(tensor)} if _is_low(tensor) else ()
         return frozenset(own) | self._made_from.get(tensor, frozenset())
 
     def _state(self, tensor: torch.Tensor) -> State:
         known = self._now.get(_key(tensor))
         if known is not None and torch.equal(known.stored, tensor.detach()):
+            known.tensor = tensor
             return known
         value = tensor.detach().float()
         state = State(tensor, value, value.clone(), tensor.detach().clone(), self.owner(tensor))
         self._now[_key(tensor)] = state
         return state
 
-    def _changed(self, func: Any, args: Any, kwargs: Any, state: State) -> None:
-        func(state.exact, *(self._exact(arg) for arg in args[1:]), **{key: self._exact(kwargs[key]) for key in kwargs})
-        state.stored, state.place = state.tensor.detach().clone(), caller_location()
+    def _changed(self, func: Any, args: Any, kwargs: Any, states: list[State]) -> None:
+        """Run the operation once more in float32, on the exact values of what it changes."""
+        changing = {id(state.tensor): state.exact for state in states}
+
+        def exact(value: Any) -> Any:
+            return changing[id(value)] if id(value) in changing else self._exact(value)
+
+        func(*map(exact, args), **{key: exact(value) for key, value in kwargs.items()})
+        for state in states:
+            state.stored, state.place = state.tensor.detach().clone(), caller_location()
 
     def _derived(self, func: Any, args: Any, kwargs: Any, result: torch.Tensor) -> None:
         """`average = average * decay + ...`: the result may be the state of the next step."""
@@ -140,15 +147,19 @@ class States:
         """A result that is read in the next step was a state."""
         if life.start is not None and not life.settled:
             life.settled = True
-            self._lost(life.place, "", life.stored, life.exact, life.start)
+            self._lost(life.place, ("", ""), life.stored, life.exact, life.start)
 
     def _lost(
-        self, place: Location | None, owner: str, stored: torch.Tensor, exact: torch.Tensor, start: torch.Tensor
+        self,
+        place: Location | None,
+        owner: tuple[str, str],
+        stored: torch.Tensor,
+        exact: torch.Tensor,
+        start: torch.Tensor,
     ) -> None:
-        where = (place.path, place.line) if place else ("", 0)
         change, lost = energy(exact - start), energy(stored.float() - exact)
         if math.isfinite(change + lost):
-            loss = self._losses.setdefault((*where, owner), _Loss(dtype_name(stored)))
+            loss = self._losses.setdefault((place, owner), _Loss(dtype_name(stored)))
             loss.change, loss.lost, loss.times = loss.change + change, loss.lost + lost, loss.times + 1
 
     def _exact(self, value: Any) -> Any:
@@ -156,15 +167,20 @@ class States:
         life = self._lives.get(value) if isinstance(value, torch.Tensor) else None
         return life.exact if life is not None and life.step == self._step else to_float32(value)
 
-    def owner(self, tensor: torch.Tensor) -> str:
-        """The module whose parameter or buffer this is; '' for any other tensor."""
+    def owner(self, tensor: torch.Tensor) -> tuple[str, str]:
+        """The module whose parameter or buffer this is, and the buffer's name; both '' for any other tensor."""
         key = _key(tensor)
         if key not in self._owners:
-            named = (
-                pair for m in self._names.models.values() for pair in chain(m.named_parameters(), m.named_buffers())
-            )
-            self._owners[key] = next((name.rpartition(".")[0] for name, own in named if _key(own) == key), "")
+            self._owners[key] = next((owner for owner, own in self._owned() if _key(own) == key), ("", ""))
         return self._owners[key]
+
+    def _owned(self) -> Iterator[tuple[tuple[str, str], torch.Tensor]]:
+        for model in self._names.models.values():
+            for path, parameter in model.named_parameters():
+                yield (path.rpartition(".")[0], ""), parameter
+            for path, buffer in model.named_buffers():
+                fqn, _, name = path.rpartition(".")
+                yield (fqn, name), buffer
 
     def step_ended(self) -> None:
         """What follows the optimizer's step, such as an average's update, belongs to the next one."""
@@ -182,13 +198,14 @@ class States:
         return [
             {
                 "kind": "state",
-                "path": path,
-                "line": line,
+                "path": place.path if place else "",
+                "line": place.line if place else 0,
                 "fqn": fqn,
+                "buffer": buffer,
                 "dtype": loss.dtype,
                 "lost": loss.lost / loss.change,
             }
-            for (path, line, fqn), loss in self._losses.items()
+            for (place, (fqn, buffer)), loss in self._losses.items()
             if loss.change > 0 and loss.times >= 2
         ]
 
@@ -199,6 +216,24 @@ class States:
     @property
     def _measuring(self) -> bool:
         return self._step % _CYCLE == _CYCLE - 1
+
+
+def _target(op: str, func: Any, args: Any, kwargs: Any) -> list[torch.Tensor]:
+    """The low tensor that an in-place operation changes."""
+    target = args[0] if args else None
+    if op not in _CHANGES or "out" in kwargs or not writes(func, kwargs) or not isinstance(target, torch.Tensor):
+        return []
+    return [target] if _is_low(target) else []
+
+
+def _statistics(args: Any, kwargs: Any) -> list[torch.Tensor]:
+    """The running statistics of a normalization that are low; frozen weights look alike, and never change."""
+    given = tensors_in((args, kwargs))
+    return [t for t in given if t.dim() == 1 and not t.requires_grad and _is_low(t)]
+
+
+def _is_low(tensor: torch.Tensor) -> bool:
+    return tensor.dtype in HALVES and is_plain(tensor)
 
 
 def is_plain(tensor: torch.Tensor) -> bool:

@@ -11,22 +11,33 @@ CASTS = [{"path": "train.py", "line": 3, "dtype": "bfloat16"}]
 
 
 def told(losses=LOSSES, status="stopped", low=(), **fields):
-    """(rule, severity, message) of every finding."""
     baseline = {"casts": CASTS, "low": list(low)}
     written = RunResult("as-written", 0, status, len(losses), losses=losses, baseline=baseline, **fields)
     reference = RunResult("reference", 0, "stopped", len(LOSSES), losses=LOSSES)
     audit = Audit(Job("script", "train.py", (), ".", 80), reference, Trace(), as_written=written)
-    return [(f.rule, f.severity, f.message) for f in of_as_written(audit, Verification("pass", "emulated"))]
+    return of_as_written(audit, Verification("pass", "emulated"))
 
 
 def test_a_script_that_strays_is_an_error():
-    ((rule, severity, message),) = told(tuple(2 * loss for loss in LOSSES))
-    assert (rule, severity) == ("PA501", "error")
-    assert "doesn't train like float32" in message
+    (found,) = told(tuple(2 * loss for loss in LOSSES))
+    assert (found.rule, found.severity) == ("PA501", "error")
+    assert "doesn't train like float32" in found.message
 
 
 def test_a_script_that_stops_as_written_may_only_lack_a_kernel_of_this_machine():
     error = ScriptError("RuntimeError", "no float16 kernel", "", Location("train.py", 9))
-    ((rule, severity, message),) = told(LOSSES[:2], "failed", error=error)
-    assert (rule, severity) == ("PA501", "warning")
-    assert "stops at step 2 on this machine: no float16 kernel" in message
+    (found,) = told(LOSSES[:2], "failed", error=error)
+    assert (found.rule, found.severity) == ("PA501", "warning")
+    assert "stops at step 2 on this machine: no float16 kernel" in found.message
+
+
+def state(fqn, buffer, lost):
+    entry = {"path": "train.py", "line": 5, "fqn": fqn, "buffer": buffer, "dtype": "bfloat16", "lost": lost}
+    return {"kind": "state", **entry}
+
+
+def test_a_buffer_that_absorbs_is_named_and_told_from_its_neighbour():
+    mean, var = told(low=[state("norm", "running_mean", 0.9), state("norm", "running_var", 0.9)])
+    assert mean.message.startswith("norm.running_mean is kept in bfloat16")
+    assert (mean.rule, mean.severity, mean.fqn, mean.location) == ("PA303", "warning", "norm", Location("train.py", 5))
+    assert mean.fingerprint != var.fingerprint

@@ -1,6 +1,7 @@
 """What a script's own low precision loses is seen where it happens, and nothing is seen where nothing is lost."""
 
 import os
+from functools import partial
 
 import pytest
 import torch
@@ -135,6 +136,24 @@ def slowly_in_its_own_dtype(low, master):
 def test_a_copy_of_what_is_made_from_the_state_itself_absorbs(write):
     entries = seen(stepping_a_copy(write), "state")
     assert {entry["fqn"] for entry in entries if entry["lost"] > 0.5} == {"0", "2"}
+
+
+@pytest.mark.parametrize(("momentum", "lost"), [(0.003, True), (0.9, False)])
+@pytest.mark.parametrize("norm", [nn.BatchNorm1d, partial(nn.InstanceNorm1d, track_running_stats=True)])
+def test_running_statistics_kept_low_are_named(norm, momentum, lost):
+    def code():
+        torch.manual_seed(0)
+        model = nn.Sequential(norm(4, momentum=momentum), nn.Flatten(), nn.Linear(32, 1)).bfloat16()
+        model[0].running_mean.fill_(8.0)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+        for _ in range(100):
+            optimizer.zero_grad()
+            model((torch.randn(16, 4, 8) + 9).bfloat16()).float().square().mean().backward()
+            optimizer.step()
+
+    entries = {entry["buffer"]: entry["lost"] for entry in seen(code, "state") if entry["buffer"]}
+    assert entries.keys() == {"running_mean", "running_var"}
+    assert (entries["running_mean"] > 0.5) is lost
 
 
 @pytest.mark.parametrize(("passes", "lost"), [(2, False), (600, True)])
