@@ -84,7 +84,7 @@ def _of_difference(run: RunResult, detail: str | None, explained: bool) -> list[
                 casts=listed,
             )
         ]
-    if not places or explained:
+    if not places or explained or not _keeps_low(run):
         return []
     message = (
         f"the script casts to {what} by itself; what it keeps there (weights, averages, counters) absorbs additions "
@@ -94,11 +94,19 @@ def _of_difference(run: RunResult, detail: str | None, explained: bool) -> list[
     return [finding("PA503", "note", message, fix, location=where, casts=listed)]
 
 
+def _seen(run: RunResult) -> list[Seen]:
+    seen = run.baseline.get("low")
+    return seen if isinstance(seen, list) else []
+
+
+def _keeps_low(run: RunResult) -> bool:
+    """Whether anything low changes from step to step, as neither frozen weights nor copies of float32 masters do."""
+    return any(entry["kind"] in ("state", "trained") for entry in _seen(run))
+
+
 def _causes(run: RunResult, severity: Severity) -> list[Finding]:
     """What was seen to be lost while the script ran as written, a place and kind each."""
-    seen = run.baseline.get("low")
-    entries = seen if isinstance(seen, list) else []
-    found = [_DESCRIBED[entry["kind"]](entry, severity) for entry in entries if entry["kind"] in _DESCRIBED]
+    found = [_DESCRIBED[entry["kind"]](entry, severity) for entry in _seen(run) if entry["kind"] in _DESCRIBED]
     return [each for each in found if each is not None]
 
 

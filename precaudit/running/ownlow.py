@@ -171,8 +171,10 @@ class OwnLowPrecision(TorchFunctionMode, TrainingListener):
         self._compare_sums()
         if optimizer is None:
             return
-        bad = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        bad = [p for p in bad if not bool(_values(p.grad).isfinite().all())]
+        stepped = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        if any(p.dtype in HALVES for p in stepped):
+            self._found.setdefault(("trained", "", 0, ""), {"kind": "trained"})
+        bad = [p for p in stepped if not bool(_values(p.grad).isfinite().all())]
         if bad and not any(kind == "steps" for kind, *_ in self._found):
             self._note("steps", step=self._step, fqn=self._states.owner(bad[0])[0], parameters=len(bad))
 

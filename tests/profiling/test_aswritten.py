@@ -41,3 +41,9 @@ def test_a_buffer_that_absorbs_is_named_and_told_from_its_neighbour():
     assert mean.message.startswith("norm.running_mean is kept in bfloat16")
     assert (mean.rule, mean.severity, mean.fqn, mean.location) == ("PA303", "warning", "norm", Location("train.py", 5))
     assert mean.fingerprint != var.fingerprint
+
+
+def test_what_a_script_keeps_low_is_advised_on_only_where_it_changes():
+    assert told() == []
+    for entry in (state("norm", "running_mean", 0.01), {"kind": "trained"}):
+        assert [(found.rule, found.severity) for found in told(low=[entry])] == [("PA503", "note")]

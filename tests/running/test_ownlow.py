@@ -245,6 +245,21 @@ def test_a_step_on_gradients_that_nobody_checked():
     assert seen(train, "steps", steps=3) == []
 
 
+@pytest.mark.parametrize(("trained", "found"), [(True, True), (False, False)])
+def test_low_weights_that_an_optimizer_steps_are_told_from_frozen_ones(trained, found):
+    def code():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(4, 4).bfloat16().requires_grad_(trained), nn.Linear(4, 1))
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+        for _ in range(20):
+            optimizer.zero_grad()
+            model[1](model[0](torch.randn(8, 4).bfloat16()).float()).square().mean().backward()
+            optimizer.step()
+
+    assert bool(seen(code, "trained")) is found
+    assert bool(seen(code, "state")) is found
+
+
 @pytest.mark.parametrize(("factor", "found"), [(4.0, True), (1.0, False)])
 def test_a_loss_scale_without_a_ceiling(factor, found):
     def code():
