@@ -23,8 +23,8 @@ Seen = Mapping[str, Any]
 
 
 def of_as_written(audit: Audit, verification: Verification) -> list[Finding]:
-    """PA501: the script's own low precision doesn't train like float32, or not at all; PA502, PA506: it clips scaled
-    gradients, or steps on them; and the causes."""
+    """PA501: the script's own low precision doesn't train like float32, or not at all; PA502, PA506, PA507: it
+    clips scaled gradients, steps on them, or puts them into a loss; and the causes."""
     found = _of_scaled_gradients(audit)
     run = audit.as_written
     if run is None:
@@ -32,7 +32,7 @@ def of_as_written(audit: Audit, verification: Verification) -> list[Finding]:
     if run.status not in ("stopped", "ended"):
         return [*found, _of_stop(run), *_causes(run, "warning")]
     detail = _strays(audit.reference, run, verification.margin)
-    causes = _causes(run, "error" if detail else "warning")
+    causes = [*_of_penalty(audit.reference, run), *_causes(run, "error" if detail else "warning")]
     return [*found, *_of_difference(run, detail, bool(causes)), *causes]
 
 
@@ -54,6 +54,23 @@ def _of_scaled_gradients(audit: Audit) -> list[Finding]:
         fix = "call scaler.step(optimizer) instead of optimizer.step()"
         found.append(finding("PA506", "error", message, fix, location=place))
     return found
+
+
+def _of_penalty(reference: RunResult, run: RunResult) -> list[Finding]:
+    """PA507: a loss made of gradients that have the loss scale in them. That no division was seen is not enough: the
+    first loss, on the same weights and data, has to be another one."""
+    place = run.baseline.get("penalizes_scaled")
+    if not isinstance(place, dict) or not run.losses or not reference.losses:
+        return []
+    first, exact = run.losses[0], reference.losses[0]
+    if abs(first - exact) <= abs(exact):
+        return []
+    message = (
+        "gradients of a scaled loss are taken to be part of another loss (a gradient penalty), with the loss scale "
+        f"still in them: the first loss is {first:.4g}, and {exact:.4g} without a scaler"
+    )
+    fix = "divide these gradients by scaler.get_scale() before anything is computed of them"
+    return [finding("PA507", "error", message, fix, location=Location(place["path"], place["line"]))]
 
 
 def _of_stop(run: RunResult) -> Finding:

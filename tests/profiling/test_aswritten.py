@@ -10,8 +10,8 @@ LOSSES = tuple(1.0 - step / 100 for step in range(80))
 CASTS = [{"path": "train.py", "line": 3, "dtype": "bfloat16"}]
 
 
-def told(losses=LOSSES, status="stopped", low=(), **fields):
-    baseline = {"casts": CASTS, "low": list(low)}
+def told(losses=LOSSES, status="stopped", low=(), noted=(), **fields):
+    baseline = {"casts": CASTS, "low": list(low), **dict(noted)}
     written = RunResult("as-written", 0, status, len(losses), losses=losses, baseline=baseline, **fields)
     reference = RunResult("reference", 0, "stopped", len(LOSSES), losses=LOSSES)
     audit = Audit(Job("script", "train.py", (), ".", 80), reference, Trace(), as_written=written)
@@ -47,3 +47,9 @@ def test_what_a_script_keeps_low_is_advised_on_only_where_it_changes():
     assert told() == []
     for entry in (state("norm", "running_mean", 0.01), {"kind": "trained"}):
         assert [(found.rule, found.severity) for found in told(low=[entry])] == [("PA503", "note")]
+
+
+def test_a_penalty_on_scaled_gradients_is_told_where_it_shows_in_the_first_loss():
+    noted = {"penalizes_scaled": {"path": "train.py", "line": 30}}
+    assert [found.rule for found in told((900.0, *LOSSES[1:]), noted=noted)] == ["PA507"]
+    assert told(tuple(1.01 * loss for loss in LOSSES), noted=noted) == []

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from precaudit.running.job import Job, RunSpec
-from precaudit.running.ownscaler import scaled_in_gradients
+from precaudit.running.ownscaler import OwnScaler
 from precaudit.running.worker import run
 
 
@@ -61,13 +61,36 @@ def test_gradients_have_the_factor_and_double_backward_too(dtype):
 
     scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
     plain = gradients(scaler.scale)
-    with scaled_in_gradients():
+    with OwnScaler({}).scaled_in_gradients():
         ours = gradients(scaler.scale)
     assert all(torch.equal(a, b) for a, b in zip(ours, plain, strict=True))
 
 
 def test_what_needs_no_gradient_is_scaled_and_a_scaler_that_is_off_does_nothing():
     ones = torch.ones(2)
-    with scaled_in_gradients():
+    with OwnScaler({}).scaled_in_gradients():
         assert torch.equal(torch.amp.GradScaler("cpu", init_scale=8.0).scale(ones), 8 * ones)
         assert torch.amp.GradScaler("cpu", enabled=False).scale(ones) is ones
+
+
+@pytest.mark.parametrize(
+    ("unscale", "noted"),
+    [(lambda scaler, g: g, True), (lambda scaler, g: g / scaler.get_scale(), False)],
+)
+def test_a_penalty_on_gradients_that_still_have_the_factor_is_noted(unscale, noted):
+    settings = {}
+    with OwnScaler(settings).scaled_in_gradients():
+        scaler, x = torch.amp.GradScaler("cpu"), torch.ones(2, requires_grad=True)
+        (gradient,) = torch.autograd.grad(scaler.scale((x**2).sum()), x, create_graph=True)
+        scaler.scale(unscale(scaler, gradient).square().sum()).backward()
+    assert ("penalizes_scaled" in settings) is noted
+    assert not noted or settings["penalizes_scaled"]["path"] == __file__
+
+
+def test_gradients_that_are_only_used_are_no_penalty():
+    settings = {}
+    with OwnScaler(settings).scaled_in_gradients():
+        scaler, x = torch.amp.GradScaler("cpu"), torch.ones(2, requires_grad=True)
+        for _ in range(2):
+            scaler.scale((x**2).sum()).backward()
+    assert settings == {}
