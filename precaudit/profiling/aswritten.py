@@ -17,19 +17,22 @@ _STATE_LIMIT = 0.2
 """A state has lost its changes when this share of their energy is rounding."""
 _SUM_LIMIT = 0.01
 """A sum has lost addends when it is off by a tenth (rms)."""
+_FIX = "use the plan below instead of the script's own casts and scaler"
 
 Seen = Mapping[str, Any]
 
 
 def of_as_written(audit: Audit, verification: Verification) -> list[Finding]:
-    """PA501: the script's own low precision doesn't train like float32; PA502, PA506: it clips scaled gradients, or
-    steps on them; and the causes."""
+    """PA501: the script's own low precision doesn't train like float32, or not at all; PA502, PA506, PA507: it
+    clips scaled gradients, steps on them, or puts them into a loss; and the causes."""
     found = _of_scaled_gradients(audit)
     run = audit.as_written
     if run is None:
         return found
+    if run.status not in ("stopped", "ended"):
+        return [*found, _of_stop(run), *_causes(run, "warning")]
     detail = _strays(audit.reference, run, verification.margin)
-    causes = _causes(run, "error" if detail else "warning")
+    causes = [*_of_penalty(audit.reference, run), *_causes(run, "error" if detail else "warning")]
     return [*found, *_of_difference(run, detail, bool(causes)), *causes]
 
 
@@ -53,6 +56,34 @@ def _of_scaled_gradients(audit: Audit) -> list[Finding]:
     return found
 
 
+def _of_penalty(reference: RunResult, run: RunResult) -> list[Finding]:
+    """PA507: a loss made of gradients that have the loss scale in them. That no division was seen is not enough: the
+    first loss, on the same weights and data, has to be another one."""
+    place = run.baseline.get("penalizes_scaled")
+    if not isinstance(place, dict) or not run.losses or not reference.losses:
+        return []
+    first, exact = run.losses[0], reference.losses[0]
+    if abs(first - exact) <= abs(exact):
+        return []
+    message = (
+        "gradients of a scaled loss are taken to be part of another loss (a gradient penalty), with the loss scale "
+        f"still in them: the first loss is {first:.4g}, and {exact:.4g} without a scaler"
+    )
+    fix = "divide these gradients by scaler.get_scale() before anything is computed of them"
+    return [finding("PA507", "error", message, fix, location=Location(place["path"], place["line"]))]
+
+
+def _of_stop(run: RunResult) -> Finding:
+    """Often this machine lacks what another has, such as a layer's float16 kernel, which says little of the script."""
+    why = f": {run.error.message}" if run.error else ""
+    message = (
+        f"as written, in its own low precision, the script stops at step {run.steps} on this machine{why}; whether it "
+        "trains like float32 was not seen"
+    )
+    place = run.error.location if run.error else None
+    return finding("PA501", "warning", message, _FIX, location=place)
+
+
 def _of_difference(run: RunResult, detail: str | None, explained: bool) -> list[Finding]:
     casts = run.baseline.get("casts")
     places = [(Location(c["path"], c["line"]), c["dtype"]) for c in casts] if isinstance(casts, list) else []
@@ -65,12 +96,12 @@ def _of_difference(run: RunResult, detail: str | None, explained: bool) -> list[
                 "PA501",
                 "error",
                 f"as written, in its own {what}, the script doesn't train like float32: {detail}",
-                "use the plan below instead of the script's own casts and scaler",
+                _FIX,
                 location=where,
                 casts=listed,
             )
         ]
-    if not places or explained:
+    if not places or explained or not _keeps_low(run):
         return []
     message = (
         f"the script casts to {what} by itself; what it keeps there (weights, averages, counters) absorbs additions "
@@ -80,11 +111,19 @@ def _of_difference(run: RunResult, detail: str | None, explained: bool) -> list[
     return [finding("PA503", "note", message, fix, location=where, casts=listed)]
 
 
+def _seen(run: RunResult) -> list[Seen]:
+    seen = run.baseline.get("low")
+    return seen if isinstance(seen, list) else []
+
+
+def _keeps_low(run: RunResult) -> bool:
+    """Whether anything low changes from step to step, as neither frozen weights nor copies of float32 masters do."""
+    return any(entry["kind"] in ("state", "trained") for entry in _seen(run))
+
+
 def _causes(run: RunResult, severity: Severity) -> list[Finding]:
     """What was seen to be lost while the script ran as written, a place and kind each."""
-    seen = run.baseline.get("low")
-    entries = seen if isinstance(seen, list) else []
-    found = [_DESCRIBED[entry["kind"]](entry, severity) for entry in entries if entry["kind"] in _DESCRIBED]
+    found = [_DESCRIBED[entry["kind"]](entry, severity) for entry in _seen(run) if entry["kind"] in _DESCRIBED]
     return [each for each in found if each is not None]
 
 
@@ -98,12 +137,14 @@ def _state(entry: Seen, severity: Severity) -> Finding | None:
         return None
     share = "all" if entry["lost"] >= 1 else f"{entry['lost']:.0%}"
     fqn = entry["fqn"] or None
+    name = ".".join(part for part in (entry["fqn"], entry["buffer"]) if part)
     message = (
-        f"{fqn or 'a running value'} is kept in {entry['dtype']} from step to step, which absorbs its small changes: "
+        f"{name or 'a running value'} is kept in {entry['dtype']} from step to step, which absorbs its small changes: "
         f"rounding takes {share} of their energy, so the average, weight or accumulator stagnates"
     )
     fix = "keep moving averages, weights and accumulators in float32, and cast where they are used"
-    return finding("PA303", severity, message, fix, fqn, None, _place(entry), lost=entry["lost"])
+    facts = {"role": entry["buffer"]} if entry["buffer"] else {}
+    return finding("PA303", severity, message, fix, fqn, None, _place(entry), lost=entry["lost"], **facts)
 
 
 def _gradients(entry: Seen, severity: Severity) -> Finding | None:
@@ -183,8 +224,6 @@ _DESCRIBED: dict[str, Callable[[Seen, Severity], Finding | None]] = {
 
 def _strays(reference: RunResult, run: RunResult, margin: float | None) -> str | None:
     """How the script as written differs from float32, where it does by far more than the margin."""
-    if run.status not in ("stopped", "ended"):
-        return f"it stopped at step {run.steps}" + (f": {run.error.message}" if run.error else "")
     if (lost := diverged(reference.losses, run.losses)) is not None:
         return lost.detail
     steps = min(len(run.losses), len(reference.losses))

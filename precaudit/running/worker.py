@@ -29,6 +29,7 @@ from precaudit.running.endstate import LastCalls, end_state
 from precaudit.running.job import RunResult, RunSpec, ScriptError, Status
 from precaudit.running.monitor import Monitor, Stop, StopTraining
 from precaudit.running.ownlow import OwnLowPrecision
+from precaudit.running.ownscaler import OwnScaler
 from precaudit.running.probes import GradientProbe
 from precaudit.running.seeds import controlled_seeds, repeatable_algorithms
 from precaudit.tracing.snapshot import snapshot
@@ -161,6 +162,8 @@ def run(
             stack.enter_context(backward_products(native_plan) if native_plan else tf32(False))
             stack.enter_context(own_settings_ignored(session.baseline.settings))
             stack.enter_context(session.baseline.neutralized())
+        else:
+            stack.enter_context(OwnScaler(session.baseline.settings).scaled_in_gradients())
         if spec.neutralize:
             stack.enter_context(float32_only())
         elif spec.audited:

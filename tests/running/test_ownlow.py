@@ -1,6 +1,7 @@
 """What a script's own low precision loses is seen where it happens, and nothing is seen where nothing is lost."""
 
 import os
+from functools import partial
 
 import pytest
 import torch
@@ -63,6 +64,17 @@ def test_an_average_that_moves_fast_loses_little(in_place):
     assert all(entry["lost"] < 0.05 for entry in seen(averaging(0.5, torch.bfloat16, in_place), "state"))
 
 
+def test_an_average_that_is_followed_can_be_saved_and_loaded(tmp_path):
+    average = {"mean": torch.zeros(4).bfloat16()}
+
+    def update(model):
+        average["mean"] = average["mean"] * 0.9 + model[0].weight[0].detach().bfloat16() * 0.1
+        torch.save(average, tmp_path / "average.pt")
+        assert torch.load(tmp_path / "average.pt", weights_only=True).keys() == average.keys()
+
+    assert len(seen(lambda: train(after_step=update), "state")) == 1
+
+
 def test_an_average_in_float32_is_no_low_state():
     assert seen(averaging(0.999, torch.float32, True), "state") == []
 
@@ -79,6 +91,69 @@ def test_weights_kept_low_name_their_module():
             optimizer.step()
 
     assert {entry["fqn"] for entry in seen(code, "state") if entry["lost"] > 0.2} == {"0", "2"}
+
+
+def stepping_a_copy(write):
+    """`write(low, master)` takes the weights of a low model from the float32 copies that the optimizer steps."""
+
+    def code():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(4, 16), nn.Tanh(), nn.Linear(16, 1)).bfloat16()
+        masters = [parameter.detach().float() for parameter in model.parameters()]
+        optimizer = torch.optim.SGD(masters, lr=1e-4)
+        for _ in range(100):
+            x = torch.randn(32, 4)
+            F.mse_loss(model(x.bfloat16()).float(), x.sum(1, keepdim=True)).backward()
+            for low, master in zip(model.parameters(), masters, strict=True):
+                master.grad, low.grad = low.grad.float(), None
+            optimizer.step()
+            for low, master in zip(model.parameters(), masters, strict=True):
+                write(low.data, master)
+
+    return code
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda low, master: low.copy_(master),
+        lambda low, master: low.add_(1.0).copy_(other=master.bfloat16()),
+    ],
+)
+def test_weights_copied_from_float32_masters_absorb_nothing(write):
+    assert seen(stepping_a_copy(write), "state") == []
+
+
+def slowly(low, master):
+    low.copy_(low.float().lerp(master, 1e-3))
+
+
+def slowly_in_its_own_dtype(low, master):
+    low.copy_(low * 0.999 + master.bfloat16() * 0.001)
+
+
+@pytest.mark.parametrize("write", [slowly, slowly_in_its_own_dtype])
+def test_a_copy_of_what_is_made_from_the_state_itself_absorbs(write):
+    entries = seen(stepping_a_copy(write), "state")
+    assert {entry["fqn"] for entry in entries if entry["lost"] > 0.5} == {"0", "2"}
+
+
+@pytest.mark.parametrize(("momentum", "lost"), [(0.003, True), (0.9, False)])
+@pytest.mark.parametrize("norm", [nn.BatchNorm1d, partial(nn.InstanceNorm1d, track_running_stats=True)])
+def test_running_statistics_kept_low_are_named(norm, momentum, lost):
+    def code():
+        torch.manual_seed(0)
+        model = nn.Sequential(norm(4, momentum=momentum), nn.Flatten(), nn.Linear(32, 1)).bfloat16()
+        model[0].running_mean.fill_(8.0)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+        for _ in range(100):
+            optimizer.zero_grad()
+            model((torch.randn(16, 4, 8) + 9).bfloat16()).float().square().mean().backward()
+            optimizer.step()
+
+    entries = {entry["buffer"]: entry["lost"] for entry in seen(code, "state") if entry["buffer"]}
+    assert entries.keys() == {"running_mean", "running_var"}
+    assert (entries["running_mean"] > 0.5) is lost
 
 
 @pytest.mark.parametrize(("passes", "lost"), [(2, False), (600, True)])
@@ -168,6 +243,21 @@ def test_a_step_on_gradients_that_nobody_checked():
     (entry,) = seen(lambda: train(before_step=spoil), "steps", steps=3)
     assert (entry["step"], entry["fqn"]) == (0, "0")
     assert seen(train, "steps", steps=3) == []
+
+
+@pytest.mark.parametrize(("trained", "found"), [(True, True), (False, False)])
+def test_low_weights_that_an_optimizer_steps_are_told_from_frozen_ones(trained, found):
+    def code():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(4, 4).bfloat16().requires_grad_(trained), nn.Linear(4, 1))
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+        for _ in range(20):
+            optimizer.zero_grad()
+            model[1](model[0](torch.randn(8, 4).bfloat16()).float()).square().mean().backward()
+            optimizer.step()
+
+    assert bool(seen(code, "trained")) is found
+    assert bool(seen(code, "state")) is found
 
 
 @pytest.mark.parametrize(("factor", "found"), [(4.0, True), (1.0, False)])

@@ -59,6 +59,7 @@ def judge(entry: Entry, report: Entry | None, code: int) -> Entry:
 
 
 def passed(entry: Entry, result: Entry) -> bool:
-    """A healthy workload is verified; a fault is caught, rightly blamed, and its repaired plan is verified."""
-    fault = entry["kind"] == "fault"
-    return bool(result["verified"] and (not fault or (result["caught"] and result["blamed"])))
+    """A healthy workload is verified and accused of no error; a fault is caught, rightly blamed, and its repaired plan
+    is verified."""
+    told = result["caught"] and result["blamed"] if entry["kind"] == "fault" else not result.get("errors")
+    return bool(result["verified"] and told)

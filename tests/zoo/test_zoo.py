@@ -131,6 +131,9 @@ def test_a_healthy_workload_has_to_be_verified_and_a_crash_is_a_miss():
     healthy = {"kind": "healthy", "blamed": {"fqns": [], "keywords": []}}
     assert passed(healthy, judge(healthy, report(), 0))
     assert not passed(healthy, judge(healthy, report("inconclusive"), 1))
+    error, note = ({"severity": severity, "fqn": None, "message": ""} for severity in ("error", "note"))
+    assert passed(healthy, judge(healthy, report(findings=[note]), 0))
+    assert not passed(healthy, judge(healthy, report(findings=[error]), 0))
     assert not passed(healthy, judge(healthy, None, 4))
     assert judge(healthy, None, 4)["verdict"] == "exit 4"
 

@@ -1,0 +1,80 @@
+"""A script's own GradScaler where it is in force: its factor enters as a gradient, and the loss stays the loss.
+
+The gradients are those that `outputs * scale` has. The value is the one that the float32 run has too, whatever is made
+of it before the backward pass: sums, lists, losses of several scalers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+from unittest import mock
+
+import torch
+
+from precaudit.instrument.torchfunction import map_tensors
+from precaudit.model import Location
+from precaudit.tracing.ops import caller_location
+
+FACTOR = "precaudit_factor"
+"""The attribute of a scaled loss that has its factor."""
+
+
+class OwnScaler:
+    """`settings["penalizes_scaled"]` says where gradients were taken to be differentiated, and used with the factor
+    still in them as far as is seen: nobody asked for it before the next loss was scaled."""
+
+    def __init__(self, settings: dict[str, object]) -> None:
+        self._settings = settings
+        self._factor = torch.amp.GradScaler.get_scale
+        self._taken: Location | None = None
+
+    @contextmanager
+    def scaled_in_gradients(self) -> Iterator[None]:
+        """Until the block ends, `GradScaler.scale` scales gradients only."""
+        scaler = torch.amp.GradScaler
+        with (
+            mock.patch.object(scaler, "scale", self._scaling(scaler.scale)),
+            mock.patch.object(scaler, "get_scale", self._asking()),
+        ):
+            yield
+
+    def _scaling(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        def scale(scaler: torch.amp.GradScaler, outputs: Any) -> Any:
+            if not scaler.is_enabled():
+                return outputs
+            self._note()
+            listed = outputs if isinstance(outputs, (torch.Tensor, list, tuple)) else list(outputs)
+            return map_tensors(partial(self._scaled, scaler, original), listed)
+
+        return scale
+
+    def _asking(self) -> Callable[..., float]:
+        def get_scale(scaler: torch.amp.GradScaler) -> float:
+            self._taken = None
+            return self._factor(scaler)
+
+        return get_scale
+
+    def _note(self) -> None:
+        if self._taken is not None:
+            self._settings["penalizes_scaled"] = {"path": self._taken.path, "line": self._taken.line}
+        self._taken = None
+
+    def _scaled(self, scaler: torch.amp.GradScaler, original: Callable[..., Any], output: torch.Tensor) -> torch.Tensor:
+        """What needs no gradient is scaled as it stands: its value is what the script wants of it."""
+        scaled: torch.Tensor = original(scaler, output)
+        if not output.requires_grad:
+            return scaled
+        value, factor, place = output.to(scaled.dtype, copy=True), self._factor(scaler), caller_location()
+
+        def arrived(gradient: torch.Tensor) -> torch.Tensor:
+            if torch.is_grad_enabled():
+                self._taken = place
+            return gradient * factor
+
+        value.register_hook(arrived)
+        setattr(value, FACTOR, factor)
+        return value

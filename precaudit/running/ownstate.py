@@ -1,0 +1,252 @@
+"""Low-precision state that lives from step to step in a script's own training, and how much of its changes is lost.
+
+Each change of a state is repeated in float32 from the value that it had when the step began: `lost` is the energy of
+the difference over the energy of the exact change.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from precaudit.execution.emulated import to_float32
+from precaudit.instrument.names import ModuleNames
+from precaudit.instrument.torchfunction import tensors_in, writes
+from precaudit.model import Location
+from precaudit.tracing.ops import caller_location
+
+HALVES = (torch.float16, torch.bfloat16)
+_CHANGES = frozenset("add sub mul div lerp addcmul addcdiv copy neg".split())
+_NORMALIZES = frozenset("batch_norm instance_norm".split())
+_MOST = 200
+_CYCLE = 5
+"""States are followed through three steps of every five: two to know them by, one to measure."""
+
+Key = tuple[Any, ...]
+
+
+@dataclass
+class _Loss:
+    """Energies of what a place changed and of what was lost of it; `times` counts how often."""
+
+    dtype: str
+    change: float = 0.0
+    lost: float = 0.0
+    times: int = 0
+
+
+@dataclass
+class State:
+    """A low tensor within one step: its value when the step began, the exact value now, the stored one, and the line
+    that changed it last."""
+
+    tensor: torch.Tensor
+    start: torch.Tensor
+    exact: torch.Tensor
+    stored: torch.Tensor
+    owner: tuple[str, str]
+    place: Location | None = None
+
+
+@dataclass
+class _Life:
+    """Of a low result: the step it was made in, the state it was made from, and its exact value."""
+
+    step: int
+    start: torch.Tensor | None
+    exact: torch.Tensor
+    stored: torch.Tensor
+    place: Location | None
+    settled: bool = False
+
+
+class States:
+    """Told before and after every operation of a run as written, and when a step has ended."""
+
+    def __init__(self, names: ModuleNames) -> None:
+        self._names = names
+        self._step = 0
+        self._now: dict[Key, State] = {}
+        self._carried: dict[Key, torch.Tensor] = {}
+        self._losses: dict[tuple[Location | None, tuple[str, str]], _Loss] = {}
+        self._owners: dict[Key, tuple[str, str]] = {}
+        # Beside the tensors, not on them: the script may save one, and load it as weights only.
+        self._lives = WeakTensorKeyDictionary()
+        self._made_from = WeakTensorKeyDictionary()
+
+    def before(self, op: str, func: Any, args: Any, kwargs: Any) -> list[State]:
+        """The states that an operation is about to change."""
+        if not self._following or len(self._now) > _MOST:
+            return []
+        targets = _statistics(args, kwargs) if op in _NORMALIZES else _target(op, func, args, kwargs)
+        if op == "copy" and targets:
+            key = _key(targets[0])
+            if not any(key in self._origins(t) for t in tensors_in((args[1:], kwargs))):
+                # A fresh value, such as that of a float32 master weight, has absorbed nothing.
+                self._now.pop(key, None)
+                return []
+        return [self._state(target) for target in targets]
+
+    def after(self, op: str, func: Any, args: Any, kwargs: Any, result: torch.Tensor, states: list[State]) -> None:
+        if states:
+            self._changed(func, args, kwargs, states)
+        elif op in _CHANGES and not result.requires_grad:
+            self._derived(func, args, kwargs, result)
+
+    def made(self, args: Any, kwargs: Any, result: torch.Tensor) -> None:
+        """Remember until the step ends which low tensors a result was made from, by way of any dtype."""
+        if self._following and not result.requires_grad:
+            origins = (self._origins(t) for t in tensors_in((args, kwargs)) if t.shape == result.shape)
+            self._made_from[result] = frozenset[Key]().union(*origins)
+
+    def _origins(self, tensor: torch.Tensor) -> frozenset[Key]:
+        own = {_key(tensor)} if _is_low(tensor) else ()
+        return frozenset(own) | self._made_from.get(tensor, frozenset())
+
+    def _state(self, tensor: torch.Tensor) -> State:
+        known = self._now.get(_key(tensor))
+        if known is not None and torch.equal(known.stored, tensor.detach()):
+            known.tensor = tensor
+            return known
+        value = tensor.detach().float()
+        state = State(tensor, value, value.clone(), tensor.detach().clone(), self.owner(tensor))
+        self._now[_key(tensor)] = state
+        return state
+
+    def _changed(self, func: Any, args: Any, kwargs: Any, states: list[State]) -> None:
+        """Run the operation once more in float32, on the exact values of what it changes."""
+        changing = {id(state.tensor): state.exact for state in states}
+
+        def exact(value: Any) -> Any:
+            return changing[id(value)] if id(value) in changing else self._exact(value)
+
+        func(*map(exact, args), **{key: exact(value) for key, value in kwargs.items()})
+        for state in states:
+            state.stored, state.place = state.tensor.detach().clone(), caller_location()
+
+    def _derived(self, func: Any, args: Any, kwargs: Any, result: torch.Tensor) -> None:
+        """`average = average * decay + ...`: the result may be the state of the next step."""
+        if not self._following or writes(func, kwargs):
+            return
+        old = [t for t in tensors_in(args) if t.dtype in HALVES and t.shape == result.shape]
+        lives = [life for t in old if (life := self._lives.get(t)) is not None]
+        begun = [life for life in lives if life.step == self._step and life.start is not None]
+        ended = [life for life in lives if life.step == self._step - 1]
+        for life in ended if self._measuring else ():
+            self._settle(life)
+        start = begun[0].start if begun else ended[0].stored.float() if ended else None
+        exact = func(*(self._exact(arg) for arg in args), **{key: self._exact(kwargs[key]) for key in kwargs})
+        self._lives[result] = _Life(self._step, start, exact, result.detach(), caller_location())
+
+    def _settle(self, life: _Life) -> None:
+        """A result that is read in the next step was a state."""
+        if life.start is not None and not life.settled:
+            life.settled = True
+            self._lost(life.place, ("", ""), life.stored, life.exact, life.start)
+
+    def _lost(
+        self,
+        place: Location | None,
+        owner: tuple[str, str],
+        stored: torch.Tensor,
+        exact: torch.Tensor,
+        start: torch.Tensor,
+    ) -> None:
+        change, lost = energy(exact - start), energy(stored.float() - exact)
+        if math.isfinite(change + lost):
+            loss = self._losses.setdefault((place, owner), _Loss(dtype_name(stored)))
+            loss.change, loss.lost, loss.times = loss.change + change, loss.lost + lost, loss.times + 1
+
+    def _exact(self, value: Any) -> Any:
+        """A low tensor as it would be had this step been exact so far."""
+        life = self._lives.get(value) if isinstance(value, torch.Tensor) else None
+        return life.exact if life is not None and life.step == self._step else to_float32(value)
+
+    def owner(self, tensor: torch.Tensor) -> tuple[str, str]:
+        """The module whose parameter or buffer this is, and the buffer's name; both '' for any other tensor."""
+        key = _key(tensor)
+        if key not in self._owners:
+            self._owners[key] = next((owner for owner, own in self._owned() if _key(own) == key), ("", ""))
+        return self._owners[key]
+
+    def _owned(self) -> Iterator[tuple[tuple[str, str], torch.Tensor]]:
+        for model in self._names.models.values():
+            for path, parameter in model.named_parameters():
+                yield (path.rpartition(".")[0], ""), parameter
+            for path, buffer in model.named_buffers():
+                fqn, _, name = path.rpartition(".")
+                yield (fqn, name), buffer
+
+    def step_ended(self) -> None:
+        """What follows the optimizer's step, such as an average's update, belongs to the next one."""
+        for key, state in self._now.items():
+            before = self._carried.get(key) if self._measuring else None
+            if before is not None and torch.equal(before, state.start.to(before.dtype)):
+                self._lost(state.place, state.owner, state.stored, state.exact, state.start)
+        self._step += 1
+        self._carried = {key: state.stored for key, state in self._now.items()}
+        self._now = {}
+        self._made_from.clear()
+
+    def entries(self) -> list[dict[str, Any]]:
+        """What was seen to change at least twice, one entry a place and owner."""
+        return [
+            {
+                "kind": "state",
+                "path": place.path if place else "",
+                "line": place.line if place else 0,
+                "fqn": fqn,
+                "buffer": buffer,
+                "dtype": loss.dtype,
+                "lost": loss.lost / loss.change,
+            }
+            for (place, (fqn, buffer)), loss in self._losses.items()
+            if loss.change > 0 and loss.times >= 2
+        ]
+
+    @property
+    def _following(self) -> bool:
+        return self._step % _CYCLE >= _CYCLE - 3
+
+    @property
+    def _measuring(self) -> bool:
+        return self._step % _CYCLE == _CYCLE - 1
+
+
+def _target(op: str, func: Any, args: Any, kwargs: Any) -> list[torch.Tensor]:
+    """The low tensor that an in-place operation changes."""
+    target = args[0] if args else None
+    if op not in _CHANGES or "out" in kwargs or not writes(func, kwargs) or not isinstance(target, torch.Tensor):
+        return []
+    return [target] if _is_low(target) else []
+
+
+def _statistics(args: Any, kwargs: Any) -> list[torch.Tensor]:
+    """The running statistics of a normalization that are low; frozen weights look alike, and never change."""
+    given = tensors_in((args, kwargs))
+    return [t for t in given if t.dim() == 1 and not t.requires_grad and _is_low(t)]
+
+
+def _is_low(tensor: torch.Tensor) -> bool:
+    return tensor.dtype in HALVES and is_plain(tensor)
+
+
+def is_plain(tensor: torch.Tensor) -> bool:
+    return tensor.layout == torch.strided and tensor.numel() > 0 and tensor.device.type != "meta"
+
+
+def energy(values: torch.Tensor) -> float:
+    return float(torch.linalg.vector_norm(values, dtype=torch.float64)) ** 2
+
+
+def dtype_name(tensor: torch.Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def _key(tensor: torch.Tensor) -> Key:
+    return tensor.data_ptr(), tuple(tensor.shape), tensor.dtype

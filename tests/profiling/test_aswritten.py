@@ -1,0 +1,55 @@
+"""What is said of a script's own low precision, from one run of it as written beside float32."""
+
+from precaudit.model import Location, Verification
+from precaudit.profiling.aswritten import of_as_written
+from precaudit.profiling.audit import Audit
+from precaudit.running.job import Job, RunResult, ScriptError
+from precaudit.tracing.records import Trace
+
+LOSSES = tuple(1.0 - step / 100 for step in range(80))
+CASTS = [{"path": "train.py", "line": 3, "dtype": "bfloat16"}]
+
+
+def told(losses=LOSSES, status="stopped", low=(), noted=(), **fields):
+    baseline = {"casts": CASTS, "low": list(low), **dict(noted)}
+    written = RunResult("as-written", 0, status, len(losses), losses=losses, baseline=baseline, **fields)
+    reference = RunResult("reference", 0, "stopped", len(LOSSES), losses=LOSSES)
+    audit = Audit(Job("script", "train.py", (), ".", 80), reference, Trace(), as_written=written)
+    return of_as_written(audit, Verification("pass", "emulated"))
+
+
+def test_a_script_that_strays_is_an_error():
+    (found,) = told(tuple(2 * loss for loss in LOSSES))
+    assert (found.rule, found.severity) == ("PA501", "error")
+    assert "doesn't train like float32" in found.message
+
+
+def test_a_script_that_stops_as_written_may_only_lack_a_kernel_of_this_machine():
+    error = ScriptError("RuntimeError", "no float16 kernel", "", Location("train.py", 9))
+    (found,) = told(LOSSES[:2], "failed", error=error)
+    assert (found.rule, found.severity) == ("PA501", "warning")
+    assert "stops at step 2 on this machine: no float16 kernel" in found.message
+
+
+def state(fqn, buffer, lost):
+    entry = {"path": "train.py", "line": 5, "fqn": fqn, "buffer": buffer, "dtype": "bfloat16", "lost": lost}
+    return {"kind": "state", **entry}
+
+
+def test_a_buffer_that_absorbs_is_named_and_told_from_its_neighbour():
+    mean, var = told(low=[state("norm", "running_mean", 0.9), state("norm", "running_var", 0.9)])
+    assert mean.message.startswith("norm.running_mean is kept in bfloat16")
+    assert (mean.rule, mean.severity, mean.fqn, mean.location) == ("PA303", "warning", "norm", Location("train.py", 5))
+    assert mean.fingerprint != var.fingerprint
+
+
+def test_what_a_script_keeps_low_is_advised_on_only_where_it_changes():
+    assert told() == []
+    for entry in (state("norm", "running_mean", 0.01), {"kind": "trained"}):
+        assert [(found.rule, found.severity) for found in told(low=[entry])] == [("PA503", "note")]
+
+
+def test_a_penalty_on_scaled_gradients_is_told_where_it_shows_in_the_first_loss():
+    noted = {"penalizes_scaled": {"path": "train.py", "line": 30}}
+    assert [found.rule for found in told((900.0, *LOSSES[1:]), noted=noted)] == ["PA507"]
+    assert told(tuple(1.01 * loss for loss in LOSSES), noted=noted) == []

@@ -1,0 +1,96 @@
+"""A script's own GradScaler trains as it does without precaudit, and its factor is in no loss that is kept."""
+
+import os
+
+import pytest
+import torch
+from torch import nn
+
+from precaudit.running.job import Job, RunSpec
+from precaudit.running.ownscaler import OwnScaler
+from precaudit.running.worker import run
+
+
+def losses(backward, precision):
+    """`backward(scaler, a, b)` of two losses, in a run of each step's own."""
+
+    def code():
+        torch.manual_seed(0)
+        model, scaler = nn.Linear(4, 2), torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=2)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+        for _ in range(6):
+            optimizer.zero_grad()
+            a, b = model(torch.randn(8, 4)).square().mean(0)
+            backward(scaler, a, b)
+            scaler.step(optimizer)
+            scaler.update()
+
+    result = run(RunSpec(Job("script", "train.py", (), os.getcwd(), 6), "x", precision=precision), code)
+    assert result.error is None
+    return result.losses
+
+
+@pytest.mark.parametrize(
+    "backward",
+    [
+        lambda scaler, a, b: scaler.scale(a + b).backward(),
+        lambda scaler, a, b: (scaler.scale(a) + scaler.scale(b)).backward(),
+        lambda scaler, a, b: (sum(scaler.scale([a, b])) / 2).backward(),
+        lambda scaler, a, b: torch.autograd.backward(scaler.scale((a, b))),
+        lambda scaler, a, b: torch.autograd.backward(list(scaler.scale(loss for loss in (a, b)))),
+        lambda scaler, a, b: (scaler.scale(a) * 8 / 8 + scaler.scale(b)).backward(),
+    ],
+)
+def test_a_scaled_loss_is_kept_as_the_loss(backward):
+    assert losses(backward, "as-written") == pytest.approx(losses(backward, "float32"), rel=1e-5)
+
+
+def test_a_scale_by_hand_is_part_of_the_loss_with_and_without():
+    def by_hand(scaler, a, b):
+        scaler.scale((a + b) * 1024).backward()
+
+    assert losses(by_hand, "as-written")[0] == losses(by_hand, "float32")[0] > 100
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_gradients_have_the_factor_and_double_backward_too(dtype):
+    def gradients(scale):
+        x = torch.tensor([1.5, -2.0], requires_grad=True)
+        (first,) = torch.autograd.grad(scale((x**3).to(dtype).sum()), x, create_graph=True)
+        return first, *torch.autograd.grad(scale(first.sum()), x)
+
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    plain = gradients(scaler.scale)
+    with OwnScaler({}).scaled_in_gradients():
+        ours = gradients(scaler.scale)
+    assert all(torch.equal(a, b) for a, b in zip(ours, plain, strict=True))
+
+
+def test_what_needs_no_gradient_is_scaled_and_a_scaler_that_is_off_does_nothing():
+    ones = torch.ones(2)
+    with OwnScaler({}).scaled_in_gradients():
+        assert torch.equal(torch.amp.GradScaler("cpu", init_scale=8.0).scale(ones), 8 * ones)
+        assert torch.amp.GradScaler("cpu", enabled=False).scale(ones) is ones
+
+
+@pytest.mark.parametrize(
+    ("unscale", "noted"),
+    [(lambda scaler, g: g, True), (lambda scaler, g: g / scaler.get_scale(), False)],
+)
+def test_a_penalty_on_gradients_that_still_have_the_factor_is_noted(unscale, noted):
+    settings = {}
+    with OwnScaler(settings).scaled_in_gradients():
+        scaler, x = torch.amp.GradScaler("cpu"), torch.ones(2, requires_grad=True)
+        (gradient,) = torch.autograd.grad(scaler.scale((x**2).sum()), x, create_graph=True)
+        scaler.scale(unscale(scaler, gradient).square().sum()).backward()
+    assert ("penalizes_scaled" in settings) is noted
+    assert not noted or settings["penalizes_scaled"]["path"] == __file__
+
+
+def test_gradients_that_are_only_used_are_no_penalty():
+    settings = {}
+    with OwnScaler(settings).scaled_in_gradients():
+        scaler, x = torch.amp.GradScaler("cpu"), torch.ones(2, requires_grad=True)
+        for _ in range(2):
+            scaler.scale((x**2).sum()).backward()
+    assert settings == {}
