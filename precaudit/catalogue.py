@@ -67,7 +67,7 @@ _PROFILE = (
     Rule(
         "PA105",
         "whole numbers alias",
-        "Positions, indices or counts enter a product in a format that can't tell them apart.",
+        "Positions, indices or counts are made in a format that can't tell them apart, or enter a product in it.",
         "Compute them in float32.",
     ),
     Rule(
@@ -201,6 +201,12 @@ _PROFILE = (
         "a step on scaled gradients",
         "The optimizer steps on gradients that have the loss scale in them.",
         "Call scaler.step(optimizer) instead of optimizer.step().",
+    ),
+    Rule(
+        "PA507",
+        "scaled gradients enter a loss",
+        "A gradient penalty is computed from gradients that have the loss scale in them.",
+        "Divide them by scaler.get_scale() first.",
     ),
     Rule(
         "PA601",
