@@ -131,7 +131,10 @@ class audit:
         steps = self._auditing.steps
         job = Job("script", self._auditing.name, (), os.getcwd(), steps)
         found = bans(trace, DEFAULT_FORMATS)
-        plan = build_plan(trace, Choices(DEFAULT_FORMATS, "h100", found, steps=max(1, steps)))
+        choices = Choices(DEFAULT_FORMATS, "h100", found, steps=max(1, steps))
+        trained = trace.audited_steps > 0 and any(layer.trained for layer in trace.layers)
+        plan = build_plan(trace, choices) if trained else Plan(target=choices.target)
+        reason = "an audit measures; it trains nothing of its own" if trained else "no step of this model was seen"
         audited = Audit(job, RunResult("reference", 0, "ended", steps), trace, found)
         return Report(
             environment=environment(),
@@ -147,7 +150,7 @@ class audit:
             ops=trace.ops,
             findings=all_findings(audited, plan, Verification()),
             plan=plan,
-            verification=Verification(reason="an audit measures; it trains nothing of its own"),
+            verification=Verification(reason=reason),
             precaudit_version=__version__,
         )
 

@@ -71,7 +71,7 @@ def profile_job(job: Job, settings: Settings, runner: Runner) -> Outcome:
     execution = _execution(settings, where)
     with tempfile.TemporaryDirectory(prefix="precaudit-") as folder:
         audit = run_audit(job, formats, execution, clock, folder)
-        plan, verification = Plan(target=target.name), Verification()
+        plan, verification = Plan(target=target.name), Verification(reason=_last_words(audit.reference))
         error, code = _failure(audit)
         if code is None:
             require_measurable(audit)
@@ -136,6 +136,13 @@ def _failure(audit: Audit) -> tuple[str | None, ExitCode | None]:
         return None, None
     text = run.error.traceback if run.error else run.status
     return f"{text}\nthe script failed after {run.steps} {run.counted}", ExitCode.SCRIPT_FAILED
+
+
+def _last_words(run: RunResult) -> str:
+    """The exception that ended a run, in one line."""
+    if run.error is None or run.status == "interrupted":
+        return ""
+    return run.error.message if run.status == "killed" else f"{run.error.type}: {run.error.message}"
 
 
 def _plan_and_verify(

@@ -13,7 +13,7 @@ from typing import Literal
 
 from precaudit.formats import FORMATS
 from precaudit.model import Cause, Finding, Layer, Plan, Report, TensorRecord
-from precaudit.reporting import costs
+from precaudit.reporting import costs, unfinished
 from precaudit.reporting.words import NOT_MEASURED, number, plural, power, prose, share, signed, visible
 
 Tone = Literal["good", "bad", "open"]
@@ -25,12 +25,6 @@ CAST_ROLES = {
     "weight_grad": "weight grad",
 }
 WHOLE = "(the model itself)"
-# how a run can end before anything was measured
-CUT_SHORT = {
-    "killed": "the run was killed before its first step, often for want of memory",
-    "failed": "the script failed before its first step",
-    "interrupted": "the run was interrupted before its first step",
-}
 SEVERITIES = ("error", "warning", "note")
 
 
@@ -97,10 +91,9 @@ def _narrower(name: str, than: str) -> bool:
 def headline(report: Report) -> Headline:
     """The verdict in words a manager understands, and what stands behind it."""
     verdict, name = report.verification.verdict, plan_name(report.plan)
-    if not report.layers and verdict == "not_run":
-        stopped = report.job.get("stopped")
-        why = report.verification.reason or CUT_SHORT.get(str(stopped)) or stopped or "no layer was seen"
-        return Headline("bad", f"NOTHING MEASURED: {prose(why)}", ())
+    undone = unfinished.title(report)
+    if undone:
+        return Headline("bad", undone, unfinished.details(report))
     if not report.plan.is_low_precision and verdict != "inconclusive":
         return Headline("bad", "STAY IN FLOAT32: no low-precision plan is recommended", _details(report))
     titles: dict[str, tuple[Tone, str]] = {
@@ -196,12 +189,9 @@ def actions(report: Report) -> list[str]:
         "not_run": "Prove the plan: profile without --no-verify.",
         "fail": "Don't train with this plan yet: see the gates, repairs and findings below.",
     }
-    first = steps[report.verification.verdict]
-    if not report.layers:
-        cut = str(report.job.get("stopped")) in CUT_SHORT
-        first = "Profile a script that trains: precaudit follows what calls .backward()."
-        first = "See script.log for what the script said, and let it reach its first step." if cut else first
-    elif not report.plan.is_low_precision:
+    undone = unfinished.advice(report)
+    first = undone or steps[report.verification.verdict]
+    if not undone and not report.plan.is_low_precision:
         first = "Change nothing for now: float32 is the fastest format that is known to train here."
     left = [
         finding
@@ -251,9 +241,10 @@ def place(finding: Finding) -> str:
     return ", ".join(visible(part) for part in parts if part)
 
 
-def plan_default(plan: Plan) -> str:
+def plan_default(report: Report) -> str:
+    plan = report.plan
     if not plan.modules:
-        return "No module was seen, so there is nothing to plan."
+        return unfinished.no_plan(report)
     if set(plan.modules.values()) == {plan.default} and not plan.ops:
         every = "The one module is" if len(plan.modules) == 1 else f"All {len(plan.modules):,} modules are"
         return f"{every} in {plan.default} on {prose(plan.target)}."
@@ -276,6 +267,8 @@ def exceptions(plan: Plan) -> list[Exceptions]:
 def loss_scale(report: Report) -> list[str]:
     """The window of loss scales, and the static and dynamic settings that fit it."""
     plan, scale = report.plan, report.plan.loss_scale
+    if not plan.modules:
+        return ["None: there is no plan."]
     if scale.mode == "none" and scale.window is None:
         narrow = "float16" in (plan.default, *plan.modules.values())
         why = "no scale was found to be of use" if narrow else "no gradient is stored in float16"

@@ -7,7 +7,7 @@ import shlex
 from pathlib import Path
 
 from precaudit.model import Report
-from precaudit.reporting import story
+from precaudit.reporting import story, unfinished
 from precaudit.reporting.words import inert, visible
 
 LOOP = ("# every step: scaler.scale(loss).backward()", "#             scaler.step(optimizer); scaler.update()")
@@ -33,7 +33,7 @@ def next_command(report: Report, plan: Path = DEFAULT_PLAN) -> tuple[str, list[s
     verdict = report.verification.verdict
     if verdict == "pass" and report.plan.is_low_precision:
         return "Next, before you deploy:", ["precaudit", "check", "--plan", _quote(plan), *script(report)]
-    label = "Next, after the fixes:" if verdict == "fail" else "Next:"
+    label = "Next, after the fixes:" if verdict == "fail" or unfinished.cut_short(report) else "Next:"
     seeds = ["--seeds", str(story.more_seeds(report))] if verdict == "inconclusive" else []
     return label, ["precaudit", "profile", "--force", *seeds, *script(report)]
 
