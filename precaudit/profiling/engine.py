@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 import time
 from collections.abc import Sequence
@@ -76,7 +77,7 @@ def profile_job(job: Job, settings: Settings, runner: Runner) -> Outcome:
         if code is None:
             require_measurable(audit)
             plan, verification = _plan_and_verify(audit, settings, formats, target, execution, clock)
-            code = _exit_code(plan, verification, settings)
+            code = _exit_code(audit, plan, verification, settings)
         measured = measure(audit, plan, target, settings.price, where, None if error else runner)
     report = Report(
         environment=where,
@@ -180,9 +181,12 @@ def _choices(audit: Audit, formats: tuple[str, ...], target: Gpu, runner: Runner
     return replace(whole, promoted={(item.fqn, ""): (fallback(preferred, allowed), why) for item in found})
 
 
-def _exit_code(plan: Plan, verification: Verification, settings: Settings) -> ExitCode:
+def _exit_code(audit: Audit, plan: Plan, verification: Verification, settings: Settings) -> ExitCode:
+    """Without verification any plan will do, but where float32 itself is not finite none can be proposed."""
+    if not settings.verify:
+        return ExitCode.OK if all(map(math.isfinite, audit.reference.losses)) else ExitCode.FINDING
     verified = verification.verdict in ("pass", "screened") and plan.is_low_precision
-    return ExitCode.OK if verified or not settings.verify else ExitCode.FINDING
+    return ExitCode.OK if verified else ExitCode.FINDING
 
 
 def _job_facts(job: Job, settings: Settings, audit: Audit, formats: Sequence[str], target: Gpu) -> dict[str, Any]:

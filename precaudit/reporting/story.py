@@ -94,6 +94,9 @@ def headline(report: Report) -> Headline:
     undone = unfinished.title(report)
     if undone:
         return Headline("bad", undone, unfinished.details(report))
+    broken = unsound(report)
+    if broken:
+        return Headline("bad", f"REPAIR FLOAT32 FIRST: {prose(broken.message)}", _details(report))
     if not report.plan.is_low_precision and verdict != "inconclusive":
         return Headline("bad", "STAY IN FLOAT32: no low-precision plan is recommended", _details(report))
     titles: dict[str, tuple[Tone, str]] = {
@@ -109,6 +112,13 @@ def headline(report: Report) -> Headline:
     tone, title = titles[verdict]
     execution = report.verification.execution
     return Headline(tone, f"{title}, {execution}" if execution and verdict != "not_run" else title, _details(report))
+
+
+def unsound(report: Report) -> Finding | None:
+    """The finding that float32 itself doesn't train; of no account where a plan passed beside it."""
+    if report.verification.verdict in ("pass", "screened"):
+        return None
+    return next((finding for finding in report.findings if finding.rule == "PA603"), None)
 
 
 def _difference(report: Report, relation: str) -> str:
@@ -152,6 +162,8 @@ def _meaning(report: Report) -> str:
         "screened": "it looked the same in one pair of runs, which is a first look and no proof.",
         "not_run": "this plan follows from measured ranges; whether the model still learns the same, nobody has tried.",
     }
+    if unsound(report):
+        return "In short: nothing is decided: where float32 itself is not finite, no other format can be judged."
     return f"In short: {sentences[report.verification.verdict]}"
 
 
@@ -189,16 +201,16 @@ def actions(report: Report) -> list[str]:
         "not_run": "Prove the plan: profile without --no-verify.",
         "fail": "Don't train with this plan yet: see the gates, repairs and findings below.",
     }
-    undone = unfinished.advice(report)
-    first = undone or steps[report.verification.verdict]
-    if not undone and not report.plan.is_low_precision:
+    undone, broken = unfinished.advice(report), unsound(report)
+    first = undone or (_suggestion(broken) if broken else steps[report.verification.verdict])
+    if not undone and not broken and not report.plan.is_low_precision:
         first = "Change nothing for now: float32 is the fastest format that is known to train here."
     left = [
         finding
         for finding in ranked_findings(report)
         if finding.severity != "note" and finding.suggestion and not settled(report.plan, finding)
     ]
-    return [first, *dict.fromkeys(map(_suggestion, left)), *_taken_care_of(report)]
+    return [*dict.fromkeys([first, *map(_suggestion, left)]), *_taken_care_of(report)]
 
 
 def _taken_care_of(report: Report) -> list[str]:

@@ -127,6 +127,13 @@ def test_a_script_that_ends_early_is_judged_on_its_steps(tmp_path: Path, profile
     assert any("ended after 5" in note for note in report["job"]["notes"])
 
 
+def test_a_script_that_float32_does_not_train(tmp_path: Path, profile_here: Callable[..., Done]) -> None:
+    done = profile_here(SCRIPTS / "bad" / "nan_data.py", "--no-verify")
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "REPAIR FLOAT32 FIRST" in done.stdout
+    assert report_in(tmp_path)["findings"][0]["rule"] == "PA603"
+
+
 @pytest.mark.parametrize("name", ["catches_everything", "swallow_exceptions"])
 def test_a_script_that_catches_everything_is_stopped(
     name: str, tmp_path: Path, profile_here: Callable[..., Done]

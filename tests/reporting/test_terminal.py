@@ -189,6 +189,16 @@ def test_an_audit_that_was_cut_short_recommends_nothing(stopped, format):
         assert wrong not in text.partition("<script")[0]
 
 
+@pytest.mark.parametrize("verdict", ["inconclusive", "fail", "not_run"])
+def test_where_float32_itself_fails_that_comes_first(verdict):
+    base = report_samples.passing()
+    broken = report_samples.finding("PA603", fqn=None, op=None, location=None, suggestion="repair float32 first")
+    report = replace(base, findings=(broken,), verification=replace(base.verification, verdict=verdict))
+    assert story.headline(report).title.startswith("REPAIR FLOAT32 FIRST")
+    assert story.actions(report)[0] == "Repair float32 first"
+    assert "precaudit.apply" not in render_terminal(report)
+
+
 def test_an_audit_of_no_step_says_so():
     report = report_samples.passing()
     verification = Verification(reason="no step of this model was seen")
