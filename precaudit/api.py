@@ -51,7 +51,7 @@ def profile(
     from precaudit.profiling.engine import profile_job
     from precaudit.profiling.settings import Settings
     from precaudit.running.job import Job, RunResult, RunSpec
-    from precaudit.running.script import train
+    from precaudit.running.modelfile import train
     from precaudit.running.worker import run
 
     functions = {"build_model": build_model, "batches": batches, "loss": loss, "build_optimizer": build_optimizer}
