@@ -8,9 +8,11 @@ from contextlib import contextmanager
 from typing import Any, Literal
 
 from precaudit import __version__
-from precaudit.errors import PrecauditError
-from precaudit.formats import get_format
+from precaudit.errors import PrecauditError, require
+from precaudit.formats import DEFAULT_FORMATS, get_format, parse_formats
 from precaudit.model import Plan, Report, Verification
+
+EXECUTIONS = ("auto", "native", "emulated")
 
 
 def load_report(path: str | os.PathLike[str]) -> Report:
@@ -55,9 +57,15 @@ def profile(
     from precaudit.running.worker import run
 
     functions = {"build_model": build_model, "batches": batches, "loss": loss, "build_optimizer": build_optimizer}
-    settings = Settings(
-        steps, seeds, target, tuple(get_format(name).name for name in formats), execution, quick, verify, device, price
+    require(
+        _is_whole(steps) and _is_whole(seeds), f"steps and seeds must be whole numbers, not {steps!r} and {seeds!r}"
     )
+    require(execution in EXECUTIONS, f"execution must be one of {', '.join(EXECUTIONS)}, not {execution!r}")
+    require(target is None or isinstance(target, str), f"target must be the name of a GPU, not {target!r}")
+    require(
+        price is None or isinstance(price, int | float), f"price must be a number of dollars per hour, not {price!r}"
+    )
+    settings = Settings(steps, seeds, target, _formats(formats), execution, quick, verify, device, price)
     name = getattr(build_model, "__name__", type(build_model).__name__)
 
     class InProcess:
@@ -72,6 +80,19 @@ def profile(
     if outcome.error:
         raise PrecauditError(outcome.error, outcome.exit_code)
     return outcome.report
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _formats(names: Iterable[str]) -> tuple[str, ...]:
+    """Formats by name: a list, or one string as on the command line."""
+    if isinstance(names, str):
+        return parse_formats(names)
+    wanted = tuple(names) if isinstance(names, Iterable) else (names,)
+    require(all(isinstance(name, str) for name in wanted), f"formats must be names of number formats, not {names!r}")
+    return tuple(dict.fromkeys(get_format(name).name for name in wanted))
 
 
 @contextmanager
@@ -94,17 +115,23 @@ def _random_state_kept() -> Iterator[None]:
 class audit:
     """Measure somebody's own training loop: `with precaudit.audit(model, optimizer=optimizer) as audit:`.
 
-    Every `every`-th optimizer step is recorded in full (1: all of them). Without an optimizer a backward pass
-    is a step. Losses, gradients and weights stay bit-identical; nothing is left on the model afterwards.
+    Every `every`-th optimizer step is recorded in full (1: all of them). Steps are those of `optimizer` (one, or a
+    list), or else of any optimizer of the model; where there is none a backward pass is a step. Losses, gradients and
+    weights stay bit-identical; nothing is left on the model afterwards.
     Gradients are reported un-scaled under a `torch.amp.GradScaler` as well.
     """
 
     def __init__(self, model: Any, optimizer: Any = None, every: int = 16) -> None:
-        if every < 1:
-            raise PrecauditError(f"every must be at least 1, not {every}")
+        from torch import nn
+
         from precaudit.tracing.auditing import Auditing
 
-        self._auditing = Auditing(model, optimizer, every)
+        optimizers = () if optimizer is None else optimizer if isinstance(optimizer, list | tuple) else (optimizer,)
+        stepping = all(hasattr(each, "param_groups") and hasattr(each, "step") for each in optimizers)
+        require(isinstance(model, nn.Module), f"model must be a torch.nn.Module, not {model!r}")
+        require(stepping, f"optimizer must be a torch optimizer or a list of them, not {optimizer!r}")
+        require(_is_whole(every) and every >= 1, f"every must be a whole number and at least 1, not {every!r}")
+        self._auditing = Auditing(model, optimizers, every, DEFAULT_FORMATS)
 
     def __enter__(self) -> audit:
         self._auditing.start()
@@ -121,7 +148,6 @@ class audit:
         from precaudit.planning.planner import Choices, build_plan
         from precaudit.planning.rules import bans
         from precaudit.profiling.audit import Audit
-        from precaudit.profiling.engine import DEFAULT_FORMATS
         from precaudit.profiling.environment import environment
         from precaudit.profiling.findings import all_findings
         from precaudit.running.job import Job, RunResult

@@ -21,3 +21,9 @@ class PrecauditError(Exception):
     def __init__(self, message: str, exit_code: ExitCode = ExitCode.USAGE) -> None:
         super().__init__(message)
         self.exit_code = exit_code
+
+
+def require(holds: bool, message: str) -> None:
+    """Refuse an argument that can't be meant, in one sentence."""
+    if not holds:
+        raise PrecauditError(message)

@@ -11,6 +11,7 @@ from typing import Any
 
 from precaudit import __version__
 from precaudit.errors import ExitCode, PrecauditError
+from precaudit.formats import DEFAULT_FORMATS
 from precaudit.measuring.stage import measure, trained_ops
 from precaudit.model import Execution, Plan, Report, Verification
 from precaudit.planning.planner import Choices, build_plan, default_format, fallback
@@ -24,7 +25,6 @@ from precaudit.running.job import Job, RunResult, RunSpec
 from precaudit.tensorcores.eligibility import alignment_findings
 from precaudit.tensorcores.peaks import Gpu, find_gpu, get_gpu
 
-DEFAULT_FORMATS = ("bfloat16", "float16", "tf32")
 NARROW = ("bfloat16", "float16", "float8_e4m3", "float8_e5m2")
 
 
