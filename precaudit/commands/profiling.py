@@ -146,8 +146,9 @@ def finish(outcome: Outcome, arguments: argparse.Namespace, folder: Path) -> int
         print(f"precaudit: {sentence}", file=sys.stderr)
     if problems:
         return int(ExitCode.USAGE)
+    measured = "what was measured is in" if report.layers else "nothing was measured; what the script said is in"
     if outcome.error:
-        print(f"precaudit: {outcome.error}\nprecaudit: what was measured is in {folder}", file=sys.stderr)
+        print(f"precaudit: {outcome.error}\nprecaudit: {measured} {folder}", file=sys.stderr)
         return int(outcome.exit_code)
     if report.verification.reason.startswith("interrupted"):
         print(f"precaudit: {report.verification.reason}; what was measured is in {folder}", file=sys.stderr)

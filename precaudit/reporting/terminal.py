@@ -91,7 +91,7 @@ class Page:
         wrapped = textwrap.wrap(
             inert(text), self.width, initial_indent=indent, subsequent_indent=hang, break_on_hyphens=False
         )
-        self.lines += [self.paint(line, style) for line in wrapped]
+        self.lines += [self.paint(inert(line), style) for line in wrapped]  # a word too long is broken anywhere
 
     def section(self, title: str, lines: Iterable[str]) -> None:
         self.lines.append("")

@@ -99,6 +99,9 @@ def test_a_script_that_asks_for_input(tmp_path: Path) -> None:
     assert "/precaudit/" not in done.stderr.replace(str(SCRIPTS), "")
 
 
+UNMEASURED = ("syntax_error", "missing_argument")
+
+
 @pytest.mark.parametrize(
     ("script", "code", "words"),
     [
@@ -117,6 +120,7 @@ def test_scripts_that_fail(script: str, code: int, words: str, profile_here: Cal
     assert done.returncode == code, done.stdout + done.stderr
     assert words in done.stderr
     assert "/precaudit/" not in done.stderr.replace(str(SCRIPTS), "")
+    assert ("what was measured is in out" in done.stderr) is (code == 4 and script not in UNMEASURED)
 
 
 def test_a_script_that_ends_early_is_judged_on_its_steps(tmp_path: Path, profile_here: Callable[..., Done]) -> None:

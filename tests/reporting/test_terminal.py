@@ -153,6 +153,26 @@ def test_shares_never_round_to_none_or_all(value, text):
     assert words.share(value) == text
 
 
+@pytest.mark.parametrize(
+    ("text", "made"),
+    [
+        ("::error file=x::pwned", r"\x3a:error file=x::pwned"),
+        ("a ::Set-Output name=x", r"a \x3a:Set-Output name=x"),
+        ("a ##[group]b ##vso[task.x]c", r"a \x23#[group]b \x23#vso[task.x]c"),
+        ("void cudnn::detail::wgrad_alg0_engine<at::Half> ::", "void cudnn::detail::wgrad_alg0_engine<at::Half> ::"),
+        ("std::vector x, at::native::add", "std::vector x, at::native::add"),
+    ],
+)
+def test_only_what_a_ci_host_would_obey_is_altered(text, made):
+    assert words.inert(text) == made
+
+
+def test_a_long_word_is_not_broken_into_a_command():
+    page = terminal.Page(30, terminal.painter(False))
+    page.text("x" * 30 + "::error file=x::pwned")
+    assert page.lines[1:] == [r"\x3a:error file=x::pwned"]
+
+
 def test_names_are_cut_in_the_middle():
     assert words.shorten("blocks.10.mlp.proj", 11) == "block….proj"
     assert words.shorten("short", 11) == "short"
