@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from precaudit import __version__
-from precaudit.errors import PrecauditError
-from precaudit.formats import get_format
+from precaudit.errors import PrecauditError, require, require_count
+from precaudit.formats import DEFAULT_FORMATS, get_format, parse_formats
 from precaudit.model import Plan, Report, Verification
 
 if TYPE_CHECKING:
@@ -57,9 +57,7 @@ def profile(
     from precaudit.running.job import Job
 
     functions = {"build_model": build_model, "batches": batches, "loss": loss, "build_optimizer": build_optimizer}
-    settings = Settings(
-        steps, seeds, target, tuple(get_format(name).name for name in formats), execution, quick, verify, device, price
-    )
+    settings = Settings(steps, seeds, target, _formats(formats), execution, quick, verify, device, price)
     name = getattr(build_model, "__name__", type(build_model).__name__)
     outcome = profile_job(
         Job("model_file", name, (), os.getcwd(), steps, device), settings, _InProcess(functions, device)
@@ -77,7 +75,7 @@ class _InProcess:
     device: str | None
 
     def __call__(self, spec: RunSpec) -> RunResult:
-        from precaudit.running.script import train
+        from precaudit.running.modelfile import train
         from precaudit.running.worker import run
 
         with _random_state_kept():
@@ -85,6 +83,15 @@ class _InProcess:
 
     def many(self, specs: Sequence[RunSpec]) -> list[RunResult]:
         return [self(spec) for spec in specs]
+
+
+def _formats(names: Iterable[str]) -> tuple[str, ...]:
+    """Formats by name: a list, or one string as on the command line."""
+    if isinstance(names, str):
+        return parse_formats(names)
+    wanted = tuple(names) if isinstance(names, Iterable) else (names,)
+    require(all(isinstance(name, str) for name in wanted), f"formats must be names of number formats, not {names!r}")
+    return tuple(dict.fromkeys(get_format(name).name for name in wanted))
 
 
 @contextmanager
@@ -107,17 +114,23 @@ def _random_state_kept() -> Iterator[None]:
 class audit:
     """Measure somebody's own training loop: `with precaudit.audit(model, optimizer=optimizer) as audit:`.
 
-    Every `every`-th optimizer step is recorded in full (1: all of them). Without an optimizer a backward pass
-    is a step. Losses, gradients and weights stay bit-identical; nothing is left on the model afterwards.
+    Every `every`-th optimizer step is recorded in full (1: all of them). Steps are those of `optimizer` (one, or a
+    list), or else of any optimizer of the model; where there is none a backward pass is a step. Losses, gradients and
+    weights stay bit-identical; nothing is left on the model afterwards.
     Gradients are reported un-scaled under a `torch.amp.GradScaler` as well.
     """
 
     def __init__(self, model: Any, optimizer: Any = None, every: int = 16) -> None:
-        if every < 1:
-            raise PrecauditError(f"every must be at least 1, not {every}")
+        from torch import nn
+
         from precaudit.tracing.auditing import Auditing
 
-        self._auditing = Auditing(model, optimizer, every)
+        optimizers = () if optimizer is None else optimizer if isinstance(optimizer, list | tuple) else (optimizer,)
+        stepping = all(hasattr(each, "param_groups") and hasattr(each, "step") for each in optimizers)
+        require(isinstance(model, nn.Module), f"model must be a torch.nn.Module, not {model!r}")
+        require(stepping, f"optimizer must be a torch optimizer or a list of them, not {optimizer!r}")
+        require_count("every", every)
+        self._auditing = Auditing(model, optimizers, every, DEFAULT_FORMATS)
 
     def __enter__(self) -> audit:
         self._auditing.start()
@@ -134,7 +147,6 @@ class audit:
         from precaudit.planning.planner import Choices, build_plan
         from precaudit.planning.rules import bans
         from precaudit.profiling.audit import Audit
-        from precaudit.profiling.engine import DEFAULT_FORMATS
         from precaudit.profiling.environment import environment
         from precaudit.profiling.findings import all_findings
         from precaudit.running.job import Job, RunResult
@@ -144,7 +156,10 @@ class audit:
         steps = self._auditing.steps
         job = Job("script", self._auditing.name, (), os.getcwd(), steps)
         found = bans(trace, DEFAULT_FORMATS)
-        plan = build_plan(trace, Choices(DEFAULT_FORMATS, "h100", found, steps=max(1, steps)))
+        choices = Choices(DEFAULT_FORMATS, "h100", found, steps=max(1, steps))
+        trained = trace.audited_steps > 0 and any(layer.trained for layer in trace.layers)
+        plan = build_plan(trace, choices) if trained else Plan(target=choices.target)
+        reason = "an audit measures; it trains nothing of its own" if trained else "no step of this model was seen"
         audited = Audit(job, RunResult("reference", 0, "ended", steps), trace, found)
         return Report(
             environment=environment(),
@@ -160,7 +175,7 @@ class audit:
             ops=trace.ops,
             findings=all_findings(audited, plan, Verification()),
             plan=plan,
-            verification=Verification(reason="an audit measures; it trains nothing of its own"),
+            verification=Verification(reason=reason),
             precaudit_version=__version__,
         )
 

@@ -67,7 +67,7 @@ _PROFILE = (
     Rule(
         "PA105",
         "whole numbers alias",
-        "Positions, indices or counts are made in a format that can't tell them apart, or enter a product in it.",
+        "Positions, indices or counts are made in a format that can't tell them apart, or multiplied in it.",
         "Compute them in float32.",
     ),
     Rule(

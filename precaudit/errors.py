@@ -21,3 +21,15 @@ class PrecauditError(Exception):
     def __init__(self, message: str, exit_code: ExitCode = ExitCode.USAGE) -> None:
         super().__init__(message)
         self.exit_code = exit_code
+
+
+def require(holds: bool, message: str) -> None:
+    """Refuse an argument that can't be meant, in one sentence."""
+    if not holds:
+        raise PrecauditError(message)
+
+
+def require_count(name: str, value: object) -> None:
+    """Refuse what is no whole number of at least 1."""
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    require(whole and value >= 1, f"{name} must be a whole number of at least 1, not {value!r}")  # type: ignore[operator]

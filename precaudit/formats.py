@@ -85,6 +85,10 @@ ALIASES = MappingProxyType(
 )
 
 
+DEFAULT_FORMATS = ("bfloat16", "float16", "tf32")
+"""What is planned with where nobody asks for anything else."""
+
+
 def get_format(name: str) -> Format:
     """The format called `name` (contract names and the usual short ones); `PrecauditError` if unknown."""
     canonical = ALIASES.get(name.lower(), name.lower())

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import precaudit
+from precaudit.reporting import story
 from precaudit.reporting.serialize import write_json
 
 
@@ -124,6 +125,14 @@ def test_the_default_optimizer_is_adamw():
         ({"target": "abacus"}, "abacus"),
         ({"target": "v100", "formats": ["fp8"]}, "float8_e4m3"),
         ({"price": -1.0}, "price"),
+        ({"price": "2"}, "price"),
+        ({"steps": 2.5}, "whole number of at least 1, not 2.5"),
+        ({"seeds": True}, "whole number"),
+        ({"formats": "bf17"}, "unknown number format 'bf17'"),
+        ({"formats": [16]}, "names of number formats"),
+        ({"formats": 16}, "names of number formats"),
+        ({"target": 100}, "name of a GPU, not 100"),
+        ({"execution": "gpu"}, "execution must be one of auto, native, emulated, not 'gpu'"),
     ],
 )
 def test_wrong_options_are_explained(options, message):
@@ -181,6 +190,8 @@ def test_an_audit_that_saw_nothing_says_so_and_doesn_t_fail():
     report = audit.report()
     assert report.layers == ()
     assert report.job["steps"] == 0
+    assert not report.plan.is_low_precision
+    assert story.headline(report).title == "NOTHING MEASURED: no step of this model was seen"
 
 
 def test_an_audit_ends_when_the_loop_raises():
@@ -197,10 +208,52 @@ def test_an_audit_ends_when_the_loop_raises():
     assert all(not p._backward_hooks for p in model.parameters())
 
 
-@pytest.mark.parametrize("every", [0, -1])
-def test_every_has_to_be_positive(every):
-    with pytest.raises(precaudit.PrecauditError, match="at least 1"):
-        precaudit.audit(build_model(), every=every)
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"every": 0}, "at least 1"),
+        ({"every": -1}, "at least 1"),
+        ({"every": 2.5}, "whole number"),
+        ({"model": [nn.Linear(2, 2)]}, "model must be a torch.nn.Module"),
+        ({"optimizer": "adam"}, "optimizer must be a torch optimizer"),
+    ],
+)
+def test_an_audit_of_something_else_is_refused(arguments, message):
+    with pytest.raises(precaudit.PrecauditError, match=message):
+        precaudit.audit(**{"model": build_model()} | arguments)
+
+
+class Counts(nn.Module):
+    """Multiplies whole numbers that float16 doesn't tell apart."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Linear(1, 1)
+
+    def forward(self, x):
+        return self.scale(3000.0 + torch.arange(4.0)[:, None] + 0 * x) / 3000
+
+
+def test_an_audit_plans_with_every_rule():
+    model = Counts()
+    optimizer = adam(model)
+    with precaudit.audit(model, optimizer=optimizer) as audit:
+        model(torch.ones(4, 1)).sum().backward()
+        optimizer.step()
+    assert "PA105" in {finding.rule for finding in audit.report().findings}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"model": "model"}, "model must be a torch.nn.Module, not 'model'"),
+        ({"plan": None}, "plan must be a Plan or the path"),
+        ({"execution": "gpu"}, "execution must be one of"),
+    ],
+)
+def test_a_plan_for_something_else_is_refused(arguments, message):
+    with pytest.raises(precaudit.PrecauditError, match=message):
+        precaudit.apply(**{"model": build_model(), "plan": precaudit.Plan()} | arguments)
 
 
 # ---------------------------------------------------------------- load

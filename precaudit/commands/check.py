@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from precaudit.commands.options import add_fail_on, add_output_options, add_run_options, refuse_overwrite
+from precaudit.commands.options import add_fail_on, add_output_options, add_run_options, refuse_overwrite, written_file
 from precaudit.errors import ExitCode, PrecauditError
 from precaudit.formats import parse_formats
 
@@ -72,7 +72,7 @@ def run(arguments: argparse.Namespace) -> int:
     for path in arguments.output:
         format_of(path, PRINTED)
     refuse_overwrite(arguments.output, arguments.force)
-    plan, job = load_plan(arguments.plan), _job(arguments)
+    plan, job = load_plan(written_file(arguments.plan, "plan.json")), _job(arguments)
     with tempfile.TemporaryDirectory(prefix="precaudit-") as folder, RunProgress() as progress:
         report = check_job(job, plan, settings, ChildRunner(Path(folder) / "script.log", progress))
     return _finish(replace(report, job={**report.job, "plan": str(arguments.plan)}), arguments)

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from precaudit.commands.options import add_output_options, refuse_overwrite
+from precaudit.commands.options import add_output_options, refuse_overwrite, written_file
 from precaudit.comparison.thresholds import parse_thresholds, thresholds_help
 from precaudit.errors import ExitCode, PrecauditError
 
@@ -70,8 +70,8 @@ def _compare(arguments: argparse.Namespace) -> int:
 
     thresholds = parse_thresholds(arguments.fail_on)
     _refuse(arguments, FORMATS)
-    head = load_report(report_path(arguments.head))
-    comparison = compare(load_report(report_path(arguments.base)), head, thresholds)
+    head = load_report(_report_path(arguments.head))
+    comparison = compare(load_report(_report_path(arguments.base)), head, thresholds)
     names = str(arguments.base), str(arguments.head)
     if arguments.format == "terminal":
         printed = render_terminal(comparison, names, use_color(sys.stdout))
@@ -98,13 +98,8 @@ def _trend(arguments: argparse.Namespace) -> int:
     return ExitCode.FINDING if frame["regressions"].iloc[-1] > 0 else ExitCode.OK
 
 
-def report_path(path: Path) -> Path:
-    """The report itself, or the one in a folder that `profile` wrote."""
-    if not path.is_dir():
-        return path
-    if not (path / "report.json").is_file():
-        raise PrecauditError(f"{path}: a folder without report.json; to follow many reports, add --trend")
-    return path / "report.json"
+def _report_path(path: Path) -> Path:
+    return written_file(path, hint="; to follow many reports, add --trend")
 
 
 def _refuse(arguments: argparse.Namespace, formats: tuple[str, ...]) -> None:

@@ -21,7 +21,7 @@ from precaudit.profiling.settings import Settings
 from precaudit.reporting import files_of
 from precaudit.running.children import ChildRunner
 from precaudit.running.job import Job
-from precaudit.running.sources import classify
+from precaudit.running.sources import classify, lacking
 
 if TYPE_CHECKING:
     from precaudit.model import Report
@@ -76,8 +76,20 @@ def run_profile(arguments: argparse.Namespace) -> int:
             signal.signal(number, Interrupt(runner))
         from precaudit.profiling.engine import profile_job  # slow, so it is done while the server imports torch
 
-        outcome = profile_job(job, settings, runner)
+        try:
+            outcome = profile_job(job, settings, runner)
+        except PrecauditError as error:
+            raise _hinted(error, job) from None
     return finish(outcome, arguments, folder)
+
+
+def _hinted(error: PrecauditError, job: Job) -> PrecauditError:
+    """Where nothing trains, a model file that lacks one of its functions was taken for a script."""
+    if job.kind != "script" or error.exit_code != ExitCode.NOTHING_TO_MEASURE:
+        return error
+    missing = lacking(Path(job.target))
+    hint = f"{job.target} looks like a model file that lacks `{missing}`; " if missing else ""
+    return PrecauditError(f"{hint}{error}", error.exit_code)
 
 
 class Interrupt:
@@ -134,8 +146,9 @@ def finish(outcome: Outcome, arguments: argparse.Namespace, folder: Path) -> int
         print(f"precaudit: {sentence}", file=sys.stderr)
     if problems:
         return int(ExitCode.USAGE)
+    measured = "what was measured is in" if report.layers else "nothing was measured; what the script said is in"
     if outcome.error:
-        print(f"precaudit: {outcome.error}\nprecaudit: what was measured is in {folder}", file=sys.stderr)
+        print(f"precaudit: {outcome.error}\nprecaudit: {measured} {folder}", file=sys.stderr)
         return int(outcome.exit_code)
     if report.verification.reason.startswith("interrupted"):
         print(f"precaudit: {report.verification.reason}; what was measured is in {folder}", file=sys.stderr)

@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from precaudit.commands.options import add_output_options, refuse_overwrite
+from precaudit.commands.options import add_output_options, refuse_overwrite, written_file
 from precaudit.errors import ExitCode
 from precaudit.model import Report
 from precaudit.reporting import RENDERERS, files_of, render, write
@@ -20,7 +20,7 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         help="render a report again: HTML, Markdown, SARIF, JUnit, ...",
         description="Render report.json again. Without -o and --format the report is printed for the terminal.",
     )
-    parser.add_argument("report", type=Path, metavar="REPORT.json", help="a report that precaudit wrote")
+    parser.add_argument("report", type=Path, metavar="REPORT.json", help="a report that precaudit wrote, or its folder")
     parser.add_argument("--format", choices=list(RENDERERS), help="print in this format")
     add_output_options(parser)
     parser.set_defaults(run=run)
@@ -32,13 +32,14 @@ def run(arguments: argparse.Namespace) -> int:
 
     paths: list[Path] = arguments.output
     refuse_overwrite([file for path in paths for file in files_of(path)], arguments.force)
-    report = load_report(arguments.report)
+    source = written_file(arguments.report)
+    report = load_report(source)
     for path in paths:
         write(report, path)
     if arguments.format and arguments.format != "terminal":
         emit(render(report, arguments.format).rstrip("\n"), sys.stdout)
     elif arguments.format or not paths:
-        emit(_for_terminal(report, arguments.report), sys.stdout)
+        emit(_for_terminal(report, source), sys.stdout)
     if paths:
         print(f"Written: {', '.join(map(str, paths))}", file=sys.stderr)
     return ExitCode.OK

@@ -13,14 +13,14 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from precaudit.errors import PrecauditError
+from precaudit.errors import PrecauditError, require
 from precaudit.execution.emulated import Emulator
 from precaudit.execution.formats import PlanLookup, ScopeFormat
 from precaudit.execution.native import NativePrecision, backward_products
 from precaudit.instrument.events import in_backward
 from precaudit.instrument.names import ModuleName, fqns_of
 from precaudit.instrument.scopes import Frame, ScopeListener
-from precaudit.model import Plan
+from precaudit.model import EXECUTIONS, Plan
 from precaudit.planning.fitting import fit_names, part_of
 
 
@@ -124,6 +124,9 @@ def apply(
     """
     from precaudit.api import load_plan
 
+    require(isinstance(model, nn.Module), f"model must be a torch.nn.Module, not {model!r}")
+    require(isinstance(plan, Plan | str | os.PathLike), f"plan must be a Plan or the path of a plan.json, not {plan!r}")
+    require(execution in EXECUTIONS, f"execution must be one of {', '.join(EXECUTIONS)}, not {execution!r}")
     resolved = plan if isinstance(plan, Plan) else load_plan(plan)
     if any(isinstance(hook, Applied) for hook in _owners(model)):
         raise PrecauditError("a plan is applied to this model already; call .remove() on its handle first")

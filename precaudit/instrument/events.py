@@ -6,11 +6,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import wraps
 from typing import Any
-from unittest import mock
 
 import torch
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+
+from precaudit.instrument.patches import wrapped
 
 
 def in_backward() -> bool:
@@ -51,9 +52,11 @@ class TrainingEvents:
     """Publishes backward passes and optimizer steps. A script that never makes a torch optimizer updates its
     parameters by hand: its steps are its backward passes."""
 
-    def __init__(self, has_optimizer: bool = False) -> None:
+    def __init__(self, has_optimizer: bool = False, concerns: Callable[[Any], bool] = lambda optimizer: True) -> None:
+        """`concerns` tells the optimizers that count from those of other models."""
         self.listeners: list[TrainingListener] = []
         self.has_optimizer = has_optimizer
+        self._concerns = concerns
         self._stepping: list[Any] = []
 
     @property
@@ -64,9 +67,9 @@ class TrainingEvents:
     @contextmanager
     def installed(self) -> Iterator[TrainingEvents]:
         with ExitStack() as stack:
-            stack.enter_context(mock.patch.object(torch.autograd, "backward", self._backward(torch.autograd.backward)))
-            stack.enter_context(mock.patch.object(torch.autograd, "grad", self._grad(torch.autograd.grad)))
-            stack.enter_context(mock.patch.object(Optimizer, "__init__", self._created(Optimizer.__init__)))
+            stack.enter_context(wrapped(torch.autograd, "backward", self._backward))
+            stack.enter_context(wrapped(torch.autograd, "grad", self._grad))
+            stack.enter_context(wrapped(Optimizer, "__init__", self._created))
             for handle in (
                 register_optimizer_step_pre_hook(self._step_starts),
                 register_optimizer_step_post_hook(self._step_ended),
@@ -102,8 +105,8 @@ class TrainingEvents:
     def _created(self, original: Callable[..., None]) -> Callable[..., None]:
         @wraps(original)
         def __init__(optimizer: Optimizer, *args: Any, **kwargs: Any) -> None:
-            self.has_optimizer = True
             original(optimizer, *args, **kwargs)
+            self.has_optimizer = self.has_optimizer or self._concerns(optimizer)
 
         return __init__
 
@@ -120,6 +123,8 @@ class TrainingEvents:
 
     def _step_starts(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         """A step that raised never ended: entering the same optimizer again forgets it."""
+        if not self._concerns(optimizer):
+            return
         self.has_optimizer = True
         if any(running is optimizer for running in self._stepping):
             self._stepping.clear()
@@ -130,6 +135,8 @@ class TrainingEvents:
 
     def _step_ended(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         """Outermost steps count: an optimizer that wraps another one (SAM, Lookahead) is one optimizer."""
+        if not self._concerns(optimizer):
+            return
         if self._stepping:
             self._stepping.pop()
         if not self._stepping:

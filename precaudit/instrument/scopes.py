@@ -6,9 +6,8 @@ import sys
 import threading
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
-from functools import wraps
+from functools import partial, wraps
 from typing import Any, Protocol
-from unittest import mock
 from weakref import WeakSet
 
 from torch import nn
@@ -16,6 +15,7 @@ from torch.nn.modules import module as hooks
 from torch.utils import checkpoint as checkpointing
 
 from precaudit.instrument.names import ModuleName, ModuleNames, fqns_of
+from precaudit.instrument.patches import wrapped
 
 
 class Frame:
@@ -93,8 +93,7 @@ class ModuleScopes:
                 (checkpointing.CheckpointFunction, "forward", 1),
                 (checkpointing, "_checkpoint_without_reentrant_generator", 0),
             ):
-                patched = self._repeating(getattr(owner, function), position)
-                stack.enter_context(mock.patch.object(owner, function, patched))
+                stack.enter_context(wrapped(owner, function, partial(self._repeating, position)))
             for handle in (
                 hooks.register_module_forward_pre_hook(self._enter),
                 hooks.register_module_forward_hook(self._leave, with_kwargs=True, always_call=True),
@@ -112,7 +111,7 @@ class ModuleScopes:
             for listener in reversed(self.listeners):
                 listener.left(frame, None)
 
-    def _repeating(self, original: Callable[..., Any], position: int) -> Callable[..., Any]:
+    def _repeating(self, position: int, original: Callable[..., Any]) -> Callable[..., Any]:
         """Activation checkpointing repeats a function (at `position` in the arguments) in the backward pass, where
         no module is running: it runs again in the scope that it was checkpointed in."""
 

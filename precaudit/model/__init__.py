@@ -2,12 +2,23 @@
 
 from precaudit.model.kernels import Kernel, TensorCores, TimeShare
 from precaudit.model.plan import SCHEMA_VERSION, Float8Scaling, LossScale, OpFormat, Plan, ScaleMode
-from precaudit.model.proof import Cause, Difference, Execution, Gate, Repair, Trial, Verdict, Verification
+from precaudit.model.proof import (
+    EXECUTIONS,
+    Cause,
+    Difference,
+    Execution,
+    Gate,
+    Repair,
+    Trial,
+    Verdict,
+    Verification,
+)
 from precaudit.model.ranges import Exponents, FormatFit, Role, TensorRecord, TensorStats
 from precaudit.model.report import Report
 from precaudit.model.traced import Finding, Layer, Location, Op, Severity
 
 __all__ = [
+    "EXECUTIONS",
     "SCHEMA_VERSION",
     "Cause",
     "Difference",

@@ -8,6 +8,7 @@ from typing import Literal
 Verdict = Literal["pass", "fail", "inconclusive", "screened", "not_run"]
 Cause = Literal["noise", "float32", "unchanged", "interrupted"]
 Execution = Literal["native", "emulated"]
+EXECUTIONS = ("auto", "native", "emulated")
 
 
 @dataclass(frozen=True)

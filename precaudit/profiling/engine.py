@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 import time
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ from typing import Any
 
 from precaudit import __version__
 from precaudit.errors import ExitCode, PrecauditError
+from precaudit.formats import DEFAULT_FORMATS
 from precaudit.measuring.stage import measure, trained_ops
 from precaudit.model import Execution, Plan, Report, Verification
 from precaudit.planning.planner import Choices, build_plan, default_format, fallback
@@ -23,7 +25,6 @@ from precaudit.running.job import Job, RunResult, RunSpec
 from precaudit.tensorcores.eligibility import alignment_findings
 from precaudit.tensorcores.peaks import Gpu, find_gpu, get_gpu
 
-DEFAULT_FORMATS = ("bfloat16", "float16", "tf32")
 NARROW = ("bfloat16", "float16", "float8_e4m3", "float8_e5m2")
 
 
@@ -71,13 +72,13 @@ def profile_job(job: Job, settings: Settings, runner: Runner) -> Outcome:
     execution = _execution(settings, where)
     with tempfile.TemporaryDirectory(prefix="precaudit-") as folder:
         audit = run_audit(job, formats, execution, clock, folder)
-        plan, verification = Plan(target=target.name), Verification()
+        plan, verification = Plan(target=target.name), Verification(reason=_last_words(audit.reference))
         error, code = _failure(audit)
         if code is None:
             require_measurable(audit)
             audit = _with_blame(audit, formats, clock)
             plan, verification = _plan_and_verify(audit, settings, formats, target, execution, clock)
-            code = _exit_code(plan, verification, settings)
+            code = _exit_code(audit, plan, verification, settings)
         measured = measure(audit, plan, target, settings.price, where, None if error else runner)
     report = Report(
         environment=where,
@@ -139,6 +140,13 @@ def _failure(audit: Audit) -> tuple[str | None, ExitCode | None]:
     return f"{text}\nthe script failed after {run.steps} {run.counted}", ExitCode.SCRIPT_FAILED
 
 
+def _last_words(run: RunResult) -> str:
+    """The exception that ended a run, in one line."""
+    if run.error is None or run.status == "interrupted":
+        return ""
+    return run.error.message if run.status == "killed" else f"{run.error.type}: {run.error.message}"
+
+
 def _plan_and_verify(
     audit: Audit, settings: Settings, formats: tuple[str, ...], target: Gpu, execution: Execution, runner: Runner
 ) -> tuple[Plan, Verification]:
@@ -182,9 +190,12 @@ def _choices(audit: Audit, formats: tuple[str, ...], target: Gpu) -> Choices:
     return replace(choices, formats=formats, default=preferred, promoted=promoted)
 
 
-def _exit_code(plan: Plan, verification: Verification, settings: Settings) -> ExitCode:
+def _exit_code(audit: Audit, plan: Plan, verification: Verification, settings: Settings) -> ExitCode:
+    """Without verification any plan will do, but where float32 itself is not finite none can be proposed."""
+    if not settings.verify:
+        return ExitCode.OK if all(map(math.isfinite, audit.reference.losses)) else ExitCode.FINDING
     verified = verification.verdict in ("pass", "screened") and plan.is_low_precision
-    return ExitCode.OK if verified or not settings.verify else ExitCode.FINDING
+    return ExitCode.OK if verified else ExitCode.FINDING
 
 
 def _job_facts(job: Job, settings: Settings, audit: Audit, formats: Sequence[str], target: Gpu) -> dict[str, Any]:

@@ -25,6 +25,7 @@ def all_findings(audit: Audit, plan: Plan, verification: Verification) -> tuple[
         *_of_errors(audit),
         *_of_loss_scale(audit, plan),
         *of_as_written(audit, verification),
+        *_of_float32(audit, verification),
         *_of_verification(verification),
     ]
     rank = {"error": 0, "warning": 1, "note": 2}
@@ -154,6 +155,18 @@ def _of_loss_scale(audit: Audit, plan: Plan) -> list[Finding]:
     return found
 
 
+def _of_float32(audit: Audit, verification: Verification) -> Iterator[Finding]:
+    """PA603: a float32 run whose loss is not finite; verification may have been switched off."""
+    runs = [(audit.reference.seed, audit.reference.losses)]
+    runs += [(trial.seed, trial.losses) for trial in verification.trials if trial.plan == "reference"]
+    unsound = next(((seed, losses) for seed, losses in runs if not all(map(math.isfinite, losses))), None)
+    if unsound is not None:
+        seed, losses = unsound
+        step = next(i for i, loss in enumerate(losses) if not math.isfinite(loss))
+        message = f"float32 itself is not finite from step {step} on (seed {seed}), by no fault of a format"
+        yield finding("PA603", "error", message, "repair the training in float32 first", step=step)
+
+
 def _of_verification(verification: Verification) -> list[Finding]:
     """PA601: what a trial had to change; PA602: a plan that no repair saved."""
     found = [
@@ -169,20 +182,6 @@ def _of_verification(verification: Verification) -> list[Finding]:
         )
         for r in verification.repairs
     ]
-    unsound = next(
-        (t for t in verification.trials if t.plan == "reference" and not all(map(math.isfinite, t.losses))), None
-    )
-    if unsound is not None:
-        step = next(i for i, loss in enumerate(unsound.losses) if not math.isfinite(loss))
-        found.append(
-            finding(
-                "PA603",
-                "error",
-                f"float32 itself is not finite from step {step} on (seed {unsound.seed}), by no fault of a format",
-                "repair the training in float32 first",
-                step=step,
-            )
-        )
     if verification.verdict == "fail":
         found.append(
             finding(

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from precaudit.errors import PrecauditError
+from precaudit.errors import require, require_count
+from precaudit.model import EXECUTIONS
 from precaudit.tensorcores.peaks import get_gpu
 
 DEFAULT_STEPS = 60
@@ -27,11 +28,13 @@ class Settings:
     price: float | None = None
 
     def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise PrecauditError(f"--steps must be at least 1, not {self.steps}")
-        if self.seeds < 1:
-            raise PrecauditError(f"--seeds must be at least 1, not {self.seeds}")
-        if self.price is not None and not self.price >= 0:
-            raise PrecauditError(f"--price must be a number of dollars per hour, not {self.price}")
+        require_count("--steps", self.steps)
+        require_count("--seeds", self.seeds)
+        wanted = f"--execution must be one of {', '.join(EXECUTIONS)}, not {self.execution!r}"
+        require(self.execution in EXECUTIONS, wanted)
+        if self.price is not None:
+            fits = isinstance(self.price, int | float) and self.price >= 0
+            require(fits, f"--price must be a number of dollars per hour, not {self.price!r}")
         if self.target is not None:
+            require(isinstance(self.target, str), f"--target must be the name of a GPU, not {self.target!r}")
             get_gpu(self.target)

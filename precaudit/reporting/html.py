@@ -17,7 +17,7 @@ from markupsafe import Markup
 
 from precaudit import __version__
 from precaudit.model import Finding, FormatFit, Plan, Report, Trial
-from precaudit.reporting import costs, story, usage
+from precaudit.reporting import costs, story, unfinished, usage
 from precaudit.reporting.kept import kept
 from precaudit.reporting.pagedata import page_data, times
 from precaudit.reporting.serialize import dump_plan, to_json
@@ -114,15 +114,15 @@ def _policy(scripts: Iterable[str]) -> str:
 def _story(report: Report) -> dict[str, Any]:
     return {
         "head": story.headline(report),
-        "badge": BADGES[report.verification.verdict] if report.layers else "Nothing measured",
+        "badge": unfinished.badge(report) or BADGES[report.verification.verdict],
         "script": " ".join(usage.script(report)),
         "tiles": _tiles(report),
         "actions": story.actions(report),
         "code": "\n".join(usage.paste_lines(report)),
         "loss_scale": story.loss_scale(report),
         "repairs": story.repairs(report),
-        "plan_default": story.plan_default(report.plan),
-        "findings_note": ", ".join(_counts(report)) or "None: no rule found anything wrong.",
+        "plan_default": story.plan_default(report),
+        "findings_note": ", ".join(_counts(report)) or f"None: {unfinished.no_findings(report)}.",
         "costs": [
             *costs.tensor_cores(report),
             *costs.step_times(report),
@@ -178,6 +178,8 @@ def _precision(report: Report) -> dict[str, Any]:
 
 def _scale(report: Report) -> dict[str, Any]:
     scale = report.plan.loss_scale
+    if not report.plan.modules:
+        return _tile("Loss scale", NOT_MEASURED, "there is no plan")
     if scale.mode == "none":
         return _tile("Loss scale", "not needed", "gradients fit as they are")
     window = f"2^{scale.window[0]} to 2^{scale.window[1]}" if scale.window else NOT_MEASURED
@@ -200,9 +202,9 @@ def _counts(report: Report) -> list[str]:
 
 def _findings_tile(report: Report) -> dict[str, Any]:
     found = _counts(report)
-    return _tile(
-        "Findings", found[0] if found else "none", ", ".join(found[1:]) or ("" if found else "no rule found a problem")
-    )
+    if not found:
+        return _tile("Findings", "none", unfinished.no_findings(report))
+    return _tile("Findings", found[0], ", ".join(found[1:]))
 
 
 # ---------------------------------------------------------------- tables

@@ -9,7 +9,7 @@ from types import MappingProxyType
 from urllib.parse import quote
 
 from precaudit.model import Finding, FormatFit, Report
-from precaudit.reporting import costs, story, svg, usage
+from precaudit.reporting import costs, story, svg, unfinished, usage
 from precaudit.reporting.files import write_text
 from precaudit.reporting.words import NOT_MEASURED, SHORT_FORMATS, number, plural, prose, share, visible
 
@@ -99,7 +99,7 @@ def picture_files(path: Path) -> dict[str, Path]:
 
 def _exceptions(report: Report) -> str:
     groups = story.exceptions(report.plan)
-    default = text(story.plan_default(report.plan))
+    default = text(story.plan_default(report))
     if not groups:
         return default
     rows = [[code(g.format), text(g.why), f"{len(g.names):,}", _names(g.names)] for g in groups[:ROWS]]
@@ -118,7 +118,7 @@ def _more(rows: Sequence[object], noun: str, most: int = ROWS) -> str:
 def _findings(report: Report) -> str:
     findings = story.ranked_findings(report)
     if not findings:
-        return "None: no rule found anything wrong."
+        return f"None: {unfinished.no_findings(report)}."
     rows = [[f.severity, code(f.rule), _place(f), text(f.message), text(f.suggestion)] for f in findings[:ROWS]]
     return table(["severity", "rule", "where", "what", "what to do"], rows) + _more(findings, "finding")
 

@@ -20,7 +20,7 @@ def summary_html(report: Report) -> str:
         f'<p style="font-weight:600;color:{COLORS[head.tone]}">{escape(head.title)}</p>'
         f"{_list(head.details)}"
         f"<p><b>What to change</b></p>{_list(story.actions(report)[:5])}"
-        f"<p><b>{escape(story.plan_default(report.plan))}</b></p>{_list(_exceptions(report))}"
+        f"<p><b>{escape(story.plan_default(report))}</b></p>{_list(_exceptions(report))}"
         f"{_code(usage.paste_lines(report))}</div>"
     )
 

@@ -23,6 +23,8 @@ KEYS: Mapping[type, Mapping[str, str]] = {
 }
 # float64 reaches from 2**-1074 to 2**1023
 EXPONENT_LIMIT = 1100
+# torch.set_float32_matmul_precision
+MATMUL_PRECISIONS = ("highest", "high", "medium")
 
 
 def to_json(value: Any) -> Any:
@@ -105,7 +107,9 @@ def _document(path: Path, keys: tuple[str, ...], what: str, inside: str | None =
     if inside and isinstance(data, dict) and isinstance(data.get(inside), dict):
         data = data[inside]
     if not isinstance(data, dict) or not {"schema_version", *keys} <= data.keys():
+        lacks = {"schema_version", *keys} - set(data if isinstance(data, dict) else ())
         hint = " (this is a plan)" if isinstance(data, dict) and {"default", "modules"} <= data.keys() else ""
+        hint = " (it has no schema_version)" if lacks == {"schema_version"} else hint
         raise PrecauditError(f"{path}: not {what}{hint}; pass a file that `precaudit profile` wrote")
     version = data["schema_version"]
     if type(version) is int and version > SCHEMA_VERSION:
@@ -174,6 +178,9 @@ def _plan(decode: Decoder) -> Decoder:
         plan: Plan = decode(value)
         if not plan.master_weights:
             raise Mismatch("master_weights is false, but every plan trains float32 weights").inside(".master_weights")
+        if plan.matmul_precision not in MATMUL_PRECISIONS:
+            expected = f"expected one of {', '.join(MATMUL_PRECISIONS)}, found {plan.matmul_precision[:40]!r}"
+            raise Mismatch(expected).inside(".matmul_precision")
         return replace(
             plan,
             default=_known_format(plan.default),
@@ -189,6 +196,8 @@ def _loss_scale(decode: Decoder) -> Decoder:
         scale: LossScale = decode(value)
         if scale.init_scale is not None and not 0 < scale.init_scale < math.inf:
             raise Mismatch("a loss scale is a positive finite number").inside(".init_scale")
+        if scale.mode == "static" and scale.init_scale is None:
+            raise Mismatch("a static loss scale needs its value").inside(".init_scale")
         return scale
 
     return checked

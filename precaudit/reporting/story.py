@@ -13,7 +13,7 @@ from typing import Literal
 
 from precaudit.formats import FORMATS
 from precaudit.model import Cause, Finding, Layer, Plan, Report, TensorRecord
-from precaudit.reporting import costs
+from precaudit.reporting import costs, unfinished
 from precaudit.reporting.words import NOT_MEASURED, number, plural, power, prose, share, signed, visible
 
 Tone = Literal["good", "bad", "open"]
@@ -25,12 +25,6 @@ CAST_ROLES = {
     "weight_grad": "weight grad",
 }
 WHOLE = "(the model itself)"
-# how a run can end before anything was measured
-CUT_SHORT = {
-    "killed": "the run was killed before its first step, often for want of memory",
-    "failed": "the script failed before its first step",
-    "interrupted": "the run was interrupted before its first step",
-}
 SEVERITIES = ("error", "warning", "note")
 
 
@@ -97,10 +91,12 @@ def _narrower(name: str, than: str) -> bool:
 def headline(report: Report) -> Headline:
     """The verdict in words a manager understands, and what stands behind it."""
     verdict, name = report.verification.verdict, plan_name(report.plan)
-    if not report.layers and verdict == "not_run":
-        stopped = report.job.get("stopped")
-        why = report.verification.reason or CUT_SHORT.get(str(stopped)) or stopped or "no layer was seen"
-        return Headline("bad", f"NOTHING MEASURED: {prose(why)}", ())
+    undone = unfinished.title(report)
+    if undone:
+        return Headline("bad", undone, unfinished.details(report))
+    broken = unsound(report)
+    if broken:
+        return Headline("bad", f"REPAIR FLOAT32 FIRST: {prose(broken.message)}", _details(report))
     if not report.plan.is_low_precision and verdict != "inconclusive":
         return Headline("bad", "STAY IN FLOAT32: no low-precision plan is recommended", _details(report))
     titles: dict[str, tuple[Tone, str]] = {
@@ -116,6 +112,13 @@ def headline(report: Report) -> Headline:
     tone, title = titles[verdict]
     execution = report.verification.execution
     return Headline(tone, f"{title}, {execution}" if execution and verdict != "not_run" else title, _details(report))
+
+
+def unsound(report: Report) -> Finding | None:
+    """The finding that float32 itself doesn't train; of no account where a plan passed beside it."""
+    if report.verification.verdict in ("pass", "screened"):
+        return None
+    return next((finding for finding in report.findings if finding.rule == "PA603"), None)
 
 
 def _difference(report: Report, relation: str) -> str:
@@ -159,6 +162,8 @@ def _meaning(report: Report) -> str:
         "screened": "it looked the same in one pair of runs, which is a first look and no proof.",
         "not_run": "this plan follows from measured ranges; whether the model still learns the same, nobody has tried.",
     }
+    if unsound(report):
+        return "In short: nothing is decided: where float32 itself is not finite, no other format can be judged."
     return f"In short: {sentences[report.verification.verdict]}"
 
 
@@ -196,19 +201,16 @@ def actions(report: Report) -> list[str]:
         "not_run": "Prove the plan: profile without --no-verify.",
         "fail": "Don't train with this plan yet: see the gates, repairs and findings below.",
     }
-    first = steps[report.verification.verdict]
-    if not report.layers:
-        cut = str(report.job.get("stopped")) in CUT_SHORT
-        first = "Profile a script that trains: precaudit follows what calls .backward()."
-        first = "See script.log for what the script said, and let it reach its first step." if cut else first
-    elif not report.plan.is_low_precision:
+    undone, broken = unfinished.advice(report), unsound(report)
+    first = undone or (_suggestion(broken) if broken else steps[report.verification.verdict])
+    if not undone and not broken and not report.plan.is_low_precision:
         first = "Change nothing for now: float32 is the fastest format that is known to train here."
     left = [
         finding
         for finding in ranked_findings(report)
         if finding.severity != "note" and finding.suggestion and not settled(report.plan, finding)
     ]
-    return [first, *dict.fromkeys(map(_suggestion, left)), *_taken_care_of(report)]
+    return [*dict.fromkeys([first, *map(_suggestion, left)]), *_taken_care_of(report)]
 
 
 def _taken_care_of(report: Report) -> list[str]:
@@ -251,9 +253,10 @@ def place(finding: Finding) -> str:
     return ", ".join(visible(part) for part in parts if part)
 
 
-def plan_default(plan: Plan) -> str:
+def plan_default(report: Report) -> str:
+    plan = report.plan
     if not plan.modules:
-        return "No module was seen, so there is nothing to plan."
+        return unfinished.no_plan(report)
     if set(plan.modules.values()) == {plan.default} and not plan.ops:
         every = "The one module is" if len(plan.modules) == 1 else f"All {len(plan.modules):,} modules are"
         return f"{every} in {plan.default} on {prose(plan.target)}."
@@ -276,6 +279,8 @@ def exceptions(plan: Plan) -> list[Exceptions]:
 def loss_scale(report: Report) -> list[str]:
     """The window of loss scales, and the static and dynamic settings that fit it."""
     plan, scale = report.plan, report.plan.loss_scale
+    if not plan.modules:
+        return ["None: there is no plan."]
     if scale.mode == "none" and scale.window is None:
         narrow = "float16" in (plan.default, *plan.modules.values())
         why = "no scale was found to be of use" if narrow else "no gradient is stored in float16"

@@ -11,7 +11,7 @@ from typing import TextIO
 from tabulate import MIN_PADDING, tabulate
 
 from precaudit.model import Finding, FormatFit, Layer, Report
-from precaudit.reporting import costs, story, usage
+from precaudit.reporting import costs, story, unfinished, usage
 from precaudit.reporting.words import (
     NOT_MEASURED,
     SHORT_FORMATS,
@@ -91,7 +91,7 @@ class Page:
         wrapped = textwrap.wrap(
             inert(text), self.width, initial_indent=indent, subsequent_indent=hang, break_on_hyphens=False
         )
-        self.lines += [self.paint(line, style) for line in wrapped]
+        self.lines += [self.paint(inert(line), style) for line in wrapped]  # a word too long is broken anywhere
 
     def section(self, title: str, lines: Iterable[str]) -> None:
         self.lines.append("")
@@ -132,7 +132,7 @@ def _verdict(page: Page, report: Report) -> None:
 
 def _exceptions(page: Page, report: Report) -> None:
     groups = story.exceptions(report.plan)
-    page.section("Which layers, and why", [story.plan_default(report.plan)])
+    page.section("Which layers, and why", [story.plan_default(report)])
     for group in groups[:ROWS]:
         page.text(f"{group.format}: {group.why}", indent="  ", hang="    ")
         page.text(_names(group.names, page.width - 8), indent="      ")
@@ -148,7 +148,7 @@ def _names(names: Sequence[str], width: int) -> str:
 def _findings(page: Page, report: Report) -> None:
     findings = story.ranked_findings(report)
     if not findings:
-        page.section("Findings", ["None: no rule found anything wrong."])
+        page.section("Findings", [f"None: {unfinished.no_findings(report)}."])
         return
     counts = {s: sum(f.severity == s for f in findings) for s in story.SEVERITIES}
     page.section(f"Findings: {', '.join(plural(n, s) for s, n in counts.items() if n)}", [])

@@ -7,7 +7,7 @@ import shlex
 from pathlib import Path
 
 from precaudit.model import Report
-from precaudit.reporting import story
+from precaudit.reporting import story, unfinished
 from precaudit.reporting.words import inert, visible
 
 LOOP = ("# every step: scaler.scale(loss).backward()", "#             scaler.step(optimizer); scaler.update()")
@@ -15,8 +15,8 @@ DEFAULT_PLAN = Path("plan.json")
 
 
 def paste_lines(report: Report, plan: Path = DEFAULT_PLAN) -> list[str]:
-    """Python that puts the plan in force; empty where there is none, or one that failed."""
-    if not report.plan.is_low_precision or report.verification.verdict == "fail":
+    """Python that puts the plan in force; empty where there is none, or one that can't be recommended."""
+    if not report.plan.is_low_precision or report.verification.verdict == "fail" or story.unsound(report):
         return []
     lines = [
         "import precaudit",
@@ -33,8 +33,9 @@ def next_command(report: Report, plan: Path = DEFAULT_PLAN) -> tuple[str, list[s
     verdict = report.verification.verdict
     if verdict == "pass" and report.plan.is_low_precision:
         return "Next, before you deploy:", ["precaudit", "check", "--plan", _quote(plan), *script(report)]
-    label = "Next, after the fixes:" if verdict == "fail" else "Next:"
-    seeds = ["--seeds", str(story.more_seeds(report))] if verdict == "inconclusive" else []
+    broken = verdict == "fail" or story.unsound(report) or unfinished.cut_short(report)
+    seeds = ["--seeds", str(story.more_seeds(report))] if verdict == "inconclusive" and not broken else []
+    label = "Next, after the fixes:" if broken else "Next:"
     return label, ["precaudit", "profile", "--force", *seeds, *script(report)]
 
 

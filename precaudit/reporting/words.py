@@ -29,8 +29,12 @@ def prose(text: object) -> str:
 
 
 def inert(text: str) -> str:
-    """Text for a log that CI hosts read for commands: `::error ...` and `##[...]` inside it are only text."""
-    return re.sub(r":(?=:[a-z-]+(?:::|\s))|#(?=#\w*\[)", lambda match: f"\\x{ord(match[0]):02x}", text)
+    """Text for a log that CI hosts read for commands: `::error ...` and `##[...]` inside it are only text.
+
+    The first is a command at the start of a line only, and so wherever a line may be broken; the other one anywhere.
+    """
+    commands = r"(?<!\S):(?=:[A-Za-z-]+(?:::|\s))|#(?=#\w*\[)"
+    return re.sub(commands, lambda match: f"\\x{ord(match[0]):02x}", text)
 
 
 def shorten(text: str, width: int) -> str:

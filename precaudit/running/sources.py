@@ -16,9 +16,28 @@ INERT = frozenset({"pandas", "scipy", "sklearn", "torchvision"})
 def classify(path: Path, names: frozenset[str] = TRAINABLE) -> JobKind:
     """A model file defines build_model, batches and loss (`names`), and has no backward pass of its own."""
     tree = _parsed(path)
-    defined = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
     trains = any(isinstance(node, ast.Attribute) and node.attr == "backward" for node in ast.walk(tree))
-    return "model_file" if defined >= names and not trains else "script"
+    return "model_file" if _defined(tree) >= names and not trains else "script"
+
+
+def lacking(path: Path) -> str | None:
+    """The one name that a file would need to be a model file; None where it lacks none or more."""
+    missing = TRAINABLE - _defined(_parsed(path))
+    return next(iter(missing)) if len(missing) == 1 else None
+
+
+def _defined(tree: ast.Module) -> set[str]:
+    """The names that a module gives to functions, values and imports at its top level."""
+    names = set()
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            names |= {alias.asname or alias.name for alias in node.names}
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            names |= {target.id for target in targets if isinstance(target, ast.Name)}
+    return names
 
 
 def inert_imports(job: Job) -> tuple[str, ...]:

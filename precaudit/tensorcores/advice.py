@@ -16,6 +16,17 @@ if TYPE_CHECKING:
 
 FULL = ("fp32", "fp64", None)
 WORTH = 0.01
+_ATTENTION = "Try torch.nn.attention.sdpa_kernel(SDPBackend.CUDNN_ATTENTION), or FlashAttention 3 and later"
+_PRODUCTS = "Try a newer cuBLAS (PyTorch built for a newer CUDA) or larger products: small ones stay on old paths"
+# library: where its kernels for newer GPUs are found; cuBLAS ships kernels that bear CUTLASS's name
+NEWER = {
+    "cublas": _PRODUCTS,
+    "cutlass": _PRODUCTS,
+    "cudnn": "Try a newer cuDNN, channels_last memory format and torch.backends.cudnn.benchmark = True",
+    "flash-attention": _ATTENTION,
+    "xformers": _ATTENTION,
+    "triton": "Try a newer Triton, or larger tiles: small ones stay on old paths",
+}
 
 
 def advise(groups: Sequence[Group], card: Card, total: float) -> tuple[Finding, ...]:
@@ -80,14 +91,7 @@ def _pad(groups: list[Group], padding: list[Padding], stated: str) -> Finding:
 def _legacy(groups: list[Group], card: Card) -> Finding:
     found = groups[0].found
     older, own = found.generation, card.generation
-    if found.rule == "flash-2":
-        suggestion = "Try torch.nn.attention.sdpa_kernel(SDPBackend.CUDNN_ATTENTION), or FlashAttention 3 and later"
-    elif found.library == "cudnn":
-        suggestion = "Try a newer cuDNN, channels_last memory format and torch.backends.cudnn.benchmark = True"
-    else:
-        suggestion = (
-            "try a newer cuBLAS (PyTorch built for a newer CUDA) or larger products: small ones stay on old paths"
-        )
+    suggestion = NEWER.get(found.library or "", f"Look for a release of the library with kernels for {own} GPUs")
     what = f"{found.library or 'a library'} runs {older} instructions (rule {found.rule}) on a {own} GPU"
     return _finding("PA402", groups, f"{what}: Tensor Cores, but not at their full rate", suggestion)
 

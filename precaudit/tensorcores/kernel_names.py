@@ -84,6 +84,9 @@ _LIBRARIES: tuple[tuple[str, re.Pattern[str]], ...] = (
             r"cudnn|dgrad_engine|wgrad_alg|convolve_sgemm|nchwToNhwc|nhwcToNchw|fft2d_|xmma_(?:fprop|dgrad|wgrad)"
         ),
     ),
+    ("marlin", re.compile(r"[mM]arlin")),
+    ("deep-gemm", re.compile(r"deep_gemm::")),
+    ("transformer-engine", re.compile(r"transformer_engine::|(?<!\w)te::")),
     ("xformers", re.compile(r"fmha_cutlass")),
     ("cublas", re.compile(r"^nvjet_|cublas|xmma_gemm|splitKreduce|gemv|gemmSN|gemmk1|(?:volta|turing|ampere)_\w*gemm")),
     ("cutlass", re.compile(r"cutlass")),

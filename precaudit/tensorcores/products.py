@@ -60,7 +60,7 @@ def read_arguments(recorded: Mapping[str, Any]) -> Arguments:
 
 
 def _shape(entry: Any) -> Shape:
-    if isinstance(entry, list) and all(isinstance(size, int) for size in entry):
+    if isinstance(entry, list) and all(isinstance(size, int) and size >= 0 for size in entry):
         return tuple(entry)
     return ()
 
@@ -72,6 +72,12 @@ def product(op: str, arguments: Arguments) -> Product | None:
         return read(arguments) if read else None
     except (IndexError, ValueError):
         return None
+
+
+def _require(consistent: bool) -> None:
+    """Recorded sizes that contradict each other say nothing."""
+    if not consistent:
+        raise ValueError
 
 
 def _format(arguments: Arguments, index: int) -> str | None:
@@ -89,7 +95,8 @@ def _gemm(first: int) -> Callable[[Arguments], Product]:
 
     def read(arguments: Arguments) -> Product:
         *batch, m, k = arguments.dims[first]
-        n = arguments.dims[first + 1][-1]
+        *batches, depth, n = arguments.dims[first + 1]
+        _require((batch, k) == (batches, depth))
         sizes = {"M": m, "N": n, "K": k}
         rows = {_contiguous(arguments, first, "MK"), _contiguous(arguments, first + 1, "KN"), "N"}
         dims = tuple((name, size) for name, size in sizes.items() if name in rows)
@@ -102,12 +109,13 @@ def _convolution(padding: int, stride: int, dilation: int) -> Callable[[Argument
     """A convolution whose settings are at these argument positions."""
 
     def read(arguments: Arguments) -> Product:
-        (batch, _, *image), (channels_out, channels_in, *window) = arguments.dims[:2]
+        (batch, channels, *image), (channels_out, channels_in, *window) = arguments.dims[:2]
         settings = [_numbers(arguments.values[i], len(image)) for i in (padding, stride, dilation)]
         output = [
             (size + 2 * pad - gap * (width - 1) - 1) // step + 1
             for size, width, pad, step, gap in zip(image, window, *settings, strict=True)
         ]
+        _require(channels % max(1, channels_in) == 0 and min(output, default=0) >= 0)
         flops = 2.0 * batch * prod(output) * channels_out * channels_in * prod(window)
         return Product(flops, _format(arguments, 0), (("C_in", channels_in), ("C_out", channels_out)))
 
@@ -118,6 +126,7 @@ def _convolution_backward(arguments: Arguments) -> Product:
     """dgrad and wgrad, each as many FLOPs as fprop, as far as the output mask asks for them."""
     gradient, image, weight = arguments.dims[:3]
     transposed, mask = arguments.values[7] == "True", arguments.values[10]
+    _require(gradient[0] == image[0] and weight[0] == (image if transposed else gradient)[1])
     one = 2.0 * prod(image if transposed else gradient) * prod(weight[1:])
     wanted = re.findall(r"True|False", mask)[:2].count("True")
     return Product(one * wanted, _format(arguments, 0), (("C_in", weight[1]), ("C_out", weight[0])))
@@ -130,6 +139,7 @@ def _attention(query: int, causal: int, *, heads_first: bool, backward: bool = F
         (batch, *middle, depth), key, value = arguments.dims[query : query + 3]
         heads, rows = middle if heads_first else middle[::-1]
         columns = key[2] if heads_first else key[1]
+        _require((batch, depth) == (key[0], key[-1]) and key[:-1] == value[:-1])
         share = 0.5 if arguments.values[causal] in ("True", "1") else 1.0
         forward = 2.0 * batch * heads * rows * columns * (depth + value[-1]) * share
         dims = (("head_dim", depth),)

@@ -125,7 +125,12 @@ RULES: tuple[Rule, ...] = (
         False,
         matmul=False,
     ),
-    _rule("memory", r"(?i)^(?:memcpy|memset)|copy_kernel|copy_page|fill_kernel|transpose_kernel", False, matmul=False),
+    _rule(
+        "memory",
+        r"(?i)^(?:memcpy|memset)|copy_kernel|copy_page|fill_kernel|transpose_kernel|cast_transpose",
+        False,
+        matmul=False,
+    ),
     _rule(
         "map-or-reduce",
         r"(?i)^(?!.*(?:gemm|mma|attention|attn|fmha|conv(?!ert)|matmul|linear|mlp)).*"
@@ -180,9 +185,18 @@ def _kernel_generation(name: str, rule: Rule, operands: str | None, gpu: str | N
     if stated is not None:
         return stated
     shaped = shape_generation(name, operands)
-    if shaped is None and gpu is not None:
-        return "ampere" if RANK[gpu] > RANK["ampere"] else gpu
-    return shaped
+    if shaped is not None or gpu is None or RANK[gpu] <= RANK["ampere"]:
+        return shaped or gpu
+    return _by_operands(operands, gpu) if rule.id in _ANY_GENERATION else "ampere"
+
+
+_ANY_GENERATION = frozenset({"trtllm-bmm", "deep-gemm", "low-precision-gemm"})
+"""Rules for libraries that have kernels of one name for every generation."""
+
+
+def _by_operands(operands: str | None, gpu: str) -> str | None:
+    """What else mma.sync takes, FP8 from Ada on included, may run on any path; FP4 on a B200 only by tcgen05."""
+    return gpu if operands == "fp4" and gpu == "blackwell" else None
 
 
 def _older(first: str | None, second: str | None) -> str | None:

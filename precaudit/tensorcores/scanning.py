@@ -25,6 +25,7 @@ except ModuleNotFoundError:  # GPU machines with a fixed set of packages: slower
 CHUNK = 1 << 20
 HEAD = 1 << 16
 LIMIT = 256 << 20
+BOM = b"\xef\xbb\xbf"
 _CUTS_TRIED = 4
 _KEY = re.compile(rb'"traceEvents"\s*:\s*\[')
 _EVENT_START = re.compile(rb'\s*\{\s*"(?:ph|name|cat|pid|tid|ts|dur|args|bp)"')
@@ -74,8 +75,8 @@ class TraceFile:
         """Read up to the first event; the bytes read beyond that point are returned."""
         buffer, size = b"", HEAD
         while block := stream.read(size):
-            buffer, size = buffer + block, 4 * size
-            text = buffer.removeprefix(b"\xef\xbb\xbf").lstrip()
+            buffer, size = (buffer + block).removeprefix(BOM), 4 * size
+            text = buffer.lstrip()
             if text.startswith(b"["):
                 self._is_list = True
                 return text[1:]

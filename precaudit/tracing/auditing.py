@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import gc
 import math
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
-from unittest import mock
 
 import torch
 from torch import nn
 
 from precaudit.instrument.events import TrainingEvents, TrainingListener
 from precaudit.instrument.names import ModuleNames
+from precaudit.instrument.patches import Shared, wrapped
 from precaudit.instrument.scopes import ModuleScopes
 from precaudit.tracing.records import Trace
 from precaudit.tracing.snapshot import snapshot
 from precaudit.tracing.tracer import TraceOptions, Tracer
+
+_eager = Shared(partial(torch.compiler.set_stance, "force_eager"))
+"""Compiled code shows no operation."""
 
 
 def autocast_in_force() -> str | None:
@@ -24,16 +30,34 @@ def autocast_in_force() -> str | None:
     return next((str(torch.get_autocast_dtype(device)).removeprefix("torch.") for device in on), None)
 
 
-class Auditing(TrainingListener):
-    """Hooks on from `start` to `stop`, those of modules in recorded steps only; `trace` may be asked at any time."""
+def is_rarer(number: int) -> bool:
+    """Whether the `number`-th of something (from 1) is the first, fourth, sixteenth, ...: a power of four."""
+    return number & (number - 1) == 0 and number.bit_length() % 2 == 1
 
-    def __init__(self, model: nn.Module, optimizer: Any, every: int) -> None:
+
+class Auditing(TrainingListener):
+    """Hooks on from `start` to `stop`, those of modules in recorded steps only; `trace` may be asked at any time.
+
+    Steps are those of the `optimizers`, by the parameters that they hold; where none is given, of those that hold a
+    parameter of the model, and backward passes where there is none. Local errors in `formats` are measured ever more
+    rarely: that costs as much as several steps.
+    """
+
+    def __init__(self, model: nn.Module, optimizers: Sequence[Any], every: int, formats: tuple[str, ...] = ()) -> None:
         self.name = type(model).__name__
         self.names = ModuleNames()
         self.names.add_model(model, "model")
-        self.events = TrainingEvents(has_optimizer=optimizer is not None)
+        held = [parameter for optimizer in optimizers for parameter in _parameters_of(optimizer)]
+        self._parameters = {id(parameter) for parameter in held or model.parameters()}
+        self.events = TrainingEvents(bool(optimizers), self._concerns)
         self.scopes = ModuleScopes(self.names, only=model)
-        options = TraceOptions(audited=lambda step: step % every == 0, per_step=every > 1, autocast=autocast_in_force)
+        options = TraceOptions(
+            audited=lambda step: step % every == 0,
+            shadowed=lambda step: is_rarer(step // every + 1),
+            formats=formats,
+            per_step=every > 1,
+            autocast=autocast_in_force,
+        )
         self.tracer = Tracer(self.scopes, options)
         self.scopes.listeners.append(self.tracer)
         self.events.listeners += [self.tracer, self]
@@ -45,10 +69,15 @@ class Auditing(TrainingListener):
     def steps(self) -> int:
         return self.tracer.step
 
+    def _concerns(self, optimizer: Any) -> bool:
+        return any(id(parameter) in self._parameters for parameter in _parameters_of(optimizer))
+
     def start(self) -> None:
+        if not self.events.has_optimizer:
+            self.events.has_optimizer = any(map(self._concerns, _optimizers_in_sight()))
         self._stack.callback(self._follow, False)
         self._stack.enter_context(self.events.installed())
-        self._stack.enter_context(self._scale_known())
+        self._stack.enter_context(wrapped(torch.amp.GradScaler, "scale", self._scale_known))
         self._stack.callback(self.tracer.remove)
         self._follow(self.tracer.recording)
 
@@ -62,7 +91,7 @@ class Auditing(TrainingListener):
     def _follow(self, wanted: bool) -> None:
         """Hooks on every module slow all forwards down, so they are on only where they are wanted."""
         if wanted and not self._follows:
-            self._following.enter_context(torch.compiler.set_stance("force_eager"))  # compiled code shows no operation
+            self._following.enter_context(_eager)
             self._following.enter_context(self.scopes.installed())
         elif self._follows and not wanted:
             self._following.close()
@@ -71,9 +100,8 @@ class Auditing(TrainingListener):
     def trace(self) -> Trace:
         return snapshot(self.tracer, self.names)
 
-    def _scale_known(self) -> Any:
+    def _scale_known(self, original: Callable[..., Any]) -> Callable[..., Any]:
         """The loss scale in force, read where a GradScaler applies it, so that gradients are recorded un-scaled."""
-        original = torch.amp.GradScaler.scale
         tracer = self.tracer
 
         def scale(scaler: torch.amp.GradScaler, outputs: Any) -> Any:
@@ -81,4 +109,13 @@ class Auditing(TrainingListener):
                 tracer.log2_scale = round(math.log2(scaler.get_scale()))
             return original(scaler, outputs)
 
-        return mock.patch.object(torch.amp.GradScaler, "scale", scale)
+        return scale
+
+
+def _parameters_of(optimizer: Any) -> Iterator[torch.Tensor]:
+    return (parameter for group in optimizer.param_groups for parameter in group["params"])
+
+
+def _optimizers_in_sight() -> list[torch.optim.Optimizer]:
+    """Optimizers that were made before anybody could listen; torch keeps no list of them."""
+    return [thing for thing in gc.get_objects() if issubclass(type(thing), torch.optim.Optimizer)]

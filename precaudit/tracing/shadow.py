@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from precaudit.execution.emulated import run_in_format
+from precaudit.execution.emulated import run_in_format, to_float32
 from precaudit.execution.rounding import CASTABLE, HALF_DTYPES, rounding_for
 from precaudit.instrument.torchfunction import map_tensors, tensors_in
 from precaudit.tracing.ops import is_half
@@ -57,14 +58,25 @@ def local_errors(
     Inputs that autocast would hold in half are rounded to the format first; the others enter as they are.
     For a sum the energy is its smaller addend's, which is what a coarse format absorbs.
     """
-    with torch._C.DisableTorchFunction():
+    with torch._C.DisableTorchFunction(), _without_autocast():
         return _local_errors(op, func, args, kwargs, formats)
+
+
+@contextmanager
+def _without_autocast() -> Iterator[None]:
+    """Autocast would round the exact result too, and hand the weights that it cast here, where nothing has a gradient,
+    to the training step."""
+    with ExitStack() as stack:
+        for device in ("cuda", "cpu"):
+            if torch.is_autocast_enabled(device):
+                stack.enter_context(torch.autocast(device, enabled=False))
+        yield
 
 
 def _local_errors(
     op: str, func: Callable[..., Any], args: Any, kwargs: dict[str, Any], formats: tuple[str, ...]
 ) -> dict[str, Energies]:
-    exact = _without_randomness(func, args, kwargs)
+    exact = _without_randomness(func, to_float32(args), to_float32(kwargs))
     energy = sum(float(y.double().square().sum()) for y in exact)
     if not exact or not all(bool(y.isfinite().all()) for y in exact):
         return {}

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 from precaudit.model import Gate, Plan
-from precaudit.running.job import RunResult
+from precaudit.running.job import EndState, RunResult
 
 Pair = tuple[RunResult, RunResult]
 Check = Callable[[Sequence[Pair], Plan], Gate]
@@ -14,38 +14,29 @@ _SCALE_FLOOR = 2.0**-10
 _SCALE_CEILING = 2.0**30
 
 
-def _only_candidate(pairs: Sequence[Pair], field: str) -> list[str]:
-    """Names that are non-finite in a candidate and finite in its reference."""
-    return sorted(
-        {
-            name
-            for reference, candidate in pairs
-            for name in set(getattr(candidate.end_state, field)) - set(getattr(reference.end_state, field))
-        }
-    )
+def _finite(name: str, what: str, nonfinite: Callable[[EndState], Collection[str]]) -> Check:
+    """A candidate may be non-finite only where its reference is."""
 
-
-def _finite(name: str, field: str, what: str) -> Check:
     def check(pairs: Sequence[Pair], plan: Plan) -> Gate:
-        bad = _only_candidate(pairs, field)
-        listed = ", ".join(bad[:3]) + (f" and {len(bad) - 3} more" if len(bad) > 3 else "")
-        return Gate(name, not bad, f"non-finite {what}: {listed}" if bad else f"all {what} are finite")
+        ended = [(set(nonfinite(one.end_state)), set(nonfinite(two.end_state))) for one, two in pairs]
+        bad = set().union(*(candidate - reference for reference, candidate in ended))
+        shared = set().union(*(candidate & reference for reference, candidate in ended))
+        if bad:
+            return Gate(name, False, f"non-finite {what}: {_listed(bad)}")
+        if shared:
+            return Gate(name, True, f"non-finite {what}, but in float32 as well: {_listed(shared)}")
+        return Gate(name, True, f"all {what} are finite")
 
     return check
 
 
-def evaluation(pairs: Sequence[Pair], plan: Plan) -> Gate:
-    """Models answer their last batch in eval mode with finite numbers, wherever float32's do."""
-    bad = sorted(
-        {
-            model
-            for reference, candidate in pairs
-            for model, (finite, _) in candidate.end_state.evaluations.items()
-            if not finite and reference.end_state.evaluations.get(model, (True, 0.0))[0]
-        }
-    )
-    detail = f"non-finite outputs in eval mode: {', '.join(bad)}" if bad else "outputs in eval mode are finite"
-    return Gate("evaluation", not bad, detail)
+def _listed(names: Collection[str]) -> str:
+    ordered = sorted(names)
+    return ", ".join(ordered[:3]) + (f" and {len(ordered) - 3} more" if len(ordered) > 3 else "")
+
+
+def _lost_evaluations(state: EndState) -> list[str]:
+    return [model for model, (finite, _) in state.evaluations.items() if not finite]
 
 
 def skipped_steps(pairs: Sequence[Pair], plan: Plan) -> Gate:
@@ -68,10 +59,10 @@ def loss_scale_range(pairs: Sequence[Pair], plan: Plan) -> Gate:
 
 
 CHECKS: tuple[Check, ...] = (
-    _finite("finite parameters", "parameters", "parameters"),
-    _finite("finite buffers", "buffers", "buffers"),
-    _finite("finite optimizer state", "optimizer_state", "optimizer states"),
-    evaluation,
+    _finite("finite parameters", "parameters", lambda state: state.parameters),
+    _finite("finite buffers", "buffers", lambda state: state.buffers),
+    _finite("finite optimizer state", "optimizer states", lambda state: state.optimizer_state),
+    _finite("evaluation", "outputs in eval mode", _lost_evaluations),
     skipped_steps,
     loss_scale_range,
 )

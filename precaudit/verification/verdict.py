@@ -87,7 +87,7 @@ def _compare_losses(runs: Runs, pairs: Sequence[Pair], checked: tuple[Gate, ...]
     verdict: Verdict = result.decision
     reason = result.detail
     cause: Cause | None = "noise" if verdict == "inconclusive" else None
-    if not guard.passed and verdict == "pass":
+    if not guard.passed and verdict != "fail":
         verdict, cause, reason = "inconclusive", "float32", f"the float32 run proves nothing: {guard.detail}"
     return Judgement(verdict, reason, margin, difference, all_gates, together, window=window, cause=cause)
 

@@ -81,7 +81,7 @@ def test_a_training_script_with_arguments(project, capfd):
     arguments = [
         "check",
         "--plan",
-        "plan.json",
+        ".",
         "--steps",
         "3",
         "--format",

@@ -99,6 +99,9 @@ def test_a_script_that_asks_for_input(tmp_path: Path) -> None:
     assert "/precaudit/" not in done.stderr.replace(str(SCRIPTS), "")
 
 
+UNMEASURED = ("syntax_error", "missing_argument")
+
+
 @pytest.mark.parametrize(
     ("script", "code", "words"),
     [
@@ -117,6 +120,7 @@ def test_scripts_that_fail(script: str, code: int, words: str, profile_here: Cal
     assert done.returncode == code, done.stdout + done.stderr
     assert words in done.stderr
     assert "/precaudit/" not in done.stderr.replace(str(SCRIPTS), "")
+    assert ("what was measured is in out" in done.stderr) is (code == 4 and script not in UNMEASURED)
 
 
 def test_a_script_that_ends_early_is_judged_on_its_steps(tmp_path: Path, profile_here: Callable[..., Done]) -> None:
@@ -125,6 +129,13 @@ def test_a_script_that_ends_early_is_judged_on_its_steps(tmp_path: Path, profile
     report = report_in(tmp_path)
     assert report["job"]["steps"] == 5
     assert any("ended after 5" in note for note in report["job"]["notes"])
+
+
+def test_a_script_that_float32_does_not_train(tmp_path: Path, profile_here: Callable[..., Done]) -> None:
+    done = profile_here(SCRIPTS / "bad" / "nan_data.py", "--no-verify")
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "REPAIR FLOAT32 FIRST" in done.stdout
+    assert report_in(tmp_path)["findings"][0]["rule"] == "PA603"
 
 
 @pytest.mark.parametrize("name", ["catches_everything", "swallow_exceptions"])

@@ -9,8 +9,8 @@ from precaudit.profiling.settings import Settings
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"steps": 0}, "--steps must be at least 1, not 0"),
-        ({"seeds": -1}, "--seeds must be at least 1, not -1"),
+        ({"steps": 0}, "--steps must be a whole number of at least 1, not 0"),
+        ({"seeds": -1}, "--seeds must be a whole number of at least 1, not -1"),
         ({"price": float("nan")}, "--price must be a number of dollars per hour"),
         ({"price": -2.0}, "--price must be a number of dollars per hour, not -2.0"),
         ({"target": "abacus"}, "unknown GPU 'abacus'; known GPUs: "),

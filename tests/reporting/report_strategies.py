@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from precaudit.formats import FORMATS
 from precaudit.model import Exponents, LossScale, Plan, TensorStats
+from precaudit.reporting.serialize import MATMUL_PRECISIONS
 
 FREE_JSON = st.recursive(
     st.none()
@@ -65,8 +66,12 @@ def filled(hint):
     if hint is Plan:
         values |= {"default": NAMES, "modules": st.dictionaries(st.text(), NAMES, max_size=3), "ops": st.just(())}
         values["master_weights"] = st.just(True)
+        values["matmul_precision"] = st.sampled_from(MATMUL_PRECISIONS)
     if hint is LossScale:
-        values["init_scale"] = st.none() | st.floats(0, exclude_min=True, allow_infinity=False)
+        scales = st.floats(0, exclude_min=True, allow_infinity=False)
+        static = st.builds(LossScale, **values | {"mode": st.just("static"), "init_scale": scales})
+        values |= {"mode": st.sampled_from(["none", "dynamic"]), "init_scale": st.none() | scales}
+        return static | st.builds(LossScale, **values)
     if "schema_version" in values:
         values["schema_version"] = st.just(1)
     return st.builds(hint, **values)

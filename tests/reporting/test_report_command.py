@@ -30,6 +30,14 @@ def test_prints_for_the_terminal(path, capsys, monkeypatch):
     assert str(path.with_name("plan.json")) in out
 
 
+def test_a_folder_stands_for_its_report(path, capsys):
+    assert main(["report", str(path.parent)]) == 0
+    assert str(path.with_name("plan.json")) in capsys.readouterr().out
+    path.unlink()
+    assert main(["report", str(path.parent)]) == 2
+    assert "a folder without report.json" in capsys.readouterr().err
+
+
 def test_force_color(path, capsys, monkeypatch):
     monkeypatch.delenv("NO_COLOR", raising=False)
     monkeypatch.setenv("FORCE_COLOR", "1")

@@ -214,6 +214,8 @@ WRONG = {
     ("verification", "verdict"): ("fine", "verification.verdict"),
     ("verification", "trials", 0, "losses", 2): (None, r"losses\[2\]: .* found null"),
     ("plan", "default"): ("float12", "plan: unknown number format"),
+    ("plan", "matmul_precision"): ("bogus", r"plan\.matmul_precision: expected one of highest, high, medium"),
+    ("plan", "loss_scale"): ({"mode": "static"}, r"plan\.loss_scale\.init_scale: a static loss scale needs its value"),
     ("plan", "modules"): ([], "plan.modules: expected an object, found a list"),
     ("plan", "loss_scale", "window"): ([1, 2, 3], "expected 2 values, found 3"),
     ("job", "argv"): (DEEP, "nested more than"),
@@ -263,6 +265,13 @@ def test_a_plan_is_not_a_report(tmp_path):
     write_json(tmp_path / "plan.json", Plan())
     with pytest.raises(PrecauditError, match="this is a plan"):
         load_report(tmp_path / "plan.json")
+
+
+def test_a_plan_without_its_version_is_told_so(tmp_path):
+    path = tmp_path / "plan.json"
+    path.write_text('{"default": "bfloat16", "modules": {}}')
+    with pytest.raises(PrecauditError, match=r"not a precaudit plan \(it has no schema_version\)"):
+        load_plan(path)
 
 
 def test_huge_files_are_refused_unread(tmp_path):

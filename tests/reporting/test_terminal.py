@@ -11,7 +11,7 @@ import report_samples
 from golden_files import assert_golden
 
 from precaudit.model import Difference, OpFormat, Plan, Repair, Report, Verification
-from precaudit.reporting import story, terminal, words
+from precaudit.reporting import render, story, terminal, words
 from precaudit.reporting.terminal import render_terminal, use_color
 
 WRITTEN = [Path("reports/train/report.json"), Path("reports/train/plan.json"), Path("reports/train/report.html")]
@@ -153,6 +153,26 @@ def test_shares_never_round_to_none_or_all(value, text):
     assert words.share(value) == text
 
 
+@pytest.mark.parametrize(
+    ("text", "made"),
+    [
+        ("::error file=x::pwned", r"\x3a:error file=x::pwned"),
+        ("a ::Set-Output name=x", r"a \x3a:Set-Output name=x"),
+        ("a ##[group]b ##vso[task.x]c", r"a \x23#[group]b \x23#vso[task.x]c"),
+        ("void cudnn::detail::wgrad_alg0_engine<at::Half> ::", "void cudnn::detail::wgrad_alg0_engine<at::Half> ::"),
+        ("std::vector x, at::native::add", "std::vector x, at::native::add"),
+    ],
+)
+def test_only_what_a_ci_host_would_obey_is_altered(text, made):
+    assert words.inert(text) == made
+
+
+def test_a_long_word_is_not_broken_into_a_command():
+    page = terminal.Page(30, terminal.painter(False))
+    page.text("x" * 30 + "::error file=x::pwned")
+    assert page.lines[1:] == [r"\x3a:error file=x::pwned"]
+
+
 def test_names_are_cut_in_the_middle():
     assert words.shorten("blocks.10.mlp.proj", 11) == "block….proj"
     assert words.shorten("short", 11) == "short"
@@ -169,8 +189,42 @@ def test_trace_of_the_counts():
 def test_a_run_that_was_cut_short_is_told_from_one_that_trains_nothing(stopped):
     report = replace(report_samples.empty(), job={"stopped": stopped}, verification=Verification())
     text = render_terminal(report)
+    assert "NOTHING MEASURED" in text
     assert "before its first step" in text
-    assert "script.log" in text
+    assert "None: nothing was measured." in text
+
+
+@pytest.mark.parametrize("stopped", ["killed", "failed", "interrupted"])
+@pytest.mark.parametrize("format", ["terminal", "markdown", "html"])
+def test_an_audit_that_was_cut_short_recommends_nothing(stopped, format):
+    report = report_samples.passing()
+    verification = Verification(reason="ValueError: wrong labels")
+    report = replace(report, job={"stopped": stopped, "steps": 3}, plan=Plan(), verification=verification)
+    text = " ".join(render(report, format).split())
+    assert story.headline(report).title.startswith("CUT SHORT: ")
+    assert "after 3 steps; what was measured until then is below" in text
+    assert "ValueError: wrong labels" in text
+    assert "profile again" in story.actions(report)[0].lower()
+    for wrong in ("STAY IN", "Change nothing", "No module was seen", "no rule found anything wrong.", "memory"):
+        assert wrong not in text.partition("<script")[0]
+
+
+@pytest.mark.parametrize("verdict", ["inconclusive", "fail", "not_run"])
+def test_where_float32_itself_fails_that_comes_first(verdict):
+    base = report_samples.passing()
+    broken = report_samples.finding("PA603", fqn=None, op=None, location=None, suggestion="repair float32 first")
+    report = replace(base, findings=(broken,), verification=replace(base.verification, verdict=verdict))
+    assert story.headline(report).title.startswith("REPAIR FLOAT32 FIRST")
+    assert story.actions(report)[0] == "Repair float32 first"
+    assert "precaudit.apply" not in render_terminal(report)
+
+
+def test_an_audit_of_no_step_says_so():
+    report = report_samples.passing()
+    verification = Verification(reason="no step of this model was seen")
+    report = replace(report, job={"kind": "audit", "audited_steps": 0}, plan=Plan(), verification=verification)
+    assert story.headline(report).title == "NOTHING MEASURED: no step of this model was seen"
+    assert "precaudit.audit" in story.actions(report)[0]
 
 
 def test_the_root_module_has_a_name_everywhere():

@@ -2,8 +2,10 @@
 
 from pathlib import Path
 
+import pytest
+
 from precaudit.running.job import Job
-from precaudit.running.sources import inert_imports
+from precaudit.running.sources import classify, inert_imports, lacking
 
 SCRIPT = """
 import os, pandas as pd
@@ -15,6 +17,11 @@ def late():
     from sklearn.datasets import load_digits
     import pandas
 """
+MODEL_FILES = {
+    "functions": "def build_model(): ...\ndef batches(): ...\ndef loss(model, batch): ...",
+    "values": "build_model = lambda: None\nbatches: list = [1]\nloss = print",
+    "imports": "from models import build_model, make as batches\nimport loss",
+}
 
 
 def written(folder: Path, text: str) -> Job:
@@ -39,3 +46,16 @@ def test_what_is_no_python_imports_nothing(tmp_path: Path):
 def test_a_module_or_a_file_that_is_not_there_imports_nothing(tmp_path: Path):
     assert inert_imports(Job("module", "package.train", (), str(tmp_path), 1)) == ()
     assert inert_imports(Job("script", "missing.py", (), str(tmp_path), 1)) == ()
+
+
+@pytest.mark.parametrize("text", MODEL_FILES.values(), ids=MODEL_FILES)
+def test_a_model_file_may_define_assign_or_import_its_functions(text: str, tmp_path: Path):
+    path = tmp_path / "file.py"
+    path.write_text(text)
+    assert classify(path) == "model_file"
+    assert lacking(path) is None
+    path.write_text(text.replace("loss", "los"))
+    assert classify(path) == "script"
+    assert lacking(path) == "loss"
+    path.write_text(f"{text}\nx.backward()")
+    assert classify(path) == "script"

@@ -88,6 +88,8 @@ def test_advice_names_the_dimension_to_pad(tmp_path):
     [
         ("c10::BFloat16", AMPERE, "PA402", "newer cuBLAS"),
         ("c10::BFloat16", "void pytorch_flash::flash_fwd_kernel<64>", "PA402", "CUDNN_ATTENTION"),
+        ("c10::BFloat16", "fmha_cutlassF_bf16_aligned_64x128_rf_sm80", "PA402", "CUDNN_ATTENTION"),
+        ("c10::BFloat16", "void marlin::Marlin<__half, 4, 256>(int4 const*)", "PA402", "Look for a release"),
         ("float", SGEMM, "PA403", "allow TF32"),
         ("double", "volta_dgemm_64x64_nn", "PA403", "float64 needs a reason"),
         ("c10::BFloat16", "void gemv2T_kernel_val<int, int, __nv_bfloat16>", "PA404", "batch more rows"),

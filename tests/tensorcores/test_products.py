@@ -88,6 +88,18 @@ def test_the_dimensions_to_align_are_the_contiguous_ones():
         ("aten::cudnn_convolution", Arguments(((1, 2, 3, 3), (1, 2, 3, 3)))),
         ("aten::convolution_backward", Arguments(((1, 2), (1, 2), (1, 2)), values=("x",))),
         ("aten::_flash_attention_forward", Arguments(((4, 8), (4, 8), (4, 8)))),
+        ("aten::mm", Arguments(((3, 4), (5, 3)))),
+        ("aten::bmm", Arguments(((2, 3, 4), (3, 4, 5)))),
+        ("aten::cudnn_convolution", Arguments(((1, 3, 8, 8), (4, 2, 3, 3)), values=("", "", "0", "1", "1"))),
+        ("aten::cudnn_convolution", Arguments(((1, 2, 2, 8), (4, 2, 5, 3)), values=("", "", "0", "1", "1"))),
+        (
+            "aten::convolution_backward",
+            Arguments(((1, 5, 6, 6), (1, 2, 8, 8), (4, 2, 3, 3)), values=(*[""] * 7, "False", "", "", "[True, True]")),
+        ),
+        (
+            "aten::_flash_attention_forward",
+            Arguments(((2, 10, 4, 8), (2, 12, 4, 16), (2, 12, 4, 8)), values=("",) * 8 + ("False",)),
+        ),
     ],
 )
 def test_what_the_trace_does_not_say_is_unknown(op, given):
@@ -97,6 +109,6 @@ def test_what_the_trace_does_not_say_is_unknown(op, given):
 def test_recorded_arguments_of_any_kind():
     assert read_arguments({}) == Arguments()
     assert read_arguments({"Input Dims": 3, "Input type": None}) == Arguments()
-    found = read_arguments({"Input Dims": [[2, 3], [[1], [2]], "x", None], "Input type": ["float", 3]})
-    assert found.dims == ((2, 3), (), (), ())
+    found = read_arguments({"Input Dims": [[2, 3], [[1], [2]], "x", None, [-2, 3]], "Input type": ["float", 3]})
+    assert found.dims == ((2, 3), (), (), (), ())
     assert found.types == ("float", "3")

@@ -67,6 +67,24 @@ def test_a_tensor_core_kernel_on_an_unknown_gpu_is_unknown():
     assert (found.tensor_core, found.generation) == ("unknown", "hopper")
 
 
+EVERY_GENERATION = [
+    "void deep_gemm::fp8_gemm_kernel<4096u, 7168u>(CUtensorMap)",
+    "fp8_blockwise_gemm_kernel",
+    "void tensorrt_llm::kernels::cutlass_kernels::fp8_gemm<x>()",
+]
+
+
+@pytest.mark.parametrize("name", EVERY_GENERATION)
+def test_fp8_has_a_path_of_its_own_on_some_gpus_and_two_on_others(name):
+    assert [classify(name, gpu).tensor_core for gpu in (L4, RTX5090)] == ["native"] * 2
+    assert [classify(name, gpu).tensor_core for gpu in (H100, B200)] == ["unknown"] * 2
+
+
+def test_fp4_on_a_b200_has_one_path():
+    assert classify("bmm_Bfloat16_E2m1_Fp32_t128x8x256", B200).tensor_core == "native"
+    assert classify("bmm_Bfloat16_E2m1_Fp32_t128x8x256", H100).tensor_core == "unknown"
+
+
 def test_another_vendors_gpu():
     assert classify(CUTLASS_80, (9, 4), nvidia=False) is NOT_NVIDIA
 

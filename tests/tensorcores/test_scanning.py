@@ -71,6 +71,11 @@ def test_a_bare_list_of_events_even_without_its_end(tmp_path, small_chunks):
     assert events_of(write(tmp_path, text[:-1] + b","))[0] == events
 
 
+def test_a_byte_order_mark_is_no_part_of_the_json(tmp_path, small_chunks):
+    for text in (json.dumps(document(TRICKY)), json.dumps(TRICKY)):
+        assert events_of(write(tmp_path, b"\xef\xbb\xbf" + text.encode()))[0] == TRICKY
+
+
 def test_what_profilers_write_that_is_no_json_is_mended(tmp_path):
     text = b'{"traceEvents": [{"ph": "X", "name": "C:\\Users\\x\xff", "dur": nan, "args": {"a": -inf, "b": [NaN]}}]}'
     (event,), _ = events_of(write(tmp_path, text))

@@ -6,11 +6,12 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.modules import module as hooks
+from torch.utils import checkpoint
 from training_styles import numbers
 
 from precaudit.histograms import Accumulator, Addition
 from precaudit.tracing import waiting
-from precaudit.tracing.auditing import Auditing
+from precaudit.tracing.auditing import Auditing, is_rarer
 from precaudit.tracing.waiting import WaitingGradients
 
 
@@ -43,7 +44,7 @@ def test_a_compiled_model_is_audited_in_its_eager_form(every):
     plain, compiled = make(), make()
     expected = trained(*plain)
     model = torch.compile(compiled[0], backend="eager")
-    auditing = Auditing(model, compiled[1], every)
+    auditing = Auditing(model, compiled[1:], every)
     auditing.start()
     try:
         losses = trained(model, compiled[1])
@@ -61,7 +62,7 @@ def layer(auditing, fqn):
 @pytest.mark.parametrize(("every", "recorded"), [(1, 4), (2, 2), (3, 2), (10, 1)])
 def test_every_nth_step_is_recorded(every, recorded):
     model, optimizer = make()
-    auditing = Auditing(model, optimizer, every)
+    auditing = Auditing(model, [optimizer], every)
     auditing.start()
     trained(model, optimizer)
     auditing.stop()
@@ -74,7 +75,7 @@ def test_training_is_exact_and_nothing_stays():
     model, optimizer = make()
     expected = trained(model, optimizer)
     model, optimizer = make()
-    auditing = Auditing(model, optimizer, 1)
+    auditing = Auditing(model, [optimizer], 1)
     auditing.start()
     assert trained(model, optimizer) == expected
     auditing.stop()
@@ -86,7 +87,7 @@ def test_training_is_exact_and_nothing_stays():
 
 def test_gradients_are_recorded_without_the_scaler_s_scale():
     plain, scaled = make(), make()
-    first, second = Auditing(*plain, 1), Auditing(*scaled, 1)
+    first, second = Auditing(plain[0], plain[1:], 1), Auditing(scaled[0], scaled[1:], 1)
     first.start()
     trained(*plain)
     first.stop()
@@ -101,7 +102,7 @@ def test_gradients_are_recorded_without_the_scaler_s_scale():
 def test_other_models_are_no_business_of_ours():
     model, optimizer = make()
     other = nn.Linear(4, 4)
-    auditing = Auditing(model, optimizer, 1)
+    auditing = Auditing(model, [optimizer], 1)
     auditing.start()
     other(numbers(0, 5, 4)).sum().backward()
     trained(model, optimizer)
@@ -110,8 +111,8 @@ def test_other_models_are_no_business_of_ours():
 
 
 def test_without_an_optimizer_a_backward_pass_is_a_step():
-    model, _ = make()
-    auditing = Auditing(model, None, 1)
+    model = nn.Linear(4, 1)
+    auditing = Auditing(model, [], 1)
     auditing.start()
     for step in range(3):
         model(numbers(step, 5, 4)).sum().backward()
@@ -119,9 +120,80 @@ def test_without_an_optimizer_a_backward_pass_is_a_step():
     assert auditing.steps == 3
 
 
+@pytest.mark.parametrize("made_before", [True, False])
+def test_steps_of_an_optimizer_that_nobody_named(made_before):
+    torch.manual_seed(0)
+    model = nn.Linear(4, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01) if made_before else None
+    auditing = Auditing(model, [], 1)
+    auditing.start()
+    trained(model, optimizer or torch.optim.SGD(model.parameters(), lr=0.01))
+    auditing.stop()
+    assert auditing.steps == auditing.trace().audited_steps == 4
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_two_audits_count_their_own_steps(named):
+    (first, one), (second, two) = make(), make()
+    audits = Auditing(first, [one] * named, 1), Auditing(second, [two] * named, 1)
+    for auditing in audits:
+        auditing.start()
+    trained(first, one, steps=2)
+    trained(second, two, steps=5)
+    for auditing in audits:
+        auditing.stop()
+    assert [auditing.steps for auditing in audits] == [2, 5]
+
+
+def global_state():
+    scale, stance = torch.amp.GradScaler.scale, torch._dynamo.eval_frame._stance
+    return scale, torch.autograd.backward, torch.optim.Optimizer.__init__, checkpoint.CheckpointFunction.forward, stance
+
+
+def test_audits_that_end_in_the_order_of_their_start_leave_nothing():
+    before = global_state()
+    audits = [Auditing(model, [optimizer], 1) for model, optimizer in (make(), make())]
+    for auditing in audits:
+        auditing.start()
+    audits[0].stop()
+    assert torch.amp.GradScaler.scale is not before[0]
+    audits[1].stop()
+    assert global_state() == before
+
+
+def test_audited_ops_are_shadowed_ever_more_rarely():
+    model, optimizer = make()
+    auditing = Auditing(model, [optimizer], 2, ("float16",))
+    auditing.start()
+    shadowed = [trained(model, optimizer, steps=1) and auditing.tracer._shadowing for _ in range(40)]
+    auditing.stop()
+    assert is_rarer(1)
+    assert [step + 1 for step, each in enumerate(shadowed) if each] == [6, 30]
+    assert next(op for op in auditing.trace().ops if op.op == "linear").local_error["float16"] > 0
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, None])
+def test_shadowed_steps_are_exact_under_the_loop_s_own_autocast(dtype):
+    def step(model, optimizer):
+        with torch.autocast("cpu", dtype or torch.bfloat16, enabled=dtype is not None):
+            loss = model(numbers(0, 5, 4)).float().square().mean()
+        loss.backward()
+        optimizer.step()
+        return [loss.detach(), *(p.grad.clone() for p in model.parameters()), *(p.clone() for p in model.parameters())]
+
+    plain, audited = make(), make()
+    expected = step(*plain)
+    auditing = Auditing(audited[0], audited[1:], 1, ("bfloat16", "float16", "tf32"))
+    auditing.start()
+    made = step(*audited)
+    auditing.stop()
+    assert all(map(torch.equal, expected, made))
+    assert all(op.local_error["float16"] > 0 for op in auditing.trace().ops if op.op == "linear")
+
+
 def test_it_may_start_again():
     model, optimizer = make()
-    auditing = Auditing(model, optimizer, 1)
+    auditing = Auditing(model, [optimizer], 1)
     for _ in range(2):
         auditing.start()
         trained(model, optimizer, steps=2)
@@ -133,7 +205,7 @@ def test_it_may_start_again():
 
 def test_a_step_that_is_not_recorded_has_no_hooks():
     model, optimizer = make()
-    auditing = Auditing(model, optimizer, 2)
+    auditing = Auditing(model, [optimizer], 2)
     auditing.start()
     for step in range(4):
         recorded = step % 2 == 0
@@ -159,7 +231,7 @@ def accumulated(model, optimizer, steps=3):
 @pytest.mark.parametrize("limit", [0, 2**28])
 def test_gradients_that_wait_are_counted_as_if_they_did_not(monkeypatch, limit):
     at_once, later = make(), make()
-    first, second = Auditing(*at_once, 1), Auditing(*later, 1)
+    first, second = Auditing(at_once[0], at_once[1:], 1), Auditing(later[0], later[1:], 1)
     first.start()
     expected = accumulated(*at_once)
     first.stop()

@@ -41,6 +41,14 @@ def test_state_that_is_not_finite(field, name, word):
     assert results({}, {"end_state": bad}) == {}
 
 
+def test_what_float32_shares_is_no_failure_and_is_not_called_finite():
+    bad = ended(parameters=("a",), evaluations={"net": (False, 0.0)})
+    pair = (run(LOSSES, end_state=bad), run(LOSSES, "candidate-1", end_state=bad))
+    details = {gate.name: gate.detail for gate in gates([pair], PLAN)}
+    assert details["finite parameters"] == "non-finite parameters, but in float32 as well: a"
+    assert details["evaluation"] == "non-finite outputs in eval mode, but in float32 as well: net"
+
+
 def test_every_seed_is_looked_at():
     pairs = [(run(LOSSES, seed=i), run(LOSSES, "candidate-1", i)) for i in range(2)]
     pairs.append((run(LOSSES, seed=2), run(LOSSES, "candidate-1", 2, end_state=ended(buffers=("running_var",)))))

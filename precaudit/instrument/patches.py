@@ -1,0 +1,66 @@
+"""Functions of torch that are wrapped for a while, by several who may end in any order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+Wrap = Callable[[Any], Any]
+
+
+@dataclass
+class _Wrapped:
+    """A function that is wrapped: `stored` is what its owner held, a staticmethod included."""
+
+    stored: Any
+    function: Any
+    wraps: list[Wrap] = field(default_factory=list)
+
+
+_wrapped: dict[tuple[int, str], _Wrapped] = {}
+
+
+@contextmanager
+def wrapped(owner: Any, name: str, wrap: Wrap) -> Iterator[None]:
+    """`owner.name` is what `wrap` makes of it; the first to wrap is the innermost."""
+    key = id(owner), name
+    state = _wrapped.setdefault(key, _Wrapped(vars(owner)[name], getattr(owner, name)))
+    state.wraps.append(wrap)
+    _renew(owner, name, state)
+    try:
+        yield
+    finally:
+        state.wraps.remove(wrap)
+        _renew(owner, name, state)
+        if not state.wraps:
+            del _wrapped[key]
+
+
+def _renew(owner: Any, name: str, state: _Wrapped) -> None:
+    function = state.function
+    for wrap in state.wraps:
+        function = wrap(function)
+    setattr(owner, name, function if state.wraps else state.stored)
+
+
+class Shared:
+    """One context for all who want it: the first enters it, the last leaves it."""
+
+    def __init__(self, make: Callable[[], AbstractContextManager[Any]]) -> None:
+        self._make = make
+        self._context: AbstractContextManager[Any] | None = None
+        self._users = 0
+
+    def __enter__(self) -> None:
+        if self._users == 0:
+            self._context = self._make()
+            self._context.__enter__()
+        self._users += 1
+
+    def __exit__(self, *exception: Any) -> None:
+        self._users -= 1
+        if self._users == 0 and self._context is not None:
+            self._context.__exit__(*exception)
+            self._context = None

@@ -1,0 +1,158 @@
+"""The loops that precaudit supplies to a model file, and what it expects of the file's functions."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import nn
+
+from precaudit.errors import ExitCode, PrecauditError
+
+Functions = Mapping[str, Any]
+
+
+def train(functions: Functions, device: str | None) -> None:
+    """Train until the monitor has seen enough steps, or until there is no further batch."""
+    device = device or _best_device()
+    loss = _function(functions, "loss", "model", "batch")
+    model = _model(functions, device)
+    optimizer = _optimizer(functions, model)
+    for batch in _some(_endless(functions)):
+        optimizer.zero_grad()
+        _differentiable(loss(model, move(batch, device))).backward()
+        optimizer.step()
+
+
+def infer(functions: Functions, device: str | None, count: int) -> None:
+    """Forward passes in eval mode, for a model file that is not to be trained.
+
+    `loss(model, batch)` knows how a batch enters the model; without it a batch is the model's arguments.
+    """
+    device = device or _best_device()
+    forward = _function(functions, "loss", "model", "batch") if functions.get("loss") else _call
+    model = _model(functions, device).eval()
+    for batch in islice(_some(_epoch(functions)), count):
+        forward(model, move(batch, device))
+
+
+def move(value: Any, device: str) -> Any:
+    """A batch on another device: tensors in nested lists, tuples and mappings."""
+    if isinstance(value, torch.Tensor):
+        return value.to(device)
+    if isinstance(value, dict):
+        return {key: move(item, device) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        items = [move(item, device) for item in value]
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+    return value
+
+
+def _best_device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+# ---------------------------------------------------------------- what the functions must be, and must return
+
+
+def _function(functions: Functions, name: str, *arguments: str) -> Callable[..., Any]:
+    """The function of that name; refused where it can't be called with these arguments."""
+    call, function = f"{name}({', '.join(arguments)})", functions.get(name)
+    if not callable(function):
+        raise _wrong(f"{call} must be a function, but it is {_told(function)}")
+    try:
+        inspect.signature(function).bind(*arguments)
+    except ValueError:
+        return function  # builtins have no signature
+    except TypeError as error:
+        raise _wrong(f"{name} is called as {call}, but it is {name}{inspect.signature(function)}: {error}") from None
+    return function
+
+
+def _model(functions: Functions, device: str) -> nn.Module:
+    model = _function(functions, "build_model")()
+    if not isinstance(model, nn.Module):
+        raise _wrong(f"build_model() must return a torch.nn.Module, but it returned {_told(model)}")
+    return model.to(device)
+
+
+def _optimizer(functions: Functions, model: nn.Module) -> Any:
+    if functions.get("build_optimizer") is None:
+        return torch.optim.AdamW(model.parameters(), lr=1e-3)
+    optimizer = _function(functions, "build_optimizer", "model")(model)
+    if not callable(getattr(optimizer, "step", None)) or not callable(getattr(optimizer, "zero_grad", None)):
+        raise _wrong(
+            "build_optimizer(model) must return one optimizer, with step() and zero_grad(), "
+            f"but it returned {_told(optimizer)}"
+        )
+    return optimizer
+
+
+def _differentiable(value: Any) -> torch.Tensor:
+    if isinstance(value, torch.Tensor) and value.numel() == 1 and value.requires_grad:
+        return value
+    found = _told(value)
+    if isinstance(value, torch.Tensor):
+        found = f"one of shape {tuple(value.shape)}" if value.numel() != 1 else "one without a gradient"
+    raise _wrong(f"loss(model, batch) must return a scalar tensor to call .backward() on, but it returned {found}")
+
+
+def _endless(functions: Functions) -> Iterator[Any]:
+    """Epoch after epoch, until one is empty: what yields its batches only once is then exhausted."""
+    exhausted = False
+    while not exhausted:
+        exhausted = True
+        for batch in _epoch(functions):
+            exhausted = False
+            yield batch
+
+
+def _epoch(functions: Functions) -> Iterable[Any]:
+    batches: Any = functions.get("batches")
+    if callable(batches):
+        batches = _function(functions, "batches")()
+    if not isinstance(batches, Iterable) and not hasattr(batches, "__getitem__"):
+        raise _wrong(f"batches() must return an iterable of batches, but it returned {_told(batches)}")
+    return batches
+
+
+def _some(batches: Iterable[Any]) -> Iterator[Any]:
+    empty = True
+    for batch in batches:
+        empty = False
+        yield batch
+    if empty:
+        raise PrecauditError("batches() yielded no batch: there is nothing to train on", ExitCode.NOTHING_TO_MEASURE)
+
+
+def _wrong(message: str) -> PrecauditError:
+    return PrecauditError(message, ExitCode.SCRIPT_FAILED)
+
+
+def _told(value: Any) -> str:
+    return "None" if value is None else f"a {type(value).__name__}"
+
+
+# ---------------------------------------------------------------- models without a loss
+
+
+def _call(model: nn.Module, batch: Any) -> Any:
+    """`batch` as the model's arguments; what follows those that its forward takes (labels, say) is left out."""
+    if isinstance(batch, Mapping):
+        return model(**batch)
+    inputs = tuple(batch) if isinstance(batch, (list, tuple)) else (batch,)
+    return model(*inputs[: _accepted(model, inputs)])
+
+
+def _accepted(model: nn.Module, inputs: tuple[Any, ...]) -> int:
+    signature = inspect.signature(model.forward)
+    for count in range(len(inputs), 1, -1):
+        try:
+            signature.bind(*inputs[:count])
+        except TypeError:
+            continue
+        return count
+    return 1
