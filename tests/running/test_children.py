@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 SCRIPT = Path(__file__).parents[1] / "scripts" / "vae.py"
 PROGRAM = """
 import sys
@@ -27,74 +29,70 @@ def test_a_program_without_a_main_guard_is_run_once(tmp_path):
     assert "the program starts" not in (tmp_path / "script.log").read_text()
 
 
-def test_the_server_is_there_before_the_first_run(tmp_path):
-    program = """
-import sys
-from multiprocessing import forkserver
-from pathlib import Path
-
-from precaudit.running.children import ChildRunner
-from precaudit.running.job import Job
-
-ChildRunner(Path("script.log")).start(Job("script", sys.argv[1], (), ".", 2))
-print("torch" in sys.modules, forkserver._forkserver._forkserver_pid is not None)
-"""
-    command = [sys.executable, "-c", program, str(SCRIPT)]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
-    assert done.stdout.split() == ["False", "True"], done.stderr
-
-
 BAD = SCRIPT.parent / "bad"
 
 
-def in_a_program(folder: Path, body: str, *arguments: object) -> str:
-    """What a program prints that has a runner, in a process of its own: a server starts once in a process."""
-    program = f"""
-import sys, threading, time
+PROGRAM_WITH_TWO_RUNS = """
+import threading, time
+from multiprocessing import forkserver
 from pathlib import Path
 
 from precaudit.running import children
 from precaudit.running.job import Job, RunSpec
 
-runner = children.ChildRunner(Path("script.log"))
-spec = RunSpec(Job("script", sys.argv[1], (), ".", 1000), "reference", 0)
-{body}
+log = Path("script.log")
+runner = children.ChildRunner(log)
+
+def spec(script):
+    return RunSpec(Job("script", script, (), ".", 1000), script, 0)
+
+runner.start(spec("workers.py").job)
+print("server", forkserver._forkserver._forkserver_pid is not None)
+found = runner(spec("workers.py"))
+print("workers", found.status, found.steps, found.error)
+
+def interrupt():
+    while b"deaf.py" not in log.read_bytes():
+        time.sleep(0.1)
+    time.sleep(1)
+    runner.interrupt()
+
+children._GRACE_SECONDS = 0.5
+threading.Thread(target=interrupt).start()
+found = runner(spec("deaf.py"))
+print("deaf", found.status, found.steps > 0, runner(spec("workers.py")).status)
 """
-    command = [sys.executable, "-c", program, *map(str, arguments)]
+DEAF = """
+import signal, time, torch
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+model = torch.nn.Linear(4, 4)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+while True:
+    model(torch.ones(1, 4)).sum().backward()
+    optimizer.step()
+    time.sleep(0.05)
+"""
+
+
+@pytest.fixture(scope="module")
+def said(tmp_path_factory):
+    """What a program prints that has a runner, its script's log, and what the scripts left behind."""
+    folder = tmp_path_factory.mktemp("program")
+    (folder / "workers.py").write_text((BAD / "unguarded_workers.py").read_text())
+    (folder / "deaf.py").write_text(DEAF)
+    command = [sys.executable, "-c", PROGRAM_WITH_TWO_RUNS]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    return done.stdout
+    return done.stdout.splitlines(), (folder / "script.log").read_text(), list(folder.glob("left-over-*"))
 
 
-def test_to_its_script_a_child_is_the_main_process(tmp_path):
-    said = in_a_program(tmp_path, "r = runner(spec); print(r.status, r.steps, r.error)", BAD / "unguarded_workers.py")
-    log = (tmp_path / "script.log").read_text()
-    assert said == "ended 8 None\n", log
+def test_to_its_script_a_child_is_the_main_process(said):
+    lines, log, left = said
+    assert lines[:2] == ["server True", "workers ended 8 None"], log
     assert "done\nthe exit handler ran" in log
-    assert list(tmp_path.glob("left-over-*")) == []
+    assert left == []
 
 
-def test_a_script_that_ignores_an_interrupt_is_ended(tmp_path):
-    (tmp_path / "deaf.py").write_text(
-        "import signal, time, torch\n"
-        "signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
-        "model = torch.nn.Linear(4, 4)\n"
-        "optimizer = torch.optim.SGD(model.parameters(), lr=0.1)\n"
-        "while True:\n"
-        "    model(torch.ones(1, 4)).sum().backward()\n"
-        "    optimizer.step()\n"
-        "    time.sleep(0.05)\n"
-    )
-    body = """
-children._GRACE_SECONDS = 0.5
-def interrupt():
-    while b"reference" not in Path("script.log").read_bytes():
-        time.sleep(0.1)
-    time.sleep(2)
-    runner.interrupt()
-Path("script.log").touch()
-threading.Thread(target=interrupt).start()
-result = runner(spec)
-print(result.status, result.steps > 0, runner(spec).status)
-"""
-    assert in_a_program(tmp_path, body, "deaf.py") == "interrupted True interrupted\n"
+def test_a_script_that_ignores_an_interrupt_is_ended(said):
+    lines, _, _ = said
+    assert lines[2] == "deaf interrupted True interrupted"
