@@ -193,7 +193,7 @@ def learned(losses: Losses, margin: float = MARGIN_CAP) -> Guard:
     p = _movement_p(values)
     detail = (
         f"the float32 loss went from {quarters[0]:.4g} to {quarters[-1]:.4g} "
-        f"({moved:.2%} of its size at the end, p = {p:.2g})"
+        f"(by {moved:.2%} of its final size, p = {p:.2g})"
     )
     return Guard(p <= LEARNED_ALPHA and moved > 2 * margin, detail)
 

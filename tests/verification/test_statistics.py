@@ -246,7 +246,7 @@ def test_a_run_that_moves_has_learned(losses):
         ([2.3], "1 steps"),
         ([], "0 steps"),
         ([2.0, math.nan, 1.0, 0.5, 0.4, 0.3], "step 1"),
-        (np.linspace(1, 0.999, 200), "of its size at the end"),
+        (np.linspace(1, 0.999, 200), "of its final size"),
         (np.random.default_rng(3).normal(2.3, 0.1, 200), "p ="),
     ],
 )
