@@ -191,7 +191,8 @@ def _tensor_cores(report: Report) -> dict[str, Any]:
     if used.time_share is not None:
         return _tile("On Tensor Cores", share(used.time_share.native), "of the GPU time, natively")
     if used.eligible_flops_share is not None:
-        return _tile("Could use Tensor Cores", share(used.eligible_flops_share), "of the operations; time not measured")
+        eligible = share(used.eligible_flops_share)
+        return _tile("Could use Tensor Cores", eligible, "of the arithmetic in products; time not measured")
     return _tile("Tensor Cores", NOT_MEASURED, "no GPU kernel was timed")
 
 
