@@ -150,6 +150,6 @@ def finish(outcome: Outcome, arguments: argparse.Namespace, folder: Path) -> int
     if outcome.error:
         print(f"precaudit: {outcome.error}\nprecaudit: {measured} {folder}", file=sys.stderr)
         return int(outcome.exit_code)
-    if report.verification.reason.startswith("interrupted"):
+    if report.verification.cause == "interrupted":
         print(f"precaudit: {report.verification.reason}; what was measured is in {folder}", file=sys.stderr)
     return int(ExitCode.FINDING if matched else outcome.exit_code)

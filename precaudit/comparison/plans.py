@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from precaudit.comparison.changes import Change
+from precaudit.comparison.rules import SEVERITIES
 from precaudit.finding import fingerprint
 from precaudit.model import LossScale, OpFormat, Plan, Report
 
-SEVERITIES = ("note", "warning", "error")
 LADDER = {"pass": 0, "screened": 0, "inconclusive": 1, "fail": 2}
 # Time on Tensor Cores falls in this order; formats of one rank replace each other without loss of speed.
 SPEED_RANK = {"float32": 0, "tf32": 1, "bfloat16": 2, "float16": 2, "float8_e4m3": 3, "float8_e5m2": 3}

@@ -67,13 +67,20 @@ def build_plan(trace: Trace, choices: Choices) -> Plan:
     for (fqn, op), (format_name, why) in choices.promoted.items():
         draft.promote(fqn, op, format_name, why)
     plan = replace(draft.plan(), types={fqn: layer.type for fqn, layer in layers.items()})
-    return _with_loss_scale(_led_by_products(plan, trace), trace, choices)
+    plan = _led_by_products(plan, trace)
+    # One setting serves all products of the backward pass.
+    precision = "high" if "tf32" in _product_formats(plan, trace) else "highest"
+    return _with_loss_scale(replace(plan, matmul_precision=precision), trace, choices)
+
+
+def _product_formats(plan: Plan, trace: Trace) -> set[str]:
+    return {format_of(plan, op.fqn, op.op) for op in trace.ops if op.category == "lower" and op.fqn in plan.modules}
 
 
 def _led_by_products(plan: Plan, trace: Trace) -> Plan:
     """A default that no product runs in is no more than a name, since all other operations follow what products hand
     them: the default is then what products do run in. Nothing becomes narrower than it was."""
-    used = {format_of(plan, op.fqn, op.op) for op in trace.ops if op.category == "lower" and op.fqn in plan.modules}
+    used = _product_formats(plan, trace)
     default = default_format(sorted(used))
     follows = [fqn for fqn, name in plan.modules.items() if name == plan.default]
     if plan.default in used or (follows and default not in ("tf32", "float32")):
@@ -86,7 +93,6 @@ def _led_by_products(plan: Plan, trace: Trace) -> Plan:
         modules=modules,
         ops=tuple(op for op in plan.ops if op.format != modules.get(op.fqn, default)),
         because={**reasons, **plan.because},
-        matmul_precision="high" if "tf32" in used else "highest",
     )
 
 
@@ -139,15 +145,11 @@ class _Draft:
 
     def plan(self) -> Plan:
         exceptions = tuple(OpFormat(fqn, op, name) for (fqn, op), name in self.ops.items() if name != self._of(fqn))
-        # A default that no module has would make a float32 plan look like a low one.
-        default = "float32" if set(self.modules.values()) == {"float32"} else self.default
-        used = {default, *self.modules.values(), *(exception.format for exception in exceptions)}
         return Plan(
-            default=default,
+            default=self.default,
             modules=self.modules,
             ops=exceptions,
             because=self.because,
-            matmul_precision="high" if "tf32" in used else "highest",
             target=self.choices.target,
         )
 

@@ -114,6 +114,11 @@ def headline(report: Report) -> Headline:
     return Headline(tone, f"{title}, {execution}" if execution and verdict != "not_run" else title, _details(report))
 
 
+def _undecided(report: Report) -> Undecided:
+    """Reports of older versions don't say for what; it was noise, mostly."""
+    return UNDECIDED[report.verification.cause or "noise"]
+
+
 def unsound(report: Report) -> Finding | None:
     """The finding that float32 itself doesn't train; of no account where a plan passed beside it."""
     if report.verification.verdict in ("pass", "screened"):
@@ -158,7 +163,7 @@ def _meaning(report: Report) -> str:
     sentences = {
         "pass": f"you can train in {plan_name(report.plan)}: it learned what float32 learned. {_speed(report)}",
         "fail": "stay in float32 for now: with this plan the model does not learn what it learns in float32.",
-        "inconclusive": f"nothing is decided: {UNDECIDED[report.verification.cause or 'noise'].meaning}",
+        "inconclusive": f"nothing is decided: {_undecided(report).meaning}",
         "screened": "it looked the same in one pair of runs, which is a first look and no proof.",
         "not_run": "this plan follows from measured ranges; whether the model still learns the same, nobody has tried.",
     }
@@ -197,7 +202,7 @@ def actions(report: Report) -> list[str]:
     steps = {
         "pass": "Train with the plan: paste the lines that this report gives into your training script.",
         "screened": "Verify before you rely on it: profile again without --quick.",
-        "inconclusive": UNDECIDED[report.verification.cause or "noise"].advice.format(seeds=more_seeds(report)),
+        "inconclusive": _undecided(report).advice.format(seeds=more_seeds(report)),
         "not_run": "Prove the plan: profile without --no-verify.",
         "fail": "Don't train with this plan yet: see the gates, repairs and findings below.",
     }

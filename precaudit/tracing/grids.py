@@ -8,13 +8,14 @@ from typing import Any
 
 import torch
 
+from precaudit.execution.rounding import HALF_DTYPES
 from precaudit.instrument.scopes import Frame
 from precaudit.instrument.torchfunction import OperationMode
 from precaudit.tracing.ops import caller_location
 from precaudit.tracing.records import Grid
 
 _MAKERS = frozenset("arange linspace logspace range".split())
-_HALVES = (torch.float16, torch.bfloat16)
+_HALVES = tuple(HALF_DTYPES.values())
 _WIDE_INTEGERS = (torch.int16, torch.int32, torch.int64)
 """Narrower ones are exact in both halves."""
 
@@ -57,11 +58,11 @@ class GridWatch:
         """Watch an outermost forward, from inside whatever runs it in the format."""
 
         def noticed(op: str, result: torch.Tensor, wanted: int) -> None:
-            inner = current()
-            name = (inner or frame).name
-            kept, amax = result.unique().numel(), float(result.abs().max())
-            grid = Grid(name.model, name.fqn, op, format_name, amax, wanted, kept, caller_location())
-            self.found.setdefault((name.model, name.fqn, op, format_name), grid)
+            name = (current() or frame).name
+            key = (name.model, name.fqn, op, format_name)
+            if key not in self.found:
+                kept, amax = result.unique().numel(), float(result.abs().max())
+                self.found[key] = Grid(*key, amax, wanted, kept, caller_location())
 
         frame.data["grids"] = stack = ExitStack()
         stack.enter_context(GridMode(noticed))
