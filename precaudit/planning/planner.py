@@ -67,10 +67,10 @@ def build_plan(trace: Trace, choices: Choices) -> Plan:
     for (fqn, op), (format_name, why) in choices.promoted.items():
         draft.promote(fqn, op, format_name, why)
     plan = replace(draft.plan(), types={fqn: layer.type for fqn, layer in layers.items()})
-    plan = _led_by_products(plan, trace)
+    plan = _with_loss_scale(_led_by_products(plan, trace), trace, choices)
     # One setting serves all products of the backward pass.
     precision = "high" if "tf32" in _product_formats(plan, trace) else "highest"
-    return _with_loss_scale(replace(plan, matmul_precision=precision), trace, choices)
+    return replace(plan, matmul_precision=precision)
 
 
 def _product_formats(plan: Plan, trace: Trace) -> set[str]:
@@ -163,7 +163,8 @@ def _with_loss_scale(plan: Plan, trace: Trace, choices: Choices) -> Plan:
     if not gradients or not maxima:
         return replace(plan, loss_scale=LossScale())
     while unserved := conflicts(gradients, k_max(maxima)):
-        plan = _without_conflicts(plan, best_compromise(gradients)[1] or tuple(unserved), choices)
+        moved = best_compromise(gradients)[1] or tuple(unserved)
+        plan = _led_by_products(_without_conflicts(plan, moved, choices), trace)
         gradients = {fqn: s for fqn, s in gradients.items() if plan.modules.get(fqn) == "float16"}
         maxima = _maxima(trace, plan)
     return replace(plan, loss_scale=recommend(maxima, gradients, choices.steps))

@@ -280,6 +280,14 @@ def test_modules_leave_float16_until_one_scale_serves_the_rest(tops, below):
     assert (plan.loss_scale.mode == "dynamic") == bool(left)
 
 
+def test_a_plan_whose_last_product_no_scale_serves_is_float32s():
+    layers = [layer("a", stats(2.0**14)), layer("b", stats(2.0**-30, 2.0**-38))]
+    ops = [op(fqn="a"), op("relu", "b", category="other", half=True)]
+    plan = planned(ops, ("float16",), layers, [14.0] * 10)
+    assert (plan.default, set(plan.modules.values()), plan.loss_scale.mode) == ("float32", {"float32"}, "none")
+    assert "no single scale" in plan.because["a"]
+
+
 def test_without_gradients_there_is_nothing_to_scale():
     assert halves({"a": None}, []).loss_scale.mode == "none"
     assert halves({"a": stats(1.0)}, []).loss_scale.mode == "none"
