@@ -16,7 +16,7 @@ from precaudit.tracing.records import Fault
 _MASKING = frozenset("masked_fill where full full_like new_full masked_scatter scatter index_fill".split())
 _LIMIT = 64
 _READERS = "_precaudit_readers"
-"""On a result: the slots of the operations that read it, filled while they run."""
+"""On a result: the operations that read it, filled while they run. Numbers, because a script may save its results."""
 
 
 def hand_on_readers(source: torch.Tensor, results: list[torch.Tensor]) -> None:
@@ -50,6 +50,7 @@ class FaultWatch:
 
     def __init__(self) -> None:
         self.faults: list[Fault] = []
+        self._slots: dict[int, Any] = {}
 
     def inputs(self, op: str, args: Any, kwargs: Any) -> Inputs | None:
         """None inside functorch's transforms, where no value can be looked at."""
@@ -69,19 +70,20 @@ class FaultWatch:
 
     def read(self, args: Any, kwargs: Any, slot: Any) -> None:
         """`slot` is an operation that reads these arguments."""
+        self._slots[id(slot)] = slot
         for tensor in tensors_in((args, kwargs)):
-            getattr(tensor, _READERS, []).append(slot)
+            getattr(tensor, _READERS, []).append(id(slot))
 
-    def readers(self, tensor: torch.Tensor) -> list[Any]:
+    def readers(self, tensor: torch.Tensor) -> list[int]:
         """The list into which those come that read this result."""
-        readers: list[Any] = []
+        readers: list[int] = []
         setattr(tensor, _READERS, readers)
         return readers
 
-    def backward(self, gradient: torch.Tensor, step: int, slot: Any, readers: Sequence[Any]) -> None:
+    def backward(self, gradient: torch.Tensor, step: int, slot: Any, readers: Sequence[int]) -> None:
         """The gradient of `slot`'s result was sent back by the operation that read it, by the last of several."""
         if not in_transform() and not bool(gradient.isfinite().all()):
-            self._note("backward", gradient, None, step, readers[-1] if readers else slot)
+            self._note("backward", gradient, None, step, self._slots[readers[-1]] if readers else slot)
 
     def _note(self, phase: str, values: torch.Tensor, amax: float | None, step: int, slot: Any) -> None:
         if len(self.faults) < _LIMIT:

@@ -57,6 +57,19 @@ def test_infinity_minus_infinity_makes_a_new_fault():
     assert [fault.op for fault in faults] == ["mul", "mul", "sub"]
 
 
+def test_a_script_may_save_its_results_for_a_safe_load(tmp_path):
+    def function(self, x):
+        made = self.lin(x)
+        made.relu()
+        torch.save(made.detach(), tmp_path / "made.pt")
+        return made
+
+    model = Wrapping(function, lin=nn.Linear(4, 4))
+    with tracing(watch=True):
+        out = model(numbers(0, 3, 4))
+    assert torch.equal(torch.load(tmp_path / "made.pt", weights_only=True), out)
+
+
 def test_the_backward_pass_is_watched_too():
     faults = faults_of(lambda self, x: (self.lin(x) * 0).abs().sqrt(), backward=True)
     assert faults
