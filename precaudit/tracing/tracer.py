@@ -256,9 +256,7 @@ class Tracer(TrainingListener):
                 tensor.register_hook(self._observer(slot, self.watch.readers(tensor) if self.watch else ()))
         self._last = (slot, outputs) if token.count < _MAX_ORDINAL else None
 
-    def _observer(
-        self, slot: OpSlot | LayerSlot, readers: Sequence[int] = ()
-    ) -> Callable[[torch.Tensor | None], None]:
+    def _observer(self, slot: OpSlot | LayerSlot, readers: Sequence[int] = ()) -> Callable[[torch.Tensor | None], None]:
         """A gradient hook: records what flows back through a result, without the loss scale in force. cuDNN's
         recurrent cells have no gradient for the results that nobody uses."""
         gauge, watch, step = slot.gradient, self.watch, self.step
