@@ -173,7 +173,12 @@ def run(
         stack.enter_context(session.scopes.installed())
         stack.enter_context(session.events.installed())
         stack.callback(_remove_hooks, session)
-        return settled(execute(spec, code))
+        try:
+            return settled(execute(spec, code))
+        except PrecauditError as error:
+            if not session.monitor.steps:
+                raise
+            return settled(RunResult(spec.label, spec.seed, "failed", error=script_error(error)))
 
 
 class _Reporter:
@@ -230,7 +235,7 @@ def script_error(error: BaseException) -> ScriptError:
     outside = [f for f in own if "site-packages" not in f.filename and "<frozen" not in f.filename] or own
     last = outside[-1] if outside else None
     location = Location(last.filename, last.lineno or 0) if last else None
-    text = _exit_in_words(error) if isinstance(error, SystemExit) else "".join(told.format())
+    text = _in_words(error) or "".join(told.format())
     return ScriptError(type(error).__name__, str(told), text, location, getattr(error, RAISED_BY, None))
 
 
@@ -242,9 +247,12 @@ def _leave_out_ours(told: traceback.TracebackException) -> None:
             _leave_out_ours(behind)
 
 
-def _exit_in_words(error: SystemExit) -> str:
-    code = error.code
-    return f"the script exited with code {code}" if isinstance(code, int) else f"the script exited: {code}"
+def _in_words(error: BaseException) -> str | None:
+    """What needs no traceback to be understood."""
+    if isinstance(error, SystemExit):
+        code = error.code
+        return f"the script exited with code {code}" if isinstance(code, int) else f"the script exited: {code}"
+    return str(error) if isinstance(error, PrecauditError) else None
 
 
 def _measured(result: RunResult, session: _Session, seconds: float) -> RunResult:

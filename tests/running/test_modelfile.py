@@ -51,6 +51,13 @@ def test_a_function_that_is_or_returns_something_else(wrong, sentence):
     assert caught.value.exit_code == ExitCode.SCRIPT_FAILED
 
 
+def test_a_mistake_late_in_a_run_keeps_the_steps_before_it():
+    scalars = iter([True, True, False])
+    result = steps_of(functions(loss=lambda model, batch: loss(model, batch) if next(scalars) else model(batch)))
+    assert (result.status, result.steps, len(result.losses)) == ("failed", 2, 2)
+    assert result.error.traceback.startswith("loss(model, batch) must return a scalar tensor")
+
+
 def test_batches_that_can_be_had_only_once_end_the_run():
     once = iter([BATCH] * 5)
     result = steps_of(functions(batches=lambda: once))
