@@ -82,6 +82,33 @@ def writes(func: Callable[..., Any], kwargs: Mapping[str, Any]) -> bool:
     return in_place or name in _IN_PLACE_OPERATORS or kwargs.get("out") is not None
 
 
+Call = tuple[Callable[..., Any], tuple[Any, ...], Mapping[str, Any]]
+
+
+def takes_lists(func: Callable[..., Any]) -> bool:
+    return getattr(func, "__name__", "").startswith("_foreach_")
+
+
+def single_calls(func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Call]:
+    """A call, taken apart into one a tensor where torch works on lists of them (`torch._foreach_lerp_`)."""
+    if not takes_lists(func):
+        return [(func, args, kwargs)]
+    name = func.__name__
+    single = getattr(torch.Tensor, name.removeprefix("_foreach_"), None)
+    if single is None:
+        return []
+    if len(args) > 3 and name.startswith(("_foreach_addcmul", "_foreach_addcdiv")):
+        args, kwargs = args[:3], {**kwargs, "value": args[3]}
+    return [
+        (single, tuple(_item(arg, i) for arg in args), {key: _item(value, i) for key, value in kwargs.items()})
+        for i in range(len(args[0]))
+    ]
+
+
+def _item(value: Any, index: int) -> Any:
+    return value[index] if isinstance(value, (list, tuple)) else value
+
+
 def _no_override(*_: object) -> bool:
     return False
 

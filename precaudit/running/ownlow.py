@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 from precaudit.histograms.memory import in_transform
 from precaudit.instrument.events import TrainingListener
 from precaudit.instrument.names import ModuleNames
-from precaudit.instrument.torchfunction import op_name, tensors_in
+from precaudit.instrument.torchfunction import op_name, single_calls, takes_lists, tensors_in
 from precaudit.running.baseline import called_by_precaudit
 from precaudit.running.ownscaler import FACTOR
 from precaudit.running.ownstate import HALVES, State, States, dtype_name, energy, is_plain
@@ -56,15 +56,21 @@ class OwnLowPrecision(TorchFunctionMode, TrainingListener):
         op = op_name(func)
         if (op.startswith("__get") and op != "__getitem__") or called_by_precaudit(func) or in_transform():
             return _as_it_is(func, args, kwargs)
-        states = self._states.before(op, func, args, kwargs)
+        calls = single_calls(func, args, kwargs)
+        states = [self._states.before(op_name(single[0]), *single) for single in calls]
         result = func(*args, **kwargs)
-        if isinstance(result, torch.Tensor):
-            self._states.made(args, kwargs, result)
-            if result.dtype in HALVES and is_plain(result):
-                # What can't run once more in float32 tells nothing; the script goes on.
-                with torch.no_grad(), suppress(RuntimeError, TypeError, ValueError):
-                    self._after(op, func, args, kwargs, result, states)
+        results = (result or args[0]) if takes_lists(func) else [result]
+        for single, made, changed in zip(calls, results, states, strict=False):
+            if isinstance(made, torch.Tensor):
+                self._made(*single, made, changed)
         return result
+
+    def _made(self, func: Any, args: Any, kwargs: Any, result: torch.Tensor, states: list[State]) -> None:
+        self._states.made(args, kwargs, result)
+        if result.dtype in HALVES and is_plain(result):
+            # What can't run once more in float32 tells nothing; the script goes on.
+            with torch.no_grad(), suppress(RuntimeError, TypeError, ValueError):
+                self._after(op_name(func), func, args, kwargs, result, states)
 
     def _after(self, op: str, func: Any, args: Any, kwargs: Any, result: torch.Tensor, states: list[State]) -> None:
         self._look_for_integers(op, args, result)
@@ -171,12 +177,13 @@ class OwnLowPrecision(TorchFunctionMode, TrainingListener):
         self._compare_sums()
         if optimizer is None:
             return
+        self._states.optimizers.add(optimizer)
         stepped = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         if any(p.dtype in HALVES for p in stepped):
             self._found.setdefault(("trained", "", 0, ""), {"kind": "trained"})
         bad = [p for p in stepped if not bool(_values(p.grad).isfinite().all())]
         if bad and not any(kind == "steps" for kind, *_ in self._found):
-            self._note("steps", step=self._step, fqn=self._states.owner(bad[0])[0], parameters=len(bad))
+            self._note("steps", step=self._step, fqn=(self._states.owner(bad[0]) or ("",))[0], parameters=len(bad))
 
     def _compare_sums(self) -> None:
         for model in self._names.models.values():

@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch.utils.weak import WeakTensorKeyDictionary
@@ -28,6 +29,8 @@ _CYCLE = 5
 """States are followed through three steps of every five: two to know them by, one to measure."""
 
 Key = tuple[Any, ...]
+Owner = tuple[str, str]
+"""The module that a tensor belongs to, and the name of the buffer or optimizer state, '' for a parameter itself."""
 
 
 @dataclass
@@ -49,7 +52,7 @@ class State:
     start: torch.Tensor
     exact: torch.Tensor
     stored: torch.Tensor
-    owner: tuple[str, str]
+    owner: Owner | None
     place: Location | None = None
 
 
@@ -69,12 +72,13 @@ class States:
     """Told before and after every operation of a run as written, and when a step has ended."""
 
     def __init__(self, names: ModuleNames) -> None:
+        self.optimizers: WeakSet[torch.optim.Optimizer] = WeakSet()
         self._names = names
         self._step = 0
         self._now: dict[Key, State] = {}
         self._carried: dict[Key, torch.Tensor] = {}
-        self._losses: dict[tuple[Location | None, tuple[str, str]], _Loss] = {}
-        self._owners: dict[Key, tuple[str, str]] = {}
+        self._losses: dict[tuple[Location | None, Owner | None], _Loss] = {}
+        self._owners: dict[Key, Owner | None] = {}
         # Beside the tensors, not on them: the script may save one, and load it as weights only.
         self._lives = WeakTensorKeyDictionary()
         self._made_from = WeakTensorKeyDictionary()
@@ -147,12 +151,12 @@ class States:
         """A result that is read in the next step was a state."""
         if life.start is not None and not life.settled:
             life.settled = True
-            self._lost(life.place, ("", ""), life.stored, life.exact, life.start)
+            self._lost(life.place, None, life.stored, life.exact, life.start)
 
     def _lost(
         self,
         place: Location | None,
-        owner: tuple[str, str],
+        owner: Owner | None,
         stored: torch.Tensor,
         exact: torch.Tensor,
         start: torch.Tensor,
@@ -167,20 +171,26 @@ class States:
         life = self._lives.get(value) if isinstance(value, torch.Tensor) else None
         return life.exact if life is not None and life.step == self._step else to_float32(value)
 
-    def owner(self, tensor: torch.Tensor) -> tuple[str, str]:
-        """The module whose parameter or buffer this is, and the buffer's name; both '' for any other tensor."""
+    def owner(self, tensor: torch.Tensor) -> Owner | None:
+        """Whose parameter, buffer or optimizer state this is; None for any other tensor."""
         key = _key(tensor)
         if key not in self._owners:
-            self._owners[key] = next((owner for owner, own in self._owned() if _key(own) == key), ("", ""))
+            self._owners[key] = next((owner for owner, own in self._owned() if _key(own) == key), None)
         return self._owners[key]
 
-    def _owned(self) -> Iterator[tuple[tuple[str, str], torch.Tensor]]:
+    def _owned(self) -> Iterator[tuple[Owner, torch.Tensor]]:
+        modules: dict[int, str] = {}
         for model in self._names.models.values():
             for path, parameter in model.named_parameters():
-                yield (path.rpartition(".")[0], ""), parameter
+                modules[id(parameter)] = path.rpartition(".")[0]
+                yield (modules[id(parameter)], ""), parameter
             for path, buffer in model.named_buffers():
                 fqn, _, name = path.rpartition(".")
                 yield (fqn, name), buffer
+        for stepped, state in [item for optimizer in self.optimizers for item in optimizer.state.items()]:
+            for name, value in state.items():
+                if isinstance(value, torch.Tensor) and id(stepped) in modules:
+                    yield (modules[id(stepped)], str(name)), value
 
     def step_ended(self) -> None:
         """What follows the optimizer's step, such as an average's update, belongs to the next one."""
@@ -200,12 +210,12 @@ class States:
                 "kind": "state",
                 "path": place.path if place else "",
                 "line": place.line if place else 0,
-                "fqn": fqn,
-                "buffer": buffer,
+                "fqn": owner[0] if owner else "",
+                "buffer": owner[1] if owner else "",
                 "dtype": loss.dtype,
                 "lost": loss.lost / loss.change,
             }
-            for (place, (fqn, buffer)), loss in self._losses.items()
+            for (place, owner), loss in self._losses.items()
             if loss.change > 0 and loss.times >= 2
         ]
 

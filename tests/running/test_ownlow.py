@@ -32,6 +32,41 @@ def train(after_step=lambda model: None, before_step=lambda model: None, lr=0.05
         after_step(model)
 
 
+def averaging_all(decay, update):
+    """Averages as torch.optim.swa_utils, timm and diffusers keep them: all parameters by one call."""
+    average = []
+
+    def after_step(model):
+        parameters = [p.detach().bfloat16() for p in model.parameters()]
+        if not average:
+            average.extend(parameters)
+        else:
+            update(average, parameters, decay)
+
+    return lambda: train(after_step=after_step, lr=0.01)
+
+
+def lerp_all(average, parameters, decay):
+    torch._foreach_lerp_(average, parameters, 1 - decay)
+
+
+def mul_add_all(average, parameters, decay):
+    torch._foreach_mul_(average, decay)
+    torch._foreach_add_(average, parameters, alpha=1 - decay)
+
+
+def made_anew(average, parameters, decay):
+    average[:] = torch._foreach_add(torch._foreach_mul(average, decay), torch._foreach_mul(parameters, 1 - decay))
+
+
+@pytest.mark.parametrize("update", [lerp_all, mul_add_all, made_anew])
+def test_averages_of_all_parameters_by_one_call(update):
+    (entry,) = seen(averaging_all(0.999, update), "state")
+    assert entry["lost"] > 0.5
+    assert entry["path"] == __file__
+    assert all(entry["lost"] < 0.05 for entry in seen(averaging_all(0.5, update), "state"))
+
+
 def averaging(decay, dtype, in_place):
     average = []
 
@@ -91,6 +126,26 @@ def test_weights_kept_low_name_their_module():
             optimizer.step()
 
     assert {entry["fqn"] for entry in seen(code, "state") if entry["lost"] > 0.2} == {"0", "2"}
+
+
+def test_what_an_optimizer_loses_is_told_apart_by_state():
+    def lost(foreach):
+        def code():
+            torch.manual_seed(0)
+            model = nn.Sequential(nn.Linear(8, 4), nn.Tanh()).bfloat16()
+            optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, foreach=foreach)
+            for _ in range(100):
+                optimizer.zero_grad()
+                model(torch.randn(16, 8).bfloat16()).square().mean().backward()
+                optimizer.step()
+
+        return {(entry["fqn"], entry["buffer"]): entry["lost"] for entry in seen(code, "state")}
+
+    one_by_one = lost(foreach=False)
+    assert one_by_one.keys() == {("0", ""), ("0", "exp_avg"), ("0", "exp_avg_sq")}
+    assert one_by_one["0", ""] > 0.9
+    assert max(one_by_one["0", name] for name in ("exp_avg", "exp_avg_sq")) < 0.01
+    assert lost(foreach=True) == pytest.approx(one_by_one, rel=0.01)
 
 
 def stepping_a_copy(write):
