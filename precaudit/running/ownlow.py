@@ -75,7 +75,7 @@ class OwnLowPrecision(TorchFunctionMode, TrainingListener):
     def _after(self, op: str, func: Any, args: Any, kwargs: Any, result: torch.Tensor, states: list[State]) -> None:
         self._look_for_integers(op, args, result)
         self._look_for_overflow(op, args, kwargs, result)
-        if op in _READS_ROWS and result.requires_grad:
+        if op in _READS_ROWS and result.grad_fn is not None:
             self._watch_rows(op, args, result)
         self._states.after(op, func, args, kwargs, result, states)
 
@@ -121,25 +121,25 @@ class OwnLowPrecision(TorchFunctionMode, TrainingListener):
         table, index = _table_and_index(op, args)
         if table is None or index is None or not table.requires_grad or table.dtype not in HALVES:
             return
-        place, exact = caller_location(), {"sum": torch.zeros(table.shape, device=table.device)}
+        place, fqn = caller_location(), self._states.owner(table)[0]
 
-        def arrived(gradient: torch.Tensor) -> None:
-            rows = gradient.detach().float().reshape(-1, *table.shape[1:])
-            exact["sum"].index_add_(0, index.reshape(-1), rows)
-
-        def summed(gradient: torch.Tensor) -> None:
+        def summed(gradients: Sequence[torch.Tensor | None], results: Sequence[torch.Tensor | None]) -> None:
+            gradient, given = gradients[0], results[0]
+            if gradient is None or given is None or gradient.shape != table.shape:
+                return
+            gradient, exact = gradient.to_dense().float(), _sum_of_rows(table, index, given)
             # Rows that get no gradient at all are padding.
-            wanted = exact["sum"] * (gradient != 0).flatten(1).any(1).reshape(-1, *[1] * (table.dim() - 1))
-            whole = energy(wanted)
-            lost = energy(gradient.float() - wanted) / whole if whole else 0.0
+            exact *= (gradient != 0).flatten(1).any(1).reshape(-1, *[1] * (table.dim() - 1))
+            whole = energy(exact)
+            lost = energy(gradient - exact) / whole if whole else 0.0
             where = (place.path, place.line) if place else ("", 0)
-            entry = {"kind": "rows", "path": where[0], "line": where[1], "dtype": dtype_name(table), "lost": lost}
-            known = self._found.setdefault(("rows", *where, ""), entry)
+            entry = {"kind": "rows", "fqn": fqn, "path": where[0], "line": where[1], "dtype": dtype_name(table)}
+            known = self._found.setdefault(("rows", *where, fqn), {**entry, "lost": lost})
             known["lost"] = max(known["lost"], lost)
             self._publish()
 
-        result.register_hook(arrived)
-        table.register_hook(summed)
+        # At this lookup's own node: the table's gradient sums other uses of it too, such as a tied output layer's.
+        result.grad_fn.register_hook(summed)
 
     # ---------------------------------------------------------------- training
 
@@ -207,6 +207,13 @@ class OwnLowPrecision(TorchFunctionMode, TrainingListener):
 
 def _values(gradient: torch.Tensor) -> torch.Tensor:
     return gradient.coalesce().values() if gradient.is_sparse else gradient
+
+
+def _sum_of_rows(table: torch.Tensor, index: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+    """What rows of a table get from the gradients of what was read there, summed in float32."""
+    rows = gradient.detach().float().reshape(-1, *table.shape[1:])
+    total = torch.zeros(table.shape, device=table.device)
+    return total.index_add_(0, index.reshape(-1).remainder(len(table)), rows)
 
 
 def _as_it_is(operation: Any, args: Any, kwargs: Any) -> Any:

@@ -263,6 +263,28 @@ def test_repeated_rows_of_a_low_table(rows, count):
     assert len([entry for entry in seen(code, "rows", steps=3) if entry["lost"] > 0.01]) == count
 
 
+@pytest.mark.parametrize("tied", [False, True])
+def test_each_lookup_in_a_table_that_trains_in_low_precision_is_summed_by_itself(tied):
+    """Whatever other steps and other uses of the table add to its gradient."""
+
+    def code():
+        torch.manual_seed(0)
+        table, head = (nn.Embedding(50, 8), nn.Linear(8, 50, bias=False))
+        model = nn.Sequential(table, head).bfloat16()
+        if tied:
+            head.weight = table.weight
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        for _ in range(8):
+            optimizer.zero_grad()
+            index = torch.randperm(50)[:20]
+            F.cross_entropy(model(index).float(), (index + 1) % 50).backward()
+            optimizer.step()
+
+    (entry,) = seen(code, "rows", steps=8)
+    assert entry["fqn"] == "0"
+    assert entry["lost"] < 1e-4
+
+
 @pytest.mark.parametrize(
     ("values", "found"),
     [
