@@ -167,7 +167,9 @@ def _rows(entry: Seen, severity: Severity) -> Finding | None:
         f"{entry['dtype']}, which absorbs addends: the sum is off by {entry['lost'] ** 0.5:.0%}"
     )
     fix = "look rows up in the float32 table and cast the result"
-    return finding("PA305", severity, message, fix, entry["fqn"] or None, "embedding", _place(entry), lost=entry["lost"])
+    return finding(
+        "PA305", severity, message, fix, entry["fqn"] or None, "embedding", _place(entry), lost=entry["lost"]
+    )
 
 
 def _integers(entry: Seen, severity: Severity) -> Finding:

@@ -6,15 +6,16 @@ Each string is one line of visible text, ranked by what a reader needs first; re
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from precaudit.formats import FORMATS
 from precaudit.model import Cause, Finding, Layer, Plan, Report, TensorRecord
 from precaudit.reporting import costs, unfinished
-from precaudit.reporting.words import NOT_MEASURED, number, plural, power, prose, share, signed, visible
+from precaudit.reporting.words import NOT_MEASURED, listing, number, plural, power, prose, share, signed, visible
 
 Tone = Literal["good", "bad", "open"]
 # what a plan casts; optimizer states and updates stay in float32 beside master weights
@@ -215,7 +216,7 @@ def actions(report: Report) -> list[str]:
         for finding in ranked_findings(report)
         if finding.severity != "note" and finding.suggestion and not settled(report.plan, finding)
     ]
-    return [*dict.fromkeys([first, *map(_suggestion, left)]), *_taken_care_of(report)]
+    return [*dict.fromkeys([first, *_suggestions(left)]), *_taken_care_of(report)]
 
 
 def _taken_care_of(report: Report) -> list[str]:
@@ -246,16 +247,30 @@ def more_seeds(report: Report) -> int:
 
 
 def _suggestion(finding: Finding) -> str:
-    where = f" [{place(finding)}]" if place(finding) else ""
-    text = prose(finding.suggestion)
-    return f"{text[:1].upper()}{text[1:]}{where}"
+    (text,) = _suggestions([finding])
+    return text
+
+
+def _suggestions(findings: Sequence[Finding]) -> list[str]:
+    """One for each remedy, with the places that need it."""
+    places: dict[str, list[str]] = {}
+    for finding in findings:
+        text = prose(finding.suggestion)
+        places.setdefault(f"{text[:1].upper()}{text[1:]}", []).append(place(finding))
+    named = {text: [*dict.fromkeys(filter(None, where))] for text, where in places.items()}
+    return [f"{text} [{listing(where, 3, '; ')}]" if where else text for text, where in named.items()]
 
 
 def place(finding: Finding) -> str:
     """`module, op, path:line`, as far as it is known."""
     location = finding.location
-    parts = [finding.fqn, finding.op, f"{location.path}:{location.line}" if location else None]
+    parts = [finding.fqn, finding.op, f"{_file(location.path)}:{location.line}" if location else None]
     return ", ".join(visible(part) for part in parts if part)
+
+
+def _file(path: str) -> str:
+    """An installed library's file by the name that it is imported by."""
+    return re.split(r"[/\\](?:site|dist)-packages[/\\]", path)[-1]
 
 
 def plan_default(report: Report) -> str:

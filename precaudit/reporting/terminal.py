@@ -15,6 +15,7 @@ from precaudit.reporting import costs, story, unfinished, usage
 from precaudit.reporting.words import (
     NOT_MEASURED,
     SHORT_FORMATS,
+    broken,
     inert,
     listing,
     number,
@@ -100,11 +101,12 @@ class Page:
             self.text(line, indent="  ", hang="    ")
 
     def table(self, headers: list[str], rows: list[list[str]]) -> None:
-        """A table indented by two; the first column gives way until it fits."""
+        """A table indented by two; the first column gives way until it fits: a name goes on in the rows below it that
+        have none, and is cut where they end."""
         columns = list(zip(headers, *rows, strict=True))[1:]
         others = [max(len(cells[0]) + MIN_PADDING, *map(len, cells)) for cells in columns]
         room = max(8, self.width - 2 - sum(others) - 2 * len(others))
-        rows = [[shorten(inert(row[0]), room), *row[1:]] for row in rows]
+        rows = [[name, *row[1:]] for name, row in zip(_fitted([row[0] for row in rows], room), rows, strict=True)]
         align = ["left", "left", *["right"] * (len(headers) - 2)]
         text = tabulate(rows, headers, tablefmt="simple", colalign=align, disable_numparse=True)
         self.lines += [f"  {line}".rstrip() for line in text.splitlines()]
@@ -118,6 +120,15 @@ class Page:
                 lines.append(" ")
             lines[-1] += f" {argument}"
         self.lines += lines
+
+
+def _fitted(names: list[str], width: int) -> list[str]:
+    starts = [i for i, name in enumerate(names) if name or not i]
+    fitted = [""] * len(names)
+    for start, end in zip(starts, [*starts[1:], len(names)], strict=True):
+        lines = [inert(line) for line in broken(inert(names[start]), width, end - start)]
+        fitted[start : start + len(lines)] = lines
+    return fitted
 
 
 def _verdict(page: Page, report: Report) -> None:

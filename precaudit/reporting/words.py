@@ -45,6 +45,19 @@ def shorten(text: str, width: int) -> str:
     return f"{text[:left]}…{text[len(text) - (width - 1 - left) :]}"
 
 
+def broken(name: str, width: int, most: int) -> list[str]:
+    """A name in at most `most` lines, broken after its dots where these are enough."""
+    lines = [""]
+    for part in re.findall(r"[^.]*\.|[^.]+", name):
+        if lines[-1] and len(lines[-1]) + len(part) > width:
+            lines.append("")
+        lines[-1] += shorten(part, width)
+    if len(lines) <= most:
+        return lines
+    text = shorten(name, most * width)
+    return [text[start : start + width] for start in range(0, len(text), width)]
+
+
 def number(value: Any, unit: str = "") -> str:
     """Three significant digits; unmeasured is said, never 0; what is no number is shown as it is."""
     if value is None:
@@ -107,9 +120,9 @@ def plural(count: int, noun: str) -> str:
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
-def listing(names: Iterable[str], most: int = 4) -> str:
+def listing(names: Iterable[str], most: int = 4, separator: str = ", ") -> str:
     """`a, b, c and 12 more`."""
     every = [visible(name) for name in names]
     if len(every) <= most:
-        return ", ".join(every)
-    return f"{', '.join(every[: most - 1])} and {len(every) - most + 1:,} more"
+        return separator.join(every)
+    return f"{separator.join(every[: most - 1])} and {len(every) - most + 1:,} more"

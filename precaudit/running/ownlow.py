@@ -75,7 +75,7 @@ class OwnLowPrecision(TorchFunctionMode, TrainingListener):
     def _after(self, op: str, func: Any, args: Any, kwargs: Any, result: torch.Tensor, states: list[State]) -> None:
         self._look_for_integers(op, args, result)
         self._look_for_overflow(op, args, kwargs, result)
-        if op in _READS_ROWS and result.grad_fn is not None:
+        if op in _READS_ROWS and result.requires_grad:
             self._watch_rows(op, args, result)
         self._states.after(op, func, args, kwargs, result, states)
 
@@ -139,7 +139,8 @@ class OwnLowPrecision(TorchFunctionMode, TrainingListener):
             self._publish()
 
         # At this lookup's own node: the table's gradient sums other uses of it too, such as a tied output layer's.
-        result.grad_fn.register_hook(summed)
+        if result.grad_fn is not None:
+            result.grad_fn.register_hook(summed)
 
     # ---------------------------------------------------------------- training
 

@@ -10,7 +10,7 @@ import pytest
 import report_samples
 from golden_files import assert_golden
 
-from precaudit.model import Difference, OpFormat, Plan, Repair, Report, Verification
+from precaudit.model import Difference, Location, OpFormat, Plan, Repair, Report, Verification
 from precaudit.reporting import render, story, terminal, words
 from precaudit.reporting.terminal import render_terminal, use_color
 
@@ -176,6 +176,49 @@ def test_a_long_word_is_not_broken_into_a_command():
 def test_names_are_cut_in_the_middle():
     assert words.shorten("blocks.10.mlp.proj", 11) == "block….proj"
     assert words.shorten("short", 11) == "short"
+
+
+@pytest.mark.parametrize(
+    ("name", "most", "lines"),
+    [
+        ("model.layers.0.self_attn.q_proj", 4, ["model.layers.0.", "self_attn.q_proj"]),
+        ("model.layers.0.post_attention_layernorm", 4, ["model.layers.0.", "post_atte…layernorm"]),
+        ("encoder.layers.10.attention.query", 1, ["encoder.l…ion.query"]),
+        ("encoder.layers.10.attention.output.dense", 2, ["encoder.layers.10.…", "ention.output.dense"]),
+        ("fc", 1, ["fc"]),
+        ("", 1, [""]),
+    ],
+)
+def test_long_names_are_broken_after_dots_before_they_are_cut(name, most, lines):
+    assert words.broken(name, 19, most) == lines
+
+
+def test_the_table_of_ranges_has_whole_names():
+    report = report_samples.passing()
+    layers = [replace(layer, fqn=f"model.decoder.layers.{i}.self_attn.q_proj") for i, layer in enumerate(report.layers)]
+    text = render_terminal(replace(report, layers=tuple(layers)))
+    assert re.search(r"^  model\.decoder\. .*\n  layers\.21\. .*\n  self_attn\.q_proj ", text, re.MULTILINE)
+
+
+def test_one_remedy_for_many_places_is_told_once():
+    report = report_samples.passing()
+    found = [report_samples.finding(fqn=f"layers.{i}.norm", suggestion="keep float32 weights") for i in range(40)]
+    steps = story.actions(replace(report, findings=tuple(found)))
+    assert len(steps) == 2
+    assert steps[1].startswith("Keep float32 weights [layers.0.norm")
+    assert steps[1].endswith("and 38 more]")
+
+
+@pytest.mark.parametrize(
+    ("path", "shown"),
+    [
+        ("/venv/lib/python3.12/site-packages/transformers/models/t5.py", "transformers/models/t5.py:7"),
+        ("/home/me/train.py", "/home/me/train.py:7"),
+    ],
+)
+def test_files_of_libraries_go_by_their_import_names(path, shown):
+    found = report_samples.finding(fqn="a", op="linear", location=Location(path, 7))
+    assert story.place(found) == f"a, linear, {shown}"
 
 
 def test_trace_of_the_counts():
