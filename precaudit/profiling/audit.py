@@ -12,6 +12,7 @@ from precaudit.planning.budget import GradientError, gradient_error
 from precaudit.planning.planner import Choices, build_plan
 from precaudit.planning.rules import Ban, bans, of_grids
 from precaudit.profiling.schedule import Schedule, schedule
+from precaudit.reporting.words import listing
 from precaudit.running.job import Job, RunResult, RunSpec
 from precaudit.tracing.records import Trace
 
@@ -111,6 +112,7 @@ def _with_probes(audit: Audit, plan: Schedule, probed: tuple[str, ...], runner: 
     if lost:
         audit = replace(audit, bans=(*audit.bans, *lost))
         replay = _replay(audit, plan, probed, runner)
+    require_same_start(audit.reference, replay)
     labels = dict.fromkeys(f"{name}@{phase}" for phase in plan.probed for name in probed)
     errors = (gradient_error(label, replay.differences) for label in labels)
     return replace(audit, errors=tuple(error for error in errors if error), replay=replay)
@@ -155,6 +157,21 @@ def require_measurable(audit: Audit) -> None:
             "plans a precision per module; put the parameters into an nn.Module",
             ExitCode.NOTHING_TO_MEASURE,
         )
+
+
+def require_same_start(reference: RunResult, run: RunResult, tolerance: float = 1e-4) -> None:
+    """Raise where a run of the same seed went on from what an earlier one had left: such runs can't be compared."""
+    if not (run.leftovers and reference.losses and _finished(run)):
+        return
+    first, began = reference.losses[0], run.losses[0] if run.losses else None
+    if began is not None and not abs(began - first) > tolerance * abs(first):
+        return
+    seen = "took no step" if began is None else f"began with a loss of {began:.4g} where the first one had {first:.4g}"
+    raise PrecauditError(
+        f"a run of the script went on where an earlier one had ended: it read {listing(run.leftovers, 3)}, which that "
+        f"one had written, and {seen}. precaudit runs a script many times, and every run has to begin alike: profile "
+        "it without resuming from checkpoints"
+    )
 
 
 def chosen_formats(errors: tuple[GradientError, ...], formats: tuple[str, ...]) -> tuple[str, ...]:

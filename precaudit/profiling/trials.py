@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from precaudit.formats import get_format
 from precaudit.model import Difference, Execution, Plan, Repair, Trial, Verification
-from precaudit.profiling.audit import Audit, Runner
+from precaudit.profiling.audit import Audit, Runner, require_same_start
 from precaudit.profiling.repairs import Promotion, find_repair
 from precaudit.running.job import RunResult, RunSpec
 from precaudit.verification.equivalence import needs_more
@@ -15,6 +15,8 @@ from precaudit.verification.statistics import typical_loss
 from precaudit.verification.verdict import Judgement, Runs, judge, screened
 
 MAX_ROUNDS = 3
+_ROUNDED = 0.5
+"""How far a plan's rounding may move the first loss before another start is the likelier reason."""
 WATCH, TWIN = "watch", "reference-perturbed"
 Replan = Callable[[dict[tuple[str, str], tuple[str, str]]], Plan]
 
@@ -139,6 +141,7 @@ def _trial_round(
 ) -> Judgement:
     """Seed 0 alone shows a plan that breaks; then the float32 twin, and looks until the verdict is clear."""
     candidates.update(zip([0], trials.run([trials.spec(label, 0, plan)]), strict=True))
+    require_same_start(trials.audit.reference, candidates[0], tolerance=_ROUNDED)
     judgement = trials.judge(candidates, plan)
     if judgement.verdict == "fail" or quick or seeds == 1:
         return screened(judgement) if quick else judgement

@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +24,7 @@ from unittest import mock
 
 from precaudit.errors import PrecauditError
 from precaudit.running.job import Job, RunResult, RunSpec, ScriptError
+from precaudit.running.leftovers import Leftovers
 from precaudit.running.sources import inert_imports
 
 RunProgress = Callable[[RunSpec, RunResult], None]
@@ -49,6 +51,7 @@ class ChildRunner:
         self._threads = threads or max(1, (os.cpu_count() or 1) // self._parallel)
         self._living: set[Any] = set()
         self._interrupted = self._ready = False
+        self._began = time.time()
 
     def start(self, job: Job) -> None:
         """Let the server begin with its imports; returns at once. What it imports is settled when it starts, so a
@@ -97,7 +100,7 @@ class ChildRunner:
     def _run(self, spec: RunSpec) -> RunResult:
         if self._interrupted:
             return RunResult(spec.label, spec.seed, "interrupted")
-        spec = replace(spec, log=str(self._log), threads=spec.threads or self._threads)
+        spec = replace(spec, log=str(self._log), threads=spec.threads or self._threads, since=self._began)
         receiver, sender = self._context.Pipe(duplex=False)
         process = self._context.Process(target=_child, args=(spec, sender))
         process.start()
@@ -196,8 +199,10 @@ def _child(spec: RunSpec, sender: Connection) -> None:
     from precaudit.running.script import run_job
     from precaudit.running.worker import flush_output, run
 
+    leftovers = Leftovers(spec.since or time.time(), spec.probe_dir)
     try:
-        message: object = run(spec, lambda: run_job(spec.job), sender.send, partial(_leave, sender))
+        result = run(spec, lambda: run_job(spec.job), sender.send, partial(_leave, sender, leftovers))
+        message: object = replace(result, leftovers=leftovers.read)
     except PrecauditError as error:
         message = error
     except KeyboardInterrupt:
@@ -230,12 +235,12 @@ def _become_main_process() -> None:
     os._exit = left  # type: ignore[assignment]
 
 
-def _leave(sender: Connection, result: RunResult) -> None:
+def _leave(sender: Connection, leftovers: Leftovers, result: RunResult) -> None:
     """The end of a script that catches every exception."""
     from precaudit.running.worker import flush_output
 
     flush_output()
-    sender.send(result)
+    sender.send(replace(result, leftovers=leftovers.read))
     atexit._run_exitfuncs()
     _exit(0)
 

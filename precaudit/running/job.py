@@ -38,7 +38,8 @@ class RunSpec:
     the given step on; `perturbed` rounds the initial weights to a format, `jitter` moves them by one percent;
     `neutralize` turns the script's own casts to low precision into float32. `observer`, called with the module scopes
     and `Baseline.in_island`, makes one more scope listener; what its `observe()` says after the run is `observed`.
-    `runs` takes the place of all this: called with the spec, the code and `leave`, it runs that in its own way."""
+    `runs` takes the place of all this: called with the spec, the code and `leave`, it runs that in its own way.
+    `since` is when the first run of the job may have begun."""
 
     job: Job
     label: str
@@ -60,6 +61,7 @@ class RunSpec:
     threads: int | None = None
     observer: Callable[..., Any] | None = None
     runs: Callable[..., RunResult] | None = None
+    since: float | None = None
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,8 @@ class EndState:
 @dataclass(frozen=True)
 class RunResult:
     """What one run showed. `losses` has one value a step; `streams` separates them by the line that called
-    backward; `raised_in` is the innermost module whose forward let the script's error through."""
+    backward; `raised_in` is the innermost module whose forward let the script's error through; `leftovers` are files
+    that it read and an earlier run of the job had written."""
 
     label: str
     seed: int
@@ -115,3 +118,4 @@ class RunResult:
     notes: tuple[str, ...] = ()
     raised_in: str | None = None
     observed: Any = None
+    leftovers: tuple[str, ...] = ()

@@ -1,0 +1,61 @@
+"""A run knows which of the files that it read an earlier run of the job had written."""
+
+import pytest
+
+from precaudit.errors import PrecauditError
+from precaudit.profiling.audit import require_same_start
+from precaudit.running.children import ChildRunner
+from precaudit.running.job import Job, RunResult, RunSpec
+
+SCRIPT = """
+import os
+
+import torch
+
+model = torch.nn.Linear(4, 1)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+scale = float(open("scale.txt").read())
+if os.path.exists("checkpoint.pt"):
+    model.load_state_dict(torch.load("checkpoint.pt"))
+for step in range(4):
+    optimizer.zero_grad()
+    (model(torch.ones(8, 4)) * scale - 1).square().mean().backward()
+    optimizer.step()
+    torch.save(model.state_dict(), "checkpoint.pt")
+    torch.load("checkpoint.pt")
+"""
+
+
+def test_a_checkpoint_of_an_earlier_run_is_told_from_own_and_older_files(tmp_path):
+    (tmp_path / "train.py").write_text(SCRIPT)
+    (tmp_path / "scale.txt").write_text("2.0")
+    runner = ChildRunner(tmp_path / "script.log")
+    job = Job("script", str(tmp_path / "train.py"), (), str(tmp_path), 3)
+    first, second = (runner(RunSpec(job, "reference")) for _ in range(2))
+    assert (first.status, first.leftovers) == ("stopped", ())
+    assert second.leftovers == (str(tmp_path / "checkpoint.pt"),)
+    with pytest.raises(PrecauditError, match=r"checkpoint\.pt"):
+        require_same_start(first, second)
+
+
+def run_of(losses, status="stopped", leftovers=("cache.pt",)):
+    return RunResult("replay", 0, status, len(losses), losses=losses, leftovers=leftovers)
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        run_of((1.0, 0.5)),
+        run_of((0.5, 0.2), leftovers=()),
+        run_of((), status="interrupted"),
+        run_of((float("nan"),)),
+    ],
+)
+def test_a_file_of_an_earlier_run_is_of_no_account_where_runs_begin_alike(run):
+    require_same_start(run_of((1.0, 0.5), leftovers=()), run)
+
+
+@pytest.mark.parametrize("losses", [(), (0.9, 0.8)])
+def test_runs_that_begin_elsewhere_are_refused(losses):
+    with pytest.raises(PrecauditError, match=r"cache\.pt"):
+        require_same_start(run_of((1.0, 0.5), leftovers=()), run_of(losses, status="ended"))
