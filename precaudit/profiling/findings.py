@@ -29,7 +29,13 @@ def all_findings(audit: Audit, plan: Plan, verification: Verification) -> tuple[
         *_of_verification(verification),
     ]
     rank = {"error": 0, "warning": 1, "note": 2}
-    return tuple(sorted(found, key=lambda f: rank[f.severity]))
+    return tuple(sorted(_told_once(found), key=lambda f: rank[f.severity]))
+
+
+def _told_once(found: Sequence[Finding]) -> list[Finding]:
+    """A weight whose updates are rounded away (PA301) is also state that stagnates (PA303; buffers have a role)."""
+    weights = {each.fqn for each in found if each.rule == "PA301"}
+    return [each for each in found if each.rule != "PA303" or each.fqn not in weights or "role" in each.evidence]
 
 
 def _of_bans(bans: Iterable[Ban], plan: Plan) -> list[Finding]:

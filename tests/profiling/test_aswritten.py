@@ -1,8 +1,9 @@
 """What is said of a script's own low precision, from one run of it as written beside float32."""
 
-from precaudit.model import Location, Verification
+from precaudit.model import Layer, Location, Plan, TensorRecord, TensorStats, Verification
 from precaudit.profiling.aswritten import of_as_written
 from precaudit.profiling.audit import Audit
+from precaudit.profiling.findings import all_findings
 from precaudit.running.job import Job, RunResult, ScriptError
 from precaudit.tracing.records import Trace
 
@@ -41,6 +42,20 @@ def test_a_buffer_that_absorbs_is_named_and_told_from_its_neighbour():
     assert mean.message.startswith("norm.running_mean is kept in bfloat16")
     assert (mean.rule, mean.severity, mean.fqn, mean.location) == ("PA303", "warning", "norm", Location("train.py", 5))
     assert mean.fingerprint != var.fingerprint
+
+
+def test_a_weight_that_is_rounded_away_is_told_once():
+    weight = TensorRecord("weight", TensorStats(8), "weight", dtype="bfloat16")
+    gradient = TensorRecord("weight_grad", TensorStats(8), "weight")
+    update = TensorRecord("update", TensorStats(8, zeros=8), "weight")
+    trace = Trace(layers=(Layer("norm", "LayerNorm", 8, 1, (weight, gradient, update)),))
+    low = {"low": [state("norm", "", 1.0), state("norm", "running_mean", 1.0), state("other", "", 1.0)]}
+    written = RunResult("as-written", 0, "stopped", len(LOSSES), losses=LOSSES, trace=trace, baseline=low)
+    reference = RunResult("reference", 0, "stopped", len(LOSSES), losses=LOSSES)
+    audit = Audit(Job("script", "train.py", (), ".", 80), reference, Trace(), as_written=written)
+    found = all_findings(audit, Plan(), Verification("pass", "emulated"))
+    told = [(each.rule, each.fqn, each.evidence.get("role")) for each in found]
+    assert told == [("PA301", "norm", None), ("PA303", "norm", "running_mean"), ("PA303", "other", None)]
 
 
 def test_what_a_script_keeps_low_is_advised_on_only_where_it_changes():
