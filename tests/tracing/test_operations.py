@@ -85,6 +85,17 @@ def test_the_largest_error_of_several_calls_counts():
     assert traced.op("", "sub").local_error["bfloat16"] == max(slots)
 
 
+def test_an_addend_that_follows_from_the_other_is_no_loss():
+    """The cube in a GELU vanishes beside a small input, and tells nothing that the input doesn't; a branch does."""
+    torch.manual_seed(0)
+    x = 0.1 * torch.randn(32, 64)
+    cube = 0.0447 * x**3
+    for addend, lost in ((cube, False), (cube[torch.randperm(32)], True), (torch.full_like(x, 1e-4), True)):
+        errors = local_errors("add", torch.add, (x.bfloat16(), addend.bfloat16()), {}, ("bfloat16",))
+        assert (errors["bfloat16"].relative > 0.25) is lost
+        assert errors["bfloat16"].error > 0
+
+
 def test_what_is_not_finite_in_float32_has_no_local_error():
     _, traced = shadowed(lambda self, x: self.lin(x).mul(0).log(), numbers(0, 8, 4))
     assert traced.op("", "log").local_error == {}
