@@ -203,8 +203,10 @@ def _job_facts(job: Job, settings: Settings, audit: Audit, formats: Sequence[str
     notes = list(run.notes)
     if run.status == "ended" and run.steps < job.steps:
         notes.append(f"the script ended after {run.steps} of {job.steps} steps; everything refers to those")
-    if "autocast" in run.baseline or "grad_scaler" in run.baseline:
-        notes.append("the script's own autocast and GradScaler were off in the float32 runs and under the plan")
+    own = [name for key, name in (("autocast", "autocast"), ("grad_scaler", "GradScaler")) if key in run.baseline]
+    if own:
+        were = "were" if len(own) > 1 else "was"
+        notes.append(f"the script's own {' and '.join(own)} {were} off in the float32 runs and under the plan")
     if not audit.job.asserts:
         notes.append("the script asserts dtypes of its own autocast; its assert statements were skipped")
     if audit.neutralize:

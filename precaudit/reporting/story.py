@@ -187,7 +187,8 @@ def _evidence(report: Report) -> str:
     runs, seeds = plural(len(v.trials), "training run"), plural(len(v.seeds), "seed")
     text = f"Evidence: {runs} paired over {seeds}, {v.steps} {counted} each"
     if v.difference.lower is not None and v.difference.upper is not None:
-        text += f"; the loss differs by {signed(v.difference.lower)} to {signed(v.difference.upper)}"
+        ends = dict.fromkeys((signed(v.difference.lower), signed(v.difference.upper)))
+        text += f"; the loss differs by {' to '.join(ends)}"
     return f"{text}."
 
 
@@ -201,7 +202,7 @@ def ranked_findings(report: Report) -> list[Finding]:
 def actions(report: Report) -> list[str]:
     """What to change, the most important first; notes are for who reads on."""
     steps = {
-        "pass": "Train with the plan: paste the lines that this report gives into your training script.",
+        "pass": _with_the_plan(report),
         "screened": "Verify before you rely on it: profile again without --quick.",
         "inconclusive": _undecided(report).advice.format(seeds=more_seeds(report)),
         "not_run": "Prove the plan: profile without --no-verify.",
@@ -217,6 +218,14 @@ def actions(report: Report) -> list[str]:
         if finding.severity != "note" and finding.suggestion and not settled(report.plan, finding)
     ]
     return [*dict.fromkeys([first, *_suggestions(left)]), *_taken_care_of(report)]
+
+
+def _with_the_plan(report: Report) -> str:
+    plan, own = report.plan, report.job.get("baseline")
+    uniform = set(plan.modules.values()) == {plan.default} and not plan.ops and plan.loss_scale.mode == "none"
+    if uniform and isinstance(own, Mapping) and own.get("autocast") == plan.default and "casts" not in own:
+        return f"Keep what you have: the script's own autocast is to {plan.default}, and so is the plan."
+    return "Train with the plan: paste the lines that this report gives into your training script."
 
 
 def _taken_care_of(report: Report) -> list[str]:

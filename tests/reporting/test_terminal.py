@@ -200,6 +200,29 @@ def test_the_table_of_ranges_has_whole_names():
     assert re.search(r"^  model\.decoder\. .*\n  layers\.21\. .*\n  self_attn\.q_proj ", text, re.MULTILINE)
 
 
+@pytest.mark.parametrize(
+    ("plan", "baseline", "kept"),
+    [
+        (Plan("bfloat16", {"a": "bfloat16"}), {"autocast": "bfloat16"}, True),
+        (Plan("bfloat16", {"a": "bfloat16"}), {"autocast": "float16"}, False),
+        (Plan("bfloat16", {"a": "bfloat16"}), {"autocast": "bfloat16", "casts": []}, False),
+        (Plan("bfloat16", {"a": "bfloat16", "b": "tf32"}), {"autocast": "bfloat16"}, False),
+        (Plan("bfloat16", {"a": "bfloat16"}), {}, False),
+    ],
+)
+def test_a_script_that_has_the_plan_already_keeps_it(plan, baseline, kept):
+    report = report_samples.passing()
+    report = replace(report, plan=plan, job={**report.job, "baseline": baseline})
+    assert story.actions(report)[0].startswith("Keep what you have") is kept
+
+
+def test_a_difference_of_nothing_is_no_range():
+    report = report_samples.passing()
+    difference = Difference(0.0, -1e-7, 1e-7)
+    text = render_terminal(replace(report, verification=replace(report.verification, difference=difference)))
+    assert "the loss differs by ±0.00%." in " ".join(text.split())
+
+
 def test_one_remedy_for_many_places_is_told_once():
     report = report_samples.passing()
     found = [report_samples.finding(fqn=f"layers.{i}.norm", suggestion="keep float32 weights") for i in range(40)]

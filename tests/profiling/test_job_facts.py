@@ -1,0 +1,25 @@
+"""What a report says about how the script was run."""
+
+import pytest
+
+from precaudit.profiling.audit import Audit
+from precaudit.profiling.engine import _job_facts
+from precaudit.profiling.settings import Settings
+from precaudit.running.job import Job, RunResult
+from precaudit.tensorcores.peaks import get_gpu
+from precaudit.tracing.records import Trace
+
+
+@pytest.mark.parametrize(
+    ("baseline", "notes"),
+    [
+        ({}, []),
+        ({"autocast": "bfloat16"}, ["the script's own autocast was off"]),
+        ({"autocast": "float16", "grad_scaler": {}}, ["the script's own autocast and GradScaler were off"]),
+    ],
+)
+def test_what_was_off_is_named_and_nothing_else(baseline, notes):
+    job = Job("script", "train.py", (), ".", 8)
+    audit = Audit(job, RunResult("reference", 0, "stopped", 8, baseline=baseline), Trace())
+    facts = _job_facts(job, Settings(), audit, ("bfloat16",), get_gpu("h100"))
+    assert [note.partition(" in the float32")[0] for note in facts["notes"]] == notes
