@@ -26,7 +26,7 @@ def length(call: Call) -> int:
 
 
 def has_floats(call: Call) -> bool:
-    return any(tensor.is_floating_point() for tensor in tensors_in(call))
+    return any(tensor.is_floating_point() and tensor.dim() for tensor in tensors_in(call))
 
 
 def scaled(call: Call, exponent: int) -> Call:
@@ -38,7 +38,12 @@ def zeros(call: Call) -> Call:
     """Floating-point inputs at zero; where there is none, every index is the first (padding, usually)."""
     if has_floats(call):
         return _floats(call, torch.zeros_like)
-    return _mapped(call, lambda x: x if x.dtype == torch.bool else torch.zeros_like(x))
+    return _mapped(call, lambda x: x if _is_mask(x) else torch.zeros_like(x))
+
+
+def _is_mask(x: torch.Tensor) -> bool:
+    """Ones and zeros, as booleans or as whole numbers."""
+    return x.dtype == torch.bool or bool(((x == 0) | (x == 1)).all())
 
 
 def denormals(call: Call, smallest_normal: float) -> Call:
@@ -58,7 +63,7 @@ def first_sample(call: Call) -> Call | None:
     sizes = [tensor.shape[0] for tensor in tensors_in(call) if tensor.dim()]
     if not sizes or sizes[0] < 2:
         return None
-    return _mapped(call, lambda x: x[:1] if x.dim() and x.shape[0] == sizes[0] else x)
+    return _mapped(call, lambda x: x[:1] if x.shape[0] == sizes[0] else x)
 
 
 def _floats(call: Call, change: Callable[[torch.Tensor], torch.Tensor]) -> Call:
@@ -66,5 +71,6 @@ def _floats(call: Call, change: Callable[[torch.Tensor], torch.Tensor]) -> Call:
 
 
 def _mapped(call: Call, change: Callable[[torch.Tensor], torch.Tensor]) -> Call:
-    changed: Call = map_tensors(change, call)
+    """Numbers that come as tensors (a count to divide by, a temperature) are settings, and stay."""
+    changed: Call = map_tensors(lambda x: change(x) if x.dim() else x, call)
     return changed

@@ -39,6 +39,20 @@ def test_zeros_are_zeros_of_floats_or_else_the_first_index():
     assert mask is MASK
 
 
+def test_masks_of_whole_numbers_and_counts_to_divide_by_are_no_data():
+    count, mask = torch.tensor(6), MASK.long()
+    (ids, kept, divisor), _ = inputs.zeros(call(IDS, mask, count))
+    assert not ids.any()
+    assert torch.equal(kept, mask)
+    assert divisor == 6
+    temperature = torch.tensor(0.5)
+    for changed in (inputs.zeros, lambda given: inputs.denormals(given, 2.0**-14), lambda given: inputs.scaled(given, 10)):
+        (x, same), _ = changed(call(FLOATS, temperature))
+        assert same == temperature
+        assert not torch.equal(x, FLOATS)
+    assert not inputs.has_floats(call(IDS, temperature))
+
+
 @pytest.mark.parametrize("name", ["float16", "bfloat16", "float32", "float8_e4m3"])
 def test_denormals_lie_below_the_smallest_normal(name):
     smallest = FORMATS[name].smallest_normal
