@@ -46,8 +46,9 @@ def test_masks_of_whole_numbers_and_counts_to_divide_by_are_no_data():
     assert torch.equal(kept, mask)
     assert divisor == 6
     temperature = torch.tensor(0.5)
-    for changed in (inputs.zeros, lambda given: inputs.denormals(given, 2.0**-14), lambda given: inputs.scaled(given, 10)):
-        (x, same), _ = changed(call(FLOATS, temperature))
+    given = call(FLOATS, temperature)
+    for changed in (inputs.zeros(given), inputs.denormals(given, 2.0**-14), inputs.scaled(given, 10)):
+        (x, same), _ = changed
         assert same == temperature
         assert not torch.equal(x, FLOATS)
     assert not inputs.has_floats(call(IDS, temperature))

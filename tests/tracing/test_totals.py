@@ -311,6 +311,28 @@ def test_models_are_told_apart_only_where_several_train():
     assert traced.trace.models == ("first",)
 
 
+def test_what_computes_while_a_model_is_built_is_no_model_of_its_own():
+    """A weight norm does, when its weight is looked at."""
+
+    @torch.no_grad()
+    def initialize(module):
+        module.weight.norm()
+
+    def build():
+        layer = nn.utils.parametrizations.weight_norm(nn.Linear(4, 4))
+        initialize(layer)
+        return nn.Sequential(layer, nn.Linear(4, 1))
+
+    with tracing() as traced:
+        net = build()
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+        net(numbers(0, BATCH, 4)).sum().backward()
+        optimizer.step()
+    assert traced.trace.models == ("net",)
+    weights = [tensor for tensor in traced.layer("0.parametrizations.weight").tensors if tensor.role == "weight_grad"]
+    assert [tensor.name for tensor in weights] == ["original0", "original1"]
+
+
 def test_losses_are_layers_that_don_t_train():
     model, criterion = nn.Linear(4, 3), nn.CrossEntropyLoss()
     with tracing() as traced:
