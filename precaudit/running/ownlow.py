@@ -121,7 +121,7 @@ class OwnLowPrecision(TorchFunctionMode, TrainingListener):
         table, index = _table_and_index(op, args)
         if table is None or index is None or not table.requires_grad or table.dtype not in HALVES:
             return
-        place, fqn = caller_location(), self._states.owner(table)[0]
+        place, fqn = caller_location(), self._states.module_of(table)
 
         def summed(gradients: Sequence[torch.Tensor | None], results: Sequence[torch.Tensor | None]) -> None:
             gradient, given = gradients[0], results[0]
@@ -184,7 +184,7 @@ class OwnLowPrecision(TorchFunctionMode, TrainingListener):
             self._found.setdefault(("trained", "", 0, ""), {"kind": "trained"})
         bad = [p for p in stepped if not bool(_values(p.grad).isfinite().all())]
         if bad and not any(kind == "steps" for kind, *_ in self._found):
-            self._note("steps", step=self._step, fqn=(self._states.owner(bad[0]) or ("",))[0], parameters=len(bad))
+            self._note("steps", step=self._step, fqn=self._states.module_of(bad[0]), parameters=len(bad))
 
     def _compare_sums(self) -> None:
         for model in self._names.models.values():

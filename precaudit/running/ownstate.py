@@ -178,6 +178,10 @@ class States:
             self._owners[key] = next((owner for owner, own in self._owned() if _key(own) == key), None)
         return self._owners[key]
 
+    def module_of(self, tensor: torch.Tensor) -> str:
+        owner = self.owner(tensor)
+        return owner[0] if owner else ""
+
     def _owned(self) -> Iterator[tuple[Owner, torch.Tensor]]:
         modules: dict[int, str] = {}
         for model in self._names.models.values():
