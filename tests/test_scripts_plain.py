@@ -17,8 +17,6 @@ from precaudit.examples import digits_cnn
 SCRIPTS = Path(__file__).parent / "scripts"
 BAD = SCRIPTS / "bad"
 EXAMPLES = Path(digits_cnn.__file__).parent
-NO_TORCH_OPTIMIZER = {"manual_sgd", "own_optimizer"}
-TRAINING = sorted(p.stem for p in SCRIPTS.glob("*.py") if p.stem not in {"_run_some_steps", "model_file"})
 
 
 class Harness:
@@ -48,18 +46,6 @@ def harness():
     harness = Harness()
     yield harness
     harness.close()
-
-
-@pytest.mark.parametrize("name", TRAINING)
-def test_script_trains(harness, tmp_path, name):
-    unit = "backward" if name in NO_TORCH_OPTIMIZER else "step"
-    result = harness.run(SCRIPTS / f"{name}.py", cwd=tmp_path, unit=unit)
-    assert result["stopped"], result["output"]
-    assert result["exit"] == 0
-    assert result[f"{unit}s"] == 4
-    assert result["losses"]
-    assert all(map(math.isfinite, result["losses"]))
-    assert (result["steps"] == 0) == (name in NO_TORCH_OPTIMIZER)
 
 
 def test_package_trains_with_m(harness):
@@ -159,11 +145,10 @@ def test_relative_data_is_found_only_from_its_own_folder(harness, tmp_path):
 # ---------------------------------------------------------------- packaged examples
 
 
-@pytest.mark.parametrize(("name", "fall"), [("text_transformer", 1.5), ("digits_cnn", 1.0)])
-def test_example_learns(harness, tmp_path, name, fall):
-    result = harness.run(EXAMPLES / f"{name}.py", cwd=tmp_path, steps=30)
+def test_example_learns(harness, tmp_path):
+    result = harness.run(EXAMPLES / "digits_cnn.py", cwd=tmp_path, steps=30)
     assert result["stopped"], result["output"]
-    assert sum(result["losses"][-5:]) / 5 < result["losses"][0] - fall
+    assert sum(result["losses"][-5:]) / 5 < result["losses"][0] - 1
 
 
 def test_digits_example_says_what_it_needs(monkeypatch):

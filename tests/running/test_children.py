@@ -6,33 +6,8 @@ from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).parents[1] / "scripts" / "vae.py"
+BAD = Path(__file__).parents[1] / "scripts" / "bad"
 PROGRAM = """
-import sys
-from pathlib import Path
-
-from precaudit.running.children import ChildRunner
-from precaudit.running.job import Job, RunSpec
-
-print("the program starts")
-runner = ChildRunner(Path("script.log"))
-for result in runner.many([RunSpec(Job("script", sys.argv[1], (), ".", 2), "reference", seed) for seed in (0, 1)]):
-    print(result.status, result.steps)
-"""
-
-
-def test_a_program_without_a_main_guard_is_run_once(tmp_path):
-    (tmp_path / "program.py").write_text(PROGRAM)
-    command = [sys.executable, "program.py", str(SCRIPT)]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
-    assert done.stdout.splitlines() == ["the program starts", "stopped 2", "stopped 2"], done.stderr
-    assert "the program starts" not in (tmp_path / "script.log").read_text()
-
-
-BAD = SCRIPT.parent / "bad"
-
-
-PROGRAM_WITH_TWO_RUNS = """
 import threading, time
 from multiprocessing import forkserver
 from pathlib import Path
@@ -40,6 +15,7 @@ from pathlib import Path
 from precaudit.running import children
 from precaudit.running.job import Job, RunSpec
 
+print("the program starts")
 log = Path("script.log")
 runner = children.ChildRunner(log)
 
@@ -80,19 +56,25 @@ def said(tmp_path_factory):
     folder = tmp_path_factory.mktemp("program")
     (folder / "workers.py").write_text((BAD / "unguarded_workers.py").read_text())
     (folder / "deaf.py").write_text(DEAF)
-    command = [sys.executable, "-c", PROGRAM_WITH_TWO_RUNS]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
+    (folder / "program.py").write_text(PROGRAM)
+    done = subprocess.run([sys.executable, "program.py"], cwd=folder, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines(), (folder / "script.log").read_text(), list(folder.glob("left-over-*"))
 
 
+def test_a_program_without_a_main_guard_is_run_once(said):
+    lines, log, _ = said
+    assert lines.count("the program starts") == 1
+    assert "the program starts" not in log
+
+
 def test_to_its_script_a_child_is_the_main_process(said):
     lines, log, left = said
-    assert lines[:2] == ["server True", "workers ended 8 None"], log
+    assert lines[1:3] == ["server True", "workers ended 8 None"], log
     assert "done\nthe exit handler ran" in log
     assert left == []
 
 
 def test_a_script_that_ignores_an_interrupt_is_ended(said):
     lines, _, _ = said
-    assert lines[2] == "deaf interrupted True interrupted"
+    assert lines[3] == "deaf interrupted True interrupted"

@@ -12,9 +12,7 @@ MANIFEST = json.loads((Path(__file__).parent / "manifest.json").read_text())
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "name", ["attention_logits", "running_total", "clip_before_unscale", "mlp_classifier", "amp_done_right"]
-)
+@pytest.mark.parametrize("name", ["attention_logits", "clip_before_unscale", "amp_done_right"])
 def test_the_zoo_is_judged_rightly(name: str, tmp_path: Path) -> None:
     result = profile(next(entry for entry in MANIFEST if entry["name"] == name), tmp_path)
     assert result["right"], result
