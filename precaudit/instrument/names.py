@@ -67,14 +67,28 @@ def find_model(module: nn.Module) -> tuple[str, nn.Module]:
 
 
 def fqns_of(model: nn.Module) -> dict[nn.Module, str]:
-    """Every module's name as the script knows it: without what torch.compile, DDP and FSDP put in front."""
+    """Every module's name as the script knows it: without what torch.compile, DDP and FSDP put in front, nor what a
+    wrapper does that gives the inner model's `state_dict` out as its own."""
     wrapped = {fqn for fqn, module in model.named_modules() if type(module).__name__ in _WRAPPER_TYPES}
-    return {module: _visible(fqn, wrapped) for fqn, module in model.named_modules()}
+    posing = {fqn for fqn, module in model.named_modules() if _poses(module)}
+    return {module: _visible(fqn, wrapped, posing) for fqn, module in model.named_modules()}
 
 
-def _visible(fqn: str, wrapped: set[str]) -> str:
+def _poses(module: nn.Module) -> bool:
+    """Whether a module stands for the one module that it holds: it has a `state_dict` of its own and no state."""
+    inner = next(module.children(), None)
+    if inner is None or type(module).state_dict is nn.Module.state_dict:
+        return False
+    state = (*module.parameters(recurse=False), *module.buffers(recurse=False))
+    return not state and set(module.children()) <= set(inner.modules())
+
+
+def _visible(fqn: str, wrapped: set[str], posing: set[str]) -> str:
     parts = fqn.split(".")
-    inside = [part == "module" and ".".join(parts[:i]) in wrapped for i, part in enumerate(parts)]
+    outside = [".".join(parts[:i]) for i in range(len(parts))]
+    inside = [
+        outer in posing or (part == "module" and outer in wrapped) for outer, part in zip(outside, parts, strict=True)
+    ]
     return ".".join(part for part, hidden in zip(parts, inside, strict=True) if not hidden and part not in _WRAPPERS)
 
 

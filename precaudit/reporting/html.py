@@ -243,12 +243,10 @@ def _tables(report: Report) -> dict[str, Any]:
 def _range_rows(report: Report, formats: list[str]) -> list[list[str]]:
     rows = []
     for layer in story.ranked_layers(report)[:ROWS]:
-        for role, label in story.CAST_ROLES.items():
-            tensor = story.worst(layer, role)
-            if tensor is not None:
-                lost = [_lost(tensor.formats.get(name)) for name in formats]
-                values = [number(tensor.stats.amax), number(tensor.stats.amin_nonzero)]
-                rows.append([visible(layer.fqn) or story.WHOLE, label, *values, *lost])
+        for label, tensor in story.worst(layer):
+            lost = [_lost(tensor.formats.get(name)) for name in formats]
+            values = [number(tensor.stats.amax), number(tensor.stats.amin_nonzero)]
+            rows.append([visible(layer.fqn) or story.WHOLE, label, *values, *lost])
     return rows
 
 

@@ -145,12 +145,10 @@ def _ranges(report: Report) -> str:
     formats = story.audited_formats(report)[:6]
     rows = []
     for layer in layers[:LAYERS]:
-        for role, label in story.CAST_ROLES.items():
-            tensor = story.worst(layer, role)
-            if tensor is not None:
-                lost = [_lost(tensor.formats.get(name)) for name in formats]
-                values = [number(tensor.stats.amax), number(tensor.stats.amin_nonzero)]
-                rows.append([code(layer.fqn or story.WHOLE), label, *values, *lost])
+        for label, tensor in story.worst(layer):
+            lost = [_lost(tensor.formats.get(name)) for name in formats]
+            values = [number(tensor.stats.amax), number(tensor.stats.amin_nonzero)]
+            rows.append([code(layer.fqn or story.WHOLE), text(label), *values, *lost])
     headers = ["layer", "role", "amax", "smallest", *(text(SHORT_FORMATS.get(name, name)) for name in formats)]
     note = "Share of the values that each format loses, to zero or (!) by overflow, before any loss scale."
     return f"{note}\n\n{table(headers, rows)}{_more(layers, 'layer', LAYERS)}"

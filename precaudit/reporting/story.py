@@ -15,7 +15,19 @@ from typing import Literal
 from precaudit.formats import FORMATS
 from precaudit.model import Cause, Finding, Layer, Plan, Report, TensorRecord
 from precaudit.reporting import costs, unfinished
-from precaudit.reporting.words import NOT_MEASURED, listing, number, plural, power, prose, share, signed, visible
+from precaudit.reporting.words import (
+    NOT_MEASURED,
+    inert,
+    listing,
+    number,
+    plural,
+    power,
+    prose,
+    share,
+    shorten,
+    signed,
+    visible,
+)
 
 Tone = Literal["good", "bad", "open"]
 # what a plan casts; optimizer states and updates stay in float32 beside master weights
@@ -384,9 +396,16 @@ def ranked_layers(report: Report) -> list[Layer]:
     return sorted(report.layers, key=lambda layer: max(map(_risk, layer.tensors), default=()), reverse=True)
 
 
-def worst(layer: Layer, role: str) -> TensorRecord | None:
-    """The tensor of this role that is most at risk; a layer has one weight role for each parameter."""
-    return max((tensor for tensor in layer.tensors if tensor.role == role), key=_risk, default=None)
+def worst(layer: Layer) -> list[tuple[str, TensorRecord]]:
+    """For each role the tensor that is most at risk, and what to call it: a layer has a weight role for each of its
+    parameters, and the one most at risk may be the bias."""
+    found = []
+    for role, label in CAST_ROLES.items():
+        tensor = max((tensor for tensor in layer.tensors if tensor.role == role), key=_risk, default=None)
+        if tensor is not None:
+            parameter = shorten(inert(visible(tensor.name)).rpartition(".")[2], 12)
+            found.append((label.replace("weight", parameter) if parameter else label, tensor))
+    return found
 
 
 def _risk(tensor: TensorRecord) -> tuple[float, ...]:

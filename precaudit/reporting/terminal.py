@@ -216,12 +216,10 @@ def _ranges(page: Page, report: Report) -> None:
 
 def _layer_rows(layer: Layer, formats: list[str]) -> list[list[str]]:
     rows, name = [], visible(layer.fqn) or story.WHOLE
-    for role, label in story.CAST_ROLES.items():
-        tensor = story.worst(layer, role)
-        if tensor is not None:
-            lost = [_lost(tensor.formats.get(f)) for f in formats]
-            rows.append([name, label, number(tensor.stats.amax), number(tensor.stats.amin_nonzero), *lost])
-            name = ""
+    for label, tensor in story.worst(layer):
+        lost = [_lost(tensor.formats.get(f)) for f in formats]
+        rows.append([name, label, number(tensor.stats.amax), number(tensor.stats.amin_nonzero), *lost])
+        name = ""
     return rows
 
 

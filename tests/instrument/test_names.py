@@ -14,6 +14,7 @@ from torch import nn
 from precaudit.instrument.names import ModuleNames, fqns_of
 
 X = torch.ones(1, 2)
+INSIDE = ["_forward_module", "_forward_module.0", "_forward_module.1"]
 GLOBAL_MODEL = nn.Sequential(nn.Linear(2, 2))
 
 
@@ -191,18 +192,45 @@ def test_unique_names_for_living_models():
     assert [names.add_model(first, "m"), names.add_model(second, "m"), names.add_model(first, "m")] == ["m", "m_2", "m"]
 
 
+class Standing(nn.Module):
+    """A wrapper that gives the inner model's state out as its own, as Lightning Fabric's does."""
+
+    def __init__(self, model, part=None):
+        super().__init__()
+        self._forward_module = model
+        self._original_module = part or model
+
+    def forward(self, x):
+        return self._forward_module(x)
+
+    def state_dict(self, *args, **kwargs):
+        return self._original_module.state_dict(*args, **kwargs)
+
+
+class Sharing(Standing):
+    """Not a wrapper: it holds a parameter beside the model."""
+
+    def __init__(self, model):
+        super().__init__(model)
+        self.scale = nn.Parameter(torch.ones(1))
+
+
 @pytest.mark.parametrize(
     ("wrap", "expected"),
     [
         (lambda m: m, ["", "0", "1"]),
+        (Standing, ["", "", "0", "1"]),
+        (lambda m: Standing(nn.DataParallel(m), m), ["", "", "", "0", "1"]),
+        (lambda m: Standing(m, layer()), ["", *INSIDE, "_original_module"]),
+        (Sharing, ["", *INSIDE]),
         (lambda m: torch.compile(m, backend="eager"), ["", "", "0", "1"]),
         (nn.DataParallel, ["", "", "0", "1"]),
         (lambda m: nn.ModuleDict({"module": m}), ["", "module", "module.0", "module.1"]),
         (lambda m: nn.Sequential(nn.DataParallel(m)), ["", "0", "0", "0.0", "0.1"]),
     ],
-    ids=["plain", "compiled", "data parallel", "named module", "inside"],
+    ids=["plain", "standing", "around", "two models", "sharing", "compiled", "parallel", "named module", "inside"],
 )
-def test_wrappers_of_torch_are_invisible(wrap, expected):
+def test_wrappers_are_invisible(wrap, expected):
     model = nn.Sequential(layer(), layer())
     assert list(fqns_of(wrap(model)).values()) == expected
 

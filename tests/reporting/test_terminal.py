@@ -10,7 +10,7 @@ import pytest
 import report_samples
 from golden_files import assert_golden
 
-from precaudit.model import Difference, Location, OpFormat, Plan, Repair, Report, Verification
+from precaudit.model import Difference, Layer, Location, OpFormat, Plan, Repair, Report, Verification
 from precaudit.reporting import render, story, terminal, words
 from precaudit.reporting.terminal import render_terminal, use_color
 
@@ -299,3 +299,14 @@ def test_the_root_module_has_a_name_everywhere():
     report = replace(report, verification=replace(report.verification, repairs=(repair,)))
     assert story.repairs(report) == ["Round 1: (the model itself):div from float16 to float32: raised"]
     assert story.exceptions(report.plan)[0].names == ("(the model itself)", "(the model itself):div")
+
+
+def test_a_row_of_the_ranges_says_which_parameter_it_is_about():
+    low, high = report_samples.stats(-30), report_samples.stats(-5)
+    tensors = [report_samples.record(role, low, "bias") for role in ("weight", "weight_grad")]
+    tensors += [report_samples.record(role, high, "weight") for role in ("weight", "weight_grad")]
+    text = render_terminal(Report(layers=(Layer("conv", "Conv2d", 10, 1, tuple(tensors)),)))
+    table = text.partition("Ranges of")[2].partition("\n\nTensor Cores")[0]
+    assert re.search(r"conv +bias +\d", table)
+    assert re.search(r"\n +bias grad +\d", table)
+    assert "weight" not in table
