@@ -24,7 +24,14 @@ def add_output_options(parser: argparse.ArgumentParser) -> None:
 
 def add_run_options(parser: argparse.ArgumentParser, script: str) -> None:
     """What runs, and how low precision does; `script` says what is wanted."""
-    parser.add_argument("-m", dest="module", metavar="MODULE", help="run a module, as python -m does")
+    parser.add_argument(
+        "-m",
+        dest="module",
+        nargs=argparse.REMAINDER,
+        default=[],
+        metavar="MODULE [its arguments]",
+        help="run a module, as python -m does: all that follows is the module's",
+    )
     parser.add_argument(
         "--execution",
         choices=("auto", "native", "emulated"),

@@ -46,7 +46,9 @@ def settings_of(arguments: argparse.Namespace) -> Settings:
 
 def job_of(arguments: argparse.Namespace) -> Job:
     if arguments.module:
-        return Job("module", arguments.module, tuple(arguments.script), os.getcwd(), arguments.steps, arguments.device)
+        module, *argv = arguments.module
+        argv += arguments.script
+        return Job("module", module, tuple(argv), os.getcwd(), arguments.steps, arguments.device)
     script, *argv = arguments.script
     if script == "--":
         script, *argv = argv or [""]

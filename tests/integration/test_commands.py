@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from precaudit.__main__ import main
+from precaudit.__main__ import build_parser, main
+from precaudit.commands.profiling import job_of
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 CONTRACT = Path(__file__).parents[2] / ".." / "shared" / "tools" / "check_contract.py"
@@ -164,6 +165,13 @@ def test_wrong_usage_is_told_before_anything_runs(
     assert done.returncode == 2
     assert words in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("verb", [["profile"], ["check", "--plan", "plan.json"]], ids=["profile", "check"])
+@pytest.mark.parametrize("given", [["--config", "a.yaml", "--steps", "3"], ["data", "-o", "x"], ["--", "-v"], []])
+def test_what_follows_a_module_s_name_is_the_module_s(verb: list[str], given: list[str]) -> None:
+    job = job_of(build_parser().parse_args([*verb, "--steps", "7", "-m", "package.train", *given]))
+    assert (job.kind, job.target, list(job.argv), job.steps) == ("module", "package.train", given, 7)
 
 
 def test_a_missing_script(tmp_path: Path, profile_here: Callable[..., Done]) -> None:
