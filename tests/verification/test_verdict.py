@@ -138,6 +138,13 @@ def test_one_pair_screens_and_never_verifies(factor, expected):
     assert "one pair" in judged.reason
 
 
+def test_one_pair_that_learned_nothing_screens_no_plan():
+    flat = tuple(1 + 0.01 * (-1) ** i for i in range(40))
+    judged = judge(Runs({0: run(flat)}, {0: run(tuple(loss * 1.0001 for loss in flat), "candidate-1")}), PLAN)
+    assert screened(judged).verdict == "inconclusive"
+    assert screened(judged).cause == "float32"
+
+
 def test_a_failure_stays_one():
     judged = judge(Runs({0: run(falling())}, {0: broken(falling()[:3])}), PLAN)
     assert screened(judged) == judged
