@@ -35,8 +35,9 @@ def timed_run(spec: RunSpec, code: Callable[[], None], leave: Leave | None = Non
         if leave is not None:
             leave(settled(RunResult(spec.label, spec.seed, "stopped")))
 
+    stop = Stop(stopped)
     with ExitStack() as stack:
-        conductor = Conductor(program, events, stack.enter_context(energy_meter()), Stop(stopped))
+        conductor = Conductor(program, events, stack.enter_context(energy_meter()), stop)
         stack.enter_context(controlled_seeds(spec.seed))
         stack.enter_context(eager_only())
         stack.enter_context(own_settings_ignored(baseline.settings))
@@ -45,7 +46,7 @@ def timed_run(spec: RunSpec, code: Callable[[], None], leave: Leave | None = Non
             stack.enter_context(float32_only())
         stack.enter_context(events.installed())
         stack.enter_context(conductor.installed())
-        result = execute(spec, code)
+        result = execute(spec, code, stop)
     return settled(result)
 
 

@@ -26,6 +26,10 @@ class Stop:
         self._leave = leave
         self._asked = 0
 
+    @property
+    def asked(self) -> bool:
+        return self._asked > 0
+
     def __call__(self) -> NoReturn:
         self._asked += 1
         if self._leave is not None and self._asked > _PATIENCE:

@@ -27,7 +27,7 @@ from precaudit.model import Location
 from precaudit.running.baseline import Baseline, CastWatch, eager_only, float32_only
 from precaudit.running.endstate import LastCalls, end_state
 from precaudit.running.job import RunResult, RunSpec, ScriptError, Status
-from precaudit.running.monitor import Monitor, Stop, StopTraining
+from precaudit.running.monitor import Monitor, Stop
 from precaudit.running.ownlow import OwnLowPrecision
 from precaudit.running.ownscaler import OwnScaler
 from precaudit.running.probes import GradientProbe
@@ -149,7 +149,8 @@ def run(
             leave(settled(RunResult(spec.label, spec.seed, "stopped")))
 
     reporter = _Reporter(report)
-    session = reporter.session = _assemble(spec, reporter, Stop(stopped))
+    stop = Stop(stopped)
+    session = reporter.session = _assemble(spec, reporter, stop)
     if spec.threads:
         torch.set_num_threads(spec.threads)
     reporter.result = RunResult(spec.label, spec.seed, "killed")
@@ -174,7 +175,7 @@ def run(
         stack.enter_context(session.events.installed())
         stack.callback(_remove_hooks, session)
         try:
-            return settled(execute(spec, code))
+            return settled(execute(spec, code, stop))
         except PrecauditError as error:
             if not session.monitor.steps:
                 raise
@@ -207,24 +208,27 @@ def _remove_hooks(session: _Session) -> None:
             listener.remove()
 
 
-def execute(spec: RunSpec, code: Callable[[], None]) -> RunResult:
-    """Run `code` to its end, and say how it ended."""
+def execute(spec: RunSpec, code: Callable[[], None], stop: Stop) -> RunResult:
+    """Run `code` to its end, and say how it ended. What a script makes of being stopped (it clears up, reports a
+    failed training, exits with 1) is no failure of its own."""
     result = RunResult(spec.label, spec.seed, "ended")
     try:
         code()
-    except StopTraining:
-        return replace(result, status="stopped")
     except KeyboardInterrupt:
         return replace(result, status="interrupted")
-    except SystemExit as exit_:
-        code_ = exit_.code if isinstance(exit_.code, int) else int(exit_.code is not None)
-        status: Status = "failed" if code_ else "ended"
-        return replace(result, status=status, exit_code=code_, error=script_error(exit_) if code_ else None)
     except PrecauditError:
         raise
     except BaseException as error:
-        return replace(result, status="failed", error=script_error(error))
+        return replace(result, status="stopped") if stop.asked else _unfinished(result, error)
     return result
+
+
+def _unfinished(result: RunResult, error: BaseException) -> RunResult:
+    if not isinstance(error, SystemExit):
+        return replace(result, status="failed", error=script_error(error))
+    code = error.code if isinstance(error.code, int) else int(error.code is not None)
+    status: Status = "failed" if code else "ended"
+    return replace(result, status=status, exit_code=code, error=script_error(error) if code else None)
 
 
 def script_error(error: BaseException) -> ScriptError:

@@ -1,6 +1,7 @@
 """One run in this process: what a script's code can do to it, and what comes of each kind of run."""
 
 import os
+import sys
 
 import pytest
 import torch
@@ -155,6 +156,30 @@ def test_a_script_that_catches_everything_is_stopped_all_the_same():
     result = run(spec(), stubborn)
     assert steps == [5, 6, 7]
     assert result.status == "ended"
+
+
+def exits():
+    sys.exit(1)
+
+
+def raises_another():
+    raise RuntimeError("training failed")
+
+
+@pytest.mark.parametrize("give_up", [exits, raises_another])
+def test_what_a_script_makes_of_being_stopped_is_no_failure(give_up):
+    def code():
+        model = nn.Linear(4, 1)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        try:
+            while True:
+                model(torch.ones(1, 4)).sum().backward()
+                optimizer.step()
+        except BaseException:
+            give_up()
+
+    result = run(spec(), code)
+    assert (result.status, result.steps, result.error) == ("stopped", 6, None)
 
 
 def test_progress_is_reported_on_the_way():
