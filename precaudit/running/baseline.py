@@ -34,13 +34,18 @@ def _opened_by_torch() -> bool:
 class Baseline:
     """What the script asked for: `settings` has its autocast dtype and GradScaler arguments, when it has any."""
 
-    def __init__(self) -> None:
+    def __init__(self, in_forward: Callable[[], bool] = lambda: True) -> None:
+        """`in_forward` says whether a module's forward is running."""
         self.settings: dict[str, object] = {}
+        self._in_forward = in_forward
         self._regions: list[str | None] = []  # the dtype of each that is open, None where autocast is off
+        self._islands: list[bool] = []
 
     def in_island(self) -> bool:
-        """Inside an autocast region that the script (or its library) opened with `enabled=False`."""
-        return None in self._regions
+        """Inside an autocast region that the script (or its library) opened with `enabled=False`, to keep something in
+        it from low precision. The outermost region around a model's call keeps nothing: it is the script's switch
+        for mixed precision (`enabled=args.amp`), and off."""
+        return any(self._islands)
 
     def autocast_in_force(self) -> str | None:
         """The dtype of the autocast region that the script is in, None outside."""
@@ -115,6 +120,7 @@ class Baseline:
             dtype = str(region.fast_dtype).removeprefix("torch.") if asked else None
             if dtype is not None:
                 self.settings["autocast"] = dtype
+            self._islands.append(dtype is None and (bool(self._regions) or self._in_forward()))
             self._regions.append(dtype)
             return region
 
@@ -126,6 +132,7 @@ class Baseline:
                 original(region, *exception)
             else:
                 self._regions.pop()
+                self._islands.pop()
 
         return __exit__
 

@@ -74,8 +74,10 @@ def _trains(module: torch.nn.Module) -> bool:
 
 def _assemble(spec: RunSpec, progress: Callable[[int, float], None], stop: Stop) -> _Session:
     """Listeners in the order in which they must hear: precision inside tracing, the monitor last."""
-    names, events, baseline = ModuleNames(), TrainingEvents(), Baseline()
-    scopes, in_island = ModuleScopes(names), baseline.in_island
+    names, events = ModuleNames(), TrainingEvents()
+    scopes = ModuleScopes(names)
+    baseline = Baseline(lambda: scopes.current is not None)
+    in_island = baseline.in_island
     scaler = None
     if spec.plan is not None:
         execution = NativePrecision if spec.execution == "native" else Emulator

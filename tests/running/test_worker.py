@@ -2,6 +2,7 @@
 
 import os
 import sys
+from contextlib import ExitStack
 
 import pytest
 import torch
@@ -330,17 +331,23 @@ def test_a_script_s_own_mixed_precision_is_off_unless_asked_for():
 
 
 @pytest.mark.filterwarnings("ignore:CUDA is not available")
-@pytest.mark.parametrize("region", [{"enabled": True}, {"enabled": False}])
-def test_a_plan_runs_inside_autocast_and_not_inside_an_island(region):
+@pytest.mark.parametrize(
+    ("regions", "island"),
+    [([True], False), ([False], False), ([True, False], True), ([False, False], True), ([True, False, True], True)],
+)
+def test_a_plan_runs_inside_autocast_switched_off_or_on_and_not_inside_an_island(regions, island):
+    """`autocast(enabled=args.amp)` around a training step says nothing of the plan where there is no `--amp`."""
+
     def code():
         def forward(model, x):
-            with torch.autocast("cuda", **region):
+            with ExitStack() as stack:
+                for enabled in regions:
+                    stack.enter_context(torch.autocast("cuda", enabled=enabled))
                 return model(x).float()
 
         train(forward=forward)
 
-    same = run(spec(plan=BRAIN), code).losses == run(spec(), code).losses
-    assert same is not region["enabled"]
+    assert (run(spec(plan=BRAIN), code).losses == run(spec(), code).losses) is island
 
 
 def test_an_island_inside_a_model():
@@ -517,7 +524,7 @@ def test_probes_of_float32_find_no_difference(tmp_path):
 
 def test_probes_leave_what_the_script_keeps_out_of_autocast(tmp_path):
     def forward(model, x):
-        with torch.autocast("cpu", enabled=False):
+        with torch.autocast("cpu", torch.bfloat16), torch.autocast("cpu", enabled=False):
             return model(x)
 
     def code():
