@@ -98,6 +98,7 @@ class ModuleNames:
     def __init__(self) -> None:
         self._names: WeakKeyDictionary[nn.Module, ModuleName] = WeakKeyDictionary()
         self._models: dict[str, ref[nn.Module]] = {}
+        self._moved: dict[ModuleName, ModuleName] = {}
 
     def of(self, module: nn.Module) -> ModuleName:
         name = self._names.get(module)
@@ -119,8 +120,20 @@ class ModuleNames:
             known = self._names.get(module)
             owner = self.model(known.model) if known else None
             if owner is None or owner in tree:
-                self._names[module] = ModuleName(unique, fqn)
+                self._rename(module, known, ModuleName(unique, fqn))
         return unique
+
+    def _rename(self, module: nn.Module, known: ModuleName | None, name: ModuleName) -> None:
+        self._names[module] = name
+        self._moved.pop(name, None)
+        if known is not None and known != name:
+            self._moved[known] = name
+
+    def latest(self, name: ModuleName) -> ModuleName:
+        """What a module is called now that was met by `name`, before it became part of a larger model."""
+        while name in self._moved:
+            name = self._moved[name]
+        return name
 
     def model(self, name: str) -> nn.Module | None:
         holder = self._models.get(name)
@@ -128,7 +141,9 @@ class ModuleNames:
 
     @property
     def models(self) -> dict[str, nn.Module]:
-        return {name: model for name in self._models if (model := self.model(name)) is not None}
+        """The living models by name, without those that are part of another one by now."""
+        living = {name: model for name in self._models if (model := self.model(name)) is not None}
+        return {name: model for name, model in living.items() if self.of(model).model == name}
 
     def _unique(self, model: nn.Module, variable: str) -> str:
         """A model that is re-created (cross-validation, restarts) keeps its name once the old one is gone."""

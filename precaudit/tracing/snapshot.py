@@ -29,26 +29,29 @@ def _merged(parts: Iterable[TensorStats]) -> TensorStats:
 
 
 class _Namer:
-    """fqns as the report has them: the model's name in front only where several models train."""
+    """fqns as the report has them: the model's name in front only where several models train. What was met before
+    it became part of a model goes by its name there."""
 
-    def __init__(self, tracer: Tracer) -> None:
-        slots = tracer.parameters.slots.values()
-        self.trained = list(dict.fromkeys(slot.module.model for slot in slots if slot.gradient.stats().numel))
-        self._parametric = {slot.module.model for slot in slots}
+    def __init__(self, tracer: Tracer, names: ModuleNames) -> None:
+        self.latest = names.latest
+        slots = [(self.latest(slot.module).model, slot) for slot in tracer.parameters.slots.values()]
+        self.trained = list(dict.fromkeys(model for model, slot in slots if slot.gradient.stats().numel))
+        self._parametric = {model for model, _ in slots}
 
     def fqn(self, name: ModuleName) -> str:
+        name = self.latest(name)
         alone = len(self.trained) <= 1 and (name.model in self.trained or not self.trained)
         return name.fqn if alone else f"{name.model}.{name.fqn}".rstrip(".")
 
     def is_trained(self, name: ModuleName) -> bool:
-        return name.model in self._parametric
+        return self.latest(name).model in self._parametric
 
 
 def snapshot(tracer: Tracer, names: ModuleNames) -> Trace:
     """The trace so far; the tracer may go on afterwards."""
     tracer.parameters.flush()
     fold(tracer.gauges)
-    namer = _Namer(tracer)
+    namer = _Namer(tracer, names)
     return Trace(
         layers=tuple(_layers(tracer, namer)),
         ops=tuple(_ops(tracer, namer)),
@@ -77,33 +80,39 @@ def _faults(tracer: Tracer) -> list[Fault]:
 
 
 def _layers(tracer: Tracer, namer: _Namer) -> list[Layer]:
-    computing = {slot.module for slot in tracer.ops.values()}
+    computing = {namer.latest(slot.module) for slot in tracer.ops.values()}
     owners: dict[ModuleName, list[ParameterSlot]] = {}
     for slot in tracer.parameters.slots.values():
-        owners.setdefault(slot.module, []).append(slot)
+        owners.setdefault(namer.latest(slot.module), []).append(slot)
+    grouped: dict[ModuleName, list[LayerSlot]] = {}
+    for name, layer in tracer.layers.items():
+        grouped.setdefault(namer.latest(name), []).append(layer)
     return [
-        _layer(slot, owners.get(name, []), tracer, namer)
-        for name, slot in tracer.layers.items()
-        if slot.leaf or name in computing or name in owners
+        _layer(slots, owners.get(name, []), tracer, namer)
+        for name, slots in grouped.items()
+        if slots[-1].leaf or name in computing or name in owners
     ]
 
 
-def _layer(slot: LayerSlot, parameters: list[ParameterSlot], tracer: Tracer, namer: _Namer) -> Layer:
-    shared = list(slot.shared_with.values())
-    activation = _merged([slot.activation.stats(), *(op.activation.stats() for op in shared)])
-    gradient = _merged([slot.gradient.stats(), *(op.gradient.stats() for op in shared)])
+def _layer(slots: list[LayerSlot], parameters: list[ParameterSlot], tracer: Tracer, namer: _Namer) -> Layer:
+    """A module's record, under all names that it went by."""
+    slot = slots[-1]
+    shared = list({key: op for part in slots for key, op in part.shared_with.items()}.values())
+    parts: list[LayerSlot | OpSlot] = [*slots, *shared]
+    activation = _merged(part.activation.stats() for part in parts)
+    gradient = _merged(part.gradient.stats() for part in parts)
     dtype = shared[0].dtype if shared else "float32"
     tensors = _record("activation", activation, dtype=dtype) + _record("activation_grad", gradient, dtype=dtype)
     for parameter in parameters:
         tensors += _parameter_records(parameter)
-    tied = tracer.parameters.tied.get(slot.module)
+    tied = next((tracer.parameters.tied[part.module] for part in slots if part.module in tracer.parameters.tied), None)
     return Layer(
         fqn=namer.fqn(slot.module),
         type=slot.type,
         parameters=sum(parameter.numel for parameter in parameters),
-        calls=slot.calls,
+        calls=sum(part.calls for part in slots),
         tensors=tuple(tensors),
-        model=slot.module.model,
+        model=namer.latest(slot.module).model,
         tied_to=namer.fqn(tied) if tied else None,
         trained=namer.is_trained(slot.module),
         leaf=slot.leaf,
@@ -127,7 +136,7 @@ def _ops(tracer: Tracer, namer: _Namer) -> list[Op]:
     grouped: dict[tuple[ModuleName, str], list[OpSlot]] = {}
     for (module, op, _), slot in tracer.ops.items():
         if slot.calls:
-            grouped.setdefault((module, op), []).append(slot)
+            grouped.setdefault((namer.latest(module), op), []).append(slot)
     return [_op(namer.fqn(module), op, slots) for (module, op), slots in grouped.items()]
 
 

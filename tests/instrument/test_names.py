@@ -11,7 +11,7 @@ import torch
 from instrumented import recorded
 from torch import nn
 
-from precaudit.instrument.names import ModuleNames, fqns_of
+from precaudit.instrument.names import ModuleName, ModuleNames, fqns_of
 
 X = torch.ones(1, 2)
 INSIDE = ["_forward_module", "_forward_module.0", "_forward_module.1"]
@@ -165,6 +165,20 @@ def test_a_part_that_becomes_part_of_a_larger_model():
         ("model", "0.0"),
         ("model", "1"),
     ]
+
+
+def test_a_part_is_no_model_any_more_and_its_latest_name_is_known():
+    names = ModuleNames()
+    head, backbone = layer(), nn.Sequential(layer())
+    names.add_model(head, "head")
+    names.add_model(backbone, "backbone")
+    body = nn.ModuleList([backbone])
+    names.add_model(body, "body")
+    model = nn.ModuleDict({"body": body})
+    names.add_model(model, "model")
+    assert names.latest(ModuleName("backbone", "0")) == ModuleName("model", "body.0.0")
+    assert names.latest(ModuleName("head", "")) == ModuleName("head", "")
+    assert list(names.models) == ["head", "model"]
 
 
 def test_losses_are_modules_too():

@@ -351,3 +351,28 @@ def test_maxima_are_of_what_is_half_in_the_backward_pass():
             (model(torch.ones(1, 1)) - target).sum().mul(scale).backward()
             optimizer.step()
     assert traced.trace.maxima == ((0, -10.0), (1, 3.0))
+
+
+def test_what_ran_before_it_became_part_of_the_model_is_told_under_its_name_there():
+    """As `torch.nn.utils.parametrizations` do: a parametrization runs while it is registered."""
+
+    def train():
+        part = nn.Sequential(nn.Linear(4, 4), nn.Tanh())
+        part(torch.ones(2, 4))
+        model = nn.Sequential(part, nn.Linear(4, 1))
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        model(torch.ones(2, 4)).sum().backward()
+        optimizer.step()
+
+    with tracing(audited=lambda step: True) as traced:
+        train()
+        trace = traced.trace
+    assert trace.models == ("model",)
+    assert {layer.fqn: layer.calls for layer in trace.layers} == {"0.0": 2, "0.1": 2, "1": 1}
+    assert {(op.fqn, op.op): op.calls for op in trace.ops} == {
+        ("0.0", "linear"): 2,
+        ("0.1", "tanh"): 2,
+        ("1", "linear"): 1,
+    }
+    weight = next(tensor for tensor in traced.layer("0.0").tensors if tensor.role == "weight_grad")
+    assert (weight.name, weight.stats.numel) == ("weight", 16)
