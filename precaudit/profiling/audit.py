@@ -27,6 +27,8 @@ class Runner(Protocol):
 
 PROBE_HEADROOM = 8.0
 """Probes measure rounding, not overflow: three octaves below the scale that training would start with."""
+SAME_START = 0.01
+"""How far the first losses of two float32 runs of one seed may be apart, as a share."""
 PROBED = ("bfloat16", "float16", "float8_e4m3", "float8_e5m2")
 
 
@@ -53,6 +55,11 @@ class Audit:
     def neutralize(self) -> bool:
         """Whether the script's own casts to low precision had to be undone for the reference."""
         return self.replay_spec is not None and self.replay_spec.neutralize
+
+    @property
+    def starts_alike(self) -> bool:
+        """Whether float32 began with the same loss when it ran again, from the same seed."""
+        return self.replay is None or not self.replay.losses or _begin_alike(self.reference, self.replay, SAME_START)
 
 
 def run_audit(job: Job, formats: tuple[str, ...], execution: Execution, runner: Runner, folder: str) -> Audit:
@@ -113,9 +120,12 @@ def _with_probes(audit: Audit, plan: Schedule, probed: tuple[str, ...], runner: 
         audit = replace(audit, bans=(*audit.bans, *lost))
         replay = _replay(audit, plan, probed, runner)
     require_same_start(audit.reference, replay)
+    audit = replace(audit, replay=replay)
+    if not audit.starts_alike:
+        return audit  # gradients of other weights or another batch: the formats have no part in what they differ by
     labels = dict.fromkeys(f"{name}@{phase}" for phase in plan.probed for name in probed)
     errors = (gradient_error(label, replay.differences) for label in labels)
-    return replace(audit, errors=tuple(error for error in errors if error), replay=replay)
+    return replace(audit, errors=tuple(error for error in errors if error))
 
 
 def _replay(audit: Audit, plan: Schedule, probed: tuple[str, ...], runner: Runner) -> RunResult:
@@ -161,17 +171,23 @@ def require_measurable(audit: Audit) -> None:
 
 def require_same_start(reference: RunResult, run: RunResult, tolerance: float = 1e-4) -> None:
     """Raise where a run of the same seed went on from what an earlier one had left: such runs can't be compared."""
-    if not (run.leftovers and reference.losses and _finished(run)):
+    if not (run.leftovers and _finished(run)) or _begin_alike(reference, run, tolerance):
         return
-    first, began = reference.losses[0], run.losses[0] if run.losses else None
-    if began is not None and not abs(began - first) > tolerance * abs(first):
-        return
-    seen = "took no step" if began is None else f"began with a loss of {began:.4g} where the first one had {first:.4g}"
+    seen = "took no step"
+    if run.losses:
+        seen = f"began with a loss of {run.losses[0]:.4g} where the first one had {reference.losses[0]:.4g}"
     raise PrecauditError(
         f"a run of the script went on where an earlier one had ended: it read {listing(run.leftovers, 3)}, which that "
         f"one had written, and {seen}. precaudit runs a script many times, and every run has to begin alike: profile "
         "it without resuming from checkpoints"
     )
+
+
+def _begin_alike(reference: RunResult, run: RunResult, tolerance: float) -> bool:
+    """Whether the first losses agree; a run without any began elsewhere."""
+    if not reference.losses or not run.losses:
+        return not reference.losses
+    return not abs(run.losses[0] - reference.losses[0]) > tolerance * abs(reference.losses[0])
 
 
 def chosen_formats(errors: tuple[GradientError, ...], formats: tuple[str, ...]) -> tuple[str, ...]:

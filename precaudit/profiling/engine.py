@@ -211,6 +211,12 @@ def _job_facts(job: Job, settings: Settings, audit: Audit, formats: Sequence[str
         notes.append("the script asserts dtypes of its own autocast; its assert statements were skipped")
     if audit.neutralize:
         notes.append("the script's own casts to low precision were float32 in the reference and under the plan")
+    if audit.replay is not None and not audit.starts_alike:
+        notes.append(
+            f"run again from the same seed, float32 began with a loss of {audit.replay.losses[0]:.4g} instead of "
+            f"{run.losses[0]:.4g}: where runs differ, that may be no doing of the plan's. "
+            "Seed what the script draws, and let it not resume from what an earlier run saved"
+        )
     return {
         "kind": job.kind,
         "script": job.target,

@@ -1,0 +1,43 @@
+"""Runs that don't start alike, because the script goes on from what an earlier run left."""
+
+import torch
+from torch import nn
+
+import precaudit
+
+
+def batches():
+    while True:
+        x = torch.randn(32, 8)
+        yield x, x.sum(1, keepdim=True)
+
+
+def build_model():
+    return nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 1))
+
+
+def loss(model, batch):
+    return nn.functional.mse_loss(model(batch[0]), batch[1])
+
+
+def profiled(build):
+    settings = {"steps": 16, "quick": True, "formats": ["bfloat16"]}
+    report = precaudit.profile(
+        build, batches, loss, build_optimizer=lambda m: torch.optim.SGD(m.parameters(), 0.05), **settings
+    )
+    return report, [note for note in report.job["notes"] if "instead of" in note]
+
+
+def test_runs_that_resume_blame_no_format_and_say_so():
+    kept = build_model()
+    report, notes = profiled(lambda: kept)
+    assert len(notes) == 1
+    assert "resume" in notes[0]
+    assert report.job["gradient_errors"] == []
+    assert "PA201" not in {finding.rule for finding in report.findings}
+
+
+def test_runs_that_start_alike_are_compared():
+    report, notes = profiled(build_model)
+    assert notes == []
+    assert report.job["gradient_errors"]
