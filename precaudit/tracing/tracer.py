@@ -132,8 +132,7 @@ class Tracer(TrainingListener):
     # -------------------------------------------------------------- modules
 
     def entered(self, frame: Frame) -> None:
-        """A parametrization computes once while its model is being built, when nothing has its final name."""
-        if self.recording and torch.is_grad_enabled():
+        if self.recording:
             self.parameters.learn(frame.module, frame.name)
         if frame.is_outermost:
             frame.data["traced"] = self.recording
