@@ -310,3 +310,10 @@ def test_a_row_of_the_ranges_says_which_parameter_it_is_about():
     assert re.search(r"conv +bias +\d", table)
     assert re.search(r"\n +bias grad +\d", table)
     assert "weight" not in table
+
+
+@pytest.mark.parametrize(("baseline", "told"), [({"autocast": "bfloat16"}, True), ({"low": []}, False)])
+def test_a_plan_takes_the_place_of_the_script_s_own_mixed_precision(baseline, told):
+    report = report_samples.passing()
+    text = render_terminal(replace(report, job=report.job | {"baseline": baseline}))
+    assert ("in place of the script's own" in text) is told
