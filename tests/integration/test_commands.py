@@ -59,12 +59,12 @@ def report_in(folder: Path) -> dict:
 
 def test_a_script_with_arguments_writes_every_file(tmp_path: Path) -> None:
     done = profile(tmp_path, SCRIPTS / "argparse_main.py", "--steps", "24", arguments=("--lr", "0.01"))
-    assert done.returncode == 1, done.stdout + done.stderr  # its targets are noise: nothing is learned
+    assert done.returncode == 0, done.stdout + done.stderr
     for name in ("report.json", "report.html", "report.md", "plan.json", "script.log"):
         assert (tmp_path / "out" / name).stat().st_size > 0
     report = report_in(tmp_path)
     assert report["job"]["argv"] == ["--lr", "0.01"]
-    assert report["verification"]["verdict"] == "inconclusive"
+    assert report["verification"]["verdict"] == "screened"
     timed = report["performance"]["step_seconds"]
     assert timed.keys() == {"float32", "tf32", "amp", "plan"}
     assert timed["float32"] > 0
@@ -139,12 +139,12 @@ def test_a_script_that_float32_does_not_train(tmp_path: Path, profile_here: Call
 def test_a_script_that_catches_everything_is_stopped(
     name: str, tmp_path: Path, profile_here: Callable[..., Done]
 ) -> None:
-    done = profile_here(SCRIPTS / "bad" / f"{name}.py", "--steps", "48")
+    done = profile_here(SCRIPTS / "bad" / f"{name}.py", "--steps", "24")
     assert done.returncode == 0, done.stdout + done.stderr
     report = report_in(tmp_path)
-    assert report["job"]["steps"] == 48
+    assert report["job"]["steps"] == 24
     assert report["verification"]["verdict"] == "screened"
-    assert {len(trial["losses"]) for trial in report["verification"]["trials"]} == {48}
+    assert {len(trial["losses"]) for trial in report["verification"]["trials"]} == {24}
 
 
 @pytest.mark.parametrize(
