@@ -113,10 +113,9 @@ def _learned(references: Sequence[RunResult], margin: float) -> statistics.Guard
 
 
 def screened(judgement: Judgement) -> Judgement:
-    """After one pair only: a plan within the margin is screened, never verified; where float32 learned nothing, any
-    plan would be within."""
+    """After one pair only: a plan within the margin is screened, never verified."""
     mean, margin = judgement.difference.mean, judgement.margin
-    if judgement.verdict == "fail" or judgement.cause == "float32" or mean is None or margin is None:
+    if judgement.verdict == "fail" or mean is None or margin is None:
         return judgement
     inside = abs(mean) < margin
     return replace(

@@ -136,9 +136,13 @@ def test_a_forward_that_raised_is_named():
     assert run(spec(), raises(ValueError("elsewhere"))).raised_in is None
 
 
-def test_our_own_errors_pass_through():
+def test_our_own_errors_pass_through_where_nothing_was_measured():
+    def refused():
+        raise PrecauditError("nothing to measure")
+
     with pytest.raises(PrecauditError, match="nothing"):
-        run(spec(), raises(PrecauditError("nothing to measure")))
+        run(spec(), refused)
+    assert run(spec(), raises(PrecauditError("no model"))).error.traceback == "no model"
 
 
 def test_a_script_that_catches_everything_is_stopped_all_the_same():
