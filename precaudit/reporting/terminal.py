@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import TextIO
 
@@ -125,7 +126,7 @@ class Page:
 def _fitted(names: list[str], width: int) -> list[str]:
     starts = [i for i, name in enumerate(names) if name or not i]
     fitted = [""] * len(names)
-    for start, end in zip(starts, [*starts[1:], len(names)], strict=True):
+    for start, end in pairwise([*starts, len(names)]):
         lines = [inert(line) for line in broken(inert(names[start]), width, end - start)]
         fitted[start : start + len(lines)] = lines
     return fitted
