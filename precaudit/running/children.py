@@ -208,6 +208,7 @@ def _child(spec: RunSpec, sender: Connection) -> None:
     except KeyboardInterrupt:
         message = RunResult(spec.label, spec.seed, "interrupted")
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os._exit = _exit  # the server ends its children by it; the whole interpreter would take a second to clear up
     flush_output()
     try:
         sender.send(message)

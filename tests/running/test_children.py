@@ -22,6 +22,11 @@ runner = children.ChildRunner(log)
 def spec(script):
     return RunSpec(Job("script", script, (), ".", 1000), script, 0)
 
+def end(process, _end=children._end):
+    _end(process)
+    print("ended", process.exitcode)
+
+children._end = end
 runner.start(spec("workers.py").job)
 print("server", forkserver._forkserver._forkserver_pid is not None)
 found = runner(spec("workers.py"))
@@ -70,11 +75,11 @@ def test_a_program_without_a_main_guard_is_run_once(said):
 
 def test_to_its_script_a_child_is_the_main_process(said):
     lines, log, left = said
-    assert lines[1:3] == ["server True", "workers ended 8 None"], log
+    assert lines[1:4] == ["server True", "ended 0", "workers ended 8 None"], log
     assert "done\nthe exit handler ran" in log
     assert left == []
 
 
 def test_a_script_that_ignores_an_interrupt_is_ended(said):
     lines, _, _ = said
-    assert lines[3] == "deaf interrupted True interrupted"
+    assert lines[5] == "deaf interrupted True interrupted"
