@@ -72,7 +72,7 @@ def large_constant(op: Op, target: Format) -> Ban | None:
         return None
     if op.constants[1] == float("inf"):
         return None
-    why = f"{op.op} uses the constant {op.constants[1]:.3g}, which {target.name} cannot hold ({target.maximum:g})"
+    why = f"{op.op} uses a constant of size {op.constants[1]:.3g}, which {target.name} cannot hold ({target.maximum:g})"
     fix = "mask with torch.finfo(x.dtype).min or float('-inf'), or keep this operation in float32"
     return _ban("PA103", op, target, "error", why, fix, op.constants[1])
 
@@ -81,7 +81,7 @@ def vanishing_constant(op: Op, target: Format) -> Ban | None:
     """PA104: a constant such as eps=1e-12 rounds to zero next to a half tensor, so it protects nothing."""
     if not op.half or op.constants is None or op.op not in _PROTECTED or op.constants[0] > target.flush_threshold:
         return None
-    why = f"{op.op} uses the constant {op.constants[0]:.3g}, which is zero in {target.name}"
+    why = f"{op.op} uses a constant of size {op.constants[0]:.3g}, which is zero in {target.name}"
     return _ban("PA104", op, target, "warning", why, "use a larger eps or keep this operation in float32")
 
 
