@@ -53,9 +53,7 @@ def _changes(base: Report, head: Report, matching: Matching) -> Iterator[Change]
 
 def autocast_seen(report: Report) -> bool:
     """Whether the report knows which operations the script's own autocast covers; early versions did not tell."""
-    baseline = report.job.get("baseline")
-    used = isinstance(baseline, Mapping) and "autocast" in baseline
-    return not used or any(op.autocast for op in report.ops)
+    return "autocast" not in report.own_precision or any(op.autocast for op in report.ops)
 
 
 def _not_comparable(base: Report, head: Report, matching: Matching) -> Iterator[str]:

@@ -32,6 +32,12 @@ class Report:
     schema_version: int = SCHEMA_VERSION
     precaudit_version: str = ""
 
+    @property
+    def own_precision(self) -> Mapping[str, Any]:
+        """What the script asks for itself: its autocast's dtype, its GradScaler, its casts."""
+        own = self.job.get("baseline")
+        return own if isinstance(own, Mapping) else {}
+
     def to_frame(self, table: Literal["layers", "ops", "findings"] = "layers") -> Any:
         """A pandas frame with a row per layer and role, op and role, or finding."""
         from precaudit.reporting.frames import frame

@@ -17,7 +17,7 @@ from markupsafe import Markup
 
 from precaudit import __version__
 from precaudit.model import Finding, FormatFit, Plan, Report, Trial
-from precaudit.reporting import costs, story, unfinished, usage
+from precaudit.reporting import costs, ranges, story, unfinished, usage
 from precaudit.reporting.kept import kept
 from precaudit.reporting.pagedata import page_data, times
 from precaudit.reporting.serialize import dump_plan, to_json
@@ -212,7 +212,7 @@ def _findings_tile(report: Report) -> dict[str, Any]:
 
 
 def _tables(report: Report) -> dict[str, Any]:
-    formats = story.audited_formats(report)
+    formats = ranges.audited_formats(report)
     v = report.verification
     return {
         "layers": bool(report.layers),
@@ -242,8 +242,8 @@ def _tables(report: Report) -> dict[str, Any]:
 
 def _range_rows(report: Report, formats: list[str]) -> list[list[str]]:
     rows = []
-    for layer in story.ranked_layers(report)[:ROWS]:
-        for label, tensor in story.worst(layer):
+    for layer in ranges.ranked_layers(report)[:ROWS]:
+        for label, tensor in ranges.worst(layer):
             lost = [_lost(tensor.formats.get(name)) for name in formats]
             values = [number(tensor.stats.amax), number(tensor.stats.amin_nonzero)]
             rows.append([visible(layer.fqn) or story.WHOLE, label, *values, *lost])

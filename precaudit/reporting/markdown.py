@@ -9,7 +9,7 @@ from types import MappingProxyType
 from urllib.parse import quote
 
 from precaudit.model import Finding, FormatFit, Report
-from precaudit.reporting import costs, story, svg, unfinished, usage
+from precaudit.reporting import costs, ranges, story, svg, unfinished, usage
 from precaudit.reporting.files import write_text
 from precaudit.reporting.words import NOT_MEASURED, SHORT_FORMATS, number, plural, prose, share, visible
 
@@ -139,13 +139,13 @@ def _gates(report: Report) -> str:
 
 
 def _ranges(report: Report) -> str:
-    layers = story.ranked_layers(report)
+    layers = ranges.ranked_layers(report)
     if not layers:
         return "No layer was measured: no module ran with a backward pass."
-    formats = story.audited_formats(report)[:6]
+    formats = ranges.audited_formats(report)[:6]
     rows = []
     for layer in layers[:LAYERS]:
-        for label, tensor in story.worst(layer):
+        for label, tensor in ranges.worst(layer):
             lost = [_lost(tensor.formats.get(name)) for name in formats]
             values = [number(tensor.stats.amax), number(tensor.stats.amin_nonzero)]
             rows.append([code(layer.fqn or story.WHOLE), text(label), *values, *lost])

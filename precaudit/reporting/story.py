@@ -13,30 +13,21 @@ from dataclasses import dataclass
 from typing import Literal
 
 from precaudit.formats import FORMATS
-from precaudit.model import Cause, Finding, Layer, Plan, Report, TensorRecord
+from precaudit.model import Cause, Finding, Plan, Report
 from precaudit.reporting import costs, unfinished
 from precaudit.reporting.words import (
     NOT_MEASURED,
-    inert,
     listing,
     number,
     plural,
     power,
     prose,
     share,
-    shorten,
     signed,
     visible,
 )
 
 Tone = Literal["good", "bad", "open"]
-# what a plan casts; optimizer states and updates stay in float32 beside master weights
-CAST_ROLES = {
-    "activation": "output",
-    "activation_grad": "output grad",
-    "weight": "weight",
-    "weight_grad": "weight grad",
-}
 WHOLE = "(the model itself)"
 SEVERITIES = ("error", "warning", "note")
 
@@ -233,9 +224,9 @@ def actions(report: Report) -> list[str]:
 
 
 def _with_the_plan(report: Report) -> str:
-    plan, own = report.plan, report.job.get("baseline")
+    plan, own = report.plan, report.own_precision
     uniform = set(plan.modules.values()) == {plan.default} and not plan.ops and plan.loss_scale.mode == "none"
-    if uniform and isinstance(own, Mapping) and own.get("autocast") == plan.default and "casts" not in own:
+    if uniform and own.get("autocast") == plan.default and "casts" not in own:
         return f"Keep what you have: the script's own autocast is to {plan.default}, and so is the plan."
     return "Train with the plan: paste the lines that this report gives into your training script."
 
@@ -366,53 +357,3 @@ def repairs(report: Report) -> list[str]:
         f"from {prose(repair.source)} to {prose(repair.target)}: {prose(repair.why)}"
         for repair in report.verification.repairs
     ] or ["No repair was needed or tried."]
-
-
-# ---------------------------------------------------------------- ranges
-
-
-def audited_formats(report: Report) -> list[str]:
-    """Formats that ranges were held against, the widest first; formats of newer versions last."""
-    seen = {name for layer in report.layers for tensor in layer.tensors for name in tensor.formats}
-    return [*(name for name in FORMATS if name in seen), *sorted(seen - set(FORMATS))]
-
-
-def lossless_formats(report: Report) -> tuple[list[str], list[str]]:
-    """Formats that would lose no value of any role that a plan casts, and the other ones."""
-    fits = [
-        (name, fit)
-        for layer in report.layers
-        for tensor in layer.tensors
-        if tensor.role in CAST_ROLES
-        for name, fit in tensor.formats.items()
-    ]
-    lossy = {name for name, fit in fits if fit.overflow_rate or fit.underflow_rate}
-    audited = audited_formats(report)
-    return [name for name in audited if name not in lossy], [name for name in audited if name in lossy]
-
-
-def ranked_layers(report: Report) -> list[Layer]:
-    """Layers that a narrow format would hurt most first; ties stay in the model's order."""
-    return sorted(report.layers, key=lambda layer: max(map(_risk, layer.tensors), default=()), reverse=True)
-
-
-def worst(layer: Layer) -> list[tuple[str, TensorRecord]]:
-    """For each role the tensor that is most at risk, and what to call it: a layer has a weight role for each of its
-    parameters, and the one most at risk may be the bias."""
-    found = []
-    for role, label in CAST_ROLES.items():
-        tensor = max((tensor for tensor in layer.tensors if tensor.role == role), key=_risk, default=None)
-        if tensor is not None:
-            parameter = shorten(inert(visible(tensor.name)).rpartition(".")[2], 12)
-            found.append((label.replace("weight", parameter) if parameter else label, tensor))
-    return found
-
-
-def _risk(tensor: TensorRecord) -> tuple[float, ...]:
-    fits = list(tensor.formats.values()) if tensor.role in CAST_ROLES else []
-    return (
-        float(tensor.stats.nonfinite),
-        sum(fit.overflow_rate for fit in fits),
-        sum(fit.flushed_energy for fit in fits),
-        sum(fit.underflow_rate for fit in fits),
-    )

@@ -12,7 +12,7 @@ from typing import TextIO
 from tabulate import MIN_PADDING, tabulate
 
 from precaudit.model import Finding, FormatFit, Layer, Report
-from precaudit.reporting import costs, story, unfinished, usage
+from precaudit.reporting import costs, ranges, story, unfinished, usage
 from precaudit.reporting.words import (
     NOT_MEASURED,
     SHORT_FORMATS,
@@ -194,11 +194,11 @@ def _gates(page: Page, report: Report) -> None:
 
 
 def _ranges(page: Page, report: Report) -> None:
-    layers = story.ranked_layers(report)
+    layers = ranges.ranked_layers(report)
     if not layers:
         page.section("Ranges", ["No layer was measured: no module ran with a backward pass."])
         return
-    safe, formats = story.lossless_formats(report)
+    safe, formats = ranges.lossless_formats(report)
     rows = [row for layer in layers[:LAYERS] for row in _layer_rows(layer, formats[:6])]
     lines = [
         "Share of the values that each format loses: to zero, or by overflow where marked !. "
@@ -217,7 +217,7 @@ def _ranges(page: Page, report: Report) -> None:
 
 def _layer_rows(layer: Layer, formats: list[str]) -> list[list[str]]:
     rows, name = [], visible(layer.fqn) or story.WHOLE
-    for label, tensor in story.worst(layer):
+    for label, tensor in ranges.worst(layer):
         lost = [_lost(tensor.formats.get(f)) for f in formats]
         rows.append([name, label, number(tensor.stats.amax), number(tensor.stats.amin_nonzero), *lost])
         name = ""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Mapping
 from pathlib import Path
 
 from precaudit.model import Report
@@ -26,8 +25,7 @@ def paste_lines(report: Report, plan: Path = DEFAULT_PLAN) -> list[str]:
     ]
     if report.plan.loss_scale.mode != "none":
         lines += ["scaler = plan.grad_scaler()", *LOOP]
-    baseline = report.job.get("baseline")
-    if isinstance(baseline, Mapping) and ("autocast" in baseline or "grad_scaler" in baseline):
+    if report.own_precision.keys() & {"autocast", "grad_scaler"}:
         lines.append("# in place of the script's own mixed precision: it was off where the plan was tried")
     return lines
 

@@ -38,18 +38,17 @@ class Baseline:
         """`in_forward` says whether a module's forward is running."""
         self.settings: dict[str, object] = {}
         self._in_forward = in_forward
-        self._regions: list[str | None] = []  # the dtype of each that is open, None where autocast is off
-        self._islands: list[bool] = []
+        self._regions: list[tuple[str | None, bool]] = []  # of each open one the dtype, None if off; if it is an island
 
     def in_island(self) -> bool:
         """Inside an autocast region that the script (or its library) opened with `enabled=False`, to keep something in
         it from low precision. The outermost region around a model's call keeps nothing: it is the script's switch
         for mixed precision (`enabled=args.amp`), and off."""
-        return any(self._islands)
+        return any(island for _, island in self._regions)
 
     def autocast_in_force(self) -> str | None:
         """The dtype of the autocast region that the script is in, None outside."""
-        return self._regions[-1] if self._regions else None
+        return self._regions[-1][0] if self._regions else None
 
     @contextmanager
     def neutralized(self) -> Iterator[None]:
@@ -120,8 +119,7 @@ class Baseline:
             dtype = str(region.fast_dtype).removeprefix("torch.") if asked else None
             if dtype is not None:
                 self.settings["autocast"] = dtype
-            self._islands.append(dtype is None and (bool(self._regions) or self._in_forward()))
-            self._regions.append(dtype)
+            self._regions.append((dtype, dtype is None and (bool(self._regions) or self._in_forward())))
             return region
 
         return __enter__
@@ -132,7 +130,6 @@ class Baseline:
                 original(region, *exception)
             else:
                 self._regions.pop()
-                self._islands.pop()
 
         return __exit__
 

@@ -199,7 +199,7 @@ def _child(spec: RunSpec, sender: Connection) -> None:
     from precaudit.running.script import run_job
     from precaudit.running.worker import flush_output, run
 
-    leftovers = Leftovers(spec.since or time.time(), spec.probe_dir)
+    leftovers = Leftovers(spec.since, spec.probe_dir)
     try:
         result = run(spec, lambda: run_job(spec.job), sender.send, partial(_leave, sender, leftovers))
         message: object = replace(result, leftovers=leftovers.read)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -61,7 +62,7 @@ class RunSpec:
     threads: int | None = None
     observer: Callable[..., Any] | None = None
     runs: Callable[..., RunResult] | None = None
-    since: float | None = None
+    since: float = math.inf
 
 
 @dataclass(frozen=True)
