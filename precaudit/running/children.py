@@ -26,6 +26,7 @@ from precaudit.errors import PrecauditError
 from precaudit.running.job import Job, RunResult, RunSpec, ScriptError
 from precaudit.running.leftovers import Leftovers
 from precaudit.running.sources import inert_imports
+from precaudit.running.untouched import Keeper, put_back, store_beside
 
 RunProgress = Callable[[RunSpec, RunResult], None]
 _GRACE_SECONDS = 20.0
@@ -50,6 +51,8 @@ class ChildRunner:
         self._parallel = parallel or min(2, os.cpu_count() or 1)
         self._threads = threads or max(1, (os.cpu_count() or 1) // self._parallel)
         self._living: set[Any] = set()
+        self._files, self._gate = store_beside(log), threading.Condition()
+        self._alone = False
         self._interrupted = self._ready = False
         self._began = time.time()
 
@@ -98,20 +101,43 @@ class ChildRunner:
                 process.kill()
 
     def _run(self, spec: RunSpec) -> RunResult:
-        if self._interrupted:
-            return RunResult(spec.label, spec.seed, "interrupted")
+        """Once more, with none beside it, where it read what a run beside it had written."""
+        result = self._once(spec)
+        if not result.crossed or self._interrupted:
+            return result
+        self._alone = True
+        return self._once(spec)
+
+    def _once(self, spec: RunSpec) -> RunResult:
         spec = replace(spec, log=str(self._log), threads=spec.threads or self._threads, since=self._began)
         receiver, sender = self._context.Pipe(duplex=False)
         process = self._context.Process(target=_child, args=(spec, sender))
-        process.start()
-        self._living.add(process)
+        with self._gate:
+            self._gate.wait_for(self._may_start)
+            self._put_back()
+            if self._interrupted:
+                return RunResult(spec.label, spec.seed, "interrupted")
+            process.start()
+            self._living.add(process)
         sender.close()
         try:
             return self._listen(spec, process, receiver)
         finally:
             _end(process)
-            self._living.discard(process)
+            with self._gate:
+                self._living.discard(process)
+                self._put_back()
+                self._gate.notify_all()
             receiver.close()
+
+    def _may_start(self) -> bool:
+        """No run is to find what another has written."""
+        return not self._living or not (self._alone or self._files.exists())
+
+    def _put_back(self) -> None:
+        """Runs beside each other may still need what one of them wrote."""
+        if not self._living:
+            put_back(self._files)
 
     def _listen(self, spec: RunSpec, process: Any, receiver: Connection) -> RunResult:
         heard = RunResult(spec.label, spec.seed, "killed")
@@ -199,10 +225,15 @@ def _child(spec: RunSpec, sender: Connection) -> None:
     from precaudit.running.script import run_job
     from precaudit.running.worker import flush_output, run
 
-    leftovers = Leftovers(spec.since, spec.probe_dir)
+    leftovers, keeper = Leftovers(spec.since, spec.probe_dir), _keeper(spec)
+
+    def report(known: RunResult) -> None:
+        keeper.training = True
+        sender.send(known)
+
     try:
-        result = run(spec, lambda: run_job(spec.job), sender.send, partial(_leave, sender, leftovers))
-        message: object = replace(result, leftovers=leftovers.read)
+        result = run(spec, lambda: run_job(spec.job), report, partial(_leave, sender, leftovers, keeper))
+        message: object = replace(result, leftovers=leftovers.read, crossed=keeper.crossed)
     except PrecauditError as error:
         message = error
     except KeyboardInterrupt:
@@ -215,6 +246,15 @@ def _child(spec: RunSpec, sender: Connection) -> None:
     except OSError:
         sys.exit(1)
     atexit._run_exitfuncs()
+
+
+def _keeper(spec: RunSpec) -> Keeper:
+    """A timed run comes when everything that precedes training has been made."""
+    log = Path(spec.log or os.devnull)
+    keeper = Keeper(store_beside(log), [place for place in (spec.log, spec.probe_dir) if place])
+    keeper.training = spec.runs is not None
+    keeper.listen()
+    return keeper
 
 
 def _become_main_process() -> None:
@@ -236,12 +276,12 @@ def _become_main_process() -> None:
     os._exit = left  # type: ignore[assignment]
 
 
-def _leave(sender: Connection, leftovers: Leftovers, result: RunResult) -> None:
+def _leave(sender: Connection, leftovers: Leftovers, keeper: Keeper, result: RunResult) -> None:
     """The end of a script that catches every exception."""
     from precaudit.running.worker import flush_output
 
     flush_output()
-    sender.send(replace(result, leftovers=leftovers.read))
+    sender.send(replace(result, leftovers=leftovers.read, crossed=keeper.crossed))
     atexit._run_exitfuncs()
     _exit(0)
 

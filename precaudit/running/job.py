@@ -95,7 +95,7 @@ class EndState:
 class RunResult:
     """What one run showed. `losses` has one value a step; `streams` separates them by the line that called
     backward; `raised_in` is the innermost module whose forward let the script's error through; `leftovers` are files
-    that it read and an earlier run of the job had written."""
+    that it read and an earlier run of the job had written; it `crossed` a run beside it when it read one of that."""
 
     label: str
     seed: int
@@ -120,3 +120,4 @@ class RunResult:
     raised_in: str | None = None
     observed: Any = None
     leftovers: tuple[str, ...] = ()
+    crossed: bool = False

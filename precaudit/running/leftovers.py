@@ -1,8 +1,10 @@
-"""Files that a script reads and an earlier run of it wrote: a checkpoint to go on from makes runs begin elsewhere."""
+"""Files that a script reads and an earlier run of it wrote before it trained, or in a way that nobody heard: one to
+go on from makes runs begin elsewhere."""
 
 from __future__ import annotations
 
 import os
+import stat
 import sys
 import time
 from typing import Any
@@ -33,10 +35,10 @@ class Leftovers:
             return
         path = os.path.abspath(os.fsdecode(path))
         try:
-            changed = os.stat(path).st_mtime
+            found = os.stat(path)
         except OSError:
             return
-        if self._since <= changed < self._now and not self._is_ours(path):
+        if stat.S_ISREG(found.st_mode) and self._since <= found.st_mtime < self._now and not self._is_ours(path):
             self._read[path] = None
 
     def _is_ours(self, path: str) -> bool:

@@ -15,8 +15,10 @@ import torch
 model = torch.nn.Linear(4, 1)
 optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
 scale = float(open("scale.txt").read())
-if os.path.exists("checkpoint.pt"):
-    model.load_state_dict(torch.load("checkpoint.pt"))
+if os.path.exists("prepared.pt"):
+    model.load_state_dict(torch.load("prepared.pt"))
+torch.save({"weight": torch.ones(1, 4), "bias": torch.zeros(1)}, "prepared.pt")
+torch.load("prepared.pt")
 for step in range(4):
     optimizer.zero_grad()
     (model(torch.ones(8, 4)) * scale - 1).square().mean().backward()
@@ -26,15 +28,15 @@ for step in range(4):
 """
 
 
-def test_a_checkpoint_of_an_earlier_run_is_told_from_own_and_older_files(tmp_path):
+def test_a_file_of_an_earlier_run_is_told_from_own_and_older_files(tmp_path):
     (tmp_path / "train.py").write_text(SCRIPT)
     (tmp_path / "scale.txt").write_text("2.0")
     runner = ChildRunner(tmp_path / "script.log")
     job = Job("script", str(tmp_path / "train.py"), (), str(tmp_path), 3)
     first, second = (runner(RunSpec(job, "reference")) for _ in range(2))
     assert (first.status, first.leftovers) == ("stopped", ())
-    assert second.leftovers == (str(tmp_path / "checkpoint.pt"),)
-    with pytest.raises(PrecauditError, match=r"checkpoint\.pt"):
+    assert second.leftovers == (str(tmp_path / "prepared.pt"),)
+    with pytest.raises(PrecauditError, match=r"prepared\.pt"):
         require_same_start(first, second)
 
 
