@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
-from multiprocessing import forkserver, spawn
+from multiprocessing import forkserver, resource_tracker, spawn
 from multiprocessing.connection import Connection
 from os import _exit
 from pathlib import Path
@@ -30,6 +30,7 @@ from precaudit.running.untouched import Keeper, put_back, store_beside
 
 RunProgress = Callable[[RunSpec, RunResult], None]
 _GRACE_SECONDS = 20.0
+_SIGNALS = {signal.SIGINT, signal.SIGTERM}
 
 
 class ChildRunner:
@@ -62,7 +63,7 @@ class ChildRunner:
         if not self._ready:
             self._context.set_forkserver_preload(["precaudit.running.preload", *inert_imports(job)])
             self._ready = True
-        with _main_module_left_alone():
+        with _main_module_left_alone(), _signals_held_back():
             forkserver.ensure_running()
 
     def __call__(self, spec: RunSpec) -> RunResult:
@@ -171,6 +172,18 @@ def _main_module_left_alone() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def _signals_held_back() -> Iterator[None]:
+    """What is started now never hears a terminal or supervisor that signals every process; its children do, as soon as
+    they can answer."""
+    resource_tracker.ensure_running()  # starting it would let signals through again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _interrupt(process: Any) -> None:
     if process.pid is not None and process.is_alive():
         os.kill(process.pid, signal.SIGINT)
@@ -232,6 +245,7 @@ def _child(spec: RunSpec, sender: Connection) -> None:
         sender.send(known)
 
     try:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
         result = run(spec, lambda: run_job(spec.job), report, partial(_leave, sender, leftovers, keeper))
         message: object = replace(result, leftovers=leftovers.read, crossed=keeper.crossed)
     except PrecauditError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -199,6 +200,22 @@ def test_interrupt_writes_what_there_is(tmp_path: Path) -> None:
     assert process.returncode == 1, stderr
     assert "interrupted" in stderr
     assert report_in(tmp_path)["layers"]
+
+
+def test_an_interrupt_of_everything_while_the_server_starts_is_no_crash(tmp_path: Path) -> None:
+    """A terminal sends Ctrl-C to every process, the one that imports torch for the runs among them."""
+    command = [sys.executable, "-m", "precaudit", "profile", "--out", "out", str(SCRIPTS / "manual_sgd.py")]
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    log = tmp_path / "out" / "script.log"
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not log.exists():
+        time.sleep(0.01)
+    time.sleep(0.3)
+    os.killpg(process.pid, signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 1, stderr
+    assert "interrupted" in stderr
+    assert "Traceback" not in stderr
 
 
 def test_positions_made_in_a_low_dtype_are_found_where_they_are_made(
