@@ -85,14 +85,20 @@ def writes(func: Callable[..., Any], kwargs: Mapping[str, Any]) -> bool:
 Call = tuple[Callable[..., Any], tuple[Any, ...], Mapping[str, Any]]
 
 
+FUSED = frozenset("_fused_adam _fused_adamw _fused_sgd _fused_adagrad".split())
+"""Whole optimizer steps in one call: lists of parameters, of their gradients, and of the states."""
+
+
 def takes_lists(func: Callable[..., Any]) -> bool:
-    return getattr(func, "__name__", "").startswith("_foreach_")
+    return getattr(func, "__name__", "").startswith("_foreach_") or op_name(func) in FUSED
 
 
 def single_calls(func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Call]:
     """A call, taken apart into one a tensor where torch works on lists of them (`torch._foreach_lerp_`)."""
     if not takes_lists(func):
         return [(func, args, kwargs)]
+    if op_name(func) in FUSED:
+        return [(func, tuple(arg[i : i + 1] for arg in args), kwargs) for i in range(len(args[0]))]
     name = func.__name__
     single = getattr(torch.Tensor, name.removeprefix("_foreach_"), None)
     if single is None:

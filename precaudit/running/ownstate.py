@@ -17,7 +17,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from precaudit.execution.emulated import to_float32
 from precaudit.instrument.names import ModuleNames
-from precaudit.instrument.torchfunction import tensors_in, writes
+from precaudit.instrument.torchfunction import FUSED, tensors_in, writes
 from precaudit.model import Location
 from precaudit.tracing.ops import caller_location
 
@@ -87,7 +87,7 @@ class States:
         """The states that an operation is about to change."""
         if not self._following or len(self._now) > _MOST:
             return []
-        targets = _statistics(args, kwargs) if op in _NORMALIZES else _target(op, func, args, kwargs)
+        targets = _targets(op, func, args, kwargs)
         if op == "copy" and targets:
             key = _key(targets[0])
             if not any(key in self._origins(t) for t in tensors_in((args[1:], kwargs))):
@@ -127,6 +127,8 @@ class States:
         changing = {id(state.tensor): state.exact for state in states}
 
         def exact(value: Any) -> Any:
+            if isinstance(value, (list, tuple)):
+                return [exact(item) for item in value]
             return changing[id(value)] if id(value) in changing else self._exact(value)
 
         func(*map(exact, args), **{key: exact(value) for key, value in kwargs.items()})
@@ -232,8 +234,15 @@ class States:
         return self._step % _CYCLE == _CYCLE - 1
 
 
-def _target(op: str, func: Any, args: Any, kwargs: Any) -> list[torch.Tensor]:
-    """The low tensor that an in-place operation changes."""
+def _targets(op: str, func: Any, args: Any, kwargs: Any) -> list[torch.Tensor]:
+    """The low tensors that an operation changes in place."""
+    if op in _NORMALIZES:
+        return _statistics(args, kwargs)
+    if op in FUSED:
+        if kwargs.get("grad_scale") is not None:
+            return []  # it unscales the gradients where they lie, so the call can't be repeated
+        parameters, _, *states = args
+        return [t for t in tensors_in((parameters, states)) if _is_low(t)]
     target = args[0] if args else None
     if op not in _CHANGES or "out" in kwargs or not writes(func, kwargs) or not isinstance(target, torch.Tensor):
         return []
