@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Protocol
 
 from precaudit.errors import ExitCode, PrecauditError
@@ -102,13 +103,15 @@ def _audited(job: Job, formats: tuple[str, ...], execution: Execution, runner: R
     elif _finished(first) and ("grad_scaler" in first.baseline or first.baseline.get("autocast") == "float16"):
         as_written = runner(RunSpec(job, "as-written", precision="as-written"))
     trace = reference.trace or Trace()
+    # None where an optimizer's closure makes gradients of its own.
+    saved = frozenset(step for step in plan.saved if (Path(folder) / f"{step}.pt").exists()) or plan.saved
     audit = Audit(
         replace(job, steps=reference.steps or job.steps),
         reference,
         trace,
         bans(trace, formats),
         as_written=as_written,
-        replay_spec=replace(spec, label="replay", audited=frozenset(), shadowed=frozenset()),
+        replay_spec=replace(spec, label="replay", audited=frozenset(), shadowed=frozenset(), probe_save=saved),
     )
     if not audit.complete or reference.steps < job.steps or not plan.probed.get("init"):
         return audit
@@ -141,13 +144,13 @@ def _with_probes(audit: Audit, plan: Schedule, probed: tuple[str, ...], runner: 
 
 
 def _replay(audit: Audit, plan: Schedule, probed: tuple[str, ...], runner: Runner) -> RunResult:
+    assert audit.replay_spec is not None
     plans = {name: _probe_plan(audit, name) for name in probed}
     compare: dict[int, tuple[str, Plan]] = {}
     for phase, steps in plan.probed.items():
-        for i, step in enumerate(steps):
+        for i, step in enumerate(step for step in steps if step in audit.replay_spec.probe_save):
             name = probed[i % len(probed)]
             compare[step] = (f"{name}@{phase}", plans[name])
-    assert audit.replay_spec is not None
     return runner(replace(audit.replay_spec, probe_save=frozenset(), probe_compare=compare))
 
 

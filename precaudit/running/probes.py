@@ -7,6 +7,8 @@ saved float32 gradient in its place: its trajectory stays the reference's, howev
 
 from __future__ import annotations
 
+import math
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +27,11 @@ from precaudit.instrument.scopes import Frame, ModuleScopes, ScopeListener
 from precaudit.running.job import RunSpec
 from precaudit.tracing.grids import GridWatch
 from precaudit.tracing.records import GradientDifference, Grid
+
+ENOUGH_BYTES = 16e9
+"""Of saved gradients; a large model's steps are looked at less often."""
+SAMPLE = 1 << 16
+"""Values of one parameter that stand for all where vectors are added up: their energy errs by half a percent."""
 
 
 class GradientProbe(TrainingListener):
@@ -50,6 +57,7 @@ class GradientProbe(TrainingListener):
             step: execution(plan, scopes, covers, in_island) for step, (_, plan) in spec.probe_compare.items()
         }
         self._scaler: LossScaler | None = None
+        self._saves = spec.probe_save
         self._scopes, self._grids = scopes, GridWatch()
 
     # ---- the plan of the probed step
@@ -98,19 +106,22 @@ class GradientProbe(TrainingListener):
         if not self._fresh:
             return
         path = self._folder / f"{self._step}.pt"
-        if self._step in self._spec.probe_save:
+        if self._step in self._saves:
             self._save({key: p.grad for key, p in self._gradients(optimizer).items()}, path)
         if self._step in self._spec.probe_compare and path.exists():
             self._compare(optimizer, torch.load(path, weights_only=True))
 
     def _save(self, gradients: dict[str, torch.Tensor | None], path: Path) -> None:
+        size = sum(g.nbytes for g in gradients.values() if g is not None)
+        if self._step == min(self._saves):
+            free, least = shutil.disk_usage(self._folder).free, 1 + len(self._spec.formats)
+            self._saves = affordable(self._saves, size, free, least)
         try:
             torch.save(gradients, path)
         except (OSError, RuntimeError) as error:
-            needed = sum(g.nbytes for g in gradients.values() if g is not None) * len(self._spec.probe_save)
             raise PrecauditError(
-                f"cannot keep gradients in {self._folder}: {error}; the audit needs {needed:,} bytes there: "
-                "set TMPDIR to a folder with more space"
+                f"cannot keep gradients in {self._folder}: {error}; the audit needs {size * len(self._saves):,} bytes "
+                "there: set TMPDIR to a folder with more space"
             ) from error
 
     def step_ended(self, optimizer: Any) -> None:
@@ -148,15 +159,41 @@ class GradientProbe(TrainingListener):
         return tuple(_difference(label, fqn, list(sums.values())) for (label, fqn), sums in self._sums.items())
 
 
+def affordable(steps: frozenset[int], size: int, free: int, least: int) -> frozenset[int]:
+    """The steps whose gradients, of `size` bytes, are to be kept where `free` bytes are left: of every stretch of steps
+    the first, equally many, and never fewer than `least`, by which each format has been looked at once."""
+    if not steps or size * len(steps) <= min(ENOUGH_BYTES, free / 2):
+        return steps
+    stretches: list[list[int]] = []
+    for step in sorted(steps):
+        if not stretches or stretches[-1][-1] != step - 1:
+            stretches.append([])
+        stretches[-1].append(step)
+    each = max(least, int(min(ENOUGH_BYTES, free / 2) / size) // len(stretches))
+    return frozenset(step for stretch in stretches for step in stretch[:each])
+
+
+def _sampled(values: torch.Tensor) -> tuple[torch.Tensor, float]:
+    """At most `SAMPLE` values, evenly spread over all columns, and how many each stands for."""
+    flat = values.flatten()
+    stride = -(-flat.numel() // SAMPLE)
+    while stride > 1 and math.gcd(stride, values.shape[-1]) > 1:
+        stride += 1
+    sample = flat[::stride]
+    return sample, flat.numel() / max(1, sample.numel())
+
+
 @dataclass
 class _Sums:
-    """Running sums of one parameter over the probed steps of one plan."""
+    """Running sums of one parameter over the probed steps of one plan. Those of vectors are of a sample, lest every
+    format and phase hold two more copies of a large model."""
 
     evaluations: int = 0
     neighbours: int = 0
     delta: float = 0.0
     gradient: float = 0.0
     noise: float = 0.0
+    weight: float = 1.0
     total_delta: torch.Tensor | None = None
     total_gradient: torch.Tensor | None = None
 
@@ -168,8 +205,13 @@ class _Sums:
         if previous is not None and previous.shape == exact.shape:
             self.neighbours += 1
             self.noise += _energy(exact - previous) / 2
-        self.total_delta = difference if self.total_delta is None else self.total_delta + difference
-        self.total_gradient = exact.clone() if self.total_gradient is None else self.total_gradient + exact
+        (delta, self.weight), (gradient, _) = _sampled(difference), _sampled(exact)
+        self.total_delta = delta.clone() if self.total_delta is None else self.total_delta + delta
+        self.total_gradient = gradient.clone() if self.total_gradient is None else self.total_gradient + gradient
+
+    def of_mean(self, total: torch.Tensor | None) -> float:
+        """Energy of the mean of what was added up."""
+        return _energy(total) * self.weight / self.evaluations**2 if total is not None else 0.0
 
 
 def _energy(values: torch.Tensor) -> float:
@@ -187,6 +229,6 @@ def _difference(label: str, fqn: str, parts: list[_Sums]) -> GradientDifference:
         delta=sum(part.delta / part.evaluations for part in parts),
         gradient=sum(part.gradient / part.evaluations for part in parts),
         noise=sum(part.noise / part.neighbours for part in parts if part.neighbours),
-        bias=sum(_energy(p.total_delta) / p.evaluations**2 for p in parts if p.total_delta is not None),
-        mean=sum(_energy(p.total_gradient) / p.evaluations**2 for p in parts if p.total_gradient is not None),
+        bias=sum(part.of_mean(part.total_delta) for part in parts),
+        mean=sum(part.of_mean(part.total_gradient) for part in parts),
     )

@@ -6,6 +6,10 @@ Arms take turns, a few steps each, so that a machine whose speed drifts drifts f
 arm is the median over rounds of its steps over the plain steps of the same round. All train the same model, because
 where a model happens to lie in memory makes more of a difference than some of the arms. The first step of a turn
 isn't timed: instruments are attached there, which happens once in a real run. Peers are measured when installed.
+
+How far the machine can tell is shown by an arm that is plain again. Others on a shared machine only ever add time, so
+the quiet column compares the fastest quarters of both arms' turns; a sampled arm has none, for its fast turns are those
+without an audited step.
 """
 
 from __future__ import annotations
@@ -164,15 +168,16 @@ def main() -> None:
         Arm("precaudit, every step, all roles", Audited(1)),
         sampled,
         Arm("empty leaf hooks", leaf_hooks),
+        Arm("plain again", lambda model, optimizer, stack: None),
         *(Arm(name, instrument) for name, instrument in peers().items()),
     ]
     for _ in range(arguments.rounds + 1):
         for arm in arms:
             arm.turn(training)
-    print(tabulate([row(arm, plain, sampled) for arm in arms], ["arm", "ms", "ratio", "25%", "75%"], floatfmt=FORMATS))
+    print(tabulate([row(arm, plain, sampled) for arm in arms], HEADINGS, floatfmt=("", ".1f", *[".3f"] * 4)))
 
 
-FORMATS = ("", ".1f", ".3f", ".3f", ".3f")
+HEADINGS = ["arm", "ms", "ratio", "25%", "75%", "quiet"]
 
 
 def row(arm: Arm, plain: Arm, sampled: Arm) -> list[Any]:
@@ -180,7 +185,13 @@ def row(arm: Arm, plain: Arm, sampled: Arm) -> list[Any]:
     centre = statistics.mean if arm is sampled else statistics.median
     ratios = [seconds / base for seconds, base in zip(arm.seconds[1:], plain.seconds[1:], strict=True)]
     low, _, high = statistics.quantiles(ratios, n=4)
-    return [arm.name, centre(arm.seconds[1:]) * 1e3, centre(ratios), low, high]
+    quiet = None if arm is sampled else fastest(arm) / fastest(plain)
+    return [arm.name, centre(arm.seconds[1:]) * 1e3, centre(ratios), low, high, quiet]
+
+
+def fastest(arm: Arm) -> float:
+    """The upper end of the fastest quarter of its turns."""
+    return statistics.quantiles(arm.seconds[1:], n=4)[0]
 
 
 if __name__ == "__main__":
