@@ -27,12 +27,37 @@ def generation_of(capability: Capability | None) -> str | None:
     return {9: "hopper", 10: "blackwell", 11: "blackwell", 12: "blackwell-rtx"}.get(major)
 
 
+# ---------------------------------------------------------------- mangled names
+
+_MANGLED = re.compile(r"L[a-z]n?\d+E|[ST][0-9A-Z]*_|(\d+)|.", re.DOTALL)
+
+
+def readable(name: str) -> str:
+    """A mangled name with its identifiers apart, as `at::native::reduce_kernel<...`; any other name as it is.
+
+    Arguments of templates stay encoded: only words are wanted, and a demangler's output varies anyway.
+    """
+    if not name.startswith("_Z"):
+        return name
+    parts, at = list[str](), 2
+    while match := _MANGLED.match(name, at):
+        at = match.end()
+        word = name[at : at + int(match.group(1))] if match.group(1) and len(match.group(1)) < 4 else ""
+        if word.isidentifier():
+            parts.append(f"::{word}")
+            at += len(word)
+        else:
+            opens = match.group() == "I" and parts and parts[-1].startswith("::")
+            parts.append("<" if opens else match.group())
+    return re.sub(r"^N?K?::", "", "".join(parts))
+
+
 # ---------------------------------------------------------------- generation
 
 _SM_TOKEN = re.compile(
     r"(?:cutlass_|(?<![a-zA-Z])(?:sm|SM|arch)_?|Sm)(70|72|75|80|86|87|89|90|100|101|103|110|120|121)(?!\d)"
 )
-_NAMED = re.compile(r"(?i)(?<![a-z])(volta|turing|ampere|ada|hopper|blackwell)(?![a-z])")
+_NAMED = re.compile(r"(?i:(?<![a-z])(volta|turing|ampere|hopper|blackwell)|(?<![a-z])(ada)(?![a-z]))(?![a-z])")
 _SHAPE = re.compile(r"(?:tensor|[hsicdz])(64x\d+x\d+|\d+x\d+x\d+|884|1684|1688|16816|16832|16864|8816|8832|161616)")
 _WARPGROUP_SHAPE = re.compile(r"(?<![a-zA-Z0-9])[a-z]{1,2}64x\d+x\d+")
 
@@ -43,7 +68,7 @@ def stated_generation(name: str) -> str | None:
     if token:
         return generation_of(divmod(int(token.group(1)), 10))
     word = _NAMED.search(name)
-    return word.group(1).lower() if word else None
+    return (word.group(1) or word.group(2)).lower() if word else None
 
 
 def shape_generation(name: str, operands: str | None) -> str | None:
@@ -63,12 +88,12 @@ def shape_generation(name: str, operands: str | None) -> str | None:
 
 _FORMATS: tuple[tuple[str, re.Pattern[str]], ...] = (
     ("tf32", re.compile(r"tf32|TF32|FastF32")),
-    ("fp4", re.compile(r"(?i)e2m1|nvfp?4|mxfp?4|(?<![a-z])fp4")),
-    ("fp8", re.compile(r"(?i)e4m3|e5m2|fp8|float8")),
+    ("fp4", re.compile(r"(?i)e2m1|nvfp?4|mxfp?4|(?<![a-z])(?<!fp8_)fp4")),
+    ("fp8", re.compile(r"(?i)e4m3|e5m2|fp8|float8|(?<![a-z0-9])f8(?![a-z0-9])")),
     ("bf16", re.compile(r"(?i)bf16|bfloat16")),
     ("fp64", re.compile(r"[dz](?:884|1684|1688|16816)(?!\d)|[dz]gemm|f64|double|dmma")),
     ("int8", re.compile(r"i(?:8816|16832|16864|161616)|imma|int8|i8i8|s8s8|_[su]8_")),
-    ("fp16", re.compile(r"(?i)fp16|(?<![a-z0-9])f16|f16f16|half|[hs]884|h1688|h161616")),
+    ("fp16", re.compile(r"(?i)fp16|(?<![a-z0-9])f16|f16f16|half|[hs]884|h1688|h161616|hgemm|hcudnn")),
     ("fp32", re.compile(r"(?i)f32|fp32|float|sgemm|scudnn|gcgemm|cgemm")),
 )
 _NVJET = re.compile(r"^nvjet_(?:sm\d+_)?([a-z])[a-z]{2,4}_")

@@ -17,6 +17,7 @@ from precaudit.tensorcores.kernel_names import (
     generation_of,
     library_of,
     operand_format,
+    readable,
     shape_generation,
     stated_generation,
 )
@@ -59,15 +60,27 @@ RULES: tuple[Rule, ...] = (
         "helper",
         r"splitKreduce|ReduceSplitK|reduce_1Block|globalKernel|OffsetsKernel|nchwToNhwc|nhwcToNchw|[Pp]reprocess"
         r"|[Pp]ostprocess|dot_do_o|convert_dq|combine(?!d)|FwdCombine|reshape_and_cache|elementwise|Functor|prepare_varlen"
-        r"|im2col|col2im|vol2col|col2vol|init_device_workspace|convertTensor_kernel|AddPaddingKernel",
+        r"|im2col|col2im|vol2col|col2vol|init_device_workspace|convertTensor_kernel|AddPaddingKernel|elementWise"
+        r"|clear_dkvaccum|convert_dkv|ForwardCombine|BwdSumOdO|FmhaKernelBwdConvert|MlaReductionKernel|mla_metadata"
+        r"|region_transform|flip_filter|compute_gemm_pointers|generic4Channel",
+        False,
+        matmul=False,
+    ),
+    # What serves a low-precision product, beside it in the same namespace and with its formats in the name.
+    _rule(
+        "gemm-helper",
+        r"gemm_starts|prepare_grouped_gemm_data|scale_\d+x128_kernel|expandInputRows|computeStrides|doActivation"
+        r"|finalizeMoeRouting|ExpertPrefixSum|_repack_kernel|transpose_fp32|pack_fp32_into|mqa_logits_metadata"
+        r"|clean_logits|^(?:void )?fbgemm_gpu::",
         False,
         matmul=False,
     ),
     _rule("xmma-ffma", r"xmma_.*_ffma", False),
     _rule("xmma-depthwise", r"xmma_depthwise_convolution_\w*f32f32_f32f32_f32", False),
+    _rule("xmma-maxwell", r"sm(?:50|60|61)_xmma_(?!\w*HMMA)", False),
     _rule("simt", r"_simt_|OpClassSimt|MmaSimt", False),
     _rule("tensorop", r"tensorop|OpClassTensorOp|MmaTensorOp|TensorOpMultiplicand|OpMultiplyAddFastF32", True),
-    _rule("xmma-tensor", r"xmma_.*_tensor\d+x\d+x\d+", True),
+    _rule("xmma-tensor", r"xmma_.*_(?:sp)?tensor\d+x\d+x\d+", True),
     _rule("xmma-warpgroup", r"xmma_.*warpgroupsize", True, "hopper"),
     _rule("mma-884", r"(?<![a-zA-Z0-9])[hsicdz]884(?![0-9])", True),
     _rule(
@@ -75,59 +88,113 @@ RULES: tuple[Rule, ...] = (
         r"(?<![a-zA-Z0-9])(?:[hsicdz](?:1684|1688|16816|16832|16864|8816|8832)|[hsi]161616)(?![0-9])",
         True,
     ),
-    _rule("hmma", r"(?<![a-zA-Z])(?:hmma|imma|dmma|wmma)(?![a-zA-Z])", True),
+    _rule("hmma", r"(?<![a-zA-Z])(?:hmma|imma|dmma|wmma)(?![a-zA-Z])|(?<![A-Z])HMMA(?![A-Z])", True),
     _rule("nvjet", r"^nvjet_", True, "gpu"),
-    _rule("wgmma", r"wgmma|(?<![A-Z])GMMA(?![A-Z])", True, "hopper"),
+    _rule("wgmma", r"[wW]gmma|(?<![A-Z])GMMA(?![A-Z])", True, "hopper"),
     _rule("tcgen05", r"utc[a-z0-9]*mma|tcgen05|(?<![A-Z])UMMA(?![A-Z])", True, "blackwell"),
     _rule("ptx-mma", r"(?<![a-zA-Z0-9])m16n8k(?:4|8|16|32|64)(?![0-9])", True),
     _rule(
         "vector-gemm",
-        r"(?:volta|turing|ampere|maxwell|pascal|hopper)_(?:fp16_|bf16_)?g?[sdcz]gemm|gcgemm|scudnn|magma_\w*[sdcz]gemm",
+        r"(?:volta|turing|ampere|maxwell|pascal|hopper)_(?:fp16_|bf16_)?g?[sdczhi]gemm|gcgemm|[shi]cudnn"
+        r"|magma_\w*[sdcz]gemm|fermiPlusCgemm|(?<![a-zA-Z0-9])[sdcz]gemm_(?:largek|\w*_vec)",
         False,
     ),
-    _rule("gemv", r"[Gg]emv|gemmk1|gemm_k1|dot_kernel|gemmSN|kernel_4bit_inference_naive", False),
+    _rule("gemv", r"[Gg]emv|gemmk1|gemm_k1|dot_kernel|gemmSN|4bit_inference_naive", False),
+    _rule(
+        "vector-quantised",  # dequantised in registers, multiplied by packed half-precision arithmetic
+        r"cudaCoreGemm|weight_only::kernel<|gemm_half_q_half|moe_wna16_gemm_kernel|bgmv_(?:shrink|expand)",
+        False,
+    ),
+    _rule("vector-rnn", r"RNN_blockPersist_[fb]p_\w+<float", False),
     _rule(
         "vector-conv",
         r"fft[12]d|fft3d|winograd|dgrad_engine|wgrad_engine|wgrad_alg\d|dgrad_alg\d|convolve_sgemm|convolve_common_engine"
-        r"|dgrad2d_|wgrad2d_|dgrad1d|conv2d_grouped_direct|conv2d_c1_k1|conv_depthwise|DepthwiseConv",
+        r"|dgrad2d_|wgrad2d_|dgrad1d|conv2d_grouped_direct|conv2d_c1_k1|conv_depthwise|DepthwiseConv|causal_conv1d_\w*kernel",
         False,
     ),
-    _rule("flash-sm90", r"flash::compute_attn_ws|FlashAttn\w*Sm90|flash::enable_sm90", True, "hopper"),
-    _rule(
-        "flash-sm100", r"FlashAttn\w*Sm100|FlashAttentionForwardSm100|FlashAttentionBackwardSm100", True, "blackwell"
-    ),
-    _rule("flash-2", r"flash_(?:fwd|bwd)\w*kernel|FlashAttn\w*Sm80", True, "ampere"),
-    _rule("cudnn-sdpa", r"cudnn_generated_fort_native_sdpa_sm\d+_flash", True),
+    _rule("vector-attention", r"paged_attention_v[12]_\w*kernel|(?:Batch|Single)DecodeWith\w*KVCacheKernel<", False),
+    _rule("flash-sm90", r"flash::compute_attn_ws|FlashAtt(?:entio)?n\w*Sm90|flash::enable_sm90", True, "hopper"),
+    _rule("flash-sm100", r"FlashAtt(?:entio)?n\w*Sm10\d", True, "blackwell"),
+    _rule("flash-mla-stated", r"(?<!\w)sm(?:90|100)\w?::[\w:]*(?:attn|mla)\w*_kernel", True),
+    _rule("flash-mla", r"flash_fwd_splitkv_mla\w*kernel", True, "hopper"),
+    _rule("flash-2", r"flash_(?:fwd|bwd)\w*kernel|FlashAtt(?:entio)?n\w*Sm(?:80|120)", True, "ampere"),
+    _rule("flash-1", r"fmha_(?:fprop|dgrad)_fp16|fmha_(?:fwd|bwd)_\w*loop_kernel", True, "ampere"),
+    _rule("flashinfer-sm90", r"flashinfer::PrefillWithKVCacheKernel|MLAPageAttentionHopperKernel", True, "hopper"),
+    _rule("flashinfer", r"(?:Batch|Single)PrefillWith\w*KVCacheKernel|BatchMLAPagedAttentionKernel", True, "ampere"),
+    _rule("sage-sm100", r"qk_int8_sv_f8_attn_kernel_sm100", True, "blackwell"),
+    _rule("sage-sm90", r"qk_int8_sv_f8_attn_kernel", True, "hopper"),
+    _rule("sage", r"qk_int_sv_f(?:8|16)_attn_kernel", True, "ampere"),
+    _rule("cudnn-sdpa", r"cudnn_generated_fort_native_sdpa_sm\d+_", True),
+    _rule("cudnn-fusion", r"cudnn_generated_fort_native_sm\d+_(?:matMul|conv[FDW])", True),
     _rule("fmha-vector", r"fmha_cutlass[FB]_(?:f32_\w*_sm(?:50|60|70|75)|\w+_sm(?:50|60))(?!\d)", False),
     _rule("fmha-cutlass", r"fmha_cutlass[FB]_(?:f16|bf16|f32)_", True),
+    _rule("attention-cutlass", r"AttentionKernel<cutlass::(?:half_t|bfloat16_t), (?:cutlass::)?arch::Sm\d", True),
     _rule("fmha-sm100", r"fmhaSm10\d", True, "blackwell"),
     _rule("fmha-sm90", r"fmha_v2\w*_ws_sm90", True, "hopper"),
-    _rule("fmha-v2", r"fmha_v2\w*_sm(?:70|75|80|86|89|90|120)", True, "ampere"),
-    _rule("trtllm-bmm", r"^bmm_(?:Mx|Nv)?(?:E4m3|E2m1|E5m2|Bfloat16|Fp16|Fp32)", True),
-    _rule("deep-gemm", r"deep_gemm::", True),
-    _rule("marlin", r"marlin::Marlin|Marlin<", True, "ampere"),
+    _rule("fmha-v2-turing", r"(?:fmha|fused_multihead_attention)_v2\w*_sm(?:70|72|75)(?!\d)", True),
+    _rule("fmha-v2", r"(?:fmha|fused_multihead_attention)_v2\w*_sm(?:80|86|87|89|90|120)", True, "ampere"),
+    _rule("trtllm-bmm", r"^(?:bmm|gemm)_(?:Mx|Nv)?(?:E4m3|E2m1|E5m2|Bfloat16|Fp16|Fp32)", True),
+    _rule("deep-gemm", r"deep_gemm::", True, "gpu"),
+    _rule("marlin", r"marlin::Marlin|Marlin(?:_24)?<", True, "ampere"),
+    _rule("awq", r"gemm_forward_4bit_cuda_m16n", True, "ampere"),
     _rule("cutlass-device", r"cutlass::(?:device_kernel|Kernel).*(?:sm|Sm)(?:80|89|90|100|103|120)(?!\d)", True),
+    _rule("cutlass-warp-specialized", r"cutlass::device_kernel.*KernelTmaWarpSpecialized", True, "hopper"),
+    _rule(
+        "cute-dsl",
+        r"^kernel_cutlass_(?=\w*(?:[gG]emm|GEMM|Attention|Fmha|FMHA))(?=\w*(?:(?:Sm|SM)(?:90|1[0-2]\d)|Hopper|Blackwell))",
+        True,
+    ),
+    _rule("triton-pointwise", r"^triton_(?:poi|red|per|spl|for|mix|unk)_", False, matmul=False),
     _rule(
         "low-precision-gemm",
         r"(?i)(?:fp8|e4m3|e5m2|e2m1|nvfp4|mxfp4).*gemm|gemm.*(?:fp8|e4m3|e5m2|e2m1|nvfp4|mxfp4)",
         True,
     ),
-    _rule("triton-pointwise", r"^triton_(?:poi|red|per|for|mix|unk)_", False, matmul=False),
     _rule("triton", r"^triton_", None),
     _rule(
-        "collective", r"nccl|Nccl|all_reduce|allreduce|AllReduce|AllGather|ReduceScatter|nvshmem", False, matmul=False
+        "collective",
+        r"nccl|Nccl|all_reduce|allreduce|AllReduce|AllGather|ReduceScatter|nvshmem|cross_device_reduce|mscclpp|userbuffers"
+        r"|(?:deep_ep|dpsk::ep)::",
+        False,
+        matmul=False,
     ),
     _rule("pytorch", r"^(?:void )?(?:at|c10)::|at_cuda_detail|multi_tensor_apply", False, matmul=False),
-    _rule("cub", r"(?:^|\W)(?:cub|thrust)::", False, matmul=False),
+    _rule(
+        "pytorch-short",  # as some exporters write them: without a namespace, or without arguments too
+        r"^(?:void )?(?:[(<]\w+(?: \w+)?[)>]::)?(?:reduce_kernel|index(?:Select|Add|Func)\w+Index|cuCompute\w+"
+        r"|CatArrayBatchedCopy\w*|tensor_kernel_scan_\w+|_scatter_gather\w+|cuApply\w+)(?:$|[<(])",
+        False,
+        matmul=False,
+    ),
+    _rule(
+        "cub",
+        r"(?:^|\W)(?:cub|thrust)::|^Device(?:RadixSort|SegmentedRadixSort|Scan|Reduce|Select|Partition)\w*Kernel",
+        False,
+        matmul=False,
+    ),
     _rule(
         "cudnn-map",
-        r"cudnn::bn_|cudnn::ops::|cudnn::(?:\w+::)?softmax|bn_(?:fw|bw)_|pooling_\w+_kernel|scalePacked|op_generic_tensor|elemWiseRNNcell|(?i:elementwise)_fp",
+        r"cudnn::bn_|cudnn::ops::|cudnn::(?:\w+::)?softmax|bn_(?:fw|bw)_|pooling_\w+_kernel|scalePacked|op_generic_tensor"
+        r"|elemWiseRNNcell|(?i:elementwise)_fp|cudnn::detail::lrn|persistRNN_",
+        False,
+        matmul=False,
+    ),
+    _rule(
+        "tensorrt-map",
+        r"generatedNativePointwise|genericReformat::|cu(?:Slice|Scale|Pad)Layer|^__myl_(?!\w*(?:Fc|Conv|Gemm|Mat|Mha))",
+        False,
+        matmul=False,
+    ),
+    _rule(
+        "tensorflow-map",
+        r"^(?:input|loop)_\w*fusion(?:_\d+)*$|^wrapped_[a-z_]+(?:_\d+)*$|EigenMetaKernel"
+        r"|^(?:void )?tensorflow::functor::",
         False,
         matmul=False,
     ),
     _rule(
         "memory",
-        r"(?i)^(?:memcpy|memset)|copy_kernel|copy_page|fill_kernel|transpose_kernel|cast_transpose",
+        r"(?i)^(?:\[cuda )?(?:memcpy|memset)|copy_kernel|copy_page|fill_kernel|transpose_kernel|cast_transpose",
         False,
         matmul=False,
     ),
@@ -135,16 +202,21 @@ RULES: tuple[Rule, ...] = (
         "map-or-reduce",
         r"(?i)^(?!.*(?:gemm|mma|attention|attn|fmha|conv(?!ert)|matmul|linear|mlp)).*"
         r"(?:(?:layer|rms|group|batch|instance)_?norm|softmax|rotary|rope_|silu|gelu|act_and_mul|embedding|dropout"
-        r"|quantize|_quant_|topk|top_k|sampling|argmax|routing|finalizeKernel|moe_align|expand_input|permute"
-        r"|cross_entropy|Criterion)",
+        r"|quantize|_quant_|quantint8|topk|top_k|sampling|argmax|routing|finalizeKernel|moe_align|expand_input|permute"
+        r"|cross_entropy|Criterion|hadamard|selective_scan_|nms_kernel|roi_align|roi_pool|resize|upsample|mergestates"
+        r"|concat_and_cache|sort_expert|amax_kernel|kOptimizer|nrm2_kernel|asum_kernel|axpy_kernel|scal_kernel)",
         False,
         matmul=False,
     ),
+    _rule("merge-states", r"merge_attn_states|MergeAttnStates", False, matmul=False),
 )
 
 NOT_NVIDIA = Classification("unknown", "not-nvidia")
 _NO_RULE = Rule("no-rule", re.compile(""), None, None, False)
-_AMD_NAME = re.compile(r"^Cijk_|^_ZN2ck|^_ZN7ck_tile|(?<![a-z])ck::|xdlops|gtcx|MIOpen|miopen|rocblas|Tensile")
+_LONGEST = 8192  # characters of a name that are read: patterns take quadratic time where a word repeats
+_AMD_NAME = re.compile(
+    r"^Cijk_|(?<![a-z])ck(?:_tile)?::|xdlops|gtcx|MIOpen|miopen|rocblas|Tensile|amd_rocclr|aiter::|__hip_|mfma"
+)
 
 
 def classify(name: str, capability: Capability | None, *, nvidia: bool = True) -> Classification:
@@ -152,6 +224,7 @@ def classify(name: str, capability: Capability | None, *, nvidia: bool = True) -
 
     Without a capability a Tensor Core kernel can't be called native or legacy: its class is then `unknown`.
     """
+    name = readable(name[:_LONGEST])
     if not nvidia or _AMD_NAME.search(name):
         return NOT_NVIDIA
     rule = next((r for r in RULES if r.pattern.search(name)), _NO_RULE)
@@ -190,7 +263,7 @@ def _kernel_generation(name: str, rule: Rule, operands: str | None, gpu: str | N
     return _by_operands(operands, gpu) if rule.id in _ANY_GENERATION else "ampere"
 
 
-_ANY_GENERATION = frozenset({"trtllm-bmm", "deep-gemm", "low-precision-gemm"})
+_ANY_GENERATION = frozenset({"trtllm-bmm", "low-precision-gemm"})
 """Rules for libraries that have kernels of one name for every generation."""
 
 
@@ -205,8 +278,8 @@ def _older(first: str | None, second: str | None) -> str | None:
 
 
 def _tensor_operands(name: str, stated: str | None) -> str | None:
-    """Float32 inputs on a Tensor Core are rounded to TF32; a bare `s1688` takes float32 inputs too."""
-    if stated == "fp32" or (stated is None and "s1688" in name):
+    """Float32 inputs on a Tensor Core are rounded to TF32; a bare `s1688`, or `c1688`, takes float32 inputs too."""
+    if stated == "fp32" or (stated is None and re.search(r"[sc]1688", name)):
         return "tf32"
     if stated is None and re.search(r"[hs](?:884|16816|161616)", name):
         return "fp16"

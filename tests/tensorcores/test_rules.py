@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from precaudit.tensorcores.kernel_names import readable
 from precaudit.tensorcores.rules import NOT_NVIDIA, RULES, classify, classify_ptx, generation_of, second_opinion
 
 V100, T4, A100, L4, H100, B200, RTX5090 = (7, 0), (7, 5), (8, 0), (8, 9), (9, 0), (10, 0), (12, 0)
@@ -62,13 +63,16 @@ def test_fragments_of_real_names_never_raise_and_agree_with_the_generation(name,
         assert found.tensor_core != "legacy"
 
 
+def test_a_name_without_end_takes_no_time():
+    assert classify("sm90::" * 100_000, H100).rule == "no-rule"
+
+
 def test_a_tensor_core_kernel_on_an_unknown_gpu_is_unknown():
     found = classify(SM90, None)
     assert (found.tensor_core, found.generation) == ("unknown", "hopper")
 
 
 EVERY_GENERATION = [
-    "void deep_gemm::fp8_gemm_kernel<4096u, 7168u>(CUtensorMap)",
     "fp8_blockwise_gemm_kernel",
     "void tensorrt_llm::kernels::cutlass_kernels::fp8_gemm<x>()",
 ]
@@ -83,6 +87,30 @@ def test_fp8_has_a_path_of_its_own_on_some_gpus_and_two_on_others(name):
 def test_fp4_on_a_b200_has_one_path():
     assert classify("bmm_Bfloat16_E2m1_Fp32_t128x8x256", B200).tensor_core == "native"
     assert classify("bmm_Bfloat16_E2m1_Fp32_t128x8x256", H100).tensor_core == "unknown"
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        (
+            "_ZN2at6native12_GLOBAL__N_128vectorized_layer_norm_kernelIN3c108BFloat16EfLb1EEE",
+            "vectorized_layer_norm_kernel<",
+        ),
+        ("_ZN7cutlass6KernelI6KernelLi4EEE", "cutlass::Kernel<::KernelLi4E"),
+        ("ampere_sgemm_128x64_tn", "ampere_sgemm_128x64_tn"),
+        ("_Z99short", "short"),
+        ("_Z", ""),
+    ],
+)
+def test_words_of_mangled_names(name, words):
+    assert words in readable(name)
+
+
+@pytest.mark.parametrize(
+    "name", ["void ck_tile::kentry<1, ck_tile::FmhaFwdKernel>", "_ZN7ck_tile6kentryILi1EEE", "__amd_rocclr_copyBuffer"]
+)
+def test_another_vendors_names(name):
+    assert classify(name, H100) is NOT_NVIDIA
 
 
 def test_another_vendors_gpu():
