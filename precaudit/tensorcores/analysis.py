@@ -15,7 +15,15 @@ from precaudit.tensorcores.advice import advise
 from precaudit.tensorcores.attribution import OUTSIDE, UNATTRIBUTED, Attribution, attribute
 from precaudit.tensorcores.peaks import Gpu, find_gpu
 from precaudit.tensorcores.products import Product, product
-from precaudit.tensorcores.rules import RANK, Classification, classify, classify_ptx, generation_of, second_opinion
+from precaudit.tensorcores.rules import (
+    NOT_NVIDIA,
+    RANK,
+    Classification,
+    classify,
+    classify_ptx,
+    generation_of,
+    second_opinion,
+)
 from precaudit.tensorcores.traces import Floats, Ints, Trace
 
 METHOD = "kernel times by torch.profiler; classes by kernel name, and by achieved rate where shapes are known"
@@ -100,14 +108,19 @@ def identify(trace: Trace, target: str | None) -> Card:
     gpu = find_gpu(target) if target else None
     if gpu is not None:
         return Card(gpu.name, gpu.capability, gpu.nvidia, gpu)
+    if any(classify(name, None).rule == NOT_NVIDIA.rule for name in _kernel_names(trace)):
+        return Card("unnamed AMD GPU", None, False, None)
     return Card(None, _newest_capability(trace), True, None)
+
+
+def _kernel_names(trace: Trace) -> set[str]:
+    return {trace.names[i] for i in np.unique(trace.kernels.name)}
 
 
 def _newest_capability(trace: Trace) -> tuple[int, int] | None:
     """The capability of the newest generation among the kernels: no GPU runs kernels newer than itself."""
     capabilities = ((7, 0), (7, 5), (8, 0), (9, 0), (10, 0))
-    names = {trace.names[i] for i in np.unique(trace.kernels.name)}
-    seen = [found.generation for found in (classify(name, None) for name in names) if found.generation]
+    seen = [found.generation for found in (classify(name, None) for name in _kernel_names(trace)) if found.generation]
     newest = max(seen, key=RANK.__getitem__, default=None)
     return next((c for c in capabilities if newest and RANK[generation_of(c) or ""] == RANK[newest]), None)
 
@@ -288,12 +301,15 @@ def _notes(trace: Trace, card: Card, groups: Sequence[Group], attribution: Attri
     early = float(trace.kernels.seconds[~attribution.launched].sum()) / total
     if card.name is None:
         guess = f"taken to be of generation {card.generation}, the newest among its kernels" if card.generation else ""
-        yield f"The trace does not name its GPU: {guess or 'native and legacy paths can not be told apart'}."
+        guess = guess or "native and legacy paths can not be told apart"
+        yield f"The trace does not name its GPU: {guess}. --target names it."
     elif card.gpu is None:
         yield f"No peak figures for {card.name}: shares of peak and checks by rate are not measured."
     elif card.nvidia and (caveat := card.gpu.caveat(unused=("bandwidth",))):
         yield f"Peak {caveat}."
-    if early > 0.001:
+    if not len(trace.launches.correlation):
+        yield "The trace has no launch calls, so its kernels belong to no op and no layer."
+    elif early > 0.001:
         yield f"{early:.1%} of the GPU time was launched before the recording began and belongs to no layer."
     if not len(trace.scopes):
         yield "The trace has no module events: layers need with_stack=True (or with_modules) while recording."

@@ -16,6 +16,7 @@ Event = Mapping[str, Any]
 MODULE = "nn.Module: "
 SCOPE = "fwd::"  # what precaudit's own profiled steps put around every forward
 _LARGEST = 2**53
+_YEAR = 3.2e13  # in microseconds: no kernel takes as long
 
 
 class Table:
@@ -51,6 +52,7 @@ class Columns:
         self.arguments: dict[int, Arguments] = {}
         self._seen: dict[str, Arguments] = {}
         self.counters = 0
+        self.known = 0
         self.malformed = 0
         self._takers: dict[str, Callable[[Event], None]] = {
             "python_function": self._take_python,
@@ -61,6 +63,9 @@ class Columns:
             "cuda_runtime": self._take_launch,
             "cuda_driver": self._take_launch,
             "Runtime": self._take_launch,
+            "xpu_runtime": self._take_launch,
+            "mtia_runtime": self._take_launch,
+            "privateuse1_runtime": self._take_launch,
             "user_annotation": self._take_annotation,
             "fwdbwd": self._take_flow,
             "cuda_profiler_range": self._take_counter,
@@ -70,6 +75,7 @@ class Columns:
         try:
             taker = self._takers.get(event["cat"])
             if taker is not None:
+                self.known += 1
                 taker(event)
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
             self.malformed += isinstance(event, dict) and "cat" in event
@@ -118,6 +124,8 @@ class Columns:
         device = integer(arguments.get("device", event.get("pid")), 0)
         correlation = integer(arguments.get("correlation"), -1)
         duration = float(event["dur"])
+        if not 0 <= duration < _YEAR:
+            raise ValueError("no time that a kernel takes")
         self.kernels.add((self._name(name), duration, correlation, device if 0 <= device < 1024 else 0))
 
     def _take_launch(self, event: Event) -> None:

@@ -81,6 +81,8 @@ class TraceFile:
                 self._is_list = True
                 return text[1:]
             if text and not text.startswith(b"{"):
+                if container := _container(text):
+                    raise PrecauditError(f"{self.path}: {container}")
                 raise self._error("not JSON: a torch.profiler trace starts with { or [")
             for key in _KEY.finditer(buffer):
                 head = _parse(buffer[: key.end()] + b"]}")
@@ -165,6 +167,23 @@ def _cuts(buffer: bytes) -> Iterator[int]:
         if _EVENT_START.match(buffer, at + 2):
             yield at + 1
         end = at + 1
+
+
+# How files begin that a trace may have been turned into since it was written.
+_CONTAINERS: tuple[tuple[bytes, str], ...] = (
+    (b"\x1f\x8b", "it is compressed twice: unpack it once"),
+    (b"\x28\xb5\x2f\xfd", "it is compressed with zstd: unpack it, or compress it with gzip"),
+    (b"BZh", "it is compressed with bzip2: unpack it, or compress it with gzip"),
+    (b"\xfd7zXZ", "it is compressed with xz: unpack it, or compress it with gzip"),
+    (b"\xff\xfe", "it is UTF-16 text: save it as UTF-8"),
+    (b"\xfe\xff", "it is UTF-16 text: save it as UTF-8"),
+    (b"version https://git-lfs", "it is a Git LFS pointer: fetch the file itself with git lfs pull"),
+    (b"SQLite format 3", "it is a database, as Nsight Systems exports: torch.profiler's own trace is needed"),
+)
+
+
+def _container(text: bytes) -> str | None:
+    return next((what for magic, what in _CONTAINERS if text.startswith(magic)), None)
 
 
 def _foreign(buffer: bytes) -> str:

@@ -106,6 +106,11 @@ def _no_kernels(path: Path, columns: Columns, events: int) -> str:
             f"{path}: no GPU kernels with a duration: it holds {columns.counters} CUPTI counter ranges, "
             "which are not times. Record without profiler metrics"
         )
+    if events and not columns.known:
+        return (
+            f"{path}: none of its {events} events has a category of torch.profiler's: another tool wrote it. "
+            "Record with torch.profiler and export with prof.export_chrome_trace(path)"
+        )
     where = f"{len(columns.ops)} CPU ops" if len(columns.ops) else "no CPU op either"
     return (
         f"{path}: no GPU kernels among its {events} events ({where}). Record on a GPU with "
@@ -115,7 +120,7 @@ def _no_kernels(path: Path, columns: Columns, events: int) -> str:
 
 def _assemble(source: str, columns: Columns, file: TraceFile) -> Trace:
     kernels, ops, launches, flows = columns.kernels, columns.ops, columns.launches, columns.flows
-    seconds = _seconds(kernels.floats("duration"))
+    seconds = kernels.floats("duration") * 1e-6
     device = int(np.bincount(kernels.integers("device"), weights=seconds).argmax())
     return Trace(
         source=source,
@@ -137,26 +142,23 @@ def _assemble(source: str, columns: Columns, file: TraceFile) -> Trace:
     )
 
 
-def _seconds(microseconds: Floats) -> Floats:
-    usable = np.isfinite(microseconds) & (microseconds > 0)
-    return np.where(usable, microseconds, 0.0) * 1e-6
-
-
 def _intervals(table: Table) -> Intervals:
     start, duration = table.floats("start"), table.floats("duration")
     return Intervals(table.integers("name"), table.integers("thread"), start, start + np.maximum(duration, 0.0))
+
+
+_OTHER_VENDOR = re.compile(r"AMD|Intel|Ascend|MLU|MTT|MetaX|Biren|Hygon|.*(?:Radeon|Instinct)")
 
 
 def _device(metadata: Mapping[str, Any], number: int) -> Device | None:
     """The GPU of that number as the trace's `deviceProperties` describe it."""
     listed = metadata.get("deviceProperties")
     entries = [e for e in listed if isinstance(e, dict)] if isinstance(listed, list) else []
+    hip = any(str(key).startswith(("hip", "roctracer", "rocprofiler")) for key in metadata)
     if not entries:
-        return None
+        return Device("unnamed AMD GPU", None, nvidia=False) if hip else None
     entry = next((e for e in entries if e.get("id") == number), entries[0])
     name = str(entry.get("name") or "unnamed GPU")
     major, minor = entry.get("computeMajor"), entry.get("computeMinor")
     capability = (major, minor) if isinstance(major, int) and isinstance(minor, int) else None
-    hip = any(str(key).startswith(("hip", "roctracer", "rocprofiler")) for key in metadata)
-    foreign = re.match(r"AMD|Intel|.*(?:Radeon|Instinct)", name)
-    return Device(name, capability, nvidia=not hip and not foreign)
+    return Device(name, capability, nvidia=not hip and not _OTHER_VENDOR.match(name))

@@ -168,3 +168,17 @@ def test_a_layers_share_of_peak_is_that_of_its_products(tmp_path):
     analysis = analysed(tmp_path, events)
     (layer,), (kernel,) = analysis.tensor_cores.layers, analysis.tensor_cores.kernels
     assert layer["peak_share"] == pytest.approx(kernel.peak_share)
+
+
+def test_another_vendors_kernels_name_the_vendor_where_the_trace_does_not(tmp_path):
+    events = launched("Cijk_Alik_Bljk_BBS_BH_MT256x128x64", 0, 5, 1)
+    used = analysed(tmp_path, events, deviceProperties=[]).tensor_cores
+    assert used.device == "unnamed AMD GPU"
+    assert "not an NVIDIA GPU" in used.method
+
+
+def test_kernels_without_any_launch_are_not_said_to_be_launched_early(tmp_path):
+    _, kernel = launched(NVJET, 0, 5, 1)
+    notes = " ".join(analysed(tmp_path, [kernel]).tensor_cores.notes)
+    assert "no launch calls" in notes
+    assert "before the recording" not in notes

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import bz2
 import gzip
 import json
+import lzma
 
 import pytest
 from hypothesis import given, settings
@@ -95,6 +97,13 @@ BROKEN = [
     pytest.param(b"   \n", "empty", id="blank"),
     pytest.param(b"PK\x03\x04rest", "zip archive", id="zip"),
     pytest.param(b"\x89PNG\r\n", "not JSON", id="png"),
+    pytest.param(gzip.compress(gzip.compress(b"{}")), "compressed twice", id="gzip-twice"),
+    pytest.param(b"\x28\xb5\x2f\xfd\x04", "with zstd", id="zstd"),
+    pytest.param(bz2.compress(b"{}"), "with bzip2", id="bzip2"),
+    pytest.param(lzma.compress(b"{}"), "with xz", id="xz"),
+    pytest.param("[]".encode("utf-16"), "UTF-16", id="utf-16"),
+    pytest.param(b"version https://git-lfs.github.com/spec/v1\n", "Git LFS", id="lfs"),
+    pytest.param(b"SQLite format 3\0", "Nsight Systems", id="sqlite"),
     pytest.param(b'{"kernels": 3, "b": []}', "no traceEvents .its keys: kernels, b", id="foreign"),
     pytest.param(b'{"traceEvents": {"a": 1}}', "not a list", id="object"),
     pytest.param(b'{"schemaVersion": 1, "traceEv', "not valid JSON", id="cut-in-head"),

@@ -143,6 +143,10 @@ def test_scopes_of_our_own_profiled_steps(tmp_path):
 NO_KERNELS = [
     pytest.param([op("aten::mm", 0, 5)], r"no GPU kernels among its 1 events \(1 CPU ops\)", id="cpu-only"),
     pytest.param([], "no CPU op either", id="no-events"),
+    pytest.param(
+        [{"ph": "X", "cat": "cuda", "name": NVJET, "ts": 1, "dur": 5}], "another tool wrote it", id="nsys2json"
+    ),
+    pytest.param([{"ph": "X", "name": NVJET, "ts": 1, "dur": 5}], "another tool wrote it", id="jax"),
     pytest.param([span("cuda_profiler_range", ADD, 0, 5)], "1 CUPTI counter ranges", id="counters"),
     pytest.param([1, None, "x", [], {"cat": "kernel"}, {"cat": []}, {"cat": None}], "no GPU kernels", id="no-event"),
 ]
@@ -167,6 +171,22 @@ def test_an_amd_gpu_by_its_name_or_its_runtime(tmp_path):
     assert not read(tmp_path, events, deviceProperties=[{"id": 0, "name": "AMD Instinct MI300X"}]).device.nvidia
     assert not read(tmp_path, events, deviceProperties=[{"id": 0, "name": ""}], hip_driver_version=6).device.nvidia
     assert read(tmp_path, events, deviceProperties="garbage").device is None
+    assert not read(tmp_path, events, deviceProperties=[], hip_runtime_version=6).device.nvidia
+    assert not read(tmp_path, events, deviceProperties=[{"id": 0, "name": "Ascend910B3"}]).device.nvidia
+
+
+@pytest.mark.parametrize("duration", [-30, 1e308, "nan", None])
+def test_times_that_no_kernel_takes_are_malformed(tmp_path, duration):
+    call, kernel = launched(NVJET, 0, 5, 1)
+    trace = read(tmp_path, [call, kernel | {"dur": duration}, *launched(ADD, 10, 7, 2)])
+    assert trace.kernels.seconds.tolist() == [7e-6]
+    assert trace.malformed == 1
+
+
+@pytest.mark.parametrize("runtime", ["xpu_runtime", "mtia_runtime", "privateuse1_runtime"])
+def test_launches_of_other_backends(tmp_path, runtime):
+    call, kernel = launched("gemm_kernel", 5, 7, 1)
+    assert attribute(read(tmp_path, [op("aten::mm", 0, 50), call | {"cat": runtime}, kernel])).op.tolist() == [0]
 
 
 junk = (
