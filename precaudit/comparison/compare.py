@@ -44,11 +44,16 @@ def _changes(base: Report, head: Report, matching: Matching) -> Iterator[Change]
     yield from ranges.range_changes(pairs, ops)
     yield from tensors.absent(pairs)
     yield from speed.speed_changes(base, head)
-    if base.plan.target == head.plan.target:
+    if same_target(base, head):
         yield from headroom.headroom_changes(pairs, base.plan, head.plan)
         yield from plans.format_changes(base.plan, head.plan, names)
         yield from plans.op_exception_changes(base.plan, head.plan, names)
         yield from plans.loss_scale_changes(base.plan.loss_scale, head.plan.loss_scale)
+
+
+def same_target(base: Report, head: Report) -> bool:
+    """A card is asked for as `h100` and listed as `H100`: either may stand in a plan."""
+    return base.plan.target.casefold() == head.plan.target.casefold()
 
 
 def autocast_seen(report: Report) -> bool:
@@ -57,7 +62,7 @@ def autocast_seen(report: Report) -> bool:
 
 
 def _not_comparable(base: Report, head: Report, matching: Matching) -> Iterator[str]:
-    if base.plan.target != head.plan.target:
+    if not same_target(base, head):
         yield f"plan: made for different targets ({base.plan.target} and {head.plan.target})"
     for name, report in (("base", base), ("head", head)):
         if report.verification.verdict == "not_run":

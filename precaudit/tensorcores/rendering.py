@@ -17,6 +17,7 @@ from precaudit.model import SCHEMA_VERSION, Finding, Kernel
 from precaudit.reporting.serialize import to_json
 from precaudit.reporting.words import inert, number, plural, seconds, share, shorten, visible
 from precaudit.tensorcores.analysis import CLASSES, Analysis
+from precaudit.tensorcores.kernel_names import readable
 
 ROWS = 12
 BAR = 28
@@ -67,7 +68,7 @@ _PREFIX = re.compile(r"^(?:void |std::enable_if<.*?>::type )")
 
 def short_name(name: str) -> str:
     """A kernel's name without what every kernel's has: return type, namespaces, template and call arguments."""
-    text = _WRAPPER.sub(r"\1", visible(name))
+    text = _WRAPPER.sub(r"\1", visible(readable(name)))
     text = _PREFIX.sub("", text).replace("(anonymous namespace)::", "")
     head = re.split(r"[<(]", text, maxsplit=1)[0] or text
     return head.removeprefix("at::native::")

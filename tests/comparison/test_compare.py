@@ -255,6 +255,15 @@ def test_plans_for_different_targets_are_not_compared():
     assert any("h100 and a100" in reason for reason in comparison.not_comparable)
 
 
+def test_a_target_is_the_same_however_it_is_written():
+    comparison = compare(
+        report(layers=(one_layer(),), plan=Plan(modules={"fc": "bfloat16"}, target="H100")),
+        report(layers=(one_layer(),), plan=Plan(modules={"fc": "float32"}, target="h100")),
+    )
+    assert not comparison.clean
+    assert not any("targets" in reason for reason in comparison.not_comparable)
+
+
 # ---------------------------------------------------------------- speed
 
 

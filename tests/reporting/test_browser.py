@@ -220,6 +220,24 @@ def test_nothing_is_wider_than_a_phone(browser, files):
         browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
 
+def test_a_trace_is_no_wider_than_a_phone(browser, tmp_path):
+    from precaudit.tensorcores.analysis import analyse
+    from precaudit.tensorcores.rendering import render_html
+    from precaudit.tensorcores.traces import read_trace
+
+    kernel = {"ph": "X", "cat": "kernel", "name": "sm90_xmma_gemm_" + "bf16bf16_" * 12, "ts": 1, "dur": 5, "args": {}}
+    (tmp_path / ("trace_" * 12 + ".json")).write_text(json.dumps([kernel]), encoding="utf-8")
+    page = tmp_path / "page.html"
+    page.write_text(render_html(analyse(read_trace(next(tmp_path.glob("trace*"))))), encoding="utf-8")
+    size = {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": True}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    try:
+        browser.get(page.as_uri())
+        assert browser.execute_script("return document.documentElement.scrollWidth") <= 390
+    finally:
+        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
 def test_every_control_and_picture_has_a_name(browser, files):
     show(browser, files / "passing.html")
     unnamed = browser.execute_script("""
