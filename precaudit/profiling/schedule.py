@@ -23,12 +23,13 @@ class Schedule:
 
 
 def schedule(steps: int, formats: int) -> Schedule:
-    """Every phase has up to four probed steps a format, and no more than a fifth of the run."""
+    """Every phase has up to four probed steps a format, and no more than a fifth of the run. The first step of all is
+    left in float32: its loss shows whether a replay begins as the reference did, whatever a format does to it."""
     middle = steps // 2
     each = min(_PROBES * formats, steps // 5)
     stride = max(1, steps // _AUDITS)
     return Schedule(
         audited=frozenset({0, 1, middle, steps - 1, *range(0, steps, stride)}),
         shadowed=frozenset({0, middle}),
-        probed={"init": tuple(range(each)), "late": tuple(range(middle, middle + each))} if formats else {},
+        probed={"init": tuple(range(1, 1 + each)), "late": tuple(range(middle, middle + each))} if formats else {},
     )

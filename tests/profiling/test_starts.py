@@ -41,3 +41,20 @@ def test_runs_that_start_alike_are_compared():
     report, notes = profiled(build_model)
     assert notes == []
     assert report.job["gradient_errors"]
+
+
+class Cancelling(nn.Module):
+    """A large offset comes and goes: a half format loses what it is added to."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = build_model()
+
+    def forward(self, x):
+        return self.inner(x) + 1000.0 - 1000.0
+
+
+def test_a_format_that_changes_the_first_loss_is_no_other_start():
+    report, notes = profiled(Cancelling)
+    assert notes == []
+    assert report.job["gradient_errors"]
