@@ -209,6 +209,12 @@ _PROFILE = (
         "Divide them by scaler.get_scale() first.",
     ),
     Rule(
+        "PA508",
+        "an unscaled loss is unscaled",
+        "A GradScaler divides gradients by the loss scale which its scale() never multiplied by it.",
+        "Scale every loss: scaler.scale(loss).backward().",
+    ),
+    Rule(
         "PA601",
         "a trial changed the plan",
         "Training under the first plan went wrong here, and the repair is in the plan.",

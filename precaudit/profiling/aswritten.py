@@ -24,7 +24,8 @@ Seen = Mapping[str, Any]
 
 def of_as_written(audit: Audit, verification: Verification) -> list[Finding]:
     """PA501: the script's own low precision doesn't train like float32, or not at all; PA502, PA506, PA507: it
-    clips scaled gradients, steps on them, or puts them into a loss; and the causes."""
+    clips scaled gradients, steps on them, or puts them into a loss; PA508: it unscales what was never scaled; and the
+    causes."""
     found = _of_scaled_gradients(audit)
     run = audit.as_written
     if run is None:
@@ -53,7 +54,19 @@ def _of_scaled_gradients(audit: Audit) -> list[Finding]:
         place = Location(steps["path"], steps["line"])
         fix = "call scaler.step(optimizer) instead of optimizer.step()"
         found.append(finding("PA506", "error", message, fix, location=place))
+    if isinstance(loss := baseline.get("unscaled_loss"), dict):
+        found.append(_of_unscaled_loss(loss))
     return found
+
+
+def _of_unscaled_loss(loss: Seen) -> Finding:
+    beside = ": beside those of the scaled loss they count for almost nothing" if loss["mixed"] else ""
+    message = (
+        "the backward pass of a loss that scaler.scale never saw; the scaler divides its gradients by the loss scale "
+        f"all the same, before {loss['function']} steps{beside}"
+    )
+    fix = "scale every loss: scaler.scale(loss).backward()"
+    return finding("PA508", "error", message, fix, location=_place(loss))
 
 
 def _of_penalty(reference: RunResult, run: RunResult) -> list[Finding]:

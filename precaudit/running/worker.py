@@ -29,6 +29,7 @@ from precaudit.running.endstate import LastCalls, end_state
 from precaudit.running.job import RunResult, RunSpec, ScriptError, Status
 from precaudit.running.monitor import Monitor, Stop
 from precaudit.running.ownlow import OwnLowPrecision
+from precaudit.running.ownscaled import ScaledGradients
 from precaudit.running.ownscaler import OwnScaler
 from precaudit.running.probes import GradientProbe
 from precaudit.running.seeds import controlled_seeds, repeatable_algorithms
@@ -63,6 +64,7 @@ class _Session:
     scaler: LossScaler | None
     probe: GradientProbe | None
     own_low: OwnLowPrecision | None
+    scaled: ScaledGradients | None
     optimizers: _Optimizers
     last_calls: LastCalls
     observer: Any | None
@@ -102,9 +104,23 @@ def _assemble(spec: RunSpec, progress: Callable[[int, float], None], stop: Stop)
         scopes.listeners.append(observer)
     monitor = Monitor(events, spec.job.steps, progress, stop)
     own_low = OwnLowPrecision(names, baseline.settings) if _as_written(spec) else None
-    events.listeners = [x for x in (scaler, tracer, probe, own_low, optimizers, monitor) if x is not None]
+    scaled = ScaledGradients(names, baseline.settings) if spec.audited and spec.plan is None else None
+    listeners = (scaler, tracer, probe, own_low, scaled, optimizers, monitor)
+    events.listeners = [listener for listener in listeners if listener is not None]
     return _Session(
-        names, scopes, events, baseline, monitor, tracer, scaler, probe, own_low, optimizers, last_calls, observer
+        names,
+        scopes,
+        events,
+        baseline,
+        monitor,
+        tracer,
+        scaler,
+        probe,
+        own_low,
+        scaled,
+        optimizers,
+        last_calls,
+        observer,
     )
 
 
@@ -173,6 +189,8 @@ def run(
             stack.enter_context(CastWatch(session.baseline.settings))
         if session.own_low is not None:
             stack.enter_context(session.own_low)
+        if session.scaled is not None:
+            stack.enter_context(session.scaled.installed())
         stack.enter_context(session.scopes.installed())
         stack.enter_context(session.events.installed())
         stack.callback(_remove_hooks, session)

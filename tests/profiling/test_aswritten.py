@@ -68,3 +68,13 @@ def test_a_penalty_on_scaled_gradients_is_told_where_it_shows_in_the_first_loss(
     noted = {"penalizes_scaled": {"path": "train.py", "line": 30}}
     assert [found.rule for found in told((900.0, *LOSSES[1:]), noted=noted)] == ["PA507"]
     assert told(tuple(1.01 * loss for loss in LOSSES), noted=noted) == []
+
+
+def test_an_unscaled_loss_is_told_with_its_line():
+    for mixed, said in ((True, "almost nothing"), (False, "SGD steps")):
+        noted = {"unscaled_loss": {"path": "train.py", "line": 30, "function": "SGD", "mixed": mixed}}
+        reference = RunResult("reference", 0, "stopped", len(LOSSES), losses=LOSSES, baseline=noted)
+        audit = Audit(Job("script", "train.py", (), ".", 80), reference, Trace())
+        (found,) = of_as_written(audit, Verification("pass", "emulated"))
+        assert (found.rule, found.severity, found.location) == ("PA508", "error", Location("train.py", 30))
+        assert said in found.message

@@ -1,0 +1,146 @@
+"""Which gradients of a script have its loss scale in them: a loss that `scaler.scale` never saw, whose gradients the
+scaler divides all the same, and an optimizer that steps by itself on gradients of a scaled loss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+from unittest import mock
+
+import torch
+
+from precaudit.instrument.events import TrainingListener
+from precaudit.instrument.names import ModuleNames
+from precaudit.instrument.torchfunction import map_tensors
+from precaudit.model import Location
+from precaudit.tracing.ops import caller_location
+
+_SCALED, _PLAIN = "scaled", "plain"
+Written = tuple[torch.Tensor, int]
+"""A parameter's `.grad`, and how often it had been written to."""
+
+
+class ScaledGradients(TrainingListener):
+    """Notes `settings["unscaled_loss"]` and `settings["steps_scaled"]`; a disabled scaler's calls say as much, so that
+    a float32 run tells. What a script has changed in a gradient by itself after the backward pass is its own affair."""
+
+    def __init__(self, names: ModuleNames, settings: dict[str, object]) -> None:
+        self._names, self._settings = names, settings
+        self._kinds: dict[int, dict[str, Location | None]] = {}
+        self._written: dict[int, Written] = {}
+        self._arrived = self._asked = self._by_hand = self._in_scaler = False
+
+    @contextmanager
+    def installed(self) -> Iterator[None]:
+        scaler = torch.amp.GradScaler
+        with ExitStack() as stack:
+            for name, watched in (
+                ("scale", self._scaling),
+                ("get_scale", self._asking),
+                ("unscale_", self._unscaling),
+                ("step", self._unscaling),
+            ):
+                stack.enter_context(mock.patch.object(scaler, name, watched(getattr(scaler, name))))
+            yield
+
+    @property
+    def _concerned(self) -> bool:
+        return "grad_scaler" in self._settings
+
+    # ---- the scaler
+
+    def _scaling(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        def scale(scaler: Any, outputs: Any) -> Any:
+            scaled = original(scaler, outputs)
+            return map_tensors(self._told, scaled) if self._concerned else scaled
+
+        return scale
+
+    def _told(self, scaled: torch.Tensor) -> torch.Tensor:
+        """A disabled scaler returns the loss itself, which the script may use elsewhere."""
+        if not scaled.requires_grad:
+            return scaled
+        scaled = scaled.view_as(scaled)
+        scaled.register_hook(self._arrive)
+        return scaled
+
+    def _arrive(self, gradient: torch.Tensor) -> None:
+        self._arrived = True
+
+    def _asking(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        def get_scale(scaler: Any) -> Any:
+            self._asked = True
+            return original(scaler)
+
+        return get_scale
+
+    def _unscaling(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        def unscale(scaler: Any, optimizer: Any, *args: Any, **kwargs: Any) -> Any:
+            self._note(optimizer, _PLAIN, "unscaled_loss")
+            for parameter in _parameters(optimizer):
+                self._kinds.pop(id(parameter), None)
+            outside, self._in_scaler = self._in_scaler, True
+            try:
+                return original(scaler, optimizer, *args, **kwargs)
+            finally:
+                self._in_scaler = outside
+
+        return unscale
+
+    # ---- training
+
+    def backward_starts(self, roots: Sequence[torch.Tensor], gradients: list[Any]) -> None:
+        if not self._concerned:
+            return
+        factors = any(gradient is not None for gradient in gradients)
+        multiplied = any("Mul" in type(root.grad_fn).__name__ for root in roots)
+        self._by_hand = factors or (self._asked and multiplied)
+        self._arrived = False
+        self._written = {id(p): (p.grad, p.grad._version) for p in self._trained() if p.grad is not None}
+        for parameter in self._trained():
+            if parameter.grad is None or not _any(parameter.grad):
+                self._kinds.pop(id(parameter), None)
+
+    def backward_ended(self, roots: Sequence[torch.Tensor]) -> None:
+        if not self._concerned or (self._by_hand and not self._arrived):
+            return
+        kind, place = _SCALED if self._arrived else _PLAIN, caller_location()
+        for parameter in self._trained():
+            if parameter.grad is not None and not self._untouched(parameter):
+                self._kinds.setdefault(id(parameter), {})[kind] = place
+        self._written = {id(p): (p.grad, p.grad._version) for p in self._trained() if p.grad is not None}
+
+    def step_starts(self, optimizer: Any) -> None:
+        if optimizer is not None and not self._in_scaler:
+            self._note(optimizer, _SCALED, "steps_scaled")
+
+    def step_ended(self, optimizer: Any) -> None:
+        self._asked = False
+
+    def _trained(self) -> Iterator[torch.Tensor]:
+        return (p for model in self._names.models.values() for p in model.parameters() if p.requires_grad)
+
+    def _untouched(self, parameter: torch.Tensor) -> bool:
+        known, gradient = self._written.get(id(parameter)), parameter.grad
+        return known is not None and gradient is known[0] and gradient._version == known[1]
+
+    def _note(self, optimizer: Any, kind: str, setting: str) -> None:
+        if not self._concerned or setting in self._settings:
+            return
+        for parameter in _parameters(optimizer):
+            kinds = self._kinds.get(id(parameter), {})
+            if kind in kinds and self._untouched(parameter):
+                place = caller_location() if kind == _SCALED else kinds[kind]
+                where = {"path": place.path, "line": place.line} if place else {"path": "", "line": 0}
+                name = type(optimizer).__name__
+                self._settings[setting] = {**where, "function": name, "mixed": len(kinds) > 1}
+                return
+
+
+def _parameters(optimizer: Any) -> list[torch.Tensor]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def _any(gradient: torch.Tensor) -> bool:
+    return bool((gradient.coalesce().values() if gradient.is_sparse else gradient).any())

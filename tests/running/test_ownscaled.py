@@ -1,0 +1,97 @@
+"""Losses that a script forgets to scale, and steps of an optimizer that its scaler forgets."""
+
+import os
+
+import pytest
+import torch
+from torch import nn
+
+from precaudit.running.job import Job, RunSpec
+from precaudit.running.worker import run
+
+
+def settings(train, enabled=True):
+    """What a float32 run tells of `train(scaler, optimizers, losses)`, once a step."""
+
+    def code():
+        torch.manual_seed(0)
+        trunk, head = nn.Linear(4, 4), nn.Linear(4, 2)
+        scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, enabled=enabled)
+        optimizers = [torch.optim.SGD(module.parameters(), lr=0.01) for module in (trunk, head)]
+        for _ in range(3):
+            for optimizer in optimizers:
+                optimizer.zero_grad()
+            train(scaler, optimizers, head(trunk(torch.randn(8, 4))).square().mean(0).unbind())
+
+    spec = RunSpec(Job("script", "train.py", (), os.getcwd(), 6), "x", audited=frozenset({0}))
+    result = run(spec, code)
+    assert result.error is None
+    return result.baseline
+
+
+def in_turn(first, second, step=lambda scaler, optimizer: scaler.step(optimizer)):
+    def train(scaler, optimizers, losses):
+        first(scaler, losses[0]).backward(retain_graph=True)
+        second(scaler, losses[1]).backward()
+        scaler.step(optimizers[0])
+        step(scaler, optimizers[1])
+
+    return train
+
+
+def scaled(scaler, loss):
+    return scaler.scale(loss)
+
+
+def plain(scaler, loss):
+    return loss
+
+
+def by_hand(scaler, loss):
+    return loss * scaler.get_scale()
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "mixed"),
+    [(scaled, plain, True), (plain, scaled, True), (plain, plain, False), (by_hand, plain, False)],
+)
+def test_a_loss_that_was_not_scaled_is_noted(first, second, mixed):
+    noted = settings(in_turn(first, second))["unscaled_loss"]
+    assert noted["path"] == __file__
+    assert noted["mixed"] is mixed
+
+
+@pytest.mark.parametrize(("first", "second"), [(scaled, scaled), (by_hand, by_hand), (scaled, by_hand)])
+def test_scaled_losses_are_not_noted(first, second):
+    assert not {"unscaled_loss", "steps_scaled"} & set(settings(in_turn(first, second)))
+
+
+def test_a_scaler_that_is_off_divides_nothing():
+    assert "unscaled_loss" not in settings(in_turn(scaled, plain), enabled=False)
+
+
+def test_an_unscaled_backward_pass_of_parameters_that_the_scaler_never_steps_is_not_noted():
+    def train(scaler, optimizers, losses):
+        scaler.scale(losses[0]).backward(retain_graph=True)
+        scaler.step(optimizers[0])
+        optimizers[1].zero_grad()
+        losses[1].backward(inputs=[p for group in optimizers[1].param_groups for p in group["params"]])
+        optimizers[1].step()
+
+    assert not {"unscaled_loss", "steps_scaled"} & set(settings(train))
+
+
+def test_an_optimizer_that_the_scaler_forgets_steps_on_scaled_gradients():
+    noted = settings(in_turn(scaled, scaled, lambda scaler, optimizer: optimizer.step()))["steps_scaled"]
+    assert (noted["path"], noted["function"]) == (__file__, "SGD")
+    own = settings(in_turn(scaled, scaled, lambda scaler, optimizer: (scaler.unscale_(optimizer), optimizer.step())))
+    assert "steps_scaled" not in own
+
+
+def test_what_a_script_does_to_its_gradients_by_itself_is_its_own_affair():
+    def divided(scaler, optimizer):
+        for parameter in (p for group in optimizer.param_groups for p in group["params"]):
+            parameter.grad /= scaler.get_scale()
+        optimizer.step()
+
+    assert "steps_scaled" not in settings(in_turn(scaled, scaled, divided))
