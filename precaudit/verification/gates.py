@@ -53,7 +53,9 @@ def loss_scale_range(pairs: Sequence[Pair], plan: Plan) -> Gate:
     if not scales:
         return Gate("loss scale", True, "the plan needs no loss scale")
     low, high = min(scales), max(scales)
-    sound = low >= _SCALE_FLOOR and high <= _SCALE_CEILING
+    # A loss in large units (squared prices) has a scale below one from the start.
+    floor = _SCALE_FLOOR * min(1.0, plan.loss_scale.init_scale or 1.0)
+    sound = low >= floor and high <= _SCALE_CEILING
     detail = f"the scale stayed within 2^{math.log2(low):.0f} .. 2^{math.log2(high):.0f}"
     return Gate("loss scale", sound, detail if sound else f"{detail}: it fell to the floor or ran away")
 

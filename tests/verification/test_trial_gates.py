@@ -82,3 +82,9 @@ def test_the_loss_scale_stays_in_sight(scales, passes):
     assert bool(found) is not passes
     if not passes:
         assert "ran away" in found["loss scale"]
+
+
+@pytest.mark.parametrize(("lowest", "passes"), [(2.0**-13, True), (2.0**-18, True), (2.0**-24, False)])
+def test_a_scale_that_begins_below_one_has_its_floor_below_that(lowest, passes):
+    plan = Plan(default="float16", loss_scale=LossScale("dynamic", 2.0**-13, 2000, (-20, -13), 0.0))
+    assert (results({"scales": (2.0**-13, lowest)}, plan=plan) == {}) is passes
