@@ -68,9 +68,9 @@ def operand_overflow(op: Op, target: Format) -> Ban | None:
 
 def large_constant(op: Op, target: Format) -> Ban | None:
     """PA103: a constant such as a mask's -1e9 doesn't fit the half tensor it is written to."""
-    if not op.half or op.constants is None or op.constants[1] < target.overflow_threshold:
+    if not op.half or op.constants is None or op.op not in _TAKING:
         return None
-    if op.constants[1] == float("inf"):
+    if op.constants[1] < target.overflow_threshold or op.constants[1] == float("inf"):
         return None
     why = f"{op.op} uses a constant of size {op.constants[1]:.3g}, which {target.name} cannot hold ({target.maximum:g})"
     fix = "mask with torch.finfo(x.dtype).min or float('-inf'), or keep this operation in float32"
@@ -85,7 +85,10 @@ def vanishing_constant(op: Op, target: Format) -> Ban | None:
     return _ban("PA104", op, target, "warning", why, "use a larger eps or keep this operation in float32")
 
 
-_PROTECTED = frozenset("add sub div clamp clamp_min maximum mul".split())
+_PROTECTED = frozenset("add sub clamp clamp_min maximum".split())
+_TAKING = _PROTECTED | frozenset("masked_fill index_fill where full full_like new_full clamp_max hardtanh".split())
+"""Operations whose scalars become values of the result. A factor or a divisor stays float32 inside the kernel, and a
+threshold is only compared with."""
 
 
 def integers(op: Op, target: Format) -> Ban | None:
