@@ -34,7 +34,7 @@ def of_as_written(audit: Audit, verification: Verification) -> list[Finding]:
         return [*found, _of_stop(run), *_causes(run, "warning")]
     detail = _strays(audit.reference, run, verification.margin)
     causes = [*_of_penalty(audit.reference, run), *_causes(run, "error" if detail else "warning")]
-    return [*found, *_of_difference(run, detail, bool(causes)), *causes]
+    return [*found, *_of_difference(run, detail, bool(causes), audit.reference.baseline.get("autocast_at")), *causes]
 
 
 def _of_scaled_gradients(audit: Audit) -> list[Finding]:
@@ -97,10 +97,10 @@ def _of_stop(run: RunResult) -> Finding:
     return finding("PA501", "warning", message, _FIX, location=place)
 
 
-def _of_difference(run: RunResult, detail: str | None, explained: bool) -> list[Finding]:
+def _of_difference(run: RunResult, detail: str | None, explained: bool, autocast: Any = None) -> list[Finding]:
     casts = run.baseline.get("casts")
     places = [(Location(c["path"], c["line"]), c["dtype"]) for c in casts] if isinstance(casts, list) else []
-    where = places[0][0] if places else None
+    where = places[0][0] if places else _place(autocast) if isinstance(autocast, dict) else None
     what = " and ".join(dict.fromkeys(dtype for _, dtype in places)) or "low precision"
     listed = [f"{place.path}:{place.line} {dtype}" for place, dtype in places]
     if detail is not None:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from precaudit.finding import finding
 from precaudit.model import Finding, Layer, Plan, TensorRecord, Verification
 from precaudit.planning.budget import GradientError
+from precaudit.planning.fitting import format_of
 from precaudit.planning.loss_scale import RESIDUE
 from precaudit.planning.rules import Ban
 from precaudit.profiling.aswritten import of_as_written
@@ -15,6 +16,7 @@ from precaudit.profiling.audit import Audit
 from precaudit.reporting.words import listing
 
 NARROW = ("float16", "bfloat16")
+_OVERFLOWS = ("PA101", "PA102", "PA103", "PA107")
 
 
 def all_findings(audit: Audit, plan: Plan, verification: Verification) -> tuple[Finding, ...]:
@@ -42,7 +44,7 @@ def _of_bans(bans: Iterable[Ban], plan: Plan) -> list[Finding]:
     """An error where the format is the plan's own; elsewhere what would go wrong is a note."""
     used = {plan.default, *plan.modules.values()}
     merged: dict[tuple[str, str, str], list[Ban]] = {}
-    for ban in bans:
+    for ban in _by_their_cause(list(bans)):
         merged.setdefault((ban.rule, ban.fqn, ban.op), []).append(ban)
     found = []
     for (rule, fqn, op), group in merged.items():
@@ -62,6 +64,12 @@ def _of_bans(bans: Iterable[Ban], plan: Plan) -> list[Finding]:
             )
         )
     return found
+
+
+def _by_their_cause(bans: Sequence[Ban]) -> list[Ban]:
+    """An operation that becomes non-finite alone (PA106), without those of which the overflow itself is told."""
+    told = {(ban.fqn, ban.op, ban.format) for ban in bans if ban.rule in _OVERFLOWS and ban.severity == "error"}
+    return [ban for ban in bans if ban.value != math.inf or (ban.fqn, ban.op, ban.format) not in told]
 
 
 def _of_optimizer(audit: Audit) -> list[Finding]:
@@ -135,30 +143,32 @@ def _over_budget(error: GradientError, every: Mapping[str, Sequence[str]]) -> Fi
 
 def _of_loss_scale(audit: Audit, plan: Plan) -> list[Finding]:
     """PA202: gradients that float16 would lose without a scale; PA203: no single scale serves all modules."""
-    found = []
-    for layer in audit.trace.layers if plan.default == "float16" else ():
-        gradients = [t for t in layer.tensors if t.role in ("activation_grad", "weight_grad")]
-        loudest = max((t.stats.rms for t in gradients), default=0.0)
-        lost = [
-            t.formats["float16"].flushed_energy for t in gradients if t.stats.rms >= RESIDUE * loudest and t.formats
-        ]
-        worst = max(lost, default=0.0)
-        if layer.trained and worst > 1e-2:
-            found.append(
-                finding(
-                    "PA202",
-                    "warning",
-                    f"{layer.fqn}: {worst:.0%} of its gradient energy vanishes in float16 without a loss scale",
-                    "use plan.grad_scaler()",
-                    layer.fqn,
-                    None,
-                    flushed_energy=worst,
-                )
-            )
+    unscaled = _own_float16_unscaled(audit)
+    low = {layer.fqn for layer in audit.trace.layers if unscaled or format_of(plan, layer.fqn) == "float16"}
+    found = [_vanishing(layer, unscaled) for layer in audit.trace.layers if layer.trained and layer.fqn in low]
     for fqn, why in plan.because.items():
         if "no single scale" in why:
             found.append(finding("PA203", "warning", f"{fqn}: {why}", "the plan moves it out of float16", fqn))
-    return found
+    return [each for each in found if each is not None]
+
+
+def _own_float16_unscaled(audit: Audit) -> bool:
+    """Whether the script itself trains in float16, and scales no loss."""
+    baseline = audit.reference.baseline
+    return baseline.get("autocast") == "float16" and "grad_scaler" not in baseline
+
+
+def _vanishing(layer: Layer, unscaled: bool) -> Finding | None:
+    gradients = [t for t in layer.tensors if t.role in ("activation_grad", "weight_grad")]
+    loudest = max((t.stats.rms for t in gradients), default=0.0)
+    lost = [t.formats["float16"].flushed_energy for t in gradients if t.stats.rms >= RESIDUE * loudest and t.formats]
+    worst = max(lost, default=0.0)
+    if worst <= 1e-2:
+        return None
+    own = ", as the script's own autocast has it" if unscaled else ""
+    message = f"{layer.fqn}: {worst:.0%} of its gradient energy vanishes in float16 without a loss scale{own}"
+    fix = "use torch.amp.GradScaler, or bfloat16" if unscaled else "use plan.grad_scaler()"
+    return finding("PA202", "warning", message, fix, layer.fqn, None, flushed_energy=worst)
 
 
 def _of_float32(audit: Audit, verification: Verification) -> Iterator[Finding]:

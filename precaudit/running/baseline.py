@@ -119,6 +119,8 @@ class Baseline:
             dtype = str(region.fast_dtype).removeprefix("torch.") if asked else None
             if dtype is not None:
                 self.settings["autocast"] = dtype
+                if (place := caller_location()) is not None:
+                    self.settings.setdefault("autocast_at", {"path": place.path, "line": place.line})
             self._regions.append((dtype, dtype is None and (bool(self._regions) or self._in_forward())))
             return region
 

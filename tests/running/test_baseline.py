@@ -39,7 +39,8 @@ def test_a_region_does_nothing_and_is_noted(name):
         assert (X @ X).dtype == torch.float32
         assert not torch.is_autocast_enabled("cpu")
         assert not baseline.in_island()
-    assert baseline.settings == {"autocast": dtype}
+    assert baseline.settings["autocast"] == dtype
+    assert baseline.settings["autocast_at"]["path"] == __file__
 
 
 @NO_CUDA
@@ -88,7 +89,7 @@ def test_decorators():
             return x @ x
 
         assert forward(X).dtype == torch.float32
-    assert baseline.settings == {"autocast": "bfloat16"}
+    assert baseline.settings["autocast"] == "bfloat16"
 
 
 @pytest.mark.parametrize("reentrant", [True, False])

@@ -1,0 +1,48 @@
+"""What findings say of what the rules forbade, and of gradients below float16's range."""
+
+import math
+
+import pytest
+
+from precaudit.model import FormatFit, Layer, Plan, TensorRecord, TensorStats, Verification
+from precaudit.planning.rules import Ban
+from precaudit.profiling.audit import Audit
+from precaudit.profiling.findings import all_findings
+from precaudit.running.job import Job, RunResult
+from precaudit.tracing.records import Trace
+
+
+def told(plan, baseline=(), bans=(), trace=None):
+    reference = RunResult("reference", 0, "stopped", 2, losses=(1.0, 0.9), baseline=dict(baseline))
+    audit = Audit(Job("script", "train.py", (), ".", 2), reference, trace or Trace(), bans)
+    return all_findings(audit, plan, Verification("pass", "emulated"))
+
+
+def ban(rule, op, value, severity="error"):
+    return Ban(rule, "block", op, "float16", severity, "why", "fix", "other", value=value)
+
+
+def test_an_overflow_is_told_once():
+    bans = (ban("PA101", "mul", 1e6), ban("PA106", "mul", math.inf), ban("PA106", "div", math.inf))
+    found = told(Plan("float16", {"block": "float16"}), bans=bans)
+    assert [(each.rule, each.op) for each in found] == [("PA101", "mul"), ("PA106", "div")]
+    close = (ban("PA101", "mul", 3e4, "note"), ban("PA106", "mul", math.inf))
+    assert len(told(Plan("float16", {"block": "float16"}), bans=close)) == 2
+
+
+@pytest.mark.parametrize(
+    ("plan", "baseline", "fix"),
+    [
+        (Plan("float16", {"a": "float16"}), {}, "use plan.grad_scaler()"),
+        (Plan("float16", {"a": "float32"}), {}, None),
+        (Plan("bfloat16", {"a": "bfloat16"}), {}, None),
+        (Plan("bfloat16", {"a": "bfloat16"}), {"autocast": "float16"}, "use torch.amp.GradScaler, or bfloat16"),
+        (Plan("bfloat16", {"a": "bfloat16"}), {"autocast": "float16", "grad_scaler": {}}, None),
+        (Plan("bfloat16", {"a": "bfloat16"}), {"autocast": "bfloat16"}, None),
+    ],
+)
+def test_vanishing_gradients_are_told_where_they_are_float16(plan, baseline, fix):
+    gradient = TensorRecord("weight_grad", TensorStats(8), formats={"float16": FormatFit(0.0, 0.9, 0.5)})
+    found = told(plan, baseline, trace=Trace(layers=(Layer("a", "Linear", 8, 1, (gradient,), trained=True),)))
+    assert [each.suggestion for each in found] == ([fix] if fix else [])
+    assert all(each.rule == "PA202" for each in found)
