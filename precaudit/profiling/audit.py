@@ -28,8 +28,8 @@ class Runner(Protocol):
 
 PROBE_HEADROOM = 8.0
 """Probes measure rounding, not overflow: three octaves below the scale that training would start with."""
-SAME_START = 0.01
-"""How far the first losses of two runs of one seed may be apart, as a share; the first step may be a probe's."""
+SAME_START = 1e-4
+"""How far the first losses of two float32 runs of one seed may be apart, as a share."""
 PROBED = ("bfloat16", "float16", "float8_e4m3", "float8_e5m2")
 
 

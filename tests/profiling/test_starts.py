@@ -58,3 +58,16 @@ def test_a_format_that_changes_the_first_loss_is_no_other_start():
     report, notes = profiled(Cancelling)
     assert notes == []
     assert report.job["gradient_errors"]
+
+
+def test_where_the_first_run_prepares_what_later_ones_find_all_are_compared():
+    prepared = []
+
+    def build():
+        if not prepared:
+            prepared.append(torch.randn(64, 8))
+        return build_model()
+
+    report, notes = profiled(build)
+    assert notes == []
+    assert report.job["gradient_errors"]
