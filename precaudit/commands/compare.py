@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from precaudit.commands.options import add_output_options, refuse_overwrite, written_file
-from precaudit.comparison.thresholds import parse_thresholds, thresholds_help
+from precaudit.comparison.thresholds import asked_for, parse_thresholds, thresholds_help
 from precaudit.errors import ExitCode, PrecauditError
 
 FORMATS = ("terminal", "markdown", "json", "github", "sarif", "gitlab")
@@ -71,7 +71,7 @@ def _compare(arguments: argparse.Namespace) -> int:
     thresholds = parse_thresholds(arguments.fail_on)
     _refuse(arguments, FORMATS)
     head = load_report(_report_path(arguments.head))
-    comparison = compare(load_report(_report_path(arguments.base)), head, thresholds)
+    comparison = compare(load_report(_report_path(arguments.base)), head, thresholds, asked_for(arguments.fail_on))
     names = str(arguments.base), str(arguments.head)
     if arguments.format == "terminal":
         printed = render_terminal(comparison, names, use_color(sys.stdout))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from precaudit.comparison import headroom, plans, ranges, speed, structure, tensors
 from precaudit.comparison.changes import Change, Comparison
@@ -12,10 +12,13 @@ from precaudit.comparison.thresholds import DEFAULTS, judge
 from precaudit.model import Report
 
 
-def compare(base: Report, head: Report, thresholds: Mapping[str, float | None] = DEFAULTS) -> Comparison:
-    """Everything that changed beyond what another seed and another day change."""
+def compare(
+    base: Report, head: Report, thresholds: Mapping[str, float | None] = DEFAULTS, asked: Sequence[str] = ()
+) -> Comparison:
+    """Everything that changed beyond what another seed and another day change, and what was `asked` for by name and
+    can't be compared."""
     matching = match_layers(base.layers, head.layers)
-    changes = judge(list(_changes(base, head, matching)), thresholds)
+    changes = [*judge(list(_changes(base, head, matching)), thresholds), *_unseen(base, head, thresholds, asked)]
     return Comparison(
         changes=tuple(sorted(changes, key=_rank)),
         not_comparable=tuple(_not_comparable(base, head, matching)),
@@ -23,6 +26,15 @@ def compare(base: Report, head: Report, thresholds: Mapping[str, float | None] =
         matched=len(matching.pairs),
         thresholds=dict(thresholds),
     )
+
+
+def _unseen(
+    base: Report, head: Report, thresholds: Mapping[str, float | None], asked: Sequence[str]
+) -> Iterator[Change]:
+    for metric in asked:
+        if not (plans.judged(base, head) if metric == "verdict" else speed.measured(metric, base, head)):
+            message = f"asked for by --fail-on {metric}, and not measured in both reports"
+            yield Change(metric, thresholds[metric] or 0.0, message, regression=True)
 
 
 def _rank(change: Change) -> tuple[bool, int]:

@@ -16,6 +16,11 @@ SPEED_RANK = {"float32": 0, "tf32": 1, "bfloat16": 2, "float16": 2, "float8_e4m3
 LOSS_SCALE_NOISE = 4.0  # gradients' own tolerance: the window follows their largest and smallest magnitudes
 
 
+def judged(base: Report, head: Report) -> bool:
+    """Whether both were verified at all."""
+    return all(side.verification.verdict in LADDER for side in (base, head))
+
+
 def verdict_changes(base: Report, head: Report) -> Iterator[Change]:
     before, after = base.verification.verdict, head.verification.verdict
     if before in LADDER and after in LADDER and LADDER[after] > LADDER[before]:

@@ -32,6 +32,16 @@ def speed_changes(base: Report, head: Report) -> Iterator[Change]:
             yield Change(metric, percent, message, base=before, head=after)
 
 
+def measured(metric: str, base: Report, head: Report) -> bool:
+    """Whether both reports have a figure for this metric that can be compared; other modules' metrics always do."""
+    cores = base.tensor_cores, head.tensor_cores
+    if metric == "tensor_cores":
+        return None not in map(_native, cores) and cores[0].device == cores[1].device
+    if metric == "eligible_flops":
+        return all(side.eligible_flops_share is not None for side in cores)
+    return metric not in COSTS.values() or any(metric == name for name, *_ in comparable_costs(base, head))
+
+
 def _native(cores: TensorCores) -> float | None:
     return cores.time_share.native if cores.measured and cores.time_share else None
 

@@ -27,6 +27,12 @@ def parse_thresholds(rules: Sequence[str]) -> dict[str, float | None]:
     return thresholds
 
 
+def asked_for(rules: Sequence[str]) -> tuple[str, ...]:
+    """The metrics whose threshold a rule sets by name: a gate that can't see one of these must not open."""
+    named = [rule.partition(":")[0].strip() for rule in rules]
+    return tuple(name for name in dict.fromkeys(named) if parse_thresholds(rules).get(name) is not None)
+
+
 def _number(rule: str, text: str) -> float:
     try:
         number = float(text.removesuffix("%"))
@@ -55,4 +61,5 @@ def thresholds_help() -> str:
         f"  {metric.name:<16} {'off' if metric.default is None else f'{metric.default:g}':>4}  {metric.help}"
         for metric in METRICS.values()
     ]
-    return "\n".join(["metrics for --fail-on, with the default threshold:", *lines])
+    heading = "metrics for --fail-on, with the default threshold:"
+    return "\n".join([heading, *lines, "  (one that is named there and can't be compared fails)"])

@@ -11,7 +11,7 @@ from synthetic_reports import gpt, profile, stats_of
 from precaudit.comparison.compare import compare
 from precaudit.comparison.metrics import METRICS
 from precaudit.comparison.ranges import center, range_shift
-from precaudit.comparison.thresholds import parse_thresholds
+from precaudit.comparison.thresholds import DEFAULTS, parse_thresholds
 from precaudit.model import (
     Exponents,
     Finding,
@@ -345,3 +345,20 @@ def test_a_report_that_does_not_tell_where_autocast_was_is_not_compared():
     comparison = compare(with_autocast("bfloat16", told=False), with_autocast("bfloat16"))
     assert comparison.changes == ()
     assert any("base doesn't tell" in reason for reason in comparison.not_comparable)
+
+
+@pytest.mark.parametrize("metric", ["verdict", "time", "memory", "tensor_cores", "eligible_flops"])
+def test_a_gate_asked_for_by_name_does_not_open_on_what_it_cannot_see(metric):
+    blind = Report(environment={"device": "NVIDIA H100"})
+    seeing = replace(
+        timed(0.1),
+        verification=Verification("pass"),
+        tensor_cores=TensorCores(
+            measured=True, device="H100", time_share=TimeShare(0.5, 0.1, 0.4, 0.0), eligible_flops_share=0.5
+        ),
+    )
+    assert compare(seeing, blind).clean
+    assert compare(seeing, seeing, asked=[metric]).clean
+    for base, head in ((seeing, blind), (blind, seeing)):
+        (change,) = compare(base, head, asked=[metric]).regressions
+        assert (change.metric, change.value) == (metric, DEFAULTS[metric])

@@ -5,7 +5,7 @@ from synthetic_reports import gpt, profile
 
 from precaudit.comparison.metrics import FAMILIES, METRICS
 from precaudit.comparison.rules import LIMITS, matches_fail_on, parse_rules
-from precaudit.comparison.thresholds import DEFAULTS, parse_thresholds, thresholds_help
+from precaudit.comparison.thresholds import DEFAULTS, asked_for, parse_thresholds, thresholds_help
 from precaudit.errors import PrecauditError
 from precaudit.model import (
     Difference,
@@ -46,6 +46,11 @@ def test_the_help_names_every_metric_with_its_default():
     text = thresholds_help()
     assert all(name in text and metric.help in text for name, metric in METRICS.items())
     assert {metric.family for metric in METRICS.values()} == set(FAMILIES)
+
+
+def test_rules_with_a_number_ask_for_a_metric_by_name():
+    assert asked_for(["amax:6", "time:off", "all:off", "verdict:1"]) == ("verdict",)
+    assert asked_for(["time:5", "time:9"]) == ("time",)
 
 
 # ---------------------------------------------------------------- one report
