@@ -136,7 +136,10 @@ def _keeps_low(run: RunResult) -> bool:
 
 def _causes(run: RunResult, severity: Severity) -> list[Finding]:
     """What was seen to be lost while the script ran as written, a place and kind each."""
-    found = [_DESCRIBED[entry["kind"]](entry, severity) for entry in _seen(run) if entry["kind"] in _DESCRIBED]
+    seen = _seen(run)
+    stagnant = {(e["fqn"], e["buffer"]) for e in seen if e["kind"] == "state" and e["lost"] >= _STATE_LIMIT}
+    told = [e for e in seen if e["kind"] != "decay" or (e["fqn"], e["buffer"]) not in stagnant]
+    found = [_DESCRIBED[entry["kind"]](entry, severity) for entry in told if entry["kind"] in _DESCRIBED]
     return [each for each in found if each is not None]
 
 
@@ -158,6 +161,19 @@ def _state(entry: Seen, severity: Severity) -> Finding | None:
     fix = "keep moving averages, weights and accumulators in float32, and cast where they are used"
     facts = {"role": entry["buffer"]} if entry["buffer"] else {}
     return finding("PA303", severity, message, fix, fqn, None, _place(entry), lost=entry["lost"], **facts)
+
+
+def _decay(entry: Seen, severity: Severity) -> Finding:
+    """PA303: a decay that never happens, whatever is added: it shows in training once the additions become small."""
+    fqn = entry["fqn"] or None
+    name = ".".join(part for part in (entry["fqn"], entry["buffer"]) if part)
+    message = (
+        f"{name or 'a running value'} is kept in {entry['dtype']} and multiplied by {entry['factor']:.6g} in every "
+        "step, which rounds to no change: it never decays"
+    )
+    fix = "keep moving averages, weights and accumulators in float32, and cast where they are used"
+    facts = {"role": entry["buffer"]} if entry["buffer"] else {}
+    return finding("PA303", "warning", message, fix, fqn, None, _place(entry), factor=entry["factor"], **facts)
 
 
 def _gradients(entry: Seen, severity: Severity) -> Finding | None:
@@ -228,6 +244,7 @@ def _runaway(entry: Seen, severity: Severity) -> Finding:
 
 _DESCRIBED: dict[str, Callable[[Seen, Severity], Finding | None]] = {
     "state": _state,
+    "decay": _decay,
     "gradients": _gradients,
     "rows": _rows,
     "integers": _integers,

@@ -44,6 +44,15 @@ class _Loss:
 
 
 @dataclass
+class _Decay:
+    """A factor so close to one that it changes no value of the dtype, and how often a state was multiplied by it."""
+
+    dtype: str
+    factor: float
+    times: int = 0
+
+
+@dataclass
 class State:
     """A low tensor within one step: its value when the step began, the exact value now, the stored one, and the line
     that changed it last."""
@@ -78,6 +87,7 @@ class States:
         self._now: dict[Key, State] = {}
         self._carried: dict[Key, torch.Tensor] = {}
         self._losses: dict[tuple[Location | None, Owner | None], _Loss] = {}
+        self._decays: dict[tuple[Location | None, Owner | None], _Decay] = {}
         self._owners: dict[Key, Owner | None] = {}
         # Beside the tensors, not on them: the script may save one, and load it as weights only.
         self._lives = WeakTensorKeyDictionary()
@@ -99,6 +109,10 @@ class States:
     def after(self, op: str, func: Any, args: Any, kwargs: Any, result: torch.Tensor, states: list[State]) -> None:
         if states:
             self._changed(func, args, kwargs, states)
+            if op == "mul" and (factor := _vain_factor(args, states[0].tensor)) is not None:
+                owner = states[0].owner
+                decay = self._decays.setdefault((states[0].place, owner), _Decay(dtype_name(result), factor))
+                decay.times += 1
         elif op in _CHANGES and not result.requires_grad:
             self._derived(func, args, kwargs, result)
 
@@ -211,19 +225,17 @@ class States:
 
     def entries(self) -> list[dict[str, Any]]:
         """What was seen to change at least twice, one entry a place and owner."""
-        return [
-            {
-                "kind": "state",
-                "path": place.path if place else "",
-                "line": place.line if place else 0,
-                "fqn": owner[0] if owner else "",
-                "buffer": owner[1] if owner else "",
-                "dtype": loss.dtype,
-                "lost": loss.lost / loss.change,
-            }
+        lost = [
+            {"kind": "state", **_where(place, owner), "dtype": loss.dtype, "lost": loss.lost / loss.change}
             for (place, owner), loss in self._losses.items()
             if loss.change > 0 and loss.times >= 2
         ]
+        vain = [
+            {"kind": "decay", **_where(place, owner), "dtype": decay.dtype, "factor": decay.factor}
+            for (place, owner), decay in self._decays.items()
+            if decay.times >= 2
+        ]
+        return [*lost, *vain]
 
     @property
     def _following(self) -> bool:
@@ -232,6 +244,20 @@ class States:
     @property
     def _measuring(self) -> bool:
         return self._step % _CYCLE == _CYCLE - 1
+
+
+def _where(place: Location | None, owner: Owner | None) -> dict[str, Any]:
+    path, line = (place.path, place.line) if place else ("", 0)
+    fqn, buffer = owner or ("", "")
+    return {"path": path, "line": line, "fqn": fqn, "buffer": buffer}
+
+
+def _vain_factor(args: Any, state: torch.Tensor) -> float | None:
+    """A scalar factor whose whole effect is less than half a unit in the last place of any value, large or small."""
+    factor = args[1] if len(args) > 1 else None
+    if isinstance(factor, float) and 0 < abs(1 - factor) <= torch.finfo(state.dtype).eps / 4:
+        return factor
+    return None
 
 
 def _targets(op: str, func: Any, args: Any, kwargs: Any) -> list[torch.Tensor]:

@@ -78,3 +78,11 @@ def test_an_unscaled_loss_is_told_with_its_line():
         (found,) = of_as_written(audit, Verification("pass", "emulated"))
         assert (found.rule, found.severity, found.location) == ("PA508", "error", Location("train.py", 30))
         assert said in found.message
+
+
+def test_a_decay_in_vain_is_told_unless_the_state_stagnates_anyway():
+    decay = {**state("norm", "v", 0.0), "kind": "decay", "factor": 0.999}
+    (found,) = told(low=[decay, state("norm", "v", 0.01)])
+    assert (found.rule, found.severity, found.fqn) == ("PA303", "warning", "norm")
+    assert "multiplied by 0.999 in every step, which rounds to no change" in found.message
+    assert len(told(low=[decay, state("norm", "v", 0.9)])) == 1

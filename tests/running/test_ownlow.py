@@ -390,3 +390,30 @@ def test_sparse_gradients_are_looked_at_too():
 
     (entry,) = seen(code, "steps", steps=4)
     assert entry["step"] == 2
+
+
+def second_moment(beta, dtype=torch.bfloat16):
+    """An optimizer's moment that grows from zero, so that hardly any of its changes is lost yet."""
+    moments = {}
+
+    def before_step(model):
+        for parameter in model.parameters():
+            moment = moments.setdefault(parameter, torch.zeros_like(parameter, dtype=dtype))
+            moment.mul_(beta).add_(parameter.grad.square(), alpha=1 - beta)
+
+    return lambda: train(before_step=before_step)
+
+
+@pytest.mark.parametrize(
+    ("beta", "dtype", "vain"),
+    [
+        (0.999, torch.bfloat16, True),
+        (0.99, torch.bfloat16, False),
+        (0.999, torch.float16, False),
+        (0.9999, torch.float16, True),
+        (0.9999, torch.float32, False),
+    ],
+)
+def test_a_decay_that_rounds_to_no_change_is_seen(beta, dtype, vain):
+    found = seen(second_moment(beta, dtype), "decay")
+    assert [(entry["factor"], entry["path"]) for entry in found] == ([(beta, __file__)] if vain else [])
