@@ -166,7 +166,8 @@ def _vanishing(layer: Layer, unscaled: bool) -> Finding | None:
     if worst <= 1e-2:
         return None
     own = ", as the script's own autocast has it" if unscaled else ""
-    message = f"{layer.fqn}: {worst:.0%} of its gradient energy vanishes in float16 without a loss scale{own}"
+    name = layer.fqn or "the model itself"
+    message = f"{name}: {worst:.0%} of its gradient energy vanishes in float16 without a loss scale{own}"
     fix = "use torch.amp.GradScaler, or bfloat16" if unscaled else "use plan.grad_scaler()"
     return finding("PA202", "warning", message, fix, layer.fqn, None, flushed_energy=worst)
 

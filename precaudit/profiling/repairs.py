@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -148,7 +149,10 @@ def _after_silent_error(trials: Trials, plan: Plan) -> list[Promotion]:
     promotions = []
     for item in contributions(spec, plan, trials.runner, products)[:_MOST]:
         source = plan.modules.get(item.fqn, plan.default)
-        why = f"in {source} it changes the gradient by {item.error**0.5:.1%} (rms), the most of all modules"
+        much = f"changes the gradient by {item.error**0.5:.1%} (rms)"
+        if math.isinf(item.error):
+            much = "makes gradients that are not finite"
+        why = f"in {source} it {much}, the most of all modules"
         target = _target(source, "lower" if item.fqn in products else "other", plan)
         promotions.append(Promotion(item.fqn, "", source, target, why))
     return promotions

@@ -46,3 +46,10 @@ def test_vanishing_gradients_are_told_where_they_are_float16(plan, baseline, fix
     found = told(plan, baseline, trace=Trace(layers=(Layer("a", "Linear", 8, 1, (gradient,), trained=True),)))
     assert [each.suggestion for each in found] == ([fix] if fix else [])
     assert all(each.rule == "PA202" for each in found)
+
+
+def test_the_model_s_own_gradients_have_a_name():
+    gradient = TensorRecord("activation_grad", TensorStats(8), formats={"float16": FormatFit(0.0, 0.9, 0.5)})
+    layers = (Layer("", "Net", 8, 1, (gradient,), trained=True),)
+    (found,) = told(Plan("float16", {"": "float16"}), trace=Trace(layers=layers))
+    assert found.message.startswith("the model itself: 50% of its gradient energy")
