@@ -41,20 +41,23 @@ class Headline:
 
 @dataclass(frozen=True)
 class Undecided:
-    """What it means that nothing was decided, and what would decide it."""
+    """What it means that nothing was decided, and what would decide it: more of an `option`, where it is one."""
 
     meaning: str
     advice: str
+    option: str | None = None
 
 
 UNDECIDED: Mapping[Cause, Undecided] = {
     "noise": Undecided(
         "the difference may be one that is allowed or a larger one. More seeds can tell.",
         "Let more seeds decide: profile again with --seeds {seeds}.",
+        "--seeds",
     ),
     "float32": Undecided(
         "float32 itself did not learn in these steps, and learning as little as that proves nothing.",
         "Profile again with more --steps, or a script whose loss moves: what float32 learns is the measure.",
+        "--steps",
     ),
     "unchanged": Undecided(
         "rounding reached no loss, so these runs tell nothing about it.",
@@ -256,6 +259,17 @@ def settled(plan: Plan, finding: Finding) -> bool:
 
 def more_seeds(report: Report) -> int:
     return max(8, 2 * len(report.verification.seeds))
+
+
+def more_steps(report: Report) -> int:
+    return max(100, 4 * (report.verification.steps or 0))
+
+
+def what_decides(report: Report) -> list[str]:
+    """The option that a profile needs more of, with its value, where the verdict is open and one would decide it."""
+    option = _undecided(report).option if report.verification.verdict == "inconclusive" else None
+    more = {"--seeds": more_seeds, "--steps": more_steps}
+    return [option, str(more[option](report))] if option else []
 
 
 def _suggestion(finding: Finding) -> str:

@@ -36,9 +36,9 @@ def next_command(report: Report, plan: Path = DEFAULT_PLAN) -> tuple[str, list[s
     if verdict == "pass" and report.plan.is_low_precision:
         return "Next, before you deploy:", ["precaudit", "check", "--plan", _quote(plan), *script(report)]
     broken = verdict == "fail" or story.unsound(report) or unfinished.cut_short(report)
-    seeds = ["--seeds", str(story.more_seeds(report))] if verdict == "inconclusive" and not broken else []
     label = "Next, after the fixes:" if broken else "Next:"
-    return label, ["precaudit", "profile", "--force", *seeds, *script(report)]
+    more = [] if broken else story.what_decides(report)
+    return label, ["precaudit", "profile", "--force", *more, *script(report)]
 
 
 def script(report: Report) -> list[str]:

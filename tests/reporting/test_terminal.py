@@ -11,7 +11,7 @@ import report_samples
 from golden_files import assert_golden
 
 from precaudit.model import Difference, Layer, Location, OpFormat, Plan, Repair, Report, Verification
-from precaudit.reporting import render, story, terminal, words
+from precaudit.reporting import render, story, terminal, usage, words
 from precaudit.reporting.terminal import render_terminal, use_color
 
 WRITTEN = [Path("reports/train/report.json"), Path("reports/train/plan.json"), Path("reports/train/report.html")]
@@ -66,6 +66,16 @@ def test_other_verdicts_never_say_verified_alone(verdict, words):
     head = story.headline(replace(report, verification=replace(report.verification, verdict=verdict)))
     assert head.title.startswith(words)
     assert not head.title.startswith("VERIFIED")
+
+
+@pytest.mark.parametrize(
+    ("cause", "option"), [("noise", "--seeds"), ("float32", "--steps"), ("unchanged", None), ("interrupted", None)]
+)
+def test_the_next_command_has_more_of_what_would_decide(cause, option):
+    report = report_samples.passing()
+    report = replace(report, verification=replace(report.verification, verdict="inconclusive", cause=cause))
+    _, command = usage.next_command(report)
+    assert [part for part in command if part in ("--seeds", "--steps")] == ([option] if option else [])
 
 
 @pytest.mark.parametrize("verdict", ["pass", "fail", "screened", "not_run"])
