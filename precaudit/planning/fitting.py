@@ -18,8 +18,9 @@ def fit_names(plan: Plan, own: Collection[str], model: str = "") -> dict[str, st
 
 
 def fit_prefix(plan: Plan, own: Collection[str], model: str = "") -> str:
-    """What the plan has in front of the names of one model's modules (`own`): nothing, the model's name, or the name
-    of another model with the same modules."""
+    """What the plan has in front of the names of one model's modules (`own`): nothing, the model's name, or the path
+    of another model with the same modules. Of several such it is the one with most exceptions: a copy that is never
+    trained has none."""
 
     def matches(prefix: str) -> int:
         """How many of the names exist; a model alone (its root's empty name) is one without modules inside."""
@@ -29,7 +30,19 @@ def fit_prefix(plan: Plan, own: Collection[str], model: str = "") -> str:
     known = max(("", model), key=matches)
     if matches(known):
         return known
-    return max(("", *sorted({fqn.partition(".")[0] for fqn in plan.modules})), key=matches)
+    return max(("", *_prefixes(plan, own)), key=lambda prefix: (matches(prefix), _exceptions(plan, prefix)))
+
+
+def _prefixes(plan: Plan, own: Collection[str]) -> list[str]:
+    """The first names of all modules, and the paths at whose end the deepest of a model's own names stands."""
+    deepest = max(own, key=lambda fqn: fqn.count("."), default="")
+    paths = {fqn.removesuffix(f".{deepest}") for fqn in plan.modules if deepest and fqn.endswith(f".{deepest}")}
+    return sorted({fqn.partition(".")[0] for fqn in plan.modules} | paths)
+
+
+def _exceptions(plan: Plan, prefix: str) -> int:
+    modules = sum(name != plan.default for fqn, name in plan.modules.items() if is_within(fqn, prefix))
+    return modules + sum(is_within(op.fqn, prefix) for op in plan.ops)
 
 
 def is_within(fqn: str, container: str) -> bool:

@@ -9,6 +9,7 @@ from precaudit.execution.formats import PlanLookup, ScopeFormat
 from precaudit.instrument.names import ModuleName, ModuleNames
 from precaudit.instrument.scopes import ModuleScopes
 from precaudit.model import OpFormat, Plan
+from precaudit.planning.fitting import fit_names
 
 ONE = Plan(
     default="bfloat16",
@@ -119,3 +120,13 @@ def test_two_models_in_one_process_each_find_their_part():
     with scopes.installed():
         train()
     assert seen == {"first": torch.float16, "second": torch.float32}
+
+
+def test_a_model_is_found_however_deep_a_wrapper_has_it():
+    plan = Plan("bfloat16", {"solver.f.net.0": "float32", "solver.f.net.1": "bfloat16"})
+    assert fit_names(plan, {"", "net", "net.0", "net.1"})["solver.f.net.0"] == "net.0"
+
+
+def test_of_two_copies_in_a_plan_the_trained_one_is_taken():
+    plan = Plan("bfloat16", {"average.0": "bfloat16", "online.0": "float32"})
+    assert fit_names(plan, {"", "0"}) == {"online.0": "0"}
