@@ -2,14 +2,14 @@
 
 Scripts create models anywhere: as globals, inside functions, as attributes of a trainer, or as copies.
 The first call of an unknown module looks for the outermost module that contains it among the variables
-of the calling frames; the whole tree is named then.
+of the calling frames, the script's own before a library's; the whole tree is named then.
 """
 
 from __future__ import annotations
 
 import sys
 import types
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 from weakref import WeakKeyDictionary, ref
 
@@ -46,22 +46,57 @@ def _named_values(frame: types.FrameType) -> Iterator[tuple[str, object]]:
     yield from list(frame.f_globals.items())
 
 
-def _owners(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+def _owners(module: nn.Module, frames: Iterable[types.FrameType]) -> Iterator[tuple[str, nn.Module]]:
     checked: dict[int, bool] = {}
-    for frame in _caller_frames():
+    for name, value in _modules_in_sight(frames):
+        if id(value) not in checked:
+            checked[id(value)] = any(inner is module for inner in value.modules())
+        if checked[id(value)]:
+            yield name, value
+
+
+def _modules_in_sight(frames: Iterable[types.FrameType]) -> Iterator[tuple[str, nn.Module]]:
+    for frame in frames:
         for name, value in _named_values(frame):
-            if not isinstance(value, nn.Module):
-                continue
-            if id(value) not in checked:
-                checked[id(value)] = any(inner is module for inner in value.modules())
-            if checked[id(value)]:
+            if isinstance(value, nn.Module):
                 yield name, value
 
 
+def _is_installed(frame: types.FrameType) -> bool:
+    """Whether the code is an installed library's, and not the script's own."""
+    return any(folder in frame.f_code.co_filename for folder in ("site-packages", "dist-packages"))
+
+
 def find_model(module: nn.Module) -> tuple[str, nn.Module]:
-    """The outermost module in sight that contains `module`, and the variable that holds it."""
-    owners = list(_owners(module))
-    model = max((value for _, value in owners), key=lambda m: sum(1 for _ in m.modules()), default=module)
+    """The outermost module that contains `module` among those that the script holds, and the variable that holds it.
+
+    Where only a library holds one, it is that: or what the script holds inside it, if there is no other state in it,
+    as in a wrapper that a library makes for a single call.
+    """
+    frames = list(_caller_frames())
+    script = [frame for frame in frames if not _is_installed(frame)]
+    held = list(_owners(module, script))
+    owners = held or list(_owners(module, frames))
+    name, model = _outermost(owners) or (type(module).__name__, module)
+    return (name, model) if held else _wrapped_by(model, script) or (name, model)
+
+
+def _wrapped_by(wrapper: nn.Module, frames: Iterable[types.FrameType]) -> tuple[str, nn.Module] | None:
+    """What is in sight of all the state that a wrapper has; None where it has some of its own, or none at all."""
+    state, inside = _state_of(wrapper), {id(module) for module in wrapper.modules()}
+    inner = [(name, value) for name, value in _modules_in_sight(frames) if id(value) in inside]
+    return _outermost([(name, value) for name, value in inner if state and state == _state_of(value)])
+
+
+def _state_of(module: nn.Module) -> set[int]:
+    return {id(tensor) for tensor in (*module.parameters(), *module.buffers())}
+
+
+def _outermost(owners: Sequence[tuple[str, nn.Module]]) -> tuple[str, nn.Module] | None:
+    """The largest module, by the last name that isn't one of Python's own."""
+    if not owners:
+        return None
+    model = max((value for _, value in owners), key=lambda m: sum(1 for _ in m.modules()))
     names = [name for name, value in owners if value is model and name != "self" and not name.startswith("__")]
     return (names[-1] if names else type(model).__name__), model
 
@@ -104,8 +139,8 @@ class ModuleNames:
         name = self._names.get(module)
         if name is None:
             variable, model = find_model(module)
-            self.add_model(model, variable)
-            name = self._names.setdefault(module, ModuleName(type(module).__name__, ""))
+            unique = self.add_model(model, variable)
+            name = self._names.setdefault(module, ModuleName(unique, ""))
         return name
 
     def add_model(self, model: nn.Module, variable: str) -> str:

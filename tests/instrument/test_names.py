@@ -104,6 +104,55 @@ def test_a_method_other_than_forward():
     assert names_of(train) == [("vae", "encoder")]
 
 
+def installed(source):
+    """The functions of a library that is installed beside torch."""
+    module = {"__name__": "solver"}
+    exec(compile(textwrap.dedent(source), "/lib/site-packages/solver.py", "exec"), module)
+    return module
+
+
+def test_what_a_library_puts_around_the_script_s_model_for_a_call_is_no_model():
+    solver = installed("""
+        from torch import nn
+
+        class Reversed(nn.Module):
+            def __init__(self, function):
+                super().__init__()
+                self.function = function
+
+            def forward(self, x):
+                return -self.function(x)
+
+        def solve(function, x):
+            reversed = Reversed(Reversed(function))
+            return reversed(x)
+    """)
+
+    def train():
+        net = nn.Sequential(layer())
+        for _ in range(2):
+            solver["solve"](net, X)
+
+    assert names_of(train) == 2 * [("net", ""), ("net", ""), ("net", ""), ("net", "0")]
+
+
+def test_a_library_s_model_with_the_script_s_inside_is_the_model():
+    trainer = installed("""
+        from torch import nn
+
+        def train(body, head, x):
+            model = nn.Sequential(body, head)
+            return model(x)
+    """)
+
+    def train():
+        body, head = layer(), layer()
+        body(X)
+        trainer["train"](body, head, X)
+
+    assert names_of(train) == [("body", ""), ("model", ""), ("model", "0"), ("model", "1")]
+
+
 def test_two_models_of_one_class_and_a_copy():
     def train():
         first, second = layer(), layer()
