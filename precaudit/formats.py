@@ -71,6 +71,9 @@ FORMATS = MappingProxyType(
     }
 )
 
+EXTREME = FORMATS["float32"].maximum / 16
+"""From here on a number in float32 is (a share of) its largest, as in masks with `torch.finfo(x.dtype).min`."""
+
 ALIASES = MappingProxyType(
     {
         "fp32": "float32",

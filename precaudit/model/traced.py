@@ -50,7 +50,8 @@ class Op:
     relative rms error of this op alone when only it runs in that format; `flops` is per call, forward. `half` tells
     whether autocast would store its result in half precision; `constants` are the smallest and largest magnitudes
     of its scalar arguments; `integer_amax` is the largest magnitude of integer-valued inputs to a product;
-    `autocast` is the dtype of the script's own autocast region around it, null outside of one.
+    `autocast` is the dtype of the script's own autocast region around it, null outside of one; `follows_dtype` tells
+    that it writes the largest number of the dtype that a half tensor has: another one in every format.
     """
 
     fqn: str
@@ -68,6 +69,7 @@ class Op:
     constants: tuple[float, float] | None = None
     integer_amax: float | None = None
     autocast: str | None = None
+    follows_dtype: bool = False
 
     def tensor(self, role: str) -> TensorRecord | None:
         return next((t for t in self.tensors if t.role == role), None)

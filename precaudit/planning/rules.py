@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from precaudit.formats import FORMATS, Format
+from precaudit.formats import EXTREME, FORMATS, Format
 from precaudit.model import Location, Op, Severity
 from precaudit.tracing.records import Grid, Trace
 
@@ -48,6 +48,8 @@ def overflow(op: Op, target: Format) -> Ban | None:
     if record is None or not op.half or record.stats.amax * HEADROOM < target.maximum:
         return None
     amax = record.stats.amax
+    if op.follows_dtype and amax >= EXTREME:
+        return None
     over = amax >= target.overflow_threshold
     why = f"{op.op} reaches {amax:.3g}, " + (
         f"above {target.name}'s maximum of {target.maximum:g}"

@@ -83,6 +83,7 @@ def _op(one: Op, other: Op) -> Op:
         half=one.half or other.half,
         constants=(min(c[0] for c in constants), max(c[1] for c in constants)) if constants else None,
         integer_amax=_maximum(one.integer_amax, other.integer_amax),
+        follows_dtype=one.follows_dtype or other.follows_dtype,
     )
 
 

@@ -59,6 +59,9 @@ class OpSink(Protocol):
 
     def record(self, token: Any, outputs: list[torch.Tensor]) -> None: ...
 
+    def read_half_dtype(self) -> None:
+        """The script asks for the dtype of a tensor that would be half: float32 here, another one there."""
+
 
 def is_half(tensor: torch.Tensor) -> bool:
     return tensor.dtype in (torch.float16, torch.bfloat16) or getattr(tensor, HALF_FLAG, False)
@@ -100,6 +103,8 @@ class TraceMode(OperationMode):
 
     def operation(self, op: str, func: Call, args: Any, kwargs: Any) -> Any:
         if op.startswith("__get"):
+            if getattr(func, "__self__", None) is torch.Tensor.dtype and is_half(args[0]):
+                self._sink.read_half_dtype()
             return self._structural(func, args, kwargs) if op == "__getitem__" else func(*args, **kwargs)
         if op in _CASTS:
             return self._cast(op, func, args, kwargs)

@@ -62,6 +62,7 @@ class OpSlot:
     half: bool
     constants: tuple[float, float] | None
     autocast: str | None = None
+    follows_dtype: bool = False
     calls: int = 0
     activation: Gauge = field(default_factory=Gauge)
     gradient: Gauge = field(default_factory=Gauge)
@@ -116,7 +117,6 @@ class ParameterSlot:
         yield from (self.weight, self.gradient, self.update, *self.state.values())
 
 
-def scalar_range(args: Any, kwargs: Mapping[str, Any]) -> tuple[float, float] | None:
-    """Smallest and largest magnitude among the non-zero floating-point scalars of a call."""
-    values = [abs(v) for v in (*args, *kwargs.values()) if isinstance(v, float) and v]
-    return (min(values), max(values)) if values else None
+def scalars(args: Any, kwargs: Mapping[str, Any]) -> list[float]:
+    """Magnitudes of the non-zero floating-point scalars of a call."""
+    return [abs(v) for v in (*args, *kwargs.values()) if isinstance(v, float) and v]

@@ -166,4 +166,5 @@ def _op(fqn: str, op: str, slots: list[OpSlot]) -> Op:
         constants=(min(c[0] for c in constants), max(c[1] for c in constants)) if constants else None,
         integer_amax=max((s.integer_input for s in slots if s.integer_input is not None), default=None),
         autocast=next((slot.autocast for slot in slots if slot.autocast), None),
+        follows_dtype=any(slot.follows_dtype for slot in slots),
     )

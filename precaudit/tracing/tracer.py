@@ -12,6 +12,7 @@ import torch
 
 from precaudit.execution.emulated import no_island
 from precaudit.execution.policy import ACCUMULATING, MASKED, Category, category
+from precaudit.formats import EXTREME
 from precaudit.histograms import Peak, take_peak
 from precaudit.histograms.memory import flat
 from precaudit.instrument.events import TrainingListener, in_backward
@@ -22,7 +23,7 @@ from precaudit.tracing.faults import FaultWatch, Inputs, finite_amax
 from precaudit.tracing.ops import Call, TraceMode, caller_location
 from precaudit.tracing.parameters import ParameterTracker
 from precaudit.tracing.shadow import ABSORBING, Energies, local_errors, repeatable
-from precaudit.tracing.slots import Gauge, LayerSlot, OpSlot, scalar_range
+from precaudit.tracing.slots import Gauge, LayerSlot, OpSlot, scalars
 
 _FORWARD = ""
 """Stands for a module's forward as a whole among the names of operations."""
@@ -196,7 +197,7 @@ class Tracer(TrainingListener):
         ordinal = frame.op_counts.get(op, 0)
         frame.op_counts[op] = ordinal + 1
         key = (frame.name, op, min(ordinal, _MAX_ORDINAL))
-        slot = self.ops.get(key) or self._new_op(key, args, kwargs, half)
+        slot = self.ops.get(key) or self._new_op(key, args, kwargs, half, "read_half_dtype" in frame.data)
         if self._shadowing and ordinal < _MAX_ORDINAL and self._shadowed[key] < _MAX_SHADOWS:
             self._shadowed[key] += 1
             self._shadow(slot, op, func, args, kwargs)
@@ -205,12 +206,18 @@ class Tracer(TrainingListener):
         self.watch.read(args, kwargs, slot)
         return _Token(slot, ordinal, self.watch.inputs(op, args, kwargs))
 
-    def _new_op(self, key: tuple[ModuleName, str, int], args: Any, kwargs: Any, half: bool) -> OpSlot:
+    def read_half_dtype(self) -> None:
+        if (frame := self._scopes.current) is not None:
+            frame.data["read_half_dtype"] = True
+
+    def _new_op(self, key: tuple[ModuleName, str, int], args: Any, kwargs: Any, half: bool, dtype_read: bool) -> OpSlot:
         inputs = [t for t in tensors_in((args, kwargs)) if t.is_floating_point()]
         dtype = str(inputs[0].dtype if inputs else torch.float32).removeprefix("torch.")
         if dtype in ("float16", "bfloat16"):
             self.low_dtypes.add(dtype)
         shapes = tuple(tuple(t.shape) for t in tensors_in((args, kwargs)))
+        values = scalars(args, kwargs)
+        fixed = [value for value in values if not dtype_read or value < EXTREME]
         self.ops[key] = slot = OpSlot(
             *key[:2],
             self._category(key[1]),
@@ -218,8 +225,9 @@ class Tracer(TrainingListener):
             shapes,
             dtype,
             half,
-            scalar_range(args, kwargs),
+            (min(fixed), max(fixed)) if fixed else None,
             self.options.autocast(),
+            len(fixed) < len(values),
         )
         return slot
 

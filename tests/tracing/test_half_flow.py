@@ -36,6 +36,8 @@ class Dtypes:
         frame.op_counts[op] = frame.op_counts.get(op, 0) + 1
         return frame.name.fqn, op, frame.op_counts[op] - 1
 
+    def read_half_dtype(self): ...
+
     def record(self, token, outputs):
         self.half[token] = all(t.dtype == torch.bfloat16 for t in outputs)
 

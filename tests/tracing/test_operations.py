@@ -11,6 +11,7 @@ from training_styles import Wrapping, numbers
 
 from precaudit.execution.rounding import quantize, round_mantissa
 from precaudit.instrument.torchfunction import op_name
+from precaudit.planning.rules import bans
 from precaudit.tracing.shadow import local_errors, repeatable
 from precaudit.tracing.tracer import integer_amax
 
@@ -184,6 +185,32 @@ def test_constants_are_the_extremes_of_scalar_arguments():
     assert traced.op("", "masked_fill").constants == (1e9, 1e9)
     assert traced.op("", "add").constants == (1e-12, 0.5)
     assert traced.op("lin", "linear").constants is None
+
+
+@pytest.mark.parametrize("share", [1.0, 0.7, 0.5])
+def test_a_mask_of_the_largest_number_of_a_half_tensor_s_dtype_follows_that_dtype(share):
+    def function(self, x):
+        h = self.lin(x)
+        return h.masked_fill(h > 0, share * torch.finfo(h.dtype).min).softmax(-1)
+
+    _, traced = shadowed(function, numbers(0, 8, 4))
+    mask = traced.op("", "masked_fill")
+    assert mask.follows_dtype
+    assert mask.constants is None
+    assert [ban.rule for ban in bans(traced.trace, ("float16", "bfloat16"))] == []
+
+
+@pytest.mark.parametrize("dtype_of", [lambda x, h: torch.float32, lambda x, h: x.dtype])
+def test_a_mask_of_float32_s_largest_number_does_not(dtype_of):
+    def function(self, x):
+        h = self.lin(x)
+        return h.masked_fill(h > 0, torch.finfo(dtype_of(x, h)).min).softmax(-1)
+
+    _, traced = shadowed(function, numbers(0, 8, 4))
+    assert not traced.op("", "masked_fill").follows_dtype
+    assert {(ban.rule, ban.format) for ban in bans(traced.trace, ("float16", "bfloat16"))} == {
+        (rule, name) for rule in ("PA101", "PA103") for name in ("float16", "bfloat16")
+    }
 
 
 def test_the_location_is_the_script_s_own_line():
