@@ -5,6 +5,7 @@ Each rule is a function from a trace to bans: this module or operation must not 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -48,7 +49,7 @@ def overflow(op: Op, target: Format) -> Ban | None:
     if record is None or not op.half or record.stats.amax * HEADROOM < target.maximum:
         return None
     amax = record.stats.amax
-    if op.follows_dtype and amax >= EXTREME:
+    if (op.follows_dtype and amax >= EXTREME) or _is_its_constant(op, amax, target):
         return None
     over = amax >= target.overflow_threshold
     why = f"{op.op} reaches {amax:.3g}, " + (
@@ -57,6 +58,12 @@ def overflow(op: Op, target: Format) -> Ban | None:
         else f"within a factor of {target.maximum / amax:.1f} of {target.name}'s maximum {target.maximum:g}"
     )
     return _ban("PA101", op, target, "error" if over else "note", why, "run it in bfloat16 or float32", amax)
+
+
+def _is_its_constant(op: Op, amax: float, target: Format) -> bool:
+    """Whether the result is no larger than a constant that PA103 tells of: a mask's own value."""
+    constant = op.constants[1] if op.constants and op.op in _TAKING else 0.0
+    return target.overflow_threshold <= constant < math.inf and amax <= constant * (1 + 2.0**-23)
 
 
 def operand_overflow(op: Op, target: Format) -> Ban | None:
@@ -72,7 +79,7 @@ def large_constant(op: Op, target: Format) -> Ban | None:
     """PA103: a constant such as a mask's -1e9 doesn't fit the half tensor it is written to."""
     if not op.half or op.constants is None or op.op not in _TAKING:
         return None
-    if op.constants[1] < target.overflow_threshold or op.constants[1] == float("inf"):
+    if op.constants[1] < target.overflow_threshold or op.constants[1] == math.inf:
         return None
     why = f"{op.op} uses a constant of size {op.constants[1]:.3g}, which {target.name} cannot hold ({target.maximum:g})"
     fix = "mask with torch.finfo(x.dtype).min or float('-inf'), or keep this operation in float32"

@@ -79,6 +79,12 @@ def test_a_factor_is_no_value_of_the_format(name):
     assert found(scaled) == []
 
 
+@pytest.mark.parametrize(("amax", "rules"), [(1e9, ["PA103"]), (2e9, ["PA101", "PA103"])])
+def test_a_mask_is_told_once_and_what_is_larger_besides(amax, rules):
+    masked = op("masked_fill", amax=amax, category="other", half=True, constants=(1e9, 1e9))
+    assert [rule for rule, *_ in found(masked)] == rules
+
+
 @pytest.mark.parametrize(
     ("name", "constant", "half", "banned"),
     [
