@@ -17,13 +17,14 @@ PREFERENCE = ("float8_e4m3", "bfloat16", "float16", "tf32", "float32")
 """float8 where it was asked for, then bfloat16: float32's range needs no loss scale."""
 
 _FALLBACK = {
-    "float8_e4m3": ("bfloat16", "float16", "tf32", "float32"),
-    "float8_e5m2": ("bfloat16", "float16", "tf32", "float32"),
+    "float8_e4m3": ("bfloat16", "tf32", "float16", "float32"),
+    "float8_e5m2": ("bfloat16", "tf32", "float16", "float32"),
     "float16": ("bfloat16", "tf32", "float32"),
-    "bfloat16": ("float16", "tf32", "float32"),
+    "bfloat16": ("tf32", "float16", "float32"),
     "tf32": ("float32",),
     "float32": ("float32",),
 }
+"""tf32 has float16's precision, and brings no loss scale to a plan that needs none."""
 
 
 _NO_PRODUCT = "no matrix product beside it is left in low precision, so it would gain nothing"

@@ -43,7 +43,8 @@ def test_the_default_is_the_preferred_format(formats, expected):
     [
         ("float16", DEFAULT, (), "bfloat16"),
         ("float16", ("float16",), (), "float32"),
-        ("bfloat16", DEFAULT, ("float16",), "tf32"),
+        ("bfloat16", DEFAULT, (), "tf32"),
+        ("bfloat16", ("bfloat16", "float16"), (), "float16"),
         ("float8_e4m3", ("float8_e4m3", "bfloat16"), (), "bfloat16"),
         ("tf32", DEFAULT, (), "float32"),
         ("float32", DEFAULT, (), "float32"),
@@ -243,6 +244,12 @@ def halves(gradients, maxima, formats=("float16", "bfloat16")):
 
 def test_bfloat16_needs_no_scale():
     plan = planned([op()], layers=[layer("a", stats(1e-9))], maxima=[math.log2(1e-9)] * 10)
+    assert plan.loss_scale.mode == "none"
+
+
+def test_a_module_that_bfloat16_is_too_coarse_for_brings_no_scale():
+    plan = planned([op(fqn="a"), op(fqn="b", integer_amax=300.0)], DEFAULT)
+    assert plan.modules == {"a": "bfloat16", "b": "tf32"}
     assert plan.loss_scale.mode == "none"
 
 
