@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from precaudit.finding import finding
-from precaudit.model import Finding, Layer, Plan, TensorRecord, Verification
+from precaudit.model import Finding, Layer, Plan, Severity, TensorRecord, Verification
 from precaudit.planning.budget import GradientError
 from precaudit.planning.fitting import format_of
 from precaudit.planning.loss_scale import RESIDUE
@@ -21,12 +21,14 @@ _OVERFLOWS = ("PA101", "PA102", "PA103", "PA107")
 
 def all_findings(audit: Audit, plan: Plan, verification: Verification) -> tuple[Finding, ...]:
     """Errors first; within a severity in the order of the stages."""
+    as_written = of_as_written(audit, verification)
+    strays = any((each.rule, each.severity) == ("PA501", "error") for each in as_written)
     found = [
         *_of_bans(audit.bans, plan),
         *_of_optimizer(audit),
         *_of_errors(audit),
-        *_of_loss_scale(audit, plan),
-        *of_as_written(audit, verification),
+        *_of_loss_scale(audit, plan, strays),
+        *as_written,
         *_of_float32(audit, verification),
         *_of_verification(verification),
     ]
@@ -141,11 +143,14 @@ def _over_budget(error: GradientError, every: Mapping[str, Sequence[str]]) -> Fi
     )
 
 
-def _of_loss_scale(audit: Audit, plan: Plan) -> list[Finding]:
-    """PA202: gradients that float16 would lose without a scale; PA203: no single scale serves all modules."""
+def _of_loss_scale(audit: Audit, plan: Plan, strays: bool) -> list[Finding]:
+    """PA202: gradients that float16 would lose without a scale, or does where the script scales none: an error where
+    its training strays; PA203: no single scale serves all modules."""
     unscaled = _own_float16_unscaled(audit)
+    severity: Severity = "error" if unscaled and strays else "warning"
     low = {layer.fqn for layer in audit.trace.layers if unscaled or format_of(plan, layer.fqn) == "float16"}
-    found = [_vanishing(layer, unscaled) for layer in audit.trace.layers if layer.trained and layer.fqn in low]
+    candidates = [layer for layer in audit.trace.layers if layer.trained and layer.fqn in low]
+    found = [_vanishing(layer, unscaled, severity) for layer in candidates]
     for fqn, why in plan.because.items():
         if "no single scale" in why:
             found.append(finding("PA203", "warning", f"{fqn}: {why}", "the plan moves it out of float16", fqn))
@@ -158,7 +163,7 @@ def _own_float16_unscaled(audit: Audit) -> bool:
     return baseline.get("autocast") == "float16" and "grad_scaler" not in baseline
 
 
-def _vanishing(layer: Layer, unscaled: bool) -> Finding | None:
+def _vanishing(layer: Layer, unscaled: bool, severity: Severity) -> Finding | None:
     gradients = [t for t in layer.tensors if t.role in ("activation_grad", "weight_grad")]
     loudest = max((t.stats.rms for t in gradients), default=0.0)
     lost = [t.formats["float16"].flushed_energy for t in gradients if t.stats.rms >= RESIDUE * loudest and t.formats]
@@ -169,7 +174,7 @@ def _vanishing(layer: Layer, unscaled: bool) -> Finding | None:
     name = layer.fqn or "the model itself"
     message = f"{name}: {worst:.0%} of its gradient energy vanishes in float16 without a loss scale{own}"
     fix = "use torch.amp.GradScaler, or bfloat16" if unscaled else "use plan.grad_scaler()"
-    return finding("PA202", "warning", message, fix, layer.fqn, None, flushed_energy=worst)
+    return finding("PA202", severity, message, fix, layer.fqn, None, flushed_energy=worst)
 
 
 def _of_float32(audit: Audit, verification: Verification) -> Iterator[Finding]:

@@ -15,7 +15,7 @@ _WRITING = os.O_WRONLY | os.O_RDWR
 
 class Leftovers:
     """Hears every file that this process opens. What was changed after `since` and before now was left by an earlier
-    run; caches of code, and what lies in `ours`, are none of the script's."""
+    run; code, which a person may edit meanwhile, and what lies in `ours` are none of the script's."""
 
     def __init__(self, since: float, ours: str | None) -> None:
         self._since, self._now = since, time.time()
@@ -42,4 +42,5 @@ class Leftovers:
             self._read[path] = None
 
     def _is_ours(self, path: str) -> bool:
-        return "__pycache__" in path or (self._ours is not None and path.startswith(os.path.join(self._ours, "")))
+        code = path.endswith((".py", ".pyc"))
+        return code or (self._ours is not None and path.startswith(os.path.join(self._ours, "")))

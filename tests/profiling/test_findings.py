@@ -53,3 +53,19 @@ def test_the_model_s_own_gradients_have_a_name():
     layers = (Layer("", "Net", 8, 1, (gradient,), trained=True),)
     (found,) = told(Plan("float16", {"": "float16"}), trace=Trace(layers=layers))
     assert found.message.startswith("the model itself: 50% of its gradient energy")
+
+
+@pytest.mark.parametrize(("factor", "severity"), [(1.0, "warning"), (1.5, "error")])
+def test_a_missing_scale_is_an_error_where_the_script_strays(factor, severity):
+    losses = tuple(2.0 - 0.01 * step for step in range(80))
+    gradient = TensorRecord("weight_grad", TensorStats(8), formats={"float16": FormatFit(0.0, 0.9, 0.5)})
+    trace = Trace(layers=(Layer("a", "Linear", 8, 1, (gradient,), trained=True),))
+    own = {"autocast": "float16"}
+    reference, as_written = (
+        RunResult(label, 0, "stopped", 80, losses=tuple(times * loss for loss in losses), baseline=own)
+        for label, times in (("reference", 1.0), ("as-written", factor))
+    )
+    audit = Audit(Job("script", "train.py", (), ".", 80), reference, trace, as_written=as_written)
+    found = all_findings(audit, Plan("bfloat16", {"a": "bfloat16"}), Verification("pass", "emulated"))
+    assert {each.severity for each in found if each.rule == "PA202"} == {severity}
+    assert any(each.rule == "PA501" for each in found) is (severity == "error")
