@@ -64,9 +64,11 @@ class LossScaler(TrainingListener):
         self._gradients: list[tuple[torch.Tensor, torch.Tensor]] = []
         self._bad: dict[int, tuple[torch.Tensor, torch.Tensor | None]] = {}
         self._withheld: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self._nested = 0
 
     def backward_starts(self, roots: Sequence[torch.Tensor], gradients: list[Any]) -> list[Any]:
         self.remove()
+        self._nested = 0
         self.backward_nested(roots)
         return [
             torch.full_like(root, self.scale) if gradient is None else gradient * self.scale
@@ -79,11 +81,15 @@ class LossScaler(TrainingListener):
                 self._hooked.add(id(leaf))
                 self._handles.append(_register_first(leaf, self._unscaler(leaf)))
 
+    def gradient_nested(self, running: bool) -> None:
+        """What is computed there goes on through the pass, which unscales it where it ends."""
+        self._nested += 1 if running else -1
+
     def _unscaler(self, leaf: torch.Tensor) -> Any:
         inverse = 1.0 / self.scale
 
         def unscale(gradient: torch.Tensor | None) -> torch.Tensor | None:
-            if gradient is None:  # a function of the script's own has none for this leaf
+            if gradient is None or self._nested:  # a function of the script's own has none for this leaf
                 return None
             self._gradients.append((leaf, gradient.detach()))
             return gradient * inverse

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import wraps
+from functools import partial, wraps
 from typing import Any
 
 import torch
@@ -32,6 +32,9 @@ class TrainingListener:
         """A backward pass starts inside the running one, as reentrant checkpointing does for what it repeats."""
 
     def backward_ended(self, roots: Sequence[torch.Tensor]) -> None: ...
+
+    def gradient_nested(self, running: bool) -> None:
+        """`torch.autograd.grad` starts or ends inside a backward pass, as in a function that has one of its own."""
 
     def gradient_taken(self, outputs: Sequence[torch.Tensor]) -> None:
         """`torch.autograd.grad` (and so `torch.func.grad`) was called outside any backward pass."""
@@ -113,13 +116,22 @@ class TrainingEvents:
     def _grad(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def grad(outputs: Any, *args: Any, **kwargs: Any) -> Any:
             if in_backward():
-                return original(outputs, *args, **kwargs)
+                return self._nested_gradient(partial(original, outputs, *args, **kwargs))
             result = original(outputs, *args, **kwargs)
             for listener in self.listeners:
                 listener.gradient_taken(_as_list(outputs))
             return result
 
         return grad
+
+    def _nested_gradient(self, compute: Callable[[], Any]) -> Any:
+        for listener in self.listeners:
+            listener.gradient_nested(True)
+        try:
+            return compute()
+        finally:
+            for listener in self.listeners:
+                listener.gradient_nested(False)
 
     def _step_starts(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         """A step that raised never ended: entering the same optimizer again forgets it."""

@@ -93,6 +93,10 @@ class GradientProbe(TrainingListener):
         if self._scaler is not None:
             self._scaler.backward_nested(roots)
 
+    def gradient_nested(self, running: bool) -> None:
+        if self._scaler is not None:
+            self._scaler.gradient_nested(running)
+
     def backward_ended(self, roots: Sequence[torch.Tensor]) -> None:
         self._fresh = not self._events.in_step
         if self._scaler is not None:

@@ -173,6 +173,30 @@ def no_optimizer(model):
                 p.grad = None
 
 
+class Recomputed(torch.autograd.Function):
+    """As adjoint solvers do it: the model runs anew in the backward pass, and its gradients are asked for there."""
+
+    @staticmethod
+    def forward(ctx, model, x, *parameters):
+        ctx.model, ctx.x = model, x
+        return model(x)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        with torch.enable_grad():
+            result = ctx.model(ctx.x)
+            return None, None, *torch.autograd.grad(result, list(ctx.model.parameters()), gradient)
+
+
+def gradients_inside_backward(model):
+    optimizer = Adam(model.parameters(), lr=1e-2)
+    for x, y in data(5):
+        optimizer.zero_grad()
+        result = Recomputed.apply(model, x, *model.parameters())
+        nn.functional.mse_loss(result, y).backward()
+        optimizer.step()
+
+
 LOOPS = [
     plain,
     lbfgs,
@@ -185,6 +209,7 @@ LOOPS = [
     only_some_inputs,
     steps_in_backward,
     reentrant_checkpointing,
+    gradients_inside_backward,
     no_optimizer,
 ]
 
