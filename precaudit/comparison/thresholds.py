@@ -29,8 +29,8 @@ def parse_thresholds(rules: Sequence[str]) -> dict[str, float | None]:
 
 def asked_for(rules: Sequence[str]) -> tuple[str, ...]:
     """The metrics whose threshold a rule sets by name: a gate that can't see one of these must not open."""
-    named = [rule.partition(":")[0].strip() for rule in rules]
-    return tuple(name for name in dict.fromkeys(named) if parse_thresholds(rules).get(name) is not None)
+    named, thresholds = [rule.partition(":")[0].strip() for rule in rules], parse_thresholds(rules)
+    return tuple(name for name in dict.fromkeys(named) if thresholds.get(name) is not None)
 
 
 def _number(rule: str, text: str) -> float:

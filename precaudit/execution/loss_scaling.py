@@ -14,6 +14,7 @@ import torch
 from torch.utils.hooks import RemovableHandle
 
 from precaudit.instrument.events import TrainingListener
+from precaudit.instrument.torchfunction import stored
 from precaudit.model import LossScale
 
 _SMALLEST, _LARGEST = 2.0**-24, 2.0**40
@@ -33,10 +34,6 @@ def leaves_of(roots: Sequence[torch.Tensor]) -> list[torch.Tensor]:
                 seen.add(following)
                 pending.append(following)
     return leaves
-
-
-def _values(gradient: torch.Tensor) -> torch.Tensor:
-    return gradient.coalesce().values() if gradient.is_sparse else gradient
 
 
 def _register_first(leaf: torch.Tensor, hook: Callable[..., torch.Tensor | None]) -> RemovableHandle:
@@ -102,7 +99,7 @@ class LossScaler(TrainingListener):
 
     def _inspect(self) -> None:
         """Note the leaves whose gradient was not finite."""
-        dense = [_values(gradient) for _, gradient in self._gradients]
+        dense = [stored(gradient) for _, gradient in self._gradients]
         kept = [(leaf, g) for (leaf, _), g in zip(self._gradients, dense, strict=True) if g.numel()]
         self._gradients = []
         if not kept:
@@ -116,7 +113,7 @@ class LossScaler(TrainingListener):
         """Whether the gradient to be used is the one that was not finite, clipped or not, and none made since."""
         if id(leaf) not in self._bad or leaf.grad is None:
             return False
-        return leaf.grad is self._bad[id(leaf)][1] or not bool(_values(leaf.grad).isfinite().all())
+        return leaf.grad is self._bad[id(leaf)][1] or not bool(stored(leaf.grad).isfinite().all())
 
     def step_starts(self, optimizer: Any) -> None:
         """A skipped step: the optimizer finds no gradients; without an optimizer the gradients become zero."""

@@ -115,6 +115,11 @@ def _item(value: Any, index: int) -> Any:
     return value[index] if isinstance(value, (list, tuple)) else value
 
 
+def stored(gradient: torch.Tensor) -> torch.Tensor:
+    """The values that a gradient holds: of a sparse one those of its rows."""
+    return gradient.coalesce().values() if gradient.is_sparse else gradient
+
+
 def _no_override(*_: object) -> bool:
     return False
 

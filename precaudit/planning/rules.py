@@ -49,7 +49,9 @@ def overflow(op: Op, target: Format) -> Ban | None:
     if record is None or not op.half or record.stats.amax * HEADROOM < target.maximum:
         return None
     amax = record.stats.amax
-    if (op.follows_dtype and amax >= EXTREME) or _is_its_constant(op, amax, target):
+    constant = _too_large(op, target)
+    masked = constant is not None and amax <= constant * (1 + 2.0**-23)  # no larger than what PA103 tells of
+    if masked or (op.follows_dtype and amax >= EXTREME):
         return None
     over = amax >= target.overflow_threshold
     why = f"{op.op} reaches {amax:.3g}, " + (
@@ -60,10 +62,10 @@ def overflow(op: Op, target: Format) -> Ban | None:
     return _ban("PA101", op, target, "error" if over else "note", why, "run it in bfloat16 or float32", amax)
 
 
-def _is_its_constant(op: Op, amax: float, target: Format) -> bool:
-    """Whether the result is no larger than a constant that PA103 tells of: a mask's own value."""
-    constant = op.constants[1] if op.constants and op.op in _TAKING else 0.0
-    return target.overflow_threshold <= constant < math.inf and amax <= constant * (1 + 2.0**-23)
+def _too_large(op: Op, target: Format) -> float | None:
+    """The constant that becomes a value of the result and doesn't fit the format, if there is one."""
+    constant = op.constants[1] if op.half and op.constants and op.op in _TAKING else 0.0
+    return None if constant < target.overflow_threshold or constant == math.inf else constant
 
 
 def operand_overflow(op: Op, target: Format) -> Ban | None:
@@ -77,13 +79,12 @@ def operand_overflow(op: Op, target: Format) -> Ban | None:
 
 def large_constant(op: Op, target: Format) -> Ban | None:
     """PA103: a constant such as a mask's -1e9 doesn't fit the half tensor it is written to."""
-    if not op.half or op.constants is None or op.op not in _TAKING:
+    constant = _too_large(op, target)
+    if constant is None:
         return None
-    if op.constants[1] < target.overflow_threshold or op.constants[1] == math.inf:
-        return None
-    why = f"{op.op} uses a constant of size {op.constants[1]:.3g}, which {target.name} cannot hold ({target.maximum:g})"
+    why = f"{op.op} uses a constant of size {constant:.3g}, which {target.name} cannot hold ({target.maximum:g})"
     fix = "mask with torch.finfo(x.dtype).min or float('-inf'), or keep this operation in float32"
-    return _ban("PA103", op, target, "error", why, fix, op.constants[1])
+    return _ban("PA103", op, target, "error", why, fix, constant)
 
 
 def vanishing_constant(op: Op, target: Format) -> Ban | None:

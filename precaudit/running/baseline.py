@@ -13,7 +13,7 @@ from torch.amp.autocast_mode import autocast
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.overrides import TorchFunctionMode
 
-from precaudit.tracing.ops import caller_location
+from precaudit.tracing.ops import caller_location, line_of
 
 _LOW = {torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2}
 _MOST_PLACES = 20
@@ -72,7 +72,7 @@ class Baseline:
             place = caller_location()
             if scaled["now"] and place is not None and "grad_scaler" in self.settings:
                 name = type(optimizer).__name__
-                self.settings["steps_scaled"] = {"path": place.path, "line": place.line, "function": name}
+                self.settings["steps_scaled"] = {**line_of(place), "function": name}
 
         def watched(name: str, original: Callable[..., Any], scales: bool | None) -> Callable[..., Any]:
             def call(*args: Any, **kwargs: Any) -> Any:
@@ -80,7 +80,7 @@ class Baseline:
                 if scales is not None:
                     scaled["now"] = scales
                 elif scaled["now"] and place is not None and "grad_scaler" in self.settings:
-                    self.settings["clips_scaled"] = {"path": place.path, "line": place.line, "function": name}
+                    self.settings["clips_scaled"] = {**line_of(place), "function": name}
                 return original(*args, **kwargs)
 
             return call
@@ -120,7 +120,7 @@ class Baseline:
             if dtype is not None:
                 self.settings["autocast"] = dtype
                 if (place := caller_location()) is not None:
-                    self.settings.setdefault("autocast_at", {"path": place.path, "line": place.line})
+                    self.settings.setdefault("autocast_at", line_of(place))
             self._regions.append((dtype, dtype is None and (bool(self._regions) or self._in_forward())))
             return region
 

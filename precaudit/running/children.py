@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from functools import partial
 from multiprocessing import forkserver, resource_tracker, spawn
 from multiprocessing.connection import Connection
 from os import _exit
@@ -244,10 +243,13 @@ def _child(spec: RunSpec, sender: Connection) -> None:
         keeper.training = True
         sender.send(known)
 
+    def told(result: RunResult) -> RunResult:
+        return replace(result, leftovers=leftovers.read, crossed=keeper.crossed)
+
     try:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
-        result = run(spec, lambda: run_job(spec.job), report, partial(_leave, sender, leftovers, keeper))
-        message: object = replace(result, leftovers=leftovers.read, crossed=keeper.crossed)
+        result = run(spec, lambda: run_job(spec.job), report, lambda result: _leave(sender, told(result)))
+        message: object = told(result)
     except PrecauditError as error:
         message = error
     except KeyboardInterrupt:
@@ -290,12 +292,12 @@ def _become_main_process() -> None:
     os._exit = left  # type: ignore[assignment]
 
 
-def _leave(sender: Connection, leftovers: Leftovers, keeper: Keeper, result: RunResult) -> None:
+def _leave(sender: Connection, result: RunResult) -> None:
     """The end of a script that catches every exception."""
     from precaudit.running.worker import flush_output
 
     flush_output()
-    sender.send(replace(result, leftovers=leftovers.read, crossed=keeper.crossed))
+    sender.send(result)
     atexit._run_exitfuncs()
     _exit(0)
 

@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 from precaudit.histograms.memory import in_transform
 from precaudit.instrument.events import TrainingListener
 from precaudit.instrument.names import ModuleNames
-from precaudit.instrument.torchfunction import op_name, single_calls, takes_lists, tensors_in
+from precaudit.instrument.torchfunction import op_name, single_calls, stored, takes_lists, tensors_in
 from precaudit.running.baseline import called_by_precaudit
 from precaudit.running.ownscaler import FACTOR
 from precaudit.running.ownstate import HALVES, State, States, dtype_name, energy, is_plain
@@ -182,7 +182,7 @@ class OwnLowPrecision(TorchFunctionMode, TrainingListener):
         stepped = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         if any(p.dtype in HALVES for p in stepped):
             self._found.setdefault(("trained", "", 0, ""), {"kind": "trained"})
-        bad = [p for p in stepped if not bool(_values(p.grad).isfinite().all())]
+        bad = [p for p in stepped if not bool(stored(p.grad).isfinite().all())]
         if bad and not any(kind == "steps" for kind, *_ in self._found):
             self._note("steps", step=self._step, fqn=self._states.module_of(bad[0]), parameters=len(bad))
 
@@ -204,10 +204,6 @@ class OwnLowPrecision(TorchFunctionMode, TrainingListener):
         self._states.step_ended()
         self._step += 1
         self._publish()
-
-
-def _values(gradient: torch.Tensor) -> torch.Tensor:
-    return gradient.coalesce().values() if gradient.is_sparse else gradient
 
 
 def _sum_of_rows(table: torch.Tensor, index: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:

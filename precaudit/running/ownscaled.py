@@ -12,9 +12,9 @@ import torch
 
 from precaudit.instrument.events import TrainingListener
 from precaudit.instrument.names import ModuleNames
-from precaudit.instrument.torchfunction import map_tensors
+from precaudit.instrument.torchfunction import map_tensors, stored
 from precaudit.model import Location
-from precaudit.tracing.ops import caller_location
+from precaudit.tracing.ops import caller_location, line_of
 
 _SCALED, _PLAIN = "scaled", "plain"
 Written = tuple[torch.Tensor, int]
@@ -97,9 +97,9 @@ class ScaledGradients(TrainingListener):
         multiplied = any("Mul" in type(root.grad_fn).__name__ for root in roots)
         self._by_hand = factors or (self._asked and multiplied)
         self._arrived = False
-        self._written = {id(p): (p.grad, p.grad._version) for p in self._trained() if p.grad is not None}
+        self._written = self._gradients()
         for parameter in self._trained():
-            if parameter.grad is None or not _any(parameter.grad):
+            if parameter.grad is None or not bool(stored(parameter.grad).any()):
                 self._kinds.pop(id(parameter), None)
 
     def backward_ended(self, roots: Sequence[torch.Tensor]) -> None:
@@ -109,7 +109,7 @@ class ScaledGradients(TrainingListener):
         for parameter in self._trained():
             if parameter.grad is not None and not self._untouched(parameter):
                 self._kinds.setdefault(id(parameter), {})[kind] = place
-        self._written = {id(p): (p.grad, p.grad._version) for p in self._trained() if p.grad is not None}
+        self._written = self._gradients()
 
     def step_starts(self, optimizer: Any) -> None:
         if optimizer is not None and not self._in_scaler:
@@ -120,6 +120,9 @@ class ScaledGradients(TrainingListener):
 
     def _trained(self) -> Iterator[torch.Tensor]:
         return (p for model in self._names.models.values() for p in model.parameters() if p.requires_grad)
+
+    def _gradients(self) -> dict[int, Written]:
+        return {id(p): (p.grad, p.grad._version) for p in self._trained() if p.grad is not None}
 
     def _untouched(self, parameter: torch.Tensor) -> bool:
         known, gradient = self._written.get(id(parameter)), parameter.grad
@@ -132,15 +135,10 @@ class ScaledGradients(TrainingListener):
             kinds = self._kinds.get(id(parameter), {})
             if kind in kinds and self._untouched(parameter):
                 place = caller_location() if kind == _SCALED else kinds[kind]
-                where = {"path": place.path, "line": place.line} if place else {"path": "", "line": 0}
                 name = type(optimizer).__name__
-                self._settings[setting] = {**where, "function": name, "mixed": len(kinds) > 1}
+                self._settings[setting] = {**line_of(place), "function": name, "mixed": len(kinds) > 1}
                 return
 
 
 def _parameters(optimizer: Any) -> list[torch.Tensor]:
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
-
-
-def _any(gradient: torch.Tensor) -> bool:
-    return bool((gradient.coalesce().values() if gradient.is_sparse else gradient).any())

@@ -19,7 +19,7 @@ from precaudit.execution.emulated import to_float32
 from precaudit.instrument.names import ModuleNames
 from precaudit.instrument.torchfunction import FUSED, tensors_in, writes
 from precaudit.model import Location
-from precaudit.tracing.ops import caller_location
+from precaudit.tracing.ops import caller_location, line_of
 
 HALVES = (torch.float16, torch.bfloat16)
 _CHANGES = frozenset("add sub mul div lerp addcmul addcdiv copy neg".split())
@@ -247,9 +247,8 @@ class States:
 
 
 def _where(place: Location | None, owner: Owner | None) -> dict[str, Any]:
-    path, line = (place.path, place.line) if place else ("", 0)
     fqn, buffer = owner or ("", "")
-    return {"path": path, "line": line, "fqn": fqn, "buffer": buffer}
+    return {**line_of(place), "fqn": fqn, "buffer": buffer}
 
 
 def _vain_factor(args: Any, state: torch.Tensor) -> float | None:

@@ -94,6 +94,11 @@ def caller_location() -> Location | None:
     return None
 
 
+def line_of(place: Location | None) -> dict[str, Any]:
+    """A place as settings and reports keep it; an empty path where none is known."""
+    return {"path": place.path, "line": place.line} if place else {"path": "", "line": 0}
+
+
 class TraceMode(OperationMode):
     """Tells `sink` about every operation with floating-point results, Python composites taken apart."""
 
