@@ -15,8 +15,8 @@ from precaudit.model import Report
 def compare(
     base: Report, head: Report, thresholds: Mapping[str, float | None] = DEFAULTS, asked: Sequence[str] = ()
 ) -> Comparison:
-    """Everything that changed beyond what another seed and another day change, and what was `asked` for by name and
-    can't be compared."""
+    """Everything that changed beyond what another seed and another day change; and of the verdict, time, memory and
+    Tensor Cores what was `asked` for by name and can't be compared."""
     matching = match_layers(base.layers, head.layers)
     changes = [*judge(list(_changes(base, head, matching)), thresholds), *_unseen(base, head, thresholds, asked)]
     return Comparison(
