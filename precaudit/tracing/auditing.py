@@ -31,8 +31,8 @@ def autocast_in_force() -> str | None:
 
 
 def is_rarer(number: int) -> bool:
-    """Whether the `number`-th of something (from 1) is the first, fourth, sixteenth, ...: a power of four."""
-    return number & (number - 1) == 0 and number.bit_length() % 2 == 1
+    """Whether the `number`-th of something (from 1) is the first, eighth, sixty-fourth, ...: a power of eight."""
+    return number & (number - 1) == 0 and number.bit_length() % 3 == 1
 
 
 class Auditing(TrainingListener):
@@ -40,7 +40,7 @@ class Auditing(TrainingListener):
 
     Steps are those of the `optimizers`, by the parameters that they hold; where none is given, of those that hold a
     parameter of the model, and backward passes where there is none. Local errors in `formats` are measured ever more
-    rarely: that costs as much as several steps.
+    rarely: that costs as much as a step.
     """
 
     def __init__(self, model: nn.Module, optimizers: Sequence[Any], every: int, formats: tuple[str, ...] = ()) -> None:
