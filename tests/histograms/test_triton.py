@@ -80,9 +80,11 @@ for tuning in (Tuning(), Tuning(window=32, headroom=4, warps=8)):
             values = torch.randn(tuning.tile + 9)
             values[place] = odd
             check(values, tuning=tuning)
-    for exponent in range(-64, 65, 8):  # an edge of the window is met exactly
-        for at in (exponent + tuning.headroom % 8, exponent + tuning.headroom % 8 + 1):
-            check(torch.tensor([1.0, 2.0**at]), torch.tensor([2.0**at, 0.0, 1.0]), tuning=tuning)
+    reach = tuning.window - 2 - tuning.headroom  # binades below the first tile's largest that the window holds
+    for at in (reach, reach + 1, -reach, -reach - 1):
+        check(torch.tensor([1.0, 2.0**at]), torch.tensor([2.0**at, 0.0, 1.0]), tuning=tuning)
+    for above in (tuning.headroom, tuning.headroom + 1):
+        check(torch.cat([torch.ones(tuning.tile), torch.tensor([2.0**above])]), tuning=tuning)
     check(torch.tensor([3e38, 3e38, 1e-30]), tuning=tuning)  # squares past float32
 """
 
