@@ -10,7 +10,6 @@ from unittest import mock
 
 import torch
 from torch.amp.autocast_mode import autocast
-from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.overrides import TorchFunctionMode
 
 from precaudit.tracing.ops import caller_location, line_of
@@ -59,42 +58,6 @@ class Baseline:
             stack.enter_context(mock.patch.object(autocast, "__exit__", self._left(autocast.__exit__)))
             scaler = torch.amp.GradScaler
             stack.enter_context(mock.patch.object(scaler, "__init__", self._scaler_created(scaler.__init__)))
-            stack.enter_context(self._clipping_watched(scaler))
-            yield
-
-    @contextmanager
-    def _clipping_watched(self, scaler: Any) -> Iterator[None]:
-        """Notes what meets gradients with the scale still in them, between `scaler.scale(loss)` and
-        `scaler.unscale_(optimizer)` or `scaler.step(optimizer)`: clipping, and an optimizer's own step."""
-        clipping, scaled = torch.nn.utils, {"now": False}
-
-        def stepping(optimizer: Any, args: Any, kwargs: Any) -> None:
-            place = caller_location()
-            if scaled["now"] and place is not None and "grad_scaler" in self.settings:
-                name = type(optimizer).__name__
-                self.settings["steps_scaled"] = {**line_of(place), "function": name}
-
-        def watched(name: str, original: Callable[..., Any], scales: bool | None) -> Callable[..., Any]:
-            def call(*args: Any, **kwargs: Any) -> Any:
-                place = caller_location()
-                if scales is not None:
-                    scaled["now"] = scales
-                elif scaled["now"] and place is not None and "grad_scaler" in self.settings:
-                    self.settings["clips_scaled"] = {**line_of(place), "function": name}
-                return original(*args, **kwargs)
-
-            return call
-
-        with ExitStack() as stack:
-            stack.callback(register_optimizer_step_pre_hook(stepping).remove)
-            for owner, name, scales in (
-                (scaler, "scale", True),
-                (scaler, "unscale_", False),
-                (scaler, "step", False),
-                (clipping, "clip_grad_norm_", None),
-                (clipping, "clip_grad_value_", None),
-            ):
-                stack.enter_context(mock.patch.object(owner, name, watched(name, getattr(owner, name), scales)))
             yield
 
     def _created(self, original: Callable[..., None]) -> Callable[..., None]:

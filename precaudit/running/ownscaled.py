@@ -1,14 +1,15 @@
 """Which gradients of a script have its loss scale in them: a loss that `scaler.scale` never saw, whose gradients the
-scaler divides all the same, and an optimizer that steps by itself on gradients of a scaled loss."""
+scaler divides all the same, and clipping, or an optimizer's own step, that meets gradients of a scaled loss."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest import mock
 
 import torch
+from torch.nn import utils
 
 from precaudit.instrument.events import TrainingListener
 from precaudit.instrument.names import ModuleNames
@@ -22,14 +23,15 @@ Written = tuple[torch.Tensor, int]
 
 
 class ScaledGradients(TrainingListener):
-    """Notes `settings["unscaled_loss"]` and `settings["steps_scaled"]`; a disabled scaler's calls say as much, so that
-    a float32 run tells. What a script has changed in a gradient by itself after the backward pass is its own affair."""
+    """Notes `settings["unscaled_loss"]`, `settings["clips_scaled"]` and `settings["steps_scaled"]`; a disabled scaler's
+    calls say as much, so that a float32 run tells. What a script does to a gradient by itself after the backward pass
+    is its own affair: it was seen to write to it, or to ask for the scale."""
 
     def __init__(self, names: ModuleNames, settings: dict[str, object]) -> None:
         self._names, self._settings = names, settings
         self._kinds: dict[int, dict[str, Location | None]] = {}
         self._written: dict[int, Written] = {}
-        self._arrived = self._asked = self._by_hand = self._in_scaler = False
+        self._arrived = self._asked = self._asked_after = self._by_hand = self._in_scaler = False
 
     @contextmanager
     def installed(self) -> Iterator[None]:
@@ -42,6 +44,8 @@ class ScaledGradients(TrainingListener):
                 ("step", self._unscaling),
             ):
                 stack.enter_context(mock.patch.object(scaler, name, watched(getattr(scaler, name))))
+            for name in ("clip_grad_norm_", "clip_grad_value_"):
+                stack.enter_context(mock.patch.object(utils, name, self._clipping(getattr(utils, name))))
             yield
 
     @property
@@ -70,14 +74,14 @@ class ScaledGradients(TrainingListener):
 
     def _asking(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def get_scale(scaler: Any) -> Any:
-            self._asked = True
+            self._asked = self._asked_after = True
             return original(scaler)
 
         return get_scale
 
     def _unscaling(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def unscale(scaler: Any, optimizer: Any, *args: Any, **kwargs: Any) -> Any:
-            self._note(optimizer, _PLAIN, "unscaled_loss")
+            self._note(_parameters(optimizer), _PLAIN, "unscaled_loss", type(optimizer).__name__)
             for parameter in _parameters(optimizer):
                 self._kinds.pop(id(parameter), None)
             outside, self._in_scaler = self._in_scaler, True
@@ -90,6 +94,19 @@ class ScaledGradients(TrainingListener):
 
     # ---- training
 
+    def _clipping(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        """Clipping changes gradients, and leaves the scale in them."""
+
+        def clip(parameters: Any, *args: Any, **kwargs: Any) -> Any:
+            clipped = [parameters] if isinstance(parameters, torch.Tensor) else list(parameters)
+            self._note_scaled(clipped, "clips_scaled", original.__name__)
+            untouched = list(filter(self._untouched, clipped))
+            norm = original(clipped, *args, **kwargs)
+            self._written |= _gradients(untouched)
+            return norm
+
+        return clip
+
     def backward_starts(self, roots: Sequence[torch.Tensor], gradients: list[Any]) -> None:
         if not self._concerned:
             return
@@ -97,7 +114,7 @@ class ScaledGradients(TrainingListener):
         multiplied = any("Mul" in type(root.grad_fn).__name__ for root in roots)
         self._by_hand = factors or (self._asked and multiplied)
         self._arrived = False
-        self._written = self._gradients()
+        self._written = _gradients(self._trained())
         for parameter in self._trained():
             if parameter.grad is None or not bool(stored(parameter.grad).any()):
                 self._kinds.pop(id(parameter), None)
@@ -109,11 +126,12 @@ class ScaledGradients(TrainingListener):
         for parameter in self._trained():
             if parameter.grad is not None and not self._untouched(parameter):
                 self._kinds.setdefault(id(parameter), {})[kind] = place
-        self._written = self._gradients()
+        self._written = _gradients(self._trained())
+        self._asked_after = False
 
     def step_starts(self, optimizer: Any) -> None:
         if optimizer is not None and not self._in_scaler:
-            self._note(optimizer, _SCALED, "steps_scaled")
+            self._note_scaled(_parameters(optimizer), "steps_scaled", type(optimizer).__name__)
 
     def step_ended(self, optimizer: Any) -> None:
         self._asked = False
@@ -121,24 +139,28 @@ class ScaledGradients(TrainingListener):
     def _trained(self) -> Iterator[torch.Tensor]:
         return (p for model in self._names.models.values() for p in model.parameters() if p.requires_grad)
 
-    def _gradients(self) -> dict[int, Written]:
-        return {id(p): (p.grad, p.grad._version) for p in self._trained() if p.grad is not None}
-
     def _untouched(self, parameter: torch.Tensor) -> bool:
         known, gradient = self._written.get(id(parameter)), parameter.grad
         return known is not None and gradient is known[0] and gradient._version == known[1]
 
-    def _note(self, optimizer: Any, kind: str, setting: str) -> None:
+    def _note_scaled(self, parameters: list[torch.Tensor], setting: str, function: str) -> None:
+        if not self._asked_after:
+            self._note(parameters, _SCALED, setting, function)
+
+    def _note(self, parameters: list[torch.Tensor], kind: str, setting: str, function: str) -> None:
         if not self._concerned or setting in self._settings:
             return
-        for parameter in _parameters(optimizer):
+        for parameter in parameters:
             kinds = self._kinds.get(id(parameter), {})
             if kind in kinds and self._untouched(parameter):
                 place = caller_location() if kind == _SCALED else kinds[kind]
-                name = type(optimizer).__name__
-                self._settings[setting] = {**line_of(place), "function": name, "mixed": len(kinds) > 1}
+                self._settings[setting] = {**line_of(place), "function": function, "mixed": len(kinds) > 1}
                 return
 
 
 def _parameters(optimizer: Any) -> list[torch.Tensor]:
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def _gradients(parameters: Iterable[torch.Tensor]) -> dict[int, Written]:
+    return {id(p): (p.grad, p.grad._version) for p in parameters if p.grad is not None}

@@ -10,6 +10,9 @@ isn't timed: instruments are attached there, which happens once in a real run. P
 How far the machine can tell is shown by an arm that is plain again. Others on a shared machine only ever add time, so
 the quiet column compares the fastest quarters of both arms' turns; a sampled arm has none, for its fast turns are those
 without an audited step.
+
+Last, every second step is audited: each is held against the mean of the two beside it, over which no machine drifts
+far, and two kinds of plain steps are held against each other in the same way.
 """
 
 from __future__ import annotations
@@ -17,11 +20,13 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import Any
 
+import numpy as np
 import torch
+from scipy.stats import bootstrap
 from tabulate import tabulate
 from torch import nn
 from torch.nn import functional as F
@@ -175,6 +180,23 @@ def main() -> None:
         for arm in arms:
             arm.turn(training)
     print(tabulate([row(arm, plain, sampled) for arm in arms], HEADINGS, floatfmt=("", ".1f", *[".3f"] * 4)))
+    for name, instrument in (("audited", Audited(2)), ("plain", plain.instrument)):
+        centre, error = beside(training, instrument, 8 * arguments.rounds)
+        print(f"every second step {name}: {centre:.3f} of those beside it, standard error {error:.3f}")
+
+
+def beside(training: Training, instrument: Instrument, steps: int) -> tuple[float, float]:
+    """Every second step over the mean of its neighbours: the median ratio, and its standard error by bootstrap."""
+    with ExitStack() as stack:
+        instrument(training.model, training.optimizer, stack)
+        seconds = [training.step() for _ in range(steps + 3)][2:]  # the first one's hooks and local errors aside
+    ratios = np.array([2 * here / (before + after) for before, here, after in triples(seconds)])
+    spread = bootstrap([ratios], np.median, n_resamples=1000, method="basic", random_state=0)
+    return float(np.median(ratios)), float(spread.standard_error)
+
+
+def triples(seconds: list[float]) -> Iterator[tuple[float, float, float]]:
+    return zip(seconds[1::2], seconds[2::2], seconds[3::2], strict=False)
 
 
 HEADINGS = ["arm", "ms", "ratio", "25%", "75%", "quiet"]

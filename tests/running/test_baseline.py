@@ -149,44 +149,6 @@ def test_scalers_are_disabled_and_noted(make, expected):
     assert baseline.settings.get("grad_scaler") == expected
 
 
-def test_clipping_before_unscaling_is_noted():
-    def step(unscale):
-        baseline = Baseline()
-        with baseline.neutralized():
-            scaler, model = torch.amp.GradScaler("cpu"), nn.Linear(2, 1)
-            optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
-            scaler.scale(model(X).sum()).backward()
-            if unscale:
-                scaler.unscale_(optimizer)
-            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            scaler.step(optimizer)
-        return baseline.settings
-
-    assert "clips_scaled" not in step(True)
-    assert step(False)["clips_scaled"]["path"] == __file__
-    assert step(False)["clips_scaled"]["function"] == "clip_grad_norm_"
-
-
-@pytest.mark.parametrize(
-    ("before_step", "noted"),
-    [
-        (lambda scaler, optimizer: optimizer.step(), True),
-        (lambda scaler, optimizer: (scaler.unscale_(optimizer), optimizer.step()), False),
-        (lambda scaler, optimizer: scaler.step(optimizer), False),
-    ],
-)
-def test_a_step_on_scaled_gradients_is_noted(before_step, noted):
-    baseline = Baseline()
-    with baseline.neutralized():
-        scaler, model = torch.amp.GradScaler("cpu"), nn.Linear(2, 1)
-        optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
-        scaler.scale(model(X).sum()).backward()
-        before_step(scaler, optimizer)
-    assert ("steps_scaled" in baseline.settings) is noted
-    optimizer.step()
-    assert ("steps_scaled" in baseline.settings) is noted
-
-
 # ---------------------------------------------------------------- casts
 
 

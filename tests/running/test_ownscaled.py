@@ -88,10 +88,50 @@ def test_an_optimizer_that_the_scaler_forgets_steps_on_scaled_gradients():
     assert "steps_scaled" not in own
 
 
-def test_what_a_script_does_to_its_gradients_by_itself_is_its_own_affair():
+def parameters_of(optimizer):
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def clip(optimizer):
+    nn.utils.clip_grad_norm_(iter(parameters_of(optimizer)), 1.0)
+
+
+def test_clipping_before_unscaling_is_noted_and_what_steps_afterwards_is_too():
+    noted = settings(in_turn(scaled, scaled, lambda scaler, optimizer: (clip(optimizer), optimizer.step())))
+    assert (noted["clips_scaled"]["path"], noted["clips_scaled"]["function"]) == (__file__, "clip_grad_norm_")
+    assert noted["steps_scaled"]["path"] == __file__
+
+    def in_order(scaler, optimizer):
+        scaler.unscale_(optimizer)
+        clip(optimizer)
+        scaler.step(optimizer)
+
+    assert not {"clips_scaled", "steps_scaled"} & set(settings(in_turn(scaled, scaled, in_order)))
+
+
+def divide(gradient, scale):
+    gradient /= scale
+
+
+def divide_unseen(gradient, scale):
+    gradient.data.div_(scale)
+
+
+@pytest.mark.parametrize("division", [divide, divide_unseen])
+def test_what_a_script_does_to_its_gradients_by_itself_is_its_own_affair(division):
     def divided(scaler, optimizer):
-        for parameter in (p for group in optimizer.param_groups for p in group["params"]):
-            parameter.grad /= scaler.get_scale()
+        for parameter in parameters_of(optimizer):
+            division(parameter.grad, scaler.get_scale())
+        clip(optimizer)
         optimizer.step()
 
-    assert "steps_scaled" not in settings(in_turn(scaled, scaled, divided))
+    assert not {"clips_scaled", "steps_scaled"} & set(settings(in_turn(scaled, scaled, divided)))
+
+
+def test_asking_for_the_scale_of_the_last_step_takes_it_out_of_no_gradient():
+    def asked_before(scaler, loss):
+        scaler.get_scale()
+        return scaler.scale(loss)
+
+    noted = settings(in_turn(asked_before, asked_before, lambda scaler, optimizer: optimizer.step()))
+    assert "steps_scaled" in noted
