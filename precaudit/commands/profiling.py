@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import re
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,7 +56,27 @@ def job_of(arguments: argparse.Namespace) -> Job:
     path = Path(script)
     if not path.is_file():
         raise PrecauditError(f"there is no script {script!r}; give the path of a Python file, or -m MODULE")
-    return Job(classify(path), script, tuple(argv), os.getcwd(), arguments.steps, arguments.device)
+    kind = classify(path)
+    if late := _late_options(vars(arguments), path, argv):
+        print(
+            f"precaudit: {', '.join(late)} after {script} went to the script, which names no such option; "
+            "precaudit's own come before the script",
+            file=sys.stderr,
+        )
+    return Job(kind, script, tuple(argv), os.getcwd(), arguments.steps, arguments.device)
+
+
+def _late_options(own: Iterable[str], script: Path, argv: Sequence[str]) -> list[str]:
+    """Options among the script's arguments that are precaudit's, and that the script has neither as a string nor as a
+    dataclass's field."""
+    given, text = {word.partition("=")[0] for word in argv}, script.read_text(errors="replace")
+    options = {f"--{name.replace('_', '-')}": name.replace("_", "[-_]") for name in own}
+    known = r"""(["'])(--)?{0}\1|^\s+{0}\s*:"""
+    return [
+        option
+        for option, name in options.items()
+        if option in given and not re.search(known.format(name), text, re.MULTILINE)
+    ]
 
 
 def _stem(job: Job) -> str:

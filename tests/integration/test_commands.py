@@ -82,6 +82,18 @@ def test_a_script_with_arguments_writes_every_file(tmp_path: Path) -> None:
         assert checked.returncode == 0, checked.stdout
 
 
+def test_options_that_only_precaudit_knows_are_told_of_where_the_script_gets_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script = tmp_path / "train.py"
+    script.write_text('parser.add_argument("--steps")\nclass Options:\n    no_verify: bool\noutput = 1\n')
+    words = [str(script), "--steps", "5", "--out=runs", "--no-verify", "--lr", "1"]
+    assert job_of(build_parser().parse_args(["profile", *words])).argv == tuple(words[1:])
+    assert f"precaudit: --out after {script} went to the script" in capsys.readouterr().err
+    job_of(build_parser().parse_args(["profile", "--out", "runs", str(script), "--lr", "1"]))
+    assert not capsys.readouterr().err
+
+
 def test_an_earlier_report_is_not_overwritten(tmp_path: Path, profile_here: Callable[..., Done]) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "report.json").write_text("{}")
