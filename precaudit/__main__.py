@@ -8,7 +8,8 @@ from collections.abc import Sequence
 
 from precaudit import __version__
 from precaudit.commands import VERBS
-from precaudit.errors import ExitCode, PrecauditError
+from precaudit.commands.streams import lasting_streams
+from precaudit.errors import PrecauditError
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -28,15 +29,17 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code. Expected failures become one line on stderr, never a traceback."""
+    with lasting_streams():
+        return _run(argv)
+
+
+def _run(argv: Sequence[str] | None) -> int:
     try:
         arguments = build_parser().parse_args(argv)
         return int(arguments.run(arguments))
     except PrecauditError as error:
         print(f"precaudit: {error}", file=sys.stderr)
         return int(error.exit_code)
-    except BrokenPipeError:
-        sys.stderr.close()
-        return int(ExitCode.OK)
     except KeyboardInterrupt:
         print("precaudit: interrupted", file=sys.stderr)
         return 130

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from precaudit.commands.options import add_fail_on, add_output_options, add_run_options, refuse_overwrite, written_file
+from precaudit.commands.streams import emit
 from precaudit.errors import ExitCode, PrecauditError
 from precaudit.formats import parse_formats
 
@@ -125,7 +126,7 @@ def _finish(report: CheckReport, arguments: argparse.Namespace) -> int:
     from precaudit.comparison.rules import matches_fail_on
     from precaudit.reporting.files import write_text
     from precaudit.reporting.github import write_step_summary
-    from precaudit.reporting.terminal import emit, use_color
+    from precaudit.reporting.terminal import use_color
 
     for path in arguments.output:
         write_text(path, render(report, format_of(path, PRINTED)))

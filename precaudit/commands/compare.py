@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from precaudit.commands.options import add_output_options, refuse_overwrite, written_file
+from precaudit.commands.streams import emit
 from precaudit.comparison.thresholds import asked_for, parse_thresholds, thresholds_help
 from precaudit.errors import ExitCode, PrecauditError
 
@@ -116,10 +117,9 @@ def _refuse(arguments: argparse.Namespace, formats: tuple[str, ...]) -> None:
 def _emit(arguments: argparse.Namespace, printed: str, render: Callable[[str], str]) -> None:
     from precaudit.comparison.outputs import format_of
     from precaudit.reporting.files import write_text
-    from precaudit.reporting.terminal import emit
 
-    emit(printed.rstrip("\n"), sys.stdout)
     for path in arguments.output:
         write_text(path, render(format_of(path, (*FORMATS, *TREND_FORMATS))))
+    emit(printed.rstrip("\n"), sys.stdout)
     if arguments.output:
         print(f"Written: {', '.join(map(str, arguments.output))}", file=sys.stderr)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
+from precaudit.commands.streams import emit
 from precaudit.errors import ExitCode
 
 
@@ -24,7 +25,6 @@ def run(arguments: argparse.Namespace) -> int:
 
     import torch
 
-    from precaudit.reporting.terminal import emit
     from precaudit.tensorcores.devices import inspect, read_cpuinfo, render
     from precaudit.tensorcores.nvml import library
 

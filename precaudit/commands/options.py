@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import Any
 
+from precaudit.commands.streams import emit
 from precaudit.errors import PrecauditError
 
 
@@ -69,7 +71,7 @@ class _FailOn(argparse.Action):
         if values == "list":
             from precaudit.comparison.rules import rules_table
 
-            print(rules_table(str(self.const)))
+            emit(rules_table(str(self.const)), sys.stdout)
             parser.exit()
         setattr(namespace, self.dest, [*getattr(namespace, self.dest), values])
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from precaudit.commands.options import refuse_overwrite
 from precaudit.commands.progress import RunProgress
+from precaudit.commands.streams import emit
 from precaudit.comparison.rules import matches_fail_on, parse_rules
 from precaudit.errors import ExitCode, PrecauditError
 from precaudit.formats import parse_formats
@@ -159,7 +160,7 @@ def _write(report: Report, paths: Sequence[Path]) -> tuple[list[Path], list[str]
 
 def finish(outcome: Outcome, arguments: argparse.Namespace, folder: Path) -> int:
     """Write what there is, print it, and settle the exit code. One file that can't be written costs no other."""
-    from precaudit.reporting.terminal import emit, render_terminal, use_color
+    from precaudit.reporting.terminal import render_terminal, use_color
 
     report = outcome.report
     matched = matches_fail_on(report, arguments.fail_on)

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from precaudit.commands.options import add_output_options, refuse_overwrite, written_file
+from precaudit.commands.streams import emit
 from precaudit.errors import ExitCode
 from precaudit.model import Report
 from precaudit.reporting import RENDERERS, files_of, render, write
@@ -28,7 +29,6 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
 
 def run(arguments: argparse.Namespace) -> int:
     from precaudit.reporting.serialize import load_report
-    from precaudit.reporting.terminal import emit
 
     paths: list[Path] = arguments.output
     refuse_overwrite([file for path in paths for file in files_of(path)], arguments.force)

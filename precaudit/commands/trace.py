@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from precaudit.commands.options import add_output_options, refuse_overwrite
+from precaudit.commands.streams import emit
 from precaudit.errors import ExitCode
 
 
@@ -27,7 +28,6 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
 
 def run(arguments: argparse.Namespace) -> int:
     from precaudit.reporting.files import write_text
-    from precaudit.reporting.terminal import emit
     from precaudit.tensorcores.analysis import analyse
     from precaudit.tensorcores.peaks import get_gpu
     from precaudit.tensorcores.rendering import render_json, render_terminal, renderer

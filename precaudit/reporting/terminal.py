@@ -42,12 +42,6 @@ def use_color(stream: TextIO, environ: Mapping[str, str] = os.environ) -> bool:
     return stream.isatty() and environ.get("TERM") != "dumb"
 
 
-def emit(text: str, stream: TextIO) -> None:
-    """Print, with `?` for what the stream's encoding can't hold."""
-    encoding = stream.encoding or "utf-8"
-    print(text.encode(encoding, "replace").decode(encoding), file=stream)
-
-
 def render_terminal(
     report: Report,
     width: int = 80,

@@ -140,13 +140,6 @@ def test_color_changes_no_character():
     assert re.sub(r"\x1b\[[0-9;]*m", "", colored) == plain
 
 
-def test_a_stream_that_knows_ascii_only():
-    stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
-    terminal.emit("within ±0.25% … done", stream)
-    stream.flush()
-    assert stream.buffer.getvalue() == b"within ?0.25% ? done\n"
-
-
 @pytest.mark.parametrize(
     ("value", "text"),
     [
