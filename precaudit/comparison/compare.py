@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from precaudit.comparison import headroom, plans, ranges, speed, structure, tensors
 from precaudit.comparison.changes import Change, Comparison
@@ -15,10 +15,11 @@ from precaudit.model import Report
 def compare(
     base: Report, head: Report, thresholds: Mapping[str, float | None] = DEFAULTS, asked: Sequence[str] = ()
 ) -> Comparison:
-    """Everything that changed beyond what another seed and another day change; and of the verdict, time, memory and
-    Tensor Cores what was `asked` for by name and can't be compared."""
+    """Everything that changed beyond what another seed and another day change; and what was `asked` for by name and
+    can't be compared."""
     matching = match_layers(base.layers, head.layers)
-    changes = [*judge(list(_changes(base, head, matching)), thresholds), *_unseen(base, head, thresholds, asked)]
+    unseen = (metric for metric in asked if not _seen(metric, base, head, matching))
+    changes = [*judge(list(_changes(base, head, matching)), thresholds), *_unseen(unseen, thresholds)]
     return Comparison(
         changes=tuple(sorted(changes, key=_rank)),
         not_comparable=tuple(_not_comparable(base, head, matching)),
@@ -28,13 +29,23 @@ def compare(
     )
 
 
-def _unseen(
-    base: Report, head: Report, thresholds: Mapping[str, float | None], asked: Sequence[str]
-) -> Iterator[Change]:
-    for metric in asked:
-        if not (plans.judged(base, head) if metric == "verdict" else speed.measured(metric, base, head)):
-            message = f"asked for by --fail-on {metric}, and not measured in both reports"
-            yield Change(metric, thresholds[metric] or 0.0, message, regression=True)
+def _unseen(metrics: Iterable[str], thresholds: Mapping[str, float | None]) -> Iterator[Change]:
+    for metric in metrics:
+        message = f"asked for by --fail-on {metric}, and can't be compared in these reports"
+        yield Change(metric, thresholds[metric] or 0.0, message, regression=True)
+
+
+def _seen(metric: str, base: Report, head: Report, matching: Matching) -> bool:
+    """Whether both reports hold what the metric compares."""
+    if metric == "verdict":
+        return plans.judged(base, head)
+    if metric == "headroom" or METRICS[metric].family == "plan":
+        return comparable_plans(base, head)
+    if metric in ("ops", "alignment", "dtypes"):
+        return bool(base.ops and head.ops) and (metric != "dtypes" or (autocast_seen(base) and autocast_seen(head)))
+    if metric == "nonfinite" or METRICS[metric].family == "ranges":
+        return bool(matching.pairs)
+    return speed.measured(metric, base, head)
 
 
 def _rank(change: Change) -> tuple[bool, int]:
@@ -56,7 +67,7 @@ def _changes(base: Report, head: Report, matching: Matching) -> Iterator[Change]
     yield from ranges.range_changes(pairs, ops)
     yield from tensors.absent(pairs)
     yield from speed.speed_changes(base, head)
-    if same_target(base, head):
+    if comparable_plans(base, head):
         yield from headroom.headroom_changes(pairs, base.plan, head.plan)
         yield from plans.format_changes(base.plan, head.plan, names)
         yield from plans.op_exception_changes(base.plan, head.plan, names)
@@ -68,13 +79,20 @@ def same_target(base: Report, head: Report) -> bool:
     return base.plan.target.casefold() == head.plan.target.casefold()
 
 
+def comparable_plans(base: Report, head: Report) -> bool:
+    return bool(base.plan.modules and head.plan.modules) and same_target(base, head)
+
+
 def autocast_seen(report: Report) -> bool:
     """Whether the report knows which operations the script's own autocast covers; early versions did not tell."""
     return "autocast" not in report.own_precision or any(op.autocast for op in report.ops)
 
 
 def _not_comparable(base: Report, head: Report, matching: Matching) -> Iterator[str]:
-    if not same_target(base, head):
+    planless = [name for name, report in (("base", base), ("head", head)) if not report.plan.modules]
+    if planless:
+        yield f"plan: none in {' and '.join(planless)}"
+    elif not same_target(base, head):
         yield f"plan: made for different targets ({base.plan.target} and {head.plan.target})"
     for name, report in (("base", base), ("head", head)):
         if report.verification.verdict == "not_run":

@@ -29,7 +29,7 @@ METRICS = MappingProxyType(
     {
         metric.name: metric
         for metric in (
-            Metric("verdict", "proof", "steps", 1, "steps down the ladder pass, inconclusive, fail"),
+            Metric("verdict", "proof", "steps", 1, "steps down from pass to inconclusive, fail, cut short"),
             Metric("new_errors", "proof", "findings", 1, "findings of severity error that base has not", True),
             Metric("new_warnings", "proof", "findings", None, "findings of severity warning that base has not", True),
             Metric("new_notes", "proof", "findings", None, "findings of severity note that base has not", True),

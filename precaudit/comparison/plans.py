@@ -9,8 +9,10 @@ from precaudit.comparison.changes import Change
 from precaudit.comparison.rules import SEVERITIES
 from precaudit.finding import fingerprint
 from precaudit.model import LossScale, OpFormat, Plan, Report
+from precaudit.reporting import unfinished
 
 LADDER = {"pass": 0, "screened": 0, "inconclusive": 1, "fail": 2}
+NOTHING_JUDGED = 3
 # Time on Tensor Cores falls in this order; formats of one rank replace each other without loss of speed.
 SPEED_RANK = {"float32": 0, "tf32": 1, "bfloat16": 2, "float16": 2, "float8_e4m3": 3, "float8_e5m2": 3}
 LOSS_SCALE_NOISE = 4.0  # gradients' own tolerance: the window follows their largest and smallest magnitudes
@@ -22,7 +24,11 @@ def judged(base: Report, head: Report) -> bool:
 
 
 def verdict_changes(base: Report, head: Report) -> Iterator[Change]:
+    """A lower verdict; lowest where head's run did not come to its end, so that nothing could be judged."""
     before, after = base.verification.verdict, head.verification.verdict
+    if unfinished.cut_short(head) and not unfinished.cut_short(base):
+        why = "; ".join([str(unfinished.title(head)), *unfinished.details(head)])
+        yield Change("verdict", float(NOTHING_JUDGED - LADDER.get(before, 0)), why, base=before, head=after)
     if before in LADDER and after in LADDER and LADDER[after] > LADDER[before]:
         reason = f": {head.verification.reason}" if head.verification.reason else ""
         message = f"verification says {after}, it said {before}{reason}"

@@ -39,8 +39,14 @@ def op_changes(base: Sequence[Op], head: Sequence[Op], names: Mapping[str, str])
     old, new = _op_names(base, names), _op_names(head, {})
     for fqn in new:
         if fqn in old and old[fqn] != new[fqn]:
-            gone, come = (", ".join(sorted(side)) or "nothing" for side in (old[fqn] - new[fqn], new[fqn] - old[fqn]))
-            yield Change("ops", 1.0, f"calls {come} in place of {gone}", fqn=fqn, base=gone, head=come)
+            gone, come = (", ".join(sorted(side)) for side in (old[fqn] - new[fqn], new[fqn] - old[fqn]))
+            yield Change("ops", 1.0, _calls(gone, come), fqn=fqn, base=gone or None, head=come or None)
+
+
+def _calls(gone: str, come: str) -> str:
+    if gone and come:
+        return f"calls {come} in place of {gone}"
+    return f"calls {come} as well" if come else f"calls {gone} no more"
 
 
 def _op_names(ops: Sequence[Op], names: Mapping[str, str]) -> dict[str, set[str]]:

@@ -62,4 +62,4 @@ def thresholds_help() -> str:
         for metric in METRICS.values()
     ]
     heading = "metrics for --fail-on, with the default threshold:"
-    return "\n".join([heading, *lines, "  (verdict and speed metrics that are named there and can't be compared fail)"])
+    return "\n".join([heading, *lines, "  (a metric that is named there and can't be compared fails)"])

@@ -228,11 +228,14 @@ def test_a_wider_format_is_lost_any_other_only_changed(base, head, metric):
 
 
 def test_a_new_op_exception_is_found():
-    with_exception = Plan(ops=(OpFormat("fc", "softmax", "float32"),), because={"fc:softmax": "overflows"})
-    change = found(report(plan=Plan()), report(plan=with_exception))["op_exceptions"]
+    without = Plan(modules={"fc": "bfloat16"})
+    with_exception = replace(
+        without, ops=(OpFormat("fc", "softmax", "float32"),), because={"fc:softmax": "overflows"}
+    )
+    change = found(report(plan=without), report(plan=with_exception))["op_exceptions"]
     assert (change.fqn, change.op) == ("fc", "softmax")
     assert "overflows" in change.message
-    assert not found(report(plan=with_exception), report(plan=Plan()))
+    assert not found(report(plan=with_exception), report(plan=without))
 
 
 @pytest.mark.parametrize(
@@ -240,7 +243,7 @@ def test_a_new_op_exception_is_found():
 )
 def test_a_loss_scale_window_that_moved_or_closed_is_found(window, value):
     def scaled(window):
-        return report(plan=Plan(loss_scale=LossScale("dynamic", window=window)))
+        return report(plan=Plan(modules={"fc": "float16"}, loss_scale=LossScale("dynamic", window=window)))
 
     change = found(scaled((3, 20)), scaled(window)).get("loss_scale")
     assert (change and change.value) == value
@@ -347,18 +350,62 @@ def test_a_report_that_does_not_tell_where_autocast_was_is_not_compared():
     assert any("base doesn't tell" in reason for reason in comparison.not_comparable)
 
 
-@pytest.mark.parametrize("metric", ["verdict", "time", "memory", "tensor_cores", "eligible_flops"])
+def measured_all():
+    """A report in which every metric finds what it compares."""
+    cores = TensorCores(True, device="H100", time_share=TimeShare(0.5, 0.1, 0.4, 0.0), eligible_flops_share=0.5)
+    plan = Plan("bfloat16", {"a": "bfloat16", "b": "bfloat16"}, target="H100")
+    proof, speed = Verification("pass"), timed(0.1)
+    seeing = replace(with_autocast("bfloat16"), plan=plan, verification=proof, tensor_cores=cores)
+    return replace(seeing, environment=speed.environment, performance=speed.performance)
+
+
+@pytest.mark.parametrize(
+    "metric", sorted(DEFAULTS.keys() - {name for name in DEFAULTS if name.startswith(("new_", "layers_"))})
+)
 def test_a_gate_asked_for_by_name_does_not_open_on_what_it_cannot_see(metric):
-    blind = Report(environment={"device": "NVIDIA H100"})
-    seeing = replace(
-        timed(0.1),
-        verification=Verification("pass"),
-        tensor_cores=TensorCores(
-            measured=True, device="H100", time_share=TimeShare(0.5, 0.1, 0.4, 0.0), eligible_flops_share=0.5
-        ),
-    )
-    assert compare(seeing, blind).clean
-    assert compare(seeing, seeing, asked=[metric]).clean
+    blind, seeing, only = Report(environment={"device": "NVIDIA H100"}), measured_all(), {metric: 1.0}
+    assert compare(seeing, seeing, only, asked=[metric]).clean
     for base, head in ((seeing, blind), (blind, seeing)):
-        (change,) = compare(base, head, asked=[metric]).regressions
-        assert (change.metric, change.value) == (metric, DEFAULTS[metric])
+        (change,) = compare(base, head, only, asked=[metric]).regressions
+        assert change.metric == metric
+        assert "can't be compared" in change.message
+
+
+def test_a_gate_about_the_plan_is_blind_where_targets_differ_or_there_is_no_plan():
+    seeing = measured_all()
+    elsewhere = replace(seeing, plan=replace(seeing.plan, target="A100"))
+    without = replace(seeing, plan=Plan(target="H100"))
+    for head, why in ((elsewhere, "different targets"), (without, "plan: none in head")):
+        comparison = compare(seeing, head, asked=["formats"])
+        assert [change.metric for change in comparison.regressions] == ["formats"]
+        assert any(why in reason for reason in comparison.not_comparable)
+        assert compare(seeing, head).clean
+
+
+@pytest.mark.parametrize("verdict", ["pass", "not_run"])
+def test_a_run_that_was_cut_short_is_no_unchanged_one(verdict):
+    base = replace(measured_all(), verification=Verification(verdict))
+    crashed = replace(
+        base, job={**base.job, "stopped": "failed", "steps": 3}, verification=Verification(reason="ValueError: broken")
+    )
+    (change,) = compare(base, crashed).regressions
+    assert change.metric == "verdict"
+    assert change.message.startswith("CUT SHORT: the script failed after 3 steps")
+    assert change.message.endswith("Why: ValueError: broken")
+    assert not compare(crashed, crashed).regressions
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "words"),
+    [
+        (("linear",), ("linear", "tanh"), "calls tanh as well"),
+        (("linear", "tanh"), ("linear",), "calls tanh no more"),
+        (("tanh",), ("relu",), "calls relu in place of tanh"),
+    ],
+)
+def test_other_operations_are_told_in_words(before, after, words):
+    def calling(names):
+        ops = tuple(Op("a", name, 1, "other", None, ()) for name in names)
+        return Report(layers=(Layer("a", "Linear", 1, 1, ()),), ops=ops)
+
+    assert [change.message for change in compare(calling(before), calling(after)).changes] == [words]
