@@ -13,6 +13,7 @@ from weakref import WeakSet
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from precaudit.execution.rounding import round_mantissa
 from precaudit.formats import get_format
@@ -39,7 +40,7 @@ def jitter(seed: int, relative: float = 0.01) -> Change:
 
 
 class Perturbation:
-    """A scope listener: changes every model once, before its first forward."""
+    """A scope listener: changes every model once, before its first forward: lazy ones have no weights until that."""
 
     def __init__(self, change: Change) -> None:
         self._change = change
@@ -48,6 +49,8 @@ class Perturbation:
     @torch.no_grad()
     def entered(self, frame: Frame) -> None:
         if not frame.is_outermost or frame.module in self._done:
+            return
+        if any(is_lazy(parameter) for parameter in frame.module.parameters()):
             return
         self._done.update(frame.module.modules())
         for parameter in frame.module.parameters():

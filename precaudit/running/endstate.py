@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from precaudit.instrument.names import ModuleNames
 from precaudit.instrument.scopes import Frame
@@ -31,7 +32,7 @@ class LastCalls:
 
 
 def _nonfinite(named: Iterable[tuple[str, torch.Tensor]]) -> tuple[str, ...]:
-    real = ((name, t) for name, t in named if t.is_floating_point() and not t.is_meta)
+    real = ((name, t) for name, t in named if not is_lazy(t) and t.is_floating_point() and not t.is_meta)
     return tuple(name for name, t in real if not bool(t.detach().isfinite().all()))
 
 

@@ -111,6 +111,8 @@ class TraceMode(OperationMode):
             if getattr(func, "__self__", None) is torch.Tensor.dtype and is_half(args[0]):
                 self._sink.read_half_dtype()
             return self._structural(func, args, kwargs) if op == "__getitem__" else func(*args, **kwargs)
+        if op == "__set__":  # of an attribute, such as the values that a lazy parameter gets
+            return func(*args, **kwargs)
         if op in _CASTS:
             return self._cast(op, func, args, kwargs)
         if op in STRUCTURAL:

@@ -8,6 +8,7 @@ from weakref import WeakKeyDictionary, ref
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 from torch.utils.hooks import RemovableHandle
 
 from precaudit.histograms import Addition, add_all
@@ -41,7 +42,7 @@ class ParameterTracker:
         if self._seen.get(module) == trainable:
             return
         own = [(n, p) for n, p in module._parameters.items() if p is not None]
-        if any(not p.is_leaf or torch._C._functorch.is_functorch_wrapped_tensor(p) for _, p in own):
+        if any(is_lazy(p) or not p.is_leaf or torch._C._functorch.is_functorch_wrapped_tensor(p) for _, p in own):
             return
         self._seen[module] = trainable
         for parameter_name, parameter in own:

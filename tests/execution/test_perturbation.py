@@ -65,3 +65,15 @@ def test_a_model_called_as_a_whole_moves_as_a_whole():
         model(torch.ones(2, 3))
         model[1](torch.ones(2, 3))
     assert all(torch.equal(p, bf16(b)) for p, b in zip(model.parameters(), before, strict=True))
+
+
+def test_a_lazy_model_moves_once_it_has_weights():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.LazyLinear(3), nn.Linear(3, 1))
+    scopes = ModuleScopes(ModuleNames())
+    scopes.listeners.append(Perturbation(bf16))
+    with scopes.installed():
+        model(torch.ones(2, 3))
+        before = [p.detach().clone() for p in model.parameters()]
+        model(torch.ones(2, 3))
+    assert all(torch.equal(p, bf16(b)) for p, b in zip(model.parameters(), before, strict=True))

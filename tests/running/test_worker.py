@@ -125,6 +125,17 @@ def test_a_model_on_the_meta_device_has_no_state_to_look_at():
     assert run(spec(), code).end_state.parameters == ()
 
 
+def test_parameters_that_were_never_met_have_no_values_to_look_at():
+    def code():
+        model = nn.Sequential(nn.Linear(4, 1), nn.LazyLinear(1))
+        optimizer = torch.optim.SGD(model[0].parameters(), lr=0.1)
+        for _ in range(8):
+            model[0](torch.ones(1, 4)).sum().backward()
+            optimizer.step()
+
+    assert run(spec(), code).end_state.parameters == ()
+
+
 def test_a_forward_that_raised_is_named():
     def code():
         model = nn.Sequential(nn.Linear(4, 4), nn.Linear(3, 3))

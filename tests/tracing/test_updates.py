@@ -105,3 +105,17 @@ def test_two_optimizers_share_the_work():
         "weight.exp_avg",
         "weight.exp_avg_sq",
     }
+
+
+@pytest.mark.parametrize("dry_run", [True, False])
+def test_lazy_parameters_are_learned_once_they_have_values(dry_run):
+    model = nn.Sequential(nn.LazyLinear(4), nn.Linear(4, 1))
+    with tracing(shadowed=lambda step: True) as traced:
+        if dry_run:
+            model(torch.ones(2, 3))
+        loss = model(numbers(0, 8, 3)).square().mean()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        loss.backward()
+        optimizer.step()
+    for role in ("weight", "weight_grad", "update"):
+        assert traced.layer("0").tensor(role, "weight").stats.numel == 12
