@@ -209,7 +209,7 @@ class OwnLowPrecision(TorchFunctionMode, TrainingListener):
 def _sum_of_rows(table: torch.Tensor, index: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
     """What rows of a table get from the gradients of what was read there, summed in float32."""
     rows = gradient.detach().float().reshape(-1, *table.shape[1:])
-    total = torch.zeros(table.shape, device=table.device)
+    total = torch.zeros(table.shape, dtype=rows.dtype, device=rows.device)
     return total.index_add_(0, index.reshape(-1).remainder(len(table)), rows)
 
 

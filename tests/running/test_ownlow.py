@@ -267,6 +267,21 @@ def test_repeated_rows_of_a_low_table(rows, count):
     assert len([entry for entry in seen(code, "rows", steps=3) if entry["lost"] > 0.01]) == count
 
 
+def test_rows_are_summed_in_float32_whatever_the_default_dtype_is():
+    def code():
+        torch.set_default_dtype(torch.bfloat16)
+        try:
+            model = nn.Embedding(4, 3)
+            optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+            (model(torch.randint(4, (4000,))).float() - 1).square().mean().backward()
+            optimizer.step()
+        finally:
+            torch.set_default_dtype(torch.float32)
+
+    (entry,) = seen(code, "rows", steps=1)
+    assert 0 < entry["lost"] < 1
+
+
 @pytest.mark.parametrize("tied", [False, True])
 def test_each_lookup_in_a_table_that_trains_in_low_precision_is_summed_by_itself(tied):
     """Whatever other steps and other uses of the table add to its gradient."""
