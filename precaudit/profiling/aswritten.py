@@ -66,7 +66,7 @@ def _of_unscaled_loss(loss: Seen) -> Finding:
         f"all the same, before {loss['function']} steps{beside}"
     )
     fix = "scale every loss: scaler.scale(loss).backward()"
-    return finding("PA508", "error", message, fix, location=_place(loss))
+    return finding("PA508", "error", message, fix, location=place_of(loss))
 
 
 def _of_penalty(reference: RunResult, run: RunResult) -> list[Finding]:
@@ -100,7 +100,7 @@ def _of_stop(run: RunResult) -> Finding:
 def _of_difference(run: RunResult, detail: str | None, explained: bool, autocast: Any = None) -> list[Finding]:
     casts = run.baseline.get("casts")
     places = [(Location(c["path"], c["line"]), c["dtype"]) for c in casts] if isinstance(casts, list) else []
-    where = places[0][0] if places else _place(autocast) if isinstance(autocast, dict) else None
+    where = places[0][0] if places else place_of(autocast) if isinstance(autocast, dict) else None
     what = " and ".join(dict.fromkeys(dtype for _, dtype in places)) or "low precision"
     listed = [f"{place.path}:{place.line} {dtype}" for place, dtype in places]
     if detail is not None:
@@ -143,7 +143,7 @@ def _causes(run: RunResult, severity: Severity) -> list[Finding]:
     return [each for each in found if each is not None]
 
 
-def _place(entry: Seen) -> Location | None:
+def place_of(entry: Seen) -> Location | None:
     return Location(entry["path"], entry["line"]) if entry.get("path") else None
 
 
@@ -160,7 +160,7 @@ def _state(entry: Seen, severity: Severity) -> Finding | None:
     )
     fix = "keep moving averages, weights and accumulators in float32, and cast where they are used"
     facts = {"role": entry["buffer"]} if entry["buffer"] else {}
-    return finding("PA303", severity, message, fix, fqn, None, _place(entry), lost=entry["lost"], **facts)
+    return finding("PA303", severity, message, fix, fqn, None, place_of(entry), lost=entry["lost"], **facts)
 
 
 def _decay(entry: Seen, severity: Severity) -> Finding:
@@ -173,7 +173,7 @@ def _decay(entry: Seen, severity: Severity) -> Finding:
     )
     fix = "keep moving averages, weights and accumulators in float32, and cast where they are used"
     facts = {"role": entry["buffer"]} if entry["buffer"] else {}
-    return finding("PA303", "warning", message, fix, fqn, None, _place(entry), factor=entry["factor"], **facts)
+    return finding("PA303", "warning", message, fix, fqn, None, place_of(entry), factor=entry["factor"], **facts)
 
 
 def _gradients(entry: Seen, severity: Severity) -> Finding | None:
@@ -197,7 +197,7 @@ def _rows(entry: Seen, severity: Severity) -> Finding | None:
     )
     fix = "look rows up in the float32 table and cast the result"
     return finding(
-        "PA305", severity, message, fix, entry["fqn"] or None, "embedding", _place(entry), lost=entry["lost"]
+        "PA305", severity, message, fix, entry["fqn"] or None, "embedding", place_of(entry), lost=entry["lost"]
     )
 
 
@@ -208,7 +208,7 @@ def _integers(entry: Seen, severity: Severity) -> Finding:
         f"integers apart up to {entry['limit']:g} only: {entry['changed']} of them alias others"
     )
     fix = "keep indices and counts in an integer or float32 tensor"
-    return finding("PA306", severity, message, fix, None, None, _place(entry), changed=entry["changed"])
+    return finding("PA306", severity, message, fix, None, None, place_of(entry), changed=entry["changed"])
 
 
 def _overflow(entry: Seen, severity: Severity) -> Finding:
@@ -218,7 +218,7 @@ def _overflow(entry: Seen, severity: Severity) -> Finding:
         f"finite inputs up to {entry['amax']:.3g}: an overflow, or a division by what became zero"
     )
     fix = "keep this operation in float32"
-    return finding("PA307", severity, message, fix, None, entry["op"], _place(entry), step=entry["step"])
+    return finding("PA307", severity, message, fix, None, entry["op"], place_of(entry), step=entry["step"])
 
 
 def _steps(entry: Seen, severity: Severity) -> Finding:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 from precaudit.finding import finding
-from precaudit.model import Finding, Layer, Plan, Severity, TensorRecord, Verification
+from precaudit.model import Finding, Layer, Location, Plan, Severity, TensorRecord, Verification
 from precaudit.planning.budget import GradientError
 from precaudit.planning.fitting import format_of
 from precaudit.planning.loss_scale import RESIDUE
 from precaudit.planning.rules import Ban
-from precaudit.profiling.aswritten import of_as_written
+from precaudit.profiling.aswritten import of_as_written, place_of
 from precaudit.profiling.audit import Audit
 from precaudit.reporting.words import listing
 
@@ -76,12 +77,13 @@ def _by_their_cause(bans: Sequence[Ban]) -> list[Ban]:
 
 def _of_optimizer(audit: Audit) -> list[Finding]:
     """PA301, PA302: what the script itself keeps in half precision."""
-    written = audit.as_written.trace if audit.as_written and audit.as_written.trace else None
-    layers = written.layers if written else ()
-    return [found for layer in layers for found in (*_of_weights(layer), *_of_states(layer))]
+    run = audit.as_written
+    if run is None or run.trace is None:
+        return []
+    return [found for layer in run.trace.layers for found in (*_of_weights(layer, run.baseline), *_of_states(layer))]
 
 
-def _of_weights(layer: Layer) -> Iterator[Finding]:
+def _of_weights(layer: Layer, baseline: Mapping[str, Any]) -> Iterator[Finding]:
     """Updates that a half weight is too coarse for, where there was a gradient."""
     for weight in layer.tensors:
         if weight.role != "weight" or weight.dtype not in NARROW:
@@ -93,8 +95,16 @@ def _of_weights(layer: Layer) -> Iterator[Finding]:
         if moved - _zero_share(gradient) > 0.5:
             message = f"{layer.fqn}: {moved:.0%} of its updates are rounded away, with weights in {weight.dtype}"
             fix = "keep float32 master weights: train the float32 model under autocast instead of casting it"
-            yield finding("PA301", "error", message, fix, layer.fqn, share=moved)
+            place = _cast_to(weight.dtype, baseline)
+            yield finding("PA301", "error", message, fix, layer.fqn, None, place, share=moved)
             return
+
+
+def _cast_to(dtype: str, baseline: Mapping[str, Any]) -> Location | None:
+    """Where the script first asks for that dtype."""
+    casts = baseline.get("casts")
+    found = (place_of(cast) for cast in casts if cast["dtype"] == dtype) if isinstance(casts, list) else ()
+    return next(iter(found), None)
 
 
 def _of_states(layer: Layer) -> Iterator[Finding]:
@@ -150,7 +160,9 @@ def _of_loss_scale(audit: Audit, plan: Plan, strays: bool) -> list[Finding]:
     severity: Severity = "error" if unscaled and strays else "warning"
     low = {layer.fqn for layer in audit.trace.layers if unscaled or format_of(plan, layer.fqn) == "float16"}
     candidates = [layer for layer in audit.trace.layers if layer.trained and layer.fqn in low]
-    found = [_vanishing(layer, unscaled, severity) for layer in candidates]
+    autocast = audit.reference.baseline.get("autocast_at") if unscaled else None
+    place = place_of(autocast) if isinstance(autocast, dict) else None
+    found = [_vanishing(layer, unscaled, severity, place) for layer in candidates]
     for fqn, why in plan.because.items():
         if "no single scale" in why:
             found.append(finding("PA203", "warning", f"{fqn}: {why}", "the plan moves it out of float16", fqn))
@@ -163,7 +175,7 @@ def _own_float16_unscaled(audit: Audit) -> bool:
     return baseline.get("autocast") == "float16" and "grad_scaler" not in baseline
 
 
-def _vanishing(layer: Layer, unscaled: bool, severity: Severity) -> Finding | None:
+def _vanishing(layer: Layer, unscaled: bool, severity: Severity, place: Location | None) -> Finding | None:
     gradients = [t for t in layer.tensors if t.role in ("activation_grad", "weight_grad")]
     loudest = max((t.stats.rms for t in gradients), default=0.0)
     lost = [t.formats["float16"].flushed_energy for t in gradients if t.stats.rms >= RESIDUE * loudest and t.formats]
@@ -174,7 +186,7 @@ def _vanishing(layer: Layer, unscaled: bool, severity: Severity) -> Finding | No
     name = layer.fqn or "the model itself"
     message = f"{name}: {worst:.0%} of its gradient energy vanishes in float16 without a loss scale{own}"
     fix = "use torch.amp.GradScaler, or bfloat16" if unscaled else "use plan.grad_scaler()"
-    return finding("PA202", severity, message, fix, layer.fqn, None, flushed_energy=worst)
+    return finding("PA202", severity, message, fix, layer.fqn, None, place, flushed_energy=worst)
 
 
 def _of_float32(audit: Audit, verification: Verification) -> Iterator[Finding]:

@@ -190,12 +190,11 @@ def learned(losses: Losses, margin: float = MARGIN_CAP) -> Guard:
         return Guard(False, f"the float32 loss is {values[0]:.4g} at every step")
     quarters = np.array([part.mean() for part in np.array_split(values, 4)])
     moved = _ratio(float(np.ptp(quarters)), typical_loss(values, slice(-math.ceil(len(values) / 4), None)))
-    p = _movement_p(values)
-    detail = (
-        f"the float32 loss went from {quarters[0]:.4g} to {quarters[-1]:.4g} "
-        f"(by {moved:.2%} of its final size, p = {p:.2g})"
-    )
-    return Guard(p <= LEARNED_ALPHA and moved > 2 * margin, detail)
+    p, needed = _movement_p(values), 2 * margin
+    detail = f"the float32 loss went from {quarters[0]:.4g} to {quarters[-1]:.4g} (first and last quarter, p = {p:.2g})"
+    if moved <= needed:
+        detail += f"; it moved by {moved:.2%} of its final size, and more than {needed:.2%} proves something"
+    return Guard(p <= LEARNED_ALPHA and moved > needed, detail)
 
 
 def diverged(reference: Losses, candidate: Losses) -> Divergence | None:

@@ -121,6 +121,5 @@ def screened(judgement: Judgement) -> Judgement:
     return replace(
         judgement,
         verdict="screened" if inside else "inconclusive",
-        reason=f"{judgement.reason} (quick mode: one pair)",
         cause=None if inside else "noise",
     )

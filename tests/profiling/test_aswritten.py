@@ -49,13 +49,16 @@ def test_a_weight_that_is_rounded_away_is_told_once():
     gradient = TensorRecord("weight_grad", TensorStats(8), "weight")
     update = TensorRecord("update", TensorStats(8, zeros=8), "weight")
     trace = Trace(layers=(Layer("norm", "LayerNorm", 8, 1, (weight, gradient, update)),))
-    low = {"low": [state("norm", "", 1.0), state("norm", "running_mean", 1.0), state("other", "", 1.0)]}
-    written = RunResult("as-written", 0, "stopped", len(LOSSES), losses=LOSSES, trace=trace, baseline=low)
+    low = [state("norm", "", 1.0), state("norm", "running_mean", 1.0), state("other", "", 1.0)]
+    casts = [{"path": "train.py", "line": line, "dtype": name} for line, name in ((3, "float16"), (4, "bfloat16"))]
+    baseline = {"low": low, "casts": casts}
+    written = RunResult("as-written", 0, "stopped", len(LOSSES), losses=LOSSES, trace=trace, baseline=baseline)
     reference = RunResult("reference", 0, "stopped", len(LOSSES), losses=LOSSES)
     audit = Audit(Job("script", "train.py", (), ".", 80), reference, Trace(), as_written=written)
     found = all_findings(audit, Plan(), Verification("pass", "emulated"))
     told = [(each.rule, each.fqn, each.evidence.get("role")) for each in found]
     assert told == [("PA301", "norm", None), ("PA303", "norm", "running_mean"), ("PA303", "other", None)]
+    assert found[0].location == Location("train.py", 4)
 
 
 def test_what_a_script_keeps_low_is_advised_on_only_where_it_changes():

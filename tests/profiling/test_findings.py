@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from precaudit.model import FormatFit, Layer, Plan, TensorRecord, TensorStats, Verification
+from precaudit.model import FormatFit, Layer, Location, Plan, TensorRecord, TensorStats, Verification
 from precaudit.planning.rules import Ban
 from precaudit.profiling.audit import Audit
 from precaudit.profiling.findings import all_findings
@@ -53,6 +53,16 @@ def test_the_model_s_own_gradients_have_a_name():
     layers = (Layer("", "Net", 8, 1, (gradient,), trained=True),)
     (found,) = told(Plan("float16", {"": "float16"}), trace=Trace(layers=layers))
     assert found.message.startswith("the model itself: 50% of its gradient energy")
+
+
+def test_a_missing_scale_is_told_on_the_line_of_the_script_s_own_autocast():
+    gradient = TensorRecord("weight_grad", TensorStats(8), formats={"float16": FormatFit(0.0, 0.9, 0.5)})
+    trace = Trace(layers=(Layer("a", "Linear", 8, 1, (gradient,), trained=True),))
+    own = {"autocast": "float16", "autocast_at": {"path": "train.py", "line": 7}}
+    (found,) = told(Plan("bfloat16", {"a": "bfloat16"}), own, trace=trace)
+    assert (found.rule, found.location) == ("PA202", Location("train.py", 7))
+    (needed,) = told(Plan("float16", {"a": "float16"}), {"autocast_at": own["autocast_at"]}, trace=trace)
+    assert needed.location is None
 
 
 @pytest.mark.parametrize(("factor", "severity"), [(1.0, "warning"), (1.5, "error")])
