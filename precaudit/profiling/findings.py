@@ -11,6 +11,7 @@ from precaudit.model import Finding, Layer, Location, Plan, Severity, TensorReco
 from precaudit.planning.budget import GradientError
 from precaudit.planning.fitting import format_of
 from precaudit.planning.loss_scale import RESIDUE
+from precaudit.planning.planner import default_format
 from precaudit.planning.rules import Ban
 from precaudit.profiling.aswritten import of_as_written, place_of
 from precaudit.profiling.audit import Audit
@@ -27,7 +28,7 @@ def all_findings(audit: Audit, plan: Plan, verification: Verification) -> tuple[
     found = [
         *_of_bans(audit.bans, plan),
         *_of_optimizer(audit),
-        *_of_errors(audit),
+        *_of_errors(audit, plan),
         *_of_loss_scale(audit, plan, strays),
         *as_written,
         *_of_float32(audit, verification),
@@ -125,12 +126,20 @@ def _zero_share(tensor: TensorRecord) -> float:
     return tensor.stats.zeros / max(1, tensor.stats.numel)
 
 
-def _of_errors(audit: Audit) -> list[Finding]:
-    """PA201: a format that is over budget where the whole model has it."""
-    return [_over_budget(error, audit.blamed) for error in audit.errors if not error.within_budget]
+def _of_errors(audit: Audit, plan: Plan) -> list[Finding]:
+    """PA201: a format that is over budget where the whole model has it; a note where the plan has one that is preferred
+    to it, and the script doesn't use it either."""
+    used = {plan.default, *plan.modules.values(), audit.reference.baseline.get("autocast")}
+    found = []
+    for error in audit.errors:
+        format_name = error.label.partition("@")[0]
+        spared = format_name not in used and default_format((plan.default, format_name)) == plan.default
+        if not error.within_budget:
+            found.append(_over_budget(error, "note" if spared else "warning", audit.blamed))
+    return found
 
 
-def _over_budget(error: GradientError, every: Mapping[str, Sequence[str]]) -> Finding:
+def _over_budget(error: GradientError, severity: Severity, every: Mapping[str, Sequence[str]]) -> Finding:
     format_name, _, phase = error.label.partition("@")
     blamed = every.get(format_name, ())
     most = f"; most of it comes from {listing(name or 'the model itself' for name in blamed)}" if blamed else ""
@@ -141,7 +150,7 @@ def _over_budget(error: GradientError, every: Mapping[str, Sequence[str]]) -> Fi
     place = blamed[0] if len(blamed) == 1 else None
     return finding(
         "PA201",
-        "warning",
+        severity,
         message,
         "",
         place,

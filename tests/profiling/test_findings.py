@@ -5,6 +5,7 @@ import math
 import pytest
 
 from precaudit.model import FormatFit, Layer, Location, Plan, TensorRecord, TensorStats, Verification
+from precaudit.planning.budget import GradientError
 from precaudit.planning.rules import Ban
 from precaudit.profiling.audit import Audit
 from precaudit.profiling.findings import all_findings
@@ -79,3 +80,21 @@ def test_a_missing_scale_is_an_error_where_the_script_strays(factor, severity):
     found = all_findings(audit, Plan("bfloat16", {"a": "bfloat16"}), Verification("pass", "emulated"))
     assert {each.severity for each in found if each.rule == "PA202"} == {severity}
     assert any(each.rule == "PA501" for each in found) is (severity == "error")
+
+
+@pytest.mark.parametrize(
+    ("probed", "default", "own", "severity"),
+    [
+        ("float16", "bfloat16", None, "note"),
+        ("float16", "bfloat16", "float16", "warning"),
+        ("bfloat16", "bfloat16", None, "warning"),
+        ("bfloat16", "tf32", None, "warning"),
+        ("bfloat16", "float16", None, "warning"),
+    ],
+)
+def test_a_format_over_budget_is_a_note_where_neither_plan_nor_script_use_it(probed, default, own, severity):
+    reference = RunResult("reference", 0, "stopped", 2, losses=(1.0, 0.9), baseline={"autocast": own} if own else {})
+    errors = (GradientError(f"{probed}@init", 0.5, 1.0, 0.5, 3),)
+    audit = Audit(Job("script", "train.py", (), ".", 2), reference, Trace(), errors=errors)
+    found = all_findings(audit, Plan(default, {"a": default}), Verification("pass", "emulated"))
+    assert [(each.rule, each.severity) for each in found] == [("PA201", severity)]
