@@ -20,6 +20,7 @@ from precaudit.tensorcores.peaks import Gpu
 Shape = tuple[int, ...]
 
 MATTERS = 0.05
+WORTH = 0.01  # of all FLOPs: a product below that is not worth a word
 AFFORDABLE = 1.25  # padding that adds more work than this is mentioned, not urged
 
 
@@ -73,10 +74,10 @@ def eligible_share(ops: Sequence[Op], plan: Plan, target: Gpu) -> float | None:
 
 
 def alignment_findings(ops: Sequence[Op], plan: Plan, target: Gpu) -> tuple[Finding, ...]:
-    """PA401 for every product with a dimension to pad, the one with most FLOPs first."""
+    """PA401 for every product with a dimension to pad that could be worth it, the one with most FLOPs first."""
     total = sum(map(_total, ops))
     found = []
-    for op in sorted(ops, key=_total, reverse=True):
+    for op in sorted((op for op in ops if _total(op) >= WORTH * total), key=_total, reverse=True):
         product, format_name = work(op), format_of(plan, op.fqn, op.op)
         if product is None or not product.reduces or op.dtype == "float64" or target.peak(format_name) is None:
             continue
@@ -91,16 +92,19 @@ def _total(op: Op) -> float:
 
 def _finding(op: Op, format_name: str, padding: list[Padding], share: float) -> Finding:
     sizes = " and ".join(f"{each.dimension} = {each.size}" for each in padding)
-    affordable = prod(each.target / each.size for each in padding) <= AFFORDABLE
-    severity: Severity = "warning" if share > MATTERS and affordable else "note"
+    grown = prod(each.target / each.size for each in padding)
+    severity: Severity = "warning" if share > MATTERS and grown <= AFFORDABLE else "note"
     where = f"{op.fqn or 'the model'}: {op.op}"
     float8 = FORMATS[format_name].storage_bits == 8
+    advice = "pad " + " and ".join(f"{each.dimension} from {each.size} to {each.target}" for each in padding)
+    if grown > AFFORDABLE and not float8:
+        advice = f"measure before you {advice}: it adds {grown - 1:.0%} to the product's work"
     consequence = "so it can't run in float8" if float8 else "so Tensor Cores run it below their rate"
     return finding(
         "PA401",
         severity,
         f"{where} with {sizes} ({format_name}), no multiple of {multiple(format_name)}, {consequence}",
-        "pad " + " and ".join(f"{each.dimension} from {each.size} to {each.target}" for each in padding),
+        advice,
         op.fqn,
         op.op,
         op.location,

@@ -182,7 +182,14 @@ def test_small_shares_and_dear_paddings_are_notes():
     big, small = linear(512, 512, 512, fqn="big"), linear(512, 512, 10, fqn="small")
     assert [f.severity for f in alignment_findings([big, small], BF16, H100)] == ["note"]
     image = made("conv2d", (8, 3, 32, 32), (64, 3, 3, 3), result=8 * 64 * 900)
-    assert [f.severity for f in alignment_findings([image], BF16, H100)] == ["note"]
+    (dear,) = alignment_findings([image], BF16, H100)
+    assert (dear.severity, dear.suggestion.partition(" you ")[0]) == ("note", "measure before")
+    assert dear.suggestion.endswith("it adds 167% to the product's work")
+
+
+def test_a_product_of_next_to_no_flops_is_not_worth_a_word():
+    big, tiny = linear(512, 4096, 4096, fqn="big"), linear(512, 512, 10, fqn="tiny")
+    assert alignment_findings([big, tiny], BF16, H100) == ()
 
 
 def test_nothing_to_pad_where_nothing_is_planned_or_all_is_aligned():
