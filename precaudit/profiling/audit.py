@@ -100,6 +100,11 @@ def _audited(job: Job, formats: tuple[str, ...], execution: Execution, runner: R
         as_written = replace(first, label="as-written")
         spec = replace(spec, neutralize=True)
         reference = runner(spec)
+    elif misses_its_autocast(first):
+        written = runner(RunSpec(job, "as-written", precision="as-written"))
+        as_written = replace(written, baseline={**first.baseline, **written.baseline})
+        spec = replace(spec, neutralize=True)
+        reference = runner(spec)
     elif _finished(first) and ("grad_scaler" in first.baseline or first.baseline.get("autocast") == "float16"):
         as_written = runner(RunSpec(job, "as-written", precision="as-written"))
     trace = reference.trace or Trace()
@@ -125,6 +130,11 @@ def _finished(run: RunResult) -> bool:
 def asserts_its_precision(run: RunResult) -> bool:
     """A script that checks the dtypes of its own autocast by `assert` can't run in float32 as it stands."""
     return run.error is not None and run.error.type == "AssertionError" and "autocast" in run.baseline
+
+
+def misses_its_autocast(run: RunResult) -> bool:
+    """A script that casts what it feeds into its own autocast can't run without that, unless its casts are off too."""
+    return run.status == "failed" and {"autocast", "casts"} <= set(run.baseline)
 
 
 def _with_probes(audit: Audit, plan: Schedule, probed: tuple[str, ...], runner: Runner) -> Audit:

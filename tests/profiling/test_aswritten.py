@@ -1,10 +1,14 @@
 """What is said of a script's own low precision, from one run of it as written beside float32."""
 
+import torch
+from torch import nn
+
 from precaudit.model import Layer, Location, Plan, TensorRecord, TensorStats, Verification
 from precaudit.profiling.aswritten import of_as_written
-from precaudit.profiling.audit import Audit
+from precaudit.profiling.audit import Audit, run_audit
 from precaudit.profiling.findings import all_findings
 from precaudit.running.job import Job, RunResult, ScriptError
+from precaudit.running.worker import run
 from precaudit.tracing.records import Trace
 
 LOSSES = tuple(1.0 - step / 100 for step in range(80))
@@ -89,3 +93,38 @@ def test_a_decay_in_vain_is_told_unless_the_state_stagnates_anyway():
     assert (found.rule, found.severity, found.fqn) == ("PA303", "warning", "norm")
     assert "multiplied by 0.999 in every step, which rounds to no change" in found.message
     assert len(told(low=[decay, state("norm", "v", 0.9)])) == 1
+
+
+class InProcess:
+    """A runner of `code` in this process."""
+
+    def __init__(self, code):
+        self.code = code
+
+    def __call__(self, spec):
+        return run(spec, self.code)
+
+    def many(self, specs):
+        return [self(spec) for spec in specs]
+
+
+def test_casts_that_need_the_scripts_own_autocast_are_off_with_it(tmp_path):
+    def code():
+        torch.manual_seed(0)
+        model = nn.Linear(4, 1)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        for _ in range(8):
+            x = torch.randn(16, 4)
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                loss = (model(x.bfloat16()) - x.sum(1, keepdim=True)).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+    job = Job("script", "train.py", (), str(tmp_path), 8)
+    audit = run_audit(job, ("bfloat16", "float32"), "emulated", InProcess(code), str(tmp_path))
+    assert audit.complete
+    assert audit.neutralize
+    assert audit.as_written.status == "stopped"
+    assert audit.as_written.losses != audit.reference.losses
+    assert audit.as_written.baseline["casts"]
