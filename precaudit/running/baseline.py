@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -187,6 +188,20 @@ def _uncompiled(model: Any = None, **options: Any) -> Any:
     return model if model is not None else (lambda function: function)
 
 
+def _scripted_for_torch(original: Callable[..., Any]) -> Callable[..., Any]:
+    """What torch scripts for itself, such as its rules for forward-mode derivatives, it can't do without."""
+    jit = torch.jit._state._enabled
+
+    @functools.wraps(original)
+    def script(*args: Any, **kwargs: Any) -> Any:
+        if sys._getframe(1).f_globals.get("__name__", "").partition(".")[0] != "torch":
+            return original(*args, **kwargs)
+        with mock.patch.object(jit, "enabled", True):
+            return original(*args, **kwargs)
+
+    return script
+
+
 @contextmanager
 def eager_only() -> Iterator[None]:
     """torch.compile and TorchScript run their functions eagerly, so that their operations can be seen."""
@@ -194,7 +209,10 @@ def eager_only() -> Iterator[None]:
     was_enabled = jit.enabled
     jit.enabled = False
     try:
-        with mock.patch.object(torch, "compile", _uncompiled):
+        with (
+            mock.patch.object(torch, "compile", _uncompiled),
+            mock.patch.object(torch.jit, "script", _scripted_for_torch(torch.jit.script)),
+        ):
             yield
     finally:
         jit.enabled = was_enabled

@@ -254,3 +254,16 @@ def test_everything_runs_eagerly():
         assert torch.jit.script(function) is function
     assert torch.compile is not None
     assert torch.jit._state._enabled.enabled
+
+
+def test_what_torch_scripts_for_itself_is_scripted():
+    """As its rules for forward-mode derivatives, which it makes at the first of them."""
+    made = {"__name__": "torch._decomp.decompositions_for_jvp", "torch": torch, "function": _doubled}
+    with eager_only():
+        exec("scripted = torch.jit.script(function)", made)
+        assert torch.jit.script(_doubled) is _doubled
+    assert made["scripted"].graph is not None
+
+
+def _doubled(x: torch.Tensor) -> torch.Tensor:
+    return x * 2
