@@ -101,9 +101,9 @@ class ChildRunner:
                 process.kill()
 
     def _run(self, spec: RunSpec) -> RunResult:
-        """Once more, with none beside it, where it read what a run beside it had written."""
+        """Once more, with none beside it, where it read what a run beside it had written, or wanted its port."""
         result = self._once(spec)
-        if not result.crossed or self._interrupted:
+        if not (result.crossed or _port_was_taken(result)) or self._interrupted:
             return result
         self._alone = True
         return self._once(spec)
@@ -181,6 +181,11 @@ def _signals_held_back() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _port_was_taken(result: RunResult) -> bool:
+    """A script that listens at a port of its choice, as `torch.distributed` does, leaves none to a run beside it."""
+    return result.error is not None and "address already in use" in result.error.traceback.lower()
 
 
 def _interrupt(process: Any) -> None:

@@ -1,10 +1,14 @@
 """Children of a program: it needs no main guard, and none of it runs again in them."""
 
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from precaudit.running.children import ChildRunner
+from precaudit.running.job import Job, RunSpec
 
 BAD = Path(__file__).parents[1] / "scripts" / "bad"
 PROGRAM = """
@@ -83,3 +87,26 @@ def test_to_its_script_a_child_is_the_main_process(said):
 def test_a_script_that_ignores_an_interrupt_is_ended(said):
     lines, _, _ = said
     assert lines[5] == "deaf interrupted True interrupted"
+
+
+LISTENING = """
+import time, torch
+from torch import distributed
+distributed.init_process_group("gloo", init_method="tcp://127.0.0.1:PORT", rank=0, world_size=1)
+model = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(4, 1))
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+while True:
+    model(torch.ones(1, 4)).sum().backward()
+    optimizer.step()
+    time.sleep(0.05)
+"""
+
+
+def test_runs_of_a_script_that_listens_at_a_port_take_turns(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    (tmp_path / "train.py").write_text(LISTENING.replace("PORT", str(port)))
+    job = Job("script", str(tmp_path / "train.py"), (), str(tmp_path), 8)
+    runs = ChildRunner(tmp_path / "script.log", parallel=2).many([RunSpec(job, "reference")] * 3)
+    assert [(run.status, run.steps) for run in runs] == [("stopped", 8)] * 3, runs[0].error
