@@ -25,6 +25,7 @@ _EXACT_INTEGERS = 2.0**24
 _CASTS = frozenset("to half bfloat16 type type_as copy cat stack".split())
 _READS_ROWS = frozenset("embedding index_select __getitem__".split())
 _MASKS = frozenset("masked_fill where full full_like new_full masked_scatter scatter index_fill fill".split())
+_EMPTY = frozenset("empty empty_like new_empty empty_strided new_empty_strided resize resize_as".split())
 _RUNAWAY = 2.0**40
 
 
@@ -109,7 +110,11 @@ class OwnLowPrecision(TorchFunctionMode, TrainingListener):
 
     def _look_for_overflow(self, op: str, args: Any, kwargs: Any, result: torch.Tensor) -> None:
         """The first operation that makes a non-finite low value from finite ones."""
-        if op in _MASKS or any(kind == "overflow" for kind, *_ in self._found) or bool(result.isfinite().all()):
+        if (
+            op in _MASKS | _EMPTY
+            or any(kind == "overflow" for kind, *_ in self._found)
+            or bool(result.isfinite().all())
+        ):
             return
         inputs = [t for t in tensors_in((args, kwargs)) if t.is_floating_point()]
         if all(bool(t.isfinite().all()) for t in inputs):

@@ -332,6 +332,16 @@ def test_a_mask_is_no_overflow():
     assert seen(lambda: train(after_step=mask), "overflow", steps=3) == []
 
 
+def test_what_memory_held_before_is_no_overflow():
+    def code():
+        with torch.no_grad(), torch.random.fork_rng():
+            for _ in range(20):
+                torch.full((1000,), float("nan"), dtype=torch.bfloat16)
+                torch.empty(1000, dtype=torch.bfloat16)
+
+    assert seen(code, "overflow") == []
+
+
 def test_a_step_on_gradients_that_nobody_checked():
     def spoil(model):
         model[0].weight.grad[0, 0] = float("inf")
