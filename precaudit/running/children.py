@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from io import FileIO
 from multiprocessing import forkserver, resource_tracker, spawn
 from multiprocessing.connection import Connection
 from os import _exit
@@ -314,8 +315,17 @@ def _interrupt_once(number: int, frame: Any) -> None:
 
 
 def _redirect_output(log: Path, spec: RunSpec) -> None:
-    stream = log.open("ab", buffering=0)
+    stream = _opened(log)
     with suppress(OSError):  # a full disk
         os.write(stream.fileno(), f"\n===== {spec.label}, seed {spec.seed} =====\n".encode())
     for descriptor in (1, 2):
         os.dup2(stream.fileno(), descriptor)
+
+
+def _opened(log: Path) -> FileIO:
+    """The log again where a script has removed its folder; where there can be none, the run goes on without."""
+    try:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        return FileIO(log, "ab")
+    except OSError:
+        return FileIO(os.devnull, "ab")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from precaudit.running import children
 from precaudit.running.children import ChildRunner
 from precaudit.running.job import Job, RunSpec
 
@@ -110,3 +111,12 @@ def test_runs_of_a_script_that_listens_at_a_port_take_turns(tmp_path):
     job = Job("script", str(tmp_path / "train.py"), (), str(tmp_path), 8)
     runs = ChildRunner(tmp_path / "script.log", parallel=2).many([RunSpec(job, "reference")] * 3)
     assert [(run.status, run.steps) for run in runs] == [("stopped", 8)] * 3, runs[0].error
+
+
+def test_a_log_whose_folder_the_script_removed_is_begun_again(tmp_path):
+    (tmp_path / "file").write_text("no folder")
+    for log, name in ((tmp_path / "gone" / "script.log", "script.log"), (tmp_path / "file" / "script.log", "null")):
+        with children._opened(log) as stream:
+            assert stream.write(b"said") == 4
+            assert Path(stream.name).name == name
+    assert (tmp_path / "gone" / "script.log").read_bytes() == b"said"
