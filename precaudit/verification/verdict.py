@@ -121,5 +121,5 @@ def screened(judgement: Judgement) -> Judgement:
     return replace(
         judgement,
         verdict="screened" if inside else "inconclusive",
-        cause=None if inside else "noise",
+        cause=None if inside else judgement.cause,
     )

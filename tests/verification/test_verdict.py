@@ -143,6 +143,8 @@ def test_one_pair_that_learned_nothing_says_so():
     judged = judge(Runs({0: run(flat)}, {0: run(tuple(loss * 1.0001 for loss in flat), "candidate-1")}), PLAN)
     assert screened(judged).verdict == "screened"
     assert "float32 run proves nothing" in screened(judged).reason
+    other = judge(Runs({0: run(flat)}, {0: run(tuple(loss * 1.1 for loss in flat), "candidate-1")}), PLAN)
+    assert (screened(other).verdict, screened(other).cause) == ("inconclusive", "float32")  # more seeds won't tell
 
 
 def test_a_failure_stays_one():
