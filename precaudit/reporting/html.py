@@ -18,8 +18,9 @@ from markupsafe import Markup
 from precaudit import __version__
 from precaudit.model import Finding, FormatFit, Plan, Report, Trial
 from precaudit.reporting import costs, ranges, story, unfinished, usage
+from precaudit.reporting.charts import KINDS
 from precaudit.reporting.kept import kept
-from precaudit.reporting.pagedata import page_data, times
+from precaudit.reporting.pagedata import kinds, page_data, times
 from precaudit.reporting.serialize import dump_plan, to_json
 from precaudit.reporting.words import (
     NOT_MEASURED,
@@ -169,10 +170,10 @@ def _interval(mean: float, lower: float, upper: float, margin: float) -> list[fl
 
 def _precision(report: Report) -> dict[str, Any]:
     plan = report.plan
+    if not plan.modules:
+        return _tile("Plan", "none", story.plan_default(report).rstrip("."))
     rest = sum(format != plan.default for format in plan.modules.values())
-    note = (
-        f"{len(plan.modules) - rest:,} of {plural(len(plan.modules), 'module')}" if plan.modules else "no module seen"
-    )
+    note = f"{len(plan.modules) - rest:,} of {plural(len(plan.modules), 'module')}"
     return _tile(f"Default on {prose(plan.target)}", plan.default, note)
 
 
@@ -220,6 +221,7 @@ def _tables(report: Report) -> dict[str, Any]:
         "formats": [SHORT_FORMATS.get(name, visible(name)) for name in formats],
         "range_rows": _range_rows(report, formats),
         "trials": [_trial(trial) for trial in v.trials],
+        "kinds": [(kind, KINDS[kind]) for kind in kinds(v)],
         "trials_note": f"{plural(len(v.trials), 'training run')}. Runs of one seed see the same data, initialisation "
         "and dropout, so that only the precision differs.",
         "gates": [(g.passed, prose(g.name), prose(g.detail)) for g in sorted(v.gates, key=lambda gate: gate.passed)],

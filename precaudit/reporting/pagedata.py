@@ -99,7 +99,7 @@ def kept_from(stats: TensorStats, budget: float = ENERGY_BUDGET) -> int:
 def trainings(report: Report) -> dict[str, Any]:
     """Loss curves, the band that counts as the same, and paired differences of the plan that was tried last."""
     v = report.verification
-    last = next((trial.plan for trial in reversed(v.trials) if trial.plan.startswith("candidate")), None)
+    last = _last(v)
     references = {trial.seed: trial for trial in v.trials if trial.plan == "reference"}
     return {
         "curves": [row for trial in v.trials for row in _curve(trial, last)],
@@ -120,6 +120,18 @@ def _compared(v: Verification) -> dict[str, Any]:
     mean, (first, last) = v.difference.mean, v.compared or (1, v.steps)
     known = mean is not None and math.isfinite(mean)
     return {"margin": v.margin or 0, "mean": mean if known else None, "first": first, "last": last}
+
+
+def kinds(v: Verification) -> list[str]:
+    """The kinds of runs that the curves show, float32 first."""
+    return list(
+        dict.fromkeys(_kind(trial, _last(v)) for trial in sorted(v.trials, key=lambda t: t.plan != "reference"))
+    )
+
+
+def _last(v: Verification) -> str | None:
+    """The plan that was tried last."""
+    return next((trial.plan for trial in reversed(v.trials) if trial.plan.startswith("candidate")), None)
 
 
 def _kind(trial: Trial, last: str | None) -> str:

@@ -70,7 +70,10 @@ def _heat_map(data: dict[str, Any]) -> Iterator[Spec]:
 
 def _trainings(data: dict[str, Any]) -> Iterator[Spec]:
     if data["curves"]:
-        title = "loss of every training run: float32 grey, the plan blue, earlier plans orange"
+        colors = {"float32": "grey", "the plan": "blue", "earlier plans": "orange"}
+        shown = {row["kind"] for row in data["curves"]}
+        named = ", ".join(f"{kind} {color}" for kind, color in colors.items() if kind in shown)
+        title = f"loss of every training run: {named}"
         yield _picture("losses", title, {"curves": data["curves"], "band": data["band"]}, {})
     if data["pairs"]:
         title = "the plan's loss against float32's, each seed and their mean; black: what is compared; green: the same"

@@ -148,6 +148,21 @@ def test_every_run_has_its_curve_and_broken_ones_are_named():
     assert data["broken"] == ["candidate-2, seed 0: the loss is not finite at step 3"]
 
 
+@pytest.mark.parametrize(
+    ("name", "legend"), [("passing", "float32 the plan counts"), ("failing", "float32 earlier plans the plan counts")]
+)
+def test_the_legend_has_the_kinds_of_runs_that_there_are(pages, name, legend):
+    assert legend in pages[name].text
+    svg = render(report_samples.sample_report(name), "svg")
+    assert ("earlier plans orange" in svg) is (name == "failing")
+
+
+def test_a_report_without_a_plan_offers_none(pages):
+    assert "Plan none No module was seen" in pages["empty"].text
+    assert "Copy plan.json" not in pages["empty"].text
+    assert "Copy plan.json" in pages["passing"].text
+
+
 # ---------------------------------------------------------------- words
 
 
