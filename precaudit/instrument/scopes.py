@@ -18,6 +18,14 @@ from precaudit.instrument.names import ModuleName, ModuleNames, fqns_of
 from precaudit.instrument.patches import wrapped
 
 
+_WITHOUT_REENTRANT = next(
+    name
+    for name in ("_checkpoint_without_reentrant_generator_impl", "_checkpoint_without_reentrant_generator")
+    if hasattr(checkpointing, name)
+)
+"""Later releases of torch keep the second for callers of their own, and call the first."""
+
+
 class Frame:
     """One running forward. `data` belongs to listeners; `op_counts` numbers the calls of each op in this forward."""
 
@@ -91,7 +99,7 @@ class ModuleScopes:
             # What `checkpoint` calls, so that it doesn't matter when and how a script imported that.
             for owner, function, position in (
                 (checkpointing.CheckpointFunction, "forward", 1),
-                (checkpointing, "_checkpoint_without_reentrant_generator", 0),
+                (checkpointing, _WITHOUT_REENTRANT, 0),
             ):
                 stack.enter_context(wrapped(owner, function, partial(self._repeating, position)))
             for handle in (

@@ -237,6 +237,7 @@ def test_casts_of_precaudit_are_no_casts_of_the_script_under_any_number_of_modes
     assert [place["dtype"] for place in settings["casts"]] == ["float16"]
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
 def test_everything_runs_eagerly():
     calls = []
 
