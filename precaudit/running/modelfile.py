@@ -73,6 +73,11 @@ def _function(functions: Functions, name: str, *arguments: str) -> Callable[...,
 
 
 def _model(functions: Functions, device: str) -> nn.Module:
+    if isinstance(functions.get("build_model"), nn.Module):
+        raise _wrong(
+            "build_model must be a function that makes the model anew for each run, but it is a model already: "
+            "pass a function that returns a new one"
+        )
     model = _function(functions, "build_model")()
     if not isinstance(model, nn.Module):
         raise _wrong(f"build_model() must return a torch.nn.Module, but it returned {_told(model)}")

@@ -37,6 +37,7 @@ MISTAKES = [
     ({"loss": lambda model: None}, r"called as loss\(model, batch\), but it is loss\(model\): too many"),
     ({"loss": None}, r"loss\(model, batch\) must be a function, but it is None"),
     ({"build_model": lambda: None}, r"build_model\(\) must return a torch.nn.Module, but it returned None"),
+    ({"build_model": nn.Linear(8, 1)}, "it is a model already: pass a function that returns a new one"),
     ({"build_model": lambda width: None}, "missing a required argument: 'width'"),
     ({"build_optimizer": lambda model: None}, "must return one optimizer.* returned None"),
     ({"build_optimizer": lambda model: [torch.optim.SGD(model.parameters())]}, "returned a list"),
