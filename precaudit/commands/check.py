@@ -62,11 +62,13 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
 
 def run(arguments: argparse.Namespace) -> int:
     from precaudit.checking.check import check_job
+    from precaudit.commands.profiling import hinted
     from precaudit.commands.progress import RunProgress
     from precaudit.comparison.outputs import format_of
     from precaudit.comparison.rules import parse_rules
     from precaudit.reporting.serialize import load_plan
     from precaudit.running.children import ChildRunner
+    from precaudit.running.sources import CALLABLE
 
     settings = _settings(arguments)
     parse_rules(arguments.fail_on)
@@ -75,7 +77,10 @@ def run(arguments: argparse.Namespace) -> int:
     refuse_overwrite(arguments.output, arguments.force)
     plan, job = load_plan(written_file(arguments.plan, "plan.json")), _job(arguments)
     with tempfile.TemporaryDirectory(prefix="precaudit-") as folder, RunProgress() as progress:
-        report = check_job(job, plan, settings, ChildRunner(Path(folder) / "script.log", progress))
+        try:
+            report = check_job(job, plan, settings, ChildRunner(Path(folder) / "script.log", progress))
+        except PrecauditError as error:
+            raise hinted(error, job, CALLABLE) from None
     return _finish(replace(report, job={**report.job, "plan": str(arguments.plan)}), arguments)
 
 

@@ -23,7 +23,7 @@ from precaudit.profiling.settings import Settings
 from precaudit.reporting import files_of
 from precaudit.running.children import ChildRunner
 from precaudit.running.job import Job
-from precaudit.running.sources import classify, lacking
+from precaudit.running.sources import TRAINABLE, classify, lacking
 
 if TYPE_CHECKING:
     from precaudit.model import Report
@@ -103,15 +103,15 @@ def run_profile(arguments: argparse.Namespace) -> int:
         try:
             outcome = profile_job(job, settings, runner)
         except PrecauditError as error:
-            raise _hinted(error, job) from None
+            raise hinted(error, job) from None
     return finish(outcome, arguments, folder)
 
 
-def _hinted(error: PrecauditError, job: Job) -> PrecauditError:
-    """Where nothing trains, a model file that lacks one of its functions was taken for a script."""
+def hinted(error: PrecauditError, job: Job, names: frozenset[str] = TRAINABLE) -> PrecauditError:
+    """Where nothing was measured, a model file that lacks one of its functions was taken for a script."""
     if job.kind != "script" or error.exit_code != ExitCode.NOTHING_TO_MEASURE:
         return error
-    missing = lacking(Path(job.target))
+    missing = lacking(Path(job.target), names)
     hint = f"{job.target} looks like a model file that lacks `{missing}`; " if missing else ""
     return PrecauditError(f"{hint}{error}", error.exit_code)
 

@@ -20,9 +20,9 @@ def classify(path: Path, names: frozenset[str] = TRAINABLE) -> JobKind:
     return "model_file" if _defined(tree) >= names and not trains else "script"
 
 
-def lacking(path: Path) -> str | None:
+def lacking(path: Path, names: frozenset[str] = TRAINABLE) -> str | None:
     """The one name that a file would need to be a model file; None where it lacks none or more."""
-    missing = TRAINABLE - _defined(_parsed(path))
+    missing = names - _defined(_parsed(path))
     return next(iter(missing)) if len(missing) == 1 else None
 
 

@@ -110,6 +110,12 @@ def test_a_script_that_crashes_shows_its_own_traceback(project, capfd):
     assert "precaudit/running" not in error
 
 
+def test_a_model_file_that_lacks_a_function_is_told_which(project, capfd):
+    (project / "model.py").write_text("def build_model():\n    return None\n")
+    assert main(["check", "--plan", "plan.json", "model.py"]) == 3
+    assert "model.py looks like a model file that lacks `batches`; nothing to measure" in capfd.readouterr().err
+
+
 # ---------------------------------------------------------------- refused before any run
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from precaudit.running.job import Job
-from precaudit.running.sources import classify, inert_imports, lacking
+from precaudit.running.sources import CALLABLE, classify, inert_imports, lacking
 
 SCRIPT = """
 import os, pandas as pd
@@ -57,5 +57,6 @@ def test_a_model_file_may_define_assign_or_import_its_functions(text: str, tmp_p
     path.write_text(text.replace("loss", "los"))
     assert classify(path) == "script"
     assert lacking(path) == "loss"
+    assert lacking(path, CALLABLE) is None
     path.write_text(f"{text}\nx.backward()")
     assert classify(path) == "script"
