@@ -23,7 +23,7 @@ from precaudit.profiling.settings import Settings
 from precaudit.reporting import files_of
 from precaudit.running.children import ChildRunner
 from precaudit.running.job import Job
-from precaudit.running.sources import TRAINABLE, classify, lacking
+from precaudit.running.sources import TRAINABLE, classify, is_binary, lacking
 
 if TYPE_CHECKING:
     from precaudit.model import Report
@@ -57,6 +57,11 @@ def job_of(arguments: argparse.Namespace) -> Job:
     path = Path(script)
     if not path.is_file():
         raise PrecauditError(f"there is no script {script!r}; give the path of a Python file, or -m MODULE")
+    if is_binary(path):
+        raise PrecauditError(
+            f"{script} is no Python file; weights are measured in a script that trains with them, or in a model file "
+            "whose build_model() loads them"
+        )
     kind = classify(path)
     if late := _late_options(vars(arguments), path, argv):
         print(

@@ -26,6 +26,12 @@ def lacking(path: Path, names: frozenset[str] = TRAINABLE) -> str | None:
     return next(iter(missing)) if len(missing) == 1 else None
 
 
+def is_binary(path: Path) -> bool:
+    """Whether Python would refuse the file for what it is: no source has a zero byte."""
+    with path.open("rb") as stream:
+        return b"\0" in stream.read(8192)
+
+
 def _defined(tree: ast.Module) -> set[str]:
     """The names that a module gives to functions, values and imports at its top level."""
     names = set()

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from precaudit.running.job import Job
-from precaudit.running.sources import CALLABLE, classify, inert_imports, lacking
+from precaudit.running.sources import CALLABLE, classify, inert_imports, is_binary, lacking
 
 SCRIPT = """
 import os, pandas as pd
@@ -60,3 +60,10 @@ def test_a_model_file_may_define_assign_or_import_its_functions(text: str, tmp_p
     assert lacking(path, CALLABLE) is None
     path.write_text(f"{text}\nx.backward()")
     assert classify(path) == "script"
+
+
+def test_weights_are_no_script(tmp_path: Path):
+    (tmp_path / "w.pt").write_bytes(b"PK\x03\x04\0\0")
+    assert is_binary(tmp_path / "w.pt")
+    written(tmp_path, "print('ünï')")
+    assert not is_binary(tmp_path / "train.py")
