@@ -144,7 +144,7 @@ def _trial_round(
     if trials.audit.replay is None:  # which began in float32, and was compared
         require_same_start(trials.audit.reference, candidates[0], tolerance=_ROUNDED)
     judgement = trials.judge(candidates, plan)
-    if judgement.verdict == "fail" or quick or seeds == 1:
+    if judgement.verdict == "fail" or judgement.cause == "interrupted" or quick or seeds == 1:
         return screened(judgement) if quick else judgement
     wanted = seeds
     while True:
@@ -158,7 +158,7 @@ def _trial_round(
             continue
         judgement = trials.judge(candidates, plan)
         more = needs_more(len(candidates))
-        if judgement.verdict != "inconclusive" or not more:
+        if judgement.verdict != "inconclusive" or judgement.cause == "interrupted" or not more:
             return judgement
         wanted = len(candidates) + more
 

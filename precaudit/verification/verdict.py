@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -14,6 +15,8 @@ from precaudit.verification.equivalence import equivalence
 from precaudit.verification.gates import Pair, failed, gates
 
 _FINISHED = ("stopped", "ended")
+_FROM_OUTSIDE = (-signal.SIGKILL, -signal.SIGTERM)
+"""Exit codes of what others ended, such as a system without memory: no doing of the plan's."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,9 @@ def judge(runs: Runs, plan: Plan) -> Judgement:
     """The verdict on `plan`. A candidate that raised, was lost, or failed a gate fails whatever its mean loss."""
     pairs = runs.pairs
     checked = gates(pairs, plan)
+    if (ended := next((run for pair in pairs for run in pair if run.exit_code in _FROM_OUTSIDE), None)) is not None:
+        message = ended.error.message if ended.error else ended.status
+        return replace(_undecided("inconclusive", message, checked), cause="interrupted")
     for reference, candidate in pairs:
         if candidate.status not in _FINISHED:
             message = candidate.error.message if candidate.error else candidate.status

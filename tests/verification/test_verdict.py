@@ -1,12 +1,14 @@
 """The verdict from paired runs: lost, refused by a gate, shown equal, shown different, or not shown."""
 
 import math
+import signal
 from dataclasses import replace
 
 import pytest
 from run_samples import broken, ended, falling, run
 
 from precaudit.model import Plan
+from precaudit.running.job import ScriptError
 from precaudit.verification.statistics import MARGIN_CAP, MARGIN_FLOOR
 from precaudit.verification.verdict import Runs, judge, screened
 
@@ -126,6 +128,18 @@ def test_candidates_without_a_float32_pair_don_t_count():
 
 def test_runs_without_a_loss_decide_nothing():
     assert judge(Runs({0: run(())}, {0: run((), "candidate-1")}), PLAN).verdict in ("inconclusive", "fail")
+
+
+@pytest.mark.parametrize("label", ["reference", "candidate-1"])
+def test_a_run_that_was_killed_from_outside_says_nothing_of_the_plan(label):
+    why = ScriptError("ProcessDied", "the script's process was killed by SIGKILL after step 3", "")
+    killed = run(falling()[:3], label, status="killed", exit_code=-signal.SIGKILL, error=why)
+    pair = {"reference": run(falling()), "candidate-1": run(falling(), "candidate-1")} | {label: killed}
+    judged = judge(Runs({0: pair["reference"]}, {0: pair["candidate-1"]}), PLAN)
+    assert (judged.verdict, judged.cause, judged.reason) == ("inconclusive", "interrupted", why.message)
+    assert screened(judged) == judged
+    crashed = replace(pair["candidate-1"], status="killed", exit_code=-signal.SIGSEGV, error=why)
+    assert judge(Runs({0: run(falling())}, {0: crashed}), PLAN).verdict == "fail"
 
 
 # ---------------------------------------------------------------- one pair
