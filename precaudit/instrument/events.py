@@ -53,7 +53,7 @@ def _as_list(value: Any) -> list[Any]:
 
 class TrainingEvents:
     """Publishes backward passes and optimizer steps. A script that never makes a torch optimizer updates its
-    parameters by hand: its steps are its backward passes."""
+    parameters by hand: its steps are its backward passes. No part of this is compiled with a compiled step."""
 
     def __init__(self, has_optimizer: bool = False, concerns: Callable[[Any], bool] = lambda optimizer: True) -> None:
         """`concerns` tells the optimizers that count from those of other models."""
@@ -133,6 +133,7 @@ class TrainingEvents:
             for listener in self.listeners:
                 listener.gradient_nested(False)
 
+    @torch.compiler.disable
     def _step_starts(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         """A step that raised never ended: entering the same optimizer again forgets it."""
         if not self._concerns(optimizer):
@@ -145,6 +146,7 @@ class TrainingEvents:
             for listener in self.listeners:
                 listener.step_starts(optimizer)
 
+    @torch.compiler.disable
     def _step_ended(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         """Outermost steps count: an optimizer that wraps another one (SAM, Lookahead) is one optimizer."""
         if not self._concerns(optimizer):

@@ -55,6 +55,23 @@ def test_a_compiled_model_is_audited_in_its_eager_form(every):
     assert trained(model, compiled[1]) == trained(*plain)
 
 
+@pytest.mark.parametrize("every", [1, 2])
+def test_a_compiled_optimizer_step_is_audited(every):
+    torch.compiler.reset()
+    plain, compiled = make(), make()
+    expected = trained(*plain)
+    auditing = Auditing(compiled[0], compiled[1:], every)
+    auditing.start()
+    try:
+        step = torch.compile(compiled[1].step, backend="eager")
+        losses = trained(compiled[0], mock.Mock(wraps=compiled[1], step=step))
+    finally:
+        auditing.stop()
+    assert losses == pytest.approx(expected, rel=1e-4)  # compiled steps round differently
+    assert auditing.steps == 4
+    assert auditing.trace().audited_steps == 4 // every
+
+
 def layer(auditing, fqn):
     return next(each for each in auditing.trace().layers if each.fqn == fqn)
 
