@@ -215,7 +215,7 @@ class Tracer(TrainingListener):
         dtype = str(inputs[0].dtype if inputs else torch.float32).removeprefix("torch.")
         if dtype in ("float16", "bfloat16"):
             self.low_dtypes.add(dtype)
-        shapes = tuple(tuple(t.shape) for t in tensors_in((args, kwargs)))
+        shapes = tuple(_shape(t) for t in tensors_in((args, kwargs)))
         values = scalars(args, kwargs)
         fixed = [value for value in values if not dtype_read or value < EXTREME]
         self.ops[key] = slot = OpSlot(
@@ -281,6 +281,11 @@ class Tracer(TrainingListener):
     def remove(self) -> None:
         self._last = None
         self.parameters.remove()
+
+
+def _shape(tensor: torch.Tensor) -> tuple[int, ...]:
+    """Of a jagged batch the shape of the rows that it packs, which is what products are made of."""
+    return tuple((tensor.values() if tensor.is_nested else tensor).shape)
 
 
 @torch.no_grad()

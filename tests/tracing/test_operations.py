@@ -277,3 +277,11 @@ def test_a_result_near_zero_in_one_call_of_many_is_no_error():
     exact = F.linear(x, model.lin.weight, model.lin.bias).detach()
     low = half(F.linear(half(x), half(model.lin.weight), half(model.lin.bias))).detach()
     assert traced.op("lin", "linear").local_error["bfloat16"] == pytest.approx(rms(low - exact, exact), rel=1e-4)
+
+
+def test_a_jagged_batch_has_the_shape_of_its_rows():
+    model = nn.Linear(8, 4)
+    with tracing() as traced:
+        batch = torch.nested.nested_tensor([numbers(0, 3, 8), numbers(1, 5, 8)], layout=torch.jagged)
+        model(batch).values().sum().backward()
+    assert traced.op("", "linear").shapes[:2] == ((8, 8), (4, 8))
