@@ -64,6 +64,11 @@ def _has_memory(tensor: Tensor) -> bool:
         return False
 
 
+def of_this_rank(tensor: Tensor) -> Tensor:
+    """A DTensor's shard here; any other tensor as it is."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
+
+
 def _strided(tensor: Tensor) -> Tensor | None:
     """What is behind wrappers and other layouts; None if there are no values behind it."""
     functorch = torch._C._functorch
@@ -71,8 +76,7 @@ def _strided(tensor: Tensor) -> Tensor | None:
         tensor = functorch.get_unwrapped(tensor)
     if tensor.is_meta or hasattr(tensor, "fake_mode"):
         return None
-    if hasattr(tensor, "to_local"):  # a DTensor: this rank's shard
-        tensor = tensor.to_local()
+    tensor = of_this_rank(tensor)
     if tensor.is_nested:
         return torch.cat([part.reshape(-1) for part in tensor.unbind()])
     if tensor.layout is torch.sparse_coo:

@@ -21,6 +21,7 @@ from precaudit.errors import PrecauditError
 from precaudit.execution.emulated import Emulator
 from precaudit.execution.loss_scaling import LossScaler
 from precaudit.execution.native import NativePrecision
+from precaudit.histograms.memory import of_this_rank
 from precaudit.instrument.events import TrainingEvents, TrainingListener
 from precaudit.instrument.names import ModuleNames
 from precaudit.instrument.scopes import Frame, ModuleScopes, ScopeListener
@@ -111,12 +112,12 @@ class GradientProbe(TrainingListener):
             return
         path = self._folder / f"{self._step}.pt"
         if self._step in self._saves:
-            self._save({key: p.grad for key, p in self._gradients(optimizer).items()}, path)
+            self._save(self._gradients(optimizer), path)
         if self._step in self._spec.probe_compare and path.exists():
             self._compare(optimizer, torch.load(path, weights_only=True))
 
-    def _save(self, gradients: dict[str, torch.Tensor | None], path: Path) -> None:
-        size = sum(g.nbytes for g in gradients.values() if g is not None)
+    def _save(self, gradients: dict[str, torch.Tensor], path: Path) -> None:
+        size = sum(gradient.nbytes for gradient in gradients.values())
         if self._step == min(self._saves):
             free, least = shutil.disk_usage(self._folder).free, 1 + len(self._spec.formats)
             self._saves = affordable(self._saves, size, free, least)
@@ -133,14 +134,15 @@ class GradientProbe(TrainingListener):
         self._fresh = False
 
     def _gradients(self, optimizer: Any) -> dict[str, torch.Tensor]:
-        """Parameters with a dense gradient that this step will use, by qualified name."""
+        """The dense gradients that this step will use, by their parameters' qualified names."""
         wanted = {id(p) for group in getattr(optimizer, "param_groups", []) for p in group["params"]}
         found: dict[str, torch.Tensor] = {}
         for model_name, model in self._names.models.items():
             for fqn, parameter in model.named_parameters():
-                usable = parameter.grad is not None and not parameter.grad.is_sparse
-                if usable and (optimizer is None or id(parameter) in wanted):
-                    found[f"{model_name}.{fqn}"] = parameter
+                gradient = parameter.grad
+                if gradient is None or gradient.is_sparse or not (optimizer is None or id(parameter) in wanted):
+                    continue
+                found[f"{model_name}.{fqn}"] = of_this_rank(gradient)
         return found
 
     @torch.no_grad()
@@ -148,11 +150,11 @@ class GradientProbe(TrainingListener):
         label, _ = self._spec.probe_compare[self._step]
         before = self._folder / f"{self._step - 1}.pt"
         previous = torch.load(before, weights_only=True) if before.exists() else {}
-        for key, parameter in self._gradients(optimizer).items():
-            if key in saved and parameter.grad is not None:
+        for key, gradient in self._gradients(optimizer).items():
+            if key in saved:
                 sums = self._sums.setdefault((label, key.rpartition(".")[0]), {}).setdefault(key, _Sums())
-                sums.add(parameter.grad, saved[key], previous.get(key))
-                parameter.grad.copy_(saved[key])
+                sums.add(gradient, saved[key], previous.get(key))
+                gradient.copy_(saved[key])
 
     @property
     def grids(self) -> tuple[Grid, ...]:

@@ -7,6 +7,7 @@ from contextlib import ExitStack
 import pytest
 import torch
 from torch import nn
+from torch.distributed.fsdp import fully_shard
 from torch.nn.modules import module as torch_modules
 from torch.utils.checkpoint import checkpoint
 
@@ -594,3 +595,24 @@ def test_the_module_that_raised_is_told_though_another_model_answers_afterwards(
     assert result.status == "failed"
     assert result.raised_in == "mixing:"
     assert result.error.op == "index_add"
+
+
+def test_gradients_of_sharded_parameters_are_compared(tmp_path):
+    def code():
+        torch.manual_seed(0)
+        model = fully_shard(nn.Linear(4, 4), mesh=torch.distributed.device_mesh.init_device_mesh("cpu", (1,)))
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        while True:
+            optimizer.zero_grad()
+            model(torch.randn(8, 4)).square().mean().backward()
+            optimizer.step()
+
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        plain = run(spec(probe_dir=str(tmp_path), probe_save=frozenset({1, 2})), code)
+        replay = run(spec(probe_dir=str(tmp_path), probe_compare={2: ("a", BRAIN)}), code)
+    finally:
+        torch.distributed.destroy_process_group()
+    assert replay.losses[:2] == plain.losses[:2]
+    assert replay.losses[3:] == plain.losses[3:]
+    assert {difference.label for difference in replay.differences} == {"a"}
