@@ -108,7 +108,8 @@ def _what_happened(fault: Fault) -> str:
     amax = f" from inputs up to {fault.input_amax:.3g}" if fault.input_amax is not None else ""
     where = f" at {fault.location.path}:{fault.location.line}" if fault.location else ""
     what = "made" if fault.phase == "forward" else "sent back a gradient of"
-    return f"{fault.op} {what} {fault.nonfinite} non-finite values{amax} at step {fault.step}{where}"
+    values = "value" if fault.nonfinite == 1 else "values"
+    return f"{fault.op} {what} {fault.nonfinite} non-finite {values}{amax} at step {fault.step}{where}"
 
 
 def _after_exception(plan: Plan, broken: RunResult, trace: Trace) -> list[Promotion]:

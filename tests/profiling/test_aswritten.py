@@ -48,6 +48,11 @@ def test_a_buffer_that_absorbs_is_named_and_told_from_its_neighbour():
     assert mean.fingerprint != var.fingerprint
 
 
+def test_a_weight_that_absorbs_is_told_from_its_module():
+    (found,) = told(low=[state("body.0", "", 0.9)])
+    assert found.message.startswith("a weight of body.0 is kept in bfloat16")
+
+
 def test_a_weight_that_is_rounded_away_is_told_once():
     weight = TensorRecord("weight", TensorStats(8), "weight", dtype="bfloat16")
     gradient = TensorRecord("weight_grad", TensorStats(8), "weight")
