@@ -25,6 +25,7 @@ from precaudit.model import Plan
 
 _HALVES = (torch.float16, torch.bfloat16)
 _DRAWING = frozenset("randn rand randn_like rand_like normal uniform log_normal cauchy exponential".split())
+_UNIFORM = frozenset("rand rand_like uniform".split())
 
 
 def to_float32(value: Any) -> Any:
@@ -73,8 +74,8 @@ class EmulatedMode(OperationMode):
             return func(*args, **kwargs)
         scope = self._scope_format()
         rounding = rounding_for(scope.of(op), op)
-        if op in _DRAWING:
-            return _drawn(func, args, kwargs)
+        if op in _DRAWING and (rounding or writes(func, kwargs)):
+            return _drawn(op, func, args, kwargs)
         if writes(func, kwargs):
             return _with_fallback(func, args, kwargs) if rounding else written(func, args, kwargs)
         if rounding is None:
@@ -168,14 +169,23 @@ def _with_fallback(func: Any, args: Any, kwargs: Any) -> Any:
         return map_tensors(lambda t: t.to(dtype) if t.dtype == torch.float32 else t, result)
 
 
-def _drawn(func: Any, args: Any, kwargs: Any) -> Any:
+def _drawn(op: str, func: Any, args: Any, kwargs: Any) -> Any:
     """Random numbers are drawn in float32 and then rounded: a run draws the same ones in every format."""
     dtype = kwargs.get("dtype") or _first_half(args)
     if dtype not in _HALVES:
         return func(*args, **kwargs)
     wide = {**kwargs, "dtype": torch.float32} if "dtype" in kwargs else kwargs
-    numbers = func(*to_float32(args), **to_float32(wide))
-    return args[0].copy_(numbers) if writes(func, kwargs) else numbers.to(dtype)
+    numbers = func(*to_float32(args), **to_float32(wide)).to(dtype)
+    if op in _UNIFORM:
+        low, high = _bounds(op, args, kwargs)
+        numbers = numbers.masked_fill(numbers == high, low)
+    return args[0].copy_(numbers) if writes(func, kwargs) else numbers
+
+
+def _bounds(op: str, args: Any, kwargs: Any) -> tuple[float, float]:
+    """Between which uniform numbers lie. CUDA's kernel hands out the lower one where rounding reaches the upper."""
+    given = {**dict(zip(("from", "to"), args[1:], strict=False)), **kwargs} if op == "uniform" else {}
+    return given.get("from", 0.0), given.get("to", 1.0)
 
 
 def _first_half(value: Any) -> torch.dtype | None:

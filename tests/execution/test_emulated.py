@@ -331,11 +331,29 @@ def test_random_numbers_are_those_of_a_float32_run(dtype):
     got, _ = inside(function, NAMES[dtype], x)
     torch.manual_seed(1)
     exact, _ = inside(function, "float32", x)
-    for low, wide in zip(got[:3], exact[:3], strict=True):
+    for low, wide in zip(got[:2], exact[:2], strict=True):
         assert low.dtype == dtype
         assert torch.equal(low, wide.to(dtype))
+    assert torch.equal(got[2], exact[2].to(dtype).where(exact[2].to(dtype) < 1, 0))
     assert torch.equal(got[3] == 0, exact[3] == 0)
     assert torch.equal(got[4], exact[4])
+
+
+def test_uniform_numbers_stay_below_their_upper_bound_as_on_cuda():
+    def function(model, x):
+        y = (x @ torch.eye(64)).expand(16, 64, 64)
+        return torch.rand_like(y), torch.empty_like(y).uniform_(2, to=4)
+
+    torch.manual_seed(1)
+    (unit, wider), _ = inside(function, "bfloat16", weights(64, 64))
+    assert (unit.min(), wider.min()) == (0, 2)
+    assert unit.max() < 1
+    assert wider.max() < 4
+
+
+def test_a_float32_module_draws_float32_numbers_beside_a_half_input():
+    noise, _ = inside(lambda model, x: torch.rand_like(model.lin(x)), "bfloat16", weights(4, 4), modules={"": "float32"})
+    assert noise.dtype == torch.float32
 
 
 def test_what_has_no_half_kernel_here_runs_in_float32_and_is_rounded():
