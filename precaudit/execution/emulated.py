@@ -74,11 +74,12 @@ class EmulatedMode(OperationMode):
             return func(*args, **kwargs)
         scope = self._scope_format()
         rounding = rounding_for(scope.of(op), op)
-        if op in _DRAWING and (rounding or writes(func, kwargs)):
+        half = rounding is not None and rounding.dtype in _HALVES
+        if op in _DRAWING and (half or writes(func, kwargs)):
             return _drawn(op, func, args, kwargs)
         if writes(func, kwargs):
-            return _with_fallback(func, args, kwargs) if rounding else written(func, args, kwargs)
-        if rounding is None:
+            return _with_fallback(func, args, kwargs) if half else written(func, args, kwargs)
+        if rounding is None or not (half or category(op) == "lower"):
             return in_float32(op, func, args, kwargs)
         if scope.by_row and float8.applies(op, scope.of(op), args, kwargs):
             args, kwargs = map_tensors(partial(self._stored, rounding.dtype), (args, kwargs))

@@ -351,9 +351,15 @@ def test_uniform_numbers_stay_below_their_upper_bound_as_on_cuda():
     assert wider.max() < 4
 
 
-def test_a_float32_module_draws_float32_numbers_beside_a_half_input():
-    noise, _ = inside(lambda model, x: torch.rand_like(model.lin(x)), "bfloat16", weights(4, 4), modules={"": "float32"})
-    assert noise.dtype == torch.float32
+@pytest.mark.parametrize("wide", ["float32", "tf32"])
+def test_a_wide_module_computes_in_float32_beside_a_half_input(wide):
+    def function(model, x):
+        y = model.lin(x)
+        return y, y * 2, torch.rand_like(y)
+
+    (given, *made), _ = inside(function, "bfloat16", weights(4, 4), modules={"": wide})
+    assert given.dtype == torch.bfloat16
+    assert {tensor.dtype for tensor in made} == {torch.float32}
 
 
 def test_what_has_no_half_kernel_here_runs_in_float32_and_is_rounded():
