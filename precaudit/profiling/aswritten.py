@@ -13,6 +13,8 @@ from precaudit.verification.statistics import MARGIN_CAP, comparison_window, div
 
 _STRAYED = 10.0
 """One pair shows a difference, not its spread: only one this many margins wide is called an error."""
+_MOST_SKIPPED = 0.5
+"""A script that skips more than this share of its steps (an unlucky scaler skips its first dozen) is not training."""
 _STATE_LIMIT = 0.2
 """A state has lost its changes when this share of their energy is rounding."""
 _SUM_LIMIT = 0.01
@@ -263,6 +265,11 @@ def _strays(reference: RunResult, run: RunResult, margin: float | None) -> str |
     """How the script as written differs from float32, where it does by far more than the margin."""
     if (lost := diverged(reference.losses, run.losses)) is not None:
         return lost.detail
+    if run.status == "ended" and run.steps < (1 - _MOST_SKIPPED) * reference.steps:
+        return (
+            f"it takes {run.steps} optimizer steps until its end, and {reference.steps} or more in float32: the others "
+            "are skipped, by its scaler or by itself"
+        )
     steps = min(len(run.losses), len(reference.losses))
     if not steps:
         return None

@@ -29,6 +29,16 @@ def test_a_script_that_strays_is_an_error():
     assert "doesn't train like float32" in found.message
 
 
+def test_a_script_that_skips_its_steps_does_not_train():
+    facts = {"op": "div", "dtype": "float16", "amax": 2.0, "step": 0}
+    overflow = {"kind": "overflow", "path": "train.py", "line": 9, **facts}
+    for taken in ((), LOSSES[:30]):
+        found = told(taken, "ended", low=[overflow])
+        assert [(each.rule, each.severity) for each in found] == [("PA501", "error"), ("PA307", "error")]
+        assert f"it takes {len(taken)} optimizer steps" in found[0].message
+    assert told(LOSSES[:60], "ended") == told(LOSSES[:30], "stopped") == []
+
+
 def test_a_script_that_stops_as_written_may_only_lack_a_kernel_of_this_machine():
     error = ScriptError("RuntimeError", "no float16 kernel", "", Location("train.py", 9))
     (found,) = told(LOSSES[:2], "failed", error=error)
