@@ -17,7 +17,6 @@ from torch.utils import checkpoint as checkpointing
 from precaudit.instrument.names import ModuleName, ModuleNames, fqns_of
 from precaudit.instrument.patches import wrapped
 
-
 _WITHOUT_REENTRANT = next(
     name
     for name in ("_checkpoint_without_reentrant_generator_impl", "_checkpoint_without_reentrant_generator")

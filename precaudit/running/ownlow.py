@@ -137,6 +137,8 @@ class OwnLowPrecision(TorchFunctionMode, TrainingListener):
             exact *= (gradient != 0).flatten(1).any(1).reshape(-1, *[1] * (table.dim() - 1))
             whole = energy(exact)
             lost = energy(gradient - exact) / whole if whole else 0.0
+            if not math.isfinite(lost):
+                return
             where = (place.path, place.line) if place else ("", 0)
             entry = {"kind": "rows", "fqn": fqn, "path": where[0], "line": where[1], "dtype": dtype_name(table)}
             known = self._found.setdefault(("rows", *where, fqn), {**entry, "lost": lost})

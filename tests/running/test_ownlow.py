@@ -1,5 +1,6 @@
 """What a script's own low precision loses is seen where it happens, and nothing is seen where nothing is lost."""
 
+import math
 import os
 from functools import partial
 
@@ -280,6 +281,17 @@ def test_rows_are_summed_in_float32_whatever_the_default_dtype_is():
 
     (entry,) = seen(code, "rows", steps=1)
     assert 0 < entry["lost"] < 1
+
+
+def test_gradients_that_overflow_say_nothing_of_repeated_rows():
+    def code():
+        torch.manual_seed(0)
+        model = nn.Embedding(4, 3)
+        index = torch.randint(4, (4000,))
+        (F.embedding(index, model.weight.bfloat16()).float() * math.inf).sum().backward()
+        torch.optim.SGD(model.parameters(), lr=0.0).step()
+
+    assert seen(code, "rows", steps=1) == []
 
 
 @pytest.mark.parametrize("tied", [False, True])
