@@ -159,16 +159,25 @@ def _asked_for(func: Any, args: Any, kwargs: dict[str, Any]) -> str | None:
 
 
 class Float32Mode(TorchFunctionMode):
-    """Turns a script's own casts to low precision into float32: `.half()`, `.to(torch.bfloat16)`, `dtype=...`."""
+    """Turns a script's own casts to low precision into float32: `.half()`, `.to(torch.bfloat16)`, `dtype=...`. A cast
+    is a copy still, also one back to float32: the script may go on to change what it cast."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if called_by_precaudit(func):
             return func(*args, **(kwargs or {}))
         kwargs = {key: _float32_dtype(value) for key, value in (kwargs or {}).items()}
         name = getattr(func, "__name__", "")
-        if name in _LOW_CASTS and args and isinstance(args[0], torch.Tensor):
-            return args[0].float()
-        return func(*(_float32_dtype(arg) for arg in args), **kwargs)
+        if not args or not isinstance(args[0], torch.Tensor) or not _casts(name, args, kwargs):
+            return func(*(_float32_dtype(arg) for arg in args), **kwargs)
+        source = args[0]
+        result = source.float() if name in _LOW_CASTS else func(*(_float32_dtype(arg) for arg in args), **kwargs)
+        kept = source.is_leaf and source.requires_grad  # an optimizer may be given it
+        return result.clone() if result is source and not kept else result
+
+
+def _casts(name: str, args: Any, kwargs: dict[str, Any]) -> bool:
+    asked = any(isinstance(value, (torch.dtype, torch.Tensor)) for value in (*args[1:], *kwargs.values()))
+    return name in ("half", "bfloat16", "float") or (name in ("to", "type", "type_as") and asked)
 
 
 @contextmanager

@@ -268,3 +268,16 @@ def test_what_torch_scripts_for_itself_is_scripted():
 
 def _doubled(x: torch.Tensor) -> torch.Tensor:
     return x * 2
+
+
+@pytest.mark.parametrize(
+    "cast", [torch.Tensor.half, torch.Tensor.float, lambda t: t.to(torch.float16), lambda t: t.type_as(t.bfloat16())]
+)
+def test_a_cast_that_became_none_is_a_copy_still(cast):
+    """Or an average begun as `weight.half()` would be the weight itself."""
+    weight = torch.ones(3)
+    with float32_only():
+        copy = cast(weight)
+        weight.add_(1)
+        assert weight.to("cpu") is weight
+    assert copy.tolist() == [1, 1, 1]
