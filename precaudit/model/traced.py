@@ -48,8 +48,10 @@ class Op:
 
     `category` is CUDA autocast's: `lower`, `fp32`, `promote` or `other`; `local_error` maps a format to the
     relative rms error of this op alone when only it runs in that format; `flops` is per call, forward. `half` tells
-    whether autocast would store its result in half precision; `constants` are the smallest and largest magnitudes
-    of its scalar arguments; `integer_amax` is the largest magnitude of integer-valued inputs to a product;
+    whether autocast would store its result in half precision, in any call; `half_amax` is the largest of such results,
+    and `constants` are the smallest and largest magnitudes of the scalar arguments beside them; `integer_amax` is the
+    largest magnitude of integer-valued inputs to a product; `location` is the call with the largest result, `places`
+    where other measures (`input`, `smallest`, `largest`, `whole`, a format's error) are extreme, if that is elsewhere;
     `autocast` is the dtype of the script's own autocast region around it, null outside of one; `follows_dtype` tells
     that it writes the largest number of the dtype that a half tensor has: another one in every format.
     """
@@ -70,9 +72,15 @@ class Op:
     integer_amax: float | None = None
     autocast: str | None = None
     follows_dtype: bool = False
+    half_amax: float | None = None
+    places: Mapping[str, Location] = field(default_factory=dict)
 
     def tensor(self, role: str) -> TensorRecord | None:
         return next((t for t in self.tensors if t.role == role), None)
+
+    def place(self, measure: str) -> Location | None:
+        """The line to blame for a measure: not every call of an operation is."""
+        return self.places.get(measure, self.location)
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ HEADROOM = 4.0
 """Ranges grow in training: a value within this factor of a format's maximum is treated as too large."""
 LOCAL_ERROR_LIMIT = 0.25
 """An operation that alone errs by a quarter of its result (rms) has lost it; rounding gives 2^-mantissa."""
+_WIDER = "run it in bfloat16 or float32"
 INTEGER_OPS = "positions, indices or counts"
 
 
@@ -39,16 +40,27 @@ class Ban:
 Rule = Callable[[Op, Format], Ban | None]
 
 
-def _ban(rule: str, op: Op, target: Format, severity: Severity, why: str, fix: str, value: float | None = None) -> Ban:
-    return Ban(rule, op.fqn, op.op, target.name, severity, why, fix, op.category, op.location, value)
+def _ban(
+    rule: str,
+    op: Op,
+    target: Format,
+    severity: Severity,
+    why: str,
+    fix: str,
+    value: float | None = None,
+    measure: str = "",
+) -> Ban:
+    return Ban(rule, op.fqn, op.op, target.name, severity, why, fix, op.category, op.place(measure), value)
 
 
 def overflow(op: Op, target: Format) -> Ban | None:
     """PA101: the result, where autocast stores it in half, reaches the format's maximum or comes close."""
     record = op.tensor("activation")
-    if record is None or not op.half or record.stats.amax * HEADROOM < target.maximum:
+    if record is None or not op.half:
         return None
-    amax = record.stats.amax
+    amax = record.stats.amax if op.half_amax is None else op.half_amax
+    if amax * HEADROOM < target.maximum:
+        return None
     constant = _too_large(op, target)
     masked = constant is not None and amax <= constant * (1 + 2.0**-23)  # no larger than what PA103 tells of
     if masked or (op.follows_dtype and amax >= EXTREME):
@@ -59,7 +71,7 @@ def overflow(op: Op, target: Format) -> Ban | None:
         if over
         else f"within a factor of {target.maximum / amax:.1f} of {target.name}'s maximum {target.maximum:g}"
     )
-    return _ban("PA101", op, target, "error" if over else "note", why, "run it in bfloat16 or float32", amax)
+    return _ban("PA101", op, target, "error" if over else "note", why, _WIDER, amax)
 
 
 def _too_large(op: Op, target: Format) -> float | None:
@@ -74,7 +86,7 @@ def operand_overflow(op: Op, target: Format) -> Ban | None:
         return None
     over = op.input_amax >= target.overflow_threshold
     why = f"{op.op} takes inputs up to {op.input_amax:.3g}; {target.name} ends at {target.maximum:g}"
-    return _ban("PA102", op, target, "error" if over else "note", why, "run it in bfloat16 or float32", op.input_amax)
+    return _ban("PA102", op, target, "error" if over else "note", why, _WIDER, op.input_amax, "input")
 
 
 def large_constant(op: Op, target: Format) -> Ban | None:
@@ -84,7 +96,7 @@ def large_constant(op: Op, target: Format) -> Ban | None:
         return None
     why = f"{op.op} uses a constant of size {constant:.3g}, which {target.name} cannot hold ({target.maximum:g})"
     fix = "mask with torch.finfo(x.dtype).min or float('-inf'), or keep this operation in float32"
-    return _ban("PA103", op, target, "error", why, fix, constant)
+    return _ban("PA103", op, target, "error", why, fix, constant, "largest")
 
 
 def vanishing_constant(op: Op, target: Format) -> Ban | None:
@@ -92,7 +104,8 @@ def vanishing_constant(op: Op, target: Format) -> Ban | None:
     if not op.half or op.constants is None or op.op not in _PROTECTED or op.constants[0] > target.flush_threshold:
         return None
     why = f"{op.op} uses a constant of size {op.constants[0]:.3g}, which is zero in {target.name}"
-    return _ban("PA104", op, target, "warning", why, "use a larger eps or keep this operation in float32")
+    fix = "use a larger eps or keep this operation in float32"
+    return _ban("PA104", op, target, "warning", why, fix, measure="smallest")
 
 
 _PROTECTED = frozenset("add sub clamp clamp_min maximum".split())
@@ -107,7 +120,7 @@ def integers(op: Op, target: Format) -> Ban | None:
     if op.integer_amax is None or op.integer_amax <= limit:
         return None
     why = f"{op.op} takes whole numbers up to {op.integer_amax:g}; {target.name} tells them apart up to {limit:g} only"
-    return _ban("PA105", op, target, "error", why, f"compute {INTEGER_OPS} in float32", op.integer_amax)
+    return _ban("PA105", op, target, "error", why, f"compute {INTEGER_OPS} in float32", op.integer_amax, "whole")
 
 
 def of_grids(trace: Trace, grids: Iterable[Grid]) -> tuple[Ban, ...]:
@@ -138,7 +151,7 @@ def local_error(op: Op, target: Format) -> Ban | None:
     of = "its smaller addend, which it absorbs" if op.op in ("add", "index_add") else "its result"
     lost = "becomes non-finite" if error == float("inf") else f"errs by {error:.0%} of {of}"
     why = f"{op.op} alone {lost}, in {target.name}"
-    return _ban("PA106", op, target, "error", why, "keep this operation in float32", error)
+    return _ban("PA106", op, target, "error", why, "keep this operation in float32", error, target.name)
 
 
 def unsafe(op: Op, target: Format) -> Ban | None:

@@ -84,6 +84,8 @@ def _op(one: Op, other: Op) -> Op:
         constants=(min(c[0] for c in constants), max(c[1] for c in constants)) if constants else None,
         integer_amax=_maximum(one.integer_amax, other.integer_amax),
         follows_dtype=one.follows_dtype or other.follows_dtype,
+        half_amax=_maximum(one.half_amax, other.half_amax),
+        places={**other.places, **one.places},
     )
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 from precaudit.histograms import fits
 from precaudit.instrument.names import ModuleName, ModuleNames
-from precaudit.model import Layer, Op, TensorRecord, TensorStats
+from precaudit.model import Layer, Location, Op, TensorRecord, TensorStats
 from precaudit.tracing.records import Fault, Trace
 from precaudit.tracing.slots import LayerSlot, OpSlot, ParameterSlot, fold
 from precaudit.tracing.tracer import Tracer
@@ -141,13 +141,15 @@ def _ops(tracer: Tracer, namer: _Namer) -> list[Op]:
 
 
 def _op(fqn: str, op: str, slots: list[OpSlot]) -> Op:
-    """Calls of one operation in one module together; the location is that of the call with the largest result."""
+    """Calls of one operation in one module together. Where some are stored in half, those alone say what a format would
+    do to them: float32 values beside them may have any range."""
     stats = [slot.activation.stats() for slot in slots]
-    worst = max(range(len(slots)), key=lambda i: stats[i].amax)
     gradient = _merged([slot.gradient.stats() for slot in slots])
     first = slots[0]
-    constants = [slot.constants for slot in slots if slot.constants]
     half = any(slot.half for slot in slots)
+    counted = [i for i, slot in enumerate(slots) if slot.half or not half]
+    worst = max(counted, key=lambda i: stats[i].amax)
+    constants = [pair for i in counted if (pair := slots[i].constants)]
     return Op(
         fqn=fqn,
         op=op,
@@ -167,4 +169,28 @@ def _op(fqn: str, op: str, slots: list[OpSlot]) -> Op:
         integer_amax=max((s.integer_input for s in slots if s.integer_input is not None), default=None),
         autocast=next((slot.autocast for slot in slots if slot.autocast), None),
         follows_dtype=any(slot.follows_dtype for slot in slots),
+        half_amax=stats[worst].amax if half else None,
+        places=_places([slots[i] for i in counted], slots[worst].location),
     )
+
+
+def _places(slots: list[OpSlot], usual: Location | None) -> dict[str, Location]:
+    """Where each measure is extreme, if not at the `usual` line."""
+    found: dict[str, tuple[float, Location]] = {}
+    for slot in slots:
+        for measure, value in _measures(slot):
+            if slot.location is not None and (measure not in found or value > found[measure][0]):
+                found[measure] = (value, slot.location)
+    return {measure: place for measure, (_, place) in found.items() if place != usual}
+
+
+def _measures(slot: OpSlot) -> Iterator[tuple[str, float]]:
+    """What rules may find fault with, by name: the larger, the worse."""
+    if slot.input_amax is not None:
+        yield "input", slot.input_amax
+    if slot.integer_input is not None:
+        yield "whole", slot.integer_input
+    if slot.constants is not None:
+        yield "smallest", -slot.constants[0]
+        yield "largest", slot.constants[1]
+    yield from slot.local_error.items()

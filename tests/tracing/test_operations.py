@@ -238,6 +238,41 @@ def test_the_location_of_several_calls_is_that_of_the_largest_result():
     assert line.endswith("# the largest")
 
 
+def test_every_measure_has_the_line_of_the_call_that_it_is_extreme_in():
+    def function(self, x):
+        h = self.lin(x)
+        large = (h + 300) + 1e4  # the largest result and constant
+        lost = (h + 1e-12) + 0.5  # the smallest constant
+        return large - 300, (h + 200) - (h + 200.1), lost  # what loses its result
+
+    _, traced = shadowed(function, numbers(0, 8, 4))
+    add, sub = traced.op("", "add"), traced.op("", "sub")
+    places = {"largest": add.place("largest"), "smallest": add.place("smallest"), "lost": sub.place("bfloat16")}
+    with open(__file__) as stream:
+        lines = stream.read().splitlines()
+    assert {name: lines[place.line - 1].partition("# ")[2] for name, place in places.items()} == {
+        "largest": "the largest result and constant",
+        "smallest": "the smallest constant",
+        "lost": "what loses its result",
+    }
+    assert "largest" not in add.places
+    lost = {ban.location.line for ban in bans(traced.trace, ("bfloat16",)) if (ban.rule, ban.op) == ("PA106", "sub")}
+    assert lost == {places["lost"].line}
+
+
+def test_float32_values_beside_half_ones_say_nothing_of_a_format():
+    def function(self, x):
+        h = self.lin(x) + 0.5
+        wide = h.float().exp() * 0 + 1e6
+        return h, wide + 1e-12
+
+    _, traced = shadowed(function, numbers(0, 8, 4))
+    add = traced.op("", "add")
+    assert (add.calls, add.half, add.constants) == (3, True, (0.5, 0.5))
+    assert add.half_amax < 100 < add.tensor("activation").stats.amax
+    assert [ban for ban in bans(traced.trace, ("float16",)) if ban.op == "add"] == []
+
+
 def test_shapes_dtypes_and_categories():
     _, traced = shadowed(lambda self, x: self.lin(x).softmax(-1).relu(), numbers(0, 8, 4))
     linear = traced.op("lin", "linear")
