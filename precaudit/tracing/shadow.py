@@ -110,8 +110,8 @@ def _energy(values: torch.Tensor, less: torch.Tensor | None = None) -> float:
 
 def _smaller_addend(addends: list[torch.Tensor], total: torch.Tensor) -> float:
     """Sum of squares that the addend with the least rms would have at the size of the sum; 0 if it is all zero, or
-    nothing is lost with it."""
-    parts = [t for t in addends if t.is_floating_point() and t.numel()]
+    nothing is lost with it. One number beside many, such as an eps in a buffer, is no addend of theirs."""
+    parts = [t for t in addends if t.is_floating_point() and t.numel() > (total.numel() > 1)]
     ordered = sorted(parts, key=_mean_square)
     if len(parts) < 2 or _follows(ordered[0], ordered[-1]):
         return 0.0

@@ -172,6 +172,17 @@ def test_positions_in_a_product_are_noticed():
     assert traced.op("", "matmul").integer_amax == 4095.0
 
 
+def test_one_number_is_absorbed_without_loss():
+    """An eps in a buffer protects from zero; that a large value absorbs it is what it is for."""
+
+    def add(*addends):
+        return local_errors("add", torch.add, addends, {}, ("bfloat16",))["bfloat16"].relative
+
+    values = half(numbers(0, 64, 4) + 3)
+    assert add(values, torch.tensor(1e-3)) < 0.01
+    assert add(values.bfloat16(), half(1e-3 * numbers(1, 64, 4)).bfloat16()) > 0.5
+
+
 # ---------------------------------------------------------------- constants, lines, shapes
 
 
