@@ -257,6 +257,7 @@ def test_everything_runs_eagerly():
     assert torch.jit._state._enabled.enabled
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
 def test_what_torch_scripts_for_itself_is_scripted():
     """As its rules for forward-mode derivatives, which it makes at the first of them."""
     made = {"__name__": "torch._decomp.decompositions_for_jvp", "torch": torch, "function": _doubled}
