@@ -44,18 +44,15 @@ def _of_scaled_gradients(audit: Audit) -> list[Finding]:
     baseline = audit.reference.baseline
     if isinstance(clips := baseline.get("clips_scaled"), dict):
         message = f"{clips['function']} clips gradients before scaler.unscale_: their norm has the loss scale in it"
-        place = Location(clips["path"], clips["line"])
-        found.append(
-            finding("PA502", "error", message, "call scaler.unscale_(optimizer) before clipping", location=place)
-        )
+        fix = "call scaler.unscale_(optimizer) before clipping"
+        found.append(finding("PA502", "error", message, fix, location=place_of(clips)))
     if isinstance(steps := baseline.get("steps_scaled"), dict):
         message = (
             f"{steps['function']} steps on gradients that still have the loss scale in them, and checks none for "
             "overflow: neither scaler.unscale_ nor scaler.step came first"
         )
-        place = Location(steps["path"], steps["line"])
         fix = "call scaler.step(optimizer) instead of optimizer.step()"
-        found.append(finding("PA506", "error", message, fix, location=place))
+        found.append(finding("PA506", "error", message, fix, location=place_of(steps)))
     if isinstance(loss := baseline.get("unscaled_loss"), dict):
         found.append(_of_unscaled_loss(loss))
     return found
@@ -102,7 +99,7 @@ def _of_stop(run: RunResult) -> Finding:
 def _of_difference(run: RunResult, detail: str | None, explained: bool, autocast: Any = None) -> list[Finding]:
     casts = run.baseline.get("casts")
     places = [(Location(c["path"], c["line"]), c["dtype"]) for c in casts] if isinstance(casts, list) else []
-    where = places[0][0] if places else place_of(autocast) if isinstance(autocast, dict) else None
+    where = places[0][0] if places else place_of(autocast)
     what = " and ".join(dict.fromkeys(dtype for _, dtype in places)) or "low precision"
     listed = [f"{place.path}:{place.line} {dtype}" for place, dtype in places]
     if detail is not None:
@@ -145,8 +142,9 @@ def _causes(run: RunResult, severity: Severity) -> list[Finding]:
     return [each for each in found if each is not None]
 
 
-def place_of(entry: Seen) -> Location | None:
-    return Location(entry["path"], entry["line"]) if entry.get("path") else None
+def place_of(entry: Any) -> Location | None:
+    """The line that a run noted; None where it noted none."""
+    return Location(entry["path"], entry["line"]) if isinstance(entry, dict) and entry.get("path") else None
 
 
 def _state(entry: Seen, severity: Severity) -> Finding | None:

@@ -131,11 +131,10 @@ def _of_errors(audit: Audit, plan: Plan) -> list[Finding]:
     to it, and the script doesn't use it either."""
     used = {plan.default, *plan.modules.values(), audit.reference.baseline.get("autocast")}
     found = []
-    for error in audit.errors:
+    for error in (error for error in audit.errors if not error.within_budget):
         format_name = error.label.partition("@")[0]
         spared = format_name not in used and default_format((plan.default, format_name)) == plan.default
-        if not error.within_budget:
-            found.append(_over_budget(error, "note" if spared else "warning", audit.blamed))
+        found.append(_over_budget(error, "note" if spared else "warning", audit.blamed))
     return found
 
 
@@ -169,8 +168,7 @@ def _of_loss_scale(audit: Audit, plan: Plan, strays: bool) -> list[Finding]:
     severity: Severity = "error" if unscaled and strays else "warning"
     low = {layer.fqn for layer in audit.trace.layers if unscaled or format_of(plan, layer.fqn) == "float16"}
     candidates = [layer for layer in audit.trace.layers if layer.trained and layer.fqn in low]
-    autocast = audit.reference.baseline.get("autocast_at") if unscaled else None
-    place = place_of(autocast) if isinstance(autocast, dict) else None
+    place = place_of(audit.reference.baseline.get("autocast_at")) if unscaled else None
     found = [_vanishing(layer, unscaled, severity, place) for layer in candidates]
     for fqn, why in plan.because.items():
         if "no single scale" in why:

@@ -124,9 +124,8 @@ def _compared(v: Verification) -> dict[str, Any]:
 
 def kinds(v: Verification) -> list[str]:
     """The kinds of runs that the curves show, float32 first."""
-    return list(
-        dict.fromkeys(_kind(trial, _last(v)) for trial in sorted(v.trials, key=lambda t: t.plan != "reference"))
-    )
+    last, trials = _last(v), sorted(v.trials, key=lambda trial: trial.plan != "reference")
+    return list(dict.fromkeys(_kind(trial, last) for trial in trials))
 
 
 def _last(v: Verification) -> str | None:

@@ -111,7 +111,8 @@ class OwnLowPrecision(TorchFunctionMode, TrainingListener):
     def _look_for_overflow(self, op: str, args: Any, kwargs: Any, result: torch.Tensor) -> None:
         """The first operation that makes a non-finite low value from finite ones."""
         if (
-            op in _MASKS | _EMPTY
+            op in _MASKS
+            or op in _EMPTY
             or any(kind == "overflow" for kind, *_ in self._found)
             or bool(result.isfinite().all())
         ):

@@ -16,7 +16,7 @@ import torch
 
 from precaudit.instrument.torchfunction import map_tensors
 from precaudit.model import Location
-from precaudit.tracing.ops import caller_location
+from precaudit.tracing.ops import caller_location, line_of
 
 FACTOR = "precaudit_factor"
 """The attribute of a scaled loss that has its factor."""
@@ -60,7 +60,7 @@ class OwnScaler:
 
     def _note(self) -> None:
         if self._taken is not None:
-            self._settings["penalizes_scaled"] = {"path": self._taken.path, "line": self._taken.line}
+            self._settings["penalizes_scaled"] = line_of(self._taken)
         self._taken = None
 
     def _scaled(self, scaler: torch.amp.GradScaler, original: Callable[..., Any], output: torch.Tensor) -> torch.Tensor:
