@@ -21,13 +21,19 @@ def paste_lines(report: Report, plan: Path = DEFAULT_PLAN) -> list[str]:
     lines = [
         "import precaudit",
         f"plan = precaudit.load_plan({json.dumps(visible(plan), ensure_ascii=False)})",
-        "precaudit.apply(model, plan)",
+        *(f"precaudit.apply({name}, plan)" for name in _models(report)),
     ]
     if report.plan.loss_scale.mode != "none":
         lines += ["scaler = plan.grad_scaler()", *LOOP]
     if report.own_precision.keys() & {"autocast", "grad_scaler"}:
         lines.append("# in place of the script's own mixed precision: it was off where the plan was tried")
     return lines
+
+
+def _models(report: Report) -> list[str]:
+    """What the script calls the models that the plan is for, where that tells them apart."""
+    planned = dict.fromkeys(layer.model for layer in report.layers if layer.fqn in report.plan.modules)
+    return list(planned) if len(planned) > 1 and all(map(str.isidentifier, planned)) else ["model"]
 
 
 def next_command(report: Report, plan: Path = DEFAULT_PLAN) -> tuple[str, list[str]]:

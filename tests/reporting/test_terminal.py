@@ -95,6 +95,21 @@ def test_lines_to_paste_run_as_python():
     assert all(line.startswith("#") for line in lines[4:])
 
 
+@pytest.mark.parametrize(
+    ("names", "pasted"),
+    [
+        (("net", "net"), ["model"]),
+        (("generator", "critic"), ["generator", "critic"]),
+        (("generator", "exit() or net"), ["model"]),
+    ],
+)
+def test_every_model_of_the_plan_has_a_line(names, pasted):
+    layers = tuple(Layer(f"{name}.{i}", "Linear", 8, 1, (), model=name) for i, name in enumerate(names))
+    plan = Plan(default="bfloat16", modules={layer.fqn: "bfloat16" for layer in layers})
+    lines = usage.paste_lines(replace(report_samples.passing(), layers=layers, plan=plan))
+    assert lines[2:] == [f"precaudit.apply({name}, plan)" for name in pasted]
+
+
 def test_modules_are_named_as_they_were_run():
     report = report_samples.passing()
     report = replace(report, job=report.job | {"kind": "module", "script": "package.train"})
