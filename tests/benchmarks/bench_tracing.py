@@ -11,18 +11,20 @@ How far the machine can tell is shown by an arm that is plain again. Others on a
 the quiet column compares the fastest quarters of both arms' turns; a sampled arm has none, for its fast turns are those
 without an audited step.
 
-Last, every second step is audited: each is held against the mean of the two beside it, over which no machine drifts
-far, and two kinds of plain steps are held against each other in the same way.
+Last, every second step is audited: each is held against the mean of the two plain ones beside it, over which no
+machine drifts far. So are steps that are audited without being recorded, of which a sampled audit has most, and plain
+steps themselves.
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
+import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -180,23 +182,35 @@ def main() -> None:
         for arm in arms:
             arm.turn(training)
     print(tabulate([row(arm, plain, sampled) for arm in arms], HEADINGS, floatfmt=("", ".1f", *[".3f"] * 4)))
-    for name, instrument in (("audited", Audited(2)), ("plain", plain.instrument)):
-        centre, error = beside(training, instrument, 8 * arguments.rounds)
-        print(f"every second step {name}: {centre:.3f} of those beside it, standard error {error:.3f}")
+    steps = 4 * arguments.rounds
+    recorded = beside(training, Audited(1), steps)
+    between = beside(training, Audited(sys.maxsize), steps)
+    for name, found in (
+        ("recorded", recorded),
+        ("audited, but not recorded", between),
+        ("plain", beside(training, plain.instrument, steps)),
+    ):
+        print(f"steps {name}: {found.centre:.3f} of the plain ones beside them, standard error {found.error:.3f}")
+    print(f"so with one step in sixteen recorded: {(recorded.centre + 15 * between.centre) / 16:.3f}")
 
 
-def beside(training: Training, instrument: Instrument, steps: int) -> tuple[float, float]:
+class Beside(NamedTuple):
+    centre: float
+    error: float
+
+
+def beside(training: Training, instrument: Instrument, steps: int) -> Beside:
     """Every second step over the mean of its neighbours: the median ratio, and its standard error by bootstrap."""
-    with ExitStack() as stack:
-        instrument(training.model, training.optimizer, stack)
-        seconds = [training.step() for _ in range(steps + 3)][2:]  # the first one's hooks and local errors aside
-    ratios = np.array([2 * here / (before + after) for before, here, after in triples(seconds)])
+    seconds = []
+    for step in range(2 * steps + 3):
+        with ExitStack() as stack:
+            if step % 2:
+                instrument(training.model, training.optimizer, stack)
+            seconds.append(training.step())
+    before, here, after = (np.array(part) for part in (seconds[2:-1:2], seconds[3::2], seconds[4::2]))
+    ratios = 2 * here / (before + after)  # the first step's hooks and local errors aside
     spread = bootstrap([ratios], np.median, n_resamples=1000, method="basic", random_state=0)
-    return float(np.median(ratios)), float(spread.standard_error)
-
-
-def triples(seconds: list[float]) -> Iterator[tuple[float, float, float]]:
-    return zip(seconds[1::2], seconds[2::2], seconds[3::2], strict=False)
+    return Beside(float(np.median(ratios)), float(spread.standard_error))
 
 
 HEADINGS = ["arm", "ms", "ratio", "25%", "75%", "quiet"]
