@@ -158,7 +158,7 @@ _PROFILE = (
         "PA403",
         "products in full precision",
         "Products in float32 or float64 run without Tensor Cores.",
-        "Allow TF32, or use autocast.",
+        "Allow TF32, use autocast, or cast the operands of what autocast does not know.",
     ),
     Rule(
         "PA404",

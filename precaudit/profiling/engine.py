@@ -22,7 +22,7 @@ from precaudit.profiling.findings import all_findings
 from precaudit.profiling.settings import Settings
 from precaudit.profiling.trials import verify
 from precaudit.running.job import Job, RunResult, RunSpec
-from precaudit.tensorcores.eligibility import alignment_findings
+from precaudit.tensorcores.eligibility import alignment_findings, unreached_findings
 from precaudit.tensorcores.peaks import Gpu, find_gpu, get_gpu
 
 NARROW = ("bfloat16", "float16", "float8_e4m3", "float8_e5m2")
@@ -88,6 +88,7 @@ def profile_job(job: Job, settings: Settings, runner: Runner) -> Outcome:
         findings=(
             *all_findings(audit, plan, verification),
             *alignment_findings(trained_ops(audit), plan, target),
+            *unreached_findings(trained_ops(audit), plan),
             *measured.findings,
         ),
         plan=plan,

@@ -53,9 +53,16 @@ def flops(op: Op) -> float | None:
     return found.flops if found else None
 
 
+def runs_in(op: Op, plan: Plan) -> str:
+    """The format that a product computes in under the plan: autocast casts nothing for what is in none of its lists."""
+    planned = format_of(plan, op.fqn, op.op)
+    reached = op.half or op.category != "other" or FORMATS[planned].storage_bits >= 32
+    return planned if reached else "float32"
+
+
 def runs_on_tensor_cores(op: Op, plan: Plan, target: Gpu) -> bool:
-    """Whether the op can run on the target's Tensor Cores in the format that the plan gives it."""
-    format_name = format_of(plan, op.fqn, op.op)
+    """Whether the op can run on the target's Tensor Cores in the format that it has under the plan."""
+    format_name = runs_in(op, plan)
     if flops(op) is None or op.dtype == "float64" or target.peak(format_name) is None:
         return False
     must_align = FORMATS[format_name].storage_bits == 8
@@ -78,12 +85,41 @@ def alignment_findings(ops: Sequence[Op], plan: Plan, target: Gpu) -> tuple[Find
     total = sum(map(_total, ops))
     found = []
     for op in sorted((op for op in ops if _total(op) >= WORTH * total), key=_total, reverse=True):
-        product, format_name = work(op), format_of(plan, op.fqn, op.op)
+        product, format_name = work(op), runs_in(op, plan)
         if product is None or not product.reduces or op.dtype == "float64" or target.peak(format_name) is None:
             continue
         if target.nvidia and (padding := misaligned(product.dims, format_name)):
             found.append(_finding(op, format_name, padding, _total(op) / total))
     return tuple(found)
+
+
+def unreached_findings(ops: Sequence[Op], plan: Plan) -> tuple[Finding, ...]:
+    """PA403 for each kind of product that matters and stays float32 where the plan has a half format."""
+    total = sum(map(_total, ops))
+    kinds: dict[str, list[Op]] = {}
+    for op in ops:
+        if _total(op) and runs_in(op, plan) != format_of(plan, op.fqn, op.op):
+            kinds.setdefault(op.op, []).append(op)
+    found = ((same, sum(map(_total, same)) / total) for same in kinds.values())
+    return tuple(_unreached(same, share) for same, share in found if share > MATTERS)
+
+
+def _unreached(same: Sequence[Op], share: float) -> Finding:
+    first = max(same, key=_total)
+    others = f", and that of {len(same) - 1} more modules," if len(same) > 1 else ""
+    return finding(
+        "PA403",
+        "note",
+        f"{first.fqn or 'the model'}: {first.op}{others} stays in float32 under the plan, with {share:.0%} of the "
+        "work in products: autocast does not know it, and gives it its operands as they are",
+        "cast its operands to half precision where it is called, or use products that autocast knows, such as matmul; "
+        "then profile again",
+        first.fqn,
+        first.op,
+        first.location,
+        share_of_flops=share,
+        layers=[op.fqn for op in same],
+    )
 
 
 def _total(op: Op) -> float:
@@ -136,6 +172,13 @@ def _gemm(first: int) -> Callable[[Op], Work]:
         return Work(2.0 * batch * m * k * n, (("K", k), ("N", n)), reduces=m > 1 and n > 1)
 
     return read
+
+
+def _grouped(op: Op) -> Work:
+    """Groups share out the rows or the depth of a flat operand, so that each of its rows is multiplied once."""
+    left, right = op.shapes[:2]
+    batch = left[0] if len(left) == len(right) == 3 else 1
+    return Work(2.0 * batch * left[-2] * left[-1] * right[-1], (("K", left[-1]), ("N", right[-1])))
 
 
 def _broadcast(one: Shape, other: Shape) -> Shape:
@@ -194,6 +237,7 @@ _PRODUCTS: Mapping[str, Callable[[Op], Work]] = MappingProxyType(
         **dict.fromkeys(("addmm", "baddbmm", "addbmm", "addmv"), _gemm(1)),
         **dict.fromkeys(("conv1d", "conv2d", "conv3d"), _convolution),
         **dict.fromkeys(("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), _transposed_convolution),
+        **dict.fromkeys(("grouped_mm", "_grouped_mm"), _grouped),
         "scaled_dot_product_attention": _attention,
         **dict.fromkeys(("lstm", "gru", "rnn_tanh", "rnn_relu"), _recurrent),
     }

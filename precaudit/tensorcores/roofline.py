@@ -13,7 +13,7 @@ from math import prod
 from precaudit.formats import FORMATS
 from precaudit.model import Layer, Op, Plan
 from precaudit.planning.fitting import format_of
-from precaudit.tensorcores.eligibility import flops, runs_on_tensor_cores
+from precaudit.tensorcores.eligibility import flops, runs_in, runs_on_tensor_cores
 from precaudit.tensorcores.peaks import Gpu
 
 METHOD = "predicted from the card's peaks and bandwidth, not measured"
@@ -104,7 +104,7 @@ def measured_in_words(speedup: float, spread: Sequence[float] | None, busy: floa
 
 
 def _product_seconds(op: Op, plan: Plan, target: Gpu) -> float:
-    format_name = format_of(plan, op.fqn, op.op)
+    format_name = runs_in(op, plan)
     if FORMATS[format_name].storage_bits == 8 and not runs_on_tensor_cores(op, plan, target):
         format_name = "bfloat16"  # what a float8 region runs its other operations in
     inside = replace(plan, default=format_name, modules={}, ops=())

@@ -11,7 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from precaudit.model import Op, OpFormat, Plan, TensorRecord, TensorStats
-from precaudit.tensorcores.eligibility import alignment_findings, eligible_share, flops
+from precaudit.tensorcores.eligibility import alignment_findings, eligible_share, flops, unreached_findings
 from precaudit.tensorcores.peaks import get_gpu
 
 BF16 = Plan(default="bfloat16")
@@ -195,3 +195,38 @@ def test_a_product_of_next_to_no_flops_is_not_worth_a_word():
 def test_nothing_to_pad_where_nothing_is_planned_or_all_is_aligned():
     assert alignment_findings([linear(64, 64, 50257)], Plan(), H100) == ()
     assert alignment_findings([linear(63, 64, 64)], BF16, H100) == ()
+
+
+def grouped(half=False, fqn="experts"):
+    """Experts' products, by a function that is in none of autocast's lists."""
+    op = made("_grouped_mm", (96, 32), (4, 32, 64), fqn=fqn)
+    return dataclasses.replace(op, category="other", half=half)
+
+
+def test_a_grouped_product_multiplies_each_row_once():
+    assert flops(grouped()) == flops(linear(96, 32, 64))
+    assert flops(made("grouped_mm", (32, 96), (96, 64))) == flops(linear(96, 32, 64))
+    assert flops(made("grouped_mm", (4, 8, 32), (4, 32, 64))) == flops(linear(32, 32, 64))
+
+
+def test_a_product_that_autocast_leaves_in_float32_is_not_counted_and_is_named():
+    ops = [linear(96, 32, 64), grouped()]
+    assert eligible_share(ops, BF16, H100) == 0.5
+    (finding,) = unreached_findings(ops, BF16)
+    assert (finding.rule, finding.severity, finding.fqn, finding.op) == ("PA403", "note", "experts", "_grouped_mm")
+    assert "_grouped_mm stays in float32 under the plan, with 50% of the work" in finding.message
+
+
+def test_experts_of_many_blocks_are_one_finding_also_where_each_is_a_small_share():
+    ops = [linear(96, 32, 64, calls=40), *(grouped(fqn=f"{i}.experts") for i in range(40))]
+    (finding,) = unreached_findings(ops, BF16)
+    assert "and that of 39 more modules, stays in float32 under the plan, with 50%" in finding.message
+    assert len(finding.evidence["layers"]) == 40
+
+
+def test_products_of_half_operands_and_those_planned_in_float32_are_as_planned():
+    assert not unreached_findings([linear(96, 32, 64), grouped(half=True)], BF16)
+    assert eligible_share([grouped(half=True)], BF16, H100) == 1.0
+    assert not unreached_findings([grouped()], Plan(default="float32"))
+    assert eligible_share([grouped()], Plan(default="tf32"), H100) == 1.0
+    assert not unreached_findings([linear(9600, 32, 64), grouped()], BF16)
