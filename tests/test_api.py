@@ -184,6 +184,25 @@ def test_an_audit_may_be_asked_while_it_runs():
     assert audit.report().job["audited_steps"] == 4
 
 
+class Elementwise(nn.Linear):
+    """Compares its values, as a library's tensor dictionaries do: the answer has no truth value."""
+
+    def __eq__(self, other):
+        return self.weight == other.weight
+
+    __hash__ = nn.Module.__hash__
+
+
+def test_modules_that_compare_their_values_are_told_apart_by_identity():
+    model = nn.Sequential(Elementwise(4, 4), Elementwise(4, 4))
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    with precaudit.audit(model, optimizer=optimizer, every=1) as audit:
+        for _ in range(2):
+            model(torch.ones(3, 4)).sum().backward()
+            optimizer.step()
+    assert [layer.fqn for layer in audit.report().layers] == ["0", "1"]
+
+
 def test_an_audit_that_saw_nothing_says_so_and_doesn_t_fail():
     with precaudit.audit(build_model()) as audit:
         pass

@@ -7,13 +7,13 @@ A jittered start, one percent away, stands in for a seed in scripts whose seeds 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 from typing import Any
-from weakref import WeakSet
 
 import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
+from torch.utils.weak import WeakIdKeyDictionary
 
 from precaudit.execution.rounding import round_mantissa
 from precaudit.formats import get_format
@@ -44,7 +44,7 @@ class Perturbation:
 
     def __init__(self, change: Change) -> None:
         self._change = change
-        self._done: WeakSet[nn.Module] = WeakSet()
+        self._done: MutableMapping[nn.Module, None] = WeakIdKeyDictionary()
 
     @torch.no_grad()
     def entered(self, frame: Frame) -> None:
@@ -52,7 +52,7 @@ class Perturbation:
             return
         if any(is_lazy(parameter) for parameter in frame.module.parameters()):
             return
-        self._done.update(frame.module.modules())
+        self._done.update(dict.fromkeys(frame.module.modules()))
         for parameter in frame.module.parameters():
             if parameter.is_floating_point():
                 parameter.copy_(self._change(parameter))

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import sys
 import types
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, MutableMapping, Sequence
 from typing import NamedTuple
-from weakref import WeakKeyDictionary, ref
+from weakref import ref
 
 from torch import nn
+from torch.utils.weak import WeakIdKeyDictionary
 
 _WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 _WRAPPER_TYPES = {"DistributedDataParallel", "DataParallel", "FullyShardedDataParallel"}
@@ -131,7 +132,8 @@ class ModuleNames:
     """Names of all modules met so far; holds no module alive."""
 
     def __init__(self) -> None:
-        self._names: WeakKeyDictionary[nn.Module, ModuleName] = WeakKeyDictionary()
+        # By identity: a library's module may compare its values, and so have no truth value.
+        self._names: MutableMapping[nn.Module, ModuleName] = WeakIdKeyDictionary()
         self._models: dict[str, ref[nn.Module]] = {}
         self._moved: dict[ModuleName, ModuleName] = {}
 

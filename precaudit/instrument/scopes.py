@@ -8,11 +8,11 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial, wraps
 from typing import Any, Protocol
-from weakref import WeakSet
 
 from torch import nn
 from torch.nn.modules import module as hooks
 from torch.utils import checkpoint as checkpointing
+from torch.utils.weak import WeakIdKeyDictionary
 
 from precaudit.instrument.names import ModuleName, ModuleNames, fqns_of
 from precaudit.instrument.patches import wrapped
@@ -79,7 +79,7 @@ class ModuleScopes:
     def __init__(self, names: ModuleNames, only: nn.Module | None = None) -> None:
         """`only` limits the scopes to one model's modules; by default every module counts."""
         self.names = names
-        self._only = None if only is None else WeakSet(only.modules())
+        self._only = None if only is None else WeakIdKeyDictionary(dict.fromkeys(only.modules()))
         self.listeners: list[ScopeListener] = []
         self.raised_in: str | None = None
         self._stack = _Stack()

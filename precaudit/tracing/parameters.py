@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 from typing import Any
-from weakref import WeakKeyDictionary, ref
+from weakref import ref
 
 import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.utils.hooks import RemovableHandle
+from torch.utils.weak import WeakIdKeyDictionary
 
 from precaudit.histograms import Addition, add_all
 from precaudit.instrument.names import ModuleName, ModuleNames
@@ -28,7 +29,7 @@ class ParameterTracker:
         self.slots: dict[tuple[ModuleName, str], ParameterSlot] = {}
         self.tied: dict[ModuleName, ModuleName] = {}
         self._parameters: dict[int, tuple[ref[torch.Tensor], ParameterSlot]] = {}
-        self._seen: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
+        self._seen: MutableMapping[nn.Module, int] = WeakIdKeyDictionary()
         self._handles: list[RemovableHandle] = []
         self._hooked: set[int] = set()
         self._before: dict[int, torch.Tensor] = {}

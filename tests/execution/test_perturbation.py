@@ -77,3 +77,18 @@ def test_a_lazy_model_moves_once_it_has_weights():
         before = [p.detach().clone() for p in model.parameters()]
         model(torch.ones(2, 3))
     assert all(torch.equal(p, bf16(b)) for p, b in zip(model.parameters(), before, strict=True))
+
+
+def test_a_model_that_compares_its_values_moves_once():
+    class Elementwise(nn.Linear):
+        def __eq__(self, other):
+            return self.weight == other.weight
+
+        __hash__ = nn.Module.__hash__
+
+    model, scopes, changed = Elementwise(3, 3), ModuleScopes(ModuleNames()), []
+    scopes.listeners.append(Perturbation(lambda parameter: changed.append(parameter) or parameter))
+    with scopes.installed():
+        model(torch.ones(2, 3))
+        model(torch.ones(2, 3))
+    assert len(changed) == 2
