@@ -9,7 +9,8 @@ so that the mode sees the C++ operations inside.
 from __future__ import annotations
 
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, MutableMapping
+from copy import copy
 from functools import lru_cache
 from typing import Any
 
@@ -150,11 +151,11 @@ def twin(func: Callable[..., Any]) -> Callable[..., Any] | None:
         func = vars(func)["__wrapped__"]
     if not isinstance(func, types.FunctionType) or func.__module__ not in _COMPOSITES:
         return None
-    copy = types.FunctionType(
+    function = types.FunctionType(
         func.__code__, _twin_globals(func.__module__), func.__name__, func.__defaults__, func.__closure__
     )
-    copy.__kwdefaults__ = func.__kwdefaults__
-    return copy
+    function.__kwdefaults__ = func.__kwdefaults__
+    return function
 
 
 class OperationMode(TorchFunctionMode):
@@ -206,7 +207,7 @@ def map_tensors(function: Callable[[torch.Tensor], torch.Tensor], value: Any) ->
         return type(value)(items) if type(value) in (list, tuple) else _rebuilt_sequence(value, items)
     if isinstance(value, Mapping):
         changed = {key: map_tensors(function, item) for key, item in value.items()}
-        return value if all(changed[key] is value[key] for key in value) else _rebuilt_mapping(value, changed)
+        return value if all(changed[key] is item for key, item in value.items()) else _rebuilt_mapping(value, changed)
     return value
 
 
@@ -219,8 +220,14 @@ def _rebuilt_sequence(value: Any, items: list[Any]) -> Any:
 
 
 def _rebuilt_mapping(value: Mapping[str, Any], changed: dict[str, Any]) -> Any:
+    """A copy keeps what a type knows beside its items, such as the batch size of a tensor dictionary."""
     if type(value) is dict:
         return changed
+    if isinstance(value, MutableMapping) and hasattr(value, "__copy__"):
+        rebuilt = copy(value)
+        for key, item in changed.items():
+            rebuilt[key] = item
+        return rebuilt
     try:
         return type(value)(**changed)
     except TypeError:

@@ -1,6 +1,6 @@
 """Operations as a function mode sees them: named once, composites taken apart, containers mapped."""
 
-from collections import OrderedDict, namedtuple
+from collections import OrderedDict, UserDict, namedtuple
 
 import pytest
 import torch
@@ -150,6 +150,31 @@ def test_containers_keep_their_types():
     assert doubled["a"][1][1] == 1
     assert len(tensors_in(doubled)) == len(tensors_in(value)) == 7
     assert all(torch.equal(new, old * 2) for new, old in zip(tensors_in(doubled), tensors_in(value), strict=True))
+
+
+class TensorDict(UserDict):
+    """As tensordict's are: iterated by its rows, not by its keys, and with a batch size of its own."""
+
+    def __init__(self, source, batch_size=()):
+        super().__init__(source)
+        self.batch_size = batch_size
+
+    def __iter__(self):
+        return iter([TensorDict({}) for _ in range(2)])
+
+    def items(self):
+        return self.data.items()
+
+    __hash__ = None
+
+
+def test_a_mapping_that_iterates_over_rows_keeps_its_own_attributes():
+    value = TensorDict({"a": A, "b": 1}, batch_size=(2,))
+    assert map_tensors(lambda t: t, value) is value
+    doubled = map_tensors(lambda t: t * 2, value)
+    assert (type(doubled), doubled.batch_size, doubled["b"]) == (TensorDict, (2,), 1)
+    assert torch.equal(doubled["a"], A * 2)
+    assert value["a"] is A
 
 
 def test_what_doesn_t_change_stays_the_same_object():
