@@ -17,6 +17,7 @@ import torch
 
 from precaudit.execution import float8
 from precaudit.execution.formats import FLOAT32, PlanLookup, ScopeFormat
+from precaudit.execution.libraries import own_region
 from precaudit.execution.policy import ADDENDS, CONVOLUTIONS, category
 from precaudit.execution.rounding import CASTABLE, Rounding, rounding_for
 from precaudit.instrument.scopes import Frame, Scopes
@@ -121,6 +122,9 @@ def run_in_format(
         return run(op, rounding, func, args, kwargs, stored)
     if kind == "fp32" or (kind == "promote" and _any_float32((args, kwargs))):
         return func(*to_float32(args), **to_float32(kwargs))
+    if region := own_region(func, (args, kwargs), rounding.dtype):
+        with region:
+            return func(*args, **kwargs)
     return _with_fallback(func, args, kwargs)
 
 

@@ -16,6 +16,7 @@ import torch
 from precaudit.execution import float8
 from precaudit.execution.emulated import every_model, in_float32, no_island, to_float32, written
 from precaudit.execution.formats import PlanLookup, ScopeFormat
+from precaudit.execution.libraries import PlanAutocast
 from precaudit.execution.products import tf32
 from precaudit.execution.rounding import FLOAT8_DTYPES, HALF_DTYPES
 from precaudit.instrument.scopes import Frame, Scopes
@@ -23,15 +24,6 @@ from precaudit.instrument.torchfunction import OperationMode, tensors_in, writes
 from precaudit.model import Plan
 
 _WIDE = ("float32", "tf32")
-
-
-class PlanAutocast(torch.autocast):
-    """A region of a plan's own: it keeps torch's methods where those of `torch.autocast` are switched off, so that a
-    script's regions do nothing while a plan's do."""
-
-    __init__ = torch.autocast.__init__
-    __enter__ = torch.autocast.__enter__
-    __exit__ = torch.autocast.__exit__
 
 
 def autocast_for(format_name: str, device: str) -> torch.autocast:

@@ -630,3 +630,31 @@ def test_a_float32_scope_writes_into_half_tensors_in_half():
 
     result, _ = inside(function, "float32", weights(8, 4), torch.zeros(8, 4, dtype=torch.bfloat16))
     assert result.dtype == torch.bfloat16
+
+
+# ---------------------------------------------------------------- operations of other libraries
+
+
+def test_a_library_s_own_autocast_kernel_is_asked():
+    """As torchvision's roi_align and nms: half features and float32 boxes raise without it."""
+
+    def pool(x: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
+        if x.dtype != boxes.dtype:
+            raise RuntimeError("input should have the same type as rois")
+        return x + boxes
+
+    class Detector(nn.Module):
+        def forward(self, pool, x, boxes):
+            half = x @ x
+            assert half.dtype == torch.bfloat16
+            return pool(half, boxes)
+
+    plain = torch.library.custom_op("precaudit_test::pool", pool, mutates_args=())
+    cast = torch.library.custom_op("precaudit_test::cast_pool", pool, mutates_args=())
+    cast.register_autocast("cpu", torch.float32)
+    x, boxes = weights(3, 3), weights(3, 3, seed=1)
+    with pytest.raises(RuntimeError, match="same type"):
+        emulate(Detector(), "bfloat16", plain._opoverload, x, boxes)
+    half = rounded(rounded(x, torch.bfloat16) @ rounded(x, torch.bfloat16), torch.bfloat16)
+    assert torch.equal(emulate(Detector(), "bfloat16", torch.ops.precaudit_test.cast_pool, x, boxes), half + boxes)
+    assert torch.equal(emulate(Detector(), "bfloat16", cast._opoverload, x, boxes), half + boxes)

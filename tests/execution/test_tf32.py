@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 import precaudit
-from precaudit.execution.native import PlanAutocast, region_for
+from precaudit.execution.libraries import PlanAutocast
+from precaudit.execution.native import region_for
 from precaudit.execution.products import own_settings_ignored, tf32
 from precaudit.model import Plan
 from precaudit.running.baseline import Baseline

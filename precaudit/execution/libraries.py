@@ -1,0 +1,42 @@
+"""Operations that a library registers with torch, with its own kernels for autocast, as torchvision does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import torch
+
+from precaudit.instrument.torchfunction import tensors_in
+
+_KEYS = {"cpu": "AutocastCPU", "cuda": "AutocastCUDA"}
+
+
+class PlanAutocast(torch.autocast):
+    """A region of a plan's own: it keeps torch's methods where those of `torch.autocast` are switched off, so that a
+    script's regions do nothing while a plan's do."""
+
+    __init__ = torch.autocast.__init__
+    __enter__ = torch.autocast.__enter__
+    __exit__ = torch.autocast.__exit__
+
+
+def own_region(func: Callable[..., Any], arguments: Any, dtype: torch.dtype) -> PlanAutocast | None:
+    """The autocast region in which a library's operation does what its library says it does there; None for torch's
+    own operations, and where a library says nothing."""
+    if not isinstance(func, (torch._ops.OpOverload, torch._ops.OpOverloadPacket)):
+        return None
+    device = next((tensor.device.type for tensor in tensors_in(arguments)), "")
+    return PlanAutocast(device, dtype=dtype) if _brings_autocast(func, device) else None
+
+
+@lru_cache(maxsize=1024)
+def _brings_autocast(func: Any, device: str) -> bool:
+    overloads = (
+        [func] if isinstance(func, torch._ops.OpOverload) else [getattr(func, name) for name in func.overloads()]
+    )
+    return device in _KEYS and any(
+        op.namespace != "aten" and torch._C._dispatch_has_kernel_for_dispatch_key(op.name(), _KEYS[device])
+        for op in overloads
+    )
