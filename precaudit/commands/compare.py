@@ -18,8 +18,9 @@ DESCRIPTION = """\
 Compare two reports. What another seed or another day changes is no change;
 the rest is ranked, likeliest cause first, and fails where a metric reaches its
 threshold. BASE and HEAD are report.json files or folders that hold one. With
---trend, BASE is a folder of many reports: they are followed over time, and the
-last one is judged against the one before it."""
+--trend, BASE is a folder of many reports: they are followed over time, script
+by script. The last one is judged against the one before it and, as a slow
+drift never shows there, against the one where something last changed."""
 EPILOG = """
 
 --fail-on amax:6 sets one threshold, amax:off silences one metric, all:off
@@ -86,17 +87,20 @@ def _compare(arguments: argparse.Namespace) -> int:
 
 def _trend(arguments: argparse.Namespace) -> int:
     from precaudit.comparison import outputs
-    from precaudit.comparison.trend import load_folder, trend
+    from precaudit.comparison.trend import load_folder, newest, trend
 
     thresholds = parse_thresholds(arguments.fail_on)
     _refuse(arguments, TREND_FORMATS)
     entries, skipped = load_folder(arguments.base)
-    frame = trend(entries, thresholds)
+    frame = trend(entries, thresholds, asked_for(arguments.fail_on))
     for reason in skipped:
         print(f"precaudit: left out: {reason}", file=sys.stderr)
+    judged = newest(frame)
+    for name in judged["report"][judged["regressions"].isna()]:
+        print(f"precaudit: {name} is the first report of its script, so it is held against none", file=sys.stderr)
     printed = outputs.render_trend(frame, arguments.format)
     _emit(arguments, printed, lambda format: outputs.render_trend(frame, format))
-    return ExitCode.FINDING if frame["regressions"].iloc[-1] > 0 else ExitCode.OK
+    return ExitCode.FINDING if (judged["regressions"] > 0).any() else ExitCode.OK
 
 
 def _report_path(path: Path) -> Path:

@@ -1,29 +1,32 @@
-"""Reports over time: one row a report, each against the one before it."""
+"""Reports over time: one row a report, each against earlier ones of the same script."""
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
-from itertools import pairwise
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 import pandas as pd
 from tabulate import tabulate
 
 from precaudit.comparison.compare import compare
+from precaudit.comparison.rows import place
 from precaudit.comparison.thresholds import DEFAULTS
 from precaudit.errors import PrecauditError
 from precaudit.model import Report
 from precaudit.reporting import markdown as md
 from precaudit.reporting.serialize import load_report
-from precaudit.reporting.words import inert, seconds, share, shorten, visible
+from precaudit.reporting.words import inert, plural, prose, seconds, share, shorten, visible
 
 DATE_KEYS = ("started", "created", "date")
+Entry = tuple[str, datetime, Report]
 
 
-def load_folder(folder: Path) -> tuple[list[tuple[str, datetime, Report]], list[str]]:
+def load_folder(folder: Path) -> tuple[list[Entry], list[str]]:
     """(name, time, report) of every report below the folder, oldest first, and why the other files were left out."""
     found, skipped = [], []
     for path in sorted(folder.rglob("*.json")):
@@ -59,15 +62,44 @@ def measured_at(report: Report, path: Path) -> datetime:
 
 
 def trend(
-    entries: Sequence[tuple[str, datetime, Report]], thresholds: Mapping[str, float | None] = DEFAULTS
+    entries: Sequence[Entry], thresholds: Mapping[str, float | None] = DEFAULTS, asked: Sequence[str] = ()
 ) -> pd.DataFrame:
-    """A row a report, oldest first; `regressions` and `first` compare it with the row before."""
-    rows = [{"report": name, "time": time, **_figures(report)} for name, time, report in entries]
-    for row, ((_, _, base), (_, _, head)) in zip(rows[1:], pairwise(entries), strict=True):
-        regressions = compare(base, head, thresholds).regressions
-        row["regressions"] = len(regressions)
-        row["first"] = f"{regressions[0].metric} {regressions[0].fqn or ''}".rstrip() if regressions else None
-    return pd.DataFrame(rows, columns=[*rows[0], *(key for key in ("regressions", "first") if key not in rows[0])])
+    """A row a report, oldest first. `regressions`, `against` and `first` hold it against earlier ones of its script:
+    the one before it and, as a drift stays within the noise from each to the next, the one where something last
+    changed."""
+    rows, last, changed = [], dict[str, Entry](), dict[str, Entry]()
+    for entry in entries:
+        name, time, report = entry
+        script = _script(report)
+        bases = [last[script], changed[script]] if script in last else []
+        judged = _judged(report, bases, thresholds, asked)
+        last[script] = entry
+        if judged["regressions"] or not bases:
+            changed[script] = entry
+        rows.append({"report": name, "script": script, "time": time, **_figures(report), **judged})
+    return pd.DataFrame(rows)
+
+
+def _script(report: Report) -> str:
+    """By its name alone: a script that moves is the same script."""
+    return Path(str(report.job.get("script") or "")).name
+
+
+def _judged(
+    head: Report, bases: Sequence[Entry], thresholds: Mapping[str, float | None], asked: Sequence[str]
+) -> dict[str, Any]:
+    """What regressed against the first of the bases against which something did."""
+    for name, _, base in bases:
+        regressions = compare(base, head, thresholds, asked).regressions
+        if regressions:
+            first = f"{place(regressions[0])}: {prose(regressions[0].message)}"
+            return {"regressions": len(regressions), "against": name, "first": first}
+    return {"regressions": 0 if bases else math.nan, "against": None, "first": None}
+
+
+def newest(frame: pd.DataFrame) -> pd.DataFrame:
+    """The last report of each script: the ones that a trend judges."""
+    return frame.groupby("script", sort=False).tail(1)
 
 
 def _figures(report: Report) -> dict[str, Any]:
@@ -98,24 +130,32 @@ def _step_seconds(figure: Any) -> float | None:
 
 
 HEADERS = ["report", "date", "verdict", "low", "errors", "TC", "step", "regressions"]
-NAME_WIDTH = 22  # keeps the table within 80 columns
+WIDTH = 80
+NAME_WIDTH = 22  # keeps the table within that
 
 
 def terminal(frame: pd.DataFrame) -> str:
     """The table in 80 columns, then where each regression began."""
     cells = [[inert(shorten(row[0], NAME_WIDTH)), *row[1:]] for row in _cells(frame)]
     lines = [tabulate(cells, HEADERS, "simple", disable_numparse=True)]
-    lines += [inert(f"{visible(row.report)}: first {visible(row.first)}") for row in _regressed(frame)]
+    for line in _regressed(frame):
+        lines += wrap(inert(line), WIDTH, subsequent_indent="  ")
     return "\n".join(lines) + "\n"
 
 
 def markdown(frame: pd.DataFrame) -> str:
     table = md.table(HEADERS, ([md.code(row[0]), *map(md.text, row[1:])] for row in _cells(frame)))
-    return "\n\n".join([table, md.bullets(f"{row.report}: first {row.first}" for row in _regressed(frame))]) + "\n"
+    return "\n\n".join([table, md.bullets(_regressed(frame))]) + "\n"
 
 
-def _regressed(frame: pd.DataFrame) -> list[Any]:
-    return [row for row in frame.itertuples() if row.first and not pd.isna(row.first)]
+def _regressed(frame: pd.DataFrame) -> list[str]:
+    """What changed first in each report, likeliest cause first, and against which."""
+    return [
+        f"{visible(row.report)} against {visible(row.against)}: {row.first}"
+        + (f"; {plural(int(row.regressions) - 1, 'more change')}" if row.regressions > 1 else "")
+        for row in frame.itertuples()
+        if row.regressions > 0
+    ]
 
 
 def _cells(frame: pd.DataFrame) -> list[list[str]]:

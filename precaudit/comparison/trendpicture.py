@@ -20,7 +20,7 @@ PANELS = {
     "tensor_cores": ("GPU time on Tensor Cores", ".0%"),
     "step_seconds": ("seconds a step", "~g"),
     "errors": ("findings that are errors", "d"),
-    "regressions": ("regressions against the report before (ringed)", "d"),
+    "regressions": ("regressions (ringed)", "d"),
 }
 VERDICTS = {"pass": "good", "screened": "less", "inconclusive": "less", "fail": "lost", "not_run": "plain"}
 NAME_WIDTH = 28

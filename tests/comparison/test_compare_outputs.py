@@ -6,12 +6,13 @@ import subprocess
 import sys
 from dataclasses import replace
 from datetime import UTC, datetime
+from itertools import pairwise
 from xml.etree import ElementTree
 
 import pytest
 import report_samples
 from golden_files import assert_golden
-from synthetic_reports import gpt, odd_vocabulary, profile, renamed, widened, without_autocast
+from synthetic_reports import change, gpt, odd_vocabulary, profile, renamed, widened, without_autocast
 
 from precaudit.__main__ import main
 from precaudit.commands.compare import FORMATS
@@ -216,7 +217,7 @@ def test_the_trend_is_ordered_by_the_time_that_reports_state(history, capsys):
     assert main(["compare", str(history), "--trend", "--format", "csv"]) == 1
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(",")[0] for line in lines] == ["report", "c", "b", "a"]
-    assert lines[-1].endswith(",1.0,layers_renamed blocks.0.down")
+    assert lines[-1].endswith(",b,blocks.0.down: was blocks.0.fc2: a plan or checkpoint that names it no longer fits")
 
 
 def test_the_trend_in_every_format(history, capsys, monkeypatch):
@@ -228,9 +229,38 @@ def test_the_trend_in_every_format(history, capsys, monkeypatch):
     assert rows[0]["verdict"] == "pass"
     assert "| `a` | 2026-03-03 | pass |" in (history / "t.md").read_text()
     text = (history / "t.txt").read_text()
-    assert "a: first layers_renamed blocks.0.down" in text
+    assert "a against b: blocks.0.down: was blocks.0.fc2" in text
     assert max(map(len, text.splitlines())) <= 80
     assert main(["compare", ".", "--trend", "--fail-on", "layers_renamed:off"]) == 0
+
+
+def test_a_slow_drift_is_seen_where_no_report_differs_from_the_one_before():
+    names = [f"r{i}" for i in range(7)]
+    reports = [profile(change(gpt(), "head", gain=2.0**i), 0) for i in range(7)]
+    frame = trend.trend([(n, datetime(2026, 3, 1, tzinfo=UTC), r) for n, r in zip(names, reports, strict=True)])
+    assert all(compare(*pair).clean for pair in pairwise(reports))
+    seen = frame[frame["regressions"] > 0]
+    assert list(zip(seen["report"], seen["against"], strict=True)) == [("r2", "r0"), ("r4", "r2"), ("r6", "r4")]
+
+
+def test_scripts_are_followed_apart(tmp_path, capsys):
+    made = [("a.py", gpt()), ("b.py", gpt(64)), ("a.py", renamed(gpt())), ("c.py", gpt(64))]
+    for day, (script, model) in enumerate(made):
+        report = dated(profile(model, day), day + 1)
+        write_json(tmp_path / f"{day}.json", replace(report, job={**report.job, "script": script}))
+    assert main(["compare", str(tmp_path), "--trend", "--format", "json"]) == 1
+    told = capsys.readouterr()
+    assert [row["regressions"] for row in json.loads(told.out)] == [None, None, 1, None]
+    assert "3 is the first report of its script" in told.err
+
+
+def test_a_metric_asked_for_by_name_fails_a_trend_that_cannot_see_it(history):
+    (history / "a.json").unlink()
+    for name in ("b", "c"):
+        path = history / name / "report.json"
+        path.write_text(path.read_text().replace("NVIDIA H100", "cpu"))
+    assert main(["compare", str(history), "--trend"]) == 0
+    assert main(["compare", str(history), "--trend", "--fail-on", "time:20"]) == 1
 
 
 def test_the_trend_as_a_picture(history):
@@ -238,7 +268,7 @@ def test_the_trend_as_a_picture(history):
     assert main(["compare", str(history), "--trend", "-o", str(history / "t.svg")]) == 1
     texts = [node.text for node in ElementTree.parse(history / "t.svg").iter("{http://www.w3.org/2000/svg}text")]
     assert [texts.count(name) for name in ("c", "b", "a")] == [1, 1, 1]
-    assert texts.count("regressions against the report before (ringed)") == 1
+    assert texts.count("regressions (ringed)") == 1
     assert "loss difference, plan against float32" not in texts  # nothing was measured
 
 
