@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
+    from precaudit.comparison.changes import Comparison
     from precaudit.model import Report
 
 MARKER = "precision(fail_on=[...], **profile_options): thresholds and options of the `precaudit` fixture"
@@ -63,7 +64,7 @@ class Auditor:
         self._update = request.config.getoption("--precaudit-update")
         marker = request.node.get_closest_marker("precision")
         self._options: dict[str, Any] = dict(marker.kwargs) if marker else {}
-        self._fail_on: Sequence[str] = self._options.pop("fail_on", ())
+        self._fail_on: str | Sequence[str] = self._options.pop("fail_on", ())
         self._checked: set[Path] = set()
 
     def profile(
@@ -78,7 +79,7 @@ class Auditor:
 
         return profile(build_model, batches, loss, **(self._options | options))
 
-    def check(self, report: Report, name: str = "", fail_on: Sequence[str] | None = None) -> None:
+    def check(self, report: Report, name: str = "", fail_on: str | Sequence[str] | None = None) -> None:
         """Fail the test where the report is a regression against its baseline; `name` tells several checks apart."""
         path = self.baseline(name)
         if path in self._checked:
@@ -101,22 +102,27 @@ class Auditor:
         write_json(path, report)
         self._node.user_properties.append((WRITTEN, str(path)))
 
-    def _compare(self, path: Path, report: Report, fail_on: Sequence[str]) -> None:
-        from precaudit.comparison.compare import compare
+    def _compare(self, path: Path, report: Report, fail_on: str | Sequence[str]) -> None:
         from precaudit.comparison.terminal import render_terminal
-        from precaudit.comparison.thresholds import parse_thresholds
         from precaudit.errors import PrecauditError
-        from precaudit.reporting.serialize import load_report
 
         if not path.exists():
             pytest.fail(f"no precision baseline at {path}: run pytest --precaudit-update and commit it", pytrace=False)
         try:
-            comparison = compare(load_report(path), report, parse_thresholds(fail_on))
+            comparison = _compared(path, report, [fail_on] if isinstance(fail_on, str) else fail_on)
         except PrecauditError as error:
-            pytest.fail(f"precaudit: {error}", pytrace=False)
+            raise pytest.fail.Exception(f"precaudit: {error}", pytrace=False) from None
         if not comparison.clean:
             told = render_terminal(comparison, (str(path), "this run"))
             pytest.fail(f"{told}To keep the change: pytest --precaudit-update, and commit the baseline.", pytrace=False)
+
+
+def _compared(path: Path, report: Report, fail_on: Sequence[str]) -> Comparison:
+    from precaudit.comparison.compare import compare
+    from precaudit.comparison.thresholds import asked_for, parse_thresholds
+    from precaudit.reporting.serialize import load_report
+
+    return compare(load_report(path), report, parse_thresholds(fail_on), asked_for(fail_on))
 
 
 def _file_name(test: str) -> str:

@@ -119,6 +119,15 @@ def test_a_misspelt_threshold_is_explained(team, pytester):
     result = team()
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(["*precaudit: --fail-on 'speed:1'*"])
+    result.stdout.no_fnmatch_line("*another exception*")
+
+
+def test_one_threshold_is_a_word_and_fails_where_it_cannot_be_seen(team, pytester):
+    pytester.makepyfile(test_model=TEST.replace("check(", "check(fail_on='time:10', report="))
+    team("--precaudit-update").assert_outcomes(passed=1)
+    result = team()
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["*asked for by --fail-on time*"])
 
 
 def test_classes_parameters_and_several_checks_have_their_own_baselines(team, pytester):
