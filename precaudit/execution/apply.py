@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Collection
 from dataclasses import dataclass
 from functools import partial
@@ -33,6 +34,18 @@ class _Place:
     name: ModuleName
 
 
+class _Running(threading.local):
+    """The forwards that a thread is in: `torch.nn.DataParallel` and servers call one model from several. A copy of
+    the model, or a process that it is sent to, is in none."""
+
+    def __init__(self) -> None:
+        self.frames: list[Frame] = []
+        self.places: list[_Place] = []
+
+    def __reduce__(self) -> Any:
+        return _Running, ()
+
+
 class Applied:
     """A plan in force on a model; `remove()` or leaving a `with` block ends it.
 
@@ -43,8 +56,7 @@ class Applied:
     def __init__(self, model: nn.Module, plan: Plan, native: bool) -> None:
         self.plan = plan
         self._fqns = tuple(fqns_of(model).values())
-        self._frames: list[Frame] = []
-        self._running: list[_Place] = []
+        self._running = _Running()
         self._listener: ScopeListener = (NativePrecision if native else Emulator)(plan, self)
         self._handles: list[RemovableHandle] = []
         self._products = backward_products(plan) if native else None
@@ -59,16 +71,17 @@ class Applied:
 
     @property
     def current(self) -> Frame | None:
-        return self._frames[-1] if self._frames else None
+        frames = self._running.frames
+        return frames[-1] if frames else None
 
     def modules_of(self, model: str) -> Collection[str]:
         return self._fqns
 
     def _is_running(self, place: _Place) -> bool:
-        return any(running.number == place.number for running in self._running)
+        return any(running.number == place.number for running in self._running.places)
 
     def _enter(self, place: _Place, module: nn.Module, args: Any) -> None:
-        around = self._running[-1].kind if self._running else None
+        around = self._running.places[-1].kind if self._running.places else None
         if place.kind != around or self._is_running(place):
             self._open(place, module)
 
@@ -77,9 +90,9 @@ class Applied:
 
     @torch.compiler.disable
     def _open(self, place: _Place, module: nn.Module) -> None:
-        frame = Frame(module, place.name, self._frames[-1].root if self._frames else None)
-        self._frames.append(frame)
-        self._running.append(place)
+        frame = Frame(module, place.name, self._running.frames[-1].root if self._running.frames else None)
+        self._running.frames.append(frame)
+        self._running.places.append(place)
         self._listener.entered(frame)
 
     @torch.compiler.disable
@@ -88,9 +101,9 @@ class Applied:
 
         Checkpointing repeats parts of the forward pass inside the backward pass, dtypes included.
         """
-        while self._running.pop().number != place.number:
-            self._listener.left(self._frames.pop(), None)
-        result = self._listener.left(self._frames.pop(), output)
+        while self._running.places.pop().number != place.number:
+            self._listener.left(self._running.frames.pop(), None)
+        result = self._listener.left(self._running.frames.pop(), output)
         return output if place.name.fqn and in_backward() else result
 
     def remove(self) -> None:
@@ -98,9 +111,9 @@ class Applied:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-        self._running.clear()
-        while self._frames:
-            self._listener.left(self._frames.pop(), None)
+        self._running.places.clear()
+        while self._running.frames:
+            self._listener.left(self._running.frames.pop(), None)
         if self._products:
             self._products.__exit__()
             self._products = None
@@ -129,7 +142,7 @@ def apply(
     require(execution in EXECUTIONS, f"execution must be one of {', '.join(EXECUTIONS)}, not {execution!r}")
     resolved = plan if isinstance(plan, Plan) else load_plan(plan)
     if any(isinstance(hook, Applied) for hook in _owners(model)):
-        raise PrecauditError("a plan is applied to this model already; call .remove() on its handle first")
+        raise PrecauditError("a plan is applied to this model or to a part of it; call .remove() on its handle first")
     fitted = fit_plan(model, resolved)
     first = next(model.parameters(), None)
     on_cuda = first is not None and first.device.type == "cuda"
@@ -144,7 +157,8 @@ def _index(kinds: list[ScopeFormat], scope: ScopeFormat) -> int:
 
 
 def _owners(model: nn.Module) -> list[object]:
-    hooks = model._forward_pre_hooks.values()
+    """Whose hooks are on the model or on a part of it."""
+    hooks = [hook for module in model.modules() for hook in module._forward_pre_hooks.values()]
     return [getattr(hook.func, "__self__", None) for hook in hooks if isinstance(hook, partial)]
 
 

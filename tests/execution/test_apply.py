@@ -4,7 +4,9 @@ import copy
 import gc
 import io
 import pickle
+import threading
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -215,10 +217,42 @@ def test_a_plan_for_another_model_is_refused():
         apply(small(), plan)
 
 
+def test_a_plan_is_refused_around_a_part_that_has_one():
+    model = small()
+    apply(model, plan_for(model, "bfloat16"))
+    whole = nn.Sequential(model)
+    with pytest.raises(PrecauditError, match="or to a part of it"):
+        apply(whole, plan_for(whole, "bfloat16"))
+
+
+@pytest.mark.parametrize("execution", ["native", "emulated"])
+def test_threads_that_call_one_model_do_not_disturb_each_other(execution):
+    """One leaves in the midst of another's call: `nn.DataParallel` calls from several."""
+    model, inside, go_on = small(), threading.Event(), threading.Event()
+    plan = Plan(default="bfloat16", modules={"0": "float32", "1": "bfloat16", "2": "float32"})
+    apply(model, plan, execution=execution)
+    alone = model(X)
+
+    def met(module, args):
+        if threading.current_thread() is threading.main_thread():
+            go_on.set()
+            other.exception()
+        else:
+            inside.set()
+            go_on.wait(10)
+
+    with ThreadPoolExecutor(1) as pool:
+        model[1].register_forward_pre_hook(met)
+        other = pool.submit(model, X)
+        inside.wait(10)
+        assert torch.equal(model(X), alone)
+        assert torch.equal(other.result(), alone)
+
+
 def test_a_second_plan_is_refused_until_the_first_is_gone():
     model = small()
     handle = apply(model, plan_for(model, "bfloat16"))
-    with pytest.raises(PrecauditError, match="applied to this model already"):
+    with pytest.raises(PrecauditError, match="applied to this model or to a part of it"):
         apply(model, plan_for(model, "float16"))
     handle.remove()
     apply(model, plan_for(model, "float16")).remove()
