@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from precaudit.errors import PrecauditError
 from precaudit.reporting.charts import FONT, THEME
+from precaudit.reporting.drawing import hindrance
 from precaudit.reporting.words import shorten, visible
 
 if TYPE_CHECKING:
@@ -28,8 +28,8 @@ WIDTH, HEIGHT = 640, 90
 
 
 def render_svg(frame: pd.DataFrame) -> str:
-    if find_spec("altair") is None or find_spec("vl_convert") is None:
-        raise PrecauditError('SVG needs altair and vl-convert-python; install them with: pip install "precaudit[html]"')
+    if lacking := hindrance():
+        raise PrecauditError(f"no SVG can be drawn: {lacking}")
     import altair as alt
     import vl_convert
 

@@ -8,7 +8,6 @@ import hashlib
 import math
 from collections.abc import Iterable, Mapping
 from importlib.metadata import version
-from importlib.util import find_spec
 from typing import Any
 
 import orjson
@@ -19,6 +18,7 @@ from precaudit import __version__
 from precaudit.model import Finding, FormatFit, Plan, Report, Trial
 from precaudit.reporting import costs, ranges, story, unfinished, usage
 from precaudit.reporting.charts import KINDS
+from precaudit.reporting.drawing import hindrance
 from precaudit.reporting.kept import kept
 from precaudit.reporting.pagedata import kinds, page_data, times
 from precaudit.reporting.serialize import dump_plan, to_json
@@ -38,10 +38,7 @@ from precaudit.reporting.words import (
 
 ROWS = 12
 LONGEST = 300
-WITHOUT_CHARTS = (
-    "The charts are missing: altair and vl-convert-python were not installed where this page was made. "
-    'Install them with pip install "precaudit[html]" and make the page again with precaudit report.'
-)
+WITHOUT_CHARTS = "The charts are missing. Where this page was made, {}; then make it again with precaudit report."
 BADGES = {
     "pass": "Verified",
     "fail": "Not verified",
@@ -67,7 +64,7 @@ def render_html(report: Report) -> str:
             "css": Markup(source["report.css"]),
             "script_code": Markup(source["report.js"]),
             "library": library,
-            "without_charts": WITHOUT_CHARTS,
+            "without_charts": WITHOUT_CHARTS.format(hindrance()),
             "data": packed({"page": page_data(report), "plan": dump_plan(report.plan), "specs": specs}),
             "version": visible(report.precaudit_version or __version__),
         }
@@ -86,8 +83,8 @@ def _template_text(environment: Environment, name: str) -> str:
 
 
 def _charts() -> tuple[Markup, dict[str, Any]] | None:
-    """Vega and the compiled charts; None where altair is not installed."""
-    if find_spec("altair") is None or find_spec("vl_convert") is None:
+    """Vega and the compiled charts; None where they can't be made."""
+    if hindrance():
         return None
     from precaudit.reporting.charts import CHARTS, vega
 

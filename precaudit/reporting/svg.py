@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from importlib.util import find_spec
 from itertools import accumulate
 from typing import Any
 from xml.etree import ElementTree
 
 from precaudit.errors import PrecauditError
 from precaudit.model import Report
+from precaudit.reporting.drawing import hindrance
 from precaudit.reporting.pagedata import page_data, times_rows
 from precaudit.reporting.words import share, shorten
 
@@ -26,14 +26,9 @@ Spec = dict[str, Any]
 ROLES = ("activation_grad", "weight_grad", "activation", "weight")
 
 
-def can_draw() -> bool:
-    """Whether what the html extra brings is installed."""
-    return find_spec("altair") is not None and find_spec("vl_convert") is not None
-
-
 def render_svg(report: Report) -> str:
-    if not can_draw():
-        raise PrecauditError('SVG needs altair and vl-convert-python; install them with: pip install "precaudit[html]"')
+    if lacking := hindrance():
+        raise PrecauditError(f"no SVG can be drawn: {lacking}")
     specs = [spec for group in _groups(report).values() for spec in group]
     if not specs:
         raise PrecauditError("this report has no measured tensor and no training run, so there is nothing to draw")
@@ -42,7 +37,7 @@ def render_svg(report: Report) -> str:
 
 def pictures(report: Report) -> dict[str, str]:
     """SVG by the section that it illustrates: `ranges`, `training`, `times`; without those that have no data."""
-    return {name: _drawn(specs) for name, specs in _groups(report).items() if specs} if can_draw() else {}
+    return {name: _drawn(specs) for name, specs in _groups(report).items() if specs} if not hindrance() else {}
 
 
 def _groups(report: Report) -> dict[str, list[Spec]]:

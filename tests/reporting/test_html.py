@@ -5,6 +5,8 @@ import gzip
 import json
 import math
 import re
+import subprocess
+import sys
 from dataclasses import replace
 from html.parser import HTMLParser
 from xml.etree import ElementTree
@@ -17,8 +19,8 @@ from golden_files import assert_golden
 from precaudit.errors import PrecauditError
 from precaudit.formats import FORMATS
 from precaudit.model import Difference, Exponents, OpFormat, Plan, TensorStats, Verification
-from precaudit.reporting import costs, html, pagedata, render, story
-from precaudit.reporting.serialize import load_plan
+from precaudit.reporting import costs, drawing, html, pagedata, render, story
+from precaudit.reporting.serialize import load_plan, write_json
 
 pytest.importorskip("altair")
 pytest.importorskip("vl_convert")
@@ -103,10 +105,19 @@ def test_five_thousand_layers_stay_small():
 
 
 def test_without_altair_the_page_says_what_is_missing(monkeypatch):
-    monkeypatch.setattr(html, "find_spec", lambda name: None)
+    monkeypatch.setattr(drawing, "find_spec", lambda name: None)
     page = Page(render(report_samples.passing(), "html"))
     assert "precaudit[html]" in page.text
     assert "embed output grad" in page.text
+
+
+def test_where_addresses_are_limited_the_page_has_no_charts_and_says_why(tmp_path):
+    """The engine that draws would end the process, and with it a whole profile's output."""
+    report, page = tmp_path / "report.json", tmp_path / "report.html"
+    write_json(report, report_samples.passing())
+    limited = f"ulimit -v 8000000; exec {sys.executable} -m precaudit report {report} -o {page} -o {tmp_path / 'r.md'}"
+    subprocess.run(["bash", "-c", limited], check=True)
+    assert "ulimit -v unlimited" in page.read_text()
 
 
 # ---------------------------------------------------------------- data of the charts

@@ -10,7 +10,7 @@ import pytest
 import report_samples
 
 from precaudit.__main__ import main
-from precaudit.reporting import svg
+from precaudit.reporting import drawing
 from precaudit.reporting.serialize import write_json
 
 
@@ -158,7 +158,7 @@ def test_printed_markdown_has_no_pictures(path, capsys):
 
 
 def test_without_the_html_extra_markdown_is_text_alone(path, monkeypatch):
-    monkeypatch.setattr(svg, "find_spec", lambda name: None)
+    monkeypatch.setattr(drawing, "find_spec", lambda name: None)
     output = path.with_name("x.md")
     assert main(["report", str(path), "-o", str(output)]) == 0
     assert links(output.read_text()) == []
