@@ -21,7 +21,7 @@ from precaudit.errors import ExitCode, PrecauditError
 from precaudit.formats import parse_formats
 from precaudit.profiling.settings import Settings
 from precaudit.reporting import files_of
-from precaudit.running.children import ChildRunner
+from precaudit.running.children import SIGNALS, ChildRunner
 from precaudit.running.job import Job
 from precaudit.running.sources import TRAINABLE, classify, is_binary, lacking
 
@@ -101,8 +101,7 @@ def run_profile(arguments: argparse.Namespace) -> int:
     with RunProgress() as progress:
         runner = ChildRunner(log, progress)
         runner.start(job)
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, Interrupt(runner))
+        _heed_signals(runner)
         from precaudit.profiling.engine import profile_job  # slow, so it is done while the server imports torch
 
         try:
@@ -119,6 +118,13 @@ def hinted(error: PrecauditError, job: Job, names: frozenset[str] = TRAINABLE) -
     missing = lacking(Path(job.target), names)
     hint = f"{job.target} looks like a model file that lacks `{missing}`; " if missing else ""
     return PrecauditError(f"{hint}{error}", error.exit_code)
+
+
+def _heed_signals(runner: ChildRunner) -> None:
+    """A terminal that is closed interrupts as well, unless `nohup` or the like has asked for silence."""
+    for number in SIGNALS:
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, Interrupt(runner))
 
 
 class Interrupt:

@@ -30,7 +30,7 @@ from precaudit.running.untouched import Keeper, put_back, store_beside
 
 RunProgress = Callable[[RunSpec, RunResult], None]
 _GRACE_SECONDS = 20.0
-_SIGNALS = {signal.SIGINT, signal.SIGTERM}
+SIGNALS = frozenset((signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
 
 
 class ChildRunner:
@@ -177,7 +177,7 @@ def _signals_held_back() -> Iterator[None]:
     """What is started now never hears a terminal or supervisor that signals every process; its children do, as soon as
     they can answer."""
     resource_tracker.ensure_running()  # starting it would let signals through again
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         yield
     finally:
@@ -253,7 +253,7 @@ def _child(spec: RunSpec, sender: Connection) -> None:
         return replace(result, leftovers=leftovers.read, crossed=keeper.crossed)
 
     try:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         result = run(spec, lambda: run_job(spec.job), report, lambda result: _leave(sender, told(result)))
         message: object = told(result)
     except PrecauditError as error:

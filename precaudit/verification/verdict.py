@@ -15,7 +15,7 @@ from precaudit.verification.equivalence import equivalence
 from precaudit.verification.gates import Pair, failed, gates
 
 _FINISHED = ("stopped", "ended")
-_FROM_OUTSIDE = (-signal.SIGKILL, -signal.SIGTERM)
+_FROM_OUTSIDE = (-signal.SIGKILL, -signal.SIGTERM, -signal.SIGHUP)
 """Exit codes of what others ended, such as a system without memory: no doing of the plan's."""
 
 

@@ -15,10 +15,23 @@ import pytest
 
 from precaudit.__main__ import build_parser, main
 from precaudit.commands.profiling import job_of
+from precaudit.running.children import SIGNALS
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 CONTRACT = Path(__file__).parents[2] / ".." / "shared" / "tools" / "check_contract.py"
 
+
+ENDLESS = """
+import time, torch
+model = torch.nn.Linear(4, 1)
+optimizer = torch.optim.SGD(model.parameters(), 0.1)
+for step in range(10**6):
+    optimizer.zero_grad()
+    model(torch.ones(2, 4)).square().mean().backward()
+    optimizer.step()
+    print("step", step, flush=True)
+    time.sleep(1.0 if step > 2 else 0.0)
+"""
 
 COMMAND = ("profile", "--out", "out", "--steps", "6", "--quick")
 
@@ -42,7 +55,7 @@ def profile_here(
 ) -> Iterator[Callable[..., Done]]:
     """The same command in this process, whose fork server has imported torch for the test before."""
     monkeypatch.chdir(tmp_path)
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
 
     def run(script: Path, *options: str) -> Done:
         arguments = [*COMMAND, *options, str(script)]
@@ -52,6 +65,22 @@ def profile_here(
     yield run
     for number, handler in handlers.items():
         signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_an_end_from_outside_costs_nothing_that_was_measured(tmp_path: Path, number: signal.Signals) -> None:
+    script = tmp_path / "train.py"
+    script.write_text(ENDLESS)
+    log = tmp_path / "out" / "script.log"
+    command = [sys.executable, "-m", "precaudit", *COMMAND, str(script)]
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
+        while not (log.exists() and "step 3" in log.read_text()):
+            time.sleep(0.1)
+        process.send_signal(number)
+        _, said = process.communicate()
+    assert process.returncode == 1
+    assert "what was measured is in out" in said
+    assert report_in(tmp_path)["layers"]
 
 
 def report_in(folder: Path) -> dict:
