@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -19,6 +18,7 @@ from precaudit.execution.native import NativePrecision
 from precaudit.formats import FORMATS
 from precaudit.instrument.scopes import ModuleScopes, ScopeListener
 from precaudit.model import Execution, Plan
+from precaudit.running.modes import eval_mode
 
 _SEED = 0
 _NOTHING: Mapping[HardKind, str] = {
@@ -137,17 +137,6 @@ def safe_exponent(real: Call, reference: Run, planned: Run) -> int:
 
 def _lost(outputs: Outputs, wanted: Outputs) -> int:
     return sum(lost(outputs[name], wanted[name]) for name in wanted.keys() & outputs.keys())
-
-
-@contextmanager
-def eval_mode(model: nn.Module) -> Iterator[None]:
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def _cuda_devices() -> list[int]:

@@ -13,6 +13,7 @@ from precaudit.instrument.names import ModuleNames
 from precaudit.instrument.scopes import Frame
 from precaudit.instrument.torchfunction import tensors_in
 from precaudit.running.job import EndState
+from precaudit.running.modes import eval_mode
 
 _SAMPLE = 256
 
@@ -69,14 +70,10 @@ def end_state(
 @torch.no_grad()
 def _evaluate(module: nn.Module, args: Any, kwargs: Any) -> torch.Tensor | None:
     """All floating-point outputs in eval mode, flat; None where the model can't be called again."""
-    modes = [(m, m.training) for m in module.modules()]
-    module.eval()
     try:
-        outputs = [t.float().flatten().cpu() for t in tensors_in(module(*args, **kwargs)) if t.is_floating_point()]
+        with eval_mode(module):
+            outputs = [t.float().flatten().cpu() for t in tensors_in(module(*args, **kwargs)) if t.is_floating_point()]
     except (Exception, SystemExit):
         return None
-    finally:
-        for inner, training in modes:
-            inner.training = training
     flat = torch.cat(outputs) if outputs else torch.empty(0)
     return flat if flat.numel() else None

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from precaudit.errors import ExitCode, PrecauditError
+from precaudit.running.modes import to_eval
 
 Functions = Mapping[str, Any]
 
@@ -34,7 +35,7 @@ def infer(functions: Functions, device: str | None, count: int) -> None:
     """
     device = device or _best_device()
     forward = _function(functions, "loss", "model", "batch") if functions.get("loss") else _call
-    model = _model(functions, device).eval()
+    model = to_eval(_model(functions, device))
     for batch in islice(_some(_epoch(functions)), count):
         forward(model, move(batch, device))
 
@@ -153,6 +154,9 @@ def _call(model: nn.Module, batch: Any) -> Any:
 
 
 def _accepted(model: nn.Module, inputs: tuple[Any, ...]) -> int:
+    schema = getattr(model.forward, "schema", None)  # TorchScript's, which has no signature
+    if schema is not None:
+        return min(len(inputs), len(schema.arguments) - 1)
     signature = inspect.signature(model.forward)
     for count in range(len(inputs), 1, -1):
         try:

@@ -52,6 +52,19 @@ def test_weights_and_modes_stay_as_built():
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 
 
+@pytest.mark.parametrize("made", ["traced", "exported"])
+def test_a_saved_graph_is_called_as_it_is_and_not_taken_for_the_model(made):
+    """It has no signature, or refuses eval mode; what the plan does inside can't be seen."""
+    inputs = (torch.zeros(2, 8),)
+    model = nn.Sequential(nn.Linear(8, 4))
+    if made == "traced":
+        graph = torch.jit.trace(model, inputs)
+    else:
+        graph = torch.export.export(model, inputs).module()
+    report = check(plan(modules={"0": "bfloat16"}, types={"0": "Linear"}), lambda: graph, [(*inputs, torch.ones(2))])
+    assert "PA705" in rules(report)
+
+
 def test_data_out_of_range_is_refused():
     report = check(plan("float16"), data=batches(1e5))
     assert not report.passed
