@@ -213,7 +213,10 @@ def _killed(heard: RunResult, process: Any, log: Path) -> RunResult:
         hint = " (often: out of memory)" if name == "SIGKILL" else ""
         why = f"the script's process was killed by {name}{hint} after step {heard.steps}"
     else:
-        why = f"the script left without returning (exit code {code}) after step {heard.steps}"
+        why = (
+            f"the script left without returning (exit code {code}) after step {heard.steps}; "
+            "it may have put another program in its place (os.exec) or closed files that it had not opened"
+        )
     tail = _tail(log)
     return replace(heard, exit_code=code, error=ScriptError("ProcessDied", why, f"{tail}\n{why}\n" if tail else why))
 

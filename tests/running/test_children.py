@@ -113,6 +113,13 @@ def test_runs_of_a_script_that_listens_at_a_port_take_turns(tmp_path):
     assert [(run.status, run.steps) for run in runs] == [("stopped", 8)] * 3, runs[0].error
 
 
+def test_a_script_that_puts_another_program_in_its_place_is_told(tmp_path):
+    (tmp_path / "train.py").write_text('import os; os.execv("/bin/true", ["true"])')
+    job = Job("script", str(tmp_path / "train.py"), (), str(tmp_path), 8)
+    run = ChildRunner(tmp_path / "script.log")(RunSpec(job, "reference"))
+    assert "(exit code 0) after step 0; it may have put another program in its place (os.exec)" in run.error.message
+
+
 def test_a_log_whose_folder_the_script_removed_is_begun_again(tmp_path):
     (tmp_path / "file").write_text("no folder")
     for log, name in ((tmp_path / "gone" / "script.log", "script.log"), (tmp_path / "file" / "script.log", "null")):
