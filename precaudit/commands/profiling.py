@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import fcntl
 import math
 import os
 import re
 import signal
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -97,8 +99,8 @@ def run_profile(arguments: argparse.Namespace) -> int:
     refuse_overwrite([file for path in (*outputs, *arguments.output) for file in files_of(path)], arguments.force)
     _make(folder)
     log = folder / "script.log"
-    log.write_bytes(b"")
-    with RunProgress() as progress:
+    with alone_in(folder), RunProgress() as progress:
+        log.write_bytes(b"")
         runner = ChildRunner(log, progress)
         runner.start(job)
         _heed_signals(runner)
@@ -153,6 +155,25 @@ def _make(folder: Path) -> None:
         raise PrecauditError(
             f"cannot make the output folder {folder}: {error.strerror}; choose another --out"
         ) from error
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Another profile would put back, in the midst of this one's runs, the script's files that these set aside."""
+    with ExitStack() as stack:
+        with suppress(OSError):  # a file system without locks
+            opened = os.open(folder, os.O_RDONLY)
+            stack.callback(os.close, opened)
+            _lock(opened, folder)
+        yield
+
+
+def _lock(opened: int, folder: Path) -> None:
+    try:
+        fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        reason = f"another profile is running into {folder}; wait for its end or choose another --out"
+        raise PrecauditError(reason) from None
 
 
 def _write(report: Report, paths: Sequence[Path]) -> tuple[list[Path], list[str]]:

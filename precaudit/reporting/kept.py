@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import gzip
-import os
 import zlib
 from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
 from typing import TypeVar
 
 import orjson
 
+from precaudit.cache import cache_folder
 from precaudit.errors import PrecauditError
 from precaudit.reporting.files import write_bytes
 
@@ -23,7 +22,7 @@ def kept(key: str, make: Callable[[], Value]) -> Value:
     that the value depends on. Where nothing can be written, it is made each time."""
     path = None
     with suppress(OSError, RuntimeError):  # no home folder is a RuntimeError
-        path = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "precaudit" / f"{key}.json.gz"
+        path = cache_folder() / f"{key}.json.gz"
         with suppress(EOFError, ValueError, zlib.error):
             value: Value = orjson.loads(gzip.decompress(path.read_bytes()))
             return value

@@ -26,6 +26,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from precaudit.running.borrowed import Borrowed
+
 _KEPT = ".kept"
 _WRITING, _CREATING = os.O_WRONLY | os.O_RDWR, os.O_WRONLY | os.O_CREAT | os.O_TRUNC
 
@@ -48,7 +50,7 @@ class Keeper:
         self._store = Path(os.path.realpath(store))
         self._ours = (str(self._store), *map(os.path.realpath, ours))
         self._began, self._home = time.time(), os.path.join(os.path.realpath(os.getcwd()), "")
-        self._thread = threading.local()
+        self._thread, self._borrowed = threading.local(), Borrowed()
         self._answers: dict[str, Callable[..., object]] = {
             "open": self._opened,
             "os.rename": self._renamed,
@@ -135,8 +137,12 @@ class Keeper:
         """Whether no run has touched this file before."""
         self._store.mkdir(parents=True, exist_ok=True)
         note = self._note(path)
+        if not note.exists():
+            self._borrowed.refuse(note, path)
         with suppress(FileExistsError), note.open("x") as stream:
             stream.write(f"{json.dumps({'path': path, 'owned': owned})}\n{self._run}\n")
+            if owned:
+                self._borrowed.enter(note)
             return True
         if self._run not in self._writers(path):
             with note.open("a") as stream:
@@ -197,12 +203,14 @@ def _link(path: str, kept: Path) -> None:
 
 def put_back(store: Path) -> None:
     """Restore what was set aside and remove what was made. What can't go back stays in the store."""
+    borrowed = Borrowed()
     notes = {note: _noted(note) for note in store.glob("?" * 64)}
     for note, (path, owned) in sorted(notes.items(), key=lambda item: len(item[1][0]), reverse=True):
         try:
             if path:
                 _undo(path, note.with_suffix(_KEPT) if owned else None)
             note.unlink()
+            borrowed.leave(note)
         except OSError as error:
             warnings.warn(f"{path} could not be put back ({error.strerror}); see {note}", stacklevel=2)
     with suppress(OSError):

@@ -57,10 +57,7 @@ def test_a_saved_graph_is_called_as_it_is_and_not_taken_for_the_model(made):
     """It has no signature, or refuses eval mode; what the plan does inside can't be seen."""
     inputs = (torch.zeros(2, 8),)
     model = nn.Sequential(nn.Linear(8, 4))
-    if made == "traced":
-        graph = torch.jit.trace(model, inputs)
-    else:
-        graph = torch.export.export(model, inputs).module()
+    graph = torch.jit.trace(model, inputs) if made == "traced" else torch.export.export(model, inputs).module()
     report = check(plan(modules={"0": "bfloat16"}, types={"0": "Linear"}), lambda: graph, [(*inputs, torch.ones(2))])
     assert "PA705" in rules(report)
 

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from precaudit.__main__ import build_parser, main
-from precaudit.commands.profiling import job_of
+from precaudit.commands.profiling import alone_in, job_of
+from precaudit.errors import PrecauditError
 from precaudit.running.children import SIGNALS
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
@@ -65,6 +66,14 @@ def profile_here(
     yield run
     for number, handler in handlers.items():
         signal.signal(number, handler)
+
+
+def test_two_profiles_do_not_share_a_folder(tmp_path: Path) -> None:
+    """The second would put back what the first one's runs have set aside."""
+    with alone_in(tmp_path), pytest.raises(PrecauditError, match="another profile is running into"), alone_in(tmp_path):
+        pass
+    with alone_in(tmp_path):
+        pass
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])

@@ -35,9 +35,9 @@ def place(tmp_path):
     return folder
 
 
-def heard(place, code, training=True):
+def heard(place, code, training=True, store=None):
     """Run code where a keeper listens, for which a process of its own is needed: nothing ends an audit hook."""
-    store = store_beside(place.parent / "script.log")
+    store = store_beside((store or place.parent) / "script.log")
     lines = f"""
         import os, shutil
         from pathlib import Path
@@ -48,7 +48,8 @@ def heard(place, code, training=True):
         keeper.training = {training}
     """
     program = textwrap.dedent(lines) + textwrap.dedent(code)
-    subprocess.run([sys.executable, "-c", program], cwd=place, check=True, timeout=120)
+    command = [sys.executable, "-c", program]
+    subprocess.run(command, cwd=place, check=True, timeout=120, stderr=subprocess.PIPE, text=True)
     return store
 
 
@@ -125,6 +126,20 @@ def test_the_first_of_two_runs_sets_a_file_aside_and_the_second_keeps_it(place):
 def test_a_run_knows_whether_it_read_what_one_beside_it_wrote(place, first, second, crossed):
     heard(place, first)
     heard(place, f"{second}; assert keeper.crossed is {crossed}")
+
+
+@pytest.mark.parametrize("code", ["Path('best.txt').write_text('mine')", "Path('best.txt').unlink()"])
+def test_another_profile_does_not_take_a_run_s_file_for_the_person_s(place, code):
+    before = told(place)
+    store = heard(place, "Path('best.txt').write_text('worse')")
+    other = place.parent / "other"
+    with pytest.raises(subprocess.CalledProcessError) as refused:
+        heard(place, code, store=other)
+    assert f"is set aside by another profile, in {store}" in refused.value.stderr
+    put_back(store)
+    heard(place, code, store=other)
+    put_back(other / ".set-aside")
+    assert told(place) == before
 
 
 def test_a_file_that_cannot_go_back_stays_in_the_store_and_is_told(place):
