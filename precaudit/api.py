@@ -75,11 +75,16 @@ class _InProcess:
     device: str | None
 
     def __call__(self, spec: RunSpec) -> RunResult:
+        import torch
+
         from precaudit.running.modelfile import train
         from precaudit.running.worker import run
 
-        with _random_state_kept():
-            return run(spec, lambda: train(self.functions, self.device))
+        with _random_state_kept(), torch.inference_mode(False), torch.enable_grad():
+            result = run(spec, lambda: train(self.functions, self.device))
+        if result.status == "interrupted":  # the caller's own, who wants no next test or cell either
+            raise KeyboardInterrupt
+        return result
 
     def many(self, specs: Sequence[RunSpec]) -> list[RunResult]:
         return [self(spec) for spec in specs]

@@ -149,6 +149,28 @@ def test_a_function_that_raises_is_shown():
     assert caught.value.exit_code == 4
 
 
+def test_an_interrupt_is_the_caller_s():
+    """As an error of a profile it would only fail a test, and the next would start."""
+    calls = []
+
+    def interrupted(model, batch):
+        calls.append(1)
+        if len(calls) > 2:
+            raise KeyboardInterrupt
+        return loss(model, batch)
+
+    with pytest.raises(KeyboardInterrupt):
+        precaudit.profile(build_model, batches, interrupted, steps=4, verify=False)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_a_caller_s_gradient_mode_is_its_own(mode):
+    with mode():
+        report = precaudit.profile(build_model, batches, loss, steps=4, verify=False)
+        assert not torch.is_grad_enabled()
+    assert report.plan.is_low_precision
+
+
 def test_nothing_to_train_on():
     with pytest.raises(precaudit.PrecauditError, match="no batch"):
         precaudit.profile(build_model, list, loss, steps=5)
