@@ -7,11 +7,11 @@ follows from autograd through the casts.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import ExitStack
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
-from unittest import mock
 
 import torch
 
@@ -209,6 +209,38 @@ def no_island() -> bool:
     return False
 
 
+class _AutocastAsked:
+    """Answers torch where it asks whether any autocast is on, as recurrent layers do before they take an input whose
+    dtype isn't their weights'. It stands in while a thread needs it, and answers each thread by its own."""
+
+    def __init__(self) -> None:
+        self._lock, self._threads, self._needed = threading.Lock(), threading.local(), 0
+        self._original: Callable[[], bool] = torch._C._is_any_autocast_enabled
+
+    @contextmanager
+    def by(self, answer: Callable[[], bool]) -> Iterator[None]:
+        before = getattr(self._threads, "answer", self._original)
+        self._need(1)
+        self._threads.answer = answer
+        try:
+            yield
+        finally:
+            self._threads.answer = before
+            self._need(-1)
+
+    def _answer(self) -> bool:
+        answer: Callable[[], bool] = getattr(self._threads, "answer", self._original)
+        return answer()
+
+    def _need(self, more: int) -> None:
+        with self._lock:
+            self._needed += more
+            torch._C._is_any_autocast_enabled = self._answer if self._needed else self._original
+
+
+_autocast_asked = _AutocastAsked()
+
+
 class Emulator:
     """A scope listener: emulates the plan inside models' forwards and hands float32 back to the script.
 
@@ -235,8 +267,7 @@ class Emulator:
             frame.data["casts"] = {}
             if frame.data["emulated"]:
                 frame.data["leave"] = stack = ExitStack()
-                # Recurrent layers ask it before they take an input whose dtype isn't their weights'.
-                stack.enter_context(mock.patch.object(torch._C, "_is_any_autocast_enabled", self._outside_islands))
+                stack.enter_context(_autocast_asked.by(self._outside_islands))
                 stack.enter_context(self._mode)
         if frame.root.data["emulated"]:
             frame.data["format"] = self._lookup.of(frame.name)

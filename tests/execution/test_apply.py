@@ -249,6 +249,29 @@ def test_threads_that_call_one_model_do_not_disturb_each_other(execution):
         assert torch.equal(other.result(), alone)
 
 
+def test_threads_that_cross_leave_torch_as_it_was():
+    """A recurrent layer takes half inputs where torch is told that autocast is on, thread by thread."""
+    model = nn.Sequential(nn.Linear(4, 4), nn.LSTM(4, 4))
+    apply(model, plan_for(model, "bfloat16"))
+    asked, inside, go_on = torch._C._is_any_autocast_enabled, threading.Event(), threading.Event()
+    alone, _ = model(X)
+
+    def met(module, args):
+        if threading.current_thread() is threading.main_thread():
+            go_on.set()
+            other.exception()
+        else:
+            inside.set()
+            go_on.wait(10)
+
+    with ThreadPoolExecutor(1) as pool:
+        model[0].register_forward_pre_hook(met)
+        other = pool.submit(model, X)
+        inside.wait(10)
+        assert torch.equal(model(X)[0], alone)
+    assert torch._C._is_any_autocast_enabled is asked
+
+
 def test_a_second_plan_is_refused_until_the_first_is_gone():
     model = small()
     handle = apply(model, plan_for(model, "bfloat16"))
