@@ -150,8 +150,12 @@ def _threshold(rule: str, text: str) -> float:
 
 def _findings(rule: str, found: Sequence[Finding]) -> Iterator[str]:
     if found:
-        places = [f"{finding.rule} in {finding.fqn or 'the job'}" for finding in found]
+        places = [f"{finding.rule} in {_place(finding.fqn)}" for finding in found]
         yield f"--fail-on {rule}: {_first(places, 'finding')}"
+
+
+def _place(fqn: str | None) -> str:
+    return "the job" if fqn is None else fqn or "the model itself"
 
 
 def _limit(metric: str, threshold: float, values: Sequence[Value]) -> Iterator[str]:

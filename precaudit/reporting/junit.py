@@ -10,13 +10,13 @@ from precaudit.reporting.results import sentence
 from precaudit.reporting.words import prose, visible
 
 HEADER = '<?xml version="1.0" encoding="utf-8"?>\n'
-WHOLE = "(the whole model)"
+JOB = "(the whole job)"
 
 
 def render_junit(report: Report) -> str:
     by_module: dict[str, list[Finding]] = {fqn: [] for fqn in _modules(report)}
     for finding in report.findings:
-        by_module.setdefault(finding.fqn or WHOLE, []).append(finding)
+        by_module.setdefault(JOB if finding.fqn is None else finding.fqn, []).append(finding)
     suite = ElementTree.Element("testsuite", name="precaudit")
     _verification(suite, report)
     for fqn, findings in by_module.items():
@@ -49,7 +49,7 @@ def _verification(suite: ElementTree.Element, report: Report) -> None:
 
 
 def _module(suite: ElementTree.Element, fqn: str, findings: list[Finding], format: str | None) -> None:
-    case = _case(suite, "module", fqn)
+    case = _case(suite, "module", fqn or story.WHOLE)
     errors = [finding for finding in findings if finding.severity == "error"]
     lines = [f"{finding.severity} {visible(finding.rule)}: {sentence(finding)}" for finding in findings]
     if errors:
@@ -57,4 +57,5 @@ def _module(suite: ElementTree.Element, fqn: str, findings: list[Finding], forma
             case, "failure", message=prose(errors[0].message), type=visible(errors[0].rule)
         )
         failure.text = "\n".join(lines)
-    ElementTree.SubElement(case, "system-out").text = "\n".join([f"format: {format or 'not planned'}", *lines])
+    planned = [] if fqn == JOB else [f"format: {format or 'not planned'}"]
+    ElementTree.SubElement(case, "system-out").text = "\n".join([*planned, *lines])

@@ -72,6 +72,19 @@ def test_fingerprints_outlive_moved_lines():
 # ---------------------------------------------------------------- JUnit
 
 
+def test_what_is_found_in_the_model_itself_is_its_own_case():
+    """Its name is empty, and it has a format like every module; what is found in the job has none."""
+    base = report_samples.passing()
+    plan = replace(base.plan, modules={"": "float16"}, default="float16")
+    found = (report_samples.finding("PA101", "error", ""), report_samples.finding("PA301", "note", None))
+    root = ElementTree.fromstring(render(replace(base, plan=plan, layers=(), findings=found), "junit"))
+    cases = {case.get("name"): case for case in root.iter("testcase")}
+    assert set(cases) == {"the plan trains the same as float32", "(the model itself)", "(the whole job)"}
+    assert cases["(the model itself)"].find("failure") is not None
+    assert cases["(the model itself)"].findtext("system-out").startswith("format: float16")
+    assert "not planned" not in cases["(the whole job)"].findtext("system-out")
+
+
 def test_junit_has_a_case_a_module(sample):
     root = ElementTree.fromstring(render(sample, "junit"))
     suite = root[0]
