@@ -8,6 +8,7 @@ from typing import Any
 
 from precaudit.comparison.changes import Change, Comparison
 from precaudit.comparison.metrics import METRICS
+from precaudit.reporting.story import WHOLE
 from precaudit.reporting.words import plural, prose, visible
 
 Names = tuple[str, str]  # how base and head are called
@@ -43,7 +44,7 @@ def _place(change: Change) -> tuple[Any, ...]:
 def place(change: Change) -> str:
     """`blocks.0.fc1:linear weight_grad (bias)`, as far as it is known."""
     name = f"({change.name})" if change.name not in ("", change.role) else None
-    at = ":".join(filter(None, [change.fqn, change.op]))
+    at = ":".join(filter(None, [WHOLE if change.fqn == "" else change.fqn, change.op]))
     return visible(" ".join(filter(None, [at, change.role, name]))) or "the whole job"
 
 

@@ -21,7 +21,7 @@ from precaudit.comparison.changes import Change, Comparison
 from precaudit.comparison.compare import compare
 from precaudit.comparison.markdown import MARKER
 from precaudit.comparison.outputs import render
-from precaudit.comparison.rows import rows
+from precaudit.comparison.rows import place, rows
 from precaudit.comparison.thresholds import DEFAULTS
 from precaudit.model import Report
 from precaudit.reporting.serialize import write_json
@@ -194,6 +194,13 @@ def test_comparing_does_not_import_torch(folder):
         "sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", program], cwd=folder, capture_output=True).returncode == 0
+
+
+def test_the_model_itself_is_not_the_whole_job():
+    """A model of one module has no other name."""
+    places = [place(Change("amax", 3.0, "", fqn=fqn, role="weight")) for fqn in ("", "fc", None)]
+    assert places == ["(the model itself) weight", "fc weight", "weight"]
+    assert [place(Change("verdict", 1.0, "", fqn=fqn)) for fqn in ("", None)] == ["(the model itself)", "the whole job"]
 
 
 # ---------------------------------------------------------------- the trend
