@@ -40,7 +40,7 @@ def _planned(report: Report) -> Iterator[tuple[str, TensorRecord, Format]]:
         target = FORMATS.get(report.plan.modules.get(layer.fqn, report.plan.default))
         for record in layer.tensors:
             if target and record.role in PLACED_ROLES:
-                yield f"{layer.fqn} {record.role}", record, target
+                yield f"{_place(layer.fqn)} {record.role}", record, target
 
 
 def _headroom(report: Report) -> Iterator[Value]:
@@ -61,7 +61,7 @@ def _flushed(report: Report) -> Iterator[Value]:
 def _nonfinite(report: Report) -> Iterator[Value]:
     for layer in report.layers:
         for record in layer.tensors:
-            yield f"{layer.fqn} {record.role}", float(record.stats.nonfinite)
+            yield f"{_place(layer.fqn)} {record.role}", float(record.stats.nonfinite)
 
 
 def _float32_share(report: Report) -> Iterator[Value]:

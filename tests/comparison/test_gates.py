@@ -1,5 +1,7 @@
 """`--fail-on` of compare and of profile: what each rule catches, and what is refused."""
 
+from dataclasses import replace
+
 import pytest
 from synthetic_reports import gpt, profile
 
@@ -99,6 +101,17 @@ def test_a_broken_rule_says_what_broke_it(rule, sentence):
 )  # fmt: skip
 def test_a_kept_rule_says_nothing(rule):
     assert matches_fail_on(report(), [rule]) == ()
+
+
+@pytest.mark.parametrize(
+    ("rule", "sentence"),
+    [("error", "PA101 in the model itself"), ("headroom:4", "the model itself activation has 2, below the threshold")],
+)
+def test_the_model_itself_has_a_name_in_a_broken_rule(rule, sentence):
+    (layer,), plan = report().layers, Plan("float16", {"": "float16"})
+    findings = (Finding("PA101", "error", "overflows", "bf16", ""),)
+    (matched,) = matches_fail_on(report(layers=(replace(layer, fqn=""),), plan=plan, findings=findings), [rule])
+    assert matched.endswith(sentence)
 
 
 def test_overflow_and_flushed_energy_are_those_of_the_planned_format():
