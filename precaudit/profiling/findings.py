@@ -214,7 +214,7 @@ def _of_verification(verification: Verification) -> list[Finding]:
         finding(
             "PA601",
             "warning",
-            f"{r.fqn or 'the model'}{': ' + r.op if r.op else ''} needed {r.target}: {r.why}",
+            f"{r.fqn or 'the model itself'}{': ' + r.op if r.op else ''} needed {r.target}: {r.why}",
             "the plan has it in " + r.target,
             r.fqn,
             r.op,

@@ -78,25 +78,28 @@ def _watch(trials: Trials, plan: Plan, candidates: Mapping[int, RunResult], step
 
 
 def _after_fault(plan: Plan, faults: list[Fault], trace: Trace) -> list[Promotion]:
-    """The first forward producer that something can be done about, else the first gradient."""
+    """The first forward producer that something can be done about, else the first gradient; at last what is inside."""
     producers = [fault for fault in faults if fault.phase == "forward"] or faults
-    found = (_widened(plan, fault.fqn, fault.op, _what_happened(fault), trace) for fault in producers)
-    return next((_with_what_is_inside(promotion, plan) for promotion in found if promotion is not None), [])
+    for fault in producers:
+        if promotion := _widened(plan, fault.fqn, fault.op, _what_happened(fault), trace):
+            return [promotion]
+    inside = (_inside(plan, fault.fqn, _what_happened(fault)) for fault in producers)
+    return next((promotions for promotions in inside if promotions), [])
 
 
 def _widened(plan: Plan, fqn: str, op: str | None, why: str, trace: Trace) -> Promotion | None:
-    """The operation alone in a module that computes between its children; the module where it is a leaf, where no
-    operation is known, or where the operation is wide already; None where all of that is float32."""
+    """The operation alone, in a module that computes between its children; the module's own operations where it is a
+    leaf, where no operation is known, or where the operation is wide already; None where all of that is float32."""
     leaf = {layer.fqn: layer.leaf for layer in trace.layers}.get(fqn, True)
+    kinds = {each.op: each.category for each in trace.ops if each.fqn == fqn}
     source = format_of(plan, fqn, op or "")
-    if op and not leaf and source != "float32":
-        category = next((each.category for each in trace.ops if (each.fqn, each.op) == (fqn, op)), "other")
-        return Promotion(fqn, op, source, _target(source, category, plan), why)
+    if op and not leaf and source != "float32" and kinds.get(op) != "fp32":
+        return Promotion(fqn, op, source, _target(source, kinds.get(op, "other"), plan), why)
     source = format_of(plan, fqn, "")
     if source == "float32":
         return None
-    kinds = {each.category for each in trace.ops if each.fqn == fqn and op in (None, each.op)}
-    return Promotion(fqn, "", source, _target(source, "lower" if kinds == {"lower"} else "other", plan), why)
+    own = {kind for name, kind in kinds.items() if op in (None, name)}
+    return Promotion(fqn, "", source, _target(source, "lower" if own == {"lower"} else "other", plan), why)
 
 
 def _target(source: str, category: str, plan: Plan) -> str:
@@ -121,16 +124,16 @@ def _after_exception(plan: Plan, broken: RunResult, trace: Trace) -> list[Promot
     op = broken.error.op if broken.error else None
     why = f"{op or 'its forward'} raised under the plan: {message.splitlines()[0] if message else 'no message'}"
     promotion = _widened(plan, fqn, op, why, trace)
-    return _with_what_is_inside(replace(promotion, target="float32"), plan) if promotion else []
+    if promotion is None:
+        return []
+    inside = [] if promotion.op else _inside(plan, promotion.fqn, why)
+    return [replace(promotion, target="float32"), *inside]
 
 
-def _with_what_is_inside(promotion: Promotion, plan: Plan) -> list[Promotion]:
-    """A module that can't take what its children hand it needs them wide as well."""
-    if promotion.op:
-        return [promotion]
-    low = {fqn: name for fqn, name in plan.modules.items() if name != "float32" and fqn != promotion.fqn}
-    inside = {fqn: name for fqn, name in low.items() if is_within(fqn, promotion.fqn)}
-    return [promotion, *(replace(promotion, fqn=fqn, source=name) for fqn, name in inside.items())]
+def _inside(plan: Plan, fqn: str, why: str) -> list[Promotion]:
+    """All that is low inside a module that can't take what its children hand it."""
+    low = {name: source for name, source in plan.modules.items() if source != "float32" and name != fqn}
+    return [Promotion(name, "", source, "float32", why) for name, source in low.items() if is_within(name, fqn)]
 
 
 def _planned_name(raised_in: str | None, plan: Plan) -> str | None:

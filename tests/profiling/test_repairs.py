@@ -1,5 +1,7 @@
 """The least change that answers what a trial ran into."""
 
+from dataclasses import replace
+
 import pytest
 
 from precaudit.model import Layer, Location, Op, OpFormat, Plan
@@ -39,20 +41,26 @@ def test_a_product_moves_to_the_next_safer_format(fqn, op):
     assert (found.op, found.target) == ("matmul" if fqn == "block" else "", "bfloat16")
 
 
-def test_an_operation_that_is_wide_already_takes_its_module_along():
+def test_an_operation_that_is_wide_already_takes_its_modules_own_along_and_then_what_is_inside():
     plan = Plan("float16", PLAN.modules, (OpFormat("block", "mul", "float32"),))
-    found = _after_fault(plan, [fault("block", "mul")], TRACE)
-    assert [(each.fqn, each.op, each.target) for each in found] == [
-        ("block", "", "float32"),
-        ("block.lin", "", "float32"),
-    ]
+    (own,) = _after_fault(plan, [fault("block", "mul")], TRACE)
+    assert (own.fqn, own.op, own.target) == ("block", "", "float32")
+    (inside,) = _after_fault(Plan("float16", {**PLAN.modules, "block": "float32"}), [fault("block", "mul")], TRACE)
+    assert (inside.fqn, inside.op, inside.target) == ("block.lin", "", "float32")
+
+
+def test_what_autocast_has_in_float32_anyway_is_no_repair_by_itself():
+    trace = replace(TRACE, ops=(*TRACE.ops, Op("block", "log", 1, "fp32", None, ())))
+    (own,) = _after_fault(PLAN, [fault("block", "log")], trace)
+    assert (own.fqn, own.op, own.target) == ("block", "", "float32")
 
 
 def test_what_is_all_float32_leaves_the_next_producer():
     plan = Plan("float16", {**PLAN.modules, "block": "float32"})
     (found,) = _after_fault(plan, [fault("block", "mul"), fault("block.lin", "linear")], TRACE)
-    assert found.fqn == "block.lin"
-    assert _after_fault(plan, [fault("block", "mul")], TRACE) == []
+    assert (found.fqn, found.target) == ("block.lin", "bfloat16")
+    everything = Plan("float16", {"block": "float32", "block.lin": "float32"})
+    assert _after_fault(everything, [fault("block", "mul")], TRACE) == []
 
 
 def test_forward_producers_come_before_gradients():
