@@ -132,8 +132,8 @@ _PROFILE = (
     ),
     Rule(
         "PA306",
-        "a cast makes whole numbers others",
-        "The script casts ids, positions or counts to a format that can't tell them apart.",
+        "low precision makes whole numbers others",
+        "The script makes ids, positions or counts in a format that can't tell them apart, or casts them to it.",
         "Keep them in an integer or float32 tensor.",
     ),
     Rule(

@@ -207,9 +207,9 @@ def _rows(entry: Seen, severity: Severity) -> Finding | None:
 
 
 def _integers(entry: Seen, severity: Severity) -> Finding:
-    """PA306: whole numbers (ids, positions, counts) that a cast makes others."""
+    """PA306: whole numbers (ids, positions, counts) that are others in a low format."""
     message = (
-        f"whole numbers up to {entry['amax']:g} (indices, positions, counts) are cast to {entry['dtype']}, which tells "
+        f"whole numbers up to {entry['amax']:g} (indices, positions, counts) are put into {entry['dtype']}, which tells "
         f"integers apart up to {entry['limit']:g} only: {entry['changed']} of them alias others"
     )
     fix = "keep indices and counts in an integer or float32 tensor"

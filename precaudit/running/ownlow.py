@@ -74,7 +74,7 @@ class OwnLowPrecision(TorchFunctionMode, TrainingListener):
                 self._after(op_name(func), func, args, kwargs, result, states)
 
     def _after(self, op: str, func: Any, args: Any, kwargs: Any, result: torch.Tensor, states: list[State]) -> None:
-        self._look_for_integers(op, args, result)
+        self._look_for_integers(op, func, args, kwargs, result)
         self._look_for_overflow(op, args, kwargs, result)
         if op in _READS_ROWS and result.requires_grad:
             self._watch_rows(op, args, result)
@@ -92,21 +92,25 @@ class OwnLowPrecision(TorchFunctionMode, TrainingListener):
 
     # ---------------------------------------------------------------- one operation
 
-    def _look_for_integers(self, op: str, args: Any, result: torch.Tensor) -> None:
-        """Whole numbers above 2^p that a cast makes others."""
-        limit = 2.0 / torch.finfo(result.dtype).eps
+    def _look_for_integers(self, op: str, func: Any, args: Any, kwargs: Any, result: torch.Tensor) -> None:
+        """Whole numbers above 2^p that a cast makes others, or that are made low from the beginning."""
+        if op == "arange":
+            self._compare_integers(func(*args, **{**kwargs, "dtype": torch.float64}), result)
         for source in tensors_in(args) if op in _CASTS else ():
             if source.dtype in HALVES or source.dtype == torch.bool or source.numel() < 2:
                 continue
             if source.shape != result.shape or source.is_complex() or source.requires_grad:
                 continue
-            values = source.detach().double()
-            large = (values.abs() > limit) & (values.abs() < _EXACT_INTEGERS)
-            whole = large & (values == values.round())
-            changed = int((whole & (result.double() != values)).sum())
-            if changed > 1 and int(whole.sum()) > 0.9 * int(large.sum()):
-                top = float(values[whole].abs().max())
-                self._note("integers", dtype=dtype_name(result), limit=limit, amax=top, changed=changed)
+            self._compare_integers(source.detach().double(), result)
+
+    def _compare_integers(self, values: torch.Tensor, result: torch.Tensor) -> None:
+        limit = 2.0 / torch.finfo(result.dtype).eps
+        large = (values.abs() > limit) & (values.abs() < _EXACT_INTEGERS)
+        whole = large & (values == values.round())
+        changed = int((whole & (result.double() != values)).sum())
+        if changed > 1 and int(whole.sum()) > 0.9 * int(large.sum()):
+            top = float(values[whole].abs().max())
+            self._note("integers", dtype=dtype_name(result), limit=limit, amax=top, changed=changed)
 
     def _look_for_overflow(self, op: str, args: Any, kwargs: Any, result: torch.Tensor) -> None:
         """The first operation that makes a non-finite low value from finite ones."""

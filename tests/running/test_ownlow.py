@@ -330,6 +330,18 @@ def test_whole_numbers_that_a_cast_makes_others(values, found):
     assert bool(entries) is found
 
 
+@pytest.mark.parametrize(("count", "found"), [(2000, True), (200, False)])
+def test_whole_numbers_that_are_made_low_alias_too(count, found):
+    (entry,) = seen(lambda: train(after_step=lambda model: positions(count)), "integers", steps=3) or (None,)
+    assert (entry is not None) is found
+    if entry:
+        assert (entry["amax"], entry["path"]) == (1999.0, __file__)
+
+
+def positions(count):
+    return torch.arange(count, dtype=torch.bfloat16).long()
+
+
 def test_an_overflow_is_told_where_it_is_made():
     entries = seen(
         lambda: train(after_step=lambda model: (torch.full((4,), 6e4).half() * 2).sum()), "overflow", steps=3
