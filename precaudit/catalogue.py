@@ -175,7 +175,7 @@ _PROFILE = (
     Rule(
         "PA502",
         "scaled gradients are clipped",
-        "The script clips gradients before they are unscaled, so their norm has the loss scale in it.",
+        "The script clips or changes gradients that still have the loss scale in them.",
         "Call scaler.unscale_(optimizer) before clipping.",
     ),
     Rule(

@@ -6,9 +6,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from precaudit.finding import finding
+from precaudit.formats import FORMATS
 from precaudit.model import Finding, Location, Severity, Verification
+from precaudit.planning.rules import local_error
 from precaudit.profiling.audit import Audit
 from precaudit.running.job import RunResult
+from precaudit.tracing.records import Trace
 from precaudit.verification.statistics import MARGIN_CAP, comparison_window, diverged, relative_differences
 
 _STRAYED = 10.0
@@ -36,6 +39,8 @@ def of_as_written(audit: Audit, verification: Verification) -> list[Finding]:
         return [*found, _of_stop(run), *_causes(run, "warning")]
     detail = _strays(audit.reference, run, verification.margin)
     causes = [*_of_penalty(audit.reference, run), *_causes(run, "error" if detail else "warning")]
+    if detail and not causes:
+        causes = _of_operations(audit, run) or _of_changed_gradients(audit)
     return [*found, *_of_difference(run, detail, bool(causes), audit.reference.baseline.get("autocast_at")), *causes]
 
 
@@ -83,6 +88,40 @@ def _of_penalty(reference: RunResult, run: RunResult) -> list[Finding]:
     )
     fix = "divide these gradients by scaler.get_scale() before anything is computed of them"
     return [finding("PA507", "error", message, fix, location=Location(place["path"], place["line"]))]
+
+
+def _of_operations(audit: Audit, run: RunResult) -> list[Finding]:
+    """PA106: operations that lose their own result in the format that the script has them in, and no plan would."""
+    trace, told = run.trace or Trace(), {(ban.rule, ban.fqn, ban.op) for ban in audit.bans}
+    lost = (local_error(op, FORMATS[op.dtype]) for op in trace.ops if op.dtype in trace.low_dtypes)
+    return [
+        finding(
+            ban.rule,
+            "error",
+            f"{ban.fqn or 'the model'}: {ban.why}, which the script chose itself",
+            ban.fix,
+            ban.fqn,
+            ban.op,
+            ban.location,
+            formats=ban.format,
+            value=ban.value,
+        )
+        for ban in lost
+        if ban is not None and (ban.rule, ban.fqn, ban.op) not in told
+    ]
+
+
+def _of_changed_gradients(audit: Audit) -> list[Finding]:
+    """PA502: what a script does by itself to gradients that still have the loss scale in them."""
+    place = audit.reference.baseline.get("changes_scaled")
+    if not isinstance(place, dict):
+        return []
+    message = (
+        "the script changes gradients by itself before the scaler unscales them here: what is no mere factor, such as "
+        "a threshold to clip at, a weight decay or noise, is off by the loss scale"
+    )
+    fix = "call scaler.unscale_(optimizer) before the gradients are changed"
+    return [finding("PA502", "error", message, fix, location=place_of(place))]
 
 
 def _of_stop(run: RunResult) -> Finding:
@@ -209,8 +248,8 @@ def _rows(entry: Seen, severity: Severity) -> Finding | None:
 def _integers(entry: Seen, severity: Severity) -> Finding:
     """PA306: whole numbers (ids, positions, counts) that are others in a low format."""
     message = (
-        f"whole numbers up to {entry['amax']:g} (indices, positions, counts) are put into {entry['dtype']}, which tells "
-        f"integers apart up to {entry['limit']:g} only: {entry['changed']} of them alias others"
+        f"whole numbers up to {entry['amax']:g} (indices, positions, counts) are put into {entry['dtype']}, which "
+        f"tells integers apart up to {entry['limit']:g} only: {entry['changed']} of them alias others"
     )
     fix = "keep indices and counts in an integer or float32 tensor"
     return finding("PA306", severity, message, fix, None, None, place_of(entry), changed=entry["changed"])

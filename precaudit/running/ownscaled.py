@@ -20,12 +20,13 @@ from precaudit.tracing.ops import caller_location, line_of
 _SCALED, _PLAIN = "scaled", "plain"
 Written = tuple[torch.Tensor, int]
 """A parameter's `.grad`, and how often it had been written to."""
+Which = Callable[[torch.Tensor], bool]
 
 
 class ScaledGradients(TrainingListener):
-    """Notes `settings["unscaled_loss"]`, `settings["clips_scaled"]` and `settings["steps_scaled"]`; a disabled scaler's
-    calls say as much, so that a float32 run tells. What a script does to a gradient by itself after the backward pass
-    is its own affair: it was seen to write to it, or to ask for the scale."""
+    """Notes `settings["unscaled_loss"]`, `settings["clips_scaled"]`, `settings["steps_scaled"]` and, where a script
+    writes to gradients by itself before they are unscaled, `settings["changes_scaled"]`; a disabled scaler's calls say
+    as much, so that a float32 run tells. Whoever has asked for the scale since the backward pass knows of it."""
 
     def __init__(self, names: ModuleNames, settings: dict[str, object]) -> None:
         self._names, self._settings = names, settings
@@ -81,7 +82,9 @@ class ScaledGradients(TrainingListener):
 
     def _unscaling(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def unscale(scaler: Any, optimizer: Any, *args: Any, **kwargs: Any) -> Any:
-            self._note(_parameters(optimizer), _PLAIN, "unscaled_loss", type(optimizer).__name__)
+            function = type(optimizer).__name__
+            self._note(_parameters(optimizer), _PLAIN, "unscaled_loss", function)
+            self._note_scaled(_parameters(optimizer), "changes_scaled", function, self._changed)
             for parameter in _parameters(optimizer):
                 self._kinds.pop(id(parameter), None)
             outside, self._in_scaler = self._in_scaler, True
@@ -143,16 +146,24 @@ class ScaledGradients(TrainingListener):
         known, gradient = self._written.get(id(parameter)), parameter.grad
         return known is not None and gradient is known[0] and gradient._version == known[1]
 
-    def _note_scaled(self, parameters: list[torch.Tensor], setting: str, function: str) -> None:
-        if not self._asked_after:
-            self._note(parameters, _SCALED, setting, function)
+    def _changed(self, parameter: torch.Tensor) -> bool:
+        """Written to since the backward pass, or replaced."""
+        return id(parameter) in self._written and parameter.grad is not None and not self._untouched(parameter)
 
-    def _note(self, parameters: list[torch.Tensor], kind: str, setting: str, function: str) -> None:
+    def _note_scaled(
+        self, parameters: list[torch.Tensor], setting: str, function: str, which: Which | None = None
+    ) -> None:
+        if not self._asked_after:
+            self._note(parameters, _SCALED, setting, function, which)
+
+    def _note(
+        self, parameters: list[torch.Tensor], kind: str, setting: str, function: str, which: Which | None = None
+    ) -> None:
         if not self._concerned or setting in self._settings:
             return
         for parameter in parameters:
             kinds = self._kinds.get(id(parameter), {})
-            if kind in kinds and self._untouched(parameter):
+            if kind in kinds and (which or self._untouched)(parameter):
                 place = caller_location() if kind == _SCALED else kinds[kind]
                 self._settings[setting] = {**line_of(place), "function": function, "mixed": len(kinds) > 1}
                 return

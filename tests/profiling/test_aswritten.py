@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from precaudit.model import Layer, Location, Plan, TensorRecord, TensorStats, Verification
+from precaudit.model import Layer, Location, Op, Plan, TensorRecord, TensorStats, Verification
 from precaudit.profiling.aswritten import of_as_written
 from precaudit.profiling.audit import Audit, run_audit
 from precaudit.profiling.findings import all_findings
@@ -12,13 +12,14 @@ from precaudit.running.worker import run
 from precaudit.tracing.records import Trace
 
 LOSSES = tuple(1.0 - step / 100 for step in range(80))
+LOW = ("bfloat16", "float16")
 CASTS = [{"path": "train.py", "line": 3, "dtype": "bfloat16"}]
 
 
-def told(losses=LOSSES, status="stopped", low=(), noted=(), **fields):
+def told(losses=LOSSES, status="stopped", low=(), noted=(), seen=(), **fields):
     baseline = {"casts": CASTS, "low": list(low), **dict(noted)}
     written = RunResult("as-written", 0, status, len(losses), losses=losses, baseline=baseline, **fields)
-    reference = RunResult("reference", 0, "stopped", len(LOSSES), losses=LOSSES)
+    reference = RunResult("reference", 0, "stopped", len(LOSSES), losses=LOSSES, baseline=dict(seen))
     audit = Audit(Job("script", "train.py", (), ".", 80), reference, Trace(), as_written=written)
     return of_as_written(audit, Verification("pass", "emulated"))
 
@@ -49,6 +50,25 @@ def test_a_script_that_stops_as_written_may_only_lack_a_kernel_of_this_machine()
 def state(fqn, buffer, lost):
     entry = {"path": "train.py", "line": 5, "fqn": fqn, "buffer": buffer, "dtype": "bfloat16", "lost": lost}
     return {"kind": "state", **entry}
+
+
+def test_an_operation_that_loses_its_result_explains_a_script_that_strays():
+    error = {"bfloat16": 0.6, "float16": 0.03}
+    ops = tuple(Op("crf", "add", 9, "other", None, (), dtype=name, half=True, local_error=error) for name in LOW)
+    trace = Trace(ops=ops, low_dtypes=LOW)
+    strayed = tuple(2 * loss for loss in LOSSES)
+    written, cause = told(strayed, trace=trace)
+    assert (written.rule, cause.rule, cause.severity, cause.fqn) == ("PA501", "PA106", "error", "crf")
+    assert "60% of its smaller addend, which it absorbs, in bfloat16" in cause.message
+    assert [each.rule for each in told(strayed, trace=trace, low=[state("norm", "", 0.9)])] == ["PA501", "PA303"]
+    assert "PA106" not in [each.rule for each in told(trace=trace)]
+
+
+def test_scaled_gradients_that_a_script_changes_explain_one_that_strays():
+    seen = {"changes_scaled": {"path": "train.py", "line": 9, "function": "SGD", "mixed": False}}
+    _, cause = told(tuple(2 * loss for loss in LOSSES), seen=seen)
+    assert (cause.rule, cause.severity, cause.location) == ("PA502", "error", Location("train.py", 9))
+    assert "PA502" not in [each.rule for each in told(seen=seen)]
 
 
 def test_a_buffer_that_absorbs_is_named_and_told_from_its_neighbour():

@@ -135,3 +135,25 @@ def test_asking_for_the_scale_of_the_last_step_takes_it_out_of_no_gradient():
 
     noted = settings(in_turn(asked_before, asked_before, lambda scaler, optimizer: optimizer.step()))
     assert "steps_scaled" in noted
+
+
+def clipped_by_hand(unscales, asks=False):
+    def train(scaler, optimizers, losses):
+        scaler.scale(sum(losses)).backward()
+        for optimizer in optimizers:
+            if unscales:
+                scaler.unscale_(optimizer)
+            limit = scaler.get_scale() if asks else 1.0
+            for parameter in optimizer.param_groups[0]["params"]:
+                parameter.grad.clamp_(-limit, limit)
+            scaler.step(optimizer)
+        scaler.update()
+
+    return train
+
+
+def test_changing_gradients_by_hand_before_they_are_unscaled_is_noted():
+    assert settings(clipped_by_hand(unscales=False))["changes_scaled"]["path"] == __file__
+    assert "changes_scaled" not in settings(clipped_by_hand(unscales=True))
+    assert "changes_scaled" not in settings(clipped_by_hand(unscales=False, asks=True))
+    assert "changes_scaled" not in settings(clipped_by_hand(unscales=False), enabled=False)
