@@ -104,7 +104,8 @@ def headline(report: Report) -> Headline:
     broken = unsound(report)
     if broken:
         return Headline("bad", f"REPAIR FLOAT32 FIRST: {prose(broken.message)}", _details(report))
-    if not report.plan.is_low_precision and verdict != "inconclusive":
+    repaired_away = report.verification.cause == "noise"  # what was in doubt is no longer in the plan
+    if not report.plan.is_low_precision and (verdict != "inconclusive" or repaired_away):
         return Headline("bad", "STAY IN FLOAT32: no low-precision plan is recommended", _details(report))
     titles: dict[str, tuple[Tone, str]] = {
         "pass": ("good", f"VERIFIED: {name} trains the same as float32{_difference(report, 'within')}"),

@@ -83,6 +83,10 @@ def test_a_float32_plan_is_never_sold_as_low_precision(verdict):
     report = report_samples.passing()
     report = replace(report, plan=Plan(), verification=replace(report.verification, verdict=verdict))
     assert story.headline(report).title.startswith("STAY IN FLOAT32")
+    doubted = replace(report, verification=replace(report.verification, verdict="inconclusive", cause="noise"))
+    assert story.headline(doubted).title.startswith("STAY IN FLOAT32")
+    stopped = replace(doubted, verification=replace(doubted.verification, cause="interrupted"))
+    assert story.headline(stopped).title.startswith("NOT DECIDED")
     assert "precaudit.apply" not in render_terminal(report)
 
 
