@@ -232,7 +232,8 @@ def _as_it_is(operation: Any, args: Any, kwargs: Any) -> Any:
 
 def _factor(root: torch.Tensor) -> float:
     """The loss scale of what a backward pass starts from: its scaler's, or what the script multiplied it by."""
-    factor = getattr(root, FACTOR, getattr(root.grad_fn, "_saved_other", None))
+    multiplied = "Mul" in type(root.grad_fn).__name__  # a divisor is saved by the same name
+    factor = getattr(root, FACTOR, getattr(root.grad_fn, "_saved_other", None) if multiplied else None)
     if isinstance(factor, torch.Tensor):
         return float(factor) if factor.numel() == 1 else 0.0
     return factor or 0.0

@@ -407,6 +407,15 @@ def test_a_loss_scale_without_a_ceiling(factor, found):
     assert bool(seen(code, "runaway")) is found
 
 
+def test_a_loss_that_is_divided_is_not_scaled():
+    def code():
+        model, count = nn.Linear(4, 1), torch.full((70_000,), 1.0).half().sum(dtype=torch.float16)
+        (model(torch.randn(8, 4)).square().sum() / count).backward()
+        torch.optim.SGD(model.parameters(), lr=0.01).step()
+
+    assert seen(code, "runaway") == []
+
+
 def test_only_runs_as_written_are_looked_at():
     assert seen(averaging(0.999, torch.bfloat16, True), "state", precision="float32") == []
     assert seen(averaging(0.999, torch.bfloat16, True), "state", precision="as-written") != []
