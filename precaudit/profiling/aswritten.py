@@ -6,12 +6,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from precaudit.finding import finding
-from precaudit.formats import FORMATS
 from precaudit.model import Finding, Location, Severity, Verification
-from precaudit.planning.rules import local_error
+from precaudit.planning.rules import LOCAL_ERROR_LIMIT
 from precaudit.profiling.audit import Audit
 from precaudit.running.job import RunResult
-from precaudit.tracing.records import Trace
 from precaudit.verification.statistics import MARGIN_CAP, comparison_window, diverged, relative_differences
 
 _STRAYED = 10.0
@@ -40,7 +38,7 @@ def of_as_written(audit: Audit, verification: Verification) -> list[Finding]:
     detail = _strays(audit.reference, run, verification.margin)
     causes = [*_of_penalty(audit.reference, run), *_causes(run, "error" if detail else "warning")]
     if detail and not causes:
-        causes = _of_operations(audit, run) or _of_changed_gradients(audit)
+        causes = _of_additions(run) or _of_changed_gradients(audit)
     return [*found, *_of_difference(run, detail, bool(causes), audit.reference.baseline.get("autocast_at")), *causes]
 
 
@@ -90,24 +88,22 @@ def _of_penalty(reference: RunResult, run: RunResult) -> list[Finding]:
     return [finding("PA507", "error", message, fix, location=Location(place["path"], place["line"]))]
 
 
-def _of_operations(audit: Audit, run: RunResult) -> list[Finding]:
-    """PA106: operations that lose their own result in the format that the script has them in, and no plan would."""
-    trace, told = run.trace or Trace(), {(ban.rule, ban.fqn, ban.op) for ban in audit.bans}
-    lost = (local_error(op, FORMATS[op.dtype]) for op in trace.ops if op.dtype in trace.low_dtypes)
+def _of_additions(run: RunResult) -> list[Finding]:
+    """PA106: additions that lose their smaller addend in the format that the script has them in."""
+    lost = [entry for entry in _seen(run) if entry["kind"] == "absorbed" and entry["lost"] >= LOCAL_ERROR_LIMIT]
     return [
         finding(
-            ban.rule,
+            "PA106",
             "error",
-            f"{ban.fqn or 'the model'}: {ban.why}, which the script chose itself",
-            ban.fix,
-            ban.fqn,
-            ban.op,
-            ban.location,
-            formats=ban.format,
-            value=ban.value,
+            f"{entry['fqn'] + ': ' if entry['fqn'] else ''}{entry['op']} errs by {entry['lost']:.0%} of its smaller "
+            f"addend, which it absorbs, in {entry['dtype']}, which the script chose itself",
+            "keep this operation in float32",
+            entry["fqn"] or None,
+            entry["op"],
+            place_of(entry),
+            lost=entry["lost"],
         )
-        for ban in lost
-        if ban is not None and (ban.rule, ban.fqn, ban.op) not in told
+        for entry in lost
     ]
 
 

@@ -4,7 +4,7 @@ that absorb their addends, whole numbers that become others, and gradients that 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -15,10 +15,12 @@ from torch.overrides import TorchFunctionMode
 from precaudit.histograms.memory import in_transform
 from precaudit.instrument.events import TrainingListener
 from precaudit.instrument.names import ModuleNames
+from precaudit.instrument.scopes import Frame
 from precaudit.instrument.torchfunction import op_name, single_calls, stored, takes_lists, tensors_in
 from precaudit.running.baseline import called_by_precaudit
 from precaudit.running.ownscaler import FACTOR
 from precaudit.running.ownstate import HALVES, State, States, dtype_name, energy, is_plain
+from precaudit.running.ownsums import OwnSums
 from precaudit.tracing.ops import caller_location
 
 _EXACT_INTEGERS = 2.0**24
@@ -41,10 +43,13 @@ class _Sum:
 class OwnLowPrecision(TorchFunctionMode, TrainingListener):
     """A function mode and a training listener; what it saw goes into `settings["low"]`, one entry a place and kind."""
 
-    def __init__(self, names: ModuleNames, settings: dict[str, object]) -> None:
+    def __init__(
+        self, names: ModuleNames, settings: dict[str, object], current: Callable[[], Frame | None] = lambda: None
+    ) -> None:
+        """`current` says whose forward is running."""
         super().__init__()
         self._names, self._settings = names, settings
-        self._states = States(names)
+        self._states, self._additions = States(names), OwnSums(current)
         self._step = 0
         self._found: dict[tuple[str, str, int, str], dict[str, Any]] = {}
         self._sums: dict[int, _Sum] = {}
@@ -76,6 +81,7 @@ class OwnLowPrecision(TorchFunctionMode, TrainingListener):
     def _after(self, op: str, func: Any, args: Any, kwargs: Any, result: torch.Tensor, states: list[State]) -> None:
         self._look_for_integers(op, func, args, kwargs, result)
         self._look_for_overflow(op, args, kwargs, result)
+        self._additions.made(op, func, args, kwargs, result)
         if op in _READS_ROWS and result.requires_grad:
             self._watch_rows(op, args, result)
         self._states.after(op, func, args, kwargs, result, states)
@@ -88,7 +94,7 @@ class OwnLowPrecision(TorchFunctionMode, TrainingListener):
         self._publish()
 
     def _publish(self) -> None:
-        self._settings["low"] = [*self._found.values(), *self._states.entries()]
+        self._settings["low"] = [*self._found.values(), *self._states.entries(), *self._additions.entries()]
 
     # ---------------------------------------------------------------- one operation
 
@@ -214,6 +220,7 @@ class OwnLowPrecision(TorchFunctionMode, TrainingListener):
 
     def step_ended(self, optimizer: Any) -> None:
         self._states.step_ended()
+        self._additions.step_ended()
         self._step += 1
         self._publish()
 

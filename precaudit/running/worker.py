@@ -103,7 +103,7 @@ def _assemble(spec: RunSpec, progress: Callable[[int, float], None], stop: Stop)
     if observer is not None:
         scopes.listeners.append(observer)
     monitor = Monitor(events, spec.job.steps, progress, stop)
-    own_low = OwnLowPrecision(names, baseline.settings) if _as_written(spec) else None
+    own_low = OwnLowPrecision(names, baseline.settings, lambda: scopes.current) if _as_written(spec) else None
     scaled = ScaledGradients(names, baseline.settings) if spec.audited and spec.plan is None else None
     listeners = (scaler, tracer, probe, own_low, scaled, optimizers, monitor)
     events.listeners = [listener for listener in listeners if listener is not None]

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from precaudit.model import Layer, Location, Op, Plan, TensorRecord, TensorStats, Verification
+from precaudit.model import Layer, Location, Plan, TensorRecord, TensorStats, Verification
 from precaudit.profiling.aswritten import of_as_written
 from precaudit.profiling.audit import Audit, run_audit
 from precaudit.profiling.findings import all_findings
@@ -12,7 +12,6 @@ from precaudit.running.worker import run
 from precaudit.tracing.records import Trace
 
 LOSSES = tuple(1.0 - step / 100 for step in range(80))
-LOW = ("bfloat16", "float16")
 CASTS = [{"path": "train.py", "line": 3, "dtype": "bfloat16"}]
 
 
@@ -52,16 +51,19 @@ def state(fqn, buffer, lost):
     return {"kind": "state", **entry}
 
 
-def test_an_operation_that_loses_its_result_explains_a_script_that_strays():
-    error = {"bfloat16": 0.6, "float16": 0.03}
-    ops = tuple(Op("crf", "add", 9, "other", None, (), dtype=name, half=True, local_error=error) for name in LOW)
-    trace = Trace(ops=ops, low_dtypes=LOW)
-    strayed = tuple(2 * loss for loss in LOSSES)
-    written, cause = told(strayed, trace=trace)
-    assert (written.rule, cause.rule, cause.severity, cause.fqn) == ("PA501", "PA106", "error", "crf")
-    assert "60% of its smaller addend, which it absorbs, in bfloat16" in cause.message
-    assert [each.rule for each in told(strayed, trace=trace, low=[state("norm", "", 0.9)])] == ["PA501", "PA303"]
-    assert "PA106" not in [each.rule for each in told(trace=trace)]
+def absorbed(fqn, lost):
+    entry = {"path": "train.py", "line": 7, "fqn": fqn, "op": "add", "dtype": "bfloat16", "lost": lost}
+    return {"kind": "absorbed", **entry}
+
+
+def test_an_addition_that_absorbs_explains_a_script_that_strays():
+    strayed, low = tuple(2 * loss for loss in LOSSES), [absorbed("crf", 0.6), absorbed("", 0.9), absorbed("", 0.1)]
+    written, inside, outside = told(strayed, low=low)
+    assert (written.rule, inside.rule, inside.severity, inside.fqn) == ("PA501", "PA106", "error", "crf")
+    assert inside.message.startswith("crf: add errs by 60% of its smaller addend, which it absorbs, in bfloat16")
+    assert (outside.fqn, outside.location) == (None, Location("train.py", 7))
+    assert [each.rule for each in told(strayed, low=[*low, state("norm", "", 0.9)])] == ["PA501", "PA303"]
+    assert "PA106" not in [each.rule for each in told(low=low)]
 
 
 def test_scaled_gradients_that_a_script_changes_explain_one_that_strays():

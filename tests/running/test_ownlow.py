@@ -342,6 +342,34 @@ def positions(count):
     return torch.arange(count, dtype=torch.bfloat16).long()
 
 
+class Recurrence(nn.Module):
+    def __init__(self, dtype):
+        super().__init__()
+        self.inputs, self.dtype = nn.Linear(4, 8), dtype
+
+    def forward(self, x):
+        values = self.inputs(x).to(self.dtype)
+        total = 64.0 + values[:, 0]
+        for step in range(1, 8):
+            total = total + 0.1 * values[:, step]
+        return total.float()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_sums_that_absorb_their_addends_are_told_by_module_and_line(dtype):
+    def code():
+        torch.manual_seed(0)
+        model = Recurrence(dtype)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+        for _ in range(4):
+            model(torch.randn(32, 4)).sub(64).square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+    lost = [entry for entry in seen(code, "absorbed") if entry["lost"] > 0.25]
+    assert [(entry["fqn"], entry["path"]) for entry in lost] == [("", __file__)] * (dtype == torch.bfloat16)
+
+
 def test_an_overflow_is_told_where_it_is_made():
     entries = seen(
         lambda: train(after_step=lambda model: (torch.full((4,), 6e4).half() * 2).sum()), "overflow", steps=3

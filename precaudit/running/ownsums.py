@@ -1,0 +1,44 @@
+"""Additions in a script's own low precision that absorb their smaller addend, whether in a module or not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from precaudit.instrument.scopes import Frame
+from precaudit.model import Location
+from precaudit.running.ownstate import dtype_name
+from precaudit.tracing.ops import caller_location, line_of
+from precaudit.tracing.shadow import ABSORBING, Energies, local_errors, repeatable
+
+_EVERY = 8
+"""Sums are looked at in one step of so many: it takes as long as the step itself."""
+
+
+class OwnSums:
+    """Told of every operation with a low result, and when a step has ended."""
+
+    def __init__(self, current: Callable[[], Frame | None]) -> None:
+        self._current = current
+        self._step = 0
+        self._lost: dict[tuple[Location | None, str, str, str], Energies] = {}
+
+    def made(self, op: str, func: Any, args: Any, kwargs: Any, result: torch.Tensor) -> None:
+        if op not in ABSORBING or self._step % _EVERY or not repeatable(op, func, kwargs):
+            return
+        name, frame = dtype_name(result), self._current()
+        key = (caller_location(), frame.name.fqn if frame else "", op, name)
+        for energies in local_errors(op, func, args, kwargs, (name,)).values():
+            self._lost[key] = self._lost.get(key, Energies()) + energies
+
+    def step_ended(self) -> None:
+        self._step += 1
+
+    def entries(self) -> list[dict[str, Any]]:
+        """One a line; what another format loses there is another entry."""
+        return [
+            {"kind": "absorbed", **line_of(place), "fqn": fqn, "op": op, "dtype": dtype, "lost": energies.relative}
+            for (place, fqn, op, dtype), energies in self._lost.items()
+        ]
