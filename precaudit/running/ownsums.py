@@ -8,10 +8,11 @@ from typing import Any
 import torch
 
 from precaudit.instrument.scopes import Frame
+from precaudit.instrument.torchfunction import tensors_in
 from precaudit.model import Location
 from precaudit.running.ownstate import dtype_name
 from precaudit.tracing.ops import caller_location, line_of
-from precaudit.tracing.shadow import ABSORBING, Energies, local_errors, repeatable
+from precaudit.tracing.shadow import ABSORBING, Energies, local_errors, repeatable, smaller_addend
 
 _EVERY = 8
 """Sums are looked at in one step of so many: it takes as long as the step itself."""
@@ -28,6 +29,8 @@ class OwnSums:
     def made(self, op: str, func: Any, args: Any, kwargs: Any, result: torch.Tensor) -> None:
         if op not in ABSORBING or self._step % _EVERY or not repeatable(op, func, kwargs):
             return
+        if not smaller_addend(tensors_in(args), result):
+            return  # such a call would hide what others of the same line lose
         name, frame = dtype_name(result), self._current()
         key = (caller_location(), frame.name.fqn if frame else "", op, name)
         for energies in local_errors(op, func, args, kwargs, (name,)).values():

@@ -88,7 +88,7 @@ def _local_errors(
     if not exact or energy == float("inf"):
         return {}
     if op in ABSORBING:
-        energy = _smaller_addend(tensors_in(args), exact[0]) or energy
+        energy = smaller_addend(tensors_in(args), exact[0]) or energy
     return {name: Energies(_error(op, func, args, kwargs, name, exact), energy) for name in formats}
 
 
@@ -108,7 +108,7 @@ def _energy(values: torch.Tensor, less: torch.Tensor | None = None) -> float:
     return float("inf") if stats.nonfinite else stats.sum_squares
 
 
-def _smaller_addend(addends: list[torch.Tensor], total: torch.Tensor) -> float:
+def smaller_addend(addends: list[torch.Tensor], total: torch.Tensor) -> float:
     """Sum of squares that the addend with the least rms would have at the size of the sum; 0 if it is all zero, or
     nothing is lost with it. One number beside many, such as an eps in a buffer, is no addend of theirs."""
     parts = [t for t in addends if t.is_floating_point() and t.numel() > (total.numel() > 1)]

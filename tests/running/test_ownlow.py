@@ -351,7 +351,7 @@ class Recurrence(nn.Module):
         values = self.inputs(x).to(self.dtype)
         total = 64.0 + values[:, 0]
         for step in range(1, 8):
-            total = total + 0.1 * values[:, step]
+            total = (total + torch.zeros_like(total)) + 0.1 * values[:, step]
         return total.float()
 
 
