@@ -13,7 +13,7 @@ from precaudit.planning.planner import fallback
 from precaudit.profiling.bisect import contributions
 from precaudit.running.job import RunResult
 from precaudit.tracing.records import Fault, Trace
-from precaudit.verification.verdict import Judgement
+from precaudit.verification.statistics import diverged
 
 if TYPE_CHECKING:
     from precaudit.profiling.trials import Trials
@@ -32,40 +32,38 @@ class Promotion:
     why: str
 
 
-def find_repair(
-    trials: Trials, plan: Plan, candidates: Mapping[int, RunResult], judgement: Judgement
-) -> list[Promotion]:
+def find_repair(trials: Trials, plan: Plan, candidates: Mapping[int, RunResult]) -> list[Promotion]:
     """The least change that answers what was seen; empty where nothing is left to change."""
     broken = next((run for run in candidates.values() if run.status not in ("stopped", "ended")), None)
     if broken is not None:
         return _after_exception(plan, broken, trials.audit.trace)
-    step = _first_bad_step(candidates, judgement)
-    if step is not None:
-        faults = _watch(trials, plan, candidates, step)
+    wrong = _first_wrong(trials.references, candidates)
+    if wrong is not None:
+        faults = _watch(trials, plan, *wrong)
         if faults:
             return _after_fault(plan, faults, trials.audit.trace)
     return _after_silent_error(trials, plan)
 
 
-def _first_bad_step(candidates: Mapping[int, RunResult], judgement: Judgement) -> int | None:
-    if judgement.lost_at is not None:
-        return judgement.lost_at
-    skipped = [run.skipped[-1] for run in candidates.values() if run.skipped]
-    ended_badly = any(
-        run.end_state.parameters
-        or run.end_state.buffers
-        or run.end_state.optimizer_state
-        or not all(finite for finite, _ in run.end_state.evaluations.values())
-        for run in candidates.values()
-    )
-    if skipped:
-        return max(skipped)
-    return max(run.steps for run in candidates.values()) - 1 if ended_badly else None
+def _first_wrong(references: Mapping[int, RunResult], candidates: Mapping[int, RunResult]) -> tuple[int, int] | None:
+    """The seed whose run went wrong and the step: where it was lost, else the last that was skipped, else its end."""
+    for seed, run in candidates.items():
+        lost = diverged(references[seed].losses, run.losses) if seed in references else None
+        if lost is not None:
+            return seed, lost.step
+    if skipped := {seed: run.skipped[-1] for seed, run in candidates.items() if run.skipped}:
+        return max(skipped.items(), key=lambda item: item[1])
+    return next(((seed, run.steps - 1) for seed, run in candidates.items() if _ended_badly(run)), None)
 
 
-def _watch(trials: Trials, plan: Plan, candidates: Mapping[int, RunResult], step: int) -> list[Fault]:
+def _ended_badly(run: RunResult) -> bool:
+    state = run.end_state
+    finite = all(finite for finite, _ in state.evaluations.values())
+    return bool(state.parameters or state.buffers or state.optimizer_state) or not finite
+
+
+def _watch(trials: Trials, plan: Plan, seed: int, step: int) -> list[Fault]:
     """Run the failing seed again and look for producers from two steps before; what float32 shares is no fault."""
-    seed = max(candidates)
     start = max(0, step - 2)
     (watched,) = trials.run([replace(trials.spec("watch", seed, plan), watch_from=start)])
     legal = {

@@ -97,7 +97,7 @@ def verify(
             judgement = _trial_round(trials, plan, f"candidate-{round_}", seeds, quick, candidates)
             if not _needs_repair(judgement, quick) or round_ > MAX_ROUNDS:
                 break
-            promotions = find_repair(trials, plan, candidates, judgement)
+            promotions = find_repair(trials, plan, candidates)
             if not promotions:
                 break
             plan, repairs = _repaired(plan, promotions, promoted, repairs, replan, round_)

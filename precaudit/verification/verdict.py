@@ -21,8 +21,8 @@ _FROM_OUTSIDE = (-signal.SIGKILL, -signal.SIGTERM, -signal.SIGHUP)
 
 @dataclass(frozen=True)
 class Judgement:
-    """What the runs so far say of a plan; `lost_at` is the step from which a candidate was lost, `window` the steps
-    whose losses were compared, `cause` why the verdict is inconclusive."""
+    """What the runs so far say of a plan; `window` are the steps whose losses were compared, `cause` says why the
+    verdict is inconclusive."""
 
     verdict: Verdict
     reason: str
@@ -30,7 +30,6 @@ class Judgement:
     difference: Difference
     gates: tuple[Gate, ...]
     horizon: int | None = None
-    lost_at: int | None = None
     window: slice | None = None
     cause: Cause | None = None
 
@@ -48,8 +47,8 @@ class Runs:
         return [(self.references[seed], run) for seed, run in self.candidates.items() if seed in self.references]
 
 
-def _undecided(verdict: Verdict, reason: str, gates_: tuple[Gate, ...] = (), lost_at: int | None = None) -> Judgement:
-    return Judgement(verdict, reason, None, Difference(), gates_, lost_at=lost_at)
+def _undecided(verdict: Verdict, reason: str, gates_: tuple[Gate, ...] = ()) -> Judgement:
+    return Judgement(verdict, reason, None, Difference(), gates_)
 
 
 def judge(runs: Runs, plan: Plan) -> Judgement:
@@ -64,7 +63,7 @@ def judge(runs: Runs, plan: Plan) -> Judgement:
             message = candidate.error.message if candidate.error else candidate.status
             return _undecided("fail", f"the script stopped at step {candidate.steps}: {message}", checked)
         if (lost := statistics.diverged(reference.losses, candidate.losses)) is not None:
-            return _undecided("fail", lost.detail, checked, lost.step)
+            return _undecided("fail", lost.detail, checked)
     if bad := failed(checked):
         return _undecided("fail", bad[0].detail, checked)
     if pairs and not any(_differ(*pair) for pair in pairs):

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from precaudit.model import Layer, Location, Op, OpFormat, Plan
-from precaudit.profiling.repairs import Promotion, _after_exception, _after_fault
+from precaudit.profiling.repairs import Promotion, _after_exception, _after_fault, _first_wrong
 from precaudit.running.job import RunResult, ScriptError
 from precaudit.tracing.records import Fault, Trace
 
@@ -90,3 +90,18 @@ def test_a_module_that_raised_takes_what_is_inside_with_it():
     assert {each.target for each in found} == {"float32"}
     root = _after_exception(plan, raised("", None), TRACE)
     assert [(each.fqn, each.source) for each in root][1:] == list(plan.modules.items())
+
+
+def test_the_run_that_went_wrong_is_the_one_to_look_at_again():
+    falling = tuple(1.0 / (step + 1) for step in range(20))
+
+    def ran(seed, losses=falling, **fields):
+        return RunResult("candidate-1", seed, "stopped", len(losses), losses=losses, **fields)
+
+    references = {seed: ran(seed) for seed in range(3)}
+    lost = (*falling[:7], *[float("nan")] * 13)
+    assert _first_wrong(references, {0: ran(0), 1: ran(1, lost), 2: ran(2)}) == (1, 7)
+    assert _first_wrong(references, {0: ran(0, skipped=(3,)), 1: ran(1, skipped=(1, 12)), 2: ran(2)}) == (1, 12)
+    bad = replace(ran(0).end_state, buffers=("mean",))
+    assert _first_wrong(references, {0: ran(0, end_state=bad), 1: ran(1)}) == (0, 19)
+    assert _first_wrong(references, {0: ran(0), 1: ran(1)}) is None
