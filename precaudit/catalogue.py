@@ -139,8 +139,8 @@ _PROFILE = (
     Rule(
         "PA307",
         "the script's own precision overflows",
-        "An operation makes nan or inf from finite inputs in the script's own low precision.",
-        "Keep the operation in float32.",
+        "An operation, or its backward, makes nan or inf in the script's own low precision.",
+        "Keep the operation in float32, or lower the loss scale.",
     ),
     Rule(
         "PA401",

@@ -38,7 +38,7 @@ def of_as_written(audit: Audit, verification: Verification) -> list[Finding]:
     detail = _strays(audit.reference, run, verification.margin)
     causes = [*_of_penalty(audit.reference, run), *_causes(run, "error" if detail else "warning")]
     if detail and not causes:
-        causes = _of_additions(run) or _of_changed_gradients(audit)
+        causes = _of_lost_gradients(run) or _of_additions(run) or _of_changed_gradients(audit)
     return [*found, *_of_difference(run, detail, bool(causes), audit.reference.baseline.get("autocast_at")), *causes]
 
 
@@ -105,6 +105,20 @@ def _of_additions(run: RunResult) -> list[Finding]:
         )
         for entry in lost
     ]
+
+
+def _of_lost_gradients(run: RunResult) -> list[Finding]:
+    """PA307: gradients that overflow, which the script then skips or replaces."""
+    lost = next((entry for entry in _seen(run) if entry["kind"] == "lost"), None)
+    if lost is None:
+        return []
+    scaled = f", of a loss multiplied by {lost['scale']:.3g}" if lost["scale"] > 1 else ""
+    message = (
+        f"{lost['fqn'] or 'the model'}: gradients are not finite in the script's own {lost['dtype']} at step "
+        f"{lost['step']}{scaled}: what takes their place teaches the model nothing"
+    )
+    fix = "lower the loss scale, or let torch.amp.GradScaler find it"
+    return [finding("PA307", "error", message, fix, lost["fqn"] or None, None, place_of(lost), step=lost["step"])]
 
 
 def _of_changed_gradients(audit: Audit) -> list[Finding]:

@@ -54,6 +54,7 @@ class OwnLowPrecision(TorchFunctionMode, TrainingListener):
         self._found: dict[tuple[str, str, int, str], dict[str, Any]] = {}
         self._sums: dict[int, _Sum] = {}
         self._summed: set[int] = set()
+        self._scale = 0.0
 
     # ---------------------------------------------------------------- operations
 
@@ -163,9 +164,9 @@ class OwnLowPrecision(TorchFunctionMode, TrainingListener):
     # ---------------------------------------------------------------- training
 
     def backward_starts(self, roots: Sequence[torch.Tensor], gradients: list[Any]) -> None:
-        for root in roots:
-            if (scale := _factor(root)) >= _RUNAWAY:
-                self._note("runaway", scale=min(scale, 2.0**127), step=self._step)
+        self._scale = max(map(_factor, roots), default=0.0)
+        if self._scale >= _RUNAWAY:
+            self._note("runaway", scale=min(self._scale, 2.0**127), step=self._step)
         for model in self._names.models.values():
             for fqn, parameter in model.named_parameters():
                 self._follow_sum(fqn, parameter)
@@ -181,6 +182,7 @@ class OwnLowPrecision(TorchFunctionMode, TrainingListener):
 
             def add(gradient: torch.Tensor) -> None:
                 value = gradient.detach().float().to_dense()
+                self._look_for_lost(fqn, parameter, value)
                 known = self._sums.get(id(parameter))
                 self._sums[id(parameter)] = _Sum(value if known is None else known.exact + value)
 
@@ -191,6 +193,13 @@ class OwnLowPrecision(TorchFunctionMode, TrainingListener):
 
             parameter.register_hook(add)
             parameter.register_post_accumulate_grad_hook(added)
+
+    def _look_for_lost(self, fqn: str, parameter: torch.Tensor, gradient: torch.Tensor) -> None:
+        """A gradient that overflowed on its way, which the script may skip, or replace by zeros."""
+        if any(kind == "lost" for kind, *_ in self._found) or bool(gradient.isfinite().all()):
+            return
+        facts = {"dtype": dtype_name(parameter), "step": self._step, "scale": self._scale}
+        self._note("lost", fqn=fqn.rpartition(".")[0], **facts)
 
     def step_starts(self, optimizer: Any) -> None:
         self._compare_sums()

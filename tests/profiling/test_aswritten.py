@@ -66,6 +66,14 @@ def test_an_addition_that_absorbs_explains_a_script_that_strays():
     assert "PA106" not in [each.rule for each in told(low=low)]
 
 
+def test_gradients_that_overflow_explain_a_script_that_strays():
+    facts = {"path": "train.py", "line": 8, "fqn": "body.0", "dtype": "float16", "step": 0, "scale": 2.0**20}
+    _, cause = told(tuple(2 * loss for loss in LOSSES), low=[{"kind": "lost", **facts}, absorbed("crf", 0.6)])
+    assert (cause.rule, cause.fqn, cause.location) == ("PA307", "body.0", Location("train.py", 8))
+    assert "of a loss multiplied by 1.05e+06" in cause.message
+    assert told(low=[{"kind": "lost", **facts}]) == []
+
+
 def test_scaled_gradients_that_a_script_changes_explain_one_that_strays():
     seen = {"changes_scaled": {"path": "train.py", "line": 9, "function": "SGD", "mixed": False}}
     _, cause = told(tuple(2 * loss for loss in LOSSES), seen=seen)

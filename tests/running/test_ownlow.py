@@ -435,6 +435,23 @@ def test_a_loss_scale_without_a_ceiling(factor, found):
     assert bool(seen(code, "runaway")) is found
 
 
+@pytest.mark.parametrize(("scale", "found"), [(2.0**24, True), (2.0**4, False)])
+def test_gradients_that_overflow_are_told_though_the_script_makes_zeros_of_them(scale, found):
+    def code():
+        torch.manual_seed(0)
+        model = nn.Linear(4, 1).half()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+        for _ in range(4):
+            (model(torch.randn(8, 4).half()).float().square().mean() * scale).backward()
+            for parameter in model.parameters():
+                parameter.grad.div_(scale).nan_to_num_(0.0, 0.0, 0.0)
+            optimizer.step()
+            optimizer.zero_grad()
+
+    told = [(entry["path"], entry["step"], entry["scale"]) for entry in seen(code, "lost")]
+    assert told == [(__file__, 0, scale)] * found
+
+
 def test_a_loss_that_is_divided_is_not_scaled():
     def code():
         model, count = nn.Linear(4, 1), torch.full((70_000,), 1.0).half().sum(dtype=torch.float16)
