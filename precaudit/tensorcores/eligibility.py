@@ -81,16 +81,18 @@ def eligible_share(ops: Sequence[Op], plan: Plan, target: Gpu) -> float | None:
 
 
 def alignment_findings(ops: Sequence[Op], plan: Plan, target: Gpu) -> tuple[Finding, ...]:
-    """PA401 for every product with a dimension to pad that could be worth it, the one with most FLOPs first."""
+    """PA401 for every dimension to pad that could be worth it, modules with the same together, most FLOPs first."""
     total = sum(map(_total, ops))
-    found = []
-    for op in sorted((op for op in ops if _total(op) >= WORTH * total), key=_total, reverse=True):
+    alike: dict[tuple[str, str, tuple[Padding, ...]], list[Op]] = {}
+    for op in sorted((op for op in ops if _total(op)), key=_total, reverse=True):
         product, format_name = work(op), runs_in(op, plan)
         if product is None or not product.reduces or op.dtype == "float64" or target.peak(format_name) is None:
             continue
         if target.nvidia and (padding := misaligned(product.dims, format_name)):
-            found.append(_finding(op, format_name, padding, _total(op) / total))
-    return tuple(found)
+            alike.setdefault((op.op, format_name, tuple(padding)), []).append(op)
+    shares = {cause: sum(map(_total, same)) / total for cause, same in alike.items()}
+    ranked = sorted((cause for cause in alike if shares[cause] >= WORTH), key=lambda cause: -shares[cause])
+    return tuple(_finding(alike[cause], cause[1], cause[2], shares[cause]) for cause in ranked)
 
 
 def unreached_findings(ops: Sequence[Op], plan: Plan) -> tuple[Finding, ...]:
@@ -105,13 +107,12 @@ def unreached_findings(ops: Sequence[Op], plan: Plan) -> tuple[Finding, ...]:
 
 
 def _unreached(same: Sequence[Op], share: float) -> Finding:
-    first = max(same, key=_total)
-    others = f", and that of {len(same) - 1} more modules," if len(same) > 1 else ""
+    first = same[0]
     return finding(
         "PA403",
         "note",
-        f"{first.fqn or 'the model'}: {first.op}{others} stays in float32 under the plan, with {share:.0%} of the "
-        "work in products: autocast does not know it, and gives it its operands as they are",
+        f"{_where(same)} stays in float32 under the plan, with {share:.0%} of the work in products: autocast does not "
+        "know it, and gives it its operands as they are",
         "cast its operands to half precision where it is called, or use products that autocast knows, such as matmul; "
         "then profile again",
         first.fqn,
@@ -126,11 +127,12 @@ def _total(op: Op) -> float:
     return (flops(op) or 0.0) * op.calls
 
 
-def _finding(op: Op, format_name: str, padding: list[Padding], share: float) -> Finding:
+def _finding(same: Sequence[Op], format_name: str, padding: Sequence[Padding], share: float) -> Finding:
+    op = same[0]
     sizes = " and ".join(f"{each.dimension} = {each.size}" for each in padding)
     grown = prod(each.target / each.size for each in padding)
     severity: Severity = "warning" if share > MATTERS and grown <= AFFORDABLE else "note"
-    where = f"{op.fqn or 'the model'}: {op.op}"
+    where = _where(same)
     float8 = FORMATS[format_name].storage_bits == 8
     advice = "pad " + " and ".join(f"{each.dimension} from {each.size} to {each.target}" for each in padding)
     if grown > AFFORDABLE and not float8:
@@ -147,7 +149,15 @@ def _finding(op: Op, format_name: str, padding: list[Padding], share: float) -> 
         share_of_flops=share,
         format=format_name,
         padding={each.dimension: {"size": each.size, "pad_to": each.target} for each in padding},
+        layers=[each.fqn for each in same],
     )
+
+
+def _where(same: Sequence[Op]) -> str:
+    """The first of several like operations, and how many modules have another."""
+    others = len({op.fqn for op in same}) - 1
+    more = f", and that of {others} more module{'s' if others > 1 else ''}," if others else ""
+    return f"{same[0].fqn or 'the model'}: {same[0].op}{more}"
 
 
 # ---------------------------------------------------------------- products by the name of their op

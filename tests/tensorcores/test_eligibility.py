@@ -197,6 +197,16 @@ def test_nothing_to_pad_where_nothing_is_planned_or_all_is_aligned():
     assert alignment_findings([linear(63, 64, 64)], BF16, H100) == ()
 
 
+def test_modules_with_the_same_dimension_to_pad_are_one_finding():
+    blocks = [linear(64, 100, 104, fqn=f"{i}.up") for i in range(30)]
+    others = [linear(128, 60, 256, fqn="head"), linear(4096, 128, 128, fqn="aligned")]
+    up, head = alignment_findings([*blocks, *others], BF16, H100)
+    assert (up.fqn, up.evidence["layers"]) == ("0.up", [block.fqn for block in blocks])
+    assert "0.up: linear, and that of 29 more modules, with in_features = 100" in up.message
+    assert up.severity == "warning"
+    assert "head: linear with in_features = 60" in head.message
+
+
 def grouped(half=False, fqn="experts"):
     """Experts' products, by a function that is in none of autocast's lists."""
     op = made("_grouped_mm", (96, 32), (4, 32, 64), fqn=fqn)
