@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -13,6 +13,7 @@ from precaudit.planning.planner import fallback
 from precaudit.profiling.bisect import contributions
 from precaudit.running.job import RunResult
 from precaudit.tracing.records import Fault, Trace
+from precaudit.verification.gates import stuck_buffers
 from precaudit.verification.statistics import diverged
 
 if TYPE_CHECKING:
@@ -42,7 +43,8 @@ def find_repair(trials: Trials, plan: Plan, candidates: Mapping[int, RunResult])
         faults = _watch(trials, plan, *wrong)
         if faults:
             return _after_fault(plan, faults, trials.audit.trace)
-    return _after_silent_error(trials, plan)
+    pairs = [(trials.references[seed], run) for seed, run in candidates.items() if seed in trials.references]
+    return _after_stuck(plan, stuck_buffers(pairs)) or _after_silent_error(trials, plan)
 
 
 def _first_wrong(references: Mapping[int, RunResult], candidates: Mapping[int, RunResult]) -> tuple[int, int] | None:
@@ -140,6 +142,18 @@ def _planned_name(raised_in: str | None, plan: Plan) -> str | None:
     model, _, fqn = raised_in.partition(":")
     qualified = f"{model}.{fqn}".rstrip(".")
     return qualified if any(is_within(name, qualified) for name in plan.modules) else fqn
+
+
+def _after_stuck(plan: Plan, buffers: Sequence[str]) -> list[Promotion]:
+    """The modules whose buffers absorb their changes. Only where several models train do a plan's names have theirs."""
+    found: dict[str, Promotion] = {}
+    for buffer in buffers:
+        owner, _, name = buffer.rpartition(".")
+        fqn = next((fqn for fqn in (owner, owner.partition(".")[2]) if fqn in plan.modules), None)
+        if fqn is not None and plan.modules[fqn] != "float32":
+            why = f"its buffer {name} moves less than half as far as in float32"
+            found.setdefault(fqn, Promotion(fqn, "", plan.modules[fqn], "float32", why))
+    return list(found.values())
 
 
 def _after_silent_error(trials: Trials, plan: Plan) -> list[Promotion]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
+from torch.utils.weak import WeakIdKeyDictionary
 
+from precaudit.histograms.memory import flat
 from precaudit.instrument.names import ModuleNames
 from precaudit.instrument.scopes import Frame
 from precaudit.instrument.torchfunction import tensors_in
@@ -16,6 +18,10 @@ from precaudit.running.job import EndState
 from precaudit.running.modes import eval_mode
 
 _SAMPLE = 256
+_FEW = 8
+"""Values of a buffer that is too small to tell how far it moved: a counter, the last loss."""
+_MOVED = 1e-5
+"""Times its rms: a buffer that float32 itself moves less has stood still."""
 
 
 class LastCalls:
@@ -32,13 +38,55 @@ class LastCalls:
         return output
 
 
+class FirstBuffers:
+    """A scope listener: samples of every model's buffers before its first forward."""
+
+    def __init__(self) -> None:
+        self._first: MutableMapping[nn.Module, dict[str, torch.Tensor]] = WeakIdKeyDictionary()
+
+    def entered(self, frame: Frame) -> None:
+        if frame.is_outermost and frame.module not in self._first:
+            for module in frame.module.modules():
+                self._first.setdefault(module, dict(_samples(module)))
+
+    def left(self, frame: Frame, output: Any) -> Any:
+        return output
+
+    def moved(self, module: nn.Module) -> Iterator[tuple[str, float]]:
+        """How far the module's own buffers have moved, by name: the rms of what changed."""
+        before = self._first.get(module, {})
+        for name, now in _samples(module):
+            if name in before and before[name].shape == now.shape:
+                far, size = _rms(now - before[name]), _rms(before[name])
+                yield name, far if far > _MOVED * size else 0.0
+
+
+def _samples(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """Of a module's own buffers, on the host; no mode of a tracer or a plan takes part in reading them."""
+    with torch._C.DisableTorchFunction(), torch.no_grad():
+        for name, buffer in module._buffers.items():
+            if buffer is None or is_lazy(buffer) or not buffer.is_floating_point():
+                continue
+            values = flat(buffer)
+            if values is not None and values.numel() >= _FEW:
+                part = values[:: max(1, values.numel() // _SAMPLE)][:_SAMPLE]
+                yield name, part.to("cpu", torch.float64, copy=True)
+
+
+def _rms(values: torch.Tensor) -> float:
+    return float(values.square().mean().sqrt())
+
+
 def _nonfinite(named: Iterable[tuple[str, torch.Tensor]]) -> tuple[str, ...]:
     real = ((name, t) for name, t in named if not is_lazy(t) and t.is_floating_point() and not t.is_meta)
     return tuple(name for name, t in real if not bool(t.detach().isfinite().all()))
 
 
 def end_state(
-    names: ModuleNames, optimizers: Iterable[Any], calls: Mapping[str, tuple[nn.Module, Any, Any]]
+    names: ModuleNames,
+    optimizers: Iterable[Any],
+    calls: Mapping[str, tuple[nn.Module, Any, Any]],
+    first: FirstBuffers,
 ) -> EndState:
     models = names.models
     several = len(models) > 1
@@ -56,11 +104,18 @@ def end_state(
         for key, value in state.items()
         if isinstance(value, torch.Tensor)
     ]
+    moved = {
+        ".".join(filter(None, (name if several else "", fqn, buffer))): far
+        for name, model in models.items()
+        for fqn, module in model.named_modules()
+        for buffer, far in first.moved(module)
+    }
     outputs = {name: _evaluate(*call) for name, call in calls.items()}
     kept = {name: values for name, values in outputs.items() if values is not None}
     return EndState(
         parameters=_nonfinite(named("parameters")),
         buffers=_nonfinite(named("buffers")),
+        moved=moved,
         optimizer_state=tuple(sorted(set(_nonfinite(states)))),
         evaluations={name: (bool(v.isfinite().all()), float(v.square().mean().sqrt())) for name, v in kept.items()},
         samples={name: tuple(v[:: max(1, len(v) // _SAMPLE)][:_SAMPLE].tolist()) for name, v in kept.items()},

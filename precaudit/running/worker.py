@@ -25,7 +25,7 @@ from precaudit.instrument.scopes import ModuleScopes
 from precaudit.instrument.torchfunction import RAISED_BY
 from precaudit.model import Location
 from precaudit.running.baseline import Baseline, CastWatch, eager_only, float32_only
-from precaudit.running.endstate import LastCalls, end_state
+from precaudit.running.endstate import FirstBuffers, LastCalls, end_state
 from precaudit.running.job import RunResult, RunSpec, ScriptError, Status
 from precaudit.running.monitor import Monitor, Stop
 from precaudit.running.ownlow import OwnLowPrecision
@@ -66,6 +66,7 @@ class _Session:
     own_low: OwnLowPrecision | None
     scaled: ScaledGradients | None
     optimizers: _Optimizers
+    first_buffers: FirstBuffers
     last_calls: LastCalls
     observer: Any | None
 
@@ -97,8 +98,8 @@ def _assemble(spec: RunSpec, progress: Callable[[int, float], None], stop: Stop)
     tracer = Tracer(scopes, _trace_options(spec, baseline), in_island) if traced else None
     if tracer is not None:
         scopes.listeners.append(tracer)
-    last_calls, optimizers = LastCalls(), _Optimizers()
-    scopes.listeners.append(last_calls)
+    first_buffers, last_calls, optimizers = FirstBuffers(), LastCalls(), _Optimizers()
+    scopes.listeners += [first_buffers, last_calls]
     observer = spec.observer(scopes, in_island) if spec.observer else None
     if observer is not None:
         scopes.listeners.append(observer)
@@ -119,6 +120,7 @@ def _assemble(spec: RunSpec, progress: Callable[[int, float], None], stop: Stop)
         own_low,
         scaled,
         optimizers,
+        first_buffers,
         last_calls,
         observer,
     )
@@ -157,7 +159,9 @@ def run(
         if result.status == "failed":
             # Before models answer once more, which enters them anew.
             result = replace(result, raised_in=session.scopes.raised_in)
-        ended = end_state(session.names, session.optimizers.seen.values(), session.last_calls.calls)
+        ended = end_state(
+            session.names, session.optimizers.seen.values(), session.last_calls.calls, session.first_buffers
+        )
         if session.observer is not None and result.status in ("stopped", "ended"):
             result = replace(result, observed=session.observer.observe())
         return replace(_measured(result, session, time.perf_counter() - start), end_state=ended)

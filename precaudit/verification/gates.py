@@ -10,6 +10,8 @@ from precaudit.running.job import EndState, RunResult
 
 Pair = tuple[RunResult, RunResult]
 Check = Callable[[Sequence[Pair], Plan], Gate]
+_STUCK = 0.5
+"""Times the way that a buffer went in float32: what goes less far absorbs most of its changes."""
 _SCALE_FLOOR = 2.0**-10
 _SCALE_CEILING = 2.0**30
 
@@ -39,6 +41,24 @@ def _lost_evaluations(state: EndState) -> list[str]:
     return [model for model, (finite, _) in state.evaluations.items() if not finite]
 
 
+def stuck_buffers(pairs: Sequence[Pair]) -> list[str]:
+    """Buffers that went, in no run under the plan, half as far as in any in float32."""
+    names = set[str]().union(*(reference.end_state.moved for reference, _ in pairs))
+    return sorted(name for name in names if _is_stuck(name, pairs))
+
+
+def _is_stuck(name: str, pairs: Sequence[Pair]) -> bool:
+    ways = [(one.end_state.moved.get(name, 0.0), two.end_state.moved.get(name, math.inf)) for one, two in pairs]
+    return max(planned for _, planned in ways) < _STUCK * min(plain for plain, _ in ways)
+
+
+def moving_buffers(pairs: Sequence[Pair], plan: Plan) -> Gate:
+    """An average that absorbs its changes stands still, which no loss shows for long."""
+    stuck = stuck_buffers(pairs)
+    detail = f"moved less than half as far as in float32: {_listed(stuck)}" if stuck else "none stands still"
+    return Gate("moving buffers", not stuck, detail)
+
+
 def skipped_steps(pairs: Sequence[Pair], plan: Plan) -> Gate:
     """No more skipped steps than predicted, with an allowance of two and a twentieth of the steps."""
     skips = max(len(candidate.skipped) for _, candidate in pairs)
@@ -63,6 +83,7 @@ def loss_scale_range(pairs: Sequence[Pair], plan: Plan) -> Gate:
 CHECKS: tuple[Check, ...] = (
     _finite("finite parameters", "parameters", lambda state: state.parameters),
     _finite("finite buffers", "buffers", lambda state: state.buffers),
+    moving_buffers,
     _finite("finite optimizer state", "optimizer states", lambda state: state.optimizer_state),
     _finite("evaluation", "outputs in eval mode", _lost_evaluations),
     skipped_steps,

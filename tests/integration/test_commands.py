@@ -259,3 +259,16 @@ def test_positions_made_in_a_low_dtype_are_found_where_they_are_made(
     assert low == {"embedding", "query", "key", "value", "out", ""}, done.stdout
     assert plan["modules"]["rotary"] == "float32"
     assert "arange makes 400 values up to 400 in bfloat16" in plan["because"]["rotary"]
+
+
+def test_an_average_that_stands_still_under_the_plan_is_repaired(
+    tmp_path: Path, profile_here: Callable[..., Done]
+) -> None:
+    """The loss shows nothing of it in so few steps."""
+    done = profile_here(SCRIPTS / "average_in_dtype.py", "--steps", "40", "--formats", "bf16")
+    report = report_in(tmp_path)
+    low = {fqn for fqn, name in report["plan"]["modules"].items() if name == "bfloat16"}
+    assert low == {"0", "2"}, done.stdout
+    assert done.returncode == 0, done.stdout
+    (repair,) = report["verification"]["repairs"]
+    assert repair["why"] == "its buffer mean moves less than half as far as in float32"

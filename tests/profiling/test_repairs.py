@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from precaudit.model import Layer, Location, Op, OpFormat, Plan
-from precaudit.profiling.repairs import Promotion, _after_exception, _after_fault, _first_wrong
+from precaudit.profiling.repairs import Promotion, _after_exception, _after_fault, _after_stuck, _first_wrong
 from precaudit.running.job import RunResult, ScriptError
 from precaudit.tracing.records import Fault, Trace
 
@@ -53,6 +53,16 @@ def test_what_autocast_has_in_float32_anyway_is_no_repair_by_itself():
     trace = replace(TRACE, ops=(*TRACE.ops, Op("block", "log", 1, "fp32", None, ())))
     (own,) = _after_fault(PLAN, [fault("block", "log")], trace)
     assert (own.fqn, own.op, own.target) == ("block", "", "float32")
+
+
+def test_the_owner_of_a_buffer_that_stands_still_is_widened():
+    found = _after_stuck(PLAN, ["block.mean", "block.var", "net.other.mean", "elsewhere.mean"])
+    assert [(each.fqn, each.source, each.target) for each in found] == [
+        ("block", "float16", "float32"),
+        ("other", "bfloat16", "float32"),
+    ]
+    assert found[0].why == "its buffer mean moves less than half as far as in float32"
+    assert not _after_stuck(Plan("float16", {"block": "float32"}), ["block.mean"])
 
 
 def test_what_is_all_float32_leaves_the_next_producer():

@@ -19,7 +19,7 @@ def results(candidate=None, reference=None, plan=PLAN):
 def test_a_clean_pair_passes_them_all():
     pair = (run(LOSSES), run(LOSSES, "candidate-1"))
     assert failed(gates([pair], PLAN)) == []
-    assert len(gates([pair], PLAN)) == 6
+    assert len(gates([pair], PLAN)) == 7
 
 
 def test_without_pairs_there_is_nothing_to_check():
@@ -53,6 +53,24 @@ def test_every_seed_is_looked_at():
     pairs = [(run(LOSSES, seed=i), run(LOSSES, "candidate-1", i)) for i in range(2)]
     pairs.append((run(LOSSES, seed=2), run(LOSSES, "candidate-1", 2, end_state=ended(buffers=("running_var",)))))
     assert [gate.name for gate in failed(gates(pairs, PLAN))] == ["finite buffers"]
+
+
+@pytest.mark.parametrize(
+    ("plain", "planned", "stuck"),
+    [
+        ([1.0, 1.0], [0.4, 0.1], True),
+        ([1.0, 1.0], [0.4, 0.6], False),  # in one run it went far enough
+        ([1.0, 0.3], [0.4, 0.4], False),  # float32 itself goes far at times only
+        ([0.0, 0.0], [0.0, 0.0], False),
+        ([1.0, 1.0], [2.0, 2.0], False),
+    ],
+)
+def test_a_buffer_that_stands_still(plain, planned, stuck):
+    runs = [[run(LOSSES, end_state=ended(moved={"q.n": far})) for far in ways] for ways in (plain, planned)]
+    pairs = list(zip(*runs, strict=True))
+    assert [gate.detail for gate in failed(gates(pairs, PLAN))] == (
+        ["moved less than half as far as in float32: q.n"] if stuck else []
+    )
 
 
 def test_answers_in_eval_mode():

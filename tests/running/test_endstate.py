@@ -1,0 +1,46 @@
+"""How far buffers move, from their values before the first forward."""
+
+import pytest
+import torch
+from torch import nn
+
+from precaudit.instrument.names import ModuleNames
+from precaudit.instrument.scopes import ModuleScopes
+from precaudit.running.endstate import FirstBuffers, end_state
+
+
+class Averages(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("mean", torch.ones(16))
+        self.register_buffer("steady", torch.ones(1000))
+        self.register_buffer("rounded", torch.ones(16))
+        self.register_buffer("count", torch.zeros(()))
+        self.register_buffer("ids", torch.arange(16))
+        self.register_buffer("none", None)
+        self.register_buffer("low", torch.ones(4, 8, dtype=torch.bfloat16))
+
+    def forward(self, x):
+        self.mean += 0.5
+        self.low -= 2
+        self.rounded *= 1 + 1e-6
+        self.count += 1
+        return x
+
+
+def test_the_rms_of_what_changed():
+    model, names, first = nn.Sequential(Averages(), nn.BatchNorm1d(8)), ModuleNames(), FirstBuffers()
+    scopes = ModuleScopes(names)
+    scopes.listeners.append(first)
+    with scopes.installed():
+        for _ in range(3):
+            model(torch.full((4, 8), 10.0))
+    moved = end_state(names, [], {}, first).moved
+    assert moved == {
+        "0.mean": 1.5,
+        "0.steady": 0.0,
+        "0.rounded": 0.0,
+        "0.low": 6.0,
+        "1.running_mean": pytest.approx(10 * (1 - 0.9**3)),
+        "1.running_var": pytest.approx(1 - 0.9**3),
+    }
