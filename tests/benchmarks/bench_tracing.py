@@ -130,17 +130,22 @@ def leaf_hooks(model: nn.Module, optimizer: Any, stack: ExitStack) -> None:
             stack.callback(module.register_full_backward_hook(lambda *_: None).remove)
 
 
+def hooks_taken_off(model: nn.Module, stack: ExitStack) -> None:
+    """What has no way of its own to leave a model would slow the other arms."""
+    for module in model.modules():
+        for hooks in (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks):
+            stack.callback(hooks.update, dict(hooks))
+            stack.callback(hooks.clear)
+
+
 def peers() -> dict[str, Instrument]:
     found: dict[str, Instrument] = {}
     try:
         from transformers.debug_utils import DebugUnderflowOverflow
 
-        attached: set[int] = set()
-
         def underflow(model: nn.Module, optimizer: Any, stack: ExitStack) -> None:
-            if id(model) not in attached:
-                attached.add(id(model))
-                DebugUnderflowOverflow(model)
+            hooks_taken_off(model, stack)
+            DebugUnderflowOverflow(model)
 
         found["transformers DebugUnderflowOverflow"] = underflow
     except ImportError:
@@ -149,12 +154,10 @@ def peers() -> dict[str, Instrument]:
         import wandb
 
         wandb.init(mode="offline", anonymous="allow")
-        watched: set[int] = set()
 
         def watch(model: nn.Module, optimizer: Any, stack: ExitStack) -> None:
-            if id(model) not in watched:
-                watched.add(id(model))
-                wandb.watch(model, log="all", log_freq=1)
+            wandb.watch(model, log="all", log_freq=1)
+            stack.callback(wandb.unwatch, model)
 
         found["wandb.watch all, every step"] = watch
     except ImportError:
