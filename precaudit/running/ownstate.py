@@ -120,7 +120,8 @@ class States:
         """Remember until the step ends which low tensors a result was made from, by way of any dtype."""
         if self._following and not result.requires_grad:
             origins = (self._origins(t) for t in tensors_in((args, kwargs)) if t.shape == result.shape)
-            self._made_from[result] = frozenset[Key]().union(*origins)
+            if found := frozenset[Key]().union(*origins):
+                self._made_from[result] = found
 
     def _origins(self, tensor: torch.Tensor) -> frozenset[Key]:
         own = {_key(tensor)} if _is_low(tensor) else ()
