@@ -85,7 +85,7 @@ def _of_penalty(reference: RunResult, run: RunResult) -> list[Finding]:
         f"still in them: the first loss is {first:.4g}, and {exact:.4g} without a scaler"
     )
     fix = "divide these gradients by scaler.get_scale() before anything is computed of them"
-    return [finding("PA507", "error", message, fix, location=Location(place["path"], place["line"]))]
+    return [finding("PA507", "error", message, fix, location=place_of(place))]
 
 
 def _of_additions(run: RunResult) -> list[Finding]:

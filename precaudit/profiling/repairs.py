@@ -15,6 +15,7 @@ from precaudit.running.job import RunResult
 from precaudit.tracing.records import Fault, Trace
 from precaudit.verification.gates import stuck_buffers
 from precaudit.verification.statistics import diverged
+from precaudit.verification.verdict import Runs
 
 if TYPE_CHECKING:
     from precaudit.profiling.trials import Trials
@@ -43,8 +44,8 @@ def find_repair(trials: Trials, plan: Plan, candidates: Mapping[int, RunResult])
         faults = _watch(trials, plan, *wrong)
         if faults:
             return _after_fault(plan, faults, trials.audit.trace)
-    pairs = [(trials.references[seed], run) for seed, run in candidates.items() if seed in trials.references]
-    return _after_stuck(plan, stuck_buffers(pairs)) or _after_silent_error(trials, plan)
+    stuck = stuck_buffers(Runs(trials.references, candidates).pairs)
+    return _after_stuck(plan, stuck) or _after_silent_error(trials, plan)
 
 
 def _first_wrong(references: Mapping[int, RunResult], candidates: Mapping[int, RunResult]) -> tuple[int, int] | None:

@@ -69,8 +69,11 @@ def _samples(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
                 continue
             values = flat(buffer)
             if values is not None and values.numel() >= _FEW:
-                part = values[:: max(1, values.numel() // _SAMPLE)][:_SAMPLE]
-                yield name, part.to("cpu", torch.float64, copy=True)
+                yield name, _sample(values).to("cpu", torch.float64, copy=True)
+
+
+def _sample(values: torch.Tensor) -> torch.Tensor:
+    return values[:: max(1, len(values) // _SAMPLE)][:_SAMPLE]
 
 
 def _rms(values: torch.Tensor) -> float:
@@ -91,10 +94,10 @@ def end_state(
     models = names.models
     several = len(models) > 1
 
-    def named(kind: str) -> Iterable[tuple[str, torch.Tensor]]:
+    def named(kind: str) -> Iterable[tuple[str, Any]]:
         for name, model in models.items():
-            for fqn, tensor in getattr(model, f"named_{kind}")():
-                yield (f"{name}.{fqn}" if several else fqn), tensor
+            for fqn, owned in getattr(model, f"named_{kind}")():
+                yield (f"{name}.{fqn}".rstrip(".") if several else fqn), owned
 
     states = [
         (f"{type(optimizer).__name__}.{key}", value)
@@ -105,10 +108,7 @@ def end_state(
         if isinstance(value, torch.Tensor)
     ]
     moved = {
-        ".".join(filter(None, (name if several else "", fqn, buffer))): far
-        for name, model in models.items()
-        for fqn, module in model.named_modules()
-        for buffer, far in first.moved(module)
+        f"{path}.{buffer}".lstrip("."): far for path, module in named("modules") for buffer, far in first.moved(module)
     }
     outputs = {name: _evaluate(*call) for name, call in calls.items()}
     kept = {name: values for name, values in outputs.items() if values is not None}
@@ -117,8 +117,8 @@ def end_state(
         buffers=_nonfinite(named("buffers")),
         moved=moved,
         optimizer_state=tuple(sorted(set(_nonfinite(states)))),
-        evaluations={name: (bool(v.isfinite().all()), float(v.square().mean().sqrt())) for name, v in kept.items()},
-        samples={name: tuple(v[:: max(1, len(v) // _SAMPLE)][:_SAMPLE].tolist()) for name, v in kept.items()},
+        evaluations={name: (bool(v.isfinite().all()), _rms(v)) for name, v in kept.items()},
+        samples={name: tuple(_sample(v).tolist()) for name, v in kept.items()},
     )
 
 

@@ -14,6 +14,7 @@ from precaudit.finding import finding
 from precaudit.formats import FORMATS
 from precaudit.model import Finding, Op, Plan, Severity
 from precaudit.planning.fitting import format_of
+from precaudit.reporting.words import plural
 from precaudit.tensorcores.alignment import Padding, misaligned, multiple
 from precaudit.tensorcores.peaks import Gpu
 
@@ -156,7 +157,7 @@ def _finding(same: Sequence[Op], format_name: str, padding: Sequence[Padding], s
 def _where(same: Sequence[Op]) -> str:
     """The first of several like operations, and how many modules have another."""
     others = len({op.fqn for op in same}) - 1
-    more = f", and that of {others} more module{'s' if others > 1 else ''}," if others else ""
+    more = f", and that of {plural(others, 'more module')}," if others else ""
     return f"{same[0].fqn or 'the model'}: {same[0].op}{more}"
 
 

@@ -225,13 +225,10 @@ def test_a_plan_is_refused_around_a_part_that_has_one():
         apply(whole, plan_for(whole, "bfloat16"))
 
 
-@pytest.mark.parametrize("execution", ["native", "emulated"])
-def test_threads_that_call_one_model_do_not_disturb_each_other(execution):
-    """One leaves in the midst of another's call: `nn.DataParallel` calls from several."""
-    model, inside, go_on = small(), threading.Event(), threading.Event()
-    plan = Plan(default="bfloat16", modules={"0": "float32", "1": "bfloat16", "2": "float32"})
-    apply(model, plan, execution=execution)
-    alone = model(X)
+def crossing(model, inner):
+    """What this thread and another get of a call: the other waits inside `inner` until this one is there too, and ends
+    its call first."""
+    inside, go_on = threading.Event(), threading.Event()
 
     def met(module, args):
         if threading.current_thread() is threading.main_thread():
@@ -242,33 +239,32 @@ def test_threads_that_call_one_model_do_not_disturb_each_other(execution):
             go_on.wait(10)
 
     with ThreadPoolExecutor(1) as pool:
-        model[1].register_forward_pre_hook(met)
+        inner.register_forward_pre_hook(met)
         other = pool.submit(model, X)
         inside.wait(10)
-        assert torch.equal(model(X), alone)
-        assert torch.equal(other.result(), alone)
+        return model(X), other.result()
+
+
+@pytest.mark.parametrize("execution", ["native", "emulated"])
+def test_threads_that_call_one_model_do_not_disturb_each_other(execution):
+    """One leaves in the midst of another's call: `nn.DataParallel` calls from several."""
+    model = small()
+    plan = Plan(default="bfloat16", modules={"0": "float32", "1": "bfloat16", "2": "float32"})
+    apply(model, plan, execution=execution)
+    alone = model(X)
+    here, there = crossing(model, model[1])
+    assert torch.equal(here, alone)
+    assert torch.equal(there, alone)
 
 
 def test_threads_that_cross_leave_torch_as_it_was():
     """A recurrent layer takes half inputs where torch is told that autocast is on, thread by thread."""
     model = nn.Sequential(nn.Linear(4, 4), nn.LSTM(4, 4))
     apply(model, plan_for(model, "bfloat16"))
-    asked, inside, go_on = torch._C._is_any_autocast_enabled, threading.Event(), threading.Event()
+    asked = torch._C._is_any_autocast_enabled
     alone, _ = model(X)
-
-    def met(module, args):
-        if threading.current_thread() is threading.main_thread():
-            go_on.set()
-            other.exception()
-        else:
-            inside.set()
-            go_on.wait(10)
-
-    with ThreadPoolExecutor(1) as pool:
-        model[0].register_forward_pre_hook(met)
-        other = pool.submit(model, X)
-        inside.wait(10)
-        assert torch.equal(model(X)[0], alone)
+    (here, _), _ = crossing(model, model[0])
+    assert torch.equal(here, alone)
     assert torch._C._is_any_autocast_enabled is asked
 
 
