@@ -1,14 +1,23 @@
 """CUDA autocast's policy by operation name: which run in low precision, in float32, or in the widest input's.
 
 The names are those of torch's `ATen/autocast_mode.h` (`AT_FORALL_LOWER_PRECISION_FP`, `AT_FORALL_FP32`,
-`AT_FORALL_FP32_SET_OPT_DTYPE`, `AT_FORALL_PROMOTE`); a test holds these tables against the installed header.
+`AT_FORALL_FP32_SET_OPT_DTYPE`, `AT_FORALL_PROMOTE`); tests hold these tables against the installed header and against
+what torch registered for autocast.
 """
 
 from __future__ import annotations
 
 from typing import Literal
 
+import torch
+
 Category = Literal["lower", "fp32", "promote", "banned", "other"]
+
+
+def has_autocast(op: str) -> bool:
+    """Whether this torch's CUDA autocast treats an operation at all, be it a CUDA build or not."""
+    return bool(torch._C._dispatch_has_kernel_for_dispatch_key(f"aten::{op}", "AutocastCUDA"))
+
 
 HEADER_LOWER = frozenset(
     "_convolution conv1d conv2d conv3d conv_tbc conv_transpose1d conv_transpose2d conv_transpose3d convolution prelu "
@@ -18,14 +27,15 @@ HEADER_LOWER = frozenset(
 )
 HEADER_FP32 = frozenset(
     "acos asin cosh erfinv exp expm1 log log10 log2 log1p reciprocal rsqrt sinh tan pow softplus layer_norm "
-    "native_layer_norm rms_norm group_norm frobenius_norm nuclear_norm cosine_similarity poisson_nll_loss "
+    "native_layer_norm group_norm frobenius_norm nuclear_norm cosine_similarity poisson_nll_loss "
     "cosine_embedding_loss nll_loss nll_loss2d hinge_embedding_loss kl_div l1_loss smooth_l1_loss huber_loss mse_loss "
     "margin_ranking_loss multilabel_margin_loss soft_margin_loss triplet_margin_loss multi_margin_loss "
     "binary_cross_entropy_with_logits dist pdist cdist renorm logsumexp upsample_nearest1d _upsample_nearest_exact1d "
     "upsample_nearest2d _upsample_nearest_exact2d upsample_nearest3d _upsample_nearest_exact3d upsample_linear1d "
     "upsample_bilinear2d _upsample_bilinear2d_aa upsample_trilinear3d upsample_bicubic2d _upsample_bicubic2d_aa "
     "prod softmax log_softmax cumprod cumsum linalg_vector_norm linalg_matrix_norm sum norm".split()
-)
+) | frozenset(filter(has_autocast, ["rms_norm"]))
+"""Up to torch 2.11 autocast leaves `rms_norm` in the dtype that it is given."""
 HEADER_PROMOTE = frozenset(
     "addcdiv addcmul atan2 bilinear cross dot vdot grid_sampler index_put tensordot scatter_add".split()
 )
@@ -35,9 +45,12 @@ LOWER = HEADER_LOWER | frozenset("lstm gru rnn_tanh rnn_relu multi_dot _native_m
 
 FP32 = HEADER_FP32 | frozenset(
     "cross_entropy_loss vector_norm matrix_norm _softmax _log_softmax nll_loss_nd gaussian_nll_loss norm_except_dim "
-    "_weight_norm triplet_margin_with_distance_loss linalg_norm pairwise_distance".split()
+    "_weight_norm triplet_margin_with_distance_loss linalg_norm pairwise_distance square sum_to_size trapezoid trapz "
+    "cumulative_trapezoid".split()
 )
 """Also what hands its work to these functions inside torch, by the name a function mode sees."""
+
+PROMOTE = HEADER_PROMOTE | frozenset({"inner"})
 
 CONVOLUTIONS = frozenset("conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d".split())
 """cuDNN returns their products in half, to which torch adds the bias: two roundings."""
@@ -67,4 +80,4 @@ def category(op: str) -> Category:
         return "fp32"
     if op in BANNED:
         return "banned"
-    return "promote" if op in HEADER_PROMOTE else "other"
+    return "promote" if op in PROMOTE else "other"

@@ -1,4 +1,4 @@
-"""The autocast tables, against the header that the installed torch was built with."""
+"""The autocast tables, against the header that the installed torch was built with and what it registers."""
 
 import re
 from pathlib import Path
@@ -14,7 +14,9 @@ from precaudit.execution.policy import (
     HEADER_LOWER,
     HEADER_PROMOTE,
     LOWER,
+    PROMOTE,
     category,
+    has_autocast,
 )
 
 HEADER = Path(torch.__file__).parent / "include" / "ATen" / "autocast_mode.h"
@@ -46,8 +48,16 @@ def test_widest_input_operations():
     assert macro("PROMOTE") == HEADER_PROMOTE
 
 
+def test_torch_registers_every_operation_for_autocast():
+    """By whatever overload; the tables of another release would have some that this one doesn't."""
+    every = [name for name in torch._C._dispatch_get_all_op_names() if name.startswith("aten::")]
+    known = {name.partition(".")[0] for name in (name.removeprefix("aten::") for name in every) if has_autocast(name)}
+    assert known >= HEADER_LOWER | HEADER_FP32 | HEADER_PROMOTE
+    assert not known & {"relu", "add", "reshape"}
+
+
 def test_no_operation_is_in_two_tables():
-    tables = [LOWER, FP32, HEADER_PROMOTE, BANNED]
+    tables = [LOWER, FP32, PROMOTE, BANNED]
     assert sum(map(len, tables)) == len(frozenset().union(*tables))
 
 

@@ -28,7 +28,7 @@ FLOAT32 = set(
     "rms_norm group_norm norm cosine_similarity poisson_nll_loss cosine_embedding_loss nll_loss hinge_embedding_loss "
     "kl_div l1_loss smooth_l1_loss huber_loss mse_loss margin_ranking_loss soft_margin_loss triplet_margin_loss "
     "binary_cross_entropy_with_logits dist pdist cdist renorm logsumexp interpolate prod softmax log_softmax cumprod "
-    "cumsum linalg_vector_norm linalg_norm vector_norm sum cross_entropy normalize".split()
+    "cumsum linalg_vector_norm linalg_norm vector_norm sum square cross_entropy normalize".split()
 )
 PROMOTE = set("addcdiv addcmul atan2 bilinear cross dot vdot grid_sample index_put tensordot scatter_add".split())
 FORMATS = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float8_e4m3": torch.bfloat16}

@@ -57,7 +57,7 @@ def test_the_emulations_lists_are_torchs():
     assert {"linear", "matmul", "bmm", "conv2d", "scaled_dot_product_attention"} <= LOWER
     by_python = {"lstm", "gru", "rnn_tanh", "rnn_relu", "rmatmul"}
     assert all(f"_({name}" in lower for name in LOWER - by_python)
-    composed = {"rpow", "norm", "interpolate", "linalg_norm", "vector_norm", "cross_entropy", "normalize"}
+    composed = {"rpow", "norm", "interpolate", "linalg_norm", "vector_norm", "square", "cross_entropy", "normalize"}
     assert all(f"_({name}" in float32 for name in FLOAT32 - composed)
     assert all(f"_({name}" in promote for name in PROMOTE - {"grid_sample"})
 
