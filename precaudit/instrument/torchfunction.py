@@ -8,6 +8,7 @@ so that the mode sees the C++ operations inside.
 
 from __future__ import annotations
 
+import threading
 import types
 from collections.abc import Callable, Mapping, MutableMapping
 from copy import copy
@@ -158,12 +159,22 @@ def twin(func: Callable[..., Any]) -> Callable[..., Any] | None:
     return function
 
 
+class _Expanding(threading.local):
+    """The composites that a thread is taking apart. A copy of the mode, with the model that it hangs on, is at none."""
+
+    def __init__(self) -> None:
+        self.functions: list[Callable[..., Any]] = []
+
+    def __reduce__(self) -> Any:
+        return _Expanding, ()
+
+
 class OperationMode(TorchFunctionMode):
     """A function mode that takes composites apart and hands every single operation to `operation`."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._expanding: list[Callable[..., Any]] = []
+        self._expanding = _Expanding()
 
     def whole(self, op: str) -> bool:
         """Whether a composite is to be handed over as it is."""
@@ -175,20 +186,20 @@ class OperationMode(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         op = op_name(func)
-        inner = twin(func)
-        if inner is None or self.whole(op) or func in self._expanding:
+        inner, expanding = twin(func), self._expanding.functions
+        if inner is None or self.whole(op) or func in expanding:
             try:
                 return self.operation(op, func, args, kwargs)
             except Exception as error:
                 vars(error).setdefault(RAISED_BY, op)
                 raise
         # Some composites name themselves to the mode through a dispatcher: met again, they are one operation.
-        self._expanding.append(func)
+        expanding.append(func)
         try:
             with self:
                 return inner(*args, **kwargs)
         finally:
-            self._expanding.pop()
+            expanding.pop()
 
 
 def map_tensors(function: Callable[[torch.Tensor], torch.Tensor], value: Any) -> Any:

@@ -34,6 +34,7 @@ class Trials:
     runner: Runner
     references: dict[int, RunResult] = field(default_factory=dict)
     twins: dict[int, RunResult] = field(default_factory=dict)
+    rounded_to: str = ""
     log: list[RunResult] = field(default_factory=list)
     jitter: bool = False
 
@@ -58,12 +59,15 @@ class Trials:
         return results
 
     def extend(self, label: str, plan: Plan, seeds: Sequence[int], candidates: dict[int, RunResult]) -> None:
-        """Pairs for more seeds, and float32 twins of those of the first look."""
+        """Pairs for more seeds, and float32 twins of those of the first look, anew for another format."""
+        if self.rounded_to != narrowest(plan):
+            self.rounded_to = narrowest(plan)
+            self.twins.clear()
         missing = [seed for seed in seeds if seed not in self.references]
         specs = [self.spec("reference", seed) for seed in missing]
         specs += [self.spec(label, seed, plan) for seed in seeds]
         twinned = [] if self.twins else sorted({0, *seeds})
-        twins = [replace(self.spec(TWIN, seed), perturbed=narrowest(plan)) for seed in twinned]
+        twins = [replace(self.spec(TWIN, seed), perturbed=self.rounded_to) for seed in twinned]
         results = self.run([*twins, *specs])
         self.twins.update(zip(twinned, results, strict=False))
         results = results[len(twins) :]

@@ -102,9 +102,9 @@ class ChildRunner:
                 process.kill()
 
     def _run(self, spec: RunSpec) -> RunResult:
-        """Once more, with none beside it, where it read what a run beside it had written, or wanted its port."""
+        """Once more, with none beside, where it read what a run beside it had written, or lacked its port or memory."""
         result = self._once(spec)
-        if not (result.crossed or _port_was_taken(result)) or self._interrupted:
+        if not (result.crossed or _port_was_taken(result) or _memory_was_taken(result)) or self._interrupted:
             return result
         self._alone = True
         return self._once(spec)
@@ -187,6 +187,14 @@ def _signals_held_back() -> Iterator[None]:
 def _port_was_taken(result: RunResult) -> bool:
     """A script that listens at a port of its choice, as `torch.distributed` does, leaves none to a run beside it."""
     return result.error is not None and "address already in use" in result.error.traceback.lower()
+
+
+def _memory_was_taken(result: RunResult) -> bool:
+    """Two runs at once may not fit where one does, and that is no doing of the plan's."""
+    if result.error is None:
+        return False
+    text = result.error.message.lower()
+    return result.error.type in ("OutOfMemoryError", "MemoryError") or "defaultcpuallocator" in text
 
 
 def _interrupt(process: Any) -> None:

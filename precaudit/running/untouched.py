@@ -29,6 +29,11 @@ from typing import Any
 from precaudit.running.borrowed import Borrowed
 
 _KEPT = ".kept"
+_CACHES = frozenset(
+    "__pycache__ .cache .config .git .hypothesis .ipynb_checkpoints .local .nv .pytest_cache .triton".split()
+)
+_TICK = 0.01
+"""Files are stamped with the time of the system's last tick, which may be this many seconds ago."""
 _WRITING, _CREATING = os.O_WRONLY | os.O_RDWR, os.O_WRONLY | os.O_CREAT | os.O_TRUNC
 
 
@@ -48,8 +53,8 @@ class Keeper:
         self.training = self.crossed = False
         self._run = str(os.getpid())
         self._store = Path(os.path.realpath(store))
-        self._ours = (str(self._store), *map(os.path.realpath, ours))
-        self._began, self._home = time.time(), os.path.join(os.path.realpath(os.getcwd()), "")
+        self._ours = frozenset((str(self._store), *map(os.path.realpath, ours)))
+        self._began, self._home = time.time() - _TICK, os.path.join(os.path.realpath(os.getcwd()), "")
         self._thread, self._borrowed = threading.local(), Borrowed()
         self._answers: dict[str, Callable[..., object]] = {
             "open": self._opened,
@@ -117,7 +122,7 @@ class Keeper:
 
     def _touch(self, path: str, keep: Callable[[str, Path], None] | None = None, made: bool | None = None) -> bool:
         """What stands here is about to change or to come into being; whether it was there before the runs."""
-        if path.startswith(self._ours) or self._is_cache(path):
+        if self._is_ours(path) or self._is_cache(path):
             return False
         found = os.lstat(path) if os.path.lexists(path) else None
         if found is not None and not (stat.S_ISREG(found.st_mode) or stat.S_ISLNK(found.st_mode)):
@@ -149,10 +154,13 @@ class Keeper:
                 stream.write(f"{self._run}\n")
         return False
 
+    def _is_ours(self, path: str) -> bool:
+        return not self._ours.isdisjoint((path, *map(str, Path(path).parents)))
+
     def _is_cache(self, path: str) -> bool:
         """Made again at any time, and shared by more than these runs."""
         parts = Path(path.removeprefix(self._home)).parts
-        return any(part.startswith((".", "torchinductor_")) or part == "__pycache__" for part in parts)
+        return any(part in _CACHES or part.startswith("torchinductor_") for part in parts)
 
 
 def _native_writers() -> Iterator[tuple[Any, str, str]]:
@@ -202,10 +210,10 @@ def _link(path: str, kept: Path) -> None:
 
 
 def put_back(store: Path) -> None:
-    """Restore what was set aside and remove what was made. What can't go back stays in the store."""
+    """Remove what was made, inner first, and restore what was set aside. What can't go back stays in the store."""
     borrowed = Borrowed()
     notes = {note: _noted(note) for note in store.glob("?" * 64)}
-    for note, (path, owned) in sorted(notes.items(), key=lambda item: len(item[1][0]), reverse=True):
+    for note, (path, owned) in sorted(notes.items(), key=lambda item: (item[1][1], -len(item[1][0]))):
         try:
             if path:
                 _undo(path, note.with_suffix(_KEPT) if owned else None)
@@ -231,6 +239,8 @@ def _undo(path: str, kept: Path | None) -> None:
         _remove(path)
     elif os.path.lexists(kept):  # else the run ended before it could
         os.makedirs(os.path.dirname(path), exist_ok=True)
+        if os.path.isdir(path) and not os.path.islink(path):
+            os.rmdir(path)  # into which it would be moved
         shutil.move(kept, path)
 
 

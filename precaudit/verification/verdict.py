@@ -58,6 +58,10 @@ def judge(runs: Runs, plan: Plan) -> Judgement:
     if (ended := next((run for pair in pairs for run in pair if run.exit_code in _FROM_OUTSIDE), None)) is not None:
         message = ended.error.message if ended.error else ended.status
         return replace(_undecided("inconclusive", message, checked), cause="interrupted")
+    if (stopped := next((run for run, _ in pairs if run.status not in _FINISHED), None)) is not None:
+        message = stopped.error.message if stopped.error else stopped.status
+        reason = f"float32 itself stopped at step {stopped.steps} with seed {stopped.seed}: {message}"
+        return replace(_undecided("inconclusive", reason, checked), cause="float32")
     for reference, candidate in pairs:
         if candidate.status not in _FINISHED:
             message = candidate.error.message if candidate.error else candidate.status

@@ -1,6 +1,8 @@
 """Operations as a function mode sees them: named once, composites taken apart, containers mapped."""
 
+import threading
 from collections import OrderedDict, UserDict, namedtuple
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -180,3 +182,32 @@ def test_a_mapping_that_iterates_over_rows_keeps_its_own_attributes():
 def test_what_doesn_t_change_stays_the_same_object():
     value = {"a": [A, (A, 1)], "pair": Pair(A, "x")}
     assert map_tensors(lambda t: t, value) is value
+
+
+def test_threads_that_take_the_same_composite_apart_do_not_hide_it_from_each_other():
+    """`nn.DataParallel` and servers call one model from several threads, and with it one mode."""
+    seen, inside, other_done = [], threading.Event(), threading.Event()
+
+    class Waiting(OperationMode):
+        def operation(self, op, func, args, kwargs):
+            if threading.current_thread() is threading.main_thread():
+                seen.append(op)
+            else:
+                inside.set()
+                other_done.wait(10)
+            return func(*args, **kwargs)
+
+    mode, x = Waiting(), torch.ones(2, 4)
+
+    def normalise():
+        with mode:
+            return F.normalize(x)
+
+    with ThreadPoolExecutor(1) as pool:
+        other = pool.submit(normalise)
+        inside.wait(10)
+        normalise()
+        other_done.set()
+        other.result()
+    assert seen
+    assert "normalize" not in seen

@@ -113,6 +113,33 @@ def test_runs_of_a_script_that_listens_at_a_port_take_turns(tmp_path):
     assert [(run.status, run.steps) for run in runs] == [("stopped", 8)] * 3, runs[0].error
 
 
+LARGE = """
+import os, pathlib, time, torch
+mine = pathlib.Path(f"running-{os.getpid()}")
+mine.touch()
+time.sleep(0.5)
+if len(list(pathlib.Path().glob("running-*"))) > 1:
+    time.sleep(0.5)
+    mine.unlink()
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+model = torch.nn.Linear(4, 1)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+try:
+    while True:
+        model(torch.ones(1, 4)).sum().backward()
+        optimizer.step()
+finally:
+    mine.unlink()
+"""
+
+
+def test_runs_that_do_not_fit_beside_each_other_take_turns(tmp_path):
+    (tmp_path / "train.py").write_text(LARGE)
+    job = Job("script", str(tmp_path / "train.py"), (), str(tmp_path), 8)
+    runs = ChildRunner(tmp_path / "script.log", parallel=2).many([RunSpec(job, "reference")] * 2)
+    assert [(run.status, run.steps) for run in runs] == [("stopped", 8)] * 2, runs[0].error
+
+
 def test_a_script_that_puts_another_program_in_its_place_is_told(tmp_path):
     (tmp_path / "train.py").write_text('import os; os.execv("/bin/true", ["true"])')
     job = Job("script", str(tmp_path / "train.py"), (), str(tmp_path), 8)

@@ -31,11 +31,14 @@ def place(tmp_path):
     (folder / "best.txt").write_text("three days of work")
     (folder / "old" / "a.txt").write_text("a")
     (folder / "old" / "b.txt").write_text("b")
+    (folder / ".latest.txt").write_text("hidden")
+    (folder / ".ckpt").mkdir()
+    (folder / ".ckpt" / "c.txt").write_text("hidden too")
     (folder / "latest").symlink_to("best.txt")
     return folder
 
 
-def heard(place, code, training=True, store=None):
+def heard(place, code, training=True, store=None, ours=()):
     """Run code where a keeper listens, for which a process of its own is needed: nothing ends an audit hook."""
     store = store_beside((store or place.parent) / "script.log")
     lines = f"""
@@ -43,7 +46,7 @@ def heard(place, code, training=True, store=None):
         from pathlib import Path
         from precaudit.running.untouched import Keeper
         {"import torch" if "torch" in code else ""}
-        keeper = Keeper(Path({str(store)!r}), [])
+        keeper = Keeper(Path({str(store)!r}), {list(map(str, ours))!r})
         keeper.listen()
         keeper.training = {training}
     """
@@ -71,6 +74,9 @@ def heard(place, code, training=True, store=None):
         "os.link('best.txt', 'another.txt')",
         "open('log.txt', 'a').write('x'); open('log.txt', 'a').write('y')",
         "torch.save(1, 'best.txt'); torch.save(2, f='new.pt')",
+        "Path('.latest.txt').write_text('worse'); Path('.ckpt/c.txt').unlink(); Path('.ckpt/d.txt').write_text('d')",
+        "shutil.rmtree('old'); Path('old').write_text('a file now')",
+        "Path('best.txt').unlink(); os.mkdir('best.txt'); Path('best.txt/c.txt').write_text('c')",
         "os.chdir('old'); Path('../best.txt').write_text('worse'); Path('d.txt').write_text('d')",
     ],
 )
@@ -104,6 +110,21 @@ def test_caches_and_appended_files_are_left_alone(place):
     put_back(heard(place, code))
     assert told(place)[".cache/x"] == "x"
     assert told(place)["best.txt"] == "three days of work, and more"
+
+
+def test_a_name_that_begins_like_precaudits_own_is_no_more_its_own(place):
+    before = told(place)
+    (own := place / "best").write_text("said")
+    put_back(heard(place, "Path('best').write_text('more'); Path('best.txt').write_text('worse')", ours=[own]))
+    assert told(place) == before | {"best": "more"}
+
+
+def test_what_a_run_made_and_removed_is_gone(place):
+    """However soon after it began, by the clock of the file system."""
+    before = told(place)
+    code = "for i in range(50): Path(f'lock-{i}').touch(); Path(f'lock-{i}').unlink()"
+    put_back(heard(place, code, training=False))
+    assert told(place) == before
 
 
 def test_the_first_of_two_runs_sets_a_file_aside_and_the_second_keeps_it(place):

@@ -73,6 +73,15 @@ def test_a_candidate_that_raised_fails_with_its_message():
     assert judged.reason == "the script stopped at step 7: expected Half"
 
 
+def test_a_float32_run_that_stopped_decides_nothing():
+    """Its steps before that would be compared, and the candidate's end never seen."""
+    pairs = runs(1e-5, spread=1e-5)
+    references = {**pairs.references, 1: replace(broken(falling()[:7], "out of data"), label="reference", seed=1)}
+    judged = judge(Runs(references, pairs.candidates, pairs.twins), PLAN)
+    assert (judged.verdict, judged.cause) == ("inconclusive", "float32")
+    assert judged.reason == "float32 itself stopped at step 7 with seed 1: out of data"
+
+
 def test_a_loss_that_is_lost_fails_and_says_where():
     good = falling()
     lost = (*good[:10], math.nan, *good[11:])
