@@ -107,13 +107,14 @@ def _random_state_kept() -> Iterator[None]:
     import numpy as np
     import torch
 
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    states = random.getstate(), np.random.get_state()
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     try:
-        yield
+        with torch.random.fork_rng(devices):
+            yield
     finally:
         random.setstate(states[0])
         np.random.set_state(states[1])
-        torch.set_rng_state(states[2])
 
 
 class audit:
@@ -155,19 +156,22 @@ class audit:
         from precaudit.profiling.environment import environment
         from precaudit.profiling.findings import all_findings
         from precaudit.running.job import Job, RunResult
+        from precaudit.tensorcores.peaks import gpu_for
         from precaudit.tracing.merging import over_processes
 
         trace = over_processes(self._auditing.trace())
         steps = self._auditing.steps
         job = Job("script", self._auditing.name, (), os.getcwd(), steps)
-        found = bans(trace, DEFAULT_FORMATS)
-        choices = Choices(DEFAULT_FORMATS, "h100", found, steps=max(1, steps))
+        where = environment()
+        target = gpu_for(where["device"])
+        found = bans(trace, target.default_formats)
+        choices = Choices(target.default_formats, target.name, found, steps=max(1, steps))
         trained = trace.audited_steps > 0 and any(layer.trained for layer in trace.layers)
         plan = build_plan(trace, choices) if trained else Plan(target=choices.target)
         reason = "an audit measures; it trains nothing of its own" if trained else "no step of this model was seen"
         audited = Audit(job, RunResult("reference", 0, "ended", steps), trace, found)
         return Report(
-            environment=environment(),
+            environment=where,
             job={
                 "kind": "audit",
                 "script": job.target,

@@ -60,6 +60,7 @@ class LossScaler(TrainingListener):
         self._hooked: set[int] = set()
         self._gradients: list[tuple[torch.Tensor, torch.Tensor]] = []
         self._bad: dict[int, tuple[torch.Tensor, torch.Tensor | None]] = {}
+        self._met: dict[int, torch.Tensor] = {}
         self._withheld: list[tuple[torch.Tensor, torch.Tensor]] = []
         self._nested = 0
 
@@ -101,6 +102,7 @@ class LossScaler(TrainingListener):
         """Note the leaves whose gradient was not finite."""
         dense = [stored(gradient) for _, gradient in self._gradients]
         kept = [(leaf, g) for (leaf, _), g in zip(self._gradients, dense, strict=True) if g.numel()]
+        self._met.update((id(leaf), leaf) for leaf, _ in self._gradients)
         self._gradients = []
         if not kept:
             return
@@ -120,7 +122,7 @@ class LossScaler(TrainingListener):
         self._inspect()
         if optimizer is None:
             skip = bool(self._bad)
-            for leaf, _ in self._bad.values():
+            for leaf in self._met.values() if skip else ():
                 if leaf.grad is not None:
                     leaf.grad.zero_()
         else:
@@ -132,6 +134,7 @@ class LossScaler(TrainingListener):
                 self._bad.pop(id(parameter), None)
                 if skip:
                     parameter.grad = None
+        self._met.clear()
         if skip:
             self.skipped.append(self._step)
         self._adapt(skip)

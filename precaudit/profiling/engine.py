@@ -11,7 +11,6 @@ from typing import Any
 
 from precaudit import __version__
 from precaudit.errors import ExitCode, PrecauditError
-from precaudit.formats import DEFAULT_FORMATS
 from precaudit.measuring.stage import measure, trained_ops
 from precaudit.model import Execution, Plan, Report, Verification
 from precaudit.planning.planner import Choices, build_plan, default_format, fallback
@@ -23,7 +22,7 @@ from precaudit.profiling.settings import Settings
 from precaudit.profiling.trials import verify
 from precaudit.running.job import Job, RunResult, RunSpec
 from precaudit.tensorcores.eligibility import alignment_findings, unreached_findings
-from precaudit.tensorcores.peaks import Gpu, find_gpu, get_gpu
+from precaudit.tensorcores.peaks import Gpu, get_gpu, gpu_for
 
 NARROW = ("bfloat16", "float16", "float8_e4m3", "float8_e5m2")
 
@@ -104,13 +103,13 @@ def profile_job(job: Job, settings: Settings, runner: Runner) -> Outcome:
 def _target(settings: Settings, where: dict[str, Any]) -> Gpu:
     if settings.target:
         return get_gpu(settings.target)
-    return (find_gpu(where["device"]) if where["cuda"] else None) or get_gpu("h100")
+    return gpu_for(where["device"])
 
 
 def _formats(settings: Settings, target: Gpu) -> tuple[str, ...]:
     """The formats asked for; refused where the target lacks one that was named."""
     if not settings.formats:
-        return tuple(name for name in DEFAULT_FORMATS if name in target.formats)
+        return target.default_formats
     missing = [name for name in settings.formats if name not in (*target.formats, "float32")]
     if missing:
         raise PrecauditError(
@@ -192,9 +191,10 @@ def _choices(audit: Audit, formats: tuple[str, ...], target: Gpu) -> Choices:
 
 
 def _exit_code(audit: Audit, plan: Plan, verification: Verification, settings: Settings) -> ExitCode:
-    """Without verification any plan will do, but where float32 itself is not finite none can be proposed."""
+    """Without verification any plan below float32 will do, but where float32 itself is not finite none is proposed."""
     if not settings.verify:
-        return ExitCode.OK if all(map(math.isfinite, audit.reference.losses)) else ExitCode.FINDING
+        proposed = plan.is_low_precision and all(map(math.isfinite, audit.reference.losses))
+        return ExitCode.OK if proposed else ExitCode.FINDING
     verified = verification.verdict in ("pass", "screened") and plan.is_low_precision
     return ExitCode.OK if verified else ExitCode.FINDING
 

@@ -182,11 +182,11 @@ def affordable(steps: frozenset[int], size: int, free: int, least: int) -> froze
 def _sampled(values: torch.Tensor) -> tuple[torch.Tensor, float]:
     """At most `SAMPLE` values, evenly spread over all columns, and how many each stands for."""
     flat = values.flatten()
-    stride = -(-flat.numel() // SAMPLE)
+    stride = max(1, -(-flat.numel() // SAMPLE))
     while stride > 1 and math.gcd(stride, values.shape[-1]) > 1:
         stride += 1
     sample = flat[::stride]
-    return sample, flat.numel() / max(1, sample.numel())
+    return sample, max(1, flat.numel()) / max(1, sample.numel())
 
 
 @dataclass

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from precaudit.errors import PrecauditError
+from precaudit.formats import DEFAULT_FORMATS
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,11 @@ class Gpu:
     def formats(self) -> tuple[str, ...]:
         """The formats whose products run on the matrix units, narrowest last."""
         return tuple(name for name in ("tf32", "bfloat16", "float16", "float8_e4m3", "float8_e5m2") if self.peak(name))
+
+    @property
+    def default_formats(self) -> tuple[str, ...]:
+        """Those that are planned with where nobody asked for others."""
+        return tuple(name for name in DEFAULT_FORMATS if name in self.formats)
 
     def peak(self, format_name: str) -> float | None:
         """TFLOP/s of products with operands in this format on the matrix units; None where they don't take it."""
@@ -115,6 +121,11 @@ def find_gpu(name: str) -> Gpu | None:
         return exact
     spaced = re.sub(r"(?<=[a-z])\s*-\s*(?=\d)", "", wanted)  # `h-100` and the like
     return next((gpu for gpu in _TABLE if re.search(gpu.pattern, spaced)), None)
+
+
+def gpu_for(device: str) -> Gpu:
+    """What plans on a machine with this device are made for: its GPU, or an H100 where it has none that is listed."""
+    return find_gpu(device) or get_gpu("h100")
 
 
 def get_gpu(name: str) -> Gpu:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
+from precaudit.formats import EXTREME
 from precaudit.histograms import Accumulator, collect
 from precaudit.instrument.names import ModuleName
 from precaudit.model import Location, TensorStats
@@ -50,7 +51,8 @@ class OpSlot:
     """The n-th call of an operation in a module's forward, over all forwards.
 
     `half` tells whether autocast would store the result in half precision; `constants` are the smallest
-    and largest magnitudes among its non-zero scalar arguments; `autocast` is the dtype that the script asked for.
+    and largest magnitudes among its non-zero scalar arguments, less those that follow a dtype that the script
+    read (`follows_dtype`); `autocast` is the dtype that the script asked for.
     """
 
     module: ModuleName
@@ -60,8 +62,8 @@ class OpSlot:
     shapes: tuple[tuple[int, ...], ...]
     dtype: str
     half: bool
-    constants: tuple[float, float] | None
     autocast: str | None = None
+    constants: tuple[float, float] | None = None
     follows_dtype: bool = False
     calls: int = 0
     activation: Gauge = field(default_factory=Gauge)
@@ -69,6 +71,14 @@ class OpSlot:
     input_amax: float | None = None
     integer_input: float | None = None
     local: dict[str, Energies] = field(default_factory=dict)
+
+    def take(self, values: Sequence[float], follow: bool) -> None:
+        """Scalar arguments of one call; with `follow` extreme ones are those of the dtype in force."""
+        fixed = [value for value in values if not follow or value < EXTREME]
+        self.follows_dtype |= len(fixed) < len(values)
+        if fixed:
+            known = self.constants or (fixed[0], fixed[0])
+            self.constants = min(known[0], *fixed), max(known[1], *fixed)
 
     @property
     def local_error(self) -> dict[str, float]:

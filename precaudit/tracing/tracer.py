@@ -6,13 +6,14 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 
 import torch
 
 from precaudit.execution.emulated import no_island
 from precaudit.execution.policy import ACCUMULATING, MASKED, Category, category
-from precaudit.formats import EXTREME
+from precaudit.formats import get_format
 from precaudit.histograms import Peak, take_peak
 from precaudit.histograms.memory import flat
 from precaudit.instrument.events import TrainingListener, in_backward
@@ -32,7 +33,11 @@ _MAX_SHADOWS = 8
 """Calls in one step that are run once more for their local error: a step may have hundreds of micro-batches."""
 
 _MAX_ORDINAL = 8
-"""Further calls of one operation in one forward share a slot, so that loops don't grow the trace."""
+"""Further calls of one operation in one forward share a slot, so that loops don't grow the trace: one for results that
+are half, one for the others."""
+
+_MAX_PEAKS = 256
+"""Steps whose maxima may wait on their device; of four times as many, neighbours are folded into one."""
 
 
 @dataclass(frozen=True)
@@ -66,11 +71,13 @@ class Tracer(TrainingListener):
         self.parameters = ParameterTracker(lambda: self.log2_scale)
         self.watch = FaultWatch() if options.watch else None
         self._peaks: list[tuple[int, Peak]] = []
+        self._maxima: list[tuple[int, float]] = []
         self.audited_steps = 0
         self.low_dtypes: set[str] = set()
         self.log2_scale = 0
         self._scopes = scopes
         self._mode = TraceMode(self, self._category)
+        self._told_apart = min((2.0 ** get_format(name).precision for name in options.formats), default=256.0)
         self.step = 0
         self._pass = 0
         self._computing: set[ModuleName] = set()
@@ -102,12 +109,22 @@ class Tracer(TrainingListener):
         gradients = [slot.gradient.pending for slot in self.ops.values() if slot.half]
         gradients += [slot.gradient.pending for slot in self.parameters.slots.values() if slot.module in lowered]
         self._peaks.append((self.step, take_peak(gradients)))
+        if len(self._peaks) == _MAX_PEAKS:
+            self._settle_peaks()
+
+    def _settle_peaks(self) -> None:
+        """Fetch what waits; of a long run the largest of neighbouring steps stays."""
+        values = [(step, peak.value()) for step, peak in self._peaks]
+        self._peaks.clear()
+        self._maxima += [(step, math.log2(value)) for step, value in values if value > 0]
+        if len(found := self._maxima) > 4 * _MAX_PEAKS:
+            self._maxima = [max(found[i : i + 2], key=itemgetter(1)) for i in range(0, len(found), 2)]
 
     @property
-    def maxima(self) -> list[tuple[int, float]]:
+    def maxima(self) -> tuple[tuple[int, float], ...]:
         """log2 of the largest gradient of each step."""
-        values = [(step, peak.value()) for step, peak in self._peaks]
-        return [(step, math.log2(value)) for step, value in values if value > 0]
+        self._settle_peaks()
+        return tuple(self._maxima)
 
     @property
     def gauges(self) -> Iterator[Gauge]:
@@ -196,9 +213,10 @@ class Tracer(TrainingListener):
             return None
         ordinal = frame.op_counts.get(op, 0)
         frame.op_counts[op] = ordinal + 1
-        key = (frame.name, op, min(ordinal, _MAX_ORDINAL))
-        slot = self.ops.get(key) or self._new_op(key, args, kwargs, half, "read_half_dtype" in frame.data)
-        if self._shadowing and ordinal < _MAX_ORDINAL and self._shadowed[key] < _MAX_SHADOWS:
+        key = (frame.name, op, ordinal if ordinal < _MAX_ORDINAL else _MAX_ORDINAL + half)
+        slot = self.ops.get(key) or self._new_op(key, args, kwargs, half)
+        slot.take(scalars(args, kwargs), follow="read_half_dtype" in frame.data)
+        if self._shadowing and self._shadowed[key] < _MAX_SHADOWS:
             self._shadowed[key] += 1
             self._shadow(slot, op, func, args, kwargs)
         if self.watch is None:
@@ -210,14 +228,12 @@ class Tracer(TrainingListener):
         if (frame := self._scopes.current) is not None:
             frame.data["read_half_dtype"] = True
 
-    def _new_op(self, key: tuple[ModuleName, str, int], args: Any, kwargs: Any, half: bool, dtype_read: bool) -> OpSlot:
+    def _new_op(self, key: tuple[ModuleName, str, int], args: Any, kwargs: Any, half: bool) -> OpSlot:
         inputs = [t for t in tensors_in((args, kwargs)) if t.is_floating_point()]
         dtype = str(inputs[0].dtype if inputs else torch.float32).removeprefix("torch.")
         if dtype in ("float16", "bfloat16"):
             self.low_dtypes.add(dtype)
         shapes = tuple(_shape(t) for t in tensors_in((args, kwargs)))
-        values = scalars(args, kwargs)
-        fixed = [value for value in values if not dtype_read or value < EXTREME]
         self.ops[key] = slot = OpSlot(
             *key[:2],
             self._category(key[1]),
@@ -225,9 +241,7 @@ class Tracer(TrainingListener):
             shapes,
             dtype,
             half,
-            (min(fixed), max(fixed)) if fixed else None,
             self.options.autocast(),
-            len(fixed) < len(values),
         )
         return slot
 
@@ -236,9 +250,9 @@ class Tracer(TrainingListener):
         if any(torch._C._functorch.is_functorch_wrapped_tensor(t) for t in inputs):
             return
         factors = inputs if op not in MASKED else tensors_in((args[:3], [kwargs.get(name) for name in MASKED[op]]))
-        slot.input_amax = finite_amax(factors)
+        slot.input_amax = _larger(slot.input_amax, finite_amax(factors))
         if op in ACCUMULATING:
-            slot.integer_input = integer_amax(factors)
+            slot.integer_input = _larger(slot.integer_input, integer_amax(factors, self._told_apart))
         if repeatable(op, func, kwargs):
             for name, energies in self._local_errors(op, func, args, kwargs).items():
                 # A branch that starts at zero is absorbed at first and grows: the latest measurement counts.
@@ -288,15 +302,19 @@ def _shape(tensor: torch.Tensor) -> tuple[int, ...]:
     return tuple((tensor.values() if tensor.is_nested else tensor).shape)
 
 
+def _larger(known: float | None, found: float | None) -> float | None:
+    return max((value for value in (known, found) if value is not None), default=None)
+
+
 @torch.no_grad()
-def integer_amax(tensors: list[torch.Tensor]) -> float | None:
-    """Largest magnitude of the integer-valued inputs that are no parameters; None where there is none."""
+def integer_amax(tensors: list[torch.Tensor], least: float = 256.0) -> float | None:
+    """Largest magnitude of the integer-valued inputs that are no parameters; None where none is above `least`."""
     found = None
     for tensor in tensors:
         values = flat(tensor) if tensor.is_floating_point() and not (tensor.is_leaf and tensor.requires_grad) else None
         if values is None or values.numel() < 2:
             continue
         amax = float(values.abs().max())
-        if 256 < amax < float("inf") and bool((values == values.round()).all()):
+        if least < amax < float("inf") and bool((values == values.round()).all()):
             found = max(found or 0.0, amax)
     return found

@@ -510,3 +510,20 @@ def test_attributes_of_custom_functions_are_no_leaves():
 
     x = torch.ones(2, requires_grad=True)
     assert [leaf is x for leaf in leaves_of([Named.apply(x).sum()])] == [True]
+
+
+def test_without_an_optimizer_no_parameter_of_a_skipped_step_changes():
+    """One gradient overflows; the other, which didn't, would move its parameter half a step on."""
+    first, second = (nn.Parameter(torch.ones(2)) for _ in range(2))
+    with scaled(LossScale("dynamic", 2.0**13, 100), has_optimizer=False) as scaler:
+        for factor in (1e38, 1.0):
+            (first.sum() * factor + 2 * second.sum()).backward()
+            with torch.no_grad():
+                for parameter in (first, second):
+                    parameter -= 0.1 * parameter.grad
+                    parameter.grad = None
+            if factor > 1:
+                assert torch.equal(first, torch.ones(2))
+                assert torch.equal(second, torch.ones(2))
+    assert scaler.skipped == [0]
+    assert torch.equal(second, torch.full((2,), 0.8))

@@ -25,7 +25,7 @@ def test_of_a_large_one_the_first_of_every_stretch(size, free, each):
     assert kept == frozenset([*range(each), *range(49, 49 + each)])
 
 
-@pytest.mark.parametrize("shape", [(4096, 384), (3, 5, 7), (SAMPLE + 1,), (1,), ()])
+@pytest.mark.parametrize("shape", [(4096, 384), (3, 5, 7), (SAMPLE + 1,), (1,), (), (8, 0), (0, 8)])
 def test_a_sample_of_vectors_estimates_the_energy_of_their_mean(shape):
     torch.manual_seed(0)
     exact = [torch.randn(shape) * 3 + 1 for _ in range(4)]

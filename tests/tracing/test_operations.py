@@ -159,6 +159,55 @@ def test_whole_numbers_are_recognised(values, expected):
     assert integer_amax([torch.tensor(values), torch.tensor([0.5, 0.25])]) == expected
 
 
+def test_whole_numbers_count_from_what_the_coarsest_format_tells_apart():
+    positions = torch.arange(20.0)
+    for formats, expected in ((("float8_e4m3",), 19.0), (("bfloat16", "float16"), None)):
+        model = Wrapping(lambda self, x: self.lin(x * 0) + positions[:, None] @ torch.ones(1, 4), lin=nn.Linear(4, 4))
+        with tracing(shadowed=lambda step: True, formats=formats) as traced:
+            model(torch.ones(20, 4))
+        assert traced.op("", "matmul").integer_amax == expected
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_the_largest_input_of_several_calls_counts(order):
+    model = Wrapping(lambda self, x: self.lin(x), lin=nn.Linear(4, 4))
+    with tracing(shadowed=lambda step: True, formats=FORMATS) as traced:
+        for largest in (1e5, 1.0)[::order]:
+            model(torch.full((2, 4), largest))
+    assert traced.op("lin", "linear").input_amax == 1e5
+
+
+def test_calls_beyond_those_that_have_a_slot_are_looked_at_as_well():
+    def function(self, x):
+        h = self.lin(x)
+        for _ in range(12):
+            h = h + 0.5
+        h = (h + 1e-12) @ torch.eye(4)
+        for _ in range(12):
+            h = h @ torch.eye(4)
+        return (h * 1e5) @ torch.eye(4)
+
+    _, traced = shadowed(function, torch.ones(8, 4))
+    assert traced.op("", "add").constants == (1e-12, 0.5)
+    assert traced.op("", "matmul").input_amax > 1e4
+
+
+def test_half_results_among_many_are_kept_apart_from_others():
+    def function(self, x):
+        for _ in range(12):
+            x = x + 1e5
+        h = self.lin(x * 0)
+        for _ in range(12):
+            h = h + 1.0
+        return h
+
+    _, traced = shadowed(function, torch.ones(8, 4))
+    found = traced.op("", "add")
+    assert found.calls == 24
+    assert found.half
+    assert found.half_amax < 20
+
+
 def test_weights_are_no_positions():
     assert integer_amax([nn.Parameter(torch.tensor([1.0, 4096.0]))]) is None
 

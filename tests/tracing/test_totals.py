@@ -353,6 +353,20 @@ def test_maxima_are_of_what_is_half_in_the_backward_pass():
     assert traced.trace.maxima == ((0, -10.0), (1, 3.0))
 
 
+def test_maxima_of_a_long_run_take_no_more_memory_than_those_of_a_short_one():
+    model, steps = nn.Linear(1, 1, bias=False), 3000
+    with tracing(per_step=True) as traced:
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+        for step in range(steps):
+            optimizer.zero_grad()
+            model(torch.ones(1, 1)).sum().mul(2.0**10 if step == 1234 else 2.0 ** -(step % 8)).backward()
+            optimizer.step()
+            assert len(traced.tracer._peaks) + len(traced.tracer._maxima) < 1500
+    assert max(traced.trace.maxima, key=lambda item: item[1]) == (1234, 10.0)
+    assert [step for step, _ in traced.trace.maxima] == sorted(step for step, _ in traced.trace.maxima)
+    assert traced.trace.maxima[-1][0] >= steps - 8
+
+
 def test_what_ran_before_it_became_part_of_the_model_is_told_under_its_name_there():
     """As `torch.nn.utils.parametrizations` do: a parametrization runs while it is registered."""
 
