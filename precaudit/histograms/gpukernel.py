@@ -5,7 +5,7 @@ about that of its first tile. Every value is then one shift: a word with one bit
 window, or the last bit for what lies outside. Words are counted bit-sliced: bit b of `ones`, `twos`, `fours`, ...
 are the digits of how often bit b was set, and a full adder takes in two words at once (Harley-Seal counting).
 The extremes tell afterwards whether the window held all but the zeros; a stretch for which it did not (or that
-has subnormals or non-finite values) is counted SUBTRACT, window by window over the whole of its range.
+has subnormals or non-finite values) is counted EXACT, window by window over the whole of its range.
 """
 
 # Triton specialises the kernel by the types that it takes; annotations would be about Python objects.

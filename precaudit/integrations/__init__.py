@@ -1,1 +1,1 @@
-"""precaudit inside other tools: pytest, training frameworks, exports."""
+"""precaudit inside other tools: pytest."""

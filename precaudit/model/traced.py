@@ -22,7 +22,7 @@ class Layer:
     """A module that computes: a leaf, or one whose own forward calls operations.
 
     `fqn` is the name in `model.named_modules()`; scripts that train several models get the model's
-    variable name in front (`generator.net.0`). `trained` is false for models without trainable parameters
+    variable name in front (`generator.net.0`). `trained` is false for models without parameters
     (losses); `absorbed_update` maps a half format to the share of update energy that weights stored in it
     would absorb.
     """

@@ -56,7 +56,7 @@ def _stripped(plan: Plan, prefix: str) -> dict[str, str]:
 
 
 def part_of(plan: Plan, names: Mapping[str, str]) -> Plan:
-    """The plan for the modules in `names` alone, under their new names."""
+    """The plan for the modules in `names` alone, under their new names; `because` speaks of the whole plan still."""
     return replace(
         plan,
         modules={names[fqn]: format_name for fqn, format_name in plan.modules.items() if fqn in names},

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from precaudit.formats import FORMATS
-from precaudit.model import Layer, LossScale, Plan, ScaleMode, TensorStats
+from precaudit.model import Layer, LossScale, Plan, TensorStats
 
 Gradients = Mapping[str, Sequence[TensorStats]]
 
@@ -32,8 +32,6 @@ SIGMAS = 3.09
 # With fewer than three steps no spread is known; gradients of one model commonly vary by an octave.
 ASSUMED_DEVIATION = 1.0
 TREND_ALPHA = 0.02
-# A trend measured in early training flattens; a dynamic scaler follows what this leaves out.
-TREND_LIMIT = 4.0
 # A tensor this far below the rest of its module is what rounding leaves of a gradient that is zero by
 # construction (a key's bias under softmax, a bias before batch norm), and needs no scale.
 RESIDUE = 2.0**-20
@@ -119,19 +117,18 @@ def _tensor_k(tensor: TensorStats) -> int:
 # ---------------------------------------------------------------- what fits above
 
 
-def k_max(log2_max: Sequence[float], horizon: int = 0) -> int:
-    """The largest k that leaves an octave above the gradients to be expected within `horizon` further steps.
+def k_max(log2_max: Sequence[float]) -> int:
+    """The largest k that leaves an octave above the gradients to be expected.
 
-    Expected is 3.09 standard deviations above the mean, where a trend is taken out first and, if it rises,
-    followed; never less than what was seen.
+    Expected is 3.09 standard deviations above the mean, or above where a trend has led; never less than what was seen.
+    A dynamic scaler follows a trend that goes on.
     """
     seen = _observed(log2_max)
     if not len(seen):
         return K_LIMIT
-    slope, residuals = _trend(seen)
+    _, residuals = _trend(seen)
     deviation = float(residuals.std(ddof=1)) if len(seen) >= 3 else ASSUMED_DEVIATION
-    centre = float((seen - residuals)[-1]) + min(max(slope, 0.0) * horizon, TREND_LIMIT)
-    expected = max(float(seen.max()), centre + SIGMAS * deviation)
+    expected = max(float(seen.max()), float((seen - residuals)[-1]) + SIGMAS * deviation)
     return int(np.clip(math.floor(HALF.exponent_max - expected), -K_LIMIT, K_LIMIT))
 
 
@@ -162,29 +159,21 @@ def _trend(values: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
 # ---------------------------------------------------------------- settings
 
 
-def window(log2_max: Sequence[float], gradients: Gradients, horizon: int = 0) -> tuple[int, int] | None:
+def window(log2_max: Sequence[float], gradients: Gradients) -> tuple[int, int] | None:
     """[k_min, k_max], or none where no single scale serves every module."""
-    need, fits = k_min(gradients), k_max(log2_max, horizon)
+    need, fits = k_min(gradients), k_max(log2_max)
     low = -K_LIMIT if need is None else max(need, -K_LIMIT)
     return (low, fits) if low <= fits else None
 
 
-def recommend(
-    log2_max: Sequence[float], gradients: Gradients, steps: int, mode: ScaleMode = "dynamic", horizon: int = 0
-) -> LossScale:
-    """The setting for a run of `steps` steps; `none` where nothing is float16 in the backward pass.
-
-    A dynamic scale starts at 2**k_max. A static one keeps two octaves below it where the window allows.
-    """
-    if not gradients or mode == "none":
+def recommend(log2_max: Sequence[float], gradients: Gradients, steps: int) -> LossScale:
+    """The setting for a run of `steps` steps, which starts at 2**k_max; `none` where nothing is float16 in the backward
+    pass."""
+    if not gradients:
         return LossScale()
-    bounds = window(log2_max, gradients, horizon)
-    high = k_max(log2_max, horizon)
-    if mode == "static":
-        k = min(high, max(high - 2, bounds[0])) if bounds else high - 2
-        return LossScale("static", 2.0**k, None, bounds, static_skips(log2_max, k, steps))
-    interval = recommended_interval(log2_max)
-    return LossScale("dynamic", 2.0**high, interval, bounds, expected_skips(log2_max, high, interval, steps))
+    high, interval = k_max(log2_max), recommended_interval(log2_max)
+    skips = expected_skips(log2_max, high, interval, steps)
+    return LossScale("dynamic", 2.0**high, interval, window(log2_max, gradients), skips)
 
 
 def conflicts(gradients: Gradients, highest: int) -> dict[str, int]:
@@ -246,9 +235,3 @@ def expected_skips(log2_max: Sequence[float], init_k: int, growth_interval: int,
     highest = math.ceil(OVERFLOW - float(late.max())) - 1
     towards_growth = known.good if known.k <= highest else 0
     return float(known.skips + predicted_skips(known.k, highest, growth_interval, beyond + towards_growth))
-
-
-def static_skips(log2_max: Sequence[float], k: int, steps: int) -> float:
-    """Skips of a static scale: the observed share of steps that overflow, over `steps`."""
-    overflows = sum(not largest + k < OVERFLOW for largest in log2_max)
-    return steps * overflows / len(log2_max) if len(log2_max) else 0.0

@@ -10,7 +10,7 @@ _AUDITS = 10
 
 @dataclass(frozen=True)
 class Schedule:
-    """`probed` maps a phase (`init`, `late`) to its steps, `per_format` of them for each format."""
+    """`probed` maps a phase (`init`, `late`) to its steps, up to four of them for each format."""
 
     audited: frozenset[int]
     shadowed: frozenset[int]

@@ -34,13 +34,13 @@ class Job:
 
 @dataclass(frozen=True)
 class RunSpec:
-    """One run of a job. `audited` steps are traced (`shadowed` ones measure local errors too); `probes` maps
-    steps to the plan whose gradients are compared there; `watch` looks for the first non-finite value from
-    the given step on; `perturbed` rounds the initial weights to a format, `jitter` moves them by one percent;
-    `neutralize` turns the script's own casts to low precision into float32. `observer`, called with the module scopes
-    and `Baseline.in_island`, makes one more scope listener; what its `observe()` says after the run is `observed`.
-    `runs` takes the place of all this: called with the spec, the code and `leave`, it runs that in its own way.
-    `since` is when the first run of the job may have begun."""
+    """One run of a job. `audited` steps are traced (`shadowed` ones measure local errors too); gradients of
+    `probe_save` steps are kept in `probe_dir`, with which `probe_compare` compares those under a plan, told by a label;
+    from step `watch_from` on the first non-finite value is looked for. `perturbed` rounds the initial weights to a
+    format, `jitter` moves them by one percent; `neutralize` turns the script's own casts to low precision into float32.
+    `observer`, called with the module scopes and `Baseline.in_island`, makes one more scope listener; what its
+    `observe()` says after the run is `observed`. `runs` takes the place of all this: called with the spec, the code and
+    `leave`, it runs that in its own way. `since` is when the first run of the job may have begun."""
 
     job: Job
     label: str

@@ -1,7 +1,8 @@
 """Seeds under control: paired runs see the same data, initialisation and dropout, whatever seeds a script sets.
 
-Trial 0 keeps the script's own seeds. Every other trial folds its number into each seed that the script sets
-itself, so that `torch.manual_seed(0)` gives a different, repeatable stream in each trial.
+Trial 0 keeps the script's own seeds. Every other trial folds its number into each seed that the script gives to a
+global generator, so that `torch.manual_seed(0)` gives a different, repeatable stream in each trial. Generators of the
+script's own (`torch.Generator`, `random.Random`) draw alike in all trials.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""Proving a plan by training with it: trials, statistics, gates and repair."""
+"""What paired training runs say of a plan: statistics, gates and the verdict."""

@@ -50,10 +50,10 @@ class Divergence:
 
 
 def horizon(reference: Losses, perturbed: Losses) -> int:
-    """How many leading steps a float32 run and its twin, perturbed by one ulp, stay together.
+    """How many leading steps a float32 run and its twin, whose initial weights are rounded, stay together.
 
-    Together means: closer than the smallest margin that is ever applied. Low precision perturbs more than one
-    ulp, so its pairs part earlier; that costs power, never validity, since the spread of the pairs is measured.
+    Together means: closer than the smallest margin that is ever applied. A plan rounds at every step, so its pairs
+    part earlier; that costs power, never validity, since the spread of the pairs is measured.
     """
     a, b = _common(reference, perturbed)
     with np.errstate(invalid="ignore", over="ignore"):

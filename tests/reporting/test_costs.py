@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -88,7 +89,9 @@ def test_a_dearer_plan_is_called_so():
 @pytest.mark.parametrize("key", TIMED)
 @pytest.mark.parametrize("value", [None, "nan", True, {}, [], {"plan": "inf"}, {"plan": [1]}, {"plan": None}])
 def test_odd_figures_are_survived(key, value):
-    assert all(isinstance(line, str) for line in costs.step_times(Report(performance={**TIMED, key: value})))
+    lines = costs.step_times(Report(performance={**TIMED, key: value}))
+    assert lines
+    assert key == "method" or not re.search(r"\b(nan|None|True)\b", " ".join(lines))
 
 
 def test_bars_before_and_after_stand_together():
