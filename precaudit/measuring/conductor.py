@@ -15,6 +15,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from math import ceil
 from typing import Any
 
@@ -31,6 +32,7 @@ from precaudit.measuring.program import Program
 from precaudit.measuring.records import FLOAT32, Arm, Block, Observation, Profiled
 from precaudit.measuring.scaling import FusedScaler
 from precaudit.running.monitor import Stop
+from precaudit.tensorcores.counters import Pipes
 from precaudit.tensorcores.energy import Meter
 from precaudit.tensorcores.runtime import profiled_steps
 
@@ -56,8 +58,10 @@ class Cycle:
 class Conductor(TrainingListener):
     """Hears every step, last of all listeners, and goes on with the program there."""
 
-    def __init__(self, program: Program, events: TrainingEvents, meter: Meter, stop: Stop | None = None) -> None:
-        self.program, self.events, self.meter = program, events, meter
+    def __init__(
+        self, program: Program, events: TrainingEvents, meter: Meter, pipes: Pipes, stop: Stop | None = None
+    ) -> None:
+        self.program, self.events, self.meter, self.pipes = program, events, meter, pipes
         self._stop = stop or Stop()
         self.names, self.feeding, self.cycle = ModuleNames(), Feeding(), Cycle()
         self.device, self.running, self.blocks = "cpu", FLOAT32, list[Block]()
@@ -98,6 +102,7 @@ class Conductor(TrainingListener):
             self.profiles,
             self.running,
             self.meter.method,
+            self.pipes.method,
         )
 
     # ------------------------------------------------------------ the program; every `yield` waits for a step's end
@@ -130,9 +135,11 @@ class Conductor(TrainingListener):
             full = ceil(program.window / pace)
             complete += 2 * size > full and number > 0
             size, number = min(full, 2 * size), number + 1
-        if self.meter.counts and self.device == "cuda":
+        if (self.meter.counts or self.pipes.counts) and self.device in program.devices:
             for arm in arms:
-                yield from self._block(arm, number, ceil(program.energy_window / pace), program.energy_window)
+                with self.pipes.watching() as busy:
+                    yield from self._block(arm, number, ceil(program.energy_window / pace), program.energy_window)
+                self.blocks[-1] = replace(self.blocks[-1], pipes=busy)
 
     def _block(self, arm: Arm, number: int, size: int, seconds: float = 0.0) -> Steps:
         with self._engaged(arm):

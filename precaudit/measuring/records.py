@@ -26,7 +26,8 @@ class Arm:
 @dataclass(frozen=True)
 class Block:
     """Some steps of one arm: seconds from one synchronised moment to another. `peak_bytes` is the most memory that
-    was allocated meanwhile, `joules` what the whole card used; None where it was not measured."""
+    was allocated meanwhile, `joules` what the whole card used, None where it was not measured; `pipes` are the shares
+    of the time in which the card's pipes were busy, empty where its counters were not read."""
 
     arm: str
     round: int
@@ -34,6 +35,7 @@ class Block:
     seconds: float
     peak_bytes: int | None = None
     joules: float | None = None
+    pipes: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def step_seconds(self) -> float:
@@ -73,3 +75,4 @@ class Observation:
     profiled: Mapping[str, Profiled] = field(default_factory=dict)
     running: str = FLOAT32
     energy: str = "not measured: no GPU"
+    counters: str = "not measured: no GPU"

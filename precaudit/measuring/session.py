@@ -18,6 +18,7 @@ from precaudit.running.job import RunResult, RunSpec
 from precaudit.running.monitor import Stop
 from precaudit.running.seeds import controlled_seeds
 from precaudit.running.worker import Leave, execute
+from precaudit.tensorcores.counters import Pipes
 from precaudit.tensorcores.energy import Meter
 from precaudit.tensorcores.nvml import handle_of, library, session
 
@@ -37,7 +38,7 @@ def timed_run(spec: RunSpec, code: Callable[[], None], leave: Leave | None = Non
 
     stop = Stop(stopped)
     with ExitStack() as stack:
-        conductor = Conductor(program, events, stack.enter_context(energy_meter()), stop)
+        conductor = Conductor(program, events, *stack.enter_context(own_counters()), stop)
         stack.enter_context(controlled_seeds(spec.seed))
         stack.enter_context(eager_only())
         stack.enter_context(own_settings_ignored(baseline.settings))
@@ -51,19 +52,19 @@ def timed_run(spec: RunSpec, code: Callable[[], None], leave: Leave | None = Non
 
 
 @contextmanager
-def energy_meter() -> Iterator[Meter]:
-    """The meter of torch's current GPU; one that counts nothing where there is none."""
+def own_counters() -> Iterator[tuple[Meter, Pipes]]:
+    """The energy meter and the counters of torch's current GPU; such that count nothing where there is none."""
     if not torch.cuda.is_available():
-        yield Meter()
+        yield Meter(), Pipes()
         return
     nvml = library()
     with session(nvml) as problem:
         if problem:
-            yield Meter(problem=problem)
+            yield Meter(problem=problem), Pipes(problem=problem)
             return
         try:
             handle = handle_of(nvml, str(torch.cuda.get_device_properties(torch.cuda.current_device()).uuid))
         except nvml.NVMLError as error:
-            yield Meter(problem=str(error))
+            yield Meter(problem=str(error)), Pipes(problem=str(error))
             return
-        yield Meter(nvml, handle)
+        yield Meter(nvml, handle), Pipes(nvml, handle)

@@ -26,6 +26,8 @@ UNMEASURED: Mapping[str, Any] = {
     "peak_memory_bytes": dict.fromkeys(ARMS),
     "energy_joules_per_step": dict.fromkeys(ARMS),
     "energy_method": "not measured",
+    "tensor_pipe_share": dict.fromkeys(ARMS),
+    "counters_method": "not measured",
     "data_wait_share": None,
     "gpu_busy_share": None,
     "seconds_measuring": None,
@@ -69,6 +71,11 @@ def joules_per_step(blocks: Sequence[Block], arm: str) -> float | None:
     return sum(block.joules or 0.0 for block in long) / steps if steps else None
 
 
+def _tensor_share(blocks: Sequence[Block], arm: str) -> float | None:
+    """Of the time in which the counters were read."""
+    return median([block.pipes["tensor"] for block in blocks if block.arm == arm and "tensor" in block.pipes])
+
+
 def wait_share(feed: Feed, step_seconds: float | None) -> float | None:
     """The median wait for data as a share of a step, at most 1."""
     if not feed.waits or not step_seconds:
@@ -95,6 +102,8 @@ def performance(found: Observation, gpu: str | None) -> dict[str, Any]:
         "peak_memory_bytes": {arm: _peak(blocks, arm) for arm in ARMS},
         "energy_joules_per_step": joules,
         "energy_method": _energy_method(found, joules),
+        "tensor_pipe_share": {arm: _tensor_share(found.blocks, arm) for arm in ARMS},
+        "counters_method": found.counters,
         "data_wait_share": wait_share(found.feed, medians[FLOAT32]),
         "gpu_busy_share": _busy(found, medians),
     }

@@ -87,6 +87,7 @@ def _beside_time(p: Mapping[str, Any]) -> list[str]:
         lines.append(
             f"Data, and whatever else runs between two steps, takes {share(p['data_wait_share'])} of float32's time."
         )
+    lines += _counters(p)
     memory = _mapping(p, "peak_memory_bytes")
     if any(_number(value) for value in memory.values()):
         known = {arm: value for arm, value in memory.items() if _number(value)}
@@ -98,6 +99,15 @@ def _beside_time(p: Mapping[str, Any]) -> list[str]:
         parts = [f"{_arm(arm)} {seconds(predicted.get(arm))} ({error:+.0%})" for arm, error in errors.items()]
         lines.append(f"Predicted from the card's peaks, and the error: {', '.join(parts)}.")
     return lines
+
+
+def _counters(p: Mapping[str, Any]) -> list[str]:
+    """What the GPU itself counted; a CPU has nothing to say here."""
+    busy = {arm: value for arm, value in _mapping(p, "tensor_pipe_share").items() if _number(value)}
+    if busy:
+        return [f"Tensor Cores busy, by the whole GPU's counters: {_by_arm(busy, share)} of the time."]
+    why = str(p.get("counters_method") or "")
+    return [f"Tensor Cores by the GPU's counters: {prose(why)}."] if p.get("gpu") and why else []
 
 
 def _mapping(p: Mapping[str, Any], key: str) -> Mapping[str, Any]:

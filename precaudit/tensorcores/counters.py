@@ -6,7 +6,8 @@ GPM has no counter for float8 products; bfloat16 and TF32 count as HMMA. Other p
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
@@ -23,6 +24,7 @@ METRICS: Mapping[str, str] = MappingProxyType(
         "fp16": "NVML_GPM_METRIC_FP16_UTIL",
     }
 )
+METHOD = "GPM counters of the whole device"
 SHORTEST = 0.5  # seconds between the two samples; GPM averages over no less than 0.1
 
 
@@ -36,25 +38,63 @@ class Counters:
     shares: Mapping[str, float] = field(default_factory=dict)
 
 
+class Pipes:
+    """One GPU's counters; `counts` is false where they can't be read, and `method` says why."""
+
+    def __init__(self, nvml: Any = None, handle: Any = None, problem: str = "no GPU") -> None:
+        self._nvml, self._handle = nvml, handle
+        refusal = problem if handle is None else self._refusal()
+        self.counts = not refusal
+        self.method = f"not measured: {refusal}" if refusal else METHOD
+
+    def _refusal(self) -> str:
+        try:
+            supported = self._nvml.nvmlGpmQueryDeviceSupport(self._handle).isSupportedDevice
+        except self._nvml.NVMLError as error:
+            return f"GPM counters refused ({error})"
+        return "" if supported else "this GPU has no GPM counters (Hopper and later have)"
+
+    @contextmanager
+    def watching(self) -> Iterator[dict[str, float]]:
+        """Shares of the time in the block in which each pipe was busy, which are there when it is over; none where they
+        can't be read."""
+        shares: dict[str, float] = {}
+        samples: list[Any] = []
+        try:
+            self._take(samples)
+            yield shares
+            self._take(samples)
+            if self.counts:
+                shares.update(self._guarded(lambda: _shares(self._nvml, samples)) or {})
+        finally:
+            for sample in samples:
+                self._nvml.nvmlGpmSampleFree(sample)
+
+    def _take(self, samples: list[Any]) -> None:
+        if self.counts:
+            self._guarded(lambda: samples.append(self._nvml.nvmlGpmSampleAlloc()))
+        if self.counts:
+            self._guarded(lambda: self._nvml.nvmlGpmSampleGet(self._handle, samples[-1]))
+
+    def _guarded(self, call: Callable[[], Any]) -> Any:
+        """What is refused once is not asked for again."""
+        try:
+            return call()
+        except self._nvml.NVMLError as error:
+            self.counts, self.method = False, f"not measured: GPM counters refused ({error})"
+            return None
+
+
 def count(nvml: Any, handle: Any, work: Callable[[], None], clock: Callable[[], float] = time.perf_counter) -> Counters:
     """Repeat `work`, which must wait for the GPU, for half a second or more, and read what was busy meanwhile."""
-    samples: list[Any] = []
-    try:
-        if not nvml.nvmlGpmQueryDeviceSupport(handle).isSupportedDevice:
-            return Counters(False, "not measured: this GPU has no GPM counters (Hopper and later have)")
-        samples += [nvml.nvmlGpmSampleAlloc(), nvml.nvmlGpmSampleAlloc()]
-        nvml.nvmlGpmSampleGet(handle, samples[0])
+    pipes = Pipes(nvml, handle)
+    if not pipes.counts:
+        return Counters(False, pipes.method)
+    with pipes.watching() as shares:
         seconds = _repeat(work, clock)
-        nvml.nvmlGpmSampleGet(handle, samples[1])
-        shares = _shares(nvml, samples)
-    except nvml.NVMLError as error:
-        return Counters(False, f"not measured: GPM counters refused ({error})")
-    finally:
-        for sample in samples:
-            nvml.nvmlGpmSampleFree(sample)
     if not shares:
-        return Counters(False, "not measured: GPM returned no counter")
-    return Counters(True, "GPM counters of the whole device", seconds, shares)
+        return Counters(False, "not measured: GPM returned no counter" if pipes.counts else pipes.method)
+    return Counters(True, pipes.method, seconds, shares)
 
 
 def _repeat(work: Callable[[], None], clock: Callable[[], float]) -> float:

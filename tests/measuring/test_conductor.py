@@ -1,6 +1,7 @@
 """Timed runs of small scripts, every arm on the CPU: the times mean nothing here, the order and the hooks do."""
 
 from collections import Counter
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -9,9 +10,11 @@ from fake_nvml import FakeNvml, card
 from timed import timed, training
 from torch import nn
 
+from precaudit.measuring import session
 from precaudit.measuring.conductor import Cycle
 from precaudit.measuring.records import Arm
 from precaudit.model import Plan
+from precaudit.tensorcores.counters import Pipes
 from precaudit.tensorcores.energy import Meter
 
 PLAN = Plan("bfloat16", {"0": "bfloat16", "2": "float32"})
@@ -140,6 +143,26 @@ def test_blocks_of_a_gan_hold_whole_cycles():
 
     blocks = timed(code, Arm("float32"), Arm("amp", half="bfloat16")).observed.blocks
     assert {block.steps % 2 for block in blocks} == {0}
+
+
+def test_counters_are_read_in_the_last_round_of_every_arm(monkeypatch):
+    nvml = FakeNvml()
+    pipes = Pipes(nvml, card(gpm=1, counters={5: 62.5}))
+    monkeypatch.setattr(session, "own_counters", lambda: nullcontext((Meter(), pipes)))
+    found = timed(training(), *ARMS).observed
+    assert [(block.arm, block.pipes) for block in found.blocks[-4:]] == [(arm.name, {"tensor": 0.625}) for arm in ARMS]
+    assert not any(block.pipes for block in found.blocks[:-4])
+    assert found.counters == "GPM counters of the whole device"
+    assert nvml.samples == 0
+
+
+def test_counters_that_are_refused_cost_no_block(monkeypatch):
+    pipes = Pipes(FakeNvml(), card(gpm=1))
+    monkeypatch.setattr(session, "own_counters", lambda: nullcontext((Meter(), pipes)))
+    found = timed(training(), *ARMS).observed
+    assert {block.arm for block in found.blocks} == {arm.name for arm in ARMS}
+    assert not any(block.pipes for block in found.blocks)
+    assert found.counters == "not measured: GPM counters refused (Not Supported)"
 
 
 def test_energy_is_read_around_blocks():

@@ -72,6 +72,14 @@ def test_energy_is_of_long_blocks_only():
     assert performance(Observation("cpu"), None)["energy_method"] == "not measured: no GPU"
 
 
+def test_the_counters_share_is_of_blocks_that_were_watched():
+    blocks = [Block("plan", 1, 9, 2.0), Block("plan", 2, 9, 2.0, pipes={"tensor": 0.3, "dram": 0.5})]
+    found = performance(Observation("cuda", blocks=tuple(blocks), counters="GPM counters"), "H100")
+    assert found["tensor_pipe_share"] == {"float32": None, "tf32": None, "amp": None, "plan": 0.3}
+    assert found["counters_method"] == "GPM counters"
+    assert performance(Observation("cpu"), None)["counters_method"] == "not measured: no GPU"
+
+
 def test_peak_memory_is_the_most_of_any_block():
     blocks = [Block("float32", i, 1, 0.01, peak) for i, peak in ((1, 5), (2, 7), (3, None))]
     assert performance(Observation("cuda", blocks=tuple(blocks)), "H100")["peak_memory_bytes"]["float32"] == 7

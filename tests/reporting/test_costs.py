@@ -19,6 +19,7 @@ TIMED = {
     "speedup_quartiles": {"tf32": None, "amp": None, "plan": [1.9, 2.1]},
     "peak_memory_bytes": {"float32": 3 * 2**30, "tf32": None, "amp": None, "plan": 2**30},
     "data_wait_share": 0.25,
+    "tensor_pipe_share": {"float32": 0.0, "tf32": None, "amp": 0.31, "plan": 0.305},
     "predicted_step_seconds": {"float32": 0.01, "plan": 0.012},
     "prediction_error": {"float32": -0.5, "plan": 0.2},
 }
@@ -39,6 +40,7 @@ def test_times_with_their_spread():
         "Speed against float32, and its middle half over the rounds: tf32 1.25x, the plan 2.00x (1.90x to 2.10x).",
         "Timed: 4 precisions by turns.",
         "Data, and whatever else runs between two steps, takes 25.0% of float32's time.",
+        "Tensor Cores busy, by the whole GPU's counters: float32 0%, default AMP 31.0%, the plan 30.5% of the time.",
         "Peak memory: float32 3 GiB, the plan 1 GiB.",
         "Predicted from the card's peaks, and the error: float32 10 ms (-50%), the plan 12 ms (+20%).",
     ]
@@ -79,6 +81,14 @@ def test_what_was_not_measured_is_said():
     assert before == "Money at 3.6 USD an hour: 0.5 USD for the whole run."
     assert after == "With the plan: not measured."
     assert "--price" in costs.money(Report())[1]
+
+
+def test_counters_that_are_refused_are_said_on_a_gpu():
+    refused = {**TIMED, "tensor_pipe_share": {"plan": None}, "counters_method": "not measured: refused (x)"}
+    assert "Tensor Cores by the GPU's counters: not measured: refused (x)." in costs.step_times(
+        Report(performance=refused)
+    )
+    assert not any("counters" in line for line in costs.step_times(Report(performance={**refused, "gpu": None})))
 
 
 def test_a_dearer_plan_is_called_so():
