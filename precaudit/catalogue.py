@@ -97,7 +97,7 @@ _PROFILE = (
     Rule(
         "PA203",
         "no loss scale serves every module",
-        "A module's gradients need a scale at which another's overflow.",
+        "A module's gradients need a scale at which others, its own or another's, overflow.",
         "Use the plan, which moves the module out of float16.",
     ),
     Rule(

@@ -182,16 +182,24 @@ def conflicts(gradients: Gradients, highest: int) -> dict[str, int]:
     return {fqn: k for fqn, k in needs.items() if k is not None and k > highest}
 
 
-def best_compromise(gradients: Gradients) -> tuple[int, tuple[str, ...]]:
+def scale_ranges(gradients: Gradients, peaks: Mapping[str, float]) -> dict[str, tuple[int, int]]:
+    """The smallest and the largest k that suit each module; none suits it where the first is above the second.
+
+    `peaks` has log2 of the largest gradient inside a module, where that is larger than what goes in and out.
+    """
+    ranges = {}
+    for fqn, tensors in gradients.items():
+        if (need := needed_k(tensors)) is not None:
+            largest = max(math.log2(max(tensor.amax for tensor in tensors)), peaks.get(fqn, -math.inf))
+            ranges[fqn] = need, math.floor(HALF.exponent_max - largest)
+    return ranges
+
+
+def best_compromise(ranges: Mapping[str, tuple[int, int]]) -> tuple[int, tuple[str, ...]]:
     """The k that suits most modules, and those it does not suit: the way out when there is no window.
 
     A module may fall out on either side, so one with huge gradients is given up rather than all the others.
     """
-    ranges = {
-        fqn: (need, math.floor(HALF.exponent_max - math.log2(max(tensor.amax for tensor in tensors))))
-        for fqn, tensors in gradients.items()
-        if (need := needed_k(tensors)) is not None
-    }
 
     def outside(k: int) -> tuple[str, ...]:
         return tuple(fqn for fqn, (need, fits) in ranges.items() if not need <= k <= fits)

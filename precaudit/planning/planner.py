@@ -9,7 +9,14 @@ from dataclasses import dataclass, field, replace
 from precaudit.formats import FORMATS
 from precaudit.model import Layer, LossScale, OpFormat, Plan
 from precaudit.planning.fitting import format_of
-from precaudit.planning.loss_scale import best_compromise, conflicts, half_gradients, k_max, recommend
+from precaudit.planning.loss_scale import (
+    best_compromise,
+    conflicts,
+    half_gradients,
+    k_max,
+    recommend,
+    scale_ranges,
+)
 from precaudit.planning.rules import Ban
 from precaudit.tracing.records import Trace
 
@@ -164,7 +171,8 @@ def _with_loss_scale(plan: Plan, trace: Trace, choices: Choices) -> Plan:
     if not gradients or not maxima:
         return replace(plan, loss_scale=LossScale())
     while unserved := conflicts(gradients, k_max(maxima)):
-        moved = best_compromise(gradients)[1] or tuple(unserved)
+        ranges = scale_ranges(gradients, _log2_peaks(trace, plan))
+        moved = {fqn: ranges[fqn] for fqn in best_compromise(ranges)[1] or unserved}
         plan = _led_by_products(_without_conflicts(plan, moved, choices), trace)
         gradients = {fqn: s for fqn, s in gradients.items() if plan.modules.get(fqn) == "float16"}
         maxima = _maxima(trace, plan)
@@ -173,28 +181,39 @@ def _with_loss_scale(plan: Plan, trace: Trace, choices: Choices) -> Plan:
 
 def _maxima(trace: Trace, plan: Plan) -> list[float]:
     """log2 of the largest gradient of each step; what the plan has in float32 may have made the audit's larger."""
-    peak = _log2_peak(trace, plan)
+    peak = max(_log2_peaks(trace, plan).values(), default=-math.inf)
     return [min(largest, peak) for _, largest in trace.maxima]
 
 
-def _log2_peak(trace: Trace, plan: Plan) -> float:
-    """log2 of the largest gradient that is float16 in the backward pass under the plan, over all steps."""
+def _log2_peaks(trace: Trace, plan: Plan) -> dict[str, float]:
+    """By module, log2 of the largest gradient that is float16 in the backward pass under the plan, over all steps."""
     low = {fqn for fqn, name in plan.modules.items() if name == "float16"}
-    records = [t for layer in trace.layers if layer.fqn in low for t in layer.tensors]
-    records += [t for op in trace.ops if op.fqn in low and op.half for t in op.tensors]
-    peaks = [t.stats.amax for t in records if t.role in ("activation_grad", "weight_grad")]
-    return math.log2(max(peaks)) if any(peaks) else -math.inf
+    records = [(layer.fqn, layer.tensors) for layer in trace.layers if layer.fqn in low]
+    half = [op for op in trace.ops if op.fqn in low and op.half]
+    records += [(op.fqn, op.tensors) for op in half if format_of(plan, op.fqn, op.op) == "float16"]
+    peaks: dict[str, float] = {}
+    for fqn, tensors in records:
+        found = [t.stats.amax for t in tensors if t.role in ("activation_grad", "weight_grad") and t.stats.amax]
+        if found:
+            peaks[fqn] = max(math.log2(max(found)), peaks.get(fqn, -math.inf))
+    return peaks
 
 
-def _without_conflicts(plan: Plan, unserved: Iterable[str], choices: Choices) -> Plan:
+def _without_conflicts(plan: Plan, unserved: Mapping[str, tuple[int, int]], choices: Choices) -> Plan:
     safer = fallback("float16", choices.formats)
-    why = "its gradients need another loss scale than the rest: no single scale serves both"
-    moved = tuple(unserved)
+    reasons = {fqn: _unserved(need, fits) for fqn, (need, fits) in unserved.items()}
     return replace(
         plan,
-        modules={**plan.modules, **dict.fromkeys(moved, safer)},
-        because={**plan.because, **dict.fromkeys(moved, why)},
+        modules={**plan.modules, **dict.fromkeys(reasons, safer)},
+        because={**plan.because, **reasons},
     )
+
+
+def _unserved(need: int, fits: int) -> str:
+    if need <= fits:
+        return "its gradients need another loss scale than the rest: no single scale serves both"
+    top = FORMATS["float16"].exponent_max - fits
+    return f"its gradients reach 2^{top}, where others of them need a scale of 2^{need}: no single scale serves both"
 
 
 def supported(formats: Sequence[str], available: Iterable[str]) -> tuple[str, ...]:

@@ -18,6 +18,7 @@ from precaudit.profiling.audit import Audit
 from precaudit.reporting.words import listing
 
 NARROW = ("float16", "bfloat16")
+_MOVED = "the plan moves it out of float16"
 _OVERFLOWS = ("PA101", "PA102", "PA103", "PA107")
 
 
@@ -172,7 +173,7 @@ def _of_loss_scale(audit: Audit, plan: Plan, strays: bool) -> list[Finding]:
     found = [_vanishing(layer, unscaled, severity, place) for layer in candidates]
     for fqn, why in plan.because.items():
         if "no single scale" in why:
-            found.append(finding("PA203", "warning", f"{fqn}: {why}", "the plan moves it out of float16", fqn))
+            found.append(finding("PA203", "warning", f"{fqn or 'the model'}: {why}", _MOVED, fqn))
     return [each for each in found if each is not None]
 
 

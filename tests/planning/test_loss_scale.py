@@ -22,6 +22,7 @@ from precaudit.planning.loss_scale import (
     recommend,
     recommended_interval,
     replay,
+    scale_ranges,
     window,
 )
 from precaudit.planning.scaler import grad_scaler
@@ -235,11 +236,20 @@ def test_conflicts_and_the_way_out():
     assert window(history, loud) is None
     assert recommend(history, loud, steps=10).window is None
     assert set(conflicts(loud, k_max(history))) == set(ordinary)
-    assert best_compromise(loud)[1] == ("loud",)
-    assert best_compromise({**ordinary, "quiet": [tiny]})[1] == ("quiet",)
-    k, left = best_compromise(ordinary)
+    assert best_compromise(scale_ranges(loud, {}))[1] == ("loud",)
+    assert best_compromise(scale_ranges({**ordinary, "quiet": [tiny]}, {}))[1] == ("quiet",)
+    k, left = best_compromise(scale_ranges(ordinary, {}))
     assert left == () == tuple(conflicts(ordinary, k))
     assert best_compromise({}) == (K_LIMIT, ())
+
+
+def test_a_gradient_inside_a_module_counts_for_it_alone():
+    """What goes in and out of the module is ordinary; it divides by something tiny in between."""
+    ordinary = {f"layer{i}": [stats_of(gradients(1.5, -20.0, seed=i))] for i in range(4)}
+    ranges = scale_ranges(ordinary, {"layer2": 38.0})
+    need, fits = ranges["layer2"]
+    assert need > fits == 15 - 38
+    assert best_compromise(ranges)[1] == ("layer2",)
 
 
 def test_gradients_of_the_half_modules_only():

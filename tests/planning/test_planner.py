@@ -1,6 +1,7 @@
 """Plans from small traces: the lowest format that fits, a reason for everything else, a scale that goes with it."""
 
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -8,7 +9,7 @@ from hypothesis import strategies as st
 from trace_samples import layer, op, stats, trace
 
 from precaudit.formats import FORMATS
-from precaudit.model import OpFormat
+from precaudit.model import OpFormat, TensorRecord
 from precaudit.planning.planner import Choices, build_plan, default_format, fallback, supported
 from precaudit.planning.rules import bans
 
@@ -271,6 +272,18 @@ def test_a_module_that_no_scale_serves_beside_the_others_leaves_float16():
     low, high = plan.loss_scale.window
     assert low <= high
     assert plan.loss_scale.init_scale > 2.0**8
+
+
+def test_a_module_with_huge_gradients_inside_it_leaves_float16_alone():
+    """As one that divides by what is nearly zero has: nothing of it is seen in what goes in and out."""
+    gradient = stats(2.0**-6, 2.0**-14)
+    inside = op("div", "attend", category="other", half=True)
+    inside = replace(inside, tensors=(*inside.tensors, TensorRecord("activation_grad", stats(2.0**30))))
+    fqns = ("embed", "attend", "out")
+    ops = [op(fqn="embed"), op("matmul", "attend"), inside, op(fqn="out")]
+    plan = planned(ops, ("float16",), [layer(fqn, gradient) for fqn in fqns], [30.0] * 10, default="float16")
+    assert plan.modules == {"embed": "float16", "attend": "float32", "out": "float16"}
+    assert "reach 2^30" in plan.because["attend"]
 
 
 @settings(max_examples=200, deadline=None)
