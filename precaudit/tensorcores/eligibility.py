@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from math import prod
 from types import MappingProxyType
 
+from precaudit.execution.policy import category
 from precaudit.finding import finding
 from precaudit.formats import FORMATS
 from precaudit.model import Finding, Op, Plan, Severity
@@ -97,11 +98,12 @@ def alignment_findings(ops: Sequence[Op], plan: Plan, target: Gpu) -> tuple[Find
 
 
 def unreached_findings(ops: Sequence[Op], plan: Plan) -> tuple[Finding, ...]:
-    """PA403 for each kind of product that matters and stays float32 where the plan has a half format."""
+    """PA403 for each kind of product that matters and stays float32 where the plan has a half format. One that autocast
+    knows stays so where the script switches autocast off to keep it so."""
     total = sum(map(_total, ops))
     kinds: dict[str, list[Op]] = {}
     for op in ops:
-        if _total(op) and runs_in(op, plan) != format_of(plan, op.fqn, op.op):
+        if _total(op) and category(op.op) == "other" and runs_in(op, plan) != format_of(plan, op.fqn, op.op):
             kinds.setdefault(op.op, []).append(op)
     found = ((same, sum(map(_total, same)) / total) for same in kinds.values())
     return tuple(_unreached(same, share) for same, share in found if share > MATTERS)

@@ -240,3 +240,10 @@ def test_products_of_half_operands_and_those_planned_in_float32_are_as_planned()
     assert not unreached_findings([grouped()], Plan(default="float32"))
     assert eligible_share([grouped()], Plan(default="tf32"), H100) == 1.0
     assert not unreached_findings([linear(9600, 32, 64), grouped()], BF16)
+
+
+def test_a_product_that_the_script_keeps_from_autocast_is_not_advised_on():
+    """Its own `autocast(enabled=False)` region keeps a power spectrum from float16, say: no reason to cast it."""
+    kept = dataclasses.replace(linear(96, 32, 64), half=False, category="other")
+    assert eligible_share([kept], BF16, H100) == 0.0
+    assert not unreached_findings([kept, linear(96, 32, 64)], BF16)
