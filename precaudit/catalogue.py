@@ -215,6 +215,12 @@ _PROFILE = (
         "Scale every loss: scaler.scale(loss).backward().",
     ),
     Rule(
+        "PA509",
+        "autocast keeps old weights",
+        "An optimizer steps inside an open autocast region, which goes on with the weights that it cast before.",
+        "Open autocast anew in every step, around the forward pass and the loss alone.",
+    ),
+    Rule(
         "PA601",
         "a trial changed the plan",
         "Training under the first plan went wrong here, and the repair is in the plan.",

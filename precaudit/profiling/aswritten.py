@@ -9,6 +9,7 @@ from precaudit.finding import finding
 from precaudit.model import Finding, Location, Severity, Verification
 from precaudit.planning.rules import LOCAL_ERROR_LIMIT
 from precaudit.profiling.audit import Audit
+from precaudit.reporting.words import plural
 from precaudit.running.job import RunResult
 from precaudit.verification.statistics import MARGIN_CAP, comparison_window, diverged, relative_differences
 
@@ -27,9 +28,9 @@ Seen = Mapping[str, Any]
 
 def of_as_written(audit: Audit, verification: Verification) -> list[Finding]:
     """PA501: the script's own low precision doesn't train like float32, or not at all; PA502, PA506, PA507: it
-    clips scaled gradients, steps on them, or puts them into a loss; PA508: it unscales what was never scaled; and the
-    causes."""
-    found = _of_scaled_gradients(audit)
+    clips scaled gradients, steps on them, or puts them into a loss; PA508: it unscales what was never scaled; PA509:
+    its autocast goes on with weights of earlier steps; and the causes."""
+    found = [*_of_stale_casts(audit.reference.baseline), *_of_scaled_gradients(audit)]
     run = audit.as_written
     if run is None:
         return found
@@ -40,6 +41,20 @@ def of_as_written(audit: Audit, verification: Verification) -> list[Finding]:
     if detail and not causes:
         causes = _of_lost_gradients(run) or _of_additions(run) or _of_changed_gradients(audit)
     return [*found, *_of_difference(run, detail, bool(causes), audit.reference.baseline.get("autocast_at")), *causes]
+
+
+def _of_stale_casts(baseline: Seen) -> list[Finding]:
+    stale = baseline.get("stale_casts")
+    if not isinstance(stale, dict):
+        return []
+    where, age = stale["fqn"] or "the model", plural(stale["steps"], "step")
+    message = (
+        f"{where}: {stale['optimizer']} steps inside an autocast region that stays open, and torch goes on with the "
+        f"copies of the weights that it cast there, {age} old in the end"
+    )
+    fix = "open autocast anew in every step, around the forward pass and the loss alone"
+    severity: Severity = "error" if stale["steps"] > 1 else "warning"
+    return [finding("PA509", severity, message, fix, stale["fqn"] or None, None, place_of(stale), steps=stale["steps"])]
 
 
 def _of_scaled_gradients(audit: Audit) -> list[Finding]:

@@ -6,13 +6,14 @@ import functools
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 from unittest import mock
 
 import torch
 from torch.amp.autocast_mode import autocast
 from torch.overrides import TorchFunctionMode
 
+from precaudit.model import Location
 from precaudit.tracing.ops import caller_location, line_of
 
 _LOW = {torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2}
@@ -31,6 +32,14 @@ def _opened_by_torch() -> bool:
     return False
 
 
+class _Region(NamedTuple):
+    """An open autocast region: its dtype, None if off; if it is an island; if it keeps what it casts."""
+
+    dtype: str | None
+    island: bool
+    caches: bool
+
+
 class Baseline:
     """What the script asked for: `settings` has its autocast dtype and GradScaler arguments, when it has any."""
 
@@ -38,17 +47,24 @@ class Baseline:
         """`in_forward` says whether a module's forward is running."""
         self.settings: dict[str, object] = {}
         self._in_forward = in_forward
-        self._regions: list[tuple[str | None, bool]] = []  # of each open one the dtype, None if off; if it is an island
+        self._regions: list[_Region] = []
+        self._cache = object()
+        self.region_at: Location | None = None
+        """Where the outermost autocast region was opened last."""
 
     def in_island(self) -> bool:
         """Inside an autocast region that the script (or its library) opened with `enabled=False`, to keep something in
         it from low precision. The outermost region around a model's call keeps nothing: it is the script's switch
         for mixed precision (`enabled=args.amp`), and off."""
-        return any(island for _, island in self._regions)
+        return any(region.island for region in self._regions)
 
     def autocast_in_force(self) -> str | None:
         """The dtype of the autocast region that the script is in, None outside."""
-        return self._regions[-1][0] if self._regions else None
+        return self._regions[-1].dtype if self._regions else None
+
+    def cast_cache(self) -> object | None:
+        """What stands for the weights that torch's autocast has cast and keeps; None where it keeps or casts none."""
+        return self._cache if self._regions and self._regions[-1].dtype and self._regions[-1].caches else None
 
     @contextmanager
     def neutralized(self) -> Iterator[None]:
@@ -57,6 +73,7 @@ class Baseline:
             stack.enter_context(mock.patch.object(autocast, "__init__", self._created(autocast.__init__)))
             stack.enter_context(mock.patch.object(autocast, "__enter__", self._entered(autocast.__enter__)))
             stack.enter_context(mock.patch.object(autocast, "__exit__", self._left(autocast.__exit__)))
+            stack.enter_context(mock.patch.object(torch, "clear_autocast_cache", self._cleared))
             scaler = torch.amp.GradScaler
             stack.enter_context(mock.patch.object(scaler, "__init__", self._scaler_created(scaler.__init__)))
             yield
@@ -81,14 +98,22 @@ class Baseline:
                 return region
             asked = bool(getattr(region, "precaudit_asked", region._enabled))
             dtype = str(region.fast_dtype).removeprefix("torch.") if asked else None
+            place = caller_location()
             if dtype is not None:
                 self.settings["autocast"] = dtype
-                if (place := caller_location()) is not None:
+                if place is not None:
                     self.settings.setdefault("autocast_at", line_of(place))
-            self._regions.append((dtype, dtype is None and (bool(self._regions) or self._in_forward())))
+            if not self._regions:
+                self._cleared()
+                self.region_at = place
+            island = dtype is None and (bool(self._regions) or self._in_forward())
+            self._regions.append(_Region(dtype, island, region._cache_enabled))
             return region
 
         return __enter__
+
+    def _cleared(self) -> None:
+        self._cache = object()
 
     def _left(self, original: Callable[..., Any]) -> Callable[..., None]:
         def __exit__(region: autocast, *exception: Any) -> None:

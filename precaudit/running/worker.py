@@ -28,6 +28,7 @@ from precaudit.running.baseline import Baseline, CastWatch, eager_only, float32_
 from precaudit.running.endstate import FirstBuffers, LastCalls, end_state
 from precaudit.running.job import RunResult, RunSpec, ScriptError, Status
 from precaudit.running.monitor import Monitor, Stop
+from precaudit.running.owncasts import StaleCasts
 from precaudit.running.ownlow import OwnLowPrecision
 from precaudit.running.ownscaled import ScaledGradients
 from precaudit.running.ownscaler import OwnScaler
@@ -105,8 +106,11 @@ def _assemble(spec: RunSpec, progress: Callable[[int, float], None], stop: Stop)
         scopes.listeners.append(observer)
     monitor = Monitor(events, spec.job.steps, progress, stop)
     own_low = OwnLowPrecision(names, baseline.settings, lambda: scopes.current) if _as_written(spec) else None
-    scaled = ScaledGradients(names, baseline.settings) if spec.audited and spec.plan is None else None
-    listeners = (scaler, tracer, probe, own_low, scaled, optimizers, monitor)
+    scaled = stale = None
+    if spec.audited and spec.plan is None:
+        scaled, stale = ScaledGradients(names, baseline.settings), StaleCasts(baseline)
+        scopes.listeners.append(stale)
+    listeners = (scaler, tracer, probe, own_low, scaled, stale, optimizers, monitor)
     events.listeners = [listener for listener in listeners if listener is not None]
     return _Session(
         names,

@@ -132,6 +132,16 @@ def test_an_unscaled_loss_is_told_with_its_line():
         assert said in found.message
 
 
+def test_old_weights_under_an_open_autocast_are_an_error_where_they_stay():
+    for steps, severity, age in ((1, "warning", "1 step old"), (59, "error", "59 steps old")):
+        noted = {"path": "train.py", "line": 30, "fqn": "encoder", "optimizer": "Adam", "steps": steps}
+        reference = RunResult("reference", 0, "stopped", len(LOSSES), losses=LOSSES, baseline={"stale_casts": noted})
+        audit = Audit(Job("script", "train.py", (), ".", 80), reference, Trace())
+        (found,) = of_as_written(audit, Verification("pass", "emulated"))
+        assert (found.rule, found.severity, found.location) == ("PA509", severity, Location("train.py", 30))
+        assert age in found.message
+
+
 def test_a_decay_in_vain_is_told_unless_the_state_stagnates_anyway():
     decay = {**state("norm", "v", 0.0), "kind": "decay", "factor": 0.999}
     (found,) = told(low=[decay, state("norm", "v", 0.01)])

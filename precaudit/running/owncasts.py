@@ -1,0 +1,61 @@
+"""Weights that a script's own autocast goes on with after they have changed: torch keeps what it cast until the
+outermost region is left, and forgets nothing when an optimizer steps inside it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import torch
+from torch import nn
+
+from precaudit.instrument.events import TrainingListener
+from precaudit.instrument.scopes import Frame
+from precaudit.running.baseline import Baseline
+from precaudit.tracing.ops import line_of
+
+_LOOKED_UP = (nn.Embedding, nn.EmbeddingBag)
+"""Their tables are read as they are."""
+
+
+class StaleCasts(TrainingListener):
+    """A scope listener too. Notes `settings["stale_casts"]`: the region, the first module that uses such a weight, the
+    optimizer, and over how many of its steps the oldest copy was kept."""
+
+    def __init__(self, baseline: Baseline) -> None:
+        self._baseline = baseline
+        self._cache: object = None
+        self._cast: set[int] = set()
+        self._steps: Counter[int] = Counter()
+        self._optimizer = ""
+
+    def entered(self, frame: Frame) -> None:
+        cache = self._baseline.cast_cache()
+        if cache is None or isinstance(frame.module, _LOOKED_UP):
+            return
+        if cache is not self._cache:
+            self._cache, self._cast, self._steps = cache, set(), Counter()
+        own = {id(p) for p in frame.module.parameters(recurse=False) if _is_cast(p)}
+        if steps := max((self._steps[key] for key in own), default=0):
+            self._note(frame.name.fqn, steps)
+        self._cast |= own
+
+    def left(self, frame: Frame, output: Any) -> Any:
+        return output
+
+    def step_ended(self, optimizer: Any) -> None:
+        if optimizer is None or not self._cast:
+            return
+        stepped = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        self._steps.update(id(p) for p in stepped if id(p) in self._cast)
+        self._optimizer = type(optimizer).__name__
+
+    def _note(self, fqn: str, steps: int) -> None:
+        first = {**line_of(self._baseline.region_at), "fqn": fqn, "optimizer": self._optimizer, "steps": steps}
+        noted: Any = self._baseline.settings.setdefault("stale_casts", first)
+        noted["steps"] = max(noted["steps"], steps)
+
+
+def _is_cast(parameter: torch.Tensor) -> bool:
+    """Vectors are the scales and biases of normalizations, which autocast leaves alone, or go with a matrix."""
+    return parameter.requires_grad and parameter.dtype == torch.float32 and parameter.dim() > 1
