@@ -61,8 +61,8 @@ _PROFILE = (
     Rule(
         "PA104",
         "a constant vanishes",
-        "A constant, such as an eps of 1e-12, is zero in the format and protects nothing.",
-        "Use a larger eps, or keep the operation in float32.",
+        "A constant that protects, such as an eps of 1e-12 or a bound of 0.9999, is zero or one in the format.",
+        "Use a larger eps or a lower bound, or keep the operation in float32.",
     ),
     Rule(
         "PA105",

@@ -108,6 +108,17 @@ def vanishing_constant(op: Op, target: Format) -> Ban | None:
     return _ban("PA104", op, target, "warning", why, fix, measure="smallest")
 
 
+def bound_of_one(op: Op, target: Format) -> Ban | None:
+    """PA104 too: values are kept from one by a bound such as 1 - 1e-4, for a logarithm's sake, which is one itself."""
+    bound = op.constants[1] if op.half and op.constants and op.op in _BOUNDED else 1.0
+    if target.storage_bits > 16 or not 1 - 2.0 ** -(target.precision + 1) <= bound < 1:
+        return None
+    why = f"{op.op} keeps values from one by a bound of {bound:.8g}, which is one in {target.name}"
+    fix = "clamp in float32, before what the bound protects (a logarithm, say), or use a bound that the format has"
+    return _ban("PA104", op, target, "warning", why, fix, measure="largest")
+
+
+_BOUNDED = frozenset("clamp clamp_max hardtanh".split())
 _PROTECTED = frozenset("add sub clamp clamp_min maximum".split())
 _TAKING = _PROTECTED | frozenset("masked_fill index_fill where full full_like new_full clamp_max hardtanh".split())
 """Operations whose scalars become values of the result. A factor or a divisor stays float32 inside the kernel, and a
@@ -163,7 +174,7 @@ def unsafe(op: Op, target: Format) -> Ban | None:
     return _ban("PA107", op, target, "error", why, fix)
 
 
-MAGNITUDE_RULES: tuple[Rule, ...] = (overflow, operand_overflow, large_constant, vanishing_constant)
+MAGNITUDE_RULES: tuple[Rule, ...] = (overflow, operand_overflow, large_constant, vanishing_constant, bound_of_one)
 """Of formats that hold values as they are. Operands of a product in 8 bits are scaled by their amax, and its result
 is bfloat16."""
 RULES: tuple[Rule, ...] = (*MAGNITUDE_RULES, integers, local_error, unsafe)

@@ -1,6 +1,7 @@
 """Every rule, on both sides of its threshold."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -103,6 +104,23 @@ def test_pa104_constants_that_vanish(name, constant, half, banned):
 
 
 @pytest.mark.parametrize(
+    ("name", "bound", "formats"),
+    [
+        ("clamp", 1 - 1e-4, ["bfloat16", "float16"]),
+        ("clamp_max", 0.999, ["bfloat16"]),
+        ("clamp", 0.99, []),
+        ("clamp", 1.0, []),
+        ("mul", 1 - 1e-4, []),
+    ],
+)
+def test_pa104_bounds_that_are_one(name, bound, formats):
+    clamped = op(name, category="other", half=True, constants=(1e-4, bound))
+    told = bans(trace([clamped]), ("bfloat16", "float16", "tf32"))
+    assert [(ban.rule, ban.format) for ban in told] == [("PA104", format_name) for format_name in formats]
+    assert not bans(trace([replace(clamped, half=False)]), ("bfloat16", "float16"))
+
+
+@pytest.mark.parametrize(
     ("whole", "formats"),
     [(256.0, ()), (257.0, ("bfloat16",)), (2048.0, ("bfloat16",)), (4095.0, ("bfloat16", "float16", "tf32"))],
 )
@@ -154,7 +172,7 @@ def test_rules_are_looked_at_in_order():
     rules = [ban.rule for ban in bans(trace([awful]), ("float16",))]
     assert rules == sorted(rules)
     assert len(rules) == 4
-    assert len(RULES) == 7
+    assert len(RULES) == 8
 
 
 def test_float32_is_never_forbidden():
