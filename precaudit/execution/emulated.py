@@ -20,6 +20,7 @@ from precaudit.execution.formats import FLOAT32, PlanLookup, ScopeFormat
 from precaudit.execution.libraries import own_region
 from precaudit.execution.policy import ADDENDS, CONVOLUTIONS, category
 from precaudit.execution.rounding import CASTABLE, Rounding, rounding_for
+from precaudit.instrument.functions import AROUND_BACKWARD
 from precaudit.instrument.scopes import Frame, Scopes
 from precaudit.instrument.torchfunction import OperationMode, map_tensors, op_name, tensors_in, writes
 from precaudit.model import Plan
@@ -267,6 +268,7 @@ class Emulator:
             frame.data["casts"] = {}
             if frame.data["emulated"]:
                 frame.data["leave"] = stack = ExitStack()
+                frame.data[AROUND_BACKWARD] = self._around_backward
                 stack.enter_context(_autocast_asked.by(self._outside_islands))
                 stack.enter_context(self._mode)
         if frame.root.data["emulated"]:
@@ -278,6 +280,10 @@ class Emulator:
         frame.data["leave"].close()
         frame.data["casts"].clear()
         return to_float32(output)
+
+    def _around_backward(self, frame: Frame) -> EmulatedMode:
+        scope = FLOAT32 if self._in_island() else frame.data["format"]
+        return EmulatedMode(lambda: scope, dict)
 
     def _outside_islands(self) -> bool:
         return not self._in_island()

@@ -117,13 +117,15 @@ def _what_happened(fault: Fault) -> str:
 
 
 def _after_exception(plan: Plan, broken: RunResult, trace: Trace) -> list[Promotion]:
-    """The operation that raised runs in float32, else the innermost module whose forward raised."""
+    """The operation that raised runs in float32, else the innermost module whose forward raised, or a function's own
+    backward pass in it."""
     fqn = _planned_name(broken.raised_in, plan)
     if fqn is None:
         return []
     message = broken.error.message if broken.error else "the script stopped"
     op = broken.error.op if broken.error else None
-    why = f"{op or 'its forward'} raised under the plan: {message.splitlines()[0] if message else 'no message'}"
+    what = f"{broken.backward_of}'s own backward pass" if broken.backward_of else op or "its forward"
+    why = f"{what} raised under the plan: {message.splitlines()[0] if message else 'no message'}"
     promotion = _widened(plan, fqn, op, why, trace)
     if promotion is None:
         return []

@@ -96,8 +96,9 @@ class EndState:
 @dataclass(frozen=True)
 class RunResult:
     """What one run showed. `losses` has one value a step; `streams` separates them by the line that called
-    backward; `raised_in` is the innermost module whose forward let the script's error through; `leftovers` are files
-    that it read and an earlier run of the job had written; it `crossed` a run beside it when it read one of that."""
+    backward; `raised_in` is the innermost module whose forward let the script's error through, or that called the
+    function `backward_of`, whose own backward pass did; `leftovers` are files that it read and an earlier run of the
+    job had written; it `crossed` a run beside it when it read one of that."""
 
     label: str
     seed: int
@@ -120,6 +121,7 @@ class RunResult:
     baseline: Mapping[str, object] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     raised_in: str | None = None
+    backward_of: str | None = None
     observed: Any = None
     leftovers: tuple[str, ...] = ()
     crossed: bool = False

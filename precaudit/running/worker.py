@@ -20,6 +20,7 @@ from precaudit.execution.native import NativePrecision, backward_products
 from precaudit.execution.perturbation import Perturbation, jitter, rounded_to
 from precaudit.execution.products import own_settings_ignored, tf32
 from precaudit.instrument.events import TrainingEvents, TrainingListener
+from precaudit.instrument.functions import OwnBackward
 from precaudit.instrument.names import ModuleNames
 from precaudit.instrument.scopes import ModuleScopes
 from precaudit.instrument.torchfunction import RAISED_BY
@@ -58,6 +59,7 @@ class _Session:
 
     names: ModuleNames
     scopes: ModuleScopes
+    functions: OwnBackward
     events: TrainingEvents
     baseline: Baseline
     monitor: Monitor
@@ -115,6 +117,7 @@ def _assemble(spec: RunSpec, progress: Callable[[int, float], None], stop: Stop)
     return _Session(
         names,
         scopes,
+        OwnBackward(scopes),
         events,
         baseline,
         monitor,
@@ -162,7 +165,8 @@ def run(
     def settled(result: RunResult) -> RunResult:
         if result.status == "failed":
             # Before models answer once more, which enters them anew.
-            result = replace(result, raised_in=session.scopes.raised_in)
+            where, function = session.functions.running or (session.scopes.raised_in, None)
+            result = replace(result, raised_in=where, backward_of=function)
         ended = end_state(
             session.names, session.optimizers.seen.values(), session.last_calls.calls, session.first_buffers
         )
@@ -200,6 +204,7 @@ def run(
         if session.scaled is not None:
             stack.enter_context(session.scaled.installed())
         stack.enter_context(session.scopes.installed())
+        stack.enter_context(session.functions.installed())
         stack.enter_context(session.events.installed())
         stack.callback(_remove_hooks, session)
         try:

@@ -15,6 +15,7 @@ from precaudit.verification.equivalence import equivalence
 from precaudit.verification.gates import Pair, failed, gates
 
 _FINISHED = ("stopped", "ended")
+_OUTSIDE = "which autocast reaches with torch.amp.custom_fwd and custom_bwd only"
 _FROM_OUTSIDE = (-signal.SIGKILL, -signal.SIGTERM, -signal.SIGHUP)
 """Exit codes of what others ended, such as a system without memory: no doing of the plan's."""
 
@@ -65,7 +66,8 @@ def judge(runs: Runs, plan: Plan) -> Judgement:
     for reference, candidate in pairs:
         if candidate.status not in _FINISHED:
             message = candidate.error.message if candidate.error else candidate.status
-            return _undecided("fail", f"the script stopped at step {candidate.steps}: {message}", checked)
+            where = f" in {candidate.backward_of}'s own backward pass, {_OUTSIDE}" if candidate.backward_of else ""
+            return _undecided("fail", f"the script stopped at step {candidate.steps}{where}: {message}", checked)
         if (lost := statistics.diverged(reference.losses, candidate.losses)) is not None:
             return _undecided("fail", lost.detail, checked)
     if bad := failed(checked):
