@@ -1,31 +1,36 @@
-"""Functions with a backward pass of their own (`torch.autograd.Function`), which runs where no module does."""
+"""Functions with a backward pass of their own (`torch.autograd.Function`), which runs where no module does, and what
+torch's decorators for autocast make of them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import lru_cache, partial
 from inspect import getclosurevars
 from typing import Any
 
+import torch
 from torch.autograd.function import BackwardCFunction, Function
 
 from precaudit.instrument.patches import wrapped
 from precaudit.instrument.scopes import Frame, ModuleScopes
-from precaudit.instrument.torchfunction import tensors_in
+from precaudit.instrument.torchfunction import map_tensors, tensors_in
 
 AROUND_BACKWARD = "around_backward"
 """In an outermost frame's data: given a frame inside it, what a backward pass that torch's `custom_bwd` runs in its
 forward's autocast state has to run in."""
+IN_FUNCTION = "in_function"
+"""In a frame's data while such a function's forward, which torch runs without gradients, is part of training."""
 Around = Callable[[Frame], AbstractContextManager[Any]]
 
 
 class OwnBackward:
     """`running` is the module, and the function, whose own backward pass is running or let an error through."""
 
-    def __init__(self, scopes: ModuleScopes) -> None:
+    def __init__(self, scopes: ModuleScopes, island: Callable[[], AbstractContextManager[None]], planned: bool) -> None:
+        """`island` is a region that the script keeps from autocast; `planned` says that half values are a plan's."""
         self.running: tuple[str, str] | None = None
-        self._scopes = scopes
+        self._scopes, self._island, self._planned = scopes, island, planned
         self._entered: list[ExitStack] = []
 
     @contextmanager
@@ -37,13 +42,26 @@ class OwnBackward:
         function = getattr(original, "__func__", original)
 
         def apply(cls: type[Function], *args: Any, **kwargs: Any) -> Any:
-            result = function(cls, *args, **kwargs)
             frame = self._scopes.current
-            if frame is not None and cls.__module__.partition(".")[0] != "torch":
-                self._follow(cls, frame, result)
+            if frame is None or cls.__module__.partition(".")[0] == "torch":
+                return function(cls, *args, **kwargs)
+            with ExitStack() as stack:
+                if torch.is_grad_enabled():
+                    frame.data[IN_FUNCTION] = True
+                    stack.callback(frame.data.pop, IN_FUNCTION)
+                if _decorator(cls.forward, "fwd").get("cast_inputs") is torch.float32:
+                    stack.enter_context(self._island())
+                    args = map_tensors(self._widened, args)
+                result = function(cls, *args, **kwargs)
+            self._follow(cls, frame, result)
             return result
 
         return classmethod(apply)
+
+    def _widened(self, tensor: torch.Tensor) -> torch.Tensor:
+        """What is float32 already is no longer held for what a plan would have in half."""
+        half = self._planned and tensor.dtype in (torch.float16, torch.bfloat16)
+        return tensor.float() if half or tensor.dtype == torch.float32 else tensor
 
     def _follow(self, cls: type[Function], frame: Frame, result: Any) -> None:
         node = next((t.grad_fn for t in tensors_in(result) if isinstance(t.grad_fn, BackwardCFunction)), None)
@@ -68,8 +86,14 @@ class OwnBackward:
             self._entered.pop().close()
 
 
-@lru_cache(maxsize=256)
 def _keeps_autocast(cls: type[Function]) -> bool:
     """Whether torch's decorators run both passes in the autocast around the forward."""
-    forward, backward = (getclosurevars(getattr(cls, name)).nonlocals for name in ("forward", "backward"))
-    return "fwd" in forward and forward.get("cast_inputs") is None and "bwd" in backward
+    forward = _decorator(cls.forward, "fwd")
+    return bool(forward and forward["cast_inputs"] is None and _decorator(cls.backward, "bwd"))
+
+
+@lru_cache(maxsize=256)
+def _decorator(function: Any, decorated: str) -> Mapping[str, Any]:
+    """What `torch.amp.custom_fwd` or `custom_bwd` was given, where `function` is one's work; else nothing."""
+    inside = getclosurevars(function).nonlocals if hasattr(function, "__wrapped__") else {}
+    return inside if {decorated, "device_type"} <= set(inside) else {}

@@ -58,6 +58,15 @@ class Baseline:
         for mixed precision (`enabled=args.amp`), and off."""
         return any(region.island for region in self._regions)
 
+    @contextmanager
+    def island(self) -> Iterator[None]:
+        """As within a region of the script's with `enabled=False`."""
+        self._regions.append(_Region(None, True, False))
+        try:
+            yield
+        finally:
+            self._regions.pop()
+
     def autocast_in_force(self) -> str | None:
         """The dtype of the autocast region that the script is in, None outside."""
         return self._regions[-1].dtype if self._regions else None

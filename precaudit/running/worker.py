@@ -117,7 +117,7 @@ def _assemble(spec: RunSpec, progress: Callable[[int, float], None], stop: Stop)
     return _Session(
         names,
         scopes,
-        OwnBackward(scopes),
+        OwnBackward(scopes, baseline.island, spec.plan is not None),
         events,
         baseline,
         monitor,

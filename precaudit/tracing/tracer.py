@@ -17,6 +17,7 @@ from precaudit.formats import get_format
 from precaudit.histograms import Peak, take_peak
 from precaudit.histograms.memory import flat
 from precaudit.instrument.events import TrainingListener, in_backward
+from precaudit.instrument.functions import IN_FUNCTION
 from precaudit.instrument.names import ModuleName
 from precaudit.instrument.scopes import Frame, ModuleScopes
 from precaudit.instrument.torchfunction import tensors_in
@@ -165,7 +166,7 @@ class Tracer(TrainingListener):
     def _leave(self, frame: Frame, output: Any) -> None:
         if frame.is_outermost:
             self._mode.__exit__(None, None, None)
-        if output is None or not self._counts(frame.name, _FORWARD):
+        if output is None or not self._counts(frame, _FORWARD):
             return
         layer = self._layer(frame)
         layer.calls += 1
@@ -189,9 +190,10 @@ class Tracer(TrainingListener):
             if tensor.requires_grad and tensor.grad_fn is not None:
                 tensor.register_hook(self._observer(layer))
 
-    def _counts(self, name: ModuleName, op: str) -> bool:
+    def _counts(self, frame: Frame, op: str) -> bool:
         """Training forwards only, each once: not under no_grad, not again when checkpointing repeats it."""
-        if not torch.is_grad_enabled():
+        name = frame.name
+        if not torch.is_grad_enabled() and IN_FUNCTION not in frame.data:
             return False
         if in_backward():
             return self._seen_in_pass.get((name, op)) != self._pass
@@ -209,7 +211,7 @@ class Tracer(TrainingListener):
         if frame is None:
             return None
         self._computing.add(frame.name)
-        if not self._counts(frame.name, op):
+        if not self._counts(frame, op):
             return None
         ordinal = frame.op_counts.get(op, 0)
         frame.op_counts[op] = ordinal + 1

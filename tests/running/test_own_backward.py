@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from precaudit.model import Plan
+from precaudit.planning.rules import bans
 from precaudit.running.job import Job, RunSpec
 from precaudit.running.worker import run
 
@@ -121,3 +122,66 @@ def test_functions_are_torchs_own_again():
     before = torch.autograd.Function.__dict__["apply"]
     trained(Product)
     assert torch.autograd.Function.__dict__["apply"] is before
+
+
+# ---------------------------------------------------------------- what the audit sees of it
+
+
+class Energy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return (x * x).mean(1, keepdim=True)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        (x,) = ctx.saved_tensors
+        return 2 * gradient * x / x.shape[1]
+
+
+class WideEnergy(Energy):
+    forward = staticmethod(torch.amp.custom_fwd(Energy.forward, device_type="cuda", cast_inputs=torch.float32))
+    backward = staticmethod(torch.amp.custom_bwd(Energy.backward, device_type="cuda"))
+
+
+class Scale(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return x / (1 + self.function.apply(x)).sqrt()
+
+
+def energies(function, **spec):
+    """A run with values in the thousands, whose squares float16 can't hold."""
+
+    def code():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(4, 8), Scale(function), nn.Linear(8, 1))
+        nn.init.constant_(model[0].weight, 1000.0)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+        for _ in range(STEPS):
+            optimizer.zero_grad()
+            model(torch.randn(8, 4)).square().mean().backward()
+            optimizer.step()
+
+    result = run(RunSpec(Job("script", "train.py", (), os.getcwd(), STEPS + 1), "x", **spec), code)
+    assert result.error is None
+    return result
+
+
+@pytest.mark.parametrize(("function", "told"), [(Energy, ["mul", "mean"]), (WideEnergy, [])])
+def test_operations_inside_a_function_are_audited(function, told):
+    trace = energies(function, audited=frozenset(range(STEPS))).trace
+    found = bans(trace, ("float16",))
+    assert [ban.op for ban in found if ban.fqn == "1" and ban.rule == "PA101" and ban.op in ("mul", "mean")] == told
+
+
+@pytest.mark.filterwarnings("ignore:User provided device_type of 'cuda'")
+def test_a_function_that_asks_for_float32_gets_it_under_a_plan():
+    plan = Plan(default="float16")
+    wide, narrow = (energies(each, precision="plan", plan=plan, execution="emulated") for each in (WideEnergy, Energy))
+    exact = energies(WideEnergy)
+    assert wide.losses == pytest.approx(exact.losses, rel=0.02)
+    assert narrow.losses != pytest.approx(exact.losses, rel=0.02)
