@@ -38,8 +38,8 @@ class LastCalls:
         return output
 
 
-class FirstBuffers:
-    """A scope listener: samples of every model's buffers before its first forward."""
+class FirstValues:
+    """A scope listener: samples of every model's buffers and parameters before its first forward."""
 
     def __init__(self) -> None:
         self._first: MutableMapping[nn.Module, dict[str, torch.Tensor]] = WeakIdKeyDictionary()
@@ -47,27 +47,28 @@ class FirstBuffers:
     def entered(self, frame: Frame) -> None:
         if frame.is_outermost and frame.module not in self._first:
             for module in frame.module.modules():
-                self._first.setdefault(module, dict(_samples(module)))
+                own = {**module._buffers, **module._parameters}
+                self._first.setdefault(module, dict(_samples(own)))
 
     def left(self, frame: Frame, output: Any) -> Any:
         return output
 
-    def moved(self, module: nn.Module) -> Iterator[tuple[str, float]]:
-        """How far the module's own buffers have moved, by name: the rms of what changed."""
+    def moved(self, module: nn.Module, own: Mapping[str, torch.Tensor | None]) -> Iterator[tuple[str, float]]:
+        """How far values of the module's own have moved, by name: the rms of what changed."""
         before = self._first.get(module, {})
-        for name, now in _samples(module):
+        for name, now in _samples(own):
             if name in before and before[name].shape == now.shape:
                 far, size = _rms(now - before[name]), _rms(before[name])
                 yield name, far if far > _MOVED * size else 0.0
 
 
-def _samples(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """Of a module's own buffers, on the host; no mode of a tracer or a plan takes part in reading them."""
+def _samples(own: Mapping[str, torch.Tensor | None]) -> Iterator[tuple[str, torch.Tensor]]:
+    """Of these values, on the host; no mode of a tracer or a plan takes part in reading them."""
     with torch._C.DisableTorchFunction(), torch.no_grad():
-        for name, buffer in module._buffers.items():
-            if buffer is None or is_lazy(buffer) or not buffer.is_floating_point():
+        for name, tensor in own.items():
+            if tensor is None or is_lazy(tensor) or not tensor.is_floating_point():
                 continue
-            values = flat(buffer)
+            values = flat(tensor)
             if values is not None and values.numel() >= _FEW:
                 yield name, _sample(values).to("cpu", torch.float64, copy=True)
 
@@ -89,7 +90,7 @@ def end_state(
     names: ModuleNames,
     optimizers: Iterable[Any],
     calls: Mapping[str, tuple[nn.Module, Any, Any]],
-    first: FirstBuffers,
+    first: FirstValues,
 ) -> EndState:
     models = names.models
     several = len(models) > 1
@@ -107,15 +108,18 @@ def end_state(
         for key, value in state.items()
         if isinstance(value, torch.Tensor)
     ]
-    moved = {
-        f"{path}.{buffer}".lstrip("."): far for path, module in named("modules") for buffer, far in first.moved(module)
-    }
+
+    def moved(kind: str) -> dict[str, float]:
+        ways = [(path, first.moved(module, getattr(module, kind))) for path, module in named("modules")]
+        return {f"{path}.{name}".lstrip("."): far for path, own in ways for name, far in own}
+
     outputs = {name: _evaluate(*call) for name, call in calls.items()}
     kept = {name: values for name, values in outputs.items() if values is not None}
     return EndState(
         parameters=_nonfinite(named("parameters")),
         buffers=_nonfinite(named("buffers")),
-        moved=moved,
+        moved=moved("_buffers"),
+        learned=moved("_parameters"),
         optimizer_state=tuple(sorted(set(_nonfinite(states)))),
         evaluations={name: (bool(v.isfinite().all()), _rms(v)) for name, v in kept.items()},
         samples={name: tuple(_sample(v).tolist()) for name, v in kept.items()},

@@ -82,12 +82,14 @@ class EndState:
     """What was non-finite at the end, and how the models answered their last batch in eval mode.
 
     `moved` maps a buffer to the rms of its change since the first forward, 0 where that is less than float32 rounds
-    off; `evaluations` maps a model to (finite, rms of its outputs); `samples` to a sample of those outputs.
+    off, and `learned` a parameter; `evaluations` maps a model to (finite, rms of its outputs); `samples` to a sample of
+    those outputs.
     """
 
     parameters: tuple[str, ...] = ()
     buffers: tuple[str, ...] = ()
     moved: Mapping[str, float] = field(default_factory=dict)
+    learned: Mapping[str, float] = field(default_factory=dict)
     optimizer_state: tuple[str, ...] = ()
     evaluations: Mapping[str, tuple[bool, float]] = field(default_factory=dict)
     samples: Mapping[str, tuple[float, ...]] = field(default_factory=dict)

@@ -26,7 +26,7 @@ from precaudit.instrument.scopes import ModuleScopes
 from precaudit.instrument.torchfunction import RAISED_BY
 from precaudit.model import Location
 from precaudit.running.baseline import Baseline, CastWatch, eager_only, float32_only
-from precaudit.running.endstate import FirstBuffers, LastCalls, end_state
+from precaudit.running.endstate import FirstValues, LastCalls, end_state
 from precaudit.running.job import RunResult, RunSpec, ScriptError, Status
 from precaudit.running.monitor import Monitor, Stop
 from precaudit.running.owncasts import StaleCasts
@@ -69,7 +69,7 @@ class _Session:
     own_low: OwnLowPrecision | None
     scaled: ScaledGradients | None
     optimizers: _Optimizers
-    first_buffers: FirstBuffers
+    first_values: FirstValues
     last_calls: LastCalls
     observer: Any | None
 
@@ -101,8 +101,8 @@ def _assemble(spec: RunSpec, progress: Callable[[int, float], None], stop: Stop)
     tracer = Tracer(scopes, _trace_options(spec, baseline), in_island) if traced else None
     if tracer is not None:
         scopes.listeners.append(tracer)
-    first_buffers, last_calls, optimizers = FirstBuffers(), LastCalls(), _Optimizers()
-    scopes.listeners += [first_buffers, last_calls]
+    first_values, last_calls, optimizers = FirstValues(), LastCalls(), _Optimizers()
+    scopes.listeners += [first_values, last_calls]
     observer = spec.observer(scopes, in_island) if spec.observer else None
     if observer is not None:
         scopes.listeners.append(observer)
@@ -127,7 +127,7 @@ def _assemble(spec: RunSpec, progress: Callable[[int, float], None], stop: Stop)
         own_low,
         scaled,
         optimizers,
-        first_buffers,
+        first_values,
         last_calls,
         observer,
     )
@@ -168,7 +168,7 @@ def run(
             where, function = session.functions.running or (session.scopes.raised_in, None)
             result = replace(result, raised_in=where, backward_of=function)
         ended = end_state(
-            session.names, session.optimizers.seen.values(), session.last_calls.calls, session.first_buffers
+            session.names, session.optimizers.seen.values(), session.last_calls.calls, session.first_values
         )
         if session.observer is not None and result.status in ("stopped", "ended"):
             result = replace(result, observed=session.observer.observe())

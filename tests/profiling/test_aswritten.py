@@ -1,5 +1,8 @@
 """What is said of a script's own low precision, from one run of it as written beside float32."""
 
+from dataclasses import replace
+
+import pytest
 import torch
 from torch import nn
 
@@ -7,7 +10,7 @@ from precaudit.model import Layer, Location, Plan, TensorRecord, TensorStats, Ve
 from precaudit.profiling.aswritten import of_as_written
 from precaudit.profiling.audit import Audit, run_audit
 from precaudit.profiling.findings import all_findings
-from precaudit.running.job import Job, RunResult, ScriptError
+from precaudit.running.job import EndState, Job, RunResult, ScriptError
 from precaudit.running.worker import run
 from precaudit.tracing.records import Trace
 
@@ -108,6 +111,22 @@ def test_a_weight_that_is_rounded_away_is_told_once():
     told = [(each.rule, each.fqn, each.evidence.get("role")) for each in found]
     assert told == [("PA301", "norm", None), ("PA303", "norm", "running_mean"), ("PA303", "other", None)]
     assert found[0].location == Location("train.py", 4)
+
+
+@pytest.mark.parametrize(("far", "rules"), [(1.0, []), (0.5, ["PA301"])])
+def test_weights_that_go_as_far_as_in_float32_make_up_for_what_is_rounded_away(far, rules):
+    """Few of the updates change a weight under compensated summation and stochastic rounding too."""
+    weight = TensorRecord("weight", TensorStats(numel=8), dtype="bfloat16", name="weight")
+    update = TensorRecord("update", TensorStats(numel=8, zeros=7), name="weight")
+    gradient = TensorRecord("weight_grad", TensorStats(numel=8), name="weight")
+    trace = Trace(layers=(Layer("norm", "LayerNorm", 8, 1, (weight, gradient, update)),))
+    reference = RunResult("reference", 0, "stopped", 80, losses=LOSSES)
+    reference = replace(reference, end_state=EndState(learned={"model.norm.weight": 1.0, "teacher.norm.weight": 0.0}))
+    written = replace(reference, label="as-written", trace=trace, baseline={"low": [state("norm", "", 1.0)]})
+    written = replace(written, end_state=EndState(learned={"model.norm.weight": far, "teacher.norm.weight": 0.0}))
+    audit = Audit(Job("script", "train.py", (), ".", 80), reference, Trace(), as_written=written)
+    found = all_findings(audit, Plan(), Verification("pass", "emulated"))
+    assert [each.rule for each in found] == rules
 
 
 def test_what_a_script_keeps_low_is_advised_on_only_where_it_changes():

@@ -1,4 +1,4 @@
-"""How far buffers move, from their values before the first forward."""
+"""How far buffers and parameters move, from their values before the first forward."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ from torch import nn
 
 from precaudit.instrument.names import ModuleNames
 from precaudit.instrument.scopes import ModuleScopes
-from precaudit.running.endstate import FirstBuffers, end_state
+from precaudit.running.endstate import FirstValues, end_state
 
 
 class Averages(nn.Module):
@@ -29,7 +29,7 @@ class Averages(nn.Module):
 
 
 def test_the_rms_of_what_changed():
-    model, names, first = nn.Sequential(Averages(), nn.BatchNorm1d(8)), ModuleNames(), FirstBuffers()
+    model, names, first = nn.Sequential(Averages(), nn.BatchNorm1d(8)), ModuleNames(), FirstValues()
     scopes = ModuleScopes(names)
     scopes.listeners.append(first)
     with scopes.installed():
@@ -44,3 +44,21 @@ def test_the_rms_of_what_changed():
         "1.running_mean": pytest.approx(10 * (1 - 0.9**3)),
         "1.running_var": pytest.approx(1 - 0.9**3),
     }
+
+
+def test_parameters_are_told_apart_from_buffers():
+    model, names, first = nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8)), ModuleNames(), FirstValues()
+    scopes = ModuleScopes(names)
+    scopes.listeners.append(first)
+    with scopes.installed():
+        model(torch.ones(4, 8))
+    with torch.no_grad():
+        model[0].weight += 0.5
+    ended = end_state(names, [], {}, first)
+    assert ended.learned == {
+        "0.weight": pytest.approx(0.5),
+        "0.bias": 0.0,
+        "1.weight": 0.0,
+        "1.bias": 0.0,
+    }
+    assert set(ended.moved) == {"1.running_mean", "1.running_var"}
