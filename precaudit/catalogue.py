@@ -368,6 +368,12 @@ _CHECK = (
         "Repair the model or its data first.",
     ),
     Rule(
+        "PA737",
+        "other entries are chosen",
+        "Of rows that the model chooses by their values, such as boxes, others come out under the plan.",
+        "Keep what computes the scores in a wider format.",
+    ),
+    Rule(
         "PA741",
         "zeros break the model",
         "Inputs of zeros give nan or inf, or make the model raise.",

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from precaudit.checking.entries import Pair
 from precaudit.checking.inputs import Call
 from precaudit.checking.records import OutputMatch
 from precaudit.instrument.torchfunction import tensors_in
@@ -35,12 +36,12 @@ def looks_like_scores(output: torch.Tensor, call: Call) -> bool:
 
 
 @torch.no_grad()
-def add_batch(match: OutputMatch, pair: tuple[torch.Tensor, torch.Tensor], call: Call, tolerance: float) -> OutputMatch:
-    """`match` with one more batch: the output under the plan, and float32's.
+def add_batch(match: OutputMatch, pair: Pair, call: Call, tolerance: float) -> OutputMatch:
+    """`match` with one more batch.
 
     What isn't finite in float32 (masked scores at -inf) is not compared; another shape counts as not finite at all.
     """
-    got, wanted = (values.double().cpu() for values in pair)
+    got, wanted = pair.got.double().cpu(), pair.wanted.double().cpu()
     if got.shape != wanted.shape:
         got = torch.full_like(wanted, torch.nan)
     expected = wanted.isfinite()
@@ -55,8 +56,11 @@ def add_batch(match: OutputMatch, pair: tuple[torch.Tensor, torch.Tensor], call:
         error=match.error + float(difference.square().sum()),
         nonfinite=match.nonfinite + lost(got, wanted),
         reference_nonfinite=match.reference_nonfinite + faulty(wanted),
+        entries=match.entries + pair.entries,
+        unpaired=match.unpaired + pair.unpaired,
     )
-    return _with_classes(match, got, wanted, tolerance) if looks_like_scores(pair[1], call) else match
+    scores = not pair.listed and looks_like_scores(wanted, call)
+    return _with_classes(match, got, wanted, tolerance) if scores else match
 
 
 def _with_classes(match: OutputMatch, got: torch.Tensor, wanted: torch.Tensor, tolerance: float) -> OutputMatch:
@@ -81,7 +85,9 @@ def faulty(values: torch.Tensor) -> int:
 
 
 def lost(output: torch.Tensor, reference: torch.Tensor) -> int:
-    """Values that are finite in float32 and no longer under the plan; all of them where the shape is another one."""
+    """Values that are finite in float32 and no longer under the plan; all of them where the shape is another one.
+    How many entries a list has is no question of finiteness."""
     if output.shape != reference.shape:
-        return int(reference.isfinite().sum())
+        same = output.shape[1:] == reference.shape[1:] and output.dim() == reference.dim()
+        return max(0, faulty(output) - faulty(reference)) if same else int(reference.isfinite().sum())
     return int((reference.isfinite() & ~output.isfinite()).sum())

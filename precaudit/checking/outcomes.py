@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from precaudit.checking.records import LARGE_EXPONENT, Answer, Deployment, HardInput, Observed, OutputMatch
 from precaudit.finding import finding
 from precaudit.model import Finding
+from precaudit.planning.rules import LOCAL_ERROR_LIMIT
 from precaudit.reporting.words import number, plural, share
 
 AGREEMENT = 0.99
@@ -53,6 +54,8 @@ def _of_match(match: OutputMatch, deployment: Deployment) -> Iterator[Finding]:
         yield _imprecise(match, match.relative_error, deployment)
     if match.rows and match.agreeing + match.near_ties < AGREEMENT * match.rows:
         yield _disagreeing(match)
+    if match.unpaired:
+        yield _unpaired(match)
 
 
 def _of_finiteness(match: OutputMatch) -> Iterator[Finding]:
@@ -100,6 +103,22 @@ def _disagreeing(match: OutputMatch) -> Finding:
         output=named(match),
         agreement=match.agreement,
         near_ties=match.near_ties,
+    )
+
+
+def _unpaired(match: OutputMatch) -> Finding:
+    """Rounding decides at a threshold; where that is more than a few entries, the plan decides."""
+    severe = match.unpaired > LOCAL_ERROR_LIMIT * match.entries
+    return finding(
+        "PA737",
+        "error" if severe else "warning",
+        f"{named(match)}: {match.unpaired:,} of {plural(match.entries, 'row')} that the model chose by their values "
+        f"are others in {match.format} than in float32",
+        "keep what computes the scores in a wider format"
+        + ("" if severe else ", unless they lie at a threshold or a near tie, where any rounding decides"),
+        output=named(match),
+        entries=match.entries,
+        unpaired=match.unpaired,
     )
 
 

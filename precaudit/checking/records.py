@@ -71,7 +71,8 @@ class OutputMatch:
     """One output of a model under a deployment against float32, over all compared batches.
 
     `error` and `signal` are sums of squares over `values`; of `rows` class scores, `agreeing` have the same
-    largest class and `near_ties` differ between classes that the tolerance doesn't tell apart.
+    largest class and `near_ties` differ between classes that the tolerance doesn't tell apart. Of `entries` of lists
+    that the model chose or sorted, `unpaired` have none like them on the other side.
     """
 
     format: str
@@ -86,6 +87,8 @@ class OutputMatch:
     near_ties: int = 0
     nonfinite: int = 0
     reference_nonfinite: int = 0
+    entries: int = 0
+    unpaired: int = 0
 
     @property
     def relative_error(self) -> float | None:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from precaudit.checking import inputs
+from precaudit.checking.entries import paired
 from precaudit.checking.inputs import Call
 from precaudit.checking.matching import add_batch, faulty, lost, named_outputs
 from precaudit.checking.records import LARGE_EXPONENT, Deployment, HardInput, HardKind, OutputMatch
@@ -89,10 +90,10 @@ def compare(seen: Seen, key: str, calls: Calls, reference: Run, planned: Run, de
         except Exception as error:
             seen.raised.append((deployment.format, key, said(error)))
             return
-        for name in wanted.keys() & outputs.keys():
+        for name, pair in paired(outputs, wanted).items():
             place = (deployment.format, key, name)
             match = seen.outputs.get(place) or OutputMatch(*place)
-            seen.outputs[place] = add_batch(match, (outputs[name], wanted[name]), call, deployment.tolerance)
+            seen.outputs[place] = add_batch(match, pair, call, deployment.tolerance)
 
 
 def hard_calls(calls: Calls, plan: Plan) -> Iterator[tuple[HardKind, Call | None]]:

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from precaudit.checking.entries import Pair, paired
 from precaudit.checking.matching import add_batch, faulty, looks_like_scores, lost, named_outputs
 from precaudit.checking.records import OutputMatch
 
@@ -14,7 +15,7 @@ CALL = ((torch.zeros(4, 3, dtype=torch.long),), {})
 
 
 def matched(output, reference, tolerance=0.01, call=CALL):
-    return add_batch(OutputMatch("float16", "model", ""), (output, reference), call, tolerance)
+    return add_batch(OutputMatch("float16", "model", ""), Pair(output, reference), call, tolerance)
 
 
 @pytest.mark.parametrize("relative", [1.0, 0.5, 2.0**-8, 2.0**-20])
@@ -42,7 +43,7 @@ def test_batches_add_up_to_the_whole(count, seed):
     output = reference + 0.1 * torch.randn(reference.shape, generator=generator)
     match = OutputMatch("float16", "model", "")
     for got, wanted in zip(output, reference, strict=True):
-        match = add_batch(match, (got, wanted), CALL, 0.01)
+        match = add_batch(match, Pair(got, wanted), CALL, 0.01)
     whole = float((output - reference).double().norm() / reference.double().norm())
     assert match.relative_error == pytest.approx(whole, rel=1e-6)
     assert match.agreement == pytest.approx(float((output.argmax(-1) == reference.argmax(-1)).double().mean()))
@@ -92,7 +93,12 @@ def test_what_is_lost_and_what_was_lost_before():
 def test_another_shape_is_lost_altogether():
     match = matched(torch.ones(2, 3), torch.ones(3, 2))
     assert (match.values, match.nonfinite) == (0, 6)
-    assert lost(torch.ones(2), torch.ones(3)) == 3
+    assert lost(torch.ones(2, 2), torch.ones(3, 3)) == 9
+
+
+def test_how_many_rows_there_are_is_no_question_of_finiteness():
+    assert lost(torch.ones(2, 4), torch.ones(3, 4)) == 0
+    assert lost(torch.tensor([[1.0, math.inf]]), torch.ones(3, 2)) == 1
 
 
 def test_outputs_are_named_by_their_path():
@@ -102,3 +108,62 @@ def test_outputs_are_named_by_their_path():
     assert [name for name, _ in named_outputs(torch.ones(1))] == [""]
     assert [name for name, _ in named_outputs(pair)] == ["0"]
     assert list(named_outputs(None)) == []
+
+
+BOXES = torch.tensor([[0.0, 0.0, 9.0, 9.0], [5.0, 1.0, 8.0, 7.0], [1.0, 2.0, 3.0, 4.0], [6.0, 6.0, 7.0, 9.0]])
+SCORES = torch.tensor([0.9, 0.702, 0.7, 0.5])
+
+
+def match_of(got, wanted, name):
+    return add_batch(OutputMatch("bfloat16", "model", name), paired(got, wanted)[name], CALL, 0.03)
+
+
+def detections(scores=SCORES, boxes=BOXES):
+    order = scores.argsort(descending=True)
+    return {"0.boxes": boxes[order], "0.scores": scores[order]}
+
+
+def test_rows_that_are_nearly_tied_may_swap_places():
+    nudged = SCORES + torch.tensor([0.0, -0.003, 0.001, 0.0])
+    match = match_of(detections(nudged), detections(), "0.boxes")
+    assert (match.relative_error, match.rows, match.unpaired) == (0.0, 0, 0)
+    assert match_of(detections(nudged), detections(), "0.scores").relative_error < 0.005
+
+
+def test_one_tensor_with_its_score_in_a_column_is_a_list_too():
+    wanted = torch.cat([BOXES, SCORES[:, None]], 1).expand(2, -1, -1).clone()
+    got = wanted[:, [0, 2, 1, 3]]
+    got[..., 4] = wanted[..., 4]
+    assert match_of({"": got}, {"": wanted}, "").relative_error < 0.001
+
+
+@pytest.mark.parametrize("swap", [False, True])
+def test_a_row_that_is_dropped_or_another_one_is_counted_and_the_rest_compared(swap):
+    got = detections()
+    if swap:
+        got["0.boxes"][3] = 100.0
+    else:
+        got = {name: value[:3] for name, value in got.items()}
+    matches = [match_of(got, detections(), name) for name in got]
+    assert [match.unpaired for match in matches] == [1, 0]
+    assert [match.relative_error for match in matches] == [0.0, 0.0]
+
+
+@pytest.mark.parametrize("left", [0, 4])
+def test_rows_of_no_order_and_none_at_all(left):
+    wanted = {"": BOXES[[2, 0, 3, 1]]}
+    match = match_of({"": BOXES[:left]}, wanted, "")
+    assert (match.nonfinite, match.unpaired) == (0, 4 - left)
+
+
+def test_a_wrong_score_is_not_excused_by_its_order():
+    match = match_of(detections(SCORES * 1.2), detections(), "0.scores")
+    assert match.relative_error == pytest.approx(0.2)
+
+
+def test_class_scores_keep_their_rows():
+    generator = torch.Generator().manual_seed(0)
+    wanted = torch.randn(64, 10, generator=generator)
+    match = match_of({"": wanted.flip(0)}, {"": wanted}, "")
+    assert match.rows == 64
+    assert match.relative_error > 1

@@ -1,0 +1,111 @@
+"""Outputs that list entries which the model chose or sorted by their values, such as the boxes of a detector.
+
+Rounding swaps two entries that are nearly tied, and drops or adds one at a threshold. So they are compared as a set.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from scipy.optimize import linear_sum_assignment
+
+from precaudit.planning.rules import LOCAL_ERROR_LIMIT
+
+MOST_COMPARISONS = 2**24
+MOST_COLUMNS = 64
+
+
+@dataclass(frozen=True)
+class Pair:
+    """An output under the plan, and float32's. Of `entries`, `unpaired` have none like them on the other side."""
+
+    got: torch.Tensor
+    wanted: torch.Tensor
+    listed: bool = False
+    entries: int = 0
+    unpaired: int = 0
+
+
+def paired(outputs: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor]) -> dict[str, Pair]:
+    """Each output by its path; those of one container that list the same entries are brought into one order."""
+    groups: dict[str, dict[str, Pair]] = {}
+    for name in wanted.keys() & outputs.keys():
+        groups.setdefault(name.rpartition(".")[0], {})[name] = Pair(outputs[name], wanted[name])
+    return {name: pair for group in groups.values() for name, pair in _in_order(group).items()}
+
+
+def _in_order(group: dict[str, Pair]) -> dict[str, Pair]:
+    lists = [(name, shape) for name in sorted(group) if (shape := _list_shape(group[name])) is not None]
+    for _, shape in lists:
+        members = {name: pair for name, pair in group.items() if _lists(pair, shape)}
+        if all(pair.got.isfinite().all() and pair.wanted.isfinite().all() for pair in members.values()):
+            return group | _matched(members, shape)
+    return group
+
+
+def _list_shape(pair: Pair) -> torch.Size | None:
+    """Float32's shape up to the dimension that lists entries: another number of them came out under the plan, or
+    both are sorted, by the output itself or by one of its columns."""
+    got, wanted = pair.got, pair.wanted
+    if not wanted.dim() or got.shape[1:] != wanted.shape[1:]:
+        return None
+    if len(got) != len(wanted):
+        return wanted.shape[:1]
+    if bool((_sorted(got, -1) & _sorted(wanted, -1)).all()):
+        return wanted.shape
+    if wanted.dim() > 1 and bool((_sorted(got, -2) & _sorted(wanted, -2)).flatten(0, -2).all(0).any()):
+        return wanted.shape[:-1]
+    return None
+
+
+def _sorted(values: torch.Tensor, dim: int) -> torch.Tensor:
+    """Whether values fall along a dimension, which is kept."""
+    steps = values.diff(dim=dim)
+    return (steps <= 0).all(dim, keepdim=True) & (steps < 0).any(dim, keepdim=True)
+
+
+def _lists(pair: Pair, shape: torch.Size) -> bool:
+    return pair.wanted.shape[: len(shape)] == shape and pair.got.shape[1:] == pair.wanted.shape[1:]
+
+
+def _matched(members: dict[str, Pair], shape: torch.Size) -> dict[str, Pair]:
+    """The members with their entries one below the other, in float32's order, without those that have no like."""
+    lists = shape[:-1].numel()
+    wanted = {name: _entries(pair.wanted, shape) for name, pair in members.items()}
+    got = {name: _entries(pair.got, shape) for name, pair in members.items()}
+    first = min(members)
+    counts = len(wanted[first]) // lists, len(got[first]) // lists
+    if lists * counts[0] * counts[1] > MOST_COMPARISONS:
+        return members
+    rows, columns = _alike(_features(wanted, wanted, lists), _features(got, wanted, lists))
+    entries = lists * max(counts)
+    pairs = {name: Pair(got[name][columns], wanted[name][rows], listed=True) for name in members}
+    return pairs | {first: replace(pairs[first], entries=entries, unpaired=entries - len(rows))}
+
+
+def _entries(values: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+    """A row for each entry, whatever list it is in."""
+    return values.double().cpu().flatten(0, len(shape) - 1).unsqueeze(-1).flatten(1)
+
+
+def _features(values: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor], lists: int) -> torch.Tensor:
+    """By list and entry some of the values in all outputs, in units of each output's rms in float32."""
+    columns = []
+    for name, rows in values.items():
+        rms = float(wanted[name].square().mean().sqrt()) if wanted[name].numel() else 0.0
+        columns.append(rows[:, :: max(1, rows.shape[1] // MOST_COLUMNS)] / (rms or 1.0))
+    return torch.cat(columns, -1).unflatten(0, (lists, len(columns[0]) // lists))
+
+
+def _alike(wanted: torch.Tensor, got: torch.Tensor) -> tuple[list[int], list[int]]:
+    """Entries of float32's and of the plan's that belong together; beyond a quarter of the rms they are others."""
+    distances = torch.cdist(wanted, got) / wanted.shape[-1] ** 0.5
+    pairs = [
+        (index * wanted.shape[1] + row, index * got.shape[1] + column)
+        for index, cost in enumerate(distances.numpy())
+        for row, column in zip(*linear_sum_assignment(cost), strict=True)
+        if cost[row, column] <= LOCAL_ERROR_LIMIT
+    ]
+    return [row for row, _ in pairs], [column for _, column in pairs]
