@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from precaudit.model.traced import Location
+
 Verdict = Literal["pass", "fail", "inconclusive", "screened", "not_run"]
 Cause = Literal["noise", "float32", "unchanged", "interrupted"]
 Execution = Literal["native", "emulated"]
@@ -54,6 +56,7 @@ class Repair:
     why: str
     op: str | None = None
     round: int = 1
+    location: Location | None = None
 
 
 @dataclass(frozen=True)

@@ -234,6 +234,7 @@ def _of_verification(verification: Verification) -> list[Finding]:
             "the plan has it in " + r.target,
             r.fqn,
             r.op,
+            r.location,
             round=r.round,
             formats=r.source,
         )

@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from precaudit.model import Plan
+from precaudit.model import Location, Plan
 from precaudit.planning.fitting import format_of, is_within
 from precaudit.planning.planner import fallback
 from precaudit.profiling.bisect import contributions
-from precaudit.running.job import RunResult
+from precaudit.running.job import RunResult, ScriptError
 from precaudit.tracing.records import Fault, Trace
 from precaudit.verification.gates import stuck_buffers
 from precaudit.verification.statistics import diverged
@@ -32,6 +32,7 @@ class Promotion:
     source: str
     target: str
     why: str
+    location: Location | None = None
 
 
 def find_repair(trials: Trials, plan: Plan, candidates: Mapping[int, RunResult]) -> list[Promotion]:
@@ -83,7 +84,7 @@ def _after_fault(plan: Plan, faults: list[Fault], trace: Trace) -> list[Promotio
     producers = [fault for fault in faults if fault.phase == "forward"] or faults
     for fault in producers:
         if promotion := _widened(plan, fault.fqn, fault.op, _what_happened(fault), trace):
-            return [promotion]
+            return [replace(promotion, location=fault.location)]
     inside = (_inside(plan, fault.fqn, _what_happened(fault)) for fault in producers)
     return next((promotions for promotions in inside if promotions), [])
 
@@ -122,15 +123,15 @@ def _after_exception(plan: Plan, broken: RunResult, trace: Trace) -> list[Promot
     fqn = _planned_name(broken.raised_in, plan)
     if fqn is None:
         return []
-    message = broken.error.message if broken.error else "the script stopped"
-    op = broken.error.op if broken.error else None
+    error = broken.error or ScriptError("", "the script stopped", "")
+    message, op = error.message, error.op
     what = f"{broken.backward_of}'s own backward pass" if broken.backward_of else op or "its forward"
     why = f"{what} raised under the plan: {message.splitlines()[0] if message else 'no message'}"
     promotion = _widened(plan, fqn, op, why, trace)
     if promotion is None:
         return []
     inside = [] if promotion.op else _inside(plan, promotion.fqn, why)
-    return [replace(promotion, target="float32"), *inside]
+    return [replace(promotion, target="float32", location=error.location), *inside]
 
 
 def _inside(plan: Plan, fqn: str, why: str) -> list[Promotion]:

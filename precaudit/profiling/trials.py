@@ -136,7 +136,7 @@ def _repaired(
 ) -> tuple[Plan, list[Repair]]:
     for item in promotions:
         promoted[item.fqn, item.op] = (item.target, item.why)
-    fresh = [Repair(i.fqn, i.source, i.target, i.why, i.op or None, round_) for i in promotions]
+    fresh = [Repair(i.fqn, i.source, i.target, i.why, i.op or None, round_, i.location) for i in promotions]
     return replan(promoted), [*repairs, *fresh]
 
 

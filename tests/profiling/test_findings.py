@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from precaudit.model import FormatFit, Layer, Location, Plan, TensorRecord, TensorStats, Verification
+from precaudit.model import FormatFit, Layer, Location, Plan, Repair, TensorRecord, TensorStats, Verification
 from precaudit.planning.budget import GradientError
 from precaudit.planning.rules import Ban
 from precaudit.profiling.audit import Audit
@@ -13,14 +13,20 @@ from precaudit.running.job import Job, RunResult
 from precaudit.tracing.records import Trace
 
 
-def told(plan, baseline=(), bans=(), trace=None):
+def told(plan, baseline=(), bans=(), trace=None, repairs=()):
     reference = RunResult("reference", 0, "stopped", 2, losses=(1.0, 0.9), baseline=dict(baseline))
     audit = Audit(Job("script", "train.py", (), ".", 2), reference, trace or Trace(), bans)
-    return all_findings(audit, plan, Verification("pass", "emulated"))
+    return all_findings(audit, plan, Verification("pass", "emulated", repairs=tuple(repairs)))
 
 
 def ban(rule, op, value, severity="error"):
     return Ban(rule, "block", op, "float16", severity, "why", "fix", "other", value=value)
+
+
+def test_what_a_trial_had_to_change_is_told_with_its_line():
+    place = Location("train.py", 12)
+    (found,) = told(Plan("float16", {}), repairs=[Repair("block", "float16", "float32", "overflowed", "mul", 1, place)])
+    assert (found.rule, found.location) == ("PA601", place)
 
 
 def test_an_overflow_is_told_once():

@@ -25,7 +25,7 @@ def fault(fqn, op, phase="forward"):
 
 
 def raised(fqn, op, message="boom"):
-    error = ScriptError("RuntimeError", message, message, op=op)
+    error = ScriptError("RuntimeError", message, message, Location("train.py", 9), op)
     return RunResult("candidate-1", 0, "failed", error=error, raised_in=f"model:{fqn}")
 
 
@@ -33,6 +33,7 @@ def test_an_operation_between_children_moves_alone():
     (found,) = _after_fault(PLAN, [fault("block", "mul")], TRACE)
     assert (found.fqn, found.op, found.source, found.target) == ("block", "mul", "float16", "float32")
     assert found.why == "mul made 7 non-finite values from inputs up to 300 at step 3 at train.py:12"
+    assert found.location == Location("train.py", 12)
 
 
 @pytest.mark.parametrize(("fqn", "op"), [("block", "matmul"), ("block.lin", "linear")])
@@ -82,9 +83,8 @@ def test_forward_producers_come_before_gradients():
 
 def test_the_operation_that_raised_runs_in_float32():
     (found,) = _after_exception(PLAN, raised("block", "index_add", "same dtype expected\nmore"), TRACE)
-    assert found == Promotion(
-        "block", "index_add", "float16", "float32", "index_add raised under the plan: same dtype expected"
-    )
+    why = "index_add raised under the plan: same dtype expected"
+    assert found == Promotion("block", "index_add", "float16", "float32", why, Location("train.py", 9))
 
 
 def test_without_an_operation_the_module_that_raised():

@@ -93,7 +93,7 @@ def test_contract_keys():
     assert {"role", "numel", "amax", "amin_nonzero", "rms", "zeros", "nonfinite", "exponents", "formats"} <= set(tensor)
     assert sum(tensor["exponents"]["counts"]) + tensor["zeros"] + tensor["nonfinite"] == tensor["numel"]
     assert set(tensor["formats"]["float16"]) == {"overflow_rate", "underflow_rate", "flushed_energy"}
-    assert {"fqn", "from", "to", "why", "op", "round"} == set(dumped["verification"]["repairs"][0])
+    assert {"fqn", "from", "to", "why", "op", "round", "location"} == set(dumped["verification"]["repairs"][0])
     assert dumped["plan"]["loss_scale"]["window"] is None
     assert dump_report(report_samples.passing())["plan"]["loss_scale"]["window"] == [6, 17]
 
