@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from precaudit import __version__
 from precaudit.commands import VERBS
 from precaudit.commands.streams import lasting_streams
-from precaudit.errors import PrecauditError
+from precaudit.errors import ExitCode, PrecauditError, cannot_import
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -40,6 +40,9 @@ def _run(argv: Sequence[str] | None) -> int:
     except PrecauditError as error:
         print(f"precaudit: {error}", file=sys.stderr)
         return int(error.exit_code)
+    except ImportError as error:
+        print(f"precaudit: {cannot_import(error)}", file=sys.stderr)
+        return int(ExitCode.USAGE)
     except KeyboardInterrupt:
         print("precaudit: interrupted", file=sys.stderr)
         return 130

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from enum import IntEnum
+from types import ModuleType
 
 
 class ExitCode(IntEnum):
@@ -27,6 +29,22 @@ def require(holds: bool, message: str) -> None:
     """Refuse an argument that can't be meant, in one sentence."""
     if not holds:
         raise PrecauditError(message)
+
+
+def import_torch() -> ModuleType:
+    """torch, which may lack its libraries or the memory for them."""
+    try:
+        import torch
+    except (ImportError, OSError, MemoryError) as error:
+        raise cannot_import(error) from error
+    return torch
+
+
+def cannot_import(error: BaseException) -> PrecauditError:
+    return PrecauditError(
+        f"what precaudit needs can't be imported into {sys.executable}: {error or type(error).__name__}; install "
+        "precaudit and torch there with pip, or allow more memory (ulimit -v) if that is what was lacking"
+    )
 
 
 def require_count(name: str, value: object) -> None:

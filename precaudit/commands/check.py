@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from precaudit.commands.options import add_fail_on, add_output_options, add_run_options, refuse_overwrite, written_file
 from precaudit.commands.streams import emit
-from precaudit.errors import ExitCode, PrecauditError
+from precaudit.errors import ExitCode, PrecauditError, import_torch
 from precaudit.formats import parse_formats
 
 if TYPE_CHECKING:
@@ -64,6 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
     from precaudit.checking.check import check_job
     from precaudit.commands.profiling import hinted
     from precaudit.commands.progress import RunProgress
+    from precaudit.commands.signals import heed_signals
     from precaudit.comparison.outputs import format_of
     from precaudit.comparison.rules import parse_rules
     from precaudit.reporting.serialize import load_plan
@@ -77,8 +78,12 @@ def run(arguments: argparse.Namespace) -> int:
     refuse_overwrite(arguments.output, arguments.force)
     plan, job = load_plan(written_file(arguments.plan, "plan.json")), _job(arguments)
     with tempfile.TemporaryDirectory(prefix="precaudit-") as folder, RunProgress() as progress:
+        runner = ChildRunner(Path(folder) / "script.log", progress)
+        runner.start(job)
+        heed_signals(runner)
+        import_torch()  # as the server does meanwhile, and without it there is nothing to check
         try:
-            report = check_job(job, plan, settings, ChildRunner(Path(folder) / "script.log", progress))
+            report = check_job(job, plan, settings, runner)
         except PrecauditError as error:
             raise hinted(error, job, CALLABLE) from None
     return _finish(replace(report, job={**report.job, "plan": str(arguments.plan)}), arguments)

@@ -6,7 +6,7 @@ import argparse
 import sys
 
 from precaudit.commands.streams import emit
-from precaudit.errors import ExitCode
+from precaudit.errors import ExitCode, import_torch
 
 
 def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -23,11 +23,9 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
 def run(arguments: argparse.Namespace) -> int:
     from json import dumps
 
-    import torch
-
     from precaudit.tensorcores.devices import inspect, read_cpuinfo, render
     from precaudit.tensorcores.nvml import library
 
-    machine = inspect(library(), torch, read_cpuinfo())
+    machine = inspect(library(), import_torch(), read_cpuinfo())
     emit(dumps(machine.as_mapping(), indent=1) if arguments.format == "json" else render(machine), sys.stdout)
     return ExitCode.OK

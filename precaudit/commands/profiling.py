@@ -4,26 +4,24 @@ from __future__ import annotations
 
 import argparse
 import fcntl
-import math
 import os
 import re
-import signal
 import sys
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from precaudit.commands.options import refuse_overwrite
 from precaudit.commands.progress import RunProgress
+from precaudit.commands.signals import heed_signals
 from precaudit.commands.streams import emit
 from precaudit.comparison.rules import matches_fail_on, parse_rules
-from precaudit.errors import ExitCode, PrecauditError
+from precaudit.errors import ExitCode, PrecauditError, import_torch
 from precaudit.formats import parse_formats
 from precaudit.profiling.settings import Settings
 from precaudit.reporting import files_of
-from precaudit.running.children import SIGNALS, ChildRunner
+from precaudit.running.children import ChildRunner
 from precaudit.running.job import Job
 from precaudit.running.sources import TRAINABLE, classify, is_binary, lacking
 
@@ -103,8 +101,9 @@ def run_profile(arguments: argparse.Namespace) -> int:
         log.write_bytes(b"")
         runner = ChildRunner(log, progress)
         runner.start(job)
-        _heed_signals(runner)
-        from precaudit.profiling.engine import profile_job  # slow, so it is done while the server imports torch
+        heed_signals(runner)
+        import_torch()  # slow, so it is done while the server does the same
+        from precaudit.profiling.engine import profile_job
 
         try:
             outcome = profile_job(job, settings, runner)
@@ -120,32 +119,6 @@ def hinted(error: PrecauditError, job: Job, names: frozenset[str] = TRAINABLE) -
     missing = lacking(Path(job.target), names)
     hint = f"{job.target} looks like a model file that lacks `{missing}`; " if missing else ""
     return PrecauditError(f"{hint}{error}", error.exit_code)
-
-
-def _heed_signals(runner: ChildRunner) -> None:
-    """A terminal that is closed interrupts as well, unless `nohup` or the like has asked for silence."""
-    for number in SIGNALS:
-        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
-            signal.signal(number, Interrupt(runner))
-
-
-class Interrupt:
-    """Ends the runs, and nothing else: what they measured is still planned, printed and written.
-
-    One interrupt, however often the signal arrives: a terminal or a supervisor may send it to every process.
-    """
-
-    _patience_seconds = 3.0
-
-    def __init__(self, runner: ChildRunner) -> None:
-        self._runner = runner
-        self._last = -math.inf
-
-    def __call__(self, number: int, frame: Any) -> None:
-        now = time.monotonic()
-        if now - self._last > self._patience_seconds:
-            self._last = now
-            self._runner.interrupt()
 
 
 def _make(folder: Path) -> None:

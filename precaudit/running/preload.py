@@ -5,7 +5,10 @@ Nothing here may start a thread: a fork copies only the thread that calls it.
 
 from importlib import import_module
 
-import torch
+try:
+    import torch
+except (OSError, MemoryError) as error:
+    raise ImportError(error) from error  # the server goes on without; the process that asked for it tells why
 
 from precaudit.histograms import observe
 

@@ -1,14 +1,18 @@
 """The command as people run it: exit codes, bad input before any run, and runs in child processes."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
 from precaudit.__main__ import main
 from precaudit.model import Plan
 from precaudit.reporting.serialize import write_json
+from precaudit.running.children import SIGNALS
 
 MODEL_FILE = """\
 import torch
@@ -45,7 +49,10 @@ def project(tmp_path, monkeypatch):
     (tmp_path / "model.py").write_text(MODEL_FILE)
     (tmp_path / "train.py").write_text(TRAINING)
     write_plan(tmp_path / "plan.json", TYPES)
-    return tmp_path
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
+    yield tmp_path
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
 def write_plan(path, types, **fields):
@@ -53,6 +60,45 @@ def write_plan(path, types, **fields):
 
 
 # ---------------------------------------------------------------- runs in child processes
+
+
+@pytest.mark.parametrize("number", sorted(SIGNALS))
+def test_a_signal_ends_the_run_in_one_line(project, number):
+    (project / "train.py").write_text(
+        TRAINING.replace(
+            "    if step == 3", "    print(step, file=open('at', 'w'))\n    time.sleep(0.2)\n    if step == 3"
+        ).replace("import sys", "import sys, time")
+    )
+    command = [sys.executable, "-m", "precaudit", "check", "--plan", "plan.json", "--steps", "99", "train.py"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline and not (project / "at").exists():
+            time.sleep(0.1)
+        process.send_signal(number)
+        said = process.communicate(timeout=60)[1]
+    assert process.returncode == 130, said
+    assert "precaudit: interrupted" in said
+    assert "Traceback" not in said
+
+
+@pytest.mark.parametrize("error", ["ImportError('no libtorch')", "OSError('no libcudart.so')"])
+@pytest.mark.parametrize(
+    "command", [("profile", "train.py"), ("check", "--plan", "plan.json", "train.py"), ("devices",)]
+)
+def test_a_torch_that_cannot_be_imported_is_told_in_one_line(project, command, error):
+    (project / "broken" / "torch").mkdir(parents=True)
+    (project / "broken" / "torch" / "__init__.py").write_text(f"raise {error}")
+    path = os.pathsep.join([str(project / "broken"), *sys.path])
+    done = subprocess.run(
+        [sys.executable, "-m", "precaudit", *command],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": path},
+    )
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("precaudit: what precaudit needs can't be imported")
+    assert "no lib" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
 
 
 def test_a_model_file_without_loss_passes_and_is_written_everywhere(project, capfd):
