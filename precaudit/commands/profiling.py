@@ -23,7 +23,7 @@ from precaudit.profiling.settings import Settings
 from precaudit.reporting import files_of
 from precaudit.running.children import ChildRunner
 from precaudit.running.job import Job
-from precaudit.running.sources import TRAINABLE, classify, is_binary, lacking
+from precaudit.running.sources import TRAINABLE, classify, is_binary, is_bundle, lacking
 
 if TYPE_CHECKING:
     from precaudit.model import Report
@@ -55,6 +55,10 @@ def job_of(arguments: argparse.Namespace) -> Job:
     if script == "--":
         script, *argv = argv or [""]
     path = Path(script)
+    if is_bundle(path):
+        return Job("script", script, tuple(argv), os.getcwd(), arguments.steps, arguments.device)
+    if path.is_dir():
+        raise PrecauditError(f"{script} is a folder without __main__.py; name the Python file in it, or -m MODULE")
     if not path.is_file():
         raise PrecauditError(f"there is no script {script!r}; give the path of a Python file, or -m MODULE")
     if is_binary(path):
@@ -86,7 +90,7 @@ def _late_options(own: Iterable[str], script: Path, argv: Sequence[str]) -> list
 
 
 def _stem(job: Job) -> str:
-    return job.target.rpartition(".")[2] if job.kind == "module" else Path(job.target).stem
+    return job.target.rpartition(".")[2] if job.kind == "module" else Path(os.path.abspath(job.target)).stem
 
 
 def run_profile(arguments: argparse.Namespace) -> int:

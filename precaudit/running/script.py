@@ -6,11 +6,14 @@ import os
 import runpy
 import sys
 import types
+from importlib.machinery import PathFinder
+from importlib.util import module_from_spec
 from pathlib import Path
 from typing import Any
 
 from precaudit.running.job import Job
 from precaudit.running.modelfile import infer, train
+from precaudit.running.sources import is_bundle
 
 
 def run_job(job: Job) -> None:
@@ -22,6 +25,9 @@ def run_job(job: Job) -> None:
         runpy.run_module(job.target, run_name="__main__", alter_sys=True)
         return
     sys.argv = [job.target, *job.argv]
+    if is_bundle(Path(job.target)):
+        _run_bundle(os.path.abspath(job.target))
+        return
     sys.path.insert(0, str(Path(job.target).resolve().parent))
     name = "__main__" if job.kind == "script" else "precaudit_model_file"
     namespace = _run_file(job.target, name, asserts=job.asserts)
@@ -29,6 +35,16 @@ def run_job(job: Job) -> None:
         train(namespace, job.device)
     elif job.kind == "inference":
         infer(namespace, job.device, job.steps)
+
+
+def _run_bundle(path: str) -> None:
+    """A folder or zip file stands in `sys.path` itself, by its full name."""
+    sys.path.insert(0, path)
+    spec = PathFinder.find_spec("__main__", [path])
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules["__main__"] = module_from_spec(spec)
+    spec.loader.exec_module(module)
 
 
 def _run_file(path: str, name: str, asserts: bool) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import zipfile
 from pathlib import Path
 
 from precaudit.running.job import Job, JobKind
@@ -24,6 +25,16 @@ def lacking(path: Path, names: frozenset[str] = TRAINABLE) -> str | None:
     """The one name that a file would need to be a model file; None where it lacks none or more."""
     missing = names - _defined(_parsed(path))
     return next(iter(missing)) if len(missing) == 1 else None
+
+
+def is_bundle(path: Path) -> bool:
+    """A folder or a zip file (`app.pyz`) that Python runs by the `__main__` in it."""
+    if path.is_dir():
+        return (path / "__main__.py").is_file()
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return not {"__main__.py", "__main__.pyc"}.isdisjoint(archive.namelist())
 
 
 def is_binary(path: Path) -> bool:
@@ -65,5 +76,5 @@ def _parsed(path: Path) -> ast.Module:
     """An empty module where the file is no Python: running it tells why."""
     try:
         return ast.parse(path.read_bytes())
-    except (SyntaxError, ValueError):
+    except (SyntaxError, ValueError, IsADirectoryError):
         return ast.Module([], [])

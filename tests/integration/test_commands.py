@@ -134,6 +134,14 @@ def test_options_that_only_precaudit_knows_are_told_of_where_the_script_gets_the
     assert not capsys.readouterr().err
 
 
+def test_a_folder_is_a_script_where_python_would_run_it(tmp_path: Path) -> None:
+    parse = build_parser().parse_args
+    with pytest.raises(PrecauditError, match="a folder without __main__"):
+        job_of(parse(["profile", str(tmp_path)]))
+    (tmp_path / "__main__.py").touch()
+    assert job_of(parse(["profile", str(tmp_path), "--lr", "1"])).argv == ("--lr", "1")
+
+
 def test_an_earlier_report_is_not_overwritten(tmp_path: Path, profile_here: Callable[..., Done]) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "report.json").write_text("{}")

@@ -1,11 +1,15 @@
 """What is read off a script before it runs."""
 
+import subprocess
+import sys
+import zipapp
+import zipfile
 from pathlib import Path
 
 import pytest
 
 from precaudit.running.job import Job
-from precaudit.running.sources import CALLABLE, classify, inert_imports, is_binary, lacking
+from precaudit.running.sources import CALLABLE, classify, inert_imports, is_binary, is_bundle, lacking
 
 SCRIPT = """
 import os, pandas as pd
@@ -67,3 +71,28 @@ def test_weights_are_no_script(tmp_path: Path):
     assert is_binary(tmp_path / "w.pt")
     written(tmp_path, "print('ünï')")
     assert not is_binary(tmp_path / "train.py")
+
+
+SEEN = """
+import os, sys
+import beside
+print(sys.argv, sys.path[0] == os.path.abspath(sys.argv[0]), __name__ == "__main__", sys.modules["__main__"].__file__)
+"""
+
+
+def test_a_folder_or_zip_file_with_a_main_runs_as_python_runs_it(tmp_path):
+    folder = tmp_path / "app"
+    folder.mkdir()
+    assert not is_bundle(folder)
+    (folder / "__main__.py").write_text(SEEN)
+    (folder / "beside.py").touch()
+    zipapp.create_archive(folder, tmp_path / "app.pyz")
+    with zipfile.ZipFile(tmp_path / "weights.pt", "w") as weights:
+        weights.writestr("data.pkl", "")
+    assert not is_bundle(tmp_path / "weights.pt")
+    run = "import sys; from precaudit.running.script import *; run_job(Job('script', sys.argv[1], ('-x',), '.', 1))"
+    for name in ("app", "app.pyz"):
+        assert is_bundle(tmp_path / name)
+        ways = ([sys.executable, name, "-x"], [sys.executable, "-c", run, name])
+        said = [subprocess.run(way, cwd=tmp_path, check=True, capture_output=True, text=True).stdout for way in ways]
+        assert said[0] == said[1] != ""
