@@ -8,6 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 from urllib.parse import quote
 
+from precaudit.errors import PrecauditError
 from precaudit.model import Finding, FormatFit, Report
 from precaudit.reporting import costs, ranges, story, svg, unfinished, usage
 from precaudit.reporting.files import write_text
@@ -84,12 +85,20 @@ def _picture(pictures: Mapping[str, Path], name: str) -> str:
 
 
 def write_markdown(report: Report, path: Path) -> None:
-    """The text, and beside it the pictures that it links to, where they can be drawn."""
+    """The text, and beside it the pictures that it links to, where they can be drawn. One that can't be written costs
+    neither the text nor the others."""
     drawn = {} if path.exists() and not path.is_file() else svg.pictures(report)  # a pipe has nothing beside it
-    files = {name: path for name, path in picture_files(path).items() if name in drawn}
-    for name, file in files.items():
-        write_text(file, drawn[name])
+    files, problems = {}, []
+    for name, file in picture_files(path).items():
+        try:
+            if name in drawn:
+                write_text(file, drawn[name])
+                files[name] = file
+        except PrecauditError as error:
+            problems.append(str(error))
     write_text(path, render_markdown(report, files))
+    if problems:
+        raise PrecauditError(f"{'; '.join(problems)} ({path} was written, without that picture)")
 
 
 def picture_files(path: Path) -> dict[str, Path]:

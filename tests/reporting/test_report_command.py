@@ -152,6 +152,15 @@ def test_pictures_of_others_are_not_overwritten(path, capsys):
     assert "x-ranges.svg" in capsys.readouterr().err
 
 
+def test_a_picture_that_cannot_be_written_costs_nothing_else(path, capsys):
+    pytest.importorskip("vl_convert")
+    path.with_name("x-training.svg").symlink_to("nowhere/x.svg")
+    output = path.with_name("x.md")
+    assert main(["report", str(path), "-o", str(output)]) == 2
+    assert links(output.read_text()) == ["x-ranges.svg"]
+    assert "x.md was written, without that picture" in capsys.readouterr().err
+
+
 def test_printed_markdown_has_no_pictures(path, capsys):
     assert main(["report", str(path), "--format", "markdown"]) == 0
     assert links(capsys.readouterr().out) == []
