@@ -69,6 +69,11 @@ UNDECIDED: Mapping[Cause, Undecided] = {
     ),
 }
 
+DOUBLE = Undecided(
+    "the model computes in float64, which autocast leaves alone, so no value was rounded.",
+    "Build the model and its data in float32 first, see that it still learns, and profile again.",
+)
+
 
 @dataclass(frozen=True)
 class Exceptions:
@@ -106,7 +111,9 @@ def headline(report: Report) -> Headline:
         return Headline("bad", f"REPAIR FLOAT32 FIRST: {prose(broken.message)}", _details(report))
     repaired_away = report.verification.cause == "noise"  # what was in doubt is no longer in the plan
     if not report.plan.is_low_precision and (verdict != "inconclusive" or repaired_away):
-        return Headline("bad", "STAY IN FLOAT32: no low-precision plan is recommended", _details(report))
+        return Headline(
+            "bad", f"STAY IN {_own(report).upper()}: no low-precision plan is recommended", _details(report)
+        )
     titles: dict[str, tuple[Tone, str]] = {
         "pass": ("good", f"VERIFIED: {name} trains the same as float32{_difference(report, 'within')}"),
         "fail": ("bad", f"NOT VERIFIED: {name} does not train like float32{_difference(report, 'allowed')}"),
@@ -124,7 +131,14 @@ def headline(report: Report) -> Headline:
 
 def _undecided(report: Report) -> Undecided:
     """Reports of older versions don't say for what; it was noise, mostly."""
-    return UNDECIDED[report.verification.cause or "noise"]
+    cause = report.verification.cause or "noise"
+    return DOUBLE if cause == "unchanged" and _own(report) == "float64" else UNDECIDED[cause]
+
+
+def _own(report: Report) -> str:
+    """What the script trains in when nothing is asked of it: float64 where all its weights are."""
+    kinds = {tensor.dtype for layer in report.layers for tensor in layer.tensors if tensor.role == "weight"}
+    return "float64" if kinds == {"float64"} else "float32"
 
 
 def unsound(report: Report) -> Finding | None:
@@ -218,7 +232,7 @@ def actions(report: Report) -> list[str]:
     undone, broken = unfinished.advice(report), unsound(report)
     first = undone or (_suggestion(broken) if broken else steps[report.verification.verdict])
     if not undone and not broken and not report.plan.is_low_precision:
-        first = "Change nothing for now: float32 is the fastest format that is known to train here."
+        first = f"Change nothing for now: {_own(report)} is the fastest format that is known to train here."
     left = [
         finding
         for finding in ranked_findings(report)

@@ -90,6 +90,25 @@ def test_a_float32_plan_is_never_sold_as_low_precision(verdict):
     assert "precaudit.apply" not in render_terminal(report)
 
 
+def in_float64(report):
+    tensors = [tuple(replace(tensor, dtype="float64") for tensor in layer.tensors) for layer in report.layers]
+    return replace(
+        report,
+        layers=tuple(replace(layer, tensors=own) for layer, own in zip(report.layers, tensors, strict=True)),
+    )
+
+
+def test_a_float64_script_is_told_what_it_trains_in():
+    report = in_float64(report_samples.passing())
+    alone = replace(report, plan=Plan())
+    assert story.headline(alone).title.startswith("STAY IN FLOAT64")
+    assert "float64 is the fastest" in story.actions(alone)[0]
+    verification = replace(report.verification, verdict="inconclusive", cause="unchanged")
+    untouched = replace(report, verification=verification)
+    assert "autocast leaves alone" in story.headline(untouched).details[0]
+    assert story.actions(untouched)[0].startswith("Build the model and its data in float32 first")
+
+
 def test_lines_to_paste_run_as_python():
     text = render_terminal(report_samples.passing(), written=WRITTEN)
     assert '  plan = precaudit.load_plan("reports/train/plan.json")' in text.splitlines()
