@@ -225,6 +225,7 @@ def _job_facts(job: Job, settings: Settings, audit: Audit, formats: Sequence[str
         "steps": run.steps,
         "steps_requested": job.steps,
         "counted": run.counted,
+        "backward_at": list(run.streams),
         "seeds": settings.seeds,
         "target": target.name,
         "formats": list(formats),

@@ -29,6 +29,7 @@ from precaudit.reporting.words import (
 
 Tone = Literal["good", "bad", "open"]
 WHOLE = "(the model itself)"
+_PACKAGES = re.compile(r"[/\\](?:site|dist)-packages[/\\]")
 SEVERITIES = ("error", "warning", "note")
 
 
@@ -305,13 +306,17 @@ def _suggestions(findings: Sequence[Finding]) -> list[str]:
 def place(finding: Finding) -> str:
     """`module, op, path:line`, as far as it is known."""
     location = finding.location
-    parts = [finding.fqn, finding.op, f"{_file(location.path)}:{location.line}" if location else None]
+    parts = [finding.fqn, finding.op, f"{short_file(location.path)}:{location.line}" if location else None]
     return ", ".join(visible(part) for part in parts if part)
 
 
-def _file(path: str) -> str:
+def short_file(path: str) -> str:
     """An installed library's file by the name that it is imported by."""
-    return re.split(r"[/\\](?:site|dist)-packages[/\\]", path)[-1]
+    return _PACKAGES.split(path)[-1]
+
+
+def installed(path: str) -> bool:
+    return _PACKAGES.search(path) is not None
 
 
 def plan_default(report: Report) -> str:

@@ -24,10 +24,21 @@ def paste_lines(report: Report, plan: Path = DEFAULT_PLAN) -> list[str]:
         *(f"precaudit.apply({name}, plan)" for name in _models(report)),
     ]
     if report.plan.loss_scale.mode != "none":
-        lines += ["scaler = plan.grad_scaler()", *LOOP]
+        lines += _of_a_library(report) or ["scaler = plan.grad_scaler()", *LOOP]
     if report.own_precision.keys() & {"autocast", "grad_scaler"}:
         lines.append("# in place of the script's own mixed precision: it was off where the plan was tried")
     return lines
+
+
+def _of_a_library(report: Report) -> list[str]:
+    """Where a library calls backward, there is no line of the person's own to put a scaler into."""
+    places = report.job.get("backward_at")
+    if not isinstance(places, list | tuple) or not places or not all(story.installed(str(place)) for place in places):
+        return []
+    return [
+        f"# {inert(visible(story.short_file(str(places[0]))))} calls backward: your code has no place for a scaler.",
+        "# Switch that library's own float16 mixed precision on, which scales the loss.",
+    ]
 
 
 def _models(report: Report) -> list[str]:

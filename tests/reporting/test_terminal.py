@@ -90,6 +90,16 @@ def test_a_float32_plan_is_never_sold_as_low_precision(verdict):
     assert "precaudit.apply" not in render_terminal(report)
 
 
+@pytest.mark.parametrize("mine", [False, True])
+def test_where_a_library_calls_backward_no_scaler_of_ones_own_is_asked_for(mine):
+    places = ["/venv/lib/python3.11/site-packages/transformers/trainer.py:3800", *["train.py:7"] * mine]
+    report = report_samples.passing()
+    lines = usage.paste_lines(replace(report, job={**report.job, "backward_at": places}))
+    assert ("scaler = plan.grad_scaler()" in lines) is mine
+    assert any("transformers/trainer.py:3800" in line and "venv" not in line for line in lines) is not mine
+    compile("\n".join(lines), "pasted", "exec")
+
+
 def in_float64(report):
     tensors = [tuple(replace(tensor, dtype="float64") for tensor in layer.tensors) for layer in report.layers]
     return replace(
