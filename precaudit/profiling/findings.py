@@ -246,7 +246,7 @@ def _of_verification(verification: Verification) -> list[Finding]:
                 "PA602",
                 "error",
                 f"no low-precision plan was verified: {verification.reason}",
-                "stay in float32 (or tf32) for this script, or change what the findings above name",
+                "stay in float32 for this script, or change what the findings above name",
             )
         )
     return found
