@@ -230,7 +230,7 @@ _PROFILE = (
         "PA602",
         "no plan was verified",
         "No repair made a low-precision plan train like float32.",
-        "Stay in float32 or tf32, or change what the other findings name.",
+        "Stay in float32, or change what the other findings name.",
     ),
     Rule(
         "PA603",
