@@ -264,3 +264,25 @@ def test_five_thousand_layers_are_interactive_soon(browser, tmp_path):
     assert 0 < drawn < INTERACTIVE_SECONDS
     assert moved < 500
     assert picture(browser) != before
+
+
+def test_on_paper_every_chart_is_there_whole_and_on_white(browser, files):
+    """Also those that nobody has scrolled to, and where the reader's screen is dark."""
+    show(browser, files / "passing.html")
+    browser.execute_script(
+        "if (document.documentElement.dataset.theme !== 'dark') document.getElementById('theme').click()"
+    )
+    browser.execute_script(
+        "addEventListener('beforeprint', () => { window.printed = document.documentElement.dataset.theme })"
+    )
+    browser.execute_cdp_cmd("Page.printToPDF", {})
+    assert browser.execute_script("return window.printed") == "light"
+    assert browser.execute_script("return document.documentElement.dataset.theme") == "dark"
+    charts = ("scales", "losses", "differences")
+    for name in charts:
+        assert browser.execute_script(f"return document.getElementById('chart-{name}').dataset.drawn") == "true"
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+    browser.execute_script("document.querySelectorAll('.chart').forEach((chart) => { chart.style.width = '300px' })")
+    widths = browser.execute_script("return [...document.querySelectorAll('.chart canvas')].map((c) => c.clientWidth)")
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
+    assert max(widths) <= 300

@@ -88,10 +88,11 @@
     view.padding(pad).width(width);
     return true;
   }
-  // charts below the fold wait until they are near the window
+  // charts below the fold wait until they are near the window, or printed
   function whenNear(id, start) {
     const host = $(id);
     if (!host || !specs) return;
+    addEventListener("beforeprint", start, { once: true });
     new IntersectionObserver((entries, observer) => {
       if (entries.some((entry) => entry.isIntersecting)) { observer.disconnect(); start(); }
     }, { rootMargin: "400px" }).observe(host);
@@ -351,6 +352,9 @@
 
   setTheme(matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light");
   $("theme").addEventListener("click", () => setTheme(dark() ? "light" : "dark"));
+  let shown = null;  // paper is white
+  addEventListener("beforeprint", () => { shown = document.documentElement.dataset.theme; setTheme("light"); });
+  addEventListener("afterprint", () => setTheme(shown));
   startCopying();
   startTree();
   if (specs) {
