@@ -286,3 +286,15 @@ def test_on_paper_every_chart_is_there_whole_and_on_white(browser, files):
     widths = browser.execute_script("return [...document.querySelectorAll('.chart canvas')].map((c) => c.clientWidth)")
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
     assert max(widths) <= 300
+
+
+def test_without_javascript_nothing_is_promised_that_is_not_there(browser, files):
+    try:
+        browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": True})
+        browser.get((files / "passing.html").as_uri())
+        assert not any(button.is_displayed() for button in browser.find_elements("tag name", "button"))
+        said = browser.find_element("id", "ranges").text
+        assert "need JavaScript" in said
+        assert "Each row is a tensor" not in said
+    finally:
+        browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
