@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -77,8 +80,8 @@ def run(arguments: argparse.Namespace) -> int:
         format_of(path, PRINTED)
     refuse_overwrite(arguments.output, arguments.force)
     plan, job = load_plan(written_file(arguments.plan, "plan.json")), _job(arguments)
-    with tempfile.TemporaryDirectory(prefix="precaudit-") as folder, RunProgress() as progress:
-        runner = ChildRunner(Path(folder) / "script.log", progress)
+    with _scratch() as folder, RunProgress() as progress:
+        runner = ChildRunner(folder / "script.log", progress)
         runner.start(job)
         heed_signals(runner)
         import_torch()  # as the server does meanwhile, and without it there is nothing to check
@@ -87,6 +90,19 @@ def run(arguments: argparse.Namespace) -> int:
         except PrecauditError as error:
             raise hinted(error, job, CALLABLE) from None
     return _finish(replace(report, job={**report.job, "plan": str(arguments.plan)}), arguments)
+
+
+@contextmanager
+def _scratch() -> Iterator[Path]:
+    """For a log and for files that runs set aside; if one of these can't be put back, the folder is all that has it."""
+    from precaudit.running.untouched import store_beside
+
+    folder = Path(tempfile.mkdtemp(prefix="precaudit-"))
+    try:
+        yield folder
+    finally:
+        if not store_beside(folder / "script.log").exists():
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _settings(arguments: argparse.Namespace) -> CheckSettings:

@@ -177,12 +177,12 @@ def finish(outcome: Outcome, arguments: argparse.Namespace, folder: Path) -> int
     emit(render_terminal(report, color=use_color(sys.stdout), written=written, plan=folder / "plan.json"), sys.stdout)
     for sentence in (*matched, *problems):
         print(f"precaudit: {sentence}", file=sys.stderr)
-    if problems:
-        return int(ExitCode.USAGE)
     measured = "what was measured is in" if report.layers else "nothing was measured; what the script said is in"
     if outcome.error:
         print(f"precaudit: {outcome.error}\nprecaudit: {measured} {folder}", file=sys.stderr)
         return int(outcome.exit_code)
+    if problems:
+        return int(ExitCode.USAGE)
     if report.verification.cause == "interrupted":
         print(f"precaudit: {report.verification.reason}; what was measured is in {folder}", file=sys.stderr)
     return int(ExitCode.FINDING if matched else outcome.exit_code)

@@ -5,14 +5,17 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 
 import pytest
 
 from precaudit.__main__ import main
+from precaudit.commands import check
 from precaudit.model import Plan
 from precaudit.reporting.serialize import write_json
 from precaudit.running.children import SIGNALS
+from precaudit.running.untouched import store_beside
 
 MODEL_FILE = """\
 import torch
@@ -227,3 +230,15 @@ def test_the_parent_process_imports_no_torch():
         "import precaudit.running.children, precaudit.commands.profiling; sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_what_cannot_be_put_back_is_kept(project, tmp_path, monkeypatch):
+    """A folder that the script filled stands where its file was: all that is left of the file is set aside."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with check._scratch() as folder:
+        (store_beside(folder / "script.log")).mkdir()
+        (store_beside(folder / "script.log") / "kept").write_text("three days of work")
+    assert (folder / ".set-aside" / "kept").read_text() == "three days of work"
+    with check._scratch() as folder:
+        (folder / "script.log").write_text("said")
+    assert not folder.exists()

@@ -280,3 +280,12 @@ def test_an_average_that_stands_still_under_the_plan_is_repaired(
     assert done.returncode == 0, done.stdout
     (repair,) = report["verification"]["repairs"]
     assert repair["why"] == "its buffer mean moves less than half as far as in float32"
+
+
+def test_a_file_that_cannot_be_written_hides_no_failure_of_the_script(
+    tmp_path: Path, profile_here: Callable[..., Done]
+) -> None:
+    done = profile_here(SCRIPTS / "bad" / "syntax_error.py", "-o", "no/such/folder.svg")
+    assert done.returncode == 4, done.stderr
+    assert "SyntaxError" in done.stderr
+    assert "folder.svg" in done.stderr
