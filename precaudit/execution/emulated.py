@@ -19,20 +19,19 @@ from precaudit.execution import float8
 from precaudit.execution.formats import FLOAT32, PlanLookup, ScopeFormat
 from precaudit.execution.libraries import own_region
 from precaudit.execution.policy import ADDENDS, CONVOLUTIONS, category
-from precaudit.execution.rounding import CASTABLE, Rounding, rounding_for
+from precaudit.execution.rounding import CASTABLE, HALVES, Rounding, rounding_for
 from precaudit.instrument.functions import AROUND_BACKWARD
 from precaudit.instrument.scopes import Frame, Scopes
 from precaudit.instrument.torchfunction import OperationMode, map_tensors, op_name, tensors_in, writes
 from precaudit.model import Plan
 
-_HALVES = (torch.float16, torch.bfloat16)
 _DRAWING = frozenset("randn rand randn_like rand_like normal uniform log_normal cauchy exponential".split())
 _UNIFORM = frozenset("rand rand_like uniform".split())
 
 
 def to_float32(value: Any) -> Any:
     """Half tensors in `value` as float32; everything else as it is."""
-    return map_tensors(lambda t: t.float() if t.dtype in _HALVES else t, value)
+    return map_tensors(lambda t: t.float() if t.dtype in HALVES else t, value)
 
 
 def in_float32(op: str, func: Any, args: Any, kwargs: Any) -> Any:
@@ -41,7 +40,7 @@ def in_float32(op: str, func: Any, args: Any, kwargs: Any) -> Any:
         return args[0].float()
 
     def wide(value: Any) -> Any:
-        return torch.float32 if isinstance(value, torch.dtype) and value in _HALVES else to_float32(value)
+        return torch.float32 if isinstance(value, torch.dtype) and value in HALVES else to_float32(value)
 
     return func(*map(wide, args), **{key: wide(value) for key, value in kwargs.items()})
 
@@ -76,7 +75,7 @@ class EmulatedMode(OperationMode):
             return func(*args, **kwargs)
         scope = self._scope_format()
         rounding = rounding_for(scope.of(op), op)
-        half = rounding is not None and rounding.dtype in _HALVES
+        half = rounding is not None and rounding.dtype in HALVES
         if op in _DRAWING and (half or writes(func, kwargs)):
             return _drawn(op, func, args, kwargs)
         if writes(func, kwargs):
@@ -90,7 +89,7 @@ class EmulatedMode(OperationMode):
 
     def _stored(self, dtype: torch.dtype, tensor: torch.Tensor) -> torch.Tensor:
         """Parameters are cast once a model call, as autocast's cache does, so shared uses sum gradients in half."""
-        if dtype not in _HALVES or not (tensor.is_leaf and tensor.requires_grad and tensor.dtype == torch.float32):
+        if dtype not in HALVES or not (tensor.is_leaf and tensor.requires_grad and tensor.dtype == torch.float32):
             return tensor
         cache = self._cast_cache()
         key = (id(tensor), dtype, torch.is_grad_enabled())
@@ -116,10 +115,10 @@ def run_in_format(
     `stored` gives the tensor that stands for an argument of a product before it is rounded.
     """
     kind = category(op)
-    if kind == "banned" and rounding.dtype in _HALVES:
+    if kind == "banned" and rounding.dtype in HALVES:
         raise RuntimeError(f"torch.nn.functional.{op} and torch.nn.BCELoss are unsafe to autocast.")
     if kind == "lower":
-        run = _convolution if op in CONVOLUTIONS and rounding.dtype in _HALVES else _product
+        run = _convolution if op in CONVOLUTIONS and rounding.dtype in HALVES else _product
         return run(op, rounding, func, args, kwargs, stored)
     if kind == "fp32" or (kind == "promote" and _any_float32((args, kwargs))):
         return func(*to_float32(args), **to_float32(kwargs))
@@ -178,7 +177,7 @@ def _with_fallback(func: Any, args: Any, kwargs: Any) -> Any:
 def _drawn(op: str, func: Any, args: Any, kwargs: Any) -> Any:
     """Random numbers are drawn in float32 and then rounded: a run draws the same ones in every format."""
     dtype = kwargs.get("dtype") or _first_half(args)
-    if dtype not in _HALVES:
+    if dtype not in HALVES:
         return func(*args, **kwargs)
     wide = {**kwargs, "dtype": torch.float32} if "dtype" in kwargs else kwargs
     numbers = func(*to_float32(args), **to_float32(wide)).to(dtype)
@@ -195,7 +194,7 @@ def _bounds(op: str, args: Any, kwargs: Any) -> tuple[float, float]:
 
 
 def _first_half(value: Any) -> torch.dtype | None:
-    return next((tensor.dtype for tensor in tensors_in(value) if tensor.dtype in _HALVES), None)
+    return next((tensor.dtype for tensor in tensors_in(value) if tensor.dtype in HALVES), None)
 
 
 def _any_float32(value: Any) -> bool:

@@ -8,14 +8,13 @@ from typing import Any
 
 import torch
 
-from precaudit.execution.rounding import HALF_DTYPES
+from precaudit.execution.rounding import HALVES
 from precaudit.instrument.scopes import Frame
 from precaudit.instrument.torchfunction import OperationMode
 from precaudit.tracing.ops import caller_location
 from precaudit.tracing.records import Grid
 
 _MAKERS = frozenset("arange linspace logspace range".split())
-_HALVES = tuple(HALF_DTYPES.values())
 _WIDE_INTEGERS = (torch.int16, torch.int32, torch.int64)
 """Narrower ones are exact in both halves."""
 
@@ -32,7 +31,7 @@ class GridMode(OperationMode):
 
     def operation(self, op: str, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         result = func(*args, **kwargs)
-        if isinstance(result, torch.Tensor) and result.dtype in _HALVES and result.numel() > 1:
+        if isinstance(result, torch.Tensor) and result.dtype in HALVES and result.numel() > 1:
             wanted = _distinct_values(op, args, result)
             if wanted is not None and result.unique().numel() < wanted:
                 self._noticed(op, result, wanted)

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 
 from precaudit.execution.policy import Category, category
+from precaudit.execution.rounding import HALVES
 from precaudit.instrument.torchfunction import OperationMode, tensors_in, writes
 from precaudit.model import Location
 from precaudit.tracing.faults import hand_on_readers
@@ -29,7 +30,6 @@ STRUCTURAL = frozenset(
 """Operations that only move, copy, create or describe values: what they hand on is recorded where it was made."""
 
 _CASTS = frozenset("to half bfloat16 float double type type_as".split())
-_HALVES = (torch.float16, torch.bfloat16)
 
 _BY_STATISTICS = frozenset("batch_norm native_batch_norm cudnn_batch_norm instance_norm".split())
 
@@ -44,7 +44,7 @@ def _asks_for_half(op: str, args: Any, kwargs: Any) -> bool | None:
     if op in ("half", "bfloat16", "float", "double"):
         return op in ("half", "bfloat16")
     asked = [value for value in (*args[1:], *kwargs.values()) if isinstance(value, (torch.Tensor, torch.dtype))]
-    return next((is_half(value) if isinstance(value, torch.Tensor) else value in _HALVES for value in asked), None)
+    return next((is_half(value) if isinstance(value, torch.Tensor) else value in HALVES for value in asked), None)
 
 
 def _follows(args: Any, kwargs: Any) -> bool:
@@ -64,7 +64,7 @@ class OpSink(Protocol):
 
 
 def is_half(tensor: torch.Tensor) -> bool:
-    return tensor.dtype in (torch.float16, torch.bfloat16) or getattr(tensor, HALF_FLAG, False)
+    return tensor.dtype in HALVES or getattr(tensor, HALF_FLAG, False)
 
 
 def stored_in_half(op: str, kind: Category, inputs: list[torch.Tensor]) -> bool:

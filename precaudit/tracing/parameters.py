@@ -12,12 +12,11 @@ from torch.nn.parameter import is_lazy
 from torch.utils.hooks import RemovableHandle
 from torch.utils.weak import WeakIdKeyDictionary
 
+from precaudit.execution.rounding import HALF_DTYPES
 from precaudit.histograms import Addition, add_all
 from precaudit.instrument.names import ModuleName, ModuleNames
 from precaudit.tracing.slots import ParameterSlot
 from precaudit.tracing.waiting import WaitingGradients, may_wait
-
-_HALVES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class ParameterTracker:
@@ -196,7 +195,7 @@ def absorbed_update(before: torch.Tensor, after: torch.Tensor) -> dict[str, floa
     if not total or total != total:
         return {}
     shares = {}
-    for name, dtype in _HALVES.items():
+    for name, dtype in HALF_DTYPES.items():
         stored = before.to(dtype)
         lost = (stored.double() + update).to(dtype) == stored
         shares[name] = float(update[lost].square().sum()) / total

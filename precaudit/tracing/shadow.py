@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from precaudit.execution.emulated import run_in_format, to_float32
-from precaudit.execution.rounding import CASTABLE, HALF_DTYPES, rounding_for
+from precaudit.execution.rounding import CASTABLE, HALVES, rounding_for
 from precaudit.histograms import Accumulator
 from precaudit.instrument.torchfunction import map_tensors, tensors_in
 from precaudit.tracing.ops import is_half
@@ -155,7 +155,7 @@ def _error(op: str, func: Any, args: Any, kwargs: Any, name: str, exact: list[to
         return 0.0
 
     def as_stored(tensor: torch.Tensor) -> torch.Tensor:
-        low = rounding.dtype in HALF_DTYPES.values() and tensor.dtype in CASTABLE and is_half(tensor)
+        low = rounding.dtype in HALVES and tensor.dtype in CASTABLE and is_half(tensor)
         return tensor.to(rounding.dtype) if low else tensor
 
     low = _floats(run_in_format(op, rounding, func, map_tensors(as_stored, args), map_tensors(as_stored, kwargs)))
