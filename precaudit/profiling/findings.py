@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from precaudit.finding import finding
@@ -37,13 +37,17 @@ def all_findings(audit: Audit, plan: Plan, verification: Verification) -> tuple[
         *_of_verification(verification),
     ]
     rank = {"error": 0, "warning": 1, "note": 2}
-    return tuple(sorted(_told_once(found, _as_far(audit)), key=lambda f: rank[f.severity]))
+    return tuple(sorted(_told_once(found, _keeping_pace(audit)), key=lambda f: rank[f.severity]))
 
 
-def _told_once(found: Sequence[Finding], as_far: Collection[str]) -> list[Finding]:
+def _told_once(found: Sequence[Finding], pace: Mapping[str, bool]) -> list[Finding]:
     """A weight whose updates are rounded away (PA301) is also state that stagnates (PA303; buffers have a role), and
-    one that went as far as in float32 does not."""
-    weights = {each.fqn for each in found if each.rule == "PA301"} | {name.rpartition(".")[0] for name in as_far}
+    one that keeps pace with float32's does not."""
+    modules: dict[str, bool] = {}
+    for name, kept in pace.items():
+        module = name.rpartition(".")[0]
+        modules[module] = modules.get(module, True) and kept
+    weights = {each.fqn for each in found if each.rule == "PA301"} | {fqn for fqn, kept in modules.items() if kept}
     return [each for each in found if each.rule != "PA303" or each.fqn not in weights or "role" in each.evidence]
 
 
@@ -84,26 +88,30 @@ def _of_optimizer(audit: Audit) -> list[Finding]:
     run = audit.as_written
     if run is None or run.trace is None:
         return []
-    as_far = _as_far(audit)
+    pace = _keeping_pace(audit)
     return [
-        found for layer in run.trace.layers for found in (*_of_weights(layer, run.baseline, as_far), *_of_states(layer))
+        found for layer in run.trace.layers for found in (*_of_weights(layer, run.baseline, pace), *_of_states(layer))
     ]
 
 
-def _as_far(audit: Audit) -> set[str]:
-    """Parameters that went as far as float32's, however few of their updates changed them: what was rounded away is
-    made up for, as compensated summation and stochastic rounding do. A trace names no model that alone is trained."""
-    exact, run = audit.reference.end_state.learned, audit.as_written
+def _keeping_pace(audit: Audit) -> dict[str, bool]:
+    """Whether a parameter went as far as float32's, however few of its updates changed it: what was rounded away is
+    made up for then, as compensated summation and stochastic rounding do. Where a name has no model in front, that
+    holds of the parameters of all models that have one by this name."""
+    run = audit.as_written
     written = run.end_state.learned if run else {}
-    found = [name for name, far in written.items() if 0 < _PACE * exact.get(name, math.inf) <= far]
-    return {*found, *(name.partition(".")[2] for name in found)}
+    pace: dict[str, bool] = {}
+    for name, far in audit.reference.end_state.learned.items():
+        for key in (name, name.partition(".")[2]) if far else ():
+            pace[key] = pace.get(key, True) and written.get(name, 0.0) >= _PACE * far
+    return pace
 
 
-def _of_weights(layer: Layer, baseline: Mapping[str, Any], as_far: Collection[str]) -> Iterator[Finding]:
+def _of_weights(layer: Layer, baseline: Mapping[str, Any], pace: Mapping[str, bool]) -> Iterator[Finding]:
     """Updates that a half weight is too coarse for, where there was a gradient."""
     for weight in layer.tensors:
         name = f"{layer.fqn}.{weight.name}".lstrip(".")
-        if weight.role != "weight" or weight.dtype not in NARROW or name in as_far:
+        if weight.role != "weight" or weight.dtype not in NARROW or pace.get(name):
             continue
         update, gradient = layer.tensor("update", weight.name), layer.tensor("weight_grad", weight.name)
         if not update or not gradient or not update.stats.numel:

@@ -129,6 +129,16 @@ def test_weights_that_go_as_far_as_in_float32_make_up_for_what_is_rounded_away(f
     assert [each.rule for each in found] == rules
 
 
+def test_a_teacher_that_lags_is_told_though_its_student_keeps_pace():
+    exact = EndState(learned={"student.norm.weight": 1.0, "teacher.norm.weight": 0.8})
+    written = replace(exact, learned={"student.norm.weight": 1.0, "teacher.norm.weight": 0.3})
+    reference = RunResult("reference", 0, "stopped", 80, losses=LOSSES, end_state=exact)
+    low = {"low": [state("norm", "", 1.0)]}
+    run_as_written = replace(reference, label="as-written", end_state=written, baseline=low)
+    audit = Audit(Job("script", "train.py", (), ".", 80), reference, Trace(), as_written=run_as_written)
+    assert [each.rule for each in all_findings(audit, Plan(), Verification("pass", "emulated"))] == ["PA303"]
+
+
 def test_what_a_script_keeps_low_is_advised_on_only_where_it_changes():
     assert told() == []
     for entry in (state("norm", "running_mean", 0.01), {"kind": "trained"}):
