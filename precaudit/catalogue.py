@@ -211,8 +211,8 @@ _PROFILE = (
     Rule(
         "PA508",
         "an unscaled loss is unscaled",
-        "A GradScaler divides gradients by the loss scale which its scale() never multiplied by it.",
-        "Scale every loss: scaler.scale(loss).backward().",
+        "A GradScaler divides gradients by a loss scale that is not, or no longer, in them.",
+        "Scale every loss, scaler.scale(loss).backward(), and leave unscaling to the scaler.",
     ),
     Rule(
         "PA509",

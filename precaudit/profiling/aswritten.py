@@ -137,7 +137,16 @@ def _of_lost_gradients(run: RunResult) -> list[Finding]:
 
 
 def _of_changed_gradients(audit: Audit) -> list[Finding]:
-    """PA502: what a script does by itself to gradients that still have the loss scale in them."""
+    """PA502: what a script does by itself to gradients that still have the loss scale in them; PA508: it takes the scale
+    out by itself, and the scaler does so once more."""
+    twice = audit.reference.baseline.get("unscales_twice")
+    if isinstance(twice, dict):
+        message = (
+            "the script asks for the loss scale and changes gradients by itself, before the scaler unscales them here: "
+            "if that took the scale out of them, they are divided by it twice"
+        )
+        fix = "leave it to the scaler: call scaler.unscale_(optimizer), once, before the gradients are looked at"
+        return [finding("PA508", "error", message, fix, location=place_of(twice))]
     place = audit.reference.baseline.get("changes_scaled")
     if not isinstance(place, dict):
         return []

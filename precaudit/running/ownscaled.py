@@ -25,8 +25,9 @@ Which = Callable[[torch.Tensor], bool]
 
 class ScaledGradients(TrainingListener):
     """Notes `settings["unscaled_loss"]`, `settings["clips_scaled"]`, `settings["steps_scaled"]` and, where a script
-    writes to gradients by itself before they are unscaled, `settings["changes_scaled"]`; a disabled scaler's calls say
-    as much, so that a float32 run tells. Whoever has asked for the scale since the backward pass knows of it."""
+    writes to gradients by itself before they are unscaled, `settings["changes_scaled"]`, or `settings["unscales_twice"]`
+    where it may have unscaled them: whoever has asked for the scale since the backward pass knows of it. A disabled
+    scaler's calls say as much, so that a float32 run tells."""
 
     def __init__(self, names: ModuleNames, settings: dict[str, object]) -> None:
         self._names, self._settings = names, settings
@@ -84,7 +85,8 @@ class ScaledGradients(TrainingListener):
         def unscale(scaler: Any, optimizer: Any, *args: Any, **kwargs: Any) -> Any:
             function = type(optimizer).__name__
             self._note(_parameters(optimizer), _PLAIN, "unscaled_loss", function)
-            self._note_scaled(_parameters(optimizer), "changes_scaled", function, self._changed)
+            changed = "unscales_twice" if self._asked_after else "changes_scaled"
+            self._note(_parameters(optimizer), _SCALED, changed, function, self._changed)
             for parameter in _parameters(optimizer):
                 self._kinds.pop(id(parameter), None)
             outside, self._in_scaler = self._in_scaler, True

@@ -84,6 +84,13 @@ def test_scaled_gradients_that_a_script_changes_explain_one_that_strays():
     assert "PA502" not in [each.rule for each in told(seen=seen)]
 
 
+def test_gradients_unscaled_twice_explain_one_that_strays():
+    seen = {"unscales_twice": {"path": "train.py", "line": 9, "function": "SGD", "mixed": False}}
+    _, cause = told(tuple(2 * loss for loss in LOSSES), seen=seen)
+    assert (cause.rule, cause.severity, cause.location) == ("PA508", "error", Location("train.py", 9))
+    assert "PA508" not in [each.rule for each in told(seen=seen)]
+
+
 def test_a_buffer_that_absorbs_is_named_and_told_from_its_neighbour():
     mean, var = told(low=[state("norm", "running_mean", 0.9), state("norm", "running_var", 0.9)])
     assert mean.message.startswith("norm.running_mean is kept in bfloat16")

@@ -403,6 +403,16 @@ def test_a_step_on_gradients_that_nobody_checked():
     assert seen(train, "steps", steps=3) == []
 
 
+def test_a_step_that_the_scripts_scaler_would_have_skipped_is_checked():
+    """Where the script casts too, it is first run with its scaler off."""
+
+    def spoil(model):
+        torch.amp.GradScaler("cpu")
+        model[0].weight.grad[0, 0] = float("inf")
+
+    assert seen(lambda: train(before_step=spoil), "steps", steps=3) == []
+
+
 @pytest.mark.parametrize(("trained", "found"), [(True, True), (False, False)])
 def test_low_weights_that_an_optimizer_steps_are_told_from_frozen_ones(trained, found):
     def code():

@@ -157,3 +157,9 @@ def test_changing_gradients_by_hand_before_they_are_unscaled_is_noted():
     assert "changes_scaled" not in settings(clipped_by_hand(unscales=True))
     assert "changes_scaled" not in settings(clipped_by_hand(unscales=False, asks=True))
     assert "changes_scaled" not in settings(clipped_by_hand(unscales=False), enabled=False)
+    assert "unscales_twice" not in settings(clipped_by_hand(unscales=False))
+
+
+def test_gradients_changed_by_the_scale_itself_are_noted_where_the_scaler_unscales_them_too():
+    assert settings(clipped_by_hand(unscales=False, asks=True))["unscales_twice"]["path"] == __file__
+    assert "unscales_twice" not in settings(clipped_by_hand(unscales=True, asks=True))
