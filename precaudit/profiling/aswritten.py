@@ -137,8 +137,8 @@ def _of_lost_gradients(run: RunResult) -> list[Finding]:
 
 
 def _of_changed_gradients(audit: Audit) -> list[Finding]:
-    """PA502: what a script does by itself to gradients that still have the loss scale in them; PA508: it takes the scale
-    out by itself, and the scaler does so once more."""
+    """PA502: what a script does by itself to gradients that still have the loss scale in them; PA508: it takes the
+    scale out by itself, and the scaler does so once more."""
     twice = audit.reference.baseline.get("unscales_twice")
     if isinstance(twice, dict):
         message = (

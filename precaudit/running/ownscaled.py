@@ -25,9 +25,9 @@ Which = Callable[[torch.Tensor], bool]
 
 class ScaledGradients(TrainingListener):
     """Notes `settings["unscaled_loss"]`, `settings["clips_scaled"]`, `settings["steps_scaled"]` and, where a script
-    writes to gradients by itself before they are unscaled, `settings["changes_scaled"]`, or `settings["unscales_twice"]`
-    where it may have unscaled them: whoever has asked for the scale since the backward pass knows of it. A disabled
-    scaler's calls say as much, so that a float32 run tells."""
+    writes to gradients by itself before they are unscaled, `settings["changes_scaled"]`, or `"unscales_twice"` where it
+    may have unscaled them: whoever has asked for the scale since the backward pass knows of it. A disabled scaler's
+    calls say as much, so that a float32 run tells."""
 
     def __init__(self, names: ModuleNames, settings: dict[str, object]) -> None:
         self._names, self._settings = names, settings
