@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from precaudit.finding import finding
-from precaudit.model import Finding, Layer, Location, Plan, Severity, TensorRecord, Verification
+from precaudit.model import Finding, Layer, Location, Op, Plan, Severity, TensorRecord, Verification
 from precaudit.planning.budget import GradientError
 from precaudit.planning.fitting import format_of
 from precaudit.planning.loss_scale import RESIDUE
@@ -16,9 +16,11 @@ from precaudit.planning.rules import Ban
 from precaudit.profiling.aswritten import of_as_written, place_of
 from precaudit.profiling.audit import Audit
 from precaudit.reporting.words import listing
+from precaudit.tracing.records import Trace
 
 NARROW = ("float16", "bfloat16")
 _PACE = 0.9
+_ROUGH = 0.1
 _MOVED = "the plan moves it out of float16"
 _OVERFLOWS = ("PA101", "PA102", "PA103", "PA107")
 
@@ -158,31 +160,45 @@ def _of_errors(audit: Audit, plan: Plan) -> list[Finding]:
     for error in (error for error in audit.errors if not error.within_budget):
         format_name = error.label.partition("@")[0]
         spared = format_name not in used and default_format((plan.default, format_name)) == plan.default
-        found.append(_over_budget(error, "note" if spared else "warning", audit.blamed))
+        found.append(_over_budget(error, "note" if spared else "warning", audit))
     return found
 
 
-def _over_budget(error: GradientError, severity: Severity, every: Mapping[str, Sequence[str]]) -> Finding:
+def _over_budget(error: GradientError, severity: Severity, audit: Audit) -> Finding:
     format_name, _, phase = error.label.partition("@")
-    blamed = every.get(format_name, ())
-    most = f"; most of it comes from {listing(name or 'the model itself' for name in blamed)}" if blamed else ""
+    blamed = audit.blamed.get(format_name, ())
+    alone = blamed[0] if len(blamed) == 1 else None
+    worst = _roughest(audit.trace, alone, format_name) if alone is not None else None
+    names = listing(name or "the model itself" for name in blamed)
+    most = f"; most of it comes from {names}" if blamed else ""
+    if worst is not None:
+        most += f", where {worst.op} alone errs by {worst.local_error[format_name]:.0%} of its result"
     message = (
         f"the whole model in {format_name} disturbs the gradient too much ({phase}: rho {error.rho:.2g}, "
         f"SNR {error.snr:.3g}, bias {error.bias:.2g}; allowed are rho 0.01, SNR 10, bias 0.2){most}"
     )
-    place = blamed[0] if len(blamed) == 1 else None
     return finding(
         "PA201",
         severity,
         message,
-        "",
-        place,
+        f"keep {names} out of {format_name}, as the plan does" if blamed else "",
+        alone,
+        worst.op if worst else None,
+        worst.place(format_name) if worst else None,
         probe=error.label,
         rho=error.rho,
         snr=error.snr,
         bias=error.bias,
         evaluations=error.evaluations,
     )
+
+
+def _roughest(trace: Trace, fqn: str, format_name: str) -> Op | None:
+    """The operation of a module that makes far more of its inputs' rounding than others do, as a difference of large
+    values or the sine of a large angle does. What a sum absorbs is measured by its smaller addend: no sum is one."""
+    ops = [op for op in trace.ops if op.fqn == fqn and op.op not in ("add", "index_add")]
+    worst = max(ops, key=lambda op: op.local_error.get(format_name, 0.0), default=None)
+    return worst if worst is not None and _ROUGH <= worst.local_error.get(format_name, 0.0) < math.inf else None
 
 
 def _of_loss_scale(audit: Audit, plan: Plan, strays: bool) -> list[Finding]:

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from precaudit.model import FormatFit, Layer, Location, Plan, Repair, TensorRecord, TensorStats, Verification
+from precaudit.model import FormatFit, Layer, Location, Op, Plan, Repair, TensorRecord, TensorStats, Verification
 from precaudit.planning.budget import GradientError
 from precaudit.planning.rules import Ban
 from precaudit.profiling.audit import Audit
@@ -104,3 +104,26 @@ def test_a_format_over_budget_is_a_note_where_neither_plan_nor_script_use_it(pro
     audit = Audit(Job("script", "train.py", (), ".", 2), reference, Trace(), errors=errors)
     found = all_findings(audit, Plan(default, {"a": default}), Verification("pass", "emulated"))
     assert [(each.rule, each.severity) for each in found] == [("PA201", severity)]
+
+
+@pytest.mark.parametrize(
+    ("errors", "named", "line"),
+    [
+        ({"matmul": 0.003, "sub": 7.2}, "sub", 19),
+        ({"matmul": 0.003, "sub": 0.004}, None, None),
+        ({"matmul": 0.003, "add": 0.4}, None, None),
+        ({"sub": math.inf}, None, None),
+    ],
+)
+def test_a_format_over_budget_is_blamed_on_the_operation_that_errs_by_far_most(errors, named, line):
+    ops = tuple(
+        Op("conv", op, 1, "other", Location("train.py", 19), (), local_error={"bfloat16": error})
+        for op, error in errors.items()
+    )
+    reference = RunResult("reference", 0, "stopped", 2, losses=(1.0, 0.9))
+    over, blamed = (GradientError("bfloat16@init", 0.5, 1.0, 0.5, 3),), {"bfloat16": ("conv",)}
+    job = Job("script", "train.py", (), ".", 2)
+    audit = Audit(job, reference, Trace(ops=ops), errors=over, blamed=blamed)
+    (found,) = all_findings(audit, Plan("bfloat16", {"conv": "float32"}), Verification("pass", "emulated"))
+    assert (found.rule, found.fqn, found.op, found.location and found.location.line) == ("PA201", "conv", named, line)
+    assert found.suggestion == "keep conv out of bfloat16, as the plan does"
