@@ -30,6 +30,7 @@ PROBE_HEADROOM = 8.0
 """Probes measure rounding, not overflow: three octaves below the scale that training would start with."""
 SAME_START = 1e-4
 """How far the first losses of two float32 runs of one seed may be apart, as a share."""
+_FEWEST = 10
 PROBED = ("bfloat16", "float16", "float8_e4m3", "float8_e5m2")
 
 
@@ -66,10 +67,14 @@ class Audit:
 def run_audit(job: Job, formats: tuple[str, ...], execution: Execution, runner: Runner, folder: str) -> Audit:
     """Trace the script in float32, its gradients saved in `folder`. What was measured before a failure comes back.
 
+    A script that ends before its steps are taken is audited once more: what is measured when goes by their number.
     Where the second run begins elsewhere, the first may have prepared what it found (a dataset, say): audited once
     more, both find it.
     """
     audit = _audited(job, formats, execution, runner, folder)
+    if _is_short(audit, job):
+        job = audit.job
+        audit = _audited(job, formats, execution, runner, folder)
     if not audit.starts_alike:
         audit = _audited(job, formats, execution, runner, folder)
     if audit.replay is not None:
@@ -121,6 +126,11 @@ def _audited(job: Job, formats: tuple[str, ...], execution: Execution, runner: R
     if not audit.complete or reference.steps < job.steps or not plan.probed.get("init"):
         return audit
     return _with_probes(audit, plan, probed, runner)
+
+
+def _is_short(audit: Audit, job: Job) -> bool:
+    """Whether the script took fewer steps than it was asked for, and enough to be probed in."""
+    return audit.complete and _FEWEST <= audit.reference.steps < job.steps
 
 
 def _finished(run: RunResult) -> bool:

@@ -219,3 +219,20 @@ def test_casts_that_need_the_scripts_own_autocast_are_off_with_it(tmp_path):
     assert audit.as_written.status == "stopped"
     assert audit.as_written.losses != audit.reference.losses
     assert audit.as_written.baseline["casts"]
+
+
+def test_a_script_that_ends_before_its_steps_is_probed_within_those_that_it_takes(tmp_path):
+    def code():
+        torch.manual_seed(0)
+        model = nn.Linear(4, 1)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        for _ in range(20):
+            x = torch.randn(16, 4)
+            optimizer.zero_grad()
+            (model(x) - x.sum(1, keepdim=True)).square().mean().backward()
+            optimizer.step()
+
+    job = Job("script", "train.py", (), str(tmp_path), 60)
+    audit = run_audit(job, ("bfloat16", "float32"), "emulated", InProcess(code), str(tmp_path))
+    assert (audit.job.steps, audit.reference.steps) == (20, 20)
+    assert [error.label for error in audit.errors] == ["bfloat16@init", "bfloat16@late"]
