@@ -21,6 +21,7 @@ _STATE_LIMIT = 0.2
 """A state has lost its changes when this share of their energy is rounding."""
 _SUM_LIMIT = 0.01
 """A sum has lost addends when it is off by a tenth (rms)."""
+_OF_WHAT = dict.fromkeys(("sin", "cos"), "its result, because its angle is rounded")
 _FIX = "use the plan below instead of the script's own casts and scaler"
 
 Seen = Mapping[str, Any]
@@ -104,15 +105,17 @@ def _of_penalty(reference: RunResult, run: RunResult) -> list[Finding]:
 
 
 def _of_additions(run: RunResult) -> list[Finding]:
-    """PA106: additions that lose their smaller addend in the format that the script has them in."""
+    """PA106: additions that lose their smaller addend in the format that the script has them in, and sines of angles
+    that it can't tell."""
     lost = [entry for entry in _seen(run) if entry["kind"] == "absorbed" and entry["lost"] >= LOCAL_ERROR_LIMIT]
     return [
         finding(
             "PA106",
             "error",
-            f"{entry['fqn'] + ': ' if entry['fqn'] else ''}{entry['op']} errs by {entry['lost']:.0%} of its smaller "
-            f"addend, which it absorbs, in {entry['dtype']}, which the script chose itself",
-            "keep this operation in float32",
+            f"{entry['fqn'] + ': ' if entry['fqn'] else ''}{entry['op']} errs by {entry['lost']:.0%} of "
+            f"{_OF_WHAT.get(entry['op'], 'its smaller addend, which it absorbs')}, in {entry['dtype']}, which the "
+            "script chose itself",
+            "keep this operation, and what is made for it, in float32",
             entry["fqn"] or None,
             entry["op"],
             place_of(entry),

@@ -1,4 +1,5 @@
-"""Additions in a script's own low precision that absorb their smaller addend, whether in a module or not."""
+"""Additions in a script's own low precision that absorb their smaller addend, and angles that it can't tell, whether in
+a module or not."""
 
 from __future__ import annotations
 
@@ -18,6 +19,9 @@ _EVERY = 8
 """Sums are looked at in one step of so many: it takes as long as the step itself."""
 
 
+ANGLES = frozenset({"sin", "cos"})
+
+
 class OwnSums:
     """Told of every operation with a low result, and when a step has ended."""
 
@@ -27,14 +31,19 @@ class OwnSums:
         self._lost: dict[tuple[Location | None, str, str, str], Energies] = {}
 
     def made(self, op: str, func: Any, args: Any, kwargs: Any, result: torch.Tensor) -> None:
+        if op in ANGLES and not self._step % _EVERY:
+            self._note(op, result, _blurred(args[0], result))
         if op not in ABSORBING or self._step % _EVERY or not repeatable(op, func, kwargs):
             return
         if not smaller_addend(tensors_in(args), result):
             return  # such a call would hide what others of the same line lose
-        name, frame = dtype_name(result), self._current()
-        key = (caller_location(), frame.name.fqn if frame else "", op, name)
-        for energies in local_errors(op, func, args, kwargs, (name,)).values():
-            self._lost[key] = self._lost.get(key, Energies()) + energies
+        for energies in local_errors(op, func, args, kwargs, (dtype_name(result),)).values():
+            self._note(op, result, energies)
+
+    def _note(self, op: str, result: torch.Tensor, energies: Energies) -> None:
+        frame = self._current()
+        key = (caller_location(), frame.name.fqn if frame else "", op, dtype_name(result))
+        self._lost[key] = self._lost.get(key, Energies()) + energies
 
     def step_ended(self) -> None:
         self._step += 1
@@ -45,3 +54,13 @@ class OwnSums:
             {"kind": "absorbed", **line_of(place), "fqn": fqn, "op": op, "dtype": dtype, "lost": energies.relative}
             for (place, fqn, op, dtype), energies in self._lost.items()
         ]
+
+
+def _blurred(angle: torch.Tensor, result: torch.Tensor) -> Energies:
+    """What a sine loses because its low angle was rounded, by half a unit in the last place: the angle is a few degrees
+    off, or anywhere. Whole numbers, such as positions, may be what they were meant to be."""
+    if angle.dtype != result.dtype or bool((angle == angle.round()).all()):
+        return Energies()
+    _, exponent = torch.frexp(angle.detach().float())
+    unit = torch.finfo(angle.dtype).eps * torch.exp2(exponent.float() - 1)
+    return Energies(float((unit**2 / 12).clamp(max=1.0).sum()), float(result.detach().float().square().sum()))

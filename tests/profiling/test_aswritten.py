@@ -84,6 +84,12 @@ def test_scaled_gradients_that_a_script_changes_explain_one_that_strays():
     assert "PA502" not in [each.rule for each in told(seen=seen)]
 
 
+def test_a_sine_of_rounded_angles_explains_one_that_strays():
+    _, cause = told(tuple(2 * loss for loss in LOSSES), low=[{**absorbed("", 0.4), "op": "sin"}])
+    assert (cause.rule, cause.op) == ("PA106", "sin")
+    assert "errs by 40% of its result, because its angle is rounded" in cause.message
+
+
 def test_gradients_unscaled_twice_explain_one_that_strays():
     seen = {"unscales_twice": {"path": "train.py", "line": 9, "function": "SGD", "mixed": False}}
     _, cause = told(tuple(2 * loss for loss in LOSSES), seen=seen)

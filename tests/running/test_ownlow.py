@@ -370,6 +370,26 @@ def test_sums_that_absorb_their_addends_are_told_by_module_and_line(dtype):
     assert [(entry["fqn"], entry["path"]) for entry in lost] == [("", __file__)] * (dtype == torch.bfloat16)
 
 
+@pytest.mark.parametrize(
+    ("angles", "told"),
+    [
+        (lambda x: (1000 * x).bfloat16(), ["cos", "sin"]),
+        (lambda x: (1000 * x).round().bfloat16(), []),
+        (lambda x: x.bfloat16(), []),
+        (lambda x: 1000 * x, []),
+    ],
+    ids=["large", "whole", "small", "float32"],
+)
+def test_angles_that_a_low_format_cannot_tell_are_told(angles, told):
+    def after_step(model):
+        angle = angles(torch.rand(256, generator=torch.Generator().manual_seed(0)))
+        angle.sin(), torch.cos(angle)
+
+    entries = seen(lambda: train(after_step=after_step), "absorbed", steps=10)
+    lost = [entry for entry in entries if entry["lost"] > 0.25]
+    assert sorted(entry["op"] for entry in lost) == told
+
+
 def test_an_overflow_is_told_where_it_is_made():
     entries = seen(
         lambda: train(after_step=lambda model: (torch.full((4,), 6e4).half() * 2).sum()), "overflow", steps=3
