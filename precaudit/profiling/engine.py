@@ -222,6 +222,7 @@ def _job_facts(job: Job, settings: Settings, audit: Audit, formats: Sequence[str
         "kind": job.kind,
         "script": job.target,
         "argv": list(job.argv),
+        "options": settings.options(),
         "steps": run.steps,
         "steps_requested": job.steps,
         "counted": run.counted,

@@ -11,6 +11,7 @@ from precaudit.tensorcores.peaks import get_gpu
 
 DEFAULT_STEPS = 60
 DEFAULT_SEEDS = 3
+OPTIONS = ("steps", "seeds", "target", "formats", "execution", "device", "price")
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,11 @@ class Settings:
     verify: bool = True
     device: str | None = None
     price: float | None = None
+
+    def options(self) -> dict[str, str]:
+        """What a command line must say again for another profile like this one; that it is thorough is its default."""
+        chosen = {name: getattr(self, name) for name in OPTIONS if getattr(self, name) != getattr(Settings, name)}
+        return {f"--{name}": ",".join(v) if isinstance(v, tuple) else f"{v}" for name, v in chosen.items()}
 
     def __post_init__(self) -> None:
         require_count("--steps", self.steps)

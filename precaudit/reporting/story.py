@@ -281,11 +281,11 @@ def more_steps(report: Report) -> int:
     return max(100, 4 * (report.verification.steps or 0))
 
 
-def what_decides(report: Report) -> list[str]:
+def what_decides(report: Report) -> dict[str, str]:
     """The option that a profile needs more of, with its value, where the verdict is open and one would decide it."""
     option = _undecided(report).option if report.verification.verdict == "inconclusive" else None
     more = {"--seeds": more_seeds, "--steps": more_steps}
-    return [option, str(more[option](report))] if option else []
+    return {option: str(more[option](report))} if option else {}
 
 
 def _suggestion(finding: Finding) -> str:

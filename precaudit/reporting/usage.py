@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 
 from precaudit.model import Report
@@ -54,8 +55,18 @@ def next_command(report: Report, plan: Path = DEFAULT_PLAN) -> tuple[str, list[s
         return "Next, before you deploy:", ["precaudit", "check", "--plan", _quote(plan), *script(report)]
     broken = verdict == "fail" or story.unsound(report) or unfinished.cut_short(report)
     label = "Next, after the fixes:" if broken else "Next:"
-    more = [] if broken else story.what_decides(report)
-    return label, ["precaudit", "profile", "--force", *more, *script(report)]
+    more = {} if broken else story.what_decides(report)
+    options = _options(report, plan) | more
+    words = [_quote(word) for option in options.items() for word in option]
+    return label, ["precaudit", "profile", "--force", *words, *script(report)]
+
+
+def _options(report: Report, plan: Path) -> dict[str, str]:
+    """Those of the profile that made the report, for the same folder."""
+    given, name, folder = report.job.get("options"), str(report.job.get("script") or ""), plan.parent
+    own = folder.parent == Path("reports") and folder.name in (Path(name).stem, name.rpartition(".")[2])
+    out = {} if own or folder == Path() else {"--out": str(folder)}
+    return out | ({str(name): str(value) for name, value in given.items()} if isinstance(given, Mapping) else {})
 
 
 def script(report: Report) -> list[str]:

@@ -78,6 +78,17 @@ def test_the_next_command_has_more_of_what_would_decide(cause, option):
     assert [part for part in command if part in ("--seeds", "--steps")] == ([option] if option else [])
 
 
+def test_the_next_command_is_for_the_same_folder_with_the_same_options():
+    report = report_samples.passing()
+    job = {**report.job, "options": {"--formats": "float16", "--seeds": "2"}}
+    doubt = replace(report.verification, verdict="inconclusive", cause="noise")
+    _, command = usage.next_command(replace(report, job=job, verification=doubt), Path("my runs/plan.json"))
+    options = ["--out", "'my runs'", "--formats", "float16", "--seeds", "8"]
+    assert command[: 3 + len(options)] == ["precaudit", "profile", "--force", *options]
+    _, command = usage.next_command(replace(report, verification=doubt), Path("reports/train/plan.json"))
+    assert "--out" not in command
+
+
 @pytest.mark.parametrize("verdict", ["pass", "fail", "screened", "not_run"])
 def test_a_float32_plan_is_never_sold_as_low_precision(verdict):
     report = report_samples.passing()
