@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from xml.etree import ElementTree
 
-from precaudit.model import Finding, Report
+from precaudit.model import Finding, Plan, Report
 from precaudit.reporting import story
 from precaudit.reporting.results import sentence
 from precaudit.reporting.words import prose, visible
@@ -20,7 +20,7 @@ def render_junit(report: Report) -> str:
     suite = ElementTree.Element("testsuite", name="precaudit")
     _verification(suite, report)
     for fqn, findings in by_module.items():
-        _module(suite, fqn, findings, report.plan.modules.get(fqn))
+        _module(suite, fqn, findings, report.plan)
     failures = len(suite.findall("testcase/failure"))
     counts = {"tests": len(suite), "failures": failures, "errors": 0, "skipped": len(suite.findall("testcase/skipped"))}
     suite.attrib |= {key: str(count) for key, count in counts.items()}
@@ -48,14 +48,19 @@ def _verification(suite: ElementTree.Element, report: Report) -> None:
         ElementTree.SubElement(case, "skipped", message=title)
 
 
-def _module(suite: ElementTree.Element, fqn: str, findings: list[Finding], format: str | None) -> None:
+def _module(suite: ElementTree.Element, fqn: str, findings: list[Finding], plan: Plan) -> None:
+    """What the plan has settled already is told, and fails nothing: neither does it fail the command."""
     case = _case(suite, "module", fqn or story.WHOLE)
-    errors = [finding for finding in findings if finding.severity == "error"]
-    lines = [f"{finding.severity} {visible(finding.rule)}: {sentence(finding)}" for finding in findings]
+    settled = [story.settled(plan, finding) for finding in findings]
+    errors = [f for f, done in zip(findings, settled, strict=True) if f.severity == "error" and not done]
+    lines = [
+        f"{f.severity} {visible(f.rule)}{' (settled by the plan)' * done}: {sentence(f)}"
+        for f, done in zip(findings, settled, strict=True)
+    ]
     if errors:
         failure = ElementTree.SubElement(
             case, "failure", message=prose(errors[0].message), type=visible(errors[0].rule)
         )
         failure.text = "\n".join(lines)
-    planned = [] if fqn == JOB else [f"format: {format or 'not planned'}"]
+    planned = [] if fqn == JOB else [f"format: {plan.modules.get(fqn, 'not planned')}"]
     ElementTree.SubElement(case, "system-out").text = "\n".join([*planned, *lines])

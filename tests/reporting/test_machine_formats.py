@@ -107,6 +107,21 @@ def test_junit_fails_the_module_to_blame_and_the_verification():
     assert failed == {"blocks.1.mlp.proj", "the plan trains the same as float32"}
 
 
+def test_junit_does_not_fail_a_module_that_the_plan_has_in_a_format_that_suits_it():
+    base = report_samples.passing()
+    found = replace(report_samples.finding("PA101", "error", "norm"), evidence={"formats": "float16"}, op=None)
+    plan = replace(base.plan, modules={"norm": "float32", "fc": "float16"}, default="float16")
+    case = "testcase[@name='norm']"
+    root = ElementTree.fromstring(render(replace(base, plan=plan, findings=(found,)), "junit"))[0]
+    assert root.find(f"{case}/failure") is None
+    assert "error PA101 (settled by the plan)" in root.findtext(f"{case}/system-out")
+    low = replace(plan, modules={"norm": "float16"})
+    assert (
+        ElementTree.fromstring(render(replace(base, plan=low, findings=(found,)), "junit"))[0].find(f"{case}/failure")
+        is not None
+    )
+
+
 def test_junit_skips_what_was_not_verified():
     root = ElementTree.fromstring(render(report_samples.empty(), "junit"))
     assert len(root.findall(".//skipped")) == 1
