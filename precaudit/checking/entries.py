@@ -47,23 +47,24 @@ def _in_order(group: dict[str, Pair]) -> dict[str, Pair]:
 
 def _list_shape(pair: Pair) -> torch.Size | None:
     """Float32's shape up to the dimension that lists entries: another number of them came out under the plan, or
-    both are sorted, by the output itself or by one of its columns."""
+    both are sorted, by the output itself or by one of its columns (which rounding may have made all alike)."""
     got, wanted = pair.got, pair.wanted
     if not wanted.dim() or got.shape[1:] != wanted.shape[1:]:
         return None
     if len(got) != len(wanted):
         return wanted.shape[:1]
-    if bool((_sorted(got, -1) & _sorted(wanted, -1)).all()):
+    if bool(_sorted(got, wanted, -1).all()):
         return wanted.shape
-    if wanted.dim() > 1 and bool((_sorted(got, -2) & _sorted(wanted, -2)).flatten(0, -2).all(0).any()):
+    if wanted.dim() > 1 and bool(_sorted(got, wanted, -2).flatten(0, -2).all(0).any()):
         return wanted.shape[:-1]
     return None
 
 
-def _sorted(values: torch.Tensor, dim: int) -> torch.Tensor:
-    """Whether values fall along a dimension, which is kept."""
-    steps = values.diff(dim=dim)
-    return (steps <= 0).all(dim, keepdim=True) & (steps < 0).any(dim, keepdim=True)
+def _sorted(got: torch.Tensor, wanted: torch.Tensor, dim: int) -> torch.Tensor:
+    """Whether the values of both fall along a dimension, which is kept."""
+    steps = wanted.diff(dim=dim)
+    falls = (steps <= 0) & (got.diff(dim=dim) <= 0)
+    return falls.all(dim, keepdim=True) & (steps < 0).any(dim, keepdim=True)
 
 
 def _lists(pair: Pair, shape: torch.Size) -> bool:

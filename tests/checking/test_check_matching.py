@@ -130,6 +130,12 @@ def test_rows_that_are_nearly_tied_may_swap_places():
     assert match_of(detections(nudged), detections(), "0.scores").relative_error < 0.005
 
 
+def test_scores_that_rounding_made_alike_are_in_order_too():
+    got = {"0.boxes": BOXES[[1, 0, 2, 3]], "0.scores": torch.full((4,), 0.7)}
+    wanted = {"0.boxes": BOXES, "0.scores": torch.tensor([0.7002, 0.7001, 0.7, 0.6999])}
+    assert match_of(got, wanted, "0.boxes").relative_error == 0.0
+
+
 def test_one_tensor_with_its_score_in_a_column_is_a_list_too():
     wanted = torch.cat([BOXES, SCORES[:, None]], 1).expand(2, -1, -1).clone()
     got = wanted[:, [0, 2, 1, 3]]
