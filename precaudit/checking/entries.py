@@ -11,6 +11,8 @@ from dataclasses import dataclass, replace
 import torch
 from scipy.optimize import linear_sum_assignment
 
+from precaudit.checking.inputs import Call
+from precaudit.instrument.torchfunction import tensors_in
 from precaudit.planning.rules import LOCAL_ERROR_LIMIT
 
 MOST_COMPARISONS = 2**24
@@ -28,43 +30,46 @@ class Pair:
     unpaired: int = 0
 
 
-def paired(outputs: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor]) -> dict[str, Pair]:
+def paired(
+    outputs: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor], call: Call = ((), {})
+) -> dict[str, Pair]:
     """Each output by its path; those of one container that list the same entries are brought into one order."""
+    given = frozenset(size for tensor in tensors_in(call) for size in tensor.shape)
     groups: dict[str, dict[str, Pair]] = {}
     for name in wanted.keys() & outputs.keys():
         groups.setdefault(name.rpartition(".")[0], {})[name] = Pair(outputs[name], wanted[name])
-    return {name: pair for group in groups.values() for name, pair in _in_order(group).items()}
+    return {name: pair for group in groups.values() for name, pair in _in_order(group, given).items()}
 
 
-def _in_order(group: dict[str, Pair]) -> dict[str, Pair]:
-    lists = [(name, shape) for name in sorted(group) if (shape := _list_shape(group[name])) is not None]
-    for _, shape in lists:
+def _in_order(group: dict[str, Pair], given: frozenset[int]) -> dict[str, Pair]:
+    for shape in filter(None, (_list_shape(group[name], given) for name in sorted(group))):
         members = {name: pair for name, pair in group.items() if _lists(pair, shape)}
         if all(pair.got.isfinite().all() and pair.wanted.isfinite().all() for pair in members.values()):
             return group | _matched(members, shape)
     return group
 
 
-def _list_shape(pair: Pair) -> torch.Size | None:
+def _list_shape(pair: Pair, given: frozenset[int]) -> torch.Size | None:
     """Float32's shape up to the dimension that lists entries: another number of them came out under the plan, or
-    both are sorted, by the output itself or by one of its columns (which rounding may have made all alike)."""
+    both are sorted, by the output itself or by one of its columns. Scores that are all alike are sorted where their
+    number is the model's choice, and no size of its inputs."""
     got, wanted = pair.got, pair.wanted
     if not wanted.dim() or got.shape[1:] != wanted.shape[1:]:
         return None
     if len(got) != len(wanted):
         return wanted.shape[:1]
-    if bool(_sorted(got, wanted, -1).all()):
+    if bool(_sorted(got, wanted, -1, given).all()):
         return wanted.shape
-    if wanted.dim() > 1 and bool(_sorted(got, wanted, -2).flatten(0, -2).all(0).any()):
+    if wanted.dim() > 1 and bool(_sorted(got, wanted, -2, given).flatten(0, -2).all(0).any()):
         return wanted.shape[:-1]
     return None
 
 
-def _sorted(got: torch.Tensor, wanted: torch.Tensor, dim: int) -> torch.Tensor:
+def _sorted(got: torch.Tensor, wanted: torch.Tensor, dim: int, given: frozenset[int]) -> torch.Tensor:
     """Whether the values of both fall along a dimension, which is kept."""
     steps = wanted.diff(dim=dim)
     falls = (steps <= 0) & (got.diff(dim=dim) <= 0)
-    return falls.all(dim, keepdim=True) & (steps < 0).any(dim, keepdim=True)
+    return falls.all(dim, keepdim=True) & ((steps < 0).any(dim, keepdim=True) | (wanted.shape[dim] not in given))
 
 
 def _lists(pair: Pair, shape: torch.Size) -> bool:

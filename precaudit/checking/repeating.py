@@ -90,7 +90,7 @@ def compare(seen: Seen, key: str, calls: Calls, reference: Run, planned: Run, de
         except Exception as error:
             seen.raised.append((deployment.format, key, said(error)))
             return
-        for name, pair in paired(outputs, wanted).items():
+        for name, pair in paired(outputs, wanted, call).items():
             place = (deployment.format, key, name)
             match = seen.outputs.get(place) or OutputMatch(*place)
             seen.outputs[place] = add_batch(match, pair, call, deployment.tolerance)

@@ -114,8 +114,8 @@ BOXES = torch.tensor([[0.0, 0.0, 9.0, 9.0], [5.0, 1.0, 8.0, 7.0], [1.0, 2.0, 3.0
 SCORES = torch.tensor([0.9, 0.702, 0.7, 0.5])
 
 
-def match_of(got, wanted, name):
-    return add_batch(OutputMatch("bfloat16", "model", name), paired(got, wanted)[name], CALL, 0.03)
+def match_of(got, wanted, name, call=CALL):
+    return add_batch(OutputMatch("bfloat16", "model", name), paired(got, wanted, call)[name], CALL, 0.03)
 
 
 def detections(scores=SCORES, boxes=BOXES):
@@ -134,6 +134,13 @@ def test_scores_that_rounding_made_alike_are_in_order_too():
     got = {"0.boxes": BOXES[[1, 0, 2, 3]], "0.scores": torch.full((4,), 0.7)}
     wanted = {"0.boxes": BOXES, "0.scores": torch.tensor([0.7002, 0.7001, 0.7, 0.6999])}
     assert match_of(got, wanted, "0.boxes").relative_error == 0.0
+
+
+@pytest.mark.parametrize(("batch", "listed"), [(2, True), (4, False)])
+def test_scores_all_alike_are_a_list_where_the_inputs_are_not_as_many(batch, listed):
+    got, wanted = ({"boxes": boxes, "scores": torch.ones(4)} for boxes in (BOXES[[1, 0, 2, 3]], BOXES))
+    match = match_of(got, wanted, "boxes", ((torch.zeros(batch, 3),), {}))
+    assert (match.relative_error == 0.0) is listed
 
 
 def test_one_tensor_with_its_score_in_a_column_is_a_list_too():
