@@ -66,7 +66,7 @@ def _leaf(fqn: str) -> str:
 
 def _another_model(view: ModelView, same: int) -> Finding:
     named = plural(len(view.plan.modules), "module")
-    found = f"{same or 'none'} {'is' if same == 1 else 'are'} in {view.called}"
+    found = f"{same or 'none'} {'has' if same == 1 else 'have'} a counterpart in {view.called}"
     return finding(
         "PA704",
         "error",

@@ -36,8 +36,11 @@ def _of_a_library(report: Report) -> list[str]:
     places = report.job.get("backward_at")
     if not isinstance(places, list | tuple) or not places or not all(story.installed(str(place)) for place in places):
         return []
+    called, own = story.short_file(str(places[0])), str(report.job.get("script")).partition(".")[0]
+    if report.job.get("kind") == "module" and called.startswith(f"{own}/"):  # profile -m of an installed package
+        return []
     return [
-        f"# {inert(visible(story.short_file(str(places[0]))))} calls backward: your code has no place for a scaler.",
+        f"# {inert(visible(called))} calls backward: your code has no place for a scaler.",
         "# Switch that library's own float16 mixed precision on, which scales the loss.",
     ]
 

@@ -105,7 +105,7 @@ def test_another_models_plan_is_one_finding(typed):
     answer = answered(plan_of(MODEL, typed=typed), facts(other, containers=("",)))
     [finding] = answer.findings
     assert (finding.rule, finding.severity) == ("PA704", "error")
-    assert "of 5 modules that it names, none are in this model" in finding.message
+    assert "of 5 modules that it names, none have a counterpart in this model" in finding.message
 
 
 def test_a_plan_without_modules_covers_nothing():

@@ -108,6 +108,8 @@ def test_where_a_library_calls_backward_no_scaler_of_ones_own_is_asked_for(mine)
     lines = usage.paste_lines(replace(report, job={**report.job, "backward_at": places}))
     assert ("scaler = plan.grad_scaler()" in lines) is mine
     assert any("transformers/trainer.py:3800" in line and "venv" not in line for line in lines) is not mine
+    module = {"kind": "module", "script": "transformers.train", "backward_at": places}
+    assert "scaler = plan.grad_scaler()" in usage.paste_lines(replace(report, job={**report.job, **module}))
     compile("\n".join(lines), "pasted", "exec")
 
 
