@@ -51,12 +51,8 @@ def _verification(suite: ElementTree.Element, report: Report) -> None:
 def _module(suite: ElementTree.Element, fqn: str, findings: list[Finding], plan: Plan) -> None:
     """What the plan has settled already is told, and fails nothing: neither does it fail the command."""
     case = _case(suite, "module", fqn or story.WHOLE)
-    settled = [story.settled(plan, finding) for finding in findings]
-    errors = [f for f, done in zip(findings, settled, strict=True) if f.severity == "error" and not done]
-    lines = [
-        f"{f.severity} {visible(f.rule)}{' (settled by the plan)' * done}: {sentence(f)}"
-        for f, done in zip(findings, settled, strict=True)
-    ]
+    errors = [f for f in findings if f.severity == "error" and not story.settled(plan, f)]
+    lines = [f"{f.severity} {visible(f.rule)}{story.settlement(plan, f)}: {sentence(f)}" for f in findings]
     if errors:
         failure = ElementTree.SubElement(
             case, "failure", message=prose(errors[0].message), type=visible(errors[0].rule)

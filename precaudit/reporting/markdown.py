@@ -128,7 +128,10 @@ def _findings(report: Report) -> str:
     findings = story.ranked_findings(report)
     if not findings:
         return f"None: {unfinished.no_findings(report)}."
-    rows = [[f.severity, code(f.rule), _place(f), text(f.message), text(f.suggestion)] for f in findings[:ROWS]]
+    rows = [
+        [f.severity + story.settlement(report.plan, f), code(f.rule), _place(f), text(f.message), text(f.suggestion)]
+        for f in findings[:ROWS]
+    ]
     return table(["severity", "rule", "where", "what", "what to do"], rows) + _more(findings, "finding")
 
 

@@ -258,6 +258,11 @@ def _taken_care_of(report: Report) -> list[str]:
     return [f"{what} for {plural(count, 'finding')}: the plan has those places in a format that suits them."]
 
 
+def settlement(plan: Plan, finding: Finding) -> str:
+    """What to add to its severity."""
+    return " (settled by the plan)" if settled(plan, finding) else ""
+
+
 def settled(plan: Plan, finding: Finding) -> bool:
     """Whether the plan runs the finding's place in none of the formats that it names; where it names none, in a wider
     format than the plan's narrowest."""

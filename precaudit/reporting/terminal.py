@@ -11,7 +11,7 @@ from typing import TextIO
 
 from tabulate import MIN_PADDING, tabulate
 
-from precaudit.model import Finding, FormatFit, Layer, Report
+from precaudit.model import Finding, FormatFit, Layer, Plan, Report
 from precaudit.reporting import costs, ranges, story, unfinished, usage
 from precaudit.reporting.words import (
     NOT_MEASURED,
@@ -159,14 +159,14 @@ def _findings(page: Page, report: Report) -> None:
     counts = {s: sum(f.severity == s for f in findings) for s in story.SEVERITIES}
     page.section(f"Findings: {', '.join(plural(n, s) for s, n in counts.items() if n)}", [])
     for finding in findings[:ROWS]:
-        _finding(page, finding)
+        _finding(page, finding, report.plan)
     if len(findings) > ROWS:
         page.text(f"... and {len(findings) - ROWS:,} more in report.json", indent="  ")
 
 
-def _finding(page: Page, finding: Finding) -> None:
+def _finding(page: Page, finding: Finding, plan: Plan) -> None:
     where = story.place(finding) or "the whole model"
-    line = f"{finding.severity} {visible(finding.rule)} {where}"
+    line = f"{finding.severity} {visible(finding.rule)} {where}{story.settlement(plan, finding)}"
     page.text(line, finding.severity, indent="  ", hang="    ")
     page.text(prose(finding.message), indent="    ")
     if finding.suggestion:

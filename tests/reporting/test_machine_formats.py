@@ -115,6 +115,8 @@ def test_junit_does_not_fail_a_module_that_the_plan_has_in_a_format_that_suits_i
     root = ElementTree.fromstring(render(replace(base, plan=plan, findings=(found,)), "junit"))[0]
     assert root.find(f"{case}/failure") is None
     assert "error PA101 (settled by the plan)" in root.findtext(f"{case}/system-out")
+    for format in ("terminal", "markdown"):
+        assert "(settled by the plan)" in render(replace(base, plan=plan, findings=(found,)), format)
     low = replace(plan, modules={"norm": "float16"})
     assert (
         ElementTree.fromstring(render(replace(base, plan=low, findings=(found,)), "junit"))[0].find(f"{case}/failure")
