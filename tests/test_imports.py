@@ -24,9 +24,11 @@ ALLOWED = {
     "instrument": set(),
     "execution": {"errors", "formats", "instrument", "model", "planning.fitting"},
     "tracing": {"execution", "formats", "histograms", "instrument", "model"},
+    "ownprecision": {"execution", "histograms", "instrument", "model", "tracing"},
     "planning": {"errors", "formats", "model", "tracing.records"},
     "verification": {"model", "running.job"},
-    "running": {"cache", "errors", "execution", "formats", "histograms", "instrument", "model", "tracing"},
+    "running": {"cache", "errors", "execution", "formats", "histograms", "instrument", "model", "tracing"}
+    | {"ownprecision"},
     "reporting": {"cache", "catalogue", "errors", "finding", "formats", "model"},
     "comparison": {"catalogue", "errors", "finding", "formats", "model", "reporting"},
 }

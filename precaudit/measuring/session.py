@@ -13,7 +13,7 @@ from precaudit.execution.products import own_settings_ignored
 from precaudit.instrument.events import TrainingEvents
 from precaudit.measuring.conductor import Conductor
 from precaudit.measuring.program import Program
-from precaudit.running.baseline import Baseline, eager_only, float32_only
+from precaudit.ownprecision.baseline import Baseline, eager_only, float32_only
 from precaudit.running.job import RunResult, RunSpec
 from precaudit.running.monitor import Stop
 from precaudit.running.seeds import controlled_seeds

@@ -25,14 +25,14 @@ from precaudit.instrument.names import ModuleNames
 from precaudit.instrument.scopes import ModuleScopes
 from precaudit.instrument.torchfunction import RAISED_BY
 from precaudit.model import Location
-from precaudit.running.baseline import Baseline, CastWatch, eager_only, float32_only
+from precaudit.ownprecision.baseline import Baseline, CastWatch, eager_only, float32_only
+from precaudit.ownprecision.grad_scaler import OwnScaler
+from precaudit.ownprecision.scaled_gradients import ScaledGradients
+from precaudit.ownprecision.stale_casts import StaleCasts
+from precaudit.ownprecision.watch import OwnLowPrecision
 from precaudit.running.endstate import FirstValues, LastCalls, end_state
 from precaudit.running.job import RunResult, RunSpec, ScriptError, Status
 from precaudit.running.monitor import Monitor, Stop
-from precaudit.running.owncasts import StaleCasts
-from precaudit.running.ownlow import OwnLowPrecision
-from precaudit.running.ownscaled import ScaledGradients
-from precaudit.running.ownscaler import OwnScaler
 from precaudit.running.probes import GradientProbe
 from precaudit.running.seeds import controlled_seeds, repeatable_algorithms
 from precaudit.tracing.snapshot import snapshot

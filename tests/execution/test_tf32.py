@@ -11,7 +11,7 @@ from precaudit.execution.libraries import PlanAutocast
 from precaudit.execution.native import region_for
 from precaudit.execution.products import own_settings_ignored, tf32
 from precaudit.model import Plan
-from precaudit.running.baseline import Baseline
+from precaudit.ownprecision.baseline import Baseline
 
 
 def allowed():

@@ -11,7 +11,7 @@ import torch
 from precaudit.instrument.scopes import Frame
 from precaudit.instrument.torchfunction import tensors_in
 from precaudit.model import Location
-from precaudit.running.ownstate import dtype_name
+from precaudit.ownprecision.state import dtype_name
 from precaudit.tracing.ops import caller_location, line_of
 from precaudit.tracing.shadow import ABSORBING, Energies, local_errors, repeatable, smaller_addend
 

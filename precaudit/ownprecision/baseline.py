@@ -26,7 +26,7 @@ def _opened_by_torch() -> bool:
     frame = sys._getframe(2)
     while frame is not None:
         module = frame.f_globals.get("__name__", "")
-        if not module.endswith(("autocast_mode", "precaudit.running.baseline")):
+        if not module.endswith(("autocast_mode", "precaudit.ownprecision.baseline")):
             return module.partition(".")[0] == "torch"
         frame = frame.f_back  # type: ignore[assignment]
     return False

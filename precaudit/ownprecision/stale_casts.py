@@ -11,7 +11,7 @@ from torch import nn
 
 from precaudit.instrument.events import TrainingListener
 from precaudit.instrument.scopes import Frame
-from precaudit.running.baseline import Baseline
+from precaudit.ownprecision.baseline import Baseline
 from precaudit.tracing.ops import line_of
 
 _LOOKED_UP = (nn.Embedding, nn.EmbeddingBag)

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
+from precaudit.ownprecision.grad_scaler import OwnScaler
 from precaudit.running.job import Job, RunSpec
-from precaudit.running.ownscaler import OwnScaler
 from precaudit.running.worker import run
 
 

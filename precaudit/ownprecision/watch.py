@@ -17,10 +17,10 @@ from precaudit.instrument.events import TrainingListener
 from precaudit.instrument.names import ModuleNames
 from precaudit.instrument.scopes import Frame
 from precaudit.instrument.torchfunction import op_name, single_calls, stored, takes_lists, tensors_in
-from precaudit.running.baseline import called_by_precaudit
-from precaudit.running.ownscaler import FACTOR
-from precaudit.running.ownstate import HALVES, State, States, dtype_name, energy, is_plain
-from precaudit.running.ownsums import OwnSums
+from precaudit.ownprecision.additions import OwnSums
+from precaudit.ownprecision.baseline import called_by_precaudit
+from precaudit.ownprecision.grad_scaler import FACTOR
+from precaudit.ownprecision.state import HALVES, State, States, dtype_name, energy, is_plain
 from precaudit.tracing.ops import caller_location
 
 _EXACT_INTEGERS = 2.0**24

@@ -6,8 +6,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from precaudit.instrument.names import ModuleNames
-from precaudit.running.baseline import Baseline, CastWatch, Float32Mode, eager_only, float32_only
-from precaudit.running.ownlow import OwnLowPrecision
+from precaudit.ownprecision.baseline import Baseline, CastWatch, Float32Mode, eager_only, float32_only
+from precaudit.ownprecision.watch import OwnLowPrecision
 from precaudit.tracing.parameters import absorbed_update
 
 NO_CUDA = pytest.mark.filterwarnings("ignore:CUDA is not available or torch_xla is imported")
