@@ -122,6 +122,13 @@ def stored(gradient: torch.Tensor) -> torch.Tensor:
     return gradient.coalesce().values() if gradient.is_sparse else gradient
 
 
+def plain(tensor: torch.Tensor) -> torch.Tensor:
+    """The same values as torch's own kind of tensor, outside of autograd: a library's subclass may refuse to be sliced
+    or stacked, or carry more and more with it."""
+    with torch._C.DisableTorchFunction():
+        return tensor.detach()
+
+
 def _no_override(*_: object) -> bool:
     return False
 

@@ -13,7 +13,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from precaudit.histograms.memory import flat
 from precaudit.instrument.names import ModuleNames
 from precaudit.instrument.scopes import Frame
-from precaudit.instrument.torchfunction import tensors_in
+from precaudit.instrument.torchfunction import plain, tensors_in
 from precaudit.running.job import EndState
 from precaudit.running.modes import eval_mode
 
@@ -83,7 +83,7 @@ def _rms(values: torch.Tensor) -> float:
 
 def _nonfinite(named: Iterable[tuple[str, torch.Tensor]]) -> tuple[str, ...]:
     real = ((name, t) for name, t in named if not is_lazy(t) and t.is_floating_point() and not t.is_meta)
-    return tuple(name for name, t in real if not bool(t.detach().isfinite().all()))
+    return tuple(name for name, t in real if not bool(plain(t).isfinite().all()))
 
 
 def end_state(
@@ -131,7 +131,8 @@ def _evaluate(module: nn.Module, args: Any, kwargs: Any) -> torch.Tensor | None:
     """All floating-point outputs in eval mode, flat; None where the model can't be called again."""
     try:
         with eval_mode(module):
-            outputs = [t.float().flatten().cpu() for t in tensors_in(module(*args, **kwargs)) if t.is_floating_point()]
+            made = map(plain, tensors_in(module(*args, **kwargs)))
+            outputs = [t.float().flatten().cpu() for t in made if t.is_floating_point()]
     except (Exception, SystemExit):
         return None
     flat = torch.cat(outputs) if outputs else torch.empty(0)

@@ -28,6 +28,24 @@ class Averages(nn.Module):
         return x
 
 
+class Unsliced(torch.Tensor):
+    """Like a medical image that can't tell which of its metadata belong to a slice, or to a sum."""
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        if func in (torch.Tensor.__getitem__, torch.stack, torch.Tensor.float):
+            raise ValueError("inconsistent metadata")
+        return super().__torch_function__(func, types, args, kwargs)
+
+
+def test_outputs_of_a_library_s_own_kind():
+    model, names = nn.Linear(3, 3), ModuleNames()
+    call = (model, (torch.ones(2, 3).as_subclass(Unsliced),), {})
+    ended = end_state(names, [], {"model": call}, FirstBuffers())
+    assert ended.evaluations["model"][0]
+    assert len(ended.samples["model"]) == 6
+
+
 def test_the_rms_of_what_changed():
     model, names, first = nn.Sequential(Averages(), nn.BatchNorm1d(8)), ModuleNames(), FirstValues()
     scopes = ModuleScopes(names)
