@@ -46,9 +46,9 @@ def _of_a_library(report: Report) -> list[str]:
 
 
 def _models(report: Report) -> list[str]:
-    """What the script calls the models that the plan is for, where that tells them apart."""
+    """What the script calls the models that the plan is for; one may be a loss that has the model inside it."""
     planned = dict.fromkeys(layer.model for layer in report.layers if layer.fqn in report.plan.modules)
-    return list(planned) if len(planned) > 1 and all(map(str.isidentifier, planned)) else ["model"]
+    return list(planned) if planned and all(map(str.isidentifier, planned)) else ["model"]
 
 
 def next_command(report: Report, plan: Path = DEFAULT_PLAN) -> tuple[str, list[str]]:

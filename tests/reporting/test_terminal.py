@@ -144,7 +144,8 @@ def test_lines_to_paste_run_as_python():
 @pytest.mark.parametrize(
     ("names", "pasted"),
     [
-        (("net", "net"), ["model"]),
+        (("net", "net"), ["net"]),
+        (("", ""), ["model"]),
         (("generator", "critic"), ["generator", "critic"]),
         (("generator", "exit() or net"), ["model"]),
     ],
