@@ -59,19 +59,21 @@ def snapshot(tracer: Tracer, names: ModuleNames) -> Trace:
         audited_steps=tracer.audited_steps,
         low_dtypes=tuple(sorted(tracer.low_dtypes)),
         models=tuple(namer.trained),
-        leaves=tuple(_leaves(names, namer)),
+        leaves=tuple(_leaves(tracer, names, namer)),
         faults=tuple(replace(fault, fqn=namer.fqn(ModuleName(fault.model, fault.fqn))) for fault in _faults(tracer)),
     )
 
 
-def _leaves(names: ModuleNames, namer: _Namer) -> list[str]:
-    """Every leaf of the models that train, those never called included."""
+def _leaves(tracer: Tracer, names: ModuleNames, namer: _Namer) -> list[str]:
+    """Every leaf of the models that train, those never called included, and what computes between its children, be it
+    without gradients only, as augmentation inside a model does: its rounding has its own place in the plan."""
+    computing = {namer.latest(name) for name in tracer.computing}
     return [
         namer.fqn(names.of(module))
         for name, model in names.models.items()
         if name in namer.trained
         for module in model.modules()
-        if not any(True for _ in module.children())
+        if names.of(module) in computing or not any(True for _ in module.children())
     ]
 
 

@@ -81,7 +81,7 @@ class Tracer(TrainingListener):
         self._told_apart = min((2.0 ** get_format(name).precision for name in options.formats), default=256.0)
         self.step = 0
         self._pass = 0
-        self._computing: set[ModuleName] = set()
+        self.computing: set[ModuleName] = set()
         self._seen_in_pass: dict[tuple[ModuleName, str], int] = {}
         self._last: tuple[OpSlot, list[torch.Tensor]] | None = None
         self._begin_step()
@@ -174,7 +174,7 @@ class Tracer(TrainingListener):
         slot, made = self._last or (None, [])
         if slot and slot.module == frame.name and outputs and all(any(t is m for m in made) for t in outputs):
             layer.shared_with[id(slot)] = slot
-        elif layer.leaf or frame.name in self._computing or next(frame.module.parameters(False), None) is not None:
+        elif layer.leaf or frame.name in self.computing or next(frame.module.parameters(False), None) is not None:
             self._observe(layer, outputs)
 
     def _layer(self, frame: Frame) -> LayerSlot:
@@ -210,7 +210,7 @@ class Tracer(TrainingListener):
         frame = self._scopes.current
         if frame is None:
             return None
-        self._computing.add(frame.name)
+        self.computing.add(frame.name)
         if not self._counts(frame, op):
             return None
         ordinal = frame.op_counts.get(op, 0)

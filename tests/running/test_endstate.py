@@ -41,7 +41,7 @@ class Unsliced(torch.Tensor):
 def test_outputs_of_a_library_s_own_kind():
     model, names = nn.Linear(3, 3), ModuleNames()
     call = (model, (torch.ones(2, 3).as_subclass(Unsliced),), {})
-    ended = end_state(names, [], {"model": call}, FirstBuffers())
+    ended = end_state(names, [], {"model": call}, FirstValues())
     assert ended.evaluations["model"][0]
     assert len(ended.samples["model"]) == 6
 

@@ -390,3 +390,15 @@ def test_what_ran_before_it_became_part_of_the_model_is_told_under_its_name_ther
     }
     weight = next(tensor for tensor in traced.layer("0.0").tensors if tensor.role == "weight_grad")
     assert (weight.name, weight.stats.numel) == ("weight", 16)
+
+
+def test_what_computes_without_gradients_between_its_children_has_a_place_in_the_plan():
+    class Augmentation(nn.Sequential):
+        def forward(self, x):
+            with torch.no_grad():
+                return super().forward(x * 1.5)
+
+    net = nn.Sequential(Augmentation(nn.Identity()), nn.Sequential(nn.Linear(4, 1)))
+    with tracing() as traced:
+        train(net, lambda model, step: model(numbers(step, BATCH, 4)).square().sum(), steps=1)
+    assert set(traced.trace.leaves) == {"0", "0.0", "1.0"}
