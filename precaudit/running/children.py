@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 import time
+import traceback
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +24,7 @@ from typing import Any
 from unittest import mock
 
 from precaudit.errors import PrecauditError
-from precaudit.running.job import Job, RunResult, RunSpec, ScriptError
+from precaudit.running.job import INTERNAL, Job, RunResult, RunSpec, ScriptError
 from precaudit.running.leftovers import Leftovers
 from precaudit.running.sources import inert_imports
 from precaudit.running.untouched import Keeper, put_back, store_beside
@@ -149,6 +150,8 @@ class ChildRunner:
                 return self._settled(_killed(heard, process, self._log))
             if isinstance(message, PrecauditError):
                 raise message
+            if isinstance(message, ScriptError):
+                return self._settled(replace(heard, error=message))
             if message.status != "killed":
                 return self._settled(_with_last_words(message, self._log))
             heard = message
@@ -271,6 +274,9 @@ def _child(spec: RunSpec, sender: Connection) -> None:
         message = error
     except KeyboardInterrupt:
         message = RunResult(spec.label, spec.seed, "interrupted")
+    except Exception as error:  # what a script raises is in the result
+        why = f"precaudit itself failed, not the script ({type(error).__name__}: {error}); please report it"
+        message = ScriptError(INTERNAL, why, f"{traceback.format_exc()}\n{why}")
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os._exit = _exit  # the server ends its children by it; the whole interpreter would take a second to clear up
     flush_output()

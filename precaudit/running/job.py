@@ -65,6 +65,10 @@ class RunSpec:
     since: float = math.inf
 
 
+INTERNAL = "InternalError"
+"""The type of an error that is precaudit's own, and no doing of the script's or a plan's."""
+
+
 @dataclass(frozen=True)
 class ScriptError:
     """An exception that left the script: its type, message, full traceback, the last line of its own code, and the

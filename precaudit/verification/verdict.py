@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from precaudit.model import Cause, Difference, Gate, Plan, Verdict
-from precaudit.running.job import RunResult
+from precaudit.running.job import INTERNAL, RunResult
 from precaudit.verification import statistics
 from precaudit.verification.equivalence import equivalence
 from precaudit.verification.gates import Pair, failed, gates
@@ -56,7 +56,7 @@ def judge(runs: Runs, plan: Plan) -> Judgement:
     """The verdict on `plan`. A candidate that raised, was lost, or failed a gate fails whatever its mean loss."""
     pairs = runs.pairs
     checked = gates(pairs, plan)
-    if (ended := next((run for pair in pairs for run in pair if run.exit_code in _FROM_OUTSIDE), None)) is not None:
+    if (ended := next((run for pair in pairs for run in pair if _ended_from_outside(run)), None)) is not None:
         message = ended.error.message if ended.error else ended.status
         return replace(_undecided("inconclusive", message, checked), cause="interrupted")
     if (stopped := next((run for run, _ in pairs if run.status not in _FINISHED), None)) is not None:
@@ -76,6 +76,10 @@ def judge(runs: Runs, plan: Plan) -> Judgement:
         reason = "the plan changed nothing: every loss is float32's, bit for bit"
         return replace(_undecided("inconclusive", reason, checked), cause="unchanged")
     return _compare_losses(runs, pairs, checked)
+
+
+def _ended_from_outside(run: RunResult) -> bool:
+    return run.exit_code in _FROM_OUTSIDE or (run.error is not None and run.error.type == INTERNAL)
 
 
 def _compare_losses(runs: Runs, pairs: Sequence[Pair], checked: tuple[Gate, ...]) -> Judgement:

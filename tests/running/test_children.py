@@ -1,5 +1,6 @@
 """Children of a program: it needs no main guard, and none of it runs again in them."""
 
+import operator
 import socket
 import subprocess
 import sys
@@ -154,3 +155,12 @@ def test_a_log_whose_folder_the_script_removed_is_begun_again(tmp_path):
             assert stream.write(b"said") == 4
             assert Path(stream.name).name == name
     assert (tmp_path / "gone" / "script.log").read_bytes() == b"said"
+
+
+def test_a_failure_of_precaudits_own_is_not_called_the_script_s(tmp_path):
+    (tmp_path / "train.py").write_text(DEAF)
+    job = Job("script", str(tmp_path / "train.py"), (), str(tmp_path), 8)
+    run = ChildRunner(tmp_path / "script.log")(RunSpec(job, "reference", observer=operator.add))
+    assert run.status == "killed"
+    assert run.error.message.startswith("precaudit itself failed, not the script (TypeError: ")
+    assert "Traceback" in run.error.traceback

@@ -8,7 +8,7 @@ import pytest
 from run_samples import broken, ended, falling, run
 
 from precaudit.model import Plan
-from precaudit.running.job import ScriptError
+from precaudit.running.job import INTERNAL, ScriptError
 from precaudit.verification.statistics import MARGIN_CAP, MARGIN_FLOOR
 from precaudit.verification.verdict import Runs, judge, screened
 
@@ -71,6 +71,13 @@ def test_a_candidate_that_raised_fails_with_its_message():
     judged = judge(Runs(references, {0: broken(falling()[:7], "expected Half")}), PLAN)
     assert judged.verdict == "fail"
     assert judged.reason == "the script stopped at step 7: expected Half"
+
+
+def test_a_failure_of_precaudits_own_decides_nothing():
+    pairs = runs(1e-5, spread=1e-5)
+    failed = replace(pairs.candidates[1], status="killed", error=ScriptError(INTERNAL, "precaudit itself failed", ""))
+    judged = judge(Runs(pairs.references, {**pairs.candidates, 1: failed}, pairs.twins), PLAN)
+    assert (judged.verdict, judged.cause, judged.reason) == ("inconclusive", "interrupted", "precaudit itself failed")
 
 
 def test_a_float32_run_that_stopped_decides_nothing():
