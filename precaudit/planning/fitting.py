@@ -23,9 +23,9 @@ def fit_prefix(plan: Plan, own: Collection[str], model: str = "") -> str:
     trained has none."""
 
     def matches(prefix: str) -> int:
-        """How many of the names exist; a model alone (its root's empty name) is one without modules inside."""
-        names = set(_stripped(plan, prefix).values())
-        return 0 if names == {""} != set(own) else len(names.intersection(own))
+        """How many of the names exist. The root's empty name, which every model has, counts where there is no other."""
+        shared = set(_stripped(plan, prefix).values()).intersection(own)
+        return len(shared - {""}) or int(shared == set(own))
 
     known = max(("", model), key=matches)
     if matches(known):

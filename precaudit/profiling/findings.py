@@ -249,12 +249,13 @@ def _of_float32(audit: Audit, verification: Verification) -> Iterator[Finding]:
 
 
 def _of_verification(verification: Verification) -> list[Finding]:
-    """PA601: what a trial had to change; PA602: a plan that no repair saved."""
+    """PA601: what a trial had to change, or tried to; PA602: a plan that no repair saved."""
+    went = "needed" if verification.verdict == "pass" else "was moved to"
     found = [
         finding(
             "PA601",
             "warning",
-            f"{r.fqn or 'the model itself'}{': ' + r.op if r.op else ''} needed {r.target}: {r.why}",
+            f"{r.fqn or 'the model itself'}{': ' + r.op if r.op else ''} {went} {r.target}: {r.why}",
             "the plan has it in " + r.target,
             r.fqn,
             r.op,

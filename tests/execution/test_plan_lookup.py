@@ -130,3 +130,11 @@ def test_a_model_is_found_however_deep_a_wrapper_has_it():
 def test_of_two_copies_in_a_plan_the_trained_one_is_taken():
     plan = Plan("bfloat16", {"average.0": "bfloat16", "online.0": "float32"})
     assert fit_names(plan, {"", "0"}) == {"online.0": "0"}
+
+
+def test_the_root_that_every_model_has_is_no_sign_of_its_plan():
+    """A loss that wraps the model computes too, and so the plan has its root."""
+    plan = Plan("bfloat16", {"": "bfloat16", "model": "bfloat16", "model.0": "float32", "model.1": "bfloat16"})
+    assert fit_names(plan, {"", "0", "1"}) == {"model": "", "model.0": "0", "model.1": "1"}
+    assert fit_names(plan, {"", "model", "model.0", "model.1"}) == {name: name for name in plan.modules}
+    assert fit_names(Plan("bfloat16", {"": "float32"}), {""}) == {"": ""}

@@ -13,10 +13,10 @@ from precaudit.running.job import Job, RunResult
 from precaudit.tracing.records import Trace
 
 
-def told(plan, baseline=(), bans=(), trace=None, repairs=()):
+def told(plan, baseline=(), bans=(), trace=None, repairs=(), verdict="pass"):
     reference = RunResult("reference", 0, "stopped", 2, losses=(1.0, 0.9), baseline=dict(baseline))
     audit = Audit(Job("script", "train.py", (), ".", 2), reference, trace or Trace(), bans)
-    return all_findings(audit, plan, Verification("pass", "emulated", repairs=tuple(repairs)))
+    return all_findings(audit, plan, Verification(verdict, "emulated", repairs=tuple(repairs)))
 
 
 def ban(rule, op, value, severity="error"):
@@ -25,8 +25,12 @@ def ban(rule, op, value, severity="error"):
 
 def test_what_a_trial_had_to_change_is_told_with_its_line():
     place = Location("train.py", 12)
-    (found,) = told(Plan("float16", {}), repairs=[Repair("block", "float16", "float32", "overflowed", "mul", 1, place)])
+    repairs = [Repair("block", "float16", "float32", "overflowed", "mul", 1, place)]
+    (found,) = told(Plan("float16", {}), repairs=repairs)
     assert (found.rule, found.location) == ("PA601", place)
+    assert found.message == "block: mul needed float32: overflowed"
+    (tried,) = told(Plan("float16", {}), repairs=repairs, verdict="inconclusive")
+    assert tried.message == "block: mul was moved to float32: overflowed"
 
 
 def test_an_overflow_is_told_once():
