@@ -153,19 +153,23 @@ def _zero_share(tensor: TensorRecord) -> float:
 
 
 def _of_errors(audit: Audit, plan: Plan) -> list[Finding]:
-    """PA201: a format that is over budget where the whole model has it; a note where the plan has one that is preferred
-    to it, and the script doesn't use it either."""
+    """PA201: a format that is over budget where the whole model has it, at whatever time; a note where the plan has one
+    that is preferred to it, and the script doesn't use it either."""
     used = {plan.default, *plan.modules.values(), audit.reference.baseline.get("autocast")}
+    over: dict[str, list[GradientError]] = {}
+    for error in audit.errors:
+        if not error.within_budget:
+            over.setdefault(error.label.partition("@")[0], []).append(error)
     found = []
-    for error in (error for error in audit.errors if not error.within_budget):
-        format_name = error.label.partition("@")[0]
+    for format_name, errors in over.items():
         spared = format_name not in used and default_format((plan.default, format_name)) == plan.default
-        found.append(_over_budget(error, "note" if spared else "warning", audit))
+        found.append(_over_budget(format_name, errors, "note" if spared else "warning", audit))
     return found
 
 
-def _over_budget(error: GradientError, severity: Severity, audit: Audit) -> Finding:
-    format_name, _, phase = error.label.partition("@")
+def _over_budget(format_name: str, errors: list[GradientError], severity: Severity, audit: Audit) -> Finding:
+    """The evidence is the worst of the times that were looked at."""
+    error = min(errors, key=lambda each: each.snr)
     blamed = audit.blamed.get(format_name, ())
     alone = blamed[0] if len(blamed) == 1 else None
     worst = _roughest(audit.trace, alone, format_name) if alone is not None else None
@@ -173,9 +177,10 @@ def _over_budget(error: GradientError, severity: Severity, audit: Audit) -> Find
     most = f"; most of it comes from {names}" if blamed else ""
     if worst is not None:
         most += f", where {worst.op} alone errs by {worst.local_error[format_name]:.0%} of its result"
+    told = [f"{e.label.partition('@')[2]}: rho {e.rho:.2g}, SNR {e.snr:.3g}, bias {e.bias:.2g}" for e in errors]
     message = (
-        f"the whole model in {format_name} disturbs the gradient too much ({phase}: rho {error.rho:.2g}, "
-        f"SNR {error.snr:.3g}, bias {error.bias:.2g}; allowed are rho 0.01, SNR 10, bias 0.2){most}"
+        f"the whole model in {format_name} disturbs the gradient too much ({'; '.join(told)}; "
+        f"allowed are rho 0.01, SNR 10, bias 0.2){most}"
     )
     return finding(
         "PA201",

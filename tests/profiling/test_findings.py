@@ -131,3 +131,12 @@ def test_a_format_over_budget_is_blamed_on_the_operation_that_errs_by_far_most(e
     (found,) = all_findings(audit, Plan("bfloat16", {"conv": "float32"}), Verification("pass", "emulated"))
     assert (found.rule, found.fqn, found.op, found.location and found.location.line) == ("PA201", "conv", named, line)
     assert found.suggestion == "keep conv out of bfloat16, as the plan does"
+
+
+def test_a_format_over_budget_at_several_times_is_told_once():
+    reference = RunResult("reference", 0, "stopped", 2, losses=(1.0, 0.9))
+    over = (GradientError("bfloat16@init", 0.5, 4.0, 0.5, 3), GradientError("bfloat16@late", 0.2, 1.0, 0.5, 3))
+    audit = Audit(Job("script", "train.py", (), ".", 2), reference, Trace(), errors=over)
+    (found,) = all_findings(audit, Plan("bfloat16", {}), Verification("pass", "emulated"))
+    assert "(init: rho 0.5, SNR 4, bias 0.5; late: rho 0.2, SNR 1, bias 0.5; allowed" in found.message
+    assert found.evidence["probe"] == "bfloat16@late"
