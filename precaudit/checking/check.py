@@ -71,7 +71,7 @@ def _run(job: Job, wanted: tuple[Deployment, ...], settings: CheckSettings, runn
     if asserts_its_precision(run):
         spec = replace(spec, job=replace(job, asserts=False))
         run = runner(spec)
-    if run.trace is not None and run.trace.low_dtypes and run.status in ("stopped", "ended"):
+    if run.trace is not None and run.trace.low_dtypes and run.finished:
         run = runner(replace(spec, neutralize=True))
     return run
 
@@ -79,9 +79,9 @@ def _run(job: Job, wanted: tuple[Deployment, ...], settings: CheckSettings, runn
 def _require_measurable(run: RunResult, observed: Observed) -> None:
     if run.status == "interrupted":
         raise KeyboardInterrupt
-    if run.status not in ("stopped", "ended"):
+    if not run.finished:
         text = run.error.traceback if run.error else run.status
-        raise PrecauditError(f"the script failed after {run.steps} {run.counted}:\n{text}", ExitCode.SCRIPT_FAILED)
+        raise PrecauditError(f"{run.failure}:\n{text}", ExitCode.SCRIPT_FAILED)
     if not observed.modules:
         raise PrecauditError(
             "nothing to measure: no torch.nn.Module with parameters was called. Give check the script that trains "

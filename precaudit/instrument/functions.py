@@ -21,7 +21,6 @@ AROUND_BACKWARD = "around_backward"
 forward's autocast state has to run in."""
 IN_FUNCTION = "in_function"
 """In a frame's data while such a function's forward, which torch runs without gradients, is part of training."""
-Around = Callable[[Frame], AbstractContextManager[Any]]
 
 
 class OwnBackward:

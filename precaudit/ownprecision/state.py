@@ -16,12 +16,12 @@ import torch
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from precaudit.execution.emulated import to_float32
+from precaudit.execution.rounding import HALVES
 from precaudit.instrument.names import ModuleNames
 from precaudit.instrument.torchfunction import FUSED, tensors_in, writes
 from precaudit.model import Location
 from precaudit.tracing.ops import caller_location, line_of
 
-HALVES = (torch.float16, torch.bfloat16)
 _CHANGES = frozenset("add sub mul div lerp addcmul addcdiv copy neg".split())
 _NORMALIZES = frozenset("batch_norm instance_norm".split())
 _MOST = 200

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
+from precaudit.execution.rounding import HALVES
 from precaudit.histograms.memory import in_transform
 from precaudit.instrument.events import TrainingListener
 from precaudit.instrument.names import ModuleNames
@@ -20,7 +21,7 @@ from precaudit.instrument.torchfunction import op_name, single_calls, stored, ta
 from precaudit.ownprecision.additions import OwnSums
 from precaudit.ownprecision.baseline import called_by_precaudit
 from precaudit.ownprecision.grad_scaler import FACTOR
-from precaudit.ownprecision.state import HALVES, State, States, dtype_name, energy, is_plain
+from precaudit.ownprecision.state import State, States, dtype_name, energy, is_plain
 from precaudit.tracing.ops import caller_location
 
 _EXACT_INTEGERS = 2.0**24

@@ -35,7 +35,7 @@ def of_as_written(audit: Audit, verification: Verification) -> list[Finding]:
     run = audit.as_written
     if run is None:
         return found
-    if run.status not in ("stopped", "ended"):
+    if not run.finished:
         return [*found, _of_stop(run), *_causes(run, "warning")]
     detail = _strays(audit.reference, run, verification.margin)
     causes = [*_of_penalty(audit.reference, run), *_causes(run, "error" if detail else "warning")]

@@ -51,7 +51,7 @@ class Audit:
 
     @property
     def complete(self) -> bool:
-        return _finished(self.reference)
+        return self.reference.finished
 
     @property
     def neutralize(self) -> bool:
@@ -101,7 +101,7 @@ def _audited(job: Job, formats: tuple[str, ...], execution: Execution, runner: R
         spec = replace(spec, job=job)
         first = runner(spec)
     reference, as_written = first, None
-    if _finished(first) and ((first.trace is not None and first.trace.low_dtypes) or "casts" in first.baseline):
+    if first.finished and ((first.trace is not None and first.trace.low_dtypes) or "casts" in first.baseline):
         as_written = replace(first, label="as-written")
         spec = replace(spec, neutralize=True)
         reference = runner(spec)
@@ -110,7 +110,7 @@ def _audited(job: Job, formats: tuple[str, ...], execution: Execution, runner: R
         as_written = replace(written, baseline={**first.baseline, **written.baseline})
         spec = replace(spec, neutralize=True)
         reference = runner(spec)
-    elif _finished(first) and ("grad_scaler" in first.baseline or first.baseline.get("autocast") == "float16"):
+    elif first.finished and ("grad_scaler" in first.baseline or first.baseline.get("autocast") == "float16"):
         as_written = runner(RunSpec(job, "as-written", precision="as-written"))
     trace = reference.trace or Trace()
     # None where an optimizer's closure makes gradients of its own.
@@ -131,10 +131,6 @@ def _audited(job: Job, formats: tuple[str, ...], execution: Execution, runner: R
 def _is_short(audit: Audit, job: Job) -> bool:
     """Whether the script took fewer steps than it was asked for, and enough to be probed in."""
     return audit.complete and _FEWEST <= audit.reference.steps < job.steps
-
-
-def _finished(run: RunResult) -> bool:
-    return run.status in ("stopped", "ended")
 
 
 def asserts_its_precision(run: RunResult) -> bool:
@@ -207,7 +203,7 @@ def require_measurable(audit: Audit) -> None:
 
 def require_same_start(reference: RunResult, run: RunResult, tolerance: float = SAME_START) -> None:
     """Raise where a run of the same seed went on from what an earlier one had left: such runs can't be compared."""
-    if not (run.leftovers and _finished(run)) or _begin_alike(reference, run, tolerance):
+    if not (run.leftovers and run.finished) or _begin_alike(reference, run, tolerance):
         return
     seen = "took no step"
     if run.losses:

@@ -20,7 +20,7 @@ from precaudit.profiling.environment import environment
 from precaudit.profiling.findings import all_findings
 from precaudit.profiling.settings import Settings
 from precaudit.profiling.trials import verify
-from precaudit.running.job import INTERNAL, Job, RunResult, RunSpec
+from precaudit.running.job import Job, RunResult, RunSpec
 from precaudit.tensorcores.eligibility import alignment_findings, unreached_findings
 from precaudit.tensorcores.peaks import Gpu, get_gpu, gpu_for
 
@@ -137,8 +137,7 @@ def _failure(audit: Audit) -> tuple[str | None, ExitCode | None]:
     if audit.complete:
         return None, None
     text = run.error.traceback if run.error else run.status
-    who = "precaudit" if run.error and run.error.type == INTERNAL else "the script"
-    return f"{text}\n{who} failed after {run.steps} {run.counted}", ExitCode.SCRIPT_FAILED
+    return f"{text}\n{run.failure}", ExitCode.SCRIPT_FAILED
 
 
 def _last_words(run: RunResult) -> str:

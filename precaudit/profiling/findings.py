@@ -28,10 +28,11 @@ _OVERFLOWS = ("PA101", "PA102", "PA103", "PA107")
 def all_findings(audit: Audit, plan: Plan, verification: Verification) -> tuple[Finding, ...]:
     """Errors first; within a severity in the order of the stages."""
     as_written = of_as_written(audit, verification)
+    pace = _keeping_pace(audit)
     strays = any((each.rule, each.severity) == ("PA501", "error") for each in as_written)
     found = [
         *_of_bans(audit.bans, plan),
-        *_of_optimizer(audit),
+        *_of_optimizer(audit, pace),
         *_of_errors(audit, plan),
         *_of_loss_scale(audit, plan, strays),
         *as_written,
@@ -39,7 +40,7 @@ def all_findings(audit: Audit, plan: Plan, verification: Verification) -> tuple[
         *_of_verification(verification),
     ]
     rank = {"error": 0, "warning": 1, "note": 2}
-    return tuple(sorted(_told_once(found, _keeping_pace(audit)), key=lambda f: rank[f.severity]))
+    return tuple(sorted(_told_once(found, pace), key=lambda f: rank[f.severity]))
 
 
 def _told_once(found: Sequence[Finding], pace: Mapping[str, bool]) -> list[Finding]:
@@ -85,12 +86,11 @@ def _by_their_cause(bans: Sequence[Ban]) -> list[Ban]:
     return [ban for ban in bans if ban.value != math.inf or (ban.fqn, ban.op, ban.format) not in told]
 
 
-def _of_optimizer(audit: Audit) -> list[Finding]:
+def _of_optimizer(audit: Audit, pace: Mapping[str, bool]) -> list[Finding]:
     """PA301, PA302: what the script itself keeps in half precision."""
     run = audit.as_written
     if run is None or run.trace is None:
         return []
-    pace = _keeping_pace(audit)
     return [
         found for layer in run.trace.layers for found in (*_of_weights(layer, run.baseline, pace), *_of_states(layer))
     ]

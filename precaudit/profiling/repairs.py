@@ -37,7 +37,7 @@ class Promotion:
 
 def find_repair(trials: Trials, plan: Plan, candidates: Mapping[int, RunResult]) -> list[Promotion]:
     """The least change that answers what was seen; empty where nothing is left to change."""
-    broken = next((run for run in candidates.values() if run.status not in ("stopped", "ended")), None)
+    broken = next((run for run in candidates.values() if not run.finished), None)
     if broken is not None:
         return _after_exception(plan, broken, trials.audit.trace)
     wrong = _first_wrong(trials.references, candidates)

@@ -131,3 +131,19 @@ class RunResult:
     observed: Any = None
     leftovers: tuple[str, ...] = ()
     crossed: bool = False
+
+    @property
+    def finished(self) -> bool:
+        """Whether it took its steps, or came to the script's own end before."""
+        return self.status in ("stopped", "ended")
+
+    @property
+    def why(self) -> str:
+        """What ended it otherwise."""
+        return self.error.message if self.error else self.status
+
+    @property
+    def failure(self) -> str:
+        """Who failed, and when."""
+        who = "precaudit" if self.error and self.error.type == INTERNAL else "the script"
+        return f"{who} failed after {self.steps} {self.counted}"

@@ -170,7 +170,7 @@ def run(
         ended = end_state(
             session.names, session.optimizers.seen.values(), session.last_calls.calls, session.first_values
         )
-        if session.observer is not None and result.status in ("stopped", "ended"):
+        if session.observer is not None and result.finished:
             result = replace(result, observed=session.observer.observe())
         return replace(_measured(result, session, time.perf_counter() - start), end_state=ended)
 

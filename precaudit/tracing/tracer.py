@@ -37,6 +37,9 @@ _MAX_ORDINAL = 8
 """Further calls of one operation in one forward share a slot, so that loops don't grow the trace: one for results that
 are half, one for the others."""
 
+_TOLD_APART = 256.0
+"""Whole numbers up to here are exact in every half format."""
+
 _MAX_PEAKS = 256
 """Steps whose maxima may wait on their device; of four times as many, neighbours are folded into one."""
 
@@ -78,7 +81,7 @@ class Tracer(TrainingListener):
         self.log2_scale = 0
         self._scopes = scopes
         self._mode = TraceMode(self, self._category)
-        self._told_apart = min((2.0 ** get_format(name).precision for name in options.formats), default=256.0)
+        self._told_apart = min((2.0 ** get_format(name).precision for name in options.formats), default=_TOLD_APART)
         self.step = 0
         self._pass = 0
         self.computing: set[ModuleName] = set()
@@ -123,7 +126,7 @@ class Tracer(TrainingListener):
 
     @property
     def maxima(self) -> tuple[tuple[int, float], ...]:
-        """log2 of the largest gradient of each step."""
+        """log2 of the largest gradient of each step; in a long run of several in a row, under the step that had it."""
         self._settle_peaks()
         return tuple(self._maxima)
 
@@ -309,7 +312,7 @@ def _larger(known: float | None, found: float | None) -> float | None:
 
 
 @torch.no_grad()
-def integer_amax(tensors: list[torch.Tensor], least: float = 256.0) -> float | None:
+def integer_amax(tensors: list[torch.Tensor], least: float = _TOLD_APART) -> float | None:
     """Largest magnitude of the integer-valued inputs that are no parameters; None where none is above `least`."""
     found = None
     for tensor in tensors:

@@ -14,7 +14,6 @@ from precaudit.verification import statistics
 from precaudit.verification.equivalence import equivalence
 from precaudit.verification.gates import Pair, failed, gates
 
-_FINISHED = ("stopped", "ended")
 _OUTSIDE = "which autocast reaches with torch.amp.custom_fwd and custom_bwd only"
 _FROM_OUTSIDE = (-signal.SIGKILL, -signal.SIGTERM, -signal.SIGHUP)
 """Exit codes of what others ended, such as a system without memory: no doing of the plan's."""
@@ -57,17 +56,14 @@ def judge(runs: Runs, plan: Plan) -> Judgement:
     pairs = runs.pairs
     checked = gates(pairs, plan)
     if (ended := next((run for pair in pairs for run in pair if _ended_from_outside(run)), None)) is not None:
-        message = ended.error.message if ended.error else ended.status
-        return replace(_undecided("inconclusive", message, checked), cause="interrupted")
-    if (stopped := next((run for run, _ in pairs if run.status not in _FINISHED), None)) is not None:
-        message = stopped.error.message if stopped.error else stopped.status
-        reason = f"float32 itself stopped at step {stopped.steps} with seed {stopped.seed}: {message}"
+        return replace(_undecided("inconclusive", ended.why, checked), cause="interrupted")
+    if (stopped := next((run for run, _ in pairs if not run.finished), None)) is not None:
+        reason = f"float32 itself stopped at step {stopped.steps} with seed {stopped.seed}: {stopped.why}"
         return replace(_undecided("inconclusive", reason, checked), cause="float32")
     for reference, candidate in pairs:
-        if candidate.status not in _FINISHED:
-            message = candidate.error.message if candidate.error else candidate.status
+        if not candidate.finished:
             where = f" in {candidate.backward_of}'s own backward pass, {_OUTSIDE}" if candidate.backward_of else ""
-            return _undecided("fail", f"the script stopped at step {candidate.steps}{where}: {message}", checked)
+            return _undecided("fail", f"the script stopped at step {candidate.steps}{where}: {candidate.why}", checked)
         if (lost := statistics.diverged(reference.losses, candidate.losses)) is not None:
             return _undecided("fail", lost.detail, checked)
     if bad := failed(checked):

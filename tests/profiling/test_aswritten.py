@@ -77,24 +77,18 @@ def test_gradients_that_overflow_explain_a_script_that_strays():
     assert told(low=[{"kind": "lost", **facts}]) == []
 
 
-def test_scaled_gradients_that_a_script_changes_explain_one_that_strays():
-    seen = {"changes_scaled": {"path": "train.py", "line": 9, "function": "SGD", "mixed": False}}
+@pytest.mark.parametrize(("noted", "rule"), [("changes_scaled", "PA502"), ("unscales_twice", "PA508")])
+def test_what_a_script_does_to_scaled_gradients_explains_one_that_strays(noted, rule):
+    seen = {noted: {"path": "train.py", "line": 9, "function": "SGD", "mixed": False}}
     _, cause = told(tuple(2 * loss for loss in LOSSES), seen=seen)
-    assert (cause.rule, cause.severity, cause.location) == ("PA502", "error", Location("train.py", 9))
-    assert "PA502" not in [each.rule for each in told(seen=seen)]
+    assert (cause.rule, cause.severity, cause.location) == (rule, "error", Location("train.py", 9))
+    assert rule not in [each.rule for each in told(seen=seen)]
 
 
 def test_a_sine_of_rounded_angles_explains_one_that_strays():
     _, cause = told(tuple(2 * loss for loss in LOSSES), low=[{**absorbed("", 0.4), "op": "sin"}])
     assert (cause.rule, cause.op) == ("PA106", "sin")
     assert "errs by 40% of its result, because its angle is rounded" in cause.message
-
-
-def test_gradients_unscaled_twice_explain_one_that_strays():
-    seen = {"unscales_twice": {"path": "train.py", "line": 9, "function": "SGD", "mixed": False}}
-    _, cause = told(tuple(2 * loss for loss in LOSSES), seen=seen)
-    assert (cause.rule, cause.severity, cause.location) == ("PA508", "error", Location("train.py", 9))
-    assert "PA508" not in [each.rule for each in told(seen=seen)]
 
 
 def test_a_buffer_that_absorbs_is_named_and_told_from_its_neighbour():
