@@ -8,10 +8,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from precaudit import __version__
 from precaudit.errors import PrecauditError, require, require_count
 from precaudit.formats import DEFAULT_FORMATS, get_format, parse_formats
-from precaudit.model import Plan, Report, Verification
+from precaudit.model import Plan, Report
 
 if TYPE_CHECKING:
     from precaudit.running.job import RunResult, RunSpec
@@ -145,48 +144,19 @@ class audit:
     def __exit__(self, *exception: Any) -> None:
         self._auditing.stop()
 
+    @property
+    def steps(self) -> int:
+        """Optimizer steps seen so far, recorded or not."""
+        return self._auditing.steps
+
     def report(self) -> Report:
         """The report so far: layers, operations, findings and a plan; nothing is verified here.
 
         Under `torchrun` it speaks of all processes together, so all of them have to call it.
         """
-        from precaudit.planning.planner import Choices, build_plan
-        from precaudit.planning.rules import bans
-        from precaudit.profiling.audit import Audit
-        from precaudit.profiling.environment import environment
-        from precaudit.profiling.findings import all_findings
-        from precaudit.running.job import Job, RunResult
-        from precaudit.tensorcores.peaks import gpu_for
-        from precaudit.tracing.merging import over_processes
+        from precaudit.profiling.ownloop import report_of
 
-        trace = over_processes(self._auditing.trace())
-        steps = self._auditing.steps
-        job = Job("script", self._auditing.name, (), os.getcwd(), steps)
-        where = environment()
-        target = gpu_for(where["device"])
-        found = bans(trace, target.default_formats)
-        choices = Choices(target.default_formats, target.name, found, steps=max(1, steps))
-        trained = trace.audited_steps > 0 and any(layer.trained for layer in trace.layers)
-        plan = build_plan(trace, choices) if trained else Plan(target=choices.target)
-        reason = "an audit measures; it trains nothing of its own" if trained else "no step of this model was seen"
-        audited = Audit(job, RunResult("reference", 0, "ended", steps), trace, found)
-        return Report(
-            environment=where,
-            job={
-                "kind": "audit",
-                "script": job.target,
-                "steps": steps,
-                "audited_steps": trace.audited_steps,
-                "models": list(trace.models),
-                "notes": ["measured in the caller's own loop"],
-            },
-            layers=trace.layers,
-            ops=trace.ops,
-            findings=all_findings(audited, plan, Verification()),
-            plan=plan,
-            verification=Verification(reason=reason),
-            precaudit_version=__version__,
-        )
+        return report_of(self._auditing)
 
     def to_frame(self, table: Literal["layers", "ops", "findings"] = "layers") -> Any:
         """`report().to_frame(table)`."""

@@ -143,6 +143,12 @@ _PROFILE = (
         "Keep the operation in float32, or lower the loss scale.",
     ),
     Rule(
+        "PA308",
+        "the audited training is lost",
+        "In the audited loop a weight is nan or inf, or a gradient that no scaler looks after.",
+        "Go back to a checkpoint from before, and profile the script.",
+    ),
+    Rule(
         "PA401",
         "a product has unaligned sizes",
         "A dimension is no multiple of 16 bytes: Tensor Cores run it below their rate, or not in float8.",

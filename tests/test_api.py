@@ -1,6 +1,7 @@
 """The Python API, as people call it."""
 
 import copy
+import math
 import random
 
 import numpy as np
@@ -282,6 +283,57 @@ def test_an_audit_plans_with_every_rule():
         model(torch.ones(4, 1)).sum().backward()
         optimizer.step()
     assert "PA105" in {finding.rule for finding in audit.report().findings}
+
+
+def audited(model, optimizer, batches, scaler=None):
+    scaler = scaler or torch.amp.GradScaler("cpu", enabled=False)
+    with precaudit.audit(model, optimizer=optimizer, every=1) as audit:
+        for batch in batches:
+            optimizer.zero_grad()
+            scaler.scale(model(batch).float().square().mean()).backward()
+            scaler.step(optimizer)
+            scaler.update()
+    return audit.report()
+
+
+def rules(report):
+    return {finding.rule: finding for finding in report.findings}
+
+
+def test_an_audit_tells_when_the_training_is_lost():
+    model, broken = build_model(), torch.ones(4, 8)
+    broken[0, 0] = math.nan
+    sound = audited(model, adam(model), [torch.ones(4, 8)] * 2)
+    assert "PA308" not in rules(sound)
+    lost = rules(audited(model, adam(model), [torch.ones(4, 8), broken, torch.ones(4, 8)]))["PA308"]
+    assert lost.severity == "error"
+    assert "weights are nan or inf (0, 2)" in lost.message
+
+
+def test_a_step_that_a_scaler_skips_loses_no_training():
+    model, broken = build_model(), torch.full((4, 8), math.inf)
+    report = audited(model, adam(model), [broken, torch.ones(4, 8)], torch.amp.GradScaler("cpu"))
+    assert report.layers[0].tensor("weight_grad").stats.nonfinite
+    assert "PA308" not in rules(report)
+
+
+def test_an_audit_sees_updates_of_half_weights_that_are_rounded_away():
+    model = build_model().bfloat16()
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-6)
+    report = audited(model, optimizer, torch.randn(4, 4, 8).bfloat16())
+    assert rules(report)["PA301"].severity == "error"
+
+
+def test_a_report_is_saved_by_the_extension_of_each_file(tmp_path):
+    model = build_model()
+    report = audited(model, adam(model), [torch.ones(4, 8)])
+    with pytest.raises(precaudit.PrecauditError, match="unknown"):
+        report.save(tmp_path / "report.json", tmp_path / "report.docx")
+    assert not list(tmp_path.iterdir())
+    report.save(tmp_path / "report.json", str(tmp_path / "plan.json"), tmp_path / "report.md")
+    assert precaudit.load_report(tmp_path / "report.json").findings == report.findings
+    assert precaudit.load_plan(tmp_path / "plan.json") == report.plan
+    assert "NOT VERIFIED" in (tmp_path / "report.md").read_text()
 
 
 @pytest.mark.parametrize(

@@ -20,16 +20,13 @@ from precaudit.comparison.rules import matches_fail_on, parse_rules
 from precaudit.errors import ExitCode, PrecauditError, import_torch
 from precaudit.formats import parse_formats
 from precaudit.profiling.settings import Settings
-from precaudit.reporting import files_of
+from precaudit.reporting import FOLDER_FILES, files_of, write_each
 from precaudit.running.children import ChildRunner
 from precaudit.running.job import Job
 from precaudit.running.sources import TRAINABLE, classify, is_binary, is_bundle, lacking
 
 if TYPE_CHECKING:
-    from precaudit.model import Report
     from precaudit.profiling.engine import Outcome
-
-FILES = ("report.json", "plan.json", "report.md", "report.html")
 
 
 def settings_of(arguments: argparse.Namespace) -> Settings:
@@ -97,7 +94,7 @@ def run_profile(arguments: argparse.Namespace) -> int:
     settings, job = settings_of(arguments), job_of(arguments)
     parse_rules(arguments.fail_on)
     folder: Path = arguments.out or Path("reports") / _stem(job)
-    outputs = [folder / name for name in FILES]
+    outputs = [folder / name for name in FOLDER_FILES]
     refuse_overwrite([file for path in (*outputs, *arguments.output) for file in files_of(path)], arguments.force)
     _make(folder)
     log = folder / "script.log"
@@ -153,27 +150,13 @@ def _lock(opened: int, folder: Path) -> None:
         raise PrecauditError(reason) from None
 
 
-def _write(report: Report, paths: Sequence[Path]) -> tuple[list[Path], list[str]]:
-    """The files that could be written, and what was in the way of the others."""
-    from precaudit import reporting
-
-    written, problems = [], []
-    for path in paths:
-        try:
-            reporting.write(report, path)
-            written.append(path)
-        except PrecauditError as error:
-            problems.append(str(error))
-    return written, problems
-
-
 def finish(outcome: Outcome, arguments: argparse.Namespace, folder: Path) -> int:
     """Write what there is, print it, and settle the exit code. One file that can't be written costs no other."""
     from precaudit.reporting.terminal import render_terminal, use_color
 
     report = outcome.report
     matched = matches_fail_on(report, arguments.fail_on)
-    written, problems = _write(report, [*(folder / name for name in FILES), *arguments.output])
+    written, problems = write_each(report, [*(folder / name for name in FOLDER_FILES), *arguments.output])
     emit(render_terminal(report, color=use_color(sys.stdout), written=written, plan=folder / "plan.json"), sys.stdout)
     for sentence in (*matched, *problems):
         print(f"precaudit: {sentence}", file=sys.stderr)

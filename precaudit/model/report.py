@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from precaudit.model.kernels import TensorCores
@@ -43,6 +45,15 @@ class Report:
         from precaudit.reporting.frames import frame
 
         return frame(self, table)
+
+    def save(self, *paths: str | os.PathLike[str]) -> None:
+        """Write the report, each file in the format of its extension, as `-o` does; "plan.json" is the plan alone."""
+        from precaudit.reporting import format_of, write
+
+        for path in paths:
+            format_of(Path(path))  # an unknown extension, before anything is written
+        for path in paths:
+            write(self, Path(path))
 
     def _repr_html_(self) -> str:
         from precaudit.reporting.notebook import summary_html

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from importlib import import_module
 from pathlib import Path
 
 from precaudit.errors import PrecauditError
 from precaudit.model import Report
+
+FOLDER_FILES = ("report.json", "plan.json", "report.md", "report.html")
 
 # format: module and function that make its text
 RENDERERS = {
@@ -81,3 +83,15 @@ def write(report: Report, path: str | Path) -> None:
         write_markdown(report, path)
     else:
         write_text(path, render(report, format))
+
+
+def write_each(report: Report, paths: Iterable[Path]) -> tuple[list[Path], list[str]]:
+    """The files that could be written, and what was in the way of the others: one costs no other."""
+    written, problems = [], []
+    for path in paths:
+        try:
+            write(report, path)
+            written.append(path)
+        except PrecauditError as error:
+            problems.append(str(error))
+    return written, problems

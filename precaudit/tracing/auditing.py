@@ -64,6 +64,7 @@ class Auditing(TrainingListener):
         self._stack = ExitStack()
         self._following = ExitStack()
         self._follows = False
+        self.scaled = False
 
     @property
     def steps(self) -> int:
@@ -105,6 +106,7 @@ class Auditing(TrainingListener):
         tracer = self.tracer
 
         def scale(scaler: torch.amp.GradScaler, outputs: Any) -> Any:
+            self.scaled = self.scaled or scaler.is_enabled()
             if tracer.recording and scaler.is_enabled():
                 tracer.log2_scale = round(math.log2(scaler.get_scale()))
             return original(scaler, outputs)

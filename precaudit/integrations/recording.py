@@ -1,0 +1,85 @@
+"""What every framework's callback does: audit while it trains, and write what was measured now and then and at the end.
+
+A callback is a guest in somebody's long run: whatever goes wrong here is logged, and the training goes on.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from precaudit.api import audit
+from precaudit.errors import require_count
+from precaudit.model import Report
+from precaudit.reporting import FOLDER_FILES, write_each
+
+log = logging.getLogger("precaudit")
+
+
+class Recording:
+    """One audit of one training. `out` is written over every `save_every` steps, all of it at the end.
+
+    Errors and warnings are logged once each, when a report first has them. Under `torchrun` the report speaks of all
+    processes, and the first one writes it.
+    """
+
+    def __init__(self, out: str | os.PathLike[str], every: int, save_every: int) -> None:
+        require_count("every", every)
+        require_count("save_every", save_every)
+        self._folder = Path(out)
+        self._every = every
+        self._save_every = save_every
+        self._audit: audit | None = None
+        self._saved = 0
+        self._told: set[str] = set()
+
+    def start(self, model: Any, optimizer: Any) -> None:
+        self.stop()
+        self._saved = 0
+        self._audit = audit(model, optimizer, self._every).__enter__()
+
+    def stepped(self) -> None:
+        """To be called after optimizer steps, by all processes alike."""
+        if self._audit is not None and self._audit.steps - self._saved >= self._save_every:
+            self._saved = self._audit.steps
+            self._save(self._audit, FOLDER_FILES[:2])
+
+    def stop(self) -> None:
+        """The end of a training that every process reached."""
+        running = self._take_off()
+        if running is not None:
+            self._save(running, FOLDER_FILES)
+
+    def fail(self) -> None:
+        """The training raised: other processes may not come to the end, so nothing is asked of them."""
+        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+            self._take_off()
+        else:
+            self.stop()
+
+    def _take_off(self) -> audit | None:
+        running, self._audit = self._audit, None
+        if running is not None:
+            running.__exit__(None, None, None)
+        return running
+
+    def _save(self, running: audit, names: tuple[str, ...]) -> None:
+        try:
+            report = running.report()
+            if not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0:
+                self._write(report, names)
+        except Exception:
+            log.exception("precaudit: no report was written at step %d; the training goes on", running.steps)
+
+    def _write(self, report: Report, names: tuple[str, ...]) -> None:
+        _, problems = write_each(report, [self._folder / name for name in names])
+        for problem in problems:
+            log.warning("precaudit: %s", problem)
+        for finding in report.findings:
+            if finding.severity != "note" and finding.fingerprint not in self._told:
+                self._told.add(finding.fingerprint)
+                log.warning("precaudit: %s %s: %s", finding.rule, finding.fqn, finding.message)

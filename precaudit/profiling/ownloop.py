@@ -1,0 +1,72 @@
+"""The report of an audit in somebody's own loop: what was measured there, and a plan that nothing has verified."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from precaudit import __version__
+from precaudit.finding import finding
+from precaudit.model import Finding, Layer, Plan, Report, Verification
+from precaudit.planning.planner import Choices, build_plan
+from precaudit.planning.rules import bans
+from precaudit.profiling.audit import Audit
+from precaudit.profiling.environment import environment
+from precaudit.profiling.findings import all_findings
+from precaudit.reporting.words import listing
+from precaudit.running.job import Job, RunResult
+from precaudit.tensorcores.peaks import gpu_for
+from precaudit.tracing.merging import over_processes
+from precaudit.tracing.records import Trace
+
+if TYPE_CHECKING:
+    from precaudit.tracing.auditing import Auditing
+
+
+def report_of(auditing: Auditing) -> Report:
+    """All processes together, where `torchrun` made several: every one of them has to call this."""
+    trace = over_processes(auditing.trace())
+    steps, where = auditing.steps, environment()
+    job = Job("script", auditing.name, (), os.getcwd(), steps)
+    target = gpu_for(where["device"])
+    found = bans(trace, target.default_formats)
+    choices = Choices(target.default_formats, target.name, found, steps=max(1, steps))
+    trained = trace.audited_steps > 0 and any(layer.trained for layer in trace.layers)
+    plan = build_plan(trace, choices) if trained else Plan(target=choices.target)
+    reason = "an audit measures; it trains nothing of its own" if trained else "no step of this model was seen"
+    run = RunResult("reference", 0, "ended", steps)
+    audited = Audit(job, run, trace, found, as_written=RunResult("as-written", 0, "ended", steps, trace=trace))
+    return Report(
+        environment=where,
+        job={
+            "kind": "audit",
+            "script": job.target,
+            "steps": steps,
+            "audited_steps": trace.audited_steps,
+            "models": list(trace.models),
+            "notes": ["measured in the caller's own loop"],
+        },
+        layers=trace.layers,
+        ops=trace.ops,
+        findings=(*_not_finite(trace, auditing.scaled), *all_findings(audited, plan, Verification())),
+        plan=plan,
+        verification=Verification(reason=reason),
+        precaudit_version=__version__,
+    )
+
+
+def _not_finite(trace: Trace, scaled: bool) -> list[Finding]:
+    """PA308: weights that are lost, or gradients that no scaler looks after. What was first to be so, the sums over
+    all steps don't tell: whatever computes with a lost weight is not finite either."""
+    weights = [layer.fqn for layer in trace.layers if _lost(layer, "weight")]
+    gradients = [] if scaled else [layer.fqn for layer in trace.layers if _lost(layer, "weight_grad")]
+    lost, what = (weights, "weights") if weights else (gradients, "gradients")
+    if not lost:
+        return []
+    message = f"{what} are nan or inf ({listing([fqn or 'the model' for fqn in lost], 3)}): the training is lost"
+    fix = "go back to a checkpoint from before, and profile the script: precaudit finds the operation that began it"
+    return [finding("PA308", "error", message, fix, lost=what)]
+
+
+def _lost(layer: Layer, role: str) -> bool:
+    return any(tensor.stats.nonfinite > 0 for tensor in layer.tensors if tensor.role == role)
