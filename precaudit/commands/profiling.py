@@ -24,6 +24,7 @@ from precaudit.reporting import FOLDER_FILES, files_of, write_each
 from precaudit.running.children import ChildRunner
 from precaudit.running.job import Job
 from precaudit.running.sources import TRAINABLE, classify, is_binary, is_bundle, lacking
+from precaudit.tensorcores.nvml import equal_gpus, library
 
 if TYPE_CHECKING:
     from precaudit.profiling.engine import Outcome
@@ -100,7 +101,7 @@ def run_profile(arguments: argparse.Namespace) -> int:
     log = folder / "script.log"
     with alone_in(folder), RunProgress() as progress:
         log.write_bytes(b"")
-        runner = ChildRunner(log, progress)
+        runner = ChildRunner(log, progress, gpus=() if job.device else equal_gpus(library()))
         runner.start(job)
         heed_signals(runner)
         import_torch()  # slow, so it is done while the server does the same

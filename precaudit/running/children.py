@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from io import FileIO
+from itertools import count
 from multiprocessing import forkserver, resource_tracker, spawn
 from multiprocessing.connection import Connection
 from os import _exit
@@ -37,7 +38,8 @@ SIGNALS = frozenset((signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
 class ChildRunner:
     """Runs specs in fresh children, `parallel` at a time; what a killed child had reported is kept.
 
-    Every run gets the same share of the cores (or `threads`), so that paired runs compute in the same order.
+    Every run gets the same share of the cores (or `threads`), so that paired runs compute in the same order. Of
+    several `gpus`, each run that others run beside begins with another one; all see all of them.
     """
 
     def __init__(
@@ -46,13 +48,15 @@ class ChildRunner:
         progress: RunProgress = lambda spec, partial: None,
         parallel: int | None = None,
         threads: int | None = None,
+        gpus: tuple[str, ...] = (),
     ) -> None:
         os.environ.setdefault("PYTHONHASHSEED", "0")
         self._context = multiprocessing.get_context("forkserver")
         self._log, self._progress = log, progress
-        self._parallel = parallel or min(2, os.cpu_count() or 1)
+        self._parallel = parallel or min(max(2, len(gpus)), os.cpu_count() or 1)
         self._threads = threads or max(1, (os.cpu_count() or 1) // self._parallel)
-        self._living: set[Any] = set()
+        self._living: dict[Any, int] = {}
+        self._gpus = gpus
         self._files, self._gate = store_beside(log), threading.Condition()
         self._alone = False
         self._interrupted = self._ready = False
@@ -113,21 +117,23 @@ class ChildRunner:
     def _once(self, spec: RunSpec) -> RunResult:
         spec = replace(spec, log=str(self._log), threads=spec.threads or self._threads, since=self._began)
         receiver, sender = self._context.Pipe(duplex=False)
-        process = self._context.Process(target=_child, args=(spec, sender))
         with self._gate:
             self._gate.wait_for(self._may_start)
             self._put_back()
             if self._interrupted:
                 return RunResult(spec.label, spec.seed, "interrupted")
+            place = next(place for place in count() if place not in self._living.values())
+            spec = replace(spec, gpus=_beginning_at(self._gpus, place))
+            process = self._context.Process(target=_child, args=(spec, sender))
             process.start()
-            self._living.add(process)
+            self._living[process] = place
         sender.close()
         try:
             return self._listen(spec, process, receiver)
         finally:
             _end(process)
             with self._gate:
-                self._living.discard(process)
+                self._living.pop(process, None)
                 self._put_back()
                 self._gate.notify_all()
             receiver.close()
@@ -159,6 +165,11 @@ class ChildRunner:
 
     def _settled(self, result: RunResult) -> RunResult:
         return replace(result, status="interrupted") if self._interrupted else result
+
+
+def _beginning_at(gpus: tuple[str, ...], place: int) -> tuple[str, ...]:
+    first = place % len(gpus) if gpus else 0
+    return gpus[first:] + gpus[:first]
 
 
 @contextmanager
@@ -252,6 +263,8 @@ def _tail(log: Path, lines: int = 20) -> str:
 def _child(spec: RunSpec, sender: Connection) -> None:
     """The child's whole life: output into the log, the run, its result through the pipe, the script's exit handlers."""
     _redirect_output(Path(spec.log or os.devnull), spec)
+    if len(spec.gpus) > 1:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(spec.gpus)
     _become_main_process()
     signal.signal(signal.SIGINT, _interrupt_once)
     from precaudit.running.script import run_job

@@ -40,7 +40,8 @@ class RunSpec:
     format, `jitter` moves them by one percent; `neutralize` turns the script's own casts to low precision into float32.
     `observer`, called with the module scopes and `Baseline.in_island`, makes one more scope listener; what its
     `observe()` says after the run is `observed`. `runs` takes the place of all this: called with the spec, the code and
-    `leave`, it runs that in its own way. `since` is when the first run of the job may have begun."""
+    `leave`, it runs that in its own way. `since` is when the first run of the job may have begun; `gpus` are those that
+    CUDA shows the run, in their order."""
 
     job: Job
     label: str
@@ -63,6 +64,7 @@ class RunSpec:
     observer: Callable[..., Any] | None = None
     runs: Callable[..., RunResult] | None = None
     since: float = math.inf
+    gpus: tuple[str, ...] = ()
 
 
 INTERNAL = "InternalError"

@@ -141,6 +141,33 @@ def test_runs_that_do_not_fit_beside_each_other_take_turns(tmp_path):
     assert [(run.status, run.steps) for run in runs] == [("stopped", 8)] * 2, runs[0].error
 
 
+SEEING = """
+import os, pathlib, time, torch
+pathlib.Path(f"gpus-{os.getpid()}").write_text(os.environ.get("CUDA_VISIBLE_DEVICES", "unset"))
+model = torch.nn.Linear(4, 1)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+while True:
+    model(torch.ones(1, 4)).sum().backward()
+    optimizer.step()
+    time.sleep(0.1)
+"""
+
+
+@pytest.mark.parametrize(
+    ("gpus", "seen"),
+    [(("4", "6", "7"), ["4,6,7", "6,7,4"]), (("4",), ["unset", "unset"]), ((), ["unset", "unset"])],
+)
+def test_runs_beside_each_other_begin_with_different_gpus(gpus, seen, tmp_path, monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    (tmp_path / "train.py").write_text(SEEING)
+    job = Job("script", str(tmp_path / "train.py"), (), str(tmp_path), 8)
+    runner = ChildRunner(tmp_path / "script.log", parallel=2, gpus=gpus)
+    runner.many([RunSpec(job, "reference")] * 2)
+    assert sorted(path.read_text() for path in tmp_path.glob("gpus-*")) == seen
+    runner(RunSpec(job, "alone"))
+    assert sorted(path.read_text() for path in tmp_path.glob("gpus-*")) == sorted([*seen, seen[0]])
+
+
 def test_a_script_that_puts_another_program_in_its_place_is_told(tmp_path):
     (tmp_path / "train.py").write_text('import os; os.execv("/bin/true", ["true"])')
     job = Job("script", str(tmp_path / "train.py"), (), str(tmp_path), 8)

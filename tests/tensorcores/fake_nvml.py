@@ -55,7 +55,7 @@ class FakeNvml:
         return next(card for card in self.cards if card.uuid == uuid)
 
     def nvmlDeviceGetName(self, card):
-        return card.name
+        return self._of(card, "name")
 
     def nvmlDeviceGetCudaComputeCapability(self, card):
         return self._of(card, "capability")

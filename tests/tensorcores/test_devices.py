@@ -1,13 +1,14 @@
 """`precaudit devices` on machines that are made up, and on this one."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 from fake_nvml import FakeNvml, card, fake_torch
 
 from precaudit.__main__ import main
 from precaudit.tensorcores.devices import inspect, render
-from precaudit.tensorcores.nvml import handle_of
+from precaudit.tensorcores.nvml import equal_gpus, handle_of
 
 XEON = "processor\t: 0\nmodel name\t: Intel(R) Xeon(R)\nflags\t\t: fpu amx_bf16 amx_tile avx512_bf16 amx_int8\n"
 GRACE = "processor\t: 0\nFeatures\t: fp asimd asimdhp bf16 i8mm\n"
@@ -85,3 +86,26 @@ def test_command_on_this_machine(format_name, capsys):
     assert "torch" in out.lower()
     if format_name == "json":
         assert set(json.loads(out)) >= {"gpus", "cpu", "driver", "problem"}
+
+
+@pytest.mark.parametrize(
+    ("cards", "environ", "gpus"),
+    [
+        (["H100", "H100"], {}, ("0", "1")),
+        (["H100", "H100", "H100"], {"CUDA_VISIBLE_DEVICES": "2, 0"}, ("2", "0")),
+        (["H100", "H100"], {"CUDA_VISIBLE_DEVICES": "GPU-a,GPU-b"}, ("GPU-a", "GPU-b")),
+        (["H100", "H100"], {"CUDA_VISIBLE_DEVICES": ""}, ()),
+        (["H100", "H100"], {"CUDA_VISIBLE_DEVICES": "MIG-a,MIG-b"}, ()),
+        (["H100", "A100"], {}, ()),
+        ([], {}, ()),
+    ],
+)
+def test_equal_gpus_are_those_that_cuda_may_use(cards, environ, gpus):
+    nvml = FakeNvml(*(card(name=name) for name in cards))
+    assert equal_gpus(nvml, environ) == gpus
+    assert nvml.open == 0
+
+
+@pytest.mark.parametrize("nvml", [FakeNvml(loads=False), FakeNvml(SimpleNamespace())])
+def test_gpus_that_cannot_be_told_are_not_spread_over(nvml):
+    assert equal_gpus(nvml, {}) == ()
