@@ -238,7 +238,7 @@ class _AutocastAsked:
             torch._C._is_any_autocast_enabled = self._answer if self._needed else self._original
 
 
-_autocast_asked = _AutocastAsked()
+autocast_asked = _AutocastAsked()
 
 
 class Emulator:
@@ -268,7 +268,7 @@ class Emulator:
             if frame.data["emulated"]:
                 frame.data["leave"] = stack = ExitStack()
                 frame.data[AROUND_BACKWARD] = self._around_backward
-                stack.enter_context(_autocast_asked.by(self._outside_islands))
+                stack.enter_context(autocast_asked.by(self._outside_islands))
                 stack.enter_context(self._mode)
         if frame.root.data["emulated"]:
             frame.data["format"] = self._lookup.of(frame.name)

@@ -210,8 +210,8 @@ class OwnLowPrecision(TorchFunctionMode, TrainingListener):
         stepped = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         if any(p.dtype in HALVES for p in stepped):
             self._found.setdefault(("trained", "", 0, ""), {"kind": "trained"})
-        if "grad_scaler" in self._settings:
-            return  # it is off in this run, and would have skipped such a step
+        if "grad_scaler" in self._settings or 0 < self._scale < 1:
+            return  # a scaler that is off in this run would have skipped such a step, one that fell so far has done so
         bad = [p for p in stepped if not bool(stored(p.grad).isfinite().all())]
         if bad and not any(kind == "steps" for kind, *_ in self._found):
             self._note("steps", step=self._step, fqn=self._states.module_of(bad[0]), parameters=len(bad))

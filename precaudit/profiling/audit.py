@@ -101,17 +101,14 @@ def _audited(job: Job, formats: tuple[str, ...], execution: Execution, runner: R
         spec = replace(spec, job=job)
         first = runner(spec)
     reference, as_written = first, None
-    if first.finished and ((first.trace is not None and first.trace.low_dtypes) or "casts" in first.baseline):
-        as_written = replace(first, label="as-written")
+    if (first.finished and casts_by_itself(first)) or misses_its_autocast(first):
         spec = replace(spec, neutralize=True)
         reference = runner(spec)
-    elif misses_its_autocast(first):
-        written = runner(RunSpec(job, "as-written", precision="as-written"))
-        as_written = replace(written, baseline={**first.baseline, **written.baseline})
-        spec = replace(spec, neutralize=True)
-        reference = runner(spec)
-    elif first.finished and ("grad_scaler" in first.baseline or first.baseline.get("autocast") == "float16"):
-        as_written = runner(RunSpec(job, "as-written", precision="as-written"))
+    if "autocast" in first.baseline or "grad_scaler" in first.baseline:
+        written = runner(RunSpec(job, "as-written", precision="as-written", execution=execution))
+        as_written = replace(written, trace=first.trace, baseline={**first.baseline, **written.baseline})
+    if spec.neutralize and first.finished and not (as_written and as_written.finished):
+        as_written = replace(first, label="as-written")  # for autocast alone, this machine may lack a half kernel
     trace = reference.trace or Trace()
     # None where an optimizer's closure makes gradients of its own.
     saved = frozenset(step for step in plan.saved if (Path(folder) / f"{step}.pt").exists()) or plan.saved
@@ -136,6 +133,11 @@ def _is_short(audit: Audit, job: Job) -> bool:
 def asserts_its_precision(run: RunResult) -> bool:
     """A script that checks the dtypes of its own autocast by `assert` can't run in float32 as it stands."""
     return run.error is not None and run.error.type == "AssertionError" and "autocast" in run.baseline
+
+
+def casts_by_itself(run: RunResult) -> bool:
+    """Whether the script made half tensors though its autocast was off."""
+    return "casts" in run.baseline or (run.trace is not None and bool(run.trace.low_dtypes))
 
 
 def misses_its_autocast(run: RunResult) -> bool:

@@ -27,6 +27,7 @@ from precaudit.instrument.torchfunction import RAISED_BY
 from precaudit.model import Location
 from precaudit.ownprecision.baseline import Baseline, CastWatch, eager_only, float32_only
 from precaudit.ownprecision.grad_scaler import OwnScaler
+from precaudit.ownprecision.regions import OwnRegions
 from precaudit.ownprecision.scaled_gradients import ScaledGradients
 from precaudit.ownprecision.stale_casts import StaleCasts
 from precaudit.ownprecision.watch import OwnLowPrecision
@@ -195,6 +196,8 @@ def run(
             stack.enter_context(session.baseline.neutralized())
         else:
             stack.enter_context(OwnScaler(session.baseline.settings).scaled_in_gradients())
+            if spec.execution == "emulated":
+                stack.enter_context(OwnRegions().emulated())
         if spec.neutralize:
             stack.enter_context(float32_only())
         elif spec.audited:

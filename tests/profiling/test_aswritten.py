@@ -221,6 +221,34 @@ def test_casts_that_need_the_scripts_own_autocast_are_off_with_it(tmp_path):
     assert audit.as_written.baseline["casts"]
 
 
+@pytest.mark.parametrize("casts", [False, True])
+def test_a_loss_in_the_script_s_own_autocast_is_run_as_written(casts, tmp_path):
+    """Cubes that overflow float16, in the loop and in no module."""
+
+    def code():
+        torch.manual_seed(0)
+        model, scaler = nn.Linear(4, 1), torch.amp.GradScaler("cpu")
+        optimizer = torch.optim.SGD(model.parameters(), lr=1e-9)
+        for _ in range(8):
+            x = torch.randn(16, 4)
+            target = 100 * x.sum(1, keepdim=True)
+            with torch.autocast("cpu", dtype=torch.float16):
+                off = model(x) - (target.half() if casts else 100 * (x @ torch.ones(4, 1)))
+                loss = (off * off * off.abs()).mean()
+            optimizer.zero_grad()
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
+
+    job = Job("script", "train.py", (), str(tmp_path), 8)
+    audit = run_audit(job, ("bfloat16", "float32"), "emulated", InProcess(code), str(tmp_path))
+    assert audit.complete
+    assert audit.neutralize == casts
+    found = {each.rule: each for each in of_as_written(audit, Verification("pass", "emulated"))}
+    assert found["PA501"].severity == "error"
+    assert found["PA307"].op == "mul"
+
+
 def test_a_script_that_ends_before_its_steps_is_probed_within_those_that_it_takes(tmp_path):
     def code():
         torch.manual_seed(0)

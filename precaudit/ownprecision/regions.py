@@ -1,0 +1,109 @@
+"""A script's own autocast regions, emulated: what stands in them runs as CUDA's autocast would have it.
+
+A machine without CUDA switches regions for "cuda" off, and those for "cpu" round at other places. Whatever device a
+region names, it is the one that the script trains on.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, NamedTuple
+from unittest import mock
+
+import torch
+from torch.amp.autocast_mode import autocast
+from torch.overrides import _get_current_function_mode_stack
+
+from precaudit.execution.emulated import EmulatedMode, autocast_asked
+from precaudit.execution.formats import FLOAT32, ScopeFormat
+from precaudit.execution.rounding import HALVES
+
+
+class _Region(NamedTuple):
+    """`dtype` is None where autocast is off; `brings` the mode into a thread, or a backward pass, that lacks it."""
+
+    dtype: torch.dtype | None
+    brings: bool
+
+
+class _Open(threading.local):
+    """A thread's open regions, and the weights that the outermost has cast."""
+
+    def __init__(self) -> None:
+        self.regions: list[_Region] = []
+        self.casts: dict[Any, Any] = {}
+
+
+class OwnRegions(EmulatedMode):
+    """Put on below all modes that watch, so that these see an operation's result as the script does."""
+
+    def __init__(self) -> None:
+        super().__init__(self._scope, lambda: self._open.casts)
+        self._open = _Open()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if self._dtype() is None:
+            return func(*args, **(kwargs or {}))
+        return super().__torch_function__(func, types, args, kwargs)
+
+    def _dtype(self) -> torch.dtype | None:
+        return self._open.regions[-1].dtype if self._open.regions else None
+
+    def _scope(self) -> ScopeFormat:
+        dtype = self._dtype()
+        return ScopeFormat(str(dtype).removeprefix("torch.")) if dtype else FLOAT32
+
+    @contextmanager
+    def emulated(self) -> Iterator[None]:
+        """Until the block ends regions are this mode's business, and torch says of autocast what is so here."""
+        with ExitStack() as stack:
+            for owner, name, instead in (
+                (autocast, "__init__", self._created(autocast.__init__)),
+                (autocast, "__enter__", self._entering()),
+                (autocast, "__exit__", self._leaving()),
+                (torch, "clear_autocast_cache", self._clear),
+                (torch, "is_autocast_enabled", lambda device="cuda": self._dtype() is not None),
+                (torch, "is_autocast_cpu_enabled", lambda: self._dtype() is not None),
+                (torch, "get_autocast_dtype", self._asked_for(torch.get_autocast_dtype)),
+            ):
+                stack.enter_context(mock.patch.object(owner, name, instead))
+            stack.enter_context(autocast_asked.by(lambda: self._dtype() is not None))
+            stack.enter_context(self)
+            yield
+
+    def _created(self, original: Callable[..., None]) -> Callable[..., None]:
+        def __init__(
+            region: autocast, device_type: str, dtype: Any = None, enabled: bool = True, *args: Any, **kwargs: Any
+        ) -> None:
+            original(region, device_type, dtype, enabled, *args, **kwargs)
+            region.precaudit_asked = enabled  # type: ignore[attr-defined]
+
+        return __init__
+
+    def _entering(self) -> Callable[[autocast], autocast]:
+        def __enter__(region: autocast) -> autocast:
+            asked = getattr(region, "precaudit_asked", region._enabled) and region.fast_dtype in HALVES
+            brings = all(mode is not self for mode in _get_current_function_mode_stack())
+            self._open.regions.append(_Region(region.fast_dtype if asked else None, brings))
+            if brings:
+                self.__enter__()
+            return region
+
+        return __enter__
+
+    def _leaving(self) -> Callable[..., None]:
+        def __exit__(region: autocast, *exception: Any) -> None:
+            if self._open.regions.pop().brings:
+                self.__exit__(None, None, None)
+            if not self._open.regions:
+                self._clear()
+
+        return __exit__
+
+    def _clear(self) -> None:
+        self._open.casts.clear()
+
+    def _asked_for(self, original: Callable[[str], torch.dtype]) -> Callable[[str], torch.dtype]:
+        return lambda device: self._dtype() or original(device)
