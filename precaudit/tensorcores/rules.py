@@ -77,11 +77,11 @@ RULES: tuple[Rule, ...] = (
     ),
     _rule("xmma-ffma", r"xmma_.*_ffma", False),
     _rule("xmma-depthwise", r"xmma_depthwise_convolution_\w*f32f32_f32f32_f32", False),
-    _rule("xmma-maxwell", r"sm(?:50|60|61)_xmma_(?!\w*HMMA)", False),
+    _rule("xmma-maxwell", r"sm(?:50|60|61)_xmma_(?!pooling|\w*HMMA)", False),
     _rule("simt", r"_simt_|OpClassSimt|MmaSimt", False),
     _rule("tensorop", r"tensorop|OpClassTensorOp|MmaTensorOp|TensorOpMultiplicand|OpMultiplyAddFastF32", True),
-    _rule("xmma-tensor", r"xmma_.*_(?:sp)?tensor\d+x\d+x\d+", True),
     _rule("xmma-warpgroup", r"xmma_.*warpgroupsize", True, "hopper"),
+    _rule("xmma-tensor", r"xmma_.*_(?:sp)?tensor\d+x\d+x\d+", True),
     _rule("mma-884", r"(?<![a-zA-Z0-9])[hsicdz]884(?![0-9])", True),
     _rule(
         "mma-16816",
@@ -90,6 +90,7 @@ RULES: tuple[Rule, ...] = (
     ),
     _rule("hmma", r"(?<![a-zA-Z])(?:hmma|imma|dmma|wmma)(?![a-zA-Z])|(?<![A-Z])HMMA(?![A-Z])", True),
     _rule("nvjet", r"^nvjet_", True, "gpu"),
+    _rule("deep-gemm", r"deep_gemm::", True, "gpu"),  # has cute::UMMA among its arguments on Hopper too
     _rule("wgmma", r"[wW]gmma|(?<![A-Z])GMMA(?![A-Z])", True, "hopper"),
     _rule("tcgen05", r"utc[a-z0-9]*mma|tcgen05|(?<![A-Z])UMMA(?![A-Z])", True, "blackwell"),
     _rule("ptx-mma", r"(?<![a-zA-Z0-9])m16n8k(?:4|8|16|32|64)(?![0-9])", True),
@@ -112,6 +113,7 @@ RULES: tuple[Rule, ...] = (
         r"|dgrad2d_|wgrad2d_|dgrad1d|conv2d_grouped_direct|conv2d_c1_k1|conv_depthwise|DepthwiseConv|causal_conv1d_\w*kernel",
         False,
     ),
+    _rule("fourier", r"(?:^|\W)(?:vector|regular)_fft<", False, matmul=False),
     _rule("vector-attention", r"paged_attention_v[12]_\w*kernel|(?:Batch|Single)DecodeWith\w*KVCacheKernel<", False),
     _rule("flash-sm90", r"flash::compute_attn_ws|FlashAtt(?:entio)?n\w*Sm90|flash::enable_sm90", True, "hopper"),
     _rule("flash-sm100", r"FlashAtt(?:entio)?n\w*Sm10\d", True, "blackwell"),
@@ -124,7 +126,7 @@ RULES: tuple[Rule, ...] = (
     _rule("sage-sm100", r"qk_int8_sv_f8_attn_kernel_sm100", True, "blackwell"),
     _rule("sage-sm90", r"qk_int8_sv_f8_attn_kernel", True, "hopper"),
     _rule("sage", r"qk_int_sv_f(?:8|16)_attn_kernel", True, "ampere"),
-    _rule("cudnn-sdpa", r"cudnn_generated_fort_native_sdpa_sm\d+_", True),
+    _rule("cudnn-sdpa", r"cudnn_generated_(?:fort_native|oss)_sdpa_sm\d+_", True),
     _rule("cudnn-fusion", r"cudnn_generated_fort_native_sm\d+_(?:matMul|conv[FDW])", True),
     _rule("fmha-vector", r"fmha_cutlass[FB]_(?:f32_\w*_sm(?:50|60|70|75)|\w+_sm(?:50|60))(?!\d)", False),
     _rule("fmha-cutlass", r"fmha_cutlass[FB]_(?:f16|bf16|f32)_", True),
@@ -134,7 +136,6 @@ RULES: tuple[Rule, ...] = (
     _rule("fmha-v2-turing", r"(?:fmha|fused_multihead_attention)_v2\w*_sm(?:70|72|75)(?!\d)", True),
     _rule("fmha-v2", r"(?:fmha|fused_multihead_attention)_v2\w*_sm(?:80|86|87|89|90|120)", True, "ampere"),
     _rule("trtllm-bmm", r"^(?:bmm|gemm)_(?:Mx|Nv)?(?:E4m3|E2m1|E5m2|Bfloat16|Fp16|Fp32)", True),
-    _rule("deep-gemm", r"deep_gemm::", True, "gpu"),
     _rule("marlin", r"marlin::Marlin|Marlin(?:_24)?<", True, "ampere"),
     _rule("awq", r"gemm_forward_4bit_cuda_m16n", True, "ampere"),
     _rule("cutlass-device", r"cutlass::(?:device_kernel|Kernel).*(?:sm|Sm)(?:80|89|90|100|103|120)(?!\d)", True),
@@ -175,7 +176,8 @@ RULES: tuple[Rule, ...] = (
     _rule(
         "cudnn-map",
         r"cudnn::bn_|cudnn::ops::|cudnn::(?:\w+::)?softmax|bn_(?:fw|bw)_|pooling_\w+_kernel|scalePacked|op_generic_tensor"
-        r"|elemWiseRNNcell|(?i:elementwise)_fp|cudnn::detail::lrn|persistRNN_",
+        r"|elemWiseRNNcell|(?i:elementwise)_fp|cudnn::detail::lrn|persistRNN_|add_tensor_kernel_v3|calc_bias_diff<"
+        r"|xmma_pooling_",
         False,
         matmul=False,
     ),
@@ -194,17 +196,19 @@ RULES: tuple[Rule, ...] = (
     ),
     _rule(
         "memory",
-        r"(?i)^(?:\[cuda )?(?:memcpy|memset)|copy_kernel|copy_page|fill_kernel|transpose_kernel|cast_transpose",
+        r"(?i)^(?:\[cuda )?(?:memcpy|memset)|copy_kernel|copy_page|fill_kernel|transpose_kernel|cast_transpose"
+        r"|float2half_rn_kernel",
         False,
         matmul=False,
     ),
     _rule(
         "map-or-reduce",
         r"(?i)^(?!.*(?:gemm|mma|attention|attn|fmha|conv(?!ert)|matmul|linear|mlp)).*"
-        r"(?:(?:layer|rms|group|batch|instance)_?norm|softmax|rotary|rope_|silu|gelu|act_and_mul|embedding|dropout"
+        r"(?:(?:layer|rms|group|batch|instance|l2)_?norm|softmax|rotary|rope_|silu|gelu|act_and_mul|embedding|dropout"
         r"|quantize|_quant_|quantint8|topk|top_k|sampling|argmax|routing|finalizeKernel|moe_align|expand_input|permute"
         r"|cross_entropy|Criterion|hadamard|selective_scan_|nms_kernel|roi_align|roi_pool|resize|upsample|mergestates"
-        r"|concat_and_cache|sort_expert|amax_kernel|kOptimizer|nrm2_kernel|asum_kernel|axpy_kernel|scal_kernel)",
+        r"|concat_and_cache|sort_expert|amax_kernel|kOptimizer|nrm2_kernel|asum_kernel|axpy_kernel|scal_kernel"
+        r"|moe_sum_kernel|norm_?rope|(?:swi|ge)glu(?:_[a-z]+)?_(?:for|back)ward_kernel)",
         False,
         matmul=False,
     ),
@@ -278,7 +282,10 @@ def _older(first: str | None, second: str | None) -> str | None:
 
 
 def _tensor_operands(name: str, stated: str | None) -> str | None:
-    """Float32 inputs on a Tensor Core are rounded to TF32; a bare `s1688`, or `c1688`, takes float32 inputs too."""
+    """Float32 inputs on a Tensor Core are rounded to TF32; a bare `s1688`, or `c1688`, takes float32 inputs too. What
+    follows `hmma` is what the sums are kept in."""
+    if re.search(r"hmma_(?:\w+_)?fp32", name):
+        return "fp16"
     if stated == "fp32" or (stated is None and re.search(r"[sc]1688", name)):
         return "tf32"
     if stated is None and re.search(r"[hs](?:884|16816|161616)", name):
