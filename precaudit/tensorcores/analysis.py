@@ -104,7 +104,9 @@ def analyse(trace: Trace, target: str | None = None, ptx: Mapping[str, Sequence[
 def identify(trace: Trace, target: str | None) -> Card:
     device = trace.device
     if device is not None and target is None:
-        return Card(device.name, device.capability, device.nvidia, find_gpu(device.name))
+        gpu = find_gpu(device.name)
+        capability = device.capability or (gpu.capability if gpu else _newest_capability(trace))
+        return Card(device.name, capability, device.nvidia, gpu)
     gpu = find_gpu(target) if target else None
     if gpu is not None:
         return Card(gpu.name, gpu.capability, gpu.nvidia, gpu)

@@ -21,6 +21,7 @@ from precaudit.tensorcores.kernel_names import readable
 
 ROWS = 12
 BAR = 28
+WORTH_SAYING = 0.01
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,8 @@ def headline(analysis: Analysis) -> str:
     ran = f"{seconds(analysis.seconds)} of kernel time in {plural(analysis.calls, 'kernel')} on {where}"
     if part is None or "not an NVIDIA GPU" in used.method:
         return f"Not an NVIDIA GPU, so no Tensor Cores: {ran}."
-    return f"{share(part.native + part.legacy)} of the GPU time on Tensor Cores: {ran}."
+    unsure = f", {share(part.unknown)} unknown" if part.unknown >= WORTH_SAYING else ""
+    return f"{share(part.native + part.legacy)} of the GPU time on Tensor Cores{unsure}: {ran}."
 
 
 def advice(findings: Iterable[Finding]) -> list[str]:

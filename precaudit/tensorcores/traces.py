@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from precaudit.errors import ExitCode, PrecauditError
-from precaudit.tensorcores.columns import Columns, Table
+from precaudit.tensorcores.columns import Columns, Table, integer
 from precaudit.tensorcores.products import Arguments
 from precaudit.tensorcores.scanning import TraceFile
 
@@ -151,14 +151,14 @@ _OTHER_VENDOR = re.compile(r"AMD|Intel|Ascend|MLU|MTT|MetaX|Biren|Hygon|.*(?:Rad
 
 
 def _device(metadata: Mapping[str, Any], number: int) -> Device | None:
-    """The GPU of that number as the trace's `deviceProperties` describe it."""
-    listed = metadata.get("deviceProperties")
+    """The GPU of that number as the trace's `deviceProperties` describe it; PyTorch 1.9 named all of it otherwise."""
+    listed = metadata.get("deviceProperties") or metadata.get("computeProperties")
     entries = [e for e in listed if isinstance(e, dict)] if isinstance(listed, list) else []
     hip = any(str(key).startswith(("hip", "roctracer", "rocprofiler")) for key in metadata)
     if not entries:
         return Device("unnamed AMD GPU", None, nvidia=False) if hip else None
-    entry = next((e for e in entries if e.get("id") == number), entries[0])
+    entry = next((e for e in entries if integer(e.get("id"), -1) == number), entries[0])
     name = str(entry.get("name") or "unnamed GPU")
-    major, minor = entry.get("computeMajor"), entry.get("computeMinor")
-    capability = (major, minor) if isinstance(major, int) and isinstance(minor, int) else None
+    major, minor = (integer(entry.get(f"compute{key}", entry.get(key.lower())), -1) for key in ("Major", "Minor"))
+    capability = (major, minor) if major > 0 and minor >= 0 else None
     return Device(name, capability, nvidia=not hip and not _OTHER_VENDOR.match(name))

@@ -118,6 +118,13 @@ def test_a_trace_that_does_not_name_its_gpu(tmp_path):
     assert nothing.time_share.none == 1.0
 
 
+@pytest.mark.parametrize("name", ["NVIDIA H100 80GB HBM3", "NVIDIA Unheard-of", None])
+def test_a_gpu_without_its_capability_is_known_by_its_name_or_its_kernels(tmp_path, name):
+    events = [*launched(NVJET, 0, 50, 1), *launched("wgmma_kernel", 100, 50, 2)]
+    found = analysed(tmp_path, events, deviceProperties=[{"id": 0, "name": name}]).tensor_cores
+    assert found.time_share.native == 1.0
+
+
 def test_an_amd_gpu_is_named_as_such(tmp_path):
     device = [{"id": 0, "name": "AMD Instinct MI300X", "computeMajor": 9, "computeMinor": 4}]
     analysis = analysed(tmp_path, launched(NVJET, 0, 5, 1), deviceProperties=device)

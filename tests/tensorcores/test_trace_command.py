@@ -36,7 +36,7 @@ def unwrapped(text):
 def test_terminal(trace, capsys):
     assert main(["trace", str(trace)]) == 0
     text = capsys.readouterr().out
-    assert "50.0% of the GPU time on Tensor Cores: 1 ms of kernel time in 3 kernels" in unwrapped(text)
+    assert "50.0% of the GPU time on Tensor Cores, 20.0% unknown: 1 ms of kernel time in 3 kernels" in unwrapped(text)
     assert "native    50.0%" in text
     assert "PA403, 30.0% of the time in Linear_7" in unwrapped(text)
     assert max(len(line) for line in text.splitlines() if str(trace) not in line) <= 80

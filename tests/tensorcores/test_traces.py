@@ -17,7 +17,7 @@ from precaudit.tensorcores.attribution import (
     attribute,
     nest,
 )
-from precaudit.tensorcores.traces import Intervals, read_trace
+from precaudit.tensorcores.traces import Device, Intervals, read_trace
 
 
 def owners(trace):
@@ -35,6 +35,15 @@ def test_kernels_ops_and_the_gpu(tmp_path):
     assert [trace.names[i] for i in trace.kernels.name] == [NVJET]
     assert trace.arguments[0].dims == ((64, 16), (16, 32))
     assert (trace.device.name, trace.device.capability, trace.device.nvidia) == ("NVIDIA H100 80GB HBM3", (9, 0), True)
+
+
+def test_the_gpu_in_the_words_of_pytorch_1_9_and_of_exporters_that_write_all_as_text(tmp_path):
+    old = {"id": 0, "name": "Tesla V100-DGXS-32GB", "major": 7, "minor": 0}
+    trace = read_trace(write(tmp_path, document(launched(ADD, 0, 1, 1), None, computeProperties=[old])))
+    assert trace.device == Device("Tesla V100-DGXS-32GB", (7, 0))
+    text = {"id": "0", "name": "NVIDIA H100 PCIe", "computeMajor": "9", "computeMinor": "0"}
+    trace = read(tmp_path, launched(ADD, 0, 1, 1), deviceProperties=[text])
+    assert trace.device == Device("NVIDIA H100 PCIe", (9, 0))
 
 
 def test_the_format_of_2021(tmp_path):
