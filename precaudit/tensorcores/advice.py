@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from precaudit.finding import finding
 from precaudit.model import Finding
-from precaudit.tensorcores.alignment import Padding, misaligned, multiple
+from precaudit.tensorcores.alignment import Padding, advice, misaligned, multiple
 from precaudit.tensorcores.rules import RANK, generation_of
 
 if TYPE_CHECKING:
@@ -84,8 +84,12 @@ def _pad(groups: list[Group], padding: list[Padding], stated: str) -> Finding:
         "PA401",
         groups,
         f"{groups[0].op}: {sizes} {wrong} of {multiple(stated)} ({stated}): {groups[0].found.tensor_core} kernels",
-        "Pad " + ", ".join(f"{each.size} to {each.target}" for each in padding),
+        _sentence(advice(padding)),
     )
+
+
+def _sentence(text: str) -> str:
+    return text[0].upper() + text[1:]
 
 
 def _legacy(groups: list[Group], card: Card) -> Finding:

@@ -3,9 +3,9 @@ memory are multiples of 16 bytes, best of 128."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from math import ceil
+from math import ceil, prod
 
 from precaudit.formats import ALIASES, FORMATS
 
@@ -14,6 +14,8 @@ BEST = 8
 """So many times 16 bytes make a whole row of memory."""
 CHEAP = 1.02
 """A padding to whole rows is asked for where it makes a dimension larger by no more than this."""
+AFFORDABLE = 1.25
+"""Padding that adds more work than this is mentioned, not urged."""
 BITS = {"int8": 8, **{name: FORMATS[ALIASES.get(name, name)].storage_bits for name in (*FORMATS, *ALIASES)}}
 
 
@@ -40,3 +42,14 @@ def misaligned(dims: Iterable[tuple[str, int]], format_name: str) -> list[Paddin
 def _target(size: int, small: int) -> int:
     best = ceil(size / (BEST * small)) * BEST * small
     return best if best <= CHEAP * size else ceil(size / small) * small
+
+
+def growth(padding: Sequence[Padding]) -> float:
+    """How many times the product's work the padding makes it."""
+    return prod(each.target / each.size for each in padding)
+
+
+def advice(padding: Sequence[Padding]) -> str:
+    what = f"pad {' and '.join(f'{each.dimension} from {each.size} to {each.target}' for each in padding)}"
+    dear = growth(padding) > AFFORDABLE
+    return f"measure before you {what}: it adds {growth(padding) - 1:.0%} to the product's work" if dear else what

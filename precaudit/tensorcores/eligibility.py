@@ -16,14 +16,15 @@ from precaudit.formats import FORMATS
 from precaudit.model import Finding, Op, Plan, Severity
 from precaudit.planning.fitting import format_of
 from precaudit.reporting.words import plural
-from precaudit.tensorcores.alignment import Padding, misaligned, multiple
+from precaudit.tensorcores.alignment import AFFORDABLE, Padding, advice, growth, misaligned, multiple
 from precaudit.tensorcores.peaks import Gpu
 
 Shape = tuple[int, ...]
 
 MATTERS = 0.05
 WORTH = 0.01  # of all FLOPs: a product below that is not worth a word
-AFFORDABLE = 1.25  # padding that adds more work than this is mentioned, not urged
+LAUNCH = 5e-6  # seconds from one launch to the next in eager PyTorch: an assumption, the host decides
+SLOWED = 0.1  # of the peak: what products of unaligned sizes reached on an H100 where others came near it
 
 
 @dataclass(frozen=True)
@@ -90,11 +91,18 @@ def alignment_findings(ops: Sequence[Op], plan: Plan, target: Gpu) -> tuple[Find
         product, format_name = work(op), runs_in(op, plan)
         if product is None or not product.reduces or op.dtype == "float64" or target.peak(format_name) is None:
             continue
-        if target.nvidia and (padding := misaligned(product.dims, format_name)):
+        padding = misaligned(product.dims, format_name)
+        if target.nvidia and padding and _waits_for(product, format_name, target):
             alike.setdefault((op.op, format_name, tuple(padding)), []).append(op)
     shares = {cause: sum(map(_total, same)) / total for cause, same in alike.items()}
     ranked = sorted((cause for cause in alike if shares[cause] >= WORTH), key=lambda cause: -shares[cause])
     return tuple(_finding(alike[cause], cause[1], cause[2], shares[cause]) for cause in ranked)
+
+
+def _waits_for(product: Work, format_name: str, target: Gpu) -> bool:
+    """Whether the GPU would be at the product, run as slowly as unaligned ones are, when the next one is launched:
+    else padding gains nothing."""
+    return product.flops / (SLOWED * target.rate(format_name) * 1e12) > LAUNCH
 
 
 def unreached_findings(ops: Sequence[Op], plan: Plan) -> tuple[Finding, ...]:
@@ -133,19 +141,15 @@ def _total(op: Op) -> float:
 def _finding(same: Sequence[Op], format_name: str, padding: Sequence[Padding], share: float) -> Finding:
     op = same[0]
     sizes = " and ".join(f"{each.dimension} = {each.size}" for each in padding)
-    grown = prod(each.target / each.size for each in padding)
-    severity: Severity = "warning" if share > MATTERS and grown <= AFFORDABLE else "note"
-    where = _where(same)
     float8 = FORMATS[format_name].storage_bits == 8
-    advice = "pad " + " and ".join(f"{each.dimension} from {each.size} to {each.target}" for each in padding)
-    if grown > AFFORDABLE and not float8:
-        advice = f"measure before you {advice}: it adds {grown - 1:.0%} to the product's work"
+    severity: Severity = "warning" if share > MATTERS and growth(padding) <= AFFORDABLE else "note"
+    where = _where(same)
     consequence = "so it can't run in float8" if float8 else "so Tensor Cores run it below their rate"
     return finding(
         "PA401",
         severity,
         f"{where} with {sizes} ({format_name}), no multiple of {multiple(format_name)}, {consequence}",
-        advice,
+        advice(padding),
         op.fqn,
         op.op,
         op.location,

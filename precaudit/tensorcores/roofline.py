@@ -13,7 +13,7 @@ from math import prod
 from precaudit.formats import FORMATS
 from precaudit.model import Layer, Op, Plan
 from precaudit.planning.fitting import format_of
-from precaudit.tensorcores.eligibility import flops, runs_in, runs_on_tensor_cores
+from precaudit.tensorcores.eligibility import LAUNCH, flops, runs_in, runs_on_tensor_cores
 from precaudit.tensorcores.peaks import Gpu
 
 METHOD = "predicted from the card's peaks and bandwidth, not measured"
@@ -26,7 +26,6 @@ BOUNDS = {
 }
 
 PASSES = 3  # forward, gradients of the inputs, gradients of the weights
-LAUNCH = 5e-6  # seconds from one launch to the next in eager PyTorch: an assumption, the host decides
 CAST_BYTES = 4 + 2 + 2 + 4  # a weight to half before the forward pass, its gradient back to float32 after
 CAST_LAUNCHES = 2
 

@@ -79,8 +79,14 @@ def test_advice_names_the_dimension_to_pad(tmp_path):
     (finding,) = analysed(tmp_path, events).findings
     assert (finding.rule, finding.fqn) == ("PA401", "Linear_7")
     assert "N = 5185 is not a multiple of 8" in finding.message
-    assert finding.suggestion == "Pad 5185 to 5248"
+    assert finding.suggestion == "Pad N from 5185 to 5248"
     assert finding.evidence["share"] == 1.0
+
+
+def test_padding_that_makes_much_more_work_is_not_urged(tmp_path):
+    old = "cutlass_75_tensorop_bf16_s1688gemm_bf16_128x128_nn_align1"
+    (finding,) = analysed(tmp_path, [mm(1, 50, 512, 3, 1024), *launched(old, 5, 300, 1)]).findings
+    assert finding.suggestion == "Measure before you pad N from 3 to 8: it adds 167% to the product's work"
 
 
 @pytest.mark.parametrize(
