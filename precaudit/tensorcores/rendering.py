@@ -20,8 +20,18 @@ from precaudit.tensorcores.analysis import CLASSES, Analysis
 from precaudit.tensorcores.kernel_names import readable
 
 ROWS = 12
-BAR = 28
+BAR = 24
 WORTH_SAYING = 0.01
+LONGEST_NAME = 160  # in a page
+KERNELS, LAYERS = 200, 100
+MEANING = MappingProxyType(
+    {
+        "native": "Tensor Cores, newest instructions",
+        "legacy": "Tensor Cores, older and slower ones",
+        "none": "no Tensor Cores; copies need none",
+        "unknown": "their names don't tell",
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -102,7 +112,7 @@ def bars(analysis: Analysis) -> list[tuple[str, float, str]]:
     return [(label, value, "█" * round(value * BAR)) for label, value in values]
 
 
-def top_layers(analysis: Analysis, count: int = 6) -> list[Mapping[str, Any]]:
+def top_layers(analysis: Analysis, count: int | None = 6) -> list[Mapping[str, Any]]:
     return [row for row in analysis.tensor_cores.layers if row["module"]][:count]
 
 
@@ -117,7 +127,9 @@ def render_terminal(analysis: Analysis) -> str:
     page.lines.append("")
     page.text(headline(analysis))
     page.section("Share of GPU time by class", [])
-    page.lines += [f"  {label:<8}{share(value):>7}  {bar}".rstrip() for label, value, bar in bars(analysis)]
+    page.lines += [
+        f"  {label:<8}{share(value):>7}  {bar:<{BAR}}  {MEANING[label]}" for label, value, bar in bars(analysis)
+    ]
     page.section("Kernels", [])
     page.lines += _indented(_kernel_table(analysis))
     if layers := top_layers(analysis):
@@ -180,8 +192,9 @@ def render_markdown(analysis: Analysis) -> str:
         return text.replace("|", "\\|").replace("<", "&lt;").replace("`", "'")
 
     parts = [f"# Tensor Cores: {cell(visible(Path(analysis.source).name))}", cell(headline(analysis))]
-    classes = [[label, share(value), bar] for label, value, bar in bars(analysis)]
-    parts.append(tabulate(classes, ["class", "GPU time", ""], tablefmt="pipe", disable_numparse=True))
+    classes = [[label, share(value), bar, MEANING[label]] for label, value, bar in bars(analysis)]
+    heads = ["class", "GPU time", "", "ran on"]
+    parts.append(tabulate(classes, heads, tablefmt="pipe", disable_numparse=True))
     kernels = [
         [
             f"`{cell(shorten(short_name(row.name), 60))}`",
@@ -211,13 +224,17 @@ def render_html(analysis: Analysis) -> str:
         loader=PackageLoader("precaudit", "reporting/templates"), autoescape=True, undefined=StrictUndefined
     )
     environment.filters["visible"] = visible
+    kernels, layers = rows(analysis), top_layers(analysis, None)
     return environment.get_template("trace.html.j2").render(
         version=__version__,
         source=visible(Path(analysis.source).name),
         headline=headline(analysis),
         bars=bars(analysis),
-        rows=[(short_name(row.name), visible(row.name), row) for row in rows(analysis)[:200]],
-        layers=top_layers(analysis, 100),
+        meaning=MEANING,
+        rows=[(shorten(short_name(row.name), LONGEST_NAME), visible(row.name), row) for row in kernels[:KERNELS]],
+        more_rows=plural(len(kernels[KERNELS:]), "more kernel") if kernels[KERNELS:] else "",
+        layers=layers[:LAYERS],
+        more_layers=plural(len(layers[LAYERS:]), "more layer") if layers[LAYERS:] else "",
         classes=CLASSES,
         advice=advice(analysis.findings),
         method=_method(analysis),

@@ -61,3 +61,10 @@ def test_shares_of_the_rows_add_up_to_all(analysis):
 )
 def test_short_names(name, short):
     assert short_name(name) == short
+
+
+def test_a_page_cuts_long_names_and_says_what_it_leaves_out(tmp_path):
+    events = [event for i in range(201) for event in launched(f"kernel_{i}_{'x' * 5000}", 10 * i, 5, i)]
+    page = RENDERERS[".html"](analyse(read_trace(write(tmp_path, document(events)))))
+    assert f">{'x' * 200}" not in page
+    assert "<p>1 more kernel</p>" in page
