@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ def read_json(path: Path) -> Any:
                 f"{path}: {size / 2**20:,.0f} MB is more than the {MAX_BYTES // 2**20} MB that precaudit reads; "
                 "profile fewer layers or steps, or check that this is the file you meant"
             )
-        return orjson.loads(path.read_bytes())
+        return orjson.loads(path.read_bytes().removeprefix(codecs.BOM_UTF8))  # Windows' editors write one
     except OSError as error:
         raise PrecauditError(f"{path}: {error.strerror or error}; check the path") from error
     except (orjson.JSONDecodeError, RecursionError) as error:

@@ -255,6 +255,13 @@ def test_written_json_loads_again(tmp_path):
     assert load_report(tmp_path / "deep" / "er" / "report.json") == report_samples.passing()
 
 
+def test_a_report_saved_with_a_byte_order_mark_loads(tmp_path):
+    path = tmp_path / "report.json"
+    write(report_samples.passing(), path)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert load_report(path) == report_samples.passing()
+
+
 @pytest.mark.parametrize("format", ["markdown", "sarif", "junit", "gitlab", "github", "terminal"])
 def test_no_format_has_invisible_characters(format):
     text = render(report_samples.hostile(), format)
