@@ -28,6 +28,8 @@ from precaudit.tensorcores.traces import Floats, Ints, Trace
 
 METHOD = "kernel times by torch.profiler; classes by kernel name, and by achieved rate where shapes are known"
 NO_PTX: Mapping[str, Sequence[str]] = MappingProxyType({})
+MUCH = 0.05
+"""Communication above this share of the time is worth a word."""
 CLASSES = ("native", "legacy", "none", "unknown")
 FORMATS = MappingProxyType(
     {"fp32": "float32", "tf32": "tf32", "bf16": "bfloat16", "fp16": "float16", "fp8": "float8_e4m3", "int8": "int8"}
@@ -315,6 +317,7 @@ def _notes(trace: Trace, card: Card, groups: Sequence[Group], attribution: Attri
         yield f"{early:.1%} of the GPU time was launched before the recording began and belongs to no layer."
     if not len(trace.scopes):
         yield "The trace has no module events: layers need with_stack=True (or with_modules) while recording."
+    yield from _communication(groups, total)
     if trace.malformed:
         yield f"{trace.malformed} malformed events were skipped."
     for group in groups:
@@ -324,6 +327,17 @@ def _notes(trace: Trace, card: Card, groups: Sequence[Group], attribution: Attri
                 f"{group.owner}: {name} is a Tensor Core kernel by name but runs at {group.tflops:.3g} TFLOP/s, "
                 f"a rate of vector units: it waits for memory, or the rule {group.found.rule} is wrong."
             )
+
+
+def _communication(groups: Sequence[Group], total: float) -> Iterable[str]:
+    """Its kernels spin while they wait for other GPUs, beside those that compute: no time that Tensor Cores lost."""
+    apart = sum(g.seconds for g in groups if g.found.rule == "collective")
+    if total * MUCH < apart < total:
+        used = sum(g.seconds for g in groups if g.found.tensor_core in ("native", "legacy"))
+        yield (
+            f"{apart / total:.1%} of the kernel time is communication between GPUs, its waiting included: without it, "
+            f"{used / (total - apart):.1%} ran on Tensor Cores."
+        )
 
 
 def _suspicious(group: Group, card: Card) -> bool:

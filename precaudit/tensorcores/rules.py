@@ -94,9 +94,10 @@ RULES: tuple[Rule, ...] = (
     _rule("wgmma", r"[wW]gmma|(?<![A-Z])GMMA(?![A-Z])", True, "hopper"),
     _rule("tcgen05", r"utc[a-z0-9]*mma|tcgen05|(?<![A-Z])UMMA(?![A-Z])", True, "blackwell"),
     _rule("ptx-mma", r"(?<![a-zA-Z0-9])m16n8k(?:4|8|16|32|64)(?![0-9])", True),
+    _rule("transformed-conv", r"fft[12]d|fft3d|winograd|gcgemm", False),  # multiplies less than its op's FLOPs say
     _rule(
         "vector-gemm",
-        r"(?:volta|turing|ampere|maxwell|pascal|hopper)_(?:fp16_|bf16_)?g?[sdczhi]gemm|gcgemm|[shi]cudnn"
+        r"(?:volta|turing|ampere|maxwell|pascal|hopper)_(?:fp16_|bf16_)?g?[sdczhi]gemm|[shi]cudnn"
         r"|magma_\w*[sdcz]gemm|fermiPlusCgemm|(?<![a-zA-Z0-9])[sdcz]gemm_(?:largek|\w*_vec)",
         False,
     ),
@@ -109,7 +110,7 @@ RULES: tuple[Rule, ...] = (
     _rule("vector-rnn", r"RNN_blockPersist_[fb]p_\w+<float", False),
     _rule(
         "vector-conv",
-        r"fft[12]d|fft3d|winograd|dgrad_engine|wgrad_engine|wgrad_alg\d|dgrad_alg\d|convolve_sgemm|convolve_common_engine"
+        r"dgrad_engine|wgrad_engine|wgrad_alg\d|dgrad_alg\d|convolve_sgemm|convolve_common_engine"
         r"|dgrad2d_|wgrad2d_|dgrad1d|conv2d_grouped_direct|conv2d_c1_k1|conv_depthwise|DepthwiseConv|causal_conv1d_\w*kernel",
         False,
     ),
@@ -327,7 +328,7 @@ def second_opinion(
 
     Whether by the native path follows only from a rate near the peak, taken here as three quarters of it.
     """
-    if tflops is None or vector_peak is None or found.rule == NOT_NVIDIA.rule:
+    if tflops is None or vector_peak is None or found.rule in (NOT_NVIDIA.rule, "transformed-conv"):
         return found
     if found.tensor_core in ("native", "legacy") or tflops <= 1.1 * vector_peak:
         return found

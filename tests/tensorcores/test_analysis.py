@@ -63,6 +63,16 @@ def test_a_tensor_core_kernel_at_a_vector_rate_is_flagged(tmp_path):
     assert any("15.3 TFLOP/s" in note and "rule nvjet is wrong" in note for note in notes)
 
 
+def test_communication_is_told_apart_for_it_waits(tmp_path):
+    reduce = "ncclDevKernel_AllReduce_Sum_bf16_RING_LL(ncclDevKernelArgsStorage<4096ul>)"
+    events = [*launched(NVJET, 0, 30, 1), *launched(ADD, 40, 10, 2), *launched(reduce, 60, 60, 3)]
+    notes = analysed(tmp_path, events).tensor_cores.notes
+    assert any(
+        "60.0% of the kernel time is communication" in note and "75.0% ran on Tensor Cores" in note for note in notes
+    )
+    assert not any("communication" in note for note in analysed(tmp_path, launched(reduce, 0, 5, 1)).tensor_cores.notes)
+
+
 def test_eligible_flops(tmp_path):
     events = [
         mm(0, 50, 64, 64, 64),

@@ -145,6 +145,8 @@ def test_throughput_overrules_a_name_that_can_not_tell():
     assert (proven.tensor_core, proven.rule) == ("unknown", "throughput")
     assert second_opinion(unknown, 40.0, 67.0, 989.0) == unknown
     assert second_opinion(unknown, None, 67.0, 989.0) == unknown
+    winograd = classify("volta_scudnn_winograd_128x128_ldg1_ldg4_relu_tile148t_nt_v1", V100)
+    assert second_opinion(winograd, 28.0, 15.7, None) == winograd  # it multiplies 2.25 times less than that counts
 
 
 def counted_kernels() -> list[dict[str, str]]:
