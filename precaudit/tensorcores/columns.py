@@ -15,6 +15,7 @@ Event = Mapping[str, Any]
 
 MODULE = "nn.Module: "
 SCOPE = "fwd::"  # what precaudit's own profiled steps put around every forward
+LAUNCHES = ("_runtime", "_driver")  # of cuda, hip, xpu, mtia, mlu, privateuse1 and whoever comes next
 _LARGEST = 2**53
 _YEAR = 3.2e13  # in microseconds: no kernel takes as long
 
@@ -60,12 +61,7 @@ class Columns:
             "Operator": self._take_op,
             "kernel": self._take_kernel,
             "Kernel": self._take_kernel,
-            "cuda_runtime": self._take_launch,
-            "cuda_driver": self._take_launch,
             "Runtime": self._take_launch,
-            "xpu_runtime": self._take_launch,
-            "mtia_runtime": self._take_launch,
-            "privateuse1_runtime": self._take_launch,
             "user_annotation": self._take_annotation,
             "fwdbwd": self._take_flow,
             "cuda_profiler_range": self._take_counter,
@@ -73,7 +69,8 @@ class Columns:
 
     def add(self, event: Any) -> None:
         try:
-            taker = self._takers.get(event["cat"])
+            category = event["cat"]
+            taker = self._takers.get(category) or (self._take_launch if category.endswith(LAUNCHES) else None)
             if taker is not None:
                 self.known += 1
                 taker(event)

@@ -192,7 +192,7 @@ def test_times_that_no_kernel_takes_are_malformed(tmp_path, duration):
     assert trace.malformed == 1
 
 
-@pytest.mark.parametrize("runtime", ["xpu_runtime", "mtia_runtime", "privateuse1_runtime"])
+@pytest.mark.parametrize("runtime", ["xpu_runtime", "mtia_runtime", "privateuse1_driver", "hip_runtime", "mlu_runtime"])
 def test_launches_of_other_backends(tmp_path, runtime):
     call, kernel = launched("gemm_kernel", 5, 7, 1)
     assert attribute(read(tmp_path, [op("aten::mm", 0, 50), call | {"cat": runtime}, kernel])).op.tolist() == [0]
