@@ -41,5 +41,5 @@ def test_a_full_disk_is_told():
 
 def test_a_stream_that_knows_ascii_only():
     stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
-    emit("within ±0.25% … done", stream)
-    assert stream.buffer.getvalue() == b"within ?0.25% ? done\n"
+    emit("within ±0.25% … 2 → 3 ██ 😀 é done", stream)
+    assert stream.buffer.getvalue() == b"within +-0.25% ~ 2 -> 3 ## ? ? done\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 import sys
 from collections.abc import Iterator
@@ -10,13 +11,24 @@ from typing import Any, TextIO
 
 from precaudit.errors import PrecauditError
 
+SPELLED = {"±": "+-", "→": "->", "…": "~", "█": "#"}
+"""What stands for the signs that reports have, where a stream's encoding lacks them."""
+
+
+def _spelled(error: UnicodeError) -> tuple[str, int]:
+    assert isinstance(error, UnicodeEncodeError)
+    return "".join(SPELLED.get(sign, "?") for sign in error.object[error.start : error.end]), error.end
+
+
+codecs.register_error("precaudit-spelled", _spelled)
+
 
 def emit(text: str, stream: TextIO) -> None:
-    """Print, with `?` for what the stream's encoding can't hold. A reader that has left, as `head` does, costs neither
-    the files that are written next nor the exit code."""
+    """Print, with other signs for what the stream's encoding can't hold. A reader that has left, as `head` does, costs
+    neither the files that are written next nor the exit code."""
     encoding = stream.encoding or "utf-8"
     try:
-        print(text.encode(encoding, "replace").decode(encoding), file=stream, flush=True)
+        print(text.encode(encoding, "precaudit-spelled").decode(encoding), file=stream, flush=True)
     except BrokenPipeError:
         _let_go(stream)
     except OSError as error:
