@@ -178,13 +178,14 @@ RULES: tuple[Rule, ...] = (
         "cudnn-map",
         r"cudnn::bn_|cudnn::ops::|cudnn::(?:\w+::)?softmax|bn_(?:fw|bw)_|pooling_\w+_kernel|scalePacked|op_generic_tensor"
         r"|elemWiseRNNcell|(?i:elementwise)_fp|cudnn::detail::lrn|persistRNN_|add_tensor_kernel_v3|calc_bias_diff<"
-        r"|xmma_pooling_",
+        r"|xmma_pooling_|reduce_wgrad_n",
         False,
         matmul=False,
     ),
     _rule(
         "tensorrt-map",
-        r"generatedNativePointwise|genericReformat::|cu(?:Slice|Scale|Pad)Layer|^__myl_(?!\w*(?:Fc|Conv|Gemm|Mat|Mha))",
+        r"generatedNativePointwise|genericReformat::|cu(?:Slice|Scale|Pad)Layer|cuEltwise::|cuInt8::n"
+        r"|permutationKernel|^__myl_(?!\w*(?:Fc|Conv|Gemm|Mat|Mha))",
         False,
         matmul=False,
     ),
