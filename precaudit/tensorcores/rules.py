@@ -101,7 +101,7 @@ RULES: tuple[Rule, ...] = (
         r"|magma_\w*[sdcz]gemm|fermiPlusCgemm|(?<![a-zA-Z0-9])[sdcz]gemm_(?:largek|\w*_vec)",
         False,
     ),
-    _rule("gemv", r"[Gg]emv|gemmk1|gemm_k1|dot_kernel|gemmSN|4bit_inference_naive", False),
+    _rule("gemv", r"[Gg]emv|gemmk1|gemm_k1|(?<![a-zA-Z_])dot_kernel|gemmSN|4bit_inference_naive", False),
     _rule(
         "vector-quantised",  # dequantised in registers, multiplied by packed half-precision arithmetic
         r"cudaCoreGemm|weight_only::kernel<|gemm_half_q_half|moe_wna16_gemm_kernel|bgmv_(?:shrink|expand)",
@@ -205,10 +205,11 @@ RULES: tuple[Rule, ...] = (
     ),
     _rule(
         "map-or-reduce",
-        r"(?i)^(?!.*(?:gemm|mma|attention|attn|fmha|conv(?!ert)|matmul|linear|mlp)).*"
+        r"(?i)^(?!.*(?:gemm|mma|attention|attn|fmha|conv(?!ert)|matmul|linear|mlp|fused_?moe|dot|dense|ffn|proj|einsum|lora"
+        r"|(?<![a-z])(?:b|sp)?mm(?![a-z]))).*"
         r"(?:(?:layer|rms|group|batch|instance|l2)_?norm|softmax|rotary|rope_|silu|gelu|act_and_mul|embedding|dropout"
         r"|quantize|_quant_|quantint8|topk|top_k|sampling|argmax|routing|finalizeKernel|moe_align|expand_input|permute"
-        r"|cross_entropy|Criterion|hadamard|selective_scan_|nms_kernel|roi_align|roi_pool|resize|upsample|mergestates"
+        r"|cross_entropy|Criterion|fast_hadamard|selective_scan_|nms_kernel|roi_align|roi_pool|resize|upsample|mergestates"
         r"|concat_and_cache|sort_expert|amax_kernel|kOptimizer|nrm2_kernel|asum_kernel|axpy_kernel|scal_kernel"
         r"|moe_sum_kernel|norm_?rope|(?:swi|ge)glu(?:_[a-z]+)?_(?:for|back)ward_kernel)",
         False,
