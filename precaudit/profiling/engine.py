@@ -21,7 +21,8 @@ from precaudit.profiling.findings import all_findings
 from precaudit.profiling.settings import Settings
 from precaudit.profiling.trials import verify
 from precaudit.running.job import Job, RunResult, RunSpec
-from precaudit.tensorcores.eligibility import alignment_findings, unreached_findings
+from precaudit.tensorcores.eligibility import unreached_findings
+from precaudit.tensorcores.padding import alignment_findings
 from precaudit.tensorcores.peaks import Gpu, get_gpu, gpu_for
 
 NARROW = ("bfloat16", "float16", "float8_e4m3", "float8_e5m2")
@@ -86,7 +87,9 @@ def profile_job(job: Job, settings: Settings, runner: Runner) -> Outcome:
         ops=audit.trace.ops,
         findings=(
             *all_findings(audit, plan, verification),
-            *alignment_findings(trained_ops(audit), plan, target),
+            *alignment_findings(
+                trained_ops(audit), plan, target, audit.trace.layers, max(1, audit.trace.audited_steps)
+            ),
             *unreached_findings(trained_ops(audit), plan),
             *measured.findings,
         ),

@@ -1,4 +1,4 @@
-"""Which of a model's products Tensor Cores could run under a plan, and which dimensions keep them from running well.
+"""Which of a model's products Tensor Cores could run under a plan.
 
 cuBLAS 11 and cuDNN 7.6.3 and later run products of any size on Tensor Cores; float8 products need aligned sizes.
 """
@@ -13,18 +13,15 @@ from types import MappingProxyType
 from precaudit.execution.policy import category
 from precaudit.finding import finding
 from precaudit.formats import FORMATS
-from precaudit.model import Finding, Op, Plan, Severity
+from precaudit.model import Finding, Op, Plan
 from precaudit.planning.fitting import format_of
 from precaudit.reporting.words import plural
-from precaudit.tensorcores.alignment import AFFORDABLE, Padding, advice, growth, misaligned, multiple
+from precaudit.tensorcores.alignment import misaligned
 from precaudit.tensorcores.peaks import Gpu
 
 Shape = tuple[int, ...]
 
 MATTERS = 0.05
-WORTH = 0.01  # of all FLOPs: a product below that is not worth a word
-LAUNCH = 5e-6  # seconds from one launch to the next in eager PyTorch: an assumption, the host decides
-SLOWED = 0.1  # of the peak: what products of unaligned sizes reached on an H100 where others came near it
 
 
 @dataclass(frozen=True)
@@ -83,28 +80,6 @@ def eligible_share(ops: Sequence[Op], plan: Plan, target: Gpu) -> float | None:
     return sum(_total(op) for op in ops if runs_on_tensor_cores(op, plan, target)) / total
 
 
-def alignment_findings(ops: Sequence[Op], plan: Plan, target: Gpu) -> tuple[Finding, ...]:
-    """PA401 for every dimension to pad that could be worth it, modules with the same together, most FLOPs first."""
-    total = sum(map(_total, ops))
-    alike: dict[tuple[str, str, tuple[Padding, ...]], list[Op]] = {}
-    for op in sorted((op for op in ops if _total(op)), key=_total, reverse=True):
-        product, format_name = work(op), runs_in(op, plan)
-        if product is None or not product.reduces or op.dtype == "float64" or target.peak(format_name) is None:
-            continue
-        padding = misaligned(product.dims, format_name)
-        if target.nvidia and padding and _waits_for(product, format_name, target):
-            alike.setdefault((op.op, format_name, tuple(padding)), []).append(op)
-    shares = {cause: sum(map(_total, same)) / total for cause, same in alike.items()}
-    ranked = sorted((cause for cause in alike if shares[cause] >= WORTH), key=lambda cause: -shares[cause])
-    return tuple(_finding(alike[cause], cause[1], cause[2], shares[cause]) for cause in ranked)
-
-
-def _waits_for(product: Work, format_name: str, target: Gpu) -> bool:
-    """Whether the GPU would be at the product, run as slowly as unaligned ones are, when the next one is launched:
-    else padding gains nothing."""
-    return product.flops / (SLOWED * target.rate(format_name) * 1e12) > LAUNCH
-
-
 def unreached_findings(ops: Sequence[Op], plan: Plan) -> tuple[Finding, ...]:
     """PA403 for each kind of product that matters and stays float32 where the plan has a half format. One that autocast
     knows stays so where the script switches autocast off to keep it so."""
@@ -122,7 +97,7 @@ def _unreached(same: Sequence[Op], share: float) -> Finding:
     return finding(
         "PA403",
         "note",
-        f"{_where(same)} stays in float32 under the plan, with {share:.0%} of the work in products: autocast does not "
+        f"{where(same)} stays in float32 under the plan, with {share:.0%} of the work in products: autocast does not "
         "know it, and gives it its operands as they are",
         "cast its operands to half precision where it is called, or use products that autocast knows, such as matmul; "
         "then profile again",
@@ -138,29 +113,7 @@ def _total(op: Op) -> float:
     return (flops(op) or 0.0) * op.calls
 
 
-def _finding(same: Sequence[Op], format_name: str, padding: Sequence[Padding], share: float) -> Finding:
-    op = same[0]
-    sizes = " and ".join(f"{each.dimension} = {each.size}" for each in padding)
-    float8 = FORMATS[format_name].storage_bits == 8
-    severity: Severity = "warning" if share > MATTERS and growth(padding) <= AFFORDABLE else "note"
-    where = _where(same)
-    consequence = "so it can't run in float8" if float8 else "so Tensor Cores run it below their rate"
-    return finding(
-        "PA401",
-        severity,
-        f"{where} with {sizes} ({format_name}), no multiple of {multiple(format_name)}, {consequence}",
-        advice(padding),
-        op.fqn,
-        op.op,
-        op.location,
-        share_of_flops=share,
-        format=format_name,
-        padding={each.dimension: {"size": each.size, "pad_to": each.target} for each in padding},
-        layers=[each.fqn for each in same],
-    )
-
-
-def _where(same: Sequence[Op]) -> str:
+def where(same: Sequence[Op]) -> str:
     """The first of several like operations, and how many modules have another."""
     others = len({op.fqn for op in same}) - 1
     more = f", and that of {plural(others, 'more module')}," if others else ""

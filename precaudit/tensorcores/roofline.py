@@ -13,7 +13,7 @@ from math import prod
 from precaudit.formats import FORMATS
 from precaudit.model import Layer, Op, Plan
 from precaudit.planning.fitting import format_of
-from precaudit.tensorcores.eligibility import LAUNCH, flops, runs_in, runs_on_tensor_cores
+from precaudit.tensorcores.eligibility import flops, runs_in, runs_on_tensor_cores
 from precaudit.tensorcores.peaks import Gpu
 
 METHOD = "predicted from the card's peaks and bandwidth, not measured"
@@ -25,6 +25,7 @@ BOUNDS = {
     "arithmetic": "its products already run as fast as under the plan",
 }
 
+LAUNCH = 5e-6  # seconds from one launch to the next in eager PyTorch: an assumption, the host decides
 PASSES = 3  # forward, gradients of the inputs, gradients of the weights
 CAST_BYTES = 4 + 2 + 2 + 4  # a weight to half before the forward pass, its gradient back to float32 after
 CAST_LAUNCHES = 2
@@ -41,17 +42,17 @@ class StepPrediction:
 
     @property
     def total(self) -> float:
-        return max(self.seconds_launch, self._on_gpu)
+        return max(self.seconds_launch, self.seconds_on_gpu)
 
     @property
     def bound(self) -> str:
         """What takes most of the step: one of `BOUNDS`."""
-        if self.seconds_launch >= self._on_gpu:
+        if self.seconds_launch >= self.seconds_on_gpu:
             return "launch"
         return "memory" if self.seconds_bandwidth + self.seconds_cast > self.seconds_matmul else "arithmetic"
 
     @property
-    def _on_gpu(self) -> float:
+    def seconds_on_gpu(self) -> float:
         return self.seconds_matmul + self.seconds_bandwidth + self.seconds_cast
 
 
@@ -62,7 +63,7 @@ def predict_step(ops: Sequence[Op], layers: Sequence[Layer], plan: Plan, target:
     casts = _casts(ops, layers, plan)
     bandwidth = target.bandwidth * 1e9
     seconds = (
-        sum(_product_seconds(op, plan, target) for op in products),
+        sum(product_seconds(op, plan, target) for op in products),
         (sum(_bytes(op, plan) for op in others) + sum(map(_optimizer_bytes, layers))) / bandwidth,
         PASSES * sum(op.calls for op in ops) * LAUNCH,
     )
@@ -102,12 +103,18 @@ def measured_in_words(speedup: float, spread: Sequence[float] | None, busy: floa
 # ---------------------------------------------------------------- the parts of a step
 
 
-def _product_seconds(op: Op, plan: Plan, target: Gpu) -> float:
+def product_seconds(op: Op, plan: Plan, target: Gpu) -> float:
+    """Over all audited steps, with aligned sizes."""
     format_name = runs_in(op, plan)
     if FORMATS[format_name].storage_bits == 8 and not runs_on_tensor_cores(op, plan, target):
         format_name = "bfloat16"  # what a float8 region runs its other operations in
     inside = replace(plan, default=format_name, modules={}, ops=())
     rate = target.rate(format_name) if runs_on_tensor_cores(op, inside, target) else target.vector
+    return seconds_at(rate, op, plan, target)
+
+
+def seconds_at(rate: float, op: Op, plan: Plan, target: Gpu) -> float:
+    """The longer of the op's arithmetic at so many TFLOP/s and its memory traffic."""
     arithmetic = PASSES * (flops(op) or 0.0) * op.calls / (rate * 1e12)
     return max(arithmetic, _bytes(op, plan) / (target.bandwidth * 1e9))
 

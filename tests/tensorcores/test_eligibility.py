@@ -11,7 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from precaudit.model import Op, OpFormat, Plan, TensorRecord, TensorStats
-from precaudit.tensorcores.eligibility import alignment_findings, eligible_share, flops, unreached_findings
+from precaudit.tensorcores.eligibility import eligible_share, flops, unreached_findings
 from precaudit.tensorcores.peaks import get_gpu
 
 BF16 = Plan(default="bfloat16")
@@ -95,7 +95,6 @@ def test_an_audit_records_what_is_needed_for_flops():
 def test_no_flops_are_made_up(op):
     assert flops(op) is None
     assert eligible_share([op], BF16, H100) is None
-    assert alignment_findings([op], BF16, H100) == ()
 
 
 shapes = st.lists(st.lists(st.integers(0, 9), max_size=5).map(tuple), max_size=6)
@@ -144,7 +143,6 @@ def test_float8_needs_aligned_dimensions_and_half_does_not():
 )
 def test_what_no_matrix_unit_computes(op):
     assert eligible_share([op], BF16, H100) == 0.0
-    assert alignment_findings([op], BF16, H100) == ()
 
 
 def test_an_exception_inside_a_module_counts():
@@ -157,61 +155,6 @@ def test_flops_that_an_op_carries_count_without_its_dimensions():
     assert flops(op) == 48.0
     assert eligible_share([op], BF16, H100) == 1.0
     assert eligible_share([op], Plan(default="float8_e4m3"), H100) == 0.0
-    assert alignment_findings([op], BF16, H100) == ()
-
-
-def test_a_vocabulary_is_padded_to_128_bytes():
-    (finding,) = alignment_findings([linear(1024, 768, 50257, fqn="head")], BF16, H100)
-    assert finding.severity == "warning"
-    assert finding.suggestion == "pad out_features from 50257 to 50304"
-    assert "head" in finding.message
-    (wider,) = alignment_findings([linear(512, 768, 50259, fqn="head")], BF16, H100)
-    assert finding.fingerprint == wider.fingerprint != finding.message
-
-
-@pytest.mark.parametrize(
-    ("format_name", "size", "target"),
-    [("bfloat16", 100, 104), ("tf32", 101, 104), ("float8_e4m3", 100, 112), ("tf32", 5185, 5216)],
-)
-def test_padding_is_to_16_bytes_or_128_of_the_format(format_name, size, target):
-    (finding,) = alignment_findings([linear(2**18, 64, size)], Plan(default=format_name), H100)
-    assert finding.evidence["padding"]["out_features"]["pad_to"] == target
-
-
-def test_small_shares_and_dear_paddings_are_notes():
-    big, small = linear(2**17, 512, 512, fqn="big"), linear(2**17, 512, 10, fqn="small")
-    assert [f.severity for f in alignment_findings([big, small], BF16, H100)] == ["note"]
-    image = made("conv2d", (256, 3, 32, 32), (64, 3, 3, 3), result=256 * 64 * 900)
-    (dear,) = alignment_findings([image], BF16, H100)
-    assert (dear.severity, dear.suggestion.partition(" you ")[0]) == ("note", "measure before")
-    assert dear.suggestion.endswith("it adds 167% to the product's work")
-
-
-def test_a_product_of_next_to_no_flops_is_not_worth_a_word():
-    big, tiny = linear(2**17, 4096, 4096, fqn="big"), linear(2**17, 512, 10, fqn="tiny")
-    assert alignment_findings([big, tiny], BF16, H100) == ()
-
-
-def test_a_small_head_is_not_padded_for_launching_it_takes_longer():
-    """Ten classes are 12% of this model's FLOPs, and done before the next kernel is started."""
-    body, head = linear(256, 64, 128, fqn="body"), linear(256, 128, 10, fqn="head")
-    assert alignment_findings([body, head], BF16, H100) == ()
-    assert alignment_findings([linear(2**20, 64, 128), linear(2**20, 128, 10, fqn="head")], BF16, H100) != ()
-
-
-def test_nothing_to_pad_where_nothing_is_planned_or_all_is_aligned():
-    assert alignment_findings([linear(64, 64, 50257)], Plan(), H100) == ()
-    assert alignment_findings([linear(63, 64, 64)], BF16, H100) == ()
-
-
-def test_modules_with_the_same_dimension_to_pad_are_one_finding():
-    blocks = [linear(2**16, 100, 104, fqn=f"{i}.up") for i in range(30)]
-    others = [linear(2**17, 60, 256, fqn="head"), linear(2**22, 128, 128, fqn="aligned")]
-    up, head = alignment_findings([*blocks, *others], BF16, H100)
-    assert (up.fqn, up.evidence["layers"]) == ("0.up", [block.fqn for block in blocks])
-    assert "0.up: linear, and that of 29 more modules, with in_features = 100" in up.message
-    assert up.severity == "warning"
-    assert "head: linear with in_features = 60" in head.message
 
 
 def grouped(half=False, fqn="experts"):

@@ -1,0 +1,99 @@
+"""Which dimensions to pad: those whose padding would shorten a step, as the roofline predicts it.
+
+A step that its launches or its memory traffic decide gets no shorter, nor does one whose product is a small part of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from precaudit.finding import finding
+from precaudit.formats import FORMATS
+from precaudit.model import Finding, Layer, Op, Plan, Severity
+from precaudit.reporting.words import share
+from precaudit.tensorcores.alignment import AFFORDABLE, Padding, advice, growth, misaligned, multiple
+from precaudit.tensorcores.eligibility import flops, runs_in, where, work
+from precaudit.tensorcores.peaks import Gpu
+from precaudit.tensorcores.roofline import predict_step, product_seconds, seconds_at
+
+WORTH = 0.01  # of a step: less is not worth a word
+MATTERS = 0.05
+SLOWED = 0.1  # of the peak: what products of unaligned sizes reached on an H100 where others came near it
+
+
+@dataclass(frozen=True)
+class Cause:
+    """Like products with the same dimensions to pad."""
+
+    op: str
+    format: str
+    padding: tuple[Padding, ...]
+
+    @property
+    def float8(self) -> bool:
+        return FORMATS[self.format].storage_bits == 8
+
+
+def alignment_findings(
+    ops: Sequence[Op], plan: Plan, target: Gpu, layers: Sequence[Layer] = (), steps: int = 1
+) -> tuple[Finding, ...]:
+    """PA401 for every dimension to pad that could be worth it, modules with the same together, most time first."""
+    alike: dict[Cause, list[Op]] = {}
+    for op in sorted(ops, key=lambda op: -(flops(op) or 0.0) * op.calls):
+        if cause := _cause(op, plan, target):
+            alike.setdefault(cause, []).append(op)
+    saved = _saved(alike, ops, plan, target, layers, steps)
+    ranked = sorted((cause for cause in alike if saved[cause] >= WORTH), key=lambda cause: -saved[cause])
+    return tuple(_finding(cause, alike[cause], saved[cause], target) for cause in ranked)
+
+
+def _cause(op: Op, plan: Plan, target: Gpu) -> Cause | None:
+    product, format_name = work(op), runs_in(op, plan)
+    if not target.nvidia or product is None or not product.reduces or not product.flops:
+        return None
+    if op.dtype == "float64" or target.peak(format_name) is None:
+        return None
+    padding = tuple(misaligned(product.dims, format_name))
+    return Cause(op.op, format_name, padding) if padding else None
+
+
+def _saved(
+    alike: dict[Cause, list[Op]], ops: Sequence[Op], plan: Plan, target: Gpu, layers: Sequence[Layer], steps: int
+) -> dict[Cause, float]:
+    """The share of a step that each padding could save, at most."""
+    step = predict_step(ops, layers, plan, target, steps)
+    seconds = {cause: [_seconds(cause, op, plan, target) for op in same] for cause, same in alike.items()}
+    slower = {cause: sum(now - aligned for now, aligned, _ in each) / steps for cause, each in seconds.items()}
+    shorter = {cause: sum(now - padded for now, _, padded in each) / steps for cause, each in seconds.items()}
+    busy = step.seconds_on_gpu + sum(slower.values())
+    total = max(busy, step.seconds_launch)
+    return {cause: 1.0 - max(busy - less, step.seconds_launch) / total for cause, less in shorter.items()}
+
+
+def _seconds(cause: Cause, op: Op, plan: Plan, target: Gpu) -> tuple[float, float, float]:
+    """As it is, as the roofline has it, and padded. What float8 doesn't take runs in bfloat16 there."""
+    aligned = product_seconds(op, plan, target)
+    slowed = seconds_at(max(SLOWED * target.rate(cause.format), target.vector), op, plan, target)
+    padded = seconds_at(target.rate(cause.format) / growth(cause.padding), op, plan, target)
+    return (aligned if cause.float8 else slowed), aligned, padded
+
+
+def _finding(cause: Cause, same: Sequence[Op], saved: float, target: Gpu) -> Finding:
+    op = same[0]
+    sizes = " and ".join(f"{each.dimension} = {each.size}" for each in cause.padding)
+    severity: Severity = "warning" if saved > MATTERS and growth(cause.padding) <= AFFORDABLE else "note"
+    consequence = "so it can't run in float8" if cause.float8 else "so Tensor Cores run it below their rate"
+    return finding(
+        "PA401",
+        severity,
+        f"{where(same)} with {sizes} ({cause.format}), no multiple of {multiple(cause.format)}, {consequence}",
+        f"{advice(cause.padding)}; predicted to save up to {share(saved)} of a step on {target.name}",
+        op.fqn,
+        op.op,
+        op.location,
+        share_of_step=saved,
+        format=cause.format,
+        padding={each.dimension: {"size": each.size, "pad_to": each.target} for each in cause.padding},
+        layers=[each.fqn for each in same],
+    )
