@@ -212,6 +212,7 @@ def _findings_tile(report: Report) -> dict[str, Any]:
 def _tables(report: Report) -> dict[str, Any]:
     formats = ranges.audited_formats(report)
     v = report.verification
+    findings = [_finding(report.plan, finding) for finding in story.ranked_findings(report)]
     return {
         "layers": bool(report.layers),
         "modules": bool(report.plan.modules),
@@ -222,7 +223,9 @@ def _tables(report: Report) -> dict[str, Any]:
         "trials_note": f"{plural(len(v.trials), 'training run')}. Runs of one seed see the same data, initialisation "
         "and dropout, so that only the precision differs.",
         "gates": [(g.passed, prose(g.name), prose(g.detail)) for g in sorted(v.gates, key=lambda gate: gate.passed)],
-        "findings": [_finding(report.plan, finding) for finding in story.ranked_findings(report)],
+        "findings": findings[:ROWS],
+        "more_findings": findings[ROWS:],
+        "more_note": plural(len(findings[ROWS:]), "more finding"),
         "exceptions": [
             {"format": group.format, "why": group.why, "names": listing(group.names)}
             for group in story.exceptions(report.plan)[:ROWS]

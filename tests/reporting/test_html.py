@@ -193,6 +193,16 @@ def test_impossible_times_are_not_shown(startup, shown):
     assert "-" not in lines.replace("forward-backward", "")
 
 
+def test_many_findings_are_folded_and_all_there():
+    report = report_samples.failing()
+    one = report.findings[0]
+    many = [replace(one, message=f"finding {i}.", fingerprint=str(i)) for i in range(15)]
+    page = Page(render(replace(report, findings=tuple(many)), "html"))
+    assert "3 more findings" in page.text
+    assert all(f"finding {i}" in page.text for i in range(15))
+    assert "more finding" not in Page(render(report, "html")).text
+
+
 def test_findings_where_the_plan_is_wider_ask_for_nothing():
     report = report_samples.passing()
     kept = report_samples.finding(fqn="blocks.0.ln1", op="layer_norm")
