@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeGuard
 
 from precaudit.model import Report
-from precaudit.reporting.words import NOT_MEASURED, number, plural, prose, seconds, share, size
+from precaudit.reporting.words import NOT_MEASURED, number, plural, prose, seconds, share, size, usd
 
 
 def tensor_cores(report: Report) -> list[str]:
@@ -136,7 +136,7 @@ def money(report: Report) -> list[str]:
     if price is None:
         return [*lines, f"Money: {NOT_MEASURED} (--price USD_PER_HOUR turns time into money)."]
     sums = {key: value for key, value in cost.items() if key.startswith("usd_per_")}
-    rate = f"{number(price, 'USD')} an hour" + (f" of this machine ({prose(device)})" if device else "")
+    rate = f"{usd(price)} an hour" + (f" of this machine ({prose(device)})" if device else "")
     before = _sums(sums, "_float32")
     lines.append(f"Money at {rate}: {_priced(before, {})}.")
     if before:
@@ -156,7 +156,7 @@ def _priced(sums: Mapping[str, Any], before: Mapping[str, Any]) -> str:
         old = before.get(unit)
         change = f" ({_change(value / old)})" if _number(value) and _number(old) and old else ""
         what = SPANS.get(unit) or f"per {prose(unit.replace('_', ' '))}"
-        parts.append(f"{number(value, 'USD')} {what}{change}")
+        parts.append(f"{usd(value)} {what}{change}")
     return ", ".join(parts) or NOT_MEASURED
 
 

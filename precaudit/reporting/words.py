@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 NOT_MEASURED = "not measured"
+MOST_DECIMALS = 12
 SHORT_FORMATS: Mapping[str, str] = {
     "float32": "fp32",
     "tf32": "tf32",
@@ -66,6 +67,15 @@ def number(value: Any, unit: str = "") -> str:
         return prose(value)
     text = f"{value:,.0f}" if 1000 <= abs(value) < 1e6 else f"{value:.3g}"
     return f"{text} {unit}".rstrip()
+
+
+def usd(value: Any) -> str:
+    """Three significant digits, no fewer than two decimals, and no exponent: `0.0000435 USD`."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return number(value, "USD")
+    decimals = 2 - math.floor(math.log10(abs(value))) if value else 2
+    whole, _, part = f"{value:,.{min(max(2, decimals), MOST_DECIMALS)}f}".partition(".")
+    return f"{whole}.{part.rstrip('0'):0<2} USD"
 
 
 def seconds(value: Any) -> str:

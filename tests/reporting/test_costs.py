@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import replace
 
@@ -10,6 +11,7 @@ import pytest
 from precaudit.model import Layer, Plan, Report, TensorCores
 from precaudit.reporting import costs, story
 from precaudit.reporting.pagedata import times
+from precaudit.reporting.words import usd
 
 TIMED = {
     "gpu": "NVIDIA H100 80GB HBM3",
@@ -69,16 +71,33 @@ def test_the_worth_of_a_plan_stands_at_the_verdict(speedup, quartiles, words):
 def test_money_before_and_after():
     assert costs.money(Report(performance=TIMED, cost=PRICED)) == [
         "Energy of a thousand steps, whole card: float32 12,000 J, the plan 7,000 J.",
-        "Money at 3.6 USD an hour of this machine (NVIDIA H100 80GB HBM3): 0.02 USD for a thousand steps.",
+        "Money at 3.60 USD an hour of this machine (NVIDIA H100 80GB HBM3): 0.02 USD for a thousand steps.",
         "With the plan: 0.01 USD for a thousand steps (50% less).",
     ]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (2.5, "2.50"),
+        (4.353e-05, "0.0000435"),
+        (0.05, "0.05"),
+        (0, "0.00"),
+        (1234.5, "1,234.50"),
+        (2e7, "20,000,000.00"),
+    ],
+)
+def test_sums_of_money_are_written_out(value, text):
+    assert usd(value) == f"{text} USD"
+    assert usd("two") == "two"
+    assert usd(math.inf) == "inf USD"
 
 
 def test_what_was_not_measured_is_said():
     wide = {"price_per_hour": 3.6, "usd_per_run_float32": 0.5, "usd_per_run_plan": None}
     energy, before, after = costs.money(Report(performance={"energy_method": "not measured: no GPU"}, cost=wide))
     assert energy == "Energy: not measured (no GPU)."
-    assert before == "Money at 3.6 USD an hour: 0.5 USD for the whole run."
+    assert before == "Money at 3.60 USD an hour: 0.50 USD for the whole run."
     assert after == "With the plan: not measured."
     assert "--price" in costs.money(Report())[1]
 
