@@ -1,6 +1,7 @@
 """Which dimensions to pad: those whose padding would shorten a step, as the roofline predicts it.
 
 A step that its launches or its memory traffic decide gets no shorter, nor does one whose product is a small part of it.
+With a larger batch it may: what costs next to nothing is mentioned where much of the work is done.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from precaudit.tensorcores.peaks import Gpu
 from precaudit.tensorcores.roofline import predict_step, product_seconds, seconds_at
 
 WORTH = 0.01  # of a step: less is not worth a word
-MATTERS = 0.05
+MATTERS = 0.05  # of a step, or of its work in products
+SLIGHT = 1.05  # a padding that adds no more work than this is worth a note in any case
 SLOWED = 0.1  # of the peak: what products of unaligned sizes reached on an H100 where others came near it
 
 
@@ -40,12 +42,19 @@ def alignment_findings(
 ) -> tuple[Finding, ...]:
     """PA401 for every dimension to pad that could be worth it, modules with the same together, most time first."""
     alike: dict[Cause, list[Op]] = {}
-    for op in sorted(ops, key=lambda op: -(flops(op) or 0.0) * op.calls):
+    for op in sorted(ops, key=_total, reverse=True):
         if cause := _cause(op, plan, target):
             alike.setdefault(cause, []).append(op)
     saved = _saved(alike, ops, plan, target, layers, steps)
-    ranked = sorted((cause for cause in alike if saved[cause] >= WORTH), key=lambda cause: -saved[cause])
+    work_of = {cause: sum(map(_total, same)) for cause, same in alike.items()}
+    least = MATTERS * sum(map(_total, ops))
+    told = [c for c in alike if saved[c] >= WORTH or (work_of[c] >= least and growth(c.padding) <= SLIGHT)]
+    ranked = sorted(told, key=lambda cause: (-saved[cause], -work_of[cause]))
     return tuple(_finding(cause, alike[cause], saved[cause], target) for cause in ranked)
+
+
+def _total(op: Op) -> float:
+    return (flops(op) or 0.0) * op.calls
 
 
 def _cause(op: Op, plan: Plan, target: Gpu) -> Cause | None:
@@ -83,12 +92,15 @@ def _finding(cause: Cause, same: Sequence[Op], saved: float, target: Gpu) -> Fin
     op = same[0]
     sizes = " and ".join(f"{each.dimension} = {each.size}" for each in cause.padding)
     severity: Severity = "warning" if saved > MATTERS and growth(cause.padding) <= AFFORDABLE else "note"
+    gain = f"predicted to save up to {share(saved)} of a step on {target.name}"
+    if saved < WORTH:
+        gain = f"in steps as short as these it is predicted to save nothing on {target.name}, in larger batches it may"
     consequence = "so it can't run in float8" if cause.float8 else "so Tensor Cores run it below their rate"
     return finding(
         "PA401",
         severity,
         f"{where(same)} with {sizes} ({cause.format}), no multiple of {multiple(cause.format)}, {consequence}",
-        f"{advice(cause.padding)}; predicted to save up to {share(saved)} of a step on {target.name}",
+        f"{advice(cause.padding)}; {gain}",
         op.fqn,
         op.op,
         op.location,
