@@ -13,7 +13,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from precaudit.api import audit, load_plan, load_report, profile
     from precaudit.errors import PrecauditError
-    from precaudit.execution.apply import apply
+    from precaudit.execution.apply import apply, remove
     from precaudit.model import Plan, Report
 
 _HOMES = {
@@ -22,12 +22,13 @@ _HOMES = {
     "load_plan": "precaudit.api",
     "load_report": "precaudit.api",
     "profile": "precaudit.api",
+    "remove": "precaudit.execution.apply",
     "Plan": "precaudit.model",
     "PrecauditError": "precaudit.errors",
     "Report": "precaudit.model",
 }
 
-__all__ = ["Plan", "PrecauditError", "Report", "apply", "audit", "load_plan", "load_report", "profile"]
+__all__ = ["Plan", "PrecauditError", "Report", "apply", "audit", "load_plan", "load_report", "profile", "remove"]
 
 
 def __getattr__(name: str) -> Any:

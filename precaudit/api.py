@@ -107,7 +107,7 @@ def _random_state_kept() -> Iterator[None]:
     import torch
 
     states = random.getstate(), np.random.get_state()
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    devices = range(torch.cuda.device_count())
     try:
         with torch.random.fork_rng(devices):
             yield
@@ -138,6 +138,7 @@ class audit:
         self._auditing = Auditing(model, optimizers, every, DEFAULT_FORMATS)
 
     def __enter__(self) -> audit:
+        require(not self._auditing.running, "this audit is running already; make another one for another loop")
         self._auditing.start()
         return self
 

@@ -127,6 +127,8 @@ def test_the_default_optimizer_is_adamw():
         ({"target": "v100", "formats": ["fp8"]}, "float8_e4m3"),
         ({"price": -1.0}, "price"),
         ({"price": "2"}, "price"),
+        ({"price": math.inf}, "price"),
+        ({"device": "gpu"}, "device must be cpu, cuda, cuda:1"),
         ({"steps": 2.5}, "whole number of at least 1, not 2.5"),
         ({"seeds": True}, "whole number"),
         ({"formats": "bf17"}, "unknown number format 'bf17'"),
@@ -139,6 +141,26 @@ def test_the_default_optimizer_is_adamw():
 def test_wrong_options_are_explained(options, message):
     with pytest.raises(precaudit.PrecauditError, match=message):
         precaudit.profile(build_model, batches, loss, **options)
+
+
+def on_a_gpu_machine(monkeypatch):
+    found = {"device": "NVIDIA H200", "cuda": "13.0"}
+    monkeypatch.setattr("precaudit.profiling.engine.environment", lambda: found)
+
+
+def test_a_training_on_the_cpu_of_a_gpu_machine_is_emulated(monkeypatch):
+    """The CPU's own autocast is no evidence."""
+    on_a_gpu_machine(monkeypatch)
+    monkeypatch.setattr(torch, "autocast", None)
+    report = precaudit.profile(build_model, batches, loss, steps=10, quick=True, formats=["bf16"])
+    assert report.verification.execution == "emulated"
+    assert report.verification.verdict == "screened"
+
+
+def test_what_was_asked_to_run_natively_is_not_emulated(monkeypatch):
+    on_a_gpu_machine(monkeypatch)
+    with pytest.raises(precaudit.PrecauditError, match="needs a model on a CUDA device"):
+        precaudit.profile(build_model, batches, loss, steps=10, quick=True, execution="native")
 
 
 def test_a_function_that_raises_is_shown():
@@ -322,6 +344,104 @@ def test_an_audit_sees_updates_of_half_weights_that_are_rounded_away():
     optimizer = torch.optim.AdamW(model.parameters(), 1e-6)
     report = audited(model, optimizer, torch.randn(4, 4, 8).bfloat16())
     assert rules(report)["PA301"].severity == "error"
+
+
+def grads(report):
+    return report.layers[0].tensor("weight_grad").stats.amax
+
+
+@pytest.mark.parametrize("scales", [(2.0**10, None), (2.0**12, 2.0**3), (2.0**14, None)])
+def test_gradients_are_told_without_the_scale_that_is_in_them_and_no_other(scales):
+    """One scaler for a loss, another or none for the next, in one step."""
+    scalers = [torch.amp.GradScaler("cpu", init_scale=scale or 1.0, enabled=scale is not None) for scale in scales]
+    model = nn.Linear(1, 1, bias=False)
+    optimizer = torch.optim.SGD(model.parameters(), 0.0)
+    with precaudit.audit(model, optimizer=optimizer, every=1) as audit:
+        for scaler in scalers:
+            optimizer.zero_grad()
+            scaler.scale(model(torch.full((1, 1), 0.25)).sum()).backward()
+            assert model.weight.grad.item() == 0.25 * scaler.get_scale()
+        model.weight.grad.fill_(0.25)
+        optimizer.step()
+        optimizer.zero_grad()
+        model.weight.grad = torch.full((1, 1), 0.125)
+        optimizer.step()
+    assert grads(audit.report()) == 0.25
+
+
+@pytest.mark.parametrize("scale", [0.0, math.inf])
+def test_a_scale_that_is_lost_ends_no_audited_training(scale):
+    scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+    model = build_model()
+    optimizer = adam(model)
+    with precaudit.audit(model, optimizer=optimizer, every=1) as audit:
+        scaler.scale(model(torch.ones(4, 8)).sum()).backward()
+        optimizer.step()
+    assert audit.steps == 1
+
+
+def test_an_audit_that_runs_is_not_begun_again():
+    audit = precaudit.audit(build_model(), every=1)
+    with audit, pytest.raises(precaudit.PrecauditError, match="running already"):
+        audit.__enter__()
+    with audit:
+        pass
+
+
+def test_a_step_that_raised_hides_no_step_of_another_optimizer():
+    class Broken(torch.optim.SGD):
+        def step(self, closure=None):
+            raise ZeroDivisionError
+
+    model = build_model()
+    broken, sound = Broken(model.parameters(), 0.1), torch.optim.SGD(model.parameters(), 0.1)
+    with precaudit.audit(model, optimizer=[broken, sound], every=1) as audit:
+        for _ in range(3):
+            model(torch.ones(4, 8)).sum().backward()
+            with pytest.raises(ZeroDivisionError):
+                broken.step()
+            sound.step()
+    assert audit.steps == 3
+
+
+def test_a_backward_pass_may_begin_at_an_edge_of_the_graph():
+    model = build_model()
+    with precaudit.audit(model, every=1):
+        loss = model(torch.ones(4, 8)).sum()
+        torch.autograd.backward(torch.autograd.graph.get_gradient_edge(loss), torch.ones(()))
+    assert model[0].weight.grad is not None
+
+
+def test_copies_of_the_weights_take_no_memory_between_recorded_steps():
+    model = build_model()
+    optimizer = adam(model)
+    with precaudit.audit(model, optimizer=optimizer, every=2) as audit:
+        trained(model, optimizer, steps=2)
+        assert audit._auditing.tracer.recording
+        trained(model, optimizer, steps=1)
+        assert not audit._auditing.tracer.parameters._buffers
+
+
+@pytest.mark.parametrize("wrong", ["bf15", "", "float32x"])
+def test_a_plan_has_formats_by_any_of_their_names_and_no_others(wrong):
+    plan = precaudit.Plan("bf16", {"0": "fp16"})
+    assert (plan.default, plan.modules["0"]) == ("bfloat16", "float16")
+    with pytest.raises(precaudit.PrecauditError, match="unknown number format"):
+        precaudit.Plan(modules={"0": wrong})
+
+
+def test_a_copy_of_a_model_under_a_plan_is_freed_of_it():
+    model, x = build_model(), torch.randn(4, 8)
+    exact = model(x)
+    with precaudit.apply(model, precaudit.Plan("bf16")):
+        copied, rounded = copy.deepcopy(model), model(x)
+        with pytest.raises(precaudit.PrecauditError, match=r"precaudit\.remove"):
+            precaudit.apply(copied, precaudit.Plan("fp16"))
+        precaudit.remove(copied)
+        assert torch.equal(copied(x), exact)
+        assert torch.equal(model(x), rounded)
+        precaudit.apply(copied, precaudit.Plan("fp16"))
+    assert not torch.equal(rounded, exact)
 
 
 def test_a_report_is_saved_by_the_extension_of_each_file(tmp_path):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
@@ -132,7 +132,8 @@ def apply(
 
     Weights stay float32; outputs come back in float32. Float32 products of the whole process may run as TF32 while a
     plan of `matmul_precision` "high" is in force natively. Native execution is torch.autocast on the model's
-    device, emulated is CUDA autocast's rounding on any device; `auto` is native on CUDA, emulated elsewhere.
+    device, emulated is CUDA autocast's rounding on any device; `auto` is native for a model that is on CUDA now,
+    emulated elsewhere: move it first.
     Raises PrecauditError when the plan was made for another model.
     """
     from precaudit.api import load_plan
@@ -141,8 +142,11 @@ def apply(
     require(isinstance(plan, Plan | str | os.PathLike), f"plan must be a Plan or the path of a plan.json, not {plan!r}")
     require(execution in EXECUTIONS, f"execution must be one of {', '.join(EXECUTIONS)}, not {execution!r}")
     resolved = plan if isinstance(plan, Plan) else load_plan(plan)
-    if any(isinstance(hook, Applied) for hook in _owners(model)):
-        raise PrecauditError("a plan is applied to this model or to a part of it; call .remove() on its handle first")
+    if any(isinstance(owner, Applied) for _, _, owner in _hooks(model)):
+        raise PrecauditError(
+            "a plan is applied to this model or to a part of it; call .remove() on its handle first, or, of a copy, "
+            "precaudit.remove(model)"
+        )
     fitted = fit_plan(model, resolved)
     first = next(model.parameters(), None)
     on_cuda = first is not None and first.device.type == "cuda"
@@ -156,10 +160,22 @@ def _index(kinds: list[ScopeFormat], scope: ScopeFormat) -> int:
     return kinds.index(scope)
 
 
-def _owners(model: nn.Module) -> list[object]:
-    """Whose hooks are on the model or on a part of it."""
-    hooks = [hook for module in model.modules() for hook in module._forward_pre_hooks.values()]
-    return [getattr(hook.func, "__self__", None) for hook in hooks if isinstance(hook, partial)]
+def remove(model: nn.Module) -> None:
+    """Take every plan off `model`: also off a copy of a model under a plan, or one that was saved whole and loaded,
+    whose plan came along without a handle."""
+    require(isinstance(model, nn.Module), f"model must be a torch.nn.Module, not {model!r}")
+    for hooks, key, owner in list(_hooks(model)):
+        if isinstance(owner, Applied):
+            owner.remove()
+            hooks.pop(key, None)
+
+
+def _hooks(model: nn.Module) -> Iterator[tuple[dict[int, Any], int, object]]:
+    """The hooks on the model's forward and on its parts', with their keys and owners."""
+    for module in model.modules():
+        for hooks in (module._forward_pre_hooks, module._forward_hooks):
+            for key, hook in hooks.items():
+                yield hooks, key, getattr(hook.func, "__self__", None) if isinstance(hook, partial) else None
 
 
 def fit_plan(model: nn.Module, plan: Plan) -> Plan:

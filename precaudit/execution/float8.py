@@ -75,8 +75,9 @@ class _Product(torch.autograd.Function):
         a, b = ctx.saved_tensors
         (format_a, format_b), gradient = ctx.formats, gradients[0]
         by_a = _Product.apply(gradient, b.t(), (GRADIENT, format_b), *ctx.rest) if ctx.needs_input_grad[0] else None
-        by_b = _Product.apply(a.t(), gradient, (format_a, GRADIENT), *ctx.rest) if ctx.needs_input_grad[1] else None
-        return by_a, by_b, None, None, None
+        # Transposed, because some of torch's kernels take e4m3 alone as the second factor.
+        by_b = _Product.apply(gradient.t(), a, (GRADIENT, format_a), *ctx.rest) if ctx.needs_input_grad[1] else None
+        return by_a, None if by_b is None else by_b.t(), None, None, None
 
 
 def linear(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 from unittest import mock
 
@@ -12,6 +13,8 @@ import torch
 # torch's own functions, which stay in force here while a script's calls of them are ignored.
 _GET = (torch._C._get_cublas_allow_tf32, torch._C._get_cudnn_allow_tf32)
 _SET = (torch._C._set_cublas_allow_tf32, torch._C._set_cudnn_allow_tf32)
+_SET_NEW: Any = getattr(torch._C, "_set_fp32_precision_setter", None)  # since torch 2.9
+_OPERATIONS = (("matmul",), ("conv", "rnn"))
 _SETTERS = (
     "_set_cublas_allow_tf32",
     "_set_cudnn_allow_tf32",
@@ -27,24 +30,33 @@ class tf32:
 
     def __init__(self, allowed: bool) -> None:
         self.allowed = allowed
-        self._before: list[bool] = []
+        self._put_back: list[Callable[[], None]] = []
 
     def __enter__(self) -> None:
-        self._before = [_read(get) for get in _GET]
+        self._put_back = [_putting_back(*each) for each in zip(_GET, _SET, _OPERATIONS, strict=True)]
         for set_ in _SET:
             set_(self.allowed)
 
     def __exit__(self, *exception: Any) -> None:
-        for set_, value in zip(_SET, self._before, strict=True):
-            set_(value)
+        for put_back in self._put_back:
+            put_back()
 
 
-def _read(get: Callable[[], bool]) -> bool:
-    """torch refuses to tell where a script has mixed its old and new settings."""
+def _putting_back(
+    get: Callable[[], bool], set_: Callable[[bool], None], operations: Sequence[str]
+) -> Callable[[], None]:
+    """What brings the setting back that is in force now. torch refuses to tell its old one where a script has made its
+    new ones, an operation each, and has to be given those again."""
     try:
-        return get()
+        return partial(set_, get())
     except RuntimeError:
-        return False
+        before = {name: torch._C._get_fp32_precision_getter("cuda", name) for name in operations}
+
+    def put_back() -> None:
+        for name, value in before.items():
+            _SET_NEW("cuda", name, value)
+
+    return put_back
 
 
 @contextmanager

@@ -46,6 +46,8 @@ def scaled(values: torch.Tensor, name: str, dim: int | None = None) -> tuple[tor
     dtype = FLOAT8_DTYPES[name]
     limit = torch.finfo(dtype).max
     data = values.detach().float()
+    if not data.numel():  # as an expert gets that no token was sent to
+        return data.to(dtype), data.new_ones(() if dim is None else data.sum(dim, keepdim=True).shape)
     amax = data.abs().amax() if dim is None else data.abs().amax(dim, keepdim=True)
     scale = torch.where((amax > 0) & amax.isfinite(), limit / amax, torch.ones_like(amax))
     scale = torch.where(scale.isfinite(), scale, torch.ones_like(scale))

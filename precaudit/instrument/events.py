@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial, wraps
+from types import FrameType
 from typing import Any
 
 import torch
+from torch.autograd.graph import GradientEdge
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
@@ -45,10 +48,22 @@ class TrainingListener:
     def step_ended(self, optimizer: Any) -> None: ...
 
 
+def _steps_running() -> list[FrameType]:
+    """The frames of torch in which steps run, innermost first: it calls their hooks."""
+    frame: FrameType | None = sys._getframe(1)
+    found = []
+    while frame is not None:
+        if frame.f_globals.get("__name__") == Optimizer.__module__:
+            found.append(frame)
+        frame = frame.f_back
+    return found
+
+
 def _as_list(value: Any) -> list[Any]:
+    """What torch takes one or several of: tensors, their gradients, edges of the graph."""
     if value is None:
         return []
-    return [value] if isinstance(value, torch.Tensor) else list(value)
+    return [value] if isinstance(value, torch.Tensor | GradientEdge) else list(value)
 
 
 class TrainingEvents:
@@ -60,7 +75,7 @@ class TrainingEvents:
         self.listeners: list[TrainingListener] = []
         self.has_optimizer = has_optimizer
         self._concerns = concerns
-        self._stepping: list[Any] = []
+        self._stepping: list[FrameType] = []
 
     @property
     def in_step(self) -> bool:
@@ -87,6 +102,8 @@ class TrainingEvents:
                 for listener in self.listeners:
                     listener.backward_nested(roots)
                 return original(tensors, grad_tensors, *args, **kwargs)
+            if any(isinstance(root, GradientEdge) for root in roots):
+                return original(tensors, grad_tensors, *args, **kwargs)  # no loss is known by name
             gradients = _as_list(grad_tensors) or [None] * len(roots)
             for listener in self.listeners:
                 gradients = listener.backward_starts(roots, gradients) or gradients
@@ -135,13 +152,13 @@ class TrainingEvents:
 
     @torch.compiler.disable
     def _step_starts(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        """A step that raised never ended: entering the same optimizer again forgets it."""
+        """A step that raised never ended: what no frame runs any more is forgotten."""
         if not self._concerns(optimizer):
             return
         self.has_optimizer = True
-        if any(running is optimizer for running in self._stepping):
-            self._stepping.clear()
-        self._stepping.append(optimizer)
+        running = _steps_running()
+        self._stepping = [frame for frame in self._stepping if frame in running]
+        self._stepping.append(running[0])
         if len(self._stepping) == 1:
             for listener in self.listeners:
                 listener.step_starts(optimizer)

@@ -136,6 +136,8 @@ class ModuleNames:
         self._names: MutableMapping[nn.Module, ModuleName] = WeakIdKeyDictionary()
         self._models: dict[str, ref[nn.Module]] = {}
         self._moved: dict[ModuleName, ModuleName] = {}
+        self.on_cuda = False
+        """Whether a model had parameters there when it was met."""
 
     def of(self, module: nn.Module) -> ModuleName:
         name = self._names.get(module)
@@ -152,6 +154,7 @@ class ModuleNames:
         """
         unique = self._unique(model, variable)
         self._models[unique] = ref(model)
+        self.on_cuda = self.on_cuda or any(parameter.device.type == "cuda" for parameter in model.parameters())
         tree = fqns_of(model)
         for module, fqn in tree.items():
             known = self._names.get(module)

@@ -13,7 +13,7 @@ from typing import Any
 import torch.distributed as dist
 
 from precaudit.api import audit
-from precaudit.errors import require_count
+from precaudit.errors import PrecauditError, require_count
 from precaudit.model import Report
 from precaudit.reporting import FOLDER_FILES, write_each
 
@@ -40,7 +40,10 @@ class Recording:
     def start(self, model: Any, optimizer: Any) -> None:
         self.stop()
         self._saved = 0
-        self._audit = audit(model, optimizer, self._every).__enter__()
+        try:
+            self._audit = audit(model, optimizer, self._every).__enter__()
+        except PrecauditError as error:
+            log.error("precaudit: nothing is audited: %s", error)
 
     def stepped(self) -> None:
         """To be called after optimizer steps, by all processes alike."""

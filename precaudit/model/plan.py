@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Literal
+
+from precaudit.formats import get_format
 
 SCHEMA_VERSION = 1
 ScaleMode = Literal["none", "static", "dynamic"]
@@ -50,6 +53,13 @@ class Plan:
     types: Mapping[str, str] = field(default_factory=dict)
     float8_scaling: Float8Scaling = "tensor"
     schema_version: int = SCHEMA_VERSION
+
+    def __post_init__(self) -> None:
+        """Formats by any of their names, `bf16` as well as `bfloat16`; PrecauditError for others."""
+        set_ = partial(object.__setattr__, self)
+        set_("default", get_format(self.default).name)
+        set_("modules", {fqn: get_format(name).name for fqn, name in self.modules.items()})
+        set_("ops", tuple(replace(op, format=get_format(op.format).name) for op in self.ops))
 
     @property
     def is_low_precision(self) -> bool:

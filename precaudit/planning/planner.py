@@ -214,9 +214,3 @@ def _unserved(need: int, fits: int) -> str:
         return "its gradients need another loss scale than the rest: no single scale serves both"
     top = FORMATS["float16"].exponent_max - fits
     return f"its gradients reach 2^{top}, where others of them need a scale of 2^{need}: no single scale serves both"
-
-
-def supported(formats: Sequence[str], available: Iterable[str]) -> tuple[str, ...]:
-    """The formats asked for that the target has."""
-    have = set(available)
-    return tuple(name for name in formats if name in have and name in FORMATS)

@@ -37,7 +37,8 @@ PROBED = ("bfloat16", "float16", "float8_e4m3", "float8_e5m2")
 @dataclass(frozen=True)
 class Audit:
     """`reference` is the float32 run of seed 0; `as_written` the script's own low precision, where it has any;
-    `blamed` names, for a format over budget, the few modules that make most of its error."""
+    `blamed` names, for a format over budget, the few modules that make most of its error; `execution` is how plans
+    run where the script trains."""
 
     job: Job
     reference: RunResult
@@ -48,6 +49,7 @@ class Audit:
     replay: RunResult | None = None
     replay_spec: RunSpec | None = None
     blamed: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    execution: Execution = "emulated"
 
     @property
     def complete(self) -> bool:
@@ -100,6 +102,9 @@ def _audited(job: Job, formats: tuple[str, ...], execution: Execution, runner: R
         job = replace(job, asserts=False)
         spec = replace(spec, job=job)
         first = runner(spec)
+    if not first.on_cuda:
+        execution = "emulated"  # the CPU's autocast rounds at other places
+        spec = replace(spec, execution=execution)
     reference, as_written = first, None
     if (first.finished and casts_by_itself(first)) or misses_its_autocast(first):
         spec = replace(spec, neutralize=True)
@@ -118,6 +123,7 @@ def _audited(job: Job, formats: tuple[str, ...], execution: Execution, runner: R
         trace,
         bans(trace, formats),
         as_written=as_written,
+        execution=execution,
         replay_spec=replace(spec, label="replay", audited=frozenset(), shadowed=frozenset(), probe_save=saved),
     )
     if not audit.complete or reference.steps < job.steps or not plan.probed.get("init"):

@@ -26,6 +26,10 @@ from precaudit.tensorcores.padding import alignment_findings
 from precaudit.tensorcores.peaks import Gpu, get_gpu, gpu_for
 
 NARROW = ("bfloat16", "float16", "float8_e4m3", "float8_e5m2")
+NOT_NATIVE = (
+    "--execution native needs a model on a CUDA device, because the CPU's autocast rounds at other places; "
+    "use --execution emulated"
+)
 
 
 @dataclass(frozen=True)
@@ -77,7 +81,9 @@ def profile_job(job: Job, settings: Settings, runner: Runner) -> Outcome:
         if code is None:
             require_measurable(audit)
             audit = _with_blame(audit, formats, clock)
-            plan, verification = _plan_and_verify(audit, settings, formats, target, execution, clock)
+            if settings.execution == "native" != audit.execution:
+                raise PrecauditError(NOT_NATIVE)
+            plan, verification = _plan_and_verify(audit, settings, formats, target, clock)
             code = _exit_code(audit, plan, verification, settings)
         measured = measure(audit, plan, target, settings.price, where, None if error else runner)
     report = Report(
@@ -124,10 +130,7 @@ def _formats(settings: Settings, target: Gpu) -> tuple[str, ...]:
 
 def _execution(settings: Settings, where: dict[str, Any]) -> Execution:
     if settings.execution == "native" and not where["cuda"]:
-        raise PrecauditError(
-            "--execution native needs a CUDA device, because the CPU's autocast rounds at other places; "
-            "use --execution emulated"
-        )
+        raise PrecauditError(NOT_NATIVE)
     if settings.execution == "auto":
         return "native" if where["cuda"] else "emulated"
     return settings.execution
@@ -151,7 +154,7 @@ def _last_words(run: RunResult) -> str:
 
 
 def _plan_and_verify(
-    audit: Audit, settings: Settings, formats: tuple[str, ...], target: Gpu, execution: Execution, runner: Runner
+    audit: Audit, settings: Settings, formats: tuple[str, ...], target: Gpu, runner: Runner
 ) -> tuple[Plan, Verification]:
     choices = _choices(audit, formats, target)
     plan = build_plan(audit.trace, choices)
@@ -163,7 +166,7 @@ def _plan_and_verify(
     def replan(promoted: dict[tuple[str, str], tuple[str, str]]) -> Plan:
         return build_plan(audit.trace, replace(choices, promoted={**choices.promoted, **promoted}))
 
-    verification, plan = verify(audit, plan, replan, execution, runner, settings.seeds, settings.quick)
+    verification, plan = verify(audit, plan, replan, audit.execution, runner, settings.seeds, settings.quick)
     return plan, verification
 
 

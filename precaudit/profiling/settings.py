@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,6 +13,7 @@ from precaudit.tensorcores.peaks import get_gpu
 
 DEFAULT_STEPS = 60
 DEFAULT_SEEDS = 3
+_DEVICE = re.compile(r"(cpu|cuda|mps|xpu|hpu|npu)(:\d+)?")
 OPTIONS = ("steps", "seeds", "target", "formats", "execution", "device", "price")
 
 
@@ -39,8 +42,11 @@ class Settings:
         wanted = f"--execution must be one of {', '.join(EXECUTIONS)}, not {self.execution!r}"
         require(self.execution in EXECUTIONS, wanted)
         if self.price is not None:
-            fits = isinstance(self.price, int | float) and self.price >= 0
+            fits = isinstance(self.price, int | float) and 0 <= self.price < math.inf
             require(fits, f"--price must be a number of dollars per hour, not {self.price!r}")
+        if self.device is not None:
+            known = isinstance(self.device, str) and _DEVICE.fullmatch(self.device) is not None
+            require(known, f"--device must be cpu, cuda, cuda:1 or the like, not {self.device!r}")
         if self.target is not None:
             require(isinstance(self.target, str), f"--target must be the name of a GPU, not {self.target!r}")
             get_gpu(self.target)

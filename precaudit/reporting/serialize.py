@@ -11,7 +11,6 @@ from typing import Any
 import orjson
 
 from precaudit.errors import PrecauditError
-from precaudit.formats import get_format
 from precaudit.model import SCHEMA_VERSION, Exponents, LossScale, Plan, Repair, Report, TensorRecord, TensorStats
 from precaudit.reporting.decode import Decoder, Decoders, Mismatch, number
 from precaudit.reporting.files import read_json, write_bytes
@@ -164,29 +163,20 @@ def _stats(decode: Decoder) -> Decoder:
     return checked
 
 
-def _known_format(name: str) -> str:
-    try:
-        return get_format(name).name
-    except PrecauditError as error:
-        raise Mismatch(str(error)) from None
-
-
 def _plan(decode: Decoder) -> Decoder:
-    """Hand-edited plans may say `bf16`; formats that don't exist are refused here, not while training."""
+    """Formats that don't exist are refused here, not while training."""
 
     def checked(value: Any) -> Plan:
-        plan: Plan = decode(value)
+        try:
+            plan: Plan = decode(value)
+        except PrecauditError as error:
+            raise Mismatch(str(error)) from None
         if not plan.master_weights:
             raise Mismatch("master_weights is false, but every plan trains float32 weights").inside(".master_weights")
         if plan.matmul_precision not in MATMUL_PRECISIONS:
             expected = f"expected one of {', '.join(MATMUL_PRECISIONS)}, found {plan.matmul_precision[:40]!r}"
             raise Mismatch(expected).inside(".matmul_precision")
-        return replace(
-            plan,
-            default=_known_format(plan.default),
-            modules={fqn: _known_format(name) for fqn, name in plan.modules.items()},
-            ops=tuple(replace(op, format=_known_format(op.format)) for op in plan.ops),
-        )
+        return plan
 
     return checked
 
@@ -196,6 +186,8 @@ def _loss_scale(decode: Decoder) -> Decoder:
         scale: LossScale = decode(value)
         if scale.init_scale is not None and not 0 < scale.init_scale < math.inf:
             raise Mismatch("a loss scale is a positive finite number").inside(".init_scale")
+        if scale.growth_interval is not None and scale.growth_interval < 1:
+            raise Mismatch("a growth interval is a whole number of steps, at least 1").inside(".growth_interval")
         if scale.mode == "static" and scale.init_scale is None:
             raise Mismatch("a static loss scale needs its value").inside(".init_scale")
         return scale

@@ -106,7 +106,8 @@ class RunResult:
     """What one run showed. `losses` has one value a step; `streams` separates them by the line that called
     backward; `raised_in` is the innermost module whose forward let the script's error through, or that called the
     function `backward_of`, whose own backward pass did; `leftovers` are files that it read and an earlier run of the
-    job had written; it `crossed` a run beside it when it read one of that."""
+    job had written; it `crossed` a run beside it when it read one of that;
+    `on_cuda` tells whether its models were there."""
 
     label: str
     seed: int
@@ -133,6 +134,7 @@ class RunResult:
     observed: Any = None
     leftovers: tuple[str, ...] = ()
     crossed: bool = False
+    on_cuda: bool = False
 
     @property
     def finished(self) -> bool:

@@ -71,14 +71,14 @@ def controlled_seeds(trial: int) -> Iterator[None]:
 def repeatable_algorithms() -> Iterator[None]:
     """CUDA's algorithms that repeat themselves bit for bit, where there are such: without them two runs of one seed
     differ by as much as a change of precision does. The script can't choose cuDNN's by timing them meanwhile."""
-    if not torch.cuda.is_available():
+    if not torch.cuda.device_count():  # asked without starting CUDA, for which a script may choose its GPUs yet
         yield
         return
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     filling: Any = torch.utils.deterministic
     benchmark, fill = torch.backends.cudnn.benchmark, filling.fill_uninitialized_memory
-    with warnings.catch_warnings(), ExitStack() as stack:
+    workspace = {"CUBLAS_WORKSPACE_CONFIG": os.environ.get("CUBLAS_WORKSPACE_CONFIG", ":4096:8")}
+    with warnings.catch_warnings(), mock.patch.dict(os.environ, workspace), ExitStack() as stack:
         warnings.filterwarnings("ignore", message=".*deterministic.*", category=UserWarning)
         torch.use_deterministic_algorithms(True, warn_only=True)
         stack.callback(torch.use_deterministic_algorithms, before[0], warn_only=before[1])

@@ -29,9 +29,7 @@ from typing import Any
 from precaudit.running.borrowed import Borrowed
 
 _KEPT = ".kept"
-_CACHES = frozenset(
-    "__pycache__ .cache .config .git .hypothesis .ipynb_checkpoints .local .nv .pytest_cache .triton".split()
-)
+_CACHES = frozenset("__pycache__ .cache .hypothesis .ipynb_checkpoints .nv .pytest_cache .triton".split())
 _TICK = 0.01
 """Files are stamped with the time of the system's last tick, which may be this many seconds ago."""
 _WRITING, _CREATING = os.O_WRONLY | os.O_RDWR, os.O_WRONLY | os.O_CREAT | os.O_TRUNC

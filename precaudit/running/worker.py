@@ -312,6 +312,7 @@ def _measured(result: RunResult, session: _Session, seconds: float) -> RunResult
         step_seconds=tuple(monitor.step_seconds),
         seconds=seconds,
         baseline=session.baseline.settings,
+        on_cuda=session.names.on_cuda,
     )
 
 

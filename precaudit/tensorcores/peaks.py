@@ -116,6 +116,8 @@ GPUS: Mapping[str, Gpu] = MappingProxyType({gpu.key: gpu for gpu in _TABLE})
 def find_gpu(name: str) -> Gpu | None:
     """The GPU that a device name (`NVIDIA H100 80GB HBM3`) or a target (`h100`) means; None when it is not listed."""
     wanted = re.sub(r"[_\s]+", " ", name.lower()).strip()
+    if re.search(r"\bmig\b", wanted):
+        return None  # a slice of a card, with a share of its peaks
     exact = GPUS.get(wanted.replace(" ", "-"))
     if exact is not None:
         return exact

@@ -16,10 +16,12 @@ from precaudit.instrument.events import TrainingEvents, TrainingListener
 from precaudit.instrument.names import ModuleNames
 from precaudit.instrument.patches import Shared, wrapped
 from precaudit.instrument.scopes import ModuleScopes
+from precaudit.instrument.torchfunction import tensors_in
 from precaudit.tracing.records import Trace
 from precaudit.tracing.snapshot import snapshot
 from precaudit.tracing.tracer import TraceOptions, Tracer
 
+_LOG2_SCALE = "precaudit_log2_scale"
 _eager = Shared(partial(torch.compiler.set_stance, "force_eager"))
 """Compiled code shows no operation."""
 
@@ -64,7 +66,8 @@ class Auditing(TrainingListener):
         self._stack = ExitStack()
         self._following = ExitStack()
         self._follows = False
-        self.scaled = False
+        self.running = self.scaled = False
+        self._log2_scaled = 0
 
     @property
     def steps(self) -> int:
@@ -78,12 +81,22 @@ class Auditing(TrainingListener):
             self.events.has_optimizer = any(map(self._concerns, _optimizers_in_sight()))
         self._stack.callback(self._follow, False)
         self._stack.enter_context(self.events.installed())
-        self._stack.enter_context(wrapped(torch.amp.GradScaler, "scale", self._scale_known))
+        for scaler in (torch.amp.GradScaler, *torch.amp.GradScaler.__subclasses__()):
+            if "scale" in vars(scaler):
+                self._stack.enter_context(wrapped(scaler, "scale", self._scaling))
+        self.running = True
         self._stack.callback(self.tracer.remove)
         self._follow(self.tracer.recording)
 
     def stop(self) -> None:
+        self.running = False
         self._stack.close()
+
+    def backward_starts(self, roots: Sequence[torch.Tensor], gradients: list[Any]) -> None:
+        """Gradients have the loss scale of what they begin at, or of what was scaled since the last backward pass."""
+        known = [getattr(root, _LOG2_SCALE) for root in roots if hasattr(root, _LOG2_SCALE)]
+        self.tracer.log2_scale = known[0] if known else self._log2_scaled
+        self._log2_scaled = 0
 
     def step_ended(self, optimizer: Any) -> None:
         if self.scopes.current is None:
@@ -101,17 +114,25 @@ class Auditing(TrainingListener):
     def trace(self) -> Trace:
         return snapshot(self.tracer, self.names)
 
-    def _scale_known(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        """The loss scale in force, read where a GradScaler applies it, so that gradients are recorded un-scaled."""
-        tracer = self.tracer
+    def _scaling(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        """The loss scale in force, read where a GradScaler applies it, so that gradients are recorded un-scaled, by the
+        nearest power of two."""
 
         def scale(scaler: torch.amp.GradScaler, outputs: Any) -> Any:
+            result = original(scaler, outputs)
             self.scaled = self.scaled or scaler.is_enabled()
-            if tracer.recording and scaler.is_enabled():
-                tracer.log2_scale = round(math.log2(scaler.get_scale()))
-            return original(scaler, outputs)
+            if self.tracer.recording and scaler.is_enabled():
+                self._log2_scaled = _log2(scaler.get_scale())
+                for tensor in tensors_in(result):
+                    setattr(tensor, _LOG2_SCALE, self._log2_scaled)
+            return result
 
         return scale
+
+
+def _log2(scale: float) -> int:
+    """Zero for a scale that fell to zero, or ran away, in a training that is lost."""
+    return round(math.log2(scale)) if 0 < scale < math.inf else 0
 
 
 def _parameters_of(optimizer: Any) -> Iterator[torch.Tensor]:

@@ -113,7 +113,8 @@ class ParameterTracker:
         _copy_all([(kept, addition.values) for addition, kept in away if kept is not None])
 
     def _about_to_change(self, optimizer: Any) -> set[int]:
-        """Parameters with a gradient, which is counted here where no backward pass made it: the script put it there."""
+        """Parameters with a gradient, which is counted here where no backward pass made it: the script put it there,
+        and a scaler has taken its factor out by now."""
         changing, unseen = set(), []
         for parameter in _parameters_of(optimizer):
             slot = self._find(parameter)
@@ -121,7 +122,7 @@ class ParameterTracker:
                 continue
             changing.add(id(parameter))
             if not slot.hooked:
-                unseen.append(Addition(slot.gradient.pending, parameter.grad.detach(), None, self._log2_scale()))
+                unseen.append(Addition(slot.gradient.pending, parameter.grad.detach()))
             slot.hooked = False
         add_all(unseen)
         return changing
@@ -129,7 +130,8 @@ class ParameterTracker:
     def _buffer(self, parameter: torch.Tensor) -> torch.Tensor:
         """Kept from step to step: fresh memory for every copy costs more than the copy."""
         buffer = self._buffers.get(id(parameter))
-        if buffer is None or buffer.shape != parameter.shape or buffer.dtype != parameter.dtype:
+        wanted = parameter.shape, parameter.dtype, parameter.device
+        if buffer is None or (buffer.shape, buffer.dtype, buffer.device) != wanted:
             buffer = self._buffers[id(parameter)] = torch.empty_like(parameter, requires_grad=False)
         return buffer
 
@@ -155,19 +157,20 @@ class ParameterTracker:
         self._waiting.flush()
 
     def unhook(self) -> None:
-        """Take the hooks off until the parameters are met again, which costs a step that isn't recorded nothing."""
+        """Take the hooks off until the parameters are met again: a step that isn't recorded costs neither time nor the
+        memory for copies of the weights."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
         self._hooked.clear()
         self._seen.clear()
+        self._buffers.clear()
 
     def remove(self) -> None:
         """Forget all parameters; those met again later go on in the slots they had."""
         self.unhook()
         self.flush()
         self._before.clear()
-        self._buffers.clear()
         self._parameters.clear()
 
 

@@ -1,5 +1,7 @@
 """Float32 products as TF32: a setting that is put back, and a script's own wishes for it."""
 
+import subprocess
+import sys
 from contextlib import suppress
 
 import pytest
@@ -78,3 +80,27 @@ def test_an_applied_plan_sets_and_puts_back_the_backward_products():
     assert allowed() == before
     with precaudit.apply(model, plan, execution="emulated"):
         assert allowed() == before
+
+
+@pytest.mark.skipif(not hasattr(torch._C, "_set_fp32_precision_setter"), reason="new with torch 2.9")
+def test_settings_of_single_operations_come_back():
+    """A script that made these is one that torch doesn't tell the old settings of."""
+    code = """
+import torch
+from precaudit.execution.products import tf32
+
+def now():
+    return [torch.backends.cuda.matmul.fp32_precision, torch.backends.cudnn.conv.fp32_precision,
+            torch.backends.cudnn.rnn.fp32_precision]
+
+torch.backends.cuda.matmul.fp32_precision = "tf32"
+torch.backends.cudnn.conv.fp32_precision = "ieee"
+before = now()
+with tf32(False):
+    assert now() != before
+assert now() == before, (before, now())
+with tf32(True), tf32(False):
+    pass
+assert now() == before, (before, now())
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

@@ -27,7 +27,18 @@ FORMATS = {
 def measure(setting: Setting) -> dict[str, Any]:
     nvml = library()
     with nullcontext("dry run") if setting.dry else session(nvml) as problem:
-        return {name: _of(precision, dtype, setting, nvml, problem) for name, (precision, dtype) in FORMATS.items()}
+        found = {name: _of(precision, dtype, setting, nvml, problem) for name, (precision, dtype) in FORMATS.items()}
+    return {**found, "failures": [] if setting.dry else _wrong(found)}
+
+
+def _wrong(found: dict[str, Any]) -> list[str]:
+    """Products whose class by name is not what their format says."""
+    classes = {name: {kernel["class"] for kernel in result["kernels"]} for name, result in found.items()}
+    return [
+        f"the {name} product's kernels are {', '.join(sorted(kinds)) or 'not seen'}"
+        for name, kinds in classes.items()
+        if (name == "float32") == bool(kinds & {"native", "legacy"}) or not kinds
+    ]
 
 
 def _of(precision: str, dtype: torch.dtype, setting: Setting, nvml: Any, problem: str) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from trace_samples import layer, op, stats, trace
 
 from precaudit.formats import FORMATS
 from precaudit.model import OpFormat, TensorRecord
-from precaudit.planning.planner import Choices, build_plan, default_format, fallback, supported
+from precaudit.planning.planner import Choices, build_plan, default_format, fallback
 from precaudit.planning.rules import bans
 
 DEFAULT = ("bfloat16", "float16", "tf32")
@@ -312,6 +312,3 @@ def test_without_gradients_there_is_nothing_to_scale():
     assert halves({"a": None}, []).loss_scale.mode == "none"
     assert halves({"a": stats(1.0)}, []).loss_scale.mode == "none"
 
-
-def test_only_formats_of_the_target():
-    assert supported(("float8_e4m3", "bfloat16", "nonsense"), ("bfloat16", "tf32", "nonsense")) == ("bfloat16",)

@@ -45,6 +45,7 @@ def test_names_people_and_drivers_use(name, key):
         "NVIDIA GeForce RTX 4090 D",
         "NVIDIA A10G",
         "NVIDIA L40",
+        "NVIDIA H200 MIG 1g.18gb",
         "",
     ],
 )
