@@ -40,6 +40,9 @@ are half, one for the others."""
 _TOLD_APART = 256.0
 """Whole numbers up to here are exact in every half format."""
 
+_COINCIDENCE = 16
+"""Fraction bits, all zero, that have been seen before values count as whole by intention."""
+
 _MAX_PEAKS = 256
 """Steps whose maxima may wait on their device; of four times as many, neighbours are folded into one."""
 
@@ -320,6 +323,13 @@ def integer_amax(tensors: list[torch.Tensor], least: float = _TOLD_APART) -> flo
         if values is None or values.numel() < 2:
             continue
         amax = float(values.abs().max())
-        if least < amax < float("inf") and bool((values == values.round()).all()):
+        if least < amax < float("inf") and bool((values == values.round()).all()) and not _whole_by_size(values):
             found = max(found or 0.0, amax)
     return found
+
+
+def _whole_by_size(values: torch.Tensor) -> bool:
+    """Whether values are whole because float32 has no fractions above 2^23: the bits that could have told otherwise
+    are too few to exclude chance."""
+    exponents = torch.frexp(values[values != 0].float()).exponent
+    return int((24 - exponents).clamp(min=0).sum()) < _COINCIDENCE

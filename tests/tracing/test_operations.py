@@ -208,6 +208,11 @@ def test_half_results_among_many_are_kept_apart_from_others():
     assert found.half_amax < 20
 
 
+def test_numbers_too_large_for_fractions_are_no_positions():
+    assert integer_amax([2.0**24 * (1 + torch.rand(8)), torch.tensor([0.0, 3e9, -5e8])]) is None
+    assert integer_amax([torch.tensor([12.0, 3e9, 40.0])]) == 3e9
+
+
 def test_weights_are_no_positions():
     assert integer_amax([nn.Parameter(torch.tensor([1.0, 4096.0]))]) is None
 
