@@ -19,7 +19,7 @@ from precaudit.execution import float8
 from precaudit.execution.formats import FLOAT32, PlanLookup, ScopeFormat
 from precaudit.execution.libraries import own_region
 from precaudit.execution.policy import ADDENDS, CONVOLUTIONS, category
-from precaudit.execution.rounding import CASTABLE, HALVES, Rounding, rounding_for
+from precaudit.execution.rounding import CASTABLE, HALVES, ROUNDINGS, Rounding, replaced, rounding_for
 from precaudit.instrument.functions import AROUND_BACKWARD
 from precaudit.instrument.scopes import Frame, Scopes
 from precaudit.instrument.torchfunction import OperationMode, map_tensors, op_name, tensors_in, writes
@@ -62,10 +62,14 @@ class EmulatedMode(OperationMode):
 
     __torch_function__ = torch.compiler.disable(OperationMode.__torch_function__)
 
-    def __init__(self, scope_format: Callable[[], ScopeFormat], cast_cache: Callable[[], dict[Any, Any]]) -> None:
+    def __init__(
+        self, scope_format: Callable[[], ScopeFormat], cast_cache: Callable[[], dict[Any, Any]], exact: bool = True
+    ) -> None:
+        """`exact` says whether the backward pass of products in float32 is in float32 as well."""
         super().__init__()
         self._scope_format = scope_format
         self._cast_cache = cast_cache
+        self._exact = exact
 
     def whole(self, op: str) -> bool:
         return category(op) == "banned"
@@ -80,6 +84,8 @@ class EmulatedMode(OperationMode):
             return _drawn(op, func, args, kwargs)
         if writes(func, kwargs):
             return _with_fallback(func, args, kwargs) if half else written(func, args, kwargs)
+        if rounding is None and category(op) == "lower" and not self._exact:
+            return _back_in_tf32(op, func, args, kwargs)
         if rounding is None or not (half or category(op) == "lower"):
             return in_float32(op, func, args, kwargs)
         if scope.by_row and float8.applies(op, scope.of(op), args, kwargs):
@@ -96,6 +102,16 @@ class EmulatedMode(OperationMode):
         if key not in cache:
             cache[key] = (tensor, tensor.to(dtype))
         return cache[key][1]
+
+
+def _back_in_tf32(op: str, func: Any, args: Any, kwargs: Any) -> Any:
+    """A float32 product whose backward pass is tf32's: there is one setting for all of a backward pass."""
+    state = torch.get_rng_state()  # of what drops some of its values both times
+    with torch.no_grad():
+        exact = iter(tensors_in(in_float32(op, func, args, kwargs)))
+    torch.set_rng_state(state)
+    rough = run_in_format(op, ROUNDINGS["tf32"], func, *to_float32((args, kwargs)))
+    return map_tensors(lambda tensor: replaced(tensor, next(exact)), rough)
 
 
 def _as_it_is(tensor: torch.Tensor) -> torch.Tensor:
@@ -259,7 +275,8 @@ class Emulator:
         self._scopes = scopes
         self._covers = covers
         self._in_island = in_island
-        self._mode = EmulatedMode(self._scope_format, self._cast_cache)
+        self._exact = plan.matmul_precision == "highest"
+        self._mode = EmulatedMode(self._scope_format, self._cast_cache, self._exact)
 
     def entered(self, frame: Frame) -> None:
         if frame.is_outermost:
@@ -282,7 +299,7 @@ class Emulator:
 
     def _around_backward(self, frame: Frame) -> EmulatedMode:
         scope = FLOAT32 if self._in_island() else frame.data["format"]
-        return EmulatedMode(lambda: scope, dict)
+        return EmulatedMode(lambda: scope, dict, self._exact)
 
     def _outside_islands(self) -> bool:
         return not self._in_island()

@@ -31,7 +31,7 @@ PROBE_HEADROOM = 8.0
 SAME_START = 1e-4
 """How far the first losses of two float32 runs of one seed may be apart, as a share."""
 _FEWEST = 10
-PROBED = ("bfloat16", "float16", "float8_e4m3", "float8_e5m2")
+_NARROW = ("bfloat16", "float16", "float8_e4m3", "float8_e5m2")
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def run_audit(job: Job, formats: tuple[str, ...], execution: Execution, runner: 
 
 
 def _audited(job: Job, formats: tuple[str, ...], execution: Execution, runner: Runner, folder: str) -> Audit:
-    probed = tuple(name for name in formats if name in PROBED)
+    probed = _probed(formats)
     plan = schedule(job.steps, len(probed))
     spec = RunSpec(
         job,
@@ -129,6 +129,11 @@ def _audited(job: Job, formats: tuple[str, ...], execution: Execution, runner: R
     if not audit.complete or reference.steps < job.steps or not plan.probed.get("init"):
         return audit
     return _with_probes(audit, plan, probed, runner)
+
+
+def _probed(formats: tuple[str, ...]) -> tuple[str, ...]:
+    """The formats whose gradients are compared with float32's: tf32 where nothing narrower may be used."""
+    return tuple(name for name in formats if name in _NARROW) or tuple(name for name in formats if name == "tf32")
 
 
 def _is_short(audit: Audit, job: Job) -> bool:

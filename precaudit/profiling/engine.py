@@ -25,7 +25,6 @@ from precaudit.tensorcores.eligibility import unreached_findings
 from precaudit.tensorcores.padding import alignment_findings
 from precaudit.tensorcores.peaks import Gpu, get_gpu, gpu_for
 
-NARROW = ("bfloat16", "float16", "float8_e4m3", "float8_e5m2")
 NOT_NATIVE = (
     "--execution native needs a model on a CUDA device, because the CPU's autocast rounds at other places; "
     "use --execution emulated"
@@ -173,7 +172,7 @@ def _plan_and_verify(
 def _with_blame(audit: Audit, formats: tuple[str, ...], runner: Runner) -> Audit:
     """Where the preferred format is over budget, the modules that are to blame, if they are few."""
     preferred = default_format(formats)
-    if audit.replay_spec is None or preferred not in NARROW or preferred in chosen_formats(audit.errors, formats):
+    if audit.replay_spec is None or preferred in ("float32", *chosen_formats(audit.errors, formats)):
         return audit
     plan = build_plan(audit.trace, Choices(formats, "", audit.bans, default=preferred, steps=audit.job.steps))
     found = contributions(audit.replay_spec, plan, runner, audit.trace.products)
@@ -183,12 +182,12 @@ def _with_blame(audit: Audit, formats: tuple[str, ...], runner: Runner) -> Audit
 
 def _choices(audit: Audit, formats: tuple[str, ...], target: Gpu) -> Choices:
     """The formats within the error budget. Where the preferred one is not, but for a few modules, it is kept without
-    those; where no half format is left and no module stands out, training decides."""
+    those; where no format is left and no module stands out, training decides."""
     allowed = chosen_formats(audit.errors, formats)
     choices = Choices(allowed, target.name, audit.bans, steps=audit.job.steps)
     preferred = default_format(formats)
     if preferred not in audit.blamed:
-        undecided = default_format(allowed) == "float32" and preferred in NARROW
+        undecided = default_format(allowed) == "float32"
         return replace(choices, formats=formats, default=preferred) if undecided else choices
     wide = fallback(preferred, [name for name in allowed if name != "float16"])  # which would need a loss scale
     why = f"in {preferred} it makes most of the gradient's error, which is over budget"

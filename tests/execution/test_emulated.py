@@ -6,6 +6,7 @@
 import copy
 import math
 from collections import OrderedDict, namedtuple
+from dataclasses import replace
 
 import pytest
 import torch
@@ -422,6 +423,19 @@ def test_tf32_rounds_factors_and_nothing_else():
     assert torch.equal(layer.weight.grad, gr.t() @ xr)
     assert torch.equal(x.grad, gr @ wr)
     torch.testing.assert_close(layer.bias.grad, g.sum(0), rtol=1e-3, atol=1e-3)
+
+
+def test_a_float32_module_of_a_tf32_plan_shares_its_backward_pass():
+    torch.manual_seed(0)
+    layer, x, g = nn.Linear(6, 5), weights(8, 6).requires_grad_(), weights(8, 5, seed=1)
+    plan = replace(plan_for(layer, "tf32", {"": "float32"}), matmul_precision="high")
+    with apply(layer, plan, execution="emulated"):
+        y = layer(x)
+    y.backward(g)
+    xr, wr, gr = (round_mantissa(t.detach(), 10) for t in (x, layer.weight, g))
+    assert torch.equal(y, F.linear(x, layer.weight, layer.bias))
+    assert torch.equal(layer.weight.grad, gr.t() @ xr)
+    assert torch.equal(x.grad, gr @ wr)
 
 
 @pytest.mark.parametrize("name", ["float8_e4m3", "float8_e5m2"])

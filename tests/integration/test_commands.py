@@ -282,6 +282,48 @@ def test_an_average_that_stands_still_under_the_plan_is_repaired(
     assert repair["why"] == "its buffer mean moves less than half as far as in float32"
 
 
+CANCELLING = """
+import torch
+from torch import nn
+
+class Distance(nn.Module):
+    def forward(self, x, centres):
+        return (x * x).sum(-1, keepdim=True) + (centres * centres).sum(-1) - 2 * x @ centres.T
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Linear(16, 8)
+        self.centres = nn.Parameter(30 + torch.randn(8, 8))
+        self.distance = Distance()
+        nn.init.constant_(self.body.bias, 30.0)
+
+    def forward(self, x):
+        return -self.distance(self.body(x), self.centres)
+
+model, means = Net(), torch.randn(8, 16)
+optimizer = torch.optim.Adam(model.parameters(), 3e-3)
+for _ in range(100):
+    y = torch.randint(8, (64,))
+    loss = nn.functional.cross_entropy(model(means[y] + torch.randn(64, 16) / 2), y)
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+"""
+
+
+def test_a_plan_of_tf32_alone_spares_the_module_that_cannot_have_it(
+    tmp_path: Path, profile_here: Callable[..., Done]
+) -> None:
+    script = tmp_path / "cancelling.py"
+    script.write_text(CANCELLING)
+    done = profile_here(script, "--steps", "60", "--no-verify", "--formats", "tf32")
+    report = report_in(tmp_path)
+    wide = {fqn for fqn, name in report["plan"]["modules"].items() if name == "float32"}
+    assert wide == {"distance"}, done.stdout
+    assert [f["rule"] for f in report["findings"] if f["fqn"] == "distance"] == ["PA201"]
+
+
 def test_a_file_that_cannot_be_written_hides_no_failure_of_the_script(
     tmp_path: Path, profile_here: Callable[..., Done]
 ) -> None:
