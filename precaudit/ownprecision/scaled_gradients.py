@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 from unittest import mock
 
@@ -24,16 +25,20 @@ Which = Callable[[torch.Tensor], bool]
 
 
 class ScaledGradients(TrainingListener):
-    """Notes `settings["unscaled_loss"]`, `settings["clips_scaled"]`, `settings["steps_scaled"]` and, where a script
-    writes to gradients by itself before they are unscaled, `settings["changes_scaled"]`, or `"unscales_twice"` where it
-    may have unscaled them: whoever has asked for the scale since the backward pass knows of it. A disabled scaler's
-    calls say as much, so that a float32 run tells."""
+    """Notes `settings["unscaled_loss"]`, `settings["clips_scaled"]`, `settings["steps_scaled"]`, where a scaled loss
+    adds to gradients that are unscaled already `settings["adds_scaled"]`, where another scaler unscales than the one
+    that scaled `settings["other_scaler"]`, and, where a script writes to gradients by itself before they are unscaled,
+    `settings["changes_scaled"]`, or `"unscales_twice"` where it may have unscaled them: whoever has asked for the scale
+    since the backward pass knows of it. A disabled scaler's calls say as much, so that a float32 run tells."""
 
     def __init__(self, names: ModuleNames, settings: dict[str, object]) -> None:
         self._names, self._settings = names, settings
         self._kinds: dict[int, dict[str, Location | None]] = {}
         self._written: dict[int, Written] = {}
-        self._arrived = self._asked = self._asked_after = self._by_hand = self._in_scaler = False
+        self._scalers: dict[int, Any] = {}
+        self._unscaled: set[int] = set()
+        self._arrived: Any = None
+        self._asked = self._asked_after = self._by_hand = self._in_scaler = False
 
     @contextmanager
     def installed(self) -> Iterator[None]:
@@ -59,20 +64,17 @@ class ScaledGradients(TrainingListener):
     def _scaling(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def scale(scaler: Any, outputs: Any) -> Any:
             scaled = original(scaler, outputs)
-            return map_tensors(self._told, scaled) if self._concerned else scaled
+            return map_tensors(partial(self._told, scaler), scaled) if self._concerned else scaled
 
         return scale
 
-    def _told(self, scaled: torch.Tensor) -> torch.Tensor:
+    def _told(self, scaler: Any, scaled: torch.Tensor) -> torch.Tensor:
         """A disabled scaler returns the loss itself, which the script may use elsewhere."""
         if not scaled.requires_grad:
             return scaled
         scaled = scaled.view_as(scaled)
-        scaled.register_hook(self._arrive)
+        scaled.register_hook(lambda gradient: setattr(self, "_arrived", scaler))
         return scaled
-
-    def _arrive(self, gradient: torch.Tensor) -> None:
-        self._arrived = True
 
     def _asking(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def get_scale(scaler: Any) -> Any:
@@ -87,8 +89,11 @@ class ScaledGradients(TrainingListener):
             self._note(_parameters(optimizer), _PLAIN, "unscaled_loss", function)
             changed = "unscales_twice" if self._asked_after else "changes_scaled"
             self._note(_parameters(optimizer), _SCALED, changed, function, self._changed)
+            others = [p for p in _parameters(optimizer) if self._scalers.get(id(p), scaler) is not scaler]
+            self._note(others, _SCALED, "other_scaler", function)
             for parameter in _parameters(optimizer):
                 self._kinds.pop(id(parameter), None)
+                self._unscaled.add(id(parameter))
             outside, self._in_scaler = self._in_scaler, True
             try:
                 return original(scaler, optimizer, *args, **kwargs)
@@ -118,19 +123,26 @@ class ScaledGradients(TrainingListener):
         factors = any(gradient is not None for gradient in gradients)
         multiplied = any("Mul" in type(root.grad_fn).__name__ for root in roots)
         self._by_hand = factors or (self._asked and multiplied)
-        self._arrived = False
+        self._arrived = None
         self._written = _gradients(self._trained())
         for parameter in self._trained():
             if parameter.grad is None or not bool(stored(parameter.grad).any()):
                 self._kinds.pop(id(parameter), None)
+                self._unscaled.discard(id(parameter))
 
     def backward_ended(self, roots: Sequence[torch.Tensor]) -> None:
-        if not self._concerned or (self._by_hand and not self._arrived):
+        scaler = self._arrived
+        if not self._concerned or (self._by_hand and scaler is None):
             return
-        kind, place = _SCALED if self._arrived else _PLAIN, caller_location()
+        kind, place = _PLAIN if scaler is None else _SCALED, caller_location()
         for parameter in self._trained():
-            if parameter.grad is not None and not self._untouched(parameter):
-                self._kinds.setdefault(id(parameter), {})[kind] = place
+            if parameter.grad is None or self._untouched(parameter):
+                continue
+            self._kinds.setdefault(id(parameter), {})[kind] = place
+            if scaler is not None:
+                self._scalers[id(parameter)] = scaler
+                if id(parameter) in self._unscaled:
+                    self._settings.setdefault("adds_scaled", line_of(place))
         self._written = _gradients(self._trained())
         self._asked_after = False
 
@@ -140,6 +152,8 @@ class ScaledGradients(TrainingListener):
 
     def step_ended(self, optimizer: Any) -> None:
         self._asked = False
+        if optimizer is not None:
+            self._unscaled.difference_update(map(id, _parameters(optimizer)))
 
     def _trained(self) -> Iterator[torch.Tensor]:
         return (p for model in self._names.models.values() for p in model.parameters() if p.requires_grad)

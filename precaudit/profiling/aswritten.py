@@ -38,7 +38,7 @@ def of_as_written(audit: Audit, verification: Verification) -> list[Finding]:
     if not run.finished:
         return [*found, _of_stop(run), *_causes(run, "warning")]
     detail = _strays(audit.reference, run, verification.margin)
-    causes = [*_of_penalty(audit.reference, run), *_causes(run, "error" if detail else "warning")]
+    causes = [*_of_penalty(audit.reference, run), *_causes(run, "error" if detail and not found else "warning")]
     if detail and not causes:
         causes = _of_lost_gradients(run) or _of_additions(run) or _of_changed_gradients(audit)
     return [*found, *_of_difference(run, detail, bool(causes), audit.reference.baseline.get("autocast_at")), *causes]
@@ -72,6 +72,13 @@ def _of_scaled_gradients(audit: Audit) -> list[Finding]:
         )
         fix = "call scaler.step(optimizer) instead of optimizer.step()"
         found.append(finding("PA506", "error", message, fix, location=place_of(steps)))
+    if isinstance(adds := baseline.get("adds_scaled"), dict):
+        message = (
+            "the backward pass of a scaled loss adds to gradients that scaler.unscale_ has dealt with already: the sum "
+            "has the loss scale in it, and the optimizer steps on that"
+        )
+        fix = "call scaler.unscale_(optimizer) once a step, after the last backward pass"
+        found.append(finding("PA506", "error", message, fix, location=place_of(adds)))
     if isinstance(loss := baseline.get("unscaled_loss"), dict):
         found.append(_of_unscaled_loss(loss))
     return found
@@ -141,7 +148,15 @@ def _of_lost_gradients(run: RunResult) -> list[Finding]:
 
 def _of_changed_gradients(audit: Audit) -> list[Finding]:
     """PA502: what a script does by itself to gradients that still have the loss scale in them; PA508: it takes the
-    scale out by itself, and the scaler does so once more."""
+    scale out by itself, and the scaler does so once more, or another scaler does."""
+    other = audit.reference.baseline.get("other_scaler")
+    if isinstance(other, dict):
+        message = (
+            f"another GradScaler than the one that scaled the loss unscales the gradients here, before "
+            f"{other['function']} steps: they are divided by a scale that is not theirs"
+        )
+        fix = "use one GradScaler for all losses and optimizers, and call its update() once a step"
+        return [finding("PA508", "error", message, fix, location=place_of(other))]
     twice = audit.reference.baseline.get("unscales_twice")
     if isinstance(twice, dict):
         message = (

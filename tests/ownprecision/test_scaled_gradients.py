@@ -137,6 +137,28 @@ def test_asking_for_the_scale_of_the_last_step_takes_it_out_of_no_gradient():
     assert "steps_scaled" in noted
 
 
+@pytest.mark.parametrize("early", [True, False])
+def test_a_scaled_loss_that_adds_to_unscaled_gradients_is_noted(early):
+    def train(scaler, optimizers, losses):
+        scaler.scale(losses[0]).backward(retain_graph=True)
+        if early:
+            scaler.unscale_(optimizers[0])
+        scaler.scale(losses[1]).backward()
+        for optimizer in optimizers:
+            scaler.step(optimizer)
+
+    assert ("adds_scaled" in settings(train)) is early
+
+
+def test_gradients_that_another_scaler_unscales_are_noted():
+    def another(scaler, optimizer):
+        torch.amp.GradScaler("cpu", init_scale=4.0).step(optimizer)
+
+    noted = settings(in_turn(scaled, scaled, another))["other_scaler"]
+    assert (noted["path"], noted["function"]) == (__file__, "SGD")
+    assert "other_scaler" not in settings(in_turn(scaled, scaled))
+
+
 def clipped_by_hand(unscales, asks=False):
     def train(scaler, optimizers, losses):
         scaler.scale(sum(losses)).backward()

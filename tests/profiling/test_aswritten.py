@@ -1,5 +1,6 @@
 """What is said of a script's own low precision, from one run of it as written beside float32."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -77,7 +78,9 @@ def test_gradients_that_overflow_explain_a_script_that_strays():
     assert told(low=[{"kind": "lost", **facts}]) == []
 
 
-@pytest.mark.parametrize(("noted", "rule"), [("changes_scaled", "PA502"), ("unscales_twice", "PA508")])
+@pytest.mark.parametrize(
+    ("noted", "rule"), [("changes_scaled", "PA502"), ("unscales_twice", "PA508"), ("other_scaler", "PA508")]
+)
 def test_what_a_script_does_to_scaled_gradients_explains_one_that_strays(noted, rule):
     seen = {noted: {"path": "train.py", "line": 9, "function": "SGD", "mixed": False}}
     _, cause = told(tuple(2 * loss for loss in LOSSES), seen=seen)
@@ -166,6 +169,20 @@ def test_an_unscaled_loss_is_told_with_its_line():
         (found,) = of_as_written(audit, Verification("pass", "emulated"))
         assert (found.rule, found.severity, found.location) == ("PA508", "error", Location("train.py", 30))
         assert said in found.message
+
+
+def test_gradients_scaled_after_unscaling_are_the_error_that_an_overflow_follows_from():
+    noted = {"adds_scaled": {"path": "train.py", "line": 30}}
+    reference = RunResult("reference", 0, "stopped", len(LOSSES), losses=LOSSES, baseline=noted)
+    overflow = {"kind": "overflow", "op": "linear", "dtype": "float16", "step": 4, "amax": 9e4, "path": "", "line": 0}
+    lost = replace(reference, label="as-written", losses=(math.nan,) * len(LOSSES), baseline={"low": [overflow]})
+    audit = Audit(Job("script", "train.py", (), ".", 80), reference, Trace(), as_written=lost)
+    found = of_as_written(audit, Verification("pass", "emulated"))
+    assert [(each.rule, each.severity) for each in found] == [
+        ("PA506", "error"),
+        ("PA501", "error"),
+        ("PA307", "warning"),
+    ]
 
 
 def test_old_weights_under_an_open_autocast_are_an_error_where_they_stay():
