@@ -10,7 +10,7 @@ from precaudit.finding import finding
 from precaudit.model import Finding, Layer, Location, Op, Plan, Severity, TensorRecord, Verification
 from precaudit.planning.budget import GradientError
 from precaudit.planning.fitting import format_of
-from precaudit.planning.loss_scale import RESIDUE
+from precaudit.planning.loss_scale import RESIDUE, lost_energy
 from precaudit.planning.planner import default_format
 from precaudit.planning.rules import Ban
 from precaudit.profiling.aswritten import of_as_written, place_of
@@ -207,38 +207,59 @@ def _roughest(trace: Trace, fqn: str, format_name: str) -> Op | None:
 
 
 def _of_loss_scale(audit: Audit, plan: Plan, strays: bool) -> list[Finding]:
-    """PA202: gradients that float16 would lose without a scale, or does where the script scales none: an error where
+    """PA202: gradients that float16 would lose without a scale, or does under the script's own: an error where
     its training strays; PA203: no single scale serves all modules."""
-    unscaled = _own_float16_unscaled(audit)
-    severity: Severity = "error" if unscaled and strays else "warning"
-    low = {layer.fqn for layer in audit.trace.layers if unscaled or format_of(plan, layer.fqn) == "float16"}
+    own = _own_scale(audit, strays)
+    severity: Severity = "error" if own is not None and strays else "warning"
+    low = {layer.fqn for layer in audit.trace.layers if own is not None or format_of(plan, layer.fqn) == "float16"}
     candidates = [layer for layer in audit.trace.layers if layer.trained and layer.fqn in low]
-    place = place_of(audit.reference.baseline.get("autocast_at")) if unscaled else None
-    found = [_vanishing(layer, unscaled, severity, place) for layer in candidates]
+    place = place_of(audit.reference.baseline.get("autocast_at")) if own is not None else None
+    scale, fix = _scaling(own, "grad_scaler" in audit.reference.baseline)
+    found = []
+    for layer in candidates:
+        if (lost := _lost_share(layer, own or 1.0)) > 1e-2:
+            name = layer.fqn or "the model itself"
+            message = f"{name}: {lost:.0%} of its gradient energy vanishes in float16 {scale}"
+            found.append(finding("PA202", severity, message, fix, layer.fqn, None, place, flushed_energy=lost))
     for fqn, why in plan.because.items():
         if "no single scale" in why:
             found.append(finding("PA203", "warning", f"{fqn or 'the model'}: {why}", _MOVED, fqn))
-    return [each for each in found if each is not None]
+    return found
 
 
-def _own_float16_unscaled(audit: Audit) -> bool:
-    """Whether the script itself trains in float16, and scales no loss."""
+def _own_scale(audit: Audit, strays: bool) -> float | None:
+    """The loss scale that the script itself begins with in float16, 1 where it scales none; None where it has another
+    format, or a scaler under which it trains well: that may have raised its scale."""
     baseline = audit.reference.baseline
-    return baseline.get("autocast") == "float16" and "grad_scaler" not in baseline
-
-
-def _vanishing(layer: Layer, unscaled: bool, severity: Severity, place: Location | None) -> Finding | None:
-    gradients = [t for t in layer.tensors if t.role in ("activation_grad", "weight_grad")]
-    loudest = max((t.stats.rms for t in gradients), default=0.0)
-    lost = [t.formats["float16"].flushed_energy for t in gradients if t.stats.rms >= RESIDUE * loudest and t.formats]
-    worst = max(lost, default=0.0)
-    if worst <= 1e-2:
+    if baseline.get("autocast") != "float16":
         return None
-    own = ", as the script's own autocast has it" if unscaled else ""
-    name = layer.fqn or "the model itself"
-    message = f"{name}: {worst:.0%} of its gradient energy vanishes in float16 without a loss scale{own}"
-    fix = "use torch.amp.GradScaler, or bfloat16" if unscaled else "use plan.grad_scaler()"
-    return finding("PA202", severity, message, fix, layer.fqn, None, place, flushed_energy=worst)
+    scaler = baseline.get("grad_scaler")
+    if not isinstance(scaler, dict):
+        return 1.0
+    scale = scaler.get("init_scale")
+    return float(scale) if strays and scale and scale > 0 else None
+
+
+def _scaling(own: float | None, scaler: bool) -> tuple[str, str]:
+    """How the loss is scaled, in words, and what to do about it."""
+    if own is None:
+        return "without a loss scale", "use plan.grad_scaler()"
+    if not scaler:
+        return "without a loss scale, as the script's own autocast has it", "use torch.amp.GradScaler, or bfloat16"
+    return (
+        f"at the loss scale of {own:g} that the script's own GradScaler begins with",
+        "let GradScaler begin with a larger init_scale, or use bfloat16",
+    )
+
+
+def _lost_share(layer: Layer, scale: float) -> float:
+    """Of a module's gradients, the largest share of energy that float16 loses at a loss scale."""
+    gradients = [t for t in layer.tensors if t.role in ("activation_grad", "weight_grad") and t.formats]
+    loudest = max((t.stats.rms for t in gradients), default=0.0)
+    heard = [t for t in gradients if t.stats.rms >= RESIDUE * loudest]
+    if scale == 1:
+        return max((t.formats["float16"].flushed_energy for t in heard), default=0.0)
+    return max((lost_energy(t.stats, math.floor(math.log2(scale))) for t in heard), default=0.0)
 
 
 def _of_float32(audit: Audit, verification: Verification) -> Iterator[Finding]:

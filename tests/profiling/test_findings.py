@@ -4,7 +4,18 @@ import math
 
 import pytest
 
-from precaudit.model import FormatFit, Layer, Location, Op, Plan, Repair, TensorRecord, TensorStats, Verification
+from precaudit.model import (
+    Exponents,
+    FormatFit,
+    Layer,
+    Location,
+    Op,
+    Plan,
+    Repair,
+    TensorRecord,
+    TensorStats,
+    Verification,
+)
 from precaudit.planning.budget import GradientError
 from precaudit.planning.rules import Ban
 from precaudit.profiling.audit import Audit
@@ -74,6 +85,23 @@ def test_a_missing_scale_is_told_on_the_line_of_the_script_s_own_autocast():
     assert (found.rule, found.location) == ("PA202", Location("train.py", 7))
     (needed,) = told(Plan("float16", {"a": "float16"}), {"autocast_at": own["autocast_at"]}, trace=trace)
     assert needed.location is None
+
+
+@pytest.mark.parametrize(("factor", "init", "told"), [(1.0, 2.0, 0), (1.5, 2.0, 1), (1.5, 2.0**16, 0)])
+def test_a_scale_that_begins_too_low_is_told_where_the_script_strays(factor, init, told):
+    stats = TensorStats(8, 2.0**-27, 2.0**-27, 8 * 4.0**-27, exponents=Exponents(-27, (8,)))
+    gradient = TensorRecord("weight_grad", stats, formats={"float16": FormatFit(0.0, 1.0, 1.0)})
+    trace = Trace(layers=(Layer("a", "Linear", 8, 1, (gradient,), trained=True),))
+    own = {"autocast": "float16", "grad_scaler": {"init_scale": init}}
+    reference, as_written = (
+        RunResult(label, 0, "stopped", 80, losses=(times,) * 80, baseline=own)
+        for label, times in (("reference", 1.0), ("as-written", factor))
+    )
+    audit = Audit(Job("script", "train.py", (), ".", 80), reference, trace, as_written=as_written)
+    found = all_findings(audit, Plan("bfloat16", {"a": "bfloat16"}), Verification("pass", "emulated"))
+    assert [each.suggestion for each in found if each.rule == "PA202"] == [
+        "let GradScaler begin with a larger init_scale, or use bfloat16"
+    ] * told
 
 
 @pytest.mark.parametrize(("factor", "severity"), [(1.0, "warning"), (1.5, "error")])
