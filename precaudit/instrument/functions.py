@@ -38,12 +38,11 @@ class OwnBackward:
             yield
 
     def _applying(self, original: Any) -> Any:
-        function = getattr(original, "__func__", original)
-
         def apply(cls: type[Function], *args: Any, **kwargs: Any) -> Any:
+            function = _bound(original, cls)
             frame = self._scopes.current
             if frame is None or cls.__module__.partition(".")[0] == "torch":
-                return function(cls, *args, **kwargs)
+                return function(*args, **kwargs)
             with ExitStack() as stack:
                 if torch.is_grad_enabled():
                     frame.data[IN_FUNCTION] = True
@@ -51,7 +50,7 @@ class OwnBackward:
                 if _decorator(cls.forward, "fwd").get("cast_inputs") is torch.float32:
                     stack.enter_context(self._island())
                     args = map_tensors(self._widened, args)
-                result = function(cls, *args, **kwargs)
+                result = function(*args, **kwargs)
             self._follow(cls, frame, result)
             return result
 
@@ -83,6 +82,13 @@ class OwnBackward:
         self.running = None
         if self._entered:
             self._entered.pop().close()
+
+
+def _bound(apply: Any, cls: type[Function]) -> Callable[..., Any]:
+    """`Function.apply` for `cls`; since torch 2.14 it is the C function of its base, which is bound for good."""
+    function = getattr(apply, "__func__", None)
+    base: Any = super(Function, cls)
+    return partial(function, cls) if function is not None else base.apply
 
 
 def _keeps_autocast(cls: type[Function]) -> bool:

@@ -118,6 +118,12 @@ def test_a_forward_that_raises_has_no_function_of_its_own():
     assert (result.raised_in.partition(":")[2], result.backward_of) == ("1", None)
 
 
+@pytest.mark.filterwarnings("ignore:User provided device_type of 'cuda'")
+def test_a_function_whose_apply_is_of_c_as_since_torch_2_14_is_still_ones_own(monkeypatch):
+    monkeypatch.setattr(torch.autograd.Function, "apply", torch._C._FunctionBase.__dict__["apply"])
+    assert trained(Decorated).error is None
+
+
 def test_functions_are_torchs_own_again():
     before = torch.autograd.Function.__dict__["apply"]
     trained(Product)
