@@ -157,7 +157,7 @@ def misses_its_autocast(run: RunResult) -> bool:
 
 
 def _with_probes(audit: Audit, plan: Schedule, probed: tuple[str, ...], runner: Runner) -> Audit:
-    """Gradients in each format against float32's, at both phases, each step under one format in turn. Values that a
+    """Gradients in each format against float32's, at both phases, two steps under one format in turn. Values that a
     format turned out not to tell apart are made in float32 then, and the gradients are looked at again."""
     replay = _replay(audit, plan, probed, runner)
     lost = of_grids(audit.trace, replay.grids)
@@ -177,8 +177,10 @@ def _replay(audit: Audit, plan: Schedule, probed: tuple[str, ...], runner: Runne
     plans = {name: _probe_plan(audit, name) for name in probed}
     compare: dict[int, tuple[str, Plan]] = {}
     for phase, steps in plan.probed.items():
-        for i, step in enumerate(step for step in steps if step in audit.replay_spec.probe_save):
-            name = probed[i % len(probed)]
+        saved = [step for step in steps if step in audit.replay_spec.probe_save]
+        in_a_row = 2 if len(saved) >= 2 * len(probed) else 1  # of a GAN, a step of each optimizer
+        for i, step in enumerate(saved):
+            name = probed[i // in_a_row % len(probed)]
             compare[step] = (f"{name}@{phase}", plans[name])
     return runner(replace(audit.replay_spec, probe_save=frozenset(), probe_compare=compare))
 

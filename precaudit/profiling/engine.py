@@ -250,15 +250,15 @@ def _job_facts(job: Job, settings: Settings, audit: Audit, formats: Sequence[str
 
 
 def _performance(clock: _Clock, seconds: float, measuring: float) -> dict[str, Any]:
-    """Plain time: the steps of every run at the median step of the unmeasured float32 runs (or the fastest third),
+    """Plain time: the steps of every run at the pace of the median unmeasured float32 run (or of the fastest third),
     which run two at a time as all do; `ratio` is what all steps took, run by run, over that. The `measuring` stage is
     in the total and no part of the rest."""
     runs = clock.results
-    plain = [s for spec, r in runs if spec.precision == "float32" and not spec.probe_dir for s in r.step_seconds[1:]]
+    plain = sorted(_pace(r) for spec, r in runs if spec.precision == "float32" and not spec.probe_dir and _pace(r))
     if not plain:
-        plain = sorted(s for _, r in runs for s in r.step_seconds[1:])
+        plain = sorted(_pace(r) for _, r in runs if _pace(r))
         plain = plain[: max(1, len(plain) // 3)]
-    median = sorted(plain)[len(plain) // 2] if plain else None
+    pace = plain[len(plain) // 2] if plain else None
     steps = sum(result.steps for _, result in runs)
     inside = sum(result.seconds for _, result in runs)
     stepping = sum(sum(result.step_seconds) for _, result in runs)
@@ -267,7 +267,13 @@ def _performance(clock: _Clock, seconds: float, measuring: float) -> dict[str, A
         "seconds_in_runs": inside,
         "steps_run": steps,
         "runs": len(runs),
-        "seconds_plain_steps": steps * median if median is not None else None,
+        "seconds_plain_steps": steps * pace if pace is not None else None,
         "seconds_startup": max(0.0, seconds - measuring - clock.wall_seconds),
-        "ratio": stepping / (steps * median) if median and steps else None,
+        "ratio": stepping / (steps * pace) if pace and steps else None,
     }
+
+
+def _pace(run: RunResult) -> float:
+    """Seconds a step, the first apart; a mean, as steps of several optimizers differ by their turn."""
+    later = run.step_seconds[1:]
+    return sum(later) / len(later) if later else 0.0

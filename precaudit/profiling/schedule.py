@@ -24,12 +24,14 @@ class Schedule:
 
 def schedule(steps: int, formats: int) -> Schedule:
     """Every phase has up to four probed steps a format, and no more than a fifth of the run. The first step of all is
-    left in float32: its loss shows whether a replay begins as the reference did, whatever a format does to it."""
+    left in float32: its loss shows whether a replay begins as the reference did, whatever a format does to it. Where
+    two optimizers take turns (a GAN's), steps of both are looked at."""
     middle = steps // 2
     each = min(_PROBES * formats, steps // 5)
-    stride = max(1, steps // _AUDITS)
+    stride = max(1, steps // _AUDITS) | 1
+    both = {0, 1, middle, middle + 1}
     return Schedule(
-        audited=frozenset({0, 1, middle, steps - 1, *range(0, steps, stride)}),
-        shadowed=frozenset({0, middle}),
+        audited=frozenset({*both, steps - 1, *range(0, steps, stride)}),
+        shadowed=frozenset(both),
         probed={"init": tuple(range(1, 1 + each)), "late": tuple(range(middle, middle + each))} if formats else {},
     )

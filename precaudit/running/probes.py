@@ -31,6 +31,8 @@ from precaudit.tracing.records import GradientDifference, Grid
 
 ENOUGH_BYTES = 16e9
 """Of saved gradients; a large model's steps are looked at less often."""
+_TURNS = 4
+"""Optimizer steps back that the batch before of the same optimizer is looked for."""
 SAMPLE = 1 << 16
 """Values of one parameter that stand for all where vectors are added up: their energy errs by half a percent."""
 
@@ -48,7 +50,8 @@ class GradientProbe(TrainingListener):
         in_island: Callable[[], bool],
     ) -> None:
         self._events = events
-        self._fresh = False
+        self._made: int | None = None
+        self._stepped: list[int] = []
         self._sums: dict[tuple[str, str], dict[str, _Sums]] = {}
         self._spec, self._names = spec, names
         self._folder = Path(spec.probe_dir or ".")
@@ -82,6 +85,7 @@ class GradientProbe(TrainingListener):
         return execution.left(frame, output)
 
     def backward_starts(self, roots: Sequence[torch.Tensor], gradients: list[Any]) -> list[Any] | None:
+        self._made = None
         if self._step not in self._spec.probe_compare:
             return None
         _, plan = self._spec.probe_compare[self._step]
@@ -99,26 +103,33 @@ class GradientProbe(TrainingListener):
             self._scaler.gradient_nested(running)
 
     def backward_ended(self, roots: Sequence[torch.Tensor]) -> None:
-        self._fresh = not self._events.in_step
+        self._made, self._stepped = None if self._events.in_step else self._step, []
         if self._scaler is not None:
             self._scaler.backward_ended(roots)
 
     # ---- gradients at the optimizer step
 
     def step_starts(self, optimizer: Any) -> None:
-        """Only gradients made before the step are comparable: an optimizer that evaluates a closure makes its own."""
+        """Only gradients made before the step are comparable: an optimizer that evaluates a closure makes its own.
+        Several optimizers may step on those of one backward pass, each on its own parameters'."""
         self._scaler = None
-        if not self._fresh:
+        if self._made is None or id(optimizer) in self._stepped:
             return
-        path = self._folder / f"{self._step}.pt"
-        if self._step in self._saves:
+        path = self._file(self._made)
+        if self._made in self._saves:
             self._save(self._gradients(optimizer), path)
-        if self._step in self._spec.probe_compare and path.exists():
-            self._compare(optimizer, torch.load(path, weights_only=True))
+        if self._made in self._spec.probe_compare and path.exists():
+            label, _ = self._spec.probe_compare[self._made]
+            self._compare(label, self._gradients(optimizer), torch.load(path, weights_only=True))
+
+    def _file(self, step: int) -> Path:
+        """Where the gradients are that this optimizer, by its turn, has from the backward pass in `step`."""
+        turn = f"-{len(self._stepped)}" if self._stepped else ""
+        return self._folder / f"{step}{turn}.pt"
 
     def _save(self, gradients: dict[str, torch.Tensor], path: Path) -> None:
         size = sum(gradient.nbytes for gradient in gradients.values())
-        if self._step == min(self._saves):
+        if self._made == min(self._saves):
             free, least = shutil.disk_usage(self._folder).free, 1 + len(self._spec.formats)
             self._saves = affordable(self._saves, size, free, least)
         try:
@@ -131,7 +142,7 @@ class GradientProbe(TrainingListener):
 
     def step_ended(self, optimizer: Any) -> None:
         self._step += 1
-        self._fresh = False
+        self._stepped.append(id(optimizer))
 
     def _gradients(self, optimizer: Any) -> dict[str, torch.Tensor]:
         """The dense gradients that this step will use, by their parameters' qualified names."""
@@ -146,15 +157,23 @@ class GradientProbe(TrainingListener):
         return found
 
     @torch.no_grad()
-    def _compare(self, optimizer: Any, saved: dict[str, torch.Tensor]) -> None:
-        label, _ = self._spec.probe_compare[self._step]
-        before = self._folder / f"{self._step - 1}.pt"
-        previous = torch.load(before, weights_only=True) if before.exists() else {}
-        for key, gradient in self._gradients(optimizer).items():
+    def _compare(self, label: str, gradients: dict[str, torch.Tensor], saved: dict[str, torch.Tensor]) -> None:
+        previous = self._previous(saved)
+        for key, gradient in gradients.items():
             if key in saved:
                 sums = self._sums.setdefault((label, key.rpartition(".")[0]), {}).setdefault(key, _Sums())
                 sums.add(gradient, saved[key], previous.get(key))
                 gradient.copy_(saved[key])
+
+    def _previous(self, saved: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The gradients of the batch before, of the same parameters: a GAN's optimizers take turns."""
+        assert self._made is not None
+        for step in range(self._made - 1, max(-1, self._made - 1 - _TURNS), -1):
+            if (path := self._file(step)).exists():
+                found: dict[str, torch.Tensor] = torch.load(path, weights_only=True)
+                if not saved.keys().isdisjoint(found):
+                    return found
+        return {}
 
     @property
     def grids(self) -> tuple[Grid, ...]:
