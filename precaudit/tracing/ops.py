@@ -151,7 +151,8 @@ class TraceMode(OperationMode):
         inputs = [t for t in (*tensors_in(args), *tensors_in(kwargs)) if t.is_floating_point()]
         target = kwargs.get("out", args[0] if args else None) if writes(func, kwargs) else None
         half = is_half(target) if isinstance(target, torch.Tensor) else stored_in_half(op, self._kind(op), inputs)
-        token = self._sink.begin(op, func, args, kwargs, half)
+        read = {name: value for name, value in kwargs.items() if name != "out"}
+        token = self._sink.begin(op, func, args, read, half)
         result = func(*args, **kwargs)
         outputs = [t for t in tensors_in(result) if t.is_floating_point() or t.is_complex()]
         if half:

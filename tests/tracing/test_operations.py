@@ -143,6 +143,16 @@ def test_input_amax():
     assert traced.op("", "matmul").input_amax == 70000.0
 
 
+def test_what_a_result_is_written_into_is_no_input():
+    def forward(self, x):
+        return self.lin(torch.mm(x, x, out=torch.full((4, 4), 1e30)))
+
+    _, traced = shadowed(forward, numbers(0, 4, 4))
+    product = traced.op("", "mm")
+    assert product.input_amax < 10
+    assert 0 < product.local_error["bfloat16"] < 0.1
+
+
 @pytest.mark.parametrize(
     ("values", "expected"),
     [
