@@ -119,11 +119,12 @@ def narrowest(plan: Plan) -> str:
 
 
 def _needs_repair(judgement: Judgement, quick: bool) -> bool:
-    """Failures do; so does a doubt that eight pairs could not remove, where the difference is past the margin."""
+    """Failures do; so does a doubt that eight pairs could not remove, where the difference is past the margin and past
+    what float32 has from itself: where training is chaotic, modules would be blamed for noise."""
     if judgement.verdict != "inconclusive" or quick:
         return judgement.verdict == "fail"
     mean, margin = judgement.difference.mean, judgement.margin
-    return mean is not None and margin is not None and abs(mean) > margin
+    return mean is not None and margin is not None and abs(mean) > max(margin, judgement.chance)
 
 
 def _repaired(

@@ -99,6 +99,14 @@ def repeatability(twins: Sequence[tuple[Losses, Losses]], window: slice) -> floa
     return 2 * math.sqrt(float(np.mean(floors**2))) if len(floors) else math.nan
 
 
+def by_chance(twins: Sequence[tuple[Losses, Losses]], window: slice, pairs: int) -> float:
+    """How far from zero the mean difference of so many pairs may be where both are float32: twice its standard error,
+    as (run, twin) pairs show it. 0 without any that can be compared."""
+    found = relative_differences([run for run, _ in twins], [twin for _, twin in twins], window)
+    found = found[~np.isnan(found)]
+    return 2 * math.sqrt(float(np.mean(found**2)) / pairs) if len(found) and pairs else 0.0
+
+
 # ---------------------------------------------------------------- on which scale
 
 

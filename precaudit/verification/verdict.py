@@ -22,7 +22,7 @@ _FROM_OUTSIDE = (-signal.SIGKILL, -signal.SIGTERM, -signal.SIGHUP)
 @dataclass(frozen=True)
 class Judgement:
     """What the runs so far say of a plan; `window` are the steps whose losses were compared, `cause` says why the
-    verdict is inconclusive."""
+    verdict is inconclusive, `chance` is the difference that float32 may have from itself."""
 
     verdict: Verdict
     reason: str
@@ -32,6 +32,7 @@ class Judgement:
     horizon: int | None = None
     window: slice | None = None
     cause: Cause | None = None
+    chance: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,8 @@ def _compare_losses(runs: Runs, pairs: Sequence[Pair], checked: tuple[Gate, ...]
     cause: Cause | None = "noise" if verdict == "inconclusive" else None
     if not guard.passed and verdict != "fail":
         verdict, cause, reason = "inconclusive", "float32", f"the float32 run proves nothing: {guard.detail}"
-    return Judgement(verdict, reason, margin, difference, all_gates, together, window=window, cause=cause)
+    chance = statistics.by_chance(twins, window, len(pairs))
+    return Judgement(verdict, reason, margin, difference, all_gates, together, window, cause, chance)
 
 
 def _differ(reference: RunResult, candidate: RunResult) -> bool:

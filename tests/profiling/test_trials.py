@@ -2,11 +2,15 @@
 
 from dataclasses import dataclass, field
 
+import numpy as np
+import pytest
+
 from precaudit.model import Plan
 from precaudit.profiling.audit import Audit
-from precaudit.profiling.trials import TWIN, Trials
+from precaudit.profiling.trials import TWIN, Trials, _needs_repair
 from precaudit.running.job import Job, RunResult, RunSpec
 from precaudit.tracing.records import Trace
+from precaudit.verification.verdict import Runs, judge
 
 
 @dataclass
@@ -32,3 +36,22 @@ def test_float32_is_perturbed_anew_when_a_repair_changes_the_plan_s_narrowest_fo
     twins = [(spec.perturbed, spec.seed) for spec in runner.specs if spec.label == TWIN]
     assert twins == [(name, seed) for name in ("float8_e4m3", "bfloat16") for seed in (0, 1, 2)]
     assert sorted(trials.twins) == [0, 1, 2]
+
+
+def scattered(label, seed, scatter, shift=0.0):
+    """A run that learns, and ends where chance has it."""
+    end = 1 + shift + scatter * (-1) ** seed * (1 + seed)
+    curve = end + 2 * np.exp(-np.arange(40) / 3)
+    return RunResult(label, seed, "stopped", 40, 40, losses=tuple(curve.tolist()))
+
+
+@pytest.mark.parametrize(("chaos", "repaired"), [(0.0, True), (0.1, False)])
+def test_a_doubt_as_large_as_that_of_float32_itself_blames_no_module(chaos, repaired):
+    seeds = range(8)
+    references = {seed: scattered("reference", seed, 0.0) for seed in seeds}
+    candidates = {seed: scattered("candidate-1", seed, 0.05, shift=0.05) for seed in seeds}
+    twins = {seed: scattered(TWIN, seed, chaos) for seed in range(3)}
+    judgement = judge(Runs(references, candidates, twins), Plan("bfloat16"))
+    assert judgement.verdict == "inconclusive"
+    assert abs(judgement.difference.mean) > judgement.margin
+    assert _needs_repair(judgement, quick=False) is repaired
