@@ -2,7 +2,8 @@
 
 The reference run saves its gradients at the probed steps. A second run with the same seed trains in float32
 except at those steps, where it computes the gradient under a plan, notes the difference, and then puts the
-saved float32 gradient in its place: its trajectory stays the reference's, however many plans it tries.
+saved float32 gradient in its place, and the buffers that the forward pass changed (a queue of keys, a codebook's
+averages): its trajectory stays the reference's, however many plans it tries.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from precaudit.errors import PrecauditError
 from precaudit.execution.emulated import Emulator
@@ -120,7 +122,9 @@ class GradientProbe(TrainingListener):
             self._save(self._gradients(optimizer), path)
         if self._made in self._spec.probe_compare and path.exists():
             label, _ = self._spec.probe_compare[self._made]
-            self._compare(label, self._gradients(optimizer), torch.load(path, weights_only=True))
+            gradients, buffers = _load(path)
+            self._compare(label, self._gradients(optimizer), gradients)
+            _put_back(self._buffers(), buffers)
 
     def _file(self, step: int) -> Path:
         """Where the gradients are that this optimizer, by its turn, has from the backward pass in `step`."""
@@ -128,12 +132,13 @@ class GradientProbe(TrainingListener):
         return self._folder / f"{step}{turn}.pt"
 
     def _save(self, gradients: dict[str, torch.Tensor], path: Path) -> None:
-        size = sum(gradient.nbytes for gradient in gradients.values())
+        saved = gradients, self._buffers()
+        size = sum(tensor.nbytes for part in saved for tensor in part.values())
         if self._made == min(self._saves):
             free, least = shutil.disk_usage(self._folder).free, 1 + len(self._spec.formats)
             self._saves = affordable(self._saves, size, free, least)
         try:
-            torch.save(gradients, path)
+            torch.save(saved, path)
         except (OSError, RuntimeError) as error:
             raise PrecauditError(
                 f"cannot keep gradients in {self._folder}: {error}; the audit needs {size * len(self._saves):,} bytes "
@@ -156,6 +161,14 @@ class GradientProbe(TrainingListener):
                 found[f"{model_name}.{fqn}"] = of_this_rank(gradient)
         return found
 
+    def _buffers(self) -> dict[str, torch.Tensor]:
+        return {
+            f"{model_name}.{fqn}": of_this_rank(buffer)
+            for model_name, model in self._names.models.items()
+            for fqn, buffer in model.named_buffers()
+            if _is_state(buffer)
+        }
+
     @torch.no_grad()
     def _compare(self, label: str, gradients: dict[str, torch.Tensor], saved: dict[str, torch.Tensor]) -> None:
         previous = self._previous(saved)
@@ -170,7 +183,7 @@ class GradientProbe(TrainingListener):
         assert self._made is not None
         for step in range(self._made - 1, max(-1, self._made - 1 - _TURNS), -1):
             if (path := self._file(step)).exists():
-                found: dict[str, torch.Tensor] = torch.load(path, weights_only=True)
+                found, _ = _load(path)
                 if not saved.keys().isdisjoint(found):
                     return found
         return {}
@@ -182,6 +195,26 @@ class GradientProbe(TrainingListener):
     @property
     def differences(self) -> tuple[GradientDifference, ...]:
         return tuple(_difference(label, fqn, list(sums.values())) for (label, fqn), sums in self._sums.items())
+
+
+def _load(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """Gradients, and buffers."""
+    gradients, buffers = torch.load(path, weights_only=True)
+    return gradients, buffers
+
+
+def _is_state(buffer: torch.Tensor) -> bool:
+    """Values that a forward pass may round, and that no backward pass still needs as they are."""
+    if is_lazy(buffer) or buffer.is_meta or buffer.is_nested or buffer.requires_grad:
+        return False
+    return buffer.is_floating_point() and buffer.layout is torch.strided
+
+
+@torch.no_grad()
+def _put_back(buffers: dict[str, torch.Tensor], saved: dict[str, torch.Tensor]) -> None:
+    for key, buffer in buffers.items():
+        if key in saved and buffer.shape == saved[key].shape and not torch.equal(buffer, saved[key].to(buffer)):
+            buffer.copy_(saved[key])
 
 
 def affordable(steps: frozenset[int], size: int, free: int, least: int) -> frozenset[int]:

@@ -1,12 +1,18 @@
-"""Probes of large models: gradients of fewer steps are kept, and vectors are added up by samples."""
+"""Probes: of large models gradients of fewer steps are kept, and vectors are added up by samples; what a forward pass
+leaves in buffers is put back."""
 
 import math
+import os
 
 import pytest
 import torch
+from torch import nn
 
+from precaudit.model import Plan
 from precaudit.running import probes
+from precaudit.running.job import Job, RunSpec
 from precaudit.running.probes import ENOUGH_BYTES, SAMPLE, _difference, _Sums, affordable
+from precaudit.running.worker import run
 
 STEPS = frozenset([*range(16), *range(49, 66)])
 
@@ -47,3 +53,45 @@ def test_a_sample_meets_every_column():
     sample, weight = probes._sampled(values)
     assert sample.unique().numel() == 768
     assert weight * sample.numel() == values.numel()
+
+
+class Queue(nn.Module):
+    """Trains against what it made in the last steps, as MoCo does, and VQ-VAE's codebooks."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder = nn.Linear(4, 4)
+        self.register_buffer("keys", torch.ones(2, 8, 4))
+
+    def forward(self, x):
+        made = self.encoder(x)
+        loss = (made - self.keys.mean((0, 1))).square().mean()
+        self.keys = torch.cat([self.keys[1:], made.detach().float()[None]])
+        return loss
+
+
+def test_what_a_probed_forward_leaves_in_buffers_is_put_back(tmp_path):
+    def code():
+        torch.manual_seed(0)
+        model = Queue()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        while True:
+            optimizer.zero_grad()
+            model(torch.randn(8, 4)).backward()
+            optimizer.step()
+
+    job = Job("script", "train.py", (), os.getcwd(), 6)
+    plan = Plan("bfloat16", {"": "bfloat16", "encoder": "bfloat16"})
+    reference = run(RunSpec(job, "reference", probe_dir=str(tmp_path), probe_save=frozenset({1, 2})), code)
+    probing = {1: ("a", plan), 2: ("a", plan)}
+    replay = run(RunSpec(job, "replay", probe_dir=str(tmp_path), probe_compare=probing), code)
+    assert replay.losses[1] != reference.losses[1]
+    assert replay.losses[3:] == reference.losses[3:]
+    assert replay.differences[0].delta > 0
+
+
+def test_only_plain_values_are_taken_for_state():
+    lazy = nn.LazyBatchNorm1d().running_mean
+    meta, sparse = torch.zeros(2, device="meta"), torch.zeros(2, 2).to_sparse()
+    kept = [probes._is_state(buffer) for buffer in (lazy, meta, sparse, torch.zeros(2), torch.zeros(2).long())]
+    assert kept == [False, False, False, True, False]
