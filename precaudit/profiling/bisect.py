@@ -17,6 +17,7 @@ _SHARE = 0.9
 _EXPLAINED = 0.5
 _STEPS = 20
 Group = tuple[str, ...]
+Steps = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -34,9 +35,9 @@ def contributions(spec: RunSpec, plan: Plan, runner: Runner, products: Collectio
     `spec` is a replay of a run whose gradients were saved at its `probe_save` steps. What a module adds when it alone
     is low explains most plans. Where that is less than half of the plan's error, modules err on what others hand
     them (a norm by hand squares a half result), and what counts is what goes away when a module is wide. Errors
-    are compared with the whole plan's in the same step: batches differ.
+    are compared with the whole plan's in the same steps: batches differ.
     """
-    steps, everything = sorted(spec.probe_save), _low_modules(plan)
+    steps, everything = _in_pairs(spec.probe_save), _low_modules(plan)
     if not steps or not everything:
         return []
     wholes = _errors(spec, runner, dict.fromkeys(steps, _only(plan, everything)))
@@ -45,9 +46,12 @@ def contributions(spec: RunSpec, plan: Plan, runner: Runner, products: Collectio
         return []
 
     def shares(groups: Sequence[Group], derived: Callable[[Group], Plan]) -> dict[Group, float]:
-        tried = dict(zip(steps, groups, strict=False))
-        errors = _errors(spec, runner, {step: derived(group) for step, group in tried.items()})
-        return {tried[step]: _share(error, wholes[step]) for step, error in errors.items() if step in wholes}
+        found: dict[Group, float] = {}
+        for start in range(0, len(groups), len(steps)):
+            tried = dict(zip(steps, groups[start:], strict=False))
+            errors = _errors(spec, runner, {step: derived(group) for step, group in tried.items()})
+            found |= {tried[step]: _share(error, wholes[step]) for step, error in errors.items() if step in wholes}
+        return found
 
     def alone(groups: Sequence[Group]) -> dict[Group, float]:
         return shares(groups, lambda group: _only(plan, group))
@@ -78,8 +82,8 @@ def _search(
     measure: Callable[[Sequence[Group]], dict[Group, float]],
     costly: Callable[[Group], int],
 ) -> list[tuple[str, float]]:
-    """Every saved step tries one group of modules; the worst groups are split until single modules are left or the
-    evaluations are used up."""
+    """Every pair of saved steps tries one group of modules; the worst groups are split until single modules are left or
+    the evaluations are used up."""
     groups, evaluations = _split(modules, parts), 0
     while groups and evaluations < MAX_EVALUATIONS:
         errors = measure(groups)
@@ -87,7 +91,7 @@ def _search(
         worst = _largest(groups, errors, costly)
         if all(len(group) == 1 for group in worst):
             return [(group[0], errors[group]) for group in worst]
-        groups = [part for group in worst for part in _split(group, max(1, parts // len(worst)))]
+        groups = [part for group in worst for part in _split(group, max(2, parts // len(worst)))]
     return []
 
 
@@ -101,12 +105,22 @@ def _split(modules: Sequence[str], parts: int) -> list[Group]:
     return [tuple(modules[i : i + size]) for i in range(0, len(modules), size)] if modules else []
 
 
-def _errors(spec: RunSpec, runner: Runner, plans: Mapping[int, Plan]) -> dict[int, float]:
-    """|delta|^2 / |g|^2 of each step under its plan; steps that the run did not come to are missing."""
-    compare = {step: (str(step), plan) for step, plan in plans.items()}
+def _in_pairs(steps: Collection[int]) -> list[Steps]:
+    """The steps that try one plan together: of a GAN, one of each optimizer, and the second may step on what was
+    computed in the first."""
+    pairs: dict[int, list[int]] = {}
+    for step in sorted(steps):
+        pairs.setdefault(step // 2, []).append(step)
+    most = max(map(len, pairs.values()), default=0)
+    return [tuple(pair) for pair in pairs.values() if len(pair) == most]
+
+
+def _errors(spec: RunSpec, runner: Runner, plans: Mapping[Steps, Plan]) -> dict[Steps, float]:
+    """|delta|^2 / |g|^2 of the steps under each plan; those that the run did not come to are missing."""
+    compare = {step: (str(steps[0]), plan) for steps, plan in plans.items() for step in steps}
     replay = runner(replace(spec, label="bisect", probe_save=frozenset(), probe_compare=compare))
-    found = {step: gradient_error(str(step), replay.differences) for step in plans}
-    return {step: 1 / error.snr if error.snr > 0 else math.inf for step, error in found.items() if error}
+    found = {steps: gradient_error(str(steps[0]), replay.differences) for steps in plans}
+    return {steps: 1 / error.snr if error.snr > 0 else math.inf for steps, error in found.items() if error}
 
 
 def _only(plan: Plan, group: Collection[str]) -> Plan:

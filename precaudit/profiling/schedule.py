@@ -25,13 +25,17 @@ class Schedule:
 def schedule(steps: int, formats: int) -> Schedule:
     """Every phase has up to four probed steps a format, and no more than a fifth of the run. The first step of all is
     left in float32: its loss shows whether a replay begins as the reference did, whatever a format does to it. Where
-    two optimizers take turns (a GAN's), steps of both are looked at."""
-    middle = steps // 2
+    two optimizers take turns (a GAN's), steps of both are looked at, and probed in pairs: what the first of a pair
+    computes the second may use."""
+    middle = steps // 2 & ~1
     each = min(_PROBES * formats, steps // 5)
+    each -= each % 2 and each > 1
+    first = min(2, each)
     stride = max(1, steps // _AUDITS) | 1
     both = {0, 1, middle, middle + 1}
+    starts = {"init": first, "late": middle} if formats else {}
     return Schedule(
         audited=frozenset({*both, steps - 1, *range(0, steps, stride)}),
         shadowed=frozenset(both),
-        probed={"init": tuple(range(1, 1 + each)), "late": tuple(range(middle, middle + each))} if formats else {},
+        probed={phase: tuple(range(start, start + each)) for phase, start in starts.items()},
     )

@@ -7,10 +7,12 @@ import torch
 from torch import nn
 
 from precaudit.model import Plan
+from precaudit.profiling.bisect import contributions
 from precaudit.profiling.engine import _Clock, _performance
 from precaudit.profiling.schedule import schedule
 from precaudit.running.job import Job, RunResult, RunSpec
 from precaudit.running.worker import run
+from precaudit.tracing.records import GradientDifference
 
 JOB = Job("script", "train.py", (), os.getcwd(), 12)
 PLAN = Plan("bfloat16", {"": "bfloat16", "0": "bfloat16", "1": "bfloat16", "2": "bfloat16"})
@@ -72,6 +74,27 @@ def test_both_turns_are_audited_and_looked_at_closely(steps):
     for chosen in (planned.audited, planned.shadowed):
         turns = [step % 2 for step in chosen if step < steps]
         assert min(turns.count(0), turns.count(1)) * 2 + 1 >= max(turns.count(0), turns.count(1))
+
+
+@pytest.mark.parametrize("steps", [10, 16, 25, 60, 100])
+def test_probes_come_in_pairs_of_one_round(steps):
+    for probed in schedule(steps, 2).probed.values():
+        assert (probed[0] % 2, len(probed) % 2) == (0, 0)
+
+
+def test_a_generator_s_error_made_in_the_other_one_s_step_is_blamed_on_it():
+    """What is computed in an even step, the odd one takes: alone, neither shows the culprit."""
+
+    def runner(spec):
+        differences = []
+        for step, (label, _) in spec.probe_compare.items():
+            before = spec.probe_compare.get(step - 1)
+            errs = step % 2 and before is not None and before[1].modules["2"] == "bfloat16"
+            differences.append(GradientDifference(label, "", 1, 0.1 if errs else 1e-6, 1.0, 1.0, 0.0, 1.0))
+        return RunResult("bisect", 0, "stopped", differences=tuple(differences))
+
+    spec = RunSpec(JOB, "replay", probe_save=frozenset(range(1, 10)))
+    assert [item.fqn for item in contributions(spec, PLAN, runner)] == ["2"]
 
 
 def test_plain_time_is_that_of_short_and_long_steps():
