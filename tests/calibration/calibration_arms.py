@@ -118,9 +118,16 @@ FORMATS = (
 )
 
 
+class _Dialled(Plan):
+    """A plan of a format that no machine has."""
+
+    def __post_init__(self):
+        pass
+
+
 def dial(bits: float) -> Arm:
     """A plan that claims bfloat16, and rounds the factors of every product to `bits` fraction bits."""
-    rounded = Plan(default=f"mantissa{bits:g}")
+    rounded = _Dialled(default=f"mantissa{bits:g}")
     return Arm(f"{bits:g} bits", "dial", BFLOAT16, lambda spec: replace(spec, plan=rounded))
 
 

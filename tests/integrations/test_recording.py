@@ -28,12 +28,26 @@ def train(recording, model, steps):
         recording.stepped()
 
 
+@pytest.fixture
+def recordings():
+    """`recordings(folder, every=..., save_every=...)`, none of which outlives its test."""
+    made = []
+
+    def record(*arguments, **options):
+        made.append(Recording(*arguments, **options))
+        return made[-1]
+
+    yield record
+    for recording in made:
+        recording.stop()
+
+
 def names(folder):
     return {path.name for path in folder.iterdir()} if folder.exists() else set()
 
 
-def test_a_report_is_written_now_and_then_and_whole_at_the_end(tmp_path):
-    recording, model = Recording(tmp_path / "out", every=2, save_every=3), nn.Linear(4, 4)
+def test_a_report_is_written_now_and_then_and_whole_at_the_end(recordings, tmp_path):
+    recording, model = recordings(tmp_path / "out", every=2, save_every=3), nn.Linear(4, 4)
     train(recording, model, 2)
     assert not names(tmp_path / "out")
     recording.stop()
@@ -46,8 +60,8 @@ def test_a_report_is_written_now_and_then_and_whole_at_the_end(tmp_path):
     assert not model._forward_hooks
 
 
-def test_a_second_training_begins_anew_and_the_first_one_is_kept_until_then(tmp_path):
-    recording = Recording(tmp_path, every=1, save_every=100)
+def test_a_second_training_begins_anew_and_the_first_one_is_kept_until_then(recordings, tmp_path):
+    recording = recordings(tmp_path, every=1, save_every=100)
     train(recording, nn.Linear(4, 4), 3)
     train(recording, nn.Linear(4, 4), 2)  # a trainer that tells nobody that its first training raised
     assert load_report(tmp_path / "report.json").job["steps"] == 3
@@ -55,8 +69,8 @@ def test_a_second_training_begins_anew_and_the_first_one_is_kept_until_then(tmp_
     assert load_report(tmp_path / "report.json").job["steps"] == 2
 
 
-def test_a_finding_is_logged_once(tmp_path, caplog):
-    recording = Recording(tmp_path, every=1, save_every=1)
+def test_a_finding_is_logged_once(recordings, tmp_path, caplog):
+    recording = recordings(tmp_path, every=1, save_every=1)
     with caplog.at_level(logging.WARNING, "precaudit"):
         train(recording, Logarithm(4, 4), 3)
         recording.stop()
@@ -64,19 +78,19 @@ def test_a_finding_is_logged_once(tmp_path, caplog):
     assert ["PA308" in message for message in told] == [True]
 
 
-def test_a_folder_that_cannot_be_written_ends_no_training(tmp_path, caplog):
+def test_a_folder_that_cannot_be_written_ends_no_training(recordings, tmp_path, caplog):
     (tmp_path / "file").touch()
-    train(Recording(tmp_path / "file/out", every=1, save_every=1), nn.Linear(4, 4), 2)
+    train(recordings(tmp_path / "file/out", every=1, save_every=1), nn.Linear(4, 4), 2)
     assert "cannot write" in caplog.text
 
 
-def test_a_failure_of_the_report_ends_no_training(tmp_path, caplog, monkeypatch):
+def test_a_failure_of_the_report_ends_no_training(recordings, tmp_path, caplog, monkeypatch):
     monkeypatch.setattr("precaudit.profiling.ownloop.build_plan", None)
-    train(Recording(tmp_path, every=1, save_every=1), nn.Linear(4, 4), 2)
+    train(recordings(tmp_path, every=1, save_every=1), nn.Linear(4, 4), 2)
     assert "no report was written at step 1; the training goes on" in caplog.text
 
 
 @pytest.mark.parametrize("wrong", [{"every": 0}, {"save_every": 0}])
-def test_counts_are_checked_where_they_are_given(wrong, tmp_path):
+def test_counts_are_checked_where_they_are_given(wrong, recordings, tmp_path):
     with pytest.raises(PrecauditError):
-        Recording(tmp_path, **({"every": 1, "save_every": 1} | wrong))
+        recordings(tmp_path, **({"every": 1, "save_every": 1} | wrong))
