@@ -32,6 +32,20 @@ def _opened_by_torch() -> bool:
     return False
 
 
+def keeping_what_is_asked(original: Callable[..., None]) -> Callable[..., None]:
+    """In place of `autocast.__init__`: torch disables regions for "cuda" on a machine without one, which says nothing of
+    the script."""
+
+    def __init__(
+        region: autocast, device_type: str, dtype: Any = None, enabled: bool = True, *args: Any, **kwargs: Any
+    ) -> None:
+        original(region, device_type, dtype, enabled, *args, **kwargs)
+        region.precaudit_asked = enabled  # type: ignore[attr-defined]
+        region.precaudit_of_torch = _opened_by_torch()  # type: ignore[attr-defined]
+
+    return __init__
+
+
 class _Region(NamedTuple):
     """An open autocast region: its dtype, None if off; if it is an island; if it keeps what it casts."""
 
@@ -79,24 +93,13 @@ class Baseline:
     def neutralized(self) -> Iterator[None]:
         """autocast regions do nothing and GradScalers are disabled until the block ends."""
         with ExitStack() as stack:
-            stack.enter_context(mock.patch.object(autocast, "__init__", self._created(autocast.__init__)))
+            stack.enter_context(mock.patch.object(autocast, "__init__", keeping_what_is_asked(autocast.__init__)))
             stack.enter_context(mock.patch.object(autocast, "__enter__", self._entered(autocast.__enter__)))
             stack.enter_context(mock.patch.object(autocast, "__exit__", self._left(autocast.__exit__)))
             stack.enter_context(mock.patch.object(torch, "clear_autocast_cache", self._cleared))
             scaler = torch.amp.GradScaler
             stack.enter_context(mock.patch.object(scaler, "__init__", self._scaler_created(scaler.__init__)))
             yield
-
-    def _created(self, original: Callable[..., None]) -> Callable[..., None]:
-        def __init__(
-            region: autocast, device_type: str, dtype: Any = None, enabled: bool = True, *args: Any, **kwargs: Any
-        ) -> None:
-            original(region, device_type, dtype, enabled, *args, **kwargs)
-            # torch itself disables regions for "cuda" on a machine without one, which says nothing of the script.
-            region.precaudit_asked = enabled  # type: ignore[attr-defined]
-            region.precaudit_of_torch = _opened_by_torch()  # type: ignore[attr-defined]
-
-        return __init__
 
     def _entered(self, original: Callable[[autocast], Any]) -> Callable[[autocast], autocast]:
         """torch's own regions restore what was in force around them, which may be a plan's autocast."""

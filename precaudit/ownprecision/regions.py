@@ -19,6 +19,7 @@ from torch.overrides import _get_current_function_mode_stack
 from precaudit.execution.emulated import EmulatedMode, autocast_asked
 from precaudit.execution.formats import FLOAT32, ScopeFormat
 from precaudit.execution.rounding import HALVES
+from precaudit.ownprecision.baseline import keeping_what_is_asked
 
 
 class _Region(NamedTuple):
@@ -60,7 +61,7 @@ class OwnRegions(EmulatedMode):
         """Until the block ends regions are this mode's business, and torch says of autocast what is so here."""
         with ExitStack() as stack:
             for owner, name, instead in (
-                (autocast, "__init__", self._created(autocast.__init__)),
+                (autocast, "__init__", keeping_what_is_asked(autocast.__init__)),
                 (autocast, "__enter__", self._entering()),
                 (autocast, "__exit__", self._leaving()),
                 (torch, "clear_autocast_cache", self._clear),
@@ -72,15 +73,6 @@ class OwnRegions(EmulatedMode):
             stack.enter_context(autocast_asked.by(lambda: self._dtype() is not None))
             stack.enter_context(self)
             yield
-
-    def _created(self, original: Callable[..., None]) -> Callable[..., None]:
-        def __init__(
-            region: autocast, device_type: str, dtype: Any = None, enabled: bool = True, *args: Any, **kwargs: Any
-        ) -> None:
-            original(region, device_type, dtype, enabled, *args, **kwargs)
-            region.precaudit_asked = enabled  # type: ignore[attr-defined]
-
-        return __init__
 
     def _entering(self) -> Callable[[autocast], autocast]:
         def __enter__(region: autocast) -> autocast:
