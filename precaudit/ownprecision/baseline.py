@@ -33,8 +33,8 @@ def _opened_by_torch() -> bool:
 
 
 def keeping_what_is_asked(original: Callable[..., None]) -> Callable[..., None]:
-    """In place of `autocast.__init__`: torch disables regions for "cuda" on a machine without one, which says nothing of
-    the script."""
+    """In place of `autocast.__init__`: torch disables regions for "cuda" on a machine without one, which says nothing
+    of the script."""
 
     def __init__(
         region: autocast, device_type: str, dtype: Any = None, enabled: bool = True, *args: Any, **kwargs: Any
