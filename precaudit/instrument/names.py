@@ -7,6 +7,7 @@ of the calling frames, the script's own before a library's; the whole tree is na
 
 from __future__ import annotations
 
+import re
 import sys
 import types
 from collections.abc import Iterable, Iterator, MutableMapping, Sequence
@@ -78,7 +79,7 @@ def find_model(module: nn.Module) -> tuple[str, nn.Module]:
     script = [frame for frame in frames if not _is_installed(frame)]
     held = list(_owners(module, script))
     owners = held or list(_owners(module, frames))
-    name, model = _outermost(owners) or (type(module).__name__, module)
+    name, model = _outermost(owners) or (_variable_of(module), module)
     return (name, model) if held else _wrapped_by(model, script) or (name, model)
 
 
@@ -99,7 +100,12 @@ def _outermost(owners: Sequence[tuple[str, nn.Module]]) -> tuple[str, nn.Module]
         return None
     model = max((value for _, value in owners), key=lambda m: sum(1 for _ in m.modules()))
     names = [name for name, value in owners if value is model and name != "self" and not name.startswith("__")]
-    return (names[-1] if names else type(model).__name__), model
+    return (names[-1] if names else _variable_of(model)), model
+
+
+def _variable_of(model: nn.Module) -> str:
+    """What a script that gives its model no name might call it: `LitModel()` is a `lit_model`."""
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", type(model).__name__).lower()
 
 
 def fqns_of(model: nn.Module) -> dict[nn.Module, str]:

@@ -74,8 +74,13 @@ def test_members_of_a_dictionary():
     assert names_of(train) == [("generator", ""), ("critic", "")]
 
 
-def test_without_a_variable_the_class_is_the_name():
-    assert names_of(lambda: layer()(X)) == [("Linear", "")]
+@pytest.mark.parametrize(
+    ("name", "variable"),
+    [("LitModel", "lit_model"), ("GPT2LMHeadModel", "gpt2_lm_head_model"), ("VAE", "vae"), ("net_b", "net_b")],
+)
+def test_without_a_variable_the_name_is_one_that_the_class_suggests(name, variable):
+    kind = type(name, (nn.Linear,), {})
+    assert names_of(lambda: kind(2, 2)(X)) == [(variable, "")]
 
 
 def test_a_submodule_called_directly_belongs_to_the_whole_model():
