@@ -158,8 +158,8 @@ class TrainingEvents:
         self.has_optimizer = True
         running = _steps_running()
         self._stepping = [frame for frame in self._stepping if frame in running]
-        self._stepping.append(running[0])
-        if len(self._stepping) == 1:
+        self._stepping += running[:1]
+        if len(self._stepping) <= 1:
             for listener in self.listeners:
                 listener.step_starts(optimizer)
 

@@ -16,8 +16,11 @@ from precaudit.api import audit
 from precaudit.errors import PrecauditError, require_count
 from precaudit.model import Report
 from precaudit.reporting import FOLDER_FILES, write_each
+from precaudit.tracing.merging import processes
 
 log = logging.getLogger("precaudit")
+_MEANWHILE = ("report.json", "plan.json")
+"""What is written while a training goes on: pictures and pages take longer."""
 
 
 class Recording:
@@ -49,7 +52,7 @@ class Recording:
         """To be called after optimizer steps, by all processes alike."""
         if self._audit is not None and self._audit.steps - self._saved >= self._save_every:
             self._saved = self._audit.steps
-            self._save(self._audit, FOLDER_FILES[:2])
+            self._save(self._audit, _MEANWHILE)
 
     def stop(self) -> None:
         """The end of a training that every process reached."""
@@ -59,7 +62,7 @@ class Recording:
 
     def fail(self) -> None:
         """The training raised: other processes may not come to the end, so nothing is asked of them."""
-        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        if processes() > 1:
             self._take_off()
         else:
             self.stop()
@@ -73,7 +76,7 @@ class Recording:
     def _save(self, running: audit, names: tuple[str, ...]) -> None:
         try:
             report = running.report()
-            if not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0:
+            if processes() == 1 or dist.get_rank() == 0:
                 self._write(report, names)
         except Exception:
             log.exception("precaudit: no report was written at step %d; the training goes on", running.steps)

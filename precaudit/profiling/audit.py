@@ -105,15 +105,11 @@ def _audited(job: Job, formats: tuple[str, ...], execution: Execution, runner: R
     if not first.on_cuda:
         execution = "emulated"  # the CPU's autocast rounds at other places
         spec = replace(spec, execution=execution)
-    reference, as_written = first, None
+    reference = first
     if (first.finished and casts_by_itself(first)) or misses_its_autocast(first):
         spec = replace(spec, neutralize=True)
         reference = runner(spec)
-    if "autocast" in first.baseline or "grad_scaler" in first.baseline:
-        written = runner(RunSpec(job, "as-written", precision="as-written", execution=execution))
-        as_written = replace(written, trace=first.trace, baseline={**first.baseline, **written.baseline})
-    if spec.neutralize and first.finished and not (as_written and as_written.finished):
-        as_written = replace(first, label="as-written")  # for autocast alone, this machine may lack a half kernel
+    as_written = _as_written(first, spec, runner)
     trace = reference.trace or Trace()
     # None where an optimizer's closure makes gradients of its own.
     saved = frozenset(step for step in plan.saved if (Path(folder) / f"{step}.pt").exists()) or plan.saved
@@ -129,6 +125,18 @@ def _audited(job: Job, formats: tuple[str, ...], execution: Execution, runner: R
     if not audit.complete or reference.steps < job.steps or not plan.probed.get("init"):
         return audit
     return _with_probes(audit, plan, probed, runner)
+
+
+def _as_written(first: RunResult, spec: RunSpec, runner: Runner) -> RunResult | None:
+    """The script with its own precision in force, where it has any; `first` is the run with its autocast off, and its
+    own casts on."""
+    written = None
+    if "autocast" in first.baseline or "grad_scaler" in first.baseline:
+        run = runner(RunSpec(spec.job, "as-written", precision="as-written", execution=spec.execution))
+        written = replace(run, trace=first.trace, baseline={**first.baseline, **run.baseline})
+    if spec.neutralize and first.finished and not (written and written.finished):
+        return replace(first, label="as-written")  # for its autocast, this machine may lack a half kernel
+    return written
 
 
 def _probed(formats: tuple[str, ...]) -> tuple[str, ...]:

@@ -80,7 +80,7 @@ def profile_job(job: Job, settings: Settings, runner: Runner) -> Outcome:
         if code is None:
             require_measurable(audit)
             audit = _with_blame(audit, formats, clock)
-            if settings.execution == "native" != audit.execution:
+            if settings.execution == "native" and audit.execution != "native":
                 raise PrecauditError(NOT_NATIVE)
             plan, verification = _plan_and_verify(audit, settings, formats, target, clock)
             code = _exit_code(audit, plan, verification, settings)

@@ -74,21 +74,21 @@ def runs_on_tensor_cores(op: Op, plan: Plan, target: Gpu) -> bool:
 
 def eligible_share(ops: Sequence[Op], plan: Plan, target: Gpu) -> float | None:
     """Share of the known FLOPs that can run on the target's Tensor Cores under the plan; None without any."""
-    total = sum(map(_total, ops))
+    total = sum(map(total_flops, ops))
     if not total or not target.nvidia:
         return None
-    return sum(_total(op) for op in ops if runs_on_tensor_cores(op, plan, target)) / total
+    return sum(total_flops(op) for op in ops if runs_on_tensor_cores(op, plan, target)) / total
 
 
 def unreached_findings(ops: Sequence[Op], plan: Plan) -> tuple[Finding, ...]:
     """PA403 for each kind of product that matters and stays float32 where the plan has a half format. One that autocast
     knows stays so where the script switches autocast off to keep it so."""
-    total = sum(map(_total, ops))
+    total = sum(map(total_flops, ops))
     kinds: dict[str, list[Op]] = {}
     for op in ops:
-        if _total(op) and category(op.op) == "other" and runs_in(op, plan) != format_of(plan, op.fqn, op.op):
+        if total_flops(op) and category(op.op) == "other" and runs_in(op, plan) != format_of(plan, op.fqn, op.op):
             kinds.setdefault(op.op, []).append(op)
-    found = ((same, sum(map(_total, same)) / total) for same in kinds.values())
+    found = ((same, sum(map(total_flops, same)) / total) for same in kinds.values())
     return tuple(_unreached(same, share) for same, share in found if share > MATTERS)
 
 
@@ -109,7 +109,8 @@ def _unreached(same: Sequence[Op], share: float) -> Finding:
     )
 
 
-def _total(op: Op) -> float:
+def total_flops(op: Op) -> float:
+    """Forward, over all its calls."""
     return (flops(op) or 0.0) * op.calls
 
 

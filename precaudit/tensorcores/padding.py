@@ -14,7 +14,7 @@ from precaudit.formats import FORMATS
 from precaudit.model import Finding, Layer, Op, Plan, Severity
 from precaudit.reporting.words import share
 from precaudit.tensorcores.alignment import AFFORDABLE, Padding, advice, growth, misaligned, multiple
-from precaudit.tensorcores.eligibility import flops, runs_in, where, work
+from precaudit.tensorcores.eligibility import runs_in, total_flops, where, work
 from precaudit.tensorcores.peaks import Gpu
 from precaudit.tensorcores.roofline import predict_step, product_seconds, seconds_at
 
@@ -42,19 +42,15 @@ def alignment_findings(
 ) -> tuple[Finding, ...]:
     """PA401 for every dimension to pad that could be worth it, modules with the same together, most time first."""
     alike: dict[Cause, list[Op]] = {}
-    for op in sorted(ops, key=_total, reverse=True):
+    for op in sorted(ops, key=total_flops, reverse=True):
         if cause := _cause(op, plan, target):
             alike.setdefault(cause, []).append(op)
     saved = _saved(alike, ops, plan, target, layers, steps)
-    work_of = {cause: sum(map(_total, same)) for cause, same in alike.items()}
-    least = MATTERS * sum(map(_total, ops))
+    work_of = {cause: sum(map(total_flops, same)) for cause, same in alike.items()}
+    least = MATTERS * sum(map(total_flops, ops))
     told = [c for c in alike if saved[c] >= WORTH or (work_of[c] >= least and growth(c.padding) <= SLIGHT)]
     ranked = sorted(told, key=lambda cause: (-saved[cause], -work_of[cause]))
     return tuple(_finding(cause, alike[cause], saved[cause], target) for cause in ranked)
-
-
-def _total(op: Op) -> float:
-    return (flops(op) or 0.0) * op.calls
 
 
 def _cause(op: Op, plan: Plan, target: Gpu) -> Cause | None:

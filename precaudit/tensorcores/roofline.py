@@ -13,7 +13,7 @@ from math import prod
 from precaudit.formats import FORMATS
 from precaudit.model import Layer, Op, Plan
 from precaudit.planning.fitting import format_of
-from precaudit.tensorcores.eligibility import flops, runs_in, runs_on_tensor_cores
+from precaudit.tensorcores.eligibility import flops, runs_in, runs_on_tensor_cores, total_flops
 from precaudit.tensorcores.peaks import Gpu
 
 METHOD = "predicted from the card's peaks and bandwidth, not measured"
@@ -115,7 +115,7 @@ def product_seconds(op: Op, plan: Plan, target: Gpu) -> float:
 
 def seconds_at(rate: float, op: Op, plan: Plan, target: Gpu) -> float:
     """The longer of the op's arithmetic at so many TFLOP/s and its memory traffic."""
-    arithmetic = PASSES * (flops(op) or 0.0) * op.calls / (rate * 1e12)
+    arithmetic = PASSES * total_flops(op) / (rate * 1e12)
     return max(arithmetic, _bytes(op, plan) / (target.bandwidth * 1e9))
 
 

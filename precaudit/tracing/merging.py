@@ -16,14 +16,19 @@ from precaudit.tracing.records import Trace
 Record = TypeVar("Record", Layer, Op, TensorRecord)
 
 
+def processes() -> int:
+    """How many train together."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
 def over_processes(trace: Trace) -> Trace:
     """This process's trace with those of all others in the default process group, if there is one.
 
     All processes have to call it; each gets the same whole.
     """
-    if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
+    if processes() == 1:
         return trace
-    traces: list[Trace] = [trace] * dist.get_world_size()
+    traces: list[Trace] = [trace] * processes()
     dist.all_gather_object(traces, trace)
     return merged(traces)
 

@@ -30,7 +30,7 @@ def measure(setting: Setting) -> dict[str, Any]:
     models: dict[str, Callable[[], tuple[nn.Module, Tensor]]] = {"gpt": lambda: _gpt(setting), "cnn": _cnn}
     found = {name: {f: _errors(build, f, setting) for f in ("bfloat16", "float16")} for name, build in models.items()}
     apart = [
-        f"{name} in {format_name}: emulated gradients err {errors['ratio']:.2f} times as much as native ones"
+        f"{name} in {format_name}: emulated gradients err {errors['ratio']} times as much as native ones"
         for name, formats in found.items()
         for format_name, errors in formats.items()
         if not setting.dry and (errors["ratio"] is None or abs(errors["ratio"] - 1) > TOLERANCE)
