@@ -26,8 +26,8 @@ from precaudit.instrument.events import TrainingEvents, TrainingListener
 from precaudit.instrument.names import ModuleNames
 from precaudit.instrument.scopes import ModuleScopes
 from precaudit.measuring.arms import engaged
+from precaudit.measuring.devices import CPU, Devices, devices_of, own_counters, peak_bytes, reset_peak, wait_for
 from precaudit.measuring.feeding import Feeding
-from precaudit.measuring.memory import peak_bytes, reset_peak
 from precaudit.measuring.program import Program
 from precaudit.measuring.records import FLOAT32, Arm, Block, Observation, Profiled
 from precaudit.measuring.scaling import FusedScaler
@@ -58,13 +58,13 @@ class Cycle:
 class Conductor(TrainingListener):
     """Hears every step, last of all listeners, and goes on with the program there."""
 
-    def __init__(
-        self, program: Program, events: TrainingEvents, meter: Meter, pipes: Pipes, stop: Stop | None = None
-    ) -> None:
-        self.program, self.events, self.meter, self.pipes = program, events, meter, pipes
+    def __init__(self, program: Program, events: TrainingEvents, stop: Stop | None = None) -> None:
+        self.program, self.events = program, events
         self._stop = stop or Stop()
         self.names, self.feeding, self.cycle = ModuleNames(), Feeding(), Cycle()
-        self.device, self.running, self.blocks = "cpu", FLOAT32, list[Block]()
+        self.devices: Devices = (CPU,)
+        self.running, self.blocks = FLOAT32, list[Block]()
+        self.meter, self.pipes = Meter(), Pipes()
         self.profiles: dict[str, Profiled] = {}
         self._scalers: dict[str, FusedScaler] = {}
         self._models: dict[str, nn.Module] = {}
@@ -110,14 +110,20 @@ class Conductor(TrainingListener):
     def _program(self) -> Steps:
         with self._named():
             yield from self._steps(1)
-        began = self._now()
-        taken = yield from self._steps(DISCOVERY - 1)
-        pace = (self._now() - began) / taken
-        arms = self._arms()
-        yield from self._rounds(arms, pace)
-        for arm in arms:
-            if arm.name in self.program.profiled:
-                yield from self._profile(arm)
+        # Not before: a script may choose its GPUs until it uses one.
+        with own_counters(self.devices) as (self.meter, self.pipes):
+            began = self._now()
+            taken = yield from self._steps(DISCOVERY - 1)
+            pace = (self._now() - began) / taken
+            arms = self._arms()
+            yield from self._rounds(arms, pace)
+            for arm in arms:
+                if arm.name in self.program.profiled:
+                    yield from self._profile(arm)
+
+    @property
+    def device(self) -> str:
+        return self.devices[0].type
 
     def _arms(self) -> Sequence[Arm]:
         native = self.device in self.program.devices
@@ -146,13 +152,13 @@ class Conductor(TrainingListener):
             with self._named():
                 self.feeding.step_begins()
                 yield from self._steps(WARM)
-            reset_peak(self.device)
+            reset_peak(self.devices)
             began, joules, steps = self._now(), self.meter.read(), 0
             while not steps or self._now() - began < seconds:
                 steps += yield from self._steps(size)
             ended, after = self._now(), self.meter.read()
             used = after - joules if after is not None and joules is not None else None
-            self.blocks.append(Block(arm.name, number, steps, ended - began, peak_bytes(self.device), used))
+            self.blocks.append(Block(arm.name, number, steps, ended - began, peak_bytes(self.devices), used))
 
     def _profile(self, arm: Arm) -> Steps:
         with self._engaged(arm):
@@ -160,6 +166,7 @@ class Conductor(TrainingListener):
                 yield from self._steps(WARM)
             with profiled_steps(self.names) as recording:
                 steps = yield from self._steps(PROFILED)
+                wait_for(self.devices)
             self.profiles[arm.name] = Profiled(recording.tensor_cores, recording.findings, steps, recording.seconds)
 
     def _steps(self, count: int) -> Generator[None, Any, int]:
@@ -181,7 +188,7 @@ class Conductor(TrainingListener):
         with scopes.installed():
             yield
         self._models = _outermost(self.names.models)
-        self.device = next((p.device.type for model in self._models.values() for p in model.parameters()), "cpu")
+        self.devices = devices_of(self._models.values())
 
     @contextmanager
     def _engaged(self, arm: Arm) -> Iterator[None]:
@@ -198,8 +205,7 @@ class Conductor(TrainingListener):
         return (p for model in self._models.values() for p in model.parameters())
 
     def _now(self) -> float:
-        if self.device == "cuda":
-            torch.cuda.synchronize()
+        wait_for(self.devices)
         return time.perf_counter()
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 
 import torch
@@ -18,9 +18,6 @@ from precaudit.running.job import RunResult, RunSpec
 from precaudit.running.monitor import Stop
 from precaudit.running.seeds import controlled_seeds
 from precaudit.running.worker import Leave, execute
-from precaudit.tensorcores.counters import Pipes
-from precaudit.tensorcores.energy import Meter
-from precaudit.tensorcores.nvml import handle_of, library, session
 
 
 def timed_run(spec: RunSpec, code: Callable[[], None], leave: Leave | None = None, *, program: Program) -> RunResult:
@@ -37,8 +34,8 @@ def timed_run(spec: RunSpec, code: Callable[[], None], leave: Leave | None = Non
             leave(settled(RunResult(spec.label, spec.seed, "stopped")))
 
     stop = Stop(stopped)
+    conductor = Conductor(program, events, stop)
     with ExitStack() as stack:
-        conductor = Conductor(program, events, *stack.enter_context(own_counters()), stop)
         stack.enter_context(controlled_seeds(spec.seed))
         stack.enter_context(eager_only())
         stack.enter_context(own_settings_ignored(baseline.settings))
@@ -49,22 +46,3 @@ def timed_run(spec: RunSpec, code: Callable[[], None], leave: Leave | None = Non
         stack.enter_context(conductor.installed())
         result = execute(spec, code, stop)
     return settled(result)
-
-
-@contextmanager
-def own_counters() -> Iterator[tuple[Meter, Pipes]]:
-    """The energy meter and the counters of torch's current GPU; such that count nothing where there is none."""
-    if not torch.cuda.is_available():
-        yield Meter(), Pipes()
-        return
-    nvml = library()
-    with session(nvml) as problem:
-        if problem:
-            yield Meter(problem=problem), Pipes(problem=problem)
-            return
-        try:
-            handle = handle_of(nvml, str(torch.cuda.get_device_properties(torch.cuda.current_device()).uuid))
-        except nvml.NVMLError as error:
-            yield Meter(problem=str(error)), Pipes(problem=str(error))
-            return
-        yield Meter(nvml, handle), Pipes(nvml, handle)

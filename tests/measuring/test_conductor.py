@@ -10,7 +10,7 @@ from fake_nvml import FakeNvml, card
 from timed import timed, training
 from torch import nn
 
-from precaudit.measuring import session
+from precaudit.measuring import conductor
 from precaudit.measuring.conductor import Cycle
 from precaudit.measuring.records import Arm
 from precaudit.model import Plan
@@ -148,7 +148,7 @@ def test_blocks_of_a_gan_hold_whole_cycles():
 def test_counters_are_read_in_the_last_round_of_every_arm(monkeypatch):
     nvml = FakeNvml()
     pipes = Pipes(nvml, card(gpm=1, counters={5: 62.5}))
-    monkeypatch.setattr(session, "own_counters", lambda: nullcontext((Meter(), pipes)))
+    monkeypatch.setattr(conductor, "own_counters", lambda devices: nullcontext((Meter(), pipes)))
     found = timed(training(), *ARMS).observed
     assert [(block.arm, block.pipes) for block in found.blocks[-4:]] == [(arm.name, {"tensor": 0.625}) for arm in ARMS]
     assert not any(block.pipes for block in found.blocks[:-4])
@@ -158,7 +158,7 @@ def test_counters_are_read_in_the_last_round_of_every_arm(monkeypatch):
 
 def test_counters_that_are_refused_cost_no_block(monkeypatch):
     pipes = Pipes(FakeNvml(), card(gpm=1))
-    monkeypatch.setattr(session, "own_counters", lambda: nullcontext((Meter(), pipes)))
+    monkeypatch.setattr(conductor, "own_counters", lambda devices: nullcontext((Meter(), pipes)))
     found = timed(training(), *ARMS).observed
     assert {block.arm for block in found.blocks} == {arm.name for arm in ARMS}
     assert not any(block.pipes for block in found.blocks)

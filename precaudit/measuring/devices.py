@@ -1,0 +1,69 @@
+"""The devices that hold a script's models: waiting for them, their peak memory, their energy and counters."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from precaudit.tensorcores.counters import Pipes
+from precaudit.tensorcores.energy import Meter
+from precaudit.tensorcores.nvml import handle_of, library, session
+
+Devices = tuple[torch.device, ...]
+CPU = torch.device("cpu")
+
+
+def devices_of(models: Iterable[nn.Module]) -> Devices:
+    """The devices of the models' parameters, that of the first parameter first."""
+    return tuple(dict.fromkeys(p.device for model in models for p in model.parameters())) or (CPU,)
+
+
+def wait_for(devices: Devices) -> None:
+    for device in _gpus(devices):
+        torch.cuda.synchronize(device)
+
+
+def reset_peak(devices: Devices) -> None:
+    for device in _gpus(devices):
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def peak_bytes(devices: Devices) -> int | None:
+    """What CUDA's allocator gave out on all GPUs since `reset_peak`; without one the resident memory of the process
+    since it began, which the system doesn't forget."""
+    if gpus := _gpus(devices):
+        return sum(torch.cuda.max_memory_allocated(device) for device in gpus)
+    if devices[0].type != "cpu" or sys.platform == "win32":
+        return None
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
+
+
+@contextmanager
+def own_counters(devices: Devices) -> Iterator[tuple[Meter, Pipes]]:
+    """The energy meter of all GPUs and the counters of the first; such that count nothing where there is none."""
+    gpus = _gpus(devices)
+    if not gpus:
+        yield Meter(), Pipes()
+        return
+    nvml = library()
+    with session(nvml) as problem:
+        if problem:
+            yield Meter(problem=problem), Pipes(problem=problem)
+            return
+        try:
+            handles = [handle_of(nvml, str(torch.cuda.get_device_properties(device).uuid)) for device in gpus]
+        except nvml.NVMLError as error:
+            yield Meter(problem=str(error)), Pipes(problem=str(error))
+            return
+        yield Meter(nvml, *handles), Pipes(nvml, handles[0])
+
+
+def _gpus(devices: Devices) -> Devices:
+    return tuple(device for device in devices if device.type == "cuda")
