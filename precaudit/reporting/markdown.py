@@ -22,7 +22,7 @@ LONGEST = 400
 # pictures by name, and what they show for whoever can't see them
 ALTERNATIVES = {
     "training": "Loss curves of all training runs, and the differences between the plan and float32",
-    "ranges": "Share of values by layer and exponent, with the range of float16",
+    "ranges": "Share of values by layer and exponent, with the range of a half format",
     "times": "GPU time of each layer by Tensor Core class, in float32 and with the plan",
 }
 NO_PICTURES: Mapping[str, Path] = MappingProxyType({})

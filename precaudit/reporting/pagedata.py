@@ -23,6 +23,7 @@ Rows = list[dict[str, Any]]
 def page_data(report: Report) -> dict[str, Any]:
     return {
         "formats": _formats(),
+        "format": shown_format(report),
         "roles": {role: label for role, label in CAST_ROLES.items()},
         "layers": [[visible(layer.fqn) or WHOLE, visible(layer.type)] for layer in report.layers],
         "tensors": {role: _tensors(report.layers, role) for role in CAST_ROLES},
@@ -31,6 +32,12 @@ def page_data(report: Report) -> dict[str, Any]:
         "times": times(report),
         "plan": _plan(report),
     }
+
+
+def shown_format(report: Report) -> str:
+    """The half format that the ranges are held against at first: the plan's, or float16, which is the narrower one."""
+    planned = (report.plan.default, *report.plan.modules.values())
+    return next((name for name in planned if name in ("bfloat16", "float16")), "float16")
 
 
 def _formats() -> dict[str, Any]:

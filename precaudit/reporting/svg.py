@@ -1,6 +1,7 @@
 """The page's charts as pictures: report.svg for slides, and one for each section of a Markdown file.
 
-Gradients in float16 at the plan's loss scale, then the loss of every run and the paired differences, then GPU time.
+Gradients in the plan's half format at its loss scale, then the loss of every run and the paired differences, then
+GPU time.
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ from precaudit.reporting.words import share, shorten
 
 ROWS = 30
 NAME_WIDTH = 32
-FORMAT = "float16"
 PADDING = {"left": 230, "right": 70, "top": 36, "bottom": 44}
 SVG = "http://www.w3.org/2000/svg"
 Spec = dict[str, Any]
@@ -58,8 +58,8 @@ def _heat_map(data: dict[str, Any]) -> Iterator[Spec]:
     if role is None:
         return
     datasets, signals = _rows(data, role)
-    scale = f", loss scale 2^{signals['k']}" if role.endswith("grad") else ""
-    title = f"{data['roles'][role]} in {FORMAT}{scale}; at the right: the share of values lost"
+    scale = f", loss scale 2^{signals['k']}" if role.endswith("grad") and signals["k"] else ""
+    title = f"{data['roles'][role]} in {data['format']}{scale}; at the right: the share of values lost"
     yield _picture("heat_map", title, datasets, signals)
 
 
@@ -118,7 +118,7 @@ def _renumbered(svg: str) -> str:
 
 def _rows(data: dict[str, Any], role: str) -> tuple[dict[str, list[Mapping[str, Any]]], dict[str, Any]]:
     """The data sets and signals of the rows that lose most, as the page shows them first."""
-    zones = data["formats"][FORMAT]
+    zones = data["formats"][data["format"]]
     k = data["scale"]["k"] if role.endswith("grad") else 0
     tensors = sorted(data["tensors"][role], key=lambda tensor: -_lost(tensor, zones, k))[:ROWS]
     cells: list[Mapping[str, Any]] = [

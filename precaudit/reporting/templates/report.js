@@ -100,7 +100,7 @@
 
   // ---- ranges and the loss scale ---------------------------------------------------------------
 
-  const state = { role: "activation_grad", format: "float16", order: "risk", text: "", page: 0, k: data.scale.k };
+  const state = { role: "activation_grad", format: data.format, order: "risk", text: "", page: 0, k: data.scale.k };
   const shift = () => GRADIENTS.has(state.role) ? state.k : 0;
   const label = (t) => data.layers[t[0]][0] + (t[1] ? "." + t[1] : "");
 
@@ -214,7 +214,11 @@
     }
     const shown = safe && state.format === "float16" ? safe : [999, 998];
     $("window-legend").hidden = shown[0] === 999;
+    const harmless = hurt.every((point) => point.n === 0);
+    $("scales-none").textContent = harmless ? `None between 2^${low} and 2^${high} does in ${state.format}.` : "";
+    $("chart-scales").hidden = $("scales-legend").hidden = false;  // a chart takes its width from its place
     draw("scales", { hurt }, { k: state.k, klo: low - 0.5, khi: high + 0.5, wlo: shown[0], whi: shown[1] });
+    $("chart-scales").hidden = $("scales-legend").hidden = harmless;
   }
 
   function refresh() {
