@@ -52,6 +52,8 @@ def title(comparison: Comparison) -> str:
     """The answer in one line."""
     failed, changes = len(comparison.regressions), len(comparison.changes)
     matched = f"{plural(comparison.matched, 'layer')} matched"
+    if any(reason.startswith("verdict:") for reason in comparison.not_comparable):
+        matched += ", verdicts not compared"
     if not changes:
         return f"NO CHANGE beyond noise, {matched}"
     below = [f"{plural(changes - failed, 'change')} below the thresholds"] if changes > failed else []

@@ -11,6 +11,7 @@ from synthetic_reports import gpt, profile, stats_of
 from precaudit.comparison.compare import compare
 from precaudit.comparison.metrics import METRICS
 from precaudit.comparison.ranges import center, range_shift
+from precaudit.comparison.rows import title
 from precaudit.comparison.thresholds import DEFAULTS, parse_thresholds
 from precaudit.model import (
     Exponents,
@@ -380,6 +381,13 @@ def test_a_gate_about_the_plan_is_blind_where_targets_differ_or_there_is_no_plan
         assert [change.metric for change in comparison.regressions] == ["formats"]
         assert any(why in reason for reason in comparison.not_comparable)
         assert compare(seeing, head).clean
+
+
+def test_a_head_that_nobody_verified_is_said_in_the_first_line():
+    seeing = measured_all()
+    assert "verdicts" not in title(compare(seeing, seeing))
+    head = replace(seeing, verification=Verification("not_run"))
+    assert title(compare(seeing, head)).endswith("matched, verdicts not compared")
 
 
 @pytest.mark.parametrize("verdict", ["pass", "not_run"])
