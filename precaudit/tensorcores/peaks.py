@@ -59,6 +59,8 @@ class Gpu:
 _MATRIX = ("tf32", "bfloat16", "float16", "float8_e4m3", "int8")
 _DATA_SHEET = "NVIDIA data sheet, dense"
 _WHITE_PAPER = "NVIDIA architecture white paper, dense, float32 accumulation"
+_AMPERE = "tf32 bfloat16 float16 int8 float32 bandwidth"
+_HOPPER = f"{_AMPERE} float8_e4m3"
 
 
 def _gpu(
@@ -94,9 +96,16 @@ _TABLE = (
          _DATA_SHEET, "bandwidth"),
     _gpu("A100", r"\ba100\b", (8, 0), (156, 312, 312, None, 624, 19.5, 2039), _DATA_SHEET),
     _gpu("A10", r"\ba10\b", (8, 6), (62.5, 125, 125, None, 250, 31.2, 600), _DATA_SHEET, "tf32 int8 bandwidth float32"),
+    _gpu("A30", r"\ba30\b", (8, 0), (82, 165, 165, None, 330, 10.3, 933), _DATA_SHEET, _AMPERE),
+    _gpu("A40", r"\ba40\b", (8, 6), (74.8, 149.7, 149.7, None, 299.3, 37.4, 696), _DATA_SHEET),
+    _gpu("RTX A6000", r"\ba6000\b", (8, 6), (77.4, 154.8, 154.8, None, 309.7, 38.7, 768), _DATA_SHEET, "tf32"),
+    _gpu("A800", r"\ba800\b(?!.*40gb)", (8, 0), (156, 312, 312, None, 624, 19.5, 2039), _DATA_SHEET, _AMPERE),
     _gpu("L4", r"\bl4\b", (8, 9), (60, 121, 121, 242, 242, 30.3, 300),
          _DATA_SHEET, "tf32 bfloat16 float16 float8_e4m3 int8"),
+    _gpu("L40", r"\bl40\b", (8, 9), (90.5, 181, 181, 362, 362, 90.5, 864), _DATA_SHEET),
     _gpu("L40S", r"\bl40s\b", (8, 9), (183, 362, 362, 733, 733, 91.6, 864), _DATA_SHEET, "tf32 int8"),
+    _gpu("RTX 6000 Ada", r"6000 ada", (8, 9), (182, 364, 364, 728, 728, 91.1, 960),
+         _DATA_SHEET, "tf32 bfloat16 float16 float8_e4m3 int8"),
     _gpu("RTX 3090", r"3090(?!.*(ti|laptop))", (8, 6), (35.6, 71, 71, None, 284, 35.6, 936),
          _WHITE_PAPER, "tf32 int8 bandwidth"),
     _gpu("RTX 4090", r"4090(?!.*(\bd\b|laptop))", (8, 9), (82.6, 165, 165, 330, 661, 82.6, 1008), _WHITE_PAPER),
@@ -104,6 +113,9 @@ _TABLE = (
          "tf32 bfloat16 float16 int8 float32"),
     _gpu("H100 PCIe", r"\bh100.*pcie", (9, 0), (378, 756, 756, 1513, 1513, 51, 2000), _DATA_SHEET, "tf32"),
     _gpu("H100", r"\bh100(?!.*nvl)", (9, 0), (494.5, 989.5, 989.5, 1979, 1979, 67, 3350), _DATA_SHEET),
+    _gpu("H800", r"\bh800(?!.*(nvl|pcie))", (9, 0), (494.5, 989.5, 989.5, 1979, 1979, 67, 3350), _DATA_SHEET, _HOPPER),
+    _gpu("H20", r"\bh20\b", (9, 0), (74, 148, 148, 296, 296, 44, 4000), _DATA_SHEET, _HOPPER),
+    _gpu("GH200", r"\bgh200", (9, 0), (494.5, 989.5, 989.5, 1979, 1979, 67, 4000), _DATA_SHEET, _HOPPER),
     _gpu("H200", r"\bh200(?!.*nvl)", (9, 0), (494.5, 989.5, 989.5, 1979, 1979, 67, 4800), _DATA_SHEET),
     _gpu("B200", r"\bg?b200", (10, 0), (1130, 2250, 2250, 4500, 4500, 75, 8000), _DATA_SHEET, "float32"),
     _gpu("MI300X", r"mi300x", (9, 4), (654, 1307, 1307, 2615, 2615, 163.4, 5300), "AMD data sheet, dense", "float32"),
