@@ -6,149 +6,25 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from precaudit.errors import PrecauditError
-from precaudit.execution.emulated import Emulator
-from precaudit.execution.loss_scaling import LossScaler
-from precaudit.execution.native import NativePrecision, backward_products
-from precaudit.execution.perturbation import Perturbation, jitter, rounded_to
-from precaudit.execution.products import own_settings_ignored, tf32
-from precaudit.instrument.events import TrainingEvents, TrainingListener
-from precaudit.instrument.functions import OwnBackward
-from precaudit.instrument.names import ModuleNames
-from precaudit.instrument.scopes import ModuleScopes
 from precaudit.instrument.torchfunction import RAISED_BY
 from precaudit.model import Location
-from precaudit.ownprecision.baseline import Baseline, CastWatch, eager_only, float32_only
-from precaudit.ownprecision.grad_scaler import OwnScaler
-from precaudit.ownprecision.regions import OwnRegions
-from precaudit.ownprecision.scaled_gradients import ScaledGradients
-from precaudit.ownprecision.stale_casts import StaleCasts
-from precaudit.ownprecision.watch import OwnLowPrecision
-from precaudit.running.endstate import FirstValues, LastCalls, end_state
+from precaudit.running.assembly import Session, assemble, installed
+from precaudit.running.endstate import end_state
 from precaudit.running.job import RunResult, RunSpec, ScriptError, Status
-from precaudit.running.monitor import Monitor, Stop
-from precaudit.running.probes import GradientProbe
-from precaudit.running.seeds import controlled_seeds, repeatable_algorithms
+from precaudit.running.monitor import Stop
 from precaudit.tracing.snapshot import snapshot
-from precaudit.tracing.tracer import TraceOptions, Tracer
 
 Report = Callable[[RunResult], None]
 Leave = Callable[[RunResult], None]
 _REPORT_SECONDS = 0.5
 _REPORT_SHARE = 0.02
-
-
-class _Optimizers(TrainingListener):
-    def __init__(self) -> None:
-        self.seen: dict[int, Any] = {}
-
-    def step_ended(self, optimizer: Any) -> None:
-        if optimizer is not None:
-            self.seen[id(optimizer)] = optimizer
-
-
-@dataclass
-class _Session:
-    """Everything that listens during one run."""
-
-    names: ModuleNames
-    scopes: ModuleScopes
-    functions: OwnBackward
-    events: TrainingEvents
-    baseline: Baseline
-    monitor: Monitor
-    tracer: Tracer | None
-    scaler: LossScaler | None
-    probe: GradientProbe | None
-    own_low: OwnLowPrecision | None
-    scaled: ScaledGradients | None
-    optimizers: _Optimizers
-    first_values: FirstValues
-    last_calls: LastCalls
-    observer: Any | None
-
-
-def _trains(module: torch.nn.Module) -> bool:
-    return next(module.parameters(), None) is not None
-
-
-def _assemble(spec: RunSpec, progress: Callable[[int, float], None], stop: Stop) -> _Session:
-    """Listeners in the order in which they must hear: precision inside tracing, the monitor last."""
-    names, events = ModuleNames(), TrainingEvents()
-    scopes = ModuleScopes(names)
-    baseline = Baseline(lambda: scopes.current is not None)
-    in_island = baseline.in_island
-    scaler = None
-    if spec.plan is not None:
-        execution = NativePrecision if spec.execution == "native" else Emulator
-        scopes.listeners.append(execution(spec.plan, scopes, _trains, in_island))
-        if spec.plan.loss_scale.mode != "none":
-            scaler = LossScaler(spec.plan.loss_scale)
-    if spec.jitter:
-        scopes.listeners.append(Perturbation(jitter(spec.seed)))
-    if spec.perturbed:
-        scopes.listeners.append(Perturbation(rounded_to(spec.perturbed)))
-    probe = GradientProbe(spec, names, scopes, events, _trains, in_island) if spec.probe_dir else None
-    if probe is not None:
-        scopes.listeners.append(probe)
-    traced = bool(spec.audited) or spec.watch_from is not None
-    tracer = Tracer(scopes, _trace_options(spec, baseline), in_island) if traced else None
-    if tracer is not None:
-        scopes.listeners.append(tracer)
-    first_values, last_calls, optimizers = FirstValues(), LastCalls(), _Optimizers()
-    scopes.listeners += [first_values, last_calls]
-    observer = spec.observer(scopes, in_island) if spec.observer else None
-    if observer is not None:
-        scopes.listeners.append(observer)
-    monitor = Monitor(events, spec.job.steps, progress, stop)
-    own_low = OwnLowPrecision(names, baseline.settings, lambda: scopes.current) if _as_written(spec) else None
-    scaled = stale = None
-    if spec.audited and spec.plan is None:
-        scaled, stale = ScaledGradients(names, baseline.settings), StaleCasts(baseline)
-        scopes.listeners.append(stale)
-    listeners = (scaler, tracer, probe, own_low, scaled, stale, optimizers, monitor)
-    events.listeners = [listener for listener in listeners if listener is not None]
-    return _Session(
-        names,
-        scopes,
-        OwnBackward(scopes, baseline.island, spec.plan is not None),
-        events,
-        baseline,
-        monitor,
-        tracer,
-        scaler,
-        probe,
-        own_low,
-        scaled,
-        optimizers,
-        first_values,
-        last_calls,
-        observer,
-    )
-
-
-def _as_written(spec: RunSpec) -> bool:
-    """Whether the script's own casts are in force and of interest."""
-    return spec.precision == "as-written" or (bool(spec.audited) and spec.plan is None and not spec.neutralize)
-
-
-def _trace_options(spec: RunSpec, baseline: Baseline) -> TraceOptions:
-    watch = spec.watch_from
-    return TraceOptions(
-        audited=(lambda step: step >= watch) if watch is not None else spec.audited.__contains__,
-        shadowed=spec.shadowed.__contains__,
-        formats=spec.formats,
-        per_step=True,
-        watch=watch is not None,
-        autocast=baseline.autocast_in_force,
-    )
 
 
 def run(
@@ -179,37 +55,12 @@ def run(
         if leave is not None:
             leave(settled(RunResult(spec.label, spec.seed, "stopped")))
 
-    reporter = _Reporter(report)
+    reporter = _Reporter(report, RunResult(spec.label, spec.seed, "killed"))
     stop = Stop(stopped)
-    session = reporter.session = _assemble(spec, reporter, stop)
+    session = reporter.session = assemble(spec, reporter, stop)
     if spec.threads:
         torch.set_num_threads(spec.threads)
-    reporter.result = RunResult(spec.label, spec.seed, "killed")
-    with ExitStack() as stack:
-        stack.enter_context(controlled_seeds(spec.seed))
-        stack.enter_context(eager_only())
-        stack.enter_context(repeatable_algorithms())
-        if spec.precision != "as-written":
-            native_plan = spec.plan if spec.execution == "native" else None
-            stack.enter_context(backward_products(native_plan) if native_plan else tf32(False))
-            stack.enter_context(own_settings_ignored(session.baseline.settings))
-            stack.enter_context(session.baseline.neutralized())
-        else:
-            stack.enter_context(OwnScaler(session.baseline.settings).scaled_in_gradients())
-            if spec.execution == "emulated":
-                stack.enter_context(OwnRegions().emulated())
-        if spec.neutralize:
-            stack.enter_context(float32_only())
-        elif spec.audited:
-            stack.enter_context(CastWatch(session.baseline.settings))
-        if session.own_low is not None:
-            stack.enter_context(session.own_low)
-        if session.scaled is not None:
-            stack.enter_context(session.scaled.installed())
-        stack.enter_context(session.scopes.installed())
-        stack.enter_context(session.functions.installed())
-        stack.enter_context(session.events.installed())
-        stack.callback(_remove_hooks, session)
+    with installed(session, spec):
         try:
             return settled(execute(spec, code, stop))
         except PrecauditError as error:
@@ -221,11 +72,10 @@ def run(
 class _Reporter:
     """Hands partial results on: soon at the start, then as its own cost allows."""
 
-    session: _Session
-    result: RunResult
+    session: Session
 
-    def __init__(self, report: Report) -> None:
-        self._report = report
+    def __init__(self, report: Report, result: RunResult) -> None:
+        self._report, self._result = report, result
         self._start = time.perf_counter()
         self._next = 0.0
 
@@ -233,15 +83,9 @@ class _Reporter:
         began = time.perf_counter()
         if began < self._next and step & (step - 1):
             return
-        self._report(_measured(self.result, self.session, began - self._start))
+        self._report(_measured(self._result, self.session, began - self._start))
         cost = time.perf_counter() - began
         self._next = began + max(_REPORT_SECONDS, cost / _REPORT_SHARE)
-
-
-def _remove_hooks(session: _Session) -> None:
-    for listener in (session.tracer, session.scaler):
-        if listener is not None:
-            listener.remove()
 
 
 def execute(spec: RunSpec, code: Callable[[], None], stop: Stop) -> RunResult:
@@ -295,7 +139,7 @@ def _in_words(error: BaseException) -> str | None:
     return str(error) if isinstance(error, PrecauditError) else None
 
 
-def _measured(result: RunResult, session: _Session, seconds: float) -> RunResult:
+def _measured(result: RunResult, session: Session, seconds: float) -> RunResult:
     monitor, scaler = session.monitor, session.scaler
     return replace(
         result,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import replace
 from functools import reduce
 from typing import TypeVar
@@ -11,6 +11,7 @@ import torch.distributed as dist
 
 from precaudit.histograms import fits
 from precaudit.model import Layer, Op, TensorRecord
+from precaudit.tracing.extremes import largest, largest_by_name, widest
 from precaudit.tracing.records import Trace
 
 Record = TypeVar("Record", Layer, Op, TensorRecord)
@@ -73,23 +74,22 @@ def _layer(one: Layer, other: Layer) -> Layer:
         parameters=max(one.parameters, other.parameters),
         tensors=_tensors(one.tensors, other.tensors),
         trained=one.trained or other.trained,
-        absorbed_update=_largest(one.absorbed_update, other.absorbed_update),
+        absorbed_update=largest_by_name((one.absorbed_update, other.absorbed_update)),
     )
 
 
 def _op(one: Op, other: Op) -> Op:
-    constants = [pair for pair in (one.constants, other.constants) if pair]
     return replace(
         one,
         calls=one.calls + other.calls,
         tensors=_tensors(one.tensors, other.tensors),
-        input_amax=_maximum(one.input_amax, other.input_amax),
-        local_error=_largest(one.local_error, other.local_error),
+        input_amax=largest((one.input_amax, other.input_amax)),
+        local_error=largest_by_name((one.local_error, other.local_error)),
         half=one.half or other.half,
-        constants=(min(c[0] for c in constants), max(c[1] for c in constants)) if constants else None,
-        integer_amax=_maximum(one.integer_amax, other.integer_amax),
+        constants=widest((one.constants, other.constants)),
+        integer_amax=largest((one.integer_amax, other.integer_amax)),
         follows_dtype=one.follows_dtype or other.follows_dtype,
-        half_amax=_maximum(one.half_amax, other.half_amax),
+        half_amax=largest((one.half_amax, other.half_amax)),
         places={**other.places, **one.places},
     )
 
@@ -101,11 +101,3 @@ def _tensors(these: tuple[TensorRecord, ...], those: tuple[TensorRecord, ...]) -
 def _tensor(one: TensorRecord, other: TensorRecord) -> TensorRecord:
     stats = one.stats.merge(other.stats)
     return replace(one, stats=stats, formats=fits(stats, one.formats))
-
-
-def _largest(one: Mapping[str, float], other: Mapping[str, float]) -> dict[str, float]:
-    return {name: max(one.get(name, 0.0), other.get(name, 0.0)) for name in {**one, **other}}
-
-
-def _maximum(one: float | None, other: float | None) -> float | None:
-    return max((value for value in (one, other) if value is not None), default=None)

@@ -8,6 +8,7 @@ from dataclasses import replace
 from precaudit.histograms import fits
 from precaudit.instrument.names import ModuleName, ModuleNames
 from precaudit.model import Layer, Location, Op, TensorRecord, TensorStats
+from precaudit.tracing.extremes import largest, largest_by_name, widest
 from precaudit.tracing.records import Fault, Trace
 from precaudit.tracing.slots import LayerSlot, OpSlot, ParameterSlot, fold
 from precaudit.tracing.tracer import Tracer
@@ -118,7 +119,7 @@ def _layer(slots: list[LayerSlot], parameters: list[ParameterSlot], tracer: Trac
         tied_to=namer.fqn(tied) if tied else None,
         trained=namer.is_trained(slot.module),
         leaf=slot.leaf,
-        absorbed_update=_largest([parameter.absorbed for parameter in parameters]),
+        absorbed_update=largest_by_name([parameter.absorbed for parameter in parameters]),
     )
 
 
@@ -128,10 +129,6 @@ def _parameter_records(slot: ParameterSlot) -> list[TensorRecord]:
     for key, gauge in slot.state.items():
         records += _record("optimizer_state", gauge.stats(), f"{slot.name}.{key}", slot.state_dtypes[key])
     return records + _record("update", slot.update.stats(), slot.name, slot.dtype)
-
-
-def _largest(shares: list[dict[str, float]]) -> dict[str, float]:
-    return {name: max(s.get(name, 0.0) for s in shares) for name in {key for share in shares for key in share}}
 
 
 def _ops(tracer: Tracer, namer: _Namer) -> list[Op]:
@@ -151,7 +148,6 @@ def _op(fqn: str, op: str, slots: list[OpSlot]) -> Op:
     half = any(slot.half for slot in slots)
     counted = [i for i, slot in enumerate(slots) if slot.half or not half]
     worst = max(counted, key=lambda i: stats[i].amax)
-    constants = [pair for i in counted if (pair := slots[i].constants)]
     return Op(
         fqn=fqn,
         op=op,
@@ -162,13 +158,13 @@ def _op(fqn: str, op: str, slots: list[OpSlot]) -> Op:
             _record("activation", _merged(stats), dtype=first.dtype)
             + _record("activation_grad", gradient, dtype=first.dtype)
         ),
-        input_amax=max((s.input_amax for s in slots if s.input_amax is not None), default=None),
+        input_amax=largest(slot.input_amax for slot in slots),
         shapes=first.shapes,
         dtype=first.dtype,
-        local_error=_largest([slot.local_error for slot in slots]),
+        local_error=largest_by_name([slot.local_error for slot in slots]),
         half=half,
-        constants=(min(c[0] for c in constants), max(c[1] for c in constants)) if constants else None,
-        integer_amax=max((s.integer_input for s in slots if s.integer_input is not None), default=None),
+        constants=widest(slots[i].constants for i in counted),
+        integer_amax=largest(slot.integer_input for slot in slots),
         autocast=next((slot.autocast for slot in slots if slot.autocast), None),
         follows_dtype=any(slot.follows_dtype for slot in slots),
         half_amax=stats[worst].amax if half else None,

@@ -21,6 +21,7 @@ from precaudit.instrument.functions import IN_FUNCTION
 from precaudit.instrument.names import ModuleName
 from precaudit.instrument.scopes import Frame, ModuleScopes
 from precaudit.instrument.torchfunction import tensors_in
+from precaudit.tracing.extremes import largest
 from precaudit.tracing.faults import FaultWatch, Inputs, finite_amax
 from precaudit.tracing.ops import Call, TraceMode, caller_location
 from precaudit.tracing.parameters import ParameterTracker
@@ -258,9 +259,9 @@ class Tracer(TrainingListener):
         if any(torch._C._functorch.is_functorch_wrapped_tensor(t) for t in inputs):
             return
         factors = inputs if op not in MASKED else tensors_in((args[:3], [kwargs.get(name) for name in MASKED[op]]))
-        slot.input_amax = _larger(slot.input_amax, finite_amax(factors))
+        slot.input_amax = largest((slot.input_amax, finite_amax(factors)))
         if op in ACCUMULATING:
-            slot.integer_input = _larger(slot.integer_input, integer_amax(factors, self._told_apart))
+            slot.integer_input = largest((slot.integer_input, integer_amax(factors, self._told_apart)))
         if repeatable(op, func, kwargs):
             for name, energies in self._local_errors(op, func, args, kwargs).items():
                 # A branch that starts at zero is absorbed at first and grows: the latest measurement counts.
@@ -308,10 +309,6 @@ class Tracer(TrainingListener):
 def _shape(tensor: torch.Tensor) -> tuple[int, ...]:
     """Of a jagged batch the shape of the rows that it packs, which is what products are made of."""
     return tuple((tensor.values() if tensor.is_nested else tensor).shape)
-
-
-def _larger(known: float | None, found: float | None) -> float | None:
-    return max((value for value in (known, found) if value is not None), default=None)
 
 
 @torch.no_grad()

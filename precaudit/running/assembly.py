@@ -1,0 +1,177 @@
+"""Who listens during one run, and what is in force meanwhile, put together from what its specification asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from precaudit.execution.emulated import Emulator
+from precaudit.execution.loss_scaling import LossScaler
+from precaudit.execution.native import NativePrecision, backward_products
+from precaudit.execution.perturbation import Perturbation, jitter, rounded_to
+from precaudit.execution.products import own_settings_ignored, tf32
+from precaudit.instrument.events import TrainingEvents, TrainingListener
+from precaudit.instrument.functions import OwnBackward
+from precaudit.instrument.names import ModuleNames
+from precaudit.instrument.scopes import ModuleScopes
+from precaudit.ownprecision.baseline import Baseline, CastWatch, eager_only, float32_only
+from precaudit.ownprecision.grad_scaler import OwnScaler
+from precaudit.ownprecision.regions import OwnRegions
+from precaudit.ownprecision.scaled_gradients import ScaledGradients
+from precaudit.ownprecision.stale_casts import StaleCasts
+from precaudit.ownprecision.watch import OwnLowPrecision
+from precaudit.running.endstate import FirstValues, LastCalls
+from precaudit.running.job import RunSpec
+from precaudit.running.monitor import Monitor, Stop
+from precaudit.running.probes import GradientProbe
+from precaudit.running.seeds import controlled_seeds, repeatable_algorithms
+from precaudit.tracing.tracer import TraceOptions, Tracer
+
+
+class Optimizers(TrainingListener):
+    """Those that have made a step."""
+
+    def __init__(self) -> None:
+        self.seen: dict[int, Any] = {}
+
+    def step_ended(self, optimizer: Any) -> None:
+        if optimizer is not None:
+            self.seen[id(optimizer)] = optimizer
+
+
+@dataclass
+class Session:
+    """Everything that listens during one run."""
+
+    names: ModuleNames
+    scopes: ModuleScopes
+    functions: OwnBackward
+    events: TrainingEvents
+    baseline: Baseline
+    monitor: Monitor
+    tracer: Tracer | None
+    scaler: LossScaler | None
+    probe: GradientProbe | None
+    own_low: OwnLowPrecision | None
+    scaled: ScaledGradients | None
+    optimizers: Optimizers
+    first_values: FirstValues
+    last_calls: LastCalls
+    observer: Any | None
+
+
+def assemble(spec: RunSpec, progress: Callable[[int, float], None], stop: Stop) -> Session:
+    """Listeners in the order in which they must hear: precision inside tracing, the monitor last."""
+    names, events = ModuleNames(), TrainingEvents()
+    scopes = ModuleScopes(names)
+    baseline = Baseline(lambda: scopes.current is not None)
+    in_island = baseline.in_island
+    scaler = None
+    if spec.plan is not None:
+        execution = NativePrecision if spec.execution == "native" else Emulator
+        scopes.listeners.append(execution(spec.plan, scopes, _trains, in_island))
+        if spec.plan.loss_scale.mode != "none":
+            scaler = LossScaler(spec.plan.loss_scale)
+    if spec.jitter:
+        scopes.listeners.append(Perturbation(jitter(spec.seed)))
+    if spec.perturbed:
+        scopes.listeners.append(Perturbation(rounded_to(spec.perturbed)))
+    probe = GradientProbe(spec, names, scopes, events, _trains, in_island) if spec.probe_dir else None
+    traced = bool(spec.audited) or spec.watch_from is not None
+    tracer = Tracer(scopes, _trace_options(spec, baseline), in_island) if traced else None
+    first_values, last_calls, optimizers = FirstValues(), LastCalls(), Optimizers()
+    scopes.listeners += [each for each in (probe, tracer, first_values, last_calls) if each is not None]
+    observer = spec.observer(scopes, in_island) if spec.observer else None
+    if observer is not None:
+        scopes.listeners.append(observer)
+    own_low = OwnLowPrecision(names, baseline.settings, lambda: scopes.current) if _as_written(spec) else None
+    scaled = stale = None
+    if spec.audited and spec.plan is None:
+        scaled, stale = ScaledGradients(names, baseline.settings), StaleCasts(baseline)
+        scopes.listeners.append(stale)
+    monitor = Monitor(events, spec.job.steps, progress, stop)
+    listeners = (scaler, tracer, probe, own_low, scaled, stale, optimizers, monitor)
+    events.listeners = [listener for listener in listeners if listener is not None]
+    return Session(
+        names=names,
+        scopes=scopes,
+        functions=OwnBackward(scopes, baseline.island, spec.plan is not None),
+        events=events,
+        baseline=baseline,
+        monitor=monitor,
+        tracer=tracer,
+        scaler=scaler,
+        probe=probe,
+        own_low=own_low,
+        scaled=scaled,
+        optimizers=optimizers,
+        first_values=first_values,
+        last_calls=last_calls,
+        observer=observer,
+    )
+
+
+def _trains(module: torch.nn.Module) -> bool:
+    return next(module.parameters(), None) is not None
+
+
+def _as_written(spec: RunSpec) -> bool:
+    """Whether the script's own casts are in force and of interest."""
+    return spec.precision == "as-written" or (bool(spec.audited) and spec.plan is None and not spec.neutralize)
+
+
+def _trace_options(spec: RunSpec, baseline: Baseline) -> TraceOptions:
+    watch = spec.watch_from
+    return TraceOptions(
+        audited=(lambda step: step >= watch) if watch is not None else spec.audited.__contains__,
+        shadowed=spec.shadowed.__contains__,
+        formats=spec.formats,
+        per_step=True,
+        watch=watch is not None,
+        autocast=baseline.autocast_in_force,
+    )
+
+
+@contextmanager
+def installed(session: Session, spec: RunSpec) -> Iterator[None]:
+    """Everything in force while the code runs; every hook, patch and mode is gone when the block ends."""
+    with ExitStack() as stack:
+        stack.enter_context(controlled_seeds(spec.seed))
+        stack.enter_context(eager_only())
+        stack.enter_context(repeatable_algorithms())
+        stack.enter_context(_precision(session.baseline, spec))
+        if session.own_low is not None:
+            stack.enter_context(session.own_low)
+        if session.scaled is not None:
+            stack.enter_context(session.scaled.installed())
+        stack.enter_context(session.scopes.installed())
+        stack.enter_context(session.functions.installed())
+        stack.enter_context(session.events.installed())
+        for traced in (session.tracer, session.scaler):
+            if traced is not None:
+                stack.callback(traced.remove)
+        yield
+
+
+@contextmanager
+def _precision(baseline: Baseline, spec: RunSpec) -> Iterator[None]:
+    """The script's own precision, or the plan's and float32 in its place."""
+    with ExitStack() as stack:
+        if spec.precision != "as-written":
+            native_plan = spec.plan if spec.execution == "native" else None
+            stack.enter_context(backward_products(native_plan) if native_plan else tf32(False))
+            stack.enter_context(own_settings_ignored(baseline.settings))
+            stack.enter_context(baseline.neutralized())
+        else:
+            stack.enter_context(OwnScaler(baseline.settings).scaled_in_gradients())
+            if spec.execution == "emulated":
+                stack.enter_context(OwnRegions().emulated())
+        if spec.neutralize:
+            stack.enter_context(float32_only())
+        elif spec.audited:
+            stack.enter_context(CastWatch(baseline.settings))
+        yield
