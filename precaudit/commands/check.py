@@ -12,7 +12,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from precaudit.commands.options import add_fail_on, add_output_options, add_run_options, refuse_overwrite, written_file
+from precaudit.commands.options import (
+    add_fail_on,
+    add_output_options,
+    add_run_options,
+    refuse_overwrite,
+    summarize,
+    write_outputs,
+    written_file,
+)
 from precaudit.commands.streams import emit
 from precaudit.errors import ExitCode, PrecauditError, import_torch
 from precaudit.formats import parse_formats
@@ -151,19 +159,15 @@ def _finish(report: CheckReport, arguments: argparse.Namespace) -> int:
     from precaudit.comparison.outputs import format_of
     from precaudit.comparison.rules import matches_fail_on
     from precaudit.reporting.files import write_text
-    from precaudit.reporting.github import write_step_summary
     from precaudit.reporting.terminal import use_color
 
-    for path in arguments.output:
-        write_text(path, render(report, format_of(path, PRINTED)))
     terminal = arguments.format == "terminal"
     printed = render_terminal(report, use_color(sys.stdout)) if terminal else render(report, arguments.format)
     emit(printed.rstrip("\n"), sys.stdout)
     if arguments.format == "github":
-        write_step_summary(render(report, "markdown"))
-    if arguments.output:
-        print(f"Written: {', '.join(map(str, arguments.output))}", file=sys.stderr)
+        summarize(render(report, "markdown"))
+    wrote = write_outputs(arguments.output, lambda path: write_text(path, render(report, format_of(path, PRINTED))))
     matched = matches_fail_on(as_report(report), arguments.fail_on)
     for sentence in matched:
         print(f"{sentence}", file=sys.stderr)
-    return int(ExitCode.OK if report.passed and not matched else ExitCode.FINDING)
+    return int(wrote if report.passed and not matched else ExitCode.FINDING)

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from precaudit.commands.options import add_output_options, refuse_overwrite, written_file
+from precaudit.commands.options import add_output_options, refuse_overwrite, summarize, write_outputs, written_file
 from precaudit.commands.streams import emit
 from precaudit.comparison.thresholds import asked_for, parse_thresholds, thresholds_help
 from precaudit.errors import ExitCode, PrecauditError
@@ -66,7 +66,6 @@ def _compare(arguments: argparse.Namespace) -> int:
     from precaudit.comparison import outputs
     from precaudit.comparison.compare import compare
     from precaudit.comparison.terminal import render_terminal
-    from precaudit.reporting.github import write_step_summary
     from precaudit.reporting.serialize import load_report
     from precaudit.reporting.terminal import use_color
 
@@ -79,10 +78,10 @@ def _compare(arguments: argparse.Namespace) -> int:
         printed = render_terminal(comparison, names, use_color(sys.stdout))
     else:
         printed = outputs.render(comparison, arguments.format, names, head)
-    _emit(arguments, printed, lambda format: outputs.render(comparison, format, names, head))
+    wrote = _emit(arguments, printed, lambda format: outputs.render(comparison, format, names, head))
     if arguments.format == "github":
-        write_step_summary(outputs.render(comparison, "markdown", names, head))
-    return ExitCode.OK if comparison.clean else ExitCode.FINDING
+        summarize(outputs.render(comparison, "markdown", names, head))
+    return wrote if comparison.clean else ExitCode.FINDING
 
 
 def _trend(arguments: argparse.Namespace) -> int:
@@ -99,8 +98,8 @@ def _trend(arguments: argparse.Namespace) -> int:
     for name in judged["report"][judged["regressions"].isna()]:
         print(f"precaudit: {name} is the first report of its script, so it is held against none", file=sys.stderr)
     printed = outputs.render_trend(frame, arguments.format)
-    _emit(arguments, printed, lambda format: outputs.render_trend(frame, format))
-    return ExitCode.FINDING if (judged["regressions"] > 0).any() else ExitCode.OK
+    wrote = _emit(arguments, printed, lambda format: outputs.render_trend(frame, format))
+    return ExitCode.FINDING if (judged["regressions"] > 0).any() else wrote
 
 
 def _report_path(path: Path) -> Path:
@@ -118,12 +117,11 @@ def _refuse(arguments: argparse.Namespace, formats: tuple[str, ...]) -> None:
     refuse_overwrite(arguments.output, arguments.force)
 
 
-def _emit(arguments: argparse.Namespace, printed: str, render: Callable[[str], str]) -> None:
+def _emit(arguments: argparse.Namespace, printed: str, render: Callable[[str], str]) -> ExitCode:
     from precaudit.comparison.outputs import format_of
     from precaudit.reporting.files import write_text
 
-    for path in arguments.output:
-        write_text(path, render(format_of(path, (*FORMATS, *TREND_FORMATS))))
     emit(printed.rstrip("\n"), sys.stdout)
-    if arguments.output:
-        print(f"Written: {', '.join(map(str, arguments.output))}", file=sys.stderr)
+    return write_outputs(
+        arguments.output, lambda path: write_text(path, render(format_of(path, (*FORMATS, *TREND_FORMATS))))
+    )

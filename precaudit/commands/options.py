@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from precaudit.commands.streams import emit
-from precaudit.errors import PrecauditError
+from precaudit.errors import ExitCode, PrecauditError
 
 
 def add_output_options(parser: argparse.ArgumentParser) -> None:
@@ -74,6 +75,28 @@ class _FailOn(argparse.Action):
             emit(rules_table(str(self.const)), sys.stdout)
             parser.exit()
         setattr(namespace, self.dest, [*getattr(namespace, self.dest), values])
+
+
+def write_outputs(paths: Sequence[Path], write: Callable[[Path], None]) -> ExitCode:
+    """Write each file of `-o`, and say which were written and what was in the way of the others."""
+    from precaudit.reporting.files import write_each
+
+    written, problems = write_each(paths, write)
+    if written:
+        print(f"Written: {', '.join(map(str, written))}", file=sys.stderr)
+    for problem in problems:
+        print(f"precaudit: {problem}", file=sys.stderr)
+    return ExitCode.USAGE if problems else ExitCode.OK
+
+
+def summarize(markdown: str) -> None:
+    """Append to GitHub's step summary; one that can't be written changes no verdict."""
+    from precaudit.reporting.github import write_step_summary
+
+    try:
+        write_step_summary(markdown)
+    except PrecauditError as error:
+        print(f"precaudit: {error}", file=sys.stderr)
 
 
 def refuse_overwrite(paths: list[Path], force: bool) -> None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
 
-from precaudit.commands.options import add_output_options, refuse_overwrite, written_file
+from precaudit.commands.options import add_output_options, refuse_overwrite, write_outputs, written_file
 from precaudit.commands.streams import emit
-from precaudit.errors import ExitCode
 from precaudit.model import Report
 from precaudit.reporting import RENDERERS, files_of, render, write
 
@@ -34,15 +34,11 @@ def run(arguments: argparse.Namespace) -> int:
     refuse_overwrite([file for path in paths for file in files_of(path)], arguments.force)
     source = written_file(arguments.report)
     report = load_report(source)
-    for path in paths:
-        write(report, path)
     if arguments.format and arguments.format != "terminal":
         emit(render(report, arguments.format).rstrip("\n"), sys.stdout)
     elif arguments.format or not paths:
         emit(_for_terminal(report, source), sys.stdout)
-    if paths:
-        print(f"Written: {', '.join(map(str, paths))}", file=sys.stderr)
-    return ExitCode.OK
+    return write_outputs(paths, partial(write, report))
 
 
 def _for_terminal(report: Report, path: Path) -> str:

@@ -6,9 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from precaudit.commands.options import add_output_options, refuse_overwrite
+from precaudit.commands.options import add_output_options, refuse_overwrite, write_outputs
 from precaudit.commands.streams import emit
-from precaudit.errors import ExitCode
 
 
 def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -33,15 +32,12 @@ def run(arguments: argparse.Namespace) -> int:
     from precaudit.tensorcores.rendering import render_json, render_terminal, renderer
     from precaudit.tensorcores.traces import read_trace
 
-    renderers = [(path, renderer(path)) for path in arguments.output]
+    for path in arguments.output:
+        renderer(path)
     refuse_overwrite(arguments.output, arguments.force)
     if arguments.target:
         get_gpu(arguments.target)
     analysis = analyse(read_trace(arguments.trace), arguments.target)
-    for path, render in renderers:
-        write_text(path, render(analysis))
     text = render_json(analysis) if arguments.format == "json" else render_terminal(analysis)
     emit(text.rstrip("\n"), sys.stdout)
-    for path in arguments.output:
-        print(f"wrote {path}", file=sys.stderr)
-    return ExitCode.OK
+    return write_outputs(arguments.output, lambda path: write_text(path, renderer(path)(analysis)))

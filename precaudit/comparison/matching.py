@@ -69,7 +69,8 @@ def _by_structure(base: Sequence[Layer], head: Sequence[Layer], done: Mapping[in
         rows, columns = free_base[kind], free_head[kind]
         pieces = -(-max(len(rows), len(columns)) // MAX_GROUP)
         for r, c in zip(np.array_split(rows, pieces), np.array_split(columns, pieces), strict=True):
-            pairs |= _assign(base, head, (r, c), places)
+            if len(r) and len(c):
+                pairs |= _assign(base, head, (r, c), places)
     return pairs
 
 

@@ -35,9 +35,9 @@ class Limit:
 
 
 def _planned(report: Report) -> Iterator[tuple[str, TensorRecord, Format]]:
-    """Forward tensors with the format that the plan puts them in."""
+    """Forward tensors of trained models with the format that the plan puts them in."""
     for layer in report.layers:
-        target = FORMATS.get(report.plan.modules.get(layer.fqn, report.plan.default))
+        target = FORMATS.get(report.plan.modules.get(layer.fqn, report.plan.default)) if layer.trained else None
         for record in layer.tensors:
             if target and record.role in PLACED_ROLES:
                 yield f"{_place(layer.fqn)} {record.role}", record, target

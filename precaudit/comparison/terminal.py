@@ -39,7 +39,7 @@ def _table(comparison: Comparison) -> list[str]:
     widths = [None, WHERE_WIDTH, WHAT_WIDTH]
     lines = tabulate(cells, ["", "where", "what changed"], "simple", disable_numparse=True, maxcolwidths=widths)
     more = f"... and {len(every) - MAX_ROWS:,} more: see them all with -o compare.md or -o compare.json"
-    return [*(line.rstrip() for line in lines.splitlines()), *([more] if len(every) > MAX_ROWS else [])]
+    return [*(inert(line.rstrip()) for line in lines.splitlines()), *([more] if len(every) > MAX_ROWS else [])]
 
 
 def _places(places: tuple[str, ...]) -> str:

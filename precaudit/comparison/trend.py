@@ -14,6 +14,7 @@ import pandas as pd
 from tabulate import tabulate
 
 from precaudit.comparison.compare import compare
+from precaudit.comparison.matching import match_layers
 from precaudit.comparison.rows import place
 from precaudit.comparison.thresholds import DEFAULTS
 from precaudit.errors import PrecauditError
@@ -70,7 +71,7 @@ def trend(
     rows, last, changed = [], dict[str, Entry](), dict[str, Entry]()
     for entry in entries:
         name, time, report = entry
-        script = _script(report)
+        script = _script(entry, last)
         bases = [last[script], changed[script]] if script in last else []
         judged = _judged(report, bases, thresholds, asked)
         last[script] = entry
@@ -80,9 +81,28 @@ def trend(
     return pd.DataFrame(rows)
 
 
-def _script(report: Report) -> str:
-    """By its name alone: a script that moves is the same script."""
-    return Path(str(report.job.get("script") or "")).name
+def _script(entry: Entry, last: Mapping[str, Entry]) -> str:
+    """Which script a report is of, as the first report of it has it: by its path or, as a script may move and a
+    profile from Python has none, by its file's name and the layers that it still has."""
+    name, _, report = entry
+    path = _path(report)
+    if path and path in last:
+        return path
+    moved = (
+        key for key, (_, _, old) in last.items() if Path(_path(old)).name == Path(path).name and _alike(old, report)
+    )
+    return next(moved, path or name)
+
+
+def _path(report: Report) -> str:
+    return str(report.job.get("script") or "")
+
+
+def _alike(old: Report, new: Report) -> bool:
+    """Whether at least half of the layers are the same ones."""
+    pairs = match_layers(old.layers, new.layers).pairs
+    same = sum((one.type, one.parameters) == (other.type, other.parameters) for one, other in pairs)
+    return 2 * same >= max(len(old.layers), len(new.layers))
 
 
 def _judged(
@@ -139,7 +159,7 @@ def terminal(frame: pd.DataFrame) -> str:
     cells = [[inert(shorten(row[0], NAME_WIDTH)), *row[1:]] for row in _cells(frame)]
     lines = [tabulate(cells, HEADERS, "simple", disable_numparse=True)]
     for line in _regressed(frame):
-        lines += wrap(inert(line), WIDTH, subsequent_indent="  ")
+        lines += map(inert, wrap(line, WIDTH, subsequent_indent="  "))
     return "\n".join(lines) + "\n"
 
 

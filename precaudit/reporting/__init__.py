@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 
@@ -86,12 +87,6 @@ def write(report: Report, path: str | Path) -> None:
 
 
 def write_each(report: Report, paths: Iterable[Path]) -> tuple[list[Path], list[str]]:
-    """The files that could be written, and what was in the way of the others: one costs no other."""
-    written, problems = [], []
-    for path in paths:
-        try:
-            write(report, path)
-            written.append(path)
-        except PrecauditError as error:
-            problems.append(str(error))
-    return written, problems
+    from precaudit.reporting import files
+
+    return files.write_each(paths, partial(write, report))

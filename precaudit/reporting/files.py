@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import os
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,18 @@ def write_bytes(path: Path, content: bytes) -> None:
             f"cannot write {path}: {error.strerror or error}; nothing was changed there: "
             "free some space or choose another place, then run again"
         ) from error
+
+
+def write_each(paths: Iterable[Path], write: Callable[[Path], None]) -> tuple[list[Path], list[str]]:
+    """The files that could be written, and what was in the way of the others: one costs no other."""
+    written, problems = [], []
+    for path in paths:
+        try:
+            write(path)
+            written.append(path)
+        except PrecauditError as error:
+            problems.append(str(error))
+    return written, problems
 
 
 def _replace(path: Path, content: bytes) -> None:

@@ -32,7 +32,7 @@ def text(value: object) -> str:
     """Prose that can't become markup, a mention, a reference or a table cell: the signs become entities."""
     line = prose(value)[:LONGEST]
     line = re.sub(r"[&<>\\`*_\[\]|~#@$]", lambda match: f"&#{ord(match[0])};", line)
-    return re.sub(r"^([-+=]|\d+(?=[.)]))", lambda match: f"&#{ord(match[0][0])};{match[0][1:]}", line)
+    return re.sub(r"^([-+=]|\d+(?=[.)](?:\s|$)))", lambda match: f"&#{ord(match[0][0])};{match[0][1:]}", line)
 
 
 def code(value: object) -> str:

@@ -14,6 +14,8 @@ from tabulate import tabulate
 from precaudit import __version__
 from precaudit.errors import PrecauditError
 from precaudit.model import SCHEMA_VERSION, Finding, Kernel
+from precaudit.reporting import format_of
+from precaudit.reporting.markdown import bullets, code, table, text
 from precaudit.reporting.serialize import to_json
 from precaudit.reporting.words import inert, number, plural, seconds, share, shorten, visible
 from precaudit.tensorcores.analysis import CLASSES, Analysis
@@ -188,33 +190,24 @@ def _method(analysis: Analysis) -> list[str]:
 
 
 def render_markdown(analysis: Analysis) -> str:
-    def cell(text: str) -> str:
-        return text.replace("|", "\\|").replace("<", "&lt;").replace("`", "'")
-
-    parts = [f"# Tensor Cores: {cell(visible(Path(analysis.source).name))}", cell(headline(analysis))]
-    classes = [[label, share(value), bar, MEANING[label]] for label, value, bar in bars(analysis)]
-    heads = ["class", "GPU time", "", "ran on"]
-    parts.append(tabulate(classes, heads, tablefmt="pipe", disable_numparse=True))
+    parts = [f"# Tensor Cores: {text(Path(analysis.source).name)}", text(headline(analysis))]
+    classes = ([label, share(value), bar, MEANING[label]] for label, value, bar in bars(analysis))
     kernels = [
         [
-            f"`{cell(shorten(short_name(row.name), 60))}`",
+            code(shorten(short_name(row.name), 60)),
             share(row.share),
             row.tensor_core,
             row.rule,
             number(row.tflops) if row.tflops is not None else "-",
-            cell(visible(row.layer)),
+            text(row.layer),
         ]
         for row in rows(analysis)[: 2 * ROWS]
     ]
-    heads = ["kernel", "GPU time", "class", "rule", "TFLOP/s", "layer"]
-    parts += ["## Kernels", tabulate(kernels, heads, tablefmt="pipe", disable_numparse=True)]
-    parts += ["## What to do", _bullets(map(cell, advice(analysis.findings))) or "Nothing stands out."]
-    parts += ["## How it was measured", _bullets(map(cell, _method(analysis)))]
+    parts += [table(["class", "GPU time", "", "ran on"], classes)]
+    parts += ["## Kernels", table(["kernel", "GPU time", "class", "rule", "TFLOP/s", "layer"], kernels)]
+    parts += ["## What to do", bullets(advice(analysis.findings)) or "Nothing stands out."]
+    parts += ["## How it was measured", bullets(_method(analysis))]
     return "\n\n".join(parts) + "\n"
-
-
-def _bullets(lines: Iterable[str]) -> str:
-    return "\n".join(f"- {line}" for line in lines)
 
 
 def render_html(analysis: Analysis) -> str:
@@ -265,13 +258,13 @@ def render_json(analysis: Analysis) -> str:
 
 
 RENDERERS: Mapping[str, Callable[[Analysis], str]] = MappingProxyType(
-    {".json": render_json, ".html": render_html, ".htm": render_html, ".md": render_markdown, ".txt": render_terminal}
+    {"json": render_json, "html": render_html, "markdown": render_markdown, "terminal": render_terminal}
 )
 
 
 def renderer(path: Path) -> Callable[[Analysis], str]:
     """The renderer for this file's extension; `PrecauditError` names the ones there are."""
-    found = RENDERERS.get(path.suffix.lower())
-    if found is None:
-        raise PrecauditError(f"{path}: can't tell a format from its extension; use one of {', '.join(RENDERERS)}")
-    return found
+    name = format_of(path)
+    if name not in RENDERERS:
+        raise PrecauditError(f"{path}: a trace can't be written as {name}; what can be is {', '.join(RENDERERS)}")
+    return RENDERERS[name]

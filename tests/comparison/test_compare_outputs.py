@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from itertools import pairwise
 from xml.etree import ElementTree
 
+import pandas as pd
 import pytest
 import report_samples
 from golden_files import assert_golden
@@ -161,6 +162,36 @@ def test_every_output_is_written_and_named(folder, monkeypatch, capsys):
     assert (folder / "c.txt").read_text().startswith("REGRESSION")
 
 
+def test_a_file_that_cannot_be_written_costs_neither_the_others_nor_the_verdict(folder, monkeypatch, capsys):
+    monkeypatch.chdir(folder)
+    (folder / "file").write_text("")
+    for head, code in (("odd", 1), ("same", 2)):
+        assert main(["compare", "base", head, "-o", "file/c.md", "-o", "ok.md", "--force"]) == code
+        told = capsys.readouterr()
+        assert "layers matched" in told.out
+        assert "cannot write file/c.md" in told.err
+        assert "Written: ok.md" in told.err
+        assert (folder / "ok.md").read_text().startswith(MARKER)
+
+
+def test_a_step_summary_that_cannot_be_written_changes_no_verdict(folder, monkeypatch, capsys):
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(folder))
+    assert main(["compare", str(folder / "base"), str(folder / "odd"), "--format", "github"]) == 1
+    assert "can't write the step summary" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("length", range(20, 60))
+def test_no_line_of_a_table_is_a_command(length):
+    word = "A" * length + "::warning::x"
+    found = Change("new_errors", 1.0, word, fqn=word, regression=True)
+    text = outputs.render(Comparison((found,), thresholds=DEFAULTS), "terminal", ("b", "h"), Report())
+    row = {"script": "s", "time": datetime(2026, 1, 1, tzinfo=UTC), "verdict": "pass", "low_precision": None}
+    row |= {"errors": 0, "tensor_cores": None, "step_seconds": None, "against": "b", "first": f"p: {word}"}
+    text += trend.terminal(pd.DataFrame([{"report": "r", "regressions": 1, **row}]))
+    assert not [line for line in text.splitlines() if line.lstrip().startswith("::")]
+
+
 def test_github_annotations_and_step_summary(folder, monkeypatch, capsys, tmp_path):
     monkeypatch.setenv("GITHUB_ACTIONS", "true")
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path / "summary.md"))
@@ -259,6 +290,20 @@ def test_scripts_are_followed_apart(tmp_path, capsys):
     told = capsys.readouterr()
     assert [row["regressions"] for row in json.loads(told.out)] == [None, None, 1, None]
     assert "3 is the first report of its script" in told.err
+
+
+def test_scripts_of_one_name_in_two_folders_are_two_and_a_moved_one_is_the_same(tmp_path):
+    def entry(name, script, model):
+        report = profile(model, 0)
+        return name, datetime(2026, 3, 1, tzinfo=UTC), replace(report, job={**report.job, "script": script})
+
+    other = [each for each in gpt(64, blocks=1) if each.fqn != "head"]
+    two = [entry("a", "vision/train.py", gpt()), entry("b", "text/train.py", other[:2])]
+    assert trend.trend(two)["regressions"].isna().all()
+    moved = [entry("a", "old/train.py", gpt()), entry("b", "train.py", renamed(gpt()))]
+    assert list(trend.trend(moved)["script"]) == ["old/train.py"] * 2
+    python = [entry("a", None, gpt()), entry("b", None, other[:2]), entry("c", None, gpt())]
+    assert list(trend.trend(python)["script"]) == ["a", "b", "a"]
 
 
 def test_a_metric_asked_for_by_name_fails_a_trend_that_cannot_see_it(history):

@@ -114,6 +114,14 @@ def test_the_model_itself_has_a_name_in_a_broken_rule(rule, sentence):
     assert matched.endswith(sentence)
 
 
+def test_a_layer_of_a_model_that_is_not_trained_is_held_against_no_format():
+    (layer,) = report().layers
+    teacher = replace(layer, fqn="teacher.head", trained=False)
+    assert matches_fail_on(report(layers=(teacher,)), ["headroom:4"]) == ("--fail-on headroom:4: not measured",)
+    inside = replace(layer, fqn="blocks")  # computes between its children, which alone are in plan.modules
+    assert "blocks activation has 2" in matches_fail_on(report(layers=(inside,)), ["headroom:4"])[0]
+
+
 def test_overflow_and_flushed_energy_are_those_of_the_planned_format():
     layers = profile(gpt(), 0).layers[2:3]
     (layer,) = layers

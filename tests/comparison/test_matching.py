@@ -68,6 +68,14 @@ def test_duplicate_names_do_not_break():
     assert len(match_layers(twice, twice[:1]).removed) == 1
 
 
+def test_one_layer_among_more_than_are_assigned_at_once():
+    one, others = [layer("a.fc")], [layer(f"b.{i}.fc") for i in range(1001)]
+    for base, head in ((one, others), (others, one)):
+        matching = match_layers(base, head)
+        assert len(matching.pairs) + len(matching.removed) == len(base)
+        assert len(matching.pairs) + len(matching.added) == len(head)
+
+
 def test_five_thousand_renamed_layers_match_in_seconds():
     base = [layer(f"a.{i}.fc") for i in range(5000)]
     head = [layer(f"b.{i}.fc") for i in range(5000)]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from golden_files import assert_golden
 from trace_builder import ADD, NVJET, SGEMM, document, launched, mm, module, op, write
 
 from precaudit.tensorcores.analysis import analyse
-from precaudit.tensorcores.rendering import RENDERERS, rows, short_name
+from precaudit.tensorcores.rendering import renderer, rows, short_name
 from precaudit.tensorcores.traces import read_trace
 
 OLD = "cutlass_75_tensorop_bf16_s1688gemm_bf16_128x128_nn_align1"
@@ -39,7 +40,7 @@ def analysis(tmp_path):
 
 @pytest.mark.parametrize("extension", [".txt", ".md", ".html", ".json"])
 def test_golden(analysis, extension):
-    assert_golden(f"trace{extension}", RENDERERS[extension](analysis))
+    assert_golden(f"trace{extension}", renderer(Path(f"x{extension}"))(analysis))
 
 
 def test_shares_of_the_rows_add_up_to_all(analysis):
@@ -65,6 +66,6 @@ def test_short_names(name, short):
 
 def test_a_page_cuts_long_names_and_says_what_it_leaves_out(tmp_path):
     events = [event for i in range(201) for event in launched(f"kernel_{i}_{'x' * 5000}", 10 * i, 5, i)]
-    page = RENDERERS[".html"](analyse(read_trace(write(tmp_path, document(events)))))
+    page = renderer(Path("x.html"))(analyse(read_trace(write(tmp_path, document(events)))))
     assert f">{'x' * 200}" not in page
     assert "<p>1 more kernel</p>" in page
