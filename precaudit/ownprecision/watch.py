@@ -17,18 +17,17 @@ from precaudit.histograms.memory import in_transform
 from precaudit.instrument.events import TrainingListener
 from precaudit.instrument.names import ModuleNames
 from precaudit.instrument.scopes import Frame
-from precaudit.instrument.torchfunction import op_name, single_calls, stored, takes_lists, tensors_in
+from precaudit.instrument.torchfunction import Call, op_name, single_calls, stored, takes_lists, tensors_in
 from precaudit.ownprecision.additions import OwnSums
 from precaudit.ownprecision.baseline import called_by_precaudit
 from precaudit.ownprecision.grad_scaler import FACTOR
+from precaudit.ownprecision.overflows import overflow, overwritten
 from precaudit.ownprecision.state import State, States, dtype_name, energy, is_plain
 from precaudit.tracing.ops import caller_location
 
 _EXACT_INTEGERS = 2.0**24
 _CASTS = frozenset("to half bfloat16 type type_as copy cat stack".split())
 _READS_ROWS = frozenset("embedding index_select __getitem__".split())
-_MASKS = frozenset("masked_fill where full full_like new_full masked_scatter scatter index_fill fill".split())
-_EMPTY = frozenset("empty empty_like new_empty empty_strided new_empty_strided resize resize_as".split())
 _RUNAWAY = 2.0**40
 
 
@@ -65,24 +64,28 @@ class OwnLowPrecision(TorchFunctionMode, TrainingListener):
         if (op.startswith("__get") and op != "__getitem__") or called_by_precaudit(func) or in_transform():
             return _as_it_is(func, args, kwargs)
         calls = single_calls(func, args, kwargs)
-        states = [self._states.before(op_name(single[0]), *single) for single in calls]
+        before = [(self._states.before(op_name(single[0]), *single), self._overwritten(single)) for single in calls]
         result = func(*args, **kwargs)
         results = (result or args[0]) if takes_lists(func) else [result]
-        for single, made, changed in zip(calls, results, states, strict=False):
+        for single, made, known in zip(calls, results, before, strict=False):
             if isinstance(made, torch.Tensor):
-                self._made(*single, made, changed)
+                self._made(single, made, *known)
         return result
 
-    def _made(self, func: Any, args: Any, kwargs: Any, result: torch.Tensor, states: list[State]) -> None:
+    def _overwritten(self, call: Call) -> torch.Tensor | None:
+        return None if self._overflowed else overwritten(op_name(call[0]), *call)
+
+    def _made(self, call: Call, result: torch.Tensor, states: list[State], before: torch.Tensor | None) -> None:
+        func, args, kwargs = call
         self._states.made(args, kwargs, result)
         if result.dtype in HALVES and is_plain(result):
             # What can't run once more in float32 tells nothing; the script goes on.
             with torch.no_grad(), suppress(RuntimeError, TypeError, ValueError):
+                self._look_for_overflow(call, result, before)
                 self._after(op_name(func), func, args, kwargs, result, states)
 
     def _after(self, op: str, func: Any, args: Any, kwargs: Any, result: torch.Tensor, states: list[State]) -> None:
         self._look_for_integers(op, func, args, kwargs, result)
-        self._look_for_overflow(op, args, kwargs, result)
         self._additions.made(op, func, args, kwargs, result)
         if op in _READS_ROWS and result.requires_grad:
             self._watch_rows(op, args, result)
@@ -120,19 +123,14 @@ class OwnLowPrecision(TorchFunctionMode, TrainingListener):
             top = float(values[whole].abs().max())
             self._note("integers", dtype=dtype_name(result), limit=limit, amax=top, changed=changed)
 
-    def _look_for_overflow(self, op: str, args: Any, kwargs: Any, result: torch.Tensor) -> None:
-        """The first operation that makes a non-finite low value from finite ones."""
-        if (
-            op in _MASKS
-            or op in _EMPTY
-            or any(kind == "overflow" for kind, *_ in self._found)
-            or bool(result.isfinite().all())
-        ):
-            return
-        inputs = [t for t in tensors_in((args, kwargs)) if t.is_floating_point()]
-        if all(bool(t.isfinite().all()) for t in inputs):
-            top = max((float(t.abs().max()) for t in inputs if t.numel()), default=0.0)
-            self._note("overflow", dtype=dtype_name(result), op=op, amax=top, step=self._step)
+    def _look_for_overflow(self, call: Call, result: torch.Tensor, before: torch.Tensor | None) -> None:
+        if not self._overflowed and (top := overflow(op_name(call[0]), *call, result, before)) is not None:
+            self._note("overflow", dtype=dtype_name(result), op=op_name(call[0]), amax=top, step=self._step)
+
+    @property
+    def _overflowed(self) -> bool:
+        """The first one tells; what follows may follow from it."""
+        return any(kind == "overflow" for kind, *_ in self._found)
 
     def _watch_rows(self, op: str, args: Any, result: torch.Tensor) -> None:
         """A row read many times sums as many gradients, in the dtype that it is stored in."""

@@ -82,6 +82,14 @@ class Trials:
         others = [run for seed, run in self.references.items() if seed > 0]
         return self.jitter or not others or any(run.losses != self.references[0].losses for run in others)
 
+    def jitter_seeds(self, candidates: dict[int, RunResult]) -> None:
+        """Jittered initial weights stand in for the seeds from now on; runs that differed in nothing are given up."""
+        self.jitter = True
+        self.twins.clear()
+        for seed in [seed for seed in candidates if seed > 0]:
+            del candidates[seed], self.references[seed]
+        self.log = [run for run in self.log if run.seed == 0]
+
 
 def verify(
     audit: Audit, plan: Plan, replan: Replan, execution: Execution, runner: Runner, seeds: int, quick: bool
@@ -155,11 +163,7 @@ def _trial_round(
     while True:
         trials.extend(label, plan, range(len(candidates), wanted), candidates)
         if not trials.seed_matters():
-            # Jittered initial weights stand in for the seeds.
-            trials.jitter = True
-            trials.twins.clear()
-            for seed in [seed for seed in candidates if seed > 0]:
-                del candidates[seed], trials.references[seed]
+            trials.jitter_seeds(candidates)
             continue
         judgement = trials.judge(candidates, plan)
         more = needs_more(len(candidates))

@@ -162,13 +162,15 @@ def _curve(trial: Trial, last: str | None) -> Rows:
 
 
 def _band(references: list[Trial], margin: float | None) -> Rows:
+    """Relative to what the verdict is relative to, as `_pair` is."""
     if margin is None or not references:
         return []
-    rows = []
+    scale, rows = sum(trial.scale or 0.0 for trial in references) / len(references), []
     for i in _thin(min(len(trial.losses) for trial in references)):
         mean = sum(trial.losses[i] for trial in references) / len(references)
+        width = margin * (scale or abs(mean))
         if math.isfinite(mean):
-            rows.append({"step": i + 1, "low": mean - margin * abs(mean), "high": mean + margin * abs(mean)})
+            rows.append({"step": i + 1, "low": mean - width, "high": mean + width})
     return rows
 
 

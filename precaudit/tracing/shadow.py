@@ -15,7 +15,7 @@ from precaudit.histograms import Accumulator
 from precaudit.instrument.torchfunction import map_tensors, tensors_in
 from precaudit.tracing.ops import is_half
 
-_UNREPEATABLE = frozenset(
+UNREPEATABLE = frozenset(
     "dropout dropout1d dropout2d dropout3d feature_dropout alpha_dropout feature_alpha_dropout native_dropout "
     "bernoulli multinomial normal rrelu rrelu_with_noise batch_norm instance_norm native_batch_norm "
     "_native_multi_head_attention lstm gru rnn_tanh rnn_relu gumbel_softmax poisson binary_cross_entropy".split()
@@ -51,7 +51,7 @@ def repeatable(op: str, func: Callable[..., Any], kwargs: dict[str, Any]) -> boo
     name = getattr(func, "__name__", "")
     operator = name.startswith("__")
     in_place = name.startswith("__i") and name != "__invert__" if operator else name.endswith("_")
-    return op not in _UNREPEATABLE and not in_place and "out" not in kwargs
+    return op not in UNREPEATABLE and not in_place and "out" not in kwargs
 
 
 @torch.no_grad()

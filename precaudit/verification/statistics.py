@@ -182,12 +182,12 @@ def seed_deviation(reference: Sequence[Losses], window: slice) -> float:
 # ---------------------------------------------------------------- what a curve says by itself
 
 
-def learned(losses: Losses, margin: float = MARGIN_CAP) -> Guard:
+def learned(losses: Losses, margin: float = MARGIN_CAP, curves: int = 1) -> Guard:
     """Whether the reference moved: significantly, and by more than a candidate may differ.
 
     Any direction counts, since adversarial and reinforcement losses rise and fall; a run that stands still
     proves nothing, because a plan that learns nothing would look the same. Twice the margin is what the
-    verdict is sure to see.
+    verdict is sure to see. Of several `curves`, one of which has to move, each is asked for more (Bonferroni).
     """
     values = _array(losses)
     if not np.isfinite(values).all():
@@ -202,7 +202,7 @@ def learned(losses: Losses, margin: float = MARGIN_CAP) -> Guard:
     detail = f"the float32 loss went from {quarters[0]:.4g} to {quarters[-1]:.4g} (first and last quarter, p = {p:.2g})"
     if moved <= needed:
         detail += f"; it moved by {moved:.2%} of its final size, and more than {needed:.2%} proves something"
-    return Guard(p <= LEARNED_ALPHA and moved > needed, detail)
+    return Guard(p <= LEARNED_ALPHA / curves and moved > needed, detail)
 
 
 def diverged(reference: Losses, candidate: Losses) -> Divergence | None:

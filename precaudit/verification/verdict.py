@@ -121,7 +121,8 @@ def _learned(references: Sequence[RunResult], margin: float) -> statistics.Guard
     guards = []
     for runs in curves:
         steps = min(len(losses) for losses in runs)
-        guards.append(statistics.learned(np.mean([losses[:steps] for losses in runs], axis=0), margin))
+        mean = np.mean([losses[:steps] for losses in runs], axis=0)
+        guards.append(statistics.learned(mean, margin, len(curves)))
     return next((guard for guard in guards if guard.passed), guards[0])
 
 

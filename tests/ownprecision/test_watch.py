@@ -397,6 +397,33 @@ def test_an_overflow_is_told_where_it_is_made():
     assert [(entry["op"], entry["path"]) for entry in entries] == [("mul", __file__)]
 
 
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda x: x.mul_(300.0),
+        lambda x: x.__imul__(x.clone()),
+        lambda x: torch.mul(x, x, out=torch.zeros(4).half()),
+        lambda x: x.copy_(torch.full((4,), 1e9)),
+        lambda x: x.view(2, 2).addmm_(x.clone().view(2, 2), x.clone().view(2, 2)),
+        lambda x: torch.full((4,), 1e9).half(),
+    ],
+    ids=["mul_", "imul", "out", "copy_", "addmm_", "cast"],
+)
+def test_an_overflow_in_place_is_told_as_any_other(make):
+    entries = seen(lambda: train(after_step=lambda model: make(torch.full((4,), 300.0).half())), "overflow", steps=3)
+    assert [entry["path"] for entry in entries] == [__file__]
+
+
+def test_what_is_not_finite_in_float32_either_is_no_overflow_and_hides_none():
+    def after_step(model):
+        mask = torch.tensor([1.0, 0.0]).half()
+        mask.log(), 1 / mask, mask.clone().log_()
+        torch.full((4,), 300.0).half().square()
+
+    entries = seen(lambda: train(after_step=after_step), "overflow", steps=3)
+    assert [(entry["op"], entry["amax"]) for entry in entries] == [("square", 300.0)]
+
+
 def test_a_mask_is_no_overflow():
     def mask(model):
         torch.zeros(4).half().masked_fill_(torch.ones(4).bool(), -float("inf"))

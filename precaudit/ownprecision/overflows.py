@@ -1,0 +1,54 @@
+"""Operations that make non-finite values in a low format where float32 makes none."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from precaudit.execution.emulated import in_float32
+from precaudit.execution.rounding import HALVES
+from precaudit.instrument.torchfunction import tensors_in, writes
+from precaudit.ownprecision.state import is_plain
+from precaudit.tracing.shadow import UNREPEATABLE
+
+_MASKS = frozenset("masked_fill where full full_like new_full masked_scatter scatter index_fill fill".split())
+_EMPTY = frozenset("empty empty_like new_empty empty_strided new_empty_strided resize resize_as".split())
+_MEANT = _MASKS | _EMPTY
+
+
+def overwritten(op: str, func: Any, args: Any, kwargs: Any) -> torch.Tensor | None:
+    """A copy of the low tensor that an operation is about to change in place, whose value tells afterwards whether a
+    result that isn't finite was made there; None where nothing of the old value goes into the new one."""
+    target = args[0] if args else None
+    if op == "copy" or op in _MEANT or kwargs.get("out") is not None or not writes(func, kwargs):
+        return None
+    if not isinstance(target, torch.Tensor) or target.dtype not in HALVES or not is_plain(target):
+        return None
+    return target.detach().clone()
+
+
+def overflow(
+    op: str, func: Any, args: Any, kwargs: Any, result: torch.Tensor, before: torch.Tensor | None
+) -> float | None:
+    """The largest input of an operation that makes non-finite low values from finite ones; None where it makes none, or
+    makes them in float32 too, as the logarithm of a zero does. `before` is what it has overwritten."""
+    if op in _MEANT or bool(result.isfinite().all()):
+        return None
+    given = [before if value is result else value for value in args]
+    options = {name: value for name, value in kwargs.items() if name != "out"}
+    inputs = [t for t in tensors_in((given, options)) if t.is_floating_point()]
+    if not all(bool(t.isfinite().all()) for t in inputs) or _not_finite_either(op, func, given, options):
+        return None
+    return max((float(t.abs().max()) for t in inputs if t.numel()), default=0.0)
+
+
+def _not_finite_either(op: str, func: Any, args: Any, kwargs: Any) -> bool:
+    """Whether float32 has no finite result either; what can't be repeated there is not said to."""
+    if op in UNREPEATABLE or op == "copy":
+        return False
+    try:
+        exact = in_float32(op, func, args, kwargs)
+    except (RuntimeError, TypeError, ValueError):
+        return False
+    return not all(bool(t.isfinite().all()) for t in tensors_in(exact) if t.is_floating_point())
