@@ -106,10 +106,12 @@ class EmulatedMode(OperationMode):
 
 def _back_in_tf32(op: str, func: Any, args: Any, kwargs: Any) -> Any:
     """A float32 product whose backward pass is tf32's: there is one setting for all of a backward pass."""
-    state = torch.get_rng_state()  # of what drops some of its values both times
-    with torch.no_grad():
+    if not torch.is_grad_enabled():
+        return in_float32(op, func, args, kwargs)
+    gpus = {t.device.index for t in tensors_in((args, kwargs)) if t.device.type == "cuda"}
+    # What drops some of its values drops the same ones both times.
+    with torch.no_grad(), torch.random.fork_rng(devices=list(gpus)):
         exact = iter(tensors_in(in_float32(op, func, args, kwargs)))
-    torch.set_rng_state(state)
     rough = run_in_format(op, ROUNDINGS["tf32"], func, *to_float32((args, kwargs)))
     return map_tensors(lambda tensor: replaced(tensor, next(exact)), rough)
 

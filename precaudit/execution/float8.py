@@ -59,16 +59,21 @@ def _padded(values: torch.Tensor, widths: tuple[int, ...]) -> torch.Tensor:
 class _Product(torch.autograd.Function):
     """a @ b in float8, whose gradients are products of the same kind: differentiable as often as wanted."""
 
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(
-        ctx: Any, a: torch.Tensor, b: torch.Tensor, formats: tuple[str, str], by_row: bool, multiply: Multiply
+        a: torch.Tensor, b: torch.Tensor, formats: tuple[str, str], by_row: bool, multiply: Multiply
     ) -> torch.Tensor:
-        ctx.save_for_backward(a, b)
-        ctx.formats, ctx.rest = formats, (by_row, multiply)
         low_a, scale_a = scaled(a, formats[0], dim=1 if by_row else None)
         low_b, scale_b = scaled(b, formats[1], dim=0 if by_row else None)
         with torch.autocast(a.device.type, enabled=False):
             return multiply(low_a, low_b, scale_a.reciprocal(), scale_b.reciprocal())
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: torch.Tensor) -> None:
+        a, b, ctx.formats, *ctx.rest = inputs
+        ctx.save_for_backward(a, b)
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -22,24 +23,47 @@ _SETTERS = (
     "_set_float32_matmul_precision",
     "_set_fp32_precision_setter",
 )
-_EXACT = (False, "highest", "ieee", "none")
+
+
+_in_force: list[tf32] = []
+_lock = threading.Lock()
 
 
 class tf32:
-    """Inside the block products and convolutions of float32 tensors run as TF32 where the hardware has it, or never."""
+    """Inside the block products and convolutions of float32 tensors run as TF32 where the hardware has it, or never.
+
+    Blocks of several threads, or of plans on several models, may end in any order: what the latest of those that last
+    wants holds, and what was there before the first is back after the last.
+    """
+
+    _put_back: tuple[Callable[[], None], ...] = ()
 
     def __init__(self, allowed: bool) -> None:
         self.allowed = allowed
-        self._put_back: list[Callable[[], None]] = []
 
     def __enter__(self) -> None:
-        self._put_back = [_putting_back(*each) for each in zip(_GET, _SET, _OPERATIONS, strict=True)]
-        for set_ in _SET:
-            set_(self.allowed)
+        with _lock:
+            if not _in_force:
+                tf32._put_back = tuple(_putting_back(*each) for each in zip(_GET, _SET, _OPERATIONS, strict=True))
+            _in_force.append(self)
+            _set(self.allowed)
 
     def __exit__(self, *exception: Any) -> None:
-        for put_back in self._put_back:
-            put_back()
+        with _lock:
+            others = [other for other in _in_force if other is not self]
+            if len(others) == len(_in_force):  # a copy, such as a copied model's, was never entered
+                return
+            _in_force[:] = others
+            if others:
+                _set(others[-1].allowed)
+                return
+            for put_back in tf32._put_back:
+                put_back()
+
+
+def _set(allowed: bool) -> None:
+    for set_ in _SET:
+        set_(allowed)
 
 
 def _putting_back(
@@ -60,12 +84,11 @@ def _putting_back(
 
 
 @contextmanager
-def own_settings_ignored(settings: dict[str, object]) -> Iterator[None]:
-    """What the script asks of float32 products is noted as `settings["matmul_precision"]` and not done."""
+def own_settings_ignored() -> Iterator[None]:
+    """What the script asks of float32 products is not done."""
 
     def ignored(*arguments: Any) -> None:
-        if arguments[-1] not in _EXACT:
-            settings["matmul_precision"] = "high"
+        return None
 
     # cuDNN's flags hold torch's setters, the others look them up when they are set.
     flags = vars(type(torch.backends.cudnn))

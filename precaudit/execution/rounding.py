@@ -63,27 +63,49 @@ def quantize(values: torch.Tensor, name: str, dim: int | None = None) -> torch.T
 class _RoundForward(torch.autograd.Function):
     """Rounds a value on its way in; its gradient passes as it is."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, values: torch.Tensor, rounding: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+    def forward(values: torch.Tensor, rounding: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
         return rounding(values)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: torch.Tensor) -> None:
+        """Nothing of the values is needed again."""
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
         return gradients[0], None
 
+    @staticmethod
+    def jvp(ctx: Any, *tangents: torch.Tensor) -> torch.Tensor:
+        return tangents[0].clone()
+
+
+class _Replaced(_RoundForward):
+    """Others in a value's place, with the value's gradient. Copies, because what comes out of such a function can't
+    be changed in place where it is a view of what went in."""
+
+    @staticmethod
+    def forward(values: torch.Tensor, others: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        return others.clone()
+
 
 def replaced(values: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
     """`others`, with the backward pass of `values`."""
-    return _RoundForward.apply(values, lambda _: others)
+    return _Replaced.apply(values, others)
 
 
-class _RoundBackward(torch.autograd.Function):
+class _RoundBackward(_RoundForward):
     """Passes a value as it is; rounds the gradient on its way back."""
 
     @staticmethod
-    def forward(ctx: Any, values: torch.Tensor, rounding: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
-        ctx.rounding = rounding
-        return values.view_as(values)
+    def forward(values: torch.Tensor, rounding: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+        return values.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: torch.Tensor) -> None:
+        ctx.rounding = inputs[1]
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> Any:

@@ -38,7 +38,7 @@ def timed_run(spec: RunSpec, code: Callable[[], None], leave: Leave | None = Non
     with ExitStack() as stack:
         stack.enter_context(controlled_seeds(spec.seed))
         stack.enter_context(eager_only())
-        stack.enter_context(own_settings_ignored(baseline.settings))
+        stack.enter_context(own_settings_ignored())
         stack.enter_context(baseline.neutralized())
         if spec.neutralize:
             stack.enter_context(float32_only())

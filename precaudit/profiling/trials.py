@@ -88,7 +88,7 @@ class Trials:
         self.twins.clear()
         for seed in [seed for seed in candidates if seed > 0]:
             del candidates[seed], self.references[seed]
-        self.log = [run for run in self.log if run.seed == 0]
+        self.log = [run for run in self.log if run.seed == 0 and run.label != TWIN]
 
 
 def verify(

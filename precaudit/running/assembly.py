@@ -164,7 +164,7 @@ def _precision(baseline: Baseline, spec: RunSpec) -> Iterator[None]:
         if spec.precision != "as-written":
             native_plan = spec.plan if spec.execution == "native" else None
             stack.enter_context(backward_products(native_plan) if native_plan else tf32(False))
-            stack.enter_context(own_settings_ignored(baseline.settings))
+            stack.enter_context(own_settings_ignored())
             stack.enter_context(baseline.neutralized())
         else:
             stack.enter_context(OwnScaler(baseline.settings).scaled_in_gradients())

@@ -14,9 +14,11 @@ import torch.nn.functional as F
 from emulation_models import Inside, emulate, inside, plan_for, weights
 from torch import nn
 from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
 
 from precaudit.execution.apply import apply
 from precaudit.execution.rounding import quantize, round_mantissa
+from precaudit.model import Plan
 
 Pair = namedtuple("Pair", "a b")
 HALVES = [torch.bfloat16, torch.float16]
@@ -579,6 +581,43 @@ def test_functional_transforms_run_inside():
     assert gradient.shape == (4, 4)
     assert gradient.isfinite().all()
     assert rows.dtype == torch.bfloat16
+
+
+TF32_PLANS = {
+    "tf32": Plan("tf32", {"0": "tf32", "1": "tf32", "2": "tf32"}, matmul_precision="high"),
+    "beside tf32": Plan("bfloat16", {"0": "float32", "1": "bfloat16", "2": "tf32"}, matmul_precision="high"),
+    "float8": Plan("float8_e4m3", {"0": "float8_e4m3", "1": "bfloat16", "2": "bfloat16"}),
+}
+
+
+@pytest.mark.parametrize("name", TF32_PLANS)
+def test_what_rounds_in_float32_words_is_changed_in_place_and_transformed_as_any_other(name):
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(inplace=True), nn.Linear(4, 1))
+    x, parameters = torch.randn(8, 4), dict(model.named_parameters())
+
+    def loss(values, batch):
+        return torch.func.functional_call(model, values, (batch,)).square().mean()
+
+    with apply(model, TF32_PLANS[name], execution="emulated"):
+        model(x).square().mean().backward()
+        found = torch.func.grad(loss)(parameters, x)
+        rows = torch.func.vmap(torch.func.grad(loss), (None, 0))(parameters, x[:, None])
+        tangent = torch.func.jvp(lambda values: loss(values, x), (parameters,), (found,))[1]
+    for path, gradient in found.items():
+        assert torch.equal(gradient, parameters[path].grad)
+        assert torch.allclose(rows[path].mean(0), gradient, rtol=0.05, atol=0.02)
+    length = sum(float(gradient.detach().square().sum()) for gradient in found.values())
+    assert float(tangent.detach()) == pytest.approx(length, rel=0.05)
+
+
+def test_a_forward_without_gradients_beside_tf32_is_computed_once():
+    model, x = nn.Linear(4, 4), torch.ones(2, 4)
+    with torch.no_grad(), FlopCounterMode(display=False) as plain:
+        expected = model(x)
+    plan = Plan("tf32", {"": "float32"}, matmul_precision="high")
+    with apply(model, plan, execution="emulated"), torch.no_grad(), FlopCounterMode(display=False) as counted:
+        assert torch.equal(model(x), expected)
+    assert counted.get_total_flops() == plain.get_total_flops()
 
 
 def test_outputs_are_float32_in_any_container():

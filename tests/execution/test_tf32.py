@@ -37,23 +37,32 @@ WISHES = {
 
 
 @pytest.mark.parametrize("name", WISHES)
-def test_a_scripts_wish_is_noted_and_not_done(name):
-    settings: dict[str, object] = {}
-    with tf32(False), own_settings_ignored(settings):
+def test_a_scripts_wish_is_not_done(name):
+    with tf32(False), own_settings_ignored():
         WISHES[name]()
         assert allowed() == (False, False)
         with tf32(True):
             assert allowed() == (True, True)
-    assert settings == {"matmul_precision": "high"}
 
 
-def test_wishing_for_float32_is_no_setting():
-    settings: dict[str, object] = {}
-    with own_settings_ignored(settings):
-        torch.backends.cudnn.allow_tf32 = False
-        torch.set_float32_matmul_precision("highest")
-        torch.backends.cuda.matmul.allow_tf32 = False
-    assert settings == {}
+def test_blocks_may_end_in_any_order():
+    """As those of two threads in one model, or of plans on two models, do."""
+    before, high, exact = allowed(), tf32(True), tf32(False)
+    high.__enter__(), exact.__enter__()
+    assert allowed() == (False, False)
+    high.__exit__()
+    assert allowed() == (False, False)
+    exact.__exit__()
+    assert allowed() == before
+
+
+def test_one_plan_that_is_removed_leaves_the_others_their_products():
+    plan, before = Plan("tf32", {"": "tf32"}, matmul_precision="high"), allowed()
+    first, second = (precaudit.apply(nn.Linear(2, 2), plan, execution="native") for _ in range(2))
+    first.remove()
+    assert allowed() == (True, True)
+    second.remove()
+    assert allowed() == before
 
 
 def test_regions_of_a_plan():

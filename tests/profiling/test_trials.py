@@ -1,13 +1,13 @@
 """Which runs a verification makes."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
 
 from precaudit.model import Plan
 from precaudit.profiling.audit import Audit
-from precaudit.profiling.trials import TWIN, Trials, _needs_repair
+from precaudit.profiling.trials import TWIN, Trials, _needs_repair, verify
 from precaudit.running.job import Job, RunResult, RunSpec
 from precaudit.tracing.records import Trace
 from precaudit.verification.verdict import Runs, judge
@@ -55,3 +55,21 @@ def test_a_doubt_as_large_as_that_of_float32_itself_blames_no_module(chaos, repa
     assert judgement.verdict == "inconclusive"
     assert abs(judgement.difference.mean) > judgement.margin
     assert _needs_repair(judgement, quick=False) is repaired
+
+
+class Fixed(Noting):
+    """A script that fixes its seeds: only jittered weights make another run."""
+
+    def many(self, specs):
+        curves = [scattered(s.label, 1 + s.seed if s.jitter else 0, 0.01, 1e-4 * bool(s.plan)) for s in specs]
+        return [replace(run, seed=spec.seed) for run, spec in zip(curves, specs, strict=True)]
+
+
+def test_runs_that_a_seed_did_not_change_are_given_up():
+    runner, plan, job = Fixed(), Plan("bfloat16", {"": "bfloat16"}), Job("script", "train.py", (), ".", 40)
+    reference = runner(RunSpec(job, "reference"))
+    found, _ = verify(Audit(job, reference, Trace()), plan, lambda _: plan, "emulated", runner, 3, False)
+    losses = {(trial.plan, trial.seed): trial.losses for trial in found.trials}
+    assert len(losses) == len(found.trials)
+    for seed in (1, 2):
+        assert losses["candidate-1", seed][-1] == pytest.approx(losses["reference", seed][-1], abs=1e-3)

@@ -18,7 +18,7 @@ from golden_files import assert_golden
 
 from precaudit.errors import PrecauditError
 from precaudit.formats import FORMATS
-from precaudit.model import Difference, Exponents, OpFormat, Plan, TensorStats, Verification
+from precaudit.model import Difference, Exponents, OpFormat, Plan, Report, TensorStats, Trial, Verification
 from precaudit.reporting import costs, drawing, html, pagedata, render, story
 from precaudit.reporting.serialize import load_plan, write_json
 
@@ -149,6 +149,12 @@ def test_band_is_the_margin_about_the_mean_reference():
         mean = sum(losses) / len(losses)
         assert row["low"] == pytest.approx(mean * (1 - 0.0025))
         assert row["high"] == pytest.approx(mean * (1 + 0.0025))
+
+
+def test_the_band_of_a_loss_near_zero_has_the_verdict_s_scale():
+    reference = Trial(0, "reference", tuple(5 * 0.8**i for i in range(40)), 0, 40, scale=0.45)
+    data = pagedata.trainings(Report(verification=Verification("pass", margin=0.0025, trials=(reference,))))
+    assert data["band"][-1]["high"] - data["band"][-1]["low"] == pytest.approx(2 * 0.0025 * 0.45)
 
 
 def test_every_run_has_its_curve_and_broken_ones_are_named():

@@ -300,3 +300,13 @@ def test_no_curve_breaks_anything(reference, candidate):
     assert equivalence(differences, limit).decision in ("pass", "fail", "inconclusive")
     assert learned(reference).detail
     diverged(reference, candidate)
+
+
+def test_one_of_several_curves_moves_by_chance_as_seldom_as_a_single_one():
+    rng, passed = np.random.default_rng(0), {1: 0, 3: 0}
+    for _ in range(300):
+        noise = 2 + 0.05 * rng.standard_normal((3, 60))
+        for curves in passed:
+            passed[curves] += any(learned(row, curves=curves).passed for row in noise[:curves])
+    assert passed[3] <= passed[1] + 6
+    assert not learned(noise[0], curves=10**9).passed
