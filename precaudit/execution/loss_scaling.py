@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from precaudit.instrument.events import TrainingListener
@@ -45,6 +46,16 @@ def _register_first(leaf: torch.Tensor, hook: Callable[..., torch.Tensor | None]
     return handle
 
 
+def _not_finite(gradients: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> list[torch.Tensor]:
+    """The leaves whose gradient isn't finite, with one wait for the device."""
+    kept = [(leaf, values) for leaf, gradient in gradients if (values := stored(gradient)).numel()]
+    if not kept:
+        return []
+    norms = torch._foreach_norm([values for _, values in kept], float("inf"))
+    finite = torch.stack([norm.to(norms[0].device) for norm in norms]).isfinite().tolist()
+    return [leaf for (leaf, _), good in zip(kept, finite, strict=True) if not good]
+
+
 class LossScaler(TrainingListener):
     """Applies `settings` like `torch.amp.GradScaler`: halve at a skip, double after `growth_interval` good steps."""
 
@@ -59,6 +70,7 @@ class LossScaler(TrainingListener):
         self._handles: list[RemovableHandle] = []
         self._hooked: set[int] = set()
         self._gradients: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self._taken: list[tuple[torch.Tensor, torch.Tensor]] = []
         self._bad: dict[int, tuple[torch.Tensor, torch.Tensor | None]] = {}
         self._met: dict[int, torch.Tensor] = {}
         self._withheld: list[tuple[torch.Tensor, torch.Tensor]] = []
@@ -83,6 +95,21 @@ class LossScaler(TrainingListener):
         """What is computed there goes on through the pass, which unscales it where it ends."""
         self._nested += 1 if running else -1
 
+    def gradient_starts(self, outputs: Sequence[torch.Tensor], inputs: Sequence[torch.Tensor]) -> list[Any] | None:
+        """A loss's gradients of parameters are scaled; nobody scales what those of an input are taken of, as a penalty
+        or a law of physics has them."""
+        self.remove()
+        if any(root.numel() > 1 for root in outputs) or not all(isinstance(leaf, nn.Parameter) for leaf in inputs):
+            return None
+        self._handles = [_register_first(leaf, self._unscaler(leaf)) for leaf in inputs if leaf.requires_grad]
+        return [torch.full_like(root, self.scale) for root in outputs]
+
+    def gradient_taken(self, outputs: Sequence[torch.Tensor]) -> None:
+        """They are a step's if the script makes them so."""
+        self.remove()
+        self._taken += self._gradients
+        self._gradients = []
+
     def _unscaler(self, leaf: torch.Tensor) -> Any:
         inverse = 1.0 / self.scale
 
@@ -100,16 +127,10 @@ class LossScaler(TrainingListener):
 
     def _inspect(self) -> None:
         """Note the leaves whose gradient was not finite."""
-        dense = [stored(gradient) for _, gradient in self._gradients]
-        kept = [(leaf, g) for (leaf, _), g in zip(self._gradients, dense, strict=True) if g.numel()]
         self._met.update((id(leaf), leaf) for leaf, _ in self._gradients)
-        self._gradients = []
-        if not kept:
-            return
-        norms = torch.stack([n.to(kept[0][1].device) for n in torch._foreach_norm([g for _, g in kept], float("inf"))])
-        for (leaf, _), finite in zip(kept, norms.isfinite().tolist(), strict=True):
-            if not finite:
-                self._bad[id(leaf)] = leaf, leaf.grad
+        self._bad |= {id(leaf): (leaf, leaf.grad) for leaf in _not_finite(self._gradients)}
+        self._bad |= {id(leaf): (leaf, None) for leaf in _not_finite(self._taken)}
+        self._gradients, self._taken = [], []
 
     def _is_bad(self, leaf: torch.Tensor) -> bool:
         """Whether the gradient to be used is the one that was not finite, clipped or not, and none made since."""

@@ -39,6 +39,10 @@ class TrainingListener:
     def gradient_nested(self, running: bool) -> None:
         """`torch.autograd.grad` starts or ends inside a backward pass, as in a function that has one of its own."""
 
+    def gradient_starts(self, outputs: Sequence[torch.Tensor], inputs: Sequence[torch.Tensor]) -> list[Any] | None:
+        """`torch.autograd.grad` is called outside any backward pass, without `grad_outputs`: these may be returned."""
+        return None
+
     def gradient_taken(self, outputs: Sequence[torch.Tensor]) -> None:
         """`torch.autograd.grad` (and so `torch.func.grad`) was called outside any backward pass."""
 
@@ -131,10 +135,12 @@ class TrainingEvents:
         return __init__
 
     def _grad(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        def grad(outputs: Any, *args: Any, **kwargs: Any) -> Any:
+        def grad(outputs: Any, inputs: Any, grad_outputs: Any = None, *args: Any, **kwargs: Any) -> Any:
             if in_backward():
-                return self._nested_gradient(partial(original, outputs, *args, **kwargs))
-            result = original(outputs, *args, **kwargs)
+                return self._nested_gradient(partial(original, outputs, inputs, grad_outputs, *args, **kwargs))
+            for listener in self.listeners if grad_outputs is None else ():
+                grad_outputs = listener.gradient_starts(_as_list(outputs), _as_list(inputs)) or grad_outputs
+            result = original(outputs, inputs, grad_outputs, *args, **kwargs)
             for listener in self.listeners:
                 listener.gradient_taken(_as_list(outputs))
             return result

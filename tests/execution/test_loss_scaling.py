@@ -164,6 +164,18 @@ def reentrant_checkpointing(model):
         optimizer.step()
 
 
+def gradients_asked_for(model):
+    """By `torch.autograd.grad`, with a hook of the script's own, and differentiated once more."""
+    model[0].weight.register_hook(lambda g: g.clamp(-0.01, 0.01))
+    optimizer, parameters = SGD(model.parameters(), lr=0.1), list(model.parameters())
+    for batch in data(3):
+        gradients = torch.autograd.grad(mse(model, batch), parameters, create_graph=True)
+        second = torch.autograd.grad(sum(g.square().sum() for g in gradients), parameters)
+        for p, g in zip(parameters, second, strict=True):
+            p.grad = g
+        optimizer.step()
+
+
 def no_optimizer(model):
     for batch in data(3):
         mse(model, batch).backward()
@@ -210,6 +222,7 @@ LOOPS = [
     steps_in_backward,
     reentrant_checkpointing,
     gradients_inside_backward,
+    gradients_asked_for,
     no_optimizer,
 ]
 
@@ -267,6 +280,32 @@ def test_a_leaf_may_be_the_root_itself():
         x = torch.tensor(3.0, requires_grad=True)
         x.backward()
     assert x.grad == 1.0
+
+
+def test_gradients_of_a_loss_are_scaled_where_they_are_asked_for_and_those_of_an_input_are_not():
+    model, seen = net(), []
+    x = data(1)[0][0].requires_grad_()
+    with scaled(LossScale("dynamic", 2.0**16, 2000)) as scaler:
+        hidden = model[0](x)
+        hidden.register_hook(lambda g: seen.append(float(g.abs().max())))
+        loss = model[2](model[1](hidden)).sum()
+        torch.autograd.grad(loss, x, retain_graph=True)
+        gradients = torch.autograd.grad(loss, list(model.parameters()))
+        assert seen[1] == 2.0**16 * seen[0]
+        before, optimizer = snapshot(model), SGD(model.parameters(), lr=0.1)
+        for p, g in zip(model.parameters(), gradients, strict=True):
+            p.grad = g
+        optimizer.step()
+        assert not same(model, before)
+        (model[0].weight.grad,) = torch.autograd.grad(poison(model), model[0].weight)
+        before = snapshot(model)
+        optimizer.step()
+        assert same(model, before)
+        torch.autograd.grad(poison(model), model[0].weight)  # looked at, and left alone
+        optimizer.zero_grad()
+        mse(model, data(1)[0]).backward()
+        optimizer.step()
+    assert scaler.skipped == [1]
 
 
 def test_the_scale_is_really_there():
