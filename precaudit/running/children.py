@@ -9,7 +9,6 @@ import signal
 import sys
 import threading
 import time
-import traceback
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,7 +24,7 @@ from typing import Any
 from unittest import mock
 
 from precaudit.errors import PrecauditError
-from precaudit.running.job import INTERNAL, Job, RunResult, RunSpec, ScriptError
+from precaudit.running.job import Job, RunResult, RunSpec, ScriptError
 from precaudit.running.leftovers import Leftovers
 from precaudit.running.sources import inert_imports
 from precaudit.running.untouched import Keeper, put_back, store_beside
@@ -268,7 +267,7 @@ def _child(spec: RunSpec, sender: Connection) -> None:
     _become_main_process()
     signal.signal(signal.SIGINT, _interrupt_once)
     from precaudit.running.script import run_job
-    from precaudit.running.worker import flush_output, run
+    from precaudit.running.worker import flush_output, internal_error, run
 
     leftovers, keeper = Leftovers(spec.since, spec.probe_dir), _keeper(spec)
 
@@ -288,8 +287,7 @@ def _child(spec: RunSpec, sender: Connection) -> None:
     except KeyboardInterrupt:
         message = RunResult(spec.label, spec.seed, "interrupted")
     except Exception as error:  # what a script raises is in the result
-        why = f"precaudit itself failed, not the script ({type(error).__name__}: {error}); please report it"
-        message = ScriptError(INTERNAL, why, f"{traceback.format_exc()}\n{why}")
+        message = internal_error(error)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os._exit = _exit  # the server ends its children by it; the whole interpreter would take a second to clear up
     flush_output()

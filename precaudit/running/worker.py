@@ -8,21 +8,26 @@ import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import torch
 
+import precaudit
 from precaudit.errors import PrecauditError
+from precaudit.instrument import events, scopes
 from precaudit.instrument.torchfunction import RAISED_BY
 from precaudit.model import Location
 from precaudit.running.assembly import Session, assemble, installed
 from precaudit.running.endstate import end_state
-from precaudit.running.job import RunResult, RunSpec, ScriptError, Status
+from precaudit.running.job import INTERNAL, RunResult, RunSpec, ScriptError, Status
 from precaudit.running.monitor import Stop
 from precaudit.tracing.snapshot import snapshot
 
 Report = Callable[[RunResult], None]
 Leave = Callable[[RunResult], None]
+_PACKAGE = str(Path(precaudit.__file__).parent)
+_TELLERS = (events.__file__, scopes.__file__)
 _REPORT_SECONDS = 0.5
 _REPORT_SHARE = 0.02
 
@@ -105,10 +110,26 @@ def execute(spec: RunSpec, code: Callable[[], None], stop: Stop) -> RunResult:
 
 def _unfinished(result: RunResult, error: BaseException) -> RunResult:
     if not isinstance(error, SystemExit):
-        return replace(result, status="failed", error=script_error(error))
+        told = internal_error(error) if _is_ours(error) else script_error(error)
+        return replace(result, status="failed", error=told)
     code = error.code if isinstance(error.code, int) else int(error.code is not None)
     status: Status = "failed" if code else "ended"
     return replace(result, status=status, exit_code=code, error=script_error(error) if code else None)
+
+
+def internal_error(error: BaseException) -> ScriptError:
+    why = f"precaudit itself failed, not the script ({type(error).__name__}: {error}); please report it"
+    trace = "".join(traceback.format_exception(error))
+    return ScriptError(INTERNAL, why, f"{trace}\n{why}")
+
+
+def _is_ours(error: BaseException) -> bool:
+    """Whether a listener raised it, which events and scopes call and which calls nothing of the script's."""
+    files = [frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return any(
+        caller in _TELLERS and called.startswith(_PACKAGE) and called not in _TELLERS
+        for caller, called in pairwise(files)
+    )
 
 
 def script_error(error: BaseException) -> ScriptError:
@@ -124,8 +145,7 @@ def script_error(error: BaseException) -> ScriptError:
 
 
 def _leave_out_ours(told: traceback.TracebackException) -> None:
-    package = str(Path(__file__).resolve().parents[1])
-    told.stack[:] = [f for f in told.stack if not f.filename.startswith(package) and "importlib" not in f.filename]
+    told.stack[:] = [f for f in told.stack if not f.filename.startswith(_PACKAGE) and "importlib" not in f.filename]
     for behind in (told.__cause__, told.__context__, *(told.exceptions or ())):
         if behind is not None:
             _leave_out_ours(behind)

@@ -3,6 +3,7 @@
 import os
 import sys
 from contextlib import ExitStack
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,8 +13,10 @@ from torch.nn.modules import module as torch_modules
 from torch.utils.checkpoint import checkpoint
 
 from precaudit.errors import PrecauditError
+from precaudit.execution.loss_scaling import LossScaler
 from precaudit.model import LossScale, Plan
-from precaudit.running.job import Job, RunSpec
+from precaudit.running import endstate
+from precaudit.running.job import INTERNAL, Job, RunSpec
 from precaudit.running.worker import run
 
 JOB = Job("script", "train.py", (), os.getcwd(), 6)
@@ -81,6 +84,23 @@ def test_whatever_a_script_raises(error, status, code):
     result = run(spec(), raises(error))
     assert (result.status, result.steps, result.exit_code) == (status, 3, code)
     assert len(result.losses) == 3
+
+
+def test_a_failure_of_a_listener_is_no_failure_of_the_script(monkeypatch):
+    def fail(*arguments):
+        raise KeyError("missing")
+
+    monkeypatch.setattr(LossScaler, "_inspect", fail)
+    scaled = replace(BRAIN, default="float16", loss_scale=LossScale("static", 2.0))
+    error = run(spec(precision="plan", plan=scaled), train).error
+    assert error.type == INTERNAL
+    assert "precaudit itself failed, not the script (KeyError: 'missing')" in error.message
+    assert "in fail" in error.traceback
+
+
+def test_a_failure_of_a_scope_s_listener_is_no_failure_of_the_script(monkeypatch):
+    monkeypatch.setattr(endstate, "_samples", lambda own: {}["missing"])
+    assert run(spec(), train).error.type == INTERNAL
 
 
 def test_an_exception_comes_with_its_own_frames_and_line():
