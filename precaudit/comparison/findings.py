@@ -18,12 +18,12 @@ def as_report(comparison: Comparison, head: Report) -> Report:
 
 def as_findings(comparison: Comparison, head: Report) -> list[Finding]:
     """Regressions as errors, other changes as notes, on the line that first called the layer's operation in head."""
-    places: dict[tuple[str, str | None], Location] = {}
+    places: dict[tuple[str | None, str | None], Location] = {}
     for op in head.ops:
         if op.location is not None:
             places.setdefault((op.fqn, op.op), op.location)
             places.setdefault((op.fqn, None), op.location)
-    return [_finding(change, places.get((change.fqn or "", change.op))) for change in comparison.changes]
+    return [_finding(change, places.get((change.fqn, change.op))) for change in comparison.changes]
 
 
 def _finding(change: Change, location: Location | None) -> Finding:

@@ -14,6 +14,7 @@ from precaudit.comparison.headroom import PLACED_ROLES, headroom
 from precaudit.errors import PrecauditError
 from precaudit.formats import FORMATS, Format
 from precaudit.model import Finding, Report, TensorRecord
+from precaudit.reporting.words import inert, visible
 
 SEVERITIES = ("note", "warning", "error")
 MAX_PLACES = 3
@@ -155,7 +156,7 @@ def _findings(rule: str, found: Sequence[Finding]) -> Iterator[str]:
 
 
 def _place(fqn: str | None) -> str:
-    return "the job" if fqn is None else fqn or "the model itself"
+    return "the job" if fqn is None else inert(visible(fqn)) or "the model itself"
 
 
 def _limit(metric: str, threshold: float, values: Sequence[Value]) -> Iterator[str]:

@@ -57,19 +57,19 @@ def _op_names(ops: Sequence[Op], names: Mapping[str, str]) -> dict[str, set[str]
 
 
 def dtype_changes(pairs: LayerPairs, ops: OpPairs) -> Iterator[Change]:
-    """One change a layer whose values or operations run in another dtype as written: a cast or autocast that came
-    or went."""
-    moved: dict[str, dict[str, tuple[str, str]]] = defaultdict(dict)
+    """One change a layer and pair of dtypes, where its values or operations run in another dtype as written: a cast or
+    autocast that came or went."""
+    moved: dict[tuple[str, str, str], list[str]] = defaultdict(list)
     for base, head in pairs:
         for old, new in paired_records(base, head):
             if old.dtype != new.dtype:
-                moved[head.fqn][f"{new.role} {new.name}".rstrip()] = (old.dtype, new.dtype)
+                name = "" if new.name == new.role else new.name
+                moved[head.fqn, old.dtype, new.dtype].append(f"{new.role} {name}".rstrip())
     for before_op, after_op in ops:
         before, after = _as_written(before_op), _as_written(after_op)
         if before != after:
-            moved[after_op.fqn][after_op.op] = (before, after)
-    for fqn, parts in moved.items():
-        before, after = next(iter(parts.values()))
+            moved[after_op.fqn, before, after].append(after_op.op)
+    for (fqn, before, after), parts in moved.items():
         yield Change("dtypes", 1.0, f"{before} became {after} ({', '.join(parts)})", fqn=fqn, base=before, head=after)
 
 

@@ -82,16 +82,17 @@ def trend(
 
 
 def _script(entry: Entry, last: Mapping[str, Entry]) -> str:
-    """Which script a report is of, as the first report of it has it: by its path or, as a script may move and a
-    profile from Python has none, by its file's name and the layers that it still has."""
+    """Which script a report is of, as the first report of it has it: by its path or, as a script may move and profiles
+    from Python are called after a function, by that name and the layers that it still has."""
     name, _, report = entry
     path = _path(report)
-    if path and path in last:
+    called = report.job.get("kind") == "model_file" and not path.endswith(".py")
+    if path in last and not called:
         return path
     moved = (
         key for key, (_, _, old) in last.items() if Path(_path(old)).name == Path(path).name and _alike(old, report)
     )
-    return next(moved, path or name)
+    return next(moved, path if path and path not in last else name)
 
 
 def _path(report: Report) -> str:

@@ -141,7 +141,7 @@ class Conductor(TrainingListener):
             full = ceil(program.window / pace)
             complete += 2 * size > full and number > 0
             size, number = min(full, 2 * size), number + 1
-        if (self.meter.counts or self.pipes.counts) and self.device in program.devices:
+        if program.rounds and (self.meter.counts or self.pipes.counts) and self.device in program.devices:
             for arm in arms:
                 with self.pipes.watching() as busy:
                     yield from self._block(arm, number, ceil(program.energy_window / pace), program.energy_window)
@@ -153,12 +153,17 @@ class Conductor(TrainingListener):
                 self.feeding.step_begins()
                 yield from self._steps(WARM)
             reset_peak(self.devices)
-            began, joules, steps = self._now(), self.meter.read(), 0
+            began, joules, steps, skips = self._now(), self.meter.read(), 0, self._skips(arm)
             while not steps or self._now() - began < seconds:
                 steps += yield from self._steps(size)
             ended, after = self._now(), self.meter.read()
             used = after - joules if after is not None and joules is not None else None
-            self.blocks.append(Block(arm.name, number, steps, ended - began, peak_bytes(self.devices), used))
+            peak, skipped = peak_bytes(self.devices), self._skips(arm) - skips
+            self.blocks.append(Block(arm.name, number, steps, ended - began, peak, used, skipped=skipped))
+
+    def _skips(self, arm: Arm) -> int:
+        scaler = self._scalers.get(arm.name)
+        return scaler.skipped if scaler else 0
 
     def _profile(self, arm: Arm) -> Steps:
         with self._engaged(arm):

@@ -114,5 +114,5 @@ class Feeding:
 def _length(loader: DataLoader[Any]) -> int | None:
     try:
         return len(loader)
-    except TypeError:  # an iterable dataset that does not say
+    except Exception:  # a dataset or sampler of the person's that does not say, in whatever way
         return None

@@ -27,7 +27,8 @@ class Arm:
 class Block:
     """Some steps of one arm: seconds from one synchronised moment to another. `peak_bytes` is the most memory that
     was allocated meanwhile, `joules` what the whole card used, None where it was not measured; `pipes` are the shares
-    of the time in which the card's pipes were busy, empty where its counters were not read."""
+    of the time in which the card's pipes were busy, empty where its counters were not read; `skipped` counts the steps
+    that a loss scale had skipped."""
 
     arm: str
     round: int
@@ -36,6 +37,7 @@ class Block:
     peak_bytes: int | None = None
     joules: float | None = None
     pipes: Mapping[str, float] = field(default_factory=dict)
+    skipped: int = 0
 
     @property
     def step_seconds(self) -> float:

@@ -20,6 +20,7 @@ class FusedScaler(TrainingListener):
     def __init__(self, scale: float, parameters: Callable[[], Iterable[torch.Tensor]]) -> None:
         """`parameters` are those of a script without an optimizer."""
         self.scale = scale
+        self.skipped = 0
         self._parameters = parameters
         self._withheld: list[tuple[torch.Tensor, torch.Tensor]] = []
 
@@ -35,6 +36,7 @@ class FusedScaler(TrainingListener):
         if not owned or not self._overflowed([gradient for _, gradient in owned]):
             return
         self.scale = max(self.scale / 2, 1.0)
+        self.skipped += 1
         self._withheld = owned
         for parameter, _ in owned:
             parameter.grad = None

@@ -12,7 +12,7 @@ from precaudit.measuring.money import cost, units
 from precaudit.measuring.predictions import beside, predictions
 from precaudit.measuring.program import Program, arms_for, timed
 from precaudit.measuring.records import FLOAT32, PLAN, Observation, Profiled
-from precaudit.measuring.summary import UNMEASURED, WARM_ROUNDS, performance
+from precaudit.measuring.summary import UNMEASURED, WARM_ROUNDS, performance, steady
 from precaudit.measuring.usage import usage
 from precaudit.model import Finding, Op, Plan, TensorCores
 from precaudit.profiling.audit import Audit, Runner
@@ -77,16 +77,31 @@ def observe(audit: Audit, program: Program, runner: Runner) -> tuple[Observation
     while True:
         result = runner(_spec(audit, program))
         found: Observation | None = result.observed
-        if found is None or result.status != "failed" or found.running in _timed(found):
+        if found is None or result.status != "failed":
             break
         why = f"{result.error.type}: {result.error.message}" if result.error else "no reason given"
-        notes.append(f"{found.running} was not timed: the script failed under it ({why.splitlines()[0]})")
+        known = found.running in _timed(found)
+        what = "has fewer rounds than it might" if known else "was not timed"
+        notes.append(f"{found.running} {what}: the script failed under it ({why.splitlines()[0]})")
+        if known:
+            break
         program = _without(program, found.running)
     if found is not None and result.status == "ended" and set(program.profiled) - set(found.profiled):
         again = runner(_spec(audit, replace(program, rounds=0, energy_window=0.0))).observed
         if again is not None:
             found = replace(found, profiled={**again.profiled, **found.profiled})
-    return found, tuple(notes)
+    return found, (*notes, *(_skipping(found) if found else ()))
+
+
+def _skipping(found: Observation) -> list[str]:
+    """Arms that can't be timed because they don't train."""
+    skipped = dict.fromkeys(block.arm for block in found.blocks if block.skipped)
+    timed = {block.arm for block in steady(found.blocks)}
+    return [
+        f"{arm} was not timed: its gradients overflow float16, and steps are skipped"
+        for arm in skipped
+        if arm not in timed
+    ]
 
 
 def _timed(found: Observation) -> set[str]:

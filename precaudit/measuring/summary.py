@@ -36,8 +36,8 @@ UNMEASURED: Mapping[str, Any] = {
 
 def steady(blocks: Sequence[Block]) -> list[Block]:
     """The blocks that count: not the first round's, nor those much shorter than the three longest, which feel the
-    synchronisation around them."""
-    warm = [block for block in blocks if block.round >= WARM_ROUNDS]
+    synchronisation around them, nor those with skipped steps, which train nothing."""
+    warm = [block for block in blocks if block.round >= WARM_ROUNDS and not block.skipped]
     sizes = {block.round: block.steps for block in warm if block.arm == FLOAT32}
     enough = sorted(sizes.values(), reverse=True)[:ENOUGH_ROUNDS][-1:]
     return [block for block in warm if 2 * sizes.get(block.round, 0) >= sum(enough)]
@@ -66,7 +66,8 @@ def quartiles(values: Sequence[float]) -> list[float] | None:
 
 def joules_per_step(blocks: Sequence[Block], arm: str) -> float | None:
     """Over the blocks that were long enough for the energy counter."""
-    long = [b for b in blocks if b.arm == arm and b.joules is not None and b.seconds >= ENERGY_SECONDS]
+    counted = [block for block in blocks if block.arm == arm and not block.skipped]
+    long = [block for block in counted if block.joules is not None and block.seconds >= ENERGY_SECONDS]
     steps = sum(block.steps for block in long)
     return sum(block.joules or 0.0 for block in long) / steps if steps else None
 
@@ -118,7 +119,8 @@ def _method(found: Observation, blocks: Sequence[Block]) -> str:
     if not rounds:
         return "not measured: the script ended before a timed step"
     arms = len({block.arm for block in blocks})
-    turns = f"{arms} precisions by turns" if arms > 1 else "float32 alone (the others need a GPU)"
+    alone = "float32 alone (the others need a GPU)" if found.device == "cpu" else "float32 alone"
+    turns = f"{arms} precisions by turns" if arms > 1 else alone
     where = found.device if found.device != "cpu" else f"cpu with {plural(found.threads, 'thread')}"
     return f"{turns} in one training run, median of {plural(rounds, 'round')}, in eager mode, on {where}"
 

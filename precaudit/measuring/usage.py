@@ -34,17 +34,19 @@ def usage(
         return TensorCores(method=method, eligible_flops_share=eligible, device=target.name, notes=(gain,))
     name = PLAN if PLAN in profiled else FLOAT32
     found, before = shown.tensor_cores, profiled.get(FLOAT32)
+    earlier, later = (before.tensor_cores.layers if before else ()), (found.layers if name == PLAN else ())
     return replace(
         found,
         method=f"{found.method}; {shown.steps} steps {'under the plan' if name == PLAN else 'in float32'}",
         eligible_flops_share=eligible,
-        layers=_before_and_after(before.tensor_cores.layers if before and name == PLAN else (), found.layers),
+        layers=_before_and_after(earlier, later),
         notes=(gain, *found.notes),
     )
 
 
 def _before_and_after(before: Sequence[Row], after: Sequence[Row]) -> tuple[Row, ...]:
-    """The rows of `after`, each with what the same layer took before, and rows for layers that took time only then."""
+    """The rows of `after`, under the plan, each with what the same layer took before, in float32, and rows for layers
+    that took time only then."""
     earlier = {(row["fqn"], row["module"]): row for row in before}
     kept = ("seconds", "time_share", "flops", "tflops", "peak_share")
     rows = []

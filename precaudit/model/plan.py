@@ -65,8 +65,9 @@ class Plan:
     def is_low_precision(self) -> bool:
         return any(f != "float32" for f in (self.default, *self.modules.values()))
 
-    def grad_scaler(self, device: str = "cuda") -> Any:
-        """The configured `torch.amp.GradScaler` for a training loop; disabled where the plan needs none."""
+    def grad_scaler(self, device: str | None = None) -> Any:
+        """The configured `torch.amp.GradScaler` for a training loop; disabled where the plan needs none. `device` is
+        "cuda" where there is one, else "cpu"."""
         from precaudit.planning.scaler import grad_scaler
 
         return grad_scaler(self, device)

@@ -38,17 +38,19 @@ def overflow(
     given = [before if value is result else value for value in args]
     options = {name: value for name, value in kwargs.items() if name != "out"}
     inputs = [t for t in tensors_in((given, options)) if t.is_floating_point()]
-    if not all(bool(t.isfinite().all()) for t in inputs) or _not_finite_either(op, func, given, options):
+    if not all(bool(t.isfinite().all()) for t in inputs) or _not_finite_either(op, func, given, options, result):
         return None
     return max((float(t.abs().max()) for t in inputs if t.numel()), default=0.0)
 
 
-def _not_finite_either(op: str, func: Any, args: Any, kwargs: Any) -> bool:
-    """Whether float32 has no finite result either; what can't be repeated there is not said to."""
+def _not_finite_either(op: str, func: Any, args: Any, kwargs: Any, result: torch.Tensor) -> bool:
+    """Whether float32 has no finite values there either; what can't be repeated there is not said to."""
     if op in UNREPEATABLE or op == "copy":
         return False
     try:
         exact = in_float32(op, func, args, kwargs)
     except (RuntimeError, TypeError, ValueError):
         return False
-    return not all(bool(t.isfinite().all()) for t in tensors_in(exact) if t.is_floating_point())
+    if not isinstance(exact, torch.Tensor) or exact.shape != result.shape:
+        return False
+    return not bool((exact.isfinite() & ~result.isfinite()).any())

@@ -16,12 +16,12 @@ NEVER = 2**31 - 1
 NO_BACKOFF = math.nextafter(1.0, 0.0)
 
 
-def grad_scaler(plan: Plan, device: str = "cuda") -> torch.amp.GradScaler:
+def grad_scaler(plan: Plan, device: str | None = None) -> torch.amp.GradScaler:
     """The configured `torch.amp.GradScaler`; disabled (a scale of 1, no checks) where the plan needs none."""
     import torch
 
     setting = plan.loss_scale
-    kind = torch.device(device).type
+    kind = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")).type
     if setting.mode == "none":
         return torch.amp.GradScaler(kind, enabled=False)
     scale = setting.init_scale or 2.0**16

@@ -195,6 +195,7 @@ def _over_budget(format_name: str, errors: list[GradientError], severity: Severi
         snr=error.snr,
         bias=error.bias,
         evaluations=error.evaluations,
+        formats=format_name,
     )
 
 

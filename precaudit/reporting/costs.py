@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeGuard
 
 from precaudit.model import Report
 from precaudit.reporting.words import NOT_MEASURED, number, plural, prose, seconds, share, size, usd
+
+WORTH = 1.03  # times as fast: less is no gain worth a word
 
 
 def tensor_cores(report: Report) -> list[str]:
@@ -68,16 +70,28 @@ def _speedup(report: Report) -> list[str]:
 
 def gain(report: Report) -> list[str]:
     """What the plan is worth in one sentence; nothing where it was not measured."""
-    p = report.performance
-    faster, bounds, gpu = _mapping(p, "speedup").get("plan"), _mapping(p, "speedup_quartiles").get("plan"), p.get("gpu")
-    if not gpu or not _number(faster) or faster <= 0:
-        return []
-    if faster <= 1 or _low(bounds) <= 1:
-        return [f"Worth: no time gained over float32, measured on {prose(gpu)} ({faster:.2f}x)."]
-    return [
-        f"Worth: {faster:.2f}x the speed of float32, measured on {prose(gpu)}: the same training in "
-        f"{1 - 1 / faster:.0%} less time."
-    ]
+    (faster, bounds), gpu = speedup(report), report.performance.get("gpu")
+    return [f"Worth: {worth(faster, bounds, prose(gpu))}"] if gpu and faster is not None else []
+
+
+def speedup(report: Report) -> tuple[float | None, Sequence[float] | None]:
+    """How many times as fast as float32 the plan was, and the middle half over the rounds, as far as known."""
+    faster = _mapping(report.performance, "speedup").get("plan")
+    bounds = _mapping(report.performance, "speedup_quartiles").get("plan")
+    return (faster if _number(faster) and faster > 0 else None), (bounds if _pair(bounds) else None)
+
+
+def gained(faster: float, bounds: Sequence[float] | None) -> bool:
+    """Whether a plan that is so many times as fast, with its middle half over the rounds, is sure to be faster."""
+    return faster >= WORTH and (bounds is None or bounds[0] > 1)
+
+
+def worth(faster: float, bounds: Sequence[float] | None, gpu: str) -> str:
+    within = f", {bounds[0]:.2f}x to {bounds[1]:.2f}x in the middle half of the rounds" if bounds else ""
+    if not gained(faster, bounds):
+        return f"no sure gain over float32 measured on {gpu} ({faster:.2f}x{within})."
+    less = f"the same training in {1 - 1 / faster:.0%} less time"
+    return f"{faster:.2f}x the speed of float32 measured on {gpu}{within}: {less}."
 
 
 def _beside_time(p: Mapping[str, Any]) -> list[str]:
@@ -117,11 +131,6 @@ def _mapping(p: Mapping[str, Any], key: str) -> Mapping[str, Any]:
 
 def _number(value: Any) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _low(bounds: Any) -> float:
-    """The lower of two bounds; where there are none nothing is below."""
-    return float(bounds[0]) if _pair(bounds) else math.inf
 
 
 def _pair(value: Any) -> bool:

@@ -29,9 +29,10 @@ NO_PICTURES: Mapping[str, Path] = MappingProxyType({})
 
 
 def text(value: object) -> str:
-    """Prose that can't become markup, a mention, a reference or a table cell: the signs become entities."""
-    line = prose(value)[:LONGEST]
-    line = re.sub(r"[&<>\\`*_\[\]|~#@$]", lambda match: f"&#{ord(match[0])};", line)
+    """Prose that can't become markup, a link, a mention, a reference or a table cell: the signs become entities."""
+    line = prose(value)
+    line = line if len(line) <= LONGEST else f"{line[: LONGEST - 1]}…"
+    line = re.sub(r"[&<>\\`*_\[\]|~#@$]|:(?=//)|(?<=www)\.", lambda match: f"&#{ord(match[0])};", line)
     return re.sub(r"^([-+=]|\d+(?=[.)](?:\s|$)))", lambda match: f"&#{ord(match[0][0])};{match[0][1:]}", line)
 
 

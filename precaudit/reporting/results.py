@@ -56,11 +56,12 @@ def fingerprints(findings: Iterable[Finding]) -> list[str]:
     return unique
 
 
-def workspace_path(path: str, root: str | None = None) -> str:
+def workspace_path(path: str) -> str:
     """The path as code hosts want it: relative to the checkout where it lies inside, with forward slashes."""
-    root = root or os.environ.get("GITHUB_WORKSPACE") or os.environ.get("CI_PROJECT_DIR") or os.getcwd()
-    if os.path.isabs(path) and Path(path).is_relative_to(root):
-        path = os.path.relpath(path, root)
+    root = os.environ.get("GITHUB_WORKSPACE") or os.environ.get("CI_PROJECT_DIR") or os.getcwd()
+    whole = os.path.abspath(path)
+    if Path(whole).is_relative_to(root):
+        path = os.path.relpath(whole, root)
     return path.replace("\\", "/")
 
 

@@ -5,7 +5,6 @@ Each string is one line of visible text, ranked by what a reader needs first; re
 
 from __future__ import annotations
 
-import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -70,6 +69,11 @@ UNDECIDED: Mapping[Cause, Undecided] = {
     ),
 }
 
+ENDED = Undecided(
+    UNDECIDED["float32"].meaning,
+    "Let the script train longer than it does by itself, or profile one whose loss moves: what float32 learns is the "
+    "measure.",
+)
 DOUBLE = Undecided(
     "the model computes in float64, which autocast leaves alone, so no value was rounded.",
     "Build the model and its data in float32 first, see that it still learns, and profile again.",
@@ -133,6 +137,8 @@ def headline(report: Report) -> Headline:
 def _undecided(report: Report) -> Undecided:
     """Reports of older versions don't say for what; it was noise, mostly."""
     cause = report.verification.cause or "noise"
+    if cause == "float32" and report.job.get("stopped") == "ended":
+        return ENDED
     return DOUBLE if cause == "unchanged" and _own(report) == "float64" else UNDECIDED[cause]
 
 
@@ -196,11 +202,10 @@ def _meaning(report: Report) -> str:
 
 
 def _speed(report: Report) -> str:
-    speedup = report.performance.get("speedup")
-    faster = speedup.get("plan") if isinstance(speedup, Mapping) else None
-    if isinstance(faster, int | float) and not isinstance(faster, bool) and math.isfinite(faster):
-        return f"It was {faster:.2f} times as fast."
-    return "How much faster that is was not measured here."
+    faster, bounds = costs.speedup(report)
+    if faster is None:
+        return "How much faster that is was not measured here."
+    return f"It was {faster:.2f} times as fast." if costs.gained(faster, bounds) else "It was not surely faster."
 
 
 def _evidence(report: Report) -> str:
@@ -264,8 +269,7 @@ def settlement(plan: Plan, finding: Finding) -> str:
 
 
 def settled(plan: Plan, finding: Finding) -> bool:
-    """Whether the plan runs the finding's place in none of the formats that it names; where it names none, in a wider
-    format than the plan's narrowest."""
+    """Whether the plan runs the finding's place in none of the formats that it is about."""
     if finding.fqn is None:
         return False
     ops = {(op.fqn, op.op): op.format for op in plan.ops}
@@ -273,9 +277,7 @@ def settled(plan: Plan, finding: Finding) -> bool:
     if planned is None:
         return False
     named = finding.evidence.get("formats")
-    if isinstance(named, str):
-        return planned not in named.split(", ")
-    return any(_narrower(name, planned) for name in (plan.default, *plan.modules.values()))
+    return isinstance(named, str) and planned not in named.split(", ")
 
 
 def more_seeds(report: Report) -> int:

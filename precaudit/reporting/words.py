@@ -65,8 +65,12 @@ def number(value: Any, unit: str = "") -> str:
         return NOT_MEASURED
     if isinstance(value, bool) or not isinstance(value, int | float):
         return prose(value)
-    text = f"{value:,.0f}" if 1000 <= abs(value) < 1e6 else f"{value:.3g}"
-    return f"{text} {unit}".rstrip()
+    return f"{_three(value)} {unit}".rstrip()
+
+
+def _three(value: float) -> str:
+    """Three significant digits, or all before the point, without an exponent below a million."""
+    return f"{value:,.0f}" if 999.5 <= abs(value) < 1e6 else f"{value:.3g}"
 
 
 def usd(value: Any) -> str:
@@ -82,7 +86,7 @@ def seconds(value: Any) -> str:
     if not isinstance(value, int | float) or not math.isfinite(value):
         return number(value)
     if value < 1:
-        return f"{1000 * value:.3g} ms"
+        return f"{_three(1000 * value)} ms"
     return f"{value:.1f} s" if value < 120 else f"{value / 60:.1f} min"
 
 
@@ -94,7 +98,7 @@ def size(value: Any) -> str:
         if abs(value) < 1024 or unit == "GiB":
             break
         value /= 1024
-    return f"{value:.3g} {unit}"
+    return f"{_three(value)} {unit}"
 
 
 def share(value: float | None) -> str:

@@ -14,7 +14,8 @@ from precaudit.tensorcores.rules import RANK, generation_of
 if TYPE_CHECKING:
     from precaudit.tensorcores.analysis import Card, Group
 
-FULL = ("fp32", "fp64", None)
+FULL = ("fp32", "fp64")
+GEMV = "gemv"
 WORTH = 0.01
 _ATTENTION = "Try torch.nn.attention.sdpa_kernel(SDPBackend.CUDNN_ATTENTION), or FlashAttention 3 and later"
 _PRODUCTS = "Try a newer cuBLAS (PyTorch built for a newer CUDA) or larger products: small ones stay on old paths"
@@ -51,12 +52,12 @@ def _seconds(groups: Iterable[Group]) -> float:
 
 def _cause(group: Group, card: Card) -> tuple[str, Callable[[list[Group]], Finding]]:
     stated = group.example.format if group.example else group.found.operands
-    padding = misaligned(group.example.dims, stated) if group.example and stated not in FULL else []
+    padding = misaligned(group.example.dims, stated) if group.example and stated and stated not in FULL else []
     if padding:
         return f"align {padding}", lambda mine: _pad(mine, padding, str(stated))
     if group.found.tensor_core == "legacy":
         return f"legacy {group.found.library} {group.found.rule}", lambda mine: _legacy(mine, card)
-    if stated in FULL:
+    if stated in FULL and group.found.rule != GEMV:
         return f"{stated} without", lambda mine: _full_precision(mine, card, stated)
     return f"vector {group.found.rule}", _vector
 
@@ -100,7 +101,7 @@ def _legacy(groups: list[Group], card: Card) -> Finding:
     return _finding("PA402", groups, f"{what}: Tensor Cores, but not at their full rate", suggestion)
 
 
-def _full_precision(groups: list[Group], card: Card, stated: str | None) -> Finding:
+def _full_precision(groups: list[Group], card: Card, stated: str) -> Finding:
     generation = generation_of(card.capability)
     if stated == "fp64":
         suggestion = "Float64 needs a reason; float32 with TF32, or bfloat16 autocast, is many times faster"
@@ -119,11 +120,12 @@ def _full_precision(groups: list[Group], card: Card, stated: str | None) -> Find
 
 
 def _vector(groups: list[Group]) -> Finding:
-    rule = groups[0].found.rule
-    what = "matrix-vector products" if rule == "gemv" else f"kernels of rule {rule}"
+    rule, example = groups[0].found.rule, groups[0].example
+    what = "matrix-vector products" if rule == GEMV else f"products by kernels of rule {rule}"
+    stated = groups[0].found.operands or (example.format if example else None) or "a format that the trace doesn't tell"
     return _finding(
         "PA404",
         groups,
-        f"{what} in {groups[0].found.operands or 'low precision'} run without Tensor Cores",
+        f"{what} in {stated} run without Tensor Cores",
         "Batch more rows per product: a product with one row or column is bound by memory, not by arithmetic",
     )

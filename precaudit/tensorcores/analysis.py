@@ -207,7 +207,7 @@ def _second_look(group: Group, card: Card) -> Group:
     """The group with the class that its rate allows."""
     if card.gpu is None or group.tflops is None:
         return group
-    operands = group.found.operands or (group.example.format if group.example else None) or "fp32"
+    operands = _operands(group) or "fp32"
     vector = card.gpu.vector * _PACKED.get(operands, 1.0)
     found = second_opinion(group.found, group.tflops, vector, card.gpu.peak(FORMATS.get(operands, "")))
     return replace(group, found=found)
@@ -250,7 +250,12 @@ def _takes(group: Group, gpu: Gpu) -> bool:
 
 def _peak(group: Group, card: Card) -> float | None:
     """TFLOP/s of the fastest unit that takes the kernel's operands."""
-    return card.gpu.rate(FORMATS.get(group.found.operands or "", "float32")) if card.gpu else None
+    return card.gpu.rate(FORMATS.get(_operands(group) or "", "float32")) if card.gpu else None
+
+
+def _operands(group: Group) -> str | None:
+    """The format by the kernel's name, or else by the product that it is for."""
+    return group.found.operands or (group.example.format if group.example else None)
 
 
 def _kernel(group: Group, card: Card) -> Kernel:

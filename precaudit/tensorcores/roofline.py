@@ -13,11 +13,11 @@ from math import prod
 from precaudit.formats import FORMATS
 from precaudit.model import Layer, Op, Plan
 from precaudit.planning.fitting import format_of
+from precaudit.reporting.costs import WORTH, worth
 from precaudit.tensorcores.eligibility import flops, runs_in, runs_on_tensor_cores, total_flops
 from precaudit.tensorcores.peaks import Gpu
 
 METHOD = "predicted from the card's peaks and bandwidth, not measured"
-WORTH = 0.03
 BUSY = 0.5  # of a step that the GPU must work in; below, the host decides
 BOUNDS = {
     "launch": "starting its many small kernels takes longer than running them",
@@ -81,23 +81,21 @@ def in_words(before: StepPrediction | None, after: StepPrediction | None, target
     if before is None or after is None or not before.seconds_matmul:
         return f"Speed on {target.name}: no prediction, no product of known size was traced."
     gain = before.total / after.total - 1.0
-    if gain < WORTH:
+    if 1 + gain < WORTH:
         return f"No gain expected over float32 on {target.name}: {BOUNDS[after.bound]} ({METHOD})."
     return f"{1 + gain:.2f}x the speed of float32 expected on {target.name} ({METHOD})."
 
 
 def measured_in_words(speedup: float, spread: Sequence[float] | None, busy: float | None, gpu: Gpu) -> str:
     """The plan's measured speed over float32's; `busy` is the share of a step in which the GPU worked."""
-    within = f", {spread[0]:.2f}x to {spread[1]:.2f}x in the middle half of the rounds" if spread else ""
     idle = (
         f" The GPU works {busy:.0%} of a step and waits for the host otherwise: larger batches, torch.compile or "
         "CUDA graphs help more than precision does."
         if busy is not None and busy < BUSY
         else ""
     )
-    if speedup < 1 + WORTH:
-        return f"No gain over float32 measured on {gpu.name} ({speedup:.2f}x{within}).{idle}"
-    return f"{speedup:.2f}x the speed of float32 measured on {gpu.name}{within}.{idle}"
+    text = worth(speedup, spread, gpu.name)
+    return f"{text[0].upper()}{text[1:]}{idle}"
 
 
 # ---------------------------------------------------------------- the parts of a step

@@ -341,6 +341,22 @@ def test_autocast_that_went_is_named_with_its_layer():
     assert [(c.metric, c.fqn, c.base, c.head) for c in changes] == [("dtypes", "a", "bfloat16", "float32")]
 
 
+def test_values_that_moved_in_two_ways_are_told_apart():
+    def report(activation, weight):
+        none = TensorStats()
+        records = (
+            TensorRecord("activation", none, dtype=activation),
+            TensorRecord("weight", none, name="weight", dtype=weight),
+        )
+        return Report(layers=(Layer("a", "Linear", 1, 1, records),))
+
+    changes = compare(report("float32", "bfloat16"), report("bfloat16", "float32")).changes
+    assert {change.message for change in changes if change.metric == "dtypes"} == {
+        "float32 became bfloat16 (activation)",
+        "bfloat16 became float32 (weight)",
+    }
+
+
 def test_autocast_around_what_runs_in_float32_anyway_is_no_change():
     assert compare(with_autocast("bfloat16", "fp32"), with_autocast(None, "fp32")).changes == ()
 

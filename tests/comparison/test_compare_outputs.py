@@ -200,6 +200,15 @@ def test_github_annotations_and_step_summary(folder, monkeypatch, capsys, tmp_pa
     assert MARKER in (tmp_path / "summary.md").read_text()
 
 
+def test_what_changed_of_the_whole_job_stands_on_no_line_of_its_model():
+    from precaudit.comparison.findings import as_findings
+    from precaudit.model import Location, Op
+
+    head = Report(ops=(Op("", "linear", 1, "lower", Location("model.py", 50), ()),))
+    found = as_findings(Comparison((Change("verdict", 1.0, "fell"), Change("ops", 1.0, "other", fqn=""))), head)
+    assert [finding.location and finding.location.line for finding in found] == [None, 50]
+
+
 def test_annotations_stand_on_the_line_that_calls_the_operation():
     from precaudit.comparison.findings import as_findings
     from precaudit.model import Location
@@ -302,8 +311,9 @@ def test_scripts_of_one_name_in_two_folders_are_two_and_a_moved_one_is_the_same(
     assert trend.trend(two)["regressions"].isna().all()
     moved = [entry("a", "old/train.py", gpt()), entry("b", "train.py", renamed(gpt()))]
     assert list(trend.trend(moved)["script"]) == ["old/train.py"] * 2
-    python = [entry("a", None, gpt()), entry("b", None, other[:2]), entry("c", None, gpt())]
-    assert list(trend.trend(python)["script"]) == ["a", "b", "a"]
+    made = [entry("a", "build_model", gpt()), entry("b", "build_model", other[:2]), entry("c", "build_model", gpt())]
+    python = [(*rest, replace(r, job={**r.job, "kind": "model_file"})) for *rest, r in made]
+    assert list(trend.trend(python)["script"]) == ["build_model", "b", "build_model"]
 
 
 def test_a_metric_asked_for_by_name_fails_a_trend_that_cannot_see_it(history):

@@ -122,6 +122,13 @@ def test_a_layer_of_a_model_that_is_not_trained_is_held_against_no_format():
     assert "blocks activation has 2" in matches_fail_on(report(layers=(inside,)), ["headroom:4"])[0]
 
 
+def test_a_name_in_a_broken_rule_stays_on_its_line():
+    finding = Finding("PA101", "error", "overflows", "bf16", "a\n::error ::x")
+    (matched,) = matches_fail_on(report(findings=(finding,)), ["error"])
+    assert "\n" not in matched
+    assert "\\n::error" in matched
+
+
 def test_overflow_and_flushed_energy_are_those_of_the_planned_format():
     layers = profile(gpt(), 0).layers[2:3]
     (layer,) = layers

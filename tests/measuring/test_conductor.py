@@ -156,6 +156,28 @@ def test_counters_are_read_in_the_last_round_of_every_arm(monkeypatch):
     assert nvml.samples == 0
 
 
+def test_a_run_for_the_profiler_alone_spends_no_step_on_counters(monkeypatch):
+    pipes = Pipes(FakeNvml(), card(gpm=1, counters={5: 62.5}))
+    monkeypatch.setattr(conductor, "own_counters", lambda devices: nullcontext((Meter(), pipes)))
+    found = timed(training(steps=12), *ARMS, rounds=0, profiled=("float32", "plan")).observed
+    assert not found.blocks
+    assert list(found.profiled) == ["float32", "plan"]
+
+
+def test_skipped_steps_are_counted():
+    def code():
+        model = nn.Linear(8, 1)
+        optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+        while True:
+            optimizer.zero_grad()
+            (model(torch.full((16, 8), 1e4)) * 1e4).sum().backward()
+            optimizer.step()
+
+    blocks = timed(code, Arm("float32"), Arm("amp", half="float16", scale=1e4)).observed.blocks
+    assert not any(block.skipped for block in blocks if block.arm == "float32")
+    assert any(block.skipped for block in blocks if block.arm == "amp")
+
+
 def test_counters_that_are_refused_cost_no_block(monkeypatch):
     pipes = Pipes(FakeNvml(), card(gpm=1))
     monkeypatch.setattr(conductor, "own_counters", lambda devices: nullcontext((Meter(), pipes)))

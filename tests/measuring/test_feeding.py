@@ -3,7 +3,7 @@
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, Sampler, TensorDataset
 
 from precaudit.instrument.names import ModuleNames
 from precaudit.instrument.scopes import ModuleScopes
@@ -41,6 +41,19 @@ def test_the_loader_that_feeds_most_steps_counts():
         for _ in train:
             feeding.count(1)
     assert feeding.feed().steps_per_epoch == pytest.approx(10)
+
+
+class Endless(Sampler):
+    def __iter__(self):
+        return iter(range(12))
+
+    def __len__(self):
+        raise NotImplementedError("endless")
+
+
+def test_a_sampler_that_has_no_length_has_no_epoch():
+    found = fed(DataLoader(torch.zeros(12, 3), batch_size=4, sampler=Endless()))
+    assert (found.samples_per_step, found.steps_per_epoch) == (4, None)
 
 
 def test_a_stream_has_no_epoch():

@@ -8,6 +8,7 @@ import pytest
 from precaudit.measuring.program import Program, arms_for
 from precaudit.measuring.records import ARMS, Block, Feed, Observation, Profiled
 from precaudit.measuring.stage import measure, observe
+from precaudit.measuring.summary import performance
 from precaudit.model import Finding, Layer, Op, Plan, TensorCores, TensorRecord, TensorStats, TimeShare
 from precaudit.profiling.audit import Audit
 from precaudit.running.job import Job, RunResult, ScriptError
@@ -145,7 +146,10 @@ def test_an_arm_that_was_timed_before_it_failed_is_kept():
     error = ScriptError("RuntimeError", "the profiler may not", "")
     replies = Replies(seen("failed", error, running="plan", blocks=blocks(float32=2, plan=1)))
     found, notes = observe(audit(), Program(arms_for(PLAN, H100.formats)), replies)
-    assert (len(replies.programs), notes) == (1, ())
+    assert len(replies.programs) == 1
+    assert notes == (
+        "plan has fewer rounds than it might: the script failed under it (RuntimeError: the profiler may not)",
+    )
     assert {block.arm for block in found.blocks} == {"float32", "plan"}
 
 
@@ -156,6 +160,24 @@ def test_a_script_too_short_for_the_profiler_runs_once_more():
     assert replies.programs[1].rounds == 0
     assert len(found.blocks) == 5
     assert list(found.profiled) == ["plan"]
+
+
+def test_an_arm_whose_steps_are_all_skipped_was_not_timed():
+    skipping = [replace(block, skipped=1) if block.arm == "amp" else block for block in blocks(float32=2, amp=1)]
+    found, notes = observe(audit(), Program(arms_for(PLAN, H100.formats)), Replies(seen(blocks=skipping)))
+    assert notes == ("amp was not timed: its gradients overflow float16, and steps are skipped",)
+    assert performance(found, "H100")["speedup"]["amp"] is None
+    recovered = [replace(block, skipped=block.round == 1) for block in blocks(float32=2, amp=1)]
+    found, notes = observe(audit(), Program(arms_for(PLAN, H100.formats)), Replies(seen(blocks=recovered)))
+    assert notes == ()
+    assert performance(found, "H100")["speedup"]["amp"] == pytest.approx(2)
+
+
+def test_kernels_of_float32_alone_stand_before_the_plan_and_not_under_it():
+    profiled = {"float32": kernels(0.0, 0.02)}
+    (row,) = measure(audit(), PLAN, H100, None, ON_H100, Replies(seen(profiled=profiled))).tensor_cores.layers
+    assert row["seconds"] == 0
+    assert row["before"]["seconds"] > 0
 
 
 def test_layers_that_took_time_only_before_stay():

@@ -211,7 +211,7 @@ def test_many_findings_are_folded_and_all_there():
 
 def test_findings_where_the_plan_is_wider_ask_for_nothing():
     report = report_samples.passing()
-    kept = report_samples.finding(fqn="blocks.0.ln1", op="layer_norm")
+    kept = report_samples.finding(fqn="blocks.0.ln1", op="layer_norm", evidence={"formats": "bfloat16"})
     left = report_samples.finding(fqn="blocks.0.attn.qkv")
     report = replace(report, findings=(kept, left))
     steps = story.actions(report)
@@ -224,11 +224,23 @@ def test_findings_where_the_plan_is_wider_ask_for_nothing():
 
 def test_a_narrow_module_in_a_float32_plan_is_not_settled():
     plan = Plan("float32", {"a": "bfloat16", "b": "float32"}, (OpFormat("a", "exp", "float32"),))
-    assert not story.settled(plan, report_samples.finding(fqn="a", op="linear"))
-    assert story.settled(plan, report_samples.finding(fqn="a", op="exp"))
-    assert story.settled(plan, report_samples.finding(fqn="b", op="linear"))
-    assert not story.settled(plan, report_samples.finding(fqn="elsewhere"))
-    assert not story.settled(plan, report_samples.finding(fqn=None))
+
+    def settled(**where):
+        return story.settled(plan, report_samples.finding(evidence={"formats": "bfloat16"}, **where))
+
+    assert not settled(fqn="a", op="linear")
+    assert settled(fqn="a", op="exp")
+    assert settled(fqn="b", op="linear")
+    assert not settled(fqn="elsewhere")
+    assert not settled(fqn=None)
+
+
+def test_a_finding_that_is_about_no_format_is_settled_by_none():
+    plan = Plan("bfloat16", {"a": "bfloat16", "b": "float32"})
+    updates = report_samples.finding("PA301", fqn="b", op=None, suggestion="keep float32 master weights")
+    assert not story.settled(plan, updates)
+    report = replace(report_samples.passing(), plan=plan, findings=(updates,))
+    assert any(step.startswith("Keep float32 master weights") for step in story.actions(report))
 
 
 def test_a_format_that_the_plan_does_not_use_there_is_settled():

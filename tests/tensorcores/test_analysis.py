@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import pytest
-from trace_builder import ADD, NVJET, SGEMM, document, launched, mm, module, write
+from trace_builder import ADD, NVJET, SGEMM, document, launched, mm, module, op, write
 
 from precaudit.tensorcores.alignment import Padding, misaligned
 from precaudit.tensorcores.analysis import analyse
@@ -38,6 +38,21 @@ def test_the_rate_of_a_product_is_its_flops_over_the_time_of_its_kernels(tmp_pat
     (layer,) = analysed(tmp_path, events).tensor_cores.layers
     assert (layer["fqn"], layer["calls"]) == ("Linear_0", 2)
     assert layer["tflops"] == pytest.approx(rate)
+
+
+def test_a_kernel_whose_name_tells_no_format_is_held_against_the_peak_of_its_product_s(tmp_path):
+    events = [module("Linear_0", 0, 100), mm(0, 50, 4096, 4096, 4096), *launched("triton_tem_fused_mm_1", 5, 250, 1)]
+    cores = analysed(tmp_path, events).tensor_cores
+    (kernel,), (layer,) = cores.kernels, cores.layers
+    assert kernel.operands is None
+    assert kernel.peak_share == layer["peak_share"] == pytest.approx(kernel.tflops / 989.5)
+
+
+def test_products_of_an_unknown_format_are_not_called_float32(tmp_path):
+    events = [module("Linear_0", 0, 100), op("aten::mm", 1, 50), *launched("gemmk1_kernel", 5, 250, 1)]
+    (finding,) = analysed(tmp_path, events).findings
+    assert finding.rule == "PA404"
+    assert "in a format that the trace doesn't tell" in finding.message
 
 
 def test_a_split_product_is_shared_out_by_time(tmp_path):
@@ -109,6 +124,7 @@ def test_padding_that_makes_much_more_work_is_not_urged(tmp_path):
         ("float", SGEMM, "PA403", "allow TF32"),
         ("double", "volta_dgemm_64x64_nn", "PA403", "float64 needs a reason"),
         ("c10::BFloat16", "void gemv2T_kernel_val<int, int, __nv_bfloat16>", "PA404", "batch more rows"),
+        ("float", "void gemv2T_kernel_val<int, int, float, float>", "PA404", "batch more rows"),
     ],
 )
 def test_advice_by_cause(tmp_path, kind, kernel, rule, words):

@@ -101,8 +101,11 @@ def test_words_say_that_nothing_was_measured():
 
 def test_words_say_what_was_measured():
     fast = measured_in_words(1.634, [1.6, 1.66], 0.9, H100)
-    assert fast == "1.63x the speed of float32 measured on H100, 1.60x to 1.66x in the middle half of the rounds."
+    assert fast == (
+        "1.63x the speed of float32 measured on H100, 1.60x to 1.66x in the middle half of the rounds: the same "
+        "training in 39% less time."
+    )
     idle = measured_in_words(1.01, None, 0.2, H100)
-    assert idle.startswith("No gain over float32 measured on H100 (1.01x).")
+    assert idle.startswith("No sure gain over float32 measured on H100 (1.01x).")
     assert "works 20% of a step and waits for the host" in idle
     assert "host" not in measured_in_words(1.01, None, None, H100)
