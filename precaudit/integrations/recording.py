@@ -47,6 +47,8 @@ class Recording:
             self._audit = audit(model, optimizer, self._every).__enter__()
         except PrecauditError as error:
             log.error("precaudit: nothing is audited: %s", error)
+        except Exception:
+            log.exception("precaudit: nothing is audited")
 
     def stepped(self) -> None:
         """To be called after optimizer steps, by all processes alike."""
@@ -69,8 +71,11 @@ class Recording:
 
     def _take_off(self) -> audit | None:
         running, self._audit = self._audit, None
-        if running is not None:
-            running.__exit__(None, None, None)
+        try:
+            if running is not None:
+                running.__exit__(None, None, None)
+        except Exception:
+            log.exception("precaudit: the audit could not be taken off the model")
         return running
 
     def _save(self, running: audit, names: tuple[str, ...]) -> None:

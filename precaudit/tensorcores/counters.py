@@ -5,10 +5,8 @@ GPM has no counter for float8 products; bfloat16 and TF32 count as HMMA. Other p
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
@@ -25,17 +23,6 @@ METRICS: Mapping[str, str] = MappingProxyType(
     }
 )
 METHOD = "GPM counters of the whole device"
-SHORTEST = 0.5  # seconds between the two samples; GPM averages over no less than 0.1
-
-
-@dataclass(frozen=True)
-class Counters:
-    """Shares in [0, 1] of `seconds` in which each pipe was busy; `method` says why where nothing was measured."""
-
-    measured: bool
-    method: str
-    seconds: float = 0.0
-    shares: Mapping[str, float] = field(default_factory=dict)
 
 
 class Pipes:
@@ -83,26 +70,6 @@ class Pipes:
         except self._nvml.NVMLError as error:
             self.counts, self.method = False, f"not measured: GPM counters refused ({error})"
             return None
-
-
-def count(nvml: Any, handle: Any, work: Callable[[], None], clock: Callable[[], float] = time.perf_counter) -> Counters:
-    """Repeat `work`, which must wait for the GPU, for half a second or more, and read what was busy meanwhile."""
-    pipes = Pipes(nvml, handle)
-    if not pipes.counts:
-        return Counters(False, pipes.method)
-    with pipes.watching() as shares:
-        seconds = _repeat(work, clock)
-    if not shares:
-        return Counters(False, "not measured: GPM returned no counter" if pipes.counts else pipes.method)
-    return Counters(True, pipes.method, seconds, shares)
-
-
-def _repeat(work: Callable[[], None], clock: Callable[[], float]) -> float:
-    start = clock()
-    while True:
-        work()
-        if (elapsed := clock() - start) >= SHORTEST:
-            return elapsed
 
 
 def _shares(nvml: Any, samples: list[Any]) -> dict[str, float]:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import asdict
 from typing import Any
 
 import torch
 from stage import Setting, main, median_seconds, wait
 
-from precaudit.tensorcores.counters import count
+from precaudit.tensorcores.counters import Pipes
 from precaudit.tensorcores.energy import Meter
 from precaudit.tensorcores.nvml import handle_of, library, session
 from precaudit.tensorcores.runtime import profiled_steps
@@ -54,18 +54,19 @@ def _of(precision: str, dtype: torch.dtype, setting: Setting, nvml: Any, problem
 
 
 def _counted(work: Callable[[], Any], setting: Setting, nvml: Any) -> dict[str, Any]:
-    def replay() -> None:
-        for _ in range(20):
-            work()
-        wait(setting)
-
     def for_a_second() -> None:
-        nonlocal counters
-        counters = count(nvml, handle, replay)
+        until = time.perf_counter() + 1.0
+        while time.perf_counter() < until:
+            for _ in range(20):
+                work()
+            wait(setting)
 
     handle = handle_of(nvml, str(torch.cuda.get_device_properties(0).uuid))
-    counters = count(nvml, handle, replay)
-    return {"counters": asdict(counters), "energy": _energy(for_a_second, setting, Meter(nvml, handle))}
+    pipes = Pipes(nvml, handle)
+    with pipes.watching() as shares:
+        for_a_second()
+    counters = {"measured": bool(shares), "method": pipes.method, "shares": shares}
+    return {"counters": counters, "energy": _energy(for_a_second, setting, Meter(nvml, handle))}
 
 
 def _energy(work: Callable[[], None], setting: Setting, meter: Meter) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from precaudit import PrecauditError, load_plan, load_report
+from precaudit import PrecauditError, audit, load_plan, load_report
 from precaudit.integrations.recording import Recording
 from precaudit.reporting import FOLDER_FILES
 
@@ -40,6 +40,23 @@ def recordings():
     yield record
     for recording in made:
         recording.stop()
+
+
+def test_a_failure_of_the_audit_s_own_is_logged_and_ends_no_training(monkeypatch, recordings, tmp_path, caplog):
+    def fail(*arguments):
+        raise KeyError("missing")
+
+    model = nn.Linear(4, 4)
+    for method in ("__enter__", "__exit__"):
+        with monkeypatch.context() as patch:
+            recording = recordings(tmp_path / "out", every=1, save_every=10)
+            patch.setattr(audit, method, fail)
+            train(recording, model, 2)
+            running = recording._audit
+            recording.stop()
+        if running is not None:
+            running.__exit__(None, None, None)
+    assert caplog.text.count("KeyError: 'missing'") == 2
 
 
 def names(folder):

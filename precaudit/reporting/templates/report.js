@@ -367,4 +367,7 @@
     startTrainings();
   }
   document.documentElement.dataset.ready = "true";
-})();
+})().catch((error) => document.querySelectorAll('[data-missing="charts"]').forEach((note) => {
+  note.textContent = `The charts can't be drawn in this browser: ${error}`;
+  note.hidden = false;
+}));
