@@ -14,6 +14,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from precaudit.execution.rounding import HALF_DTYPES
 from precaudit.histograms import Addition, add_all
+from precaudit.histograms.memory import of_this_rank
 from precaudit.instrument.names import ModuleName, ModuleNames
 from precaudit.tracing.slots import ParameterSlot
 from precaudit.tracing.waiting import WaitingGradients, may_wait
@@ -87,11 +88,17 @@ class ParameterTracker:
     def _live(self) -> list[tuple[torch.Tensor, ParameterSlot]]:
         return [(p, slot) for holder, slot in self._parameters.values() if (p := holder()) is not None]
 
-    def learn_all(self, names: ModuleNames) -> None:
-        """Modules whose parameters were replaced while they ran (`torch.func.functional_call`) are met here."""
+    def learn_all(self, names: ModuleNames, optimizer: Any) -> None:
+        """Parameters that were replaced while their module ran are met here: by `torch.func.functional_call`, or by
+        the whole ones that `fully_shard` gathers for a forward from the shards that `optimizer` has."""
+        unmet = {id(p) for p in _parameters_of(optimizer) if self._find(p) is None}
         for model in names.models.values():
             for module in model.modules():
-                self.learn(module, names.of(module))
+                name = names.of(module)
+                self.learn(module, name)
+                for parameter_name, parameter in module._parameters.items():
+                    if parameter is not None and id(parameter) in unmet:
+                        self._learn(name, parameter_name, parameter)
 
     def observe_weights(self, optimizer: Any) -> None:
         """Count all weights, and keep a copy of those that `optimizer` is about to change."""
@@ -145,7 +152,7 @@ class ParameterTracker:
                 continue
             additions.append(Addition(slot.update.pending, parameter.detach(), before))
             if absorption:
-                slot.absorbed = absorbed_update(before, parameter.detach())
+                slot.absorbed = absorbed_update(of_this_rank(before), of_this_rank(parameter.detach()))
             for key, value in state.get(parameter, {}).items() if hasattr(state, "get") else ():
                 if isinstance(value, torch.Tensor) and value.is_floating_point() and value.dim() > 0:
                     additions.append(Addition(slot.state_gauge(str(key), value.dtype).pending, value))

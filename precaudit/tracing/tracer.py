@@ -147,7 +147,7 @@ class Tracer(TrainingListener):
 
     def step_starts(self, optimizer: Any) -> None:
         if self.recording:
-            self.parameters.learn_all(self._scopes.names)
+            self.parameters.learn_all(self._scopes.names, optimizer)
             self.parameters.observe_weights(optimizer)
 
     def step_ended(self, optimizer: Any) -> None:
