@@ -130,8 +130,26 @@ def _after_exception(plan: Plan, broken: RunResult, trace: Trace) -> list[Promot
     promotion = _widened(plan, fqn, op, why, trace)
     if promotion is None:
         return []
+    first = replace(promotion, target="float32", location=error.location)
     inside = [] if promotion.op else _inside(plan, promotion.fqn, why)
-    return [replace(promotion, target="float32", location=error.location), *inside]
+    return [first, *inside, *_alike(plan, first, op, trace)]
+
+
+def _alike(plan: Plan, first: Promotion, op: str | None, trace: Trace) -> list[Promotion]:
+    """The same in modules of that type, which would raise one a round; not in products, which nearly all take."""
+    types = {layer.fqn: layer.type for layer in trace.layers}
+    calling = {each.fqn for each in trace.ops if each.op == op and each.category != "lower"} if op else types.keys()
+    why = f"it is of the type of {first.fqn}, where {first.why}"
+    found = (
+        _widened(plan, fqn, op, why, trace)
+        for fqn, type in types.items()
+        if fqn != first.fqn and type == types.get(first.fqn) and fqn in calling
+    )
+    return [
+        replace(each, target="float32", location=first.location)
+        for each in found
+        if each and (each.op or each.fqn not in trace.products)
+    ]
 
 
 def _inside(plan: Plan, fqn: str, why: str) -> list[Promotion]:

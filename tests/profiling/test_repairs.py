@@ -102,6 +102,28 @@ def test_a_module_that_raised_takes_what_is_inside_with_it():
     assert [(each.fqn, each.source) for each in root][1:] == list(plan.modules.items())
 
 
+def test_modules_of_the_type_that_raised_are_not_waited_for_one_a_round():
+    names = ("a", "b", "other")
+    trace = Trace(
+        layers=tuple(Layer(f, "Other" if f == "other" else "Mix", 0, 1, (), leaf=False) for f in names),
+        ops=tuple(Op(f, "index_add", 1, "other", None, ()) for f in names),
+    )
+    plan = Plan("bfloat16", dict.fromkeys(names, "bfloat16"))
+    found = _after_exception(plan, raised("a", "index_add"), trace)
+    assert [(each.fqn, each.op, each.target) for each in found] == [
+        ("a", "index_add", "float32"),
+        ("b", "index_add", "float32"),
+    ]
+    assert found[1].why == "it is of the type of a, where index_add raised under the plan: boom"
+
+
+def test_products_of_the_type_that_raised_stay():
+    trace = replace(TRACE, layers=(*TRACE.layers, Layer("other", "Linear", 8, 1, ())))
+    trace = replace(trace, ops=(*trace.ops, Op("other", "linear", 1, "lower", None, ())))
+    for op in (None, "linear"):
+        assert [each.fqn for each in _after_exception(PLAN, raised("block.lin", op), trace)] == ["block.lin"]
+
+
 def test_the_run_that_went_wrong_is_the_one_to_look_at_again():
     falling = tuple(1.0 / (step + 1) for step in range(20))
 
