@@ -71,7 +71,10 @@ def _speedup(report: Report) -> list[str]:
 def gain(report: Report) -> list[str]:
     """What the plan is worth in one sentence; nothing where it was not measured."""
     (faster, bounds), gpu = speedup(report), report.performance.get("gpu")
-    return [f"Worth: {worth(faster, bounds, prose(gpu))}"] if gpu and faster is not None else []
+    if not gpu or faster is None:
+        return []
+    money = _cheaper(report.cost) if gained(faster, bounds) else ""
+    return [f"Worth: {worth(faster, bounds, prose(gpu)).removesuffix('.')}{money}."]
 
 
 def speedup(report: Report) -> tuple[float | None, Sequence[float] | None]:
@@ -92,6 +95,15 @@ def worth(faster: float, bounds: Sequence[float] | None, gpu: str) -> str:
         return f"no sure gain over float32 measured on {gpu} ({faster:.2f}x{within})."
     less = f"the same training in {1 - 1 / faster:.0%} less time"
     return f"{faster:.2f}x the speed of float32 measured on {gpu}{within}: {less}."
+
+
+def _cheaper(cost: Mapping[str, Any]) -> str:
+    """What the longest span costs whose price is known, with the plan and before."""
+    for unit in ("run", "epoch", "thousand_steps"):
+        before, after = (cost.get(f"usd_per_{unit}_{arm}") for arm in ("float32", "plan"))
+        if _number(before) and _number(after):
+            return f", for {usd(after)} in place of {usd(before)} {SPANS[unit]}"
+    return ""
 
 
 def _beside_time(p: Mapping[str, Any]) -> list[str]:

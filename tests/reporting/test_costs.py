@@ -70,6 +70,15 @@ def test_the_worth_of_a_plan_stands_at_the_verdict(speedup, quartiles, words):
     assert costs.gain(replace(report, performance={**timed, "gpu": None})) == []
 
 
+def test_the_worth_of_a_plan_is_told_in_money_where_it_has_a_price():
+    timed = {**TIMED, "speedup": {"plan": 2.0}, "speedup_quartiles": {"plan": [1.9, 2.1]}}
+    (line,) = costs.gain(Report(performance=timed, cost=PRICED))
+    assert line.endswith("50% less time, for 0.01 USD in place of 0.02 USD for a thousand steps.")
+    run = {**PRICED, "usd_per_run_float32": 40.0, "usd_per_run_plan": 20.0}
+    (line,) = costs.gain(Report(performance=timed, cost=run))
+    assert line.endswith("for 20.00 USD in place of 40.00 USD for the whole run.")
+
+
 def test_money_before_and_after():
     assert costs.money(Report(performance=TIMED, cost=PRICED)) == [
         "Energy of a thousand steps, whole card: float32 12,000 J, the plan 7,000 J.",
