@@ -30,10 +30,12 @@ class Change:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Everything that differs beyond noise, worst and likeliest cause first, and what could not be compared."""
+    """Everything that differs beyond noise, worst and likeliest cause first, what could not be compared, and how the
+    measurements themselves differ."""
 
     changes: tuple[Change, ...] = ()
     not_comparable: tuple[str, ...] = ()
+    measured_otherwise: tuple[str, ...] = ()
     renamed: Mapping[str, str] = field(default_factory=dict)
     matched: int = 0
     thresholds: Mapping[str, float | None] = field(default_factory=dict)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from precaudit.comparison import headroom, plans, ranges, speed, structure, tensors
+from precaudit.comparison import circumstances, headroom, plans, ranges, speed, structure, tensors
 from precaudit.comparison.changes import Change, Comparison
 from precaudit.comparison.matching import Matching, match_layers
 from precaudit.comparison.metrics import FAMILIES, METRICS
@@ -23,6 +23,7 @@ def compare(
     return Comparison(
         changes=tuple(sorted(changes, key=_rank)),
         not_comparable=tuple(_not_comparable(base, head, matching)),
+        measured_otherwise=tuple(circumstances.differences(base, head)),
         renamed={old: new for old, new in matching.names.items() if old != new},
         matched=len(matching.pairs),
         thresholds=dict(thresholds),

@@ -62,6 +62,12 @@ def title(comparison: Comparison) -> str:
     return ", ".join([f"REGRESSION: {plural(failed, 'change')}", *below, matched])
 
 
+def notes(comparison: Comparison) -> dict[str, tuple[str, ...]]:
+    """What stands below the changes, by heading."""
+    sections = {"Measured otherwise": comparison.measured_otherwise, "Not compared": comparison.not_comparable}
+    return {heading: lines for heading, lines in sections.items() if lines}
+
+
 def failed_gates(comparison: Comparison) -> list[str]:
     """`METRIC:THRESHOLD` of every gate that failed, as `--fail-on` takes it."""
     metrics = dict.fromkeys(change.metric for change in comparison.regressions)

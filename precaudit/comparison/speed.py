@@ -53,13 +53,14 @@ def _share_lost(metric: str, what: str, before: float | None, after: float | Non
 
 
 def comparable_costs(base: Report, head: Report) -> Iterator[tuple[str, str, float, float]]:
-    """(metric, label, base, head) of every cost that both measured on one device; CPU times say nothing."""
+    """(metric, label, base, head) of every cost that both measured on one device; CPU times say nothing, nor does
+    the memory of a process with another torch."""
     if why_not_comparable(base, head):
         return
     for key, metric in COSTS.items():
         old, new = _figures(base.performance.get(key)), _figures(head.performance.get(key))
         for name in old:
-            if name in new and (metric != "time" or not _on_cpu(head)):
+            if name in new and not (_on_cpu(head) and (metric == "time" or _other_torch(base, head))):
                 yield metric, " ".join(filter(None, (key, name))), old[name], new[name]
 
 
@@ -70,6 +71,11 @@ def _figures(value: Any) -> dict[str, float]:
         for name, figure in figures.items()
         if isinstance(figure, int | float) and not isinstance(figure, bool) and math.isfinite(figure)
     }
+
+
+def _other_torch(base: Report, head: Report) -> bool:
+    """On a CPU memory is the whole process's, much of it torch itself."""
+    return bool(base.environment.get("torch") != head.environment.get("torch"))
 
 
 def _on_cpu(report: Report) -> bool:
@@ -94,6 +100,8 @@ def not_comparable(base: Report, head: Report) -> Iterator[str]:
         yield reason
     elif _on_cpu(head):
         yield "time: measured on a CPU, where it moves with the load of the machine"
+        if _other_torch(base, head):
+            yield "memory: on a CPU the whole process's, torch included, and torch is another one"
     missing = [name for name, side in (("base", base), ("head", head)) if _native(side.tensor_cores) is None]
     if missing:
         yield f"Tensor Core share: not measured in {' and '.join(missing)}"

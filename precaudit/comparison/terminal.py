@@ -5,7 +5,7 @@ from __future__ import annotations
 from tabulate import tabulate
 
 from precaudit.comparison.changes import Comparison
-from precaudit.comparison.rows import Names, failed_gates, rows, title
+from precaudit.comparison.rows import Names, failed_gates, notes, rows, title
 from precaudit.reporting.terminal import Page, painter
 from precaudit.reporting.words import inert, listing, shorten, visible
 
@@ -23,8 +23,8 @@ def render_terminal(comparison: Comparison, names: Names, color: bool = False) -
         page.lines.append(f"  {side}: {shorten(visible(name), WIDTH - 8)}")
     if comparison.changes:
         page.lines += ["", *_table(comparison)]
-    if comparison.not_comparable:
-        page.section("Not compared", [inert(visible(reason)) for reason in comparison.not_comparable])
+    for heading, lines in notes(comparison).items():
+        page.section(heading, [inert(visible(line)) for line in lines])
     if not comparison.clean:
         page.section(f"Failed: {', '.join(failed_gates(comparison))}", [])
         page.text("If the change is meant, keep head as the new baseline; --fail-on METRIC:off silences a metric.")

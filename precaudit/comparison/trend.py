@@ -13,6 +13,7 @@ from typing import Any
 import pandas as pd
 from tabulate import tabulate
 
+from precaudit.comparison.circumstances import script as called
 from precaudit.comparison.compare import compare
 from precaudit.comparison.matching import match_layers
 from precaudit.comparison.rows import place
@@ -86,12 +87,10 @@ def _script(entry: Entry, last: Mapping[str, Entry]) -> str:
     from Python are called after a function, by that name and the layers that it still has."""
     name, _, report = entry
     path = _path(report)
-    called = report.job.get("kind") == "model_file" and not path.endswith(".py")
-    if path in last and not called:
+    function = report.job.get("kind") == "model_file" and not path.endswith(".py")
+    if path in last and not function:
         return path
-    moved = (
-        key for key, (_, _, old) in last.items() if Path(_path(old)).name == Path(path).name and _alike(old, report)
-    )
+    moved = (key for key, (_, _, old) in last.items() if called(old) == called(report) and _alike(old, report))
     return next(moved, path if path and path not in last else name)
 
 

@@ -9,9 +9,11 @@ from hypothesis import strategies as st
 from synthetic_reports import gpt, profile, stats_of
 
 from precaudit.comparison.compare import compare
+from precaudit.comparison.markdown import render_markdown
 from precaudit.comparison.metrics import METRICS
 from precaudit.comparison.ranges import center, range_shift
 from precaudit.comparison.rows import title
+from precaudit.comparison.terminal import render_terminal
 from precaudit.comparison.thresholds import DEFAULTS, parse_thresholds
 from precaudit.model import (
     Exponents,
@@ -300,6 +302,30 @@ def test_time_on_a_cpu_is_not_compared():
     comparison = compare(timed(0.1, device="cpu"), timed(9.0, device="cpu"))
     assert comparison.clean
     assert any(reason.startswith("time: measured on a CPU") for reason in comparison.not_comparable)
+
+
+def test_memory_of_a_whole_process_is_not_compared_with_another_torch():
+    old, new = (timed(0.1, memory, device="cpu", torch=f"2.{memory}") for memory in (100, 120))
+    comparison = compare(old, new)
+    assert comparison.clean
+    assert any(reason.startswith("memory: on a CPU the whole process's") for reason in comparison.not_comparable)
+    assert not compare(old, replace(new, environment=old.environment)).clean
+
+
+def test_what_was_measured_otherwise_is_told():
+    base = Report(job={"script": "/a/train.py", "argv": []}, environment={"torch": "2.13.0"})
+    moved = replace(base, job={**base.job, "script": "b/train.py"})
+    assert compare(base, moved).measured_otherwise == ()
+    assert compare(base, Report()).measured_otherwise == ()
+    other = Report(job={"script": "eval.py", "argv": ["--lr", "0.1 "]}, environment={"torch": "2.14.1"})
+    comparison = compare(base, other)
+    assert comparison.measured_otherwise == (
+        "script: train.py in base, eval.py in head",
+        "arguments: none in base, --lr '0.1 ' in head",
+        "torch: 2.13.0 in base, 2.14.1 in head",
+    )
+    for text in (render_terminal(comparison, ("a", "b")), render_markdown(comparison, ("a", "b"))):
+        assert "Measured otherwise" in text
 
 
 def test_tensor_core_share_and_eligible_flops_lost():

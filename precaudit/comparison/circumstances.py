@@ -1,0 +1,45 @@
+"""How the two measurements differ in themselves: what to look at before the model is blamed for a change."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from precaudit.model import Report
+
+
+def script(report: Report) -> str:
+    """By its name alone: a script that moves is the same script."""
+    return Path(str(report.job.get("script") or "")).name
+
+
+def differences(base: Report, head: Report) -> Iterator[str]:
+    """Of what both reports state."""
+    for what, read in READ.items():
+        old, new = read(base), read(head)
+        if old and new and old != new:
+            yield f"{what}: {old} in base, {new} in head"
+
+
+def _arguments(report: Report) -> str:
+    return shlex.join(_texts(report.job["argv"])) or "none" if "argv" in report.job else ""
+
+
+def _formats(report: Report) -> str:
+    return ", ".join(_texts(report.job.get("formats")))
+
+
+def _torch(report: Report) -> str:
+    return str(report.environment.get("torch") or "")
+
+
+def _texts(value: Any) -> list[str]:
+    return list(map(str, value)) if isinstance(value, list | tuple) else []
+
+
+READ: Mapping[str, Callable[[Report], str]] = MappingProxyType(
+    {"script": script, "arguments": _arguments, "formats": _formats, "torch": _torch}
+)
