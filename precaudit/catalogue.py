@@ -272,6 +272,12 @@ _CHECK = (
         "Check the script that runs it too.",
     ),
     Rule(
+        "PA708",
+        "an exception does nothing",
+        "The plan has an operation in a format of its own that did not run where the plan names it.",
+        f"Correct its name in the plan, or: {ANEW}",
+    ),
+    Rule(
         "PA711",
         "a result overflows with this data",
         "PA101 where the plan has the format: the result is too large for it.",

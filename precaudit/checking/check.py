@@ -34,7 +34,7 @@ def check_job(job: Job, plan: Plan, settings: CheckSettings, runner: Runner) -> 
     _require_measurable(run, observed)
     trace = run.trace or Trace()
     planned = the_planned(view_models(plan, observed, trace), trace)
-    first = coverage(planned, plan, _seen(job, run, observed))
+    first = coverage(planned, plan, trace, _seen(job, run, observed))
     return CheckReport(
         answers=(first, *(answer for each in wanted for answer in _answers(run, observed, each, gpu))),
         deployments=wanted,

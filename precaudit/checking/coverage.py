@@ -1,4 +1,4 @@
-"""Coverage: does the plan name every module that computes in this model, and none that is unknown?"""
+"""Coverage: does the plan name every module that computes in this model, and nothing that is unknown?"""
 
 from __future__ import annotations
 
@@ -9,18 +9,21 @@ from precaudit.checking.models import ModelView
 from precaudit.checking.records import Answer
 from precaudit.comparison.matching import Matching, match_layers
 from precaudit.finding import finding
-from precaudit.model import Finding, Layer, Plan
+from precaudit.model import Finding, Layer, OpFormat, Plan
 from precaudit.planning.fitting import format_of
 from precaudit.reporting.words import listing, plural
+from precaudit.tracing.records import Trace
 
 ANEW = "plan for the model as it is now: precaudit profile SCRIPT, and pass the new plan.json"
 ANOTHER = 0.5
 """With less than half of the modules in common a plan is another model's: a list of them would help nobody."""
 
 
-def coverage(views: Sequence[ModelView], plan: Plan, seen: str) -> Answer:
+def coverage(views: Sequence[ModelView], plan: Plan, trace: Trace, seen: str) -> Answer:
     """The models that the plan is for against the plan; `seen` says how the modules were found."""
     found = [one for view in views for one in _of_model(view)]
+    found += [one for view in views for one in _idle(view, trace)]
+    found += [_nowhere(op) for op in plan.ops if op.fqn not in plan.modules]
     used = {name for view in views for name in view.names}
     found += _elsewhere([fqn for fqn in plan.modules if fqn not in used])
     named = sum(fqn in view.plan.modules for view in views for fqn in view.computing)
@@ -149,6 +152,31 @@ def _new(matching: Matching, view: ModelView) -> Iterator[Finding]:
             ANEW,
             fqn=view.shown(layer.fqn),
         )
+
+
+def _idle(view: ModelView, trace: Trace) -> Iterator[Finding]:
+    """Exceptions for what their module does not call: the operation may go by another name now."""
+    for exception in view.plan.ops:
+        place = view.shown(exception.fqn)
+        calls = dict.fromkeys(op.op for op in trace.ops if op.fqn == place)
+        if calls and exception.op not in calls:
+            yield _idle_exception(exception, place, f"no such operation ran there, but {listing(calls)}")
+
+
+def _nowhere(exception: OpFormat) -> Finding:
+    return _idle_exception(exception, exception.fqn, "names no such module")
+
+
+def _idle_exception(exception: OpFormat, place: str, why: str) -> Finding:
+    where = place or "the model itself"
+    return finding(
+        "PA708",
+        "warning",
+        f"the plan has {exception.op} of {where} in {exception.format}, and {why}: this exception does nothing",
+        f"correct its name in the plan, or {ANEW}",
+        fqn=place,
+        op=exception.op,
+    )
 
 
 def _what(layer: Layer, view: ModelView) -> str:

@@ -1,11 +1,13 @@
 """Coverage: modules added, removed, renamed, moved, replaced, of another model; each named in its sentence."""
 
+from dataclasses import replace
+
 import pytest
 
 from precaudit.checking.coverage import coverage
 from precaudit.checking.models import the_planned, view_models
 from precaudit.checking.records import ModuleFacts, Observed
-from precaudit.model import Layer, Plan
+from precaudit.model import Layer, Op, OpFormat, Plan
 from precaudit.tracing.records import Trace
 
 MODEL = {"embed": "Embedding", "block.fc1": "Linear", "block.act": "GELU", "block.fc2": "Linear", "norm": "LayerNorm"}
@@ -23,7 +25,7 @@ def plan_of(types, prefix="", typed=True):
 
 def answered(plan, modules, trace=None):
     observed, trace = Observed(modules=tuple(modules)), trace or Trace(models=("model",))
-    return coverage(the_planned(view_models(plan, observed, trace), trace), plan, "in 8 optimizer steps")
+    return coverage(the_planned(view_models(plan, observed, trace), trace), plan, trace, "in 8 optimizer steps")
 
 
 def found(plan, modules, trace=None):
@@ -144,3 +146,24 @@ def test_one_of_several_models_alone_is_found_by_its_modules():
 def test_untrained_copies_are_not_the_plans_business():
     """An EMA copy runs under the plan too, but the plan is made for what trains."""
     assert not found(plan_of(MODEL), [*facts(MODEL), *facts({"other": "Linear"}, "ema")])
+
+
+def test_an_exception_for_what_does_not_run_is_told():
+    trace = Trace(models=("model",), ops=(Op("block", "add", 1, "other", None, ()),))
+    plan = plan_of({**MODEL, "block": "Sequential"})
+
+    def told(*exceptions):
+        ops = tuple(OpFormat(fqn, op, "float32") for fqn, op in exceptions)
+        return [
+            (each.rule, each.severity, each.message)
+            for each in answered(replace(plan, ops=ops), facts(MODEL), trace).findings
+        ]
+
+    assert told(("block", "add"), ("norm", "layer_norm")) == []  # nothing was traced in norm
+    ((*_, renamed),) = told(("block", "mul"))
+    assert renamed == (
+        "the plan has mul of block in float32, and no such operation ran there, but add: this exception does nothing"
+    )
+    ((rule, severity, elsewhere),) = told(("attention", "softmax"))
+    assert (rule, severity) == ("PA708", "warning")
+    assert "softmax of attention in float32, and names no such module" in elsewhere
