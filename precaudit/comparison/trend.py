@@ -110,9 +110,12 @@ def _judged(
 ) -> dict[str, Any]:
     """What regressed against the first of the bases against which something did."""
     for name, _, base in bases:
-        regressions = compare(base, head, thresholds, asked).regressions
+        comparison = compare(base, head, thresholds, asked)
+        regressions = comparison.regressions
         if regressions:
             first = f"{place(regressions[0])}: {prose(regressions[0].message)}"
+            if comparison.measured_otherwise:
+                first += f" ({prose('; '.join(comparison.measured_otherwise))})"
             return {"regressions": len(regressions), "against": name, "first": first}
     return {"regressions": 0 if bases else math.nan, "against": None, "first": None}
 

@@ -316,6 +316,15 @@ def test_scripts_of_one_name_in_two_folders_are_two_and_a_moved_one_is_the_same(
     assert list(trend.trend(python)["script"]) == ["build_model", "b", "build_model"]
 
 
+def test_a_trend_tells_what_was_measured_otherwise():
+    def entry(day, blocks, argv):
+        report = profile(gpt(blocks=blocks), 0)
+        return f"run{day}", datetime(2026, 3, day, tzinfo=UTC), replace(report, job={**report.job, "argv": argv})
+
+    frame = trend.trend([entry(1, 2, []), entry(2, 3, ["--blocks", "3"])])
+    assert frame["first"][1].endswith("is new (arguments: none in base, --blocks 3 in head)")
+
+
 def test_a_metric_asked_for_by_name_fails_a_trend_that_cannot_see_it(history):
     (history / "a.json").unlink()
     for name in ("b", "c"):
