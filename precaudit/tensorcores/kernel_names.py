@@ -88,8 +88,8 @@ def shape_generation(name: str, operands: str | None) -> str | None:
 
 _FORMATS: tuple[tuple[str, re.Pattern[str]], ...] = (
     ("tf32", re.compile(r"tf32|TF32|FastF32")),
-    ("fp4", re.compile(r"(?i)e2m1|nvfp?4|mxfp?4|(?<![a-z])(?<!fp8_)fp4")),
-    ("fp8", re.compile(r"(?i)e4m3|e5m2|fp8|float8|(?<![a-z0-9])f8(?![a-z0-9])")),
+    ("fp4", re.compile(r"(?i)e2m1|ue[48]m[03]xf4|nvfp?4|mxfp?4|(?<![a-z])(?<!fp8_)fp4")),
+    ("fp8", re.compile(r"(?i)e4m3|e5m2|ue8m0xf8|fp8|float8|(?<![a-z0-9])f8(?![a-z0-9])")),
     ("bf16", re.compile(r"(?i)bf16|bfloat16")),
     ("fp64", re.compile(r"[dz](?:884|1684|1688|16816)(?!\d)|[dz]gemm|f64|double|dmma")),
     ("int8", re.compile(r"i(?:8816|16832|16864|161616)|imma|int8|i8i8|s8s8|_[su]8_")),
