@@ -1,4 +1,5 @@
-"""Which modules make the gradient wrong: each group of them alone in its planned format, against float32."""
+"""Which modules make the gradient, or the loss, wrong: each group of them alone in its planned format, against
+float32."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ from statistics import fmean
 from precaudit.model import LossScale, Plan
 from precaudit.planning.budget import gradient_error
 from precaudit.profiling.audit import PROBE_HEADROOM, Runner
-from precaudit.running.job import RunSpec
+from precaudit.running.job import RunResult, RunSpec
 
 MAX_EVALUATIONS = 64
 _SHARE = 0.9
@@ -18,17 +19,50 @@ _EXPLAINED = 0.5
 _STEPS = 20
 Group = tuple[str, ...]
 Steps = tuple[int, ...]
+Measure = Callable[[RunResult, Collection[Steps]], dict[Steps, float]]
+"""The error in each of these steps; those that the run did not come to are missing."""
 
 
 @dataclass(frozen=True)
 class Contribution:
-    """A module's own share of the gradient error: |delta|^2 / |g|^2 when only it runs low."""
+    """A module's own share of the error when only it runs low."""
 
     fqn: str
     error: float
 
 
-def contributions(spec: RunSpec, plan: Plan, runner: Runner, products: Collection[str] = ()) -> list[Contribution]:
+def of_gradients(run: RunResult, pairs: Collection[Steps]) -> dict[Steps, float]:
+    """|delta|^2 / |g|^2."""
+    found = {steps: gradient_error(str(steps[0]), run.differences) for steps in pairs}
+    return {steps: 1 / error.snr if error.snr > 0 else math.inf for steps, error in found.items() if error}
+
+
+def of_losses(exact: Sequence[float]) -> Measure:
+    """The relative difference from the losses of the same weights and batches in float32, with its sign."""
+
+    def measure(run: RunResult, pairs: Collection[Steps]) -> dict[Steps, float]:
+        known = min(len(exact), len(run.losses))
+        sizes = {steps: sum(abs(exact[step]) for step in steps) for steps in pairs if max(steps) < known}
+        changes = {steps: sum(run.losses[step] - exact[step] for step in steps) for steps in sizes}
+        return {
+            steps: changes[steps] / size if math.isfinite(changes[steps]) else math.inf
+            for steps, size in sizes.items()
+            if size > 0
+        }
+
+    return measure
+
+
+def whole_error(spec: RunSpec, plan: Plan, runner: Runner, measure: Measure) -> float:
+    """The plan's own error, a mean over the saved steps; 0 where there are none."""
+    steps = _in_pairs(spec.probe_save)
+    errors = _errors(spec, runner, dict.fromkeys(steps, _only(plan, _low_modules(plan))), measure) if steps else {}
+    return fmean(errors.values()) if errors else 0.0
+
+
+def contributions(
+    spec: RunSpec, plan: Plan, runner: Runner, products: Collection[str] = (), measure: Measure = of_gradients
+) -> list[Contribution]:
     """The modules that make up most of the error, largest first; of those that explain it equally well the ones that
     have no products (`products` names the others), where float32 costs nothing.
 
@@ -40,7 +74,7 @@ def contributions(spec: RunSpec, plan: Plan, runner: Runner, products: Collectio
     steps, everything = _in_pairs(spec.probe_save), _low_modules(plan)
     if not steps or not everything:
         return []
-    wholes = _errors(spec, runner, dict.fromkeys(steps, _only(plan, everything)))
+    wholes = _errors(spec, runner, dict.fromkeys(steps, _only(plan, everything)), measure)
     typical = fmean(wholes.values()) if wholes else 0.0
     if typical == 0:
         return []
@@ -49,7 +83,7 @@ def contributions(spec: RunSpec, plan: Plan, runner: Runner, products: Collectio
         found: dict[Group, float] = {}
         for start in range(0, len(groups), len(steps)):
             tried = dict(zip(steps, groups[start:], strict=False))
-            errors = _errors(spec, runner, {step: derived(group) for step, group in tried.items()})
+            errors = _errors(spec, runner, {step: derived(group) for step, group in tried.items()}, measure)
             found |= {tried[step]: _share(error, wholes[step]) for step, error in errors.items() if step in wholes}
         return found
 
@@ -73,7 +107,7 @@ def _share(error: float, whole: float) -> float:
     """Of the plan's error in the same step; an overflow is all of it."""
     if math.isinf(error):
         return 1.0
-    return error / whole if whole > 0 else 0.0
+    return error / whole if whole else 0.0
 
 
 def _search(
@@ -115,12 +149,10 @@ def _in_pairs(steps: Collection[int]) -> list[Steps]:
     return [tuple(pair) for pair in pairs.values() if len(pair) == most]
 
 
-def _errors(spec: RunSpec, runner: Runner, plans: Mapping[Steps, Plan]) -> dict[Steps, float]:
-    """|delta|^2 / |g|^2 of the steps under each plan; those that the run did not come to are missing."""
+def _errors(spec: RunSpec, runner: Runner, plans: Mapping[Steps, Plan], measure: Measure) -> dict[Steps, float]:
+    """What each pair of steps shows under its plan."""
     compare = {step: (str(steps[0]), plan) for steps, plan in plans.items() for step in steps}
-    replay = runner(replace(spec, label="bisect", probe_save=frozenset(), probe_compare=compare))
-    found = {steps: gradient_error(str(steps[0]), replay.differences) for steps in plans}
-    return {steps: 1 / error.snr if error.snr > 0 else math.inf for steps, error in found.items() if error}
+    return measure(runner(replace(spec, label="bisect", probe_save=frozenset(), probe_compare=compare)), plans)
 
 
 def _only(plan: Plan, group: Collection[str]) -> Plan:

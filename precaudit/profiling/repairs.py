@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from precaudit.model import Location, Plan
 from precaudit.planning.fitting import format_of, is_within
 from precaudit.planning.planner import fallback
-from precaudit.profiling.bisect import contributions
+from precaudit.profiling.bisect import contributions, of_gradients, of_losses, whole_error
 from precaudit.running.job import RunResult, ScriptError
 from precaudit.tracing.records import Fault, Trace
 from precaudit.verification.gates import stuck_buffers
@@ -46,7 +46,7 @@ def find_repair(trials: Trials, plan: Plan, candidates: Mapping[int, RunResult])
         if faults:
             return _after_fault(plan, faults, trials.audit.trace)
     stuck = stuck_buffers(Runs(trials.references, candidates).pairs)
-    return _after_stuck(plan, stuck) or _after_silent_error(trials, plan)
+    return _after_stuck(plan, stuck) or _after_silent_error(trials, plan, candidates)
 
 
 def _first_wrong(references: Mapping[int, RunResult], candidates: Mapping[int, RunResult]) -> tuple[int, int] | None:
@@ -178,22 +178,36 @@ def _after_stuck(plan: Plan, buffers: Sequence[str]) -> list[Promotion]:
     return list(found.values())
 
 
-def _after_silent_error(trials: Trials, plan: Plan) -> list[Promotion]:
-    """The modules whose own rounding makes most of the gradient's error, measured one group at a time."""
+def _after_silent_error(trials: Trials, plan: Plan, candidates: Mapping[int, RunResult]) -> list[Promotion]:
+    """The modules whose own rounding makes most of the error, measured one group at a time: of the loss, where that is
+    wrong on float32's weights already, else of its gradient."""
     spec = trials.audit.replay_spec
     if spec is None or trials.audit.replay is None:
         return []
     products = trials.audit.trace.products
+    of_loss = of_losses(trials.audit.reference.losses)
+    shift = whole_error(spec, plan, trials.runner, of_loss)
+    in_loss = _explains(shift, trials.judge(candidates, plan).difference.mean)
+    measure, what = (of_loss, "loss") if in_loss else (of_gradients, "gradient")
     promotions = []
-    for item in contributions(spec, plan, trials.runner, products)[:_MOST]:
+    for item in contributions(spec, plan, trials.runner, products, measure)[:_MOST]:
         source = plan.modules.get(item.fqn, plan.default)
-        much = f"changes the gradient by {item.error**0.5:.1%} (rms)"
+        much = (
+            f"shifts the loss by {item.error:+.2%}"
+            if in_loss
+            else f"changes the gradient by {item.error**0.5:.1%} (rms)"
+        )
         if math.isinf(item.error):
-            much = "makes gradients that are not finite"
+            much = f"makes a {what} that is not finite"
         why = f"in {source} it {much}, the most of all modules"
         target = _target(source, "lower" if item.fqn in products else "other", plan)
         promotions.append(Promotion(item.fqn, "", source, target, why))
     return promotions
+
+
+def _explains(shift: float, difference: float | None) -> bool:
+    """Whether half of what parted in training was there without training."""
+    return difference is not None and shift * difference > 0 and abs(shift) >= abs(difference) / 2
 
 
 def _used(plan: Plan) -> tuple[str, ...]:

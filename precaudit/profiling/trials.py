@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from precaudit.formats import get_format
@@ -74,7 +74,7 @@ class Trials:
         self.references.update(zip(missing, results, strict=False))
         candidates.update(zip(seeds, results[len(missing) :], strict=True))
 
-    def judge(self, candidates: dict[int, RunResult], plan: Plan) -> Judgement:
+    def judge(self, candidates: Mapping[int, RunResult], plan: Plan) -> Judgement:
         return judge(Runs(self.references, candidates, self.twins), plan)
 
     def seed_matters(self) -> bool:

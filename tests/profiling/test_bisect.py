@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from precaudit.model import Plan
-from precaudit.profiling.bisect import contributions
+from precaudit.profiling.bisect import contributions, of_losses, whole_error
 from precaudit.running.job import Job, RunResult, RunSpec
 from precaudit.tracing.records import GradientDifference
 
@@ -72,3 +72,33 @@ def test_no_error_and_nothing_low_name_nobody():
     assert contributions(SPEC, PLAN, Known(lambda low: 0.0)) == []
     assert contributions(SPEC, replace(PLAN, modules=dict.fromkeys(NAMES, "float32")), Known(lambda low: 1.0)) == []
     assert contributions(replace(SPEC, probe_save=frozenset()), PLAN, Known(lambda low: 1.0)) == []
+
+
+EXACT = (12.0, 8.0, 5.0, 4.0)
+
+
+def shifted(shift):
+    """A runner whose losses are float32's but for what `shift(low)` adds to them, as a share."""
+
+    def run(spec):
+        lows = {
+            step: {m for m, f in plan.modules.items() if f != "float32"}
+            for step, (_, plan) in spec.probe_compare.items()
+        }
+        losses = tuple(loss * (1 + shift(lows.get(step, set()))) for step, loss in enumerate(EXACT))
+        return RunResult("bisect", 0, "stopped", losses=losses)
+
+    return run
+
+
+def test_a_module_that_shifts_the_loss_is_named_where_gradients_show_nothing():
+    run = shifted(lambda low: -0.03 * ("c" in low) + 0.001 * ("a" in low))
+    assert whole_error(SPEC, PLAN, run, of_losses(EXACT)) == pytest.approx(-0.029)
+    (found,) = contributions(SPEC, PLAN, run, measure=of_losses(EXACT))
+    assert (found.fqn, found.error) == ("c", pytest.approx(-0.03))
+
+
+def test_a_loss_that_is_not_finite_and_one_that_the_run_did_not_come_to():
+    run = shifted(lambda low: float("nan") if "f" in low else 0.0)
+    assert [item.fqn for item in contributions(SPEC, PLAN, run, measure=of_losses(EXACT))] == ["f"]
+    assert whole_error(SPEC, PLAN, run, of_losses(EXACT[:1])) == 0.0

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from precaudit.model import Layer, Location, Op, OpFormat, Plan
-from precaudit.profiling.repairs import Promotion, _after_exception, _after_fault, _after_stuck, _first_wrong
+from precaudit.profiling.repairs import Promotion, _after_exception, _after_fault, _after_stuck, _explains, _first_wrong
 from precaudit.running.job import RunResult, ScriptError
 from precaudit.tracing.records import Fault, Trace
 
@@ -137,3 +137,11 @@ def test_the_run_that_went_wrong_is_the_one_to_look_at_again():
     bad = replace(ran(0).end_state, buffers=("mean",))
     assert _first_wrong(references, {0: ran(0, end_state=bad), 1: ran(1)}) == (0, 19)
     assert _first_wrong(references, {0: ran(0), 1: ran(1)}) is None
+
+
+@pytest.mark.parametrize(
+    ("shift", "difference", "expected"),
+    [(-0.03, -0.029, True), (0.03, -0.029, False), (-0.01, -0.029, False), (0.0, 0.0, False), (0.03, None, False)],
+)
+def test_what_parts_in_training_may_be_in_the_loss_before_any_training(shift, difference, expected):
+    assert _explains(shift, difference) is expected
