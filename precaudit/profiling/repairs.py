@@ -129,10 +129,10 @@ def _after_exception(plan: Plan, broken: RunResult, trace: Trace) -> list[Promot
     why = f"{what} raised under the plan: {message.splitlines()[0] if message else 'no message'}"
     promotion = _widened(plan, fqn, op, why, trace)
     if promotion is None:
-        return []
+        return _inside(plan, fqn, why)
     first = replace(promotion, target="float32", location=error.location)
-    inside = [] if promotion.op else _inside(plan, promotion.fqn, why)
-    return [first, *inside, *_alike(plan, first, op, trace)]
+    beyond = [] if promotion.op else _feeding(plan, fqn, op, why, trace) or _inside(plan, fqn, why)
+    return [first, *beyond, *_alike(plan, first, op, trace)]
 
 
 def _alike(plan: Plan, first: Promotion, op: str | None, trace: Trace) -> list[Promotion]:
@@ -150,6 +150,15 @@ def _alike(plan: Plan, first: Promotion, op: str | None, trace: Trace) -> list[P
         for each in found
         if each and (each.op or each.fqn not in trace.products)
     ]
+
+
+def _feeding(plan: Plan, fqn: str, op: str | None, why: str, trace: Trace) -> list[Promotion]:
+    """The module that ran last before an operation, such as what makes the matrix that a decomposition refuses."""
+    names = [(each.fqn, each.op) for each in trace.ops]
+    before = names[: names.index((fqn, op))] if op and (fqn, op) in names else []
+    others = [name for name, _ in before if name != fqn]
+    source = plan.modules.get(others[-1], "float32") if others else "float32"
+    return [Promotion(others[-1], "", source, "float32", f"it ran last before {why}")] if source != "float32" else []
 
 
 def _inside(plan: Plan, fqn: str, why: str) -> list[Promotion]:

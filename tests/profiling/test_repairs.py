@@ -124,6 +124,18 @@ def test_products_of_the_type_that_raised_stay():
         assert [each.fqn for each in _after_exception(PLAN, raised("block.lin", op), trace)] == ["block.lin"]
 
 
+def test_where_no_format_of_its_own_helps_an_operation_what_feeds_it_is_widened_and_at_last_everything():
+    ops = (Op("net", "linear", 1, "lower", None, ()), Op("gram", "matmul", 1, "lower", None, ()))
+    trace = Trace(ops=(*ops, Op("", "cholesky", 1, "other", None, ()), Op("head", "linear", 1, "lower", None, ())))
+    plan = Plan("bfloat16", dict.fromkeys(("", "net", "gram", "head"), "bfloat16"))
+    plan = replace(plan, ops=(OpFormat("", "cholesky", "float32"),))
+    own, feeder = _after_exception(plan, raised("", "cholesky", "no"), trace)
+    assert (own.fqn, own.op, feeder.fqn, feeder.target) == ("", "", "gram", "float32")
+    assert feeder.why == "it ran last before cholesky raised under the plan: no"
+    plan = replace(plan, modules={**plan.modules, "": "float32", "gram": "float32"}, ops=())
+    assert [each.fqn for each in _after_exception(plan, raised("", "cholesky"), trace)] == ["net", "head"]
+
+
 def test_the_run_that_went_wrong_is_the_one_to_look_at_again():
     falling = tuple(1.0 / (step + 1) for step in range(20))
 
