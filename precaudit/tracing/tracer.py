@@ -15,7 +15,6 @@ from precaudit.execution.emulated import no_island
 from precaudit.execution.policy import ACCUMULATING, MASKED, Category, category
 from precaudit.formats import get_format
 from precaudit.histograms import Peak, take_peak
-from precaudit.histograms.memory import flat
 from precaudit.instrument.events import TrainingListener, in_backward
 from precaudit.instrument.functions import IN_FUNCTION
 from precaudit.instrument.names import ModuleName
@@ -27,6 +26,7 @@ from precaudit.tracing.ops import Call, TraceMode, caller_location
 from precaudit.tracing.parameters import ParameterTracker
 from precaudit.tracing.shadow import ABSORBING, Energies, local_errors, repeatable
 from precaudit.tracing.slots import Gauge, LayerSlot, OpSlot, scalars
+from precaudit.tracing.wholes import TOLD_APART, integer_amax
 
 _FORWARD = ""
 """Stands for a module's forward as a whole among the names of operations."""
@@ -37,12 +37,6 @@ _MAX_SHADOWS = 8
 _MAX_ORDINAL = 8
 """Further calls of one operation in one forward share a slot, so that loops don't grow the trace: one for results that
 are half, one for the others."""
-
-_TOLD_APART = 256.0
-"""Whole numbers up to here are exact in every half format."""
-
-_COINCIDENCE = 16
-"""Fraction bits, all zero, that have been seen before values count as whole by intention."""
 
 _MAX_PEAKS = 256
 """Steps whose maxima may wait on their device; of four times as many, neighbours are folded into one."""
@@ -85,7 +79,7 @@ class Tracer(TrainingListener):
         self.log2_scale = 0
         self._scopes = scopes
         self._mode = TraceMode(self, self._category)
-        self._told_apart = min((2.0 ** get_format(name).precision for name in options.formats), default=_TOLD_APART)
+        self._told_apart = min((2.0 ** get_format(name).precision for name in options.formats), default=TOLD_APART)
         self.step = 0
         self._pass = 0
         self.computing: set[ModuleName] = set()
@@ -309,24 +303,3 @@ class Tracer(TrainingListener):
 def _shape(tensor: torch.Tensor) -> tuple[int, ...]:
     """Of a jagged batch the shape of the rows that it packs, which is what products are made of."""
     return tuple((tensor.values() if tensor.is_nested else tensor).shape)
-
-
-@torch.no_grad()
-def integer_amax(tensors: list[torch.Tensor], least: float = _TOLD_APART) -> float | None:
-    """Largest magnitude of the integer-valued inputs that are no parameters; None where none is above `least`."""
-    found = None
-    for tensor in tensors:
-        values = flat(tensor) if tensor.is_floating_point() and not (tensor.is_leaf and tensor.requires_grad) else None
-        if values is None or values.numel() < 2:
-            continue
-        amax = float(values.abs().max())
-        if least < amax < float("inf") and bool((values == values.round()).all()) and not _whole_by_size(values):
-            found = max(found or 0.0, amax)
-    return found
-
-
-def _whole_by_size(values: torch.Tensor) -> bool:
-    """Whether values are whole because float32 has no fractions above 2^23: the bits that could have told otherwise
-    are too few to exclude chance."""
-    exponents = torch.frexp(values[values != 0].float()).exponent
-    return int((24 - exponents).clamp(min=0).sum()) < _COINCIDENCE

@@ -13,7 +13,7 @@ from precaudit.execution.rounding import quantize, round_mantissa
 from precaudit.instrument.torchfunction import op_name
 from precaudit.planning.rules import bans
 from precaudit.tracing.shadow import local_errors, repeatable
-from precaudit.tracing.tracer import integer_amax
+from precaudit.tracing.wholes import integer_amax
 
 FORMATS = ("bfloat16", "float16", "tf32", "float8_e4m3")
 
@@ -225,6 +225,27 @@ def test_numbers_too_large_for_fractions_are_no_positions():
 
 def test_weights_are_no_positions():
     assert integer_amax([nn.Parameter(torch.tensor([1.0, 4096.0]))]) is None
+
+
+def grey_values(*shape):
+    return torch.randint(0, 4096, shape, generator=torch.Generator().manual_seed(0)).float()
+
+
+@pytest.mark.parametrize(
+    ("layer", "values", "expected"),
+    [
+        (nn.Conv2d(2, 3, 3), grey_values(2, 2, 8, 8), None),
+        (nn.Linear(4, 3), grey_values(16, 4), None),
+        (nn.Linear(2, 3), torch.stack([19000.0 + torch.arange(16), grey_values(16)], -1), 19015.0),
+        (nn.Linear(2, 3), torch.stack([torch.full((16,), 300.0), grey_values(16)], -1), None),
+        (nn.Linear(2, 3).requires_grad_(False), grey_values(16, 2), "whole"),
+    ],
+    ids=["pixels", "features", "days since 1970", "a constant that is exact", "frequencies"],
+)
+def test_measurements_in_whole_steps_are_no_positions(layer, values, expected):
+    """A layer with trained weights weighs them; whether they are positions shows in the channel that varies least."""
+    expected = float(values.max()) if expected == "whole" else expected
+    assert integer_amax([values, layer.weight, layer.bias]) == expected
 
 
 def test_positions_in_a_product_are_noticed():
