@@ -128,11 +128,12 @@ def _after_exception(plan: Plan, broken: RunResult, trace: Trace) -> list[Promot
     what = f"{broken.backward_of}'s own backward pass" if broken.backward_of else op or "its forward"
     why = f"{what} raised under the plan: {message.splitlines()[0] if message else 'no message'}"
     promotion = _widened(plan, fqn, op, why, trace)
+    wide = promotion is None or (op is not None and format_of(plan, fqn, op) == "float32")
+    beyond = (_feeding(plan, fqn, op, why, trace) if wide else []) or _inside(plan, fqn, why)
     if promotion is None:
-        return _inside(plan, fqn, why)
+        return beyond
     first = replace(promotion, target="float32", location=error.location)
-    beyond = [] if promotion.op else _feeding(plan, fqn, op, why, trace) or _inside(plan, fqn, why)
-    return [first, *beyond, *_alike(plan, first, op, trace)]
+    return [first, *([] if promotion.op else beyond), *_alike(plan, first, op, trace)]
 
 
 def _alike(plan: Plan, first: Promotion, op: str | None, trace: Trace) -> list[Promotion]:

@@ -136,6 +136,17 @@ def test_where_no_format_of_its_own_helps_an_operation_what_feeds_it_is_widened_
     assert [each.fqn for each in _after_exception(plan, raised("", "cholesky"), trace)] == ["net", "head"]
 
 
+def test_a_leaf_that_raised_moves_alone_before_what_feeds_it():
+    trace = replace(TRACE, ops=(*TRACE.ops, Op("qr", "linalg_qr", 1, "other", None, ())))
+    trace = replace(trace, layers=(*TRACE.layers, Layer("qr", "Orthogonal", 0, 1, ())))
+    plan = replace(PLAN, modules={**PLAN.modules, "qr": "float16"})
+    for expected in ("qr", "block.lin"):
+        (found,) = _after_exception(plan, raised("qr", "linalg_qr"), trace)
+        assert (found.fqn, found.op, found.target) == (expected, "", "float32")
+        plan = replace(plan, modules={**plan.modules, expected: "float32"})
+    assert _after_exception(plan, raised("qr", "linalg_qr"), trace) == []
+
+
 def test_the_run_that_went_wrong_is_the_one_to_look_at_again():
     falling = tuple(1.0 / (step + 1) for step in range(20))
 
