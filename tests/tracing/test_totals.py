@@ -353,6 +353,21 @@ def test_maxima_are_of_what_is_half_in_the_backward_pass():
     assert traced.trace.maxima == ((0, -10.0), (1, 3.0))
 
 
+def test_a_gradient_that_a_relu_stops_needs_no_room_in_half():
+    """Behind a row of zeros that is divided by an eps, gradients are huge, and none of them gets through."""
+
+    def shares(self, x):
+        score = self.lin(x).relu()
+        return score / (score.sum(-1, keepdim=True) + 1e-8)
+
+    model = Wrapping(shares, lin=nn.Linear(1, 2, bias=False))
+    nn.init.constant_(model.lin.weight, 1.0)
+    with tracing(per_step=True) as traced:
+        train(model, lambda m, i: m(torch.tensor([[1.0], [-1.0]]))[:, 0].sum(), steps=1)
+    assert traced.op("", "relu").tensor("activation_grad").stats.amax > 1e7
+    assert traced.trace.maxima == ((0, -2.0),)
+
+
 def test_maxima_of_a_long_run_take_no_more_memory_than_those_of_a_short_one():
     model, steps = nn.Linear(1, 1, bias=False), 3000
     with tracing(per_step=True) as traced:
