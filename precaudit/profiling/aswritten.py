@@ -300,10 +300,10 @@ def _rows(entry: Seen, severity: Severity) -> Finding | None:
 def _integers(entry: Seen, severity: Severity) -> Finding:
     """PA306: whole numbers (ids, positions, counts) that are others in a low format."""
     message = (
-        f"whole numbers up to {entry['amax']:g} (indices, positions, counts) are put into {entry['dtype']}, which "
-        f"tells integers apart up to {entry['limit']:g} only: {entry['changed']} of them alias others"
+        f"whole numbers up to {entry['amax']:g} are put into {entry['dtype']}, which tells integers apart up to "
+        f"{entry['limit']:g} only: {entry['changed']} of them alias others"
     )
-    fix = "keep indices and counts in an integer or float32 tensor"
+    fix = "keep them in an integer or float32 tensor, if they are indices, positions or counts"
     return finding("PA306", severity, message, fix, None, None, place_of(entry), changed=entry["changed"])
 
 
