@@ -6,7 +6,7 @@ Each rule is a function from a trace to bans: this module or operation must not 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 
 from precaudit.formats import EXTREME, FORMATS, Format
@@ -134,15 +134,16 @@ def integers(op: Op, target: Format) -> Ban | None:
     return _ban("PA105", op, target, "error", why, f"compute {INTEGER_OPS} in float32", op.integer_amax, "whole")
 
 
-def of_grids(trace: Trace, grids: Iterable[Grid]) -> tuple[Ban, ...]:
-    """PA105 once more: values that a format doesn't tell apart because they are made in it."""
+def of_grids(trace: Trace, grids: Iterable[Grid], harmless: Collection[str] = ()) -> tuple[Ban, ...]:
+    """PA105 once more: values that a format doesn't tell apart because they are made in it. In a `harmless` one the
+    gradient hardly shows it, as where sums are divided by them."""
     return tuple(
         Ban(
             "PA105",
             trace.name(grid.model, grid.fqn),
             grid.op,
             grid.format,
-            "error",
+            "warning" if grid.format in harmless else "error",
             f"{grid.op} makes {grid.wanted} values up to {grid.amax:g} in {grid.format}, which keeps {grid.kept} of "
             "them apart",
             f"make {INTEGER_OPS} in float32 (dtype=torch.float32)",

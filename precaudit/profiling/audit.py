@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
@@ -168,16 +169,29 @@ def _with_probes(audit: Audit, plan: Schedule, probed: tuple[str, ...], runner: 
     """Gradients in each format against float32's, at both phases, two steps under one format in turn. Values that a
     format turned out not to tell apart are made in float32 then, and the gradients are looked at again."""
     replay = _replay(audit, plan, probed, runner)
-    lost = of_grids(audit.trace, replay.grids)
-    if lost:
-        audit = replace(audit, bans=(*audit.bans, *lost))
+    if replay.grids:
+        harmless = _without_harm(_gradient_errors(plan, probed, replay))
+        audit = replace(audit, bans=(*audit.bans, *of_grids(audit.trace, replay.grids, harmless)))
         replay = _replay(audit, plan, probed, runner)
     audit = replace(audit, replay=replay)
     if not audit.starts_alike:
         return audit  # gradients of other weights or another batch: the formats have no part in what they differ by
+    return replace(audit, errors=_gradient_errors(plan, probed, replay))
+
+
+def _gradient_errors(plan: Schedule, probed: tuple[str, ...], replay: RunResult) -> tuple[GradientError, ...]:
     labels = dict.fromkeys(f"{name}@{phase}" for phase in plan.probed for name in probed)
     errors = (gradient_error(label, replay.differences) for label in labels)
-    return replace(audit, errors=tuple(error for error in errors if error))
+    return tuple(error for error in errors if error)
+
+
+def _without_harm(errors: Iterable[GradientError]) -> set[str]:
+    """The formats whose gradients were looked at, and at no time were over budget, nor lost."""
+    seen: dict[str, bool] = {}
+    for error in errors:
+        name = error.label.partition("@")[0]
+        seen[name] = seen.get(name, True) and error.within_budget and not math.isinf(error.rho)
+    return {name for name, harmless in seen.items() if harmless}
 
 
 def _replay(audit: Audit, plan: Schedule, probed: tuple[str, ...], runner: Runner) -> RunResult:

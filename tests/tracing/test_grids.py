@@ -60,3 +60,10 @@ def test_it_bans_the_operation_by_the_name_that_the_trace_has():
     assert "512 values up to 511" in ban.why
     (ban,) = of_grids(Trace(models=("actor", "critic")), [grid])
     assert ban.fqn == "model.rotary"
+
+
+def test_where_the_gradient_hardly_shows_it_it_is_no_error():
+    """What means are divided by may be off by one in 500."""
+    grid = Grid("model", "mean", "arange", "bfloat16", 1024.0, 1024, 512, None)
+    (ban,) = of_grids(Trace(models=("model",)), [grid], {"bfloat16"})
+    assert ban.severity == "warning"
