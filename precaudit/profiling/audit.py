@@ -16,6 +16,7 @@ from precaudit.planning.rules import Ban, bans, of_grids
 from precaudit.profiling.schedule import Schedule, schedule
 from precaudit.reporting.words import listing
 from precaudit.running.job import Job, RunResult, RunSpec
+from precaudit.tracing.grids import stored_in_half
 from precaudit.tracing.records import Trace
 
 
@@ -166,12 +167,15 @@ def misses_its_autocast(run: RunResult) -> bool:
 
 
 def _with_probes(audit: Audit, plan: Schedule, probed: tuple[str, ...], runner: Runner) -> Audit:
-    """Gradients in each format against float32's, at both phases, two steps under one format in turn. Values that a
-    format turned out not to tell apart are made in float32 then, and the gradients are looked at again."""
+    """Gradients in each format against float32's, at both phases, two steps under one format in turn. Where dtypes turn
+    out to be others than float32 let see, what the rules forbid is kept wide, and the gradients are looked at again."""
+    assert audit.replay_spec is not None
     replay = _replay(audit, plan, probed, runner)
-    if replay.grids:
-        harmless = _without_harm(_gradient_errors(plan, probed, replay))
-        audit = replace(audit, bans=(*audit.bans, *of_grids(audit.trace, replay.grids, harmless)))
+    harmless = _without_harm(_gradient_errors(plan, probed, replay))
+    trace = stored_in_half(audit.trace, replay.halves)
+    found = [*bans(trace, audit.replay_spec.formats), *of_grids(trace, replay.grids, harmless)]
+    if more := [ban for ban in found if ban not in audit.bans]:
+        audit = replace(audit, trace=trace, bans=(*audit.bans, *more))
         replay = _replay(audit, plan, probed, runner)
     audit = replace(audit, replay=replay)
     if not audit.starts_alike:

@@ -106,8 +106,8 @@ class RunResult:
     """What one run showed. `losses` has one value a step; `streams` separates them by the line that called
     backward; `raised_in` is the innermost module whose forward let the script's error through, or that called the
     function `backward_of`, whose own backward pass did; `leftovers` are files that it read and an earlier run of the
-    job had written; it `crossed` a run beside it when it read one of that;
-    `on_cuda` tells whether its models were there."""
+    job had written; `halves` are the operations (model, module, name) whose results were half in the probed steps; it
+    `crossed` a run beside it when it read one of that; `on_cuda` tells whether its models were there."""
 
     label: str
     seed: int
@@ -125,6 +125,7 @@ class RunResult:
     end_state: EndState = field(default_factory=EndState)
     differences: tuple[GradientDifference, ...] = ()
     grids: tuple[Grid, ...] = ()
+    halves: frozenset[tuple[str, str, str]] = frozenset()
     step_seconds: tuple[float, ...] = ()
     seconds: float = 0.0
     baseline: Mapping[str, object] = field(default_factory=dict)

@@ -193,6 +193,10 @@ class GradientProbe(TrainingListener):
         return tuple(self._grids.found.values())
 
     @property
+    def halves(self) -> frozenset[tuple[str, str, str]]:
+        return self._grids.halves
+
+    @property
     def differences(self) -> tuple[GradientDifference, ...]:
         return tuple(_difference(label, fqn, list(sums.values())) for (label, fqn), sums in self._sums.items())
 

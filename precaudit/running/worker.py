@@ -173,6 +173,7 @@ def _measured(result: RunResult, session: Session, seconds: float) -> RunResult:
         trace=snapshot(session.tracer, session.names) if session.tracer else None,
         differences=session.probe.differences if session.probe else (),
         grids=session.probe.grids if session.probe else (),
+        halves=session.probe.halves if session.probe else frozenset(),
         step_seconds=tuple(monitor.step_seconds),
         seconds=seconds,
         baseline=session.baseline.settings,

@@ -1,36 +1,42 @@
-"""Positions, indices and counts that a low format no longer tells apart, where they are made in it."""
+"""What only a run in a low format shows: positions, indices and counts that it no longer tells apart where they are
+made in it, and which operations' results are half."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from precaudit.execution.rounding import HALVES
 from precaudit.instrument.scopes import Frame
-from precaudit.instrument.torchfunction import OperationMode
+from precaudit.instrument.torchfunction import OperationMode, tensors_in
+from precaudit.model import Op
 from precaudit.tracing.ops import caller_location
-from precaudit.tracing.records import Grid
+from precaudit.tracing.records import Grid, Trace
 
 _MAKERS = frozenset("arange linspace logspace range".split())
 _WIDE_INTEGERS = (torch.int16, torch.int32, torch.int64)
 """Narrower ones are exact in both halves."""
 
 Noticed = Callable[[str, torch.Tensor, int], None]
+Stored = Callable[[str, bool], None]
 
 
 class GridMode(OperationMode):
     """Hands every half result to `noticed` that has fewer distinct values than it was asked for: evenly spaced ones, or
-    integers that were cast."""
+    integers that were cast; and tells `stored` of every operation whether its results are half."""
 
-    def __init__(self, noticed: Noticed) -> None:
+    def __init__(self, noticed: Noticed, stored: Stored = lambda op, half: None) -> None:
         super().__init__()
-        self._noticed = noticed
+        self._noticed, self._stored = noticed, stored
 
     def operation(self, op: str, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         result = func(*args, **kwargs)
+        if made := [tensor for tensor in tensors_in(result) if tensor.is_floating_point()]:
+            self._stored(op, all(tensor.dtype in HALVES for tensor in made))
         if isinstance(result, torch.Tensor) and result.dtype in HALVES and result.numel() > 1:
             wanted = _distinct_values(op, args, result)
             if wanted is not None and result.unique().numel() < wanted:
@@ -52,6 +58,12 @@ class GridWatch:
 
     def __init__(self) -> None:
         self.found: dict[tuple[str, str, str, str], Grid] = {}
+        self._stored: dict[tuple[str, str, str], bool] = {}
+
+    @property
+    def halves(self) -> frozenset[tuple[str, str, str]]:
+        """Model, module and operation, where every call's results were half."""
+        return frozenset(key for key, half in self._stored.items() if half)
 
     def entered(self, frame: Frame, current: Callable[[], Frame | None], format_name: str) -> None:
         """Watch an outermost forward, from inside whatever runs it in the format."""
@@ -63,8 +75,25 @@ class GridWatch:
                 kept, amax = result.unique().numel(), float(result.abs().max())
                 self.found[key] = Grid(*key, amax, wanted, kept, caller_location())
 
+        def stored(op: str, half: bool) -> None:
+            name = (current() or frame).name
+            key = (name.model, name.fqn, op)
+            self._stored[key] = half and self._stored.get(key, True)
+
         frame.data["grids"] = stack = ExitStack()
-        stack.enter_context(GridMode(noticed))
+        stack.enter_context(GridMode(noticed, stored))
 
     def left(self, frame: Frame) -> None:
         frame.data.pop("grids").close()
+
+
+def stored_in_half(trace: Trace, halves: frozenset[tuple[str, str, str]]) -> Trace:
+    """The trace with what a run in a low format showed: what takes another tensor's dtype, as `y.to(x.dtype)` does, is
+    float32 in a trace of float32, whatever it is there."""
+    known = {(trace.name(model, fqn), op) for model, fqn, op in halves}
+    return replace(trace, ops=tuple(_in_half(op) if (op.fqn, op.op) in known else op for op in trace.ops))
+
+
+def _in_half(op: Op) -> Op:
+    record = op.tensor("activation")
+    return op if op.half or record is None else replace(op, half=True, half_amax=record.stats.amax)

@@ -10,6 +10,7 @@ from trace_samples import layer, op, trace
 from precaudit.execution import float8
 from precaudit.formats import FORMATS
 from precaudit.planning.rules import HEADROOM, LOCAL_ERROR_LIMIT, RULES, bans
+from precaudit.tracing.grids import stored_in_half
 
 HALF, BRAIN, SMALL = FORMATS["float16"], FORMATS["bfloat16"], FORMATS["float8_e4m3"]
 
@@ -180,3 +181,12 @@ def test_float32_is_never_forbidden():
     assert bans(trace([awful]), ("float32",)) == ()
     assert HALF.maximum < 1e30 < BRAIN.maximum
     assert SMALL.maximum == 448
+
+
+def test_what_a_low_run_showed_to_be_half_is_judged_as_half():
+    """`y.to(x.dtype)` is a cast to float32 in a trace of float32."""
+    seen = replace(trace([op("mul", fqn="loss", amax=1e6, category="other", half=False)]), models=("model",))
+    assert bans(seen, ["float16"]) == ()
+    assert stored_in_half(seen, frozenset({("model", "loss", "add"), ("model", "net", "mul")})) == seen
+    (ban,) = bans(stored_in_half(seen, frozenset({("model", "loss", "mul")})), ["float16"])
+    assert (ban.rule, ban.fqn, ban.op, ban.value) == ("PA101", "loss", "mul", 1e6)

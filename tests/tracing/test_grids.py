@@ -67,3 +67,17 @@ def test_where_the_gradient_hardly_shows_it_it_is_no_error():
     grid = Grid("model", "mean", "arange", "bfloat16", 1024.0, 1024, 512, None)
     (ban,) = of_grids(Trace(models=("model",)), [grid], {"bfloat16"})
     assert ban.severity == "warning"
+
+
+def test_it_tells_which_operations_are_half_in_every_call():
+    seen = {}
+
+    def stored(op, half):
+        seen[op] = half and seen.get(op, True)
+
+    pred, target = torch.ones(4, dtype=torch.float16), torch.ones(4)
+    with GridMode(lambda op, result, wanted: None, stored):
+        gap = target.to(pred.dtype) - pred
+        gap.sort()
+        (gap * gap + target * 2.0).mean()
+    assert {op for op, half in seen.items() if half} == {"to", "sub", "sort"}
