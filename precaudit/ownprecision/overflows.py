@@ -37,7 +37,8 @@ def overflow(
         return None
     given = [before if value is result else value for value in args]
     options = {name: value for name, value in kwargs.items() if name != "out"}
-    inputs = [t for t in tensors_in((given, options)) if t.is_floating_point()]
+    tensors = [t for t in tensors_in((given, options)) if t.dtype != torch.bool]
+    inputs = [t for t in tensors if t.is_floating_point()] or tensors
     if not all(bool(t.isfinite().all()) for t in inputs) or _not_finite_either(op, func, given, options, result):
         return None
     return max((float(t.abs().max()) for t in inputs if t.numel()), default=0.0)

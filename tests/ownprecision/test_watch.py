@@ -424,6 +424,11 @@ def test_what_is_not_finite_in_float32_either_is_no_overflow_and_hides_none():
     assert [(entry["op"], entry["amax"]) for entry in entries] == [("square", 300.0)]
 
 
+def test_a_count_that_a_cast_makes_infinite_is_told_with_its_size():
+    (entry,) = seen(lambda: train(after_step=lambda model: torch.tensor(80000).half()), "overflow", steps=3)
+    assert (entry["op"], entry["amax"]) == ("half", 80000.0)
+
+
 def test_a_mask_is_no_overflow():
     def mask(model):
         torch.zeros(4).half().masked_fill_(torch.ones(4).bool(), -float("inf"))
