@@ -137,20 +137,15 @@ def _after_exception(plan: Plan, broken: RunResult, trace: Trace) -> list[Promot
 
 
 def _alike(plan: Plan, first: Promotion, op: str | None, trace: Trace) -> list[Promotion]:
-    """The same in modules of that type, which would raise one a round; not in products, which nearly all take."""
+    """The same in modules of that type, which would raise one a round: where the operation is called, unless it is a
+    product, which nearly all calls survive; where no operation is known, in those without products."""
     types = {layer.fqn: layer.type for layer in trace.layers}
-    calling = {each.fqn for each in trace.ops if each.op == op and each.category != "lower"} if op else types.keys()
+    callers = {each.fqn for each in trace.ops if each.op == op and each.category != "lower"}
+    concerned = callers if op else types.keys() - trace.products
+    alike = [fqn for fqn in types if fqn in concerned and fqn != first.fqn and types[fqn] == types.get(first.fqn)]
     why = f"it is of the type of {first.fqn}, where {first.why}"
-    found = (
-        _widened(plan, fqn, op, why, trace)
-        for fqn, type in types.items()
-        if fqn != first.fqn and type == types.get(first.fqn) and fqn in calling
-    )
-    return [
-        replace(each, target="float32", location=first.location)
-        for each in found
-        if each and (each.op or each.fqn not in trace.products)
-    ]
+    found = filter(None, (_widened(plan, fqn, op, why, trace) for fqn in alike))
+    return [replace(each, target="float32", location=first.location) for each in found]
 
 
 def _feeding(plan: Plan, fqn: str, op: str | None, why: str, trace: Trace) -> list[Promotion]:

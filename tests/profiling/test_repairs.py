@@ -117,6 +117,13 @@ def test_modules_of_the_type_that_raised_are_not_waited_for_one_a_round():
     assert found[1].why == "it is of the type of a, where index_add raised under the plan: boom"
 
 
+def test_leaves_of_the_type_that_raised_go_along_with_their_products():
+    ops = [Op(fqn, op, 1, kind, None, ()) for fqn in "ab" for op, kind in (("matmul", "lower"), ("index_add", "other"))]
+    trace = Trace(layers=tuple(Layer(fqn, "Conv", 8, 1, ()) for fqn in "ab"), ops=tuple(ops))
+    found = _after_exception(Plan("bfloat16", dict.fromkeys("ab", "bfloat16")), raised("a", "index_add"), trace)
+    assert [(each.fqn, each.op, each.target) for each in found] == [("a", "", "float32"), ("b", "", "float32")]
+
+
 def test_products_of_the_type_that_raised_stay():
     trace = replace(TRACE, layers=(*TRACE.layers, Layer("other", "Linear", 8, 1, ())))
     trace = replace(trace, ops=(*trace.ops, Op("other", "linear", 1, "lower", None, ())))
