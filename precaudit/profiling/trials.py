@@ -152,12 +152,13 @@ def _repaired(
 def _trial_round(
     trials: Trials, plan: Plan, label: str, seeds: int, quick: bool, candidates: dict[int, RunResult]
 ) -> Judgement:
-    """Seed 0 alone shows a plan that breaks; then the float32 twin, and looks until the verdict is clear."""
+    """Seed 0 alone shows a plan that breaks, or changes nothing; then float32 twins, and looks until the verdict is
+    clear."""
     candidates.update(zip([0], trials.run([trials.spec(label, 0, plan)]), strict=True))
     if trials.audit.replay is None:  # which began in float32, and was compared
         require_same_start(trials.audit.reference, candidates[0], tolerance=_ROUNDED)
     judgement = trials.judge(candidates, plan)
-    if judgement.verdict == "fail" or judgement.cause == "interrupted" or quick or seeds == 1:
+    if judgement.verdict == "fail" or judgement.cause in ("interrupted", "unchanged") or quick or seeds == 1:
         return screened(judgement) if quick else judgement
     wanted = seeds
     while True:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from precaudit.formats import FORMATS
-from precaudit.model import Cause, Finding, Plan, Report
+from precaudit.model import Cause, Finding, Plan, Report, Verification
 from precaudit.reporting import costs, unfinished
 from precaudit.reporting.words import (
     NOT_MEASURED,
@@ -79,6 +79,13 @@ DOUBLE = Undecided(
     "Build the model and its data in float32 first, see that it still learns, and profile again.",
 )
 
+CHAOTIC = Undecided(
+    "these runs scatter by far more than the difference that is allowed, more than any number of seeds makes up for.",
+    "Judge by what you train for (a return, an accuracy) over several trainings of your own, with the plan and "
+    "without it; here, smaller steps or larger batches scatter less.",
+)
+_TOO_MANY_SEEDS = 100
+
 
 @dataclass(frozen=True)
 class Exceptions:
@@ -139,7 +146,17 @@ def _undecided(report: Report) -> Undecided:
     cause = report.verification.cause or "noise"
     if cause == "float32" and report.job.get("stopped") == "ended":
         return ENDED
+    if cause == "noise" and _seeds_needed(report.verification) > _TOO_MANY_SEEDS:
+        return CHAOTIC
     return DOUBLE if cause == "unchanged" and _own(report) == "float64" else UNDECIDED[cause]
+
+
+def _seeds_needed(verification: Verification) -> float:
+    """How many it takes until the difference is known to within the margin; 0 where its bounds aren't known."""
+    lower, upper, margin = verification.difference.lower, verification.difference.upper, verification.margin
+    if lower is None or upper is None or not margin:
+        return 0.0
+    return len(verification.seeds) * ((upper - lower) / 2 / margin) ** 2
 
 
 def _own(report: Report) -> str:

@@ -101,8 +101,10 @@ def repeatability(twins: Sequence[tuple[Losses, Losses]], window: slice) -> floa
 
 def by_chance(twins: Sequence[tuple[Losses, Losses]], window: slice, pairs: int) -> float:
     """How far from zero the mean difference of so many pairs may be where both are float32: twice its standard error,
-    as (run, twin) pairs show it. 0 without any that can be compared."""
-    found = relative_differences([run for run, _ in twins], [twin for _, twin in twins], window)
+    as (run, twin) pairs show it. 0 without any that can be compared. Either of a pair could have been the one to
+    compare with: a loss that chance makes thirty times another's is also one that it makes a thirtieth."""
+    both_ways = [*twins, *((twin, run) for run, twin in twins)]
+    found = relative_differences([run for run, _ in both_ways], [twin for _, twin in both_ways], window)
     found = found[~np.isnan(found)]
     return 2 * math.sqrt(float(np.mean(found**2)) / pairs) if len(found) and pairs else 0.0
 

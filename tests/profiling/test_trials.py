@@ -73,3 +73,32 @@ def test_runs_that_a_seed_did_not_change_are_given_up():
     assert len(losses) == len(found.trials)
     for seed in (1, 2):
         assert losses["candidate-1", seed][-1] == pytest.approx(losses["reference", seed][-1], abs=1e-3)
+
+
+def test_where_float32_ends_anywhere_a_pair_tells_both_ways():
+    """Of a run that ended at 73 and its twin at 2, either could have been the reference."""
+    ends = {"reference": [10, 73, 0.1] * 3, TWIN: [10, 2, 0.1], "candidate-1": [10, 62, 0.1, 11, 9, 40, 12, 50]}
+    runs = {
+        label: {
+            seed: RunResult(label, seed, "stopped", 40, 40, losses=(20.0,) * 20 + (float(end),) * 20)
+            for seed, end in enumerate(found[:8])
+        }
+        for label, found in ends.items()
+    }
+    judgement = judge(Runs(runs["reference"], runs["candidate-1"], runs[TWIN]), Plan("bfloat16"))
+    assert judgement.verdict == "inconclusive"
+    assert abs(judgement.difference.mean) > judgement.margin
+    assert not _needs_repair(judgement, quick=False)
+
+
+def test_a_plan_that_changes_no_bit_is_tried_once():
+    class Same(Noting):
+        def many(self, specs):
+            super().many(specs)
+            return [scattered(spec.label, 0, 0.0) for spec in specs]
+
+    runner, job = Same(), Job("script", "train.py", (), ".", 10)
+    audit = Audit(job, scattered("reference", 0, 0.0), Trace(), replay=scattered("replay", 0, 0.0))
+    verification, _ = verify(audit, Plan("bfloat16"), None, "emulated", runner, seeds=3, quick=False)
+    assert verification.cause == "unchanged"
+    assert [spec.label for spec in runner.specs] == ["candidate-1"]

@@ -78,6 +78,16 @@ def test_the_next_command_has_more_of_what_would_decide(cause, option):
     assert [part for part in command if part in ("--seeds", "--steps")] == ([option] if option else [])
 
 
+def test_seeds_are_not_asked_for_where_no_number_of_them_would_decide():
+    report = report_samples.passing()
+    doubt = replace(report.verification, verdict="inconclusive", cause="noise", margin=0.01, seeds=tuple(range(8)))
+    for reach, asked in ((0.03, True), (0.9, False)):
+        scattered = replace(doubt, difference=Difference(0.0, -reach, reach))
+        text = " ".join(story.actions(replace(report, verification=scattered)))
+        assert ("--seeds" in text) is asked
+        assert ("--seeds" in story.what_decides(replace(report, verification=scattered))) is asked
+
+
 def test_the_next_command_is_for_the_same_folder_with_the_same_options():
     report = report_samples.passing()
     job = {**report.job, "options": {"--formats": "float16", "--seeds": "2"}}
