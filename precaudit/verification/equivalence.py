@@ -50,8 +50,7 @@ def equivalence(
     Without spread between pairs there are no bounds: a single pair, or pairs that are all the same because the
     script fixes its own seed, pass when bit-identical to float32 and are inconclusive otherwise. Pairs that
     are `nan` don't count; one that is `inf` fails at once. `spread` is the deviation that equal plans could
-    have, sqrt(2) times `seed_deviation`: a fault that strikes some seeds harder must not hide in its own
-    scatter.
+    have at most, `seed_spread`: a fault that strikes some seeds harder must not hide in its own scatter.
     """
     values = np.asarray(differences, float)
     values = values[~np.isnan(values)]

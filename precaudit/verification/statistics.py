@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import permutations
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -179,6 +180,15 @@ def seed_deviation(reference: Sequence[Losses], window: slice) -> float:
     if usable.sum() < 2:
         return math.nan
     return _ratio(float(means[usable].std(ddof=1)), float(scales[usable].mean()))
+
+
+def seed_spread(reference: Sequence[Losses], window: slice) -> float:
+    """The deviation of `relative_differences` between trainings that share nothing, as two seeds' show it; `nan` for
+    fewer than two. sqrt(2) times `seed_deviation` where all end near one loss; more where some end near zero."""
+    pairs = list(permutations(reference, 2))
+    found = relative_differences([run for run, _ in pairs], [other for _, other in pairs], window)
+    found = found[np.isfinite(found)]
+    return math.sqrt(float(np.mean(found**2))) if len(found) else math.nan
 
 
 # ---------------------------------------------------------------- what a curve says by itself

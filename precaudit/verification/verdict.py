@@ -92,7 +92,7 @@ def _compare_losses(runs: Runs, pairs: Sequence[Pair], checked: tuple[Gate, ...]
     margin = statistics.margin(references, window, noise)
     guard = _learned([reference for reference, _ in pairs], margin)
     all_gates = (*checked, Gate("the reference learned", guard.passed, guard.detail))
-    spread = 2**0.5 * statistics.seed_deviation(references, window)
+    spread = statistics.seed_spread(references, window)
     differences = statistics.relative_differences(references, candidates, window)
     result = equivalence(differences, margin, spread=spread if spread == spread else float("inf"))
     difference = Difference(result.mean, result.lower, result.upper)
