@@ -41,6 +41,12 @@ _PROFILE = (
         "Keep what the gate names in float32.",
     ),
     Rule(
+        "PA003",
+        "a forward is called directly",
+        "The script calls a module's forward instead of the module: no hook sees it, and no plan reaches it.",
+        "Call the module itself: model(x) instead of model.forward(x).",
+    ),
+    Rule(
         "PA101",
         "a result overflows",
         "An operation's result reaches the format's maximum, or comes within a factor of four of it.",

@@ -7,8 +7,10 @@ import threading
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial, wraps
+from types import FrameType
 from typing import Any, Protocol
 
+import torch
 from torch import nn
 from torch.nn.modules import module as hooks
 from torch.utils import checkpoint as checkpointing
@@ -73,6 +75,18 @@ class _Stack(threading.local):
         self.frames: list[Frame] = []
 
 
+def _running_forwards() -> Iterator[tuple[nn.Module, FrameType]]:
+    """The modules whose `forward` is among the calling frames, each with the frame that called it."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        caller, code = frame.f_back, frame.f_code
+        if code.co_name == "forward" and code.co_argcount and caller is not None:
+            module = frame.f_locals.get(code.co_varnames[0])
+            if isinstance(module, nn.Module):
+                yield module, caller
+        frame = caller
+
+
 class ModuleScopes:
     """Publishes every module's forward through torch's global module hooks, so models may be born anywhere."""
 
@@ -82,6 +96,8 @@ class ModuleScopes:
         self._only = None if only is None else WeakIdKeyDictionary(dict.fromkeys(only.modules()))
         self.listeners: list[ScopeListener] = []
         self.raised_in: str | None = None
+        self.bypassed: dict[ModuleName, tuple[str, int]] = {}
+        """Modules that train, whose forward somebody called instead of them, past all hooks; and where."""
         self._stack = _Stack()
 
     @property
@@ -154,9 +170,19 @@ class ModuleScopes:
         frame = Frame(module, self.names.of(module), frames[-1].root if frames else None)
         if not frames:
             self.raised_in = None
+            if torch.is_grad_enabled():
+                self._note_bypassed(module)
         frames.append(frame)
         for listener in self.listeners:
             listener.entered(frame)
+
+    def _note_bypassed(self, module: nn.Module) -> None:
+        """No forward is known to run; one of an owner of `module` among the callers was called by its name."""
+        for owner, caller in _running_forwards():
+            tracked = self._only is None or owner in self._only
+            if tracked and owner is not module and any(inner is module for inner in owner.modules()):
+                place = caller.f_code.co_filename, caller.f_lineno
+                self.bypassed.setdefault(self.names.of(owner), place)
 
     def _leave(self, module: nn.Module, args: Any, *kwargs_output: Any) -> Any:
         """Unwinds to the module's own frame: inner ones are left over when a forward was cut short.

@@ -236,8 +236,8 @@ def require_measurable(audit: Audit) -> None:
     if not any(layer.trained for layer in audit.trace.layers):
         raise PrecauditError(
             "nothing to measure: no torch.nn.Module with parameters took part in a backward pass. precaudit "
-            "plans a precision per module; put the parameters into an nn.Module, built by Python code: one that "
-            "torch.jit.load gave can't be looked into",
+            "plans a precision per module; put the parameters into an nn.Module, built by Python code (one that "
+            "torch.jit.load gave can't be looked into), and call it: model(x), not model.forward(x)",
             ExitCode.NOTHING_TO_MEASURE,
         )
 

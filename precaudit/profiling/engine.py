@@ -158,7 +158,8 @@ def _plan_and_verify(
     choices = _choices(audit, formats, target)
     plan = build_plan(audit.trace, choices)
     if not plan.is_low_precision:
-        return plan, Verification(reason="no matrix product is left that could run in a low-precision format")
+        seen = "is left that could run in a low-precision format" if audit.trace.products else "was seen in a module"
+        return plan, Verification(reason=f"no matrix product {seen}")
     if not settings.verify:
         return plan, Verification(reason="verification was switched off (--no-verify)")
 

@@ -31,6 +31,7 @@ def all_findings(audit: Audit, plan: Plan, verification: Verification) -> tuple[
     pace = _keeping_pace(audit)
     strays = any((each.rule, each.severity) == ("PA501", "error") for each in as_written)
     found = [
+        *_of_bypassed(audit.trace),
         *_of_bans(audit.bans, plan),
         *_of_optimizer(audit, pace),
         *_of_errors(audit, plan),
@@ -52,6 +53,19 @@ def _told_once(found: Sequence[Finding], pace: Mapping[str, bool]) -> list[Findi
         modules[module] = modules.get(module, True) and kept
     weights = {each.fqn for each in found if each.rule == "PA301"} | {fqn for fqn, kept in modules.items() if kept}
     return [each for each in found if each.rule != "PA303" or each.fqn not in weights or "role" in each.evidence]
+
+
+def _of_bypassed(trace: Trace) -> list[Finding]:
+    """PA003: what such a module computes itself is outside of every scope, in the audit and under a plan alike."""
+    if not trace.bypassed:
+        return []
+    names, place = listing([fqn or "the model" for fqn in trace.bypassed], 3), next(iter(trace.bypassed.values()))
+    message = (
+        f"{names}: forward is called directly, past all hooks: what is computed there, and not in a module inside, "
+        "was not audited, and stays in float32 under the plan"
+    )
+    fix = "call the module itself, model(x) instead of model.forward(x)"
+    return [finding("PA003", "warning", message, fix, None, None, place, modules=list(trace.bypassed))]
 
 
 def _of_bans(bans: Iterable[Ban], plan: Plan) -> list[Finding]:

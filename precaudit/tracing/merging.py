@@ -48,6 +48,7 @@ def merged(traces: Sequence[Trace]) -> Trace:
         models=_united(t.models for t in traces),
         leaves=_united(t.leaves for t in traces),
         faults=tuple(sorted((f for t in traces for f in t.faults), key=lambda fault: fault.step)),
+        bypassed={fqn: place for trace in traces for fqn, place in trace.bypassed.items()},
     )
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from precaudit.model import Layer, Location, Op
 
@@ -25,7 +26,8 @@ class Fault:
 
 @dataclass(frozen=True)
 class Trace:
-    """What a run showed. `maxima` are (step, log2 of the largest gradient that is half in the backward pass)."""
+    """What a run showed. `maxima` are (step, log2 of the largest gradient that is half in the backward pass);
+    `bypassed` maps a module whose forward was called directly, past its hooks, to the line that did."""
 
     layers: tuple[Layer, ...] = ()
     ops: tuple[Op, ...] = ()
@@ -35,6 +37,7 @@ class Trace:
     models: tuple[str, ...] = ()
     leaves: tuple[str, ...] = ()
     faults: tuple[Fault, ...] = ()
+    bypassed: Mapping[str, Location] = field(default_factory=dict)
 
     def name(self, model: str, fqn: str) -> str:
         """A module's name in this trace: the model's in front only where several models train."""

@@ -62,6 +62,7 @@ def snapshot(tracer: Tracer, names: ModuleNames) -> Trace:
         models=tuple(namer.trained),
         leaves=tuple(_leaves(tracer, names, namer)),
         faults=tuple(replace(fault, fqn=namer.fqn(ModuleName(fault.model, fault.fqn))) for fault in _faults(tracer)),
+        bypassed={namer.fqn(name): Location(*place) for name, place in tracer.bypassed.items()},
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any
@@ -131,6 +131,10 @@ class Tracer(TrainingListener):
         """log2 of the largest gradient of each step; in a long run of several in a row, under the step that had it."""
         self._settle_peaks()
         return tuple(self._maxima)
+
+    @property
+    def bypassed(self) -> Mapping[ModuleName, tuple[str, int]]:
+        return self._scopes.bypassed
 
     @property
     def gauges(self) -> Iterator[Gauge]:

@@ -1,6 +1,7 @@
 """Module scopes: entered, left, and unwound whatever a forward does."""
 
 import gc
+import linecache
 import weakref
 
 import pytest
@@ -208,3 +209,25 @@ def test_models_and_batches_die_with_their_last_name():
             assert [each() for each in gone] == [None, None]
     finally:
         gc.enable()
+
+
+def test_a_forward_that_is_called_past_its_module_is_known_with_its_caller():
+    model = nn.Sequential(nn.Sequential(nn.Linear(2, 2)))
+    scopes = ModuleScopes(ModuleNames())
+    with scopes.installed():
+        model(X)
+        with torch.no_grad():
+            model.forward(X)
+        assert not scopes.bypassed
+        model.forward(X)
+    ((name, (path, line)),) = scopes.bypassed.items()
+    assert (name.fqn, path) == ("", __file__)
+    assert "model.forward" in linecache.getline(path, line)
+
+
+def test_what_holds_an_audited_model_is_not_said_to_be_bypassed():
+    inner = nn.Sequential(nn.Linear(2, 2))
+    scopes = ModuleScopes(ModuleNames(), only=inner)
+    with scopes.installed():
+        nn.Sequential(inner)(X)
+    assert not scopes.bypassed

@@ -20,6 +20,7 @@ from precaudit.planning.budget import GradientError
 from precaudit.planning.rules import Ban
 from precaudit.profiling.audit import Audit
 from precaudit.profiling.findings import all_findings
+from precaudit.reporting.story import settled
 from precaudit.running.job import Job, RunResult
 from precaudit.tracing.records import Trace
 
@@ -168,3 +169,11 @@ def test_a_format_over_budget_at_several_times_is_told_once():
     (found,) = all_findings(audit, Plan("bfloat16", {}), Verification("pass", "emulated"))
     assert "(init: rho 0.5, SNR 4, bias 0.5; late: rho 0.2, SNR 1, bias 0.5; allowed" in found.message
     assert found.evidence["probe"] == "bfloat16@late"
+
+
+def test_forwards_that_are_called_directly_are_told_together():
+    trace = Trace(bypassed={"": Location("train.py", 9), "head": Location("train.py", 12)})
+    (found,) = told(Plan("bfloat16", {"": "float32"}), trace=trace)
+    assert (found.rule, found.location) == ("PA003", Location("train.py", 9))
+    assert "the model, head" in found.message
+    assert not settled(Plan("bfloat16", {"": "float32"}), found)
