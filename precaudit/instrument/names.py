@@ -145,6 +145,9 @@ class ModuleNames:
         self.on_cuda = False
         """Whether a model had parameters there when it was met."""
 
+    def __contains__(self, module: nn.Module) -> bool:
+        return module in self._names
+
     def of(self, module: nn.Module) -> ModuleName:
         name = self._names.get(module)
         if name is None:

@@ -16,7 +16,7 @@ from torch.nn.modules import module as hooks
 from torch.utils import checkpoint as checkpointing
 from torch.utils.weak import WeakIdKeyDictionary
 
-from precaudit.instrument.names import ModuleName, ModuleNames, fqns_of
+from precaudit.instrument.names import ModuleName, ModuleNames, find_model, fqns_of
 from precaudit.instrument.patches import wrapped
 
 _WITHOUT_REENTRANT = next(
@@ -99,6 +99,7 @@ class ModuleScopes:
         self.bypassed: dict[ModuleName, tuple[str, int]] = {}
         """Modules that train, whose forward somebody called instead of them, past all hooks; and where."""
         self._stack = _Stack()
+        self._born_inside = WeakIdKeyDictionary()
 
     @property
     def current(self) -> Frame | None:
@@ -117,6 +118,7 @@ class ModuleScopes:
                 (checkpointing, _WITHOUT_REENTRANT, 0),
             ):
                 stack.enter_context(wrapped(owner, function, partial(self._repeating, position)))
+            stack.enter_context(wrapped(nn.Module, "__init__", self._noting_births))
             for handle in (
                 hooks.register_module_forward_pre_hook(self._enter),
                 hooks.register_module_forward_hook(self._leave, with_kwargs=True, always_call=True),
@@ -167,6 +169,8 @@ class ModuleScopes:
         if self._only is not None and module not in self._only:
             return
         frames = self._stack.frames
+        if frames and self._is_passing(module):
+            return
         frame = Frame(module, self.names.of(module), frames[-1].root if frames else None)
         if not frames:
             self.raised_in = None
@@ -175,6 +179,20 @@ class ModuleScopes:
         frames.append(frame)
         for listener in self.listeners:
             listener.entered(frame)
+
+    def _noting_births(self, original: Callable[..., None]) -> Callable[..., None]:
+        @wraps(original)
+        def __init__(module: nn.Module, *args: Any, **kwargs: Any) -> None:
+            original(module, *args, **kwargs)
+            if self._stack.frames:
+                self._born_inside[module] = True
+
+        return __init__
+
+    def _is_passing(self, module: nn.Module) -> bool:
+        """Whether a forward made `module` for itself, as in `nn.LayerNorm(d)(x)`: it is no model that anybody could
+        apply a plan to, and what it computes is that forward's."""
+        return module in self._born_inside and module not in self.names and find_model(module)[1] in self._born_inside
 
     def _note_bypassed(self, module: nn.Module) -> None:
         """No forward is known to run; one of an owner of `module` among the callers was called by its name."""

@@ -79,11 +79,6 @@ DOUBLE = Undecided(
     "Build the model and its data in float32 first, see that it still learns, and profile again.",
 )
 
-CHAOTIC = Undecided(
-    "these runs scatter by far more than the difference that is allowed, more than any number of seeds makes up for.",
-    "Judge by what you train for (a return, an accuracy) over several trainings of your own, with the plan and "
-    "without it; here, smaller steps or larger batches scatter less.",
-)
 _TOO_MANY_SEEDS = 100
 
 
@@ -146,9 +141,18 @@ def _undecided(report: Report) -> Undecided:
     cause = report.verification.cause or "noise"
     if cause == "float32" and report.job.get("stopped") == "ended":
         return ENDED
-    if cause == "noise" and _seeds_needed(report.verification) > _TOO_MANY_SEEDS:
-        return CHAOTIC
+    if cause == "noise" and (needed := _seeds_needed(report.verification)) > _TOO_MANY_SEEDS:
+        return _chaotic(needed)
     return DOUBLE if cause == "unchanged" and _own(report) == "float64" else UNDECIDED[cause]
+
+
+def _chaotic(seeds: float) -> Undecided:
+    return Undecided(
+        "these runs scatter by so much more than the difference that is allowed that some "
+        f"{float(f'{seeds:.1g}'):,.0f} seeds would be needed to tell.",
+        "Judge by what you train for (a return, an accuracy) over several trainings of your own, with the plan and "
+        "without it.",
+    )
 
 
 def _seeds_needed(verification: Verification) -> float:

@@ -162,7 +162,7 @@ def _op(fqn: str, op: str, slots: list[OpSlot]) -> Op:
         input_amax=largest(slot.input_amax for slot in slots),
         shapes=first.shapes,
         dtype=first.dtype,
-        local_error=largest_by_name([slot.local_error for slot in slots]),
+        local_error=largest_by_name([slots[i].local_error for i in counted]),
         half=half,
         constants=widest(slots[i].constants for i in counted),
         integer_amax=largest(slot.integer_input for slot in slots),

@@ -231,3 +231,30 @@ def test_what_holds_an_audited_model_is_not_said_to_be_bypassed():
     with scopes.installed():
         nn.Sequential(inner)(X)
     assert not scopes.bypassed
+
+
+class Seen:
+    def __init__(self):
+        self.names = []
+
+    def entered(self, frame):
+        self.names.append((frame.name.model, frame.name.fqn))
+
+    def left(self, frame, output):
+        return output
+
+
+def test_what_a_forward_makes_for_itself_is_part_of_it():
+    def forward(block, x):
+        if not hasattr(block, "kept"):
+            block.kept = nn.Linear(2, 2)
+        norm = nn.LayerNorm(2)
+        return norm(nn.Sequential(nn.Linear(2, 2), nn.Softmax(-1))(block.kept(block.lin(x))))
+
+    model, seen = Block(forward), Seen()
+    scopes = ModuleScopes(ModuleNames())
+    scopes.listeners.append(seen)
+    with scopes.installed():
+        model(X)
+        model(X)
+    assert seen.names == [("model", ""), ("model", "lin"), ("model", "kept")] * 2

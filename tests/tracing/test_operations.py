@@ -86,6 +86,19 @@ def test_the_largest_error_of_several_calls_counts():
     assert traced.op("", "sub").local_error["bfloat16"] == max(slots)
 
 
+def test_calls_whose_result_is_float32_don_t_count_beside_those_that_are_half():
+    """A float32 bias keeps a sum with half logits in float32, where it is not absorbed."""
+
+    def function(self, x):
+        h = self.lin(x)
+        return (h + h.flip(0)) + torch.full((4,), 1e-4)
+
+    _, traced = shadowed(function, numbers(0, 8, 4))
+    slots = {slot.half: slot.local_error["bfloat16"] for slot in traced.tracer.ops.values() if slot.op == "add"}
+    assert slots[False] > 1 > slots[True]
+    assert traced.op("", "add").local_error["bfloat16"] == slots[True]
+
+
 def test_an_addend_that_follows_from_the_other_is_no_loss():
     """The cube in a GELU vanishes beside a small input, and tells nothing that the input doesn't; a branch does."""
     torch.manual_seed(0)
