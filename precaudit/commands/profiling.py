@@ -91,7 +91,19 @@ def _stem(job: Job) -> str:
     return job.target.rpartition(".")[2] if job.kind == "module" else Path(os.path.abspath(job.target)).stem
 
 
+def refuse_many_processes() -> None:
+    """A launcher that started several: each would run the script, and none would know of the others' runs."""
+    count = os.environ.get("WORLD_SIZE", "")
+    if "RANK" in os.environ and count.isdigit() and int(count) > 1:
+        raise PrecauditError(
+            f"profile runs a script many times, in one process, and was started in {count}; profile one: "
+            "torchrun --nproc_per_node 1 -m precaudit profile SCRIPT. In a loop of your own precaudit.audit sees all",
+            ExitCode.USAGE,
+        )
+
+
 def run_profile(arguments: argparse.Namespace) -> int:
+    refuse_many_processes()
     settings, job = settings_of(arguments), job_of(arguments)
     parse_rules(arguments.fail_on)
     folder: Path = arguments.out or Path("reports") / _stem(job)

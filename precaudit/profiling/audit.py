@@ -230,7 +230,8 @@ def require_measurable(audit: Audit) -> None:
         raise PrecauditError(
             "nothing to measure: the script finished without a backward pass. precaudit audits training; "
             "give it the script that trains, or a model file with build_model, batches and loss (training in "
-            "processes that the script starts itself is not seen)",
+            "processes that the script starts itself is not seen; a script for torchrun is profiled with "
+            "torchrun --nproc_per_node 1 -m precaudit profile SCRIPT)",
             ExitCode.NOTHING_TO_MEASURE,
         )
     if not any(layer.trained for layer in audit.trace.layers):

@@ -134,6 +134,23 @@ def test_options_that_only_precaudit_knows_are_told_of_where_the_script_gets_the
     assert not capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("environment", "refused"),
+    [({"RANK": "1", "WORLD_SIZE": "2"}, True), ({"RANK": "0", "WORLD_SIZE": "1"}, False), ({"WORLD_SIZE": "2"}, False)],
+)
+def test_one_of_several_processes_is_told_to_be_alone(
+    environment: dict[str, str],
+    refused: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert main(["profile", "--out", str(tmp_path), str(tmp_path / "gone.py")]) == 2
+    assert ("--nproc_per_node 1" in capsys.readouterr().err) is refused
+
+
 def test_a_folder_is_a_script_where_python_would_run_it(tmp_path: Path) -> None:
     parse = build_parser().parse_args
     with pytest.raises(PrecauditError, match="a folder without __main__"):
