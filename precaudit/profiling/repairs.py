@@ -138,14 +138,18 @@ def _after_exception(plan: Plan, broken: RunResult, trace: Trace) -> list[Promot
 
 def _alike(plan: Plan, first: Promotion, op: str | None, trace: Trace) -> list[Promotion]:
     """The same in modules of that type, which would raise one a round: where the operation is called, unless it is a
-    product, which nearly all calls survive; where no operation is known, in those without products."""
+    product, which nearly all calls survive; where no operation is known, in those without products. In all of them,
+    and what is inside, where it raises a second time."""
     types = {layer.fqn: layer.type for layer in trace.layers}
-    callers = {each.fqn for each in trace.ops if each.op == op and each.category != "lower"}
-    concerned = callers if op else types.keys() - trace.products
-    alike = [fqn for fqn in types if fqn in concerned and fqn != first.fqn and types[fqn] == types.get(first.fqn)]
+    alike = [fqn for fqn, kind in types.items() if fqn != first.fqn and kind == types.get(first.fqn)]
+    again = first.why in plan.because.values()
+    if not again:
+        callers = {each.fqn for each in trace.ops if each.op == op and each.category != "lower"}
+        alike = [fqn for fqn in alike if (fqn in callers if op else fqn not in trace.products)]
     why = f"it is of the type of {first.fqn}, where {first.why}"
-    found = filter(None, (_widened(plan, fqn, op, why, trace) for fqn in alike))
-    return [replace(each, target="float32", location=first.location) for each in found]
+    found = [each for fqn in alike if (each := _widened(plan, fqn, op, why, trace))]
+    inside = [part for each in found if again and not each.op for part in _inside(plan, each.fqn, why)]
+    return [*(replace(each, target="float32", location=first.location) for each in found), *inside]
 
 
 def _feeding(plan: Plan, fqn: str, op: str | None, why: str, trace: Trace) -> list[Promotion]:

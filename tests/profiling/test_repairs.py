@@ -124,6 +124,20 @@ def test_leaves_of_the_type_that_raised_go_along_with_their_products():
     assert [(each.fqn, each.op, each.target) for each in found] == [("a", "", "float32"), ("b", "", "float32")]
 
 
+@pytest.mark.parametrize(("op", "parts"), [("matmul", 1), (None, 2)])
+def test_what_raises_in_a_second_module_of_a_type_is_widened_in_all_of_them(op, parts):
+    blocks = ("block", "second", "third", "fourth")
+    layers = [Layer(name, "Block", 0, 1, (), leaf=False) for name in blocks]
+    layers += [Layer(f"{name}.lin", "Linear", 8, 1, ()) for name in blocks]
+    ops = tuple(Op(name, "matmul", 1, "lower", None, ()) for name in blocks)
+    trace, plan = Trace(tuple(layers), ops), Plan("float16", {layer.fqn: "float16" for layer in layers})
+    first = _after_exception(plan, raised("block", op), trace)
+    assert [each.fqn for each in first] == ["block", "block.lin"][:parts]
+    again = replace(plan, because={"block": first[0].why})
+    found = _after_exception(again, raised("second", op), trace)
+    assert {each.fqn for each in found} == {f"{name}{part}" for name in blocks for part in ("", ".lin")[:parts]}
+
+
 def test_products_of_the_type_that_raised_stay():
     trace = replace(TRACE, layers=(*TRACE.layers, Layer("other", "Linear", 8, 1, ())))
     trace = replace(trace, ops=(*trace.ops, Op("other", "linear", 1, "lower", None, ())))
