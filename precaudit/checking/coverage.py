@@ -22,7 +22,7 @@ ANOTHER = 0.5
 def coverage(views: Sequence[ModelView], plan: Plan, trace: Trace, seen: str) -> Answer:
     """The models that the plan is for against the plan; `seen` says how the modules were found."""
     found = [one for view in views for one in _of_model(view)]
-    found += [one for view in views for one in _idle(view, trace)]
+    found += [one for view in views for one in _idle(view, trace, seen)]
     found += [_nowhere(op) for op in plan.ops if op.fqn not in plan.modules]
     used = {name for view in views for name in view.names}
     found += _elsewhere([fqn for fqn in plan.modules if fqn not in used])
@@ -154,13 +154,13 @@ def _new(matching: Matching, view: ModelView) -> Iterator[Finding]:
         )
 
 
-def _idle(view: ModelView, trace: Trace) -> Iterator[Finding]:
+def _idle(view: ModelView, trace: Trace, seen: str) -> Iterator[Finding]:
     """Exceptions for what their module does not call: the operation may go by another name now."""
     for exception in view.plan.ops:
         place = view.shown(exception.fqn)
         calls = dict.fromkeys(op.op for op in trace.ops if op.fqn == place)
         if calls and exception.op not in calls:
-            yield _idle_exception(exception, place, f"no such operation ran there, but {listing(calls)}")
+            yield _idle_exception(exception, place, f"no such operation ran there {seen}, but {listing(calls)}")
 
 
 def _nowhere(exception: OpFormat) -> Finding:

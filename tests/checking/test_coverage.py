@@ -162,7 +162,8 @@ def test_an_exception_for_what_does_not_run_is_told():
     assert told(("block", "add"), ("norm", "layer_norm")) == []  # nothing was traced in norm
     ((*_, renamed),) = told(("block", "mul"))
     assert renamed == (
-        "the plan has mul of block in float32, and no such operation ran there, but add: this exception does nothing"
+        "the plan has mul of block in float32, and no such operation ran there in 8 optimizer steps, but add: "
+        "this exception does nothing"
     )
     ((rule, severity, elsewhere),) = told(("attention", "softmax"))
     assert (rule, severity) == ("PA708", "warning")
