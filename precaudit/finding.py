@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import replace
 from pathlib import PurePosixPath
+from typing import Any
 
 from precaudit.model import Finding, Location, Severity
 
@@ -21,6 +22,11 @@ def finding(
 ) -> Finding:
     found = Finding(rule, severity, message, suggestion, fqn, op, location, evidence)
     return replace(found, fingerprint=fingerprint(found))
+
+
+def place_of(entry: Any) -> Location | None:
+    """The line that a run noted; None where it noted none."""
+    return Location(entry["path"], entry["line"]) if isinstance(entry, dict) and entry.get("path") else None
 
 
 def fingerprint(found: Finding) -> str:

@@ -166,11 +166,9 @@ class ScaledGradients(TrainingListener):
         """Written to since the backward pass, or replaced."""
         return id(parameter) in self._written and parameter.grad is not None and not self._untouched(parameter)
 
-    def _note_scaled(
-        self, parameters: list[torch.Tensor], setting: str, function: str, which: Which | None = None
-    ) -> None:
+    def _note_scaled(self, parameters: list[torch.Tensor], setting: str, function: str) -> None:
         if not self._asked_after:
-            self._note(parameters, _SCALED, setting, function, which)
+            self._note(parameters, _SCALED, setting, function)
 
     def _note(
         self, parameters: list[torch.Tensor], kind: str, setting: str, function: str, which: Which | None = None

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from precaudit.finding import finding
+from precaudit.finding import finding, place_of
 from precaudit.model import Finding, Location, Severity, Verification
 from precaudit.planning.rules import LOCAL_ERROR_LIMIT
 from precaudit.profiling.audit import Audit
+from precaudit.profiling.scaled import CERTAIN, LIKELY, of_scaled
 from precaudit.reporting.words import plural
 from precaudit.running.job import RunResult
 from precaudit.verification.statistics import MARGIN_CAP, comparison_window, diverged, relative_differences
@@ -31,7 +32,7 @@ def of_as_written(audit: Audit, verification: Verification) -> list[Finding]:
     """PA501: the script's own low precision doesn't train like float32, or not at all; PA502, PA506, PA507: it
     clips scaled gradients, steps on them, or puts them into a loss; PA508: it unscales what was never scaled; PA509:
     its autocast goes on with weights of earlier steps; and the causes."""
-    found = [*_of_stale_casts(audit.reference.baseline), *_of_scaled_gradients(audit)]
+    found = [*_of_stale_casts(audit.reference.baseline), *of_scaled(audit.reference.baseline, CERTAIN)]
     run = audit.as_written
     if run is None:
         return found
@@ -40,7 +41,7 @@ def of_as_written(audit: Audit, verification: Verification) -> list[Finding]:
     detail = _strays(audit.reference, run, verification.margin)
     causes = [*_of_penalty(audit.reference, run), *_causes(run, "error" if detail and not found else "warning")]
     if detail and not causes:
-        causes = _of_lost_gradients(run) or _of_additions(run) or _of_changed_gradients(audit)
+        causes = _of_lost_gradients(run) or _of_additions(run) or of_scaled(audit.reference.baseline, LIKELY)[:1]
     return [*found, *_of_difference(run, detail, bool(causes), audit.reference.baseline.get("autocast_at")), *causes]
 
 
@@ -56,42 +57,6 @@ def _of_stale_casts(baseline: Seen) -> list[Finding]:
     fix = "open autocast anew in every step, around the forward pass and the loss alone"
     severity: Severity = "error" if stale["steps"] > 1 else "warning"
     return [finding("PA509", severity, message, fix, stale["fqn"] or None, None, place_of(stale), steps=stale["steps"])]
-
-
-def _of_scaled_gradients(audit: Audit) -> list[Finding]:
-    found = []
-    baseline = audit.reference.baseline
-    if isinstance(clips := baseline.get("clips_scaled"), dict):
-        message = f"{clips['function']} clips gradients before scaler.unscale_: their norm has the loss scale in it"
-        fix = "call scaler.unscale_(optimizer) before clipping"
-        found.append(finding("PA502", "error", message, fix, location=place_of(clips)))
-    if isinstance(steps := baseline.get("steps_scaled"), dict):
-        message = (
-            f"{steps['function']} steps on gradients that still have the loss scale in them, and checks none for "
-            "overflow: neither scaler.unscale_ nor scaler.step came first"
-        )
-        fix = "call scaler.step(optimizer) instead of optimizer.step()"
-        found.append(finding("PA506", "error", message, fix, location=place_of(steps)))
-    if isinstance(adds := baseline.get("adds_scaled"), dict):
-        message = (
-            "the backward pass of a scaled loss adds to gradients that scaler.unscale_ has dealt with already: the sum "
-            "has the loss scale in it, and the optimizer steps on that"
-        )
-        fix = "call scaler.unscale_(optimizer) once a step, after the last backward pass"
-        found.append(finding("PA506", "error", message, fix, location=place_of(adds)))
-    if isinstance(loss := baseline.get("unscaled_loss"), dict):
-        found.append(_of_unscaled_loss(loss))
-    return found
-
-
-def _of_unscaled_loss(loss: Seen) -> Finding:
-    beside = ": beside those of the scaled loss they count for almost nothing" if loss["mixed"] else ""
-    message = (
-        "the backward pass of a loss that scaler.scale never saw; the scaler divides its gradients by the loss scale "
-        f"all the same, before {loss['function']} steps{beside}"
-    )
-    fix = "scale every loss: scaler.scale(loss).backward()"
-    return finding("PA508", "error", message, fix, location=place_of(loss))
 
 
 def _of_penalty(reference: RunResult, run: RunResult) -> list[Finding]:
@@ -144,36 +109,6 @@ def _of_lost_gradients(run: RunResult) -> list[Finding]:
     )
     fix = "lower the loss scale, or let torch.amp.GradScaler find it"
     return [finding("PA307", "error", message, fix, lost["fqn"] or None, None, place_of(lost), step=lost["step"])]
-
-
-def _of_changed_gradients(audit: Audit) -> list[Finding]:
-    """PA502: what a script does by itself to gradients that still have the loss scale in them; PA508: it takes the
-    scale out by itself, and the scaler does so once more, or another scaler does."""
-    other = audit.reference.baseline.get("other_scaler")
-    if isinstance(other, dict):
-        message = (
-            f"another GradScaler than the one that scaled the loss unscales the gradients here, before "
-            f"{other['function']} steps: they are divided by a scale that is not theirs"
-        )
-        fix = "use one GradScaler for all losses and optimizers, and call its update() once a step"
-        return [finding("PA508", "error", message, fix, location=place_of(other))]
-    twice = audit.reference.baseline.get("unscales_twice")
-    if isinstance(twice, dict):
-        message = (
-            "the script asks for the loss scale and changes gradients by itself, before the scaler unscales them here: "
-            "if that took the scale out of them, they are divided by it twice"
-        )
-        fix = "leave it to the scaler: call scaler.unscale_(optimizer), once, before the gradients are looked at"
-        return [finding("PA508", "error", message, fix, location=place_of(twice))]
-    place = audit.reference.baseline.get("changes_scaled")
-    if not isinstance(place, dict):
-        return []
-    message = (
-        "the script changes gradients by itself before the scaler unscales them here: what is no mere factor, such as "
-        "a threshold to clip at, a weight decay or noise, is off by the loss scale"
-    )
-    fix = "call scaler.unscale_(optimizer) before the gradients are changed"
-    return [finding("PA502", "error", message, fix, location=place_of(place))]
 
 
 def _of_stop(run: RunResult) -> Finding:
@@ -231,11 +166,6 @@ def _causes(run: RunResult, severity: Severity) -> list[Finding]:
     told = [e for e in seen if e["kind"] != "decay" or (e["fqn"], e["buffer"]) not in stagnant]
     found = [_DESCRIBED[entry["kind"]](entry, severity) for entry in told if entry["kind"] in _DESCRIBED]
     return [each for each in found if each is not None]
-
-
-def place_of(entry: Any) -> Location | None:
-    """The line that a run noted; None where it noted none."""
-    return Location(entry["path"], entry["line"]) if isinstance(entry, dict) and entry.get("path") else None
 
 
 def _state(entry: Seen, severity: Severity) -> Finding | None:

@@ -6,14 +6,14 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from precaudit.finding import finding
+from precaudit.finding import finding, place_of
 from precaudit.model import Finding, Layer, Location, Op, Plan, Severity, TensorRecord, Verification
 from precaudit.planning.budget import GradientError
 from precaudit.planning.fitting import format_of
 from precaudit.planning.loss_scale import RESIDUE, lost_energy
 from precaudit.planning.planner import default_format
 from precaudit.planning.rules import Ban
-from precaudit.profiling.aswritten import of_as_written, place_of
+from precaudit.profiling.aswritten import of_as_written
 from precaudit.profiling.audit import Audit
 from precaudit.reporting.words import listing
 from precaudit.tracing.records import Trace

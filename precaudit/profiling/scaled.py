@@ -1,0 +1,85 @@
+"""Findings on gradients that have a script's loss scale in them where they should not, or have it taken out twice."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+from precaudit.finding import finding, place_of
+from precaudit.model import Finding
+
+
+@dataclass(frozen=True)
+class _Told:
+    """How a kind of what was seen is told; `{function}` is what met the gradients."""
+
+    rule: str
+    message: str
+    fix: str
+
+
+CERTAIN: Mapping[str, _Told] = MappingProxyType(
+    {
+        "clips_scaled": _Told(
+            "PA502",
+            "{function} clips gradients before scaler.unscale_: their norm has the loss scale in it",
+            "call scaler.unscale_(optimizer) before clipping",
+        ),
+        "steps_scaled": _Told(
+            "PA506",
+            "{function} steps on gradients that still have the loss scale in them, and checks none for overflow: "
+            "neither scaler.unscale_ nor scaler.step came first",
+            "call scaler.step(optimizer) instead of optimizer.step()",
+        ),
+        "adds_scaled": _Told(
+            "PA506",
+            "the backward pass of a scaled loss adds to gradients that scaler.unscale_ has dealt with already: the sum "
+            "has the loss scale in it, and the optimizer steps on that",
+            "call scaler.unscale_(optimizer) once a step, after the last backward pass",
+        ),
+        "unscaled_loss": _Told(
+            "PA508",
+            "the backward pass of a loss that scaler.scale never saw; the scaler divides its gradients by the loss "
+            "scale all the same, before {function} steps",
+            "scale every loss: scaler.scale(loss).backward()",
+        ),
+    }
+)
+"""Each of them an error wherever it is seen."""
+LIKELY: Mapping[str, _Told] = MappingProxyType(
+    {
+        "other_scaler": _Told(
+            "PA508",
+            "another GradScaler than the one that scaled the loss unscales the gradients here, before {function} "
+            "steps: they are divided by a scale that is not theirs",
+            "use one GradScaler for all losses and optimizers, and call its update() once a step",
+        ),
+        "unscales_twice": _Told(
+            "PA508",
+            "the script asks for the loss scale and changes gradients by itself, before the scaler unscales them here: "
+            "if that took the scale out of them, they are divided by it twice",
+            "leave it to the scaler: call scaler.unscale_(optimizer), once, before the gradients are looked at",
+        ),
+        "changes_scaled": _Told(
+            "PA502",
+            "the script changes gradients by itself before the scaler unscales them here: what is no mere factor, such "
+            "as a threshold to clip at, a weight decay or noise, is off by the loss scale",
+            "call scaler.unscale_(optimizer) before the gradients are changed",
+        ),
+    }
+)
+"""The cause where a script strays and nothing else explains it; the likeliest first."""
+
+
+def of_scaled(baseline: Mapping[str, Any], kinds: Mapping[str, _Told]) -> list[Finding]:
+    """One finding for each of these kinds that `ownprecision.scaled_gradients` has noted."""
+    return [_finding(told, seen) for kind, told in kinds.items() if isinstance(seen := baseline.get(kind), dict)]
+
+
+def _finding(told: _Told, seen: Mapping[str, Any]) -> Finding:
+    message = told.message.format(function=seen.get("function"))
+    if told is CERTAIN["unscaled_loss"] and seen["mixed"]:
+        message += ": beside those of the scaled loss they count for almost nothing"
+    return finding(told.rule, "error", message, told.fix, location=place_of(seen))
