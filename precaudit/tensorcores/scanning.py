@@ -141,11 +141,15 @@ def _parse(text: bytes) -> Any:
 _NOT_A_NUMBER = re.compile(rb"(?<=[:\[,\s])-?(?:nan|inf(?:inity)?)(?=\s*[,}\]])", re.IGNORECASE)
 _BAD_ESCAPE = re.compile(rb'(?<!\\)((?:\\\\)*)\\(?!["\\/bfnrtu])')
 _CONTROL = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f]")
+_HALF_PAIR = re.compile(  # as scripts write them that carry bytes through Python's surrogateescape
+    rb"(?i)\\ud[89ab][\da-f]{2}(?!\\ud[c-f])|(?<!\\ud[89ab][\da-f]{2})\\ud[c-f][\da-f]{2}"
+)
 
 
 def _mend(text: bytes) -> bytes:
     text = _CONTROL.sub(b" ", _NOT_A_NUMBER.sub(b"null", text))
-    return _BAD_ESCAPE.sub(rb"\1\\\\", text).decode("utf-8", "replace").encode()
+    text = _HALF_PAIR.sub(rb"\\ufffd", _BAD_ESCAPE.sub(rb"\1\\\\", text))
+    return text.decode("utf-8", "replace").encode()
 
 
 def _complete_events(buffer: bytes, cuts: int = _CUTS_TRIED) -> tuple[int, list[Any]]:

@@ -86,6 +86,12 @@ def test_what_profilers_write_that_is_no_json_is_mended(tmp_path):
     assert event["name"].startswith("C:\\Users\\x")
 
 
+def test_halves_of_surrogate_pairs_are_mended(tmp_path):
+    text = rb'{"traceEvents": [{"ph": "X", "name": "a\udcffb \ud83d\ude00 \ud83d C:\\uda", "dur": 1}]}'
+    (event,), _ = events_of(write(tmp_path, text))
+    assert event["name"] == "a\ufffdb \U0001f600 \ufffd C:\\uda"
+
+
 def test_a_mended_chunk_in_the_middle(tmp_path, small_chunks):
     text = json.dumps(document(TRICKY * 40)).encode().replace(b'"dur": 2', b'"dur": inf')
     assert len(events_of(write(tmp_path, text))[0]) == 120
