@@ -18,7 +18,7 @@ from precaudit.planning.loss_scale import (
     scale_ranges,
 )
 from precaudit.planning.rules import Ban
-from precaudit.tracing.records import Trace
+from precaudit.tracing.records import STOPPING, Trace
 
 PREFERENCE = ("float8_e4m3", "bfloat16", "float16", "tf32", "float32")
 """float8 where it was asked for, then bfloat16: float32's range needs no loss scale."""
@@ -189,7 +189,7 @@ def _log2_peaks(trace: Trace, plan: Plan) -> dict[str, float]:
     """By module, log2 of the largest gradient that is float16 in the backward pass under the plan, over all steps."""
     low = {fqn for fqn, name in plan.modules.items() if name == "float16"}
     records = [(layer.fqn, layer.tensors) for layer in trace.layers if layer.fqn in low]
-    half = [op for op in trace.ops if op.fqn in low and op.half]
+    half = [op for op in trace.ops if op.fqn in low and op.half and op.op not in STOPPING]
     records += [(op.fqn, op.tensors) for op in half if format_of(plan, op.fqn, op.op) == "float16"]
     peaks: dict[str, float] = {}
     for fqn, tensors in records:

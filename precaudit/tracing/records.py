@@ -7,6 +7,10 @@ from dataclasses import dataclass, field
 
 from precaudit.model import Layer, Location, Op
 
+STOPPING = frozenset("relu relu6 threshold hardtanh clamp clamp_min clamp_max masked_fill where".split())
+"""Operations that hand on some of the gradient as it is, and zeros in place of the rest, even of an infinite rest: what
+is handed on is seen where it goes."""
+
 
 @dataclass(frozen=True)
 class Fault:

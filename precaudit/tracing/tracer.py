@@ -24,6 +24,7 @@ from precaudit.tracing.extremes import largest
 from precaudit.tracing.faults import FaultWatch, Inputs, finite_amax
 from precaudit.tracing.ops import Call, TraceMode, caller_location
 from precaudit.tracing.parameters import ParameterTracker
+from precaudit.tracing.records import STOPPING
 from precaudit.tracing.shadow import ABSORBING, Energies, local_errors, repeatable
 from precaudit.tracing.slots import Gauge, LayerSlot, OpSlot, scalars
 from precaudit.tracing.wholes import TOLD_APART, integer_amax
@@ -37,10 +38,6 @@ _MAX_SHADOWS = 8
 _MAX_ORDINAL = 8
 """Further calls of one operation in one forward share a slot, so that loops don't grow the trace: one for results that
 are half, one for the others."""
-
-_STOPPING = frozenset("relu relu6 threshold hardtanh clamp clamp_min clamp_max masked_fill where".split())
-"""Operations that hand on some of the gradient as it is, and zeros in place of the rest, even of an infinite rest: what
-is handed on is seen where it goes."""
 
 _MAX_PEAKS = 256
 """Steps whose maxima may wait on their device; of four times as many, neighbours are folded into one."""
@@ -112,7 +109,7 @@ class Tracer(TrainingListener):
     def _take_peak(self) -> None:
         """Of the gradients that are half in the backward pass, in this step; nothing waits for the device here."""
         lowered = {slot.module for slot in self.ops.values() if slot.category == "lower"}
-        gradients = [slot.gradient.pending for slot in self.ops.values() if slot.half and slot.op not in _STOPPING]
+        gradients = [slot.gradient.pending for slot in self.ops.values() if slot.half and slot.op not in STOPPING]
         gradients += [slot.gradient.pending for slot in self.parameters.slots.values() if slot.module in lowered]
         self._peaks.append((self.step, take_peak(gradients)))
         if len(self._peaks) == _MAX_PEAKS:
