@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
@@ -173,8 +173,8 @@ def _with_probes(audit: Audit, plan: Schedule, probed: tuple[str, ...], runner: 
     replay = _replay(audit, plan, probed, runner)
     harmless = _without_harm(_gradient_errors(plan, probed, replay))
     trace = stored_in_half(audit.trace, replay.halves)
-    found = [*bans(trace, audit.replay_spec.formats), *of_grids(trace, replay.grids, harmless)]
-    if more := [ban for ban in found if ban not in audit.bans]:
+    shown = [ban for ban in bans(trace, audit.replay_spec.formats) if ban not in audit.bans]
+    if more := [*(_as_tried(ban, harmless) for ban in shown), *of_grids(trace, replay.grids, harmless)]:
         audit = replace(audit, trace=trace, bans=(*audit.bans, *more))
         replay = _replay(audit, plan, probed, runner)
     audit = replace(audit, replay=replay)
@@ -187,6 +187,11 @@ def _gradient_errors(plan: Schedule, probed: tuple[str, ...], replay: RunResult)
     labels = dict.fromkeys(f"{name}@{phase}" for phase in plan.probed for name in probed)
     errors = (gradient_error(label, replay.differences) for label in labels)
     return tuple(error for error in errors if error)
+
+
+def _as_tried(ban: Ban, harmless: Collection[str]) -> Ban:
+    """No error where the gradient hardly showed what the ban is about: a mask may well become -inf."""
+    return replace(ban, severity="warning") if ban.severity == "error" and ban.format in harmless else ban
 
 
 def _without_harm(errors: Iterable[GradientError]) -> set[str]:

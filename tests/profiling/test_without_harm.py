@@ -5,7 +5,8 @@ import math
 import pytest
 
 from precaudit.planning.budget import GradientError
-from precaudit.profiling.audit import _without_harm
+from precaudit.planning.rules import Ban
+from precaudit.profiling.audit import _as_tried, _without_harm
 
 
 def error(label, rho=0.001, snr=1e4, bias=0.01):
@@ -25,3 +26,8 @@ def test_at_no_time_is_a_gradient_over_budget_or_lost(late, expected):
     seen = [error("bfloat16@init"), error("float16@init"), error("bfloat16@late", **late)]
     assert _without_harm(seen) == expected
     assert _without_harm([]) == set()
+
+
+def test_what_was_tried_without_harm_is_no_error():
+    ban = Ban("PA101", "attention", "sub", "float16", "error", "sub reaches 8e+04", "", "other")
+    assert [_as_tried(ban, harmless).severity for harmless in ({"float16"}, {"bfloat16"})] == ["warning", "error"]
