@@ -4,16 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from inspect import signature
 
 from torch import nn
 
 
 def to_eval(model: nn.Module) -> nn.Module:
-    """In eval mode. A module that `torch.export` made has its mode in its graph and refuses, wherever it is."""
-    for module in model.modules():
+    """In eval mode. A module that `torch.export` made has its mode in its graph and refuses, wherever it is; where a
+    script gave the names `train` or `eval` to loops of its own, none of them is called."""
+    modules = list(model.modules())
+    ordinary = all(_has_modes(type(module)) for module in modules)
+    for module in modules:
+        if not ordinary:
+            module.training = False
+            continue
         with suppress(NotImplementedError):
             module.eval()
     return model
+
+
+def _has_modes(kind: type[nn.Module]) -> bool:
+    """Whether `train(mode)` and `eval()` are torch's, or stand for them."""
+    train, evaluate = (list(signature(method).parameters) for method in (kind.train, kind.eval))
+    return train[1:2] == ["mode"] and len(evaluate) == 1
 
 
 @contextmanager

@@ -41,6 +41,12 @@ def _lost_evaluations(state: EndState) -> list[str]:
     return [model for model, (finite, _) in state.evaluations.items() if not finite]
 
 
+def evaluation(pairs: Sequence[Pair], plan: Plan) -> Gate:
+    if not any(run.end_state.evaluations for pair in pairs for run in pair):
+        return Gate("evaluation", True, "not looked at: no model could be called again in eval mode")
+    return _finite("evaluation", "outputs in eval mode", _lost_evaluations)(pairs, plan)
+
+
 def stuck_buffers(pairs: Sequence[Pair]) -> list[str]:
     """Buffers that went, in no run under the plan, half as far as in any in float32."""
     names = set[str]().union(*(reference.end_state.moved for reference, _ in pairs))
@@ -85,7 +91,7 @@ CHECKS: tuple[Check, ...] = (
     _finite("finite buffers", "buffers", lambda state: state.buffers),
     moving_buffers,
     _finite("finite optimizer state", "optimizer states", lambda state: state.optimizer_state),
-    _finite("evaluation", "outputs in eval mode", _lost_evaluations),
+    evaluation,
     skipped_steps,
     loss_scale_range,
 )

@@ -7,6 +7,7 @@ from torch import nn
 from precaudit.instrument.names import ModuleNames
 from precaudit.instrument.scopes import ModuleScopes
 from precaudit.running.endstate import FirstValues, end_state
+from precaudit.running.modes import eval_mode
 
 
 class Averages(nn.Module):
@@ -80,3 +81,17 @@ def test_parameters_are_told_apart_from_buffers():
         "1.bias": 0.0,
     }
     assert set(ended.moved) == {"1.running_mean", "1.running_var"}
+
+
+class Trains(nn.Linear):
+    """Has a loop of its own by torch's name for a mode."""
+
+    def train(self, batches):
+        raise AssertionError("nobody asked for this")
+
+
+def test_a_loop_by_the_name_of_a_mode_is_not_run():
+    for model in (Trains(2, 2), nn.Sequential(Trains(2, 2), nn.Dropout(0.9))):
+        with eval_mode(model):
+            assert not any(module.training for module in model.modules())
+        assert all(module.training for module in model.modules())

@@ -73,6 +73,12 @@ def test_a_buffer_that_stands_still(plain, planned, stuck):
     )
 
 
+def test_what_was_not_looked_at_is_not_said_to_be_finite():
+    (gate,) = (gate for gate in gates([(run(LOSSES), run(LOSSES, "candidate-1"))], PLAN) if gate.name == "evaluation")
+    assert gate.passed
+    assert gate.detail.startswith("not looked at")
+
+
 def test_answers_in_eval_mode():
     bad, good = ended(evaluations={"net": (False, 0.0)}), ended(evaluations={"net": (True, 1.0)})
     assert results({"end_state": bad}, {"end_state": good}) == {"evaluation": "non-finite outputs in eval mode: net"}
