@@ -16,7 +16,6 @@ from precaudit.planning.rules import Ban, bans, of_grids
 from precaudit.profiling.schedule import Schedule, schedule
 from precaudit.reporting.words import listing
 from precaudit.running.job import Job, RunResult, RunSpec
-from precaudit.tracing.grids import stored_in_half
 from precaudit.tracing.records import Trace
 
 
@@ -172,7 +171,7 @@ def _with_probes(audit: Audit, plan: Schedule, probed: tuple[str, ...], runner: 
     assert audit.replay_spec is not None
     replay = _replay(audit, plan, probed, runner)
     harmless = _without_harm(_gradient_errors(plan, probed, replay))
-    trace = stored_in_half(audit.trace, replay.halves)
+    trace = audit.trace.with_halves(replay.halves)
     shown = [ban for ban in bans(trace, audit.replay_spec.formats) if ban not in audit.bans]
     if more := [*(_as_tried(ban, harmless) for ban in shown), *of_grids(trace, replay.grids, harmless)]:
         audit = replace(audit, trace=trace, bans=(*audit.bans, *more))

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,9 +12,8 @@ import torch
 from precaudit.execution.rounding import HALVES
 from precaudit.instrument.scopes import Frame
 from precaudit.instrument.torchfunction import OperationMode, tensors_in
-from precaudit.model import Op
 from precaudit.tracing.ops import caller_location
-from precaudit.tracing.records import Grid, Trace
+from precaudit.tracing.records import Grid
 
 _MAKERS = frozenset("arange linspace logspace range".split())
 _WIDE_INTEGERS = (torch.int16, torch.int32, torch.int64)
@@ -85,15 +83,3 @@ class GridWatch:
 
     def left(self, frame: Frame) -> None:
         frame.data.pop("grids").close()
-
-
-def stored_in_half(trace: Trace, halves: frozenset[tuple[str, str, str]]) -> Trace:
-    """The trace with what a run in a low format showed: what takes another tensor's dtype, as `y.to(x.dtype)` does, is
-    float32 in a trace of float32, whatever it is there."""
-    known = {(trace.name(model, fqn), op) for model, fqn, op in halves}
-    return replace(trace, ops=tuple(_in_half(op) if (op.fqn, op.op) in known else op for op in trace.ops))
-
-
-def _in_half(op: Op) -> Op:
-    record = op.tensor("activation")
-    return op if op.half or record is None else replace(op, half=True, half_amax=record.stats.amax)

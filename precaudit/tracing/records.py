@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
 
 from precaudit.model import Layer, Location, Op
 
@@ -47,10 +47,21 @@ class Trace:
         """A module's name in this trace: the model's in front only where several models train."""
         return fqn if len(self.models) <= 1 and model in self.models else f"{model}.{fqn}".rstrip(".")
 
+    def with_halves(self, halves: Collection[tuple[str, str, str]]) -> Trace:
+        """With what a run in a low format showed to be half, by model, module and operation: what takes another
+        tensor's dtype, as `y.to(x.dtype)` does, is float32 in a trace of float32, whatever it is there."""
+        known = {(self.name(model, fqn), op) for model, fqn, op in halves}
+        return replace(self, ops=tuple(_in_half(op) if (op.fqn, op.op) in known else op for op in self.ops))
+
     @property
     def products(self) -> frozenset[str]:
         """The modules with operations that autocast lowers: matrix products, convolutions and their like."""
         return frozenset(op.fqn for op in self.ops if op.category == "lower")
+
+
+def _in_half(op: Op) -> Op:
+    record = op.tensor("activation")
+    return op if op.half or record is None else replace(op, half=True, half_amax=record.stats.amax)
 
 
 @dataclass(frozen=True)

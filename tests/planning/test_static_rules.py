@@ -10,7 +10,6 @@ from trace_samples import layer, op, trace
 from precaudit.execution import float8
 from precaudit.formats import FORMATS
 from precaudit.planning.rules import HEADROOM, LOCAL_ERROR_LIMIT, RULES, bans
-from precaudit.tracing.grids import stored_in_half
 
 HALF, BRAIN, SMALL = FORMATS["float16"], FORMATS["bfloat16"], FORMATS["float8_e4m3"]
 
@@ -187,6 +186,6 @@ def test_what_a_low_run_showed_to_be_half_is_judged_as_half():
     """`y.to(x.dtype)` is a cast to float32 in a trace of float32."""
     seen = replace(trace([op("mul", fqn="loss", amax=1e6, category="other", half=False)]), models=("model",))
     assert bans(seen, ["float16"]) == ()
-    assert stored_in_half(seen, frozenset({("model", "loss", "add"), ("model", "net", "mul")})) == seen
-    (ban,) = bans(stored_in_half(seen, frozenset({("model", "loss", "mul")})), ["float16"])
+    assert seen.with_halves(frozenset({("model", "loss", "add"), ("model", "net", "mul")})) == seen
+    (ban,) = bans(seen.with_halves(frozenset({("model", "loss", "mul")})), ["float16"])
     assert (ban.rule, ban.fqn, ban.op, ban.value) == ("PA101", "loss", "mul", 1e6)
