@@ -74,7 +74,7 @@ def train_epoch(
     model.train()
     total = 0.0
     for images, labels in loader:
-        loss = F.cross_entropy(model(images.to(device)), labels.to(device))
+        loss = F.cross_entropy(model(images.to(device)), labels.to(device), label_smoothing=0.1)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
