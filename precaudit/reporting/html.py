@@ -16,7 +16,7 @@ from markupsafe import Markup
 
 from precaudit import __version__
 from precaudit.model import Finding, FormatFit, Plan, Report, Trial
-from precaudit.reporting import costs, ranges, story, unfinished, usage
+from precaudit.reporting import costs, planned, ranges, story, unfinished, usage
 from precaudit.reporting.charts import KINDS
 from precaudit.reporting.drawing import hindrance
 from precaudit.reporting.kept import kept
@@ -117,9 +117,9 @@ def _story(report: Report) -> dict[str, Any]:
         "tiles": _tiles(report),
         "actions": story.actions(report),
         "code": "\n".join(usage.paste_lines(report)),
-        "loss_scale": story.loss_scale(report),
-        "repairs": story.repairs(report),
-        "plan_default": story.plan_default(report),
+        "loss_scale": planned.loss_scale(report),
+        "repairs": planned.repairs(report),
+        "plan_default": planned.plan_default(report),
         "findings_note": ", ".join(_counts(report)) or f"None: {unfinished.no_findings(report)}.",
         "costs": [
             *costs.tensor_cores(report),
@@ -168,7 +168,7 @@ def _interval(mean: float, lower: float, upper: float, margin: float) -> list[fl
 def _precision(report: Report) -> dict[str, Any]:
     plan = report.plan
     if not plan.modules:
-        return _tile("Plan", "none", story.plan_default(report).rstrip("."))
+        return _tile("Plan", "none", planned.plan_default(report).rstrip("."))
     rest = sum(format != plan.default for format in plan.modules.values())
     note = f"{len(plan.modules) - rest:,} of {plural(len(plan.modules), 'module')}"
     return _tile(f"Default on {prose(plan.target)}", plan.default, note)
@@ -228,7 +228,7 @@ def _tables(report: Report) -> dict[str, Any]:
         "more_note": plural(len(findings[ROWS:]), "more finding"),
         "exceptions": [
             {"format": group.format, "why": group.why, "names": listing(group.names)}
-            for group in story.exceptions(report.plan)[:ROWS]
+            for group in planned.exceptions(report.plan)[:ROWS]
         ],
         "times": [_time(row) for row in times(report)],
         "times_before": any(row["before"] for row in times(report)),

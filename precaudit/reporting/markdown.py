@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 from precaudit.errors import PrecauditError
 from precaudit.model import Finding, FormatFit, Report
-from precaudit.reporting import costs, ranges, story, svg, unfinished, usage
+from precaudit.reporting import costs, planned, ranges, story, svg, unfinished, usage
 from precaudit.reporting.files import write_text
 from precaudit.reporting.words import NOT_MEASURED, SHORT_FORMATS, number, plural, prose, share, visible
 
@@ -70,7 +70,7 @@ def render_markdown(report: Report, pictures: Mapping[str, Path] = NO_PICTURES) 
         f"### What to change\n\n{bullets(story.actions(report)[:ROWS])}",
         _usage(report),
         f"### Which layers, and why\n\n{_exceptions(report)}",
-        f"### Loss scale\n\n{bullets(story.loss_scale(report))}",
+        f"### Loss scale\n\n{bullets(planned.loss_scale(report))}",
         f"### Findings\n\n{_findings(report)}",
         f"### Gates and repairs\n\n{_gates(report)}",
         _picture(pictures, "ranges"),
@@ -108,8 +108,8 @@ def picture_files(path: Path) -> dict[str, Path]:
 
 
 def _exceptions(report: Report) -> str:
-    groups = story.exceptions(report.plan)
-    default = text(story.plan_default(report))
+    groups = planned.exceptions(report.plan)
+    default = text(planned.plan_default(report))
     if not groups:
         return default
     rows = [[code(g.format), text(g.why), f"{len(g.names):,}", _names(g.names)] for g in groups[:ROWS]]
@@ -148,7 +148,7 @@ def _gates(report: Report) -> str:
         f"- {'passed' if gate.passed else '**FAILED**'} {text(gate.name)}: {text(gate.detail)}"
         for gate in sorted(v.gates, key=lambda gate: gate.passed)
     ]
-    return "\n".join([*gates[:ROWS], *(f"- {text(line)}" for line in story.repairs(report)[:ROWS])])
+    return "\n".join([*gates[:ROWS], *(f"- {text(line)}" for line in planned.repairs(report)[:ROWS])])
 
 
 def _ranges(report: Report) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from html import escape
 
 from precaudit.model import Report
-from precaudit.reporting import story, usage
+from precaudit.reporting import planned, story, usage
 from precaudit.reporting.words import listing
 
 COLORS = {"good": "#1a7f37", "open": "#9a6700", "bad": "#cf222e"}
@@ -20,7 +20,7 @@ def summary_html(report: Report) -> str:
         f'<p style="font-weight:600;color:{COLORS[head.tone]}">{escape(head.title)}</p>'
         f"{_list(head.details)}"
         f"<p><b>What to change</b></p>{_list(story.actions(report)[:5])}"
-        f"<p><b>{escape(story.plan_default(report))}</b></p>{_list(_exceptions(report))}"
+        f"<p><b>{escape(planned.plan_default(report))}</b></p>{_list(_exceptions(report))}"
         f"{_code(usage.paste_lines(report))}</div>"
     )
 
@@ -31,7 +31,7 @@ def _list(lines: Iterable[str]) -> str:
 
 
 def _exceptions(report: Report) -> list[str]:
-    return [f"{group.format}: {group.why} ({listing(group.names)})" for group in story.exceptions(report.plan)[:8]]
+    return [f"{group.format}: {group.why} ({listing(group.names)})" for group in planned.exceptions(report.plan)[:8]]
 
 
 def _code(lines: list[str]) -> str:

@@ -12,7 +12,7 @@ from typing import TextIO
 from tabulate import MIN_PADDING, tabulate
 
 from precaudit.model import Finding, FormatFit, Layer, Plan, Report
-from precaudit.reporting import costs, ranges, story, unfinished, usage
+from precaudit.reporting import costs, planned, ranges, story, unfinished, usage
 from precaudit.reporting.words import (
     NOT_MEASURED,
     SHORT_FORMATS,
@@ -54,10 +54,10 @@ def render_terminal(
     _verdict(page, report)
     page.section("What to change", [f"{i}. {step}" for i, step in enumerate(story.actions(report), 1)])
     _exceptions(page, report)
-    page.section("Loss scale", story.loss_scale(report))
+    page.section("Loss scale", planned.loss_scale(report))
     _findings(page, report)
     _gates(page, report)
-    page.section("Repairs", story.repairs(report))
+    page.section("Repairs", planned.repairs(report))
     _ranges(page, report)
     page.section("Tensor Cores", costs.tensor_cores(report))
     page.section("Time and cost", [*costs.step_times(report), *costs.money(report), *costs.profiling(report)])
@@ -137,8 +137,8 @@ def _verdict(page: Page, report: Report) -> None:
 
 
 def _exceptions(page: Page, report: Report) -> None:
-    groups = story.exceptions(report.plan)
-    page.section("Which layers, and why", [story.plan_default(report)])
+    groups = planned.exceptions(report.plan)
+    page.section("Which layers, and why", [planned.plan_default(report)])
     for group in groups[:ROWS]:
         page.text(f"{group.format}: {group.why}", indent="  ", hang="    ")
         page.text(_names(group.names, page.width - 8), indent="      ")

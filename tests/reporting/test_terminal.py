@@ -11,7 +11,7 @@ import report_samples
 from golden_files import assert_golden
 
 from precaudit.model import Difference, Layer, Location, OpFormat, Plan, Repair, Report, Verification
-from precaudit.reporting import render, story, terminal, usage, words
+from precaudit.reporting import planned, render, story, terminal, usage, words
 from precaudit.reporting.terminal import render_terminal, use_color
 
 WRITTEN = [Path("reports/train/report.json"), Path("reports/train/plan.json"), Path("reports/train/report.html")]
@@ -372,8 +372,8 @@ def test_the_root_module_has_a_name_everywhere():
     repair = Repair("", "float16", "float32", "raised", "div")
     report = replace(report_samples.failing(), plan=Plan("float16", {"": "float32"}, (OpFormat("", "div", "float32"),)))
     report = replace(report, verification=replace(report.verification, repairs=(repair,)))
-    assert story.repairs(report) == ["Round 1: (the model itself):div from float16 to float32: raised"]
-    assert story.exceptions(report.plan)[0].names == ("(the model itself)", "(the model itself):div")
+    assert planned.repairs(report) == ["Round 1: (the model itself):div from float16 to float32: raised"]
+    assert planned.exceptions(report.plan)[0].names == ("(the model itself)", "(the model itself):div")
 
 
 def test_a_row_of_the_ranges_says_which_parameter_it_is_about():

@@ -1,0 +1,93 @@
+"""What a plan says of modules and of the loss scale, and what was repaired in it: sentences for every renderer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from precaudit.model import Plan, Report
+from precaudit.reporting import unfinished
+from precaudit.reporting.story import WHOLE
+from precaudit.reporting.words import NOT_MEASURED, number, power, prose, visible
+
+
+@dataclass(frozen=True)
+class Exceptions:
+    """Modules and ops that leave the plan's default format for the same reason."""
+
+    format: str
+    why: str
+    names: tuple[str, ...]
+
+
+def plan_default(report: Report) -> str:
+    plan = report.plan
+    if not plan.modules:
+        return unfinished.no_plan(report)
+    if set(plan.modules.values()) == {plan.default} and not plan.ops:
+        every = "The one module is" if len(plan.modules) == 1 else f"All {len(plan.modules):,} modules are"
+        return f"{every} in {plan.default} on {prose(plan.target)}."
+    return f"The plan's default on {prose(plan.target)} is {plan.default}. Exceptions:"
+
+
+def exceptions(plan: Plan) -> list[Exceptions]:
+    """Why modules and ops are not at the default, reasons that hold for most first."""
+    groups: dict[tuple[str, str], list[str]] = {}
+    for fqn, name in plan.modules.items():
+        if name != plan.default:
+            groups.setdefault((name, plan.because.get(fqn, "")), []).append(visible(fqn) or WHOLE)
+    for op in plan.ops:
+        why = plan.because.get(f"{op.fqn}:{op.op}", "")
+        groups.setdefault((op.format, why), []).append(f"{visible(op.fqn) or WHOLE}:{visible(op.op)}")
+    ordered = sorted(groups.items(), key=lambda group: -len(group[1]))
+    return [Exceptions(name, prose(why) or "no reason recorded", tuple(names)) for (name, why), names in ordered]
+
+
+def loss_scale(report: Report) -> list[str]:
+    """The window of loss scales, and the static and dynamic settings that fit it."""
+    plan, scale = report.plan, report.plan.loss_scale
+    if not plan.modules:
+        return ["None: there is no plan."]
+    if scale.mode == "none" and scale.window is None:
+        narrow = "float16" in (plan.default, *plan.modules.values())
+        why = "no scale was found to be of use" if narrow else "no gradient is stored in float16"
+        return [f"Not needed: {why}. The plan trains without a loss scale."]
+    lines = [_window(*scale.window)] if scale.window else ["Window: none, no single scale serves every module."]
+    static = power(scale.init_scale if scale.mode == "static" else _static(scale.window))
+    dynamic = power(scale.init_scale if scale.mode == "dynamic" else _power_of_two(scale.window))
+    interval = scale.growth_interval or 2000
+    chosen = {mode: " (the plan's choice)" if mode == scale.mode else "" for mode in ("static", "dynamic")}
+    lines.append(f"Static: a scale of {static}{chosen['static']}.")
+    lines.append(f"Dynamic: start at {dynamic}, grow every {interval:,} steps{chosen['dynamic']}.")
+    lines.append(f"Skipped steps: predicted {number(scale.predicted_skips)}, seen {_observed_skips(report)}.")
+    return lines
+
+
+def _window(low: int, high: int) -> str:
+    return f"Window: every scale from 2^{low} to 2^{high} keeps the gradients inside float16."
+
+
+def _power_of_two(window: tuple[int, int] | None, below: int = 0) -> float | None:
+    """2^(k_max - below), not below the window; None where a double can't hold it."""
+    if window is None or max(map(abs, window)) > 1000:
+        return None
+    return 2.0 ** max(window[0], window[1] - below)
+
+
+def _static(window: tuple[int, int] | None) -> float | None:
+    return _power_of_two(window, below=2)
+
+
+def _observed_skips(report: Report) -> str:
+    tried = [trial for trial in report.verification.trials if not trial.plan.startswith("reference")]
+    if not tried:
+        return NOT_MEASURED
+    skipped = [trial.skipped_steps for trial in tried if trial.plan == tried[-1].plan]
+    return " to ".join(f"{count:,}" for count in dict.fromkeys((min(skipped), max(skipped))))
+
+
+def repairs(report: Report) -> list[str]:
+    return [
+        f"Round {repair.round}: {visible(repair.fqn) or WHOLE}{f':{visible(repair.op)}' if repair.op else ''} "
+        f"from {prose(repair.source)} to {prose(repair.target)}: {prose(repair.why)}"
+        for repair in report.verification.repairs
+    ] or ["No repair was needed or tried."]
