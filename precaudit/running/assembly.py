@@ -17,7 +17,7 @@ from precaudit.execution.products import own_settings_ignored, tf32
 from precaudit.instrument.events import TrainingEvents, TrainingListener
 from precaudit.instrument.functions import OwnBackward
 from precaudit.instrument.names import ModuleNames
-from precaudit.instrument.scopes import ModuleScopes
+from precaudit.instrument.scopes import ModuleScopes, ScopeListener
 from precaudit.ownprecision.baseline import Baseline, CastWatch, eager_only, float32_only
 from precaudit.ownprecision.grad_scaler import OwnScaler
 from precaudit.ownprecision.regions import OwnRegions
@@ -70,16 +70,9 @@ def assemble(spec: RunSpec, progress: Callable[[int, float], None], stop: Stop) 
     scopes = ModuleScopes(names)
     baseline = Baseline(lambda: scopes.current is not None)
     in_island = baseline.in_island
-    scaler = None
-    if spec.plan is not None:
-        execution = NativePrecision if spec.execution == "native" else Emulator
-        scopes.listeners.append(execution(spec.plan, scopes, _trains, in_island))
-        if spec.plan.loss_scale.mode != "none":
-            scaler = LossScaler(spec.plan.loss_scale)
-    if spec.jitter:
-        scopes.listeners.append(Perturbation(jitter(spec.seed)))
-    if spec.perturbed:
-        scopes.listeners.append(Perturbation(rounded_to(spec.perturbed)))
+    scopes.listeners += _roundings(spec, scopes, in_island)
+    loss_scale = spec.plan.loss_scale if spec.plan is not None else None
+    scaler = LossScaler(loss_scale) if loss_scale is not None and loss_scale.mode != "none" else None
     probe = GradientProbe(spec, names, scopes, events, _trains, in_island) if spec.probe_dir else None
     traced = bool(spec.audited) or spec.watch_from is not None
     tracer = Tracer(scopes, _trace_options(spec, baseline), in_island) if traced else None
@@ -113,6 +106,17 @@ def assemble(spec: RunSpec, progress: Callable[[int, float], None], stop: Stop) 
         last_calls=last_calls,
         observer=observer,
     )
+
+
+def _roundings(spec: RunSpec, scopes: ModuleScopes, in_island: Callable[[], bool]) -> Iterator[ScopeListener]:
+    """The plan's, and those of the weights that a run begins with."""
+    if spec.plan is not None:
+        execution = NativePrecision if spec.execution == "native" else Emulator
+        yield execution(spec.plan, scopes, _trains, in_island)
+    if spec.jitter:
+        yield Perturbation(jitter(spec.seed))
+    if spec.perturbed:
+        yield Perturbation(rounded_to(spec.perturbed))
 
 
 def _trains(module: torch.nn.Module) -> bool:
