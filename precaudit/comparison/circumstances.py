@@ -11,9 +11,13 @@ from typing import Any
 from precaudit.model import Report
 
 
+def path(report: Report) -> str:
+    return str(report.job.get("script") or "")
+
+
 def script(report: Report) -> str:
     """By its name alone: a script that moves is the same script."""
-    return Path(str(report.job.get("script") or "")).name
+    return Path(path(report)).name
 
 
 def differences(base: Report, head: Report) -> Iterator[str]:

@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 from tabulate import tabulate
 
-from precaudit.comparison.circumstances import script as called
+from precaudit.comparison import circumstances
 from precaudit.comparison.compare import compare
 from precaudit.comparison.matching import match_layers
 from precaudit.comparison.rows import place
@@ -86,16 +86,14 @@ def _script(entry: Entry, last: Mapping[str, Entry]) -> str:
     """Which script a report is of, as the first report of it has it: by its path or, as a script may move and profiles
     from Python are called after a function, by that name and the layers that it still has."""
     name, _, report = entry
-    path = _path(report)
+    path = circumstances.path(report)
     function = report.job.get("kind") == "model_file" and not path.endswith(".py")
     if path in last and not function:
         return path
-    moved = (key for key, (_, _, old) in last.items() if called(old) == called(report) and _alike(old, report))
+    called = circumstances.script(report)
+    namesakes = ((key, old) for key, (_, _, old) in last.items() if circumstances.script(old) == called)
+    moved = (key for key, old in namesakes if _alike(old, report))
     return next(moved, path if path and path not in last else name)
-
-
-def _path(report: Report) -> str:
-    return str(report.job.get("script") or "")
 
 
 def _alike(old: Report, new: Report) -> bool:

@@ -170,16 +170,18 @@ def _with_probes(audit: Audit, plan: Schedule, probed: tuple[str, ...], runner: 
     out to be others than float32 let see, what the rules forbid is kept wide, and the gradients are looked at again."""
     assert audit.replay_spec is not None
     replay = _replay(audit, plan, probed, runner)
-    harmless = _without_harm(_gradient_errors(plan, probed, replay))
+    errors = _gradient_errors(plan, probed, replay)
+    harmless = _without_harm(errors)
     trace = audit.trace.with_halves(replay.halves)
     shown = [ban for ban in bans(trace, audit.replay_spec.formats) if ban not in audit.bans]
     if more := [*(_as_tried(ban, harmless) for ban in shown), *of_grids(trace, replay.grids, harmless)]:
         audit = replace(audit, trace=trace, bans=(*audit.bans, *more))
         replay = _replay(audit, plan, probed, runner)
+        errors = _gradient_errors(plan, probed, replay)
     audit = replace(audit, replay=replay)
     if not audit.starts_alike:
         return audit  # gradients of other weights or another batch: the formats have no part in what they differ by
-    return replace(audit, errors=_gradient_errors(plan, probed, replay))
+    return replace(audit, errors=errors)
 
 
 def _gradient_errors(plan: Schedule, probed: tuple[str, ...], replay: RunResult) -> tuple[GradientError, ...]:

@@ -13,11 +13,13 @@ from precaudit.model import Finding
 
 @dataclass(frozen=True)
 class _Told:
-    """How a kind of what was seen is told; `{function}` is what met the gradients."""
+    """How a kind of what was seen is told; `{function}` is what met the gradients, and `mixed` is added where those of
+    a scaled loss and of another one are in one sum."""
 
     rule: str
     message: str
     fix: str
+    mixed: str = ""
 
 
 CERTAIN: Mapping[str, _Told] = MappingProxyType(
@@ -44,6 +46,7 @@ CERTAIN: Mapping[str, _Told] = MappingProxyType(
             "the backward pass of a loss that scaler.scale never saw; the scaler divides its gradients by the loss "
             "scale all the same, before {function} steps",
             "scale every loss: scaler.scale(loss).backward()",
+            ": beside those of the scaled loss they count for almost nothing",
         ),
     }
 )
@@ -80,6 +83,5 @@ def of_scaled(baseline: Mapping[str, Any], kinds: Mapping[str, _Told]) -> list[F
 
 def _finding(told: _Told, seen: Mapping[str, Any]) -> Finding:
     message = told.message.format(function=seen.get("function"))
-    if told is CERTAIN["unscaled_loss"] and seen["mixed"]:
-        message += ": beside those of the scaled loss they count for almost nothing"
-    return finding(told.rule, "error", message, told.fix, location=place_of(seen))
+    beside = told.mixed if seen.get("mixed") else ""
+    return finding(told.rule, "error", f"{message}{beside}", told.fix, location=place_of(seen))

@@ -87,6 +87,7 @@ def write(report: Report, path: str | Path) -> None:
 
 
 def write_each(report: Report, paths: Iterable[Path]) -> tuple[list[Path], list[str]]:
+    """The files that could be written, and what was in the way of the others."""
     from precaudit.reporting import files
 
     return files.write_each(paths, partial(write, report))

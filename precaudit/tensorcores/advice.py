@@ -120,9 +120,9 @@ def _full_precision(groups: list[Group], card: Card, stated: str) -> Finding:
 
 
 def _vector(groups: list[Group]) -> Finding:
-    rule, example = groups[0].found.rule, groups[0].example
+    rule = groups[0].found.rule
     what = "matrix-vector products" if rule == GEMV else f"products by kernels of rule {rule}"
-    stated = groups[0].found.operands or (example.format if example else None) or "a format that the trace doesn't tell"
+    stated = groups[0].operands or "a format that the trace doesn't tell"
     return _finding(
         "PA404",
         groups,

@@ -56,6 +56,11 @@ class Group:
     def tflops(self) -> float | None:
         return self.flops / self.seconds / 1e12 if self.flops and self.seconds else None
 
+    @property
+    def operands(self) -> str | None:
+        """The format by the kernel's name, or else by the product that it is for."""
+        return self.found.operands or (self.example.format if self.example else None)
+
 
 @dataclass(frozen=True)
 class Analysis:
@@ -207,7 +212,7 @@ def _second_look(group: Group, card: Card) -> Group:
     """The group with the class that its rate allows."""
     if card.gpu is None or group.tflops is None:
         return group
-    operands = _operands(group) or "fp32"
+    operands = group.operands or "fp32"
     vector = card.gpu.vector * _PACKED.get(operands, 1.0)
     found = second_opinion(group.found, group.tflops, vector, card.gpu.peak(FORMATS.get(operands, "")))
     return replace(group, found=found)
@@ -250,12 +255,7 @@ def _takes(group: Group, gpu: Gpu) -> bool:
 
 def _peak(group: Group, card: Card) -> float | None:
     """TFLOP/s of the fastest unit that takes the kernel's operands."""
-    return card.gpu.rate(FORMATS.get(_operands(group) or "", "float32")) if card.gpu else None
-
-
-def _operands(group: Group) -> str | None:
-    """The format by the kernel's name, or else by the product that it is for."""
-    return group.found.operands or (group.example.format if group.example else None)
+    return card.gpu.rate(FORMATS.get(group.operands or "", "float32")) if card.gpu else None
 
 
 def _kernel(group: Group, card: Card) -> Kernel:

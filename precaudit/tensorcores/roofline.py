@@ -80,10 +80,10 @@ def in_words(before: StepPrediction | None, after: StepPrediction | None, target
     """Float32 (`before`) against the plan; None where no product of known size was traced."""
     if before is None or after is None or not before.seconds_matmul:
         return f"Speed on {target.name}: no prediction, no product of known size was traced."
-    gain = before.total / after.total - 1.0
-    if 1 + gain < WORTH:
+    faster = before.total / after.total
+    if faster < WORTH:
         return f"No gain expected over float32 on {target.name}: {BOUNDS[after.bound]} ({METHOD})."
-    return f"{1 + gain:.2f}x the speed of float32 expected on {target.name} ({METHOD})."
+    return f"{faster:.2f}x the speed of float32 expected on {target.name} ({METHOD})."
 
 
 def measured_in_words(speedup: float, spread: Sequence[float] | None, busy: float | None, gpu: Gpu) -> str:

@@ -104,8 +104,7 @@ def by_chance(twins: Sequence[tuple[Losses, Losses]], window: slice, pairs: int)
     """How far from zero the mean difference of so many pairs may be where both are float32: twice its standard error,
     as (run, twin) pairs show it. 0 without any that can be compared. Either of a pair could have been the one to
     compare with: a loss that chance makes thirty times another's is also one that it makes a thirtieth."""
-    both_ways = [*twins, *((twin, run) for run, twin in twins)]
-    found = relative_differences([run for run, _ in both_ways], [twin for _, twin in both_ways], window)
+    found = _between([pair for twin in twins for pair in permutations(twin)], window)
     found = found[~np.isnan(found)]
     return 2 * math.sqrt(float(np.mean(found**2)) / pairs) if len(found) and pairs else 0.0
 
@@ -139,6 +138,11 @@ def relative_differences(
     is not finite itself or zero throughout, or the runs have no step of the window in common.
     """
     return np.array([_difference(a, b, window) for a, b in zip(reference, candidate, strict=True)])
+
+
+def _between(pairs: Sequence[tuple[Losses, ...]], window: slice) -> NDArray[np.float64]:
+    """Of each pair, the first of which is the reference."""
+    return relative_differences([one for one, _ in pairs], [other for _, other in pairs], window)
 
 
 def margin(reference: Sequence[Losses], window: slice, noise: float = 0.0) -> float:
@@ -185,8 +189,7 @@ def seed_deviation(reference: Sequence[Losses], window: slice) -> float:
 def seed_spread(reference: Sequence[Losses], window: slice) -> float:
     """The deviation of `relative_differences` between trainings that share nothing, as two seeds' show it; `nan` for
     fewer than two. sqrt(2) times `seed_deviation` where all end near one loss; more where some end near zero."""
-    pairs = list(permutations(reference, 2))
-    found = relative_differences([run for run, _ in pairs], [other for _, other in pairs], window)
+    found = _between(list(permutations(reference, 2)), window)
     found = found[np.isfinite(found)]
     return math.sqrt(float(np.mean(found**2))) if len(found) else math.nan
 
