@@ -5,6 +5,7 @@ from __future__ import annotations
 from precaudit.comparison.changes import Comparison
 from precaudit.comparison.rows import Names, failed_gates, notes, rows, title
 from precaudit.reporting.markdown import bullets, code, folded, table, text
+from precaudit.reporting.words import listing
 
 MARKER = "<!-- precaudit:compare -->"
 MAX_ROWS = 100
@@ -15,7 +16,12 @@ def render_markdown(comparison: Comparison, names: Names) -> str:
     base, head = map(code, names)
     every = rows(comparison)
     cells = [
-        ["❌" if row.regression else "note", _places(row.places), text(row.what), ", ".join(map(code, row.metrics))]
+        [
+            "❌" if row.regression else "note",
+            listing(row.places, MAX_PLACES, show=code),
+            text(row.what),
+            ", ".join(map(code, row.metrics)),
+        ]
         for row in every[:MAX_ROWS]
     ]
     parts = [
@@ -28,8 +34,3 @@ def render_markdown(comparison: Comparison, names: Names) -> str:
         *(folded(heading, bullets(lines)) for heading, lines in notes(comparison).items()),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
-
-
-def _places(places: tuple[str, ...]) -> str:
-    more = f" and {len(places) - MAX_PLACES:,} more" if len(places) > MAX_PLACES else ""
-    return ", ".join(map(code, places[:MAX_PLACES])) + more

@@ -14,7 +14,7 @@ from precaudit.comparison.headroom import PLACED_ROLES, headroom
 from precaudit.errors import PrecauditError
 from precaudit.formats import FORMATS, Format
 from precaudit.model import Finding, Report, TensorRecord
-from precaudit.reporting.words import inert, visible
+from precaudit.reporting.words import inert, listing, plural, visible
 
 SEVERITIES = ("note", "warning", "error")
 MAX_PLACES = 3
@@ -169,8 +169,7 @@ def _limit(metric: str, threshold: float, values: Sequence[Value]) -> Iterator[s
 
 
 def _first(places: Sequence[str], noun: str) -> str:
-    more = f" and {len(places) - MAX_PLACES} more" if len(places) > MAX_PLACES else ""
-    return f"{len(places)} {noun}{'s' if len(places) > 1 else ''}: {', '.join(places[:MAX_PLACES])}{more}"
+    return f"{plural(len(places), noun)}: {listing(places, MAX_PLACES)}"
 
 
 def rules_table(verb: str) -> str:

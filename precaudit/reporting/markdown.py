@@ -12,7 +12,7 @@ from precaudit.errors import PrecauditError
 from precaudit.model import Finding, FormatFit, Report
 from precaudit.reporting import costs, planned, ranges, story, svg, unfinished, usage
 from precaudit.reporting.files import write_text
-from precaudit.reporting.words import NOT_MEASURED, SHORT_FORMATS, number, plural, prose, share, visible
+from precaudit.reporting.words import NOT_MEASURED, SHORT_FORMATS, listing, number, plural, prose, share, visible
 
 MARKER = "<!-- precaudit:report -->"
 SIGNS = {"good": "✅", "open": "⚠️", "bad": "❌"}
@@ -112,13 +112,8 @@ def _exceptions(report: Report) -> str:
     default = text(planned.plan_default(report))
     if not groups:
         return default
-    rows = [[code(g.format), text(g.why), f"{len(g.names):,}", _names(g.names)] for g in groups[:ROWS]]
+    rows = [[code(g.format), text(g.why), f"{len(g.names):,}", listing(g.names, show=code)] for g in groups[:ROWS]]
     return f"{default}\n\n{table(['format', 'why', 'count', 'modules and ops'], rows)}{_more(groups, 'reason')}"
-
-
-def _names(names: Sequence[str]) -> str:
-    shown = ", ".join(code(name) for name in names[:4])
-    return shown if len(names) <= 4 else f"{shown} and {len(names) - 4:,} more"
 
 
 def _more(rows: Sequence[object], noun: str, most: int = ROWS) -> str:

@@ -135,9 +135,10 @@ def _undecided(report: Report) -> Undecided:
 
 
 def _chaotic(seeds: float) -> Undecided:
+    needed = f"some {float(f'{seeds:.1g}'):,.0f}" if seeds < 1e6 else "millions of"
     return Undecided(
-        "these runs scatter by so much more than the difference that is allowed that some "
-        f"{float(f'{seeds:.1g}'):,.0f} seeds would be needed to tell.",
+        "these runs scatter by so much more than the difference that is allowed that "
+        f"{needed} seeds would be needed to tell.",
         "Judge by what you train for (a return, an accuracy) over several trainings of your own, with the plan and "
         "without it.",
     )
@@ -148,7 +149,8 @@ def _seeds_needed(verification: Verification) -> float:
     lower, upper, margin = verification.difference.lower, verification.difference.upper, verification.margin
     if lower is None or upper is None or not margin:
         return 0.0
-    return len(verification.seeds) * ((upper - lower) / 2 / margin) ** 2
+    ratio = (upper - lower) / 2 / margin
+    return len(verification.seeds) * ratio * ratio
 
 
 def _own(report: Report) -> str:

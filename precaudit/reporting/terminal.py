@@ -141,14 +141,9 @@ def _exceptions(page: Page, report: Report) -> None:
     page.section("Which layers, and why", [planned.plan_default(report)])
     for group in groups[:ROWS]:
         page.text(f"{group.format}: {group.why}", indent="  ", hang="    ")
-        page.text(_names(group.names, page.width - 8), indent="      ")
+        page.text(listing(group.names, show=lambda name: shorten(name, page.width - 8)), indent="      ")
     if len(groups) > ROWS:
         page.text(f"... and {plural(len(groups) - ROWS, 'more reason')} in plan.json", indent="  ")
-
-
-def _names(names: Sequence[str], width: int) -> str:
-    shown = ", ".join(shorten(name, width) for name in names[:4])
-    return shown if len(names) <= 4 else f"{shown} and {len(names) - 4:,} more"
 
 
 def _findings(page: Page, report: Report) -> None:

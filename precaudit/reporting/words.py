@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 NOT_MEASURED = "not measured"
@@ -134,9 +134,9 @@ def plural(count: int, noun: str) -> str:
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
-def listing(names: Iterable[str], most: int = 4, separator: str = ", ") -> str:
-    """`a, b, c and 12 more`."""
-    every = [visible(name) for name in names]
+def listing(names: Iterable[str], most: int = 4, separator: str = ", ", show: Callable[[str], str] = visible) -> str:
+    """`a, b, c and 12 more`, each name as `show` has it."""
+    every = list(names)
     if len(every) <= most:
-        return separator.join(every)
-    return f"{separator.join(every[: most - 1])} and {len(every) - most + 1:,} more"
+        return separator.join(map(show, every))
+    return f"{separator.join(map(show, every[: most - 1]))} and {len(every) - most + 1:,} more"
