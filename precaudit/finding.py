@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import Any
 
 from precaudit.model import Finding, Location, Severity
+
+SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
 
 
 def finding(
@@ -22,6 +25,17 @@ def finding(
 ) -> Finding:
     found = Finding(rule, severity, message, suggestion, fqn, op, location, evidence)
     return replace(found, fingerprint=fingerprint(found))
+
+
+def ranked(findings: Iterable[Finding]) -> list[Finding]:
+    """Errors first."""
+    return sorted(findings, key=lambda found: SEVERITIES.index(found.severity))
+
+
+def counted(findings: Iterable[Finding]) -> dict[Severity, int]:
+    """How many there are of each severity."""
+    every = [found.severity for found in findings]
+    return {severity: every.count(severity) for severity in SEVERITIES}
 
 
 def place_of(entry: Any) -> Location | None:

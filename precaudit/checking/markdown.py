@@ -5,6 +5,7 @@ from __future__ import annotations
 from precaudit.checking import story
 from precaudit.checking.records import CheckReport
 from precaudit.checking.terminal import HARD_LABELS
+from precaudit.finding import ranked
 from precaudit.reporting.markdown import SIGNS, bullets, code, folded, table, text
 from precaudit.reporting.story import place
 
@@ -32,7 +33,7 @@ def render_markdown(report: CheckReport) -> str:
 
 
 def _findings(report: CheckReport) -> str:
-    findings = story.ranked(report)
+    findings = ranked(report.findings)
     rows = [
         [
             f.severity,

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 
 from precaudit.checking.outcomes import HARD_NAMES
 from precaudit.checking.records import Answer, CheckReport, HardInput, OutputMatch
-from precaudit.model import Finding
-from precaudit.reporting.story import SEVERITIES
+from precaudit.finding import counted
 from precaudit.reporting.words import listing, number, plural, prose, share, visible
 
 OUTPUT_HEADERS = ("output", "format", "SNR dB", "error", "top-1", "finite")
@@ -23,7 +22,7 @@ def tone(report: CheckReport) -> str:
 
 def title(report: CheckReport) -> str:
     """The verdict in one line."""
-    counts = {s: sum(f.severity == s for f in report.findings) for s in SEVERITIES}
+    counts = counted(report.findings)
     formats = " and ".join(dict.fromkeys(each.format for each in report.deployments))
     where = f"{formats} on {visible(report.target)}"
     if not report.passed:
@@ -37,10 +36,6 @@ def title(report: CheckReport) -> str:
 
 def question(report: CheckReport, answer: Answer) -> str:
     return f"{answer.question} ({answer.format})" if answer.format and len(report.deployments) > 1 else answer.question
-
-
-def ranked(report: CheckReport) -> list[Finding]:
-    return sorted(report.findings, key=lambda finding: SEVERITIES.index(finding.severity))
 
 
 def output_rows(matches: Sequence[OutputMatch]) -> list[list[str]]:

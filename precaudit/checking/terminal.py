@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from precaudit.checking import story
 from precaudit.checking.records import CheckReport
+from precaudit.finding import ranked
 from precaudit.model import Finding
 from precaudit.reporting.story import place
 from precaudit.reporting.terminal import Page, painter
@@ -33,7 +34,7 @@ def render_terminal(report: CheckReport, color: bool = False) -> str:
 
 
 def _findings(page: Page, report: CheckReport) -> None:
-    findings = story.ranked(report)
+    findings = ranked(report.findings)
     if findings:
         page.section("Findings, and what to do", [])
     for finding in findings[: story.ROWS]:

@@ -6,8 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from precaudit.comparison.changes import Change
-from precaudit.comparison.rules import SEVERITIES
-from precaudit.finding import fingerprint
+from precaudit.finding import SEVERITIES, fingerprint, ranked
 from precaudit.model import LossScale, OpFormat, Plan, Report
 from precaudit.reporting import unfinished
 
@@ -42,12 +41,12 @@ def finding_changes(base: Report, head: Report, names: Mapping[str, str]) -> Ite
         fqn = finding.fqn
         renamed = replace(finding, fqn=names.get(fqn, fqn) if fqn else fqn)
         known.setdefault(fingerprint(renamed), []).append(finding.severity)
-    for finding in sorted(head.findings, key=lambda finding: -SEVERITIES.index(finding.severity)):
+    for finding in ranked(head.findings):
         before = known.get(fingerprint(finding), [])
         # Each of base's findings excuses one of head's, the least serious of those that are serious enough.
-        excuses = [severity for severity in before if SEVERITIES.index(severity) >= SEVERITIES.index(finding.severity)]
+        excuses = [severity for severity in before if SEVERITIES.index(severity) <= SEVERITIES.index(finding.severity)]
         if excuses:
-            before.remove(min(excuses, key=SEVERITIES.index))
+            before.remove(max(excuses, key=SEVERITIES.index))
             continue
         was = f" (a {before[0]} in base)" if before else ""
         message = f"{finding.rule}: {finding.message}{was}"

@@ -12,11 +12,11 @@ from tabulate import tabulate
 from precaudit.catalogue import CATALOGUE
 from precaudit.comparison.headroom import PLACED_ROLES, headroom
 from precaudit.errors import PrecauditError
+from precaudit.finding import SEVERITIES
 from precaudit.formats import FORMATS, Format
 from precaudit.model import Finding, Report, TensorRecord
 from precaudit.reporting.words import inert, listing, plural, visible
 
-SEVERITIES = ("note", "warning", "error")
 MAX_PLACES = 3
 
 Value = tuple[str, float]  # where, how much
@@ -125,8 +125,9 @@ def parse_rules(rules: Sequence[str]) -> tuple[Rule, ...]:
 
 def _parse(rule: str) -> Rule:
     metric, separator, text = rule.partition(":")
-    if rule in SEVERITIES:
-        accepted = SEVERITIES[SEVERITIES.index(rule) :]
+    severities: tuple[str, ...] = SEVERITIES
+    if rule in severities:
+        accepted = severities[: severities.index(rule) + 1]
         return lambda report: _findings(rule, [f for f in report.findings if f.severity in accepted])
     if rule in CATALOGUE:
         return lambda report: _findings(rule, [f for f in report.findings if f.rule == rule])
@@ -134,7 +135,7 @@ def _parse(rule: str) -> Rule:
         threshold = _threshold(rule, text)
         return lambda report: _limit(metric, threshold, list(LIMITS[metric].values(report)))
     raise PrecauditError(
-        f"--fail-on {rule!r}: want a finding id such as PA101, a severity ({', '.join(reversed(SEVERITIES))}) "
+        f"--fail-on {rule!r}: want a finding id such as PA101, a severity ({', '.join(SEVERITIES)}) "
         "or METRIC:THRESHOLD; --fail-on list shows them all"
     )
 
@@ -176,7 +177,7 @@ def rules_table(verb: str) -> str:
     """All that `--fail-on` takes after `precaudit profile` or `precaudit check`, 80 columns wide."""
     rules = [(rule.id, rule.title, rule.meaning) for rule in CATALOGUE.values() if rule.verb == verb]
     metrics = [(name, limit.help) for name, limit in LIMITS.items()]
-    severities = ", ".join(reversed(SEVERITIES))
+    severities = ", ".join(SEVERITIES)
     return "\n".join(
         [
             tabulate(rules, ("RULE", "finding", "what it means"), "simple", maxcolwidths=[None, 24, 44]),

@@ -31,6 +31,10 @@ def tensor_cores(report: Report) -> list[str]:
     return lines + [prose(note) for note in used.notes]
 
 
+def time_and_money(report: Report) -> list[str]:
+    return [*step_times(report), *money(report), *profiling(report)]
+
+
 def step_times(report: Report) -> list[str]:
     """Time of a training step per arm (`float32`, `plan`, ...)."""
     steps = _mapping(report.performance, "step_seconds")

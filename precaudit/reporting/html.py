@@ -15,7 +15,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from precaudit import __version__
-from precaudit.model import Finding, FormatFit, Plan, Report, Trial
+from precaudit.finding import ranked
+from precaudit.model import Finding, Plan, Report, Trial
 from precaudit.reporting import costs, planned, ranges, story, unfinished, usage
 from precaudit.reporting.charts import KINDS
 from precaudit.reporting.drawing import hindrance
@@ -120,13 +121,8 @@ def _story(report: Report) -> dict[str, Any]:
         "loss_scale": planned.loss_scale(report),
         "repairs": planned.repairs(report),
         "plan_default": planned.plan_default(report),
-        "findings_note": ", ".join(_counts(report)) or f"None: {unfinished.no_findings(report)}.",
-        "costs": [
-            *costs.tensor_cores(report),
-            *costs.step_times(report),
-            *costs.money(report),
-            *costs.profiling(report),
-        ],
+        "findings_note": ", ".join(story.counts(report)) or f"None: {unfinished.no_findings(report)}.",
+        "costs": [*costs.tensor_cores(report), *costs.time_and_money(report)],
         "notes": [prose(note) for note in _list(report.job.get("notes"))],
     }
 
@@ -194,13 +190,8 @@ def _tensor_cores(report: Report) -> dict[str, Any]:
     return _tile("Tensor Cores", NOT_MEASURED, "no GPU kernel was timed")
 
 
-def _counts(report: Report) -> list[str]:
-    counts = [(sum(f.severity == s for f in report.findings), s) for s in story.SEVERITIES]
-    return [plural(n, s) for n, s in counts if n]
-
-
 def _findings_tile(report: Report) -> dict[str, Any]:
-    found = _counts(report)
+    found = story.counts(report)
     if not found:
         return _tile("Findings", "none", unfinished.no_findings(report))
     return _tile("Findings", found[0], ", ".join(found[1:]))
@@ -212,7 +203,7 @@ def _findings_tile(report: Report) -> dict[str, Any]:
 def _tables(report: Report) -> dict[str, Any]:
     formats = ranges.audited_formats(report)
     v = report.verification
-    findings = [_finding(report.plan, finding) for finding in story.ranked_findings(report)]
+    findings = [_finding(report.plan, finding) for finding in ranked(report.findings)]
     return {
         "layers": bool(report.layers),
         "modules": bool(report.plan.modules),
@@ -243,19 +234,8 @@ def _tables(report: Report) -> dict[str, Any]:
 
 
 def _range_rows(report: Report, formats: list[str]) -> list[list[str]]:
-    rows = []
-    for layer in ranges.ranked_layers(report)[:ROWS]:
-        for label, tensor in ranges.worst(layer):
-            lost = [_lost(tensor.formats.get(name)) for name in formats]
-            values = [number(tensor.stats.amax), number(tensor.stats.amin_nonzero)]
-            rows.append([visible(layer.fqn) or story.WHOLE, label, *values, *lost])
-    return rows
-
-
-def _lost(fit: FormatFit | None) -> str:
-    if fit is None:
-        return "-"
-    return f"{share(fit.overflow_rate)} overflow" if fit.overflow_rate else share(fit.underflow_rate)
+    rows = ranges.rows(ranges.ranked_layers(report)[:ROWS], formats, " overflow")
+    return [[visible(fqn) or story.WHOLE, *cells] for fqn, *cells in rows]
 
 
 def _trial(trial: Trial) -> list[str]:

@@ -9,10 +9,11 @@ from types import MappingProxyType
 from urllib.parse import quote
 
 from precaudit.errors import PrecauditError
-from precaudit.model import Finding, FormatFit, Report
+from precaudit.finding import ranked
+from precaudit.model import Finding, Report
 from precaudit.reporting import costs, planned, ranges, story, svg, unfinished, usage
 from precaudit.reporting.files import write_text
-from precaudit.reporting.words import NOT_MEASURED, SHORT_FORMATS, listing, number, plural, prose, share, visible
+from precaudit.reporting.words import NOT_MEASURED, SHORT_FORMATS, listing, plural, prose, visible
 
 MARKER = "<!-- precaudit:report -->"
 SIGNS = {"good": "✅", "open": "⚠️", "bad": "❌"}
@@ -121,7 +122,7 @@ def _more(rows: Sequence[object], noun: str, most: int = ROWS) -> str:
 
 
 def _findings(report: Report) -> str:
-    findings = story.ranked_findings(report)
+    findings = ranked(report.findings)
     if not findings:
         return f"None: {unfinished.no_findings(report)}."
     rows = [
@@ -151,25 +152,17 @@ def _ranges(report: Report) -> str:
     if not layers:
         return "No layer was measured: no module ran with a backward pass."
     formats = ranges.audited_formats(report)[:6]
-    rows = []
-    for layer in layers[:LAYERS]:
-        for label, tensor in ranges.worst(layer):
-            lost = [_lost(tensor.formats.get(name)) for name in formats]
-            values = [number(tensor.stats.amax), number(tensor.stats.amin_nonzero)]
-            rows.append([code(layer.fqn or story.WHOLE), text(label), *values, *lost])
+    rows = [
+        [code(fqn or story.WHOLE), text(label), *cells]
+        for fqn, label, *cells in ranges.rows(layers[:LAYERS], formats, " !")
+    ]
     headers = ["layer", "role", "amax", "smallest", *(text(SHORT_FORMATS.get(name, name)) for name in formats)]
     note = "Share of the values that each format loses, to zero or (!) by overflow, before any loss scale."
     return f"{note}\n\n{table(headers, rows)}{_more(layers, 'layer', LAYERS)}"
 
 
-def _lost(fit: FormatFit | None) -> str:
-    if fit is None:
-        return "-"
-    return f"{share(fit.overflow_rate)} !" if fit.overflow_rate else share(fit.underflow_rate)
-
-
 def _costs(report: Report) -> list[str]:
-    return [*costs.tensor_cores(report), *costs.step_times(report), *costs.money(report), *costs.profiling(report)]
+    return [*costs.tensor_cores(report), *costs.time_and_money(report)]
 
 
 def _usage(report: Report) -> str:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+
 from precaudit.formats import FORMATS
-from precaudit.model import Layer, Report, TensorRecord
-from precaudit.reporting.words import inert, shorten, visible
+from precaudit.model import FormatFit, Layer, Report, TensorRecord
+from precaudit.reporting.words import inert, number, share, shorten, visible
 
 # what a plan casts; optimizer states and updates stay in float32 beside master weights
 CAST_ROLES = {
@@ -50,6 +52,27 @@ def worst(layer: Layer) -> list[tuple[str, TensorRecord]]:
             parameter = shorten(inert(visible(tensor.name)).rpartition(".")[2], 12)
             found.append((label.replace("weight", parameter) if parameter else label, tensor))
     return found
+
+
+def rows(layers: Iterable[Layer], formats: Sequence[str], overflow: str) -> list[list[str]]:
+    """Layer, role, amax, smallest, and what each format loses; `overflow` marks what it loses that way."""
+    return [
+        [
+            layer.fqn,
+            label,
+            number(tensor.stats.amax),
+            number(tensor.stats.amin_nonzero),
+            *(_lost(tensor.formats.get(name), overflow) for name in formats),
+        ]
+        for layer in layers
+        for label, tensor in worst(layer)
+    ]
+
+
+def _lost(fit: FormatFit | None, overflow: str) -> str:
+    if fit is None:
+        return "-"
+    return f"{share(fit.overflow_rate)}{overflow}" if fit.overflow_rate else share(fit.underflow_rate)
 
 
 def _risk(tensor: TensorRecord) -> tuple[float, ...]:

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from urllib.parse import quote
 
-from precaudit.finding import fingerprint
+from precaudit.finding import fingerprint, ranked
 from precaudit.model import Finding, Report, Severity
 from precaudit.reporting import story
 from precaudit.reporting.words import prose, visible
@@ -28,8 +28,7 @@ def results(report: Report) -> list[Finding]:
         for gate in report.verification.gates
         if not gate.passed
     ]
-    every = [*_verdict(report), *gates, *report.findings]
-    return sorted(every, key=lambda finding: story.SEVERITIES.index(finding.severity))
+    return ranked([*_verdict(report), *gates, *report.findings])
 
 
 def _verdict(report: Report) -> list[Finding]:

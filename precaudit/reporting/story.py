@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from precaudit.finding import counted, ranked
 from precaudit.formats import FORMATS
 from precaudit.model import Cause, Finding, Plan, Report, Verification
 from precaudit.reporting import costs, unfinished
@@ -26,7 +27,6 @@ from precaudit.reporting.words import (
 Tone = Literal["good", "bad", "open"]
 WHOLE = "(the model itself)"
 _PACKAGES = re.compile(r"[/\\](?:site|dist)-packages[/\\]")
-SEVERITIES = ("error", "warning", "note")
 
 
 @dataclass(frozen=True)
@@ -233,8 +233,9 @@ def _evidence(report: Report) -> str:
 # ---------------------------------------------------------------- what to do
 
 
-def ranked_findings(report: Report) -> list[Finding]:
-    return sorted(report.findings, key=lambda finding: SEVERITIES.index(finding.severity))
+def counts(report: Report) -> list[str]:
+    """`2 errors`, `1 note`."""
+    return [plural(count, severity) for severity, count in counted(report.findings).items() if count]
 
 
 def actions(report: Report) -> list[str]:
@@ -252,7 +253,7 @@ def actions(report: Report) -> list[str]:
         first = f"Change nothing for now: {_own(report)} is the fastest format that is known to train here."
     left = [
         finding
-        for finding in ranked_findings(report)
+        for finding in ranked(report.findings)
         if finding.severity != "note" and finding.suggestion and not settled(report.plan, finding)
     ]
     return [*dict.fromkeys([first, *_suggestions(left)]), *_taken_care_of(report)]

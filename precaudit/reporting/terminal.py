@@ -11,7 +11,8 @@ from typing import TextIO
 
 from tabulate import MIN_PADDING, tabulate
 
-from precaudit.model import Finding, FormatFit, Layer, Plan, Report
+from precaudit.finding import ranked
+from precaudit.model import Finding, Layer, Plan, Report
 from precaudit.reporting import costs, planned, ranges, story, unfinished, usage
 from precaudit.reporting.words import (
     NOT_MEASURED,
@@ -19,10 +20,8 @@ from precaudit.reporting.words import (
     broken,
     inert,
     listing,
-    number,
     plural,
     prose,
-    share,
     shorten,
     visible,
 )
@@ -60,7 +59,7 @@ def render_terminal(
     page.section("Repairs", planned.repairs(report))
     _ranges(page, report)
     page.section("Tensor Cores", costs.tensor_cores(report))
-    page.section("Time and cost", [*costs.step_times(report), *costs.money(report), *costs.profiling(report)])
+    page.section("Time and cost", costs.time_and_money(report))
     notes = report.job.get("notes")
     if isinstance(notes, list | tuple) and notes:
         page.section("Notes", [prose(note) for note in notes])
@@ -147,12 +146,11 @@ def _exceptions(page: Page, report: Report) -> None:
 
 
 def _findings(page: Page, report: Report) -> None:
-    findings = story.ranked_findings(report)
+    findings = ranked(report.findings)
     if not findings:
         page.section("Findings", [f"None: {unfinished.no_findings(report)}."])
         return
-    counts = {s: sum(f.severity == s for f in findings) for s in story.SEVERITIES}
-    page.section(f"Findings: {', '.join(plural(n, s) for s, n in counts.items() if n)}", [])
+    page.section(f"Findings: {', '.join(story.counts(report))}", [])
     for finding in findings[:ROWS]:
         _finding(page, finding, report.plan)
     if len(findings) > ROWS:
@@ -205,18 +203,9 @@ def _ranges(page: Page, report: Report) -> None:
 
 
 def _layer_rows(layer: Layer, formats: list[str]) -> list[list[str]]:
-    rows, name = [], visible(layer.fqn) or story.WHOLE
-    for label, tensor in ranges.worst(layer):
-        lost = [_lost(tensor.formats.get(f)) for f in formats]
-        rows.append([name, label, number(tensor.stats.amax), number(tensor.stats.amin_nonzero), *lost])
-        name = ""
-    return rows
-
-
-def _lost(fit: FormatFit | None) -> str:
-    if fit is None:
-        return "-"
-    return f"{share(fit.overflow_rate)}!" if fit.overflow_rate else share(fit.underflow_rate)
+    """Its name stands in the first row only."""
+    name = visible(layer.fqn) or story.WHOLE
+    return [["" if i else name, *cells] for i, (_, *cells) in enumerate(ranges.rows([layer], formats, "!"))]
 
 
 # ---------------------------------------------------------------- what to do with it
