@@ -16,8 +16,8 @@ the square root of their number, so two thousand in a row would be needed to use
 
 def deployments(plan: Plan, settings: CheckSettings) -> tuple[Deployment, ...]:
     """One for the plan as it is, or one for each format asked for."""
-    plans = [in_format(plan, name) for name in settings.formats] or [plan]
-    return tuple(_deployment(each, settings.tolerance) for each in plans)
+    plans = {name: in_format(plan, name) for name in settings.formats} or {_main_format(plan): plan}
+    return tuple(_deployment(name, each, settings.tolerance) for name, each in plans.items())
 
 
 def in_format(plan: Plan, name: str) -> Plan:
@@ -36,10 +36,16 @@ def formats_of(plan: Plan) -> tuple[str, ...]:
     return tuple(sorted(used, key=lambda name: FORMATS[name].mantissa))
 
 
-def _deployment(plan: Plan, tolerance: float | None) -> Deployment:
+def _main_format(plan: Plan) -> str:
+    """Its default, unless nothing runs in that."""
+    used = formats_of(plan)
+    return plan.default if plan.default in used else used[0]
+
+
+def _deployment(name: str, plan: Plan, tolerance: float | None) -> Deployment:
     if tolerance is not None:
-        return Deployment(plan.default, plan, tolerance, "as --tolerance asks")
-    return Deployment(plan.default, plan, *default_tolerance(formats_of(plan)[0]))
+        return Deployment(name, plan, tolerance, "as --tolerance asks")
+    return Deployment(name, plan, *default_tolerance(formats_of(plan)[0]))
 
 
 def default_tolerance(name: str) -> tuple[float, str]:

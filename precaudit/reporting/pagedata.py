@@ -16,6 +16,7 @@ from precaudit.reporting.words import SHORT_FORMATS, visible
 # a gradient that loses less than this share of its energy trains the same
 ENERGY_BUDGET = 1e-4
 POINTS = 300
+TIMED = 30  # layers
 SCALES = (-8, 32)
 Rows = list[dict[str, Any]]
 
@@ -193,7 +194,7 @@ def _broken(trial: Trial) -> str:
 # ---------------------------------------------------------------- time, and the plan
 
 
-def times(report: Report, most: int = 30) -> Rows:
+def times(report: Report) -> Rows:
     """Layers by GPU time with their seconds in each Tensor Core class, under the plan and before it where both were
     measured; rows in other shapes are left out."""
     rows: Rows = []
@@ -202,7 +203,7 @@ def times(report: Report, most: int = 30) -> Rows:
         if after or before:
             name = visible(row.get("fqn") or "(outside modules)")
             rows.append({"name": name, "seconds": after, "before": before})
-    return sorted(rows, key=lambda row: -max(sum(row["seconds"].values()), sum(row["before"].values())))[:most]
+    return sorted(rows, key=lambda row: -max(sum(row["seconds"].values()), sum(row["before"].values())))[:TIMED]
 
 
 def times_rows(times: Rows) -> Rows:

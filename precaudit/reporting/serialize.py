@@ -188,6 +188,8 @@ def _loss_scale(decode: Decoder) -> Decoder:
             raise Mismatch("a loss scale is a positive finite number").inside(".init_scale")
         if scale.growth_interval is not None and scale.growth_interval < 1:
             raise Mismatch("a growth interval is a whole number of steps, at least 1").inside(".growth_interval")
+        if scale.window is not None and scale.window[0] > scale.window[1]:
+            raise Mismatch("a window goes from its smallest exponent to its largest").inside(".window")
         if scale.mode == "static" and scale.init_scale is None:
             raise Mismatch("a static loss scale needs its value").inside(".init_scale")
         return scale

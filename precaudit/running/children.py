@@ -31,6 +31,7 @@ from precaudit.running.untouched import Keeper, put_back, store_beside
 
 RunProgress = Callable[[RunSpec, RunResult], None]
 _GRACE_SECONDS = 20.0
+_LAST_WORDS = 20  # lines
 SIGNALS = frozenset((signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
 
 
@@ -250,11 +251,11 @@ def _with_last_words(result: RunResult, log: Path) -> RunResult:
     return replace(result, error=replace(error, traceback=f"{_tail(log)}\n{error.traceback}".lstrip()))
 
 
-def _tail(log: Path, lines: int = 20) -> str:
+def _tail(log: Path) -> str:
     try:
         with log.open("rb") as stream:
             stream.seek(max(0, log.stat().st_size - 8192))
-            return "\n".join(stream.read().decode("utf-8", "replace").splitlines()[-lines:])
+            return "\n".join(stream.read().decode("utf-8", "replace").splitlines()[-_LAST_WORDS:])
     except OSError:
         return ""
 

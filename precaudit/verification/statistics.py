@@ -159,8 +159,8 @@ def margin(reference: Sequence[Losses], window: slice, noise: float = 0.0) -> fl
     return max([usual, *allowances])
 
 
-def progress(reference: Sequence[Losses], window: slice, share: float = PROGRESS_SHARE) -> float:
-    """What training on for `share` of the run's steps changes, relative, at the pace of the window.
+def progress(reference: Sequence[Losses], window: slice) -> float:
+    """What training on for `PROGRESS_SHARE` of the run's steps changes, relative, at the pace of the window.
 
     The pace is the median over seeds of the change from the first to the second half of the window, so the
     noise of single steps averages out. `nan` where the window is too short to show one.
@@ -172,7 +172,7 @@ def progress(reference: Sequence[Losses], window: slice, share: float = PROGRESS
         if half and np.isfinite(part).all():
             change = float(part[-half:].mean() - part[:half].mean()) / (len(part) - half)
             paces.append(_ratio(change, typical_loss(run, window)) * len(run))
-    return share * abs(float(np.median(paces))) if paces else math.nan
+    return PROGRESS_SHARE * abs(float(np.median(paces))) if paces else math.nan
 
 
 def seed_deviation(reference: Sequence[Losses], window: slice) -> float:

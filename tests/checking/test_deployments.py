@@ -1,5 +1,7 @@
 """The plan as it will run, its tolerance, and whether the target takes its formats."""
 
+from dataclasses import replace
+
 import pytest
 
 from precaudit.checking.deployments import default_tolerance, deployments, formats_of, in_format
@@ -30,6 +32,12 @@ def test_another_format_keeps_what_is_excepted_for_a_reason():
     assert in_format(PLAN, "float8_e4m3").modules["c"] == "float16"
     assert in_format(PLAN, "float8_e4m3").modules["d"] == "float8_e4m3"
     assert plan.ops == PLAN.ops
+
+
+def test_a_plan_is_called_by_a_format_that_something_runs_in():
+    plan = Plan("bfloat16", {"": "float16", "head": "float32"})
+    assert [d.format for d in deployments(plan, CheckSettings())] == ["float16"]
+    assert [d.format for d in deployments(replace(plan, default="float32"), CheckSettings())] == ["float32"]
 
 
 def test_several_formats_are_several_deployments():

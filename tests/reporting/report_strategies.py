@@ -69,6 +69,8 @@ def filled(hint):
         values["matmul_precision"] = st.sampled_from(MATMUL_PRECISIONS)
     if hint is LossScale:
         values["growth_interval"] = st.none() | st.integers(1, 10**6)
+        exponents = st.integers(-200, 200)
+        values["window"] = st.none() | st.tuples(exponents, exponents).map(lambda pair: tuple(sorted(pair)))
         scales = st.floats(0, exclude_min=True, allow_infinity=False)
         static = st.builds(LossScale, **values | {"mode": st.just("static"), "init_scale": scales})
         values |= {"mode": st.sampled_from(["none", "dynamic"]), "init_scale": st.none() | scales}

@@ -131,6 +131,7 @@ def test_rms_alone_is_enough(tmp_path):
         ),
         ({"loss_scale": {"mode": "dynamic", "growth_interval": 0}}, r"growth_interval: a growth interval is a whole"),
         ({"loss_scale": {"mode": "static", "init_scale": 0}}, r"loss_scale\.init_scale: a loss scale is a positive"),
+        ({"loss_scale": {"mode": "none", "window": [9, -4]}}, r"loss_scale\.window: a window goes from its smallest"),
         ({"master_weights": False}, "master_weights: master_weights is false, but every plan trains float32 weights"),
     ],
 )
