@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from xml.etree import ElementTree
 
-import orjson
-
 from precaudit import reporting
 from precaudit.checking import story
 from precaudit.checking.markdown import render_markdown
@@ -13,7 +11,7 @@ from precaudit.checking.records import SCHEMA_VERSION, Answer, CheckReport
 from precaudit.checking.terminal import render_terminal
 from precaudit.model import Report
 from precaudit.reporting.results import sentence
-from precaudit.reporting.serialize import to_json
+from precaudit.reporting.serialize import indented, to_json
 from precaudit.reporting.words import prose, visible
 
 FORMATS = ("terminal", "markdown", "json", "github", "sarif", "gitlab", "junit")
@@ -52,7 +50,7 @@ def render_json(report: CheckReport) -> str:
         | {"relative_error": to_json(m.relative_error), "snr_db": to_json(m.snr_db), "agreement": m.agreement}
         for m in report.outputs
     ]
-    return orjson.dumps(heading | body, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE).decode()
+    return indented(heading | body)
 
 
 def render_junit(report: CheckReport) -> str:

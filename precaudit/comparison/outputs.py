@@ -6,8 +6,6 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import orjson
-
 from precaudit import reporting
 from precaudit.comparison.changes import Comparison
 from precaudit.comparison.findings import as_report
@@ -16,7 +14,7 @@ from precaudit.comparison.rows import Names
 from precaudit.comparison.terminal import render_terminal
 from precaudit.errors import PrecauditError
 from precaudit.model import Report
-from precaudit.reporting.serialize import to_json
+from precaudit.reporting.serialize import indented, to_json
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,7 +32,7 @@ def format_of(path: Path, formats: Collection[str]) -> str:
 
 def render(comparison: Comparison, format: str, names: Names, head: Report) -> str:
     if format == "json":
-        return _json(_heading(comparison, names) | to_json(comparison))
+        return indented(to_json(_heading(comparison, names)) | to_json(comparison))
     if format == "markdown":
         return render_markdown(comparison, names)
     if format == "terminal":
@@ -50,7 +48,7 @@ def render_trend(frame: pd.DataFrame, format: str) -> str:
     from precaudit.comparison import trend
 
     if format == "json":
-        return _json(frame.astype(object).where(frame.notna(), None).to_dict(orient="records"))
+        return indented(to_json(frame.astype(object).where(frame.notna(), None).to_dict(orient="records")))
     if format == "csv":
         return frame.to_csv(index=False)
     if format == "svg":
@@ -58,7 +56,3 @@ def render_trend(frame: pd.DataFrame, format: str) -> str:
 
         return render_svg(frame)
     return trend.markdown(frame) if format == "markdown" else trend.terminal(frame)
-
-
-def _json(value: Any) -> str:
-    return orjson.dumps(to_json(value), option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE).decode()

@@ -74,8 +74,12 @@ def write_json(path: Path, value: Report | Plan | Mapping[str, Any]) -> None:
     if isinstance(value, Report):
         write_bytes(path, render_json(value).encode())
     else:
-        dumped = dump_plan(value) if isinstance(value, Plan) else to_json(value)
-        write_bytes(path, orjson.dumps(dumped, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
+        write_bytes(path, indented(dump_plan(value) if isinstance(value, Plan) else to_json(value)).encode())
+
+
+def indented(value: Any) -> str:
+    """JSON that people read."""
+    return orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE).decode()
 
 
 def render_json(report: Report) -> str:
@@ -85,8 +89,7 @@ def render_json(report: Report) -> str:
 
 def render_plan(report: Report) -> str:
     """`plan.json` as text, indented: people edit plans."""
-    options = orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE
-    return orjson.dumps(dump_plan(report.plan), option=options).decode()
+    return indented(dump_plan(report.plan))
 
 
 def load_report(path: str | Path) -> Report:
