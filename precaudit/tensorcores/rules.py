@@ -222,7 +222,7 @@ NOT_NVIDIA = Classification("unknown", "not-nvidia")
 _NO_RULE = Rule("no-rule", re.compile(""), None, None, False)
 _LONGEST = 8192  # characters of a name that are read: patterns take quadratic time where a word repeats
 _AMD_NAME = re.compile(
-    r"^Cijk_|(?<![a-z])ck(?:_tile)?::|xdlops|gtcx|MIOpen|miopen|rocblas|Tensile|amd_rocclr|aiter::|__hip_|mfma"
+    r"(?:^|_)Cijk_|(?<![a-z])ck(?:_tile)?::|xdlops|gtcx|MIOpen|miopen|rocblas|Tensile|amd_rocclr|aiter::|__hip_|mfma"
 )
 
 

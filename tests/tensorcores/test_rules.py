@@ -107,7 +107,13 @@ def test_words_of_mangled_names(name, words):
 
 
 @pytest.mark.parametrize(
-    "name", ["void ck_tile::kentry<1, ck_tile::FmhaFwdKernel>", "_ZN7ck_tile6kentryILi1EEE", "__amd_rocclr_copyBuffer"]
+    "name",
+    [
+        "void ck_tile::kentry<1, ck_tile::FmhaFwdKernel>",
+        "_ZN7ck_tile6kentryILi1EEE",
+        "__amd_rocclr_copyBuffer",
+        "Custom_Cijk_Alik_Bljk_BBS_BH_Bias_UserArgs_MT256x256x64_MI16x16x1_gfx950",
+    ],
 )
 def test_another_vendors_names(name):
     assert classify(name, H100) is NOT_NVIDIA
