@@ -81,7 +81,7 @@ class Accumulator:
 
     def entry(self, values: Tensor, old: Tensor | None, log2_scale: int) -> tuple[int, int, int, int] | None:
         """The kernel's table entry of a tensor, counted as added; None where it must be added by itself."""
-        if not values.is_cuda or in_transform() or not _has_triton(values.device):
+        if not values.is_cuda or in_transform() or not _has_triton(values.dtype, values.device):
             return None
         if not (is_readable(values) if old is None else lie_alike(values, old)):
             return None
@@ -228,7 +228,7 @@ def _new_sums(dtype: torch.dtype, device: torch.device) -> Sums:
 
         return CpuSums(dtype)
     with torch.inference_mode(False):  # what is made in inference mode could not be added to outside it
-        if device.type == "cuda" and _has_triton(device):
+        if device.type == "cuda" and _has_triton(dtype, device):
             from precaudit.histograms.gpu import TritonSums
 
             return TritonSums(dtype, device)
@@ -246,14 +246,19 @@ def _has_numba() -> bool:
 
 
 @cache
-def _has_triton(device: torch.device) -> bool:
+def _has_triton(dtype: torch.dtype, device: torch.device) -> bool:
     """Triton may be missing, lack a C compiler, not know the GPU, or be launched otherwise in another release: only
     counting tells."""
     try:
         from precaudit.histograms.gpu import check
 
-        check(device)
+        check(dtype, device)
     except Exception as error:
-        _LOG.info("Triton is not usable on %s (%s): its tensors are counted by torch, slower", device, error)
+        _LOG.warning(
+            "Triton is not usable for %s on %s (%s): its tensors are counted by torch, some 30 times slower",
+            dtype,
+            device,
+            error,
+        )
         return False
     return True

@@ -11,6 +11,7 @@ are counted many at a time, from a table of their addresses on the device.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -24,35 +25,42 @@ import triton.language as tl
 from torch import Tensor
 
 from precaudit.histograms.gpukernel import EACH, MAX_STRETCH, MAX_TILES, count_stretch
-from precaudit.histograms.layout import COUNTS, FLOAT32, FLOAT64, Layout
+from precaudit.histograms.layout import FLOAT32, FLOAT64, SUM_SQUARES, Layout
 from precaudit.histograms.plain import PlainSums
 
 ALIGNMENT = 16
-"""Bytes that a thread loads at a time, where the address allows."""
+"""Bytes that a thread loads at a time."""
 _ELEMENTS = {torch.float32: tl.float32, torch.float64: tl.float64, torch.float16: tl.float16, torch.bfloat16: tl.int16}
 
 
 @dataclass(frozen=True)
 class Tuning:
-    """How a tensor is shared out: `warps` to a program and at least `programs` a processor as long as there are
-    tiles; `window` (32 or 64) bits to a word, the first tile's largest binade `headroom` below its top."""
+    """How a tensor is shared out: `warps` to a program, and `programs` of them at once on a processor (what its
+    registers hold); `window` (32 or 64) bits to a word, the first tile's largest binade `headroom` below its top."""
 
     warps: int = 4
     window: int = 64
     headroom: int = 12
-    programs: int = 8
+    programs: int = 4
 
     @property
     def tile(self) -> int:
         return 32 * self.warps * EACH.value
 
     def tiles(self, numel: int, processors: int) -> int:
-        """Tiles in a program's stretch of a tensor."""
+        """Tiles in a program's stretch of a tensor: as many programs as run at once, or that several times."""
         share = triton.cdiv(numel, self.tile * self.programs * processors)
-        return min(share, MAX_TILES, MAX_STRETCH // self.tile)
+        rounds = triton.cdiv(share, min(MAX_TILES, MAX_STRETCH // self.tile))
+        return triton.cdiv(share, rounds)
 
 
-TUNING = Tuning()
+WIDE, NARROW = Tuning(), Tuning(window=32, headroom=4, programs=5)
+
+
+def tuning_of(dtype: torch.dtype) -> Tuning:
+    """A narrow window takes two thirds of a wide one's instructions; half types have two values to count for the bytes
+    of one, and mostly fit."""
+    return NARROW if dtype.itemsize == 2 else WIDE
 
 
 @triton.jit(do_not_specialize=["row", "numel", "tiles"])
@@ -62,8 +70,6 @@ def _accumulate(
     row,
     numel,
     tiles,
-    BRAIN: tl.constexpr,
-    WIDE: tl.constexpr,
     SUBTRACT: tl.constexpr,
     WINDOW: tl.constexpr,
     HEADROOM: tl.constexpr,
@@ -74,7 +80,7 @@ def _accumulate(
     size = tl.minimum(numel - first, tiles * TILE).to(tl.int32)
     values += first
     other += first
-    count_stretch(values, other, row, size, BRAIN, WIDE, SUBTRACT, WINDOW, HEADROOM, TILE)
+    count_stretch(values, other, row, size, SUBTRACT, WINDOW, HEADROOM, TILE)
 
 
 @triton.jit(do_not_specialize=["tiles"])
@@ -83,8 +89,6 @@ def _accumulate_many(
     owners,
     tiles,
     ELEMENT: tl.constexpr,
-    BRAIN: tl.constexpr,
-    WIDE: tl.constexpr,
     SUBTRACT: tl.constexpr,
     WINDOW: tl.constexpr,
     HEADROOM: tl.constexpr,
@@ -98,7 +102,7 @@ def _accumulate_many(
     values = tl.multiple_of(tl.load(entry).to(tl.pointer_type(ELEMENT)), 16) + first
     other = tl.multiple_of(tl.load(entry + 1).to(tl.pointer_type(ELEMENT)), 16) + first
     row = tl.load(entry + 2).to(tl.pointer_type(tl.int64))
-    count_stretch(values, other, row, size, BRAIN, WIDE, SUBTRACT, WINDOW, HEADROOM, TILE)
+    count_stretch(values, other, row, size, SUBTRACT, WINDOW, HEADROOM, TILE)
 
 
 @cache
@@ -107,10 +111,8 @@ def processors(device: torch.device) -> int:
 
 
 @cache
-def _constants(dtype: torch.dtype, subtract: bool, tuning: Tuning) -> dict[str, Any]:
+def _constants(subtract: bool, tuning: Tuning) -> dict[str, Any]:
     return {
-        "BRAIN": dtype is torch.bfloat16,
-        "WIDE": dtype is torch.float64,
         "SUBTRACT": subtract,
         "WINDOW": tuning.window,
         "HEADROOM": tuning.headroom,
@@ -151,16 +153,14 @@ class _Launcher:
 
 
 @cache
-def _single(
-    dtype: torch.dtype, device: torch.device, subtract: bool, kind: tuple[bool, bool, bool], tuning: Tuning
-) -> _Launcher:
-    """`kind` is what Triton specialises by: which of the two addresses are aligned, and whether the size is long."""
-    return _Launcher(_accumulate, _constants(dtype, subtract, tuning), tuning.warps)
+def _single(dtype: torch.dtype, device: torch.device, subtract: bool, long: bool, tuning: Tuning) -> _Launcher:
+    """Triton specialises by whether the size is `long`: past 32 bits."""
+    return _Launcher(_accumulate, _constants(subtract, tuning), tuning.warps)
 
 
 @cache
 def _many(dtype: torch.dtype, device: torch.device, subtract: bool, tuning: Tuning) -> _Launcher:
-    constants = {"ELEMENT": _ELEMENTS[dtype], **_constants(dtype, subtract, tuning)}
+    constants = {"ELEMENT": _ELEMENTS[dtype], **_constants(subtract, tuning)}
     return _Launcher(_accumulate_many, constants, tuning.warps)
 
 
@@ -188,12 +188,12 @@ def _rows(layout: Layout, device: torch.device) -> _Rows:
 class TritonSums:
     """Sums of tensors of one dtype on one device, on which they are held."""
 
-    def __init__(self, dtype: torch.dtype, device: torch.device, tuning: Tuning = TUNING) -> None:
+    def __init__(self, dtype: torch.dtype, device: torch.device, tuning: Tuning | None = None) -> None:
         self.layout = FLOAT64 if dtype is torch.float64 else FLOAT32
         self.numel = 0
         self.rows = _rows(self.layout, device).take()
         self._address = self.rows.data_ptr()
-        self._dtype, self._device, self._tuning = dtype, device, tuning
+        self._dtype, self._device, self._tuning = dtype, device, tuning or tuning_of(dtype)
 
     def add(self, values: Tensor) -> None:
         """Count a contiguous tensor."""
@@ -218,17 +218,23 @@ class TritonSums:
         self.numel += numel
         if not numel:
             return
+        values = _aligned(values)
+        old = None if old is None else _aligned(old)
         address = values.data_ptr()
         other = address if old is None else old.data_ptr()
         tiles = self._tuning.tiles(numel, processors(self._device))
-        kind = (address % ALIGNMENT == 0, other % ALIGNMENT == 0, numel > 0x7FFFFFFF)
-        launch = _single(self._dtype, self._device, old is not None, kind, self._tuning)
+        launch = _single(self._dtype, self._device, old is not None, numel > 0x7FFFFFFF, self._tuning)
         programs = triton.cdiv(numel, tiles * self._tuning.tile)
         if launch.compiled:
             launch(programs, self._device, address, other, self._address, numel, tiles)
         else:
             typed = _typed(values)
             launch(programs, self._device, typed, typed if old is None else _typed(old), self.rows, numel, tiles)
+
+
+def _aligned(values: Tensor) -> Tensor:
+    """Copied where it lies askew: the kernel loads whole vectors."""
+    return values if values.data_ptr() % ALIGNMENT == 0 else values.clone()
 
 
 def _typed(values: Tensor) -> Tensor:
@@ -257,26 +263,32 @@ def add_many(
     device: torch.device,
     entries: Sequence[tuple[int, int, int, int]],
     subtract: bool,
-    tuning: Tuning = TUNING,
+    tuning: Tuning | None = None,
 ) -> None:
     """Count many tensors of one dtype, by one launch; the table of their addresses is kept while they stay the same."""
+    tuning = tuning or tuning_of(dtype)
     tiles = tuning.tiles(sum(entry[3] for entry in entries), processors(device))
     stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
     table, owners = _table(tuple(entries), tiles * tuning.tile, device, stream)
     _many(dtype, device, subtract, tuning)(owners.numel(), device, table, owners, tiles)
 
 
-def check(device: torch.device) -> None:
+def check(dtype: torch.dtype, device: torch.device) -> None:
     """Count a few values in every way, each by its first launch and by its compiled form; raises where one is wrong."""
-    sums, values = TritonSums(torch.float32, device), torch.linspace(-3.0, 3.0, 1000, device=device)
-    for _ in range(2):
+    sums, expected = TritonSums(dtype, device), PlainSums(dtype, torch.device("cpu"))
+    odd = torch.tensor([torch.finfo(dtype).smallest_normal / 4, torch.inf, torch.nan, 0.0], dtype=dtype)
+    for part in (torch.linspace(-3.0, 3.0, 1000, dtype=dtype), odd) * 2:
+        values = part.to(device)
         sums.add(values)
-        sums.add_difference(values, torch.zeros_like(values))
-        entry = sums.entry(values, None)
-        if entry is not None:
-            add_many(torch.float32, device, [entry], False)
-    expected = PlainSums(torch.float32, torch.device("cpu"))
-    expected.add(values.cpu())
-    found = sums.rows.cpu().numpy()[COUNTS:]
-    if not np.array_equal(found * 1000, sums.numel * np.asarray(expected.rows)[COUNTS:]):
-        raise RuntimeError("the kernel counts wrongly here")
+        expected.add(part)
+        if (entry := sums.entry(values, None)) is not None:
+            add_many(dtype, device, [entry], False)
+            expected.add(part)
+        if dtype is torch.float32:
+            sums.add_difference(values, torch.ones_like(values))
+            expected.add_difference(part, torch.ones_like(part))
+    found = sums.rows.cpu()
+    ours, theirs = (row.view(torch.float64)[SUM_SQUARES].item() for row in (found, expected.rows))
+    found[SUM_SQUARES] = expected.rows[SUM_SQUARES]
+    if not (torch.equal(found, expected.rows) and math.isclose(ours, theirs) and sums.numel == expected.numel):
+        raise RuntimeError(f"the kernel counts {dtype} wrongly here")

@@ -1,16 +1,16 @@
 """The Triton kernel: values are counted by carry-save adders, in a window of binades that is speculated.
 
 A program takes a stretch of a tensor and speculates that all magnitudes lie in a window of WINDOW - 1 binades
-about that of its first tile. Every value is then one shift: a word with one bit set, at its binade's place in the
+about that of its first tile. Every value is then one shift or rotation: a word with one bit set, at its binade's place in the
 window, or the last bit for what lies outside. Words are counted bit-sliced: bit b of `ones`, `twos`, `fours`, ...
 are the digits of how often bit b was set, and a full adder takes in two words at once (Harley-Seal counting).
 The extremes tell afterwards whether the window held all but the zeros; a stretch for which it did not (or that
-has subnormals or non-finite values) is counted EXACT, window by window over the whole of its range.
+has subnormals or non-finite values) is counted EXACT, by windows of 63 binades over the whole of its range.
 """
 
 # Triton specialises the kernel by the types that it takes; annotations would be about Python objects.
 # ruff: noqa: ANN001, ANN202
-# mypy: disable-error-code="no-untyped-def"
+# mypy: disable-error-code="no-untyped-def, annotation-unchecked"
 
 from __future__ import annotations
 
@@ -61,14 +61,14 @@ def _add_eight(ones, twos, fours, words):
 
 
 @triton.jit
-def _magnitudes(values, other, offsets, numel, MASKED: tl.constexpr, BRAIN: tl.constexpr, SUBTRACT: tl.constexpr):
+def _magnitudes(values, other, offsets, numel, MASKED: tl.constexpr, SUBTRACT: tl.constexpr):
     """A tile's magnitudes as bits of float32 or float64; what lies past the end is zero."""
     mask = offsets < numel if MASKED else None
     padding = 0 if MASKED else None
     value = tl.load(values + offsets, mask=mask, other=padding)
     if SUBTRACT:
         value = value - tl.load(other + offsets, mask=mask, other=padding)
-    if BRAIN:  # bfloat16 comes as integers: the upper halves of float32
+    if value.dtype == tl.int16:
         bits = (value.to(tl.int32) << 16) & 0x7FFFFFFF
     elif value.dtype == tl.float64:
         bits = value.to(tl.int64, bitcast=True) & 0x7FFFFFFFFFFFFFFF
@@ -78,13 +78,22 @@ def _magnitudes(values, other, offsets, numel, MASKED: tl.constexpr, BRAIN: tl.c
 
 
 @triton.jit
-def _tile(values, other, start, numel, BRAIN: tl.constexpr, SUBTRACT: tl.constexpr, TILE: tl.constexpr):
+def _pairs(values, TILE: tl.constexpr):
+    """As `_magnitudes` of bfloat16, two to a word: a shift or a mask makes float32 of each."""
+    words = tl.load(values.to(tl.pointer_type(tl.int32), bitcast=True) + tl.arange(0, TILE // 2))
+    return tl.reshape(tl.join(words << 16, words), [TILE]) & 0x7FFF0000
+
+
+@triton.jit
+def _tile(values, other, start, numel, SUBTRACT: tl.constexpr, TILE: tl.constexpr):
     """[threads, EACH] magnitudes, each thread those that it loads itself."""
     offsets = tl.arange(0, TILE)
-    if start + TILE <= numel:
-        bits = _magnitudes(values + start, other + start, offsets, numel, False, BRAIN, SUBTRACT)
+    if start + TILE > numel:
+        bits = _magnitudes(values + start, other + start, offsets, numel - start, True, SUBTRACT)
+    elif values.dtype.element_ty == tl.int16:
+        bits = _pairs(values + start, TILE)
     else:
-        bits = _magnitudes(values + start, other + start, offsets, numel - start, True, BRAIN, SUBTRACT)
+        bits = _magnitudes(values + start, other + start, offsets, numel - start, False, SUBTRACT)
     vector: tl.constexpr = 128 // values.dtype.element_ty.primitive_bitwidth
     threads: tl.constexpr = TILE // EACH
     bits = tl.permute(tl.reshape(bits, [EACH // vector, threads, vector]), (1, 0, 2))
@@ -92,15 +101,35 @@ def _tile(values, other, start, numel, BRAIN: tl.constexpr, SUBTRACT: tl.constex
 
 
 @triton.jit
-def _place(bits, WIDE: tl.constexpr):
+def _place(bits):
     """Place in a row's counts; a subnormal's exponent is that of its bits as an integer, zero has place -1."""
-    mantissa: tl.constexpr = 52 if WIDE else 23
-    bias: tl.constexpr = 1023 if WIDE else 127
-    value_type: tl.constexpr = tl.float64 if WIDE else tl.float32
+    wide: tl.constexpr = bits.dtype == tl.int64
+    mantissa: tl.constexpr = 52 if wide else 23
+    bias: tl.constexpr = 1023 if wide else 127
     low = bits & ((1 << mantissa) - 1)
-    subnormal = (low.to(value_type).to(bits.dtype, bitcast=True) >> mantissa) - bias
+    subnormal = (low.to(tl.float64 if wide else tl.float32).to(bits.dtype, bitcast=True) >> mantissa) - bias
     biased = bits >> mantissa
     return tl.where(biased > 0, biased + (mantissa - 1), tl.where(bits > 0, subnormal, -1)).to(tl.int32)
+
+
+@triton.jit
+def _one_bit(place, WINDOW: tl.constexpr):
+    """Words with one bit set, at the place in the window, or the last for what lies outside."""
+    word_type: tl.constexpr = tl.int64 if WINDOW == 64 else tl.int32
+    return tl.full(place.shape, 1, word_type) << tl.minimum(place, WINDOW - 1).to(word_type)
+
+
+@triton.jit
+def _rotated(bits, exponent):
+    """As `_one_bit` in windows of 32 binades from `exponent` on, for magnitudes of float32 inside them, and zeros.
+
+    A rotation compares nothing. It takes exponents modulo 32; a power of two first moves the window's first one to 1,
+    modulo 32, and leaves zeros, which become the last bit.
+    """
+    scale = ((127 - ((exponent - 1) & 31)) << 23).to(tl.float32, bitcast=True)
+    turn = (bits.to(tl.float32, bitcast=True) * scale).to(tl.uint32, bitcast=True) >> 23
+    last = tl.full(bits.shape, 1 << 31, tl.uint32)
+    return ((last << (turn & 31)) | (last >> ((0 - turn) & 31))).to(tl.int32, bitcast=True)
 
 
 @triton.jit
@@ -110,8 +139,6 @@ def _count(
     numel,
     low,
     EXACT: tl.constexpr,
-    BRAIN: tl.constexpr,
-    WIDE: tl.constexpr,
     SUBTRACT: tl.constexpr,
     WINDOW: tl.constexpr,
     TILE: tl.constexpr,
@@ -121,30 +148,33 @@ def _count(
     EXACT takes any values and leaves non-finite ones out of the largest and the squares; without it neither
     subnormals nor they may be among the values, which the largest and smallest bits tell.
     """
-    mantissa: tl.constexpr = 52 if WIDE else 23
-    infinity: tl.constexpr = (0x7FF << 52) if WIDE else (0xFF << 23)
-    highest: tl.constexpr = 0x7FFFFFFFFFFFFFFF if WIDE else 0x7FFFFFFF
-    bits_type: tl.constexpr = tl.int64 if WIDE else tl.int32
-    unsigned: tl.constexpr = tl.uint64 if WIDE else tl.uint32
-    word_type: tl.constexpr = tl.int64 if WINDOW == 64 else tl.int32
+    wide: tl.constexpr = values.dtype.element_ty == tl.float64
+    mantissa: tl.constexpr = 52 if wide else 23
+    infinity: tl.constexpr = (0x7FF << 52) if wide else (0xFF << 23)
+    highest: tl.constexpr = 0x7FFFFFFFFFFFFFFF if wide else 0x7FFFFFFF
+    bits_type: tl.constexpr = tl.int64 if wide else tl.int32
+    unsigned: tl.constexpr = tl.uint64 if wide else tl.uint32
     threads: tl.constexpr = TILE // EACH
-    zero = tl.zeros([threads, 1], word_type)
+    zero = tl.zeros([threads, 1], tl.int64 if WINDOW == 64 else tl.int32)
     d0, d1, d2, d3, d4, d5, d6, d7, d8 = zero, zero, zero, zero, zero, zero, zero, zero, zero
     largest = tl.zeros([threads], bits_type)
     smallest = tl.full([threads], highest, bits_type).to(unsigned)
     squares = tl.zeros([threads], tl.float64)
     for start in range(0, numel, TILE):
-        bits = _tile(values, other, start, numel, BRAIN, SUBTRACT, TILE)
+        bits = _tile(values, other, start, numel, SUBTRACT, TILE)
         smallest = tl.minimum(smallest, tl.min((bits - 1).to(unsigned), 1))  # zero's wraps round
+        exponent = low - (mantissa - 1)
         if EXACT:
-            place = (_place(bits, WIDE) - low).to(tl.uint32)
+            words = _one_bit((_place(bits) - low).to(tl.uint32), WINDOW)
             bits = tl.where(bits < infinity, bits, 0)
+        elif WINDOW == 32 and not wide:
+            words = _rotated(bits, exponent)
         else:
-            place = ((bits - ((low - (mantissa - 1)).to(bits_type) << mantissa)).to(unsigned) >> mantissa).to(tl.uint32)
+            place = (bits - (exponent.to(bits_type) << mantissa)).to(unsigned) >> mantissa
+            words = _one_bit(place.to(tl.uint32), WINDOW)
         largest = tl.maximum(largest, tl.max(bits, 1))
-        value = bits.to(tl.float64 if WIDE else tl.float32, bitcast=True).to(tl.float64)
+        value = bits.to(tl.float64 if wide else tl.float32, bitcast=True).to(tl.float64)
         squares += tl.sum(value * value, 1)
-        words = tl.full([threads, EACH], 1, word_type) << tl.minimum(place, WINDOW - 1).to(word_type)
         left, right = _halves(words)
         d0, d1, d2, carry = _add_eight(d0, d1, d2, left)
         d0, d1, d2, also = _add_eight(d0, d1, d2, right)
@@ -179,35 +209,31 @@ def count_stretch(
     other,
     row,
     numel,
-    BRAIN: tl.constexpr,
-    WIDE: tl.constexpr,
     SUBTRACT: tl.constexpr,
     WINDOW: tl.constexpr,
     HEADROOM: tl.constexpr,
     TILE: tl.constexpr,
 ) -> None:
     """Add `numel` values, at most MAX_STRETCH in MAX_TILES tiles, to a row."""
-    mantissa: tl.constexpr = 52 if WIDE else 23
-    bias: tl.constexpr = 1023 if WIDE else 127
-    infinity: tl.constexpr = (0x7FF << 52) if WIDE else (0xFF << 23)
-    highest: tl.constexpr = 0x7FFFFFFFFFFFFFFF if WIDE else 0x7FFFFFFF
-    bits_type: tl.constexpr = tl.int64 if WIDE else tl.int32
-    first = _tile(values, other, 0, numel, BRAIN, SUBTRACT, TILE)
+    wide: tl.constexpr = values.dtype.element_ty == tl.float64
+    mantissa: tl.constexpr = 52 if wide else 23
+    bias: tl.constexpr = 1023 if wide else 127
+    infinity: tl.constexpr = (0x7FF << 52) if wide else (0xFF << 23)
+    highest: tl.constexpr = 0x7FFFFFFFFFFFFFFF if wide else 0x7FFFFFFF
+    first = _tile(values, other, 0, numel, SUBTRACT, TILE)
     peak = tl.max(tl.max(tl.where(first < infinity, first, 0), 1), 0)
-    about = tl.where(peak > 0, _place(peak, WIDE), bias + mantissa - 1)
+    about = tl.where(peak > 0, _place(peak), bias + mantissa - 1)
     low = tl.maximum(about + HEADROOM - (WINDOW - 2), mantissa)
-    digits, largest, smallest, squares = _count(values, other, numel, low, False, BRAIN, WIDE, SUBTRACT, WINDOW, TILE)
+    digits, largest, smallest, squares = _count(values, other, numel, low, False, SUBTRACT, WINDOW, TILE)
     top = tl.max(largest, 0)
-    least = tl.min(smallest, 0).to(bits_type)
-    bottom = tl.where(least < highest, _place(least + 1, WIDE), low)
-    if (top < infinity) & (_place(top, WIDE) < low + WINDOW - 1) & (bottom >= low):
+    least = tl.min(smallest, 0).to(top.dtype)
+    bottom = tl.where(least < highest, _place(least + 1), low)
+    if (top < infinity) & (_place(top) < low + WINDOW - 1) & (bottom >= low):
         _publish(digits, row + _COUNTS + low, WINDOW)
     else:
-        for place in range(bottom, _place(top, WIDE) + 1, WINDOW - 1):
-            digits, largest, smallest, squares = _count(
-                values, other, numel, place, True, BRAIN, WIDE, SUBTRACT, WINDOW, TILE
-            )
-            _publish(digits, row + _COUNTS + place, WINDOW)
+        for place in range(bottom, _place(top) + 1, 63):
+            more, largest, smallest, squares = _count(values, other, numel, place, True, SUBTRACT, 64, TILE)
+            _publish(more, row + _COUNTS + place, 64)
         top = tl.max(largest, 0)
     tl.atomic_max(row + _AMAX, top.to(tl.int64), sem="relaxed")
     tl.atomic_max(row + _PEAK, top.to(tl.int64), sem="relaxed")

@@ -8,9 +8,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-import orjson
-
 from precaudit.errors import PrecauditError
+from precaudit.reporting.jsontext import loads
 
 MAX_BYTES = 512 * 2**20
 
@@ -24,10 +23,10 @@ def read_json(path: Path) -> Any:
                 f"{path}: {size / 2**20:,.0f} MB is more than the {MAX_BYTES // 2**20} MB that precaudit reads; "
                 "profile fewer layers or steps, or check that this is the file you meant"
             )
-        return orjson.loads(path.read_bytes().removeprefix(codecs.BOM_UTF8))  # Windows' editors write one
+        return loads(path.read_bytes().removeprefix(codecs.BOM_UTF8))  # Windows' editors write one
     except OSError as error:
         raise PrecauditError(f"{path}: {error.strerror or error}; check the path") from error
-    except (orjson.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise PrecauditError(
             f"{path}: not JSON that can be read ({error}); the file may be cut off or not a report at all: "
             "write it again, or restore it from where it came"

@@ -10,7 +10,6 @@ from collections.abc import Iterable, Mapping
 from importlib.metadata import version
 from typing import Any
 
-import orjson
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
@@ -20,6 +19,7 @@ from precaudit.model import Finding, Plan, Report, Trial
 from precaudit.reporting import costs, planned, ranges, story, unfinished, usage
 from precaudit.reporting.charts import KINDS
 from precaudit.reporting.drawing import hindrance
+from precaudit.reporting.jsontext import dumps
 from precaudit.reporting.kept import kept
 from precaudit.reporting.pagedata import kinds, page_data, times
 from precaudit.reporting.serialize import dump_plan, to_json
@@ -75,7 +75,7 @@ def render_html(report: Report) -> str:
 
 def packed(value: Any) -> str:
     """JSON as gzip in base64: a sixth of the size for thousands of layers, and no sign in it is markup."""
-    return base64.b64encode(gzip.compress(orjson.dumps(value), mtime=0)).decode()
+    return base64.b64encode(gzip.compress(dumps(value), mtime=0)).decode()
 
 
 def _template_text(environment: Environment, name: str) -> str:
@@ -283,5 +283,5 @@ def _fact(value: Any) -> str:
         return "not set"
     if isinstance(value, list | tuple) and not any(isinstance(part, list | tuple | Mapping) for part in value):
         value = ", ".join(map(str, value)) or "none"
-    text = value if isinstance(value, str) else orjson.dumps(to_json(value)).decode()
+    text = value if isinstance(value, str) else dumps(to_json(value)).decode()
     return visible(text) if len(text) <= LONGEST else f"{visible(text[:LONGEST])}…"

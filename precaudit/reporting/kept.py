@@ -8,11 +8,10 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import TypeVar
 
-import orjson
-
 from precaudit.cache import cache_folder
 from precaudit.errors import PrecauditError
 from precaudit.reporting.files import write_bytes
+from precaudit.reporting.jsontext import dumps, loads
 
 Value = TypeVar("Value")
 
@@ -24,10 +23,10 @@ def kept(key: str, make: Callable[[], Value]) -> Value:
     with suppress(OSError, RuntimeError):  # no home folder is a RuntimeError
         path = cache_folder() / f"{key}.json.gz"
         with suppress(EOFError, ValueError, zlib.error):
-            value: Value = orjson.loads(gzip.decompress(path.read_bytes()))
+            value: Value = loads(gzip.decompress(path.read_bytes()))
             return value
     made = make()
     if path is not None:
         with suppress(PrecauditError):
-            write_bytes(path, gzip.compress(orjson.dumps(made)))
+            write_bytes(path, gzip.compress(dumps(made)))
     return made

@@ -8,12 +8,11 @@ from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import orjson
-
 from precaudit.errors import PrecauditError
 from precaudit.model import SCHEMA_VERSION, Exponents, LossScale, Plan, Repair, Report, TensorRecord, TensorStats
 from precaudit.reporting.decode import Decoder, Decoders, Mismatch, number
 from precaudit.reporting.files import read_json, write_bytes
+from precaudit.reporting.jsontext import dumps
 
 KEYS: Mapping[type, Mapping[str, str]] = {
     Exponents: {"minimum": "min"},
@@ -79,12 +78,12 @@ def write_json(path: Path, value: Report | Plan | Mapping[str, Any]) -> None:
 
 def indented(value: Any) -> str:
     """JSON that people read."""
-    return orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE).decode()
+    return f"{dumps(value, indented=True).decode()}\n"
 
 
 def render_json(report: Report) -> str:
     """`report.json` as text, compact: histograms would fill a line for each count."""
-    return orjson.dumps(dump_report(report), option=orjson.OPT_APPEND_NEWLINE).decode()
+    return f"{dumps(dump_report(report)).decode()}\n"
 
 
 def render_plan(report: Report) -> str:

@@ -9,18 +9,13 @@ from __future__ import annotations
 import gzip
 import re
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from precaudit.errors import PrecauditError
-
-loads: Callable[[bytes], Any]
-try:
-    from orjson import loads
-except ModuleNotFoundError:  # GPU machines with a fixed set of packages: slower, same answers
-    from json import loads
+from precaudit.reporting.jsontext import loads
 
 CHUNK = 1 << 20
 HEAD = 1 << 16

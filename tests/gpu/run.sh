@@ -9,7 +9,7 @@
 set -u
 cd "$(dirname "$0")/../.."
 out=${OUT:-reports/gpu}
-python=${PYTHON:-python}
+python=${PYTHON:-$(command -v python3 || echo python)}
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
 mkdir -p "$out"
 failed=0

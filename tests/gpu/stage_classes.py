@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 import shutil
 import subprocess
 import sys
@@ -40,12 +41,16 @@ def measure(setting: Setting) -> dict[str, Any]:
         "demangled",
         "--metrics",
         f"{ACTIVE},{WARPGROUP}",
+        "--clock-control",  # the card may not be ours alone
+        "none",
     ]
     script = [sys.executable, str(Path(__file__).with_name("workload.py")), "--size", "512"]
     done = subprocess.run([*command, *script], capture_output=True, text=True)
     (setting.out / "ncu.csv").write_text(done.stdout)
     if "ERR_NVGPUCTRPERM" in done.stdout + done.stderr:
         raise Skipped("ncu may not read the counters here (ERR_NVGPUCTRPERM)")
+    if found := re.search(r"==ERROR== (.*(?:LibraryNotLoaded|driver).*)", done.stdout + done.stderr):
+        raise Skipped(f"ncu doesn't work here: {found[1]}")
     return compare(done.stdout.splitlines(), torch.cuda.get_device_capability())
 
 

@@ -23,7 +23,7 @@ from precaudit.model import TensorStats
 
 TUNINGS = [
     Tuning(warps, window, headroom, programs)
-    for warps, (window, headroom), programs in itertools.product((2, 4, 8), ((32, 4), (64, 12)), (4, 8, 16))
+    for warps, (window, headroom), programs in itertools.product((2, 4, 8), ((32, 4), (64, 12)), (2, 4, 6, 8))
 ]
 SMALL = 1024 * 768
 

@@ -25,7 +25,7 @@ from precaudit.histograms.gpu import MAX_STRETCH, MAX_TILES, TritonSums, Tuning
 
 CPU = torch.device("cpu")
 
-def check(*parts, tuning=Tuning()):
+def check(*parts, tuning=None):
     sums = TritonSums(parts[0].dtype, CPU, tuning)
     for part in parts:
         sums.add(part)
@@ -54,11 +54,12 @@ for dtype in FLOATING:
     assert all(same(stats_of(slot), reference(tensor, tensor)) for slot, tensor in zip(slots, tensors))
 from precaudit.histograms import gpu
 
-gpu.check(CPU)
+for dtype in FLOATING:
+    gpu.check(dtype, CPU)
 right, gpu._accumulate = gpu._accumulate, gpu._accumulate_many
 gpu._single.cache_clear()
 try:
-    gpu.check(CPU)
+    gpu.check(torch.float32, CPU)
     raise SystemExit("a kernel that counts wrongly went unnoticed")
 except Exception:
     gpu._accumulate = right
@@ -86,6 +87,9 @@ for tuning in (Tuning(), Tuning(window=32, headroom=4, warps=8)):
     for above in (tuning.headroom, tuning.headroom + 1):
         check(torch.cat([torch.ones(tuning.tile), torch.tensor([2.0**above])]), tuning=tuning)
     check(torch.tensor([3e38, 3e38, 1e-30]), tuning=tuning)  # squares past float32
+    for exponent in range(-120, 120, 7):  # wherever the window begins
+        check(torch.ldexp(torch.randn(90).clamp(-8, 8), torch.tensor(exponent)), torch.zeros(9), tuning=tuning)
+check(torch.randn(5000).bfloat16()[1:], torch.randn(5000)[1:])  # not aligned
 """
 
 COMPILED = """
@@ -97,12 +101,13 @@ from triton.compiler import ASTSource, compile
 
 for pointer in ("*fp32", "*i16", "*fp64"):
     dtype = {"*fp32": gpu.torch.float32, "*i16": gpu.torch.bfloat16, "*fp64": gpu.torch.float64}[pointer]
-    constants = gpu._constants(dtype, False, gpu.TUNING)
+    tuning = gpu.tuning_of(dtype)
+    constants = gpu._constants(False, tuning)
     signature = {"values": pointer, "other": pointer, "row": "*i64", "numel": "i32", "tiles": "i32"}
     signature |= dict.fromkeys(constants, "constexpr")
     aligned = {(i,): [["tt.divisibility", 16]] for i in range(3)}
     source = ASTSource(fn=gpu._accumulate, signature=signature, constexprs=constants, attrs=aligned)
-    asm = compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": gpu.TUNING.warps}).asm
+    asm = compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": tuning.warps}).asm
     assert "red" in asm["ptx"] or "atom" in asm["ptx"]
     assert "ld.global.v4.b32" in asm["ptx"] or "ld.global.v2.b64" in asm["ptx"], "a thread loads 16 bytes at a time"
     lines = iter(asm["ttgir"].splitlines())
@@ -146,6 +151,7 @@ def test_gpu_counts_as_defined_and_without_waiting(dtype: torch.dtype):
         assert accumulator.add_difference(values, values) is None
     finally:
         torch.cuda.set_sync_debug_mode("default")
+    assert {type(sums).__name__ for sums in accumulator._sums.values()} == {"TritonSums"}
     expected = reference(patterns).merge(observe(patterns - patterns))
     assert same(accumulator.stats(), expected)
 
