@@ -46,14 +46,18 @@ def _register_first(leaf: torch.Tensor, hook: Callable[..., torch.Tensor | None]
     return handle
 
 
-def _not_finite(gradients: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> list[torch.Tensor]:
+def _peak(gradient: torch.Tensor) -> torch.Tensor:
+    """Finite where all of its values are. The gradient itself is not kept: it would be one more set of them."""
+    values = stored(gradient.detach())
+    return torch.linalg.vector_norm(values, float("inf")) if values.numel() else values.new_zeros(())
+
+
+def _not_finite(peaks: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> list[torch.Tensor]:
     """The leaves whose gradient isn't finite, with one wait for the device."""
-    kept = [(leaf, values) for leaf, gradient in gradients if (values := stored(gradient)).numel()]
-    if not kept:
+    if not peaks:
         return []
-    norms = torch._foreach_norm([values for _, values in kept], float("inf"))
-    finite = torch.stack([norm.to(norms[0].device) for norm in norms]).isfinite().tolist()
-    return [leaf for (leaf, _), good in zip(kept, finite, strict=True) if not good]
+    finite = torch.stack([peak.double().to(peaks[0][1].device) for _, peak in peaks]).isfinite().tolist()
+    return [leaf for (leaf, _), good in zip(peaks, finite, strict=True) if not good]
 
 
 class LossScaler(TrainingListener):
@@ -69,7 +73,7 @@ class LossScaler(TrainingListener):
         self._step = 0
         self._handles: list[RemovableHandle] = []
         self._hooked: set[int] = set()
-        self._gradients: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self._peaks: list[tuple[torch.Tensor, torch.Tensor]] = []
         self._taken: list[tuple[torch.Tensor, torch.Tensor]] = []
         self._bad: dict[int, tuple[torch.Tensor, torch.Tensor | None]] = {}
         self._met: dict[int, torch.Tensor] = {}
@@ -107,8 +111,8 @@ class LossScaler(TrainingListener):
     def gradient_taken(self, outputs: Sequence[torch.Tensor]) -> None:
         """They are a step's if the script makes them so."""
         self.remove()
-        self._taken += self._gradients
-        self._gradients = []
+        self._taken += self._peaks
+        self._peaks = []
 
     def _unscaler(self, leaf: torch.Tensor) -> Any:
         inverse = 1.0 / self.scale
@@ -116,7 +120,7 @@ class LossScaler(TrainingListener):
         def unscale(gradient: torch.Tensor | None) -> torch.Tensor | None:
             if gradient is None or self._nested:  # a function of the script's own has none for this leaf
                 return None
-            self._gradients.append((leaf, gradient.detach()))
+            self._peaks.append((leaf, _peak(gradient)))
             return gradient * inverse
 
         return unscale
@@ -127,10 +131,10 @@ class LossScaler(TrainingListener):
 
     def _inspect(self) -> None:
         """Note the leaves whose gradient was not finite."""
-        self._met.update((id(leaf), leaf) for leaf, _ in self._gradients)
-        self._bad |= {id(leaf): (leaf, leaf.grad) for leaf in _not_finite(self._gradients)}
+        self._met.update((id(leaf), leaf) for leaf, _ in self._peaks)
+        self._bad |= {id(leaf): (leaf, leaf.grad) for leaf in _not_finite(self._peaks)}
         self._bad |= {id(leaf): (leaf, None) for leaf in _not_finite(self._taken)}
-        self._gradients, self._taken = [], []
+        self._peaks, self._taken = [], []
 
     def _is_bad(self, leaf: torch.Tensor) -> bool:
         """Whether the gradient to be used is the one that was not finite, clipped or not, and none made since."""

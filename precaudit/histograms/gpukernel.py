@@ -1,9 +1,9 @@
 """The Triton kernel: values are counted by carry-save adders, in a window of binades that is speculated.
 
 A program takes a stretch of a tensor and speculates that all magnitudes lie in a window of WINDOW - 1 binades
-about that of its first tile. Every value is then one shift or rotation: a word with one bit set, at its binade's place in the
-window, or the last bit for what lies outside. Words are counted bit-sliced: bit b of `ones`, `twos`, `fours`, ...
-are the digits of how often bit b was set, and a full adder takes in two words at once (Harley-Seal counting).
+about that of its first tile. Every value is then one shift or rotation: a word with one bit set, at its binade's
+place in the window, or the last bit for what lies outside. Words are counted bit-sliced: bit b of `ones`, `twos`,
+`fours`, ... are the digits of how often bit b was set, and a full adder takes in two words at once (Harley-Seal).
 The extremes tell afterwards whether the window held all but the zeros; a stretch for which it did not (or that
 has subnormals or non-finite values) is counted EXACT, by windows of 63 binades over the whole of its range.
 """

@@ -32,6 +32,7 @@ from precaudit.running.untouched import Keeper, put_back, store_beside
 RunProgress = Callable[[RunSpec, RunResult], None]
 _GRACE_SECONDS = 20.0
 _LAST_WORDS = 20  # lines
+_NO_MEMORY = ("out of memory", "defaultcpuallocator", "_alloc_failed", "unable to find an engine to execute")
 SIGNALS = frozenset((signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
 
 
@@ -208,7 +209,7 @@ def _memory_was_taken(result: RunResult) -> bool:
     if result.error is None:
         return False
     text = result.error.message.lower()
-    return result.error.type in ("OutOfMemoryError", "MemoryError") or "defaultcpuallocator" in text
+    return result.error.type in ("OutOfMemoryError", "MemoryError") or any(word in text for word in _NO_MEMORY)
 
 
 def _interrupt(process: Any) -> None:

@@ -49,6 +49,16 @@ def run(
             # Before models answer once more, which enters them anew.
             where, function = session.functions.running or (session.scopes.raised_in, None)
             result = replace(result, raised_in=where, backward_of=function)
+        try:
+            return looked_at(result)
+        except Exception:
+            # After an assertion on a GPU nothing there can be read, and its error would stand for the script's.
+            if result.status != "failed":
+                raise
+            names = ("status", "exit_code", "error", "raised_in", "backward_of")
+            return replace(reporter.latest, **{name: getattr(result, name) for name in names})
+
+    def looked_at(result: RunResult) -> RunResult:
         ended = end_state(
             session.names, session.optimizers.seen.values(), session.last_calls.calls, session.first_values
         )
@@ -80,7 +90,7 @@ class _Reporter:
     session: Session
 
     def __init__(self, report: Report, result: RunResult) -> None:
-        self._report, self._result = report, result
+        self._report, self.latest = report, result
         self._start = time.perf_counter()
         self._next = 0.0
 
@@ -88,7 +98,8 @@ class _Reporter:
         began = time.perf_counter()
         if began < self._next and step & (step - 1):
             return
-        self._report(_measured(self._result, self.session, began - self._start))
+        self.latest = _measured(self.latest, self.session, began - self._start)
+        self._report(self.latest)
         cost = time.perf_counter() - began
         self._next = began + max(_REPORT_SECONDS, cost / _REPORT_SHARE)
 

@@ -19,6 +19,9 @@ from precaudit.instrument.names import ModuleName, ModuleNames
 from precaudit.tracing.slots import ParameterSlot
 from precaudit.tracing.waiting import WaitingGradients, may_wait
 
+_SLICE = 1 << 22
+"""Values that are looked at together: several float64 tensors are made of them."""
+
 
 class ParameterTracker:
     """Learns parameters as modules are met. `active` says whether gradients are being recorded now."""
@@ -200,13 +203,17 @@ def absorbed_update(before: torch.Tensor, after: torch.Tensor) -> dict[str, floa
 
     A weight w (rounded to the format) absorbs its update u when w + u rounds back to w.
     """
-    update = after.double() - before.double()
-    total = float(update.square().sum())
+    sums = before.new_zeros(1 + len(HALF_DTYPES), dtype=torch.float64)
+    for old, new in zip(before.reshape(-1).split(_SLICE), after.reshape(-1).split(_SLICE), strict=True):
+        update = new.double() - old.double()
+        energy = update.square()
+        lost = [_is_absorbed(old.to(dtype), update) for dtype in HALF_DTYPES.values()]
+        sums += torch.stack([energy.sum(), *(torch.where(gone, energy, 0.0).sum() for gone in lost)])
+    total, *absorbed = sums.tolist()
     if not total or total != total:
         return {}
-    shares = {}
-    for name, dtype in HALF_DTYPES.items():
-        stored = before.to(dtype)
-        lost = (stored.double() + update).to(dtype) == stored
-        shares[name] = float(update[lost].square().sum()) / total
-    return shares
+    return {name: energy / total for name, energy in zip(HALF_DTYPES, absorbed, strict=True)}
+
+
+def _is_absorbed(stored: torch.Tensor, update: torch.Tensor) -> torch.Tensor:
+    return (stored.double() + update).to(stored.dtype) == stored

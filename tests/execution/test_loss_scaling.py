@@ -1,5 +1,6 @@
 """Transparent loss scaling: exact on ordinary training loops, and skips exactly what torch's scaler would."""
 
+import gc
 from contextlib import contextmanager
 
 import pytest
@@ -459,6 +460,20 @@ def test_the_scale_doubles_after_an_interval_of_good_steps_and_halves_at_a_skip(
             optimizer.step()
     assert scaler.scales == [8, 8, 16, 16, 8, 8, 8, 4, 4, 4, 8, 8]
     assert scaler.skipped == [4, 7]
+
+
+def test_no_second_set_of_gradients_is_kept():
+    model = nn.Sequential(*(nn.Linear(64, 64, bias=False) for _ in range(8)))
+    alive = []
+
+    def count(_):
+        found = [each for each in gc.get_objects() if type(each) in (torch.Tensor, nn.Parameter)]
+        alive.append(len({each.untyped_storage().data_ptr() for each in found if each.shape == (64, 64)}))
+
+    model[0].weight.register_post_accumulate_grad_hook(count)
+    with scaled(STATIC):
+        model(torch.randn(4, 64)).sum().backward()
+    assert alive[0] <= 2 * 8 + 1, "weights, their gradients, and one on its way"
 
 
 def test_a_static_scale_stays():

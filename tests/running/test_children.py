@@ -4,13 +4,14 @@ import operator
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from precaudit.running import children
-from precaudit.running.children import ChildRunner
-from precaudit.running.job import Job, RunSpec
+from precaudit.running.children import ChildRunner, _memory_was_taken
+from precaudit.running.job import Job, RunResult, RunSpec, ScriptError
 
 BAD = Path(__file__).parents[1] / "scripts" / "bad"
 PROGRAM = """
@@ -191,3 +192,21 @@ def test_a_failure_of_precaudits_own_is_not_called_the_script_s(tmp_path):
     assert run.status == "killed"
     assert run.error.message.startswith("precaudit itself failed, not the script (TypeError: ")
     assert "Traceback" in run.error.traceback
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("OutOfMemoryError", "CUDA out of memory. Tried to allocate 20.00 GiB"),
+        ("AcceleratorError", "CUDA error: out of memory\nSearch for `cudaErrorMemoryAllocation'"),
+        ("RuntimeError", "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        ("RuntimeError", "cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+        ("RuntimeError", "FIND was unable to find an engine to execute this computation"),
+        ("RuntimeError", "[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory"),
+        ("MemoryError", ""),
+    ],
+)
+def test_every_way_to_say_that_memory_is_gone(kind, message):
+    failed = RunResult("reference", 0, "failed", error=ScriptError(kind, message, message))
+    assert _memory_was_taken(failed)
+    assert not _memory_was_taken(replace(failed, error=ScriptError("RuntimeError", "shape mismatch", "")))

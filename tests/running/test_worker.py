@@ -103,6 +103,20 @@ def test_a_failure_of_a_scope_s_listener_is_no_failure_of_the_script(monkeypatch
     assert run(spec(), train).error.type == INTERNAL
 
 
+def test_a_script_s_failure_is_told_even_where_its_tensors_cannot_be_read_any_more(monkeypatch):
+    """As after an assertion on a GPU."""
+
+    def dead(*_):
+        raise RuntimeError("CUDA error")
+
+    monkeypatch.setattr("precaudit.running.worker.end_state", dead)
+    result = run(spec(), raises(IndexError("row 9")))
+    assert (result.status, result.error.type, result.error.message) == ("failed", "IndexError", "row 9")
+    assert 0 < len(result.losses) <= 3
+    with pytest.raises(RuntimeError, match="CUDA"):
+        run(spec(), train)
+
+
 def test_an_exception_comes_with_its_own_frames_and_line():
     result = run(spec(), raises(ValueError("bad data")))
     assert (result.error.type, result.error.message) == ("ValueError", "bad data")
