@@ -467,8 +467,10 @@ def test_no_second_set_of_gradients_is_kept():
     alive = []
 
     def count(_):
+        gradients = [each.grad for each in model.parameters()]
         found = [each for each in gc.get_objects() if type(each) in (torch.Tensor, nn.Parameter)]
         alive.append(len({each.untyped_storage().data_ptr() for each in found if each.shape == (64, 64)}))
+        assert len(gradients) == 8
 
     model[0].weight.register_post_accumulate_grad_hook(count)
     with scaled(STATIC):
