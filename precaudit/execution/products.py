@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from typing import Any
 from unittest import mock
@@ -15,7 +15,7 @@ import torch
 _GET = (torch._C._get_cublas_allow_tf32, torch._C._get_cudnn_allow_tf32)
 _SET = (torch._C._set_cublas_allow_tf32, torch._C._set_cudnn_allow_tf32)
 _SET_NEW: Any = getattr(torch._C, "_set_fp32_precision_setter", None)  # since torch 2.9
-_OPERATIONS = (("matmul",), ("conv", "rnn"))
+_OPERATIONS = ("matmul", "conv", "rnn")
 _SETTERS = (
     "_set_cublas_allow_tf32",
     "_set_cudnn_allow_tf32",
@@ -36,7 +36,7 @@ class tf32:
     wants holds, and what was there before the first is back after the last.
     """
 
-    _put_back: tuple[Callable[[], None], ...] = ()
+    _put_back: Callable[[], None]
 
     def __init__(self, allowed: bool) -> None:
         self.allowed = allowed
@@ -44,7 +44,7 @@ class tf32:
     def __enter__(self) -> None:
         with _lock:
             if not _in_force:
-                tf32._put_back = tuple(_putting_back(*each) for each in zip(_GET, _SET, _OPERATIONS, strict=True))
+                tf32._put_back = staticmethod(_putting_back())
             _in_force.append(self)
             _set(self.allowed)
 
@@ -57,30 +57,46 @@ class tf32:
             if others:
                 _set(others[-1].allowed)
                 return
-            for put_back in tf32._put_back:
-                put_back()
+            tf32._put_back()
 
 
 def _set(allowed: bool) -> None:
+    """By torch's old settings, which scripts may read, and its new ones, which the old ones let inherit another."""
     for set_ in _SET:
         set_(allowed)
+    if _SET_NEW is not None:
+        for name in _OPERATIONS:
+            _SET_NEW("cuda", name, "tf32" if allowed else "ieee")
 
 
-def _putting_back(
-    get: Callable[[], bool], set_: Callable[[bool], None], operations: Sequence[str]
-) -> Callable[[], None]:
-    """What brings the setting back that is in force now. torch refuses to tell its old one where a script has made its
-    new ones, an operation each, and has to be given those again."""
-    try:
-        return partial(set_, get())
-    except RuntimeError:
-        before = {name: torch._C._get_fp32_precision_getter("cuda", name) for name in operations}
+def _putting_back() -> Callable[[], None]:
+    """What brings the settings back that are in force now. torch refuses to tell the old ones where a script has made
+    new ones."""
+    old, new = [], _new_settings() if _SET_NEW is not None else {}
+    for get, set_ in zip(_GET, _SET, strict=True):
+        with suppress(RuntimeError):
+            old.append(partial(set_, get()))
 
     def put_back() -> None:
-        for name, value in before.items():
+        for set_ in old:
+            set_()
+        for name, value in new.items():
             _SET_NEW("cuda", name, value)
 
     return put_back
+
+
+def _new_settings() -> dict[str, str]:
+    """Each operation's own, "none" where it inherits, which torch tells where there is nothing to inherit."""
+    get: Any = torch._C._get_fp32_precision_getter
+    inherited = {}
+    for backend in ("generic", "cuda"):
+        inherited[backend] = get(backend, "all")
+        _SET_NEW(backend, "all", "none")
+    own = {name: get("cuda", name) for name in _OPERATIONS}
+    for backend, value in inherited.items():
+        _SET_NEW(backend, "all", value)
+    return own
 
 
 @contextmanager

@@ -113,3 +113,31 @@ with tf32(True), tf32(False):
 assert now() == before, (before, now())
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+@pytest.mark.skipif(not hasattr(torch._C, "_set_fp32_precision_setter"), reason="new with torch 2.9")
+def test_what_is_inherited_is_overruled_and_inherited_again():
+    code = """
+import torch
+from precaudit.execution.products import tf32
+
+def now():
+    return [torch.backends.cuda.matmul.fp32_precision, torch.backends.cudnn.conv.fp32_precision]
+
+torch.backends.cudnn.conv.fp32_precision = "none"
+with tf32(False):
+    pass
+torch.backends.fp32_precision = "tf32"
+assert now() == ["tf32", "tf32"], now()
+with tf32(False):
+    assert now() == ["ieee", "ieee"], now()
+assert torch.backends.fp32_precision == "tf32"
+torch.backends.fp32_precision = "ieee"
+assert now() == ["ieee", "ieee"], now()
+torch.backends.cudnn.conv.fp32_precision = "tf32"
+with tf32(False):
+    pass
+torch.backends.fp32_precision = "none"
+assert now() == ["none", "tf32"], now()
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
