@@ -81,6 +81,19 @@ def build_plan(trace: Trace, choices: Choices) -> Plan:
     return replace(plan, matmul_precision=precision)
 
 
+def without_loss_scale(formats: Sequence[str], trace: Trace) -> tuple[tuple[str, ...], str]:
+    """The formats that need none, where torch's GradScaler can't be used, and why; all of them and "" elsewhere."""
+    complex_ = [
+        layer.fqn or "the model itself"
+        for layer in trace.layers
+        if layer.trained and any(t.role == "weight" and t.dtype.startswith("complex") for t in layer.tensors)
+    ]
+    if not complex_ or "float16" not in formats:
+        return tuple(formats), ""
+    why = f"float16 needs a loss scale, and torch's GradScaler refuses complex parameters ({', '.join(complex_[:3])})"
+    return tuple(name for name in formats if name != "float16"), why
+
+
 def _product_formats(plan: Plan, trace: Trace) -> set[str]:
     return {format_of(plan, op.fqn, op.op) for op in trace.ops if op.category == "lower" and op.fqn in plan.modules}
 

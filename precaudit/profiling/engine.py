@@ -13,7 +13,7 @@ from precaudit import __version__
 from precaudit.errors import ExitCode, PrecauditError
 from precaudit.measuring.stage import measure, trained_ops
 from precaudit.model import Execution, Plan, Report, Verification
-from precaudit.planning.planner import Choices, build_plan, default_format, fallback
+from precaudit.planning.planner import Choices, build_plan, default_format, fallback, without_loss_scale
 from precaudit.profiling.audit import Audit, Runner, chosen_formats, require_measurable, run_audit
 from precaudit.profiling.bisect import contributions
 from precaudit.profiling.environment import environment
@@ -155,11 +155,12 @@ def _last_words(run: RunResult) -> str:
 def _plan_and_verify(
     audit: Audit, settings: Settings, formats: tuple[str, ...], target: Gpu, runner: Runner
 ) -> tuple[Plan, Verification]:
+    formats, unscalable = without_loss_scale(formats, audit.trace)
     choices = _choices(audit, formats, target)
     plan = build_plan(audit.trace, choices)
     if not plan.is_low_precision:
         seen = "is left that could run in a low-precision format" if audit.trace.products else "was seen in a module"
-        return plan, Verification(reason=f"no matrix product {seen}")
+        return plan, Verification(reason=unscalable or f"no matrix product {seen}")
     if not settings.verify:
         return plan, Verification(reason="verification was switched off (--no-verify)")
 

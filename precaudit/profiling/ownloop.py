@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from precaudit import __version__
 from precaudit.finding import finding
 from precaudit.model import Finding, Layer, Plan, Report, Verification
-from precaudit.planning.planner import Choices, build_plan
+from precaudit.planning.planner import Choices, build_plan, without_loss_scale
 from precaudit.planning.rules import bans
 from precaudit.profiling.audit import Audit
 from precaudit.profiling.environment import environment
@@ -30,7 +30,8 @@ def report_of(auditing: Auditing) -> Report:
     job = Job("script", auditing.name, (), os.getcwd(), steps)
     target = gpu_for(where["device"])
     found = bans(trace, target.default_formats)
-    choices = Choices(target.default_formats, target.name, found, steps=max(1, steps))
+    formats, _ = without_loss_scale(target.default_formats, trace)
+    choices = Choices(formats, target.name, found, steps=max(1, steps))
     trained = trace.audited_steps > 0 and any(layer.trained for layer in trace.layers)
     plan = build_plan(trace, choices) if trained else Plan(target=choices.target)
     reason = "an audit measures; it trains nothing of its own" if trained else "no step of this model was seen"

@@ -10,7 +10,7 @@ from trace_samples import layer, op, stats, trace
 
 from precaudit.formats import FORMATS
 from precaudit.model import OpFormat, TensorRecord
-from precaudit.planning.planner import Choices, build_plan, default_format, fallback
+from precaudit.planning.planner import Choices, build_plan, default_format, fallback, without_loss_scale
 from precaudit.planning.rules import bans
 
 DEFAULT = ("bfloat16", "float16", "tf32")
@@ -315,3 +315,14 @@ def test_without_gradients_there_is_nothing_to_scale():
     assert halves({"a": None}, []).loss_scale.mode == "none"
     assert halves({"a": stats(1.0)}, []).loss_scale.mode == "none"
 
+
+
+def test_a_complex_parameter_leaves_no_format_that_needs_a_loss_scale():
+    """GradScaler raises for its gradients: "_amp_foreach_non_finite_check_and_unscale_" not implemented."""
+    plain = layer("a")
+    spectral = replace(layer("s"), tensors=(TensorRecord("weight", "s.w", stats(0), dtype="complex64"),))
+    formats = ("bfloat16", "float16", "float32")
+    assert without_loss_scale(formats, trace((), (plain,))) == (formats, "")
+    left, why = without_loss_scale(formats, trace((), (plain, spectral)))
+    assert left == ("bfloat16", "float32")
+    assert "complex parameters (s)" in why
