@@ -175,8 +175,9 @@ class GradientProbe(TrainingListener):
         for key, gradient in gradients.items():
             if key in saved:
                 sums = self._sums.setdefault((label, key.rpartition(".")[0]), {}).setdefault(key, _Sums())
-                sums.add(gradient, saved[key], previous.get(key))
-                gradient.copy_(saved[key])
+                exact = saved[key].to(gradient.device)
+                sums.add(gradient, exact, previous[key].to(gradient.device) if key in previous else None)
+                gradient.copy_(exact)
 
     def _previous(self, saved: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """The gradients of the batch before, of the same parameters: a GAN's optimizers take turns."""
@@ -202,8 +203,8 @@ class GradientProbe(TrainingListener):
 
 
 def _load(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """Gradients, and buffers."""
-    gradients, buffers = torch.load(path, weights_only=True)
+    """Gradients, and buffers, which stay on disk until each is looked at: a GPU that training fills has no room."""
+    gradients, buffers = torch.load(path, weights_only=True, map_location="cpu", mmap=True)
     return gradients, buffers
 
 
