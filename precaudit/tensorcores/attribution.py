@@ -2,7 +2,7 @@
 
 A kernel is joined to the call that launched it by correlation number, the call to the innermost op around it on the
 same thread, and the op to the innermost module. An op of the backward pass runs on a thread of autograd's own: it
-takes the module of the forward op with its sequence number, or the one that a flow arrow comes from.
+takes the module of the forward op that a flow arrow comes from, or else of the one with its sequence number.
 """
 
 from __future__ import annotations
@@ -158,7 +158,11 @@ def _forward_scopes(trace: Trace, ops: Nesting, scopes: Nesting, own: Ints) -> I
     source, target = source[first], target[second]
     backward = ops.innermost(flows.thread[target], flows.start[target])
     scope = scopes.innermost(flows.thread[source], flows.start[source])
-    found[backward[backward >= 0]] = scope[backward >= 0]
+    backward, scope = backward[backward >= 0], scope[backward >= 0]
+    found[backward] = scope
+    caller = ops.parent[backward]  # autograd's own frame around the op, with the same number
+    same = (caller >= 0) & (trace.sequence[backward] >= 0) & (trace.sequence[caller] == trace.sequence[backward])
+    found[caller[same]] = scope[same]
 
     numbered = trace.sequence >= 0
     sources = np.flatnonzero(numbered & ~trace.backward)
@@ -167,8 +171,9 @@ def _forward_scopes(trace: Trace, ops: Nesting, scopes: Nesting, own: Ints) -> I
     targets = np.flatnonzero(numbered & trace.backward)
     if len(numbers) and len(targets):
         where = np.searchsorted(numbers, trace.sequence[targets]).clip(max=len(numbers) - 1)
-        matches = numbers[where] == trace.sequence[targets]
-        found[targets[matches]] = own[latest_first[at[where[matches]]]]
+        # Every thread counts for itself: where a forward pass is repeated on autograd's thread, only arrows tell.
+        alone = (numbers[where] == trace.sequence[targets]) & (found[targets] < 0)
+        found[targets[alone]] = own[latest_first[at[where[alone]]]]
     return found
 
 

@@ -144,6 +144,24 @@ def test_recomputed_forward_keeps_its_own_module(tmp_path):
     assert owners(read(tmp_path, events)) == ["Linear_3", "Linear_3", "Inner_5"]
 
 
+def test_where_a_thread_repeats_forwards_arrows_decide_and_not_its_own_numbers(tmp_path):
+    """Checkpointing repeats a forward on autograd's thread, which counts its ops from 0 again."""
+    events = [
+        module("First_0", 0, 40),
+        op("aten::addmm", 12, 20, Sequence_number=7),
+        module("Again_1", 150, 40, thread=2),
+        op("aten::addmm", 155, 30, thread=2, Sequence_number=7),
+        op("autograd::engine::evaluate_function", 200, 60, thread=2, Sequence_number=7, Fwd_thread_id=2),
+        op("AddmmBackward0", 205, 40, thread=2, Sequence_number=7, Fwd_thread_id=2),
+        *launched(NVJET, 214, 7, 1, thread=2),
+        *launched(ADD, 250, 7, 2, thread=2),
+        op("aten::addmm", 300, 20, Sequence_number=7),
+    ]
+    arrow = {"cat": "fwdbwd", "name": "fwdbwd", "pid": 1, "id": 4}
+    events += [arrow | {"ph": "s", "tid": 2, "ts": 155}, arrow | {"ph": "f", "tid": 2, "ts": 205}]
+    assert owners(read(tmp_path, events)) == ["Again_1", "Again_1"]
+
+
 def test_scopes_of_our_own_profiled_steps(tmp_path):
     events = [span("user_annotation", "fwd::blocks.0.mlp", 0, 50), op("aten::mm", 5, 20), *launched(NVJET, 8, 7, 1)]
     assert owners(read(tmp_path, events)) == ["blocks.0.mlp"]
