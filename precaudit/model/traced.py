@@ -47,7 +47,8 @@ class Op:
     """An operation by the name torch gives it (`linear`, `softmax`), inside the module `fqn` that called it.
 
     `category` is CUDA autocast's: `lower`, `fp32`, `promote` or `other`; `local_error` maps a format to the
-    relative rms error of this op alone when only it runs in that format; `flops` is per call, forward. `half` tells
+    relative rms error of this op alone when only it runs in that format; `flops` is per call, forward, null for
+    what is no product. `half` tells
     whether autocast would store its result in half precision, in any call; `half_amax` is the largest of such results,
     and `constants` are the smallest and largest magnitudes of the scalar arguments beside them; `integer_amax` is the
     largest magnitude of integer-valued inputs to a product; `location` is the call with the largest result, `places`

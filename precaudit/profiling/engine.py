@@ -21,7 +21,7 @@ from precaudit.profiling.findings import all_findings
 from precaudit.profiling.settings import Settings
 from precaudit.profiling.trials import verify
 from precaudit.running.job import Job, RunResult, RunSpec
-from precaudit.tensorcores.eligibility import unreached_findings
+from precaudit.tensorcores.eligibility import unreached_findings, with_flops
 from precaudit.tensorcores.padding import alignment_findings
 from precaudit.tensorcores.peaks import Gpu, get_gpu, gpu_for
 
@@ -89,7 +89,7 @@ def profile_job(job: Job, settings: Settings, runner: Runner) -> Outcome:
         environment=where,
         job=_job_facts(job, settings, audit, formats, target),
         layers=audit.trace.layers,
-        ops=audit.trace.ops,
+        ops=with_flops(audit.trace.ops),
         findings=(
             *all_findings(audit, plan, verification),
             *alignment_findings(

@@ -15,6 +15,7 @@ from precaudit.profiling.environment import environment
 from precaudit.profiling.findings import all_findings
 from precaudit.reporting.words import listing
 from precaudit.running.job import Job, RunResult
+from precaudit.tensorcores.eligibility import with_flops
 from precaudit.tensorcores.peaks import gpu_for
 from precaudit.tracing.merging import over_processes
 from precaudit.tracing.records import Trace
@@ -48,7 +49,7 @@ def report_of(auditing: Auditing) -> Report:
             "notes": ["measured in the caller's own loop"],
         },
         layers=trace.layers,
-        ops=trace.ops,
+        ops=with_flops(trace.ops),
         findings=(*_not_finite(trace, auditing.scaled), *all_findings(audited, plan, Verification())),
         plan=plan,
         verification=Verification(reason=reason),

@@ -5,8 +5,8 @@ cuBLAS 11 and cuDNN 7.6.3 and later run products of any size on Tensor Cores; fl
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from math import prod
 from types import MappingProxyType
 
@@ -37,7 +37,7 @@ class Work:
 
 
 def work(op: Op) -> Work | None:
-    """The product that the op computes; None for other ops, `einsum`, and shapes that don't say enough."""
+    """The product that the op computes, by its shapes; None for other ops, and where they don't say enough."""
     read = _PRODUCTS.get(op.op)
     try:
         return read(op) if read else None
@@ -46,17 +46,19 @@ def work(op: Op) -> Work | None:
 
 
 def flops(op: Op) -> float | None:
-    """Forward FLOPs of one call: the op's own figure if it carries one, else from its shapes."""
-    if op.flops is not None:
-        return op.flops
+    """Forward FLOPs of one call: by its shapes, or as counted while it ran."""
     found = work(op)
-    return found.flops if found else None
+    return found.flops if found else op.flops
+
+
+def with_flops(ops: Iterable[Op]) -> tuple[Op, ...]:
+    return tuple(replace(op, flops=flops(op)) for op in ops)
 
 
 def runs_in(op: Op, plan: Plan) -> str:
-    """The format that a product computes in under the plan: autocast casts nothing for what is in none of its lists."""
+    """The format that a product computes in under the plan: autocast casts operands for those in its list only."""
     planned = format_of(plan, op.fqn, op.op)
-    reached = op.half or op.category != "other" or FORMATS[planned].storage_bits >= 32
+    reached = op.half or op.category == "lower" or FORMATS[planned].storage_bits >= 32
     return planned if reached else "float32"
 
 
@@ -67,7 +69,7 @@ def runs_on_tensor_cores(op: Op, plan: Plan, target: Gpu) -> bool:
         return False
     must_align = FORMATS[format_name].storage_bits == 8
     found = work(op)
-    if found is None:  # FLOPs without dimensions, as of an einsum that was counted while it ran
+    if found is None:  # counted while it ran, as an einsum is
         return not must_align
     return found.reduces and not (must_align and misaligned(found.dims, format_name))
 

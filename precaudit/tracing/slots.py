@@ -52,7 +52,8 @@ class OpSlot:
 
     `half` tells whether autocast would store the result in half precision; `constants` are the smallest
     and largest magnitudes among its non-zero scalar arguments, less those that follow a dtype that the script
-    read (`follows_dtype`); `autocast` is the dtype that the script asked for.
+    read (`follows_dtype`); `autocast` is the dtype that the script asked for; `flops` those of one call where shapes
+    don't tell them.
     """
 
     module: ModuleName
@@ -63,6 +64,7 @@ class OpSlot:
     dtype: str
     half: bool
     autocast: str | None = None
+    flops: float | None = None
     constants: tuple[float, float] | None = None
     follows_dtype: bool = False
     calls: int = 0

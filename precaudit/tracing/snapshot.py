@@ -147,12 +147,13 @@ def _op(fqn: str, op: str, slots: list[OpSlot]) -> Op:
     gradient = _merged([slot.gradient.stats() for slot in slots])
     first = slots[0]
     half = any(slot.half for slot in slots)
+    calls = sum(slot.calls for slot in slots)
     counted = [i for i, slot in enumerate(slots) if slot.half or not half]
     worst = max(counted, key=lambda i: stats[i].amax)
     return Op(
         fqn=fqn,
         op=op,
-        calls=sum(slot.calls for slot in slots),
+        calls=calls,
         category=first.category,
         location=slots[worst].location,
         tensors=tuple(
@@ -162,6 +163,7 @@ def _op(fqn: str, op: str, slots: list[OpSlot]) -> Op:
         input_amax=largest(slot.input_amax for slot in slots),
         shapes=first.shapes,
         dtype=first.dtype,
+        flops=sum((slot.flops or 0.0) * slot.calls for slot in slots) / calls or None,
         local_error=largest_by_name([slots[i].local_error for i in counted]),
         half=half,
         constants=widest(slots[i].constants for i in counted),

@@ -22,6 +22,7 @@ from precaudit.instrument.scopes import Frame, ModuleScopes
 from precaudit.instrument.torchfunction import tensors_in
 from precaudit.tracing.extremes import largest
 from precaudit.tracing.faults import FaultWatch, Inputs, finite_amax
+from precaudit.tracing.flops import UNTOLD, counted_flops
 from precaudit.tracing.ops import Call, TraceMode, caller_location
 from precaudit.tracing.parameters import ParameterTracker
 from precaudit.tracing.records import STOPPING
@@ -222,7 +223,7 @@ class Tracer(TrainingListener):
         ordinal = frame.op_counts.get(op, 0)
         frame.op_counts[op] = ordinal + 1
         key = (frame.name, op, ordinal if ordinal < _MAX_ORDINAL else _MAX_ORDINAL + half)
-        slot = self.ops.get(key) or self._new_op(key, args, kwargs, half)
+        slot = self.ops.get(key) or self._new_op(key, func, args, kwargs, half)
         slot.take(scalars(args, kwargs), follow="read_half_dtype" in frame.data)
         if self._shadowing and self._shadowed[key] < _MAX_SHADOWS:
             self._shadowed[key] += 1
@@ -236,7 +237,7 @@ class Tracer(TrainingListener):
         if (frame := self._scopes.current) is not None:
             frame.data["read_half_dtype"] = True
 
-    def _new_op(self, key: tuple[ModuleName, str, int], args: Any, kwargs: Any, half: bool) -> OpSlot:
+    def _new_op(self, key: tuple[ModuleName, str, int], func: Call, args: Any, kwargs: Any, half: bool) -> OpSlot:
         inputs = [t for t in tensors_in((args, kwargs)) if t.is_floating_point()]
         dtype = str(inputs[0].dtype if inputs else torch.float32).removeprefix("torch.")
         if dtype in ("float16", "bfloat16"):
@@ -250,6 +251,7 @@ class Tracer(TrainingListener):
             dtype,
             half,
             self.options.autocast(),
+            flops=counted_flops(func, args, kwargs) if key[1] in UNTOLD else None,
         )
         return slot
 

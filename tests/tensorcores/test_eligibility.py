@@ -197,3 +197,39 @@ def test_a_product_that_the_script_keeps_from_autocast_is_not_advised_on():
     kept = dataclasses.replace(linear(96, 32, 64), half=False, category="other")
     assert eligible_share([kept], BF16, H100) == 0.0
     assert not unreached_findings([kept, linear(96, 32, 64)], BF16)
+
+
+@pytest.mark.parametrize(
+    ("call", "count"),
+    [
+        (lambda x, w: torch.einsum("bi,oi->bo", x, w), 2 * 8 * 16 * 16),
+        (lambda x, w: torch.einsum("bi,bj,oi->oj", x, x, w), 2 * 8 * 16 * 16 + 2 * 16 * 16 * 16),
+        (lambda x, w: torch.tensordot(x, w, dims=([1], [1])), 2 * 8 * 16 * 16),
+        (lambda x, w: torch.linalg.multi_dot([x, w, w]), 4 * 8 * 16 * 16),
+        (lambda x, w: torch.inner(x, w), 2 * 8 * 16 * 16),
+    ],
+)
+def test_products_whose_shapes_do_not_tell_their_work_are_counted_while_they_run(call, count):
+    import precaudit
+
+    class Product(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.randn(16, 16))
+
+        def forward(self, x):
+            return call(x, self.weight)
+
+    model = Product()
+    with precaudit.audit(model, every=1) as audit:
+        model(torch.randn(8, 16)).sum().backward()
+    (op,) = [op for op in audit.report().ops if op.flops]
+    assert op.flops == count
+    assert eligible_share([op], BF16, H100) == (1.0 if op.category == "lower" else 0.0)
+
+
+def test_what_an_einsum_multiplies_without_sums_is_no_product():
+    from precaudit.tracing.flops import counted_flops
+
+    assert counted_flops(torch.einsum, ("bi,i->bi", torch.ones(3, 4), torch.ones(4)), {}) is None
+    assert counted_flops(torch.einsum, ("bi,j->bi", torch.ones(3, 4)), {}) is None
