@@ -19,6 +19,7 @@ from precaudit.tensorcores.rules import (
     NOT_NVIDIA,
     RANK,
     Classification,
+    agreed,
     classify,
     classify_ptx,
     generation_of,
@@ -173,8 +174,8 @@ def group_kernels(
 
 def _class_of(name: str, card: Card, ptx: Mapping[str, Sequence[str]]) -> Classification:
     """By PTX where all kernels compiled under the name agree, else by the name."""
-    proven = {classify_ptx(name, text, card.capability) for text in ptx.get(name, ())} if card.nvidia else set()
-    return proven.pop() if len(proven) == 1 else classify(name, card.capability, nvidia=card.nvidia)
+    versions = [classify_ptx(name, text, card.capability) for text in ptx.get(name, ())] if card.nvidia else []
+    return agreed(versions) or classify(name, card.capability, nvidia=card.nvidia)
 
 
 def _kernel_flops(trace: Trace, op: Ints, classes: Sequence[Classification]) -> Floats:

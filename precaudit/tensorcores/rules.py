@@ -8,6 +8,7 @@ Relative to the GPU that ran it a Tensor Core kernel is `native` (the instructio
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -306,16 +307,33 @@ _PTX: tuple[tuple[str, str], ...] = (
 
 
 def classify_ptx(name: str, ptx: str, capability: Capability | None) -> Classification:
-    """The class of a Triton kernel, proven from the PTX it was compiled to."""
-    base = Classification("none", "ptx", None, operand_format(ptx), "triton", True)
+    """The class of a Triton kernel, proven from the PTX it was compiled to. What has no product's instructions may be a
+    product all the same, but only its name can tell."""
+    base = Classification("none", "ptx", None, operand_format(ptx), "triton", classify(name, capability).matmul)
     for instruction, generation in _PTX:
         if instruction in ptx:
             gpu = generation_of(capability)
             operands = _ptx_operands(ptx, instruction)
             return replace(
-                base, tensor_core=_relation(generation, gpu, operands), generation=generation, operands=operands
+                base,
+                tensor_core=_relation(generation, gpu, operands),
+                generation=generation,
+                operands=operands,
+                matmul=True,
             )
     return base
+
+
+def agreed(versions: Sequence[Classification]) -> Classification | None:
+    """What all versions compiled under one name have in common; None where their classes differ, or there is none."""
+    if len({found.tensor_core for found in versions}) != 1:
+        return None
+    generations, operands = {v.generation for v in versions}, {v.operands for v in versions}
+    return replace(
+        versions[0],
+        generation=versions[0].generation if len(generations) == 1 else None,
+        operands=versions[0].operands if len(operands) == 1 else None,
+    )
 
 
 def _ptx_operands(ptx: str, instruction: str) -> str | None:

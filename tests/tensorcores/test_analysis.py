@@ -192,6 +192,7 @@ FMA = ".target sm_90a\nfma.rn.f32 %f1, %f2, %f3, %f4;\n"
         ({UNKNOWN: [WGMMA]}, "native", "ptx"),
         ({UNKNOWN: [WGMMA, WGMMA.replace("n128", "n256")]}, "native", "ptx"),
         ({UNKNOWN: [FMA]}, "none", "ptx"),
+        ({UNKNOWN: [WGMMA, WGMMA.replace("bf16", "f16")]}, "native", "ptx"),
         ({UNKNOWN: [WGMMA, FMA]}, "unknown", "no-rule"),
         ({"another_kernel": [WGMMA]}, "unknown", "no-rule"),
     ],
@@ -200,6 +201,16 @@ def test_what_a_triton_kernel_was_compiled_to_decides_before_its_name(ptx, tenso
     trace = read_trace(write(tmp_path, document(launched(UNKNOWN, 5, 100, 1))))
     (kernel,) = analyse(trace, ptx=ptx).tensor_cores.kernels
     assert (kernel.tensor_core, kernel.rule) == (tensor_core, rule)
+
+
+def test_a_triton_kernel_without_a_products_instructions_is_not_called_a_product(tmp_path):
+    """As Liger's norms and losses are: nothing in them could run on Tensor Cores."""
+    trace = read_trace(write(tmp_path, document(launched("liger_cross_entropy_kernel", 5, 100, 1))))
+    analysis = analyse(trace, ptx={"liger_cross_entropy_kernel": [FMA + "cvt.f32.bf16 %f1, %h1;\n"]})
+    assert analysis.tensor_cores.kernels[0].tensor_core == "none"
+    assert not analysis.findings
+    trace = read_trace(write(tmp_path, document(launched("triton_tem_fused_mm_0", 5, 100, 1))))
+    assert [f.rule for f in analyse(trace, ptx={"triton_tem_fused_mm_0": [FMA]}).findings] == ["PA403"]
 
 
 def test_a_layers_share_of_peak_is_that_of_its_products(tmp_path):
