@@ -17,7 +17,7 @@ from precaudit.measuring.usage import usage
 from precaudit.model import Finding, Op, Plan, TensorCores
 from precaudit.profiling.audit import Audit, Runner
 from precaudit.running.job import RunSpec
-from precaudit.tensorcores.peaks import Gpu, find_gpu
+from precaudit.tensorcores.peaks import Gpu, find_gpu, gpu_for
 
 CPU_BUDGET = 1.0
 
@@ -39,7 +39,7 @@ def measure(
     """Time the script on this machine; without a `runner` nothing is run, and only what follows from shapes is said."""
     began = time.perf_counter()
     card = find_gpu(where["device"]) if where["cuda"] else None
-    found, notes = observe(audit, _program(plan, card, bool(where["cuda"])), runner) if runner else (None, ())
+    found, notes = observe(audit, _program(plan, where), runner) if runner else (None, ())
     seconds = time.perf_counter() - began
     on_gpu = found is not None and found.device == "cuda"
     figures = performance(found, where["device"] if on_gpu else None) if found else dict(UNMEASURED)
@@ -61,12 +61,11 @@ def measure(
     )
 
 
-def _program(plan: Plan, card: Gpu | None, cuda: bool) -> Program:
+def _program(plan: Plan, where: Mapping[str, Any]) -> Program:
     """On a CPU float32 alone: an emulated format's time says nothing of hardware."""
-    if not cuda:
+    if not where["cuda"]:
         return Program(budget=CPU_BUDGET)
-    formats = card.formats if card else ("bfloat16", "float16")
-    arms = arms_for(plan, formats)
+    arms = arms_for(plan, gpu_for(where).formats)
     return Program(arms, profiled=tuple(arm.name for arm in arms if arm.name in (FLOAT32, PLAN)))
 
 

@@ -111,7 +111,7 @@ def profile_job(job: Job, settings: Settings, runner: Runner) -> Outcome:
 def _target(settings: Settings, where: dict[str, Any]) -> Gpu:
     if settings.target:
         return get_gpu(settings.target)
-    return gpu_for(where["device"])
+    return gpu_for(where)
 
 
 def _formats(settings: Settings, target: Gpu) -> tuple[str, ...]:

@@ -29,7 +29,7 @@ def report_of(auditing: Auditing) -> Report:
     trace = over_processes(auditing.trace())
     steps, where = auditing.steps, environment()
     job = Job("script", auditing.name, (), os.getcwd(), steps)
-    target = gpu_for(where["device"])
+    target = gpu_for(where)
     found = bans(trace, target.default_formats)
     formats, _ = without_loss_scale(target.default_formats, trace)
     choices = Choices(formats, target.name, found, steps=max(1, steps))

@@ -10,6 +10,7 @@ import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import Any
 
 from precaudit.errors import PrecauditError
 from precaudit.formats import DEFAULT_FORMATS
@@ -137,9 +138,15 @@ def find_gpu(name: str) -> Gpu | None:
     return next((gpu for gpu in _TABLE if re.search(gpu.pattern, spaced)), None)
 
 
-def gpu_for(device: str) -> Gpu:
-    """What plans on a machine with this device are made for: its GPU, or an H100 where it has none that is listed."""
-    return find_gpu(device) or get_gpu("h100")
+def gpu_for(where: Mapping[str, Any]) -> Gpu:
+    """What plans are made for on a machine, by the facts of its environment: its GPU, or where that isn't listed one of
+    its generation, which takes the same formats; an H100 where it has none of NVIDIA's."""
+    listed = find_gpu(where["device"])
+    if listed is not None or not where["cuda"] or not where["capability"]:
+        return listed or get_gpu("h100")
+    capability = tuple(map(int, where["capability"].split(".")))
+    older = [gpu for gpu in _TABLE if gpu.nvidia and gpu.capability <= capability]
+    return max(older, key=lambda gpu: gpu.capability, default=get_gpu("v100"))
 
 
 def get_gpu(name: str) -> Gpu:

@@ -17,8 +17,8 @@ from precaudit.tracing.records import Trace
 
 H100 = get_gpu("h100")
 PLAN = Plan("bfloat16", {"fc": "bfloat16"})
-ON_H100 = {"device": "NVIDIA H100 80GB HBM3", "cuda": "13.0"}
-ON_CPU = {"device": "cpu", "cuda": None}
+ON_H100 = {"device": "NVIDIA H100 80GB HBM3", "cuda": "13.0", "capability": "9.0"}
+ON_CPU = {"device": "cpu", "cuda": None, "capability": None}
 
 
 def audit(status="stopped"):
@@ -97,6 +97,13 @@ def test_the_error_of_the_prediction_is_stated_where_the_card_is_known():
     assert found["predicted_step_seconds"]["float32"] == pytest.approx(predicted)
     assert found["prediction_error"]["float32"] == pytest.approx(predicted / 0.01 - 1)
     assert found["predicted_for"] == "H100"
+
+
+def test_a_card_that_is_not_listed_is_timed_in_the_formats_of_its_generation():
+    old = {"device": "NVIDIA GeForce RTX 2080 Ti", "cuda": "12.8", "capability": "7.5"}
+    replies = Replies(seen(blocks=blocks(float32=10)))
+    measure(audit(), PLAN, get_gpu("t4"), None, old, replies)
+    assert [(arm.name, arm.half) for arm in replies.programs[0].arms[:2]] == [("float32", None), ("amp", "float16")]
 
 
 def test_another_target_than_this_card_is_predicted_and_not_measured():

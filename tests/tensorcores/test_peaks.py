@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from precaudit.errors import PrecauditError
-from precaudit.tensorcores.peaks import GPUS, find_gpu, get_gpu
+from precaudit.tensorcores.peaks import GPUS, find_gpu, get_gpu, gpu_for
 
 
 @pytest.mark.parametrize(
@@ -63,6 +63,24 @@ def test_names_people_and_drivers_use(name, key):
 )
 def test_a_relative_with_other_figures_is_not_taken_for_the_listed_one(name):
     assert find_gpu(name) is None
+
+
+@pytest.mark.parametrize(
+    ("device", "capability", "key", "formats"),
+    [
+        ("Tesla V100-PCIE-32GB", "7.0", "v100", ("float16",)),
+        ("NVIDIA GeForce RTX 2080 Ti", "7.5", "t4", ("float16",)),
+        ("NVIDIA GeForce GTX 1080", "6.1", "v100", ("float16",)),
+        ("NVIDIA A10G", "8.6", "a10", ("bfloat16", "float16", "tf32")),
+        ("NVIDIA H100 NVL", "9.0", "h100-pcie", ("bfloat16", "float16", "tf32")),
+        ("NVIDIA B300", "10.3", "b200", ("bfloat16", "float16", "tf32")),
+        ("NVIDIA H200", "9.0", "h200", ("bfloat16", "float16", "tf32")),
+        ("cpu", None, "h100", ("bfloat16", "float16", "tf32")),
+    ],
+)
+def test_plans_for_a_gpu_that_is_not_listed_have_the_formats_of_its_generation(device, capability, key, formats):
+    found = gpu_for({"device": device, "cuda": capability and "13.0", "capability": capability})
+    assert (found.key, found.default_formats) == (key, formats)
 
 
 def test_an_unknown_gpu_names_the_known_ones():
