@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from precaudit.finding import finding
 from precaudit.model import Finding
 from precaudit.tensorcores.alignment import Padding, advice, misaligned, multiple
-from precaudit.tensorcores.rules import RANK, generation_of
+from precaudit.tensorcores.rules import RANK
 
 if TYPE_CHECKING:
     from precaudit.tensorcores.analysis import Card, Group
@@ -51,8 +51,9 @@ def _seconds(groups: Iterable[Group]) -> float:
 
 
 def _cause(group: Group, card: Card) -> tuple[str, Callable[[list[Group]], Finding]]:
-    stated = group.example.format if group.example else group.found.operands
-    padding = misaligned(group.example.dims, stated) if group.example and stated and stated not in FULL else []
+    known = group.example
+    stated = (known.format if known else None) or group.found.operands
+    padding = misaligned(known.dims, stated) if known and known.reduces and stated and stated not in FULL else []
     if padding:
         return f"align {padding}", lambda mine: _pad(mine, padding, str(stated))
     if group.found.tensor_core == "legacy":
@@ -102,7 +103,7 @@ def _legacy(groups: list[Group], card: Card) -> Finding:
 
 
 def _full_precision(groups: list[Group], card: Card, stated: str) -> Finding:
-    generation = generation_of(card.capability)
+    generation = card.generation
     if stated == "fp64":
         suggestion = "Float64 needs a reason; float32 with TF32, or bfloat16 autocast, is many times faster"
     elif generation == "volta" or generation == "turing":
@@ -120,12 +121,16 @@ def _full_precision(groups: list[Group], card: Card, stated: str) -> Finding:
 
 
 def _vector(groups: list[Group]) -> Finding:
-    rule = groups[0].found.rule
-    what = "matrix-vector products" if rule == GEMV else f"products by kernels of rule {rule}"
-    stated = groups[0].operands or "a format that the trace doesn't tell"
-    return _finding(
-        "PA404",
-        groups,
-        f"{what} in {stated} run without Tensor Cores",
-        "Batch more rows per product: a product with one row or column is bound by memory, not by arithmetic",
-    )
+    first = groups[0]
+    alone = first.example is not None and not first.example.reduces
+    if first.found.rule == GEMV:
+        what = "matrix-vector products"
+        suggestion = "Batch more rows per product: one with one row or column is bound by memory, not by arithmetic"
+    elif alone and "conv" in (first.op or ""):
+        what = "depthwise convolutions"
+        suggestion = "Each sums over its window alone, too little for Tensor Cores; several channels a group are enough"
+    else:
+        what = f"products by kernels of rule {first.found.rule}"
+        suggestion = "Look for kernels that compute them on Tensor Cores, in this library or another"
+    stated = first.operands or "a format that the trace doesn't tell"
+    return _finding("PA404", groups, f"{what} in {stated} run without Tensor Cores", suggestion)

@@ -16,7 +16,7 @@ CHEAP = 1.02
 """A padding to whole rows is asked for where it makes a dimension larger by no more than this."""
 AFFORDABLE = 1.25
 """Padding that adds more work than this is mentioned, not urged."""
-BITS = {"int8": 8, **{name: FORMATS[ALIASES.get(name, name)].storage_bits for name in (*FORMATS, *ALIASES)}}
+BITS = {"fp4": 4, "int8": 8, **{name: FORMATS[ALIASES.get(name, name)].storage_bits for name in (*FORMATS, *ALIASES)}}
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 
+from precaudit.formats import ALIASES, FORMATS
 from precaudit.model import Finding, Kernel, TensorCores, TimeShare
 from precaudit.tensorcores.advice import advise
 from precaudit.tensorcores.attribution import OUTSIDE, UNATTRIBUTED, Attribution, attribute
 from precaudit.tensorcores.peaks import Gpu, find_gpu
-from precaudit.tensorcores.products import Product, product
+from precaudit.tensorcores.products import product
 from precaudit.tensorcores.rules import (
     NOT_NVIDIA,
     RANK,
@@ -25,6 +26,7 @@ from precaudit.tensorcores.rules import (
     generation_of,
     second_opinion,
 )
+from precaudit.tensorcores.sizes import Product
 from precaudit.tensorcores.traces import Floats, Ints, Trace
 
 METHOD = "kernel times by torch.profiler; classes by kernel name, and by achieved rate where shapes are known"
@@ -32,9 +34,6 @@ NO_PTX: Mapping[str, Sequence[str]] = MappingProxyType({})
 MUCH = 0.05
 """Communication above this share of the time is worth a word."""
 CLASSES = ("native", "legacy", "none", "unknown")
-FORMATS = MappingProxyType(
-    {"fp32": "float32", "tf32": "tf32", "bf16": "bfloat16", "fp16": "float16", "fp8": "float8_e4m3", "int8": "int8"}
-)
 # Packed half-precision arithmetic on vector units reaches up to four times their float32 rate (A100).
 _PACKED = MappingProxyType({"fp16": 4.0, "bf16": 4.0, "int8": 4.0})
 
@@ -215,8 +214,11 @@ def _second_look(group: Group, card: Card) -> Group:
         return group
     operands = group.operands or "fp32"
     vector = card.gpu.vector * _PACKED.get(operands, 1.0)
-    found = second_opinion(group.found, group.tflops, vector, card.gpu.peak(FORMATS.get(operands, "")))
-    return replace(group, found=found)
+    return replace(group, found=second_opinion(group.found, group.tflops, vector, _tensor_peak(operands, card.gpu)))
+
+
+def _tensor_peak(operands: str, gpu: Gpu) -> float | None:
+    return gpu.peak(ALIASES.get(operands, operands))
 
 
 # ---------------------------------------------------------------- summing up
@@ -248,15 +250,19 @@ def _eligible(groups: Sequence[Group], card: Card) -> float | None:
 
 
 def _takes(group: Group, gpu: Gpu) -> bool:
-    stated = group.example.format if group.example else None
     if group.found.tensor_core in ("native", "legacy"):
         return True
-    return stated not in (None, "fp32", "fp64") and gpu.peak(FORMATS.get(stated or "", "")) is not None
+    known = group.example
+    return bool(known and known.reduces and known.format and _tensor_peak(known.format, gpu))
 
 
 def _peak(group: Group, card: Card) -> float | None:
-    """TFLOP/s of the fastest unit that takes the kernel's operands."""
-    return card.gpu.rate(FORMATS.get(group.operands or "", "float32")) if card.gpu else None
+    """TFLOP/s of the fastest unit that takes the kernel's operands, float32 where they aren't told; None where it isn't
+    listed."""
+    name = ALIASES.get(group.operands or "", group.operands or "float32")
+    if card.gpu is None:
+        return None
+    return card.gpu.rate(name) if name in FORMATS else card.gpu.peak(name)
 
 
 def _kernel(group: Group, card: Card) -> Kernel:
@@ -348,4 +354,7 @@ def _communication(groups: Sequence[Group], total: float) -> Iterable[str]:
 
 def _suspicious(group: Group, card: Card) -> bool:
     claimed = group.found.tensor_core in ("native", "legacy") and group.found.matmul
-    return claimed and card.gpu is not None and group.tflops is not None and group.tflops < 0.5 * card.gpu.vector
+    if not claimed or card.gpu is None or group.tflops is None:
+        return False
+    listed = group.operands is None or _tensor_peak(group.operands, card.gpu) is not None
+    return listed and group.tflops < 0.5 * card.gpu.vector

@@ -6,7 +6,7 @@ cuBLAS 11 and cuDNN 7.6.3 and later run products of any size on Tensor Cores; fl
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from math import prod
 from types import MappingProxyType
 
@@ -18,26 +18,15 @@ from precaudit.planning.fitting import format_of
 from precaudit.reporting.words import plural
 from precaudit.tensorcores.alignment import misaligned
 from precaudit.tensorcores.peaks import Gpu
+from precaudit.tensorcores.sizes import Dims, Product, attention, convolution, gemm
 
 Shape = tuple[int, ...]
 
 MATTERS = 0.05
 
 
-@dataclass(frozen=True)
-class Work:
-    """One forward call of a product: `dims` are those that want aligned sizes, by the name a person knows them under.
-
-    `reduces` is false for what no matrix unit computes: products with a vector, depthwise convolutions.
-    """
-
-    flops: float
-    dims: tuple[tuple[str, int], ...]
-    reduces: bool = True
-
-
-def work(op: Op) -> Work | None:
-    """The product that the op computes, by its shapes; None for other ops, and where they don't say enough."""
+def work(op: Op) -> Product | None:
+    """The product of one forward call, by its shapes; None for other ops, and where they don't say enough."""
     read = _PRODUCTS.get(op.op)
     try:
         return read(op) if read else None
@@ -126,32 +115,31 @@ def where(same: Sequence[Op]) -> str:
 # ---------------------------------------------------------------- products by the name of their op
 
 
-def _linear(op: Op) -> Work:
+def _linear(op: Op) -> Product:
     image, weight = op.shapes[:2]
     rows = prod(image[:-1])
     outputs = weight[0] if len(weight) > 1 else 1
     dims = (("in_features", image[-1]), ("out_features", outputs))
-    return Work(2.0 * rows * image[-1] * outputs, dims, reduces=rows > 1 and outputs > 1)
+    return gemm(rows, image[-1], outputs, dims)
 
 
-def _gemm(first: int) -> Callable[[Op], Work]:
+def _gemm(first: int) -> Callable[[Op], Product]:
     """[.., M, K] by [.., K, N], batches broadcast, with either a vector as `torch.matmul` takes it."""
 
-    def read(op: Op) -> Work:
+    def read(op: Op) -> Product:
         left, right = op.shapes[first : first + 2]
         m, k = left[-2] if len(left) > 1 else 1, left[-1]
         n = right[-1] if len(right) > 1 else 1
-        batch = prod(_broadcast(left[:-2], right[:-2]))
-        return Work(2.0 * batch * m * k * n, (("K", k), ("N", n)), reduces=m > 1 and n > 1)
+        return gemm(m, k, n, (("K", k), ("N", n)), prod(_broadcast(left[:-2], right[:-2])))
 
     return read
 
 
-def _grouped(op: Op) -> Work:
+def _grouped(op: Op) -> Product:
     """Groups share out the rows or the depth of a flat operand, so that each of its rows is multiplied once."""
     left, right = op.shapes[:2]
     batch = left[0] if len(left) == len(right) == 3 else 1
-    return Work(2.0 * batch * left[-2] * left[-1] * right[-1], (("K", left[-1]), ("N", right[-1])))
+    return Product(2.0 * batch * left[-2] * left[-1] * right[-1], (("K", left[-1]), ("N", right[-1])))
 
 
 def _broadcast(one: Shape, other: Shape) -> Shape:
@@ -160,7 +148,7 @@ def _broadcast(one: Shape, other: Shape) -> Shape:
     return tuple(max(pair) if 0 not in pair else 0 for pair in zip(*padded, strict=True))
 
 
-def _convolution(op: Op) -> Work:
+def _convolution(op: Op) -> Product:
     """Strides and padding are not recorded, but the size of the result is."""
     image, weight = op.shapes[:2]
     result = op.tensor("activation")
@@ -169,41 +157,41 @@ def _convolution(op: Op) -> Work:
     channels_out, channels_in, *window = weight
     groups = image[-len(window) - 1] // channels_in
     dims = _channels(channels_in, channels_out // groups, groups)
-    values = result.stats.numel / op.calls
-    return Work(2.0 * values * channels_in * prod(window), dims, reduces=channels_in > 1 or groups == 1)
+    return convolution(result.stats.numel / op.calls, channels_in, window, groups, dims)
 
 
-def _transposed_convolution(op: Op) -> Work:
+def _transposed_convolution(op: Op) -> Product:
     """The bias tells the groups; without one there is one, for grouped decoders are rare and shapes don't show them."""
     image, (channels_in, channels_out, *window), *bias = op.shapes
     groups = bias[0][0] // channels_out if bias else 1
     dims = _channels(channels_in // groups, channels_out, groups)
-    return Work(2.0 * prod(image) * channels_out * prod(window), dims, reduces=channels_in > groups or groups == 1)
+    return replace(
+        convolution(prod(image), channels_out, window, groups, dims), reduces=channels_in > groups or groups == 1
+    )
 
 
-def _channels(channels_in: int, channels_out: int, groups: int) -> tuple[tuple[str, int], ...]:
+def _channels(channels_in: int, channels_out: int, groups: int) -> Dims:
     """The sizes of one group's product."""
     each = " per group" if groups > 1 else ""
     return (f"in_channels{each}", channels_in), (f"out_channels{each}", channels_out)
 
 
-def _attention(op: Op) -> Work:
+def _attention(op: Op) -> Product:
     """Both products in full, though fused kernels skip what a causal mask hides."""
     query, key, value = op.shapes[:3]
-    each = 2.0 * prod(query[:-1]) * key[-2]
-    return Work(each * (query[-1] + value[-1]), (("head_dim", query[-1]),))
+    return attention(prod(query[:-1]), key[-2], query[-1], value[-1])
 
 
-def _recurrent(op: Op) -> Work:
+def _recurrent(op: Op) -> Product:
     """All matrices of all layers and directions, applied at every time step."""
     steps = prod(op.shapes[0][:-1])
     matrices = [shape for shape in op.shapes[1:] if len(shape) == 2]
     recurrent_size = op.shapes[1][-1] if len(op.shapes[1]) > 1 else op.shapes[2][-1]
     dims = (("input_size", op.shapes[0][-1]), ("hidden_size", recurrent_size))
-    return Work(2.0 * steps * sum(map(prod, matrices)), dims, reduces=steps > 1)
+    return Product(2.0 * steps * sum(map(prod, matrices)), dims, reduces=steps > 1)
 
 
-_PRODUCTS: Mapping[str, Callable[[Op], Work]] = MappingProxyType(
+_PRODUCTS: Mapping[str, Callable[[Op], Product]] = MappingProxyType(
     {
         "linear": _linear,
         **dict.fromkeys(("matmul", "mm", "bmm", "mv", "linalg_matmul"), _gemm(0)),

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from types import MappingProxyType
 from typing import Any
+
+from precaudit.tensorcores.sizes import Product, attention, convolution, gemm
 
 Shape = tuple[int, ...]
 
@@ -19,6 +21,7 @@ OPERAND_TYPES = MappingProxyType(
         "c10::Half": "fp16",
         "c10::Float8_e4m3fn": "fp8",
         "c10::Float8_e5m2": "fp8",
+        "c10::Float4_e2m1fn_x2": "fp4",
         "signed char": "int8",
         "unsigned char": "int8",
     }
@@ -33,15 +36,6 @@ class Arguments:
     strides: tuple[Shape, ...] = ()
     types: tuple[str, ...] = ()
     values: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Product:
-    """`dims` are those that lie contiguous in memory and so want aligned sizes: M, N or K, channels, head size."""
-
-    flops: float
-    format: str | None
-    dims: tuple[tuple[str, int], ...]
 
 
 RECORDED = ("Input Dims", "Input Strides", "Input type", "Concrete Inputs")
@@ -69,9 +63,17 @@ def product(op: str, arguments: Arguments) -> Product | None:
     """The product that the op computes; None where the trace doesn't say enough."""
     read = SHAPED.get(op)
     try:
-        return read(arguments) if read else None
+        return _unpacked(read(arguments)) if read else None
     except (IndexError, ValueError):
         return None
+
+
+def _unpacked(found: Product) -> Product:
+    """Two values of four bits share a byte, and the recorded sizes are of bytes."""
+    if found.format != "fp4":
+        return found
+    dims = tuple((name, 2 * size if name == "K" else size) for name, size in found.dims)
+    return replace(found, flops=2 * found.flops, dims=dims)
 
 
 def _require(consistent: bool) -> None:
@@ -100,7 +102,7 @@ def _gemm(first: int) -> Callable[[Arguments], Product]:
         sizes = {"M": m, "N": n, "K": k}
         rows = {_contiguous(arguments, first, "MK"), _contiguous(arguments, first + 1, "KN"), "N"}
         dims = tuple((name, size) for name, size in sizes.items() if name in rows)
-        return Product(2.0 * prod(batch) * m * n * k, _format(arguments, first), dims)
+        return replace(gemm(m, k, n, dims, prod(batch)), format=_format(arguments, first))
 
     return read
 
@@ -116,8 +118,9 @@ def _convolution(padding: int, stride: int, dilation: int) -> Callable[[Argument
             for size, width, pad, step, gap in zip(image, window, *settings, strict=True)
         ]
         _require(channels % max(1, channels_in) == 0 and min(output, default=0) >= 0)
-        flops = 2.0 * batch * prod(output) * channels_out * channels_in * prod(window)
-        return Product(flops, _format(arguments, 0), (("C_in", channels_in), ("C_out", channels_out)))
+        dims = (("C_in", channels_in), ("C_out", channels_out))
+        values, groups = batch * channels_out * prod(output), channels // max(1, channels_in)
+        return replace(convolution(values, channels_in, window, groups, dims), format=_format(arguments, 0))
 
     return read
 
@@ -127,9 +130,10 @@ def _convolution_backward(arguments: Arguments) -> Product:
     gradient, image, weight = arguments.dims[:3]
     transposed, mask = arguments.values[7] == "True", arguments.values[10]
     _require(gradient[0] == image[0] and weight[0] == (image if transposed else gradient)[1])
-    one = 2.0 * prod(image if transposed else gradient) * prod(weight[1:])
     wanted = re.findall(r"True|False", mask)[:2].count("True")
-    return Product(one * wanted, _format(arguments, 0), (("C_in", weight[1]), ("C_out", weight[0])))
+    summed, made = (gradient, image) if transposed else (image, gradient)
+    dims, groups = (("C_in", weight[1]), ("C_out", weight[0])), summed[1] // max(1, weight[1])
+    return replace(convolution(wanted * prod(made), weight[1], weight[2:], groups, dims), format=_format(arguments, 0))
 
 
 def _attention(query: int, causal: int, *, heads_first: bool, backward: bool = False) -> Callable[[Arguments], Product]:
@@ -141,9 +145,9 @@ def _attention(query: int, causal: int, *, heads_first: bool, backward: bool = F
         columns = key[2] if heads_first else key[1]
         _require((batch, depth) == (key[0], key[-1]) and key[:-1] == value[:-1])
         share = 0.5 if arguments.values[causal] in ("True", "1") else 1.0
-        forward = 2.0 * batch * heads * rows * columns * (depth + value[-1]) * share
-        dims = (("head_dim", depth),)
-        return Product(forward * 2.5 if backward else forward, _format(arguments, query), dims)
+        passes = share * (2.5 if backward else 1.0)
+        found = attention(passes * batch * heads * rows, columns, depth, value[-1])
+        return replace(found, format=_format(arguments, query))
 
     return read
 

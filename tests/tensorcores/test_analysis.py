@@ -11,6 +11,10 @@ AMPERE = "ampere_bf16_s16816gemm_bf16_128x64_ldg8_f2f_stages_64x3_nn"
 UNKNOWN = "my_matmul_kernel"
 
 
+NVJET_FP4 = "nvjet_sm100_oohsh_128x256_256x5_2x2_2cta_h_bz_Avec16UE4M3_Bvec16UE4M3_TNT"
+DGEMM = "cutlass_80_tensorop_d884gemm_64x64_16x4_nn_align1"
+
+
 def analysed(folder, events, target=None, **metadata):
     return analyse(read_trace(write(folder, document(events, **metadata))), target)
 
@@ -125,12 +129,39 @@ def test_padding_that_makes_much_more_work_is_not_urged(tmp_path):
         ("double", "volta_dgemm_64x64_nn", "PA403", "float64 needs a reason"),
         ("c10::BFloat16", "void gemv2T_kernel_val<int, int, __nv_bfloat16>", "PA404", "batch more rows"),
         ("float", "void gemv2T_kernel_val<int, int, float, float>", "PA404", "batch more rows"),
+        ("c10::complex<float>", "cutlass_80_simt_cgemm_64x64", "PA403", "allow TF32"),
+        ("c10::Half", "void tensorrt_llm::kernels::cudaCoreGemm<half>", "PA404", "look for kernels"),
     ],
 )
 def test_advice_by_cause(tmp_path, kind, kernel, rule, words):
     (finding,) = analysed(tmp_path, [mm(0, 50, 64, 64, 64, kind), *launched(kernel, 5, 100, 1)]).findings
     assert finding.rule == rule
     assert words.lower() in finding.suggestion.lower()
+
+
+DEPTHWISE = "void cudnn::cnn::conv2d_grouped_direct_kernel<false, true, __nv_bfloat16, __nv_bfloat16, float>"
+
+
+def test_a_depthwise_convolution_is_not_padded_and_not_work_for_tensor_cores(tmp_path):
+    event = op("aten::cudnn_convolution", 0, 50)
+    event["args"] |= {
+        "Input Dims": [[32, 256, 56, 56], [256, 1, 3, 3]],
+        "Input type": ["c10::BFloat16"] * 2,
+        "Input Strides": [],
+        "Concrete Inputs": ["", "", "[1, 1]", "[1, 1]", "[1, 1]", "256"],
+    }
+    found = analysed(tmp_path, [event, *launched(DEPTHWISE, 5, 300, 1)])
+    (finding,) = found.findings
+    assert (finding.rule, found.tensor_cores.eligible_flops_share) == ("PA404", 0.0)
+    assert finding.message.startswith("depthwise convolutions in bf16")
+    assert "batch" not in finding.suggestion.lower()
+
+
+@pytest.mark.parametrize(("kind", "kernel"), [("c10::Float4_e2m1fn_x2", NVJET_FP4), ("double", DGEMM)])
+def test_a_format_whose_peak_is_not_listed_has_no_share_of_it_and_no_doubts(tmp_path, kind, kernel):
+    used = analysed(tmp_path, [mm(0, 50, 512, 512, 512, kind), *launched(kernel, 5, 300, 1)]).tensor_cores
+    assert (used.kernels[0].tensor_core, used.kernels[0].peak_share) == ("native", None)
+    assert not any("vector units" in note for note in used.notes)
 
 
 def test_native_kernels_need_no_advice(tmp_path):

@@ -55,6 +55,23 @@ def test_convolution_backward_counts_what_the_mask_asks_for(mask):
     assert product("aten::convolution_backward", arguments(output, image, weight, values=values)).flops == want
 
 
+def test_depthwise_convolutions_are_no_work_for_matrix_units():
+    image, weight = torch.zeros(2, 4, 16, 15), torch.zeros(4, 1, 3, 3)
+    values = ["", "", "1", "1", "1", "4"]
+    assert not product("aten::cudnn_convolution", arguments(image, weight, values=values)).reduces
+    given = [*[""] * 7, "False", "", "4", "[True, True, False]"]
+    assert not product("aten::convolution_backward", arguments(image, image, weight, values=given)).reduces
+    grey, first = torch.zeros(2, 1, 16, 15), torch.zeros(4, 1, 3, 3)
+    assert product("aten::cudnn_convolution", arguments(grey, first, values=values)).reduces
+
+
+def test_two_values_of_four_bits_share_a_recorded_one():
+    types = ("c10::Float4_e2m1fn_x2",) * 2
+    found = product("aten::_scaled_mm", Arguments(((64, 32), (32, 48)), ((32, 1), (1, 32)), types))
+    assert (found.flops, found.format) == (2 * 64 * 64 * 48, "fp4")
+    assert found.dims == (("N", 48), ("K", 64))
+
+
 @pytest.mark.parametrize(("causal", "share"), [("False", 1.0), ("True", 0.5)])
 def test_attention(causal, share):
     q, k = torch.zeros(2, 4, 10, 8), torch.zeros(2, 4, 12, 8)
