@@ -32,7 +32,7 @@ class ModelView:
         return "this model" if self.alone else f"the model {self.model}"
 
     def shown(self, fqn: str) -> str:
-        """The name in the trace, the report and the findings: the model's in front where several train."""
+        """The name in the trace, the report and the findings: the model's in front where a plan is for several."""
         return fqn if self.alone else f"{self.model}.{fqn}".rstrip(".")
 
 
@@ -43,7 +43,8 @@ def view_models(plan: Plan, observed: Observed, trace: Trace) -> dict[str, Model
 
 
 def the_planned(views: Mapping[str, ModelView], trace: Trace) -> list[ModelView]:
-    """The models that a plan is made for: those that train, or all where none does."""
+    """The models that a plan is made for: those that train, frozen ones that ran beside them, or all where there are
+    none of either."""
     return [view for name, view in views.items() if name in trace.models or not trace.models]
 
 

@@ -44,7 +44,7 @@ class Trace:
     bypassed: Mapping[str, Location] = field(default_factory=dict)
 
     def name(self, model: str, fqn: str) -> str:
-        """A module's name in this trace: the model's in front only where several models train."""
+        """A module's name in this trace: the model's in front only where a plan is for several."""
         return fqn if len(self.models) <= 1 and model in self.models else f"{model}.{fqn}".rstrip(".")
 
     def with_halves(self, halves: Collection[tuple[str, str, str]]) -> Trace:

@@ -30,22 +30,24 @@ def _merged(parts: Iterable[TensorStats]) -> TensorStats:
 
 
 class _Namer:
-    """fqns as the report has them: the model's name in front only where several models train. What was met before
+    """fqns as the report has them: the model's name in front only where a plan is for several. What was met before
     it became part of a model goes by its name there."""
 
     def __init__(self, tracer: Tracer, names: ModuleNames) -> None:
         self.latest = names.latest
         slots = [(self.latest(slot.module).model, slot) for slot in tracer.parameters.slots.values()]
-        self.trained = list(dict.fromkeys(model for model, slot in slots if slot.gradient.stats().numel))
-        self._parametric = {model for model, _ in slots}
+        parametric = {model for model, _ in slots}
+        ran = [model for name in tracer.layers if (model := self.latest(name).model) in parametric]
+        trained = [model for model, slot in slots if slot.gradient.stats().numel]
+        self.models = tuple(dict.fromkeys([*trained, *ran]))
 
     def fqn(self, name: ModuleName) -> str:
         name = self.latest(name)
-        alone = len(self.trained) <= 1 and (name.model in self.trained or not self.trained)
+        alone = len(self.models) <= 1 and (name.model in self.models or not self.models)
         return name.fqn if alone else f"{name.model}.{name.fqn}".rstrip(".")
 
-    def is_trained(self, name: ModuleName) -> bool:
-        return self.latest(name).model in self._parametric
+    def is_planned(self, name: ModuleName) -> bool:
+        return self.latest(name).model in self.models
 
 
 def snapshot(tracer: Tracer, names: ModuleNames) -> Trace:
@@ -59,7 +61,7 @@ def snapshot(tracer: Tracer, names: ModuleNames) -> Trace:
         maxima=tuple(tracer.maxima),
         audited_steps=tracer.audited_steps,
         low_dtypes=tuple(sorted(tracer.low_dtypes)),
-        models=tuple(namer.trained),
+        models=namer.models,
         leaves=tuple(_leaves(tracer, names, namer)),
         faults=tuple(replace(fault, fqn=namer.fqn(ModuleName(fault.model, fault.fqn))) for fault in _faults(tracer)),
         bypassed={namer.fqn(name): Location(*place) for name, place in tracer.bypassed.items()},
@@ -67,13 +69,13 @@ def snapshot(tracer: Tracer, names: ModuleNames) -> Trace:
 
 
 def _leaves(tracer: Tracer, names: ModuleNames, namer: _Namer) -> list[str]:
-    """Every leaf of the models that train, those never called included, and what computes between its children, be it
-    without gradients only, as augmentation inside a model does: its rounding has its own place in the plan."""
+    """Every leaf of the models that a plan is for, those never called included, and what computes between its children,
+    be it without gradients only, as augmentation inside a model does: its rounding has its own place in the plan."""
     computing = {namer.latest(name) for name in tracer.computing}
     return [
         namer.fqn(names.of(module))
         for name, model in names.models.items()
-        if name in namer.trained
+        if name in namer.models
         for module in model.modules()
         if names.of(module) in computing or not any(True for _ in module.children())
     ]
@@ -118,7 +120,7 @@ def _layer(slots: list[LayerSlot], parameters: list[ParameterSlot], tracer: Trac
         tensors=tuple(tensors),
         model=namer.latest(slot.module).model,
         tied_to=namer.fqn(tied) if tied else None,
-        trained=namer.is_trained(slot.module),
+        trained=namer.is_planned(slot.module),
         leaf=slot.leaf,
         absorbed_update=largest_by_name([parameter.absorbed for parameter in parameters]),
     )

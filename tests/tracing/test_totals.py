@@ -293,22 +293,30 @@ def test_parameters_unfrozen_later_are_seen():
     assert seen(traced.layer("0"), "weight_grad", "weight") == 2 * 16
 
 
-def test_models_are_told_apart_only_where_several_train():
-    def script(second_trains):
-        first, second = nn.Sequential(nn.Linear(4, 1)), nn.Sequential(nn.Linear(4, 1))
-        optimizer = torch.optim.SGD([*first.parameters(), *second.parameters()], lr=0.1)
-        target = second(numbers(1, BATCH, 4)) if second_trains else second(numbers(1, BATCH, 4)).detach()
-        (first(numbers(0, BATCH, 4)) - target).square().sum().backward()
+@pytest.mark.parametrize("second", ["trained", "frozen", "detached"])
+def test_models_are_told_apart_where_a_plan_is_for_several(second):
+    """What gradients flow through has its place in the plan too, as the features of a perceptual loss have."""
+    with tracing() as traced:
+        model, other = nn.Sequential(nn.Linear(4, 1)), nn.Sequential(nn.Linear(4, 1))
+        optimizer = torch.optim.SGD([*model.parameters(), *other.parameters()], lr=0.1)
+        other.requires_grad_(second == "trained")
+        target = other(numbers(1, BATCH, 4))
+        (model(numbers(0, BATCH, 4)) - (target.detach() if second == "detached" else target)).square().sum().backward()
         optimizer.step()
+    trace = traced.trace
+    assert {layer.fqn for layer in trace.layers if layer.trained} == {"model.0", "other.0"}
+    assert set(trace.leaves) == {"model.0", "other.0"}
+    assert set(trace.models) == {"model", "other"}
 
+
+def test_a_teacher_without_gradients_leaves_the_student_its_own_names():
     with tracing() as traced:
-        script(True)
-    assert {layer.fqn for layer in traced.trace.layers} == {"first.0", "second.0"}
-    assert set(traced.trace.models) == {"first", "second"}
-    with tracing() as traced:
-        script(False)
-    assert {layer.fqn for layer in traced.trace.layers} == {"0", "second.0"}
-    assert traced.trace.models == ("first",)
+        student, teacher = nn.Sequential(nn.Linear(4, 1)), nn.Sequential(nn.Linear(4, 1))
+        with torch.no_grad():
+            target = teacher(numbers(0, BATCH, 4))
+        (student(numbers(0, BATCH, 4)) - target).square().sum().backward()
+    assert [layer.fqn for layer in traced.trace.layers] == ["0"]
+    assert traced.trace.models == ("student",)
 
 
 def test_what_computes_while_a_model_is_built_is_no_model_of_its_own():
