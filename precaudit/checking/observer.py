@@ -37,7 +37,7 @@ class Observer:
     def entered(self, frame: Frame) -> None: ...
 
     def left(self, frame: Frame, output: Any) -> Any:
-        if frame.is_outermost and output is not None and next(frame.module.parameters(), None) is not None:
+        if frame.is_outermost and output is not None and next(iter(frame.module.parameters()), None) is not None:
             self._keep(frame)
         return output
 

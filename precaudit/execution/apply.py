@@ -148,7 +148,7 @@ def apply(
             "precaudit.remove(model)"
         )
     fitted = fit_plan(model, resolved)
-    first = next(model.parameters(), None)
+    first = next(iter(model.parameters()), None)
     on_cuda = first is not None and first.device.type == "cuda"
     return Applied(model, fitted, native=execution == "native" or (execution == "auto" and on_cuda))
 

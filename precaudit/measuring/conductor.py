@@ -216,6 +216,6 @@ class Conductor(TrainingListener):
 
 def _outermost(models: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
     """Models with parameters that are no part of another one."""
-    trained = {name: model for name, model in models.items() if next(model.parameters(), None) is not None}
+    trained = {name: model for name, model in models.items() if next(iter(model.parameters()), None) is not None}
     inner = {id(part) for model in trained.values() for part in model.modules() if part is not model}
     return {name: model for name, model in trained.items() if id(model) not in inner}

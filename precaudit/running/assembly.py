@@ -120,7 +120,7 @@ def _roundings(spec: RunSpec, scopes: ModuleScopes, in_island: Callable[[], bool
 
 
 def _trains(module: torch.nn.Module) -> bool:
-    return next(module.parameters(), None) is not None
+    return next(iter(module.parameters()), None) is not None
 
 
 def _as_written(spec: RunSpec) -> bool:

@@ -18,9 +18,9 @@ from precaudit.tracing.ops import is_half
 UNREPEATABLE = frozenset(
     "dropout dropout1d dropout2d dropout3d feature_dropout alpha_dropout feature_alpha_dropout native_dropout "
     "bernoulli multinomial normal rrelu rrelu_with_noise batch_norm instance_norm native_batch_norm "
-    "_native_multi_head_attention lstm gru rnn_tanh rnn_relu gumbel_softmax poisson binary_cross_entropy".split()
+    "_native_multi_head_attention lstm gru rnn_tanh rnn_relu gumbel_softmax poisson binary_cross_entropy grad".split()
 )
-"""Operations that draw random numbers, update buffers, or cost as much as a layer."""
+"""Operations that draw random numbers, update buffers, use the graph up, or cost as much as a layer."""
 
 ABSORBING = frozenset({"add", "index_add"})
 _ROWS = 256

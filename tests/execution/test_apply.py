@@ -194,6 +194,40 @@ def test_a_float32_module_makes_no_half_tensor_though_it_asks_for_one(execution)
         assert model(X).isfinite().all()
 
 
+def test_gradients_are_taken_of_the_tensors_that_a_graph_is_made_of():
+    """In a float32 module too, whose other operations get its half inputs in float32."""
+
+    class Forces(nn.Module):
+        def forward(self, energy, positions):
+            return torch.autograd.grad(energy.sum(), positions, create_graph=True)[0]
+
+    class Atoms(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed, self.forces = nn.Linear(4, 4), Forces()
+
+        def forward(self, x):
+            positions = self.embed(x)
+            return self.forces(positions.tanh(), positions)
+
+    model = Atoms()
+    exact = model(X)
+    with apply(model, plan_for(model, "bfloat16", {"forces": "float32"})):
+        model(X).sum().backward()
+        assert torch.allclose(model(X), exact, rtol=0.05)
+
+
+@pytest.mark.parametrize("execution", ["emulated", "native"])
+def test_a_model_may_list_its_own_parameters(execution):
+    class Listing(nn.Sequential):
+        def parameters(self):
+            return list(super().parameters())
+
+    model = Listing(nn.Linear(4, 8))
+    with apply(model, plan_for(model, "bfloat16"), execution=execution):
+        assert model(X).dtype == torch.float32
+
+
 def test_native_exceptions_of_one_operation():
     seen = {}
 
