@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import replace
 
 from precaudit.histograms import fits
@@ -87,17 +87,27 @@ def _faults(tracer: Tracer) -> list[Fault]:
 
 def _layers(tracer: Tracer, namer: _Namer) -> list[Layer]:
     computing = {namer.latest(slot.module) for slot in tracer.ops.values()}
-    owners: dict[ModuleName, list[ParameterSlot]] = {}
-    for slot in tracer.parameters.slots.values():
-        owners.setdefault(namer.latest(slot.module), []).append(slot)
     grouped: dict[ModuleName, list[LayerSlot]] = {}
     for name, layer in tracer.layers.items():
         grouped.setdefault(namer.latest(name), []).append(layer)
+    owners: dict[ModuleName, list[ParameterSlot]] = {}
+    for parameter in tracer.parameters.slots.values():
+        owners.setdefault(_user(namer.latest(parameter.module), parameter, grouped), []).append(parameter)
     return [
         _layer(slots, owners.get(name, []), tracer, namer)
         for name, slots in grouped.items()
         if slots[-1].leaf or name in computing or name in owners
     ]
+
+
+def _user(name: ModuleName, parameter: ParameterSlot, ran: Collection[ModuleName]) -> ModuleName:
+    """The module that a parameter works in: its own, or where that never runs, as a `ParameterList` and attention's
+    `out_proj` don't, the innermost one around it that does."""
+    if not parameter.gradient.stats().numel:
+        return name
+    while name.fqn and name not in ran:
+        name = ModuleName(name.model, name.fqn.rpartition(".")[0])
+    return name
 
 
 def _layer(slots: list[LayerSlot], parameters: list[ParameterSlot], tracer: Tracer, namer: _Namer) -> Layer:
@@ -110,7 +120,8 @@ def _layer(slots: list[LayerSlot], parameters: list[ParameterSlot], tracer: Trac
     dtype = shared[0].dtype if shared else "float32"
     tensors = _record("activation", activation, dtype=dtype) + _record("activation_grad", gradient, dtype=dtype)
     for parameter in parameters:
-        tensors += _parameter_records(parameter)
+        inner = namer.latest(parameter.module).fqn.removeprefix(namer.latest(slot.module).fqn)
+        tensors += _parameter_records(parameter, f"{inner}.{parameter.name}".lstrip("."))
     tied = next((tracer.parameters.tied[part.module] for part in slots if part.module in tracer.parameters.tied), None)
     return Layer(
         fqn=namer.fqn(slot.module),
@@ -126,12 +137,12 @@ def _layer(slots: list[LayerSlot], parameters: list[ParameterSlot], tracer: Trac
     )
 
 
-def _parameter_records(slot: ParameterSlot) -> list[TensorRecord]:
-    records = _record("weight", slot.weight.stats(), slot.name, slot.dtype)
-    records += _record("weight_grad", slot.gradient.stats(), slot.name, slot.dtype)
+def _parameter_records(slot: ParameterSlot, name: str) -> list[TensorRecord]:
+    records = _record("weight", slot.weight.stats(), name, slot.dtype)
+    records += _record("weight_grad", slot.gradient.stats(), name, slot.dtype)
     for key, gauge in slot.state.items():
-        records += _record("optimizer_state", gauge.stats(), f"{slot.name}.{key}", slot.state_dtypes[key])
-    return records + _record("update", slot.update.stats(), slot.name, slot.dtype)
+        records += _record("optimizer_state", gauge.stats(), f"{name}.{key}", slot.state_dtypes[key])
+    return records + _record("update", slot.update.stats(), name, slot.dtype)
 
 
 def _ops(tracer: Tracer, namer: _Namer) -> list[Op]:

@@ -319,6 +319,28 @@ def test_a_teacher_without_gradients_leaves_the_student_its_own_names():
     assert traced.trace.models == ("student",)
 
 
+def test_parameters_of_modules_that_never_run_count_where_they_are_used():
+    """Lists of parameters, the projection that attention reads the weights of, and a head that nothing uses."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weights = nn.ParameterList([torch.randn(4, 4)])
+            self.attention = nn.MultiheadAttention(4, 2, batch_first=True)
+            self.unused = nn.Linear(4, 4)
+
+        def forward(self, x):
+            x = x @ self.weights[0]
+            return self.attention(x, x, x)[0]
+
+    with tracing() as traced:
+        train(Net(), lambda m, i: m(numbers(i, 1, BATCH, 4)).sum(), steps=3)
+    for role in ("weight", "weight_grad", "update"):
+        assert seen(traced.layer(""), role, "weights.0") == 3 * 16
+        assert seen(traced.layer("attention"), role, "out_proj.weight") == 3 * 16
+    assert traced.layer("").tensor("weight", "unused.weight") is None
+
+
 def test_what_computes_while_a_model_is_built_is_no_model_of_its_own():
     """A weight norm does, when its weight is looked at."""
 
