@@ -248,7 +248,8 @@ class States:
 
 
 def _where(place: Location | None, owner: Owner | None) -> dict[str, Any]:
-    fqn, buffer = owner or ("", "")
+    """`fqn` is None for nobody's value, and empty for what belongs to the outermost module itself."""
+    fqn, buffer = owner or (None, "")
     return {**line_of(place), "fqn": fqn, "buffer": buffer}
 
 

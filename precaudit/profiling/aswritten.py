@@ -173,33 +173,32 @@ def _state(entry: Seen, severity: Severity) -> Finding | None:
     if entry["lost"] < _STATE_LIMIT:
         return None
     share = "all" if entry["lost"] >= 1 else f"{entry['lost']:.0%}"
-    fqn = entry["fqn"] or None
     message = (
         f"{_kept(entry)} is kept in {entry['dtype']} from step to step, which absorbs its small changes: "
         f"rounding takes {share} of their energy, so the average, weight or accumulator stagnates"
     )
     fix = "keep moving averages, weights and accumulators in float32, and cast where they are used"
     facts = {"role": entry["buffer"]} if entry["buffer"] else {}
-    return finding("PA303", severity, message, fix, fqn, None, place_of(entry), lost=entry["lost"], **facts)
+    return finding("PA303", severity, message, fix, entry["fqn"], None, place_of(entry), lost=entry["lost"], **facts)
 
 
 def _kept(entry: Seen) -> str:
     """What is kept: a buffer or an optimizer's state by its name, a weight of a module, or a value of nobody's."""
     if entry["buffer"]:
         return ".".join(part for part in (entry["fqn"], entry["buffer"]) if part)
-    return f"a weight of {entry['fqn']}" if entry["fqn"] else "a running value"
+    return "a running value" if entry["fqn"] is None else f"a weight of {entry['fqn'] or 'the model itself'}"
 
 
 def _decay(entry: Seen, severity: Severity) -> Finding:
     """PA303: a decay that never happens, whatever is added: it shows in training once the additions become small."""
-    fqn = entry["fqn"] or None
     message = (
         f"{_kept(entry)} is kept in {entry['dtype']} and multiplied by {entry['factor']:.6g} in every "
         "step, which rounds to no change: it never decays"
     )
     fix = "keep moving averages, weights and accumulators in float32, and cast where they are used"
     facts = {"role": entry["buffer"]} if entry["buffer"] else {}
-    return finding("PA303", "warning", message, fix, fqn, None, place_of(entry), factor=entry["factor"], **facts)
+    where = place_of(entry)
+    return finding("PA303", "warning", message, fix, entry["fqn"], None, where, factor=entry["factor"], **facts)
 
 
 def _gradients(entry: Seen, severity: Severity) -> Finding | None:

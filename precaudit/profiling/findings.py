@@ -134,7 +134,7 @@ def _of_weights(layer: Layer, baseline: Mapping[str, Any], pace: Mapping[str, bo
             continue
         moved = _zero_share(update)
         if moved - _zero_share(gradient) > 0.5:
-            message = f"{layer.fqn}: {moved:.0%} of its updates are rounded away, with weights in {weight.dtype}"
+            message = f"{name}: {moved:.0%} of its updates are rounded away, with weights in {weight.dtype}"
             fix = "keep float32 master weights: train the float32 model under autocast instead of casting it"
             place = _cast_to(weight.dtype, baseline)
             yield finding("PA301", "error", message, fix, layer.fqn, None, place, share=moved)
@@ -157,7 +157,7 @@ def _of_states(layer: Layer) -> Iterator[Finding]:
         gradient, share = layer.tensor("weight_grad", parameter), _zero_share(state)
         if share - (_zero_share(gradient) if gradient else 0.0) > 0.01:
             eps = ", and so is Adam's eps" if kind == "exp_avg_sq" else ""
-            message = f"{layer.fqn}: {share:.0%} of {state.name} is zero in float16{eps}"
+            message = f"{layer.fqn or 'the model itself'}: {share:.0%} of {state.name} is zero in float16{eps}"
             fix = "keep optimizer states in float32"
             yield finding("PA302", "error", message, fix, layer.fqn, state=state.name, share=share)
 

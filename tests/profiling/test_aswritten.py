@@ -123,6 +123,26 @@ def test_a_weight_that_is_rounded_away_is_told_once():
     assert found[0].location == Location("train.py", 4)
 
 
+def test_a_weight_of_the_outermost_module_is_named_and_told_once():
+    weight = TensorRecord("weight", TensorStats(8), "scale", dtype="bfloat16")
+    gradient, update = (
+        TensorRecord("weight_grad", TensorStats(8), "scale"),
+        TensorRecord("update", TensorStats(8, zeros=8), "scale"),
+    )
+    state_in_half = TensorRecord("optimizer_state", TensorStats(8, zeros=8), "scale.exp_avg_sq", dtype="float16")
+    trace = Trace(layers=(Layer("", "Clip", 8, 1, (weight, gradient, update, state_in_half)),))
+    baseline = {"low": [state("", "", 1.0), {**state("", "", 1.0), "fqn": None}]}
+    written = RunResult("as-written", 0, "stopped", len(LOSSES), losses=LOSSES, trace=trace, baseline=baseline)
+    reference = RunResult("reference", 0, "stopped", len(LOSSES), losses=LOSSES)
+    audit = Audit(Job("script", "train.py", (), ".", 80), reference, Trace(), as_written=written)
+    found = all_findings(audit, Plan(), Verification("pass", "emulated"))
+    assert [(each.rule, each.fqn) for each in found] == [("PA301", ""), ("PA302", ""), ("PA303", None)]
+    rounded, vanished, nobodys = (each.message for each in found)
+    assert rounded.startswith("scale: 100% of its updates")
+    assert vanished.startswith("the model itself: 100% of scale.exp_avg_sq is zero")
+    assert nobodys.startswith("a running value is kept")
+
+
 @pytest.mark.parametrize(("far", "rules"), [(1.0, []), (0.5, ["PA301"])])
 def test_weights_that_go_as_far_as_in_float32_make_up_for_what_is_rounded_away(far, rules):
     """Few of the updates change a weight under compensated summation and stochastic rounding too."""
