@@ -19,6 +19,7 @@ LOCAL_ERROR_LIMIT = 0.25
 """An operation that alone errs by a quarter of its result (rms) has lost it; rounding gives 2^-mantissa."""
 _WIDER = "run it in bfloat16 or float32"
 INTEGER_OPS = "positions, indices or counts"
+OF_A_SUM = "its smaller addend, or of its result where that is less"
 
 
 @dataclass(frozen=True)
@@ -160,7 +161,7 @@ def local_error(op: Op, target: Format) -> Ban | None:
     error = op.local_error.get(target.name, 0.0)
     if error < LOCAL_ERROR_LIMIT or not (op.half or op.category == "lower"):
         return None
-    of = "its smaller addend, which it absorbs" if op.op in ("add", "index_add") else "its result"
+    of = OF_A_SUM if op.op in ("add", "index_add") else "its result"
     lost = "becomes non-finite" if error == float("inf") else f"errs by {error:.0%} of {of}"
     why = f"{op.op} alone {lost}, in {target.name}"
     return _ban("PA106", op, target, "error", why, "keep this operation in float32", error, target.name)

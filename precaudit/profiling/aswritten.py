@@ -7,7 +7,7 @@ from typing import Any
 
 from precaudit.finding import finding, place_of
 from precaudit.model import Finding, Location, Severity, Verification
-from precaudit.planning.rules import LOCAL_ERROR_LIMIT
+from precaudit.planning.rules import LOCAL_ERROR_LIMIT, OF_A_SUM
 from precaudit.profiling.audit import Audit
 from precaudit.profiling.scaled import CERTAIN, LIKELY, of_scaled
 from precaudit.reporting.words import plural
@@ -85,7 +85,7 @@ def _of_additions(run: RunResult) -> list[Finding]:
             "PA106",
             "error",
             f"{entry['fqn'] + ': ' if entry['fqn'] else ''}{entry['op']} errs by {entry['lost']:.0%} of "
-            f"{_OF_WHAT.get(entry['op'], 'its smaller addend, which it absorbs')}, in {entry['dtype']}, which the "
+            f"{_OF_WHAT.get(entry['op'], OF_A_SUM)}, in {entry['dtype']}, which the "
             "script chose itself",
             "keep this operation, and what is made for it, in float32",
             entry["fqn"] or None,

@@ -61,7 +61,8 @@ def local_errors(
     """What the operation does in each format: the energies of its error and of its result.
 
     Inputs that autocast would hold in half are rounded to the format first; the others enter as they are.
-    For a sum the energy is its smaller addend's, which is what a coarse format absorbs.
+    For a sum the energy is its smaller addend's, which is what a coarse format absorbs; its own where that is less,
+    because its addends cancel.
     """
     with torch._C.DisableTorchFunction(), _without_autocast():
         return _local_errors(op, func, args, kwargs, formats)
@@ -88,7 +89,7 @@ def _local_errors(
     if not exact or energy == float("inf"):
         return {}
     if op in ABSORBING:
-        energy = smaller_addend(tensors_in(args), exact[0]) or energy
+        energy = min(energy, smaller_addend(tensors_in(args), exact[0]) or energy)
     return {name: Energies(_error(op, func, args, kwargs, name, exact), energy) for name in formats}
 
 

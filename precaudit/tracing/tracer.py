@@ -33,9 +33,7 @@ from precaudit.tracing.wholes import TOLD_APART, integer_amax
 _FORWARD = ""
 """Stands for a module's forward as a whole among the names of operations."""
 
-_MAX_SHADOWS = 8
-"""Calls in one step that are run once more for their local error: a step may have hundreds of micro-batches."""
-
+_ALL_SHADOWED = 8
 _MAX_ORDINAL = 8
 """Further calls of one operation in one forward share a slot, so that loops don't grow the trace: one for results that
 are half, one for the others."""
@@ -93,7 +91,7 @@ class Tracer(TrainingListener):
 
     def _begin_step(self) -> None:
         self.recording = self.options.audited(self.step)
-        self._shadowed: Counter[tuple[ModuleName, str, int]] = Counter()
+        self._calls: Counter[tuple[ModuleName, str, int]] = Counter()
         self._shadowing = self.recording and self.options.shadowed(self.step)
         self.parameters.active = self.recording
         if not self.recording:
@@ -225,13 +223,18 @@ class Tracer(TrainingListener):
         key = (frame.name, op, ordinal if ordinal < _MAX_ORDINAL else _MAX_ORDINAL + half)
         slot = self.ops.get(key) or self._new_op(key, func, args, kwargs, half)
         slot.take(scalars(args, kwargs), follow="read_half_dtype" in frame.data)
-        if self._shadowing and self._shadowed[key] < _MAX_SHADOWS:
-            self._shadowed[key] += 1
+        if self._shadowing and self._is_due(key):
             self._shadow(slot, op, func, args, kwargs)
         if self.watch is None:
             return _Token(slot, ordinal, None)
         self.watch.read(args, kwargs, slot)
         return _Token(slot, ordinal, self.watch.inputs(op, args, kwargs))
+
+    def _is_due(self, key: tuple[ModuleName, str, int]) -> bool:
+        """The first calls of a step are run once more for their local error, and then the 16th, 32nd, 64th ...: there
+        may be hundreds of micro-batches, and a loop's late values tell what its early ones don't."""
+        self._calls[key] += 1
+        return self._calls[key] <= _ALL_SHADOWED or self._calls[key].bit_count() == 1
 
     def read_half_dtype(self) -> None:
         if (frame := self._scopes.current) is not None:

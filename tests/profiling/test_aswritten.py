@@ -64,7 +64,9 @@ def test_an_addition_that_absorbs_explains_a_script_that_strays():
     strayed, low = tuple(2 * loss for loss in LOSSES), [absorbed("crf", 0.6), absorbed("", 0.9), absorbed("", 0.1)]
     written, inside, outside = told(strayed, low=low)
     assert (written.rule, inside.rule, inside.severity, inside.fqn) == ("PA501", "PA106", "error", "crf")
-    assert inside.message.startswith("crf: add errs by 60% of its smaller addend, which it absorbs, in bfloat16")
+    assert inside.message.startswith(
+        "crf: add errs by 60% of its smaller addend, or of its result where that is less, in bfloat16"
+    )
     assert (outside.fqn, outside.location) == (None, Location("train.py", 7))
     assert [each.rule for each in told(strayed, low=[*low, state("norm", "", 0.9)])] == ["PA501", "PA303"]
     assert "PA106" not in [each.rule for each in told(low=low)]

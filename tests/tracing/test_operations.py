@@ -110,6 +110,28 @@ def test_an_addend_that_follows_from_the_other_is_no_loss():
         assert errors["bfloat16"].error > 0
 
 
+@pytest.mark.parametrize(("factor", "cancels"), [(-1.004, True), (0.9, False)])
+def test_addends_that_cancel_are_measured_by_what_they_leave(factor, cancels):
+    def function(self, x):
+        h = self.lin(x)
+        return h + h * factor
+
+    _, traced = shadowed(function, numbers(0, 8, 4))
+    assert (traced.op("", "add").local_error["bfloat16"] > 0.25) is cancels
+
+
+def test_a_loop_is_looked_at_late_as_well():
+    def function(self, x):
+        drive = self.lin(x)
+        state = drive * 0
+        for _ in range(600):
+            state = state + drive / 512
+        return state
+
+    _, traced = shadowed(function, numbers(0, 8, 4))
+    assert traced.op("", "add").local_error["bfloat16"] > 0.5
+
+
 def test_what_is_not_finite_in_float32_has_no_local_error():
     _, traced = shadowed(lambda self, x: self.lin(x).mul(0).log(), numbers(0, 8, 4))
     assert traced.op("", "log").local_error == {}
