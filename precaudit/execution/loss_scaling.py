@@ -18,6 +18,8 @@ from precaudit.instrument.events import TrainingListener
 from precaudit.instrument.torchfunction import stored
 from precaudit.model import LossScale
 
+SCALED = "precaudit_scaled"
+"""The attribute of a loss that the script has its own scaler scale, which is off while this one is in force."""
 _SMALLEST, _LARGEST = 2.0**-24, 2.0**40
 
 
@@ -35,6 +37,10 @@ def leaves_of(roots: Sequence[torch.Tensor]) -> list[torch.Tensor]:
                 seen.add(following)
                 pending.append(following)
     return leaves
+
+
+def _is_parameter(leaf: Any) -> bool:
+    return isinstance(leaf, nn.Parameter)
 
 
 def _register_first(leaf: torch.Tensor, hook: Callable[..., torch.Tensor | None]) -> RemovableHandle:
@@ -100,10 +106,11 @@ class LossScaler(TrainingListener):
         self._nested += 1 if running else -1
 
     def gradient_starts(self, outputs: Sequence[torch.Tensor], inputs: Sequence[torch.Tensor]) -> list[Any] | None:
-        """A loss's gradients of parameters are scaled; nobody scales what those of an input are taken of, as a penalty
-        or a law of physics has them."""
+        """A loss's gradients of parameters are scaled; what those of an input are taken of, as a penalty or a law of
+        physics has them, is where the script has its own scaler do it."""
         self.remove()
-        if any(root.numel() > 1 for root in outputs) or not all(isinstance(leaf, nn.Parameter) for leaf in inputs):
+        own = all(getattr(root, SCALED, False) for root in outputs)
+        if any(root.numel() > 1 for root in outputs) or not (own or all(map(_is_parameter, inputs))):
             return None
         self._handles = [_register_first(leaf, self._unscaler(leaf)) for leaf in inputs if leaf.requires_grad]
         return [torch.full_like(root, self.scale) for root in outputs]
@@ -111,7 +118,7 @@ class LossScaler(TrainingListener):
     def gradient_taken(self, outputs: Sequence[torch.Tensor]) -> None:
         """They are a step's if the script makes them so."""
         self.remove()
-        self._taken += self._peaks
+        self._taken += [(leaf, peak) for leaf, peak in self._peaks if _is_parameter(leaf)]
         self._peaks = []
 
     def _unscaler(self, leaf: torch.Tensor) -> Any:

@@ -13,6 +13,8 @@ import torch
 from torch.amp.autocast_mode import autocast
 from torch.overrides import TorchFunctionMode
 
+from precaudit.execution.loss_scaling import SCALED
+from precaudit.instrument.torchfunction import map_tensors
 from precaudit.model import Location
 from precaudit.tracing.ops import caller_location, line_of
 
@@ -99,6 +101,7 @@ class Baseline:
             stack.enter_context(mock.patch.object(torch, "clear_autocast_cache", self._cleared))
             scaler = torch.amp.GradScaler
             stack.enter_context(mock.patch.object(scaler, "__init__", self._scaler_created(scaler.__init__)))
+            stack.enter_context(mock.patch.object(scaler, "scale", _scaling(scaler.scale)))
             yield
 
     def _entered(self, original: Callable[[autocast], Any]) -> Callable[[autocast], autocast]:
@@ -148,6 +151,24 @@ class Baseline:
             original(scaler, device, **{**asked, "enabled": False})
 
         return __init__
+
+
+def _scaling(original: Callable[..., Any]) -> Callable[..., Any]:
+    """A loss that is scaled by a scaler which is off is known by it: a plan's loss scale may take its place."""
+
+    def scale(scaler: Any, outputs: Any) -> Any:
+        return map_tensors(_scaled, original(scaler, outputs))
+
+    return scale
+
+
+def _scaled(loss: torch.Tensor) -> torch.Tensor:
+    """Under a name of its own: what the script has of the loss itself is not scaled."""
+    if not loss.requires_grad:
+        return loss
+    loss = loss.view_as(loss)
+    setattr(loss, SCALED, True)
+    return loss
 
 
 def _float32_dtype(value: Any) -> Any:

@@ -88,13 +88,23 @@ class GradientProbe(TrainingListener):
 
     def backward_starts(self, roots: Sequence[torch.Tensor], gradients: list[Any]) -> list[Any] | None:
         self._made = None
-        if self._step not in self._spec.probe_compare:
-            return None
-        _, plan = self._spec.probe_compare[self._step]
-        if plan.loss_scale.mode == "none":
-            return None
-        self._scaler = self._scaler or LossScaler(plan.loss_scale)
-        return self._scaler.backward_starts(roots, gradients)
+        scaler = self._loss_scaler()
+        return scaler.backward_starts(roots, gradients) if scaler else None
+
+    def gradient_starts(self, outputs: Sequence[torch.Tensor], inputs: Sequence[torch.Tensor]) -> list[Any] | None:
+        scaler = self._loss_scaler()
+        return scaler.gradient_starts(outputs, inputs) if scaler else None
+
+    def gradient_taken(self, outputs: Sequence[torch.Tensor]) -> None:
+        if self._scaler is not None:
+            self._scaler.gradient_taken(outputs)
+
+    def _loss_scaler(self) -> LossScaler | None:
+        """Under the loss scale of the probed step's plan, if it has one."""
+        if self._scaler is None and self._step in self._spec.probe_compare:
+            _, plan = self._spec.probe_compare[self._step]
+            self._scaler = LossScaler(plan.loss_scale) if plan.loss_scale.mode != "none" else None
+        return self._scaler
 
     def backward_nested(self, roots: Sequence[torch.Tensor]) -> None:
         if self._scaler is not None:

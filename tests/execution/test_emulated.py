@@ -469,6 +469,7 @@ def test_an_operation_may_run_in_another_format():
         return model.note("soft", product.softmax(-1)) @ x
 
     x = weights(4, 4)
+
     def product(dtype):
         return rounded(rounded(x, dtype) @ rounded(x, dtype).t(), dtype)
 

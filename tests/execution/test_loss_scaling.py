@@ -11,6 +11,7 @@ from torch.optim import SGD, Adam
 from precaudit.execution.loss_scaling import LossScaler, leaves_of
 from precaudit.instrument.events import TrainingEvents
 from precaudit.model import LossScale
+from precaudit.ownprecision.baseline import Baseline
 
 STATIC = LossScale("static", 2.0**13)
 
@@ -281,6 +282,37 @@ def test_a_leaf_may_be_the_root_itself():
         x = torch.tensor(3.0, requires_grad=True)
         x.backward()
     assert x.grad == 1.0
+
+
+def scaled_by_the_script(loss):
+    return torch.amp.GradScaler("cpu").scale(loss)
+
+
+@pytest.mark.parametrize("scale", [scaled_by_the_script, lambda loss: loss])
+def test_gradients_of_an_input_are_scaled_where_the_script_has_its_own_scaler_do_it(scale):
+    x = torch.ones(3, requires_grad=True)
+    with Baseline().neutralized(), scaled(STATIC):
+        (gradient,) = torch.autograd.grad(scale(x.half().float().sum() * 2.0**-27), x)
+    assert torch.equal(gradient, torch.full((3,), 2.0**-27 if scale is scaled_by_the_script else 0.0))
+
+
+def test_a_penalty_on_gradients_that_the_script_scales_is_bit_identical():
+    def loop(model):
+        optimizer = Adam(model.parameters(), lr=1e-2)
+        for x, y in data(3):
+            optimizer.zero_grad()
+            out = model(x.requires_grad_())
+            (slope,) = torch.autograd.grad(scaled_by_the_script(out.sum()), x, create_graph=True)
+            (nn.functional.mse_loss(out, y) + slope.square().mean()).backward()
+            optimizer.step()
+
+    reference, model = net(), net()
+    with Baseline().neutralized():
+        loop(reference)
+        with scaled(STATIC) as scaler:
+            loop(model)
+    assert same(model, snapshot(reference))
+    assert scaler.skipped == []
 
 
 def test_gradients_of_a_loss_are_scaled_where_they_are_asked_for_and_those_of_an_input_are_not():
