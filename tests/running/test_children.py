@@ -210,3 +210,16 @@ def test_every_way_to_say_that_memory_is_gone(kind, message):
     failed = RunResult("reference", 0, "failed", error=ScriptError(kind, message, message))
     assert _memory_was_taken(failed)
     assert not _memory_was_taken(replace(failed, error=ScriptError("RuntimeError", "shape mismatch", "")))
+
+
+def test_what_compiles_the_kernels_is_over_before_runs_are_forked():
+    """A compiler's hundred megabytes would be part of every run's memory, on a first profile alone."""
+    program = """
+import os
+from precaudit import histograms
+histograms.observe = lambda values: os.write(1, b"here " if os.getpid() == server else b"apart ")
+server = os.getpid()
+import precaudit.running.preload
+"""
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=120)
+    assert found.stdout.split() == ["apart", "here"]
