@@ -6,6 +6,7 @@ import functools
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from types import CodeType
 from typing import Any, NamedTuple
 from unittest import mock
 
@@ -179,7 +180,7 @@ def called_by_precaudit(func: Any) -> bool:
     """Called by precaudit itself, to round: past the modes that hand the call on, which have it as their own `func`."""
     frame: Any = sys._getframe(2)
     while frame is not None and frame.f_globals.get("__name__", "").startswith("precaudit."):
-        if frame.f_locals.get("func") is not func:
+        if frame.f_locals.get("func") != func:
             return True
         frame = frame.f_back
     return False
@@ -218,19 +219,48 @@ def _asked_for(func: Any, args: Any, kwargs: dict[str, Any]) -> str | None:
 
 class Float32Mode(TorchFunctionMode):
     """Turns a script's own casts to low precision into float32: `.half()`, `.to(torch.bfloat16)`, `dtype=...`. A cast
-    is a copy still, also one back to float32: the script may go on to change what it cast."""
+    is a copy still, also one back to float32: the script may go on to change what it cast.
+
+    What is low all the same is so by a plan. Where a function asks for its dtype, as in `y.to(x.dtype)`, it means that.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._asking: set[tuple[torch.dtype, CodeType]] = set()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if called_by_precaudit(func):
             return func(*args, **(kwargs or {}))
-        kwargs = {key: _float32_dtype(value) for key, value in (kwargs or {}).items()}
+        if getattr(func, "__self__", None) is torch.Tensor.dtype:
+            return self._asked(func(*args))
+        kwargs = {key: self._float32_dtype(value) for key, value in (kwargs or {}).items()}
         name = getattr(func, "__name__", "")
         if not args or not isinstance(args[0], torch.Tensor) or not _casts(name, args, kwargs):
-            return func(*(_float32_dtype(arg) for arg in args), **kwargs)
+            return func(*map(self._float32_dtype, args), **kwargs)
         source = args[0]
-        result = source.float() if name in _LOW_CASTS else func(*(_float32_dtype(arg) for arg in args), **kwargs)
+        result = source.float() if name in _LOW_CASTS else func(*map(self._float32_dtype, args), **kwargs)
         kept = source.is_leaf and source.requires_grad  # an optimizer may be given it
         return result.clone() if result is source and not kept else result
+
+    def _asked(self, dtype: torch.dtype) -> torch.dtype:
+        if dtype in _LOW:
+            frame: Any = sys._getframe(2)
+            while frame.f_globals.get("__name__", "").startswith("precaudit."):  # modes that hand the call on
+                frame = frame.f_back
+            self._asking.add((dtype, frame.f_code))
+        return dtype
+
+    def _float32_dtype(self, value: Any) -> Any:
+        if not (isinstance(value, torch.dtype) and value in _LOW) or self._is_followed(value):
+            return value
+        return torch.float32
+
+    def _is_followed(self, dtype: torch.dtype) -> bool:
+        """Whether a function that is running has asked a low tensor for this dtype."""
+        frame: Any = sys._getframe(2) if self._asking else None
+        while frame is not None and (dtype, frame.f_code) not in self._asking:
+            frame = frame.f_back
+        return frame is not None
 
 
 def _casts(name: str, args: Any, kwargs: dict[str, Any]) -> bool:

@@ -41,6 +41,39 @@ def test_both_at_once():
     assert losses(plan, neutralize=True, own_cast=True) == losses(plan, neutralize=False)
 
 
+class Following(nn.Module):
+    """Computes in float32, and hands on in the dtype of what it was given."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear, self.seen = nn.Linear(4, 4), []
+
+    def forward(self, x):
+        h = self.linear(x)
+        own = torch.full((4,), 0.1, dtype=torch.bfloat16)
+        self.seen.append((self.handed_on(h, h.dtype).dtype, torch.zeros(4, dtype=h.dtype).dtype, own.dtype))
+        return h
+
+    def handed_on(self, h, dtype):
+        return h.float().exp().to(dtype)
+
+
+@pytest.mark.parametrize("name", ["float16", "float32"])
+def test_a_dtype_that_is_read_from_what_a_plan_made_low_is_the_plans(name):
+    """Else an overflow in `y.to(x.dtype)` is hidden from a trial by a half average elsewhere in the script."""
+    model = Following()
+
+    def code():
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+        model(torch.rand(2, 4)).mean().backward()
+        optimizer.step()
+
+    job, plan = Job("script", "train.py", (), os.getcwd(), 1), Plan(name, {"": name, "linear": name})
+    assert run(RunSpec(job, "run", 0, "plan", plan, "emulated", neutralize=True), code).steps == 1
+    planned = getattr(torch, name)
+    assert model.seen[0] == (planned, planned, torch.float32)
+
+
 def test_nothing_stays_on_modules():
     losses(None, neutralize=False)
     assert not torch.nn.modules.module._has_any_global_hook()
