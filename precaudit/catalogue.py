@@ -155,6 +155,12 @@ _PROFILE = (
         "Go back to a checkpoint from before, and profile the script.",
     ),
     Rule(
+        "PA309",
+        "the script's own casts lose small values",
+        "A script that strays from float32 casts values to float16, and more than a tenth become zero.",
+        "Keep them in float32, or scale them before the cast.",
+    ),
+    Rule(
         "PA401",
         "a product has unaligned sizes",
         "A dimension is no multiple of 16 bytes: Tensor Cores run it below their rate, or not in float8.",

@@ -22,6 +22,8 @@ _STATE_LIMIT = 0.2
 """A state has lost its changes when this share of their energy is rounding."""
 _SUM_LIMIT = 0.01
 """A sum has lost addends when it is off by a tenth (rms)."""
+_MOST_VANISHED = 0.1
+"""A cast has lost what it was given when more than this share of its values become zero."""
 _OF_WHAT = dict.fromkeys(("sin", "cos"), "its result, because its angle is rounded")
 _FIX = "use the plan below instead of the script's own casts and scaler"
 
@@ -41,7 +43,8 @@ def of_as_written(audit: Audit, verification: Verification) -> list[Finding]:
     detail = _strays(audit.reference, run, verification.margin)
     causes = [*_of_penalty(audit.reference, run), *_causes(run, "error" if detail and not found else "warning")]
     if detail and not causes:
-        causes = _of_lost_gradients(run) or _of_additions(run) or of_scaled(audit.reference.baseline, LIKELY)[:1]
+        causes = _of_lost_gradients(run) or _of_vanished(run) or _of_additions(run)
+        causes = causes or of_scaled(audit.reference.baseline, LIKELY)[:1]
     return [*found, *_of_difference(run, detail, bool(causes), audit.reference.baseline.get("autocast_at")), *causes]
 
 
@@ -109,6 +112,22 @@ def _of_lost_gradients(run: RunResult) -> list[Finding]:
     )
     fix = "lower the loss scale, or let torch.amp.GradScaler find it"
     return [finding("PA307", "error", message, fix, lost["fqn"] or None, None, place_of(lost), step=lost["step"])]
+
+
+def _of_vanished(run: RunResult) -> list[Finding]:
+    """PA309: casts that make many of their values zero, such as squares of gradients that are kept in float16."""
+    return [
+        finding(
+            "PA309",
+            "error",
+            f"{entry['share']:.0%} of the values that are cast to float16 here are too small for it, and become zero",
+            "keep them in float32, or scale them before the cast",
+            location=place_of(entry),
+            share=entry["share"],
+        )
+        for entry in _seen(run)
+        if entry["kind"] == "vanished" and entry["share"] > _MOST_VANISHED
+    ]
 
 
 def _of_stop(run: RunResult) -> Finding:

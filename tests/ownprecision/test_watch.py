@@ -582,3 +582,19 @@ def second_moment(beta, dtype=torch.bfloat16):
 def test_a_decay_that_rounds_to_no_change_is_seen(beta, dtype, vain):
     found = seen(second_moment(beta, dtype), "decay")
     assert [(entry["factor"], entry["path"]) for entry in found] == ([(beta, __file__)] if vain else [])
+
+
+def test_values_that_a_cast_makes_zero_are_counted_by_line():
+    values = torch.tensor([1.0, 1e-3, 1e-9, 0.0])
+
+    def code():
+        def after_step(model):
+            values.half(), values.bfloat16(), (values * 1e3).to(torch.float16)
+            torch.zeros(4, dtype=torch.float16).copy_(values * 1e-7)
+
+        train(after_step=after_step)
+
+    cast, copied = seen(code, "vanished")
+    assert cast["share"] == pytest.approx(1 / 6)  # two casts of three values, of which one is lost once
+    assert copied["line"] == cast["line"] + 1
+    assert copied["share"] == pytest.approx(2 / 3)

@@ -80,6 +80,15 @@ def test_gradients_that_overflow_explain_a_script_that_strays():
     assert told(low=[{"kind": "lost", **facts}]) == []
 
 
+def test_casts_that_lose_small_values_explain_a_script_that_strays():
+    facts = {"kind": "vanished", "path": "train.py", "line": 20}
+    low = [{**facts, "share": 0.4}, {**facts, "line": 21, "share": 0.01}]
+    _, cause = told(tuple(2 * loss for loss in LOSSES), low=low)
+    assert (cause.rule, cause.location) == ("PA309", Location("train.py", 20))
+    assert cause.message.startswith("40% of the values that are cast to float16 here")
+    assert told(low=low) == []
+
+
 @pytest.mark.parametrize(
     ("noted", "rule"), [("changes_scaled", "PA502"), ("unscales_twice", "PA508"), ("other_scaler", "PA508")]
 )
