@@ -26,7 +26,8 @@ _CHANGES = frozenset("add sub mul div lerp addcmul addcdiv copy neg".split())
 _NORMALIZES = frozenset("batch_norm instance_norm".split())
 _MOST = 200
 _CYCLE = 5
-"""States are followed through three steps of every five: two to know them by, one to measure."""
+"""States are followed through three of every five steps that change them, which need not be all steps: an average may
+be updated in every tenth. One is to know a state by, two are to measure."""
 
 Key = tuple[Any, ...]
 Owner = tuple[str, str]
@@ -86,6 +87,7 @@ class States:
         self._step = 0
         self._now: dict[Key, State] = {}
         self._carried: dict[Key, torch.Tensor] = {}
+        self._turns: dict[Key, tuple[int, int]] = {}
         self._losses: dict[tuple[Location | None, Owner | None], _Loss] = {}
         self._decays: dict[tuple[Location | None, Owner | None], _Decay] = {}
         self._owners: dict[Key, Owner | None] = {}
@@ -95,9 +97,9 @@ class States:
 
     def before(self, op: str, func: Any, args: Any, kwargs: Any) -> list[State]:
         """The states that an operation is about to change."""
-        if not self._following or len(self._now) > _MOST:
+        if len(self._now) > _MOST:
             return []
-        targets = _targets(op, func, args, kwargs)
+        targets = [target for target in _targets(op, func, args, kwargs) if self._is_followed(_key(target))]
         if op == "copy" and targets:
             key = _key(targets[0])
             if not any(key in self._origins(t) for t in tensors_in((args[1:], kwargs))):
@@ -118,10 +120,18 @@ class States:
 
     def made(self, args: Any, kwargs: Any, result: torch.Tensor) -> None:
         """Remember until the step ends which low tensors a result was made from, by way of any dtype."""
-        if self._following and not result.requires_grad:
+        if not result.requires_grad:
             origins = (self._origins(t) for t in tensors_in((args, kwargs)) if t.shape == result.shape)
             if found := frozenset[Key]().union(*origins):
                 self._made_from[result] = found
+
+    def _is_followed(self, key: Key) -> bool:
+        """By how many steps have changed what lies there."""
+        turn, step = self._turns.get(key, (-1, -1))
+        if step != self._step:
+            turn += 1
+            self._turns[key] = turn, self._step
+        return turn % _CYCLE >= _CYCLE - 3
 
     def _origins(self, tensor: torch.Tensor) -> frozenset[Key]:
         own = {_key(tensor)} if _is_low(tensor) else ()
@@ -216,11 +226,13 @@ class States:
     def step_ended(self) -> None:
         """What follows the optimizer's step, such as an average's update, belongs to the next one."""
         for key, state in self._now.items():
-            before = self._carried.get(key) if self._measuring else None
+            before = self._carried.pop(key, None)
             if before is not None and torch.equal(before, state.start.to(before.dtype)):
                 self._lost(state.place, state.owner, state.stored, state.exact, state.start)
+            self._carried[key] = state.stored
         self._step += 1
-        self._carried = {key: state.stored for key, state in self._now.items()}
+        for key in list(self._carried)[:-_MOST]:
+            del self._carried[key]
         self._now = {}
         self._made_from.clear()
 

@@ -598,3 +598,32 @@ def test_values_that_a_cast_makes_zero_are_counted_by_line():
     assert cast["share"] == pytest.approx(1 / 6)  # two casts of three values, of which one is lost once
     assert copied["line"] == cast["line"] + 1
     assert copied["share"] == pytest.approx(2 / 3)
+
+
+def blend(average, new):
+    average.mul_(0.99).add_(new, alpha=0.01)
+
+
+def blend_and_copy(average, new):
+    average.copy_(average + (new - average) / 100)
+
+
+@pytest.mark.parametrize("update", [blend, blend_and_copy])
+@pytest.mark.parametrize(("dtype", "found"), [(torch.bfloat16, True), (torch.float32, False)])
+def test_an_average_that_is_updated_in_some_steps_alone(update, dtype, found):
+    """In every tenth, as libraries have it; the fifth steps, in which states used to be followed, were none of them."""
+
+    def code():
+        torch.manual_seed(1)
+        average, count = torch.randn(64).to(dtype), [0]
+
+        def after_step(model):
+            count[0] += 1
+            if count[0] % 10 == 1:
+                update(average, average.float() + 0.1 * torch.randn(64))
+
+        train(after_step=after_step)
+
+    entries = seen(code, "state", steps=80)
+    assert bool(entries) is found
+    assert all(entry["lost"] > 0.2 for entry in entries)
