@@ -75,12 +75,14 @@ class Analysis:
 
 @dataclass(frozen=True)
 class Card:
-    """The GPU of the trace, as far as it is known; `generation` is None where neither the trace nor a name tells."""
+    """The GPU of the trace, as far as it is known; `generation` is None where neither the trace nor a name tells.
+    `unused` is the target that was named for a trace that names another GPU itself."""
 
     name: str | None
     capability: tuple[int, int] | None
     nvidia: bool
     gpu: Gpu | None
+    unused: str | None = None
 
     @cached_property
     def generation(self) -> str | None:
@@ -110,11 +112,12 @@ def analyse(trace: Trace, target: str | None = None, ptx: Mapping[str, Sequence[
 
 def identify(trace: Trace, target: str | None) -> Card:
     device = trace.device
-    if device is not None and target is None:
-        gpu = find_gpu(device.name)
-        capability = device.capability or (gpu.capability if gpu else _newest_capability(trace))
-        return Card(device.name, capability, device.nvidia, gpu)
     gpu = find_gpu(target) if target else None
+    if device is not None:
+        own = find_gpu(device.name)
+        capability = device.capability or (own.capability if own else _newest_capability(trace))
+        unused = gpu.name if gpu is not None and gpu is not own else None
+        return Card(device.name, capability, device.nvidia, own, unused)
     if gpu is not None:
         return Card(gpu.name, gpu.capability, gpu.nvidia, gpu)
     if any(classify(name, None).rule == NOT_NVIDIA.rule for name in _kernel_names(trace)):
@@ -323,6 +326,10 @@ def _notes(trace: Trace, card: Card, groups: Sequence[Group], attribution: Attri
         yield f"No peak figures for {card.name}: shares of peak and checks by rate are not measured."
     elif card.nvidia and (caveat := card.gpu.caveat(unused=("bandwidth",))):
         yield f"Peak {caveat}."
+    if card.unused:
+        yield f"The trace names its GPU, {card.name}: the target {card.unused} is not used."
+    if trace.device is None and (newer := _newer(groups, card)):
+        yield f"Kernels for {newer} GPUs don't run on {card.name}: the trace was taken on another GPU."
     if not len(trace.launches.correlation):
         yield "The trace has no launch calls, so its kernels belong to no op and no layer."
     elif early > 0.001:
@@ -339,6 +346,13 @@ def _notes(trace: Trace, card: Card, groups: Sequence[Group], attribution: Attri
                 f"{group.owner}: {name} is a Tensor Core kernel by name but runs at {group.tflops:.3g} TFLOP/s, "
                 f"a rate of vector units: it waits for memory, or the rule {group.found.rule} is wrong."
             )
+
+
+def _newer(groups: Sequence[Group], card: Card) -> str | None:
+    """The newest generation among the kernels, if it is newer than the GPU."""
+    seen = [group.found.generation for group in groups if group.found.generation]
+    newest = max(seen, key=RANK.__getitem__, default=None)
+    return newest if newest and card.generation and RANK[newest] > RANK[card.generation] else None
 
 
 def _communication(groups: Sequence[Group], total: float) -> Iterable[str]:

@@ -181,6 +181,18 @@ def test_a_trace_that_does_not_name_its_gpu(tmp_path):
     assert nothing.time_share.none == 1.0
 
 
+def test_the_gpu_that_a_trace_names_is_no_other_by_a_target(tmp_path):
+    found = analysed(tmp_path, launched(NVJET, 0, 50, 1), target="v100").tensor_cores
+    assert found.device == "NVIDIA H100 80GB HBM3"
+    assert any("names its GPU, NVIDIA H100 80GB HBM3: the target V100 is not used" in note for note in found.notes)
+    assert not any("target" in note for note in analysed(tmp_path, launched(NVJET, 0, 5, 1), "h100").tensor_cores.notes)
+
+
+def test_a_target_that_can_not_have_run_the_kernels_is_doubted(tmp_path):
+    found = analysed(tmp_path, launched("wgmma_kernel", 0, 5, 1), target="v100", deviceProperties=None).tensor_cores
+    assert any("Kernels for hopper GPUs don't run on V100" in note for note in found.notes)
+
+
 @pytest.mark.parametrize("name", ["NVIDIA H100 80GB HBM3", "NVIDIA Unheard-of", None])
 def test_a_gpu_without_its_capability_is_known_by_its_name_or_its_kernels(tmp_path, name):
     events = [*launched(NVJET, 0, 50, 1), *launched("wgmma_kernel", 100, 50, 2)]
