@@ -76,7 +76,7 @@ def inspect(nvml: Any, torch: Any, cpuinfo: str) -> Machine:
     with session(nvml) as missing:
         if not missing:
             driver = text(nvml.nvmlSystemGetDriverVersion())
-            gpus = tuple(_gpu(nvml, index) for index in range(nvml.nvmlDeviceGetCount()))
+            gpus = tuple(_gpu_or_why_not(nvml, index) for index in range(nvml.nvmlDeviceGetCount()))
     sees = bool(torch.cuda.is_available())
     problem = _problem(gpus, missing, torch, sees)
     return Machine(gpus, driver, str(torch.__version__), torch.version.cuda, sees, _cpu(cpuinfo), problem)
@@ -94,6 +94,15 @@ def _problem(gpus: tuple[Accelerator, ...], missing: str, torch: Any, sees: bool
     if torch.version.cuda is None:
         return "This PyTorch is built without CUDA: install a CUDA build to use the GPU."
     return "PyTorch can't use the GPU: the driver may be too old for its CUDA, or CUDA_VISIBLE_DEVICES hides it."
+
+
+def _gpu_or_why_not(nvml: Any, index: int) -> Accelerator:
+    """A GPU that fell off the bus is listed without figures, and the others with theirs."""
+    try:
+        return _gpu(nvml, index)
+    except nvml.NVMLError as error:
+        why = f"NVML can't read it: {error}"
+        return Accelerator(index, "name unknown", None, None, None, None, None, None, why)
 
 
 def _gpu(nvml: Any, index: int) -> Accelerator:

@@ -41,6 +41,14 @@ def test_an_unlisted_gpu_has_no_invented_figures():
     assert "No peak figures known" in render(inspect(FakeNvml(card(b"NVIDIA Future 9000")), fake_torch(), ""))
 
 
+def test_a_gpu_that_is_lost_is_told_beside_the_others():
+    machine = inspect(FakeNvml(SimpleNamespace(), H100), fake_torch(), XEON)
+    lost, other = machine.gpus
+    assert (lost.index, lost.formats, lost.note) == (0, None, "NVML can't read it: Not Supported")
+    assert other.peaks["bfloat16"] == 989.5
+    assert "NVML can't read it" in render(machine)
+
+
 @pytest.mark.parametrize(
     ("nvml", "torch", "words"),
     [
