@@ -112,6 +112,7 @@ def applies(op: str, format_name: str, args: Any, kwargs: Any) -> bool:
 
 
 def multiplier(device: torch.device) -> Multiply:
-    """Tensor Cores with float8 (compute capability 8.9 and later), else float32 on rounded operands."""
-    native = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 9)
-    return on_tensor_cores if native else in_float32
+    """Tensor Cores with float8 (compute capability 8.9 and later), else float32 on rounded operands. AMD's GPUs, which
+    are CUDA devices to torch too, take other float8 formats."""
+    native = device.type == "cuda" and torch.version.hip is None
+    return on_tensor_cores if native and torch.cuda.get_device_capability(device) >= (8, 9) else in_float32

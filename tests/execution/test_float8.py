@@ -214,3 +214,13 @@ def test_a_batch_without_rows_passes_as_an_expert_gets_it(by_row):
     result.sum().backward()
     assert not w.grad.any()
     assert x.grad.shape == x.shape
+
+
+@pytest.mark.parametrize(
+    ("hip", "capability", "native"), [(None, (9, 0), True), (None, (8, 0), False), ("6.4", (9, 4), False)]
+)
+def test_tensor_cores_multiply_float8_where_they_take_it(hip, capability, native, monkeypatch):
+    monkeypatch.setattr(torch.version, "hip", hip)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert (float8.multiplier(torch.device("cuda")) is float8.on_tensor_cores) == native
+    assert float8.multiplier(torch.device("cpu")) is float8.in_float32
