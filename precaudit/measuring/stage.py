@@ -85,11 +85,15 @@ def observe(audit: Audit, program: Program, runner: Runner) -> tuple[Observation
         if known:
             break
         program = _without(program, found.running)
-    if found is not None and result.status == "ended" and set(program.profiled) - set(found.profiled):
+    if found is not None and result.status == "ended" and _lacks_kernels(found, program):
         again = runner(_spec(audit, replace(program, rounds=0, energy_window=0.0))).observed
         if again is not None:
             found = replace(found, profiled={**again.profiled, **found.profiled})
     return found, (*notes, *(_skipping(found) if found else ()))
+
+
+def _lacks_kernels(found: Observation, program: Program) -> bool:
+    return found.device in program.devices and bool(set(program.profiled) - set(found.profiled))
 
 
 def _skipping(found: Observation) -> list[str]:

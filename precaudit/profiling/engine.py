@@ -69,7 +69,7 @@ def profile_job(job: Job, settings: Settings, runner: Runner) -> Outcome:
     """Audit, plan, verify and repair, report."""
     start = time.perf_counter()
     clock = _Clock(runner)
-    where = environment()
+    where = environment(job.device)
     target = _target(settings, where)
     formats = _formats(settings, target)
     execution = _execution(settings, where)

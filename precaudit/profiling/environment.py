@@ -8,10 +8,13 @@ from datetime import UTC, datetime
 from typing import Any
 
 
-def environment() -> dict[str, Any]:
+def environment(device: str | None = None) -> dict[str, Any]:
+    """`device` is the one that the script is to run on, if one was named: it may not be the machine's first GPU."""
     import torch
 
     cuda = torch.cuda.is_available()
+    named = (device or "").partition(":")[2]
+    index = int(named) if named and int(named) < torch.cuda.device_count() else None
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -19,8 +22,8 @@ def environment() -> dict[str, Any]:
         "processor": platform.processor() or platform.machine(),
         "cpus": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "device": torch.cuda.get_device_name() if cuda else "cpu",
+        "device": torch.cuda.get_device_name(index) if cuda else "cpu",
         "cuda": torch.version.cuda if cuda else None,
-        "capability": ".".join(map(str, torch.cuda.get_device_capability())) if cuda else None,
+        "capability": ".".join(map(str, torch.cuda.get_device_capability(index))) if cuda else None,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }

@@ -4,6 +4,7 @@ import pickle
 from dataclasses import replace
 
 import pytest
+import torch
 
 from precaudit.measuring.program import Program, arms_for
 from precaudit.measuring.records import ARMS, Block, Feed, Observation, Profiled
@@ -11,6 +12,7 @@ from precaudit.measuring.stage import measure, observe
 from precaudit.measuring.summary import performance
 from precaudit.model import Finding, Layer, Op, Plan, TensorCores, TensorRecord, TensorStats, TimeShare
 from precaudit.profiling.audit import Audit
+from precaudit.profiling.environment import environment
 from precaudit.running.job import Job, RunResult, ScriptError
 from precaudit.tensorcores.peaks import get_gpu
 from precaudit.tracing.records import Trace
@@ -167,6 +169,24 @@ def test_a_script_too_short_for_the_profiler_runs_once_more():
     assert replies.programs[1].rounds == 0
     assert len(found.blocks) == 5
     assert list(found.profiled) == ["plan"]
+
+
+def test_a_script_that_trains_on_the_cpu_of_a_machine_with_a_gpu_runs_once():
+    program = Program(arms_for(PLAN, H100.formats), profiled=("float32", "plan"))
+    replies = Replies(seen("ended", device="cpu", blocks=blocks(float32=1)))
+    found, _ = observe(audit(), program, replies)
+    assert len(replies.programs) == 1
+    assert not found.profiled
+
+
+def test_the_gpu_that_a_script_is_to_run_on_is_the_one_that_is_named(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: f"GPU {index}")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (8 + (index or 0), 0))
+    assert (environment("cuda:1")["device"], environment("cuda:1")["capability"]) == ("GPU 1", "9.0")
+    current = [environment(device)["device"] for device in ("cuda", "cpu", "cuda:7", None)]
+    assert set(current) == {"GPU None"}
 
 
 def test_an_arm_whose_steps_are_all_skipped_was_not_timed():
