@@ -16,6 +16,7 @@ from collections import Counter, deque
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from math import ceil
 from typing import Any
 
@@ -23,13 +24,14 @@ import torch
 from torch import nn
 
 from precaudit.instrument.events import TrainingEvents, TrainingListener
-from precaudit.instrument.names import ModuleNames
-from precaudit.instrument.scopes import ModuleScopes
+from precaudit.instrument.names import ModuleName, ModuleNames
+from precaudit.instrument.scopes import ModuleScopes, ScopeListener
 from precaudit.measuring.arms import engaged
 from precaudit.measuring.devices import CPU, Devices, devices_of, own_counters, peak_bytes, reset_peak, wait_for
 from precaudit.measuring.feeding import Feeding
 from precaudit.measuring.program import Program
-from precaudit.measuring.records import FLOAT32, Arm, Block, Observation, Profiled
+from precaudit.measuring.records import FLOAT32, PLAN, Arm, Block, Observation, Profiled
+from precaudit.measuring.replaying import LayerCalls, replay
 from precaudit.measuring.scaling import FusedScaler
 from precaudit.running.monitor import Stop
 from precaudit.tensorcores.counters import Pipes
@@ -66,6 +68,7 @@ class Conductor(TrainingListener):
         self.running, self.blocks = FLOAT32, list[Block]()
         self.meter, self.pipes = Meter(), Pipes()
         self.profiles: dict[str, Profiled] = {}
+        self.layers: dict[str, dict[str, float]] = {}
         self._scalers: dict[str, FusedScaler] = {}
         self._models: dict[str, nn.Module] = {}
         self._backwards = 0
@@ -103,6 +106,7 @@ class Conductor(TrainingListener):
             self.running,
             self.meter.method,
             self.pipes.method,
+            self.layers,
         )
 
     # ------------------------------------------------------------ the program; every `yield` waits for a step's end
@@ -120,6 +124,7 @@ class Conductor(TrainingListener):
             for arm in arms:
                 if arm.name in self.program.profiled:
                     yield from self._profile(arm)
+            yield from self._replays([arm for arm in arms if arm.name in (FLOAT32, PLAN)])
 
     @property
     def device(self) -> str:
@@ -174,6 +179,24 @@ class Conductor(TrainingListener):
                 wait_for(self.devices)
             self.profiles[arm.name] = Profiled(recording.tensor_cores, recording.findings, steps, recording.seconds)
 
+    def _replays(self, arms: Sequence[Arm]) -> Steps:
+        """Layers alone, under each arm; last of all, since a layer may remember that it was called."""
+        if not (self.program.rounds and self.pipes.counts and self.device in self.program.devices):
+            return
+        calls = LayerCalls()
+        with self._named(calls):
+            yield from self._steps(WARM)
+        for arm in arms:
+            with self._engaged(arm):
+                for call in calls:
+                    with self.pipes.watching() as busy:
+                        works = replay(call, partial(wait_for, self.devices))
+                    if works and "tensor" in busy:
+                        self.layers.setdefault(self._shown(call.name), {})[arm.name] = busy["tensor"]
+
+    def _shown(self, name: ModuleName) -> str:
+        return f"{name.model}.{name.fqn}".rstrip(".") if len(self.names.models) > 1 else name.fqn
+
     def _steps(self, count: int) -> Generator[None, Any, int]:
         """At least so many steps, and on to the end of the script's cycle of optimizers; how many there were."""
         taken = 0
@@ -186,10 +209,10 @@ class Conductor(TrainingListener):
     # ------------------------------------------------------------ what is in force between two yields
 
     @contextmanager
-    def _named(self) -> Iterator[None]:
+    def _named(self, *listeners: ScopeListener) -> Iterator[None]:
         """Module scopes on, so that models of any age are known by the end."""
         scopes = ModuleScopes(self.names)
-        scopes.listeners.append(self.feeding)
+        scopes.listeners += [self.feeding, *listeners]
         with scopes.installed():
             yield
         self._models = _outermost(self.names.models)

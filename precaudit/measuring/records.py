@@ -68,7 +68,8 @@ class Feed:
 
 @dataclass(frozen=True)
 class Observation:
-    """All of one timed run. `running` is the arm in force when it ended, to name the one that a script failed under."""
+    """All of one timed run. `running` is the arm in force when it ended, to name the one that a script failed under;
+    `layers` has the share of the time in which each layer, alone under an arm, keeps Tensor Cores busy."""
 
     device: str
     threads: int = 1
@@ -78,3 +79,4 @@ class Observation:
     running: str = FLOAT32
     energy: str = "not measured: no GPU"
     counters: str = "not measured: no GPU"
+    layers: Mapping[str, Mapping[str, float]] = field(default_factory=dict)

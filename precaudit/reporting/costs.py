@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeGuard
 
 from precaudit.model import Report
-from precaudit.reporting.words import NOT_MEASURED, number, plural, prose, seconds, share, size, usd
+from precaudit.reporting.words import NOT_MEASURED, number, plural, prose, seconds, share, size, usd, visible
 
 WORTH = 1.03  # times as fast: less is no gain worth a word
 
@@ -135,9 +135,19 @@ def _counters(p: Mapping[str, Any]) -> list[str]:
     """What the GPU itself counted; a CPU has nothing to say here."""
     busy = {arm: value for arm, value in _mapping(p, "tensor_pipe_share").items() if _number(value)}
     if busy:
-        return [f"Tensor Cores busy, by the whole GPU's counters: {_by_arm(busy, share)} of the time."]
+        steps = f"Tensor Cores busy, by the whole GPU's counters: {_by_arm(busy, share)} of the time."
+        return [steps, *_layers_alone(p)]
     why = str(p.get("counters_method") or "")
     return [f"Tensor Cores by the GPU's counters: {prose(why)}."] if p.get("gpu") and why else []
+
+
+def _layers_alone(p: Mapping[str, Any]) -> list[str]:
+    layers = [
+        f"{visible(fqn)} {_by_arm(known, share)}"
+        for fqn, shares in _mapping(p, "tensor_pipe_share_by_layer").items()
+        if isinstance(shares, Mapping) and (known := {arm: part for arm, part in shares.items() if _number(part)})
+    ]
+    return [f"The largest layers' forward alone, repeated: {'; '.join(layers)}."] if layers else []
 
 
 def _mapping(p: Mapping[str, Any], key: str) -> Mapping[str, Any]:

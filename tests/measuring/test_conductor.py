@@ -10,7 +10,9 @@ from fake_nvml import FakeNvml, card
 from timed import timed, training
 from torch import nn
 
-from precaudit.measuring import conductor
+from precaudit.instrument.names import ModuleName
+from precaudit.instrument.scopes import Frame
+from precaudit.measuring import conductor, replaying
 from precaudit.measuring.conductor import Cycle
 from precaudit.measuring.records import Arm
 from precaudit.model import Plan
@@ -154,6 +156,44 @@ def test_counters_are_read_in_the_last_round_of_every_arm(monkeypatch):
     assert not any(block.pipes for block in found.blocks[:-4])
     assert found.counters == "GPM counters of the whole device"
     assert nvml.samples == 0
+
+
+def test_layers_are_replayed_alone_under_the_counters(monkeypatch):
+    """Layers of the same shapes are one, lookups multiply nothing, and one that raises by itself is left out."""
+
+    class Odd(nn.Linear):
+        def forward(self, x):
+            assert torch.is_grad_enabled()
+            return super().forward(x)
+
+    def code():
+        layers = nn.Linear(8, 8), nn.Linear(8, 8), Odd(8, 4), nn.Linear(4, 1)
+        model = nn.Sequential(nn.Embedding(10, 8), *layers)
+        optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+        while True:
+            optimizer.zero_grad()
+            model(torch.randint(10, (16,))).square().mean().backward()
+            optimizer.step()
+
+    nvml = FakeNvml()
+    pipes = Pipes(nvml, card(gpm=1, counters={5: 62.5}))
+    monkeypatch.setattr(conductor, "own_counters", lambda devices: nullcontext((Meter(), pipes)))
+    monkeypatch.setattr(replaying, "SECONDS", 0.01)
+    plan = Plan("bfloat16", {"1": "bfloat16", "4": "bfloat16"})
+    found = timed(code, Arm("float32"), Arm("plan", plan=plan)).observed
+    assert found.layers == {fqn: {"float32": 0.625, "plan": 0.625} for fqn in ("1", "4")}
+    assert nvml.samples == 0
+
+
+def test_the_heaviest_layers_are_kept():
+    calls = replaying.LayerCalls()
+    for size in range(1, 20):
+        module = nn.Linear(size, size)
+        frame = Frame(module, ModuleName("model", str(size)), None)
+        frame.call = ((torch.ones(2, size, requires_grad=True),), {})
+        calls.left(frame, torch.ones(1))
+    assert [call.name.fqn for call in calls] == [str(size) for size in range(20 - replaying.MOST, 20)]
+    assert not any(call.args[0].requires_grad for call in calls)
 
 
 def test_a_run_for_the_profiler_alone_spends_no_step_on_counters(monkeypatch):

@@ -113,6 +113,12 @@ def test_what_was_not_measured_is_said():
     assert "--price" in costs.money(Report())[1]
 
 
+def test_layers_alone_are_told_beside_whole_steps():
+    layers = {"head": {"float32": 0.0, "plan": 0.62}, "odd": None, "none": {"plan": None}}
+    lines = costs.step_times(Report(performance={**TIMED, "tensor_pipe_share_by_layer": layers}))
+    assert "The largest layers' forward alone, repeated: head float32 0%, the plan 62.0%." in lines
+
+
 def test_counters_that_are_refused_are_said_on_a_gpu():
     refused = {**TIMED, "tensor_pipe_share": {"plan": None}, "counters_method": "not measured: refused (x)"}
     assert "Tensor Cores by the GPU's counters: not measured: refused (x)." in costs.step_times(
