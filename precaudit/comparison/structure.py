@@ -26,8 +26,22 @@ def layer_changes(matching: Matching) -> Iterator[Change]:
         if base.fqn != head.fqn:
             message = f"was {base.fqn}: a plan or checkpoint that names it no longer fits"
             yield Change("layers_renamed", 1.0, message, fqn=head.fqn, base=base.fqn, head=head.fqn)
-    yield from (Change("layers_removed", 1.0, f"{_what(x)} is gone", fqn=x.fqn, base=x.type) for x in matching.removed)
-    yield from (Change("layers_added", 1.0, f"{_what(x)} is new", fqn=x.fqn, head=x.type) for x in matching.added)
+    for gone in matching.removed:
+        if _stays(gone, [base for base, _ in matching.pairs]):
+            yield Change("ops", 1.0, f"{gone.type} computes nothing itself any more", fqn=gone.fqn, base=gone.type)
+        else:
+            yield Change("layers_removed", 1.0, f"{_what(gone)} is gone", fqn=gone.fqn, base=gone.type)
+    for come in matching.added:
+        if _stays(come, [head for _, head in matching.pairs]):
+            yield Change("ops", 1.0, f"{come.type} computes between its modules now", fqn=come.fqn, head=come.type)
+        else:
+            yield Change("layers_added", 1.0, f"{_what(come)} is new", fqn=come.fqn, head=come.type)
+
+
+def _stays(layer: Layer, in_both: Sequence[Layer]) -> bool:
+    """Whether it is a module around such as both reports have, which is recorded only where it computes itself."""
+    inside = f"{layer.fqn}." if layer.fqn else ""
+    return not layer.parameters and any(other.fqn.startswith(inside) for other in in_both)
 
 
 def _what(layer: Layer) -> str:

@@ -232,9 +232,7 @@ def test_a_wider_format_is_lost_any_other_only_changed(base, head, metric):
 
 def test_a_new_op_exception_is_found():
     without = Plan(modules={"fc": "bfloat16"})
-    with_exception = replace(
-        without, ops=(OpFormat("fc", "softmax", "float32"),), because={"fc:softmax": "overflows"}
-    )
+    with_exception = replace(without, ops=(OpFormat("fc", "softmax", "float32"),), because={"fc:softmax": "overflows"})
     change = found(report(plan=without), report(plan=with_exception))["op_exceptions"]
     assert (change.fqn, change.op) == ("fc", "softmax")
     assert "overflows" in change.message
@@ -339,6 +337,22 @@ def test_tensor_core_share_and_eligible_flops_lost():
     elsewhere = cores(0.1, 0.99)
     elsewhere = replace(elsewhere, tensor_cores=replace(elsewhere.tensor_cores, device="A100"))
     assert not found(cores(0.8, 0.99), elsewhere)
+
+
+@pytest.mark.parametrize(
+    ("fqn", "inside", "metrics"),
+    [
+        ("", "head", ["ops", "ops"]),
+        ("blocks", "blocks.0", ["ops", "ops"]),
+        ("blocks", "head", ["layers_added", "layers_removed"]),
+    ],
+)
+def test_a_module_that_computes_between_its_modules_is_not_new(fqn, inside, metrics):
+    """A container has a record only where it computes itself."""
+    plain = Report(layers=(Layer(inside, "Linear", 8, 1, ()),))
+    computing = replace(plain, layers=(Layer(fqn, "GPT", 0, 1, ()), *plain.layers))
+    changes = [*compare(plain, computing).changes, *compare(computing, plain).changes]
+    assert [change.metric for change in changes] == metrics
 
 
 # ---------------------------------------------------------------- thresholds

@@ -345,7 +345,7 @@ def test_the_trend_as_a_picture(history):
 
 def test_hostile_names_stay_text_in_the_trend(tmp_path):
     pytest.importorskip("vl_convert")
-    name = "&lt;b>'\"+alert(1)+\"<\\u202e"
+    name = '&lt;b>\'"+alert(1)+"<\\u202e'
     frame = trend.trend([(name, datetime(2026, 3, 1, tzinfo=UTC), profile(gpt(), 0))])
     texts = [node.text for node in ElementTree.fromstring(outputs.render_trend(frame, "svg")).iter() if node.text]
     assert name.replace("\u202e", "\\u202e") in texts
