@@ -25,16 +25,25 @@ _MOVED = 1e-5
 
 
 class LastCalls:
-    """A scope listener: keeps the last training call of every model, one batch each."""
+    """A scope listener: the last training call of every model, one batch each. A model with weights is kept when the
+    function that made it has returned; a loss that is made anew in every step is not."""
 
     def __init__(self) -> None:
-        self.calls: dict[str, tuple[nn.Module, Any, Any]] = {}
+        self._calls: MutableMapping[nn.Module, tuple[str, Any, Any]] = WeakIdKeyDictionary()
+        self._kept: dict[str, nn.Module] = {}
+
+    @property
+    def calls(self) -> dict[str, tuple[nn.Module, Any, Any]]:
+        return {name: (module, args, kwargs) for module, (name, args, kwargs) in self._calls.items()}
 
     def entered(self, frame: Frame) -> None: ...
 
     def left(self, frame: Frame, output: Any) -> Any:
         if frame.is_outermost and output is not None and torch.is_grad_enabled() and frame.module.training:
-            self.calls[f"{frame.name.model}.{frame.name.fqn}".rstrip(".")] = (frame.module, *frame.call)
+            name = f"{frame.name.model}.{frame.name.fqn}".rstrip(".")
+            self._calls[frame.module] = (name, *frame.call)
+            if next(iter(frame.module.parameters()), None) is not None:
+                self._kept[name] = frame.module
         return output
 
 

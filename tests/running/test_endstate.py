@@ -1,12 +1,14 @@
 """How far buffers and parameters move, from their values before the first forward."""
 
+import weakref
+
 import pytest
 import torch
 from torch import nn
 
 from precaudit.instrument.names import ModuleNames
 from precaudit.instrument.scopes import ModuleScopes
-from precaudit.running.endstate import FirstValues, end_state
+from precaudit.running.endstate import FirstValues, LastCalls, end_state
 from precaudit.running.modes import eval_mode
 
 
@@ -45,6 +47,25 @@ def test_outputs_of_a_library_s_own_kind():
     ended = end_state(names, [], {"model": call}, FirstValues())
     assert ended.evaluations["model"][0]
     assert len(ended.samples["model"]) == 6
+
+
+def test_a_loss_made_anew_in_every_step_is_let_go_and_a_model_is_kept():
+    names, last = ModuleNames(), LastCalls()
+    scopes = ModuleScopes(names)
+    scopes.listeners.append(last)
+
+    def train():
+        model, made = nn.Linear(3, 1), []
+        for _ in range(4):
+            criterion = nn.MSELoss()
+            made.append(weakref.ref(criterion))
+            criterion(model(torch.ones(2, 3)), torch.ones(2, 1))
+        return made
+
+    with scopes.installed():
+        made = train()
+    assert [criterion() for criterion in made] == [None] * 4
+    assert list(last.calls) == ["model"]
 
 
 def test_the_rms_of_what_changed():
