@@ -148,20 +148,25 @@ class Conductor(TrainingListener):
             size, number = min(full, 2 * size), number + 1
         if program.rounds and (self.meter.counts or self.pipes.counts) and self.device in program.devices:
             for arm in arms:
-                with self.pipes.watching() as busy:
+                with self.pipes.watching() as tensor:
                     yield from self._block(arm, number, ceil(program.energy_window / pace), program.energy_window)
-                self.blocks[-1] = replace(self.blocks[-1], pipes=busy)
+                self.blocks[-1] = replace(self.blocks[-1], tensor_share=tensor.share)
 
     def _block(self, arm: Arm, number: int, size: int, seconds: float = 0.0) -> Steps:
+        """At least so many steps, on to the end of so many seconds; energy is read in blocks that have these, for its
+        reading may take as long as steps do, and outside of what is timed."""
         with self._engaged(arm):
             with self._named():
                 self.feeding.step_begins()
                 yield from self._steps(WARM)
             reset_peak(self.devices)
-            began, joules, steps, skips = self._now(), self.meter.read(), 0, self._skips(arm)
+            wait_for(self.devices)
+            joules = self.meter.read() if seconds else None
+            began, steps, skips = self._now(), 0, self._skips(arm)
             while not steps or self._now() - began < seconds:
                 steps += yield from self._steps(size)
-            ended, after = self._now(), self.meter.read()
+            ended = self._now()
+            after = self.meter.read() if joules is not None else None
             used = after - joules if after is not None and joules is not None else None
             peak, skipped = peak_bytes(self.devices), self._skips(arm) - skips
             self.blocks.append(Block(arm.name, number, steps, ended - began, peak, used, skipped=skipped))

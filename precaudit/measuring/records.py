@@ -26,9 +26,9 @@ class Arm:
 @dataclass(frozen=True)
 class Block:
     """Some steps of one arm: seconds from one synchronised moment to another. `peak_bytes` is the most memory that
-    was allocated meanwhile, `joules` what the whole card used, None where it was not measured; `pipes` are the shares
-    of the time in which the card's pipes were busy, empty where its counters were not read; `skipped` counts the steps
-    that a loss scale had skipped."""
+    was allocated meanwhile, `joules` what the whole card used, and `tensor_share` the share of the time in which its
+    Tensor Cores were busy, None where they were not measured; `skipped` counts the steps that a loss scale had
+    skipped."""
 
     arm: str
     round: int
@@ -36,7 +36,7 @@ class Block:
     seconds: float
     peak_bytes: int | None = None
     joules: float | None = None
-    pipes: Mapping[str, float] = field(default_factory=dict)
+    tensor_share: float | None = None
     skipped: int = 0
 
     @property

@@ -75,7 +75,7 @@ def joules_per_step(blocks: Sequence[Block], arm: str) -> float | None:
 
 def _tensor_share(blocks: Sequence[Block], arm: str) -> float | None:
     """Of the time in which the counters were read."""
-    return median([block.pipes["tensor"] for block in blocks if block.arm == arm and "tensor" in block.pipes])
+    return median([b.tensor_share for b in blocks if b.arm == arm and b.tensor_share is not None])
 
 
 def wait_share(feed: Feed, step_seconds: float | None) -> float | None:

@@ -1,28 +1,23 @@
 """Tensor Core utilisation by the GPU's own counters: NVML GPM, on Hopper and later, for the whole device.
 
-GPM has no counter for float8 products; bfloat16 and TF32 count as HMMA. Other processes on the device count too.
+Other processes on the device count too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import MappingProxyType
+from dataclasses import dataclass
 from typing import Any
 
-METRICS: Mapping[str, str] = MappingProxyType(
-    {
-        "tensor": "NVML_GPM_METRIC_ANY_TENSOR_UTIL",
-        "hmma": "NVML_GPM_METRIC_HMMA_TENSOR_UTIL",
-        "dmma": "NVML_GPM_METRIC_DMMA_TENSOR_UTIL",
-        "imma": "NVML_GPM_METRIC_IMMA_TENSOR_UTIL",
-        "dram": "NVML_GPM_METRIC_DRAM_BW_UTIL",
-        "fp64": "NVML_GPM_METRIC_FP64_UTIL",
-        "fp32": "NVML_GPM_METRIC_FP32_UTIL",
-        "fp16": "NVML_GPM_METRIC_FP16_UTIL",
-    }
-)
 METHOD = "GPM counters of the whole device"
+
+
+@dataclass
+class Busy:
+    """The share of the time in a block in which Tensor Cores were busy: there once it is over, if it was read."""
+
+    share: float | None = None
 
 
 class Pipes:
@@ -42,17 +37,15 @@ class Pipes:
         return "" if supported else "this GPU has no GPM counters (Hopper and later have)"
 
     @contextmanager
-    def watching(self) -> Iterator[dict[str, float]]:
-        """Shares of the time in the block in which each pipe was busy, which are there when it is over; none where they
-        can't be read."""
-        shares: dict[str, float] = {}
+    def watching(self) -> Iterator[Busy]:
+        busy = Busy()
         samples: list[Any] = []
         try:
             self._take(samples)
-            yield shares
+            yield busy
             self._take(samples)
             if self.counts:
-                shares.update(self._guarded(lambda: _shares(self._nvml, samples)) or {})
+                busy.share = self._guarded(lambda: _tensor_share(self._nvml, samples))
         finally:
             for sample in samples:
                 self._nvml.nvmlGpmSampleFree(sample)
@@ -72,14 +65,12 @@ class Pipes:
             return None
 
 
-def _shares(nvml: Any, samples: list[Any]) -> dict[str, float]:
-    """The counters that the GPU returned, those it doesn't have left out."""
+def _tensor_share(nvml: Any, samples: list[Any]) -> float | None:
+    """None where the GPU doesn't have the counter."""
     query = nvml.c_nvmlGpmMetricsGet_t()
-    query.version = nvml.NVML_GPM_METRICS_GET_VERSION
-    query.numMetrics = len(METRICS)
+    query.version, query.numMetrics = nvml.NVML_GPM_METRICS_GET_VERSION, 1
     query.sample1, query.sample2 = samples
-    for i, constant in enumerate(METRICS.values()):
-        query.metrics[i].metricId = getattr(nvml, constant)
+    metric = query.metrics[0]
+    metric.metricId = nvml.NVML_GPM_METRIC_ANY_TENSOR_UTIL
     nvml.nvmlGpmMetricsGet(query)
-    found = zip(METRICS, query.metrics, strict=False)
-    return {name: metric.value / 100.0 for name, metric in found if metric.nvmlReturn == nvml.NVML_SUCCESS}
+    return float(metric.value) / 100.0 if metric.nvmlReturn == nvml.NVML_SUCCESS else None

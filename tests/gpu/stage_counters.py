@@ -63,9 +63,9 @@ def _counted(work: Callable[[], Any], setting: Setting, nvml: Any) -> dict[str, 
 
     handle = handle_of(nvml, str(torch.cuda.get_device_properties(0).uuid))
     pipes = Pipes(nvml, handle)
-    with pipes.watching() as shares:
+    with pipes.watching() as tensor:
         for_a_second()
-    counters = {"measured": bool(shares), "method": pipes.method, "shares": shares}
+    counters = {"measured": tensor.share is not None, "method": pipes.method, "tensor": tensor.share}
     return {"counters": counters, "energy": _energy(for_a_second, setting, Meter(nvml, handle))}
 
 

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from contextlib import nullcontext
+from time import sleep
 from types import SimpleNamespace
 
 import pytest
@@ -152,8 +153,8 @@ def test_counters_are_read_in_the_last_round_of_every_arm(monkeypatch):
     pipes = Pipes(nvml, card(gpm=1, counters={5: 62.5}))
     monkeypatch.setattr(conductor, "own_counters", lambda devices: nullcontext((Meter(), pipes)))
     found = timed(training(), *ARMS).observed
-    assert [(block.arm, block.pipes) for block in found.blocks[-4:]] == [(arm.name, {"tensor": 0.625}) for arm in ARMS]
-    assert not any(block.pipes for block in found.blocks[:-4])
+    assert [(block.arm, block.tensor_share) for block in found.blocks[-4:]] == [(arm.name, 0.625) for arm in ARMS]
+    assert not any(block.tensor_share for block in found.blocks[:-4])
     assert found.counters == "GPM counters of the whole device"
     assert nvml.samples == 0
 
@@ -223,8 +224,26 @@ def test_counters_that_are_refused_cost_no_block(monkeypatch):
     monkeypatch.setattr(conductor, "own_counters", lambda devices: nullcontext((Meter(), pipes)))
     found = timed(training(), *ARMS).observed
     assert {block.arm for block in found.blocks} == {arm.name for arm in ARMS}
-    assert not any(block.pipes for block in found.blocks)
+    assert not any(block.tensor_share for block in found.blocks)
     assert found.counters == "not measured: GPM counters refused (Not Supported)"
+
+
+def test_energy_is_read_in_the_last_round_alone_and_its_reading_is_not_timed(monkeypatch):
+    """A driver may take longer to answer than a step takes."""
+
+    reads = []
+
+    def read():
+        sleep(0.1)
+        reads.append(None)
+        return float(len(reads))
+
+    meter = SimpleNamespace(counts=True, method="slow", read=read)
+    monkeypatch.setattr(conductor, "own_counters", lambda devices: nullcontext((meter, Pipes())))
+    found = timed(training(), *ARMS, energy_window=1e-3).observed
+    assert [block.joules for block in found.blocks[-4:]] == [1.0] * 4
+    assert len(reads) == 8
+    assert min(block.seconds for block in found.blocks[-4:]) < 0.1
 
 
 def test_energy_is_read_around_blocks():

@@ -73,7 +73,7 @@ def test_energy_is_of_long_blocks_only():
 
 
 def test_the_counters_share_is_of_blocks_that_were_watched():
-    blocks = [Block("plan", 1, 9, 2.0), Block("plan", 2, 9, 2.0, pipes={"tensor": 0.3, "dram": 0.5})]
+    blocks = [Block("plan", 1, 9, 2.0), Block("plan", 2, 9, 2.0, tensor_share=0.3)]
     found = performance(Observation("cuda", blocks=tuple(blocks), counters="GPM counters"), "H100")
     assert found["tensor_pipe_share"] == {"float32": None, "tf32": None, "amp": None, "plan": 0.3}
     assert found["counters_method"] == "GPM counters"
