@@ -23,8 +23,18 @@ def devices_of(models: Iterable[nn.Module]) -> Devices:
 
 
 def wait_for(devices: Devices) -> None:
-    for device in _gpus(devices):
-        torch.cuda.synchronize(device)
+    """Until what was launched has run, on GPUs of any kind."""
+    for device in devices:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        elif _is_accelerator(device):
+            torch.accelerator.synchronize(device)
+
+
+def _is_accelerator(device: torch.device) -> bool:
+    """Whether it is what torch calls this machine's accelerator, such as Apple's or Intel's GPU."""
+    own = torch.accelerator.current_accelerator()
+    return own is not None and own.type == device.type
 
 
 def reset_peak(devices: Devices) -> None:

@@ -38,6 +38,14 @@ def test_every_gpu_of_a_model_is_waited_for(calls):
     assert len(calls) == 4
 
 
+def test_other_makers_gpus_are_waited_for_too(monkeypatch):
+    waited = []
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("mps"))
+    monkeypatch.setattr(torch.accelerator, "synchronize", waited.append)
+    wait_for((torch.device("mps", 0), CPU, torch.device("meta")))
+    assert waited == [torch.device("mps", 0)]
+
+
 def test_peak_memory_is_that_of_all_gpus(calls):
     assert peak_bytes((FIRST, SECOND, CPU)) == 400
 
