@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from precaudit.formats import FORMATS
@@ -69,7 +69,13 @@ def build_plan(trace: Trace, choices: Choices) -> Plan:
     layers = {layer.fqn: layer for layer in trace.layers if layer.trained}
     names = dict.fromkeys([*trace.leaves, *layers])
     formats = {fqn: _own_format(layers.get(fqn), default, trace) for fqn in names}
-    draft = _Draft(choices, default, formats, because={fqn: _BESIDE for fqn in names if formats[fqn] != default})
+    draft = _Draft(
+        choices,
+        default,
+        formats,
+        _alone(trace, layers),
+        because={fqn: _BESIDE for fqn in names if formats[fqn] != default},
+    )
     for ban in choices.bans:
         draft.avoid(ban, layers.get(ban.fqn))
     for (fqn, op), (format_name, why) in choices.promoted.items():
@@ -92,6 +98,12 @@ def without_loss_scale(formats: Sequence[str], trace: Trace) -> tuple[tuple[str,
         return tuple(formats), ""
     why = f"float16 needs a loss scale, and torch's GradScaler refuses complex parameters ({', '.join(complex_[:3])})"
     return tuple(name for name in formats if name != "float16"), why
+
+
+def _alone(trace: Trace, layers: Collection[str]) -> str | None:
+    """The module that has all matrix products, as a model written without modules inside it does."""
+    products = {op.fqn for op in trace.ops if op.category == "lower" and op.fqn in layers}
+    return products.pop() if len(products) == 1 else None
 
 
 def _product_formats(plan: Plan, trace: Trace) -> set[str]:
@@ -131,13 +143,16 @@ class _Draft:
     choices: Choices
     default: str
     modules: dict[str, str]
+    alone: str | None = None
     ops: dict[tuple[str, str], str] = field(default_factory=dict)
     because: dict[str, str] = field(default_factory=dict)
 
     def avoid(self, ban: Ban, layer: Layer | None) -> None:
-        """A leaf moves as a whole; in a module that computes between its children, only the operation moves."""
+        """A leaf moves as a whole. In a module that computes between its children only the operation moves, and so does
+        what is no product beside all products of a model."""
         key = (ban.fqn, ban.op)
-        whole = layer is None or layer.leaf
+        beside = ban.fqn == self.alone and ban.category != "lower"
+        whole = layer is None or (layer.leaf and not beside)
         current = self.modules.get(ban.fqn, self.default) if whole else self.ops.get(key, self._of(ban.fqn))
         if current != ban.format:
             return

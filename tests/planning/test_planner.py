@@ -127,6 +127,14 @@ def test_the_fallback_avoids_every_ban_of_the_module():
         assert planned(ops).modules == {"a": "tf32"}
 
 
+def test_of_a_model_without_modules_inside_only_the_operation_moves():
+    """Its products would all be lost with it; a leaf beside others moves as a whole."""
+    ops = [op("linear", fqn="a"), op("mul", fqn="a", category="other", half=True, amax=1e6)]
+    plan = planned(ops, ("float16",))
+    assert (plan.modules, plan.ops) == ({"a": "float16"}, (OpFormat("a", "mul", "float32"),))
+    assert planned([*ops, op("linear", fqn="b")], ("float16",)).modules == {"a": "float32", "b": "float16"}
+
+
 def test_leaves_that_never_ran_are_in_the_plan():
     seen = trace([op(fqn="a")])
     seen = type(seen)(**{**vars(seen), "leaves": ("a", "unused")})
