@@ -25,6 +25,7 @@ from torch import nn
 
 from precaudit.instrument.events import TrainingEvents, TrainingListener
 from precaudit.instrument.names import ModuleName, ModuleNames
+from precaudit.instrument.patches import wrapped
 from precaudit.instrument.scopes import ModuleScopes, ScopeListener
 from precaudit.measuring.arms import engaged
 from precaudit.measuring.devices import CPU, Devices, devices_of, own_counters, peak_bytes, reset_peak, wait_for
@@ -65,7 +66,7 @@ class Conductor(TrainingListener):
         self._stop = stop or Stop()
         self.names, self.feeding, self.cycle = ModuleNames(), Feeding(), Cycle()
         self.devices: Devices = (CPU,)
-        self.running, self.blocks = FLOAT32, list[Block]()
+        self.running, self.blocks, self.captured = FLOAT32, list[Block](), set[str]()
         self.meter, self.pipes = Meter(), Pipes()
         self.profiles: dict[str, Profiled] = {}
         self.layers: dict[str, dict[str, float]] = {}
@@ -79,7 +80,7 @@ class Conductor(TrainingListener):
         """Everything that an arm or a measurement put somewhere is gone when the block ends."""
         self.events.listeners = [self]
         try:
-            with self.feeding.loaders.installed():
+            with self.feeding.loaders.installed(), wrapped(torch.cuda.CUDAGraph, "capture_begin", self._capturing):
                 next(self._play)
                 yield
         finally:
@@ -107,7 +108,15 @@ class Conductor(TrainingListener):
             self.meter.method,
             self.pipes.method,
             self.layers,
+            frozenset(self.captured),
         )
+
+    def _capturing(self, original: Any) -> Any:
+        def capture_begin(graph: Any, *args: Any, **kwargs: Any) -> Any:
+            self.captured.add(self.running)
+            return original(graph, *args, **kwargs)
+
+        return capture_begin
 
     # ------------------------------------------------------------ the program; every `yield` waits for a step's end
 
@@ -194,10 +203,10 @@ class Conductor(TrainingListener):
         for arm in arms:
             with self._engaged(arm):
                 for call in calls:
-                    with self.pipes.watching() as busy:
+                    with self.pipes.watching() as tensor:
                         works = replay(call, partial(wait_for, self.devices))
-                    if works and "tensor" in busy:
-                        self.layers.setdefault(self._shown(call.name), {})[arm.name] = busy["tensor"]
+                    if works and tensor.share is not None:
+                        self.layers.setdefault(self._shown(call.name), {})[arm.name] = tensor.share
 
     def _shown(self, name: ModuleName) -> str:
         return f"{name.model}.{name.fqn}".rstrip(".") if len(self.names.models) > 1 else name.fqn

@@ -69,7 +69,8 @@ class Feed:
 @dataclass(frozen=True)
 class Observation:
     """All of one timed run. `running` is the arm in force when it ended, to name the one that a script failed under;
-    `layers` has the share of the time in which each layer, alone under an arm, keeps Tensor Cores busy."""
+    `layers` has the share of the time in which each layer, alone under an arm, keeps Tensor Cores busy, and `captured`
+    the arms in which the script recorded a CUDA graph."""
 
     device: str
     threads: int = 1
@@ -80,3 +81,4 @@ class Observation:
     energy: str = "not measured: no GPU"
     counters: str = "not measured: no GPU"
     layers: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    captured: frozenset[str] = frozenset()

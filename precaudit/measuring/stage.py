@@ -20,6 +20,9 @@ from precaudit.running.job import RunSpec
 from precaudit.tensorcores.peaks import Gpu, find_gpu, gpu_for
 
 CPU_BUDGET = 1.0
+REPLAYED = (
+    "the script replays a CUDA graph, which keeps the precision that it was recorded in: no other precision was timed"
+)
 
 
 @dataclass(frozen=True)
@@ -89,7 +92,16 @@ def observe(audit: Audit, program: Program, runner: Runner) -> tuple[Observation
         again = runner(_spec(audit, replace(program, rounds=0, energy_window=0.0))).observed
         if again is not None:
             found = replace(found, profiled={**again.profiled, **found.profiled})
+    if found is not None and found.captured:
+        return _without_replays(found), (*notes, REPLAYED)
     return found, (*notes, *(_skipping(found) if found else ()))
+
+
+def _without_replays(found: Observation) -> Observation:
+    """What was measured in the precision that it is called by."""
+    true = found.captured == {FLOAT32}
+    kept = {name: profiled for name, profiled in found.profiled.items() if true and name == FLOAT32}
+    return replace(found, blocks=tuple(b for b in found.blocks if true and b.arm == FLOAT32), profiled=kept)
 
 
 def _lacks_kernels(found: Observation, program: Program) -> bool:

@@ -118,6 +118,8 @@ def _peak(blocks: Sequence[Block], arm: str) -> int | None:
 
 def _method(found: Observation, blocks: Sequence[Block]) -> str:
     rounds = len({block.round for block in blocks})
+    if not rounds and found.captured:
+        return "not measured: the script replays CUDA graphs"
     if not rounds:
         return "not measured: the script ended before a timed step"
     arms = len({block.arm for block in blocks})

@@ -246,6 +246,19 @@ def test_energy_is_read_in_the_last_round_alone_and_its_reading_is_not_timed(mon
     assert min(block.seconds for block in found.blocks[-4:]) < 0.1
 
 
+def test_a_cuda_graph_is_noticed_with_the_precision_that_it_is_recorded_in(monkeypatch):
+    monkeypatch.setattr(torch.cuda.CUDAGraph, "capture_begin", lambda graph: None)
+    begin, step = torch.cuda.CUDAGraph.capture_begin, training(steps=4)
+
+    def code():
+        torch.cuda.CUDAGraph.capture_begin(None)
+        step()
+
+    assert timed(code, Arm("float32")).observed.captured == {"float32"}
+    assert torch.cuda.CUDAGraph.capture_begin is begin
+    assert not timed(training(steps=4), Arm("float32")).observed.captured
+
+
 def test_energy_is_read_around_blocks():
     meter = Meter(FakeNvml(), card(energy=[1000, 2000, 5500]))
     assert meter.counts

@@ -189,6 +189,16 @@ def test_the_gpu_that_a_script_is_to_run_on_is_the_one_that_is_named(monkeypatch
     assert set(current) == {"GPU None"}
 
 
+@pytest.mark.parametrize(("captured", "kept"), [("float32", {"float32"}), ("plan", set())])
+def test_a_cuda_graph_keeps_its_precision_whatever_is_in_force(captured, kept):
+    """Replayed, it runs the kernels that it was recorded with: no speed of the plan's."""
+    profiled = {"float32": kernels(0.0, 0.1), "plan": kernels(0.0, 0.1)}
+    reply = seen(blocks=blocks(float32=2, plan=2), profiled=profiled, captured=frozenset({captured}))
+    found, (note,) = observe(audit(), Program(arms_for(PLAN, H100.formats)), Replies(reply))
+    assert "replays a CUDA graph" in note
+    assert {block.arm for block in found.blocks} == set(found.profiled) == kept
+
+
 def test_an_arm_whose_steps_are_all_skipped_was_not_timed():
     skipping = [replace(block, skipped=1) if block.arm == "amp" else block for block in blocks(float32=2, amp=1)]
     found, notes = observe(audit(), Program(arms_for(PLAN, H100.formats)), Replies(seen(blocks=skipping)))
