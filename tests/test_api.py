@@ -145,7 +145,7 @@ def test_wrong_options_are_explained(options, message):
 
 def on_a_gpu_machine(monkeypatch):
     found = {"device": "NVIDIA H200", "cuda": "13.0"}
-    monkeypatch.setattr("precaudit.profiling.engine.environment", lambda: found)
+    monkeypatch.setattr("precaudit.profiling.engine.environment", lambda *_: found)
 
 
 def test_a_training_on_the_cpu_of_a_gpu_machine_is_emulated(monkeypatch):
