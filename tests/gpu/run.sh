@@ -13,7 +13,7 @@ python=${PYTHON:-$(command -v python3 || echo python)}
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
 mkdir -p "$out"
 failed=0
-stages=${STAGES:-pytest:120 histograms:45 overhead:90 counters:45 classes:120 examples:130 gradients:40}
+stages=${STAGES:-pytest:110 histograms:45 overhead:85 counters:40 classes:110 examples:130 gradients:35}
 for entry in $stages; do
   stage=${entry%%:*} limit=${entry##*:}
   rm -f "$out/$stage.json"
