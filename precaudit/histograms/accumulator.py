@@ -81,9 +81,11 @@ class Accumulator:
 
     def entry(self, values: Tensor, old: Tensor | None, log2_scale: int) -> tuple[int, int, int, int] | None:
         """The kernel's table entry of a tensor, counted as added; None where it must be added by itself."""
-        if not values.is_cuda or in_transform() or not _has_triton(values.dtype, values.device):
+        if not values.is_cuda or in_transform():
             return None
         if not (is_readable(values) if old is None else lie_alike(values, old)):
+            return None
+        if not _has_triton(values.dtype, values.device):
             return None
         return self._of(values, log2_scale).entry(values, old)  # type: ignore[attr-defined]
 

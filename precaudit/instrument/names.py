@@ -184,6 +184,10 @@ class ModuleNames:
             name = self._moved[name]
         return name
 
+    def shown(self, name: ModuleName) -> str:
+        """As in a report: the model's name in front where the script has several."""
+        return f"{name.model}.{name.fqn}".rstrip(".") if len(self.models) > 1 else name.fqn
+
     def model(self, name: str) -> nn.Module | None:
         holder = self._models.get(name)
         return holder() if holder else None

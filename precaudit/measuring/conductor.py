@@ -24,7 +24,7 @@ import torch
 from torch import nn
 
 from precaudit.instrument.events import TrainingEvents, TrainingListener
-from precaudit.instrument.names import ModuleName, ModuleNames
+from precaudit.instrument.names import ModuleNames
 from precaudit.instrument.patches import wrapped
 from precaudit.instrument.scopes import ModuleScopes, ScopeListener
 from precaudit.measuring.arms import engaged
@@ -206,10 +206,7 @@ class Conductor(TrainingListener):
                     with self.pipes.watching() as tensor:
                         works = replay(call, partial(wait_for, self.devices))
                     if works and tensor.share is not None:
-                        self.layers.setdefault(self._shown(call.name), {})[arm.name] = tensor.share
-
-    def _shown(self, name: ModuleName) -> str:
-        return f"{name.model}.{name.fqn}".rstrip(".") if len(self.names.models) > 1 else name.fqn
+                        self.layers.setdefault(self.names.shown(call.name), {})[arm.name] = tensor.share
 
     def _steps(self, count: int) -> Generator[None, Any, int]:
         """At least so many steps, and on to the end of the script's cycle of optimizers; how many there were."""

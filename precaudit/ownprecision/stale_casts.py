@@ -14,7 +14,7 @@ from precaudit.instrument.scopes import Frame
 from precaudit.ownprecision.baseline import Baseline
 from precaudit.tracing.ops import line_of
 
-_LOOKED_UP = (nn.Embedding, nn.EmbeddingBag)
+LOOKED_UP = (nn.Embedding, nn.EmbeddingBag)
 """Their tables are read as they are."""
 
 
@@ -31,7 +31,7 @@ class StaleCasts(TrainingListener):
 
     def entered(self, frame: Frame) -> None:
         cache = self._baseline.cast_cache()
-        if cache is None or isinstance(frame.module, _LOOKED_UP):
+        if cache is None or isinstance(frame.module, LOOKED_UP):
             return
         if cache is not self._cache:
             self._cache, self._cast, self._steps = cache, set(), Counter()

@@ -41,7 +41,7 @@ class ScopeMarks:
         self._names = names
 
     def entered(self, frame: Frame) -> None:
-        mark = record_function(SCOPE + self._fqn(frame))
+        mark = record_function(SCOPE + self._names.shown(frame.name))
         frame.data["mark"] = mark
         mark.__enter__()
 
@@ -50,11 +50,6 @@ class ScopeMarks:
         if mark is not None:
             mark.__exit__(None, None, None)
         return output
-
-    def _fqn(self, frame: Frame) -> str:
-        """As in a report: the model's name in front where the script has several."""
-        name = frame.name
-        return f"{name.model}.{name.fqn}".rstrip(".") if len(self._names.models) > 1 else name.fqn
 
 
 @contextmanager
