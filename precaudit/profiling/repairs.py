@@ -13,7 +13,7 @@ from precaudit.planning.planner import fallback
 from precaudit.profiling.bisect import contributions, of_gradients, of_losses, whole_error
 from precaudit.running.job import RunResult, ScriptError
 from precaudit.tracing.records import Fault, Trace
-from precaudit.verification.gates import stuck_buffers
+from precaudit.verification.gates import refusals, stuck_buffers
 from precaudit.verification.statistics import diverged
 from precaudit.verification.verdict import Runs
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from precaudit.profiling.trials import Trials
 
 _MOST = 3
+_STOPPED = ScriptError("", "the script stopped", "")
 
 
 @dataclass(frozen=True)
@@ -39,14 +40,16 @@ def find_repair(trials: Trials, plan: Plan, candidates: Mapping[int, RunResult])
     """The least change that answers what was seen; empty where nothing is left to change."""
     broken = next((run for run in candidates.values() if not run.finished), None)
     if broken is not None:
-        return _after_exception(plan, broken, trials.audit.trace)
+        return _after_exception(plan, broken.error or _STOPPED, trials.audit.trace)
+    pairs = Runs(trials.references, candidates).pairs
     wrong = _first_wrong(trials.references, candidates)
     if wrong is not None:
         faults = _watch(trials, plan, *wrong)
         if faults:
             return _after_fault(plan, faults, trials.audit.trace)
-    stuck = stuck_buffers(Runs(trials.references, candidates).pairs)
-    return _after_stuck(plan, stuck) or _after_silent_error(trials, plan, candidates)
+    for _, error in refusals(pairs):
+        return _after_exception(plan, error, trials.audit.trace)
+    return _after_stuck(plan, stuck_buffers(pairs)) or _after_silent_error(trials, plan, candidates)
 
 
 def _first_wrong(references: Mapping[int, RunResult], candidates: Mapping[int, RunResult]) -> tuple[int, int] | None:
@@ -117,15 +120,14 @@ def _what_happened(fault: Fault) -> str:
     return f"{fault.op} {what} {fault.nonfinite} non-finite {values}{amax} at step {fault.step}{where}"
 
 
-def _after_exception(plan: Plan, broken: RunResult, trace: Trace) -> list[Promotion]:
+def _after_exception(plan: Plan, error: ScriptError, trace: Trace) -> list[Promotion]:
     """The operation that raised runs in float32, else the innermost module whose forward raised, or a function's own
     backward pass in it."""
-    fqn = _planned_name(broken.raised_in, plan)
+    fqn = _planned_name(error.raised_in, plan)
     if fqn is None:
         return []
-    error = broken.error or ScriptError("", "the script stopped", "")
     message, op = error.message, error.op
-    what = f"{broken.backward_of}'s own backward pass" if broken.backward_of else op or "its forward"
+    what = f"{error.backward_of}'s own backward pass" if error.backward_of else op or "its forward"
     why = f"{what} raised under the plan: {message.splitlines()[0] if message else 'no message'}"
     promotion = _widened(plan, fqn, op, why, trace)
     wide = promotion is None or (op is not None and format_of(plan, fqn, op) == "float32")

@@ -32,7 +32,6 @@ from precaudit.running.untouched import Keeper, put_back, store_beside
 RunProgress = Callable[[RunSpec, RunResult], None]
 _GRACE_SECONDS = 20.0
 _LAST_WORDS = 20  # lines
-_NO_MEMORY = ("out of memory", "defaultcpuallocator", "_alloc_failed", "unable to find an engine to execute")
 SIGNALS = frozenset((signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
 
 
@@ -206,10 +205,8 @@ def _port_was_taken(result: RunResult) -> bool:
 
 def _memory_was_taken(result: RunResult) -> bool:
     """Two runs at once may not fit where one does, and that is no doing of the plan's."""
-    if result.error is None:
-        return False
-    text = result.error.message.lower()
-    return result.error.type in ("OutOfMemoryError", "MemoryError") or any(word in text for word in _NO_MEMORY)
+    errors = [*result.end_state.refused.values(), *([result.error] if result.error else [])]
+    return any(error.is_lack_of_memory for error in errors)
 
 
 def _interrupt(process: Any) -> None:
@@ -269,7 +266,8 @@ def _child(spec: RunSpec, sender: Connection) -> None:
     _become_main_process()
     signal.signal(signal.SIGINT, _interrupt_once)
     from precaudit.running.script import run_job
-    from precaudit.running.worker import flush_output, internal_error, run
+    from precaudit.running.scripterrors import internal_error
+    from precaudit.running.worker import flush_output, run
 
     leftovers, keeper = Leftovers(spec.since, spec.probe_dir), _keeper(spec)
 

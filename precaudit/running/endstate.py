@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,11 +12,11 @@ from torch.nn.parameter import is_lazy
 from torch.utils.weak import WeakIdKeyDictionary
 
 from precaudit.histograms.memory import flat
-from precaudit.instrument.names import ModuleNames
-from precaudit.instrument.scopes import Frame
+from precaudit.instrument.scopes import Frame, ModuleScopes
 from precaudit.instrument.torchfunction import plain, tensors_in
-from precaudit.running.job import EndState
+from precaudit.running.job import EndState, ScriptError
 from precaudit.running.modes import eval_mode
+from precaudit.running.scripterrors import told
 
 _SAMPLE = 256
 _FEW = 8
@@ -96,12 +97,12 @@ def _nonfinite(named: Iterable[tuple[str, torch.Tensor]]) -> tuple[str, ...]:
 
 
 def end_state(
-    names: ModuleNames,
+    scopes: ModuleScopes,
     optimizers: Iterable[Any],
     calls: Mapping[str, tuple[nn.Module, Any, Any]],
     first: FirstValues,
 ) -> EndState:
-    models = names.models
+    models = scopes.names.models
     several = len(models) > 1
 
     def named(kind: str) -> Iterable[tuple[str, Any]]:
@@ -122,8 +123,8 @@ def end_state(
         ways = [(path, first.moved(module, getattr(module, kind))) for path, module in named("modules")]
         return {f"{path}.{name}".lstrip("."): far for path, own in ways for name, far in own}
 
-    outputs = {name: _evaluate(*call) for name, call in calls.items()}
-    kept = {name: values for name, values in outputs.items() if values is not None}
+    answers = {name: _evaluate(scopes, *call) for name, call in calls.items()}
+    kept = {name: answer for name, answer in answers.items() if isinstance(answer, torch.Tensor) and answer.numel()}
     return EndState(
         parameters=_nonfinite(named("parameters")),
         buffers=_nonfinite(named("buffers")),
@@ -132,17 +133,17 @@ def end_state(
         optimizer_state=tuple(sorted(set(_nonfinite(states)))),
         evaluations={name: (bool(v.isfinite().all()), _rms(v)) for name, v in kept.items()},
         samples={name: tuple(_sample(v).tolist()) for name, v in kept.items()},
+        refused={name: answer for name, answer in answers.items() if isinstance(answer, ScriptError)},
     )
 
 
 @torch.no_grad()
-def _evaluate(module: nn.Module, args: Any, kwargs: Any) -> torch.Tensor | None:
-    """All floating-point outputs in eval mode, flat; None where the model can't be called again."""
+def _evaluate(scopes: ModuleScopes, module: nn.Module, args: Any, kwargs: Any) -> torch.Tensor | ScriptError:
+    """All floating-point outputs in eval mode, flat; the error where the model can't be called again."""
     try:
         with eval_mode(module):
             made = map(plain, tensors_in(module(*args, **kwargs)))
             outputs = [t.float().flatten().cpu() for t in made if t.is_floating_point()]
-    except (Exception, SystemExit):
-        return None
-    flat = torch.cat(outputs) if outputs else torch.empty(0)
-    return flat if flat.numel() else None
+    except (Exception, SystemExit) as error:
+        return replace(told(error), raised_in=scopes.raised_in)
+    return torch.cat(outputs) if outputs else torch.empty(0)

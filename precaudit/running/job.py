@@ -67,20 +67,29 @@ class RunSpec:
     gpus: tuple[str, ...] = ()
 
 
+_NO_MEMORY = ("out of memory", "defaultcpuallocator", "_alloc_failed", "unable to find an engine to execute")
 INTERNAL = "InternalError"
 """The type of an error that is precaudit's own, and no doing of the script's or a plan's."""
 
 
 @dataclass(frozen=True)
 class ScriptError:
-    """An exception that left the script: its type, message, full traceback, the last line of its own code, and the
-    operation that raised it under a plan, if one did."""
+    """An exception that left the script, or a model: its type, message, full traceback, the last line of the script's
+    own code, and the operation that raised it under a plan, if one did. `raised_in` is the innermost module whose
+    forward let it through, or that called the function `backward_of`, whose own backward pass did."""
 
     type: str
     message: str
     traceback: str
     location: Location | None = None
     op: str | None = None
+    raised_in: str | None = None
+    backward_of: str | None = None
+
+    @property
+    def is_lack_of_memory(self) -> bool:
+        text = self.message.lower()
+        return self.type in ("OutOfMemoryError", "MemoryError") or any(word in text for word in _NO_MEMORY)
 
 
 @dataclass(frozen=True)
@@ -89,7 +98,7 @@ class EndState:
 
     `moved` maps a buffer to the rms of its change since the first forward, 0 where that is less than float32 rounds
     off, and `learned` a parameter; `evaluations` maps a model to (finite, rms of its outputs); `samples` to a sample of
-    those outputs.
+    those outputs; `refused` to the error of a model that raised one instead.
     """
 
     parameters: tuple[str, ...] = ()
@@ -99,15 +108,15 @@ class EndState:
     optimizer_state: tuple[str, ...] = ()
     evaluations: Mapping[str, tuple[bool, float]] = field(default_factory=dict)
     samples: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    refused: Mapping[str, ScriptError] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class RunResult:
     """What one run showed. `losses` has one value a step; `streams` separates them by the line that called
-    backward; `raised_in` is the innermost module whose forward let the script's error through, or that called the
-    function `backward_of`, whose own backward pass did; `leftovers` are files that it read and an earlier run of the
-    job had written; `halves` are the operations (model, module, name) whose results were half in the probed steps; it
-    `crossed` a run beside it when it read one of that; `on_cuda` tells whether its models were there."""
+    backward; `leftovers` are files that it read and an earlier run of the job had written; `halves` are the operations
+    (model, module, name) whose results were half in the probed steps; it `crossed` a run beside it when it read one of
+    that; `on_cuda` tells whether its models were there."""
 
     label: str
     seed: int
@@ -130,8 +139,6 @@ class RunResult:
     seconds: float = 0.0
     baseline: Mapping[str, object] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
-    raised_in: str | None = None
-    backward_of: str | None = None
     observed: Any = None
     leftovers: tuple[str, ...] = ()
     crossed: bool = False

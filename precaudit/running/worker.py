@@ -4,30 +4,22 @@ from __future__ import annotations
 
 import sys
 import time
-import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
-from itertools import pairwise
-from pathlib import Path
 
 import torch
 
-import precaudit
 from precaudit.errors import PrecauditError
-from precaudit.instrument import events, scopes
-from precaudit.instrument.torchfunction import RAISED_BY
-from precaudit.model import Location
 from precaudit.running.assembly import Session, assemble, installed
 from precaudit.running.endstate import end_state
-from precaudit.running.job import INTERNAL, RunResult, RunSpec, ScriptError, Status
+from precaudit.running.job import RunResult, RunSpec, Status
 from precaudit.running.monitor import Stop
+from precaudit.running.scripterrors import script_error, told
 from precaudit.tracing.snapshot import snapshot
 
 Report = Callable[[RunResult], None]
 Leave = Callable[[RunResult], None]
-_PACKAGE = str(Path(precaudit.__file__).parent)
-_TELLERS = (events.__file__, scopes.__file__)
 _REPORT_SECONDS = 0.5
 _REPORT_SHARE = 0.02
 
@@ -45,22 +37,21 @@ def run(
     start = time.perf_counter()
 
     def settled(result: RunResult) -> RunResult:
-        if result.status == "failed":
+        if result.error is not None:
             # Before models answer once more, which enters them anew.
             where, function = session.functions.running or (session.scopes.raised_in, None)
-            result = replace(result, raised_in=where, backward_of=function)
+            result = replace(result, error=replace(result.error, raised_in=where, backward_of=function))
         try:
             return looked_at(result)
         except Exception:
             # After an assertion on a GPU nothing there can be read, and its error would stand for the script's.
             if result.status != "failed":
                 raise
-            names = ("status", "exit_code", "error", "raised_in", "backward_of")
-            return replace(reporter.latest, **{name: getattr(result, name) for name in names})
+            return replace(reporter.latest, status=result.status, exit_code=result.exit_code, error=result.error)
 
     def looked_at(result: RunResult) -> RunResult:
         ended = end_state(
-            session.names, session.optimizers.seen.values(), session.last_calls.calls, session.first_values
+            session.scopes, session.optimizers.seen.values(), session.last_calls.calls, session.first_values
         )
         if session.observer is not None and result.finished:
             result = replace(result, observed=session.observer.observe())
@@ -121,53 +112,10 @@ def execute(spec: RunSpec, code: Callable[[], None], stop: Stop) -> RunResult:
 
 def _unfinished(result: RunResult, error: BaseException) -> RunResult:
     if not isinstance(error, SystemExit):
-        told = internal_error(error) if _is_ours(error) else script_error(error)
-        return replace(result, status="failed", error=told)
+        return replace(result, status="failed", error=told(error))
     code = error.code if isinstance(error.code, int) else int(error.code is not None)
     status: Status = "failed" if code else "ended"
     return replace(result, status=status, exit_code=code, error=script_error(error) if code else None)
-
-
-def internal_error(error: BaseException) -> ScriptError:
-    why = f"precaudit itself failed, not the script ({type(error).__name__}: {error}); please report it"
-    trace = "".join(traceback.format_exception(error))
-    return ScriptError(INTERNAL, why, f"{trace}\n{why}")
-
-
-def _is_ours(error: BaseException) -> bool:
-    """Whether a listener raised it, which events and scopes call and which calls nothing of the script's."""
-    files = [frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__)]
-    return any(
-        caller in _TELLERS and called.startswith(_PACKAGE) and called not in _TELLERS
-        for caller, called in pairwise(files)
-    )
-
-
-def script_error(error: BaseException) -> ScriptError:
-    """The script's exception, and those behind it, with its own frames only: what precaudit adds is left out."""
-    told = traceback.TracebackException.from_exception(error)
-    _leave_out_ours(told)
-    own = list(told.stack)
-    outside = [f for f in own if "site-packages" not in f.filename and "<frozen" not in f.filename] or own
-    last = outside[-1] if outside else None
-    location = Location(last.filename, last.lineno or 0) if last else None
-    text = _in_words(error) or "".join(told.format())
-    return ScriptError(type(error).__name__, str(told), text, location, getattr(error, RAISED_BY, None))
-
-
-def _leave_out_ours(told: traceback.TracebackException) -> None:
-    told.stack[:] = [f for f in told.stack if not f.filename.startswith(_PACKAGE) and "importlib" not in f.filename]
-    for behind in (told.__cause__, told.__context__, *(told.exceptions or ())):
-        if behind is not None:
-            _leave_out_ours(behind)
-
-
-def _in_words(error: BaseException) -> str | None:
-    """What needs no traceback to be understood."""
-    if isinstance(error, SystemExit):
-        code = error.code
-        return f"the script exited with code {code}" if isinstance(code, int) else f"the script exited: {code}"
-    return str(error) if isinstance(error, PrecauditError) else None
 
 
 def _measured(result: RunResult, session: Session, seconds: float) -> RunResult:

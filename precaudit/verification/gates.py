@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
 from precaudit.model import Gate, Plan
-from precaudit.running.job import EndState, RunResult
+from precaudit.running.job import EndState, RunResult, ScriptError
 
 Pair = tuple[RunResult, RunResult]
 Check = Callable[[Sequence[Pair], Plan], Gate]
@@ -41,7 +41,19 @@ def _lost_evaluations(state: EndState) -> list[str]:
     return [model for model, (finite, _) in state.evaluations.items() if not finite]
 
 
+def refusals(pairs: Sequence[Pair]) -> Iterator[tuple[str, ScriptError]]:
+    """Models that can be called in eval mode in float32, and raise under the plan."""
+    for reference, candidate in pairs:
+        answered = reference.end_state.evaluations
+        yield from ((model, error) for model, error in candidate.end_state.refused.items() if model in answered)
+
+
 def evaluation(pairs: Sequence[Pair], plan: Plan) -> Gate:
+    for model, error in refusals(pairs):
+        first = error.message.partition("\n")[0]
+        if error.is_lack_of_memory:
+            return Gate("evaluation", True, f"not looked at: in eval mode {model} needs more memory than there is")
+        return Gate("evaluation", False, f"in eval mode {model} raises, which it does not in float32: {first}")
     if not any(run.end_state.evaluations for pair in pairs for run in pair):
         return Gate("evaluation", True, "not looked at: no model could be called again in eval mode")
     return _finite("evaluation", "outputs in eval mode", _lost_evaluations)(pairs, plan)

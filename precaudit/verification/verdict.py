@@ -63,7 +63,8 @@ def judge(runs: Runs, plan: Plan) -> Judgement:
         return replace(_undecided("inconclusive", reason, checked), cause="float32")
     for reference, candidate in pairs:
         if not candidate.finished:
-            where = f" in {candidate.backward_of}'s own backward pass, {_OUTSIDE}" if candidate.backward_of else ""
+            function = candidate.error.backward_of if candidate.error else None
+            where = f" in {function}'s own backward pass, {_OUTSIDE}" if function else ""
             return _undecided("fail", f"the script stopped at step {candidate.steps}{where}: {candidate.why}", checked)
         if (lost := statistics.diverged(reference.losses, candidate.losses)) is not None:
             return _undecided("fail", lost.detail, checked)

@@ -25,8 +25,7 @@ def fault(fqn, op, phase="forward"):
 
 
 def raised(fqn, op, message="boom"):
-    error = ScriptError("RuntimeError", message, message, Location("train.py", 9), op)
-    return RunResult("candidate-1", 0, "failed", error=error, raised_in=f"model:{fqn}")
+    return ScriptError("RuntimeError", message, message, Location("train.py", 9), op, f"model:{fqn}")
 
 
 def test_an_operation_between_children_moves_alone():
@@ -90,7 +89,7 @@ def test_the_operation_that_raised_runs_in_float32():
 def test_without_an_operation_the_module_that_raised():
     (found,) = _after_exception(PLAN, raised("block.lin", None), TRACE)
     assert (found.fqn, found.op, found.target) == ("block.lin", "", "float32")
-    assert _after_exception(PLAN, RunResult("candidate-1", 0, "failed"), TRACE) == []
+    assert _after_exception(PLAN, ScriptError("", "the script stopped", ""), TRACE) == []
 
 
 def test_a_module_that_raised_takes_what_is_inside_with_it():

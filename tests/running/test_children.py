@@ -11,7 +11,7 @@ import pytest
 
 from precaudit.running import children
 from precaudit.running.children import ChildRunner, _memory_was_taken
-from precaudit.running.job import Job, RunResult, RunSpec, ScriptError
+from precaudit.running.job import EndState, Job, RunResult, RunSpec, ScriptError
 
 BAD = Path(__file__).parents[1] / "scripts" / "bad"
 PROGRAM = """
@@ -210,6 +210,7 @@ def test_every_way_to_say_that_memory_is_gone(kind, message):
     failed = RunResult("reference", 0, "failed", error=ScriptError(kind, message, message))
     assert _memory_was_taken(failed)
     assert not _memory_was_taken(replace(failed, error=ScriptError("RuntimeError", "shape mismatch", "")))
+    assert _memory_was_taken(RunResult("reference", 0, "ended", end_state=EndState(refused={"net": failed.error})))
 
 
 def test_what_compiles_the_kernels_is_over_before_runs_are_forked():

@@ -44,7 +44,7 @@ class Unsliced(torch.Tensor):
 def test_outputs_of_a_library_s_own_kind():
     model, names = nn.Linear(3, 3), ModuleNames()
     call = (model, (torch.ones(2, 3).as_subclass(Unsliced),), {})
-    ended = end_state(names, [], {"model": call}, FirstValues())
+    ended = end_state(ModuleScopes(names), [], {"model": call}, FirstValues())
     assert ended.evaluations["model"][0]
     assert len(ended.samples["model"]) == 6
 
@@ -75,7 +75,7 @@ def test_the_rms_of_what_changed():
     with scopes.installed():
         for _ in range(3):
             model(torch.full((4, 8), 10.0))
-    moved = end_state(names, [], {}, first).moved
+    moved = end_state(ModuleScopes(names), [], {}, first).moved
     assert moved == {
         "0.mean": 1.5,
         "0.steady": 0.0,
@@ -94,7 +94,7 @@ def test_parameters_are_told_apart_from_buffers():
         model(torch.ones(4, 8))
     with torch.no_grad():
         model[0].weight += 0.5
-    ended = end_state(names, [], {}, first)
+    ended = end_state(ModuleScopes(names), [], {}, first)
     assert ended.learned == {
         "0.weight": pytest.approx(0.5),
         "0.bias": 0.0,

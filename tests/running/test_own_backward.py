@@ -91,7 +91,7 @@ def test_a_decorated_backward_pass_in_a_float32_module_is_float32():
 def test_a_backward_pass_that_raises_outside_of_autocast_is_traced_to_its_module():
     result = trained(Product)
     assert result.status == "failed"
-    assert (result.raised_in.partition(":")[2], result.backward_of) == ("1", "Product")
+    assert (result.error.raised_in.partition(":")[2], result.error.backward_of) == ("1", "Product")
     assert torch.overrides._get_current_function_mode_stack() == []
 
 
@@ -104,7 +104,7 @@ def test_the_mode_that_a_raising_backward_pass_ran_in_is_gone():
             raise ZeroDivisionError
 
     result = trained(Broken)
-    assert (result.error.type, result.backward_of) == ("ZeroDivisionError", "Broken")
+    assert (result.error.type, result.error.backward_of) == ("ZeroDivisionError", "Broken")
     assert torch.overrides._get_current_function_mode_stack() == []
 
 
@@ -115,7 +115,7 @@ def test_a_forward_that_raises_has_no_function_of_its_own():
             raise ZeroDivisionError
 
     result = trained(Broken)
-    assert (result.raised_in.partition(":")[2], result.backward_of) == ("1", None)
+    assert (result.error.raised_in.partition(":")[2], result.error.backward_of) == ("1", None)
 
 
 @pytest.mark.filterwarnings("ignore:User provided device_type of 'cuda'")

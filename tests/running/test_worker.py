@@ -178,8 +178,8 @@ def test_a_forward_that_raised_is_named():
 
     result = run(spec(), code)
     assert result.status == "failed"
-    assert result.raised_in == "model:1"
-    assert run(spec(), raises(ValueError("elsewhere"))).raised_in is None
+    assert result.error.raised_in == "model:1"
+    assert run(spec(), raises(ValueError("elsewhere"))).error.raised_in is None
 
 
 def test_our_own_errors_pass_through_where_nothing_was_measured():
@@ -541,6 +541,27 @@ def test_models_answer_their_last_batch_in_eval_mode():
     assert end.samples["model"] == pytest.approx(expected.flatten().tolist())
 
 
+class Whitened(nn.Linear):
+    def forward(self, x):
+        out = super().forward(x)
+        return out if self.training else out * torch.linalg.svd(out)[1].sum()
+
+
+def test_a_model_that_raises_in_eval_mode_alone_is_told_with_its_module_and_operation():
+    def code():
+        model = nn.Sequential(nn.Linear(4, 4), Whitened(4, 4))
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        while True:
+            model(torch.randn(2, 4)).sum().backward()
+            optimizer.step()
+
+    assert list(run(spec(), code).end_state.evaluations) == ["model"]
+    plan = Plan("bfloat16", {"": "bfloat16", "0": "bfloat16", "1": "bfloat16"})
+    end = run(spec(plan=plan), code).end_state
+    assert end.evaluations == {}
+    assert (end.refused["model"].raised_in, end.refused["model"].op) == ("model:1", "linalg_svd")
+
+
 # ---------------------------------------------------------------- gradient probes
 
 
@@ -627,7 +648,7 @@ def test_the_module_that_raised_is_told_though_another_model_answers_afterwards(
         lambda: train(forward=lambda model, x: mixing(x) + teacher(x)),
     )
     assert result.status == "failed"
-    assert result.raised_in == "mixing:"
+    assert result.error.raised_in == "mixing:"
     assert result.error.op == "index_add"
 
 

@@ -4,6 +4,7 @@ import pytest
 from run_samples import ended, falling, run
 
 from precaudit.model import LossScale, Plan
+from precaudit.running.job import ScriptError
 from precaudit.verification.gates import failed, gates
 
 LOSSES = falling()
@@ -85,6 +86,22 @@ def test_answers_in_eval_mode():
     assert results({"end_state": bad}) == {"evaluation": "non-finite outputs in eval mode: net"}
     assert results({"end_state": bad}, {"end_state": bad}) == {}
     assert results({"end_state": good}, {"end_state": bad}) == {}
+
+
+def test_a_model_that_raises_in_eval_mode_under_the_plan_alone():
+    error = ScriptError("RuntimeError", "not implemented for 'BFloat16'\nmore", "")
+    refused, answered = ended(refused={"net": error}), ended(evaluations={"net": (True, 1.0)})
+    detail = "in eval mode net raises, which it does not in float32: not implemented for 'BFloat16'"
+    assert results({"end_state": refused}, {"end_state": answered}) == {"evaluation": detail}
+    assert results({"end_state": refused}, {"end_state": refused}) == {}
+
+
+def test_an_evaluation_that_found_no_memory_is_not_called_finite():
+    refused = ended(refused={"net": ScriptError("OutOfMemoryError", "CUDA out of memory", "")})
+    answered = ended(evaluations={"net": (True, 1.0)})
+    pair = (run(LOSSES, end_state=answered), run(LOSSES, "candidate-1", end_state=refused))
+    (gate,) = (gate for gate in gates([pair], PLAN) if gate.name == "evaluation")
+    assert (gate.passed, gate.detail) == (True, "not looked at: in eval mode net needs more memory than there is")
 
 
 @pytest.mark.parametrize(
