@@ -31,6 +31,13 @@ ALLOWED = {
     | {"ownprecision"},
     "reporting": {"cache", "catalogue", "errors", "finding", "formats", "model"},
     "comparison": {"catalogue", "errors", "finding", "formats", "model", "reporting"},
+    "tensorcores": {"errors", "execution", "finding", "formats", "instrument", "model", "planning", "reporting"},
+    "measuring": {"execution", "instrument", "model", "ownprecision", "planning", "reporting", "running"}
+    | {"tensorcores"},
+    "profiling": {"errors", "finding", "formats", "measuring", "model", "planning", "reporting", "running"}
+    | {"tensorcores", "tracing", "verification"},
+    "checking": {"comparison", "errors", "execution", "finding", "formats", "instrument", "model", "planning"}
+    | {"profiling", "reporting", "running", "tensorcores", "tracing"},
 }
 """What a package may import when it is loaded; whatever isn't listed here knows everybody and nobody knows it."""
 

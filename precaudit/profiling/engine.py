@@ -11,7 +11,6 @@ from typing import Any
 
 from precaudit import __version__
 from precaudit.errors import ExitCode, PrecauditError
-from precaudit.measuring.stage import measure, trained_ops
 from precaudit.model import Execution, Plan, Report, Verification
 from precaudit.planning.planner import Choices, build_plan, default_format, fallback, without_loss_scale
 from precaudit.profiling.audit import Audit, Runner, chosen_formats, require_measurable, run_audit
@@ -19,6 +18,7 @@ from precaudit.profiling.bisect import contributions
 from precaudit.profiling.environment import environment
 from precaudit.profiling.findings import all_findings
 from precaudit.profiling.settings import Settings
+from precaudit.profiling.timing import measure, trained_ops
 from precaudit.profiling.trials import verify
 from precaudit.running.job import Job, RunResult, RunSpec
 from precaudit.tensorcores.eligibility import unreached_findings, with_flops

@@ -8,11 +8,11 @@ import torch
 
 from precaudit.measuring.program import Program, arms_for
 from precaudit.measuring.records import ARMS, Block, Feed, Observation, Profiled
-from precaudit.measuring.stage import measure, observe
 from precaudit.measuring.summary import performance
 from precaudit.model import Finding, Layer, Op, Plan, TensorCores, TensorRecord, TensorStats, TimeShare
 from precaudit.profiling.audit import Audit
 from precaudit.profiling.environment import environment
+from precaudit.profiling.timing import measure, observe
 from precaudit.running.job import Job, RunResult, ScriptError
 from precaudit.tensorcores.peaks import get_gpu
 from precaudit.tracing.records import Trace
