@@ -14,7 +14,7 @@ from torch.nn import utils
 
 from precaudit.instrument.events import TrainingListener
 from precaudit.instrument.names import ModuleNames
-from precaudit.instrument.torchfunction import map_tensors, stored
+from precaudit.instrument.torchfunction import map_tensors, stored, tensors_in
 from precaudit.model import Location
 from precaudit.tracing.ops import caller_location, line_of
 
@@ -26,10 +26,11 @@ Which = Callable[[torch.Tensor], bool]
 
 class ScaledGradients(TrainingListener):
     """Notes `settings["unscaled_loss"]`, `settings["clips_scaled"]`, `settings["steps_scaled"]`, where a scaled loss
-    adds to gradients that are unscaled already `settings["adds_scaled"]`, where another scaler unscales than the one
-    that scaled `settings["other_scaler"]`, and, where a script writes to gradients by itself before they are unscaled,
-    `settings["changes_scaled"]`, or `"unscales_twice"` where it may have unscaled them: whoever has asked for the scale
-    since the backward pass knows of it. A disabled scaler's calls say as much, so that a float32 run tells."""
+    adds to gradients that are unscaled already `settings["adds_scaled"]`, where a loss made of a scaled one is scaled
+    `settings["scales_twice"]`, where another scaler unscales than the one that scaled `settings["other_scaler"]`, and,
+    where a script writes to gradients by itself before they are unscaled, `settings["changes_scaled"]`, or
+    `"unscales_twice"` where it may have unscaled them: whoever has asked for the scale since the backward pass knows of
+    it. A disabled scaler's calls say as much, so that a float32 run tells."""
 
     def __init__(self, names: ModuleNames, settings: dict[str, object]) -> None:
         self._names, self._settings = names, settings
@@ -38,7 +39,7 @@ class ScaledGradients(TrainingListener):
         self._scalers: dict[int, Any] = {}
         self._unscaled: set[int] = set()
         self._arrived: Any = None
-        self._asked = self._asked_after = self._by_hand = self._in_scaler = False
+        self._asked = self._asked_after = self._by_hand = self._in_scaler = self._stepped = False
 
     @contextmanager
     def installed(self) -> Iterator[None]:
@@ -63,8 +64,11 @@ class ScaledGradients(TrainingListener):
 
     def _scaling(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def scale(scaler: Any, outputs: Any) -> Any:
-            scaled = original(scaler, outputs)
-            return map_tensors(partial(self._told, scaler), scaled) if self._concerned else scaled
+            if not self._concerned:
+                return original(scaler, outputs)
+            if not self._stepped and any(_is_made_of_scaled(loss) for loss in tensors_in(outputs)):
+                self._settings.setdefault("scales_twice", line_of(caller_location()))
+            return map_tensors(partial(self._told, scaler), original(scaler, outputs))
 
         return scale
 
@@ -74,6 +78,8 @@ class ScaledGradients(TrainingListener):
             return scaled
         scaled = scaled.view_as(scaled)
         scaled.register_hook(lambda gradient: setattr(self, "_arrived", scaler))
+        node: Any = scaled.grad_fn
+        node.metadata[_SCALED] = True
         return scaled
 
     def _asking(self, original: Callable[..., Any]) -> Callable[..., Any]:
@@ -151,7 +157,7 @@ class ScaledGradients(TrainingListener):
             self._note_scaled(_parameters(optimizer), "steps_scaled", type(optimizer).__name__)
 
     def step_ended(self, optimizer: Any) -> None:
-        self._asked = False
+        self._asked, self._stepped = False, True
         if optimizer is not None:
             self._unscaled.difference_update(map(id, _parameters(optimizer)))
 
@@ -181,6 +187,21 @@ class ScaledGradients(TrainingListener):
                 place = caller_location() if kind == _SCALED else kinds[kind]
                 self._settings[setting] = {**line_of(place), "function": function, "mixed": len(kinds) > 1}
                 return
+
+
+def _is_made_of_scaled(loss: torch.Tensor) -> bool:
+    """Walks the whole graph, which the first step is enough for."""
+    known: set[Any] = set()
+    waiting: list[Any] = [loss.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in known:
+            continue
+        if _SCALED in node.metadata:
+            return True
+        known.add(node)
+        waiting += [before for before, _ in node.next_functions]
+    return False
 
 
 def _parameters(optimizer: Any) -> list[torch.Tensor]:

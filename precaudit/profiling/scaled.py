@@ -41,6 +41,12 @@ CERTAIN: Mapping[str, _Told] = MappingProxyType(
             "has the loss scale in it, and the optimizer steps on that",
             "call scaler.unscale_(optimizer) once a step, after the last backward pass",
         ),
+        "scales_twice": _Told(
+            "PA506",
+            "the loss that scaler.scale gets here has the loss scale in it already: the scaler takes it out once, and "
+            "the optimizer steps on gradients that have it in them still",
+            "call scaler.scale(loss) once, where backward() is called on it",
+        ),
         "unscaled_loss": _Told(
             "PA508",
             "the backward pass of a loss that scaler.scale never saw; the scaler divides its gradients by the loss "

@@ -150,6 +150,26 @@ def test_a_scaled_loss_that_adds_to_unscaled_gradients_is_noted(early):
     assert ("adds_scaled" in settings(train)) is early
 
 
+def test_a_loss_that_is_scaled_again_is_noted():
+    def twice(scaler, loss):
+        return scaler.scale(scaler.scale(loss) / 2 + loss)
+
+    assert settings(in_turn(scaled, twice))["scales_twice"]["path"] == __file__
+    assert "scales_twice" not in settings(in_turn(twice, twice), enabled=False)
+
+    def summed(scaler, optimizers, losses):
+        (scaler.scale(losses[0]) + scaler.scale(losses[1])).backward()
+        scaler.step(optimizers[0])
+
+    def penalized(scaler, optimizers, losses):
+        weights = parameters_of(optimizers[1])
+        taken = torch.autograd.grad(scaler.scale(losses[0]), weights, create_graph=True)
+        scaler.scale(losses[1] + sum(each.square().sum() for each in taken) / scaler.get_scale() ** 2).backward()
+        scaler.step(optimizers[1])
+
+    assert not any("scales_twice" in settings(train) for train in (summed, penalized))
+
+
 def test_gradients_that_another_scaler_unscales_are_noted():
     def another(scaler, optimizer):
         torch.amp.GradScaler("cpu", init_scale=4.0).step(optimizer)
