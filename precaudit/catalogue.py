@@ -156,9 +156,9 @@ _PROFILE = (
     ),
     Rule(
         "PA309",
-        "the script's own casts lose small values",
-        "A script that strays from float32 casts values to float16, and more than a tenth become zero.",
-        "Keep them in float32, or scale them before the cast.",
+        "the script's own casts lose values",
+        "A script that strays from float32 casts values that become zero, or can't be told apart any more.",
+        "Keep them in float32, or scale or centre them before the cast.",
     ),
     Rule(
         "PA401",

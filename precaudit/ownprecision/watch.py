@@ -20,10 +20,10 @@ from precaudit.instrument.scopes import Frame
 from precaudit.instrument.torchfunction import Call, op_name, single_calls, stored, takes_lists, tensors_in
 from precaudit.ownprecision.additions import OwnSums
 from precaudit.ownprecision.baseline import called_by_precaudit
+from precaudit.ownprecision.casts import OwnCasts
 from precaudit.ownprecision.grad_scaler import FACTOR
 from precaudit.ownprecision.overflows import overflow, overwritten
 from precaudit.ownprecision.state import State, States, dtype_name, energy, is_plain
-from precaudit.ownprecision.vanishing import OwnZeros
 from precaudit.tracing.ops import caller_location
 
 _EXACT_INTEGERS = 2.0**24
@@ -50,7 +50,7 @@ class OwnLowPrecision(TorchFunctionMode, TrainingListener):
         """`current` says whose forward is running."""
         super().__init__()
         self._names, self._settings = names, settings
-        self._states, self._additions, self._zeros = States(names), OwnSums(current), OwnZeros()
+        self._states, self._additions, self._casts = States(names), OwnSums(current), OwnCasts()
         self._step = 0
         self._found: dict[tuple[str, str, int, str], dict[str, Any]] = {}
         self._sums: dict[int, _Sum] = {}
@@ -88,7 +88,7 @@ class OwnLowPrecision(TorchFunctionMode, TrainingListener):
     def _after(self, op: str, func: Any, args: Any, kwargs: Any, result: torch.Tensor, states: list[State]) -> None:
         self._look_for_integers(op, func, args, kwargs, result)
         self._additions.made(op, func, args, kwargs, result)
-        self._zeros.made(op, args, result)
+        self._casts.made(op, args, result)
         if op in _READS_ROWS and result.requires_grad:
             self._watch_rows(op, args, result)
         self._states.after(op, func, args, kwargs, result, states)
@@ -101,7 +101,7 @@ class OwnLowPrecision(TorchFunctionMode, TrainingListener):
         self._publish()
 
     def _publish(self) -> None:
-        kept = (self._states, self._additions, self._zeros)
+        kept = (self._states, self._additions, self._casts)
         self._settings["low"] = [*self._found.values(), *(entry for each in kept for entry in each.entries())]
 
     # ---------------------------------------------------------------- one operation

@@ -44,7 +44,7 @@ def of_as_written(audit: Audit, verification: Verification) -> list[Finding]:
     causes = [*_of_penalty(audit.reference, run), *_causes(run, "error" if detail and not found else "warning")]
     if detail and not causes:
         causes = _of_lost_gradients(run) or _of_vanished(run) or _of_additions(run)
-        causes = causes or of_scaled(audit.reference.baseline, LIKELY)[:1]
+        causes = causes or of_scaled(audit.reference.baseline, LIKELY)[:1] or _of_blurred(run)
     return [*found, *_of_difference(run, detail, bool(causes), audit.reference.baseline.get("autocast_at")), *causes]
 
 
@@ -127,6 +127,23 @@ def _of_vanished(run: RunResult) -> list[Finding]:
         )
         for entry in _seen(run)
         if entry["kind"] == "vanished" and entry["share"] > _MOST_VANISHED
+    ]
+
+
+def _of_blurred(run: RunResult) -> list[Finding]:
+    """PA309: casts to a format too coarse for how values differ, such as coordinates far from their origin."""
+    return [
+        finding(
+            "PA309",
+            "error",
+            f"{entry['dtype']} is too coarse for the values that are cast to it here: rounding moves them by "
+            f"{entry['lost']:.0%} of how far they lie apart, so what they differ by is lost",
+            "subtract what they have in common before the cast, or keep them in float32",
+            location=place_of(entry),
+            lost=entry["lost"],
+        )
+        for entry in _seen(run)
+        if entry["kind"] == "blurred" and entry["lost"] >= LOCAL_ERROR_LIMIT
     ]
 
 

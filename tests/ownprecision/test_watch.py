@@ -600,6 +600,25 @@ def test_values_that_a_cast_makes_zero_are_counted_by_line():
     assert copied["share"] == pytest.approx(2 / 3)
 
 
+def test_a_cast_that_is_too_coarse_for_how_values_differ_is_seen_by_line():
+    def code():
+        torch.manual_seed(1)
+        metres = torch.tensor([4123.25, 8201.75]) + torch.randn(64, 2)
+
+        def after_step(model):
+            metres.to(torch.bfloat16)
+            (metres - metres.mean(0)).to(torch.bfloat16), torch.full((8, 2), 8201.75).bfloat16()
+            torch.stack([metres[:, 0], torch.randn(64)], 1).half()
+
+        train(after_step=after_step)
+
+    whole, centred, column = seen(code, "blurred")
+    assert whole["lost"] > 0.9
+    assert centred["lost"] < 0.01
+    assert (column["dtype"], column["line"]) == ("float16", whole["line"] + 2)
+    assert 0.25 < column["lost"] < whole["lost"]
+
+
 def blend(average, new):
     average.mul_(0.99).add_(new, alpha=0.01)
 

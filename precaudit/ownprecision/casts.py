@@ -1,0 +1,68 @@
+"""What a script's own casts lose: values that float16 has no place for, and differences that a format is too coarse
+for, as bfloat16 is for coordinates of a few metres around 8000."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from precaudit.execution.rounding import HALVES
+from precaudit.instrument.torchfunction import tensors_in
+from precaudit.model import Location
+from precaudit.ownprecision.state import dtype_name
+from precaudit.tracing.ops import caller_location, line_of
+from precaudit.tracing.shadow import Energies
+
+_CASTS = frozenset("to half bfloat16 type type_as copy".split())
+
+
+@dataclass
+class _Cast:
+    """Of a line: values that were not zero and those that still are not; of their differences, what was lost."""
+
+    there: int = 0
+    kept: int = 0
+    differences: Energies = field(default_factory=Energies)
+
+
+class OwnCasts:
+    """Told of every operation with a low result; sums up by line and dtype."""
+
+    def __init__(self) -> None:
+        self._casts: dict[tuple[Location | None, str], _Cast] = defaultdict(_Cast)
+
+    def made(self, op: str, args: Any, result: torch.Tensor) -> None:
+        if op not in _CASTS or result.dtype not in HALVES:
+            return
+        for source in tensors_in(args):
+            if source.dtype in (torch.float32, torch.float64) and source.shape == result.shape:
+                cast = self._casts[caller_location(), dtype_name(result)]
+                cast.there += int(torch.count_nonzero(source))
+                cast.kept += int(torch.count_nonzero(result))
+                cast.differences += _lost_differences(source.detach(), result.detach())
+
+    def entries(self) -> list[dict[str, Any]]:
+        """One a line and kind, with the share that became zero of what was not, and of differences what was lost."""
+        casts = [({**line_of(place), "dtype": dtype}, cast) for (place, dtype), cast in self._casts.items()]
+        zeros = [
+            {"kind": "vanished", **where, "share": 1 - cast.kept / cast.there}
+            for where, cast in casts
+            if where["dtype"] == "float16" and cast.there > cast.kept
+        ]
+        blurred = [{"kind": "blurred", **where, "lost": cast.differences.relative} for where, cast in casts]
+        return [*zeros, *blurred]
+
+
+def _lost_differences(source: torch.Tensor, result: torch.Tensor) -> Energies:
+    """How far values are off, against their spread; averaged over columns, whose scales differ. A column of one value
+    has nothing to lose, and what has overflowed is told elsewhere."""
+    rows = [each.double().reshape(-1, each.shape[-1] if each.dim() > 1 else 1) for each in (source, result)]
+    if not len(rows[0]):
+        return Energies()
+    values, rounded = (each - each.mean(0) for each in rows)
+    spread, error = values.square().sum(0), (rounded - values).square().sum(0)
+    told = (spread > 0) & (spread + error).isfinite()
+    return Energies(float((error[told] / spread[told]).sum()), int(told.sum()))
