@@ -16,7 +16,7 @@ from precaudit.ownprecision.state import dtype_name
 from precaudit.tracing.ops import caller_location, line_of
 from precaudit.tracing.shadow import Energies
 
-_CASTS = frozenset("to half bfloat16 type type_as copy".split())
+CASTS = frozenset("to half bfloat16 type type_as copy".split())
 
 
 @dataclass
@@ -35,7 +35,7 @@ class OwnCasts:
         self._casts: dict[tuple[Location | None, str], _Cast] = defaultdict(_Cast)
 
     def made(self, op: str, args: Any, result: torch.Tensor) -> None:
-        if op not in _CASTS or result.dtype not in HALVES:
+        if op not in CASTS or result.dtype not in HALVES:
             return
         for source in tensors_in(args):
             if source.dtype in (torch.float32, torch.float64) and source.shape == result.shape:

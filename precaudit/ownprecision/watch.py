@@ -18,10 +18,10 @@ from precaudit.instrument.events import TrainingListener
 from precaudit.instrument.names import ModuleNames
 from precaudit.instrument.scopes import Frame
 from precaudit.instrument.torchfunction import Call, op_name, single_calls, stored, takes_lists, tensors_in
-from precaudit.ownprecision.additions import OwnSums
 from precaudit.ownprecision.baseline import called_by_precaudit
 from precaudit.ownprecision.casts import OwnCasts
 from precaudit.ownprecision.grad_scaler import FACTOR
+from precaudit.ownprecision.operations import OwnOperations
 from precaudit.ownprecision.overflows import overflow, overwritten
 from precaudit.ownprecision.state import State, States, dtype_name, energy, is_plain
 from precaudit.tracing.ops import caller_location
@@ -50,7 +50,7 @@ class OwnLowPrecision(TorchFunctionMode, TrainingListener):
         """`current` says whose forward is running."""
         super().__init__()
         self._names, self._settings = names, settings
-        self._states, self._additions, self._casts = States(names), OwnSums(current), OwnCasts()
+        self._states, self._operations, self._casts = States(names), OwnOperations(current), OwnCasts()
         self._step = 0
         self._found: dict[tuple[str, str, int, str], dict[str, Any]] = {}
         self._sums: dict[int, _Sum] = {}
@@ -87,7 +87,7 @@ class OwnLowPrecision(TorchFunctionMode, TrainingListener):
 
     def _after(self, op: str, func: Any, args: Any, kwargs: Any, result: torch.Tensor, states: list[State]) -> None:
         self._look_for_integers(op, func, args, kwargs, result)
-        self._additions.made(op, func, args, kwargs, result)
+        self._operations.made(op, func, args, kwargs, result)
         self._casts.made(op, args, result)
         if op in _READS_ROWS and result.requires_grad:
             self._watch_rows(op, args, result)
@@ -101,7 +101,7 @@ class OwnLowPrecision(TorchFunctionMode, TrainingListener):
         self._publish()
 
     def _publish(self) -> None:
-        kept = (self._states, self._additions, self._casts)
+        kept = (self._states, self._operations, self._casts)
         self._settings["low"] = [*self._found.values(), *(entry for each in kept for entry in each.entries())]
 
     # ---------------------------------------------------------------- one operation
@@ -233,7 +233,7 @@ class OwnLowPrecision(TorchFunctionMode, TrainingListener):
 
     def step_ended(self, optimizer: Any) -> None:
         self._states.step_ended()
-        self._additions.step_ended()
+        self._operations.step_ended()
         self._step += 1
         self._publish()
 

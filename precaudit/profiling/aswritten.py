@@ -7,11 +7,13 @@ from typing import Any
 
 from precaudit.finding import finding, place_of
 from precaudit.model import Finding, Location, Severity, Verification
+from precaudit.ownprecision.operations import ANGLES
 from precaudit.planning.rules import LOCAL_ERROR_LIMIT, OF_A_SUM
 from precaudit.profiling.audit import Audit
 from precaudit.profiling.scaled import CERTAIN, LIKELY, of_scaled
 from precaudit.reporting.words import plural
 from precaudit.running.job import RunResult
+from precaudit.tracing.shadow import ABSORBING
 from precaudit.verification.statistics import MARGIN_CAP, comparison_window, diverged, relative_differences
 
 _STRAYED = 10.0
@@ -24,7 +26,10 @@ _SUM_LIMIT = 0.01
 """A sum has lost addends when it is off by a tenth (rms)."""
 _MOST_VANISHED = 0.1
 """A cast has lost what it was given when more than this share of its values become zero."""
-_OF_WHAT = dict.fromkeys(("sin", "cos"), "its result, because its angle is rounded")
+_OF_WHAT = {
+    **dict.fromkeys(ABSORBING, OF_A_SUM),
+    **dict.fromkeys(ANGLES, "its result, because its angle is rounded"),
+}
 _FIX = "use the plan below instead of the script's own casts and scaler"
 
 Seen = Mapping[str, Any]
@@ -43,7 +48,7 @@ def of_as_written(audit: Audit, verification: Verification) -> list[Finding]:
     detail = _strays(audit.reference, run, verification.margin)
     causes = [*_of_penalty(audit.reference, run), *_causes(run, "error" if detail and not found else "warning")]
     if detail and not causes:
-        causes = _of_lost_gradients(run) or _of_vanished(run) or _of_additions(run)
+        causes = _of_lost_gradients(run) or _of_vanished(run) or _of_operations(run)
         causes = causes or of_scaled(audit.reference.baseline, LIKELY)[:1] or _of_blurred(run)
     return [*found, *_of_difference(run, detail, bool(causes), audit.reference.baseline.get("autocast_at")), *causes]
 
@@ -79,16 +84,16 @@ def _of_penalty(reference: RunResult, run: RunResult) -> list[Finding]:
     return [finding("PA507", "error", message, fix, location=place_of(place))]
 
 
-def _of_additions(run: RunResult) -> list[Finding]:
-    """PA106: additions that lose their smaller addend in the format that the script has them in, and sines of angles
-    that it can't tell."""
+def _of_operations(run: RunResult) -> list[Finding]:
+    """PA106: additions that lose their smaller addend in the format that the script has them in, sines of angles that
+    it can't tell, and what else loses its result outside of all modules."""
     lost = [entry for entry in _seen(run) if entry["kind"] == "absorbed" and entry["lost"] >= LOCAL_ERROR_LIMIT]
     return [
         finding(
             "PA106",
             "error",
             f"{entry['fqn'] + ': ' if entry['fqn'] else ''}{entry['op']} errs by {entry['lost']:.0%} of "
-            f"{_OF_WHAT.get(entry['op'], OF_A_SUM)}, in {entry['dtype']}, which the "
+            f"{_OF_WHAT.get(entry['op'], 'its result')}, in {entry['dtype']}, which the "
             "script chose itself",
             "keep this operation, and what is made for it, in float32",
             entry["fqn"] or None,

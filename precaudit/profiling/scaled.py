@@ -26,7 +26,7 @@ CERTAIN: Mapping[str, _Told] = MappingProxyType(
     {
         "clips_scaled": _Told(
             "PA502",
-            "{function} clips gradients before scaler.unscale_: they have the loss scale in them, and its limit does not",
+            "{function} clips gradients before scaler.unscale_: they have the loss scale in them, its limit has not",
             "call scaler.unscale_(optimizer) before clipping",
         ),
         "steps_scaled": _Told(

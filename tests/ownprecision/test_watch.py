@@ -370,6 +370,20 @@ def test_sums_that_absorb_their_addends_are_told_by_module_and_line(dtype):
     assert [(entry["fqn"], entry["path"]) for entry in lost] == [("", __file__)] * (dtype == torch.bfloat16)
 
 
+@pytest.mark.parametrize(("size", "told"), [(1e-6, ["matmul"]), (1.0, [])], ids=["underflows", "fits"])
+def test_what_an_operation_loses_is_told_outside_of_all_modules(size, told):
+    """As in an optimizer's step inside autocast; inside of modules the audit looks."""
+
+    def after_step(model):
+        gradient = size * torch.randn(16, 16, generator=torch.Generator().manual_seed(0))
+        with torch.autocast("cpu", torch.float16):
+            gradient @ gradient.T
+
+    written = {"precision": "as-written", "execution": "emulated", "neutralize": False}
+    entries = seen(lambda: train(after_step=after_step), "absorbed", steps=10, **written)
+    assert [entry["op"] for entry in entries if entry["lost"] > 0.25] == told
+
+
 @pytest.mark.parametrize(
     ("angles", "told"),
     [

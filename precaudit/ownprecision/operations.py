@@ -1,5 +1,5 @@
-"""Additions in a script's own low precision that absorb their smaller addend, and angles that it can't tell, whether in
-a module or not."""
+"""What operations lose in a script's own low precision: additions their smaller addend, sines their angle, and, outside
+of all modules, where no audit looks, such as in an optimizer's step inside autocast, any operation its result."""
 
 from __future__ import annotations
 
@@ -11,18 +11,19 @@ import torch
 from precaudit.instrument.scopes import Frame
 from precaudit.instrument.torchfunction import tensors_in
 from precaudit.model import Location
+from precaudit.ownprecision.casts import CASTS
 from precaudit.ownprecision.state import dtype_name
 from precaudit.tracing.ops import caller_location, line_of
 from precaudit.tracing.shadow import ABSORBING, Energies, local_errors, repeatable, smaller_addend
 
 _EVERY = 8
-"""Sums are looked at in one step of so many: it takes as long as the step itself."""
+"""They are looked at in one step of so many: it takes as long as the step itself."""
 
 
 ANGLES = frozenset({"sin", "cos"})
 
 
-class OwnSums:
+class OwnOperations:
     """Told of every operation with a low result, and when a step has ended."""
 
     def __init__(self, current: Callable[[], Frame | None]) -> None:
@@ -33,9 +34,10 @@ class OwnSums:
     def made(self, op: str, func: Any, args: Any, kwargs: Any, result: torch.Tensor) -> None:
         if op in ANGLES and not self._step % _EVERY:
             self._note(op, result, _blurred(args[0], result))
-        if op not in ABSORBING or self._step % _EVERY or not repeatable(op, func, kwargs):
+        outside = self._current() is None and op not in CASTS | ANGLES
+        if self._step % _EVERY or not (outside or op in ABSORBING) or not repeatable(op, func, kwargs):
             return
-        if not smaller_addend(tensors_in(args), result):
+        if op in ABSORBING and not smaller_addend(tensors_in(args), result):
             return  # such a call would hide what others of the same line lose
         for energies in local_errors(op, func, args, kwargs, (dtype_name(result),)).values():
             self._note(op, result, energies)
