@@ -239,6 +239,12 @@ _PROFILE = (
         "Open autocast anew in every step, around the forward pass and the loss alone.",
     ),
     Rule(
+        "PA510",
+        "the loss scale begins anew",
+        "The script makes a new GradScaler in every step, whose scale therefore never adapts.",
+        "Make one GradScaler, before the training loop.",
+    ),
+    Rule(
         "PA601",
         "a trial changed the plan",
         "Training under the first plan went wrong here, and the repair is in the plan.",

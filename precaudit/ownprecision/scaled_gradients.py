@@ -30,7 +30,8 @@ class ScaledGradients(TrainingListener):
     `settings["scales_twice"]`, where another scaler unscales than the one that scaled `settings["other_scaler"]`, and,
     where a script writes to gradients by itself before they are unscaled, `settings["changes_scaled"]`, or
     `"unscales_twice"` where it may have unscaled them: whoever has asked for the scale since the backward pass knows of
-    it. A disabled scaler's calls say as much, so that a float32 run tells."""
+    it. `settings["made_anew"]` says where a scaler is made in step after step. A disabled scaler's calls say as much,
+    so that a float32 run tells."""
 
     def __init__(self, names: ModuleNames, settings: dict[str, object]) -> None:
         self._names, self._settings = names, settings
@@ -39,13 +40,16 @@ class ScaledGradients(TrainingListener):
         self._scalers: dict[int, Any] = {}
         self._unscaled: set[int] = set()
         self._arrived: Any = None
-        self._asked = self._asked_after = self._by_hand = self._in_scaler = self._stepped = False
+        self._asked = self._asked_after = self._by_hand = self._in_scaler = False
+        self._steps = 0
+        self._made_at = -1
 
     @contextmanager
     def installed(self) -> Iterator[None]:
         scaler = torch.amp.GradScaler
         with ExitStack() as stack:
             for name, watched in (
+                ("__init__", self._making),
                 ("scale", self._scaling),
                 ("get_scale", self._asking),
                 ("unscale_", self._unscaling),
@@ -62,11 +66,20 @@ class ScaledGradients(TrainingListener):
 
     # ---- the scaler
 
+    def _making(self, original: Callable[..., None]) -> Callable[..., None]:
+        def __init__(scaler: Any, *args: Any, **kwargs: Any) -> None:
+            original(scaler, *args, **kwargs)
+            if self._concerned and 0 <= self._made_at == self._steps - 1:
+                self._settings.setdefault("made_anew", line_of(caller_location()))
+            self._made_at = self._steps
+
+        return __init__
+
     def _scaling(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def scale(scaler: Any, outputs: Any) -> Any:
             if not self._concerned:
                 return original(scaler, outputs)
-            if not self._stepped and any(_is_made_of_scaled(loss) for loss in tensors_in(outputs)):
+            if not self._steps and any(_is_made_of_scaled(loss) for loss in tensors_in(outputs)):
                 self._settings.setdefault("scales_twice", line_of(caller_location()))
             return map_tensors(partial(self._told, scaler), original(scaler, outputs))
 
@@ -157,7 +170,8 @@ class ScaledGradients(TrainingListener):
             self._note_scaled(_parameters(optimizer), "steps_scaled", type(optimizer).__name__)
 
     def step_ended(self, optimizer: Any) -> None:
-        self._asked, self._stepped = False, True
+        self._asked = False
+        self._steps += 1
         if optimizer is not None:
             self._unscaled.difference_update(map(id, _parameters(optimizer)))
 

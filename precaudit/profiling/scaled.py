@@ -59,6 +59,12 @@ CERTAIN: Mapping[str, _Told] = MappingProxyType(
 """Each of them an error wherever it is seen."""
 LIKELY: Mapping[str, _Told] = MappingProxyType(
     {
+        "made_anew": _Told(
+            "PA510",
+            "a new GradScaler is made here in every step: its loss scale begins anew each time, and where gradients "
+            "overflow at it, it never becomes less",
+            "make one GradScaler, before the training loop",
+        ),
         "other_scaler": _Told(
             "PA508",
             "another GradScaler than the one that scaled the loss unscales the gradients here, before {function} "

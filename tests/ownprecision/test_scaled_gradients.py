@@ -150,6 +150,21 @@ def test_a_scaled_loss_that_adds_to_unscaled_gradients_is_noted(early):
     assert ("adds_scaled" in settings(train)) is early
 
 
+@pytest.mark.parametrize(("steps", "noted"), [({0}, False), ({0, 1}, True), ({0, 2}, False)])
+def test_a_scaler_that_is_made_in_every_step_is_noted(steps, noted):
+    """One that is made in the first step, or in some, is no matter."""
+    step = iter(range(3))
+
+    def train(scaler, optimizers, losses):
+        if next(step) in steps:
+            scaler = torch.amp.GradScaler("cpu")
+        scaler.scale(sum(losses)).backward()
+        scaler.step(optimizers[0])
+
+    found = settings(train).get("made_anew")
+    assert found == ({"path": __file__, "line": found["line"]} if noted else None)
+
+
 def test_a_loss_that_is_scaled_again_is_noted():
     def twice(scaler, loss):
         return scaler.scale(scaler.scale(loss) / 2 + loss)

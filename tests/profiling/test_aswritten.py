@@ -99,7 +99,13 @@ def test_casts_that_are_too_coarse_explain_a_script_that_strays():
 
 
 @pytest.mark.parametrize(
-    ("noted", "rule"), [("changes_scaled", "PA502"), ("unscales_twice", "PA508"), ("other_scaler", "PA508")]
+    ("noted", "rule"),
+    [
+        ("changes_scaled", "PA502"),
+        ("unscales_twice", "PA508"),
+        ("other_scaler", "PA508"),
+        ("made_anew", "PA510"),
+    ],
 )
 def test_what_a_script_does_to_scaled_gradients_explains_one_that_strays(noted, rule):
     seen = {noted: {"path": "train.py", "line": 9, "function": "SGD", "mixed": False}}
