@@ -7,10 +7,11 @@ from typing import Any
 
 from precaudit.finding import finding, place_of
 from precaudit.model import Finding, Location, Severity, Verification
+from precaudit.ownprecision.changes import depends_on_scale
 from precaudit.ownprecision.operations import ANGLES
 from precaudit.planning.rules import LOCAL_ERROR_LIMIT, OF_A_SUM
 from precaudit.profiling.audit import Audit
-from precaudit.profiling.scaled import CERTAIN, LIKELY, of_scaled
+from precaudit.profiling.scaled import CERTAIN, CHANGES, LIKELY, of_scaled
 from precaudit.reporting.words import plural
 from precaudit.running.job import RunResult
 from precaudit.tracing.shadow import ABSORBING
@@ -43,13 +44,17 @@ def of_as_written(audit: Audit, verification: Verification) -> list[Finding]:
     run = audit.as_written
     if run is None:
         return found
+    depends = depends_on_scale(audit.reference.baseline, run.baseline)
+    if depends and "clips_scaled" not in audit.reference.baseline:
+        found += of_scaled(audit.reference.baseline, CHANGES)
     if not run.finished:
         return [*found, _of_stop(run), *_causes(run, "warning")]
     detail = _strays(audit.reference, run, verification.margin)
     causes = [*_of_penalty(audit.reference, run), *_causes(run, "error" if detail and not found else "warning")]
     if detail and not causes:
         causes = _of_lost_gradients(run) or _of_vanished(run) or _of_operations(run)
-        causes = causes or of_scaled(audit.reference.baseline, LIKELY)[:1] or _of_blurred(run)
+        likely = {**LIKELY, **CHANGES} if depends is None else LIKELY
+        causes = causes or of_scaled(audit.reference.baseline, likely)[:1] or _of_blurred(run)
     return [*found, *_of_difference(run, detail, bool(causes), audit.reference.baseline.get("autocast_at")), *causes]
 
 

@@ -71,6 +71,11 @@ LIKELY: Mapping[str, _Told] = MappingProxyType(
             "steps: they are divided by a scale that is not theirs",
             "use one GradScaler for all losses and optimizers, and call its update() once a step",
         ),
+    }
+)
+"""The cause where a script strays and nothing else explains it; the likeliest first."""
+CHANGES: Mapping[str, _Told] = MappingProxyType(
+    {
         "unscales_twice": _Told(
             "PA508",
             "the script asks for the loss scale and changes gradients by itself, before the scaler unscales them here: "
@@ -85,7 +90,7 @@ LIKELY: Mapping[str, _Told] = MappingProxyType(
         ),
     }
 )
-"""The cause where a script strays and nothing else explains it; the likeliest first."""
+"""Errors where the change is another one with the loss scale than without; likely causes where that is unknown."""
 
 
 def of_scaled(baseline: Mapping[str, Any], kinds: Mapping[str, _Told]) -> list[Finding]:

@@ -19,6 +19,7 @@ from precaudit.instrument.functions import OwnBackward
 from precaudit.instrument.names import ModuleNames
 from precaudit.instrument.scopes import ModuleScopes, ScopeListener
 from precaudit.ownprecision.baseline import Baseline, CastWatch, eager_only, float32_only
+from precaudit.ownprecision.changes import GradientChanges
 from precaudit.ownprecision.grad_scaler import OwnScaler
 from precaudit.ownprecision.regions import OwnRegions
 from precaudit.ownprecision.scaled_gradients import ScaledGradients
@@ -58,6 +59,7 @@ class Session:
     probe: GradientProbe | None
     own_low: OwnLowPrecision | None
     scaled: ScaledGradients | None
+    changes: GradientChanges | None
     optimizers: Optimizers
     first_values: FirstValues
     last_calls: LastCalls
@@ -86,8 +88,9 @@ def assemble(spec: RunSpec, progress: Callable[[int, float], None], stop: Stop) 
     if spec.audited and spec.plan is None:
         scaled, stale = ScaledGradients(names, baseline.settings), StaleCasts(baseline)
         scopes.listeners.append(stale)
+    changes = GradientChanges(names, baseline.settings) if scaled or spec.precision == "as-written" else None
     monitor = Monitor(events, spec.job.steps, progress, stop)
-    listeners = (scaler, tracer, probe, own_low, scaled, stale, optimizers, monitor)
+    listeners = (scaler, tracer, probe, own_low, scaled, changes, stale, optimizers, monitor)
     events.listeners = [listener for listener in listeners if listener is not None]
     return Session(
         names=names,
@@ -101,6 +104,7 @@ def assemble(spec: RunSpec, progress: Callable[[int, float], None], stop: Stop) 
         probe=probe,
         own_low=own_low,
         scaled=scaled,
+        changes=changes,
         optimizers=optimizers,
         first_values=first_values,
         last_calls=last_calls,
@@ -150,8 +154,9 @@ def installed(session: Session, spec: RunSpec) -> Iterator[None]:
         stack.enter_context(_precision(session.baseline, spec))
         if session.own_low is not None:
             stack.enter_context(session.own_low)
-        if session.scaled is not None:
-            stack.enter_context(session.scaled.installed())
+        for watching in (session.scaled, session.changes):
+            if watching is not None:
+                stack.enter_context(watching.installed())
         stack.enter_context(session.scopes.installed())
         stack.enter_context(session.functions.installed())
         stack.enter_context(session.events.installed())

@@ -114,6 +114,20 @@ def test_what_a_script_does_to_scaled_gradients_explains_one_that_strays(noted, 
     assert rule not in [each.rule for each in told(seen=seen)]
 
 
+@pytest.mark.parametrize(("noted", "rule"), [("changes_scaled", "PA502"), ("unscales_twice", "PA508")])
+@pytest.mark.parametrize(
+    ("without", "scaled", "certain"), [(0.3, 1e-5, True), (0.0, 0.9, True), (0.3, 0.4, False), (0.0, 0.0, False)]
+)
+def test_a_change_of_gradients_that_depends_on_the_loss_scale_is_an_error_where_nothing_strays(
+    noted, rule, without, scaled, certain
+):
+    seen = {noted: {"path": "train.py", "line": 9, "function": "SGD", "mixed": False}, "changed_by": [without]}
+    assert [each.rule for each in told(seen=seen, noted={"changed_by": [scaled]})] == [rule] * certain
+    strays = told(tuple(2 * loss for loss in LOSSES), seen=seen, noted={"changed_by": [scaled]})
+    assert (rule in [each.rule for each in strays]) is certain
+    assert told(seen={**seen, "clips_scaled": seen[noted]}, noted={"changed_by": [scaled]})[1:] == []
+
+
 def test_a_sine_of_rounded_angles_explains_one_that_strays():
     _, cause = told(tuple(2 * loss for loss in LOSSES), low=[{**absorbed("", 0.4), "op": "sin"}])
     assert (cause.rule, cause.op) == ("PA106", "sin")

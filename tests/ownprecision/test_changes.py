@@ -1,0 +1,66 @@
+"""What a script does to its gradients before its scaler unscales them, with the loss scale in them and without."""
+
+import os
+
+import pytest
+import torch
+from torch import nn
+
+from precaudit.ownprecision.changes import depends_on_scale
+from precaudit.running.job import Job, RunSpec
+from precaudit.running.worker import run
+
+
+def decayed(scaler, parameter):
+    parameter.grad.add_(parameter.detach(), alpha=0.1)
+
+
+def decayed_by_the_scale(scaler, parameter):
+    parameter.grad.add_(parameter.detach(), alpha=0.1 * scaler.get_scale())
+
+
+def centred(scaler, parameter):
+    parameter.grad.sub_(parameter.grad.mean(-1, keepdim=True))
+
+
+def divided(scaler, parameter):
+    parameter.grad.div_(scaler.get_scale())
+
+
+def untouched(scaler, parameter):
+    pass
+
+
+def settings(change, **spec):
+    def code():
+        torch.manual_seed(0)
+        model = nn.Linear(8, 8)
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+        for _ in range(50):
+            optimizer.zero_grad()
+            scaler.scale(model(torch.randn(32, 8)).square().mean()).backward()
+            for parameter in model.parameters():
+                change(scaler, parameter)
+            scaler.step(optimizer)
+            scaler.update(2.0**10)
+
+    result = run(RunSpec(Job("script", "train.py", (), os.getcwd(), 6), "x", **spec), code)
+    assert result.error is None
+    return result.baseline
+
+
+@pytest.mark.parametrize(
+    ("change", "depends"),
+    [(decayed, True), (divided, True), (decayed_by_the_scale, False), (centred, False), (untouched, False)],
+)
+def test_whether_a_change_depends_on_the_loss_scale_is_measured(change, depends):
+    """In the first step whose gradients are finite."""
+    without = settings(change, audited=frozenset({0}))
+    assert depends_on_scale(without, settings(change, precision="as-written")) is depends
+
+
+def test_where_no_scaler_steps_no_change_is_known():
+    assert depends_on_scale({}, {"changed_by": [0.1]}) is None
+    assert depends_on_scale({"changed_by": [0.1]}, {"changed_by": []}) is None
+    assert depends_on_scale({"changed_by": [None]}, {"changed_by": [0.1]}) is None
