@@ -18,6 +18,9 @@ from precaudit.tracing.shadow import Energies
 
 CASTS = frozenset("to half bfloat16 type type_as copy".split())
 
+_ROWS = 4096
+"""So many of a large tensor tell."""
+
 
 @dataclass
 class _Cast:
@@ -59,10 +62,11 @@ class OwnCasts:
 def _lost_differences(source: torch.Tensor, result: torch.Tensor) -> Energies:
     """How far values are off, against their spread; averaged over columns, whose scales differ. A column of one value
     has nothing to lose, and what has overflowed is told elsewhere."""
-    rows = [each.double().reshape(-1, each.shape[-1] if each.dim() > 1 else 1) for each in (source, result)]
-    if not len(rows[0]):
+    if not source.numel():
         return Energies()
-    values, rounded = (each - each.mean(0) for each in rows)
+    rows = [each.reshape(-1, each.shape[-1] if each.dim() > 1 else 1) for each in (source, result)]
+    some = [each[:: len(each) // _ROWS | 1].double() for each in rows]
+    values, rounded = (each - each.mean(0) for each in some)
     spread, error = values.square().sum(0), (rounded - values).square().sum(0)
     told = (spread > 0) & (spread + error).isfinite()
     return Energies(float((error[told] / spread[told]).sum()), int(told.sum()))
