@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
+from collections import deque
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import partial
-from types import TracebackType
+from itertools import takewhile
+from types import FrameType, TracebackType
 from typing import Any, Literal
 
 import torch
@@ -36,11 +39,12 @@ class _Place:
 
 class _Running(threading.local):
     """The forwards that a thread is in: `torch.nn.DataParallel` and servers call one model from several. A copy of
-    the model, or a process that it is sent to, is in none."""
+    the model, or a process that it is sent to, is in none. `call` is the outermost one's own."""
 
     def __init__(self) -> None:
         self.frames: list[Frame] = []
         self.places: list[_Place] = []
+        self.call: FrameType | None = None
 
     def __reduce__(self) -> Any:
         return _Running, ()
@@ -90,6 +94,10 @@ class Applied:
 
     @torch.compiler.disable
     def _open(self, place: _Place, module: nn.Module) -> None:
+        if self._running.places and self._running.places[0].number == place.number and not self._is_inside_itself():
+            self._unwind()
+        if not self._running.frames:
+            self._running.call = _call()
         frame = Frame(module, place.name, self._running.frames[-1].root if self._running.frames else None)
         self._running.frames.append(frame)
         self._running.places.append(place)
@@ -104,16 +112,26 @@ class Applied:
         while self._running.places.pop().number != place.number:
             self._listener.left(self._running.frames.pop(), None)
         result = self._listener.left(self._running.frames.pop(), output)
+        if not self._running.frames:
+            self._running.call = None
         return output if place.name.fqn and in_backward() else result
+
+    def _is_inside_itself(self) -> bool:
+        """Whether the outermost forward, which is called again, still runs: torch calls no hook after an interrupt."""
+        return any(frame is self._running.call for frame in _stack())
+
+    def _unwind(self) -> None:
+        self._running.places.clear()
+        while self._running.frames:
+            self._listener.left(self._running.frames.pop(), None)
+        self._running.call = None
 
     def remove(self) -> None:
         """Take every hook off the model, and end forwards that an interrupt cut short; safe to call twice."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-        self._running.places.clear()
-        while self._running.frames:
-            self._listener.left(self._running.frames.pop(), None)
+        self._unwind()
         if self._products:
             self._products.__exit__()
             self._products = None
@@ -151,6 +169,20 @@ def apply(
     first = next(iter(model.parameters()), None)
     on_cuda = first is not None and first.device.type == "cuda"
     return Applied(model, fitted, native=execution == "native" or (execution == "auto" and on_cuda))
+
+
+def _stack() -> Iterator[FrameType]:
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        yield frame
+        frame = frame.f_back
+
+
+def _call() -> FrameType | None:
+    """The outermost of torch's and our own frames since somebody called the model: it lives as long as that call."""
+    ours = ("torch", "precaudit")
+    inside = takewhile(lambda frame: frame.f_globals.get("__name__", "").partition(".")[0] in ours, _stack())
+    return next(iter(deque(inside, maxlen=1)), None)
 
 
 def _index(kinds: list[ScopeFormat], scope: ScopeFormat) -> int:

@@ -126,6 +126,25 @@ def test_a_forward_that_raises_leaves_nothing(error, execution):
     assert not torch.is_autocast_enabled("cpu")
 
 
+@pytest.mark.parametrize("execution", ["emulated", "native"])
+def test_the_next_call_ends_a_forward_that_an_interrupt_cut_short(execution):
+    interrupts = [KeyboardInterrupt]
+
+    def function(model, x):
+        if interrupts:
+            raise interrupts.pop()
+        return model.lin(x)
+
+    model = nn.Sequential(nn.Linear(4, 4), Inside(function))
+    handle = apply(model, plan_for(model, "bfloat16"), execution=execution)
+    with pytest.raises(KeyboardInterrupt):
+        model(X)
+    assert model(X).dtype == torch.float32
+    assert handle.current is None
+    assert modes() == []
+    assert not torch.is_autocast_enabled("cpu")
+
+
 def test_an_applied_model_can_be_collected():
     model = small()
     apply(model, plan_for(model, "bfloat16"))
