@@ -157,11 +157,12 @@ class ModuleNames:
         return name
 
     def add_model(self, model: nn.Module, variable: str) -> str:
-        """Name the tree under `model`; returns the model's unique name.
+        """Name the tree under `model`; returns the model's unique name, which it keeps when it has got new modules.
 
         What belongs to a model outside the tree keeps its name: a slice of a Sequential owns nothing.
         """
-        unique = self._unique(model, variable)
+        met = self._names.get(model)
+        unique = met.model if met and self.model(met.model) is model else self._unique(model, variable)
         self._models[unique] = ref(model)
         self.on_cuda = self.on_cuda or any(parameter.device.type == "cuda" for parameter in model.parameters())
         tree = fqns_of(model)

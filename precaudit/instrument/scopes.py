@@ -9,6 +9,7 @@ from contextlib import ExitStack, contextmanager
 from functools import partial, wraps
 from types import FrameType
 from typing import Any, Protocol
+from weakref import ref
 
 import torch
 from torch import nn
@@ -93,7 +94,8 @@ class ModuleScopes:
     def __init__(self, names: ModuleNames, only: nn.Module | None = None) -> None:
         """`only` limits the scopes to one model's modules; by default every module counts."""
         self.names = names
-        self._only = None if only is None else WeakIdKeyDictionary(dict.fromkeys(only.modules()))
+        self._only = None if only is None else ref(only)
+        self._counted = WeakIdKeyDictionary()
         self.listeners: list[ScopeListener] = []
         self.raised_in: str | None = None
         self.bypassed: dict[ModuleName, tuple[str, int]] = {}
@@ -166,7 +168,7 @@ class ModuleScopes:
         return resumed
 
     def _enter(self, module: nn.Module, args: Any) -> None:
-        if self._only is not None and module not in self._only:
+        if not self._counts(module):
             return
         frames = self._stack.frames
         if frames and self._is_passing(module):
@@ -179,6 +181,14 @@ class ModuleScopes:
         frames.append(frame)
         for listener in self.listeners:
             listener.entered(frame)
+
+    def _counts(self, module: nn.Module) -> bool:
+        if self._only is None:
+            return True
+        if module not in self._counted:
+            model = self._only()
+            self._counted[module] = model is not None and any(inner is module for inner in model.modules())
+        return bool(self._counted[module])
 
     def _noting_births(self, original: Callable[..., None]) -> Callable[..., None]:
         @wraps(original)
@@ -197,8 +207,7 @@ class ModuleScopes:
     def _note_bypassed(self, module: nn.Module) -> None:
         """No forward is known to run; one of an owner of `module` among the callers was called by its name."""
         for owner, caller in _running_forwards():
-            tracked = self._only is None or owner in self._only
-            if tracked and owner is not module and any(inner is module for inner in owner.modules()):
+            if self._counts(owner) and owner is not module and any(inner is module for inner in owner.modules()):
                 place = caller.f_code.co_filename, caller.f_lineno
                 self.bypassed.setdefault(self.names.of(owner), place)
 

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from precaudit.instrument.events import TrainingEvents, TrainingListener
-from precaudit.instrument.names import ModuleNames
+from precaudit.instrument.names import ModuleNames, fqns_of
 from precaudit.instrument.patches import Shared, wrapped
 from precaudit.instrument.scopes import ModuleScopes
 from precaudit.instrument.torchfunction import tensors_in
@@ -46,7 +46,7 @@ class Auditing(TrainingListener):
     """
 
     def __init__(self, model: nn.Module, optimizers: Sequence[Any], every: int, formats: tuple[str, ...] = ()) -> None:
-        self.name = type(model).__name__
+        self.name = type([module for module, fqn in fqns_of(model).items() if not fqn][-1]).__name__
         self.names = ModuleNames()
         self.names.add_model(model, "model")
         held = [parameter for optimizer in optimizers for parameter in _parameters_of(optimizer)]

@@ -127,6 +127,26 @@ def test_other_models_are_no_business_of_ours():
     assert {each.fqn for each in auditing.trace().layers} == {"0", "1", "2"}
 
 
+def test_a_part_that_is_exchanged_is_audited_as_the_model_s():
+    model, optimizer = make()
+    auditing = Auditing(model, [optimizer], 1)
+    auditing.start()
+    try:
+        trained(model, optimizer)
+        model[2] = nn.Sequential(nn.Linear(4, 2), nn.Linear(2, 1))
+        trained(model, torch.optim.Adam(model.parameters(), lr=0.01))
+    finally:
+        auditing.stop()
+    trace = auditing.trace()
+    assert trace.models == ("model",)
+    assert {layer.fqn for layer in trace.layers} >= {"0", "2", "2.0", "2.1"}
+
+
+def test_an_audit_is_called_after_the_model_that_was_wrapped():
+    model = make()[0]
+    assert Auditing(torch.compile(model), (), 1).name == Auditing(model, (), 1).name == "Sequential"
+
+
 def test_without_an_optimizer_a_backward_pass_is_a_step():
     model = nn.Linear(4, 1)
     auditing = Auditing(model, [], 1)
