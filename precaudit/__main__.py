@@ -43,9 +43,18 @@ def _run(argv: Sequence[str] | None) -> int:
     except ImportError as error:
         print(f"precaudit: {cannot_import(error)}", file=sys.stderr)
         return int(ExitCode.USAGE)
+    except OSError as error:
+        print(f"precaudit: {_unusable(error)}", file=sys.stderr)
+        return int(ExitCode.USAGE)
     except KeyboardInterrupt:
         print("precaudit: interrupted", file=sys.stderr)
         return 130
+
+
+def _unusable(error: OSError) -> str:
+    """Of a path that can't even be looked at; only the current folder is looked up without a name."""
+    unnamed = "the current folder" if isinstance(error, FileNotFoundError) else "the operating system"
+    return f"{error.filename or unnamed}: {error.strerror or error}"
 
 
 if __name__ == "__main__":

@@ -31,6 +31,8 @@ from precaudit.running.untouched import Keeper, put_back, store_beside
 
 RunProgress = Callable[[RunSpec, RunResult], None]
 _GRACE_SECONDS = 20.0
+_NOTICE_SECONDS = 0.2
+"""Until the system tells of an end."""
 _LAST_WORDS = 20  # lines
 SIGNALS = frozenset((signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
 
@@ -125,7 +127,7 @@ class ChildRunner:
             place = next(place for place in count() if place not in self._living.values())
             spec = replace(spec, gpus=_beginning_at(self._gpus, place))
             process = self._context.Process(target=_child, args=(spec, sender))
-            process.start()
+            self._fork(process, spec)
             self._living[process] = place
         sender.close()
         try:
@@ -137,6 +139,15 @@ class ChildRunner:
                 self._put_back()
                 self._gate.notify_all()
             receiver.close()
+
+    def _fork(self, process: Any, spec: RunSpec) -> None:
+        """A server that is killed before it answers, as for want of memory, is no end of the work: another starts."""
+        try:
+            process.start()
+        except (EOFError, OSError):
+            time.sleep(_NOTICE_SECONDS)
+            self.start(spec.job)
+            process.start()
 
     def _may_start(self) -> bool:
         """No run is to find what another has written."""

@@ -38,6 +38,20 @@ def test_a_folder_stands_for_its_report(path, capsys):
     assert "a folder without report.json" in capsys.readouterr().err
 
 
+def test_a_path_that_can_not_be_looked_at(path, capsys):
+    assert main(["report", str(path), "-o", f"{'n' * 300}.html"]) == 2
+    assert "n.html: File name too long" in capsys.readouterr().err
+
+
+def test_a_current_folder_that_is_gone(path, capsys, monkeypatch):
+    gone = path.parent / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    assert main(["profile", str(path)]) == 2
+    assert "the current folder: No such file or directory" in capsys.readouterr().err
+
+
 def test_force_color(path, capsys, monkeypatch):
     monkeypatch.delenv("NO_COLOR", raising=False)
     monkeypatch.setenv("FORCE_COLOR", "1")

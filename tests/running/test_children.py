@@ -1,10 +1,14 @@
 """Children of a program: it needs no main guard, and none of it runs again in them."""
 
 import operator
+import os
+import signal
 import socket
 import subprocess
 import sys
+import threading
 from dataclasses import replace
+from multiprocessing import forkserver
 from pathlib import Path
 
 import pytest
@@ -224,3 +228,16 @@ import precaudit.running.preload
 """
     found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=120)
     assert found.stdout.split() == ["apart", "here"]
+
+
+def test_a_server_that_is_killed_is_replaced(tmp_path):
+    script = tmp_path / "empty.py"
+    script.touch()
+    spec = RunSpec(Job("script", str(script), (), str(tmp_path), 2), "reference")
+    runner = ChildRunner(tmp_path / "script.log")
+    runner.start(spec.job)
+    server = forkserver._forkserver._forkserver_pid
+    os.kill(server, signal.SIGSTOP)  # it takes no request any more
+    threading.Timer(0.5, os.kill, (server, signal.SIGKILL)).start()
+    assert runner(spec).status == "ended"
+    assert forkserver._forkserver._forkserver_pid != server
