@@ -168,7 +168,12 @@ def apply(
     fitted = fit_plan(model, resolved)
     first = next(iter(model.parameters()), None)
     on_cuda = first is not None and first.device.type == "cuda"
-    return Applied(model, fitted, native=execution == "native" or (execution == "auto" and on_cuda))
+    return put_on(model, fitted, execution == "native" or (execution == "auto" and on_cuda))
+
+
+def put_on(model: nn.Module, plan: Plan, native: bool) -> Applied:
+    """What a profile stands in for: a plan that a script applies is its own precision, as its autocast is."""
+    return Applied(model, plan, native)
 
 
 def _stack() -> Iterator[FrameType]:

@@ -36,7 +36,7 @@ class Report:
 
     @property
     def own_precision(self) -> Mapping[str, Any]:
-        """What the script asks for itself: its autocast's dtype, its GradScaler, its casts."""
+        """What the script asks for itself: its autocast's dtype, its GradScaler, its casts, a plan."""
         own = self.job.get("baseline")
         return own if isinstance(own, Mapping) else {}
 

@@ -14,9 +14,11 @@ import torch
 from torch.amp.autocast_mode import autocast
 from torch.overrides import TorchFunctionMode
 
+from precaudit.execution import apply as applying
+from precaudit.execution.apply import Applied
 from precaudit.execution.loss_scaling import SCALED
 from precaudit.instrument.torchfunction import map_tensors
-from precaudit.model import Location
+from precaudit.model import Location, Plan
 from precaudit.tracing.ops import caller_location, line_of
 
 _LOW = {torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2}
@@ -58,7 +60,8 @@ class _Region(NamedTuple):
 
 
 class Baseline:
-    """What the script asked for: `settings` has its autocast dtype and GradScaler arguments, when it has any."""
+    """What the script asked for: `settings` has its autocast dtype, its GradScaler's arguments and the default of a
+    plan that it applies, when it has any."""
 
     def __init__(self, in_forward: Callable[[], bool] = lambda: True) -> None:
         """`in_forward` says whether a module's forward is running."""
@@ -94,8 +97,9 @@ class Baseline:
 
     @contextmanager
     def neutralized(self) -> Iterator[None]:
-        """autocast regions do nothing and GradScalers are disabled until the block ends."""
+        """autocast regions and plans do nothing and GradScalers are disabled until the block ends."""
         with ExitStack() as stack:
+            stack.enter_context(mock.patch.object(applying, "put_on", self._applied(applying.put_on)))
             stack.enter_context(mock.patch.object(autocast, "__init__", keeping_what_is_asked(autocast.__init__)))
             stack.enter_context(mock.patch.object(autocast, "__enter__", self._entered(autocast.__enter__)))
             stack.enter_context(mock.patch.object(autocast, "__exit__", self._left(autocast.__exit__)))
@@ -139,6 +143,15 @@ class Baseline:
                 self._regions.pop()
 
         return __exit__
+
+    def _applied(self, original: Callable[..., Applied]) -> Callable[..., Applied]:
+        def put_on(model: torch.nn.Module, plan: Plan, native: bool) -> Applied:
+            self.settings["plan"] = plan.default
+            handle = original(model, plan, native)
+            handle.remove()
+            return handle
+
+        return put_on
 
     def _scaler_created(self, original: Callable[..., None]) -> Callable[..., None]:
         def __init__(scaler: Any, device: str = "cuda", *args: Any, **kwargs: Any) -> None:

@@ -206,12 +206,15 @@ def _exit_code(audit: Audit, plan: Plan, verification: Verification, settings: S
     return ExitCode.OK if verified else ExitCode.FINDING
 
 
+_OWN = {"autocast": "autocast", "plan": "plan", "grad_scaler": "GradScaler"}
+
+
 def _job_facts(job: Job, settings: Settings, audit: Audit, formats: Sequence[str], target: Gpu) -> dict[str, Any]:
     run = audit.reference
     notes = list(run.notes)
     if run.status == "ended" and run.steps < job.steps:
         notes.append(f"the script ended after {run.steps} of {job.steps} steps; everything refers to those")
-    own = [name for key, name in (("autocast", "autocast"), ("grad_scaler", "GradScaler")) if key in run.baseline]
+    own = [name for key, name in _OWN.items() if key in run.baseline]
     if own:
         were = "were" if len(own) > 1 else "was"
         notes.append(f"the script's own {' and '.join(own)} {were} off in the float32 runs and under the plan")

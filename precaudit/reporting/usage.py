@@ -26,7 +26,7 @@ def paste_lines(report: Report, plan: Path = DEFAULT_PLAN) -> list[str]:
     ]
     if report.plan.loss_scale.mode != "none":
         lines += _of_a_library(report) or ["scaler = plan.grad_scaler()", *LOOP]
-    if report.own_precision.keys() & {"autocast", "grad_scaler"}:
+    if report.own_precision.keys() & {"autocast", "plan", "grad_scaler"}:
         lines.append("# in place of the script's own mixed precision: it was off where the plan was tried")
     return lines
 

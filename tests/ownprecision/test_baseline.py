@@ -5,7 +5,9 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+import precaudit
 from precaudit.instrument.names import ModuleNames
+from precaudit.model import Plan
 from precaudit.ownprecision.baseline import Baseline, CastWatch, Float32Mode, eager_only, float32_only
 from precaudit.ownprecision.watch import OwnLowPrecision
 from precaudit.tracing.parameters import absorbed_update
@@ -41,6 +43,18 @@ def test_a_region_does_nothing_and_is_noted(name):
         assert not baseline.in_island()
     assert baseline.settings["autocast"] == dtype
     assert baseline.settings["autocast_at"]["path"] == __file__
+
+
+def test_a_plan_that_the_script_applies_does_nothing():
+    model, x = torch.nn.Linear(4, 4), torch.rand(2, 4)
+    expected, baseline = model(x), Baseline()
+    with baseline.neutralized():
+        handle = precaudit.apply(model, Plan("bfloat16", {"": "bfloat16"}))
+        assert torch.equal(model(x), expected)
+        handle.remove()
+    assert baseline.settings == {"plan": "bfloat16"}
+    with precaudit.apply(model, Plan("bfloat16", {"": "bfloat16"})):
+        assert not torch.equal(model(x), expected)
 
 
 @NO_CUDA

@@ -16,6 +16,7 @@ from precaudit.tracing.records import Trace
         ({}, []),
         ({"autocast": "bfloat16"}, ["the script's own autocast was off"]),
         ({"autocast": "float16", "grad_scaler": {}}, ["the script's own autocast and GradScaler were off"]),
+        ({"plan": "bfloat16"}, ["the script's own plan was off"]),
     ],
 )
 def test_what_was_off_is_named_and_nothing_else(baseline, notes):
