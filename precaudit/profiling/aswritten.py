@@ -27,6 +27,8 @@ _SUM_LIMIT = 0.01
 """A sum has lost addends when it is off by a tenth (rms)."""
 _MOST_VANISHED = 0.1
 """A cast has lost what it was given when more than this share of its values become zero."""
+_MOST_BLURRED = 0.1
+"""A cast has lost what values differ by when rounding moves them by more than this share of their spread (rms)."""
 _OF_WHAT = {
     **dict.fromkeys(ABSORBING, OF_A_SUM),
     **dict.fromkeys(ANGLES, "its result, because its angle is rounded"),
@@ -153,7 +155,7 @@ def _of_blurred(run: RunResult) -> list[Finding]:
             lost=entry["lost"],
         )
         for entry in _seen(run)
-        if entry["kind"] == "blurred" and entry["lost"] >= LOCAL_ERROR_LIMIT
+        if entry["kind"] == "blurred" and entry["lost"] > _MOST_BLURRED
     ]
 
 

@@ -60,7 +60,9 @@ def _first_wrong(references: Mapping[int, RunResult], candidates: Mapping[int, R
             return seed, lost.step
     if skipped := {seed: run.skipped[-1] for seed, run in candidates.items() if run.skipped}:
         return max(skipped.items(), key=lambda item: item[1])
-    return next(((seed, run.steps - 1) for seed, run in candidates.items() if _ended_badly(run)), None)
+    ended = ((seed, run) for seed, run in candidates.items() if _ended_badly(run))
+    own = (each for each in ended if each[0] not in references or not _ended_badly(references[each[0]]))
+    return next(((seed, run.steps - 1) for seed, run in own), None)
 
 
 def _ended_badly(run: RunResult) -> bool:

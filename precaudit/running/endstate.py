@@ -137,13 +137,12 @@ def end_state(
     )
 
 
-@torch.no_grad()
 def _evaluate(scopes: ModuleScopes, module: nn.Module, args: Any, kwargs: Any) -> torch.Tensor | ScriptError:
     """All floating-point outputs in eval mode, flat; the error where the model can't be called again."""
     try:
         with eval_mode(module):
             made = map(plain, tensors_in(module(*args, **kwargs)))
-            outputs = [t.float().flatten().cpu() for t in made if t.is_floating_point()]
+            outputs = [t.detach().float().flatten().cpu() for t in made if t.is_floating_point()]
     except (Exception, SystemExit) as error:
         return replace(told(error), raised_in=scopes.raised_in)
     return torch.cat(outputs) if outputs else torch.empty(0)

@@ -50,9 +50,10 @@ def run(
             return replace(reporter.latest, status=result.status, exit_code=result.exit_code, error=result.error)
 
     def looked_at(result: RunResult) -> RunResult:
-        ended = end_state(
-            session.scopes, session.optimizers.seen.values(), session.last_calls.calls, session.first_values
-        )
+        with torch.set_grad_enabled(spec.watch_from is not None):  # without gradients the tracer looks away
+            ended = end_state(
+                session.scopes, session.optimizers.seen.values(), session.last_calls.calls, session.first_values
+            )
         if session.observer is not None and result.finished:
             result = replace(result, observed=session.observer.observe())
         return replace(_measured(result, session, time.perf_counter() - start), end_state=ended)

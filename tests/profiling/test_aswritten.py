@@ -91,7 +91,7 @@ def test_casts_that_lose_small_values_explain_a_script_that_strays():
 
 def test_casts_that_are_too_coarse_explain_a_script_that_strays():
     facts = {"kind": "blurred", "path": "train.py", "dtype": "bfloat16"}
-    low = [{**facts, "line": 20, "lost": 0.9}, {**facts, "line": 21, "lost": 0.1}]
+    low = [{**facts, "line": 20, "lost": 0.9}, {**facts, "line": 21, "lost": 0.05}]
     _, cause = told(tuple(2 * loss for loss in LOSSES), low=low)
     assert (cause.rule, cause.location) == ("PA309", Location("train.py", 20))
     assert cause.message.startswith("bfloat16 is too coarse for the values that are cast to it here")

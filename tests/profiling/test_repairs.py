@@ -180,6 +180,7 @@ def test_the_run_that_went_wrong_is_the_one_to_look_at_again():
     bad = replace(ran(0).end_state, buffers=("mean",))
     assert _first_wrong(references, {0: ran(0, end_state=bad), 1: ran(1)}) == (0, 19)
     assert _first_wrong(references, {0: ran(0), 1: ran(1)}) is None
+    assert _first_wrong({**references, 0: ran(0, end_state=bad)}, {0: ran(0, end_state=bad), 1: ran(1)}) is None
 
 
 @pytest.mark.parametrize(

@@ -333,6 +333,27 @@ def test_the_first_layer_to_overflow_is_watched():
     assert (fault.fqn, fault.op, fault.step, fault.phase) == ("0", "linear", 0, "forward")
 
 
+class Sharpened(nn.Module):
+    def forward(self, x):
+        return x if self.training else x * 1e6
+
+
+def test_an_overflow_in_eval_mode_is_watched_too():
+    plan = Plan("float16", {**dict.fromkeys(BRAIN.modules, "float16"), "3": "float16"})
+
+    def sharpened():
+        model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1), Sharpened())
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        for _ in range(20):
+            optimizer.zero_grad()
+            (model(torch.ones(8, 4)) - 1).square().mean().backward()
+            optimizer.step()
+
+    result = run(spec(plan=plan, watch_from=0), sharpened)
+    (fault,) = result.trace.faults
+    assert (fault.fqn, fault.op, fault.phase) == ("3", "mul", "forward")
+
+
 def test_rounded_initial_weights_are_a_slightly_other_start():
     def distance(name):
         losses = run(spec(perturbed=name), train).losses
