@@ -17,7 +17,7 @@ from precaudit.histograms.memory import in_transform
 from precaudit.instrument.events import TrainingListener
 from precaudit.instrument.names import ModuleNames
 from precaudit.instrument.scopes import Frame
-from precaudit.instrument.torchfunction import Call, op_name, single_calls, stored, takes_lists, tensors_in
+from precaudit.instrument.torchfunction import Call, op_name, single_calls, stored, takes_lists, tensors_in, writes
 from precaudit.ownprecision.baseline import called_by_precaudit
 from precaudit.ownprecision.casts import OwnCasts
 from precaudit.ownprecision.grad_scaler import FACTOR
@@ -56,6 +56,7 @@ class OwnLowPrecision(TorchFunctionMode, TrainingListener):
         self._sums: dict[int, _Sum] = {}
         self._summed: set[int] = set()
         self._scale = 0.0
+        self._stepping = False
 
     # ---------------------------------------------------------------- operations
 
@@ -79,6 +80,8 @@ class OwnLowPrecision(TorchFunctionMode, TrainingListener):
     def _made(self, call: Call, result: torch.Tensor, states: list[State], before: torch.Tensor | None) -> None:
         func, args, kwargs = call
         self._states.made(args, kwargs, result)
+        if isinstance(result, torch.nn.Parameter) and writes(func, kwargs):
+            self._look_for_lost_weight(op_name(func), args, kwargs, result)
         if result.dtype in HALVES and is_plain(result):
             # What can't run once more in float32 tells nothing; the script goes on.
             with torch.no_grad(), suppress(RuntimeError, TypeError, ValueError):
@@ -129,6 +132,14 @@ class OwnLowPrecision(TorchFunctionMode, TrainingListener):
     def _look_for_overflow(self, call: Call, result: torch.Tensor, before: torch.Tensor | None) -> None:
         if not self._overflowed and (top := overflow(op_name(call[0]), *call, result, before)) is not None:
             self._note("overflow", dtype=dtype_name(result), op=op_name(call[0]), amax=top, step=self._step)
+
+    def _look_for_lost_weight(self, op: str, args: Any, kwargs: Any, weight: torch.Tensor) -> None:
+        """What a script adds to a weight by itself, such as a step to its worst neighbour, no scaler skips."""
+        if self._stepping or any(kind == "weights" for kind, *_ in self._found):
+            return
+        added = [t for t in tensors_in((args[1:], kwargs)) if t.is_floating_point()]
+        if not all(bool(t.isfinite().all()) for t in added):
+            self._note("weights", fqn=self._states.module_of(weight), op=op, step=self._step)
 
     @property
     def _overflowed(self) -> bool:
@@ -204,6 +215,7 @@ class OwnLowPrecision(TorchFunctionMode, TrainingListener):
         self._note("lost", fqn=fqn.rpartition(".")[0], **facts)
 
     def step_starts(self, optimizer: Any) -> None:
+        self._stepping = True
         self._compare_sums()
         if optimizer is None:
             return
@@ -232,6 +244,7 @@ class OwnLowPrecision(TorchFunctionMode, TrainingListener):
         self._sums.clear()
 
     def step_ended(self, optimizer: Any) -> None:
+        self._stepping = False
         self._states.step_ended()
         self._operations.step_ended()
         self._step += 1

@@ -304,6 +304,18 @@ def _steps(entry: Seen, severity: Severity) -> Finding:
     return finding("PA504", "error", message, fix, entry["fqn"] or None, step=entry["step"])
 
 
+def _weights(entry: Seen, severity: Severity) -> Finding:
+    """PA504: a write to a weight by the script itself, with values that are not finite."""
+    message = (
+        f"at step {entry['step']} the script itself puts non-finite values into weights ({entry['op']}): what it makes "
+        "of gradients that overflowed is no step of an optimizer, and no scaler skips it"
+    )
+    fix = "look whether the gradients are finite before they are used, or begin with a lower loss scale"
+    return finding(
+        "PA504", "error", message, fix, entry["fqn"] or None, entry["op"], place_of(entry), step=entry["step"]
+    )
+
+
 def _runaway(entry: Seen, severity: Severity) -> Finding:
     """PA505: a loss scale that the script raises without end."""
     message = (
@@ -323,6 +335,7 @@ _DESCRIBED: dict[str, Callable[[Seen, Severity], Finding | None]] = {
     "integers": _integers,
     "overflow": _overflow,
     "steps": _steps,
+    "weights": _weights,
     "runaway": _runaway,
 }
 

@@ -660,3 +660,17 @@ def test_an_average_that_is_updated_in_some_steps_alone(update, dtype, found):
     entries = seen(code, "state", steps=80)
     assert bool(entries) is found
     assert all(entry["lost"] > 0.2 for entry in entries)
+
+
+@pytest.mark.parametrize(("growth", "told"), [(float("nan"), True), (1e-3, False)])
+def test_weights_that_the_script_itself_makes_non_finite_are_told(growth, told):
+    """As a climb to the worst neighbour does, of gradients that overflowed; what an optimizer writes is its own."""
+
+    def before_step(model):
+        with torch.no_grad():
+            model[2].weight.add_(growth * model[2].weight.grad)
+
+    entries = seen(lambda: train(before_step=before_step), "weights", steps=3)
+    assert [(entry["fqn"], entry["op"], entry["step"], entry["path"]) for entry in entries] == (
+        [("2", "add", 0, __file__)] if told else []
+    )

@@ -80,6 +80,12 @@ def test_gradients_that_overflow_explain_a_script_that_strays():
     assert told(low=[{"kind": "lost", **facts}]) == []
 
 
+def test_weights_that_the_script_itself_loses_explain_one_that_strays():
+    facts = {"path": "train.py", "line": 8, "fqn": "body.0", "op": "add", "step": 3}
+    _, cause = told((), "ended", low=[{"kind": "weights", **facts}])
+    assert (cause.rule, cause.fqn, cause.op, cause.location) == ("PA504", "body.0", "add", Location("train.py", 8))
+
+
 def test_casts_that_lose_small_values_explain_a_script_that_strays():
     facts = {"kind": "vanished", "path": "train.py", "line": 20}
     low = [{**facts, "share": 0.4}, {**facts, "line": 21, "share": 0.01}]
