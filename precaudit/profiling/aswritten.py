@@ -51,7 +51,7 @@ def of_as_written(audit: Audit, verification: Verification) -> list[Finding]:
         found += of_scaled(audit.reference.baseline, CHANGES)
     if not run.finished:
         return [*found, _of_stop(run), *_causes(run, "warning")]
-    detail = _strays(audit.reference, run, verification.margin)
+    detail = _strays(audit.reference, run, _limit(verification))
     causes = [*_of_penalty(audit.reference, run), *_causes(run, "error" if detail and not found else "warning")]
     if detail and not causes:
         causes = _of_lost_gradients(run) or _of_vanished(run) or _of_operations(run)
@@ -300,7 +300,7 @@ def _steps(entry: Seen, severity: Severity) -> Finding:
         f"at step {entry['step']} the optimizer steps on non-finite gradients ({entry['parameters']} parameters): what "
         "overflows under the script's own precision and loss scale is checked by nothing"
     )
-    fix = "use torch.amp.GradScaler, which skips such steps, or check the gradients themselves"
+    fix = "let scaler.step(optimizer) of a GradScaler take the step, which skips such ones, or check the gradients"
     return finding("PA504", "error", message, fix, entry["fqn"] or None, step=entry["step"])
 
 
@@ -340,8 +340,15 @@ _DESCRIBED: dict[str, Callable[[Seen, Severity], Finding | None]] = {
 }
 
 
-def _strays(reference: RunResult, run: RunResult, margin: float | None) -> str | None:
-    """How the script as written differs from float32, where it does by far more than the margin."""
+def _limit(verification: Verification) -> float:
+    """Many margins, or, where pairs of runs were seen to part further by chance, what one of them may."""
+    lower, upper = verification.difference.lower, verification.difference.upper
+    spread = 0.0 if lower is None or upper is None else upper - lower
+    return max(_STRAYED * (verification.margin or MARGIN_CAP), spread * len(verification.seeds) ** 0.5)
+
+
+def _strays(reference: RunResult, run: RunResult, limit: float) -> str | None:
+    """How the script as written differs from float32, where it does by more than this."""
     if (lost := diverged(reference.losses, run.losses)) is not None:
         return lost.detail
     if run.status == "ended" and run.steps < (1 - _MOST_SKIPPED) * reference.steps:
@@ -354,5 +361,4 @@ def _strays(reference: RunResult, run: RunResult, margin: float | None) -> str |
         return None
     window = comparison_window(steps, steps)
     difference = float(relative_differences([reference.losses], [run.losses], window)[0])
-    limit = _STRAYED * (margin or MARGIN_CAP)
     return f"its loss ends {difference:+.1%} from float32's" if abs(difference) > limit else None

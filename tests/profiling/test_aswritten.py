@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from precaudit.model import Layer, Location, Plan, TensorRecord, TensorStats, Verification
+from precaudit.model import Difference, Layer, Location, Plan, TensorRecord, TensorStats, Verification
 from precaudit.profiling.aswritten import of_as_written
 from precaudit.profiling.audit import Audit, run_audit
 from precaudit.profiling.findings import all_findings
@@ -19,18 +19,31 @@ LOSSES = tuple(1.0 - step / 100 for step in range(80))
 CASTS = [{"path": "train.py", "line": 3, "dtype": "bfloat16"}]
 
 
-def told(losses=LOSSES, status="stopped", low=(), noted=(), seen=(), **fields):
+PASSED = Verification("pass", "emulated")
+
+
+def told(losses=LOSSES, status="stopped", low=(), noted=(), seen=(), verification=PASSED, **fields):
     baseline = {"casts": CASTS, "low": list(low), **dict(noted)}
     written = RunResult("as-written", 0, status, len(losses), losses=losses, baseline=baseline, **fields)
     reference = RunResult("reference", 0, "stopped", len(LOSSES), losses=LOSSES, baseline=dict(seen))
     audit = Audit(Job("script", "train.py", (), ".", 80), reference, Trace(), as_written=written)
-    return of_as_written(audit, Verification("pass", "emulated"))
+    return of_as_written(audit, verification)
 
 
 def test_a_script_that_strays_is_an_error():
     (found,) = told(tuple(2 * loss for loss in LOSSES))
     assert (found.rule, found.severity) == ("PA501", "error")
     assert "doesn't train like float32" in found.message
+
+
+def test_one_pair_may_differ_as_far_as_pairs_were_seen_to():
+    seeds = tuple(range(8))
+    wide = Verification("inconclusive", "emulated", 0.01, seeds, difference=Difference(0.003, -0.029, 0.035))
+    narrow = replace(wide, difference=Difference(0.0, -0.004, 0.004))
+    fewer = tuple(0.86 * loss for loss in LOSSES)
+    assert told(fewer, verification=wide) == []
+    assert [each.rule for each in told(fewer, verification=narrow)] == ["PA501"]
+    assert [each.rule for each in told(tuple(2 * loss for loss in LOSSES), verification=wide)] == ["PA501"]
 
 
 def test_a_script_that_skips_its_steps_does_not_train():
