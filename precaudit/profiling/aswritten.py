@@ -21,6 +21,8 @@ _STRAYED = 10.0
 """One pair shows a difference, not its spread: only one this many margins wide is called an error."""
 _MOST_SKIPPED = 0.5
 """A script that skips more than this share of its steps (an unlucky scaler skips its first dozen) is not training."""
+_UNLUCKY, _WASTED = 24, 0.3
+"""A scaler that finds its scale skips no more steps than this; one that skips more, and such a share, does not."""
 _STATE_LIMIT = 0.2
 """A state has lost its changes when this share of their energy is rounding."""
 _SUM_LIMIT = 0.01
@@ -340,6 +342,14 @@ _DESCRIBED: dict[str, Callable[[Seen, Severity], Finding | None]] = {
 }
 
 
+def _skipped(reference: RunResult, run: RunResult) -> int:
+    """Optimizer steps that a scaler skipped, by the backward passes that they had; 0 where they were few."""
+    if not (reference.steps and reference.backward_calls):
+        return 0
+    skipped = round(run.backward_calls * reference.steps / reference.backward_calls) - run.steps
+    return skipped if skipped > max(_UNLUCKY, _WASTED * (skipped + run.steps)) else 0
+
+
 def _limit(verification: Verification) -> float:
     """Many margins, or, where pairs of runs were seen to part further by chance, what one of them may."""
     lower, upper = verification.difference.lower, verification.difference.upper
@@ -356,6 +366,8 @@ def _strays(reference: RunResult, run: RunResult, limit: float) -> str | None:
             f"it takes {run.steps} optimizer steps until its end, and {reference.steps} or more in float32: the others "
             "are skipped, by its scaler or by itself"
         )
+    if "grad_scaler" in reference.baseline and (skipped := _skipped(reference, run)):
+        return f"its scaler skips {skipped} of {skipped + run.steps} optimizer steps"
     steps = min(len(run.losses), len(reference.losses))
     if not steps:
         return None

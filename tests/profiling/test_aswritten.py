@@ -36,6 +36,21 @@ def test_a_script_that_strays_is_an_error():
     assert "doesn't train like float32" in found.message
 
 
+@pytest.mark.parametrize(("passes", "strays"), [(320, True), (220, False)])
+def test_a_scaler_that_never_finds_its_scale_wastes_steps(passes, strays):
+    """Two backward passes a step; a few more are those of the steps that it skipped at first."""
+    for scaler in ({}, {"grad_scaler": {}}):
+        reference = RunResult(
+            "reference", 0, "stopped", len(LOSSES), losses=LOSSES, backward_calls=160, baseline=scaler
+        )
+        written = RunResult("as-written", 0, "stopped", len(LOSSES), losses=LOSSES, backward_calls=passes)
+        audit = Audit(Job("script", "train.py", (), ".", 80), reference, Trace(), as_written=written)
+        found = [each.message for each in of_as_written(audit, PASSED)]
+        assert [message.endswith("its scaler skips 80 of 160 optimizer steps") for message in found] == (
+            [True] if scaler and strays else []
+        )
+
+
 def test_one_pair_may_differ_as_far_as_pairs_were_seen_to():
     seeds = tuple(range(8))
     wide = Verification("inconclusive", "emulated", 0.01, seeds, difference=Difference(0.003, -0.029, 0.035))
