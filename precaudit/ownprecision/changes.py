@@ -18,7 +18,7 @@ from precaudit.ownprecision.state import energy
 
 _SETTING = "changed_by"
 _MOST = 32
-"""Backward passes: an unlucky scaler skips its first dozen steps."""
+"""Losses, of a few optimizers: an unlucky scaler skips its first dozen steps."""
 _NOISE = 1e-6
 _FACTOR = 4.0
 """Another batch's gradients may be changed by somewhat more or less."""
@@ -46,9 +46,9 @@ class GradientChanges(TrainingListener):
             yield
 
     def backward_ended(self, roots: Sequence[torch.Tensor]) -> None:
-        if 0 < self._scaled <= _MOST and (not self._seen or None in self._seen.values()):
-            trained = (p for model in self._names.models.values() for p in model.parameters())
-            self._before = {id(p): stored(p.grad).clone() for p in trained if p.grad is not None}
+        watched = self._names.models.values() if 0 < self._scaled <= _MOST else ()
+        trained = (p for model in watched for p in model.parameters())
+        self._before = {id(p): stored(p.grad).clone() for p in trained if p.grad is not None}
 
     def _scaling(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def scale(scaler: Any, outputs: Any) -> Any:

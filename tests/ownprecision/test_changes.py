@@ -60,6 +60,27 @@ def test_whether_a_change_depends_on_the_loss_scale_is_measured(change, depends)
     assert depends_on_scale(without, settings(change, precision="as-written")) is depends
 
 
+@pytest.mark.parametrize("precision", ["float32", "as-written"])
+def test_each_optimizer_has_a_change_of_its_own(precision):
+    """The first backward pass reaches the second's parameters too, whose gradients are made anew before its step."""
+
+    def code():
+        torch.manual_seed(0)
+        trunk, head = nn.Linear(8, 8), nn.Linear(8, 1)
+        scaler = torch.amp.GradScaler("cpu", init_scale=16.0)
+        optimizers = [torch.optim.SGD(module.parameters(), lr=0.01) for module in (head, trunk)]
+        for _ in range(9):
+            for optimizer in optimizers:
+                for each in optimizers:
+                    each.zero_grad()
+                scaler.scale(head(trunk(torch.randn(32, 8))).square().mean()).backward()
+                scaler.step(optimizer)
+            scaler.update()
+
+    spec = RunSpec(Job("script", "train.py", (), os.getcwd(), 6), "x", audited=frozenset({0}), precision=precision)
+    assert run(spec, code).baseline["changed_by"] == [0.0, 0.0]
+
+
 def test_where_no_scaler_steps_no_change_is_known():
     assert depends_on_scale({}, {"changed_by": [0.1]}) is None
     assert depends_on_scale({"changed_by": [0.1]}, {"changed_by": []}) is None
