@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from precaudit.execution.policy import category
 from precaudit.finding import finding, place_of
 from precaudit.model import Finding, Location, Severity, Verification
 from precaudit.ownprecision.changes import depends_on_scale
@@ -59,6 +60,8 @@ def of_as_written(audit: Audit, verification: Verification) -> list[Finding]:
         causes = _of_lost_gradients(run) or _of_vanished(run) or _of_operations(run)
         likely = {**LIKELY, **CHANGES} if depends is None else LIKELY
         causes = causes or of_scaled(audit.reference.baseline, likely)[:1] or _of_blurred(run)
+    if detail and not (found or causes):
+        detail += _outside(run)
     return [*found, *_of_difference(run, detail, bool(causes), audit.reference.baseline.get("autocast_at")), *causes]
 
 
@@ -197,6 +200,19 @@ def _of_difference(run: RunResult, detail: str | None, explained: bool, autocast
     )
     fix = "keep weights, moving averages and accumulators in float32"
     return [finding("PA503", "note", message, fix, location=where, casts=listed)]
+
+
+def _outside(run: RunResult) -> str:
+    """Low products outside of all modules, where the script may not have meant autocast to reach, such as those of an
+    optimizer: each loses little, and what is made of them may lose much."""
+    products = [e for e in _seen(run) if e["kind"] == "absorbed" and category(e["op"]) == "lower"]
+    first = min(products, key=lambda entry: entry["line"], default=None)
+    if first is None:
+        return ""
+    return (
+        f"; outside of all modules products are in {first['dtype']} too, the first of them {first['op']} at "
+        f"{first['path']}:{first['line']}"
+    )
 
 
 def _seen(run: RunResult) -> list[Seen]:

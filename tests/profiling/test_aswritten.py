@@ -100,6 +100,17 @@ def test_an_addition_that_absorbs_explains_a_script_that_strays():
     assert "PA106" not in [each.rule for each in told(low=low)]
 
 
+def test_products_outside_of_modules_are_told_where_nothing_explains_a_script_that_strays():
+    strayed = tuple(2 * loss for loss in LOSSES)
+    low = [{**absorbed("", 0.002), "op": "matmul", "line": line} for line in (23, 19)]
+    (found,) = told(strayed, low=low)
+    assert (
+        "outside of all modules products are in bfloat16 too, the first of them matmul at train.py:19" in found.message
+    )
+    for others in ([], [absorbed("", 0.002)], [*low, absorbed("crf", 0.6)]):
+        assert "outside of all modules" not in told(strayed, low=others)[0].message
+
+
 def test_gradients_that_overflow_explain_a_script_that_strays():
     facts = {"path": "train.py", "line": 8, "fqn": "body.0", "dtype": "float16", "step": 0, "scale": 2.0**20}
     _, cause = told(tuple(2 * loss for loss in LOSSES), low=[{"kind": "lost", **facts}, absorbed("crf", 0.6)])
