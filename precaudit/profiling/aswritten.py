@@ -13,17 +13,11 @@ from precaudit.ownprecision.operations import ANGLES
 from precaudit.planning.rules import LOCAL_ERROR_LIMIT, OF_A_SUM
 from precaudit.profiling.audit import Audit
 from precaudit.profiling.scaled import CERTAIN, CHANGES, LIKELY, of_scaled
+from precaudit.profiling.straying import strays
 from precaudit.reporting.words import plural
 from precaudit.running.job import RunResult
 from precaudit.tracing.shadow import ABSORBING
-from precaudit.verification.statistics import MARGIN_CAP, comparison_window, diverged, relative_differences
 
-_STRAYED = 10.0
-"""One pair shows a difference, not its spread: only one this many margins wide is called an error."""
-_MOST_SKIPPED = 0.5
-"""A script that skips more than this share of its steps (an unlucky scaler skips its first dozen) is not training."""
-_UNLUCKY, _WASTED = 24, 0.3
-"""A scaler that finds its scale skips no more steps than this; one that skips more, and such a share, does not."""
 _STATE_LIMIT = 0.2
 """A state has lost its changes when this share of their energy is rounding."""
 _SUM_LIMIT = 0.01
@@ -54,7 +48,7 @@ def of_as_written(audit: Audit, verification: Verification) -> list[Finding]:
         found += of_scaled(audit.reference.baseline, CHANGES)
     if not run.finished:
         return [*found, _of_stop(run), *_causes(run, "warning")]
-    detail = _strays(audit.reference, run, _limit(verification))
+    detail = strays(audit.reference, run, verification)
     causes = [*_of_penalty(audit.reference, run), *_causes(run, "error" if detail and not found else "warning")]
     if detail and not causes:
         causes = _of_lost_gradients(run) or _of_vanished(run) or _of_operations(run)
@@ -356,37 +350,3 @@ _DESCRIBED: dict[str, Callable[[Seen, Severity], Finding | None]] = {
     "weights": _weights,
     "runaway": _runaway,
 }
-
-
-def _skipped(reference: RunResult, run: RunResult) -> int:
-    """Optimizer steps that a scaler skipped, by the backward passes that they had; 0 where they were few."""
-    if not (reference.steps and reference.backward_calls):
-        return 0
-    skipped = round(run.backward_calls * reference.steps / reference.backward_calls) - run.steps
-    return skipped if skipped > max(_UNLUCKY, _WASTED * (skipped + run.steps)) else 0
-
-
-def _limit(verification: Verification) -> float:
-    """Many margins, or, where pairs of runs were seen to part further by chance, what one of them may."""
-    lower, upper = verification.difference.lower, verification.difference.upper
-    spread = 0.0 if lower is None or upper is None else upper - lower
-    return max(_STRAYED * (verification.margin or MARGIN_CAP), spread * len(verification.seeds) ** 0.5)
-
-
-def _strays(reference: RunResult, run: RunResult, limit: float) -> str | None:
-    """How the script as written differs from float32, where it does by more than this."""
-    if (lost := diverged(reference.losses, run.losses)) is not None:
-        return lost.detail
-    if run.status == "ended" and run.steps < (1 - _MOST_SKIPPED) * reference.steps:
-        return (
-            f"it takes {run.steps} optimizer steps until its end, and {reference.steps} or more in float32: the others "
-            "are skipped, by its scaler or by itself"
-        )
-    if "grad_scaler" in reference.baseline and (skipped := _skipped(reference, run)):
-        return f"its scaler skips {skipped} of {skipped + run.steps} optimizer steps"
-    steps = min(len(run.losses), len(reference.losses))
-    if not steps:
-        return None
-    window = comparison_window(steps, steps)
-    difference = float(relative_differences([reference.losses], [run.losses], window)[0])
-    return f"its loss ends {difference:+.1%} from float32's" if abs(difference) > limit else None

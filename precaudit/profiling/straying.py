@@ -1,0 +1,48 @@
+"""Whether a script as written, in its own low precision, trains otherwise than float32: one run of it, beside one."""
+
+from __future__ import annotations
+
+from precaudit.model import Verification
+from precaudit.running.job import RunResult
+from precaudit.verification.statistics import MARGIN_CAP, comparison_window, diverged, relative_differences
+
+_STRAYED = 10.0
+"""One pair shows a difference, not its spread: only one this many margins wide is called an error."""
+_MOST_SKIPPED = 0.5
+"""A script that skips more than this share of its steps (an unlucky scaler skips its first dozen) is not training."""
+_UNLUCKY, _WASTED = 24, 0.3
+"""A scaler that finds its scale skips no more steps than this; one that skips more, and such a share, does not."""
+
+
+def strays(reference: RunResult, run: RunResult, verification: Verification) -> str | None:
+    """How the script as written differs from float32, where it does by more than chance."""
+    if (lost := diverged(reference.losses, run.losses)) is not None:
+        return lost.detail
+    if run.status == "ended" and run.steps < (1 - _MOST_SKIPPED) * reference.steps:
+        return (
+            f"it takes {run.steps} optimizer steps until its end, and {reference.steps} or more in float32: the others "
+            "are skipped, by its scaler or by itself"
+        )
+    if "grad_scaler" in reference.baseline and (skipped := _skipped(reference, run)):
+        return f"its scaler skips {skipped} of {skipped + run.steps} optimizer steps"
+    steps = min(len(run.losses), len(reference.losses))
+    if not steps:
+        return None
+    window = comparison_window(steps, steps)
+    difference = float(relative_differences([reference.losses], [run.losses], window)[0])
+    return f"its loss ends {difference:+.1%} from float32's" if abs(difference) > _limit(verification) else None
+
+
+def _skipped(reference: RunResult, run: RunResult) -> int:
+    """Optimizer steps that a scaler skipped, by the backward passes that they had; 0 where they were few."""
+    if not (reference.steps and reference.backward_calls):
+        return 0
+    skipped = round(run.backward_calls * reference.steps / reference.backward_calls) - run.steps
+    return skipped if skipped > max(_UNLUCKY, _WASTED * (skipped + run.steps)) else 0
+
+
+def _limit(verification: Verification) -> float:
+    """Many margins, or, where pairs of runs were seen to part further by chance, what one of them may."""
+    lower, upper = verification.difference.lower, verification.difference.upper
+    spread = 0.0 if lower is None or upper is None else upper - lower
+    return max(_STRAYED * (verification.margin or MARGIN_CAP), spread * len(verification.seeds) ** 0.5)
