@@ -17,6 +17,7 @@ from precaudit.profiling.straying import strays
 from precaudit.reporting.words import plural
 from precaudit.running.job import RunResult
 from precaudit.tracing.shadow import ABSORBING
+from precaudit.verification.statistics import diverged
 
 _STATE_LIMIT = 0.2
 """A state has lost its changes when this share of their energy is rounding."""
@@ -49,7 +50,11 @@ def of_as_written(audit: Audit, verification: Verification) -> list[Finding]:
     if not run.finished:
         return [*found, _of_stop(run), *_causes(run, "warning")]
     detail = strays(audit.reference, run, verification)
-    causes = [*_of_penalty(audit.reference, run), *_causes(run, "error" if detail and not found else "warning")]
+    causes = [
+        *_of_penalty(audit.reference, run),
+        *_of_nan(audit.reference, run),
+        *_causes(run, "error" if detail and not found else "warning"),
+    ]
     if detail and not causes:
         causes = _of_lost_gradients(run) or _of_vanished(run) or _of_operations(run)
         likely = {**LIKELY, **CHANGES} if depends is None else LIKELY
@@ -88,6 +93,20 @@ def _of_penalty(reference: RunResult, run: RunResult) -> list[Finding]:
     )
     fix = "divide these gradients by scaler.get_scale() before anything is computed of them"
     return [finding("PA507", "error", message, fix, location=place_of(place))]
+
+
+def _of_nan(reference: RunResult, run: RunResult) -> list[Finding]:
+    """PA307: where the loss becomes nan, if no operation in low precision makes what is not finite."""
+    lost, seen = diverged(reference.losses, run.losses), {entry["kind"]: entry for entry in _seen(run)}
+    made = seen.get("nan")
+    if lost is None or made is None or made["step"] != lost.step or "overflow" in seen:
+        return []
+    message = (
+        f"{made['op']} makes nan here at step {made['step']}, and none where the script trains in float32: what goes "
+        "into it has become zero, or infinite, in the script's own low precision before"
+    )
+    fix = "keep what goes into this operation in float32 from where it is made"
+    return [finding("PA307", "error", message, fix, None, made["op"], place_of(made), step=made["step"])]
 
 
 def _of_operations(run: RunResult) -> list[Finding]:

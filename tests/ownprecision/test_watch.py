@@ -674,3 +674,23 @@ def test_weights_that_the_script_itself_makes_non_finite_are_told(growth, told):
     assert [(entry["fqn"], entry["op"], entry["step"], entry["path"]) for entry in entries] == (
         [("2", "add", 0, __file__)] if told else []
     )
+
+
+@pytest.mark.parametrize(("low", "told"), [(True, ["mul"]), (False, [])])
+def test_the_first_nan_of_a_loss_is_told_though_it_is_float32(low, told):
+    """A level that rounds to one leaves nothing to divide by."""
+
+    def code():
+        torch.manual_seed(0)
+        model = nn.Linear(4, 4)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+        level = torch.full((8, 1), 0.9999)
+        for _ in range(4):
+            sigma = 1 - (level.half().float() if low else level)
+            error = model(torch.randn(8, 4)) / sigma
+            (sigma * error).square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+    found = seen(code, "nan")
+    assert [(entry["op"], entry["step"]) for entry in found] == [(op, 0) for op in told]
