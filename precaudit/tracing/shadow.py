@@ -51,7 +51,8 @@ def repeatable(op: str, func: Callable[..., Any], kwargs: dict[str, Any]) -> boo
     name = getattr(func, "__name__", "")
     operator = name.startswith("__")
     in_place = name.startswith("__i") and name != "__invert__" if operator else name.endswith("_")
-    return op not in UNREPEATABLE and not in_place and "out" not in kwargs
+    own = isinstance(kwargs.get("generator"), torch.Generator)  # whose state nobody puts back
+    return op not in UNREPEATABLE and not in_place and "out" not in kwargs and not own
 
 
 @torch.no_grad()

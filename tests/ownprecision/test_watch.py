@@ -694,3 +694,17 @@ def test_the_first_nan_of_a_loss_is_told_though_it_is_float32(low, told):
 
     found = seen(code, "nan")
     assert [(entry["op"], entry["step"]) for entry in found] == [(op, 0) for op in told]
+
+
+def test_a_generator_of_the_script_s_own_is_drawn_from_once():
+    drawn = []
+
+    def code():
+        own = torch.Generator().manual_seed(0)
+        train(after_step=lambda model: drawn.append(torch.randn(4, dtype=torch.float16, generator=own)))
+
+    seen(code, "absorbed", steps=12)
+    own = torch.Generator().manual_seed(0)
+    expected = [torch.randn(4, dtype=torch.float16, generator=own) for _ in drawn]
+    assert len(drawn) == 11
+    assert all(map(torch.equal, drawn, expected))
