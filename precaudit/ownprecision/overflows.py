@@ -14,14 +14,14 @@ from precaudit.tracing.shadow import UNREPEATABLE
 
 _MASKS = frozenset("masked_fill where full full_like new_full masked_scatter scatter index_fill fill".split())
 _EMPTY = frozenset("empty empty_like new_empty empty_strided new_empty_strided resize resize_as".split())
-_MEANT = _MASKS | _EMPTY
+MEANT = _MASKS | _EMPTY
 
 
 def overwritten(op: str, func: Any, args: Any, kwargs: Any) -> torch.Tensor | None:
     """A copy of the low tensor that an operation is about to change in place, whose value tells afterwards whether a
     result that isn't finite was made there; None where nothing of the old value goes into the new one."""
     target = args[0] if args else None
-    if op == "copy" or op in _MEANT or kwargs.get("out") is not None or not writes(func, kwargs):
+    if op == "copy" or op in MEANT or kwargs.get("out") is not None or not writes(func, kwargs):
         return None
     if not isinstance(target, torch.Tensor) or target.dtype not in HALVES or not is_plain(target):
         return None
@@ -33,7 +33,7 @@ def overflow(
 ) -> float | None:
     """The largest input of an operation that makes non-finite low values from finite ones; None where it makes none, or
     makes them in float32 too, as the logarithm of a zero does. `before` is what it has overwritten."""
-    if op in _MEANT or bool(result.isfinite().all()):
+    if op in MEANT or bool(result.isfinite().all()):
         return None
     given = [before if value is result else value for value in args]
     options = {name: value for name, value in kwargs.items() if name != "out"}

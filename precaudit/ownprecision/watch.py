@@ -21,6 +21,7 @@ from precaudit.instrument.torchfunction import Call, op_name, single_calls, stor
 from precaudit.ownprecision.baseline import called_by_precaudit
 from precaudit.ownprecision.casts import OwnCasts
 from precaudit.ownprecision.grad_scaler import FACTOR
+from precaudit.ownprecision.nonfinite import OwnNonFinite
 from precaudit.ownprecision.operations import OwnOperations
 from precaudit.ownprecision.overflows import overflow, overwritten
 from precaudit.ownprecision.state import State, States, dtype_name, energy, is_plain
@@ -49,14 +50,15 @@ class OwnLowPrecision(TorchFunctionMode, TrainingListener):
     ) -> None:
         """`current` says whose forward is running."""
         super().__init__()
-        self._names, self._settings, self._current = names, settings, current
+        self._names, self._settings = names, settings
         self._states, self._operations, self._casts = States(names), OwnOperations(current), OwnCasts()
+        self._nonfinite = OwnNonFinite(current)
         self._step = 0
         self._found: dict[tuple[str, str, int, str], dict[str, Any]] = {}
         self._sums: dict[int, _Sum] = {}
         self._summed: set[int] = set()
         self._scale = 0.0
-        self._stepping = self._nan_seen = False
+        self._stepping = False
 
     # ---------------------------------------------------------------- operations
 
@@ -82,8 +84,8 @@ class OwnLowPrecision(TorchFunctionMode, TrainingListener):
         self._states.made(args, kwargs, result)
         if isinstance(result, torch.nn.Parameter) and writes(func, kwargs):
             self._look_for_lost_weight(op_name(func), args, kwargs, result)
-        if result.requires_grad and self._current() is None:
-            self._look_for_nan(op_name(func), args, kwargs, result)
+        if not self._stepping:
+            self._nonfinite.made(op_name(func), args, kwargs, result)
         if result.dtype in HALVES and is_plain(result):
             # What can't run once more in float32 tells nothing; the script goes on.
             with torch.no_grad(), suppress(RuntimeError, TypeError, ValueError):
@@ -106,7 +108,7 @@ class OwnLowPrecision(TorchFunctionMode, TrainingListener):
         self._publish()
 
     def _publish(self) -> None:
-        kept = (self._states, self._operations, self._casts)
+        kept = (self._states, self._operations, self._casts, self._nonfinite)
         self._settings["low"] = [*self._found.values(), *(entry for each in kept for entry in each.entries())]
 
     # ---------------------------------------------------------------- one operation
@@ -142,16 +144,6 @@ class OwnLowPrecision(TorchFunctionMode, TrainingListener):
         added = [t for t in tensors_in((args[1:], kwargs)) if t.is_floating_point()]
         if not all(bool(t.isfinite().all()) for t in added):
             self._note("weights", fqn=self._states.module_of(weight), op=op, step=self._step)
-
-    def _look_for_nan(self, op: str, args: Any, kwargs: Any, result: torch.Tensor) -> None:
-        """Of a loss in float32 too, which may divide by what low precision has made zero before. The first one tells,
-        unless a module made it."""
-        if self._nan_seen or not bool(result.isnan().any()):
-            return
-        self._nan_seen = True
-        given = [t for t in tensors_in((args, kwargs)) if t.is_floating_point()]
-        if not any(bool(t.isnan().any()) for t in given):
-            self._note("nan", op=op, step=self._step)
 
     @property
     def _overflowed(self) -> bool:
@@ -189,6 +181,7 @@ class OwnLowPrecision(TorchFunctionMode, TrainingListener):
     # ---------------------------------------------------------------- training
 
     def backward_starts(self, roots: Sequence[torch.Tensor], gradients: list[Any]) -> None:
+        self._nonfinite.loss(roots, self._step)
         self._scale = max(map(_factor, roots), default=0.0)
         if self._scale >= _RUNAWAY:
             self._note("runaway", scale=min(self._scale, 2.0**127), step=self._step)

@@ -52,7 +52,7 @@ def of_as_written(audit: Audit, verification: Verification) -> list[Finding]:
     detail = strays(audit.reference, run, verification)
     causes = [
         *_of_penalty(audit.reference, run),
-        *_of_nan(audit.reference, run),
+        *_of_nonfinite(audit.reference, run),
         *_causes(run, "error" if detail and not found else "warning"),
     ]
     if detail and not causes:
@@ -95,15 +95,15 @@ def _of_penalty(reference: RunResult, run: RunResult) -> list[Finding]:
     return [finding("PA507", "error", message, fix, location=place_of(place))]
 
 
-def _of_nan(reference: RunResult, run: RunResult) -> list[Finding]:
-    """PA307: where the loss becomes nan, if no operation in low precision makes what is not finite."""
+def _of_nonfinite(reference: RunResult, run: RunResult) -> list[Finding]:
+    """PA307: where the loss is lost, if no operation in low precision makes what is not finite."""
     lost, seen = diverged(reference.losses, run.losses), {entry["kind"]: entry for entry in _seen(run)}
-    made = seen.get("nan")
+    made = seen.get("nonfinite")
     if lost is None or made is None or made["step"] != lost.step or "overflow" in seen:
         return []
     message = (
-        f"{made['op']} makes nan here at step {made['step']}, and none where the script trains in float32: what goes "
-        "into it has become zero, or infinite, in the script's own low precision before"
+        f"{made['op']} makes non-finite values at step {made['step']}, and the loss with them, which it does not in "
+        "float32: what goes into it has become zero, one or too large in the script's own low precision before"
     )
     fix = "keep what goes into this operation in float32 from where it is made"
     return [finding("PA307", "error", message, fix, None, made["op"], place_of(made), step=made["step"])]

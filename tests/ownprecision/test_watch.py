@@ -676,24 +676,38 @@ def test_weights_that_the_script_itself_makes_non_finite_are_told(growth, told):
     )
 
 
-@pytest.mark.parametrize(("low", "told"), [(True, ["mul"]), (False, [])])
-def test_the_first_nan_of_a_loss_is_told_though_it_is_float32(low, told):
+def divided(level, error):
+    return error / (1 - level)
+
+
+def logarithm(level, error):
+    return error * torch.log1p(-level)
+
+
+def masked(level, error):
+    """Infinite in every step, and harmless; the last one is not."""
+    spread = torch.where(level > 1, torch.log(level - level), 0.0)
+    return (error + spread) / (1 - level)
+
+
+@pytest.mark.parametrize(("loss", "op"), [(divided, "div"), (logarithm, "log1p"), (masked, "div")])
+@pytest.mark.parametrize("low", [True, False])
+def test_what_makes_a_loss_non_finite_is_told_though_it_is_float32(loss, op, low):
     """A level that rounds to one leaves nothing to divide by."""
 
     def code():
         torch.manual_seed(0)
         model = nn.Linear(4, 4)
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-        level = torch.full((8, 1), 0.9999)
-        for _ in range(4):
-            sigma = 1 - (level.half().float() if low else level)
-            error = model(torch.randn(8, 4)) / sigma
-            (sigma * error).square().mean().backward()
+        optimizer = torch.optim.SGD(model.parameters(), lr=1e-9)
+        for step in range(4):
+            level = torch.full((8, 1), 0.9999 if step else 0.5)
+            level = level.half().float() if low else level
+            loss(level, model(torch.randn(8, 4))).square().mean().backward()
             optimizer.step()
             optimizer.zero_grad()
 
-    found = seen(code, "nan")
-    assert [(entry["op"], entry["step"]) for entry in found] == [(op, 0) for op in told]
+    found = [(entry["op"], entry["step"]) for entry in seen(code, "nonfinite")]
+    assert found == ([(op, 1)] if low else [])
 
 
 def test_a_generator_of_the_script_s_own_is_drawn_from_once():

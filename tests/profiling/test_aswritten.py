@@ -111,14 +111,14 @@ def test_products_outside_of_modules_are_told_where_nothing_explains_a_script_th
         assert "outside of all modules" not in told(strayed, low=others)[0].message
 
 
-def test_a_nan_that_float32_does_not_make_explains_a_loss_that_is_lost():
+def test_non_finite_values_that_float32_does_not_make_explain_a_loss_that_is_lost():
     facts = {"path": "train.py", "line": 8, "op": "mul", "step": 3}
     lost = (*LOSSES[:3], *[math.nan] * 77)
-    _, cause = told(lost, low=[{"kind": "nan", **facts}])
+    _, cause = told(lost, low=[{"kind": "nonfinite", **facts}])
     assert (cause.rule, cause.op, cause.location) == ("PA307", "mul", Location("train.py", 8))
-    assert cause.message.startswith("mul makes nan here at step 3, and none where the script trains in float32")
-    assert told(low=[{"kind": "nan", **facts}]) == []
-    assert [each.rule for each in told(lost, low=[{"kind": "nan", **facts, "step": 0}])] == ["PA501"]
+    assert cause.message.startswith("mul makes non-finite values at step 3, and the loss with them")
+    assert told(low=[{"kind": "nonfinite", **facts}]) == []
+    assert [each.rule for each in told(lost, low=[{"kind": "nonfinite", **facts, "step": 0}])] == ["PA501"]
 
 
 def test_gradients_that_overflow_explain_a_script_that_strays():

@@ -1,0 +1,55 @@
+"""Where a loss that low precision loses becomes nan or infinite, outside of all modules and in any dtype: its logarithm
+may be of a probability, or its divisor a difference, that low precision has made zero before."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from precaudit.instrument.scopes import Frame
+from precaudit.instrument.torchfunction import tensors_in
+from precaudit.model import Location
+from precaudit.ownprecision.overflows import MEANT
+from precaudit.tracing.ops import caller_location, line_of
+
+_Made = tuple[str, Location | None]
+"""An operation that made non-finite values of finite ones, or nan of what had none, and its line."""
+
+
+class OwnNonFinite:
+    """Told of every operation outside of optimizers, and of every loss. What a finite loss has survived is harmless."""
+
+    def __init__(self, current: Callable[[], Frame | None]) -> None:
+        self._current = current
+        self._makers: dict[_Made, None] = {}
+        self._harmless: set[_Made] = set()
+        self._lost: dict[str, Any] | None = None
+
+    def made(self, op: str, args: Any, kwargs: Any, result: torch.Tensor) -> None:
+        if self._lost or op in MEANT or not result.is_floating_point() or self._current() is not None:
+            return
+        given = [t for t in tensors_in((args, kwargs)) if t.is_floating_point()]
+        if given and _spoils(given, result):
+            self._makers[op, caller_location()] = None
+
+    def loss(self, roots: Sequence[torch.Tensor], step: int) -> None:
+        if self._lost:
+            return
+        if all(bool(root.isfinite().all()) for root in roots):
+            self._harmless |= self._makers.keys()
+        elif first := next((each for each in self._makers if each not in self._harmless), None):
+            self._lost = {"kind": "nonfinite", "op": first[0], **line_of(first[1]), "step": step}
+        self._makers.clear()
+
+    def entries(self) -> list[dict[str, Any]]:
+        return [self._lost] if self._lost else []
+
+
+def _spoils(given: list[torch.Tensor], result: torch.Tensor) -> bool:
+    if bool(result.isfinite().all()):
+        return False
+    if bool(result.isnan().any()) and not any(bool(t.isnan().any()) for t in given):
+        return True
+    return all(bool(t.isfinite().all()) for t in given)
