@@ -34,14 +34,18 @@ class OwnNonFinite:
         if given and _spoils(given, result):
             self._makers[op, caller_location()] = None
 
-    def loss(self, roots: Sequence[torch.Tensor], step: int) -> None:
+    def loss(self, roots: Sequence[torch.Tensor], step: int) -> bool:
+        """Whether this one tells for the first time where it was lost."""
+        makers, self._makers = self._makers, {}
         if self._lost:
-            return
-        if all(bool(root.isfinite().all()) for root in roots):
-            self._harmless |= self._makers.keys()
-        elif first := next((each for each in self._makers if each not in self._harmless), None):
+            return False
+        if all(bool(root.isfinite().all()) for root in roots if isinstance(root, torch.Tensor)):
+            self._harmless |= makers.keys()
+            return False
+        first = next((each for each in makers if each not in self._harmless), None)
+        if first is not None:
             self._lost = {"kind": "nonfinite", "op": first[0], **line_of(first[1]), "step": step}
-        self._makers.clear()
+        return first is not None
 
     def entries(self) -> list[dict[str, Any]]:
         return [self._lost] if self._lost else []

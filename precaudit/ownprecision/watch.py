@@ -82,13 +82,11 @@ class OwnLowPrecision(TorchFunctionMode, TrainingListener):
     def _made(self, call: Call, result: torch.Tensor, states: list[State], before: torch.Tensor | None) -> None:
         func, args, kwargs = call
         self._states.made(args, kwargs, result)
-        if isinstance(result, torch.nn.Parameter) and writes(func, kwargs):
-            self._look_for_lost_weight(op_name(func), args, kwargs, result)
-        if not self._stepping:
-            self._nonfinite.made(op_name(func), args, kwargs, result)
-        if result.dtype in HALVES and is_plain(result):
-            # What can't run once more in float32 tells nothing; the script goes on.
-            with torch.no_grad(), suppress(RuntimeError, TypeError, ValueError):
+        # What can't be looked at, or run once more in float32, tells nothing; the script goes on.
+        with torch.no_grad(), suppress(RuntimeError, TypeError, ValueError):
+            if not self._stepping:
+                self._look_for_non_finite(call, result)
+            if result.dtype in HALVES and is_plain(result):
                 self._look_for_overflow(call, result, before)
                 self._after(op_name(func), func, args, kwargs, result, states)
 
@@ -137,13 +135,16 @@ class OwnLowPrecision(TorchFunctionMode, TrainingListener):
         if not self._overflowed and (top := overflow(op_name(call[0]), *call, result, before)) is not None:
             self._note("overflow", dtype=dtype_name(result), op=op_name(call[0]), amax=top, step=self._step)
 
-    def _look_for_lost_weight(self, op: str, args: Any, kwargs: Any, weight: torch.Tensor) -> None:
+    def _look_for_non_finite(self, call: Call, result: torch.Tensor) -> None:
         """What a script adds to a weight by itself, such as a step to its worst neighbour, no scaler skips."""
-        if self._stepping or any(kind == "weights" for kind, *_ in self._found):
+        func, args, kwargs = call
+        self._nonfinite.made(op_name(func), args, kwargs, result)
+        known = any(kind == "weights" for kind, *_ in self._found)
+        if known or not isinstance(result, torch.nn.Parameter) or not writes(func, kwargs):
             return
         added = [t for t in tensors_in((args[1:], kwargs)) if t.is_floating_point()]
         if not all(bool(t.isfinite().all()) for t in added):
-            self._note("weights", fqn=self._states.module_of(weight), op=op, step=self._step)
+            self._note("weights", fqn=self._states.module_of(result), op=op_name(func), step=self._step)
 
     @property
     def _overflowed(self) -> bool:
@@ -181,7 +182,8 @@ class OwnLowPrecision(TorchFunctionMode, TrainingListener):
     # ---------------------------------------------------------------- training
 
     def backward_starts(self, roots: Sequence[torch.Tensor], gradients: list[Any]) -> None:
-        self._nonfinite.loss(roots, self._step)
+        if self._nonfinite.loss(roots, self._step):
+            self._publish()  # no step may follow
         self._scale = max(map(_factor, roots), default=0.0)
         if self._scale >= _RUNAWAY:
             self._note("runaway", scale=min(self._scale, 2.0**127), step=self._step)

@@ -710,6 +710,15 @@ def test_what_makes_a_loss_non_finite_is_told_though_it_is_float32(loss, op, low
     assert found == ([(op, 1)] if low else [])
 
 
+def test_what_makes_the_last_loss_non_finite_is_told_though_no_step_follows():
+    def code():
+        model = nn.Linear(4, 4)
+        (model(torch.ones(8, 4)).square().sum() / torch.tensor(1e-9).half().float()).backward()
+
+    (entry,) = seen(code, "nonfinite")
+    assert (entry["op"], entry["step"], entry["path"]) == ("div", 0, __file__)
+
+
 def test_a_generator_of_the_script_s_own_is_drawn_from_once():
     drawn = []
 
