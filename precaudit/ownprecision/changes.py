@@ -1,5 +1,5 @@
-"""By how much a script changes its gradients between the backward pass and the scaler: a change that is a matter of the
-gradients alone is as large, beside them, with a loss scale as without."""
+"""By how much a script changes its gradients between the backward pass and the scaler, or by hooks of its parameters: a
+change that is a matter of the gradients alone is as large, beside them, with a loss scale as without."""
 
 from __future__ import annotations
 
@@ -15,37 +15,49 @@ from precaudit.instrument.events import TrainingListener
 from precaudit.instrument.names import ModuleNames
 from precaudit.instrument.torchfunction import stored
 from precaudit.ownprecision.state import energy
+from precaudit.tracing.ops import caller_location, line_of
 
-_SETTING = "changed_by"
+BETWEEN, IN_HOOKS = "changed_by", "hooked_by"
 _MOST = 32
 """Losses, of a few optimizers: an unlucky scaler skips its first dozen steps."""
 _NOISE = 1e-6
 _FACTOR = 4.0
 """Another batch's gradients may be changed by somewhat more or less."""
 
+Change = tuple[float, float, float]
+"""Energies: of the change, of what is there after it, and before."""
+Relative = tuple[float, float]
+"""How large the change is, and what is left, beside what was there (rms)."""
+
 
 class GradientChanges(TrainingListener):
     """Notes the relative change (rms) of each optimizer's gradients, in order of their first steps, where they are
-    finite for the first time: on the weights that the run begins with."""
+    finite for the first time: on the weights that the run begins with. That of hooks in their first backward pass that
+    is finite, and in `settings["hooks"]` where the first of them was put on."""
 
     def __init__(self, names: ModuleNames, settings: dict[str, object]) -> None:
         self._names, self._settings = names, settings
         self._before: dict[int, torch.Tensor] = {}
-        self._seen: dict[int, float | None] = {}
+        self._seen: dict[int, Relative | None] = {}
         self._scaled = 0
+        self._hooked: list[Change] = []
 
     @contextmanager
     def installed(self) -> Iterator[None]:
         scaler = torch.amp.GradScaler
-        self._settings[_SETTING] = []
+        self._settings[BETWEEN] = []
         with (
             mock.patch.object(scaler, "scale", self._scaling(scaler.scale)),
             mock.patch.object(scaler, "unscale_", self._unscaling(scaler.unscale_)),
             mock.patch.object(scaler, "step", self._unscaling(scaler.step)),
+            mock.patch.object(torch.Tensor, "register_hook", self._hooking(torch.Tensor.register_hook)),
         ):
             yield
 
     def backward_ended(self, roots: Sequence[torch.Tensor]) -> None:
+        hooked, self._hooked = self._hooked, []
+        if (by := _relative(hooked)) is not None:
+            self._settings[IN_HOOKS] = [by]
         watched = self._names.models.values() if 0 < self._scaled <= _MOST else ()
         trained = (p for model in watched for p in model.parameters())
         self._before = {id(p): stored(p.grad).clone() for p in trained if p.grad is not None}
@@ -60,25 +72,49 @@ class GradientChanges(TrainingListener):
     def _unscaling(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def unscale(scaler: Any, optimizer: Any, *args: Any, **kwargs: Any) -> Any:
             if self._seen.setdefault(id(optimizer), None) is None:
-                self._seen[id(optimizer)] = self._change(optimizer)
-                self._settings[_SETTING] = list(self._seen.values())
+                self._seen[id(optimizer)] = self._changed(optimizer)
+                self._settings[BETWEEN] = list(self._seen.values())
             return original(scaler, optimizer, *args, **kwargs)
 
         return unscale
 
-    def _change(self, optimizer: Any) -> float | None:
+    def _hooking(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        def register_hook(tensor: torch.Tensor, hook: Callable[..., Any]) -> Any:
+            if not (tensor.is_leaf and tensor.requires_grad):
+                return original(tensor, hook)
+            place = caller_location()
+
+            def watched(gradient: torch.Tensor) -> Any:
+                made = hook(gradient)
+                if isinstance(made, torch.Tensor) and self._scaled and IN_HOOKS not in self._settings:
+                    self._settings.setdefault("hooks", line_of(place))
+                    self._hooked.append(_change(gradient, made))
+                return made
+
+            return original(tensor, watched)
+
+        return register_hook
+
+    def _changed(self, optimizer: Any) -> Relative | None:
         """None where nothing is known yet."""
         stepped = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         pairs = [(stored(p.grad), self._before[id(p)]) for p in stepped if id(p) in self._before]
         pairs = [(now, before) for now, before in pairs if now.shape == before.shape]
-        whole = sum(energy(before) for _, before in pairs)
-        change = sum(energy(now - before) for now, before in pairs)
-        return (change / whole) ** 0.5 if whole and math.isfinite(whole + change) else None
+        return _relative([_change(before, now) for now, before in pairs])
 
 
-def depends_on_scale(without: Mapping[str, Any], scaled: Mapping[str, Any]) -> bool | None:
+def _change(before: torch.Tensor, now: torch.Tensor) -> Change:
+    return energy(now - before), energy(now), energy(before)
+
+
+def _relative(changes: Sequence[Change]) -> Relative | None:
+    change, left, whole = (sum(each) for each in zip(*changes, strict=True)) if changes else (0.0, 0.0, 0.0)
+    return ((change / whole) ** 0.5, (left / whole) ** 0.5) if whole and math.isfinite(whole + change) else None
+
+
+def depends_on_scale(without: Mapping[str, Any], scaled: Mapping[str, Any], kind: str = BETWEEN) -> bool | None:
     """Whether gradients are changed by more, or less, where they have the loss scale in them; None where no change of
     theirs is known."""
-    pairs = zip(without.get(_SETTING, []), scaled.get(_SETTING, []), strict=False)
-    known = [sorted(pair) for pair in pairs if None not in pair]
+    pairs = zip(without.get(kind, []), scaled.get(kind, []), strict=False)
+    known = [sorted(sizes) for pair in pairs if None not in pair for sizes in zip(*pair, strict=True)]
     return any(large > _NOISE and large > _FACTOR * small for small, large in known) if known else None

@@ -8,11 +8,11 @@ from typing import Any
 from precaudit.execution.policy import category
 from precaudit.finding import finding, place_of
 from precaudit.model import Finding, Location, Severity, Verification
-from precaudit.ownprecision.changes import depends_on_scale
+from precaudit.ownprecision.changes import IN_HOOKS, depends_on_scale
 from precaudit.ownprecision.operations import ANGLES
 from precaudit.planning.rules import LOCAL_ERROR_LIMIT, OF_A_SUM
 from precaudit.profiling.audit import Audit
-from precaudit.profiling.scaled import CERTAIN, CHANGES, LIKELY, of_scaled
+from precaudit.profiling.scaled import CERTAIN, CHANGES, HOOKS, LIKELY, of_scaled
 from precaudit.profiling.straying import strays
 from precaudit.reporting.words import plural
 from precaudit.running.job import RunResult
@@ -47,6 +47,8 @@ def of_as_written(audit: Audit, verification: Verification) -> list[Finding]:
     depends = depends_on_scale(audit.reference.baseline, run.baseline)
     if depends and "clips_scaled" not in audit.reference.baseline:
         found += of_scaled(audit.reference.baseline, CHANGES)
+    if depends_on_scale(audit.reference.baseline, run.baseline, IN_HOOKS):
+        found += of_scaled(audit.reference.baseline, HOOKS)
     if not run.finished:
         return [*found, _of_stop(run), *_causes(run, "warning")]
     detail = strays(audit.reference, run, verification)

@@ -91,6 +91,17 @@ CHANGES: Mapping[str, _Told] = MappingProxyType(
     }
 )
 """Errors where the change is another one with the loss scale than without; likely causes where that is unknown."""
+HOOKS: Mapping[str, _Told] = MappingProxyType(
+    {
+        "hooks": _Told(
+            "PA502",
+            "a hook that the script puts on parameters here changes gradients that still have the loss scale in them: "
+            "what is no mere factor, such as a threshold to clip at, is off by the loss scale",
+            "change the gradients after scaler.unscale_(optimizer) instead, or take scaler.get_scale() into account",
+        ),
+    }
+)
+"""Errors where what hooks do is another change with the loss scale than without."""
 
 
 def of_scaled(baseline: Mapping[str, Any], kinds: Mapping[str, _Told]) -> list[Finding]:

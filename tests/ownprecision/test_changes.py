@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from precaudit.ownprecision.changes import depends_on_scale
+from precaudit.ownprecision.changes import IN_HOOKS, depends_on_scale
 from precaudit.running.job import Job, RunSpec
 from precaudit.running.worker import run
 
@@ -31,11 +31,13 @@ def untouched(scaler, parameter):
     pass
 
 
-def settings(change, **spec):
+def settings(change, hook=None, **spec):
     def code():
         torch.manual_seed(0)
         model = nn.Linear(8, 8)
         scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127)
+        for parameter in model.parameters() if hook else ():
+            parameter.register_hook(lambda gradient: hook(scaler, gradient))
         optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
         for _ in range(50):
             optimizer.zero_grad()
@@ -60,6 +62,23 @@ def test_whether_a_change_depends_on_the_loss_scale_is_measured(change, depends)
     assert depends_on_scale(without, settings(change, precision="as-written")) is depends
 
 
+@pytest.mark.parametrize(
+    ("hook", "depends"),
+    [
+        (lambda scaler, gradient: gradient.clamp(-0.01, 0.01), True),
+        (lambda scaler, gradient: gradient.clamp(-0.01 * scaler.get_scale(), 0.01 * scaler.get_scale()), False),
+        (lambda scaler, gradient: gradient / 2, False),
+        (lambda scaler, gradient: gradient.clamp(-1e-3, 1e-3), True),
+        (lambda scaler, gradient: None, None),
+    ],
+    ids=["clips", "clips scaled", "halves", "clips nearly all", "looks"],
+)
+def test_whether_what_a_hook_does_depends_on_the_loss_scale_is_measured(hook, depends):
+    without = settings(untouched, hook, audited=frozenset({0}))
+    assert depends_on_scale(without, settings(untouched, hook, precision="as-written"), IN_HOOKS) is depends
+    assert ("hooks" in without) is (depends is not None)
+
+
 @pytest.mark.parametrize("precision", ["float32", "as-written"])
 def test_each_optimizer_has_a_change_of_its_own(precision):
     """The first backward pass reaches the second's parameters too, whose gradients are made anew before its step."""
@@ -78,10 +97,10 @@ def test_each_optimizer_has_a_change_of_its_own(precision):
             scaler.update()
 
     spec = RunSpec(Job("script", "train.py", (), os.getcwd(), 6), "x", audited=frozenset({0}), precision=precision)
-    assert run(spec, code).baseline["changed_by"] == [0.0, 0.0]
+    assert run(spec, code).baseline["changed_by"] == [(0.0, 1.0), (0.0, 1.0)]
 
 
 def test_where_no_scaler_steps_no_change_is_known():
-    assert depends_on_scale({}, {"changed_by": [0.1]}) is None
-    assert depends_on_scale({"changed_by": [0.1]}, {"changed_by": []}) is None
-    assert depends_on_scale({"changed_by": [None]}, {"changed_by": [0.1]}) is None
+    assert depends_on_scale({}, {"changed_by": [(0.1, 1.0)]}) is None
+    assert depends_on_scale({"changed_by": [(0.1, 1.0)]}, {"changed_by": []}) is None
+    assert depends_on_scale({"changed_by": [None]}, {"changed_by": [(0.1, 1.0)]}) is None

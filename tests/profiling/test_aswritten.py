@@ -176,11 +176,17 @@ def test_what_a_script_does_to_scaled_gradients_explains_one_that_strays(noted, 
 def test_a_change_of_gradients_that_depends_on_the_loss_scale_is_an_error_where_nothing_strays(
     noted, rule, without, scaled, certain
 ):
-    seen = {noted: {"path": "train.py", "line": 9, "function": "SGD", "mixed": False}, "changed_by": [without]}
-    assert [each.rule for each in told(seen=seen, noted={"changed_by": [scaled]})] == [rule] * certain
-    strays = told(tuple(2 * loss for loss in LOSSES), seen=seen, noted={"changed_by": [scaled]})
+    seen = {noted: {"path": "train.py", "line": 9, "function": "SGD", "mixed": False}, "changed_by": [[without, 1.0]]}
+    assert [each.rule for each in told(seen=seen, noted={"changed_by": [[scaled, 1.0]]})] == [rule] * certain
+    strays = told(tuple(2 * loss for loss in LOSSES), seen=seen, noted={"changed_by": [[scaled, 1.0]]})
     assert (rule in [each.rule for each in strays]) is certain
-    assert told(seen={**seen, "clips_scaled": seen[noted]}, noted={"changed_by": [scaled]})[1:] == []
+    assert told(seen={**seen, "clips_scaled": seen[noted]}, noted={"changed_by": [[scaled, 1.0]]})[1:] == []
+
+
+@pytest.mark.parametrize(("left", "rules"), [(0.001, ["PA502"]), (0.2, [])])
+def test_a_hook_whose_change_depends_on_the_loss_scale_is_an_error(left, rules):
+    seen = {"hooks": {"path": "train.py", "line": 9}, "hooked_by": [[0.9, left]]}
+    assert [each.rule for each in told(seen=seen, noted={"hooked_by": [[1.0, 0.1]]})] == rules
 
 
 def test_a_sine_of_rounded_angles_explains_one_that_strays():
