@@ -67,7 +67,14 @@ def _as_list(value: Any) -> list[Any]:
     """What torch takes one or several of: tensors, their gradients, edges of the graph."""
     if value is None:
         return []
+    if isinstance(value, dict):
+        return list(value.values())
     return [value] if isinstance(value, torch.Tensor | GradientEdge) else list(value)
+
+
+def _held(value: Any) -> Any:
+    """What can be gone over twice, as `model.parameters()` can't."""
+    return list(value) if isinstance(value, Iterator) else value
 
 
 class TrainingEvents:
@@ -101,6 +108,7 @@ class TrainingEvents:
 
     def _backward(self, original: Callable[..., None]) -> Callable[..., None]:
         def backward(tensors: Any, grad_tensors: Any = None, *args: Any, **kwargs: Any) -> None:
+            tensors, grad_tensors = _held(tensors), _held(grad_tensors)
             roots = _as_list(tensors)
             if in_backward():
                 for listener in self.listeners:
@@ -136,6 +144,7 @@ class TrainingEvents:
 
     def _grad(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def grad(outputs: Any, inputs: Any, grad_outputs: Any = None, *args: Any, **kwargs: Any) -> Any:
+            outputs, inputs = _held(outputs), _held(inputs)
             if in_backward():
                 return self._nested_gradient(partial(original, outputs, inputs, grad_outputs, *args, **kwargs))
             for listener in self.listeners if grad_outputs is None else ():

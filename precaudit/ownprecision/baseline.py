@@ -190,13 +190,18 @@ def _float32_dtype(value: Any) -> Any:
 
 
 def called_by_precaudit(func: Any) -> bool:
-    """Called by precaudit itself, to round: past the modes that hand the call on, which have it as their own `func`."""
+    """Called by precaudit itself, to round: past the modes that hand the call on, precaudit's own, which have it as
+    their `func`, and the script's, as `with torch.device(...)` is one."""
     frame: Any = sys._getframe(2)
-    while frame is not None and frame.f_globals.get("__name__", "").startswith("precaudit."):
-        if frame.f_locals.get("func") != func:
+    while frame is not None and (_is_ours(frame) or frame.f_code.co_name == "__torch_function__"):
+        if _is_ours(frame) and frame.f_locals.get("func") != func:
             return True
         frame = frame.f_back
     return False
+
+
+def _is_ours(frame: Any) -> bool:
+    return bool(frame.f_globals.get("__name__", "").startswith("precaudit."))
 
 
 class CastWatch(TorchFunctionMode):
@@ -258,7 +263,7 @@ class Float32Mode(TorchFunctionMode):
     def _asked(self, dtype: torch.dtype) -> torch.dtype:
         if dtype in _LOW:
             frame: Any = sys._getframe(2)
-            while frame.f_globals.get("__name__", "").startswith("precaudit."):  # modes that hand the call on
+            while _is_ours(frame) or frame.f_code.co_name == "__torch_function__":  # modes that hand the call on
                 frame = frame.f_back
             self._asking.add((dtype, frame.f_code))
         return dtype

@@ -132,7 +132,6 @@ def end_state(
         learned=moved("_parameters"),
         optimizer_state=tuple(sorted(set(_nonfinite(states)))),
         evaluations={name: (bool(v.isfinite().all()), _rms(v)) for name, v in kept.items()},
-        samples={name: tuple(_sample(v).tolist()) for name, v in kept.items()},
         refused={name: answer for name, answer in answers.items() if isinstance(answer, ScriptError)},
     )
 

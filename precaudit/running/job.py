@@ -97,8 +97,8 @@ class EndState:
     """What was non-finite at the end, and how the models answered their last batch in eval mode.
 
     `moved` maps a buffer to the rms of its change since the first forward, 0 where that is less than float32 rounds
-    off, and `learned` a parameter; `evaluations` maps a model to (finite, rms of its outputs); `samples` to a sample of
-    those outputs; `refused` to the error of a model that raised one instead.
+    off, and `learned` a parameter; `evaluations` maps a model to (finite, rms of its outputs); `refused` to the
+    error of a model that raised one instead.
     """
 
     parameters: tuple[str, ...] = ()
@@ -107,7 +107,6 @@ class EndState:
     learned: Mapping[str, float] = field(default_factory=dict)
     optimizer_state: tuple[str, ...] = ()
     evaluations: Mapping[str, tuple[bool, float]] = field(default_factory=dict)
-    samples: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     refused: Mapping[str, ScriptError] = field(default_factory=dict)
 
 

@@ -51,6 +51,6 @@ def _run_file(path: str, name: str, asserts: bool) -> dict[str, Any]:
     module = types.ModuleType(name)
     module.__file__ = path
     sys.modules[name] = module
-    code = compile(Path(path).read_bytes(), path, "exec", optimize=-1 if asserts else 1)
+    code = compile(Path(path).read_bytes(), path, "exec", dont_inherit=True, optimize=-1 if asserts else 1)
     exec(code, module.__dict__)
     return module.__dict__

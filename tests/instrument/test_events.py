@@ -88,6 +88,19 @@ def test_gradients_taken_by_themselves():
     assert recorder.heard == ["grad", "grad", "grad", "backward", "ended"]
 
 
+def test_what_can_be_gone_over_once_is_left_to_torch():
+    with recorded(has_optimizer=True) as (recorder, _, _):
+        model = nn.Linear(2, 1)
+        loss = model(X).sum()
+        taken = torch.autograd.grad(loss, model.parameters(), retain_graph=True)
+        named = torch.autograd.grad(loss, dict(model.named_parameters()), retain_graph=True)
+        torch.autograd.backward(iter([loss]), iter([torch.tensor(2.0)]))
+    assert [t.shape for t in taken] == [t.shape for t in model.parameters()]
+    assert list(named) == ["weight", "bias"] if isinstance(named, dict) else len(named) == 2
+    assert torch.equal(model.bias.grad, torch.tensor([8.0]))
+    assert recorder.heard == ["grad", "grad", "backward", "ended"]
+
+
 def test_closures_run_inside_the_step():
     inside = []
     with recorded() as (recorder, _, events):

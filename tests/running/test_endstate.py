@@ -1,6 +1,7 @@
 """How far buffers and parameters move, from their values before the first forward."""
 
 import weakref
+from unittest.mock import ANY
 
 import pytest
 import torch
@@ -45,8 +46,7 @@ def test_outputs_of_a_library_s_own_kind():
     model, names = nn.Linear(3, 3), ModuleNames()
     call = (model, (torch.ones(2, 3).as_subclass(Unsliced),), {})
     ended = end_state(ModuleScopes(names), [], {"model": call}, FirstValues())
-    assert ended.evaluations["model"][0]
-    assert len(ended.samples["model"]) == 6
+    assert ended.evaluations["model"] == (True, ANY)
 
 
 def test_a_loss_made_anew_in_every_step_is_let_go_and_a_model_is_kept():

@@ -1,34 +1,63 @@
 """A script's own casts become float32; the plan's rounding in the same run does not."""
 
 import os
+from contextlib import nullcontext
 
 import pytest
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from precaudit.model import Plan
 from precaudit.running.job import Job, RunSpec
 from precaudit.running.worker import run
 
 
-def losses(plan, neutralize, own_cast=False, execution="emulated"):
+class Passing(TorchFunctionMode):
+    """A mode of the script's own, whose arguments have names of their own."""
+
+    def __torch_function__(self, f, t, a=(), k=None):
+        return f(*a, **(k or {}))
+
+
+def losses(*args, **options):
+    return trained(*args, **options).losses
+
+
+def trained(plan, neutralize, own_cast=False, execution="emulated", around=nullcontext, **traced):
     def code():
         model = nn.Linear(4, 4)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
         for _ in range(3):
-            x = torch.rand(2, 4)
-            model(x.half().float() if own_cast else x).mean().backward()
-            optimizer.step()
+            with around():
+                x = torch.rand(2, 4)
+                model(x.half().float() if own_cast else x).mean().backward()
+                optimizer.step()
 
     job = Job("script", "train.py", (), os.getcwd(), 3)
     precision = "plan" if plan else "float32"
-    return run(RunSpec(job, "run", 0, precision, plan, execution, neutralize=neutralize), code).losses
+    return run(RunSpec(job, "run", 0, precision, plan, execution, neutralize=neutralize, **traced), code)
 
 
 @pytest.mark.parametrize("name", ["float16", "bfloat16", "float8_e4m3", "tf32"])
 def test_a_plan_rounds_as_it_does_in_other_scripts(name):
     plan = Plan(name, {"": name})
     assert losses(plan, neutralize=True) == losses(plan, neutralize=False) != losses(None, neutralize=True)
+
+
+@pytest.mark.parametrize("around", [Passing, lambda: torch.device("cpu")], ids=["mode", "device"])
+def test_a_plan_rounds_inside_a_mode_of_the_scripts(around):
+    """Its frame lies between precaudit's cast and what takes the script's own casts back."""
+    plan = Plan("float16", {"": "float16"})
+    within = losses(plan, neutralize=True, own_cast=True, around=around)
+    assert within == losses(plan, neutralize=False) != losses(None, neutralize=True)
+
+
+@pytest.mark.parametrize("around", [Passing, lambda: torch.device("cpu")], ids=["mode", "device"])
+def test_rounding_inside_a_mode_of_the_scripts_is_no_cast_of_its_own(around):
+    traced = {"audited": frozenset({0}), "shadowed": frozenset({0}), "formats": ("float16",), "around": around}
+    assert "casts" in trained(None, neutralize=False, own_cast=True, **traced).baseline
+    assert "casts" not in trained(None, neutralize=False, **traced).baseline
 
 
 def test_the_scripts_own_casts_are_gone():
