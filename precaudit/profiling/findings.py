@@ -177,11 +177,13 @@ def _of_errors(audit: Audit, plan: Plan) -> list[Finding]:
     found = []
     for format_name, errors in over.items():
         spared = format_name not in used and default_format((plan.default, format_name)) == plan.default
-        found.append(_over_budget(format_name, errors, "note" if spared else "warning", audit))
+        found.append(_over_budget(format_name, errors, "note" if spared else "warning", audit, plan))
     return found
 
 
-def _over_budget(format_name: str, errors: list[GradientError], severity: Severity, audit: Audit) -> Finding:
+def _over_budget(
+    format_name: str, errors: list[GradientError], severity: Severity, audit: Audit, plan: Plan
+) -> Finding:
     """The evidence is the worst of the times that were looked at."""
     error = min(errors, key=lambda each: each.snr)
     blamed = audit.blamed.get(format_name, ())
@@ -191,6 +193,7 @@ def _over_budget(format_name: str, errors: list[GradientError], severity: Severi
     most = f"; most of it comes from {names}" if blamed else ""
     if worst is not None:
         most += f", where {worst.op} alone errs by {worst.local_error[format_name]:.0%} of its result"
+    other = f"use {plan.default} instead, as the plan does" if plan.default != format_name else ""
     told = [f"{e.label.partition('@')[2]}: rho {e.rho:.2g}, SNR {e.snr:.3g}, bias {e.bias:.2g}" for e in errors]
     message = (
         f"the whole model in {format_name} disturbs the gradient too much ({'; '.join(told)}; "
@@ -200,7 +203,7 @@ def _over_budget(format_name: str, errors: list[GradientError], severity: Severi
         "PA201",
         severity,
         message,
-        f"keep {names} out of {format_name}, as the plan does" if blamed else "",
+        f"keep {names} out of {format_name}, as the plan does" if blamed else other,
         alone,
         worst.op if worst else None,
         worst.place(format_name) if worst else None,
