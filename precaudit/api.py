@@ -54,8 +54,9 @@ def profile(
     from precaudit.profiling.engine import profile_job
     from precaudit.profiling.settings import Settings
     from precaudit.running.job import Job
+    from precaudit.running.modelfile import anew
 
-    functions = {"build_model": build_model, "batches": batches, "loss": loss, "build_optimizer": build_optimizer}
+    functions = {"build_model": anew(build_model), "batches": batches, "loss": loss, "build_optimizer": build_optimizer}
     settings = Settings(steps, seeds, target, _formats(formats), execution, quick, verify, device, price)
     name = getattr(build_model, "__name__", type(build_model).__name__)
     outcome = profile_job(

@@ -194,6 +194,13 @@ def test_a_caller_s_gradient_mode_is_its_own(mode):
     assert report.plan.is_low_precision
 
 
+def test_a_model_that_was_trained_in_the_run_before_is_refused():
+    model = build_model()
+    with pytest.raises(precaudit.PrecauditError, match="returned the one of the run before"):
+        precaudit.profile(lambda: model, batches, loss, steps=4)
+    assert precaudit.profile(lambda: copy.deepcopy(model), batches, loss, steps=4, verify=False).layers
+
+
 def test_nothing_to_train_on():
     with pytest.raises(precaudit.PrecauditError, match="no batch"):
         precaudit.profile(build_model, list, loss, steps=5)

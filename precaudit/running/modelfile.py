@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import update_wrapper
 from itertools import islice
 from typing import Any
+from weakref import ref
 
 import torch
 from torch import nn
@@ -85,6 +87,26 @@ def _model(functions: Functions, device: str) -> nn.Module:
     return model.to(device)
 
 
+def anew(build_model: Any) -> Any:
+    """The function, which is refused where it returns a model that an earlier run has trained."""
+    if not callable(build_model) or isinstance(build_model, nn.Module):
+        return build_model
+    earlier: list[ref[nn.Module]] = []
+
+    def build() -> Any:
+        model = build_model()
+        if any(each() is model for each in earlier):
+            raise _wrong(
+                "build_model() must make the model anew for each run, but it returned the one of the run before, which "
+                "is trained by now: build it inside, or return a copy.deepcopy of it"
+            )
+        if isinstance(model, nn.Module):
+            earlier.append(ref(model))
+        return model
+
+    return update_wrapper(build, build_model, updated=())
+
+
 def _optimizer(functions: Functions, model: nn.Module) -> Any:
     if functions.get("build_optimizer") is None:
         return torch.optim.AdamW(model.parameters(), lr=1e-3)
@@ -131,7 +153,10 @@ def _some(batches: Iterable[Any]) -> Iterator[Any]:
         empty = False
         yield batch
     if empty:
-        raise PrecauditError("batches() yielded no batch: there is nothing to train on", ExitCode.NOTHING_TO_MEASURE)
+        raise PrecauditError(
+            "batches() yielded no batch: there is nothing to train on; each call has to begin anew",
+            ExitCode.NOTHING_TO_MEASURE,
+        )
 
 
 def _wrong(message: str) -> PrecauditError:
