@@ -7,6 +7,7 @@ script's own (`torch.Generator`, `random.Random`) draw alike in all trials.
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import warnings
@@ -31,20 +32,26 @@ def derived_seed(seed: Any, trial: int) -> int:
 
 @contextmanager
 def controlled_seeds(trial: int) -> Iterator[None]:
-    """Seeds `random`, numpy and torch, and redirects the script's own seeding until the block ends."""
+    """Seeds `random`, numpy and torch, and redirects the script's own seeding until the block ends. What it leaves to
+    the machine, as `default_rng()` does, gets another seed at every call: the same in each run of the trial."""
+    calls = itertools.count()
+
+    def unseeded() -> str:
+        worker = torch.utils.data.get_worker_info()
+        return f"{_BASE_SEED}:{next(calls)}" + (f":{worker.seed}" if worker else "")
 
     def folded(function: Callable[..., Any]) -> Callable[..., Any]:
         def seeded(seed: Any = None, *args: Any, **kwargs: Any) -> Any:
             seed = kwargs.pop("a", seed)
             if isinstance(seed, (np.random.SeedSequence, np.random.BitGenerator, np.random.Generator)):
                 return function(seed, *args, **kwargs)
-            return function(derived_seed(_BASE_SEED if seed is None else seed, trial), *args, **kwargs)
+            return function(derived_seed(unseeded() if seed is None else seed, trial), *args, **kwargs)
 
         return seeded
 
     def fresh() -> int:
         """`torch.seed()`, which asks the machine for a number that no other run would have."""
-        torch.manual_seed(_BASE_SEED)
+        torch.manual_seed(unseeded())
         return torch.initial_seed()
 
     start = derived_seed(_BASE_SEED, trial)

@@ -91,6 +91,35 @@ def test_generators_and_sequences_given_to_numpy_are_left_alone():
         assert np.random.default_rng(generator) is generator
 
 
+def test_each_generator_without_a_seed_draws_its_own():
+    """A data set that makes one for every batch would train on one batch for ever."""
+
+    def drawn(trial):
+        with controlled_seeds(trial):
+            return [float(np.random.default_rng().random()) for _ in range(20)]
+
+    assert len(set(drawn(0))) == 20
+    assert drawn(0) == drawn(0)
+    assert not set(drawn(0)) & set(drawn(1))
+
+
+class Drawn(torch.utils.data.Dataset):
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, index):
+        return np.random.default_rng().random()
+
+
+def test_workers_that_load_data_draw_apart():
+    def drawn():
+        with controlled_seeds(0):
+            return torch.cat(list(torch.utils.data.DataLoader(Drawn(), num_workers=2))).tolist()
+
+    assert len(set(drawn())) == 4
+    assert drawn() == drawn()
+
+
 def test_functions_return_what_they_return():
     with controlled_seeds(1):
         assert isinstance(torch.manual_seed(0), torch.Generator)
