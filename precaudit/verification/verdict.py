@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 
 from precaudit.model import Cause, Difference, Gate, Plan, Verdict
 from precaudit.running.job import INTERNAL, RunResult
 from precaudit.verification import statistics
-from precaudit.verification.equivalence import equivalence
+from precaudit.verification.equivalence import ALPHA, Equivalence, equivalence
 from precaudit.verification.gates import Pair, failed, gates
 
 _OUTSIDE = "which autocast reaches with torch.amp.custom_fwd and custom_bwd only"
@@ -81,29 +83,76 @@ def _ended_from_outside(run: RunResult) -> bool:
 
 
 def _compare_losses(runs: Runs, pairs: Sequence[Pair], checked: tuple[Gate, ...]) -> Judgement:
-    references = [reference.losses for reference, _ in pairs]
-    candidates = [candidate.losses for _, candidate in pairs]
-    steps = min(len(losses) for losses in (*references, *candidates))
-    twins = [
-        (runs.references[seed].losses, twin.losses) for seed, twin in runs.twins.items() if seed in runs.references
-    ]
+    """Of the mean of a script's losses; and of each by itself, which fails where it is shown to differ: what one loses
+    another may gain, and a small one is not seen beside a large one."""
+    whole = _compared(runs, pairs, lambda run: run.losses)
+    guard = _learned([reference for reference, _ in pairs], whole.margin)
+    gates_ = (*checked, Gate("the reference learned", guard.passed, guard.detail))
+    places = _places(pairs)
+    for place in places:
+        alone = _compared(runs, pairs, partial(_stream, place), ALPHA / len(places))
+        if alone.result.decision == "fail" != whole.result.decision:
+            return alone.judgement(f"of its losses, the one of {place}: {alone.result.detail}", gates_)
+    judged = whole.judgement(whole.result.detail, gates_)
+    if guard.passed or judged.verdict == "fail":
+        return judged
+    reason = f"the float32 run proves nothing: {guard.detail}"
+    return replace(judged, verdict="inconclusive", cause="float32", reason=reason)
+
+
+@dataclass(frozen=True)
+class _Comparison:
+    """Curves of one loss compared over a window of their steps."""
+
+    result: Equivalence
+    margin: float
+    horizon: int
+    window: slice
+    chance: float
+
+    def judgement(self, reason: str, gates_: tuple[Gate, ...]) -> Judgement:
+        verdict = self.result.decision
+        return Judgement(
+            verdict,
+            reason,
+            self.margin,
+            Difference(self.result.mean, self.result.lower, self.result.upper),
+            gates_,
+            self.horizon,
+            self.window,
+            "noise" if verdict == "inconclusive" else None,
+            self.chance,
+        )
+
+
+def _compared(
+    runs: Runs, pairs: Sequence[Pair], losses: Callable[[RunResult], statistics.Losses], alpha: float = ALPHA
+) -> _Comparison:
+    references, candidates = ([losses(pair[i]) for pair in pairs] for i in (0, 1))
+    steps = min(len(curve) for curve in (*references, *candidates))
+    known = [(runs.references[seed], twin) for seed, twin in runs.twins.items() if seed in runs.references]
+    twins = [(losses(run), losses(twin)) for run, twin in known if losses(run) and losses(twin)]
     together = min((statistics.horizon(*pair) for pair in twins), default=steps)
     window = statistics.comparison_window(steps, min(together, steps))
-    noise = statistics.repeatability(twins, window)
-    margin = statistics.margin(references, window, noise)
-    guard = _learned([reference for reference, _ in pairs], margin)
-    all_gates = (*checked, Gate("the reference learned", guard.passed, guard.detail))
+    margin = statistics.margin(references, window, statistics.repeatability(twins, window))
     spread = statistics.seed_spread(references, window)
     differences = statistics.relative_differences(references, candidates, window)
-    result = equivalence(differences, margin, spread=spread if spread == spread else float("inf"))
-    difference = Difference(result.mean, result.lower, result.upper)
-    verdict: Verdict = result.decision
-    reason = result.detail
-    cause: Cause | None = "noise" if verdict == "inconclusive" else None
-    if not guard.passed and verdict != "fail":
-        verdict, cause, reason = "inconclusive", "float32", f"the float32 run proves nothing: {guard.detail}"
-    chance = statistics.by_chance(twins, window, len(pairs))
-    return Judgement(verdict, reason, margin, difference, all_gates, together, window, cause, chance)
+    result = equivalence(differences, margin, alpha, math.inf if math.isnan(spread) else spread)
+    return _Comparison(result, margin, together, window, statistics.by_chance(twins, window, len(pairs)))
+
+
+def _places(pairs: Sequence[Pair]) -> list[str]:
+    """Lines that call backward in all of these runs, often enough to be compared; none where there is one alone."""
+    shared = [place for place in pairs[0][0].streams if all(_is_long(run, place) for pair in pairs for run in pair)]
+    return shared if len(pairs[0][0].streams) > 1 else []
+
+
+def _is_long(run: RunResult, place: str) -> bool:
+    return len(_stream(place, run)) >= statistics.FEWEST_STEPS
+
+
+def _stream(place: str, run: RunResult) -> tuple[float, ...]:
+    return run.streams.get(place, ())
 
 
 def _differ(reference: RunResult, candidate: RunResult) -> bool:

@@ -4,6 +4,7 @@ import math
 import signal
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from run_samples import broken, ended, falling, run
 
@@ -102,6 +103,40 @@ def test_a_reference_that_learned_nothing_proves_nothing():
     assert judged.verdict == "inconclusive"
     assert "proves nothing" in judged.reason
     assert not judged.gates[-1].passed
+
+
+def two_losses(first, second, small=1.0):
+    """Float32 runs of two losses, and candidates whose losses are these factors apart from them."""
+
+    def made(label, seed, one, other):
+        rng = np.random.default_rng(seed + 100 * (label != "reference"))
+        curves = [
+            np.asarray(falling(seed=seed, end=1 + 0.01 * seed)) * (1 + factor) * (1 + 1e-4 * rng.standard_normal(40))
+            for factor in (one, other)
+        ]
+        streams = {"gan.py:10": tuple(curves[0]), "gan.py:20": tuple(small * curves[1])}
+        mean = tuple((curves[0] + small * curves[1]) / 2)
+        return run(mean, label, seed, streams=streams)
+
+    references = {seed: made("reference", seed, 0, 0) for seed in range(3)}
+    candidates = {seed: made("candidate-1", seed, first, second) for seed in range(3)}
+    return Runs(references, candidates, {0: made("reference-perturbed", 0, 0, 0)})
+
+
+def test_what_one_loss_gains_makes_up_for_no_other():
+    judged = judge(two_losses(0.08, -0.08), PLAN)
+    assert judged.verdict == "fail"
+    assert judged.reason.startswith("of its losses, the one of gan.py:10: +7.99")
+    assert judged.difference.lower > judged.margin
+
+
+def test_a_small_loss_is_seen_beside_a_large_one():
+    judged = judge(two_losses(0.0, 0.4, small=1e-3), PLAN)
+    assert (judged.verdict, "gan.py:20" in judged.reason) == ("fail", True)
+
+
+def test_losses_that_are_equal_apart_and_together_pass():
+    assert judge(two_losses(0.0, 0.0, small=1e-3), PLAN).verdict == "pass"
 
 
 def test_one_of_several_streams_that_learns_is_enough():
