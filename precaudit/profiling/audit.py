@@ -132,7 +132,7 @@ def _as_written(first: RunResult, spec: RunSpec, runner: Runner) -> RunResult | 
     """The script with its own precision in force, where it has any; `first` is the run with its autocast off, and its
     own casts on."""
     written = None
-    if "autocast" in first.baseline or "grad_scaler" in first.baseline:
+    if first.baseline.keys() & {"autocast", "plan", "grad_scaler"}:
         run = runner(RunSpec(spec.job, "as-written", precision="as-written", execution=spec.execution))
         written = replace(run, trace=first.trace, baseline={**first.baseline, **run.baseline})
     if spec.neutralize and first.finished and not (written and written.finished):

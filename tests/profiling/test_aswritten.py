@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+import precaudit
 from precaudit.model import Difference, Layer, Location, Plan, TensorRecord, TensorStats, Verification
 from precaudit.profiling.aswritten import of_as_written
 from precaudit.profiling.audit import Audit, run_audit
@@ -385,6 +386,27 @@ def test_a_loss_in_the_script_s_own_autocast_is_run_as_written(casts, tmp_path):
     found = {each.rule: each for each in of_as_written(audit, Verification("pass", "emulated"))}
     assert found["PA501"].severity == "error"
     assert found["PA307"].op == "mul"
+
+
+def test_a_plan_that_the_script_applies_is_run_as_written(tmp_path):
+    """In float16, and without the loss scale that its gradients need."""
+
+    def code():
+        torch.manual_seed(0)
+        model = nn.Linear(4, 1)
+        optimizer = torch.optim.SGD(model.parameters(), lr=1e7)
+        precaudit.apply(model, Plan("float16", {"": "float16"}))
+        for _ in range(8):
+            x = torch.randn(16, 4)
+            optimizer.zero_grad()
+            ((model(x) - x.sum(1, keepdim=True)).square().mean() * 1e-8).backward()
+            optimizer.step()
+
+    job = Job("script", "train.py", (), str(tmp_path), 8)
+    audit = run_audit(job, ("float16", "float32"), "emulated", InProcess(code), str(tmp_path))
+    assert audit.reference.baseline["plan"] == "float16"
+    assert audit.as_written.losses[-1] == pytest.approx(audit.reference.losses[0], rel=1.0)
+    assert audit.reference.losses[-1] < 0.5 * audit.as_written.losses[-1]
 
 
 def test_a_script_that_ends_before_its_steps_is_probed_within_those_that_it_takes(tmp_path):

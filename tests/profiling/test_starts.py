@@ -1,5 +1,7 @@
 """Runs that don't start alike, because the script goes on from what an earlier run left."""
 
+import copy
+
 import torch
 from torch import nn
 
@@ -29,8 +31,13 @@ def profiled(build):
 
 
 def test_runs_that_resume_blame_no_format_and_say_so():
-    kept = build_model()
-    report, notes = profiled(lambda: kept)
+    kept = [build_model()]
+
+    def resuming():
+        kept.append(copy.deepcopy(kept[-1]))
+        return kept[-1]
+
+    report, notes = profiled(resuming)
     assert len(notes) == 1
     assert "resume" in notes[0]
     assert report.job["gradient_errors"] == []
