@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
+from torch._ops import OpOverload, OpOverloadPacket
 
 from precaudit.execution.emulated import run_in_format, to_float32
 from precaudit.execution.rounding import CASTABLE, HALVES, rounding_for
@@ -52,7 +54,29 @@ def repeatable(op: str, func: Callable[..., Any], kwargs: dict[str, Any]) -> boo
     operator = name.startswith("__")
     in_place = name.startswith("__i") and name != "__invert__" if operator else name.endswith("_")
     own = isinstance(kwargs.get("generator"), torch.Generator)  # whose state nobody puts back
-    return op not in UNREPEATABLE and not in_place and "out" not in kwargs and not own
+    return op not in UNREPEATABLE and not in_place and "out" not in kwargs and not own and not _changes_tensors(func)
+
+
+def _changes_tensors(func: Callable[..., Any]) -> bool:
+    """Whether a schema of it says that it writes to its arguments: a custom operation's buffer, an observer's range."""
+    if isinstance(func, OpOverload):
+        return _writes(func._schema)
+    if isinstance(func, OpOverloadPacket):
+        return any(_writes(getattr(func, overload)._schema) for overload in func.overloads())
+    return _changes_by_name(getattr(func, "__name__", ""))
+
+
+@cache
+def _changes_by_name(name: str) -> bool:
+    """torchscript has functions of the same names for its lists and dictionaries."""
+    schemas = torch._C._jit_get_schemas_for_operator(f"aten::{name}")
+    return any(map(_writes, (s for s in schemas if s.arguments and isinstance(s.arguments[0].type, torch.TensorType))))
+
+
+def _writes(schema: Any) -> bool:
+    """Into anything but an `out`, which the caller asks for by its name."""
+    written = [each for each in schema.arguments if each.alias_info is not None and each.alias_info.is_write]
+    return any(not each.is_out for each in written)
 
 
 @torch.no_grad()

@@ -148,10 +148,29 @@ def test_what_is_not_finite_in_float32_has_no_local_error():
         (torch.add, {"out": 1}, False),
         (F.dropout, {}, False),
         (torch.batch_norm, {}, False),
+        (torch.fused_moving_avg_obs_fake_quant, {}, False),
+        (torch.ops.aten._fused_moving_avg_obs_fq_helper, {}, False),
+        (torch.ops.aten._native_batch_norm_legit.default, {}, False),
+        (torch.ops.aten.add, {}, True),
+        (torch.sort, {}, True),
     ],
 )
 def test_what_may_run_again(function, kwargs, expected):
     assert repeatable(op_name(function), function, kwargs) is expected
+
+
+def test_an_operation_that_changes_a_buffer_runs_once():
+    @torch.library.custom_op("precaudit_tests::count", mutates_args=("calls",))
+    def count(x: torch.Tensor, calls: torch.Tensor) -> torch.Tensor:
+        calls += 1
+        return x.clone()
+
+    calls = torch.zeros(1)
+    with torch.no_grad():
+        expected = count(torch.ones(2), calls)
+    _, traced = shadowed(lambda self, x: self.lin(x) * count(expected, calls).mean(), numbers(0, 8, 4))
+    assert calls.item() == 2
+    assert traced.op("", "mul").local_error
 
 
 def test_a_shadow_draws_no_random_numbers():
