@@ -388,7 +388,7 @@ _CHECK = (
     Rule(
         "PA735",
         "no output to compare",
-        "The model could not be called again in eval mode.",
+        "What the model returns in eval mode could not be compared.",
         "Check it from a model file.",
     ),
     Rule(

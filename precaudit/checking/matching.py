@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import is_dataclass, replace
 from typing import Any
 
 import torch
@@ -11,11 +11,11 @@ import torch
 from precaudit.checking.entries import Pair
 from precaudit.checking.inputs import Call
 from precaudit.checking.records import OutputMatch
-from precaudit.instrument.torchfunction import tensors_in
+from precaudit.instrument.torchfunction import fields_of, tensors_in
 
 
 def named_outputs(value: Any, name: str = "") -> Iterator[tuple[str, torch.Tensor]]:
-    """Floating-point tensors in nested lists, tuples and mappings, by the path to each."""
+    """Floating-point tensors in nested lists, tuples, mappings and dataclasses, by the path to each."""
     if isinstance(value, torch.Tensor):
         if value.is_floating_point():
             yield name, value
@@ -25,6 +25,8 @@ def named_outputs(value: Any, name: str = "") -> Iterator[tuple[str, torch.Tenso
         items = value.items()
     elif isinstance(value, (list, tuple)):
         items = zip(getattr(value, "_fields", range(len(value))), value, strict=True)
+    elif is_dataclass(value):
+        items = fields_of(value).items()
     for key, item in items:
         yield from named_outputs(item, f"{name}.{key}".lstrip("."))
 

@@ -71,7 +71,7 @@ class Observer:
             outputs=tuple(seen.outputs.values()),
             hard_inputs=tuple(seen.hard_inputs),
             raised=tuple(seen.raised),
-            unanswered=self._unanswered,
+            unanswered={**seen.unanswered, **self._unanswered},
             execution=repeater.execution,
             calls=self._count,
         )

@@ -140,7 +140,7 @@ def _of_unanswered(observed: Observed, blind: bool) -> Iterator[Finding]:
         yield finding(
             "PA735",
             "error" if blind else "warning",
-            f"{model} could not be called again in eval mode, so its outputs were not compared: {said}",
+            f"what {model} returns in eval mode was not compared: {said}",
             "check it from a model file: build_model() and batches() suffice",
             output=model,
         )

@@ -27,6 +27,7 @@ _NOTHING: Mapping[HardKind, str] = {
     "denormals": "it has no floating-point input",
     "batch of one": "its batches have one sample already",
 }
+UNSEEN = "it returns no floating-point tensor that can be found"
 Outputs = dict[str, torch.Tensor]
 Run = Callable[[Call], Outputs]
 
@@ -48,11 +49,12 @@ class Calls:
 
 @dataclass
 class Seen:
-    """What repeating showed."""
+    """What repeating showed; `unanswered` says why a model's outputs could not be compared."""
 
     outputs: dict[tuple[str, str, str], OutputMatch] = field(default_factory=dict)
     hard_inputs: list[HardInput] = field(default_factory=list)
     raised: list[tuple[str, str, str]] = field(default_factory=list)
+    unanswered: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,8 @@ def compare(seen: Seen, key: str, calls: Calls, reference: Run, planned: Run, de
     """Every kept batch under the plan against float32; an error that float32 doesn't have is the plan's."""
     for call in calls.last:
         wanted = reference(call)
+        if not wanted:
+            seen.unanswered[key] = UNSEEN
         try:
             outputs = planned(call)
         except Exception as error:
@@ -120,6 +124,8 @@ def try_hard(hard: HardInput, call: Call | None, reference: Run, planned: Run) -
         wanted = reference(call)
     except Exception as error:
         return replace(hard, skipped=f"float32 raises {said(error)}")
+    if not wanted:
+        return replace(hard, skipped=UNSEEN)
     try:
         outputs = planned(call)
     except Exception as error:

@@ -12,6 +12,7 @@ import threading
 import types
 from collections.abc import Callable, Mapping, MutableMapping
 from copy import copy
+from dataclasses import fields, is_dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -210,7 +211,7 @@ class OperationMode(TorchFunctionMode):
 
 
 def map_tensors(function: Callable[[torch.Tensor], torch.Tensor], value: Any) -> Any:
-    """`value` with `function` applied to every tensor in nested lists, tuples and mappings.
+    """`value` with `function` applied to every tensor in nested lists, tuples, mappings and dataclasses.
 
     Containers are rebuilt only where a tensor changed, so identities survive a mapping that changes nothing.
     """
@@ -226,7 +227,26 @@ def map_tensors(function: Callable[[torch.Tensor], torch.Tensor], value: Any) ->
     if isinstance(value, Mapping):
         changed = {key: map_tensors(function, item) for key, item in value.items()}
         return value if all(changed[key] is item for key, item in value.items()) else _rebuilt_mapping(value, changed)
+    if is_dataclass(value):
+        own = fields_of(value)
+        changed = {name: map_tensors(function, item) for name, item in own.items()}
+        return value if all(changed[name] is item for name, item in own.items()) else _rebuilt_dataclass(value, changed)
     return value
+
+
+def fields_of(value: Any) -> dict[str, Any]:
+    """What a dataclass has set of its fields; of the class itself nothing."""
+    if isinstance(value, type):
+        return {}
+    return {field.name: getattr(value, field.name) for field in fields(value) if hasattr(value, field.name)}
+
+
+def _rebuilt_dataclass(value: Any, changed: dict[str, Any]) -> Any:
+    """A copy that is not made anew: what `__init__` would check or compute has been."""
+    rebuilt = copy(value)
+    for name, item in changed.items():
+        object.__setattr__(rebuilt, name, item)
+    return rebuilt
 
 
 def _rebuilt_sequence(value: Any, items: list[Any]) -> Any:
@@ -256,7 +276,7 @@ _SCALARS = (int, float, str, type(None))
 
 
 def tensors_in(value: Any) -> list[torch.Tensor]:
-    """Every tensor in nested lists, tuples and mappings, in order."""
+    """Every tensor in nested lists, tuples, mappings and dataclasses, in order."""
     if isinstance(value, torch.Tensor):
         return [value]
     if isinstance(value, (list, tuple)):
@@ -269,4 +289,4 @@ def tensors_in(value: Any) -> list[torch.Tensor]:
         return found
     if isinstance(value, Mapping):
         return [tensor for item in value.values() for tensor in tensors_in(item)]
-    return []
+    return tensors_in(list(fields_of(value).values())) if is_dataclass(value) else []

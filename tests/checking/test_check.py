@@ -1,10 +1,11 @@
 """The whole gate in this process: what it finds in models that it runs."""
 
 import math
+from dataclasses import dataclass
 
 import pytest
 import torch
-from checked import Net, answer, batches, check, check_trained, check_training, plan, rules
+from checked import TYPES, Net, answer, batches, check, check_trained, check_training, plan, rules
 from torch import nn
 
 from precaudit.checking.repeating import Repeater
@@ -236,6 +237,32 @@ def test_several_inputs_mappings_and_labels():
         report = check(wanted, Two, [batch])
         assert "PA735" not in rules(report)
         assert len(report.outputs) == 1
+
+
+@dataclass
+class Scores:
+    logits: torch.Tensor
+
+
+class Opaque:
+    def __init__(self, logits):
+        self.logits = logits
+
+
+@pytest.mark.parametrize(("kind", "seen"), [(Scores, True), (Opaque, False)])
+def test_outputs_in_an_object_of_the_models_own(kind, seen):
+    """A gate that can't see into them doesn't open."""
+
+    class Wrapping(Net):
+        def forward(self, x):
+            return kind(super().forward(x) * 1e6)
+
+    report = check(plan("float16", types={**TYPES, "": "Wrapping"}), Wrapping)
+    assert ("PA733" in rules(report)) is seen
+    assert ("PA735" in rules(report)) is not seen
+    assert not report.passed
+    if not seen:
+        assert answer(report, "hard inputs").status == "not measured"
 
 
 def test_loss_says_how_a_batch_enters_the_model():

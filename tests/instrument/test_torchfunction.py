@@ -3,6 +3,8 @@
 import threading
 from collections import OrderedDict, UserDict, namedtuple
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 import torch
@@ -177,6 +179,27 @@ def test_a_mapping_that_iterates_over_rows_keeps_its_own_attributes():
     assert (type(doubled), doubled.batch_size, doubled["b"]) == (TensorDict, (2,), 1)
     assert torch.equal(doubled["a"], A * 2)
     assert value["a"] is A
+
+
+@dataclass(frozen=True)
+class Answer:
+    logits: torch.Tensor
+    extra: Any = None
+    made: list = field(init=False, default_factory=list)
+
+    def __post_init__(self):
+        assert self.logits.dtype == torch.float32
+
+
+def test_dataclasses_are_copied_not_made_anew():
+    value = Answer(A, [Answer(A)])
+    assert map_tensors(lambda t: t, value) is value
+    halves = map_tensors(torch.Tensor.half, value)
+    assert [tensor.dtype for tensor in tensors_in(halves)] == [torch.float16] * 2
+    assert (type(halves), halves.made is value.made) == (Answer, True)
+    assert value.logits is A
+    assert tensors_in([Answer, value]) == [A, A]
+    assert map_tensors(torch.Tensor.half, Answer) is Answer
 
 
 def test_what_doesn_t_change_stays_the_same_object():
