@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import replace
 
 from precaudit.model import Gate, Plan
 from precaudit.running.job import EndState, RunResult, ScriptError
@@ -49,14 +50,18 @@ def refusals(pairs: Sequence[Pair]) -> Iterator[tuple[str, ScriptError]]:
 
 
 def evaluation(pairs: Sequence[Pair], plan: Plan) -> Gate:
-    for model, error in refusals(pairs):
-        first = error.message.partition("\n")[0]
-        if error.is_lack_of_memory:
-            return Gate("evaluation", True, f"not looked at: in eval mode {model} needs more memory than there is")
+    refused = dict(refusals(pairs))
+    unseen = sorted(model for model, error in refused.items() if error.is_lack_of_memory)
+    if raised := {model: error.message for model, error in refused.items() if model not in unseen}:
+        model, message = next(iter(raised.items()))
+        first = message.partition("\n")[0]
         return Gate("evaluation", False, f"in eval mode {model} raises, which it does not in float32: {first}")
     if not any(run.end_state.evaluations for pair in pairs for run in pair):
         return Gate("evaluation", True, "not looked at: no model could be called again in eval mode")
-    return _finite("evaluation", "outputs in eval mode", _lost_evaluations)(pairs, plan)
+    gate = _finite("evaluation", "outputs in eval mode", _lost_evaluations)(pairs, plan)
+    if not unseen:
+        return gate
+    return replace(gate, detail=f"{gate.detail}; not looked at for want of memory: {_listed(unseen)}")
 
 
 def stuck_buffers(pairs: Sequence[Pair]) -> list[str]:

@@ -96,12 +96,20 @@ def test_a_model_that_raises_in_eval_mode_under_the_plan_alone():
     assert results({"end_state": refused}, {"end_state": refused}) == {}
 
 
-def test_an_evaluation_that_found_no_memory_is_not_called_finite():
-    refused = ended(refused={"net": ScriptError("OutOfMemoryError", "CUDA out of memory", "")})
-    answered = ended(evaluations={"net": (True, 1.0)})
-    pair = (run(LOSSES, end_state=answered), run(LOSSES, "candidate-1", end_state=refused))
-    (gate,) = (gate for gate in gates([pair], PLAN) if gate.name == "evaluation")
-    assert (gate.passed, gate.detail) == (True, "not looked at: in eval mode net needs more memory than there is")
+def test_an_evaluation_that_found_no_memory_is_not_called_finite_and_hides_no_other():
+    memory, error = (ScriptError(kind, "out", "") for kind in ("OutOfMemoryError", "ValueError"))
+    answered = ended(evaluations=dict.fromkeys(("a", "b"), (True, 1.0)))
+
+    def evaluated(**state):
+        pair = (run(LOSSES, end_state=answered), run(LOSSES, "candidate-1", end_state=ended(**state)))
+        return next((g.passed, g.detail) for g in gates([pair], PLAN) if g.name == "evaluation")
+
+    unseen = "not looked at for want of memory: a"
+    finite = evaluated(refused={"a": memory}, evaluations={"b": (True, 1.0)})
+    assert finite == (True, f"all outputs in eval mode are finite; {unseen}")
+    lost = evaluated(refused={"a": memory}, evaluations={"b": (False, 1.0)})
+    assert lost == (False, f"non-finite outputs in eval mode: b; {unseen}")
+    assert not evaluated(refused={"a": memory, "b": error})[0]
 
 
 @pytest.mark.parametrize(
