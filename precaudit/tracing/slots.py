@@ -129,6 +129,11 @@ class ParameterSlot:
         yield from (self.weight, self.gradient, self.update, *self.state.values())
 
 
+_FACTORS = frozenset({"alpha", "beta"})
+
+
 def scalars(args: Any, kwargs: Mapping[str, Any]) -> list[float]:
-    """Magnitudes of the non-zero floating-point scalars of a call."""
-    return [abs(v) for v in (*args, *kwargs.values()) if isinstance(v, float) and v]
+    """Magnitudes of the non-zero floating-point scalars of a call, but for the factors that a sum multiplies its
+    addends by: those stay float32 inside the kernel."""
+    values = (*args, *(value for name, value in kwargs.items() if name not in _FACTORS))
+    return [abs(v) for v in values if isinstance(v, float) and v]

@@ -337,6 +337,17 @@ def test_constants_are_the_extremes_of_scalar_arguments():
     assert traced.op("lin", "linear").constants is None
 
 
+@pytest.mark.parametrize("factor", [1e-9, 1e6])
+def test_what_a_sum_multiplies_an_addend_by_is_no_constant(factor):
+    def function(self, x):
+        h = self.lin(x)
+        return torch.sub(h, h / factor, alpha=factor) + torch.addmm(h, h.t(), h, alpha=factor, beta=factor).mean()
+
+    _, traced = shadowed(function, numbers(0, 4, 4))
+    assert traced.op("", "sub").constants is None
+    assert traced.op("", "addmm").constants is None
+
+
 @pytest.mark.parametrize("share", [1.0, 0.7, 0.5])
 def test_a_mask_of_the_largest_number_of_a_half_tensor_s_dtype_follows_that_dtype(share):
     def function(self, x):
