@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from precaudit.errors import PrecauditError, require, require_count
@@ -59,20 +59,20 @@ def profile(
     functions = {"build_model": anew(build_model), "batches": batches, "loss": loss, "build_optimizer": build_optimizer}
     settings = Settings(steps, seeds, target, _formats(formats), execution, quick, verify, device, price)
     name = getattr(build_model, "__name__", type(build_model).__name__)
-    outcome = profile_job(
-        Job("model_file", name, (), os.getcwd(), steps, device), settings, _InProcess(functions, device)
-    )
+    runner = _InProcess(functions, device)
+    outcome = profile_job(Job("model_file", name, (), os.getcwd(), steps, device), settings, runner)
     if outcome.error:
-        raise PrecauditError(outcome.error, outcome.exit_code)
+        raise PrecauditError(outcome.error, outcome.exit_code) from next(iter(runner.raised), None)
     return outcome.report
 
 
 @dataclass(frozen=True)
 class _InProcess:
-    """Runs a model file's functions here, one run after the other."""
+    """Runs a model file's functions here, one run after the other; `raised` is what the last one did."""
 
     functions: dict[str, Any]
     device: str | None
+    raised: list[Exception] = field(default_factory=list)
 
     def __call__(self, spec: RunSpec) -> RunResult:
         import torch
@@ -80,8 +80,16 @@ class _InProcess:
         from precaudit.running.modelfile import train
         from precaudit.running.worker import run
 
+        def code() -> None:
+            self.raised.clear()
+            try:
+                train(self.functions, self.device)
+            except Exception as error:
+                self.raised.append(error)
+                raise
+
         with _random_state_kept(), torch.inference_mode(False), torch.enable_grad():
-            result = run(spec, lambda: train(self.functions, self.device))
+            result = run(spec, code)
         if result.status == "interrupted":  # the caller's own, who wants no next test or cell either
             raise KeyboardInterrupt
         return result

@@ -104,6 +104,15 @@ def test_the_caller_s_random_numbers_go_on():
     assert torch.overrides._get_current_function_mode_stack() == []
 
 
+def test_an_error_of_the_callers_own_is_the_cause_of_precaudits():
+    def wrong(model, batch):
+        raise ZeroDivisionError("in the loss")
+
+    with pytest.raises(precaudit.PrecauditError) as caught:
+        precaudit.profile(build_model, batches, wrong, steps=5)
+    assert isinstance(caught.value.__cause__, ZeroDivisionError)
+
+
 def test_without_verification_nothing_is_claimed():
     report = precaudit.profile(build_model, batches, loss, steps=6, formats=["fp16"], verify=False)
     assert report.verification.verdict == "not_run"

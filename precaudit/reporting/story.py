@@ -268,10 +268,11 @@ def _with_the_plan(report: Report) -> str:
 
 
 def _taken_care_of(report: Report) -> list[str]:
+    verdict = report.verification.verdict
     count = sum(settled(report.plan, finding) for finding in report.findings)
-    if not count:
+    if not count or verdict == "fail":  # the plan suits none, it is not to be used
         return []
-    what = "Nothing else" if report.verification.verdict in ("pass", "screened") else "No change"
+    what = "Nothing else" if verdict in ("pass", "screened") else "No change"
     return [f"{what} for {plural(count, 'finding')}: the plan has those places in a format that suits them."]
 
 

@@ -55,8 +55,8 @@ class ChildRunner:
         os.environ.setdefault("PYTHONHASHSEED", "0")
         self._context = multiprocessing.get_context("forkserver")
         self._log, self._progress = log, progress
-        self._parallel = parallel or min(max(2, len(gpus)), os.cpu_count() or 1)
-        self._threads = threads or max(1, (os.cpu_count() or 1) // self._parallel)
+        self._parallel = parallel or min(max(2, len(gpus)), _own_cpus())
+        self._threads = threads or max(1, _own_cpus() // self._parallel)
         self._living: dict[Any, int] = {}
         self._gpus = gpus
         self._files, self._gate = store_beside(log), threading.Condition()
@@ -207,6 +207,11 @@ def _signals_held_back() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _own_cpus() -> int:
+    """Cores that this process may use: a container or `taskset` has fewer than the machine."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _port_was_taken(result: RunResult) -> bool:

@@ -392,3 +392,19 @@ def test_a_plan_takes_the_place_of_the_script_s_own_mixed_precision(baseline, to
     report = report_samples.passing()
     text = render_terminal(replace(report, job=report.job | {"baseline": baseline}))
     assert ("in place of the script's own" in text) is told
+
+
+def test_what_a_plan_that_failed_suits_is_not_taken_care_of():
+    """It is not to be used."""
+    report = report_samples.failing()
+    found = report_samples.finding(fqn="a", evidence={"formats": "float16"})
+    plan = Plan("bfloat16", {"a": "bfloat16"})
+    told = {
+        verdict: story.actions(
+            replace(report, plan=plan, findings=(found,), verification=replace(report.verification, verdict=verdict))
+        )[-1]
+        for verdict in ("pass", "inconclusive", "fail")
+    }
+    assert told["pass"].startswith("Nothing else for 1 finding")
+    assert told["inconclusive"].startswith("No change for 1 finding")
+    assert "suits" not in told["fail"]
