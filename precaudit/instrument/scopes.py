@@ -28,6 +28,10 @@ _WITHOUT_REENTRANT = next(
 """Later releases of torch keep the second for callers of their own, and call the first."""
 
 
+REPEATED = "repeated"
+"""In an outermost frame's data while a checkpointed part runs without gradients, as the backward pass repeats it."""
+
+
 class Frame:
     """One running forward. `data` belongs to listeners; `op_counts` numbers the calls of each op in this forward."""
 
@@ -74,6 +78,16 @@ class Scopes(Protocol):
 class _Stack(threading.local):
     def __init__(self) -> None:
         self.frames: list[Frame] = []
+
+
+@contextmanager
+def _marked(data: dict[str, Any], key: str, value: bool) -> Iterator[None]:
+    before = data.get(key, False)
+    data[key] = before or value
+    try:
+        yield
+    finally:
+        data[key] = before
 
 
 def _running_forwards() -> Iterator[tuple[nn.Module, FrameType]]:
@@ -152,8 +166,9 @@ class ModuleScopes:
 
     def _resumed(self, function: Callable[..., Any], frame: Frame) -> Callable[..., Any]:
         def resumed(*args: Any, **kwargs: Any) -> Any:
-            if self.current is not None:
-                return function(*args, **kwargs)
+            if (running := self.current) is not None:
+                with _marked(running.root.data, REPEATED, not torch.is_grad_enabled()):
+                    return function(*args, **kwargs)
             again = Frame(frame.module, frame.name, None)
             self._stack.frames.append(again)
             for listener in self.listeners:

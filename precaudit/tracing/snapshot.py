@@ -86,7 +86,7 @@ def _faults(tracer: Tracer) -> list[Fault]:
 
 
 def _layers(tracer: Tracer, namer: _Namer) -> list[Layer]:
-    computing = {namer.latest(slot.module) for slot in tracer.ops.values()}
+    computing = {namer.latest(slot.module) for slot in tracer.ops.values() if slot.calls}
     grouped: dict[ModuleName, list[LayerSlot]] = {}
     for name, layer in tracer.layers.items():
         grouped.setdefault(namer.latest(name), []).append(layer)

@@ -18,7 +18,7 @@ from precaudit.histograms import Peak, take_peak
 from precaudit.instrument.events import TrainingListener, in_backward
 from precaudit.instrument.functions import IN_FUNCTION
 from precaudit.instrument.names import ModuleName
-from precaudit.instrument.scopes import Frame, ModuleScopes
+from precaudit.instrument.scopes import REPEATED, Frame, ModuleScopes
 from precaudit.instrument.torchfunction import tensors_in
 from precaudit.tracing.extremes import largest
 from precaudit.tracing.faults import FaultWatch, Inputs, finite_amax
@@ -160,6 +160,7 @@ class Tracer(TrainingListener):
             self.parameters.learn(frame.module, frame.name)
         if frame.is_outermost:
             frame.data["traced"] = self.recording
+            frame.data["trains"] = torch.is_grad_enabled()
             if self.recording:
                 self._mode.__enter__()
 
@@ -196,9 +197,11 @@ class Tracer(TrainingListener):
                 tensor.register_hook(self._observer(layer))
 
     def _counts(self, frame: Frame, op: str) -> bool:
-        """Training forwards only, each once: not under no_grad, not again when checkpointing repeats it."""
-        name = frame.name
-        if not torch.is_grad_enabled() and IN_FUNCTION not in frame.data:
+        """Training forwards only, each once: not those under no_grad, though parts of others may be (a backbone that
+        stays as it is), not again when checkpointing repeats it."""
+        name, root = frame.name, frame.root.data
+        trains = root.get("trains") and not root.get(REPEATED)
+        if not (torch.is_grad_enabled() or IN_FUNCTION in frame.data or trains):
             return False
         if in_backward():
             return self._seen_in_pass.get((name, op)) != self._pass

@@ -77,6 +77,16 @@ def test_the_backward_pass_is_watched_too():
     assert faults[0].op == "sqrt"
 
 
+def test_what_runs_without_gradients_inside_a_training_forward_is_watched_too():
+    def function(self, x):
+        with torch.no_grad():
+            h = (x * 1e30 * 1e30).relu()
+        return self.lin(h)
+
+    faults = faults_of(function, backward=True)
+    assert (faults[0].phase, faults[0].op) == ("forward", "mul")
+
+
 def test_faults_are_few_however_long_a_script_goes_on():
     def function(self, x):
         for _ in range(200):

@@ -319,6 +319,30 @@ def test_a_teacher_without_gradients_leaves_the_student_its_own_names():
     assert traced.trace.models == ("student",)
 
 
+def test_what_a_training_forward_computes_without_gradients_counts_too():
+    """A backbone that stays as it is; evaluation between the steps does not."""
+
+    def forward(self, x):
+        with torch.no_grad():
+            h = self.frozen(x) * 2
+        return self.head(h)
+
+    def model():
+        return Wrapping(forward, frozen=nn.Linear(4, 4), head=nn.Linear(4, 1))
+
+    with tracing() as traced:
+        net, other = model(), model()
+        train(net, lambda m, i: m(numbers(i, BATCH, 4)).sum(), steps=2)
+        with torch.no_grad():
+            net(numbers(0, BATCH, 4))
+            other(numbers(0, BATCH, 4))
+    assert traced.trace.models == ("net",)
+    assert [traced.layer(fqn).calls for fqn in ("frozen", "head")] == [2, 2]
+    assert traced.op("", "mul").calls == 2
+    assert seen(traced.layer("frozen"), "activation") == 2 * 4 * BATCH
+    assert traced.layer("frozen").tensor("activation_grad") is None
+
+
 def test_parameters_of_modules_that_never_run_count_where_they_are_used():
     """Lists of parameters, the projection that attention reads the weights of, and a head that nothing uses."""
 
