@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial, wraps
@@ -79,13 +80,16 @@ def _held(value: Any) -> Any:
 
 class TrainingEvents:
     """Publishes backward passes and optimizer steps. A script that never makes a torch optimizer updates its
-    parameters by hand: its steps are its backward passes. No part of this is compiled with a compiled step."""
+    parameters by hand: its steps are its backward passes, or the gradients that it takes without any. No part of this
+    is compiled with a compiled step."""
 
     def __init__(self, has_optimizer: bool = False, concerns: Callable[[Any], bool] = lambda optimizer: True) -> None:
         """`concerns` tells the optimizers that count from those of other models."""
         self.listeners: list[TrainingListener] = []
         self.has_optimizer = has_optimizer
         self._concerns = concerns
+        self._calls_backward = False
+        self._here = threading.local()
         self._stepping: list[FrameType] = []
 
     @property
@@ -114,12 +118,14 @@ class TrainingEvents:
                 for listener in self.listeners:
                     listener.backward_nested(roots)
                 return original(tensors, grad_tensors, *args, **kwargs)
-            if any(isinstance(root, GradientEdge) for root in roots):
+            if self._handed_on or any(isinstance(root, GradientEdge) for root in roots):
                 return original(tensors, grad_tensors, *args, **kwargs)  # no loss is known by name
+            self._calls_backward = True
             gradients = _as_list(grad_tensors) or [None] * len(roots)
             for listener in self.listeners:
                 gradients = listener.backward_starts(roots, gradients) or gradients
-            original(roots, gradients, *args, **kwargs)
+            with self._handing_on():
+                original(roots, gradients, *args, **kwargs)
             for listener in self.listeners:
                 listener.backward_ended(roots)
             if not self.has_optimizer:
@@ -127,6 +133,19 @@ class TrainingEvents:
             return None
 
         return backward
+
+    @property
+    def _handed_on(self) -> bool:
+        return getattr(self._here, "handed_on", False)
+
+    @contextmanager
+    def _handing_on(self) -> Iterator[None]:
+        """torch calls itself once more for each function mode that is on, by the name that is wrapped here."""
+        self._here.handed_on = True
+        try:
+            yield
+        finally:
+            self._here.handed_on = False
 
     def _publish_step(self, optimizer: Any) -> None:
         for listener in self.listeners:
@@ -147,14 +166,26 @@ class TrainingEvents:
             outputs, inputs = _held(outputs), _held(inputs)
             if in_backward():
                 return self._nested_gradient(partial(original, outputs, inputs, grad_outputs, *args, **kwargs))
+            if self._handed_on:
+                return original(outputs, inputs, grad_outputs, *args, **kwargs)
             for listener in self.listeners if grad_outputs is None else ():
                 grad_outputs = listener.gradient_starts(_as_list(outputs), _as_list(inputs)) or grad_outputs
-            result = original(outputs, inputs, grad_outputs, *args, **kwargs)
+            with self._handing_on():
+                result = original(outputs, inputs, grad_outputs, *args, **kwargs)
             for listener in self.listeners:
                 listener.gradient_taken(_as_list(outputs))
+            if self._updates_by_hand(_as_list(inputs), *args, **kwargs):
+                self._publish_step(None)
             return result
 
         return grad
+
+    def _updates_by_hand(
+        self, inputs: Sequence[Any], retain_graph: Any = None, create_graph: bool = False, *_: Any, **others: Any
+    ) -> bool:
+        """Whether the script never made an optimizer nor called backward, and takes gradients of parameters alone."""
+        trains = any(isinstance(each, torch.nn.Parameter) for each in inputs)
+        return trains and not create_graph and not self.has_optimizer and not self._calls_backward
 
     def _nested_gradient(self, compute: Callable[[], Any]) -> Any:
         for listener in self.listeners:

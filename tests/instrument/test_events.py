@@ -6,6 +6,7 @@ from instrumented import recorded
 from torch import nn
 from torch.optim import SGD, Adam, Optimizer
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
+from torch.overrides import TorchFunctionMode
 
 from precaudit.instrument.events import in_backward
 
@@ -182,6 +183,29 @@ def test_without_a_torch_optimizer_every_backward_is_a_step():
             optimizer.step()
         assert not events.has_optimizer
     assert recorder.heard == ["backward", "ended", "step NoneType", "stepped"] * 2
+
+
+def test_without_a_torch_optimizer_gradients_of_parameters_are_steps_where_nothing_calls_backward():
+    with recorded() as (recorder, _, _):
+        model = nn.Linear(2, 1)
+        torch.autograd.grad(model(X).sum(), list(model.parameters()))
+        torch.autograd.grad(model(X).sum(), model.weight, create_graph=True)
+        torch.autograd.grad(X.requires_grad_().sum(), X)
+    assert recorder.heard == ["grad", "step NoneType", "stepped", "grad", "grad"]
+
+
+class Passing(TorchFunctionMode):
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        return func(*args, **(kwargs or {}))
+
+
+def test_function_modes_make_no_more_of_one_call():
+    """torch calls `grad` and `backward` once more for each, by their names."""
+    with recorded(has_optimizer=True) as (recorder, _, _), Passing(), Passing():
+        weight = torch.ones(3, requires_grad=True)
+        torch.autograd.grad(weight.sum(), weight)
+        torch.autograd.backward([weight.sum()])
+    assert recorder.heard == ["grad", "backward", "ended"]
 
 
 def test_an_optimizer_made_before_is_learned_from_its_first_step():
