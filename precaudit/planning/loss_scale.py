@@ -1,8 +1,8 @@
 """From gradient ranges to a loss scale 2**k: what fits below, what fits above, and what a scaler would do.
 
 A scale only shifts the exponents of every gradient, so one float32 audit answers for all scales. `log2_max`
-is log2 of the largest unscaled gradient magnitude of each observed step, over all tensors that are float16
-in the backward pass; `gradients` are those tensors' statistics for each module.
+is log2 of the largest unscaled gradient magnitude of each step (-inf where none was seen), over all tensors that are
+float16 in the backward pass; `gradients` are those tensors' statistics for each module.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import math
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import numpy as np
 from numpy.typing import NDArray
@@ -123,10 +124,10 @@ def k_max(log2_max: Sequence[float]) -> int:
     Expected is 3.09 standard deviations above the mean, or above where a trend has led; never less than what was seen.
     A dynamic scaler follows a trend that goes on.
     """
-    seen = _observed(log2_max)
+    steps, seen = _observed(log2_max)
     if not len(seen):
         return K_LIMIT
-    _, residuals = _trend(seen)
+    _, residuals = _trend(steps, seen)
     deviation = float(residuals.std(ddof=1)) if len(seen) >= 3 else ASSUMED_DEVIATION
     expected = max(float(seen.max()), float((seen - residuals)[-1]) + SIGMAS * deviation)
     return int(np.clip(math.floor(HALF.exponent_max - expected), -K_LIMIT, K_LIMIT))
@@ -134,26 +135,27 @@ def k_max(log2_max: Sequence[float]) -> int:
 
 def recommended_interval(log2_max: Sequence[float]) -> int:
     """Steps between doublings: torch's 2000, or fewer where shrinking gradients would outrun it."""
-    slope, _ = _trend(_observed(log2_max))
+    slope, _ = _trend(*_observed(log2_max))
     if slope >= 0:
         return DEFAULT_INTERVAL
     return int(np.clip(-0.5 / slope, SHORTEST_INTERVAL, DEFAULT_INTERVAL))
 
 
-def _observed(log2_max: Sequence[float]) -> NDArray[np.float64]:
-    """Steps with a gradient: all-zero ones are -inf, and non-finite ones no scale can help."""
+def _observed(log2_max: Sequence[float]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Steps with a gradient, and what it was: all-zero ones are -inf, and non-finite ones no scale can help."""
     values = np.asarray(log2_max, dtype=float)
-    return values[np.isfinite(values)]
+    (steps,) = np.isfinite(values).nonzero()
+    return steps, values[steps]
 
 
-def _trend(values: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+def _trend(steps: NDArray[np.int64], values: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
     """Slope in octaves a step (0 unless significant), and what it leaves."""
     if len(values) < 5 or np.ptp(values) == 0:
         return 0.0, values - values.mean() if len(values) else values
-    fit = stats.linregress(np.arange(len(values)), values)
+    fit = stats.linregress(steps, values)
     if fit.pvalue > TREND_ALPHA:
         return 0.0, values - values.mean()
-    return float(fit.slope), values - (fit.intercept + fit.slope * np.arange(len(values)))
+    return float(fit.slope), values - (fit.intercept + fit.slope * steps)
 
 
 # ---------------------------------------------------------------- settings
@@ -234,12 +236,17 @@ def predicted_skips(init_k: int, highest: int, growth_interval: int, steps: int)
 
 
 def expected_skips(log2_max: Sequence[float], init_k: int, growth_interval: int, steps: int) -> float:
-    """Skips over `steps`: replayed where steps were observed, then at the level of their second half."""
-    known = replay(log2_max[:steps], init_k, growth_interval)
+    """Skips over `steps`: replayed as far as steps were observed, then at the level of their second half."""
+    known = replay(_held(log2_max[:steps]), init_k, growth_interval)
     beyond = steps - len(log2_max)
-    late = _observed(log2_max[len(log2_max) // 2 :])
+    _, late = _observed(log2_max[len(log2_max) // 2 :])
     if beyond <= 0 or not len(late):
         return float(known.skips)
     highest = math.ceil(OVERFLOW - float(late.max())) - 1
     towards_growth = known.good if known.k <= highest else 0
     return float(known.skips + predicted_skips(known.k, highest, growth_interval, beyond + towards_growth))
+
+
+def _held(log2_max: Sequence[float]) -> list[float]:
+    """A step without a gradient of its own is like the one before it: most were not looked at."""
+    return list(accumulate(log2_max, lambda before, now: before if now == -math.inf else now))

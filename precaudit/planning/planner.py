@@ -208,9 +208,11 @@ def _with_loss_scale(plan: Plan, trace: Trace, choices: Choices) -> Plan:
 
 
 def _maxima(trace: Trace, plan: Plan) -> list[float]:
-    """log2 of the largest gradient of each step; what the plan has in float32 may have made the audit's larger."""
+    """log2 of the largest gradient of each step, -inf where it was not looked at; what the plan has in float32 may have
+    made the audit's larger."""
     peak = max(_log2_peaks(trace, plan).values(), default=-math.inf)
-    return [min(largest, peak) for _, largest in trace.maxima]
+    seen = {step: min(largest, peak) for step, largest in trace.maxima}
+    return [seen.get(step, -math.inf) for step in range(max(seen, default=-1) + 1)]
 
 
 def _log2_peaks(trace: Trace, plan: Plan) -> dict[str, float]:

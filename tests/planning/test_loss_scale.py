@@ -146,6 +146,16 @@ def test_a_falling_trend_shortens_the_interval():
     assert recommended_interval(-6 + np.arange(50.0)) == 2000
 
 
+def looked_at(history, stride):
+    return [largest if step % stride == 0 else -math.inf for step, largest in enumerate(history)]
+
+
+@pytest.mark.parametrize("stride", [1, 8, 16])
+def test_a_trend_is_told_in_steps_however_few_were_looked_at(stride):
+    falling = -6 - 0.001 * np.arange(600)
+    assert recommended_interval(looked_at(falling, stride)) == pytest.approx(500, abs=1)
+
+
 def test_few_and_odd_steps():
     assert k_max([]) == k_max([-math.inf] * 5) == k_max([math.nan, math.inf]) == K_LIMIT
     assert k_max([-6.0]) == k_max([-6.0, -6.0]) == math.floor(15 + 6 - 3.09)
@@ -202,6 +212,12 @@ def test_expected_skips_go_on_beyond_the_history():
     for steps in (41, 100, 400):
         assert expected_skips(history, 20, 10, steps) == replay([-0.5] * steps, 20, 10).skips
     assert expected_skips([], 16, 2000, 100) == 0
+
+
+@pytest.mark.parametrize("steps", [50, 300, 1000])
+def test_skips_are_those_of_all_steps_however_few_were_looked_at(steps):
+    history = [-0.5] * 300
+    assert expected_skips(looked_at(history, 16), 20, 10, steps) == expected_skips(history, 20, 10, steps)
 
 
 # ---------------------------------------------------------------- settings

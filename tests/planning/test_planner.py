@@ -272,6 +272,14 @@ def test_float16_gets_a_window():
     assert plan.modules == {"a": "float16"}
 
 
+@pytest.mark.parametrize("stride", [1, 20])
+def test_the_growth_interval_counts_the_steps_between_those_that_were_looked_at(stride):
+    seen = trace([op()], [layer("a", stats(2.0**-10, 2.0**-20))])
+    seen = replace(seen, maxima=tuple((step, -10 - 0.001 * step) for step in range(0, 401, stride)))
+    plan = build_plan(seen, Choices(("float16",), "h100", default="float16"))
+    assert plan.loss_scale.growth_interval == pytest.approx(500, abs=1)
+
+
 def test_a_module_that_no_scale_serves_beside_the_others_leaves_float16():
     gradients = {f"small{i}": stats(2.0**-30, 2.0**-38) for i in range(4)} | {"huge": stats(2.0**12)}
     plan = halves(gradients, [12.0] * 10)
