@@ -167,6 +167,8 @@ class Tracer(TrainingListener):
     def left(self, frame: Frame, output: Any) -> Any:
         if frame.root.data.get("traced"):
             self._leave(frame, output)
+        if frame.is_outermost:
+            self._last = None  # nobody asks any more: a step's logits would stay until the next that is recorded
         return output
 
     def _leave(self, frame: Frame, output: Any) -> None:

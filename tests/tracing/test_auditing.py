@@ -1,6 +1,7 @@
 """Auditing somebody's own loop: sampled, un-scaled, exact, and gone afterwards."""
 
 from unittest import mock
+from weakref import ref
 
 import pytest
 import torch
@@ -253,6 +254,17 @@ def test_a_step_that_is_not_recorded_has_no_hooks():
     assert not hooks._global_forward_pre_hooks
     assert auditing.trace().audited_steps == 2
     assert layer(auditing, "0").tensor("weight_grad", "weight").stats.numel == 2 * 16
+
+
+def test_results_die_with_the_script_s_own_names():
+    model, _ = make()
+    auditing = Auditing(model, [], 16)
+    auditing.start()
+    result = model(numbers(0, 5, 4))
+    gone = ref(result)
+    del result
+    assert gone() is None
+    auditing.stop()
 
 
 def accumulated(model, optimizer, steps=3):
