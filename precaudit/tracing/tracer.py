@@ -10,6 +10,7 @@ from operator import itemgetter
 from typing import Any
 
 import torch
+from torch.utils.hooks import unserializable_hook
 
 from precaudit.execution.emulated import no_island
 from precaudit.execution.policy import ACCUMULATING, MASKED, Category, category
@@ -301,6 +302,7 @@ class Tracer(TrainingListener):
         recurrent cells have no gradient for the results that nobody uses."""
         gauge, watch, step = slot.gradient, self.watch, self.step
 
+        @unserializable_hook  # a script that saves its results gets no warning of a hook that isn't its own
         def observe(gradient: torch.Tensor | None) -> None:
             if gradient is None:
                 return

@@ -267,6 +267,17 @@ def test_results_die_with_the_script_s_own_names():
     auditing.stop()
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_result_is_saved_without_a_warning(tmp_path):
+    model, optimizer = make()
+    auditing = Auditing(model, [optimizer], 1)
+    auditing.start()
+    result = model(numbers(0, 5, 4))
+    torch.save(result, tmp_path / "result.pt")
+    auditing.stop()
+    assert torch.equal(torch.load(tmp_path / "result.pt"), result)
+
+
 def accumulated(model, optimizer, steps=3):
     """Two micro-batches a step, the second through the first layer twice, in backward passes of its own."""
     for step in range(steps):
