@@ -249,4 +249,8 @@ def expected_skips(log2_max: Sequence[float], init_k: int, growth_interval: int,
 
 def _held(log2_max: Sequence[float]) -> list[float]:
     """A step without a gradient of its own is like the one before it: most were not looked at."""
-    return list(accumulate(log2_max, lambda before, now: before if now == -math.inf else now))
+
+    def held(before: float, now: float) -> float:
+        return before if now == -math.inf else now
+
+    return list(accumulate(log2_max, held))
