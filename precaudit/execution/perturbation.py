@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
-from torch.utils.weak import WeakIdKeyDictionary
+from torch.utils.weak import WeakIdKeyDictionary, WeakTensorKeyDictionary
 
 from precaudit.execution.rounding import round_mantissa
 from precaudit.formats import get_format
@@ -40,11 +40,13 @@ def jitter(seed: int, relative: float = 0.01) -> Change:
 
 
 class Perturbation:
-    """A scope listener: changes every model once, before its first forward: lazy ones have no weights until that."""
+    """A scope listener: changes every model once, before its first forward: lazy ones have no weights until that. What
+    a part of it was changed by, when it was called by itself, stays, and so do weights that a module gets later."""
 
     def __init__(self, change: Change) -> None:
         self._change = change
         self._done: MutableMapping[nn.Module, None] = WeakIdKeyDictionary()
+        self._changed: MutableMapping[torch.Tensor, None] = WeakTensorKeyDictionary()
 
     @torch.no_grad()
     def entered(self, frame: Frame) -> None:
@@ -52,9 +54,11 @@ class Perturbation:
             return
         if any(is_lazy(parameter) for parameter in frame.module.parameters()):
             return
-        self._done.update(dict.fromkeys(frame.module.modules()))
-        for parameter in frame.module.parameters():
-            if parameter.is_floating_point():
+        new = [module for module in frame.module.modules() if module not in self._done]
+        self._done.update(dict.fromkeys(new))
+        for parameter in (each for module in new for each in module.parameters(recurse=False)):
+            if parameter.is_floating_point() and parameter not in self._changed:
+                self._changed[parameter] = None
                 parameter.copy_(self._change(parameter))
 
     def left(self, frame: Frame, output: Any) -> Any:

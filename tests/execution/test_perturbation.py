@@ -67,6 +67,19 @@ def test_a_model_called_as_a_whole_moves_as_a_whole():
     assert all(torch.equal(p, bf16(b)) for p, b in zip(model.parameters(), before, strict=True))
 
 
+def test_a_part_that_is_called_by_itself_first_moves_once():
+    model = nn.ModuleDict({"encoder": nn.Linear(3, 3), "decoder": nn.Linear(3, 3), "head": nn.Linear(3, 1)})
+    model.decoder.weight = model.encoder.weight
+    model.forward = lambda x: model.head(model.decoder(model.encoder(x)))
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    scopes = ModuleScopes(ModuleNames())
+    scopes.listeners.append(Perturbation(lambda parameter: parameter + 1))
+    with scopes.installed():
+        model.encoder(torch.ones(2, 3))
+        model(torch.ones(2, 3))
+    assert all(torch.equal(p, before[name] + 1) for name, p in model.named_parameters())
+
+
 def test_a_lazy_model_moves_once_it_has_weights():
     torch.manual_seed(0)
     model = nn.Sequential(nn.LazyLinear(3), nn.Linear(3, 1))
