@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from precaudit.model import Plan
+from precaudit.planning.budget import gradient_error
 from precaudit.running import probes
 from precaudit.running.job import Job, RunSpec
 from precaudit.running.probes import ENOUGH_BYTES, SAMPLE, _difference, _Sums, affordable
@@ -46,6 +47,20 @@ def test_a_sample_of_vectors_estimates_the_energy_of_their_mean(shape):
     assert found.bias == pytest.approx(float(bias.double().square().sum()), rel=tolerance)
     assert sums.total_delta is not None
     assert sums.total_delta.numel() <= SAMPLE
+
+
+@pytest.mark.parametrize("deviation", [0.5, 2.0])
+def test_rho_is_in_units_of_the_variance_between_batches(deviation):
+    """Gradients and errors whose covariance is known: rho is that of the error over that of the batches."""
+    torch.manual_seed(0)
+    mean, sums, previous = torch.randn(20000), _Sums(), None
+    for _ in range(5):
+        exact = mean + deviation * torch.randn(20000)
+        sums.add(exact + 0.1 * torch.randn(20000), exact, previous)
+        previous = exact
+    error = gradient_error("a", [_difference("a", "layer", [sums])])
+    assert error.rho == pytest.approx(0.01 / deviation**2, rel=0.05)
+    assert error.snr == pytest.approx((1 + deviation**2) / 0.01, rel=0.05)
 
 
 def test_a_sample_meets_every_column():
