@@ -66,7 +66,14 @@ class Applied:
         self._products = backward_products(plan) if native else None
         if self._products:
             self._products.__enter__()
-        lookup, kinds = PlanLookup(plan, self.modules_of), list[ScopeFormat]()
+        try:
+            self._hook(model)
+        except BaseException:
+            self.remove()
+            raise
+
+    def _hook(self, model: nn.Module) -> None:
+        lookup, kinds = PlanLookup(self.plan, self.modules_of), list[ScopeFormat]()
         for number, (module, fqn) in enumerate(fqns_of(model).items()):
             name = ModuleName("", fqn)
             place = _Place(number, _index(kinds, lookup.of(name)), name)
@@ -165,10 +172,22 @@ def apply(
             "a plan is applied to this model or to a part of it; call .remove() on its handle first, or, of a copy, "
             "precaudit.remove(model)"
         )
+    _refuse_scripted(model)
     fitted = fit_plan(model, resolved)
     first = next(iter(model.parameters()), None)
     on_cuda = first is not None and first.device.type == "cuda"
     return put_on(model, fitted, execution == "native" or (execution == "auto" and on_cuda))
+
+
+def _refuse_scripted(model: nn.Module) -> None:
+    """TorchScript takes no hooks, and its code can't be looked into."""
+    scripted = [fqn for module, fqn in fqns_of(model).items() if isinstance(module, torch.jit.ScriptModule)]
+    if scripted:
+        place = scripted[0] or "the whole model"
+        raise PrecauditError(
+            f"no plan can be put on {place}, which torch.jit compiled. Apply the plan to the model without "
+            "torch.jit.script and torch.jit.trace, or set PYTORCH_JIT=0: a profile ran it so"
+        )
 
 
 def put_on(model: nn.Module, plan: Plan, native: bool) -> Applied:

@@ -310,6 +310,14 @@ def test_threads_that_call_one_model_do_not_disturb_each_other(execution):
     assert torch.equal(there, alone)
 
 
+@pytest.mark.parametrize("execution", ["emulated", "native"])
+def test_a_model_with_a_scripted_part_is_refused_and_left_as_it_was(execution):
+    model = nn.Sequential(nn.Linear(4, 4), torch.jit.script(nn.Linear(4, 4)))
+    with pytest.raises(PrecauditError, match=r"put on 1, which torch.jit compiled.* PYTORCH_JIT=0"):
+        apply(model, Plan("float16"), execution=execution)
+    assert hooks(model[:1]) == []
+
+
 def test_threads_that_cross_leave_torch_as_it_was():
     """A recurrent layer takes half inputs where torch is told that autocast is on, thread by thread."""
     model = nn.Sequential(nn.Linear(4, 4), nn.LSTM(4, 4))
