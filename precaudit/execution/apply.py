@@ -6,12 +6,14 @@ import os
 import sys
 import threading
 from collections import deque
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from itertools import takewhile
 from types import FrameType, TracebackType
 from typing import Any, Literal
+from weakref import WeakSet
 
 import torch
 from torch import nn
@@ -23,7 +25,7 @@ from precaudit.execution.formats import PlanLookup, ScopeFormat
 from precaudit.execution.native import NativePrecision, backward_products
 from precaudit.instrument.events import in_backward
 from precaudit.instrument.names import ModuleName, fqns_of
-from precaudit.instrument.scopes import Frame, ScopeListener
+from precaudit.instrument.scopes import Frame, ScopeListener, checkpointed
 from precaudit.model import EXECUTIONS, Plan
 from precaudit.planning.fitting import fit_names, part_of
 
@@ -105,6 +107,7 @@ class Applied:
             self._unwind()
         if not self._running.frames:
             self._running.call = _call()
+            _follow_checkpoints(self)
         frame = Frame(module, place.name, self._running.frames[-1].root if self._running.frames else None)
         self._running.frames.append(frame)
         self._running.places.append(place)
@@ -123,6 +126,24 @@ class Applied:
             self._running.call = None
         return output if place.name.fqn and in_backward() else result
 
+    def resumed(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """What repeats `function` under the format that it has now: activation checkpointing does so in the backward
+        pass, outside of every module."""
+        if not self._running.frames:
+            return function
+        place, module = self._running.places[-1], self._running.frames[-1].module
+
+        def again(*args: Any, **kwargs: Any) -> Any:
+            if self._running.frames:
+                return function(*args, **kwargs)
+            self._open(place, module)
+            try:
+                return function(*args, **kwargs)
+            finally:
+                self._unwind()
+
+        return again
+
     def _is_inside_itself(self) -> bool:
         """Whether the outermost forward, which is called again, still runs: torch calls no hook after an interrupt."""
         return any(frame is self._running.call for frame in _stack())
@@ -139,6 +160,7 @@ class Applied:
             handle.remove()
         self._handles.clear()
         self._unwind()
+        _forget(self)
         if self._products:
             self._products.__exit__()
             self._products = None
@@ -148,6 +170,32 @@ class Applied:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self.remove()
+
+
+_called: WeakSet[Applied] = WeakSet()
+_checkpoints, _lock = ExitStack(), threading.Lock()
+
+
+def _follow_checkpoints(applied: Applied) -> None:
+    """Until the last plan is off its model. A copy of a model under a plan is seen when it is called."""
+    with _lock:
+        if not _called:
+            _checkpoints.close()
+            _checkpoints.enter_context(checkpointed(_resumed))
+        _called.add(applied)
+
+
+def _forget(applied: Applied) -> None:
+    with _lock:
+        _called.discard(applied)
+        if not _called:
+            _checkpoints.close()
+
+
+def _resumed(function: Callable[..., Any]) -> Callable[..., Any]:
+    for applied in list(_called):
+        function = applied.resumed(function)
+    return function
 
 
 def apply(

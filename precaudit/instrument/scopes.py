@@ -102,6 +102,28 @@ def _running_forwards() -> Iterator[tuple[nn.Module, FrameType]]:
         frame = caller
 
 
+@contextmanager
+def checkpointed(resumed: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Iterator[None]:
+    """Activation checkpointing runs what `resumed` makes of its function, and repeats that in the backward pass, where
+    no module is running."""
+
+    def repeating(position: int, original: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(original)
+        def repeated(*args: Any, **kwargs: Any) -> Any:
+            return original(*args[:position], resumed(args[position]), *args[position + 1 :], **kwargs)
+
+        return repeated
+
+    with ExitStack() as stack:
+        # What `checkpoint` calls, so that it doesn't matter when and how a script imported that.
+        for owner, function, position in (
+            (checkpointing.CheckpointFunction, "forward", 1),
+            (checkpointing, _WITHOUT_REENTRANT, 0),
+        ):
+            stack.enter_context(wrapped(owner, function, partial(repeating, position)))
+        yield
+
+
 class ModuleScopes:
     """Publishes every module's forward through torch's global module hooks, so models may be born anywhere."""
 
@@ -128,12 +150,7 @@ class ModuleScopes:
     @contextmanager
     def installed(self) -> Iterator[ModuleScopes]:
         with ExitStack() as stack:
-            # What `checkpoint` calls, so that it doesn't matter when and how a script imported that.
-            for owner, function, position in (
-                (checkpointing.CheckpointFunction, "forward", 1),
-                (checkpointing, _WITHOUT_REENTRANT, 0),
-            ):
-                stack.enter_context(wrapped(owner, function, partial(self._repeating, position)))
+            stack.enter_context(checkpointed(self._resumed))
             stack.enter_context(wrapped(nn.Module, "__init__", self._noting_births))
             for handle in (
                 hooks.register_module_forward_pre_hook(self._enter),
@@ -152,19 +169,12 @@ class ModuleScopes:
             for listener in reversed(self.listeners):
                 listener.left(frame, None)
 
-    def _repeating(self, position: int, original: Callable[..., Any]) -> Callable[..., Any]:
-        """Activation checkpointing repeats a function (at `position` in the arguments) in the backward pass, where
-        no module is running: it runs again in the scope that it was checkpointed in."""
+    def _resumed(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """What runs `function` in the scope that it was checkpointed in, where no module is running."""
+        frame = self.current
+        if frame is None:
+            return function
 
-        @wraps(original)
-        def repeating(*args: Any, **kwargs: Any) -> Any:
-            if (frame := self.current) is not None:
-                args = (*args[:position], self._resumed(args[position], frame), *args[position + 1 :])
-            return original(*args, **kwargs)
-
-        return repeating
-
-    def _resumed(self, function: Callable[..., Any], frame: Frame) -> Callable[..., Any]:
         def resumed(*args: Any, **kwargs: Any) -> Any:
             if (running := self.current) is not None:
                 with _marked(running.root.data, REPEATED, not torch.is_grad_enabled()):

@@ -7,6 +7,7 @@ import pickle
 import threading
 import weakref
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 import torch
@@ -471,3 +472,18 @@ def test_native_checkpointing(reentrant):
         with apply(each, plan_for(each, "bfloat16"), execution="native"):
             each(X.clone().requires_grad_()).sum().backward()
     assert torch.equal(model.lin.weight.grad, plain.lin.weight.grad)
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+@pytest.mark.parametrize("execution", ["emulated", "native"])
+def test_a_checkpointed_function_is_repeated_under_the_plan(execution, reentrant):
+    model = Inside(lambda outer, x: checkpoint(lambda t: (outer.lin(t) @ t.t()).relu() @ t, x, use_reentrant=reentrant))
+    plain = Inside(lambda outer, x: (outer.lin(x) @ x.t()).relu() @ x)
+    plain.load_state_dict(model.state_dict())
+    torch_own = vars(torch.utils.checkpoint.CheckpointFunction)["forward"]
+    for each in (model, copy.deepcopy(model), plain):
+        plan = replace(plan_for(each, "bfloat16"), ops=(OpFormat("", "relu", "float32"),))
+        with apply(each, plan, execution=execution):
+            each(X.clone().requires_grad_()).sum().backward()
+        assert torch.equal(each.lin.weight.grad, model.lin.weight.grad)
+    assert vars(torch.utils.checkpoint.CheckpointFunction)["forward"] is torch_own
