@@ -76,8 +76,8 @@ def run(arguments: argparse.Namespace) -> int:
     from precaudit.commands.profiling import hinted
     from precaudit.commands.progress import RunProgress
     from precaudit.commands.signals import heed_signals
+    from precaudit.comparison.limits import parse_rules
     from precaudit.comparison.outputs import format_of
-    from precaudit.comparison.rules import parse_rules
     from precaudit.reporting.serialize import load_plan
     from precaudit.running.children import ChildRunner
     from precaudit.running.sources import CALLABLE
@@ -156,8 +156,8 @@ def _finish(report: CheckReport, arguments: argparse.Namespace) -> int:
     """Print, write, and settle the exit code."""
     from precaudit.checking.rendering import as_report, render
     from precaudit.checking.terminal import render_terminal
+    from precaudit.comparison.limits import matches_fail_on
     from precaudit.comparison.outputs import format_of
-    from precaudit.comparison.rules import matches_fail_on
     from precaudit.reporting.files import write_text
     from precaudit.reporting.terminal import use_color
 

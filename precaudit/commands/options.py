@@ -70,7 +70,7 @@ class _FailOn(argparse.Action):
         option_string: str | None = None,
     ) -> None:
         if values == "list":
-            from precaudit.comparison.rules import rules_table
+            from precaudit.comparison.limits import rules_table
 
             emit(rules_table(str(self.const)), sys.stdout)
             parser.exit()

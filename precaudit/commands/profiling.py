@@ -16,7 +16,7 @@ from precaudit.commands.options import refuse_overwrite
 from precaudit.commands.progress import RunProgress
 from precaudit.commands.signals import heed_signals
 from precaudit.commands.streams import emit
-from precaudit.comparison.rules import matches_fail_on, parse_rules
+from precaudit.comparison.limits import matches_fail_on, parse_rules
 from precaudit.errors import ExitCode, PrecauditError, import_torch
 from precaudit.formats import parse_formats
 from precaudit.profiling.settings import Settings

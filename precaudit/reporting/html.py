@@ -16,7 +16,7 @@ from markupsafe import Markup
 from precaudit import __version__
 from precaudit.finding import ranked
 from precaudit.model import Finding, Plan, Report, Trial
-from precaudit.reporting import costs, planned, ranges, story, unfinished, usage
+from precaudit.reporting import costs, pasting, planned, ranges, story, unfinished
 from precaudit.reporting.charts import KINDS
 from precaudit.reporting.drawing import hindrance
 from precaudit.reporting.jsontext import dumps
@@ -114,10 +114,10 @@ def _story(report: Report) -> dict[str, Any]:
     return {
         "head": story.headline(report),
         "badge": unfinished.badge(report) or BADGES[report.verification.verdict],
-        "script": " ".join(usage.script(report)),
+        "script": " ".join(pasting.script(report)),
         "tiles": _tiles(report),
         "actions": story.actions(report),
-        "code": "\n".join(usage.paste_lines(report)),
+        "code": "\n".join(pasting.paste_lines(report)),
         "loss_scale": planned.loss_scale(report),
         "repairs": planned.repairs(report),
         "plan_default": planned.plan_default(report),

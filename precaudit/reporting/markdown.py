@@ -11,7 +11,7 @@ from urllib.parse import quote
 from precaudit.errors import PrecauditError
 from precaudit.finding import ranked
 from precaudit.model import Finding, Report
-from precaudit.reporting import costs, planned, ranges, story, svg, unfinished, usage
+from precaudit.reporting import costs, pasting, planned, ranges, story, svg, unfinished
 from precaudit.reporting.files import write_text
 from precaudit.reporting.words import NOT_MEASURED, SHORT_FORMATS, listing, plural, prose, visible
 
@@ -65,7 +65,7 @@ def render_markdown(report: Report, pictures: Mapping[str, Path] = NO_PICTURES) 
     parts = [
         MARKER,
         f"## {SIGNS[head.tone]} {text(head.title)}",
-        f"{code(' '.join(usage.script(report)))}",
+        f"{code(' '.join(pasting.script(report)))}",
         bullets(head.details),
         _picture(pictures, "training"),
         f"### What to change\n\n{bullets(story.actions(report)[:ROWS])}",
@@ -166,5 +166,5 @@ def _costs(report: Report) -> list[str]:
 
 
 def _usage(report: Report) -> str:
-    lines = usage.paste_lines(report)
+    lines = pasting.paste_lines(report)
     return "### Use it\n\n```python\n" + "\n".join(lines) + "\n```" if lines else ""

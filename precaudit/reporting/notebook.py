@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from html import escape
 
 from precaudit.model import Report
-from precaudit.reporting import planned, story, usage
+from precaudit.reporting import pasting, planned, story
 from precaudit.reporting.words import listing
 
 COLORS = {"good": "#1a7f37", "open": "#9a6700", "bad": "#cf222e"}
@@ -21,7 +21,7 @@ def summary_html(report: Report) -> str:
         f"{_list(head.details)}"
         f"<p><b>What to change</b></p>{_list(story.actions(report)[:5])}"
         f"<p><b>{escape(planned.plan_default(report))}</b></p>{_list(_exceptions(report))}"
-        f"{_code(usage.paste_lines(report))}</div>"
+        f"{_code(pasting.paste_lines(report))}</div>"
     )
 
 

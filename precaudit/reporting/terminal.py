@@ -13,7 +13,7 @@ from tabulate import MIN_PADDING, tabulate
 
 from precaudit.finding import ranked
 from precaudit.model import Finding, Layer, Plan, Report
-from precaudit.reporting import costs, planned, ranges, story, unfinished, usage
+from precaudit.reporting import costs, pasting, planned, ranges, story, unfinished
 from precaudit.reporting.words import (
     NOT_MEASURED,
     SHORT_FORMATS,
@@ -46,7 +46,7 @@ def render_terminal(
     width: int = 80,
     color: bool = False,
     written: Sequence[Path] = (),
-    plan: Path = usage.DEFAULT_PLAN,
+    plan: Path = pasting.DEFAULT_PLAN,
 ) -> str:
     """The whole report as text; `written` are files to name at the end, `plan` is where plan.json lies."""
     page = Page(width, painter(color))
@@ -128,7 +128,7 @@ def _fitted(names: list[str], width: int) -> list[str]:
 def _verdict(page: Page, report: Report) -> None:
     head = story.headline(report)
     version = f"precaudit {visible(report.precaudit_version)}".rstrip()
-    page.text(f"{version}: {' '.join(usage.script(report))}", "dim")
+    page.text(f"{version}: {' '.join(pasting.script(report))}", "dim")
     page.lines.append("")
     page.text(head.title, head.tone)
     for detail in head.details:
@@ -212,11 +212,11 @@ def _layer_rows(layer: Layer, formats: list[str]) -> list[list[str]]:
 
 
 def _ending(page: Page, report: Report, written: Sequence[Path], plan: Path) -> None:
-    plan = next((path for path in written if path.name == usage.DEFAULT_PLAN.name), plan)
+    plan = next((path for path in written if path.name == pasting.DEFAULT_PLAN.name), plan)
     page.section("Paste this into your training script, after the model is built", [])
-    lines = usage.paste_lines(report, plan) or ["(nothing to paste: no plan that can be recommended)"]
+    lines = pasting.paste_lines(report, plan) or ["(nothing to paste: no plan that can be recommended)"]
     page.lines += [f"  {line}" for line in lines]
     page.lines.append("")
     if written:
         page.text(f"Written: {', '.join(visible(path) for path in written)}", hang="  ")
-    page.command(*usage.next_command(report, plan))
+    page.command(*pasting.next_command(report, plan))

@@ -13,7 +13,7 @@ from golden_files import assert_golden
 from precaudit.checking.rendering import FORMATS, as_report, render
 from precaudit.checking.terminal import render_terminal
 from precaudit.commands.check import PRINTED
-from precaudit.comparison.rules import matches_fail_on
+from precaudit.comparison.limits import matches_fail_on
 
 ENDINGS = {
     "terminal": "txt",

@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 from synthetic_reports import gpt, profile
 
+from precaudit.comparison.limits import LIMITS, matches_fail_on, parse_rules
 from precaudit.comparison.metrics import FAMILIES, METRICS
-from precaudit.comparison.rules import LIMITS, matches_fail_on, parse_rules
 from precaudit.comparison.thresholds import DEFAULTS, asked_for, parse_thresholds, thresholds_help
 from precaudit.errors import PrecauditError
 from precaudit.model import (

@@ -11,7 +11,7 @@ import report_samples
 from golden_files import assert_golden
 
 from precaudit.model import Difference, Layer, Location, OpFormat, Plan, Repair, Report, Verification
-from precaudit.reporting import planned, render, story, terminal, usage, words
+from precaudit.reporting import pasting, planned, render, story, terminal, words
 from precaudit.reporting.terminal import render_terminal, use_color
 
 WRITTEN = [Path("reports/train/report.json"), Path("reports/train/plan.json"), Path("reports/train/report.html")]
@@ -74,7 +74,7 @@ def test_other_verdicts_never_say_verified_alone(verdict, words):
 def test_the_next_command_has_more_of_what_would_decide(cause, option):
     report = report_samples.passing()
     report = replace(report, verification=replace(report.verification, verdict="inconclusive", cause=cause))
-    _, command = usage.next_command(report)
+    _, command = pasting.next_command(report)
     assert [part for part in command if part in ("--seeds", "--steps")] == ([option] if option else [])
 
 
@@ -92,10 +92,10 @@ def test_the_next_command_is_for_the_same_folder_with_the_same_options():
     report = report_samples.passing()
     job = {**report.job, "options": {"--formats": "float16", "--seeds": "2"}}
     doubt = replace(report.verification, verdict="inconclusive", cause="noise")
-    _, command = usage.next_command(replace(report, job=job, verification=doubt), Path("my runs/plan.json"))
+    _, command = pasting.next_command(replace(report, job=job, verification=doubt), Path("my runs/plan.json"))
     options = ["--out", "'my runs'", "--formats", "float16", "--seeds", "8"]
     assert command[: 3 + len(options)] == ["precaudit", "profile", "--force", *options]
-    _, command = usage.next_command(replace(report, verification=doubt), Path("reports/train/plan.json"))
+    _, command = pasting.next_command(replace(report, verification=doubt), Path("reports/train/plan.json"))
     assert "--out" not in command
 
 
@@ -115,11 +115,11 @@ def test_a_float32_plan_is_never_sold_as_low_precision(verdict):
 def test_where_a_library_calls_backward_no_scaler_of_ones_own_is_asked_for(mine):
     places = ["/venv/lib/python3.11/site-packages/transformers/trainer.py:3800", *["train.py:7"] * mine]
     report = report_samples.passing()
-    lines = usage.paste_lines(replace(report, job={**report.job, "backward_at": places}))
+    lines = pasting.paste_lines(replace(report, job={**report.job, "backward_at": places}))
     assert ("scaler = plan.grad_scaler()" in lines) is mine
     assert any("transformers/trainer.py:3800" in line and "venv" not in line for line in lines) is not mine
     module = {"kind": "module", "script": "transformers.train", "backward_at": places}
-    assert "scaler = plan.grad_scaler()" in usage.paste_lines(replace(report, job={**report.job, **module}))
+    assert "scaler = plan.grad_scaler()" in pasting.paste_lines(replace(report, job={**report.job, **module}))
     compile("\n".join(lines), "pasted", "exec")
 
 
@@ -163,7 +163,7 @@ def test_lines_to_paste_run_as_python():
 def test_every_model_of_the_plan_has_a_line(names, pasted):
     layers = tuple(Layer(f"{name}.{i}", "Linear", 8, 1, (), model=name) for i, name in enumerate(names))
     plan = Plan(default="bfloat16", modules={layer.fqn: "bfloat16" for layer in layers})
-    lines = usage.paste_lines(replace(report_samples.passing(), layers=layers, plan=plan))
+    lines = pasting.paste_lines(replace(report_samples.passing(), layers=layers, plan=plan))
     assert lines[2:] == [f"precaudit.apply({name}, plan)" for name in pasted]
 
 
