@@ -34,8 +34,8 @@ ALLOWED = {
     "tensorcores": {"errors", "execution", "finding", "formats", "instrument", "model", "planning", "reporting"},
     "measuring": {"execution", "instrument", "model", "ownprecision", "planning", "reporting", "running"}
     | {"tensorcores"},
-    "profiling": {"errors", "finding", "formats", "measuring", "model", "planning", "reporting", "running"}
-    | {"tensorcores", "tracing", "verification"},
+    "profiling": {"errors", "execution", "finding", "formats", "measuring", "model", "ownprecision", "planning"}
+    | {"reporting", "running", "tensorcores", "tracing", "verification"},
     "checking": {"comparison", "errors", "execution", "finding", "formats", "instrument", "model", "planning"}
     | {"profiling", "reporting", "running", "tensorcores", "tracing"},
 }
