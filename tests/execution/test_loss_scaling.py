@@ -395,6 +395,17 @@ def test_a_gradient_that_is_not_finite_skips_the_whole_step_of_its_optimizer():
     assert scaler.scales == [2.0**16, 2.0**15, 2.0**15]
 
 
+def test_a_scale_that_every_step_halves_stays_above_zero():
+    model = net()
+    optimizer = SGD(model.parameters(), lr=0.1)
+    with scaled(LossScale("dynamic", 2.0**-22, 2000)) as scaler:
+        for _ in range(4):
+            poison(model).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    assert scaler.scales == [2.0**-23, 2.0**-24, 2.0**-24, 2.0**-24]
+
+
 def test_only_the_optimizer_that_holds_the_parameter_skips():
     model = net()
     first, second = SGD(model[0].parameters(), lr=0.1), SGD(model[2].parameters(), lr=0.1)

@@ -61,6 +61,21 @@ def test_each_limit_counts(rho, snr, bias, within):
     assert GradientError("x", rho, snr, bias, 1).within_budget is within
 
 
+@pytest.mark.parametrize(
+    ("rho", "snr", "bias", "within"),
+    [
+        (0.0099, 10.1, 0.199, True),
+        (0.0101, 10.1, 0.199, False),
+        (0.0099, 9.9, 0.199, False),
+        (0.0099, 10.1, 0.201, False),
+        (0.1, 99.0, 0.0, False),
+        (0.1, 101.0, 0.0, True),
+    ],
+)
+def test_the_limits_are_those_that_reports_tell(rho, snr, bias, within):
+    assert GradientError("x", rho, snr, bias, 1).within_budget is within
+
+
 positive = st.floats(1e-6, 1e6)
 
 

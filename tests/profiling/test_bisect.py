@@ -62,6 +62,12 @@ def test_two_that_err_by_themselves_are_both_named():
     assert [item.fqn for item in contributions(SPEC, PLAN, known, set(NAMES))] == ["b", "g"]
 
 
+@pytest.mark.parametrize(("own", "named"), [(0.6, ["a"]), (0.3, ["b", "a"])])
+def test_who_errs_alone_is_enough_where_that_explains_half(own, named):
+    known = Known(lambda low: own * ("a" in low) + (1 - own) * ({"b", "c"} <= low))
+    assert [item.fqn for item in contributions(SPEC, PLAN, known)] == named
+
+
 def test_batches_that_differ_name_nobody_else():
     """Each step's error has a size of its own, and no module alone makes half of the whole."""
     known = Known(together, size=lambda step: 10.0**-step)

@@ -110,6 +110,16 @@ def test_an_addend_that_follows_from_the_other_is_no_loss():
         assert errors["bfloat16"].error > 0
 
 
+@pytest.mark.parametrize(("noise", "lost"), [(0.03, False), (0.1, True)])
+def test_an_addend_follows_where_neighbours_differ_by_a_tenth_of_its_spread(noise, lost):
+    """Of what is a function but for noise, whose share of the variance is known, they differ by twice that share."""
+    torch.manual_seed(0)
+    x = torch.randn(64, 64)
+    addend = 1e-4 * ((1 - noise) ** 0.5 * x + noise**0.5 * torch.randn(64, 64))
+    errors = local_errors("add", torch.add, (x.bfloat16(), addend.bfloat16()), {}, ("bfloat16",))
+    assert (errors["bfloat16"].relative > 0.25) is lost
+
+
 @pytest.mark.parametrize(("factor", "cancels"), [(-1.004, True), (0.9, False)])
 def test_addends_that_cancel_are_measured_by_what_they_leave(factor, cancels):
     def function(self, x):
