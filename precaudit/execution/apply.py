@@ -20,7 +20,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from precaudit.errors import PrecauditError, require
-from precaudit.execution.emulated import Emulator
+from precaudit.execution.emulated import Emulator, autocast_asked
 from precaudit.execution.formats import PlanLookup, ScopeFormat
 from precaudit.execution.native import NativePrecision, backward_products
 from precaudit.instrument.events import in_backward
@@ -63,7 +63,7 @@ class Applied:
         self.plan = plan
         self._fqns = tuple(fqns_of(model).values())
         self._running = _Running()
-        self._listener: ScopeListener = (NativePrecision if native else Emulator)(plan, self)
+        self._listener: ScopeListener = (NativePrecision if native else Emulator)(plan, self, in_island=self._in_island)
         self._handles: list[RemovableHandle] = []
         self._products = backward_products(plan) if native else None
         if self._products:
@@ -102,16 +102,18 @@ class Applied:
         return self._close(place, output) if self._is_running(place) else None
 
     @torch.compiler.disable
-    def _open(self, place: _Place, module: nn.Module) -> None:
+    def _open(self, place: _Place, module: nn.Module, island: bool = False) -> None:
         if self._running.places and self._running.places[0].number == place.number and not self._is_inside_itself():
             self._unwind()
         if not self._running.frames:
             self._running.call = _call()
             _follow_checkpoints(self)
         frame = Frame(module, place.name, self._running.frames[-1].root if self._running.frames else None)
+        frame.data.update(island=island or self._in_island(), regions_around=_autocast_regions())
         self._running.frames.append(frame)
         self._running.places.append(place)
         self._listener.entered(frame)
+        frame.data["regions_around"] = _autocast_regions()
 
     @torch.compiler.disable
     def _close(self, place: _Place, output: Any) -> Any:
@@ -126,17 +128,25 @@ class Applied:
             self._running.call = None
         return output if place.name.fqn and in_backward() else result
 
+    def _in_island(self) -> bool:
+        """Inside an autocast region that the forward has opened with `enabled=False`."""
+        frame = self.current
+        if frame is None:
+            return False
+        opened = _autocast_regions() > frame.data["regions_around"]
+        return bool(frame.data["island"]) or (opened and not autocast_asked.really())
+
     def resumed(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """What repeats `function` under the format that it has now: activation checkpointing does so in the backward
         pass, outside of every module."""
         if not self._running.frames:
             return function
-        place, module = self._running.places[-1], self._running.frames[-1].module
+        place, module, island = self._running.places[-1], self._running.frames[-1].module, self._in_island()
 
         def again(*args: Any, **kwargs: Any) -> Any:
             if self._running.frames:
                 return function(*args, **kwargs)
-            self._open(place, module)
+            self._open(place, module, island)
             try:
                 return function(*args, **kwargs)
             finally:
@@ -241,6 +251,12 @@ def _refuse_scripted(model: nn.Module) -> None:
 def put_on(model: nn.Module, plan: Plan, native: bool) -> Applied:
     """What a profile stands in for: a plan that a script applies is its own precision, as its autocast is."""
     return Applied(model, plan, native)
+
+
+def _autocast_regions() -> int:
+    """How many are open in this thread, on or off."""
+    torch.autocast_increment_nesting()
+    return torch.autocast_decrement_nesting()
 
 
 def _stack() -> Iterator[FrameType]:

@@ -29,6 +29,14 @@ _DRAWING = frozenset("randn rand randn_like rand_like normal uniform log_normal 
 _UNIFORM = frozenset("rand rand_like uniform".split())
 
 
+def every_model(module: torch.nn.Module) -> bool:
+    return True
+
+
+def no_island() -> bool:
+    return False
+
+
 def to_float32(value: Any) -> Any:
     """Half tensors in `value` as float32; everything else as it is."""
     return map_tensors(lambda t: t.float() if t.dtype in HALVES else t, value)
@@ -63,13 +71,18 @@ class EmulatedMode(OperationMode):
     __torch_function__ = torch.compiler.disable(OperationMode.__torch_function__)
 
     def __init__(
-        self, scope_format: Callable[[], ScopeFormat], cast_cache: Callable[[], dict[Any, Any]], exact: bool = True
+        self,
+        scope_format: Callable[[], ScopeFormat],
+        cast_cache: Callable[[], dict[Any, Any]],
+        exact: bool = True,
+        in_island: Callable[[], bool] = no_island,
     ) -> None:
         """`exact` says whether the backward pass of products in float32 is in float32 as well."""
         super().__init__()
         self._scope_format = scope_format
         self._cast_cache = cast_cache
         self._exact = exact
+        self._in_island = in_island
 
     def whole(self, op: str) -> bool:
         return category(op) == "banned"
@@ -82,6 +95,8 @@ class EmulatedMode(OperationMode):
         half = rounding is not None and rounding.dtype in HALVES
         if op in _DRAWING and (half or writes(func, kwargs)):
             return _drawn(op, func, args, kwargs)
+        if half and self._in_island():
+            return self._in_its_own(op, func, args, kwargs)
         if writes(func, kwargs):
             return _with_fallback(func, args, kwargs) if half else written(func, args, kwargs)
         if rounding is None and category(op) == "lower" and not self._exact:
@@ -92,6 +107,12 @@ class EmulatedMode(OperationMode):
             args, kwargs = map_tensors(partial(self._stored, rounding.dtype), (args, kwargs))
             return float8.linear(*args, **kwargs, forward=scope.of(op), by_row=True)
         return run_in_format(op, rounding, func, args, kwargs, partial(self._stored, rounding.dtype))
+
+    def _in_its_own(self, op: str, func: Any, args: Any, kwargs: Any) -> Any:
+        """Where autocast is off: in the dtype of what comes in, which it is the script's business to widen."""
+        if category(op) == "lower" and not self._exact and _first_half((args, kwargs)) is None:
+            return _back_in_tf32(op, func, args, kwargs)
+        return _with_fallback(func, args, kwargs)
 
     def _stored(self, dtype: torch.dtype, tensor: torch.Tensor) -> torch.Tensor:
         """Parameters are cast once a model call, as autocast's cache does, so shared uses sum gradients in half."""
@@ -219,14 +240,6 @@ def _any_float32(value: Any) -> bool:
     return any(tensor.dtype == torch.float32 for tensor in tensors_in(value))
 
 
-def every_model(module: torch.nn.Module) -> bool:
-    return True
-
-
-def no_island() -> bool:
-    return False
-
-
 class _AutocastAsked:
     """Answers torch where it asks whether any autocast is on, as recurrent layers do before they take an input whose
     dtype isn't their weights'. It stands in while a thread needs it, and answers each thread by its own."""
@@ -245,6 +258,10 @@ class _AutocastAsked:
         finally:
             self._threads.answer = before
             self._need(-1)
+
+    def really(self) -> bool:
+        """Whether any autocast of torch's is on."""
+        return self._original()
 
     def _answer(self) -> bool:
         answer: Callable[[], bool] = getattr(self._threads, "answer", self._original)
@@ -278,7 +295,7 @@ class Emulator:
         self._covers = covers
         self._in_island = in_island
         self._exact = plan.matmul_precision == "highest"
-        self._mode = EmulatedMode(self._scope_format, self._cast_cache, self._exact)
+        self._mode = EmulatedMode(self._scope_format, self._cast_cache, self._exact, in_island)
 
     def entered(self, frame: Frame) -> None:
         if frame.is_outermost:
@@ -300,15 +317,15 @@ class Emulator:
         return to_float32(output)
 
     def _around_backward(self, frame: Frame) -> EmulatedMode:
-        scope = FLOAT32 if self._in_island() else frame.data["format"]
-        return EmulatedMode(lambda: scope, dict, self._exact)
+        scope, island = frame.data["format"], self._in_island()
+        return EmulatedMode(lambda: scope, dict, self._exact, lambda: island)
 
     def _outside_islands(self) -> bool:
         return not self._in_island()
 
     def _scope_format(self) -> ScopeFormat:
         frame = self._scopes.current
-        if frame is None or self._in_island():
+        if frame is None:
             return FLOAT32
         format_found: ScopeFormat = frame.data.get("format", FLOAT32)
         return format_found

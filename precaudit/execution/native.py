@@ -54,9 +54,9 @@ class ScopeMode(OperationMode):
 
     __torch_function__ = torch.compiler.disable(OperationMode.__torch_function__)
 
-    def __init__(self, scope: ScopeFormat, device: str) -> None:
+    def __init__(self, scope: ScopeFormat, device: str, in_island: Callable[[], bool] = no_island) -> None:
         super().__init__()
-        self._scope, self._device = scope, device
+        self._scope, self._device, self._in_island = scope, device, in_island
 
     def whole(self, op: str) -> bool:
         return op in self._scope.ops
@@ -65,6 +65,8 @@ class ScopeMode(OperationMode):
         if op.startswith("__get"):
             return func(*args, **kwargs)
         format_name = self._scope.of(op)
+        if format_name not in _WIDE and self._in_island():
+            return func(*args, **kwargs)
         if float8.applies(op, format_name, args, kwargs):
             multiply = float8.multiplier(tensors_in((args, kwargs))[0].device)
             return float8.linear(*args, **kwargs, forward=format_name, by_row=self._scope.by_row, multiply=multiply)
@@ -98,16 +100,17 @@ class NativePrecision:
         if frame.is_outermost:
             frame.data["covered"] = self._covers(frame.module)
             frame.data["formats"] = [None]
-        if not frame.root.data["covered"] or self._in_island():
+        if not frame.root.data["covered"]:
             return
         scope, active = self._lookup.of(frame.name), frame.root.data["formats"]
         contexts: list[AbstractContextManager[Any]] = []
-        if scope.default != active[-1]:
+        opens = scope.default != active[-1] and (scope.default in _WIDE or not self._in_island())
+        if opens:
             contexts.append(region_for(scope.default, _device_of(frame.module)))
         low = self._lookup.plan.is_low_precision
         if scope.ops or scope.default in FLOAT8_DTYPES or (scope.default in _WIDE and low):
-            contexts.append(ScopeMode(scope, _device_of(frame.module)))
-        active.append(scope.default)
+            contexts.append(ScopeMode(scope, _device_of(frame.module), self._in_island))
+        active.append(scope.default if opens else active[-1])
         frame.data["regions"] = stack = ExitStack()
         for context in contexts:
             stack.enter_context(context)

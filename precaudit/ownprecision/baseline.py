@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 from precaudit.execution import apply as applying
 from precaudit.execution.apply import Applied
 from precaudit.execution.loss_scaling import SCALED
+from precaudit.instrument.scopes import checkpointed
 from precaudit.instrument.torchfunction import map_tensors
 from precaudit.model import Location, Plan
 from precaudit.tracing.ops import caller_location, line_of
@@ -80,12 +81,23 @@ class Baseline:
 
     @contextmanager
     def island(self) -> Iterator[None]:
-        """As within a region of the script's with `enabled=False`."""
+        """As within a region of the script's with `enabled=False`, which is off already."""
         self._regions.append(_Region(None, True, False))
         try:
             yield
         finally:
             self._regions.pop()
+
+    def _kept(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """What checkpointing repeats of an island stays one."""
+        if not self.in_island():
+            return function
+
+        def kept(*args: Any, **kwargs: Any) -> Any:
+            with self.island():
+                return function(*args, **kwargs)
+
+        return kept
 
     def autocast_in_force(self) -> str | None:
         """The dtype of the autocast region that the script is in, None outside."""
@@ -104,13 +116,15 @@ class Baseline:
             stack.enter_context(mock.patch.object(autocast, "__enter__", self._entered(autocast.__enter__)))
             stack.enter_context(mock.patch.object(autocast, "__exit__", self._left(autocast.__exit__)))
             stack.enter_context(mock.patch.object(torch, "clear_autocast_cache", self._cleared))
+            stack.enter_context(checkpointed(self._kept))
             scaler = torch.amp.GradScaler
             stack.enter_context(mock.patch.object(scaler, "__init__", self._scaler_created(scaler.__init__)))
             stack.enter_context(mock.patch.object(scaler, "scale", _scaling(scaler.scale)))
             yield
 
     def _entered(self, original: Callable[[autocast], Any]) -> Callable[[autocast], autocast]:
-        """torch's own regions restore what was in force around them, which may be a plan's autocast."""
+        """torch's own regions restore what was in force around them, which may be a plan's autocast. An island
+        switches that off."""
 
         def __enter__(region: autocast) -> autocast:
             if getattr(region, "precaudit_of_torch", False):
@@ -128,6 +142,8 @@ class Baseline:
                 self.region_at = place
             island = dtype is None and (bool(self._regions) or self._in_forward())
             self._regions.append(_Region(dtype, island, region._cache_enabled))
+            if island:
+                original(region)
             return region
 
         return __enter__
@@ -137,10 +153,8 @@ class Baseline:
 
     def _left(self, original: Callable[..., Any]) -> Callable[..., None]:
         def __exit__(region: autocast, *exception: Any) -> None:
-            if getattr(region, "precaudit_of_torch", False):
+            if getattr(region, "precaudit_of_torch", False) or self._regions.pop().island:
                 original(region, *exception)
-            else:
-                self._regions.pop()
 
         return __exit__
 

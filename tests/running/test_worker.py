@@ -13,6 +13,7 @@ from torch.nn.modules import module as torch_modules
 from torch.utils.checkpoint import checkpoint
 
 from precaudit.errors import PrecauditError
+from precaudit.execution.apply import apply
 from precaudit.execution.loss_scaling import LossScaler
 from precaudit.model import LossScale, Plan
 from precaudit.running import endstate
@@ -419,20 +420,31 @@ def test_a_plan_runs_inside_autocast_switched_off_or_on_and_not_inside_an_island
     assert (run(spec(plan=BRAIN), code).losses == run(spec(), code).losses) is island
 
 
-def test_an_island_inside_a_model():
+@pytest.mark.parametrize("execution", ["emulated", "native", "applied, emulated", "applied, native"])
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_an_island_inside_a_model_is_what_torch_makes_of_it(execution, checkpointed):
+    """What comes in is not cast, neither up nor down; in the backward pass again."""
     seen = []
 
     class Careful(nn.Module):
         def __init__(self):
             super().__init__()
-            self.lin = nn.Linear(4, 4)
+            self.lin, self.inner = nn.Linear(4, 4), nn.Linear(4, 4)
+
+        def island(self, h):
+            wide = h.float()
+            seen.append([t.dtype for t in (h.relu(), h @ h.t(), wide @ wide.t(), self.inner(wide))])
+            return self.inner(wide)
 
         def forward(self, x):
             h = self.lin(x)
             with torch.autocast("cpu", enabled=False):
-                seen.append((h @ h.t()).dtype)
-            seen.append((h @ h.t()).dtype)
-            return h
+                wide = checkpoint(self.island, h, use_reentrant=False) if checkpointed else self.island(h)
+            seen.append([(h @ h.t()).dtype])
+            return h + wide
+
+    half, full = torch.bfloat16, torch.float32
+    plan = Plan("bfloat16", {"": "bfloat16", "lin": "bfloat16", "inner": "float16"})
 
     def code():
         model = Careful()
@@ -440,8 +452,18 @@ def test_an_island_inside_a_model():
         model(torch.ones(2, 4)).sum().backward()
         optimizer.step()
 
-    run(spec(plan=Plan("bfloat16")), code)
-    assert seen[:2] == [torch.float32, torch.bfloat16]
+    def applied():
+        model = Careful()
+        with apply(model, plan, execution=execution.split()[-1]):
+            model(torch.ones(2, 4)).sum().backward()
+
+    if execution.startswith("applied"):
+        applied()
+    else:
+        run(spec(plan=plan, execution=execution), code)
+    inside = [half, half, full, full]
+    expected = [inside, [half], inside] if checkpointed else [inside, [half]]
+    assert seen[: len(expected)] == expected
 
 
 # ---------------------------------------------------------------- what counts as a step and a loss
