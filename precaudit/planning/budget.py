@@ -17,7 +17,7 @@ CLEAR_SNR = 100.0
 @dataclass(frozen=True)
 class GradientError:
     """`rho` = E|delta|^2 / tr Sigma: an effective batch of B / (1 + rho). `snr` = |g|^2 / E|delta|^2.
-    `bias` = |E delta| / |E g|: the part that batches don't average out. nan where not measurable."""
+    `bias` = |E delta| / |mean g|: the part that batches don't average out. nan where not measurable."""
 
     label: str
     rho: float
@@ -52,6 +52,6 @@ def gradient_error(label: str, differences: Iterable[GradientDifference]) -> Gra
         label=label,
         rho=_ratio(delta, noise),
         snr=_ratio(gradient, delta) if delta > 0 else math.inf,
-        bias=math.sqrt(_ratio(bias, mean)) if mean > 0 else 0.0,
+        bias=math.sqrt(_ratio(max(bias, 0.0), mean)) if mean > 0 else 0.0,
         evaluations=max(d.evaluations for d in parts),
     )

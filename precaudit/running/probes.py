@@ -267,6 +267,7 @@ class _Sums:
     gradient: float = 0.0
     noise: float = 0.0
     weight: float = 1.0
+    sampled_delta: float = 0.0
     total_delta: torch.Tensor | None = None
     total_gradient: torch.Tensor | None = None
 
@@ -279,12 +280,26 @@ class _Sums:
             self.neighbours += 1
             self.noise += _energy(exact - previous) / 2
         (delta, self.weight), (gradient, _) = _sampled(difference), _sampled(exact)
+        self.sampled_delta += _energy(delta)
         self.total_delta = delta.clone() if self.total_delta is None else self.total_delta + delta
         self.total_gradient = gradient.clone() if self.total_gradient is None else self.total_gradient + gradient
 
-    def of_mean(self, total: torch.Tensor | None) -> float:
-        """Energy of the mean of what was added up."""
+    @property
+    def of_mean(self) -> float:
+        """Energy of the mean gradient."""
+        total = self.total_gradient
         return _energy(total) * self.weight / self.evaluations**2 if total is not None else 0.0
+
+    @property
+    def shared(self) -> float:
+        """Energy of the error that all batches share: the mean product of those of two batches, which is zero, give or
+        take a little, where they have nothing to do with each other."""
+        if math.isinf(self.delta):
+            return math.inf
+        pairs = self.evaluations * (self.evaluations - 1)
+        if self.total_delta is None or not pairs:
+            return 0.0
+        return (_energy(self.total_delta) - self.sampled_delta) * self.weight / pairs
 
 
 def _energy(values: torch.Tensor) -> float:
@@ -302,6 +317,6 @@ def _difference(label: str, fqn: str, parts: list[_Sums]) -> GradientDifference:
         delta=sum(part.delta / part.evaluations for part in parts),
         gradient=sum(part.gradient / part.evaluations for part in parts),
         noise=sum(part.noise / part.neighbours for part in parts if part.neighbours),
-        bias=sum(part.of_mean(part.total_delta) for part in parts),
-        mean=sum(part.of_mean(part.total_gradient) for part in parts),
+        bias=sum(part.shared for part in parts),
+        mean=sum(part.of_mean for part in parts),
     )

@@ -83,8 +83,9 @@ class GradientDifference:
     """A module's gradients in low precision against float32's on the same weights, batches and randomness.
 
     Sums of squares, averaged over `evaluations` batches: `delta` of the difference, `gradient` of float32's,
-    `noise` of float32's change between neighbouring batches (half of it: the batch variance), `bias` of the mean
-    difference and `mean` of the mean gradient. `label` names the plan that was probed.
+    `noise` of float32's change between neighbouring batches (half of it: the batch variance), `bias` of the
+    difference that all batches share (by chance below zero where they share none) and `mean` of the mean gradient.
+    `label` names the plan that was probed.
     """
 
     label: str
