@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from precaudit.execution import float8
+from precaudit.execution.chains import chained
 from precaudit.execution.formats import FLOAT32, PlanLookup, ScopeFormat
 from precaudit.execution.libraries import own_region
 from precaudit.execution.policy import ADDENDS, CONVOLUTIONS, category
@@ -157,6 +158,9 @@ def run_in_format(
     if kind == "banned" and rounding.dtype in HALVES:
         raise RuntimeError(f"torch.nn.functional.{op} and torch.nn.BCELoss are unsafe to autocast.")
     if kind == "lower":
+        chain = chained(op, args, kwargs, lambda pair, factors: _product(op, rounding, pair, factors, {}, stored))
+        if chain is not None:
+            return chain
         run = _convolution if op in CONVOLUTIONS and rounding.dtype in HALVES else _product
         return run(op, rounding, func, args, kwargs, stored)
     if kind == "fp32" or (kind == "promote" and _any_float32((args, kwargs))):

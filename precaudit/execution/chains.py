@@ -1,0 +1,78 @@
+"""Products of three and more factors, taken apart into pairs as torch does it: in half every intermediate is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import Any
+
+import torch
+
+from precaudit.instrument.torchfunction import tensors_in
+
+_DOTS = frozenset("chain_matmul linalg_multi_dot multi_dot".split())
+Multiply = Callable[[Callable[..., torch.Tensor], tuple[Any, ...]], torch.Tensor]
+"""(function, arguments) -> the product of one pair."""
+
+
+def chained(op: str, args: Any, kwargs: Any, multiply: Multiply) -> torch.Tensor | None:
+    """The product of all factors, pair by pair; None for what isn't a chain."""
+    factors = tensors_in((args, kwargs))
+    if len(factors) < 3:
+        return None
+    if op in _DOTS:
+        return _dots(factors, multiply)
+    return _contracted(args[0], factors, kwargs.get("path"), multiply) if op == "einsum" else None
+
+
+def _contracted(equation: str, factors: list[torch.Tensor], path: Sequence[int] | None, multiply: Multiply) -> Any:
+    """An einsum along its path, in whose every step the product of two factors goes to the end; without one, from left
+    to right."""
+    inputs, explicit, output = equation.replace(" ", "").partition("->")
+    terms = inputs.split(",")
+    if not explicit:
+        labels = inputs.replace(",", "").replace(".", "")
+        output = "..." * ("..." in inputs) + "".join(sorted(each for each in labels if labels.count(each) == 1))
+    last = len(factors) - 1
+    left_to_right = [(0, 1), *((0, last - step) for step in range(1, last))]
+    pairs = zip(path[::2], path[1::2], strict=True) if path else left_to_right
+    for i, j in map(sorted, pairs):
+        b, a = (terms.pop(j), factors.pop(j)), (terms.pop(i), factors.pop(i))
+        term = _kept(a[0] + b[0], "".join(terms) + output) if factors else output
+        terms.append(term)
+        factors.append(multiply(torch.einsum, (f"{a[0]},{b[0]}->{term}", a[1], b[1])))
+    return factors[0]
+
+
+def _kept(labels: str, needed: str) -> str:
+    """What a product of two factors keeps: the dimensions that other factors or the result have, too."""
+    letters = dict.fromkeys(labels.replace(".", ""))
+    return "..." * ("..." in labels) + "".join(letter for letter in letters if letter in needed)
+
+
+def _dots(factors: list[torch.Tensor], multiply: Multiply) -> torch.Tensor:
+    """Matrices, and vectors at the ends, in the order of the fewest multiplications."""
+    sizes = [1 if factors[0].ndim == 1 else factors[0].shape[0], *(factor.shape[-1] for factor in factors)]
+    if factors[-1].ndim == 1:
+        sizes[-2:] = [factors[-1].shape[0], 1]
+
+    # Of orders that cost the same torch takes the leftmost split, of three factors the other one.
+    return _in_order(factors, tuple(sizes), -1 if len(factors) == 3 else 1, multiply)
+
+
+def _in_order(factors: list[torch.Tensor], sizes: tuple[int, ...], tie: int, multiply: Multiply) -> torch.Tensor:
+    if len(factors) == 1:
+        return factors[0]
+    split = _best(sizes, tie)[1]
+    left = _in_order(factors[:split], sizes[: split + 1], tie, multiply)
+    return multiply(torch.matmul, (left, _in_order(factors[split:], sizes[split:], tie, multiply)))
+
+
+@lru_cache(maxsize=4096)
+def _best(sizes: tuple[int, ...], tie: int) -> tuple[int, int]:
+    """The multiplications of the cheapest order, and how many factors its left half has."""
+    costs = [
+        (_best(sizes[: k + 1], tie)[0] + _best(sizes[k:], tie)[0] + sizes[0] * sizes[k] * sizes[-1], k)
+        for k in range(1, len(sizes) - 1)
+    ]
+    return min(costs, key=lambda each: (each[0], tie * each[1]), default=(0, 0))

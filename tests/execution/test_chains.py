@@ -1,0 +1,83 @@
+"""Products of three and more factors: the pairs and the order are torch's, and each product is rounded."""
+
+from itertools import pairwise
+
+import pytest
+import torch
+from emulation_models import Inside, plan_for, weights
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from precaudit.execution.apply import apply
+from precaudit.execution.chains import chained
+
+EQUATIONS = ["ij,jk,kl->il", "ij,jk,kl", "bij,bjk,kl,l->bi", "...ij,...jk,kl->...il", "ij,ij,ij->", "ij,kl,jk,lm"]
+EQUATIONS += ["...i,ij,j"]
+SIZES = dict(zip("bijklm", (2, 3, 4, 5, 6, 3), strict=True))
+
+
+def factors_of(equation):
+    terms = equation.partition("->")[0].split(",")
+    return [
+        weights(*(SIZES[label] for label in term.replace("...", "b")), seed=seed).double()
+        for seed, term in enumerate(terms)
+    ]
+
+
+def in_pairs(op, args, **kwargs):
+    return chained(op, args, kwargs, lambda function, factors: function(*factors))
+
+
+@pytest.mark.parametrize("equation", EQUATIONS)
+@pytest.mark.parametrize("path", [False, True])
+def test_an_einsum_is_what_it_was(equation, path):
+    factors = factors_of(equation)
+    along = {"path": [1, 2, *(0, 1) * (len(factors) - 2)]} if path else {}
+    torch.testing.assert_close(in_pairs("einsum", (equation, factors), **along), torch.einsum(equation, factors))
+
+
+class Shapes(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.products = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if func.overloadpacket.__name__ in ("mm", "mv", "dot", "bmm"):
+            self.products.append(result.numel())
+        return result
+
+
+@pytest.mark.parametrize(
+    "sizes", [(2, 9, 3, 7), (9, 2, 7, 3), (4, 4, 4, 4), (5, 5, 5, 5, 5), (3, 8, 2, 9, 4, 1), (7, 3, 2, 2)]
+)
+def test_the_order_of_a_chain_of_matrices_is_torch_s(sizes):
+    factors = [weights(a, b, seed=i) for i, (a, b) in enumerate(pairwise(sizes))]
+    with Shapes() as ours:
+        result = in_pairs("linalg_multi_dot", (factors,))
+    with Shapes() as torch_s:
+        expected = torch.linalg.multi_dot(factors)
+    assert ours.products == torch_s.products
+    torch.testing.assert_close(result, expected)
+
+
+def test_vectors_may_stand_at_the_ends():
+    factors = [weights(4), weights(4, 5, seed=1), weights(5, 3, seed=2), weights(3, seed=3)]
+    torch.testing.assert_close(in_pairs("linalg_multi_dot", (factors,)), torch.linalg.multi_dot(factors))
+
+
+@pytest.mark.filterwarnings("ignore:torch.chain_matmul")
+@pytest.mark.parametrize(
+    "product",
+    [
+        lambda *factors: torch.einsum("ij,jk,kl->il", *factors),
+        lambda *factors: torch.linalg.multi_dot(factors),
+        lambda *factors: torch.chain_matmul(*factors),
+    ],
+)
+def test_an_intermediate_that_half_cannot_hold_is_lost(product):
+    a, b, c = torch.full((4, 4), 200.0), torch.full((4, 4), 200.0), torch.full((4, 4), 1e-3)
+    model = Inside(lambda outer, x: product(x, b, c))
+    with apply(model, plan_for(model, "float16"), execution="emulated"):
+        assert model(a).isinf().all()
+    with apply(model, plan_for(model, "bfloat16"), execution="emulated"):
+        torch.testing.assert_close(model(a), a @ b @ c, rtol=0.01, atol=0)
