@@ -104,9 +104,9 @@ class EmulatedMode(OperationMode):
             return _back_in_tf32(op, func, args, kwargs)
         if rounding is None or not (half or category(op) == "lower"):
             return in_float32(op, func, args, kwargs)
-        if scope.by_row and float8.applies(op, scope.of(op), args, kwargs):
+        if float8.applies(op, scope.of(op), args, kwargs):
             args, kwargs = map_tensors(partial(self._stored, rounding.dtype), (args, kwargs))
-            return float8.linear(*args, **kwargs, forward=scope.of(op), by_row=True)
+            return float8.linear(*args, **kwargs, forward=scope.of(op), by_row=scope.by_row)
         return run_in_format(op, rounding, func, args, kwargs, partial(self._stored, rounding.dtype))
 
     def _in_its_own(self, op: str, func: Any, args: Any, kwargs: Any) -> Any:

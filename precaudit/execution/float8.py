@@ -74,6 +74,7 @@ class _Product(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: Any, output: torch.Tensor) -> None:
         a, b, ctx.formats, *ctx.rest = inputs
         ctx.save_for_backward(a, b)
+        ctx.save_for_forward(a, b)
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
@@ -83,6 +84,13 @@ class _Product(torch.autograd.Function):
         # Transposed, because some of torch's kernels take e4m3 alone as the second factor.
         by_b = _Product.apply(gradient.t(), a, (GRADIENT, format_a), *ctx.rest) if ctx.needs_input_grad[1] else None
         return by_a, None if by_b is None else by_b.t(), None, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        a, b = ctx.saved_tensors
+        pairs = [(tangents[0], b), (a, tangents[1])]
+        products = [_Product.apply(*pair, ctx.formats, *ctx.rest) for pair in pairs if all(t is not None for t in pair)]
+        return products[0] if len(products) == 1 else products[0] + products[1]
 
 
 def linear(
