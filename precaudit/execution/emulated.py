@@ -47,6 +47,8 @@ def in_float32(op: str, func: Any, args: Any, kwargs: Any) -> Any:
     """An operation whose format is float32: half inputs widened, and no half dtype made because it asks for one."""
     if op in ("half", "bfloat16") and args and isinstance(args[0], torch.Tensor):
         return args[0].float()
+    if op == "view" and any(isinstance(value, torch.dtype) for value in (*args, *kwargs.values())):
+        return to_float32(func(*args, **kwargs))  # the same bits as another type
 
     def wide(value: Any) -> Any:
         return torch.float32 if isinstance(value, torch.dtype) and value in HALVES else to_float32(value)

@@ -214,6 +214,15 @@ def test_a_float32_module_makes_no_half_tensor_though_it_asks_for_one(execution)
         assert model(X).isfinite().all()
 
 
+@pytest.mark.parametrize("execution", ["emulated", "native"])
+def test_bits_that_are_read_as_half_are_the_same_in_a_float32_module(execution):
+    values = weights(3, 4).half()
+    model = Inside(lambda outer, bits: bits.view(torch.float16) + bits.view(dtype=torch.float16))
+    plan = plan_for(model, "float16", {"": "float32"})
+    with apply(model, plan, execution=execution):
+        assert torch.equal(model(values.view(torch.int16)), 2 * values.float())
+
+
 def test_gradients_are_taken_of_the_tensors_that_a_graph_is_made_of():
     """In a float32 module too, whose other operations get its half inputs in float32."""
 
