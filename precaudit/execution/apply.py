@@ -23,6 +23,7 @@ from precaudit.errors import PrecauditError, require
 from precaudit.execution.emulated import Emulator, autocast_asked
 from precaudit.execution.formats import PlanLookup, ScopeFormat
 from precaudit.execution.native import NativePrecision, backward_products
+from precaudit.execution.products import tf32
 from precaudit.instrument.events import in_backward
 from precaudit.instrument.names import ModuleName, fqns_of
 from precaudit.instrument.scopes import Frame, ScopeListener, checkpointed
@@ -59,15 +60,16 @@ class Applied:
     where the plan changes format.
     """
 
-    def __init__(self, model: nn.Module, plan: Plan, native: bool) -> None:
+    def __init__(self, model: nn.Module, plan: Plan, native: bool | None) -> None:
+        """`native` is None where each call decides, by the device that the model is on then."""
         self.plan = plan
         self._fqns = tuple(fqns_of(model).values())
         self._running = _Running()
-        self._listener: ScopeListener = (NativePrecision if native else Emulator)(plan, self, in_island=self._in_island)
+        self._native, self._asked = False, native
+        self._listener: ScopeListener = Emulator(plan, self, in_island=self._in_island)
         self._handles: list[RemovableHandle] = []
-        self._products = backward_products(plan) if native else None
-        if self._products:
-            self._products.__enter__()
+        self._products: tf32 | None = None
+        self._choose(model)
         try:
             self._hook(model)
         except BaseException:
@@ -81,6 +83,24 @@ class Applied:
             place = _Place(number, _index(kinds, lookup.of(name)), name)
             self._handles.append(module.register_forward_pre_hook(partial(self._enter, place)))
             self._handles.append(module.register_forward_hook(partial(self._leave, place), always_call=True))
+
+    def _choose(self, module: nn.Module) -> None:
+        device = _device_of(module)
+        native = self._asked if self._asked is not None else self._native if device is None else device == "cuda"
+        with _lock:
+            if native is self._native:
+                return
+            self._native = native
+            self._listener = (NativePrecision if native else Emulator)(self.plan, self, in_island=self._in_island)
+            self._leave_products()
+            if native:
+                self._products = backward_products(self.plan)
+                self._products.__enter__()
+
+    def _leave_products(self) -> None:
+        if self._products:
+            self._products.__exit__()
+            self._products = None
 
     @property
     def current(self) -> Frame | None:
@@ -106,6 +126,7 @@ class Applied:
         if self._running.places and self._running.places[0].number == place.number and not self._is_inside_itself():
             self._unwind()
         if not self._running.frames:
+            self._choose(module)
             self._running.call = _call()
             _follow_checkpoints(self)
         frame = Frame(module, place.name, self._running.frames[-1].root if self._running.frames else None)
@@ -171,9 +192,7 @@ class Applied:
         self._handles.clear()
         self._unwind()
         _forget(self)
-        if self._products:
-            self._products.__exit__()
-            self._products = None
+        self._leave_products()
 
     def __enter__(self) -> Applied:
         return self
@@ -215,8 +234,8 @@ def apply(
 
     Weights stay float32; outputs come back in float32. Float32 products of the whole process may run as TF32 while a
     plan of `matmul_precision` "high" is in force natively. Native execution is torch.autocast on the model's
-    device, emulated is CUDA autocast's rounding on any device; `auto` is native for a model that is on CUDA now,
-    emulated elsewhere: move it first.
+    device, emulated is CUDA autocast's rounding on any device; `auto` is native while the model is on CUDA,
+    emulated elsewhere.
     Raises PrecauditError when the plan was made for another model.
     """
     from precaudit.api import load_plan
@@ -232,9 +251,12 @@ def apply(
         )
     _refuse_scripted(model)
     fitted = fit_plan(model, resolved)
-    first = next(iter(model.parameters()), None)
-    on_cuda = first is not None and first.device.type == "cuda"
-    return put_on(model, fitted, execution == "native" or (execution == "auto" and on_cuda))
+    return put_on(model, fitted, None if execution == "auto" else execution == "native")
+
+
+def _device_of(module: nn.Module) -> str | None:
+    first = next(iter(module.parameters()), None)
+    return None if first is None else first.device.type
 
 
 def _refuse_scripted(model: nn.Module) -> None:
@@ -248,7 +270,7 @@ def _refuse_scripted(model: nn.Module) -> None:
         )
 
 
-def put_on(model: nn.Module, plan: Plan, native: bool) -> Applied:
+def put_on(model: nn.Module, plan: Plan, native: bool | None) -> Applied:
     """What a profile stands in for: a plan that a script applies is its own precision, as its autocast is."""
     return Applied(model, plan, native)
 

@@ -159,7 +159,7 @@ class Baseline:
         return __exit__
 
     def _applied(self, original: Callable[..., Applied]) -> Callable[..., Applied]:
-        def put_on(model: torch.nn.Module, plan: Plan, native: bool) -> Applied:
+        def put_on(model: torch.nn.Module, plan: Plan, native: bool | None) -> Applied:
             self.settings["plan"] = plan.default
             handle = original(model, plan, native)
             handle.remove()

@@ -19,7 +19,9 @@ from torch.utils.checkpoint import checkpoint
 
 import precaudit
 from precaudit.errors import PrecauditError
+from precaudit.execution import apply as applying
 from precaudit.execution.apply import apply
+from precaudit.execution.emulated import EmulatedMode
 from precaudit.model import OpFormat, Plan
 from precaudit.reporting.serialize import write_json
 
@@ -79,6 +81,21 @@ def test_weights_and_gradients_stay_float32():
     with apply(model, plan_for(model, "bfloat16")):
         model(X).sum().backward()
     assert {p.dtype for p in model.parameters()} == {p.grad.dtype for p in model.parameters()} == {torch.float32}
+
+
+def test_a_model_that_moves_after_a_plan_was_applied_runs_natively(monkeypatch):
+    model, before = small(), torch.backends.cuda.matmul.allow_tf32
+    plan = plan_for(model, "tf32")
+    with apply(model, replace(plan, matmul_precision="high")):
+        model(X)
+        assert torch.backends.cuda.matmul.allow_tf32 is before
+        monkeypatch.setattr(applying, "_device_of", lambda module: "cuda")
+        emulated = []
+        model[0].register_forward_hook(lambda *_: emulated.extend(map(type, modes())))
+        model(X)
+        assert torch.backends.cuda.matmul.allow_tf32 is True
+    assert torch.backends.cuda.matmul.allow_tf32 is before
+    assert EmulatedMode not in emulated
 
 
 def test_a_submodule_called_directly_runs_under_the_plan():
