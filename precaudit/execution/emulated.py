@@ -165,6 +165,8 @@ def run_in_format(
             return chain
         run = _convolution if op in CONVOLUTIONS and rounding.dtype in HALVES else _product
         return run(op, rounding, func, args, kwargs, stored)
+    if kind == "fp32" and any(isinstance(value, torch.dtype) for value in (*args, *kwargs.values())):
+        return _with_fallback(func, args, kwargs)  # autocast asks these for float32 by the dtype that was left out
     if kind == "fp32" or (kind == "promote" and _any_float32((args, kwargs))):
         return func(*to_float32(args), **to_float32(kwargs))
     if region := own_region(func, (args, kwargs), rounding.dtype):

@@ -455,6 +455,14 @@ def test_float8_linear_layers(name):
     assert torch.equal(x.grad, rounded(gr @ wr, torch.bfloat16))
 
 
+def test_a_reduction_with_a_dtype_of_its_own_gets_its_inputs_as_they_are():
+    x = weights(3, 4)
+    low, _ = inside(lambda model, x: torch.linalg.vector_norm(x.half(), dtype=torch.float16), "float16", x)
+    wide, _ = inside(lambda model, x: x.half().sum(dtype=torch.float32), "float16", x)
+    assert torch.equal(low, torch.linalg.vector_norm(x.half(), dtype=torch.float16))
+    assert torch.equal(wide, x.half().sum(dtype=torch.float32))
+
+
 def test_beside_float8_linear_layers_everything_is_bfloat16():
     a, b = weights(4, 4), weights(4, 4, seed=1)
     low, _ = inside(lambda model, *args: torch.matmul(*args), "float8_e4m3", a, b)
