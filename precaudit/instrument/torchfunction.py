@@ -210,6 +210,10 @@ class OperationMode(TorchFunctionMode):
             expanding.pop()
 
 
+_SCALARS = (int, float, str, type(None))
+"""Most arguments are such, and asking whether they are mappings takes longer."""
+
+
 def map_tensors(function: Callable[[torch.Tensor], torch.Tensor], value: Any) -> Any:
     """`value` with `function` applied to every tensor in nested lists, tuples, mappings and dataclasses.
 
@@ -217,6 +221,8 @@ def map_tensors(function: Callable[[torch.Tensor], torch.Tensor], value: Any) ->
     """
     if isinstance(value, torch.Tensor):
         return function(value)
+    if isinstance(value, _SCALARS):
+        return value
     if isinstance(value, (list, tuple)):
         items = [map_tensors(function, item) for item in value]
         if all(new is old for new, old in zip(items, value, strict=True)):
@@ -272,9 +278,6 @@ def _rebuilt_mapping(value: Mapping[str, Any], changed: dict[str, Any]) -> Any:
         return type(value)(changed)  # type: ignore[call-arg]
 
 
-_SCALARS = (int, float, str, type(None))
-
-
 def tensors_in(value: Any) -> list[torch.Tensor]:
     """Every tensor in nested lists, tuples, mappings and dataclasses, in order."""
     if isinstance(value, torch.Tensor):
@@ -284,7 +287,7 @@ def tensors_in(value: Any) -> list[torch.Tensor]:
         for item in value:
             if isinstance(item, torch.Tensor):
                 found.append(item)
-            elif not isinstance(item, _SCALARS):  # asking these whether they are mappings takes longer
+            elif not isinstance(item, _SCALARS):
                 found += tensors_in(item)
         return found
     if isinstance(value, Mapping):
