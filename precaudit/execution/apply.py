@@ -7,13 +7,12 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Collection, Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from itertools import takewhile
 from types import FrameType, TracebackType
 from typing import Any, Literal
-from weakref import WeakSet
+from weakref import WeakKeyDictionary, finalize
 
 import torch
 from torch import nn
@@ -26,6 +25,7 @@ from precaudit.execution.native import NativePrecision, backward_products
 from precaudit.execution.products import tf32
 from precaudit.instrument.events import in_backward
 from precaudit.instrument.names import ModuleName, fqns_of
+from precaudit.instrument.patches import Shared
 from precaudit.instrument.scopes import Frame, ScopeListener, checkpointed
 from precaudit.model import EXECUTIONS, Plan
 from precaudit.planning.fitting import fit_names, part_of
@@ -201,24 +201,28 @@ class Applied:
         self.remove()
 
 
-_called: WeakSet[Applied] = WeakSet()
-_checkpoints, _lock = ExitStack(), threading.Lock()
+_called: WeakKeyDictionary[Applied, finalize[..., Applied]] = WeakKeyDictionary()
+_checkpoints, _lock = Shared(lambda: checkpointed(_resumed)), threading.RLock()
 
 
 def _follow_checkpoints(applied: Applied) -> None:
-    """Until the last plan is off its model. A copy of a model under a plan is seen when it is called."""
+    """Until its plan is off the model, or that is gone. A copy of a model under a plan is seen when it is called."""
     with _lock:
-        if not _called:
-            _checkpoints.close()
-            _checkpoints.enter_context(checkpointed(_resumed))
-        _called.add(applied)
+        if applied not in _called:
+            _checkpoints.__enter__()
+            _called[applied] = finalize(applied, _unfollow)
+            _called[applied].atexit = False
+
+
+def _unfollow() -> None:
+    with _lock:
+        _checkpoints.__exit__(None, None, None)
 
 
 def _forget(applied: Applied) -> None:
-    with _lock:
-        _called.discard(applied)
-        if not _called:
-            _checkpoints.close()
+    following = _called.pop(applied, None)
+    if following is not None:
+        following()
 
 
 def _resumed(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -513,3 +513,15 @@ def test_a_checkpointed_function_is_repeated_under_the_plan(execution, reentrant
             each(X.clone().requires_grad_()).sum().backward()
         assert torch.equal(each.lin.weight.grad, model.lin.weight.grad)
     assert vars(torch.utils.checkpoint.CheckpointFunction)["forward"] is torch_own
+
+
+def test_a_model_that_is_gone_leaves_no_checkpointing_wrapped():
+    gc.collect()
+    torch_own = vars(torch.utils.checkpoint.CheckpointFunction)["forward"]
+    model = Inside(lambda outer, x: outer.lin(x))
+    apply(model, plan_for(model, "bfloat16"))
+    model(X)
+    assert vars(torch.utils.checkpoint.CheckpointFunction)["forward"] is not torch_own
+    del model
+    gc.collect()
+    assert vars(torch.utils.checkpoint.CheckpointFunction)["forward"] is torch_own
