@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import is_dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,13 +20,11 @@ def named_outputs(value: Any, name: str = "") -> Iterator[tuple[str, torch.Tenso
         if value.is_floating_point():
             yield name, value
         return
-    items: Any = ()
-    if isinstance(value, Mapping):
-        items = value.items()
-    elif isinstance(value, (list, tuple)):
+    items: Any
+    if isinstance(value, (list, tuple)):
         items = zip(getattr(value, "_fields", range(len(value))), value, strict=True)
-    elif is_dataclass(value):
-        items = fields_of(value).items()
+    else:
+        items = (value if isinstance(value, Mapping) else fields_of(value)).items()
     for key, item in items:
         yield from named_outputs(item, f"{name}.{key}".lstrip("."))
 

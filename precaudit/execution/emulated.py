@@ -47,7 +47,7 @@ def in_float32(op: str, func: Any, args: Any, kwargs: Any) -> Any:
     """An operation whose format is float32: half inputs widened, and no half dtype made because it asks for one."""
     if op in ("half", "bfloat16") and args and isinstance(args[0], torch.Tensor):
         return args[0].float()
-    if op == "view" and any(isinstance(value, torch.dtype) for value in (*args, *kwargs.values())):
+    if op == "view" and _asks_for_dtype(args, kwargs):
         return to_float32(func(*args, **kwargs))  # the same bits as another type
 
     def wide(value: Any) -> Any:
@@ -165,7 +165,7 @@ def run_in_format(
             return chain
         run = _convolution if op in CONVOLUTIONS and rounding.dtype in HALVES else _product
         return run(op, rounding, func, args, kwargs, stored)
-    if kind == "fp32" and any(isinstance(value, torch.dtype) for value in (*args, *kwargs.values())):
+    if kind == "fp32" and _asks_for_dtype(args, kwargs):
         return _with_fallback(func, args, kwargs)  # autocast asks these for float32 by the dtype that was left out
     if kind == "fp32" or (kind == "promote" and _any_float32((args, kwargs))):
         return func(*to_float32(args), **to_float32(kwargs))
@@ -242,6 +242,10 @@ def _bounds(op: str, args: Any, kwargs: Any) -> tuple[float, float]:
 
 def _first_half(value: Any) -> torch.dtype | None:
     return next((tensor.dtype for tensor in tensors_in(value) if tensor.dtype in HALVES), None)
+
+
+def _asks_for_dtype(args: Any, kwargs: Any) -> bool:
+    return any(isinstance(value, torch.dtype) for value in (*args, *kwargs.values()))
 
 
 def _any_float32(value: Any) -> bool:

@@ -183,7 +183,7 @@ class TrainingEvents:
     def _updates_by_hand(
         self, inputs: Sequence[Any], retain_graph: Any = None, create_graph: bool = False, *_: Any, **others: Any
     ) -> bool:
-        """Whether the script never made an optimizer nor called backward, and takes gradients of parameters alone."""
+        """Whether the script never made an optimizer nor called backward, but takes gradients of parameters."""
         trains = any(isinstance(each, torch.nn.Parameter) for each in inputs)
         return trains and not create_graph and not self.has_optimizer and not self._calls_backward
 

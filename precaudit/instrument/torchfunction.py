@@ -230,19 +230,16 @@ def map_tensors(function: Callable[[torch.Tensor], torch.Tensor], value: Any) ->
         if hasattr(value, "_fields"):
             return type(value)(*items)
         return type(value)(items) if type(value) in (list, tuple) else _rebuilt_sequence(value, items)
-    if isinstance(value, Mapping):
-        changed = {key: map_tensors(function, item) for key, item in value.items()}
-        return value if all(changed[key] is item for key, item in value.items()) else _rebuilt_mapping(value, changed)
-    if is_dataclass(value):
-        own = fields_of(value)
-        changed = {name: map_tensors(function, item) for name, item in own.items()}
-        return value if all(changed[name] is item for name, item in own.items()) else _rebuilt_dataclass(value, changed)
-    return value
+    own = value if isinstance(value, Mapping) else fields_of(value)
+    changed = {key: map_tensors(function, item) for key, item in own.items()}
+    if all(changed[key] is item for key, item in own.items()):
+        return value
+    return (_rebuilt_mapping if own is value else _rebuilt_dataclass)(value, changed)
 
 
 def fields_of(value: Any) -> dict[str, Any]:
-    """What a dataclass has set of its fields; of the class itself nothing."""
-    if isinstance(value, type):
+    """What a dataclass has set of its fields; of anything else, and of the class itself, nothing."""
+    if isinstance(value, type) or not is_dataclass(value):
         return {}
     return {field.name: getattr(value, field.name) for field in fields(value) if hasattr(value, field.name)}
 
@@ -290,6 +287,5 @@ def tensors_in(value: Any) -> list[torch.Tensor]:
             elif not isinstance(item, _SCALARS):
                 found += tensors_in(item)
         return found
-    if isinstance(value, Mapping):
-        return [tensor for item in value.values() for tensor in tensors_in(item)]
-    return tensors_in(list(fields_of(value).values())) if is_dataclass(value) else []
+    own = value if isinstance(value, Mapping) else fields_of(value)
+    return [tensor for item in own.values() for tensor in tensors_in(item)]

@@ -207,7 +207,7 @@ def called_by_precaudit(func: Any) -> bool:
     """Called by precaudit itself, to round: past the modes that hand the call on, precaudit's own, which have it as
     their `func`, and the script's, as `with torch.device(...)` is one."""
     frame: Any = sys._getframe(2)
-    while frame is not None and (_is_ours(frame) or frame.f_code.co_name == "__torch_function__"):
+    while frame is not None and _hands_on(frame):
         if _is_ours(frame) and frame.f_locals.get("func") != func:
             return True
         frame = frame.f_back
@@ -216,6 +216,11 @@ def called_by_precaudit(func: Any) -> bool:
 
 def _is_ours(frame: Any) -> bool:
     return bool(frame.f_globals.get("__name__", "").startswith("precaudit."))
+
+
+def _hands_on(frame: Any) -> bool:
+    """Of precaudit, or of any mode."""
+    return _is_ours(frame) or frame.f_code.co_name == "__torch_function__"
 
 
 class CastWatch(TorchFunctionMode):
@@ -277,7 +282,7 @@ class Float32Mode(TorchFunctionMode):
     def _asked(self, dtype: torch.dtype) -> torch.dtype:
         if dtype in _LOW:
             frame: Any = sys._getframe(2)
-            while _is_ours(frame) or frame.f_code.co_name == "__torch_function__":  # modes that hand the call on
+            while _hands_on(frame):
                 frame = frame.f_back
             self._asking.add((dtype, frame.f_code))
         return dtype

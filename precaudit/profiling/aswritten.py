@@ -23,10 +23,23 @@ _STATE_LIMIT = 0.2
 """A state has lost its changes when this share of their energy is rounding."""
 _SUM_LIMIT = 0.01
 """A sum has lost addends when it is off by a tenth (rms)."""
-_MOST_VANISHED = 0.1
-"""A cast has lost what it was given when more than this share of its values become zero."""
-_MOST_BLURRED = 0.1
-"""A cast has lost what values differ by when rounding moves them by more than this share of their spread (rms)."""
+_MOST_LOST = 0.1
+"""Of a cast: the share of its values that become zero, or by which rounding moves them, of their spread (rms)."""
+_CASTS = {
+    "vanished": (
+        "share",
+        "{share:.0%} of the values that are cast to float16 here are too small for it, and become zero",
+        "keep them in float32, or scale them before the cast",
+    ),
+    "blurred": (
+        "lost",
+        "{dtype} is too coarse for the values that are cast to it here: rounding moves them by {lost:.0%} of how far "
+        "they lie apart, so what they differ by is lost",
+        "subtract what they have in common before the cast, or keep them in float32",
+    ),
+}
+"""What measures the loss, what is said of it, and what to do: of small values, as squares of gradients are, and of
+values that lie close together, as coordinates far from their origin do."""
 _OF_WHAT = {
     **dict.fromkeys(ABSORBING, OF_A_SUM),
     **dict.fromkeys(ANGLES, "its result, because its angle is rounded"),
@@ -58,9 +71,9 @@ def of_as_written(audit: Audit, verification: Verification) -> list[Finding]:
         *_causes(run, "error" if detail and not found else "warning"),
     ]
     if detail and not causes:
-        causes = _of_lost_gradients(run) or _of_vanished(run) or _of_operations(run)
+        causes = _of_lost_gradients(run) or _of_casts(run, "vanished") or _of_operations(run)
         likely = {**LIKELY, **CHANGES} if depends is None else LIKELY
-        causes = causes or of_scaled(audit.reference.baseline, likely)[:1] or _of_blurred(run)
+        causes = causes or of_scaled(audit.reference.baseline, likely)[:1] or _of_casts(run, "blurred")
     if detail and not (found or causes):
         detail += _outside(run)
     return [*found, *_of_difference(run, detail, bool(causes), audit.reference.baseline.get("autocast_at")), *causes]
@@ -146,36 +159,13 @@ def _of_lost_gradients(run: RunResult) -> list[Finding]:
     return [finding("PA307", "error", message, fix, lost["fqn"] or None, None, place_of(lost), step=lost["step"])]
 
 
-def _of_vanished(run: RunResult) -> list[Finding]:
-    """PA309: casts that make many of their values zero, such as squares of gradients that are kept in float16."""
+def _of_casts(run: RunResult, kind: str) -> list[Finding]:
+    """PA309: casts that lose more than a tenth of what they are given."""
+    measure, message, fix = _CASTS[kind]
+    lost = [entry for entry in _seen(run) if entry["kind"] == kind and entry[measure] > _MOST_LOST]
     return [
-        finding(
-            "PA309",
-            "error",
-            f"{entry['share']:.0%} of the values that are cast to float16 here are too small for it, and become zero",
-            "keep them in float32, or scale them before the cast",
-            location=place_of(entry),
-            share=entry["share"],
-        )
-        for entry in _seen(run)
-        if entry["kind"] == "vanished" and entry["share"] > _MOST_VANISHED
-    ]
-
-
-def _of_blurred(run: RunResult) -> list[Finding]:
-    """PA309: casts to a format too coarse for how values differ, such as coordinates far from their origin."""
-    return [
-        finding(
-            "PA309",
-            "error",
-            f"{entry['dtype']} is too coarse for the values that are cast to it here: rounding moves them by "
-            f"{entry['lost']:.0%} of how far they lie apart, so what they differ by is lost",
-            "subtract what they have in common before the cast, or keep them in float32",
-            location=place_of(entry),
-            lost=entry["lost"],
-        )
-        for entry in _seen(run)
-        if entry["kind"] == "blurred" and entry["lost"] > _MOST_BLURRED
+        finding("PA309", "error", message.format(**entry), fix, location=place_of(entry), **{measure: entry[measure]})
+        for entry in lost
     ]
 
 

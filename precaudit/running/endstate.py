@@ -16,7 +16,7 @@ from precaudit.instrument.scopes import Frame, ModuleScopes
 from precaudit.instrument.torchfunction import plain, tensors_in
 from precaudit.running.job import EndState, ScriptError
 from precaudit.running.modes import eval_mode
-from precaudit.running.scripterrors import told
+from precaudit.running.scripterrors import record_of
 
 _SAMPLE = 256
 _FEW = 8
@@ -143,5 +143,5 @@ def _evaluate(scopes: ModuleScopes, module: nn.Module, args: Any, kwargs: Any) -
             made = map(plain, tensors_in(module(*args, **kwargs)))
             outputs = [t.detach().float().flatten().cpu() for t in made if t.is_floating_point()]
     except (Exception, SystemExit) as error:
-        return replace(told(error), raised_in=scopes.raised_in)
+        return replace(record_of(error), raised_in=scopes.raised_in)
     return torch.cat(outputs) if outputs else torch.empty(0)

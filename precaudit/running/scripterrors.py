@@ -17,7 +17,7 @@ _PACKAGE = str(Path(precaudit.__file__).parent)
 _TELLERS = (events.__file__, scopes.__file__)
 
 
-def told(error: BaseException) -> ScriptError:
+def record_of(error: BaseException) -> ScriptError:
     return internal_error(error) if _is_ours(error) else script_error(error)
 
 

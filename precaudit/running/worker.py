@@ -15,7 +15,7 @@ from precaudit.running.assembly import Session, assemble, installed
 from precaudit.running.endstate import end_state
 from precaudit.running.job import RunResult, RunSpec, Status
 from precaudit.running.monitor import Stop
-from precaudit.running.scripterrors import script_error, told
+from precaudit.running.scripterrors import record_of, script_error
 from precaudit.tracing.snapshot import snapshot
 
 Report = Callable[[RunResult], None]
@@ -113,7 +113,7 @@ def execute(spec: RunSpec, code: Callable[[], None], stop: Stop) -> RunResult:
 
 def _unfinished(result: RunResult, error: BaseException) -> RunResult:
     if not isinstance(error, SystemExit):
-        return replace(result, status="failed", error=told(error))
+        return replace(result, status="failed", error=record_of(error))
     code = error.code if isinstance(error.code, int) else int(error.code is not None)
     status: Status = "failed" if code else "ended"
     return replace(result, status=status, exit_code=code, error=script_error(error) if code else None)

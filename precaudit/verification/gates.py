@@ -42,23 +42,22 @@ def _lost_evaluations(state: EndState) -> list[str]:
     return [model for model, (finite, _) in state.evaluations.items() if not finite]
 
 
-def refusals(pairs: Sequence[Pair]) -> Iterator[tuple[str, ScriptError]]:
-    """Models that can be called in eval mode in float32, and raise under the plan."""
+def refusals(pairs: Sequence[Pair], for_memory: bool = False) -> Iterator[tuple[str, ScriptError]]:
+    """Models that can be called in eval mode in float32, and raise under the plan; or there lack memory alone."""
     for reference, candidate in pairs:
-        answered = reference.end_state.evaluations
-        yield from ((model, error) for model, error in candidate.end_state.refused.items() if model in answered)
+        for model, error in candidate.end_state.refused.items():
+            if model in reference.end_state.evaluations and error.is_lack_of_memory is for_memory:
+                yield model, error
 
 
 def evaluation(pairs: Sequence[Pair], plan: Plan) -> Gate:
-    refused = dict(refusals(pairs))
-    unseen = sorted(model for model, error in refused.items() if error.is_lack_of_memory)
-    if raised := {model: error.message for model, error in refused.items() if model not in unseen}:
-        model, message = next(iter(raised.items()))
-        first = message.partition("\n")[0]
+    for model, error in refusals(pairs):
+        first = error.message.partition("\n")[0]
         return Gate("evaluation", False, f"in eval mode {model} raises, which it does not in float32: {first}")
     if not any(run.end_state.evaluations for pair in pairs for run in pair):
         return Gate("evaluation", True, "not looked at: no model could be called again in eval mode")
     gate = _finite("evaluation", "outputs in eval mode", _lost_evaluations)(pairs, plan)
+    unseen = {model for model, _ in refusals(pairs, for_memory=True)}
     if not unseen:
         return gate
     return replace(gate, detail=f"{gate.detail}; not looked at for want of memory: {_listed(unseen)}")

@@ -13,7 +13,7 @@ import numpy as np
 from precaudit.model import Cause, Difference, Gate, Plan, Verdict
 from precaudit.running.job import INTERNAL, RunResult
 from precaudit.verification import statistics
-from precaudit.verification.equivalence import ALPHA, Equivalence, equivalence
+from precaudit.verification.equivalence import ALPHA, equivalence
 from precaudit.verification.gates import Pair, failed, gates
 
 _OUTSIDE = "which autocast reaches with torch.amp.custom_fwd and custom_bwd only"
@@ -86,48 +86,25 @@ def _compare_losses(runs: Runs, pairs: Sequence[Pair], checked: tuple[Gate, ...]
     """Of the mean of a script's losses; and of each by itself, which fails where it is shown to differ: what one loses
     another may gain, and a small one is not seen beside a large one."""
     whole = _compared(runs, pairs, lambda run: run.losses)
+    assert whole.margin is not None
     guard = _learned([reference for reference, _ in pairs], whole.margin)
     gates_ = (*checked, Gate("the reference learned", guard.passed, guard.detail))
     places = _places(pairs)
     for place in places:
         alone = _compared(runs, pairs, partial(_stream, place), ALPHA / len(places))
-        if alone.result.decision == "fail" != whole.result.decision:
-            return alone.judgement(f"of its losses, the one of {place}: {alone.result.detail}", gates_)
-    judged = whole.judgement(whole.result.detail, gates_)
+        if alone.verdict == "fail" != whole.verdict:
+            return replace(alone, gates=gates_, reason=f"of its losses, the one of {place}: {alone.reason}")
+    judged = replace(whole, gates=gates_)
     if guard.passed or judged.verdict == "fail":
         return judged
     reason = f"the float32 run proves nothing: {guard.detail}"
     return replace(judged, verdict="inconclusive", cause="float32", reason=reason)
 
 
-@dataclass(frozen=True)
-class _Comparison:
-    """Curves of one loss compared over a window of their steps."""
-
-    result: Equivalence
-    margin: float
-    horizon: int
-    window: slice
-    chance: float
-
-    def judgement(self, reason: str, gates_: tuple[Gate, ...]) -> Judgement:
-        verdict = self.result.decision
-        return Judgement(
-            verdict,
-            reason,
-            self.margin,
-            Difference(self.result.mean, self.result.lower, self.result.upper),
-            gates_,
-            self.horizon,
-            self.window,
-            "noise" if verdict == "inconclusive" else None,
-            self.chance,
-        )
-
-
 def _compared(
     runs: Runs, pairs: Sequence[Pair], losses: Callable[[RunResult], statistics.Losses], alpha: float = ALPHA
-) -> _Comparison:
+) -> Judgement:
+    """Curves of one loss, over a window of their steps; by no gates."""
     references, candidates = ([losses(pair[i]) for pair in pairs] for i in (0, 1))
     steps = min(len(curve) for curve in (*references, *candidates))
     known = [(runs.references[seed], twin) for seed, twin in runs.twins.items() if seed in runs.references]
@@ -138,7 +115,10 @@ def _compared(
     spread = statistics.seed_spread(references, window)
     differences = statistics.relative_differences(references, candidates, window)
     result = equivalence(differences, margin, alpha, math.inf if math.isnan(spread) else spread)
-    return _Comparison(result, margin, together, window, statistics.by_chance(twins, window, len(pairs)))
+    difference = Difference(result.mean, result.lower, result.upper)
+    cause: Cause | None = "noise" if result.decision == "inconclusive" else None
+    chance = statistics.by_chance(twins, window, len(pairs))
+    return Judgement(result.decision, result.detail, margin, difference, (), together, window, cause, chance)
 
 
 def _places(pairs: Sequence[Pair]) -> list[str]:

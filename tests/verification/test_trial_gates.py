@@ -5,7 +5,7 @@ from run_samples import ended, falling, run
 
 from precaudit.model import LossScale, Plan
 from precaudit.running.job import ScriptError
-from precaudit.verification.gates import failed, gates
+from precaudit.verification.gates import failed, gates, refusals
 
 LOSSES = falling()
 PLAN = Plan(default="bfloat16")
@@ -110,6 +110,8 @@ def test_an_evaluation_that_found_no_memory_is_not_called_finite_and_hides_no_ot
     lost = evaluated(refused={"a": memory}, evaluations={"b": (False, 1.0)})
     assert lost == (False, f"non-finite outputs in eval mode: b; {unseen}")
     assert not evaluated(refused={"a": memory, "b": error})[0]
+    lacking = run(LOSSES, "candidate-1", end_state=ended(refused={"a": memory, "b": error}))
+    assert list(refusals([(run(LOSSES, end_state=answered), lacking)])) == [("b", error)]  # nothing to repair
 
 
 @pytest.mark.parametrize(
