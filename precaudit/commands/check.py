@@ -17,6 +17,7 @@ from precaudit.commands.options import (
     add_output_options,
     add_run_options,
     refuse_overwrite,
+    require_fork_server,
     summarize,
     write_outputs,
     written_file,
@@ -72,6 +73,7 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
 
 
 def run(arguments: argparse.Namespace) -> int:
+    require_fork_server()
     from precaudit.checking.check import check_job
     from precaudit.commands.profiling import hinted
     from precaudit.commands.progress import RunProgress

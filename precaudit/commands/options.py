@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from precaudit.commands.streams import emit
-from precaudit.errors import ExitCode, PrecauditError
+from precaudit.errors import ExitCode, PrecauditError, require
 
 
 def add_output_options(parser: argparse.ArgumentParser) -> None:
@@ -44,6 +44,16 @@ def add_run_options(parser: argparse.ArgumentParser, script: str) -> None:
     parser.add_argument("--device", metavar="DEVICE", help="device for a model file (default: cuda if there is one)")
     parser.add_argument(
         "script", nargs=argparse.REMAINDER, metavar="SCRIPT [its arguments]", help=f"{script}, and its own arguments"
+    )
+
+
+def require_fork_server() -> None:
+    from multiprocessing import get_all_start_methods
+
+    require(
+        "forkserver" in get_all_start_methods(),
+        "profile and check run scripts in processes forked from a server, which this system doesn't have; use Linux "
+        "(on Windows: WSL), or call precaudit.profile(build_model, batches, loss) from Python",
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from precaudit.commands.options import add_fail_on, add_output_options, add_run_options
+from precaudit.commands.options import add_fail_on, add_output_options, add_run_options, require_fork_server
 from precaudit.errors import ExitCode, PrecauditError
 
 EPILOG = """\
@@ -38,8 +38,9 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from precaudit.commands.profiling import run_profile
-
     if not arguments.script and not arguments.module:
         raise PrecauditError("no script given; try: precaudit profile train.py", ExitCode.USAGE)
+    require_fork_server()
+    from precaudit.commands.profiling import run_profile
+
     return run_profile(arguments)

@@ -17,7 +17,7 @@ from precaudit.verification.equivalence import ALPHA, equivalence
 from precaudit.verification.gates import Pair, failed, gates
 
 _OUTSIDE = "which autocast reaches with torch.amp.custom_fwd and custom_bwd only"
-_FROM_OUTSIDE = (-signal.SIGKILL, -signal.SIGTERM, -signal.SIGHUP)
+_FROM_OUTSIDE = frozenset(-getattr(signal, name, 0) for name in ("SIGKILL", "SIGTERM", "SIGHUP")) - {0}
 """Exit codes of what others ended, such as a system without memory: no doing of the plan's."""
 
 
