@@ -158,7 +158,7 @@ class _Draft:
             return
         banned = {b.format for b in self.choices.bans if b.fqn == ban.fqn and (whole or b.op == ban.op)}
         # An operation outside the products follows its inputs: only float32 frees it from their format.
-        safer = fallback(current, self.choices.formats, banned) if ban.category == "lower" else "float32"
+        safer = fallback(current, self.choices.formats, {*banned, *ban.no_better}) if ban.category == "lower" else "float32"
         if whole:
             self.modules[ban.fqn] = safer
         else:

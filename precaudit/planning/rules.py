@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from precaudit.formats import EXTREME, FORMATS, Format
 from precaudit.model import Location, Op, Severity
@@ -17,6 +17,8 @@ HEADROOM = 4.0
 """Ranges grow in training: a value within this factor of a format's maximum is treated as too large."""
 LOCAL_ERROR_LIMIT = 0.25
 """An operation that alone errs by a quarter of its result (rms) has lost it; rounding gives 2^-mantissa."""
+RESULT_KEPT = LOCAL_ERROR_LIMIT / 10
+"""How much it may err by in the format that it is moved to: another quarter, just missed, would be no mend."""
 _WIDER = "run it in bfloat16 or float32"
 INTEGER_OPS = "positions, indices or counts"
 OF_A_SUM = "its smaller addend, or of its result where that is less"
@@ -24,7 +26,8 @@ OF_A_SUM = "its smaller addend, or of its result where that is less"
 
 @dataclass(frozen=True)
 class Ban:
-    """`fqn`'s operation `op` must not run in `format`; `rule`, `why` and `fix` are for the person."""
+    """`fqn`'s operation `op` must not run in `format`, and is hardly better off in those of `no_better`; `rule`, `why`
+    and `fix` are for the person."""
 
     rule: str
     fqn: str
@@ -36,6 +39,7 @@ class Ban:
     category: str
     location: Location | None = None
     value: float | None = None
+    no_better: tuple[str, ...] = ()
 
 
 Rule = Callable[[Op, Format], Ban | None]
@@ -164,7 +168,8 @@ def local_error(op: Op, target: Format) -> Ban | None:
     of = OF_A_SUM if op.op in ("add", "index_add") else "its result"
     lost = "becomes non-finite" if error == float("inf") else f"errs by {error:.0%} of {of}"
     why = f"{op.op} alone {lost}, in {target.name}"
-    return _ban("PA106", op, target, "error", why, "keep this operation in float32", error, target.name)
+    ban = _ban("PA106", op, target, "error", why, "keep this operation in float32", error, target.name)
+    return replace(ban, no_better=tuple(name for name, left in op.local_error.items() if left > RESULT_KEPT))
 
 
 def unsafe(op: Op, target: Format) -> Ban | None:

@@ -127,6 +127,13 @@ def test_the_fallback_avoids_every_ban_of_the_module():
         assert planned(ops).modules == {"a": "tf32"}
 
 
+@pytest.mark.parametrize(("left", "expected"), [(0.02, "tf32"), (0.03, "float32"), (0.24, "float32")])
+def test_what_lost_its_result_moves_to_where_it_keeps_it(left, expected):
+    """Not to a format in which it misses the limit by a little: a router would still choose others' experts."""
+    router = op("linear", local_error={"bfloat16": 0.3, "tf32": left, "float16": left})
+    assert planned([router]).modules == {"a": expected}
+
+
 def test_of_a_model_without_modules_inside_only_the_operation_moves():
     """Its products would all be lost with it; a leaf beside others moves as a whole."""
     ops = [op("linear", fqn="a"), op("mul", fqn="a", category="other", half=True, amax=1e6)]
