@@ -86,8 +86,9 @@ def _observed_skips(report: Report) -> str:
 
 
 def repairs(report: Report) -> list[str]:
+    none = "No repair was needed." if report.verification.verdict == "pass" else "No repair was made."
     return [
         f"Round {repair.round}: {visible(repair.fqn) or WHOLE}{f':{visible(repair.op)}' if repair.op else ''} "
         f"from {prose(repair.source)} to {prose(repair.target)}: {prose(repair.why)}"
         for repair in report.verification.repairs
-    ] or ["No repair was needed or tried."]
+    ] or [none]
