@@ -20,6 +20,7 @@ def paste_lines(report: Report, plan: Path = DEFAULT_PLAN) -> list[str]:
     if not report.plan.is_low_precision or report.verification.verdict == "fail" or story.unsound(report):
         return []
     lines = [
+        *(["# this plan is not verified"] if report.verification.verdict != "pass" else []),
         "import precaudit",
         f"plan = precaudit.load_plan({json.dumps(visible(plan), ensure_ascii=False)})",
         *(f"precaudit.apply({name}, plan)" for name in _models(report)),

@@ -167,6 +167,13 @@ def test_every_model_of_the_plan_has_a_line(names, pasted):
     assert lines[2:] == [f"precaudit.apply({name}, plan)" for name in pasted]
 
 
+@pytest.mark.parametrize("verdict", ["pass", "inconclusive", "screened", "not_run"])
+def test_pasted_lines_say_of_a_plan_that_it_is_not_verified(verdict):
+    report = report_samples.passing()
+    lines = pasting.paste_lines(replace(report, verification=replace(report.verification, verdict=verdict)))
+    assert ("# this plan is not verified" in lines) is (verdict != "pass")
+
+
 def test_modules_are_named_as_they_were_run():
     report = report_samples.passing()
     report = replace(report, job=report.job | {"kind": "module", "script": "package.train"})
