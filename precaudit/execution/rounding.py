@@ -8,7 +8,6 @@ tf32 and float8 have no storage of that kind, so they round values in float32 wo
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -127,15 +126,8 @@ def _half(dtype: torch.dtype) -> Rounding:
     return Rounding(lambda x: x.to(dtype).float(), lambda b: b.to(dtype).float(), lambda y: y.to(dtype), dtype)
 
 
-def _mantissa(bits: float) -> Rounding:
-    """A fractional number of bits has the rounding errors of the whole number below it, times two to minus the rest."""
-    whole = max(0, math.floor(bits))
-    share = 2.0 ** (whole - bits)
-
-    def rounding(values: torch.Tensor) -> torch.Tensor:
-        rounded = round_mantissa(values, whole)
-        return rounded if share == 1 else torch.lerp(values, rounded, share)
-
+def in_words(rounding: Callable[[torch.Tensor], torch.Tensor]) -> Rounding:
+    """float32 values whose factors are rounded on their way into a product, forward and backward."""
     return Rounding(
         lambda x: _RoundForward.apply(x.float(), rounding),
         torch.Tensor.float,
@@ -159,19 +151,15 @@ def _float8(forward: str) -> Rounding:
 ROUNDINGS = {
     "bfloat16": _half(torch.bfloat16),
     "float16": _half(torch.float16),
-    "tf32": _mantissa(10),
+    "tf32": in_words(lambda values: round_mantissa(values, 10)),
     "float8_e4m3": _float8("float8_e4m3"),
     "float8_e5m2": _float8("float8_e5m2"),
 }
 
 
 def rounding_for(name: str, op: str = "linear") -> Rounding | None:
-    """The rounding of `op` in a contract format, or in `mantissaN`: N fraction bits (2.5, too), a dial for calibration.
-
-    None for float32: nothing is rounded. float8 is for linear layers; what runs beside them is bfloat16.
-    """
+    """The rounding of `op` in a contract format; None for float32, where nothing is rounded. float8 is for linear
+    layers; what runs beside them is bfloat16."""
     if name in FLOAT8_DTYPES and op != "linear":
         return ROUNDINGS["bfloat16"]
-    if name.startswith("mantissa"):
-        return _mantissa(float(name.removeprefix("mantissa")))
     return ROUNDINGS.get(name)

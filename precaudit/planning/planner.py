@@ -157,8 +157,9 @@ class _Draft:
         if current != ban.format:
             return
         banned = {b.format for b in self.choices.bans if b.fqn == ban.fqn and (whole or b.op == ban.op)}
+        refused = {*banned, *ban.no_better}
         # An operation outside the products follows its inputs: only float32 frees it from their format.
-        safer = fallback(current, self.choices.formats, {*banned, *ban.no_better}) if ban.category == "lower" else "float32"
+        safer = fallback(current, self.choices.formats, refused) if ban.category == "lower" else "float32"
         if whole:
             self.modules[ban.fqn] = safer
         else:

@@ -6,6 +6,7 @@ sequence of looks gives the verdict.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -16,6 +17,7 @@ from calibration_models import LEARNING, TRAININGS, Lesson
 from torch.overrides import TorchFunctionMode
 
 from precaudit.execution.perturbation import Perturbation
+from precaudit.execution.rounding import ROUNDINGS, in_words, round_mantissa
 from precaudit.formats import get_format
 from precaudit.instrument.scopes import Frame
 from precaudit.instrument.torchfunction import map_tensors
@@ -125,9 +127,17 @@ class _Dialled(Plan):
         pass
 
 
+def round_to(values: torch.Tensor, bits: float) -> torch.Tensor:
+    """A fractional number of bits has the rounding errors of the whole number below it, times two to minus the rest."""
+    whole = max(0, math.floor(bits))
+    rounded = round_mantissa(values, whole)
+    return rounded if whole == bits else torch.lerp(values, rounded, 2.0 ** (whole - bits))
+
+
 def dial(bits: float) -> Arm:
     """A plan that claims bfloat16, and rounds the factors of every product to `bits` fraction bits."""
-    rounded = _Dialled(default=f"mantissa{bits:g}")
+    rounded = _Dialled(default=f"{bits:g} bits")
+    ROUNDINGS[rounded.default] = in_words(partial(round_to, bits=bits))
     return Arm(f"{bits:g} bits", "dial", BFLOAT16, lambda spec: replace(spec, plan=rounded))
 
 

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from calibration_arms import EQUAL, Trainer, dial, judge_arm
+from calibration_arms import EQUAL, Trainer, dial, judge_arm, round_to
 from calibration_models import TRAININGS
 from calibration_tables import rate, readme, summary, truths
 from pandas import DataFrame
 
-from precaudit.execution.rounding import round_mantissa, rounding_for
+from precaudit.execution.rounding import round_mantissa
 
 HERE = Path(__file__).parent
 PUBLISHED = HERE.parents[1] / "reports" / "calibration"
@@ -55,11 +55,11 @@ def test_a_dial_that_is_turned_up_costs_more():
 
 def test_a_fractional_dial_lies_between_whole_ones():
     values = torch.randn(1000, generator=torch.Generator().manual_seed(0))
-    errors = [(rounding_for(f"mantissa{bits}").operand(values) - values).abs().mean() for bits in (3, 2.5, 2, 1.5)]
+    errors = [(round_to(values, bits) - values).abs().mean() for bits in (3, 2.5, 2, 1.5)]
     assert errors == sorted(errors)
-    assert torch.equal(rounding_for("mantissa2").operand(values), round_mantissa(values, 2))
+    assert torch.equal(round_to(values, 2), round_mantissa(values, 2))
     doubled = values + 2 * (round_mantissa(values, 0) - values)
-    torch.testing.assert_close(rounding_for("mantissa-1").operand(values), doubled)
+    torch.testing.assert_close(round_to(values, -1), doubled)
 
 
 # ---------------------------------------------------------------- rates
