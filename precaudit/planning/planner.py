@@ -156,8 +156,8 @@ class _Draft:
         current = self.modules.get(ban.fqn, self.default) if whole else self.ops.get(key, self._of(ban.fqn))
         if current != ban.format:
             return
-        banned = {b.format for b in self.choices.bans if b.fqn == ban.fqn and (whole or b.op == ban.op)}
-        refused = {*banned, *ban.no_better}
+        refused = {b.format for b in self.choices.bans if b.fqn == ban.fqn and (whole or b.op == ban.op)}
+        refused.update(ban.no_better)
         # An operation outside the products follows its inputs: only float32 frees it from their format.
         safer = fallback(current, self.choices.formats, refused) if ban.category == "lower" else "float32"
         if whole:
