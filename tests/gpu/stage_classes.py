@@ -40,7 +40,7 @@ def measure(setting: Setting) -> dict[str, Any]:
         "--print-kernel-base",
         "demangled",
         "--metrics",
-        f"{ACTIVE},{WARPGROUP}",
+        f"{ACTIVE},{WARPGROUP},{THREADS}",
         "--clock-control",  # the card may not be ours alone
         "none",
     ]
@@ -51,7 +51,9 @@ def measure(setting: Setting) -> dict[str, Any]:
         raise Skipped("ncu may not read the counters here (ERR_NVGPUCTRPERM)")
     if found := re.search(r"==ERROR== (.*(?:LibraryNotLoaded|driver).*)", done.stdout + done.stderr):
         raise Skipped(f"ncu doesn't work here: {found[1]}")
-    return compare(done.stdout.splitlines(), torch.cuda.get_device_capability())
+    found = compare(done.stdout.splitlines(), torch.cuda.get_device_capability())
+    ended = workload.FINISHED in done.stdout
+    return {**found, "failures": [] if ended else [f"the workload ended early: {done.stderr.strip()[-300:]}"]}
 
 
 def compare(lines: Iterable[str], capability: tuple[int, int]) -> dict[str, Any]:

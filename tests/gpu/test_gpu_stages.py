@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import stage_classes
 import torch
 from stage import Setting, Skipped, _outcome
 from stage_classes import ACTIVE, THREADS, WARPGROUP, compare, kernels
@@ -96,3 +97,22 @@ def test_names_are_held_against_counters():
     assert found["unknown"] == {"void somebody::kernel(int)": "none"}
     with pytest.raises(RuntimeError):
         compare(NCU[:3], (9, 0))
+
+
+@pytest.mark.parametrize("ended", [True, False])
+def test_a_workload_that_ends_early_is_told(monkeypatch, tmp_path, ended):
+    """ncu reports what ran until then, as if that were all."""
+
+    def run_ncu(command, **_):
+        (metrics,) = (command[i + 1] for i, word in enumerate(command) if word == "--metrics")
+        assert {ACTIVE, WARPGROUP, THREADS} == set(metrics.split(","))
+        last = [f"135 {stage_classes.workload.FINISHED}"] if ended else []
+        return subprocess.CompletedProcess(command, 0, "\n".join([*last, *NCU]), "RuntimeError: no float8 here")
+
+    monkeypatch.setattr(stage_classes.shutil, "which", lambda name: name)
+    monkeypatch.setattr(stage_classes.subprocess, "run", run_ncu)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    found = _outcome(stage_classes.measure, Setting("cpu", False, tmp_path))
+    assert found["status"] == ("ok" if ended else "failed")
+    assert found["results"]["compared"] == 6
+    assert ended or found["reason"] == "the workload ended early: RuntimeError: no float8 here"

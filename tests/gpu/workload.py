@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 HALVES = (torch.bfloat16, torch.float16)
+FINISHED = "operations ran"
 
 
 def products(device: str, size: int) -> Iterator[Tensor]:
@@ -99,6 +100,7 @@ if __name__ == "__main__":
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--size", type=int, default=1024)
     arguments = parser.parse_args()
-    print(run(arguments.device, arguments.size))
+    ran = run(arguments.device, arguments.size)
     if arguments.device == "cuda":
         torch.cuda.synchronize()
+    print(ran, FINISHED)
