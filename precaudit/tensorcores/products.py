@@ -125,6 +125,23 @@ def _convolution(padding: int, stride: int, dilation: int) -> Callable[[Argument
     return read
 
 
+def _transposed_convolution(groups: int) -> Callable[[Arguments], Product]:
+    """Every value of the image meets the whole window; the number of groups is at this argument position."""
+
+    def read(arguments: Arguments) -> Product:
+        image, (channels_in, channels_out, *window) = arguments.dims[:2]
+        parts = int(arguments.values[groups])
+        _require(image[1] == channels_in)
+        dims = (("C_in", channels_in // parts), ("C_out", channels_out))
+        return replace(
+            convolution(prod(image), channels_out, window, parts, dims),
+            reduces=channels_in > parts or parts == 1,
+            format=_format(arguments, 0),
+        )
+
+    return read
+
+
 def _convolution_backward(arguments: Arguments) -> Product:
     """dgrad and wgrad, each as many FLOPs as fprop, as far as the output mask asks for them."""
     gradient, image, weight = arguments.dims[:3]
@@ -144,12 +161,21 @@ def _attention(query: int, causal: int, *, heads_first: bool, backward: bool = F
         heads, rows = middle if heads_first else middle[::-1]
         columns = key[2] if heads_first else key[1]
         _require((batch, depth) == (key[0], key[-1]) and key[:-1] == value[:-1])
-        share = 0.5 if arguments.values[causal] in ("True", "1") else 1.0
+        share = 1.0 if arguments.values[causal] in ("", "False", "0") else 0.5
         passes = share * (2.5 if backward else 1.0)
         found = attention(passes * batch * heads * rows, columns, depth, value[-1])
         return replace(found, format=_format(arguments, query))
 
     return read
+
+
+def _grouped(arguments: Arguments) -> Product:
+    """Groups share out the rows or the depth of a flat operand, so that each of its rows is multiplied once."""
+    left, right = arguments.dims[:2]
+    batch = left[0] if len(left) == len(right) == 3 else 1
+    _require(left[-1] == right[-2])
+    found = gemm(left[-2], left[-1], right[-1], (("N", right[-1]), ("K", left[-1])), batch)
+    return replace(found, format=_format(arguments, 0))
 
 
 SHAPED: Mapping[str, Callable[[Arguments], Product]] = MappingProxyType(
@@ -161,14 +187,25 @@ SHAPED: Mapping[str, Callable[[Arguments], Product]] = MappingProxyType(
         "aten::_scaled_mm": _gemm(0),
         "aten::_int_mm": _gemm(0),
         "aten::_addmm_activation": _gemm(1),
+        "aten::_grouped_mm": _grouped,
+        "aten::_scaled_grouped_mm": _grouped,
         "aten::cudnn_convolution": _convolution(2, 3, 4),
+        "aten::cudnn_convolution_relu": _convolution(4, 3, 5),
+        "aten::cudnn_convolution_add_relu": _convolution(6, 5, 7),
         "aten::miopen_convolution": _convolution(3, 4, 5),
         "aten::_conv_depthwise2d": _convolution(5, 4, 6),
+        "aten::conv_depthwise3d": _convolution(5, 4, 6),
+        "aten::cudnn_convolution_transpose": _transposed_convolution(6),
+        "aten::miopen_convolution_transpose": _transposed_convolution(7),
         "aten::convolution_backward": _convolution_backward,
         "aten::_flash_attention_forward": _attention(0, 8, heads_first=False),
         "aten::_flash_attention_backward": _attention(1, 11, heads_first=False, backward=True),
         "aten::_efficient_attention_forward": _attention(0, 9, heads_first=False),
+        "aten::_efficient_attention_backward": _attention(1, 14, heads_first=False, backward=True),
         "aten::_scaled_dot_product_cudnn_attention": _attention(0, 6, heads_first=True),
+        "aten::_scaled_dot_product_cudnn_attention_backward": _attention(1, 14, heads_first=True, backward=True),
+        "aten::_cudnn_attention_forward": _attention(0, 10, heads_first=True),
+        "aten::_cudnn_attention_backward": _attention(1, 14, heads_first=True, backward=True),
     }
 )
 

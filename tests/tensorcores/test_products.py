@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
-from precaudit.tensorcores.products import Arguments, product, read_arguments
+from precaudit.tensorcores.products import SHAPED, Arguments, product, read_arguments
 
 
 def counted(function) -> float:
@@ -86,6 +86,62 @@ def test_attention(causal, share):
     )
     cudnn = arguments(q, k, k, values=[""] * 6 + [causal])
     assert product("aten::_scaled_dot_product_cudnn_attention", cudnn).flops == want
+
+
+def called(op, **given):
+    """The arguments of an op as torch declares them: those given by name, and something else everywhere else."""
+    names = [argument.name for argument in getattr(torch.ops.aten, op.removeprefix("aten::")).default._schema.arguments]
+    assert given.keys() <= set(names)
+    found = [given.get(name, "7") for name in names]
+    return arguments(*found, values=["" if hasattr(value, "shape") else value for value in found])
+
+
+@pytest.mark.parametrize("op", [op for op in SHAPED if "attention" in op])
+@pytest.mark.parametrize("causal", [False, True])
+def test_attention_is_read_where_torch_declares_its_arguments(op, causal):
+    q, k, v = torch.zeros(2, 4, 10, 8), torch.zeros(2, 4, 12, 8), torch.zeros(2, 4, 12, 16)
+    backward = op.endswith("backward")
+    want = sdpa_flop_count(q.shape, k.shape, v.shape) * (2.5 if backward else 1.0)
+    mask = {"custom_mask_type": str(int(causal))} if "efficient" in op else {"is_causal": str(causal)}
+    heads = (q, k, v) if "cudnn" in op else (t.transpose(1, 2) for t in (q, k, v))
+    found = product(op, called(op, **dict(zip(("query", "key", "value"), heads, strict=True)), **mask))
+    assert found.flops == want * (0.5 if causal else 1.0)
+
+
+@pytest.mark.parametrize("op", [op for op in SHAPED if "conv" in op and "backward" not in op and "transpose" not in op])
+def test_convolutions_are_read_where_torch_declares_their_arguments(op):
+    sizes = (16, 15, 14) if "3d" in op else (16, 15)
+    image, weight = torch.zeros(2, 4, *sizes), torch.zeros(6, 4, *[3] * len(sizes))
+    settings = {"padding": (3, 2, 1), "stride": (2, 3, 1), "dilation": (1, 2, 3)}
+    settings = {name: values[: len(sizes)] for name, values in settings.items()}
+    convolve = torch.conv3d if "3d" in op else torch.conv2d
+    want = counted(lambda: convolve(image, weight, None, settings["stride"], settings["padding"], settings["dilation"]))
+    texts = {name: str(list(values)) for name, values in settings.items()}
+    assert product(op, called(op, self=image, weight=weight, **texts)).flops == want
+
+
+@pytest.mark.parametrize("op", [op for op in SHAPED if "transpose" in op])
+@pytest.mark.parametrize("groups", [1, 2, 4])
+def test_transposed_convolutions_match_torchs_counter(op, groups):
+    image, weight = torch.zeros(2, 4, 6, 5), torch.zeros(4, 6 // (1 + (groups > 1)), 3, 3)
+    want = counted(lambda: torch.conv_transpose2d(image, weight, None, 2, 1, 0, groups))
+    found = product(op, called(op, self=image, weight=weight, groups=str(groups)))
+    assert found.flops == want
+    assert found.reduces == (groups < 4)
+    assert found.dims == (("C_in", 4 // groups), ("C_out", weight.shape[1]))
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "flops"),
+    [
+        ((40, 16), (3, 16, 24), 40 * 16 * 24),
+        ((16, 40), (40, 24), 16 * 40 * 24),
+        ((3, 40, 16), (3, 16, 24), 3 * 40 * 16 * 24),
+    ],
+)
+def test_grouped_products_multiply_each_row_once(left, right, flops):
+    found = product("aten::_grouped_mm", arguments(torch.zeros(left), torch.zeros(right), torch.zeros(3)))
+    assert found.flops == 2 * flops
 
 
 def test_the_dimensions_to_align_are_the_contiguous_ones():
