@@ -160,6 +160,22 @@ def _convolution(op: Op) -> Product:
     return convolution(result.stats.numel / op.calls, channels_in, window, groups, dims)
 
 
+def _convolution_tbc(op: Op) -> Product:
+    """Time, batch, channels; the weight is [window, in_channels, out_channels]."""
+    result = op.tensor("activation")
+    if result is None or not op.calls:
+        raise ValueError("a convolution without its result")
+    window, channels_in, channels_out = op.shapes[1]
+    return convolution(result.stats.numel / op.calls, channels_in, (window,), 1, _channels(channels_in, channels_out, 1))
+
+
+def _bilinear(op: Op) -> Product:
+    """One input by the weight, and what comes of it by the other input, without a matrix product."""
+    first, (outputs, size, other) = op.shapes[0], op.shapes[2]
+    found = gemm(prod(first[:-1]), size, outputs * other, (("in1_features", size), ("in2_features", other)))
+    return replace(found, flops=found.flops + 2.0 * prod(first[:-1]) * outputs * other)
+
+
 def _transposed_convolution(op: Op) -> Product:
     """The bias tells the groups; without one there is one, for grouped decoders are rare and shapes don't show them."""
     image, (channels_in, channels_out, *window), *bias = op.shapes
@@ -197,6 +213,8 @@ _PRODUCTS: Mapping[str, Callable[[Op], Product]] = MappingProxyType(
         **dict.fromkeys(("matmul", "mm", "bmm", "mv", "linalg_matmul"), _gemm(0)),
         **dict.fromkeys(("addmm", "baddbmm", "addbmm", "addmv"), _gemm(1)),
         **dict.fromkeys(("conv1d", "conv2d", "conv3d"), _convolution),
+        "conv_tbc": _convolution_tbc,
+        "bilinear": _bilinear,
         **dict.fromkeys(("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), _transposed_convolution),
         **dict.fromkeys(("grouped_mm", "_grouped_mm"), _grouped),
         "scaled_dot_product_attention": _attention,

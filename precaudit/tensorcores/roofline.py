@@ -26,7 +26,7 @@ BOUNDS = {
 }
 
 LAUNCH = 5e-6  # seconds from one launch to the next in eager PyTorch: an assumption, the host decides
-PASSES = 3  # forward, gradients of the inputs, gradients of the weights
+BACKWARD = 2  # passes: gradients of the inputs, gradients of the weights
 CAST_BYTES = 4 + 2 + 2 + 4  # a weight to half before the forward pass, its gradient back to float32 after
 CAST_LAUNCHES = 2
 
@@ -65,7 +65,7 @@ def predict_step(ops: Sequence[Op], layers: Sequence[Layer], plan: Plan, target:
     seconds = (
         sum(product_seconds(op, plan, target) for op in products),
         (sum(_bytes(op, plan) for op in others) + sum(map(_optimizer_bytes, layers))) / bandwidth,
-        PASSES * sum(op.calls for op in ops) * LAUNCH,
+        sum(_passes(op) * op.calls for op in ops) * LAUNCH,
     )
     weights = sum(layer.parameters for layer in casts)
     return StepPrediction(
@@ -113,15 +113,24 @@ def product_seconds(op: Op, plan: Plan, target: Gpu) -> float:
 
 def seconds_at(rate: float, op: Op, plan: Plan, target: Gpu) -> float:
     """The longer of the op's arithmetic at so many TFLOP/s and its memory traffic."""
-    arithmetic = PASSES * total_flops(op) / (rate * 1e12)
+    arithmetic = _passes(op) * total_flops(op) / (rate * 1e12)
     return max(arithmetic, _bytes(op, plan) / (target.bandwidth * 1e9))
 
 
+def _passes(op: Op) -> float:
+    """Of a call, on average: forward, and backward where a gradient came back, which it doesn't to what runs under
+    `no_grad` or is frozen from the inputs on."""
+    result, gradient = op.tensor("activation"), op.tensor("activation_grad")
+    if result is None or gradient is None or not result.stats.numel:
+        return 1.0
+    return 1.0 + BACKWARD * gradient.stats.numel / result.stats.numel
+
+
 def _bytes(op: Op, plan: Plan) -> float:
-    """Forward: inputs read, result written; backward about twice that."""
+    """Inputs read and result written, by every pass."""
     result = op.tensor("activation")
     read = sum(map(prod, op.shapes)) * op.calls
-    return PASSES * (read + (result.stats.numel if result else 0)) * _width(op, plan)
+    return _passes(op) * (read + (result.stats.numel if result else 0)) * _width(op, plan)
 
 
 def _width(op: Op, plan: Plan) -> int:

@@ -25,8 +25,8 @@ ON_CPU = {"device": "cpu", "cuda": None, "capability": None}
 
 def audit(status="stopped"):
     size = 4096
-    result = TensorRecord("activation", TensorStats(numel=size * size))
-    op = Op("fc", "linear", 1, "lower", None, (result,), None, ((size, size), (size, size)), half=True)
+    records = tuple(TensorRecord(role, TensorStats(numel=size * size)) for role in ("activation", "activation_grad"))
+    op = Op("fc", "linear", 1, "lower", None, records, None, ((size, size), (size, size)), half=True)
     layer = Layer("fc", "Linear", size * size, 1, ())
     trace = Trace((layer,), (op,), audited_steps=1)
     return Audit(Job("script", "train.py", (), ".", 60), RunResult("reference", 0, status, 50), trace)

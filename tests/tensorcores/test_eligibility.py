@@ -56,6 +56,14 @@ def test_flops_are_those_of_torchs_counter(function, shapes, settings):
     assert flops(op) == counter.get_total_flops()
 
 
+def test_products_that_torchs_counter_does_not_know():
+    result = torch.conv_tbc(torch.randn(10, 4, 6), torch.randn(3, 6, 8), torch.zeros(8), 1)
+    assert flops(made("conv_tbc", (10, 4, 6), (3, 6, 8), (8,), result=result.numel(), calls=2)) == 2 * 40 * 8 * 3 * 6
+    # each row: an outer product's worth of the first input by the weight, then the other input
+    assert flops(made("bilinear", (5, 7, 6), (5, 7, 4), (8, 6, 4), (8,))) == 2 * 35 * 8 * (6 * 4 + 4)
+    assert eligible_share([made("bilinear", (5, 6), (5, 4), (8, 6, 4))], BF16, H100) == 1.0
+
+
 @pytest.mark.parametrize("gates", [("lstm", 4), ("gru", 3)])
 def test_recurrent_layers_apply_every_matrix_at_every_step(gates):
     name, count = gates

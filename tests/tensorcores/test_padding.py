@@ -13,8 +13,9 @@ H100 = get_gpu("h100")
 
 
 def made(name, *shapes, result=0, calls=1, fqn="layer", dtype="float32"):
-    record = TensorRecord("activation", TensorStats(numel=result * calls))
-    return Op(fqn, name, calls, "lower", None, (record,), shapes=shapes, dtype=dtype, half=True)
+    stats = TensorStats(numel=result * calls)
+    records = TensorRecord("activation", stats), TensorRecord("activation_grad", stats)
+    return Op(fqn, name, calls, "lower", None, records, shapes=shapes, dtype=dtype, half=True)
 
 
 def linear(rows, inputs, outputs, **details):

@@ -16,11 +16,14 @@ def record(role, numel):
     return TensorRecord(role, TensorStats(numel=numel))
 
 
+def trained(numel):
+    """The records of an op to which a gradient comes back."""
+    return record("activation", numel), record("activation_grad", numel)
+
+
 def linear(size, calls=1):
     shapes = ((size, size), (size, size))
-    return Op(
-        "fc", "linear", calls, "lower", None, (record("activation", size * size * calls),), None, shapes, half=True
-    )
+    return Op("fc", "linear", calls, "lower", None, trained(size * size * calls), None, shapes, half=True)
 
 
 def layer(parameters, steps=1, states=2):
@@ -35,18 +38,37 @@ def test_a_large_product_takes_three_passes_at_the_peak_of_its_format():
 
 
 def test_a_thin_product_takes_its_traffic():
-    op = Op("fc", "linear", 1, "lower", None, (record("activation", 2 * 64),), None, ((2, 4096), (64, 4096)), half=True)
+    op = Op("fc", "linear", 1, "lower", None, trained(2 * 64), None, ((2, 4096), (64, 4096)), half=True)
     traffic = 3 * 2 * (2 * 4096 + 64 * 4096 + 2 * 64)
     assert predict_step([op], [], BF16, H100).seconds_matmul == pytest.approx(traffic / 3350e9)
 
 
 def test_elementwise_work_halves_in_half_precision_only_where_autocast_stores_half():
-    stored = Op("act", "gelu", 1, "other", None, (record("activation", 10**9),), None, ((10**9,),), half=True)
+    stored = Op("act", "gelu", 1, "other", None, trained(10**9), None, ((10**9,),), half=True)
     kept = replace(stored, op="softmax", category="fp32", half=False)
     wide, narrow = (predict_step([stored], [], plan, H100).seconds_bandwidth for plan in (Plan(), BF16))
     assert wide == pytest.approx(3 * 2e9 * 4 / 3350e9)
     assert narrow == pytest.approx(wide / 2)
     assert predict_step([kept], [], BF16, H100).seconds_bandwidth == pytest.approx(wide)
+
+
+def test_what_no_gradient_comes_back_to_takes_its_forward_pass_alone():
+    op = linear(8192)
+    frozen = replace(op, tensors=op.tensors[:1])
+    half = replace(op, tensors=(op.tensors[0], record("activation_grad", 8192 * 8192 // 2)))
+    small = linear(8, calls=100)
+    parts = "seconds_matmul", "seconds_launch"
+    for part, each in zip(parts, (op, small), strict=True):
+        whole, alone = (
+            getattr(predict_step([one], [], BF16, H100), part)
+            for one in (each, replace(each, tensors=each.tensors[:1]))
+        )
+        assert whole == pytest.approx(3 * alone)
+    forward, shared, both = (predict_step([one], [], BF16, H100).seconds_matmul for one in (frozen, half, op))
+    assert (shared, both) == (pytest.approx(2 * forward), pytest.approx(3 * forward))
+    act = Op("act", "gelu", 1, "other", None, trained(10**9), None, ((10**9,),), half=True)
+    there, back = (predict_step([one], [], BF16, H100) for one in (replace(act, tensors=act.tensors[:1]), act))
+    assert back.seconds_bandwidth == pytest.approx(3 * there.seconds_bandwidth)
 
 
 def test_optimizer_and_casts():
@@ -84,7 +106,7 @@ def test_no_gain_where_launches_decide_or_the_card_lacks_the_format():
 def test_what_bounds_a_step():
     assert predict_step([linear(8, calls=100)], [], Plan(), H100).bound == "launch"
     assert predict_step([linear(16384)], [], Plan(), H100).bound == "arithmetic"
-    moved = Op("act", "gelu", 1, "other", None, (record("activation", 10**9),), None, ((10**9,),), half=True)
+    moved = Op("act", "gelu", 1, "other", None, trained(10**9), None, ((10**9,),), half=True)
     assert predict_step([moved], [], Plan(), H100).bound == "memory"
 
 
