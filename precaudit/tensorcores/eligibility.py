@@ -166,7 +166,8 @@ def _convolution_tbc(op: Op) -> Product:
     if result is None or not op.calls:
         raise ValueError("a convolution without its result")
     window, channels_in, channels_out = op.shapes[1]
-    return convolution(result.stats.numel / op.calls, channels_in, (window,), 1, _channels(channels_in, channels_out, 1))
+    dims = _channels(channels_in, channels_out, 1)
+    return convolution(result.stats.numel / op.calls, channels_in, (window,), 1, dims)
 
 
 def _bilinear(op: Op) -> Product:

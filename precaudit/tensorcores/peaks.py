@@ -60,6 +60,7 @@ class Gpu:
 _MATRIX = ("tf32", "bfloat16", "float16", "float8_e4m3", "int8")
 _DATA_SHEET = "NVIDIA data sheet, dense"
 _WHITE_PAPER = "NVIDIA architecture white paper, dense, float32 accumulation"
+_AMD_DATA_SHEET = "AMD data sheet, dense"
 _AMPERE = "tf32 bfloat16 float16 int8 float32 bandwidth"
 _HOPPER = f"{_AMPERE} float8_e4m3"
 
@@ -119,7 +120,12 @@ _TABLE = (
     _gpu("GH200", r"\bgh200", (9, 0), (494.5, 989.5, 989.5, 1979, 1979, 67, 4000), _DATA_SHEET, _HOPPER),
     _gpu("H200", r"\bh200(?!.*nvl)", (9, 0), (494.5, 989.5, 989.5, 1979, 1979, 67, 4800), _DATA_SHEET),
     _gpu("B200", r"\bg?b200", (10, 0), (1130, 2250, 2250, 4500, 4500, 75, 8000), _DATA_SHEET, "float32"),
-    _gpu("MI300X", r"mi300x", (9, 4), (654, 1307, 1307, 2615, 2615, 163.4, 5300), "AMD data sheet, dense", "float32"),
+    _gpu("MI300X", r"mi300x", (9, 4), (654, 1307, 1307, 2615, 2615, 163.4, 5300), _AMD_DATA_SHEET, "float32"),
+    _gpu("MI325X", r"mi325x", (9, 4), (654, 1307, 1307, 2615, 2615, 163.4, 6000), _AMD_DATA_SHEET, _HOPPER),
+    _gpu("MI210", r"mi210", (9, 0), (None, 181, 181, None, 181, 22.6, 1638), _AMD_DATA_SHEET,
+         "bfloat16 float16 int8 float32 bandwidth"),
+    _gpu("MI250X", r"mi250x", (9, 0), (None, 191.5, 191.5, None, 191.5, 23.9, 1638), f"{_AMD_DATA_SHEET}, each die",
+         "bfloat16 float16 int8 float32 bandwidth"),
 )
 # fmt: on
 
@@ -140,11 +146,14 @@ def find_gpu(name: str) -> Gpu | None:
 
 def gpu_for(where: Mapping[str, Any]) -> Gpu:
     """What plans are made for on a machine, by the facts of its environment: its GPU, or where that isn't listed one of
-    its generation, which takes the same formats; an H100 where it has none of NVIDIA's."""
+    its generation, which takes the same formats; an H100 where it has none of NVIDIA's or AMD's."""
     listed = find_gpu(where["device"])
-    if listed is not None or not where["cuda"] or not where["capability"]:
+    if listed is not None or not where["capability"]:
         return listed or get_gpu("h100")
     capability = tuple(map(int, where["capability"].split(".")))
+    if not where["cuda"]:  # torch has AMD's GPUs as CUDA devices, without a version of CUDA
+        alike = (gpu for gpu in _TABLE if not gpu.nvidia and gpu.capability == capability)
+        return next(alike, get_gpu("mi210"))  # whose formats every other one has
     older = [gpu for gpu in _TABLE if gpu.nvidia and gpu.capability <= capability]
     return max(older, key=lambda gpu: gpu.capability, default=get_gpu("v100"))
 

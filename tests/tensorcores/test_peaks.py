@@ -31,6 +31,8 @@ from precaudit.tensorcores.peaks import GPUS, find_gpu, get_gpu, gpu_for
         ("rtx4090", "rtx-4090"),
         ("RTX_5090", "rtx-5090"),
         ("AMD Instinct MI300X", "mi300x"),
+        ("AMD Instinct MI325X", "mi325x"),
+        ("AMD Instinct MI250X", "mi250x"),
         ("NVIDIA A40", "a40"),
         ("NVIDIA A30", "a30"),
         ("NVIDIA RTX A6000", "rtx-a6000"),
@@ -75,11 +77,16 @@ def test_a_relative_with_other_figures_is_not_taken_for_the_listed_one(name):
         ("NVIDIA H100 NVL", "9.0", "h100-pcie", ("bfloat16", "float16", "tf32")),
         ("NVIDIA B300", "10.3", "b200", ("bfloat16", "float16", "tf32")),
         ("NVIDIA H200", "9.0", "h200", ("bfloat16", "float16", "tf32")),
+        ("AMD Instinct MI300A", "9.4", "mi300x", ("bfloat16", "float16", "tf32")),
+        ("AMD Instinct MI250", "9.0", "mi210", ("bfloat16", "float16")),
+        ("AMD Instinct MI355X", "9.5", "mi210", ("bfloat16", "float16")),
+        ("AMD Radeon RX 7900 XTX", "11.0", "mi210", ("bfloat16", "float16")),
         ("cpu", None, "h100", ("bfloat16", "float16", "tf32")),
     ],
 )
 def test_plans_for_a_gpu_that_is_not_listed_have_the_formats_of_its_generation(device, capability, key, formats):
-    found = gpu_for({"device": device, "cuda": capability and "13.0", "capability": capability})
+    cuda = None if "AMD" in device else "13.0"
+    found = gpu_for({"device": device, "cuda": capability and cuda, "capability": capability})
     assert (found.key, found.default_formats) == (key, formats)
 
 
