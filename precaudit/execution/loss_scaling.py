@@ -77,6 +77,7 @@ class LossScaler(TrainingListener):
         self._dynamic = settings.mode == "dynamic"
         self._good_steps = 0
         self._step = 0
+        self._skips = False
         self._handles: list[RemovableHandle] = []
         self._hooked: set[int] = set()
         self._peaks: list[tuple[torch.Tensor, torch.Tensor]] = []
@@ -167,9 +168,7 @@ class LossScaler(TrainingListener):
                 if skip:
                     parameter.grad = None
         self._met.clear()
-        if skip:
-            self.skipped.append(self._step)
-        self._adapt(skip)
+        self._skips = self._skips or skip
 
     def _adapt(self, skipped: bool) -> None:
         if not self._dynamic:
@@ -186,6 +185,13 @@ class LossScaler(TrainingListener):
         self._withheld = []
         if optimizer is None:
             self._bad.clear()
+
+    def step_complete(self, optimizer: Any) -> None:
+        """One scale serves all optimizers of a step, as `GradScaler.update` has it."""
+        if self._skips:
+            self.skipped.append(self._step)
+        self._adapt(self._skips)
+        self._skips = False
         self.scales.append(self.scale)
         self._step += 1
 

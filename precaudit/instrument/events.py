@@ -16,6 +16,8 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from precaudit.instrument.patches import wrapped
+from precaudit.instrument.scopes import Frame
+from precaudit.instrument.together import Together
 
 
 def in_backward() -> bool:
@@ -51,6 +53,10 @@ class TrainingListener:
         """`optimizer` is None where the script has no torch optimizer: every backward pass is a step then."""
 
     def step_ended(self, optimizer: Any) -> None: ...
+
+    def step_complete(self, optimizer: Any) -> None:
+        """All optimizers that update parameters by the same gradients have done so, `optimizer` as the first: steps are
+        counted here."""
 
 
 def _steps_running() -> list[FrameType]:
@@ -91,6 +97,8 @@ class TrainingEvents:
         self._calls_backward = False
         self._here = threading.local()
         self._stepping: list[FrameType] = []
+        self._together = Together()
+        self._by_own_gradients = False
 
     @property
     def in_step(self) -> bool:
@@ -121,6 +129,7 @@ class TrainingEvents:
             if self._handed_on or any(isinstance(root, GradientEdge) for root in roots):
                 return original(tensors, grad_tensors, *args, **kwargs)  # no loss is known by name
             self._calls_backward = True
+            self._gradients_are_new()
             gradients = _as_list(grad_tensors) or [None] * len(roots)
             for listener in self.listeners:
                 gradients = listener.backward_starts(roots, gradients) or gradients
@@ -130,6 +139,8 @@ class TrainingEvents:
                 listener.backward_ended(roots)
             if not self.has_optimizer:
                 self._publish_step(None)
+            elif self._together.are_all:  # they have stepped in hooks of the backward pass
+                self.complete()
             return None
 
         return backward
@@ -147,17 +158,48 @@ class TrainingEvents:
         finally:
             self._here.handed_on = False
 
+    def know(self, optimizer: Any) -> None:
+        """One that may step."""
+        self.has_optimizer = True
+        self._together.know(optimizer)
+
     def _publish_step(self, optimizer: Any) -> None:
         for listener in self.listeners:
             listener.step_starts(optimizer)
         for listener in self.listeners:
             listener.step_ended(optimizer)
+        self._publish_complete(optimizer)
+
+    def _publish_complete(self, optimizer: Any) -> None:
+        for listener in self.listeners:
+            listener.step_complete(optimizer)
+
+    def complete(self) -> None:
+        """The step that is on, if one is, is over: nobody else comes."""
+        if (first := self._together.complete()) is not None:
+            self._publish_complete(first)
+
+    def _gradients_are_new(self) -> None:
+        if self.in_step:  # those of a closure are this optimizer's alone
+            self._by_own_gradients = True
+            return
+        self.complete()
+        self._together.renew()
+
+    def entered(self, frame: Frame) -> None:
+        """As a listener of module scopes: a forward belongs to the next step."""
+        if frame.is_outermost and not self.in_step and not in_backward():
+            self.complete()
+
+    def left(self, frame: Frame, output: Any) -> Any:
+        return output
 
     def _created(self, original: Callable[..., None]) -> Callable[..., None]:
         @wraps(original)
         def __init__(optimizer: Optimizer, *args: Any, **kwargs: Any) -> None:
             original(optimizer, *args, **kwargs)
-            self.has_optimizer = self.has_optimizer or self._concerns(optimizer)
+            if self._concerns(optimizer):
+                self.know(optimizer)
 
         return __init__
 
@@ -170,6 +212,8 @@ class TrainingEvents:
                 return original(outputs, inputs, grad_outputs, *args, **kwargs)
             for listener in self.listeners if grad_outputs is None else ():
                 grad_outputs = listener.gradient_starts(_as_list(outputs), _as_list(inputs)) or grad_outputs
+            if not self.in_step:
+                self._gradients_are_new()
             with self._handing_on():
                 result = original(outputs, inputs, grad_outputs, *args, **kwargs)
             for listener in self.listeners:
@@ -201,11 +245,15 @@ class TrainingEvents:
         """A step that raised never ended: what no frame runs any more is forgotten."""
         if not self._concerns(optimizer):
             return
-        self.has_optimizer = True
+        self.know(optimizer)
         running = _steps_running()
         self._stepping = [frame for frame in self._stepping if frame in running]
         self._stepping += running[:1]
         if len(self._stepping) <= 1:
+            self._by_own_gradients = False
+            if self._together.has(optimizer):
+                self.complete()
+                self._together.renew()
             for listener in self.listeners:
                 listener.step_starts(optimizer)
 
@@ -216,6 +264,13 @@ class TrainingEvents:
             return
         if self._stepping:
             self._stepping.pop()
-        if not self._stepping:
-            for listener in self.listeners:
-                listener.step_ended(optimizer)
+        if self._stepping:
+            return
+        for listener in self.listeners:
+            listener.step_ended(optimizer)
+        self._together.add(optimizer)
+        if self._by_own_gradients:
+            self._by_own_gradients = False
+            self._gradients_are_new()
+        elif self._together.are_all and not in_backward():
+            self.complete()

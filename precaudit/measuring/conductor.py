@@ -89,7 +89,7 @@ class Conductor(TrainingListener):
     def backward_ended(self, roots: Sequence[torch.Tensor]) -> None:
         self._backwards += 1
 
-    def step_ended(self, optimizer: Any) -> None:
+    def step_complete(self, optimizer: Any) -> None:
         self.feeding.count(self._backwards)
         self._backwards = 0
         try:

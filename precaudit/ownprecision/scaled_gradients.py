@@ -170,10 +170,12 @@ class ScaledGradients(TrainingListener):
             self._note_scaled(_parameters(optimizer), "steps_scaled", type(optimizer).__name__)
 
     def step_ended(self, optimizer: Any) -> None:
-        self._asked = False
-        self._steps += 1
         if optimizer is not None:
             self._unscaled.difference_update(map(id, _parameters(optimizer)))
+
+    def step_complete(self, optimizer: Any) -> None:
+        self._asked = False
+        self._steps += 1
 
     def _trained(self) -> Iterator[torch.Tensor]:
         return (p for model in self._names.models.values() for p in model.parameters() if p.requires_grad)

@@ -252,6 +252,8 @@ class OwnLowPrecision(TorchFunctionMode, TrainingListener):
 
     def step_ended(self, optimizer: Any) -> None:
         self._stepping = False
+
+    def step_complete(self, optimizer: Any) -> None:
         self._states.step_ended()
         self._operations.step_ended()
         self._step += 1

@@ -72,6 +72,7 @@ def assemble(spec: RunSpec, progress: Callable[[int, float], None], stop: Stop) 
     scopes = ModuleScopes(names)
     baseline = Baseline(lambda: scopes.current is not None)
     in_island = baseline.in_island
+    scopes.listeners.append(events)
     scopes.listeners += _roundings(spec, scopes, in_island)
     loss_scale = spec.plan.loss_scale if spec.plan is not None else None
     scaler = LossScaler(loss_scale) if loss_scale is not None and loss_scale.mode != "none" else None

@@ -79,7 +79,7 @@ class Monitor(TrainingListener):
                 value = torch._C._functorch.get_unwrapped(value)
             self._taken.append(value.float().mean().cpu())
 
-    def step_ended(self, optimizer: Any) -> None:
+    def step_complete(self, optimizer: Any) -> None:
         if self.steps >= self._limit:
             self._stop()
         self.steps += 1

@@ -87,7 +87,7 @@ class GradientProbe(TrainingListener):
         return execution.left(frame, output)
 
     def backward_starts(self, roots: Sequence[torch.Tensor], gradients: list[Any]) -> list[Any] | None:
-        self._made = None
+        self._made, self._stepped = None if self._events.in_step else self._step, []
         scaler = self._loss_scaler()
         return scaler.backward_starts(roots, gradients) if scaler else None
 
@@ -115,7 +115,6 @@ class GradientProbe(TrainingListener):
             self._scaler.gradient_nested(running)
 
     def backward_ended(self, roots: Sequence[torch.Tensor]) -> None:
-        self._made, self._stepped = None if self._events.in_step else self._step, []
         if self._scaler is not None:
             self._scaler.backward_ended(roots)
 
@@ -123,8 +122,7 @@ class GradientProbe(TrainingListener):
 
     def step_starts(self, optimizer: Any) -> None:
         """Only gradients made before the step are comparable: an optimizer that evaluates a closure makes its own.
-        Several optimizers may step on those of one backward pass, each on its own parameters'."""
-        self._scaler = None
+        Several optimizers may step on those of one backward pass, each on its own parameters', and in it."""
         if self._made is None or id(optimizer) in self._stepped:
             return
         path = self._file(self._made)
@@ -156,8 +154,11 @@ class GradientProbe(TrainingListener):
             ) from error
 
     def step_ended(self, optimizer: Any) -> None:
-        self._step += 1
         self._stepped.append(id(optimizer))
+
+    def step_complete(self, optimizer: Any) -> None:
+        self._scaler = None
+        self._step += 1
 
     def _gradients(self, optimizer: Any) -> dict[str, torch.Tensor]:
         """The dense gradients that this step will use, by their parameters' qualified names."""

@@ -14,7 +14,7 @@ from precaudit.errors import PrecauditError
 from precaudit.running.assembly import Session, assemble, installed
 from precaudit.running.endstate import end_state
 from precaudit.running.job import RunResult, RunSpec, Status
-from precaudit.running.monitor import Stop
+from precaudit.running.monitor import Stop, StopTraining
 from precaudit.running.scripterrors import record_of, script_error
 from precaudit.tracing.snapshot import snapshot
 
@@ -37,6 +37,8 @@ def run(
     start = time.perf_counter()
 
     def settled(result: RunResult) -> RunResult:
+        with suppress(StopTraining):
+            session.events.complete()
         if result.error is not None:
             # Before models answer once more, which enters them anew.
             where, function = session.functions.running or (session.scopes.raised_in, None)

@@ -52,6 +52,8 @@ class Auditing(TrainingListener):
         held = [parameter for optimizer in optimizers for parameter in _parameters_of(optimizer)]
         self._parameters = {id(parameter) for parameter in held or model.parameters()}
         self.events = TrainingEvents(bool(optimizers), self._concerns)
+        for optimizer in optimizers:
+            self.events.know(optimizer)
         self.scopes = ModuleScopes(self.names, only=model)
         options = TraceOptions(
             audited=lambda step: step % every == 0,
@@ -61,7 +63,7 @@ class Auditing(TrainingListener):
             autocast=autocast_in_force,
         )
         self.tracer = Tracer(self.scopes, options)
-        self.scopes.listeners.append(self.tracer)
+        self.scopes.listeners += [self.events, self.tracer]
         self.events.listeners += [self.tracer, self]
         self._stack = ExitStack()
         self._following = ExitStack()
@@ -78,7 +80,8 @@ class Auditing(TrainingListener):
 
     def start(self) -> None:
         if not self.events.has_optimizer:
-            self.events.has_optimizer = any(map(self._concerns, _optimizers_in_sight()))
+            for optimizer in filter(self._concerns, _optimizers_in_sight()):
+                self.events.know(optimizer)
         self._stack.callback(self._follow, False)
         self._stack.enter_context(self.events.installed())
         for scaler in (torch.amp.GradScaler, *torch.amp.GradScaler.__subclasses__()):
@@ -89,6 +92,7 @@ class Auditing(TrainingListener):
         self._follow(self.tracer.recording)
 
     def stop(self) -> None:
+        self.events.complete()
         self.running = False
         self._stack.close()
 
@@ -98,7 +102,7 @@ class Auditing(TrainingListener):
         self.tracer.log2_scale = known[0] if known else self._log2_scaled
         self._log2_scaled = 0
 
-    def step_ended(self, optimizer: Any) -> None:
+    def step_complete(self, optimizer: Any) -> None:
         if self.scopes.current is None:
             self._follow(self.tracer.recording)
 

@@ -86,6 +86,7 @@ class Tracer(TrainingListener):
         self.computing: set[ModuleName] = set()
         self._seen_in_pass: dict[tuple[ModuleName, str], int] = {}
         self._last: tuple[OpSlot, list[torch.Tensor]] | None = None
+        self._weights_counted = False
         self._begin_step()
 
     # -------------------------------------------------------------- steps
@@ -104,6 +105,7 @@ class Tracer(TrainingListener):
             if self.options.per_step:
                 self._take_peak()
         self.step += 1
+        self._weights_counted = False
         self._begin_step()
 
     def _take_peak(self) -> None:
@@ -147,11 +149,14 @@ class Tracer(TrainingListener):
     def step_starts(self, optimizer: Any) -> None:
         if self.recording:
             self.parameters.learn_all(self._scopes.names, optimizer)
-            self.parameters.observe_weights(optimizer)
+            self.parameters.observe_weights(optimizer, counted=self._weights_counted)
+            self._weights_counted = True
 
     def step_ended(self, optimizer: Any) -> None:
         if self.recording:
             self.parameters.observe_step(optimizer, absorption=self._shadowing)
+
+    def step_complete(self, optimizer: Any) -> None:
         self._end_step()
 
     # -------------------------------------------------------------- modules

@@ -12,6 +12,7 @@ class Recorder(TrainingListener):
 
     def __init__(self):
         self.entered_names, self.left_names, self.heard = [], [], []
+        self.steps = 0
 
     def entered(self, frame):
         self.entered_names.append((frame.name.model, frame.name.fqn))
@@ -38,12 +39,15 @@ class Recorder(TrainingListener):
     def step_ended(self, optimizer):
         self.heard.append("stepped")
 
+    def step_complete(self, optimizer):
+        self.steps += 1
+
 
 @contextmanager
 def recorded(has_optimizer=False):
     """Scopes and events that one recorder listens to: (recorder, scopes, events)."""
     recorder, scopes, events = Recorder(), ModuleScopes(ModuleNames()), TrainingEvents(has_optimizer)
-    scopes.listeners.append(recorder)
+    scopes.listeners += [events, recorder]
     events.listeners.append(recorder)
     with scopes.installed(), events.installed():
         yield recorder, scopes, events

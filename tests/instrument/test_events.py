@@ -255,3 +255,71 @@ def test_optimizers_work_as_before(kind):
             net(X).sum().backward()
             optimizer.step()
     assert torch.equal(model.weight, reference.weight)
+
+
+def steps_of(iterate, count=4):
+    """How many steps `count` iterations make."""
+    with recorded(has_optimizer=True) as (recorder, _, events):
+        for number in range(count):
+            iterate(number)
+        events.complete()
+    return recorder.steps
+
+
+def two_models():
+    (one, first), (two, second) = model_and(), model_and(Adam)
+    return one, first, two, second
+
+
+def test_optimizers_that_step_on_the_same_gradients_make_one_step():
+    one, first, two, second = two_models()
+
+    def iterate(number):
+        (one(X) + two(X)).sum().backward()
+        first.step()
+        second.step()
+
+    assert steps_of(iterate) == 4
+
+
+def test_optimizers_that_alternate_make_a_step_each():
+    one, first, two, second = two_models()
+
+    def iterate(number):
+        for model, optimizer in ((one, first), (two, second)):
+            model(X).sum().backward()
+            optimizer.step()
+
+    assert steps_of(iterate) == 8
+
+
+def test_an_optimizer_that_joins_now_and_then_makes_no_step_of_its_own():
+    one, first, two, second = two_models()
+
+    def iterate(number):
+        (one(X) + two(X)).sum().backward()
+        first.step()
+        if number % 2 == 0:
+            second.step()
+
+    assert steps_of(iterate, 5) == 5
+
+
+def test_optimizers_in_the_backward_pass_make_one_step():
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
+    optimizers = {p: SGD([p], lr=0.1) for p in model.parameters()}
+    for parameter in optimizers:
+        parameter.register_post_accumulate_grad_hook(lambda p: optimizers[p].step())
+
+    assert steps_of(lambda number: model(X).sum().backward()) == 4
+
+
+def test_steps_without_new_gradients_and_steps_with_closures_count_each():
+    one, first, two, second = two_models()
+
+    def evaluate(model):
+        model(X).sum().backward()
+
+    one(X).sum().backward()
+    assert steps_of(lambda number: first.step()) == 4
+    assert steps_of(lambda number: [first.step(lambda: evaluate(one)), second.step(lambda: evaluate(two))]) == 8

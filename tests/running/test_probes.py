@@ -133,3 +133,39 @@ def test_only_plain_values_are_taken_for_state():
     meta, sparse = torch.zeros(2, device="meta"), torch.zeros(2, 2).to_sparse()
     kept = [probes._is_state(buffer) for buffer in (lazy, meta, sparse, torch.zeros(2), torch.zeros(2).long())]
     assert kept == [False, False, False, True, False]
+
+
+@pytest.mark.parametrize("within", [False, True], ids=["after", "within"])
+def test_optimizers_of_one_backward_pass_are_probed_in_the_same_step(tmp_path, within):
+    """One optimizer a parameter, which step after the backward pass or in hooks of it."""
+
+    def code():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 1))
+        optimizers = {p: torch.optim.SGD([p], lr=0.1) for p in model.parameters()}
+
+        def update(parameter):
+            optimizers[parameter].step()
+            optimizers[parameter].zero_grad()
+
+        for parameter in optimizers if within else ():
+            parameter.register_post_accumulate_grad_hook(update)
+        while True:
+            model(torch.randn(8, 4)).square().mean().backward()
+            for parameter in optimizers if not within else ():
+                update(parameter)
+
+    job = Job("script", "train.py", (), os.getcwd(), 5)
+    plan = Plan("bfloat16", {name: "bfloat16" for name in ("", "0", "1", "2")})
+    audited = frozenset({0, 2})
+    spec = RunSpec(job, "reference", probe_dir=str(tmp_path), probe_save=frozenset({1, 2}), audited=audited)
+    reference = run(spec, code)
+    assert len(reference.losses) == 5
+    tensors = [t for layer in reference.trace.layers for t in layer.tensors]
+    for role in ("weight", "weight_grad", "update"):
+        assert sorted(t.stats.numel for t in tensors if t.role == role) == [2, 8, 8, 32]
+    replay = run(RunSpec(job, "replay", probe_dir=str(tmp_path), probe_compare={2: ("a", plan)}), code)
+    assert replay.losses[2] != reference.losses[2]
+    assert replay.losses[3:] == reference.losses[3:]
+    assert len(replay.differences) == 2
+    assert all(each.delta > 0 for each in replay.differences)

@@ -16,7 +16,7 @@ class Tracing:
         self.names, self.events = ModuleNames(), TrainingEvents()
         self.scopes = ModuleScopes(self.names)
         self.tracer = Tracer(self.scopes, TraceOptions(**options))
-        self.scopes.listeners.append(self.tracer)
+        self.scopes.listeners += [self.events, self.tracer]
         self.events.listeners.append(self.tracer)
 
     @property
