@@ -129,7 +129,7 @@ def narrowest(plan: Plan) -> str:
 def _needs_repair(judgement: Judgement, quick: bool) -> bool:
     """Failures do; so does a doubt that eight pairs could not remove, where the difference is past the margin and past
     what float32 has from itself: where training is chaotic, modules would be blamed for noise."""
-    if judgement.verdict != "inconclusive" or quick:
+    if judgement.verdict != "inconclusive" or judgement.settled or quick:
         return judgement.verdict == "fail"
     mean, margin = judgement.difference.mean, judgement.margin
     return mean is not None and margin is not None and abs(mean) > max(margin, judgement.chance)
@@ -168,7 +168,7 @@ def _trial_round(
             continue
         judgement = trials.judge(candidates, plan)
         more = needs_more(len(candidates))
-        if judgement.verdict != "inconclusive" or judgement.cause == "interrupted" or not more:
+        if judgement.verdict != "inconclusive" or judgement.settled or not more:
             return judgement
         wanted = len(candidates) + more
 

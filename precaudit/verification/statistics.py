@@ -33,10 +33,11 @@ EXPLOSION = 10.0
 
 @dataclass(frozen=True)
 class Guard:
-    """Whether a reference can prove anything, and why."""
+    """Whether a reference can prove anything, and why; it is `open` where the mean over more seeds may."""
 
     passed: bool
     detail: str
+    open: bool = False
 
 
 @dataclass(frozen=True)
@@ -197,12 +198,13 @@ def seed_spread(reference: Sequence[Losses], window: slice) -> float:
 # ---------------------------------------------------------------- what a curve says by itself
 
 
-def learned(losses: Losses, margin: float = MARGIN_CAP, curves: int = 1) -> Guard:
+def learned(losses: Losses, margin: float = MARGIN_CAP, curves: int = 1, more: float = 1.0) -> Guard:
     """Whether the reference moved: significantly, and by more than a candidate may differ.
 
     Any direction counts, since adversarial and reinforcement losses rise and fall; a run that stands still
     proves nothing, because a plan that learns nothing would look the same. Twice the margin is what the
     verdict is sure to see. Of several `curves`, one of which has to move, each is asked for more (Bonferroni).
+    `more` is how many times as many seeds the mean may yet be over: noise in it shrinks by the root of that.
     """
     values = _array(losses)
     if not np.isfinite(values).all():
@@ -217,7 +219,9 @@ def learned(losses: Losses, margin: float = MARGIN_CAP, curves: int = 1) -> Guar
     detail = f"the float32 loss went from {quarters[0]:.4g} to {quarters[-1]:.4g} (first and last quarter, p = {p:.2g})"
     if moved <= needed:
         detail += f"; it moved by {moved:.2%} of its final size, and more than {needed:.2%} proves something"
-    return Guard(p <= LEARNED_ALPHA / curves and moved > needed, detail)
+    alpha, is_large = LEARNED_ALPHA / curves, moved > needed
+    in_reach = bool(stats.norm.isf(p / 2) * math.sqrt(more) >= stats.norm.isf(alpha / 2))
+    return Guard(p <= alpha and is_large, detail, in_reach and is_large)
 
 
 def diverged(reference: Losses, candidate: Losses) -> Divergence | None:

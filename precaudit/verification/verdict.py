@@ -13,7 +13,7 @@ import numpy as np
 from precaudit.model import Cause, Difference, Gate, Plan, Verdict
 from precaudit.running.job import INTERNAL, RunResult
 from precaudit.verification import statistics
-from precaudit.verification.equivalence import ALPHA, equivalence
+from precaudit.verification.equivalence import ALPHA, LOOKS, equivalence
 from precaudit.verification.gates import Pair, failed, gates
 
 _OUTSIDE = "which autocast reaches with torch.amp.custom_fwd and custom_bwd only"
@@ -24,7 +24,8 @@ _FROM_OUTSIDE = frozenset(-getattr(signal, name, 0) for name in ("SIGKILL", "SIG
 @dataclass(frozen=True)
 class Judgement:
     """What the runs so far say of a plan; `window` are the steps whose losses were compared, `cause` says why the
-    verdict is inconclusive, `chance` is the difference that float32 may have from itself."""
+    verdict is inconclusive, `chance` is the difference that float32 may have from itself; `settled` tells that more
+    seeds would change nothing."""
 
     verdict: Verdict
     reason: str
@@ -35,6 +36,7 @@ class Judgement:
     window: slice | None = None
     cause: Cause | None = None
     chance: float = 0.0
+    settled: bool = False
 
 
 @dataclass(frozen=True)
@@ -59,10 +61,10 @@ def judge(runs: Runs, plan: Plan) -> Judgement:
     pairs = runs.pairs
     checked = gates(pairs, plan)
     if (ended := next((run for pair in pairs for run in pair if _ended_from_outside(run)), None)) is not None:
-        return replace(_undecided("inconclusive", ended.why, checked), cause="interrupted")
+        return replace(_undecided("inconclusive", ended.why, checked), cause="interrupted", settled=True)
     if (stopped := next((run for run, _ in pairs if not run.finished), None)) is not None:
         reason = f"float32 itself stopped at step {stopped.steps} with seed {stopped.seed}: {stopped.why}"
-        return replace(_undecided("inconclusive", reason, checked), cause="float32")
+        return replace(_undecided("inconclusive", reason, checked), cause="float32", settled=True)
     for reference, candidate in pairs:
         if not candidate.finished:
             function = candidate.error.backward_of if candidate.error else None
@@ -98,7 +100,7 @@ def _compare_losses(runs: Runs, pairs: Sequence[Pair], checked: tuple[Gate, ...]
     if guard.passed or judged.verdict == "fail":
         return judged
     reason = f"the float32 run proves nothing: {guard.detail}"
-    return replace(judged, verdict="inconclusive", cause="float32", reason=reason)
+    return replace(judged, verdict="inconclusive", cause="float32", reason=reason, settled=not guard.open)
 
 
 def _compared(
@@ -151,14 +153,16 @@ def _learned(references: Sequence[RunResult], margin: float) -> statistics.Guard
     for runs in curves:
         steps = min(len(losses) for losses in runs)
         mean = np.mean([losses[:steps] for losses in runs], axis=0)
-        guards.append(statistics.learned(mean, margin, len(curves)))
-    return next((guard for guard in guards if guard.passed), guards[0])
+        guards.append(statistics.learned(mean, margin, len(curves), max(LOOKS) / len(references)))
+    first = next((guard for guard in guards if guard.passed), guards[0])
+    return replace(first, open=any(guard.open for guard in guards))
 
 
 def screened(judgement: Judgement) -> Judgement:
-    """After one pair only: a plan within the margin is screened, never verified."""
+    """After one pair only: a plan within the margin is screened, never verified; where float32 learned nothing that
+    more seeds could show, any plan would be within."""
     mean, margin = judgement.difference.mean, judgement.margin
-    if judgement.verdict == "fail" or mean is None or margin is None:
+    if judgement.verdict == "fail" or judgement.settled or mean is None or margin is None:
         return judgement
     inside = abs(mean) < margin
     return replace(

@@ -102,3 +102,26 @@ def test_a_plan_that_changes_no_bit_is_tried_once():
     verification, _ = verify(audit, Plan("bfloat16"), None, "emulated", runner, seeds=3, quick=False)
     assert verification.cause == "unchanged"
     assert [spec.label for spec in runner.specs] == ["candidate-1"]
+
+
+@pytest.mark.parametrize(("noise", "runs"), [(0.0, 8), (0.1, 12)], ids=["flat", "noisy"])
+def test_more_seeds_are_asked_for_only_where_they_may_show_that_float32_learned(noise, runs):
+    class Hardly(Noting):
+        """Loses nothing, or a tenth in noise of the same size that all seeds share."""
+
+        def many(self, specs):
+            super().many(specs)
+            fall = np.linspace(1.1, 1.0, 40) if noise else np.resize([0.99, 1.01], 40)
+            curve = fall + np.random.default_rng(4).normal(0, noise, 40)
+            found = [curve * (1 + 1e-5 * s.seed + 1e-6 * bool(s.plan)) for s in specs]
+            return [
+                RunResult(spec.label, spec.seed, "stopped", 40, 40, losses=tuple(losses.tolist()))
+                for spec, losses in zip(specs, found, strict=True)
+            ]
+
+    runner, job, plan = Hardly(), Job("script", "train.py", (), ".", 40), Plan("bfloat16")
+    (reference,) = runner.many([RunSpec(job, "reference")])
+    audit = Audit(job, reference, Trace(), replay=reference)
+    verification, _ = verify(audit, plan, lambda _: plan, "emulated", runner, seeds=3, quick=False)
+    assert (verification.verdict, verification.cause) == ("inconclusive", "float32")
+    assert len(runner.specs) - 1 == runs
