@@ -433,6 +433,24 @@ _CHECK = (
         "The longest input seen gives nan or inf, or makes the model raise under the plan.",
         "Keep the operation that fails in float32, or limit the length.",
     ),
+    Rule(
+        "PA751",
+        "gradients vanish at the plan's loss scale",
+        "More than a hundredth of a module's gradient energy is below float16's range.",
+        "Use the finding's loss scale, or profile with this data.",
+    ),
+    Rule(
+        "PA752",
+        "gradients overflow at the plan's loss scale",
+        "Gradients with the loss scale in them are above float16's range: such steps are skipped.",
+        "Use the finding's loss scale, or profile with this data.",
+    ),
+    Rule(
+        "PA753",
+        "no loss scale serves this data",
+        "A module's gradients need a loss scale at which others overflow.",
+        ANEW,
+    ),
 )
 
 CATALOGUE: Mapping[str, Rule] = MappingProxyType({rule.id: rule for rule in (*_PROFILE, *_CHECK)})

@@ -9,6 +9,7 @@ from typing import Any
 from precaudit import __version__
 from precaudit.checking.coverage import coverage
 from precaudit.checking.deployments import deployments, formats_of
+from precaudit.checking.loss_scale import loss_scale
 from precaudit.checking.models import the_planned, view_models
 from precaudit.checking.outcomes import hard_inputs, outputs
 from precaudit.checking.ranges import ranges
@@ -94,6 +95,7 @@ def _answers(run: RunResult, observed: Observed, deployment: Deployment, gpu: Gp
     views = view_models(deployment.plan, observed, run.trace or Trace())
     return (
         ranges(run, views, deployment, formats_of(deployment.plan)),
+        *loss_scale(run.trace or Trace(), views, deployment),
         target(gpu, deployment),
         outputs(observed, deployment),
         hard_inputs(observed, deployment),

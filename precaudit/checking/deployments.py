@@ -6,9 +6,11 @@ from dataclasses import replace
 
 from precaudit.checking.records import CheckSettings, Deployment
 from precaudit.formats import FORMATS
-from precaudit.model import Plan
+from precaudit.model import LossScale, Plan
+from precaudit.planning.loss_scale import DEFAULT_INTERVAL, DEFAULT_SCALE
 from precaudit.planning.rules import LOCAL_ERROR_LIMIT
 
+TORCHS = LossScale("dynamic", DEFAULT_SCALE, DEFAULT_INTERVAL)
 ROUNDINGS = 16
 """A tolerance of 16 units of roundoff. Roundings err by a third of a unit in rms and independent ones add up with
 the square root of their number, so two thousand in a row would be needed to use it up."""
@@ -21,13 +23,16 @@ def deployments(plan: Plan, settings: CheckSettings) -> tuple[Deployment, ...]:
 
 
 def in_format(plan: Plan, name: str) -> Plan:
-    """The plan with another default: what it keeps out of its default for a reason stays where it is."""
+    """The plan with another default: what it keeps out of its default for a reason stays where it is. float16 comes
+    with a loss scale, torch's own where the plan has none."""
 
     def moved(fqn: str, current: str) -> str:
         narrow = FORMATS[current].storage_bits <= 16
         return name if current == plan.default or (narrow and fqn not in plan.because) else current
 
-    return replace(plan, default=name, modules={fqn: moved(fqn, current) for fqn, current in plan.modules.items()})
+    modules = {fqn: moved(fqn, current) for fqn, current in plan.modules.items()}
+    unscaled = name == "float16" and plan.loss_scale.mode == "none"
+    return replace(plan, default=name, modules=modules, loss_scale=TORCHS if unscaled else plan.loss_scale)
 
 
 def formats_of(plan: Plan) -> tuple[str, ...]:

@@ -37,6 +37,8 @@ TREND_ALPHA = 0.02
 # construction (a key's bias under softmax, a bias before batch norm), and needs no scale.
 RESIDUE = 2.0**-20
 DEFAULT_INTERVAL = 2000
+DEFAULT_SCALE = 2.0**16
+"""torch's own, as the interval."""
 SHORTEST_INTERVAL = 100
 
 
@@ -98,10 +100,19 @@ def lost_energy(tensor: TensorStats, k: int) -> float:
     return lost * (1 - (1 - exact) * lost) / exact
 
 
+def lost_share(tensors: Sequence[TensorStats], k: int) -> float:
+    """Of a module's gradients, the largest share of energy that float16 loses at scale 2**k."""
+    return max((lost_energy(tensor, k) for tensor in _heard(tensors)), default=0.0)
+
+
 def needed_k(tensors: Sequence[TensorStats]) -> int | None:
     """The smallest k at which every tensor of a module keeps its energy; none where all gradients are zero."""
+    return max((_tensor_k(t) for t in _heard(tensors) if t.exponents.items()), default=None)
+
+
+def _heard(tensors: Sequence[TensorStats]) -> list[TensorStats]:
     loudest = max((tensor.rms for tensor in tensors), default=0.0)
-    return max((_tensor_k(t) for t in tensors if t.exponents.items() and t.rms >= RESIDUE * loudest), default=None)
+    return [tensor for tensor in tensors if tensor.rms >= RESIDUE * loudest]
 
 
 def k_min(gradients: Gradients) -> int | None:
@@ -139,6 +150,11 @@ def recommended_interval(log2_max: Sequence[float]) -> int:
     if slope >= 0:
         return DEFAULT_INTERVAL
     return int(np.clip(-0.5 / slope, SHORTEST_INTERVAL, DEFAULT_INTERVAL))
+
+
+def largest_k(log2_max: Sequence[float]) -> int:
+    """The largest k at which none of these overflows."""
+    return math.ceil(OVERFLOW - max(log2_max)) - 1
 
 
 def _observed(log2_max: Sequence[float]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
@@ -242,7 +258,7 @@ def expected_skips(log2_max: Sequence[float], init_k: int, growth_interval: int,
     _, late = _observed(log2_max[len(log2_max) // 2 :])
     if beyond <= 0 or not len(late):
         return float(known.skips)
-    highest = math.ceil(OVERFLOW - float(late.max())) - 1
+    highest = largest_k(late.tolist())
     towards_growth = known.good if known.k <= highest else 0
     return float(known.skips + predicted_skips(known.k, highest, growth_interval, beyond + towards_growth))
 

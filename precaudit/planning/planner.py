@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from precaudit.formats import FORMATS
-from precaudit.model import Layer, LossScale, OpFormat, Plan
+from precaudit.model import Layer, LossScale, OpFormat, Plan, TensorStats
 from precaudit.planning.fitting import format_of
 from precaudit.planning.loss_scale import (
     best_compromise,
@@ -193,10 +193,7 @@ class _Draft:
 
 def _with_loss_scale(plan: Plan, trace: Trace, choices: Choices) -> Plan:
     """The scale for the float16 modules; modules that no single scale serves leave float16."""
-    trained = [layer for layer in trace.layers if layer.trained]
-    gradients = half_gradients(trained, plan)
-    gradients = {fqn: stats for fqn, stats in gradients.items() if any(s.numel for s in stats)}
-    maxima = _maxima(trace, plan)
+    gradients, maxima = gradients_of(trace, plan)
     if not gradients or not maxima:
         return replace(plan, loss_scale=LossScale())
     while unserved := conflicts(gradients, k_max(maxima)):
@@ -206,6 +203,12 @@ def _with_loss_scale(plan: Plan, trace: Trace, choices: Choices) -> Plan:
         gradients = {fqn: s for fqn, s in gradients.items() if plan.modules.get(fqn) == "float16"}
         maxima = _maxima(trace, plan)
     return replace(plan, loss_scale=recommend(maxima, gradients, choices.steps))
+
+
+def gradients_of(trace: Trace, plan: Plan) -> tuple[dict[str, tuple[TensorStats, ...]], list[float]]:
+    """Of the trained models: what is float16 in the backward pass for each module, and log2 of the largest by step."""
+    gradients = half_gradients((layer for layer in trace.layers if layer.trained), plan)
+    return {fqn: stats for fqn, stats in gradients.items() if any(s.numel for s in stats)}, _maxima(trace, plan)
 
 
 def _maxima(trace: Trace, plan: Plan) -> list[float]:

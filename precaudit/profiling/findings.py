@@ -10,7 +10,7 @@ from precaudit.finding import finding, place_of
 from precaudit.model import Finding, Layer, Location, Op, Plan, Severity, TensorRecord, Verification
 from precaudit.planning.budget import GradientError
 from precaudit.planning.fitting import format_of
-from precaudit.planning.loss_scale import RESIDUE, lost_energy
+from precaudit.planning.loss_scale import RESIDUE, lost_share
 from precaudit.planning.planner import default_format
 from precaudit.planning.rules import Ban
 from precaudit.profiling.aswritten import of_as_written
@@ -277,7 +277,7 @@ def _lost_share(layer: Layer, scale: float) -> float:
     heard = [t for t in gradients if t.stats.rms >= RESIDUE * loudest]
     if scale == 1:
         return max((t.formats["float16"].flushed_energy for t in heard), default=0.0)
-    return max((lost_energy(t.stats, math.floor(math.log2(scale))) for t in heard), default=0.0)
+    return lost_share([t.stats for t in heard], math.floor(math.log2(scale)))
 
 
 def _of_float32(audit: Audit, verification: Verification) -> Iterator[Finding]:
