@@ -33,7 +33,7 @@ def load_folder(folder: Path) -> tuple[list[Entry], list[str]]:
     found, skipped = [], []
     for path in sorted(folder.rglob("*.json")):
         try:
-            report = load_report(path)
+            report = load_report(_regular(path))
         except PrecauditError as error:
             if path.name == "report.json":
                 skipped.append(str(error))
@@ -44,6 +44,13 @@ def load_folder(folder: Path) -> tuple[list[Entry], list[str]]:
             f"{folder}: no readable report below it; pass a folder of reports that `precaudit profile` wrote"
         )
     return sorted(found, key=lambda entry: (entry[1], entry[0])), skipped
+
+
+def _regular(path: Path) -> Path:
+    """A pipe or a device that happens to lie there may never end."""
+    if path.exists() and not path.is_file():
+        raise PrecauditError(f"{path}: not a regular file; give it another name, or remove it")
+    return path
 
 
 def _name(path: Path, folder: Path) -> str:

@@ -17,13 +17,14 @@ MAX_BYTES = 512 * 2**20
 def read_json(path: Path) -> Any:
     """The JSON value in `path`, or a `PrecauditError` that says what is wrong with the file."""
     try:
-        size = path.stat().st_size
-        if size > MAX_BYTES:
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)  # a device may have no end
+        if len(content) > MAX_BYTES:
             raise PrecauditError(
-                f"{path}: {size / 2**20:,.0f} MB is more than the {MAX_BYTES // 2**20} MB that precaudit reads; "
+                f"{path}: more than the {MAX_BYTES // 2**20} MB that precaudit reads; "
                 "profile fewer layers or steps, or check that this is the file you meant"
             )
-        return loads(path.read_bytes().removeprefix(codecs.BOM_UTF8))  # Windows' editors write one
+        return loads(content.removeprefix(codecs.BOM_UTF8))  # Windows' editors write one
     except OSError as error:
         raise PrecauditError(f"{path}: {error.strerror or error}; check the path") from error
     except (ValueError, RecursionError) as error:

@@ -1,6 +1,7 @@
 """What compare prints and writes: golden files, hostile names, 80 columns, exit codes, no torch."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -355,6 +356,13 @@ def test_a_damaged_report_is_left_out_of_the_trend_aloud(history, capsys):
     (history / "b" / "report.json").write_text("{")
     assert main(["compare", str(history), "--trend"]) == 1
     assert "left out" in capsys.readouterr().err
+
+
+def test_a_pipe_among_the_reports_is_left_out_unread(history, capsys):
+    (history / "fifo").mkdir()
+    os.mkfifo(history / "fifo" / "report.json")
+    assert main(["compare", str(history), "--trend"]) == 1
+    assert "report.json: not a regular file" in capsys.readouterr().err
 
 
 def test_a_folder_without_reports_has_no_trend(tmp_path, capsys):

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from importlib.resources import files as package_files
+from pathlib import Path
 
 import jsonschema
 import orjson
@@ -276,10 +277,12 @@ def test_a_plan_without_its_version_is_told_so(tmp_path):
         load_plan(path)
 
 
-def test_huge_files_are_refused_unread(tmp_path):
-    path = tmp_path / "huge.json"
-    with open(path, "wb") as file:
-        file.truncate(files.MAX_BYTES + 1)
+@pytest.mark.parametrize("endless", [False, True])
+def test_huge_files_are_refused(endless, tmp_path):
+    path = Path("/dev/zero") if endless else tmp_path / "huge.json"
+    if not endless:
+        with open(path, "wb") as file:
+            file.truncate(files.MAX_BYTES + 1)
     with pytest.raises(PrecauditError, match="more than the 512 MB"):
         load_report(path)
 
