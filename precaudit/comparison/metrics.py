@@ -51,7 +51,7 @@ METRICS = MappingProxyType(
             Metric("formats", "plan", "layers", 1, "layers planned in a wider format than in base", True),
             Metric("formats_changed", "plan", "layers", None, "layers planned in another format, not wider", True),
             Metric("op_exceptions", "plan", "ops", 1, "ops that newly leave their layer's format", True),
-            Metric("loss_scale", "plan", "binades", 4, "movement of an end of the loss-scale window"),
+            Metric("loss_scale", "plan", "binades", 4, "movement of the loss scale or of an end of its window"),
             Metric("tensor_cores", "speed", "points", 5, "kernel time on native Tensor Cores lost, % points"),
             Metric("eligible_flops", "speed", "points", 1, "FLOPs that Tensor Cores can take lost, % points"),
             Metric("time", "speed", "%", 20, "longer time, both measured on the same GPU"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
@@ -82,18 +83,27 @@ def _speed(op: OpFormat) -> int:
 
 
 def loss_scale_changes(base: LossScale, head: LossScale) -> Iterator[Change]:
-    """An end of the window that moved beyond noise, or a window that exists no more."""
-    if base.window is None or head.mode == "none":
+    """A scale that is needed now, one that moved beyond noise, or a window that exists no more."""
+    if head.mode == "none":
         return
-    before = _window(base)
-    if head.window is None:
-        yield Change("loss_scale", float("inf"), f"no loss scale fits any more; the window was {before}", base=before)
-        return
-    moved = max(abs(new - old) for old, new in zip(base.window, head.window, strict=True))
-    if moved > LOSS_SCALE_NOISE:
-        message = f"the window moved from {before} to {_window(head)}, {moved} binades"
-        yield Change("loss_scale", float(moved), message, base=before, head=_window(head))
+    before, after = _words(base), _words(head)
+    if base.mode == "none":
+        yield Change("loss_scale", math.inf, f"a loss scale is needed now, none was: {after}", head=after)
+    elif base.window is not None and head.window is None:
+        yield Change("loss_scale", math.inf, f"no loss scale fits any more; it was {before}", base=before)
+    elif (moved := _moved(base, head)) > LOSS_SCALE_NOISE:
+        message = f"the loss scale moved from {before} to {after}, {moved:g} binades"
+        yield Change("loss_scale", moved, message, base=before, head=after)
 
 
-def _window(scale: LossScale) -> str | None:
-    return f"2^{scale.window[0]} to 2^{scale.window[1]}" if scale.window else None
+def _moved(base: LossScale, head: LossScale) -> float:
+    """By how much an end of the window moved, or the scale to begin with where there is none."""
+    if base.window and head.window:
+        return float(max(abs(new - old) for old, new in zip(base.window, head.window, strict=True)))
+    return abs(math.log2(head.init_scale / base.init_scale)) if base.init_scale and head.init_scale else 0.0
+
+
+def _words(scale: LossScale) -> str:
+    if scale.window:
+        return f"2^{scale.window[0]} to 2^{scale.window[1]}"
+    return f"2^{math.log2(scale.init_scale):g}" if scale.init_scale else "torch's own"

@@ -250,6 +250,22 @@ def test_a_loss_scale_window_that_moved_or_closed_is_found(window, value):
     assert (change and change.value) == value
 
 
+@pytest.mark.parametrize(
+    ("base", "head", "value"),
+    [
+        (LossScale(), LossScale("dynamic", 2.0**12, 2000, (3, 12)), float("inf")),
+        (LossScale(), LossScale("dynamic"), float("inf")),
+        (LossScale("static", 2.0**14), LossScale("static", 2.0**4), 10),
+        (LossScale("static", 2.0**14), LossScale("static", 2.0**12), None),
+        (LossScale("dynamic", 2.0**12, 2000, (3, 12)), LossScale(), None),
+    ],
+)
+def test_a_loss_scale_that_becomes_needed_or_moves_without_a_window(base, head, value):
+    before, after = (report(plan=Plan(modules={"fc": "float16"}, loss_scale=scale)) for scale in (base, head))
+    change = found(before, after).get("loss_scale")
+    assert (change and change.value) == value
+
+
 def test_plans_for_different_targets_are_not_compared():
     comparison = compare(
         report(layers=(one_layer(),), plan=Plan(modules={"fc": "float8_e4m3"}, target="h100")),
