@@ -25,6 +25,10 @@ class PrecauditError(Exception):
         self.exit_code = exit_code
 
 
+class LacksRoom(PrecauditError):
+    """What precaudit itself keeps while a script runs has no room: no failure of the script's."""
+
+
 def require(holds: bool, message: str) -> None:
     """Refuse an argument that can't be meant, in one sentence."""
     if not holds:

@@ -142,14 +142,14 @@ def _failure(audit: Audit) -> tuple[str | None, ExitCode | None]:
     if audit.complete:
         return None, None
     text = run.error.traceback if run.error else run.status
-    return f"{text}\n{run.failure}", ExitCode.SCRIPT_FAILED
+    return f"{text}\n{run.failure}", ExitCode.USAGE if run.is_ours else ExitCode.SCRIPT_FAILED
 
 
 def _last_words(run: RunResult) -> str:
     """The exception that ended a run, in one line."""
     if run.error is None or run.status == "interrupted":
         return ""
-    return run.error.message if run.status == "killed" else f"{run.error.type}: {run.error.message}"
+    return run.error.message if run.status == "killed" or run.is_ours else f"{run.error.type}: {run.error.message}"
 
 
 def _plan_and_verify(
@@ -242,7 +242,7 @@ def _job_facts(job: Job, settings: Settings, audit: Audit, formats: Sequence[str
         "formats": list(formats),
         "device": job.device,
         "quick": settings.quick,
-        "stopped": run.status,
+        "stopped": "unable" if run.is_ours else run.status,
         "models": list(audit.trace.models),
         "audited_steps": audit.trace.audited_steps,
         "baseline": dict(run.baseline),

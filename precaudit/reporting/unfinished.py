@@ -19,6 +19,9 @@ class Ending:
 CUT_SHORT = {
     "killed": Ending("the run was killed", "See in script.log what ended the run, and profile again."),
     "failed": Ending("the script failed", "Mend the script (script.log has what it said), and profile again."),
+    "unable": Ending(
+        "precaudit could not go on", "The script is not to blame: do as the reason says, and profile again."
+    ),
     "interrupted": Ending("the run was interrupted", "Profile again and let the run come to its end."),
 }
 TRAINS = "Profile a script that trains: precaudit follows what calls .backward()."

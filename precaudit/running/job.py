@@ -69,7 +69,9 @@ class RunSpec:
 
 _NO_MEMORY = ("out of memory", "defaultcpuallocator", "_alloc_failed", "unable to find an engine to execute")
 INTERNAL = "InternalError"
-"""The type of an error that is precaudit's own, and no doing of the script's or a plan's."""
+LACKS_ROOM = "LacksRoom"
+OURS = frozenset((INTERNAL, LACKS_ROOM))
+"""The types of errors that are precaudit's own, and no doing of the script's or a plan's."""
 
 
 @dataclass(frozen=True)
@@ -154,7 +156,11 @@ class RunResult:
         return self.error.message if self.error else self.status
 
     @property
+    def is_ours(self) -> bool:
+        """Whether precaudit itself failed."""
+        return self.error is not None and self.error.type in OURS
+
+    @property
     def failure(self) -> str:
         """Who failed, and when."""
-        who = "precaudit" if self.error and self.error.type == INTERNAL else "the script"
-        return f"{who} failed after {self.steps} {self.counted}"
+        return f"{'precaudit' if self.is_ours else 'the script'} failed after {self.steps} {self.counted}"

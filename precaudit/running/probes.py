@@ -19,7 +19,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from precaudit.errors import PrecauditError
+from precaudit.errors import LacksRoom
 from precaudit.execution.emulated import Emulator
 from precaudit.execution.loss_scaling import LossScaler
 from precaudit.execution.native import NativePrecision
@@ -148,7 +148,7 @@ class GradientProbe(TrainingListener):
         try:
             torch.save(saved, path)
         except (OSError, RuntimeError) as error:
-            raise PrecauditError(
+            raise LacksRoom(
                 f"cannot keep gradients in {self._folder}: {error}; the audit needs {size * len(self._saves):,} bytes "
                 "there: set TMPDIR to a folder with more space"
             ) from error

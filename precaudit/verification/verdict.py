@@ -11,7 +11,7 @@ from functools import partial
 import numpy as np
 
 from precaudit.model import Cause, Difference, Gate, Plan, Verdict
-from precaudit.running.job import INTERNAL, RunResult
+from precaudit.running.job import RunResult
 from precaudit.verification import statistics
 from precaudit.verification.equivalence import ALPHA, LOOKS, equivalence
 from precaudit.verification.gates import Pair, failed, gates
@@ -81,7 +81,7 @@ def judge(runs: Runs, plan: Plan) -> Judgement:
 
 
 def _ended_from_outside(run: RunResult) -> bool:
-    return run.exit_code in _FROM_OUTSIDE or (run.error is not None and run.error.type == INTERNAL)
+    return run.exit_code in _FROM_OUTSIDE or run.is_ours
 
 
 def _compare_losses(runs: Runs, pairs: Sequence[Pair], checked: tuple[Gate, ...]) -> Judgement:

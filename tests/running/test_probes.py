@@ -128,6 +128,24 @@ def test_what_a_probed_forward_leaves_in_buffers_is_put_back(tmp_path):
     assert replay.differences[0].delta > 0
 
 
+def test_a_folder_without_room_is_no_failure_of_the_script(tmp_path):
+    """Found out in a later step, as the first gradients are small."""
+
+    def code():
+        model = nn.Linear(4, 1)
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        for _ in range(4):
+            model(torch.randn(8, 4)).square().mean().backward()
+            optimizer.step()
+
+    (tmp_path / "1.pt").mkdir()  # what can't be written
+    job = Job("script", "train.py", (), os.getcwd(), 3)
+    result = run(RunSpec(job, "reference", probe_dir=str(tmp_path), probe_save=frozenset({0, 1})), code)
+    assert result.is_ours
+    assert result.failure == "precaudit failed after 1 optimizer steps"
+    assert "set TMPDIR to a folder with more space" in result.why
+
+
 def test_only_plain_values_are_taken_for_state():
     lazy = nn.LazyBatchNorm1d().running_mean
     meta, sparse = torch.zeros(2, device="meta"), torch.zeros(2, 2).to_sparse()
