@@ -44,6 +44,15 @@ _OF_WHAT = {
     **dict.fromkeys(ABSORBING, OF_A_SUM),
     **dict.fromkeys(ANGLES, "its result, because its angle is rounded"),
 }
+_SCALER = "torch.amp.grad_scaler"
+_REFUSALS = {
+    "since the last update()": "call scaler.update() once, at the end of every step, and before it "
+    "scaler.unscale_(optimizer) and scaler.step(optimizer) once each",
+    "_scale is None": "use one GradScaler for all losses: the one that scales the loss is the one to step with",
+    "unscale FP16 gradients": "keep the weights in float32: autocast casts them where they are used",
+    "No inf checks": "step an optimizer only where its parameters got gradients, of a loss that this scaler has scaled",
+}
+"""What torch says, and what to do about it."""
 _FIX = "use the plan below instead of the script's own casts and scaler"
 
 Seen = Mapping[str, Any]
@@ -170,8 +179,13 @@ def _of_casts(run: RunResult, kind: str) -> list[Finding]:
 
 
 def _of_stop(run: RunResult) -> Finding:
-    """Often this machine lacks what another has, such as a layer's float16 kernel, which says little of the script."""
+    """Often this machine lacks what another has, such as a layer's float16 kernel, which says little of the script;
+    torch's GradScaler refuses a wrong use of it on all of them."""
     why = f": {run.error.message}" if run.error else ""
+    if run.error is not None and run.error.raised_by == _SCALER:
+        message = f"as written, the script stops at step {run.steps}, on any machine: torch's scaler refuses it{why}"
+        fix = next((fix for said, fix in _REFUSALS.items() if said in why), _FIX)
+        return finding("PA501", "error", message, fix, location=run.error.location)
     message = (
         f"as written, in its own low precision, the script stops at step {run.steps} on this machine{why}; whether it "
         "trains like float32 was not seen"

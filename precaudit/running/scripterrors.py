@@ -45,7 +45,13 @@ def script_error(error: BaseException) -> ScriptError:
     last = outside[-1] if outside else None
     location = Location(last.filename, last.lineno or 0) if last else None
     text = _in_words(error) or "".join(told.format())
-    return ScriptError(type(error).__name__, str(told), text, location, getattr(error, RAISED_BY, None))
+    op = getattr(error, RAISED_BY, None)
+    return ScriptError(type(error).__name__, str(told), text, location, op, _raiser(error))
+
+
+def _raiser(error: BaseException) -> str:
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return str(frames[-1].f_globals.get("__name__", "")) if frames else ""
 
 
 def _leave_out_ours(told: traceback.TracebackException) -> None:

@@ -79,6 +79,16 @@ def test_a_script_that_stops_as_written_may_only_lack_a_kernel_of_this_machine()
     assert "stops at step 2 on this machine: no float16 kernel" in found.message
 
 
+def test_what_torchs_scaler_refuses_it_refuses_on_every_machine():
+    said = "step() has already been called since the last update()."
+    place = Location("train.py", 9)
+    error = ScriptError("RuntimeError", said, "", place, raised_by="torch.amp.grad_scaler")
+    (found,) = told(LOSSES[:2], "failed", error=error)
+    assert (found.rule, found.severity, found.location) == ("PA501", "error", place)
+    assert "stops at step 2, on any machine" in found.message
+    assert found.suggestion.startswith("call scaler.update() once")
+
+
 def state(fqn, buffer, lost):
     entry = {"path": "train.py", "line": 5, "fqn": fqn, "buffer": buffer, "dtype": "bfloat16", "lost": lost}
     return {"kind": "state", **entry}
