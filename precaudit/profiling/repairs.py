@@ -13,7 +13,7 @@ from precaudit.planning.planner import fallback
 from precaudit.profiling.bisect import contributions, of_gradients, of_losses, whole_error
 from precaudit.running.job import RunResult, ScriptError
 from precaudit.tracing.records import Fault, Trace
-from precaudit.verification.gates import refusals, stuck_buffers
+from precaudit.verification.gates import refusals, stuck_buffers, unused_calls, usual_calls
 from precaudit.verification.statistics import diverged
 from precaudit.verification.verdict import Runs
 
@@ -53,13 +53,19 @@ def find_repair(trials: Trials, plan: Plan, candidates: Mapping[int, RunResult])
 
 
 def _first_wrong(references: Mapping[int, RunResult], candidates: Mapping[int, RunResult]) -> tuple[int, int] | None:
-    """The seed whose run went wrong and the step: where it was lost, else the last that was skipped, else its end."""
+    """The seed whose run went wrong and the step: where it was lost, else the last that was skipped, else the first for
+    which batches were left out, else its end."""
     for seed, run in candidates.items():
         lost = diverged(references[seed].losses, run.losses) if seed in references else None
         if lost is not None:
             return seed, lost.step
     if skipped := {seed: run.skipped[-1] for seed, run in candidates.items() if run.skipped}:
         return max(skipped.items(), key=lambda item: item[1])
+    usual = usual_calls(references.values())
+    unused = ((seed, unused_calls(run.calls, usual)) for seed, run in candidates.items())
+    if left_out := [(step, seed) for seed, counts in unused for step, count in enumerate(counts) if count]:
+        step, seed = min(left_out)
+        return seed, step
     ended = ((seed, run) for seed, run in candidates.items() if _ended_badly(run))
     own = (each for each in ended if each[0] not in references or not _ended_badly(references[each[0]]))
     return next(((seed, run.steps - 1) for seed, run in own), None)

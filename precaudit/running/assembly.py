@@ -91,6 +91,7 @@ def assemble(spec: RunSpec, progress: Callable[[int, float], None], stop: Stop) 
         scopes.listeners.append(stale)
     changes = GradientChanges(names, baseline.settings) if scaled or spec.precision == "as-written" else None
     monitor = Monitor(events, spec.job.steps, progress, stop)
+    scopes.listeners.append(monitor)
     listeners = (scaler, tracer, probe, own_low, scaled, changes, stale, optimizers, monitor)
     events.listeners = [listener for listener in listeners if listener is not None]
     return Session(

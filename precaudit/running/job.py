@@ -117,9 +117,10 @@ class EndState:
 @dataclass(frozen=True)
 class RunResult:
     """What one run showed. `losses` has one value a step; `streams` separates them by the line that called
-    backward; `leftovers` are files that it read and an earlier run of the job had written; `halves` are the operations
-    (model, module, name) whose results were half in the probed steps; it `crossed` a run beside it when it read one of
-    that; `on_cuda` tells whether its models were there."""
+    backward; `calls` counts those of models, with gradients, by the step that they led to; `leftovers` are files that
+    it read and an earlier run of the job had written; `halves` are the operations (model, module, name) whose results
+    were half in the probed steps; it `crossed` a run beside it when it read one of that; `on_cuda` tells whether its
+    models were there."""
 
     label: str
     seed: int
@@ -129,6 +130,7 @@ class RunResult:
     counted: str = "optimizer steps"
     losses: tuple[float, ...] = ()
     streams: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    calls: tuple[int, ...] = ()
     skipped: tuple[int, ...] = ()
     scales: tuple[float, ...] = ()
     error: ScriptError | None = None

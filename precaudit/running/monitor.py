@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 import torch
 
 from precaudit.instrument.events import TrainingEvents, TrainingListener
+from precaudit.instrument.scopes import Frame
 from precaudit.tracing.ops import caller_location
 
 _PATIENCE = 3
@@ -38,7 +39,8 @@ class Stop:
 
 
 class Monitor(TrainingListener):
-    """Registered last, so that a step counts when every other listener has seen it.
+    """Registered last, so that a step counts when every other listener has seen it; a scope listener too, which counts
+    the calls of models that each step took.
 
     The loss of a step is the mean over its backward passes, or the first one where a closure evaluates many.
     """
@@ -50,6 +52,7 @@ class Monitor(TrainingListener):
         self.backward_calls = 0
         self.optimizer_steps = 0
         self.step_seconds: list[float] = []
+        self.calls: list[int] = []
         self._events = events
         self._limit = limit
         self._stop = stop or Stop()
@@ -59,6 +62,14 @@ class Monitor(TrainingListener):
         self._streams: dict[str, list[torch.Tensor]] = {}
         self._taken: list[torch.Tensor] = []
         self._clock: float | None = None
+        self._called = 0
+
+    def entered(self, frame: Frame) -> None:
+        """A batch, unless it is a closure's, which may look for its step as often as it likes."""
+        self._called += frame.is_outermost and torch.is_grad_enabled() and not self._events.in_step
+
+    def left(self, frame: Frame, output: Any) -> Any:
+        return output
 
     def backward_starts(self, roots: Sequence[torch.Tensor], gradients: list[Any]) -> None:
         self._clock = self._clock or time.perf_counter()
@@ -87,7 +98,8 @@ class Monitor(TrainingListener):
         losses = self._of_step or self._taken
         if losses:
             self._losses.append(torch.stack(losses).mean())
-        self._of_step, self._taken = [], []
+        self.calls.append(self._called)
+        self._of_step, self._taken, self._called = [], [], 0
         self._tick()
         if self.steps >= self._limit:
             self._stop()

@@ -13,6 +13,9 @@ Pair = tuple[RunResult, RunResult]
 Check = Callable[[Sequence[Pair], Plan], Gate]
 _STUCK = 0.5
 """Times the way that a buffer went in float32: what goes less far absorbs most of its changes."""
+_EARLY = 0.5
+"""Times float32's steps: an end that comes later may be chance, where the script looks whether it still learns."""
+_MOST_NUMBERS = 4
 _SCALE_FLOOR = 2.0**-10
 _SCALE_CEILING = 2.0**30
 
@@ -81,13 +84,49 @@ def moving_buffers(pairs: Sequence[Pair], plan: Plan) -> Gate:
     return Gate("moving buffers", not stuck, detail)
 
 
+def own_end(pairs: Sequence[Pair], plan: Plan) -> Gate:
+    """A script that looks at its loss may end itself before anything that isn't finite is seen of it."""
+    steps = min(candidate.steps for _, candidate in pairs)
+    earliest = min(reference.steps for reference, _ in pairs)
+    if steps < _EARLY * earliest:
+        return Gate("own end", False, f"the script ended itself at step {steps}, and in float32 not before {earliest}")
+    return Gate("own end", True, "the script trained on")
+
+
+def unused_calls(calls: Sequence[int], usual: Collection[int]) -> list[int]:
+    """By step, the calls of models that are more than a step of float32's takes: batches that led to none. Where
+    float32's steps take calls of many numbers, as a solver's with steps of its own do, nothing can be said."""
+    if len(usual) > _MOST_NUMBERS:
+        return [0] * len(calls)
+    return [count - max((each for each in usual if each <= count), default=count) for count in calls]
+
+
+def usual_calls(references: Iterable[RunResult]) -> set[int]:
+    return {count for reference in references for count in reference.calls}
+
+
+def used_batches(pairs: Sequence[Pair], plan: Plan) -> Gate:
+    """A script that leaves a batch out where the loss isn't finite learns as well from the next one."""
+    usual = usual_calls(reference for reference, _ in pairs)
+    unused = max(sum(unused_calls(candidate.calls, usual)) for _, candidate in pairs)
+    if unused <= _allowed(pairs):
+        return Gate("batches", True, "steps take as many calls of the models as in float32")
+    detail = f"{unused} calls of the models led to no step, which they do in float32: the script leaves batches out"
+    return Gate("batches", False, detail)
+
+
 def skipped_steps(pairs: Sequence[Pair], plan: Plan) -> Gate:
-    """No more skipped steps than predicted, with an allowance of two and a twentieth of the steps."""
+    """No more skipped steps than predicted, with an allowance."""
     skips = max(len(candidate.skipped) for _, candidate in pairs)
     steps = max(candidate.steps for _, candidate in pairs)
     predicted = plan.loss_scale.predicted_skips or 0.0
-    allowed = math.ceil(predicted + 2 + 0.05 * steps)
-    return Gate("skipped steps", skips <= allowed, f"{skips} of {steps} steps skipped, {predicted:.1f} predicted")
+    sound = skips <= math.ceil(predicted + _allowed(pairs))
+    return Gate("skipped steps", sound, f"{skips} of {steps} steps skipped, {predicted:.1f} predicted")
+
+
+def _allowed(pairs: Sequence[Pair]) -> float:
+    """Two, and a twentieth of the steps."""
+    return 2 + 0.05 * max(candidate.steps for _, candidate in pairs)
 
 
 def loss_scale_range(pairs: Sequence[Pair], plan: Plan) -> Gate:
@@ -108,6 +147,8 @@ CHECKS: tuple[Check, ...] = (
     moving_buffers,
     _finite("finite optimizer state", "optimizer states", lambda state: state.optimizer_state),
     evaluation,
+    own_end,
+    used_batches,
     skipped_steps,
     loss_scale_range,
 )

@@ -17,6 +17,7 @@ from precaudit.verification.equivalence import ALPHA, LOOKS, equivalence
 from precaudit.verification.gates import Pair, failed, gates
 
 _OUTSIDE = "which autocast reaches with torch.amp.custom_fwd and custom_bwd only"
+_SHORT = 0.05
 _FROM_OUTSIDE = frozenset(-getattr(signal, name, 0) for name in ("SIGKILL", "SIGTERM", "SIGHUP")) - {0}
 """Exit codes of what others ended, such as a system without memory: no doing of the plan's."""
 
@@ -77,7 +78,15 @@ def judge(runs: Runs, plan: Plan) -> Judgement:
     if pairs and not any(_differ(*pair) for pair in pairs):
         reason = "the plan changed nothing: every loss is float32's, bit for bit"
         return replace(_undecided("inconclusive", reason, checked), cause="unchanged")
+    if (early := next((pair for pair in pairs if _ends_early(*pair)), None)) is not None:
+        reason = f"the script ended itself at step {early[1].steps}, and in float32 not before {early[0].steps}"
+        return replace(_undecided("inconclusive", reason, checked), cause="noise")
     return _compare_losses(runs, pairs, checked)
+
+
+def _ends_early(reference: RunResult, candidate: RunResult) -> bool:
+    """By more than a batch or two that were left out: what came after in float32 has nothing to be compared with."""
+    return candidate.steps < (1 - _SHORT) * reference.steps - 2
 
 
 def _ended_from_outside(run: RunResult) -> bool:

@@ -515,6 +515,23 @@ def test_micro_batches_are_averaged():
     assert result.losses == pytest.approx([sum(losses[i : i + 3]) / 3 for i in range(0, 18, 3)], rel=1e-6)
 
 
+def test_calls_that_led_to_each_step_are_counted():
+    """Not those without gradients, nor those of a closure, which may search for its step."""
+
+    def code():
+        model = nn.Sequential(nn.Linear(4, 1))
+        optimizer = torch.optim.LBFGS(model.parameters())
+        for step in range(6):
+            for _ in range(1 + step % 3):
+                loss = model(torch.randn(3, 4)).square().mean()
+            with torch.no_grad():
+                model(torch.ones(3, 4))
+            loss.backward(retain_graph=True)
+            optimizer.step(lambda: model(torch.ones(3, 4)).square().mean())
+
+    assert run(spec(), code).calls == (1, 2, 3, 1, 2, 3)
+
+
 def test_losses_of_different_lines_are_told_apart():
     def code():
         torch.manual_seed(0)

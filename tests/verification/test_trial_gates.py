@@ -20,7 +20,7 @@ def results(candidate=None, reference=None, plan=PLAN):
 def test_a_clean_pair_passes_them_all():
     pair = (run(LOSSES), run(LOSSES, "candidate-1"))
     assert failed(gates([pair], PLAN)) == []
-    assert len(gates([pair], PLAN)) == 7
+    assert len(gates([pair], PLAN)) == 9
 
 
 def test_without_pairs_there_is_nothing_to_check():
@@ -48,6 +48,30 @@ def test_what_float32_shares_is_no_failure_and_is_not_called_finite():
     details = {gate.name: gate.detail for gate in gates([pair], PLAN)}
     assert details["finite parameters"] == "non-finite parameters, but in float32 as well: a"
     assert details["evaluation"] == "non-finite outputs in eval mode, but in float32 as well: net"
+
+
+@pytest.mark.parametrize(
+    ("usual", "calls", "unused"),
+    [
+        ((1,) * 40, (1,) * 30 + (2,) * 5, True),  # batches left out, each followed by one that leads to a step
+        ((1,) * 40, (1,) * 30 + (6,), True),  # several in a row
+        ((1,) * 40, (1,) * 30 + (2,) * 4, False),  # as few as steps may be skipped
+        ((3, 2) * 20, (2, 3) * 15 + (6, 5, 6), True),  # a discriminator's and a generator's
+        ((4,) * 9 + (2,), (4,) * 12 + (2,), False),  # accumulation, less of it at the end of an epoch
+        ((7, 9, 8, 12, 10, 9), (11, 13, 14, 15, 13, 14), False),  # a solver looks for its own way
+    ],
+)
+def test_batches_that_a_script_leaves_out(usual, calls, unused):
+    assert ("batches" in results({"calls": calls}, {"calls": usual})) is unused
+
+
+def test_a_script_that_ends_itself_early():
+    def ending(*steps):
+        return [(run(LOSSES, seed=i), run(LOSSES[:each], "candidate-1", i)) for i, each in enumerate(steps)]
+
+    (gate,) = failed(gates(ending(40, 19), PLAN))
+    assert gate.detail == "the script ended itself at step 19, and in float32 not before 40"
+    assert failed(gates(ending(40, 20), PLAN)) == []
 
 
 def test_every_seed_is_looked_at():

@@ -83,6 +83,17 @@ def test_a_float32_run_that_stopped_decides_nothing():
     assert judged.reason == "float32 itself stopped at step 7 with seed 1: out of data"
 
 
+@pytest.mark.parametrize(("steps", "verdict"), [(10, "fail"), (35, "inconclusive"), (36, "pass")])
+def test_a_script_that_ends_itself_under_the_plan_is_not_judged_by_what_was_before(steps, verdict):
+    """It breaks off where its loss is lost, which its losses don't show."""
+    pairs = runs(1e-5, spread=1e-5)
+    ended = replace(pairs.candidates[1], status="ended", steps=steps, losses=pairs.candidates[1].losses[:steps])
+    judged = judge(Runs(pairs.references, {**pairs.candidates, 1: ended}, pairs.twins), PLAN)
+    assert judged.verdict == verdict
+    told = f"the script ended itself at step {steps}, and in float32 not before 40"
+    assert (judged.reason == told) is (verdict != "pass")
+
+
 def test_a_loss_that_is_lost_fails_and_says_where():
     good = falling()
     lost = (*good[:10], math.nan, *good[11:])
