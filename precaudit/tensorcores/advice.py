@@ -12,7 +12,8 @@ from precaudit.tensorcores.alignment import Padding, advice, misaligned, multipl
 from precaudit.tensorcores.rules import RANK
 
 if TYPE_CHECKING:
-    from precaudit.tensorcores.analysis import Card, Group
+    from precaudit.tensorcores.analysis import Group
+    from precaudit.tensorcores.cards import Card
 
 FULL = ("fp32", "fp64")
 GEMV = "gemv"
@@ -30,14 +31,12 @@ NEWER = {
 }
 
 
-def advise(groups: Sequence[Group], card: Card, total: float) -> tuple[Finding, ...]:
+def advise(groups: Sequence[Group], total: float) -> tuple[Finding, ...]:
     """One finding per cause, layers with the same cause together, by the GPU time at stake."""
-    if not card.nvidia:
-        return ()
     causes: dict[str, tuple[Callable[[list[Group]], Finding], list[Group]]] = {}
     for group in groups:
-        if group.found.matmul and group.found.tensor_core in ("legacy", "none"):
-            key, explain = _cause(group, card)
+        if group.card.nvidia and group.found.matmul and group.found.tensor_core in ("legacy", "none"):
+            key, explain = _cause(group, group.card)
             causes.setdefault(key, (explain, []))[1].append(group)
     ranked = sorted(causes.values(), key=lambda cause: -_seconds(cause[1]))
     found = ((explain(mine), _seconds(mine) / (total or 1.0)) for explain, mine in ranked)
@@ -57,9 +56,9 @@ def _cause(group: Group, card: Card) -> tuple[str, Callable[[list[Group]], Findi
     if padding:
         return f"align {padding}", lambda mine: _pad(mine, padding, str(stated))
     if group.found.tensor_core == "legacy":
-        return f"legacy {group.found.library} {group.found.rule}", lambda mine: _legacy(mine, card)
+        return f"legacy {group.found.library} {group.found.rule} {card.generation}", lambda mine: _legacy(mine, card)
     if stated in FULL and group.found.rule != GEMV:
-        return f"{stated} without", lambda mine: _full_precision(mine, card, stated)
+        return f"{stated} without {card.generation}", lambda mine: _full_precision(mine, card, stated)
     return f"vector {group.found.rule}", _vector
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from types import MappingProxyType
 from typing import Any
 
@@ -14,18 +13,10 @@ from precaudit.formats import ALIASES, FORMATS
 from precaudit.model import Finding, Kernel, TensorCores, TimeShare
 from precaudit.tensorcores.advice import advise
 from precaudit.tensorcores.attribution import OUTSIDE, UNATTRIBUTED, Attribution, attribute
-from precaudit.tensorcores.peaks import Gpu, find_gpu
+from precaudit.tensorcores.cards import Card, cards_of
+from precaudit.tensorcores.peaks import Gpu
 from precaudit.tensorcores.products import product
-from precaudit.tensorcores.rules import (
-    NOT_NVIDIA,
-    RANK,
-    Classification,
-    agreed,
-    classify,
-    classify_ptx,
-    generation_of,
-    second_opinion,
-)
+from precaudit.tensorcores.rules import RANK, Classification, agreed, classify, classify_ptx, second_opinion
 from precaudit.tensorcores.sizes import Product
 from precaudit.tensorcores.traces import Floats, Ints, Trace
 
@@ -40,7 +31,7 @@ _PACKED = MappingProxyType({"fp16": 4.0, "bf16": 4.0, "int8": 4.0})
 
 @dataclass(frozen=True)
 class Group:
-    """Kernels of one name launched by one op in one layer."""
+    """Kernels of one name launched by one op in one layer, on one kind of GPU."""
 
     name: str
     op: str | None
@@ -50,6 +41,7 @@ class Group:
     seconds: float
     flops: float | None
     found: Classification
+    card: Card
     example: Product | None = None
 
     @property
@@ -73,82 +65,42 @@ class Analysis:
     calls: int
 
 
-@dataclass(frozen=True)
-class Card:
-    """The GPU of the trace, as far as it is known; `generation` is None where neither the trace nor a name tells.
-    `unused` is the target that was named for a trace that names another GPU itself."""
-
-    name: str | None
-    capability: tuple[int, int] | None
-    nvidia: bool
-    gpu: Gpu | None
-    unused: str | None = None
-
-    @cached_property
-    def generation(self) -> str | None:
-        return generation_of(self.capability)
-
-
 def analyse(trace: Trace, target: str | None = None, ptx: Mapping[str, Sequence[str]] = NO_PTX) -> Analysis:
     """Tensor Core usage of a trace; `target` names its GPU where the trace itself doesn't, `ptx` has what Triton's
     kernels were compiled to, by name."""
-    card = identify(trace, target)
-    groups = group_kernels(trace, card, attribution := attribute(trace), ptx)
+    cards = cards_of(trace, target)
+    groups = group_kernels(trace, cards, attribution := attribute(trace), ptx)
     total = float(trace.kernels.seconds.sum())
-    layers = _layers(groups, total, card)
+    layers = _layers(groups, total)
+    names = " and ".join(card.name for card in cards if card.name) or None
+    foreign = f"not an NVIDIA GPU ({names}): it has no Tensor Cores to measure"
     usage = TensorCores(
         measured=True,
-        method=METHOD if card.nvidia else f"not an NVIDIA GPU ({card.name}): it has no Tensor Cores to measure",
+        method=METHOD if any(card.nvidia for card in cards) else foreign,
         time_share=_time_share(groups),
         unattributed_share=_unattributed(trace, attribution),
-        eligible_flops_share=_eligible(groups, card),
-        kernels=tuple(_kernel(group, card) for group in groups),
-        device=card.name,
+        eligible_flops_share=_eligible(groups),
+        kernels=tuple(_kernel(group) for group in groups),
+        device=names,
         layers=tuple(layers),
-        notes=tuple(_notes(trace, card, groups, attribution)),
+        notes=tuple(_notes(trace, cards, groups, attribution)),
     )
-    return Analysis(trace.source, usage, advise(groups, card, total), total, len(trace.kernels.seconds))
-
-
-def identify(trace: Trace, target: str | None) -> Card:
-    device = trace.device
-    gpu = find_gpu(target) if target else None
-    if device is not None:
-        own = find_gpu(device.name)
-        capability = device.capability or (own.capability if own else _newest_capability(trace))
-        unused = gpu.name if gpu is not None and gpu is not own else None
-        return Card(device.name, capability, device.nvidia, own, unused)
-    if gpu is not None:
-        return Card(gpu.name, gpu.capability, gpu.nvidia, gpu)
-    if any(classify(name, None).rule == NOT_NVIDIA.rule for name in _kernel_names(trace)):
-        return Card("unnamed AMD GPU", None, False, None)
-    return Card(None, _newest_capability(trace), True, None)
-
-
-def _kernel_names(trace: Trace) -> set[str]:
-    return {trace.names[i] for i in np.unique(trace.kernels.name)}
-
-
-def _newest_capability(trace: Trace) -> tuple[int, int] | None:
-    """The capability of the newest generation among the kernels: no GPU runs kernels newer than itself."""
-    capabilities = ((7, 0), (7, 5), (8, 0), (9, 0), (10, 0))
-    seen = [found.generation for found in (classify(name, None) for name in _kernel_names(trace)) if found.generation]
-    newest = max(seen, key=RANK.__getitem__, default=None)
-    return next((c for c in capabilities if newest and RANK[generation_of(c) or ""] == RANK[newest]), None)
+    return Analysis(trace.source, usage, advise(groups, total), total, len(trace.kernels.seconds))
 
 
 # ---------------------------------------------------------------- grouping
 
 
 def group_kernels(
-    trace: Trace, card: Card, attribution: Attribution, ptx: Mapping[str, Sequence[str]] = NO_PTX
+    trace: Trace, cards: Sequence[Card], attribution: Attribution, ptx: Mapping[str, Sequence[str]] = NO_PTX
 ) -> list[Group]:
-    """Kernels of one name, op and owner as one group, the slowest first."""
+    """Kernels of one name, card, op and owner as one group, the slowest first."""
     kernels = trace.kernels
-    classes = {int(i): _class_of(trace.names[i], card, ptx) for i in np.unique(kernels.name)}
-    flops = _kernel_flops(trace, attribution.op, [classes[i] for i in kernels.name.tolist()])
+    kinds = list(zip(kernels.name.tolist(), kernels.device.tolist(), strict=True))
+    classes = {(name, card): _class_of(trace.names[name], cards[card], ptx) for name, card in set(kinds)}
+    flops = _kernel_flops(trace, attribution.op, [classes[kind] for kind in kinds])
     op_name = np.where(attribution.op >= 0, trace.ops.name[attribution.op] if len(trace.ops) else -1, -1)
-    keys = np.stack([kernels.name, op_name, attribution.owner, attribution.is_module], axis=1)
+    keys = np.stack([kernels.name, op_name, attribution.owner, attribution.is_module, kernels.device], axis=1)
     unique, first, member, calls = np.unique(keys, axis=0, return_index=True, return_inverse=True, return_counts=True)
     member = member.reshape(-1)
     seconds = np.bincount(member, weights=kernels.seconds)
@@ -156,7 +108,7 @@ def group_kernels(
     rated_flops = np.bincount(member, weights=np.where(rated, flops, 0.0))
     rated_seconds = np.bincount(member, weights=np.where(rated, kernels.seconds, 0.0))
     groups = []
-    for i, (name, op, owner, in_module) in enumerate(unique.tolist()):
+    for i, (name, op, owner, in_module, card) in enumerate(unique.tolist()):
         known = rated_seconds[i] > 0
         total = float(rated_flops[i] * seconds[i] / rated_seconds[i]) if known else None
         group = Group(
@@ -167,10 +119,11 @@ def group_kernels(
             calls=int(calls[i]),
             seconds=float(seconds[i]),
             flops=total,
-            found=classes[name],
+            found=classes[name, card],
+            card=cards[card],
             example=_product_of(trace, int(attribution.op[first[i]])),
         )
-        groups.append(_second_look(group, card))
+        groups.append(_second_look(group))
     return sorted(groups, key=lambda group: -group.seconds)
 
 
@@ -211,13 +164,14 @@ def _product_of(trace: Trace, index: int) -> Product | None:
     return product(trace.names[trace.ops.name[index]], arguments) if arguments else None
 
 
-def _second_look(group: Group, card: Card) -> Group:
+def _second_look(group: Group) -> Group:
     """The group with the class that its rate allows."""
-    if card.gpu is None or group.tflops is None:
+    gpu = group.card.gpu
+    if gpu is None or group.tflops is None:
         return group
     operands = group.operands or "fp32"
-    vector = card.gpu.vector * _PACKED.get(operands, 1.0)
-    return replace(group, found=second_opinion(group.found, group.tflops, vector, _tensor_peak(operands, card.gpu)))
+    vector = gpu.vector * _PACKED.get(operands, 1.0)
+    return replace(group, found=second_opinion(group.found, group.tflops, vector, _tensor_peak(operands, gpu)))
 
 
 def _tensor_peak(operands: str, gpu: Gpu) -> float | None:
@@ -242,13 +196,11 @@ def _unattributed(trace: Trace, attribution: Attribution) -> float | None:
     return float(seconds[launched & np.isin(attribution.owner, numbers)].sum()) / total if total else None
 
 
-def _eligible(groups: Sequence[Group], card: Card) -> float | None:
-    """Share of the known FLOPs whose operands Tensor Cores of this GPU take, in the formats of the trace."""
-    if card.gpu is None or not card.nvidia:
-        return None
-    known = [g for g in groups if g.flops]
-    total = sum(g.flops or 0.0 for g in known)
-    fits = sum(g.flops or 0.0 for g in known if _takes(g, card.gpu))
+def _eligible(groups: Sequence[Group]) -> float | None:
+    """Share of the known FLOPs whose operands Tensor Cores of their GPU take, in the formats of the trace."""
+    known = [(g, g.card.gpu) for g in groups if g.flops and g.card.nvidia]
+    total = sum(g.flops or 0.0 for g, gpu in known if gpu)
+    fits = sum(g.flops or 0.0 for g, gpu in known if gpu and _takes(g, gpu))
     return fits / total if total else None
 
 
@@ -259,18 +211,19 @@ def _takes(group: Group, gpu: Gpu) -> bool:
     return bool(known and known.reduces and known.format and _tensor_peak(known.format, gpu))
 
 
-def _peak(group: Group, card: Card) -> float | None:
+def _peak(group: Group) -> float | None:
     """TFLOP/s of the fastest unit that takes the kernel's operands, float32 where they aren't told; None where it isn't
     listed."""
     name = ALIASES.get(group.operands or "", group.operands or "float32")
-    if card.gpu is None:
+    gpu = group.card.gpu
+    if gpu is None:
         return None
-    return card.gpu.rate(name) if name in FORMATS else card.gpu.peak(name)
+    return gpu.rate(name) if name in FORMATS else gpu.peak(name)
 
 
-def _kernel(group: Group, card: Card) -> Kernel:
+def _kernel(group: Group) -> Kernel:
     rate = group.tflops
-    peak = _peak(group, card)
+    peak = _peak(group)
     return Kernel(
         name=group.name,
         tensor_core=group.found.tensor_core,
@@ -287,21 +240,21 @@ def _kernel(group: Group, card: Card) -> Kernel:
     )
 
 
-def _layers(groups: Iterable[Group], total: float, card: Card) -> list[Mapping[str, Any]]:
+def _layers(groups: Iterable[Group], total: float) -> list[Mapping[str, Any]]:
     """A row per module or bucket with its time by class, the slowest first."""
     owners: dict[tuple[str, bool], list[Group]] = {}
     for group in groups:
         owners.setdefault((group.owner, group.in_module), []).append(group)
-    rows = [_layer(owner, in_module, mine, total, card) for (owner, in_module), mine in owners.items()]
+    rows = [_layer(owner, in_module, mine, total) for (owner, in_module), mine in owners.items()]
     return sorted(rows, key=lambda row: -row["seconds"])
 
 
-def _layer(owner: str, in_module: bool, groups: Sequence[Group], total: float, card: Card) -> dict[str, Any]:
+def _layer(owner: str, in_module: bool, groups: Sequence[Group], total: float) -> dict[str, Any]:
     seconds = sum(g.seconds for g in groups)
     share = _time_share(groups)
     rated = [g for g in groups if g.flops]
     flops, spent = sum(g.flops or 0.0 for g in rated), sum(g.seconds for g in rated)
-    at_peak = [g.flops / peak / 1e12 for g in rated if g.flops and (peak := _peak(g, card))]
+    at_peak = [g.flops / peak / 1e12 for g in rated if g.flops and (peak := _peak(g))]
     return {
         "fqn": owner,
         "module": in_module,
@@ -315,21 +268,11 @@ def _layer(owner: str, in_module: bool, groups: Sequence[Group], total: float, c
     }
 
 
-def _notes(trace: Trace, card: Card, groups: Sequence[Group], attribution: Attribution) -> Iterable[str]:
+def _notes(trace: Trace, cards: Sequence[Card], groups: Sequence[Group], attribution: Attribution) -> Iterable[str]:
     total = float(trace.kernels.seconds.sum()) or 1.0
     early = float(trace.kernels.seconds[~attribution.launched].sum()) / total
-    if card.name is None:
-        guess = f"taken to be of generation {card.generation}, the newest among its kernels" if card.generation else ""
-        guess = guess or "native and legacy paths can not be told apart"
-        yield f"The trace does not name its GPU: {guess}. --target names it."
-    elif card.gpu is None:
-        yield f"No peak figures for {card.name}: shares of peak and checks by rate are not measured."
-    elif card.nvidia and (caveat := card.gpu.caveat(unused=("bandwidth",))):
-        yield f"Peak {caveat}."
-    if card.unused:
-        yield f"The trace names its GPU, {card.name}: the target {card.unused} is not used."
-    if trace.device is None and (newer := _newer(groups, card)):
-        yield f"Kernels for {newer} GPUs don't run on {card.name}: the trace was taken on another GPU."
+    for card, device in zip(cards, trace.devices, strict=True):
+        yield from _card_notes(card, device is not None, [group for group in groups if group.card is card])
     if not len(trace.launches.correlation):
         yield "The trace has no launch calls, so its kernels belong to no op and no layer."
     elif early > 0.001:
@@ -340,12 +283,28 @@ def _notes(trace: Trace, card: Card, groups: Sequence[Group], attribution: Attri
     if trace.malformed:
         yield f"{trace.malformed} malformed events were skipped."
     for group in groups:
-        if _suspicious(group, card) and group.seconds > 0.01 * total:
+        if _suspicious(group) and group.seconds > 0.01 * total:
             name = group.name.removeprefix("void ")[:48]
             yield (
                 f"{group.owner}: {name} is a Tensor Core kernel by name but runs at {group.tflops:.3g} TFLOP/s, "
                 f"a rate of vector units: it waits for memory, or the rule {group.found.rule} is wrong."
             )
+
+
+def _card_notes(card: Card, named: bool, groups: Sequence[Group]) -> Iterable[str]:
+    """`named` says that the trace itself names the GPU."""
+    if card.name is None:
+        guess = f"taken to be of generation {card.generation}, the newest among its kernels" if card.generation else ""
+        guess = guess or "native and legacy paths can not be told apart"
+        yield f"The trace does not name its GPU: {guess}. --target names it."
+    elif card.gpu is None:
+        yield f"No peak figures for {card.name}: shares of peak and checks by rate are not measured."
+    elif card.nvidia and (caveat := card.gpu.caveat(unused=("bandwidth",))):
+        yield f"Peak {caveat}."
+    if card.unused:
+        yield f"The trace names its GPU, {card.name}: the target {card.unused} is not used."
+    if not named and (newer := _newer(groups, card)):
+        yield f"Kernels for {newer} GPUs don't run on {card.name}: the trace was taken on another GPU."
 
 
 def _newer(groups: Sequence[Group], card: Card) -> str | None:
@@ -366,9 +325,9 @@ def _communication(groups: Sequence[Group], total: float) -> Iterable[str]:
         )
 
 
-def _suspicious(group: Group, card: Card) -> bool:
-    claimed = group.found.tensor_core in ("native", "legacy") and group.found.matmul
-    if not claimed or card.gpu is None or group.tflops is None:
+def _suspicious(group: Group) -> bool:
+    claimed, gpu = group.found.tensor_core in ("native", "legacy") and group.found.matmul, group.card.gpu
+    if not claimed or gpu is None or group.tflops is None:
         return False
-    listed = group.operands is None or _tensor_peak(group.operands, card.gpu) is not None
-    return listed and group.tflops < 0.5 * card.gpu.vector
+    listed = group.operands is None or _tensor_peak(group.operands, gpu) is not None
+    return listed and group.tflops < 0.5 * gpu.vector

@@ -110,15 +110,21 @@ def attribute(trace: Trace) -> Attribution:
 
 
 def _launch_of(trace: Trace) -> Ints:
-    """The launch with the kernel's correlation number, -1 where the trace holds none."""
-    launches = trace.launches.correlation
-    if not len(launches):
-        return np.full(len(trace.kernels.name), -1, dtype=np.int64)
-    order = np.argsort(launches, kind="stable")
-    at = np.searchsorted(launches[order], trace.kernels.correlation).clip(max=len(order) - 1)
-    found = order[at]
-    matches = (launches[found] == trace.kernels.correlation) & (trace.kernels.correlation >= 0)
-    return np.where(matches, found, -1)
+    """The latest launch before the kernel with its correlation number, which every process counts for itself, or one
+    after it, where clocks differ; -1 where the trace holds none."""
+    launches, kernels = trace.launches, trace.kernels
+    count, total = len(launches.correlation), len(launches.correlation) + len(kernels.name)
+    number = np.concatenate([launches.correlation, kernels.correlation])
+    order = np.lexsort((np.concatenate([launches.start, kernels.start]), number))
+    place = np.where(order < count, np.arange(total), -1)
+    before = np.maximum.accumulate(place)
+    after = np.minimum.accumulate(np.where(place < 0, total - 1, place)[::-1])[::-1]
+    found = np.full(total, -1, dtype=np.int64)
+    for near in (after, before):
+        near = order[near.clip(min=0)]
+        fits = (near < count) & (number[near] == number[order]) & (number[order] >= 0)
+        found[order[fits]] = near[fits]
+    return found[count:]
 
 
 def _kernel_scope(trace: Trace, op: Ints, own: Ints, op_scope: Ints) -> Ints:
@@ -134,47 +140,51 @@ def _kernel_scope(trace: Trace, op: Ints, own: Ints, op_scope: Ints) -> Ints:
 def _op_scopes(trace: Trace, ops: Nesting, scopes: Nesting) -> Ints:
     """The scope of every op: its forward op's, else the one opened since its parent op began, else its parent's."""
     own = scopes.innermost(trace.ops.thread, trace.ops.start)
-    forward = _forward_scopes(trace, ops, scopes, own)
     opened = np.where(own >= 0, trace.scopes.start[own] if len(trace.scopes) else 0.0, -np.inf)
-    parent, began = ops.parent.tolist(), trace.ops.start.tolist()
-    result = own.tolist()
-    for i, mapped, since in zip(
-        ops.order.tolist(), forward[ops.order].tolist(), opened[ops.order].tolist(), strict=True
-    ):
+    forward, parent, began = _forward_ops(trace, ops).tolist(), ops.parent.tolist(), trace.ops.start.tolist()
+    result, since = own.tolist(), opened.tolist()
+    # By time, for a forward op may itself be part of a backward pass, as in the second one of a gradient penalty.
+    for i in np.lexsort((-trace.ops.end, trace.ops.start)).tolist():
         above = parent[i]
-        if mapped >= 0:
-            result[i] = mapped
-        elif above >= 0 and since < began[above]:
+        if forward[i] >= 0 and result[forward[i]] >= 0:
+            result[i] = result[forward[i]]
+        elif above >= 0 and since[i] < began[above]:
             result[i] = result[above]
     return np.array(result, dtype=np.int64)
 
 
-def _forward_scopes(trace: Trace, ops: Nesting, scopes: Nesting, own: Ints) -> Ints:
-    """For every op of the backward pass the scope of the forward op it came from, -1 for all others."""
+def _forward_ops(trace: Trace, ops: Nesting) -> Ints:
+    """For every op of the backward pass the forward op that it came from, -1 for all others."""
     found = np.full(len(trace.ops), -1, dtype=np.int64)
-    flows = trace.flows
+    flows, process = trace.flows, trace.processes
+    id_ = _apart(flows.id, process[flows.thread])
     source, target = np.flatnonzero(flows.is_source), np.flatnonzero(~flows.is_source)
-    _, first, second = np.intersect1d(flows.id[source], flows.id[target], return_indices=True)
+    _, first, second = np.intersect1d(id_[source], id_[target], return_indices=True)
     source, target = source[first], target[second]
     backward = ops.innermost(flows.thread[target], flows.start[target])
-    scope = scopes.innermost(flows.thread[source], flows.start[source])
-    backward, scope = backward[backward >= 0], scope[backward >= 0]
-    found[backward] = scope
+    forward = ops.innermost(flows.thread[source], flows.start[source])[backward >= 0]
+    backward = backward[backward >= 0]
+    found[backward] = forward
     caller = ops.parent[backward]  # autograd's own frame around the op, with the same number
     same = (caller >= 0) & (trace.sequence[backward] >= 0) & (trace.sequence[caller] == trace.sequence[backward])
-    found[caller[same]] = scope[same]
+    found[caller[same]] = forward[same]
 
-    numbered = trace.sequence >= 0
+    sequence, numbered = _apart(trace.sequence, process[trace.ops.thread]), trace.sequence >= 0
     sources = np.flatnonzero(numbered & ~trace.backward)
-    latest_first = sources[np.lexsort((-trace.ops.start[sources], trace.sequence[sources]))]
-    numbers, at = np.unique(trace.sequence[latest_first], return_index=True)
+    latest_first = sources[np.lexsort((-trace.ops.start[sources], sequence[sources]))]
+    numbers, at = np.unique(sequence[latest_first], return_index=True)
     targets = np.flatnonzero(numbered & trace.backward)
     if len(numbers) and len(targets):
-        where = np.searchsorted(numbers, trace.sequence[targets]).clip(max=len(numbers) - 1)
+        where = np.searchsorted(numbers, sequence[targets]).clip(max=len(numbers) - 1)
         # Every thread counts for itself: where a forward pass is repeated on autograd's thread, only arrows tell.
-        alone = (numbers[where] == trace.sequence[targets]) & (found[targets] < 0)
-        found[targets[alone]] = own[latest_first[at[where[alone]]]]
+        alone = (numbers[where] == sequence[targets]) & (found[targets] < 0)
+        found[targets[alone]] = latest_first[at[where[alone]]]
     return found
+
+
+def _apart(numbers: Ints, process: Ints) -> Ints:
+    """Numbers that every process counts for itself, none alike in two of them."""
+    return numbers * (int(process.max(initial=0)) + 1) + process
 
 
 def _only(trace: Trace, intervals: Intervals, part: str) -> Intervals:

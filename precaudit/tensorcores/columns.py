@@ -44,12 +44,13 @@ class Columns:
     def __init__(self) -> None:
         self.names: dict[str, int] = {}
         self.threads: dict[str, int] = {}
-        self.kernels = Table("name", "duration", "correlation", "device")
+        self.kernels = Table("name", "start", "duration", "correlation", "device")
         self.launches = Table("correlation", "thread", "start")
         self.ops = Table("name", "thread", "start", "duration", "sequence", "forward_thread")
         self.scopes = Table("name", "thread", "start", "duration")
         self.marks = Table("name", "thread", "start", "duration")
         self.flows = Table("id", "source", "thread", "start")
+        self.calls: set[tuple[str, str]] = set()  # category and name of what launches: it tells the vendor
         self.arguments: dict[int, Arguments] = {}
         self._seen: dict[str, Arguments] = {}
         self.counters = 0
@@ -123,10 +124,12 @@ class Columns:
         duration = float(event["dur"])
         if not 0 <= duration < _YEAR:
             raise ValueError("no time that a kernel takes")
-        self.kernels.add((self._name(name), duration, correlation, device if 0 <= device < 1024 else 0))
+        device = device if 0 <= device < 1024 else 0
+        self.kernels.add((self._name(name), float(event["ts"]), duration, correlation, device))
 
     def _take_launch(self, event: Event) -> None:
         self.launches.add((integer(event["args"]["correlation"], -1), self._thread(event), float(event["ts"])))
+        self.calls.add((event["cat"], event["name"]))
 
     def _take_flow(self, event: Event) -> None:
         self.flows.add((integer(event["id"], -1), event["ph"] == "s", self._thread(event), float(event["ts"])))

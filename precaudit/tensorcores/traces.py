@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,11 +42,14 @@ class Intervals:
 
 @dataclass(frozen=True)
 class Kernels:
-    """Kernels that ran: `seconds` each, and the `correlation` with the call that launched it."""
+    """Kernels that ran: `start` in microseconds, `seconds` each, the `correlation` with the call that launched it, and
+    the `device` as an index into the trace's."""
 
     name: Ints
+    start: Floats
     seconds: Floats
     correlation: Ints
+    device: Ints
 
 
 @dataclass(frozen=True)
@@ -68,9 +71,13 @@ class Flows:
 
 @dataclass(frozen=True)
 class Trace:
+    """`devices` are the kinds of GPU that ran kernels, None for one that isn't described; `processes` has the number of
+    the process of every thread, for files that hold several."""
+
     source: str
-    device: Device | None
+    devices: tuple[Device | None, ...]
     names: tuple[str, ...]
+    processes: Ints
     kernels: Kernels
     launches: Launches
     ops: Intervals
@@ -121,12 +128,15 @@ def _no_kernels(path: Path, columns: Columns, events: int) -> str:
 def _assemble(source: str, columns: Columns, file: TraceFile) -> Trace:
     kernels, ops, launches, flows = columns.kernels, columns.ops, columns.launches, columns.flows
     seconds = kernels.floats("duration") * 1e-6
-    device = int(np.bincount(kernels.integers("device"), weights=seconds).argmax())
+    devices, device = _devices(kernels.integers("device"), seconds, file.metadata, columns.calls)
     return Trace(
         source=source,
-        device=_device(file.metadata, device),
+        devices=devices,
         names=tuple(columns.names),
-        kernels=Kernels(kernels.integers("name"), seconds, kernels.integers("correlation")),
+        processes=_processes(columns.threads),
+        kernels=Kernels(
+            kernels.integers("name"), kernels.floats("start"), seconds, kernels.integers("correlation"), device
+        ),
         launches=Launches(launches.integers("correlation"), launches.integers("thread"), launches.floats("start")),
         ops=_intervals(ops),
         sequence=ops.integers("sequence"),
@@ -147,18 +157,45 @@ def _intervals(table: Table) -> Intervals:
     return Intervals(table.integers("name"), table.integers("thread"), start, start + np.maximum(duration, 0.0))
 
 
+def _processes(threads: Iterable[str]) -> Ints:
+    known: dict[str, int] = {}
+    return np.array([known.setdefault(thread.rpartition(" ")[0], len(known)) for thread in threads], dtype=np.int64)
+
+
 _OTHER_VENDOR = re.compile(r"AMD|Intel|Ascend|MLU|MTT|MetaX|Biren|Hygon|.*(?:Radeon|Instinct)")
+_AMD_KEYS = ("hip", "roctracer", "rocprofiler")
 
 
-def _device(metadata: Mapping[str, Any], number: int) -> Device | None:
-    """The GPU of that number as the trace's `deviceProperties` describe it; PyTorch 1.9 named all of it otherwise."""
+def _devices(
+    numbers: Ints, seconds: Floats, metadata: Mapping[str, Any], calls: Collection[tuple[str, str]]
+) -> tuple[tuple[Device | None, ...], Ints]:
+    """The kinds of GPU among those that ran kernels, the busiest first, and which of them each kernel ran on."""
+    foreign = _foreign_vendor(metadata, calls)
     listed = metadata.get("deviceProperties") or metadata.get("computeProperties")
     entries = [e for e in listed if isinstance(e, dict)] if isinstance(listed, list) else []
-    hip = any(str(key).startswith(("hip", "roctracer", "rocprofiler")) for key in metadata)
+    distinct, member = np.unique(numbers, return_inverse=True)
+    kinds = [_device(entries, number, foreign) for number in distinct.tolist()]
+    spent = {kind: 0.0 for kind in kinds}
+    for kind, total in zip(kinds, np.bincount(member, weights=seconds).tolist(), strict=True):
+        spent[kind] += total
+    ranked = sorted(spent, key=lambda kind: -spent[kind])
+    return tuple(ranked), np.array([ranked.index(kind) for kind in kinds], dtype=np.int64)[member]
+
+
+def _foreign_vendor(metadata: Mapping[str, Any], calls: Collection[tuple[str, str]]) -> str | None:
+    """Whose GPU it is if not NVIDIA's, by what the runtime is called: AMD's has CUDA's categories, others their own."""
+    if any(str(key).startswith(_AMD_KEYS) for key in metadata) or any(str(name).startswith("hip") for _, name in calls):
+        return "AMD"
+    backends = {re.sub(r"_(?:runtime|driver)$", "", category) for category, _ in calls}
+    return None if backends & {"cuda", "Runtime"} else next((name.upper() for name in sorted(backends)), None)
+
+
+def _device(entries: Sequence[Mapping[str, Any]], number: int, foreign: str | None) -> Device | None:
+    """The GPU of that number as the trace's `deviceProperties` describe it; PyTorch 1.9 named all of it otherwise."""
     if not entries:
-        return Device("unnamed AMD GPU", None, nvidia=False) if hip else None
+        return Device(f"unnamed {foreign} GPU", None, nvidia=False) if foreign else None
     entry = next((e for e in entries if integer(e.get("id"), -1) == number), entries[0])
     name = str(entry.get("name") or "unnamed GPU")
     major, minor = (integer(entry.get(f"compute{key}", entry.get(key.lower())), -1) for key in ("Major", "Minor"))
     capability = (major, minor) if major > 0 and minor >= 0 else None
-    return Device(name, capability, nvidia=not hip and not _OTHER_VENDOR.match(name))
+    return Device(name, capability, nvidia=not foreign and not _OTHER_VENDOR.match(name))

@@ -200,6 +200,28 @@ def test_a_gpu_without_its_capability_is_known_by_its_name_or_its_kernels(tmp_pa
     assert found.time_share.native == 1.0
 
 
+def test_each_kernel_is_judged_by_the_gpu_that_it_ran_on(tmp_path):
+    listed = [
+        {"id": 0, "name": "NVIDIA A100-SXM4-80GB", "computeMajor": 8, "computeMinor": 0},
+        {"id": 1, "name": "NVIDIA H100 80GB HBM3", "computeMajor": 9, "computeMinor": 0},
+    ]
+    ampere = "ampere_bf16_s16816gemm_bf16_128x128_ldg8_f2f_stages_32x5_tn"
+    events = []
+    for i, device in enumerate((0, 1, 1)):
+        call, kernel = launched(ampere, 100 * i + 5, 125, i + 1)
+        kernel["args"]["device"] = device
+        events += [mm(100 * i, 50, 4096, 4096, 4096), call, kernel]
+    analysis = analysed(tmp_path, events, deviceProperties=listed)
+    found = analysis.tensor_cores
+    assert found.device == "NVIDIA H100 80GB HBM3 and NVIDIA A100-SXM4-80GB"
+    assert {(k.tensor_core, k.calls): k.peak_share for k in found.kernels} == {
+        ("legacy", 2): pytest.approx(2 * 4096**3 / 125e-6 / 989.5e12),
+        ("native", 1): pytest.approx(2 * 4096**3 / 125e-6 / 312e12),
+    }
+    assert (found.time_share.native, found.time_share.legacy) == (pytest.approx(1 / 3), pytest.approx(2 / 3))
+    assert [(f.rule, f.evidence["calls"]) for f in analysis.findings] == [("PA402", 2)]
+
+
 def test_an_amd_gpu_is_named_as_such(tmp_path):
     device = [{"id": 0, "name": "AMD Instinct MI300X", "computeMajor": 9, "computeMinor": 4}]
     analysis = analysed(tmp_path, launched(NVJET, 0, 5, 1), deviceProperties=device)

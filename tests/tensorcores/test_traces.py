@@ -34,16 +34,16 @@ def test_kernels_ops_and_the_gpu(tmp_path):
     assert trace.kernels.seconds.tolist() == [7e-6]
     assert [trace.names[i] for i in trace.kernels.name] == [NVJET]
     assert trace.arguments[0].dims == ((64, 16), (16, 32))
-    assert (trace.device.name, trace.device.capability, trace.device.nvidia) == ("NVIDIA H100 80GB HBM3", (9, 0), True)
+    assert trace.devices == (Device("NVIDIA H100 80GB HBM3", (9, 0), nvidia=True),)
 
 
 def test_the_gpu_in_the_words_of_pytorch_1_9_and_of_exporters_that_write_all_as_text(tmp_path):
     old = {"id": 0, "name": "Tesla V100-DGXS-32GB", "major": 7, "minor": 0}
     trace = read_trace(write(tmp_path, document(launched(ADD, 0, 1, 1), None, computeProperties=[old])))
-    assert trace.device == Device("Tesla V100-DGXS-32GB", (7, 0))
+    assert trace.devices == (Device("Tesla V100-DGXS-32GB", (7, 0)),)
     text = {"id": "0", "name": "NVIDIA H100 PCIe", "computeMajor": "9", "computeMinor": "0"}
     trace = read(tmp_path, launched(ADD, 0, 1, 1), deviceProperties=[text])
-    assert trace.device == Device("NVIDIA H100 PCIe", (9, 0))
+    assert trace.devices == (Device("NVIDIA H100 PCIe", (9, 0)),)
 
 
 def test_the_format_of_2021(tmp_path):
@@ -162,6 +162,52 @@ def test_where_a_thread_repeats_forwards_arrows_decide_and_not_its_own_numbers(t
     assert owners(read(tmp_path, events)) == ["Again_1", "Again_1"]
 
 
+@pytest.mark.parametrize("flows", [False, True])
+def test_the_second_backward_pass_belongs_to_the_module_of_the_forward_op(tmp_path, flows):
+    """As of a gradient penalty: what it comes from ran in the first backward pass, outside of any module."""
+    first = op("AddmmBackward0", 205, 50, thread=2, Sequence_number=7, Fwd_thread_id=1)
+    events = [
+        module("Linear_3", 10, 30),
+        op("aten::addmm", 12, 20, Sequence_number=7),
+        first,
+        op("aten::mm", 210, 20, thread=2, Sequence_number=9, Fwd_thread_id=0),
+        op("MmBackward0", 300, 50, thread=2, Sequence_number=9, Fwd_thread_id=2),
+        op("aten::mm", 310, 20, thread=2),
+        *launched(NVJET, 314, 7, 1, thread=2),
+    ]
+    if flows:
+        arrow = {"cat": "fwdbwd", "name": "fwdbwd", "pid": 1, "bp": "e"}
+        pairs = [(1, 12, 2, 205), (2, 210, 2, 300)]
+        for number, (source, start, target, end) in enumerate(pairs):
+            events += [arrow | {"id": number, "ph": "s", "tid": source, "ts": start}]
+            events += [arrow | {"id": number, "ph": "f", "tid": target, "ts": end}]
+    assert owners(read(tmp_path, events)) == ["Linear_3"]
+
+
+def test_processes_in_one_file_are_kept_apart(tmp_path):
+    """Each counts its launches, its ops and its arrows for itself."""
+    one, other = forward_and_backward(flows=True), forward_and_backward(flows=True)
+    for event in other:
+        event["pid"] = 2 if event["pid"] == 1 else 1  # kernels are under the number of their GPU
+        event["ts"] += 1000
+        event["name"] = event["name"].replace("Linear_3", "Conv_4")
+    backward_first = sorted(one + other, key=lambda event: -event["ts"])
+    trace = read(tmp_path, backward_first)
+    found = dict(zip(trace.kernels.start.tolist(), owners(trace), strict=True))
+    assert found == {19: "Linear_3", 219: "Linear_3", 1019: "Conv_4", 1219: "Conv_4"}
+
+
+def test_a_correlation_number_used_twice_is_that_of_the_latest_launch(tmp_path):
+    events = [op("aten::mm", 0, 20), *launched(NVJET, 5, 7, 1), op("aten::add", 100, 20), *launched(ADD, 105, 7, 1)]
+    trace = read(tmp_path, events)
+    assert [trace.names[trace.ops.name[i]] for i in attribute(trace).op.tolist()] == ["aten::mm", "aten::add"]
+
+
+def test_a_kernel_whose_clock_is_ahead_of_its_launch_still_has_one(tmp_path):
+    call, kernel = launched(NVJET, 5, 7, 1)
+    assert attribute(read(tmp_path, [op("aten::mm", 0, 20), call, kernel | {"ts": 1}])).op.tolist() == [0]
+
+
 def test_scopes_of_our_own_profiled_steps(tmp_path):
     events = [span("user_annotation", "fwd::blocks.0.mlp", 0, 50), op("aten::mm", 5, 20), *launched(NVJET, 8, 7, 1)]
     assert owners(read(tmp_path, events)) == ["blocks.0.mlp"]
@@ -195,11 +241,27 @@ def test_a_folder_and_a_missing_file(tmp_path):
 
 def test_an_amd_gpu_by_its_name_or_its_runtime(tmp_path):
     events = launched(ADD, 0, 5, 1)
-    assert not read(tmp_path, events, deviceProperties=[{"id": 0, "name": "AMD Instinct MI300X"}]).device.nvidia
-    assert not read(tmp_path, events, deviceProperties=[{"id": 0, "name": ""}], hip_driver_version=6).device.nvidia
-    assert read(tmp_path, events, deviceProperties="garbage").device is None
-    assert not read(tmp_path, events, deviceProperties=[], hip_runtime_version=6).device.nvidia
-    assert not read(tmp_path, events, deviceProperties=[{"id": 0, "name": "Ascend910B3"}]).device.nvidia
+    assert not read(tmp_path, events, deviceProperties=[{"id": 0, "name": "AMD Instinct MI300X"}]).devices[0].nvidia
+    assert not read(tmp_path, events, deviceProperties=[{"id": 0, "name": ""}], hip_driver_version=6).devices[0].nvidia
+    assert read(tmp_path, events, deviceProperties="garbage").devices == (None,)
+    assert not read(tmp_path, events, deviceProperties=[], hip_runtime_version=6).devices[0].nvidia
+    assert not read(tmp_path, events, deviceProperties=[{"id": 0, "name": "Ascend910B3"}]).devices[0].nvidia
+
+
+@pytest.mark.parametrize(
+    ("call", "name"),
+    [
+        ({"cat": "xpu_runtime", "name": "urEnqueueKernelLaunch"}, "unnamed XPU GPU"),
+        ({"cat": "mtia_runtime"}, "unnamed MTIA GPU"),
+        ({"name": "hipLaunchKernel"}, "unnamed AMD GPU"),
+        ({"cat": "cuda_driver", "name": "cuLaunchKernel"}, None),
+        ({"cat": "Runtime"}, None),
+    ],
+)
+def test_a_gpu_that_is_not_described_is_known_by_what_launches_its_kernels(tmp_path, call, name):
+    launch, kernel = launched("gemm_kernel", 5, 7, 1)
+    (device,) = read_trace(write(tmp_path, document([launch | call, kernel], None))).devices
+    assert device == (Device(name, None, nvidia=False) if name else None)
 
 
 @pytest.mark.parametrize("duration", [-30, 1e308, "nan", None])

@@ -1,0 +1,58 @@
+"""Which GPU a trace's kernels ran on: as the trace names it, as a target names it, or as the kernels tell."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from precaudit.tensorcores.peaks import Gpu, find_gpu
+from precaudit.tensorcores.rules import NOT_NVIDIA, RANK, classify, generation_of
+from precaudit.tensorcores.traces import Device, Trace
+
+
+@dataclass(frozen=True)
+class Card:
+    """A GPU of the trace, as far as it is known; `generation` is None where neither the trace nor a name tells.
+    `unused` is the target that was named for a trace that names another GPU itself."""
+
+    name: str | None
+    capability: tuple[int, int] | None
+    nvidia: bool
+    gpu: Gpu | None
+    unused: str | None = None
+
+    @cached_property
+    def generation(self) -> str | None:
+        return generation_of(self.capability)
+
+
+def cards_of(trace: Trace, target: str | None) -> tuple[Card, ...]:
+    """One for each of the trace's devices; `target` names those that the trace itself doesn't."""
+    return tuple(_identify(device, trace, find_gpu(target) if target else None) for device in trace.devices)
+
+
+def _identify(device: Device | None, trace: Trace, target: Gpu | None) -> Card:
+    if device is not None:
+        own = find_gpu(device.name)
+        capability = device.capability or (own.capability if own else _newest_capability(trace))
+        unused = target.name if target is not None and target is not own else None
+        return Card(device.name, capability, device.nvidia, own, unused)
+    if target is not None:
+        return Card(target.name, target.capability, target.nvidia, target)
+    if any(classify(name, None).rule == NOT_NVIDIA.rule for name in _kernel_names(trace)):
+        return Card("unnamed AMD GPU", None, False, None)
+    return Card(None, _newest_capability(trace), True, None)
+
+
+def _kernel_names(trace: Trace) -> set[str]:
+    return {trace.names[i] for i in np.unique(trace.kernels.name)}
+
+
+def _newest_capability(trace: Trace) -> tuple[int, int] | None:
+    """The capability of the newest generation among the kernels: no GPU runs kernels newer than itself."""
+    capabilities = ((7, 0), (7, 5), (8, 0), (9, 0), (10, 0))
+    seen = [found.generation for found in (classify(name, None) for name in _kernel_names(trace)) if found.generation]
+    newest = max(seen, key=RANK.__getitem__, default=None)
+    return next((c for c in capabilities if newest and RANK[generation_of(c) or ""] == RANK[newest]), None)
