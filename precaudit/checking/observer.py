@@ -20,6 +20,7 @@ from precaudit.instrument.names import ModuleNames
 from precaudit.instrument.scopes import Frame, ModuleScopes
 from precaudit.model import Execution, Plan
 from precaudit.planning.fitting import fit_names, part_of
+from precaudit.running.endstate import is_called
 
 
 class Observer:
@@ -37,7 +38,7 @@ class Observer:
     def entered(self, frame: Frame) -> None: ...
 
     def left(self, frame: Frame, output: Any) -> Any:
-        if frame.is_outermost and output is not None and next(iter(frame.module.parameters()), None) is not None:
+        if is_called(frame) and output is not None and next(iter(frame.module.parameters()), None) is not None:
             self._keep(frame)
         return output
 

@@ -22,7 +22,7 @@ from precaudit.execution.libraries import own_region
 from precaudit.execution.policy import ADDENDS, CONVOLUTIONS, category
 from precaudit.execution.rounding import CASTABLE, HALVES, ROUNDINGS, Rounding, replaced, rounding_for
 from precaudit.instrument.functions import AROUND_BACKWARD
-from precaudit.instrument.scopes import Frame, Scopes
+from precaudit.instrument.scopes import PLANNED, Frame, Scopes
 from precaudit.instrument.torchfunction import OperationMode, map_tensors, op_name, tensors_in, writes
 from precaudit.model import Plan
 
@@ -36,6 +36,15 @@ def every_model(module: torch.nn.Module) -> bool:
 
 def no_island() -> bool:
     return False
+
+
+def begins_plan(frame: Frame, covers: Callable[[torch.nn.Module], bool]) -> bool:
+    """Whether a plan comes into force here: where a model is entered that it covers, be it by a loss that isn't, and
+    where checkpointing repeats what a plan was in force for."""
+    planned = bool(frame.root.data.get(PLANNED))
+    begins = covers(frame.module) if not planned else frame.is_outermost
+    frame.root.data[PLANNED] = planned or begins
+    return begins
 
 
 def to_float32(value: Any) -> Any:
@@ -291,8 +300,8 @@ autocast_asked = _AutocastAsked()
 class Emulator:
     """A scope listener: emulates the plan inside models' forwards and hands float32 back to the script.
 
-    `covers` says whether a model (its outermost running module) is the plan's business; `in_island` whether
-    the script has opened an autocast region with `enabled=False` of its own.
+    `covers` says whether a model is the plan's business, which a loss without weights isn't that calls one which it
+    holds in a list; `in_island` whether the script has opened an autocast region with `enabled=False` of its own.
     """
 
     def __init__(
@@ -310,22 +319,23 @@ class Emulator:
         self._mode = EmulatedMode(self._scope_format, self._cast_cache, self._exact, in_island)
 
     def entered(self, frame: Frame) -> None:
-        if frame.is_outermost:
-            frame.data["emulated"] = self._covers(frame.module)
-            frame.data["casts"] = {}
-            if frame.data["emulated"]:
-                frame.data["leave"] = stack = ExitStack()
-                frame.data[AROUND_BACKWARD] = self._around_backward
-                stack.enter_context(autocast_asked.by(self._outside_islands))
-                stack.enter_context(self._mode)
-        if frame.root.data["emulated"]:
+        root = frame.root.data
+        root.setdefault("casts", {})
+        if begins_plan(frame, self._covers):
+            root[AROUND_BACKWARD] = self._around_backward
+            frame.data["leave"] = stack = ExitStack()
+            stack.enter_context(autocast_asked.by(self._outside_islands))
+            stack.enter_context(self._mode)
+        if root.get(PLANNED):
             frame.data["format"] = self._lookup.of(frame.name)
 
     def left(self, frame: Frame, output: Any) -> Any:
-        if not frame.is_outermost or not frame.data["emulated"]:
+        if "leave" not in frame.data:
             return output
         frame.data["leave"].close()
-        frame.data["casts"].clear()
+        root = frame.root.data
+        del root[PLANNED], root[AROUND_BACKWARD]
+        root["casts"].clear()
         return to_float32(output)
 
     def _around_backward(self, frame: Frame) -> EmulatedMode:

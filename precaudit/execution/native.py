@@ -14,12 +14,12 @@ from typing import Any
 import torch
 
 from precaudit.execution import float8
-from precaudit.execution.emulated import every_model, in_float32, no_island, to_float32, written
+from precaudit.execution.emulated import begins_plan, every_model, in_float32, no_island, to_float32, written
 from precaudit.execution.formats import PlanLookup, ScopeFormat
 from precaudit.execution.libraries import PlanAutocast
 from precaudit.execution.products import tf32
 from precaudit.execution.rounding import FLOAT8_DTYPES, HALF_DTYPES
-from precaudit.instrument.scopes import Frame, Scopes
+from precaudit.instrument.scopes import PLANNED, Frame, Scopes
 from precaudit.instrument.torchfunction import OperationMode, tensors_in, writes
 from precaudit.model import Plan
 
@@ -97,12 +97,12 @@ class NativePrecision:
         self._covers, self._in_island = covers, in_island
 
     def entered(self, frame: Frame) -> None:
-        if frame.is_outermost:
-            frame.data["covered"] = self._covers(frame.module)
-            frame.data["formats"] = [None]
-        if not frame.root.data["covered"]:
+        root = frame.root.data
+        if begins_plan(frame, self._covers):
+            root["formats"], frame.data["outermost"] = [None], True
+        if not root.get(PLANNED):
             return
-        scope, active = self._lookup.of(frame.name), frame.root.data["formats"]
+        scope, active = self._lookup.of(frame.name), root["formats"]
         contexts: list[AbstractContextManager[Any]] = []
         opens = scope.default != active[-1] and (scope.default in _WIDE or not self._in_island())
         if opens:
@@ -120,7 +120,10 @@ class NativePrecision:
         if stack is not None:
             stack.close()
             frame.root.data["formats"].pop()
-        return to_float32(output) if frame.is_outermost and frame.data["covered"] else output
+        if "outermost" not in frame.data:
+            return output
+        del frame.root.data[PLANNED]
+        return to_float32(output)
 
 
 def _device_of(module: torch.nn.Module) -> str:

@@ -31,6 +31,9 @@ _WITHOUT_REENTRANT = next(
 REPEATED = "repeated"
 """In an outermost frame's data while a checkpointed part runs without gradients, as the backward pass repeats it."""
 
+PLANNED = "planned"
+"""In an outermost frame's data while a plan is in force in it."""
+
 
 class Frame:
     """One running forward. `data` belongs to listeners; `op_counts` numbers the calls of each op in this forward."""
@@ -174,12 +177,14 @@ class ModuleScopes:
         frame = self.current
         if frame is None:
             return function
+        planned = frame.root.data.get(PLANNED, False)
 
         def resumed(*args: Any, **kwargs: Any) -> Any:
             if (running := self.current) is not None:
                 with _marked(running.root.data, REPEATED, not torch.is_grad_enabled()):
                     return function(*args, **kwargs)
             again = Frame(frame.module, frame.name, None)
+            again.data[PLANNED] = planned
             self._stack.frames.append(again)
             for listener in self.listeners:
                 listener.entered(again)

@@ -25,6 +25,11 @@ _MOVED = 1e-5
 """Times its rms: a buffer that float32 itself moves less has stood still."""
 
 
+def is_called(frame: Frame) -> bool:
+    """Whether a model is called, and no part of one: by the script, or by a loss that holds it in a list."""
+    return frame.is_outermost or not frame.name.fqn
+
+
 class LastCalls:
     """A scope listener: the last training call of every model, one batch each. A model with weights is kept when the
     function that made it has returned; a loss that is made anew in every step is not."""
@@ -40,7 +45,7 @@ class LastCalls:
     def entered(self, frame: Frame) -> None: ...
 
     def left(self, frame: Frame, output: Any) -> Any:
-        if frame.is_outermost and output is not None and torch.is_grad_enabled() and frame.module.training:
+        if is_called(frame) and output is not None and torch.is_grad_enabled() and frame.module.training:
             name = f"{frame.name.model}.{frame.name.fqn}".rstrip(".")
             self._calls[frame.module] = (name, *frame.call)
             if next(iter(frame.module.parameters()), None) is not None:
@@ -55,7 +60,7 @@ class FirstValues:
         self._first: MutableMapping[nn.Module, dict[str, torch.Tensor]] = WeakIdKeyDictionary()
 
     def entered(self, frame: Frame) -> None:
-        if frame.is_outermost and frame.module not in self._first:
+        if is_called(frame) and frame.module not in self._first:
             for module in frame.module.modules():
                 own = {**module._buffers, **module._parameters}
                 self._first.setdefault(module, dict(_samples(own)))

@@ -420,6 +420,75 @@ def test_a_plan_runs_inside_autocast_switched_off_or_on_and_not_inside_an_island
     assert (run(spec(plan=BRAIN), code).losses == run(spec(), code).losses) is island
 
 
+class Without(nn.Module):
+    """Calls a network that is no part of it, as losses hold teachers and critics."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.networks = [network]
+
+    def forward(self, x):
+        return self.networks[0](x).sum() + (x @ x.T).sum()
+
+
+@pytest.mark.parametrize("execution", ["emulated", "native"])
+def test_a_plan_is_in_force_in_a_model_that_a_loss_calls(execution):
+    """A plan was verified of which that model had been left out, and precaudit.apply puts it on."""
+    seen = []
+
+    def code():
+        network = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 1))
+        network[1].register_forward_hook(lambda module, args, output: seen.append(output.dtype))
+        loss, optimizer = Without(network), torch.optim.SGD(network.parameters(), lr=0.01)
+        loss.register_forward_hook(lambda module, args, output: seen.append(output.dtype))
+        network[2].register_forward_hook(lambda module, args, output: seen.append(output.dtype))
+        x = torch.ones(3, 4)
+        loss(x).backward()
+        optimizer.step()
+
+    result = run(spec(precision="plan", plan=BRAIN, execution=execution), code)
+    assert seen[:3] == [torch.bfloat16, torch.bfloat16, torch.float32]
+    assert "network" in result.end_state.evaluations
+
+
+class Core(nn.Module):
+    """Attention's products, which have no weights."""
+
+    def __init__(self, use_reentrant):
+        super().__init__()
+        self.use_reentrant = use_reentrant
+
+    def attend(self, q, k):
+        return (q @ k.T).softmax(-1) @ k
+
+    def forward(self, x):
+        return checkpoint(self.attend, x, x + 1, use_reentrant=self.use_reentrant)
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+@pytest.mark.parametrize("execution", ["emulated", "native"])
+def test_what_a_part_without_weights_checkpoints_is_repeated_under_the_plan(execution, use_reentrant):
+    def gradient(core):
+        found = []
+
+        def code():
+            torch.manual_seed(0)
+            model = nn.Sequential(nn.Linear(4, 8), core, nn.Linear(8, 1))
+            optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+            model(torch.randn(5, 4)).sum().backward()
+            found.append(model[0].weight.grad.clone())
+            optimizer.step()
+
+        assert run(spec(precision="plan", plan=BRAIN, execution=execution), code).error is None
+        return found[0]
+
+    class Plain(Core):
+        def forward(self, x):
+            return self.attend(x, x + 1)
+
+    assert torch.equal(gradient(Core(use_reentrant)), gradient(Plain(False)))
+
+
 @pytest.mark.parametrize("execution", ["emulated", "native", "applied, emulated", "applied, native"])
 @pytest.mark.parametrize("checkpointed", [False, True])
 def test_an_island_inside_a_model_is_what_torch_makes_of_it(execution, checkpointed):
