@@ -20,7 +20,7 @@ from precaudit.profiling.findings import all_findings
 from precaudit.profiling.settings import Settings
 from precaudit.profiling.timing import measure, trained_ops
 from precaudit.profiling.trials import verify
-from precaudit.running.job import Job, RunResult, RunSpec
+from precaudit.running.job import OF_OPTIMIZER, Job, RunResult, RunSpec
 from precaudit.tensorcores.eligibility import unreached_findings, with_flops
 from precaudit.tensorcores.padding import alignment_findings
 from precaudit.tensorcores.peaks import Gpu, get_gpu, gpu_for
@@ -236,7 +236,7 @@ def _job_facts(job: Job, settings: Settings, audit: Audit, formats: Sequence[str
         "steps": run.steps,
         "steps_requested": job.steps,
         "counted": run.counted,
-        "backward_at": list(run.streams),
+        "backward_at": list(dict.fromkeys(stream.partition(OF_OPTIMIZER)[0] for stream in run.streams)),
         "seeds": settings.seeds,
         "target": target.name,
         "formats": list(formats),

@@ -68,6 +68,8 @@ class RunSpec:
 
 
 _NO_MEMORY = ("out of memory", "defaultcpuallocator", "_alloc_failed", "unable to find an engine to execute")
+OF_OPTIMIZER = ", optimizer "
+"""In the name of a stream of losses, between its line and the optimizer's number."""
 INTERNAL = "InternalError"
 LACKS_ROOM = "LacksRoom"
 OURS = frozenset((INTERNAL, LACKS_ROOM))
@@ -117,10 +119,10 @@ class EndState:
 @dataclass(frozen=True)
 class RunResult:
     """What one run showed. `losses` has one value a step; `streams` separates them by the line that called
-    backward; `calls` counts those of models, with gradients, by the step that they led to; `leftovers` are files that
-    it read and an earlier run of the job had written; `halves` are the operations (model, module, name) whose results
-    were half in the probed steps; it `crossed` a run beside it when it read one of that; `on_cuda` tells whether its
-    models were there."""
+    backward, and by the optimizer if it does so for several; `calls` counts those of models, with gradients, by the
+    step that they led to; `leftovers` are files that it read and an earlier run of the job had written; `halves` are
+    the operations (model, module, name) whose results were half in the probed steps; it `crossed` a run beside it when
+    it read one of that; `on_cuda` tells whether its models were there."""
 
     label: str
     seed: int

@@ -5,14 +5,17 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
+from weakref import WeakKeyDictionary
 
 import torch
 
 from precaudit.instrument.events import TrainingEvents, TrainingListener
 from precaudit.instrument.scopes import Frame
+from precaudit.running.job import OF_OPTIMIZER
 from precaudit.tracing.ops import caller_location
 
 _PATIENCE = 3
+_FEW = 4
 
 
 class StopTraining(BaseException):
@@ -59,7 +62,9 @@ class Monitor(TrainingListener):
         self._progress = progress
         self._losses: list[torch.Tensor] = []
         self._of_step: list[torch.Tensor] = []
-        self._streams: dict[str, list[torch.Tensor]] = {}
+        self._placed: list[tuple[str, torch.Tensor]] = []
+        self._streams: dict[str, list[tuple[int, torch.Tensor]]] = {}
+        self._optimizers: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
         self._taken: list[torch.Tensor] = []
         self._clock: float | None = None
         self._called = 0
@@ -77,7 +82,7 @@ class Monitor(TrainingListener):
         if not (self._events.in_step and self._of_step):
             self._of_step.append(loss)
             place = caller_location()
-            self._streams.setdefault(f"{place.path}:{place.line}" if place else "", []).append(loss)
+            self._placed.append((f"{place.path}:{place.line}" if place else "", loss))
 
     def backward_ended(self, roots: Sequence[torch.Tensor]) -> None:
         self.backward_calls += 1
@@ -98,11 +103,18 @@ class Monitor(TrainingListener):
         losses = self._of_step or self._taken
         if losses:
             self._losses.append(torch.stack(losses).mean())
+        number = self._number(optimizer)
+        for place, loss in self._placed:
+            self._streams.setdefault(place, []).append((number, loss))
         self.calls.append(self._called)
-        self._of_step, self._taken, self._called = [], [], 0
+        self._of_step, self._placed, self._taken, self._called = [], [], [], 0
         self._tick()
         if self.steps >= self._limit:
             self._stop()
+
+    def _number(self, optimizer: Any) -> int:
+        """In the order of their first steps, which a script may make anew now and then."""
+        return 0 if optimizer is None else self._optimizers.setdefault(optimizer, len(self._optimizers) + 1)
 
     def _tick(self) -> None:
         now = time.perf_counter()
@@ -117,7 +129,17 @@ class Monitor(TrainingListener):
 
     @property
     def streams(self) -> dict[str, tuple[float, ...]]:
-        return {place: tuple(float(loss) for loss in losses) for place, losses in self._streams.items()}
+        """By the line that called backward and, where a line does so for a few optimizers, as a function that makes a
+        step or a library's does, by the optimizer whose step came next."""
+        found: dict[str, tuple[float, ...]] = {}
+        for place, losses in self._streams.items():
+            numbers = sorted({number for number, _ in losses})
+            if len(numbers) in range(2, _FEW + 1):
+                for number in numbers:
+                    found[f"{place}{OF_OPTIMIZER}{number}"] = tuple(float(loss) for n, loss in losses if n == number)
+            else:
+                found[place] = tuple(float(loss) for _, loss in losses)
+        return found
 
     @property
     def counted(self) -> str:

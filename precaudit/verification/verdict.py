@@ -57,6 +57,11 @@ def _undecided(verdict: Verdict, reason: str, gates_: tuple[Gate, ...] = ()) -> 
     return Judgement(verdict, reason, None, Difference(), gates_)
 
 
+def _unchanged(what: str, gates_: tuple[Gate, ...]) -> Judgement:
+    reason = f"the plan changed nothing: {what} is float32's, bit for bit"
+    return replace(_undecided("inconclusive", reason, gates_), cause="unchanged")
+
+
 def judge(runs: Runs, plan: Plan) -> Judgement:
     """The verdict on `plan`. A candidate that raised, was lost, or failed a gate fails whatever its mean loss."""
     pairs = runs.pairs
@@ -76,8 +81,7 @@ def judge(runs: Runs, plan: Plan) -> Judgement:
     if bad := failed(checked):
         return _undecided("fail", bad[0].detail, checked)
     if pairs and not any(_differ(*pair) for pair in pairs):
-        reason = "the plan changed nothing: every loss is float32's, bit for bit"
-        return replace(_undecided("inconclusive", reason, checked), cause="unchanged")
+        return _unchanged("every loss", checked)
     if (early := next((pair for pair in pairs if _ends_early(*pair)), None)) is not None:
         reason = f"the script ended itself at step {early[1].steps}, and in float32 not before {early[0].steps}"
         return replace(_undecided("inconclusive", reason, checked), cause="noise")
@@ -98,6 +102,8 @@ def _compare_losses(runs: Runs, pairs: Sequence[Pair], checked: tuple[Gate, ...]
     another may gain, and a small one is not seen beside a large one."""
     whole = _compared(runs, pairs, lambda run: run.losses)
     assert whole.margin is not None
+    if whole.window and all(_same_values(*pair, whole.window) for pair in pairs):
+        return _unchanged("every loss that is compared", checked)
     guard = _learned([reference for reference, _ in pairs], whole.margin)
     gates_ = (*checked, Gate("the reference learned", guard.passed, guard.detail))
     places = _places(pairs)
@@ -149,6 +155,12 @@ def _stream(place: str, run: RunResult) -> tuple[float, ...]:
 def _differ(reference: RunResult, candidate: RunResult) -> bool:
     """Rounding that is in force shows in some bit of some loss."""
     return (reference.losses, reference.streams) != (candidate.losses, candidate.streams)
+
+
+def _same_values(reference: RunResult, candidate: RunResult, window: slice) -> bool:
+    """Whether no rounding reached what is compared. A loss that is down to zero says nothing of it either way."""
+    losses = reference.losses[window]
+    return losses == candidate.losses[window] and any(losses)
 
 
 def _learned(references: Sequence[RunResult], margin: float) -> statistics.Guard:

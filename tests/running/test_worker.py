@@ -584,6 +584,31 @@ def test_micro_batches_are_averaged():
     assert result.losses == pytest.approx([sum(losses[i : i + 3]) / 3 for i in range(0, 18, 3)], rel=1e-6)
 
 
+def test_losses_of_one_line_are_told_apart_by_their_optimizers():
+    """A function that makes a step, or a library's: what a discriminator loses its generator would gain."""
+
+    def code():
+        model = nn.Linear(4, 1)
+        optimizers = [torch.optim.SGD(model.parameters(), lr=0.1) for _ in range(2)]
+        while True:
+            for sign, optimizer in zip((1, -1), optimizers, strict=True):
+                (sign * model(torch.randn(3, 4)).square().mean()).backward()
+                optimizer.step()
+
+    def anew():
+        model, kept = nn.Linear(4, 1), []
+        while True:
+            kept.append(torch.optim.SGD(model.parameters(), lr=0.1))
+            model(torch.randn(3, 4)).square().mean().backward()
+            kept[-1].step()
+
+    (first, positive), (second, negative) = run(spec(), code).streams.items()
+    assert first.endswith("optimizer 1")
+    assert second.endswith("optimizer 2")
+    assert (min(positive) > 0, max(negative) < 0, len(positive), len(negative)) == (True, True, 3, 3)
+    assert [len(losses) for losses in run(spec(), anew).streams.values()] == [6]
+
+
 def test_calls_that_led_to_each_step_are_counted():
     """Not those without gradients, nor those of a closure, which may search for its step."""
 

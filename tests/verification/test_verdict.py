@@ -60,6 +60,17 @@ def test_bit_identical_runs_prove_nothing(seeds):
     assert "changed nothing" in judged.reason
 
 
+def test_a_plan_that_was_in_force_at_first_only_proves_nothing():
+    """Such as for a first model, where the second one's forward is called by its name."""
+    pairs = runs(0.0)
+    early = {i: replace(each, losses=(4.0, *each.losses[1:])) for i, each in pairs.candidates.items()}
+    judged = judge(replace(pairs, candidates=early), PLAN)
+    assert (judged.verdict, judged.cause) == ("inconclusive", "unchanged")
+    zero = {i: run((*falling(seed=i, end=1 + 0.01 * i)[:20], *[0.0] * 20), seed=i) for i in range(3)}
+    nearly = {i: replace(each, losses=(4.0, *each.losses[1:])) for i, each in zero.items()}
+    assert judge(Runs(zero, nearly), PLAN).verdict == "pass"
+
+
 def test_a_candidate_that_raised_fails_with_its_message():
     references = {0: run(falling())}
     judged = judge(Runs(references, {0: broken(falling()[:7], "expected Half")}), PLAN)
@@ -154,9 +165,10 @@ def test_one_of_several_streams_that_learns_is_enough():
     flat = (1.0,) * 40
 
     def of(label, end):
-        return run(flat, label, 0, streams={"gan.py:10": flat, "gan.py:20": falling(end=end)})
+        streams = {"gan.py:10": flat, "gan.py:20": falling(end=end)}
+        return {seed: run((end * (1 + seed * 1e-6),) * 40, label, seed, streams=streams) for seed in range(3)}
 
-    judged = judge(Runs({0: of("reference", 1)}, {0: of("candidate-1", 1 + 1e-5)}), PLAN)
+    judged = judge(Runs(of("reference", 1), of("candidate-1", 1 + 1e-5)), PLAN)
     assert judged.verdict == "pass"
     assert judged.gates[-1].passed
 
