@@ -28,7 +28,16 @@ from precaudit.instrument.names import ModuleNames
 from precaudit.instrument.patches import wrapped
 from precaudit.instrument.scopes import ModuleScopes, ScopeListener
 from precaudit.measuring.arms import engaged
-from precaudit.measuring.devices import CPU, Devices, devices_of, own_counters, peak_bytes, reset_peak, wait_for
+from precaudit.measuring.devices import (
+    CPU,
+    Devices,
+    devices_of,
+    is_recording,
+    own_counters,
+    peak_bytes,
+    reset_peak,
+    wait_for,
+)
 from precaudit.measuring.feeding import Feeding
 from precaudit.measuring.program import Program
 from precaudit.measuring.records import FLOAT32, PLAN, Arm, Block, Observation, Profiled
@@ -90,6 +99,8 @@ class Conductor(TrainingListener):
         self._backwards += 1
 
     def step_complete(self, optimizer: Any) -> None:
+        if is_recording():
+            return
         self.feeding.count(self._backwards)
         self._backwards = 0
         try:

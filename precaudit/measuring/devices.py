@@ -31,6 +31,11 @@ def wait_for(devices: Devices) -> None:
             torch.accelerator.synchronize(device)
 
 
+def is_recording() -> bool:
+    """Whether a CUDA graph is being recorded: what is launched then doesn't run, and waiting for it is an error."""
+    return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
+
+
 def _is_accelerator(device: torch.device) -> bool:
     """Whether it is what torch calls this machine's accelerator, such as Apple's or Intel's GPU."""
     own = torch.accelerator.current_accelerator()

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any
 
 METHOD = "GPM counters of the whole device"
@@ -66,11 +67,12 @@ class Pipes:
 
 
 def _tensor_share(nvml: Any, samples: list[Any]) -> float | None:
-    """None where the GPU doesn't have the counter."""
+    """None where the GPU doesn't have the counter, or nothing was counted."""
     query = nvml.c_nvmlGpmMetricsGet_t()
     query.version, query.numMetrics = nvml.NVML_GPM_METRICS_GET_VERSION, 1
     query.sample1, query.sample2 = samples
     metric = query.metrics[0]
     metric.metricId = nvml.NVML_GPM_METRIC_ANY_TENSOR_UTIL
     nvml.nvmlGpmMetricsGet(query)
-    return float(metric.value) / 100.0 if metric.nvmlReturn == nvml.NVML_SUCCESS else None
+    known = metric.nvmlReturn == nvml.NVML_SUCCESS and isfinite(metric.value)
+    return float(metric.value) / 100.0 if known else None

@@ -259,6 +259,29 @@ def test_a_cuda_graph_is_noticed_with_the_precision_that_it_is_recorded_in(monke
     assert not timed(training(steps=4), Arm("float32")).observed.captured
 
 
+def test_nothing_waits_for_a_device_while_a_step_is_recorded(monkeypatch):
+    """Waiting would end the recording, and a recorded step doesn't run."""
+    capturing, waits = False, []
+
+    def wait(devices):
+        waits.append(capturing)
+
+    def code():
+        nonlocal capturing
+        step = training(steps=1)
+        for number in range(40):
+            capturing = number in (3, 4, 5, 6)
+            step()
+
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing)
+    monkeypatch.setattr(conductor, "wait_for", wait)
+    blocks = timed(code, Arm("float32")).observed.blocks
+    assert blocks
+    assert waits
+    assert not any(waits)
+
+
 def test_energy_is_read_around_blocks():
     meter = Meter(FakeNvml(), card(energy=[1000, 2000, 5500]))
     assert meter.counts

@@ -37,6 +37,7 @@ def test_says_why_nothing_was_measured(gpu, why):
 
 def test_a_counter_that_a_gpu_does_not_have_is_left_out():
     assert watched(FakeNvml(), card(gpm=1, counters={}))[1] is None
+    assert watched(FakeNvml(), card(gpm=1, counters={5: float("nan")}))[1] is None
 
 
 def test_work_that_fails_frees_the_samples():
