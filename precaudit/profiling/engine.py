@@ -211,7 +211,7 @@ _OWN = {"autocast": "autocast", "plan": "plan", "grad_scaler": "GradScaler"}
 
 def _job_facts(job: Job, settings: Settings, audit: Audit, formats: Sequence[str], target: Gpu) -> dict[str, Any]:
     run = audit.reference
-    notes = list(run.notes)
+    notes = [*run.notes, *([settings.unheeded] if settings.unheeded else [])]
     if run.status == "ended" and run.steps < job.steps:
         notes.append(f"the script ended after {run.steps} of {job.steps} steps; everything refers to those")
     own = [name for key, name in _OWN.items() if key in run.baseline]
@@ -237,11 +237,11 @@ def _job_facts(job: Job, settings: Settings, audit: Audit, formats: Sequence[str
         "steps_requested": job.steps,
         "counted": run.counted,
         "backward_at": list(dict.fromkeys(stream.partition(OF_OPTIMIZER)[0] for stream in run.streams)),
-        "seeds": settings.seeds,
+        "seeds": settings.pairs,
         "target": target.name,
         "formats": list(formats),
         "device": job.device,
-        "quick": settings.quick,
+        "quick": settings.quick and settings.verify,
         "stopped": "unable" if run.is_ours else run.status,
         "models": list(audit.trace.models),
         "audited_steps": audit.trace.audited_steps,

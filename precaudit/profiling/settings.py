@@ -36,6 +36,19 @@ class Settings:
         chosen = {name: getattr(self, name) for name in OPTIONS if getattr(self, name) != getattr(Settings, name)}
         return {f"--{name}": ",".join(v) if isinstance(v, tuple) else f"{v}" for name, v in chosen.items()}
 
+    @property
+    def pairs(self) -> int:
+        """How many seeds the first look takes."""
+        return 0 if not self.verify else 1 if self.quick else self.seeds
+
+    @property
+    def unheeded(self) -> str | None:
+        """What was asked for and is not done, for the sake of something else that was."""
+        asked = [f"--seeds {self.seeds}"] if self.seeds not in (self.pairs, DEFAULT_SEEDS) else []
+        asked += ["--quick"] if self.quick and not self.verify else []
+        instead = "--quick runs one pair" if self.verify else "--no-verify runs no pair"
+        return f"{instead}: {' and '.join(asked)} changed nothing" if asked else None
+
     def __post_init__(self) -> None:
         require_count("--steps", self.steps)
         require_count("--seeds", self.seeds)

@@ -24,3 +24,26 @@ def test_what_was_off_is_named_and_nothing_else(baseline, notes):
     audit = Audit(job, RunResult("reference", 0, "stopped", 8, baseline=baseline), Trace())
     facts = _job_facts(job, Settings(), audit, ("bfloat16",), get_gpu("h100"))
     assert [note.partition(" in the float32")[0] for note in facts["notes"]] == notes
+
+
+@pytest.mark.parametrize(
+    ("asked", "seeds", "quick", "note"),
+    [
+        ({}, 3, False, None),
+        ({"quick": True}, 1, True, None),
+        ({"quick": True, "seeds": 1}, 1, True, None),
+        ({"quick": True, "seeds": 7}, 1, True, "--quick runs one pair: --seeds 7 changed nothing"),
+        ({"verify": False}, 0, False, None),
+        (
+            {"verify": False, "seeds": 7, "quick": True},
+            0,
+            False,
+            "--no-verify runs no pair: --seeds 7 and --quick changed nothing",
+        ),
+    ],
+)
+def test_a_report_says_the_seeds_that_its_first_look_takes(asked, seeds, quick, note):
+    job = Job("script", "train.py", (), ".", 8)
+    audit = Audit(job, RunResult("reference", 0, "stopped", 8), Trace())
+    facts = _job_facts(job, Settings(**asked), audit, ("bfloat16",), get_gpu("h100"))
+    assert (facts["seeds"], facts["quick"], facts["notes"]) == (seeds, quick, [note] if note else [])
