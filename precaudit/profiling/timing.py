@@ -41,7 +41,7 @@ def measure(
 ) -> Measured:
     """Time the script on this machine; without a `runner` nothing is run, and only what follows from shapes is said."""
     began = time.perf_counter()
-    card = find_gpu(where["device"]) if where["cuda"] else None
+    card = find_gpu(where["device"])
     found, notes = observe(audit, _program(plan, where), runner) if runner else (None, ())
     seconds = time.perf_counter() - began
     on_gpu = found is not None and found.device == "cuda"
@@ -49,7 +49,7 @@ def measure(
     ops = trained_ops(audit)
     predicted = predictions(ops, audit.trace.layers, plan, target, max(1, audit.trace.audited_steps))
     own = predictions(ops, audit.trace.layers, plan, card, max(1, audit.trace.audited_steps)) if card else predicted
-    figures |= beside(own, figures["step_seconds"] if on_gpu else {}, card or target)
+    figures |= beside(own, figures["step_seconds"] if on_gpu and card else {}, card or target)
     figures |= {"notes": list(notes), "seconds_measuring": seconds if runner else None}
     run_steps = audit.reference.steps if audit.reference.status == "ended" else None
     steps_in = units(found.feed, run_steps) if found else dict.fromkeys(units(Observation("cpu").feed, None))

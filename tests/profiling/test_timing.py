@@ -108,6 +108,19 @@ def test_a_card_that_is_not_listed_is_timed_in_the_formats_of_its_generation():
     assert [(arm.name, arm.half) for arm in replies.programs[0].arms[:2]] == [("float32", None), ("amp", "float16")]
 
 
+@pytest.mark.parametrize(
+    ("device", "cuda", "stands_in", "known"),
+    [("NVIDIA A10G", "12.8", "a10", False), ("AMD Instinct MI300X", None, "mi300x", True)],
+)
+def test_a_prediction_for_another_card_has_no_error_on_this_one(device, cuda, stands_in, known):
+    where = {"device": device, "cuda": cuda, "capability": "8.6" if cuda else "9.4"}
+    replies = Replies(seen(blocks=blocks(float32=10)))
+    found = measure(audit(), PLAN, get_gpu(stands_in), None, where, replies).performance
+    assert found["predicted_for"] == get_gpu(stands_in).name
+    assert found["step_seconds"]["float32"] == pytest.approx(0.01)
+    assert (found["prediction_error"]["float32"] is not None) == known
+
+
 def test_another_target_than_this_card_is_predicted_and_not_measured():
     timed = seen(blocks=blocks(float32=10, plan=5))
     found = measure(audit(), PLAN, get_gpu("a100"), None, ON_H100, Replies(timed))
