@@ -115,7 +115,8 @@ class Baseline:
             stack.enter_context(mock.patch.object(autocast, "__init__", keeping_what_is_asked(autocast.__init__)))
             stack.enter_context(mock.patch.object(autocast, "__enter__", self._entered(autocast.__enter__)))
             stack.enter_context(mock.patch.object(autocast, "__exit__", self._left(autocast.__exit__)))
-            stack.enter_context(mock.patch.object(torch, "clear_autocast_cache", self._cleared))
+            clear = torch.clear_autocast_cache
+            stack.enter_context(mock.patch.object(torch, "clear_autocast_cache", self._clearing(clear)))
             stack.enter_context(checkpointed(self._kept))
             scaler = torch.amp.GradScaler
             stack.enter_context(mock.patch.object(scaler, "__init__", self._scaler_created(scaler.__init__)))
@@ -150,6 +151,15 @@ class Baseline:
 
     def _cleared(self) -> None:
         self._cache = object()
+
+    def _clearing(self, original: Callable[[], None]) -> Callable[[], None]:
+        """torch clears what it has cast where an outermost region ends, which may be a plan's."""
+
+        def clear() -> None:
+            self._cleared()
+            original()
+
+        return clear
 
     def _left(self, original: Callable[..., Any]) -> Callable[..., None]:
         def __exit__(region: autocast, *exception: Any) -> None:

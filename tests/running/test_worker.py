@@ -420,6 +420,24 @@ def test_a_plan_runs_inside_autocast_switched_off_or_on_and_not_inside_an_island
     assert (run(spec(plan=BRAIN), code).losses == run(spec(), code).losses) is island
 
 
+def test_a_native_plan_goes_on_with_the_weights_of_each_step():
+    """torch's autocast keeps what it has cast until an outermost region ends."""
+
+    def code():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1))
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+        while True:
+            optimizer.zero_grad()
+            (model(torch.ones(3, 4)) - 1).square().mean().backward()
+            optimizer.step()
+
+    ways = ("native", "emulated")
+    native, emulated = (run(spec(precision="plan", plan=BRAIN, execution=way), code).losses for way in ways)
+    assert native == pytest.approx(emulated, rel=1e-2)
+    assert native[-1] < 0.5 * native[0]
+
+
 class Without(nn.Module):
     """Calls a network that is no part of it, as losses hold teachers and critics."""
 
