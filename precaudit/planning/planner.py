@@ -35,6 +35,7 @@ _FALLBACK = {
 
 
 _NO_PRODUCT = "no matrix product beside it is left in low precision, so it would gain nothing"
+_UNSEEN = "it never ran in training here, so nothing is known of its values"
 _BESIDE = "float8 is for linear layers with sizes in multiples of 16; this runs in bfloat16 beside them"
 
 
@@ -69,12 +70,15 @@ def build_plan(trace: Trace, choices: Choices) -> Plan:
     layers = {layer.fqn: layer for layer in trace.layers if layer.trained}
     names = dict.fromkeys([*trace.leaves, *layers])
     formats = {fqn: _own_format(layers.get(fqn), default, trace) for fqn in names}
+    because = {fqn: _BESIDE for fqn in names if formats[fqn] != default}
+    unseen = trace.unseen if default not in ("tf32", "float32") else ()
+    formats |= dict.fromkeys(unseen, "float32")
     draft = _Draft(
         choices,
         default,
         formats,
         _alone(trace, layers),
-        because={fqn: _BESIDE for fqn in names if formats[fqn] != default},
+        because=because | dict.fromkeys(unseen, _UNSEEN),
     )
     for ban in choices.bans:
         draft.avoid(ban, layers.get(ban.fqn))

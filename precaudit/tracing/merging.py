@@ -47,6 +47,7 @@ def merged(traces: Sequence[Trace]) -> Trace:
         low_dtypes=_united(t.low_dtypes for t in traces),
         models=_united(t.models for t in traces),
         leaves=_united(t.leaves for t in traces),
+        unseen=tuple(fqn for fqn in traces[0].unseen if all(fqn in t.unseen for t in traces)),
         faults=tuple(sorted((f for t in traces for f in t.faults), key=lambda fault: fault.step)),
         bypassed={fqn: place for trace in traces for fqn, place in trace.bypassed.items()},
     )

@@ -30,8 +30,9 @@ class Fault:
 
 @dataclass(frozen=True)
 class Trace:
-    """What a run showed. `maxima` are (step, log2 of the largest gradient that is half in the backward pass);
-    `bypassed` maps a module whose forward was called directly, past its hooks, to the line that did."""
+    """What a run showed. Of the `leaves`, the `unseen` have parameters and never ran in training; `maxima` are (step,
+    log2 of the largest gradient that is half in the backward pass); `bypassed` maps a module whose forward was called
+    directly, past its hooks, to the line that did."""
 
     layers: tuple[Layer, ...] = ()
     ops: tuple[Op, ...] = ()
@@ -40,6 +41,7 @@ class Trace:
     low_dtypes: tuple[str, ...] = ()
     models: tuple[str, ...] = ()
     leaves: tuple[str, ...] = ()
+    unseen: tuple[str, ...] = ()
     faults: tuple[Fault, ...] = ()
     bypassed: Mapping[str, Location] = field(default_factory=dict)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import replace
 
+from torch import nn
+
 from precaudit.histograms import fits
 from precaudit.instrument.names import ModuleName, ModuleNames
 from precaudit.model import Layer, Location, Op, TensorRecord, TensorStats
@@ -63,6 +65,7 @@ def snapshot(tracer: Tracer, names: ModuleNames) -> Trace:
         low_dtypes=tuple(sorted(tracer.low_dtypes)),
         models=namer.models,
         leaves=tuple(_leaves(tracer, names, namer)),
+        unseen=tuple(_unseen(tracer, names, namer)),
         faults=tuple(replace(fault, fqn=namer.fqn(ModuleName(fault.model, fault.fqn))) for fault in _faults(tracer)),
         bypassed={namer.fqn(name): Location(*place) for name, place in tracer.bypassed.items()},
     )
@@ -79,6 +82,18 @@ def _leaves(tracer: Tracer, names: ModuleNames, namer: _Namer) -> list[str]:
         for module in model.modules()
         if names.of(module) in computing or not any(True for _ in module.children())
     ]
+
+
+def _unseen(tracer: Tracer, names: ModuleNames, namer: _Namer) -> Iterator[str]:
+    """Leaves that could compute something by their parameters, and never did in training, such as the head that a
+    model has for sampling. What others use of a module, as attention does of its `out_proj`, gets gradients there."""
+    used = {namer.latest(name) for name in tracer.ran}
+    used |= {namer.latest(s.module) for s in tracer.parameters.slots.values() if s.gradient.stats().numel}
+    for name, model in names.models.items():
+        for module in model.modules() if name in namer.models else ():
+            computes = type(module).forward is not nn.Module.forward and any(True for _ in module.parameters())
+            if computes and names.of(module) not in used and not any(True for _ in module.children()):
+                yield namer.fqn(names.of(module))
 
 
 def _faults(tracer: Tracer) -> list[Fault]:

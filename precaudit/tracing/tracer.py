@@ -84,6 +84,8 @@ class Tracer(TrainingListener):
         self.step = 0
         self._pass = 0
         self.computing: set[ModuleName] = set()
+        self.ran: set[ModuleName] = set()
+        """In a training forward, of any step."""
         self._seen_in_pass: dict[tuple[ModuleName, str], int] = {}
         self._last: tuple[OpSlot, list[torch.Tensor]] | None = None
         self._weights_counted = False
@@ -169,6 +171,8 @@ class Tracer(TrainingListener):
             frame.data["trains"] = torch.is_grad_enabled()
             if self.recording:
                 self._mode.__enter__()
+        if frame.root.data["trains"]:
+            self.ran.add(frame.name)
 
     def left(self, frame: Frame, output: Any) -> Any:
         if frame.root.data.get("traced"):

@@ -148,6 +148,16 @@ def test_leaves_that_never_ran_are_in_the_plan():
     assert build_plan(seen, Choices(DEFAULT, "h100")).modules == {"a": "bfloat16", "unused": "bfloat16"}
 
 
+@pytest.mark.parametrize(
+    ("formats", "expected"), [(DEFAULT, "float32"), (("float16",), "float32"), (("tf32",), "tf32")]
+)
+def test_what_could_compute_and_never_did_stays_in_float32_s_range(formats, expected):
+    found = replace(trace([op(fqn="a")]), leaves=("a", "unused", "sampler"), unseen=("sampler",))
+    plan = build_plan(found, Choices(formats, "h100"))
+    assert plan.modules == {"a": plan.default, "unused": plan.default, "sampler": expected}
+    assert ("never ran" in plan.because.get("sampler", "")) is (expected == "float32")
+
+
 def test_layers_that_don_t_train_are_not():
     assert planned([op(fqn="a")], layers=[layer("a"), layer("loss", leaf=False, trained=False)]).modules == {
         "a": "bfloat16"
@@ -337,7 +347,6 @@ def test_a_plan_whose_last_product_no_scale_serves_is_float32s():
 def test_without_gradients_there_is_nothing_to_scale():
     assert halves({"a": None}, []).loss_scale.mode == "none"
     assert halves({"a": stats(1.0)}, []).loss_scale.mode == "none"
-
 
 
 def test_a_complex_parameter_leaves_no_format_that_needs_a_loss_scale():

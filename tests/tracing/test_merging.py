@@ -37,6 +37,11 @@ def seen(trace):
     }
 
 
+def test_what_one_process_ran_was_seen():
+    one, other = (Trace(leaves=("a", "b"), unseen=unseen) for unseen in (("a", "b"), ("b",)))
+    assert merged([one, other]).unseen == ("b",)
+
+
 def test_parts_make_the_whole():
     whole, parts = trained(DATA), [trained(DATA[:1]), trained(DATA[1:3]), trained(DATA[3:])]
     for together in (merged(parts), merged(parts[::-1]), merged([merged(parts[:2]), parts[2]])):

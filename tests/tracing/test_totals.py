@@ -471,3 +471,32 @@ def test_what_computes_without_gradients_between_its_children_has_a_place_in_the
     with tracing() as traced:
         train(net, lambda model, step: model(numbers(step, BATCH, 4)).square().sum(), steps=1)
     assert set(traced.trace.leaves) == {"0", "0.0", "1.0"}
+
+
+def test_what_could_compute_and_never_did_in_training_is_told():
+    """A head for sampling, run between the steps, and one for nothing; attention's `out_proj` works without running,
+    a table of parameters and an activation have nothing to run; a layer may be left out of the steps that are looked
+    at."""
+
+    def forward(self, x):
+        h, _ = self.mix(x, x, x)
+        self.calls += 1
+        return self.head(h + (self.rare(h) if self.calls % 2 == 0 else self.table[0]))
+
+    net = Wrapping(
+        forward,
+        mix=nn.MultiheadAttention(4, 2),
+        head=nn.Linear(4, 1),
+        rare=nn.Linear(4, 4),
+        sampler=nn.Linear(4, 4),
+        never=nn.Linear(4, 4),
+        act=nn.ReLU(),
+        table=nn.ParameterList([nn.Parameter(torch.zeros(4), requires_grad=False)]),
+    )
+    net.calls = 0
+    with tracing(audited=lambda step: step == 0) as traced:
+        train(net, lambda model, step: model(numbers(step, BATCH, 4)).square().sum(), steps=2)
+        with torch.no_grad():
+            net.sampler(numbers(0, BATCH, 4))
+    assert set(traced.trace.unseen) == {"sampler", "never"}
+    assert "mix.out_proj" in traced.trace.leaves
