@@ -110,11 +110,13 @@ def attribute(trace: Trace) -> Attribution:
 
 
 def _launch_of(trace: Trace) -> Ints:
-    """The latest launch before the kernel with its correlation number, which every process counts for itself, or one
-    after it, where clocks differ; -1 where the trace holds none."""
+    """The latest launch before the kernel with its correlation number, or one after it, where clocks differ; -1 where
+    the trace holds none."""
     launches, kernels = trace.launches, trace.kernels
     count, total = len(launches.correlation), len(launches.correlation) + len(kernels.name)
-    number = np.concatenate([launches.correlation, kernels.correlation])
+    process = np.concatenate([trace.processes[launches.thread], _launching_process(trace)])
+    known = np.concatenate([launches.correlation, kernels.correlation])
+    number = np.where(known >= 0, _apart(known, process), -1)
     order = np.lexsort((np.concatenate([launches.start, kernels.start]), number))
     place = np.where(order < count, np.arange(total), -1)
     before = np.maximum.accumulate(place)
@@ -125,6 +127,31 @@ def _launch_of(trace: Trace) -> Ints:
         fits = (near < count) & (number[near] == number[order]) & (number[order] >= 0)
         found[order[fits]] = near[fits]
     return found[count:]
+
+
+def _launching_process(trace: Trace) -> Ints:
+    """The process of every kernel: those of one place are one's, the one with most of their numbers, of several alike
+    one that has no place yet, for ranks have a GPU each."""
+    process, places = trace.processes[trace.launches.thread], trace.kernels.place
+    launches = {int(number): np.flatnonzero(process == number) for number in np.unique(process)}
+    found, taken = np.full(len(places), min(launches, default=0), dtype=np.int64), set[int]()
+    for place in np.unique(places) if len(launches) > 1 else ():
+        mine = np.flatnonzero(places == place)
+        fits = {number: _fit(trace, mine, theirs) for number, theirs in launches.items()}
+        merits = {number: (known, number not in taken, *timely) for number, (known, *timely) in fits.items()}
+        found[mine] = owner = max(merits, key=merits.__getitem__)
+        taken.add(owner)
+    return found
+
+
+def _fit(trace: Trace, kernels: Ints, launches: Ints) -> tuple[int, int, float]:
+    """How many of the kernels have their number among the launches, how many came after it, and how soon."""
+    by_number = launches[np.argsort(trace.launches.correlation[launches], kind="stable")]
+    numbers, wanted = trace.launches.correlation[by_number], trace.kernels.correlation[kernels]
+    near = np.searchsorted(numbers, wanted).clip(max=len(numbers) - 1)
+    lag = (trace.kernels.start[kernels] - trace.launches.start[by_number[near]])[numbers[near] == wanted]
+    after = lag[lag >= 0]
+    return len(lag), len(after), -float(np.median(after)) if len(after) else 0.0
 
 
 def _kernel_scope(trace: Trace, op: Ints, own: Ints, op_scope: Ints) -> Ints:

@@ -44,7 +44,8 @@ class Columns:
     def __init__(self) -> None:
         self.names: dict[str, int] = {}
         self.threads: dict[str, int] = {}
-        self.kernels = Table("name", "start", "duration", "correlation", "device")
+        self.places: dict[tuple[Any, int], int] = {}
+        self.kernels = Table("name", "start", "duration", "correlation", "device", "place")
         self.launches = Table("correlation", "thread", "start")
         self.ops = Table("name", "thread", "start", "duration", "sequence", "forward_thread")
         self.scopes = Table("name", "thread", "start", "duration")
@@ -125,7 +126,8 @@ class Columns:
         if not 0 <= duration < _YEAR:
             raise ValueError("no time that a kernel takes")
         device = device if 0 <= device < 1024 else 0
-        self.kernels.add((self._name(name), float(event["ts"]), duration, correlation, device))
+        place = self.places.setdefault((event.get("pid"), device), len(self.places))
+        self.kernels.add((self._name(name), float(event["ts"]), duration, correlation, device, place))
 
     def _take_launch(self, event: Event) -> None:
         self.launches.add((integer(event["args"]["correlation"], -1), self._thread(event), float(event["ts"])))

@@ -42,14 +42,15 @@ class Intervals:
 
 @dataclass(frozen=True)
 class Kernels:
-    """Kernels that ran: `start` in microseconds, `seconds` each, the `correlation` with the call that launched it, and
-    the `device` as an index into the trace's."""
+    """Kernels that ran: `start` in microseconds, `seconds` each, the `correlation` with the call that launched it, the
+    `device` as an index into the trace's, and the `place`, one for each GPU of each process."""
 
     name: Ints
     start: Floats
     seconds: Floats
     correlation: Ints
     device: Ints
+    place: Ints
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,12 @@ def _assemble(source: str, columns: Columns, file: TraceFile) -> Trace:
         names=tuple(columns.names),
         processes=_processes(columns.threads),
         kernels=Kernels(
-            kernels.integers("name"), kernels.floats("start"), seconds, kernels.integers("correlation"), device
+            kernels.integers("name"),
+            kernels.floats("start"),
+            seconds,
+            kernels.integers("correlation"),
+            device,
+            kernels.integers("place"),
         ),
         launches=Launches(launches.integers("correlation"), launches.integers("thread"), launches.floats("start")),
         ops=_intervals(ops),

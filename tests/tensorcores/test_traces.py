@@ -184,17 +184,20 @@ def test_the_second_backward_pass_belongs_to_the_module_of_the_forward_op(tmp_pa
     assert owners(read(tmp_path, events)) == ["Linear_3"]
 
 
-def test_processes_in_one_file_are_kept_apart(tmp_path):
+@pytest.mark.parametrize("offset", [0, 3, 1000])
+def test_processes_in_one_file_are_kept_apart(tmp_path, offset):
     """Each counts its launches, its ops and its arrows for itself."""
     one, other = forward_and_backward(flows=True), forward_and_backward(flows=True)
     for event in other:
         event["pid"] = 2 if event["pid"] == 1 else 1  # kernels are under the number of their GPU
-        event["ts"] += 1000
+        event["ts"] += offset
         event["name"] = event["name"].replace("Linear_3", "Conv_4")
     backward_first = sorted(one + other, key=lambda event: -event["ts"])
     trace = read(tmp_path, backward_first)
-    found = dict(zip(trace.kernels.start.tolist(), owners(trace), strict=True))
-    assert found == {19: "Linear_3", 219: "Linear_3", 1019: "Conv_4", 1219: "Conv_4"}
+    assert sorted(zip(trace.kernels.start.tolist(), owners(trace), strict=True)) == sorted(
+        (start + delay, name) for start in (19, 219) for delay, name in ((0, "Linear_3"), (offset, "Conv_4"))
+    )
+    assert len(set(attribute(trace).op.tolist())) == 4
 
 
 def test_a_correlation_number_used_twice_is_that_of_the_latest_launch(tmp_path):
