@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import stage_classes
+import stage_examples
 import torch
 from stage import Setting, Skipped, _outcome
 from stage_classes import ACTIVE, THREADS, WARPGROUP, compare, kernels
@@ -116,3 +117,24 @@ def test_a_workload_that_ends_early_is_told(monkeypatch, tmp_path, ended):
     assert found["status"] == ("ok" if ended else "failed")
     assert found["results"]["compared"] == 6
     assert ended or found["reason"] == "the workload ended early: RuntimeError: no float8 here"
+
+
+def test_an_example_that_takes_too_long_is_told_and_the_others_keep_their_results(monkeypatch, tmp_path):
+    real, report = (
+        subprocess.Popen,
+        {"verification": {"verdict": "pass", "execution": "native"}, "plan": {"default": ""}},
+    )
+    report |= {"environment": {}, "performance": {}}
+
+    def popen(command, **options):
+        folder = Path(command[command.index("--out") + 1])
+        folder.mkdir()
+        (folder / "report.json").write_text(json.dumps(report))
+        return real([sys.executable, "-c", "import time; time.sleep(60)" if folder.name == "slow" else ""], **options)
+
+    monkeypatch.setattr(stage_examples.subprocess, "Popen", popen)
+    monkeypatch.setattr(stage_examples, "EXAMPLES", [Path("quick.py"), Path("slow.py")])
+    monkeypatch.setattr(stage_examples, "SECONDS", 3.0)
+    found = _outcome(stage_examples.measure, Setting("cpu", False, tmp_path))
+    assert (found["status"], found["results"]["quick"]["verdict"]) == ("failed", "pass")
+    assert found["reason"].startswith("slow: not done within")
