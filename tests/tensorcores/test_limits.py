@@ -1,0 +1,115 @@
+"""Each limit of what is told of Tensor Cores, with a case on either side of it."""
+
+from __future__ import annotations
+
+import pytest
+from test_eligibility import grouped
+from test_padding import linear
+from trace_builder import ADD, NVJET, document, launched, mm, span, write
+
+from precaudit.model import Layer, Plan
+from precaudit.tensorcores.alignment import advice, misaligned
+from precaudit.tensorcores.analysis import analyse
+from precaudit.tensorcores.eligibility import unreached_findings
+from precaudit.tensorcores.padding import alignment_findings
+from precaudit.tensorcores.peaks import get_gpu
+from precaudit.tensorcores.roofline import LAUNCH, measured_in_words, predict_step
+from precaudit.tensorcores.rules import Classification, second_opinion
+from precaudit.tensorcores.traces import read_trace
+
+BF16, H100 = Plan(default="bfloat16"), get_gpu("h100")
+SWEEP = [1.05**i for i in range(200)]
+
+
+def notes(folder, events):
+    return analyse(read_trace(write(folder, document(events)))).tensor_cores.notes
+
+
+@pytest.mark.parametrize(("share", "told"), [(0.04, False), (0.06, True)])
+def test_communication(tmp_path, share, told):
+    reduce = "ncclDevKernel_AllReduce_Sum_bf16_RING_LL"
+    events = [*launched(reduce, 0, 1000 * share, 1), *launched(NVJET, 2000, 1000 * (1 - share), 2)]
+    assert any("communication" in note for note in notes(tmp_path, events)) == told
+
+
+@pytest.mark.parametrize(("share", "told"), [(0.0005, False), (0.002, True)])
+def test_kernels_launched_before_the_recording(tmp_path, share, told):
+    early = span("kernel", ADD, 1, 1000 * share, 7, correlation=99)
+    events = [early, *launched(NVJET, 2000, 1000 * (1 - share), 2)]
+    assert any("before the recording" in note for note in notes(tmp_path, events)) == told
+
+
+@pytest.mark.parametrize(("share", "told"), [(0.005, False), (0.02, True)])
+@pytest.mark.parametrize(("rate", "slow"), [(30, True), (40, False)])
+def test_a_tensor_core_kernel_at_a_vector_rate(tmp_path, share, told, rate, slow):
+    """Half of the vector units' 67 TFLOP/s, in kernels that matter."""
+    size = 4096
+    microseconds = 2 * size**3 / rate / 1e6
+    events = [mm(0, 50, size, size, size), *launched(NVJET, 5, microseconds, 1)]
+    events += launched(ADD, 10**6, microseconds * (1 / share - 1), 2)
+    assert any("a rate of vector units" in note for note in notes(tmp_path, events)) == (told and slow)
+
+
+@pytest.mark.parametrize(("kind", "times"), [("c10::BFloat16", 4.0), ("c10::Half", 4.0), ("float", 1.0)])
+@pytest.mark.parametrize("above", [False, True])
+def test_a_rate_that_vector_units_do_not_reach(tmp_path, kind, times, above):
+    """Packed halves at four times the rate of float32, and a tenth for the figures' inexactness."""
+    rate, size = times * 67 * (1.15 if above else 1.05), 4096
+    events = [mm(0, 50, size, size, size, kind), *launched("somebodys_kernel", 5, 2 * size**3 / rate / 1e6, 1)]
+    (kernel,) = analyse(read_trace(write(tmp_path, document(events)))).tensor_cores.kernels
+    assert kernel.rule == ("throughput" if above else "no-rule")
+
+
+@pytest.mark.parametrize(("share", "tensor_core"), [(0.74, "unknown"), (0.76, "native")])
+def test_a_rate_that_only_the_native_path_reaches(share, tensor_core):
+    unknown = Classification("unknown", "triton", None, "bf16")
+    assert second_opinion(unknown, share * 989.5, 67.0, 989.5).tensor_core == tensor_core
+
+
+@pytest.mark.parametrize(("busy", "told"), [(0.49, True), (0.51, False)])
+def test_a_gpu_that_waits_for_the_host(busy, told):
+    assert ("waits for the host" in measured_in_words(1.5, [1.4, 1.6], busy, H100)) == told
+
+
+def test_a_cast_and_its_gradients_are_launched_once_each():
+    layer, small = Layer("layer", "Linear", 64, 1, ()), linear(8, 8, 8)
+    seconds = [predict_step([small], [layer], plan, H100).seconds_launch for plan in (Plan(), BF16)]
+    assert seconds[1] - seconds[0] == pytest.approx(2 * LAUNCH)
+
+
+def padded(columns=4100):
+    """Findings about a product that is ever less of a step, the largest share first."""
+    product = linear(2**15, 4096, columns, fqn="unaligned")
+    sizes = [linear(2**15, 4096, 128 * round(4 * factor), fqn="aligned") for factor in SWEEP]
+    return [finding for other in sizes for finding in alignment_findings([product, other], BF16, H100)]
+
+
+def test_what_padding_must_save_to_be_told():
+    """A dear padding, that is no slight one: told from a hundredth of a step on."""
+    shares = [finding.evidence["share_of_step"] for finding in padded(columns=60)]
+    assert 0.01 <= min(shares) < 0.012
+
+
+def test_what_padding_must_save_to_be_warned_of():
+    shares = {"note": [], "warning": []}
+    for finding in padded():
+        shares[finding.severity].append(finding.evidence["share_of_step"])
+    assert 0.05 < min(shares["warning"]) < 0.056
+    assert 0.045 < max(shares["note"]) <= 0.05
+
+
+@pytest.mark.parametrize(("size", "target", "told"), [(148, 152, True), (60, 64, False)])
+def test_a_padding_that_saves_nothing_yet_is_told_where_it_is_slight(size, target, told):
+    found = alignment_findings([linear(64, 256, size)], BF16, H100)
+    assert [finding.evidence["padding"]["out_features"]["pad_to"] for finding in found] == [target] * told
+
+
+@pytest.mark.parametrize(("size", "urged"), [(7 * 4 + 1, True), (25, False)])
+def test_a_padding_that_adds_much_work_is_not_urged(size, urged):
+    """To 32: a tenth more work, and 28% more."""
+    assert advice(misaligned([("N", size)], "bf16")).startswith("pad" if urged else "measure before you pad")
+
+
+@pytest.mark.parametrize(("rows", "told"), [(21 * 96, False), (17 * 96, True)])
+def test_a_product_that_autocast_does_not_know_matters_from_a_twentieth_of_the_work_on(rows, told):
+    assert bool(unreached_findings([linear(rows, 32, 64), grouped()], BF16)) == told
