@@ -282,13 +282,7 @@ def _notes(trace: Trace, cards: Sequence[Card], groups: Sequence[Group], attribu
     yield from _communication(groups, total)
     if trace.malformed:
         yield f"{trace.malformed} malformed events were skipped."
-    for group in groups:
-        if _suspicious(group) and group.seconds > 0.01 * total:
-            name = group.name.removeprefix("void ")[:48]
-            yield (
-                f"{group.owner}: {name} is a Tensor Core kernel by name but runs at {group.tflops:.3g} TFLOP/s, "
-                f"a rate of vector units: it waits for memory, or the rule {group.found.rule} is wrong."
-            )
+    yield from _suspicions(groups, total)
 
 
 def _card_notes(card: Card, named: bool, groups: Sequence[Group]) -> Iterable[str]:
@@ -323,6 +317,23 @@ def _communication(groups: Sequence[Group], total: float) -> Iterable[str]:
             f"{apart / total:.1%} of the kernel time is communication between GPUs, its waiting included: without it, "
             f"{used / (total - apart):.1%} ran on Tensor Cores."
         )
+
+
+def _suspicions(groups: Sequence[Group], total: float) -> Iterable[str]:
+    """One a rule: where products are small, all of a model's are slow."""
+    slow: dict[str, list[Group]] = {}
+    for group in filter(_suspicious, groups):
+        slow.setdefault(group.found.rule, []).append(group)
+    for rule, same in slow.items():
+        seconds, flops = sum(g.seconds for g in same), sum(g.flops or 0.0 for g in same)
+        if seconds > 0.01 * total:
+            others = len({group.owner for group in same}) - 1
+            where = f"{same[0].owner} and {others} more" if others else same[0].owner
+            yield (
+                f"{where}: Tensor Core kernels by name ({same[0].name.removeprefix('void ')[:48]}) run at "
+                f"{flops / seconds / 1e12:.3g} TFLOP/s, a rate of vector units: they wait for memory, or the rule "
+                f"{rule} is wrong."
+            )
 
 
 def _suspicious(group: Group) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from test_eligibility import grouped
 from test_padding import linear
-from trace_builder import ADD, NVJET, document, launched, mm, span, write
+from trace_builder import ADD, NVJET, document, launched, mm, module, span, write
 
 from precaudit.model import Layer, Plan
 from precaudit.tensorcores.alignment import advice, misaligned
@@ -48,6 +48,17 @@ def test_a_tensor_core_kernel_at_a_vector_rate(tmp_path, share, told, rate, slow
     events = [mm(0, 50, size, size, size), *launched(NVJET, 5, microseconds, 1)]
     events += launched(ADD, 10**6, microseconds * (1 / share - 1), 2)
     assert any("a rate of vector units" in note for note in notes(tmp_path, events)) == (told and slow)
+
+
+def test_kernels_at_a_vector_rate_are_told_once_a_rule(tmp_path):
+    events, size = [], 2048
+    for i in range(6):
+        at = 10**4 * i
+        events += [module(f"Linear_{i % 3}", at, 100), mm(at, 50, size, size, size)]
+        events += launched(f"{NVJET}{i}", at + 5, 2 * size**3 / 30 / 1e6, i)
+    (note,) = (note for note in notes(tmp_path, events) if "a rate of vector units" in note)
+    assert note.startswith("Linear_0 and 2 more: Tensor Core kernels by name (nvjet_")
+    assert "run at 30 TFLOP/s" in note
 
 
 @pytest.mark.parametrize(("kind", "times"), [("c10::BFloat16", 4.0), ("c10::Half", 4.0), ("float", 1.0)])
