@@ -81,8 +81,10 @@ class Applied:
         for number, (module, fqn) in enumerate(fqns_of(model).items()):
             name = ModuleName("", fqn)
             place = _Place(number, _index(kinds, lookup.of(name)), name)
-            self._handles.append(module.register_forward_pre_hook(partial(self._enter, place)))
-            self._handles.append(module.register_forward_hook(partial(self._leave, place), always_call=True))
+            # Before the hooks that are on it, as a profile's: what those compute is in the formats that were tried.
+            enter, leave = partial(self._enter, place), partial(self._leave, place)
+            self._handles.append(module.register_forward_pre_hook(enter, prepend=True))
+            self._handles.append(module.register_forward_hook(leave, prepend=True, always_call=True))
 
     def _choose(self, module: nn.Module) -> None:
         device = _device_of(module)

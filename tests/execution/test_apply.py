@@ -421,6 +421,26 @@ def test_an_applied_model_can_be_saved_and_loaded(execution):
         assert torch.equal(loaded(X), model(X))
 
 
+@pytest.mark.parametrize("before", [True, False])
+@pytest.mark.parametrize("execution", ["emulated", "native"])
+def test_hooks_that_are_on_a_model_run_where_a_profile_ran_them(execution, before):
+    """Before the plan's they ran in other formats than those that were verified."""
+    model, seen = small(), []
+
+    def note(module, args, output=None):
+        seen.append((torch.ones(2, 2) @ torch.ones(2, 2)).dtype)
+
+    if not before:
+        apply(model, Plan("float32", {**plan_for(model, "float32").modules, "0": "bfloat16"}), execution=execution)
+    for module in (model, model[0]):
+        module.register_forward_pre_hook(note)
+        module.register_forward_hook(note)
+    if before:
+        apply(model, Plan("float32", {**plan_for(model, "float32").modules, "0": "bfloat16"}), execution=execution)
+    model(X)
+    assert seen == [torch.float32, torch.bfloat16, torch.float32, torch.float32]
+
+
 def test_the_state_dict_is_the_plain_one():
     model = small()
     expected = list(model.state_dict())
