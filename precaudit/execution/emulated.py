@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from precaudit.execution import float8
+from precaudit.execution.atomics import added_one_by_one
 from precaudit.execution.chains import chained
 from precaudit.execution.formats import FLOAT32, PlanLookup, ScopeFormat
 from precaudit.execution.libraries import own_region
@@ -74,7 +75,8 @@ def written(func: Any, args: Any, kwargs: Any) -> Any:
     def follow(value: Any) -> Any:
         return map_tensors(lambda t: t.to(target.dtype) if t.dtype in CASTABLE and t is not target else t, value)
 
-    return func(*follow(args), **follow(kwargs))
+    args, kwargs = follow(args), follow(kwargs)
+    return added_one_by_one(func, args, kwargs)(*args, **kwargs)
 
 
 class EmulatedMode(OperationMode):
@@ -219,7 +221,7 @@ def _with_fallback(func: Any, args: Any, kwargs: Any) -> Any:
     """As it is, in place included: autocast's lists name functions only. An operation without a half kernel on
     this device runs in float32 and is rounded to the input's half; those of `torch.linalg` have none anywhere."""
     try:
-        return func(*args, **kwargs)
+        return added_one_by_one(func, args, kwargs)(*args, **kwargs)
     except (NotImplementedError, RuntimeError) as error:
         dtype = _first_half(args)
         if "not implemented for" not in str(error) or dtype is None or op_name(func).startswith("linalg_"):

@@ -219,7 +219,7 @@ def _over_budget(
 def _roughest(trace: Trace, fqn: str, format_name: str) -> Op | None:
     """The operation of a module that makes far more of its inputs' rounding than others do, as a difference of large
     values or the sine of a large angle does. What a sum absorbs is measured by its smaller addend: no sum is one."""
-    ops = [op for op in trace.ops if op.fqn == fqn and op.op not in ("add", "index_add")]
+    ops = [op for op in trace.ops if op.fqn == fqn and op.op not in ("add", "index_add", "scatter_add")]
     worst = max(ops, key=lambda op: op.local_error.get(format_name, 0.0), default=None)
     return worst if worst is not None and _ROUGH <= worst.local_error.get(format_name, 0.0) < math.inf else None
 

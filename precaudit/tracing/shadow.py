@@ -24,7 +24,7 @@ UNREPEATABLE = frozenset(
 )
 """Operations that draw random numbers, update buffers, use the graph up, or cost as much as a layer."""
 
-ABSORBING = frozenset({"add", "index_add"})
+ABSORBING = frozenset({"add", "index_add", "scatter_add"})
 _ROWS = 256
 """Of a linear layer's rows, about so many tell its relative error; what overflows is known from all of them."""
 _ROUGH = 0.1

@@ -1,0 +1,82 @@
+"""Sums by index in half: CUDA adds value after value to what is stored there, each time rounded to half, so that
+bfloat16 stops growing at 256 equal addends; the CPU's kernels add up in float32 and round once. Its `index_put` adds as
+CUDA does, and the backward pass of what is indexed sums gradients by it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from precaudit.execution.rounding import HALVES
+from precaudit.instrument.torchfunction import op_name, tensors_in, writes
+
+Index = tuple[torch.Tensor | None, ...]
+
+
+def added_one_by_one(func: Callable[..., Any], args: Any, kwargs: Any) -> Callable[..., Any]:
+    """What stands for a function that sums by index, or whose backward pass does; any other one as it is."""
+    name = op_name(func)
+    if name not in _IN_TURN or "out" in kwargs or not _are_half(tensors_in((args, kwargs))):
+        return func
+    if name in _READING:
+        return _READING[name] if torch.is_grad_enabled() and args and args[0].requires_grad else func
+    if name == "scatter_reduce" and (
+        "sum" not in (*args, kwargs.get("reduce")) or not kwargs.get("include_self", True)
+    ):
+        return func
+    put = torch.ops.aten.index_put_ if writes(func, kwargs) else torch.ops.aten.index_put
+    return lambda *given, **named: _ADDING[name](put, *given, **named)
+
+
+def _are_half(tensors: list[torch.Tensor]) -> bool:
+    """Half values on a CPU, none of them a scalar or in a transform, and their index."""
+    values = [t for t in tensors if t.is_floating_point()]
+    plain = all(
+        t.device.type == "cpu" and t.dim() and not torch._C._functorch.is_functorch_wrapped_tensor(t) for t in tensors
+    )
+    return plain and bool(values) and all(t.dtype in HALVES and t.dtype == values[0].dtype for t in values)
+
+
+def _index_add(
+    put: Any, input: torch.Tensor, dim: int, index: torch.Tensor, source: torch.Tensor, *, alpha: float = 1
+) -> Any:
+    addends = source if alpha == 1 else source * alpha
+    return put(input, _rows(input, dim, index), addends, accumulate=True)
+
+
+def _scatter_add(
+    put: Any, input: torch.Tensor, dim: int, index: torch.Tensor, src: torch.Tensor, *_: Any, **__: Any
+) -> Any:
+    return put(input, _cells(index, dim), src[tuple(map(slice, index.shape))], accumulate=True)
+
+
+def _index_select(input: torch.Tensor, dim: int, index: torch.Tensor) -> torch.Tensor:
+    return torch.ops.aten.index(input, _rows(input, dim, index))
+
+
+def _gather(input: torch.Tensor, dim: int, index: torch.Tensor, *, sparse_grad: bool = False) -> torch.Tensor:
+    if sparse_grad:
+        return torch.gather(input, dim, index, sparse_grad=True)
+    return torch.ops.aten.index(input, _cells(index, dim))
+
+
+_ADDING: dict[str, Callable[..., Any]] = {
+    "index_add": _index_add,
+    "scatter_add": _scatter_add,
+    "scatter_reduce": _scatter_add,
+}
+_READING: dict[str, Callable[..., Any]] = {"index_select": _index_select, "gather": _gather}
+_IN_TURN = _ADDING.keys() | _READING.keys()
+
+
+def _rows(values: torch.Tensor, dim: int, index: torch.Tensor) -> Index:
+    return (*[None] * (dim % values.dim()), index.long())
+
+
+def _cells(index: torch.Tensor, dim: int) -> Index:
+    """Where each entry of `index` points to: along `dim` to what it says, along others to its own place."""
+    places = [torch.arange(size).view(-1, *[1] * (index.dim() - 1 - k)) for k, size in enumerate(index.shape)]
+    places[dim % index.dim()] = index.long()
+    return tuple(places)

@@ -1,0 +1,102 @@
+"""Sums by index, forward and backward, add value after value in half, as CUDA's atomics do."""
+
+import pytest
+import torch
+from emulation_models import Inside, inside, plan_for, weights
+
+from precaudit.execution.apply import apply
+from precaudit.execution.atomics import added_one_by_one
+from precaudit.tracing.shadow import local_errors
+
+ROWS, COLUMNS = 7, 3
+INDEX = torch.randint(0, ROWS, (20,), generator=torch.Generator().manual_seed(0))
+ENTRIES = INDEX[:, None].expand(-1, COLUMNS)
+FORMS = {
+    "index_add": lambda base, values: base.index_add(0, INDEX, values, alpha=2),
+    "index_add_": lambda base, values: (base * 1).index_add_(-2, INDEX.int(), values),
+    "index_add_columns": lambda base, values: torch.index_add(base.t(), dim=1, index=INDEX, source=values.t()),
+    "scatter_add": lambda base, values: torch.scatter_add(base, 0, ENTRIES, values),
+    "scatter_add_": lambda base, values: (base * 1).scatter_add_(0, ENTRIES[:9, :2].clone(), values[:9, :2]),
+    "scatter_reduce": lambda base, values: base.scatter_reduce(0, ENTRIES, values, reduce="sum"),
+    "index_select": lambda base, values: torch.index_select(base, 0, INDEX) * values,
+    "gather": lambda base, values: base.t().gather(1, ENTRIES.t()) * values.t(),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_sums_and_gradients_are_those_of_float64(form):
+    """But for rounding; the index is of every shape that torch takes."""
+    found = []
+    for convert in (torch.Tensor.double, torch.Tensor.half):
+        base, values = (convert(weights(n, COLUMNS, seed=n)).requires_grad_() for n in (ROWS, len(INDEX)))
+
+        def computed(_, base=base, values=values):
+            return FORMS[form](base, values)
+
+        model = Inside(computed)
+        with apply(model, plan_for(model, "float16"), execution="emulated"):
+            result = model(base)
+        weight = weights(*result.shape, seed=9)
+        gradients = torch.autograd.grad((result * weight.to(result.dtype)).sum(), (base, values))
+        found.append([t.double() for t in (result, *gradients)])
+    for exact, low in zip(*found, strict=True):
+        torch.testing.assert_close(low, exact, rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize(("name", "most"), [("bfloat16", 256), ("float16", 2048)])
+@pytest.mark.parametrize("form", ["index_add", "index_add_", "scatter_add", "index_select", "gather"])
+def test_equal_addends_stop_adding_up(form, name, most):
+    """In float32 they would come to 4096."""
+    index = torch.zeros(4096, dtype=torch.long)
+
+    def computed(model, x):
+        ones = model.lin(x)[:1].expand(4096, 4) * 0 + 1
+        if form in ("index_select", "gather"):
+            read = ones[:1] * 1
+            read.retain_grad()
+            model.note("read", read)
+            return (
+                read.index_select(0, index) if form == "index_select" else read.gather(0, index[:, None].expand(-1, 4))
+            )
+        if form == "scatter_add":
+            return ones.new_zeros(1, 4).scatter_add(0, index[:, None].expand(-1, 4), ones)
+        total = ones.new_zeros(1, 4)
+        return total.index_add(0, index, ones) if form == "index_add" else total.index_add_(0, index, ones)
+
+    model = Inside(computed)
+    with apply(model, plan_for(model, name), execution="emulated"):
+        result = model(weights(2, 4))
+        result.sum().backward()
+    assert (model.seen["read"].grad if "read" in model.seen else result).eq(most).all()
+    with apply(model, plan_for(model, "float32"), execution="emulated"):
+        assert form in ("index_select", "gather") or model(weights(2, 4)).eq(4096).all()
+
+
+def test_an_operation_that_half_stops_adding_up_in_is_told():
+    values, index = torch.ones(4096, 4), torch.zeros(4096, dtype=torch.long)
+    errors = local_errors("index_add", torch.index_add, (torch.zeros(1, 4), 0, index, values), {}, ("bfloat16",))
+    assert errors["bfloat16"].relative < 0.01  # float32 values
+    marked = [inside(lambda _, x: x, "float32", t)[1] for t in (torch.zeros(1, 4), values)]
+    for tensor in marked:
+        tensor._precaudit_half = True
+    errors = local_errors("index_add", torch.index_add, (marked[0], 0, index, marked[1]), {}, ("bfloat16", "float16"))
+    assert errors["bfloat16"].relative == pytest.approx(1 - 256 / 4096)
+    assert errors["float16"].relative == pytest.approx(0.5)
+
+
+def test_what_is_not_summed_in_half_stays_as_it_is():
+    half, single = weights(3, 2).half(), weights(3, 2)
+    index = torch.tensor([0, 0, 1])
+    entries = index[:, None].expand(-1, 2)
+    for func, args, kwargs in (
+        (torch.index_add, (single, 0, index, single), {}),
+        (torch.index_add, (half, 0, index, single), {}),
+        (torch.scatter_reduce, (half, 0, entries, half, "mean"), {}),
+        (torch.scatter_reduce, (half, 0, entries, half, "sum"), {"include_self": False}),
+        (torch.scatter_add, (half, 0, entries, half), {"out": half.clone()}),
+        (torch.index_select, (half, 0, index), {}),
+        (torch.mul, (half, half), {}),
+    ):
+        assert added_one_by_one(func, args, kwargs) is func
+    together = torch.vmap(lambda x: x.index_add(0, index, x))
+    assert together(torch.stack([half, half])).shape == (2, 3, 2)
