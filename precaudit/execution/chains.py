@@ -1,4 +1,5 @@
-"""Products of three and more factors, taken apart into pairs as torch does it: in half every intermediate is."""
+"""Products of three and more factors, and powers, taken apart into pairs as torch does it: in half every intermediate
+is."""
 
 from __future__ import annotations
 
@@ -11,6 +12,7 @@ import torch
 from precaudit.instrument.torchfunction import tensors_in
 
 _DOTS = frozenset("chain_matmul linalg_multi_dot multi_dot".split())
+_POWERS = frozenset({"matrix_power", "linalg_matrix_power"})
 Multiply = Callable[[Callable[..., torch.Tensor], tuple[Any, ...]], torch.Tensor]
 """(function, arguments) -> the product of one pair."""
 
@@ -18,6 +20,8 @@ Multiply = Callable[[Callable[..., torch.Tensor], tuple[Any, ...]], torch.Tensor
 def chained(op: str, args: Any, kwargs: Any, multiply: Multiply) -> torch.Tensor | None:
     """The product of all factors, pair by pair; None for what isn't a chain."""
     factors = tensors_in((args, kwargs))
+    if op in _POWERS:
+        return _power(factors[0], kwargs.get("n", args[-1]), multiply)
     if len(factors) < 3:
         return None
     if op in _DOTS:
@@ -58,6 +62,19 @@ def _dots(factors: list[torch.Tensor], multiply: Multiply) -> torch.Tensor:
 
     # Of orders that cost the same torch takes the leftmost split, of three factors the other one.
     return _in_order(factors, tuple(sizes), -1 if len(factors) == 3 else 1, multiply)
+
+
+def _power(matrix: torch.Tensor, n: int, multiply: Multiply) -> torch.Tensor:
+    """By squares."""
+    if n in (0, 1):
+        return torch.linalg.matrix_power(matrix, n)
+    square, result = torch.linalg.inv(matrix) if n < 0 else matrix, None
+    for place, bit in enumerate(reversed(f"{abs(n):b}")):
+        square = multiply(torch.matmul, (square, square)) if place else square
+        if bit == "1":
+            result = square if result is None else multiply(torch.matmul, (result, square))
+    assert result is not None
+    return result
 
 
 def _in_order(factors: list[torch.Tensor], sizes: tuple[int, ...], tie: int, multiply: Multiply) -> torch.Tensor:

@@ -40,8 +40,11 @@ HEADER_PROMOTE = frozenset(
     "addcdiv addcmul atan2 bilinear cross dot vdot grid_sampler index_put tensordot scatter_add".split()
 )
 
-LOWER = HEADER_LOWER | frozenset("lstm gru rnn_tanh rnn_relu multi_dot _native_multi_head_attention".split())
-"""cuDNN's recurrent kernels have an autocast wrapper of their own, outside the header's lists."""
+LOWER = HEADER_LOWER | frozenset(
+    "lstm gru rnn_tanh rnn_relu multi_dot matrix_power linalg_matrix_power _native_multi_head_attention".split()
+)
+"""Also cuDNN's recurrent kernels, which have an autocast wrapper of their own, outside the header's lists, and what
+hands its work to these functions inside torch."""
 
 FP32 = HEADER_FP32 | frozenset(
     "cross_entropy_loss vector_norm matrix_norm _softmax _log_softmax nll_loss_nd gaussian_nll_loss norm_except_dim "

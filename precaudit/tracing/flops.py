@@ -9,7 +9,7 @@ import torch
 
 from precaudit.instrument.torchfunction import map_tensors
 
-UNTOLD = frozenset("einsum tensordot inner chain_matmul linalg_multi_dot".split())
+UNTOLD = frozenset("einsum tensordot inner chain_matmul linalg_multi_dot matrix_power linalg_matrix_power".split())
 
 
 @torch.no_grad()

@@ -65,6 +65,20 @@ def test_vectors_may_stand_at_the_ends():
     torch.testing.assert_close(in_pairs("linalg_multi_dot", (factors,)), torch.linalg.multi_dot(factors))
 
 
+@pytest.mark.parametrize("n", [0, 1, 2, 3, 6, 7, -1, -2])
+def test_a_power_is_made_of_rounded_products(n):
+    """A square of 300 is past what float16 has, whose inverse's square is not."""
+    matrix = 300 * torch.eye(3).expand(2, 3, 3)
+    torch.testing.assert_close(in_pairs("matrix_power", (matrix, n)), torch.linalg.matrix_power(matrix, n))
+    for power in (torch.matrix_power, torch.linalg.matrix_power):
+        model = Inside(lambda outer, x, power=power: power(x, n=n))
+        with apply(model, plan_for(model, "float16"), execution="emulated"):
+            found = model(matrix)
+        assert bool(found.isfinite().all()) is (n < 2)
+        with apply(model, plan_for(model, "float32"), execution="emulated"):
+            torch.testing.assert_close(model(matrix), torch.linalg.matrix_power(matrix, n))
+
+
 @pytest.mark.filterwarnings("ignore:torch.chain_matmul")
 @pytest.mark.parametrize(
     "product",
