@@ -198,7 +198,7 @@ class ModuleScopes:
         return resumed
 
     def _enter(self, module: nn.Module, args: Any) -> None:
-        if not self._counts(module):
+        if torch.jit.is_tracing() or not self._counts(module):  # a graph to be drawn or exported is no training
             return
         frames = self._stack.frames
         if frames and self._is_passing(module):

@@ -332,13 +332,15 @@ def _uncompiled(model: Any = None, **options: Any) -> Any:
     return model if model is not None else (lambda function: function)
 
 
-def _scripted_for_torch(original: Callable[..., Any]) -> Callable[..., Any]:
+def _scripted_for_torch(original: Callable[..., Any], compiles: Callable[[], None]) -> Callable[..., Any]:
     """What torch scripts for itself, such as its rules for forward-mode derivatives, it can't do without."""
     jit = torch.jit._state._enabled
 
     @functools.wraps(original)
     def script(*args: Any, **kwargs: Any) -> Any:
         if sys._getframe(1).f_globals.get("__name__", "").partition(".")[0] != "torch":
+            if args and isinstance(args[0], torch.nn.Module):
+                compiles()
             return original(*args, **kwargs)
         with mock.patch.object(jit, "enabled", True):
             return original(*args, **kwargs)
@@ -347,15 +349,17 @@ def _scripted_for_torch(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @contextmanager
-def eager_only() -> Iterator[None]:
-    """torch.compile and TorchScript run their functions eagerly, so that their operations can be seen."""
+def eager_only(compiles: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """torch.compile and TorchScript run their functions eagerly, so that their operations can be seen. `compiles` is
+    called where the script has TorchScript compile a module."""
     jit = torch.jit._state._enabled
     was_enabled = jit.enabled
     jit.enabled = False
     try:
         with (
             mock.patch.object(torch, "compile", _uncompiled),
-            mock.patch.object(torch.jit, "script", _scripted_for_torch(torch.jit.script)),
+            mock.patch.object(torch.jit, "script", _scripted_for_torch(torch.jit.script, compiles)),
+            mock.patch.object(torch.jit, "trace", _scripted_for_torch(torch.jit.trace, compiles)),
         ):
             yield
     finally:

@@ -27,6 +27,8 @@ def paste_lines(report: Report, plan: Path = DEFAULT_PLAN) -> list[str]:
     ]
     if report.plan.loss_scale.mode != "none":
         lines += _of_a_library(report) or ["scaler = plan.grad_scaler()", *LOOP]
+    if "scripted" in report.own_precision:
+        lines.insert(0, "# torch.jit compiles modules of the script's, which take no plan: run it with PYTORCH_JIT=0")
     if report.own_precision.keys() & {"autocast", "plan", "grad_scaler"}:
         lines.append("# in place of the script's own mixed precision: it was off where the plan was tried")
     return lines

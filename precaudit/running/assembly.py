@@ -30,6 +30,7 @@ from precaudit.running.job import RunSpec
 from precaudit.running.monitor import Monitor, Stop
 from precaudit.running.probes import GradientProbe
 from precaudit.running.seeds import controlled_seeds, repeatable_algorithms
+from precaudit.tracing.ops import caller_location, line_of
 from precaudit.tracing.tracer import TraceOptions, Tracer
 
 
@@ -64,6 +65,11 @@ class Session:
     first_values: FirstValues
     last_calls: LastCalls
     observer: Any | None
+
+    def compiles(self) -> None:
+        """TorchScript takes a module, to train it: later it would be for an export."""
+        if not self.monitor.steps:
+            self.baseline.settings.setdefault("scripted", line_of(caller_location()))
 
 
 def assemble(spec: RunSpec, progress: Callable[[int, float], None], stop: Stop) -> Session:
@@ -151,7 +157,7 @@ def installed(session: Session, spec: RunSpec) -> Iterator[None]:
     """Everything in force while the code runs; every hook, patch and mode is gone when the block ends."""
     with ExitStack() as stack:
         stack.enter_context(controlled_seeds(spec.seed))
-        stack.enter_context(eager_only())
+        stack.enter_context(eager_only(session.compiles))
         stack.enter_context(repeatable_algorithms())
         stack.enter_context(_precision(session.baseline, spec))
         if session.own_low is not None:

@@ -111,6 +111,15 @@ def test_a_float32_plan_is_never_sold_as_low_precision(verdict):
     assert "precaudit.apply" not in render_terminal(report)
 
 
+def test_where_torchscript_compiles_modules_the_lines_say_how_to_run():
+    report = report_samples.passing()
+    assert not any("PYTORCH_JIT" in line for line in pasting.paste_lines(report))
+    scripted = {"scripted": {"path": "train.py", "line": 3}}
+    lines = pasting.paste_lines(replace(report, job={**report.job, "baseline": scripted}))
+    assert lines[0].endswith("PYTORCH_JIT=0")
+    compile("\n".join(lines), "pasted", "exec")
+
+
 @pytest.mark.parametrize("mine", [False, True])
 def test_where_a_library_calls_backward_no_scaler_of_ones_own_is_asked_for(mine):
     places = ["/venv/lib/python3.11/site-packages/transformers/trainer.py:3800", *["train.py:7"] * mine]

@@ -842,3 +842,43 @@ def test_gradients_of_sharded_parameters_are_compared(tmp_path):
     assert replay.losses[:2] == plain.losses[:2]
     assert replay.losses[3:] == plain.losses[3:]
     assert {difference.label for difference in replay.differences} == {"a"}
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+@pytest.mark.parametrize(
+    ("at", "compiled"),
+    [(0, True), (3, False), (None, False)],
+    ids=["to train", "for an export", "a function alone"],
+)
+@pytest.mark.parametrize(
+    "by", [lambda model: torch.jit.script(model), lambda model: torch.jit.trace(model, torch.randn(16, 4))]
+)
+def test_a_module_that_torchscript_takes_is_noted(by, at, compiled):
+    def forward(model, x):
+        forward.step += 1
+        if at is None:
+            torch.jit.script(plainly)
+        elif forward.step == at + 1:
+            by(model)
+        return model(x)
+
+    forward.step = 0
+    result = run(spec(), lambda: train(forward=forward))
+    assert ("scripted" in result.baseline) is compiled
+    assert not compiled or result.baseline["scripted"]["path"] == __file__
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning", "ignore::torch.jit.TracerWarning")
+def test_a_graph_that_torch_traces_to_draw_or_export_is_no_forward_of_the_training():
+    made = {"__name__": "torch.utils.tensorboard._pytorch_graph", "torch": torch}
+    exec("def graph(model, x): return torch.jit.trace(model, x).graph", made)
+
+    def forward(model, x):
+        made["graph"](model, x)
+        return model(x)
+
+    traced = run(spec(audited=frozenset({0, 1})), lambda: train(forward=forward))
+    plain = run(spec(audited=frozenset({0, 1})), train)
+    assert traced.status == "stopped", traced.error
+    assert traced.losses == plain.losses
+    assert [(op.op, op.calls) for op in traced.trace.ops] == [(op.op, op.calls) for op in plain.trace.ops]
