@@ -61,7 +61,7 @@ class _Clock:
         self.results += zip(specs, results, strict=True)
         inside = sum(result.seconds for result in results)
         stepping = sum(sum(result.step_seconds) for result in results)
-        self.wall_seconds += wall * stepping / inside if inside else 0.0
+        self.wall_seconds += stepping * min(1.0, wall / inside) if inside else 0.0
         return results
 
 

@@ -98,6 +98,21 @@ def test_a_generator_s_error_made_in_the_other_one_s_step_is_blamed_on_it():
     assert [item.fqn for item in contributions(spec, PLAN, runner)] == ["2"]
 
 
+@pytest.mark.parametrize(("wall", "stepping"), [(4.0, 0.4), (2.0, 0.4), (1.5, 0.3)])
+def test_the_start_of_runs_is_no_time_in_steps(monkeypatch, wall, stepping):
+    """Two runs of a second each, two tenths of it in steps, one after the other or beside each other."""
+    now = iter((10.0, 10.0 + wall))
+    monkeypatch.setattr("precaudit.profiling.engine.time.perf_counter", lambda: next(now))
+
+    class Results:
+        def many(self, specs):
+            return [RunResult("reference", 0, "stopped", 2, step_seconds=(0.1, 0.1), seconds=1.0) for _ in specs]
+
+    clock = _Clock(Results())
+    clock.many([RunSpec(JOB, "reference"), RunSpec(JOB, "reference")])
+    assert clock.wall_seconds == pytest.approx(stepping)
+
+
 def test_plain_time_is_that_of_short_and_long_steps():
     class Results:
         def many(self, specs):
