@@ -58,6 +58,7 @@ class OwnLowPrecision(TorchFunctionMode, TrainingListener):
         self._sums: dict[int, _Sum] = {}
         self._summed: set[int] = set()
         self._scale = 0.0
+        self._lost = False
         self._stepping = False
 
     # ---------------------------------------------------------------- operations
@@ -185,6 +186,7 @@ class OwnLowPrecision(TorchFunctionMode, TrainingListener):
         if self._nonfinite.loss(roots, self._step):
             self._publish()  # no step may follow
         self._scale = max(map(_factor, roots), default=0.0)
+        self._lost = not all(bool(stored(root).isfinite().all()) for root in roots)
         if self._scale >= _RUNAWAY:
             self._note("runaway", scale=min(self._scale, 2.0**127), step=self._step)
         for model in self._names.models.values():
@@ -230,8 +232,8 @@ class OwnLowPrecision(TorchFunctionMode, TrainingListener):
         stepped = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         if any(p.dtype in HALVES for p in stepped):
             self._found.setdefault(("trained", "", 0, ""), {"kind": "trained"})
-        if "grad_scaler" in self._settings or 0 < self._scale < 1:
-            return  # a scaler that is off in this run would have skipped such a step, one that fell so far has done so
+        if self._lost or "grad_scaler" in self._settings or 0 < self._scale < 1:
+            return  # the loss is what was lost; or a scaler that is off, or fell so far, skips such steps
         bad = [p for p in stepped if not bool(stored(p.grad).isfinite().all())]
         if bad and not any(kind == "steps" for kind, *_ in self._found):
             self._note("steps", step=self._step, fqn=self._states.module_of(bad[0]), parameters=len(bad))

@@ -479,6 +479,18 @@ def test_a_step_that_the_scripts_scaler_would_have_skipped_is_checked():
     assert seen(lambda: train(before_step=spoil), "steps", steps=3) == []
 
 
+def test_gradients_of_a_loss_that_is_lost_already_are_not_what_went_wrong():
+    def code():
+        model = nn.Linear(4, 1).bfloat16()
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        for step in range(3):
+            optimizer.zero_grad()
+            (model(torch.randn(8, 4).bfloat16()).square().mean() * (float("inf") if step else 1.0)).backward()
+            optimizer.step()
+
+    assert seen(code, "steps", steps=3) == []
+
+
 @pytest.mark.parametrize(("trained", "found"), [(True, True), (False, False)])
 def test_low_weights_that_an_optimizer_steps_are_told_from_frozen_ones(trained, found):
     def code():
@@ -564,7 +576,9 @@ def test_sparse_gradients_are_looked_at_too():
         optimizer = torch.optim.SparseAdam(model.parameters())
         for step in range(4):
             optimizer.zero_grad()
-            (model(torch.randint(50, (8,))).square().mean() * (float("inf") if step == 2 else 1.0)).backward()
+            model(torch.randint(50, (8,))).square().mean().backward()
+            if step == 2:
+                model.weight.grad = model.weight.grad * float("inf")
             optimizer.step()
 
     (entry,) = seen(code, "steps", steps=4)
