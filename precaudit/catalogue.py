@@ -296,6 +296,12 @@ _CHECK = (
         f"Correct its name in the plan, or: {ANEW}",
     ),
     Rule(
+        "PA709",
+        "forward is called directly",
+        "A module's forward is called by its name, past all hooks, so its own operations and outputs were not checked.",
+        "Call the module: model(x), not model.forward(x).",
+    ),
+    Rule(
         "PA711",
         "a result overflows with this data",
         "PA101 where the plan has the format: the result is too large for it.",

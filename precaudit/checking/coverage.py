@@ -9,7 +9,7 @@ from precaudit.checking.models import ModelView
 from precaudit.checking.records import Answer
 from precaudit.comparison.matching import Matching, match_layers
 from precaudit.finding import finding
-from precaudit.model import Finding, Layer, OpFormat, Plan
+from precaudit.model import Finding, Layer, Location, OpFormat, Plan
 from precaudit.planning.fitting import format_of
 from precaudit.reporting.words import listing, plural
 from precaudit.tracing.records import Trace
@@ -25,6 +25,7 @@ def coverage(views: Sequence[ModelView], plan: Plan, trace: Trace, seen: str) ->
     found += [one for view in views for one in _idle(view, trace, seen)]
     found += [_nowhere(op) for op in plan.ops if op.fqn not in plan.modules]
     used = {name for view in views for name in view.names}
+    found += [_bypassed(fqn, place) for fqn, place in trace.bypassed.items()]
     found += _elsewhere([fqn for fqn in plan.modules if fqn not in used])
     named = sum(fqn in view.plan.modules for view in views for fqn in view.computing)
     total = sum(len(view.computing) for view in views)
@@ -165,6 +166,19 @@ def _idle(view: ModelView, trace: Trace, seen: str) -> Iterator[Finding]:
 
 def _nowhere(exception: OpFormat) -> Finding:
     return _idle_exception(exception, exception.fqn, "names no such module")
+
+
+def _bypassed(fqn: str, place: Location) -> Finding:
+    """A deployment that calls the model runs under the plan what this script doesn't."""
+    return finding(
+        "PA709",
+        "error",
+        f"{fqn or 'the model'}: forward is called directly, past all hooks: its own operations and outputs were not "
+        "looked at",
+        "call the module: model(x), not model.forward(x)",
+        fqn=fqn,
+        location=place,
+    )
 
 
 def _idle_exception(exception: OpFormat, place: str, why: str) -> Finding:

@@ -7,7 +7,7 @@ import pytest
 from precaudit.checking.coverage import coverage
 from precaudit.checking.models import the_planned, view_models
 from precaudit.checking.records import ModuleFacts, Observed
-from precaudit.model import Layer, Op, OpFormat, Plan
+from precaudit.model import Layer, Location, Op, OpFormat, Plan
 from precaudit.tracing.records import Trace
 
 MODEL = {"embed": "Embedding", "block.fc1": "Linear", "block.act": "GELU", "block.fc2": "Linear", "norm": "LayerNorm"}
@@ -124,6 +124,14 @@ def test_a_container_that_computes_now_is_a_warning():
 def test_a_container_of_the_plan_that_merely_rests_is_no_finding():
     """It computes in training mode only, say: it exists."""
     assert not found(plan_of(MODEL | {"block": "Block"}), facts(MODEL))
+
+
+def test_a_model_whose_forward_is_called_by_its_name_is_not_passed():
+    """Its inner modules are seen each by itself, and what it computes between them nowhere."""
+    trace = Trace(models=("model",), bypassed={"": Location("train.py", 9)})
+    finding = found(plan_of(MODEL), facts(MODEL), trace)["PA709"]
+    assert (finding.severity, finding.location) == ("error", Location("train.py", 9))
+    assert "operations and outputs were not looked at" in finding.message
 
 
 def test_several_models_have_their_names_in_front():
