@@ -46,7 +46,7 @@ from precaudit.measuring.scaling import FusedScaler
 from precaudit.running.monitor import Stop
 from precaudit.tensorcores.counters import Pipes
 from precaudit.tensorcores.energy import Meter
-from precaudit.tensorcores.runtime import profiled_steps
+from precaudit.tensorcores.runtime import Turns, profiled_steps
 
 Steps = Generator[None, Any, None]
 DISCOVERY, WARM, PROFILED, CYCLE = 3, 1, 2, 32
@@ -76,7 +76,7 @@ class Conductor(TrainingListener):
         self.names, self.feeding, self.cycle = ModuleNames(), Feeding(), Cycle()
         self.devices: Devices = (CPU,)
         self.running, self.blocks, self.captured = FLOAT32, list[Block](), set[str]()
-        self.meter, self.pipes = Meter(), Pipes()
+        self.meter, self.pipes, self.turns = Meter(), Pipes(), Turns()
         self.profiles: dict[str, Profiled] = {}
         self.layers: dict[str, dict[str, float]] = {}
         self._scalers: dict[str, FusedScaler] = {}
@@ -89,7 +89,11 @@ class Conductor(TrainingListener):
         """Everything that an arm or a measurement put somewhere is gone when the block ends."""
         self.events.listeners = [self]
         try:
-            with self.feeding.loaders.installed(), wrapped(torch.cuda.CUDAGraph, "capture_begin", self._capturing):
+            with (
+                self.feeding.loaders.installed(),
+                self.turns.watched(),
+                wrapped(torch.cuda.CUDAGraph, "capture_begin", self._capturing),
+            ):
                 next(self._play)
                 yield
         finally:
@@ -199,7 +203,7 @@ class Conductor(TrainingListener):
         with self._engaged(arm):
             with self._named():
                 yield from self._steps(WARM)
-            with profiled_steps(self.names) as recording:
+            with profiled_steps(self.names, self.turns) as recording:
                 steps = yield from self._steps(PROFILED)
                 wait_for(self.devices)
             self.profiles[arm.name] = Profiled(recording.tensor_cores, recording.findings, steps, recording.seconds)

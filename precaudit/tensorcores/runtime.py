@@ -5,8 +5,8 @@ from __future__ import annotations
 import gc
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from precaudit.errors import PrecauditError
+from precaudit.errors import ExitCode, PrecauditError
 from precaudit.instrument.names import ModuleNames
+from precaudit.instrument.patches import wrapped
 from precaudit.instrument.scopes import Frame, ModuleScopes
 from precaudit.model import Finding, TensorCores
 from precaudit.tensorcores.analysis import NO_PTX, analyse
@@ -23,6 +24,9 @@ from precaudit.tensorcores.columns import SCOPE
 from precaudit.tensorcores.traces import read_trace
 
 NO_GPU = TensorCores(method="not measured: no GPU")
+OWN_PROFILER = TensorCores(method="not measured: the script runs torch.profiler itself, and there is one at a time")
+NO_KERNELS = "torch.profiler saw no GPU kernels: another tool may be using CUPTI, or the driver may refuse it"
+ACTIVITIES = (ProfilerActivity.CPU, ProfilerActivity.CUDA)
 
 
 @dataclass
@@ -61,21 +65,59 @@ def marked_scopes(names: ModuleNames | None = None) -> Iterator[None]:
         yield
 
 
+class Turns:
+    """Whose turn the profiler is: torch has one at a time, and a script's own ends the process if another is begun
+    meanwhile, or ended. Where the script has used it there is none for us; ours ends at once where it begins to."""
+
+    def __init__(self) -> None:
+        self.scripts = False
+        self._ours = ExitStack()
+        self._begins = False
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        with wrapped(torch.autograd.profiler.profile, "_prepare_trace", self._preparing):
+            yield
+
+    def _preparing(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        def _prepare_trace(*args: Any, **kwargs: Any) -> Any:
+            if not self._begins:
+                self.scripts = True
+                self._ours.close()
+            return original(*args, **kwargs)
+
+        return _prepare_trace
+
+    @contextmanager
+    def ours(self) -> Iterator[profile]:
+        # Without acc_events torch warns of cycles, though a profile without a schedule has but one.
+        profiler = profile(activities=ACTIVITIES, record_shapes=True, acc_events=True)
+        with self._ours:
+            self._begins = True
+            try:
+                self._ours.enter_context(profiler)
+            finally:
+                self._begins = False
+            yield profiler
+
+
 @contextmanager
-def profiled_steps(names: ModuleNames | None = None) -> Iterator[Recording]:
+def profiled_steps(names: ModuleNames | None = None, turns: Turns | None = None) -> Iterator[Recording]:
     """Profile the steps inside, which should be none that are timed or audited; warm up before.
 
     Without a CUDA device the steps run as they are, and nothing is measured.
     """
-    recording = Recording()
-    if not torch.cuda.is_available():
+    recording, turns = Recording(), turns or Turns()
+    if turns.scripts or not torch.cuda.is_available():
+        recording.tensor_cores = OWN_PROFILER if turns.scripts else NO_GPU
         yield recording
         return
-    activities = [ProfilerActivity.CPU, ProfilerActivity.CUDA]
-    # Without acc_events torch warns of cycles, though a profile without a schedule has but one.
-    with marked_scopes(names), profile(activities=activities, record_shapes=True, acc_events=True) as profiler:
+    with marked_scopes(names), turns.ours() as profiler:
         yield recording
         torch.cuda.synchronize()
+    if turns.scripts:
+        recording.tensor_cores = OWN_PROFILER
+        return
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "steps.json"
         profiler.export_chrome_trace(str(path))
@@ -87,7 +129,9 @@ def read_back(path: Path, ptx: Mapping[str, Sequence[str]] = NO_PTX) -> Recordin
     try:
         analysis = analyse(read_trace(path), ptx=ptx)
     except PrecauditError as error:
-        return Recording(TensorCores(method=f"not measured: {str(error).replace(str(path), 'the trace')}"))
+        unseen = error.exit_code == ExitCode.NOTHING_TO_MEASURE
+        why = NO_KERNELS if unseen else str(error).replace(str(path), "the trace")
+        return Recording(TensorCores(method=f"not measured: {why}"))
     return Recording(analysis.tensor_cores, analysis.findings, analysis.seconds)
 
 

@@ -61,7 +61,10 @@ def _counted(work: Callable[[], Any], setting: Setting, nvml: Any) -> dict[str, 
                 work()
             wait(setting)
 
-    handle = handle_of(nvml, str(torch.cuda.get_device_properties(0).uuid))
+    try:
+        handle = handle_of(nvml, str(torch.cuda.get_device_properties(0).uuid))
+    except nvml.NVMLError as error:
+        return {"problem": str(error)}
     pipes = Pipes(nvml, handle)
     with pipes.watching() as tensor:
         for_a_second()

@@ -1,7 +1,12 @@
 """Timed runs of small scripts, every arm on the CPU: the times mean nothing here, the order and the hooks do."""
 
+import os
+import re
+import subprocess
+import sys
 from collections import Counter
 from contextlib import nullcontext
+from pathlib import Path
 from time import sleep
 from types import SimpleNamespace
 
@@ -257,6 +262,21 @@ def test_a_cuda_graph_is_noticed_with_the_precision_that_it_is_recorded_in(monke
     assert timed(code, Arm("float32")).observed.captured == {"float32"}
     assert torch.cuda.CUDAGraph.capture_begin is begin
     assert not timed(training(steps=4), Arm("float32")).observed.captured
+
+
+def test_scripts_that_profile_themselves_are_left_to_it():
+    """Each: how the script ended, whether its own profile has events, and which arms were profiled."""
+    script = Path(__file__).with_name("profiling_scripts.py")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, env=environment, timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert re.findall(r"^script (.*)$", done.stdout, re.MULTILINE) == [
+        "all stopped False [False, False]",
+        "before stopped True [False, False]",
+        "within stopped True [False, False]",
+        "after stopped False [True, False]",
+        "never stopped False [True, True]",
+    ]
 
 
 def test_nothing_waits_for_a_device_while_a_step_is_recorded(monkeypatch):
