@@ -187,10 +187,12 @@ SHAPED: Mapping[str, Callable[[Arguments], Product]] = MappingProxyType(
         "aten::baddbmm": _gemm(1),
         "aten::baddbmm_": _gemm(1),
         "aten::_scaled_mm": _gemm(0),
+        "aten::_scaled_mm_v2": _gemm(0),
         "aten::_int_mm": _gemm(0),
         "aten::_addmm_activation": _gemm(1),
         "aten::_grouped_mm": _grouped,
         "aten::_scaled_grouped_mm": _grouped,
+        "aten::_scaled_grouped_mm_v2": _grouped,
         "aten::cudnn_convolution": _convolution(2, 3, 4),
         "aten::cudnn_convolution_relu": _convolution(4, 3, 5),
         "aten::cudnn_convolution_add_relu": _convolution(6, 5, 7),
@@ -208,6 +210,8 @@ SHAPED: Mapping[str, Callable[[Arguments], Product]] = MappingProxyType(
         "aten::_scaled_dot_product_cudnn_attention_backward": _attention(1, 14, heads_first=True, backward=True),
         "aten::_cudnn_attention_forward": _attention(0, 10, heads_first=True),
         "aten::_cudnn_attention_backward": _attention(1, 14, heads_first=True, backward=True),
+        "flash_attn::_flash_attn_forward": _attention(0, 5, heads_first=False),
+        "flash_attn::_flash_attn_backward": _attention(1, 11, heads_first=False, backward=True),
     }
 )
 

@@ -144,6 +144,16 @@ def test_grouped_products_multiply_each_row_once(left, right, flops):
     assert found.flops == 2 * flops
 
 
+def test_attention_of_the_flash_attn_package():
+    """By its own signatures: q, k, v, dropout, scale, causal; backward the gradient first, then six more tensors."""
+    q, k = torch.zeros(2, 10, 4, 8), torch.zeros(2, 12, 4, 8)
+    want = sdpa_flop_count((2, 4, 10, 8), (2, 4, 12, 8), (2, 4, 12, 8))
+    there = arguments(q, k, k, values=["", "", "", "0.", "0.3", "True"])
+    assert product("flash_attn::_flash_attn_forward", there).flops == want / 2
+    back = arguments(q, q, k, k, q, values=[*[""] * 9, "0.", "0.3", "False"])
+    assert product("flash_attn::_flash_attn_backward", back).flops == want * 2.5
+
+
 def test_the_dimensions_to_align_are_the_contiguous_ones():
     """In wgrad the tokens are the reduced dimension of both operands and lie contiguous in neither."""
     gradient, inputs = torch.zeros(77, 40), torch.zeros(77, 24)
