@@ -16,6 +16,8 @@ Event = Mapping[str, Any]
 MODULE = "nn.Module: "
 SCOPE = "fwd::"  # what precaudit's own profiled steps put around every forward
 LAUNCHES = ("_runtime", "_driver")  # of cuda, hip, xpu, mtia, mlu, privateuse1 and whoever comes next
+BETWEEN = "\0"
+"""Stands between the ids of a process and its thread, either of which may hold spaces."""
 _LARGEST = 2**53
 _YEAR = 3.2e13  # in microseconds: no kernel takes as long
 
@@ -86,7 +88,7 @@ class Columns:
 
     def _thread(self, event: Event) -> int:
         """A number for the thread; traces write its id as a number or as text, even within one file."""
-        return self.threads.setdefault(f"{event['pid']} {event['tid']}", len(self.threads))
+        return self.threads.setdefault(f"{event['pid']}{BETWEEN}{event['tid']}", len(self.threads))
 
     def _span(self, event: Event, name: str) -> tuple[int, int, float, float]:
         return self._name(name), self._thread(event), float(event["ts"]), float(event["dur"])

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from precaudit.errors import ExitCode, PrecauditError
-from precaudit.tensorcores.columns import Columns, Table, integer
+from precaudit.tensorcores.columns import BETWEEN, Columns, Table, integer
 from precaudit.tensorcores.products import Arguments
 from precaudit.tensorcores.scanning import TraceFile
 
@@ -165,7 +165,7 @@ def _intervals(table: Table) -> Intervals:
 
 def _processes(threads: Iterable[str]) -> Ints:
     known: dict[str, int] = {}
-    return np.array([known.setdefault(thread.rpartition(" ")[0], len(known)) for thread in threads], dtype=np.int64)
+    return np.array([known.setdefault(thread.partition(BETWEEN)[0], len(known)) for thread in threads], dtype=np.int64)
 
 
 _OTHER_VENDOR = re.compile(r"AMD|Intel|Ascend|MLU|MTT|MetaX|Biren|Hygon|.*(?:Radeon|Instinct)")

@@ -200,6 +200,14 @@ def test_processes_in_one_file_are_kept_apart(tmp_path, offset):
     assert len(set(attribute(trace).op.tolist())) == 4
 
 
+@pytest.mark.parametrize("named", [lambda n: n, lambda n: f"{n}", lambda n: f"python {n}"])
+def test_ids_of_processes_and_threads_may_be_any_text(tmp_path, named):
+    events = [event | {"pid": named(event["pid"]), "tid": named(event["tid"])} for event in forward_and_backward()]
+    trace = read(tmp_path, events)
+    assert set(trace.processes.tolist()) == {0}
+    assert owners(trace) == ["Linear_3", "Linear_3"]
+
+
 def test_a_correlation_number_used_twice_is_that_of_the_latest_launch(tmp_path):
     events = [op("aten::mm", 0, 20), *launched(NVJET, 5, 7, 1), op("aten::add", 100, 20), *launched(ADD, 105, 7, 1)]
     trace = read(tmp_path, events)
