@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from precaudit.errors import PrecauditError, require, require_count
@@ -17,17 +18,19 @@ if TYPE_CHECKING:
 
 
 def load_report(path: str | os.PathLike[str]) -> Report:
-    """The report in a report.json; PrecauditError where the file is none."""
+    """The report in a report.json, or in a folder that a profile wrote; PrecauditError where there is none."""
+    from precaudit.reporting.files import written_file
     from precaudit.reporting.serialize import load_report as load
 
-    return load(os.fspath(path))
+    return load(written_file(Path(path)))
 
 
 def load_plan(path: str | os.PathLike[str]) -> Plan:
-    """The plan in a plan.json; PrecauditError where the file is none."""
+    """The plan in a plan.json, or in a folder that a profile wrote; PrecauditError where there is none."""
+    from precaudit.reporting.files import written_file
     from precaudit.reporting.serialize import load_plan as load
 
-    return load(os.fspath(path))
+    return load(written_file(Path(path), "plan.json"))
 
 
 def profile(
@@ -48,7 +51,8 @@ def profile(
 ) -> Report:
     """Audit, plan and verify a model from Python, in this process.
 
-    `build_model()` returns a fresh model, `batches()` an iterable of batches, `loss(model, batch)` a scalar;
+    `build_model()` returns a fresh model, `batches()` an iterable of batches (or `batches` is one that can be gone over
+    in every run), `loss(model, batch)` a scalar;
     `build_optimizer(model)` defaults to AdamW. Every run starts from its own seed, so build everything inside.
     """
     from precaudit.profiling.engine import profile_job
@@ -56,6 +60,8 @@ def profile(
     from precaudit.running.job import Job
     from precaudit.running.modelfile import anew
 
+    anew_each_time = callable(batches) or not isinstance(batches, Iterator)
+    require(anew_each_time, "batches is used up by the first run; pass a function that makes it, or a list")
     functions = {"build_model": anew(build_model), "batches": batches, "loss": loss, "build_optimizer": build_optimizer}
     settings = Settings(steps, seeds, target, _formats(formats), execution, quick, verify, device, price)
     name = getattr(build_model, "__name__", type(build_model).__name__)

@@ -76,6 +76,16 @@ def test_a_report_is_written_and_loaded_again(report, tmp_path):
     assert precaudit.load_plan(str(tmp_path / "plan.json")) == report.plan
 
 
+def test_a_folder_that_a_profile_wrote_stands_for_its_files(report, tmp_path):
+    for load in (precaudit.load_report, precaudit.load_plan, lambda path: precaudit.apply(build_model(), path)):
+        with pytest.raises(precaudit.PrecauditError, match=r"a folder without (report|plan)\.json"):
+            load(tmp_path)
+    write_json(tmp_path / "report.json", report)
+    write_json(tmp_path / "plan.json", report.plan)
+    assert precaudit.load_report(str(tmp_path)).plan == precaudit.load_plan(tmp_path) == report.plan
+    precaudit.apply(build_model(), tmp_path).remove()
+
+
 def test_the_plan_trains_the_model(report):
     model = build_model()
     scaler = report.plan.grad_scaler("cpu")
@@ -145,11 +155,13 @@ def test_the_default_optimizer_is_adamw():
         ({"formats": 16}, "names of number formats"),
         ({"target": 100}, "name of a GPU, not 100"),
         ({"execution": "gpu"}, "execution must be one of auto, native, emulated, not 'gpu'"),
+        ({"batches": iter(batches())}, "batches is used up by the first run"),
     ],
 )
 def test_wrong_options_are_explained(options, message):
+    """Batches that are a generator have none for the second run."""
     with pytest.raises(precaudit.PrecauditError, match=message):
-        precaudit.profile(build_model, batches, loss, **options)
+        precaudit.profile(**{"build_model": build_model, "batches": batches, "loss": loss} | options)
 
 
 def on_a_gpu_machine(monkeypatch):

@@ -20,11 +20,11 @@ from precaudit.commands.options import (
     require_fork_server,
     summarize,
     write_outputs,
-    written_file,
 )
 from precaudit.commands.streams import emit
 from precaudit.errors import ExitCode, PrecauditError, import_torch
 from precaudit.formats import parse_formats
+from precaudit.reporting.files import written_file
 
 if TYPE_CHECKING:
     from precaudit.checking.records import CheckReport, CheckSettings

@@ -7,10 +7,11 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from precaudit.commands.options import add_output_options, refuse_overwrite, summarize, write_outputs, written_file
+from precaudit.commands.options import add_output_options, refuse_overwrite, summarize, write_outputs
 from precaudit.commands.streams import emit
 from precaudit.comparison.thresholds import asked_for, parse_thresholds, thresholds_help
 from precaudit.errors import ExitCode, PrecauditError
+from precaudit.reporting.files import written_file
 
 FORMATS = ("terminal", "markdown", "json", "github", "sarif", "gitlab")
 TREND_FORMATS = ("terminal", "markdown", "json", "csv", "svg")

@@ -114,12 +114,3 @@ def refuse_overwrite(paths: list[Path], force: bool) -> None:
     existing = [str(path) for path in paths if path.exists()]
     if existing and not force:
         raise PrecauditError(f"{', '.join(existing)} already exists; pass --force to overwrite")
-
-
-def written_file(path: Path, name: str = "report.json", hint: str = "") -> Path:
-    """The file itself, or the one of that name in a folder that `profile` wrote."""
-    if not path.is_dir():
-        return path
-    if not (path / name).is_file():
-        raise PrecauditError(f"{path}: a folder without {name}{hint}")
-    return path / name

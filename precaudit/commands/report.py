@@ -7,10 +7,11 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from precaudit.commands.options import add_output_options, refuse_overwrite, write_outputs, written_file
+from precaudit.commands.options import add_output_options, refuse_overwrite, write_outputs
 from precaudit.commands.streams import emit
 from precaudit.model import Report
 from precaudit.reporting import RENDERERS, files_of, render, write
+from precaudit.reporting.files import written_file
 
 WIDTH = 80
 

@@ -333,8 +333,21 @@ def fit_plan(model: nn.Module, plan: Plan) -> Plan:
     unknown = sorted(fqn for fqn in names.values() if fqn not in own)
     if plan.modules and (unknown or not names):
         listed = ", ".join(unknown[:3]) + (f" and {len(unknown) - 3} more" if len(unknown) > 3 else "")
-        raise PrecauditError(
-            f"the plan doesn't fit this model: it has no module {listed or 'of the plan'}. "
-            "Make a new plan with `precaudit profile`, or pass the model that the plan was made for"
-        )
+        raise _unfit(f"it has no module {listed or 'of the plan'}")
+    kind = next((plan.types[name] for name in names if name in plan.types), None)
+    if own == {""} and kind and kind not in _kinds(model):
+        raise _unfit(f"the plan is for a {kind}")
     return part_of(plan, names)
+
+
+def _kinds(model: nn.Module) -> set[str]:
+    """What a model without modules inside it is, whatever wraps it: its name can't tell."""
+    inner = [module for module, fqn in fqns_of(model).items() if not fqn][-1]
+    return {kind.__name__ for kind in type(inner).__mro__}
+
+
+def _unfit(why: str) -> PrecauditError:
+    return PrecauditError(
+        f"the plan doesn't fit this model: {why}. "
+        "Make a new plan with `precaudit profile`, or pass the model that the plan was made for"
+    )

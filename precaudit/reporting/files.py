@@ -34,6 +34,15 @@ def read_json(path: Path) -> Any:
         ) from error
 
 
+def written_file(path: Path, name: str = "report.json", hint: str = "") -> Path:
+    """The file itself, or the one of that name in a folder that `profile` wrote."""
+    if not path.is_dir():
+        return path
+    if not (path / name).is_file():
+        raise PrecauditError(f"{path}: a folder without {name}{hint}")
+    return path / name
+
+
 def write_text(path: Path, text: str) -> None:
     """Write UTF-8, all or nothing; lone surrogates become visible escapes."""
     write_bytes(path, text.encode("utf-8", "backslashreplace"))

@@ -297,6 +297,17 @@ def test_a_plan_for_another_model_is_refused():
         apply(small(), plan)
 
 
+def test_a_model_without_modules_inside_it_is_known_by_its_type():
+    """Any name in a plan may be the model's own."""
+    plan = Plan("bfloat16", {"head": "bfloat16"}, types={"head": "Linear"})
+    with pytest.raises(PrecauditError, match="doesn't fit this model: the plan is for a Linear"):
+        apply(nn.Conv1d(4, 4, 1), plan)
+    own = type("OwnLinear", (nn.Linear,), {})
+    for model in (nn.Linear(4, 4), own(4, 4), torch.compile(nn.Linear(4, 4), backend="eager")):
+        apply(model, plan).remove()
+    apply(nn.Conv1d(4, 4, 1), replace(plan, types={})).remove()
+
+
 def test_a_plan_is_refused_around_a_part_that_has_one():
     model = small()
     apply(model, plan_for(model, "bfloat16"))
