@@ -19,6 +19,8 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 _WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 _WRAPPER_TYPES = {"DistributedDataParallel", "DataParallel", "FullyShardedDataParallel"}
+_WRAPPER_TYPES |= {"AveragedModel", "ModelEmaV2", "ModelEmaV3"}
+"""What they wrap is called `module` in them. torch's and timm's averages hold a copy of the model."""
 
 
 class ModuleName(NamedTuple):

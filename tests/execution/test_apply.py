@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from emulation_models import Inside, plan_for, weights
+from emulation_models import Inside, emulate, plan_for, weights
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -295,6 +295,16 @@ def test_a_plan_for_another_model_is_refused():
     plan = Plan(default="bfloat16", modules={"encoder.layers.0": "bfloat16", "head": "float32"})
     with pytest.raises(PrecauditError, match=r"doesn't fit this model: it has no module encoder\.layers\.0"):
         apply(small(), plan)
+
+
+def test_an_average_of_the_model_takes_its_plan():
+    model = small()
+    plan, x = plan_for(model, "bfloat16"), torch.randn(3, 4)
+    averaged = torch.optim.swa_utils.AveragedModel(model)
+    expected = emulate(model, "bfloat16", x)
+    with apply(averaged, plan, execution="emulated"):
+        assert torch.equal(averaged(x), expected)
+        assert not torch.equal(averaged(x), model(x))
 
 
 def test_a_model_without_modules_inside_it_is_known_by_its_type():

@@ -177,7 +177,7 @@ def test_an_average_beside_the_model_has_its_own_name():
         ema.update_parameters(model)
         ema(X)
 
-    assert names_of(train) == [("model", ""), ("ema", ""), ("ema", "module")]
+    assert names_of(train) == [("model", ""), ("ema", ""), ("ema", "")]
 
 
 def test_a_model_that_is_made_again_keeps_its_name_without_any_garbage_collection():
