@@ -13,7 +13,7 @@ from precaudit.ownprecision.operations import ANGLES
 from precaudit.planning.rules import LOCAL_ERROR_LIMIT, OF_A_SUM
 from precaudit.profiling.audit import Audit
 from precaudit.profiling.scaled import CERTAIN, CHANGES, HOOKS, LIKELY, of_scaled
-from precaudit.profiling.straying import strays
+from precaudit.profiling.straying import ends_early, strays
 from precaudit.reporting.words import plural
 from precaudit.running.job import RunResult
 from precaudit.tracing.shadow import ABSORBING
@@ -85,6 +85,8 @@ def of_as_written(audit: Audit, verification: Verification) -> list[Finding]:
         causes = causes or of_scaled(audit.reference.baseline, likely)[:1] or _of_casts(run, "blurred")
     if detail and not (found or causes):
         detail += _outside(run)
+    if not detail and ends_early(audit.reference, run):
+        causes.append(_of_end(audit.reference, run))
     return [*found, *_of_difference(run, detail, bool(causes), audit.reference.baseline.get("autocast_at")), *causes]
 
 
@@ -192,6 +194,15 @@ def _of_stop(run: RunResult) -> Finding:
     )
     place = run.error.location if run.error else None
     return finding("PA501", "warning", message, _FIX, location=place)
+
+
+def _of_end(reference: RunResult, run: RunResult) -> Finding:
+    """A loss that is lost is seen by nobody where the script looks at it, and breaks off, before the backward pass."""
+    message = (
+        f"as written, in its own low precision, the script ends itself at step {run.steps}, and in float32 not before "
+        f"{reference.steps}: what it would have done after that was not compared"
+    )
+    return finding("PA501", "warning", message, "see why it ended; " + _FIX)
 
 
 def _of_difference(run: RunResult, detail: str | None, explained: bool, autocast: Any = None) -> list[Finding]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from precaudit.model import Verification
 from precaudit.running.job import RunResult
+from precaudit.verification.gates import allowed, unused_calls, usual_calls
 from precaudit.verification.statistics import MARGIN_CAP, comparison_window, diverged, relative_differences
 
 _STRAYED = 10.0
@@ -21,10 +22,12 @@ def strays(reference: RunResult, run: RunResult, verification: Verification) -> 
     if run.status == "ended" and run.steps < (1 - _MOST_SKIPPED) * reference.steps:
         return (
             f"it takes {run.steps} optimizer steps until its end, and {reference.steps} or more in float32: the others "
-            "are skipped, by its scaler or by itself"
+            "are skipped, by its scaler or by itself, or it breaks off"
         )
     if "grad_scaler" in reference.baseline and (skipped := _skipped(reference, run)):
         return f"its scaler skips {skipped} of {skipped + run.steps} optimizer steps"
+    if unused := _unused(reference, run):
+        return f"it leaves {unused} batches out in {run.steps} steps, which it does not in float32"
     steps = min(len(run.losses), len(reference.losses))
     if not steps:
         return None
@@ -39,6 +42,23 @@ def _skipped(reference: RunResult, run: RunResult) -> int:
         return 0
     skipped = round(run.backward_calls * reference.steps / reference.backward_calls) - run.steps
     return skipped if skipped > max(_UNLUCKY, _WASTED * (skipped + run.steps)) else 0
+
+
+def ends_early(reference: RunResult, run: RunResult) -> bool:
+    """By itself, with so few steps less that they may have been skipped by more than a scaler."""
+    return run.status == "ended" and reference.steps - run.steps > _few(reference, reference.steps)
+
+
+def _unused(reference: RunResult, run: RunResult) -> int:
+    """Batches that led to no step, as where the script itself looks whether its loss is finite; 0 where they were
+    few."""
+    unused = sum(unused_calls(run.calls, usual_calls([reference])))
+    return unused if unused > _few(reference, unused + run.steps) else 0
+
+
+def _few(reference: RunResult, steps: int) -> float:
+    """As many as a scaler finds its scale with, where there is one."""
+    return max(_UNLUCKY, _WASTED * steps) if "grad_scaler" in reference.baseline else allowed(steps)
 
 
 def _limit(verification: Verification) -> float:

@@ -109,7 +109,7 @@ def used_batches(pairs: Sequence[Pair], plan: Plan) -> Gate:
     """A script that leaves a batch out where the loss isn't finite learns as well from the next one."""
     usual = usual_calls(reference for reference, _ in pairs)
     unused = max(sum(unused_calls(candidate.calls, usual)) for _, candidate in pairs)
-    if unused <= _allowed(pairs):
+    if unused <= _most_allowed(pairs):
         return Gate("batches", True, "steps take as many calls of the models as in float32")
     detail = f"{unused} calls of the models led to no step, which they do in float32: the script leaves batches out"
     return Gate("batches", False, detail)
@@ -120,13 +120,17 @@ def skipped_steps(pairs: Sequence[Pair], plan: Plan) -> Gate:
     skips = max(len(candidate.skipped) for _, candidate in pairs)
     steps = max(candidate.steps for _, candidate in pairs)
     predicted = plan.loss_scale.predicted_skips or 0.0
-    sound = skips <= math.ceil(predicted + _allowed(pairs))
+    sound = skips <= math.ceil(predicted + _most_allowed(pairs))
     return Gate("skipped steps", sound, f"{skips} of {steps} steps skipped, {predicted:.1f} predicted")
 
 
-def _allowed(pairs: Sequence[Pair]) -> float:
-    """Two, and a twentieth of the steps."""
-    return 2 + 0.05 * max(candidate.steps for _, candidate in pairs)
+def _most_allowed(pairs: Sequence[Pair]) -> float:
+    return max(allowed(candidate.steps) for _, candidate in pairs)
+
+
+def allowed(steps: int) -> float:
+    """To be skipped or left out: two, and a twentieth of the steps."""
+    return 2 + 0.05 * steps
 
 
 def loss_scale_range(pairs: Sequence[Pair], plan: Plan) -> Gate:

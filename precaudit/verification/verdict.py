@@ -14,10 +14,9 @@ from precaudit.model import Cause, Difference, Gate, Plan, Verdict
 from precaudit.running.job import RunResult
 from precaudit.verification import statistics
 from precaudit.verification.equivalence import ALPHA, LOOKS, equivalence
-from precaudit.verification.gates import Pair, failed, gates
+from precaudit.verification.gates import Pair, allowed, failed, gates
 
 _OUTSIDE = "which autocast reaches with torch.amp.custom_fwd and custom_bwd only"
-_SHORT = 0.05
 _FROM_OUTSIDE = frozenset(-getattr(signal, name, 0) for name in ("SIGKILL", "SIGTERM", "SIGHUP")) - {0}
 """Exit codes of what others ended, such as a system without memory: no doing of the plan's."""
 
@@ -90,7 +89,7 @@ def judge(runs: Runs, plan: Plan) -> Judgement:
 
 def _ends_early(reference: RunResult, candidate: RunResult) -> bool:
     """By more than a batch or two that were left out: what came after in float32 has nothing to be compared with."""
-    return candidate.steps < (1 - _SHORT) * reference.steps - 2
+    return candidate.steps < reference.steps - allowed(reference.steps)
 
 
 def _ended_from_outside(run: RunResult) -> bool:

@@ -69,7 +69,25 @@ def test_a_script_that_skips_its_steps_does_not_train():
         found = told(taken, "ended", low=[overflow])
         assert [(each.rule, each.severity) for each in found] == [("PA501", "error"), ("PA307", "error")]
         assert f"it takes {len(taken)} optimizer steps" in found[0].message
-    assert told(LOSSES[:60], "ended") == told(LOSSES[:30], "stopped") == []
+    assert told(LOSSES[:60], "ended", seen={"grad_scaler": {}}) == told(LOSSES[:30], "stopped") == []
+
+
+def test_a_script_that_breaks_off_or_leaves_batches_out_as_written():
+    """It looks whether its loss is finite, and nothing that isn't is ever seen of it."""
+    (early,) = told(LOSSES[:60], "ended")
+    assert (early.rule, early.severity) == ("PA501", "warning")
+    assert "ends itself at step 60, and in float32 not before 80" in early.message
+    assert told(LOSSES[:75], "ended") == []
+    for scaler, calls, strays in (
+        ({}, (1,) * 70 + (3,) * 10, True),
+        ({}, (1,) * 77 + (3,) * 3, False),
+        ({"grad_scaler": {}}, (20, *(1,) * 79), False),
+        ({"grad_scaler": {}}, (60, *(1,) * 79), True),
+    ):
+        reference = RunResult("reference", 0, "stopped", 80, losses=LOSSES, calls=(1,) * 80, baseline=scaler)
+        written = RunResult("as-written", 0, "stopped", 80, losses=LOSSES, calls=calls)
+        found = of_as_written(Audit(Job("script", "t.py", (), ".", 80), reference, Trace(), as_written=written), PASSED)
+        assert ["batches out in 80 steps" in each.message for each in found] == [True] * strays
 
 
 def test_a_script_that_stops_as_written_may_only_lack_a_kernel_of_this_machine():
