@@ -298,7 +298,7 @@ _CHECK = (
     Rule(
         "PA709",
         "forward is called directly",
-        "A module's forward is called by its name, past all hooks, so its own operations and outputs were not checked.",
+        "A module's forward is called by its name: its own operations and outputs were not checked.",
         "Call the module: model(x), not model.forward(x).",
     ),
     Rule(
