@@ -11,7 +11,11 @@ from precaudit.model import Report
 from precaudit.reporting import story, unfinished
 from precaudit.reporting.words import inert, visible
 
-LOOP = ("# every step: scaler.scale(loss).backward()", "#             scaler.step(optimizer); scaler.update()")
+LOOP = (
+    "# every step: scaler.scale(loss).backward()",
+    "#             scaler.unscale_(optimizer), before gradients are clipped or read",
+    "#             scaler.step(optimizer); scaler.update()",
+)
 DEFAULT_PLAN = Path("plan.json")
 
 

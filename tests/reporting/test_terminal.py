@@ -157,6 +157,7 @@ def test_lines_to_paste_run_as_python():
     lines = [line.strip() for line in text.split("model is built\n")[1].split("\n\n")[0].splitlines()]
     compile("\n".join(lines), "pasted", "exec")
     assert lines[3] == "scaler = plan.grad_scaler()"
+    assert "unscale_(optimizer), before gradients are clipped" in lines[5]  # which a profile's loss scale needs not
     assert all(line.startswith("#") for line in lines[4:])
 
 
