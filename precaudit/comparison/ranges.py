@@ -9,6 +9,7 @@ from scipy.stats import wasserstein_distance
 
 from precaudit.comparison.changes import Change
 from precaudit.comparison.headroom import binades
+from precaudit.comparison.metrics import METRICS
 from precaudit.comparison.noise import amax_noise, amin_noise, center_noise
 from precaudit.comparison.tensors import LayerPairs, OpPairs, TensorPair, layer_tensors, op_tensors
 from precaudit.model import Exponents, TensorStats
@@ -54,12 +55,14 @@ def _distance(base: Exponents, head: Exponents) -> float | None:
 def range_changes(layers: LayerPairs, ops: OpPairs) -> Iterator[Change]:
     """Movements beyond noise and tensors that fell silent, the likeliest cause first.
 
-    An op's range is told where its layer's own output doesn't show it, such as logits before a softmax.
+    An op's range is told where its layer's own output doesn't show it, such as logits before a softmax. What fails
+    nothing by itself, as the smallest magnitude does, shows nothing.
     """
     shown = set()
     for tensor in layer_tensors(layers):
         for change in _moved(tensor):
-            shown.add((tensor.fqn, tensor.head.role))
+            if METRICS[change.metric].default is not None:
+                shown.add((tensor.fqn, tensor.head.role))
             yield change
     for tensor in op_tensors(ops):
         if (tensor.fqn, tensor.head.role) not in shown:

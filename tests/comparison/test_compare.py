@@ -489,3 +489,19 @@ def test_other_operations_are_told_in_words(before, after, words):
         return Report(layers=(Layer("a", "Linear", 1, 1, ()),), ops=ops)
 
     assert [change.message for change in compare(calling(before), calling(after)).changes] == [words]
+
+
+def test_a_smallest_magnitude_that_moved_hides_no_operation_that_overflows():
+    """It is listed, and fails nothing: the layer's output is no reason to pass over what is inside."""
+    base = profile(gpt(), 0)
+    fqn = "blocks.0.act"
+
+    def changed(each, **fields):
+        record = each.tensor("activation")
+        new = replace(record, stats=replace(record.stats, **fields))
+        return replace(each, tensors=tuple(new if tensor is record else tensor for tensor in each.tensors))
+
+    layers = [changed(each, amin_nonzero=2.0**-90) if each.fqn == fqn else each for each in base.layers]
+    ops = [changed(each, nonfinite=5) if each.fqn == fqn else each for each in base.ops]
+    comparison = compare(base, replace(base, layers=tuple(layers), ops=tuple(ops)))
+    assert [(each.metric, each.regression) for each in comparison.changes] == [("nonfinite", True), ("amin", False)]
