@@ -80,8 +80,8 @@ OURS = frozenset((INTERNAL, LACKS_ROOM))
 class ScriptError:
     """An exception that left the script, or a model: its type, message, full traceback, the last line of the script's
     own code, and the operation that raised it under a plan, if one did. `raised_by` is the name of the Python module
-    whose code raised it; `raised_in` the innermost module whose
-    forward let it through, or that called the function `backward_of`, whose own backward pass did."""
+    whose code raised it; `raised_in` the innermost module whose forward let it through, or that called the function
+    `backward_of`, whose own backward pass did."""
 
     type: str
     message: str

@@ -25,7 +25,7 @@ def fault(fqn, op, phase="forward"):
 
 
 def raised(fqn, op, message="boom"):
-    return ScriptError("RuntimeError", message, message, Location("train.py", 9), op, f"model:{fqn}")
+    return ScriptError("RuntimeError", message, message, Location("train.py", 9), op, raised_in=f"model:{fqn}")
 
 
 def test_an_operation_between_children_moves_alone():
