@@ -52,8 +52,10 @@ def measure(setting: Setting) -> dict[str, Any]:
     if found := re.search(r"==ERROR== (.*(?:LibraryNotLoaded|driver).*)", done.stdout + done.stderr):
         raise Skipped(f"ncu doesn't work here: {found[1]}")
     found = compare(done.stdout.splitlines(), torch.cuda.get_device_capability())
-    ended = workload.FINISHED in done.stdout
-    return {**found, "failures": [] if ended else [f"the workload ended early: {done.stderr.strip()[-300:]}"]}
+    failures = [line for line in done.stdout.splitlines() if line.startswith(workload.REFUSED)]
+    if workload.FINISHED not in done.stdout:
+        failures.append(f"the workload ended early: {done.stderr.strip()[-300:]}")
+    return {**found, "failures": failures}
 
 
 def compare(lines: Iterable[str], capability: tuple[int, int]) -> dict[str, Any]:

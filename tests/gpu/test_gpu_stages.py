@@ -101,6 +101,18 @@ def test_names_are_held_against_counters():
         compare(NCU[:3], (9, 0))
 
 
+def test_an_operation_that_is_refused_ends_its_family_alone(monkeypatch, capsys):
+    def refusing(device, size):
+        yield torch.ones(1)
+        raise RuntimeError("CUBLAS_STATUS_NOT_SUPPORTED\nmore")
+
+    whole = stage_classes.workload.run("cpu", 32)
+    assert stage_classes.workload.REFUSED not in capsys.readouterr().out
+    monkeypatch.setattr(stage_classes.workload, "eight_bits", refusing)
+    assert stage_classes.workload.run("cpu", 32) == whole + 1
+    assert capsys.readouterr().out == "refused: refusing: CUBLAS_STATUS_NOT_SUPPORTED\n"
+
+
 @pytest.mark.parametrize("ended", [True, False])
 def test_a_workload_that_ends_early_is_told(monkeypatch, tmp_path, ended):
     """ncu reports what ran until then, as if that were all."""
