@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -75,8 +75,10 @@ def inspect(nvml: Any, torch: Any, cpuinfo: str) -> Machine:
     driver = None
     with session(nvml) as missing:
         if not missing:
-            driver = text(nvml.nvmlSystemGetDriverVersion())
-            gpus = tuple(_gpu_or_why_not(nvml, index) for index in range(nvml.nvmlDeviceGetCount()))
+            version = _told(nvml, nvml.nvmlSystemGetDriverVersion)
+            driver = text(version) if version else None
+            count = _told(nvml, nvml.nvmlDeviceGetCount) or 0
+            gpus = tuple(_gpu_or_why_not(nvml, index) for index in range(count))
     sees = bool(torch.cuda.is_available())
     problem = _problem(gpus, missing, torch, sees)
     return Machine(gpus, driver, str(torch.__version__), torch.version.cuda, sees, _cpu(cpuinfo), problem)
@@ -108,15 +110,16 @@ def _gpu_or_why_not(nvml: Any, index: int) -> Accelerator:
 def _gpu(nvml: Any, index: int) -> Accelerator:
     handle = nvml.nvmlDeviceGetHandleByIndex(index)
     name = text(nvml.nvmlDeviceGetName(handle))
-    capability, memory = _capability(nvml, handle), _memory(nvml, handle)
+    capability = _told(nvml, nvml.nvmlDeviceGetCudaComputeCapability, handle)
+    memory = _told(nvml, nvml.nvmlDeviceGetMemoryInfo, handle)  # cards that share the host's memory don't say
     known = find_gpu(name)
     note = known.caveat() if known else "no peak figures known for this GPU"
     return Accelerator(
         index=index,
         name=name,
         capability=".".join(map(str, capability)) if capability else None,
-        generation=generation_of(capability),
-        memory_bytes=memory,
+        generation=generation_of(tuple(capability) if capability else None),
+        memory_bytes=int(memory.total) if memory else None,
         formats=known.formats if known else None,
         peaks=dict(known.peaks) if known else None,
         bandwidth=known.bandwidth if known else None,
@@ -124,18 +127,10 @@ def _gpu(nvml: Any, index: int) -> Accelerator:
     )
 
 
-def _capability(nvml: Any, handle: Any) -> tuple[int, int] | None:
+def _told(nvml: Any, call: Callable[..., Any], *arguments: Any) -> Any:
+    """None where the driver doesn't say."""
     try:
-        major, minor = nvml.nvmlDeviceGetCudaComputeCapability(handle)
-    except nvml.NVMLError:
-        return None
-    return int(major), int(minor)
-
-
-def _memory(nvml: Any, handle: Any) -> int | None:
-    """Cards that share the host's memory don't say."""
-    try:
-        return int(nvml.nvmlDeviceGetMemoryInfo(handle).total)
+        return call(*arguments)
     except nvml.NVMLError:
         return None
 

@@ -41,6 +41,23 @@ def test_an_unlisted_gpu_has_no_invented_figures():
     assert "No peak figures known" in render(inspect(FakeNvml(card(b"NVIDIA Future 9000")), fake_torch(), ""))
 
 
+def test_a_driver_that_says_little_is_no_failure():
+    class Silent(FakeNvml):
+        def nvmlSystemGetDriverVersion(self):
+            raise self.NVMLError("Not Supported")
+
+    found = inspect(Silent(card("NVIDIA H200")), fake_torch(), "")
+    (gpu,) = found.gpus
+    assert (found.driver, gpu.capability, gpu.generation, gpu.memory_bytes) == (None, None, None, None)
+    assert "memory not measured" in render(found)
+
+    class Countless(FakeNvml):
+        def nvmlDeviceGetCount(self):
+            raise self.NVMLError("Unknown Error")
+
+    assert inspect(Countless(card()), fake_torch(), "").gpus == ()
+
+
 def test_a_gpu_that_is_lost_is_told_beside_the_others():
     machine = inspect(FakeNvml(SimpleNamespace(), H100), fake_torch(), XEON)
     lost, other = machine.gpus
