@@ -22,13 +22,14 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 from bench_tracing import GPT
 
 TOLERANCE = 0.2
+FORMATS = ("bfloat16", "float16", "float8_e4m3")
 
 
 def measure(setting: Setting) -> dict[str, Any]:
     torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.allow_tf32 = False
     models: dict[str, Callable[[], tuple[nn.Module, Tensor]]] = {"gpt": lambda: _gpt(setting), "cnn": _cnn}
-    found = {name: {f: _errors(build, f, setting) for f in ("bfloat16", "float16")} for name, build in models.items()}
+    found = {name: {f: _errors(build, f, setting) for f in FORMATS} for name, build in models.items()}
     apart = [
         f"{name} in {format_name}: emulated gradients err {errors['ratio']} times as much as native ones"
         for name, formats in found.items()
