@@ -1,4 +1,4 @@
-"""One product in three formats: its class by name beside the GPU's own counters (GPM), its rate and its energy."""
+"""One product in several formats: its class by name beside the GPU's own counters (GPM), its rate and its energy."""
 
 from __future__ import annotations
 
@@ -21,13 +21,15 @@ FORMATS = {
     "tf32": ("high", torch.float32),
     "bfloat16": ("highest", torch.bfloat16),
     "float16": ("highest", torch.float16),
+    "float8": ("highest", torch.float8_e4m3fn),
 }
 
 
 def measure(setting: Setting) -> dict[str, Any]:
-    nvml = library()
+    nvml, lacks_float8 = library(), not setting.dry and torch.cuda.get_device_capability() < (8, 9)
+    formats = {name: kind for name, kind in FORMATS.items() if not (lacks_float8 and name == "float8")}
     with nullcontext("dry run") if setting.dry else session(nvml) as problem:
-        found = {name: _of(precision, dtype, setting, nvml, problem) for name, (precision, dtype) in FORMATS.items()}
+        found = {name: _of(precision, dtype, setting, nvml, problem) for name, (precision, dtype) in formats.items()}
     return {**found, "failures": [] if setting.dry else _wrong(found)}
 
 
@@ -45,11 +47,18 @@ def _of(precision: str, dtype: torch.dtype, setting: Setting, nvml: Any, problem
     torch.set_float32_matmul_precision(precision)
     size = setting.size(4096, 64)
     left, right = (torch.randn(size, size, device=setting.device).to(dtype) for _ in range(2))
-    seconds = median_seconds(lambda: left @ right, setting)
+    one = torch.ones((), device=setting.device)
+
+    def multiply() -> torch.Tensor:
+        if dtype.itemsize > 1:
+            return left @ right
+        return torch._scaled_mm(left, right.t(), one, one, out_dtype=torch.bfloat16)
+
+    seconds = median_seconds(multiply, setting)
     with profiled_steps() as recording:
-        left @ right
+        multiply()
     kernels = [{"name": k.name, "class": k.tensor_core, "rule": k.rule} for k in recording.tensor_cores.kernels]
-    counted = {"problem": problem} if problem else _counted(lambda: left @ right, setting, nvml)
+    counted = {"problem": problem} if problem else _counted(multiply, setting, nvml)
     return {"tflops": 2 * size**3 / seconds / 1e12, "kernels": kernels, **counted}
 
 
