@@ -96,7 +96,8 @@ def assemble(spec: RunSpec, progress: Callable[[int, float], None], stop: Stop) 
         scaled, stale = ScaledGradients(names, baseline.settings), StaleCasts(baseline)
         scopes.listeners.append(stale)
     changes = GradientChanges(names, baseline.settings) if scaled or spec.precision == "as-written" else None
-    monitor = Monitor(events, spec.job.steps, progress, stop)
+    patient = spec.precision == "float32" and not spec.probe_compare
+    monitor = Monitor(events, spec.job.steps, progress, stop, patient)
     scopes.listeners.append(monitor)
     listeners = (scaler, tracer, probe, own_low, scaled, changes, stale, optimizers, monitor)
     events.listeners = [listener for listener in listeners if listener is not None]

@@ -16,6 +16,8 @@ from precaudit.tracing.ops import caller_location
 
 _PATIENCE = 3
 _FEW = 4
+_ENDLESS, _TIMES = 1000, 50
+"""Calls of models, and times the most that led to one step, with which a script waits for a better batch for ever."""
 
 
 class StopTraining(BaseException):
@@ -49,8 +51,15 @@ class Monitor(TrainingListener):
     """
 
     def __init__(
-        self, events: TrainingEvents, limit: int, progress: Callable[[int, float], None], stop: Stop | None = None
+        self,
+        events: TrainingEvents,
+        limit: int,
+        progress: Callable[[int, float], None],
+        stop: Stop | None = None,
+        patient: bool = True,
     ) -> None:
+        """Not `patient` where a step may never come: in low precision, of a script that leaves out the batches whose
+        loss isn't finite."""
         self.steps = 0
         self.backward_calls = 0
         self.optimizer_steps = 0
@@ -68,10 +77,15 @@ class Monitor(TrainingListener):
         self._taken: list[torch.Tensor] = []
         self._clock: float | None = None
         self._called = 0
+        self._patient = patient
 
     def entered(self, frame: Frame) -> None:
         """A batch, unless it is a closure's, which may look for its step as often as it likes."""
         self._called += frame.is_outermost and torch.is_grad_enabled() and not self._events.in_step
+        if not self._patient and self._called > max(_ENDLESS, _TIMES * max(self.calls, default=1)):
+            self.calls.append(self._called)
+            self._called = 0
+            self._stop()
 
     def left(self, frame: Frame, output: Any) -> Any:
         return output

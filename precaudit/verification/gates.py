@@ -151,8 +151,8 @@ CHECKS: tuple[Check, ...] = (
     moving_buffers,
     _finite("finite optimizer state", "optimizer states", lambda state: state.optimizer_state),
     evaluation,
-    own_end,
     used_batches,
+    own_end,
     skipped_steps,
     loss_scale_range,
 )

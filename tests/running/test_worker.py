@@ -602,6 +602,23 @@ def test_micro_batches_are_averaged():
     assert result.losses == pytest.approx([sum(losses[i : i + 3]) / 3 for i in range(0, 18, 3)], rel=1e-6)
 
 
+def test_a_script_that_waits_for_a_better_batch_for_ever_is_stopped_under_a_plan():
+    """It leaves out every batch whose loss isn't finite, and in this format none is."""
+
+    def code():
+        model = nn.Linear(4, 1)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        for _ in range(3):
+            model(torch.ones(3, 4)).sum().backward()
+            optimizer.step()
+        for _ in range(1100):
+            model(torch.ones(3, 4))
+
+    result = run(spec(precision="plan", plan=Plan("bfloat16", {"": "bfloat16"})), code)
+    assert (result.status, result.calls) == ("stopped", (1, 1, 1, 1001))
+    assert run(spec(), code).status == "ended"
+
+
 def test_losses_of_one_line_are_told_apart_by_their_optimizers():
     """A function that makes a step, or a library's: what a discriminator loses its generator would gain."""
 
