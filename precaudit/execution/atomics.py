@@ -30,6 +30,12 @@ def added_one_by_one(func: Callable[..., Any], args: Any, kwargs: Any) -> Callab
     return lambda *given, **named: _ADDING[name](put, *given, **named)
 
 
+def not_in_place(func: Callable[..., Any]) -> Callable[..., Any]:
+    """The form of a sum by index that makes a new tensor; any other function as it is."""
+    name = op_name(func)
+    return getattr(torch.Tensor, name) if name in SUMS and writes(func, {}) else func
+
+
 def _are_half(tensors: list[torch.Tensor]) -> bool:
     """Half values on a CPU, none of them a scalar or in a transform, and their index."""
     values = [t for t in tensors if t.is_floating_point()]
@@ -68,6 +74,7 @@ _ADDING: dict[str, Callable[..., Any]] = {
     "scatter_reduce": _scatter_add,
 }
 _READING: dict[str, Callable[..., Any]] = {"index_select": _index_select, "gather": _gather}
+SUMS = frozenset(_ADDING)
 _IN_TURN = _ADDING.keys() | _READING.keys()
 
 

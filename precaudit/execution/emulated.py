@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from precaudit.execution import float8
-from precaudit.execution.atomics import added_one_by_one
+from precaudit.execution.atomics import SUMS, added_one_by_one, not_in_place
 from precaudit.execution.chains import chained
 from precaudit.execution.formats import FLOAT32, PlanLookup, ScopeFormat
 from precaudit.execution.libraries import own_region
@@ -67,16 +67,18 @@ def in_float32(op: str, func: Any, args: Any, kwargs: Any) -> Any:
 
 
 def written(func: Any, args: Any, kwargs: Any) -> Any:
-    """An in-place operation whose format is float32: what it reads follows the dtype of what it writes."""
+    """An in-place operation whose format is float32: what it reads follows the dtype of what it writes. Many values
+    that are added to one are added up in float32."""
     target = kwargs.get("out", args[0] if args else None)
     if not isinstance(target, torch.Tensor) or target.dtype not in CASTABLE:
         return func(*args, **kwargs)
+    if op_name(func) in SUMS and target.dtype in HALVES and "out" not in kwargs:
+        return target.copy_(not_in_place(func)(*to_float32(args), **to_float32(kwargs)))
 
     def follow(value: Any) -> Any:
         return map_tensors(lambda t: t.to(target.dtype) if t.dtype in CASTABLE and t is not target else t, value)
 
-    args, kwargs = follow(args), follow(kwargs)
-    return added_one_by_one(func, args, kwargs)(*args, **kwargs)
+    return func(*follow(args), **follow(kwargs))
 
 
 class EmulatedMode(OperationMode):

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch.utils.hooks import unserializable_hook
 
+from precaudit.execution.atomics import not_in_place
 from precaudit.execution.emulated import no_island
 from precaudit.execution.policy import ACCUMULATING, MASKED, Category, category
 from precaudit.formats import get_format
@@ -281,6 +282,7 @@ class Tracer(TrainingListener):
         slot.input_amax = largest((slot.input_amax, finite_amax(factors)))
         if op in ACCUMULATING:
             slot.integer_input = largest((slot.integer_input, integer_amax(factors, self._told_apart)))
+        func = not_in_place(func)
         if repeatable(op, func, kwargs):
             for name, energies in self._local_errors(op, func, args, kwargs).items():
                 # A branch that starts at zero is absorbed at first and grows: the latest measurement counts.

@@ -100,3 +100,23 @@ def test_what_is_not_summed_in_half_stays_as_it_is():
         assert added_one_by_one(func, args, kwargs) is func
     together = torch.vmap(lambda x: x.index_add(0, index, x))
     assert together(torch.stack([half, half])).shape == (2, 3, 2)
+
+
+@pytest.mark.parametrize("execution", ["emulated", "native"])
+def test_in_place_too_a_sum_whose_format_is_float32_is_one(execution):
+    """What it is written to is half all the same."""
+    index = torch.zeros(4096, dtype=torch.long)
+
+    def computed(model, x):
+        ones = model.lin(x)[:1].expand(4096, 4) * 0 + 1
+        total = ones.new_zeros(1, 4)
+        model.note("total", total)
+        return total.index_add_(0, index, ones).scatter_add_(0, index[:, None].expand(-1, 4), ones)
+
+    model = Inside(computed)
+    sums = [("", "index_add", "float32"), ("", "scatter_add", "float32")]
+    with apply(model, plan_for(model, "bfloat16", ops=sums), execution=execution):
+        result = model(weights(2, 4))
+        result.sum().backward()
+    assert result.eq(8192).all()
+    assert model.seen["total"].dtype == torch.bfloat16

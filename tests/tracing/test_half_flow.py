@@ -185,3 +185,24 @@ def test_nothing_of_the_script_s_own_is_marked():
     traced_flags(model, [x])
     for tensor in (x, *tensors_in(list(model.parameters()))):
         assert not hasattr(tensor, HALF_FLAG)
+
+
+def test_a_sum_by_index_in_place_has_its_error_measured_as_any_other():
+    """The usual form: of 4096 equal addends bfloat16 adds up 256."""
+    index = torch.zeros(4096, dtype=torch.long)
+
+    class Pooling(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lin = nn.Linear(4, 4)
+
+        def forward(self, x):
+            ones = self.lin(x)[:1].expand(4096, 4) * 0 + 1
+            return ones.new_zeros(1, 4).index_add_(0, index, ones)
+
+    model = Pooling()
+    with tracing(shadowed=lambda step: True, formats=("bfloat16",)) as traced:
+        before = model(torch.randn(2, 4))
+        before.sum().backward()
+    assert before.eq(4096).all()
+    assert traced.op("", "index_add").local_error["bfloat16"] == pytest.approx(1 - 256 / 4096)
