@@ -26,7 +26,7 @@ def added_one_by_one(func: Callable[..., Any], args: Any, kwargs: Any) -> Callab
         "sum" not in (*args, kwargs.get("reduce")) or not kwargs.get("include_self", True)
     ):
         return func
-    put = torch.ops.aten.index_put_ if writes(func, kwargs) else torch.ops.aten.index_put
+    put = torch.ops.aten.index_put_ if writes(func, kwargs) else _put
     return lambda *given, **named: _ADDING[name](put, *given, **named)
 
 
@@ -45,6 +45,11 @@ def _are_half(tensors: list[torch.Tensor]) -> bool:
     return plain and bool(values) and all(t.dtype in HALVES and t.dtype == values[0].dtype for t in values)
 
 
+def _put(values: torch.Tensor, index: Index, addends: torch.Tensor, accumulate: bool) -> torch.Tensor:
+    """Laid out as torch's sums are, which a script may view as another shape."""
+    return torch.ops.aten.index_put(values, index, addends, accumulate).contiguous()
+
+
 def _index_add(
     put: Any, input: torch.Tensor, dim: int, index: torch.Tensor, source: torch.Tensor, *, alpha: float = 1
 ) -> Any:
@@ -59,13 +64,13 @@ def _scatter_add(
 
 
 def _index_select(input: torch.Tensor, dim: int, index: torch.Tensor) -> torch.Tensor:
-    return torch.ops.aten.index(input, _rows(input, dim, index))
+    return torch.ops.aten.index(input, _rows(input, dim, index)).contiguous()
 
 
 def _gather(input: torch.Tensor, dim: int, index: torch.Tensor, *, sparse_grad: bool = False) -> torch.Tensor:
     if sparse_grad:
         return torch.gather(input, dim, index, sparse_grad=True)
-    return torch.ops.aten.index(input, _cells(index, dim))
+    return torch.ops.aten.index(input, _cells(index, dim)).contiguous()
 
 
 _ADDING: dict[str, Callable[..., Any]] = {

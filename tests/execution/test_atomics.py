@@ -84,6 +84,23 @@ def test_an_operation_that_half_stops_adding_up_in_is_told():
     assert errors["float16"].relative == pytest.approx(0.5)
 
 
+@pytest.mark.parametrize("dim", [0, 1, 2, -1])
+def test_results_are_laid_out_as_torch_s_are(dim):
+    """A script may view them as another shape."""
+    values, index = weights(4, 6, 5).half().transpose(0, 1), torch.tensor([0, 2, 2])
+    some, entries = values.index_select(dim, index), torch.zeros_like(values, dtype=torch.long)[:, :3, :2]
+    wanted = values.clone().requires_grad_()
+    for func, *args in (
+        (torch.index_add, values, dim, index, some),
+        (torch.scatter_add, values, dim, entries, values[:, :3, :2]),
+        (torch.index_select, wanted, dim, index),
+        (torch.gather, wanted, dim, entries),
+    ):
+        stands_in = added_one_by_one(func, args, {})
+        assert stands_in is not func
+        assert stands_in(*args).stride() == func(*args).stride()
+
+
 def test_what_is_not_summed_in_half_stays_as_it_is():
     half, single = weights(3, 2).half(), weights(3, 2)
     index = torch.tensor([0, 0, 1])
