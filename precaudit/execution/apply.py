@@ -28,7 +28,7 @@ from precaudit.instrument.names import ModuleName, fqns_of
 from precaudit.instrument.patches import Shared
 from precaudit.instrument.scopes import Frame, ScopeListener, checkpointed
 from precaudit.model import EXECUTIONS, Plan
-from precaudit.planning.fitting import fit_names, part_of
+from precaudit.planning.fitting import fit_names, is_within, part_of, parts, stands_for
 
 
 @dataclass(frozen=True)
@@ -234,9 +234,14 @@ def _resumed(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def apply(
-    model: nn.Module, plan: Plan | str | os.PathLike[str], *, execution: Literal["auto", "native", "emulated"] = "auto"
+    model: nn.Module,
+    plan: Plan | str | os.PathLike[str],
+    *,
+    execution: Literal["auto", "native", "emulated"] = "auto",
+    name: str = "",
 ) -> Applied:
-    """Make `model`'s own forward run under `plan` (a Plan or the path of a plan.json).
+    """Make `model`'s own forward run under `plan` (a Plan or the path of a plan.json); `name` is what a plan for
+    several models calls this one, where their modules don't tell them apart.
 
     Weights stay float32; outputs come back in float32. Float32 products of the whole process may run as TF32 while a
     plan of `matmul_precision` "high" is in force natively. Native execution is torch.autocast on the model's
@@ -256,7 +261,7 @@ def apply(
             "precaudit.remove(model)"
         )
     _refuse_scripted(model)
-    fitted = fit_plan(model, resolved)
+    fitted = fit_plan(model, resolved, name)
     return put_on(model, fitted, None if execution == "auto" else execution == "native")
 
 
@@ -326,10 +331,12 @@ def _hooks(model: nn.Module) -> Iterator[tuple[dict[int, Any], int, object]]:
                 yield hooks, key, getattr(hook.func, "__self__", None) if isinstance(hook, partial) else None
 
 
-def fit_plan(model: nn.Module, plan: Plan) -> Plan:
-    """The part of a plan that is about `model`, by the model's own names; PrecauditError where it names others."""
+def fit_plan(model: nn.Module, plan: Plan, name: str = "") -> Plan:
+    """The part of a plan that is about `model`, by the model's own names; PrecauditError where it names others, or may
+    be one of several parts."""
     own = set(fqns_of(model).values())
-    names = fit_names(plan, own)
+    require(not name or any(is_within(fqn, name) for fqn in plan.modules), f"the plan has no model called {name!r}")
+    names = fit_names(plan, own, name)
     unknown = sorted(fqn for fqn in names.values() if fqn not in own)
     if plan.modules and (unknown or not names):
         listed = ", ".join(unknown[:3]) + (f" and {len(unknown) - 3} more" if len(unknown) > 3 else "")
@@ -337,7 +344,14 @@ def fit_plan(model: nn.Module, plan: Plan) -> Plan:
     kind = next((plan.types[name] for name in names if name in plan.types), None)
     if own == {""} and kind and kind not in _kinds(model):
         raise _unfit(f"the plan is for a {kind}")
-    return part_of(plan, names)
+    part, others = part_of(plan, names), {} if name else parts(plan, own)
+    if not all(stands_for(part, other) for other in others.values()):
+        listed = " or ".join(others)
+        raise PrecauditError(
+            f"by its modules this model may be {listed} of the plan, whose formats differ: say which, as in "
+            f"precaudit.apply(model, plan, name={next(iter(others))!r})"
+        )
+    return part
 
 
 def _kinds(model: nn.Module) -> set[str]:

@@ -22,15 +22,28 @@ def fit_prefix(plan: Plan, own: Collection[str], model: str = "") -> str:
     of another model with the same modules. Of several such it is the one with most exceptions: a copy that is never
     trained has none."""
 
-    def matches(prefix: str) -> int:
-        """How many of the names exist. The root's empty name, which every model has, counts where there is no other."""
-        shared = set(_stripped(plan, prefix).values()).intersection(own)
-        return len(shared - {""}) or int(shared == set(own))
-
-    known = max(("", model), key=matches)
-    if matches(known):
+    known = max(("", model), key=lambda prefix: _matches(plan, own, prefix))
+    if _matches(plan, own, known):
         return known
-    return max(("", *_prefixes(plan, own)), key=lambda prefix: (matches(prefix), _exceptions(plan, prefix)))
+    return max(alike(plan, own), key=lambda prefix: _exceptions(plan, prefix))
+
+
+def alike(plan: Plan, own: Collection[str]) -> list[str]:
+    """What the plan has in front of the names of each model that has as many of these modules (`own`) as any."""
+    counts = {prefix: _matches(plan, own, prefix) for prefix in ("", *_prefixes(plan, own))}
+    return [prefix for prefix, count in counts.items() if count == max(counts.values())]
+
+
+def _matches(plan: Plan, own: Collection[str], prefix: str) -> int:
+    """How many of the names exist. The root's empty name, which every model has, counts where there is no other."""
+    shared = set(_stripped(plan, prefix).values()).intersection(own)
+    return len(shared - {""}) or int(shared == set(own))
+
+
+def stands_for(part: Plan, other: Plan) -> bool:
+    """Whether nothing in a model's part of a plan is lower than in another model's."""
+    wide = (format_of(part, fqn) in (name, "float32") for fqn, name in other.modules.items())
+    return all(wide) and all(format_of(part, op.fqn, op.op) in (op.format, "float32") for op in other.ops)
 
 
 def _prefixes(plan: Plan, own: Collection[str]) -> list[str]:
@@ -53,6 +66,11 @@ def is_within(fqn: str, container: str) -> bool:
 def _stripped(plan: Plan, prefix: str) -> dict[str, str]:
     """Plan names to names inside the model called `prefix`; every name where there is no prefix."""
     return {fqn: fqn.removeprefix(prefix).removeprefix(".") for fqn in plan.modules if is_within(fqn, prefix)}
+
+
+def parts(plan: Plan, own: Collection[str]) -> dict[str, Plan]:
+    """The part of each model that may be the one with these modules."""
+    return {prefix: part_of(plan, _stripped(plan, prefix)) for prefix in alike(plan, own)}
 
 
 def part_of(plan: Plan, names: Mapping[str, str]) -> Plan:

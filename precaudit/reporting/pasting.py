@@ -27,7 +27,7 @@ def paste_lines(report: Report, plan: Path = DEFAULT_PLAN) -> list[str]:
         *(["# this plan is not verified"] if report.verification.verdict != "pass" else []),
         "import precaudit",
         f"plan = precaudit.load_plan({json.dumps(visible(plan), ensure_ascii=False)})",
-        *(f"precaudit.apply({name}, plan)" for name in _models(report)),
+        *_applied(_models(report)),
     ]
     if report.plan.loss_scale.mode != "none":
         lines += _of_a_library(report) or ["scaler = plan.grad_scaler()", *LOOP]
@@ -36,6 +36,13 @@ def paste_lines(report: Report, plan: Path = DEFAULT_PLAN) -> list[str]:
     if report.own_precision.keys() & {"autocast", "plan", "grad_scaler"}:
         lines.append("# in place of the script's own mixed precision: it was off where the plan was tried")
     return lines
+
+
+def _applied(models: list[str]) -> list[str]:
+    """By their names where there are several: their modules may be called alike."""
+    if len(models) == 1:
+        return [f"precaudit.apply({models[0]}, plan)"]
+    return [f'precaudit.apply({name}, plan, name="{name}")' for name in models]
 
 
 def _of_a_library(report: Report) -> list[str]:

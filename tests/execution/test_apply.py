@@ -414,6 +414,27 @@ def test_a_plan_for_several_models_fits_each_of_them():
         assert handle.plan.modules == {"": "float16"}
 
 
+def test_models_that_are_built_alike_are_told_apart_by_name_or_refused():
+    """An actor and a critic of one class: by its modules alone either got the part with the most exceptions."""
+    actor = {"actor.0": "float32", "actor.1": "float16", "actor.2": "float16"}
+    critic = {"critic.0": "float16", "critic.1": "float32", "critic.2": "float32"}
+    plan = Plan("float16", {**actor, **critic})
+    with pytest.raises(PrecauditError, match=r"may be actor or critic of the plan, .* name='actor'"):
+        apply(small(), plan)
+    with apply(small(), plan, name="actor") as handle:
+        assert handle.plan.modules == {"0": "float32", "1": "float16", "2": "float16"}
+    with pytest.raises(PrecauditError, match="no model called 'judge'"):
+        apply(small(), plan, name="judge")
+
+
+def test_a_part_that_is_nowhere_lower_stands_for_its_copy():
+    """A target network has none of the exceptions of the one that learns."""
+    learns = {"q.0": "float32", "q.1": "float16", "q.2": "float16"}
+    plan = Plan("float16", {**learns, **{f"target.{i}": "float16" for i in range(3)}})
+    with apply(small(), plan) as handle:
+        assert handle.plan.modules == {"0": "float32", "1": "float16", "2": "float16"}
+
+
 # ---------------------------------------------------------------- what else people do with a model
 
 

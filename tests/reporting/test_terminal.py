@@ -174,7 +174,8 @@ def test_every_model_of_the_plan_has_a_line(names, pasted):
     layers = tuple(Layer(f"{name}.{i}", "Linear", 8, 1, (), model=name) for i, name in enumerate(names))
     plan = Plan(default="bfloat16", modules={layer.fqn: "bfloat16" for layer in layers})
     lines = pasting.paste_lines(replace(report_samples.passing(), layers=layers, plan=plan))
-    assert lines[2:] == [f"precaudit.apply({name}, plan)" for name in pasted]
+    several = {name: f', name="{name}"' * (len(pasted) > 1) for name in pasted}
+    assert lines[2:] == [f"precaudit.apply({name}, plan{more})" for name, more in several.items()]
 
 
 @pytest.mark.parametrize("verdict", ["pass", "inconclusive", "screened", "not_run"])
