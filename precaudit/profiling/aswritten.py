@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from precaudit.execution.policy import category
-from precaudit.finding import finding, place_of
+from precaudit.finding import SEVERITIES, finding, place_of
 from precaudit.model import Finding, Location, Severity, Verification
 from precaudit.ownprecision.changes import IN_HOOKS, depends_on_scale
 from precaudit.ownprecision.operations import ANGLES
@@ -84,7 +84,7 @@ def of_as_written(audit: Audit, verification: Verification) -> list[Finding]:
         likely = {**LIKELY, **CHANGES} if depends is None else LIKELY
         causes = causes or of_scaled(audit.reference.baseline, likely)[:1] or _of_casts(run, "blurred")
     if detail and not (found or causes):
-        detail += _outside(run)
+        detail += _outside(run) or _likely(audit)
     if not detail and ends_early(audit.reference, run):
         causes.append(_of_end(audit.reference, run))
     return [*found, *_of_difference(run, detail, bool(causes), audit.reference.baseline.get("autocast_at")), *causes]
@@ -243,6 +243,17 @@ def _outside(run: RunResult) -> str:
         f"; outside of all modules products are in {first['dtype']} too, the first of them {first['op']} at "
         f"{first['path']}:{first['line']}"
     )
+
+
+def _likely(audit: Audit) -> str:
+    """What the rules say of the format that the script's own autocast has, the gravest first: an eps that is zero
+    there, say, before a logarithm."""
+    own = [ban for ban in audit.bans if ban.format == audit.reference.baseline.get("autocast")]
+    worst = min(own, key=lambda ban: SEVERITIES.index(ban.severity), default=None)
+    if worst is None:
+        return ""
+    at = f", at {worst.location.path}:{worst.location.line}" if worst.location else ""
+    return f"; the likeliest cause is in {worst.fqn or 'the model itself'}: {worst.why}{at}"
 
 
 def _seen(run: RunResult) -> list[Seen]:

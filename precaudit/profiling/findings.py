@@ -124,10 +124,15 @@ def _keeping_pace(audit: Audit) -> dict[str, bool]:
 
 
 def _of_weights(layer: Layer, baseline: Mapping[str, Any], pace: Mapping[str, bool]) -> Iterator[Finding]:
-    """Updates that a half weight is too coarse for, where there was a gradient."""
+    """Updates that a half weight is too coarse for, where there was a gradient. How far a tensor of a few values went
+    isn't known: it goes by the others of its layer."""
+    names = {w.name: f"{layer.fqn}.{w.name}".lstrip(".") for w in layer.tensors if w.role == "weight"}
+    known = [pace[name] for name in names.values() if name in pace]
     for weight in layer.tensors:
-        name = f"{layer.fqn}.{weight.name}".lstrip(".")
-        if weight.role != "weight" or weight.dtype not in NARROW or pace.get(name):
+        if weight.role != "weight" or weight.dtype not in NARROW:
+            continue
+        name = names[weight.name]
+        if pace.get(name, bool(known) and all(known)):
             continue
         update, gradient = layer.tensor("update", weight.name), layer.tensor("weight_grad", weight.name)
         if not update or not gradient or not update.stats.numel:
@@ -156,7 +161,7 @@ def _of_states(layer: Layer) -> Iterator[Finding]:
         parameter, _, kind = state.name.rpartition(".")
         gradient, share = layer.tensor("weight_grad", parameter), _zero_share(state)
         if share - (_zero_share(gradient) if gradient else 0.0) > 0.01:
-            eps = ", and so is Adam's eps" if kind == "exp_avg_sq" else ""
+            eps = ", as Adam's own eps of 1e-8 is" if kind == "exp_avg_sq" else ""
             message = f"{layer.fqn or 'the model itself'}: {share:.0%} of {state.name} is zero in float16{eps}"
             fix = "keep optimizer states in float32"
             yield finding("PA302", "error", message, fix, layer.fqn, state=state.name, share=share)

@@ -9,6 +9,7 @@ from torch import nn
 
 import precaudit
 from precaudit.model import Difference, Layer, Location, Plan, TensorRecord, TensorStats, Verification
+from precaudit.planning.rules import Ban
 from precaudit.profiling.aswritten import of_as_written
 from precaudit.profiling.audit import Audit, run_audit
 from precaudit.profiling.findings import all_findings
@@ -275,11 +276,14 @@ def test_a_weight_of_the_outermost_module_is_named_and_told_once():
 
 @pytest.mark.parametrize(("far", "rules"), [(1.0, []), (0.5, ["PA301"])])
 def test_weights_that_go_as_far_as_in_float32_make_up_for_what_is_rounded_away(far, rules):
-    """Few of the updates change a weight under compensated summation and stochastic rounding too."""
-    weight = TensorRecord("weight", TensorStats(numel=8), dtype="bfloat16", name="weight")
-    update = TensorRecord("update", TensorStats(numel=8, zeros=7), name="weight")
-    gradient = TensorRecord("weight_grad", TensorStats(numel=8), name="weight")
-    trace = Trace(layers=(Layer("norm", "LayerNorm", 8, 1, (weight, gradient, update)),))
+    """Few of the updates change a weight under compensated summation and stochastic rounding too. How far a bias of a
+    few values went isn't known."""
+    tensors = tuple(
+        TensorRecord(role, TensorStats(numel=8, zeros=7 * (role == "update")), name, "bfloat16")
+        for name in ("weight", "bias")
+        for role in ("weight", "update", "weight_grad")
+    )
+    trace = Trace(layers=(Layer("norm", "LayerNorm", 8, 1, tensors),))
     reference = RunResult("reference", 0, "stopped", 80, losses=LOSSES)
     reference = replace(reference, end_state=EndState(learned={"model.norm.weight": 1.0, "teacher.norm.weight": 0.0}))
     written = replace(reference, label="as-written", trace=trace, baseline={"low": [state("norm", "", 1.0)]})
@@ -287,6 +291,19 @@ def test_weights_that_go_as_far_as_in_float32_make_up_for_what_is_rounded_away(f
     audit = Audit(Job("script", "train.py", (), ".", 80), reference, Trace(), as_written=written)
     found = all_findings(audit, Plan(), Verification("pass", "emulated"))
     assert [each.rule for each in found] == rules
+
+
+def test_what_the_scripts_own_format_makes_of_an_operation_is_the_likeliest_cause():
+    place = Location("train.py", 9)
+    grave, other = (
+        Ban("PA104", "front", "add", name, "warning", f"add's eps is zero in {name}", "", "other", place)
+        for name in ("float16", "bfloat16")
+    )
+    reference = RunResult("reference", 0, "stopped", 80, losses=LOSSES, baseline={"autocast": "float16"})
+    written = replace(reference, label="as-written", losses=tuple(2 * loss for loss in LOSSES))
+    audit = Audit(Job("script", "train.py", (), ".", 80), reference, Trace(), (other, grave), as_written=written)
+    (found,) = of_as_written(audit, PASSED)
+    assert found.message.endswith("the likeliest cause is in front: add's eps is zero in float16, at train.py:9")
 
 
 def test_a_teacher_that_lags_is_told_though_its_student_keeps_pace():
