@@ -94,11 +94,15 @@ def own_end(pairs: Sequence[Pair], plan: Plan) -> Gate:
 
 
 def unused_calls(calls: Sequence[int], usual: Collection[int]) -> list[int]:
-    """By step, the calls of models that are more than a step of float32's takes: batches that led to none. Where
-    float32's steps take calls of many numbers, as a solver's with steps of its own do, nothing can be said."""
-    if len(usual) > _MOST_NUMBERS:
+    """By step, the calls of models that are more than a step of float32's takes: batches that led to none."""
+    if not _is_regular(usual):
         return [0] * len(calls)
     return [count - max((each for each in usual if each <= count), default=count) for count in calls]
+
+
+def _is_regular(usual: Collection[int]) -> bool:
+    """Where float32's steps take calls of many numbers, as a solver's with steps of its own do, nothing can be said."""
+    return len(usual) <= _MOST_NUMBERS
 
 
 def usual_calls(references: Iterable[RunResult]) -> set[int]:
@@ -108,6 +112,8 @@ def usual_calls(references: Iterable[RunResult]) -> set[int]:
 def used_batches(pairs: Sequence[Pair], plan: Plan) -> Gate:
     """A script that leaves a batch out where the loss isn't finite learns as well from the next one."""
     usual = usual_calls(reference for reference, _ in pairs)
+    if not _is_regular(usual):
+        return Gate("batches", True, "not looked at: float32's own steps take calls of the models by many numbers")
     unused = max(sum(unused_calls(candidate.calls, usual)) for _, candidate in pairs)
     if unused <= _most_allowed(pairs):
         return Gate("batches", True, "steps take as many calls of the models as in float32")

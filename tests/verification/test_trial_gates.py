@@ -63,6 +63,9 @@ def test_what_float32_shares_is_no_failure_and_is_not_called_finite():
 )
 def test_batches_that_a_script_leaves_out(usual, calls, unused):
     assert ("batches" in results({"calls": calls}, {"calls": usual})) is unused
+    pair = (run(LOSSES, calls=usual), run(LOSSES, "candidate-1", calls=calls))
+    told = {gate.name: gate.detail for gate in gates([pair], PLAN)}["batches"]
+    assert told.startswith("not looked at") is (len(set(usual)) > 4)
 
 
 def test_a_script_that_ends_itself_early():
