@@ -173,7 +173,10 @@ def _learned(references: Sequence[RunResult], margin: float) -> statistics.Guard
     for runs in curves:
         steps = min(len(losses) for losses in runs)
         mean = np.mean([losses[:steps] for losses in runs], axis=0)
-        guards.append(statistics.learned(mean, margin, len(curves), max(LOOKS) / len(references)))
+        guard = statistics.learned(mean, margin, len(curves), max(LOOKS) / len(references))
+        if guard.passed and len(runs) > 1 and statistics.wanders(mean) and not statistics.seeds_agree(runs):
+            guard = replace(guard, passed=False, detail=f"{guard.detail}, by a way that differs from seed to seed")
+        guards.append(guard)
     first = next((guard for guard in guards if guard.passed), guards[0])
     return replace(first, open=any(guard.open for guard in guards))
 

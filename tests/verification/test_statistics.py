@@ -21,7 +21,9 @@ from precaudit.verification.statistics import (
     noise_floor,
     relative_differences,
     seed_deviation,
+    seeds_agree,
     typical_loss,
+    wanders,
 )
 
 SIMULATE = runpy.run_path(str(Path(__file__).parents[1] / "calibration" / "simulate.py"))
@@ -310,3 +312,43 @@ def test_one_of_several_curves_moves_by_chance_as_seldom_as_a_single_one():
             passed[curves] += any(learned(row, curves=curves).passed for row in noise[:curves])
     assert passed[3] <= passed[1] + 6
     assert not learned(noise[0], curves=10**9).passed
+
+
+def walk(rng, steps=60):
+    return 1 + 0.01 * np.cumsum(rng.standard_normal(steps))
+
+
+def correlated(rng, steps=60, memory=0.9):
+    values = [0.0]
+    for _ in range(steps):
+        values.append(memory * values[-1] + rng.standard_normal())
+    return np.array(values[1:])
+
+
+@pytest.mark.parametrize("make", [walk, lambda rng: 1 + 0.05 * correlated(rng)], ids=["walk", "correlated"])
+def test_where_losses_in_a_row_are_alike_seeds_have_to_agree(make):
+    """Most such curves seem to have learned; where they did, as below a trend, seeds agree."""
+    rng, seeming, taken, kept = np.random.default_rng(0), 0, 0, 0
+    for _ in range(100):
+        curves = [make(rng) for _ in range(3)]
+        mean = np.mean(curves, axis=0)
+        seeming += learned(mean).passed
+        taken += learned(mean).passed and not (wanders(mean) and not seeds_agree(curves))
+        falling_too = [curve + np.linspace(3, 0, 60) for curve in curves]
+        kept += not wanders(np.mean(falling_too, axis=0)) or seeds_agree(falling_too)
+    assert seeming > 80
+    assert taken < 30
+    assert kept > 97
+
+
+def test_independent_losses_and_smooth_ones_do_not_wander():
+    rng = np.random.default_rng(0)
+    assert sum(wanders(rng.normal(2.3, 0.2, 60)) for _ in range(200)) < 10
+    smooth = [np.exp(-np.arange(60) / 7), np.linspace(1, 0.2, 60), 1 / (1 + np.arange(60)), falling(60)]
+    assert not any(wanders(curve) for curve in smooth)
+    assert not any(wanders(curve) for curve in ([1.0, math.nan] * 10, [3.0, 2.0, 1.0]))
+
+
+def test_seeds_that_are_one_and_the_same_agree_on_what_they_did():
+    assert seeds_agree([np.linspace(1, 0, 20)] * 3)
+    assert not seeds_agree([np.ones(20)] * 3)

@@ -237,3 +237,16 @@ def test_one_pair_whose_noise_hides_what_it_learned_says_so():
 def test_a_failure_stays_one():
     judged = judge(Runs({0: run(falling())}, {0: broken(falling()[:3])}), PLAN)
     assert screened(judged) == judged
+
+
+def test_losses_that_wander_have_learned_where_seeds_agree():
+    """A random walk's seem to move as well; more seeds may tell."""
+    walks = [1 + 0.01 * np.cumsum(np.random.default_rng(seed).standard_normal(60)) for seed in range(3)]
+    trained = [walk + np.linspace(1, 0, 60) for walk in walks]
+    for curves, learned in ((walks, False), (trained, True)):
+        references = {i: run(tuple(curve), seed=i) for i, curve in enumerate(curves)}
+        candidates = {i: run(tuple(curve * (1 + 1e-5 * i + 1e-6)), "candidate-1", i) for i, curve in enumerate(curves)}
+        judged = judge(Runs(references, candidates, {}), PLAN)
+        assert (judged.verdict == "pass") is learned
+        assert ("differs from seed to seed" in judged.reason) is not learned
+        assert not judged.settled
