@@ -245,6 +245,12 @@ _PROFILE = (
         "Make one GradScaler, before the training loop.",
     ),
     Rule(
+        "PA511",
+        "autocast reaches an optimizer",
+        "An autocast region is open around an optimizer's step, whose own products it makes low.",
+        "End the autocast region before the backward pass.",
+    ),
+    Rule(
         "PA601",
         "a trial changed the plan",
         "Training under the first plan went wrong here, and the repair is in the plan.",

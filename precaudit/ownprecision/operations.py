@@ -24,14 +24,18 @@ ANGLES = frozenset({"sin", "cos"})
 
 
 class OwnOperations:
-    """Told of every operation with a low result, and when a step has ended."""
+    """Told of every operation with a low result, and when a step has ended. The
+    entries' `region_steps` says whether an optimizer's step made it low, in an autocast region that is open around."""
 
     def __init__(self, current: Callable[[], Frame | None]) -> None:
         self._current = current
         self._step = 0
         self._lost: dict[tuple[Location | None, str, str, str], Energies] = {}
+        self._region_steps: set[Location | None] = set()
 
-    def made(self, op: str, func: Any, args: Any, kwargs: Any, result: torch.Tensor) -> None:
+    def made(self, op: str, func: Any, args: Any, kwargs: Any, result: torch.Tensor, stepping: bool) -> None:
+        if stepping and all(t.dtype == torch.float32 for t in tensors_in(args)):
+            self._region_steps.add(caller_location())
         if op in ANGLES and not self._step % _EVERY:
             self._note(op, result, _blurred(args[0], result))
         outside = self._current() is None and op not in CASTS | ANGLES
@@ -54,6 +58,7 @@ class OwnOperations:
         """One a line; what another format loses there is another entry."""
         return [
             {"kind": "absorbed", **line_of(place), "fqn": fqn, "op": op, "dtype": dtype, "lost": energies.relative}
+            | {"region_steps": place in self._region_steps}
             for (place, fqn, op, dtype), energies in self._lost.items()
         ]
 

@@ -93,7 +93,7 @@ class OwnLowPrecision(TorchFunctionMode, TrainingListener):
 
     def _after(self, op: str, func: Any, args: Any, kwargs: Any, result: torch.Tensor, states: list[State]) -> None:
         self._look_for_integers(op, func, args, kwargs, result)
-        self._operations.made(op, func, args, kwargs, result)
+        self._operations.made(op, func, args, kwargs, result, self._stepping)
         self._casts.made(op, args, result)
         if op in _READS_ROWS and result.requires_grad:
             self._watch_rows(op, args, result)

@@ -81,6 +81,7 @@ def of_as_written(audit: Audit, verification: Verification) -> list[Finding]:
     ]
     if detail and not causes:
         causes = _of_lost_gradients(run) or _of_casts(run, "vanished") or _of_operations(run)
+        causes = causes or _of_region(run)
         likely = {**LIKELY, **CHANGES} if depends is None else LIKELY
         causes = causes or of_scaled(audit.reference.baseline, likely)[:1] or _of_casts(run, "blurred")
     if detail and not (found or causes):
@@ -154,6 +155,21 @@ def _of_operations(run: RunResult) -> list[Finding]:
         )
         for entry in lost
     ]
+
+
+def _of_region(run: RunResult) -> list[Finding]:
+    """PA511: products of an optimizer that autocast makes low: each loses little, and what is made of them, such as the
+    root of a preconditioner, may lose much."""
+    products = [e for e in _seen(run) if e.get("region_steps") and category(e["op"]) == "lower"]
+    first = min(products, key=lambda entry: entry["line"], default=None)
+    if first is None:
+        return []
+    message = (
+        f"{first['op']} of an optimizer's step runs in {first['dtype']}, because an autocast region is open around it: "
+        "what is made of such products (a preconditioner, say) may lose much more than they do"
+    )
+    fix = "end the autocast region before the backward pass: it is for the forward pass and the loss alone"
+    return [finding("PA511", "error", message, fix, None, first["op"], place_of(first))]
 
 
 def _of_lost_gradients(run: RunResult) -> list[Finding]:

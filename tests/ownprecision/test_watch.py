@@ -479,6 +479,28 @@ def test_a_step_that_the_scripts_scaler_would_have_skipped_is_checked():
     assert seen(lambda: train(before_step=spoil), "steps", steps=3) == []
 
 
+@pytest.mark.parametrize("around", [True, False])
+def test_products_of_an_optimizer_inside_an_open_region_are_told_from_others(around):
+    class Whitening(torch.optim.SGD):
+        def step(self):
+            for parameter in (p for group in self.param_groups for p in group["params"] if p.dim() == 2):
+                parameter.grad = ((parameter.grad @ parameter.grad.T) @ parameter.grad).float()
+            super().step()
+
+    def code():
+        model = nn.Linear(4, 4)
+        optimizer = Whitening(model.parameters(), 0.1)
+        for _ in range(3):
+            with torch.autocast("cpu", torch.bfloat16):
+                loss = (model(torch.randn(8, 4)) @ torch.ones(4, 1)).square().mean()
+            loss.backward()
+            with torch.autocast("cpu", torch.bfloat16, enabled=around):
+                optimizer.step()
+
+    products = [e for e in seen(code, "absorbed", steps=3, precision="as-written") if e["op"] == "matmul"]
+    assert [entry["region_steps"] for entry in products] == ([False, True] if around else [False])
+
+
 def test_gradients_of_a_loss_that_is_lost_already_are_not_what_went_wrong():
     def code():
         model = nn.Linear(4, 1).bfloat16()

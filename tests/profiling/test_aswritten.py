@@ -306,6 +306,15 @@ def test_what_the_scripts_own_format_makes_of_an_operation_is_the_likeliest_caus
     assert found.message.endswith("the likeliest cause is in front: add's eps is zero in float16, at train.py:9")
 
 
+def test_products_that_autocast_makes_low_in_an_optimizers_step_explain_a_script_that_strays():
+    product = {**absorbed(None, 0.001), "op": "matmul"}
+    strayed = tuple(2 * loss for loss in LOSSES)
+    written, cause = told(strayed, low=[product | {"region_steps": True}])
+    assert (written.rule, cause.rule, cause.severity, cause.op) == ("PA501", "PA511", "error", "matmul")
+    assert cause.location == Location("train.py", 7)
+    assert [each.rule for each in told(strayed, low=[product | {"region_steps": False}])] == ["PA501"]
+
+
 def test_a_teacher_that_lags_is_told_though_its_student_keeps_pace():
     exact = EndState(learned={"student.norm.weight": 1.0, "teacher.norm.weight": 0.8})
     written = replace(exact, learned={"student.norm.weight": 1.0, "teacher.norm.weight": 0.3})
