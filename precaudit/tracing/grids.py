@@ -46,6 +46,8 @@ def _distinct_values(op: str, args: Any, result: torch.Tensor) -> int | None:
     source = args[0] if args else None
     if op in _MAKERS:
         return result.numel()
+    if op.endswith("_like") or op.startswith("new_"):  # the source has no values in it
+        return None
     if isinstance(source, torch.Tensor) and source.dtype in _WIDE_INTEGERS and source.shape == result.shape:
         return source.unique().numel()
     return None

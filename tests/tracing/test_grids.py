@@ -42,6 +42,8 @@ def test_a_fine_grid_collapses_too():
         lambda: torch.tensor([3, 3, 3, 100]).bfloat16(),
         lambda: torch.zeros(5000, dtype=torch.bfloat16) + 1,
         lambda: torch.arange(1000, 1001, dtype=torch.bfloat16),
+        lambda: torch.ones_like(torch.arange(8), dtype=torch.bfloat16),
+        lambda: torch.arange(8).new_zeros(8, dtype=torch.bfloat16),
     ],
 )
 def test_what_loses_no_distinction_is_let_be(code):
