@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from types import CodeType
@@ -17,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 from precaudit.execution import apply as applying
 from precaudit.execution.apply import Applied
 from precaudit.execution.loss_scaling import SCALED
+from precaudit.instrument.patches import wrapped
 from precaudit.instrument.scopes import checkpointed
 from precaudit.instrument.torchfunction import map_tensors
 from precaudit.model import Location, Plan
@@ -316,6 +318,22 @@ def _casts(name: str, args: Any, kwargs: dict[str, Any]) -> bool:
 
 
 @contextmanager
+def everywhere(mode: TorchFunctionMode) -> Iterator[None]:
+    """A function mode is on in one thread: on here, and in the threads that start meanwhile, in which a script may
+    train."""
+
+    def starting(original: Callable[[threading.Thread], None]) -> Callable[[threading.Thread], None]:
+        def bootstrap(thread: threading.Thread) -> None:
+            with mode:
+                original(thread)
+
+        return bootstrap
+
+    with wrapped(threading.Thread, "_bootstrap_inner", starting), mode:
+        yield
+
+
+@contextmanager
 def float32_only() -> Iterator[None]:
     """`Float32Mode`, and a default dtype that stays float32."""
     original = torch.set_default_dtype
@@ -323,7 +341,7 @@ def float32_only() -> Iterator[None]:
     def set_default_dtype(dtype: torch.dtype) -> None:
         original(_float32_dtype(dtype))
 
-    with mock.patch.object(torch, "set_default_dtype", set_default_dtype), Float32Mode():
+    with mock.patch.object(torch, "set_default_dtype", set_default_dtype), everywhere(Float32Mode()):
         yield
 
 

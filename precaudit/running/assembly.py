@@ -18,7 +18,7 @@ from precaudit.instrument.events import TrainingEvents, TrainingListener
 from precaudit.instrument.functions import OwnBackward
 from precaudit.instrument.names import ModuleNames
 from precaudit.instrument.scopes import ModuleScopes, ScopeListener
-from precaudit.ownprecision.baseline import Baseline, CastWatch, eager_only, float32_only
+from precaudit.ownprecision.baseline import Baseline, CastWatch, eager_only, everywhere, float32_only
 from precaudit.ownprecision.changes import GradientChanges
 from precaudit.ownprecision.grad_scaler import OwnScaler
 from precaudit.ownprecision.regions import OwnRegions
@@ -191,5 +191,5 @@ def _precision(baseline: Baseline, spec: RunSpec) -> Iterator[None]:
         if spec.neutralize:
             stack.enter_context(float32_only())
         elif spec.audited:
-            stack.enter_context(CastWatch(baseline.settings))
+            stack.enter_context(everywhere(CastWatch(baseline.settings)))
         yield

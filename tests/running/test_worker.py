@@ -2,6 +2,7 @@
 
 import os
 import sys
+import threading
 from contextlib import ExitStack
 from dataclasses import replace
 
@@ -642,6 +643,25 @@ def test_losses_of_one_line_are_told_apart_by_their_optimizers():
     assert second.endswith("optimizer 2")
     assert (min(positive) > 0, max(negative) < 0, len(positive), len(negative)) == (True, True, 3, 3)
     assert [len(losses) for losses in run(spec(), anew).streams.values()] == [6]
+
+
+@pytest.mark.parametrize("neutralize", [False, True])
+def test_casts_of_a_thread_that_trains_are_seen_and_switched_off(neutralize):
+    """A function mode is on in one thread: the float32 reference of such a script was in half precision."""
+    seen = []
+
+    def code():
+        thread = threading.Thread(target=train, kwargs={"steps": 3, "forward": half})
+        thread.start()
+        thread.join()
+
+    def half(model, x):
+        seen.append(x.half().dtype)
+        return model(x)
+
+    result = run(spec(audited=frozenset({0}), neutralize=neutralize), code)
+    assert set(seen) == {torch.float32 if neutralize else torch.float16}
+    assert ("casts" in result.baseline) is not neutralize
 
 
 def test_calls_that_led_to_each_step_are_counted():
