@@ -308,6 +308,12 @@ _CHECK = (
         "Call the module: model(x), not model.forward(x).",
     ),
     Rule(
+        "PA710",
+        "one of several models, and not told which",
+        "By its modules a model may be one of several in the plan, whose formats differ: one was checked.",
+        "Call the model in the script as the plan does.",
+    ),
+    Rule(
         "PA711",
         "a result overflows with this data",
         "PA101 where the plan has the format: the result is too large for it.",

@@ -10,7 +10,7 @@ from precaudit.checking.records import Answer
 from precaudit.comparison.matching import Matching, match_layers
 from precaudit.finding import finding
 from precaudit.model import Finding, Layer, Location, OpFormat, Plan
-from precaudit.planning.fitting import format_of
+from precaudit.planning.fitting import format_of, is_within, parts, stands_for
 from precaudit.reporting.words import listing, plural
 from precaudit.tracing.records import Trace
 
@@ -25,6 +25,7 @@ def coverage(views: Sequence[ModelView], plan: Plan, trace: Trace, seen: str) ->
     found += [one for view in views for one in _idle(view, trace, seen)]
     found += [_nowhere(op) for op in plan.ops if op.fqn not in plan.modules]
     used = {name for view in views for name in view.names}
+    found += [one for view in views for one in _one_of_several(view, plan)]
     found += [_bypassed(fqn, place) for fqn, place in trace.bypassed.items()]
     found += _elsewhere([fqn for fqn in plan.modules if fqn not in used])
     named = sum(fqn in view.plan.modules for view in views for fqn in view.computing)
@@ -166,6 +167,20 @@ def _idle(view: ModelView, trace: Trace, seen: str) -> Iterator[Finding]:
 
 def _nowhere(exception: OpFormat) -> Finding:
     return _idle_exception(exception, exception.fqn, "names no such module")
+
+
+def _one_of_several(view: ModelView, plan: Plan) -> Iterator[Finding]:
+    """An actor and a critic of one class, where the script has other names for them than the plan."""
+    others = parts(plan, set(view.types)) if not any(is_within(fqn, view.model) for fqn in plan.modules) else {}
+    if not all(stands_for(view.plan, other) for other in others.values()):
+        yield finding(
+            "PA710",
+            "error",
+            f"{view.called} may be {' or '.join(others)} of the plan, whose formats differ, and only one was checked",
+            "call the model in the script as the plan does, or check the script that was profiled",
+            fqn=view.shown(""),
+            models=list(others),
+        )
 
 
 def _bypassed(fqn: str, place: Location) -> Finding:

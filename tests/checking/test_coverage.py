@@ -126,6 +126,18 @@ def test_a_container_of_the_plan_that_merely_rests_is_no_finding():
     assert not found(plan_of(MODEL | {"block": "Block"}), facts(MODEL))
 
 
+def test_one_of_several_models_that_are_built_alike_is_not_passed():
+    """It may be the other one, whose formats are others, that is deployed."""
+    first, second = plan_of(MODEL, "actor."), plan_of(MODEL, "critic.")
+    both = {**first.modules, "actor.norm": "float32", **second.modules, "critic.embed": "float32"}
+    plan = Plan("bfloat16", both, types={**first.types, **second.types})
+    finding = found(plan, facts(MODEL))["PA710"]
+    assert (finding.severity, finding.evidence["models"]) == ("error", ["actor", "critic"])
+    named = replace(Trace(), models=("actor",))
+    assert "PA710" not in found(plan, facts(MODEL, "actor"), named)
+    assert "PA710" not in found(replace(plan, modules={**both, "critic.embed": "bfloat16"}), facts(MODEL))
+
+
 def test_a_model_whose_forward_is_called_by_its_name_is_not_passed():
     """Its inner modules are seen each by itself, and what it computes between them nowhere."""
     trace = Trace(models=("model",), bypassed={"": Location("train.py", 9)})
