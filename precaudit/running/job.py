@@ -88,9 +88,9 @@ class ScriptError:
     traceback: str
     location: Location | None = None
     op: str | None = None
-    raised_by: str = ""
     raised_in: str | None = None
     backward_of: str | None = None
+    raised_by: str = ""
 
     @property
     def is_lack_of_memory(self) -> bool:

@@ -46,7 +46,7 @@ def script_error(error: BaseException) -> ScriptError:
     location = Location(last.filename, last.lineno or 0) if last else None
     text = _in_words(error) or "".join(told.format())
     op = getattr(error, RAISED_BY, None)
-    return ScriptError(type(error).__name__, str(told), text, location, op, _raiser(error))
+    return ScriptError(type(error).__name__, str(told), text, location, op, raised_by=_raiser(error))
 
 
 def _raiser(error: BaseException) -> str:
