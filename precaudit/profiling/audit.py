@@ -121,7 +121,14 @@ def _audited(job: Job, formats: tuple[str, ...], execution: Execution, runner: R
         bans(trace, formats),
         as_written=as_written,
         execution=execution,
-        replay_spec=replace(spec, label="replay", audited=frozenset(), shadowed=frozenset(), probe_save=saved),
+        replay_spec=replace(
+            spec,
+            label="replay",
+            audited=frozenset(),
+            shadowed=frozenset(),
+            probe_save=saved,
+            patience=reference.patience,
+        ),
     )
     if not audit.complete or reference.steps < job.steps or not plan.probed.get("init"):
         return audit
@@ -133,7 +140,10 @@ def _as_written(first: RunResult, spec: RunSpec, runner: Runner) -> RunResult | 
     own casts on."""
     written = None
     if first.baseline.keys() & {"autocast", "plan", "grad_scaler"}:
-        run = runner(RunSpec(spec.job, "as-written", precision="as-written", execution=spec.execution))
+        again = RunSpec(
+            spec.job, "as-written", precision="as-written", execution=spec.execution, patience=first.patience
+        )
+        run = runner(again)
         written = replace(run, trace=first.trace, baseline={**first.baseline, **run.baseline})
     if spec.neutralize and first.finished and not (written and written.finished):
         return replace(first, label="as-written")  # for its autocast, this machine may lack a half kernel

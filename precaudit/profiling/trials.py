@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -48,6 +49,7 @@ class Trials:
             execution=self.execution,
             neutralize=self.audit.neutralize,
             jitter=self.jitter and seed > 0,
+            patience=self.audit.reference.patience if plan else math.inf,
         )
 
     def run(self, specs: Sequence[RunSpec]) -> list[RunResult]:

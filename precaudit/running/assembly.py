@@ -96,8 +96,7 @@ def assemble(spec: RunSpec, progress: Callable[[int, float], None], stop: Stop) 
         scaled, stale = ScaledGradients(names, baseline.settings), StaleCasts(baseline)
         scopes.listeners.append(stale)
     changes = GradientChanges(names, baseline.settings) if scaled or spec.precision == "as-written" else None
-    patient = spec.precision == "float32" and not spec.probe_compare
-    monitor = Monitor(events, spec.job.steps, progress, stop, patient)
+    monitor = Monitor(events, spec.job.steps, progress, stop, spec.patience)
     scopes.listeners.append(monitor)
     listeners = (scaler, tracer, probe, own_low, scaled, changes, stale, optimizers, monitor)
     events.listeners = [listener for listener in listeners if listener is not None]

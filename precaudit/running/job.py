@@ -38,10 +38,10 @@ class RunSpec:
     `probe_save` steps are kept in `probe_dir`, with which `probe_compare` compares those under a plan, told by a label;
     from step `watch_from` on the first non-finite value is looked for. `perturbed` rounds the initial weights to a
     format, `jitter` moves them by one percent; `neutralize` turns the script's own casts to low precision into float32.
-    `observer`, called with the module scopes and `Baseline.in_island`, makes one more scope listener; what its
-    `observe()` says after the run is `observed`. `runs` takes the place of all this: called with the spec, the code and
-    `leave`, it runs that in its own way. `since` is when the first run of the job may have begun; `gpus` are those that
-    CUDA shows the run, in their order."""
+    `patience` is how many calls of models may lead to no step. `observer`, called with the module scopes and
+    `Baseline.in_island`, makes one more scope listener; what its `observe()` says after the run is `observed`. `runs`
+    takes the place of all this: called with the spec, the code and `leave`, it runs that in its own way. `since` is
+    when the first run of the job may have begun; `gpus` are those that CUDA shows the run, in their order."""
 
     job: Job
     label: str
@@ -59,6 +59,7 @@ class RunSpec:
     perturbed: str | None = None
     jitter: bool = False
     neutralize: bool = False
+    patience: float = math.inf
     log: str | None = None
     threads: int | None = None
     observer: Callable[..., Any] | None = None
@@ -70,6 +71,9 @@ class RunSpec:
 _NO_MEMORY = ("out of memory", "defaultcpuallocator", "_alloc_failed", "unable to find an engine to execute")
 OF_OPTIMIZER = ", optimizer "
 """In the name of a stream of losses, between its line and the optimizer's number."""
+_ENDLESS, _TIMES = 1000, 50
+"""Calls of models, and times the most that led to a float32 step, with which a script waits for a better batch for
+ever."""
 INTERNAL = "InternalError"
 LACKS_ROOM = "LacksRoom"
 OURS = frozenset((INTERNAL, LACKS_ROOM))
@@ -120,9 +124,9 @@ class EndState:
 class RunResult:
     """What one run showed. `losses` has one value a step; `streams` separates them by the line that called
     backward, and by the optimizer if it does so for several; `calls` counts those of models, with gradients, by the
-    step that they led to; `leftovers` are files that it read and an earlier run of the job had written; `halves` are
-    the operations (model, module, name) whose results were half in the probed steps; it `crossed` a run beside it when
-    it read one of that; `on_cuda` tells whether its models were there."""
+    step that they led to, and those after the last; `leftovers` are files that it read and an earlier run of the job
+    had written; `halves` are the operations (model, module, name) whose results were half in the probed steps; it
+    `crossed` a run beside it when it read one of that; `on_cuda` tells whether its models were there."""
 
     label: str
     seed: int
@@ -160,6 +164,11 @@ class RunResult:
     def why(self) -> str:
         """What ended it otherwise."""
         return self.error.message if self.error else self.status
+
+    @property
+    def patience(self) -> int:
+        """What another run of the script is given."""
+        return max(_ENDLESS, _TIMES * max(self.calls, default=1))
 
     @property
     def is_ours(self) -> bool:

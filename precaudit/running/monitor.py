@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
@@ -16,8 +17,6 @@ from precaudit.tracing.ops import caller_location
 
 _PATIENCE = 3
 _FEW = 4
-_ENDLESS, _TIMES = 1000, 50
-"""Calls of models, and times the most that led to one step, with which a script waits for a better batch for ever."""
 
 
 class StopTraining(BaseException):
@@ -56,15 +55,14 @@ class Monitor(TrainingListener):
         limit: int,
         progress: Callable[[int, float], None],
         stop: Stop | None = None,
-        patient: bool = True,
+        patience: float = math.inf,
     ) -> None:
-        """Not `patient` where a step may never come: in low precision, of a script that leaves out the batches whose
-        loss isn't finite."""
+        """`patience` is how many calls of models may lead to no step: in low precision one may never come, of a script
+        that leaves out the batches whose loss isn't finite."""
         self.steps = 0
         self.backward_calls = 0
         self.optimizer_steps = 0
         self.step_seconds: list[float] = []
-        self.calls: list[int] = []
         self._events = events
         self._limit = limit
         self._stop = stop or Stop()
@@ -76,14 +74,15 @@ class Monitor(TrainingListener):
         self._optimizers: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
         self._taken: list[torch.Tensor] = []
         self._clock: float | None = None
+        self._calls: list[int] = []
         self._called = 0
-        self._patient = patient
+        self._patience = patience
 
     def entered(self, frame: Frame) -> None:
         """A batch, unless it is a closure's, which may look for its step as often as it likes."""
         self._called += frame.is_outermost and torch.is_grad_enabled() and not self._events.in_step
-        if not self._patient and self._called > max(_ENDLESS, _TIMES * max(self.calls, default=1)):
-            self.calls.append(self._called)
+        if self._called > self._patience:
+            self._calls.append(self._called)
             self._called = 0
             self._stop()
 
@@ -120,7 +119,7 @@ class Monitor(TrainingListener):
         number = self._number(optimizer)
         for place, loss in self._placed:
             self._streams.setdefault(place, []).append((number, loss))
-        self.calls.append(self._called)
+        self._calls.append(self._called)
         self._of_step, self._placed, self._taken, self._called = [], [], [], 0
         self._tick()
         if self.steps >= self._limit:
@@ -140,6 +139,11 @@ class Monitor(TrainingListener):
     @property
     def losses(self) -> tuple[float, ...]:
         return tuple(float(loss) for loss in self._losses)
+
+    @property
+    def calls(self) -> tuple[int, ...]:
+        """By step, and after the last one."""
+        return (*self._calls, *([self._called] if self._called else []))
 
     @property
     def streams(self) -> dict[str, tuple[float, ...]]:

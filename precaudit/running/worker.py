@@ -130,7 +130,7 @@ def _measured(result: RunResult, session: Session, seconds: float) -> RunResult:
         counted=monitor.counted,
         losses=monitor.losses,
         streams=monitor.streams,
-        calls=tuple(monitor.calls),
+        calls=monitor.calls,
         skipped=tuple(scaler.skipped) if scaler else (),
         scales=tuple(scaler.scales) if scaler else (),
         trace=snapshot(session.tracer, session.names) if session.tracer else None,

@@ -18,7 +18,7 @@ from precaudit.execution.apply import apply
 from precaudit.execution.loss_scaling import LossScaler
 from precaudit.model import LossScale, Plan
 from precaudit.running import endstate
-from precaudit.running.job import INTERNAL, Job, RunSpec
+from precaudit.running.job import INTERNAL, Job, RunResult, RunSpec
 from precaudit.running.worker import run
 
 JOB = Job("script", "train.py", (), os.getcwd(), 6)
@@ -615,9 +615,16 @@ def test_a_script_that_waits_for_a_better_batch_for_ever_is_stopped_under_a_plan
         for _ in range(1100):
             model(torch.ones(3, 4))
 
-    result = run(spec(precision="plan", plan=Plan("bfloat16", {"": "bfloat16"})), code)
+    reference = run(spec(), code)
+    assert (reference.status, reference.calls) == ("ended", (1, 1, 1, 1100))
+    result = run(spec(precision="plan", plan=Plan("bfloat16", {"": "bfloat16"}), patience=1000), code)
     assert (result.status, result.calls) == ("stopped", (1, 1, 1, 1001))
-    assert run(spec(), code).status == "ended"
+
+
+@pytest.mark.parametrize(("calls", "patience"), [((), 1000), ((1, 2), 1000), ((1500,), 75_000)])
+def test_a_script_may_call_its_models_as_often_as_float32_does(calls, patience):
+    """An agent calls its policy once for each step of its surroundings, thousands of times for one of training."""
+    assert RunResult("reference", 0, "ended", calls=calls).patience == patience
 
 
 def test_losses_of_one_line_are_told_apart_by_their_optimizers():
