@@ -45,15 +45,21 @@ def _skipped(reference: RunResult, run: RunResult) -> int:
 
 
 def ends_early(reference: RunResult, run: RunResult) -> bool:
-    """By itself, with so few steps less that they may have been skipped by more than a scaler."""
-    return run.status == "ended" and reference.steps - run.steps > _few(reference, reference.steps)
+    """By itself, with more steps less than a scaler skips, or than batches that were left out account for."""
+    missing = reference.steps - run.steps - sum(_calls_unused(reference, run))
+    return run.status == "ended" and missing > _few(reference, reference.steps)
 
 
 def _unused(reference: RunResult, run: RunResult) -> int:
     """Batches that led to no step, as where the script itself looks whether its loss is finite; 0 where they were
-    few."""
-    unused = sum(unused_calls(run.calls, usual_calls([reference])))
+    few. A scaler by hand, too, finds its scale before the first step."""
+    first, *later = _calls_unused(reference, run) or [0]
+    unused = max(0, first - _UNLUCKY) + sum(later)
     return unused if unused > _few(reference, unused + run.steps) else 0
+
+
+def _calls_unused(reference: RunResult, run: RunResult) -> list[int]:
+    return unused_calls(run.calls, usual_calls([reference]))
 
 
 def _few(reference: RunResult, steps: int) -> float:

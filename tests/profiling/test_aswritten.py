@@ -82,6 +82,8 @@ def test_a_script_that_breaks_off_or_leaves_batches_out_as_written():
     for scaler, calls, strays in (
         ({}, (1,) * 70 + (3,) * 10, True),
         ({}, (1,) * 77 + (3,) * 3, False),
+        ({}, (20, *(1,) * 79), False),
+        ({}, (20, *(1,) * 69, *(3,) * 10), True),
         ({"grad_scaler": {}}, (20, *(1,) * 79), False),
         ({"grad_scaler": {}}, (60, *(1,) * 79), True),
     ):
@@ -89,6 +91,15 @@ def test_a_script_that_breaks_off_or_leaves_batches_out_as_written():
         written = RunResult("as-written", 0, "stopped", 80, losses=LOSSES, calls=calls)
         found = of_as_written(Audit(Job("script", "t.py", (), ".", 80), reference, Trace(), as_written=written), PASSED)
         assert ["batches out in 80 steps" in each.message for each in found] == [True] * strays
+
+
+def test_a_scaler_by_hand_finds_its_scale_too():
+    """The steps that a script of so many batches then lacks are those, and no break."""
+    reference = RunResult("reference", 0, "ended", 80, losses=LOSSES, calls=(1,) * 80)
+    written = RunResult("as-written", 0, "ended", 61, losses=LOSSES[:61], calls=(20, *(1,) * 60))
+    assert (
+        of_as_written(Audit(Job("script", "t.py", (), ".", 80), reference, Trace(), as_written=written), PASSED) == []
+    )
 
 
 def test_a_script_that_stops_as_written_may_only_lack_a_kernel_of_this_machine():
