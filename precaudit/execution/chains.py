@@ -21,7 +21,7 @@ def chained(op: str, args: Any, kwargs: Any, multiply: Multiply) -> torch.Tensor
     """The product of all factors, pair by pair; None for what isn't a chain."""
     factors = tensors_in((args, kwargs))
     if op in _POWERS:
-        return _power(factors[0], kwargs.get("n", args[-1]), multiply)
+        return _power(factors[0], kwargs["n"] if "n" in kwargs else args[1], multiply)
     if len(factors) < 3:
         return None
     if op in _DOTS:

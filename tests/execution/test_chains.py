@@ -71,7 +71,7 @@ def test_a_power_is_made_of_rounded_products(n):
     matrix = 300 * torch.eye(3).expand(2, 3, 3)
     torch.testing.assert_close(in_pairs("matrix_power", (matrix, n)), torch.linalg.matrix_power(matrix, n))
     for power in (torch.matrix_power, torch.linalg.matrix_power):
-        model = Inside(lambda outer, x, power=power: power(x, n=n))
+        model = Inside(lambda outer, x, power=power: power(input=x, n=n))
         with apply(model, plan_for(model, "float16"), execution="emulated"):
             found = model(matrix)
         assert bool(found.isfinite().all()) is (n < 2)
