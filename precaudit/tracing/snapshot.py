@@ -86,12 +86,13 @@ def _leaves(tracer: Tracer, names: ModuleNames, namer: _Namer) -> list[str]:
 
 def _unseen(tracer: Tracer, names: ModuleNames, namer: _Namer) -> Iterator[str]:
     """Leaves that could compute something by their parameters, and never did in training, such as the head that a
-    model has for sampling. What others use of a module, as attention does of its `out_proj`, gets gradients there."""
+    model has for sampling. Others may use a module's parameters, as attention does those of its `out_proj`."""
     used = {namer.latest(name) for name in tracer.ran}
     used |= {namer.latest(s.module) for s in tracer.parameters.slots.values() if s.gradient.stats().numel}
     for name, model in names.models.items():
         for module in model.modules() if name in namer.models else ():
-            computes = type(module).forward is not nn.Module.forward and any(True for _ in module.parameters())
+            own = {id(parameter) for parameter in module.parameters()}
+            computes = type(module).forward is not nn.Module.forward and own and not own & tracer.read
             if computes and names.of(module) not in used and not any(True for _ in module.children()):
                 yield namer.fqn(names.of(module))
 

@@ -87,6 +87,8 @@ class Tracer(TrainingListener):
         self.computing: set[ModuleName] = set()
         self.ran: set[ModuleName] = set()
         """In a training forward, of any step."""
+        self.read: set[int] = set()
+        """The parameters that operations of these take as they are."""
         self._seen_in_pass: dict[tuple[ModuleName, str], int] = {}
         self._last: tuple[OpSlot, list[torch.Tensor]] | None = None
         self._weights_counted = False
@@ -261,6 +263,7 @@ class Tracer(TrainingListener):
         dtype = str(inputs[0].dtype if inputs else torch.float32).removeprefix("torch.")
         if dtype in ("float16", "bfloat16"):
             self.low_dtypes.add(dtype)
+        self.read.update(id(t) for t in inputs if isinstance(t, torch.nn.Parameter))
         shapes = tuple(_shape(t) for t in tensors_in((args, kwargs)))
         self.ops[key] = slot = OpSlot(
             *key[:2],

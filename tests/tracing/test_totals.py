@@ -473,7 +473,8 @@ def test_what_computes_without_gradients_between_its_children_has_a_place_in_the
     assert set(traced.trace.leaves) == {"0", "0.0", "1.0"}
 
 
-def test_what_could_compute_and_never_did_in_training_is_told():
+@pytest.mark.parametrize("frozen", [False, True])
+def test_what_could_compute_and_never_did_in_training_is_told(frozen):
     """A head for sampling, run between the steps, and one for nothing; attention's `out_proj` works without running,
     a table of parameters and an activation have nothing to run; a layer may be left out of the steps that are looked
     at."""
@@ -494,6 +495,7 @@ def test_what_could_compute_and_never_did_in_training_is_told():
         table=nn.ParameterList([nn.Parameter(torch.zeros(4), requires_grad=False)]),
     )
     net.calls = 0
+    net.mix.requires_grad_(not frozen)
     with tracing(audited=lambda step: step == 0) as traced:
         train(net, lambda model, step: model(numbers(step, BATCH, 4)).square().sum(), steps=2)
         with torch.no_grad():
