@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from precaudit.model import Verification
 from precaudit.running.job import RunResult
 from precaudit.verification.gates import allowed, unused_calls, usual_calls
@@ -9,6 +11,7 @@ from precaudit.verification.statistics import MARGIN_CAP, comparison_window, div
 
 _STRAYED = 10.0
 """One pair shows a difference, not its spread: only one this many margins wide is called an error."""
+_STANDARD_ERRORS = 4.0
 _MOST_SKIPPED = 0.5
 """A script that skips more than this share of its steps (an unlucky scaler skips its first dozen) is not training."""
 _UNLUCKY, _WASTED = 24, 0.3
@@ -33,14 +36,27 @@ def strays(reference: RunResult, run: RunResult, verification: Verification) -> 
         return None
     window = comparison_window(steps, steps)
     difference = float(relative_differences([reference.losses], [run.losses], window)[0])
-    return f"its loss ends {difference:+.1%} from float32's" if abs(difference) > _limit(verification) else None
+    limit = max(_limit(verification), _by_chance(reference.losses[window]) if _missing(reference, run) > 0 else 0.0)
+    return f"its loss ends {difference:+.1%} from float32's" if abs(difference) > limit else None
+
+
+def _by_chance(losses: tuple[float, ...]) -> float:
+    """How far the mean may be from that of as many other batches: after a step that was skipped, each step has another
+    batch than float32's."""
+    mean = float(np.mean(losses))
+    return _STANDARD_ERRORS * float(np.std(losses)) * (2 / len(losses)) ** 0.5 / abs(mean) if mean else 0.0
+
+
+def _missing(reference: RunResult, run: RunResult) -> int:
+    """Optimizer steps that were not taken, by the backward passes that they had."""
+    if not (reference.steps and reference.backward_calls):
+        return 0
+    return round(run.backward_calls * reference.steps / reference.backward_calls) - run.steps
 
 
 def _skipped(reference: RunResult, run: RunResult) -> int:
-    """Optimizer steps that a scaler skipped, by the backward passes that they had; 0 where they were few."""
-    if not (reference.steps and reference.backward_calls):
-        return 0
-    skipped = round(run.backward_calls * reference.steps / reference.backward_calls) - run.steps
+    """Optimizer steps that a scaler skipped; 0 where they were few."""
+    skipped = _missing(reference, run)
     return skipped if skipped > max(_UNLUCKY, _WASTED * (skipped + run.steps)) else 0
 
 

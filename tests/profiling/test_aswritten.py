@@ -53,6 +53,15 @@ def test_a_scaler_that_never_finds_its_scale_wastes_steps(passes, strays):
         )
 
 
+@pytest.mark.parametrize(("skipped", "strays"), [(3, False), (0, True)])
+def test_after_a_skipped_step_batches_are_others_and_losses_differ_by_chance(skipped, strays):
+    noisy = tuple(1.0 + math.sin(step * step) for step in range(83))
+    reference = RunResult("reference", 0, "stopped", 80, losses=noisy[:80], backward_calls=80, baseline={})
+    written = RunResult("as-written", 0, "stopped", 80, losses=noisy[3:], backward_calls=80 + skipped)
+    audit = Audit(Job("script", "train.py", (), ".", 80), reference, Trace(), as_written=written)
+    assert bool(of_as_written(audit, replace(PASSED, margin=0.0001))) == strays
+
+
 def test_one_pair_may_differ_as_far_as_pairs_were_seen_to():
     seeds = tuple(range(8))
     wide = Verification("inconclusive", "emulated", 0.01, seeds, difference=Difference(0.003, -0.029, 0.035))
