@@ -38,11 +38,13 @@ EXPLOSION = 10.0
 
 @dataclass(frozen=True)
 class Guard:
-    """Whether a reference can prove anything, and why; it is `open` where the mean over more seeds may."""
+    """Whether a reference can prove anything, and why; it is `open` where the mean over more seeds may, and not `finite`
+    where its loss is lost."""
 
     passed: bool
     detail: str
     open: bool = False
+    finite: bool = True
 
 
 @dataclass(frozen=True)
@@ -213,7 +215,8 @@ def learned(losses: Losses, margin: float = MARGIN_CAP, curves: int = 1, more: f
     """
     values = _array(losses)
     if not np.isfinite(values).all():
-        return Guard(False, f"the float32 loss is not finite at step {int(np.argmin(np.isfinite(values)))}")
+        detail = f"the float32 loss is not finite at step {int(np.argmin(np.isfinite(values)))}"
+        return Guard(False, detail, finite=False)
     if len(values) < FEWEST_STEPS:
         return Guard(False, f"{len(values)} steps cannot tell learning from noise; run {FEWEST_STEPS} or more")
     if np.ptp(values) == 0:

@@ -114,7 +114,8 @@ def _compare_losses(runs: Runs, pairs: Sequence[Pair], checked: tuple[Gate, ...]
     if guard.passed or judged.verdict == "fail":
         return judged
     reason = f"the float32 run proves nothing: {guard.detail}"
-    return replace(judged, verdict="inconclusive", cause="float32", reason=reason, settled=not guard.open)
+    judged = replace(judged, verdict="inconclusive", cause="float32", reason=reason, settled=not guard.open)
+    return judged if guard.finite else replace(judged, difference=Difference())
 
 
 def _compared(
@@ -182,10 +183,9 @@ def _learned(references: Sequence[RunResult], margin: float) -> statistics.Guard
 
 
 def screened(judgement: Judgement) -> Judgement:
-    """After one pair only: a plan within the margin is screened, never verified; where float32 learned nothing that
-    more seeds could show, any plan would be within."""
+    """After one pair only: a plan within the margin is screened, never verified."""
     mean, margin = judgement.difference.mean, judgement.margin
-    if judgement.verdict == "fail" or judgement.settled or mean is None or margin is None:
+    if judgement.verdict == "fail" or mean is None or margin is None:
         return judgement
     inside = abs(mean) < margin
     return replace(

@@ -218,12 +218,19 @@ def test_one_pair_screens_and_never_verifies(factor, expected):
     assert "one pair" in judged.reason
 
 
-@pytest.mark.parametrize("factor", [1.0001, 1.1])
-def test_one_pair_that_learned_nothing_screens_no_plan(factor):
+def test_one_pair_that_learned_nothing_says_so():
     flat = tuple(1 + 0.01 * (-1) ** i for i in range(40))
-    judged = judge(Runs({0: run(flat)}, {0: run(tuple(loss * factor for loss in flat), "candidate-1")}), PLAN)
-    assert (screened(judged).verdict, screened(judged).cause) == ("inconclusive", "float32")
+    judged = judge(Runs({0: run(flat)}, {0: run(tuple(loss * 1.0001 for loss in flat), "candidate-1")}), PLAN)
+    assert (judged.settled, screened(judged).verdict) == (True, "screened")
     assert "float32 run proves nothing" in screened(judged).reason
+    other = judge(Runs({0: run(flat)}, {0: run(tuple(loss * 1.1 for loss in flat), "candidate-1")}), PLAN)
+    assert (screened(other).verdict, screened(other).cause) == ("inconclusive", "float32")  # more seeds won't tell
+
+
+def test_one_pair_whose_float32_is_lost_screens_no_plan():
+    lost = (*np.linspace(1, 0.5, 30).tolist(), *[math.nan] * 10)
+    judged = judge(Runs({0: run(lost)}, {0: run(tuple(loss * 1.0001 for loss in lost), "candidate-1")}), PLAN)
+    assert (screened(judged).verdict, screened(judged).cause) == ("inconclusive", "float32")
 
 
 def test_one_pair_whose_noise_hides_what_it_learned_says_so():
