@@ -251,7 +251,8 @@ class TrainingEvents:
         self._stepping += running[:1]
         if len(self._stepping) <= 1:
             self._by_own_gradients = False
-            if self._together.has(optimizer):
+            has_closure = kwargs.get("closure", args[1] if len(args) > 1 else None) is not None
+            if has_closure or self._together.has(optimizer):
                 self.complete()
                 self._together.renew()
             for listener in self.listeners:

@@ -323,3 +323,17 @@ def test_steps_without_new_gradients_and_steps_with_closures_count_each():
     one(X).sum().backward()
     assert steps_of(lambda number: first.step()) == 4
     assert steps_of(lambda number: [first.step(lambda: evaluate(one)), second.step(lambda: evaluate(two))]) == 8
+
+
+def test_a_step_with_a_closure_is_none_of_the_step_before_it():
+    one, first, two, second = two_models()
+
+    def evaluate():
+        one(X).sum().backward()
+
+    def iterate(number):
+        first.step(evaluate)
+        two(X).sum().backward()
+        second.step()
+
+    assert steps_of(iterate) == 8
