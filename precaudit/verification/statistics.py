@@ -38,8 +38,8 @@ EXPLOSION = 10.0
 
 @dataclass(frozen=True)
 class Guard:
-    """Whether a reference can prove anything, and why; it is `open` where the mean over more seeds may, and not `finite`
-    where its loss is lost."""
+    """Whether a reference can prove anything, and why; it is `open` where the mean over more seeds may, and not
+    `finite` where its loss is lost."""
 
     passed: bool
     detail: str
