@@ -6,6 +6,7 @@ of it before the backward pass: sums, lists, losses of several scalers.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -20,6 +21,7 @@ from precaudit.tracing.ops import caller_location, line_of
 
 FACTOR = "precaudit_factor"
 """The attribute of a scaled loss that has its factor."""
+_LEAST = 2.0**7
 
 
 class OwnScaler:
@@ -78,3 +80,20 @@ class OwnScaler:
         value.register_hook(arrived)
         setattr(value, FACTOR, factor)
         return value
+
+
+def multiplied_by(root: torch.Tensor) -> float:
+    """The number that a script has multiplied a loss by before its backward pass; 0 where it hasn't."""
+    if "Mul" not in type(root.grad_fn).__name__:  # a divisor is saved by the same name
+        return 0.0
+    saved = (getattr(root.grad_fn, name, None) for name in ("_saved_other", "_saved_self"))
+    factor = next((each for each in saved if each is not None), None)
+    if isinstance(factor, torch.Tensor):
+        return float(factor) if factor.numel() == 1 else 0.0
+    return factor or 0.0
+
+
+def scale_by_hand(root: torch.Tensor) -> float:
+    """The loss scale that a script keeps itself, which is a large power of two; 1 where it has none."""
+    factor = multiplied_by(root)
+    return factor if factor >= _LEAST and math.frexp(factor)[0] == 0.5 else 1.0

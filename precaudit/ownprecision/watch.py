@@ -20,7 +20,7 @@ from precaudit.instrument.scopes import Frame
 from precaudit.instrument.torchfunction import Call, op_name, single_calls, stored, takes_lists, tensors_in, writes
 from precaudit.ownprecision.baseline import called_by_precaudit
 from precaudit.ownprecision.casts import OwnCasts
-from precaudit.ownprecision.grad_scaler import FACTOR
+from precaudit.ownprecision.grad_scaler import FACTOR, multiplied_by
 from precaudit.ownprecision.nonfinite import OwnNonFinite
 from precaudit.ownprecision.operations import OwnOperations
 from precaudit.ownprecision.overflows import overflow, overwritten
@@ -276,11 +276,8 @@ def _as_it_is(operation: Any, args: Any, kwargs: Any) -> Any:
 
 def _factor(root: torch.Tensor) -> float:
     """The loss scale of what a backward pass starts from: its scaler's, or what the script multiplied it by."""
-    multiplied = "Mul" in type(root.grad_fn).__name__  # a divisor is saved by the same name
-    factor = getattr(root, FACTOR, getattr(root.grad_fn, "_saved_other", None) if multiplied else None)
-    if isinstance(factor, torch.Tensor):
-        return float(factor) if factor.numel() == 1 else 0.0
-    return factor or 0.0
+    factor: float = getattr(root, FACTOR, None) or multiplied_by(root)
+    return factor
 
 
 def _table_and_index(op: str, args: Any) -> tuple[torch.Tensor | None, torch.Tensor | None]:

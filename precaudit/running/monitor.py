@@ -12,6 +12,7 @@ import torch
 
 from precaudit.instrument.events import TrainingEvents, TrainingListener
 from precaudit.instrument.scopes import Frame
+from precaudit.ownprecision.grad_scaler import scale_by_hand
 from precaudit.running.job import OF_OPTIMIZER
 from precaudit.tracing.ops import caller_location
 
@@ -91,7 +92,9 @@ class Monitor(TrainingListener):
 
     def backward_starts(self, roots: Sequence[torch.Tensor], gradients: list[Any]) -> None:
         self._clock = self._clock or time.perf_counter()
-        loss = torch.stack([root.detach().float().sum().cpu() for root in roots if root is not None]).sum()
+        """A loss scale is no part of the loss: one that the script keeps moves otherwise in another precision."""
+        losses = [root.detach().float().sum().cpu() / scale_by_hand(root) for root in roots if root is not None]
+        loss = torch.stack(losses).sum()
         if not (self._events.in_step and self._of_step):
             self._of_step.append(loss)
             place = caller_location()

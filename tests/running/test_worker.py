@@ -671,6 +671,22 @@ def test_casts_of_a_thread_that_trains_are_seen_and_switched_off(neutralize):
     assert ("casts" in result.baseline) is not neutralize
 
 
+@pytest.mark.parametrize("scaled", [lambda x: x, lambda x: x * 2.0**12, lambda x: torch.tensor(2.0**12) * x])
+def test_a_loss_scale_that_the_script_keeps_is_no_part_of_the_loss(scaled):
+    """As it halves where gradients overflow, losses of two precisions would seem far apart."""
+
+    def code():
+        model = nn.Linear(4, 1)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+        while True:
+            scaled(((model(torch.ones(3, 4)) - 3) ** 2).mean()).backward()
+            optimizer.step()
+
+    result = run(spec(), code)
+    assert 1 < result.losses[0] < 100
+    assert result.streams.popitem()[1] == result.losses
+
+
 def test_calls_that_led_to_each_step_are_counted():
     """Not those without gradients, nor those of a closure, which may search for its step."""
 
