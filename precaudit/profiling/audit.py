@@ -110,6 +110,7 @@ def _audited(job: Job, formats: tuple[str, ...], execution: Execution, runner: R
     if (first.finished and casts_by_itself(first)) or misses_its_autocast(first):
         spec = replace(spec, neutralize=True)
         reference = runner(spec)
+    spec = replace(spec, patience=reference.patience)
     as_written = _as_written(first, spec, runner)
     trace = reference.trace or Trace()
     # None where an optimizer's closure makes gradients of its own.
@@ -121,14 +122,7 @@ def _audited(job: Job, formats: tuple[str, ...], execution: Execution, runner: R
         bans(trace, formats),
         as_written=as_written,
         execution=execution,
-        replay_spec=replace(
-            spec,
-            label="replay",
-            audited=frozenset(),
-            shadowed=frozenset(),
-            probe_save=saved,
-            patience=reference.patience,
-        ),
+        replay_spec=replace(spec, label="replay", audited=frozenset(), shadowed=frozenset(), probe_save=saved),
     )
     if not audit.complete or reference.steps < job.steps or not plan.probed.get("init"):
         return audit
@@ -141,7 +135,7 @@ def _as_written(first: RunResult, spec: RunSpec, runner: Runner) -> RunResult | 
     written = None
     if first.baseline.keys() & {"autocast", "plan", "grad_scaler"}:
         again = RunSpec(
-            spec.job, "as-written", precision="as-written", execution=spec.execution, patience=first.patience
+            spec.job, "as-written", precision="as-written", execution=spec.execution, patience=spec.patience
         )
         run = runner(again)
         written = replace(run, trace=first.trace, baseline={**first.baseline, **run.baseline})

@@ -498,3 +498,4 @@ def test_a_script_that_ends_before_its_steps_is_probed_within_those_that_it_take
     audit = run_audit(job, ("bfloat16", "float32"), "emulated", InProcess(code), str(tmp_path))
     assert (audit.job.steps, audit.reference.steps) == (20, 20)
     assert [error.label for error in audit.errors] == ["bfloat16@init", "bfloat16@late"]
+    assert audit.replay_spec.patience == audit.reference.patience

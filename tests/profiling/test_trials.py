@@ -38,6 +38,14 @@ def test_float32_is_perturbed_anew_when_a_repair_changes_the_plan_s_narrowest_fo
     assert sorted(trials.twins) == [0, 1, 2]
 
 
+def test_runs_under_a_plan_wait_for_a_step_as_long_as_float32s_tell():
+    runner, job = Noting(), Job("script", "train.py", (), ".", 10)
+    reference = RunResult("reference", 0, "stopped", calls=(1500,))
+    Trials(Audit(job, reference, Trace()), "emulated", runner).extend("candidate", Plan("bfloat16"), [0], {})
+    assert {spec.patience for spec in runner.specs if spec.plan} == {reference.patience}
+    assert {spec.patience for spec in runner.specs if not spec.plan} == {float("inf")}
+
+
 def scattered(label, seed, scatter, shift=0.0):
     """A run that learns, and ends where chance has it."""
     end = 1 + shift + scatter * (-1) ** seed * (1 + seed)
