@@ -66,9 +66,13 @@ def test_a_plan_that_was_in_force_at_first_only_proves_nothing():
     early = {i: replace(each, losses=(4.0, *each.losses[1:])) for i, each in pairs.candidates.items()}
     judged = judge(replace(pairs, candidates=early), PLAN)
     assert (judged.verdict, judged.cause) == ("inconclusive", "unchanged")
-    zero = {i: run((*falling(seed=i, end=1 + 0.01 * i)[:20], *[0.0] * 20), seed=i) for i in range(3)}
-    nearly = {i: replace(each, losses=(4.0, *each.losses[1:])) for i, each in zero.items()}
-    assert judge(Runs(zero, nearly), PLAN).verdict == "pass"
+
+
+@pytest.mark.parametrize("floor", [0.0, 0.2])
+def test_a_loss_that_came_down_to_a_floor_is_float32s_there(floor):
+    references = {i: run((*falling(seed=i, end=1 + 0.01 * i)[:20], *[floor] * 20), seed=i) for i in range(3)}
+    candidates = {i: replace(each, losses=(4.0, *each.losses[1:])) for i, each in references.items()}
+    assert judge(Runs(references, candidates), PLAN).verdict == "pass"
 
 
 def test_a_candidate_that_raised_fails_with_its_message():

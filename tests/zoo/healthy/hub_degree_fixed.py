@@ -1,4 +1,4 @@
-"""A graph network on a follower graph with hubs: messages are averaged by a degree counted in integers."""
+"""A graph network on a follower graph with hubs: messages are summed in float32, by a degree counted in integers."""
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +20,7 @@ class DegreeScaledConv(nn.Module):
 
     def forward(self, x, source, target):
         messages = F.relu(self.message(x))[source]
-        total = messages.new_zeros(len(x), messages.shape[1]).index_add(0, target, messages)
+        total = torch.zeros(len(x), messages.shape[1], device=x.device).index_add(0, target, messages.float())
         degree = torch.bincount(target, minlength=len(x)).float()
         mean = total / degree.clamp(min=1)[:, None]
         return F.relu(self.update(torch.cat([x, mean, mean * torch.log1p(degree)[:, None]], dim=-1)))
