@@ -158,8 +158,8 @@ def _differ(reference: RunResult, candidate: RunResult) -> bool:
 
 
 def _same_values(reference: RunResult, candidate: RunResult, window: slice) -> bool:
-    """Whether no rounding reached what is compared. A loss that stands still, at zero or at a floor of the script's, says
-    nothing of it either way."""
+    """Whether no rounding reached what is compared. A loss that stands still, at zero or at a floor of the script's,
+    says nothing of it either way."""
     losses = reference.losses[window]
     return losses == candidate.losses[window] and len(set(losses)) > 1
 
