@@ -97,8 +97,8 @@ def _pairing(rows: pd.DataFrame) -> dict[str, Any]:
     """Of one training: the scatter of pairs of equal or nearly equal plans beside that of runs that share no seed."""
 
     def scatter(arm: str) -> float:
-        groups = rows[rows["arm"] == arm]
-        values = [np.var(row[row["window"]], ddof=1) for _, row in groups.iterrows()]
+        groups = [row[row["window"]] for _, row in rows[rows["arm"] == arm].iterrows()]
+        values = [np.var(pairs, ddof=1) for pairs in groups if len(pairs) > 1]  # not of one that changed nothing
         return float(np.sqrt(np.mean(values))) if values else float("nan")
 
     def parted(arm: str) -> float | None:

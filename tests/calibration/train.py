@@ -39,8 +39,8 @@ class Settings:
 
     trainings: tuple[str, ...] = tuple(TRAININGS)
     steps: int = 24
-    groups: int = 7
-    equal_groups: int = 21
+    groups: int = 20
+    equal_groups: int = 40
     targets: tuple[float, ...] = (1.0, 1.1, 1.25, 1.5, 2.5)
 
     @property
