@@ -52,8 +52,8 @@ def profile(
     """Audit, plan and verify a model from Python, in this process.
 
     `build_model()` returns a fresh model, `batches()` an iterable of batches (or `batches` is one that can be gone over
-    in every run), `loss(model, batch)` a scalar;
-    `build_optimizer(model)` defaults to AdamW. Every run starts from its own seed, so build everything inside.
+    in every run), `loss(model, batch)` a scalar; `build_optimizer(model)` defaults to AdamW. Every run starts from its
+    own seed, so build everything inside.
     """
     from precaudit.profiling.engine import profile_job
     from precaudit.profiling.settings import Settings

@@ -14,7 +14,8 @@ from precaudit.model import Location
 from precaudit.ownprecision.casts import CASTS
 from precaudit.ownprecision.state import dtype_name
 from precaudit.tracing.ops import caller_location, line_of
-from precaudit.tracing.shadow import ABSORBING, Energies, local_errors, repeatable, smaller_addend
+from precaudit.tracing.records import ABSORBING
+from precaudit.tracing.shadow import Energies, local_errors, repeatable, smaller_addend
 
 _EVERY = 8
 """They are looked at in one step of so many: it takes as long as the step itself."""
@@ -24,8 +25,8 @@ ANGLES = frozenset({"sin", "cos"})
 
 
 class OwnOperations:
-    """Told of every operation with a low result, and when a step has ended. The
-    entries' `region_steps` says whether an optimizer's step made it low, in an autocast region that is open around."""
+    """Told of every operation with a low result, and when a step has ended. `region_steps` in its entries says whether
+    an optimizer's step made it low, in an autocast region that is open around."""
 
     def __init__(self, current: Callable[[], Frame | None]) -> None:
         self._current = current

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from precaudit.formats import EXTREME, FORMATS, Format
 from precaudit.model import Location, Op, Severity
-from precaudit.tracing.records import Grid, Trace
+from precaudit.tracing.records import ABSORBING, Grid, Trace
 
 HEADROOM = 4.0
 """Ranges grow in training: a value within this factor of a format's maximum is treated as too large."""
@@ -165,7 +165,7 @@ def local_error(op: Op, target: Format) -> Ban | None:
     error = op.local_error.get(target.name, 0.0)
     if error < LOCAL_ERROR_LIMIT or not (op.half or op.category == "lower"):
         return None
-    of = OF_A_SUM if op.op in ("add", "index_add", "scatter_add") else "its result"
+    of = OF_A_SUM if op.op in ABSORBING else "its result"
     lost = "becomes non-finite" if error == float("inf") else f"errs by {error:.0%} of {of}"
     why = f"{op.op} alone {lost}, in {target.name}"
     ban = _ban("PA106", op, target, "error", why, "keep this operation in float32", error, target.name)

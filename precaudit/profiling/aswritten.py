@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from typing import Any
 
 from precaudit.execution.policy import category
@@ -12,17 +11,14 @@ from precaudit.ownprecision.changes import IN_HOOKS, depends_on_scale
 from precaudit.ownprecision.operations import ANGLES
 from precaudit.planning.rules import LOCAL_ERROR_LIMIT, OF_A_SUM
 from precaudit.profiling.audit import Audit
+from precaudit.profiling.entries import Seen, causes_in, seen_in
 from precaudit.profiling.scaled import CERTAIN, CHANGES, HOOKS, LIKELY, of_scaled
 from precaudit.profiling.straying import ends_early, strays
 from precaudit.reporting.words import plural
 from precaudit.running.job import RunResult
-from precaudit.tracing.shadow import ABSORBING
+from precaudit.tracing.records import ABSORBING
 from precaudit.verification.statistics import diverged
 
-_STATE_LIMIT = 0.2
-"""A state has lost its changes when this share of their energy is rounding."""
-_SUM_LIMIT = 0.01
-"""A sum has lost addends when it is off by a tenth (rms)."""
 _MOST_LOST = 0.1
 """Of a cast: the share of its values that become zero, or by which rounding moves them, of their spread (rms)."""
 _CASTS = {
@@ -55,8 +51,6 @@ _REFUSALS = {
 """What torch says, and what to do about it."""
 _FIX = "use the plan below instead of the script's own casts and scaler"
 
-Seen = Mapping[str, Any]
-
 
 def of_as_written(audit: Audit, verification: Verification) -> list[Finding]:
     """PA501: the script's own low precision doesn't train like float32, or not at all; PA502, PA506, PA507: it
@@ -72,12 +66,12 @@ def of_as_written(audit: Audit, verification: Verification) -> list[Finding]:
     if depends_on_scale(audit.reference.baseline, run.baseline, IN_HOOKS):
         found += of_scaled(audit.reference.baseline, HOOKS)
     if not run.finished:
-        return [*found, _of_stop(run), *_causes(run, "warning")]
+        return [*found, _of_stop(run), *causes_in(run, "warning")]
     detail = strays(audit.reference, run, verification)
     causes = [
         *_of_penalty(audit.reference, run),
         *_of_nonfinite(audit.reference, run),
-        *_causes(run, "error" if detail and not found else "warning"),
+        *causes_in(run, "error" if detail and not found else "warning"),
     ]
     if detail and not causes:
         causes = _of_lost_gradients(run) or _of_casts(run, "vanished") or _of_operations(run)
@@ -124,7 +118,7 @@ def _of_penalty(reference: RunResult, run: RunResult) -> list[Finding]:
 
 def _of_nonfinite(reference: RunResult, run: RunResult) -> list[Finding]:
     """PA307: where the loss is lost, if no operation in low precision makes what is not finite."""
-    lost, seen = diverged(reference.losses, run.losses), {entry["kind"]: entry for entry in _seen(run)}
+    lost, seen = diverged(reference.losses, run.losses), {entry["kind"]: entry for entry in seen_in(run)}
     made = seen.get("nonfinite")
     if lost is None or made is None or made["step"] != lost.step or "overflow" in seen:
         return []
@@ -139,7 +133,7 @@ def _of_nonfinite(reference: RunResult, run: RunResult) -> list[Finding]:
 def _of_operations(run: RunResult) -> list[Finding]:
     """PA106: additions that lose their smaller addend in the format that the script has them in, sines of angles that
     it can't tell, and what else loses its result outside of all modules."""
-    lost = [entry for entry in _seen(run) if entry["kind"] == "absorbed" and entry["lost"] >= LOCAL_ERROR_LIMIT]
+    lost = [entry for entry in seen_in(run) if entry["kind"] == "absorbed" and entry["lost"] >= LOCAL_ERROR_LIMIT]
     return [
         finding(
             "PA106",
@@ -160,7 +154,7 @@ def _of_operations(run: RunResult) -> list[Finding]:
 def _of_region(run: RunResult) -> list[Finding]:
     """PA511: products of an optimizer that autocast makes low: each loses little, and what is made of them, such as the
     root of a preconditioner, may lose much."""
-    products = [e for e in _seen(run) if e.get("region_steps") and category(e["op"]) == "lower"]
+    products = [e for e in seen_in(run) if e.get("region_steps") and category(e["op"]) == "lower"]
     first = min(products, key=lambda entry: entry["line"], default=None)
     if first is None:
         return []
@@ -174,7 +168,7 @@ def _of_region(run: RunResult) -> list[Finding]:
 
 def _of_lost_gradients(run: RunResult) -> list[Finding]:
     """PA307: gradients that overflow, which the script then skips or replaces."""
-    lost = next((entry for entry in _seen(run) if entry["kind"] == "lost"), None)
+    lost = next((entry for entry in seen_in(run) if entry["kind"] == "lost"), None)
     if lost is None:
         return []
     scaled = f", of a loss multiplied by {lost['scale']:.3g}" if lost["scale"] > 1 else ""
@@ -189,7 +183,7 @@ def _of_lost_gradients(run: RunResult) -> list[Finding]:
 def _of_casts(run: RunResult, kind: str) -> list[Finding]:
     """PA309: casts that lose more than a tenth of what they are given."""
     measure, message, fix = _CASTS[kind]
-    lost = [entry for entry in _seen(run) if entry["kind"] == kind and entry[measure] > _MOST_LOST]
+    lost = [entry for entry in seen_in(run) if entry["kind"] == kind and entry[measure] > _MOST_LOST]
     return [
         finding("PA309", "error", message.format(**entry), fix, location=place_of(entry), **{measure: entry[measure]})
         for entry in lost
@@ -251,7 +245,7 @@ def _of_difference(run: RunResult, detail: str | None, explained: bool, autocast
 def _outside(run: RunResult) -> str:
     """Low products outside of all modules, where the script may not have meant autocast to reach, such as those of an
     optimizer: each loses little, and what is made of them may lose much."""
-    products = [e for e in _seen(run) if e["kind"] == "absorbed" and category(e["op"]) == "lower"]
+    products = [e for e in seen_in(run) if e["kind"] == "absorbed" and category(e["op"]) == "lower"]
     first = min(products, key=lambda entry: entry["line"], default=None)
     if first is None:
         return ""
@@ -272,144 +266,6 @@ def _likely(audit: Audit) -> str:
     return f"; the likeliest cause is in {worst.fqn or 'the model itself'}: {worst.why}{at}"
 
 
-def _seen(run: RunResult) -> list[Seen]:
-    seen = run.baseline.get("low")
-    return seen if isinstance(seen, list) else []
-
-
 def _keeps_low(run: RunResult) -> bool:
     """Whether anything low changes from step to step, as neither frozen weights nor copies of float32 masters do."""
-    return any(entry["kind"] in ("state", "trained") for entry in _seen(run))
-
-
-def _causes(run: RunResult, severity: Severity) -> list[Finding]:
-    """What was seen to be lost while the script ran as written, a place and kind each."""
-    seen = _seen(run)
-    stagnant = {(e["fqn"], e["buffer"]) for e in seen if e["kind"] == "state" and e["lost"] >= _STATE_LIMIT}
-    told = [e for e in seen if e["kind"] != "decay" or (e["fqn"], e["buffer"]) not in stagnant]
-    found = [_DESCRIBED[entry["kind"]](entry, severity) for entry in told if entry["kind"] in _DESCRIBED]
-    return [each for each in found if each is not None]
-
-
-def _state(entry: Seen, severity: Severity) -> Finding | None:
-    """PA303: a running average, a weight or a counter whose changes are rounded away."""
-    if entry["lost"] < _STATE_LIMIT:
-        return None
-    share = "all" if entry["lost"] >= 1 else f"{entry['lost']:.0%}"
-    message = (
-        f"{_kept(entry)} is kept in {entry['dtype']} from step to step, which absorbs its small changes: "
-        f"rounding takes {share} of their energy, so the average, weight or accumulator stagnates"
-    )
-    fix = "keep moving averages, weights and accumulators in float32, and cast where they are used"
-    facts = {"role": entry["buffer"]} if entry["buffer"] else {}
-    return finding("PA303", severity, message, fix, entry["fqn"], None, place_of(entry), lost=entry["lost"], **facts)
-
-
-def _kept(entry: Seen) -> str:
-    """What is kept: a buffer or an optimizer's state by its name, a weight of a module, or a value of nobody's."""
-    if entry["buffer"]:
-        return ".".join(part for part in (entry["fqn"], entry["buffer"]) if part)
-    return "a running value" if entry["fqn"] is None else f"a weight of {entry['fqn'] or 'the model itself'}"
-
-
-def _decay(entry: Seen, severity: Severity) -> Finding:
-    """PA303: a decay that never happens, whatever is added: it shows in training once the additions become small."""
-    message = (
-        f"{_kept(entry)} is kept in {entry['dtype']} and multiplied by {entry['factor']:.6g} in every "
-        "step, which rounds to no change: it never decays"
-    )
-    fix = "keep moving averages, weights and accumulators in float32, and cast where they are used"
-    facts = {"role": entry["buffer"]} if entry["buffer"] else {}
-    where = place_of(entry)
-    return finding("PA303", "warning", message, fix, entry["fqn"], None, where, factor=entry["factor"], **facts)
-
-
-def _gradients(entry: Seen, severity: Severity) -> Finding | None:
-    """PA304: gradients of several backward passes, summed in a half `.grad`."""
-    if entry["lost"] < _SUM_LIMIT:
-        return None
-    message = (
-        f"{entry['fqn'] or 'the model'}: its gradients accumulate in {entry['dtype']} over several backward passes, "
-        f"which absorbs addends: the sum is off by {entry['lost'] ** 0.5:.0%}"
-    )
-    return finding("PA304", severity, message, "accumulate gradients in float32", entry["fqn"], lost=entry["lost"])
-
-
-def _rows(entry: Seen, severity: Severity) -> Finding | None:
-    """PA305: the gradient of a row that is read many times, summed in half."""
-    if entry["lost"] < _SUM_LIMIT:
-        return None
-    message = (
-        f"rows are looked up in a {entry['dtype']} table, so the gradients of repeated rows accumulate in "
-        f"{entry['dtype']}, which absorbs addends: the sum is off by {entry['lost'] ** 0.5:.0%}"
-    )
-    fix = "look rows up in the float32 table and cast the result"
-    return finding(
-        "PA305", severity, message, fix, entry["fqn"] or None, "embedding", place_of(entry), lost=entry["lost"]
-    )
-
-
-def _integers(entry: Seen, severity: Severity) -> Finding:
-    """PA306: whole numbers (ids, positions, counts) that are others in a low format."""
-    message = (
-        f"whole numbers up to {entry['amax']:g} are put into {entry['dtype']}, which tells integers apart up to "
-        f"{entry['limit']:g} only: {entry['changed']} of them alias others"
-    )
-    fix = "keep them in an integer or float32 tensor, if they are indices, positions or counts"
-    return finding("PA306", severity, message, fix, None, None, place_of(entry), changed=entry["changed"])
-
-
-def _overflow(entry: Seen, severity: Severity) -> Finding:
-    """PA307: a non-finite value that the script's own low precision makes first."""
-    message = (
-        f"{entry['op']} makes non-finite values in the script's own {entry['dtype']} at step {entry['step']}, from "
-        f"finite inputs up to {entry['amax']:.3g}: an overflow, or a division by what became zero"
-    )
-    fix = "keep this operation in float32"
-    return finding("PA307", severity, message, fix, None, entry["op"], place_of(entry), step=entry["step"])
-
-
-def _steps(entry: Seen, severity: Severity) -> Finding:
-    """PA504: an optimizer step with gradients that are not finite."""
-    message = (
-        f"at step {entry['step']} the optimizer steps on non-finite gradients ({entry['parameters']} parameters): what "
-        "overflows under the script's own precision and loss scale is checked by nothing"
-    )
-    fix = "let scaler.step(optimizer) of a GradScaler take the step, which skips such ones, or check the gradients"
-    return finding("PA504", "error", message, fix, entry["fqn"] or None, step=entry["step"])
-
-
-def _weights(entry: Seen, severity: Severity) -> Finding:
-    """PA504: a write to a weight by the script itself, with values that are not finite."""
-    message = (
-        f"at step {entry['step']} the script itself puts non-finite values into weights ({entry['op']}): what it makes "
-        "of gradients that overflowed is no step of an optimizer, and no scaler skips it"
-    )
-    fix = "look whether the gradients are finite before they are used, or begin with a lower loss scale"
-    return finding(
-        "PA504", "error", message, fix, entry["fqn"] or None, entry["op"], place_of(entry), step=entry["step"]
-    )
-
-
-def _runaway(entry: Seen, severity: Severity) -> Finding:
-    """PA505: a loss scale that the script raises without end."""
-    message = (
-        f"the script's own loss scale runs away: it passes {entry['scale']:.3g} at step {entry['step']}, without a "
-        "ceiling, until the scaled loss itself is not finite"
-    )
-    return finding(
-        "PA505", "error", message, "cap the loss scale (torch's stays useful up to 2^24)", step=entry["step"]
-    )
-
-
-_DESCRIBED: dict[str, Callable[[Seen, Severity], Finding | None]] = {
-    "state": _state,
-    "decay": _decay,
-    "gradients": _gradients,
-    "rows": _rows,
-    "integers": _integers,
-    "overflow": _overflow,
-    "steps": _steps,
-    "weights": _weights,
-    "runaway": _runaway,
-}
+    return any(entry["kind"] in ("state", "trained") for entry in seen_in(run))

@@ -16,7 +16,7 @@ from precaudit.planning.rules import Ban
 from precaudit.profiling.aswritten import of_as_written
 from precaudit.profiling.audit import Audit
 from precaudit.reporting.words import listing
-from precaudit.tracing.records import Trace
+from precaudit.tracing.records import ABSORBING, Trace
 
 NARROW = ("float16", "bfloat16")
 _PACE = 0.9
@@ -224,7 +224,7 @@ def _over_budget(
 def _roughest(trace: Trace, fqn: str, format_name: str) -> Op | None:
     """The operation of a module that makes far more of its inputs' rounding than others do, as a difference of large
     values or the sine of a large angle does. What a sum absorbs is measured by its smaller addend: no sum is one."""
-    ops = [op for op in trace.ops if op.fqn == fqn and op.op not in ("add", "index_add", "scatter_add")]
+    ops = [op for op in trace.ops if op.fqn == fqn and op.op not in ABSORBING]
     worst = max(ops, key=lambda op: op.local_error.get(format_name, 0.0), default=None)
     return worst if worst is not None and _ROUGH <= worst.local_error.get(format_name, 0.0) < math.inf else None
 
@@ -278,11 +278,11 @@ def _scaling(own: float | None, scaler: bool) -> tuple[str, str]:
 def _lost_share(layer: Layer, scale: float) -> float:
     """Of a module's gradients, the largest share of energy that float16 loses at a loss scale."""
     gradients = [t for t in layer.tensors if t.role in ("activation_grad", "weight_grad") and t.formats]
+    if scale != 1:
+        return lost_share([t.stats for t in gradients], math.floor(math.log2(scale)))
     loudest = max((t.stats.rms for t in gradients), default=0.0)
-    heard = [t for t in gradients if t.stats.rms >= RESIDUE * loudest]
-    if scale == 1:
-        return max((t.formats["float16"].flushed_energy for t in heard), default=0.0)
-    return lost_share([t.stats for t in heard], math.floor(math.log2(scale)))
+    heard = (t for t in gradients if t.stats.rms >= RESIDUE * loudest)
+    return max((t.formats["float16"].flushed_energy for t in heard), default=0.0)
 
 
 def _of_float32(audit: Audit, verification: Verification) -> Iterator[Finding]:

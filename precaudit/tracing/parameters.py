@@ -103,15 +103,18 @@ class ParameterTracker:
                     if parameter is not None and id(parameter) in unmet:
                         self._learn(name, parameter_name, parameter)
 
-    def observe_weights(self, optimizer: Any, counted: bool = False) -> None:
-        """Count all weights, unless another optimizer of this step had them `counted`, and keep a copy of those that
-        `optimizer` is about to change."""
+    def keep_weights(self, optimizer: Any) -> None:
+        """Keep a copy of those that `optimizer` is about to change, where another one of this step had all counted."""
         self.flush()
         changing = self._about_to_change(optimizer)
-        if counted:
-            changed = [p for p in _parameters_of(optimizer) if id(p) in changing]
-            self._before |= {id(p): self._buffer(p) for p in changed}
-            return _copy_all([(self._before[id(p)], p.detach()) for p in changed])
+        changed = [p for p in _parameters_of(optimizer) if id(p) in changing]
+        self._before |= {id(p): self._buffer(p) for p in changed}
+        _copy_all([(self._before[id(p)], p.detach()) for p in changed])
+
+    def observe_weights(self, optimizer: Any) -> None:
+        """Count all weights, and keep a copy of those that `optimizer` is about to change."""
+        self.flush()
+        changing = self._about_to_change(optimizer)
         away = []
         for parameter, slot in self._live():
             value, kept = parameter.detach(), None

@@ -10,6 +10,8 @@ from precaudit.model import Layer, Location, Op
 STOPPING = frozenset("relu relu6 threshold hardtanh clamp clamp_min clamp_max masked_fill where".split())
 """Operations that hand on some of the gradient as it is, and zeros in place of the rest, even of an infinite rest: what
 is handed on is seen where it goes."""
+ABSORBING = frozenset({"add", "index_add", "scatter_add"})
+"""Sums, in which a small addend may be lost: their error is measured by that."""
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from precaudit.execution.rounding import CASTABLE, HALVES, rounding_for
 from precaudit.histograms import Accumulator
 from precaudit.instrument.torchfunction import map_tensors, tensors_in
 from precaudit.tracing.ops import is_half
+from precaudit.tracing.records import ABSORBING
 
 UNREPEATABLE = frozenset(
     "dropout dropout1d dropout2d dropout3d feature_dropout alpha_dropout feature_alpha_dropout native_dropout "
@@ -24,7 +25,6 @@ UNREPEATABLE = frozenset(
 )
 """Operations that draw random numbers, update buffers, use the graph up, or cost as much as a layer."""
 
-ABSORBING = frozenset({"add", "index_add", "scatter_add"})
 _ROWS = 256
 """Of a linear layer's rows, about so many tell its relative error; what overflows is known from all of them."""
 _ROUGH = 0.1

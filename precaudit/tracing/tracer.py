@@ -27,8 +27,8 @@ from precaudit.tracing.faults import FaultWatch, Inputs, finite_amax
 from precaudit.tracing.flops import UNTOLD, counted_flops
 from precaudit.tracing.ops import Call, TraceMode, caller_location
 from precaudit.tracing.parameters import ParameterTracker
-from precaudit.tracing.records import STOPPING
-from precaudit.tracing.shadow import ABSORBING, Energies, local_errors, repeatable
+from precaudit.tracing.records import ABSORBING, STOPPING
+from precaudit.tracing.shadow import Energies, local_errors, repeatable
 from precaudit.tracing.slots import Gauge, LayerSlot, OpSlot, scalars
 from precaudit.tracing.wholes import TOLD_APART, integer_amax
 
@@ -154,7 +154,8 @@ class Tracer(TrainingListener):
     def step_starts(self, optimizer: Any) -> None:
         if self.recording:
             self.parameters.learn_all(self._scopes.names, optimizer)
-            self.parameters.observe_weights(optimizer, counted=self._weights_counted)
+            take = self.parameters.keep_weights if self._weights_counted else self.parameters.observe_weights
+            take(optimizer)
             self._weights_counted = True
 
     def step_ended(self, optimizer: Any) -> None:

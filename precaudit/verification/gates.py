@@ -89,8 +89,12 @@ def own_end(pairs: Sequence[Pair], plan: Plan) -> Gate:
     steps = min(candidate.steps for _, candidate in pairs)
     earliest = min(reference.steps for reference, _ in pairs)
     if steps < _EARLY * earliest:
-        return Gate("own end", False, f"the script ended itself at step {steps}, and in float32 not before {earliest}")
+        return Gate("own end", False, ended_itself(steps, earliest))
     return Gate("own end", True, "the script trained on")
+
+
+def ended_itself(step: int, in_float32: int) -> str:
+    return f"the script ended itself at step {step}, and in float32 not before {in_float32}"
 
 
 def unused_calls(calls: Sequence[int], usual: Collection[int]) -> list[int]:

@@ -14,7 +14,7 @@ from precaudit.model import Cause, Difference, Gate, Plan, Verdict
 from precaudit.running.job import RunResult
 from precaudit.verification import statistics
 from precaudit.verification.equivalence import ALPHA, LOOKS, equivalence
-from precaudit.verification.gates import Pair, allowed, failed, gates
+from precaudit.verification.gates import Pair, allowed, ended_itself, failed, gates
 
 _OUTSIDE = "which autocast reaches with torch.amp.custom_fwd and custom_bwd only"
 _FROM_OUTSIDE = frozenset(-getattr(signal, name, 0) for name in ("SIGKILL", "SIGTERM", "SIGHUP")) - {0}
@@ -82,7 +82,7 @@ def judge(runs: Runs, plan: Plan) -> Judgement:
     if pairs and not any(_differ(*pair) for pair in pairs):
         return _unchanged("every loss", checked)
     if (early := next((pair for pair in pairs if _ends_early(*pair)), None)) is not None:
-        reason = f"the script ended itself at step {early[1].steps}, and in float32 not before {early[0].steps}"
+        reason = ended_itself(early[1].steps, early[0].steps)
         return replace(_undecided("inconclusive", reason, checked), cause="noise")
     return _compare_losses(runs, pairs, checked)
 

@@ -1,0 +1,155 @@
+"""What each entry says that the run as written has kept of the script's own low precision: a place and kind each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from precaudit.finding import finding, place_of
+from precaudit.model import Finding, Severity
+from precaudit.running.job import RunResult
+
+_STATE_LIMIT = 0.2
+"""A state has lost its changes when this share of their energy is rounding."""
+_SUM_LIMIT = 0.01
+"""A sum has lost addends when it is off by a tenth (rms)."""
+
+Seen = Mapping[str, Any]
+
+
+def seen_in(run: RunResult) -> list[Seen]:
+    seen = run.baseline.get("low")
+    return seen if isinstance(seen, list) else []
+
+
+def causes_in(run: RunResult, severity: Severity) -> list[Finding]:
+    """What was seen to be lost while the script ran as written, a place and kind each."""
+    seen = seen_in(run)
+    stagnant = {(e["fqn"], e["buffer"]) for e in seen if e["kind"] == "state" and e["lost"] >= _STATE_LIMIT}
+    told = [e for e in seen if e["kind"] != "decay" or (e["fqn"], e["buffer"]) not in stagnant]
+    found = [_DESCRIBED[entry["kind"]](entry, severity) for entry in told if entry["kind"] in _DESCRIBED]
+    return [each for each in found if each is not None]
+
+
+def _state(entry: Seen, severity: Severity) -> Finding | None:
+    """PA303: a running average, a weight or a counter whose changes are rounded away."""
+    if entry["lost"] < _STATE_LIMIT:
+        return None
+    share = "all" if entry["lost"] >= 1 else f"{entry['lost']:.0%}"
+    message = (
+        f"{_kept(entry)} is kept in {entry['dtype']} from step to step, which absorbs its small changes: "
+        f"rounding takes {share} of their energy, so the average, weight or accumulator stagnates"
+    )
+    fix = "keep moving averages, weights and accumulators in float32, and cast where they are used"
+    facts = {"role": entry["buffer"]} if entry["buffer"] else {}
+    return finding("PA303", severity, message, fix, entry["fqn"], None, place_of(entry), lost=entry["lost"], **facts)
+
+
+def _kept(entry: Seen) -> str:
+    """What is kept: a buffer or an optimizer's state by its name, a weight of a module, or a value of nobody's."""
+    if entry["buffer"]:
+        return ".".join(part for part in (entry["fqn"], entry["buffer"]) if part)
+    return "a running value" if entry["fqn"] is None else f"a weight of {entry['fqn'] or 'the model itself'}"
+
+
+def _decay(entry: Seen, severity: Severity) -> Finding:
+    """PA303: a decay that never happens, whatever is added: it shows in training once the additions become small."""
+    message = (
+        f"{_kept(entry)} is kept in {entry['dtype']} and multiplied by {entry['factor']:.6g} in every "
+        "step, which rounds to no change: it never decays"
+    )
+    fix = "keep moving averages, weights and accumulators in float32, and cast where they are used"
+    facts = {"role": entry["buffer"]} if entry["buffer"] else {}
+    where = place_of(entry)
+    return finding("PA303", "warning", message, fix, entry["fqn"], None, where, factor=entry["factor"], **facts)
+
+
+def _gradients(entry: Seen, severity: Severity) -> Finding | None:
+    """PA304: gradients of several backward passes, summed in a half `.grad`."""
+    if entry["lost"] < _SUM_LIMIT:
+        return None
+    message = (
+        f"{entry['fqn'] or 'the model'}: its gradients accumulate in {entry['dtype']} over several backward passes, "
+        f"which absorbs addends: the sum is off by {entry['lost'] ** 0.5:.0%}"
+    )
+    return finding("PA304", severity, message, "accumulate gradients in float32", entry["fqn"], lost=entry["lost"])
+
+
+def _rows(entry: Seen, severity: Severity) -> Finding | None:
+    """PA305: the gradient of a row that is read many times, summed in half."""
+    if entry["lost"] < _SUM_LIMIT:
+        return None
+    message = (
+        f"rows are looked up in a {entry['dtype']} table, so the gradients of repeated rows accumulate in "
+        f"{entry['dtype']}, which absorbs addends: the sum is off by {entry['lost'] ** 0.5:.0%}"
+    )
+    fix = "look rows up in the float32 table and cast the result"
+    return finding(
+        "PA305", severity, message, fix, entry["fqn"] or None, "embedding", place_of(entry), lost=entry["lost"]
+    )
+
+
+def _integers(entry: Seen, severity: Severity) -> Finding:
+    """PA306: whole numbers (ids, positions, counts) that are others in a low format."""
+    message = (
+        f"whole numbers up to {entry['amax']:g} are put into {entry['dtype']}, which tells integers apart up to "
+        f"{entry['limit']:g} only: {entry['changed']} of them alias others"
+    )
+    fix = "keep them in an integer or float32 tensor, if they are indices, positions or counts"
+    return finding("PA306", severity, message, fix, None, None, place_of(entry), changed=entry["changed"])
+
+
+def _overflow(entry: Seen, severity: Severity) -> Finding:
+    """PA307: a non-finite value that the script's own low precision makes first."""
+    message = (
+        f"{entry['op']} makes non-finite values in the script's own {entry['dtype']} at step {entry['step']}, from "
+        f"finite inputs up to {entry['amax']:.3g}: an overflow, or a division by what became zero"
+    )
+    fix = "keep this operation in float32"
+    return finding("PA307", severity, message, fix, None, entry["op"], place_of(entry), step=entry["step"])
+
+
+def _steps(entry: Seen, severity: Severity) -> Finding:
+    """PA504: an optimizer step with gradients that are not finite."""
+    message = (
+        f"at step {entry['step']} the optimizer steps on non-finite gradients ({entry['parameters']} parameters): what "
+        "overflows under the script's own precision and loss scale is checked by nothing"
+    )
+    fix = "let scaler.step(optimizer) of a GradScaler take the step, which skips such ones, or check the gradients"
+    return finding("PA504", "error", message, fix, entry["fqn"] or None, step=entry["step"])
+
+
+def _weights(entry: Seen, severity: Severity) -> Finding:
+    """PA504: a write to a weight by the script itself, with values that are not finite."""
+    message = (
+        f"at step {entry['step']} the script itself puts non-finite values into weights ({entry['op']}): what it makes "
+        "of gradients that overflowed is no step of an optimizer, and no scaler skips it"
+    )
+    fix = "look whether the gradients are finite before they are used, or begin with a lower loss scale"
+    return finding(
+        "PA504", "error", message, fix, entry["fqn"] or None, entry["op"], place_of(entry), step=entry["step"]
+    )
+
+
+def _runaway(entry: Seen, severity: Severity) -> Finding:
+    """PA505: a loss scale that the script raises without end."""
+    message = (
+        f"the script's own loss scale runs away: it passes {entry['scale']:.3g} at step {entry['step']}, without a "
+        "ceiling, until the scaled loss itself is not finite"
+    )
+    return finding(
+        "PA505", "error", message, "cap the loss scale (torch's stays useful up to 2^24)", step=entry["step"]
+    )
+
+
+_DESCRIBED: dict[str, Callable[[Seen, Severity], Finding | None]] = {
+    "state": _state,
+    "decay": _decay,
+    "gradients": _gradients,
+    "rows": _rows,
+    "integers": _integers,
+    "overflow": _overflow,
+    "steps": _steps,
+    "weights": _weights,
+    "runaway": _runaway,
+}
