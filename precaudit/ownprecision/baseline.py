@@ -72,6 +72,7 @@ class Baseline:
         self._in_forward = in_forward
         self._regions: list[_Region] = []
         self._cache = object()
+        self._needs: tuple[bool, ...] = ()
         self.region_at: Location | None = None
         """Where the outermost autocast region was opened last."""
 
@@ -137,9 +138,7 @@ class Baseline:
             dtype = str(region.fast_dtype).removeprefix("torch.") if asked else None
             place = caller_location()
             if dtype is not None:
-                self.settings["autocast"] = dtype
-                if place is not None:
-                    self.settings.setdefault("autocast_at", line_of(place))
+                self._asked(dtype, place)
             if not self._regions:
                 self._cleared()
                 self.region_at = place
@@ -150,6 +149,15 @@ class Baseline:
             return region
 
         return __enter__
+
+    def _asked(self, dtype: str, place: Location | None) -> None:
+        """Regions that record gradients come before others, and float16, which needs a loss scale, before bfloat16."""
+        needs = (torch.is_grad_enabled(), dtype == "float16")
+        if needs > self._needs:
+            self._needs = needs
+            self.settings["autocast"] = dtype
+            if place is not None:
+                self.settings["autocast_at"] = line_of(place)
 
     def _cleared(self) -> None:
         self._cache = object()

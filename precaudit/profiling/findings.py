@@ -234,7 +234,9 @@ def _of_loss_scale(audit: Audit, plan: Plan, strays: bool) -> list[Finding]:
     its training strays; PA203: no single scale serves all modules."""
     own = _own_scale(audit, strays)
     severity: Severity = "error" if own is not None and strays else "warning"
-    low = {layer.fqn for layer in audit.trace.layers if own is not None or format_of(plan, layer.fqn) == "float16"}
+    spared = {op.fqn for op in audit.trace.ops if op.autocast == "bfloat16"}
+    low = {layer.fqn for layer in audit.trace.layers if own is not None and layer.fqn not in spared}
+    low |= {layer.fqn for layer in audit.trace.layers if format_of(plan, layer.fqn) == "float16"}
     candidates = [layer for layer in audit.trace.layers if layer.trained and layer.fqn in low]
     place = place_of(audit.reference.baseline.get("autocast_at")) if own is not None else None
     scale, fix = _scaling(own, "grad_scaler" in audit.reference.baseline)

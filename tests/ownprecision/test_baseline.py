@@ -86,6 +86,24 @@ def test_the_innermost_region_tells_the_dtype():
     assert seen == [None, "bfloat16", None, "bfloat16", None]
 
 
+@pytest.mark.parametrize(
+    ("regions", "told"),
+    [
+        ([("float16", True), ("bfloat16", True)], "float16"),
+        ([("bfloat16", True), ("float16", True)], "float16"),
+        ([("bfloat16", True), ("float16", False)], "bfloat16"),
+        ([("float16", False), ("bfloat16", True)], "bfloat16"),
+    ],
+)
+def test_of_several_regions_the_one_that_trains_and_needs_most_is_told(regions, told):
+    baseline = Baseline()
+    with baseline.neutralized():
+        for dtype, trains in regions:
+            with torch.set_grad_enabled(trains), torch.autocast("cpu", getattr(torch, dtype)):
+                pass
+    assert baseline.settings["autocast"] == told
+
+
 def test_a_region_left_by_an_exception():
     baseline = Baseline()
     with baseline.neutralized():

@@ -88,6 +88,15 @@ def test_a_missing_scale_is_told_on_the_line_of_the_script_s_own_autocast():
     assert needed.location is None
 
 
+def test_what_the_script_itself_has_in_bfloat16_needs_no_scale():
+    gradient = TensorRecord("weight_grad", TensorStats(8), formats={"float16": FormatFit(0.0, 0.9, 0.5)})
+    layers = tuple(Layer(fqn, "Linear", 8, 1, (gradient,), trained=True) for fqn in "ab")
+    regions = {"a": "float16", "b": "bfloat16"}
+    ops = tuple(Op(fqn, "addmm", 1, "lower", None, (), autocast=dtype) for fqn, dtype in regions.items())
+    (found,) = told(Plan("bfloat16"), {"autocast": "float16"}, trace=Trace(layers=layers, ops=ops))
+    assert found.fqn == "a"
+
+
 @pytest.mark.parametrize(("factor", "init", "told"), [(1.0, 2.0, 0), (1.5, 2.0, 1), (1.5, 2.0**16, 0)])
 def test_a_scale_that_begins_too_low_is_told_where_the_script_strays(factor, init, told):
     stats = TensorStats(8, 2.0**-27, 2.0**-27, 8 * 4.0**-27, exponents=Exponents(-27, (8,)))
