@@ -352,3 +352,11 @@ def test_independent_losses_and_smooth_ones_do_not_wander():
 def test_seeds_that_are_one_and_the_same_agree_on_what_they_did():
     assert seeds_agree([np.linspace(1, 0, 20)] * 3)
     assert not seeds_agree([np.ones(20)] * 3)
+
+
+@pytest.mark.parametrize(("scatter", "agree"), [(0.21, True), (0.24, False)])
+def test_seeds_agree_by_the_t_test_of_what_each_moved_between_quarters(scatter, agree):
+    """Three seeds that fall by 1 - scatter, 1 and 1 + scatter times one amount, all of it between two quarters."""
+    falls = np.array([1 - scatter, 1, 1 + scatter])
+    assert bool(stats.ttest_1samp(falls, 0.0).pvalue <= 0.05 / 3) is agree
+    assert seeds_agree([np.repeat([fall, 0.0], [5, 15]) for fall in falls]) is agree
