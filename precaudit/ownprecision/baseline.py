@@ -253,9 +253,8 @@ class CastWatch(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if called_by_precaudit(func):
-            return func(*args, **kwargs)
-        if (dtype := _asked_for(func, args, kwargs)) and len(self._places) < _MOST_PLACES:
+        dtype = _asked_for(func, args, kwargs) if len(self._places) < _MOST_PLACES else None
+        if dtype is not None and not called_by_precaudit(func):
             place = caller_location()
             if place is not None:
                 self._places[place.path, place.line] = dtype

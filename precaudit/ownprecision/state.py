@@ -133,6 +133,10 @@ class States:
             self._turns[key] = turn, self._step
         return turn % _CYCLE >= _CYCLE - 3
 
+    def is_of_low(self, tensor: torch.Tensor) -> bool:
+        """Low, or made from what is."""
+        return _is_low(tensor) or tensor in self._made_from
+
     def _origins(self, tensor: torch.Tensor) -> frozenset[Key]:
         own = {_key(tensor)} if _is_low(tensor) else ()
         return frozenset(own) | self._made_from.get(tensor, frozenset())

@@ -73,9 +73,13 @@ class OwnLowPrecision(TorchFunctionMode, TrainingListener):
         result = func(*args, **kwargs)
         results = (result or args[0]) if takes_lists(func) else [result]
         for single, made, known in zip(calls, results, before, strict=False):
-            if isinstance(made, torch.Tensor):
+            if isinstance(made, torch.Tensor) and (not self._stepping or self._has_low(single, made)):
                 self._made(single, made, *known)
         return result
+
+    def _has_low(self, call: Call, result: torch.Tensor) -> bool:
+        """Something low, or made from it; most of what an optimizer does, parameter by parameter, has nothing."""
+        return any(map(self._states.is_of_low, (result, *tensors_in(call[1:]))))
 
     def _overwritten(self, call: Call) -> torch.Tensor | None:
         return None if self._overflowed else overwritten(op_name(call[0]), *call)
