@@ -19,9 +19,9 @@ Losses = Sequence[float]
 
 MARGIN_CAP = 0.0025
 MARGIN_FLOOR = 0.0005
-# Where float32 itself does not repeat a loss to within the margin, the margin follows its noise, up to here.
 # A plan may cost as much as one step in fifty.
 PROGRESS_SHARE = 0.02
+# Where float32 itself does not repeat a loss to within the margin, the margin follows its noise, up to here.
 NOISE_LIMIT = 0.01
 # A loss near zero is judged on this share of the range it came down from, not on what little is left of it.
 RANGE_SHARE = 0.1

@@ -127,6 +127,11 @@ def test_the_fallback_avoids_every_ban_of_the_module():
         assert planned(ops).modules == {"a": "tf32"}
 
 
+def test_the_fallback_asks_for_the_bans_of_no_other_module():
+    positions, large = op("matmul", fqn="a", integer_amax=1000.0), op("linear", fqn="b", amax=1e6)
+    assert planned([positions, large], ("bfloat16", "float16")).modules == {"a": "float16", "b": "bfloat16"}
+
+
 @pytest.mark.parametrize(("left", "expected"), [(0.02, "tf32"), (0.03, "float32"), (0.24, "float32")])
 def test_what_lost_its_result_moves_to_where_it_keeps_it(left, expected):
     """Not to a format in which it misses the limit by a little: a router would still choose others' experts."""

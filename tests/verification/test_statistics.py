@@ -13,12 +13,14 @@ from precaudit.verification.statistics import (
     MARGIN_CAP,
     MARGIN_FLOOR,
     NOISE_LIMIT,
+    by_chance,
     comparison_window,
     diverged,
     horizon,
     learned,
     margin,
     noise_floor,
+    progress,
     relative_differences,
     seed_deviation,
     seeds_agree,
@@ -360,3 +362,17 @@ def test_seeds_agree_by_the_t_test_of_what_each_moved_between_quarters(scatter, 
     falls = np.array([1 - scatter, 1, 1 + scatter])
     assert bool(stats.ttest_1samp(falls, 0.0).pvalue <= 0.05 / 3) is agree
     assert seeds_agree([np.repeat([fall, 0.0], [5, 15]) for fall in falls]) is agree
+
+
+def test_by_chance_is_two_standard_errors_of_what_float32_differs_from_itself():
+    """Twins that are 1% and 2% apart, either of them the one to compare with."""
+    twins = [([1.0] * 8, [1.01] * 8), ([1.0] * 8, [1.02] * 8)]
+    differences = [0.01, 0.02, 1 / 1.01 - 1, 1 / 1.02 - 1]
+    assert by_chance(twins, slice(4, 8), 3) == pytest.approx(2 * np.sqrt(np.mean(np.square(differences)) / 3))
+
+
+def test_progress_is_what_a_fiftieth_of_the_run_changes():
+    steps, window = 100, slice(75, 100)
+    falling_line = np.linspace(3, 1, steps)
+    expected = 0.02 * steps * (2 / (steps - 1)) / typical_loss(falling_line, window)
+    assert progress([falling_line], window) == pytest.approx(expected)

@@ -250,6 +250,12 @@ def test_a_failure_stays_one():
     assert screened(judged) == judged
 
 
+def test_float32_runs_of_several_lengths_are_looked_at_as_far_as_all_of_them_went():
+    judged = runs(1e-5, spread=1e-5)
+    judged.references[1] = replace(judged.references[1], losses=judged.references[1].losses[:-5])
+    assert judge(judged, PLAN).verdict == "pass"
+
+
 def test_losses_that_wander_have_learned_where_seeds_agree():
     """A random walk's seem to move as well; more seeds may tell."""
     walks = [1 + 0.01 * np.cumsum(np.random.default_rng(seed).standard_normal(60)) for seed in range(3)]
