@@ -32,9 +32,9 @@ def paste_lines(report: Report, plan: Path = DEFAULT_PLAN) -> list[str]:
     if report.plan.loss_scale.mode != "none":
         lines += _of_a_library(report) or ["scaler = plan.grad_scaler()", *LOOP]
     if "scripted" in report.own_precision:
-        lines.insert(0, "# torch.jit compiles modules of the script's, which take no plan: run it with PYTORCH_JIT=0")
+        lines.insert(0, "# modules that torch.jit compiled take no plan: run with PYTORCH_JIT=0")
     if report.own_precision.keys() & {"autocast", "plan", "grad_scaler"}:
-        lines.append("# in place of the script's own mixed precision: it was off where the plan was tried")
+        lines.append("# in place of the script's own mixed precision, which was off in the trials")
     return lines
 
 
@@ -54,8 +54,9 @@ def _of_a_library(report: Report) -> list[str]:
     if report.job.get("kind") == "module" and called.startswith(f"{own}/"):  # profile -m of an installed package
         return []
     return [
-        f"# {inert(visible(called))} calls backward: your code has no place for a scaler.",
-        "# Switch that library's own float16 mixed precision on, which scales the loss.",
+        f"# {inert(visible(called))} calls backward,",
+        "# so your code has no place for a scaler: switch that library's own float16",
+        "# mixed precision on, which scales the loss.",
     ]
 
 

@@ -405,6 +405,15 @@ def test_a_row_of_the_ranges_says_which_parameter_it_is_about():
     assert "weight" not in table
 
 
+def test_lines_to_paste_fit_the_terminal():
+    report = report_samples.passing()
+    baseline = {"scripted": {}, "autocast": "bfloat16"}
+    places = ["/venv/lib/python3.11/site-packages/transformers/trainer.py:3800"]
+    report = replace(report, job={**report.job, "baseline": baseline, "backward_at": places})
+    assert len(pasting.paste_lines(report)) == 8
+    assert max(map(len, render_terminal(report).splitlines())) <= 80
+
+
 @pytest.mark.parametrize(("baseline", "told"), [({"autocast": "bfloat16"}, True), ({"low": []}, False)])
 def test_a_plan_takes_the_place_of_the_script_s_own_mixed_precision(baseline, told):
     report = report_samples.passing()
