@@ -7,11 +7,9 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from textwrap import wrap
 from typing import Any
 
 import pandas as pd
-from tabulate import tabulate
 
 from precaudit.comparison import circumstances
 from precaudit.comparison.compare import compare
@@ -22,7 +20,8 @@ from precaudit.errors import PrecauditError
 from precaudit.model import Report
 from precaudit.reporting import markdown as md
 from precaudit.reporting.serialize import load_report
-from precaudit.reporting.words import inert, plural, prose, seconds, share, shorten, visible
+from precaudit.reporting.terminal import Page, painter
+from precaudit.reporting.words import plural, prose, seconds, share, visible
 
 DATE_KEYS = ("started", "created", "date")
 Entry = tuple[str, datetime, Report]
@@ -157,18 +156,16 @@ def _step_seconds(figure: Any) -> float | None:
 # ---------------------------------------------------------------- as text
 
 
-HEADERS = ["report", "date", "verdict", "low", "errors", "TC", "step", "regressions"]
-WIDTH = 80
-NAME_WIDTH = 22  # keeps the table within that
+HEADERS = ["name", "date", "verdict", "low", "errors", "TC", "step", "worse"]
 
 
 def terminal(frame: pd.DataFrame) -> str:
     """The table in 80 columns, then where each regression began."""
-    cells = [[inert(shorten(row[0], NAME_WIDTH)), *row[1:]] for row in _cells(frame)]
-    lines = [tabulate(cells, HEADERS, "simple", disable_numparse=True)]
+    page = Page(80, painter(False))
+    page.table(HEADERS, _cells(frame))
     for line in _regressed(frame):
-        lines += map(inert, wrap(line, WIDTH, subsequent_indent="  "))
-    return "\n".join(lines) + "\n"
+        page.text(line, hang="  ")
+    return "\n".join(page.lines) + "\n"
 
 
 def markdown(frame: pd.DataFrame) -> str:

@@ -29,6 +29,7 @@ from precaudit.reporting.words import (
 STYLES = {"bold": "1", "dim": "2", "good": "1;32", "open": "1;33", "bad": "1;31", "error": "31", "warning": "33"}
 ROWS = 16
 LAYERS = 6
+FORMATS = 4  # that lose values, the narrowest: more leave names no room
 Paint = Callable[[str, str], str]
 
 
@@ -95,12 +96,15 @@ class Page:
             self.text(line, indent="  ", hang="    ")
 
     def table(self, headers: list[str], rows: list[list[str]]) -> None:
-        """A table indented by two; the first column gives way until it fits: a name goes on in the rows below it that
-        have none, and is cut where they end."""
+        """A table indented by two; the first column gives way until it fits, then the second: a name goes on in the
+        rows below it that have none, and is cut where they end."""
         columns = list(zip(headers, *rows, strict=True))[1:]
-        others = [max(len(cells[0]) + MIN_PADDING, *map(len, cells)) for cells in columns]
-        room = max(8, self.width - 2 - sum(others) - 2 * len(others))
-        rows = [[name, *row[1:]] for name, row in zip(_fitted([row[0] for row in rows], room), rows, strict=True)]
+        second, *others = (max(len(cells[0]) + MIN_PADDING, *map(len, cells)) for cells in columns)
+        room = self.width - 2 - second - sum(others) - 2 * len(columns)
+        least = len(headers[0]) + MIN_PADDING
+        names = _fitted([row[0] for row in rows], max(least, room))
+        second += min(0, room - least)
+        rows = [[name, shorten(row[1], second), *row[2:]] for name, row in zip(names, rows, strict=True)]
         align = ["left", "left", *["right"] * (len(headers) - 2)]
         text = tabulate(rows, headers, tablefmt="simple", colalign=align, disable_numparse=True)
         self.lines += [f"  {line}".rstrip() for line in text.splitlines()]
@@ -186,7 +190,8 @@ def _ranges(page: Page, report: Report) -> None:
         page.section("Ranges", ["No layer was measured: no module ran with a backward pass."])
         return
     safe, formats = ranges.lossless_formats(report)
-    rows = [row for layer in layers[:LAYERS] for row in _layer_rows(layer, formats[:6])]
+    formats = formats[-FORMATS:]
+    rows = [row for layer in layers[:LAYERS] for row in _layer_rows(layer, formats)]
     lines = [
         "Share of the values that each format loses: to zero, or by overflow where marked !. "
         "Gradients as they are before any loss scale."
@@ -195,9 +200,7 @@ def _ranges(page: Page, report: Report) -> None:
         lines.append(f"Nothing anywhere is lost in {listing(safe, len(safe))}.")
     page.section(f"Ranges of {plural(len(layers), 'layer')}, those most at risk first", lines)
     page.lines.append("")
-    page.table(
-        ["layer", "role", "amax", "smallest", *(SHORT_FORMATS.get(f, visible(f)[:5]) for f in formats[:6])], rows
-    )
+    page.table(["layer", "role", "amax", "smallest", *(SHORT_FORMATS.get(f, visible(f)[:5]) for f in formats)], rows)
     if len(layers) > LAYERS:
         page.text(f"... and {plural(len(layers) - LAYERS, 'more layer')} in the HTML and JSON reports", indent="  ")
 

@@ -282,6 +282,14 @@ def test_the_trend_in_every_format(history, capsys, monkeypatch):
     assert main(["compare", ".", "--trend", "--fail-on", "layers_renamed:off"]) == 0
 
 
+def test_a_trend_with_everything_measured_fits_the_terminal():
+    row = {"report": "2026-03-01/" * 9, "time": datetime(2026, 3, 1, tzinfo=UTC), "verdict": "inconclusive"}
+    row |= {"low_precision": 0.9999, "errors": 12, "tensor_cores": 0.9999, "step_seconds": 5e3, "regressions": 12345}
+    text = trend.terminal(pd.DataFrame([row | {"against": "b" * 99, "first": "fell " * 40}]))
+    assert re.search("2026-03-01 +inconclusive +>99.9% +12 +>99.9% +83.3 min +12345", text)
+    assert max(map(len, text.splitlines())) <= 80
+
+
 def test_a_slow_drift_is_seen_where_no_report_differs_from_the_one_before():
     names = [f"r{i}" for i in range(7)]
     reports = [profile(change(gpt(), "head", gain=2.0**i), 0) for i in range(7)]

@@ -405,6 +405,16 @@ def test_a_row_of_the_ranges_says_which_parameter_it_is_about():
     assert "weight" not in table
 
 
+def test_a_table_that_is_wide_everywhere_fits_the_terminal():
+    """Gradients that no format of 16 bits holds, of a parameter with a long name."""
+    report, lost = report_samples.passing(), report_samples.stats(-148, 1.0)
+    records = tuple(report_samples.record(role, lost, "in_proj_weight") for role in ("weight", "weight_grad"))
+    layers = tuple(replace(layer, tensors=records) for layer in report.layers)
+    text = render_terminal(replace(report, layers=layers))
+    assert re.search("amax +smallest +bf16 +fp16 +e4m3 +e5m2", text)
+    assert max(map(len, text.splitlines())) <= 80
+
+
 def test_lines_to_paste_fit_the_terminal():
     report = report_samples.passing()
     baseline = {"scripted": {}, "autocast": "bfloat16"}
