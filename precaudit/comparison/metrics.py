@@ -43,7 +43,6 @@ METRICS = MappingProxyType(
             Metric("ops", "structure", "layers", 1, "layers that call other operations", True),
             Metric("dtypes", "structure", "layers", 1, "layers that run in another dtype as written", True),
             Metric("amax", "ranges", "binades", 2, "movement of the largest magnitude, beyond noise"),
-            Metric("center", "ranges", "binades", 2, "movement of the mean exponent, beyond noise"),
             Metric("distance", "ranges", "binades", 2, "Wasserstein distance of the exponents, beyond noise"),
             Metric("amin", "ranges", "binades", None, "movement of the smallest magnitude, beyond noise"),
             Metric("vanished", "ranges", "tensors", 1, "tensors that are all zero or not measured any more", True),

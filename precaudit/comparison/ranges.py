@@ -3,29 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from scipy.stats import wasserstein_distance
 
 from precaudit.comparison.changes import Change
 from precaudit.comparison.headroom import binades
 from precaudit.comparison.metrics import METRICS
-from precaudit.comparison.noise import amax_noise, amin_noise, center_noise
+from precaudit.comparison.noise import amax_noise, amin_noise, distance_noise
 from precaudit.comparison.tensors import LayerPairs, OpPairs, TensorPair, layer_tensors, op_tensors
 from precaudit.model import Exponents, TensorStats
 from precaudit.reporting.words import number
 
 VALUES_TO_VANISH = 8  # fewer may all be zero by chance, as behind a ReLU
-
-
-@dataclass(frozen=True)
-class RangeShift:
-    """Head against base in binades, up being positive; None where a side has no finite non-zero value."""
-
-    amax: float | None
-    amin: float | None
-    center: float | None
-    distance: float | None
 
 
 def center(stats: TensorStats) -> float | None:
@@ -34,17 +23,7 @@ def center(stats: TensorStats) -> float | None:
     return sum(e * (n / total) for e, n in stats.exponents.items()) if total else None
 
 
-def range_shift(base: TensorStats, head: TensorStats) -> RangeShift:
-    old, new = center(base), center(head)
-    return RangeShift(
-        amax=binades(base.amax, head.amax),
-        amin=binades(base.amin_nonzero, head.amin_nonzero),
-        center=None if old is None or new is None else new - old,
-        distance=_distance(base.exponents, head.exponents),
-    )
-
-
-def _distance(base: Exponents, head: Exponents) -> float | None:
+def distance(base: Exponents, head: Exponents) -> float | None:
     """Wasserstein distance of the exponents: how far mass moves on average, so never below the center's shift."""
     if not base.total or not head.total:
         return None
@@ -78,16 +57,18 @@ def _moved(tensor: TensorPair) -> Iterator[Change]:
         if tensor.values_in_base >= VALUES_TO_VANISH:
             yield tensor.change("vanished", 1.0, "no finite value but zero is left")
         return
-    role, values, shift = tensor.head.role, tensor.values, range_shift(base, head)
-    for metric, moved, noise, old, new in (
-        ("amax", shift.amax, amax_noise(role, values), base.amax, head.amax),
-        ("center", shift.center, center_noise(role, values), center(base), center(head)),
-        ("amin", shift.amin, amin_noise(role), base.amin_nonzero, head.amin_nonzero),
+    role, values = tensor.head.role, tensor.values
+    for metric, noise, old, new in (
+        ("amax", amax_noise(role, values), base.amax, head.amax),
+        ("amin", amin_noise(role), base.amin_nonzero, head.amin_nonzero),
     ):
+        moved = binades(old, new)
         if moved is not None and abs(moved) > noise:
-            message = (
-                f"{metric} {'rose' if moved > 0 else 'fell'} {abs(moved):.1f} binades ({number(old)} → {number(new)})"
-            )
+            way = "rose" if moved > 0 else "fell"
+            message = f"{metric} {way} {abs(moved):.1f} binades ({number(old)} → {number(new)})"
             yield tensor.change(metric, abs(moved), message, old, new)
-    if shift.distance is not None and shift.distance > center_noise(role, values):
-        yield tensor.change("distance", shift.distance, f"histograms {shift.distance:.1f} binades apart")
+    apart = distance(base.exponents, head.exponents)
+    if apart is not None and apart > distance_noise(role, values):
+        before, after = center(base), center(head)
+        message = f"exponents {apart:.1f} binades apart (mean {number(before)} → {number(after)})"
+        yield tensor.change("distance", apart, message, before, after)

@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 from synthetic_reports import gpt, profile, stats_of
 
 from precaudit.comparison.compare import compare
+from precaudit.comparison.headroom import binades
 from precaudit.comparison.markdown import render_markdown
 from precaudit.comparison.metrics import METRICS
-from precaudit.comparison.ranges import center, range_shift
+from precaudit.comparison.ranges import center, distance
 from precaudit.comparison.rows import title
 from precaudit.comparison.terminal import render_terminal
 from precaudit.comparison.thresholds import DEFAULTS, parse_thresholds
@@ -111,14 +112,20 @@ def test_added_one_way_is_removed_the_other_way(base, head):
 @given(st.lists(st.floats(-1e30, 1e30, allow_subnormal=False), min_size=1, max_size=30), st.integers(-20, 20))
 def test_a_shift_by_a_power_of_two_is_told_exactly(values, k):
     base = stats_of(np.array(values))
-    shift = range_shift(base, base.shift(k))
+    head = base.shift(k)
+    apart = distance(base.exponents, head.exponents)
     if base.exponents.total:
-        assert shift.amax == pytest.approx(k)
-        assert shift.amin == pytest.approx(k)
-        assert shift.center == pytest.approx(k)
-        assert shift.distance == pytest.approx(abs(k))
+        assert binades(base.amax, head.amax) == pytest.approx(k)
+        assert apart == pytest.approx(abs(k))
     else:
-        assert (shift.amax, shift.amin, shift.center, shift.distance) == (None, None, None, None)
+        assert (binades(base.amax, head.amax), apart) == (None, None)
+
+
+def test_exponents_that_part_about_the_same_mean_are_found():
+    one, two = (tensor("weight", *(2.0**e for e in exponents)) for exponents in ([0.0] * 64, [-6.0, 6.0] * 32))
+    changes = found(report(layers=(one_layer(one),)), report(layers=(one_layer(two),)))
+    assert changes.keys() == {"amax", "distance"}
+    assert changes["distance"].message == "exponents 6.0 binades apart (mean 0 → 0)"
 
 
 def test_center_is_the_mean_exponent():

@@ -90,7 +90,7 @@ def test_layers_that_changed_alike_share_a_row():
 def test_movements_of_one_tensor_share_a_row_and_regressions_come_first():
     comparison = compare(profile(gpt(), 0), profile(widened(gpt()), 1))
     first = rows(comparison)[0]
-    assert first.metrics == ("amax", "center", "distance")
+    assert first.metrics == ("amax", "distance")
     assert first.places == ("blocks.1.fc1 weight",)
     order = [row.regression for row in rows(comparison)]
     assert order == sorted(order, reverse=True)

@@ -39,7 +39,7 @@ def test_a_widened_layer_moves_by_its_binades(base):
     weight = {
         c.metric: c.value for c in changes if c.fqn == "blocks.1.fc1" and (c.role, c.name) == ("weight", "weight")
     }
-    assert weight.keys() == {"amax", "center", "distance"}
+    assert weight.keys() == {"amax", "distance"}
     assert all(value == pytest.approx(12, abs=0.5) for value in weight.values())
     assert {c.fqn for c in changes} == {"blocks.1.fc1", "blocks.1.act", "blocks.1.fc2"}
 
