@@ -6,8 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from precaudit.errors import PrecauditError
-from precaudit.reporting.charts import FONT, THEME
-from precaudit.reporting.drawing import hindrance
+from precaudit.reporting.drawing import FONT, THEME, hindrance
 from precaudit.reporting.words import shorten, visible
 
 if TYPE_CHECKING:

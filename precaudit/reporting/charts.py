@@ -6,49 +6,30 @@ the page changes what it shows without drawing it anew.
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Mapping
-from importlib.metadata import version
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
-from precaudit.reporting.kept import kept
+import altair as alt
 
-if TYPE_CHECKING:
-    import altair
+from precaudit.reporting.drawing import FONT, KINDS, THEME
 
-THEME = {
-    "ink": "#1f2328",
-    "muted": "#59636e",
-    "line": "#d8dee4",
-    "fits": "#2563eb",
-    "less": "#d97706",
-    "lost": "#dc2626",
-    "good": "#15803d",
-    "plain": "#8b949e",
-}
 FATES = {"holds": "fits", "less precise": "less", "to zero": "lost", "overflows": "lost"}
-KINDS = {"float32": "plain", "the plan": "fits", "earlier plans": "less", "other runs": "line"}
 SIDES = {"lose gradient energy": "less", "overflow": "lost"}
 CLASSES = {"native": "good", "legacy": "less", "none": "plain", "unknown": "line"}
 BEFORE, AFTER = "float32", "the plan"
-FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, Helvetica, Arial, sans-serif"
 STEP = 18
 
-Row = Mapping[str, Any]
 Drawing = tuple[Any, Any]  # a layered chart and its height
 
 
-def chart(name: str) -> altair.LayerChart:
-    """One of `CHARTS`, styled by signals."""
-    import altair as alt
-
-    layered, height = CHARTS[name]()
+def styled(layered: alt.LayerChart, height: Any) -> alt.LayerChart:
+    """One of the drawings below, coloured by signals."""
     colors = [alt.param(name=color, value=value) for color, value in THEME.items()]
     ink, muted, line = (alt.ExprRef(color) for color in ("ink", "muted", "line"))
-    styled = layered.add_params(*colors).properties(width=680, height=height, background="transparent")
     return (
-        styled.configure(font=FONT)
+        layered.add_params(*colors)
+        .properties(width=680, height=height, background="transparent")
+        .configure(font=FONT)
         .configure_view(stroke=None)
         .configure_axis(
             labelColor=muted,
@@ -65,54 +46,25 @@ def chart(name: str) -> altair.LayerChart:
     )
 
 
-def vega(name: str, data: Mapping[str, list[Row]] | None = None, **signals: Any) -> dict[str, Any]:
-    """The chart compiled to Vega, with data and signals put in."""
-    source = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:16]
-    key = f"chart-{name}-{source}-{version('altair')}-{version('vl-convert-python')}"
-    spec = kept(key, lambda: _compiled(name))
-    for dataset in spec["data"]:
-        if data and dataset["name"] in data:
-            dataset["values"] = data[dataset["name"]]
-    for signal in spec["signals"]:
-        if signal["name"] in signals:
-            signal["value"] = signals[signal["name"]]
-    return spec | {"autosize": "none", "background": None}
-
-
-def _compiled(name: str) -> dict[str, Any]:
-    import vl_convert
-
-    spec: dict[str, Any] = vl_convert.vegalite_to_vega(chart(name).to_dict())
-    return spec
-
-
 # ---------------------------------------------------------------- pieces
 
 
-def _signals(**values: Any) -> list[altair.Parameter]:
-    import altair as alt
-
+def _signals(**values: Any) -> list[alt.Parameter]:
     return [alt.param(name=name, value=value) for name, value in values.items()]
 
 
-def _palette(colors: Mapping[str, str]) -> altair.Scale:
+def _palette(colors: Mapping[str, str]) -> alt.Scale:
     """Names to the theme's colours, by signal."""
-    import altair as alt
-
     return alt.Scale(domain=list(colors), range=[{"expr": color} for color in colors.values()])
 
 
-def _rows(**options: Any) -> altair.Y:
+def _rows(**options: Any) -> alt.Y:
     """Rows by number: their names are in the signal `names`, for two layers may be shortened to the same one."""
-    import altair as alt
-
     axis = alt.Axis(labelExpr="names[datum.value] || ''", labelLimit=0, title=None, ticks=False, domain=False)
     return alt.Y("row:O", axis=axis, sort=None, **options)
 
 
-def _exponent(**axis: Any) -> altair.X:
-    import altair as alt
-
+def _exponent(**axis: Any) -> alt.X:
     scale = alt.Scale(domainMin={"expr": "lo"}, domainMax={"expr": "hi"}, nice=False, zero=False)
     return alt.X(
         "x:Q",
@@ -129,8 +81,6 @@ def heat_map() -> Drawing:
 
     `cells` has {row, e, s}: the share `s` of a row's values with exponent `e`; `lost` has {row, text, bad}.
     """
-    import altair as alt
-
     x = _exponent(title="magnitude of the values")
     fill = alt.Color("fate:N", scale=_palette(FATES), legend=None)
     signals = _signals(k=0, lo=-40, hi=20, cut=-25, sub=-14, top=16, names=[], full=[])
@@ -138,10 +88,8 @@ def heat_map() -> Drawing:
     return layers.add_params(*signals), alt.Step(STEP)
 
 
-def _zones(x: altair.X, fill: altair.Color) -> altair.Chart:
+def _zones(x: alt.X, fill: alt.Color) -> alt.Chart:
     """The ground under the cells: what becomes of a value in each part of the format's range."""
-    import altair as alt
-
     return (
         alt.Chart(alt.Data(values=[{"fate": zone} for zone in ("less precise", "to zero", "overflows")]))
         .transform_calculate(
@@ -153,9 +101,7 @@ def _zones(x: altair.X, fill: altair.Color) -> altair.Chart:
     )
 
 
-def _cells(x: altair.X, fill: altair.Color) -> altair.Chart:
-    import altair as alt
-
+def _cells(x: alt.X, fill: alt.Color) -> alt.Chart:
     depth = alt.Scale(type="log", domain=[1e-6, 0.2], range=[0.18, 1], clamp=True)
     return (
         alt.Chart(alt.NamedData("cells"))
@@ -180,9 +126,7 @@ def _cells(x: altair.X, fill: altair.Color) -> altair.Chart:
     )
 
 
-def _edges(x: altair.X) -> altair.Chart:
-    import altair as alt
-
+def _edges(x: alt.X) -> alt.Chart:
     return (
         alt.Chart(alt.Data(values=[{"edge": edge} for edge in ("cut", "sub", "top")]))
         .transform_calculate(x="datum.edge == 'cut' ? cut : datum.edge == 'sub' ? sub : top")
@@ -191,10 +135,8 @@ def _edges(x: altair.X) -> altair.Chart:
     )
 
 
-def _lost() -> altair.Chart:
+def _lost() -> alt.Chart:
     """What a row loses, in words to its right."""
-    import altair as alt
-
     return (
         alt.Chart(alt.NamedData("lost"))
         .mark_text(align="left", dx=8, fontSize=11, aria=False)
@@ -209,8 +151,6 @@ def _lost() -> altair.Chart:
 
 def formats() -> Drawing:
     """Where each format's normal and subnormal values lie; `spans` has {row, x, x2, part, chosen}."""
-    import altair as alt
-
     base = alt.Chart(alt.NamedData("spans"))
     bars = base.mark_bar(clip=True, aria=False, cornerRadius=2).encode(
         x=_exponent(title=None, labels=False, ticks=False, domain=False, grid=False),
@@ -225,8 +165,6 @@ def formats() -> Drawing:
 
 def scales() -> Drawing:
     """How many gradients each loss scale hurts, on which side: `hurt` has {k, side, n}; the window is wlo to whi."""
-    import altair as alt
-
     x = alt.X(
         "at:Q",
         scale=alt.Scale(domainMin={"expr": "klo"}, domainMax={"expr": "khi"}, nice=False, zero=False),
@@ -262,9 +200,7 @@ def scales() -> Drawing:
 # ---------------------------------------------------------------- trainings
 
 
-def _steps(**axis: Any) -> altair.X:
-    import altair as alt
-
+def _steps(**axis: Any) -> alt.X:
     whole = "datum.value % 1 ? '' : datum.label"
     return alt.X(
         "step:Q", axis=alt.Axis(tickMinStep=1, grid=False, labelExpr=whole, **axis), scale=alt.Scale(nice=False)
@@ -273,8 +209,6 @@ def _steps(**axis: Any) -> altair.X:
 
 def losses() -> Drawing:
     """Loss curves of every run, over the band that counts as the same; `curves` and `band` are the data."""
-    import altair as alt
-
     y = alt.Y("loss:Q", scale=alt.Scale(zero=False), axis=alt.Axis(title="loss", tickCount=6))
     band = (
         alt.Chart(alt.NamedData("band"))
@@ -297,8 +231,6 @@ def losses() -> Drawing:
 def differences() -> Drawing:
     """Paired relative differences of the loss for each seed and their mean; over the steps compared, from `first` to
     `last`, their mean over all seeds and steps in the band of ±margin."""
-    import altair as alt
-
     y = alt.Y("d:Q", axis=alt.Axis(title="loss difference", format="+.2~%", tickCount=6, titlePadding=12))
     compared = alt.Chart(alt.Data(values=[{}])).transform_calculate(step="first", last="last")
     band = (
@@ -326,8 +258,6 @@ def differences() -> Drawing:
 
 def times() -> Drawing:
     """GPU time of each layer by Tensor Core class; rows are {row, when, kind, seconds}: float32 pale, the plan full."""
-    import altair as alt
-
     bars = (
         alt.Chart(alt.NamedData("times"))
         .transform_calculate(ms="1000 * datum.seconds", layer="full[datum.row]")
@@ -342,13 +272,3 @@ def times() -> Drawing:
         )
     )
     return alt.layer(bars).add_params(*_signals(names=[], full=[])), alt.Step(2 * STEP - 8, **{"for": "position"})
-
-
-CHARTS: Mapping[str, Callable[[], Drawing]] = {
-    "heat_map": heat_map,
-    "formats": formats,
-    "scales": scales,
-    "losses": losses,
-    "differences": differences,
-    "times": times,
-}

@@ -1,11 +1,31 @@
-"""Whether pictures can be drawn: vl-convert-python brings a JavaScript engine, which ends the process where it can't
-start."""
+"""Pictures: their colours, their Vega, and whether they can be drawn: vl-convert-python brings a JavaScript engine,
+which ends the process where it can't start."""
 
 from __future__ import annotations
 
+import hashlib
 import sys
+from collections.abc import Mapping
+from importlib.metadata import version
 from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
 
+from precaudit.reporting.kept import kept
+
+CHARTS = ("heat_map", "formats", "scales", "losses", "differences", "times")
+THEME = {
+    "ink": "#1f2328",
+    "muted": "#59636e",
+    "line": "#d8dee4",
+    "fits": "#2563eb",
+    "less": "#d97706",
+    "lost": "#dc2626",
+    "good": "#15803d",
+    "plain": "#8b949e",
+}
+KINDS = {"float32": "plain", "the plan": "fits", "earlier plans": "less", "other runs": "line"}
+FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, Helvetica, Arial, sans-serif"
 RESERVED = 96 * 2**30
 """Addresses, not memory; the engine takes 64 GB at its start."""
 
@@ -29,3 +49,28 @@ def _addresses() -> float:
 
     limit, _ = getrlimit(RLIMIT_AS)
     return float("inf") if limit == RLIM_INFINITY else limit
+
+
+def vega(name: str, data: Mapping[str, Any] | None = None, **signals: Any) -> dict[str, Any]:
+    """One of `CHARTS` compiled to Vega, with data and signals put in."""
+    sources = b"".join(Path(__file__).with_name(file).read_bytes() for file in ("charts.py", "drawing.py"))
+    digest = hashlib.sha256(sources).hexdigest()[:16]
+    key = f"chart-{name}-{digest}-{version('altair')}-{version('vl-convert-python')}"
+    spec = kept(key, lambda: _compiled(name))
+    for dataset in spec["data"]:
+        if data and dataset["name"] in data:
+            dataset["values"] = data[dataset["name"]]
+    for signal in spec["signals"]:
+        if signal["name"] in signals:
+            signal["value"] = signals[signal["name"]]
+    return spec | {"autosize": "none", "background": None}
+
+
+def _compiled(name: str) -> dict[str, Any]:
+    import vl_convert
+
+    from precaudit.reporting import charts  # takes a second, and here alone it is needed
+
+    chart = charts.styled(*getattr(charts, name)())
+    spec: dict[str, Any] = vl_convert.vegalite_to_vega(chart.to_dict())
+    return spec

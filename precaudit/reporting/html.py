@@ -17,8 +17,7 @@ from precaudit import __version__
 from precaudit.finding import ranked
 from precaudit.model import Finding, Plan, Report, Trial
 from precaudit.reporting import costs, pasting, planned, ranges, story, unfinished
-from precaudit.reporting.charts import KINDS
-from precaudit.reporting.drawing import hindrance
+from precaudit.reporting.drawing import CHARTS, KINDS, hindrance, vega
 from precaudit.reporting.jsontext import dumps
 from precaudit.reporting.kept import kept
 from precaudit.reporting.pagedata import kinds, page_data, times
@@ -87,8 +86,6 @@ def _charts() -> tuple[Markup, dict[str, Any]] | None:
     """Vega and the compiled charts; None where they can't be made."""
     if hindrance():
         return None
-    from precaudit.reporting.charts import CHARTS, vega
-
     library = kept(f"vega-{version('vl-convert-python')}", _bundled)
     return Markup(library), {name: vega(name) for name in CHARTS}
 

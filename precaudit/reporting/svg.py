@@ -14,7 +14,7 @@ from xml.etree import ElementTree
 
 from precaudit.errors import PrecauditError
 from precaudit.model import Report
-from precaudit.reporting.drawing import hindrance
+from precaudit.reporting.drawing import hindrance, vega
 from precaudit.reporting.pagedata import page_data, times_rows
 from precaudit.reporting.words import share, shorten
 
@@ -86,8 +86,6 @@ def _times(times: list[dict[str, Any]]) -> Iterator[Spec]:
 
 
 def _picture(name: str, title: str, datasets: Mapping[str, Any], signals: Mapping[str, Any]) -> Spec:
-    from precaudit.reporting.charts import vega
-
     heading = {"text": title, "fontSize": 13, "fontWeight": "normal", "anchor": "start", "frame": "group", "offset": 12}
     spec = vega(name, datasets, **signals)
     marks = [mark for mark in spec["marks"] if mark["type"] != "symbol"]  # there only to be pointed at
