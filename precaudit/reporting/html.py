@@ -201,6 +201,7 @@ def _tables(report: Report) -> dict[str, Any]:
     formats = ranges.audited_formats(report)
     v = report.verification
     findings = [_finding(report.plan, finding) for finding in ranked(report.findings)]
+    exceptions = planned.exceptions(report.plan)
     return {
         "layers": bool(report.layers),
         "modules": bool(report.plan.modules),
@@ -215,9 +216,9 @@ def _tables(report: Report) -> dict[str, Any]:
         "more_findings": findings[ROWS:],
         "more_note": plural(len(findings[ROWS:]), "more finding"),
         "exceptions": [
-            {"format": group.format, "why": group.why, "names": listing(group.names)}
-            for group in planned.exceptions(report.plan)[:ROWS]
+            {"format": group.format, "why": group.why, "names": listing(group.names)} for group in exceptions[:ROWS]
         ],
+        "more_exceptions": plural(len(exceptions[ROWS:]), "more reason") if exceptions[ROWS:] else "",
         "times": [_time(row) for row in times(report)],
         "times_before": any(row["before"] for row in times(report)),
         "kernels": [

@@ -49,7 +49,7 @@ def worst(layer: Layer) -> list[tuple[str, TensorRecord]]:
     for role, label in CAST_ROLES.items():
         tensor = max((tensor for tensor in layer.tensors if tensor.role == role), key=_risk, default=None)
         if tensor is not None:
-            parameter = shorten(inert(visible(tensor.name)).rpartition(".")[2], 12)
+            parameter = shorten(inert(visible(tensor.name)).rpartition(".")[2], 14)  # in_proj_weight
             found.append((label.replace("weight", parameter) if parameter else label, tensor))
     return found
 

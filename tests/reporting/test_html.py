@@ -209,6 +209,12 @@ def test_many_findings_are_folded_and_all_there():
     assert "more finding" not in Page(render(report, "html")).text
 
 
+def test_reasons_beyond_the_first_are_said_to_be_more():
+    plan = Plan("bfloat16", {f"a.{i}": "float32" for i in range(15)}, because={f"a.{i}": f"why {i}" for i in range(15)})
+    page = Page(render(replace(report_samples.passing(), plan=plan), "html"))
+    assert "why 11: a.11 ... and 3 more reasons" in page.text
+
+
 def test_findings_where_the_plan_is_wider_ask_for_nothing():
     report = report_samples.passing()
     kept = report_samples.finding(fqn="blocks.0.ln1", op="layer_norm", evidence={"formats": "bfloat16"})

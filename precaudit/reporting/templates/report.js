@@ -298,7 +298,7 @@
   function branch(name, node, open) {
     if (!node.children.size) return leaf(name, node.module);
     const item = element("li"), details = element("details"), summary = element("summary"), list = element("ul");
-    summary.append(element("span", name, "mono"), " ", element("span", count(node.leaves, "module"), "why"));
+    summary.append(element("span", name, "mono"), " ", element("span", count(node.leaves, "part"), "why"));
     for (const [format, n] of Object.entries(node.formats)) summary.append(" ", chip(format, n));
     details.append(summary, list);
     item.append(details);
