@@ -95,9 +95,9 @@ class Page:
         for line in lines:
             self.text(line, indent="  ", hang="    ")
 
-    def table(self, headers: list[str], rows: list[list[str]]) -> None:
+    def table(self, headers: list[str], rows: list[list[str]], texts: int = 2) -> None:
         """A table indented by two; the first column gives way until it fits, then the second: a name goes on in the
-        rows below it that have none, and is cut where they end."""
+        rows below it that have none, and is cut where they end. Behind the first `texts` columns are numbers."""
         columns = list(zip(headers, *rows, strict=True))[1:]
         second, *others = (max(len(cells[0]) + MIN_PADDING, *map(len, cells)) for cells in columns)
         room = self.width - 2 - second - sum(others) - 2 * len(columns)
@@ -105,7 +105,7 @@ class Page:
         names = _fitted([row[0] for row in rows], max(least, room))
         second += min(0, room - least)
         rows = [[name, shorten(row[1], second), *row[2:]] for name, row in zip(names, rows, strict=True)]
-        align = ["left", "left", *["right"] * (len(headers) - 2)]
+        align = [*["left"] * texts, *["right"] * (len(headers) - texts)]
         text = tabulate(rows, headers, tablefmt="simple", colalign=align, disable_numparse=True)
         self.lines += [f"  {line}".rstrip() for line in text.splitlines()]
 

@@ -9,14 +9,13 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from tabulate import tabulate
-
 from precaudit import __version__
 from precaudit.errors import PrecauditError
 from precaudit.model import SCHEMA_VERSION, Finding, Kernel
 from precaudit.reporting import format_of
 from precaudit.reporting.markdown import bullets, code, table, text
 from precaudit.reporting.serialize import to_json
+from precaudit.reporting.terminal import Page, painter
 from precaudit.reporting.words import inert, number, plural, seconds, share, shorten, visible
 from precaudit.tensorcores.analysis import CLASSES, Analysis
 from precaudit.tensorcores.kernel_names import readable
@@ -122,8 +121,6 @@ def top_layers(analysis: Analysis, count: int | None = 6) -> list[Mapping[str, A
 
 
 def render_terminal(analysis: Analysis) -> str:
-    from precaudit.reporting.terminal import Page, painter
-
     page = Page(80, painter(False))
     page.text(f"precaudit {__version__}: {visible(analysis.source)}")
     page.lines.append("")
@@ -132,49 +129,40 @@ def render_terminal(analysis: Analysis) -> str:
     page.lines += [
         f"  {label:<8}{share(value):>7}  {bar:<{BAR}}  {MEANING[label]}" for label, value, bar in bars(analysis)
     ]
-    page.section("Kernels", [])
-    page.lines += _indented(_kernel_table(analysis))
+    _kernels(page, rows(analysis))
     if layers := top_layers(analysis):
         page.section("Layers", [])
-        page.lines += _indented(_layer_table(layers))
+        page.table(["layer", "time", *CLASSES, "TFLOP/s"], list(map(_layer_cells, layers)), texts=1)
     page.section("What to do", advice(analysis.findings) or ["Nothing stands out."])
     page.section("How it was measured", _method(analysis))
     return "\n".join(page.lines) + "\n"
 
 
-def _indented(table: str) -> list[str]:
-    return [f"  {line}".rstrip() for line in table.splitlines()]
-
-
-def _kernel_table(analysis: Analysis) -> str:
-    every = rows(analysis)
+def _kernels(page: Page, every: Sequence[Row]) -> None:
+    page.section("Kernels", [])
     cells = [
         [
-            shorten(inert(short_name(row.name)), 24),
-            share(row.share),
+            short_name(row.name) or "-",
             row.tensor_core,
             row.rule[:14],
-            number(row.tflops) if row.tflops is not None else "-",
             shorten(inert(visible(row.layer)), 14),
+            share(row.share),
+            _rate(row.tflops),
         ]
         for row in every[:ROWS]
     ]
-    table = tabulate(cells, ["kernel", "time", "class", "rule", "TFLOP/s", "layer"], disable_numparse=True)
-    rest = every[ROWS:]
-    return table if not rest else f"{table}\n{len(rest):,} more: {share(sum(row.share for row in rest))}"
+    page.table(["kernel", "class", "rule", "layer", "time", "TFLOP/s"], cells, texts=4)
+    if rest := every[ROWS:]:
+        page.text(f"{len(rest):,} more: {share(sum(row.share for row in rest))}", indent="  ")
 
 
-def _layer_table(layers: Sequence[Mapping[str, Any]]) -> str:
-    cells = [
-        [
-            shorten(inert(visible(row["fqn"])), 20),
-            share(row["share"]),
-            *(f"{row['time_share'][label]:.0%}" for label in CLASSES),
-            number(row["tflops"]) if row["tflops"] is not None else "-",
-        ]
-        for row in layers
-    ]
-    return tabulate(cells, ["layer", "time", *CLASSES, "TFLOP/s"], disable_numparse=True)
+def _layer_cells(row: Mapping[str, Any]) -> list[str]:
+    parts = (f"{row['time_share'][label]:.0%}" for label in CLASSES)
+    return [visible(row["fqn"]) or "-", share(row["share"]), *parts, _rate(row["tflops"])]
+
+
+def _rate(tflops: float | None) -> str:
+    return "-" if tflops is None else number(tflops)
 
 
 def _method(analysis: Analysis) -> list[str]:
@@ -198,7 +186,7 @@ def render_markdown(analysis: Analysis) -> str:
             share(row.share),
             row.tensor_core,
             row.rule,
-            number(row.tflops) if row.tflops is not None else "-",
+            _rate(row.tflops),
             text(row.layer),
         ]
         for row in rows(analysis)[: 2 * ROWS]
@@ -232,7 +220,7 @@ def render_html(analysis: Analysis) -> str:
         advice=advice(analysis.findings),
         method=_method(analysis),
         share=share,
-        number=number,
+        rate=_rate,
     )
 
 

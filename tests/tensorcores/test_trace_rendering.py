@@ -64,6 +64,19 @@ def test_short_names(name, short):
     assert short_name(name) == short
 
 
+@pytest.mark.parametrize(
+    "kernel", ["", "flash_fwd_splitkv_mla_kernel", f"void cutlass::device_kernel<KernelTmaWarp{OLD}>"]
+)
+def test_tables_keep_to_eighty_columns(tmp_path, kernel):
+    scopes = [module(f"transformer.layers.{i}.self_attention.query_key_value", 1000 * i, 900) for i in range(3)]
+    launches = [event for i in range(3) for event in launched(kernel, 1000 * i + 10, 500, i)]
+    products = [mm(1000 * i + 2, 800, 4096, 4096, 4096) for i in range(3)]
+    found = analyse(read_trace(write(tmp_path, document([*scopes, *products, *launches]))))
+    text = renderer(Path("x.txt"))(replace(found, source="trace.json"))
+    assert "transform…_key_value" in text
+    assert max(map(len, text.splitlines())) <= 80
+
+
 def test_a_page_cuts_long_names_and_says_what_it_leaves_out(tmp_path):
     events = [event for i in range(201) for event in launched(f"kernel_{i}_{'x' * 5000}", 10 * i, 5, i)]
     page = renderer(Path("x.html"))(analyse(read_trace(write(tmp_path, document(events)))))
