@@ -106,14 +106,14 @@ class Columns:
             self.marks.add(self._span(event, name))
 
     def _take_op(self, event: Event) -> None:
-        name, arguments = event["name"], event.get("args") or {}
+        name, span, arguments = event["name"], self._span(event, event["name"]), event.get("args") or {}
         sequence = forward_thread = -1
         if "Sequence number" in arguments:
             sequence = integer(arguments["Sequence number"], -1)
             forward_thread = integer(arguments.get("Fwd thread id"), 0)
         if name in SHAPED:
             self.arguments[len(self.ops)] = self._arguments(arguments)
-        self.ops.add((*self._span(event, name), sequence, forward_thread))
+        self.ops.add((*span, sequence, forward_thread))
 
     def _arguments(self, recorded: Event) -> Arguments:
         """Calls repeat with the same arguments: each different set is taken apart and kept once."""

@@ -30,7 +30,7 @@ def work(op: Op) -> Product | None:
     read = _PRODUCTS.get(op.op)
     try:
         return read(op) if read else None
-    except (IndexError, ValueError, ZeroDivisionError):
+    except (IndexError, ValueError, ArithmeticError):
         return None
 
 

@@ -64,7 +64,7 @@ def product(op: str, arguments: Arguments) -> Product | None:
     read = SHAPED.get(op)
     try:
         return _unpacked(read(arguments)) if read else None
-    except (IndexError, ValueError):
+    except (IndexError, ValueError, ArithmeticError):
         return None
 
 

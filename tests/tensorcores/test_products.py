@@ -175,6 +175,9 @@ def test_the_dimensions_to_align_are_the_contiguous_ones():
         ("aten::bmm", Arguments(((2, 3, 4), (3, 4, 5)))),
         ("aten::cudnn_convolution", Arguments(((1, 3, 8, 8), (4, 2, 3, 3)), values=("", "", "0", "1", "1"))),
         ("aten::cudnn_convolution", Arguments(((1, 2, 2, 8), (4, 2, 5, 3)), values=("", "", "0", "1", "1"))),
+        ("aten::cudnn_convolution", Arguments(((1, 2, 8, 8), (4, 2, 3, 3)), values=("", "", "0", "0", "1"))),
+        ("aten::cudnn_convolution_transpose", Arguments(((1, 2, 8, 8), (2, 4, 3, 3)), values=("0",) * 7)),
+        ("aten::mm", Arguments(((3, 10**400), (10**400, 3)))),
         (
             "aten::convolution_backward",
             Arguments(((1, 5, 6, 6), (1, 2, 8, 8), (4, 2, 3, 3)), values=(*[""] * 7, "False", "", "", "[True, True]")),

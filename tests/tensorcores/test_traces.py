@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from trace_builder import ADD, NVJET, document, launched, mm, module, op, span, write
 
 from precaudit.errors import ExitCode, PrecauditError
+from precaudit.tensorcores.analysis import analyse
 from precaudit.tensorcores.attribution import (
     ACCUMULATION,
     COMMUNICATION,
@@ -310,9 +311,17 @@ def test_events_of_any_kind_are_read_or_counted(tmp_path_factory, changes):
     base = mm(0, 50, 4, 4, 4) | {"id": 1, "ph": "s"}
     events = [{**base, "cat": category, **change} for category, change in changes]
     trace = read(tmp_path_factory.mktemp("junk"), [*launched(NVJET, 1, 3, 1), *events])
-    attribution = attribute(trace)
-    assert len(attribution.owner) == len(trace.kernels.seconds)
+    assert len(attribute(trace).owner) == len(trace.kernels.seconds)
     assert np.isfinite(trace.kernels.seconds).all()
+    assert analyse(trace).tensor_cores.kernels
+
+
+def test_an_op_that_is_malformed_leaves_no_arguments(tmp_path):
+    late = mm(900, 50, 64, 64, 64)
+    del late["ts"]
+    trace = read(tmp_path, [mm(0, 50, 4, 4, 4), *launched(NVJET, 1, 3, 1), late])
+    assert (trace.malformed, list(trace.arguments)) == (1, [0])
+    assert analyse(trace).tensor_cores.kernels[0].tflops == pytest.approx(2 * 4**3 / 3e-6 / 1e12)
 
 
 @given(
