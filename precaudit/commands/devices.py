@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
+from dataclasses import asdict
 
 from precaudit.commands.streams import emit
 from precaudit.errors import ExitCode, import_torch
@@ -21,11 +23,9 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from json import dumps
-
     from precaudit.tensorcores.devices import inspect, read_cpuinfo, render
     from precaudit.tensorcores.nvml import library
 
     machine = inspect(library(), import_torch(), read_cpuinfo())
-    emit(dumps(machine.as_mapping(), indent=1) if arguments.format == "json" else render(machine), sys.stdout)
+    emit(json.dumps(asdict(machine), indent=1) if arguments.format == "json" else render(machine), sys.stdout)
     return ExitCode.OK

@@ -7,12 +7,12 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
-from unittest import mock
 from weakref import WeakKeyDictionary
 
 from torch.utils.data import DataLoader
 from torch.utils.data.dataloader import _BaseDataLoaderIter
 
+from precaudit.instrument.patches import wrapped
 from precaudit.instrument.scopes import Frame
 from precaudit.instrument.torchfunction import tensors_in
 from precaudit.measuring.records import Feed
@@ -30,10 +30,7 @@ class Loaders:
 
     @contextmanager
     def installed(self) -> Iterator[None]:
-        with (
-            mock.patch.object(DataLoader, "__iter__", self._started(DataLoader.__iter__)),
-            mock.patch.object(_BaseDataLoaderIter, "__next__", self._drawn(_BaseDataLoaderIter.__next__)),
-        ):
+        with wrapped(DataLoader, "__iter__", self._started), wrapped(_BaseDataLoaderIter, "__next__", self._drawn):
             yield
 
     def _started(self, original: Callable[..., Any]) -> Callable[..., Any]:

@@ -26,7 +26,7 @@ def usage(
 ) -> TensorCores:
     """`figures` are those of `performance`; `card` is this machine's."""
     eligible = eligible_share(ops, plan, target)
-    gain = _speed_note(figures, ops, target, card, predicted)
+    gain = _speed_note(figures, target, card, predicted)
     shown = profiled.get(PLAN) or profiled.get(FLOAT32)
     if shown is None or not shown.tensor_cores.measured:
         why = shown.tensor_cores.method if shown else "no kernels were timed"
@@ -60,15 +60,11 @@ def _before_and_after(before: Sequence[Row], after: Sequence[Row]) -> tuple[Row,
 
 
 def _speed_note(
-    figures: Mapping[str, Any],
-    ops: Sequence[Op],
-    target: Gpu,
-    card: Gpu | None,
-    predicted: Mapping[str, StepPrediction],
+    figures: Mapping[str, Any], target: Gpu, card: Gpu | None, predicted: Mapping[str, StepPrediction]
 ) -> str:
     """Measured where the target is this machine's card; predicted elsewhere."""
     measured = figures["speedup"].get(PLAN)
     if measured is not None and card is target:
         busy = (figures["gpu_busy_share"] or {}).get(PLAN)
         return measured_in_words(measured, figures["speedup_quartiles"][PLAN], busy, target)
-    return in_words(predicted[FLOAT32], predicted[PLAN], target) if ops else in_words(None, None, target)
+    return in_words(predicted[FLOAT32], predicted[PLAN], target)

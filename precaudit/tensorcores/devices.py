@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from precaudit.reporting.terminal import Page, painter
+from precaudit.reporting.words import NOT_MEASURED, number, plural, visible
 from precaudit.tensorcores.nvml import session, text
 from precaudit.tensorcores.peaks import find_gpu
 from precaudit.tensorcores.rules import generation_of
@@ -64,9 +66,6 @@ class Machine:
     torch_sees_gpu: bool
     cpu: Cpu
     problem: str = ""
-
-    def as_mapping(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def inspect(nvml: Any, torch: Any, cpuinfo: str) -> Machine:
@@ -153,9 +152,6 @@ WITHOUT_GPU = (
 
 
 def render(machine: Machine) -> str:
-    from precaudit.reporting.terminal import Page, painter
-    from precaudit.reporting.words import visible
-
     page = Page(80, painter(False))
     build = f"CUDA {machine.torch_cuda}" if machine.torch_cuda else "no CUDA"
     driver = f", driver {visible(machine.driver)}" if machine.driver else ""
@@ -171,8 +167,6 @@ def render(machine: Machine) -> str:
 
 
 def _gpu_lines(gpu: Accelerator) -> list[str]:
-    from precaudit.reporting.words import NOT_MEASURED, number
-
     size = f"{gpu.memory_bytes / 2**30:.0f} GiB" if gpu.memory_bytes else f"memory {NOT_MEASURED}"
     lines = [f"compute capability {gpu.capability or 'unknown'} ({gpu.generation or 'no Tensor Cores known'}), {size}"]
     if gpu.peaks is not None and gpu.formats is not None:
@@ -183,8 +177,6 @@ def _gpu_lines(gpu: Accelerator) -> list[str]:
 
 
 def _cpu_lines(cpu: Cpu) -> list[str]:
-    from precaudit.reporting.words import plural
-
     units = ", ".join(f"{unit} ({', '.join(formats)})" for unit, formats in cpu.units.items())
     cores = plural(cpu.cores, "logical core") if cpu.cores else "unknown number of cores"
     return [cores, f"low-precision units: {units}" if units else "no low-precision units: low formats only cost here"]

@@ -150,24 +150,24 @@ def _broadcast(one: Shape, other: Shape) -> Shape:
 
 def _convolution(op: Op) -> Product:
     """Strides and padding are not recorded, but the size of the result is."""
-    image, weight = op.shapes[:2]
-    result = op.tensor("activation")
-    if result is None or not op.calls:
-        raise ValueError("a convolution without its result")
-    channels_out, channels_in, *window = weight
+    image, (channels_out, channels_in, *window) = op.shapes[:2]
     groups = image[-len(window) - 1] // channels_in
     dims = _channels(channels_in, channels_out // groups, groups)
-    return convolution(result.stats.numel / op.calls, channels_in, window, groups, dims)
+    return convolution(_result(op), channels_in, window, groups, dims)
+
+
+def _result(op: Op) -> float:
+    """How many values a call makes."""
+    result = op.tensor("activation")
+    if result is None:
+        raise ValueError
+    return result.stats.numel / op.calls
 
 
 def _convolution_tbc(op: Op) -> Product:
     """Time, batch, channels; the weight is [window, in_channels, out_channels]."""
-    result = op.tensor("activation")
-    if result is None or not op.calls:
-        raise ValueError("a convolution without its result")
     window, channels_in, channels_out = op.shapes[1]
-    dims = _channels(channels_in, channels_out, 1)
-    return convolution(result.stats.numel / op.calls, channels_in, (window,), 1, dims)
+    return convolution(_result(op), channels_in, (window,), 1, _channels(channels_in, channels_out, 1))
 
 
 def _bilinear(op: Op) -> Product:

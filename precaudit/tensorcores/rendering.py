@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -224,25 +225,17 @@ def render_html(analysis: Analysis) -> str:
     )
 
 
-def as_mapping(analysis: Analysis) -> dict[str, Any]:
-    """What `-o x.json` holds: the `tensor_cores` of a report, with the findings about it."""
-    mapping: dict[str, Any] = to_json(
-        {
-            "schema_version": SCHEMA_VERSION,
-            "precaudit_version": __version__,
-            "source": analysis.source,
-            "seconds": analysis.seconds,
-            "tensor_cores": analysis.tensor_cores,
-            "findings": analysis.findings,
-        }
-    )
-    return mapping
-
-
 def render_json(analysis: Analysis) -> str:
-    from json import dumps
-
-    return dumps(as_mapping(analysis), indent=1) + "\n"
+    """The `tensor_cores` of a report, with the findings about it."""
+    mapping = {
+        "schema_version": SCHEMA_VERSION,
+        "precaudit_version": __version__,
+        "source": analysis.source,
+        "seconds": analysis.seconds,
+        "tensor_cores": analysis.tensor_cores,
+        "findings": analysis.findings,
+    }
+    return json.dumps(to_json(mapping), indent=1) + "\n"
 
 
 RENDERERS: Mapping[str, Callable[[Analysis], str]] = MappingProxyType(

@@ -76,9 +76,9 @@ def predict_step(ops: Sequence[Op], layers: Sequence[Layer], plan: Plan, target:
     )
 
 
-def in_words(before: StepPrediction | None, after: StepPrediction | None, target: Gpu) -> str:
-    """Float32 (`before`) against the plan; None where no product of known size was traced."""
-    if before is None or after is None or not before.seconds_matmul:
+def in_words(before: StepPrediction, after: StepPrediction, target: Gpu) -> str:
+    """Float32 (`before`) against the plan."""
+    if not before.seconds_matmul:
         return f"Speed on {target.name}: no prediction, no product of known size was traced."
     faster = before.total / after.total
     if faster < WORTH:
