@@ -132,12 +132,11 @@ def _settings(arguments: argparse.Namespace) -> CheckSettings:
 
 
 def _tolerance(text: str | None) -> float | None:
+    from precaudit.comparison.limits import fraction
+
     if text is None:
         return None
-    try:
-        value = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
-    except ValueError:
-        value = -1.0
+    value = fraction(text)
     if not 0 <= value < float("inf"):
         raise PrecauditError(f"--tolerance {text!r}: want a relative error such as 0.01 or 1%")
     return value

@@ -11,6 +11,7 @@ from tabulate import tabulate
 
 from precaudit.catalogue import CATALOGUE
 from precaudit.comparison.headroom import PLACED_ROLES, headroom
+from precaudit.comparison.speed import native_share
 from precaudit.errors import PrecauditError
 from precaudit.finding import SEVERITIES
 from precaudit.formats import FORMATS, Format
@@ -81,8 +82,7 @@ def _loss_difference(report: Report) -> Iterator[Value]:
 
 
 def _tensor_cores(report: Report) -> Iterator[Value]:
-    cores = report.tensor_cores
-    return _one("the kernels", cores.time_share.native if cores.measured and cores.time_share else None)
+    return _one("the kernels", native_share(report))
 
 
 def _eligible_flops(report: Report) -> Iterator[Value]:
@@ -141,13 +141,18 @@ def _parse(rule: str) -> Rule:
 
 
 def _threshold(rule: str, text: str) -> float:
-    try:
-        threshold = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
-    except ValueError:
-        threshold = math.nan
+    threshold = fraction(text)
     if not math.isfinite(threshold):
         raise PrecauditError(f"--fail-on {rule!r}: the threshold must be a number, such as 2, 0.05 or 5%")
     return threshold
+
+
+def fraction(text: str) -> float:
+    """`0.05` or `5%`; nan for what is no number."""
+    try:
+        return float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        return math.nan
 
 
 def _findings(rule: str, found: Sequence[Finding]) -> Iterator[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from precaudit import reporting
 from precaudit.comparison.changes import Comparison
@@ -32,16 +32,13 @@ def format_of(path: Path, formats: Collection[str]) -> str:
 
 def render(comparison: Comparison, format: str, names: Names, head: Report) -> str:
     if format == "json":
-        return indented(to_json(_heading(comparison, names)) | to_json(comparison))
+        heading = {"schema_version": SCHEMA_VERSION, "base": names[0], "head": names[1], "clean": comparison.clean}
+        return indented(to_json(heading) | to_json(comparison))
     if format == "markdown":
         return render_markdown(comparison, names)
     if format == "terminal":
         return render_terminal(comparison, names)
     return reporting.render(as_report(comparison, head), format)
-
-
-def _heading(comparison: Comparison, names: Names) -> dict[str, Any]:
-    return {"schema_version": SCHEMA_VERSION, "base": names[0], "head": names[1], "clean": comparison.clean}
 
 
 def render_trend(frame: pd.DataFrame, format: str) -> str:

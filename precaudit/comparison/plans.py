@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from precaudit.comparison.changes import Change
+from precaudit.comparison.headroom import binades
 from precaudit.finding import SEVERITIES, fingerprint, ranked
 from precaudit.model import LossScale, OpFormat, Plan, Report
 from precaudit.reporting import unfinished
@@ -100,7 +101,7 @@ def _moved(base: LossScale, head: LossScale) -> float:
     """By how much an end of the window moved, or the scale to begin with where there is none."""
     if base.window and head.window:
         return float(max(abs(new - old) for old, new in zip(base.window, head.window, strict=True)))
-    return abs(math.log2(head.init_scale / base.init_scale)) if base.init_scale and head.init_scale else 0.0
+    return abs(binades(base.init_scale or 0.0, head.init_scale or 0.0) or 0.0)
 
 
 def _words(scale: LossScale) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from precaudit.comparison.changes import Change
-from precaudit.model import Report, TensorCores
+from precaudit.model import Report
 
 # Keys of `environment` that say on what was measured; each must agree, and the first must be there.
 DEVICE_KEYS = ("device", "capability", "processor", "cpus")
@@ -20,7 +20,7 @@ NOISE = {"time": 5.0, "memory": 2.0, "tensor_cores": 1.0, "eligible_flops": 0.1}
 
 def speed_changes(base: Report, head: Report) -> Iterator[Change]:
     if base.tensor_cores.device == head.tensor_cores.device:
-        native = (_native(side.tensor_cores) for side in (base, head))
+        native = (native_share(side) for side in (base, head))
         yield from _share_lost("tensor_cores", "of kernel time on native Tensor Cores", *native)
     eligible = (side.tensor_cores.eligible_flops_share for side in (base, head))
     yield from _share_lost("eligible_flops", "of FLOPs can run on Tensor Cores", *eligible)
@@ -36,13 +36,15 @@ def measured(metric: str, base: Report, head: Report) -> bool:
     """Whether both reports have a figure for this metric that can be compared; other modules' metrics always do."""
     cores = base.tensor_cores, head.tensor_cores
     if metric == "tensor_cores":
-        return None not in map(_native, cores) and cores[0].device == cores[1].device
+        return None not in map(native_share, (base, head)) and cores[0].device == cores[1].device
     if metric == "eligible_flops":
         return all(side.eligible_flops_share is not None for side in cores)
     return metric not in COSTS.values() or any(metric == name for name, *_ in comparable_costs(base, head))
 
 
-def _native(cores: TensorCores) -> float | None:
+def native_share(report: Report) -> float | None:
+    """Of the kernels' time that was measured, on native Tensor Cores."""
+    cores = report.tensor_cores
     return cores.time_share.native if cores.measured and cores.time_share else None
 
 
@@ -102,7 +104,7 @@ def not_comparable(base: Report, head: Report) -> Iterator[str]:
         yield "time: measured on a CPU, where it moves with the load of the machine"
         if _other_torch(base, head):
             yield "memory: on a CPU the whole process's, torch included, and torch is another one"
-    missing = [name for name, side in (("base", base), ("head", head)) if _native(side.tensor_cores) is None]
+    missing = [name for name, side in (("base", base), ("head", head)) if native_share(side) is None]
     if missing:
         yield f"Tensor Core share: not measured in {' and '.join(missing)}"
     elif base.tensor_cores.device != head.tensor_cores.device:

@@ -15,6 +15,7 @@ from precaudit.comparison import circumstances
 from precaudit.comparison.compare import compare
 from precaudit.comparison.matching import match_layers
 from precaudit.comparison.rows import place
+from precaudit.comparison.speed import native_share
 from precaudit.comparison.thresholds import DEFAULTS
 from precaudit.errors import PrecauditError
 from precaudit.model import Report
@@ -133,7 +134,7 @@ def _figures(report: Report) -> dict[str, Any]:
     """What a person follows over time; None where it was not measured."""
     formats = Counter(report.plan.modules.values())
     low = sum(count for name, count in formats.items() if name != "float32")
-    window, cores = report.plan.loss_scale.window, report.tensor_cores
+    window = report.plan.loss_scale.window
     return {
         "verdict": report.verification.verdict,
         "layers": len(report.layers),
@@ -141,8 +142,8 @@ def _figures(report: Report) -> dict[str, Any]:
         "errors": sum(finding.severity == "error" for finding in report.findings),
         "window": f"2^{window[0]}..2^{window[1]}" if window else None,
         "loss_difference": report.verification.difference.mean,
-        "tensor_cores": cores.time_share.native if cores.measured and cores.time_share else None,
-        "eligible_flops": cores.eligible_flops_share,
+        "tensor_cores": native_share(report),
+        "eligible_flops": report.tensor_cores.eligible_flops_share,
         "step_seconds": _step_seconds(report.performance.get("step_seconds")),
     }
 

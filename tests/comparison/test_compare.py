@@ -264,6 +264,7 @@ def test_a_loss_scale_window_that_moved_or_closed_is_found(window, value):
         (LossScale(), LossScale("dynamic"), float("inf")),
         (LossScale("static", 2.0**14), LossScale("static", 2.0**4), 10),
         (LossScale("static", 2.0**14), LossScale("static", 2.0**12), None),
+        (LossScale("static", 2.0**1000), LossScale("static", 2.0**-1000), 2000),
         (LossScale("dynamic", 2.0**12, 2000, (3, 12)), LossScale(), None),
     ],
 )
