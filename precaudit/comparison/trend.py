@@ -21,6 +21,7 @@ from precaudit.errors import PrecauditError
 from precaudit.model import Report
 from precaudit.reporting import markdown as md
 from precaudit.reporting.serialize import load_report
+from precaudit.reporting.story import from_python
 from precaudit.reporting.terminal import Page, painter
 from precaudit.reporting.words import plural, prose, seconds, share, visible
 
@@ -94,8 +95,7 @@ def _script(entry: Entry, last: Mapping[str, Entry]) -> str:
     from Python are called after a function, by that name and the layers that it still has."""
     name, _, report = entry
     path = circumstances.path(report)
-    function = report.job.get("kind") == "model_file" and not path.endswith(".py")
-    if path in last and not function:
+    if path in last and not from_python(report):
         return path
     called = circumstances.script(report)
     namesakes = ((key, old) for key, (_, _, old) in last.items() if circumstances.script(old) == called)

@@ -69,14 +69,15 @@ def _models(report: Report) -> list[str]:
 def next_command(report: Report, plan: Path = DEFAULT_PLAN) -> tuple[str, list[str]]:
     """When to run it, and the command that a reader of this verdict wants to run next, quoted for a shell."""
     verdict = report.verification.verdict
+    subject = ["SCRIPT"] if report.job.get("kind") == "audit" or story.from_python(report) else script(report)
     if verdict == "pass" and report.plan.is_low_precision:
-        return "Next, before you deploy:", ["precaudit", "check", "--plan", _quote(plan), *script(report)]
+        return "Next, before you deploy:", ["precaudit", "check", "--plan", _quote(plan), *subject]
     broken = verdict == "fail" or story.unsound(report) or unfinished.cut_short(report)
     label = "Next, after the fixes:" if broken else "Next:"
     more = {} if broken else story.what_decides(report)
     options = _options(report, plan) | more
     words = [_quote(word) for option in options.items() for word in option]
-    return label, ["precaudit", "profile", "--force", *words, *script(report)]
+    return label, ["precaudit", "profile", "--force", *words, *subject]
 
 
 def _options(report: Report, plan: Path) -> dict[str, str]:

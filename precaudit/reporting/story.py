@@ -153,6 +153,11 @@ def _seeds_needed(verification: Verification) -> float:
     return len(verification.seeds) * ratio * ratio
 
 
+def from_python(report: Report) -> bool:
+    """Whether `precaudit.profile` was given functions: the job is called after one, and no shell can run it."""
+    return report.job.get("kind") == "model_file" and not str(report.job.get("script")).endswith(".py")
+
+
 def _own(report: Report) -> str:
     """What the script trains in when nothing is asked of it: float64 where all its weights are."""
     kinds = {tensor.dtype for layer in report.layers for tensor in layer.tensors if tensor.role == "weight"}
@@ -291,6 +296,11 @@ def settled(plan: Plan, finding: Finding) -> bool:
         return False
     named = finding.evidence.get("formats")
     return isinstance(named, str) and planned not in named.split(", ")
+
+
+def notes(report: Report) -> list[str]:
+    told = report.job.get("notes")
+    return [prose(note) for note in told] if isinstance(told, list | tuple) else []
 
 
 def more_seeds(report: Report) -> int:

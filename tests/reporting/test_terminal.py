@@ -99,6 +99,18 @@ def test_the_next_command_is_for_the_same_folder_with_the_same_options():
     assert "--out" not in command
 
 
+@pytest.mark.parametrize("verdict", ["pass", "fail", "not_run"])
+def test_the_next_command_is_for_a_script_where_none_was_profiled(verdict):
+    """A loop of somebody's own is called after its model, and functions after one of them."""
+    report = report_samples.passing()
+    report = replace(report, verification=replace(report.verification, verdict=verdict))
+    for kind, name in (("audit", "Sequential"), ("model_file", "build_model")):
+        job = {"kind": kind, "script": name}
+        assert pasting.next_command(replace(report, job=job))[1][-1] == "SCRIPT"
+    job = {"kind": "model_file", "script": "model.py"}
+    assert pasting.next_command(replace(report, job=job))[1][-1] == "model.py"
+
+
 @pytest.mark.parametrize("verdict", ["pass", "fail", "screened", "not_run"])
 def test_a_float32_plan_is_never_sold_as_low_precision(verdict):
     report = report_samples.passing()
