@@ -112,7 +112,7 @@ def _story(report: Report) -> dict[str, Any]:
         "head": story.headline(report),
         "badge": unfinished.badge(report) or BADGES[report.verification.verdict],
         "script": " ".join(pasting.script(report)),
-        "tiles": _tiles(report),
+        "tiles": tiles(report),
         "actions": story.actions(report),
         "code": "\n".join(pasting.paste_lines(report)),
         "loss_scale": planned.loss_scale(report),
@@ -120,15 +120,11 @@ def _story(report: Report) -> dict[str, Any]:
         "plan_default": planned.plan_default(report),
         "findings_note": ", ".join(story.counts(report)) or f"None: {unfinished.no_findings(report)}.",
         "costs": [*costs.tensor_cores(report), *costs.time_and_money(report)],
-        "notes": [prose(note) for note in _list(report.job.get("notes"))],
+        "notes": story.notes(report),
     }
 
 
-def _list(value: Any) -> list[Any]:
-    return list(value) if isinstance(value, list | tuple) else []
-
-
-def _tiles(report: Report) -> list[dict[str, Any]]:
+def tiles(report: Report) -> list[dict[str, Any]]:
     """The verdict in figures."""
     return [_learning(report), _precision(report), _scale(report), _tensor_cores(report), _findings_tile(report)]
 
@@ -264,7 +260,8 @@ def _finding(plan: Plan, finding: Finding) -> dict[str, Any]:
 
 def _gradient_errors(report: Report) -> list[list[str]]:
     """Format and phase of training, then error over noise, signal over error, and bias."""
-    rows = [row for row in _list(report.job.get("gradient_errors")) if isinstance(row, Mapping)]
+    told = report.job.get("gradient_errors")
+    rows = [row for row in told if isinstance(row, Mapping)] if isinstance(told, list | tuple) else []
     return [
         [visible(row.get("probe")).replace("@", ", at "), *(number(row.get(key)) for key in ("rho", "snr", "bias"))]
         for row in rows[:ROWS]

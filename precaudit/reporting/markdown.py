@@ -77,7 +77,7 @@ def render_markdown(report: Report, pictures: Mapping[str, Path] = NO_PICTURES) 
         _picture(pictures, "ranges"),
         folded(f"Ranges of {plural(len(report.layers), 'layer')}", _ranges(report)),
         _picture(pictures, "times"),
-        folded("Tensor Cores, time and cost", bullets(_costs(report))),
+        folded("Tensor Cores, time and cost", bullets([*costs.tensor_cores(report), *costs.time_and_money(report)])),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -159,10 +159,6 @@ def _ranges(report: Report) -> str:
     headers = ["layer", "role", "amax", "smallest", *(text(SHORT_FORMATS.get(name, name)) for name in formats)]
     note = "Share of the values that each format loses, to zero or (!) by overflow, before any loss scale."
     return f"{note}\n\n{table(headers, rows)}{_more(layers, 'layer', LAYERS)}"
-
-
-def _costs(report: Report) -> list[str]:
-    return [*costs.tensor_cores(report), *costs.time_and_money(report)]
 
 
 def _usage(report: Report) -> str:

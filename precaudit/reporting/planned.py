@@ -51,8 +51,9 @@ def loss_scale(report: Report) -> list[str]:
         narrow = "float16" in (plan.default, *plan.modules.values())
         why = "no scale was found to be of use" if narrow else "no gradient is stored in float16"
         return [f"Not needed: {why}. The plan trains without a loss scale."]
-    lines = [_window(*scale.window)] if scale.window else ["Window: none, no single scale serves every module."]
-    static = power(scale.init_scale if scale.mode == "static" else _static(scale.window))
+    whole = "Window: every scale from 2^{} to 2^{} keeps the gradients inside float16."
+    lines = [whole.format(*scale.window) if scale.window else "Window: none, no single scale serves every module."]
+    static = power(scale.init_scale if scale.mode == "static" else _power_of_two(scale.window, below=2))
     dynamic = power(scale.init_scale if scale.mode == "dynamic" else _power_of_two(scale.window))
     interval = scale.growth_interval or 2000
     chosen = {mode: " (the plan's choice)" if mode == scale.mode else "" for mode in ("static", "dynamic")}
@@ -62,19 +63,11 @@ def loss_scale(report: Report) -> list[str]:
     return lines
 
 
-def _window(low: int, high: int) -> str:
-    return f"Window: every scale from 2^{low} to 2^{high} keeps the gradients inside float16."
-
-
 def _power_of_two(window: tuple[int, int] | None, below: int = 0) -> float | None:
     """2^(k_max - below), not below the window; None where a double can't hold it."""
     if window is None or max(map(abs, window)) > 1000:
         return None
     return 2.0 ** max(window[0], window[1] - below)
-
-
-def _static(window: tuple[int, int] | None) -> float | None:
-    return _power_of_two(window, below=2)
 
 
 def _observed_skips(report: Report) -> str:

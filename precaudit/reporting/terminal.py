@@ -61,9 +61,8 @@ def render_terminal(
     _ranges(page, report)
     page.section("Tensor Cores", costs.tensor_cores(report))
     page.section("Time and cost", costs.time_and_money(report))
-    notes = report.job.get("notes")
-    if isinstance(notes, list | tuple) and notes:
-        page.section("Notes", [prose(note) for note in notes])
+    if notes := story.notes(report):
+        page.section("Notes", notes)
     _ending(page, report, written, plan)
     return "\n".join(page.lines) + "\n"
 

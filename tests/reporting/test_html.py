@@ -186,7 +186,7 @@ def test_a_report_without_a_plan_offers_none(pages):
 def test_the_interval_is_drawn_where_it_is():
     report = report_samples.passing()
     report = replace(report, verification=replace(report.verification, difference=Difference(0.0, -0.0025, 0.0025)))
-    tile = html._tiles(report)[0]
+    tile = html.tiles(report)[0]
     assert tile["interval"] == [25.0, 50.0, 50.0]
 
 
