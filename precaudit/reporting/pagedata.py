@@ -30,7 +30,7 @@ def page_data(report: Report) -> dict[str, Any]:
         "tensors": {role: _tensors(report.layers, role) for role in CAST_ROLES},
         "scale": _scale(report),
         "trainings": trainings(report),
-        "times": times(report),
+        "times": _bars(times(report)),
         "plan": _plan(report),
     }
 
@@ -206,14 +206,15 @@ def times(report: Report) -> Rows:
     return sorted(rows, key=lambda row: -max(sum(row["seconds"].values()), sum(row["before"].values())))[:TIMED]
 
 
-def times_rows(times: Rows) -> Rows:
-    """The rows of the chart: a layer's seconds before and under the plan, one row a class."""
-    return [
+def _bars(times: Rows) -> dict[str, Any]:
+    """The chart's: a layer's seconds before and under the plan, one row a class."""
+    rows = [
         {"row": i, "when": when, "kind": kind, "seconds": seconds}
         for i, layer in enumerate(times)
         for when, classes in (("float32", layer["before"]), ("the plan", layer["seconds"]))
         for kind, seconds in classes.items()
     ]
+    return {"names": [layer["name"] for layer in times], "rows": rows}
 
 
 def _by_class(row: Any) -> dict[str, float]:

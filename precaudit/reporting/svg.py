@@ -15,7 +15,7 @@ from xml.etree import ElementTree
 from precaudit.errors import PrecauditError
 from precaudit.model import Report
 from precaudit.reporting.drawing import hindrance, vega
-from precaudit.reporting.pagedata import page_data, times_rows
+from precaudit.reporting.pagedata import page_data
 from precaudit.reporting.words import share, shorten
 
 ROWS = 30
@@ -75,14 +75,13 @@ def _trainings(data: dict[str, Any]) -> Iterator[Spec]:
         yield _picture("differences", title, {"pairs": data["pairs"]}, data["signals"])
 
 
-def _times(times: list[dict[str, Any]]) -> Iterator[Spec]:
-    if times:
-        full = [row["name"] for row in times]
+def _times(times: dict[str, Any]) -> Iterator[Spec]:
+    if full := times["names"]:
         title = (
             "GPU time of each layer; float32 pale, the plan full; green runs on Tensor Cores, orange by a legacy path"
         )
         signals = {"full": full, "names": [shorten(name, NAME_WIDTH) for name in full]}
-        yield _picture("times", title, {"times": times_rows(times)}, signals)
+        yield _picture("times", title, {"times": times["rows"]}, signals)
 
 
 def _picture(name: str, title: str, datasets: Mapping[str, Any], signals: Mapping[str, Any]) -> Spec:

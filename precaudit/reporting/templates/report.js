@@ -262,9 +262,7 @@
     else ["chart-differences", "differences-note"].forEach((id) => { if ($(id)) $(id).hidden = true; });
     if ($("broken")) $("broken").replaceChildren(...t.broken.map((line) => element("li", line)));
     whenNear("chart-times", () => {
-      const full = data.times.map((row) => row.name);
-      const parts = (row, when, classes) => Object.entries(classes).map(([kind, seconds]) => ({ row, when, kind, seconds }));
-      const times = data.times.flatMap((row, i) => [...parts(i, "float32", row.before), ...parts(i, "the plan", row.seconds)]);
+      const { names: full, rows: times } = data.times;
       draw("times", { times }, { names: full.map((name) => shorten(name, nameWidth())), full });
     });
   }
