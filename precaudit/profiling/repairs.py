@@ -13,7 +13,7 @@ from precaudit.planning.planner import fallback
 from precaudit.profiling.bisect import contributions, of_gradients, of_losses, whole_error
 from precaudit.running.job import RunResult, ScriptError
 from precaudit.tracing.records import Fault, Trace
-from precaudit.verification.gates import refusals, stuck_buffers, unused_calls, usual_calls
+from precaudit.verification.gates import first_lost, refusals, stuck_buffers, unused_calls, usual_calls
 from precaudit.verification.statistics import diverged
 from precaudit.verification.verdict import Runs
 
@@ -53,12 +53,16 @@ def find_repair(trials: Trials, plan: Plan, candidates: Mapping[int, RunResult])
 
 
 def _first_wrong(references: Mapping[int, RunResult], candidates: Mapping[int, RunResult]) -> tuple[int, int] | None:
-    """The seed whose run went wrong and the step: where it was lost, else the last that was skipped, else the first for
-    which batches were left out, else its end."""
+    """The seed whose run went wrong and the step: where it was lost, else a model's outputs, else the last that was
+    skipped, else the first for which batches were left out, else its end."""
     for seed, run in candidates.items():
         lost = diverged(references[seed].losses, run.losses) if seed in references else None
         if lost is not None:
             return seed, lost.step
+    known = [(seed, references[seed], run) for seed, run in candidates.items() if seed in references]
+    for seed, reference, run in known:
+        if (step := first_lost(reference, run)) is not None:
+            return seed, step
     if skipped := {seed: run.skipped[-1] for seed, run in candidates.items() if run.skipped}:
         return max(skipped.items(), key=lambda item: item[1])
     usual = usual_calls(references.values())

@@ -25,7 +25,7 @@ from precaudit.ownprecision.regions import OwnRegions
 from precaudit.ownprecision.scaled_gradients import ScaledGradients
 from precaudit.ownprecision.stale_casts import StaleCasts
 from precaudit.ownprecision.watch import OwnLowPrecision
-from precaudit.running.endstate import FirstValues, LastCalls
+from precaudit.running.endstate import FirstValues, LastCalls, LostOutputs
 from precaudit.running.job import RunSpec
 from precaudit.running.monitor import Monitor, Stop
 from precaudit.running.probes import GradientProbe
@@ -64,6 +64,7 @@ class Session:
     optimizers: Optimizers
     first_values: FirstValues
     last_calls: LastCalls
+    lost_outputs: LostOutputs
     observer: Any | None
 
     def compiles(self) -> None:
@@ -86,7 +87,9 @@ def assemble(spec: RunSpec, progress: Callable[[int, float], None], stop: Stop) 
     traced = bool(spec.audited) or spec.watch_from is not None
     tracer = Tracer(scopes, _trace_options(spec, baseline), in_island) if traced else None
     first_values, last_calls, optimizers = FirstValues(), LastCalls(), Optimizers()
-    scopes.listeners += [each for each in (probe, tracer, first_values, last_calls) if each is not None]
+    lost_outputs = LostOutputs(lambda: monitor.steps)
+    heard = (probe, tracer, first_values, last_calls, lost_outputs)
+    scopes.listeners += [each for each in heard if each is not None]
     observer = spec.observer(scopes, in_island) if spec.observer else None
     if observer is not None:
         scopes.listeners.append(observer)
@@ -116,6 +119,7 @@ def assemble(spec: RunSpec, progress: Callable[[int, float], None], stop: Stop) 
         optimizers=optimizers,
         first_values=first_values,
         last_calls=last_calls,
+        lost_outputs=lost_outputs,
         observer=observer,
     )
 

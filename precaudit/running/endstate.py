@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, MutableMapping
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -11,7 +13,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.utils.weak import WeakIdKeyDictionary
 
-from precaudit.histograms.memory import flat
+from precaudit.histograms.memory import flat, outside_transforms
 from precaudit.instrument.scopes import Frame, ModuleScopes
 from precaudit.instrument.torchfunction import plain, tensors_in
 from precaudit.running.job import EndState, ScriptError
@@ -21,6 +23,8 @@ from precaudit.running.scripterrors import record_of
 _SAMPLE = 256
 _FEW = 8
 """Values of a buffer that is too small to tell how far it moved: a counter, the last loss."""
+_ELSEWHERE = " outside of training"
+"""In the name of a model, for its calls in eval mode or without gradients: a validation, a sample that is drawn."""
 _MOVED = 1e-5
 """Times its rms: a buffer that float32 itself moves less has stood still."""
 
@@ -30,27 +34,62 @@ def is_called(frame: Frame) -> bool:
     return frame.is_outermost or not frame.name.fqn
 
 
+def _called(frame: Frame) -> str:
+    return f"{frame.name.model}.{frame.name.fqn}".rstrip(".")
+
+
 class LastCalls:
-    """A scope listener: the last training call of every model, one batch each. A model with weights is kept when the
-    function that made it has returned; a loss that is made anew in every step is not."""
+    """A scope listener: the last training call of every model, and the last of another kind, one batch each. A model
+    with weights is kept when the function that made it has returned; a loss that is made anew in every step is not."""
 
     def __init__(self) -> None:
-        self._calls: MutableMapping[nn.Module, tuple[str, Any, Any]] = WeakIdKeyDictionary()
+        self._calls: MutableMapping[nn.Module, dict[str, tuple[Any, Any]]] = WeakIdKeyDictionary()
         self._kept: dict[str, nn.Module] = {}
 
     @property
     def calls(self) -> dict[str, tuple[nn.Module, Any, Any]]:
-        return {name: (module, args, kwargs) for module, (name, args, kwargs) in self._calls.items()}
+        return {name: (module, *call) for module, calls in self._calls.items() for name, call in calls.items()}
 
     def entered(self, frame: Frame) -> None: ...
 
     def left(self, frame: Frame, output: Any) -> Any:
-        if is_called(frame) and output is not None and torch.is_grad_enabled() and frame.module.training:
-            name = f"{frame.name.model}.{frame.name.fqn}".rstrip(".")
-            self._calls[frame.module] = (name, *frame.call)
+        if is_called(frame) and output is not None:
+            trains = torch.is_grad_enabled() and frame.module.training
+            name = _called(frame) + ("" if trains else _ELSEWHERE)
+            self._calls.setdefault(frame.module, {})[name] = frame.call
             if next(iter(frame.module.parameters()), None) is not None:
                 self._kept[name] = frame.module
         return output
+
+
+class LostOutputs:
+    """A scope listener: the step in which each model first answered with nan or inf. A script may look away from what
+    it leaves out of its loss, and from an evaluation. A mask's -inf is an answer like others."""
+
+    def __init__(self, step: Callable[[], int]) -> None:
+        self._step = step
+        self._first: dict[tuple[str, torch.device], torch.Tensor] = {}
+
+    @property
+    def first(self) -> dict[str, int]:
+        steps = sorted((float(first), name) for (name, _), first in self._first.items())
+        return {name: int(step) for step, name in reversed(steps) if step < math.inf}
+
+    def entered(self, frame: Frame) -> None: ...
+
+    def left(self, frame: Frame, output: Any) -> Any:
+        if is_called(frame):
+            with torch._C.DisableTorchFunction(), torch.no_grad(), outside_transforms():
+                for tensor in tensors_in(output):
+                    values = flat(plain(tensor)) if tensor.is_floating_point() else None
+                    if values is not None and values.numel():
+                        self._note((_called(frame), values.device), values.amax() < math.inf)
+        return output
+
+    def _note(self, key: tuple[str, torch.device], sound: torch.Tensor) -> None:
+        """Nothing waits for the device here."""
+        now = torch.where(sound, math.inf, float(self._step()))
+        self._first[key] = torch.minimum(self._first.get(key, now), now)
 
 
 class FirstValues:
@@ -106,6 +145,7 @@ def end_state(
     optimizers: Iterable[Any],
     calls: Mapping[str, tuple[nn.Module, Any, Any]],
     first: FirstValues,
+    lost: Mapping[str, int] = MappingProxyType({}),
 ) -> EndState:
     models = scopes.names.models
     several = len(models) > 1
@@ -135,6 +175,7 @@ def end_state(
         buffers=_nonfinite(named("buffers")),
         moved=moved("_buffers"),
         learned=moved("_parameters"),
+        lost=lost,
         optimizer_state=tuple(sorted(set(_nonfinite(states)))),
         evaluations={name: (bool(v.isfinite().all()), _rms(v)) for name, v in kept.items()},
         refused={name: answer for name, answer in answers.items() if isinstance(answer, ScriptError)},

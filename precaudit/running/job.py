@@ -107,14 +107,15 @@ class EndState:
     """What was non-finite at the end, and how the models answered their last batch in eval mode.
 
     `moved` maps a buffer to the rms of its change since the first forward, 0 where that is less than float32 rounds
-    off, and `learned` a parameter; `evaluations` maps a model to (finite, rms of its outputs); `refused` to the
-    error of a model that raised one instead.
+    off, and `learned` a parameter; `lost` a model to the step in which it first answered with nan or inf; `evaluations`
+    maps a model to (finite, rms of its outputs); `refused` to the error of a model that raised one instead.
     """
 
     parameters: tuple[str, ...] = ()
     buffers: tuple[str, ...] = ()
     moved: Mapping[str, float] = field(default_factory=dict)
     learned: Mapping[str, float] = field(default_factory=dict)
+    lost: Mapping[str, int] = field(default_factory=dict)
     optimizer_state: tuple[str, ...] = ()
     evaluations: Mapping[str, tuple[bool, float]] = field(default_factory=dict)
     refused: Mapping[str, ScriptError] = field(default_factory=dict)

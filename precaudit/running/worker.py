@@ -54,7 +54,11 @@ def run(
     def looked_at(result: RunResult) -> RunResult:
         with torch.set_grad_enabled(spec.watch_from is not None):  # without gradients the tracer looks away
             ended = end_state(
-                session.scopes, session.optimizers.seen.values(), session.last_calls.calls, session.first_values
+                session.scopes,
+                session.optimizers.seen.values(),
+                session.last_calls.calls,
+                session.first_values,
+                session.lost_outputs.first,  # by now: models answer once more
             )
         if session.observer is not None and result.finished:
             result = replace(result, observed=session.observer.observe())

@@ -66,6 +66,12 @@ def evaluation(pairs: Sequence[Pair], plan: Plan) -> Gate:
     return replace(gate, detail=f"{gate.detail}; not looked at for want of memory: {_listed(unseen)}")
 
 
+def first_lost(reference: RunResult, candidate: RunResult) -> int | None:
+    """The step in which a model first answers with what isn't finite, as it never does in float32."""
+    lost, legal = candidate.end_state.lost, reference.end_state.lost
+    return min((step for model, step in lost.items() if model not in legal), default=None)
+
+
 def stuck_buffers(pairs: Sequence[Pair]) -> list[str]:
     """Buffers that went, in no run under the plan, half as far as in any in float32."""
     names = set[str]().union(*(reference.end_state.moved for reference, _ in pairs))
@@ -159,6 +165,7 @@ CHECKS: tuple[Check, ...] = (
     _finite("finite parameters", "parameters", lambda state: state.parameters),
     _finite("finite buffers", "buffers", lambda state: state.buffers),
     moving_buffers,
+    _finite("finite outputs", "outputs", lambda state: state.lost),
     _finite("finite optimizer state", "optimizer states", lambda state: state.optimizer_state),
     evaluation,
     used_batches,

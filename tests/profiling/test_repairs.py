@@ -179,6 +179,8 @@ def test_the_run_that_went_wrong_is_the_one_to_look_at_again():
     assert _first_wrong(references, {0: ran(0, skipped=(3,)), 1: ran(1, skipped=(1, 12)), 2: ran(2)}) == (1, 12)
     one = {seed: ran(seed, calls=(1,) * 20) for seed in range(3)}
     assert _first_wrong(one, {0: ran(0, calls=(1,) * 20), 1: ran(1, calls=(1,) * 9 + (3,) * 11)}) == (1, 9)
+    silent = replace(ran(0).end_state, lost={"model": 11, "critic": 5})
+    assert _first_wrong(references, {0: ran(0), 1: ran(1, end_state=silent)}) == (1, 5)
     bad = replace(ran(0).end_state, buffers=("mean",))
     assert _first_wrong(references, {0: ran(0, end_state=bad), 1: ran(1)}) == (0, 19)
     assert _first_wrong(references, {0: ran(0), 1: ran(1)}) is None

@@ -1,5 +1,6 @@
 """How far buffers and parameters move, from their values before the first forward."""
 
+import math
 import weakref
 from unittest.mock import ANY
 
@@ -9,7 +10,7 @@ from torch import nn
 
 from precaudit.instrument.names import ModuleNames
 from precaudit.instrument.scopes import ModuleScopes
-from precaudit.running.endstate import FirstValues, LastCalls, end_state
+from precaudit.running.endstate import FirstValues, LastCalls, LostOutputs, end_state
 from precaudit.running.modes import eval_mode
 
 
@@ -66,6 +67,35 @@ def test_a_loss_made_anew_in_every_step_is_let_go_and_a_model_is_kept():
         made = train()
     assert [criterion() for criterion in made] == [None] * 4
     assert list(last.calls) == ["model"]
+
+
+def test_a_validation_is_called_again_beside_the_last_training_call():
+    names, last = ModuleNames(), LastCalls()
+    scopes = ModuleScopes(names)
+    scopes.listeners.append(last)
+    model = nn.Linear(3, 1)
+    with scopes.installed():
+        model(torch.ones(2, 3))
+        with torch.no_grad():
+            model(torch.full((5, 3), 1e38) * 10)
+    ended = end_state(scopes, [], last.calls, FirstValues())
+    assert {name: finite for name, (finite, _) in ended.evaluations.items()} == {
+        "model": True,
+        "model outside of training": False,
+    }
+
+
+@pytest.mark.parametrize(("value", "lost"), [(math.nan, True), (math.inf, True), (-math.inf, False), (1.0, False)])
+def test_the_step_in_which_outputs_were_lost_first(value, lost):
+    names, steps = ModuleNames(), iter(range(9))
+    outputs = LostOutputs(lambda: next(steps))
+    scopes = ModuleScopes(names)
+    scopes.listeners.append(outputs)
+    model = nn.Identity()
+    with scopes.installed(), torch.inference_mode():
+        for x in (0.0, 1.0, value, 2.0, value):
+            model({"x": torch.tensor([1.0, x]), "n": torch.arange(2)})
+    assert outputs.first == ({"model": 2} if lost else {})
 
 
 def test_the_rms_of_what_changed():

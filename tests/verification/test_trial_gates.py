@@ -20,7 +20,7 @@ def results(candidate=None, reference=None, plan=PLAN):
 def test_a_clean_pair_passes_them_all():
     pair = (run(LOSSES), run(LOSSES, "candidate-1"))
     assert failed(gates([pair], PLAN)) == []
-    assert len(gates([pair], PLAN)) == 9
+    assert len(gates([pair], PLAN)) == 10
 
 
 def test_without_pairs_there_is_nothing_to_check():
@@ -99,6 +99,13 @@ def test_a_buffer_that_stands_still(plain, planned, stuck):
     assert [gate.detail for gate in failed(gates(pairs, PLAN))] == (
         ["moved less than half as far as in float32: q.n"] if stuck else []
     )
+
+
+def test_outputs_that_were_lost_on_the_way():
+    lost = ended(lost={"net outside of training": 9})
+    assert results({"end_state": lost}) == {"finite outputs": "non-finite outputs: net outside of training"}
+    assert results({"end_state": lost}, {"end_state": lost}) == {}
+    assert results({}, {"end_state": lost}) == {}
 
 
 def test_what_was_not_looked_at_is_not_said_to_be_finite():
