@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import torch
 
+from precaudit.execution.atomics import SUMS
 from precaudit.execution.policy import Category, category
 from precaudit.execution.rounding import HALVES
 from precaudit.instrument.torchfunction import OperationMode, tensors_in, writes
@@ -150,6 +151,8 @@ class TraceMode(OperationMode):
     def _traced(self, op: str, func: Call, args: Any, kwargs: Any) -> Any:
         inputs = [t for t in (*tensors_in(args), *tensors_in(kwargs)) if t.is_floating_point()]
         target = kwargs.get("out", args[0] if args else None) if writes(func, kwargs) else None
+        if op in SUMS and args and (target is not None or self._kind(op) != "promote") and any(map(is_half, inputs)):
+            mark_half([args[0]])  # torch adds like to like alone here: one made by `dtype=x.dtype` is half there too
         half = is_half(target) if isinstance(target, torch.Tensor) else stored_in_half(op, self._kind(op), inputs)
         read = {name: value for name, value in kwargs.items() if name != "out"}
         token = self._sink.begin(op, func, args, read, half)

@@ -187,6 +187,29 @@ def test_nothing_of_the_script_s_own_is_marked():
         assert not hasattr(tensor, HALF_FLAG)
 
 
+@pytest.mark.parametrize("add", [torch.Tensor.index_add_, torch.Tensor.index_add, torch.Tensor.scatter_add_])
+def test_a_sum_by_index_into_zeros_of_the_dtype_that_was_read_is_half(add):
+    """`torch.zeros(..., dtype=x.dtype)` is float32 in a trace; torch adds only what has one dtype."""
+    index = torch.zeros(4096, 4, dtype=torch.long)
+
+    class Pooling(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lin = nn.Linear(4, 4)
+
+        def forward(self, x):
+            ones = self.lin(x)[:1].expand(4096, 4) * 0 + 1
+            rows = index[:, 0] if "index" in add.__name__ else index
+            return add(torch.zeros(1, 4, dtype=ones.dtype), 0, rows, ones) / 2
+
+    with tracing(shadowed=lambda step: True, formats=("bfloat16",)) as traced:
+        Pooling()(torch.randn(2, 4)).sum().backward()
+    op = traced.op("", add.__name__.rstrip("_"))
+    assert op.half
+    assert traced.op("", "div").half
+    assert op.local_error["bfloat16"] == pytest.approx(1 - 256 / 4096)
+
+
 def test_a_sum_by_index_in_place_has_its_error_measured_as_any_other():
     """The usual form: of 4096 equal addends bfloat16 adds up 256."""
     index = torch.zeros(4096, dtype=torch.long)
