@@ -264,10 +264,15 @@ def actions(report: Report) -> list[str]:
     return [*dict.fromkeys([first, *_suggestions(left)]), *_taken_care_of(report)]
 
 
+_OWN_PRECISION = ("PA3", "PA5")
+"""The rules of what a script chooses itself: the low formats that it stores things in, its autocast and its scaler."""
+
+
 def _with_the_plan(report: Report) -> str:
     plan, own = report.plan, report.own_precision
     uniform = set(plan.modules.values()) == {plan.default} and not plan.ops and plan.loss_scale.mode == "none"
-    if uniform and own.get("autocast") == plan.default and "casts" not in own:
+    sound = not any(finding.rule.startswith(_OWN_PRECISION) for finding in report.findings)
+    if uniform and own.get("autocast") == plan.default and sound:
         return f"Keep what you have: the script's own autocast is to {plan.default}, and so is the plan."
     return "Train with the plan: paste the lines that this report gives into your training script."
 

@@ -306,18 +306,21 @@ def test_the_table_of_ranges_has_whole_names():
 
 
 @pytest.mark.parametrize(
-    ("plan", "baseline", "kept"),
+    ("plan", "own", "rules", "kept"),
     [
-        (Plan("bfloat16", {"a": "bfloat16"}), {"autocast": "bfloat16"}, True),
-        (Plan("bfloat16", {"a": "bfloat16"}), {"autocast": "float16"}, False),
-        (Plan("bfloat16", {"a": "bfloat16"}), {"autocast": "bfloat16", "casts": []}, False),
-        (Plan("bfloat16", {"a": "bfloat16", "b": "tf32"}), {"autocast": "bfloat16"}, False),
-        (Plan("bfloat16", {"a": "bfloat16"}), {}, False),
+        (Plan("bfloat16", {"a": "bfloat16"}), "bfloat16", [], True),
+        (Plan("bfloat16", {"a": "bfloat16"}), "bfloat16", ["PA401"], True),
+        (Plan("bfloat16", {"a": "bfloat16"}), "bfloat16", ["PA306"], False),
+        (Plan("bfloat16", {"a": "bfloat16"}), "bfloat16", ["PA503"], False),
+        (Plan("bfloat16", {"a": "bfloat16"}), "float16", [], False),
+        (Plan("bfloat16", {"a": "bfloat16", "b": "tf32"}), "bfloat16", [], False),
+        (Plan("bfloat16", {"a": "bfloat16"}), None, [], False),
     ],
 )
-def test_a_script_that_has_the_plan_already_keeps_it(plan, baseline, kept):
+def test_a_script_that_has_the_plan_already_keeps_it_unless_its_own_precision_is_at_fault(plan, own, rules, kept):
     report = report_samples.passing()
-    report = replace(report, plan=plan, job={**report.job, "baseline": baseline})
+    found = tuple(report_samples.finding(rule=rule, severity="note") for rule in rules)
+    report = replace(report, plan=plan, job={**report.job, "baseline": {"autocast": own}}, findings=found)
     assert story.actions(report)[0].startswith("Keep what you have") is kept
 
 
