@@ -29,7 +29,8 @@ def strays(reference: RunResult, run: RunResult, verification: Verification) -> 
         )
     if "grad_scaler" in reference.baseline and (skipped := _skipped(reference, run)):
         return f"its scaler skips {skipped} of {skipped + run.steps} optimizer steps"
-    if unused := _unused(reference, run):
+    if _leaves_out(reference, run):
+        unused = sum(_calls_unused(reference, run))
         return f"it leaves {unused} batches out in {run.steps} steps, which it does not in float32"
     steps = min(len(run.losses), len(reference.losses))
     if not steps:
@@ -62,16 +63,22 @@ def _skipped(reference: RunResult, run: RunResult) -> int:
 
 def ends_early(reference: RunResult, run: RunResult) -> bool:
     """By itself, with more steps less than a scaler skips, or than batches that were left out account for."""
-    missing = reference.steps - run.steps - sum(_calls_unused(reference, run))
+    missing = reference.steps - run.steps - sum(_left_out(reference, run))
     return run.status == "ended" and missing > _few(reference, reference.steps)
 
 
-def _unused(reference: RunResult, run: RunResult) -> int:
-    """Batches that led to no step, as where the script itself looks whether its loss is finite; 0 where they were
-    few. A scaler by hand, too, finds its scale before the first step."""
-    first, *later = _calls_unused(reference, run) or [0]
+def _leaves_out(reference: RunResult, run: RunResult) -> bool:
+    """Whether more than a few batches led to no step, as where the script itself looks whether its loss is finite. A
+    scaler by hand, too, finds its scale before the first step."""
+    first, *later = _left_out(reference, run) or [0]
     unused = max(0, first - _UNLUCKY) + sum(later)
-    return unused if unused > _few(reference, unused + run.steps) else 0
+    return unused > _few(reference, unused + run.steps)
+
+
+def _left_out(reference: RunResult, run: RunResult) -> list[int]:
+    """By step, the steps before it that were skipped, with all batches that one takes, and single batches beside."""
+    whole = max(reference.calls, default=0) or 1
+    return [count // whole + count % whole for count in _calls_unused(reference, run)]
 
 
 def _calls_unused(reference: RunResult, run: RunResult) -> list[int]:

@@ -102,6 +102,16 @@ def test_a_script_that_breaks_off_or_leaves_batches_out_as_written():
         assert ["batches out in 80 steps" in each.message for each in found] == [True] * strays
 
 
+@pytest.mark.parametrize(("calls", "strays"), [((18 * 8, *(8,) * 79), False), ((9,) * 80, True), ((30,) * 80, True)])
+def test_a_step_that_a_scaler_skips_is_one_step_however_many_batches_it_takes(calls, strays):
+    """With eight micro-batches, seventeen such steps are no 136."""
+    scaler = {"grad_scaler": {}}
+    reference = RunResult("reference", 0, "stopped", 80, losses=LOSSES, calls=(8,) * 80, baseline=scaler)
+    written = RunResult("as-written", 0, "stopped", 80, losses=LOSSES, calls=calls)
+    found = of_as_written(Audit(Job("script", "t.py", (), ".", 80), reference, Trace(), as_written=written), PASSED)
+    assert [f"{sum(calls) - 8 * 80} batches out in 80 steps" in each.message for each in found] == [True] * strays
+
+
 def test_a_scaler_by_hand_finds_its_scale_too():
     """The steps that a script of so many batches then lacks are those, and no break."""
     reference = RunResult("reference", 0, "ended", 80, losses=LOSSES, calls=(1,) * 80)
