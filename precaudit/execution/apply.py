@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import os
-import sys
 import threading
-from collections import deque
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from functools import partial
-from itertools import takewhile
-from types import FrameType, TracebackType
+from types import TracebackType
 from typing import Any, Literal
 from weakref import WeakKeyDictionary, finalize
 
@@ -23,10 +20,9 @@ from precaudit.execution.emulated import Emulator, autocast_asked
 from precaudit.execution.formats import PlanLookup, ScopeFormat
 from precaudit.execution.native import NativePrecision, backward_products
 from precaudit.execution.products import tf32
-from precaudit.instrument.events import in_backward
 from precaudit.instrument.names import ModuleName, fqns_of
 from precaudit.instrument.patches import Shared
-from precaudit.instrument.scopes import Frame, ScopeListener, checkpointed
+from precaudit.instrument.scopes import Frame, Scopes, checkpointed
 from precaudit.model import EXECUTIONS, Plan
 from precaudit.planning.fitting import fit_names, is_within, part_of, parts, stands_for
 
@@ -40,20 +36,7 @@ class _Place:
     name: ModuleName
 
 
-class _Running(threading.local):
-    """The forwards that a thread is in: `torch.nn.DataParallel` and servers call one model from several. A copy of
-    the model, or a process that it is sent to, is in none. `call` is the outermost one's own."""
-
-    def __init__(self) -> None:
-        self.frames: list[Frame] = []
-        self.places: list[_Place] = []
-        self.call: FrameType | None = None
-
-    def __reduce__(self) -> Any:
-        return _Running, ()
-
-
-class Applied:
+class Applied(Scopes):
     """A plan in force on a model; `remove()` or leaving a `with` block ends it.
 
     Modules in the format of what runs around them need nothing done, so torch.compile's graph breaks only
@@ -62,11 +45,11 @@ class Applied:
 
     def __init__(self, model: nn.Module, plan: Plan, native: bool | None) -> None:
         """`native` is None where each call decides, by the device that the model is on then."""
+        super().__init__()
         self.plan = plan
         self._fqns = tuple(fqns_of(model).values())
-        self._running = _Running()
         self._native, self._asked = False, native
-        self._listener: ScopeListener = Emulator(plan, self, in_island=self._in_island)
+        self.listeners = [Emulator(plan, self, in_island=self._in_island)]
         self._handles: list[RemovableHandle] = []
         self._products: tf32 | None = None
         self._choose(model)
@@ -93,7 +76,7 @@ class Applied:
             if native is self._native:
                 return
             self._native = native
-            self._listener = (NativePrecision if native else Emulator)(self.plan, self, in_island=self._in_island)
+            self.listeners = [(NativePrecision if native else Emulator)(self.plan, self, in_island=self._in_island)]
             self._leave_products()
             if native:
                 self._products = backward_products(self.plan)
@@ -104,52 +87,35 @@ class Applied:
             self._products.__exit__()
             self._products = None
 
-    @property
-    def current(self) -> Frame | None:
-        frames = self._running.frames
-        return frames[-1] if frames else None
-
     def modules_of(self, model: str) -> Collection[str]:
         return self._fqns
 
-    def _is_running(self, place: _Place) -> bool:
-        return any(running.number == place.number for running in self._running.places)
+    def _is_inside(self, place: _Place) -> bool:
+        return any(frame.data["place"].number == place.number for frame in self._stack.frames)
 
     def _enter(self, place: _Place, module: nn.Module, args: Any) -> None:
-        around = self._running.places[-1].kind if self._running.places else None
-        if place.kind != around or self._is_running(place):
-            self._open(place, module)
+        around = self._stack.frames[-1].data["place"].kind if self._stack.frames else None
+        if place.kind != around or self._is_inside(place) or self._was_interrupted():
+            self._open(module, place.name, place=place)
 
     def _leave(self, place: _Place, module: nn.Module, args: Any, output: Any) -> Any:
-        return self._close(place, output) if self._is_running(place) else None
+        return self._close(module, output) if self._is_inside(place) else None
 
     @torch.compiler.disable
-    def _open(self, place: _Place, module: nn.Module, island: bool = False) -> None:
-        if self._running.places and self._running.places[0].number == place.number and not self._is_inside_itself():
+    def _open(self, module: nn.Module, name: ModuleName, **data: Any) -> None:
+        if self._was_interrupted():
             self._unwind()
-        if not self._running.frames:
+        if not self._stack.frames:
             self._choose(module)
-            self._running.call = _call()
             _follow_checkpoints(self)
-        frame = Frame(module, place.name, self._running.frames[-1].root if self._running.frames else None)
-        frame.data.update(island=island or self._in_island(), regions_around=_autocast_regions())
-        self._running.frames.append(frame)
-        self._running.places.append(place)
-        self._listener.entered(frame)
-        frame.data["regions_around"] = _autocast_regions()
+        data = {"island": self._in_island(), "regions_around": _autocast_regions(), **data}
+        super()._open(module, name, **data)
+        self._stack.frames[-1].data["regions_around"] = _autocast_regions()
 
-    @torch.compiler.disable
-    def _close(self, place: _Place, output: Any) -> Any:
-        """Unwinds to the module's own frame: inner ones are left over when a forward was cut short.
+    _close = torch.compiler.disable(Scopes._close)
 
-        Checkpointing repeats parts of the forward pass inside the backward pass, dtypes included.
-        """
-        while self._running.places.pop().number != place.number:
-            self._listener.left(self._running.frames.pop(), None)
-        result = self._listener.left(self._running.frames.pop(), output)
-        if not self._running.frames:
-            self._running.call = None
-        return output if place.name.fqn and in_backward() else result
+    def _kept(self, frame: Frame) -> dict[str, Any]:
+        return {**super()._kept(frame), "place": frame.data["place"], "island": self._in_island()}
 
     def _in_island(self) -> bool:
         """Inside an autocast region that the forward has opened with `enabled=False`."""
@@ -158,34 +124,6 @@ class Applied:
             return False
         opened = _autocast_regions() > frame.data["regions_around"]
         return bool(frame.data["island"]) or (opened and not autocast_asked.really())
-
-    def resumed(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """What repeats `function` under the format that it has now: activation checkpointing does so in the backward
-        pass, outside of every module."""
-        if not self._running.frames:
-            return function
-        place, module, island = self._running.places[-1], self._running.frames[-1].module, self._in_island()
-
-        def again(*args: Any, **kwargs: Any) -> Any:
-            if self._running.frames:
-                return function(*args, **kwargs)
-            self._open(place, module, island)
-            try:
-                return function(*args, **kwargs)
-            finally:
-                self._unwind()
-
-        return again
-
-    def _is_inside_itself(self) -> bool:
-        """Whether the outermost forward, which is called again, still runs: torch calls no hook after an interrupt."""
-        return any(frame is self._running.call for frame in _stack())
-
-    def _unwind(self) -> None:
-        self._running.places.clear()
-        while self._running.frames:
-            self._listener.left(self._running.frames.pop(), None)
-        self._running.call = None
 
     def remove(self) -> None:
         """Take every hook off the model, and end forwards that an interrupt cut short; safe to call twice."""
@@ -290,20 +228,6 @@ def _autocast_regions() -> int:
     """How many are open in this thread, on or off."""
     torch.autocast_increment_nesting()
     return torch.autocast_decrement_nesting()
-
-
-def _stack() -> Iterator[FrameType]:
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None:
-        yield frame
-        frame = frame.f_back
-
-
-def _call() -> FrameType | None:
-    """The outermost of torch's and our own frames since somebody called the model: it lives as long as that call."""
-    ours = ("torch", "precaudit")
-    inside = takewhile(lambda frame: frame.f_globals.get("__name__", "").partition(".")[0] in ours, _stack())
-    return next(iter(deque(inside, maxlen=1)), None)
 
 
 def _index(kinds: list[ScopeFormat], scope: ScopeFormat) -> int:

@@ -69,18 +69,16 @@ class ScopeListener(Protocol):
     def left(self, frame: Frame, output: Any) -> Any: ...
 
 
-class Scopes(Protocol):
-    """Whatever knows which module is running, and the names of all modules of a model."""
-
-    @property
-    def current(self) -> Frame | None: ...
-
-    def modules_of(self, model: str) -> Collection[str]: ...
-
-
 class _Stack(threading.local):
+    """The forwards that a thread is in: `torch.nn.DataParallel` and servers call one model from several. A copy of
+    what holds this, or a process that it is sent to, is in none. `call` is the outermost one's own."""
+
     def __init__(self) -> None:
         self.frames: list[Frame] = []
+        self.call: FrameType | None = None
+
+    def __reduce__(self) -> Any:
+        return _Stack, ()
 
 
 @contextmanager
@@ -93,16 +91,35 @@ def _marked(data: dict[str, Any], key: str, value: bool) -> Iterator[None]:
         data[key] = before
 
 
-def _running_forwards() -> Iterator[tuple[nn.Module, FrameType]]:
-    """The modules whose `forward` is among the calling frames, each with the frame that called it."""
+def _callers() -> Iterator[FrameType]:
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
+        yield frame
+        frame = frame.f_back
+
+
+def _running_forwards() -> Iterator[tuple[nn.Module, FrameType]]:
+    """The modules whose `forward` is among the calling frames, each with the frame that called it."""
+    for frame in _callers():
         caller, code = frame.f_back, frame.f_code
         if code.co_name == "forward" and code.co_argcount and caller is not None:
             module = frame.f_locals.get(code.co_varnames[0])
             if isinstance(module, nn.Module):
                 yield module, caller
-        frame = caller
+
+
+def _call() -> FrameType | None:
+    """The frame of torch's that called the hook which says that a module starts: it lives as long as that runs."""
+    return next((frame for frame in _callers() if frame.f_globals.get("__name__") == nn.Module.__module__), None)
+
+
+def _is_running(frame: FrameType) -> bool:
+    """Python refuses to clear one that is; of torch's own nobody misses the variables."""
+    try:
+        frame.clear()
+    except RuntimeError:
+        return True
+    return False
 
 
 @contextmanager
@@ -127,24 +144,95 @@ def checkpointed(resumed: Callable[[Callable[..., Any]], Callable[..., Any]]) ->
         yield
 
 
-class ModuleScopes:
-    """Publishes every module's forward through torch's global module hooks, so models may be born anywhere."""
+class Scopes:
+    """Knows which module is running, tells `listeners` of it, and has the names of all modules of a model. How it
+    learns that a forward starts or ends is a subclass's business."""
 
-    def __init__(self, names: ModuleNames, only: nn.Module | None = None) -> None:
-        """`only` limits the scopes to one model's modules; by default every module counts."""
-        self.names = names
-        self._only = None if only is None else ref(only)
-        self._counted = WeakIdKeyDictionary()
+    def __init__(self) -> None:
         self.listeners: list[ScopeListener] = []
-        self.raised_in: str | None = None
-        self.bypassed: dict[ModuleName, tuple[str, int]] = {}
-        """Modules that train, whose forward somebody called instead of them, past all hooks; and where."""
         self._stack = _Stack()
-        self._born_inside = WeakIdKeyDictionary()
 
     @property
     def current(self) -> Frame | None:
         return self._stack.frames[-1] if self._stack.frames else None
+
+    def modules_of(self, model: str) -> Collection[str]:
+        raise NotImplementedError
+
+    def _open(self, module: nn.Module, name: ModuleName, **data: Any) -> None:
+        frames = self._stack.frames
+        if not frames:
+            self._stack.call = _call()
+        frame = Frame(module, name, frames[-1].root if frames else None)
+        frame.data.update(data)
+        frames.append(frame)
+        for listener in self.listeners:
+            listener.entered(frame)
+
+    def _close(self, module: nn.Module, output: Any, call: tuple[Any, Any] = ((), {})) -> Any:
+        """Unwinds to the module's own frame: inner ones are left over when a forward was cut short."""
+        own, result = False, None
+        while self._stack.frames and not own:
+            own = self._stack.frames[-1].module is module
+            result = self._pop(output if own else None, call)
+        return result
+
+    def _pop(self, output: Any = None, call: tuple[Any, Any] = ((), {})) -> Any:
+        frame = self._stack.frames.pop()
+        frame.call = call
+        if not self._stack.frames:
+            self._stack.call = None
+        for listener in reversed(self.listeners):
+            output = listener.left(frame, output)
+        return output
+
+    def _unwind(self) -> None:
+        while self._stack.frames:
+            self._pop()
+
+    @torch.compiler.assume_constant_result
+    def _was_interrupted(self) -> bool:
+        """Whether forwards are left over: torch calls hooks for an `Exception` only. Never while a graph is traced."""
+        return self._stack.call is not None and not _is_running(self._stack.call)
+
+    def _kept(self, frame: Frame) -> dict[str, Any]:
+        """The data that the frame has where checkpointing repeats what ran in it."""
+        return {PLANNED: frame.root.data.get(PLANNED, False)}
+
+    def resumed(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """What repeats `function` in the scope that it is in now: activation checkpointing does so in the backward
+        pass, outside of every module."""
+        frame = self.current
+        if frame is None:
+            return function
+        module, name, kept = frame.module, frame.name, self._kept(frame)
+
+        def again(*args: Any, **kwargs: Any) -> Any:
+            if (running := self.current) is not None:
+                with _marked(running.root.data, REPEATED, not torch.is_grad_enabled()):
+                    return function(*args, **kwargs)
+            self._open(module, name, **kept)
+            try:
+                return function(*args, **kwargs)
+            finally:
+                self._unwind()
+
+        return again
+
+
+class ModuleScopes(Scopes):
+    """Publishes every module's forward through torch's global module hooks, so models may be born anywhere."""
+
+    def __init__(self, names: ModuleNames, only: nn.Module | None = None) -> None:
+        """`only` limits the scopes to one model's modules; by default every module counts."""
+        super().__init__()
+        self.names = names
+        self._only = None if only is None else ref(only)
+        self._counted = WeakIdKeyDictionary()
+        self.raised_in: str | None = None
+        self.bypassed: dict[ModuleName, tuple[str, int]] = {}
+        """Modules that train, whose forward somebody called instead of them, past all hooks; and where."""
+        self._born_inside = WeakIdKeyDictionary()
 
     def modules_of(self, model: str) -> Collection[str]:
         module = self.names.model(model)
@@ -153,7 +241,7 @@ class ModuleScopes:
     @contextmanager
     def installed(self) -> Iterator[ModuleScopes]:
         with ExitStack() as stack:
-            stack.enter_context(checkpointed(self._resumed))
+            stack.enter_context(checkpointed(self.resumed))
             stack.enter_context(wrapped(nn.Module, "__init__", self._noting_births))
             for handle in (
                 hooks.register_module_forward_pre_hook(self._enter),
@@ -165,52 +253,19 @@ class ModuleScopes:
             stack.callback(self._unwind)
             yield self
 
-    def _unwind(self) -> None:
-        """Leave the forwards that an interrupt cut short: torch calls hooks for an `Exception` only."""
-        while self._stack.frames:
-            frame = self._stack.frames.pop()
-            for listener in reversed(self.listeners):
-                listener.left(frame, None)
-
-    def _resumed(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """What runs `function` in the scope that it was checkpointed in, where no module is running."""
-        frame = self.current
-        if frame is None:
-            return function
-        planned = frame.root.data.get(PLANNED, False)
-
-        def resumed(*args: Any, **kwargs: Any) -> Any:
-            if (running := self.current) is not None:
-                with _marked(running.root.data, REPEATED, not torch.is_grad_enabled()):
-                    return function(*args, **kwargs)
-            again = Frame(frame.module, frame.name, None)
-            again.data[PLANNED] = planned
-            self._stack.frames.append(again)
-            for listener in self.listeners:
-                listener.entered(again)
-            try:
-                return function(*args, **kwargs)
-            finally:
-                self._stack.frames.clear()
-                for listener in reversed(self.listeners):
-                    listener.left(again, None)
-
-        return resumed
-
     def _enter(self, module: nn.Module, args: Any) -> None:
         if torch.jit.is_tracing() or not self._counts(module):  # a graph to be drawn or exported is no training
             return
-        frames = self._stack.frames
-        if frames and self._is_passing(module):
+        if self._was_interrupted():
+            self._unwind()
+        if self._stack.frames and self._is_passing(module):
             return
-        frame = Frame(module, self.names.of(module), frames[-1].root if frames else None)
-        if not frames:
+        name = self.names.of(module)
+        if not self._stack.frames:
             self.raised_in = None
             if torch.is_grad_enabled():
                 self._note_bypassed(module)
-        frames.append(frame)
-        for listener in self.listeners:
-            listener.entered(frame)
+        self._open(module, name)
 
     def _counts(self, module: nn.Module) -> bool:
         if self._only is None:
@@ -253,13 +308,4 @@ class ModuleScopes:
         if output is None and self.raised_in is None and sys.exc_info()[0] is not None:
             name = frames[-1].name
             self.raised_in = f"{name.model}:{name.fqn}"
-        while frames:
-            frame = frames.pop()
-            own = frame.module is module
-            frame.call = (args, kwargs)
-            result = output if own else None
-            for listener in reversed(self.listeners):
-                result = listener.left(frame, result)
-            if own:
-                return result if result is not output else None
-        return None
+        return self._close(module, output, (args, kwargs))

@@ -144,8 +144,10 @@ def test_a_forward_that_raises_leaves_nothing(error, execution):
     assert not torch.is_autocast_enabled("cpu")
 
 
+@pytest.mark.parametrize("part", ["", "0"])
 @pytest.mark.parametrize("execution", ["emulated", "native"])
-def test_the_next_call_ends_a_forward_that_an_interrupt_cut_short(execution):
+def test_the_next_call_ends_a_forward_that_an_interrupt_cut_short(execution, part):
+    """Of the model or of a part, with the weights that it has then."""
     interrupts = [KeyboardInterrupt]
 
     def function(model, x):
@@ -157,7 +159,13 @@ def test_the_next_call_ends_a_forward_that_an_interrupt_cut_short(execution):
     handle = apply(model, plan_for(model, "bfloat16"), execution=execution)
     with pytest.raises(KeyboardInterrupt):
         model(X)
-    assert model(X).dtype == torch.float32
+    part = model.get_submodule(part)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    y = part(X)
+    assert y.dtype == torch.float32
+    assert not y.any()
     assert handle.current is None
     assert modes() == []
     assert not torch.is_autocast_enabled("cpu")

@@ -92,6 +92,16 @@ def test_an_interrupt_is_unwound_when_the_hooks_go():
     assert len(recorder.left_names) == len(recorder.entered_names) == 3
 
 
+def test_the_next_call_ends_a_forward_that_an_interrupt_cut_short():
+    model = nn.Sequential(Block(stop(KeyboardInterrupt)))
+    with recorded() as (recorder, scopes, _):
+        with pytest.raises(KeyboardInterrupt):
+            model(X)
+        model[0].lin(X)
+        assert scopes.current is None
+    assert recorder.left_names == [("0.lin", True), ("0", False), ("", False), ("0.lin", True)]
+
+
 def test_a_module_that_returns_nothing_raised_nothing():
     model = nn.Sequential(nn.Linear(2, 2))
     model.silent = Block(lambda block, x: None)
