@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Any
 
 from precaudit import __version__
@@ -17,7 +16,7 @@ from precaudit.checking.records import Answer, CheckReport, CheckSettings, Deplo
 from precaudit.checking.target import target
 from precaudit.errors import ExitCode, PrecauditError
 from precaudit.model import Plan
-from precaudit.profiling.audit import asserts_its_precision
+from precaudit.profiling.reference import in_float32
 from precaudit.reporting.words import plural
 from precaudit.running.job import Job, RunResult, RunSpec
 from precaudit.tensorcores.peaks import Gpu, get_gpu
@@ -68,13 +67,7 @@ def _run(job: Job, wanted: tuple[Deployment, ...], settings: CheckSettings, runn
         formats=tuple(dict.fromkeys(name for each in wanted for name in formats_of(each.plan))),
         observer=Observation(wanted, settings.execution),
     )
-    run = runner(spec)
-    if asserts_its_precision(run):
-        spec = replace(spec, job=replace(job, asserts=False))
-        run = runner(spec)
-    if run.trace is not None and run.trace.low_dtypes and run.finished:
-        run = runner(replace(spec, neutralize=True))
-    return run
+    return in_float32(spec, runner).run
 
 
 def _require_measurable(run: RunResult, observed: Observed) -> None:

@@ -13,6 +13,7 @@ from precaudit.model import Execution, Plan
 from precaudit.planning.budget import GradientError, gradient_error
 from precaudit.planning.planner import Choices, build_plan
 from precaudit.planning.rules import Ban, bans, of_grids
+from precaudit.profiling.reference import in_float32
 from precaudit.profiling.schedule import Schedule, schedule
 from precaudit.reporting.words import listing
 from precaudit.running.job import Job, RunResult, RunSpec
@@ -98,25 +99,16 @@ def _audited(job: Job, formats: tuple[str, ...], execution: Execution, runner: R
         probe_save=plan.saved,
         execution=execution,
     )
-    first = runner(spec)
-    if asserts_its_precision(first):
-        job = replace(job, asserts=False)
-        spec = replace(spec, job=job)
-        first = runner(spec)
-    if not first.on_cuda:
-        execution = "emulated"  # the CPU's autocast rounds at other places
-        spec = replace(spec, execution=execution)
-    reference = first
-    if (first.finished and casts_by_itself(first)) or misses_its_autocast(first):
-        spec = replace(spec, neutralize=True)
-        reference = runner(spec)
-    spec = replace(spec, patience=reference.patience)
-    as_written = _as_written(first, spec, runner)
+    found = in_float32(spec, runner)
+    reference = found.run
+    execution = execution if reference.on_cuda else "emulated"  # the CPU's autocast rounds at other places
+    spec = replace(found.spec, execution=execution, patience=reference.patience)
+    as_written = _as_written(found.first, spec, runner)
     trace = reference.trace or Trace()
     # None where an optimizer's closure makes gradients of its own.
     saved = frozenset(step for step in plan.saved if (Path(folder) / f"{step}.pt").exists()) or plan.saved
     audit = Audit(
-        replace(job, steps=reference.steps or job.steps),
+        replace(spec.job, steps=reference.steps or job.steps),
         reference,
         trace,
         bans(trace, formats),
@@ -152,21 +144,6 @@ def _probed(formats: tuple[str, ...]) -> tuple[str, ...]:
 def _is_short(audit: Audit, job: Job) -> bool:
     """Whether the script took fewer steps than it was asked for, and enough to be probed in."""
     return audit.complete and _FEWEST <= audit.reference.steps < job.steps
-
-
-def asserts_its_precision(run: RunResult) -> bool:
-    """A script that checks the dtypes of its own autocast by `assert` can't run in float32 as it stands."""
-    return run.error is not None and run.error.type == "AssertionError" and "autocast" in run.baseline
-
-
-def casts_by_itself(run: RunResult) -> bool:
-    """Whether the script made half tensors though its autocast was off."""
-    return "casts" in run.baseline or (run.trace is not None and bool(run.trace.low_dtypes))
-
-
-def misses_its_autocast(run: RunResult) -> bool:
-    """A script that casts what it feeds into its own autocast can't run without that, unless its casts are off too."""
-    return run.status == "failed" and {"autocast", "casts"} <= set(run.baseline)
 
 
 def _with_probes(audit: Audit, plan: Schedule, probed: tuple[str, ...], runner: Runner) -> Audit:

@@ -331,6 +331,20 @@ def test_the_scripts_own_half_precision_is_not_the_reference():
     assert 2.0**-14 < report.outputs[0].relative_error < 2.0**-8
 
 
+def test_a_script_that_casts_into_its_own_autocast_runs_in_float32_without_both():
+    """With its autocast off alone it fails: the weights are float32, what it feeds them isn't."""
+
+    def code():
+        model = Net()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+        for x in batches():
+            with torch.autocast("cpu", torch.bfloat16):
+                model(x.bfloat16()).square().mean().backward()
+            optimizer.step()
+
+    assert answer(check_training(plan(), code), "outputs").status == "passed"
+
+
 @pytest.mark.parametrize(
     ("code", "exit_code", "words"),
     [

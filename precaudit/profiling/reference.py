@@ -1,0 +1,45 @@
+"""The float32 run that everything is compared with, whatever precision a script has of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from precaudit.running.job import RunResult, RunSpec
+
+
+@dataclass(frozen=True)
+class Reference:
+    """`run` is float32 as `spec` says; in `first` the script's own casts were in force, if `run` is another one."""
+
+    spec: RunSpec
+    run: RunResult
+    first: RunResult
+
+
+def in_float32(spec: RunSpec, runner: Callable[[RunSpec], RunResult]) -> Reference:
+    """With the script's autocast off; again without its `assert`s where these fail, and without its own casts where it
+    makes half tensors by them, or fails for them."""
+    first = runner(spec)
+    if _asserts_its_precision(first):
+        spec = replace(spec, job=replace(spec.job, asserts=False))
+        first = runner(spec)
+    if not (_casts_by_itself(first) if first.finished else _misses_its_autocast(first)):
+        return Reference(spec, first, first)
+    spec = replace(spec, neutralize=True)
+    return Reference(spec, runner(spec), first)
+
+
+def _asserts_its_precision(run: RunResult) -> bool:
+    """A script that checks the dtypes of its own autocast by `assert` can't run in float32 as it stands."""
+    return run.error is not None and run.error.type == "AssertionError" and "autocast" in run.baseline
+
+
+def _casts_by_itself(run: RunResult) -> bool:
+    """Whether the script made half tensors though its autocast was off."""
+    return "casts" in run.baseline or (run.trace is not None and bool(run.trace.low_dtypes))
+
+
+def _misses_its_autocast(run: RunResult) -> bool:
+    """A script that casts what it feeds into its own autocast can't run without that, unless its casts are off too."""
+    return run.status == "failed" and {"autocast", "casts"} <= set(run.baseline)
