@@ -356,8 +356,10 @@ def test_without_gradients_there_is_nothing_to_scale():
 
 def test_a_complex_parameter_leaves_no_format_that_needs_a_loss_scale():
     """GradScaler raises for its gradients: "_amp_foreach_non_finite_check_and_unscale_" not implemented."""
-    plain = layer("a")
-    spectral = replace(layer("s"), tensors=(TensorRecord("weight", "s.w", stats(0), dtype="complex64"),))
+    plain, spectral = (
+        replace(layer(fqn), tensors=(TensorRecord("weight", stats(1.0), dtype=dtype),))
+        for fqn, dtype in (("a", "float32"), ("s", "complex64"))
+    )
     formats = ("bfloat16", "float16", "float32")
     assert without_loss_scale(formats, trace((), (plain,))) == (formats, "")
     left, why = without_loss_scale(formats, trace((), (plain, spectral)))
