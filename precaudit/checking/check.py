@@ -75,7 +75,8 @@ def _require_measurable(run: RunResult, observed: Observed) -> None:
         raise KeyboardInterrupt
     if not run.finished:
         text = run.error.traceback if run.error else run.status
-        raise PrecauditError(f"{run.failure}:\n{text}", ExitCode.SCRIPT_FAILED)
+        code = ExitCode.USAGE if run.is_ours else ExitCode.SCRIPT_FAILED
+        raise PrecauditError(f"{run.failure}:\n{text}", code)
     if not observed.modules:
         raise PrecauditError(
             "nothing to measure: no torch.nn.Module with parameters was called. Give check the script that trains "

@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from precaudit.running.job import RunResult, RunSpec
+from precaudit.running.job import INTERNAL, RunResult, RunSpec
+from precaudit.running.unwatched import unwatched
+
+_PAST = 3
+"""Steps beyond a failure that say a script doesn't have it."""
 
 
 @dataclass(frozen=True)
@@ -25,9 +29,22 @@ def in_float32(spec: RunSpec, runner: Callable[[RunSpec], RunResult]) -> Referen
         spec = replace(spec, job=replace(spec.job, asserts=False))
         first = runner(spec)
     if not (_casts_by_itself(first) if first.finished else _misses_its_autocast(first)):
-        return Reference(spec, first, first)
+        return Reference(spec, _blamed(first, spec, runner), first)
     spec = replace(spec, neutralize=True)
-    return Reference(spec, runner(spec), first)
+    return Reference(spec, _blamed(runner(spec), spec, runner), first)
+
+
+def _blamed(run: RunResult, spec: RunSpec, runner: Callable[[RunSpec], RunResult]) -> RunResult:
+    """A failure that the script by itself gets past is precaudit's."""
+    error = run.error
+    if run.status != "failed" or error is None or run.is_ours or error.is_lack_of_memory:
+        return run
+    job = replace(spec.job, steps=run.steps + _PAST)
+    alone = runner(RunSpec(job, "alone", spec.seed, threads=spec.threads, runs=unwatched))
+    if not alone.finished:
+        return run
+    why = f"{error.type}: {error.message}. By itself the script goes on there: precaudit is at fault; please report it"
+    return replace(run, error=replace(error, type=INTERNAL, message=why, traceback=f"{error.traceback}\n{why}"))
 
 
 def _asserts_its_precision(run: RunResult) -> bool:

@@ -91,8 +91,8 @@ class Monitor(TrainingListener):
         return output
 
     def backward_starts(self, roots: Sequence[torch.Tensor], gradients: list[Any]) -> None:
-        self._clock = self._clock or time.perf_counter()
         """A loss scale is no part of the loss: one that the script keeps moves otherwise in another precision."""
+        self._clock = self._clock or time.perf_counter()
         losses = [root.detach().float().sum().cpu() / scale_by_hand(root) for root in roots if root is not None]
         loss = torch.stack(losses).sum()
         if not (self._events.in_step and self._of_step):

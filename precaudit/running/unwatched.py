@@ -1,0 +1,31 @@
+"""A run with nothing on but what counts its steps: does the script itself fail, or precaudit in it?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from precaudit.running.job import RunResult, RunSpec
+
+
+def unwatched(spec: RunSpec, code: Callable[[], None], leave: Callable[[RunResult], None] | None = None) -> RunResult:
+    """Run `code` from the seed, in its own precision, until the job's steps are taken. A process without torch may name
+    it: it imports what it needs when it is called."""
+    import torch
+
+    from precaudit.instrument.events import TrainingEvents
+    from precaudit.running.monitor import Monitor, Stop
+    from precaudit.running.seeds import controlled_seeds
+    from precaudit.running.worker import execute
+
+    def stopped() -> None:
+        if leave is not None:
+            leave(RunResult(spec.label, spec.seed, "stopped", steps=monitor.steps))
+
+    if spec.threads:
+        torch.set_num_threads(spec.threads)
+    events, stop = TrainingEvents(), Stop(stopped)
+    monitor = Monitor(events, spec.job.steps, lambda step, seconds: None, stop)
+    events.listeners = [monitor]
+    with controlled_seeds(spec.seed), events.installed():
+        return replace(execute(spec, code, stop), steps=monitor.steps)

@@ -1,0 +1,63 @@
+"""The float32 run of a script, and whose fault its failure is."""
+
+import pytest
+import torch
+
+from precaudit.profiling.reference import in_float32
+from precaudit.running import worker
+from precaudit.running.job import INTERNAL, Job, RunResult, RunSpec, ScriptError
+from precaudit.running.unwatched import unwatched
+
+JOB = Job("script", "train.py", (), ".", 20)
+
+
+def failed(steps, kind="ValueError", text="boom"):
+    return RunResult("reference", 0, "failed", steps, error=ScriptError(kind, text, f"Traceback ...\n{kind}: {text}"))
+
+
+@pytest.mark.parametrize(
+    ("alone", "ours"),
+    [
+        (RunResult("alone", 0, "stopped", 10), True),
+        (RunResult("alone", 0, "ended", 7), True),
+        (failed(7), False),
+        (RunResult("alone", 0, "interrupted", 2), False),
+        (RunResult("alone", 0, "killed", 2), False),
+    ],
+)
+def test_what_the_script_by_itself_gets_past_is_no_fault_of_its_own(alone, ours):
+    runs = []
+
+    def runner(spec):
+        runs.append(spec)
+        return alone if spec.runs is unwatched else failed(7)
+
+    found = in_float32(RunSpec(JOB, "reference"), runner)
+    assert found.run.is_ours is ours
+    assert found.run.error.message.startswith("ValueError: boom. By itself the script goes on" if ours else "boom")
+    assert "Traceback ..." in found.run.error.traceback
+    assert [(spec.label, spec.job.steps) for spec in runs] == [("reference", 20), ("alone", 10)]
+
+
+@pytest.mark.parametrize("run", [failed(7, "MemoryError"), failed(0, INTERNAL), RunResult("", 0, "stopped", 20)])
+def test_other_ends_are_not_tried_again(run):
+    runs = []
+    assert in_float32(RunSpec(JOB, "reference"), lambda spec: runs.append(spec) or run).run == run
+    assert len(runs) == 1
+
+
+def test_a_run_that_nobody_watches_counts_its_steps_and_draws_what_the_others_draw():
+    drawn = []
+
+    def train():
+        model = torch.nn.Linear(2, 1)
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        while True:
+            drawn.append(torch.rand(()).item())
+            model(torch.randn(4, 2)).sum().backward()
+            optimizer.step()
+
+    job = Job("script", "", (), ".", 3)
+    results = [run(RunSpec(job, "alone", seed=5), train) for run in (unwatched, worker.run)]
+    assert [(result.status, result.steps) for result in results] == [("stopped", 3)] * 2
+    assert drawn[:3] == drawn[3:]
