@@ -52,6 +52,8 @@ def run(
             return replace(reporter.latest, status=result.status, exit_code=result.exit_code, error=result.error)
 
     def looked_at(result: RunResult) -> RunResult:
+        if session.observer is not None:
+            session.scopes.listeners.remove(session.observer)  # models answer once more, and not to the script
         with torch.set_grad_enabled(spec.watch_from is not None):  # without gradients the tracer looks away
             ended = end_state(
                 session.scopes,
