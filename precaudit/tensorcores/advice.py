@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from precaudit.finding import finding
 from precaudit.model import Finding
 from precaudit.tensorcores.alignment import Padding, advice, misaligned, multiple
-from precaudit.tensorcores.rules import RANK
+from precaudit.tensorcores.kernel_names import RANK
 
 if TYPE_CHECKING:
     from precaudit.tensorcores.analysis import Group

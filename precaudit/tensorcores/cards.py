@@ -7,8 +7,9 @@ from functools import cached_property
 
 import numpy as np
 
+from precaudit.tensorcores.kernel_names import RANK, generation_of
 from precaudit.tensorcores.peaks import Gpu, find_gpu
-from precaudit.tensorcores.rules import NOT_NVIDIA, RANK, classify, generation_of
+from precaudit.tensorcores.rules import NOT_NVIDIA, classify
 from precaudit.tensorcores.traces import Device, Trace
 
 

@@ -12,9 +12,9 @@ from typing import Any
 
 from precaudit.reporting.terminal import Page, painter
 from precaudit.reporting.words import NOT_MEASURED, number, plural, visible
+from precaudit.tensorcores.kernel_names import generation_of
 from precaudit.tensorcores.nvml import session, text
 from precaudit.tensorcores.peaks import find_gpu
-from precaudit.tensorcores.rules import generation_of
 
 CPUINFO = Path("/proc/cpuinfo")
 CPU_UNITS: Mapping[str, tuple[str, ...]] = MappingProxyType(

@@ -8,7 +8,6 @@ Relative to the GPU that ran it a Tensor Core kernel is `native` (the instructio
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -244,10 +243,10 @@ def classify(name: str, capability: Capability | None, *, nvidia: bool = True) -
     gpu = generation_of(capability)
     operands = _tensor_operands(name, found.operands)
     generation = _kernel_generation(name, rule, operands, gpu)
-    return replace(found, tensor_core=_relation(generation, gpu, operands), generation=generation, operands=operands)
+    return replace(found, tensor_core=relation(generation, gpu, operands), generation=generation, operands=operands)
 
 
-def _relation(generation: str | None, gpu: str | None, operands: str | None) -> TensorCoreClass:
+def relation(generation: str | None, gpu: str | None, operands: str | None) -> TensorCoreClass:
     if generation is None or gpu is None:
         return "unknown"
     if operands == "fp64" and RANK[generation] >= RANK["ampere"]:
@@ -268,16 +267,14 @@ def _kernel_generation(name: str, rule: Rule, operands: str | None, gpu: str | N
     shaped = shape_generation(name, operands)
     if shaped is not None or gpu is None or RANK[gpu] <= RANK["ampere"]:
         return shaped or gpu
-    return _by_operands(operands, gpu) if rule.id in _ANY_GENERATION else "ampere"
+    if rule.id not in _ANY_GENERATION:
+        return "ampere"
+    # What else mma.sync takes, FP8 from Ada on included, may run on any path; FP4 on a B200 only by tcgen05.
+    return gpu if operands == "fp4" and gpu == "blackwell" else None
 
 
 _ANY_GENERATION = frozenset({"trtllm-bmm", "low-precision-gemm"})
 """Rules for libraries that have kernels of one name for every generation."""
-
-
-def _by_operands(operands: str | None, gpu: str) -> str | None:
-    """What else mma.sync takes, FP8 from Ada on included, may run on any path; FP4 on a B200 only by tcgen05."""
-    return gpu if operands == "fp4" and gpu == "blackwell" else None
 
 
 def _older(first: str | None, second: str | None) -> str | None:
@@ -295,62 +292,3 @@ def _tensor_operands(name: str, stated: str | None) -> str | None:
     if stated is None and re.search(r"[hs](?:884|16816|161616)", name):
         return "fp16"
     return stated
-
-
-# ---------------------------------------------------------------- other witnesses
-
-_PTX: tuple[tuple[str, str], ...] = (
-    ("tcgen05.mma", "blackwell"),
-    ("wgmma.mma_async", "hopper"),
-    ("mma.sync", "ampere"),  # wmma.mma.sync too
-)
-
-
-def classify_ptx(name: str, ptx: str, capability: Capability | None) -> Classification:
-    """The class of a Triton kernel, proven from the PTX it was compiled to. What has no product's instructions may be a
-    product all the same, but only its name can tell."""
-    base = Classification("none", "ptx", None, operand_format(ptx), "triton", classify(name, capability).matmul)
-    for instruction, generation in _PTX:
-        if instruction in ptx:
-            gpu = generation_of(capability)
-            operands = _ptx_operands(ptx, instruction)
-            return replace(
-                base,
-                tensor_core=_relation(generation, gpu, operands),
-                generation=generation,
-                operands=operands,
-                matmul=True,
-            )
-    return base
-
-
-def agreed(versions: Sequence[Classification]) -> Classification | None:
-    """What all versions compiled under one name have in common; None where their classes differ, or there is none."""
-    if len({found.tensor_core for found in versions}) != 1:
-        return None
-    generations, operands = {v.generation for v in versions}, {v.operands for v in versions}
-    return replace(
-        versions[0],
-        generation=versions[0].generation if len(generations) == 1 else None,
-        operands=versions[0].operands if len(operands) == 1 else None,
-    )
-
-
-def _ptx_operands(ptx: str, instruction: str) -> str | None:
-    line = next(line for line in ptx.splitlines() if instruction in line)
-    return operand_format(line.replace(".f32.", ".", 1))
-
-
-def second_opinion(
-    found: Classification, tflops: float | None, vector_peak: float | None, tensor_peak: float | None
-) -> Classification:
-    """The class after asking the achieved rate: above what vector units can do, Tensor Cores did it.
-
-    Whether by the native path follows only from a rate near the peak, taken here as three quarters of it.
-    """
-    if tflops is None or vector_peak is None or found.rule in (NOT_NVIDIA.rule, "transformed-conv"):
-        return found
-    if found.tensor_core in ("native", "legacy") or tflops <= 1.1 * vector_peak:
-        return found
-    proven_native = tensor_peak is not None and tflops > 0.75 * tensor_peak
-    return replace(found, tensor_core="native" if proven_native else "unknown", rule="throughput", matmul=True)
