@@ -6,7 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from precaudit.errors import PrecauditError
-from precaudit.reporting.drawing import FONT, THEME, hindrance
+from precaudit.reporting.drawing import FONT, THEME, WHOLE, hindrance
 from precaudit.reporting.words import shorten, visible
 
 if TYPE_CHECKING:
@@ -50,6 +50,7 @@ def _panel(frame: pd.DataFrame, figure: str, named: bool) -> Any:
     import altair as alt
 
     title, format = PANELS[figure]
+    labels = WHOLE if format == "d" else "datum.label"
     base = alt.Chart(alt.Data(values=_rows(frame, figure))).encode(
         x=alt.X(
             "order:O",
@@ -57,7 +58,7 @@ def _panel(frame: pd.DataFrame, figure: str, named: bool) -> Any:
             scale=alt.Scale(domain=list(range(len(frame)))),
             axis=alt.Axis(labels=named, ticks=named, labelExpr=_names(frame), labelAngle=-40, labelLimit=0),
         ),
-        y=alt.Y("value:Q", title=None, axis=alt.Axis(format=format, tickCount=4, tickMinStep=float(format == "d"))),
+        y=alt.Y("value:Q", title=None, axis=alt.Axis(format=format, tickCount=4, labelExpr=labels)),
     )
     colors = alt.Scale(domain=list(VERDICTS), range=[THEME[color] for color in VERDICTS.values()])
     points = base.mark_circle(size=70, opacity=1).encode(

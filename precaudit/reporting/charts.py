@@ -11,7 +11,7 @@ from typing import Any
 
 import altair as alt
 
-from precaudit.reporting.drawing import FONT, KINDS, THEME
+from precaudit.reporting.drawing import FONT, KINDS, THEME, WHOLE
 
 FATES = {"holds": "fits", "less precise": "less", "to zero": "lost", "overflows": "lost"}
 SIDES = {"lose gradient energy": "less", "overflow": "lost"}
@@ -183,7 +183,9 @@ def scales() -> Drawing:
         .encode(
             x=x,
             x2="to:Q",
-            y=alt.Y("n:Q", stack="zero", axis=alt.Axis(title="gradients hurt", tickMinStep=1, format="d", tickCount=4)),
+            y=alt.Y(
+                "n:Q", stack="zero", axis=alt.Axis(title="gradients hurt", labelExpr=WHOLE, format="d", tickCount=4)
+            ),
             color=alt.Color("side:N", scale=_palette(SIDES), legend=None),
             tooltip=["scale:N", "side:N", alt.Tooltip("n:Q", title="gradients")],
         )
@@ -201,10 +203,7 @@ def scales() -> Drawing:
 
 
 def _steps(**axis: Any) -> alt.X:
-    whole = "datum.value % 1 ? '' : datum.label"
-    return alt.X(
-        "step:Q", axis=alt.Axis(tickMinStep=1, grid=False, labelExpr=whole, **axis), scale=alt.Scale(nice=False)
-    )
+    return alt.X("step:Q", axis=alt.Axis(grid=False, labelExpr=WHOLE, **axis), scale=alt.Scale(nice=False))
 
 
 def losses() -> Drawing:

@@ -26,6 +26,8 @@ THEME = {
 }
 KINDS = {"float32": "plain", "the plan": "fits", "earlier plans": "less", "other runs": "line"}
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, Helvetica, Arial, sans-serif"
+WHOLE = "datum.value % 1 ? '' : datum.label"
+"""A label of an axis that counts: between few whole numbers Vega draws halves, whatever step it is told."""
 RESERVED = 96 * 2**30
 """Addresses, not memory; the engine takes 64 GB at its start."""
 

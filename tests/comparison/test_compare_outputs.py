@@ -349,6 +349,7 @@ def test_the_trend_as_a_picture(history):
     texts = [node.text for node in ElementTree.parse(history / "t.svg").iter("{http://www.w3.org/2000/svg}text")]
     assert [texts.count(name) for name in ("c", "b", "a")] == [1, 1, 1]
     assert texts.count("regressions (ringed)") == 1
+    assert texts.count("1") == 1  # not at half a regression too
     assert "loss difference, plan against float32" not in texts  # nothing was measured
 
 
