@@ -157,20 +157,30 @@ def _step_seconds(figure: Any) -> float | None:
 # ---------------------------------------------------------------- as text
 
 
-HEADERS = ["name", "date", "verdict", "low", "errors", "TC", "step", "worse"]
+COLUMNS: Mapping[str, tuple[str, Callable[[Any], str]]] = {
+    "report": ("name", visible),
+    "time": ("date", "{:%Y-%m-%d}".format),
+    "verdict": ("verdict", str),
+    "low_precision": ("low", share),
+    "errors": ("errors", "{:.0f}".format),
+    "tensor_cores": ("TC", share),
+    "step_seconds": ("step", seconds),
+    "regressions": ("worse", "{:.0f}".format),
+}
 
 
 def terminal(frame: pd.DataFrame) -> str:
     """The table in 80 columns, then where each regression began."""
     page = Page(80, painter(False))
-    page.table(HEADERS, _cells(frame))
+    page.table(*_table(frame))
     for line in _regressed(frame):
         page.text(line, hang="  ")
     return "\n".join(page.lines) + "\n"
 
 
 def markdown(frame: pd.DataFrame) -> str:
-    table = md.table(HEADERS, ([md.code(row[0]), *map(md.text, row[1:])] for row in _cells(frame)))
+    headers, rows = _table(frame)
+    table = md.table(headers, ([md.code(row[0]), *map(md.text, row[1:])] for row in rows))
     return "\n\n".join([table, md.bullets(_regressed(frame))]) + "\n"
 
 
@@ -184,16 +194,9 @@ def _regressed(frame: pd.DataFrame) -> list[str]:
     ]
 
 
-def _cells(frame: pd.DataFrame) -> list[list[str]]:
-    shown: dict[str, Callable[[Any], str]] = {
-        "report": visible,
-        "time": "{:%Y-%m-%d}".format,
-        "verdict": str,
-        "low_precision": share,
-        "errors": "{:.0f}".format,
-        "tensor_cores": share,
-        "step_seconds": seconds,
-        "regressions": "{:.0f}".format,
-    }
+def _table(frame: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
+    """Headers and rows; what no report has takes no room from the names."""
+    shown = {key: column for key, column in COLUMNS.items() if frame[key].notna().any()}
     rows = frame[list(shown)].to_dict(orient="records")
-    return [["-" if pd.isna(row[key]) else show(row[key]) for key, show in shown.items()] for row in rows]
+    cells = [["-" if pd.isna(row[key]) else show(row[key]) for key, (_, show) in shown.items()] for row in rows]
+    return [header for header, _ in shown.values()], cells
