@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from precaudit.instrument.events import TrainingListener
+from precaudit.instrument.events import TrainingListener, parameters_of
 from precaudit.instrument.torchfunction import stored
 from precaudit.model import LossScale
 
@@ -159,7 +159,7 @@ class LossScaler(TrainingListener):
                 if leaf.grad is not None:
                     leaf.grad.zero_()
         else:
-            parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            parameters = parameters_of(optimizer)
             skip = any(self._is_bad(p) for p in parameters)
             if skip:
                 self._withheld = [(p, p.grad) for p in parameters if p.grad is not None]

@@ -25,6 +25,11 @@ def in_backward() -> bool:
     return bool(torch._C._current_graph_task_id() != -1)
 
 
+def parameters_of(optimizer: Any) -> list[Any]:
+    """Those that it updates; of None, as of what isn't torch's, none."""
+    return [p for group in getattr(optimizer, "param_groups", []) for p in group["params"]]
+
+
 class TrainingListener:
     """What a listener may hear; every method does nothing unless overridden.
 

@@ -11,7 +11,7 @@ from unittest import mock
 
 import torch
 
-from precaudit.instrument.events import TrainingListener
+from precaudit.instrument.events import TrainingListener, parameters_of
 from precaudit.instrument.names import ModuleNames
 from precaudit.instrument.torchfunction import stored
 from precaudit.ownprecision.state import energy
@@ -97,7 +97,7 @@ class GradientChanges(TrainingListener):
 
     def _changed(self, optimizer: Any) -> Relative | None:
         """None where nothing is known yet."""
-        stepped = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        stepped = [p for p in parameters_of(optimizer) if p.grad is not None]
         pairs = [(stored(p.grad), self._before[id(p)]) for p in stepped if id(p) in self._before]
         pairs = [(now, before) for now, before in pairs if now.shape == before.shape]
         return _relative([_change(before, now) for now, before in pairs])

@@ -12,7 +12,7 @@ from unittest import mock
 import torch
 from torch.nn import utils
 
-from precaudit.instrument.events import TrainingListener
+from precaudit.instrument.events import TrainingListener, parameters_of
 from precaudit.instrument.names import ModuleNames
 from precaudit.instrument.torchfunction import map_tensors, stored, tensors_in
 from precaudit.model import Location
@@ -105,12 +105,12 @@ class ScaledGradients(TrainingListener):
     def _unscaling(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def unscale(scaler: Any, optimizer: Any, *args: Any, **kwargs: Any) -> Any:
             function = type(optimizer).__name__
-            self._note(_parameters(optimizer), _PLAIN, "unscaled_loss", function)
+            self._note(parameters_of(optimizer), _PLAIN, "unscaled_loss", function)
             changed = "unscales_twice" if self._asked_after else "changes_scaled"
-            self._note(_parameters(optimizer), _SCALED, changed, function, self._changed)
-            others = [p for p in _parameters(optimizer) if self._scalers.get(id(p), scaler) is not scaler]
+            self._note(parameters_of(optimizer), _SCALED, changed, function, self._changed)
+            others = [p for p in parameters_of(optimizer) if self._scalers.get(id(p), scaler) is not scaler]
             self._note(others, _SCALED, "other_scaler", function)
-            for parameter in _parameters(optimizer):
+            for parameter in parameters_of(optimizer):
                 self._kinds.pop(id(parameter), None)
                 self._unscaled.add(id(parameter))
             outside, self._in_scaler = self._in_scaler, True
@@ -167,11 +167,11 @@ class ScaledGradients(TrainingListener):
 
     def step_starts(self, optimizer: Any) -> None:
         if optimizer is not None and not self._in_scaler:
-            self._note_scaled(_parameters(optimizer), "steps_scaled", type(optimizer).__name__)
+            self._note_scaled(parameters_of(optimizer), "steps_scaled", type(optimizer).__name__)
 
     def step_ended(self, optimizer: Any) -> None:
         if optimizer is not None:
-            self._unscaled.difference_update(map(id, _parameters(optimizer)))
+            self._unscaled.difference_update(map(id, parameters_of(optimizer)))
 
     def step_complete(self, optimizer: Any) -> None:
         self._asked = False
@@ -218,10 +218,6 @@ def _is_made_of_scaled(loss: torch.Tensor) -> bool:
         known.add(node)
         waiting += [before for before, _ in node.next_functions]
     return False
-
-
-def _parameters(optimizer: Any) -> list[torch.Tensor]:
-    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
 def _gradients(parameters: Iterable[torch.Tensor]) -> dict[int, Written]:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from precaudit.instrument.events import TrainingListener
+from precaudit.instrument.events import TrainingListener, parameters_of
 from precaudit.instrument.scopes import Frame
 from precaudit.ownprecision.baseline import Baseline
 from precaudit.tracing.ops import line_of
@@ -46,7 +46,7 @@ class StaleCasts(TrainingListener):
     def step_ended(self, optimizer: Any) -> None:
         if optimizer is None or not self._cast:
             return
-        stepped = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        stepped = [p for p in parameters_of(optimizer) if p.grad is not None]
         self._steps.update(id(p) for p in stepped if id(p) in self._cast)
         self._optimizer = type(optimizer).__name__
 

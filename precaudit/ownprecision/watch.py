@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 from precaudit.execution.rounding import HALVES
 from precaudit.histograms.memory import in_transform
-from precaudit.instrument.events import TrainingListener
+from precaudit.instrument.events import TrainingListener, parameters_of
 from precaudit.instrument.names import ModuleNames
 from precaudit.instrument.scopes import Frame
 from precaudit.instrument.torchfunction import Call, op_name, single_calls, stored, takes_lists, tensors_in, writes
@@ -233,7 +233,7 @@ class OwnLowPrecision(TorchFunctionMode, TrainingListener):
         if optimizer is None:
             return
         self._states.optimizers.add(optimizer)
-        stepped = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        stepped = [p for p in parameters_of(optimizer) if p.grad is not None]
         if any(p.dtype in HALVES for p in stepped):
             self._found.setdefault(("trained", "", 0, ""), {"kind": "trained"})
         if self._lost or "grad_scaler" in self._settings or 0 < self._scale < 1:

@@ -24,7 +24,7 @@ from precaudit.execution.emulated import Emulator
 from precaudit.execution.loss_scaling import LossScaler
 from precaudit.execution.native import NativePrecision
 from precaudit.histograms.memory import of_this_rank
-from precaudit.instrument.events import TrainingEvents, TrainingListener
+from precaudit.instrument.events import TrainingEvents, TrainingListener, parameters_of
 from precaudit.instrument.names import ModuleNames
 from precaudit.instrument.scopes import Frame, ModuleScopes, ScopeListener
 from precaudit.running.job import RunSpec
@@ -162,7 +162,7 @@ class GradientProbe(TrainingListener):
 
     def _gradients(self, optimizer: Any) -> dict[str, torch.Tensor]:
         """The dense gradients that this step will use, by their parameters' qualified names."""
-        wanted = {id(p) for group in getattr(optimizer, "param_groups", []) for p in group["params"]}
+        wanted = set(map(id, parameters_of(optimizer)))
         found: dict[str, torch.Tensor] = {}
         for model_name, model in self._names.models.items():
             for fqn, parameter in model.named_parameters():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from precaudit.instrument.events import TrainingEvents, TrainingListener
+from precaudit.instrument.events import TrainingEvents, TrainingListener, parameters_of
 from precaudit.instrument.names import ModuleNames, fqns_of
 from precaudit.instrument.patches import Shared, wrapped
 from precaudit.instrument.scopes import ModuleScopes
@@ -49,7 +49,7 @@ class Auditing(TrainingListener):
         self.name = type([module for module, fqn in fqns_of(model).items() if not fqn][-1]).__name__
         self.names = ModuleNames()
         self.names.add_model(model, "model")
-        held = [parameter for optimizer in optimizers for parameter in _parameters_of(optimizer)]
+        held = [parameter for optimizer in optimizers for parameter in parameters_of(optimizer)]
         self._parameters = {id(parameter) for parameter in held or model.parameters()}
         self.events = TrainingEvents(bool(optimizers), self._concerns)
         for optimizer in optimizers:
@@ -76,7 +76,7 @@ class Auditing(TrainingListener):
         return self.tracer.step
 
     def _concerns(self, optimizer: Any) -> bool:
-        return any(id(parameter) in self._parameters for parameter in _parameters_of(optimizer))
+        return any(id(parameter) in self._parameters for parameter in parameters_of(optimizer))
 
     def start(self) -> None:
         if not self.events.has_optimizer:
@@ -137,10 +137,6 @@ class Auditing(TrainingListener):
 def _log2(scale: float) -> int:
     """Zero for a scale that fell to zero, or ran away, in a training that is lost."""
     return round(math.log2(scale)) if 0 < scale < math.inf else 0
-
-
-def _parameters_of(optimizer: Any) -> Iterator[torch.Tensor]:
-    return (parameter for group in optimizer.param_groups for parameter in group["params"])
 
 
 def _optimizers_in_sight() -> list[torch.optim.Optimizer]:

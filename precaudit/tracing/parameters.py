@@ -15,6 +15,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from precaudit.execution.rounding import HALF_DTYPES
 from precaudit.histograms import Addition, add_all
 from precaudit.histograms.memory import of_this_rank
+from precaudit.instrument.events import parameters_of
 from precaudit.instrument.names import ModuleName, ModuleNames
 from precaudit.tracing.slots import ParameterSlot
 from precaudit.tracing.waiting import WaitingGradients, may_wait
@@ -94,7 +95,7 @@ class ParameterTracker:
     def learn_all(self, names: ModuleNames, optimizer: Any) -> None:
         """Parameters that were replaced while their module ran are met here: by `torch.func.functional_call`, or by
         the whole ones that `fully_shard` gathers for a forward from the shards that `optimizer` has."""
-        unmet = {id(p) for p in _parameters_of(optimizer) if self._find(p) is None}
+        unmet = {id(p) for p in parameters_of(optimizer) if self._find(p) is None}
         for model in names.models.values():
             for module in model.modules():
                 name = names.of(module)
@@ -107,7 +108,7 @@ class ParameterTracker:
         """Keep a copy of those that `optimizer` is about to change, where another one of this step had all counted."""
         self.flush()
         changing = self._about_to_change(optimizer)
-        changed = [p for p in _parameters_of(optimizer) if id(p) in changing]
+        changed = [p for p in parameters_of(optimizer) if id(p) in changing]
         self._before |= {id(p): self._buffer(p) for p in changed}
         _copy_all([(self._before[id(p)], p.detach()) for p in changed])
 
@@ -134,7 +135,7 @@ class ParameterTracker:
         """Parameters with a gradient, which is counted here where no backward pass made it: the script put it there,
         and a scaler has taken its factor out by now."""
         changing, unseen = set(), []
-        for parameter in _parameters_of(optimizer):
+        for parameter in parameters_of(optimizer):
             slot = self._find(parameter)
             if parameter.grad is None or slot is None:
                 continue
@@ -157,7 +158,7 @@ class ParameterTracker:
         """Updates (weight after minus weight before) and the optimizer's state tensors."""
         state = getattr(optimizer, "state", {})
         additions = []
-        for parameter in _parameters_of(optimizer):
+        for parameter in parameters_of(optimizer):
             slot, before = self._find(parameter), self._before.pop(id(parameter), None)
             if slot is None or before is None:
                 continue
@@ -190,10 +191,6 @@ class ParameterTracker:
         self.flush()
         self._before.clear()
         self._parameters.clear()
-
-
-def _parameters_of(optimizer: Any) -> list[torch.Tensor]:
-    return [p for group in getattr(optimizer, "param_groups", []) for p in group["params"]]
 
 
 def _copy_all(copies: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
