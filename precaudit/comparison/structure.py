@@ -99,11 +99,11 @@ def alignment_changes(pairs: LayerPairs, ops: OpPairs) -> Iterator[Change]:
     layer that was resized, or in the ratio by which some layer was (a tied head computes with another's weight).
     """
     resized = {
-        head.fqn: _ratio(base.parameters, head.parameters) for base, head in pairs if base.parameters != head.parameters
+        head.fqn: _scale(base.parameters, head.parameters) for base, head in pairs if base.parameters != head.parameters
     }
     for base, head in ops:
         for old, new in sorted(set(_dimensions(base, head))):
-            explained = head.fqn in resized or _ratio(old, new) in resized.values()
+            explained = head.fqn in resized or _scale(old, new) in resized.values()
             if explained and old % ALIGNED == 0 and new % ALIGNED:
                 message = f"a dimension of {old} became {new}, no multiple of {ALIGNED}: pad it for Tensor Cores"
                 yield Change("alignment", 1.0, message, fqn=head.fqn, op=head.op, base=old, head=new)
@@ -115,5 +115,5 @@ def _dimensions(base: Op, head: Op) -> Iterator[tuple[int, int]]:
             yield from zip(old, new, strict=True)
 
 
-def _ratio(base: int, head: int) -> Fraction | None:
+def _scale(base: int, head: int) -> Fraction | None:
     return Fraction(base, head) if head else None

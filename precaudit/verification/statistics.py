@@ -95,7 +95,7 @@ def noise_floor(reference: Losses, perturbed: Losses, window: slice, blocks: int
         return math.inf
     parts = np.array_split(b - a, min(blocks, len(a)))
     rms = math.sqrt(np.mean([part.mean() ** 2 for part in parts]))
-    return _ratio(rms, typical_loss(both[0], window))
+    return _relative(rms, typical_loss(both[0], window))
 
 
 def repeatability(twins: Sequence[tuple[Losses, Losses]], window: slice) -> float:
@@ -179,7 +179,7 @@ def progress(reference: Sequence[Losses], window: slice) -> float:
         half = len(part) // 2
         if half and np.isfinite(part).all():
             change = float(part[-half:].mean() - part[:half].mean()) / (len(part) - half)
-            paces.append(_ratio(change, typical_loss(run, window)) * len(run))
+            paces.append(_relative(change, typical_loss(run, window)) * len(run))
     return PROGRESS_SHARE * abs(float(np.median(paces))) if paces else math.nan
 
 
@@ -191,7 +191,7 @@ def seed_deviation(reference: Sequence[Losses], window: slice) -> float:
     usable = np.isfinite(means) & np.isfinite(scales)
     if usable.sum() < 2:
         return math.nan
-    return _ratio(float(means[usable].std(ddof=1)), float(scales[usable].mean()))
+    return _relative(float(means[usable].std(ddof=1)), float(scales[usable].mean()))
 
 
 def seed_spread(reference: Sequence[Losses], window: slice) -> float:
@@ -222,7 +222,7 @@ def learned(losses: Losses, margin: float = MARGIN_CAP, curves: int = 1, more: f
     if np.ptp(values) == 0:
         return Guard(False, f"the float32 loss is {values[0]:.4g} at every step")
     quarters = np.array([part.mean() for part in np.array_split(values, 4)])
-    moved = _ratio(float(np.ptp(quarters)), typical_loss(values, slice(-math.ceil(len(values) / 4), None)))
+    moved = _relative(float(np.ptp(quarters)), typical_loss(values, slice(-math.ceil(len(values) / 4), None)))
     p, needed = _movement_p(values), 2 * margin
     detail = f"the float32 loss went from {quarters[0]:.4g} to {quarters[-1]:.4g} (first and last quarter, p = {p:.2g})"
     if moved <= needed:
@@ -250,7 +250,7 @@ def seeds_agree(curves: Sequence[Losses]) -> bool:
     quarters = np.array([[part.mean() for part in np.array_split(_array(curve), 4)] for curve in curves])
     moves = [quarters[:, later] - quarters[:, earlier] for later in range(4) for earlier in range(later)]
     errors = [move.std(ddof=1) / math.sqrt(len(curves)) for move in moves]
-    found = [_ratio(abs(move.mean()), error) for move, error in zip(moves, errors, strict=True) if move.any()]
+    found = [_relative(abs(move.mean()), error) for move, error in zip(moves, errors, strict=True) if move.any()]
     t = max((math.inf if math.isnan(value) else value for value in found), default=0.0)
     return 2 * float(stats.t.sf(t, len(curves) - 1)) <= AGREED_ALPHA / 3
 
@@ -293,7 +293,7 @@ def _difference(reference: Losses, candidate: Losses, window: slice) -> float:
         return math.nan
     if not np.isfinite(b).all():
         return math.inf
-    return _ratio(float((b - a).mean()), typical_loss(both[0], window))
+    return _relative(float((b - a).mean()), typical_loss(both[0], window))
 
 
 def _common(reference: ArrayLike, candidate: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -306,7 +306,7 @@ def _array(losses: ArrayLike) -> NDArray[np.float64]:
     return np.asarray(losses, dtype=float)
 
 
-def _ratio(difference: float, scale: float) -> float:
+def _relative(difference: float, scale: float) -> float:
     if difference == 0:
         return 0.0
     return difference / scale if scale else math.nan
