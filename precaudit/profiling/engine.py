@@ -11,7 +11,7 @@ from typing import Any
 
 from precaudit import __version__
 from precaudit.errors import ExitCode, PrecauditError
-from precaudit.model import Execution, Plan, Report, Verification
+from precaudit.model import Execution, Finding, Plan, Report, Verification
 from precaudit.planning.planner import Choices, build_plan, default_format, fallback, without_loss_scale
 from precaudit.profiling.audit import Audit, Runner, chosen_formats, require_measurable, run_audit
 from precaudit.profiling.bisect import contributions
@@ -92,10 +92,7 @@ def profile_job(job: Job, settings: Settings, runner: Runner) -> Outcome:
         ops=with_flops(audit.trace.ops),
         findings=(
             *all_findings(audit, plan, verification),
-            *alignment_findings(
-                trained_ops(audit), plan, target, audit.trace.layers, max(1, audit.trace.audited_steps)
-            ),
-            *unreached_findings(trained_ops(audit), plan),
+            *_of_shapes(audit, plan, target),
             *measured.findings,
         ),
         plan=plan,
@@ -106,6 +103,11 @@ def profile_job(job: Job, settings: Settings, runner: Runner) -> Outcome:
         precaudit_version=__version__,
     )
     return Outcome(report, code, error)
+
+
+def _of_shapes(audit: Audit, plan: Plan, target: Gpu) -> list[Finding]:
+    ops, steps = trained_ops(audit), max(1, audit.trace.audited_steps)
+    return [*alignment_findings(ops, plan, target, audit.trace.layers, steps), *unreached_findings(ops, plan)]
 
 
 def _target(settings: Settings, where: dict[str, Any]) -> Gpu:
@@ -209,7 +211,8 @@ def _exit_code(audit: Audit, plan: Plan, verification: Verification, settings: S
 _OWN = {"autocast": "autocast", "plan": "plan", "grad_scaler": "GradScaler"}
 
 
-def _job_facts(job: Job, settings: Settings, audit: Audit, formats: Sequence[str], target: Gpu) -> dict[str, Any]:
+def _notes(job: Job, settings: Settings, audit: Audit) -> list[str]:
+    """What was other than a person might expect."""
     run = audit.reference
     notes = [*run.notes, *([settings.unheeded] if settings.unheeded else [])]
     if run.status == "ended" and run.steps < job.steps:
@@ -228,6 +231,11 @@ def _job_facts(job: Job, settings: Settings, audit: Audit, formats: Sequence[str
             f"{run.losses[0]:.4g}: where runs differ, that may be no doing of the plan's. "
             "Seed what the script draws, and let it not resume from what an earlier run saved"
         )
+    return notes
+
+
+def _job_facts(job: Job, settings: Settings, audit: Audit, formats: Sequence[str], target: Gpu) -> dict[str, Any]:
+    run = audit.reference
     return {
         "kind": job.kind,
         "script": job.target,
@@ -250,7 +258,7 @@ def _job_facts(job: Job, settings: Settings, audit: Audit, formats: Sequence[str
             {"probe": e.label, "rho": e.rho, "snr": e.snr, "bias": e.bias, "evaluations": e.evaluations}
             for e in audit.errors
         ],
-        "notes": notes,
+        "notes": _notes(job, settings, audit),
     }
 
 
