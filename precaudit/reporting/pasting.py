@@ -33,6 +33,8 @@ def paste_lines(report: Report, plan: Path = DEFAULT_PLAN) -> list[str]:
         lines += _of_a_library(report) or ["scaler = plan.grad_scaler()", *LOOP]
     if "scripted" in report.own_precision:
         lines.insert(0, "# modules that torch.jit compiled take no plan: run with PYTORCH_JIT=0")
+    if story.has_the_plan(report):
+        lines.insert(0, "# not needed while the script's own autocast does the same")
     if report.own_precision.keys() & {"autocast", "plan", "grad_scaler"}:
         lines.append("# in place of the script's own mixed precision, which was off in the trials")
     return lines

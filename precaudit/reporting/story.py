@@ -268,12 +268,19 @@ _OWN_PRECISION = ("PA3", "PA5")
 """The rules of what a script chooses itself: the low formats that it stores things in, its autocast and its scaler."""
 
 
-def _with_the_plan(report: Report) -> str:
+def has_the_plan(report: Report) -> bool:
+    """Whether the script's own autocast does what a verified plan asks for."""
     plan, own = report.plan, report.own_precision
     uniform = set(plan.modules.values()) == {plan.default} and not plan.ops and plan.loss_scale.mode == "none"
     sound = not any(finding.rule.startswith(_OWN_PRECISION) for finding in report.findings)
-    if uniform and own.get("autocast") == plan.default and sound:
-        return f"Keep what you have: the script's own autocast is to {plan.default}, and so is the plan."
+    same = uniform and own.get("autocast") == plan.default and sound
+    return same and report.verification.verdict == "pass"
+
+
+def _with_the_plan(report: Report) -> str:
+    if has_the_plan(report):
+        default = report.plan.default
+        return f"Keep what you have: the script's own autocast is to {default}, and so is the plan."
     return "Train with the plan: paste the lines that this report gives into your training script."
 
 

@@ -322,6 +322,7 @@ def test_a_script_that_has_the_plan_already_keeps_it_unless_its_own_precision_is
     found = tuple(report_samples.finding(rule=rule, severity="note") for rule in rules)
     report = replace(report, plan=plan, job={**report.job, "baseline": {"autocast": own}}, findings=found)
     assert story.actions(report)[0].startswith("Keep what you have") is kept
+    assert pasting.paste_lines(report)[0].startswith("# not needed") is kept
 
 
 def test_a_difference_of_nothing_is_no_range():
