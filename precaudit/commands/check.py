@@ -170,5 +170,5 @@ def _finish(report: CheckReport, arguments: argparse.Namespace) -> int:
     wrote = write_outputs(arguments.output, lambda path: write_text(path, render(report, format_of(path, PRINTED))))
     matched = matches_fail_on(as_report(report), arguments.fail_on)
     for sentence in matched:
-        print(f"{sentence}", file=sys.stderr)
+        print(f"precaudit: {sentence}", file=sys.stderr)
     return int(wrote if report.passed and not matched else ExitCode.FINDING)

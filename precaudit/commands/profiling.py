@@ -52,6 +52,8 @@ def job_of(arguments: argparse.Namespace) -> Job:
     script, *argv = arguments.script
     if script == "--":
         script, *argv = argv or [""]
+    if not script:
+        raise PrecauditError("no script given; give the path of a Python file, or -m MODULE")
     path = Path(script)
     if is_bundle(path):
         return Job("script", script, tuple(argv), os.getcwd(), arguments.steps, arguments.device)

@@ -155,6 +155,9 @@ def test_a_folder_is_a_script_where_python_would_run_it(tmp_path: Path) -> None:
     parse = build_parser().parse_args
     with pytest.raises(PrecauditError, match="a folder without __main__"):
         job_of(parse(["profile", str(tmp_path)]))
+    for nothing in ("--", ""):
+        with pytest.raises(PrecauditError, match="no script given"):
+            job_of(parse(["profile", nothing]))
     (tmp_path / "__main__.py").touch()
     assert job_of(parse(["profile", str(tmp_path), "--lr", "1"])).argv == ("--lr", "1")
 
