@@ -7,17 +7,16 @@ from precaudit.checking.records import CheckReport
 from precaudit.finding import ranked
 from precaudit.model import Finding
 from precaudit.reporting.story import place
-from precaudit.reporting.terminal import Page, painter
+from precaudit.reporting.terminal import Page
 from precaudit.reporting.words import prose, visible
 
-WIDTH = 80
 LABELS = {"passed": "pass", "warned": "warn", "failed": "FAIL", "not measured": "?"}
 STYLES = {"passed": "good", "warned": "open", "failed": "bad", "not measured": "open"}
 HARD_LABELS = ("zeros", "x 2^10", "denormal", "batch 1", "longest")
 
 
 def render_terminal(report: CheckReport, color: bool = False) -> str:
-    page = Page(WIDTH, painter(color))
+    page = Page(color)
     script = visible(report.job.get("script") or "SCRIPT")
     page.text(f"precaudit {report.precaudit_version}: check {visible(report.job.get('plan', ''))}, {script}", "dim")
     page.lines.append("")
@@ -30,7 +29,7 @@ def render_terminal(report: CheckReport, color: bool = False) -> str:
     _tables(page, report)
     if report.notes:
         page.section("Notes", [prose(note) for note in report.notes])
-    return "\n".join(page.lines) + "\n"
+    return str(page)
 
 
 def _findings(page: Page, report: CheckReport) -> None:

@@ -66,7 +66,6 @@ def run(arguments: argparse.Namespace) -> int:
 def _compare(arguments: argparse.Namespace) -> int:
     from precaudit.comparison import outputs
     from precaudit.comparison.compare import compare
-    from precaudit.comparison.terminal import render_terminal
     from precaudit.reporting.serialize import load_report
     from precaudit.reporting.terminal import use_color
 
@@ -75,10 +74,7 @@ def _compare(arguments: argparse.Namespace) -> int:
     head = load_report(_report_path(arguments.head))
     comparison = compare(load_report(_report_path(arguments.base)), head, thresholds, asked_for(arguments.fail_on))
     names = str(arguments.base), str(arguments.head)
-    if arguments.format == "terminal":
-        printed = render_terminal(comparison, names, use_color(sys.stdout))
-    else:
-        printed = outputs.render(comparison, arguments.format, names, head)
+    printed = outputs.render(comparison, arguments.format, names, head, use_color(sys.stdout))
     wrote = _emit(arguments, printed, lambda format: outputs.render(comparison, format, names, head))
     if arguments.format == "github":
         summarize(outputs.render(comparison, "markdown", names, head))

@@ -27,5 +27,8 @@ def run(arguments: argparse.Namespace) -> int:
     from precaudit.tensorcores.nvml import library
 
     machine = inspect(library(), import_torch(), read_cpuinfo())
-    emit(json.dumps(asdict(machine), indent=1) if arguments.format == "json" else render(machine), sys.stdout)
+    emit(
+        json.dumps(asdict(machine), indent=1) if arguments.format == "json" else render(machine).rstrip("\n"),
+        sys.stdout,
+    )
     return ExitCode.OK

@@ -13,8 +13,6 @@ from precaudit.model import Report
 from precaudit.reporting import RENDERERS, files_of, render, write
 from precaudit.reporting.files import written_file
 
-WIDTH = 80
-
 
 def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = verbs.add_parser(
@@ -45,4 +43,4 @@ def run(arguments: argparse.Namespace) -> int:
 def _for_terminal(report: Report, path: Path) -> str:
     from precaudit.reporting.terminal import render_terminal, use_color
 
-    return render_terminal(report, WIDTH, use_color(sys.stdout), plan=path.with_name("plan.json")).rstrip("\n")
+    return render_terminal(report, use_color(sys.stdout), plan=path.with_name("plan.json")).rstrip("\n")

@@ -30,14 +30,14 @@ def format_of(path: Path, formats: Collection[str]) -> str:
     return name
 
 
-def render(comparison: Comparison, format: str, names: Names, head: Report) -> str:
+def render(comparison: Comparison, format: str, names: Names, head: Report, color: bool = False) -> str:
     if format == "json":
         heading = {"schema_version": SCHEMA_VERSION, "base": names[0], "head": names[1], "clean": comparison.clean}
         return indented(to_json(heading) | to_json(comparison))
     if format == "markdown":
         return render_markdown(comparison, names)
     if format == "terminal":
-        return render_terminal(comparison, names)
+        return render_terminal(comparison, names, color)
     return reporting.render(as_report(comparison, head), format)
 
 

@@ -6,21 +6,20 @@ from tabulate import tabulate
 
 from precaudit.comparison.changes import Comparison
 from precaudit.comparison.rows import Names, failed_gates, notes, rows, title
-from precaudit.reporting.terminal import Page, painter
+from precaudit.reporting.terminal import Page
 from precaudit.reporting.words import inert, listing, shorten, visible
 
 MAX_ROWS = 20
 MAX_PLACES = 4
-WIDTH = 80
 WHERE_WIDTH, WHAT_WIDTH = 28, 44  # beside a mark of four and two gaps of two
 
 
 def render_terminal(comparison: Comparison, names: Names, color: bool = False) -> str:
     """The answer, the changes in rank, what could not be compared, and which gates failed."""
-    page = Page(WIDTH, painter(color))
+    page = Page(color)
     page.text(title(comparison), "good" if comparison.clean else "bad")
     for side, name in zip(("base", "head"), names, strict=True):
-        page.lines.append(f"  {side}: {shorten(visible(name), WIDTH - 8)}")
+        page.lines.append(f"  {side}: {shorten(visible(name), page.width - 8)}")
     if comparison.changes:
         page.lines += ["", *_table(comparison)]
     for heading, lines in notes(comparison).items():
@@ -28,7 +27,7 @@ def render_terminal(comparison: Comparison, names: Names, color: bool = False) -
     if not comparison.clean:
         page.section(f"Failed: {', '.join(failed_gates(comparison))}", [])
         page.text("If the change is meant, keep head as the new baseline; --fail-on METRIC:off silences a metric.")
-    return "\n".join(page.lines) + "\n"
+    return str(page)
 
 
 def _table(comparison: Comparison) -> list[str]:

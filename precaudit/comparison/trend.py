@@ -22,7 +22,7 @@ from precaudit.model import Report
 from precaudit.reporting import markdown as md
 from precaudit.reporting.serialize import load_report
 from precaudit.reporting.story import from_python
-from precaudit.reporting.terminal import Page, painter
+from precaudit.reporting.terminal import Page
 from precaudit.reporting.words import plural, prose, seconds, share, visible
 
 DATE_KEYS = ("started", "created", "date")
@@ -171,11 +171,11 @@ COLUMNS: Mapping[str, tuple[str, Callable[[Any], str]]] = {
 
 def terminal(frame: pd.DataFrame) -> str:
     """The table in 80 columns, then where each regression began."""
-    page = Page(80, painter(False))
+    page = Page()
     page.table(*_table(frame))
     for line in _regressed(frame):
         page.text(line, hang="  ")
-    return "\n".join(page.lines) + "\n"
+    return str(page)
 
 
 def markdown(frame: pd.DataFrame) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import textwrap
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import TextIO
@@ -30,7 +30,6 @@ STYLES = {"bold": "1", "dim": "2", "good": "1;32", "open": "1;33", "bad": "1;31"
 ROWS = 16
 LAYERS = 6
 FORMATS = 4  # that lose values, the narrowest: more leave names no room
-Paint = Callable[[str, str], str]
 
 
 def use_color(stream: TextIO, environ: Mapping[str, str] = os.environ) -> bool:
@@ -44,13 +43,12 @@ def use_color(stream: TextIO, environ: Mapping[str, str] = os.environ) -> bool:
 
 def render_terminal(
     report: Report,
-    width: int = 80,
     color: bool = False,
     written: Sequence[Path] = (),
     plan: Path = pasting.DEFAULT_PLAN,
 ) -> str:
     """The whole report as text; `written` are files to name at the end, `plan` is where plan.json lies."""
-    page = Page(width, painter(color))
+    page = Page(color)
     _verdict(page, report)
     page.section("What to change", [f"{i}. {step}" for i, step in enumerate(story.actions(report), 1)])
     _exceptions(page, report)
@@ -64,22 +62,22 @@ def render_terminal(
     if notes := story.notes(report):
         page.section("Notes", notes)
     _ending(page, report, written, plan)
-    return "\n".join(page.lines) + "\n"
-
-
-def painter(color: bool) -> Paint:
-    if not color:
-        return lambda text, style: text
-    return lambda text, style: f"\x1b[{STYLES[style]}m{text}\x1b[0m" if style in STYLES else text
+    return str(page)
 
 
 class Page:
     """Lines of at most `width` columns; wrapped before they are painted, so that colour adds no width."""
 
-    def __init__(self, width: int, paint: Paint) -> None:
+    def __init__(self, color: bool = False, width: int = 80) -> None:
+        self.color = color
         self.width = width
-        self.paint = paint
         self.lines: list[str] = []
+
+    def __str__(self) -> str:
+        return "\n".join(self.lines) + "\n"
+
+    def paint(self, text: str, style: str) -> str:
+        return f"\x1b[{STYLES[style]}m{text}\x1b[0m" if self.color and style in STYLES else text
 
     def text(self, text: str, style: str = "", indent: str = "", hang: str | None = None) -> None:
         hang = indent if hang is None else hang

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from precaudit.reporting.terminal import Page, painter
+from precaudit.reporting.terminal import Page
 from precaudit.reporting.words import NOT_MEASURED, number, plural, visible
 from precaudit.tensorcores.kernel_names import generation_of
 from precaudit.tensorcores.nvml import session, text
@@ -152,7 +152,7 @@ WITHOUT_GPU = (
 
 
 def render(machine: Machine) -> str:
-    page = Page(80, painter(False))
+    page = Page()
     build = f"CUDA {machine.torch_cuda}" if machine.torch_cuda else "no CUDA"
     driver = f", driver {visible(machine.driver)}" if machine.driver else ""
     page.text(f"PyTorch {visible(machine.torch)} ({build}){driver}")
@@ -163,7 +163,7 @@ def render(machine: Machine) -> str:
         page.section("GPU", [visible(machine.problem)])
     elif machine.problem:
         page.section("No GPU to use", [visible(machine.problem), *WITHOUT_GPU])
-    return "\n".join(page.lines)
+    return str(page)
 
 
 def _gpu_lines(gpu: Accelerator) -> list[str]:

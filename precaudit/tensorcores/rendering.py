@@ -16,7 +16,7 @@ from precaudit.model import SCHEMA_VERSION, Finding, Kernel
 from precaudit.reporting import format_of
 from precaudit.reporting.markdown import bullets, code, table, text
 from precaudit.reporting.serialize import to_json
-from precaudit.reporting.terminal import Page, painter
+from precaudit.reporting.terminal import Page
 from precaudit.reporting.words import inert, number, plural, seconds, share, shorten, visible
 from precaudit.tensorcores.analysis import CLASSES, Analysis
 from precaudit.tensorcores.kernel_names import readable
@@ -122,7 +122,7 @@ def top_layers(analysis: Analysis, count: int | None = 6) -> list[Mapping[str, A
 
 
 def render_terminal(analysis: Analysis) -> str:
-    page = Page(80, painter(False))
+    page = Page()
     page.text(f"precaudit {__version__}: {visible(analysis.source)}")
     page.lines.append("")
     page.text(headline(analysis))
@@ -136,7 +136,7 @@ def render_terminal(analysis: Analysis) -> str:
         page.table(["layer", "time", *CLASSES, "TFLOP/s"], list(map(_layer_cells, layers)), texts=1)
     page.section("What to do", advice(analysis.findings) or ["Nothing stands out."])
     page.section("How it was measured", _method(analysis))
-    return "\n".join(page.lines) + "\n"
+    return str(page)
 
 
 def _kernels(page: Page, every: Sequence[Row]) -> None:
