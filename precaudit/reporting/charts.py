@@ -203,7 +203,7 @@ def scales() -> Drawing:
 
 
 def _steps(**axis: Any) -> alt.X:
-    return alt.X("step:Q", axis=alt.Axis(grid=False, labelExpr=WHOLE, **axis), scale=alt.Scale(nice=False))
+    return alt.X("step:Q", axis=alt.Axis(grid=False, labelExpr=WHOLE, **axis), scale=alt.Scale(nice=False, zero=False))
 
 
 def losses() -> Drawing:

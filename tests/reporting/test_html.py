@@ -308,6 +308,9 @@ def test_svg_has_the_charts_below_each_other():
     assert len(pictures) == 3
     assert tops == [0, heights[0], heights[0] + heights[1]]
     assert float(root.attrib["height"]) == sum(heights)
+    shown = [[node.text for node in picture.iter("{http://www.w3.org/2000/svg}text")] for picture in pictures]
+    losses, differences = ([text for text in texts if text.isdigit()] for texts in shown[1:])
+    assert losses == differences  # steps, of which none is the 0th
 
 
 def test_svg_without_trainings_is_the_heat_map():
