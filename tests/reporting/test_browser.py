@@ -216,6 +216,13 @@ def test_nothing_is_wider_than_a_phone(browser, files):
         for name in ("passing", "hostile"):
             show(browser, files / f"{name}.html")
             assert browser.execute_script("return document.documentElement.scrollWidth") <= 390
+            broken = browser.execute_script("""
+              document.querySelectorAll("details.more").forEach((folded) => { folded.open = true; });
+              const text = document.createRange();
+              const lines = (cell) => { text.selectNodeContents(cell); return text.getClientRects().length; };
+              return [...document.querySelectorAll("#ranges td.n")].filter((cell) => lines(cell) > 1).length;
+            """)
+            assert broken == 0
     finally:
         browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
