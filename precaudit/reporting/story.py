@@ -221,7 +221,8 @@ def _speed(report: Report) -> str:
     faster, bounds = costs.speedup(report)
     if faster is None:
         return "How much faster that is was not measured here."
-    return f"It was {faster:.2f} times as fast." if costs.gained(faster, bounds) else "It was not surely faster."
+    sure = "" if costs.gained(faster, bounds) else "not surely faster: "
+    return f"It was {sure}{faster:.2f} times as fast."
 
 
 def _evidence(report: Report) -> str:

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from precaudit.model import Layer, Plan, Report, TensorCores
+from precaudit.model import Layer, Plan, Report, TensorCores, Verification
 from precaudit.reporting import costs, story
 from precaudit.reporting.pagedata import times
 from precaudit.reporting.words import usd
@@ -68,6 +68,13 @@ def test_the_worth_of_a_plan_stands_at_the_verdict(speedup, quartiles, words):
     report = Report(performance=timed, plan=Plan("bfloat16"))
     assert words in story.headline(replace(report, layers=(Layer("a", "Linear", 1, 1, ()),))).details[-1]
     assert costs.gain(replace(report, performance={**timed, "gpu": None})) == []
+
+
+@pytest.mark.parametrize(("speedup", "words"), [(2.0, "It was 2.00"), (0.8, "It was not surely faster: 0.80")])
+def test_how_fast_a_verified_plan_is_stands_in_its_first_sentence(speedup, words):
+    report = Report(layers=(Layer("a", "Linear", 1, 1, ()),), plan=Plan("bfloat16"), verification=Verification("pass"))
+    timed = replace(report, performance={**TIMED, "speedup": {"plan": speedup}})
+    assert story.headline(timed).details[0].endswith(f"{words} times as fast.")
 
 
 def test_the_worth_of_a_plan_is_told_in_money_where_it_has_a_price():
