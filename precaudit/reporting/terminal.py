@@ -100,7 +100,7 @@ class Page:
         room = self.width - 2 - second - sum(others) - 2 * len(columns)
         least = len(headers[0]) + MIN_PADDING
         names = _fitted([row[0] for row in rows], max(least, room))
-        second += min(0, room - least)
+        second = max(1, second + min(0, room - least))
         rows = [[name, shorten(row[1], second), *row[2:]] for name, row in zip(names, rows, strict=True)]
         align = [*["left"] * texts, *["right"] * (len(headers) - texts)]
         text = tabulate(rows, headers, tablefmt="simple", colalign=align, disable_numparse=True)

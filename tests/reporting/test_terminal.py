@@ -430,6 +430,12 @@ def test_a_table_that_is_wide_everywhere_fits_the_terminal():
     assert max(map(len, text.splitlines())) <= 80
 
 
+def test_columns_that_have_no_room_left_are_cut_to_a_sign():
+    page = terminal.Page(width=30)
+    page.table(["name", "role", "value"], [["blocks.0.fc", "output grad", "1" * 25]])
+    assert page.lines[-1].split() == ["bl….fc", "…", "1" * 25]
+
+
 def test_lines_to_paste_fit_the_terminal():
     report = report_samples.passing()
     baseline = {"scripted": {}, "autocast": "bfloat16"}
