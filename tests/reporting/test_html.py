@@ -18,7 +18,7 @@ from golden_files import assert_golden
 
 from precaudit.errors import PrecauditError
 from precaudit.formats import FORMATS
-from precaudit.model import Difference, Exponents, OpFormat, Plan, Report, TensorStats, Trial, Verification
+from precaudit.model import Difference, Exponents, Plan, Report, TensorStats, Trial, Verification
 from precaudit.reporting import costs, drawing, html, pagedata, render, story
 from precaudit.reporting.serialize import load_plan, write_json
 
@@ -213,52 +213,6 @@ def test_reasons_beyond_the_first_are_said_to_be_more():
     plan = Plan("bfloat16", {f"a.{i}": "float32" for i in range(15)}, because={f"a.{i}": f"why {i}" for i in range(15)})
     page = Page(render(replace(report_samples.passing(), plan=plan), "html"))
     assert "why 11: a.11 ... and 3 more reasons" in page.text
-
-
-def test_findings_where_the_plan_is_wider_ask_for_nothing():
-    report = report_samples.passing()
-    kept = report_samples.finding(fqn="blocks.0.ln1", op="layer_norm", evidence={"formats": "bfloat16"})
-    left = report_samples.finding(fqn="blocks.0.attn.qkv")
-    report = replace(report, findings=(kept, left))
-    steps = story.actions(report)
-    assert len(steps) == 3
-    assert "blocks.0.attn.qkv" in steps[1]
-    assert steps[2].startswith("Nothing else for 1 finding")
-    failed = replace(report, verification=replace(report.verification, verdict="fail"))
-    assert not any("Nothing else" in step for step in story.actions(failed))
-
-
-def test_a_narrow_module_in_a_float32_plan_is_not_settled():
-    plan = Plan("float32", {"a": "bfloat16", "b": "float32"}, (OpFormat("a", "exp", "float32"),))
-
-    def settled(**where):
-        return story.settled(plan, report_samples.finding(evidence={"formats": "bfloat16"}, **where))
-
-    assert not settled(fqn="a", op="linear")
-    assert settled(fqn="a", op="exp")
-    assert settled(fqn="b", op="linear")
-    assert not settled(fqn="elsewhere")
-    assert not settled(fqn=None)
-
-
-def test_a_finding_that_is_about_no_format_is_settled_by_none():
-    plan = Plan("bfloat16", {"a": "bfloat16", "b": "float32"})
-    updates = report_samples.finding("PA301", fqn="b", op=None, suggestion="keep float32 master weights")
-    assert not story.settled(plan, updates)
-    report = replace(report_samples.passing(), plan=plan, findings=(updates,))
-    assert any(step.startswith("Keep float32 master weights") for step in story.actions(report))
-
-
-def test_a_format_that_the_plan_does_not_use_there_is_settled():
-    plan = Plan("bfloat16", {"a": "bfloat16"})
-    about_float16 = report_samples.finding(fqn="a", op="linear", evidence={"formats": "float16, float8_e4m3"})
-    about_both = report_samples.finding(fqn="a", op="linear", evidence={"formats": "float16, bfloat16"})
-    assert story.settled(plan, about_float16)
-    assert not story.settled(plan, about_both)
-    report = replace(report_samples.sample_report(), plan=plan, findings=(about_float16,))
-    assert story.actions(report)[1:] == [
-        "Nothing else for 1 finding: the plan has those places in a format that suits them."
-    ]
 
 
 # ---------------------------------------------------------------- plan.json and SVG

@@ -1,8 +1,8 @@
-"""How figures read at the ends of their units."""
+"""How figures and names read."""
 
 import pytest
 
-from precaudit.reporting import results
+from precaudit.reporting import results, words
 from precaudit.reporting.words import number, seconds, size
 
 
@@ -31,3 +31,53 @@ def test_a_script_below_the_checkout_is_named_from_its_root(tmp_path, monkeypatc
     assert results.workspace_path("train.py") == "sub/train.py"
     assert results.workspace_path(str(tmp_path / "a.py")) == "a.py"
     assert results.workspace_path("/elsewhere/a.py") == "/elsewhere/a.py"
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0, "0%"),
+        (1, "100%"),
+        (1e-9, "<0.01%"),
+        (0.99999, ">99.9%"),
+        (0.005, "0.50%"),
+        (0.5, "50.0%"),
+        (None, "not measured"),
+    ],
+)
+def test_shares_never_round_to_none_or_all(value, text):
+    assert words.share(value) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "made"),
+    [
+        ("::error file=x::pwned", r"\x3a:error file=x::pwned"),
+        ("a ::Set-Output name=x", r"a \x3a:Set-Output name=x"),
+        ("a ##[group]b ##vso[task.x]c", r"a \x23#[group]b \x23#vso[task.x]c"),
+        ("void cudnn::detail::wgrad_alg0_engine<at::Half> ::", "void cudnn::detail::wgrad_alg0_engine<at::Half> ::"),
+        ("std::vector x, at::native::add", "std::vector x, at::native::add"),
+    ],
+)
+def test_only_what_a_ci_host_would_obey_is_altered(text, made):
+    assert words.inert(text) == made
+
+
+def test_names_are_cut_in_the_middle():
+    assert words.shorten("blocks.10.mlp.proj", 11) == "block….proj"
+    assert words.shorten("short", 11) == "short"
+
+
+@pytest.mark.parametrize(
+    ("name", "most", "lines"),
+    [
+        ("model.layers.0.self_attn.q_proj", 4, ["model.layers.0.", "self_attn.q_proj"]),
+        ("model.layers.0.post_attention_layernorm", 4, ["model.layers.0.", "post_atte…layernorm"]),
+        ("encoder.layers.10.attention.query", 1, ["encoder.l…ion.query"]),
+        ("encoder.layers.10.attention.output.dense", 2, ["encoder.layers.10.…", "ention.output.dense"]),
+        ("fc", 1, ["fc"]),
+        ("", 1, [""]),
+    ],
+)
+def test_long_names_are_broken_after_dots_before_they_are_cut(name, most, lines):
+    assert words.broken(name, 19, most) == lines

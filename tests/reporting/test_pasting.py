@@ -1,0 +1,141 @@
+"""The lines to paste, and the command that comes next."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import report_samples
+
+from precaudit.model import Layer, Plan
+from precaudit.reporting import pasting
+from precaudit.reporting.terminal import render_terminal
+
+WRITTEN = [Path("reports/train/report.json"), Path("reports/train/plan.json"), Path("reports/train/report.html")]
+
+
+def test_commands_are_continued_as_a_shell_does():
+    report = report_samples.passing()
+    argv = ["--data", "a file with blanks", *(f"--option-{i}" for i in range(9))]
+    report = replace(report, job=report.job | {"argv": argv})
+    command = render_terminal(report, written=WRITTEN).split("deploy: ")[1]
+    assert max(map(len, command.splitlines())) <= 80
+    plan = ["--plan", "reports/train/plan.json"]
+    assert shlex.split(command.replace("\\\n", "")) == ["precaudit", "check", *plan, "train.py", *argv]
+
+
+@pytest.mark.parametrize(
+    ("cause", "option"), [("noise", "--seeds"), ("float32", "--steps"), ("unchanged", None), ("interrupted", None)]
+)
+def test_the_next_command_has_more_of_what_would_decide(cause, option):
+    report = report_samples.passing()
+    report = replace(report, verification=replace(report.verification, verdict="inconclusive", cause=cause))
+    _, command = pasting.next_command(report)
+    assert [part for part in command if part in ("--seeds", "--steps")] == ([option] if option else [])
+
+
+def test_the_next_command_is_for_the_same_folder_with_the_same_options():
+    report = report_samples.passing()
+    job = {**report.job, "options": {"--formats": "float16", "--seeds": "2"}}
+    doubt = replace(report.verification, verdict="inconclusive", cause="noise")
+    _, command = pasting.next_command(replace(report, job=job, verification=doubt), Path("my runs/plan.json"))
+    options = ["--out", "'my runs'", "--formats", "float16", "--seeds", "8"]
+    assert command[: 3 + len(options)] == ["precaudit", "profile", "--force", *options]
+    _, command = pasting.next_command(replace(report, verification=doubt), Path("reports/train/plan.json"))
+    assert "--out" not in command
+
+
+@pytest.mark.parametrize("verdict", ["pass", "fail", "not_run"])
+def test_the_next_command_is_for_a_script_where_none_was_profiled(verdict):
+    """A loop of somebody's own is called after its model, and functions after one of them."""
+    report = report_samples.passing()
+    report = replace(report, verification=replace(report.verification, verdict=verdict))
+    for kind, name in (("audit", "Sequential"), ("model_file", "build_model")):
+        job = {"kind": kind, "script": name}
+        assert pasting.next_command(replace(report, job=job))[1][-1] == "SCRIPT"
+    job = {"kind": "model_file", "script": "model.py"}
+    assert pasting.next_command(replace(report, job=job))[1][-1] == "model.py"
+
+
+def test_where_torchscript_compiles_modules_the_lines_say_how_to_run():
+    report = report_samples.passing()
+    assert not any("PYTORCH_JIT" in line for line in pasting.paste_lines(report))
+    scripted = {"scripted": {"path": "train.py", "line": 3}}
+    lines = pasting.paste_lines(replace(report, job={**report.job, "baseline": scripted}))
+    assert lines[0].endswith("PYTORCH_JIT=0")
+    compile("\n".join(lines), "pasted", "exec")
+
+
+@pytest.mark.parametrize("mine", [False, True])
+def test_where_a_library_calls_backward_no_scaler_of_ones_own_is_asked_for(mine):
+    places = ["/venv/lib/python3.11/site-packages/transformers/trainer.py:3800", *["train.py:7"] * mine]
+    report = report_samples.passing()
+    lines = pasting.paste_lines(replace(report, job={**report.job, "backward_at": places}))
+    assert ("scaler = plan.grad_scaler()" in lines) is mine
+    assert any("transformers/trainer.py:3800" in line and "venv" not in line for line in lines) is not mine
+    module = {"kind": "module", "script": "transformers.train", "backward_at": places}
+    assert "scaler = plan.grad_scaler()" in pasting.paste_lines(replace(report, job={**report.job, **module}))
+    compile("\n".join(lines), "pasted", "exec")
+
+
+def test_lines_to_paste_run_as_python():
+    text = render_terminal(report_samples.passing(), written=WRITTEN)
+    assert '  plan = precaudit.load_plan("reports/train/plan.json")' in text.splitlines()
+    lines = [line.strip() for line in text.split("model is built\n")[1].split("\n\n")[0].splitlines()]
+    compile("\n".join(lines), "pasted", "exec")
+    assert lines[3] == "scaler = plan.grad_scaler()"
+    assert "unscale_(optimizer), before gradients are clipped" in lines[5]  # which a profile's loss scale needs not
+    assert all(line.startswith("#") for line in lines[4:])
+
+
+@pytest.mark.parametrize(
+    ("names", "pasted"),
+    [
+        (("net", "net"), ["net"]),
+        (("", ""), ["model"]),
+        (("generator", "critic"), ["generator", "critic"]),
+        (("generator", "exit() or net"), ["model"]),
+    ],
+)
+def test_every_model_of_the_plan_has_a_line(names, pasted):
+    layers = tuple(Layer(f"{name}.{i}", "Linear", 8, 1, (), model=name) for i, name in enumerate(names))
+    plan = Plan(default="bfloat16", modules={layer.fqn: "bfloat16" for layer in layers})
+    lines = pasting.paste_lines(replace(report_samples.passing(), layers=layers, plan=plan))
+    several = {name: f', name="{name}"' * (len(pasted) > 1) for name in pasted}
+    assert lines[2:] == [f"precaudit.apply({name}, plan{more})" for name, more in several.items()]
+
+
+@pytest.mark.parametrize("verdict", ["pass", "inconclusive", "screened", "not_run"])
+def test_pasted_lines_say_of_a_plan_that_it_is_not_verified(verdict):
+    report = report_samples.passing()
+    lines = pasting.paste_lines(replace(report, verification=replace(report.verification, verdict=verdict)))
+    assert ("# this plan is not verified" in lines) is (verdict != "pass")
+
+
+def test_modules_are_named_as_they_were_run():
+    report = report_samples.passing()
+    report = replace(report, job=report.job | {"kind": "module", "script": "package.train"})
+    assert render_terminal(report).startswith("precaudit 0.1.0: -m package.train --lr 0.1\n")
+
+
+def test_no_scaler_is_pasted_where_none_is_needed():
+    report = report_samples.passing()
+    assert "grad_scaler" not in render_terminal(replace(report, plan=report_samples.failing().plan))
+
+
+def test_lines_to_paste_fit_the_terminal():
+    report = report_samples.passing()
+    baseline = {"scripted": {}, "autocast": "bfloat16"}
+    places = ["/venv/lib/python3.11/site-packages/transformers/trainer.py:3800"]
+    report = replace(report, job={**report.job, "baseline": baseline, "backward_at": places})
+    assert len(pasting.paste_lines(report)) == 8
+    assert max(map(len, render_terminal(report).splitlines())) <= 80
+
+
+@pytest.mark.parametrize(("baseline", "told"), [({"autocast": "bfloat16"}, True), ({"low": []}, False)])
+def test_a_plan_takes_the_place_of_the_script_s_own_mixed_precision(baseline, told):
+    report = report_samples.passing()
+    text = render_terminal(replace(report, job=report.job | {"baseline": baseline}))
+    assert ("in place of the script's own" in text) is told

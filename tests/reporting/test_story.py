@@ -1,0 +1,221 @@
+"""What the verdict, the advice and the findings say in words."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import report_samples
+
+from precaudit.model import Difference, Location, OpFormat, Plan, Repair, Verification
+from precaudit.reporting import pasting, planned, render, story
+from precaudit.reporting.terminal import render_terminal
+
+VERDICTS = {
+    "fail": "NOT VERIFIED: float16 does not train like float32 (difference +0.01%, allowed ±0.25%)",
+    "inconclusive": "NOT DECIDED: whether float16 trains the same as float32 (difference -0.04% to +0.06%",
+    "screened": "SCREENED, not verified: float16 looks the same",
+    "not_run": "NOT VERIFIED: float16 is proposed",
+}
+
+
+@pytest.mark.parametrize(("verdict", "words"), VERDICTS.items())
+def test_other_verdicts_never_say_verified_alone(verdict, words):
+    report = report_samples.passing()
+    head = story.headline(replace(report, verification=replace(report.verification, verdict=verdict)))
+    assert head.title.startswith(words)
+    assert not head.title.startswith("VERIFIED")
+
+
+def test_seeds_are_not_asked_for_where_no_number_of_them_would_decide():
+    report = report_samples.passing()
+    doubt = replace(report.verification, verdict="inconclusive", cause="noise", margin=0.01, seeds=tuple(range(8)))
+    for reach, asked in ((0.03, True), (0.9, False)):
+        scattered = replace(doubt, difference=Difference(0.0, -reach, reach))
+        text = " ".join(story.actions(replace(report, verification=scattered)))
+        assert ("--seeds" in text) is asked
+        assert ("--seeds" in story.what_decides(replace(report, verification=scattered))) is asked
+
+
+@pytest.mark.parametrize("verdict", ["pass", "fail", "screened", "not_run"])
+def test_a_float32_plan_is_never_sold_as_low_precision(verdict):
+    report = report_samples.passing()
+    report = replace(report, plan=Plan(), verification=replace(report.verification, verdict=verdict))
+    assert story.headline(report).title.startswith("STAY IN FLOAT32")
+    doubted = replace(report, verification=replace(report.verification, verdict="inconclusive", cause="noise"))
+    assert story.headline(doubted).title.startswith("STAY IN FLOAT32")
+    stopped = replace(doubted, verification=replace(doubted.verification, cause="interrupted"))
+    assert story.headline(stopped).title.startswith("NOT DECIDED")
+    assert "precaudit.apply" not in render_terminal(report)
+
+
+def in_float64(report):
+    tensors = [tuple(replace(tensor, dtype="float64") for tensor in layer.tensors) for layer in report.layers]
+    return replace(
+        report,
+        layers=tuple(replace(layer, tensors=own) for layer, own in zip(report.layers, tensors, strict=True)),
+    )
+
+
+def test_a_float64_script_is_told_what_it_trains_in():
+    report = in_float64(report_samples.passing())
+    alone = replace(report, plan=Plan())
+    assert story.headline(alone).title.startswith("STAY IN FLOAT64")
+    assert "float64 is the fastest" in story.actions(alone)[0]
+    verification = replace(report.verification, verdict="inconclusive", cause="unchanged")
+    untouched = replace(report, verification=verification)
+    assert "autocast leaves alone" in story.headline(untouched).details[0]
+    assert story.actions(untouched)[0].startswith("Build the model and its data in float32 first")
+
+
+@pytest.mark.parametrize(
+    ("plan", "own", "rules", "kept"),
+    [
+        (Plan("bfloat16", {"a": "bfloat16"}), "bfloat16", [], True),
+        (Plan("bfloat16", {"a": "bfloat16"}), "bfloat16", ["PA401"], True),
+        (Plan("bfloat16", {"a": "bfloat16"}), "bfloat16", ["PA306"], False),
+        (Plan("bfloat16", {"a": "bfloat16"}), "bfloat16", ["PA503"], False),
+        (Plan("bfloat16", {"a": "bfloat16"}), "float16", [], False),
+        (Plan("bfloat16", {"a": "bfloat16", "b": "tf32"}), "bfloat16", [], False),
+        (Plan("bfloat16", {"a": "bfloat16"}), None, [], False),
+    ],
+)
+def test_a_script_that_has_the_plan_already_keeps_it_unless_its_own_precision_is_at_fault(plan, own, rules, kept):
+    report = report_samples.passing()
+    found = tuple(report_samples.finding(rule=rule, severity="note") for rule in rules)
+    report = replace(report, plan=plan, job={**report.job, "baseline": {"autocast": own}}, findings=found)
+    assert story.actions(report)[0].startswith("Keep what you have") is kept
+    assert pasting.paste_lines(report)[0].startswith("# not needed") is kept
+
+
+def test_one_remedy_for_many_places_is_told_once():
+    report = report_samples.passing()
+    found = [report_samples.finding(fqn=f"layers.{i}.norm", suggestion="keep float32 weights") for i in range(40)]
+    steps = story.actions(replace(report, findings=tuple(found)))
+    assert len(steps) == 2
+    assert steps[1].startswith("Keep float32 weights [layers.0.norm")
+    assert steps[1].endswith("and 38 more]")
+
+
+@pytest.mark.parametrize(
+    ("path", "shown"),
+    [
+        ("/venv/lib/python3.12/site-packages/transformers/models/t5.py", "transformers/models/t5.py:7"),
+        ("/home/me/train.py", "/home/me/train.py:7"),
+    ],
+)
+def test_files_of_libraries_go_by_their_import_names(path, shown):
+    found = report_samples.finding(fqn="a", op="linear", location=Location(path, 7))
+    assert story.place(found) == f"a, linear, {shown}"
+
+
+@pytest.mark.parametrize("stopped", ["killed", "failed", "interrupted"])
+def test_a_run_that_was_cut_short_is_told_from_one_that_trains_nothing(stopped):
+    report = replace(report_samples.empty(), job={"stopped": stopped}, verification=Verification())
+    text = render_terminal(report)
+    assert "NOTHING MEASURED" in text
+    assert "before its first step" in text
+    assert "None: nothing was measured." in text
+
+
+@pytest.mark.parametrize("stopped", ["killed", "failed", "interrupted"])
+@pytest.mark.parametrize("format", ["terminal", "markdown", "html"])
+def test_an_audit_that_was_cut_short_recommends_nothing(stopped, format):
+    report = report_samples.passing()
+    verification = Verification(reason="ValueError: wrong labels")
+    report = replace(report, job={"stopped": stopped, "steps": 3}, plan=Plan(), verification=verification)
+    text = " ".join(render(report, format).split())
+    assert story.headline(report).title.startswith("CUT SHORT: ")
+    assert "after 3 steps; what was measured until then is below" in text
+    assert "ValueError: wrong labels" in text
+    assert "profile again" in story.actions(report)[0].lower()
+    for wrong in ("STAY IN", "Change nothing", "No module was seen", "no rule found anything wrong.", "memory"):
+        assert wrong not in text.partition("<script")[0]
+
+
+@pytest.mark.parametrize("verdict", ["inconclusive", "fail", "not_run"])
+def test_where_float32_itself_fails_that_comes_first(verdict):
+    base = report_samples.passing()
+    broken = report_samples.finding("PA603", fqn=None, op=None, location=None, suggestion="repair float32 first")
+    report = replace(base, findings=(broken,), verification=replace(base.verification, verdict=verdict))
+    assert story.headline(report).title.startswith("REPAIR FLOAT32 FIRST")
+    assert story.actions(report)[0] == "Repair float32 first"
+    assert "precaudit.apply" not in render_terminal(report)
+
+
+def test_an_audit_of_no_step_says_so():
+    report = report_samples.passing()
+    verification = Verification(reason="no step of this model was seen")
+    report = replace(report, job={"kind": "audit", "audited_steps": 0}, plan=Plan(), verification=verification)
+    assert story.headline(report).title == "NOTHING MEASURED: no step of this model was seen"
+    assert "precaudit.audit" in story.actions(report)[0]
+
+
+def test_the_root_module_has_a_name_everywhere():
+    repair = Repair("", "float16", "float32", "raised", "div")
+    report = replace(report_samples.failing(), plan=Plan("float16", {"": "float32"}, (OpFormat("", "div", "float32"),)))
+    report = replace(report, verification=replace(report.verification, repairs=(repair,)))
+    assert planned.repairs(report) == ["Round 1: (the model itself):div from float16 to float32: raised"]
+    assert planned.exceptions(report.plan)[0].names == ("(the model itself)", "(the model itself):div")
+
+
+def test_what_a_plan_that_failed_suits_is_not_taken_care_of():
+    """It is not to be used."""
+    report = report_samples.failing()
+    found = report_samples.finding(fqn="a", evidence={"formats": "float16"})
+    plan = Plan("bfloat16", {"a": "bfloat16"})
+    told = {
+        verdict: story.actions(
+            replace(report, plan=plan, findings=(found,), verification=replace(report.verification, verdict=verdict))
+        )[-1]
+        for verdict in ("pass", "inconclusive", "fail")
+    }
+    assert told["pass"].startswith("Nothing else for 1 finding")
+    assert told["inconclusive"].startswith("No change for 1 finding")
+    assert "suits" not in told["fail"]
+
+
+def test_findings_where_the_plan_is_wider_ask_for_nothing():
+    report = report_samples.passing()
+    kept = report_samples.finding(fqn="blocks.0.ln1", op="layer_norm", evidence={"formats": "bfloat16"})
+    left = report_samples.finding(fqn="blocks.0.attn.qkv")
+    report = replace(report, findings=(kept, left))
+    steps = story.actions(report)
+    assert len(steps) == 3
+    assert "blocks.0.attn.qkv" in steps[1]
+    assert steps[2].startswith("Nothing else for 1 finding")
+    failed = replace(report, verification=replace(report.verification, verdict="fail"))
+    assert not any("Nothing else" in step for step in story.actions(failed))
+
+
+def test_a_narrow_module_in_a_float32_plan_is_not_settled():
+    plan = Plan("float32", {"a": "bfloat16", "b": "float32"}, (OpFormat("a", "exp", "float32"),))
+
+    def settled(**where):
+        return story.settled(plan, report_samples.finding(evidence={"formats": "bfloat16"}, **where))
+
+    assert not settled(fqn="a", op="linear")
+    assert settled(fqn="a", op="exp")
+    assert settled(fqn="b", op="linear")
+    assert not settled(fqn="elsewhere")
+    assert not settled(fqn=None)
+
+
+def test_a_finding_that_is_about_no_format_is_settled_by_none():
+    plan = Plan("bfloat16", {"a": "bfloat16", "b": "float32"})
+    updates = report_samples.finding("PA301", fqn="b", op=None, suggestion="keep float32 master weights")
+    assert not story.settled(plan, updates)
+    report = replace(report_samples.passing(), plan=plan, findings=(updates,))
+    assert any(step.startswith("Keep float32 master weights") for step in story.actions(report))
+
+
+def test_a_format_that_the_plan_does_not_use_there_is_settled():
+    plan = Plan("bfloat16", {"a": "bfloat16"})
+    about_float16 = report_samples.finding(fqn="a", op="linear", evidence={"formats": "float16, float8_e4m3"})
+    about_both = report_samples.finding(fqn="a", op="linear", evidence={"formats": "float16, bfloat16"})
+    assert story.settled(plan, about_float16)
+    assert not story.settled(plan, about_both)
+    report = replace(report_samples.sample_report(), plan=plan, findings=(about_float16,))
+    assert story.actions(report)[1:] == [
+        "Nothing else for 1 finding: the plan has those places in a format that suits them."
+    ]
