@@ -118,6 +118,8 @@ def signed(value: float | None) -> str:
     """A relative difference in per cent, with its sign."""
     if value is None:
         return NOT_MEASURED
+    if not math.isfinite(value):
+        return "not finite"
     text = f"{value:+.2%}"
     return "±0.00%" if text.strip("+-") == "0.00%" else text
 

@@ -1,9 +1,11 @@
 """How figures and names read."""
 
+import math
+
 import pytest
 
 from precaudit.reporting import results, words
-from precaudit.reporting.words import number, seconds, size
+from precaudit.reporting.words import number, seconds, signed, size
 
 
 @pytest.mark.parametrize(
@@ -18,6 +20,8 @@ from precaudit.reporting.words import number, seconds, size
         (size(1010 * 2**20), "1,010 MiB"),
         (size(1023), "1,023 B"),
         (size(3 * 2**30), "3 GiB"),
+        (signed(math.inf), "not finite"),
+        (signed(-0.00001), "±0.00%"),
     ],
 )
 def test_no_exponent_where_units_change(said, words):
