@@ -7,6 +7,12 @@ from types import MappingProxyType
 
 from precaudit.errors import PrecauditError
 
+LOCAL_ERROR_LIMIT = 0.25
+"""What errs by a quarter of its result (rms) has lost it, in any format; rounding gives 2^-mantissa."""
+ROUNDINGS = 16
+"""Outputs may err by 16 units of roundoff. Roundings err by a third of a unit in rms and independent ones add up with
+the square root of their number, so two thousand in a row would be needed to use it up."""
+
 
 @dataclass(frozen=True)
 class Format:
@@ -33,6 +39,11 @@ class Format:
     def epsilon(self) -> float:
         """Distance from 1 to the next larger value."""
         return 2.0**-self.mantissa
+
+    @property
+    def tolerance(self) -> float:
+        """The relative rms error that outputs may have where it is the coarsest format in use."""
+        return min(LOCAL_ERROR_LIMIT, ROUNDINGS * self.epsilon / 2)
 
     @property
     def smallest_normal(self) -> float:

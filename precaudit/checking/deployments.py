@@ -5,15 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 from precaudit.checking.records import CheckSettings, Deployment
-from precaudit.formats import FORMATS
+from precaudit.formats import FORMATS, LOCAL_ERROR_LIMIT, ROUNDINGS
 from precaudit.model import LossScale, Plan
 from precaudit.planning.loss_scale import DEFAULT_INTERVAL, DEFAULT_SCALE
-from precaudit.planning.rules import LOCAL_ERROR_LIMIT
 
 TORCHS = LossScale("dynamic", DEFAULT_SCALE, DEFAULT_INTERVAL)
-ROUNDINGS = 16
-"""A tolerance of 16 units of roundoff. Roundings err by a third of a unit in rms and independent ones add up with
-the square root of their number, so two thousand in a row would be needed to use it up."""
 
 
 def deployments(plan: Plan, settings: CheckSettings) -> tuple[Deployment, ...]:
@@ -55,8 +51,8 @@ def _deployment(name: str, plan: Plan, tolerance: float | None) -> Deployment:
 
 def default_tolerance(name: str) -> tuple[float, str]:
     """The relative rms error that outputs may have in a format, and why that much."""
-    roundoff = FORMATS[name].epsilon / 2
-    tolerance = ROUNDINGS * roundoff
-    if tolerance >= LOCAL_ERROR_LIMIT:
-        return LOCAL_ERROR_LIMIT, "beyond a quarter of its rms an output is lost, in any format"
-    return tolerance, f"{ROUNDINGS} units of roundoff ({roundoff:.2g}) in {name}, the coarsest format of the plan"
+    found = FORMATS[name]
+    if found.tolerance >= LOCAL_ERROR_LIMIT:
+        return found.tolerance, "beyond a quarter of its rms an output is lost, in any format"
+    roundoff = f"{found.epsilon / 2:.2g}"
+    return found.tolerance, f"{ROUNDINGS} units of roundoff ({roundoff}) in {name}, the coarsest format of the plan"

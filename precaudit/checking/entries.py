@@ -12,8 +12,8 @@ import torch
 from scipy.optimize import linear_sum_assignment
 
 from precaudit.checking.inputs import Call
+from precaudit.formats import LOCAL_ERROR_LIMIT
 from precaudit.instrument.torchfunction import tensors_in
-from precaudit.planning.rules import LOCAL_ERROR_LIMIT
 
 MOST_COMPARISONS = 2**24
 MOST_COLUMNS = 64

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 from precaudit.checking.records import LARGE_EXPONENT, Answer, Deployment, HardInput, Observed, OutputMatch
 from precaudit.finding import finding
+from precaudit.formats import LOCAL_ERROR_LIMIT
 from precaudit.model import Finding
-from precaudit.planning.rules import LOCAL_ERROR_LIMIT
 from precaudit.reporting.words import number, plural, share
 
 AGREEMENT = 0.99

@@ -65,6 +65,12 @@ class Plan:
     def is_low_precision(self) -> bool:
         return any(f != "float32" for f in (self.default, *self.modules.values()))
 
+    @property
+    def narrowest(self) -> str:
+        """The least precise format: the size of the perturbation that its rounding is."""
+        low = {self.default, *self.modules.values()} - {"float32"}
+        return min(low, key=lambda name: get_format(name).mantissa, default="float32")
+
     def grad_scaler(self, device: str | None = None) -> Any:
         """The configured `torch.amp.GradScaler` for a training loop; disabled where the plan needs none. `device` is
         "cuda" where there is one, else "cpu"."""

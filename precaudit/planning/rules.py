@@ -9,14 +9,12 @@ import math
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, replace
 
-from precaudit.formats import EXTREME, FORMATS, Format
+from precaudit.formats import EXTREME, FORMATS, LOCAL_ERROR_LIMIT, Format
 from precaudit.model import Location, Op, Severity
 from precaudit.tracing.records import ABSORBING, Grid, Trace
 
 HEADROOM = 4.0
 """Ranges grow in training: a value within this factor of a format's maximum is treated as too large."""
-LOCAL_ERROR_LIMIT = 0.25
-"""An operation that alone errs by a quarter of its result (rms) has lost it; rounding gives 2^-mantissa."""
 RESULT_KEPT = LOCAL_ERROR_LIMIT / 10
 """How much it may err by in the format that it is moved to: another quarter, just missed, would be no mend."""
 _WIDER = "run it in bfloat16 or float32"

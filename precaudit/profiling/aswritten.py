@@ -6,10 +6,11 @@ from typing import Any
 
 from precaudit.execution.policy import category
 from precaudit.finding import SEVERITIES, finding, place_of
+from precaudit.formats import LOCAL_ERROR_LIMIT
 from precaudit.model import Finding, Location, Severity, Verification
 from precaudit.ownprecision.changes import IN_HOOKS, depends_on_scale
 from precaudit.ownprecision.operations import ANGLES
-from precaudit.planning.rules import LOCAL_ERROR_LIMIT, OF_A_SUM
+from precaudit.planning.rules import OF_A_SUM
 from precaudit.profiling.audit import Audit
 from precaudit.profiling.entries import Seen, causes_in, seen_in
 from precaudit.profiling.scaled import CERTAIN, CHANGES, HOOKS, LIKELY, of_scaled

@@ -11,9 +11,9 @@ from precaudit.model import Location, Plan
 from precaudit.planning.fitting import format_of, is_within
 from precaudit.planning.planner import fallback
 from precaudit.profiling.bisect import contributions, of_gradients, of_losses, whole_error
-from precaudit.running.job import RunResult, ScriptError
+from precaudit.running.job import Astray, RunResult, ScriptError
 from precaudit.tracing.records import Fault, Trace
-from precaudit.verification.gates import first_lost, refusals, stuck_buffers, unused_calls, usual_calls
+from precaudit.verification.gates import first_lost, refusals, stuck_buffers, unused_calls, usual_calls, wrong_answers
 from precaudit.verification.statistics import diverged
 from precaudit.verification.verdict import Runs
 
@@ -49,6 +49,8 @@ def find_repair(trials: Trials, plan: Plan, candidates: Mapping[int, RunResult])
             return _after_fault(plan, faults, trials.audit.trace)
     for _, error in refusals(pairs):
         return _after_exception(plan, error, trials.audit.trace)
+    if astray := wrong_answers(pairs, plan):
+        return _after_wrong_answer(plan, *astray[0])
     return _after_stuck(plan, stuck_buffers(pairs)) or _after_silent_error(trials, plan, candidates)
 
 
@@ -199,6 +201,16 @@ def _after_stuck(plan: Plan, buffers: Sequence[str]) -> list[Promotion]:
             why = f"its buffer {name} moves less than half as far as in float32"
             found.setdefault(fqn, Promotion(fqn, "", plan.modules[fqn], "float32", why))
     return list(found.values())
+
+
+def _after_wrong_answer(plan: Plan, model: str, far: Astray) -> list[Promotion]:
+    """Training shows nothing of it: what is to blame was looked for where the model answered."""
+    source = plan.modules.get(far.cause, "float32")
+    if source == "float32":
+        return []
+    return [
+        Promotion(far.cause, "", source, "float32", f"in {source} it makes {model} err by {far.error:.1%} in eval mode")
+    ]
 
 
 def _after_silent_error(trials: Trials, plan: Plan, candidates: Mapping[int, RunResult]) -> list[Promotion]:

@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from precaudit.formats import get_format
 from precaudit.model import Difference, Execution, Plan, Repair, Trial, Verification
 from precaudit.profiling.audit import Audit, Runner, require_same_start
 from precaudit.profiling.repairs import Promotion, find_repair
@@ -62,8 +61,8 @@ class Trials:
 
     def extend(self, label: str, plan: Plan, seeds: Sequence[int], candidates: dict[int, RunResult]) -> None:
         """Pairs for more seeds, and float32 twins of those of the first look, anew for another format."""
-        if self.rounded_to != narrowest(plan):
-            self.rounded_to = narrowest(plan)
+        if self.rounded_to != plan.narrowest:
+            self.rounded_to = plan.narrowest
             self.twins.clear()
         missing = [seed for seed in seeds if seed not in self.references]
         specs = [self.spec("reference", seed) for seed in missing]
@@ -121,11 +120,6 @@ def verify(
         reason = "interrupted before the verdict"
         judgement = replace(judgement, verdict="inconclusive", reason=reason, cause="interrupted")
     return _verification(trials, judgement, execution, repairs), plan
-
-
-def narrowest(plan: Plan) -> str:
-    """The least precise format of a plan: the size of the perturbation that its rounding is."""
-    return min({plan.default, *plan.modules.values()} - {"float32"}, key=lambda name: get_format(name).mantissa)
 
 
 def _needs_repair(judgement: Judgement, quick: bool) -> bool:

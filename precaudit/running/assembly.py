@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from precaudit.instrument.events import TrainingEvents, TrainingListener
 from precaudit.instrument.functions import OwnBackward
 from precaudit.instrument.names import ModuleNames
 from precaudit.instrument.scopes import ModuleScopes, ScopeListener
+from precaudit.model import Plan
 from precaudit.ownprecision.baseline import Baseline, CastWatch, eager_only, everywhere, float32_only
 from precaudit.ownprecision.changes import GradientChanges
 from precaudit.ownprecision.grad_scaler import OwnScaler
@@ -26,6 +28,7 @@ from precaudit.ownprecision.scaled_gradients import ScaledGradients
 from precaudit.ownprecision.stale_casts import StaleCasts
 from precaudit.ownprecision.watch import OwnLowPrecision
 from precaudit.running.endstate import FirstValues, LastCalls, LostOutputs
+from precaudit.running.evaluation import Beside
 from precaudit.running.job import RunSpec
 from precaudit.running.monitor import Monitor, Stop
 from precaudit.running.probes import GradientProbe
@@ -66,6 +69,23 @@ class Session:
     last_calls: LastCalls
     lost_outputs: LostOutputs
     observer: Any | None
+
+    def beside(self, spec: RunSpec) -> Beside | None:
+        """How models answer in the place of a plan that is tried."""
+        if spec.plan is None or spec.watch_from is not None or not spec.plan.is_low_precision:
+            return None
+        return Beside(spec.plan, partial(self._under, spec))
+
+    @contextmanager
+    def _under(self, spec: RunSpec, plan: Plan | None) -> Iterator[None]:
+        """The plan is all that hears of forwards meanwhile."""
+        listeners = self.scopes.listeners
+        other = replace(spec, plan=plan, jitter=False, perturbed=None)
+        self.scopes.listeners = list(_roundings(other, self.scopes, self.baseline.in_island))
+        try:
+            yield
+        finally:
+            self.scopes.listeners = listeners
 
     def compiles(self) -> None:
         """TorchScript takes a module, to train it: later it would be for an export."""

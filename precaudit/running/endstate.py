@@ -16,8 +16,8 @@ from torch.utils.weak import WeakIdKeyDictionary
 from precaudit.histograms.memory import flat, outside_transforms
 from precaudit.instrument.scopes import Frame, ModuleScopes
 from precaudit.instrument.torchfunction import plain, tensors_in
+from precaudit.running.evaluation import Answer, Beside, answer
 from precaudit.running.job import EndState, ScriptError
-from precaudit.running.modes import eval_mode
 from precaudit.running.scripterrors import record_of
 
 _SAMPLE = 256
@@ -146,6 +146,7 @@ def end_state(
     calls: Mapping[str, tuple[nn.Module, Any, Any]],
     first: FirstValues,
     lost: Mapping[str, int] = MappingProxyType({}),
+    beside: Beside | None = None,
 ) -> EndState:
     models = scopes.names.models
     several = len(models) > 1
@@ -168,8 +169,8 @@ def end_state(
         ways = [(path, first.moved(module, getattr(module, kind))) for path, module in named("modules")]
         return {f"{path}.{name}".lstrip("."): far for path, own in ways for name, far in own}
 
-    answers = {name: _evaluate(scopes, *call) for name, call in calls.items()}
-    kept = {name: answer for name, answer in answers.items() if isinstance(answer, torch.Tensor) and answer.numel()}
+    answers = {name: _evaluate(scopes, *call, beside) for name, call in calls.items()}
+    kept = {name: each for name, each in answers.items() if isinstance(each, Answer) and each.values.numel()}
     return EndState(
         parameters=_nonfinite(named("parameters")),
         buffers=_nonfinite(named("buffers")),
@@ -177,17 +178,17 @@ def end_state(
         learned=moved("_parameters"),
         lost=lost,
         optimizer_state=tuple(sorted(set(_nonfinite(states)))),
-        evaluations={name: (bool(v.isfinite().all()), _rms(v)) for name, v in kept.items()},
-        refused={name: answer for name, answer in answers.items() if isinstance(answer, ScriptError)},
+        evaluations={name: (bool(each.values.isfinite().all()), _rms(each.values)) for name, each in kept.items()},
+        astray={name: each.astray for name, each in kept.items() if each.astray},
+        refused={name: each for name, each in answers.items() if isinstance(each, ScriptError)},
     )
 
 
-def _evaluate(scopes: ModuleScopes, module: nn.Module, args: Any, kwargs: Any) -> torch.Tensor | ScriptError:
-    """All floating-point outputs in eval mode, flat; the error where the model can't be called again."""
+def _evaluate(
+    scopes: ModuleScopes, module: nn.Module, args: Any, kwargs: Any, beside: Beside | None
+) -> Answer | ScriptError:
+    """The error where the model can't be called again."""
     try:
-        with eval_mode(module):
-            made = map(plain, tensors_in(module(*args, **kwargs)))
-            outputs = [t.detach().float().flatten().cpu() for t in made if t.is_floating_point()]
+        return answer(module, args, kwargs, beside)
     except (Exception, SystemExit) as error:
         return replace(record_of(error), raised_in=scopes.raised_in)
-    return torch.cat(outputs) if outputs else torch.empty(0)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from precaudit.formats import get_format
 from precaudit.model import Execution, Location, Plan
 from precaudit.tracing.records import GradientDifference, Grid, Trace
 
@@ -74,6 +75,8 @@ OF_OPTIMIZER = ", optimizer "
 _ENDLESS, _TIMES = 1000, 50
 """Calls of models, and times the most that led to a float32 step, with which a script waits for a better batch for
 ever."""
+_BY_CHANCE = 10.0
+"""Plans that are right were seen to make five times the error that rounding the weights does."""
 INTERNAL = "InternalError"
 LACKS_ROOM = "LacksRoom"
 OURS = frozenset((INTERNAL, LACKS_ROOM))
@@ -103,12 +106,28 @@ class ScriptError:
 
 
 @dataclass(frozen=True)
+class Astray:
+    """How far a model's outputs are from float32's with the same weights, as a share of their rms; how far float32
+    goes itself where the weights are rounded once (`chance`); the module without which it is half of it at most."""
+
+    error: float
+    chance: float
+    cause: str = ""
+
+    def is_fault(self, plan: Plan) -> bool:
+        """More than the plan's formats may err by, and many times as far as rounding goes where a model is sensitive,
+        or chooses."""
+        return self.error > max(get_format(plan.narrowest).tolerance, _BY_CHANCE * self.chance)
+
+
+@dataclass(frozen=True)
 class EndState:
     """What was non-finite at the end, and how the models answered their last batch in eval mode.
 
     `moved` maps a buffer to the rms of its change since the first forward, 0 where that is less than float32 rounds
     off, and `learned` a parameter; `lost` a model to the step in which it first answered with nan or inf; `evaluations`
-    maps a model to (finite, rms of its outputs); `refused` to the error of a model that raised one instead.
+    maps a model to (finite, rms of its outputs); `astray` to what of these is a plan's doing; `refused` to the error of
+    a model that raised one instead.
     """
 
     parameters: tuple[str, ...] = ()
@@ -118,6 +137,7 @@ class EndState:
     lost: Mapping[str, int] = field(default_factory=dict)
     optimizer_state: tuple[str, ...] = ()
     evaluations: Mapping[str, tuple[bool, float]] = field(default_factory=dict)
+    astray: Mapping[str, Astray] = field(default_factory=dict)
     refused: Mapping[str, ScriptError] = field(default_factory=dict)
 
 

@@ -60,7 +60,8 @@ def run(
                 session.optimizers.seen.values(),
                 session.last_calls.calls,
                 session.first_values,
-                session.lost_outputs.first,  # by now: models answer once more
+                session.lost_outputs.first,
+                session.beside(spec),
             )
         if session.observer is not None and result.finished:
             result = replace(result, observed=session.observer.observe())

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from precaudit.model import Gate, Plan
-from precaudit.running.job import EndState, RunResult, ScriptError
+from precaudit.running.job import Astray, EndState, RunResult, ScriptError
 
 Pair = tuple[RunResult, RunResult]
 Check = Callable[[Sequence[Pair], Plan], Gate]
@@ -53,6 +53,12 @@ def refusals(pairs: Sequence[Pair], for_memory: bool = False) -> Iterator[tuple[
                 yield model, error
 
 
+def wrong_answers(pairs: Sequence[Pair], plan: Plan) -> list[tuple[str, Astray]]:
+    """Models that answer otherwise in eval mode than float32 does with the same weights, the worst first."""
+    found = [each for _, run in pairs for each in run.end_state.astray.items() if each[1].is_fault(plan)]
+    return sorted(found, key=lambda each: -each[1].error)
+
+
 def evaluation(pairs: Sequence[Pair], plan: Plan) -> Gate:
     for model, error in refusals(pairs):
         first = error.message.partition("\n")[0]
@@ -60,6 +66,10 @@ def evaluation(pairs: Sequence[Pair], plan: Plan) -> Gate:
     if not any(run.end_state.evaluations for pair in pairs for run in pair):
         return Gate("evaluation", True, "not looked at: no model could be called again in eval mode")
     gate = _finite("evaluation", "outputs in eval mode", _lost_evaluations)(pairs, plan)
+    if gate.passed and (wrong := wrong_answers(pairs, plan)):
+        model, far = wrong[0]
+        said = f"in eval mode {model} errs by {far.error:.1%} of its outputs' rms"
+        gate = replace(gate, passed=False, detail=f"{said}; weights rounded once make {far.chance:.2%} in float32")
     unseen = {model for model, _ in refusals(pairs, for_memory=True)}
     if not unseen:
         return gate

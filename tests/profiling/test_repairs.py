@@ -5,8 +5,16 @@ from dataclasses import replace
 import pytest
 
 from precaudit.model import Layer, Location, Op, OpFormat, Plan
-from precaudit.profiling.repairs import Promotion, _after_exception, _after_fault, _after_stuck, _explains, _first_wrong
-from precaudit.running.job import RunResult, ScriptError
+from precaudit.profiling.repairs import (
+    Promotion,
+    _after_exception,
+    _after_fault,
+    _after_stuck,
+    _after_wrong_answer,
+    _explains,
+    _first_wrong,
+)
+from precaudit.running.job import Astray, RunResult, ScriptError
 from precaudit.tracing.records import Fault, Trace
 
 TRACE = Trace(
@@ -63,6 +71,13 @@ def test_the_owner_of_a_buffer_that_stands_still_is_widened():
     ]
     assert found[0].why == "its buffer mean moves less than half as far as in float32"
     assert not _after_stuck(Plan("float16", {"block": "float32"}), ["block.mean"])
+
+
+def test_what_makes_a_model_answer_wrongly_is_widened():
+    (found,) = _after_wrong_answer(PLAN, "net", Astray(0.17, 0.001, "block"))
+    assert (found.fqn, found.source, found.target) == ("block", "float16", "float32")
+    assert found.why == "in float16 it makes net err by 17.0% in eval mode"
+    assert not _after_wrong_answer(PLAN, "net", Astray(0.17, 0.001))
 
 
 def test_what_is_all_float32_leaves_the_next_producer():

@@ -793,6 +793,52 @@ def test_a_model_that_raises_in_eval_mode_alone_is_told_with_its_module_and_oper
     assert (end.refused["model"].raised_in, end.refused["model"].op) == ("model:1", "linalg_svd")
 
 
+class Recurrent(nn.Linear):
+    """A sum in one product while it trains, one by one in eval mode."""
+
+    def forward(self, x):
+        out = super().forward(x).sigmoid()
+        if self.training:
+            return out.float().sum(0)
+        total = torch.zeros_like(out[0])
+        for row in out:
+            total = total + row
+        return total
+
+
+@pytest.mark.parametrize("name", ["0", "1"])
+def test_what_a_plan_makes_of_a_model_in_eval_mode_alone(name):
+    def code():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(4, 4), Recurrent(4, 4))
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+        while True:
+            model(torch.randn(4096, 4)).sum().backward()
+            optimizer.step()
+
+    plan = Plan("bfloat16", {"": "bfloat16", "0": "bfloat16", "1": "bfloat16"})
+    plan = replace(plan, modules={**plan.modules, name: "float32"})
+    result = run(spec(plan=plan, precision="plan"), code)
+    far = result.end_state.astray["model"]
+    assert (far.is_fault(plan), far.cause) == ((True, "1") if name == "0" else (False, ""))
+    assert run(spec(), code).end_state.astray == {}
+
+
+def test_what_an_error_is_measured_by_leaves_the_weights_as_they_are():
+    models = []
+
+    def code():
+        model = nn.Linear(4, 4)
+        models.append((model, model.weight.detach().clone()))
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+        while True:
+            model(torch.ones(2, 4)).sum().backward()
+            optimizer.step()
+
+    assert 0 < run(spec(plan=BRAIN, precision="plan"), code).end_state.astray["model"].chance < 0.01
+    assert torch.equal(models[0][0].weight, models[0][1])
+
+
 # ---------------------------------------------------------------- gradient probes
 
 

@@ -4,7 +4,7 @@ import pytest
 from run_samples import ended, falling, run
 
 from precaudit.model import LossScale, Plan
-from precaudit.running.job import ScriptError
+from precaudit.running.job import Astray, ScriptError
 from precaudit.verification.gates import failed, gates, refusals
 
 LOSSES = falling()
@@ -106,6 +106,18 @@ def test_outputs_that_were_lost_on_the_way():
     assert results({"end_state": lost}) == {"finite outputs": "non-finite outputs: net outside of training"}
     assert results({"end_state": lost}, {"end_state": lost}) == {}
     assert results({}, {"end_state": lost}) == {}
+
+
+@pytest.mark.parametrize(
+    ("error", "chance", "wrong"),
+    [(0.17, 0.0004, True), (0.17, 0.02, False), (0.05, 0.0001, False), (0.07, 0.0, True)],
+)
+def test_answers_that_are_others_than_float32_s_with_the_same_weights(error, chance, wrong):
+    end = ended(evaluations={"net": (True, 1.0)}, astray={"net": Astray(error, chance)})
+    detail = (
+        f"in eval mode net errs by {error:.1%} of its outputs' rms; weights rounded once make {chance:.2%} in float32"
+    )
+    assert results({"end_state": end}) == ({"evaluation": detail} if wrong else {})
 
 
 def test_what_was_not_looked_at_is_not_said_to_be_finite():
