@@ -30,6 +30,8 @@ LOG_UNIFORM = 1.5 / math.log(2)
 # Vanishing gradients must not lead a scale away: 2^24 already lifts 2^-48 into float16's subnormal range.
 K_LIMIT = 24
 SIGMAS = 3.09
+# Octaves below the largest scale that fits: other seeds reach higher, and a skipped step makes another training of it.
+STARTS_BELOW = 2
 # With fewer than three steps no spread is known; gradients of one model commonly vary by an octave.
 ASSUMED_DEVIATION = 1.0
 TREND_ALPHA = 0.02
@@ -185,13 +187,14 @@ def window(log2_max: Sequence[float], gradients: Gradients) -> tuple[int, int] |
 
 
 def recommend(log2_max: Sequence[float], gradients: Gradients, steps: int) -> LossScale:
-    """The setting for a run of `steps` steps, which starts at 2**k_max; `none` where nothing is float16 in the backward
-    pass."""
+    """The setting for a run of `steps` steps, which starts some octaves below 2**k_max where the window has them;
+    `none` where nothing is float16 in the backward pass."""
     if not gradients:
         return LossScale()
-    high, interval = k_max(log2_max), recommended_interval(log2_max)
-    skips = expected_skips(log2_max, high, interval, steps)
-    return LossScale("dynamic", 2.0**high, interval, window(log2_max, gradients), skips)
+    fits, interval = window(log2_max, gradients), recommended_interval(log2_max)
+    start = max(fits[0], fits[1] - STARTS_BELOW) if fits else k_max(log2_max)
+    skips = expected_skips(log2_max, start, interval, steps)
+    return LossScale("dynamic", 2.0**start, interval, fits, skips)
 
 
 def conflicts(gradients: Gradients, highest: int) -> dict[str, int]:

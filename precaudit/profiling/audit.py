@@ -28,8 +28,8 @@ class Runner(Protocol):
     def many(self, specs: Sequence[RunSpec]) -> list[RunResult]: ...
 
 
-PROBE_HEADROOM = 8.0
-"""Probes measure rounding, not overflow: three octaves below the scale that training would start with."""
+PROBE_HEADROOM = 2.0
+"""Probes measure rounding, not overflow: an octave below the scale that training would start with."""
 SAME_START = 1e-4
 """How far the first losses of two float32 runs of one seed may be apart, as a share."""
 _FEWEST = 10

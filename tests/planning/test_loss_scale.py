@@ -234,8 +234,20 @@ def test_recommendation_has_no_skips_and_keeps_the_energy():
     grads = {"a": [stats_of(gradients(2.0, -22.0))], "b": [stats_of(gradients(2.0, -18.0))]}
     low, high = window(history, grads)
     dynamic = recommend(history, grads, steps=60)
-    assert dynamic == LossScale("dynamic", 2.0**high, 2000, (low, high), 0.0)
-    assert all(lost_energy(t, high) <= LOST_BUDGET for tensors in grads.values() for t in tensors)
+    assert dynamic == LossScale("dynamic", 2.0 ** (high - 2), 2000, (low, high), 0.0)
+    assert all(lost_energy(t, high - 2) <= LOST_BUDGET for tensors in grads.values() for t in tensors)
+
+
+@pytest.mark.parametrize(("room", "below"), [(0, 0), (1, 1), (2, 2), (9, 2)])
+def test_a_scale_starts_below_the_largest_that_fits_where_the_window_has_room(room, below):
+    """Other seeds reach higher, and a step that is skipped makes another training of what was paired with float32's."""
+    tensor = stats_of([2.0**-24] * 10)
+    low = needed_k([tensor])
+    history = [15.0 - low - room - 0.5] * 10
+    setting = recommend(history, {"a": [tensor]}, steps=10)
+    assert setting.window == (low, low + room)
+    assert setting.init_scale == 2.0 ** (low + room - below)
+    assert replay([largest + below for largest in history], low + room - below, 2000).skips == 0
 
 
 def test_a_window_may_be_a_single_scale():

@@ -290,7 +290,7 @@ def test_float16_gets_a_window():
     assert scale.mode == "dynamic"
     low, high = scale.window
     assert low <= high <= 25
-    assert scale.init_scale == 2.0**high
+    assert scale.init_scale == 2.0 ** (high - 2)
     assert plan.modules == {"a": "float16"}
 
 
