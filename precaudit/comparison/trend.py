@@ -20,6 +20,7 @@ from precaudit.comparison.thresholds import DEFAULTS
 from precaudit.errors import PrecauditError
 from precaudit.model import Report
 from precaudit.reporting import markdown as md
+from precaudit.reporting import unfinished
 from precaudit.reporting.serialize import load_report
 from precaudit.reporting.story import from_python
 from precaudit.reporting.terminal import Page
@@ -76,16 +77,17 @@ def trend(
 ) -> pd.DataFrame:
     """A row a report, oldest first. `regressions`, `against` and `first` hold it against earlier ones of its script:
     the one before it and, as a drift stays within the noise from each to the next, the one where something last
-    changed."""
+    changed. A run that did not come to its end is held against them, and hides them from none after it."""
     rows, last, changed = [], dict[str, Entry](), dict[str, Entry]()
     for entry in entries:
         name, time, report = entry
         script = _script(entry, last)
         bases = [last[script], changed[script]] if script in last else []
         judged = _judged(report, bases, thresholds, asked)
-        last[script] = entry
-        if judged["regressions"] or not bases:
-            changed[script] = entry
+        if unfinished.title(report) is None:
+            last[script] = entry
+            if judged["regressions"] or not bases:
+                changed[script] = entry
         rows.append({"report": name, "script": script, "time": time, **_figures(report), **judged})
     return pd.DataFrame(rows)
 

@@ -299,6 +299,17 @@ def test_a_slow_drift_is_seen_where_no_report_differs_from_the_one_before():
     assert list(zip(seen["report"], seen["against"], strict=True)) == [("r2", "r0"), ("r4", "r2"), ("r6", "r4")]
 
 
+def test_runs_that_were_cut_short_hide_nothing_from_those_after_them():
+    whole = profile(gpt(), 0)
+    crashed = Report(job={**whole.job, "stopped": "failed", "steps": 0}, environment=whole.environment)
+    failed = replace(whole, verification=replace(whole.verification, verdict="fail"))
+    reports = {"a": whole, "b": crashed, "c": crashed, "d": failed, "e": failed}
+    frame = trend.trend([(name, datetime(2026, 3, 1, tzinfo=UTC), report) for name, report in reports.items()])
+    assert list(frame["against"].fillna("")) == ["", "a", "a", "a", ""]
+    assert "CUT SHORT" in frame["first"][2] or "NOTHING MEASURED" in frame["first"][2]
+    assert "it said pass" in frame["first"][3]
+
+
 def test_scripts_are_followed_apart(tmp_path, capsys):
     made = [("a.py", gpt()), ("b.py", gpt(64)), ("a.py", renamed(gpt())), ("c.py", gpt(64))]
     for day, (script, model) in enumerate(made):
