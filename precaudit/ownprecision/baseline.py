@@ -340,15 +340,30 @@ def everywhere(mode: TorchFunctionMode) -> Iterator[None]:
         yield
 
 
+def _rebuilt_in_float32(original: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """A tensor on its stored values has to have their dtype first."""
+
+    def rebuilt(*args: Any) -> torch.Tensor:
+        with torch._C.DisableTorchFunction():
+            tensor = original(*args)
+            return tensor.float() if tensor.dtype in _LOW else tensor
+
+    return rebuilt
+
+
 @contextmanager
 def float32_only() -> Iterator[None]:
-    """`Float32Mode`, and a default dtype that stays float32."""
+    """`Float32Mode`, what is loaded, or comes from another process, as float32, and a default dtype that stays so."""
     original = torch.set_default_dtype
 
     def set_default_dtype(dtype: torch.dtype) -> None:
         original(_float32_dtype(dtype))
 
-    with mock.patch.object(torch, "set_default_dtype", set_default_dtype), everywhere(Float32Mode()):
+    with (
+        mock.patch.object(torch, "set_default_dtype", set_default_dtype),
+        wrapped(torch._utils, "_rebuild_tensor", _rebuilt_in_float32),
+        everywhere(Float32Mode()),
+    ):
         yield
 
 

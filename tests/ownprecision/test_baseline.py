@@ -236,6 +236,19 @@ def test_the_default_dtype_stays_float32():
     assert torch.overrides._get_current_function_mode_stack() == []
 
 
+@pytest.mark.parametrize("mmap", [False, True])
+def test_what_was_saved_in_half_is_loaded_as_float32(mmap, tmp_path):
+    weight = torch.randn(3, 4).bfloat16()
+    torch.save({"w": nn.Parameter(weight), "view": weight.T[1:], "n": torch.arange(3)}, tmp_path / "w.pt")
+    with float32_only():
+        loaded = torch.load(tmp_path / "w.pt", mmap=mmap)
+    assert [each.dtype for each in loaded.values()] == [torch.float32, torch.float32, torch.int64]
+    assert torch.equal(loaded["w"], weight.float())
+    assert torch.equal(loaded["view"], weight.T[1:].float())
+    assert isinstance(loaded["w"], nn.Parameter)
+    assert torch.load(tmp_path / "w.pt")["w"].dtype == torch.bfloat16
+
+
 def test_a_default_of_float64_is_the_script_s_business():
     try:
         with float32_only():
