@@ -87,6 +87,7 @@ class States:
         self._step = 0
         self._now: dict[Key, State] = {}
         self._carried: dict[Key, torch.Tensor] = {}
+        self._rounded: dict[Key, torch.Tensor] = {}
         self._turns: dict[Key, tuple[int, int]] = {}
         self._losses: dict[tuple[Location | None, Owner | None], _Loss] = {}
         self._decays: dict[tuple[Location | None, Owner | None], _Decay] = {}
@@ -99,6 +100,8 @@ class States:
         """The states that an operation is about to change."""
         if len(self._now) > _MOST:
             return []
+        if op == "copy" and writes(func, kwargs):
+            self._written_over(*tensors_in(args)[:2])
         targets = [target for target in _targets(op, func, args, kwargs) if self._is_followed(_key(target))]
         if op == "copy" and targets:
             key = _key(targets[0])
@@ -117,6 +120,23 @@ class States:
                 decay.times += 1
         elif op in _CHANGES and not result.requires_grad:
             self._derived(func, args, kwargs, result)
+
+    def _written_over(self, target: torch.Tensor, source: torch.Tensor | None = None) -> None:
+        """A float32 weight that its own rounded value takes the place of, as where a script goes on from a checkpoint
+        in half, is kept in half from one time to the next."""
+        if source is None or target.dtype != torch.float32 or not is_plain(target) or target.shape != source.shape:
+            return
+        low = next((key[-1] for key in self._origins(source)), None)
+        if low is None or (owner := self.owner(target)) is None:
+            return
+        value = target.detach().clone()
+        stored = value.to(low)
+        if not torch.equal(stored, source.detach().to(low)):
+            return
+        before = self._rounded.get(_key(target))
+        if before is not None and not torch.equal(before, value):
+            self._lost(caller_location(), owner, stored, value, before)
+        self._rounded[_key(target)] = stored.float()
 
     def made(self, args: Any, kwargs: Any, result: torch.Tensor) -> None:
         """Remember until the step ends which low tensors a result was made from, by way of any dtype."""

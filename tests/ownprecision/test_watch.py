@@ -767,3 +767,39 @@ def test_a_generator_of_the_script_s_own_is_drawn_from_once():
     expected = [torch.randn(4, dtype=torch.float16, generator=own) for _ in drawn]
     assert len(drawn) == 11
     assert all(map(torch.equal, drawn, expected))
+
+
+def restored(model):
+    """As from a checkpoint in half."""
+    model.load_state_dict({name: value.bfloat16() for name, value in model.state_dict().items()})
+
+
+def rounded(model):
+    for parameter in model.parameters():
+        parameter.data.copy_(parameter.data.bfloat16().float())
+
+
+def halfway(model):
+    """To a low copy of it, and half of the way: what is taken away is no rounding."""
+    for parameter in model.parameters():
+        parameter.data.copy_((parameter.data * 0.5).bfloat16())
+
+
+@pytest.mark.parametrize("write", [restored, rounded])
+@pytest.mark.parametrize(("lr", "least", "most"), [(1e-3, 0.5, 1.0), (1.0, 0.0, 0.05)])
+def test_a_float32_weight_that_is_rounded_from_time_to_time_is_kept_low(write, lr, least, most):
+    lost = [entry["lost"] for entry in seen(lambda: train(after_step=write, lr=lr), "state") if entry["fqn"] == "0"]
+    assert lost
+    assert least <= lost[0] <= most
+
+
+def test_a_float32_weight_that_gets_another_value_is_none_that_is_rounded():
+    loaded = {}
+
+    def once(model):
+        if not loaded:
+            loaded.update({name: value.bfloat16() for name, value in model.state_dict().items()})
+            model.load_state_dict(loaded)
+
+    assert seen(lambda: train(after_step=once, lr=1e-3), "state") == []
+    assert seen(lambda: train(after_step=halfway, lr=1e-3), "state") == []
