@@ -20,6 +20,7 @@ from precaudit.execution.emulated import Emulator, autocast_asked
 from precaudit.execution.formats import PlanLookup, ScopeFormat
 from precaudit.execution.native import NativePrecision, backward_products
 from precaudit.execution.products import tf32
+from precaudit.execution.rounding import HALVES
 from precaudit.instrument.names import ModuleName, fqns_of
 from precaudit.instrument.patches import Shared
 from precaudit.instrument.scopes import Frame, Scopes, checkpointed
@@ -185,7 +186,7 @@ def apply(
     plan of `matmul_precision` "high" is in force natively. Native execution is torch.autocast on the model's
     device, emulated is CUDA autocast's rounding on any device; `auto` is native while the model is on CUDA,
     emulated elsewhere.
-    Raises PrecauditError when the plan was made for another model.
+    Raises PrecauditError when the plan was made for another model, or the weights to be trained are in half precision.
     """
     from precaudit.api import load_plan
 
@@ -199,6 +200,8 @@ def apply(
             "precaudit.remove(model)"
         )
     _refuse_scripted(model)
+    if resolved.master_weights:
+        _refuse_half_weights(model)
     fitted = fit_plan(model, resolved, name)
     return put_on(model, fitted, None if execution == "auto" else execution == "native")
 
@@ -216,6 +219,17 @@ def _refuse_scripted(model: nn.Module) -> None:
         raise PrecauditError(
             f"no plan can be put on {place}, which torch.jit compiled. Apply the plan to the model without "
             "torch.jit.script and torch.jit.trace, or set PYTORCH_JIT=0: a profile ran it so"
+        )
+
+
+def _refuse_half_weights(model: nn.Module) -> None:
+    """To train them is another training than the one that was verified; to answer with them is not."""
+    trained = (fqn for fqn, p in model.named_parameters() if p.requires_grad and p.dtype in HALVES)
+    if model.training and (first := next(trained, None)) is not None:
+        raise PrecauditError(
+            f"{first} is in half precision, and a plan is for float32 weights, which take the small changes of "
+            "training. Leave the model in float32: model.float(), before the optimizer is made. To use it without "
+            "training, call model.eval() first"
         )
 
 

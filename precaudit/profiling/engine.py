@@ -253,13 +253,19 @@ def _job_facts(job: Job, settings: Settings, audit: Audit, formats: Sequence[str
         "stopped": "unable" if run.is_ours else run.status,
         "models": list(audit.trace.models),
         "audited_steps": audit.trace.audited_steps,
-        "baseline": dict(run.baseline),
+        "baseline": dict(run.baseline) | _own_casts(audit),
         "gradient_errors": [
             {"probe": e.label, "rho": e.rho, "snr": e.snr, "bias": e.bias, "evaluations": e.evaluations}
             for e in audit.errors
         ],
         "notes": _notes(job, settings, audit),
     }
+
+
+def _own_casts(audit: Audit) -> dict[str, object]:
+    """Where they are, as far as they were seen: in the reference they are off, and what was loaded is cast nowhere."""
+    written = audit.as_written.baseline if audit.as_written else {}
+    return {"casts": written.get("casts", [])} if audit.neutralize else {}
 
 
 def _performance(clock: _Clock, seconds: float, measuring: float) -> dict[str, Any]:

@@ -37,6 +37,8 @@ def paste_lines(report: Report, plan: Path = DEFAULT_PLAN) -> list[str]:
         lines.insert(0, "# not needed while the script's own autocast does the same")
     if report.own_precision.keys() & {"autocast", "plan", "grad_scaler"}:
         lines.append("# in place of the script's own mixed precision, which was off in the trials")
+    if "casts" in report.own_precision:
+        lines.append("# without the script's own casts to low precision, as in the trials")
     return lines
 
 

@@ -299,6 +299,17 @@ def test_native_exceptions_of_one_operation():
 # ---------------------------------------------------------------- refusals
 
 
+def test_half_weights_are_refused_where_they_are_trained():
+    plan = Plan("bfloat16", {"0": "bfloat16", "1": "bfloat16"})
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2).bfloat16())
+    with pytest.raises(PrecauditError, match=r"1\.weight is in half precision"):
+        apply(model, plan)
+    apply(model.eval(), plan).remove()
+    model[1].requires_grad_(False)
+    apply(model.train(), plan).remove()
+    apply(model.float(), plan).remove()
+
+
 def test_a_plan_for_another_model_is_refused():
     plan = Plan(default="bfloat16", modules={"encoder.layers.0": "bfloat16", "head": "float32"})
     with pytest.raises(PrecauditError, match=r"doesn't fit this model: it has no module encoder\.layers\.0"):

@@ -5,7 +5,7 @@ import pytest
 from precaudit.profiling.audit import Audit
 from precaudit.profiling.engine import _job_facts
 from precaudit.profiling.settings import Settings
-from precaudit.running.job import Job, RunResult
+from precaudit.running.job import Job, RunResult, RunSpec
 from precaudit.tensorcores.peaks import get_gpu
 from precaudit.tracing.records import Trace
 
@@ -24,6 +24,16 @@ def test_what_was_off_is_named_and_nothing_else(baseline, notes):
     audit = Audit(job, RunResult("reference", 0, "stopped", 8, baseline=baseline), Trace())
     facts = _job_facts(job, Settings(), audit, ("bfloat16",), get_gpu("h100"))
     assert [note.partition(" in the float32")[0] for note in facts["notes"]] == notes
+
+
+@pytest.mark.parametrize("neutralize", [False, True])
+def test_casts_that_were_off_are_told(neutralize):
+    job = Job("script", "train.py", (), ".", 8)
+    written = RunResult("as-written", 0, "stopped", 8, baseline={"casts": [{"path": "train.py", "line": 3}]})
+    reference, spec = RunResult("reference", 0, "stopped", 8), RunSpec(job, "replay", neutralize=neutralize)
+    audit = Audit(job, reference, Trace(), as_written=written, replay_spec=spec)
+    facts = _job_facts(job, Settings(), audit, ("bfloat16",), get_gpu("h100"))
+    assert facts["baseline"] == ({"casts": [{"path": "train.py", "line": 3}]} if neutralize else {})
 
 
 @pytest.mark.parametrize(

@@ -139,3 +139,10 @@ def test_a_plan_takes_the_place_of_the_script_s_own_mixed_precision(baseline, to
     report = report_samples.passing()
     text = render_terminal(replace(report, job=report.job | {"baseline": baseline}))
     assert ("in place of the script's own" in text) is told
+
+
+@pytest.mark.parametrize(("baseline", "told"), [({"casts": []}, True), ({"autocast": "bfloat16"}, False)])
+def test_a_plan_is_for_weights_that_the_script_does_not_cast(baseline, told):
+    report = report_samples.passing()
+    text = render_terminal(replace(report, job=report.job | {"baseline": baseline}))
+    assert ("# without the script's own casts to low precision" in text) is told
