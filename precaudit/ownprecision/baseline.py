@@ -26,6 +26,8 @@ from precaudit.tracing.ops import caller_location, line_of
 
 _LOW = {torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2}
 _MOST_PLACES = 20
+_REINTERPRETING = {"view", "from_file"}
+"""The same bits are read as another type, where they are asked for one."""
 _LOW_CASTS = {"half", "bfloat16"}
 
 
@@ -289,8 +291,10 @@ class Float32Mode(TorchFunctionMode):
             return func(*args, **(kwargs or {}))
         if getattr(func, "__self__", None) is torch.Tensor.dtype:
             return self._asked(func(*args))
-        kwargs = {key: self._float32_dtype(value) for key, value in (kwargs or {}).items()}
-        name = getattr(func, "__name__", "")
+        name, asked = getattr(func, "__name__", ""), kwargs or {}
+        kwargs = {key: self._float32_dtype(value) for key, value in asked.items()}
+        if name in _REINTERPRETING and torch.float32 in (*kwargs.values(), *map(self._float32_dtype, args)):
+            return func(*args, **asked).float()
         if not args or not isinstance(args[0], torch.Tensor) or not _casts(name, args, kwargs):
             return func(*map(self._float32_dtype, args), **kwargs)
         source = args[0]
@@ -340,15 +344,15 @@ def everywhere(mode: TorchFunctionMode) -> Iterator[None]:
         yield
 
 
-def _rebuilt_in_float32(original: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-    """A tensor on its stored values has to have their dtype first."""
+def _read_in_float32(original: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """A tensor on stored values has to have their dtype first."""
 
-    def rebuilt(*args: Any) -> torch.Tensor:
+    def read(*args: Any, **kwargs: Any) -> torch.Tensor:
         with torch._C.DisableTorchFunction():
-            tensor = original(*args)
+            tensor = original(*args, **kwargs)
             return tensor.float() if tensor.dtype in _LOW else tensor
 
-    return rebuilt
+    return read
 
 
 @contextmanager
@@ -361,7 +365,8 @@ def float32_only() -> Iterator[None]:
 
     with (
         mock.patch.object(torch, "set_default_dtype", set_default_dtype),
-        wrapped(torch._utils, "_rebuild_tensor", _rebuilt_in_float32),
+        wrapped(torch._utils, "_rebuild_tensor", _read_in_float32),
+        wrapped(torch, "frombuffer", _read_in_float32),
         everywhere(Float32Mode()),
     ):
         yield

@@ -249,6 +249,18 @@ def test_what_was_saved_in_half_is_loaded_as_float32(mmap, tmp_path):
     assert torch.load(tmp_path / "w.pt")["w"].dtype == torch.bfloat16
 
 
+def test_bits_that_are_read_as_half_are_widened():
+    weight = torch.randn(4, 6).bfloat16()
+    bits, data = weight.view(torch.int16), bytearray(weight.view(torch.uint8).numpy().tobytes())
+    with float32_only():
+        read = [bits.view(torch.bfloat16), bits.view(dtype=torch.bfloat16)]
+        read.append(torch.frombuffer(data, dtype=torch.bfloat16).view(4, 6))
+        assert bits.view(torch.int32).shape == (4, 3)
+    for values in read:
+        assert values.dtype == torch.float32
+        assert torch.equal(values, weight.float())
+
+
 def test_a_default_of_float64_is_the_script_s_business():
     try:
         with float32_only():
