@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from precaudit.comparison.changes import Change
 from precaudit.model import Report
+from precaudit.reporting.words import seconds, size
 
 # Keys of `environment` that say on what was measured; each must agree, and the first must be there.
 DEVICE_KEYS = ("device", "capability", "processor", "cpus")
-# Keys of `performance` where more is worse; a value is a number or numbers by precision.
-COSTS = {"step_seconds": "time", "peak_memory_bytes": "memory"}
-UNITS = {"time": "s", "memory": " bytes"}
+# Metrics where more is worse: their key in `performance`, whose value is a number or numbers by precision, and words.
+COSTS: Mapping[str, tuple[str, str, Callable[[float], str]]] = {
+    "time": ("step_seconds", "the time of a step", seconds),
+    "memory": ("peak_memory_bytes", "peak memory", size),
+}
 # What the same job on the same device moves by from day to day, in per cent or points.
 NOISE = {"time": 5.0, "memory": 2.0, "tensor_cores": 1.0, "eligible_flops": 0.1}
 
@@ -24,11 +27,12 @@ def speed_changes(base: Report, head: Report) -> Iterator[Change]:
         yield from _share_lost("tensor_cores", "of kernel time on native Tensor Cores", *native)
     eligible = (side.tensor_cores.eligible_flops_share for side in (base, head))
     yield from _share_lost("eligible_flops", "of FLOPs can run on Tensor Cores", *eligible)
-    for metric, label, before, after in comparable_costs(base, head):
+    for metric, precision, before, after in comparable_costs(base, head):
         percent = 100 * (after / before - 1) if before > 0 else 0.0
         if percent > NOISE[metric]:
-            unit = UNITS[metric]
-            message = f"{label}: {before:.4g}{unit} became {after:.4g}{unit}, {percent:.0f}% more"
+            _, what, show = COSTS[metric]
+            label = f"{what} ({precision})" if precision else what
+            message = f"{label}: {show(before)} became {show(after)}, {percent:.0f}% more"
             yield Change(metric, percent, message, base=before, head=after)
 
 
@@ -39,7 +43,7 @@ def measured(metric: str, base: Report, head: Report) -> bool:
         return None not in map(native_share, (base, head)) and cores[0].device == cores[1].device
     if metric == "eligible_flops":
         return all(side.eligible_flops_share is not None for side in cores)
-    return metric not in COSTS.values() or any(metric == name for name, *_ in comparable_costs(base, head))
+    return metric not in COSTS or any(metric == name for name, *_ in comparable_costs(base, head))
 
 
 def native_share(report: Report) -> float | None:
@@ -55,15 +59,15 @@ def _share_lost(metric: str, what: str, before: float | None, after: float | Non
 
 
 def comparable_costs(base: Report, head: Report) -> Iterator[tuple[str, str, float, float]]:
-    """(metric, label, base, head) of every cost that both measured on one device; CPU times say nothing, nor does
+    """(metric, precision, base, head) of every cost that both measured on one device; CPU times say nothing, nor does
     the memory of a process with another torch."""
     if why_not_comparable(base, head):
         return
-    for key, metric in COSTS.items():
+    for metric, (key, *_) in COSTS.items():
         old, new = _figures(base.performance.get(key)), _figures(head.performance.get(key))
         for name in old:
             if name in new and not (_on_cpu(head) and (metric == "time" or _other_torch(base, head))):
-                yield metric, " ".join(filter(None, (key, name))), old[name], new[name]
+                yield metric, name, old[name], new[name]
 
 
 def _figures(value: Any) -> dict[str, float]:
