@@ -202,8 +202,9 @@ def scales() -> Drawing:
 # ---------------------------------------------------------------- trainings
 
 
-def _steps(**axis: Any) -> alt.X:
-    return alt.X("step:Q", axis=alt.Axis(grid=False, labelExpr=WHOLE, **axis), scale=alt.Scale(nice=False, zero=False))
+STEPS = alt.X(
+    "step:Q", axis=alt.Axis(title="step", grid=False, labelExpr=WHOLE), scale=alt.Scale(nice=False, zero=False)
+)
 
 
 def losses() -> Drawing:
@@ -212,10 +213,10 @@ def losses() -> Drawing:
     band = (
         alt.Chart(alt.NamedData("band"))
         .mark_area(opacity=0.25, color=alt.ExprRef("good"), aria=False)
-        .encode(x=_steps(title="step"), y=alt.Y("low:Q"), y2="high:Q")
+        .encode(x=STEPS, y=alt.Y("low:Q"), y2="high:Q")
     )
     base = alt.Chart(alt.NamedData("curves")).encode(
-        x=_steps(title="step"),
+        x=STEPS,
         y=y,
         color=alt.Color("kind:N", scale=_palette(KINDS), legend=None),
         detail="run:N",
@@ -235,15 +236,15 @@ def differences() -> Drawing:
     band = (
         compared.transform_calculate(d="-margin", high="margin")
         .mark_rect(opacity=0.25, color=alt.ExprRef("good"), aria=False)
-        .encode(x=_steps(title="step"), x2="last:Q", y=y, y2="high:Q")
+        .encode(x=STEPS, x2="last:Q", y=y, y2="high:Q")
     )
     verdict = (
         compared.transform_calculate(d="mean")
         .mark_rule(strokeWidth=4, color=alt.ExprRef("ink"), aria=False)
-        .encode(x=_steps(title="step"), x2="last:Q", y=y)
+        .encode(x=STEPS, x2="last:Q", y=y)
     )
     zero = alt.Chart(alt.Data(values=[{"d": 0}])).mark_rule(color=alt.ExprRef("muted"), aria=False).encode(y=y)
-    base = alt.Chart(alt.NamedData("pairs")).encode(x=_steps(title="step"), y=y)
+    base = alt.Chart(alt.NamedData("pairs")).encode(x=STEPS, y=y)
     seeds = base.mark_line(strokeWidth=1, opacity=0.5, color=alt.ExprRef("plain"), aria=False).encode(detail="run:N")
     mean = base.transform_aggregate(d="mean(d)", groupby=["step"]).mark_line(
         strokeWidth=1.8, color=alt.ExprRef("fits"), aria=False
