@@ -143,6 +143,20 @@ def _op(spec: Spec, name: str, layer: Layer) -> Op:
     return Op(spec.fqn, name, STEPS, category, None, layer.tensors[:1], shapes=shapes, dtype=spec.dtype)
 
 
+def timed(seconds, memory=100, **environment):
+    return Report(
+        environment={"device": "NVIDIA H100", "capability": "9.0", **environment},
+        performance={"step_seconds": {"plan": seconds, "float32": None}, "peak_memory_bytes": memory},
+    )
+
+
+def with_autocast(dtype, category="lower", told=True):
+    op = Op("a", "linear", 1, category, None, (), autocast=dtype if told else None)
+    other = Op("b", "linear", 1, "lower", None, (), autocast="bfloat16" if told else None)
+    layers = tuple(Layer(fqn, "Linear", 1, 1, ()) for fqn in ("a", "b"))
+    return Report(job={"baseline": {"autocast": "bfloat16"}}, layers=layers, ops=(op, other))
+
+
 # ---------------------------------------------------------------- tampering
 
 

@@ -6,16 +6,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from synthetic_reports import gpt, profile, stats_of
+from synthetic_reports import gpt, profile, stats_of, with_autocast
 
 from precaudit.comparison.compare import compare
 from precaudit.comparison.headroom import binades
 from precaudit.comparison.markdown import render_markdown
 from precaudit.comparison.metrics import METRICS
 from precaudit.comparison.ranges import center, distance
-from precaudit.comparison.rows import title
 from precaudit.comparison.terminal import render_terminal
-from precaudit.comparison.thresholds import DEFAULTS, parse_thresholds
 from precaudit.model import (
     Exponents,
     Finding,
@@ -25,10 +23,8 @@ from precaudit.model import (
     OpFormat,
     Plan,
     Report,
-    TensorCores,
     TensorRecord,
     TensorStats,
-    TimeShare,
     Verification,
 )
 
@@ -292,50 +288,6 @@ def test_a_target_is_the_same_however_it_is_written():
     assert not any("targets" in reason for reason in comparison.not_comparable)
 
 
-# ---------------------------------------------------------------- speed
-
-
-def timed(seconds, memory=100, **environment):
-    return Report(
-        environment={"device": "NVIDIA H100", "capability": "9.0", **environment},
-        performance={"step_seconds": {"plan": seconds, "float32": None}, "peak_memory_bytes": memory},
-    )
-
-
-def test_time_and_memory_are_compared_on_one_device():
-    changes = found(timed(0.1, memory=100), timed(0.15, memory=120))
-    assert changes["time"].value == pytest.approx(50)
-    assert changes["memory"].value == pytest.approx(20)
-    assert changes["time"].message == "the time of a step (plan): 100 ms became 150 ms, 50% more"
-    assert changes["memory"].message == "peak memory: 100 B became 120 B, 20% more"
-    assert changes["time"].regression
-    assert changes["memory"].regression
-    assert not found(timed(0.15), timed(0.1))
-
-
-@pytest.mark.parametrize(
-    "other", [{"device": "NVIDIA A100"}, {"capability": "8.0"}, {"device": None}, {"device": "cpu"}]
-)
-def test_time_is_not_compared_across_devices(other):
-    comparison = compare(timed(0.1), timed(9.0, **other))
-    assert comparison.clean
-    assert any(reason.startswith("time") for reason in comparison.not_comparable)
-
-
-def test_time_on_a_cpu_is_not_compared():
-    comparison = compare(timed(0.1, device="cpu"), timed(9.0, device="cpu"))
-    assert comparison.clean
-    assert any(reason.startswith("time: measured on a CPU") for reason in comparison.not_comparable)
-
-
-def test_memory_of_a_whole_process_is_not_compared_with_another_torch():
-    old, new = (timed(0.1, memory, device="cpu", torch=f"2.{memory}") for memory in (100, 120))
-    comparison = compare(old, new)
-    assert comparison.clean
-    assert any(reason.startswith("memory: on a CPU the whole process's") for reason in comparison.not_comparable)
-    assert not compare(old, replace(new, environment=old.environment)).clean
-
-
 def test_what_was_measured_otherwise_is_told():
     base = Report(job={"script": "/a/train.py", "argv": []}, environment={"torch": "2.13.0"})
     moved = replace(base, job={**base.job, "script": "b/train.py"})
@@ -350,19 +302,6 @@ def test_what_was_measured_otherwise_is_told():
     )
     for text in (render_terminal(comparison, ("a", "b")), render_markdown(comparison, ("a", "b"))):
         assert "Measured otherwise" in text
-
-
-def test_tensor_core_share_and_eligible_flops_lost():
-    def cores(native, eligible):
-        share = TimeShare(native, 0.0, 1 - native, 0.0)
-        return report(tensor_cores=TensorCores(True, "kineto", share, eligible_flops_share=eligible, device="H100"))
-
-    changes = found(cores(0.8, 0.99), cores(0.6, 0.9))
-    assert changes["tensor_cores"].value == pytest.approx(20)
-    assert changes["eligible_flops"].value == pytest.approx(9)
-    elsewhere = cores(0.1, 0.99)
-    elsewhere = replace(elsewhere, tensor_cores=replace(elsewhere.tensor_cores, device="A100"))
-    assert not found(cores(0.8, 0.99), elsewhere)
 
 
 @pytest.mark.parametrize(
@@ -381,25 +320,7 @@ def test_a_module_that_computes_between_its_modules_is_not_new(fqn, inside, metr
     assert [change.metric for change in changes] == metrics
 
 
-# ---------------------------------------------------------------- thresholds
-
-
-def test_thresholds_decide_what_fails():
-    base, head = profile(gpt(), 0), profile([s for s in gpt() if s.fqn != "blocks.0.act"], 0)
-    assert not compare(base, head).clean
-    assert compare(base, head, parse_thresholds(["layers_removed:2"])).clean
-    assert compare(base, head, parse_thresholds(["all:off"])).clean
-    assert not compare(base, head, parse_thresholds(["all:off", "layers_removed:1"])).clean
-
-
 # ---------------------------------------------------------------- autocast as written
-
-
-def with_autocast(dtype, category="lower", told=True):
-    op = Op("a", "linear", 1, category, None, (), autocast=dtype if told else None)
-    other = Op("b", "linear", 1, "lower", None, (), autocast="bfloat16" if told else None)
-    layers = tuple(Layer(fqn, "Linear", 1, 1, ()) for fqn in ("a", "b"))
-    return Report(job={"baseline": {"autocast": "bfloat16"}}, layers=layers, ops=(op, other))
 
 
 def test_autocast_that_went_is_named_with_its_layer():
@@ -431,58 +352,6 @@ def test_a_report_that_does_not_tell_where_autocast_was_is_not_compared():
     comparison = compare(with_autocast("bfloat16", told=False), with_autocast("bfloat16"))
     assert comparison.changes == ()
     assert any("base doesn't tell" in reason for reason in comparison.not_comparable)
-
-
-def measured_all():
-    """A report in which every metric finds what it compares."""
-    cores = TensorCores(True, device="H100", time_share=TimeShare(0.5, 0.1, 0.4, 0.0), eligible_flops_share=0.5)
-    plan = Plan("bfloat16", {"a": "bfloat16", "b": "bfloat16"}, target="H100")
-    proof, speed = Verification("pass"), timed(0.1)
-    seeing = replace(with_autocast("bfloat16"), plan=plan, verification=proof, tensor_cores=cores)
-    return replace(seeing, environment=speed.environment, performance=speed.performance)
-
-
-@pytest.mark.parametrize(
-    "metric", sorted(DEFAULTS.keys() - {name for name in DEFAULTS if name.startswith(("new_", "layers_"))})
-)
-def test_a_gate_asked_for_by_name_does_not_open_on_what_it_cannot_see(metric):
-    blind, seeing, only = Report(environment={"device": "NVIDIA H100"}), measured_all(), {metric: 1.0}
-    assert compare(seeing, seeing, only, asked=[metric]).clean
-    for base, head in ((seeing, blind), (blind, seeing)):
-        (change,) = compare(base, head, only, asked=[metric]).regressions
-        assert change.metric == metric
-        assert "can't be compared" in change.message
-
-
-def test_a_gate_about_the_plan_is_blind_where_targets_differ_or_there_is_no_plan():
-    seeing = measured_all()
-    elsewhere = replace(seeing, plan=replace(seeing.plan, target="A100"))
-    without = replace(seeing, plan=Plan(target="H100"))
-    for head, why in ((elsewhere, "different targets"), (without, "plan: none in head")):
-        comparison = compare(seeing, head, asked=["formats"])
-        assert [change.metric for change in comparison.regressions] == ["formats"]
-        assert any(why in reason for reason in comparison.not_comparable)
-        assert compare(seeing, head).clean
-
-
-def test_a_head_that_nobody_verified_is_said_in_the_first_line():
-    seeing = measured_all()
-    assert "verdicts" not in title(compare(seeing, seeing))
-    head = replace(seeing, verification=Verification("not_run"))
-    assert title(compare(seeing, head)).endswith("matched, verdicts not compared")
-
-
-@pytest.mark.parametrize("verdict", ["pass", "not_run"])
-def test_a_run_that_was_cut_short_is_no_unchanged_one(verdict):
-    base = replace(measured_all(), verification=Verification(verdict))
-    crashed = replace(
-        base, job={**base.job, "stopped": "failed", "steps": 3}, verification=Verification(reason="ValueError: broken")
-    )
-    (change,) = compare(base, crashed).regressions
-    assert change.metric == "verdict"
-    assert change.message.startswith("CUT SHORT: the script failed after 3 steps")
-    assert change.message.endswith("Why: ValueError: broken")
-    assert not compare(crashed, crashed).regressions
 
 
 @pytest.mark.parametrize(

@@ -3,10 +3,12 @@
 from dataclasses import replace
 
 import pytest
-from synthetic_reports import gpt, profile
+from synthetic_reports import gpt, profile, timed, with_autocast
 
+from precaudit.comparison.compare import compare
 from precaudit.comparison.limits import LIMITS, matches_fail_on, parse_rules
 from precaudit.comparison.metrics import FAMILIES, METRICS
+from precaudit.comparison.rows import title
 from precaudit.comparison.thresholds import DEFAULTS, asked_for, parse_thresholds, thresholds_help
 from precaudit.errors import PrecauditError
 from precaudit.model import (
@@ -53,6 +55,66 @@ def test_the_help_names_every_metric_with_its_default():
 def test_rules_with_a_number_ask_for_a_metric_by_name():
     assert asked_for(["amax:6", "time:off", "all:off", "verdict:1"]) == ("verdict",)
     assert asked_for(["time:5", "time:9"]) == ("time",)
+
+
+def test_thresholds_decide_what_fails():
+    base, head = profile(gpt(), 0), profile([s for s in gpt() if s.fqn != "blocks.0.act"], 0)
+    assert not compare(base, head).clean
+    assert compare(base, head, parse_thresholds(["layers_removed:2"])).clean
+    assert compare(base, head, parse_thresholds(["all:off"])).clean
+    assert not compare(base, head, parse_thresholds(["all:off", "layers_removed:1"])).clean
+
+
+def measured_all():
+    """A report in which every metric finds what it compares."""
+    cores = TensorCores(True, device="H100", time_share=TimeShare(0.5, 0.1, 0.4, 0.0), eligible_flops_share=0.5)
+    plan = Plan("bfloat16", {"a": "bfloat16", "b": "bfloat16"}, target="H100")
+    proof, speed = Verification("pass"), timed(0.1)
+    seeing = replace(with_autocast("bfloat16"), plan=plan, verification=proof, tensor_cores=cores)
+    return replace(seeing, environment=speed.environment, performance=speed.performance)
+
+
+@pytest.mark.parametrize(
+    "metric", sorted(DEFAULTS.keys() - {name for name in DEFAULTS if name.startswith(("new_", "layers_"))})
+)
+def test_a_gate_asked_for_by_name_does_not_open_on_what_it_cannot_see(metric):
+    blind, seeing, only = Report(environment={"device": "NVIDIA H100"}), measured_all(), {metric: 1.0}
+    assert compare(seeing, seeing, only, asked=[metric]).clean
+    for base, head in ((seeing, blind), (blind, seeing)):
+        (change,) = compare(base, head, only, asked=[metric]).regressions
+        assert change.metric == metric
+        assert "can't be compared" in change.message
+
+
+def test_a_gate_about_the_plan_is_blind_where_targets_differ_or_there_is_no_plan():
+    seeing = measured_all()
+    elsewhere = replace(seeing, plan=replace(seeing.plan, target="A100"))
+    without = replace(seeing, plan=Plan(target="H100"))
+    for head, why in ((elsewhere, "different targets"), (without, "plan: none in head")):
+        comparison = compare(seeing, head, asked=["formats"])
+        assert [change.metric for change in comparison.regressions] == ["formats"]
+        assert any(why in reason for reason in comparison.not_comparable)
+        assert compare(seeing, head).clean
+
+
+def test_a_head_that_nobody_verified_is_said_in_the_first_line():
+    seeing = measured_all()
+    assert "verdicts" not in title(compare(seeing, seeing))
+    head = replace(seeing, verification=Verification("not_run"))
+    assert title(compare(seeing, head)).endswith("matched, verdicts not compared")
+
+
+@pytest.mark.parametrize("verdict", ["pass", "not_run"])
+def test_a_run_that_was_cut_short_is_no_unchanged_one(verdict):
+    base = replace(measured_all(), verification=Verification(verdict))
+    crashed = replace(
+        base, job={**base.job, "stopped": "failed", "steps": 3}, verification=Verification(reason="ValueError: broken")
+    )
+    (change,) = compare(base, crashed).regressions
+    assert change.metric == "verdict"
+    assert change.message.startswith("CUT SHORT: the script failed after 3 steps")
+    assert change.message.endswith("Why: ValueError: broken")
+    assert not compare(crashed, crashed).regressions
 
 
 # ---------------------------------------------------------------- one report
