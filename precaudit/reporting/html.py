@@ -53,7 +53,7 @@ def render_html(report: Report) -> str:
         loader=PackageLoader("precaudit.reporting"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     source = {name: _template_text(environment, name) for name in ("report.css", "report.js")}
-    charts = _charts()
+    charts, data = _charts(), page_data(report)
     library, specs = charts or (None, None)
     scripts = [source["report.js"], *([library] if library else [])]
     context = (
@@ -65,7 +65,8 @@ def render_html(report: Report) -> str:
             "script_code": Markup(source["report.js"]),
             "library": library,
             "without_charts": WITHOUT_CHARTS.format(hindrance()),
-            "data": packed({"page": page_data(report), "plan": dump_plan(report.plan), "specs": specs}),
+            "drawn": any(data["tensors"].values()),
+            "data": packed({"page": data, "plan": dump_plan(report.plan), "specs": specs}),
             "version": visible(report.precaudit_version or __version__),
         }
     )

@@ -209,6 +209,15 @@ def test_many_findings_are_folded_and_all_there():
     assert "more finding" not in Page(render(report, "html")).text
 
 
+def test_where_no_value_was_measured_nothing_is_offered_to_look_at():
+    base = report_samples.passing()
+    report = replace(base, layers=tuple(replace(layer, tensors=()) for layer in base.layers))
+    page = Page(render(report, "html"))
+    assert "No value but zero was measured in any layer." in page.text
+    assert not {"role", "heat-table"} & {attributes.get("id") for _, attributes in page.tags}
+    assert "most at risk" not in page.text
+
+
 def test_reasons_beyond_the_first_are_said_to_be_more():
     plan = Plan("bfloat16", {f"a.{i}": "float32" for i in range(15)}, because={f"a.{i}": f"why {i}" for i in range(15)})
     page = Page(render(replace(report_samples.passing(), plan=plan), "html"))
