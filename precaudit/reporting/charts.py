@@ -203,7 +203,9 @@ def scales() -> Drawing:
 
 
 STEPS = alt.X(
-    "step:Q", axis=alt.Axis(title="step", grid=False, labelExpr=WHOLE), scale=alt.Scale(nice=False, zero=False)
+    "step:Q",
+    axis=alt.Axis(title="step", grid=False, format=",d", labelExpr=WHOLE),
+    scale=alt.Scale(nice=False, zero=False),
 )
 
 

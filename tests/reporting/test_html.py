@@ -276,6 +276,14 @@ def test_svg_has_the_charts_below_each_other():
     assert losses == differences  # steps, of which none is the 0th
 
 
+def test_svg_of_two_steps_numbers_them():
+    runs = tuple(Trial(0, plan, (2.0, 1.0), 0, 2) for plan in ("reference", "candidate-1"))
+    root = ElementTree.fromstring(render(Report(verification=Verification("pass", trials=runs)), "svg"))
+    texts = [node.text for node in root.iter("{http://www.w3.org/2000/svg}text")]
+    assert {"1", "2"} <= set(texts)
+    assert "1.00" not in texts
+
+
 def test_svg_without_trainings_is_the_heat_map():
     report = replace(report_samples.passing(blocks=1), verification=Verification())
     assert len(ElementTree.fromstring(render(report, "svg"))) == 1
