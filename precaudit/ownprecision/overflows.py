@@ -10,7 +10,7 @@ from precaudit.execution.emulated import in_float32
 from precaudit.execution.rounding import HALVES
 from precaudit.instrument.torchfunction import tensors_in, writes
 from precaudit.ownprecision.state import is_plain
-from precaudit.tracing.shadow import UNREPEATABLE
+from precaudit.tracing.shadow import UNREPEATABLE, without_autocast
 
 _MASKS = frozenset("masked_fill where full full_like new_full masked_scatter scatter index_fill fill".split())
 _EMPTY = frozenset("empty empty_like new_empty empty_strided new_empty_strided resize resize_as".split())
@@ -49,7 +49,8 @@ def _not_finite_either(op: str, func: Any, args: Any, kwargs: Any, result: torch
     if op in UNREPEATABLE or op == "copy":
         return False
     try:
-        exact = in_float32(op, func, args, kwargs)
+        with torch._C.DisableTorchFunction(), without_autocast():
+            exact = in_float32(op, func, args, kwargs)
     except (RuntimeError, TypeError, ValueError):
         return False
     if not isinstance(exact, torch.Tensor) or exact.shape != result.shape:

@@ -89,12 +89,12 @@ def local_errors(
     For a sum the energy is its smaller addend's, which is what a coarse format absorbs; its own where that is less,
     because its addends cancel.
     """
-    with torch._C.DisableTorchFunction(), _without_autocast():
+    with torch._C.DisableTorchFunction(), without_autocast():
         return _local_errors(op, func, args, kwargs, formats)
 
 
 @contextmanager
-def _without_autocast() -> Iterator[None]:
+def without_autocast() -> Iterator[None]:
     """Autocast would round the exact result too, and hand the weights that it cast here, where nothing has a gradient,
     to the training step."""
     with ExitStack() as stack:

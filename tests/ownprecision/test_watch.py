@@ -428,6 +428,18 @@ def test_an_overflow_in_place_is_told_as_any_other(make):
     assert [entry["path"] for entry in entries] == [__file__]
 
 
+@pytest.mark.parametrize("precision", ["as-written", "float32"])
+def test_a_product_that_overflows_inside_autocast_is_told_as_any_other(precision):
+    """Autocast would round the exact product too, against which it is held."""
+
+    def multiply(model):
+        with torch.autocast("cpu", torch.float16):
+            torch.full((2, 4), 300.0) @ torch.full((4, 2), 300.0)
+
+    entries = seen(lambda: train(after_step=multiply), "overflow", steps=3, precision=precision)
+    assert [(entry["op"], entry["amax"]) for entry in entries] == [("matmul", 300.0)] * (precision == "as-written")
+
+
 def test_what_is_not_finite_in_float32_either_is_no_overflow_and_hides_none():
     def after_step(model):
         mask = torch.tensor([1.0, 0.0]).half()
