@@ -14,6 +14,8 @@ _STATE_LIMIT = 0.2
 _SUM_LIMIT = 0.01
 """A sum has lost addends when it is off by a tenth (rms)."""
 
+CAP = "cap the loss scale (torch's stays useful up to 2^24)"
+
 Seen = Mapping[str, Any]
 
 
@@ -137,9 +139,7 @@ def _runaway(entry: Seen, severity: Severity) -> Finding:
         f"the script's own loss scale runs away: it passes {entry['scale']:.3g} at step {entry['step']}, without a "
         "ceiling, until the scaled loss itself is not finite"
     )
-    return finding(
-        "PA505", "error", message, "cap the loss scale (torch's stays useful up to 2^24)", step=entry["step"]
-    )
+    return finding("PA505", "error", message, CAP, step=entry["step"])
 
 
 _DESCRIBED: dict[str, Callable[[Seen, Severity], Finding | None]] = {

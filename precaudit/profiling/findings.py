@@ -15,6 +15,7 @@ from precaudit.planning.planner import default_format
 from precaudit.planning.rules import Ban
 from precaudit.profiling.aswritten import of_as_written
 from precaudit.profiling.audit import Audit
+from precaudit.profiling.entries import CAP, seen_in
 from precaudit.reporting.words import listing
 from precaudit.tracing.records import ABSORBING, Trace
 
@@ -295,8 +296,10 @@ def _of_float32(audit: Audit, verification: Verification) -> Iterator[Finding]:
     if unsound is not None:
         seed, losses = unsound
         step = next(i for i, loss in enumerate(losses) if not math.isfinite(loss))
-        message = f"float32 itself is not finite from step {step} on (seed {seed}), by no fault of a format"
-        yield finding("PA603", "error", message, "repair the training in float32 first", step=step)
+        by_scale = audit.as_written is not None and any(e["kind"] == "runaway" for e in seen_in(audit.as_written))
+        why = ": the script's own loss scale runs away there too" if by_scale else ", by no fault of a format"
+        message = f"float32 itself is not finite from step {step} on (seed {seed}){why}"
+        yield finding("PA603", "error", message, CAP if by_scale else "repair the training in float32 first", step=step)
 
 
 def _of_verification(verification: Verification) -> list[Finding]:

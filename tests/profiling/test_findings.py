@@ -188,3 +188,15 @@ def test_forwards_that_are_called_directly_are_told_together():
     assert (found.rule, found.location) == ("PA003", Location("train.py", 9))
     assert "the model, head" in found.message
     assert not settled(Plan("bfloat16", {"": "float32"}), found)
+
+
+@pytest.mark.parametrize(("low", "fix"), [([{"kind": "runaway", "scale": 1e13, "step": 20}], "cap"), ([], "repair")])
+def test_a_loss_scale_that_runs_away_in_float32_too_is_what_to_mend(low, fix):
+    """A scale kept by hand is in force in the float32 runs."""
+    reference = RunResult("reference", 0, "stopped", 2, losses=(1.0, math.inf))
+    written = RunResult("as-written", 0, "stopped", 2, losses=(1.0, math.inf), baseline={"low": low})
+    audit = Audit(Job("script", "train.py", (), ".", 2), reference, Trace(), as_written=written)
+    found = all_findings(audit, Plan("float16", {}), Verification("inconclusive", "emulated"))
+    (broken,) = [each for each in found if each.rule == "PA603"]
+    assert broken.suggestion.split()[0] == fix
+    assert {each.suggestion for each in found if each.rule == "PA505"} <= {broken.suggestion}
