@@ -30,8 +30,8 @@ _CYCLE = 5
 be updated in every tenth. One is to know a state by, two are to measure."""
 
 Key = tuple[Any, ...]
-Owner = tuple[str, str]
-"""The module that a tensor belongs to, and the name of the buffer or optimizer state, '' for a parameter itself."""
+Owner = tuple[str, str, str]
+"""The model and module that a tensor belongs to, and the name of the buffer or optimizer state, '' for a parameter."""
 
 
 @dataclass
@@ -231,21 +231,21 @@ class States:
 
     def module_of(self, tensor: torch.Tensor) -> str:
         owner = self.owner(tensor)
-        return owner[0] if owner else ""
+        return owner[1] if owner else ""
 
     def _owned(self) -> Iterator[tuple[Owner, torch.Tensor]]:
-        modules: dict[int, str] = {}
-        for model in self._names.models.values():
+        modules: dict[int, tuple[str, str]] = {}
+        for called, model in self._names.models.items():
             for path, parameter in model.named_parameters():
-                modules[id(parameter)] = path.rpartition(".")[0]
-                yield (modules[id(parameter)], ""), parameter
+                modules[id(parameter)] = called, path.rpartition(".")[0]
+                yield (*modules[id(parameter)], ""), parameter
             for path, buffer in model.named_buffers():
                 fqn, _, name = path.rpartition(".")
-                yield (fqn, name), buffer
+                yield (called, fqn, name), buffer
         for stepped, state in [item for optimizer in self.optimizers for item in optimizer.state.items()]:
             for name, value in state.items():
                 if isinstance(value, torch.Tensor) and id(stepped) in modules:
-                    yield (modules[id(stepped)], str(name)), value
+                    yield (*modules[id(stepped)], str(name)), value
 
     def step_ended(self) -> None:
         """What follows the optimizer's step, such as an average's update, belongs to the next one."""
@@ -285,8 +285,8 @@ class States:
 
 def _where(place: Location | None, owner: Owner | None) -> dict[str, Any]:
     """`fqn` is None for nobody's value, and empty for what belongs to the outermost module itself."""
-    fqn, buffer = owner or (None, "")
-    return {**line_of(place), "fqn": fqn, "buffer": buffer}
+    model, fqn, buffer = owner or (None, None, "")
+    return {**line_of(place), "model": model, "fqn": fqn, "buffer": buffer}
 
 
 def _vain_factor(args: Any, state: torch.Tensor) -> float | None:

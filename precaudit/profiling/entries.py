@@ -8,6 +8,7 @@ from typing import Any
 from precaudit.finding import finding, place_of
 from precaudit.model import Finding, Severity
 from precaudit.running.job import RunResult
+from precaudit.tracing.records import Trace
 
 _STATE_LIMIT = 0.2
 """A state has lost its changes when this share of their energy is rounding."""
@@ -26,11 +27,18 @@ def seen_in(run: RunResult) -> list[Seen]:
 
 def causes_in(run: RunResult, severity: Severity) -> list[Finding]:
     """What was seen to be lost while the script ran as written, a place and kind each."""
-    seen = seen_in(run)
+    seen = [_named(entry, run.trace) for entry in seen_in(run)]
     stagnant = {(e["fqn"], e["buffer"]) for e in seen if e["kind"] == "state" and e["lost"] >= _STATE_LIMIT}
     told = [e for e in seen if e["kind"] != "decay" or (e["fqn"], e["buffer"]) not in stagnant]
     found = [_DESCRIBED[entry["kind"]](entry, severity) for entry in told if entry["kind"] in _DESCRIBED]
     return [each for each in found if each is not None]
+
+
+def _named(entry: Seen, trace: Trace | None) -> Seen:
+    """With the module's name as the report has it: a teacher's layers are called as its student's are."""
+    if trace is None or entry.get("model") is None:
+        return entry
+    return {**entry, "fqn": trace.name(entry["model"], entry["fqn"])}
 
 
 def _state(entry: Seen, severity: Severity) -> Finding | None:

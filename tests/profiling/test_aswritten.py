@@ -143,6 +143,14 @@ def state(fqn, buffer, lost):
     return {"kind": "state", **entry}
 
 
+@pytest.mark.parametrize(("models", "name"), [(("student", "teacher"), "teacher.0"), (("teacher",), "0")])
+def test_what_a_teacher_keeps_goes_by_the_name_that_its_layers_have_in_the_report(models, name):
+    low = [{**state("0", "", 0.9), "model": "teacher"}]
+    (found,) = told(low=low, trace=Trace(models=models))
+    assert found.fqn == name
+    assert found.message.startswith(f"a weight of {name} is kept in bfloat16")
+
+
 def absorbed(fqn, lost):
     entry = {"path": "train.py", "line": 7, "fqn": fqn, "op": "add", "dtype": "bfloat16", "lost": lost}
     return {"kind": "absorbed", **entry}
