@@ -40,13 +40,13 @@ class Frame:
 
     __slots__ = ("_root", "call", "data", "module", "name", "op_counts")
 
-    def __init__(self, module: nn.Module, name: ModuleName, root: Frame | None) -> None:
+    def __init__(self, module: nn.Module, name: ModuleName, root: Frame | None, **data: Any) -> None:
         self.module = module
         self.name = name
         self._root = root
         self.call: tuple[Any, Any] = ((), {})
         self.op_counts: dict[str, int] = {}
-        self.data: dict[str, Any] = {}
+        self.data = data
 
     @property
     def root(self) -> Frame:
@@ -113,15 +113,6 @@ def _call() -> FrameType | None:
     return next((frame for frame in _callers() if frame.f_globals.get("__name__") == nn.Module.__module__), None)
 
 
-def _is_running(frame: FrameType) -> bool:
-    """Python refuses to clear one that is; of torch's own nobody misses the variables."""
-    try:
-        frame.clear()
-    except RuntimeError:
-        return True
-    return False
-
-
 @contextmanager
 def checkpointed(resumed: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Iterator[None]:
     """Activation checkpointing runs what `resumed` makes of its function, and repeats that in the backward pass, where
@@ -163,24 +154,24 @@ class Scopes:
         frames = self._stack.frames
         if not frames:
             self._stack.call = _call()
-        frame = Frame(module, name, frames[-1].root if frames else None)
-        frame.data.update(data)
+        frame = Frame(module, name, frames[-1].root if frames else None, **data)
         frames.append(frame)
         for listener in self.listeners:
             listener.entered(frame)
 
     def _close(self, module: nn.Module, output: Any, call: tuple[Any, Any] = ((), {})) -> Any:
         """Unwinds to the module's own frame: inner ones are left over when a forward was cut short."""
-        own, result = False, None
-        while self._stack.frames and not own:
-            own = self._stack.frames[-1].module is module
+        own, result, frames = False, None, self._stack.frames
+        while frames and not own:
+            own = frames[-1].module is module
             result = self._pop(output if own else None, call)
         return result
 
     def _pop(self, output: Any = None, call: tuple[Any, Any] = ((), {})) -> Any:
-        frame = self._stack.frames.pop()
+        frames = self._stack.frames
+        frame = frames.pop()
         frame.call = call
-        if not self._stack.frames:
+        if not frames:
             self._stack.call = None
         for listener in reversed(self.listeners):
             output = listener.left(frame, output)
@@ -193,7 +184,14 @@ class Scopes:
     @torch.compiler.assume_constant_result
     def _was_interrupted(self) -> bool:
         """Whether forwards are left over: torch calls hooks for an `Exception` only. Never while a graph is traced."""
-        return self._stack.call is not None and not _is_running(self._stack.call)
+        call = self._stack.call
+        if call is None:
+            return False
+        try:
+            call.clear()  # Python refuses while it runs; of torch's own nobody misses the variables
+        except RuntimeError:
+            return False
+        return True
 
     def _kept(self, frame: Frame) -> dict[str, Any]:
         """The data that the frame has where checkpointing repeats what ran in it."""
