@@ -29,13 +29,14 @@ def paste_lines(report: Report, plan: Path = DEFAULT_PLAN) -> list[str]:
         f"plan = precaudit.load_plan({json.dumps(visible(plan), ensure_ascii=False)})",
         *_applied(_models(report)),
     ]
+    library = _of_a_library(report) if report.plan.loss_scale.mode != "none" else []
     if report.plan.loss_scale.mode != "none":
-        lines += _of_a_library(report) or ["scaler = plan.grad_scaler()", *LOOP]
+        lines += library or ["scaler = plan.grad_scaler()", *LOOP]
     if "scripted" in report.own_precision:
         lines.insert(0, "# modules that torch.jit compiled take no plan: run with PYTORCH_JIT=0")
     if story.has_the_plan(report):
         lines.insert(0, "# not needed while the script's own autocast does the same")
-    if report.own_precision.keys() & {"autocast", "plan", "grad_scaler"}:
+    if not library and report.own_precision.keys() & {"autocast", "plan", "grad_scaler"}:
         lines.append("# in place of the script's own mixed precision, which was off in the trials")
     if "casts" in report.own_precision:
         lines.append("# without the script's own casts to low precision, as in the trials")
@@ -60,7 +61,8 @@ def _of_a_library(report: Report) -> list[str]:
     return [
         f"# {inert(visible(called))} calls backward,",
         "# so your code has no place for a scaler: switch that library's own float16",
-        "# mixed precision on, which scales the loss.",
+        "# mixed precision on, which scales the loss. What a step computes outside of",
+        "# the model is float16 with it, too, and was float32 in the trials.",
     ]
 
 

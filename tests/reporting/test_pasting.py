@@ -146,3 +146,16 @@ def test_a_plan_is_for_weights_that_the_script_does_not_cast(baseline, told):
     report = report_samples.passing()
     text = render_terminal(replace(report, job=report.job | {"baseline": baseline}))
     assert ("# without the script's own casts to low precision" in text) is told
+
+
+def test_a_library_s_own_mixed_precision_is_not_told_off_and_on_at_once():
+    report = report_samples.passing()
+    job = {
+        **report.job,
+        "baseline": {"autocast": "bfloat16"},
+        "backward_at": ["/x/site-packages/lightning/module.py:7"],
+    }
+    lines = pasting.paste_lines(replace(report, job=job))
+    assert any("which scales the loss" in line for line in lines)
+    assert any("was float32 in the trials" in line for line in lines)
+    assert not any("in place of the script's own" in line for line in lines)
