@@ -72,9 +72,10 @@ def test_a_float64_script_is_told_what_it_trains_in():
     ("plan", "own", "rules", "kept"),
     [
         (Plan("bfloat16", {"a": "bfloat16"}), "bfloat16", [], True),
-        (Plan("bfloat16", {"a": "bfloat16"}), "bfloat16", ["PA401"], True),
-        (Plan("bfloat16", {"a": "bfloat16"}), "bfloat16", ["PA306"], False),
-        (Plan("bfloat16", {"a": "bfloat16"}), "bfloat16", ["PA503"], False),
+        (Plan("bfloat16", {"a": "bfloat16"}), "bfloat16", [("PA201", "warning")], True),
+        (Plan("bfloat16", {"a": "bfloat16"}), "bfloat16", [("PA503", "note")], True),
+        (Plan("bfloat16", {"a": "bfloat16"}), "bfloat16", [("PA306", "warning")], False),
+        (Plan("bfloat16", {"a": "bfloat16"}), "bfloat16", [("PA501", "error")], False),
         (Plan("bfloat16", {"a": "bfloat16"}), "float16", [], False),
         (Plan("bfloat16", {"a": "bfloat16", "b": "tf32"}), "bfloat16", [], False),
         (Plan("bfloat16", {"a": "bfloat16"}), None, [], False),
@@ -82,7 +83,7 @@ def test_a_float64_script_is_told_what_it_trains_in():
 )
 def test_a_script_that_has_the_plan_already_keeps_it_unless_its_own_precision_is_at_fault(plan, own, rules, kept):
     report = report_samples.passing()
-    found = tuple(report_samples.finding(rule=rule, severity="note") for rule in rules)
+    found = tuple(report_samples.finding(rule=rule, severity=grave) for rule, grave in rules)
     report = replace(report, plan=plan, job={**report.job, "baseline": {"autocast": own}}, findings=found)
     assert story.actions(report)[0].startswith("Keep what you have") is kept
     assert pasting.paste_lines(report)[0].startswith("# not needed") is kept
