@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from operator import itemgetter
 from typing import Any
 
 from precaudit.execution.policy import category
@@ -81,6 +82,8 @@ def of_as_written(audit: Audit, verification: Verification) -> list[Finding]:
         causes = causes or of_scaled(audit.reference.baseline, likely)[:1] or _of_casts(run, "blurred")
     if detail and not (found or causes):
         detail += _outside(run) or _likely(audit)
+    if not detail and not any(cause.rule == "PA307" for cause in causes):
+        causes += _of_outputs(audit.reference, run)
     if not detail and ends_early(audit.reference, run):
         causes.append(_of_end(audit.reference, run))
     return [*found, *_of_difference(run, detail, bool(causes), audit.reference.baseline.get("autocast_at")), *causes]
@@ -129,6 +132,20 @@ def _of_nonfinite(reference: RunResult, run: RunResult) -> list[Finding]:
     )
     fix = "keep what goes into this operation in float32 from where it is made"
     return [finding("PA307", "error", message, fix, None, made["op"], place_of(made), step=made["step"])]
+
+
+def _of_outputs(reference: RunResult, run: RunResult) -> list[Finding]:
+    """PA307: answers that no loss is made of, such as a validation's."""
+    lost = {name: step for name, step in run.end_state.lost.items() if name not in reference.end_state.lost}
+    if not lost:
+        return []
+    name, step = min(lost.items(), key=itemgetter(1))
+    message = (
+        f"{name}: outputs are nan or inf in the script's own low precision, first after {plural(step, 'step')}, and "
+        "never in float32"
+    )
+    fix = "keep the operation that makes them in float32, there too where the script does not train"
+    return [finding("PA307", "error", message, fix, step=step)]
 
 
 def _of_operations(run: RunResult) -> list[Finding]:

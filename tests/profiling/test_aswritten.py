@@ -517,3 +517,11 @@ def test_a_script_that_ends_before_its_steps_is_probed_within_those_that_it_take
     assert (audit.job.steps, audit.reference.steps) == (20, 20)
     assert [error.label for error in audit.errors] == ["bfloat16@init", "bfloat16@late"]
     assert audit.replay_spec.patience == audit.reference.patience
+
+
+def test_answers_that_no_loss_is_made_of_are_told_where_nothing_else_explains_them():
+    lost = EndState(lost={"critic": 30, "model": 10})
+    (found,) = told(end_state=lost, noted={"low": [], "casts": []}.items())
+    assert (found.rule, found.severity, found.evidence["step"]) == ("PA307", "error", 10)
+    assert found.message.startswith("model: outputs are nan or inf in the script's own low precision, first after 10")
+    assert [each.rule for each in told(tuple(2 * loss for loss in LOSSES), end_state=lost)] == ["PA501"]
