@@ -115,6 +115,20 @@ class FirstValues:
                 far, size = _rms(now - before[name]), _rms(before[name])
                 yield name, far if far > _MOVED * size else 0.0
 
+    def farthest(self, models: Iterable[nn.Module], optimizers: Iterable[Any]) -> float:
+        """How far the trained parameter went that went farthest, as a share of its rms; inf where it began at zero, or
+        where others are trained that no model had when it was called first."""
+        found = dict(share for model in models for module in model.modules() for share in self._shares(module))
+        trained = [p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]]
+        return max((found.get(id(p), math.inf) for p in trained if p.numel() >= _FEW), default=math.inf)
+
+    def _shares(self, module: nn.Module) -> Iterator[tuple[int, float]]:
+        before = self._first.get(module, {})
+        for name, now in _samples(module._parameters):
+            if name in before and before[name].shape == now.shape:
+                far, size = _rms(now - before[name]), _rms(before[name])
+                yield id(module._parameters[name]), far / size if size else math.inf if far else 0.0
+
 
 def _samples(own: Mapping[str, torch.Tensor | None]) -> Iterator[tuple[str, torch.Tensor]]:
     """Of these values, on the host; no mode of a tracer or a plan takes part in reading them."""
@@ -176,6 +190,7 @@ def end_state(
         buffers=_nonfinite(named("buffers")),
         moved=moved("_buffers"),
         learned=moved("_parameters"),
+        farthest=first.farthest(models.values(), optimizers),
         lost=lost,
         optimizer_state=tuple(sorted(set(_nonfinite(states)))),
         evaluations={name: (bool(each.values.isfinite().all()), _rms(each.values)) for name, each in kept.items()},

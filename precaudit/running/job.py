@@ -125,15 +125,16 @@ class EndState:
     """What was non-finite at the end, and how the models answered their last batch in eval mode.
 
     `moved` maps a buffer to the rms of its change since the first forward, 0 where that is less than float32 rounds
-    off, and `learned` a parameter; `lost` a model to the step in which it first answered with nan or inf; `evaluations`
-    maps a model to (finite, rms of its outputs); `astray` to what of these is a plan's doing; `refused` to the error of
-    a model that raised one instead.
+    off, and `learned` a parameter; `farthest` is how far the trained parameter went that went farthest, as a share of
+    its rms; `lost` maps a model to the step in which it first answered with nan or inf; `evaluations` to (finite, rms)
+    of its outputs; `astray` to what of these is a plan's doing; `refused` to the error of one that raised it instead.
     """
 
     parameters: tuple[str, ...] = ()
     buffers: tuple[str, ...] = ()
     moved: Mapping[str, float] = field(default_factory=dict)
     learned: Mapping[str, float] = field(default_factory=dict)
+    farthest: float = math.inf
     lost: Mapping[str, int] = field(default_factory=dict)
     optimizer_state: tuple[str, ...] = ()
     evaluations: Mapping[str, tuple[bool, float]] = field(default_factory=dict)

@@ -20,6 +20,9 @@ _OUTSIDE = "which autocast reaches with torch.amp.custom_fwd and custom_bwd only
 _FROM_OUTSIDE = frozenset(-getattr(signal, name, 0) for name in ("SIGKILL", "SIGTERM", "SIGHUP")) - {0}
 """Exit codes of what others ended, such as a system without memory: no doing of the plan's."""
 
+_STILL = 1e-4
+"""Of their rms: weights that all move less change no loss by what the margin lets pass."""
+
 
 @dataclass(frozen=True)
 class Judgement:
@@ -167,6 +170,10 @@ def _same_values(reference: RunResult, candidate: RunResult, window: slice) -> b
 def _learned(references: Sequence[RunResult], margin: float) -> statistics.Guard:
     """Whether the float32 runs moved, averaged over seeds. Losses of different lines of the script (a generator's,
     a discriminator's) are looked at apart; one that moves is enough."""
+    farthest = max(run.end_state.farthest for run in references)
+    if farthest < _STILL:
+        detail = f"no weight went farther than {farthest:.2g} times its size in float32: a loss moves so by other means"
+        return statistics.Guard(False, f"{detail}, such as a schedule's or the data's")
     curves = [[run.losses for run in references]]
     places = references[0].streams
     if len(places) > 1:

@@ -98,6 +98,24 @@ def test_the_step_in_which_outputs_were_lost_first(value, lost):
     assert outputs.first == ({"model": 2} if lost else {})
 
 
+@pytest.mark.parametrize(
+    ("change", "elsewhere", "far"),
+    [(2e-5, False, 2e-5), (0.0, False, 0.0), (2e-5, True, math.inf)],
+)
+def test_how_far_the_weights_went_that_are_trained(change, elsewhere, far):
+    model, frozen, first = nn.Linear(16, 4), nn.Linear(4, 4), FirstValues()
+    scopes = ModuleScopes(ModuleNames())
+    scopes.listeners.append(first)
+    trained = [*model.parameters(), *([nn.Parameter(torch.ones(16))] if elsewhere else [])]
+    optimizer = torch.optim.SGD(trained, lr=1.0)
+    with scopes.installed(), torch.no_grad():
+        frozen(model(torch.ones(2, 16)))
+        model.weight *= 1 + change
+        frozen.weight += 1
+    assert end_state(scopes, [optimizer], {}, first).farthest == pytest.approx(far, rel=0.01)
+    assert end_state(scopes, [], {}, first).farthest == math.inf
+
+
 def test_the_rms_of_what_changed():
     model, names, first = nn.Sequential(Averages(), nn.BatchNorm1d(8)), ModuleNames(), FirstValues()
     scopes = ModuleScopes(names)

@@ -131,6 +131,16 @@ def test_a_reference_that_learned_nothing_proves_nothing():
     assert not judged.gates[-1].passed
 
 
+@pytest.mark.parametrize(("farthest", "verdict"), [(2e-5, "inconclusive"), (2e-3, "pass")])
+def test_a_loss_that_moves_though_no_weight_does_proves_nothing(farthest, verdict):
+    given = runs(1e-5, spread=1e-5)
+    still = {i: replace(each, end_state=ended(farthest=farthest)) for i, each in given.references.items()}
+    judged = judge(replace(given, references=still), PLAN)
+    assert judged.verdict == verdict
+    assert judged.settled is (verdict == "inconclusive")
+    assert ("no weight went farther than 2e-05" in judged.reason) is judged.settled
+
+
 def two_losses(first, second, small=1.0):
     """Float32 runs of two losses, and candidates whose losses are these factors apart from them."""
 
