@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from precaudit.tracing.records import GradientDifference
 
 RHO_LIMIT, SNR_LIMIT, BIAS_LIMIT = 0.01, 10.0, 0.2
+RESIDUE = 2.0**-40
+"""Of the whole gradient's energy."""
 # Where batches hardly differ, any rounding is large beside their noise: an error this far below the gradient
 # itself is left to the trials.
 CLEAR_SNR = 100.0
@@ -33,6 +35,33 @@ class GradientError:
             return True
         quiet = not self.rho > RHO_LIMIT or math.isnan(self.rho) or self.snr >= CLEAR_SNR
         return quiet and self.snr >= SNR_LIMIT and self.bias <= BIAS_LIMIT
+
+
+@dataclass(frozen=True)
+class LostGradients:
+    """A module's own gradients in a format, whose error is `error` times their size (rms), and what makes it."""
+
+    fqn: str
+    format: str
+    error: float
+    causes: tuple[str, ...] = ()
+
+
+def lost_gradients(format_name: str, differences: Iterable[GradientDifference]) -> list[LostGradients]:
+    """Of modules whose error is larger than their gradient, and than its noise: a small loss that is added to a large
+    one may have them, and neither the loss nor the whole model's gradient shows it. The largest come first; what
+    rounding leaves of a gradient that is zero is none."""
+    parts: dict[str, list[GradientDifference]] = {}
+    for each in differences:
+        if each.label.partition("@")[0] == format_name:
+            parts.setdefault(each.fqn, []).append(each)
+    sizes = {fqn: sum(each.gradient for each in found) for fqn, found in parts.items()}
+    errors = {fqn: sum(each.delta for each in found) for fqn, found in parts.items()}
+    noise = {fqn: sum(each.noise for each in found) for fqn, found in parts.items()}
+    heard = [fqn for fqn, size in sizes.items() if size > RESIDUE * sum(sizes.values())]
+    lost = [fqn for fqn in heard if max(sizes[fqn], noise[fqn]) < errors[fqn] < math.inf]
+    lost.sort(key=lambda fqn: -sizes[fqn])
+    return [LostGradients(fqn, format_name, math.sqrt(errors[fqn] / sizes[fqn])) for fqn in lost]
 
 
 def _ratio(a: float, b: float) -> float:

@@ -10,7 +10,7 @@ from typing import Protocol
 
 from precaudit.errors import ExitCode, PrecauditError
 from precaudit.model import Execution, Plan
-from precaudit.planning.budget import GradientError, gradient_error
+from precaudit.planning.budget import GradientError, LostGradients, gradient_error
 from precaudit.planning.planner import Choices, build_plan
 from precaudit.planning.rules import Ban, bans, of_grids
 from precaudit.profiling.reference import in_float32
@@ -40,7 +40,7 @@ _NARROW = ("bfloat16", "float16", "float8_e4m3", "float8_e5m2")
 class Audit:
     """`reference` is the float32 run of seed 0; `as_written` the script's own low precision, where it has any;
     `blamed` names, for a format over budget, the few modules that make most of its error; `execution` is how plans
-    run where the script trains."""
+    run where the script trains; `lost` are modules whose own gradients are wrong in a format within budget."""
 
     job: Job
     reference: RunResult
@@ -52,6 +52,7 @@ class Audit:
     replay_spec: RunSpec | None = None
     blamed: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     execution: Execution = "emulated"
+    lost: tuple[LostGradients, ...] = ()
 
     @property
     def complete(self) -> bool:

@@ -37,6 +37,16 @@ def of_gradients(run: RunResult, pairs: Collection[Steps]) -> dict[Steps, float]
     return {steps: 1 / error.snr if error.snr > 0 else math.inf for steps, error in found.items() if error}
 
 
+def of_module(fqn: str) -> Measure:
+    """The same of one module's gradients."""
+
+    def measure(run: RunResult, pairs: Collection[Steps]) -> dict[Steps, float]:
+        own = tuple(each for each in run.differences if each.fqn == fqn)
+        return of_gradients(replace(run, differences=own), pairs)
+
+    return measure
+
+
 def of_losses(exact: Sequence[float]) -> Measure:
     """The relative difference from the losses of the same weights and batches in float32, with its sign."""
 

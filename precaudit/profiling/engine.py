@@ -12,9 +12,10 @@ from typing import Any
 from precaudit import __version__
 from precaudit.errors import ExitCode, PrecauditError
 from precaudit.model import Execution, Finding, Plan, Report, Verification
+from precaudit.planning.budget import lost_gradients
 from precaudit.planning.planner import Choices, build_plan, default_format, fallback, without_loss_scale
 from precaudit.profiling.audit import Audit, Runner, chosen_formats, require_measurable, run_audit
-from precaudit.profiling.bisect import contributions
+from precaudit.profiling.bisect import contributions, of_module
 from precaudit.profiling.environment import environment
 from precaudit.profiling.findings import all_findings
 from precaudit.profiling.settings import Settings
@@ -29,6 +30,9 @@ NOT_NATIVE = (
     "--execution native needs a model on a CUDA device, because the CPU's autocast rounds at other places; "
     "use --execution emulated"
 )
+
+_MOST_LOST = 2
+"""Modules whose gradients are told and mended: to find the cause takes several runs each."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +83,7 @@ def profile_job(job: Job, settings: Settings, runner: Runner) -> Outcome:
         error, code = _failure(audit)
         if code is None:
             require_measurable(audit)
-            audit = _with_blame(audit, formats, clock)
+            audit = _with_lost(_with_blame(audit, formats, clock), formats, clock)
             if settings.execution == "native" and audit.execution != "native":
                 raise PrecauditError(NOT_NATIVE)
             plan, verification = _plan_and_verify(audit, settings, formats, target, clock)
@@ -184,11 +188,31 @@ def _with_blame(audit: Audit, formats: tuple[str, ...], runner: Runner) -> Audit
     return replace(audit, blamed={preferred: tuple(item.fqn for item in found)} if found and few else {})
 
 
+def _with_lost(audit: Audit, formats: tuple[str, ...], runner: Runner) -> Audit:
+    """What makes the gradients of single modules wrong in a format in which the whole model's are not."""
+    chosen = default_format(chosen_formats(audit.errors, formats))
+    found = lost_gradients(chosen, audit.replay.differences) if audit.replay and audit.errors else []
+    if audit.replay_spec is None or not found:
+        return audit
+    plan = build_plan(audit.trace, Choices(formats, "", audit.bans, default=chosen, steps=audit.job.steps))
+    known, lost = {layer.fqn for layer in audit.trace.layers}, []
+    for each in found[:_MOST_LOST]:
+        made = contributions(audit.replay_spec, plan, runner, audit.trace.products, of_module(each.fqn))
+        fqn = each.fqn if each.fqn in known else each.fqn.partition(".")[2]  # which has its model's name in front
+        lost.append(replace(each, fqn=fqn, causes=tuple(item.fqn for item in made)))
+    return replace(audit, lost=tuple(lost))
+
+
 def _choices(audit: Audit, formats: tuple[str, ...], target: Gpu) -> Choices:
     """The formats within the error budget. Where the preferred one is not, but for a few modules, it is kept without
     those; where no format is left and no module stands out, training decides."""
     allowed = chosen_formats(audit.errors, formats)
-    choices = Choices(allowed, target.name, audit.bans, steps=audit.job.steps)
+    kept = {
+        (fqn, ""): ("float32", f"in {lost.format} it makes the gradients of {lost.fqn} err by {lost.error:.0%}")
+        for lost in audit.lost
+        for fqn in lost.causes
+    }
+    choices = Choices(allowed, target.name, audit.bans, promoted=kept, steps=audit.job.steps)
     preferred = default_format(formats)
     if preferred not in audit.blamed:
         undecided = default_format(allowed) == "float32"
@@ -196,7 +220,7 @@ def _choices(audit: Audit, formats: tuple[str, ...], target: Gpu) -> Choices:
     wide = fallback(preferred, [name for name in allowed if name != "float16"])  # which would need a loss scale
     why = f"in {preferred} it makes most of the gradient's error, which is over budget"
     promoted = {(fqn, ""): (wide if fqn in audit.trace.products else "float32", why) for fqn in audit.blamed[preferred]}
-    return replace(choices, formats=formats, default=preferred, promoted=promoted)
+    return replace(choices, formats=formats, default=preferred, promoted={**kept, **promoted})
 
 
 def _exit_code(audit: Audit, plan: Plan, verification: Verification, settings: Settings) -> ExitCode:

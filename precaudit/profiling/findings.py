@@ -8,7 +8,7 @@ from typing import Any
 
 from precaudit.finding import finding, place_of
 from precaudit.model import Finding, Layer, Location, Op, Plan, Severity, TensorRecord, Verification
-from precaudit.planning.budget import GradientError
+from precaudit.planning.budget import GradientError, LostGradients
 from precaudit.planning.fitting import format_of
 from precaudit.planning.loss_scale import RESIDUE, lost_share
 from precaudit.planning.planner import default_format
@@ -184,7 +184,18 @@ def _of_errors(audit: Audit, plan: Plan) -> list[Finding]:
     for format_name, errors in over.items():
         spared = format_name not in used and default_format((plan.default, format_name)) == plan.default
         found.append(_over_budget(format_name, errors, "note" if spared else "warning", audit, plan))
-    return found
+    return [*found, *map(_of_lost, audit.lost)]
+
+
+def _of_lost(lost: LostGradients) -> Finding:
+    names = listing(name or "the model itself" for name in lost.causes)
+    message = (
+        f"{lost.fqn}: its gradients in {lost.format} err by {lost.error:.0%} of their size, which is too small beside "
+        f"the whole model's to show in its loss{f'; most of it comes from {names}' if names else ''}"
+    )
+    fix = f"keep {names or lost.fqn} out of {lost.format}{', as the plan does' if names else ''}"
+    alone = lost.causes[0] if len(lost.causes) == 1 else None
+    return finding("PA201", "warning", message, fix, alone, error=lost.error, formats=lost.format)
 
 
 def _over_budget(

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from precaudit.planning.budget import BIAS_LIMIT, RHO_LIMIT, SNR_LIMIT, GradientError, gradient_error
+from precaudit.planning.budget import BIAS_LIMIT, RHO_LIMIT, SNR_LIMIT, GradientError, gradient_error, lost_gradients
 from precaudit.tracing.records import GradientDifference
 
 
@@ -21,6 +21,22 @@ def test_energies_of_modules_add_up():
     assert error.snr == pytest.approx(4 / 0.04)
     assert error.bias == pytest.approx(math.sqrt(0.04 / 4))
     assert error.evaluations == 4
+
+
+@pytest.mark.parametrize(
+    ("own", "lost"),
+    [
+        ({"delta": 4e-6, "noise": 1e-8}, True),
+        ({"delta": 4e-6, "noise": 1e-5}, False),  # batches differ by more
+        ({"delta": 4e-7, "noise": 1e-8}, False),
+        ({"delta": math.inf, "noise": 1e-8}, False),  # which is left to the trials
+        ({"gradient": 1e-13, "delta": 4e-6, "noise": 1e-8}, False),  # what rounding leaves of zero
+        ({"label": "float16@init", "delta": 4e-6, "noise": 1e-8}, False),
+    ],
+)
+def test_gradients_that_are_lost_beside_large_ones(own, lost):
+    parts = [difference("a", delta=1e-4), difference("b", **{"gradient": 1e-6, **own})]
+    assert [(each.fqn, each.error) for each in lost_gradients("bfloat16", parts)] == ([("b", 2.0)] if lost else [])
 
 
 def test_nothing_probed_is_nothing_known():

@@ -1,0 +1,78 @@
+"""Gradients of single modules that no loss shows: a small term that is added to a large one."""
+
+import os
+
+import torch
+from torch import nn
+
+from precaudit.planning.planner import build_plan
+from precaudit.profiling.audit import run_audit
+from precaudit.profiling.engine import _choices, _with_lost
+from precaudit.profiling.findings import _of_errors
+from precaudit.running.job import Job
+from precaudit.running.worker import run
+from precaudit.tensorcores.peaks import get_gpu
+
+FORMATS = ("bfloat16", "float32")
+
+
+class Here:
+    """Runs in this process."""
+
+    def __init__(self, code):
+        self.code = code
+
+    def __call__(self, spec):
+        return run(spec, self.code)
+
+    def many(self, specs):
+        return [self(spec) for spec in specs]
+
+
+class Certain(nn.Module):
+    """Its second answer is one, and a little more that bfloat16 can't tell from it."""
+
+    def __init__(self, little):
+        super().__init__()
+        self.body, self.head, self.doubt = nn.Linear(16, 32), nn.Linear(32, 4), nn.Linear(32, 1)
+        self.little = little
+
+    def forward(self, x):
+        hidden = self.body(x).relu()
+        return self.head(hidden), 1 + self.little * self.doubt(hidden.detach()).sigmoid()
+
+
+def audited(little, folder):
+    def code():
+        torch.manual_seed(0)
+        model, target = Certain(little), torch.randn(16, 4)
+        optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+        while True:
+            x = torch.randn(64, 16)
+            y = (x @ target).tanh()
+            guess, doubt = model(x)
+            small = ((doubt - 1) / little - y[:, :1].square()).square().mean()
+            optimizer.zero_grad()
+            ((guess - y).square().mean() + 1e-3 * small).backward()
+            optimizer.step()
+
+    runner = Here(code)
+    audit = run_audit(Job("script", "train.py", (), os.getcwd(), 16), FORMATS, "emulated", runner, str(folder))
+    return _with_lost(audit, FORMATS, runner)
+
+
+def test_a_module_that_learns_nothing_is_found_and_what_makes_it_so_is_kept_wide(tmp_path):
+    audit = audited(1e-4, tmp_path)
+    (lost,) = audit.lost
+    assert (lost.fqn, lost.causes) == ("doubt", ("",))
+    assert lost.error > 1
+    assert all(error.within_budget for error in audit.errors)
+    choices = _choices(audit, FORMATS, get_gpu("h100"))
+    assert choices.promoted["", ""][0] == "float32"
+    (found,) = _of_errors(audit, build_plan(audit.trace, choices))
+    assert (found.rule, found.severity, found.fqn) == ("PA201", "warning", "")
+    assert found.message.startswith("doubt: its gradients in bfloat16 err by")
+
+
+def test_where_nothing_is_lost_nothing_is_said(tmp_path):
+    assert audited(1.0, tmp_path).lost == ()
