@@ -224,6 +224,7 @@ def _after_silent_error(trials: Trials, plan: Plan, candidates: Mapping[int, Run
     shift = whole_error(spec, plan, trials.runner, of_loss)
     in_loss = _explains(shift, trials.judge(candidates, plan).difference.mean)
     measure, what = (of_loss, "loss") if in_loss else (of_gradients, "gradient")
+    usable = (*_used(plan), *({"tf32"} & {*spec.formats}))  # which brings a plan no loss scale, as float16 would
     promotions = []
     for item in contributions(spec, plan, trials.runner, products, measure)[:_MOST]:
         source = plan.modules.get(item.fqn, plan.default)
@@ -235,7 +236,7 @@ def _after_silent_error(trials: Trials, plan: Plan, candidates: Mapping[int, Run
         if math.isinf(item.error):
             much = f"makes a {what} that is not finite"
         why = f"in {source} it {much}, the most of all modules"
-        target = _target(source, "lower" if item.fqn in products else "other", plan)
+        target = fallback(source, usable) if item.fqn in products else "float32"
         promotions.append(Promotion(item.fqn, "", source, target, why))
     return promotions
 

@@ -5,16 +5,21 @@ from dataclasses import replace
 import pytest
 
 from precaudit.model import Layer, Location, Op, OpFormat, Plan
+from precaudit.profiling import repairs
+from precaudit.profiling.audit import Audit
+from precaudit.profiling.bisect import Contribution
 from precaudit.profiling.repairs import (
     Promotion,
     _after_exception,
     _after_fault,
+    _after_silent_error,
     _after_stuck,
     _after_wrong_answer,
     _explains,
     _first_wrong,
 )
-from precaudit.running.job import Astray, RunResult, ScriptError
+from precaudit.profiling.trials import Trials
+from precaudit.running.job import Astray, Job, RunResult, RunSpec, ScriptError
 from precaudit.tracing.records import Fault, Trace
 
 TRACE = Trace(
@@ -208,3 +213,17 @@ def test_the_run_that_went_wrong_is_the_one_to_look_at_again():
 )
 def test_what_parts_in_training_may_be_in_the_loss_before_any_training(shift, difference, expected):
     assert _explains(shift, difference) is expected
+
+
+@pytest.mark.parametrize(("formats", "target"), [(("bfloat16", "tf32"), "tf32"), (("bfloat16",), "float32")])
+def test_a_product_that_makes_the_error_has_tf32_before_float32(monkeypatch, formats, target):
+    """Straight to float32 the last low module was gone, and tf32 never tried."""
+    job, run = Job("script", "train.py", (), ".", 10), RunResult("reference", 0, "stopped", 10, losses=(1.0,) * 10)
+    spec = RunSpec(job, "replay", formats=formats)
+    audit = Audit(job, run, TRACE, replay=run, replay_spec=spec)
+    found = [Contribution("block.lin", 0.04), Contribution("other", 0.02)]
+    monkeypatch.setattr(repairs, "contributions", lambda *_: found)
+    monkeypatch.setattr(repairs, "whole_error", lambda *_: 0.0)
+    plan = Plan("bfloat16", {"block.lin": "bfloat16", "other": "bfloat16"})
+    promotions = _after_silent_error(Trials(audit, "emulated", lambda spec: run, {0: run}), plan, {0: run})
+    assert [(each.fqn, each.target) for each in promotions] == [("block.lin", target), ("other", "float32")]
