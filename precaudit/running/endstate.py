@@ -81,9 +81,9 @@ class LostOutputs:
         if is_called(frame):
             with torch._C.DisableTorchFunction(), torch.no_grad(), outside_transforms():
                 for tensor in tensors_in(output):
-                    values = flat(plain(tensor)) if tensor.is_floating_point() else None
+                    values = flat(tensor) if tensor.is_floating_point() else None
                     if values is not None and values.numel():
-                        self._note((_called(frame), values.device), values.amax() < math.inf)
+                        self._note((_called(frame), values.device), plain(values).amax() < math.inf)
         return output
 
     def _note(self, key: tuple[str, torch.device], sound: torch.Tensor) -> None:

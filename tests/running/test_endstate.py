@@ -98,6 +98,21 @@ def test_the_step_in_which_outputs_were_lost_first(value, lost):
     assert outputs.first == ({"model": 2} if lost else {})
 
 
+def test_outputs_are_looked_at_inside_transforms_too():
+    outputs = LostOutputs(lambda: 3)
+    scopes = ModuleScopes(ModuleNames())
+    scopes.listeners.append(outputs)
+    model = nn.Linear(1, 1)
+
+    def loss(weights, x):
+        return torch.func.functional_call(model, weights, (x.as_subclass(Unsliced),)).sum()
+
+    weights = {name: p.detach() for name, p in model.named_parameters()}
+    with scopes.installed():
+        torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(weights, torch.tensor([[1.0], [math.nan]]))
+    assert outputs.first == {"model": 3}
+
+
 @pytest.mark.parametrize(
     ("change", "elsewhere", "far"),
     [(2e-5, False, 2e-5), (0.0, False, 0.0), (2e-5, True, math.inf)],
