@@ -37,6 +37,12 @@ def test_pa101_only_where_the_result_is_half():
     assert found(op("relu", amax=1e9, category="other", half=True)) == [("PA101", "relu", "float16", "error")]
 
 
+@pytest.mark.parametrize(("amax", "follows", "told"), [(3e38, True, 0), (3e38, False, 1), (1e9, True, 1)])
+def test_pa101_is_not_about_a_mask_that_is_as_low_as_its_dtype_goes(amax, follows, told):
+    """`masked_fill(mask, torch.finfo(x.dtype).min)` is the format's own lowest in each."""
+    assert len(found(op("masked_fill", amax=amax, category="other", half=True, follows_dtype=follows))) == told
+
+
 def test_pa101_counts_the_maximum_of_each_format():
     assert found(op(amax=1e38), formats=("bfloat16", "float16")) == [
         ("PA101", "linear", "bfloat16", "note"),

@@ -5,7 +5,7 @@ from run_samples import ended, falling, run
 
 from precaudit.model import LossScale, Plan
 from precaudit.running.job import Astray, ScriptError
-from precaudit.verification.gates import failed, gates, refusals
+from precaudit.verification.gates import failed, first_lost, gates, refusals
 
 LOSSES = falling()
 PLAN = Plan(default="bfloat16")
@@ -106,6 +106,12 @@ def test_outputs_that_were_lost_on_the_way():
     assert results({"end_state": lost}) == {"finite outputs": "non-finite outputs: net outside of training"}
     assert results({"end_state": lost}, {"end_state": lost}) == {}
     assert results({}, {"end_state": lost}) == {}
+
+
+def test_the_first_output_that_only_a_plan_loses_tells_the_step():
+    several = run((1.0,), end_state=ended(lost={"a": 3, "b": 9, "c": 5}))
+    assert first_lost(run((1.0,), end_state=ended(lost={"a": 2})), several) == 5
+    assert first_lost(several, several) is None
 
 
 @pytest.mark.parametrize(
