@@ -7,7 +7,7 @@ With a power of two both are exact. A non-finite leaf gradient makes the next st
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -90,14 +90,18 @@ class LossScaler(TrainingListener):
     def backward_starts(self, roots: Sequence[torch.Tensor], gradients: list[Any]) -> list[Any]:
         self.remove()
         self._nested = 0
-        self.backward_nested(roots)
+        self._unscale(leaves_of(roots))
         return [
             torch.full_like(root, self.scale) if gradient is None else gradient * self.scale
             for root, gradient in zip(roots, gradients, strict=True)
         ]
 
     def backward_nested(self, roots: Sequence[torch.Tensor]) -> None:
-        for leaf in leaves_of(roots):
+        """What a checkpointed part was given is a leaf there, whose gradient goes on into the pass around it."""
+        self._unscale(filter(_is_parameter, leaves_of(roots)))
+
+    def _unscale(self, leaves: Iterable[torch.Tensor]) -> None:
+        for leaf in leaves:
             if id(leaf) not in self._hooked:
                 self._hooked.add(id(leaf))
                 self._handles.append(_register_first(leaf, self._unscaler(leaf)))

@@ -161,7 +161,7 @@ def reentrant_checkpointing(model):
     optimizer = SGD(model.parameters(), lr=0.1)
     for x, y in data(3):
         optimizer.zero_grad()
-        out = torch.utils.checkpoint.checkpoint(model, x.requires_grad_(), use_reentrant=True)
+        out = torch.utils.checkpoint.checkpoint(model[1:], model[0](x), use_reentrant=True)
         nn.functional.mse_loss(out, y).backward()
         optimizer.step()
 
