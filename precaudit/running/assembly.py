@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -27,9 +27,9 @@ from precaudit.ownprecision.regions import OwnRegions
 from precaudit.ownprecision.scaled_gradients import ScaledGradients
 from precaudit.ownprecision.stale_casts import StaleCasts
 from precaudit.ownprecision.watch import OwnLowPrecision
-from precaudit.running.endstate import FirstValues, LastCalls, LostOutputs
+from precaudit.running.endstate import FirstValues, LastCalls, LostOutputs, end_state
 from precaudit.running.evaluation import Beside
-from precaudit.running.job import RunSpec
+from precaudit.running.job import EndState, RunSpec, ScriptError
 from precaudit.running.monitor import Monitor, Stop
 from precaudit.running.probes import GradientProbe
 from precaudit.running.seeds import controlled_seeds, repeatable_algorithms
@@ -48,27 +48,50 @@ class Optimizers(TrainingListener):
             self.seen[id(optimizer)] = optimizer
 
 
-@dataclass
 class Session:
     """Everything that listens during one run."""
 
-    names: ModuleNames
-    scopes: ModuleScopes
-    functions: OwnBackward
-    events: TrainingEvents
-    baseline: Baseline
-    monitor: Monitor
-    tracer: Tracer | None
-    scaler: LossScaler | None
-    probe: GradientProbe | None
-    own_low: OwnLowPrecision | None
-    scaled: ScaledGradients | None
-    changes: GradientChanges | None
-    optimizers: Optimizers
-    first_values: FirstValues
-    last_calls: LastCalls
-    lost_outputs: LostOutputs
-    observer: Any | None
+    def __init__(self, spec: RunSpec, progress: Callable[[int, float], None], stop: Stop) -> None:
+        """Listeners are in the order in which they must hear: precision inside tracing, the monitor last."""
+        self.names, self.events = ModuleNames(), TrainingEvents()
+        self.scopes = scopes = ModuleScopes(self.names)
+        self.baseline = baseline = Baseline(lambda: scopes.current is not None)
+        in_island, settings = baseline.in_island, baseline.settings
+        own = spec.plan is None and bool(spec.audited)
+        self.functions = OwnBackward(scopes, baseline.island, spec.plan is not None)
+        self.scaler = _scaler(spec.plan)
+        self.tracer = Tracer(scopes, _trace_options(spec, baseline), in_island) if _is_traced(spec) else None
+        probe = GradientProbe(spec, self.names, scopes, self.events, _trains, in_island) if spec.probe_dir else None
+        self.probe = probe
+        self.observer = spec.observer(scopes, in_island) if spec.observer else None
+        self.own_low = OwnLowPrecision(self.names, settings, lambda: scopes.current) if _as_written(spec) else None
+        self.scaled = ScaledGradients(self.names, settings) if own else None
+        self.changes = GradientChanges(self.names, settings) if own or spec.precision == "as-written" else None
+        stale = StaleCasts(baseline) if own else None
+        self.monitor = monitor = Monitor(self.events, spec.job.steps, progress, stop, spec.patience)
+        self.optimizers, self.first_values, self.last_calls = Optimizers(), FirstValues(), LastCalls()
+        self.lost_outputs = LostOutputs(lambda: monitor.steps)
+        ends = self.first_values, self.last_calls, self.lost_outputs
+        roundings = _roundings(spec, scopes, in_island)
+        scopes.listeners = _wanted(self.events, *roundings, probe, self.tracer, *ends, self.observer, stale, monitor)
+        watching = self.own_low, self.scaled, self.changes, stale
+        self.events.listeners = _wanted(self.scaler, self.tracer, probe, *watching, self.optimizers, monitor)
+
+    def end_state(self, spec: RunSpec) -> EndState:
+        with torch.set_grad_enabled(spec.watch_from is not None):  # without gradients the tracer looks away
+            return end_state(
+                self.scopes,
+                self.optimizers.seen.values(),
+                self.last_calls.calls,
+                self.first_values,
+                self.lost_outputs.first,
+                self.beside(spec),
+            )
+
+    def blamed(self, error: ScriptError) -> ScriptError:
+        """With what it came out of; to be asked before models answer once more, which enters them anew."""
+        where, function = self.functions.running or (self.scopes.raised_in, None)
+        return replace(error, raised_in=where, backward_of=function)
 
     def beside(self, spec: RunSpec) -> Beside | None:
         """How models answer in the place of a plan that is tried."""
@@ -93,55 +116,16 @@ class Session:
             self.baseline.settings.setdefault("scripted", line_of(caller_location()))
 
 
-def assemble(spec: RunSpec, progress: Callable[[int, float], None], stop: Stop) -> Session:
-    """Listeners in the order in which they must hear: precision inside tracing, the monitor last."""
-    names, events = ModuleNames(), TrainingEvents()
-    scopes = ModuleScopes(names)
-    baseline = Baseline(lambda: scopes.current is not None)
-    in_island = baseline.in_island
-    scopes.listeners.append(events)
-    scopes.listeners += _roundings(spec, scopes, in_island)
-    loss_scale = spec.plan.loss_scale if spec.plan is not None else None
-    scaler = LossScaler(loss_scale) if loss_scale is not None and loss_scale.mode != "none" else None
-    probe = GradientProbe(spec, names, scopes, events, _trains, in_island) if spec.probe_dir else None
-    traced = bool(spec.audited) or spec.watch_from is not None
-    tracer = Tracer(scopes, _trace_options(spec, baseline), in_island) if traced else None
-    first_values, last_calls, optimizers = FirstValues(), LastCalls(), Optimizers()
-    lost_outputs = LostOutputs(lambda: monitor.steps)
-    heard = (probe, tracer, first_values, last_calls, lost_outputs)
-    scopes.listeners += [each for each in heard if each is not None]
-    observer = spec.observer(scopes, in_island) if spec.observer else None
-    if observer is not None:
-        scopes.listeners.append(observer)
-    own_low = OwnLowPrecision(names, baseline.settings, lambda: scopes.current) if _as_written(spec) else None
-    scaled = stale = None
-    if spec.audited and spec.plan is None:
-        scaled, stale = ScaledGradients(names, baseline.settings), StaleCasts(baseline)
-        scopes.listeners.append(stale)
-    changes = GradientChanges(names, baseline.settings) if scaled or spec.precision == "as-written" else None
-    monitor = Monitor(events, spec.job.steps, progress, stop, spec.patience)
-    scopes.listeners.append(monitor)
-    listeners = (scaler, tracer, probe, own_low, scaled, changes, stale, optimizers, monitor)
-    events.listeners = [listener for listener in listeners if listener is not None]
-    return Session(
-        names=names,
-        scopes=scopes,
-        functions=OwnBackward(scopes, baseline.island, spec.plan is not None),
-        events=events,
-        baseline=baseline,
-        monitor=monitor,
-        tracer=tracer,
-        scaler=scaler,
-        probe=probe,
-        own_low=own_low,
-        scaled=scaled,
-        changes=changes,
-        optimizers=optimizers,
-        first_values=first_values,
-        last_calls=last_calls,
-        lost_outputs=lost_outputs,
-        observer=observer,
-    )
+def _wanted(*listeners: Any) -> list[Any]:
+    return [listener for listener in listeners if listener is not None]
+
+
+def _scaler(plan: Plan | None) -> LossScaler | None:
+    return LossScaler(plan.loss_scale) if plan is not None and plan.loss_scale.mode != "none" else None
+
+
+def _is_traced(spec: RunSpec) -> bool:
+    return bool(spec.audited) or spec.watch_from is not None
 
 
 def _roundings(spec: RunSpec, scopes: ModuleScopes, in_island: Callable[[], bool]) -> Iterator[ScopeListener]:

@@ -11,8 +11,7 @@ from dataclasses import replace
 import torch
 
 from precaudit.errors import PrecauditError
-from precaudit.running.assembly import Session, assemble, installed
-from precaudit.running.endstate import end_state
+from precaudit.running.assembly import Session, installed
 from precaudit.running.job import RunResult, RunSpec, Status
 from precaudit.running.monitor import Stop, StopTraining
 from precaudit.running.scripterrors import record_of, script_error
@@ -40,9 +39,7 @@ def run(
         with suppress(StopTraining):
             session.events.complete()
         if result.error is not None:
-            # Before models answer once more, which enters them anew.
-            where, function = session.functions.running or (session.scopes.raised_in, None)
-            result = replace(result, error=replace(result.error, raised_in=where, backward_of=function))
+            result = replace(result, error=session.blamed(result.error))
         try:
             return looked_at(result)
         except Exception:
@@ -54,15 +51,7 @@ def run(
     def looked_at(result: RunResult) -> RunResult:
         if session.observer is not None:
             session.scopes.listeners.remove(session.observer)  # models answer once more, and not to the script
-        with torch.set_grad_enabled(spec.watch_from is not None):  # without gradients the tracer looks away
-            ended = end_state(
-                session.scopes,
-                session.optimizers.seen.values(),
-                session.last_calls.calls,
-                session.first_values,
-                session.lost_outputs.first,
-                session.beside(spec),
-            )
+        ended = session.end_state(spec)
         if session.observer is not None and result.finished:
             result = replace(result, observed=session.observer.observe())
         return replace(_measured(result, session, time.perf_counter() - start), end_state=ended)
@@ -73,7 +62,7 @@ def run(
 
     reporter = _Reporter(report, RunResult(spec.label, spec.seed, "killed"))
     stop = Stop(stopped)
-    session = reporter.session = assemble(spec, reporter, stop)
+    session = reporter.session = Session(spec, reporter, stop)
     if spec.threads:
         torch.set_num_threads(spec.threads)
     with installed(session, spec):

@@ -111,7 +111,7 @@ def test_a_script_s_failure_is_told_even_where_its_tensors_cannot_be_read_any_mo
     def dead(*_):
         raise RuntimeError("CUDA error")
 
-    monkeypatch.setattr("precaudit.running.worker.end_state", dead)
+    monkeypatch.setattr("precaudit.running.assembly.end_state", dead)
     result = run(spec(), raises(IndexError("row 9")))
     assert (result.status, result.error.type, result.error.message) == ("failed", "IndexError", "row 9")
     assert 0 < len(result.losses) <= 3
