@@ -824,6 +824,39 @@ def test_what_a_plan_makes_of_a_model_in_eval_mode_alone(name):
     assert run(spec(), code).end_state.astray == {}
 
 
+class CarriesOn(nn.Linear):
+    """Begins with nothing in its first call in eval mode, and with its own answer in all later ones."""
+
+    state = 0.0
+
+    def forward(self, x):
+        out = super().forward(x).float() + self.state
+        if not self.training:
+            self.state = 1.0
+        return out
+
+
+class DrawsInPieces(nn.Linear):
+    """As dropout on a GPU does, which draws other numbers for a half tensor than for a float32 one."""
+
+    def forward(self, x):
+        out = super().forward(x)
+        torch.rand(2 if out.dtype == torch.bfloat16 else 4)
+        return out * (torch.rand(out.shape) > 0.5)
+
+
+@pytest.mark.parametrize("kind", [CarriesOn, DrawsInPieces])
+def test_a_state_that_is_carried_on_and_numbers_that_are_drawn_are_no_doing_of_the_plan(kind):
+    def code():
+        model = kind(4, 4)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+        while True:
+            model(torch.ones(64, 4)).sum().backward()
+            optimizer.step()
+
+    assert not run(spec(plan=BRAIN, precision="plan"), code).end_state.astray["model"].is_fault(BRAIN)
+
+
 def test_what_an_error_is_measured_by_leaves_the_weights_as_they_are():
     models = []
 
