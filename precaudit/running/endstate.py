@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -96,53 +96,77 @@ class FirstValues:
     """A scope listener: samples of every model's buffers and parameters before its first forward."""
 
     def __init__(self) -> None:
-        self._first: MutableMapping[nn.Module, dict[str, torch.Tensor]] = WeakIdKeyDictionary()
+        self._first: MutableMapping[nn.Module, dict[str, _Look]] = WeakIdKeyDictionary()
 
     def entered(self, frame: Frame) -> None:
         if is_called(frame) and frame.module not in self._first:
             for module in frame.module.modules():
                 own = {**module._buffers, **module._parameters}
-                self._first.setdefault(module, dict(_samples(own)))
+                self._first.setdefault(module, dict(_looks(own)))
 
     def left(self, frame: Frame, output: Any) -> Any:
         return output
 
     def moved(self, module: nn.Module, own: Mapping[str, torch.Tensor | None]) -> Iterator[tuple[str, float]]:
         """How far values of the module's own have moved, by name: the rms of what changed."""
-        before = self._first.get(module, {})
-        for name, now in _samples(own):
-            if name in before and before[name].shape == now.shape:
-                far, size = _rms(now - before[name]), _rms(before[name])
+        for name, before, now in self._pairs(module, own):
+            if len(now.sample) >= _FEW:
+                far, size = _rms(now.sample - before.sample), _rms(before.sample)
                 yield name, far if far > _MOVED * size else 0.0
+
+    def _pairs(self, module: nn.Module, own: Mapping[str, torch.Tensor | None]) -> Iterator[tuple[str, _Look, _Look]]:
+        first = self._first.get(module, {})
+        for name, now in _looks(own):
+            if name in first and first[name].sample.shape == now.sample.shape:
+                yield name, first[name], now
 
     def farthest(self, models: Iterable[nn.Module], optimizers: Iterable[Any]) -> float:
         """How far the trained parameter went that went farthest, as a share of its rms; inf where it began at zero, or
         where others are trained that no model had when it was called first."""
         found = dict(share for model in models for module in model.modules() for share in self._shares(module))
         trained = [p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]]
-        return max((found.get(id(p), math.inf) for p in trained if p.numel() >= _FEW), default=math.inf)
+        return max((found.get(id(p), math.inf) for p in trained), default=math.inf)
 
     def _shares(self, module: nn.Module) -> Iterator[tuple[int, float]]:
-        before = self._first.get(module, {})
-        for name, now in _samples(module._parameters):
-            if name in before and before[name].shape == now.shape:
-                far, size = _rms(now - before[name]), _rms(before[name])
-                yield id(module._parameters[name]), far / size if size else math.inf if far else 0.0
+        for name, before, now in self._pairs(module, module._parameters):
+            yield id(module._parameters[name]), _share(before, now)
 
 
-def _samples(own: Mapping[str, torch.Tensor | None]) -> Iterator[tuple[str, torch.Tensor]]:
-    """Of these values, on the host; no mode of a tracer or a plan takes part in reading them."""
+@dataclass(frozen=True)
+class _Look:
+    """Some of a tensor's values, on the host, and the sum of all their bits."""
+
+    sample: torch.Tensor
+    bits: int
+
+
+def _share(before: _Look, now: _Look) -> float:
+    """Of the values that moved, which may be some rows of many; inf where none of the sample is among them."""
+    moved = now.sample != before.sample
+    if not moved.any():
+        return math.inf if now.bits != before.bits else 0.0
+    size = _rms(before.sample)
+    return _rms((now.sample - before.sample)[moved]) / size if size else math.inf
+
+
+def _looks(own: Mapping[str, torch.Tensor | None]) -> Iterator[tuple[str, _Look]]:
+    """At these values; no mode of a tracer or a plan takes part in reading them."""
     with torch._C.DisableTorchFunction(), torch.no_grad():
         for name, tensor in own.items():
             if tensor is None or is_lazy(tensor) or not tensor.is_floating_point():
                 continue
             values = flat(tensor)
-            if values is not None and values.numel() >= _FEW:
-                yield name, _sample(values).to("cpu", torch.float64, copy=True)
+            if values is not None and values.numel():
+                yield name, _Look(_sample(values).to("cpu", torch.float64, copy=True), _bits(values))
 
 
 def _sample(values: torch.Tensor) -> torch.Tensor:
     return values[:: max(1, len(values) // _SAMPLE)][:_SAMPLE]
+
+
+def _bits(values: torch.Tensor) -> int:
+    whole = {2: torch.int16, 4: torch.int32, 8: torch.int64}[values.element_size()]
+    return int(values.contiguous().view(whole).sum())
 
 
 def _rms(values: torch.Tensor) -> float:

@@ -131,6 +131,29 @@ def test_how_far_the_weights_went_that_are_trained(change, elsewhere, far):
     assert end_state(scopes, [], {}, first).farthest == math.inf
 
 
+@pytest.mark.parametrize(("row", "far"), [(0, 0.5), (1, math.inf)])
+def test_a_few_trained_rows_are_no_weight_that_stands_still(row, far):
+    """Of 4096 rows the sample has the first value of every 16th."""
+    model, first = nn.Embedding(4096, 16), FirstValues()
+    nn.init.ones_(model.weight)
+    scopes = ModuleScopes(ModuleNames())
+    scopes.listeners.append(first)
+    with scopes.installed(), torch.no_grad():
+        model(torch.tensor([row]))
+        model.weight[row] += 0.5
+    assert first.farthest([model], [torch.optim.SGD(model.parameters(), lr=1.0)]) == far
+
+
+def test_a_trained_head_beside_frozen_weights_may_be_small():
+    model, first = nn.Sequential(nn.Linear(8, 4), nn.Linear(4, 1)), FirstValues()
+    scopes = ModuleScopes(ModuleNames())
+    scopes.listeners.append(first)
+    with scopes.installed(), torch.no_grad():
+        model(torch.ones(2, 8))
+        model[1].bias *= 2
+    assert first.farthest([model], [torch.optim.SGD(model.parameters(), lr=1.0)]) == pytest.approx(1)
+
+
 def test_the_rms_of_what_changed():
     model, names, first = nn.Sequential(Averages(), nn.BatchNorm1d(8)), ModuleNames(), FirstValues()
     scopes = ModuleScopes(names)

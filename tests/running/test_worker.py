@@ -101,7 +101,7 @@ def test_a_failure_of_a_listener_is_no_failure_of_the_script(monkeypatch):
 
 
 def test_a_failure_of_a_scope_s_listener_is_no_failure_of_the_script(monkeypatch):
-    monkeypatch.setattr(endstate, "_samples", lambda own: {}["missing"])
+    monkeypatch.setattr(endstate, "_looks", lambda own: {}["missing"])
     assert run(spec(), train).error.type == INTERNAL
 
 
