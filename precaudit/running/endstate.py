@@ -125,7 +125,7 @@ class FirstValues:
         where others are trained that no model had when it was called first."""
         found = dict(share for model in models for module in model.modules() for share in self._shares(module))
         trained = [p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]]
-        return max((found.get(id(p), math.inf) for p in trained), default=math.inf)
+        return max((found.get(id(p), math.inf) for p in trained if p.numel()), default=math.inf)
 
     def _shares(self, module: nn.Module) -> Iterator[tuple[int, float]]:
         for name, before, now in self._pairs(module, module._parameters):
