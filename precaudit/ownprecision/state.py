@@ -127,11 +127,14 @@ class States:
         if source is None or target.dtype != torch.float32 or not is_plain(target) or target.shape != source.shape:
             return
         low = next((key[-1] for key in self._origins(source)), None)
-        if low is None or (owner := self.owner(target)) is None:
+        if low is None:
+            self._rounded.pop(_key(target), None)  # what was kept aside comes back: nothing is lost
+            return
+        if (owner := self.owner(target)) is None:
             return
         value = target.detach().clone()
         stored = value.to(low)
-        if not torch.equal(stored, source.detach().to(low)):
+        if not torch.equal(stored, source.detach().to(stored)):
             return
         before = self._rounded.get(_key(target))
         if before is not None and not torch.equal(before, value):

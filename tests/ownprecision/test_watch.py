@@ -797,6 +797,12 @@ def halfway(model):
         parameter.data.copy_((parameter.data * 0.5).bfloat16())
 
 
+def validated_in_half(model):
+    kept = {name: value.clone() for name, value in model.state_dict().items()}
+    rounded(model)
+    model.load_state_dict(kept)
+
+
 @pytest.mark.parametrize("write", [restored, rounded])
 @pytest.mark.parametrize(("lr", "least", "most"), [(1e-3, 0.5, 1.0), (1.0, 0.0, 0.05)])
 def test_a_float32_weight_that_is_rounded_from_time_to_time_is_kept_low(write, lr, least, most):
@@ -815,3 +821,4 @@ def test_a_float32_weight_that_gets_another_value_is_none_that_is_rounded():
 
     assert seen(lambda: train(after_step=once, lr=1e-3), "state") == []
     assert seen(lambda: train(after_step=halfway, lr=1e-3), "state") == []
+    assert seen(lambda: train(after_step=validated_in_half, lr=1e-3), "state") == []
