@@ -43,8 +43,17 @@ def _blamed(run: RunResult, spec: RunSpec, runner: Callable[[RunSpec], RunResult
     alone = runner(RunSpec(job, "alone", spec.seed, threads=spec.threads, runs=unwatched))
     if not alone.finished:
         return run
-    why = f"{error.type}: {error.message}. By itself the script goes on there: precaudit is at fault; please report it"
+    why = f"{error.type}: {error.message}. By itself the script goes on there: {_fault(run)}"
     return replace(run, error=replace(error, type=INTERNAL, message=why, traceback=f"{error.traceback}\n{why}"))
+
+
+def _fault(run: RunResult) -> str:
+    if "autocast" not in run.baseline:
+        return "precaudit is at fault; please report it"
+    return (
+        "it may need its own autocast, which is off in float32's run: let it train in float32 too, or report it as "
+        "precaudit's fault if that is not why"
+    )
 
 
 def _asserts_its_precision(run: RunResult) -> bool:

@@ -1,5 +1,7 @@
 """The float32 run of a script, and whose fault its failure is."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -37,6 +39,14 @@ def test_what_the_script_by_itself_gets_past_is_no_fault_of_its_own(alone, ours)
     assert found.run.error.message.startswith("ValueError: boom. By itself the script goes on" if ours else "boom")
     assert "Traceback ..." in found.run.error.traceback
     assert [(spec.label, spec.job.steps) for spec in runs] == [("reference", 20), ("alone", 10)]
+
+
+def test_a_script_that_needs_its_own_autocast_is_told_so():
+    run = replace(failed(0), baseline={"autocast": "bfloat16"})
+    alone = RunResult("alone", 0, "stopped", 3)
+    found = in_float32(RunSpec(JOB, "reference"), lambda spec: alone if spec.runs is unwatched else run).run
+    assert found.is_ours
+    assert "it may need its own autocast" in found.error.message
 
 
 @pytest.mark.parametrize("run", [failed(7, "MemoryError"), failed(0, INTERNAL), RunResult("", 0, "stopped", 20)])
