@@ -166,7 +166,7 @@ def _sample(values: torch.Tensor) -> torch.Tensor:
 
 def _bits(values: torch.Tensor) -> int:
     whole = {2: torch.int16, 4: torch.int32, 8: torch.int64}[values.element_size()]
-    return int(values.contiguous().view(whole).sum())
+    return int(values.resolve_neg().contiguous().view(whole).sum())
 
 
 def _rms(values: torch.Tensor) -> float:

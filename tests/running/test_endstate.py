@@ -144,6 +144,24 @@ def test_a_few_trained_rows_are_no_weight_that_stands_still(row, far):
     assert first.farthest([model], [torch.optim.SGD(model.parameters(), lr=1.0)]) == far
 
 
+@pytest.mark.parametrize("kind", [torch.float8_e4m3fn, torch.bfloat16, torch.float64, torch._neg_view, torch.t])
+def test_buffers_of_any_kind_are_looked_at(kind):
+    class Keeps(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("kept", kind(ones) if callable(kind) else ones.to(kind))
+
+        def forward(self):
+            return self.kept
+
+    ones, first = torch.ones(4, 8), FirstValues()
+    model, scopes = Keeps(), ModuleScopes(ModuleNames())
+    scopes.listeners.append(first)
+    with scopes.installed():
+        model()
+    assert dict(first.moved(model, model._buffers)) == {"kept": 0.0}
+
+
 def test_a_trained_head_beside_frozen_weights_may_be_small():
     model, first = nn.Sequential(nn.Linear(8, 4), nn.Linear(4, 1)), FirstValues()
     scopes = ModuleScopes(ModuleNames())
