@@ -205,9 +205,9 @@ def _after_stuck(plan: Plan, buffers: Sequence[str]) -> list[Promotion]:
 
 def _after_wrong_answer(plan: Plan, model: str, far: Astray) -> list[Promotion]:
     """Training shows nothing of it: what is to blame was looked for where the model answered."""
-    source = plan.modules.get(far.cause, "float32")
-    if source == "float32":
+    if far.cause is None:
         return []
+    source = plan.modules[far.cause]
     return [
         Promotion(far.cause, "", source, "float32", f"in {source} it makes {model} err by {far.error:.1%} in eval mode")
     ]

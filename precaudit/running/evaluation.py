@@ -77,7 +77,8 @@ def _astray(module: nn.Module, call: Callable[..., torch.Tensor], planned: torch
             return _distance(call(), exact)
 
     cause = _worst(beside.plan, without)
-    return replace(found, cause=cause) if cause and without([cause]) < _MENDED * found.error else found
+    mended = cause is not None and without([cause]) < _MENDED * found.error
+    return replace(found, cause=cause) if mended else found
 
 
 def _surely(found: Astray, call: Callable[..., torch.Tensor], exact: torch.Tensor, beside: Beside) -> Astray:
@@ -90,13 +91,13 @@ def _surely(found: Astray, call: Callable[..., torch.Tensor], exact: torch.Tenso
     return Astray(min(found.error, again), max(found.chance, drawn))
 
 
-def _worst(plan: Plan, without: Callable[[Collection[str]], float]) -> str:
+def _worst(plan: Plan, without: Callable[[Collection[str]], float]) -> str | None:
     """The module with which in float32 least is left of the error."""
     group = [fqn for fqn, name in plan.modules.items() if name != "float32"]
     while len(group) > 1:
         size = -(-len(group) // _PARTS)
         group = min((group[i : i + size] for i in range(0, len(group), size)), key=without)
-    return group[0] if group else ""
+    return group[0] if group else None
 
 
 def _wide(plan: Plan, group: Collection[str]) -> Plan:

@@ -112,7 +112,7 @@ class Astray:
 
     error: float
     chance: float
-    cause: str = ""
+    cause: str | None = None
 
     def is_fault(self, plan: Plan) -> bool:
         """More than the plan's formats may err by, and many times as far as rounding goes where a model is sensitive,

@@ -82,7 +82,7 @@ def test_what_makes_a_model_answer_wrongly_is_widened():
     (found,) = _after_wrong_answer(PLAN, "net", Astray(0.17, 0.001, "block"))
     assert (found.fqn, found.source, found.target) == ("block", "float16", "float32")
     assert found.why == "in float16 it makes net err by 17.0% in eval mode"
-    assert not _after_wrong_answer(PLAN, "net", Astray(0.17, 0.001))
+    assert not _after_wrong_answer(Plan("float16", {"": "float16"}), "net", Astray(0.17, 0.001))
 
 
 def test_what_is_all_float32_leaves_the_next_producer():

@@ -820,8 +820,31 @@ def test_what_a_plan_makes_of_a_model_in_eval_mode_alone(name):
     plan = replace(plan, modules={**plan.modules, name: "float32"})
     result = run(spec(plan=plan, precision="plan"), code)
     far = result.end_state.astray["model"]
-    assert (far.is_fault(plan), far.cause) == ((True, "1") if name == "0" else (False, ""))
+    assert (far.is_fault(plan), far.cause) == ((True, "1") if name == "0" else (False, None))
     assert run(spec(), code).end_state.astray == {}
+
+
+@pytest.mark.parametrize(("kinds", "cause"), [((nn.Linear,), ""), ((nn.Linear, Recurrent), None)])
+def test_the_model_itself_may_make_it_or_no_module_alone(kinds, cause):
+    class Model(Recurrent):
+        def __init__(self):
+            super().__init__(4, 4)
+            self.parts = nn.ModuleList(kind(4, 4) for kind in kinds)
+
+        def forward(self, x):
+            return torch.cat([super().forward(x), *(part(x) for part in self.parts[1:])])
+
+    def code():
+        torch.manual_seed(0)
+        model = Model()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+        while True:
+            model(torch.randn(4096, 4)).sum().backward()
+            optimizer.step()
+
+    plan = Plan("bfloat16", dict.fromkeys(["", "parts.0", "parts.1"], "bfloat16"))
+    far = run(spec(plan=plan, precision="plan"), code).end_state.astray["model"]
+    assert (far.is_fault(plan), far.cause) == (True, cause)
 
 
 class CarriesOn(nn.Linear):
