@@ -229,7 +229,7 @@ def _refuse_half_weights(model: nn.Module) -> None:
         raise PrecauditError(
             f"{first} is in half precision, and a plan is for float32 weights, which take the small changes of "
             "training. Leave the model in float32: model.float(), before the optimizer is made. To use it without "
-            "training, call model.eval() first"
+            "training, call model.eval() first; weights that stay as they are have requires_grad_(False)"
         )
 
 
