@@ -29,13 +29,15 @@ def in_float32(spec: RunSpec, runner: Callable[[RunSpec], RunResult]) -> Referen
         spec = replace(spec, job=replace(spec.job, asserts=False))
         first = runner(spec)
     if not (_casts_by_itself(first) if first.finished else _misses_its_autocast(first)):
-        return Reference(spec, _blamed(first, spec, runner), first)
+        run = _blamed(first, spec, runner)
+        return Reference(spec, run, run)
     spec = replace(spec, neutralize=True)
     return Reference(spec, _blamed(runner(spec), spec, runner), first)
 
 
 def _blamed(run: RunResult, spec: RunSpec, runner: Callable[[RunSpec], RunResult]) -> RunResult:
-    """A failure that the script by itself gets past is precaudit's."""
+    """A failure that the script by itself gets past is precaudit's, unless it comes by chance, as a download's does:
+    then another run goes on, or fails as it may."""
     error = run.error
     if run.status != "failed" or error is None or run.is_ours or error.is_lack_of_memory:
         return run
@@ -43,6 +45,9 @@ def _blamed(run: RunResult, spec: RunSpec, runner: Callable[[RunSpec], RunResult
     alone = runner(RunSpec(job, "alone", spec.seed, threads=spec.threads, runs=unwatched))
     if not alone.finished:
         return run
+    again = runner(spec)
+    if again.error is None or (again.error.type, again.steps) != (error.type, run.steps):
+        return again
     why = f"{error.type}: {error.message}. By itself the script goes on there: {_fault(run)}"
     return replace(run, error=replace(error, type=INTERNAL, message=why, traceback=f"{error.traceback}\n{why}"))
 

@@ -38,7 +38,15 @@ def test_what_the_script_by_itself_gets_past_is_no_fault_of_its_own(alone, ours)
     assert found.run.is_ours is ours
     assert found.run.error.message.startswith("ValueError: boom. By itself the script goes on" if ours else "boom")
     assert "Traceback ..." in found.run.error.traceback
-    assert [(spec.label, spec.job.steps) for spec in runs] == [("reference", 20), ("alone", 10)]
+    repeated = [("reference", 20)] if ours else []
+    assert [(spec.label, spec.job.steps) for spec in runs] == [("reference", 20), ("alone", 10), *repeated]
+
+
+@pytest.mark.parametrize("again", [RunResult("reference", 0, "stopped", 20), failed(9), failed(7, "KeyError")])
+def test_a_failure_by_chance_is_nobody_s_and_another_run_goes_on(again):
+    runs = iter([failed(7), RunResult("alone", 0, "stopped", 10), again])
+    found = in_float32(RunSpec(JOB, "reference"), lambda spec: next(runs))
+    assert (found.run, found.first) == (again, again)
 
 
 def test_a_script_that_needs_its_own_autocast_is_told_so():
