@@ -14,6 +14,7 @@ from torch.nn.parameter import is_lazy
 from torch.utils.weak import WeakIdKeyDictionary
 
 from precaudit.histograms.memory import flat, outside_transforms
+from precaudit.instrument.events import parameters_of
 from precaudit.instrument.scopes import Frame, ModuleScopes
 from precaudit.instrument.torchfunction import plain, tensors_in
 from precaudit.running.evaluation import Answer, Beside, answer
@@ -124,8 +125,8 @@ class FirstValues:
         """How far the trained parameter went that went farthest, as a share of its rms; inf where it began at zero, or
         where others are trained that no model had when it was called first."""
         found = dict(share for model in models for module in model.modules() for share in self._shares(module))
-        trained = [p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]]
-        return max((found.get(id(p), math.inf) for p in trained if p.numel()), default=math.inf)
+        trained = [p for optimizer in optimizers for p in parameters_of(optimizer) if p.numel()]
+        return max((found.get(id(p), math.inf) for p in trained), default=math.inf)
 
     def _shares(self, module: nn.Module) -> Iterator[tuple[int, float]]:
         for name, before, now in self._pairs(module, module._parameters):
