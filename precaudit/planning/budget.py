@@ -6,11 +6,10 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from precaudit.planning.loss_scale import RESIDUE
 from precaudit.tracing.records import GradientDifference
 
 RHO_LIMIT, SNR_LIMIT, BIAS_LIMIT = 0.01, 10.0, 0.2
-RESIDUE = 2.0**-40
-"""Of the whole gradient's energy."""
 # Where batches hardly differ, any rounding is large beside their noise: an error this far below the gradient
 # itself is left to the trials.
 CLEAR_SNR = 100.0
@@ -58,7 +57,7 @@ def lost_gradients(format_name: str, differences: Iterable[GradientDifference]) 
     sizes = {fqn: sum(each.gradient for each in found) for fqn, found in parts.items()}
     errors = {fqn: sum(each.delta for each in found) for fqn, found in parts.items()}
     noise = {fqn: sum(each.noise for each in found) for fqn, found in parts.items()}
-    heard = [fqn for fqn, size in sizes.items() if size > RESIDUE * sum(sizes.values())]
+    heard = [fqn for fqn, size in sizes.items() if size > RESIDUE**2 * sum(sizes.values())]
     lost = [fqn for fqn in heard if max(sizes[fqn], noise[fqn]) < errors[fqn] < math.inf]
     lost.sort(key=lambda fqn: -sizes[fqn])
     return [LostGradients(fqn, format_name, math.sqrt(errors[fqn] / sizes[fqn])) for fqn in lost]

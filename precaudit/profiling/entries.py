@@ -50,9 +50,7 @@ def _state(entry: Seen, severity: Severity) -> Finding | None:
         f"{_kept(entry)} is kept in {entry['dtype']} from step to step, which absorbs its small changes: "
         f"rounding takes {share} of their energy, so the average, weight or accumulator stagnates"
     )
-    fix = "keep moving averages, weights and accumulators in float32, and cast where they are used"
-    facts = {"role": entry["buffer"]} if entry["buffer"] else {}
-    return finding("PA303", severity, message, fix, entry["fqn"], None, place_of(entry), lost=entry["lost"], **facts)
+    return _of_kept(entry, severity, message, lost=entry["lost"])
 
 
 def _kept(entry: Seen) -> str:
@@ -68,10 +66,13 @@ def _decay(entry: Seen, severity: Severity) -> Finding:
         f"{_kept(entry)} is kept in {entry['dtype']} and multiplied by {entry['factor']:.6g} in every "
         "step, which rounds to no change: it never decays"
     )
+    return _of_kept(entry, "warning", message, factor=entry["factor"])
+
+
+def _of_kept(entry: Seen, severity: Severity, message: str, **evidence: float) -> Finding:
     fix = "keep moving averages, weights and accumulators in float32, and cast where they are used"
-    facts = {"role": entry["buffer"]} if entry["buffer"] else {}
-    where = place_of(entry)
-    return finding("PA303", "warning", message, fix, entry["fqn"], None, where, factor=entry["factor"], **facts)
+    facts: dict[str, Any] = {**evidence, **({"role": entry["buffer"]} if entry["buffer"] else {})}
+    return finding("PA303", severity, message, fix, entry["fqn"], None, place_of(entry), **facts)
 
 
 def _gradients(entry: Seen, severity: Severity) -> Finding | None:

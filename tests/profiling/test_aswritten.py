@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from in_process import InProcess
 from torch import nn
 
 import precaudit
@@ -14,7 +15,6 @@ from precaudit.profiling.aswritten import of_as_written
 from precaudit.profiling.audit import Audit, run_audit
 from precaudit.profiling.findings import all_findings
 from precaudit.running.job import EndState, Job, RunResult, ScriptError
-from precaudit.running.worker import run
 from precaudit.tracing.records import Trace
 
 LOSSES = tuple(1.0 - step / 100 for step in range(80))
@@ -415,19 +415,6 @@ def test_a_decay_in_vain_is_told_unless_the_state_stagnates_anyway():
     assert (found.rule, found.severity, found.fqn) == ("PA303", "warning", "norm")
     assert "multiplied by 0.999 in every step, which rounds to no change" in found.message
     assert len(told(low=[decay, state("norm", "v", 0.9)])) == 1
-
-
-class InProcess:
-    """A runner of `code` in this process."""
-
-    def __init__(self, code):
-        self.code = code
-
-    def __call__(self, spec):
-        return run(spec, self.code)
-
-    def many(self, specs):
-        return [self(spec) for spec in specs]
 
 
 def test_casts_that_need_the_scripts_own_autocast_are_off_with_it(tmp_path):

@@ -3,6 +3,7 @@
 import os
 
 import torch
+from in_process import InProcess
 from torch import nn
 
 from precaudit.planning.planner import build_plan
@@ -10,23 +11,9 @@ from precaudit.profiling.audit import run_audit
 from precaudit.profiling.engine import _choices, _with_lost
 from precaudit.profiling.findings import _of_errors
 from precaudit.running.job import Job
-from precaudit.running.worker import run
 from precaudit.tensorcores.peaks import get_gpu
 
 FORMATS = ("bfloat16", "float32")
-
-
-class Here:
-    """Runs in this process."""
-
-    def __init__(self, code):
-        self.code = code
-
-    def __call__(self, spec):
-        return run(spec, self.code)
-
-    def many(self, specs):
-        return [self(spec) for spec in specs]
 
 
 class Certain(nn.Module):
@@ -56,7 +43,7 @@ def audited(little, folder):
             ((guess - y).square().mean() + 1e-3 * small).backward()
             optimizer.step()
 
-    runner = Here(code)
+    runner = InProcess(code)
     audit = run_audit(Job("script", "train.py", (), os.getcwd(), 16), FORMATS, "emulated", runner, str(folder))
     return _with_lost(audit, FORMATS, runner)
 
