@@ -12,6 +12,7 @@ from precaudit.formats import get_format
 SCHEMA_VERSION = 1
 ScaleMode = Literal["none", "static", "dynamic"]
 Float8Scaling = Literal["tensor", "row"]
+_STARTS_BELOW = 2
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,12 @@ class LossScale:
     growth_interval: int | None = None
     window: tuple[int, int] | None = None
     predicted_skips: float | None = None
+
+    @property
+    def start(self) -> int | None:
+        """The exponent to begin with, some octaves below the window's end where it has them: other seeds reach higher,
+        and a skipped step makes another training of it."""
+        return None if self.window is None else max(self.window[0], self.window[1] - _STARTS_BELOW)
 
 
 @dataclass(frozen=True)

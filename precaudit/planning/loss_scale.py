@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 
 import numpy as np
@@ -30,8 +30,6 @@ LOG_UNIFORM = 1.5 / math.log(2)
 # Vanishing gradients must not lead a scale away: 2^24 already lifts 2^-48 into float16's subnormal range.
 K_LIMIT = 24
 SIGMAS = 3.09
-# Octaves below the largest scale that fits: other seeds reach higher, and a skipped step makes another training of it.
-STARTS_BELOW = 2
 # With fewer than three steps no spread is known; gradients of one model commonly vary by an octave.
 ASSUMED_DEVIATION = 1.0
 TREND_ALPHA = 0.02
@@ -191,10 +189,10 @@ def recommend(log2_max: Sequence[float], gradients: Gradients, steps: int) -> Lo
     `none` where nothing is float16 in the backward pass."""
     if not gradients:
         return LossScale()
-    fits, interval = window(log2_max, gradients), recommended_interval(log2_max)
-    start = max(fits[0], fits[1] - STARTS_BELOW) if fits else k_max(log2_max)
-    skips = expected_skips(log2_max, start, interval, steps)
-    return LossScale("dynamic", 2.0**start, interval, fits, skips)
+    interval = recommended_interval(log2_max)
+    scale = LossScale("dynamic", None, interval, window(log2_max, gradients))
+    start = k_max(log2_max) if scale.start is None else scale.start
+    return replace(scale, init_scale=2.0**start, predicted_skips=expected_skips(log2_max, start, interval, steps))
 
 
 def conflicts(gradients: Gradients, highest: int) -> dict[str, int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from precaudit.model import Plan, Report
+from precaudit.model import LossScale, Plan, Report
 from precaudit.reporting import unfinished
 from precaudit.reporting.story import WHOLE
 from precaudit.reporting.words import NOT_MEASURED, number, power, prose, visible
@@ -53,8 +53,8 @@ def loss_scale(report: Report) -> list[str]:
         return [f"Not needed: {why}. The plan trains without a loss scale."]
     whole = "Window: every scale from 2^{} to 2^{} keeps the gradients inside float16."
     lines = [whole.format(*scale.window) if scale.window else "Window: none, no single scale serves every module."]
-    static = power(scale.init_scale if scale.mode == "static" else _start(scale.window))
-    dynamic = power(scale.init_scale if scale.mode == "dynamic" else _start(scale.window))
+    static = power(scale.init_scale if scale.mode == "static" else _start(scale))
+    dynamic = power(scale.init_scale if scale.mode == "dynamic" else _start(scale))
     interval = scale.growth_interval or 2000
     chosen = {mode: " (the plan's choice)" if mode == scale.mode else "" for mode in ("static", "dynamic")}
     lines.append(f"Static: a scale of {static}{chosen['static']}.")
@@ -63,11 +63,11 @@ def loss_scale(report: Report) -> list[str]:
     return lines
 
 
-def _start(window: tuple[int, int] | None) -> float | None:
-    """2^(k_max - 2), not below the window; None where a double can't hold it."""
-    if window is None or max(map(abs, window)) > 1000:
+def _start(scale: LossScale) -> float | None:
+    """None where a double can't hold it."""
+    if scale.window is None or scale.start is None or max(map(abs, scale.window)) > 1000:
         return None
-    return 2.0 ** max(window[0], window[1] - 2)
+    return 2.0**scale.start
 
 
 def _observed_skips(report: Report) -> str:
