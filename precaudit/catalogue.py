@@ -469,6 +469,12 @@ _CHECK = (
         "A module's gradients need a loss scale at which others overflow.",
         ANEW,
     ),
+    Rule(
+        "PA761",
+        "the plan was not verified",
+        "The profile that made the plan said that training with it fails, could not tell, or tried nothing.",
+        "Profile the script again, and deploy a plan that is VERIFIED.",
+    ),
 )
 
 CATALOGUE: Mapping[str, Rule] = MappingProxyType({rule.id: rule for rule in (*_PROFILE, *_CHECK)})

@@ -14,6 +14,7 @@ from precaudit.checking.outcomes import hard_inputs, outputs
 from precaudit.checking.ranges import ranges
 from precaudit.checking.records import Answer, CheckReport, CheckSettings, Deployment, Observation, Observed
 from precaudit.checking.target import target
+from precaudit.checking.verified import verified
 from precaudit.errors import ExitCode, PrecauditError
 from precaudit.model import Plan
 from precaudit.profiling.reference import in_float32
@@ -36,7 +37,7 @@ def check_job(job: Job, plan: Plan, settings: CheckSettings, runner: Runner) -> 
     planned = the_planned(view_models(plan, observed, trace), trace)
     first = coverage(planned, plan, trace, _seen(job, run, observed))
     return CheckReport(
-        answers=(first, *(answer for each in wanted for answer in _answers(run, observed, each, gpu))),
+        answers=(*verified(plan), first, *(answer for each in wanted for answer in _answers(run, observed, each, gpu))),
         deployments=wanted,
         target=gpu.key,
         outputs=observed.outputs,

@@ -90,6 +90,10 @@ def autocast_seen(report: Report) -> bool:
 
 
 def _not_comparable(base: Report, head: Report, matching: Matching) -> Iterator[str]:
+    verdicts = base.verification.verdict, head.verification.verdict
+    if "screened" in verdicts and "pass" in verdicts:
+        name = ("base", "head")[verdicts.index("screened")]
+        yield f"verdict: {name} was screened by one pair of runs (--quick), which proves less than a verification"
     planless = [name for name, report in (("base", base), ("head", head)) if not report.plan.modules]
     if planless:
         yield f"plan: none in {' and '.join(planless)}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import warnings
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -203,6 +204,12 @@ def apply(
     if resolved.master_weights:
         _refuse_half_weights(model)
     fitted = fit_plan(model, resolved, name)
+    if resolved.verdict == "fail":
+        warnings.warn(
+            "this plan is NOT VERIFIED: when it was profiled, training with it was not as good as float32. "
+            "Profile the script again, and apply a plan that is verified",
+            stacklevel=2,
+        )
     return put_on(model, fitted, None if execution == "auto" else execution == "native")
 
 

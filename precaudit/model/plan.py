@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any, Literal
 
 from precaudit.formats import get_format
+from precaudit.model.proof import Verdict
 
 SCHEMA_VERSION = 1
 ScaleMode = Literal["none", "static", "dynamic"]
@@ -46,7 +47,7 @@ class Plan:
     `modules` names every module that computes; `ops` are exceptions inside a module; `because` says why a
     module or `fqn:op` is not at the default; `types` are the classes of the modules that ran, by which a
     renamed module is found again and a replaced one is noticed. `float8_scaling` is one scale for a tensor, or one
-    for each row that a product sums over.
+    for each row that a product sums over. `verdict` is what verification said of it, None where nobody wrote it down.
     """
 
     default: str = "float32"
@@ -60,6 +61,7 @@ class Plan:
     types: Mapping[str, str] = field(default_factory=dict)
     float8_scaling: Float8Scaling = "tensor"
     schema_version: int = SCHEMA_VERSION
+    verdict: Verdict | None = None
 
     def __post_init__(self) -> None:
         """Formats by any of their names, `bf16` as well as `bfloat16`; PrecauditError for others."""

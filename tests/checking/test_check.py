@@ -400,3 +400,19 @@ def test_native_on_cuda(name):
     assert report.execution == "native"
     assert report.passed
     assert 0 < report.outputs[0].relative_error < 16 * {"bfloat16": 2.0**-8, "float16": 2.0**-11}[name]
+
+
+@pytest.mark.parametrize(
+    ("verdict", "severity"),
+    [("fail", "error"), ("inconclusive", "warning"), ("screened", "note"), ("not_run", "note"), ("pass", None)],
+)
+def test_a_plan_says_what_became_of_it(verdict, severity):
+    report = check(plan(verdict=verdict))
+    assert answer(report, "verification").detail.endswith(f"was {verdict}")
+    assert [f.severity for f in report.findings if f.rule == "PA761"] == ([severity] if severity else [])
+    assert report.passed == (verdict != "fail")
+
+
+@pytest.mark.parametrize("silent", [plan(), plan("float32", verdict="fail")])
+def test_a_plan_that_tells_nothing_or_rounds_nothing_is_not_asked(silent):
+    assert "verification" not in {answer.question for answer in check(silent).answers}

@@ -104,6 +104,14 @@ def test_a_head_that_nobody_verified_is_said_in_the_first_line():
     assert title(compare(seeing, head)).endswith("matched, verdicts not compared")
 
 
+def test_a_screened_head_does_not_pass_for_a_verified_one():
+    seeing = measured_all()
+    screened = replace(seeing, verification=Verification("screened"))
+    assert any("head was screened" in reason for reason in compare(seeing, screened).not_comparable)
+    assert any("base was screened" in reason for reason in compare(screened, seeing).not_comparable)
+    assert not compare(screened, screened).not_comparable
+
+
 @pytest.mark.parametrize("verdict", ["pass", "not_run"])
 def test_a_run_that_was_cut_short_is_no_unchanged_one(verdict):
     base = replace(measured_all(), verification=Verification(verdict))

@@ -310,6 +310,16 @@ def test_half_weights_are_refused_where_they_are_trained():
     apply(model.float(), plan).remove()
 
 
+def test_a_plan_that_failed_is_put_on_with_a_warning(recwarn):
+    plan = plan_for(small(), "bfloat16")
+    apply(small(), replace(plan, verdict="pass"))
+    apply(small(), plan)
+    assert not recwarn.list
+    with pytest.warns(UserWarning, match="NOT VERIFIED") as warned:
+        apply(small(), replace(plan, verdict="fail"))
+    assert warned[0].filename == __file__
+
+
 def test_a_plan_for_another_model_is_refused():
     plan = Plan(default="bfloat16", modules={"encoder.layers.0": "bfloat16", "head": "float32"})
     with pytest.raises(PrecauditError, match=r"doesn't fit this model: it has no module encoder\.layers\.0"):

@@ -1,0 +1,41 @@
+"""Verified: what the profile that made the plan said of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from precaudit.checking.records import Answer
+from precaudit.finding import finding
+from precaudit.model import Finding, Plan, Severity, Verdict
+
+PROFILE = "profile the script again, and deploy a plan that is VERIFIED"
+_SAID: Mapping[Verdict, tuple[Severity, str, str]] = MappingProxyType(
+    {
+        "fail": (
+            "error",
+            "this plan was tried and is NOT VERIFIED: training with it was not as good as float32",
+            f"{PROFILE}; the report beside the plan says what went wrong. If you have changed the plan since, take "
+            'its "verdict" out',
+        ),
+        "inconclusive": (
+            "warning",
+            "this plan was tried, and whether training with it is as good as float32 was NOT DECIDED",
+            f"the report beside the plan says why; {PROFILE}",
+        ),
+        "screened": ("note", "this plan was screened by one pair of runs (--quick), not verified", PROFILE),
+        "not_run": ("note", "no training was run with this plan: nothing has verified it", PROFILE),
+    }
+)
+
+
+def verified(plan: Plan) -> tuple[Answer, ...]:
+    """No answer for plans that don't tell, such as those written by hand, and for float32, which needs no proof."""
+    if plan.verdict is None or not plan.is_low_precision:
+        return ()
+    return (Answer("verification", f"the profile's verdict on this plan was {plan.verdict}", tuple(_found(plan))),)
+
+
+def _found(plan: Plan) -> list[Finding]:
+    said = _SAID.get(plan.verdict) if plan.verdict else None
+    return [finding("PA761", *said, verdict=plan.verdict)] if said else []
