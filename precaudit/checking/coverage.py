@@ -21,7 +21,7 @@ ANOTHER = 0.5
 
 def coverage(views: Sequence[ModelView], plan: Plan, trace: Trace, seen: str) -> Answer:
     """The models that the plan is for against the plan; `seen` says how the modules were found."""
-    found = [one for view in views for one in _of_model(view)]
+    found = [one for view in views for one in _of_model(view, plan)]
     found += [one for view in views for one in _idle(view, trace, seen)]
     found += [_nowhere(op) for op in plan.ops if op.fqn not in plan.modules]
     used = {name for view in views for name in view.names}
@@ -33,7 +33,10 @@ def coverage(views: Sequence[ModelView], plan: Plan, trace: Trace, seen: str) ->
     return Answer("coverage", f"the plan names {named} of {plural(total, 'module')} that compute, {seen}", tuple(found))
 
 
-def _of_model(view: ModelView) -> Iterator[Finding]:
+def _of_model(view: ModelView, plan: Plan) -> Iterator[Finding]:
+    if _is_anybodys(view, plan):
+        yield _some_layer(view, plan)
+        return
     matching = match_layers(_planned(view), _existing(view))
     same = [(old, new) for old, new in matching.pairs if _credible(old, new)]
     if len(same) < ANOTHER * max(len(view.plan.modules), 1):
@@ -43,6 +46,11 @@ def _of_model(view: ModelView) -> Iterator[Finding]:
     yield from _replaced(matching, view)
     yield from _gone(matching, view)
     yield from _new(matching, view)
+
+
+def _is_anybodys(view: ModelView, plan: Plan) -> bool:
+    """A model without modules inside is like a layer of any other's: its own name alone tells that it is the plan's."""
+    return view.types.keys() == {""} and len(plan.modules) > 1 and not {"", view.model} & view.names.keys()
 
 
 def _planned(view: ModelView) -> list[Layer]:
@@ -80,6 +88,18 @@ def _another_model(view: ModelView, same: int) -> Finding:
         else f"this plan names no module of {view.called}",
         f"pass the plan of this model, or {ANEW}",
         unknown=list(view.plan.modules)[:8],
+        present=list(view.computing)[:8],
+    )
+
+
+def _some_layer(view: ModelView, plan: Plan) -> Finding:
+    return finding(
+        "PA704",
+        "error",
+        f"this plan is another model's: of {plural(len(plan.modules), 'module')} that it names, none is called "
+        f"{view.model}, and {view.called}, with no module inside, is told by its name alone",
+        f"call the model in the script as the plan does, pass the plan of this model, or {ANEW}",
+        unknown=list(plan.modules)[:8],
         present=list(view.computing)[:8],
     )
 

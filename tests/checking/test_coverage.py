@@ -126,6 +126,22 @@ def test_a_container_of_the_plan_that_merely_rests_is_no_finding():
     assert not found(plan_of(MODEL | {"block": "Block"}), facts(MODEL))
 
 
+@pytest.mark.parametrize(
+    ("planned", "model", "passes"),
+    [
+        ({"0": "Linear", "1": "ReLU", "2": "Linear"}, "model", False),  # another model has such a layer too
+        ({"0": "Linear", "1": "ReLU", "2": "Linear"}, "0", True),
+        ({"actor": "Linear", "critic": "Linear"}, "critic", True),
+        ({"": "Linear"}, "model", True),
+        ({"head": "Linear"}, "model", True),
+    ],
+)
+def test_a_model_without_modules_inside_is_told_by_its_name(planned, model, passes):
+    alone = [ModuleFacts(model, "", "Linear", True, True)]
+    answer = answered(plan_of(planned), alone, Trace(models=(model,)))
+    assert answer.status == ("passed" if passes else "failed")
+
+
 def test_one_of_several_models_that_are_built_alike_is_not_passed():
     """It may be the other one, whose formats are others, that is deployed."""
     first, second = plan_of(MODEL, "actor."), plan_of(MODEL, "critic.")
