@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass, replace
+from statistics import median
 from types import MappingProxyType
 from typing import Any
 
@@ -122,15 +123,17 @@ class FirstValues:
                 yield name, first[name], now
 
     def farthest(self, models: Iterable[nn.Module], optimizers: Iterable[Any]) -> float:
-        """How far the trained parameter went that went farthest, as a share of its rms; inf where it began at zero, or
-        where others are trained that no model had when it was called first."""
-        found = dict(share for model in models for module in model.modules() for share in self._shares(module))
+        """How far the trained parameter went that went farthest, as a share of its rms, or of a typical parameter's
+        where it began at zero; inf where all did, or where others are trained that no model had when it was called
+        first."""
+        modules = [module for model in models for module in model.modules()]
+        looks = [
+            (m._parameters[name], before, now) for m in modules for name, before, now in self._pairs(m, m._parameters)
+        ]
+        typical = median([size for _, before, _ in looks if (size := _rms(before.sample))] or [0.0])
+        found = {id(p): _share(before, now, _rms(before.sample) or typical) for p, before, now in looks}
         trained = [p for optimizer in optimizers for p in parameters_of(optimizer) if p.numel()]
         return max((found.get(id(p), math.inf) for p in trained), default=math.inf)
-
-    def _shares(self, module: nn.Module) -> Iterator[tuple[int, float]]:
-        for name, before, now in self._pairs(module, module._parameters):
-            yield id(module._parameters[name]), _share(before, now)
 
 
 @dataclass(frozen=True)
@@ -141,12 +144,11 @@ class _Look:
     bits: int
 
 
-def _share(before: _Look, now: _Look) -> float:
+def _share(before: _Look, now: _Look, size: float) -> float:
     """Of the values that moved, which may be some rows of many; inf where none of the sample is among them."""
     moved = now.sample != before.sample
     if not moved.any():
         return math.inf if now.bits != before.bits else 0.0
-    size = _rms(before.sample)
     return _rms((now.sample - before.sample)[moved]) / size if size else math.inf
 
 

@@ -131,6 +131,25 @@ def test_how_far_the_weights_went_that_are_trained(change, elsewhere, far):
     assert end_state(scopes, [], {}, first).farthest == math.inf
 
 
+@pytest.mark.parametrize(
+    ("started", "far"),
+    [
+        (1.0, 1e-6),  # another parameter's size is what a bias that starts at zero is measured by
+        (0.0, math.inf),
+    ],
+)
+def test_how_far_a_weight_went_that_starts_at_zero(started, far):
+    model, first = nn.Linear(16, 4), FirstValues()
+    nn.init.constant_(model.weight, started)
+    nn.init.zeros_(model.bias)
+    scopes = ModuleScopes(ModuleNames())
+    scopes.listeners.append(first)
+    with scopes.installed(), torch.no_grad():
+        model(torch.ones(2, 16))
+        model.bias += 1e-6
+    assert first.farthest([model], [torch.optim.SGD(model.parameters(), lr=1.0)]) == pytest.approx(far)
+
+
 @pytest.mark.parametrize(("row", "far"), [(0, 0.5), (1, math.inf)])
 def test_a_few_trained_rows_are_no_weight_that_stands_still(row, far):
     """Of 4096 rows the sample has the first value of every 16th."""
