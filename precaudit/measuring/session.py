@@ -10,10 +10,12 @@ from dataclasses import replace
 import torch
 
 from precaudit.execution.products import own_settings_ignored
+from precaudit.instrument.eager import eager_only
 from precaudit.instrument.events import TrainingEvents
 from precaudit.measuring.conductor import Conductor
 from precaudit.measuring.program import Program
-from precaudit.ownprecision.baseline import Baseline, eager_only, float32_only
+from precaudit.ownprecision.baseline import Baseline
+from precaudit.ownprecision.float32 import float32_only
 from precaudit.running.job import RunResult, RunSpec
 from precaudit.running.monitor import Stop
 from precaudit.running.seeds import controlled_seeds

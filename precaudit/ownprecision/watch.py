@@ -18,8 +18,8 @@ from precaudit.instrument.events import TrainingListener, parameters_of
 from precaudit.instrument.names import ModuleNames
 from precaudit.instrument.scopes import Frame
 from precaudit.instrument.torchfunction import Call, op_name, single_calls, stored, takes_lists, tensors_in, writes
-from precaudit.ownprecision.baseline import called_by_precaudit
 from precaudit.ownprecision.casts import OwnCasts
+from precaudit.ownprecision.float32 import called_by_precaudit
 from precaudit.ownprecision.grad_scaler import FACTOR, multiplied_by
 from precaudit.ownprecision.nonfinite import OwnNonFinite
 from precaudit.ownprecision.operations import OwnOperations

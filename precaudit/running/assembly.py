@@ -15,13 +15,15 @@ from precaudit.execution.loss_scaling import LossScaler
 from precaudit.execution.native import NativePrecision, backward_products
 from precaudit.execution.perturbation import Perturbation, jitter, rounded_to
 from precaudit.execution.products import own_settings_ignored, tf32
+from precaudit.instrument.eager import eager_only
 from precaudit.instrument.events import TrainingEvents, TrainingListener
 from precaudit.instrument.functions import OwnBackward
 from precaudit.instrument.names import ModuleNames
 from precaudit.instrument.scopes import ModuleScopes, ScopeListener
 from precaudit.model import Plan
-from precaudit.ownprecision.baseline import Baseline, CastWatch, eager_only, everywhere, float32_only
+from precaudit.ownprecision.baseline import Baseline
 from precaudit.ownprecision.changes import GradientChanges
+from precaudit.ownprecision.float32 import CastWatch, everywhere, float32_only
 from precaudit.ownprecision.grad_scaler import OwnScaler
 from precaudit.ownprecision.regions import OwnRegions
 from precaudit.ownprecision.scaled_gradients import ScaledGradients

@@ -1,0 +1,171 @@
+"""A script's own casts to low precision: noted where it makes them, or turned into float32 wherever low values could
+come from: a call, a default dtype, a file."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import CodeType
+from typing import Any
+from unittest import mock
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+from precaudit.instrument.patches import wrapped
+from precaudit.tracing.ops import caller_location
+
+_LOW = {torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2}
+_MOST_PLACES = 20
+_REINTERPRETING = {"view", "from_file"}
+"""The same bits are read as another type, where they are asked for one."""
+_LOW_CASTS = {"half", "bfloat16"}
+
+
+def called_by_precaudit(func: Any) -> bool:
+    """Whether precaudit itself makes this call, to round something. The callers that only hand it on are skipped:
+    precaudit's own modes, whose `func` it is, and the script's, such as `with torch.device(...)`."""
+    frame: Any = sys._getframe(2)
+    while frame is not None and _hands_on(frame):
+        if _is_ours(frame) and frame.f_locals.get("func") != func:
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _is_ours(frame: Any) -> bool:
+    return bool(frame.f_globals.get("__name__", "").startswith("precaudit."))
+
+
+def _hands_on(frame: Any) -> bool:
+    return _is_ours(frame) or frame.f_code.co_name == "__torch_function__"
+
+
+class CastWatch(TorchFunctionMode):
+    """Notes where a script casts to low precision by itself, anywhere in it; changes nothing."""
+
+    def __init__(self, settings: dict[str, object]) -> None:
+        super().__init__()
+        self._settings = settings
+        self._places: dict[tuple[str, int], str] = {}
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        dtype = _asked_for(func, args, kwargs) if len(self._places) < _MOST_PLACES else None
+        if dtype is not None and not called_by_precaudit(func):
+            place = caller_location()
+            if place is not None:
+                self._places[place.path, place.line] = dtype
+                self._settings["casts"] = [
+                    {"path": path, "line": line, "dtype": name} for (path, line), name in self._places.items()
+                ]
+        return func(*args, **kwargs)
+
+
+def _asked_for(func: Any, args: Any, kwargs: dict[str, Any]) -> str | None:
+    """The low-precision dtype that a call asks for, by its name or an argument."""
+    name = getattr(func, "__name__", "")
+    if name in _LOW_CASTS:
+        return "float16" if name == "half" else name
+    asked = (value for value in (*args, *kwargs.values()) if isinstance(value, torch.dtype) and value in _LOW)
+    return next((str(dtype).removeprefix("torch.") for dtype in asked), None)
+
+
+class Float32Mode(TorchFunctionMode):
+    """Turns a script's own casts to low precision into float32: `.half()`, `.to(torch.bfloat16)`, `dtype=...`. Such a
+    cast still makes a copy, also one back to float32, as the script may go on to change it in place.
+
+    A tensor that is low all the same was made so by a plan. A function that asks for such a tensor's dtype, as in
+    `y.to(x.dtype)`, gets what it asks for.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._asking: set[tuple[torch.dtype, CodeType]] = set()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if called_by_precaudit(func):
+            return func(*args, **(kwargs or {}))
+        if getattr(func, "__self__", None) is torch.Tensor.dtype:
+            return self._asked(func(*args))
+        name, asked = getattr(func, "__name__", ""), kwargs or {}
+        kwargs = {key: self._float32_dtype(value) for key, value in asked.items()}
+        if name in _REINTERPRETING and torch.float32 in (*kwargs.values(), *map(self._float32_dtype, args)):
+            return func(*args, **asked).float()
+        if not args or not isinstance(args[0], torch.Tensor) or not _casts(name, args, kwargs):
+            return func(*map(self._float32_dtype, args), **kwargs)
+        source = args[0]
+        result = source.float() if name in _LOW_CASTS else func(*map(self._float32_dtype, args), **kwargs)
+        kept = source.is_leaf and source.requires_grad  # an optimizer may be given it
+        return result.clone() if result is source and not kept else result
+
+    def _asked(self, dtype: torch.dtype) -> torch.dtype:
+        if dtype in _LOW:
+            frame: Any = sys._getframe(2)
+            while _hands_on(frame):
+                frame = frame.f_back
+            self._asking.add((dtype, frame.f_code))
+        return dtype
+
+    def _float32_dtype(self, value: Any) -> Any:
+        if not (isinstance(value, torch.dtype) and value in _LOW) or self._is_followed(value):
+            return value
+        return torch.float32
+
+    def _is_followed(self, dtype: torch.dtype) -> bool:
+        """Whether a function that is running has asked a low tensor for this dtype."""
+        frame: Any = sys._getframe(2) if self._asking else None
+        while frame is not None and (dtype, frame.f_code) not in self._asking:
+            frame = frame.f_back
+        return frame is not None
+
+
+def _casts(name: str, args: Any, kwargs: dict[str, Any]) -> bool:
+    asked = any(isinstance(value, (torch.dtype, torch.Tensor)) for value in (*args[1:], *kwargs.values()))
+    return name in ("half", "bfloat16", "float") or (name in ("to", "type", "type_as") and asked)
+
+
+@contextmanager
+def everywhere(mode: TorchFunctionMode) -> Iterator[None]:
+    """The mode is on in this thread, and in those that start meanwhile: a script may train in one, and a function mode
+    holds for a single thread."""
+
+    def starting(original: Callable[[threading.Thread], None]) -> Callable[[threading.Thread], None]:
+        def bootstrap(thread: threading.Thread) -> None:
+            with mode:
+                original(thread)
+
+        return bootstrap
+
+    with wrapped(threading.Thread, "_bootstrap_inner", starting), mode:
+        yield
+
+
+def _read_in_float32(original: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """The tensor is made in the dtype of its stored bytes, and widened afterwards."""
+
+    def read(*args: Any, **kwargs: Any) -> torch.Tensor:
+        with torch._C.DisableTorchFunction():
+            tensor = original(*args, **kwargs)
+            return tensor.float() if tensor.dtype in _LOW else tensor
+
+    return read
+
+
+@contextmanager
+def float32_only() -> Iterator[None]:
+    """`Float32Mode`, and float32 for what is loaded from a file, comes from another process, or is made by default."""
+    original = torch.set_default_dtype
+
+    def set_default_dtype(dtype: torch.dtype) -> None:
+        original(torch.float32 if dtype in _LOW else dtype)
+
+    with (
+        mock.patch.object(torch, "set_default_dtype", set_default_dtype),
+        wrapped(torch._utils, "_rebuild_tensor", _read_in_float32),
+        wrapped(torch, "frombuffer", _read_in_float32),
+        everywhere(Float32Mode()),
+    ):
+        yield
