@@ -34,7 +34,7 @@ _FALLBACK = {
 """tf32 has float16's precision, and brings no loss scale to a plan that needs none."""
 
 
-_NO_PRODUCT = "no matrix product beside it is left in low precision, so it would gain nothing"
+_NO_PRODUCT = "no matrix product is left in low precision, so it would gain nothing"
 _UNSEEN = "it never ran in training here, so nothing is known of its values"
 _BESIDE = "float8 is for linear layers with sizes in multiples of 16; this runs in bfloat16 beside them"
 
@@ -249,6 +249,6 @@ def _without_conflicts(plan: Plan, unserved: Mapping[str, tuple[int, int]], choi
 
 def _unserved(need: int, fits: int) -> str:
     if need <= fits:
-        return "its gradients need another loss scale than the rest: no single scale serves both"
+        return "its gradients need another loss scale than those of other modules: no single scale serves both"
     top = FORMATS["float16"].exponent_max - fits
-    return f"its gradients reach 2^{top}, where others of them need a scale of 2^{need}: no single scale serves both"
+    return f"its largest gradients are 2^{top}, its smallest need a loss scale of 2^{need}: no single scale serves both"

@@ -19,7 +19,7 @@ RESULT_KEPT = LOCAL_ERROR_LIMIT / 10
 """How much it may err by in the format that it is moved to: another quarter, just missed, would be no mend."""
 _WIDER = "run it in bfloat16 or float32"
 INTEGER_OPS = "positions, indices or counts"
-OF_A_SUM = "its smaller addend, or of its result where that is less"
+OF_A_SUM = "the smallest number in it (an addend or the sum)"
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def operand_overflow(op: Op, target: Format) -> Ban | None:
     if op.category != "lower" or op.input_amax is None or op.input_amax * HEADROOM < target.maximum:
         return None
     over = op.input_amax >= target.overflow_threshold
-    why = f"{op.op} takes inputs up to {op.input_amax:.3g}; {target.name} ends at {target.maximum:g}"
+    why = f"{op.op} takes inputs up to {op.input_amax:.3g}; {target.name}'s maximum is {target.maximum:g}"
     return _ban("PA102", op, target, "error" if over else "note", why, _WIDER, op.input_amax, "input")
 
 
@@ -97,7 +97,7 @@ def large_constant(op: Op, target: Format) -> Ban | None:
     constant = _too_large(op, target)
     if constant is None:
         return None
-    why = f"{op.op} uses a constant of size {constant:.3g}, which {target.name} cannot hold ({target.maximum:g})"
+    why = f"{op.op} uses a constant of size {constant:.3g}, above {target.name}'s maximum of {target.maximum:g}"
     fix = "mask with torch.finfo(x.dtype).min or float('-inf'), or keep this operation in float32"
     return _ban("PA103", op, target, "error", why, fix, constant, "largest")
 
@@ -116,8 +116,8 @@ def bound_of_one(op: Op, target: Format) -> Ban | None:
     bound = op.constants[1] if op.half and op.constants and op.op in _BOUNDED else 1.0
     if target.storage_bits > 16 or not 1 - 2.0 ** -(target.precision + 1) <= bound < 1:
         return None
-    why = f"{op.op} keeps values from one by a bound of {bound:.8g}, which is one in {target.name}"
-    fix = "clamp in float32, before what the bound protects (a logarithm, say), or use a bound that the format has"
+    why = f"{op.op} keeps values below one by a bound of {bound:.8g}, which {target.name} rounds to one"
+    fix = "clamp, and do what follows (a logarithm, say), in float32, or use a lower bound"
     return _ban("PA104", op, target, "warning", why, fix, measure="largest")
 
 
@@ -133,7 +133,7 @@ def integers(op: Op, target: Format) -> Ban | None:
     limit = 2.0**target.precision
     if op.integer_amax is None or op.integer_amax <= limit:
         return None
-    why = f"{op.op} takes whole numbers up to {op.integer_amax:g}; {target.name} tells them apart up to {limit:g} only"
+    why = f"{op.op} takes integers up to {op.integer_amax:g}; above {limit:g} {target.name} can't hold every integer"
     return _ban("PA105", op, target, "error", why, f"compute {INTEGER_OPS} in float32", op.integer_amax, "whole")
 
 
@@ -147,8 +147,8 @@ def of_grids(trace: Trace, grids: Iterable[Grid], harmless: Collection[str] = ()
             grid.op,
             grid.format,
             "warning" if grid.format in harmless else "error",
-            f"{grid.op} makes {grid.wanted} values up to {grid.amax:g} in {grid.format}, which keeps {grid.kept} of "
-            "them apart",
+            f"{grid.op} makes {grid.wanted} values up to {grid.amax:g} in {grid.format}, where only {grid.kept} "
+            "different ones are left",
             f"make {INTEGER_OPS} in float32 (dtype=torch.float32)",
             "other",
             grid.location,
@@ -164,8 +164,8 @@ def local_error(op: Op, target: Format) -> Ban | None:
     if error < LOCAL_ERROR_LIMIT or not (op.half or op.category == "lower"):
         return None
     of = OF_A_SUM if op.op in ABSORBING else "its result"
-    lost = "becomes non-finite" if error == float("inf") else f"errs by {error:.0%} of {of}"
-    why = f"{op.op} alone {lost}, in {target.name}"
+    lost = "becomes non-finite" if error == math.inf else f"is off by {error:.0%} of {of}"
+    why = f"{op.op} alone, run in {target.name}, {lost}"
     ban = _ban("PA106", op, target, "error", why, "keep this operation in float32", error, target.name)
     return replace(ban, no_better=tuple(name for name, left in op.local_error.items() if left > RESULT_KEPT))
 

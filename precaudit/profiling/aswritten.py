@@ -31,9 +31,9 @@ _CASTS = {
     ),
     "blurred": (
         "lost",
-        "{dtype} is too coarse for the values that are cast to it here: rounding moves them by {lost:.0%} of how far "
-        "they lie apart, so what they differ by is lost",
-        "subtract what they have in common before the cast, or keep them in float32",
+        "{dtype} is too coarse for the values that are cast to it here: rounding changes them by {lost:.0%} of their "
+        "spread, so the differences between them are lost",
+        "subtract a common offset before the cast, or keep them in float32",
     ),
 }
 """What measures the loss, what is said of it, and what to do: of small values, as squares of gradients are, and of
@@ -48,7 +48,7 @@ _REFUSALS = {
     "scaler.unscale_(optimizer) and scaler.step(optimizer) once each",
     "_scale is None": "use one GradScaler for all losses: the one that scales the loss is the one to step with",
     "unscale FP16 gradients": "keep the weights in float32: autocast casts them where they are used",
-    "No inf checks": "step an optimizer only where its parameters got gradients, of a loss that this scaler has scaled",
+    "No inf checks": "step an optimizer only after the backward pass of a loss that this scaler has scaled",
 }
 """What torch says, and what to do about it."""
 _FIX = "use the plan below instead of the script's own casts and scaler"
@@ -95,8 +95,8 @@ def _of_stale_casts(baseline: Seen) -> list[Finding]:
         return []
     where, age = stale["fqn"] or "the model", plural(stale["steps"], "step")
     message = (
-        f"{where}: {stale['optimizer']} steps inside an autocast region that stays open, and torch goes on with the "
-        f"copies of the weights that it cast there, {age} old in the end"
+        f"{where}: {stale['optimizer']} steps inside an autocast region that stays open, in which torch keeps using "
+        f"the low-precision copies of the weights that it made up to {age} ago"
     )
     fix = "open autocast anew in every step, around the forward pass and the loss alone"
     severity: Severity = "error" if stale["steps"] > 1 else "warning"
@@ -113,10 +113,10 @@ def _of_penalty(reference: RunResult, run: RunResult) -> list[Finding]:
     if abs(first - exact) <= abs(exact):
         return []
     message = (
-        "gradients of a scaled loss are taken to be part of another loss (a gradient penalty), with the loss scale "
-        f"still in them: the first loss is {first:.4g}, and {exact:.4g} without a scaler"
+        "gradients of a scaled loss become part of another loss (a gradient penalty) while they are still multiplied "
+        f"by the loss scale: the first loss is {first:.4g}, and {exact:.4g} without a scaler"
     )
-    fix = "divide these gradients by scaler.get_scale() before anything is computed of them"
+    fix = "divide these gradients by scaler.get_scale() before anything is computed from them"
     return [finding("PA507", "error", message, fix, location=place_of(place))]
 
 
@@ -127,10 +127,10 @@ def _of_nonfinite(reference: RunResult, run: RunResult) -> list[Finding]:
     if lost is None or made is None or made["step"] != lost.step or "overflow" in seen:
         return []
     message = (
-        f"{made['op']} makes non-finite values at step {made['step']}, and the loss with them, which it does not in "
-        "float32: what goes into it has become zero, one or too large in the script's own low precision before"
+        f"{made['op']} makes non-finite values at step {made['step']}, and the loss with them, but not in float32: the "
+        "script's own low precision has made its input zero, one or too large before"
     )
-    fix = "keep what goes into this operation in float32 from where it is made"
+    fix = "keep the input of this operation in float32, from where it is made"
     return [finding("PA307", "error", message, fix, None, made["op"], place_of(made), step=made["step"])]
 
 
@@ -144,7 +144,7 @@ def _of_outputs(reference: RunResult, run: RunResult) -> list[Finding]:
         f"{name}: outputs are nan or inf in the script's own low precision, first after {plural(step, 'step')}, and "
         "never in float32"
     )
-    fix = "keep the operation that makes them in float32, there too where the script does not train"
+    fix = "keep the operation that makes them in float32, also where the script only evaluates"
     return [finding("PA307", "error", message, fix, step=step)]
 
 
@@ -156,10 +156,9 @@ def _of_operations(run: RunResult) -> list[Finding]:
         finding(
             "PA106",
             "error",
-            f"{entry['fqn'] + ': ' if entry['fqn'] else ''}{entry['op']} errs by {entry['lost']:.0%} of "
-            f"{_OF_WHAT.get(entry['op'], 'its result')}, in {entry['dtype']}, which the "
-            "script chose itself",
-            "keep this operation, and what is made for it, in float32",
+            f"{entry['fqn'] + ': ' if entry['fqn'] else ''}{entry['op']} in {entry['dtype']}, which the script chose "
+            f"itself, is off by {entry['lost']:.0%} of {_OF_WHAT.get(entry['op'], 'its result')}",
+            "keep this operation and its inputs in float32",
             entry["fqn"] or None,
             entry["op"],
             place_of(entry),
@@ -178,7 +177,7 @@ def _of_region(run: RunResult) -> list[Finding]:
         return []
     message = (
         f"{first['op']} of an optimizer's step runs in {first['dtype']}, because an autocast region is open around it: "
-        "what is made of such products (a preconditioner, say) may lose much more than they do"
+        "what is computed from it (a preconditioner, say) may be far less exact than this product is"
     )
     fix = "end the autocast region before the backward pass: it is for the forward pass and the loss alone"
     return [finding("PA511", "error", message, fix, None, first["op"], place_of(first))]
@@ -192,7 +191,7 @@ def _of_lost_gradients(run: RunResult) -> list[Finding]:
     scaled = f", of a loss multiplied by {lost['scale']:.3g}" if lost["scale"] > 1 else ""
     message = (
         f"{lost['fqn'] or 'the model'}: gradients are not finite in the script's own {lost['dtype']} at step "
-        f"{lost['step']}{scaled}: what takes their place teaches the model nothing"
+        f"{lost['step']}{scaled}: the model learns nothing from them"
     )
     fix = "lower the loss scale, or let torch.amp.GradScaler find it"
     return [finding("PA307", "error", message, fix, lost["fqn"] or None, None, place_of(lost), step=lost["step"])]
@@ -217,8 +216,8 @@ def _of_stop(run: RunResult) -> Finding:
         fix = next((fix for said, fix in _REFUSALS.items() if said in why), _FIX)
         return finding("PA501", "error", message, fix, location=run.error.location)
     message = (
-        f"as written, in its own low precision, the script stops at step {run.steps} on this machine{why}; whether it "
-        "trains like float32 was not seen"
+        f"as written, in its own low precision, the script stops at step {run.steps} on this machine{why}; so whether "
+        "it trains like float32 is not known"
     )
     place = run.error.location if run.error else None
     return finding("PA501", "warning", message, _FIX, location=place)
@@ -227,8 +226,8 @@ def _of_stop(run: RunResult) -> Finding:
 def _of_end(reference: RunResult, run: RunResult) -> Finding:
     """A loss that is lost is seen by nobody where the script looks at it, and breaks off, before the backward pass."""
     message = (
-        f"as written, in its own low precision, the script ends itself at step {run.steps}, and in float32 not before "
-        f"{reference.steps}: what it would have done after that was not compared"
+        f"as written, in its own low precision, the script ends by itself at step {run.steps}, in float32 not before "
+        f"{reference.steps}: the steps after that could not be compared"
     )
     return finding("PA501", "warning", message, "see why it ended; " + _FIX)
 
@@ -253,8 +252,8 @@ def _of_difference(run: RunResult, detail: str | None, explained: bool, autocast
     if not places or explained or not _keeps_low(run):
         return []
     message = (
-        f"the script casts to {what} by itself; what it keeps there (weights, averages, counters) absorbs additions "
-        "smaller than half a unit in the last place"
+        f"the script casts to {what} by itself; what it keeps there (weights, averages, counters) does not change when "
+        "something too small is added to it"
     )
     fix = "keep weights, moving averages and accumulators in float32"
     return [finding("PA503", "note", message, fix, location=where, casts=listed)]
@@ -268,7 +267,7 @@ def _outside(run: RunResult) -> str:
     if first is None:
         return ""
     return (
-        f"; outside of all modules products are in {first['dtype']} too, the first of them {first['op']} at "
+        f"; matrix products outside of all modules run in {first['dtype']} too, the first of them {first['op']} at "
         f"{first['path']}:{first['line']}"
     )
 

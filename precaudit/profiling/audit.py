@@ -239,9 +239,9 @@ def require_same_start(reference: RunResult, run: RunResult, tolerance: float = 
     if run.losses:
         seen = f"began with a loss of {run.losses[0]:.4g} where the first one had {reference.losses[0]:.4g}"
     raise PrecauditError(
-        f"a run of the script went on where an earlier one had ended: it read {listing(run.leftovers, 3)}, which that "
-        f"one had written, and {seen}. precaudit runs a script many times, and every run has to begin alike: let "
-        "it begin anew, whatever lies there"
+        f"a run of the script went on from where an earlier one had ended: it read {listing(run.leftovers, 3)}, which "
+        f"the earlier one had written, and {seen}. precaudit runs a script many times, and every run has to start from "
+        "the same state: let the script start anew, even where it finds such files"
     )
 
 

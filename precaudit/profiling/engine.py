@@ -209,7 +209,7 @@ def _choices(audit: Audit, formats: tuple[str, ...], target: Gpu) -> Choices:
     those; where no format is left and no module stands out, training decides."""
     allowed = chosen_formats(audit.errors, formats)
     kept = {
-        (fqn, ""): ("float32", f"in {lost.format} it makes the gradients of {lost.fqn} err by {lost.error:.0%}")
+        (fqn, ""): ("float32", f"in {lost.format} it makes the gradients of {lost.fqn} wrong by {lost.error:.0%}")
         for lost in audit.lost
         for fqn in lost.causes
     }
@@ -219,7 +219,7 @@ def _choices(audit: Audit, formats: tuple[str, ...], target: Gpu) -> Choices:
         undecided = default_format(allowed) == "float32"
         return replace(choices, formats=formats, default=preferred) if undecided else choices
     wide = fallback(preferred, [name for name in allowed if name != "float16"])  # which would need a loss scale
-    why = f"in {preferred} it makes most of the gradient's error, which is over budget"
+    why = f"in {preferred} it makes most of the gradient's error, which is larger than allowed"
     promoted = {(fqn, ""): (wide if fqn in audit.trace.products else "float32", why) for fqn in audit.blamed[preferred]}
     return replace(choices, formats=formats, default=preferred, promoted={**kept, **promoted})
 
@@ -253,8 +253,8 @@ def _notes(job: Job, settings: Settings, audit: Audit) -> list[str]:
     if audit.replay is not None and not audit.starts_alike:
         notes.append(
             f"run again from the same seed, float32 began with a loss of {audit.replay.losses[0]:.4g} instead of "
-            f"{run.losses[0]:.4g}: where runs differ, that may be no doing of the plan's. "
-            "Seed what the script draws, and let it not resume from what an earlier run saved"
+            f"{run.losses[0]:.4g}: runs may differ for other reasons than the plan. Seed every random generator that "
+            "the script uses, and don't let it resume from what an earlier run saved"
         )
     return notes
 

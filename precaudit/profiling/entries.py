@@ -47,8 +47,8 @@ def _state(entry: Seen, severity: Severity) -> Finding | None:
         return None
     share = "all" if entry["lost"] >= 1 else f"{entry['lost']:.0%}"
     message = (
-        f"{_kept(entry)} is kept in {entry['dtype']} from step to step, which absorbs its small changes: "
-        f"rounding takes {share} of their energy, so the average, weight or accumulator stagnates"
+        f"{_kept(entry)} is kept in {entry['dtype']} from step to step, which absorbs its small changes: rounding "
+        f"loses {share} of their energy, so the average, weight or accumulator stagnates (it hardly moves)"
     )
     return _of_kept(entry, severity, message, lost=entry["lost"])
 
@@ -64,7 +64,7 @@ def _decay(entry: Seen, severity: Severity) -> Finding:
     """PA303: a decay that never happens, whatever is added: it shows in training once the additions become small."""
     message = (
         f"{_kept(entry)} is kept in {entry['dtype']} and multiplied by {entry['factor']:.6g} in every "
-        "step, which rounds to no change: it never decays"
+        "step, which changes nothing after rounding: it never decays"
     )
     return _of_kept(entry, "warning", message, factor=entry["factor"])
 
@@ -80,8 +80,8 @@ def _gradients(entry: Seen, severity: Severity) -> Finding | None:
     if entry["lost"] < _SUM_LIMIT:
         return None
     message = (
-        f"{entry['fqn'] or 'the model'}: its gradients accumulate in {entry['dtype']} over several backward passes, "
-        f"which absorbs addends: the sum is off by {entry['lost'] ** 0.5:.0%}"
+        f"{entry['fqn'] or 'the model'}: the gradients of several backward passes accumulate in "
+        f"{entry['dtype']}, which absorbs small ones: the sum is off by {entry['lost'] ** 0.5:.0%}"
     )
     return finding("PA304", severity, message, "accumulate gradients in float32", entry["fqn"], lost=entry["lost"])
 
@@ -92,7 +92,7 @@ def _rows(entry: Seen, severity: Severity) -> Finding | None:
         return None
     message = (
         f"rows are looked up in a {entry['dtype']} table, so the gradients of repeated rows accumulate in "
-        f"{entry['dtype']}, which absorbs addends: the sum is off by {entry['lost'] ** 0.5:.0%}"
+        f"{entry['dtype']}, which absorbs small ones: the sum is off by {entry['lost'] ** 0.5:.0%}"
     )
     fix = "look rows up in the float32 table and cast the result"
     return finding(
@@ -103,8 +103,8 @@ def _rows(entry: Seen, severity: Severity) -> Finding | None:
 def _integers(entry: Seen, severity: Severity) -> Finding:
     """PA306: whole numbers (ids, positions, counts) that are others in a low format."""
     message = (
-        f"whole numbers up to {entry['amax']:g} are put into {entry['dtype']}, which tells integers apart up to "
-        f"{entry['limit']:g} only: {entry['changed']} of them alias others"
+        f"whole numbers up to {entry['amax']:g} are stored in {entry['dtype']}, which can't hold every integer above "
+        f"{entry['limit']:g}: {entry['changed']} of them are rounded to others (they alias)"
     )
     fix = "keep them in an integer or float32 tensor, if they are indices, positions or counts"
     return finding("PA306", severity, message, fix, None, None, place_of(entry), changed=entry["changed"])
@@ -114,7 +114,7 @@ def _overflow(entry: Seen, severity: Severity) -> Finding:
     """PA307: a non-finite value that the script's own low precision makes first."""
     message = (
         f"{entry['op']} makes non-finite values in the script's own {entry['dtype']} at step {entry['step']}, from "
-        f"finite inputs up to {entry['amax']:.3g}: an overflow, or a division by what became zero"
+        f"finite inputs up to {entry['amax']:.3g}: it overflows, or divides by what was rounded to zero"
     )
     fix = "keep this operation in float32"
     return finding("PA307", severity, message, fix, None, entry["op"], place_of(entry), step=entry["step"])
@@ -123,20 +123,20 @@ def _overflow(entry: Seen, severity: Severity) -> Finding:
 def _steps(entry: Seen, severity: Severity) -> Finding:
     """PA504: an optimizer step with gradients that are not finite."""
     message = (
-        f"at step {entry['step']} the optimizer steps on non-finite gradients ({entry['parameters']} parameters): what "
-        "overflows under the script's own precision and loss scale is checked by nothing"
+        f"at step {entry['step']} the optimizer steps on non-finite gradients ({entry['parameters']} parameters): "
+        "nothing checks what overflows under the script's own precision and loss scale"
     )
-    fix = "let scaler.step(optimizer) of a GradScaler take the step, which skips such ones, or check the gradients"
+    fix = "step with a GradScaler, scaler.step(optimizer), which skips such steps, or check the gradients first"
     return finding("PA504", "error", message, fix, entry["fqn"] or None, step=entry["step"])
 
 
 def _weights(entry: Seen, severity: Severity) -> Finding:
     """PA504: a write to a weight by the script itself, with values that are not finite."""
     message = (
-        f"at step {entry['step']} the script itself puts non-finite values into weights ({entry['op']}): what it makes "
-        "of gradients that overflowed is no step of an optimizer, and no scaler skips it"
+        f"at step {entry['step']} the script itself writes non-finite values into weights ({entry['op']}), computed "
+        "from gradients that overflowed: a GradScaler skips an optimizer's steps, not what the script writes"
     )
-    fix = "look whether the gradients are finite before they are used, or begin with a lower loss scale"
+    fix = "check that the gradients are finite before they are used, or begin with a lower loss scale"
     return finding(
         "PA504", "error", message, fix, entry["fqn"] or None, entry["op"], place_of(entry), step=entry["step"]
     )

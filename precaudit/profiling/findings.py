@@ -62,8 +62,8 @@ def _of_bypassed(trace: Trace) -> list[Finding]:
         return []
     names, place = listing([fqn or "the model" for fqn in trace.bypassed], 3), next(iter(trace.bypassed.values()))
     message = (
-        f"{names}: forward is called directly, past all hooks: what is computed there, and not in a module inside, "
-        "was not audited, and stays in float32 under the plan"
+        f"{names}: the script calls forward directly, which runs no hooks: what the module computes itself was not "
+        "audited, and stays in float32 under the plan"
     )
     fix = "call the module itself, model(x) instead of model.forward(x)"
     return [finding("PA003", "warning", message, fix, None, None, place, modules=list(trace.bypassed))]
@@ -190,8 +190,8 @@ def _of_errors(audit: Audit, plan: Plan) -> list[Finding]:
 def _of_lost(lost: LostGradients) -> Finding:
     names = listing(name or "the model itself" for name in lost.causes)
     message = (
-        f"{lost.fqn}: its gradients in {lost.format} err by {lost.error:.0%} of their size, which is too small beside "
-        f"the whole model's to show in its loss{f'; most of it comes from {names}' if names else ''}"
+        f"{lost.fqn}: in {lost.format} its gradients are off by {lost.error:.0%} of their size, and too small beside "
+        f"the rest of the model's to show in the loss{f'; most of the error comes from {names}' if names else ''}"
     )
     fix = f"keep {names or lost.fqn} out of {lost.format}{', as the plan does' if names else ''}"
     alone = lost.causes[0] if len(lost.causes) == 1 else None
@@ -207,14 +207,14 @@ def _over_budget(
     alone = blamed[0] if len(blamed) == 1 else None
     worst = _roughest(audit.trace, alone, format_name) if alone is not None else None
     names = listing(name or "the model itself" for name in blamed)
-    most = f"; most of it comes from {names}" if blamed else ""
+    most = f"; most of the error comes from {names}" if blamed else ""
     if worst is not None:
-        most += f", where {worst.op} alone errs by {worst.local_error[format_name]:.0%} of its result"
+        most += f", where {worst.op} alone is off by {worst.local_error[format_name]:.0%} of its result"
     other = f"use {plan.default} instead, as the plan does" if plan.default != format_name else ""
     told = [f"{e.label.partition('@')[2]}: rho {e.rho:.2g}, SNR {e.snr:.3g}, bias {e.bias:.2g}" for e in errors]
     message = (
-        f"the whole model in {format_name} disturbs the gradient too much ({'; '.join(told)}; "
-        f"allowed are rho 0.01, SNR 10, bias 0.2){most}"
+        f"with the whole model in {format_name} rounding changes the gradient too much ({'; '.join(told)}; "
+        f"allowed: rho up to 0.01, SNR from 10, bias up to 0.2){most}"
     )
     return finding(
         "PA201",
@@ -256,7 +256,7 @@ def _of_loss_scale(audit: Audit, plan: Plan, strays: bool) -> list[Finding]:
     for layer in candidates:
         if (lost := _lost_share(layer, own or 1.0)) > 1e-2:
             name = layer.fqn or "the model itself"
-            message = f"{name}: {lost:.0%} of its gradient energy vanishes in float16 {scale}"
+            message = f"{name}: {lost:.0%} of its gradient energy underflows in float16 {scale}"
             found.append(finding("PA202", severity, message, fix, layer.fqn, None, place, flushed_energy=lost))
     for fqn, why in plan.because.items():
         if "no single scale" in why:
@@ -308,8 +308,8 @@ def _of_float32(audit: Audit, verification: Verification) -> Iterator[Finding]:
         seed, losses = unsound
         step = next(i for i, loss in enumerate(losses) if not math.isfinite(loss))
         by_scale = audit.as_written is not None and any(e["kind"] == "runaway" for e in seen_in(audit.as_written))
-        why = ": the script's own loss scale runs away there too" if by_scale else ", by no fault of a format"
-        message = f"float32 itself is not finite from step {step} on (seed {seed}){why}"
+        why = ": the script's own loss scale runs away there too" if by_scale else ": no number format is to blame"
+        message = f"the loss is not finite in float32 itself, from step {step} on (seed {seed}){why}"
         yield finding("PA603", "error", message, CAP if by_scale else "repair the training in float32 first", step=step)
 
 

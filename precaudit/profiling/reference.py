@@ -48,7 +48,7 @@ def _blamed(run: RunResult, spec: RunSpec, runner: Callable[[RunSpec], RunResult
     again = runner(spec)
     if again.error is None or (again.error.type, again.steps) != (error.type, run.steps):
         return again
-    why = f"{error.type}: {error.message}. By itself the script goes on there: {_fault(run)}"
+    why = f"{error.type}: {error.message}. Without precaudit the script does not fail there: {_fault(run)}"
     return replace(run, error=replace(error, type=INTERNAL, message=why, traceback=f"{error.traceback}\n{why}"))
 
 
@@ -56,8 +56,8 @@ def _fault(run: RunResult) -> str:
     if "autocast" not in run.baseline:
         return "precaudit is at fault; please report it"
     return (
-        "it may need its own autocast, which is off in float32's run: let it train in float32 too, or report it as "
-        "precaudit's fault if that is not why"
+        "it may need its own autocast, which is off in the float32 run: make it train in float32 too, or, if that is "
+        "not the reason, report this as a fault of precaudit"
     )
 
 

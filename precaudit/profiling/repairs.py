@@ -162,7 +162,7 @@ def _alike(plan: Plan, first: Promotion, op: str | None, trace: Trace) -> list[P
     if not again:
         callers = {each.fqn for each in trace.ops if each.op == op and each.category != "lower"}
         alike = [fqn for fqn in alike if (fqn in callers if op else fqn not in trace.products)]
-    why = f"it is of the type of {first.fqn}, where {first.why}"
+    why = f"it has the same type as {first.fqn}, where {first.why}"
     found = [each for fqn in alike if (each := _widened(plan, fqn, op, why, trace))]
     inside = [part for each in found if again and not each.op for part in _inside(plan, each.fqn, why)]
     return [*(replace(each, target="float32", location=first.location) for each in found), *inside]
@@ -208,9 +208,8 @@ def _after_wrong_answer(plan: Plan, model: str, far: Astray) -> list[Promotion]:
     if far.cause is None:
         return []
     source = plan.modules[far.cause]
-    return [
-        Promotion(far.cause, "", source, "float32", f"in {source} it makes {model} err by {far.error:.1%} in eval mode")
-    ]
+    why = f"in {source} it makes the outputs of {model} wrong by {far.error:.1%} in eval mode"
+    return [Promotion(far.cause, "", source, "float32", why)]
 
 
 def _after_silent_error(trials: Trials, plan: Plan, candidates: Mapping[int, RunResult]) -> list[Promotion]:

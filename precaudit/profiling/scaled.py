@@ -26,31 +26,32 @@ CERTAIN: Mapping[str, _Told] = MappingProxyType(
     {
         "clips_scaled": _Told(
             "PA502",
-            "{function} clips gradients before scaler.unscale_: they have the loss scale in them, its limit has not",
+            "{function} clips gradients before scaler.unscale_: they are still multiplied by the loss scale, its limit "
+            "is not",
             "call scaler.unscale_(optimizer) before clipping",
         ),
         "steps_scaled": _Told(
             "PA506",
-            "{function} steps on gradients that still have the loss scale in them, and checks none for overflow: "
-            "neither scaler.unscale_ nor scaler.step came first",
+            "{function} steps on gradients that are still multiplied by the loss scale, and nothing checks them for "
+            "overflow: neither scaler.unscale_ nor scaler.step was called",
             "call scaler.step(optimizer) instead of optimizer.step()",
         ),
         "adds_scaled": _Told(
             "PA506",
-            "the backward pass of a scaled loss adds to gradients that scaler.unscale_ has dealt with already: the sum "
-            "has the loss scale in it, and the optimizer steps on that",
+            "the backward pass of a scaled loss adds to gradients that scaler.unscale_ has unscaled already: the "
+            "optimizer steps on the sum, which has the loss scale in it",
             "call scaler.unscale_(optimizer) once a step, after the last backward pass",
         ),
         "scales_twice": _Told(
             "PA506",
-            "the loss that scaler.scale gets here has the loss scale in it already: the scaler takes it out once, and "
-            "the optimizer steps on gradients that have it in them still",
+            "scaler.scale multiplies a loss by the loss scale that was multiplied by it already: the scaler takes it "
+            "out once, so the optimizer steps on gradients that are still scaled",
             "call scaler.scale(loss) once, where backward() is called on it",
         ),
         "unscaled_loss": _Told(
             "PA508",
-            "the backward pass of a loss that scaler.scale never saw; the scaler divides its gradients by the loss "
-            "scale all the same, before {function} steps",
+            "this loss goes backward without scaler.scale, but the scaler divides its gradients by the loss scale all "
+            "the same, before {function} steps",
             "scale every loss: scaler.scale(loss).backward()",
             ": beside those of the scaled loss they count for almost nothing",
         ),
@@ -61,14 +62,14 @@ LIKELY: Mapping[str, _Told] = MappingProxyType(
     {
         "made_anew": _Told(
             "PA510",
-            "a new GradScaler is made here in every step: its loss scale begins anew each time, and where gradients "
-            "overflow at it, it never becomes less",
+            "a new GradScaler is made here in every step: its loss scale starts over each time, and is never lowered "
+            "where gradients overflow",
             "make one GradScaler, before the training loop",
         ),
         "other_scaler": _Told(
             "PA508",
-            "another GradScaler than the one that scaled the loss unscales the gradients here, before {function} "
-            "steps: they are divided by a scale that is not theirs",
+            "the GradScaler that unscales the gradients here, before {function} steps, is not the one that scaled the "
+            "loss: they are divided by the wrong loss scale",
             "use one GradScaler for all losses and optimizers, and call its update() once a step",
         ),
     }
@@ -78,14 +79,14 @@ CHANGES: Mapping[str, _Told] = MappingProxyType(
     {
         "unscales_twice": _Told(
             "PA508",
-            "the script asks for the loss scale and changes gradients by itself, before the scaler unscales them here: "
-            "if that took the scale out of them, they are divided by it twice",
-            "leave it to the scaler: call scaler.unscale_(optimizer), once, before the gradients are looked at",
+            "the script reads the loss scale and changes gradients itself, before the scaler unscales them here: if "
+            "it divided them by the scale, they are divided twice",
+            "leave that to the scaler: call scaler.unscale_(optimizer) once, before the gradients are used",
         ),
         "changes_scaled": _Told(
             "PA502",
-            "the script changes gradients by itself before the scaler unscales them here: what is no mere factor, such "
-            "as a threshold to clip at, a weight decay or noise, is off by the loss scale",
+            "the script changes gradients itself while they are still multiplied by the loss scale, before the scaler "
+            "unscales them here: a clipping threshold, a weight decay or noise then has the wrong size",
             "call scaler.unscale_(optimizer) before the gradients are changed",
         ),
     }
@@ -95,8 +96,8 @@ HOOKS: Mapping[str, _Told] = MappingProxyType(
     {
         "hooks": _Told(
             "PA502",
-            "a hook that the script puts on parameters here changes gradients that still have the loss scale in them: "
-            "what is no mere factor, such as a threshold to clip at, is off by the loss scale",
+            "a hook that the script registers here on parameters changes gradients that are still multiplied by the "
+            "loss scale: a clipping threshold, a weight decay or noise then has the wrong size",
             "change the gradients after scaler.unscale_(optimizer) instead, or take scaler.get_scale() into account",
         ),
     }

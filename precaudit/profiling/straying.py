@@ -24,14 +24,14 @@ def strays(reference: RunResult, run: RunResult, verification: Verification) -> 
         return lost.detail
     if run.status == "ended" and run.steps < (1 - _MOST_SKIPPED) * reference.steps:
         return (
-            f"it takes {run.steps} optimizer steps until its end, and {reference.steps} or more in float32: the others "
-            "are skipped, by its scaler or by itself, or it breaks off"
+            f"it takes {run.steps} optimizer steps until it ends, and {reference.steps} or more in float32: its scaler "
+            "or the script itself skips steps, or it stops early"
         )
     if "grad_scaler" in reference.baseline and (skipped := _skipped(reference, run)):
         return f"its scaler skips {skipped} of {skipped + run.steps} optimizer steps"
     if _leaves_out(reference, run):
         unused = sum(_calls_unused(reference, run))
-        return f"it leaves {unused} batches out in {run.steps} steps, which it does not in float32"
+        return f"it skips {unused} batches in {run.steps} steps, but not in float32"
     steps = min(len(run.losses), len(reference.losses))
     if not steps:
         return None

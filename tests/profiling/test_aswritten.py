@@ -86,7 +86,7 @@ def test_a_script_that_breaks_off_or_leaves_batches_out_as_written():
     """It looks whether its loss is finite, and nothing that isn't is ever seen of it."""
     (early,) = told(LOSSES[:60], "ended")
     assert (early.rule, early.severity) == ("PA501", "warning")
-    assert "ends itself at step 60, and in float32 not before 80" in early.message
+    assert "ends by itself at step 60, in float32 not before 80" in early.message
     assert told(LOSSES[:75], "ended") == []
     for scaler, calls, strays in (
         ({}, (1,) * 70 + (3,) * 10, True),
@@ -99,7 +99,7 @@ def test_a_script_that_breaks_off_or_leaves_batches_out_as_written():
         reference = RunResult("reference", 0, "stopped", 80, losses=LOSSES, calls=(1,) * 80, baseline=scaler)
         written = RunResult("as-written", 0, "stopped", 80, losses=LOSSES, calls=calls)
         found = of_as_written(Audit(Job("script", "t.py", (), ".", 80), reference, Trace(), as_written=written), PASSED)
-        assert ["batches out in 80 steps" in each.message for each in found] == [True] * strays
+        assert ["batches in 80 steps" in each.message for each in found] == [True] * strays
 
 
 @pytest.mark.parametrize(("calls", "strays"), [((18 * 8, *(8,) * 79), False), ((9,) * 80, True), ((30,) * 80, True)])
@@ -109,7 +109,7 @@ def test_a_step_that_a_scaler_skips_is_one_step_however_many_batches_it_takes(ca
     reference = RunResult("reference", 0, "stopped", 80, losses=LOSSES, calls=(8,) * 80, baseline=scaler)
     written = RunResult("as-written", 0, "stopped", 80, losses=LOSSES, calls=calls)
     found = of_as_written(Audit(Job("script", "t.py", (), ".", 80), reference, Trace(), as_written=written), PASSED)
-    assert [f"{sum(calls) - 8 * 80} batches out in 80 steps" in each.message for each in found] == [True] * strays
+    assert [f"{sum(calls) - 8 * 80} batches in 80 steps" in each.message for each in found] == [True] * strays
 
 
 def test_a_scaler_by_hand_finds_its_scale_too():
@@ -161,7 +161,7 @@ def test_an_addition_that_absorbs_explains_a_script_that_strays():
     written, inside, outside = told(strayed, low=low)
     assert (written.rule, inside.rule, inside.severity, inside.fqn) == ("PA501", "PA106", "error", "crf")
     assert inside.message.startswith(
-        "crf: add errs by 60% of its smaller addend, or of its result where that is less, in bfloat16"
+        "crf: add in bfloat16, which the script chose itself, is off by 60% of the smallest number in it"
     )
     assert (outside.fqn, outside.location) == (None, Location("train.py", 7))
     assert [each.rule for each in told(strayed, low=[*low, state("norm", "", 0.9)])] == ["PA501", "PA303"]
@@ -173,7 +173,8 @@ def test_products_outside_of_modules_are_told_where_nothing_explains_a_script_th
     low = [{**absorbed("", 0.002), "op": "matmul", "line": line} for line in (23, 19)]
     (found,) = told(strayed, low=low)
     assert (
-        "outside of all modules products are in bfloat16 too, the first of them matmul at train.py:19" in found.message
+        "matrix products outside of all modules run in bfloat16 too, the first of them matmul at train.py:19"
+        in found.message
     )
     for others in ([], [absorbed("", 0.002)], [*low, absorbed("crf", 0.6)]):
         assert "outside of all modules" not in told(strayed, low=others)[0].message
@@ -260,7 +261,7 @@ def test_a_hook_whose_change_depends_on_the_loss_scale_is_an_error(left, rules):
 def test_a_sine_of_rounded_angles_explains_one_that_strays():
     _, cause = told(tuple(2 * loss for loss in LOSSES), low=[{**absorbed("", 0.4), "op": "sin"}])
     assert (cause.rule, cause.op) == ("PA106", "sin")
-    assert "errs by 40% of its result, because its angle is rounded" in cause.message
+    assert "is off by 40% of its result, because its angle is rounded" in cause.message
 
 
 def test_a_buffer_that_absorbs_is_named_and_told_from_its_neighbour():
@@ -400,7 +401,7 @@ def test_gradients_scaled_after_unscaling_are_the_error_that_an_overflow_follows
 
 
 def test_old_weights_under_an_open_autocast_are_an_error_where_they_stay():
-    for steps, severity, age in ((1, "warning", "1 step old"), (59, "error", "59 steps old")):
+    for steps, severity, age in ((1, "warning", "1 step ago"), (59, "error", "59 steps ago")):
         noted = {"path": "train.py", "line": 30, "fqn": "encoder", "optimizer": "Adam", "steps": steps}
         reference = RunResult("reference", 0, "stopped", len(LOSSES), losses=LOSSES, baseline={"stale_casts": noted})
         audit = Audit(Job("script", "train.py", (), ".", 80), reference, Trace())
@@ -413,7 +414,7 @@ def test_a_decay_in_vain_is_told_unless_the_state_stagnates_anyway():
     decay = {**state("norm", "v", 0.0), "kind": "decay", "factor": 0.999}
     (found,) = told(low=[decay, state("norm", "v", 0.01)])
     assert (found.rule, found.severity, found.fqn) == ("PA303", "warning", "norm")
-    assert "multiplied by 0.999 in every step, which rounds to no change" in found.message
+    assert "multiplied by 0.999 in every step, which changes nothing" in found.message
     assert len(told(low=[decay, state("norm", "v", 0.9)])) == 1
 
 

@@ -58,7 +58,7 @@ def test_a_module_that_learns_nothing_is_found_and_what_makes_it_so_is_kept_wide
     assert choices.promoted["", ""][0] == "float32"
     (found,) = _of_errors(audit, build_plan(audit.trace, choices))
     assert (found.rule, found.severity, found.fqn) == ("PA201", "warning", "")
-    assert found.message.startswith("doubt: its gradients in bfloat16 err by")
+    assert found.message.startswith("doubt: in bfloat16 its gradients are off by")
 
 
 def test_where_nothing_is_lost_nothing_is_said(tmp_path):

@@ -81,7 +81,7 @@ def test_the_owner_of_a_buffer_that_stands_still_is_widened():
 def test_what_makes_a_model_answer_wrongly_is_widened():
     (found,) = _after_wrong_answer(PLAN, "net", Astray(0.17, 0.001, "block"))
     assert (found.fqn, found.source, found.target) == ("block", "float16", "float32")
-    assert found.why == "in float16 it makes net err by 17.0% in eval mode"
+    assert found.why == "in float16 it makes the outputs of net wrong by 17.0% in eval mode"
     assert not _after_wrong_answer(Plan("float16", {"": "float16"}), "net", Astray(0.17, 0.001))
 
 
@@ -133,7 +133,7 @@ def test_modules_of_the_type_that_raised_are_not_waited_for_one_a_round():
         ("a", "index_add", "float32"),
         ("b", "index_add", "float32"),
     ]
-    assert found[1].why == "it is of the type of a, where index_add raised under the plan: boom"
+    assert found[1].why == "it has the same type as a, where index_add raised under the plan: boom"
 
 
 def test_leaves_of_the_type_that_raised_go_along_with_their_products():
