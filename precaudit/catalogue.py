@@ -188,7 +188,7 @@ _PROFILE = (
         "PA501",
         "the script's own precision strays",
         "As written, in its own low precision, the script does not train like float32.",
-        "Use the plan instead of the script's own casts and scaler.",
+        "Use the plan, if it is verified, instead of the script's own casts and scaler.",
     ),
     Rule(
         "PA502",

@@ -11,6 +11,7 @@ from typing import Any
 from precaudit.model import Finding, Location, Severity
 
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
+USE_THE_PLAN = "use the plan instead of the script's own casts and scaler"
 
 
 def finding(

@@ -6,7 +6,7 @@ from operator import itemgetter
 from typing import Any
 
 from precaudit.execution.policy import category
-from precaudit.finding import SEVERITIES, finding, place_of
+from precaudit.finding import SEVERITIES, USE_THE_PLAN, finding, place_of
 from precaudit.formats import LOCAL_ERROR_LIMIT
 from precaudit.model import Finding, Location, Severity, Verification
 from precaudit.ownprecision.changes import IN_HOOKS, depends_on_scale
@@ -51,7 +51,7 @@ _REFUSALS = {
     "No inf checks": "step an optimizer only after the backward pass of a loss that this scaler has scaled",
 }
 """What torch says, and what to do about it."""
-_FIX = "use the plan below instead of the script's own casts and scaler"
+_IN_FLOAT32 = "train in float32 instead of the script's own low precision, until a plan is verified"
 
 
 def of_as_written(audit: Audit, verification: Verification) -> list[Finding]:
@@ -62,13 +62,14 @@ def of_as_written(audit: Audit, verification: Verification) -> list[Finding]:
     run = audit.as_written
     if run is None:
         return found
+    fix = _IN_FLOAT32 if verification.verdict in ("fail", "inconclusive") else USE_THE_PLAN
     depends = depends_on_scale(audit.reference.baseline, run.baseline)
     if depends and "clips_scaled" not in audit.reference.baseline:
         found += of_scaled(audit.reference.baseline, CHANGES)
     if depends_on_scale(audit.reference.baseline, run.baseline, IN_HOOKS):
         found += of_scaled(audit.reference.baseline, HOOKS)
     if not run.finished:
-        return [*found, _of_stop(run), *causes_in(run, "warning")]
+        return [*found, _of_stop(run, fix), *causes_in(run, "warning")]
     detail = strays(audit.reference, run, verification)
     causes = [
         *_of_penalty(audit.reference, run),
@@ -85,8 +86,9 @@ def of_as_written(audit: Audit, verification: Verification) -> list[Finding]:
     if not detail and not any(cause.rule == "PA307" for cause in causes):
         causes += _of_outputs(audit.reference, run)
     if not detail and ends_early(audit.reference, run):
-        causes.append(_of_end(audit.reference, run))
-    return [*found, *_of_difference(run, detail, bool(causes), audit.reference.baseline.get("autocast_at")), *causes]
+        causes.append(_of_end(audit.reference, run, fix))
+    autocast = audit.reference.baseline.get("autocast_at")
+    return [*found, *_of_difference(run, detail, bool(causes), autocast, fix), *causes]
 
 
 def _of_stale_casts(baseline: Seen) -> list[Finding]:
@@ -207,32 +209,32 @@ def _of_casts(run: RunResult, kind: str) -> list[Finding]:
     ]
 
 
-def _of_stop(run: RunResult) -> Finding:
+def _of_stop(run: RunResult, fix: str) -> Finding:
     """Often this machine lacks what another has, such as a layer's float16 kernel, which says little of the script;
     torch's GradScaler refuses a wrong use of it on all of them."""
     why = f": {run.error.message}" if run.error else ""
     if run.error is not None and run.error.raised_by == _SCALER:
         message = f"as written, the script stops at step {run.steps}, on any machine: torch's scaler refuses it{why}"
-        fix = next((fix for said, fix in _REFUSALS.items() if said in why), _FIX)
+        fix = next((remedy for said, remedy in _REFUSALS.items() if said in why), fix)
         return finding("PA501", "error", message, fix, location=run.error.location)
     message = (
         f"as written, in its own low precision, the script stops at step {run.steps} on this machine{why}; so whether "
         "it trains like float32 is not known"
     )
     place = run.error.location if run.error else None
-    return finding("PA501", "warning", message, _FIX, location=place)
+    return finding("PA501", "warning", message, fix, location=place)
 
 
-def _of_end(reference: RunResult, run: RunResult) -> Finding:
+def _of_end(reference: RunResult, run: RunResult, fix: str) -> Finding:
     """A loss that is lost is seen by nobody where the script looks at it, and breaks off, before the backward pass."""
     message = (
         f"as written, in its own low precision, the script ends by itself at step {run.steps}, in float32 not before "
         f"{reference.steps}: the steps after that could not be compared"
     )
-    return finding("PA501", "warning", message, "see why it ended; " + _FIX)
+    return finding("PA501", "warning", message, f"see why it ended; {fix}")
 
 
-def _of_difference(run: RunResult, detail: str | None, explained: bool, autocast: Any = None) -> list[Finding]:
+def _of_difference(run: RunResult, detail: str | None, explained: bool, autocast: Any, fix: str) -> list[Finding]:
     casts = run.baseline.get("casts")
     places = [(Location(c["path"], c["line"]), c["dtype"]) for c in casts] if isinstance(casts, list) else []
     where = places[0][0] if places else place_of(autocast)
@@ -244,7 +246,7 @@ def _of_difference(run: RunResult, detail: str | None, explained: bool, autocast
                 "PA501",
                 "error",
                 f"as written, in its own {what}, the script doesn't train like float32: {detail}",
-                _FIX,
+                fix,
                 location=where,
                 casts=listed,
             )

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from precaudit.finding import finding, place_of
+from precaudit.finding import finding, place_of, ranked
 from precaudit.model import Finding, Layer, Location, Op, Plan, Severity, TensorRecord, Verification
 from precaudit.planning.budget import GradientError, LostGradients
 from precaudit.planning.fitting import format_of
@@ -41,8 +41,7 @@ def all_findings(audit: Audit, plan: Plan, verification: Verification) -> tuple[
         *_of_float32(audit, verification),
         *_of_verification(verification),
     ]
-    rank = {"error": 0, "warning": 1, "note": 2}
-    return tuple(sorted(_told_once(found, pace), key=lambda f: rank[f.severity]))
+    return tuple(ranked(_told_once(found, pace)))
 
 
 def _told_once(found: Sequence[Finding], pace: Mapping[str, bool]) -> list[Finding]:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from precaudit.finding import counted, ranked
+from precaudit.finding import USE_THE_PLAN, counted, ranked
 from precaudit.formats import FORMATS
 from precaudit.model import Cause, Finding, Plan, Report, Verification
 from precaudit.reporting import costs, unfinished
@@ -257,10 +257,11 @@ def actions(report: Report) -> list[str]:
     first = undone or (_suggestion(broken) if broken else steps[report.verification.verdict])
     if not undone and not broken and not report.plan.is_low_precision:
         first = f"Change nothing for now: {_own(report)} is the fastest format that is known to train here."
+    said = {"", USE_THE_PLAN} if first == steps["pass"] else {""}
     left = [
         finding
         for finding in ranked(report.findings)
-        if finding.severity != "note" and finding.suggestion and not settled(report.plan, finding)
+        if finding.severity != "note" and finding.suggestion not in said and not settled(report.plan, finding)
     ]
     return [*dict.fromkeys([first, *_suggestions(left)]), *_taken_care_of(report)]
 
@@ -282,7 +283,9 @@ def _with_the_plan(report: Report) -> str:
     if has_the_plan(report):
         default = report.plan.default
         return f"Keep what you have: the script's own autocast is to {default}, and so is the plan."
-    return "Train with the plan: paste the lines that this report gives into your training script."
+    strays = any(finding.suggestion == USE_THE_PLAN for finding in report.findings)
+    instead = " instead of the script's own casts and scaler" if strays else ""
+    return f"Train with the plan{instead}: paste the lines that this report gives into your training script."
 
 
 def _taken_care_of(report: Report) -> list[str]:

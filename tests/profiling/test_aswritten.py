@@ -9,6 +9,7 @@ from in_process import InProcess
 from torch import nn
 
 import precaudit
+from precaudit.finding import USE_THE_PLAN
 from precaudit.model import Difference, Layer, Location, Plan, TensorRecord, TensorStats, Verification
 from precaudit.planning.rules import Ban
 from precaudit.profiling.aswritten import of_as_written
@@ -36,6 +37,15 @@ def test_a_script_that_strays_is_an_error():
     (found,) = told(tuple(2 * loss for loss in LOSSES))
     assert (found.rule, found.severity) == ("PA501", "error")
     assert "doesn't train like float32" in found.message
+
+
+@pytest.mark.parametrize(
+    ("verdict", "used"),
+    [("pass", True), ("screened", True), ("not_run", True), ("fail", False), ("inconclusive", False)],
+)
+def test_a_plan_that_failed_is_no_remedy(verdict, used):
+    (found,) = told(tuple(2 * loss for loss in LOSSES), verification=replace(PASSED, verdict=verdict))
+    assert (found.suggestion == USE_THE_PLAN) is used
 
 
 @pytest.mark.parametrize(("passes", "strays"), [(320, True), (220, False)])

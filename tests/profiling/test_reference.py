@@ -36,7 +36,8 @@ def test_what_the_script_by_itself_gets_past_is_no_fault_of_its_own(alone, ours)
 
     found = in_float32(RunSpec(JOB, "reference"), runner)
     assert found.run.is_ours is ours
-    assert found.run.error.message.startswith("ValueError: boom. Without precaudit the script does not fail" if ours else "boom")
+    told = "ValueError: boom. Without precaudit the script does not fail" if ours else "boom"
+    assert found.run.error.message.startswith(told)
     assert "Traceback ..." in found.run.error.traceback
     repeated = [("reference", 20)] if ours else []
     assert [(spec.label, spec.job.steps) for spec in runs] == [("reference", 20), ("alone", 10), *repeated]

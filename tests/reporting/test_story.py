@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import report_samples
 
+from precaudit.finding import USE_THE_PLAN, finding
 from precaudit.model import Difference, Location, OpFormat, Plan, Repair, Verification
 from precaudit.reporting import pasting, planned, render, story
 from precaudit.reporting.terminal import render_terminal
@@ -25,6 +26,17 @@ def test_other_verdicts_never_say_verified_alone(verdict, words):
     head = story.headline(replace(report, verification=replace(report.verification, verdict=verdict)))
     assert head.title.startswith(words)
     assert not head.title.startswith("VERIFIED")
+
+
+def test_using_the_plan_is_said_once():
+    report = report_samples.passing()
+    strays = finding("PA501", "error", "as written it strays", USE_THE_PLAN, location=Location("train.py", 3))
+    report = replace(report, findings=(*report.findings, strays))
+    first, *rest = story.actions(report)
+    assert first.startswith("Train with the plan instead of the script's own casts and scaler: paste")
+    assert not any("script's own casts" in action for action in rest)
+    screened = replace(report, verification=replace(report.verification, verdict="screened"))
+    assert "Use the plan instead of the script's own casts and scaler [train.py:3]" in story.actions(screened)
 
 
 def test_seeds_are_not_asked_for_where_no_number_of_them_would_decide():
