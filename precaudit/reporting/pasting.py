@@ -16,6 +16,11 @@ LOOP = (
     "#             scaler.unscale_(optimizer), before gradients are clipped or read",
     "#             scaler.step(optimizer); scaler.update()",
 )
+BY_HAND = (
+    "# the same by torch alone:",
+    '#     with torch.autocast("cuda", torch.{format}): outputs = model(inputs)',
+    "#     and outputs.float() where the loss is computed outside of the model",
+)
 DEFAULT_PLAN = Path("plan.json")
 
 
@@ -38,6 +43,8 @@ def paste_lines(report: Report, plan: Path = DEFAULT_PLAN) -> list[str]:
         lines.insert(0, "# not needed while the script's own autocast does the same")
     if not library and report.own_precision.keys() & {"autocast", "plan", "grad_scaler"}:
         lines.append("# in place of the script's own mixed precision, which was off in the trials")
+    elif story.is_plain_autocast(report) and len(_models(report)) == 1:
+        lines += [line.format(format=report.plan.default) for line in BY_HAND]
     if "casts" in report.own_precision:
         lines.append("# without the script's own casts to low precision, as in the trials")
     return lines

@@ -273,10 +273,15 @@ _OWN_PRECISION = ("PA3", "PA5")
 def has_the_plan(report: Report) -> bool:
     """Whether the script's own autocast does what a verified plan asks for."""
     plan, own = report.plan, report.own_precision
-    uniform = set(plan.modules.values()) == {plan.default} and not plan.ops and plan.loss_scale.mode == "none"
     sound = not any(f.rule.startswith(_OWN_PRECISION) and f.severity != "note" for f in report.findings)
-    same = uniform and own.get("autocast") == plan.default and sound
-    return same and report.verification.verdict == "pass"
+    return is_plain_autocast(report) and own.get("autocast") == plan.default and sound
+
+
+def is_plain_autocast(report: Report) -> bool:
+    """Whether a verified plan asks for nothing but torch.autocast around the whole model."""
+    plan = report.plan
+    half = plan.default in ("bfloat16", "float16") and set(plan.modules.values()) == {plan.default}
+    return half and not plan.ops and plan.loss_scale.mode == "none" and report.verification.verdict == "pass"
 
 
 def _with_the_plan(report: Report) -> str:

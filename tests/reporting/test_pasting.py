@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import report_samples
 
-from precaudit.model import Layer, Plan
+from precaudit.model import Layer, LossScale, OpFormat, Plan
 from precaudit.reporting import pasting
 from precaudit.reporting.terminal import render_terminal
 
@@ -104,7 +104,8 @@ def test_every_model_of_the_plan_has_a_line(names, pasted):
     plan = Plan(default="bfloat16", modules={layer.fqn: "bfloat16" for layer in layers})
     lines = pasting.paste_lines(replace(report_samples.passing(), layers=layers, plan=plan))
     several = {name: f', name="{name}"' * (len(pasted) > 1) for name in pasted}
-    assert lines[2:] == [f"precaudit.apply({name}, plan{more})" for name, more in several.items()]
+    applied = [line for line in lines if line.startswith("precaudit.apply")]
+    assert applied == [f"precaudit.apply({name}, plan{more})" for name, more in several.items()]
 
 
 @pytest.mark.parametrize("verdict", ["pass", "inconclusive", "screened", "not_run"])
@@ -112,6 +113,23 @@ def test_pasted_lines_say_of_a_plan_that_it_is_not_verified(verdict):
     report = report_samples.passing()
     lines = pasting.paste_lines(replace(report, verification=replace(report.verification, verdict=verdict)))
     assert ("# this plan is not verified" in lines) is (verdict != "pass")
+
+
+def test_a_plan_that_is_plain_autocast_can_be_had_from_torch_alone():
+    report = report_samples.passing()
+    uniform = Plan("bfloat16", dict.fromkeys(report.plan.modules, "bfloat16"))
+    assert any('torch.autocast("cuda", torch.bfloat16)' in line for line in lines_of(report, uniform))
+    fqn = next(iter(uniform.modules))
+    for other in (
+        replace(uniform, modules={**uniform.modules, fqn: "float32"}),
+        replace(uniform, ops=(OpFormat(fqn, "softmax", "float32"),)),
+        replace(uniform, loss_scale=LossScale("dynamic", 2.0**16)),
+    ):
+        assert not any("torch.autocast" in line for line in lines_of(report, other))
+
+
+def lines_of(report, plan):
+    return pasting.paste_lines(replace(report, plan=plan, job={**report.job, "baseline": {}}))
 
 
 def test_modules_are_named_as_they_were_run():
