@@ -102,7 +102,7 @@ def test_the_error_of_the_prediction_is_stated_where_the_card_is_known():
 
 
 def test_a_card_that_is_not_listed_is_timed_in_the_formats_of_its_generation():
-    old = {"device": "NVIDIA GeForce RTX 2080 Ti", "cuda": "12.8", "capability": "7.5"}
+    old = {"device": "NVIDIA GeForce RTX 2080 SUPER", "cuda": "12.8", "capability": "7.5"}
     replies = Replies(seen(blocks=blocks(float32=10)))
     measure(audit(), PLAN, get_gpu("t4"), None, old, replies)
     assert [(arm.name, arm.half) for arm in replies.programs[0].arms[:2]] == [("float32", None), ("amp", "float16")]
@@ -110,7 +110,7 @@ def test_a_card_that_is_not_listed_is_timed_in_the_formats_of_its_generation():
 
 @pytest.mark.parametrize(
     ("device", "cuda", "stands_in", "known"),
-    [("NVIDIA A10G", "12.8", "a10", False), ("AMD Instinct MI300X", None, "mi300x", True)],
+    [("NVIDIA A16", "12.8", "a10", False), ("AMD Instinct MI300X", None, "mi300x", True)],
 )
 def test_a_prediction_for_another_card_has_no_error_on_this_one(device, cuda, stands_in, known):
     where = {"device": device, "cuda": cuda, "capability": "8.6" if cuda else "9.4"}
