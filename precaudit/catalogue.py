@@ -30,7 +30,7 @@ class Rule:
 _PROFILE = (
     Rule(
         "PA001",
-        "the verdict is no pass",
+        "the plan was not verified",
         "The plan failed verification, or the trials did not decide; profile ends with 1 in any case.",
         "Do what the report's first action says.",
     ),
@@ -43,7 +43,7 @@ _PROFILE = (
     Rule(
         "PA003",
         "a forward is called directly",
-        "The script calls a module's forward instead of the module: no hook sees it, and no plan reaches it.",
+        "The script calls a module's forward instead of the module: it is neither audited nor planned.",
         "Call the module itself: model(x) instead of model.forward(x).",
     ),
     Rule(
@@ -73,13 +73,13 @@ _PROFILE = (
     Rule(
         "PA105",
         "whole numbers alias",
-        "Positions, indices or counts are made in a format that can't tell them apart, or multiplied in it.",
+        "Positions, indices or counts are in a format that can't hold them all: different ones become equal.",
         "Compute them in float32.",
     ),
     Rule(
         "PA106",
         "an operation loses its result",
-        "The operation, alone in the format on its real inputs, errs by a quarter of its result or more.",
+        "The operation, alone in the format on its real inputs, is off by a quarter of its result or more.",
         "Keep the operation in float32.",
     ),
     Rule(
@@ -90,31 +90,31 @@ _PROFILE = (
     ),
     Rule(
         "PA201",
-        "gradients leave the error budget",
-        "With the whole model in the format, rounding disturbs the gradient more than its own noise allows.",
+        "gradients become too inexact",
+        "With the whole model in the format, rounding changes the gradient by more than its own noise hides.",
         "Use the plan, which has the format where it does no harm.",
     ),
     Rule(
         "PA202",
-        "gradients vanish without a loss scale",
+        "gradients underflow without a loss scale",
         "More than a hundredth of a module's gradient energy is below float16's range.",
         "Use plan.grad_scaler().",
     ),
     Rule(
         "PA203",
         "no loss scale serves every module",
-        "A module's gradients need a scale at which others, its own or another's, overflow.",
+        "A module's gradients need a loss scale at which others, its own or another's, overflow.",
         "Use the plan, which moves the module out of float16.",
     ),
     Rule(
         "PA301",
         "updates of half weights are rounded away",
-        "Most updates of a weight stored in half precision are smaller than it can take.",
+        "Most updates of a weight stored in half precision are too small to change it.",
         "Keep float32 master weights, and train under autocast.",
     ),
     Rule(
         "PA302",
-        "optimizer states vanish",
+        "optimizer states underflow",
         "States kept in float16 are zero where the gradients that they collect are not.",
         "Keep optimizer states in float32.",
     ),
@@ -127,19 +127,19 @@ _PROFILE = (
     Rule(
         "PA304",
         "gradients accumulate in half precision",
-        "The sum of several backward passes in a half .grad loses addends.",
+        "The gradients of several backward passes are summed in a half .grad, which absorbs small ones.",
         "Accumulate gradients in float32.",
     ),
     Rule(
         "PA305",
-        "gradients of repeated rows add up in half",
-        "Rows are looked up in a half table, whose gradient loses addends.",
+        "gradients of repeated rows are summed in half",
+        "Rows are looked up in a half table, and the gradient of one used often absorbs small ones.",
         "Look rows up in the float32 table, and cast the result.",
     ),
     Rule(
         "PA306",
-        "low precision makes whole numbers others",
-        "The script makes ids, positions or counts in a format that can't tell them apart, or casts them to it.",
+        "low precision changes whole numbers",
+        "Ids, positions or counts are made in, or cast to, a format that can't hold them: they alias.",
         "Keep them in an integer or float32 tensor.",
     ),
     Rule(
@@ -157,7 +157,7 @@ _PROFILE = (
     Rule(
         "PA309",
         "the script's own casts lose values",
-        "A script that strays from float32 casts values that become zero, or can't be told apart any more.",
+        "A script that trains unlike float32 casts values that become zero, or equal to each other.",
         "Keep them in float32, or scale or centre them before the cast.",
     ),
     Rule(
@@ -186,14 +186,14 @@ _PROFILE = (
     ),
     Rule(
         "PA501",
-        "the script's own precision strays",
+        "the script trains unlike float32",
         "As written, in its own low precision, the script does not train like float32.",
         "Use the plan, if it is verified, instead of the script's own casts and scaler.",
     ),
     Rule(
         "PA502",
         "scaled gradients are clipped",
-        "The script clips or changes gradients that still have the loss scale in them.",
+        "The script clips or changes gradients that are still multiplied by the loss scale.",
         "Call scaler.unscale_(optimizer) before clipping.",
     ),
     Rule(
@@ -217,25 +217,25 @@ _PROFILE = (
     Rule(
         "PA506",
         "a step on scaled gradients",
-        "The optimizer steps on gradients that have the loss scale in them.",
+        "The optimizer steps on gradients that are still multiplied by the loss scale.",
         "Call scaler.step(optimizer) instead of optimizer.step().",
     ),
     Rule(
         "PA507",
         "scaled gradients enter a loss",
-        "A gradient penalty is computed from gradients that have the loss scale in them.",
+        "A gradient penalty is computed from gradients that are still multiplied by the loss scale.",
         "Divide them by scaler.get_scale() first.",
     ),
     Rule(
         "PA508",
-        "an unscaled loss is unscaled",
-        "A GradScaler divides gradients by a loss scale that is not, or no longer, in them.",
+        "gradients are unscaled wrongly",
+        "A GradScaler divides gradients by a loss scale that they were never, or are no longer, multiplied by.",
         "Scale every loss, scaler.scale(loss).backward(), and leave unscaling to the scaler.",
     ),
     Rule(
         "PA509",
         "autocast keeps old weights",
-        "An optimizer steps inside an open autocast region, which goes on with the weights that it cast before.",
+        "An optimizer steps inside an open autocast region, which keeps using its copies of older weights.",
         "Open autocast anew in every step, around the forward pass and the loss alone.",
     ),
     Rule(
@@ -247,7 +247,7 @@ _PROFILE = (
     Rule(
         "PA511",
         "autocast reaches an optimizer",
-        "An autocast region is open around an optimizer's step, whose own products it makes low.",
+        "An autocast region is open around an optimizer's step, so its matrix products run in low precision.",
         "End the autocast region before the backward pass.",
     ),
     Rule(
@@ -309,8 +309,8 @@ _CHECK = (
     ),
     Rule(
         "PA710",
-        "one of several models, and not told which",
-        "By its modules a model may be one of several in the plan, whose formats differ: one was checked.",
+        "it is unclear which planned model this is",
+        "By its modules it may be one of several in the plan, whose formats differ: one was checked.",
         "Call the model in the script as the plan does.",
     ),
     Rule(
@@ -340,13 +340,13 @@ _CHECK = (
     Rule(
         "PA715",
         "whole numbers alias in the plan",
-        "PA105 where the plan has the format: whole numbers in a product are not told apart.",
+        "PA105 where the plan has the format: it can't hold all whole numbers in a product.",
         "Compute them in float32, or profile again.",
     ),
     Rule(
         "PA716",
         "an operation loses its result in the plan",
-        "PA106 where the plan has the format: the operation alone errs by a quarter or more.",
+        "PA106 where the plan has the format: the operation alone is off by a quarter or more.",
         "Keep the operation in float32, or profile again.",
     ),
     Rule(
@@ -381,7 +381,7 @@ _CHECK = (
     ),
     Rule(
         "PA731",
-        "an output errs too much",
+        "an output is too inexact",
         "The output in eval mode differs from float32's by more than the tolerance.",
         "Keep the model's last layers in a wider format, or pass --tolerance.",
     ),
@@ -417,8 +417,8 @@ _CHECK = (
     ),
     Rule(
         "PA737",
-        "other entries are chosen",
-        "Of rows that the model chooses by their values, such as boxes, others come out under the plan.",
+        "other rows are chosen",
+        "The model chooses rows by their values, such as boxes, and chooses others under the plan.",
         "Keep what computes the scores in a wider format.",
     ),
     Rule(
@@ -453,7 +453,7 @@ _CHECK = (
     ),
     Rule(
         "PA751",
-        "gradients vanish at the plan's loss scale",
+        "gradients underflow at the plan's loss scale",
         "More than a hundredth of a module's gradient energy is below float16's range.",
         "Use the finding's loss scale, or profile with this data.",
     ),

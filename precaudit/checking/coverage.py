@@ -208,8 +208,8 @@ def _bypassed(fqn: str, place: Location) -> Finding:
     return finding(
         "PA709",
         "error",
-        f"{fqn or 'the model'}: forward is called directly, past all hooks: its own operations and outputs were not "
-        "looked at",
+        f"{fqn or 'the model'}: the script calls forward directly, which runs no hooks: its own operations and outputs "
+        "were not checked",
         "call the module: model(x), not model.forward(x)",
         fqn=fqn,
         location=place,

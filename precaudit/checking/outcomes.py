@@ -83,7 +83,7 @@ def _imprecise(match: OutputMatch, error: float, deployment: Deployment) -> Find
     return finding(
         "PA731",
         "error",
-        f"{named(match)} errs by {share(error)} of its rms in {match.format} (SNR {number(match.snr_db)} dB); "
+        f"{named(match)} is off by {share(error)} of its rms in {match.format} (SNR {number(match.snr_db)} dB); "
         f"allowed is {share(deployment.tolerance)}: {deployment.why}",
         "keep its last layers in a wider format, or pass --tolerance if your use of the output allows more",
         output=named(match),
@@ -113,7 +113,7 @@ def _unpaired(match: OutputMatch) -> Finding:
         "PA737",
         "error" if severe else "warning",
         f"{named(match)}: {match.unpaired:,} of {plural(match.entries, 'row')} that the model chose by their values "
-        f"are others in {match.format} than in float32",
+        f"are not the same in {match.format} as in float32",
         "keep what computes the scores in a wider format"
         + ("" if severe else ", unless they lie at a threshold or a near tie, where any rounding decides"),
         output=named(match),

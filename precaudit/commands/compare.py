@@ -93,7 +93,7 @@ def _trend(arguments: argparse.Namespace) -> int:
         print(f"precaudit: left out: {reason}", file=sys.stderr)
     judged = newest(frame)
     for name in judged["report"][judged["regressions"].isna()]:
-        print(f"precaudit: {name} is the first report of its script, so it is held against none", file=sys.stderr)
+        print(f"precaudit: {name} is the first report of its script: there is none to compare it with", file=sys.stderr)
     printed = outputs.render_trend(frame, arguments.format)
     wrote = _emit(arguments, printed, lambda format: outputs.render_trend(frame, format))
     return ExitCode.FINDING if (judged["regressions"] > 0).any() else wrote

@@ -69,8 +69,8 @@ def job_of(arguments: argparse.Namespace) -> Job:
     kind = classify(path)
     if late := _late_options(vars(arguments), path, argv):
         print(
-            f"precaudit: {', '.join(late)} after {script} went to the script, which names no such option; "
-            "precaudit's own come before the script",
+            f"precaudit: {', '.join(late)} after {script} went to the script, which names no such option; options of "
+            "precaudit come before the script",
             file=sys.stderr,
         )
     return Job(kind, script, tuple(argv), os.getcwd(), arguments.steps, arguments.device)
@@ -98,8 +98,8 @@ def refuse_many_processes() -> None:
     count = os.environ.get("WORLD_SIZE", "")
     if "RANK" in os.environ and count.isdigit() and int(count) > 1:
         raise PrecauditError(
-            f"profile runs a script many times, in one process, and was started in {count}; profile one: "
-            "torchrun --nproc_per_node 1 -m precaudit profile SCRIPT. In a loop of your own precaudit.audit sees all",
+            f"profile runs the script many times in one process, but was started in {count}; start one: torchrun "
+            "--nproc_per_node 1 -m precaudit profile SCRIPT. In a loop of your own, precaudit.audit sees all processes",
             ExitCode.USAGE,
         )
 

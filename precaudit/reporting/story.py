@@ -52,13 +52,13 @@ UNDECIDED: Mapping[Cause, Undecided] = {
         "--seeds",
     ),
     "float32": Undecided(
-        "float32 itself did not learn in these steps, and learning as little as that proves nothing.",
-        "Profile again with more --steps, or a script whose loss moves: what float32 learns is the measure.",
+        "float32 itself learned too little in these steps for a comparison.",
+        "Profile again with more --steps, or a script whose loss falls: a plan is judged by what float32 learns.",
         "--steps",
     ),
     "unchanged": Undecided(
-        "rounding reached no loss, so these runs tell nothing about it.",
-        "See whether the loss depends on the modules of the plan: none of their rounding reached it.",
+        "the plan's rounding changed no loss, so these runs say nothing about it.",
+        "Check that the loss depends on the modules of the plan: their rounding did not change it.",
     ),
     "interrupted": Undecided(
         "the runs were interrupted before they could tell.",
@@ -68,8 +68,8 @@ UNDECIDED: Mapping[Cause, Undecided] = {
 
 ENDED = Undecided(
     UNDECIDED["float32"].meaning,
-    "Let the script train longer than it does by itself, or profile one whose loss moves: what float32 learns is the "
-    "measure.",
+    "Let the script train longer than it does by itself, or profile one whose loss falls: a plan is judged by what "
+    "float32 learns.",
 )
 DOUBLE = Undecided(
     "the model computes in float64, which autocast leaves alone, so no value was rounded.",
@@ -137,7 +137,7 @@ def _undecided(report: Report) -> Undecided:
 def _chaotic(seeds: float) -> Undecided:
     needed = f"some {float(f'{seeds:.1g}'):,.0f}" if seeds < 1e6 else "millions of"
     return Undecided(
-        "these runs scatter by so much more than the difference that is allowed that "
+        "these runs scatter so much more than the difference that is allowed that "
         f"{needed} seeds would be needed to tell.",
         "Judge by what you train for (a return, an accuracy) over several trainings of your own, with the plan and "
         "without it.",
@@ -209,11 +209,11 @@ def _meaning(report: Report) -> str:
         "pass": f"you can train in {plan_name(report.plan)}: it learned what float32 learned. {_speed(report)}",
         "fail": "stay in float32 for now: with this plan the model does not learn what it learns in float32.",
         "inconclusive": f"nothing is decided: {_undecided(report).meaning}",
-        "screened": "it looked the same in one pair of runs, which is a first look and no proof.",
-        "not_run": "this plan follows from measured ranges; whether the model still learns the same, nobody has tried.",
+        "screened": "it looked the same in one pair of runs: a first look, not a proof.",
+        "not_run": "this plan follows from measured ranges; no training has shown that the model learns the same.",
     }
     if unsound(report):
-        return "In short: nothing is decided: where float32 itself is not finite, no other format can be judged."
+        return "In short: nothing is decided: float32 itself is not finite, so no other format can be compared with it."
     return f"In short: {sentences[report.verification.verdict]}"
 
 
@@ -229,7 +229,7 @@ def _evidence(report: Report) -> str:
     v = report.verification
     counted = prose(report.job.get("counted") or "optimizer steps")
     runs, seeds = plural(len(v.trials), "training run"), plural(len(v.seeds), "seed")
-    text = f"Evidence: {runs} paired over {seeds}, {v.steps} {counted} each"
+    text = f"Evidence: {runs}, paired by seed over {seeds}, {v.steps} {counted} each"
     if v.difference.lower is not None and v.difference.upper is not None:
         ends = dict.fromkeys((signed(v.difference.lower), signed(v.difference.upper)))
         text += f"; the loss differs by {' to '.join(ends)}"
@@ -298,8 +298,8 @@ def _taken_care_of(report: Report) -> list[str]:
     count = sum(settled(report.plan, finding) for finding in report.findings)
     if not count or verdict == "fail":  # the plan suits none, it is not to be used
         return []
-    what = "Nothing else" if verdict in ("pass", "screened") else "No change"
-    return [f"{what} for {plural(count, 'finding')}: the plan has those places in a format that suits them."]
+    what = "Nothing else to do" if verdict in ("pass", "screened") else "No change is needed"
+    return [f"{what} for {plural(count, 'finding')}: the plan runs those places in a format that suits them."]
 
 
 def settlement(plan: Plan, finding: Finding) -> str:

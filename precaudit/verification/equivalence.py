@@ -89,5 +89,6 @@ def decide(
 def _one_observation(value: float, pairs: int) -> Equivalence:
     if value == 0:
         return Equivalence(0.0, 0.0, 0.0, "pass", pairs, "every loss compared is bit-identical to float32's")
-    why = "one pair" if pairs == 1 else f"the seed changes nothing: {pairs} equal pairs are one observation, which"
-    return Equivalence(value, None, None, "inconclusive", 1, f"{value:+.3%}; {why} tells no spread")
+    why = "one pair of runs" if pairs == 1 else f"the seed changes nothing, so {pairs} pairs count as one, which"
+    detail = f"the loss differs by {value:+.3%}, and {why} can't show how much of that is chance"
+    return Equivalence(value, None, None, "inconclusive", 1, detail)

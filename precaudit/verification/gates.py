@@ -68,12 +68,13 @@ def evaluation(pairs: Sequence[Pair], plan: Plan) -> Gate:
     gate = _finite("evaluation", "outputs in eval mode", _lost_evaluations)(pairs, plan)
     if gate.passed and (wrong := wrong_answers(pairs, plan)):
         model, far = wrong[0]
-        said = f"in eval mode {model} errs by {far.error:.1%} of its outputs' rms"
-        gate = replace(gate, passed=False, detail=f"{said}; weights rounded once make {far.chance:.2%} in float32")
+        said = f"in eval mode the outputs of {model} are off by {far.error:.1%} of their rms"
+        detail = f"{said}; weights that are rounded once change them by {far.chance:.2%} in float32"
+        gate = replace(gate, passed=False, detail=detail)
     unseen = {model for model, _ in refusals(pairs, for_memory=True)}
     if not unseen:
         return gate
-    return replace(gate, detail=f"{gate.detail}; not looked at for want of memory: {_listed(unseen)}")
+    return replace(gate, detail=f"{gate.detail}; not looked at, as memory ran out: {_listed(unseen)}")
 
 
 def first_lost(reference: RunResult, candidate: RunResult) -> int | None:
@@ -106,11 +107,11 @@ def own_end(pairs: Sequence[Pair], plan: Plan) -> Gate:
     earliest = min(reference.steps for reference, _ in pairs)
     if steps < _EARLY * earliest:
         return Gate("own end", False, ended_itself(steps, earliest))
-    return Gate("own end", True, "the script trained on")
+    return Gate("own end", True, "the script did not end by itself any earlier than in float32")
 
 
 def ended_itself(step: int, in_float32: int) -> str:
-    return f"the script ended itself at step {step}, and in float32 not before {in_float32}"
+    return f"the script ended by itself at step {step}, in float32 not before {in_float32}"
 
 
 def unused_calls(calls: Sequence[int], usual: Collection[int]) -> list[int]:
@@ -133,11 +134,11 @@ def used_batches(pairs: Sequence[Pair], plan: Plan) -> Gate:
     """A script that leaves a batch out where the loss isn't finite learns as well from the next one."""
     usual = usual_calls(reference for reference, _ in pairs)
     if not _is_regular(usual):
-        return Gate("batches", True, "not looked at: float32's own steps take calls of the models by many numbers")
+        return Gate("batches", True, "not looked at: how often a step calls the models varies in float32 too")
     unused = max(sum(unused_calls(candidate.calls, usual)) for _, candidate in pairs)
     if unused <= _most_allowed(pairs):
-        return Gate("batches", True, "steps take as many calls of the models as in float32")
-    detail = f"{unused} calls of the models led to no step, which they do in float32: the script leaves batches out"
+        return Gate("batches", True, "every step calls the models as often as in float32")
+    detail = f"{unused} calls of the models led to no step, unlike in float32: the script leaves batches out"
     return Gate("batches", False, detail)
 
 

@@ -16,7 +16,7 @@ from precaudit.verification import statistics
 from precaudit.verification.equivalence import ALPHA, LOOKS, equivalence
 from precaudit.verification.gates import Pair, allowed, ended_itself, failed, gates
 
-_OUTSIDE = "which autocast reaches with torch.amp.custom_fwd and custom_bwd only"
+_OUTSIDE = "which autocast handles only with torch.amp.custom_fwd and custom_bwd"
 _FROM_OUTSIDE = frozenset(-getattr(signal, name, 0) for name in ("SIGKILL", "SIGTERM", "SIGHUP")) - {0}
 """Exit codes of what others ended, such as a system without memory: no doing of the plan's."""
 
@@ -172,8 +172,8 @@ def _learned(references: Sequence[RunResult], margin: float) -> statistics.Guard
     a discriminator's) are looked at apart; one that moves is enough."""
     farthest = max(run.end_state.farthest for run in references)
     if farthest < _STILL:
-        detail = f"no weight went farther than {farthest:.2g} times its size in float32: a loss moves so by other means"
-        return statistics.Guard(False, f"{detail}, such as a schedule's or the data's")
+        detail = f"no weight moved by more than {farthest:.2g} times its size in float32: what moved the loss is "
+        return statistics.Guard(False, f"{detail}something else, such as a schedule or the data")
     curves = [[run.losses for run in references]]
     places = references[0].streams
     if len(places) > 1:
@@ -184,7 +184,7 @@ def _learned(references: Sequence[RunResult], margin: float) -> statistics.Guard
         mean = np.mean([losses[:steps] for losses in runs], axis=0)
         guard = statistics.learned(mean, margin, len(curves), max(LOOKS) / len(references))
         if guard.passed and len(runs) > 1 and statistics.wanders(mean) and not statistics.seeds_agree(runs):
-            guard = replace(guard, passed=False, detail=f"{guard.detail}, by a way that differs from seed to seed")
+            guard = replace(guard, passed=False, detail=f"{guard.detail}, but each seed's went another way")
         guards.append(guard)
     first = next((guard for guard in guards if guard.passed), guards[0])
     return replace(first, open=any(guard.open for guard in guards))

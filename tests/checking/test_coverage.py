@@ -159,7 +159,7 @@ def test_a_model_whose_forward_is_called_by_its_name_is_not_passed():
     trace = Trace(models=("model",), bypassed={"": Location("train.py", 9)})
     finding = found(plan_of(MODEL), facts(MODEL), trace)["PA709"]
     assert (finding.severity, finding.location) == ("error", Location("train.py", 9))
-    assert "operations and outputs were not looked at" in finding.message
+    assert "operations and outputs were not checked" in finding.message
 
 
 def test_several_models_have_their_names_in_front():

@@ -36,7 +36,7 @@ def test_error_is_held_against_the_tolerance(error, rules):
 
 def test_a_large_error_says_how_large():
     finding = only(of_outputs(match(output="logits", signal=1.0, error=0.25)))
-    assert "net, output logits errs by 50.0% of its rms in float16 (SNR 6.02 dB)" in finding.message
+    assert "net, output logits is off by 50.0% of its rms in float16 (SNR 6.02 dB)" in finding.message
     assert finding.evidence["snr_db"] == pytest.approx(6.0206, abs=1e-4)
 
 

@@ -183,8 +183,8 @@ def test_what_a_plan_that_failed_suits_is_not_taken_care_of():
         )[-1]
         for verdict in ("pass", "inconclusive", "fail")
     }
-    assert told["pass"].startswith("Nothing else for 1 finding")
-    assert told["inconclusive"].startswith("No change for 1 finding")
+    assert told["pass"].startswith("Nothing else to do for 1 finding")
+    assert told["inconclusive"].startswith("No change is needed for 1 finding")
     assert "suits" not in told["fail"]
 
 
@@ -196,7 +196,7 @@ def test_findings_where_the_plan_is_wider_ask_for_nothing():
     steps = story.actions(report)
     assert len(steps) == 3
     assert "blocks.0.attn.qkv" in steps[1]
-    assert steps[2].startswith("Nothing else for 1 finding")
+    assert steps[2].startswith("Nothing else to do for 1 finding")
     failed = replace(report, verification=replace(report.verification, verdict="fail"))
     assert not any("Nothing else" in step for step in story.actions(failed))
 
@@ -230,5 +230,5 @@ def test_a_format_that_the_plan_does_not_use_there_is_settled():
     assert not story.settled(plan, about_both)
     report = replace(report_samples.sample_report(), plan=plan, findings=(about_float16,))
     assert story.actions(report)[1:] == [
-        "Nothing else for 1 finding: the plan has those places in a format that suits them."
+        "Nothing else to do for 1 finding: the plan runs those places in a format that suits them."
     ]

@@ -73,7 +73,7 @@ def test_a_script_that_ends_itself_early():
         return [(run(LOSSES, seed=i), run(LOSSES[:each], "candidate-1", i)) for i, each in enumerate(steps)]
 
     (gate,) = failed(gates(ending(40, 19), PLAN))
-    assert gate.detail == "the script ended itself at step 19, and in float32 not before 40"
+    assert gate.detail == "the script ended by itself at step 19, in float32 not before 40"
     assert failed(gates(ending(40, 20), PLAN)) == []
 
 
@@ -121,7 +121,8 @@ def test_the_first_output_that_only_a_plan_loses_tells_the_step():
 def test_answers_that_are_others_than_float32_s_with_the_same_weights(error, chance, wrong):
     end = ended(evaluations={"net": (True, 1.0)}, astray={"net": Astray(error, chance)})
     detail = (
-        f"in eval mode net errs by {error:.1%} of its outputs' rms; weights rounded once make {chance:.2%} in float32"
+        f"in eval mode the outputs of net are off by {error:.1%} of their rms; "
+        f"weights that are rounded once change them by {chance:.2%} in float32"
     )
     assert results({"end_state": end}) == ({"evaluation": detail} if wrong else {})
 
@@ -156,7 +157,7 @@ def test_an_evaluation_that_found_no_memory_is_not_called_finite_and_hides_no_ot
         pair = (run(LOSSES, end_state=answered), run(LOSSES, "candidate-1", end_state=ended(**state)))
         return next((g.passed, g.detail) for g in gates([pair], PLAN) if g.name == "evaluation")
 
-    unseen = "not looked at for want of memory: a"
+    unseen = "not looked at, as memory ran out: a"
     finite = evaluated(refused={"a": memory}, evaluations={"b": (True, 1.0)})
     assert finite == (True, f"all outputs in eval mode are finite; {unseen}")
     lost = evaluated(refused={"a": memory}, evaluations={"b": (False, 1.0)})

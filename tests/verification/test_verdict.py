@@ -105,7 +105,7 @@ def test_a_script_that_ends_itself_under_the_plan_is_not_judged_by_what_was_befo
     ended = replace(pairs.candidates[1], status="ended", steps=steps, losses=pairs.candidates[1].losses[:steps])
     judged = judge(Runs(pairs.references, {**pairs.candidates, 1: ended}, pairs.twins), PLAN)
     assert judged.verdict == verdict
-    told = f"the script ended itself at step {steps}, and in float32 not before 40"
+    told = f"the script ended by itself at step {steps}, in float32 not before 40"
     assert (judged.reason == told) is (verdict != "pass")
 
 
@@ -138,7 +138,7 @@ def test_a_loss_that_moves_though_no_weight_does_proves_nothing(farthest, verdic
     judged = judge(replace(given, references=still), PLAN)
     assert judged.verdict == verdict
     assert judged.settled is (verdict == "inconclusive")
-    assert ("no weight went farther than 2e-05" in judged.reason) is judged.settled
+    assert ("no weight moved by more than 2e-05" in judged.reason) is judged.settled
 
 
 def two_losses(first, second, small=1.0):
@@ -275,5 +275,5 @@ def test_losses_that_wander_have_learned_where_seeds_agree():
         candidates = {i: run(tuple(curve * (1 + 1e-5 * i + 1e-6)), "candidate-1", i) for i, curve in enumerate(curves)}
         judged = judge(Runs(references, candidates, {}), PLAN)
         assert (judged.verdict == "pass") is learned
-        assert ("differs from seed to seed" in judged.reason) is not learned
+        assert ("each seed's went another way" in judged.reason) is not learned
         assert not judged.settled
