@@ -11,6 +11,7 @@ from precaudit.model import Location, Plan
 from precaudit.planning.fitting import format_of, is_within
 from precaudit.planning.planner import fallback
 from precaudit.profiling.bisect import contributions, of_gradients, of_losses, whole_error
+from precaudit.reporting.words import plural
 from precaudit.running.job import Astray, RunResult, ScriptError
 from precaudit.tracing.records import Fault, Trace
 from precaudit.verification.gates import first_lost, refusals, stuck_buffers, unused_calls, usual_calls, wrong_answers
@@ -205,11 +206,14 @@ def _after_stuck(plan: Plan, buffers: Sequence[str]) -> list[Promotion]:
 
 def _after_wrong_answer(plan: Plan, model: str, far: Astray) -> list[Promotion]:
     """Training shows nothing of it: what is to blame was looked for where the model answered."""
-    if far.cause is None:
-        return []
-    source = plan.modules[far.cause]
-    why = f"in {source} it makes the outputs of {model} wrong by {far.error:.1%} in eval mode"
-    return [Promotion(far.cause, "", source, "float32", why)]
+    others = plural(len(far.causes) - 1, "other")
+    how = f"by {far.error:.1%} in eval mode{f', with {others}' if far.causes[1:] else ''}"
+    return [
+        Promotion(
+            fqn, "", plan.modules[fqn], "float32", f"in {plan.modules[fqn]} it makes the outputs of {model} wrong {how}"
+        )
+        for fqn in far.causes
+    ]
 
 
 def _after_silent_error(trials: Trials, plan: Plan, candidates: Mapping[int, RunResult]) -> list[Promotion]:

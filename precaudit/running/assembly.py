@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -37,6 +38,8 @@ from precaudit.running.probes import GradientProbe
 from precaudit.running.seeds import controlled_seeds, repeatable_algorithms
 from precaudit.tracing.ops import caller_location, line_of
 from precaudit.tracing.tracer import TraceOptions, Tracer
+
+_SHORT = 30.0
 
 
 class Optimizers(TrainingListener):
@@ -79,15 +82,17 @@ class Session:
         watching = self.own_low, self.scaled, self.changes, stale
         self.events.listeners = _wanted(self.scaler, self.tracer, probe, *watching, self.optimizers, monitor)
 
-    def end_state(self, spec: RunSpec) -> EndState:
+    def end_state(self, spec: RunSpec, seconds: float = math.inf) -> EndState:
+        """What models answer once more may take as many `seconds`, and half a minute in any case."""
+        calls = self.last_calls.calls
         with torch.set_grad_enabled(spec.watch_from is not None):  # without gradients the tracer looks away
             return end_state(
                 self.scopes,
                 self.optimizers.seen.values(),
-                self.last_calls.calls,
+                calls,
                 self.first_values,
                 self.lost_outputs.first,
-                self.beside(spec),
+                self.beside(spec, max(seconds, _SHORT) / max(1, len(calls))),
             )
 
     def blamed(self, error: ScriptError) -> ScriptError:
@@ -95,11 +100,11 @@ class Session:
         where, function = self.functions.running or (self.scopes.raised_in, None)
         return replace(error, raised_in=where, backward_of=function)
 
-    def beside(self, spec: RunSpec) -> Beside | None:
+    def beside(self, spec: RunSpec, seconds: float = math.inf) -> Beside | None:
         """How models answer in the place of a plan that is tried."""
         if spec.plan is None or spec.watch_from is not None or not spec.plan.is_low_precision:
             return None
-        return Beside(spec.plan, partial(self._under, spec))
+        return Beside(spec.plan, partial(self._under, spec), seconds)
 
     @contextmanager
     def _under(self, spec: RunSpec, plan: Plan | None) -> Iterator[None]:

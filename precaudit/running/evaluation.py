@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import random
-from collections.abc import Callable, Collection, Iterator
-from contextlib import AbstractContextManager, contextmanager
+import time
+from bisect import bisect_left
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -26,10 +30,28 @@ _MENDED = 0.5
 
 @dataclass(frozen=True)
 class Beside:
-    """The plan that is tried, and how models run `under` others meanwhile: None is float32."""
+    """The plan that is tried, how models run `under` others meanwhile (None is float32), and how many `seconds` a
+    model's answers may take: a call may train for minutes."""
 
     plan: Plan
     under: Callable[[Plan | None], AbstractContextManager[None]]
+    seconds: float = math.inf
+
+
+class _Timely:
+    """A call that is made as long as there is time for one more like it, and then raises."""
+
+    def __init__(self, call: Callable[..., torch.Tensor], seconds: float) -> None:
+        self._call, self._left, self._last = call, seconds, 0.0
+
+    def __call__(self, **given: Any) -> torch.Tensor:
+        if self._last > self._left:
+            raise TimeoutError
+        start = time.perf_counter()
+        values = self._call(**given)
+        self._last = time.perf_counter() - start
+        self._left -= self._last
+        return values
 
 
 @dataclass(frozen=True)
@@ -41,14 +63,14 @@ class Answer:
 
 
 def answer(module: nn.Module, args: Any, kwargs: Any, beside: Beside | None) -> Answer:
-    call = partial(_values, module, args, kwargs)
+    call = _Timely(partial(_values, module, args, kwargs), beside.seconds if beside else math.inf)
     with eval_mode(module):
         found = Answer(call())
         if beside is None or not found.values.numel():
             return found
         try:
             return replace(found, astray=_astray(module, call, found.values, beside))
-        except (Exception, SystemExit):  # a cache, say, that grows with every call
+        except (Exception, SystemExit):  # a cache, say, that grows with every call; or it takes too long
             return found
 
 
@@ -76,9 +98,13 @@ def _astray(module: nn.Module, call: Callable[..., torch.Tensor], planned: torch
         with beside.under(_wide(beside.plan, group)):
             return _distance(call(), exact)
 
-    cause = _worst(beside.plan, without)
-    mended = cause is not None and without([cause]) < _MENDED * found.error
-    return replace(found, cause=cause) if mended else found
+    def mends(group: Collection[str]) -> bool:
+        left = replace(found, error=without(group))
+        return left.error < _MENDED * found.error and not left.is_fault(beside.plan)
+
+    with suppress(TimeoutError):
+        return replace(found, causes=_causes(beside.plan, without, mends))
+    return found
 
 
 def _surely(found: Astray, call: Callable[..., torch.Tensor], exact: torch.Tensor, beside: Beside) -> Astray:
@@ -91,13 +117,30 @@ def _surely(found: Astray, call: Callable[..., torch.Tensor], exact: torch.Tenso
     return Astray(min(found.error, again), max(found.chance, drawn))
 
 
-def _worst(plan: Plan, without: Callable[[Collection[str]], float]) -> str | None:
-    """The module with which in float32 least is left of the error."""
-    group = [fqn for fqn, name in plan.modules.items() if name != "float32"]
-    while len(group) > 1:
-        size = -(-len(group) // _PARTS)
-        group = min((group[i : i + size] for i in range(0, len(group), size)), key=without)
-    return group[0] if group else None
+def _causes(
+    plan: Plan, without: Callable[[Collection[str]], float], mends: Callable[[Collection[str]], bool]
+) -> tuple[str, ...]:
+    """The modules that mend it in float32: of groups of them the fewest, by how little of the error is left without
+    each, and of these once more. None where all of them don't."""
+    low = [fqn for fqn, name in plan.modules.items() if name != "float32"]
+    while low:
+        size = -(-len(low) // _PARTS)
+        groups = sorted((low[i : i + size] for i in range(0, len(low), size)), key=without)
+        first = list(accumulate(groups))
+        enough = bisect_left(first, True, key=mends)
+        fewer = first[enough] if enough < len(first) else []
+        if size == 1 or len(fewer) > len(low) / 2:
+            return _needed(fewer, mends)
+        low = fewer
+    return ()
+
+
+def _needed(causes: Sequence[str], mends: Callable[[Collection[str]], bool]) -> tuple[str, ...]:
+    """Without those that others make up for, the innermost first: a module may only hand on what one inside it made."""
+    for each in sorted(causes, key=lambda fqn: -fqn.count(".")) if len(causes) <= _PARTS else ():
+        fewer = [fqn for fqn in causes if fqn != each]
+        causes = fewer if fewer and mends(fewer) else causes
+    return tuple(causes)
 
 
 def _wide(plan: Plan, group: Collection[str]) -> Plan:

@@ -108,11 +108,11 @@ class ScriptError:
 @dataclass(frozen=True)
 class Astray:
     """How far a model's outputs are from float32's with the same weights, as a share of their rms; how far float32
-    goes itself where the weights are rounded once (`chance`); the module without which it is half of it at most."""
+    goes itself where the weights are rounded once (`chance`); the modules without which it is none any more."""
 
     error: float
     chance: float
-    cause: str | None = None
+    causes: tuple[str, ...] = ()
 
     def is_fault(self, plan: Plan) -> bool:
         """More than the plan's formats may err by, and many times as far as rounding goes where a model is sensitive,

@@ -51,7 +51,7 @@ def run(
     def looked_at(result: RunResult) -> RunResult:
         if session.observer is not None:
             session.scopes.listeners.remove(session.observer)  # models answer once more, and not to the script
-        ended = session.end_state(spec)
+        ended = session.end_state(spec, time.perf_counter() - start)  # no longer than the run itself took
         if session.observer is not None and result.finished:
             result = replace(result, observed=session.observer.observe())
         return replace(_measured(result, session, time.perf_counter() - start), end_state=ended)

@@ -72,9 +72,10 @@ def evaluation(pairs: Sequence[Pair], plan: Plan) -> Gate:
         detail = f"{said}; weights that are rounded once change them by {far.chance:.2%} in float32"
         gate = replace(gate, passed=False, detail=detail)
     unseen = {model for model, _ in refusals(pairs, for_memory=True)}
-    if not unseen:
-        return gate
-    return replace(gate, detail=f"{gate.detail}; not looked at, as memory ran out: {_listed(unseen)}")
+    alone = {model for _, run in pairs for model in run.end_state.evaluations.keys() - run.end_state.astray.keys()}
+    beside = [f"not looked at, as memory ran out: {_listed(unseen)}"] if unseen else []
+    beside += [f"not compared with float32, as calls take too long or differ: {_listed(alone)}"] if alone else []
+    return replace(gate, detail="; ".join((gate.detail, *beside)))
 
 
 def first_lost(reference: RunResult, candidate: RunResult) -> int | None:

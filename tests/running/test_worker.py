@@ -820,12 +820,14 @@ def test_what_a_plan_makes_of_a_model_in_eval_mode_alone(name):
     plan = replace(plan, modules={**plan.modules, name: "float32"})
     result = run(spec(plan=plan, precision="plan"), code)
     far = result.end_state.astray["model"]
-    assert (far.is_fault(plan), far.cause) == ((True, "1") if name == "0" else (False, None))
+    assert (far.is_fault(plan), far.causes) == ((True, ("1",)) if name == "0" else (False, ()))
     assert run(spec(), code).end_state.astray == {}
 
 
-@pytest.mark.parametrize(("kinds", "cause"), [((nn.Linear,), ""), ((nn.Linear, Recurrent), None)])
-def test_the_model_itself_may_make_it_or_no_module_alone(kinds, cause):
+@pytest.mark.parametrize(
+    ("kinds", "causes"), [((nn.Linear,), {""}), ((nn.Linear, Recurrent), {"", "parts.1"})]
+)
+def test_the_model_itself_may_make_it_and_parts_of_it_beside(kinds, causes):
     class Model(Recurrent):
         def __init__(self):
             super().__init__(4, 4)
@@ -844,7 +846,7 @@ def test_the_model_itself_may_make_it_or_no_module_alone(kinds, cause):
 
     plan = Plan("bfloat16", dict.fromkeys(["", "parts.0", "parts.1"], "bfloat16"))
     far = run(spec(plan=plan, precision="plan"), code).end_state.astray["model"]
-    assert (far.is_fault(plan), far.cause) == (True, cause)
+    assert (far.is_fault(plan), set(far.causes)) == (True, causes)
 
 
 class CarriesOn(nn.Linear):

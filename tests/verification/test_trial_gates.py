@@ -43,7 +43,7 @@ def test_state_that_is_not_finite(field, name, word):
 
 
 def test_what_float32_shares_is_no_failure_and_is_not_called_finite():
-    bad = ended(parameters=("a",), evaluations={"net": (False, 0.0)})
+    bad = ended(parameters=("a",), evaluations={"net": (False, 0.0)}, astray={"net": Astray(0.0, 0.0)})
     pair = (run(LOSSES, end_state=bad), run(LOSSES, "candidate-1", end_state=bad))
     details = {gate.name: gate.detail for gate in gates([pair], PLAN)}
     assert details["finite parameters"] == "non-finite parameters, but in float32 as well: a"
@@ -134,11 +134,19 @@ def test_what_was_not_looked_at_is_not_said_to_be_finite():
 
 
 def test_answers_in_eval_mode():
-    bad, good = ended(evaluations={"net": (False, 0.0)}), ended(evaluations={"net": (True, 1.0)})
+    alike = {"net": Astray(0.0, 0.0)}
+    bad, good = (ended(evaluations={"net": found}, astray=alike) for found in ((False, 0.0), (True, 1.0)))
     assert results({"end_state": bad}, {"end_state": good}) == {"evaluation": "non-finite outputs in eval mode: net"}
     assert results({"end_state": bad}) == {"evaluation": "non-finite outputs in eval mode: net"}
     assert results({"end_state": bad}, {"end_state": bad}) == {}
     assert results({"end_state": good}, {"end_state": bad}) == {}
+
+
+def test_answers_that_nothing_was_held_against_are_not_said_to_be_like_float32_s():
+    pair = (run(LOSSES), run(LOSSES, "candidate-1", end_state=ended(evaluations={"net": (True, 1.0)})))
+    (gate,) = (gate for gate in gates([pair], PLAN) if gate.name == "evaluation")
+    assert gate.passed
+    assert gate.detail.endswith("not compared with float32, as calls take too long or differ: net")
 
 
 def test_a_model_that_raises_in_eval_mode_under_the_plan_alone():
@@ -154,7 +162,8 @@ def test_an_evaluation_that_found_no_memory_is_not_called_finite_and_hides_no_ot
     answered = ended(evaluations=dict.fromkeys(("a", "b"), (True, 1.0)))
 
     def evaluated(**state):
-        pair = (run(LOSSES, end_state=answered), run(LOSSES, "candidate-1", end_state=ended(**state)))
+        end = ended(astray={"b": Astray(0.0, 0.0)}, **state)
+        pair = (run(LOSSES, end_state=answered), run(LOSSES, "candidate-1", end_state=end))
         return next((g.passed, g.detail) for g in gates([pair], PLAN) if g.name == "evaluation")
 
     unseen = "not looked at, as memory ran out: a"

@@ -1,0 +1,69 @@
+"""What of an answer in eval mode is the plan's doing: how long is asked for it, and what mends it."""
+
+import time
+from contextlib import nullcontext
+
+import pytest
+import torch
+from torch import nn
+
+from precaudit.model import Plan
+from precaudit.running.evaluation import _PARTS, Beside, _causes, answer
+
+
+class Slow(nn.Linear):
+    calls = 0
+
+    def forward(self, x):
+        self.calls += 1
+        return super().forward(x)
+
+
+@pytest.mark.parametrize(("seconds", "calls"), [(60.0, 3), (2.5, 2), (0.0, 1)])
+def test_answers_take_no_longer_than_there_is_time_for(monkeypatch, seconds, calls):
+    """Each takes a second."""
+    model = Slow(4, 4)
+    monkeypatch.setattr(time, "perf_counter", lambda: float(model.calls))
+    found = answer(model, (torch.ones(2, 4),), {}, Beside(Plan("bfloat16"), lambda plan: nullcontext(), seconds))
+    assert model.calls == calls
+    assert len(found.values) == 8
+    assert (found.astray is not None) is (calls == 3)
+
+
+@pytest.mark.parametrize(
+    ("modules", "bad", "most"),
+    [
+        (1, {0}, 1),
+        (40, {17}, 1),
+        (8, {1, 2, 5, 6}, 4),
+        (200, {3, 190}, 2),
+        (200, set(range(0, 200, 2)), 200),  # in every group
+        (200, set(range(100, 140)), 42),  # in whole groups
+    ],
+)
+def test_modules_that_err_together_are_found_together(modules, bad, most):
+    names, asked = [str(number) for number in range(modules)], []
+
+    def without(group):
+        asked.append(group)
+        return len(bad - set(map(int, group))) ** 0.5
+
+    found = _causes(Plan("bfloat16", dict.fromkeys(names, "bfloat16")), without, lambda group: without(group) < 0.1)
+    assert bad <= set(map(int, found))
+    assert len(found) <= most
+    assert len(asked) < 3 * _PARTS
+
+
+def test_where_either_of_two_modules_mends_it_one_is_kept():
+    names = [name for number in range(6) for name in (f"blocks.{number}.lin", f"blocks.{number}")]
+
+    def without(group):
+        return (6 - len({name.removesuffix(".lin") for name in group})) ** 0.5
+
+    found = _causes(Plan("bfloat16", dict.fromkeys(names, "bfloat16")), without, lambda group: without(group) < 0.1)
+    assert sorted(name.removesuffix(".lin") for name in found) == [f"blocks.{number}" for number in range(6)]
+
+
+def test_what_no_module_mends_has_no_causes():
+    assert _causes(Plan("bfloat16", {"a": "bfloat16", "b": "bfloat16"}), len, lambda group: False) == ()
+    assert _causes(Plan("bfloat16", {"a": "float32"}), len, lambda group: True) == ()
