@@ -33,54 +33,33 @@ def run(
     """
     if spec.runs is not None:
         return spec.runs(spec, code, leave)
-    start = time.perf_counter()
-
-    def settled(result: RunResult) -> RunResult:
-        with suppress(StopTraining):
-            session.events.complete()
-        if result.error is not None:
-            result = replace(result, error=session.blamed(result.error))
-        try:
-            return looked_at(result)
-        except Exception:
-            # After an assertion on a GPU nothing there can be read, and its error would stand for the script's.
-            if result.status != "failed":
-                raise
-            return replace(reporter.latest, status=result.status, exit_code=result.exit_code, error=result.error)
-
-    def looked_at(result: RunResult) -> RunResult:
-        if session.observer is not None:
-            session.scopes.listeners.remove(session.observer)  # models answer once more, and not to the script
-        ended = session.end_state(spec, time.perf_counter() - start)  # no longer than the run itself took
-        if session.observer is not None and result.finished:
-            result = replace(result, observed=session.observer.observe())
-        return replace(_measured(result, session, time.perf_counter() - start), end_state=ended)
 
     def stopped() -> None:
         if leave is not None:
-            leave(settled(RunResult(spec.label, spec.seed, "stopped")))
+            leave(reporter.settled(RunResult(spec.label, spec.seed, "stopped")))
 
-    reporter = _Reporter(report, RunResult(spec.label, spec.seed, "killed"))
+    reporter = _Reporter(report, spec)
     stop = Stop(stopped)
     session = reporter.session = Session(spec, reporter, stop)
     if spec.threads:
         torch.set_num_threads(spec.threads)
     with installed(session, spec):
         try:
-            return settled(execute(spec, code, stop))
+            return reporter.settled(execute(spec, code, stop))
         except PrecauditError as error:
             if not session.monitor.steps:
                 raise
-            return settled(RunResult(spec.label, spec.seed, "failed", error=script_error(error)))
+            return reporter.settled(RunResult(spec.label, spec.seed, "failed", error=script_error(error)))
 
 
 class _Reporter:
-    """Hands partial results on: soon at the start, then as its own cost allows."""
+    """Hands partial results on, soon at the start, then as its own cost allows; and completes the last one."""
 
     session: Session
 
-    def __init__(self, report: Report, result: RunResult) -> None:
-        self._report, self.latest = report, result
+    def __init__(self, report: Report, spec: RunSpec) -> None:
+        self._report, self._spec = report, spec
+        self._latest = RunResult(spec.label, spec.seed, "killed")
         self._start = time.perf_counter()
         self._next = 0.0
 
@@ -88,10 +67,34 @@ class _Reporter:
         began = time.perf_counter()
         if began < self._next and step & (step - 1):
             return
-        self.latest = _measured(self.latest, self.session, began - self._start)
-        self._report(self.latest)
+        self._latest = _measured(self._latest, self.session, began - self._start)
+        self._report(self._latest)
         cost = time.perf_counter() - began
         self._next = began + max(_REPORT_SECONDS, cost / _REPORT_SHARE)
+
+    def settled(self, result: RunResult) -> RunResult:
+        """With what was measured until the run ended, and the state it ended in."""
+        with suppress(StopTraining):
+            self.session.events.complete()
+        if result.error is not None:
+            result = replace(result, error=self.session.blamed(result.error))
+        try:
+            return self._completed(result)
+        except Exception:
+            # After an assertion on a GPU nothing there can be read, and its error would stand for the script's.
+            if result.status != "failed":
+                raise
+            return replace(self._latest, status=result.status, exit_code=result.exit_code, error=result.error)
+
+    def _completed(self, result: RunResult) -> RunResult:
+        session = self.session
+        if session.observer is not None:
+            session.scopes.listeners.remove(session.observer)  # models answer once more, and not to the script
+        took = time.perf_counter() - self._start
+        ended = session.end_state(self._spec, took)  # no longer than the run itself took
+        if session.observer is not None and result.finished:
+            result = replace(result, observed=session.observer.observe())
+        return replace(_measured(result, session, time.perf_counter() - self._start), end_state=ended)
 
 
 def execute(spec: RunSpec, code: Callable[[], None], stop: Stop) -> RunResult:
