@@ -190,40 +190,40 @@ def end_state(
     beside: Beside | None = None,
 ) -> EndState:
     models = scopes.names.models
-    several = len(models) > 1
-
-    def named(kind: str) -> Iterable[tuple[str, Any]]:
-        for name, model in models.items():
-            for fqn, owned in getattr(model, f"named_{kind}")():
-                yield (f"{name}.{fqn}".rstrip(".") if several else fqn), owned
-
-    states = [
-        (f"{type(optimizer).__name__}.{key}", value)
-        for optimizer in optimizers
-        for state in getattr(optimizer, "state", {}).values()
-        if hasattr(state, "items")
-        for key, value in state.items()
-        if isinstance(value, torch.Tensor)
-    ]
 
     def moved(kind: str) -> dict[str, float]:
-        ways = [(path, first.moved(module, getattr(module, kind))) for path, module in named("modules")]
+        ways = [(path, first.moved(module, getattr(module, kind))) for path, module in _named(models, "modules")]
         return {f"{path}.{name}".lstrip("."): far for path, own in ways for name, far in own}
 
     answers = {name: _evaluate(scopes, *call, beside) for name, call in calls.items()}
     kept = {name: each for name, each in answers.items() if isinstance(each, Answer) and each.values.numel()}
     return EndState(
-        parameters=_nonfinite(named("parameters")),
-        buffers=_nonfinite(named("buffers")),
+        parameters=_nonfinite(_named(models, "parameters")),
+        buffers=_nonfinite(_named(models, "buffers")),
         moved=moved("_buffers"),
         learned=moved("_parameters"),
         farthest=first.farthest(models.values(), optimizers),
         lost=lost,
-        optimizer_state=tuple(sorted(set(_nonfinite(states)))),
+        optimizer_state=tuple(sorted(set(_nonfinite(_states(optimizers))))),
         evaluations={name: (bool(each.values.isfinite().all()), _rms(each.values)) for name, each in kept.items()},
         astray={name: each.astray for name, each in kept.items() if each.astray},
         refused={name: each for name, each in answers.items() if isinstance(each, ScriptError)},
     )
+
+
+def _named(models: Mapping[str, nn.Module], kind: str) -> Iterator[tuple[str, Any]]:
+    """The `parameters`, `buffers` or `modules` of all models, the model's name in front where there are several."""
+    for name, model in models.items():
+        for fqn, owned in getattr(model, f"named_{kind}")():
+            yield (f"{name}.{fqn}".rstrip(".") if len(models) > 1 else fqn), owned
+
+
+def _states(optimizers: Iterable[Any]) -> Iterator[tuple[str, torch.Tensor]]:
+    for optimizer in optimizers:
+        for state in getattr(optimizer, "state", {}).values():
+            for key, value in state.items() if hasattr(state, "items") else ():
+                if isinstance(value, torch.Tensor):
+                    yield f"{type(optimizer).__name__}.{key}", value
 
 
 def _evaluate(
