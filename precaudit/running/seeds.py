@@ -30,30 +30,38 @@ def derived_seed(seed: Any, trial: int) -> int:
     return zlib.crc32(f"{seed!r}:{trial}".encode())
 
 
-@contextmanager
-def controlled_seeds(trial: int) -> Iterator[None]:
-    """Seeds `random`, numpy and torch, and redirects the script's own seeding until the block ends. What it leaves to
-    the machine, as `default_rng()` does, gets another seed at every call: the same in each run of the trial."""
-    calls = itertools.count()
+class _Seeding:
+    """The seeds of a trial in place of the script's. What a script leaves to the machine, as `default_rng()` does, gets
+    another seed at every call: the same in each run of the trial."""
 
-    def unseeded() -> str:
-        worker = torch.utils.data.get_worker_info()
-        return f"{_BASE_SEED}:{next(calls)}" + (f":{worker.seed}" if worker else "")
+    def __init__(self, trial: int) -> None:
+        self._trial = trial
+        self._calls = itertools.count()
 
-    def folded(function: Callable[..., Any]) -> Callable[..., Any]:
+    def folded(self, function: Callable[..., Any]) -> Callable[..., Any]:
         def seeded(seed: Any = None, *args: Any, **kwargs: Any) -> Any:
             seed = kwargs.pop("a", seed)
             if isinstance(seed, (np.random.SeedSequence, np.random.BitGenerator, np.random.Generator)):
                 return function(seed, *args, **kwargs)
-            return function(derived_seed(unseeded() if seed is None else seed, trial), *args, **kwargs)
+            asked = self._unseeded() if seed is None else seed
+            return function(derived_seed(asked, self._trial), *args, **kwargs)
 
         return seeded
 
-    def fresh() -> int:
+    def fresh(self) -> int:
         """`torch.seed()`, which asks the machine for a number that no other run would have."""
-        torch.manual_seed(unseeded())
+        torch.manual_seed(self._unseeded())
         return torch.initial_seed()
 
+    def _unseeded(self) -> str:
+        worker = torch.utils.data.get_worker_info()
+        return f"{_BASE_SEED}:{next(self._calls)}" + (f":{worker.seed}" if worker else "")
+
+
+@contextmanager
+def controlled_seeds(trial: int) -> Iterator[None]:
+    """Seeds `random`, numpy and torch, and redirects the script's own seeding until the block ends."""
+    seeding = _Seeding(trial)
     start = derived_seed(_BASE_SEED, trial)
     random.seed(start)
     np.random.seed(start % 2**32)
@@ -68,9 +76,9 @@ def controlled_seeds(trial: int) -> Iterator[None]:
             (torch.cuda, "manual_seed"),
             (torch.cuda, "manual_seed_all"),
         ):
-            stack.enter_context(mock.patch.object(owner, name, folded(getattr(owner, name))))
+            stack.enter_context(mock.patch.object(owner, name, seeding.folded(getattr(owner, name))))
         for owner in (torch, torch.random):
-            stack.enter_context(mock.patch.object(owner, "seed", fresh))
+            stack.enter_context(mock.patch.object(owner, "seed", seeding.fresh))
         yield
 
 
