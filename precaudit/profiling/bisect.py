@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from statistics import fmean
 
 from precaudit.model import LossScale, Plan
@@ -88,20 +89,13 @@ def contributions(
     typical = fmean(wholes.values()) if wholes else 0.0
     if typical == 0:
         return []
-
-    def shares(groups: Sequence[Group], derived: Callable[[Group], Plan]) -> dict[Group, float]:
-        found: dict[Group, float] = {}
-        for start in range(0, len(groups), len(steps)):
-            tried = dict(zip(steps, groups[start:], strict=False))
-            errors = _errors(spec, runner, {step: derived(group) for step, group in tried.items()}, measure)
-            found |= {tried[step]: _share(error, wholes[step]) for step, error in errors.items() if step in wholes}
-        return found
+    shares = partial(_shares, spec, runner, measure, wholes, steps)
 
     def alone(groups: Sequence[Group]) -> dict[Group, float]:
-        return shares(groups, lambda group: _only(plan, group))
+        return shares({group: _only(plan, group) for group in groups})
 
     def removed(groups: Sequence[Group]) -> dict[Group, float]:
-        left = shares(groups, lambda group: _only(plan, set(everything) - set(group)))
+        left = shares({group: _only(plan, set(everything) - set(group)) for group in groups})
         return {group: max(0.0, 1 - share) for group, share in left.items()}
 
     def costly(group: Group) -> int:
@@ -111,6 +105,25 @@ def contributions(
     if sum(share for _, share in found) < _EXPLAINED:
         found = _search(everything, len(steps), removed, costly)
     return [Contribution(fqn, share * typical) for fqn, share in found]
+
+
+def _shares(
+    spec: RunSpec,
+    runner: Runner,
+    measure: Measure,
+    wholes: Mapping[Steps, float],
+    steps: Sequence[Steps],
+    plans: Mapping[Group, Plan],
+) -> dict[Group, float]:
+    """Of the whole plan's error in the same steps, what each group's plan makes; as many plans a run as there are
+    steps to try them in."""
+    found: dict[Group, float] = {}
+    groups = list(plans)
+    for start in range(0, len(groups), len(steps)):
+        tried = dict(zip(steps, groups[start:], strict=False))
+        errors = _errors(spec, runner, {step: plans[group] for step, group in tried.items()}, measure)
+        found |= {tried[step]: _share(error, wholes[step]) for step, error in errors.items() if step in wholes}
+    return found
 
 
 def _share(error: float, whole: float) -> float:
