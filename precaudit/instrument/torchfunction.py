@@ -70,6 +70,10 @@ _IN_PLACE_OPERATORS = frozenset(
 )
 
 
+def dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
 @lru_cache(maxsize=4096)
 def op_name(func: Callable[..., Any]) -> str:
     """torch's name for a function, with operator spellings and in-place variants folded into one."""

@@ -16,7 +16,7 @@ from precaudit.execution import apply as applying
 from precaudit.execution.apply import Applied
 from precaudit.execution.loss_scaling import SCALED
 from precaudit.instrument.scopes import checkpointed
-from precaudit.instrument.torchfunction import map_tensors
+from precaudit.instrument.torchfunction import dtype_name, map_tensors
 from precaudit.model import Location, Plan
 from precaudit.tracing.ops import caller_location, line_of
 
@@ -127,7 +127,7 @@ class Baseline:
                 original(region)
                 return region
             asked = bool(getattr(region, "precaudit_asked", region._enabled))
-            dtype = str(region.fast_dtype).removeprefix("torch.") if asked else None
+            dtype = dtype_name(region.fast_dtype) if asked else None
             place = caller_location()
             if dtype is not None:
                 self._asked(dtype, place)

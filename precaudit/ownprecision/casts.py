@@ -10,9 +10,8 @@ from typing import Any
 import torch
 
 from precaudit.execution.rounding import HALVES
-from precaudit.instrument.torchfunction import tensors_in
+from precaudit.instrument.torchfunction import dtype_name, tensors_in
 from precaudit.model import Location
-from precaudit.ownprecision.state import dtype_name
 from precaudit.tracing.ops import caller_location, line_of
 from precaudit.tracing.shadow import Energies
 
@@ -42,7 +41,7 @@ class OwnCasts:
             return
         for source in tensors_in(args):
             if source.dtype in (torch.float32, torch.float64) and source.shape == result.shape:
-                cast = self._casts[caller_location(), dtype_name(result)]
+                cast = self._casts[caller_location(), dtype_name(result.dtype)]
                 cast.there += int(torch.count_nonzero(source))
                 cast.kept += int(torch.count_nonzero(result))
                 cast.differences += _lost_differences(source.detach(), result.detach())

@@ -15,6 +15,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from precaudit.instrument.patches import wrapped
+from precaudit.instrument.torchfunction import dtype_name
 from precaudit.tracing.ops import caller_location
 
 _LOW = {torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2}
@@ -70,7 +71,7 @@ def _asked_for(func: Any, args: Any, kwargs: dict[str, Any]) -> str | None:
     if name in _LOW_CASTS:
         return "float16" if name == "half" else name
     asked = (value for value in (*args, *kwargs.values()) if isinstance(value, torch.dtype) and value in _LOW)
-    return next((str(dtype).removeprefix("torch.") for dtype in asked), None)
+    return next(map(dtype_name, asked), None)
 
 
 class Float32Mode(TorchFunctionMode):

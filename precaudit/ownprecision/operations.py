@@ -9,10 +9,9 @@ from typing import Any
 import torch
 
 from precaudit.instrument.scopes import Frame
-from precaudit.instrument.torchfunction import tensors_in
+from precaudit.instrument.torchfunction import dtype_name, tensors_in
 from precaudit.model import Location
 from precaudit.ownprecision.casts import CASTS
-from precaudit.ownprecision.state import dtype_name
 from precaudit.tracing.ops import caller_location, line_of
 from precaudit.tracing.records import ABSORBING
 from precaudit.tracing.shadow import Energies, local_errors, repeatable, smaller_addend
@@ -44,12 +43,12 @@ class OwnOperations:
             return
         if op in ABSORBING and not smaller_addend(tensors_in(args), result):
             return  # such a call would hide what others of the same line lose
-        for energies in local_errors(op, func, args, kwargs, (dtype_name(result),)).values():
+        for energies in local_errors(op, func, args, kwargs, (dtype_name(result.dtype),)).values():
             self._note(op, result, energies)
 
     def _note(self, op: str, result: torch.Tensor, energies: Energies) -> None:
         frame = self._current()
-        key = (caller_location(), frame.name.fqn if frame else "", op, dtype_name(result))
+        key = (caller_location(), frame.name.fqn if frame else "", op, dtype_name(result.dtype))
         self._lost[key] = self._lost.get(key, Energies()) + energies
 
     def step_ended(self) -> None:

@@ -19,6 +19,7 @@ from torch.overrides import _get_current_function_mode_stack
 from precaudit.execution.emulated import EmulatedMode, autocast_asked
 from precaudit.execution.formats import FLOAT32, ScopeFormat
 from precaudit.execution.rounding import HALVES
+from precaudit.instrument.torchfunction import dtype_name
 from precaudit.ownprecision.baseline import keeping_what_is_asked
 
 
@@ -54,7 +55,7 @@ class OwnRegions(EmulatedMode):
 
     def _scope(self) -> ScopeFormat:
         dtype = self._dtype()
-        return ScopeFormat(str(dtype).removeprefix("torch.")) if dtype else FLOAT32
+        return ScopeFormat(dtype_name(dtype)) if dtype else FLOAT32
 
     @contextmanager
     def emulated(self) -> Iterator[None]:

@@ -18,7 +18,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from precaudit.execution.emulated import to_float32
 from precaudit.execution.rounding import HALVES
 from precaudit.instrument.names import ModuleNames
-from precaudit.instrument.torchfunction import FUSED, tensors_in, writes
+from precaudit.instrument.torchfunction import FUSED, dtype_name, tensors_in, writes
 from precaudit.model import Location
 from precaudit.tracing.ops import caller_location, line_of
 
@@ -116,7 +116,7 @@ class States:
             self._changed(func, args, kwargs, states)
             if op == "mul" and (factor := _vain_factor(args, states[0].tensor)) is not None:
                 owner = states[0].owner
-                decay = self._decays.setdefault((states[0].place, owner), _Decay(dtype_name(result), factor))
+                decay = self._decays.setdefault((states[0].place, owner), _Decay(dtype_name(result.dtype), factor))
                 decay.times += 1
         elif op in _CHANGES and not result.requires_grad:
             self._derived(func, args, kwargs, result)
@@ -217,7 +217,7 @@ class States:
     ) -> None:
         change, lost = energy(exact - start), energy(stored.float() - exact)
         if math.isfinite(change + lost):
-            loss = self._losses.setdefault((place, owner), _Loss(dtype_name(stored)))
+            loss = self._losses.setdefault((place, owner), _Loss(dtype_name(stored.dtype)))
             loss.change, loss.lost, loss.times = loss.change + change, loss.lost + lost, loss.times + 1
 
     def _exact(self, value: Any) -> Any:
@@ -331,10 +331,6 @@ def is_plain(tensor: torch.Tensor) -> bool:
 
 def energy(values: torch.Tensor) -> float:
     return float(torch.linalg.vector_norm(values, dtype=torch.float64)) ** 2
-
-
-def dtype_name(tensor: torch.Tensor) -> str:
-    return str(tensor.dtype).removeprefix("torch.")
 
 
 def _key(tensor: torch.Tensor) -> Key:

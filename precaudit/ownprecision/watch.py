@@ -17,14 +17,23 @@ from precaudit.histograms.memory import in_transform
 from precaudit.instrument.events import TrainingListener, parameters_of
 from precaudit.instrument.names import ModuleNames
 from precaudit.instrument.scopes import Frame
-from precaudit.instrument.torchfunction import Call, op_name, single_calls, stored, takes_lists, tensors_in, writes
+from precaudit.instrument.torchfunction import (
+    Call,
+    dtype_name,
+    op_name,
+    single_calls,
+    stored,
+    takes_lists,
+    tensors_in,
+    writes,
+)
 from precaudit.ownprecision.casts import OwnCasts
 from precaudit.ownprecision.float32 import called_by_precaudit
 from precaudit.ownprecision.grad_scaler import FACTOR, multiplied_by
 from precaudit.ownprecision.nonfinite import OwnNonFinite
 from precaudit.ownprecision.operations import OwnOperations
 from precaudit.ownprecision.overflows import overflow, overwritten
-from precaudit.ownprecision.state import State, States, dtype_name, energy, is_plain
+from precaudit.ownprecision.state import State, States, energy, is_plain
 from precaudit.tracing.ops import caller_location
 
 _EXACT_INTEGERS = 2.0**24
@@ -134,11 +143,11 @@ class OwnLowPrecision(TorchFunctionMode, TrainingListener):
         changed = int((whole & (result.double() != values)).sum())
         if changed > 1 and int(whole.sum()) > 0.9 * int(large.sum()):
             top = float(values[whole].abs().max())
-            self._note("integers", dtype=dtype_name(result), limit=limit, amax=top, changed=changed)
+            self._note("integers", dtype=dtype_name(result.dtype), limit=limit, amax=top, changed=changed)
 
     def _look_for_overflow(self, call: Call, result: torch.Tensor, before: torch.Tensor | None) -> None:
         if not self._overflowed and (top := overflow(op_name(call[0]), *call, result, before)) is not None:
-            self._note("overflow", dtype=dtype_name(result), op=op_name(call[0]), amax=top, step=self._step)
+            self._note("overflow", dtype=dtype_name(result.dtype), op=op_name(call[0]), amax=top, step=self._step)
 
     def _look_for_non_finite(self, call: Call, result: torch.Tensor) -> None:
         """What a script adds to a weight by itself, such as a step to its worst neighbour, no scaler skips."""
@@ -175,7 +184,7 @@ class OwnLowPrecision(TorchFunctionMode, TrainingListener):
             if not math.isfinite(lost):
                 return
             where = (place.path, place.line) if place else ("", 0)
-            entry = {"kind": "rows", "fqn": fqn, "path": where[0], "line": where[1], "dtype": dtype_name(table)}
+            entry = {"kind": "rows", "fqn": fqn, "path": where[0], "line": where[1], "dtype": dtype_name(table.dtype)}
             known = self._found.setdefault(("rows", *where, fqn), {**entry, "lost": lost})
             known["lost"] = max(known["lost"], lost)
             self._publish()
@@ -224,7 +233,7 @@ class OwnLowPrecision(TorchFunctionMode, TrainingListener):
         """A gradient that overflowed on its way, which the script may skip, or replace by zeros."""
         if any(kind == "lost" for kind, *_ in self._found) or bool(gradient.isfinite().all()):
             return
-        facts = {"dtype": dtype_name(parameter), "step": self._step, "scale": self._scale}
+        facts = {"dtype": dtype_name(parameter.dtype), "step": self._step, "scale": self._scale}
         self._note("lost", fqn=fqn.rpartition(".")[0], **facts)
 
     def step_starts(self, optimizer: Any) -> None:
@@ -251,7 +260,7 @@ class OwnLowPrecision(TorchFunctionMode, TrainingListener):
                 lost = energy(known.stored.float() - known.exact) / energy(known.exact)
                 fqn = name.rpartition(".")[0]
                 if math.isfinite(lost):
-                    entry = {"kind": "gradients", "fqn": fqn, "dtype": dtype_name(parameter), "lost": lost}
+                    entry = {"kind": "gradients", "fqn": fqn, "dtype": dtype_name(parameter.dtype), "lost": lost}
                     noted = self._found.setdefault(("gradients", "", 0, fqn), entry)
                     noted["lost"] = max(noted["lost"], lost)
         self._sums.clear()

@@ -16,7 +16,7 @@ from precaudit.instrument.events import TrainingEvents, TrainingListener, parame
 from precaudit.instrument.names import ModuleNames, fqns_of
 from precaudit.instrument.patches import Shared, wrapped
 from precaudit.instrument.scopes import ModuleScopes
-from precaudit.instrument.torchfunction import tensors_in
+from precaudit.instrument.torchfunction import dtype_name, tensors_in
 from precaudit.tracing.records import Trace
 from precaudit.tracing.snapshot import snapshot
 from precaudit.tracing.tracer import TraceOptions, Tracer
@@ -29,7 +29,7 @@ _eager = Shared(partial(torch.compiler.set_stance, "force_eager"))
 def autocast_in_force() -> str | None:
     """The dtype of the autocast region that is on, None where none is."""
     on = (device for device in ("cuda", "cpu") if torch.is_autocast_enabled(device))
-    return next((str(torch.get_autocast_dtype(device)).removeprefix("torch.") for device in on), None)
+    return next((dtype_name(torch.get_autocast_dtype(device)) for device in on), None)
 
 
 def is_rarer(number: int) -> bool:

@@ -17,6 +17,7 @@ from precaudit.histograms import Addition, add_all
 from precaudit.histograms.memory import of_this_rank
 from precaudit.instrument.events import parameters_of
 from precaudit.instrument.names import ModuleName, ModuleNames
+from precaudit.instrument.torchfunction import dtype_name
 from precaudit.tracing.slots import ParameterSlot
 from precaudit.tracing.waiting import WaitingGradients, may_wait
 
@@ -61,7 +62,7 @@ class ParameterTracker:
             self._hook(parameter, known)
             return
         slot = self.slots.setdefault(
-            (module, name), ParameterSlot(module, name, parameter.numel(), str(parameter.dtype).removeprefix("torch."))
+            (module, name), ParameterSlot(module, name, parameter.numel(), dtype_name(parameter.dtype))
         )
         self._parameters[id(parameter)] = (ref(parameter), slot)
         self._hooked.discard(id(parameter))

@@ -11,6 +11,7 @@ import torch
 from precaudit.formats import EXTREME
 from precaudit.histograms import Accumulator, collect
 from precaudit.instrument.names import ModuleName
+from precaudit.instrument.torchfunction import dtype_name
 from precaudit.model import Location, TensorStats
 from precaudit.tracing.shadow import Energies
 
@@ -121,7 +122,7 @@ class ParameterSlot:
         gauge = self.state.get(key)
         if gauge is None:
             gauge = self.state[key] = Gauge()
-            self.state_dtypes[key] = str(dtype).removeprefix("torch.")
+            self.state_dtypes[key] = dtype_name(dtype)
         return gauge
 
     @property

@@ -21,7 +21,7 @@ from precaudit.instrument.events import TrainingListener, in_backward
 from precaudit.instrument.functions import IN_FUNCTION
 from precaudit.instrument.names import ModuleName
 from precaudit.instrument.scopes import REPEATED, Frame, ModuleScopes
-from precaudit.instrument.torchfunction import tensors_in
+from precaudit.instrument.torchfunction import dtype_name, tensors_in
 from precaudit.tracing.extremes import largest
 from precaudit.tracing.faults import FaultWatch, Inputs, finite_amax
 from precaudit.tracing.flops import UNTOLD, counted_flops
@@ -261,7 +261,7 @@ class Tracer(TrainingListener):
 
     def _new_op(self, key: tuple[ModuleName, str, int], func: Call, args: Any, kwargs: Any, half: bool) -> OpSlot:
         inputs = [t for t in tensors_in((args, kwargs)) if t.is_floating_point()]
-        dtype = str(inputs[0].dtype if inputs else torch.float32).removeprefix("torch.")
+        dtype = dtype_name(inputs[0].dtype if inputs else torch.float32)
         if dtype in ("float16", "bfloat16"):
             self.low_dtypes.add(dtype)
         self.read.update(id(t) for t in inputs if isinstance(t, torch.nn.Parameter))
