@@ -16,7 +16,7 @@ from precaudit.checking import inputs
 from precaudit.checking.records import Deployment, HardInput, ModuleFacts, Observation, Observed
 from precaudit.checking.repeating import Calls, Repeater, Seen, compare, hard_calls, safe_exponent, said, try_hard
 from precaudit.errors import PrecauditError
-from precaudit.instrument.names import ModuleNames
+from precaudit.instrument.names import ModuleNames, has_parameters
 from precaudit.instrument.scopes import Frame, ModuleScopes
 from precaudit.model import Execution, Plan
 from precaudit.planning.fitting import fit_names, part_of
@@ -38,7 +38,7 @@ class Observer:
     def entered(self, frame: Frame) -> None: ...
 
     def left(self, frame: Frame, output: Any) -> Any:
-        if is_called(frame) and output is not None and next(iter(frame.module.parameters()), None) is not None:
+        if is_called(frame) and output is not None and has_parameters(frame.module):
             self._keep(frame)
         return output
 

@@ -30,6 +30,10 @@ class ModuleName(NamedTuple):
     fqn: str
 
 
+def has_parameters(module: nn.Module) -> bool:
+    return next(iter(module.parameters()), None) is not None
+
+
 def _caller_frames() -> Iterator[types.FrameType]:
     frame: types.FrameType | None = sys._getframe(2)
     while frame is not None:

@@ -24,7 +24,7 @@ import torch
 from torch import nn
 
 from precaudit.instrument.events import TrainingEvents, TrainingListener
-from precaudit.instrument.names import ModuleNames
+from precaudit.instrument.names import ModuleNames, has_parameters
 from precaudit.instrument.patches import wrapped
 from precaudit.instrument.scopes import ModuleScopes, ScopeListener
 from precaudit.measuring.arms import engaged
@@ -265,6 +265,6 @@ class Conductor(TrainingListener):
 
 def _outermost(models: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
     """Models with parameters that are no part of another one."""
-    trained = {name: model for name, model in models.items() if next(iter(model.parameters()), None) is not None}
+    trained = {name: model for name, model in models.items() if has_parameters(model)}
     inner = {id(part) for model in trained.values() for part in model.modules() if part is not model}
     return {name: model for name, model in trained.items() if id(model) not in inner}

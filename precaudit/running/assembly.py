@@ -19,7 +19,7 @@ from precaudit.execution.products import own_settings_ignored, tf32
 from precaudit.instrument.eager import eager_only
 from precaudit.instrument.events import TrainingEvents, TrainingListener
 from precaudit.instrument.functions import OwnBackward
-from precaudit.instrument.names import ModuleNames
+from precaudit.instrument.names import ModuleNames, has_parameters
 from precaudit.instrument.scopes import ModuleScopes, ScopeListener
 from precaudit.model import Plan
 from precaudit.ownprecision.baseline import Baseline
@@ -66,8 +66,8 @@ class Session:
         self.functions = OwnBackward(scopes, baseline.island, spec.plan is not None)
         self.scaler = _scaler(spec.plan)
         self.tracer = Tracer(scopes, _trace_options(spec, baseline), in_island) if _is_traced(spec) else None
-        probe = GradientProbe(spec, self.names, scopes, self.events, _trains, in_island) if spec.probe_dir else None
-        self.probe = probe
+        probing = spec, self.names, scopes, self.events, has_parameters, in_island
+        self.probe = probe = GradientProbe(*probing) if spec.probe_dir else None
         self.observer = spec.observer(scopes, in_island) if spec.observer else None
         self.own_low = OwnLowPrecision(self.names, settings, lambda: scopes.current) if _as_written(spec) else None
         self.scaled = ScaledGradients(self.names, settings) if own else None
@@ -139,15 +139,11 @@ def _roundings(spec: RunSpec, scopes: ModuleScopes, in_island: Callable[[], bool
     """The plan's, and those of the weights that a run begins with."""
     if spec.plan is not None:
         execution = NativePrecision if spec.execution == "native" else Emulator
-        yield execution(spec.plan, scopes, _trains, in_island)
+        yield execution(spec.plan, scopes, has_parameters, in_island)
     if spec.jitter:
         yield Perturbation(jitter(spec.seed))
     if spec.perturbed:
         yield Perturbation(rounded_to(spec.perturbed))
-
-
-def _trains(module: torch.nn.Module) -> bool:
-    return next(iter(module.parameters()), None) is not None
 
 
 def _as_written(spec: RunSpec) -> bool:

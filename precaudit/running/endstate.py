@@ -16,6 +16,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from precaudit.histograms.memory import flat, outside_transforms
 from precaudit.instrument.events import parameters_of
+from precaudit.instrument.names import has_parameters
 from precaudit.instrument.scopes import Frame, ModuleScopes
 from precaudit.instrument.torchfunction import plain, tensors_in
 from precaudit.running.evaluation import Answer, Beside, answer
@@ -59,7 +60,7 @@ class LastCalls:
             trains = torch.is_grad_enabled() and frame.module.training
             name = _called(frame) + ("" if trains else _ELSEWHERE)
             self._calls.setdefault(frame.module, {})[name] = frame.call
-            if next(iter(frame.module.parameters()), None) is not None:
+            if has_parameters(frame.module):
                 self._kept[name] = frame.module
         return output
 
