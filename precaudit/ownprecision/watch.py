@@ -3,10 +3,8 @@ that absorb their addends, whole numbers that become others, and gradients that 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -33,22 +31,13 @@ from precaudit.ownprecision.grad_scaler import FACTOR, multiplied_by
 from precaudit.ownprecision.nonfinite import OwnNonFinite
 from precaudit.ownprecision.operations import OwnOperations
 from precaudit.ownprecision.overflows import overflow, overwritten
-from precaudit.ownprecision.state import State, States, energy, is_plain
-from precaudit.tracing.ops import caller_location
+from precaudit.ownprecision.state import State, States, is_plain
+from precaudit.ownprecision.sums import OwnSums
+from precaudit.tracing.ops import caller_location, line_of
 
 _EXACT_INTEGERS = 2.0**24
 _CASTS = frozenset("to half bfloat16 type type_as copy cat stack".split())
-_READS_ROWS = frozenset("embedding index_select __getitem__".split())
 _RUNAWAY = 2.0**40
-
-
-@dataclass
-class _Sum:
-    """The float32 sum of a parameter's gradients, and what its `.grad` held when the last of them was added: a script
-    may clip that, or hand it to a master copy, before the step."""
-
-    exact: torch.Tensor
-    stored: torch.Tensor | None = None
 
 
 class OwnLowPrecision(TorchFunctionMode, TrainingListener):
@@ -59,13 +48,12 @@ class OwnLowPrecision(TorchFunctionMode, TrainingListener):
     ) -> None:
         """`current` says whose forward is running."""
         super().__init__()
-        self._names, self._settings = names, settings
+        self._settings = settings
         self._states, self._operations, self._casts = States(names), OwnOperations(current), OwnCasts()
         self._nonfinite = OwnNonFinite(current)
+        self._sums = OwnSums(names, self._states.module_of, self._look_for_lost)
         self._step = 0
         self._found: dict[tuple[str, str, int, str], dict[str, Any]] = {}
-        self._sums: dict[int, _Sum] = {}
-        self._summed: set[int] = set()
         self._scale = 0.0
         self._lost = False
         self._stepping = False
@@ -108,19 +96,17 @@ class OwnLowPrecision(TorchFunctionMode, TrainingListener):
         self._look_for_integers(op, func, args, kwargs, result)
         self._operations.made(op, func, args, kwargs, result, self._stepping)
         self._casts.made(op, args, result)
-        if op in _READS_ROWS and result.requires_grad:
-            self._watch_rows(op, args, result)
+        self._sums.made(op, args, result)
         self._states.after(op, func, args, kwargs, result, states)
 
     def _note(self, kind: str, **facts: Any) -> None:
-        place = caller_location()
-        where = (place.path, place.line) if place else ("", 0)
-        entry = self._found.setdefault((kind, *where, facts.get("fqn", "")), {"kind": kind, **facts})
-        entry |= {"path": where[0], "line": where[1]}
+        where = line_of(caller_location())
+        key = kind, where["path"], where["line"], facts.get("fqn", "")
+        self._found.setdefault(key, {"kind": kind, **facts}).update(where)
         self._publish()
 
     def _publish(self) -> None:
-        kept = (self._states, self._operations, self._casts, self._nonfinite)
+        kept = (self._sums, self._states, self._operations, self._casts, self._nonfinite)
         self._settings["low"] = [*self._found.values(), *(entry for each in kept for entry in each.entries())]
 
     # ---------------------------------------------------------------- one operation
@@ -165,34 +151,6 @@ class OwnLowPrecision(TorchFunctionMode, TrainingListener):
         """The first one tells; what follows may follow from it."""
         return any(kind == "overflow" for kind, *_ in self._found)
 
-    def _watch_rows(self, op: str, args: Any, result: torch.Tensor) -> None:
-        """A row read many times sums as many gradients, in the dtype that it is stored in."""
-        table, index = _table_and_index(op, args)
-        if table is None or index is None or not table.requires_grad or table.dtype not in HALVES:
-            return
-        place, fqn = caller_location(), self._states.module_of(table)
-
-        def summed(gradients: Sequence[torch.Tensor | None], results: Sequence[torch.Tensor | None]) -> None:
-            gradient, given = gradients[0], results[0]
-            if gradient is None or given is None or gradient.shape != table.shape:
-                return
-            gradient, exact = gradient.to_dense().float(), _sum_of_rows(table, index, given)
-            # Rows that get no gradient at all are padding.
-            exact *= (gradient != 0).flatten(1).any(1).reshape(-1, *[1] * (table.dim() - 1))
-            whole = energy(exact)
-            lost = energy(gradient - exact) / whole if whole else 0.0
-            if not math.isfinite(lost):
-                return
-            where = (place.path, place.line) if place else ("", 0)
-            entry = {"kind": "rows", "fqn": fqn, "path": where[0], "line": where[1], "dtype": dtype_name(table.dtype)}
-            known = self._found.setdefault(("rows", *where, fqn), {**entry, "lost": lost})
-            known["lost"] = max(known["lost"], lost)
-            self._publish()
-
-        # At this lookup's own node: the table's gradient sums other uses of it too, such as a tied output layer's.
-        if result.grad_fn is not None:
-            result.grad_fn.register_hook(summed)
-
     # ---------------------------------------------------------------- training
 
     def backward_starts(self, roots: Sequence[torch.Tensor], gradients: list[Any]) -> None:
@@ -202,32 +160,10 @@ class OwnLowPrecision(TorchFunctionMode, TrainingListener):
         self._lost = not all(bool(stored(root).isfinite().all()) for root in roots)
         if self._scale >= _RUNAWAY:
             self._note("runaway", scale=min(self._scale, 2.0**127), step=self._step)
-        for model in self._names.models.values():
-            for fqn, parameter in model.named_parameters():
-                self._follow_sum(fqn, parameter)
+        self._sums.backward_starts()
 
-    def _follow_sum(self, fqn: str, parameter: torch.Tensor) -> None:
-        """Gradients that a low parameter accumulates over several backward passes, beside their float32 sum."""
-        if parameter.dtype not in HALVES or not parameter.requires_grad:
-            return
-        if parameter.grad is None:
-            self._sums.pop(id(parameter), None)
-        if id(parameter) not in self._summed:
-            self._summed.add(id(parameter))
-
-            def add(gradient: torch.Tensor) -> None:
-                value = gradient.detach().float().to_dense()
-                self._look_for_lost(fqn, parameter, value)
-                known = self._sums.get(id(parameter))
-                self._sums[id(parameter)] = _Sum(value if known is None else known.exact + value)
-
-            def added(parameter: torch.Tensor) -> None:
-                known = self._sums.get(id(parameter))
-                if known is not None and parameter.grad is not None and not parameter.grad.is_sparse:
-                    known.stored = parameter.grad.detach().clone()
-
-            parameter.register_hook(add)
-            parameter.register_post_accumulate_grad_hook(added)
+    def backward_ended(self, roots: Sequence[torch.Tensor]) -> None:
+        self._publish()
 
     def _look_for_lost(self, fqn: str, parameter: torch.Tensor, gradient: torch.Tensor) -> None:
         """A gradient that overflowed on its way, which the script may skip, or replace by zeros."""
@@ -238,7 +174,7 @@ class OwnLowPrecision(TorchFunctionMode, TrainingListener):
 
     def step_starts(self, optimizer: Any) -> None:
         self._stepping = True
-        self._compare_sums()
+        self._sums.step_starts()
         if optimizer is None:
             return
         self._states.optimizers.add(optimizer)
@@ -251,20 +187,6 @@ class OwnLowPrecision(TorchFunctionMode, TrainingListener):
         if bad and not any(kind == "steps" for kind, *_ in self._found):
             self._note("steps", step=self._step, fqn=self._states.module_of(bad[0]), parameters=len(bad))
 
-    def _compare_sums(self) -> None:
-        for model in self._names.models.values():
-            for name, parameter in model.named_parameters():
-                known = self._sums.get(id(parameter))
-                if known is None or known.stored is None or not energy(known.exact):
-                    continue
-                lost = energy(known.stored.float() - known.exact) / energy(known.exact)
-                fqn = name.rpartition(".")[0]
-                if math.isfinite(lost):
-                    entry = {"kind": "gradients", "fqn": fqn, "dtype": dtype_name(parameter.dtype), "lost": lost}
-                    noted = self._found.setdefault(("gradients", "", 0, fqn), entry)
-                    noted["lost"] = max(noted["lost"], lost)
-        self._sums.clear()
-
     def step_ended(self, optimizer: Any) -> None:
         self._stepping = False
 
@@ -273,13 +195,6 @@ class OwnLowPrecision(TorchFunctionMode, TrainingListener):
         self._operations.step_ended()
         self._step += 1
         self._publish()
-
-
-def _sum_of_rows(table: torch.Tensor, index: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
-    """What rows of a table get from the gradients of what was read there, summed in float32."""
-    rows = gradient.detach().float().reshape(-1, *table.shape[1:])
-    total = torch.zeros(table.shape, dtype=rows.dtype, device=rows.device)
-    return total.index_add_(0, index.reshape(-1).remainder(len(table)), rows)
 
 
 def _as_it_is(operation: Any, args: Any, kwargs: Any) -> Any:
@@ -291,13 +206,3 @@ def _factor(root: torch.Tensor) -> float:
     """The loss scale of what a backward pass starts from: its scaler's, or what the script multiplied it by."""
     factor: float = getattr(root, FACTOR, None) or multiplied_by(root)
     return factor
-
-
-def _table_and_index(op: str, args: Any) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-    """The table of rows and the index into its first dimension, whichever comes first in the call."""
-    plain = len(args) >= 2 and all(isinstance(arg, torch.Tensor) for arg in args[:2])
-    rows = plain or (op == "index_select" and len(args) == 3 and args[1] == 0)
-    tensors = tensors_in(args) if rows else []
-    table = next((t for t in tensors if t.is_floating_point() and t.dim() > 1), None)
-    index = next((t for t in tensors if t.dtype in (torch.int64, torch.int32)), None)
-    return table, index

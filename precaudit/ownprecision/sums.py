@@ -1,0 +1,137 @@
+"""Gradients that a script sums in half: of several backward passes in a parameter's `.grad`, and of a row that a
+lookup reads many times. Each sum is made in float32 beside it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from precaudit.execution.rounding import HALVES
+from precaudit.instrument.names import ModuleNames
+from precaudit.instrument.torchfunction import dtype_name, tensors_in
+from precaudit.model import Location
+from precaudit.ownprecision.state import energy
+from precaudit.tracing.ops import caller_location, line_of
+
+_READS_ROWS = frozenset("embedding index_select __getitem__".split())
+
+Arrived = Callable[[str, torch.Tensor, torch.Tensor], None]
+"""Told of a low parameter's name, the parameter, and a gradient that reaches it."""
+
+
+@dataclass
+class _Sum:
+    """The float32 sum of a parameter's gradients, and what its `.grad` held when the last of them was added: a script
+    may clip that, or hand it to a master copy, before the step."""
+
+    exact: torch.Tensor
+    stored: torch.Tensor | None = None
+
+
+class OwnSums:
+    """Told of every operation with a low result, of backward passes that begin, and of steps that do."""
+
+    def __init__(self, names: ModuleNames, module_of: Callable[[torch.Tensor], str], arrived: Arrived) -> None:
+        self._names, self._module_of, self._arrived = names, module_of, arrived
+        self._sums: dict[int, _Sum] = {}
+        self._hooked: set[int] = set()
+        self._lost: dict[tuple[str, Location | None, str, str], float] = {}
+
+    def entries(self) -> list[dict[str, Any]]:
+        """One a line and module, with the largest share that a sum of theirs has lost."""
+        return [
+            {"kind": kind, "fqn": fqn, **line_of(place), "dtype": dtype, "lost": lost}
+            for (kind, place, fqn, dtype), lost in self._lost.items()
+        ]
+
+    def _note(self, kind: str, place: Location | None, fqn: str, table: torch.Tensor, lost: float) -> None:
+        if math.isfinite(lost):
+            key = kind, place, fqn, dtype_name(table.dtype)
+            self._lost[key] = max(self._lost.get(key, 0.0), lost)
+
+    # ---------------------------------------------------------------- rows
+
+    def made(self, op: str, args: Any, result: torch.Tensor) -> None:
+        if op not in _READS_ROWS or not result.requires_grad:
+            return
+        table, index = _table_and_index(op, args)
+        if table is None or index is None or not table.requires_grad or table.dtype not in HALVES:
+            return
+        place, fqn = caller_location(), self._module_of(table)
+
+        def summed(gradients: Sequence[torch.Tensor | None], results: Sequence[torch.Tensor | None]) -> None:
+            gradient, given = gradients[0], results[0]
+            if gradient is not None and given is not None and gradient.shape == table.shape:
+                self._note("rows", place, fqn, table, _lost_in_rows(table, index, gradient, given))
+
+        # At this lookup's own node: the table's gradient sums other uses of it too, such as a tied output layer's.
+        if result.grad_fn is not None:
+            result.grad_fn.register_hook(summed)
+
+    # ---------------------------------------------------------------- backward passes
+
+    def backward_starts(self) -> None:
+        for model in self._names.models.values():
+            for fqn, parameter in model.named_parameters():
+                if parameter.dtype in HALVES and parameter.requires_grad:
+                    self._follow(fqn, parameter)
+
+    def _follow(self, fqn: str, parameter: torch.Tensor) -> None:
+        if parameter.grad is None:
+            self._sums.pop(id(parameter), None)
+        if id(parameter) in self._hooked:
+            return
+        self._hooked.add(id(parameter))
+
+        def add(gradient: torch.Tensor) -> None:
+            value = gradient.detach().float().to_dense()
+            self._arrived(fqn, parameter, value)
+            known = self._sums.get(id(parameter))
+            self._sums[id(parameter)] = _Sum(value if known is None else known.exact + value)
+
+        def added(parameter: torch.Tensor) -> None:
+            known = self._sums.get(id(parameter))
+            if known is not None and parameter.grad is not None and not parameter.grad.is_sparse:
+                known.stored = parameter.grad.detach().clone()
+
+        parameter.register_hook(add)
+        parameter.register_post_accumulate_grad_hook(added)
+
+    def step_starts(self) -> None:
+        for model in self._names.models.values():
+            for name, parameter in model.named_parameters():
+                known = self._sums.get(id(parameter))
+                if known is None or known.stored is None or not (whole := energy(known.exact)):
+                    continue
+                lost = energy(known.stored.float() - known.exact) / whole
+                self._note("gradients", None, name.rpartition(".")[0], parameter, lost)
+        self._sums.clear()
+
+
+def _lost_in_rows(table: torch.Tensor, index: torch.Tensor, gradient: torch.Tensor, given: torch.Tensor) -> float:
+    """The share of a table's gradient that its sums have lost. Rows that get no gradient at all are padding."""
+    gradient, exact = gradient.to_dense().float(), _sum_of_rows(table, index, given)
+    exact *= (gradient != 0).flatten(1).any(1).reshape(-1, *[1] * (table.dim() - 1))
+    whole = energy(exact)
+    return energy(gradient - exact) / whole if whole else 0.0
+
+
+def _sum_of_rows(table: torch.Tensor, index: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+    """What rows of a table get from the gradients of what was read there, summed in float32."""
+    rows = gradient.detach().float().reshape(-1, *table.shape[1:])
+    total = torch.zeros(table.shape, dtype=rows.dtype, device=rows.device)
+    return total.index_add_(0, index.reshape(-1).remainder(len(table)), rows)
+
+
+def _table_and_index(op: str, args: Any) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """The table of rows and the index into its first dimension, whichever comes first in the call."""
+    plain = len(args) >= 2 and all(isinstance(arg, torch.Tensor) for arg in args[:2])
+    rows = plain or (op == "index_select" and len(args) == 3 and args[1] == 0)
+    tensors = tensors_in(args) if rows else []
+    table = next((t for t in tensors if t.is_floating_point() and t.dim() > 1), None)
+    index = next((t for t in tensors if t.dtype in (torch.int64, torch.int32)), None)
+    return table, index
