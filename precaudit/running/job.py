@@ -35,14 +35,20 @@ class Job:
 
 @dataclass(frozen=True)
 class RunSpec:
-    """One run of a job. `audited` steps are traced (`shadowed` ones measure local errors too); gradients of
-    `probe_save` steps are kept in `probe_dir`, with which `probe_compare` compares those under a plan, told by a label;
-    from step `watch_from` on the first non-finite value is looked for. `perturbed` rounds the initial weights to a
-    format, `jitter` moves them by one percent; `neutralize` turns the script's own casts to low precision into float32.
-    `patience` is how many calls of models may lead to no step. `observer`, called with the module scopes and
-    `Baseline.in_island`, makes one more scope listener; what its `observe()` says after the run is `observed`. `runs`
-    takes the place of all this: called with the spec, the code and `leave`, it runs that in its own way. `since` is
-    when the first run of the job may have begun; `gpus` are those that CUDA shows the run, in their order."""
+    """One run of a job.
+
+    - `audited`: steps that are traced; `shadowed`: those that measure each operation's own error too.
+    - `probe_save`: steps whose gradients are kept in `probe_dir`; `probe_compare`: steps whose gradients under a plan
+      are compared with the kept ones, with a label for the comparison and the plan.
+    - `watch_from`: the step from which on the first non-finite value is looked for.
+    - `jitter` moves the initial weights by one percent, `perturbed` rounds them to a format.
+    - `neutralize` turns the script's own casts to low precision into float32.
+    - `patience`: how many calls of models may lead to no step before the run is stopped.
+    - `observer`: called with the module scopes and `Baseline.in_island`, it makes one more scope listener; what its
+      `observe()` returns after the run is the result's `observed`.
+    - `runs` takes the place of all this: called with the spec, the code and `leave`, it runs the code in its own way.
+    - `since`: when the first run of the job may have begun; `gpus`: those that CUDA shows the run, in their order.
+    """
 
     job: Job
     label: str
@@ -122,12 +128,14 @@ class Astray:
 
 @dataclass(frozen=True)
 class EndState:
-    """What was non-finite at the end, and how the models answered their last batch in eval mode.
+    """The state that a run ended in. `parameters`, `buffers` and `optimizer_state` name what is not finite.
 
-    `moved` maps a buffer to the rms of its change since the first forward, 0 where that is less than float32 rounds
-    off, and `learned` a parameter; `farthest` is how far the trained parameter went that went farthest, as a share of
-    its rms; `lost` maps a model to the step in which it first answered with nan or inf; `evaluations` to (finite, rms)
-    of its outputs; `astray` to what of these is a plan's doing; `refused` to the error of one that raised it instead.
+    - `moved`, `learned`: by buffer and by parameter, the rms of its change since the first forward; 0 where that is
+      less than float32 rounds off.
+    - `farthest`: the largest change of a trained parameter, as a share of its rms.
+    - `lost`: by model, the step in which it first answered with nan or inf.
+    - `evaluations`: by model, how it answered its last batch in eval mode: (finite, rms); `astray`: what of that is a
+      plan's doing; `refused`: the error of a model that raised it instead.
     """
 
     parameters: tuple[str, ...] = ()
@@ -144,11 +152,15 @@ class EndState:
 
 @dataclass(frozen=True)
 class RunResult:
-    """What one run showed. `losses` has one value a step; `streams` separates them by the line that called
-    backward, and by the optimizer if it does so for several; `calls` counts those of models, with gradients, by the
-    step that they led to, and those after the last; `leftovers` are files that it read and an earlier run of the job
-    had written; `halves` are the operations (model, module, name) whose results were half in the probed steps; it
-    `crossed` a run beside it when it read one of that; `on_cuda` tells whether its models were there."""
+    """What one run showed.
+
+    - `losses`: one a step; `streams`: the same by the line that called backward, and by the optimizer where that line
+      does so for several.
+    - `calls`: those of models, with gradients, by the step that they led to, and those after the last.
+    - `halves`: the operations (model, module, name) whose results were half in the probed steps.
+    - `leftovers`: files that it read and an earlier run of the job had written; `crossed`: whether a run beside it had.
+    - `on_cuda`: whether its models were there.
+    """
 
     label: str
     seed: int
