@@ -16,7 +16,7 @@ from precaudit.checking import inputs
 from precaudit.checking.records import Deployment, HardInput, ModuleFacts, Observation, Observed
 from precaudit.checking.repeating import Calls, Repeater, Seen, compare, hard_calls, safe_exponent, said, try_hard
 from precaudit.errors import PrecauditError
-from precaudit.instrument.names import ModuleNames, has_parameters
+from precaudit.instrument.names import ModuleNames, has_parameters, is_leaf
 from precaudit.instrument.scopes import Frame, ModuleScopes
 from precaudit.model import Execution, Plan
 from precaudit.planning.fitting import fit_names, part_of
@@ -112,6 +112,6 @@ def _facts(names: ModuleNames, model: nn.Module) -> Iterator[ModuleFacts]:
             model=name.model,
             fqn=name.fqn,
             type=type(module).__name__,
-            leaf=next(module.children(), None) is None,
+            leaf=is_leaf(module),
             has_parameters=next(module.parameters(recurse=False), None) is not None,
         )

@@ -34,6 +34,10 @@ def has_parameters(module: nn.Module) -> bool:
     return next(iter(module.parameters()), None) is not None
 
 
+def is_leaf(module: nn.Module) -> bool:
+    return next(iter(module.children()), None) is None
+
+
 def _caller_frames() -> Iterator[types.FrameType]:
     frame: types.FrameType | None = sys._getframe(2)
     while frame is not None:

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from precaudit.instrument.names import ModuleName
+from precaudit.instrument.names import ModuleName, is_leaf
 from precaudit.instrument.scopes import Frame
 from precaudit.instrument.torchfunction import tensors_in
 from precaudit.ownprecision.stale_casts import LOOKED_UP
@@ -58,7 +58,7 @@ class LayerCalls:
     def _keep(self, frame: Frame) -> None:
         module, (args, kwargs) = frame.module, frame.call
         size = max((p.numel() for p in module.parameters() if p.dim() > 1), default=0)
-        if not size or isinstance(module, LOOKED_UP) or next(module.children(), None) is not None:
+        if not size or isinstance(module, LOOKED_UP) or not is_leaf(module):
             return
         shapes = tuple(p.shape for p in module.parameters()), tuple(t.shape for t in tensors_in((args, kwargs)))
         args, kwargs = pytree.tree_map_only(torch.Tensor, torch.Tensor.detach, (args, kwargs))

@@ -8,7 +8,7 @@ from dataclasses import replace
 from torch import nn
 
 from precaudit.histograms import fits
-from precaudit.instrument.names import ModuleName, ModuleNames
+from precaudit.instrument.names import ModuleName, ModuleNames, is_leaf
 from precaudit.model import Layer, Location, Op, TensorRecord, TensorStats
 from precaudit.tracing.extremes import largest, largest_by_name, widest
 from precaudit.tracing.records import Fault, Trace
@@ -80,7 +80,7 @@ def _leaves(tracer: Tracer, names: ModuleNames, namer: _Namer) -> list[str]:
         for name, model in names.models.items()
         if name in namer.models
         for module in model.modules()
-        if names.of(module) in computing or not any(True for _ in module.children())
+        if names.of(module) in computing or is_leaf(module)
     ]
 
 
@@ -93,7 +93,7 @@ def _unseen(tracer: Tracer, names: ModuleNames, namer: _Namer) -> Iterator[str]:
         for module in model.modules() if name in namer.models else ():
             own = {id(parameter) for parameter in module.parameters()}
             computes = type(module).forward is not nn.Module.forward and own and not own & tracer.read
-            if computes and names.of(module) not in used and not any(True for _ in module.children()):
+            if computes and names.of(module) not in used and is_leaf(module):
                 yield namer.fqn(names.of(module))
 
 

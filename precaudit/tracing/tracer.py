@@ -19,7 +19,7 @@ from precaudit.formats import get_format
 from precaudit.histograms import Peak, take_peak
 from precaudit.instrument.events import TrainingListener, in_backward
 from precaudit.instrument.functions import IN_FUNCTION
-from precaudit.instrument.names import ModuleName
+from precaudit.instrument.names import ModuleName, is_leaf
 from precaudit.instrument.scopes import REPEATED, Frame, ModuleScopes
 from precaudit.instrument.torchfunction import dtype_name, tensors_in
 from precaudit.tracing.extremes import largest
@@ -202,8 +202,8 @@ class Tracer(TrainingListener):
     def _layer(self, frame: Frame) -> LayerSlot:
         layer = self.layers.get(frame.name)
         if layer is None:
-            leaf = not any(True for _ in frame.module.children())
-            layer = self.layers[frame.name] = LayerSlot(frame.name, type(frame.module).__name__, leaf)
+            layer = LayerSlot(frame.name, type(frame.module).__name__, is_leaf(frame.module))
+            self.layers[frame.name] = layer
         return layer
 
     def _observe(self, layer: LayerSlot, outputs: list[torch.Tensor]) -> None:
