@@ -10,11 +10,11 @@ from precaudit.execution.emulated import in_float32
 from precaudit.execution.rounding import HALVES
 from precaudit.instrument.torchfunction import tensors_in, writes
 from precaudit.ownprecision.state import is_plain
+from precaudit.tracing.faults import MASKING
 from precaudit.tracing.shadow import UNREPEATABLE, without_autocast
 
-_MASKS = frozenset("masked_fill where full full_like new_full masked_scatter scatter index_fill fill".split())
 _EMPTY = frozenset("empty empty_like new_empty empty_strided new_empty_strided resize resize_as".split())
-MEANT = _MASKS | _EMPTY
+MEANT = MASKING | _EMPTY
 
 
 def overwritten(op: str, func: Any, args: Any, kwargs: Any) -> torch.Tensor | None:

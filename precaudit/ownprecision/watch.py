@@ -25,7 +25,7 @@ from precaudit.instrument.torchfunction import (
     tensors_in,
     writes,
 )
-from precaudit.ownprecision.casts import OwnCasts
+from precaudit.ownprecision.casts import CASTS, OwnCasts
 from precaudit.ownprecision.float32 import called_by_precaudit
 from precaudit.ownprecision.grad_scaler import FACTOR, multiplied_by
 from precaudit.ownprecision.nonfinite import OwnNonFinite
@@ -36,7 +36,7 @@ from precaudit.ownprecision.sums import OwnSums
 from precaudit.tracing.ops import caller_location, line_of
 
 _EXACT_INTEGERS = 2.0**24
-_CASTS = frozenset("to half bfloat16 type type_as copy cat stack".split())
+_STORES = CASTS | {"cat", "stack"}
 _RUNAWAY = 2.0**40
 
 
@@ -115,7 +115,7 @@ class OwnLowPrecision(TorchFunctionMode, TrainingListener):
         """Whole numbers above 2^p that a cast makes others, or that are made low from the beginning."""
         if op == "arange":
             self._compare_integers(func(*args, **{**kwargs, "dtype": torch.float64}), result)
-        for source in tensors_in(args) if op in _CASTS else ():
+        for source in tensors_in(args) if op in _STORES else ():
             if source.dtype in HALVES or source.dtype == torch.bool or source.numel() < 2:
                 continue
             if source.shape != result.shape or source.is_complex() or source.requires_grad:

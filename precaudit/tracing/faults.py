@@ -13,7 +13,8 @@ from precaudit.histograms.memory import flat, in_transform
 from precaudit.instrument.torchfunction import tensors_in
 from precaudit.tracing.records import Fault
 
-_MASKING = frozenset("masked_fill where full full_like new_full masked_scatter scatter index_fill".split())
+MASKING = frozenset("masked_fill where full full_like new_full masked_scatter scatter index_fill fill".split())
+"""Operations whose infinite values are what the script asked for."""
 _LIMIT = 64
 _READERS = "_precaudit_readers"
 """On a result: the operations that read it, filled while they run. Numbers, because a script may save its results."""
@@ -56,7 +57,7 @@ class FaultWatch:
         """None inside functorch's transforms, where no value can be looked at."""
         if in_transform():
             return None
-        if op in _MASKING:
+        if op in MASKING:
             return Inputs(None, True)
         tensors = [t.detach() for t in tensors_in((args, kwargs)) if t.is_floating_point()]
         return Inputs(finite_amax(tensors), any(bool(t.isnan().any()) for t in tensors))
