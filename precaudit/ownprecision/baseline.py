@@ -33,8 +33,8 @@ def _opened_by_torch() -> bool:
 
 
 def keeping_what_is_asked(original: Callable[..., None]) -> Callable[..., None]:
-    """In place of `autocast.__init__`: torch disables regions for "cuda" on a machine without one, which says nothing
-    of the script."""
+    """Wraps `autocast.__init__`, to remember whether the script enabled the region: on a machine without CUDA torch
+    itself disables those for "cuda"."""
 
     def __init__(
         region: autocast, device_type: str, dtype: Any = None, enabled: bool = True, *args: Any, **kwargs: Any
@@ -47,7 +47,7 @@ def keeping_what_is_asked(original: Callable[..., None]) -> Callable[..., None]:
 
 
 class _Region(NamedTuple):
-    """An open autocast region: its dtype, None if off; if it is an island; if it keeps what it casts."""
+    """An open autocast region: its dtype, None if off; whether it is an island; whether torch keeps its casts."""
 
     dtype: str | None
     island: bool
@@ -76,7 +76,7 @@ class Baseline:
 
     @contextmanager
     def island(self) -> Iterator[None]:
-        """As within a region of the script's with `enabled=False`, which is off already."""
+        """Until the block ends as if inside a region of the script's with `enabled=False`."""
         self._regions.append(_Region(None, True, False))
         try:
             yield
@@ -143,7 +143,8 @@ class Baseline:
         return __enter__
 
     def _asked(self, dtype: str, place: Location | None) -> None:
-        """Regions that record gradients come before others, and float16, which needs a loss scale, before bfloat16."""
+        """Keeps the dtype of the region that counts most: one with gradients before others, and float16, which needs a
+        loss scale, before bfloat16."""
         needs = (torch.is_grad_enabled(), dtype == "float16")
         if needs > self._needs:
             self._needs = needs
@@ -155,7 +156,7 @@ class Baseline:
         self._cache = object()
 
     def _clearing(self, original: Callable[[], None]) -> Callable[[], None]:
-        """torch clears what it has cast where an outermost region ends, which may be a plan's."""
+        """torch calls this where an outermost region ends, also one of a plan's."""
 
         def clear() -> None:
             self._cleared()
@@ -194,7 +195,7 @@ class Baseline:
 
 
 def _scaling(original: Callable[..., Any]) -> Callable[..., Any]:
-    """A loss that is scaled by a scaler which is off is known by it: a plan's loss scale may take its place."""
+    """The script's scaler is off, but what it would have scaled is marked, so that a plan's loss scale can scale it."""
 
     def scale(scaler: Any, outputs: Any) -> Any:
         return map_tensors(_scaled, original(scaler, outputs))
@@ -203,7 +204,7 @@ def _scaling(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _scaled(loss: torch.Tensor) -> torch.Tensor:
-    """Under a name of its own: what the script has of the loss itself is not scaled."""
+    """A view carries the mark, as the script may use the loss itself elsewhere, unscaled."""
     if not loss.requires_grad:
         return loss
     loss = loss.view_as(loss)

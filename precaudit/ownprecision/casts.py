@@ -18,15 +18,15 @@ from precaudit.tracing.shadow import Energies
 CASTS = frozenset("to half bfloat16 type type_as copy".split())
 
 _ROWS = 4096
-"""So many of a large tensor tell."""
+"""Rows of a large tensor that are looked at."""
 
 
 @dataclass
 class _Cast:
-    """Of a line: values that were not zero and those that still are not; of their differences, what was lost."""
+    """The casts of one line: how many values were not zero before and after them, and what the differences lost."""
 
-    there: int = 0
-    kept: int = 0
+    before: int = 0
+    after: int = 0
     differences: Energies = field(default_factory=Energies)
 
 
@@ -42,25 +42,25 @@ class OwnCasts:
         for source in tensors_in(args):
             if source.dtype in (torch.float32, torch.float64) and source.shape == result.shape:
                 cast = self._casts[caller_location(), dtype_name(result.dtype)]
-                cast.there += int(torch.count_nonzero(source))
-                cast.kept += int(torch.count_nonzero(result))
+                cast.before += int(torch.count_nonzero(source))
+                cast.after += int(torch.count_nonzero(result))
                 cast.differences += _lost_differences(source.detach(), result.detach())
 
     def entries(self) -> list[dict[str, Any]]:
-        """One a line and kind, with the share that became zero of what was not, and of differences what was lost."""
+        """For each line the share of values that became zero, and how far off the differences between values are."""
         casts = [({**line_of(place), "dtype": dtype}, cast) for (place, dtype), cast in self._casts.items()]
         zeros = [
-            {"kind": "vanished", **where, "share": 1 - cast.kept / cast.there}
+            {"kind": "vanished", **where, "share": 1 - cast.after / cast.before}
             for where, cast in casts
-            if where["dtype"] == "float16" and cast.there > cast.kept
+            if where["dtype"] == "float16" and cast.before > cast.after
         ]
         blurred = [{"kind": "blurred", **where, "lost": cast.differences.relative} for where, cast in casts]
         return [*zeros, *blurred]
 
 
 def _lost_differences(source: torch.Tensor, result: torch.Tensor) -> Energies:
-    """How far values are off, against their spread; averaged over columns, whose scales differ. A column of one value
-    has nothing to lose, and what has overflowed is told elsewhere."""
+    """The rounding error beside the spread of the values, column by column, as their scales differ. A column of equal
+    values has nothing to lose, and one that overflows is told elsewhere."""
     if not source.numel():
         return Energies()
     rows = [each.reshape(-1, each.shape[-1] if each.dim() > 1 else 1) for each in (source, result)]

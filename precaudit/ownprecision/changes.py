@@ -1,5 +1,5 @@
-"""By how much a script changes its gradients between the backward pass and the scaler, or by hooks of its parameters: a
-change that is a matter of the gradients alone is as large, beside them, with a loss scale as without."""
+"""How much a script itself changes its gradients, between the backward pass and the scaler or in hooks of parameters. A
+change that goes by the gradients alone, such as a factor, is as large beside them with a loss scale as without."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from precaudit.tracing.ops import caller_location, line_of
 
 BETWEEN, IN_HOOKS = "changed_by", "hooked_by"
 _MOST = 32
-"""Losses, of a few optimizers: an unlucky scaler skips its first dozen steps."""
+"""Scaled losses that are watched: an unlucky scaler skips its first dozen steps, and a step may have a few losses."""
 _NOISE = 1e-6
 _FACTOR = 4.0
-"""Another batch's gradients may be changed by somewhat more or less."""
+"""So many times as large is another change: those of two batches differ somewhat."""
 
 Change = tuple[float, float, float]
 """Energies: of the change, of what is there after it, and before."""
@@ -31,9 +31,11 @@ Relative = tuple[float, float]
 
 
 class GradientChanges(TrainingListener):
-    """Notes the relative change (rms) of each optimizer's gradients, in order of their first steps, where they are
-    finite for the first time: on the weights that the run begins with. That of hooks in their first backward pass that
-    is finite, and in `settings["hooks"]` where the first of them was put on."""
+    """Notes relative changes (rms), each the first that is finite: on the weights that the run begins with.
+
+    - `settings["changed_by"]`: between the backward pass and the scaler, by optimizer in the order of first steps.
+    - `settings["hooked_by"]`: in hooks of parameters; `settings["hooks"]` is where the first of these was registered.
+    """
 
     def __init__(self, names: ModuleNames, settings: dict[str, object]) -> None:
         self._names, self._settings = names, settings
@@ -113,8 +115,8 @@ def _relative(changes: Sequence[Change]) -> Relative | None:
 
 
 def depends_on_scale(without: Mapping[str, Any], scaled: Mapping[str, Any], kind: str = BETWEEN) -> bool | None:
-    """Whether gradients are changed by more, or less, where they have the loss scale in them; None where no change of
-    theirs is known."""
+    """Whether the script changes gradients by more, or less, while they are multiplied by the loss scale; None where no
+    change is known."""
     pairs = zip(without.get(kind, []), scaled.get(kind, []), strict=False)
     known = [sorted(sizes) for pair in pairs if None not in pair for sizes in zip(*pair, strict=True)]
     return any(large > _NOISE and large > _FACTOR * small for small, large in known) if known else None

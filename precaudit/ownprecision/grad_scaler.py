@@ -1,7 +1,7 @@
-"""A script's own GradScaler where it is in force: its factor enters as a gradient, and the loss stays the loss.
+"""A script's own GradScaler in a run as written: it scales the gradients, and leaves the loss's value alone.
 
-The gradients are those that `outputs * scale` has. The value is the one that the float32 run has too, whatever is made
-of it before the backward pass: sums, lists, losses of several scalers.
+The gradients are those of `outputs * scale`. The value can be compared with the float32 run's, whatever the script
+makes of it before the backward pass: sums, lists, losses of several scalers.
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ _LEAST = 2.0**7
 
 
 class OwnScaler:
-    """`settings["penalizes_scaled"]` says where gradients were taken to be differentiated, and used with the factor
-    still in them as far as is seen: nobody asked for it before the next loss was scaled."""
+    """Notes in `settings["penalizes_scaled"]` the loss whose gradients a script takes in order to differentiate them
+    again, as a gradient penalty does, without dividing them by the scale: as far as is seen, because nobody asks for
+    the scale before the next loss is scaled."""
 
     def __init__(self, settings: dict[str, object]) -> None:
         self._settings = settings

@@ -1,5 +1,5 @@
-"""Where a loss that low precision loses becomes nan or infinite, outside of all modules and in any dtype: its logarithm
-may be of a probability, or its divisor a difference, that low precision has made zero before."""
+"""Which operation outside of all modules, in any dtype, makes the loss nan or inf: the logarithm of a probability, say,
+or a division by a difference, that low precision has rounded to zero before."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ _Made = tuple[str, Location | None]
 
 
 class OwnNonFinite:
-    """Told of every operation outside of optimizers, and of every loss. What a finite loss has survived is harmless."""
+    """Told of every operation outside of optimizers, and of every loss. Non-finite values that left a loss finite are
+    harmless, such as a mask's."""
 
     def __init__(self, current: Callable[[], Frame | None]) -> None:
         self._current = current
@@ -35,7 +36,7 @@ class OwnNonFinite:
             self._makers[op, caller_location()] = None
 
     def loss(self, roots: Sequence[torch.Tensor], step: int) -> bool:
-        """Whether this one tells for the first time where it was lost."""
+        """Whether this is the first loss that is not finite, and the operation that made it so is known."""
         makers, self._makers = self._makers, {}
         if self._lost:
             return False

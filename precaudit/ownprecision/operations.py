@@ -17,7 +17,7 @@ from precaudit.tracing.records import ABSORBING
 from precaudit.tracing.shadow import Energies, local_errors, repeatable, smaller_addend
 
 _EVERY = 8
-"""They are looked at in one step of so many: it takes as long as the step itself."""
+"""One step in so many is looked at, for that takes as long as the step itself."""
 
 
 ANGLES = frozenset({"sin", "cos"})

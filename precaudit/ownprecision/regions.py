@@ -24,7 +24,8 @@ from precaudit.ownprecision.baseline import keeping_what_is_asked
 
 
 class _Region(NamedTuple):
-    """`dtype` is None where autocast is off; `brings` the mode into a thread, or a backward pass, that lacks it."""
+    """`dtype` is None where autocast is off; `brings` says that the mode had to be put on for it, in a thread or a
+    backward pass that did not have it."""
 
     dtype: torch.dtype | None
     brings: bool

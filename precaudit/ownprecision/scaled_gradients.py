@@ -25,13 +25,17 @@ Which = Callable[[torch.Tensor], bool]
 
 
 class ScaledGradients(TrainingListener):
-    """Notes `settings["unscaled_loss"]`, `settings["clips_scaled"]`, `settings["steps_scaled"]`, where a scaled loss
-    adds to gradients that are unscaled already `settings["adds_scaled"]`, where a loss made of a scaled one is scaled
-    `settings["scales_twice"]`, where another scaler unscales than the one that scaled `settings["other_scaler"]`, and,
-    where a script writes to gradients by itself before they are unscaled, `settings["changes_scaled"]`, or
-    `"unscales_twice"` where it may have unscaled them: whoever has asked for the scale since the backward pass knows of
-    it. `settings["made_anew"]` says where a scaler is made in step after step. A disabled scaler's calls say as much,
-    so that a float32 run tells."""
+    """Notes in the settings where a script goes wrong with its scaler; in float32 too, as the calls of a disabled
+    scaler tell as much.
+
+    - `unscaled_loss`: a loss that was never scaled, whose gradients the scaler divides all the same.
+    - `clips_scaled`, `steps_scaled`: clipping, or an optimizer's own step, on gradients that are still scaled.
+    - `adds_scaled`: a scaled loss adds to gradients that are unscaled already.
+    - `scales_twice`: a loss made of a scaled one is scaled. `other_scaler`: another scaler unscales than the one that
+      scaled. `made_anew`: a scaler is made in step after step.
+    - `changes_scaled`: the script writes to gradients before they are unscaled; `unscales_twice`: it has asked for the
+      scale since the backward pass, and so may have unscaled them itself.
+    """
 
     def __init__(self, names: ModuleNames, settings: dict[str, object]) -> None:
         self._names, self._settings = names, settings

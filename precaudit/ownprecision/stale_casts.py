@@ -15,7 +15,7 @@ from precaudit.ownprecision.baseline import Baseline
 from precaudit.tracing.ops import line_of
 
 LOOKED_UP = (nn.Embedding, nn.EmbeddingBag)
-"""Their tables are read as they are."""
+"""autocast does not cast their tables."""
 
 
 class StaleCasts(TrainingListener):
