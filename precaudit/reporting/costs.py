@@ -68,7 +68,7 @@ def _speedup(report: Report) -> list[str]:
         if _number(_mapping(p, "step_seconds").get("float32")) and p.get("method")
         else ""
     )
-    lines = [f"Speed against float32, and its middle half over the rounds: {', '.join(parts)}."] if parts else []
+    lines = [f"Speed against float32, with the middle half of the rounds: {', '.join(parts)}."] if parts else []
     return lines + [method] * bool(method)
 
 
@@ -127,7 +127,7 @@ def _beside_time(p: Mapping[str, Any]) -> list[str]:
     if errors:
         predicted = _mapping(p, "predicted_step_seconds")
         parts = [f"{_arm(arm)} {seconds(predicted.get(arm))} ({error:+.0%})" for arm, error in errors.items()]
-        lines.append(f"Predicted from the card's peaks, and the error: {', '.join(parts)}.")
+        lines.append(f"Predicted from the card's peaks, with the error: {', '.join(parts)}.")
     return lines
 
 
@@ -147,7 +147,7 @@ def _layers_alone(p: Mapping[str, Any]) -> list[str]:
         for fqn, shares in _mapping(p, "tensor_pipe_share_by_layer").items()
         if isinstance(shares, Mapping) and (known := {arm: part for arm, part in shares.items() if _number(part)})
     ]
-    return [f"The largest layers' forward alone, repeated: {'; '.join(layers)}."] if layers else []
+    return [f"Tensor Cores busy in large layers' forward, repeated alone: {'; '.join(layers)}."] if layers else []
 
 
 def _mapping(p: Mapping[str, Any], key: str) -> Mapping[str, Any]:

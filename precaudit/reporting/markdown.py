@@ -13,7 +13,7 @@ from precaudit.finding import ranked
 from precaudit.model import Finding, Report
 from precaudit.reporting import costs, pasting, planned, ranges, story, svg, unfinished
 from precaudit.reporting.files import write_text
-from precaudit.reporting.words import NOT_MEASURED, SHORT_FORMATS, listing, plural, prose, visible
+from precaudit.reporting.words import SHORT_FORMATS, listing, plural, prose, visible
 
 MARKER = "<!-- precaudit:report -->"
 SIGNS = {"good": "✅", "open": "⚠️", "bad": "❌"}
@@ -139,7 +139,7 @@ def _place(finding: Finding) -> str:
 def _gates(report: Report) -> str:
     v = report.verification
     if not v.gates:
-        return f"{NOT_MEASURED.capitalize()}: no verification ran them."
+        return planned.NO_GATES
     gates = [
         f"- {'passed' if gate.passed else '**FAILED**'} {text(gate.name)}: {text(gate.detail)}"
         for gate in sorted(v.gates, key=lambda gate: gate.passed)
@@ -150,7 +150,7 @@ def _gates(report: Report) -> str:
 def _ranges(report: Report) -> str:
     layers = ranges.ranked_layers(report)
     if not layers:
-        return "No layer was measured: no module ran with a backward pass."
+        return ranges.NO_LAYERS
     formats = ranges.audited_formats(report)[:6]
     rows = [
         [code(fqn or story.WHOLE), text(label), *cells]

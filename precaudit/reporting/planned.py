@@ -9,6 +9,8 @@ from precaudit.reporting import unfinished
 from precaudit.reporting.story import WHOLE
 from precaudit.reporting.words import NOT_MEASURED, number, power, prose, visible
 
+NO_GATES = f"{NOT_MEASURED.capitalize()}: no verification ran them."
+
 
 @dataclass(frozen=True)
 class Exceptions:

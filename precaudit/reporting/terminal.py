@@ -15,7 +15,6 @@ from precaudit.finding import ranked
 from precaudit.model import Finding, Layer, Plan, Report
 from precaudit.reporting import costs, pasting, planned, ranges, story, unfinished
 from precaudit.reporting.words import (
-    NOT_MEASURED,
     SHORT_FORMATS,
     broken,
     inert,
@@ -170,7 +169,7 @@ def _finding(page: Page, finding: Finding, plan: Plan) -> None:
 def _gates(page: Page, report: Report) -> None:
     gates = report.verification.gates
     if not gates:
-        page.section("Gates", [f"{NOT_MEASURED.capitalize()}: no verification ran them."])
+        page.section("Gates", [planned.NO_GATES])
         return
     page.section("Gates", [])
     for gate in sorted(gates, key=lambda gate: gate.passed):
@@ -184,7 +183,7 @@ def _gates(page: Page, report: Report) -> None:
 def _ranges(page: Page, report: Report) -> None:
     layers = ranges.ranked_layers(report)
     if not layers:
-        page.section("Ranges", ["No layer was measured: no module ran with a backward pass."])
+        page.section("Ranges", [ranges.NO_LAYERS])
         return
     safe, formats = ranges.lossless_formats(report)
     formats = formats[-FORMATS:]

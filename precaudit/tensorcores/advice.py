@@ -127,7 +127,7 @@ def _vector(groups: list[Group]) -> Finding:
         suggestion = "Batch more rows per product: one with one row or column is bound by memory, not by arithmetic"
     elif alone and "conv" in (first.op or ""):
         what = "depthwise convolutions"
-        suggestion = "Each sums over its window alone, too little for Tensor Cores; several channels a group are enough"
+        suggestion = "One channel a group is too little work for Tensor Cores; several channels a group are enough"
     else:
         what = f"products by kernels of rule {first.found.rule}"
         suggestion = "Look for kernels that compute them on Tensor Cores, in this library or another"

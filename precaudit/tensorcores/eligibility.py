@@ -88,8 +88,8 @@ def _unreached(same: Sequence[Op], share: float) -> Finding:
     return finding(
         "PA403",
         "note",
-        f"{where(same)} stays in float32 under the plan, with {share:.0%} of the work in products: autocast does not "
-        "know it, and gives it its operands as they are",
+        f"{where(same)} stays in float32 under the plan, with {share:.0%} of the work in products: autocast has no "
+        "rule for it, and does not cast its operands",
         "cast its operands to half precision where it is called, or use products that autocast knows, such as matmul; "
         "then profile again",
         first.fqn,

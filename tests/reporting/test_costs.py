@@ -39,12 +39,12 @@ PRICED = {
 def test_times_with_their_spread():
     assert costs.step_times(Report(performance=TIMED)) == [
         "Time of a step: float32 20 ms, tf32 16 ms, the plan 10 ms; default AMP not measured.",
-        "Speed against float32, and its middle half over the rounds: tf32 1.25x, the plan 2.00x (1.90x to 2.10x).",
+        "Speed against float32, with the middle half of the rounds: tf32 1.25x, the plan 2.00x (1.90x to 2.10x).",
         "Timed: 4 precisions by turns.",
         "Data, and whatever else runs between two steps, takes 25.0% of float32's time.",
         "Tensor Cores busy, by the whole GPU's counters: float32 0%, default AMP 31.0%, the plan 30.5% of the time.",
         "Peak memory: float32 3 GiB, the plan 1 GiB.",
-        "Predicted from the card's peaks, and the error: float32 10 ms (-50%), the plan 12 ms (+20%).",
+        "Predicted from the card's peaks, with the error: float32 10 ms (-50%), the plan 12 ms (+20%).",
     ]
 
 
@@ -123,7 +123,7 @@ def test_what_was_not_measured_is_said():
 def test_layers_alone_are_told_beside_whole_steps():
     layers = {"head": {"float32": 0.0, "plan": 0.62}, "odd": None, "none": {"plan": None}}
     lines = costs.step_times(Report(performance={**TIMED, "tensor_pipe_share_by_layer": layers}))
-    assert "The largest layers' forward alone, repeated: head float32 0%, the plan 62.0%." in lines
+    assert "Tensor Cores busy in large layers' forward, repeated alone: head float32 0%, the plan 62.0%." in lines
 
 
 def test_counters_that_are_refused_are_said_on_a_gpu():
