@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from precaudit.finding import finding
 from precaudit.model import Finding
-from precaudit.tensorcores.alignment import Padding, advice, misaligned, multiple
+from precaudit.tensorcores.alignment import Padding, advice, misaligned, multiple, sizes
 from precaudit.tensorcores.kernel_names import RANK
 
 if TYPE_CHECKING:
@@ -79,12 +79,12 @@ def _finding(rule: str, groups: list[Group], message: str, suggestion: str) -> F
 
 
 def _pad(groups: list[Group], padding: list[Padding], stated: str) -> Finding:
-    sizes = " and ".join(f"{each.dimension} = {each.size}" for each in padding)
     wrong = "is not a multiple" if len(padding) == 1 else "are no multiples"
     return _finding(
         "PA401",
         groups,
-        f"{groups[0].op}: {sizes} {wrong} of {multiple(stated)} ({stated}): {groups[0].found.tensor_core} kernels",
+        f"{groups[0].op}: {sizes(padding)} {wrong} of {multiple(stated)} ({stated}): "
+        f"{groups[0].found.tensor_core} kernels",
         _sentence(advice(padding)),
     )
 

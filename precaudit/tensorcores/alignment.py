@@ -44,6 +44,10 @@ def _target(size: int, small: int) -> int:
     return best if best <= CHEAP * size else ceil(size / small) * small
 
 
+def sizes(padding: Sequence[Padding]) -> str:
+    return " and ".join(f"{each.dimension} = {each.size}" for each in padding)
+
+
 def growth(padding: Sequence[Padding]) -> float:
     """How many times the product's work the padding makes it."""
     return prod(each.target / each.size for each in padding)

@@ -13,7 +13,7 @@ from precaudit.finding import finding
 from precaudit.formats import FORMATS
 from precaudit.model import Finding, Layer, Op, Plan, Severity
 from precaudit.reporting.words import share
-from precaudit.tensorcores.alignment import AFFORDABLE, Padding, advice, growth, misaligned, multiple
+from precaudit.tensorcores.alignment import AFFORDABLE, Padding, advice, growth, misaligned, multiple, sizes
 from precaudit.tensorcores.eligibility import runs_in, total_flops, where, work
 from precaudit.tensorcores.peaks import Gpu
 from precaudit.tensorcores.roofline import predict_step, product_seconds, seconds_at
@@ -86,7 +86,6 @@ def _seconds(cause: Cause, op: Op, plan: Plan, target: Gpu) -> tuple[float, floa
 
 def _finding(cause: Cause, same: Sequence[Op], saved: float, target: Gpu) -> Finding:
     op = same[0]
-    sizes = " and ".join(f"{each.dimension} = {each.size}" for each in cause.padding)
     severity: Severity = "warning" if saved > MATTERS and growth(cause.padding) <= AFFORDABLE else "note"
     gain = f"predicted to save up to {share(saved)} of a step on {target.name}"
     if saved < WORTH:
@@ -95,7 +94,8 @@ def _finding(cause: Cause, same: Sequence[Op], saved: float, target: Gpu) -> Fin
     return finding(
         "PA401",
         severity,
-        f"{where(same)} with {sizes} ({cause.format}), no multiple of {multiple(cause.format)}, {consequence}",
+        f"{where(same)} with {sizes(cause.padding)} ({cause.format}), no multiple of {multiple(cause.format)}, "
+        f"{consequence}",
         f"{advice(cause.padding)}; {gain}",
         op.fqn,
         op.op,

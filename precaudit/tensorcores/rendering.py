@@ -171,10 +171,11 @@ def _method(analysis: Analysis) -> list[str]:
     lines = [f"{used.method[0].upper()}{used.method[1:]}."]
     if used.unattributed_share is not None:
         lines.append(
-            f"Launched kernel time that belongs to no layer, op or named bucket: {share(used.unattributed_share)}."
+            f"Kernel time that belongs to no layer and no other known part of a step: {share(used.unattributed_share)}."
         )
     if used.eligible_flops_share is not None:
-        lines.append(f"FLOPs whose operands Tensor Cores of this GPU take: {share(used.eligible_flops_share)}.")
+        eligible = share(used.eligible_flops_share)
+        lines.append(f"FLOPs that Tensor Cores of this GPU could compute, by their operands: {eligible}.")
     return [visible(line) for line in (*lines, *used.notes)]
 
 
