@@ -25,12 +25,12 @@ from precaudit.instrument.torchfunction import dtype_name, tensors_in
 from precaudit.tracing.extremes import largest
 from precaudit.tracing.faults import FaultWatch, Inputs, finite_amax
 from precaudit.tracing.flops import UNTOLD, counted_flops
+from precaudit.tracing.integers import TOLD_APART, integer_amax
 from precaudit.tracing.ops import Call, TraceMode, caller_location
 from precaudit.tracing.parameters import ParameterTracker
 from precaudit.tracing.records import ABSORBING, STOPPING
 from precaudit.tracing.shadow import Energies, local_errors, repeatable
 from precaudit.tracing.slots import Gauge, LayerSlot, OpSlot, scalars
-from precaudit.tracing.wholes import TOLD_APART, integer_amax
 
 _FORWARD = ""
 """Stands for a module's forward as a whole among the names of operations."""

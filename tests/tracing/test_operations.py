@@ -12,8 +12,8 @@ from training_styles import Wrapping, numbers
 from precaudit.execution.rounding import quantize, round_mantissa
 from precaudit.instrument.torchfunction import op_name
 from precaudit.planning.rules import bans
+from precaudit.tracing.integers import integer_amax
 from precaudit.tracing.shadow import local_errors, repeatable
-from precaudit.tracing.wholes import integer_amax
 
 FORMATS = ("bfloat16", "float16", "tf32", "float8_e4m3")
 
