@@ -53,6 +53,6 @@ def default_tolerance(name: str) -> tuple[float, str]:
     """The relative rms error that outputs may have in a format, and why that much."""
     found = FORMATS[name]
     if found.tolerance >= LOCAL_ERROR_LIMIT:
-        return found.tolerance, "beyond a quarter of its rms an output is lost, in any format"
+        return found.tolerance, "an output that is off by more than a quarter of its rms is lost, in any format"
     roundoff = f"{found.epsilon / 2:.2g}"
     return found.tolerance, f"{ROUNDINGS} units of roundoff ({roundoff}) in {name}, the coarsest format of the plan"

@@ -96,7 +96,7 @@ def _one(where: str, value: float | None) -> Iterator[Value]:
 
 LIMITS = MappingProxyType(
     {
-        "headroom": Limit("binades between amax and the planned format's maximum, at least", _headroom, floor=True),
+        "headroom": Limit("factors of two from amax to the planned format's maximum, at least", _headroom, floor=True),
         "overflow": Limit("share of a tensor's values above the planned format, at most", _overflow),
         "flushed_energy": Limit("share of a tensor's energy flushed in the planned format, at most", _flushed),
         "nonfinite": Limit("inf and nan values of a tensor in float32, at most", _nonfinite),
