@@ -17,14 +17,14 @@ from precaudit.checking.records import Deployment, HardInput, ModuleFacts, Obser
 from precaudit.checking.repeating import Calls, Repeater, Seen, compare, hard_calls, safe_exponent, said, try_hard
 from precaudit.errors import PrecauditError
 from precaudit.instrument.names import ModuleNames, has_parameters, is_leaf
-from precaudit.instrument.scopes import Frame, ModuleScopes
+from precaudit.instrument.scopes import Frame, ModuleScopes, ScopeListener
 from precaudit.model import Execution, Plan
 from precaudit.planning.fitting import fit_names, part_of
 from precaudit.running.endstate import is_called
 
 
-class Observer:
-    """A scope listener; only models with parameters count (losses have none)."""
+class Observer(ScopeListener):
+    """Only models with parameters count (losses have none)."""
 
     def __init__(self, wanted: Observation, scopes: ModuleScopes, in_island: Callable[[], bool]) -> None:
         self._wanted = wanted
@@ -34,8 +34,6 @@ class Observer:
         self._modules: dict[str, tuple[ModuleFacts, ...]] = {}
         self._unanswered: dict[str, str] = {}
         self._count = 0
-
-    def entered(self, frame: Frame) -> None: ...
 
     def left(self, frame: Frame, output: Any) -> Any:
         if is_called(frame) and output is not None and has_parameters(frame.module):

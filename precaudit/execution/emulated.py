@@ -23,7 +23,7 @@ from precaudit.execution.libraries import own_region
 from precaudit.execution.policy import ADDENDS, CONVOLUTIONS, category
 from precaudit.execution.rounding import CASTABLE, HALVES, ROUNDINGS, Rounding, replaced, rounding_for
 from precaudit.instrument.functions import AROUND_BACKWARD
-from precaudit.instrument.scopes import PLANNED, Frame, Scopes
+from precaudit.instrument.scopes import PLANNED, Frame, ScopeListener, Scopes
 from precaudit.instrument.torchfunction import OperationMode, map_tensors, op_name, tensors_in, writes
 from precaudit.model import Plan
 
@@ -301,7 +301,7 @@ class _AutocastAsked:
 autocast_asked = _AutocastAsked()
 
 
-class Emulator:
+class Emulator(ScopeListener):
     """A scope listener: emulates the plan inside models' forwards and hands float32 back to the script.
 
     `covers` says whether a model is the plan's business, which a loss without weights isn't that calls one which it

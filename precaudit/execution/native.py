@@ -19,7 +19,7 @@ from precaudit.execution.formats import PlanLookup, ScopeFormat
 from precaudit.execution.libraries import PlanAutocast
 from precaudit.execution.products import tf32
 from precaudit.execution.rounding import FLOAT8_DTYPES, HALF_DTYPES
-from precaudit.instrument.scopes import PLANNED, Frame, Scopes
+from precaudit.instrument.scopes import PLANNED, Frame, ScopeListener, Scopes
 from precaudit.instrument.torchfunction import OperationMode, tensors_in, writes
 from precaudit.model import Plan
 
@@ -83,7 +83,7 @@ class ScopeMode(OperationMode):
         return in_float32(op, func, args, kwargs)
 
 
-class NativePrecision:
+class NativePrecision(ScopeListener):
     """A scope listener: opens an autocast region where a module's format differs from what surrounds it."""
 
     def __init__(

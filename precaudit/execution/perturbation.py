@@ -8,7 +8,6 @@ A jittered start, one percent away, stands in for a seed in scripts whose seeds 
 from __future__ import annotations
 
 from collections.abc import Callable, MutableMapping
-from typing import Any
 
 import torch
 from torch import nn
@@ -17,7 +16,7 @@ from torch.utils.weak import WeakIdKeyDictionary, WeakTensorKeyDictionary
 
 from precaudit.execution.rounding import round_mantissa
 from precaudit.formats import get_format
-from precaudit.instrument.scopes import Frame
+from precaudit.instrument.scopes import Frame, ScopeListener
 
 Change = Callable[[torch.Tensor], torch.Tensor]
 
@@ -39,7 +38,7 @@ def jitter(seed: int, relative: float = 0.01) -> Change:
     return change
 
 
-class Perturbation:
+class Perturbation(ScopeListener):
     """A scope listener: changes every model once, before its first forward: lazy ones have no weights until that. What
     a part of it was changed by, when it was called by itself, stays, and so do weights that a module gets later."""
 
@@ -60,6 +59,3 @@ class Perturbation:
             if parameter.is_floating_point() and parameter not in self._changed:
                 self._changed[parameter] = None
                 parameter.copy_(self._change(parameter))
-
-    def left(self, frame: Frame, output: Any) -> Any:
-        return output

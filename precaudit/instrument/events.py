@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from precaudit.instrument.patches import wrapped
-from precaudit.instrument.scopes import Frame
+from precaudit.instrument.scopes import Frame, ScopeListener
 from precaudit.instrument.together import Together
 
 
@@ -89,7 +89,7 @@ def _held(value: Any) -> Any:
     return list(value) if isinstance(value, Iterator) else value
 
 
-class TrainingEvents:
+class TrainingEvents(ScopeListener):
     """Publishes backward passes and optimizer steps. A script that never makes a torch optimizer updates its
     parameters by hand: its steps are its backward passes, or the gradients that it takes without any. No part of this
     is compiled with a compiled step."""
@@ -195,9 +195,6 @@ class TrainingEvents:
         """As a listener of module scopes: a forward belongs to the next step."""
         if frame.is_outermost and not self.in_step and not in_backward():
             self.complete()
-
-    def left(self, frame: Frame, output: Any) -> Any:
-        return output
 
     def _created(self, original: Callable[..., None]) -> Callable[..., None]:
         @wraps(original)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial, wraps
 from types import FrameType
-from typing import Any, Protocol
+from typing import Any
 from weakref import ref
 
 import torch
@@ -58,15 +58,15 @@ class Frame:
         return self._root is None
 
 
-class ScopeListener(Protocol):
-    """`entered` runs before the module's forward, `left` after it (output None when it raised).
+class ScopeListener:
+    """What may listen to modules' forwards; both methods do nothing unless overridden."""
 
-    `left` returns the output, replaced or not.
-    """
+    def entered(self, frame: Frame) -> None:
+        """Before the module's forward."""
 
-    def entered(self, frame: Frame) -> None: ...
-
-    def left(self, frame: Frame, output: Any) -> Any: ...
+    def left(self, frame: Frame, output: Any) -> Any:
+        """After it, with None where it raised; returns the output, replaced or not."""
+        return output
 
 
 class _Stack(threading.local):

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 from precaudit.instrument.patches import wrapped
-from precaudit.instrument.scopes import Frame
+from precaudit.instrument.scopes import Frame, ScopeListener
 from precaudit.instrument.torchfunction import tensors_in
 from precaudit.measuring.records import Feed
 
@@ -65,8 +65,8 @@ class Loaders:
         return self._loaders[key], self._draws[key] / steps
 
 
-class Feeding:
-    """A scope listener for the steps between timed ones: when the first forward began, and with how many samples."""
+class Feeding(ScopeListener):
+    """Listens in the steps between timed ones: when the first forward began, and with how many samples."""
 
     def __init__(self) -> None:
         self.loaders = Loaders()

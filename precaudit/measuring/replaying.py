@@ -16,7 +16,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from precaudit.instrument.names import ModuleName, is_leaf
-from precaudit.instrument.scopes import Frame
+from precaudit.instrument.scopes import Frame, ScopeListener
 from precaudit.instrument.torchfunction import tensors_in
 from precaudit.ownprecision.stale_casts import LOOKED_UP
 
@@ -38,17 +38,14 @@ class LayerCall:
             self.module(*self.args, **self.kwargs)
 
 
-class LayerCalls:
-    """A scope listener: calls of the leaves with the largest matrices of weights, a few only, since their inputs are
-    kept."""
+class LayerCalls(ScopeListener):
+    """Calls of the leaves with the largest matrices of weights, a few only, since their inputs are kept."""
 
     def __init__(self) -> None:
         self._calls: dict[Hashable, LayerCall] = {}
 
     def __iter__(self) -> Iterator[LayerCall]:
         return iter(self._calls.values())
-
-    def entered(self, frame: Frame) -> None: ...
 
     def left(self, frame: Frame, output: Any) -> Any:
         if output is not None:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from precaudit.instrument.events import TrainingListener, parameters_of
-from precaudit.instrument.scopes import Frame
+from precaudit.instrument.scopes import Frame, ScopeListener
 from precaudit.ownprecision.baseline import Baseline
 from precaudit.tracing.ops import line_of
 
@@ -18,9 +18,9 @@ LOOKED_UP = (nn.Embedding, nn.EmbeddingBag)
 """autocast does not cast their tables."""
 
 
-class StaleCasts(TrainingListener):
-    """A scope listener too. Notes `settings["stale_casts"]`: the region, the first module that uses such a weight, the
-    optimizer, and over how many of its steps the oldest copy was kept."""
+class StaleCasts(TrainingListener, ScopeListener):
+    """Notes `settings["stale_casts"]`: the region, the first module that uses such a weight, the optimizer, and over
+    how many of its steps the oldest copy was kept."""
 
     def __init__(self, baseline: Baseline) -> None:
         self._baseline = baseline
@@ -39,9 +39,6 @@ class StaleCasts(TrainingListener):
         if steps := max((self._steps[key] for key in own), default=0):
             self._note(frame.name.fqn, steps)
         self._cast |= own
-
-    def left(self, frame: Frame, output: Any) -> Any:
-        return output
 
     def step_ended(self, optimizer: Any) -> None:
         if optimizer is None or not self._cast:

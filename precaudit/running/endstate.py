@@ -17,7 +17,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from precaudit.histograms.memory import flat, outside_transforms
 from precaudit.instrument.events import parameters_of
 from precaudit.instrument.names import has_parameters
-from precaudit.instrument.scopes import Frame, ModuleScopes
+from precaudit.instrument.scopes import Frame, ModuleScopes, ScopeListener
 from precaudit.instrument.torchfunction import plain, tensors_in
 from precaudit.running.evaluation import Answer, Beside, answer
 from precaudit.running.job import EndState, ScriptError
@@ -41,9 +41,9 @@ def _called(frame: Frame) -> str:
     return f"{frame.name.model}.{frame.name.fqn}".rstrip(".")
 
 
-class LastCalls:
-    """A scope listener: the last training call of every model, and the last of another kind, one batch each. A model
-    with weights is kept when the function that made it has returned; a loss that is made anew in every step is not."""
+class LastCalls(ScopeListener):
+    """The last training call of every model, and the last of another kind, one batch each. A model with weights is kept
+    when the function that made it has returned; a loss that is made anew in every step is not."""
 
     def __init__(self) -> None:
         self._calls: MutableMapping[nn.Module, dict[str, tuple[Any, Any]]] = WeakIdKeyDictionary()
@@ -52,8 +52,6 @@ class LastCalls:
     @property
     def calls(self) -> dict[str, tuple[nn.Module, Any, Any]]:
         return {name: (module, *call) for module, calls in self._calls.items() for name, call in calls.items()}
-
-    def entered(self, frame: Frame) -> None: ...
 
     def left(self, frame: Frame, output: Any) -> Any:
         if is_called(frame) and output is not None:
@@ -65,9 +63,9 @@ class LastCalls:
         return output
 
 
-class LostOutputs:
-    """A scope listener: the step in which each model first answered with nan or inf. A script may look away from what
-    it leaves out of its loss, and from an evaluation. A mask's -inf is an answer like others."""
+class LostOutputs(ScopeListener):
+    """The step in which each model first answered with nan or inf. A script may look away from what it leaves out of
+    its loss, and from an evaluation. A mask's -inf is an answer like others."""
 
     def __init__(self, step: Callable[[], int]) -> None:
         self._step = step
@@ -77,8 +75,6 @@ class LostOutputs:
     def first(self) -> dict[str, int]:
         steps = sorted((float(first), name) for (name, _), first in self._first.items())
         return {name: int(step) for step, name in reversed(steps) if step < math.inf}
-
-    def entered(self, frame: Frame) -> None: ...
 
     def left(self, frame: Frame, output: Any) -> Any:
         if is_called(frame):
@@ -95,8 +91,8 @@ class LostOutputs:
         self._first[key] = torch.minimum(self._first.get(key, now), now)
 
 
-class FirstValues:
-    """A scope listener: samples of every model's buffers and parameters before its first forward."""
+class FirstValues(ScopeListener):
+    """Samples of every model's buffers and parameters before its first forward."""
 
     def __init__(self) -> None:
         self._first: MutableMapping[nn.Module, dict[str, _Look]] = WeakIdKeyDictionary()
@@ -106,9 +102,6 @@ class FirstValues:
             for module in frame.module.modules():
                 own = {**module._buffers, **module._parameters}
                 self._first.setdefault(module, dict(_looks(own)))
-
-    def left(self, frame: Frame, output: Any) -> Any:
-        return output
 
     def moved(self, module: nn.Module, own: Mapping[str, torch.Tensor | None]) -> Iterator[tuple[str, float]]:
         """How far values of the module's own have moved, by name: the rms of what changed."""

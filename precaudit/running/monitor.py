@@ -11,7 +11,7 @@ from weakref import WeakKeyDictionary
 import torch
 
 from precaudit.instrument.events import TrainingEvents, TrainingListener
-from precaudit.instrument.scopes import Frame
+from precaudit.instrument.scopes import Frame, ScopeListener
 from precaudit.ownprecision.grad_scaler import scale_by_hand
 from precaudit.running.job import OF_OPTIMIZER
 from precaudit.tracing.ops import caller_location
@@ -43,9 +43,9 @@ class Stop:
         raise StopTraining
 
 
-class Monitor(TrainingListener):
-    """Registered last, so that a step counts when every other listener has seen it; a scope listener too, which counts
-    the calls of models that each step took.
+class Monitor(TrainingListener, ScopeListener):
+    """Registered last, so that a step counts when every other listener has seen it. Counts the calls of models that
+    each step took, too.
 
     The loss of a step is the mean over its backward passes, or the first one where a closure evaluates many.
     """
@@ -86,9 +86,6 @@ class Monitor(TrainingListener):
             self._calls.append(self._called)
             self._called = 0
             self._stop()
-
-    def left(self, frame: Frame, output: Any) -> Any:
-        return output
 
     def backward_starts(self, roots: Sequence[torch.Tensor], gradients: list[Any]) -> None:
         """A loss scale is no part of the loss: one that the script keeps moves otherwise in another precision."""

@@ -39,8 +39,8 @@ SAMPLE = 1 << 16
 """Values of one parameter that stand for all where vectors are added up: their energy errs by half a percent."""
 
 
-class GradientProbe(TrainingListener):
-    """A training listener that saves or compares, and a scope listener that runs the probed steps' plans."""
+class GradientProbe(TrainingListener, ScopeListener):
+    """Saves or compares gradients, and runs the probed steps under their plans."""
 
     def __init__(
         self,

@@ -17,7 +17,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from precaudit.errors import ExitCode, PrecauditError
 from precaudit.instrument.names import ModuleNames
 from precaudit.instrument.patches import wrapped
-from precaudit.instrument.scopes import Frame, ModuleScopes
+from precaudit.instrument.scopes import Frame, ModuleScopes, ScopeListener
 from precaudit.model import Finding, TensorCores
 from precaudit.tensorcores.analysis import NO_PTX, analyse
 from precaudit.tensorcores.columns import SCOPE
@@ -38,8 +38,8 @@ class Recording:
     seconds: float = 0.0
 
 
-class ScopeMarks:
-    """A scope listener that puts `fwd::<fqn>` around every forward; the analysis gives backward ops to these too."""
+class ScopeMarks(ScopeListener):
+    """Puts `fwd::<fqn>` around every forward; the analysis gives backward ops to these too."""
 
     def __init__(self, names: ModuleNames) -> None:
         self._names = names

@@ -11,7 +11,7 @@ from precaudit.histograms import fits
 from precaudit.instrument.names import ModuleName, ModuleNames, is_leaf
 from precaudit.model import Layer, Location, Op, TensorRecord, TensorStats
 from precaudit.tracing.extremes import largest, largest_by_name, widest
-from precaudit.tracing.records import Fault, Trace
+from precaudit.tracing.records import Trace
 from precaudit.tracing.slots import LayerSlot, OpSlot, ParameterSlot, fold
 from precaudit.tracing.tracer import Tracer
 
@@ -57,6 +57,7 @@ def snapshot(tracer: Tracer, names: ModuleNames) -> Trace:
     tracer.parameters.flush()
     fold(tracer.gauges)
     namer = _Namer(tracer, names)
+    faults = tracer.watch.faults if tracer.watch else []
     return Trace(
         layers=tuple(_layers(tracer, namer)),
         ops=tuple(_ops(tracer, namer)),
@@ -66,7 +67,7 @@ def snapshot(tracer: Tracer, names: ModuleNames) -> Trace:
         models=namer.models,
         leaves=tuple(_leaves(tracer, names, namer)),
         unseen=tuple(_unseen(tracer, names, namer)),
-        faults=tuple(replace(fault, fqn=namer.fqn(ModuleName(fault.model, fault.fqn))) for fault in _faults(tracer)),
+        faults=tuple(replace(fault, fqn=namer.fqn(ModuleName(fault.model, fault.fqn))) for fault in faults),
         bypassed={namer.fqn(name): Location(*place) for name, place in tracer.bypassed.items()},
     )
 
@@ -95,10 +96,6 @@ def _unseen(tracer: Tracer, names: ModuleNames, namer: _Namer) -> Iterator[str]:
             computes = type(module).forward is not nn.Module.forward and own and not own & tracer.read
             if computes and names.of(module) not in used and is_leaf(module):
                 yield namer.fqn(names.of(module))
-
-
-def _faults(tracer: Tracer) -> list[Fault]:
-    return tracer.watch.faults if tracer.watch else []
 
 
 def _layers(tracer: Tracer, namer: _Namer) -> list[Layer]:

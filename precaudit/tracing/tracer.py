@@ -20,7 +20,7 @@ from precaudit.histograms import Peak, take_peak
 from precaudit.instrument.events import TrainingListener, in_backward
 from precaudit.instrument.functions import IN_FUNCTION
 from precaudit.instrument.names import ModuleName, is_leaf
-from precaudit.instrument.scopes import REPEATED, Frame, ModuleScopes
+from precaudit.instrument.scopes import REPEATED, Frame, ModuleScopes, ScopeListener
 from precaudit.instrument.torchfunction import dtype_name, tensors_in
 from precaudit.tracing.extremes import largest
 from precaudit.tracing.faults import FaultWatch, Inputs, finite_amax
@@ -65,7 +65,7 @@ class _Token:
     inputs: Inputs | None
 
 
-class Tracer(TrainingListener):
+class Tracer(TrainingListener, ScopeListener):
     def __init__(self, scopes: ModuleScopes, options: TraceOptions, in_island: Callable[[], bool] = no_island) -> None:
         """`in_island` says whether autocast is switched off by the script itself."""
         self.options = options
