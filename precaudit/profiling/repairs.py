@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from precaudit.formats import get_format
 from precaudit.model import Location, Plan
 from precaudit.planning.fitting import format_of, is_within
 from precaudit.planning.planner import fallback
@@ -218,19 +219,23 @@ def _after_wrong_answer(plan: Plan, model: str, far: Astray) -> list[Promotion]:
 
 def _after_silent_error(trials: Trials, plan: Plan, candidates: Mapping[int, RunResult]) -> list[Promotion]:
     """The modules whose own rounding makes most of the error, measured one group at a time: of the loss, where that is
-    wrong on float32's weights already, else of its gradient."""
+    wrong on float32's weights already, else of its gradient. Where the trials left a doubt, a gradient as exact as the
+    format has them is nobody's fault."""
     spec = trials.audit.replay_spec
     if spec is None or trials.audit.replay is None:
         return []
     products = trials.audit.trace.products
     of_loss = of_losses(trials.audit.reference.losses)
     shift = whole_error(spec, plan, trials.runner, of_loss)
-    in_loss = _explains(shift, trials.judge(candidates, plan).difference.mean)
+    judged = trials.judge(candidates, plan)
+    in_loss = _explains(shift, judged.difference.mean)
     measure, what = (of_loss, "loss") if in_loss else (of_gradients, "gradient")
     usable = (*_used(plan), *({"tf32"} & {*spec.formats}))  # which brings a plan no loss scale, as float16 would
     promotions = []
     for item in contributions(spec, plan, trials.runner, products, measure)[:_MOST]:
         source = plan.modules.get(item.fqn, plan.default)
+        if judged.verdict != "fail" and not in_loss and item.error**0.5 <= get_format(source).tolerance:
+            continue
         much = (
             f"shifts the loss by {item.error:+.2%}"
             if in_loss

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from precaudit.model import Layer, Location, Op, OpFormat, Plan
+from precaudit.model import Difference, Layer, Location, Op, OpFormat, Plan
 from precaudit.profiling import repairs
 from precaudit.profiling.audit import Audit
 from precaudit.profiling.bisect import Contribution
@@ -21,6 +21,7 @@ from precaudit.profiling.repairs import (
 from precaudit.profiling.trials import Trials
 from precaudit.running.job import Astray, Job, RunResult, RunSpec, ScriptError
 from precaudit.tracing.records import Fault, Trace
+from precaudit.verification.verdict import Judgement
 
 TRACE = Trace(
     layers=(Layer("block", "Block", 0, 1, (), leaf=False), Layer("block.lin", "Linear", 8, 1, ())),
@@ -230,3 +231,17 @@ def test_a_product_that_makes_the_error_has_tf32_before_float32(monkeypatch, for
     plan = Plan("bfloat16", {"block.lin": "bfloat16", "other": "bfloat16"})
     promotions = _after_silent_error(Trials(audit, "emulated", lambda spec: run, {0: run}), plan, {0: run})
     assert [(each.fqn, each.target) for each in promotions] == [("block.lin", target), ("other", "float32")]
+
+
+@pytest.mark.parametrize(("verdict", "blamed"), [("inconclusive", ["block.lin"]), ("fail", ["block.lin", "other"])])
+def test_a_doubt_blames_no_module_whose_gradient_is_as_exact_as_its_format_has_it(monkeypatch, verdict, blamed):
+    job, run = Job("script", "train.py", (), ".", 10), RunResult("reference", 0, "stopped", 10, losses=(1.0,) * 10)
+    audit = Audit(job, run, TRACE, replay=run, replay_spec=RunSpec(job, "replay", formats=("float16",)))
+    found = [Contribution("block.lin", 0.01**2), Contribution("other", 0.001**2)]
+    monkeypatch.setattr(repairs, "contributions", lambda *_: found)
+    monkeypatch.setattr(repairs, "whole_error", lambda *_: 0.0)
+    judgement = Judgement(verdict, "", 0.01, Difference(-0.012, -0.03, 0.008), ())
+    monkeypatch.setattr(Trials, "judge", lambda *_: judgement)
+    plan = Plan("float16", {"block.lin": "float16", "other": "float16"})
+    promotions = _after_silent_error(Trials(audit, "emulated", lambda spec: run, {0: run}), plan, {0: run})
+    assert [each.fqn for each in promotions] == blamed
