@@ -478,6 +478,27 @@ def test_a_loss_in_the_script_s_own_autocast_is_run_as_written(casts, tmp_path):
     assert found["PA307"].op == "mul"
 
 
+def test_what_a_script_s_own_casts_did_before_it_failed_of_them_is_told(tmp_path):
+    """The last rows' ids round up to one that the table lacks."""
+
+    def code():
+        torch.manual_seed(0)
+        model = nn.EmbeddingBag(6000, 2)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        for step in range(8):
+            ids = torch.arange(5000, 5016) if step < 6 else torch.arange(5984, 6000)
+            optimizer.zero_grad()
+            model(ids.half().long()[:, None]).square().mean().backward()
+            optimizer.step()
+
+    job = Job("script", "train.py", (), str(tmp_path), 8)
+    audit = run_audit(job, ("bfloat16", "float32"), "emulated", InProcess(code), str(tmp_path))
+    assert (audit.reference.steps, audit.as_written.status, audit.as_written.steps) == (8, "failed", 6)
+    found = of_as_written(audit, Verification("pass", "emulated"))
+    assert [(each.rule, each.severity) for each in found] == [("PA501", "warning"), ("PA306", "warning")]
+    assert {each.location.path for each in found} == {__file__}
+
+
 def test_a_plan_that_the_script_applies_is_run_as_written(tmp_path):
     """In float16, and without the loss scale that its gradients need."""
 

@@ -58,6 +58,14 @@ def test_a_script_that_needs_its_own_autocast_is_told_so():
     assert "it may need its own autocast" in found.error.message
 
 
+def test_a_script_that_fails_of_its_own_casts_has_a_float32_run_without_them():
+    """As where an id that a cast rounds up is no row of a table."""
+    first = replace(failed(0, "IndexError"), baseline={"casts": [{"path": "train.py", "line": 9, "dtype": "float16"}]})
+    exact = RunResult("reference", 0, "stopped", 20)
+    found = in_float32(RunSpec(JOB, "reference"), lambda spec: exact if spec.neutralize else first)
+    assert (found.run, found.first, found.spec.neutralize) == (exact, first, True)
+
+
 @pytest.mark.parametrize("run", [failed(7, "MemoryError"), failed(0, INTERNAL), RunResult("", 0, "stopped", 20)])
 def test_other_ends_are_not_tried_again(run):
     runs = []
