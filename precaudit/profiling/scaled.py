@@ -42,6 +42,12 @@ CERTAIN: Mapping[str, _Told] = MappingProxyType(
             "optimizer steps on the sum, which has the loss scale in it",
             "call scaler.unscale_(optimizer) once a step, after the last backward pass",
         ),
+        "adds_by_hand": _Told(
+            "PA506",
+            "the backward pass of a loss that is multiplied by a loss scale adds to gradients that the script has "
+            "divided by it already: it divides them once more, so that the earlier ones count for almost nothing",
+            "divide the gradients by the scale once a step, after the last backward pass",
+        ),
         "scales_twice": _Told(
             "PA506",
             "scaler.scale multiplies a loss by the loss scale that was multiplied by it already: the scaler takes it "

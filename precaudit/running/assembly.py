@@ -23,6 +23,7 @@ from precaudit.instrument.names import ModuleNames, has_parameters
 from precaudit.instrument.scopes import ModuleScopes, ScopeListener
 from precaudit.model import Plan
 from precaudit.ownprecision.baseline import Baseline
+from precaudit.ownprecision.by_hand import ScaledByHand
 from precaudit.ownprecision.changes import GradientChanges
 from precaudit.ownprecision.float32 import CastWatch, everywhere, float32_only
 from precaudit.ownprecision.grad_scaler import OwnScaler
@@ -71,6 +72,7 @@ class Session:
         self.observer = spec.observer(scopes, in_island) if spec.observer else None
         self.own_low = OwnLowPrecision(self.names, settings, lambda: scopes.current) if _as_written(spec) else None
         self.scaled = ScaledGradients(self.names, settings) if own else None
+        by_hand = ScaledByHand(self.names, settings) if own else None
         self.changes = GradientChanges(self.names, settings) if own or spec.precision == "as-written" else None
         stale = StaleCasts(baseline) if own else None
         self.monitor = monitor = Monitor(self.events, spec.job.steps, progress, stop, spec.patience)
@@ -79,7 +81,7 @@ class Session:
         ends = self.first_values, self.last_calls, self.lost_outputs
         roundings = _roundings(spec, scopes, in_island)
         scopes.listeners = _wanted(self.events, *roundings, probe, self.tracer, *ends, self.observer, stale, monitor)
-        watching = self.own_low, self.scaled, self.changes, stale
+        watching = self.own_low, self.scaled, by_hand, self.changes, stale
         self.events.listeners = _wanted(self.scaler, self.tracer, probe, *watching, self.optimizers, monitor)
 
     def end_state(self, spec: RunSpec, seconds: float = math.inf) -> EndState:

@@ -1,0 +1,41 @@
+"""A loss scale that a script keeps itself, and takes out of its gradients before the last of a step's are there."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from precaudit.instrument.events import TrainingListener
+from precaudit.instrument.names import ModuleNames
+from precaudit.instrument.torchfunction import stored
+from precaudit.ownprecision.grad_scaler import scale_by_hand
+from precaudit.tracing.ops import caller_location, line_of
+
+_SAME = 1e-3
+
+
+class ScaledByHand(TrainingListener):
+    """Notes in `settings["adds_by_hand"]` where a loss that is multiplied by a scale adds to gradients that were
+    divided by it since the backward pass before: the next division takes it out of those a second time."""
+
+    def __init__(self, names: ModuleNames, settings: dict[str, object]) -> None:
+        self._names, self._settings = names, settings
+        self._norm, self._scale = 0.0, 1.0
+
+    def backward_starts(self, roots: Sequence[torch.Tensor], gradients: list[Any]) -> None:
+        before, scale = self._norm, self._scale
+        self._scale = max((scale_by_hand(root) for root in roots if root is not None), default=1.0)
+        if before and 1 < scale == self._scale and math.isclose(self._size() * scale, before, rel_tol=_SAME):
+            self._settings.setdefault("adds_by_hand", line_of(caller_location()))
+
+    def backward_ended(self, roots: Sequence[torch.Tensor]) -> None:
+        self._norm = self._size() if self._scale > 1 else 0.0
+
+    def _size(self) -> float:
+        """Of the gradients that are there, all of which would be one more pass over them: of the first parameter's."""
+        trained = (p.grad for model in self._names.models.values() for p in model.parameters() if p.grad is not None)
+        gradient = next(trained, None)
+        return 0.0 if gradient is None else float(stored(gradient).norm())

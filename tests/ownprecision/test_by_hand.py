@@ -1,0 +1,90 @@
+"""A loss scale kept by hand, and when the script takes it out of its gradients."""
+
+import os
+
+import pytest
+import torch
+from torch import nn
+
+from precaudit.running.job import Job, RunSpec
+from precaudit.running.worker import run
+
+SCALE = 1024.0
+
+
+def noted(train):
+    """Where a float32 run sees `train(model, optimizer, losses)` add to gradients that were divided."""
+
+    def code():
+        torch.manual_seed(0)
+        model = nn.Linear(4, 2)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+        while True:
+            train(model, optimizer, [model(torch.randn(8, 4)).square().mean() for _ in range(2)])
+
+    result = run(RunSpec(Job("script", "train.py", (), os.getcwd(), 3), "x", audited=frozenset({0})), code)
+    assert result.error is None
+    return result.baseline.get("adds_by_hand")
+
+
+def divide(model, scale=SCALE):
+    for parameter in model.parameters():
+        parameter.grad.div_(scale)
+
+
+def each_time(model, optimizer, losses, scale=SCALE):
+    optimizer.zero_grad()
+    for loss in losses:
+        (loss * scale).backward()
+        divide(model, scale)
+    optimizer.step()
+
+
+def once(model, optimizer, losses):
+    optimizer.zero_grad(set_to_none=False)
+    for loss in losses:
+        (loss * SCALE).backward()
+    divide(model)
+    optimizer.step()
+
+
+def into_sums(model, optimizer, losses):
+    """Each loss's own gradients are taken away before the next ones come."""
+    sums = [torch.zeros_like(parameter) for parameter in model.parameters()]
+    for loss in losses:
+        model.zero_grad()
+        (SCALE * loss).backward()
+        divide(model)
+        for total, parameter in zip(sums, model.parameters(), strict=True):
+            total += parameter.grad
+    for total, parameter in zip(sums, model.parameters(), strict=True):
+        parameter.grad = total
+    optimizer.step()
+
+
+def clipped(model, optimizer, losses):
+    optimizer.zero_grad()
+    for loss in losses:
+        (loss * SCALE).backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    divide(model)
+    optimizer.step()
+
+
+def of_a_weight_that_gets_none(model, optimizer, losses):
+    model.weight.register_hook(torch.zeros_like)
+    once(model, optimizer, losses)
+
+
+def a_mean(model, optimizer, losses):
+    """Two is no loss scale."""
+    each_time(model, optimizer, losses, scale=2.0)
+
+
+def test_gradients_that_are_divided_after_each_backward_pass_are_noted():
+    assert noted(each_time)["path"] == __file__
+
+
+@pytest.mark.parametrize("train", [once, into_sums, clipped, of_a_weight_that_gets_none, a_mean])
+def test_gradients_that_are_divided_once_are_not(train):
+    assert noted(train) is None
