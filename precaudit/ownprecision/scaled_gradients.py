@@ -30,7 +30,8 @@ class ScaledGradients(TrainingListener):
 
     - `unscaled_loss`: a loss that was never scaled, whose gradients the scaler divides all the same.
     - `clips_scaled`, `steps_scaled`: clipping, or an optimizer's own step, on gradients that are still scaled.
-    - `adds_scaled`: a scaled loss adds to gradients that are unscaled already.
+    - `adds_scaled`: a scaled loss adds to gradients that are unscaled already. `unscaled_before`: a scaler steps on
+      gradients that came after it had unscaled others.
     - `scales_twice`: a loss made of a scaled one is scaled. `other_scaler`: another scaler unscales than the one that
       scaled. `made_anew`: a scaler is made in step after step.
     - `changes_scaled`: the script writes to gradients before they are unscaled; `unscales_twice`: it has asked for the
@@ -43,6 +44,7 @@ class ScaledGradients(TrainingListener):
         self._written: dict[int, Written] = {}
         self._scalers: dict[int, Any] = {}
         self._unscaled: set[int] = set()
+        self._called: set[tuple[Any, int]] = set()
         self._arrived: Any = None
         self._asked = self._asked_after = self._by_hand = self._in_scaler = False
         self._steps = 0
@@ -57,7 +59,8 @@ class ScaledGradients(TrainingListener):
                 ("scale", self._scaling),
                 ("get_scale", self._asking),
                 ("unscale_", self._unscaling),
-                ("step", self._unscaling),
+                ("step", self._stepping),
+                ("update", self._updating),
             ):
                 stack.enter_context(mock.patch.object(scaler, name, watched(getattr(scaler, name))))
             for name in ("clip_grad_norm_", "clip_grad_value_"):
@@ -117,6 +120,8 @@ class ScaledGradients(TrainingListener):
             for parameter in parameters_of(optimizer):
                 self._kinds.pop(id(parameter), None)
                 self._unscaled.add(id(parameter))
+            if not self._in_scaler and original.__name__ == "unscale_":
+                self._called.add((scaler, id(optimizer)))
             outside, self._in_scaler = self._in_scaler, True
             try:
                 return original(scaler, optimizer, *args, **kwargs)
@@ -124,6 +129,24 @@ class ScaledGradients(TrainingListener):
                 self._in_scaler = outside
 
         return unscale
+
+    def _stepping(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        """It unscales what `unscale_` has not, once from one update to the next."""
+        unscaling = self._unscaling(original)
+
+        def step(scaler: Any, optimizer: Any, *args: Any, **kwargs: Any) -> Any:
+            if (scaler, id(optimizer)) in self._called and "adds_scaled" not in self._settings:
+                self._note(parameters_of(optimizer), _SCALED, "unscaled_before", type(optimizer).__name__)
+            return unscaling(scaler, optimizer, *args, **kwargs)
+
+        return step
+
+    def _updating(self, original: Callable[..., None]) -> Callable[..., None]:
+        def update(scaler: Any, *args: Any, **kwargs: Any) -> None:
+            self._called = {(each, number) for each, number in self._called if each is not scaler}
+            original(scaler, *args, **kwargs)
+
+        return update
 
     # ---- training
 

@@ -42,6 +42,12 @@ CERTAIN: Mapping[str, _Told] = MappingProxyType(
             "optimizer steps on the sum, which has the loss scale in it",
             "call scaler.unscale_(optimizer) once a step, after the last backward pass",
         ),
+        "unscaled_before": _Told(
+            "PA506",
+            "{function} steps on gradients of a backward pass that came after scaler.unscale_: a scaler unscales an "
+            "optimizer's gradients once from one update() to the next, so these have the loss scale in them still",
+            "call scaler.update() between the two, as after the first of SAM's passes",
+        ),
         "adds_by_hand": _Told(
             "PA506",
             "the backward pass of a loss that is multiplied by a loss scale adds to gradients that the script has "

@@ -150,6 +150,29 @@ def test_a_scaled_loss_that_adds_to_unscaled_gradients_is_noted(early):
     assert ("adds_scaled" in settings(train)) is early
 
 
+@pytest.mark.parametrize(("unscales", "updates", "noted"), [(1, 1, True), (1, 2, False), (2, 2, False), (0, 1, False)])
+def test_a_scaler_that_unscaled_the_first_of_two_passes_alone_is_noted(unscales, updates, noted):
+    """As SAM has them: it steps on the gradients of the second."""
+
+    def train(scaler, optimizers, losses):
+        scaler.scale(losses[0]).backward(retain_graph=True)
+        for number in range(2):
+            if number < unscales:
+                scaler.unscale_(optimizers[0])
+            if number < updates - 1:
+                scaler.update()
+            if not number:
+                optimizers[0].zero_grad()
+                scaler.scale(losses[1]).backward()
+        scaler.step(optimizers[0])
+        scaler.step(optimizers[1])
+        scaler.update()
+
+    found = settings(train, enabled=True)
+    assert ("unscaled_before" in found) is noted
+    assert "adds_scaled" not in found
+
+
 @pytest.mark.parametrize(("steps", "noted"), [({0}, False), ({0, 1}, True), ({0, 2}, False)])
 def test_a_scaler_that_is_made_in_every_step_is_noted(steps, noted):
     """One that is made in the first step, or in some, is no matter."""
