@@ -10,6 +10,7 @@ from precaudit.running.unwatched import unwatched
 
 _PAST = 3
 """Steps beyond a failure that say a script doesn't have it."""
+_TRIES = 2
 
 
 @dataclass(frozen=True)
@@ -37,17 +38,19 @@ def in_float32(spec: RunSpec, runner: Callable[[RunSpec], RunResult]) -> Referen
 
 def _blamed(run: RunResult, spec: RunSpec, runner: Callable[[RunSpec], RunResult]) -> RunResult:
     """A failure that the script by itself gets past is precaudit's, unless it comes by chance, as a download's does:
-    then another run goes on, or fails as it may."""
+    then another run goes on, or fails as it may. Both are tried twice: chance may fail once more, and at the same step,
+    as where it strikes before the first."""
     error = run.error
     if run.status != "failed" or error is None or run.is_ours or error.is_lack_of_memory:
         return run
     job = replace(spec.job, steps=run.steps + _PAST)
-    alone = runner(RunSpec(job, "alone", spec.seed, threads=spec.threads, runs=unwatched))
-    if not alone.finished:
-        return run
-    again = runner(spec)
-    if again.error is None or (again.error.type, again.steps) != (error.type, run.steps):
-        return again
+    alone = RunSpec(job, "alone", spec.seed, threads=spec.threads, runs=unwatched)
+    for _ in range(_TRIES):
+        if not runner(alone).finished:
+            return run
+        again = runner(spec)
+        if again.error is None or (again.error.type, again.steps) != (error.type, run.steps):
+            return again
     why = f"{error.type}: {error.message}. Without precaudit the script does not fail there: {_fault(run)}"
     return replace(run, error=replace(error, type=INTERNAL, message=why, traceback=f"{error.traceback}\n{why}"))
 

@@ -39,15 +39,22 @@ def test_what_the_script_by_itself_gets_past_is_no_fault_of_its_own(alone, ours)
     told = "ValueError: boom. Without precaudit the script does not fail" if ours else "boom"
     assert found.run.error.message.startswith(told)
     assert "Traceback ..." in found.run.error.traceback
-    repeated = [("reference", 20)] if ours else []
-    assert [(spec.label, spec.job.steps) for spec in runs] == [("reference", 20), ("alone", 10), *repeated]
+    first, beside = ("reference", 20), ("alone", 10)
+    told = [first, beside, first, beside, first] if ours else [first, beside]
+    assert [(spec.label, spec.job.steps) for spec in runs] == told
 
 
 @pytest.mark.parametrize("again", [RunResult("reference", 0, "stopped", 20), failed(9), failed(7, "KeyError")])
-def test_a_failure_by_chance_is_nobody_s_and_another_run_goes_on(again):
-    runs = iter([failed(7), RunResult("alone", 0, "stopped", 10), again])
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_failure_by_chance_is_nobody_s_and_another_run_goes_on(again, times):
+    runs = iter([failed(7), RunResult("alone", 0, "stopped", 10)] * times + [again])
     found = in_float32(RunSpec(JOB, "reference"), lambda spec: next(runs))
     assert (found.run, found.first) == (again, again)
+
+
+def test_a_failure_by_chance_that_strikes_the_script_alone_too_is_its_own():
+    runs = iter([failed(0), RunResult("alone", 0, "stopped", 3), failed(0), failed(0)])
+    assert not in_float32(RunSpec(JOB, "reference"), lambda spec: next(runs)).run.is_ours
 
 
 def test_a_script_that_needs_its_own_autocast_is_told_so():
