@@ -15,6 +15,7 @@ from precaudit.finding import USE_THE_PLAN, counted, ranked
 from precaudit.formats import FORMATS
 from precaudit.model import Cause, Finding, Plan, Report, Verification
 from precaudit.reporting import costs, unfinished
+from precaudit.reporting.endings import AS_WRITTEN, ended, ended_like_the_plan
 from precaudit.reporting.words import (
     listing,
     plural,
@@ -271,10 +272,13 @@ _OWN_PRECISION = ("PA3", "PA5")
 
 
 def has_the_plan(report: Report) -> bool:
-    """Whether the script's own autocast does what a verified plan asks for."""
-    plan, own = report.plan, report.own_precision
+    """Whether the script's own autocast does what a verified plan asks for, and came as near to float32."""
+    return _asks_for_the_plan(report) and ended_like_the_plan(report.verification)
+
+
+def _asks_for_the_plan(report: Report) -> bool:
     sound = not any(f.rule.startswith(_OWN_PRECISION) and f.severity != "note" for f in report.findings)
-    return is_plain_autocast(report) and own.get("autocast") == plan.default and sound
+    return is_plain_autocast(report) and report.own_precision.get("autocast") == report.plan.default and sound
 
 
 def is_plain_autocast(report: Report) -> bool:
@@ -290,7 +294,10 @@ def _with_the_plan(report: Report) -> str:
         return f"Keep what you have: the script's own autocast is to {default}, and so is the plan."
     strays = any(finding.suggestion == USE_THE_PLAN for finding in report.findings)
     instead = " instead of the script's own casts and scaler" if strays else ""
-    return f"Train with the plan{instead}: paste the lines that this report gives into your training script."
+    advice = f"Train with the plan{instead}: paste the lines that this report gives into your training script"
+    if not _asks_for_the_plan(report):
+        return f"{advice}."
+    return f"{advice}; its own autocast ended {signed(ended(report.verification, AS_WRITTEN))} from float32."
 
 
 def _taken_care_of(report: Report) -> list[str]:

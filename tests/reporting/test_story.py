@@ -101,6 +101,25 @@ def test_a_script_that_has_the_plan_already_keeps_it_unless_its_own_precision_is
     assert pasting.paste_lines(report)[0].startswith("# not needed") is kept
 
 
+@pytest.mark.parametrize(("off", "kept"), [(0.0, True), (0.001, True), (0.01, False), (-0.01, False)])
+def test_a_script_whose_own_autocast_ends_elsewhere_does_not_keep_it(off, kept):
+    """It has the plan's format, and puts more into it than modules: its loss, say."""
+    report = report_samples.passing()
+    trials = [replace(trial, scale=1.0 if trial.plan == "reference" else None) for trial in report.verification.trials]
+    first = trials[0]
+    trials.append(replace(first, plan="as-written", scale=None, losses=tuple(loss + off for loss in first.losses)))
+    verification = replace(report.verification, trials=tuple(trials), compared=(31, 40), margin=0.0025)
+    job = {**report.job, "baseline": {"autocast": "bfloat16"}}
+    plan = Plan("bfloat16", {"a": "bfloat16"})
+    report = replace(report, plan=plan, job=job, findings=(), verification=verification)
+    action = story.actions(report)[0]
+    assert action.startswith("Keep what you have" if kept else "Train with the plan")
+    assert kept or action.endswith(f"its own autocast ended {'+' if off > 0 else '-'}1.00% from float32.")
+    astray = replace(first, plan="candidate-1", losses=tuple(loss - 0.02 for loss in first.losses))
+    scattered = replace(verification, trials=(*trials, astray))
+    assert story.actions(replace(report, verification=scattered))[0].startswith("Keep what you have")
+
+
 def test_one_remedy_for_many_places_is_told_once():
     report = report_samples.passing()
     found = [report_samples.finding(fqn=f"layers.{i}.norm", suggestion="keep float32 weights") for i in range(40)]
