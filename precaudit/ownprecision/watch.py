@@ -162,9 +162,6 @@ class OwnLowPrecision(TorchFunctionMode, TrainingListener):
             self._note("runaway", scale=min(self._scale, 2.0**127), step=self._step)
         self._sums.backward_starts()
 
-    def backward_ended(self, roots: Sequence[torch.Tensor]) -> None:
-        self._publish()
-
     def _look_for_lost(self, fqn: str, parameter: torch.Tensor, gradient: torch.Tensor) -> None:
         """A gradient that overflowed on its way, which the script may skip, or replace by zeros."""
         if any(kind == "lost" for kind, *_ in self._found) or bool(gradient.isfinite().all()):
