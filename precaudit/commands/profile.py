@@ -7,6 +7,7 @@ from pathlib import Path
 
 from precaudit.commands.options import add_fail_on, add_output_options, add_run_options, require_fork_server
 from precaudit.errors import ExitCode, PrecauditError
+from precaudit.profiling.settings import DEFAULT_SEEDS, DEFAULT_STEPS
 
 EPILOG = """\
 Exit codes: 0 a low-precision plan was verified (with --quick: screened, with
@@ -24,11 +25,14 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_run_options(parser, "the training script or model file")
-    parser.add_argument("--steps", type=int, default=60, metavar="N", help="optimizer steps a run takes (default 60)")
-    parser.add_argument("--seeds", type=int, default=3, metavar="N", help="paired seeds of the first look (default 3)")
+    for option, default, what in (
+        ("--steps", DEFAULT_STEPS, "optimizer steps of each run"),
+        ("--seeds", DEFAULT_SEEDS, "seeds to train with at first, in float32 and with the plan"),
+    ):
+        parser.add_argument(option, type=int, default=default, metavar="N", help=f"{what} (default {default})")
     parser.add_argument("--target", metavar="GPU", help="the card to plan for (default: this machine's, else h100)")
     parser.add_argument("--formats", metavar="LIST", help="formats the plan may use, such as bf16,fp16,tf32,fp8")
-    parser.add_argument("--quick", action="store_true", help="one paired seed: the plan is screened, not verified")
+    parser.add_argument("--quick", action="store_true", help="a single seed: the plan is screened, not verified")
     parser.add_argument("--no-verify", action="store_true", help="audit and plan only: nothing is verified")
     parser.add_argument("--out", type=Path, metavar="DIR", help="output folder (default reports/<script stem>)")
     parser.add_argument("--price", type=float, metavar="USD_PER_HOUR", help="what an hour on the device costs")
