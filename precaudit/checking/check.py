@@ -45,7 +45,6 @@ def check_job(job: Job, plan: Plan, settings: CheckSettings, runner: Runner) -> 
         layers=trace.layers,
         execution=observed.execution,
         job=_job_facts(job, run, observed),
-        notes=run.notes,
         precaudit_version=__version__,
     )
 

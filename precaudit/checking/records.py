@@ -175,7 +175,6 @@ class CheckReport:
     layers: tuple[Layer, ...] = ()
     execution: Execution = "emulated"
     job: Mapping[str, Any] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
     precaudit_version: str = ""
 
     @property

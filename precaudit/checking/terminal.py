@@ -27,8 +27,6 @@ def render_terminal(report: CheckReport, color: bool = False) -> str:
         page.text(f"{label:<4}  {name}: {prose(answer.detail)}", "", indent="  ", hang="        ")
     _findings(page, report)
     _tables(page, report)
-    if report.notes:
-        page.section("Notes", [prose(note) for note in report.notes])
     return str(page)
 
 

@@ -239,7 +239,7 @@ _OWN = {"autocast": "autocast", "plan": "plan", "grad_scaler": "GradScaler"}
 def _notes(job: Job, settings: Settings, audit: Audit) -> list[str]:
     """What was other than a person might expect."""
     run = audit.reference
-    notes = [*run.notes, *([settings.unheeded] if settings.unheeded else [])]
+    notes = [settings.unheeded] if settings.unheeded else []
     if run.status == "ended" and run.steps < job.steps:
         notes.append(f"the script ended after {run.steps} of {job.steps} steps; everything refers to those")
     own = [name for key, name in _OWN.items() if key in run.baseline]

@@ -183,7 +183,6 @@ class RunResult:
     step_seconds: tuple[float, ...] = ()
     seconds: float = 0.0
     baseline: Mapping[str, object] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
     observed: Any = None
     leftovers: tuple[str, ...] = ()
     crossed: bool = False

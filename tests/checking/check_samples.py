@@ -64,7 +64,7 @@ def failing():
     )
     place = {"fqn": "fc1", "op": "linear", "location": Location("train.py", 12)}
     wide = finding("PA711", "error", "fc1: linear reaches 7e+04", "run it in bfloat16", **place, value=7e4)
-    return build("t4", (gone,), (wide,), observed, formats=("bfloat16", "float16"), notes=("the script ended early",))
+    return build("t4", (gone,), (wide,), observed, formats=("bfloat16", "float16"))
 
 
 def hostile():
@@ -82,7 +82,7 @@ def hostile():
         unanswered={text: text for text in HOSTILE},
     )
     job = {"script": HOSTILE[2], "plan": HOSTILE[1], "argv": HOSTILE}
-    return build("t4", findings, (), observed, tuple(HOSTILE), job=job, notes=tuple(HOSTILE))
+    return build("t4", findings, (), observed, tuple(HOSTILE), job=job)
 
 
 SAMPLES = {"passing": passing, "failing": failing, "hostile": hostile}
