@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import tempfile
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,12 +15,14 @@ from precaudit.planning.budget import lost_gradients
 from precaudit.planning.planner import Choices, build_plan, default_format, fallback, without_loss_scale
 from precaudit.profiling.audit import Audit, Runner, chosen_formats, require_measurable, run_audit
 from precaudit.profiling.bisect import contributions, of_module
+from precaudit.profiling.clock import Clock
 from precaudit.profiling.environment import environment
 from precaudit.profiling.findings import all_findings
+from precaudit.profiling.jobfacts import job_facts
 from precaudit.profiling.settings import Settings
 from precaudit.profiling.timing import measure, trained_ops
 from precaudit.profiling.trials import verify
-from precaudit.running.job import OF_OPTIMIZER, Job, RunResult, RunSpec
+from precaudit.running.job import Job, RunResult
 from precaudit.tensorcores.eligibility import unreached_findings, with_flops
 from precaudit.tensorcores.padding import alignment_findings
 from precaudit.tensorcores.peaks import Gpu, get_gpu, gpu_for
@@ -44,35 +45,10 @@ class Outcome:
     error: str | None = None
 
 
-class _Clock:
-    """A runner that keeps every result, for the account of time at the end.
-
-    `wall_seconds` is the time spent in training steps, runs at the same time counted once.
-    """
-
-    def __init__(self, runner: Runner) -> None:
-        self._runner = runner
-        self.results: list[tuple[RunSpec, RunResult]] = []
-        self.wall_seconds = 0.0
-
-    def __call__(self, spec: RunSpec) -> RunResult:
-        return self.many([spec])[0]
-
-    def many(self, specs: Sequence[RunSpec]) -> list[RunResult]:
-        start = time.perf_counter()
-        results = self._runner.many(specs)
-        wall = time.perf_counter() - start
-        self.results += zip(specs, results, strict=True)
-        inside = sum(result.seconds for result in results)
-        stepping = sum(sum(result.step_seconds) for result in results)
-        self.wall_seconds += stepping * min(1.0, wall / inside) if inside else 0.0
-        return results
-
-
 def profile_job(job: Job, settings: Settings, runner: Runner) -> Outcome:
     """Audit, plan, verify and repair, report."""
     start = time.perf_counter()
-    clock = _Clock(runner)
+    clock = Clock(runner)
     where = environment(job.device)
     target = _target(settings, where)
     formats = _formats(settings, target)
@@ -92,7 +68,7 @@ def profile_job(job: Job, settings: Settings, runner: Runner) -> Outcome:
         measured = measure(audit, plan, target, settings.price, where, None if error else runner)
     report = Report(
         environment=where,
-        job=_job_facts(job, settings, audit, formats, target),
+        job=job_facts(job, settings, audit, formats, target),
         layers=audit.trace.layers,
         ops=with_flops(audit.trace.ops),
         findings=(
@@ -103,7 +79,7 @@ def profile_job(job: Job, settings: Settings, runner: Runner) -> Outcome:
         plan=plan,
         verification=verification,
         tensor_cores=measured.tensor_cores,
-        performance={**_performance(clock, time.perf_counter() - start, measured.seconds), **measured.performance},
+        performance={**clock.performance(time.perf_counter() - start, measured.seconds), **measured.performance},
         cost=measured.cost,
         precaudit_version=__version__,
     )
@@ -231,93 +207,3 @@ def _exit_code(audit: Audit, plan: Plan, verification: Verification, settings: S
         return ExitCode.OK if proposed else ExitCode.FINDING
     verified = verification.verdict in ("pass", "screened") and plan.is_low_precision
     return ExitCode.OK if verified else ExitCode.FINDING
-
-
-_OWN = {"autocast": "autocast", "plan": "plan", "grad_scaler": "GradScaler"}
-
-
-def _notes(job: Job, settings: Settings, audit: Audit) -> list[str]:
-    """What was other than a person might expect."""
-    run = audit.reference
-    notes = [settings.unheeded] if settings.unheeded else []
-    if run.status == "ended" and run.steps < job.steps:
-        notes.append(f"the script ended after {run.steps} of {job.steps} steps; everything refers to those")
-    own = [name for key, name in _OWN.items() if key in run.baseline]
-    if own:
-        were = "were" if len(own) > 1 else "was"
-        notes.append(f"the script's own {' and '.join(own)} {were} off in the float32 runs and under the plan")
-    if not audit.job.asserts:
-        notes.append("the script asserts dtypes of its own autocast; its assert statements were skipped")
-    if audit.neutralize:
-        notes.append("the script's own casts to low precision were float32 in the reference and under the plan")
-    if audit.replay is not None and not audit.starts_alike:
-        notes.append(
-            f"run again from the same seed, float32 began with a loss of {audit.replay.losses[0]:.4g} instead of "
-            f"{run.losses[0]:.4g}: runs may differ for other reasons than the plan. Seed every random generator that "
-            "the script uses, and don't let it resume from what an earlier run saved"
-        )
-    return notes
-
-
-def _job_facts(job: Job, settings: Settings, audit: Audit, formats: Sequence[str], target: Gpu) -> dict[str, Any]:
-    run = audit.reference
-    return {
-        "kind": job.kind,
-        "script": job.target,
-        "argv": list(job.argv),
-        "options": settings.options(),
-        "steps": run.steps,
-        "steps_requested": job.steps,
-        "counted": run.counted,
-        "backward_at": list(dict.fromkeys(stream.partition(OF_OPTIMIZER)[0] for stream in run.streams)),
-        "seeds": settings.pairs,
-        "target": target.name,
-        "formats": list(formats),
-        "device": job.device,
-        "quick": settings.quick and settings.verify,
-        "stopped": "unable" if run.is_ours else run.status,
-        "models": list(audit.trace.models),
-        "audited_steps": audit.trace.audited_steps,
-        "baseline": dict(run.baseline) | _own_casts(audit),
-        "gradient_errors": [
-            {"probe": e.label, "rho": e.rho, "snr": e.snr, "bias": e.bias, "evaluations": e.evaluations}
-            for e in audit.errors
-        ],
-        "notes": _notes(job, settings, audit),
-    }
-
-
-def _own_casts(audit: Audit) -> dict[str, object]:
-    """Where they are, as far as they were seen: in the reference they are off, and what was loaded is cast nowhere."""
-    written = audit.as_written.baseline if audit.as_written else {}
-    return {"casts": written.get("casts", [])} if audit.neutralize else {}
-
-
-def _performance(clock: _Clock, seconds: float, measuring: float) -> dict[str, Any]:
-    """Plain time: the steps of every run at the pace of the median unmeasured float32 run (or of the fastest third),
-    which run two at a time as all do; `ratio` is what all steps took, run by run, over that. The `measuring` stage is
-    in the total and no part of the rest."""
-    runs = clock.results
-    plain = sorted(_pace(r) for spec, r in runs if spec.precision == "float32" and not spec.probe_dir and _pace(r))
-    if not plain:
-        plain = sorted(_pace(r) for _, r in runs if _pace(r))
-        plain = plain[: max(1, len(plain) // 3)]
-    pace = plain[len(plain) // 2] if plain else None
-    steps = sum(result.steps for _, result in runs)
-    inside = sum(result.seconds for _, result in runs)
-    stepping = sum(sum(result.step_seconds) for _, result in runs)
-    return {
-        "seconds_total": seconds,
-        "seconds_in_runs": inside,
-        "steps_run": steps,
-        "runs": len(runs),
-        "seconds_plain_steps": steps * pace if pace is not None else None,
-        "seconds_startup": max(0.0, seconds - measuring - clock.wall_seconds),
-        "ratio": stepping / (steps * pace) if pace and steps else None,
-    }
-
-
-def _pace(run: RunResult) -> float:
-    """Seconds a step, the first apart; a mean, as steps of several optimizers differ by their turn."""
-    later = run.step_seconds[1:]
-    return sum(later) / len(later) if later else 0.0

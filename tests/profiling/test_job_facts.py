@@ -3,7 +3,7 @@
 import pytest
 
 from precaudit.profiling.audit import Audit
-from precaudit.profiling.engine import _job_facts
+from precaudit.profiling.jobfacts import job_facts
 from precaudit.profiling.settings import Settings
 from precaudit.running.job import Job, RunResult, RunSpec
 from precaudit.tensorcores.peaks import get_gpu
@@ -22,7 +22,7 @@ from precaudit.tracing.records import Trace
 def test_what_was_off_is_named_and_nothing_else(baseline, notes):
     job = Job("script", "train.py", (), ".", 8)
     audit = Audit(job, RunResult("reference", 0, "stopped", 8, baseline=baseline), Trace())
-    facts = _job_facts(job, Settings(), audit, ("bfloat16",), get_gpu("h100"))
+    facts = job_facts(job, Settings(), audit, ("bfloat16",), get_gpu("h100"))
     assert [note.partition(" in the float32")[0] for note in facts["notes"]] == notes
 
 
@@ -32,7 +32,7 @@ def test_casts_that_were_off_are_told(neutralize):
     written = RunResult("as-written", 0, "stopped", 8, baseline={"casts": [{"path": "train.py", "line": 3}]})
     reference, spec = RunResult("reference", 0, "stopped", 8), RunSpec(job, "replay", neutralize=neutralize)
     audit = Audit(job, reference, Trace(), as_written=written, replay_spec=spec)
-    facts = _job_facts(job, Settings(), audit, ("bfloat16",), get_gpu("h100"))
+    facts = job_facts(job, Settings(), audit, ("bfloat16",), get_gpu("h100"))
     assert facts["baseline"] == ({"casts": [{"path": "train.py", "line": 3}]} if neutralize else {})
 
 
@@ -55,5 +55,5 @@ def test_casts_that_were_off_are_told(neutralize):
 def test_a_report_says_the_seeds_that_its_first_look_takes(asked, seeds, quick, note):
     job = Job("script", "train.py", (), ".", 8)
     audit = Audit(job, RunResult("reference", 0, "stopped", 8), Trace())
-    facts = _job_facts(job, Settings(**asked), audit, ("bfloat16",), get_gpu("h100"))
+    facts = job_facts(job, Settings(**asked), audit, ("bfloat16",), get_gpu("h100"))
     assert (facts["seeds"], facts["quick"], facts["notes"]) == (seeds, quick, [note] if note else [])

@@ -8,7 +8,7 @@ from torch import nn
 
 from precaudit.model import Plan
 from precaudit.profiling.bisect import contributions
-from precaudit.profiling.engine import _Clock, _performance
+from precaudit.profiling.clock import Clock
 from precaudit.profiling.schedule import schedule
 from precaudit.running.job import Job, RunResult, RunSpec
 from precaudit.running.worker import run
@@ -102,15 +102,15 @@ def test_a_generator_s_error_made_in_the_other_one_s_step_is_blamed_on_it():
 def test_the_start_of_runs_is_no_time_in_steps(monkeypatch, wall, stepping):
     """Two runs of a second each, two tenths of it in steps, one after the other or beside each other."""
     now = iter((10.0, 10.0 + wall))
-    monkeypatch.setattr("precaudit.profiling.engine.time.perf_counter", lambda: next(now))
+    monkeypatch.setattr("precaudit.profiling.clock.time.perf_counter", lambda: next(now))
 
     class Results:
         def many(self, specs):
             return [RunResult("reference", 0, "stopped", 2, step_seconds=(0.1, 0.1), seconds=1.0) for _ in specs]
 
-    clock = _Clock(Results())
+    clock = Clock(Results())
     clock.many([RunSpec(JOB, "reference"), RunSpec(JOB, "reference")])
-    assert clock.wall_seconds == pytest.approx(stepping)
+    assert clock.performance(10.0, 1.0)["seconds_startup"] == pytest.approx(9.0 - stepping)
 
 
 def test_plain_time_is_that_of_short_and_long_steps():
@@ -118,6 +118,6 @@ def test_plain_time_is_that_of_short_and_long_steps():
         def many(self, specs):
             return [RunResult("reference", 0, "stopped", 6, step_seconds=(9.0, *[1.0, 0.1] * 3)) for _ in specs]
 
-    clock = _Clock(Results())
+    clock = Clock(Results())
     clock.many([RunSpec(JOB, "reference"), RunSpec(JOB, "reference")])
-    assert _performance(clock, 30.0, 0.0)["seconds_plain_steps"] == pytest.approx(12 * 0.55)
+    assert clock.performance(30.0, 0.0)["seconds_plain_steps"] == pytest.approx(12 * 0.55)

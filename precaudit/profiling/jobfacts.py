@@ -1,0 +1,70 @@
+"""What a report says of the job itself: what was run, with which options, and what was other than expected."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from precaudit.profiling.audit import Audit
+from precaudit.profiling.settings import Settings
+from precaudit.running.job import OF_OPTIMIZER, Job
+from precaudit.tensorcores.peaks import Gpu
+
+_OWN = {"autocast": "autocast", "plan": "plan", "grad_scaler": "GradScaler"}
+
+
+def job_facts(job: Job, settings: Settings, audit: Audit, formats: Sequence[str], target: Gpu) -> dict[str, Any]:
+    run = audit.reference
+    return {
+        "kind": job.kind,
+        "script": job.target,
+        "argv": list(job.argv),
+        "options": settings.options(),
+        "steps": run.steps,
+        "steps_requested": job.steps,
+        "counted": run.counted,
+        "backward_at": list(dict.fromkeys(stream.partition(OF_OPTIMIZER)[0] for stream in run.streams)),
+        "seeds": settings.pairs,
+        "target": target.name,
+        "formats": list(formats),
+        "device": job.device,
+        "quick": settings.quick and settings.verify,
+        "stopped": "unable" if run.is_ours else run.status,
+        "models": list(audit.trace.models),
+        "audited_steps": audit.trace.audited_steps,
+        "baseline": dict(run.baseline) | _own_casts(audit),
+        "gradient_errors": [
+            {"probe": e.label, "rho": e.rho, "snr": e.snr, "bias": e.bias, "evaluations": e.evaluations}
+            for e in audit.errors
+        ],
+        "notes": _notes(job, settings, audit),
+    }
+
+
+def _notes(job: Job, settings: Settings, audit: Audit) -> list[str]:
+    """What was other than a person might expect."""
+    run = audit.reference
+    notes = [settings.unheeded] if settings.unheeded else []
+    if run.status == "ended" and run.steps < job.steps:
+        notes.append(f"the script ended after {run.steps} of {job.steps} steps; everything refers to those")
+    own = [name for key, name in _OWN.items() if key in run.baseline]
+    if own:
+        were = "were" if len(own) > 1 else "was"
+        notes.append(f"the script's own {' and '.join(own)} {were} off in the float32 runs and under the plan")
+    if not audit.job.asserts:
+        notes.append("the script asserts dtypes of its own autocast; its assert statements were skipped")
+    if audit.neutralize:
+        notes.append("the script's own casts to low precision were float32 in the reference and under the plan")
+    if audit.replay is not None and not audit.starts_alike:
+        notes.append(
+            f"run again from the same seed, float32 began with a loss of {audit.replay.losses[0]:.4g} instead of "
+            f"{run.losses[0]:.4g}: runs may differ for other reasons than the plan. Seed every random generator that "
+            "the script uses, and don't let it resume from what an earlier run saved"
+        )
+    return notes
+
+
+def _own_casts(audit: Audit) -> dict[str, object]:
+    """Where they are, as far as they were seen: in the reference they are off, and what was loaded is cast nowhere."""
+    written = audit.as_written.baseline if audit.as_written else {}
+    return {"casts": written.get("casts", [])} if audit.neutralize else {}
