@@ -155,9 +155,9 @@ def _after_exception(plan: Plan, error: ScriptError, trace: Trace) -> list[Promo
 
 
 def _alike(plan: Plan, first: Promotion, op: str | None, trace: Trace) -> list[Promotion]:
-    """The same in modules of that type, which would raise one a round: where the operation is called, unless it is a
-    product, which nearly all calls survive; where no operation is known, in those without products. In all of them,
-    and what is inside, where it raises a second time."""
+    """The same for other modules of that type, which would raise too, one a round. Where the operation is known, for
+    those that call it, unless it is a product, as nearly all calls of products succeed; else for those without
+    products. Where it raises a second time, for all of them and what is inside."""
     types = {layer.fqn: layer.type for layer in trace.layers}
     alike = [fqn for fqn, kind in types.items() if fqn != first.fqn and kind == types.get(first.fqn)]
     again = first.why in plan.because.values()
@@ -180,7 +180,7 @@ def _feeding(plan: Plan, fqn: str, op: str | None, why: str, trace: Trace) -> li
 
 
 def _inside(plan: Plan, fqn: str, why: str) -> list[Promotion]:
-    """All that is low inside a module that can't take what its children hand it."""
+    """All low modules inside one that raises on what they return to it."""
     low = {name: source for name, source in plan.modules.items() if source != "float32" and name != fqn}
     return [Promotion(name, "", source, "float32", why) for name, source in low.items() if is_within(name, fqn)]
 

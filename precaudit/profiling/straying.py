@@ -62,7 +62,7 @@ def _skipped(reference: RunResult, run: RunResult) -> int:
 
 
 def ends_early(reference: RunResult, run: RunResult) -> bool:
-    """By itself, with more steps less than a scaler skips, or than batches that were left out account for."""
+    """Whether the script ended by itself, with more steps missing than its scaler or left-out batches account for."""
     missing = reference.steps - run.steps - sum(_left_out(reference, run))
     return run.status == "ended" and missing > _few(reference, reference.steps)
 
@@ -76,7 +76,7 @@ def _leaves_out(reference: RunResult, run: RunResult) -> bool:
 
 
 def _left_out(reference: RunResult, run: RunResult) -> list[int]:
-    """By step, the steps before it that were skipped, with all batches that one takes, and single batches beside."""
+    """For each step what was skipped before it: whole steps, with all batches that one takes, and single batches."""
     whole = max(reference.calls, default=0) or 1
     return [count // whole + count % whole for count in _calls_unused(reference, run)]
 
@@ -86,12 +86,12 @@ def _calls_unused(reference: RunResult, run: RunResult) -> list[int]:
 
 
 def _few(reference: RunResult, steps: int) -> float:
-    """As many as a scaler finds its scale with, where there is one."""
+    """How many may be missing: as many as a scaler skips until it has found its scale, where there is one."""
     return max(_UNLUCKY, _WASTED * steps) if "grad_scaler" in reference.baseline else allowed(steps)
 
 
 def _limit(verification: Verification) -> float:
-    """Many margins, or, where pairs of runs were seen to part further by chance, what one of them may."""
+    """Many margins; or the spread of single pairs, where verification saw them differ by more than that by chance."""
     lower, upper = verification.difference.lower, verification.difference.upper
     spread = 0.0 if lower is None or upper is None else upper - lower
     return max(_STRAYED * (verification.margin or MARGIN_CAP), spread * len(verification.seeds) ** 0.5)

@@ -117,9 +117,8 @@ class FirstValues(ScopeListener):
                 yield name, first[name], now
 
     def farthest(self, models: Iterable[nn.Module], optimizers: Iterable[Any]) -> float:
-        """How far the trained parameter went that went farthest, as a share of its rms, or of a typical parameter's
-        where it began at zero; inf where all did, or where others are trained that no model had when it was called
-        first."""
+        """The largest change of a trained parameter, as a share of its rms, or of a typical parameter's where it began
+        at zero; inf where all did, or where one was in no model at its first call."""
         modules = [module for model in models for module in model.modules()]
         looks = [
             (m._parameters[name], before, now) for m in modules for name, before, now in self._pairs(m, m._parameters)
@@ -139,7 +138,8 @@ class _Look:
 
 
 def _share(before: _Look, now: _Look, size: float) -> float:
-    """Of the values that moved, which may be some rows of many; inf where none of the sample is among them."""
+    """The change as a share of `size`, over the sampled values that moved, which may be some rows of many; inf where
+    the tensor moved and no sampled value did."""
     moved = now.sample != before.sample
     if not moved.any():
         return math.inf if now.bits != before.bits else 0.0
@@ -147,7 +147,7 @@ def _share(before: _Look, now: _Look, size: float) -> float:
 
 
 def _looks(own: Mapping[str, torch.Tensor | None]) -> Iterator[tuple[str, _Look]]:
-    """At these values; no mode of a tracer or a plan takes part in reading them."""
+    """Looks at these tensors, in which no mode of a tracer or a plan takes part."""
     with torch._C.DisableTorchFunction(), torch.no_grad():
         for name, tensor in own.items():
             if tensor is None or is_lazy(tensor) or not tensor.is_floating_point():

@@ -1,4 +1,5 @@
-"""How a model answers once more, in eval mode; under a plan, also what of that is the plan's doing."""
+"""A model's outputs when it is called once more, in eval mode; under a plan, also how far they are from float32's, and
+which module is to blame."""
 
 from __future__ import annotations
 
@@ -56,7 +57,7 @@ class _Timely:
 
 @dataclass(frozen=True)
 class Answer:
-    """All floating-point outputs, flat. `astray` is None where there is no plan, or nothing to hold them against."""
+    """All floating-point outputs, flat. `astray` is None where there is no plan, or nothing to compare them with."""
 
     values: torch.Tensor
     astray: Astray | None = None
@@ -108,8 +109,8 @@ def _astray(module: nn.Module, call: Callable[..., torch.Tensor], planned: torch
 
 
 def _surely(found: Astray, call: Callable[..., torch.Tensor], exact: torch.Tensor, beside: Beside) -> Astray:
-    """What of it stays where the model is asked again, which may carry a state from call to call, and is beyond what
-    it draws, which need not be alike in two formats."""
+    """With the error that is left in a second call, as a model may carry state from call to call, and a `chance` that
+    covers what another seed changes, as random numbers need not be alike in two formats."""
     with beside.under(beside.plan):
         again = _distance(call(), exact)
     with beside.under(None):
@@ -168,7 +169,7 @@ def _set(parameters: list[nn.Parameter], values: list[torch.Tensor]) -> None:
 
 
 def _distance(values: torch.Tensor, exact: torch.Tensor) -> float:
-    """Relative, of what is finite; 0 where it can't be told: other shapes are chosen at a threshold, say."""
+    """The relative difference of the finite values; 0 where shapes differ, as where a threshold chooses how many."""
     if values.shape != exact.shape:
         return 0.0
     both = values.isfinite() & exact.isfinite()

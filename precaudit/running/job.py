@@ -113,16 +113,16 @@ class ScriptError:
 
 @dataclass(frozen=True)
 class Astray:
-    """How far a model's outputs are from float32's with the same weights, as a share of their rms; how far float32
-    goes itself where the weights are rounded once (`chance`); the modules without which it is none any more."""
+    """How far a model's outputs are from float32's with the same weights, as a share of their rms; how far rounding the
+    weights once moves float32's own (`chance`); and the modules that mend it when they run in float32 (`causes`)."""
 
     error: float
     chance: float
     causes: tuple[str, ...] = ()
 
     def is_fault(self, plan: Plan) -> bool:
-        """More than the plan's formats may err by, and many times as far as rounding goes where a model is sensitive,
-        or chooses."""
+        """More than the plan's formats allow, and many times what rounding the weights does: some models are sensitive,
+        or choose by their values."""
         return self.error > max(get_format(plan.narrowest).tolerance, _BY_CHANCE * self.chance)
 
 

@@ -49,7 +49,7 @@ def _asks_for_half(op: str, args: Any, kwargs: Any) -> bool | None:
 
 
 def _follows(args: Any, kwargs: Any) -> bool:
-    """Whether a cast takes another tensor's dtype, which is autocast's doing where that tensor is float32 here."""
+    """Whether a cast takes another tensor's dtype: float32 here, and half where autocast made that tensor."""
     return any(
         isinstance(value, torch.Tensor) and value.dtype == torch.float32 for value in (*args[1:], *kwargs.values())
     )
@@ -132,7 +132,7 @@ class TraceMode(OperationMode):
     def _cast(self, op: str, func: Call, args: Any, kwargs: Any) -> Any:
         """A cast to half is an operation: what overflows there overflows nowhere else.
 
-        A cast that changes nothing returns its input, and so hands on a name of its own to mark or not to mark.
+        A cast that changes nothing returns its input; a view takes its place, so that the result alone is marked.
         """
         half = _asks_for_half(op, args, kwargs)
         if half is None or not isinstance(args[0], torch.Tensor):

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field, replace
 from precaudit.model import Layer, Location, Op
 
 STOPPING = frozenset("relu relu6 threshold hardtanh clamp clamp_min clamp_max masked_fill where".split())
-"""Operations that hand on some of the gradient as it is, and zeros in place of the rest, even of an infinite rest: what
-is handed on is seen where it goes."""
+"""Operations that pass some of the gradient on and replace the rest by zeros, even where that is infinite. What they
+pass on is measured where it arrives."""
 ABSORBING = frozenset({"add", "index_add", "scatter_add"})
-"""Sums, in which a small addend may be lost: their error is measured by that."""
+"""Sums, which may absorb a small addend: their error is measured relative to that one."""
 
 
 @dataclass(frozen=True)
