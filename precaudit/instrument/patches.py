@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,6 +36,15 @@ def wrapped(owner: Any, name: str, wrap: Wrap) -> Iterator[None]:
         _renew(owner, name, state)
         if not state.wraps:
             del _wrapped[key]
+
+
+@contextmanager
+def all_wrapped(*functions: tuple[Any, str, Wrap]) -> Iterator[None]:
+    """Several at once: owner, name, and what to make of it."""
+    with ExitStack() as stack:
+        for owner, name, wrap in functions:
+            stack.enter_context(wrapped(owner, name, wrap))
+        yield
 
 
 def _renew(owner: Any, name: str, state: _Wrapped) -> None:

@@ -18,7 +18,7 @@ from torch.utils import checkpoint as checkpointing
 from torch.utils.weak import WeakIdKeyDictionary
 
 from precaudit.instrument.names import ModuleName, ModuleNames, find_model, fqns_of
-from precaudit.instrument.patches import wrapped
+from precaudit.instrument.patches import all_wrapped, wrapped
 
 _WITHOUT_REENTRANT = next(
     name
@@ -125,13 +125,11 @@ def checkpointed(resumed: Callable[[Callable[..., Any]], Callable[..., Any]]) ->
 
         return repeated
 
-    with ExitStack() as stack:
-        # What `checkpoint` calls, so that it doesn't matter when and how a script imported that.
-        for owner, function, position in (
-            (checkpointing.CheckpointFunction, "forward", 1),
-            (checkpointing, _WITHOUT_REENTRANT, 0),
-        ):
-            stack.enter_context(wrapped(owner, function, partial(repeating, position)))
+    # What `checkpoint` calls, so that it doesn't matter when and how a script imported that.
+    with all_wrapped(
+        (checkpointing.CheckpointFunction, "forward", partial(repeating, 1)),
+        (checkpointing, _WITHOUT_REENTRANT, partial(repeating, 0)),
+    ):
         yield
 
 

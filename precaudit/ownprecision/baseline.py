@@ -5,9 +5,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any, NamedTuple
-from unittest import mock
 
 import torch
 from torch.amp.autocast_mode import autocast
@@ -15,6 +14,7 @@ from torch.amp.autocast_mode import autocast
 from precaudit.execution import apply as applying
 from precaudit.execution.apply import Applied
 from precaudit.execution.loss_scaling import SCALED
+from precaudit.instrument.patches import all_wrapped
 from precaudit.instrument.scopes import checkpointed
 from precaudit.instrument.torchfunction import dtype_name, map_tensors
 from precaudit.model import Location, Plan
@@ -105,17 +105,17 @@ class Baseline:
     @contextmanager
     def neutralized(self) -> Iterator[None]:
         """autocast regions and plans do nothing and GradScalers are disabled until the block ends."""
-        with ExitStack() as stack:
-            stack.enter_context(mock.patch.object(applying, "put_on", self._applied(applying.put_on)))
-            stack.enter_context(mock.patch.object(autocast, "__init__", keeping_what_is_asked(autocast.__init__)))
-            stack.enter_context(mock.patch.object(autocast, "__enter__", self._entered(autocast.__enter__)))
-            stack.enter_context(mock.patch.object(autocast, "__exit__", self._left(autocast.__exit__)))
-            clear = torch.clear_autocast_cache
-            stack.enter_context(mock.patch.object(torch, "clear_autocast_cache", self._clearing(clear)))
-            stack.enter_context(checkpointed(self._kept))
-            scaler = torch.amp.GradScaler
-            stack.enter_context(mock.patch.object(scaler, "__init__", self._scaler_created(scaler.__init__)))
-            stack.enter_context(mock.patch.object(scaler, "scale", _scaling(scaler.scale)))
+        scaler = torch.amp.GradScaler
+        switched_off = all_wrapped(
+            (applying, "put_on", self._applied),
+            (autocast, "__init__", keeping_what_is_asked),
+            (autocast, "__enter__", self._entered),
+            (autocast, "__exit__", self._left),
+            (torch, "clear_autocast_cache", self._clearing),
+            (scaler, "__init__", self._scaler_created),
+            (scaler, "scale", _scaling),
+        )
+        with switched_off, checkpointed(self._kept):
             yield
 
     def _entered(self, original: Callable[[autocast], Any]) -> Callable[[autocast], autocast]:

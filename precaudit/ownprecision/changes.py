@@ -7,12 +7,12 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
-from unittest import mock
 
 import torch
 
 from precaudit.instrument.events import TrainingListener, parameters_of
 from precaudit.instrument.names import ModuleNames
+from precaudit.instrument.patches import all_wrapped
 from precaudit.instrument.torchfunction import stored
 from precaudit.ownprecision.state import energy
 from precaudit.tracing.ops import caller_location, line_of
@@ -48,11 +48,11 @@ class GradientChanges(TrainingListener):
     def installed(self) -> Iterator[None]:
         scaler = torch.amp.GradScaler
         self._settings[BETWEEN] = []
-        with (
-            mock.patch.object(scaler, "scale", self._scaling(scaler.scale)),
-            mock.patch.object(scaler, "unscale_", self._unscaling(scaler.unscale_)),
-            mock.patch.object(scaler, "step", self._unscaling(scaler.step)),
-            mock.patch.object(torch.Tensor, "register_hook", self._hooking(torch.Tensor.register_hook)),
+        with all_wrapped(
+            (scaler, "scale", self._scaling),
+            (scaler, "unscale_", self._unscaling),
+            (scaler, "step", self._unscaling),
+            (torch.Tensor, "register_hook", self._hooking),
         ):
             yield
 

@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
-from unittest import mock
 
 import torch
 
+from precaudit.instrument.patches import all_wrapped
 from precaudit.instrument.torchfunction import map_tensors
 from precaudit.model import Location
 from precaudit.tracing.ops import caller_location, line_of
@@ -38,10 +38,7 @@ class OwnScaler:
     def scaled_in_gradients(self) -> Iterator[None]:
         """Until the block ends, `GradScaler.scale` scales gradients only."""
         scaler = torch.amp.GradScaler
-        with (
-            mock.patch.object(scaler, "scale", self._scaling(scaler.scale)),
-            mock.patch.object(scaler, "get_scale", self._asking()),
-        ):
+        with all_wrapped((scaler, "scale", self._scaling), (scaler, "get_scale", self._asking)):
             yield
 
     def _scaling(self, original: Callable[..., Any]) -> Callable[..., Any]:
@@ -54,10 +51,10 @@ class OwnScaler:
 
         return scale
 
-    def _asking(self) -> Callable[..., float]:
+    def _asking(self, original: Callable[..., float]) -> Callable[..., float]:
         def get_scale(scaler: torch.amp.GradScaler) -> float:
             self._taken = None
-            return self._factor(scaler)
+            return original(scaler)
 
         return get_scale
 

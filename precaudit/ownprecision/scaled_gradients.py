@@ -4,16 +4,16 @@ scaler divides all the same, and clipping, or an optimizer's own step, that meet
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
-from unittest import mock
 
 import torch
 from torch.nn import utils
 
 from precaudit.instrument.events import TrainingListener, parameters_of
 from precaudit.instrument.names import ModuleNames
+from precaudit.instrument.patches import all_wrapped
 from precaudit.instrument.torchfunction import map_tensors, stored, tensors_in
 from precaudit.model import Location
 from precaudit.tracing.ops import caller_location, line_of
@@ -53,18 +53,16 @@ class ScaledGradients(TrainingListener):
     @contextmanager
     def installed(self) -> Iterator[None]:
         scaler = torch.amp.GradScaler
-        with ExitStack() as stack:
-            for name, watched in (
-                ("__init__", self._making),
-                ("scale", self._scaling),
-                ("get_scale", self._asking),
-                ("unscale_", self._unscaling),
-                ("step", self._stepping),
-                ("update", self._updating),
-            ):
-                stack.enter_context(mock.patch.object(scaler, name, watched(getattr(scaler, name))))
-            for name in ("clip_grad_norm_", "clip_grad_value_"):
-                stack.enter_context(mock.patch.object(utils, name, self._clipping(getattr(utils, name))))
+        with all_wrapped(
+            (scaler, "__init__", self._making),
+            (scaler, "scale", self._scaling),
+            (scaler, "get_scale", self._asking),
+            (scaler, "unscale_", self._unscaling_first),
+            (scaler, "step", self._stepping),
+            (scaler, "update", self._updating),
+            (utils, "clip_grad_norm_", self._clipping),
+            (utils, "clip_grad_value_", self._clipping),
+        ):
             yield
 
     @property
@@ -120,8 +118,6 @@ class ScaledGradients(TrainingListener):
             for parameter in parameters_of(optimizer):
                 self._kinds.pop(id(parameter), None)
                 self._unscaled.add(id(parameter))
-            if not self._in_scaler and original.__name__ == "unscale_":
-                self._called.add((scaler, id(optimizer)))
             outside, self._in_scaler = self._in_scaler, True
             try:
                 return original(scaler, optimizer, *args, **kwargs)
@@ -129,6 +125,16 @@ class ScaledGradients(TrainingListener):
                 self._in_scaler = outside
 
         return unscale
+
+    def _unscaling_first(self, original: Callable[..., None]) -> Callable[..., None]:
+        unscaling = self._unscaling(original)
+
+        def unscale_(scaler: Any, optimizer: Any) -> None:
+            if not self._in_scaler:
+                self._called.add((scaler, id(optimizer)))
+            unscaling(scaler, optimizer)
+
+        return unscale_
 
     def _stepping(self, original: Callable[..., Any]) -> Callable[..., Any]:
         """It unscales what `unscale_` has not, once from one update to the next."""
