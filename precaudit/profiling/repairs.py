@@ -158,7 +158,7 @@ def _alike(plan: Plan, first: Promotion, op: str | None, trace: Trace) -> list[P
     """The same for other modules of that type, which would raise too, one a round. Where the operation is known, for
     those that call it, unless it is a product, as nearly all calls of products succeed; else for those without
     products. Where it raises a second time, for all of them and what is inside."""
-    types = {layer.fqn: layer.type for layer in trace.layers}
+    types = {layer.fqn: layer.type for layer in trace.layers if layer.trained}
     alike = [fqn for fqn, kind in types.items() if fqn != first.fqn and kind == types.get(first.fqn)]
     again = first.why in plan.because.values()
     if not again:

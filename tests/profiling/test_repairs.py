@@ -140,6 +140,14 @@ def test_modules_of_the_type_that_raised_are_not_waited_for_one_a_round():
     assert found[1].why == "it has the same type as a, where index_add raised under the plan: boom"
 
 
+def test_a_copy_that_trains_nowhere_is_in_no_plan_and_needs_no_repair():
+    """A quantized copy, say, that a script makes in order to look how good it is."""
+    layers = (Layer("a", "FakeQuantize", 0, 1, ()), Layer("copy", "FakeQuantize", 0, 1, (), trained=False))
+    ops = tuple(Op(layer.fqn, "fake_quantize", 1, "other", None, ()) for layer in layers)
+    found = _after_exception(Plan("float16", {"a": "float16"}), raised("a", "fake_quantize"), Trace(layers, ops))
+    assert [each.fqn for each in found] == ["a"]
+
+
 def test_leaves_of_the_type_that_raised_go_along_with_their_products():
     ops = [Op(fqn, op, 1, kind, None, ()) for fqn in "ab" for op, kind in (("matmul", "lower"), ("index_add", "other"))]
     trace = Trace(layers=tuple(Layer(fqn, "Conv", 8, 1, ()) for fqn in "ab"), ops=tuple(ops))
