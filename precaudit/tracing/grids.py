@@ -10,10 +10,12 @@ from typing import Any
 import torch
 
 from precaudit.execution.rounding import HALVES
+from precaudit.histograms.memory import in_transform
 from precaudit.instrument.scopes import Frame
 from precaudit.instrument.torchfunction import OperationMode, tensors_in
-from precaudit.tracing.ops import caller_location
+from precaudit.tracing.ops import CASTS, caller_location
 from precaudit.tracing.records import Grid
+from precaudit.tracing.wholes import integer_amax
 
 _MAKERS = frozenset("arange linspace logspace range".split())
 _WIDE_INTEGERS = (torch.int16, torch.int32, torch.int64)
@@ -25,7 +27,7 @@ Stored = Callable[[str, bool], None]
 
 class GridMode(OperationMode):
     """Hands every half result to `noticed` that has fewer distinct values than it was asked for: evenly spaced ones, or
-    integers that were cast; and tells `stored` of every operation whether its results are half."""
+    whole numbers that were cast; and tells `stored` of every operation whether its results are half."""
 
     def __init__(self, noticed: Noticed, stored: Stored = lambda op, half: None) -> None:
         super().__init__()
@@ -35,7 +37,7 @@ class GridMode(OperationMode):
         result = func(*args, **kwargs)
         if made := [tensor for tensor in tensors_in(result) if tensor.is_floating_point()]:
             self._stored(op, all(tensor.dtype in HALVES for tensor in made))
-        if isinstance(result, torch.Tensor) and result.dtype in HALVES and result.numel() > 1:
+        if isinstance(result, torch.Tensor) and result.dtype in HALVES and result.numel() > 1 and not in_transform():
             wanted = _distinct_values(op, args, result)
             if wanted is not None and result.unique().numel() < wanted:
                 self._noticed(op, result, wanted)
@@ -48,9 +50,10 @@ def _distinct_values(op: str, args: Any, result: torch.Tensor) -> int | None:
         return result.numel()
     if op.endswith("_like") or op.startswith("new_"):  # the source has no values in it
         return None
-    if isinstance(source, torch.Tensor) and source.dtype in _WIDE_INTEGERS and source.shape == result.shape:
-        return source.unique().numel()
-    return None
+    if not isinstance(source, torch.Tensor) or source.shape != result.shape:
+        return None
+    whole = source.dtype in _WIDE_INTEGERS or (op in CASTS and integer_amax([source.detach()]) is not None)
+    return source.unique().numel() if whole else None
 
 
 class GridWatch:

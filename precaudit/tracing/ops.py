@@ -30,7 +30,7 @@ STRUCTURAL = frozenset(
 )
 """Operations that only move, copy, create or describe values: what they hand on is recorded where it was made."""
 
-_CASTS = frozenset("to half bfloat16 float double type type_as".split())
+CASTS = frozenset("to half bfloat16 float double type type_as".split())
 
 _BY_STATISTICS = frozenset("batch_norm native_batch_norm cudnn_batch_norm instance_norm".split())
 
@@ -114,7 +114,7 @@ class TraceMode(OperationMode):
             return self._structural(func, args, kwargs) if op == "__getitem__" else func(*args, **kwargs)
         if op == "__set__":  # of an attribute, such as the values that a lazy parameter gets
             return func(*args, **kwargs)
-        if op in _CASTS:
+        if op in CASTS:
             return self._cast(op, func, args, kwargs)
         if op in STRUCTURAL:
             return self._structural(func, args, kwargs)

@@ -40,6 +40,13 @@ def test_a_fine_grid_collapses_too():
         lambda: torch.randn(5000).to(torch.bfloat16),
         lambda: torch.randint(256, (5000,), dtype=torch.uint8).to(torch.bfloat16),
         lambda: torch.tensor([3, 3, 3, 100]).bfloat16(),
+        lambda: torch.arange(257.0).to(torch.bfloat16),
+        lambda: (torch.arange(5000.0) + 0.5).to(torch.bfloat16),
+        lambda: torch.where(torch.arange(5000) % 2 == 0, 0.0, -1e9).to(torch.bfloat16),
+        lambda: torch.where(torch.arange(5000) % 2 == 0, 0.0, torch.finfo(torch.float32).min).to(torch.float16),
+        lambda: (torch.randn(5000) * 2**24).to(torch.bfloat16),
+        lambda: torch.arange(5000.0) * torch.ones(5000, dtype=torch.bfloat16),
+        lambda: torch.vmap(lambda row: row.to(torch.bfloat16))(torch.arange(5000).view(2, 2500)),
         lambda: torch.zeros(5000, dtype=torch.bfloat16) + 1,
         lambda: torch.arange(1000, 1001, dtype=torch.bfloat16),
         lambda: torch.ones_like(torch.arange(8), dtype=torch.bfloat16),
@@ -48,6 +55,14 @@ def test_a_fine_grid_collapses_too():
 )
 def test_what_loses_no_distinction_is_let_be(code):
     assert noticed(code) == []
+
+
+def test_whole_numbers_may_be_floats_before_they_are_cast():
+    """Timesteps of a diffusion model, in the dtype of the images."""
+    timesteps = torch.arange(1000).float()
+    ((op, wanted, kept),) = noticed(lambda: timesteps.to(torch.bfloat16))
+    assert (op, wanted, kept) == ("to", 1000, timesteps.bfloat16().unique().numel())
+    assert noticed(lambda: timesteps.to(torch.float16)) == []
 
 
 def test_repeated_integers_count_once():
