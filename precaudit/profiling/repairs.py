@@ -103,9 +103,23 @@ def _after_fault(plan: Plan, faults: list[Fault], trace: Trace) -> list[Promotio
     producers = [fault for fault in faults if fault.phase == "forward"] or faults
     for fault in producers:
         if promotion := _widened(plan, fault.fqn, fault.op, _what_happened(fault), trace):
-            return [replace(promotion, location=fault.location)]
+            first = replace(promotion, location=fault.location)
+            return [first, *_of_its_type(plan, first, trace)]
     inside = (_inside(plan, fault.fqn, _what_happened(fault)) for fault in producers)
     return next((promotions for promotions in inside if promotions), [])
+
+
+def _of_its_type(plan: Plan, first: Promotion, trace: Trace) -> list[Promotion]:
+    """The same in all modules of that type, once a second of them needs it: what breaks in the first hides what breaks
+    behind it, and one a round would use up the rounds. Products are let be, of which nearly all survive."""
+    types = {layer.fqn: layer.type for layer in trace.layers if layer.trained}
+    alike = [fqn for fqn, kind in types.items() if fqn != first.fqn and kind == types.get(first.fqn)]
+    sources = {fqn: format_of(plan, fqn, first.op) for fqn in alike}
+    products = {op.fqn for op in trace.ops if op.category == "lower" and first.op in ("", op.op)}
+    if first.fqn in products or "float32" not in sources.values():
+        return []
+    why = f"it is of the type of {first.fqn}, where {first.why}"
+    return [replace(first, fqn=fqn, source=source, why=why) for fqn, source in sources.items() if source != "float32"]
 
 
 def _widened(plan: Plan, fqn: str, op: str | None, why: str, trace: Trace) -> Promotion | None:

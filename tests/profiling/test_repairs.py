@@ -55,6 +55,26 @@ def test_a_product_moves_to_the_next_safer_format(fqn, op):
     assert (found.op, found.target) == ("matmul" if fqn == "block" else "", "bfloat16")
 
 
+@pytest.mark.parametrize(
+    ("op", "wide", "moved"),
+    [
+        ("to", (), ["b"]),
+        ("to", ("a",), ["b", "c", "d"]),
+        ("matmul", ("a",), ["b"]),
+    ],
+)
+def test_what_breaks_in_a_second_module_of_a_type_moves_in_all_of_them(op, wide, moved):
+    """One a round, a fourth block would have been one too many."""
+    layers = [Layer(fqn, "Scan", 0, 1, (), leaf=False) for fqn in "abcd"]
+    layers += [Layer("teacher", "Scan", 0, 1, (), leaf=False, trained=False), Layer("e", "Head", 0, 1, (), leaf=False)]
+    trace = Trace(tuple(layers), tuple(Op(layer.fqn, "matmul", 1, "lower", None, ()) for layer in layers))
+    exceptions = tuple(OpFormat(fqn, op, "float32") for fqn in wide)
+    plan = Plan("float16", dict.fromkeys("abcde", "float16"), exceptions)
+    found = _after_fault(plan, [fault("b", op)], trace)
+    assert [each.fqn for each in found] == moved
+    assert {(each.op, each.target) for each in found} == {(op, "float32")}
+
+
 def test_an_operation_that_is_wide_already_takes_its_modules_own_along_and_then_what_is_inside():
     plan = Plan("float16", PLAN.modules, (OpFormat("block", "mul", "float32"),))
     (own,) = _after_fault(plan, [fault("block", "mul")], TRACE)
