@@ -18,6 +18,7 @@ MAX_EVALUATIONS = 64
 _SHARE = 0.9
 _EXPLAINED = 0.5
 _STEPS = 20
+_TELLING = 0.1
 Group = tuple[str, ...]
 Steps = tuple[int, ...]
 Measure = Callable[[RunResult, Collection[Steps]], dict[Steps, float]]
@@ -80,7 +81,7 @@ def contributions(
     `spec` is a replay of a run whose gradients were saved at its `probe_save` steps. What a module adds when it alone
     is low explains most plans. Where that is less than half of the plan's error, modules err on what others hand
     them (a norm by hand squares a half result), and what counts is what goes away when a module is wide. Errors
-    are compared with the whole plan's in the same steps: batches differ.
+    are compared with the whole plan's in the same steps: batches differ, and some may not reach the module to blame.
     """
     steps, everything = _in_pairs(spec.probe_save), _low_modules(plan)
     if not steps or not everything:
@@ -89,6 +90,7 @@ def contributions(
     typical = fmean(wholes.values()) if wholes else 0.0
     if typical == 0:
         return []
+    steps = _telling(wholes)
     shares = partial(_shares, spec, runner, measure, wholes, steps)
 
     def alone(groups: Sequence[Group]) -> dict[Group, float]:
@@ -105,6 +107,12 @@ def contributions(
     if sum(share for _, share in found) < _EXPLAINED:
         found = _search(everything, len(steps), removed, costly)
     return [Contribution(fqn, share * typical) for fqn, share in found]
+
+
+def _telling(wholes: Mapping[Steps, float]) -> list[Steps]:
+    """Those that hold the error: where another branch is taken, each module's share is one of next to nothing."""
+    least = _TELLING * fmean(map(abs, wholes.values()))
+    return [steps for steps, error in wholes.items() if abs(error) >= least]
 
 
 def _shares(

@@ -74,6 +74,22 @@ def test_batches_that_differ_name_nobody_else():
     assert {item.fqn for item in contributions(SPEC, PLAN, known)} < {"b", "c"}
 
 
+@pytest.mark.parametrize("culprit", NAMES)
+def test_a_module_that_few_batches_reach_is_named(culprit):
+    """A branch for another kind of batch; the others' own error is all rounding by all modules alike."""
+
+    class Branch(Known):
+        def __call__(self, spec):
+            found = super().__call__(spec).differences
+            lows = [{m for m, f in plan.modules.items() if f != "float32"} for _, plan in spec.probe_compare.values()]
+            reached = [step in (4, 5) and culprit in low for step, low in zip(spec.probe_compare, lows, strict=True)]
+            errors = [replace(d, delta=d.delta + 0.04 * on) for d, on in zip(found, reached, strict=True)]
+            return RunResult("bisect", 0, "stopped", differences=tuple(errors))
+
+    spec = replace(SPEC, probe_save=frozenset(range(16)))
+    assert [item.fqn for item in contributions(spec, PLAN, Branch(lambda low: 1e-6 * len(low)))] == [culprit]
+
+
 def test_no_error_and_nothing_low_name_nobody():
     assert contributions(SPEC, PLAN, Known(lambda low: 0.0)) == []
     assert contributions(SPEC, replace(PLAN, modules=dict.fromkeys(NAMES, "float32")), Known(lambda low: 1.0)) == []
