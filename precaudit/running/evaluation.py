@@ -27,6 +27,10 @@ from precaudit.running.modes import eval_mode
 
 _PARTS = 32
 _MENDED = 0.5
+_DRAWS = 8
+_SAMPLES = 8
+Outputs = list[torch.Tensor]
+"""All floating-point outputs of a call, each of them with a row for every sample."""
 
 
 @dataclass(frozen=True)
@@ -42,17 +46,17 @@ class Beside:
 class _Timely:
     """A call that is made as long as there is time for one more like it, and then raises."""
 
-    def __init__(self, call: Callable[..., torch.Tensor], seconds: float) -> None:
+    def __init__(self, call: Callable[..., Outputs], seconds: float) -> None:
         self._call, self._left, self._last = call, seconds, 0.0
 
-    def __call__(self, **given: Any) -> torch.Tensor:
+    def __call__(self, **given: Any) -> Outputs:
         if self._last > self._left:
             raise TimeoutError
         start = time.perf_counter()
-        values = self._call(**given)
+        outputs = self._call(**given)
         self._last = time.perf_counter() - start
         self._left -= self._last
-        return values
+        return outputs
 
 
 @dataclass(frozen=True)
@@ -64,58 +68,70 @@ class Answer:
 
 
 def answer(module: nn.Module, args: Any, kwargs: Any, beside: Beside | None) -> Answer:
-    call = _Timely(partial(_values, module, args, kwargs), beside.seconds if beside else math.inf)
+    call = _Timely(partial(_outputs, module, args, kwargs), beside.seconds if beside else math.inf)
     with eval_mode(module):
-        found = Answer(call())
+        planned = call()
+        found = Answer(torch.cat([each.flatten() for each in planned]) if planned else torch.empty(0))
         if beside is None or not found.values.numel():
             return found
         try:
-            return replace(found, astray=_astray(module, call, found.values, beside))
+            return replace(found, astray=_astray(module, call, planned, beside))
         except (Exception, SystemExit):  # a cache, say, that grows with every call; or it takes too long
             return found
 
 
-def _values(module: nn.Module, args: Any, kwargs: Any, seed: int = 0) -> torch.Tensor:
+def _outputs(module: nn.Module, args: Any, kwargs: Any, seed: int = 0) -> Outputs:
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
     outputs = [t for t in map(plain, tensors_in(module(*args, **kwargs))) if t.is_floating_point()]
-    found = [t.detach().float().flatten().cpu() for t in outputs]
-    return torch.cat(found) if found else torch.empty(0)
+    return [t.detach().float().cpu().reshape(len(t) if t.dim() and t.numel() else 1, -1) for t in outputs]
 
 
-def _astray(module: nn.Module, call: Callable[..., torch.Tensor], planned: torch.Tensor, beside: Beside) -> Astray:
+def _astray(module: nn.Module, call: _Timely, planned: Outputs, beside: Beside) -> Astray:
+    """That of the output which is worst: a small one is not seen beside a large one."""
     with beside.under(None):
         exact = call()
         with _rounded(module, beside.plan.narrowest):
-            chance = _distance(call(), exact)
-    found = Astray(_distance(planned, exact), chance)
-    if found.is_fault(beside.plan):
-        found = _surely(found, call, exact, beside)
+            chances = _distances(call(), exact)
+    each = [Astray(*far) for far in zip(_distances(planned, exact, 1), chances, strict=True)]
+    if _worst(each, beside.plan).is_fault(beside.plan):
+        each = _surely(each, module, call, exact, beside)
+    found = _worst(each, beside.plan)
     if not found.is_fault(beside.plan):
         return found
 
     def without(group: Collection[str]) -> float:
         with beside.under(_wide(beside.plan, group)):
-            return _distance(call(), exact)
+            left = _distances(call(), exact, 1)
+        return max(replace(one, error=error).excess(beside.plan) for one, error in zip(each, left, strict=True))
 
     def mends(group: Collection[str]) -> bool:
-        left = replace(found, error=without(group))
-        return left.error < _MENDED * found.error and not left.is_fault(beside.plan)
+        return without(group) < min(1.0, _MENDED * found.excess(beside.plan))
 
     with suppress(TimeoutError):
         return replace(found, causes=_causes(beside.plan, without, mends))
     return found
 
 
-def _surely(found: Astray, call: Callable[..., torch.Tensor], exact: torch.Tensor, beside: Beside) -> Astray:
-    """With the error that is left in a second call, as a model may carry state from call to call, and a `chance` that
-    covers what another seed changes, as random numbers need not be alike in two formats."""
+def _worst(each: list[Astray], plan: Plan) -> Astray:
+    return max(each, key=lambda one: one.excess(plan))
+
+
+def _surely(each: list[Astray], module: nn.Module, call: _Timely, exact: Outputs, beside: Beside) -> list[Astray]:
+    """With the errors that are left in a second call, as a model may carry state from call to call, and a `chance` that
+    covers what another seed changes, as random numbers need not be alike in two formats, and what several roundings of
+    the weights change, as a single one may tip no choice."""
     with beside.under(beside.plan):
-        again = _distance(call(), exact)
+        again = _distances(call(), exact, 1)
     with beside.under(None):
-        drawn = _distance(call(seed=1), exact)
-    return Astray(min(found.error, again), max(found.chance, drawn))
+        by_chance = [_distances(call(seed=1), exact)]
+        for draw in range(1, 1 + _DRAWS):
+            with _rounded(module, beside.plan.narrowest, draw):
+                by_chance.append(_distances(call(), exact))
+    errors = [min(one.error, error) for one, error in zip(each, again, strict=True)]
+    chances = [max(one.chance, *others) for one, *others in zip(each, *by_chance, strict=True)]
+    return [Astray(*far) for far in zip(errors, chances, strict=True)]
 
 
 def _causes(
@@ -150,13 +166,18 @@ def _wide(plan: Plan, group: Collection[str]) -> Plan:
 
 
 @contextmanager
-def _rounded(module: nn.Module, format_name: str) -> Iterator[None]:
-    """With its weights rounded once to the format."""
-    change = rounded_to(format_name)
+def _rounded(module: nn.Module, format_name: str, draw: int = 0) -> Iterator[None]:
+    """With its weights rounded once to the format; in other draws half of them go as far the other way."""
+    change, generator = rounded_to(format_name), torch.Generator().manual_seed(draw)
     parameters = [p for p in module.parameters() if p.is_floating_point() and not is_lazy(p)]
     before = [parameter.detach().clone() for parameter in parameters]
+
+    def moved(values: torch.Tensor) -> torch.Tensor:
+        signs = 2 * torch.randint(2, values.shape, generator=generator) - 1 if draw else torch.ones(())
+        return values + signs.to(values) * (change(values) - values)
+
     try:
-        _set(parameters, [change(values) for values in before])
+        _set(parameters, [moved(values) for values in before])
         yield
     finally:
         _set(parameters, before)
@@ -168,10 +189,20 @@ def _set(parameters: list[nn.Parameter], values: list[torch.Tensor]) -> None:
         parameter.copy_(value)
 
 
-def _distance(values: torch.Tensor, exact: torch.Tensor) -> float:
-    """The relative difference of the finite values; 0 where shapes differ, as where a threshold chooses how many."""
-    if values.shape != exact.shape:
-        return 0.0
+def _distances(outputs: Outputs, exact: Outputs, left_out: int = 0) -> list[float]:
+    """The relative difference of each output; 0 where shapes differ, as where a threshold chooses how many. Of many
+    samples as many as are `left_out` may differ altogether, as where a model chooses between what is nearly tied."""
+    if [each.shape for each in outputs] != [each.shape for each in exact]:
+        return [0.0] * len(exact)
+    return [
+        _distance(values, right, left_out if len(right) >= _SAMPLES else 0)
+        for values, right in zip(outputs, exact, strict=True)
+    ]
+
+
+def _distance(values: torch.Tensor, exact: torch.Tensor, left_out: int) -> float:
+    """Of the finite values."""
     both = values.isfinite() & exact.isfinite()
     size = float(exact[both].norm())
-    return float((values - exact)[both].norm()) / size if size else 0.0
+    energies = torch.where(both, values - exact, 0.0).square().sum(1).sort().values
+    return math.sqrt(float(energies[: len(energies) - left_out].sum())) / size if size else 0.0

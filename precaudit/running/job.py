@@ -113,7 +113,7 @@ class ScriptError:
 
 @dataclass(frozen=True)
 class Astray:
-    """How far a model's outputs are from float32's with the same weights, as a share of their rms; how far rounding the
+    """How far a model's output is from float32's with the same weights, as a share of its rms; how far rounding the
     weights once moves float32's own (`chance`); and the modules that mend it when they run in float32 (`causes`)."""
 
     error: float
@@ -121,9 +121,12 @@ class Astray:
     causes: tuple[str, ...] = ()
 
     def is_fault(self, plan: Plan) -> bool:
-        """More than the plan's formats allow, and many times what rounding the weights does: some models are sensitive,
-        or choose by their values."""
-        return self.error > max(get_format(plan.narrowest).tolerance, _BY_CHANCE * self.chance)
+        return self.excess(plan) > 1
+
+    def excess(self, plan: Plan) -> float:
+        """The error over what the plan's formats allow, or over many times what rounding the weights does where that is
+        more: some models are sensitive, or choose by their values."""
+        return self.error / max(get_format(plan.narrowest).tolerance, _BY_CHANCE * self.chance)
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,7 @@ def refusals(pairs: Sequence[Pair], for_memory: bool = False) -> Iterator[tuple[
 def wrong_answers(pairs: Sequence[Pair], plan: Plan) -> list[tuple[str, Astray]]:
     """Models that answer otherwise in eval mode than float32 does with the same weights, the worst first."""
     found = [each for _, run in pairs for each in run.end_state.astray.items() if each[1].is_fault(plan)]
-    return sorted(found, key=lambda each: -each[1].error)
+    return sorted(found, key=lambda each: -each[1].excess(plan))
 
 
 def evaluation(pairs: Sequence[Pair], plan: Plan) -> Gate:
@@ -68,8 +68,8 @@ def evaluation(pairs: Sequence[Pair], plan: Plan) -> Gate:
     gate = _finite("evaluation", "outputs in eval mode", _lost_evaluations)(pairs, plan)
     if gate.passed and (wrong := wrong_answers(pairs, plan)):
         model, far = wrong[0]
-        said = f"in eval mode the outputs of {model} are off by {far.error:.1%} of their rms"
-        detail = f"{said}; weights that are rounded once change them by {far.chance:.2%} in float32"
+        said = f"in eval mode an output of {model} is off by {far.error:.1%} of its rms"
+        detail = f"{said}; weights that are rounded once change it by {far.chance:.2%} in float32"
         gate = replace(gate, passed=False, detail=detail)
     unseen = {model for model, _ in refusals(pairs, for_memory=True)}
     alone = {model for _, run in pairs for model in run.end_state.evaluations.keys() - run.end_state.astray.keys()}

@@ -1,7 +1,7 @@
 """What of an answer in eval mode is the plan's doing: how long is asked for it, and what mends it."""
 
 import time
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 
 import pytest
 import torch
@@ -28,6 +28,30 @@ def test_answers_take_no_longer_than_there_is_time_for(monkeypatch, seconds, cal
     assert model.calls == calls
     assert len(found.values) == 8
     assert (found.astray is not None) is (calls == 3)
+
+
+@pytest.mark.parametrize(("apart", "is_fault"), [(2.0**-11, False), (2.0**-3, True)])
+def test_what_other_roundings_tip_is_a_choice_by_chance(apart, is_fault):
+    """Rounded once, both scores are one where they are near, and the first is chosen as before."""
+
+    class Chooses(nn.Linear):
+        low = True
+
+        def forward(self, x):
+            best = super().forward(x).argmax(1)
+            return nn.functional.one_hot(1 - best if self.low else best, 2).float()
+
+    @contextmanager
+    def under(plan):
+        model.low = plan is not None
+        yield
+        model.low = True
+
+    model, plan = Chooses(1, 2, bias=False), Plan("bfloat16", {"": "bfloat16"})
+    with torch.no_grad():
+        model.weight.copy_(torch.tensor([[1 + 2 * apart], [1 + apart]]))
+    far = answer(model, (torch.ones(16, 1),), {}, Beside(plan, under)).astray
+    assert far.is_fault(plan) is is_fault
 
 
 @pytest.mark.parametrize(

@@ -849,6 +849,56 @@ def test_the_model_itself_may_make_it_and_parts_of_it_beside(kinds, causes):
     assert (far.is_fault(plan), set(far.causes)) == (True, causes)
 
 
+def test_a_small_output_that_is_lost_is_seen_beside_a_large_one():
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.main, self.side = nn.Linear(4, 4), Recurrent(4, 4)
+
+        def forward(self, x):
+            return {"main": 1e6 * self.main(x), "side": self.side(x)}
+
+    def code():
+        torch.manual_seed(0)
+        model = Model()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+        while True:
+            sum(each.sum() for each in model(torch.randn(4096, 4)).values()).backward()
+            optimizer.step()
+
+    plan = Plan("bfloat16", dict.fromkeys(["", "main", "side"], "bfloat16"))
+    far = run(spec(plan=plan, precision="plan"), code).end_state.astray["model"]
+    assert (far.is_fault(plan), far.causes) == (True, ("side",))
+
+
+def test_one_choice_between_what_is_nearly_tied_is_no_fault():
+    """A one-hot output in which one of many samples is another one, as float32's own rounding would have it elsewhere;
+    two are too many, where that never has it."""
+
+    class Chooses(nn.Linear):
+        others = 1
+
+        def forward(self, x):
+            scores = super().forward(x)
+            best = scores.argmax(1)
+            if scores.dtype == torch.bfloat16:
+                best[: self.others] = (best[: self.others] + 1) % 4
+            return torch.zeros_like(scores).scatter(1, best[:, None], 1.0), scores.float().sum()
+
+    def code():
+        torch.manual_seed(0)
+        model = Chooses(4, 4)
+        nn.init.zeros_(model.weight)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+        while True:
+            model(torch.randn(64, 4))[1].backward()
+            optimizer.step()
+
+    assert not run(spec(plan=BRAIN, precision="plan"), code).end_state.astray["model"].is_fault(BRAIN)
+    Chooses.others = 2
+    assert run(spec(plan=BRAIN, precision="plan"), code).end_state.astray["model"].is_fault(BRAIN)
+
+
 class CarriesOn(nn.Linear):
     """Begins with nothing in its first call in eval mode, and with its own answer in all later ones."""
 

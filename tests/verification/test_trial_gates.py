@@ -121,8 +121,8 @@ def test_the_first_output_that_only_a_plan_loses_tells_the_step():
 def test_answers_that_are_others_than_float32_s_with_the_same_weights(error, chance, wrong):
     end = ended(evaluations={"net": (True, 1.0)}, astray={"net": Astray(error, chance)})
     detail = (
-        f"in eval mode the outputs of net are off by {error:.1%} of their rms; "
-        f"weights that are rounded once change them by {chance:.2%} in float32"
+        f"in eval mode an output of net is off by {error:.1%} of its rms; "
+        f"weights that are rounded once change it by {chance:.2%} in float32"
     )
     assert results({"end_state": end}) == ({"evaluation": detail} if wrong else {})
 
