@@ -13,9 +13,9 @@ from precaudit.execution.rounding import HALVES
 from precaudit.histograms.memory import in_transform
 from precaudit.instrument.scopes import Frame
 from precaudit.instrument.torchfunction import OperationMode, tensors_in
+from precaudit.tracing.integers import integer_amax
 from precaudit.tracing.ops import CASTS, caller_location
 from precaudit.tracing.records import Grid
-from precaudit.tracing.wholes import integer_amax
 
 _MAKERS = frozenset("arange linspace logspace range".split())
 _WIDE_INTEGERS = (torch.int16, torch.int32, torch.int64)
