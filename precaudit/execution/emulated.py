@@ -302,7 +302,7 @@ autocast_asked = _AutocastAsked()
 
 
 class Emulator(ScopeListener):
-    """A scope listener: emulates the plan inside models' forwards and hands float32 back to the script.
+    """Emulates the plan inside models' forwards, and hands float32 back to the script.
 
     `covers` says whether a model is the plan's business, which a loss without weights isn't that calls one which it
     holds in a list; `in_island` whether the script has opened an autocast region with `enabled=False` of its own.

@@ -84,7 +84,7 @@ class ScopeMode(OperationMode):
 
 
 class NativePrecision(ScopeListener):
-    """A scope listener: opens an autocast region where a module's format differs from what surrounds it."""
+    """Opens an autocast region where a module's format differs from what surrounds it."""
 
     def __init__(
         self,
