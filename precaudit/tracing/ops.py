@@ -35,7 +35,10 @@ CASTS = frozenset("to half bfloat16 float double type type_as".split())
 _BY_STATISTICS = frozenset("batch_norm native_batch_norm cudnn_batch_norm instance_norm".split())
 
 HALF_FLAG = "_precaudit_half"
-"""Marks a float32 tensor that autocast would store in half precision."""
+"""Marks a float32 tensor that autocast would store in half precision; with `_PRESUMED`, one that takes the dtype which
+the script read of such: a run in half has to confirm it."""
+
+_PRESUMED = "presumed"
 
 Call = Callable[..., Any]
 
@@ -65,7 +68,11 @@ class OpSink(Protocol):
 
 
 def is_half(tensor: torch.Tensor) -> bool:
-    return tensor.dtype in HALVES or getattr(tensor, HALF_FLAG, False)
+    return tensor.dtype in HALVES or bool(getattr(tensor, HALF_FLAG, False))
+
+
+def _is_presumed(tensor: torch.Tensor) -> bool:
+    return getattr(tensor, HALF_FLAG, False) == _PRESUMED
 
 
 def stored_in_half(op: str, kind: Category, inputs: list[torch.Tensor]) -> bool:
@@ -106,44 +113,56 @@ class TraceMode(OperationMode):
     def __init__(self, sink: OpSink, kind: Callable[[str], Category] = category) -> None:
         super().__init__()
         self._sink, self._kind = sink, kind
+        self._read_at: Location | None = None
 
     def operation(self, op: str, func: Call, args: Any, kwargs: Any) -> Any:
-        if op.startswith("__get"):
-            if getattr(func, "__self__", None) is torch.Tensor.dtype and is_half(args[0]):
-                self._sink.read_half_dtype()
-            return self._structural(func, args, kwargs) if op == "__getitem__" else func(*args, **kwargs)
+        if op.startswith("__get") and op != "__getitem__":
+            if getattr(func, "__self__", None) is torch.Tensor.dtype:
+                self._read_dtype(is_half(args[0]))
+            return func(*args, **kwargs)
         if op == "__set__":  # of an attribute, such as the values that a lazy parameter gets
             return func(*args, **kwargs)
+        read_at, self._read_at = self._read_at, None
         if op in CASTS:
-            return self._cast(op, func, args, kwargs)
-        if op in STRUCTURAL:
+            return self._cast(op, func, args, kwargs, read_at)
+        if op == "__getitem__" or op in STRUCTURAL:
             return self._structural(func, args, kwargs)
         return self._traced(op, func, args, kwargs)
+
+    def _read_dtype(self, half: bool) -> None:
+        self._read_at = caller_location() if half else None
+        if half:
+            self._sink.read_half_dtype()
 
     def _structural(self, func: Call, args: Any, kwargs: Any) -> Any:
         inputs = [t for t in tensors_in(args) if t.is_floating_point()]
         result = func(*args, **kwargs)
         if inputs and all(is_half(tensor) for tensor in inputs):
-            mark_half(tensors_in(result))
+            mark_half(tensors_in(result), any(map(_is_presumed, inputs)))
         if inputs:
             hand_on_readers(inputs[0], tensors_in(result))
         return result
 
-    def _cast(self, op: str, func: Call, args: Any, kwargs: Any) -> Any:
-        """A cast to half is an operation: what overflows there overflows nowhere else.
+    def _cast(self, op: str, func: Call, args: Any, kwargs: Any, read_at: Location | None) -> Any:
+        """A cast to half is an operation: what overflows there overflows nowhere else. `y.to(x.dtype)` is presumed to
+        be one where the dtype of a half was read right before in the same line, `read_at`.
 
         A cast that changes nothing returns its input; a view takes its place, so that the result alone is marked.
         """
         half = _asks_for_half(op, args, kwargs)
         if half is None or not isinstance(args[0], torch.Tensor):
             return self._structural(func, args, kwargs)
+        follows = _follows(args, kwargs)
+        by_dtype = op in ("to", "type") and not (half or follows)
+        presumed = by_dtype and read_at is not None and read_at == caller_location()
+        half = half or presumed
         narrows = half and args[0].dtype == torch.float32
-        token = self._sink.begin(op, func, args, kwargs, _follows(args, kwargs)) if narrows else None
+        token = self._sink.begin(op, func, args, kwargs, follows) if narrows else None
         result = func(*args, **kwargs)
         if result is args[0] and result.dtype == torch.float32 and half != is_half(result):
             result = result.view_as(result)
         if half:
-            mark_half([result])
+            mark_half([result], presumed)
         if narrows:
             self._sink.record(token, [result])
         return result
@@ -154,19 +173,20 @@ class TraceMode(OperationMode):
         if op in SUMS and args and (target is not None or self._kind(op) != "promote") and any(map(is_half, inputs)):
             mark_half([args[0]])  # torch adds like to like alone here: one made by `dtype=x.dtype` is half there too
         half = is_half(target) if isinstance(target, torch.Tensor) else stored_in_half(op, self._kind(op), inputs)
+        presumed = half and self._kind(op) != "lower" and any(map(_is_presumed, inputs))
         read = {name: value for name, value in kwargs.items() if name != "out"}
-        token = self._sink.begin(op, func, args, read, half)
+        token = self._sink.begin(op, func, args, read, half and not presumed)
         result = func(*args, **kwargs)
         outputs = [t for t in tensors_in(result) if t.is_floating_point() or t.is_complex()]
         if half:
-            mark_half(outputs)
+            mark_half(outputs, presumed)
         if outputs:
             self._sink.record(token, outputs)
         return result
 
 
-def mark_half(outputs: list[torch.Tensor]) -> None:
+def mark_half(outputs: list[torch.Tensor], presumed: bool = False) -> None:
     """Only results are marked, never a parameter handed through."""
     for tensor in outputs:
         if not (tensor.is_leaf and tensor.requires_grad) and tensor.dtype == torch.float32:
-            setattr(tensor, HALF_FLAG, True)
+            setattr(tensor, HALF_FLAG, _PRESUMED if presumed else True)

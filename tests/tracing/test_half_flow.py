@@ -229,3 +229,50 @@ def test_a_sum_by_index_in_place_has_its_error_measured_as_any_other():
         before.sum().backward()
     assert before.eq(4096).all()
     assert traced.op("", "index_add").local_error["bfloat16"] == pytest.approx(1 - 256 / 4096)
+
+
+class Timestep(nn.Module):
+    """Angles of whole numbers up to 999, in the dtype of the images; `read` casts them to it."""
+
+    def __init__(self, read):
+        super().__init__()
+        self.lin, self.read = nn.Linear(4, 4), read
+
+    def forward(self, x):
+        h = self.lin(x)
+        return h + self.read(self, h, torch.arange(996.0, 1000.0)).sin()
+
+
+def to_what_it_read(model, h, times):
+    return times.to(h.dtype)
+
+
+def to_what_it_read_and_its_device(model, h, times):
+    return times[:2].to(device=h.device, dtype=h.dtype).repeat(2)
+
+
+def to_float32_on_another_line(model, h, times):
+    assert h.dtype in (torch.float32, torch.bfloat16)
+    return times.to(torch.float32)
+
+
+def to_float32_after_another_operation(model, h, times):
+    return (times.to(h.dtype) * 0).float() + times.to(torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("read", "half"),
+    [
+        (to_what_it_read, True),
+        (to_what_it_read_and_its_device, True),
+        (to_float32_on_another_line, False),
+        (to_float32_after_another_operation, False),
+    ],
+)
+def test_a_cast_to_the_dtype_that_was_read_of_a_half_is_presumed_to_round(read, half):
+    """Whether it is half, a run in half tells: until then no rule takes it for such."""
+    with tracing(shadowed=lambda step: True, formats=("bfloat16",)) as traced:
+        Timestep(read)(torch.randn(2, 4)).sum().backward()
+    sine = traced.op("", "sin")
+    assert not sine.half
+    assert (sine.local_error["bfloat16"] > 0.1) is half
