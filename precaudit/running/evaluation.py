@@ -173,7 +173,9 @@ def _rounded(module: nn.Module, format_name: str, draw: int = 0) -> Iterator[Non
     before = [parameter.detach().clone() for parameter in parameters]
 
     def moved(values: torch.Tensor) -> torch.Tensor:
-        signs = 2 * torch.randint(2, values.shape, generator=generator) - 1 if draw else torch.ones(())
+        signs = (
+            2 * torch.randint(2, values.shape, generator=generator, dtype=torch.int8) - 1 if draw else torch.ones(())
+        )
         return values + signs.to(values) * (change(values) - values)
 
     try:
