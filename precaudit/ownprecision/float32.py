@@ -12,7 +12,7 @@ from typing import Any
 from unittest import mock
 
 import torch
-from torch.overrides import TorchFunctionMode
+from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 
 from precaudit.instrument.patches import wrapped
 from precaudit.instrument.torchfunction import dtype_name
@@ -129,6 +129,24 @@ def _casts(name: str, args: Any, kwargs: dict[str, Any]) -> bool:
 
 
 @contextmanager
+def in_both_passes(mode: TorchFunctionMode) -> Iterator[None]:
+    """torch takes a function mode off while it hands a call of `backward` to it: on, and on again where the engine
+    runs, for what hooks and functions of the script's own compute there."""
+
+    def running(original: Callable[..., Any]) -> Callable[..., Any]:
+        def run_backward(*args: Any, **kwargs: Any) -> Any:
+            if mode in _get_current_function_mode_stack():
+                return original(*args, **kwargs)
+            with mode:
+                return original(*args, **kwargs)
+
+        return run_backward
+
+    with wrapped(torch.autograd, "_engine_run_backward", running), mode:
+        yield
+
+
+@contextmanager
 def everywhere(mode: TorchFunctionMode) -> Iterator[None]:
     """The mode is on in this thread, and in those that start meanwhile: a script may train in one, and a function mode
     holds for a single thread."""
@@ -140,7 +158,7 @@ def everywhere(mode: TorchFunctionMode) -> Iterator[None]:
 
         return bootstrap
 
-    with wrapped(threading.Thread, "_bootstrap_inner", starting), mode:
+    with wrapped(threading.Thread, "_bootstrap_inner", starting), in_both_passes(mode):
         yield
 
 

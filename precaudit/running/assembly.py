@@ -25,7 +25,7 @@ from precaudit.model import Plan
 from precaudit.ownprecision.baseline import Baseline
 from precaudit.ownprecision.by_hand import ScaledByHand
 from precaudit.ownprecision.changes import GradientChanges
-from precaudit.ownprecision.float32 import CastWatch, everywhere, float32_only
+from precaudit.ownprecision.float32 import CastWatch, everywhere, float32_only, in_both_passes
 from precaudit.ownprecision.grad_scaler import OwnScaler
 from precaudit.ownprecision.regions import OwnRegions
 from precaudit.ownprecision.scaled_gradients import ScaledGradients
@@ -174,7 +174,7 @@ def installed(session: Session, spec: RunSpec) -> Iterator[None]:
         stack.enter_context(repeatable_algorithms())
         stack.enter_context(_precision(session.baseline, spec))
         if session.own_low is not None:
-            stack.enter_context(session.own_low)
+            stack.enter_context(in_both_passes(session.own_low))
         for watching in (session.scaled, session.changes):
             if watching is not None:
                 stack.enter_context(watching.installed())

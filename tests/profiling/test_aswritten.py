@@ -499,6 +499,29 @@ def test_what_a_script_s_own_casts_did_before_it_failed_of_them_is_told(tmp_path
     assert {each.location.path for each in found} == {__file__}
 
 
+def test_gradients_that_a_hook_casts_are_told_with_its_line(tmp_path):
+    """As where they are sent to others in 16 bits: those of a small loss are zero there."""
+
+    def code():
+        torch.manual_seed(0)
+        model = nn.Linear(4, 1)
+        for parameter in model.parameters():
+            parameter.register_hook(lambda gradient: gradient.half().to(gradient.dtype))
+        optimizer = torch.optim.SGD(model.parameters(), lr=1e8)
+        for _ in range(8):
+            x = torch.randn(16, 4)
+            optimizer.zero_grad()
+            ((model(x) - x.sum(1, keepdim=True)).square().mean() * 1e-9).backward()
+            optimizer.step()
+
+    job = Job("script", "train.py", (), str(tmp_path), 8)
+    audit = run_audit(job, ("bfloat16", "float32"), "emulated", InProcess(code), str(tmp_path))
+    assert audit.reference.losses[-1] < 0.5 * audit.as_written.losses[-1]
+    found = of_as_written(audit, Verification("pass", "emulated"))
+    assert [(each.rule, each.severity) for each in found] == [("PA501", "error"), ("PA309", "error")]
+    assert found[0].location == found[1].location
+
+
 def test_a_plan_that_the_script_applies_is_run_as_written(tmp_path):
     """In float16, and without the loss scale that its gradients need."""
 
