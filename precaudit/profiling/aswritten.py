@@ -69,7 +69,7 @@ def of_as_written(audit: Audit, verification: Verification) -> list[Finding]:
     if depends_on_scale(audit.reference.baseline, run.baseline, IN_HOOKS):
         found += of_scaled(audit.reference.baseline, HOOKS)
     if not run.finished:
-        return [*found, _of_stop(run, fix), *causes_in(run, "warning")]
+        return [*found, _of_stop(run, fix), *_of_nonfinite(audit.reference, run), *causes_in(run, "warning")]
     detail = strays(audit.reference, run, verification)
     causes = [
         *_of_penalty(audit.reference, run),

@@ -450,6 +450,32 @@ def test_casts_that_need_the_scripts_own_autocast_are_off_with_it(tmp_path):
     assert audit.as_written.baseline["casts"]
 
 
+def test_a_script_that_fails_for_its_own_casts_trains_in_float32_and_is_told_where(tmp_path):
+    """Advantages in half: where all rewards are alike, their eps is zero, and so is their deviation."""
+
+    def code():
+        torch.manual_seed(0)
+        model = nn.Linear(4, 1)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        for step in range(8):
+            x = torch.randn(16, 4)
+            rewards = (x.sum(1, keepdim=True) * (step < 5)).half()
+            advantages = (rewards - rewards.mean()) / (rewards.std() + 1e-8)
+            loss = (model(x) - advantages.float()).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            if not model.weight.isfinite().all():
+                raise ValueError("probability tensor contains nan")
+
+    job = Job("script", "train.py", (), str(tmp_path), 8)
+    audit = run_audit(job, ("bfloat16", "float32"), "emulated", InProcess(code), str(tmp_path))
+    assert (audit.complete, audit.neutralize) == (True, True)
+    found = {each.rule: each for each in of_as_written(audit, Verification("pass", "emulated"))}
+    assert "stops at step 6" in found["PA501"].message
+    assert (found["PA307"].op, found["PA307"].evidence["step"]) == ("div", 5)
+
+
 @pytest.mark.parametrize("casts", [False, True])
 def test_a_loss_in_the_script_s_own_autocast_is_run_as_written(casts, tmp_path):
     """Cubes that overflow float16, in the loop and in no module."""
