@@ -126,7 +126,8 @@ class TraceMode(OperationMode):
         if op in CASTS:
             return self._cast(op, func, args, kwargs, read_at)
         if op == "__getitem__" or op in STRUCTURAL:
-            return self._structural(func, args, kwargs)
+            widens = kwargs.get("dtype") == torch.float32 and (read_at is None or read_at != caller_location())
+            return self._structural(func, args, kwargs, widens)
         return self._traced(op, func, args, kwargs)
 
     def _read_dtype(self, half: bool) -> None:
@@ -134,10 +135,11 @@ class TraceMode(OperationMode):
         if half:
             self._sink.read_half_dtype()
 
-    def _structural(self, func: Call, args: Any, kwargs: Any) -> Any:
+    def _structural(self, func: Call, args: Any, kwargs: Any, widens: bool = False) -> Any:
+        """`widens` where it asks for float32, which is not what it read of a half: `zeros_like(x, dtype=...)`."""
         inputs = [t for t in tensors_in(args) if t.is_floating_point()]
         result = func(*args, **kwargs)
-        if inputs and all(is_half(tensor) for tensor in inputs):
+        if inputs and not widens and all(is_half(tensor) for tensor in inputs):
             mark_half(tensors_in(result), any(map(_is_presumed, inputs)))
         if inputs:
             hand_on_readers(inputs[0], tensors_in(result))

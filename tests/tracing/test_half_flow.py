@@ -119,6 +119,13 @@ def mixtures(self, x):
     return sum(part.double().sum() for part in parts)
 
 
+def made_like(self, x):
+    h = self.lin(x)
+    wide = [torch.zeros_like(h, dtype=torch.float32) - 1e38, h.new_ones(4, dtype=torch.float32) * 2]
+    low = [torch.zeros_like(h) - 1, h.new_ones(4) * 2, torch.zeros_like(h, dtype=h.dtype) - 1]
+    return sum(part.double().sum() for part in wide + low)
+
+
 def in_place(self, x):
     h = self.lin(x)
     h.mul_(2)
@@ -154,6 +161,7 @@ MODELS = {
     "rms norm": lambda: (Wrapping(rms_norm, lin=nn.Linear(4, 4)), [numbers(0, 5, 4)]),
     "handmade attention": lambda: (Wrapping(handmade_attention, qkv=nn.Linear(4, 12)), [numbers(0, 2, 4, 4)]),
     "mixtures": lambda: (Wrapping(mixtures, lin=nn.Linear(4, 4)), [numbers(0, 5, 4)]),
+    "made like": lambda: (Wrapping(made_like, lin=nn.Linear(4, 4)), [numbers(0, 5, 4)]),
     "in place": lambda: (Wrapping(in_place, lin=nn.Linear(4, 4)), [numbers(0, 5, 4)]),
 }
 
