@@ -14,8 +14,9 @@ class Center(nn.Module):
 
     def forward(self, x):
         if self.training:
+            dtype = x.dtype
             with torch.no_grad():
-                self.mean.copy_(self.mean.to(x.dtype) * 0.999 + x.mean(0) * 0.001)
+                self.mean.copy_(self.mean.to(dtype) * 0.999 + x.mean(0) * 0.001)
         return x - self.mean
 
 
