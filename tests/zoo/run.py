@@ -78,7 +78,8 @@ def profile(entry: dict[str, Any], folder: Path, execution: str = "auto") -> dic
 
 def loss_scale_figures(outcome: Outcome, recorder: Recorder) -> dict[str, Any] | None:
     """The recommended loss scale beside torch's default scaler, both in real runs of the same plan and seed."""
-    plan, trials = outcome.report.plan, recorder.of(outcome.report.plan)
+    plan = replace(outcome.report.plan, verdict=None)  # as it was tried
+    trials = recorder.of(plan)
     if plan.loss_scale.mode == "none" or not trials:
         return None
     spec, recommended = trials[0]
