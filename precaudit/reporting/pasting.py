@@ -18,8 +18,9 @@ LOOP = (
 )
 BY_HAND = (
     "# the same by torch alone:",
-    '#     with torch.autocast("cuda", torch.{format}): outputs = model(inputs)',
-    "#     and outputs.float() where the loss is computed outside of the model",
+    '#     with torch.autocast("cuda", torch.{format}):',
+    "#         outputs = model(inputs)",
+    "#     outputs.float() for a loss outside of the model",
 )
 DEFAULT_PLAN = Path("plan.json")
 
