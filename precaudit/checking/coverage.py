@@ -80,28 +80,27 @@ def _leaf(fqn: str) -> str:
 def _another_model(view: ModelView, same: int) -> Finding:
     named = plural(len(view.plan.modules), "module")
     found = f"{same or 'none'} {'has' if same == 1 else 'have'} a counterpart in {view.called}"
-    return finding(
-        "PA704",
-        "error",
-        f"this plan is another model's: of {named} that it names, {found}"
-        if view.plan.modules
-        else f"this plan names no module of {view.called}",
+    message = f"this plan is another model's: of {named} that it names, {found}"
+    return _foreign(
+        message if view.plan.modules else f"this plan names no module of {view.called}",
         f"pass the plan of this model, or {ANEW}",
-        unknown=list(view.plan.modules)[:8],
-        present=list(view.computing)[:8],
+        view.plan,
+        view,
     )
 
 
 def _some_layer(view: ModelView, plan: Plan) -> Finding:
-    return finding(
-        "PA704",
-        "error",
+    return _foreign(
         f"this plan is another model's: of {plural(len(plan.modules), 'module')} that it names, none is called "
         f"{view.model}, and {view.called}, with no module inside, is told by its name alone",
         f"call the model in the script as the plan does, pass the plan of this model, or {ANEW}",
-        unknown=list(plan.modules)[:8],
-        present=list(view.computing)[:8],
+        plan,
+        view,
     )
+
+
+def _foreign(message: str, remedy: str, plan: Plan, view: ModelView) -> Finding:
+    return finding("PA704", "error", message, remedy, unknown=list(plan.modules)[:8], present=list(view.computing)[:8])
 
 
 def _renamed(pairs: Iterable[tuple[Layer, Layer]], view: ModelView) -> Iterator[Finding]:

@@ -39,7 +39,7 @@ def jitter(seed: int, relative: float = 0.01) -> Change:
 
 
 class Perturbation(ScopeListener):
-    """A scope listener: changes every model once, before its first forward: lazy ones have no weights until that. What
+    """Changes every model once, before its first forward: lazy ones have no weights until that. What
     a part of it was changed by, when it was called by itself, stays, and so do weights that a module gets later."""
 
     def __init__(self, change: Change) -> None:

@@ -112,14 +112,22 @@ def _after_fault(plan: Plan, faults: list[Fault], trace: Trace) -> list[Promotio
 def _of_its_type(plan: Plan, first: Promotion, trace: Trace) -> list[Promotion]:
     """The same in all modules of that type, once a second of them needs it: what breaks in the first hides what breaks
     behind it, and one a round would use up the rounds. Products are let be, of which nearly all survive."""
-    types = {layer.fqn: layer.type for layer in trace.layers if layer.trained}
-    alike = [fqn for fqn, kind in types.items() if fqn != first.fqn and kind == types.get(first.fqn)]
-    sources = {fqn: format_of(plan, fqn, first.op) for fqn in alike}
+    sources = {fqn: format_of(plan, fqn, first.op) for fqn in _same_type(first.fqn, trace)}
     products = {op.fqn for op in trace.ops if op.category == "lower" and first.op in ("", op.op)}
     if first.fqn in products or "float32" not in sources.values():
         return []
-    why = f"it is of the type of {first.fqn}, where {first.why}"
+    why = _as_in(first)
     return [replace(first, fqn=fqn, source=source, why=why) for fqn, source in sources.items() if source != "float32"]
+
+
+def _same_type(fqn: str, trace: Trace) -> list[str]:
+    """The other trained modules of its type."""
+    types = {layer.fqn: layer.type for layer in trace.layers if layer.trained}
+    return [other for other, kind in types.items() if other != fqn and kind == types.get(fqn)]
+
+
+def _as_in(first: Promotion) -> str:
+    return f"it has the same type as {first.fqn}, where {first.why}"
 
 
 def _widened(plan: Plan, fqn: str, op: str | None, why: str, trace: Trace) -> Promotion | None:
@@ -172,13 +180,12 @@ def _alike(plan: Plan, first: Promotion, op: str | None, trace: Trace) -> list[P
     """The same for other modules of that type, which would raise too, one a round. Where the operation is known, for
     those that call it, unless it is a product, as nearly all calls of products succeed; else for those without
     products. Where it raises a second time, for all of them and what is inside."""
-    types = {layer.fqn: layer.type for layer in trace.layers if layer.trained}
-    alike = [fqn for fqn, kind in types.items() if fqn != first.fqn and kind == types.get(first.fqn)]
+    alike = _same_type(first.fqn, trace)
     again = first.why in plan.because.values()
     if not again:
         callers = {each.fqn for each in trace.ops if each.op == op and each.category != "lower"}
         alike = [fqn for fqn in alike if (fqn in callers if op else fqn not in trace.products)]
-    why = f"it has the same type as {first.fqn}, where {first.why}"
+    why = _as_in(first)
     found = [each for fqn in alike if (each := _widened(plan, fqn, op, why, trace))]
     inside = [part for each in found if again and not each.op for part in _inside(plan, each.fqn, why)]
     return [*(replace(each, target="float32", location=first.location) for each in found), *inside]

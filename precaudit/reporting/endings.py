@@ -9,6 +9,11 @@ from precaudit.model import Verification
 AS_WRITTEN = "as-written"
 
 
+def last_tried(v: Verification) -> str | None:
+    """The plan that was tried last."""
+    return next((trial.plan for trial in reversed(v.trials) if trial.plan.startswith("candidate")), None)
+
+
 def ended(v: Verification, plan: str, seed: int = 0) -> float:
     """The loss's mean over the compared steps against float32's of the same seed, relative; 0 where it wasn't seen."""
     runs = {trial.plan: trial for trial in v.trials if trial.seed == seed}
@@ -23,6 +28,6 @@ def ended(v: Verification, plan: str, seed: int = 0) -> float:
 def ended_like_the_plan(v: Verification) -> bool:
     """Whether the script as written came as near as the margin, or as any single run under the plan. It may compute
     more in low precision than its modules, such as its loss."""
-    tried = [trial for trial in v.trials if trial.plan.startswith("candidate")]
-    far = [abs(ended(v, trial.plan, trial.seed)) for trial in tried if trial.plan == tried[-1].plan]
+    last = last_tried(v)
+    far = [abs(ended(v, trial.plan, trial.seed)) for trial in v.trials if trial.plan == last]
     return abs(ended(v, AS_WRITTEN)) <= max([v.margin or 0.0, *far])

@@ -9,6 +9,7 @@ from typing import Any, TypeGuard
 
 from precaudit.formats import FORMATS
 from precaudit.model import Layer, Report, TensorStats, Trial, Verification
+from precaudit.reporting.endings import last_tried
 from precaudit.reporting.ranges import CAST_ROLES
 from precaudit.reporting.story import WHOLE
 from precaudit.reporting.words import SHORT_FORMATS, visible
@@ -107,7 +108,7 @@ def kept_from(stats: TensorStats, budget: float = ENERGY_BUDGET) -> int:
 def trainings(report: Report) -> dict[str, Any]:
     """Loss curves, the band that counts as the same, and paired differences of the plan that was tried last."""
     v = report.verification
-    last = _last(v)
+    last = last_tried(v)
     references = {trial.seed: trial for trial in v.trials if trial.plan == "reference"}
     return {
         "curves": [row for trial in v.trials for row in _curve(trial, last)],
@@ -132,13 +133,8 @@ def _compared(v: Verification) -> dict[str, Any]:
 
 def kinds(v: Verification) -> list[str]:
     """The kinds of runs that the curves show, float32 first."""
-    last, trials = _last(v), sorted(v.trials, key=lambda trial: trial.plan != "reference")
+    last, trials = last_tried(v), sorted(v.trials, key=lambda trial: trial.plan != "reference")
     return list(dict.fromkeys(_kind(trial, last) for trial in trials))
-
-
-def _last(v: Verification) -> str | None:
-    """The plan that was tried last."""
-    return next((trial.plan for trial in reversed(v.trials) if trial.plan.startswith("candidate")), None)
 
 
 def _kind(trial: Trial, last: str | None) -> str:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from precaudit.model import LossScale, Plan, Report
 from precaudit.reporting import unfinished
+from precaudit.reporting.endings import last_tried
 from precaudit.reporting.story import WHOLE
 from precaudit.reporting.words import NOT_MEASURED, number, power, prose, visible
 
@@ -73,10 +74,10 @@ def _start(scale: LossScale) -> float | None:
 
 
 def _observed_skips(report: Report) -> str:
-    tried = [trial for trial in report.verification.trials if not trial.plan.startswith("reference")]
-    if not tried:
+    last = last_tried(report.verification)
+    if last is None:
         return NOT_MEASURED
-    skipped = [trial.skipped_steps for trial in tried if trial.plan == tried[-1].plan]
+    skipped = [trial.skipped_steps for trial in report.verification.trials if trial.plan == last]
     return " to ".join(f"{count:,}" for count in dict.fromkeys((min(skipped), max(skipped))))
 
 

@@ -428,6 +428,12 @@ def test_a_decay_in_vain_is_told_unless_the_state_stagnates_anyway():
     assert len(told(low=[decay, state("norm", "v", 0.9)])) == 1
 
 
+def audited(code, folder, steps=8, name="bfloat16"):
+    """`code` run as a script's training is, in this process."""
+    job = Job("script", "train.py", (), str(folder), steps)
+    return run_audit(job, (name, "float32"), "emulated", InProcess(code), str(folder))
+
+
 def test_casts_that_need_the_scripts_own_autocast_are_off_with_it(tmp_path):
     def code():
         torch.manual_seed(0)
@@ -441,8 +447,7 @@ def test_casts_that_need_the_scripts_own_autocast_are_off_with_it(tmp_path):
             loss.backward()
             optimizer.step()
 
-    job = Job("script", "train.py", (), str(tmp_path), 8)
-    audit = run_audit(job, ("bfloat16", "float32"), "emulated", InProcess(code), str(tmp_path))
+    audit = audited(code, tmp_path)
     assert audit.complete
     assert audit.neutralize
     assert audit.as_written.status == "stopped"
@@ -468,8 +473,7 @@ def test_a_script_that_fails_for_its_own_casts_trains_in_float32_and_is_told_whe
             if not model.weight.isfinite().all():
                 raise ValueError("probability tensor contains nan")
 
-    job = Job("script", "train.py", (), str(tmp_path), 8)
-    audit = run_audit(job, ("bfloat16", "float32"), "emulated", InProcess(code), str(tmp_path))
+    audit = audited(code, tmp_path)
     assert (audit.complete, audit.neutralize) == (True, True)
     found = {each.rule: each for each in of_as_written(audit, Verification("pass", "emulated"))}
     assert "stops at step 6" in found["PA501"].message
@@ -495,8 +499,7 @@ def test_a_loss_in_the_script_s_own_autocast_is_run_as_written(casts, tmp_path):
             scaler.step(optimizer)
             scaler.update()
 
-    job = Job("script", "train.py", (), str(tmp_path), 8)
-    audit = run_audit(job, ("bfloat16", "float32"), "emulated", InProcess(code), str(tmp_path))
+    audit = audited(code, tmp_path)
     assert audit.complete
     assert audit.neutralize == casts
     found = {each.rule: each for each in of_as_written(audit, Verification("pass", "emulated"))}
@@ -517,8 +520,7 @@ def test_what_a_script_s_own_casts_did_before_it_failed_of_them_is_told(tmp_path
             model(ids.half().long()[:, None]).square().mean().backward()
             optimizer.step()
 
-    job = Job("script", "train.py", (), str(tmp_path), 8)
-    audit = run_audit(job, ("bfloat16", "float32"), "emulated", InProcess(code), str(tmp_path))
+    audit = audited(code, tmp_path)
     assert (audit.reference.steps, audit.as_written.status, audit.as_written.steps) == (8, "failed", 6)
     found = of_as_written(audit, Verification("pass", "emulated"))
     assert [(each.rule, each.severity) for each in found] == [("PA501", "warning"), ("PA306", "warning")]
@@ -540,8 +542,7 @@ def test_gradients_that_a_hook_casts_are_told_with_its_line(tmp_path):
             ((model(x) - x.sum(1, keepdim=True)).square().mean() * 1e-9).backward()
             optimizer.step()
 
-    job = Job("script", "train.py", (), str(tmp_path), 8)
-    audit = run_audit(job, ("bfloat16", "float32"), "emulated", InProcess(code), str(tmp_path))
+    audit = audited(code, tmp_path)
     assert audit.reference.losses[-1] < 0.5 * audit.as_written.losses[-1]
     found = of_as_written(audit, Verification("pass", "emulated"))
     assert [(each.rule, each.severity) for each in found] == [("PA501", "error"), ("PA309", "error")]
@@ -562,8 +563,7 @@ def test_a_plan_that_the_script_applies_is_run_as_written(tmp_path):
             ((model(x) - x.sum(1, keepdim=True)).square().mean() * 1e-8).backward()
             optimizer.step()
 
-    job = Job("script", "train.py", (), str(tmp_path), 8)
-    audit = run_audit(job, ("float16", "float32"), "emulated", InProcess(code), str(tmp_path))
+    audit = audited(code, tmp_path, name="float16")
     assert audit.reference.baseline["plan"] == "float16"
     assert audit.as_written.losses[-1] == pytest.approx(audit.reference.losses[0], rel=1.0)
     assert audit.reference.losses[-1] < 0.5 * audit.as_written.losses[-1]
@@ -580,8 +580,7 @@ def test_a_script_that_ends_before_its_steps_is_probed_within_those_that_it_take
             (model(x) - x.sum(1, keepdim=True)).square().mean().backward()
             optimizer.step()
 
-    job = Job("script", "train.py", (), str(tmp_path), 60)
-    audit = run_audit(job, ("bfloat16", "float32"), "emulated", InProcess(code), str(tmp_path))
+    audit = audited(code, tmp_path, steps=60)
     assert (audit.job.steps, audit.reference.steps) == (20, 20)
     assert [error.label for error in audit.errors] == ["bfloat16@init", "bfloat16@late"]
     assert audit.replay_spec.patience == audit.reference.patience
