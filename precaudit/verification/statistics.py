@@ -25,6 +25,8 @@ PROGRESS_SHARE = 0.02
 NOISE_LIMIT = 0.01
 # A loss near zero is judged on this share of the range it came down from, not on what little is left of it.
 RANGE_SHARE = 0.1
+# A plan passes when it surely kept nine tenths of what float32 learned, however large a constant the loss carries.
+LEARNED_SHARE = 0.1
 LEARNED_ALPHA = 0.02
 FEWEST_STEPS = 5
 AGREED_ALPHA = 0.05
@@ -39,12 +41,13 @@ EXPLOSION = 10.0
 @dataclass(frozen=True)
 class Guard:
     """Whether a reference can prove anything, and why; it is `open` where the mean over more seeds may, and not
-    `finite` where its loss is lost."""
+    `finite` where its loss is lost. `moved` is how far its loss went, relative to its final size."""
 
     passed: bool
     detail: str
     open: bool = False
     finite: bool = True
+    moved: float = math.nan
 
 
 @dataclass(frozen=True)
@@ -229,7 +232,7 @@ def learned(losses: Losses, margin: float = MARGIN_CAP, curves: int = 1, more: f
         detail += f"; it moved by {moved:.2%} of its final size, and more than {needed:.2%} proves something"
     alpha, is_large = LEARNED_ALPHA / curves, moved > needed
     in_reach = bool(stats.norm.isf(p / 2) * math.sqrt(more) >= stats.norm.isf(alpha / 2))
-    return Guard(p <= alpha and is_large, detail, in_reach and is_large)
+    return Guard(p <= alpha and is_large, detail, in_reach and is_large, moved=moved)
 
 
 def wanders(losses: Losses) -> bool:

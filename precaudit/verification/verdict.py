@@ -114,11 +114,27 @@ def _compare_losses(runs: Runs, pairs: Sequence[Pair], checked: tuple[Gate, ...]
         if alone.verdict == "fail" != whole.verdict:
             return replace(alone, gates=gates_, reason=f"of its losses, the one of {place}: {alone.reason}")
     judged = replace(whole, gates=gates_)
-    if guard.passed or judged.verdict == "fail":
+    if judged.verdict == "fail":
         return judged
+    if guard.passed:
+        return _beside_what_was_learned(judged, statistics.LEARNED_SHARE * guard.moved)
     reason = f"the float32 run proves nothing: {guard.detail}"
     judged = replace(judged, verdict="inconclusive", cause="float32", reason=reason, settled=not guard.open)
     return judged if guard.finite else replace(judged, difference=Difference())
+
+
+def _beside_what_was_learned(judgement: Judgement, limit: float) -> Judgement:
+    """`limit` is the largest difference that a plan may have, relative, where float32 learned little beside the size of
+    its loss: a constant in the loss would widen the margin until most of the learning fits in. It takes a pass
+    back, and refuses nothing by itself."""
+    if judgement.margin is None or limit >= judgement.margin:
+        return judgement
+    reason = f"{judgement.reason}; a tenth of what float32 learned is {limit:.3%}"
+    judgement = replace(judgement, margin=limit, reason=reason)
+    bounds = [abs(bound) for bound in (judgement.difference.lower, judgement.difference.upper) if bound is not None]
+    if judgement.verdict == "pass" and max(bounds, default=0.0) >= limit:
+        return replace(judgement, verdict="inconclusive", cause="noise")
+    return judgement
 
 
 def _compared(

@@ -187,6 +187,26 @@ def test_one_of_several_streams_that_learns_is_enough():
     assert judged.gates[-1].passed
 
 
+@pytest.mark.parametrize(("lost", "verdict"), [(0.005, "pass"), (0.05, "inconclusive"), (0.7, "fail")])
+def test_a_constant_in_the_loss_hides_nothing_that_was_learned(lost, verdict):
+    """With 300 on top of it, even 0.05% of the loss are a large share of what it came down by after its start."""
+
+    def of(label, kept):
+        curves = {seed: np.asarray(falling(seed=seed)) for seed in range(5)}
+        noise = {seed: 1e-5 * (-1) ** seed for seed in curves}
+        return {
+            seed: run(tuple(300 + curve[0] + (curve - curve[0]) * (kept + noise[seed])), label, seed)
+            for seed, curve in curves.items()
+        }
+
+    judged = judge(Runs(of("reference", 1.0), of("candidate-1", 1 - lost)), PLAN)
+    assert judged.verdict == verdict
+    assert ("a tenth of what float32 learned is" in judged.reason) is (verdict != "fail")
+    if verdict == "inconclusive":
+        assert judged.margin < judged.difference.lower < judged.difference.upper < MARGIN_FLOOR
+        assert screened(judged).verdict == "inconclusive"
+
+
 def test_a_float32_run_that_doesn_t_repeat_itself_widens_the_margin():
     sure = runs(1e-4, spread=1e-5)
     noisy = Runs(
