@@ -12,10 +12,11 @@ from collections.abc import Callable, MutableMapping
 import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
-from torch.utils.weak import WeakIdKeyDictionary, WeakTensorKeyDictionary
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from precaudit.execution.rounding import round_mantissa
 from precaudit.formats import get_format
+from precaudit.instrument.names import by_module
 from precaudit.instrument.scopes import Frame, ScopeListener
 
 Change = Callable[[torch.Tensor], torch.Tensor]
@@ -44,7 +45,7 @@ class Perturbation(ScopeListener):
 
     def __init__(self, change: Change) -> None:
         self._change = change
-        self._done: MutableMapping[nn.Module, None] = WeakIdKeyDictionary()
+        self._done: MutableMapping[nn.Module, None] = by_module()
         self._changed: MutableMapping[torch.Tensor, None] = WeakTensorKeyDictionary()
 
     @torch.no_grad()

@@ -65,18 +65,21 @@ class Accumulator:
 
     def add_difference(self, new: Tensor, old: Tensor, log2_scale: int = 0) -> int | None:
         """As `add(new - old)`; contiguous float32 tensors on CPU are subtracted on the way, in no memory."""
-        with _DisableTorchFunction(), torch.no_grad():
+        with _DisableTorchFunction():
             if lie_alike(new, old) and not in_transform():
                 return self._of(new, log2_scale).add_difference(new, old)
-            return self.add(_subtractable(new) - _subtractable(old), log2_scale)
+            with torch.no_grad():
+                difference = _subtractable(new) - _subtractable(old)
+            return self.add(difference, log2_scale)
 
     def add_and_copy(self, tensor: Tensor, copy: Tensor) -> None:
         """As `add`; the values are written into `copy` as well, while contiguous float32 tensors on CPU are read."""
-        with _DisableTorchFunction(), torch.no_grad():
+        with _DisableTorchFunction():
             if lie_alike(tensor, copy) and tensor.device.type == "cpu" and _has_numba() and not in_transform():
                 self._of(tensor, 0).add_copied(tensor, copy)  # type: ignore[attr-defined]
-            else:
-                self.add(tensor)
+                return
+            self.add(tensor)
+            with torch.no_grad():
                 copy.copy_(tensor)
 
     def entry(self, values: Tensor, old: Tensor | None, log2_scale: int) -> tuple[int, int, int, int] | None:

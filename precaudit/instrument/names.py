@@ -11,11 +11,11 @@ import re
 import sys
 import types
 from collections.abc import Iterable, Iterator, MutableMapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from weakref import ref
 
 from torch import nn
-from torch.utils.weak import WeakIdKeyDictionary
+from torch.utils.weak import WeakIdKeyDictionary, WeakIdRef
 
 _WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 _WRAPPER_TYPES = {"DistributedDataParallel", "DataParallel", "FullyShardedDataParallel"}
@@ -144,12 +144,24 @@ def _visible(fqn: str, wrapped: set[str], posing: set[str]) -> str:
     return ".".join(part for part, hidden in zip(parts, inside, strict=True) if not hidden and part not in _WRAPPERS)
 
 
+class _ModuleRef(WeakIdRef):
+    """torch's asks whatever it refers to for an attribute of tensors, which modules take long to deny."""
+
+    __slots__ = ()
+    __call__ = ref.__call__
+
+
+def by_module() -> MutableMapping[nn.Module, Any]:
+    """A dictionary by the identity of modules, which it holds none of alive."""
+    return WeakIdKeyDictionary(ref_type=_ModuleRef)
+
+
 class ModuleNames:
     """Names of all modules met so far; holds no module alive."""
 
     def __init__(self) -> None:
         # By identity: a library's module may compare its values, and so have no truth value.
-        self._names: MutableMapping[nn.Module, ModuleName] = WeakIdKeyDictionary()
+        self._names: MutableMapping[nn.Module, ModuleName] = by_module()
         self._models: dict[str, ref[nn.Module]] = {}
         self._moved: dict[ModuleName, ModuleName] = {}
         self.on_cuda = False

@@ -15,9 +15,8 @@ import torch
 from torch import nn
 from torch.nn.modules import module as hooks
 from torch.utils import checkpoint as checkpointing
-from torch.utils.weak import WeakIdKeyDictionary
 
-from precaudit.instrument.names import ModuleName, ModuleNames, find_model, fqns_of
+from precaudit.instrument.names import ModuleName, ModuleNames, by_module, find_model, fqns_of
 from precaudit.instrument.patches import all_wrapped, wrapped
 
 _WITHOUT_REENTRANT = next(
@@ -224,11 +223,11 @@ class ModuleScopes(Scopes):
         super().__init__()
         self.names = names
         self._only = None if only is None else ref(only)
-        self._counted = WeakIdKeyDictionary()
+        self._counted = by_module()
         self.raised_in: str | None = None
         self.bypassed: dict[ModuleName, tuple[str, int]] = {}
         """Modules that train, whose forward somebody called instead of them, past all hooks; and where."""
-        self._born_inside = WeakIdKeyDictionary()
+        self._born_inside = by_module()
 
     def modules_of(self, model: str) -> Collection[str]:
         module = self.names.model(model)

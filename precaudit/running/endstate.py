@@ -12,11 +12,10 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
-from torch.utils.weak import WeakIdKeyDictionary
 
 from precaudit.histograms.memory import flat, outside_transforms
 from precaudit.instrument.events import parameters_of
-from precaudit.instrument.names import has_parameters
+from precaudit.instrument.names import by_module, has_parameters
 from precaudit.instrument.scopes import Frame, ModuleScopes, ScopeListener
 from precaudit.instrument.torchfunction import plain, tensors_in
 from precaudit.running.evaluation import Answer, Beside, answer
@@ -46,7 +45,7 @@ class LastCalls(ScopeListener):
     when the function that made it has returned; a loss that is made anew in every step is not."""
 
     def __init__(self) -> None:
-        self._calls: MutableMapping[nn.Module, dict[str, tuple[Any, Any]]] = WeakIdKeyDictionary()
+        self._calls: MutableMapping[nn.Module, dict[str, tuple[Any, Any]]] = by_module()
         self._kept: dict[str, nn.Module] = {}
 
     @property
@@ -95,7 +94,7 @@ class FirstValues(ScopeListener):
     """Samples of every model's buffers and parameters before its first forward."""
 
     def __init__(self) -> None:
-        self._first: MutableMapping[nn.Module, dict[str, _Look]] = WeakIdKeyDictionary()
+        self._first: MutableMapping[nn.Module, dict[str, _Look]] = by_module()
 
     def entered(self, frame: Frame) -> None:
         if is_called(frame) and frame.module not in self._first:

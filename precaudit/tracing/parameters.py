@@ -10,13 +10,12 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.utils.hooks import RemovableHandle
-from torch.utils.weak import WeakIdKeyDictionary
 
 from precaudit.execution.rounding import HALF_DTYPES
 from precaudit.histograms import Addition, add_all
 from precaudit.histograms.memory import of_this_rank
 from precaudit.instrument.events import parameters_of
-from precaudit.instrument.names import ModuleName, ModuleNames
+from precaudit.instrument.names import ModuleName, ModuleNames, by_module
 from precaudit.instrument.torchfunction import dtype_name
 from precaudit.tracing.slots import ParameterSlot
 from precaudit.tracing.waiting import WaitingGradients, may_wait
@@ -34,7 +33,7 @@ class ParameterTracker:
         self.slots: dict[tuple[ModuleName, str], ParameterSlot] = {}
         self.tied: dict[ModuleName, ModuleName] = {}
         self._parameters: dict[int, tuple[ref[torch.Tensor], ParameterSlot]] = {}
-        self._seen: MutableMapping[nn.Module, int] = WeakIdKeyDictionary()
+        self._seen: MutableMapping[nn.Module, int] = by_module()
         self._handles: list[RemovableHandle] = []
         self._hooked: set[int] = set()
         self._before: dict[int, torch.Tensor] = {}
