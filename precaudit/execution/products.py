@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
-from unittest import mock
 
 import torch
+
+from precaudit.instrument.patches import all_wrapped, replaced_by
 
 # torch's own functions, which stay in force here while a script's calls of them are ignored.
 _GET = (torch._C._get_cublas_allow_tf32, torch._C._get_cudnn_allow_tf32)
@@ -110,7 +111,5 @@ def own_settings_ignored() -> Iterator[None]:
     flags = vars(type(torch.backends.cudnn))
     owners = [(torch._C, name) for name in _SETTERS if hasattr(torch._C, name)]
     owners += [(flags[name], "setter") for name in ("allow_tf32", "fp32_precision") if name in flags]
-    with ExitStack() as stack:
-        for owner, name in owners:
-            stack.enter_context(mock.patch.object(owner, name, ignored))
+    with all_wrapped(*((owner, name, replaced_by(ignored)) for owner, name in owners)):
         yield

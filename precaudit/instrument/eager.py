@@ -7,9 +7,10 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
-from unittest import mock
 
 import torch
+
+from precaudit.instrument.patches import all_wrapped, replaced_by
 
 
 def _uncompiled(model: Any = None, **options: Any) -> Any:
@@ -17,9 +18,19 @@ def _uncompiled(model: Any = None, **options: Any) -> Any:
     return model if model is not None else (lambda function: function)
 
 
-def _scripted_for_torch(original: Callable[..., Any], compiles: Callable[[], None]) -> Callable[..., Any]:
-    """What torch scripts for itself, such as its rules for forward-mode derivatives, it can't do without."""
+@contextmanager
+def _scripting(enabled: bool) -> Iterator[None]:
+    """TorchScript compiles in this block, or returns what it is given."""
     jit = torch.jit._state._enabled
+    before, jit.enabled = jit.enabled, enabled
+    try:
+        yield
+    finally:
+        jit.enabled = before
+
+
+def _scripted_for_torch(compiles: Callable[[], None], original: Callable[..., Any]) -> Callable[..., Any]:
+    """torch depends on functions that it scripts itself, such as its rules for forward-mode derivatives."""
 
     @functools.wraps(original)
     def script(*args: Any, **kwargs: Any) -> Any:
@@ -27,7 +38,7 @@ def _scripted_for_torch(original: Callable[..., Any], compiles: Callable[[], Non
             if args and isinstance(args[0], torch.nn.Module):
                 compiles()
             return original(*args, **kwargs)
-        with mock.patch.object(jit, "enabled", True):
+        with _scripting(enabled=True):
             return original(*args, **kwargs)
 
     return script
@@ -36,15 +47,13 @@ def _scripted_for_torch(original: Callable[..., Any], compiles: Callable[[], Non
 @contextmanager
 def eager_only(compiles: Callable[[], None] = lambda: None) -> Iterator[None]:
     """Functions run as they are written; `compiles` is called where the script has TorchScript compile a module."""
-    jit = torch.jit._state._enabled
-    was_enabled = jit.enabled
-    jit.enabled = False
-    try:
-        with (
-            mock.patch.object(torch, "compile", _uncompiled),
-            mock.patch.object(torch.jit, "script", _scripted_for_torch(torch.jit.script, compiles)),
-            mock.patch.object(torch.jit, "trace", _scripted_for_torch(torch.jit.trace, compiles)),
-        ):
-            yield
-    finally:
-        jit.enabled = was_enabled
+    scripted = functools.partial(_scripted_for_torch, compiles)
+    with (
+        _scripting(enabled=False),
+        all_wrapped(
+            (torch, "compile", replaced_by(_uncompiled)),
+            (torch.jit, "script", scripted),
+            (torch.jit, "trace", scripted),
+        ),
+    ):
+        yield

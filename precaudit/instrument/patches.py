@@ -38,6 +38,11 @@ def wrapped(owner: Any, name: str, wrap: Wrap) -> Iterator[None]:
             del _wrapped[key]
 
 
+def replaced_by(function: Any) -> Wrap:
+    """The wrap that leaves nothing of the original."""
+    return lambda original: function
+
+
 @contextmanager
 def all_wrapped(*functions: tuple[Any, str, Wrap]) -> Iterator[None]:
     """Several at once: owner, name, and what to make of it."""

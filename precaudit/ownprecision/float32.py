@@ -9,12 +9,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import CodeType
 from typing import Any
-from unittest import mock
 
 import torch
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 
-from precaudit.instrument.patches import wrapped
+from precaudit.instrument.patches import all_wrapped, wrapped
 from precaudit.instrument.torchfunction import dtype_name
 from precaudit.tracing.ops import caller_location
 
@@ -173,18 +172,22 @@ def _read_in_float32(original: Callable[..., torch.Tensor]) -> Callable[..., tor
     return read
 
 
-@contextmanager
-def float32_only() -> Iterator[None]:
-    """`Float32Mode`, and float32 for what is loaded from a file, comes from another process, or is made by default."""
-    original = torch.set_default_dtype
-
+def _float32_by_default(original: Callable[[torch.dtype], None]) -> Callable[[torch.dtype], None]:
     def set_default_dtype(dtype: torch.dtype) -> None:
         original(torch.float32 if dtype in _LOW else dtype)
 
+    return set_default_dtype
+
+
+@contextmanager
+def float32_only() -> Iterator[None]:
+    """`Float32Mode`, and float32 for what is loaded from a file, comes from another process, or is made by default."""
     with (
-        mock.patch.object(torch, "set_default_dtype", set_default_dtype),
-        wrapped(torch._utils, "_rebuild_tensor", _read_in_float32),
-        wrapped(torch, "frombuffer", _read_in_float32),
+        all_wrapped(
+            (torch, "set_default_dtype", _float32_by_default),
+            (torch._utils, "_rebuild_tensor", _read_in_float32),
+            (torch, "frombuffer", _read_in_float32),
+        ),
         everywhere(Float32Mode()),
     ):
         yield

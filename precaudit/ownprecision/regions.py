@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any, NamedTuple
-from unittest import mock
 
 import torch
 from torch.amp.autocast_mode import autocast
@@ -19,6 +18,7 @@ from torch.overrides import _get_current_function_mode_stack
 from precaudit.execution.emulated import EmulatedMode, autocast_asked
 from precaudit.execution.formats import FLOAT32, ScopeFormat
 from precaudit.execution.rounding import HALVES
+from precaudit.instrument.patches import all_wrapped, replaced_by
 from precaudit.instrument.torchfunction import dtype_name
 from precaudit.ownprecision.baseline import keeping_what_is_asked
 
@@ -61,19 +61,19 @@ class OwnRegions(EmulatedMode):
     @contextmanager
     def emulated(self) -> Iterator[None]:
         """Until the block ends regions are this mode's business, and torch says of autocast what is so here."""
-        with ExitStack() as stack:
-            for owner, name, instead in (
-                (autocast, "__init__", keeping_what_is_asked(autocast.__init__)),
-                (autocast, "__enter__", self._entering()),
-                (autocast, "__exit__", self._leaving()),
-                (torch, "clear_autocast_cache", self._clear),
-                (torch, "is_autocast_enabled", lambda device="cuda": self._dtype() is not None),
-                (torch, "is_autocast_cpu_enabled", lambda: self._dtype() is not None),
-                (torch, "get_autocast_dtype", self._asked_for(torch.get_autocast_dtype)),
-            ):
-                stack.enter_context(mock.patch.object(owner, name, instead))
-            stack.enter_context(autocast_asked.by(lambda: self._dtype() is not None))
-            stack.enter_context(self)
+        with (
+            all_wrapped(
+                (autocast, "__init__", keeping_what_is_asked),
+                (autocast, "__enter__", replaced_by(self._entering())),
+                (autocast, "__exit__", replaced_by(self._leaving())),
+                (torch, "clear_autocast_cache", replaced_by(self._clear)),
+                (torch, "is_autocast_enabled", replaced_by(lambda device="cuda": self._dtype() is not None)),
+                (torch, "is_autocast_cpu_enabled", replaced_by(lambda: self._dtype() is not None)),
+                (torch, "get_autocast_dtype", self._asked_for),
+            ),
+            autocast_asked.by(lambda: self._dtype() is not None),
+            self,
+        ):
             yield
 
     def _entering(self) -> Callable[[autocast], autocast]:

@@ -21,9 +21,9 @@ from multiprocessing.connection import Connection
 from os import _exit
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 from precaudit.errors import PrecauditError
+from precaudit.instrument.patches import wrapped
 from precaudit.running.job import Job, RunResult, RunSpec, ScriptError
 from precaudit.running.leftovers import Leftovers
 from precaudit.running.sources import inert_imports
@@ -187,13 +187,11 @@ def _beginning_at(gpus: tuple[str, ...], place: int) -> tuple[str, ...]:
 def _main_module_left_alone() -> Iterator[None]:
     """A child has no use for the parent's main module. Importing it again would cost every run, and start a program
     over that has no `if __name__ == "__main__"`."""
-    original = spawn.get_preparation_data
 
-    def prepared(name: str) -> dict[str, Any]:
-        data: dict[str, Any] = original(name)
-        return {key: value for key, value in data.items() if not key.startswith("init_main")}
+    def without_main(original: Callable[[str], dict[str, Any]]) -> Callable[[str], dict[str, Any]]:
+        return lambda name: {key: value for key, value in original(name).items() if not key.startswith("init_main")}
 
-    with mock.patch.object(spawn, "get_preparation_data", prepared):
+    with wrapped(spawn, "get_preparation_data", without_main):
         yield
 
 

@@ -20,6 +20,8 @@ from unittest import mock
 import numpy as np
 import torch
 
+from precaudit.instrument.patches import all_wrapped, replaced_by, wrapped
+
 _BASE_SEED = 20
 
 
@@ -66,19 +68,17 @@ def controlled_seeds(trial: int) -> Iterator[None]:
     random.seed(start)
     np.random.seed(start % 2**32)
     torch.manual_seed(start)
-    with ExitStack() as stack:
-        for owner, name in (
-            (random, "seed"),
-            (np.random, "seed"),
-            (np.random, "default_rng"),
-            (torch, "manual_seed"),
-            (torch.random, "manual_seed"),
-            (torch.cuda, "manual_seed"),
-            (torch.cuda, "manual_seed_all"),
-        ):
-            stack.enter_context(mock.patch.object(owner, name, seeding.folded(getattr(owner, name))))
-        for owner in (torch, torch.random):
-            stack.enter_context(mock.patch.object(owner, "seed", seeding.fresh))
+    with all_wrapped(
+        (random, "seed", seeding.folded),
+        (np.random, "seed", seeding.folded),
+        (np.random, "default_rng", seeding.folded),
+        (torch, "manual_seed", seeding.folded),
+        (torch.random, "manual_seed", seeding.folded),
+        (torch.cuda, "manual_seed", seeding.folded),
+        (torch.cuda, "manual_seed_all", seeding.folded),
+        (torch, "seed", replaced_by(seeding.fresh)),
+        (torch.random, "seed", replaced_by(seeding.fresh)),
+    ):
         yield
 
 
@@ -102,5 +102,5 @@ def repeatable_algorithms() -> Iterator[None]:
         torch.backends.cudnn.benchmark = False
         stack.callback(setattr, torch.backends.cudnn, "benchmark", benchmark)
         flag = vars(type(torch.backends.cudnn))["benchmark"]
-        stack.enter_context(mock.patch.object(flag, "setter"))
+        stack.enter_context(wrapped(flag, "setter", replaced_by(lambda *values: None)))
         yield
