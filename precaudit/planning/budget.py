@@ -1,4 +1,4 @@
-"""Error budget: how much a format disturbs the gradient, in units of the noise that training has anyway."""
+"""Error budget: how much a format perturbs the gradient, relative to the noise between batches."""
 
 from __future__ import annotations
 
@@ -10,15 +10,19 @@ from precaudit.planning.loss_scale import RESIDUE
 from precaudit.tracing.records import GradientDifference
 
 RHO_LIMIT, SNR_LIMIT, BIAS_LIMIT = 0.01, 10.0, 0.2
-# Where batches hardly differ, any rounding is large beside their noise: an error this far below the gradient
-# itself is left to the trials.
+# Where batches hardly differ, any rounding error exceeds their noise: an error this far below the gradient itself is
+# left to the trials.
 CLEAR_SNR = 100.0
 
 
 @dataclass(frozen=True)
 class GradientError:
-    """`rho` = E|delta|^2 / tr Sigma: an effective batch of B / (1 + rho). `snr` = |g|^2 / E|delta|^2.
-    `bias` = |E delta| / |mean g|: the part that batches don't average out. nan where not measurable."""
+    """The error `delta` of the gradient `g` in a format, dimensionless; nan where not measurable.
+
+    - `rho` = E|delta|^2 / tr Sigma, with Sigma the covariance of batch gradients: the error acts like a batch of
+      B / (1 + rho) samples in place of B.
+    - `snr` = |g|^2 / E|delta|^2; `bias` = |E delta| / |mean g|: the part that does not average out over batches.
+    """
 
     label: str
     rho: float
@@ -28,8 +32,8 @@ class GradientError:
 
     @property
     def within_budget(self) -> bool:
-        """Unknown noise (rho nan) leaves the decision to signal and bias; an overflow (rho inf) says nothing of
-        rounding and is left to the trials."""
+        """Whether the error is acceptable. With unknown noise (rho nan) snr and bias decide; an overflow (rho inf) says
+        nothing about rounding and is left to the trials."""
         if math.isinf(self.rho):
             return True
         quiet = not self.rho > RHO_LIMIT or math.isnan(self.rho) or self.snr >= CLEAR_SNR
@@ -38,7 +42,8 @@ class GradientError:
 
 @dataclass(frozen=True)
 class LostGradients:
-    """A module's own gradients in a format, whose error is `error` times their size (rms), and what makes it."""
+    """A module whose own gradients are lost in a format: `error` is the ratio of rms error to rms gradient, `causes`
+    are the modules responsible."""
 
     fqn: str
     format: str
@@ -47,9 +52,11 @@ class LostGradients:
 
 
 def lost_gradients(format_name: str, differences: Iterable[GradientDifference]) -> list[LostGradients]:
-    """Of modules whose error is larger than their gradient, and than its noise: a small loss that is added to a large
-    one may have them, and neither the loss nor the whole model's gradient shows it. The largest come first; what
-    rounding leaves of a gradient that is zero is none."""
+    """Modules whose gradient error exceeds both the gradient and its noise, largest gradient first.
+
+    A small loss that is added to a large one may lose its gradients without a trace in the loss or in the whole
+    model's gradient. Gradients that are zero except for rounding residue don't count.
+    """
     parts: dict[str, list[GradientDifference]] = {}
     for each in differences:
         if each.label.partition("@")[0] == format_name:

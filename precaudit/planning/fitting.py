@@ -1,4 +1,4 @@
-"""Which part of a plan is about a model, whatever the model is called; no torch."""
+"""Matches a plan's module names to a model's own, whatever the model is called; without torch."""
 
 from __future__ import annotations
 
@@ -9,19 +9,18 @@ from precaudit.model import Plan
 
 
 def fit_names(plan: Plan, own: Collection[str], model: str = "") -> dict[str, str]:
-    """The plan's names for the modules of one model, to the model's own names for them (`own`).
+    """Maps the plan's names of one model's modules to the model's own names (`own`).
 
-    A plan for several models has their names in front of each module: the model is found by its name if that
-    is known and its modules are there, else by its modules.
+    In a plan for several models each module's name is prefixed by its model's: the model is found by its name if that
+    is known and has the modules, else by its modules.
     """
     return _stripped(plan, fit_prefix(plan, own, model))
 
 
 def fit_prefix(plan: Plan, own: Collection[str], model: str = "") -> str:
-    """What the plan has in front of the names of one model's modules (`own`): nothing, the model's name, or the path
-    of another model with the same modules. Of several such it is the one with most exceptions: a copy that is never
-    trained has none."""
-
+    """The prefix that the plan gives to the names of one model's modules (`own`): "", the model's name, or the path of
+    another model with the same modules. Of several candidates the one with the most exceptions is chosen: a copy that
+    is never trained has none."""
     known = max(("", model), key=lambda prefix: _matches(plan, own, prefix))
     if _matches(plan, own, known):
         return known
@@ -29,25 +28,25 @@ def fit_prefix(plan: Plan, own: Collection[str], model: str = "") -> str:
 
 
 def alike(plan: Plan, own: Collection[str]) -> list[str]:
-    """What the plan has in front of the names of each model that has as many of these modules (`own`) as any."""
+    """The prefixes of all models in the plan that share the most modules with `own`."""
     counts = {prefix: _matches(plan, own, prefix) for prefix in ("", *_prefixes(plan, own))}
     return [prefix for prefix, count in counts.items() if count == max(counts.values())]
 
 
 def _matches(plan: Plan, own: Collection[str], prefix: str) -> int:
-    """How many of the names exist. The root's empty name, which every model has, counts where there is no other."""
+    """How many of the names exist under the prefix. The root's empty name counts only where there is no other."""
     shared = set(_stripped(plan, prefix).values()).intersection(own)
     return len(shared - {""}) or int(shared == set(own))
 
 
 def stands_for(part: Plan, other: Plan) -> bool:
-    """Whether nothing in a model's part of a plan is lower than in another model's."""
+    """Whether every module and operation of `other` has the same format in `part`, or float32."""
     wide = (format_of(part, fqn) in (name, "float32") for fqn, name in other.modules.items())
     return all(wide) and all(format_of(part, op.fqn, op.op) in (op.format, "float32") for op in other.ops)
 
 
 def _prefixes(plan: Plan, own: Collection[str]) -> list[str]:
-    """The first names of all modules, and the paths at whose end the deepest of a model's own names stands."""
+    """Candidates for prefixes: the first component of each name, and the paths in front of the deepest own name."""
     deepest = max(own, key=lambda fqn: fqn.count("."), default="")
     paths = {fqn.removesuffix(f".{deepest}") for fqn in plan.modules if deepest and fqn.endswith(f".{deepest}")}
     return sorted({fqn.partition(".")[0] for fqn in plan.modules} | paths)
@@ -59,7 +58,7 @@ def _exceptions(plan: Plan, prefix: str) -> int:
 
 
 def is_within(fqn: str, container: str) -> bool:
-    """Whether a name is the container's or that of a module inside it; the root, whose name is empty, has them all."""
+    """Whether `fqn` is the container or a module inside it. The root has the empty name and contains all."""
     return not container or fqn == container or fqn.startswith(f"{container}.")
 
 
@@ -69,12 +68,12 @@ def _stripped(plan: Plan, prefix: str) -> dict[str, str]:
 
 
 def parts(plan: Plan, own: Collection[str]) -> dict[str, Plan]:
-    """The part of each model that may be the one with these modules."""
+    """The parts of the plan for all models that may be the one with these modules, by prefix."""
     return {prefix: part_of(plan, _stripped(plan, prefix)) for prefix in alike(plan, own)}
 
 
 def part_of(plan: Plan, names: Mapping[str, str]) -> Plan:
-    """The plan for the modules in `names` alone, under their new names; `because` speaks of the whole plan still."""
+    """The plan for the modules in `names` only, renamed; `because` is that of the whole plan."""
     return replace(
         plan,
         modules={names[fqn]: format_name for fqn, format_name in plan.modules.items() if fqn in names},

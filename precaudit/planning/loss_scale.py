@@ -1,4 +1,4 @@
-"""From gradient ranges to a loss scale 2**k: what fits below, what fits above, and what a scaler would do.
+"""From gradient ranges to a loss scale 2**k: the underflow bound, the overflow bound, and predicted skips.
 
 A scale only shifts the exponents of every gradient, so one float32 audit answers for all scales. `log2_max`
 is log2 of the largest unscaled gradient magnitude of each step (-inf where none was seen), over all tensors that are
@@ -27,7 +27,7 @@ OVERFLOW = math.log2(HALF.overflow_threshold)
 LOST_BUDGET = 1e-4
 # Mean square of log-uniform values in [1, 2).
 LOG_UNIFORM = 1.5 / math.log(2)
-# Vanishing gradients must not lead a scale away: 2^24 already lifts 2^-48 into float16's subnormal range.
+# Limit for scales, whatever vanishing gradients ask for: 2^24 already lifts 2^-48 into float16's subnormal range.
 K_LIMIT = 24
 SIGMAS = 3.09
 # With fewer than three steps no spread is known; gradients of one model commonly vary by an octave.
@@ -38,13 +38,13 @@ TREND_ALPHA = 0.02
 RESIDUE = 2.0**-20
 DEFAULT_INTERVAL = 2000
 DEFAULT_SCALE = 2.0**16
-"""torch's own, as the interval."""
+"""torch's defaults, like DEFAULT_INTERVAL."""
 SHORTEST_INTERVAL = 100
 
 
 @dataclass(frozen=True)
 class Replay:
-    """What a dynamic scaler did over a history: skipped steps, its exponent at the end, good steps since it moved."""
+    """A dynamic scaler after a history of steps: skipped steps, final exponent k, good steps since its last change."""
 
     skips: int
     k: int
@@ -52,7 +52,7 @@ class Replay:
 
 
 def half_gradients(layers: Iterable[Layer], plan: Plan) -> dict[str, tuple[TensorStats, ...]]:
-    """The gradients that are float16 in the backward pass under the plan, for each such module."""
+    """For each module that is float16 under the plan: the statistics of its gradients in the backward pass."""
     return {
         layer.fqn: tuple(t.stats for t in layer.tensors if t.role in ("activation_grad", "weight_grad"))
         for layer in layers
@@ -60,11 +60,11 @@ def half_gradients(layers: Iterable[Layer], plan: Plan) -> dict[str, tuple[Tenso
     }
 
 
-# ---------------------------------------------------------------- what is lost below
+# ---------------------------------------------------------------- underflow: the lower bound
 
 
 def _lost_share(cells: float) -> float:
-    """Energy share that rounding to a grid takes from values log-uniform in [cells, 2 cells) grid steps."""
+    """Share of energy that rounding to integers removes from values that are log-uniform in [cells, 2 cells)."""
     points = np.arange(max(1.0, cells), 2 * cells + 1)
     low, high = np.maximum(points - 0.5, cells), np.minimum(points + 0.5, 2 * cells)
 
@@ -106,7 +106,7 @@ def lost_share(tensors: Sequence[TensorStats], k: int) -> float:
 
 
 def needed_k(tensors: Sequence[TensorStats]) -> int | None:
-    """The smallest k at which every tensor of a module keeps its energy; none where all gradients are zero."""
+    """The smallest k at which every tensor of a module keeps its energy; None where all gradients are zero."""
     return max((_tensor_k(t) for t in _heard(tensors) if t.exponents.items()), default=None)
 
 
@@ -126,14 +126,14 @@ def _tensor_k(tensor: TensorStats) -> int:
     return candidates[bisect_left(candidates, True, key=lambda k: lost_energy(tensor, k) <= LOST_BUDGET)]
 
 
-# ---------------------------------------------------------------- what fits above
+# ---------------------------------------------------------------- overflow: the upper bound
 
 
 def k_max(log2_max: Sequence[float]) -> int:
-    """The largest k that leaves an octave above the gradients to be expected.
+    """The largest k that leaves an octave between the expected largest gradient and overflow.
 
-    Expected is 3.09 standard deviations above the mean, or above where a trend has led; never less than what was seen.
-    A dynamic scaler follows a trend that goes on.
+    Expected is 3.09 standard deviations above the mean or, with a significant trend, above its last value; at least the
+    largest value seen. A dynamic scaler follows a trend that continues.
     """
     steps, seen = _observed(log2_max)
     if not len(seen):
@@ -145,7 +145,7 @@ def k_max(log2_max: Sequence[float]) -> int:
 
 
 def recommended_interval(log2_max: Sequence[float]) -> int:
-    """Steps between doublings: torch's 2000, or fewer where shrinking gradients would outrun it."""
+    """Steps between doublings: torch's 2000, or fewer where gradients shrink faster than that."""
     slope, _ = _trend(*_observed(log2_max))
     if slope >= 0:
         return DEFAULT_INTERVAL
@@ -158,14 +158,14 @@ def largest_k(log2_max: Sequence[float]) -> int:
 
 
 def _observed(log2_max: Sequence[float]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Steps with a gradient, and what it was: all-zero ones are -inf, and non-finite ones no scale can help."""
+    """Indices and values of the finite entries: -inf is an all-zero gradient, and no scale helps a non-finite one."""
     values = np.asarray(log2_max, dtype=float)
     (steps,) = np.isfinite(values).nonzero()
     return steps, values[steps]
 
 
 def _trend(steps: NDArray[np.int64], values: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
-    """Slope in octaves a step (0 unless significant), and what it leaves."""
+    """Slope in octaves per step (0 unless significant), and the residuals."""
     if len(values) < 5 or np.ptp(values) == 0:
         return 0.0, values - values.mean() if len(values) else values
     fit = stats.linregress(steps, values)
@@ -178,15 +178,15 @@ def _trend(steps: NDArray[np.int64], values: NDArray[np.float64]) -> tuple[float
 
 
 def window(log2_max: Sequence[float], gradients: Gradients) -> tuple[int, int] | None:
-    """[k_min, k_max], or none where no single scale serves every module."""
+    """(k_min, k_max), or None where no single scale suits every module."""
     need, fits = k_min(gradients), k_max(log2_max)
     low = -K_LIMIT if need is None else max(need, -K_LIMIT)
     return (low, fits) if low <= fits else None
 
 
 def recommend(log2_max: Sequence[float], gradients: Gradients, steps: int) -> LossScale:
-    """The setting for a run of `steps` steps, which starts some octaves below 2**k_max where the window has them;
-    `none` where nothing is float16 in the backward pass."""
+    """The loss scale for a run of `steps` steps, which starts a few octaves below 2**k_max if the window allows it;
+    mode `none` where nothing is float16 in the backward pass."""
     if not gradients:
         return LossScale()
     interval = recommended_interval(log2_max)
@@ -196,15 +196,15 @@ def recommend(log2_max: Sequence[float], gradients: Gradients, steps: int) -> Lo
 
 
 def conflicts(gradients: Gradients, highest: int) -> dict[str, int]:
-    """Modules whose gradients vanish at the highest scale that fits (`k_max`), with the k they need."""
+    """Modules whose gradients underflow at the highest possible k (`k_max`), with the k they need."""
     needs = {fqn: needed_k(tensors) for fqn, tensors in gradients.items()}
     return {fqn: k for fqn, k in needs.items() if k is not None and k > highest}
 
 
 def scale_ranges(gradients: Gradients, peaks: Mapping[str, float]) -> dict[str, tuple[int, int]]:
-    """The smallest and the largest k that suit each module; none suits it where the first is above the second.
+    """The smallest and the largest k that suit each module; no k does where the first exceeds the second.
 
-    `peaks` has log2 of the largest gradient inside a module, where that is larger than what goes in and out.
+    `peaks` is log2 of the largest gradient inside a module, where it exceeds those of its inputs and outputs.
     """
     ranges = {}
     for fqn, tensors in gradients.items():
@@ -215,9 +215,9 @@ def scale_ranges(gradients: Gradients, peaks: Mapping[str, float]) -> dict[str, 
 
 
 def best_compromise(ranges: Mapping[str, tuple[int, int]]) -> tuple[int, tuple[str, ...]]:
-    """The k that suits most modules, and those it does not suit: the way out when there is no window.
+    """The k that suits most modules, and the modules that it does not suit, for use where there is no window.
 
-    A module may fall out on either side, so one with huge gradients is given up rather than all the others.
+    A module may fail at either bound, so that one with huge gradients is given up rather than all others.
     """
 
     def outside(k: int) -> tuple[str, ...]:
@@ -228,11 +228,11 @@ def best_compromise(ranges: Mapping[str, tuple[int, int]]) -> tuple[int, tuple[s
     return best, outside(best)
 
 
-# ---------------------------------------------------------------- what a scaler would do
+# ---------------------------------------------------------------- replay of a dynamic scaler
 
 
 def replay(log2_max: Sequence[float], init_k: int, growth_interval: int) -> Replay:
-    """Run torch's dynamic scaler over the observed steps: halve and skip on overflow, double after an interval."""
+    """Simulate torch's dynamic scaler: halve and skip on overflow, double after `growth_interval` good steps."""
     k, good, skips = init_k, 0, 0
     for largest in log2_max:
         if not largest + k < OVERFLOW:
@@ -245,7 +245,7 @@ def replay(log2_max: Sequence[float], init_k: int, growth_interval: int) -> Repl
 
 
 def predicted_skips(init_k: int, highest: int, growth_interval: int, steps: int) -> int:
-    """Skips of a dynamic scaler when every k up to `highest` fits and none above: the way down, then a steady rate."""
+    """Skips of a dynamic scaler where exactly the k up to `highest` fit: those of the descent, then a steady rate."""
     start = min(steps, max(0, init_k - highest))
     climb = (highest + 1 - min(init_k, highest)) * growth_interval
     left = steps - start - climb
@@ -253,7 +253,7 @@ def predicted_skips(init_k: int, highest: int, growth_interval: int, steps: int)
 
 
 def expected_skips(log2_max: Sequence[float], init_k: int, growth_interval: int, steps: int) -> float:
-    """Skips over `steps`: replayed as far as steps were observed, then at the level of their second half."""
+    """Skips over `steps` steps: replayed over the observed ones, extrapolated from their second half."""
     known = replay(_held(log2_max[:steps]), init_k, growth_interval)
     beyond = steps - len(log2_max)
     _, late = _observed(log2_max[len(log2_max) // 2 :])
@@ -265,7 +265,7 @@ def expected_skips(log2_max: Sequence[float], init_k: int, growth_interval: int,
 
 
 def _held(log2_max: Sequence[float]) -> list[float]:
-    """A step without a gradient of its own is like the one before it: most were not looked at."""
+    """Fill steps that were not measured (-inf) with the value of the last measured one before."""
 
     def held(before: float, now: float) -> float:
         return before if now == -math.inf else now

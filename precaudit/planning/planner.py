@@ -1,4 +1,4 @@
-"""From what is forbidden to a plan: the lowest format that fits for every module, with the reason where it differs."""
+"""From bans to a plan: the lowest format that is allowed for every module, with the reasons for exceptions."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from precaudit.planning.rules import Ban
 from precaudit.tracing.records import STOPPING, Trace
 
 PREFERENCE = ("float8_e4m3", "bfloat16", "float16", "tf32", "float32")
-"""float8 where it was asked for, then bfloat16: float32's range needs no loss scale."""
+"""float8 if it was asked for, then bfloat16, which has float32's range and needs no loss scale."""
 
 _FALLBACK = {
     "float8_e4m3": ("bfloat16", "tf32", "float16", "float32"),
@@ -31,7 +31,7 @@ _FALLBACK = {
     "tf32": ("float32",),
     "float32": ("float32",),
 }
-"""tf32 has float16's precision, and brings no loss scale to a plan that needs none."""
+"""tf32 comes before float16: it has the same precision, and needs no loss scale."""
 
 
 _NO_PRODUCT = "no matrix product is left in low precision, so it would gain nothing"
@@ -41,7 +41,7 @@ _BESIDE = "float8 is for linear layers with sizes in multiples of 16; this runs 
 
 @dataclass(frozen=True)
 class Choices:
-    """What the planner may use and must avoid. `promoted` are repairs: (fqn, op or '') to the format they need."""
+    """What the planner may use and must avoid. `promoted` are repairs: (fqn, op or "") to (format, reason)."""
 
     formats: tuple[str, ...]
     target: str
@@ -92,7 +92,7 @@ def build_plan(trace: Trace, choices: Choices) -> Plan:
 
 
 def without_loss_scale(formats: Sequence[str], trace: Trace) -> tuple[tuple[str, ...], str]:
-    """The formats that need none, where torch's GradScaler can't be used, and why; all of them and "" elsewhere."""
+    """The formats without float16 and a reason where torch's GradScaler can't be used; else all formats and ""."""
     complex_ = [
         layer.fqn or "the model itself"
         for layer in trace.layers
@@ -105,7 +105,7 @@ def without_loss_scale(formats: Sequence[str], trace: Trace) -> tuple[tuple[str,
 
 
 def _alone(trace: Trace, layers: Collection[str]) -> str | None:
-    """The module that has all matrix products, as a model written without modules inside it does."""
+    """The one module that computes all matrix products, as in a model without submodules."""
     products = {op.fqn for op in trace.ops if op.category == "lower" and op.fqn in layers}
     return products.pop() if len(products) == 1 else None
 
@@ -115,8 +115,8 @@ def _product_formats(plan: Plan, trace: Trace) -> set[str]:
 
 
 def _led_by_products(plan: Plan, trace: Trace) -> Plan:
-    """A default that no product runs in is no more than a name, since all other operations follow what products hand
-    them: the default is then what products do run in. Nothing becomes narrower than it was."""
+    """The plan with a default that some matrix product uses: all other operations follow the products' formats, so an
+    unused default would mislead. No module becomes narrower than before."""
     used = _product_formats(plan, trace)
     default = default_format(sorted(used))
     follows = [fqn for fqn, name in plan.modules.items() if name == plan.default]
@@ -134,7 +134,8 @@ def _led_by_products(plan: Plan, trace: Trace) -> Plan:
 
 
 def _own_format(layer: Layer | None, default: str, trace: Trace) -> str:
-    """float8 is for linear layers with sizes in multiples of 16; everything else runs in bfloat16 beside it."""
+    """The default, except that float8 is only for linear layers with sizes in multiples of 16; others run in
+    bfloat16."""
     if not default.startswith("float8"):
         return default
     shapes = [op.shapes for op in trace.ops if layer is not None and op.fqn == layer.fqn and op.op == "linear"]
@@ -152,8 +153,8 @@ class _Draft:
     because: dict[str, str] = field(default_factory=dict)
 
     def avoid(self, ban: Ban, layer: Layer | None) -> None:
-        """A leaf moves as a whole. In a module that computes between its children only the operation moves, and so does
-        what is no product beside all products of a model."""
+        """Give the banned operation a safer format. A leaf module moves as a whole. Only the operation moves in a
+        module with children, and (unless it is a product) in the one module that has all products of a model."""
         key = (ban.fqn, ban.op)
         beside = ban.fqn == self.alone and ban.category != "lower"
         whole = layer is None or (layer.leaf and not beside)
@@ -171,7 +172,7 @@ class _Draft:
         self.because[ban.fqn if whole else f"{ban.fqn}:{ban.op}"] = ban.why
 
     def promote(self, fqn: str, op: str, format_name: str, why: str) -> None:
-        """An operation, or all of a module's own; the modules inside it stay as they are."""
+        """Set the format of an operation, or of all operations of a module, without its submodules."""
         if op:
             self.ops[fqn, op] = format_name
             self.because[f"{fqn}:{op}"] = why
@@ -196,7 +197,7 @@ class _Draft:
 
 
 def _with_loss_scale(plan: Plan, trace: Trace, choices: Choices) -> Plan:
-    """The scale for the float16 modules; modules that no single scale serves leave float16."""
+    """The plan with a loss scale for its float16 modules; modules that no common scale suits leave float16."""
     gradients, maxima = gradients_of(trace, plan)
     if not gradients or not maxima:
         return replace(plan, loss_scale=LossScale())
@@ -210,21 +211,21 @@ def _with_loss_scale(plan: Plan, trace: Trace, choices: Choices) -> Plan:
 
 
 def gradients_of(trace: Trace, plan: Plan) -> tuple[dict[str, tuple[TensorStats, ...]], list[float]]:
-    """Of the trained models: what is float16 in the backward pass for each module, and log2 of the largest by step."""
+    """For the trained models: statistics of each module's float16 gradients, and log2 of the largest one by step."""
     gradients = half_gradients((layer for layer in trace.layers if layer.trained), plan)
     return {fqn: stats for fqn, stats in gradients.items() if any(s.numel for s in stats)}, _maxima(trace, plan)
 
 
 def _maxima(trace: Trace, plan: Plan) -> list[float]:
-    """log2 of the largest gradient of each step, -inf where it was not looked at; what the plan has in float32 may have
-    made the audit's larger."""
+    """log2 of the largest float16 gradient of each step, -inf where it was not measured. The audit's maxima include
+    modules that the plan keeps in float32, so they are capped by the peak over the others."""
     peak = max(_log2_peaks(trace, plan).values(), default=-math.inf)
     seen = {step: min(largest, peak) for step, largest in trace.maxima}
     return [seen.get(step, -math.inf) for step in range(max(seen, default=-1) + 1)]
 
 
 def _log2_peaks(trace: Trace, plan: Plan) -> dict[str, float]:
-    """By module, log2 of the largest gradient that is float16 in the backward pass under the plan, over all steps."""
+    """For each module, log2 of its largest float16 gradient under the plan, over all steps."""
     low = {fqn for fqn, name in plan.modules.items() if name == "float16"}
     records = [(layer.fqn, layer.tensors) for layer in trace.layers if layer.fqn in low]
     half = [op for op in trace.ops if op.fqn in low and op.half and op.op not in STOPPING]

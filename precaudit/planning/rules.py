@@ -1,6 +1,6 @@
-"""Static rules: what the ranges and operations of one audit forbid, without running anything again.
+"""Static rules: formats that the ranges and operations of one audit forbid, without another run.
 
-Each rule is a function from a trace to bans: this module or operation must not run in that format, because ...
+Each rule is a function from an operation and a format to a ban: it must not run in that format, because ...
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from precaudit.tracing.records import ABSORBING, Grid, Trace
 HEADROOM = 4.0
 """Ranges grow in training: a value within this factor of a format's maximum is treated as too large."""
 RESULT_KEPT = LOCAL_ERROR_LIMIT / 10
-"""How much it may err by in the format that it is moved to: another quarter, just missed, would be no mend."""
+"""Limit for the local error in the format that an operation is moved to: just below the other limit is no
+improvement."""
 _WIDER = "run it in bfloat16 or float32"
 INTEGER_OPS = "positions, indices or counts"
 OF_A_SUM = "the smallest number in it (an addend or the sum)"
@@ -24,8 +25,8 @@ OF_A_SUM = "the smallest number in it (an addend or the sum)"
 
 @dataclass(frozen=True)
 class Ban:
-    """`fqn`'s operation `op` must not run in `format`, and is hardly better off in those of `no_better`; `rule`, `why`
-    and `fix` are for the person."""
+    """Module `fqn`'s operation `op` must not run in `format`, nor in those of `no_better`, which hardly improve it;
+    `rule`, `why` and `fix` are for the finding."""
 
     rule: str
     fqn: str
@@ -112,7 +113,7 @@ def vanishing_constant(op: Op, target: Format) -> Ban | None:
 
 
 def bound_of_one(op: Op, target: Format) -> Ban | None:
-    """PA104 too: values are kept from one by a bound such as 1 - 1e-4, for a logarithm's sake, which is one itself."""
+    """PA104: a bound such as 1 - 1e-4, which keeps values below one for a logarithm, itself rounds to one."""
     bound = op.constants[1] if op.half and op.constants and op.op in _BOUNDED else 1.0
     if target.storage_bits > 16 or not 1 - 2.0 ** -(target.precision + 1) <= bound < 1:
         return None
@@ -124,12 +125,12 @@ def bound_of_one(op: Op, target: Format) -> Ban | None:
 _BOUNDED = frozenset("clamp clamp_max hardtanh".split())
 _PROTECTED = frozenset("add sub clamp clamp_min maximum".split())
 _TAKING = _PROTECTED | frozenset("masked_fill index_fill where full full_like new_full clamp_max hardtanh".split())
-"""Operations whose scalars become values of the result. A factor or a divisor stays float32 inside the kernel, and a
-threshold is only compared with."""
+"""Operations whose scalar arguments become values of the result. Factors and divisors stay float32 in the kernel, and
+thresholds are only compared with."""
 
 
 def integers(op: Op, target: Format) -> Ban | None:
-    """PA105: integer-valued inputs of a product above 2^p are no longer told apart."""
+    """PA105: integer-valued inputs above 2^p, with p the format's precision, are no longer distinct."""
     limit = 2.0**target.precision
     if op.integer_amax is None or op.integer_amax <= limit:
         return None
@@ -138,8 +139,8 @@ def integers(op: Op, target: Format) -> Ban | None:
 
 
 def of_grids(trace: Trace, grids: Iterable[Grid], harmless: Collection[str] = ()) -> tuple[Ban, ...]:
-    """PA105 once more: values that a format doesn't tell apart because they are made in it. In a `harmless` one the
-    gradient hardly shows it, as where sums are divided by them."""
+    """PA105: values that are no longer distinct because they are created in a low format. It is a warning only in a
+    `harmless` format, whose gradient error is small, as where sums are divided by a count."""
     return tuple(
         Ban(
             "PA105",
@@ -159,7 +160,7 @@ def of_grids(trace: Trace, grids: Iterable[Grid], harmless: Collection[str] = ()
 
 
 def local_error(op: Op, target: Format) -> Ban | None:
-    """PA106: this operation alone, in the format, loses its result."""
+    """PA106: the operation alone, run in the format on its real inputs, loses its result."""
     error = op.local_error.get(target.name, 0.0)
     if error < LOCAL_ERROR_LIMIT or not (op.half or op.category == "lower"):
         return None
@@ -180,13 +181,12 @@ def unsafe(op: Op, target: Format) -> Ban | None:
 
 
 MAGNITUDE_RULES: tuple[Rule, ...] = (overflow, operand_overflow, large_constant, vanishing_constant, bound_of_one)
-"""Of formats that hold values as they are. Operands of a product in 8 bits are scaled by their amax, and its result
-is bfloat16."""
+"""Rules for formats that store values unscaled. 8-bit operands are scaled by their amax, and results are bfloat16."""
 RULES: tuple[Rule, ...] = (*MAGNITUDE_RULES, integers, local_error, unsafe)
 
 
 def bans(trace: Trace, formats: Iterable[str]) -> tuple[Ban, ...]:
-    """Everything the static rules forbid in the trained models, in the order of the rules."""
+    """All bans of the static rules for the trained models, in the order of the rules."""
     models = {layer.fqn for layer in trace.layers if layer.trained}
     targets = [FORMATS[name] for name in formats if name != "float32"]
     ops = [op for op in trace.ops if op.fqn in models]

@@ -1,4 +1,4 @@
-"""The plan's loss scale as torch's own scaler, for anybody's training loop."""
+"""The plan's loss scale as a torch.amp.GradScaler, for the user's own training loop."""
 
 from __future__ import annotations
 
