@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from precaudit.execution.apply import apply, remove
     from precaudit.model import Plan, Report
 
-_HOMES = {
+_MODULE_OF = {
     "apply": "precaudit.execution.apply",
     "audit": "precaudit.api",
     "load_plan": "precaudit.api",
@@ -32,9 +32,9 @@ __all__ = ["Plan", "PrecauditError", "Report", "apply", "audit", "load_plan", "l
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULE_OF:
         raise AttributeError(f"module 'precaudit' has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+    return getattr(import_module(_MODULE_OF[name]), name)
 
 
 def __dir__() -> list[str]:

@@ -1,4 +1,4 @@
-"""The Python API: profile a model from Python, audit somebody's own loop, load what was written."""
+"""The Python API: profile a model, audit an existing training loop, load reports and plans."""
 
 from __future__ import annotations
 
@@ -18,7 +18,11 @@ if TYPE_CHECKING:
 
 
 def load_report(path: str | os.PathLike[str]) -> Report:
-    """The report in a report.json, or in a folder that a profile wrote; PrecauditError where there is none."""
+    """Read a report.
+
+    `path` is a report.json or the output folder of `precaudit profile`. Raises PrecauditError where there is no valid
+    report.
+    """
     from precaudit.reporting.files import written_file
     from precaudit.reporting.serialize import load_report as load
 
@@ -26,7 +30,11 @@ def load_report(path: str | os.PathLike[str]) -> Report:
 
 
 def load_plan(path: str | os.PathLike[str]) -> Plan:
-    """The plan in a plan.json, or in a folder that a profile wrote; PrecauditError where there is none."""
+    """Read a plan.
+
+    `path` is a plan.json, a report.json, or the output folder of `precaudit profile`. Raises PrecauditError where there
+    is no valid plan.
+    """
     from precaudit.reporting.files import written_file
     from precaudit.reporting.serialize import load_plan as load
 
@@ -49,20 +57,31 @@ def profile(
     device: str | None = None,
     price: float | None = None,
 ) -> Report:
-    """Audit, plan and verify a model from Python, in this process.
+    """Audit, plan and verify a model in this process.
 
-    `build_model()` returns a fresh model, `batches()` an iterable of batches (or `batches` is one that can be gone over
-    in every run), `loss(model, batch)` a scalar; `build_optimizer(model)` defaults to AdamW. Every run starts from its
-    own seed, so build everything inside.
+    - `build_model()` returns a new model, `batches()` an iterable of batches (`batches` may also be a re-iterable
+      collection), `loss(model, batch)` a scalar tensor; `build_optimizer(model)` defaults to AdamW. Every run has its
+      own seed, so create everything inside these functions.
+    - `steps` are optimizer steps of each run, `seeds` the number of paired runs to begin with, `price` US dollars per
+      hour on the device.
+    - `formats` and `target` (a GPU) limit what the plan may use; `quick` trains a single pair, `verify=False` none.
+
+    Raises PrecauditError for invalid arguments and where training fails; its cause is then the exception that the
+    functions raised.
     """
     from precaudit.profiling.engine import profile_job
     from precaudit.profiling.settings import Settings
     from precaudit.running.job import Job
-    from precaudit.running.modelfile import anew
+    from precaudit.running.modelfile import checked_new
 
-    anew_each_time = callable(batches) or not isinstance(batches, Iterator)
-    require(anew_each_time, "batches is used up by the first run; pass a function that makes it, or a list")
-    functions = {"build_model": anew(build_model), "batches": batches, "loss": loss, "build_optimizer": build_optimizer}
+    repeatable = callable(batches) or not isinstance(batches, Iterator)
+    require(repeatable, "batches is used up by the first run; pass a function that makes it, or a list")
+    functions = {
+        "build_model": checked_new(build_model),
+        "batches": batches,
+        "loss": loss,
+        "build_optimizer": build_optimizer,
+    }
     settings = Settings(steps, seeds, target, _formats(formats), execution, quick, verify, device, price)
     name = getattr(build_model, "__name__", type(build_model).__name__)
     runner = _InProcess(functions, device)
@@ -74,7 +93,7 @@ def profile(
 
 @dataclass(frozen=True)
 class _InProcess:
-    """Runs a model file's functions here, one run after the other; `raised` is what the last one did."""
+    """Runs the functions of a model file in this process, one run at a time. `raised` is the last run's exception."""
 
     functions: dict[str, Any]
     device: str | None
@@ -96,7 +115,7 @@ class _InProcess:
 
         with _random_state_kept(), torch.inference_mode(False), torch.enable_grad():
             result = run(spec, code)
-        if result.status == "interrupted":  # the caller's own, who wants no next test or cell either
+        if result.status == "interrupted":  # the caller pressed Ctrl-C: a test session or notebook must stop too
             raise KeyboardInterrupt
         return result
 
@@ -105,7 +124,7 @@ class _InProcess:
 
 
 def _formats(names: Iterable[str]) -> tuple[str, ...]:
-    """Formats by name: a list, or one string as on the command line."""
+    """Canonical format names, from a list or from one comma-separated string as on the command line."""
     if isinstance(names, str):
         return parse_formats(names)
     wanted = tuple(names) if isinstance(names, Iterable) else (names,)
@@ -115,7 +134,7 @@ def _formats(names: Iterable[str]) -> tuple[str, ...]:
 
 @contextmanager
 def _random_state_kept() -> Iterator[None]:
-    """The caller's random numbers go on where they were."""
+    """Restore the states of the global random generators afterwards."""
     import random
 
     import numpy as np
@@ -132,12 +151,12 @@ def _random_state_kept() -> Iterator[None]:
 
 
 class audit:
-    """Measure somebody's own training loop: `with precaudit.audit(model, optimizer=optimizer) as audit:`.
+    """Measure an existing training loop: `with precaudit.audit(model, optimizer=optimizer) as audit:`.
 
-    Every `every`-th optimizer step is recorded in full (1: all of them). Steps are those of `optimizer` (one, or a
-    list), or else of any optimizer of the model; where there is none a backward pass is a step. Losses, gradients and
-    weights stay bit-identical; nothing is left on the model afterwards.
-    Gradients are reported un-scaled under a `torch.amp.GradScaler` as well.
+    Every `every`-th optimizer step is recorded in full (1: all of them). Steps are those of `optimizer` (one or a
+    list) or, without it, of any optimizer of the model's parameters; where no optimizer steps, each backward pass
+    counts as a step. Losses, gradients and weights stay bit-identical, and all hooks are removed on exit. Gradients are
+    reported unscaled, also under a `torch.amp.GradScaler`. Raises PrecauditError for invalid arguments.
     """
 
     def __init__(self, model: Any, optimizer: Any = None, every: int = 16) -> None:
@@ -166,9 +185,9 @@ class audit:
         return self._auditing.steps
 
     def report(self) -> Report:
-        """The report so far: layers, operations, findings and a plan; nothing is verified here.
+        """The report so far: layers, operations, findings and a plan; its verdict is `not_run`.
 
-        Under `torchrun` it speaks of all processes together, so all of them have to call it.
+        Under `torchrun` the records of all processes are merged, so every process must call this.
         """
         from precaudit.profiling.ownloop import report_of
 

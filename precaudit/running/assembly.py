@@ -1,4 +1,4 @@
-"""Who listens during one run, and what is in force meanwhile, put together from what its specification asks for."""
+"""The listeners of one run and the modes and patches that are active during it, as its RunSpec asks for them."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ _SHORT = 30.0
 
 
 class Optimizers(TrainingListener):
-    """Those that have made a step."""
+    """The optimizers that have stepped, by id."""
 
     def __init__(self) -> None:
         self.seen: dict[int, Any] = {}
@@ -55,10 +55,10 @@ class Optimizers(TrainingListener):
 
 
 class Session:
-    """Everything that listens during one run."""
+    """All listeners of one run."""
 
     def __init__(self, spec: RunSpec, progress: Callable[[int, float], None], stop: Stop) -> None:
-        """Listeners are in the order in which they must hear: precision inside tracing, the monitor last."""
+        """The order of listeners matters: precision is applied inside tracing, and the monitor comes last."""
         self.names, self.events = ModuleNames(), TrainingEvents()
         self.scopes = scopes = ModuleScopes(self.names)
         self.baseline = baseline = Baseline(lambda: scopes.current is not None)
@@ -85,9 +85,9 @@ class Session:
         self.events.listeners = _wanted(self.scaler, self.tracer, probe, *watching, self.optimizers, monitor)
 
     def end_state(self, spec: RunSpec, seconds: float = math.inf) -> EndState:
-        """What models answer once more may take as many `seconds`, and half a minute in any case."""
+        """Calling the models again may take `seconds`, but at least half a minute is allowed."""
         calls = self.last_calls.calls
-        with torch.set_grad_enabled(spec.watch_from is not None):  # without gradients the tracer looks away
+        with torch.set_grad_enabled(spec.watch_from is not None):  # the tracer ignores calls without gradients
             return end_state(
                 self.scopes,
                 self.optimizers.seen.values(),
@@ -98,19 +98,19 @@ class Session:
             )
 
     def blamed(self, error: ScriptError) -> ScriptError:
-        """With what it came out of; to be asked before models answer once more, which enters them anew."""
+        """The error with the module or function that raised it. Call before `end_state`, which enters modules again."""
         where, function = self.functions.running or (self.scopes.raised_in, None)
         return replace(error, raised_in=where, backward_of=function)
 
     def beside(self, spec: RunSpec, seconds: float = math.inf) -> Beside | None:
-        """How models answer in the place of a plan that is tried."""
+        """What the evaluation of models under the spec's plan needs; None where no low-precision plan is tried."""
         if spec.plan is None or spec.watch_from is not None or not spec.plan.is_low_precision:
             return None
         return Beside(spec.plan, partial(self._under, spec), seconds)
 
     @contextmanager
     def _under(self, spec: RunSpec, plan: Plan | None) -> Iterator[None]:
-        """The plan is all that hears of forwards meanwhile."""
+        """Run models under `plan` (None: float32) without any other listener."""
         listeners = self.scopes.listeners
         other = replace(spec, plan=plan, jitter=False, perturbed=None)
         self.scopes.listeners = list(_roundings(other, self.scopes, self.baseline.in_island))
@@ -120,7 +120,7 @@ class Session:
             self.scopes.listeners = listeners
 
     def compiles(self) -> None:
-        """TorchScript takes a module, to train it: later it would be for an export."""
+        """Records that a module is compiled by TorchScript before the first step; later ones are exports."""
         if not self.monitor.steps:
             self.baseline.settings.setdefault("scripted", line_of(caller_location()))
 
@@ -138,7 +138,7 @@ def _is_traced(spec: RunSpec) -> bool:
 
 
 def _roundings(spec: RunSpec, scopes: ModuleScopes, in_island: Callable[[], bool]) -> Iterator[ScopeListener]:
-    """The plan's, and those of the weights that a run begins with."""
+    """The listeners that round: the plan's execution, and perturbations of the initial weights."""
     if spec.plan is not None:
         execution = NativePrecision if spec.execution == "native" else Emulator
         yield execution(spec.plan, scopes, has_parameters, in_island)
@@ -149,7 +149,7 @@ def _roundings(spec: RunSpec, scopes: ModuleScopes, in_island: Callable[[], bool
 
 
 def _as_written(spec: RunSpec) -> bool:
-    """Whether the script's own casts are in force and of interest."""
+    """Whether the script's own casts are active and observed."""
     return spec.precision == "as-written" or (bool(spec.audited) and spec.plan is None and not spec.neutralize)
 
 
@@ -167,7 +167,7 @@ def _trace_options(spec: RunSpec, baseline: Baseline) -> TraceOptions:
 
 @contextmanager
 def installed(session: Session, spec: RunSpec) -> Iterator[None]:
-    """Everything in force while the code runs; every hook, patch and mode is gone when the block ends."""
+    """All hooks, patches and modes of a run, which are removed when the block ends."""
     with ExitStack() as stack:
         stack.enter_context(controlled_seeds(spec.seed))
         stack.enter_context(eager_only(session.compiles))
@@ -189,7 +189,7 @@ def installed(session: Session, spec: RunSpec) -> Iterator[None]:
 
 @contextmanager
 def _precision(baseline: Baseline, spec: RunSpec) -> Iterator[None]:
-    """The script's own precision, or the plan's and float32 in its place."""
+    """The script's own precision, or in its place the plan's or float32."""
     with ExitStack() as stack:
         if spec.precision != "as-written":
             native_plan = spec.plan if spec.execution == "native" else None

@@ -1,4 +1,4 @@
-"""Which files of a person's are set aside just now, and where, for every profile of that person's to know."""
+"""A registry in the user's cache of the files that are set aside at the moment, shared by all profiles of that user."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from precaudit.errors import PrecauditError
 
 
 class Borrowed:
-    """The files that stores hold. Another profile would take what stands in their place for the person's own, and
-    put it back over them."""
+    """Prevents that a second profile takes a file that a run of the first has written for the user's own, and restores
+    it over the original."""
 
     def __init__(self) -> None:
         self._folder: Path | None = None
@@ -20,7 +20,7 @@ class Borrowed:
             self._folder = cache_folder() / "set-aside"
 
     def refuse(self, note: Path, path: str) -> None:
-        """PrecauditError where another store than that of `note` has this file."""
+        """Raise PrecauditError where the file is in another store than the one of `note`."""
         other = self._holder(note)
         if other is not None and other != note.parent:
             raise PrecauditError(

@@ -1,4 +1,4 @@
-"""Runs in child processes, forked from a server that has imported torch already."""
+"""Runs in child processes, forked from a server that has already imported torch."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ from precaudit.running.untouched import Keeper, put_back, store_beside
 RunProgress = Callable[[RunSpec, RunResult], None]
 _GRACE_SECONDS = 20.0
 _NOTICE_SECONDS = 0.2
-"""Until the system tells of an end."""
-_LAST_WORDS = 20  # lines
+"""Until the end of the fork server is noticed."""
+_TAIL_LINES = 20
 SIGNALS = frozenset((signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
 
 
 class ChildRunner:
-    """Runs specs in fresh children, `parallel` at a time; what a killed child had reported is kept.
+    """Runs specs in new child processes, `parallel` at a time; of a killed child the last partial result is kept.
 
-    Every run gets the same share of the cores (or `threads`), so that paired runs compute in the same order. Of
-    several `gpus`, each run that others run beside begins with another one; all see all of them.
+    Every run gets the same number of threads, so that paired runs sum in the same order. Concurrent runs see all
+    `gpus`, each in another order, so that each begins on another one.
     """
 
     def __init__(
@@ -65,8 +65,8 @@ class ChildRunner:
         self._began = time.time()
 
     def start(self, job: Job) -> None:
-        """Let the server begin with its imports; returns at once. What it imports is settled when it starts, so a
-        second start in this process changes nothing."""
+        """Start the fork server and its imports, without waiting for them. What it imports is decided at its start, so
+        a second call changes nothing."""
         if not self._ready:
             self._context.set_forkserver_preload(["precaudit.running.preload", *inert_imports(job)])
             self._ready = True
@@ -77,7 +77,7 @@ class ChildRunner:
         return self.many([spec])[0]
 
     def many(self, specs: Sequence[RunSpec]) -> list[RunResult]:
-        """The results in the order of the specs; Ctrl-C interrupts the children and keeps what they had."""
+        """The results in the order of the specs; Ctrl-C interrupts the children and keeps their partial results."""
         if specs:
             self.start(specs[0].job)
         with _main_module_left_alone(), ThreadPoolExecutor(self._parallel) as pool:
@@ -91,8 +91,8 @@ class ChildRunner:
                     self.interrupt()
 
     def interrupt(self) -> None:
-        """Let the children unwind and report, and start no other. Those that ignore it are ended after a moment, or
-        at the second call."""
+        """Interrupt the children, which unwind and report, and start no more. Those that ignore it are killed after
+        `_GRACE_SECONDS`, or at the second call."""
         if self._interrupted:
             self._end_living()
             return
@@ -109,7 +109,7 @@ class ChildRunner:
                 process.kill()
 
     def _run(self, spec: RunSpec) -> RunResult:
-        """Once more, with none beside, where it read what a run beside it had written, or lacked its port or memory."""
+        """Run once more, alone, where a concurrent run interfered: by a file, a network port or memory."""
         result = self._once(spec)
         if not (result.crossed or _port_was_taken(result) or _memory_was_taken(result)) or self._interrupted:
             return result
@@ -125,7 +125,7 @@ class ChildRunner:
             if self._interrupted:
                 return RunResult(spec.label, spec.seed, "interrupted")
             place = next(place for place in count() if place not in self._living.values())
-            spec = replace(spec, gpus=_beginning_at(self._gpus, place))
+            spec = replace(spec, gpus=_rotated(self._gpus, place))
             process = self._context.Process(target=_child, args=(spec, sender))
             self._fork(process, spec)
             self._living[process] = place
@@ -141,7 +141,7 @@ class ChildRunner:
             receiver.close()
 
     def _fork(self, process: Any, spec: RunSpec) -> None:
-        """A server that is killed before it answers, as for want of memory, is no end of the work: another starts."""
+        """Start the child; where the server was killed (out of memory, say), start another server first."""
         try:
             process.start()
         except (EOFError, OSError):
@@ -150,11 +150,11 @@ class ChildRunner:
             process.start()
 
     def _may_start(self) -> bool:
-        """No run is to find what another has written."""
+        """Whether a run may start beside those that live: never once one of them has changed a file."""
         return not self._living or not (self._alone or self._files.exists())
 
     def _put_back(self) -> None:
-        """Runs beside each other may still need what one of them wrote."""
+        """Restore the script's files when no run is left that may still need the changed ones."""
         if not self._living:
             put_back(self._files)
 
@@ -170,7 +170,7 @@ class ChildRunner:
             if isinstance(message, ScriptError):
                 return self._settled(replace(heard, error=message))
             if message.status != "killed":
-                return self._settled(_with_last_words(message, self._log))
+                return self._settled(_with_log_tail(message, self._log))
             heard = message
             self._progress(spec, heard)
 
@@ -178,15 +178,15 @@ class ChildRunner:
         return replace(result, status="interrupted") if self._interrupted else result
 
 
-def _beginning_at(gpus: tuple[str, ...], place: int) -> tuple[str, ...]:
+def _rotated(gpus: tuple[str, ...], place: int) -> tuple[str, ...]:
     first = place % len(gpus) if gpus else 0
     return gpus[first:] + gpus[:first]
 
 
 @contextmanager
 def _main_module_left_alone() -> Iterator[None]:
-    """A child has no use for the parent's main module. Importing it again would cost every run, and start a program
-    over that has no `if __name__ == "__main__"`."""
+    """Children don't import the parent's main module: it would cost every run, and would run a program again that has
+    no `if __name__ == "__main__"`."""
 
     def without_main(original: Callable[[str], dict[str, Any]]) -> Callable[[str], dict[str, Any]]:
         return lambda name: {key: value for key, value in original(name).items() if not key.startswith("init_main")}
@@ -197,9 +197,9 @@ def _main_module_left_alone() -> Iterator[None]:
 
 @contextmanager
 def _signals_held_back() -> Iterator[None]:
-    """What is started now never hears a terminal or supervisor that signals every process; its children do, as soon as
-    they can answer."""
-    resource_tracker.ensure_running()  # starting it would let signals through again
+    """A process started in this block ignores signals that a terminal or supervisor sends to all processes; its
+    children unblock them when they can handle them."""
+    resource_tracker.ensure_running()  # its start would unblock signals
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         yield
@@ -208,17 +208,17 @@ def _signals_held_back() -> Iterator[None]:
 
 
 def _own_cpus() -> int:
-    """Cores that this process may use: a container or `taskset` has fewer than the machine."""
+    """Cores that this process may use, which containers and `taskset` limit."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _port_was_taken(result: RunResult) -> bool:
-    """A script that listens at a port of its choice, as `torch.distributed` does, leaves none to a run beside it."""
+    """Whether a concurrent run held the fixed port that the script listens at, as `torch.distributed` does."""
     return result.error is not None and "address already in use" in result.error.traceback.lower()
 
 
 def _memory_was_taken(result: RunResult) -> bool:
-    """Two runs at once may not fit where one does, and that is no doing of the plan's."""
+    """Whether memory ran out: two concurrent runs may not fit where one does."""
     errors = [*result.end_state.refused.values(), *([result.error] if result.error else [])]
     return any(error.is_lack_of_memory for error in errors)
 
@@ -229,7 +229,7 @@ def _interrupt(process: Any) -> None:
 
 
 def _end(process: Any) -> None:
-    """A script's own threads or children may keep its process alive after the result: it gets a moment, no more."""
+    """End the process, which a script's own threads or children may keep alive after its result."""
     process.join(1.0)
     if process.is_alive():
         process.terminate()
@@ -255,8 +255,8 @@ def _killed(heard: RunResult, process: Any, log: Path) -> RunResult:
     return replace(heard, exit_code=code, error=ScriptError("ProcessDied", why, f"{tail}\n{why}\n" if tail else why))
 
 
-def _with_last_words(result: RunResult, log: Path) -> RunResult:
-    """A script that leaves with an exit code has said why, if at all, in its output."""
+def _with_log_tail(result: RunResult, log: Path) -> RunResult:
+    """For a script that exits with a code, add the end of its output, where it has told the reason."""
     error = result.error
     if error is None or error.type != "SystemExit":
         return result
@@ -267,13 +267,13 @@ def _tail(log: Path) -> str:
     try:
         with log.open("rb") as stream:
             stream.seek(max(0, log.stat().st_size - 8192))
-            return "\n".join(stream.read().decode("utf-8", "replace").splitlines()[-_LAST_WORDS:])
+            return "\n".join(stream.read().decode("utf-8", "replace").splitlines()[-_TAIL_LINES:])
     except OSError:
         return ""
 
 
 def _child(spec: RunSpec, sender: Connection) -> None:
-    """The child's whole life: output into the log, the run, its result through the pipe, the script's exit handlers."""
+    """The child's main function: redirect output, run, send the result, call the script's exit handlers."""
     _redirect_output(Path(spec.log or os.devnull), spec)
     if len(spec.gpus) > 1:
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(spec.gpus)
@@ -289,21 +289,21 @@ def _child(spec: RunSpec, sender: Connection) -> None:
         keeper.training = True
         sender.send(known)
 
-    def told(result: RunResult) -> RunResult:
+    def with_files(result: RunResult) -> RunResult:
         return replace(result, leftovers=leftovers.read, crossed=keeper.crossed)
 
     try:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-        result = run(spec, lambda: run_job(spec.job), report, lambda result: _leave(sender, told(result)))
-        message: object = told(result)
+        result = run(spec, lambda: run_job(spec.job), report, lambda result: _leave(sender, with_files(result)))
+        message: object = with_files(result)
     except PrecauditError as error:
         message = error
     except KeyboardInterrupt:
         message = RunResult(spec.label, spec.seed, "interrupted")
-    except Exception as error:  # what a script raises is in the result
+    except Exception as error:  # an exception of the script is in its result
         message = internal_error(error)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    os._exit = _exit  # the server ends its children by it; the whole interpreter would take a second to clear up
+    os._exit = _exit  # the server calls it to end the child; finalizing the interpreter would take a second
     flush_output()
     try:
         sender.send(message)
@@ -313,7 +313,8 @@ def _child(spec: RunSpec, sender: Connection) -> None:
 
 
 def _keeper(spec: RunSpec) -> Keeper:
-    """A timed run comes when everything that precedes training has been made."""
+    """The guard of the script's files. A timed run (`spec.runs`) counts as training from its start: everything that a
+    script creates before training exists by then."""
     log = Path(spec.log or os.devnull)
     keeper = Keeper(store_beside(log), [place for place in (spec.log, spec.probe_dir) if place])
     keeper.training = spec.runs is not None
@@ -322,8 +323,8 @@ def _keeper(spec: RunSpec) -> Keeper:
 
 
 def _become_main_process() -> None:
-    """To the script this process is the first one: by its name, in how it starts others, and at its exit, where the
-    server's handlers are not its own."""
+    """Make this process look like a main process to the script: its name, how it starts children, and its exit handlers
+    (without the fork server's)."""
     multiprocessing.set_start_method(None, force=True)
     multiprocessing.current_process().name = "MainProcess"
     vars(multiprocessing.process)["_parent_process"] = None
@@ -341,7 +342,7 @@ def _become_main_process() -> None:
 
 
 def _leave(sender: Connection, result: RunResult) -> None:
-    """The end of a script that catches every exception."""
+    """Send the result and end the process of a script that catches every exception."""
     from precaudit.running.worker import flush_output
 
     flush_output()
@@ -351,7 +352,7 @@ def _leave(sender: Connection, result: RunResult) -> None:
 
 
 def _interrupt_once(number: int, frame: Any) -> None:
-    """The script unwinds once; a second Ctrl-C must not cost the result."""
+    """Interrupt the script once: a second Ctrl-C must not lose the result."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     raise KeyboardInterrupt
 
@@ -365,7 +366,7 @@ def _redirect_output(log: Path, spec: RunSpec) -> None:
 
 
 def _opened(log: Path) -> FileIO:
-    """The log again where a script has removed its folder; where there can be none, the run goes on without."""
+    """Open the log, also where the script has removed its folder; os.devnull where it can't be opened."""
     try:
         log.parent.mkdir(parents=True, exist_ok=True)
         return FileIO(log, "ab")

@@ -1,4 +1,4 @@
-"""The state a run ended in: what is not finite, and how the models answer their last batch in eval mode."""
+"""The state at the end of a run: non-finite tensors, and the models' outputs for their last batch in eval mode."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ from precaudit.running.scripterrors import record_of
 
 _SAMPLE = 256
 _FEW = 8
-"""Values of a buffer that is too small to tell how far it moved: a counter, the last loss."""
+"""Buffers with fewer values (a counter, the last loss) are too small to tell how far they moved."""
 _ELSEWHERE = " outside of training"
-"""In the name of a model, for its calls in eval mode or without gradients: a validation, a sample that is drawn."""
+"""Suffix of a model's name for its calls in eval mode or without gradients: validation, sampling."""
 _MOVED = 1e-5
-"""Times its rms: a buffer that float32 itself moves less has stood still."""
+"""Relative to its rms: a buffer that changes by less has not moved."""
 
 
 def is_called(frame: Frame) -> bool:
-    """Whether a model is called, and no part of one: by the script, or by a loss that holds it in a list."""
+    """Whether this is the call of a whole model: by the script, or by a loss that holds the model in a list."""
     return frame.is_outermost or not frame.name.fqn
 
 
@@ -41,8 +41,8 @@ def _called(frame: Frame) -> str:
 
 
 class LastCalls(ScopeListener):
-    """The last training call of every model, and the last of another kind, one batch each. A model with weights is kept
-    when the function that made it has returned; a loss that is made anew in every step is not."""
+    """The arguments of every model's last training call, and of its last call outside of training. Models with weights
+    are kept alive for that; losses without weights, which a script may create in every step, are not."""
 
     def __init__(self) -> None:
         self._calls: MutableMapping[nn.Module, dict[str, tuple[Any, Any]]] = by_module()
@@ -63,8 +63,8 @@ class LastCalls(ScopeListener):
 
 
 class LostOutputs(ScopeListener):
-    """The step in which each model first answered with nan or inf. A script may look away from what it leaves out of
-    its loss, and from an evaluation. A mask's -inf is an answer like others."""
+    """The first step in which an output of each model had nan or inf. Neither an output that the loss does not use nor
+    an evaluation need show it otherwise. -inf is allowed, as masks produce it."""
 
     def __init__(self, step: Callable[[], int]) -> None:
         self._step = step
@@ -85,7 +85,7 @@ class LostOutputs(ScopeListener):
         return output
 
     def _note(self, key: tuple[str, torch.device], sound: torch.Tensor) -> None:
-        """Nothing waits for the device here."""
+        """Updates the first step on the device, without synchronizing with it."""
         now = torch.where(sound, math.inf, float(self._step()))
         self._first[key] = torch.minimum(self._first.get(key, now), now)
 
@@ -94,73 +94,75 @@ class FirstValues(ScopeListener):
     """Samples of every model's buffers and parameters before its first forward."""
 
     def __init__(self) -> None:
-        self._first: MutableMapping[nn.Module, dict[str, _Look]] = by_module()
+        self._first: MutableMapping[nn.Module, dict[str, _Sample]] = by_module()
 
     def entered(self, frame: Frame) -> None:
         if is_called(frame) and frame.module not in self._first:
             for module in frame.module.modules():
                 own = {**module._buffers, **module._parameters}
-                self._first.setdefault(module, dict(_looks(own)))
+                self._first.setdefault(module, dict(_samples(own)))
 
     def moved(self, module: nn.Module, own: Mapping[str, torch.Tensor | None]) -> Iterator[tuple[str, float]]:
-        """How far values of the module's own have moved, by name: the rms of what changed."""
+        """How far each of the module's own tensors has moved: name and rms of the change."""
         for name, before, now in self._pairs(module, own):
-            if len(now.sample) >= _FEW:
-                far, size = _rms(now.sample - before.sample), _rms(before.sample)
+            if len(now.values) >= _FEW:
+                far, size = _rms(now.values - before.values), _rms(before.values)
                 yield name, far if far > _MOVED * size else 0.0
 
-    def _pairs(self, module: nn.Module, own: Mapping[str, torch.Tensor | None]) -> Iterator[tuple[str, _Look, _Look]]:
+    def _pairs(
+        self, module: nn.Module, own: Mapping[str, torch.Tensor | None]
+    ) -> Iterator[tuple[str, _Sample, _Sample]]:
         first = self._first.get(module, {})
-        for name, now in _looks(own):
-            if name in first and first[name].sample.shape == now.sample.shape:
+        for name, now in _samples(own):
+            if name in first and first[name].values.shape == now.values.shape:
                 yield name, first[name], now
 
     def farthest(self, models: Iterable[nn.Module], optimizers: Iterable[Any]) -> float:
-        """The largest change of a trained parameter, as a share of its rms, or of a typical parameter's where it began
-        at zero; inf where all did, or where one was in no model at its first call."""
+        """The largest change of a trained parameter, relative to its initial rms or, where that is zero, to the median
+        rms of all parameters; inf where all began at zero, or where a parameter was in no model at its first call."""
         modules = [module for model in models for module in model.modules()]
-        looks = [
+        samples = [
             (m._parameters[name], before, now) for m in modules for name, before, now in self._pairs(m, m._parameters)
         ]
-        typical = median([size for _, before, _ in looks if (size := _rms(before.sample))] or [0.0])
-        found = {id(p): _share(before, now, _rms(before.sample) or typical) for p, before, now in looks}
+        typical = median([size for _, before, _ in samples if (size := _rms(before.values))] or [0.0])
+        found = {id(p): _share(before, now, _rms(before.values) or typical) for p, before, now in samples}
         trained = [p for optimizer in optimizers for p in parameters_of(optimizer) if p.numel()]
         return max((found.get(id(p), math.inf) for p in trained), default=math.inf)
 
 
 @dataclass(frozen=True)
-class _Look:
-    """Some of a tensor's values, on the host, and the sum of all their bits."""
+class _Sample:
+    """Some of a tensor's values, on the host, and a checksum of all of them."""
 
-    sample: torch.Tensor
-    bits: int
+    values: torch.Tensor
+    checksum: int
 
 
-def _share(before: _Look, now: _Look, size: float) -> float:
-    """The change as a share of `size`, over the sampled values that moved, which may be some rows of many; inf where
-    the tensor moved and no sampled value did."""
-    moved = now.sample != before.sample
+def _share(before: _Sample, now: _Sample, size: float) -> float:
+    """The rms change of those sampled values that moved (perhaps a few rows of many), relative to `size`; inf where the
+    tensor moved but none of the sampled values did."""
+    moved = now.values != before.values
     if not moved.any():
-        return math.inf if now.bits != before.bits else 0.0
-    return _rms((now.sample - before.sample)[moved]) / size if size else math.inf
+        return math.inf if now.checksum != before.checksum else 0.0
+    return _rms((now.values - before.values)[moved]) / size if size else math.inf
 
 
-def _looks(own: Mapping[str, torch.Tensor | None]) -> Iterator[tuple[str, _Look]]:
-    """Looks at these tensors, in which no mode of a tracer or a plan takes part."""
+def _samples(own: Mapping[str, torch.Tensor | None]) -> Iterator[tuple[str, _Sample]]:
+    """Samples of the floating-point tensors, taken without the modes of tracers and plans."""
     with torch._C.DisableTorchFunction(), torch.no_grad():
         for name, tensor in own.items():
             if tensor is None or is_lazy(tensor) or not tensor.is_floating_point():
                 continue
             values = flat(tensor)
             if values is not None and values.numel():
-                yield name, _Look(_sample(values).to("cpu", torch.float64, copy=True), _bits(values))
+                yield name, _Sample(_sampled(values).to("cpu", torch.float64, copy=True), _checksum(values))
 
 
-def _sample(values: torch.Tensor) -> torch.Tensor:
+def _sampled(values: torch.Tensor) -> torch.Tensor:
     return values[:: max(1, len(values) // _SAMPLE)][:_SAMPLE]
 
 
-def _bits(values: torch.Tensor) -> int:
+def _checksum(values: torch.Tensor) -> int:
     whole = {2: torch.int16, 4: torch.int32, 8: torch.int64}[values.element_size()]
     return int(values.resolve_neg().contiguous().view(whole).sum())
 
@@ -205,7 +207,8 @@ def end_state(
 
 
 def _named(models: Mapping[str, nn.Module], kind: str) -> Iterator[tuple[str, Any]]:
-    """The `parameters`, `buffers` or `modules` of all models, the model's name in front where there are several."""
+    """The `parameters`, `buffers` or `modules` of all models by name, prefixed by the model's name if there are
+    several."""
     for name, model in models.items():
         for fqn, owned in getattr(model, f"named_{kind}")():
             yield (f"{name}.{fqn}".rstrip(".") if len(models) > 1 else fqn), owned
@@ -222,7 +225,7 @@ def _states(optimizers: Iterable[Any]) -> Iterator[tuple[str, torch.Tensor]]:
 def _evaluate(
     scopes: ModuleScopes, module: nn.Module, args: Any, kwargs: Any, beside: Beside | None
 ) -> Answer | ScriptError:
-    """The error where the model can't be called again."""
+    """The model's answer in eval mode, or the error that it raises."""
     try:
         return answer(module, args, kwargs, beside)
     except (Exception, SystemExit) as error:

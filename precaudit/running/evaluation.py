@@ -1,5 +1,5 @@
-"""A model's outputs when it is called once more, in eval mode; under a plan, also how far they are from float32's, and
-which module is to blame."""
+"""A model's outputs for one more call in eval mode; under a plan, also their deviation from float32's, and the modules
+that cause it."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ _MENDED = 0.5
 _DRAWS = 8
 _SAMPLES = 8
 Outputs = list[torch.Tensor]
-"""All floating-point outputs of a call, each of them with a row for every sample."""
+"""All floating-point outputs of a call, each of shape (samples, values)."""
 
 
 @dataclass(frozen=True)
 class Beside:
-    """The plan that is tried, how models run `under` others meanwhile (None is float32), and how many `seconds` a
-    model's answers may take: a call may train for minutes."""
+    """The plan under test, a context manager that runs models `under` another plan (None: float32), and how many
+    `seconds` the calls of one model may take in total."""
 
     plan: Plan
     under: Callable[[Plan | None], AbstractContextManager[None]]
     seconds: float = math.inf
 
 
-class _Timely:
-    """A call that is made as long as there is time for one more like it, and then raises."""
+class _Budgeted:
+    """Calls a function while its last duration fits into the seconds that are left; then raises TimeoutError."""
 
     def __init__(self, call: Callable[..., Outputs], seconds: float) -> None:
         self._call, self._left, self._last = call, seconds, 0.0
@@ -61,14 +61,15 @@ class _Timely:
 
 @dataclass(frozen=True)
 class Answer:
-    """All floating-point outputs, flat. `astray` is None where there is no plan, or nothing to compare them with."""
+    """All floating-point outputs, flat. `astray` is None where there is no plan, or no float32 output to compare
+    with."""
 
     values: torch.Tensor
     astray: Astray | None = None
 
 
 def answer(module: nn.Module, args: Any, kwargs: Any, beside: Beside | None) -> Answer:
-    call = _Timely(partial(_outputs, module, args, kwargs), beside.seconds if beside else math.inf)
+    call = _Budgeted(partial(_outputs, module, args, kwargs), beside.seconds if beside else math.inf)
     with eval_mode(module):
         planned = call()
         found = Answer(torch.cat([each.flatten() for each in planned]) if planned else torch.empty(0))
@@ -76,7 +77,10 @@ def answer(module: nn.Module, args: Any, kwargs: Any, beside: Beside | None) -> 
             return found
         try:
             return replace(found, astray=_astray(module, call, planned, beside))
-        except (Exception, SystemExit):  # a cache, say, that grows with every call; or it takes too long
+        except (
+            Exception,
+            SystemExit,
+        ):  # some models can't be called repeatedly (a cache that grows); or it takes too long
             return found
 
 
@@ -88,8 +92,8 @@ def _outputs(module: nn.Module, args: Any, kwargs: Any, seed: int = 0) -> Output
     return [t.detach().float().cpu().reshape(len(t) if t.dim() and t.numel() else 1, -1) for t in outputs]
 
 
-def _astray(module: nn.Module, call: _Timely, planned: Outputs, beside: Beside) -> Astray:
-    """That of the output which is worst: a small one is not seen beside a large one."""
+def _astray(module: nn.Module, call: _Budgeted, planned: Outputs, beside: Beside) -> Astray:
+    """The deviation of the worst output. Each is compared by itself: a large one would hide a small one."""
     with beside.under(None):
         exact = call()
         with _rounded(module, beside.plan.narrowest):
@@ -118,10 +122,10 @@ def _worst(each: list[Astray], plan: Plan) -> Astray:
     return max(each, key=lambda one: one.excess(plan))
 
 
-def _surely(each: list[Astray], module: nn.Module, call: _Timely, exact: Outputs, beside: Beside) -> list[Astray]:
-    """With the errors that are left in a second call, as a model may carry state from call to call, and a `chance` that
-    covers what another seed changes, as random numbers need not be alike in two formats, and what several roundings of
-    the weights change, as a single one may tip no choice."""
+def _surely(each: list[Astray], module: nn.Module, call: _Budgeted, exact: Outputs, beside: Beside) -> list[Astray]:
+    """The deviations, confirmed by more calls. The error is the smaller one of two calls, since a model may carry state
+    from call to call. `chance` also covers what another seed changes, since random numbers may differ between formats,
+    and several roundings of the weights, since a single one may flip no discrete choice."""
     with beside.under(beside.plan):
         again = _distances(call(), exact, 1)
     with beside.under(None):
@@ -137,8 +141,8 @@ def _surely(each: list[Astray], module: nn.Module, call: _Timely, exact: Outputs
 def _causes(
     plan: Plan, without: Callable[[Collection[str]], float], mends: Callable[[Collection[str]], bool]
 ) -> tuple[str, ...]:
-    """The modules that mend it in float32: of groups of them the fewest, by how little of the error is left without
-    each, and of these once more. None where all of them don't."""
+    """The fewest modules found that, run in float32, remove the fault: groups of modules are added in the order of the
+    error that remains without each, until they suffice, and then subdivided. () where all of them together don't."""
     low = [fqn for fqn, name in plan.modules.items() if name != "float32"]
     while low:
         size = -(-len(low) // _PARTS)
@@ -153,7 +157,7 @@ def _causes(
 
 
 def _needed(causes: Sequence[str], mends: Callable[[Collection[str]], bool]) -> tuple[str, ...]:
-    """Without those that others make up for, the innermost first: a module may only hand on what one inside it made."""
+    """The causes without those that the others make redundant, tried from the innermost module outwards."""
     for each in sorted(causes, key=lambda fqn: -fqn.count(".")) if len(causes) <= _PARTS else ():
         fewer = [fqn for fqn in causes if fqn != each]
         causes = fewer if fewer and mends(fewer) else causes
@@ -167,7 +171,7 @@ def _wide(plan: Plan, group: Collection[str]) -> Plan:
 
 @contextmanager
 def _rounded(module: nn.Module, format_name: str, draw: int = 0) -> Iterator[None]:
-    """With its weights rounded once to the format; in other draws half of them go as far the other way."""
+    """Run with the weights rounded to the format; for `draw` > 0 a random half of them moves as far the other way."""
     change, generator = rounded_to(format_name), torch.Generator().manual_seed(draw)
     parameters = [p for p in module.parameters() if p.is_floating_point() and not is_lazy(p)]
     before = [parameter.detach().clone() for parameter in parameters]
@@ -192,8 +196,8 @@ def _set(parameters: list[nn.Parameter], values: list[torch.Tensor]) -> None:
 
 
 def _distances(outputs: Outputs, exact: Outputs, left_out: int = 0) -> list[float]:
-    """The relative difference of each output; 0 where shapes differ, as where a threshold chooses how many. Of many
-    samples as many as are `left_out` may differ altogether, as where a model chooses between what is nearly tied."""
+    """The relative difference of each output; 0 where shapes differ, as where a threshold decides how many values there
+    are. Of `_SAMPLES` or more samples the `left_out` worst are ignored, as near ties may be decided the other way."""
     if [each.shape for each in outputs] != [each.shape for each in exact]:
         return [0.0] * len(exact)
     return [
@@ -203,7 +207,7 @@ def _distances(outputs: Outputs, exact: Outputs, left_out: int = 0) -> list[floa
 
 
 def _distance(values: torch.Tensor, exact: torch.Tensor, left_out: int) -> float:
-    """Of the finite values."""
+    """Relative l2 difference over values that are finite in both; `left_out` worst rows are ignored."""
     both = values.isfinite() & exact.isfinite()
     size = float(exact[both].norm())
     energies = torch.where(both, values - exact, 0.0).square().sum(1).sort().values

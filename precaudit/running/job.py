@@ -1,4 +1,4 @@
-"""What to run, how to run it, and what came of it: frozen, picklable, free of torch."""
+"""Specification and result of one run: frozen, picklable, without torch."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ Status = Literal["stopped", "ended", "failed", "interrupted", "killed"]
 
 @dataclass(frozen=True)
 class Job:
-    """A script, module or model file with its own arguments, and where it stands.
+    """A script, module or model file with its arguments and working directory.
 
-    `inference` is a model file whose model answers `steps` batches in eval mode and is not trained.
-    `asserts` is off for scripts that assert the dtypes of their own autocast, which float32 cannot satisfy.
+    `inference` is a model file whose model is not trained: it runs `steps` batches in eval mode.
+    `asserts` is off for scripts that assert the dtypes of their own autocast, which a float32 run cannot satisfy.
     """
 
     kind: JobKind
@@ -38,16 +38,17 @@ class RunSpec:
     """One run of a job.
 
     - `audited`: steps that are traced; `shadowed`: those that measure each operation's own error too.
-    - `probe_save`: steps whose gradients are kept in `probe_dir`; `probe_compare`: steps whose gradients under a plan
-      are compared with the kept ones, with a label for the comparison and the plan.
-    - `watch_from`: the step from which on the first non-finite value is looked for.
-    - `jitter` moves the initial weights by one percent, `perturbed` rounds them to a format.
+    - `probe_save`: steps whose gradients are saved in `probe_dir`; `probe_compare`: steps whose gradients under a plan
+      are compared with the saved ones, each with a label for the comparison and the plan.
+    - `watch_from`: the step from which the run looks for the first non-finite value.
+    - `jitter` perturbs the initial weights by one percent, `perturbed` rounds them to this format.
     - `neutralize` turns the script's own casts to low precision into float32.
-    - `patience`: how many calls of models may lead to no step before the run is stopped.
-    - `observer`: called with the module scopes and `Baseline.in_island`, it makes one more scope listener; what its
-      `observe()` returns after the run is the result's `observed`.
-    - `runs` takes the place of all this: called with the spec, the code and `leave`, it runs the code in its own way.
-    - `since`: when the first run of the job may have begun; `gpus`: those that CUDA shows the run, in their order.
+    - `patience`: how many model calls may pass without an optimizer step before the run is stopped.
+    - `observer`: called with the module scopes and `Baseline.in_island`, it makes an additional scope
+      listener, whose `observe()` after the run gives the result's `observed`.
+    - `runs` replaces the instrumented run: called with the spec, the code and `leave`, it runs the code in its own way.
+    - `since`: when the job's first run started, at the earliest (seconds since the epoch); `gpus`: the value of
+      CUDA_VISIBLE_DEVICES, item by item.
     """
 
     job: Job
@@ -79,22 +80,25 @@ _NO_MEMORY = ("out of memory", "defaultcpuallocator", "_alloc_failed", "unable t
 OF_OPTIMIZER = ", optimizer "
 """In the name of a stream of losses, between its line and the optimizer's number."""
 _ENDLESS, _TIMES = 1000, 50
-"""Calls of models, and times the most that led to a float32 step, with which a script waits for a better batch for
-ever."""
+"""A script waits for a usable batch for ever if so many model calls lead to no step: a number, and a multiple of the
+most calls that a float32 step takes."""
 _BY_CHANCE = 10.0
-"""Plans that are right were seen to make five times the error that rounding the weights does."""
+"""Correct plans were seen to have five times the error that rounding the weights causes."""
 INTERNAL = "InternalError"
 LACKS_ROOM = "LacksRoom"
 OURS = frozenset((INTERNAL, LACKS_ROOM))
-"""The types of errors that are precaudit's own, and no doing of the script's or a plan's."""
+"""Types of errors that precaudit itself causes, not the script or the plan."""
 
 
 @dataclass(frozen=True)
 class ScriptError:
-    """An exception that left the script, or a model: its type, message, full traceback, the last line of the script's
-    own code, and the operation that raised it under a plan, if one did. `raised_by` is the name of the Python module
-    whose code raised it; `raised_in` the innermost module whose forward let it through, or that called the function
-    `backward_of`, whose own backward pass did."""
+    """An exception that escaped from the script or from a model.
+
+    - `location`: the last line of the script's own code in the traceback; `op`: the operation that raised it under a
+      plan, if one did; `raised_by`: the name of the Python module whose code raised it.
+    - `raised_in`: the innermost nn.Module whose forward it passed through or, where the backward pass of a custom
+      autograd function raised it (`backward_of`), the one that applied this function.
+    """
 
     type: str
     message: str
@@ -131,12 +135,12 @@ class Astray:
 
 @dataclass(frozen=True)
 class EndState:
-    """The state that a run ended in. `parameters`, `buffers` and `optimizer_state` name what is not finite.
+    """The state at the end of a run. `parameters`, `buffers` and `optimizer_state` name the non-finite ones.
 
-    - `moved`, `learned`: by buffer and by parameter, the rms of its change since the first forward; 0 where that is
-      less than float32 rounds off.
-    - `farthest`: the largest change of a trained parameter, as a share of its rms.
-    - `lost`: by model, the step in which it first answered with nan or inf.
+    - `moved`, `learned`: for each buffer and each parameter, the rms of its change since the first forward pass; 0
+      where the change is below float32's rounding.
+    - `farthest`: the largest change of a trained parameter, relative to its rms.
+    - `lost`: for each model, the first step whose output was nan or inf.
     - `evaluations`: by model, how it answered its last batch in eval mode: (finite, rms); `astray`: what of that is a
       plan's doing; `refused`: the error of a model that raised it instead.
     """
@@ -155,14 +159,15 @@ class EndState:
 
 @dataclass(frozen=True)
 class RunResult:
-    """What one run showed.
+    """The measurements of one run.
 
-    - `losses`: one a step; `streams`: the same by the line that called backward, and by the optimizer where that line
-      does so for several.
-    - `calls`: those of models, with gradients, by the step that they led to, and those after the last.
+    - `losses`: one for each step; `streams`: the losses of each line that calls backward, by optimizer where one line
+      serves several.
+    - `calls`: how many model calls with gradients preceded each step, and how many followed the last one.
     - `halves`: the operations (model, module, name) whose results were half in the probed steps.
-    - `leftovers`: files that it read and an earlier run of the job had written; `crossed`: whether a run beside it had.
-    - `on_cuda`: whether its models were there.
+    - `leftovers`: files that it read and that an earlier run of the job wrote; `crossed`: whether it read a file that
+      a concurrent run wrote.
+    - `on_cuda`: whether its models were on a CUDA device.
     """
 
     label: str
@@ -193,17 +198,17 @@ class RunResult:
 
     @property
     def finished(self) -> bool:
-        """Whether it took its steps, or came to the script's own end before."""
+        """Whether it took all steps, or the script ended normally before."""
         return self.status in ("stopped", "ended")
 
     @property
     def why(self) -> str:
-        """What ended it otherwise."""
+        """Why it did not finish."""
         return self.error.message if self.error else self.status
 
     @property
     def patience(self) -> int:
-        """What another run of the script is given."""
+        """The patience for another run of the script, from the model calls of this one."""
         return max(_ENDLESS, _TIMES * max(self.calls, default=1))
 
     @property
@@ -213,5 +218,5 @@ class RunResult:
 
     @property
     def failure(self) -> str:
-        """Who failed, and when."""
+        """Which of script and precaudit failed, and after how many steps."""
         return f"{'precaudit' if self.is_ours else 'the script'} failed after {self.steps} {self.counted}"

@@ -1,5 +1,5 @@
-"""Files that a script reads and an earlier run of it wrote before it trained, or in a way that nobody heard: one to
-go on from makes runs begin elsewhere."""
+"""Files that a script reads and that an earlier run of it has written without `untouched` restoring them. A run that
+resumes from such a file does not begin where the others did."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ _WRITING = os.O_WRONLY | os.O_RDWR
 
 
 class Leftovers:
-    """Hears every file that this process opens. What was changed after `since` and before now was left by an earlier
-    run; code, which a person may edit meanwhile, and what lies in `ours` are none of the script's."""
+    """Observes every file that this process opens for reading. One that was modified between `since` and now was left
+    by an earlier run, except code (the user may edit it meanwhile) and files in the folder `ours`."""
 
     def __init__(self, since: float, ours: str | None) -> None:
         self._since, self._now = since, time.time()

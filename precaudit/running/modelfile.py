@@ -19,26 +19,26 @@ Functions = Mapping[str, Any]
 
 
 def train(functions: Functions, device: str | None) -> None:
-    """Train until the monitor has seen enough steps, or until there is no further batch."""
+    """Train until the monitor stops the run, or until there are no more batches."""
     device = device or _best_device()
     loss = _function(functions, "loss", "model", "batch")
     model = _model(functions, device)
     optimizer = _optimizer(functions, model)
-    for batch in _some(_endless(functions)):
+    for batch in _nonempty(_endless(functions)):
         optimizer.zero_grad()
         _differentiable(loss(model, move(batch, device))).backward()
         optimizer.step()
 
 
 def infer(functions: Functions, device: str | None, count: int) -> None:
-    """Forward passes in eval mode, for a model file that is not to be trained.
+    """Run `count` forward passes in eval mode.
 
-    `loss(model, batch)` knows how a batch enters the model; without it a batch is the model's arguments.
+    `loss(model, batch)`, if defined, feeds the batch to the model; otherwise the batch is the model's arguments.
     """
     device = device or _best_device()
     forward = _function(functions, "loss", "model", "batch") if functions.get("loss") else _call
     model = to_eval(_model(functions, device))
-    for batch in islice(_some(_epoch(functions)), count):
+    for batch in islice(_nonempty(_epoch(functions)), count):
         forward(model, move(batch, device))
 
 
@@ -62,33 +62,33 @@ def _best_device() -> str:
 
 
 def _function(functions: Functions, name: str, *arguments: str) -> Callable[..., Any]:
-    """The function of that name; refused where it can't be called with these arguments."""
+    """The function called `name`; an error where it can't be called with these arguments."""
     call, function = f"{name}({', '.join(arguments)})", functions.get(name)
     if not callable(function):
-        raise _wrong(f"{call} must be a function, but it is {_told(function)}")
+        raise _invalid(f"{call} must be a function, but it is {_described(function)}")
     try:
         inspect.signature(function).bind(*arguments)
     except ValueError:
         return function  # builtins have no signature
     except TypeError as error:
-        raise _wrong(f"{name} is called as {call}, but it is {name}{inspect.signature(function)}: {error}") from None
+        raise _invalid(f"{name} is called as {call}, but it is {name}{inspect.signature(function)}: {error}") from None
     return function
 
 
 def _model(functions: Functions, device: str) -> nn.Module:
     if isinstance(functions.get("build_model"), nn.Module):
-        raise _wrong(
-            "build_model must be a function that makes the model anew for each run, but it is a model already: "
+        raise _invalid(
+            "build_model must be a function that returns a new model for each run, but it is a model already: "
             "pass a function that returns a new one"
         )
     model = _function(functions, "build_model")()
     if not isinstance(model, nn.Module):
-        raise _wrong(f"build_model() must return a torch.nn.Module, but it returned {_told(model)}")
+        raise _invalid(f"build_model() must return a torch.nn.Module, but it returned {_described(model)}")
     return model.to(device)
 
 
-def anew(build_model: Any) -> Any:
-    """The function, which is refused where it returns a model that an earlier run has trained."""
+def checked_new(build_model: Any) -> Any:
+    """`build_model`, with an error where it returns a model that an earlier run has trained."""
     if not callable(build_model) or isinstance(build_model, nn.Module):
         return build_model
     earlier: list[ref[nn.Module]] = []
@@ -96,8 +96,8 @@ def anew(build_model: Any) -> Any:
     def build() -> Any:
         model = build_model()
         if any(each() is model for each in earlier):
-            raise _wrong(
-                "build_model() must make the model anew for each run, but it returned the one of the run before, which "
+            raise _invalid(
+                "build_model() must return a new model for each run, but it returned the one of the run before, which "
                 "is trained by now: build it inside, or return a copy.deepcopy of it"
             )
         if isinstance(model, nn.Module):
@@ -112,9 +112,9 @@ def _optimizer(functions: Functions, model: nn.Module) -> Any:
         return torch.optim.AdamW(model.parameters(), lr=1e-3)
     optimizer = _function(functions, "build_optimizer", "model")(model)
     if not callable(getattr(optimizer, "step", None)) or not callable(getattr(optimizer, "zero_grad", None)):
-        raise _wrong(
+        raise _invalid(
             "build_optimizer(model) must return one optimizer, with step() and zero_grad(), "
-            f"but it returned {_told(optimizer)}"
+            f"but it returned {_described(optimizer)}"
         )
     return optimizer
 
@@ -122,14 +122,14 @@ def _optimizer(functions: Functions, model: nn.Module) -> Any:
 def _differentiable(value: Any) -> torch.Tensor:
     if isinstance(value, torch.Tensor) and value.numel() == 1 and value.requires_grad:
         return value
-    found = _told(value)
+    found = _described(value)
     if isinstance(value, torch.Tensor):
         found = f"one of shape {tuple(value.shape)}" if value.numel() != 1 else "one without a gradient"
-    raise _wrong(f"loss(model, batch) must return a scalar tensor to call .backward() on, but it returned {found}")
+    raise _invalid(f"loss(model, batch) must return a scalar tensor to call .backward() on, but it returned {found}")
 
 
 def _endless(functions: Functions) -> Iterator[Any]:
-    """Epoch after epoch, until one is empty: what yields its batches only once is then exhausted."""
+    """Epoch after epoch, until one is empty, as a one-shot iterator's second epoch is."""
     exhausted = False
     while not exhausted:
         exhausted = True
@@ -143,11 +143,11 @@ def _epoch(functions: Functions) -> Iterable[Any]:
     if callable(batches):
         batches = _function(functions, "batches")()
     if not isinstance(batches, Iterable) and not hasattr(batches, "__getitem__"):
-        raise _wrong(f"batches() must return an iterable of batches, but it returned {_told(batches)}")
+        raise _invalid(f"batches() must return an iterable of batches, but it returned {_described(batches)}")
     return batches
 
 
-def _some(batches: Iterable[Any]) -> Iterator[Any]:
+def _nonempty(batches: Iterable[Any]) -> Iterator[Any]:
     empty = True
     for batch in batches:
         empty = False
@@ -159,11 +159,11 @@ def _some(batches: Iterable[Any]) -> Iterator[Any]:
         )
 
 
-def _wrong(message: str) -> PrecauditError:
+def _invalid(message: str) -> PrecauditError:
     return PrecauditError(message, ExitCode.SCRIPT_FAILED)
 
 
-def _told(value: Any) -> str:
+def _described(value: Any) -> str:
     return "None" if value is None else f"a {type(value).__name__}"
 
 
@@ -171,7 +171,7 @@ def _told(value: Any) -> str:
 
 
 def _call(model: nn.Module, batch: Any) -> Any:
-    """`batch` as the model's arguments; what follows those that its forward takes (labels, say) is left out."""
+    """Call the model with `batch` as its arguments, without trailing items (labels) that its forward doesn't take."""
     if isinstance(batch, Mapping):
         return model(**batch)
     inputs = tuple(batch) if isinstance(batch, (list, tuple)) else (batch,)

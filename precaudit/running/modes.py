@@ -1,4 +1,4 @@
-"""Evaluation mode, and back."""
+"""Switching a model to eval mode, and restoring the modes of its modules."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from torch import nn
 
 
 def to_eval(model: nn.Module) -> nn.Module:
-    """In eval mode. A module that `torch.export` made has its mode in its graph and refuses, wherever it is; where a
-    script gave the names `train` or `eval` to loops of its own, none of them is called."""
+    """Switch the model to eval mode. Modules made by `torch.export` refuse and are left as they are; where a class uses
+    the names `train` or `eval` for something else, only the `training` flags are set."""
     modules = list(model.modules())
     ordinary = all(_has_modes(type(module)) for module in modules)
     for module in modules:
@@ -24,7 +24,7 @@ def to_eval(model: nn.Module) -> nn.Module:
 
 
 def _has_modes(kind: type[nn.Module]) -> bool:
-    """Whether `train(mode)` and `eval()` are torch's, or stand for them."""
+    """Whether `train(mode)` and `eval()` have the signatures of nn.Module's."""
     train, evaluate = (list(signature(method).parameters) for method in (kind.train, kind.eval))
     return train[1:2] == ["mode"] and len(evaluate) == 1
 

@@ -21,12 +21,12 @@ _FEW = 4
 
 
 class StopTraining(BaseException):
-    """Unwinds a script that has taken its steps; not an Exception, so that scripts don't catch it by accident."""
+    """Unwinds a script after its last step. No subclass of Exception, so that scripts don't catch it by accident."""
 
 
 class Stop:
-    """Ends a script by `StopTraining`. A script that catches everything goes on training: where it has done so a few
-    times, `leave` ends its process, if there is one to end."""
+    """Ends a script by raising `StopTraining`. Where a script catches even that and trains on, `leave` ends its process
+    after a few attempts."""
 
     def __init__(self, leave: Callable[[], None] | None = None) -> None:
         self._leave = leave
@@ -44,10 +44,10 @@ class Stop:
 
 
 class Monitor(TrainingListener, ScopeListener):
-    """Registered last, so that a step counts when every other listener has seen it. Counts the calls of models that
-    each step took, too.
+    """Counts optimizer steps and the model calls of each, and stops the script at `limit` steps.
 
-    The loss of a step is the mean over its backward passes, or the first one where a closure evaluates many.
+    Registered last, so that every other listener has seen a step before it counts. The loss of a step is the mean over
+    its backward passes or, where an optimizer's closure evaluates many, the first one.
     """
 
     def __init__(
@@ -58,8 +58,8 @@ class Monitor(TrainingListener, ScopeListener):
         stop: Stop | None = None,
         patience: float = math.inf,
     ) -> None:
-        """`patience` is how many calls of models may lead to no step: in low precision one may never come, of a script
-        that leaves out the batches whose loss isn't finite."""
+        """`patience` is how many model calls may pass without a step: a script that skips batches with a non-finite
+        loss may never step in low precision."""
         self.steps = 0
         self.backward_calls = 0
         self.optimizer_steps = 0
@@ -80,7 +80,7 @@ class Monitor(TrainingListener, ScopeListener):
         self._patience = patience
 
     def entered(self, frame: Frame) -> None:
-        """A batch, unless it is a closure's, which may look for its step as often as it likes."""
+        """Counts the call of a model, except inside an optimizer step: a closure may evaluate any number of times."""
         self._called += frame.is_outermost and torch.is_grad_enabled() and not self._events.in_step
         if self._called > self._patience:
             self._calls.append(self._called)
@@ -88,7 +88,7 @@ class Monitor(TrainingListener, ScopeListener):
             self._stop()
 
     def backward_starts(self, roots: Sequence[torch.Tensor], gradients: list[Any]) -> None:
-        """A loss scale is no part of the loss: one that the script keeps moves otherwise in another precision."""
+        """Records the loss without a loss scale by hand, which may take other values in another precision."""
         self._clock = self._clock or time.perf_counter()
         losses = [root.detach().float().sum().cpu() / scale_by_hand(root) for root in roots if root is not None]
         loss = torch.stack(losses).sum()
@@ -101,7 +101,7 @@ class Monitor(TrainingListener, ScopeListener):
         self.backward_calls += 1
 
     def gradient_taken(self, outputs: Sequence[torch.Tensor]) -> None:
-        """The only losses there are in a script that never calls backward."""
+        """Records the loss of a script that calls torch.autograd.grad and never backward."""
         if self.backward_calls == 0 and len(outputs) == 1 and outputs[0].numel() == 1 and not self._events.in_step:
             value = outputs[0].detach()
             while torch._C._functorch.is_functorch_wrapped_tensor(value):
@@ -126,7 +126,7 @@ class Monitor(TrainingListener, ScopeListener):
             self._stop()
 
     def _number(self, optimizer: Any) -> int:
-        """In the order of their first steps, which a script may make anew now and then."""
+        """Optimizers are numbered from 1 in the order of their first steps; 0 is a step without an optimizer."""
         return 0 if optimizer is None else self._optimizers.setdefault(optimizer, len(self._optimizers) + 1)
 
     def _tick(self) -> None:
@@ -142,13 +142,13 @@ class Monitor(TrainingListener, ScopeListener):
 
     @property
     def calls(self) -> tuple[int, ...]:
-        """By step, and after the last one."""
+        """Model calls before each step, and after the last one if there were any."""
         return (*self._calls, *([self._called] if self._called else []))
 
     @property
     def streams(self) -> dict[str, tuple[float, ...]]:
-        """By the line that called backward and, where a line does so for a few optimizers, as a function that makes a
-        step or a library's does, by the optimizer whose step came next."""
+        """The losses of each line that calls backward. Where one line serves a few optimizers, as in a shared function
+        for a training step, they are separated by the optimizer that stepped next."""
         found: dict[str, tuple[float, ...]] = {}
         for place, losses in self._streams.items():
             numbers = sorted({number for number, _ in losses})

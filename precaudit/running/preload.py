@@ -1,6 +1,6 @@
-"""What the fork server imports once, so that every run starts with it.
+"""Imports of the fork server, which all runs share.
 
-Nothing here may start a thread: a fork copies only the thread that calls it.
+Nothing here may start a thread: a fork copies only the calling thread.
 """
 
 import os
@@ -10,7 +10,7 @@ from importlib import import_module
 try:
     import torch
 except (OSError, MemoryError) as error:
-    raise ImportError(error) from error  # the server goes on without; the process that asked for it tells why
+    raise ImportError(error) from error  # the server ignores ImportError; the parent process reports why
 
 from precaudit.histograms import observe
 
@@ -22,9 +22,9 @@ def load_kernels() -> None:
     observe(torch.zeros(1))
 
 
-def compile_apart() -> int:
-    """A child compiles the kernels where numba's cache doesn't have them yet, and is over: what a compiler allocates
-    here would count as memory of every run, on the first profile after an installation alone."""
+def compile_in_child() -> int:
+    """Compile the kernels in a child process, for numba's cache: the memory that the compiler allocates would otherwise
+    count as every run's, on the first profile after an installation."""
     child = os.fork()
     if child == 0:
         try:
@@ -34,9 +34,9 @@ def compile_apart() -> int:
     return child
 
 
-compiler = compile_apart()
+compiler = compile_in_child()
 for name in MODULES:
     import_module(name)
-with suppress(ChildProcessError):  # where the parent of all ignores what becomes of children
+with suppress(ChildProcessError):  # where SIGCHLD is ignored
     os.waitpid(compiler, 0)
 load_kernels()

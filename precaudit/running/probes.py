@@ -1,9 +1,9 @@
 """Gradient probes: the gradient of one step in low precision against float32's, on the same weights and batch.
 
 The reference run saves its gradients at the probed steps. A second run with the same seed trains in float32
-except at those steps, where it computes the gradient under a plan, notes the difference, and then puts the
-saved float32 gradient in its place, and the buffers that the forward pass changed (a queue of keys, a codebook's
-averages): its trajectory stays the reference's, however many plans it tries.
+except at those steps, where it computes the gradient under a plan, records the difference, and then restores the
+saved float32 gradient and the buffers that the forward pass changed (a queue of keys, a codebook's averages): its
+trajectory stays the reference's, however many plans it tries.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ from precaudit.tracing.grids import GridWatch
 from precaudit.tracing.records import GradientDifference, Grid
 
 ENOUGH_BYTES = 16e9
-"""Of saved gradients; a large model's steps are looked at less often."""
+"""Limit for saved gradients; of a large model fewer steps are probed."""
 _TURNS = 4
-"""Optimizer steps back that the batch before of the same optimizer is looked for."""
+"""How many steps back the previous batch of the same optimizer is searched for."""
 SAMPLE = 1 << 16
-"""Values of one parameter that stand for all where vectors are added up: their energy errs by half a percent."""
+"""Values of one parameter in sums of vectors; the sample's energy has an error of half a percent."""
 
 
 class GradientProbe(TrainingListener, ScopeListener):
@@ -100,7 +100,7 @@ class GradientProbe(TrainingListener, ScopeListener):
             self._scaler.gradient_taken(outputs)
 
     def _loss_scaler(self) -> LossScaler | None:
-        """Under the loss scale of the probed step's plan, if it has one."""
+        """The loss scaler of the probed step's plan, if it has one."""
         if self._scaler is None and self._step in self._spec.probe_compare:
             _, plan = self._spec.probe_compare[self._step]
             self._scaler = LossScaler(plan.loss_scale) if plan.loss_scale.mode != "none" else None
@@ -121,8 +121,8 @@ class GradientProbe(TrainingListener, ScopeListener):
     # ---- gradients at the optimizer step
 
     def step_starts(self, optimizer: Any) -> None:
-        """Only gradients made before the step are comparable: an optimizer that evaluates a closure makes its own.
-        Several optimizers may step on those of one backward pass, each on its own parameters', and in it."""
+        """Only gradients computed before the step are comparable, not those of an optimizer's closure. Several
+        optimizers may use one backward pass, each for its own parameters, and may step inside it."""
         if self._made is None or id(optimizer) in self._stepped:
             return
         path = self._file(self._made)
@@ -135,7 +135,7 @@ class GradientProbe(TrainingListener, ScopeListener):
             _put_back(self._buffers(), buffers)
 
     def _file(self, step: int) -> Path:
-        """Where the gradients are that this optimizer, by its turn, has from the backward pass in `step`."""
+        """The file of the gradients from the backward pass in `step`, for the optimizer whose turn it is."""
         turn = f"-{len(self._stepped)}" if self._stepped else ""
         return self._folder / f"{step}{turn}.pt"
 
@@ -161,7 +161,7 @@ class GradientProbe(TrainingListener, ScopeListener):
         self._step += 1
 
     def _gradients(self, optimizer: Any) -> dict[str, torch.Tensor]:
-        """The dense gradients that this step will use, by their parameters' qualified names."""
+        """The dense gradients that this step uses, by the qualified names of their parameters."""
         wanted = set(map(id, parameters_of(optimizer)))
         found: dict[str, torch.Tensor] = {}
         for model_name, model in self._names.models.items():
@@ -191,7 +191,7 @@ class GradientProbe(TrainingListener, ScopeListener):
                 gradient.copy_(exact)
 
     def _previous(self, saved: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """The gradients of the batch before, of the same parameters: a GAN's optimizers take turns."""
+        """The gradients of the previous batch for the same parameters: a GAN's optimizers alternate."""
         assert self._made is not None
         for step in range(self._made - 1, max(-1, self._made - 1 - _TURNS), -1):
             if (path := self._file(step)).exists():
@@ -214,13 +214,13 @@ class GradientProbe(TrainingListener, ScopeListener):
 
 
 def _load(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """Gradients, and buffers, which stay on disk until each is looked at: a GPU that training fills has no room."""
+    """Gradients and buffers, memory-mapped on the host: a GPU in training may have no room for them."""
     gradients, buffers = torch.load(path, weights_only=True, map_location="cpu", mmap=True)
     return gradients, buffers
 
 
 def _is_state(buffer: torch.Tensor) -> bool:
-    """Values that a forward pass may round, and that no backward pass still needs as they are."""
+    """Whether a forward pass may round the buffer, and no backward pass needs it unchanged."""
     if is_lazy(buffer) or buffer.is_meta or buffer.is_nested or buffer.requires_grad:
         return False
     return buffer.is_floating_point() and buffer.layout is torch.strided
@@ -234,8 +234,8 @@ def _put_back(buffers: dict[str, torch.Tensor], saved: dict[str, torch.Tensor]) 
 
 
 def affordable(steps: frozenset[int], size: int, free: int, least: int) -> frozenset[int]:
-    """The steps whose gradients, of `size` bytes, are to be kept where `free` bytes are left: of every stretch of steps
-    the first, equally many, and never fewer than `least`, by which each format has been looked at once."""
+    """The steps whose gradients (`size` bytes each) are saved where `free` bytes are left: equally many from the start
+    of every run of consecutive steps, and at least `least`, so that each format is probed once."""
     if not steps or size * len(steps) <= min(ENOUGH_BYTES, free / 2):
         return steps
     stretches: list[list[int]] = []
@@ -248,7 +248,7 @@ def affordable(steps: frozenset[int], size: int, free: int, least: int) -> froze
 
 
 def _sampled(values: torch.Tensor) -> tuple[torch.Tensor, float]:
-    """At most `SAMPLE` values, evenly spread over all columns, and how many each stands for."""
+    """At most about `SAMPLE` values, evenly spread over all columns, and how many values each represents."""
     flat = values.flatten()
     stride = max(1, -(-flat.numel() // SAMPLE))
     while stride > 1 and math.gcd(stride, values.shape[-1]) > 1:
@@ -259,8 +259,12 @@ def _sampled(values: torch.Tensor) -> tuple[torch.Tensor, float]:
 
 @dataclass
 class _Sums:
-    """Running sums of one parameter over the probed steps of one plan. Those of vectors are of a sample, lest every
-    format and phase hold two more copies of a large model."""
+    """Running sums of one parameter over the probed steps of one plan. Sums of vectors are kept of a sample only: the
+    full ones would take two more copies of the model for each format and phase.
+
+    `delta`, `gradient` and `noise` are sums of squares: of the error, of float32's gradient, and of half the change
+    between consecutive batches.
+    """
 
     evaluations: int = 0
     neighbours: int = 0
@@ -287,14 +291,14 @@ class _Sums:
 
     @property
     def of_mean(self) -> float:
-        """Energy of the mean gradient."""
+        """Energy (sum of squares) of the mean gradient."""
         total = self.total_gradient
         return _energy(total) * self.weight / self.evaluations**2 if total is not None else 0.0
 
     @property
     def shared(self) -> float:
-        """Energy of the error that all batches share: the mean product of those of two batches, which is zero, give or
-        take a little, where they have nothing to do with each other."""
+        """Energy of the error component that all batches share: the mean dot product of the errors of two different
+        batches, an unbiased estimate, which is zero in expectation for independent errors."""
         if math.isinf(self.delta):
             return math.inf
         pairs = self.evaluations * (self.evaluations - 1)

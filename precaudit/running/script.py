@@ -1,4 +1,4 @@
-"""Running a person's code as Python itself would: `__main__`, `sys.argv`, `sys.path[0]`, working directory."""
+"""Running the user's code as Python itself would: `__main__`, `sys.argv`, `sys.path[0]`, working directory."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def run_job(job: Job) -> None:
 
 
 def _run_bundle(path: str) -> None:
-    """A folder or zip file stands in `sys.path` itself, by its full name."""
+    """Run the `__main__` of a folder or zip file, whose absolute path becomes `sys.path[0]`."""
     sys.path.insert(0, path)
     spec = PathFinder.find_spec("__main__", [path])
     assert spec is not None

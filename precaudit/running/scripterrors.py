@@ -1,4 +1,4 @@
-"""Exceptions as records: the script's own, without precaudit's frames, told apart from precaudit's."""
+"""Exceptions as ScriptError records: the script's own without precaudit's frames, and precaudit's internal ones."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from precaudit.model import Location
 from precaudit.running.job import INTERNAL, ScriptError
 
 _PACKAGE = str(Path(precaudit.__file__).parent)
-_TELLERS = (events.__file__, scopes.__file__)
+_DISPATCHERS = (events.__file__, scopes.__file__)
 
 
 def record_of(error: BaseException) -> ScriptError:
@@ -28,25 +28,25 @@ def internal_error(error: BaseException) -> ScriptError:
 
 
 def _is_ours(error: BaseException) -> bool:
-    """Whether a listener raised it, which events and scopes call and which calls nothing of the script's."""
+    """Whether a listener raised it. Only `events` and `scopes` call listeners, and these call no code of the script."""
     files = [frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__)]
     return any(
-        caller in _TELLERS and called.startswith(_PACKAGE) and called not in _TELLERS
+        caller in _DISPATCHERS and called.startswith(_PACKAGE) and called not in _DISPATCHERS
         for caller, called in pairwise(files)
     )
 
 
 def script_error(error: BaseException) -> ScriptError:
-    """The script's exception, and those behind it, with its own frames only: what precaudit adds is left out."""
-    told = traceback.TracebackException.from_exception(error)
-    _leave_out_ours(told)
-    own = list(told.stack)
+    """The script's exception and its causes, without precaudit's frames."""
+    formatted = traceback.TracebackException.from_exception(error)
+    _remove_own_frames(formatted)
+    own = list(formatted.stack)
     outside = [f for f in own if "site-packages" not in f.filename and "<frozen" not in f.filename] or own
     last = outside[-1] if outside else None
     location = Location(last.filename, last.lineno or 0) if last else None
-    text = _in_words(error) or "".join(told.format())
+    text = _in_words(error) or "".join(formatted.format())
     op = getattr(error, RAISED_BY, None)
-    return ScriptError(type(error).__name__, str(told), text, location, op, raised_by=_raiser(error))
+    return ScriptError(type(error).__name__, str(formatted), text, location, op, raised_by=_raiser(error))
 
 
 def _raiser(error: BaseException) -> str:
@@ -54,15 +54,15 @@ def _raiser(error: BaseException) -> str:
     return str(frames[-1].f_globals.get("__name__", "")) if frames else ""
 
 
-def _leave_out_ours(told: traceback.TracebackException) -> None:
-    told.stack[:] = [f for f in told.stack if not f.filename.startswith(_PACKAGE) and "importlib" not in f.filename]
-    for behind in (told.__cause__, told.__context__, *(told.exceptions or ())):
-        if behind is not None:
-            _leave_out_ours(behind)
+def _remove_own_frames(error: traceback.TracebackException) -> None:
+    error.stack[:] = [f for f in error.stack if not f.filename.startswith(_PACKAGE) and "importlib" not in f.filename]
+    for cause in (error.__cause__, error.__context__, *(error.exceptions or ())):
+        if cause is not None:
+            _remove_own_frames(cause)
 
 
 def _in_words(error: BaseException) -> str | None:
-    """What needs no traceback to be understood."""
+    """The message of an error that needs no traceback."""
     if isinstance(error, SystemExit):
         code = error.code
         return f"the script exited with code {code}" if isinstance(code, int) else f"the script exited: {code}"

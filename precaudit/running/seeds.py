@@ -33,8 +33,8 @@ def derived_seed(seed: Any, trial: int) -> int:
 
 
 class _Seeding:
-    """The seeds of a trial in place of the script's. What a script leaves to the machine, as `default_rng()` does, gets
-    another seed at every call: the same in each run of the trial."""
+    """Replaces the script's seeds by the trial's. Calls that ask the system for entropy, such as `default_rng()`, get a
+    new seed each time, the same sequence in each run of the trial."""
 
     def __init__(self, trial: int) -> None:
         self._trial = trial
@@ -51,7 +51,7 @@ class _Seeding:
         return seeded
 
     def fresh(self) -> int:
-        """`torch.seed()`, which asks the machine for a number that no other run would have."""
+        """Replaces `torch.seed()`, which takes its seed from the system."""
         torch.manual_seed(self._unseeded())
         return torch.initial_seed()
 
@@ -62,7 +62,7 @@ class _Seeding:
 
 @contextmanager
 def controlled_seeds(trial: int) -> Iterator[None]:
-    """Seeds `random`, numpy and torch, and redirects the script's own seeding until the block ends."""
+    """Seed `random`, numpy and torch, and replace the seeds that the script sets in this block."""
     seeding = _Seeding(trial)
     start = derived_seed(_BASE_SEED, trial)
     random.seed(start)
@@ -84,9 +84,9 @@ def controlled_seeds(trial: int) -> Iterator[None]:
 
 @contextmanager
 def repeatable_algorithms() -> Iterator[None]:
-    """CUDA's algorithms that repeat themselves bit for bit, where there are such: without them two runs of one seed
-    differ by as much as a change of precision does. The script can't choose cuDNN's by timing them meanwhile."""
-    if not torch.cuda.device_count():  # asked without starting CUDA, for which a script may choose its GPUs yet
+    """Use CUDA's deterministic algorithms where they exist: without them two runs of one seed differ by as much as a
+    change of precision does. The script can't enable cudnn.benchmark in this block."""
+    if not torch.cuda.device_count():  # does not initialize CUDA: the script may still choose its GPUs
         yield
         return
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()

@@ -1,4 +1,4 @@
-"""What kind of file a person gave: a training script, or a model file without a training loop."""
+"""Classification of the user's file: a training script, or a model file without a training loop."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from precaudit.running.job import Job, JobKind
 TRAINABLE = frozenset({"build_model", "batches", "loss"})
 CALLABLE = frozenset({"build_model", "batches"})
 INERT = frozenset({"pandas", "scipy", "sklearn", "torchvision"})
-"""Libraries that are slow to import and do nothing else at that moment."""
+"""Libraries that are slow to import and have no side effects on import."""
 
 
 def classify(path: Path, names: frozenset[str] = TRAINABLE) -> JobKind:
@@ -22,7 +22,7 @@ def classify(path: Path, names: frozenset[str] = TRAINABLE) -> JobKind:
 
 
 def lacking(path: Path, names: frozenset[str] = TRAINABLE) -> str | None:
-    """The one name that a file would need to be a model file; None where it lacks none or more."""
+    """The one name that the file lacks to be a model file; None where it lacks none or several."""
     missing = names - _defined(_parsed(path))
     return next(iter(missing)) if len(missing) == 1 else None
 
@@ -38,13 +38,13 @@ def is_bundle(path: Path) -> bool:
 
 
 def is_binary(path: Path) -> bool:
-    """Whether Python would refuse the file for what it is: no source has a zero byte."""
+    """Whether the file has a zero byte, as no Python source has."""
     with path.open("rb") as stream:
         return b"\0" in stream.read(8192)
 
 
 def _defined(tree: ast.Module) -> set[str]:
-    """The names that a module gives to functions, values and imports at its top level."""
+    """The names that a module defines at its top level: functions, values and imports."""
     names = set()
     for node in tree.body:
         if isinstance(node, ast.FunctionDef):
@@ -58,9 +58,9 @@ def _defined(tree: ast.Module) -> set[str]:
 
 
 def inert_imports(job: Job) -> tuple[str, ...]:
-    """The modules of inert libraries that a script names in its imports: one process may import them for all runs.
+    """Modules of inert libraries that the script imports: the fork server may import them once for all runs.
 
-    A file or folder beside the script that bears such a library's name is what the script means by it.
+    Libraries that a file or folder beside the script shadows are left out.
     """
     path = Path(job.cwd, job.target)
     if job.kind == "module" or not path.is_file():
@@ -73,7 +73,7 @@ def inert_imports(job: Job) -> tuple[str, ...]:
 
 
 def _parsed(path: Path) -> ast.Module:
-    """An empty module where the file is no Python: running it tells why."""
+    """The syntax tree; an empty module where the file can't be parsed: running it will report why."""
     try:
         return ast.parse(path.read_bytes())
     except (SyntaxError, ValueError, IsADirectoryError):

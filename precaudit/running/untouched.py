@@ -1,10 +1,10 @@
 """Runs leave the script's files as they found them.
 
-What a run writes over, renames or removes is set aside first, and what it makes once it trains (checkpoints, logs) is
-noted; when no run is left, `put_back` restores the one and removes the other. So every run begins with the same
-files, and a person's checkpoints outlive them. What is made before training, such as a prepared or downloaded
-dataset, stays, for making it again would cost every run. Files changed in place (appended to, mapped into memory, or
-opened by native code) are not seen, nor is what other programs do that the script starts.
+Files that a run overwrites, renames or removes are set aside first, and files that it creates once it trains
+(checkpoints, logs) are noted; when no run is left, `put_back` restores the former and removes the latter. So every run
+begins with the same files, and the user's checkpoints survive. Files created before training, such as a prepared or
+downloaded dataset, stay: creating them again would cost every run. Files changed in place (appended to, mapped into
+memory, or opened by native code) are not detected, nor are changes by programs that the script starts.
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ from precaudit.running.borrowed import Borrowed
 _KEPT = ".kept"
 _CACHES = frozenset("__pycache__ .cache .hypothesis .ipynb_checkpoints .nv .pytest_cache .triton".split())
 _TICK = 0.01
-"""Files are stamped with the time of the system's last tick, which may be this many seconds ago."""
+"""Resolution of file timestamps in seconds."""
 _WRITING, _CREATING = os.O_WRONLY | os.O_RDWR, os.O_WRONLY | os.O_CREAT | os.O_TRUNC
 
 
 def store_beside(log: Path) -> Path:
-    """Where the runs that write into this log set files aside."""
+    """The folder in which runs with this log set files aside."""
     return log.parent / ".set-aside"
 
 
 class Keeper:
-    """Hears in a run's process what is about to happen to files; those in `ours` are none of the script's.
+    """Observes file operations in a run's process before they happen, except on the files in `ours`.
 
-    Runs beside each other share the store: the first that touches a file claims it, and sets it aside. One that reads
-    what another has written has `crossed` it.
+    Concurrent runs share the store: the first one that changes a file claims it and sets it aside. A run that reads
+    a file that another has written has `crossed` it.
     """
 
     def __init__(self, store: Path, ours: Iterable[str]) -> None:
@@ -65,20 +65,20 @@ class Keeper:
         }
 
     def listen(self) -> None:
-        """For the rest of this process's life."""
+        """Observe from now on until the process ends."""
         sys.addaudithook(self._heard)
         for module, name, keyword in _native_writers():
-            setattr(module, name, self._told(getattr(module, name), keyword))
+            setattr(module, name, self._observed(getattr(module, name), keyword))
 
-    def _told(self, write: Callable[..., Any], keyword: str) -> Callable[..., Any]:
+    def _observed(self, write: Callable[..., Any], keyword: str) -> Callable[..., Any]:
         @functools.wraps(write)
-        def told(*args: Any, **kwargs: Any) -> Any:
+        def observed(*args: Any, **kwargs: Any) -> Any:
             path = args[1] if len(args) > 1 else kwargs.get(keyword)
             if isinstance(path, (str, os.PathLike)):
                 self._heard("open", (path, "wb", _CREATING))
             return write(*args, **kwargs)
 
-        return told
+        return observed
 
     def _heard(self, event: str, arguments: tuple[Any, ...]) -> None:
         answer = self._answers.get(event)
@@ -100,14 +100,14 @@ class Keeper:
         elif flags & os.O_TRUNC or not os.path.exists(path):
             self._touch(path, _move)
         if flags & os.O_TRUNC and os.path.exists(path) and os.stat(path).st_nlink > 1:
-            self._part(path)
+            self._unlink_if_kept(path)
 
     def _writers(self, path: str) -> set[str]:
         note = self._note(path)
         return set(note.read_text().splitlines()[1:]) if note.exists() else set()
 
-    def _part(self, path: str) -> None:
-        """A renamed file is still the one that was set aside: what is written under its new name must be another."""
+    def _unlink_if_kept(self, path: str) -> None:
+        """Unlink a hard link to a set-aside file before it is overwritten under its new name."""
         if any(os.path.samefile(path, kept) for kept in self._store.glob(f"*{_KEPT}")):
             os.unlink(path)
 
@@ -119,7 +119,7 @@ class Keeper:
                 self._touch(target + path[len(source) :], made=owned or self.training)
 
     def _touch(self, path: str, keep: Callable[[str, Path], None] | None = None, made: bool | None = None) -> bool:
-        """What stands here is about to change or to come into being; whether it was there before the runs."""
+        """Claim a file that is about to change or to be created; returns whether it existed before the runs."""
         if self._is_ours(path) or self._is_cache(path):
             return False
         found = os.lstat(path) if os.path.lexists(path) else None
@@ -133,11 +133,11 @@ class Keeper:
         return owned
 
     def _note(self, path: str) -> Path:
-        """About a file that a run has touched: what it was, then the runs."""
+        """The note on a file that runs have touched: its path and origin, then the ids of these runs."""
         return self._store / hashlib.sha256(os.fsencode(path)).hexdigest()
 
     def _claim(self, path: str, owned: bool) -> bool:
-        """Whether no run has touched this file before."""
+        """Note the file; returns whether no run has touched it before."""
         self._store.mkdir(parents=True, exist_ok=True)
         note = self._note(path)
         if not note.exists():
@@ -156,15 +156,15 @@ class Keeper:
         return not self._ours.isdisjoint((path, *map(str, Path(path).parents)))
 
     def _is_cache(self, path: str) -> bool:
-        """Made again at any time, and shared by more than these runs."""
+        """Whether the path is in a cache, which can be rebuilt and which other processes share."""
         parts = Path(path.removeprefix(self._home)).parts
         return any(part in _CACHES or part.startswith("torchinductor_") for part in parts)
 
 
 def _native_writers() -> Iterator[tuple[Any, str, str]]:
-    """Functions that open files past Python, and the keyword of the path, their second parameter."""
+    """Functions that write files in native code, and the keyword of their second parameter, the path."""
     if importlib.util.find_spec("safetensors") is not None:
-        importlib.import_module("safetensors")  # before its parts take the function from it
+        importlib.import_module("safetensors")  # before its submodules import the function
     for module, name, keyword in (
         ("torch", "save", "f"),
         ("safetensors", "serialize_file", "filename"),
@@ -175,24 +175,23 @@ def _native_writers() -> Iterator[tuple[Any, str, str]]:
 
 
 def _named_by(folders: tuple[int, ...]) -> bool:
-    """Whether paths stand for themselves. Those relative to open folders belong to trees that are removed, which
-    was heard of as a whole."""
+    """Whether paths are not relative to an open folder, as in shutil.rmtree, whose own event covers the whole tree."""
     return all(folder < 0 for folder in folders)
 
 
 def _absolute(path: Any) -> str:
-    """Without following what the path itself may link to."""
+    """The absolute path, with links resolved except in its last component."""
     folder, name = os.path.split(os.path.abspath(os.fsdecode(path)))
     return os.path.join(os.path.realpath(folder), name)
 
 
 def _below(folder: str) -> list[str]:
-    """Folders before what lies in them; nothing below a file."""
+    """Everything below the folder, parents first; nothing for a file."""
     return [os.path.join(place, name) for place, folders, names in os.walk(folder) for name in (*folders, *names)]
 
 
 def _move(path: str, kept: Path) -> None:
-    """Its content is about to change."""
+    """Set aside a file whose content is about to change."""
     try:
         os.rename(path, kept)
     except OSError:  # another file system
@@ -200,7 +199,7 @@ def _move(path: str, kept: Path) -> None:
 
 
 def _link(path: str, kept: Path) -> None:
-    """Only its name is about to change."""
+    """Set aside a file whose name alone is about to change."""
     try:
         os.link(path, kept, follow_symlinks=False)
     except OSError:
@@ -208,9 +207,10 @@ def _link(path: str, kept: Path) -> None:
 
 
 def put_back(store: Path) -> None:
-    """Remove what was made, inner first, and restore what was set aside. What can't go back stays in the store."""
+    """Remove created files, innermost first, and restore the set-aside ones; one that can't be restored stays in the
+    store, with a warning."""
     borrowed = Borrowed()
-    notes = {note: _noted(note) for note in store.glob("?" * 64)}
+    notes = {note: _read_note(note) for note in store.glob("?" * 64)}
     for note, (path, owned) in sorted(notes.items(), key=lambda item: (item[1][1], -len(item[1][0]))):
         try:
             if path:
@@ -223,11 +223,12 @@ def put_back(store: Path) -> None:
         store.rmdir()
 
 
-def _noted(note: Path) -> tuple[str, bool]:
-    """No path in a note whose run was killed as it wrote it, and so had changed nothing yet."""
+def _read_note(note: Path) -> tuple[str, bool]:
+    """Path, and whether the file existed before the runs; no path where a run was killed while it wrote the note, and
+    so before it changed the file."""
     try:
-        told = json.loads(note.read_text().splitlines()[0])
-        return str(told["path"]), bool(told["owned"])
+        record = json.loads(note.read_text().splitlines()[0])
+        return str(record["path"]), bool(record["owned"])
     except (ValueError, LookupError, TypeError):
         return "", False
 
@@ -238,12 +239,12 @@ def _undo(path: str, kept: Path | None) -> None:
     elif os.path.lexists(kept):  # else the run ended before it could
         os.makedirs(os.path.dirname(path), exist_ok=True)
         if os.path.isdir(path) and not os.path.islink(path):
-            os.rmdir(path)  # into which it would be moved
+            os.rmdir(path)  # shutil.move would move the file into it
         shutil.move(kept, path)
 
 
 def _remove(path: str) -> None:
-    """A folder goes when it is empty."""
+    """Remove a file, or a folder if it is empty."""
     with suppress(FileNotFoundError):
         if os.path.isdir(path) and not os.path.islink(path):
             with suppress(OSError):

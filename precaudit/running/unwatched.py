@@ -1,4 +1,4 @@
-"""A run with nothing on but what counts its steps: does the script itself fail, or precaudit in it?"""
+"""A run without instrumentation except the step counter: does the script itself fail, or only under precaudit?"""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from precaudit.running.job import RunResult, RunSpec
 
 
 def unwatched(spec: RunSpec, code: Callable[[], None], leave: Callable[[RunResult], None] | None = None) -> RunResult:
-    """Run `code` from the seed, in its own precision, until the job's steps are taken. A process without torch may name
-    it: it imports what it needs when it is called."""
+    """Run `code` from the seed, in its own precision, until the job's steps are taken. torch is imported inside, so
+    that processes without it can refer to this function."""
     import torch
 
     from precaudit.instrument.events import TrainingEvents

@@ -1,4 +1,4 @@
-"""One run of a person's code under instrumentation, in this process: what to measure in, a RunResult out."""
+"""One instrumented run of the user's code in this process: a RunSpec in, a RunResult out."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ _REPORT_SHARE = 0.02
 def run(
     spec: RunSpec, code: Callable[[], None], report: Report = lambda partial: None, leave: Leave | None = None
 ) -> RunResult:
-    """Run `code` as `spec` says. Every hook, patch and mode is gone when this returns, whatever the code did.
+    """Run `code` as `spec` says. All hooks, patches and modes are removed when this returns or raises.
 
-    `report` gets what is known so far, often enough that a killed run loses little, seldom enough to cost little.
-    `leave` gets the result, and ends the process, where the script doesn't let itself be stopped.
+    `report` receives partial results: often enough that a killed run loses little, seldom enough to cost little.
+    `leave` receives the result and ends the process of a script that catches StopTraining.
     """
     if spec.runs is not None:
         return spec.runs(spec, code, leave)
@@ -53,7 +53,7 @@ def run(
 
 
 class _Reporter:
-    """Hands partial results on, soon at the start, then as its own cost allows; and completes the last one."""
+    """Reports partial results, at first often, then as seldom as their cost demands, and completes the final one."""
 
     session: Session
 
@@ -73,7 +73,7 @@ class _Reporter:
         self._next = began + max(_REPORT_SECONDS, cost / _REPORT_SHARE)
 
     def settled(self, result: RunResult) -> RunResult:
-        """With what was measured until the run ended, and the state it ended in."""
+        """The result with all measurements and the end state."""
         with suppress(StopTraining):
             self.session.events.complete()
         if result.error is not None:
@@ -81,7 +81,7 @@ class _Reporter:
         try:
             return self._completed(result)
         except Exception:
-            # After an assertion on a GPU nothing there can be read, and its error would stand for the script's.
+            # After a device-side assertion no tensor can be read, and that error would hide the script's own.
             if result.status != "failed":
                 raise
             return replace(self._latest, status=result.status, exit_code=result.exit_code, error=result.error)
@@ -89,7 +89,7 @@ class _Reporter:
     def _completed(self, result: RunResult) -> RunResult:
         session = self.session
         if session.observer is not None:
-            session.scopes.listeners.remove(session.observer)  # models answer once more, and not to the script
+            session.scopes.listeners.remove(session.observer)  # end_state calls the models again
         took = time.perf_counter() - self._start
         ended = session.end_state(self._spec, took)  # no longer than the run itself took
         if session.observer is not None and result.finished:
@@ -98,8 +98,8 @@ class _Reporter:
 
 
 def execute(spec: RunSpec, code: Callable[[], None], stop: Stop) -> RunResult:
-    """Run `code` to its end, and say how it ended. What a script makes of being stopped (it clears up, reports a
-    failed training, exits with 1) is no failure of its own."""
+    """Run `code` to its end and tell how it ended. Once a script was asked to stop, neither an exception nor an exit
+    code of its cleanup counts as a failure."""
     result = RunResult(spec.label, spec.seed, "ended")
     try:
         code()
@@ -144,7 +144,7 @@ def _measured(result: RunResult, session: Session, seconds: float) -> RunResult:
 
 
 def flush_output() -> None:
-    """A script may have closed its streams, or filled the disk."""
+    """Flush both streams; a script may have closed them or filled the disk."""
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError, AttributeError):
             stream.flush()
