@@ -17,8 +17,8 @@ from scipy import stats
 
 LOOKS = (3, 5, 8)
 ALPHA = 0.02
-# Pairs that scatter by more than the margin have lost each other; with so much noise, three looks would refuse
-# an equal plan in 8% of cases, so a refusal then needs a tenth of alpha.
+# Where differences scatter by more than the margin, three looks would reject an equal plan in 8% of cases, so a
+# rejection then needs a tenth of alpha.
 NOISY_ALPHA_SHARE = 0.1
 
 Decision = Literal["pass", "fail", "inconclusive"]
@@ -26,7 +26,7 @@ Decision = Literal["pass", "fail", "inconclusive"]
 
 @dataclass(frozen=True)
 class Equivalence:
-    """Mean relative difference over `pairs` with its bounds (null where the pairs tell no spread)."""
+    """Mean relative difference over `pairs` with confidence bounds (None where the pairs have no spread)."""
 
     mean: float | None
     lower: float | None
@@ -44,13 +44,16 @@ def needs_more(pairs: int) -> int:
 def equivalence(
     differences: Sequence[float] | NDArray[np.float64], margin: float, alpha: float = ALPHA, spread: float = math.inf
 ) -> Equivalence:
-    """Is the mean of `relative_differences` inside [-margin, margin]?
+    """Test whether the mean of `relative_differences` is inside [-margin, margin].
 
-    A mean below -margin fails like one above: a loss that is too low has often lost a term to underflow.
-    Without spread between pairs there are no bounds: a single pair, or pairs that are all the same because the
-    script fixes its own seed, pass when bit-identical to float32 and are inconclusive otherwise. Pairs that
-    are `nan` don't count; one that is `inf` fails at once. `spread` is the deviation that equal plans could
-    have at most, `seed_spread`: a fault that strikes some seeds harder must not hide in its own scatter.
+    `differences` has shape (pairs,); these, `margin` and `spread` are relative to the loss. `alpha` is the level of
+    each one-sided test.
+
+    A mean below -margin fails like one above: a loss that is too low has often lost a term to underflow. Without
+    spread between pairs there are no bounds: a single pair, or pairs that are all equal because the script fixes its
+    own seed, pass when bit-identical to float32 and are inconclusive otherwise. `nan` pairs are ignored; an `inf`
+    fails. `spread` (`seed_spread`) is the largest standard deviation that equal plans can have: a fault that affects
+    some seeds more than others must not hide in its own scatter.
     """
     values = np.asarray(differences, float)
     values = values[~np.isnan(values)]

@@ -1,4 +1,4 @@
-"""Gates beside the loss: what a loss curve doesn't show. Each compares a candidate's run with its float32 pair."""
+"""Gates: checks of what a loss curve doesn't show. Each compares a candidate's runs with their float32 pairs."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from precaudit.running.job import Astray, EndState, RunResult, ScriptError
 Pair = tuple[RunResult, RunResult]
 Check = Callable[[Sequence[Pair], Plan], Gate]
 _STUCK = 0.5
-"""Times the way that a buffer went in float32: what goes less far absorbs most of its changes."""
+"""A buffer that moves by less than this share of its way in float32 loses most of its updates to rounding."""
 _EARLY = 0.5
-"""Times float32's steps: an end that comes later may be chance, where the script looks whether it still learns."""
+"""Share of float32's steps: a later end may be chance, as with early stopping."""
 _MOST_NUMBERS = 4
 _SCALE_FLOOR = 2.0**-10
 _SCALE_CEILING = 2.0**30
@@ -46,7 +46,7 @@ def _lost_evaluations(state: EndState) -> list[str]:
 
 
 def refusals(pairs: Sequence[Pair], for_memory: bool = False) -> Iterator[tuple[str, ScriptError]]:
-    """Models that can be called in eval mode in float32, and raise under the plan; or there lack memory alone."""
+    """Models that can be called in eval mode in float32 and raise under the plan: for lack of memory, or otherwise."""
     for reference, candidate in pairs:
         for model, error in candidate.end_state.refused.items():
             if model in reference.end_state.evaluations and error.is_lack_of_memory is for_memory:
@@ -54,7 +54,7 @@ def refusals(pairs: Sequence[Pair], for_memory: bool = False) -> Iterator[tuple[
 
 
 def wrong_answers(pairs: Sequence[Pair], plan: Plan) -> list[tuple[str, Astray]]:
-    """Models that answer otherwise in eval mode than float32 does with the same weights, the worst first."""
+    """Models whose outputs in eval mode deviate from float32's with the same weights, the worst first."""
     found = [each for _, run in pairs for each in run.end_state.astray.items() if each[1].is_fault(plan)]
     return sorted(found, key=lambda each: -each[1].excess(plan))
 
@@ -79,13 +79,13 @@ def evaluation(pairs: Sequence[Pair], plan: Plan) -> Gate:
 
 
 def first_lost(reference: RunResult, candidate: RunResult) -> int | None:
-    """The step in which a model first answers with what isn't finite, as it never does in float32."""
+    """The first step with a non-finite output of a model whose outputs are always finite in float32."""
     lost, legal = candidate.end_state.lost, reference.end_state.lost
     return min((step for model, step in lost.items() if model not in legal), default=None)
 
 
 def stuck_buffers(pairs: Sequence[Pair]) -> list[str]:
-    """Buffers that went, in no run under the plan, half as far as in any in float32."""
+    """Buffers that move, in every run under the plan, less than half as far as in every float32 run."""
     names = set[str]().union(*(reference.end_state.moved for reference, _ in pairs))
     return sorted(name for name in names if _is_stuck(name, pairs))
 
@@ -96,14 +96,14 @@ def _is_stuck(name: str, pairs: Sequence[Pair]) -> bool:
 
 
 def moving_buffers(pairs: Sequence[Pair], plan: Plan) -> Gate:
-    """An average that absorbs its changes stands still, which no loss shows for long."""
+    """A running average whose updates are rounded away stands still, which the loss shows late."""
     stuck = stuck_buffers(pairs)
     detail = f"moved less than half as far as in float32: {_listed(stuck)}" if stuck else "none stands still"
     return Gate("moving buffers", not stuck, detail)
 
 
 def own_end(pairs: Sequence[Pair], plan: Plan) -> Gate:
-    """A script that looks at its loss may end itself before anything that isn't finite is seen of it."""
+    """A script that checks its own loss may exit before any non-finite value is observed."""
     steps = min(candidate.steps for _, candidate in pairs)
     earliest = min(reference.steps for reference, _ in pairs)
     if steps < _EARLY * earliest:
@@ -116,14 +116,14 @@ def ended_itself(step: int, in_float32: int) -> str:
 
 
 def unused_calls(calls: Sequence[int], usual: Collection[int]) -> list[int]:
-    """By step, the calls of models that are more than a step of float32's takes: batches that led to none."""
+    """For each step, the model calls in excess of what a float32 step takes: batches that led to no step."""
     if not _is_regular(usual):
         return [0] * len(calls)
     return [count - max((each for each in usual if each <= count), default=count) for count in calls]
 
 
 def _is_regular(usual: Collection[int]) -> bool:
-    """Where float32's steps take calls of many numbers, as a solver's with steps of its own do, nothing can be said."""
+    """Whether few different counts of calls per step occur in float32; adaptive solvers, say, have many."""
     return len(usual) <= _MOST_NUMBERS
 
 
@@ -132,7 +132,7 @@ def usual_calls(references: Iterable[RunResult]) -> set[int]:
 
 
 def used_batches(pairs: Sequence[Pair], plan: Plan) -> Gate:
-    """A script that leaves a batch out where the loss isn't finite learns as well from the next one."""
+    """A script that skips batches with a non-finite loss hides the fault, as it learns from the other ones."""
     usual = usual_calls(reference for reference, _ in pairs)
     if not _is_regular(usual):
         return Gate("batches", True, "not looked at: how often a step calls the models varies in float32 too")
@@ -144,7 +144,7 @@ def used_batches(pairs: Sequence[Pair], plan: Plan) -> Gate:
 
 
 def skipped_steps(pairs: Sequence[Pair], plan: Plan) -> Gate:
-    """No more skipped steps than predicted, with an allowance."""
+    """The loss scaler skips no more steps than predicted, with an allowance."""
     skips = max(len(candidate.skipped) for _, candidate in pairs)
     steps = max(candidate.steps for _, candidate in pairs)
     predicted = plan.loss_scale.predicted_skips or 0.0
@@ -157,7 +157,7 @@ def _most_allowed(pairs: Sequence[Pair]) -> float:
 
 
 def allowed(steps: int) -> float:
-    """To be skipped or left out: two, and a twentieth of the steps."""
+    """How many skipped steps or batches are tolerated: two, and a twentieth of the steps."""
     return 2 + 0.05 * steps
 
 

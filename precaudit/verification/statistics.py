@@ -1,4 +1,4 @@
-"""Loss curves: where to compare two trainings, on which scale, and what a curve says by itself.
+"""Statistics of loss curves: the window to compare, the scale and margin of differences, and whether a curve learns.
 
 All curves are sequences of one loss per optimizer step. A trial may have ended early; two curves are
 then compared over the steps both have.
@@ -30,18 +30,18 @@ LEARNED_SHARE = 0.1
 LEARNED_ALPHA = 0.02
 FEWEST_STEPS = 5
 AGREED_ALPHA = 0.05
-# Of 590 scripts that were verified six have curves past both limits whose first three seeds don't agree; of random
-# walks, 19 in 20 of which seem to have learned, three quarters.
-_LIKE_THE_LAST = 0.2
-_BESIDE_TREND = 0.1
+# Of 590 verified scripts, six have curves beyond both limits whose first three seeds disagree; of random walks, 19 in
+# 20 of which seem to have learned, three quarters do.
+_AUTOCORRELATION_LIMIT = 0.2
+_RESIDUAL_LIMIT = 0.1
 # A candidate is called exploded when it stays above this multiple of the largest loss of the reference.
 EXPLOSION = 10.0
 
 
 @dataclass(frozen=True)
 class Guard:
-    """Whether a reference can prove anything, and why; it is `open` where the mean over more seeds may, and not
-    `finite` where its loss is lost. `moved` is how far its loss went, relative to its final size."""
+    """Whether float32 references learn, as a proof needs, and why. `open`: more seeds may change a negative answer;
+    `finite`: all their losses are finite; `moved`: how far the loss went, relative to its final size."""
 
     passed: bool
     detail: str
@@ -52,20 +52,20 @@ class Guard:
 
 @dataclass(frozen=True)
 class Divergence:
-    """The first step (from 0) from which a candidate is lost."""
+    """The step (from 0) at which a candidate diverges for good."""
 
     step: int
     detail: str
 
 
-# ---------------------------------------------------------------- where to compare
+# ---------------------------------------------------------------- the window
 
 
 def horizon(reference: Losses, perturbed: Losses) -> int:
-    """How many leading steps a float32 run and its twin, whose initial weights are rounded, stay together.
+    """How many leading steps the losses of a float32 run and its twin (with rounded initial weights) stay together.
 
-    Together means: closer than the smallest margin that is ever applied. A plan rounds at every step, so its pairs
-    part earlier; that costs power, never validity, since the spread of the pairs is measured.
+    Together means closer than the smallest margin that is ever applied. A plan rounds at every step, so its pairs
+    separate earlier, which costs power, not validity, since the spread of the pairs is measured.
     """
     a, b = _common(reference, perturbed)
     with np.errstate(invalid="ignore", over="ignore"):
@@ -76,8 +76,8 @@ def horizon(reference: Losses, perturbed: Losses) -> int:
 def comparison_window(steps: int, horizon: int) -> slice:
     """The last steps of a run, over which losses are averaged and compared.
 
-    A quarter of the run while pairs stay together. Past the horizon single steps say nothing, and the mean
-    over the last half has less noise.
+    A quarter of the run while pairs stay together. Beyond the horizon single steps are chaotic, and the mean over the
+    last half has less noise.
     """
     width = max(1, math.ceil(steps / (4 if horizon >= steps else 2)))
     return slice(max(0, steps - width), steps)
@@ -102,33 +102,31 @@ def noise_floor(reference: Losses, perturbed: Losses, window: slice, blocks: int
 
 
 def repeatability(twins: Sequence[tuple[Losses, Losses]], window: slice) -> float:
-    """What float32 repeats to in 95 of 100 runs: twice the rms of the noise floors of (run, twin) pairs.
-
-    `nan` without a pair that can be compared.
-    """
+    """The relative difference that float32 runs stay within in 95 of 100 cases: twice the rms of the noise floors of
+    (run, twin) pairs; `nan` without a comparable pair."""
     floors = np.array([noise_floor(run, twin, window) for run, twin in twins])
     floors = floors[~np.isnan(floors)]
     return 2 * math.sqrt(float(np.mean(floors**2))) if len(floors) else math.nan
 
 
 def by_chance(twins: Sequence[tuple[Losses, Losses]], window: slice, pairs: int) -> float:
-    """How far from zero the mean difference of so many pairs may be where both are float32: twice its standard error,
-    as (run, twin) pairs show it. 0 without any that can be compared. Either of a pair could have been the one to
-    compare with: a loss that chance makes thirty times another's is also one that it makes a thirtieth."""
+    """How far from zero the mean relative difference of `pairs` float32 pairs may be by chance: twice its standard
+    error, estimated from (run, twin) pairs; 0 without a comparable one. Both orders of each pair count, since either
+    run could have been the reference, and relative differences are not symmetric."""
     found = _between([pair for twin in twins for pair in permutations(twin)], window)
     found = found[~np.isnan(found)]
     return 2 * math.sqrt(float(np.mean(found**2)) / pairs) if len(found) and pairs else 0.0
 
 
-# ---------------------------------------------------------------- on which scale
+# ---------------------------------------------------------------- scale and margin
 
 
 def typical_loss(losses: ArrayLike, window: slice) -> float:
     """The magnitude that 0.25% "of the loss" refers to.
 
-    The mean magnitude over the window; for losses that end near zero (one batch learned by heart) or cross it
-    (log densities), a share of the range covered in training, without its outer 5% on either side, so that
-    neither a first value on an odd scale nor a spike that was recovered from makes every difference look small.
+    The mean magnitude over the window; for losses that end near zero (an overfitted batch) or cross it (log densities),
+    a share of the range covered in training. The range excludes 5% on either side, so that neither an odd first value
+    nor a transient spike makes every difference look small.
     """
     values = np.asarray(losses, float)
     finite = values[np.isfinite(values)]
@@ -152,7 +150,7 @@ def relative_differences(
 
 
 def _between(pairs: Sequence[tuple[Losses, ...]], window: slice) -> NDArray[np.float64]:
-    """Of each pair, the first of which is the reference."""
+    """Relative differences of (reference, candidate) pairs."""
     return relative_differences([one for one, _ in pairs], [other for _, other in pairs], window)
 
 
@@ -171,7 +169,7 @@ def margin(reference: Sequence[Losses], window: slice, noise: float = 0.0) -> fl
 
 
 def progress(reference: Sequence[Losses], window: slice) -> float:
-    """What training on for `PROGRESS_SHARE` of the run's steps changes, relative, at the pace of the window.
+    """The relative change of the loss over `PROGRESS_SHARE` of the run's steps, at the pace of the window.
 
     The pace is the median over seeds of the change from the first to the second half of the window, so the
     noise of single steps averages out. `nan` where the window is too short to show one.
@@ -198,14 +196,15 @@ def seed_deviation(reference: Sequence[Losses], window: slice) -> float:
 
 
 def seed_spread(reference: Sequence[Losses], window: slice) -> float:
-    """The deviation of `relative_differences` between trainings that share nothing, as two seeds' show it; `nan` for
-    fewer than two. sqrt(2) times `seed_deviation` where all end near one loss; more where some end near zero."""
+    """The standard deviation of `relative_differences` between independent trainings, estimated from pairs of seeds;
+    `nan` for fewer than two. It is sqrt(2) times `seed_deviation` where all end near one loss, and more where some end
+    near zero."""
     found = _between(list(permutations(reference, 2)), window)
     found = found[np.isfinite(found)]
     return math.sqrt(float(np.mean(found**2))) if len(found) else math.nan
 
 
-# ---------------------------------------------------------------- what a curve says by itself
+# ---------------------------------------------------------------- single curves
 
 
 def learned(losses: Losses, margin: float = MARGIN_CAP, curves: int = 1, more: float = 1.0) -> Guard:
@@ -236,8 +235,8 @@ def learned(losses: Losses, margin: float = MARGIN_CAP, curves: int = 1, more: f
 
 
 def wanders(losses: Losses) -> bool:
-    """Whether what a curve does beside its trend is large, and goes one way for a while, as where batches come in an
-    order, or as returns do: losses in a row are then no observations of their own, and seem to move."""
+    """Whether the residuals of a curve from its trend are large and autocorrelated, as with ordered batches or returns
+    in reinforcement learning: consecutive losses are then not independent, and tests of movement are too optimistic."""
     values = _array(losses)
     if len(values) < 8 or not np.isfinite(values).all():
         return False
@@ -245,11 +244,11 @@ def wanders(losses: Losses) -> bool:
     trend = np.stack([np.ones_like(time), time, time**2, np.exp(-8 * time), np.exp(-len(time) / 3 * time)], axis=1)
     rest = values - trend @ np.linalg.lstsq(trend, values)[0]
     energy, whole = float(rest @ rest), float(np.square(values - values.mean()).sum())
-    return energy > _BESIDE_TREND * whole and float(rest[1:] @ rest[:-1]) > _LIKE_THE_LAST * energy
+    return energy > _RESIDUAL_LIMIT * whole and float(rest[1:] @ rest[:-1]) > _AUTOCORRELATION_LIMIT * energy
 
 
 def seeds_agree(curves: Sequence[Losses]) -> bool:
-    """Whether seeds, which are independent whatever losses in a row are, moved alike between two quarters."""
+    """Whether the seeds, which are independent even if consecutive losses aren't, moved alike between two quarters."""
     quarters = np.array([[part.mean() for part in np.array_split(_array(curve), 4)] for curve in curves])
     moves = [quarters[:, later] - quarters[:, earlier] for later in range(4) for earlier in range(later)]
     errors = [move.std(ddof=1) / math.sqrt(len(curves)) for move in moves]
@@ -259,9 +258,9 @@ def seeds_agree(curves: Sequence[Losses]) -> bool:
 
 
 def diverged(reference: Losses, candidate: Losses) -> Divergence | None:
-    """The step from which the candidate is lost though float32 is not: not finite, or exploded to the end.
+    """Where the candidate's loss becomes non-finite, or explodes until the end, and float32's does not.
 
-    A spike that is recovered from, or met in the very last step, is left to the comparison of means.
+    A transient spike, or one in the very last step, is left to the comparison of means.
     """
     a, b = _common(reference, candidate)
     steps = len(a) if np.isfinite(a).all() else int(np.argmin(np.isfinite(a)))
@@ -278,8 +277,8 @@ def diverged(reference: Losses, candidate: Losses) -> Divergence | None:
 
 
 def _movement_p(values: NDArray[np.float64]) -> float:
-    """p-value of "nothing moves": a trend (Kendall), levels that change between quarters (Kruskal-Wallis), or a
-    start that the second half has left (Mann-Whitney), as of a loss that falls at once and then stays."""
+    """p-value of "no movement", Bonferroni-corrected over three tests: a trend (Kendall), different levels of the
+    quarters (Kruskal-Wallis), and a start that differs from the second half (Mann-Whitney)."""
     trend = float(stats.kendalltau(np.arange(len(values)), values).pvalue)
     if len(values) < 8:
         return trend

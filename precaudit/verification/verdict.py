@@ -18,17 +18,21 @@ from precaudit.verification.gates import Pair, allowed, ended_itself, failed, ga
 
 _OUTSIDE = "which autocast handles only with torch.amp.custom_fwd and custom_bwd"
 _FROM_OUTSIDE = frozenset(-getattr(signal, name, 0) for name in ("SIGKILL", "SIGTERM", "SIGHUP")) - {0}
-"""Exit codes of what others ended, such as a system without memory: no doing of the plan's."""
+"""Exit codes of processes that were killed from outside, by a system without memory, say."""
 
 _STILL = 1e-4
-"""Of their rms: weights that all move less change no loss by what the margin lets pass."""
+"""Relative to their rms: if no weight moves by more, the loss cannot have changed by training."""
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """What the runs so far say of a plan; `window` are the steps whose losses were compared, `cause` says why the
-    verdict is inconclusive, `chance` is the difference that float32 may have from itself; `settled` tells that more
-    seeds would change nothing."""
+    """The verdict on a plan from the runs so far.
+
+    - `margin`, `difference`, `chance`: relative to the loss; `chance` is the mean difference that float32 may have from
+      itself.
+    - `horizon`: steps; `window`: the steps whose losses were compared.
+    - `cause`: why the verdict is inconclusive; `settled`: more seeds would not change it.
+    """
 
     verdict: Verdict
     reason: str
@@ -44,7 +48,7 @@ class Judgement:
 
 @dataclass(frozen=True)
 class Runs:
-    """Float32 runs by seed, the perturbed twins of some of them, and the candidate's runs by seed."""
+    """Float32 runs, candidate runs, and perturbed float32 runs (twins), each by seed."""
 
     references: Mapping[int, RunResult]
     candidates: Mapping[int, RunResult]
@@ -65,7 +69,7 @@ def _unchanged(what: str, gates_: tuple[Gate, ...]) -> Judgement:
 
 
 def judge(runs: Runs, plan: Plan) -> Judgement:
-    """The verdict on `plan`. A candidate that raised, was lost, or failed a gate fails whatever its mean loss."""
+    """The verdict on `plan`. A candidate that raised, diverged, or failed a gate fails whatever its mean loss."""
     pairs = runs.pairs
     checked = gates(pairs, plan)
     if (ended := next((run for pair in pairs for run in pair if _ended_from_outside(run)), None)) is not None:
@@ -91,7 +95,7 @@ def judge(runs: Runs, plan: Plan) -> Judgement:
 
 
 def _ends_early(reference: RunResult, candidate: RunResult) -> bool:
-    """By more than a batch or two that were left out: what came after in float32 has nothing to be compared with."""
+    """Whether so many steps are missing that float32's last ones have no counterpart."""
     return candidate.steps < reference.steps - allowed(reference.steps)
 
 
@@ -100,8 +104,8 @@ def _ended_from_outside(run: RunResult) -> bool:
 
 
 def _compare_losses(runs: Runs, pairs: Sequence[Pair], checked: tuple[Gate, ...]) -> Judgement:
-    """Of the mean of a script's losses; and of each by itself, which fails where it is shown to differ: what one loses
-    another may gain, and a small one is not seen beside a large one."""
+    """Compare the mean of a script's losses, and each loss by itself, which can only fail: in the mean, one may gain
+    what another loses, and a large loss hides a small one."""
     whole = _compared(runs, pairs, lambda run: run.losses)
     assert whole.margin is not None
     if whole.window and all(_same_values(*pair, whole.window) for pair in pairs):
@@ -140,7 +144,7 @@ def _beside_what_was_learned(judgement: Judgement, limit: float) -> Judgement:
 def _compared(
     runs: Runs, pairs: Sequence[Pair], losses: Callable[[RunResult], statistics.Losses], alpha: float = ALPHA
 ) -> Judgement:
-    """Curves of one loss, over a window of their steps; by no gates."""
+    """The judgement on one loss, without gates."""
     references, candidates = ([losses(pair[i]) for pair in pairs] for i in (0, 1))
     steps = min(len(curve) for curve in (*references, *candidates))
     known = [(runs.references[seed], twin) for seed, twin in runs.twins.items() if seed in runs.references]
@@ -158,7 +162,7 @@ def _compared(
 
 
 def _places(pairs: Sequence[Pair]) -> list[str]:
-    """Lines that call backward in all of these runs, often enough to be compared; none where there is one alone."""
+    """Loss streams that are long enough in all runs to be compared; none where a script has a single one."""
     shared = [place for place in pairs[0][0].streams if all(_is_long(run, place) for pair in pairs for run in pair)]
     return shared if len(pairs[0][0].streams) > 1 else []
 
@@ -172,20 +176,19 @@ def _stream(place: str, run: RunResult) -> tuple[float, ...]:
 
 
 def _differ(reference: RunResult, candidate: RunResult) -> bool:
-    """Rounding that is in force shows in some bit of some loss."""
+    """Whether any loss differs in any bit, as it does if rounding had an effect."""
     return (reference.losses, reference.streams) != (candidate.losses, candidate.streams)
 
 
 def _same_values(reference: RunResult, candidate: RunResult, window: slice) -> bool:
-    """Whether no rounding reached what is compared. A loss that stands still, at zero or at a floor of the script's,
-    says nothing of it either way."""
+    """Whether the compared losses are identical. A constant loss does not count: it would be so with any rounding."""
     losses = reference.losses[window]
     return losses == candidate.losses[window] and len(set(losses)) > 1
 
 
 def _learned(references: Sequence[RunResult], margin: float) -> statistics.Guard:
-    """Whether the float32 runs moved, averaged over seeds. Losses of different lines of the script (a generator's,
-    a discriminator's) are looked at apart; one that moves is enough."""
+    """Whether the float32 losses moved, averaged over seeds. Several losses of a script (a generator's, a
+    discriminator's) are tested one by one; one that moves is enough."""
     farthest = max(run.end_state.farthest for run in references)
     if farthest < _STILL:
         detail = f"no weight moved by more than {farthest:.2g} times its size in float32: what moved the loss is "
