@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from precaudit import __version__
 from precaudit.commands import VERBS
-from precaudit.commands.streams import lasting_streams
+from precaudit.commands.streams import robust_streams
 from precaudit.errors import ExitCode, PrecauditError, cannot_import
 
 
@@ -29,7 +29,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code. Expected failures become one line on stderr, never a traceback."""
-    with lasting_streams():
+    with robust_streams():
         return _run(argv)
 
 

@@ -1,4 +1,4 @@
-"""The one error type: a message for a person and the exit code of the contract."""
+"""The error type of precaudit, with a message for the user and an exit code."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class ExitCode(IntEnum):
 
 
 class PrecauditError(Exception):
-    """A failure to explain to a person: what happened, where, and what to do next."""
+    """An expected failure. Its message says what happened, where, and what to do next."""
 
     def __init__(self, message: str, exit_code: ExitCode = ExitCode.USAGE) -> None:
         super().__init__(message)
@@ -26,17 +26,17 @@ class PrecauditError(Exception):
 
 
 class LacksRoom(PrecauditError):
-    """What precaudit itself keeps while a script runs has no room: no failure of the script's."""
+    """There is no space for the files of precaudit itself during a run: not a failure of the script."""
 
 
 def require(holds: bool, message: str) -> None:
-    """Refuse an argument that can't be meant, in one sentence."""
+    """Raise PrecauditError with this message unless the condition holds."""
     if not holds:
         raise PrecauditError(message)
 
 
 def import_torch() -> ModuleType:
-    """torch, which may lack its libraries or the memory for them."""
+    """Import torch; PrecauditError where its libraries, or the memory for them, are missing."""
     try:
         import torch
     except (ImportError, OSError, MemoryError) as error:
@@ -52,6 +52,6 @@ def cannot_import(error: BaseException) -> PrecauditError:
 
 
 def require_count(name: str, value: object) -> None:
-    """Refuse what is no whole number of at least 1."""
+    """Raise PrecauditError unless `value` is an integer of at least 1."""
     whole = isinstance(value, int) and not isinstance(value, bool)
     require(whole and value >= 1, f"{name} must be a whole number of at least 1, not {value!r}")  # type: ignore[operator]

@@ -11,8 +11,8 @@ from precaudit.errors import PrecauditError
 
 PROGRAM = """
 import sys
-from precaudit.commands.streams import emit, lasting_streams
-with lasting_streams():
+from precaudit.commands.streams import emit, robust_streams
+with robust_streams():
     print("progress " * 20_000, file=sys.stderr, flush=True)
     emit("result " * 20_000, sys.stdout)
     print("more", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""The command line: one file a verb. A verb module has `add_parser(verbs)` and imports its work when it runs."""
+"""The command line, one module per command. Each has `add_parser(verbs)` and imports its dependencies when it runs."""
 
 from precaudit.commands import check, compare, devices, profile, report, trace
 

@@ -77,7 +77,7 @@ def run(arguments: argparse.Namespace) -> int:
     from precaudit.checking.check import check_job
     from precaudit.commands.profiling import hinted
     from precaudit.commands.progress import RunProgress
-    from precaudit.commands.signals import heed_signals
+    from precaudit.commands.signals import handle_signals
     from precaudit.comparison.limits import parse_rules
     from precaudit.comparison.outputs import format_of
     from precaudit.reporting.serialize import load_plan
@@ -93,8 +93,8 @@ def run(arguments: argparse.Namespace) -> int:
     with _scratch() as folder, RunProgress() as progress:
         runner = ChildRunner(folder / "script.log", progress)
         runner.start(job)
-        heed_signals(runner)
-        import_torch()  # as the server does meanwhile, and without it there is nothing to check
+        handle_signals(runner)
+        import_torch()  # while the fork server does the same
         try:
             report = check_job(job, plan, settings, runner)
         except PrecauditError as error:
@@ -104,7 +104,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 @contextmanager
 def _scratch() -> Iterator[Path]:
-    """For a log and for files that runs set aside; if one of these can't be put back, the folder is all that has it."""
+    """A temporary folder for the log and for files that runs set aside; kept if one of these could not be restored."""
     from precaudit.running.untouched import store_beside
 
     folder = Path(tempfile.mkdtemp(prefix="precaudit-"))
@@ -143,7 +143,7 @@ def _tolerance(text: str | None) -> float | None:
 
 
 def _job(arguments: argparse.Namespace) -> Job:
-    """A model file is not trained here, and needs no loss."""
+    """The job; a model file only runs inference, so that it needs no loss."""
     from precaudit.commands.profiling import job_of
     from precaudit.running.sources import CALLABLE, classify
 
@@ -154,7 +154,7 @@ def _job(arguments: argparse.Namespace) -> Job:
 
 
 def _finish(report: CheckReport, arguments: argparse.Namespace) -> int:
-    """Print, write, and settle the exit code."""
+    """Print and write the report; returns the exit code."""
     from precaudit.checking.rendering import as_report, render
     from precaudit.checking.terminal import render_terminal
     from precaudit.comparison.limits import matches_fail_on

@@ -104,7 +104,7 @@ def _report_path(path: Path) -> Path:
 
 
 def _refuse(arguments: argparse.Namespace, formats: tuple[str, ...]) -> None:
-    """Whatever can't be printed or written is refused before any work."""
+    """Raise PrecauditError for formats and files that can't be written, before any work is done."""
     from precaudit.comparison.outputs import format_of
 
     if arguments.format not in formats:

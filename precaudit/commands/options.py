@@ -1,4 +1,4 @@
-"""Options that every writing command shares."""
+"""Options that several commands share, and what implements them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def add_output_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_run_options(parser: argparse.ArgumentParser, script: str) -> None:
-    """What runs, and how low precision does; `script` says what is wanted."""
+    """Options for what to run and how to execute low precision; `script` describes the file in the help text."""
     parser.add_argument(
         "-m",
         dest="module",
@@ -70,7 +70,7 @@ def add_fail_on(parser: argparse.ArgumentParser, verb: str, example: str) -> Non
 
 
 class _FailOn(argparse.Action):
-    """Collects rules; `list` shows what there are, and ends the program as --help does."""
+    """Collects rules; `list` prints all rules and exits, like --help."""
 
     def __call__(
         self,
@@ -88,7 +88,7 @@ class _FailOn(argparse.Action):
 
 
 def write_outputs(paths: Sequence[Path], write: Callable[[Path], None]) -> ExitCode:
-    """Write each file of `-o`, and say which were written and what was in the way of the others."""
+    """Write each file of `-o`; print which were written, and why others were not."""
     from precaudit.reporting.files import write_each
 
     written, problems = write_each(paths, write)
@@ -100,7 +100,7 @@ def write_outputs(paths: Sequence[Path], write: Callable[[Path], None]) -> ExitC
 
 
 def summarize(markdown: str) -> None:
-    """Append to GitHub's step summary; one that can't be written changes no verdict."""
+    """Append to GitHub's step summary. An error is printed, but does not change the exit code."""
     from precaudit.reporting.github import write_step_summary
 
     try:
@@ -110,7 +110,7 @@ def summarize(markdown: str) -> None:
 
 
 def refuse_overwrite(paths: list[Path], force: bool) -> None:
-    """Raise when a file to be written exists already, before any work is done for it."""
+    """Raise PrecauditError if a file to be written exists, before any work is done."""
     existing = [str(path) for path in paths if path.exists()]
     if existing and not force:
         raise PrecauditError(f"{', '.join(existing)} already exists; pass --force to overwrite")

@@ -1,4 +1,4 @@
-"""The work of `precaudit profile`: from parsed arguments to written files and an exit code."""
+"""Implementation of `precaudit profile`: from parsed arguments to files and an exit code."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from precaudit.commands.options import refuse_overwrite
 from precaudit.commands.progress import RunProgress
-from precaudit.commands.signals import heed_signals
+from precaudit.commands.signals import handle_signals
 from precaudit.commands.streams import emit
 from precaudit.comparison.limits import matches_fail_on, parse_rules
 from precaudit.errors import ExitCode, PrecauditError, import_torch
@@ -77,8 +77,8 @@ def job_of(arguments: argparse.Namespace) -> Job:
 
 
 def _late_options(own: Iterable[str], script: Path, argv: Sequence[str]) -> list[str]:
-    """Options among the script's arguments that are precaudit's, and that the script has neither as a string nor as a
-    dataclass's field."""
+    """Options of precaudit among the script's arguments that the script itself defines neither as a string nor as a
+    dataclass field."""
     given, text = {word.partition("=")[0] for word in argv}, script.read_text(errors="replace")
     options = {f"--{name.replace('_', '-')}": name.replace("_", "[-_]") for name in own}
     known = r"""(["'])(--)?{0}\1|^\s+{0}\s*:"""
@@ -94,7 +94,7 @@ def _stem(job: Job) -> str:
 
 
 def refuse_many_processes() -> None:
-    """A launcher that started several: each would run the script, and none would know of the others' runs."""
+    """Raise PrecauditError under a launcher with several processes: each would run the script by itself."""
     count = os.environ.get("WORLD_SIZE", "")
     if "RANK" in os.environ and count.isdigit() and int(count) > 1:
         raise PrecauditError(
@@ -117,8 +117,8 @@ def run_profile(arguments: argparse.Namespace) -> int:
         log.write_bytes(b"")
         runner = ChildRunner(log, progress, gpus=() if job.device else equal_gpus(library()))
         runner.start(job)
-        heed_signals(runner)
-        import_torch()  # slow, so it is done while the server does the same
+        handle_signals(runner)
+        import_torch()  # while the fork server does the same
         from precaudit.profiling.engine import profile_job
 
         try:
@@ -129,7 +129,7 @@ def run_profile(arguments: argparse.Namespace) -> int:
 
 
 def hinted(error: PrecauditError, job: Job, names: frozenset[str] = TRAINABLE) -> PrecauditError:
-    """Where nothing was measured, a model file that lacks one of its functions was taken for a script."""
+    """The error with a hint, where nothing was measured in what may be a model file that lacks one function."""
     if job.kind != "script" or error.exit_code != ExitCode.NOTHING_TO_MEASURE:
         return error
     missing = lacking(Path(job.target), names)
@@ -148,7 +148,8 @@ def _make(folder: Path) -> None:
 
 @contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
-    """Another profile would put back, in the midst of this one's runs, the script's files that these set aside."""
+    """Hold a lock on the output folder: a second profile there would restore the script's files during runs of this
+    one."""
     with ExitStack() as stack:
         with suppress(OSError):  # a file system without locks
             opened = os.open(folder, os.O_RDONLY)
@@ -166,7 +167,7 @@ def _lock(opened: int, folder: Path) -> None:
 
 
 def finish(outcome: Outcome, arguments: argparse.Namespace, folder: Path) -> int:
-    """Write what there is, print it, and settle the exit code. One file that can't be written costs no other."""
+    """Write and print the report; returns the exit code. An error in one file does not prevent the others."""
     from precaudit.reporting.terminal import render_terminal, use_color
 
     report = outcome.report

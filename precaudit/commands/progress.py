@@ -1,4 +1,4 @@
-"""Live lines on stderr while runs go on, one a run; plain lines where stderr is no terminal."""
+"""A progress bar on stderr for each run; a plain line where stderr is no terminal."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from precaudit.running.job import RunResult, RunSpec
 
 
 class RunProgress:
-    """Called with every partial result, from the threads that wait for the runs."""
+    """Called with every partial result, from the threads that wait for runs."""
 
     def __init__(self) -> None:
         self._bars: dict[tuple[str, int], tqdm[None] | None] = {}

@@ -1,4 +1,4 @@
-"""Signals that end a command: its runs stop, and what they had measured is kept."""
+"""Signals that interrupt a command: its runs stop, and their measurements are kept."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from typing import Any
 from precaudit.running.children import SIGNALS, ChildRunner
 
 
-def heed_signals(runner: ChildRunner) -> None:
-    """A terminal that is closed interrupts as well, unless `nohup` or the like has asked for silence."""
+def handle_signals(runner: ChildRunner) -> None:
+    """Interrupt the runs at SIGINT, SIGTERM and SIGHUP, the latter unless it is ignored, as under `nohup`."""
     for number in SIGNALS:
         if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, Interrupt(runner))
 
 
 class Interrupt:
-    """Ends the runs, and nothing else: what they measured is still planned, printed and written.
+    """Signal handler that ends the runs only: what they measured is still planned, printed and written.
 
-    One interrupt, however often the signal arrives: a terminal or a supervisor may send it to every process.
+    Repeated signals within `_patience_seconds` count as one, as a terminal or supervisor may send several.
     """
 
     _patience_seconds = 3.0

@@ -1,4 +1,4 @@
-"""Standard streams that end before precaudit does: closed from the start, a reader that leaves, a full disk."""
+"""Standard streams that fail: closed from the start, a reader that exits early, a full disk."""
 
 from __future__ import annotations
 
@@ -11,43 +11,43 @@ from typing import Any, TextIO
 
 from precaudit.errors import PrecauditError
 
-SPELLED = {"±": "+-", "→": "->", "…": "~", "█": "#"}
-"""What stands for the signs that reports have, where a stream's encoding lacks them."""
+_ASCII = {"±": "+-", "→": "->", "…": "~", "█": "#"}
+"""Replacements for characters in reports that a stream's encoding lacks."""
 
 
-def _spelled(error: UnicodeError) -> tuple[str, int]:
+def _replaced(error: UnicodeError) -> tuple[str, int]:
     assert isinstance(error, UnicodeEncodeError)
-    return "".join(SPELLED.get(sign, "?") for sign in error.object[error.start : error.end]), error.end
+    return "".join(_ASCII.get(sign, "?") for sign in error.object[error.start : error.end]), error.end
 
 
-codecs.register_error("precaudit-spelled", _spelled)
+codecs.register_error("precaudit-ascii", _replaced)
 
 
 def emit(text: str, stream: TextIO) -> None:
-    """Print, with other signs for what the stream's encoding can't hold. A reader that has left, as `head` does, costs
-    neither the files that are written next nor the exit code."""
+    """Print `text`, with replacements for characters that the stream's encoding lacks. A closed pipe, as after `head`,
+    is no error: files are still written and the exit code stays the same."""
     encoding = stream.encoding or "utf-8"
     try:
-        print(text.encode(encoding, "precaudit-spelled").decode(encoding), file=stream, flush=True)
+        print(text.encode(encoding, "precaudit-ascii").decode(encoding), file=stream, flush=True)
     except BrokenPipeError:
-        _let_go(stream)
+        _discard(stream)
     except OSError as error:
-        _let_go(stream)
+        _discard(stream)
         raise PrecauditError(f"cannot print: {error.strerror}") from error
 
 
 @contextmanager
-def lasting_streams() -> Iterator[None]:
-    """Around a command: its streams are there, and stderr, where progress is told, never ends it."""
+def robust_streams() -> Iterator[None]:
+    """Around a command: all standard streams are open, and an error of stderr does not end it."""
     _open_closed()
     try:
-        with redirect_stderr(_Lasting(sys.stderr)):
+        with redirect_stderr(_Robust(sys.stderr)):
             yield
     finally:
-        _Lasting(sys.stdout).flush()
+        _Robust(sys.stdout).flush()
 
 
-class _Lasting:
+class _Robust:
     """A stream that drops what it can't write."""
 
     def __init__(self, stream: TextIO) -> None:
@@ -57,22 +57,22 @@ class _Lasting:
         try:
             return self._stream.write(text)
         except OSError:
-            _let_go(self._stream)
+            _discard(self._stream)
             return len(text)
 
     def flush(self) -> None:
         try:
             self._stream.flush()
         except OSError:
-            _let_go(self._stream)
+            _discard(self._stream)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
 
 
 def _open_closed() -> None:
-    """Python has None for a closed stream, and the next file that is opened would get its number, to which children
-    write."""
+    """Open streams that are closed (None in Python): the next opened file would otherwise get the descriptor that
+    children write to."""
     for name in ("stdin", "stdout", "stderr"):
         if getattr(sys, name) is None:
             stream = open(os.devnull, "r+", encoding="utf-8")  # noqa: SIM115 (as long as the process)
@@ -80,7 +80,7 @@ def _open_closed() -> None:
             setattr(sys, name, stream)
 
 
-def _let_go(stream: TextIO) -> None:
-    """What is still buffered goes nowhere, so that the interpreter's end doesn't try again."""
+def _discard(stream: TextIO) -> None:
+    """Redirect the stream to os.devnull, so that the interpreter doesn't fail to flush it at exit."""
     with suppress(OSError, ValueError), open(os.devnull, "w") as nowhere:
         os.dup2(nowhere.fileno(), stream.fileno())
