@@ -26,10 +26,10 @@ from precaudit.running.endstate import is_called
 class Observer(ScopeListener):
     """Only models with parameters count (losses have none)."""
 
-    def __init__(self, wanted: Observation, scopes: ModuleScopes, in_island: Callable[[], bool]) -> None:
+    def __init__(self, wanted: Observation, scopes: ModuleScopes, in_disabled_region: Callable[[], bool]) -> None:
         self._wanted = wanted
         self._scopes = scopes
-        self._in_island = in_island
+        self._in_disabled_region = in_disabled_region
         self._calls: dict[str, Calls] = {}
         self._modules: dict[str, tuple[ModuleFacts, ...]] = {}
         self._unanswered: dict[str, str] = {}
@@ -58,7 +58,7 @@ class Observer(ScopeListener):
     def observe(self) -> Observed:
         """Every kept call under every deployment."""
         seen = Seen()
-        repeater = Repeater(self._scopes, self._in_island, self._execution())
+        repeater = Repeater(self._scopes, self._in_disabled_region, self._execution())
         for key in self._calls:
             for deployment in self._wanted.deployments:
                 try:

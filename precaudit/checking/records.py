@@ -46,10 +46,10 @@ class Observation:
     execution: Literal["auto", "native", "emulated"] = "auto"
     batches: int = 4
 
-    def __call__(self, scopes: Any, in_island: Any) -> Any:
+    def __call__(self, scopes: Any, in_disabled_region: Any) -> Any:
         from precaudit.checking.observer import Observer
 
-        return Observer(self, scopes, in_island)
+        return Observer(self, scopes, in_disabled_region)
 
 
 # ---------------------------------------------------------------- what the script's process saw

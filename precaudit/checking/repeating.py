@@ -62,7 +62,7 @@ class Repeater:
     """Runs modules with the precision as the only scope listener, and with the same random numbers every time."""
 
     scopes: ModuleScopes
-    in_island: Callable[[], bool]
+    in_disabled_region: Callable[[], bool]
     execution: Execution
 
     def float32(self, module: nn.Module) -> Run:
@@ -70,7 +70,9 @@ class Repeater:
 
     def under(self, module: nn.Module, plan: Plan) -> Run:
         execution = NativePrecision if self.execution == "native" else Emulator
-        return lambda call: self._run(module, call, [execution(plan, self.scopes, lambda model: True, self.in_island)])
+        return lambda call: self._run(
+            module, call, [execution(plan, self.scopes, lambda model: True, self.in_disabled_region)]
+        )
 
     def _run(self, module: nn.Module, call: Call, precision: list[ScopeListener]) -> Outputs:
         listeners, self.scopes.listeners = self.scopes.listeners, precision

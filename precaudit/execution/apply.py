@@ -51,7 +51,7 @@ class Applied(Scopes):
         self.plan = plan
         self._fqns = tuple(fqns_of(model).values())
         self._native, self._asked = False, native
-        self.listeners = [Emulator(plan, self, in_island=self._in_island)]
+        self.listeners = [Emulator(plan, self, in_disabled_region=self._in_disabled_region)]
         self._handles: list[RemovableHandle] = []
         self._products: tf32 | None = None
         self._choose(model)
@@ -78,7 +78,9 @@ class Applied(Scopes):
             if native is self._native:
                 return
             self._native = native
-            self.listeners = [(NativePrecision if native else Emulator)(self.plan, self, in_island=self._in_island)]
+            self.listeners = [
+                (NativePrecision if native else Emulator)(self.plan, self, in_disabled_region=self._in_disabled_region)
+            ]
             self._leave_products()
             if native:
                 self._products = backward_products(self.plan)
@@ -110,22 +112,22 @@ class Applied(Scopes):
         if not self._stack.frames:
             self._choose(module)
             _follow_checkpoints(self)
-        data = {"island": self._in_island(), "regions_around": _autocast_regions(), **data}
+        data = {"disabled_region": self._in_disabled_region(), "regions_around": _autocast_regions(), **data}
         super()._open(module, name, **data)
         self._stack.frames[-1].data["regions_around"] = _autocast_regions()
 
     _close = torch.compiler.disable(Scopes._close)
 
     def _kept(self, frame: Frame) -> dict[str, Any]:
-        return {**super()._kept(frame), "place": frame.data["place"], "island": self._in_island()}
+        return {**super()._kept(frame), "place": frame.data["place"], "disabled_region": self._in_disabled_region()}
 
-    def _in_island(self) -> bool:
+    def _in_disabled_region(self) -> bool:
         """Inside an autocast region that the forward has opened with `enabled=False`."""
         frame = self.current
         if frame is None:
             return False
         opened = _autocast_regions() > frame.data["regions_around"]
-        return bool(frame.data["island"]) or (opened and not autocast_asked.really())
+        return bool(frame.data["disabled_region"]) or (opened and not autocast_asked.really())
 
     def remove(self) -> None:
         """Take every hook off the model, and end forwards that an interrupt cut short; safe to call twice."""

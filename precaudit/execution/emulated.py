@@ -35,7 +35,7 @@ def every_model(module: torch.nn.Module) -> bool:
     return True
 
 
-def no_island() -> bool:
+def no_disabled_region() -> bool:
     return False
 
 
@@ -91,14 +91,14 @@ class EmulatedMode(OperationMode):
         scope_format: Callable[[], ScopeFormat],
         cast_cache: Callable[[], dict[Any, Any]],
         exact: bool = True,
-        in_island: Callable[[], bool] = no_island,
+        in_disabled_region: Callable[[], bool] = no_disabled_region,
     ) -> None:
         """`exact` says whether the backward pass of products in float32 is in float32 as well."""
         super().__init__()
         self._scope_format = scope_format
         self._cast_cache = cast_cache
         self._exact = exact
-        self._in_island = in_island
+        self._in_disabled_region = in_disabled_region
 
     def whole(self, op: str) -> bool:
         return category(op) == "banned"
@@ -111,7 +111,7 @@ class EmulatedMode(OperationMode):
         half = rounding is not None and rounding.dtype in HALVES
         if op in _DRAWING and (half or writes(func, kwargs)):
             return _drawn(op, func, args, kwargs)
-        if half and self._in_island():
+        if half and self._in_disabled_region():
             return self._in_its_own(op, func, args, kwargs)
         if writes(func, kwargs):
             return _with_fallback(func, args, kwargs) if half else written(func, args, kwargs)
@@ -305,7 +305,8 @@ class Emulator(ScopeListener):
     """Emulates the plan inside models' forwards, and hands float32 back to the script.
 
     `covers` says whether a model is the plan's business, which a loss without weights isn't that calls one which it
-    holds in a list; `in_island` whether the script has opened an autocast region with `enabled=False` of its own.
+    holds in a list; `in_disabled_region` whether the script has opened an autocast region with `enabled=False` of its
+    own.
     """
 
     def __init__(
@@ -313,14 +314,14 @@ class Emulator(ScopeListener):
         plan: Plan,
         scopes: Scopes,
         covers: Callable[[torch.nn.Module], bool] = every_model,
-        in_island: Callable[[], bool] = no_island,
+        in_disabled_region: Callable[[], bool] = no_disabled_region,
     ) -> None:
         self._lookup = PlanLookup(plan, scopes.modules_of)
         self._scopes = scopes
         self._covers = covers
-        self._in_island = in_island
+        self._in_disabled_region = in_disabled_region
         self._exact = plan.matmul_precision == "highest"
-        self._mode = EmulatedMode(self._scope_format, self._cast_cache, self._exact, in_island)
+        self._mode = EmulatedMode(self._scope_format, self._cast_cache, self._exact, in_disabled_region)
 
     def entered(self, frame: Frame) -> None:
         root = frame.root.data
@@ -328,7 +329,7 @@ class Emulator(ScopeListener):
         if begins_plan(frame, self._covers):
             root[AROUND_BACKWARD] = self._around_backward
             frame.data["leave"] = stack = ExitStack()
-            stack.enter_context(autocast_asked.by(self._outside_islands))
+            stack.enter_context(autocast_asked.by(self._outside_disabled_regions))
             stack.enter_context(self._mode)
         if root.get(PLANNED):
             frame.data["format"] = self._lookup.of(frame.name)
@@ -343,11 +344,11 @@ class Emulator(ScopeListener):
         return to_float32(output)
 
     def _around_backward(self, frame: Frame) -> EmulatedMode:
-        scope, island = frame.data["format"], self._in_island()
-        return EmulatedMode(lambda: scope, dict, self._exact, lambda: island)
+        scope, disabled = frame.data["format"], self._in_disabled_region()
+        return EmulatedMode(lambda: scope, dict, self._exact, lambda: disabled)
 
-    def _outside_islands(self) -> bool:
-        return not self._in_island()
+    def _outside_disabled_regions(self) -> bool:
+        return not self._in_disabled_region()
 
     def _scope_format(self) -> ScopeFormat:
         frame = self._scopes.current

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from precaudit.execution import float8
-from precaudit.execution.emulated import begins_plan, every_model, in_float32, no_island, to_float32, written
+from precaudit.execution.emulated import begins_plan, every_model, in_float32, no_disabled_region, to_float32, written
 from precaudit.execution.formats import PlanLookup, ScopeFormat
 from precaudit.execution.libraries import PlanAutocast
 from precaudit.execution.products import tf32
@@ -54,9 +54,11 @@ class ScopeMode(OperationMode):
 
     __torch_function__ = torch.compiler.disable(OperationMode.__torch_function__)
 
-    def __init__(self, scope: ScopeFormat, device: str, in_island: Callable[[], bool] = no_island) -> None:
+    def __init__(
+        self, scope: ScopeFormat, device: str, in_disabled_region: Callable[[], bool] = no_disabled_region
+    ) -> None:
         super().__init__()
-        self._scope, self._device, self._in_island = scope, device, in_island
+        self._scope, self._device, self._in_disabled_region = scope, device, in_disabled_region
 
     def whole(self, op: str) -> bool:
         return op in self._scope.ops
@@ -65,7 +67,7 @@ class ScopeMode(OperationMode):
         if op.startswith("__get"):
             return func(*args, **kwargs)
         format_name = self._scope.of(op)
-        if format_name not in _WIDE and self._in_island():
+        if format_name not in _WIDE and self._in_disabled_region():
             return func(*args, **kwargs)
         if float8.applies(op, format_name, args, kwargs):
             multiply = float8.multiplier(tensors_in((args, kwargs))[0].device)
@@ -91,10 +93,10 @@ class NativePrecision(ScopeListener):
         plan: Plan,
         scopes: Scopes,
         covers: Callable[[torch.nn.Module], bool] = every_model,
-        in_island: Callable[[], bool] = no_island,
+        in_disabled_region: Callable[[], bool] = no_disabled_region,
     ) -> None:
         self._lookup = PlanLookup(plan, scopes.modules_of)
-        self._covers, self._in_island = covers, in_island
+        self._covers, self._in_disabled_region = covers, in_disabled_region
 
     def entered(self, frame: Frame) -> None:
         root = frame.root.data
@@ -104,12 +106,12 @@ class NativePrecision(ScopeListener):
             return
         scope, active = self._lookup.of(frame.name), root["formats"]
         contexts: list[AbstractContextManager[Any]] = []
-        opens = scope.default != active[-1] and (scope.default in _WIDE or not self._in_island())
+        opens = scope.default != active[-1] and (scope.default in _WIDE or not self._in_disabled_region())
         if opens:
             contexts.append(region_for(scope.default, _device_of(frame.module)))
         low = self._lookup.plan.is_low_precision
         if scope.ops or scope.default in FLOAT8_DTYPES or (scope.default in _WIDE and low):
-            contexts.append(ScopeMode(scope, _device_of(frame.module), self._in_island))
+            contexts.append(ScopeMode(scope, _device_of(frame.module), self._in_disabled_region))
         active.append(scope.default if opens else active[-1])
         frame.data["regions"] = stack = ExitStack()
         for context in contexts:

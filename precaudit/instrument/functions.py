@@ -26,10 +26,12 @@ IN_FUNCTION = "in_function"
 class OwnBackward:
     """`running` is the module, and the function, whose own backward pass is running or let an error through."""
 
-    def __init__(self, scopes: ModuleScopes, island: Callable[[], AbstractContextManager[None]], planned: bool) -> None:
-        """`island` is a region that the script keeps from autocast; `planned` says that half values are a plan's."""
+    def __init__(
+        self, scopes: ModuleScopes, disabled_region: Callable[[], AbstractContextManager[None]], planned: bool
+    ) -> None:
+        """`disabled_region` opens a region with autocast disabled; `planned` says that half values are a plan's."""
         self.running: tuple[str, str] | None = None
-        self._scopes, self._island, self._planned = scopes, island, planned
+        self._scopes, self._disabled_region, self._planned = scopes, disabled_region, planned
         self._entered: list[ExitStack] = []
 
     @contextmanager
@@ -48,7 +50,7 @@ class OwnBackward:
                     frame.data[IN_FUNCTION] = True
                     stack.callback(frame.data.pop, IN_FUNCTION)
                 if _decorator(cls.forward, "fwd").get("cast_inputs") is torch.float32:
-                    stack.enter_context(self._island())
+                    stack.enter_context(self._disabled_region())
                     args = map_tensors(self._widened, args)
                 result = function(*args, **kwargs)
             self._follow(cls, frame, result)

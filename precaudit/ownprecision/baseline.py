@@ -47,16 +47,17 @@ def keeping_what_is_asked(original: Callable[..., None]) -> Callable[..., None]:
 
 
 class _Region(NamedTuple):
-    """An open autocast region: its dtype, None if off; whether it is an island; whether torch keeps its casts."""
+    """An open autocast region: its dtype (None if disabled), whether it disables autocast that would be active, and
+    whether torch caches its casts."""
 
     dtype: str | None
-    island: bool
+    disables: bool
     caches: bool
 
 
 class Baseline:
-    """What the script asked for: `settings` has its autocast dtype, its GradScaler's arguments and the default of a
-    plan that it applies, when it has any."""
+    """The script's own mixed precision: `settings` has its autocast dtype, its GradScaler's arguments and the default
+    format of a plan that it applies, if there are any."""
 
     def __init__(self, in_forward: Callable[[], bool] = lambda: True) -> None:
         """`in_forward` says whether a module's forward is running."""
@@ -68,15 +69,15 @@ class Baseline:
         self.region_at: Location | None = None
         """Where the outermost autocast region was opened last."""
 
-    def in_island(self) -> bool:
-        """Inside an autocast region that the script (or its library) opened with `enabled=False`, to keep something in
-        it from low precision. The outermost region around a model's call keeps nothing: it is the script's switch
-        for mixed precision (`enabled=args.amp`), and off."""
-        return any(region.island for region in self._regions)
+    def in_disabled_region(self) -> bool:
+        """Whether the script (or a library) has disabled autocast inside a model or inside another region, to keep some
+        operations in float32. A disabled region around the model's call doesn't count: there it is the script's
+        switch for mixed precision (`enabled=args.amp`)."""
+        return any(region.disables for region in self._regions)
 
     @contextmanager
-    def island(self) -> Iterator[None]:
-        """Until the block ends as if inside a region of the script's with `enabled=False`."""
+    def disabled_region(self) -> Iterator[None]:
+        """Behave in this block as inside a region that the script has opened with `enabled=False`."""
         self._regions.append(_Region(None, True, False))
         try:
             yield
@@ -84,12 +85,12 @@ class Baseline:
             self._regions.pop()
 
     def _kept(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """What checkpointing repeats of an island stays one."""
-        if not self.in_island():
+        """Checkpointing recomputes a function of a disabled region with autocast disabled again."""
+        if not self.in_disabled_region():
             return function
 
         def kept(*args: Any, **kwargs: Any) -> Any:
-            with self.island():
+            with self.disabled_region():
                 return function(*args, **kwargs)
 
         return kept
@@ -99,12 +100,12 @@ class Baseline:
         return self._regions[-1].dtype if self._regions else None
 
     def cast_cache(self) -> object | None:
-        """What stands for the weights that torch's autocast has cast and keeps; None where it keeps or casts none."""
+        """Identifies the current contents of torch's autocast weight cache; None where nothing is cast or cached."""
         return self._cache if self._regions and self._regions[-1].dtype and self._regions[-1].caches else None
 
     @contextmanager
     def neutralized(self) -> Iterator[None]:
-        """autocast regions and plans do nothing and GradScalers are disabled until the block ends."""
+        """Disable autocast regions, GradScalers and plans of the script in this block."""
         scaler = torch.amp.GradScaler
         switched_off = all_wrapped(
             (applying, "put_on", self._applied),
@@ -119,8 +120,8 @@ class Baseline:
             yield
 
     def _entered(self, original: Callable[[autocast], Any]) -> Callable[[autocast], autocast]:
-        """torch's own regions restore what was in force around them, which may be a plan's autocast. An island
-        switches that off."""
+        """Regions that torch itself opens restore the surrounding autocast state, which may be a plan's. A region that
+        disables autocast really disables that."""
 
         def __enter__(region: autocast) -> autocast:
             if getattr(region, "precaudit_of_torch", False):
@@ -134,16 +135,16 @@ class Baseline:
             if not self._regions:
                 self._cleared()
                 self.region_at = place
-            island = dtype is None and (bool(self._regions) or self._in_forward())
-            self._regions.append(_Region(dtype, island, region._cache_enabled))
-            if island:
+            disables = dtype is None and (bool(self._regions) or self._in_forward())
+            self._regions.append(_Region(dtype, disables, region._cache_enabled))
+            if disables:
                 original(region)
             return region
 
         return __enter__
 
     def _asked(self, dtype: str, place: Location | None) -> None:
-        """Keeps the dtype of the region that counts most: one with gradients before others, and float16, which needs a
+        """Record the dtype of the most relevant region: one with gradients before others, and float16, which needs a
         loss scale, before bfloat16."""
         needs = (torch.is_grad_enabled(), dtype == "float16")
         if needs > self._needs:
@@ -166,7 +167,7 @@ class Baseline:
 
     def _left(self, original: Callable[..., Any]) -> Callable[..., None]:
         def __exit__(region: autocast, *exception: Any) -> None:
-            if getattr(region, "precaudit_of_torch", False) or self._regions.pop().island:
+            if getattr(region, "precaudit_of_torch", False) or self._regions.pop().disables:
                 original(region, *exception)
 
         return __exit__
@@ -195,7 +196,7 @@ class Baseline:
 
 
 def _scaling(original: Callable[..., Any]) -> Callable[..., Any]:
-    """The script's scaler is off, but what it would have scaled is marked, so that a plan's loss scale can scale it."""
+    """Mark the losses that the disabled scaler would have scaled, so that a plan's loss scale applies to them."""
 
     def scale(scaler: Any, outputs: Any) -> Any:
         return map_tensors(_scaled, original(scaler, outputs))
@@ -204,7 +205,7 @@ def _scaling(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _scaled(loss: torch.Tensor) -> torch.Tensor:
-    """A view carries the mark, as the script may use the loss itself elsewhere, unscaled."""
+    """A marked view of the loss: the script may use the loss itself elsewhere, unscaled."""
     if not loss.requires_grad:
         return loss
     loss = loss.view_as(loss)

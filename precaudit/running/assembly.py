@@ -62,14 +62,14 @@ class Session:
         self.names, self.events = ModuleNames(), TrainingEvents()
         self.scopes = scopes = ModuleScopes(self.names)
         self.baseline = baseline = Baseline(lambda: scopes.current is not None)
-        in_island, settings = baseline.in_island, baseline.settings
+        in_disabled_region, settings = baseline.in_disabled_region, baseline.settings
         own = spec.plan is None and bool(spec.audited)
-        self.functions = OwnBackward(scopes, baseline.island, spec.plan is not None)
+        self.functions = OwnBackward(scopes, baseline.disabled_region, spec.plan is not None)
         self.scaler = _scaler(spec.plan)
-        self.tracer = Tracer(scopes, _trace_options(spec, baseline), in_island) if _is_traced(spec) else None
-        probing = spec, self.names, scopes, self.events, has_parameters, in_island
+        self.tracer = Tracer(scopes, _trace_options(spec, baseline), in_disabled_region) if _is_traced(spec) else None
+        probing = spec, self.names, scopes, self.events, has_parameters, in_disabled_region
         self.probe = probe = GradientProbe(*probing) if spec.probe_dir else None
-        self.observer = spec.observer(scopes, in_island) if spec.observer else None
+        self.observer = spec.observer(scopes, in_disabled_region) if spec.observer else None
         self.own_low = OwnLowPrecision(self.names, settings, lambda: scopes.current) if _as_written(spec) else None
         self.scaled = ScaledGradients(self.names, settings) if own else None
         by_hand = ScaledByHand(self.names, settings) if own else None
@@ -79,7 +79,7 @@ class Session:
         self.optimizers, self.first_values, self.last_calls = Optimizers(), FirstValues(), LastCalls()
         self.lost_outputs = LostOutputs(lambda: monitor.steps)
         ends = self.first_values, self.last_calls, self.lost_outputs
-        roundings = _roundings(spec, scopes, in_island)
+        roundings = _roundings(spec, scopes, in_disabled_region)
         scopes.listeners = _wanted(self.events, *roundings, probe, self.tracer, *ends, self.observer, stale, monitor)
         watching = self.own_low, self.scaled, by_hand, self.changes, stale
         self.events.listeners = _wanted(self.scaler, self.tracer, probe, *watching, self.optimizers, monitor)
@@ -113,7 +113,7 @@ class Session:
         """Run models under `plan` (None: float32) without any other listener."""
         listeners = self.scopes.listeners
         other = replace(spec, plan=plan, jitter=False, perturbed=None)
-        self.scopes.listeners = list(_roundings(other, self.scopes, self.baseline.in_island))
+        self.scopes.listeners = list(_roundings(other, self.scopes, self.baseline.in_disabled_region))
         try:
             yield
         finally:
@@ -137,11 +137,11 @@ def _is_traced(spec: RunSpec) -> bool:
     return bool(spec.audited) or spec.watch_from is not None
 
 
-def _roundings(spec: RunSpec, scopes: ModuleScopes, in_island: Callable[[], bool]) -> Iterator[ScopeListener]:
+def _roundings(spec: RunSpec, scopes: ModuleScopes, in_disabled_region: Callable[[], bool]) -> Iterator[ScopeListener]:
     """The listeners that round: the plan's execution, and perturbations of the initial weights."""
     if spec.plan is not None:
         execution = NativePrecision if spec.execution == "native" else Emulator
-        yield execution(spec.plan, scopes, has_parameters, in_island)
+        yield execution(spec.plan, scopes, has_parameters, in_disabled_region)
     if spec.jitter:
         yield Perturbation(jitter(spec.seed))
     if spec.perturbed:

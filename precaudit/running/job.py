@@ -44,7 +44,7 @@ class RunSpec:
     - `jitter` perturbs the initial weights by one percent, `perturbed` rounds them to this format.
     - `neutralize` turns the script's own casts to low precision into float32.
     - `patience`: how many model calls may pass without an optimizer step before the run is stopped.
-    - `observer`: called with the module scopes and `Baseline.in_island`, it makes an additional scope
+    - `observer`: called with the module scopes and `Baseline.in_disabled_region`, it makes an additional scope
       listener, whose `observe()` after the run gives the result's `observed`.
     - `runs` replaces the instrumented run: called with the spec, the code and `leave`, it runs the code in its own way.
     - `since`: when the job's first run started, at the earliest (seconds since the epoch); `gpus`: the value of

@@ -49,7 +49,7 @@ class GradientProbe(TrainingListener, ScopeListener):
         scopes: ModuleScopes,
         events: TrainingEvents,
         covers: Callable[[nn.Module], bool],
-        in_island: Callable[[], bool],
+        in_disabled_region: Callable[[], bool],
     ) -> None:
         self._events = events
         self._made: int | None = None
@@ -60,7 +60,7 @@ class GradientProbe(TrainingListener, ScopeListener):
         self._step = 0
         execution = NativePrecision if spec.execution == "native" else Emulator
         self._executions: dict[int, ScopeListener] = {
-            step: execution(plan, scopes, covers, in_island) for step, (_, plan) in spec.probe_compare.items()
+            step: execution(plan, scopes, covers, in_disabled_region) for step, (_, plan) in spec.probe_compare.items()
         }
         self._scaler: LossScaler | None = None
         self._saves = spec.probe_save

@@ -13,7 +13,7 @@ import torch
 from torch.utils.hooks import unserializable_hook
 
 from precaudit.execution.atomics import not_in_place
-from precaudit.execution.emulated import no_island
+from precaudit.execution.emulated import no_disabled_region
 from precaudit.execution.policy import ACCUMULATING, MASKED, Category, category
 from precaudit.formats import get_format
 from precaudit.histograms import Peak, take_peak
@@ -66,10 +66,12 @@ class _Token:
 
 
 class Tracer(TrainingListener, ScopeListener):
-    def __init__(self, scopes: ModuleScopes, options: TraceOptions, in_island: Callable[[], bool] = no_island) -> None:
-        """`in_island` says whether autocast is switched off by the script itself."""
+    def __init__(
+        self, scopes: ModuleScopes, options: TraceOptions, in_disabled_region: Callable[[], bool] = no_disabled_region
+    ) -> None:
+        """`in_disabled_region` says whether autocast is switched off by the script itself."""
         self.options = options
-        self._in_island = in_island
+        self._in_disabled_region = in_disabled_region
         self.ops: dict[tuple[ModuleName, str, int], OpSlot] = {}
         self.layers: dict[ModuleName, LayerSlot] = {}
         self.parameters = ParameterTracker(lambda: self.log2_scale)
@@ -228,7 +230,7 @@ class Tracer(TrainingListener, ScopeListener):
 
     def _category(self, op: str) -> Category:
         """What autocast does with an operation; nothing where it is off."""
-        return "other" if self._in_island() else category(op)
+        return "other" if self._in_disabled_region() else category(op)
 
     def begin(self, op: str, func: Call, args: Any, kwargs: Any, half: bool) -> _Token | None:
         frame = self._scopes.current

@@ -36,7 +36,7 @@ def test_a_region_does_nothing_and_is_noted(name):
     with baseline.neutralized(), region():
         assert (X @ X).dtype == torch.float32
         assert not torch.is_autocast_enabled("cpu")
-        assert not baseline.in_island()
+        assert not baseline.in_disabled_region()
     assert baseline.settings["autocast"] == dtype
     assert baseline.settings["autocast_at"]["path"] == __file__
 
@@ -55,18 +55,18 @@ def test_a_plan_that_the_script_applies_does_nothing():
 
 @NO_CUDA
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_a_region_that_switches_autocast_off_is_an_island(device):
+def test_a_region_that_switches_autocast_off_is_a_disabled_region(device):
     baseline = Baseline()
     with baseline.neutralized():
         with torch.autocast("cpu", torch.bfloat16):
             with torch.autocast(device, enabled=False):
-                assert baseline.in_island()
+                assert baseline.in_disabled_region()
                 with torch.autocast("cpu", torch.bfloat16):
-                    assert baseline.in_island()
-            assert not baseline.in_island()
+                    assert baseline.in_disabled_region()
+            assert not baseline.in_disabled_region()
         with torch.autocast(device, enabled=False):
-            assert baseline.in_island()
-    assert not baseline.in_island()
+            assert baseline.in_disabled_region()
+    assert not baseline.in_disabled_region()
 
 
 def test_the_innermost_region_tells_the_dtype():
@@ -105,7 +105,7 @@ def test_a_region_left_by_an_exception():
     with baseline.neutralized():
         with pytest.raises(ZeroDivisionError), torch.autocast("cpu", enabled=False):
             raise ZeroDivisionError
-        assert not baseline.in_island()
+        assert not baseline.in_disabled_region()
 
 
 def test_decorators():
@@ -121,12 +121,12 @@ def test_decorators():
 
 
 @pytest.mark.parametrize("reentrant", [True, False])
-def test_what_checkpointing_opens_is_no_island(reentrant):
+def test_what_checkpointing_opens_is_no_disabled_region(reentrant):
     """It restores the region that it saw, which was off."""
     baseline, seen = Baseline(), []
 
     def forward(x):
-        seen.append((baseline.in_island(), baseline.autocast_in_force()))
+        seen.append((baseline.in_disabled_region(), baseline.autocast_in_force()))
         return x.exp()
 
     with baseline.neutralized():

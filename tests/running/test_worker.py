@@ -403,10 +403,10 @@ def test_a_script_s_own_mixed_precision_is_off_unless_asked_for():
 
 @pytest.mark.filterwarnings("ignore:CUDA is not available")
 @pytest.mark.parametrize(
-    ("regions", "island"),
+    ("regions", "disabled"),
     [([True], False), ([False], False), ([True, False], True), ([False, False], True), ([True, False, True], True)],
 )
-def test_a_plan_runs_inside_autocast_switched_off_or_on_and_not_inside_an_island(regions, island):
+def test_a_plan_runs_inside_autocast_switched_off_or_on_and_not_inside_a_disabled_region(regions, disabled):
     """`autocast(enabled=args.amp)` around a training step says nothing of the plan where there is no `--amp`."""
 
     def code():
@@ -418,7 +418,7 @@ def test_a_plan_runs_inside_autocast_switched_off_or_on_and_not_inside_an_island
 
         train(forward=forward)
 
-    assert (run(spec(plan=BRAIN), code).losses == run(spec(), code).losses) is island
+    assert (run(spec(plan=BRAIN), code).losses == run(spec(), code).losses) is disabled
 
 
 def test_a_native_plan_goes_on_with_the_weights_of_each_step():
@@ -510,7 +510,7 @@ def test_what_a_part_without_weights_checkpoints_is_repeated_under_the_plan(exec
 
 @pytest.mark.parametrize("execution", ["emulated", "native", "applied, emulated", "applied, native"])
 @pytest.mark.parametrize("checkpointed", [False, True])
-def test_an_island_inside_a_model_is_what_torch_makes_of_it(execution, checkpointed):
+def test_a_disabled_region_inside_a_model_is_what_torch_makes_of_it(execution, checkpointed):
     """What comes in is not cast, neither up nor down; in the backward pass again."""
     seen = []
 
@@ -519,7 +519,7 @@ def test_an_island_inside_a_model_is_what_torch_makes_of_it(execution, checkpoin
             super().__init__()
             self.lin, self.inner = nn.Linear(4, 4), nn.Linear(4, 4)
 
-        def island(self, h):
+        def in_float32(self, h):
             wide = h.float()
             seen.append([t.dtype for t in (h.relu(), h @ h.t(), wide @ wide.t(), self.inner(wide))])
             return self.inner(wide)
@@ -527,7 +527,7 @@ def test_an_island_inside_a_model_is_what_torch_makes_of_it(execution, checkpoin
         def forward(self, x):
             h = self.lin(x)
             with torch.autocast("cpu", enabled=False):
-                wide = checkpoint(self.island, h, use_reentrant=False) if checkpointed else self.island(h)
+                wide = checkpoint(self.in_float32, h, use_reentrant=False) if checkpointed else self.in_float32(h)
             seen.append([(h @ h.t()).dtype])
             return h + wide
 
@@ -1000,7 +1000,7 @@ def test_probes_through_reentrant_checkpoints_are_unscaled(tmp_path):
 
 
 def test_products_where_the_script_switched_autocast_off_count_as_no_products():
-    class Island(nn.Module):
+    class PartlyDisabled(nn.Module):
         def __init__(self):
             super().__init__()
             self.lin = nn.Linear(4, 4)
@@ -1009,11 +1009,11 @@ def test_products_where_the_script_switched_autocast_off_count_as_no_products():
             with torch.autocast("cpu", enabled=False):
                 return x @ self.lin.weight + self.lin(x)
 
-    model = Island()
+    model = PartlyDisabled()
     result = run(spec(audited=frozenset({0})), lambda: train(forward=lambda other, x: other(model(x))))
     ops = {(op.fqn, op.op): (op.category, op.half) for op in result.trace.ops if op.op in ("linear", "matmul")}
-    island = [kind for (fqn, op), kind in ops.items() if op == "matmul" or fqn.endswith("lin")]
-    assert island == [("other", False)] * 2
+    inside = [kind for (fqn, op), kind in ops.items() if op == "matmul" or fqn.endswith("lin")]
+    assert inside == [("other", False)] * 2
     assert ("lower", True) in ops.values()
 
 
