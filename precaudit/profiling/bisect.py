@@ -86,12 +86,12 @@ def contributions(
     steps, everything = _in_pairs(spec.probe_save), _low_modules(plan)
     if not steps or not everything:
         return []
-    wholes = _errors(spec, runner, dict.fromkeys(steps, _only(plan, everything)), measure)
-    typical = fmean(wholes.values()) if wholes else 0.0
+    full_errors = _errors(spec, runner, dict.fromkeys(steps, _only(plan, everything)), measure)
+    typical = fmean(full_errors.values()) if full_errors else 0.0
     if typical == 0:
         return []
-    steps = _telling(wholes)
-    shares = partial(_shares, spec, runner, measure, wholes, steps)
+    steps = _telling(full_errors)
+    shares = partial(_shares, spec, runner, measure, full_errors, steps)
 
     def alone(groups: Sequence[Group]) -> dict[Group, float]:
         return shares({group: _only(plan, group) for group in groups})
@@ -109,17 +109,17 @@ def contributions(
     return [Contribution(fqn, share * typical) for fqn, share in found]
 
 
-def _telling(wholes: Mapping[Steps, float]) -> list[Steps]:
+def _telling(full_errors: Mapping[Steps, float]) -> list[Steps]:
     """Those that hold the error: where another branch is taken, each module's share is one of next to nothing."""
-    least = _TELLING * fmean(map(abs, wholes.values()))
-    return [steps for steps, error in wholes.items() if abs(error) >= least]
+    least = _TELLING * fmean(map(abs, full_errors.values()))
+    return [steps for steps, error in full_errors.items() if abs(error) >= least]
 
 
 def _shares(
     spec: RunSpec,
     runner: Runner,
     measure: Measure,
-    wholes: Mapping[Steps, float],
+    full_errors: Mapping[Steps, float],
     steps: Sequence[Steps],
     plans: Mapping[Group, Plan],
 ) -> dict[Group, float]:
@@ -130,7 +130,9 @@ def _shares(
     for start in range(0, len(groups), len(steps)):
         tried = dict(zip(steps, groups[start:], strict=False))
         errors = _errors(spec, runner, {step: plans[group] for step, group in tried.items()}, measure)
-        found |= {tried[step]: _share(error, wholes[step]) for step, error in errors.items() if step in wholes}
+        found |= {
+            tried[step]: _share(error, full_errors[step]) for step, error in errors.items() if step in full_errors
+        }
     return found
 
 

@@ -13,7 +13,7 @@ from precaudit.planning.fitting import format_of, is_within
 from precaudit.planning.planner import fallback
 from precaudit.profiling.bisect import contributions, of_gradients, of_losses, whole_error
 from precaudit.reporting.words import plural
-from precaudit.running.job import Astray, RunResult, ScriptError
+from precaudit.running.job import OutputDeviation, RunResult, ScriptError
 from precaudit.tracing.records import Fault, Trace
 from precaudit.verification.gates import first_lost, refusals, stuck_buffers, unused_calls, usual_calls, wrong_answers
 from precaudit.verification.statistics import diverged
@@ -51,8 +51,8 @@ def find_repair(trials: Trials, plan: Plan, candidates: Mapping[int, RunResult])
             return _after_fault(plan, faults, trials.audit.trace)
     for _, error in refusals(pairs):
         return _after_exception(plan, error, trials.audit.trace)
-    if astray := wrong_answers(pairs, plan):
-        return _after_wrong_answer(plan, *astray[0])
+    if deviating := wrong_answers(pairs, plan):
+        return _after_wrong_answer(plan, *deviating[0])
     return _after_stuck(plan, stuck_buffers(pairs)) or _after_silent_error(trials, plan, candidates)
 
 
@@ -226,7 +226,7 @@ def _after_stuck(plan: Plan, buffers: Sequence[str]) -> list[Promotion]:
     return list(found.values())
 
 
-def _after_wrong_answer(plan: Plan, model: str, far: Astray) -> list[Promotion]:
+def _after_wrong_answer(plan: Plan, model: str, far: OutputDeviation) -> list[Promotion]:
     """Training shows nothing of it: what is to blame was looked for where the model answered."""
     others = plural(len(far.causes) - 1, "other")
     how = f"by {far.error:.1%} in eval mode{f', with {others}' if far.causes[1:] else ''}"

@@ -32,7 +32,7 @@ from precaudit.ownprecision.scaled_gradients import ScaledGradients
 from precaudit.ownprecision.stale_casts import StaleCasts
 from precaudit.ownprecision.watch import OwnLowPrecision
 from precaudit.running.endstate import FirstValues, LastCalls, LostOutputs, end_state
-from precaudit.running.evaluation import Beside
+from precaudit.running.evaluation import PlanComparison
 from precaudit.running.job import EndState, RunSpec, ScriptError
 from precaudit.running.monitor import Monitor, Stop
 from precaudit.running.probes import GradientProbe
@@ -94,7 +94,7 @@ class Session:
                 calls,
                 self.first_values,
                 self.lost_outputs.first,
-                self.beside(spec, max(seconds, _SHORT) / max(1, len(calls))),
+                self.comparison(spec, max(seconds, _SHORT) / max(1, len(calls))),
             )
 
     def blamed(self, error: ScriptError) -> ScriptError:
@@ -102,11 +102,11 @@ class Session:
         where, function = self.functions.running or (self.scopes.raised_in, None)
         return replace(error, raised_in=where, backward_of=function)
 
-    def beside(self, spec: RunSpec, seconds: float = math.inf) -> Beside | None:
+    def comparison(self, spec: RunSpec, seconds: float = math.inf) -> PlanComparison | None:
         """What the evaluation of models under the spec's plan needs; None where no low-precision plan is tried."""
         if spec.plan is None or spec.watch_from is not None or not spec.plan.is_low_precision:
             return None
-        return Beside(spec.plan, partial(self._under, spec), seconds)
+        return PlanComparison(spec.plan, partial(self._under, spec), seconds)
 
     @contextmanager
     def _under(self, spec: RunSpec, plan: Plan | None) -> Iterator[None]:

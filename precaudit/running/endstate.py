@@ -18,7 +18,7 @@ from precaudit.instrument.events import parameters_of
 from precaudit.instrument.names import by_module, has_parameters
 from precaudit.instrument.scopes import Frame, ModuleScopes, ScopeListener
 from precaudit.instrument.torchfunction import plain, tensors_in
-from precaudit.running.evaluation import Answer, Beside, answer
+from precaudit.running.evaluation import Answer, PlanComparison, answer
 from precaudit.running.job import EndState, ScriptError
 from precaudit.running.scripterrors import record_of
 
@@ -182,7 +182,7 @@ def end_state(
     calls: Mapping[str, tuple[nn.Module, Any, Any]],
     first: FirstValues,
     lost: Mapping[str, int] = MappingProxyType({}),
-    beside: Beside | None = None,
+    comparison: PlanComparison | None = None,
 ) -> EndState:
     models = scopes.names.models
 
@@ -190,7 +190,7 @@ def end_state(
         ways = [(path, first.moved(module, getattr(module, kind))) for path, module in _named(models, "modules")]
         return {f"{path}.{name}".lstrip("."): far for path, own in ways for name, far in own}
 
-    answers = {name: _evaluate(scopes, *call, beside) for name, call in calls.items()}
+    answers = {name: _evaluate(scopes, *call, comparison) for name, call in calls.items()}
     kept = {name: each for name, each in answers.items() if isinstance(each, Answer) and each.values.numel()}
     return EndState(
         parameters=_nonfinite(_named(models, "parameters")),
@@ -201,7 +201,7 @@ def end_state(
         lost=lost,
         optimizer_state=tuple(sorted(set(_nonfinite(_states(optimizers))))),
         evaluations={name: (bool(each.values.isfinite().all()), _rms(each.values)) for name, each in kept.items()},
-        astray={name: each.astray for name, each in kept.items() if each.astray},
+        deviations={name: each.deviation for name, each in kept.items() if each.deviation},
         refused={name: each for name, each in answers.items() if isinstance(each, ScriptError)},
     )
 
@@ -223,10 +223,10 @@ def _states(optimizers: Iterable[Any]) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def _evaluate(
-    scopes: ModuleScopes, module: nn.Module, args: Any, kwargs: Any, beside: Beside | None
+    scopes: ModuleScopes, module: nn.Module, args: Any, kwargs: Any, comparison: PlanComparison | None
 ) -> Answer | ScriptError:
     """The model's answer in eval mode, or the error that it raises."""
     try:
-        return answer(module, args, kwargs, beside)
+        return answer(module, args, kwargs, comparison)
     except (Exception, SystemExit) as error:
         return replace(record_of(error), raised_in=scopes.raised_in)

@@ -22,7 +22,7 @@ from torch.nn.parameter import is_lazy
 from precaudit.execution.perturbation import rounded_to
 from precaudit.instrument.torchfunction import plain, tensors_in
 from precaudit.model import Plan
-from precaudit.running.job import Astray
+from precaudit.running.job import OutputDeviation
 from precaudit.running.modes import eval_mode
 
 _PARTS = 32
@@ -34,7 +34,7 @@ Outputs = list[torch.Tensor]
 
 
 @dataclass(frozen=True)
-class Beside:
+class PlanComparison:
     """The plan under test, a context manager that runs models `under` another plan (None: float32), and how many
     `seconds` the calls of one model may take in total."""
 
@@ -61,26 +61,23 @@ class _Budgeted:
 
 @dataclass(frozen=True)
 class Answer:
-    """All floating-point outputs, flat. `astray` is None where there is no plan, or no float32 output to compare
+    """All floating-point outputs, flat. `deviation` is None where there is no plan, or no float32 output to compare
     with."""
 
     values: torch.Tensor
-    astray: Astray | None = None
+    deviation: OutputDeviation | None = None
 
 
-def answer(module: nn.Module, args: Any, kwargs: Any, beside: Beside | None) -> Answer:
-    call = _Budgeted(partial(_outputs, module, args, kwargs), beside.seconds if beside else math.inf)
+def answer(module: nn.Module, args: Any, kwargs: Any, comparison: PlanComparison | None) -> Answer:
+    call = _Budgeted(partial(_outputs, module, args, kwargs), comparison.seconds if comparison else math.inf)
     with eval_mode(module):
         planned = call()
         found = Answer(torch.cat([each.flatten() for each in planned]) if planned else torch.empty(0))
-        if beside is None or not found.values.numel():
+        if comparison is None or not found.values.numel():
             return found
         try:
-            return replace(found, astray=_astray(module, call, planned, beside))
-        except (
-            Exception,
-            SystemExit,
-        ):  # some models can't be called repeatedly (a cache that grows); or it takes too long
+            return replace(found, deviation=_deviation(module, call, planned, comparison))
+        except (Exception, SystemExit):  # a model whose cache grows with every call, say; or it takes too long
             return found
 
 
@@ -92,50 +89,53 @@ def _outputs(module: nn.Module, args: Any, kwargs: Any, seed: int = 0) -> Output
     return [t.detach().float().cpu().reshape(len(t) if t.dim() and t.numel() else 1, -1) for t in outputs]
 
 
-def _astray(module: nn.Module, call: _Budgeted, planned: Outputs, beside: Beside) -> Astray:
+def _deviation(module: nn.Module, call: _Budgeted, planned: Outputs, comparison: PlanComparison) -> OutputDeviation:
     """The deviation of the worst output. Each is compared by itself: a large one would hide a small one."""
-    with beside.under(None):
+    plan = comparison.plan
+    with comparison.under(None):
         exact = call()
-        with _rounded(module, beside.plan.narrowest):
+        with _rounded(module, plan.narrowest):
             chances = _distances(call(), exact)
-    each = [Astray(*far) for far in zip(_distances(planned, exact, 1), chances, strict=True)]
-    if _worst(each, beside.plan).is_fault(beside.plan):
-        each = _surely(each, module, call, exact, beside)
-    found = _worst(each, beside.plan)
-    if not found.is_fault(beside.plan):
+    each = [OutputDeviation(*far) for far in zip(_distances(planned, exact, 1), chances, strict=True)]
+    if _worst(each, plan).is_fault(plan):
+        each = _confirmed(each, module, call, exact, comparison)
+    found = _worst(each, plan)
+    if not found.is_fault(plan):
         return found
 
     def without(group: Collection[str]) -> float:
-        with beside.under(_wide(beside.plan, group)):
+        with comparison.under(_widened(plan, group)):
             left = _distances(call(), exact, 1)
-        return max(replace(one, error=error).excess(beside.plan) for one, error in zip(each, left, strict=True))
+        return max(replace(one, error=error).excess(plan) for one, error in zip(each, left, strict=True))
 
     def mends(group: Collection[str]) -> bool:
-        return without(group) < min(1.0, _MENDED * found.excess(beside.plan))
+        return without(group) < min(1.0, _MENDED * found.excess(plan))
 
     with suppress(TimeoutError):
-        return replace(found, causes=_causes(beside.plan, without, mends))
+        return replace(found, causes=_causes(plan, without, mends))
     return found
 
 
-def _worst(each: list[Astray], plan: Plan) -> Astray:
+def _worst(each: list[OutputDeviation], plan: Plan) -> OutputDeviation:
     return max(each, key=lambda one: one.excess(plan))
 
 
-def _surely(each: list[Astray], module: nn.Module, call: _Budgeted, exact: Outputs, beside: Beside) -> list[Astray]:
+def _confirmed(
+    each: list[OutputDeviation], module: nn.Module, call: _Budgeted, exact: Outputs, comparison: PlanComparison
+) -> list[OutputDeviation]:
     """The deviations, confirmed by more calls. The error is the smaller one of two calls, since a model may carry state
     from call to call. `chance` also covers what another seed changes, since random numbers may differ between formats,
     and several roundings of the weights, since a single one may flip no discrete choice."""
-    with beside.under(beside.plan):
+    with comparison.under(comparison.plan):
         again = _distances(call(), exact, 1)
-    with beside.under(None):
+    with comparison.under(None):
         by_chance = [_distances(call(seed=1), exact)]
         for draw in range(1, 1 + _DRAWS):
-            with _rounded(module, beside.plan.narrowest, draw):
+            with _rounded(module, comparison.plan.narrowest, draw):
                 by_chance.append(_distances(call(), exact))
     errors = [min(one.error, error) for one, error in zip(each, again, strict=True)]
     chances = [max(one.chance, *others) for one, *others in zip(each, *by_chance, strict=True)]
-    return [Astray(*far) for far in zip(errors, chances, strict=True)]
+    return [OutputDeviation(*far) for far in zip(errors, chances, strict=True)]
 
 
 def _causes(
@@ -164,7 +164,7 @@ def _needed(causes: Sequence[str], mends: Callable[[Collection[str]], bool]) -> 
     return tuple(causes)
 
 
-def _wide(plan: Plan, group: Collection[str]) -> Plan:
+def _widened(plan: Plan, group: Collection[str]) -> Plan:
     modules = {**plan.modules, **dict.fromkeys(group, "float32")}
     return replace(plan, modules=modules, ops=tuple(op for op in plan.ops if op.fqn not in group))
 

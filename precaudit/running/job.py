@@ -116,9 +116,12 @@ class ScriptError:
 
 
 @dataclass(frozen=True)
-class Astray:
-    """How far a model's output is from float32's with the same weights, as a share of its rms; how far rounding the
-    weights once moves float32's own (`chance`); and the modules that mend it when they run in float32 (`causes`)."""
+class OutputDeviation:
+    """The difference of a model's output under a plan from float32's with the same weights.
+
+    `error` is relative to the output's rms; `chance` is the relative change that rounding the weights once causes in
+    float32; `causes` are modules that remove the difference when they run in float32.
+    """
 
     error: float
     chance: float
@@ -128,8 +131,8 @@ class Astray:
         return self.excess(plan) > 1
 
     def excess(self, plan: Plan) -> float:
-        """The error over what the plan's formats allow, or over many times what rounding the weights does where that is
-        more: some models are sensitive, or choose by their values."""
+        """The error relative to its limit: the tolerance of the plan's formats or, if larger, a multiple of `chance`,
+        as some models are sensitive or make discrete choices."""
         return self.error / max(get_format(plan.narrowest).tolerance, _BY_CHANCE * self.chance)
 
 
@@ -141,8 +144,8 @@ class EndState:
       where the change is below float32's rounding.
     - `farthest`: the largest change of a trained parameter, relative to its rms.
     - `lost`: for each model, the first step whose output was nan or inf.
-    - `evaluations`: by model, how it answered its last batch in eval mode: (finite, rms); `astray`: what of that is a
-      plan's doing; `refused`: the error of a model that raised it instead.
+    - `evaluations`: for each model, its outputs for the last batch in eval mode: (finite, rms); `deviations`: their
+      differences from float32's; `refused`: the errors of models that raised instead.
     """
 
     parameters: tuple[str, ...] = ()
@@ -153,7 +156,7 @@ class EndState:
     lost: Mapping[str, int] = field(default_factory=dict)
     optimizer_state: tuple[str, ...] = ()
     evaluations: Mapping[str, tuple[bool, float]] = field(default_factory=dict)
-    astray: Mapping[str, Astray] = field(default_factory=dict)
+    deviations: Mapping[str, OutputDeviation] = field(default_factory=dict)
     refused: Mapping[str, ScriptError] = field(default_factory=dict)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from precaudit.model import Gate, Plan
-from precaudit.running.job import Astray, EndState, RunResult, ScriptError
+from precaudit.running.job import EndState, OutputDeviation, RunResult, ScriptError
 
 Pair = tuple[RunResult, RunResult]
 Check = Callable[[Sequence[Pair], Plan], Gate]
@@ -53,9 +53,9 @@ def refusals(pairs: Sequence[Pair], for_memory: bool = False) -> Iterator[tuple[
                 yield model, error
 
 
-def wrong_answers(pairs: Sequence[Pair], plan: Plan) -> list[tuple[str, Astray]]:
+def wrong_answers(pairs: Sequence[Pair], plan: Plan) -> list[tuple[str, OutputDeviation]]:
     """Models whose outputs in eval mode deviate from float32's with the same weights, the worst first."""
-    found = [each for _, run in pairs for each in run.end_state.astray.items() if each[1].is_fault(plan)]
+    found = [each for _, run in pairs for each in run.end_state.deviations.items() if each[1].is_fault(plan)]
     return sorted(found, key=lambda each: -each[1].excess(plan))
 
 
@@ -72,7 +72,7 @@ def evaluation(pairs: Sequence[Pair], plan: Plan) -> Gate:
         detail = f"{said}; weights that are rounded once change it by {far.chance:.2%} in float32"
         gate = replace(gate, passed=False, detail=detail)
     unseen = {model for model, _ in refusals(pairs, for_memory=True)}
-    alone = {model for _, run in pairs for model in run.end_state.evaluations.keys() - run.end_state.astray.keys()}
+    alone = {model for _, run in pairs for model in run.end_state.evaluations.keys() - run.end_state.deviations.keys()}
     beside = [f"not looked at, as memory ran out: {_listed(unseen)}"] if unseen else []
     beside += [f"not compared with float32, as calls take too long or differ: {_listed(alone)}"] if alone else []
     return replace(gate, detail="; ".join((gate.detail, *beside)))

@@ -19,7 +19,7 @@ from precaudit.profiling.repairs import (
     _first_wrong,
 )
 from precaudit.profiling.trials import Trials
-from precaudit.running.job import Astray, Job, RunResult, RunSpec, ScriptError
+from precaudit.running.job import Job, OutputDeviation, RunResult, RunSpec, ScriptError
 from precaudit.tracing.records import Fault, Trace
 from precaudit.verification.verdict import Judgement
 
@@ -100,13 +100,13 @@ def test_the_owner_of_a_buffer_that_stands_still_is_widened():
 
 
 def test_what_makes_a_model_answer_wrongly_is_widened():
-    (found,) = _after_wrong_answer(PLAN, "net", Astray(0.17, 0.001, ("block",)))
+    (found,) = _after_wrong_answer(PLAN, "net", OutputDeviation(0.17, 0.001, ("block",)))
     assert (found.fqn, found.source, found.target) == ("block", "float16", "float32")
     assert found.why == "in float16 it makes the outputs of net wrong by 17.0% in eval mode"
-    both = _after_wrong_answer(PLAN, "net", Astray(0.17, 0.001, ("block", "other")))
+    both = _after_wrong_answer(PLAN, "net", OutputDeviation(0.17, 0.001, ("block", "other")))
     assert [each.fqn for each in both] == ["block", "other"]
     assert both[1].why == "in bfloat16 it makes the outputs of net wrong by 17.0% in eval mode, with 1 other"
-    assert not _after_wrong_answer(Plan("float16", {"": "float16"}), "net", Astray(0.17, 0.001))
+    assert not _after_wrong_answer(Plan("float16", {"": "float16"}), "net", OutputDeviation(0.17, 0.001))
 
 
 def test_what_is_all_float32_leaves_the_next_producer():

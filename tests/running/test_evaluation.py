@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from precaudit.model import Plan
-from precaudit.running.evaluation import _PARTS, Beside, _causes, answer
+from precaudit.running.evaluation import _PARTS, PlanComparison, _causes, answer
 
 
 class Slow(nn.Linear):
@@ -24,10 +24,11 @@ def test_answers_take_no_longer_than_there_is_time_for(monkeypatch, seconds, cal
     """Each takes a second."""
     model = Slow(4, 4)
     monkeypatch.setattr(time, "perf_counter", lambda: float(model.calls))
-    found = answer(model, (torch.ones(2, 4),), {}, Beside(Plan("bfloat16"), lambda plan: nullcontext(), seconds))
+    comparison = PlanComparison(Plan("bfloat16"), lambda plan: nullcontext(), seconds)
+    found = answer(model, (torch.ones(2, 4),), {}, comparison)
     assert model.calls == calls
     assert len(found.values) == 8
-    assert (found.astray is not None) is (calls == 3)
+    assert (found.deviation is not None) is (calls == 3)
 
 
 @pytest.mark.parametrize(("apart", "is_fault"), [(2.0**-11, False), (2.0**-3, True)])
@@ -50,7 +51,7 @@ def test_what_other_roundings_tip_is_a_choice_by_chance(apart, is_fault):
     model, plan = Chooses(1, 2, bias=False), Plan("bfloat16", {"": "bfloat16"})
     with torch.no_grad():
         model.weight.copy_(torch.tensor([[1 + 2 * apart], [1 + apart]]))
-    far = answer(model, (torch.ones(16, 1),), {}, Beside(plan, under)).astray
+    far = answer(model, (torch.ones(16, 1),), {}, PlanComparison(plan, under)).deviation
     assert far.is_fault(plan) is is_fault
 
 

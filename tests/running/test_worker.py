@@ -101,7 +101,7 @@ def test_a_failure_of_a_listener_is_no_failure_of_the_script(monkeypatch):
 
 
 def test_a_failure_of_a_scope_s_listener_is_no_failure_of_the_script(monkeypatch):
-    monkeypatch.setattr(endstate, "_looks", lambda own: {}["missing"])
+    monkeypatch.setattr(endstate, "_samples", lambda own: {}["missing"])
     assert run(spec(), train).error.type == INTERNAL
 
 
@@ -819,9 +819,9 @@ def test_what_a_plan_makes_of_a_model_in_eval_mode_alone(name):
     plan = Plan("bfloat16", {"": "bfloat16", "0": "bfloat16", "1": "bfloat16"})
     plan = replace(plan, modules={**plan.modules, name: "float32"})
     result = run(spec(plan=plan, precision="plan"), code)
-    far = result.end_state.astray["model"]
+    far = result.end_state.deviations["model"]
     assert (far.is_fault(plan), far.causes) == ((True, ("1",)) if name == "0" else (False, ()))
-    assert run(spec(), code).end_state.astray == {}
+    assert run(spec(), code).end_state.deviations == {}
 
 
 @pytest.mark.parametrize(
@@ -845,7 +845,7 @@ def test_the_model_itself_may_make_it_and_parts_of_it_beside(kinds, causes):
             optimizer.step()
 
     plan = Plan("bfloat16", dict.fromkeys(["", "parts.0", "parts.1"], "bfloat16"))
-    far = run(spec(plan=plan, precision="plan"), code).end_state.astray["model"]
+    far = run(spec(plan=plan, precision="plan"), code).end_state.deviations["model"]
     assert (far.is_fault(plan), set(far.causes)) == (True, causes)
 
 
@@ -867,7 +867,7 @@ def test_a_small_output_that_is_lost_is_seen_beside_a_large_one():
             optimizer.step()
 
     plan = Plan("bfloat16", dict.fromkeys(["", "main", "side"], "bfloat16"))
-    far = run(spec(plan=plan, precision="plan"), code).end_state.astray["model"]
+    far = run(spec(plan=plan, precision="plan"), code).end_state.deviations["model"]
     assert (far.is_fault(plan), far.causes) == (True, ("side",))
 
 
@@ -894,9 +894,9 @@ def test_one_choice_between_what_is_nearly_tied_is_no_fault():
             model(torch.randn(64, 4))[1].backward()
             optimizer.step()
 
-    assert not run(spec(plan=BRAIN, precision="plan"), code).end_state.astray["model"].is_fault(BRAIN)
+    assert not run(spec(plan=BRAIN, precision="plan"), code).end_state.deviations["model"].is_fault(BRAIN)
     Chooses.others = 2
-    assert run(spec(plan=BRAIN, precision="plan"), code).end_state.astray["model"].is_fault(BRAIN)
+    assert run(spec(plan=BRAIN, precision="plan"), code).end_state.deviations["model"].is_fault(BRAIN)
 
 
 class CarriesOn(nn.Linear):
@@ -929,7 +929,7 @@ def test_a_state_that_is_carried_on_and_numbers_that_are_drawn_are_no_doing_of_t
             model(torch.ones(64, 4)).sum().backward()
             optimizer.step()
 
-    assert not run(spec(plan=BRAIN, precision="plan"), code).end_state.astray["model"].is_fault(BRAIN)
+    assert not run(spec(plan=BRAIN, precision="plan"), code).end_state.deviations["model"].is_fault(BRAIN)
 
 
 def test_what_an_error_is_measured_by_leaves_the_weights_as_they_are():
@@ -943,7 +943,7 @@ def test_what_an_error_is_measured_by_leaves_the_weights_as_they_are():
             model(torch.ones(2, 4)).sum().backward()
             optimizer.step()
 
-    assert 0 < run(spec(plan=BRAIN, precision="plan"), code).end_state.astray["model"].chance < 0.01
+    assert 0 < run(spec(plan=BRAIN, precision="plan"), code).end_state.deviations["model"].chance < 0.01
     assert torch.equal(models[0][0].weight, models[0][1])
 
 

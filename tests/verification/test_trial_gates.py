@@ -4,7 +4,7 @@ import pytest
 from run_samples import ended, falling, run
 
 from precaudit.model import LossScale, Plan
-from precaudit.running.job import Astray, ScriptError
+from precaudit.running.job import OutputDeviation, ScriptError
 from precaudit.verification.gates import failed, first_lost, gates, refusals
 
 LOSSES = falling()
@@ -43,7 +43,7 @@ def test_state_that_is_not_finite(field, name, word):
 
 
 def test_what_float32_shares_is_no_failure_and_is_not_called_finite():
-    bad = ended(parameters=("a",), evaluations={"net": (False, 0.0)}, astray={"net": Astray(0.0, 0.0)})
+    bad = ended(parameters=("a",), evaluations={"net": (False, 0.0)}, deviations={"net": OutputDeviation(0.0, 0.0)})
     pair = (run(LOSSES, end_state=bad), run(LOSSES, "candidate-1", end_state=bad))
     details = {gate.name: gate.detail for gate in gates([pair], PLAN)}
     assert details["finite parameters"] == "non-finite parameters, but in float32 as well: a"
@@ -119,7 +119,7 @@ def test_the_first_output_that_only_a_plan_loses_tells_the_step():
     [(0.17, 0.0004, True), (0.17, 0.02, False), (0.05, 0.0001, False), (0.07, 0.0, True)],
 )
 def test_answers_that_are_others_than_float32_s_with_the_same_weights(error, chance, wrong):
-    end = ended(evaluations={"net": (True, 1.0)}, astray={"net": Astray(error, chance)})
+    end = ended(evaluations={"net": (True, 1.0)}, deviations={"net": OutputDeviation(error, chance)})
     detail = (
         f"in eval mode an output of net is off by {error:.1%} of its rms; "
         f"weights that are rounded once change it by {chance:.2%} in float32"
@@ -134,8 +134,8 @@ def test_what_was_not_looked_at_is_not_said_to_be_finite():
 
 
 def test_answers_in_eval_mode():
-    alike = {"net": Astray(0.0, 0.0)}
-    bad, good = (ended(evaluations={"net": found}, astray=alike) for found in ((False, 0.0), (True, 1.0)))
+    alike = {"net": OutputDeviation(0.0, 0.0)}
+    bad, good = (ended(evaluations={"net": found}, deviations=alike) for found in ((False, 0.0), (True, 1.0)))
     assert results({"end_state": bad}, {"end_state": good}) == {"evaluation": "non-finite outputs in eval mode: net"}
     assert results({"end_state": bad}) == {"evaluation": "non-finite outputs in eval mode: net"}
     assert results({"end_state": bad}, {"end_state": bad}) == {}
@@ -162,7 +162,7 @@ def test_an_evaluation_that_found_no_memory_is_not_called_finite_and_hides_no_ot
     answered = ended(evaluations=dict.fromkeys(("a", "b"), (True, 1.0)))
 
     def evaluated(**state):
-        end = ended(astray={"b": Astray(0.0, 0.0)}, **state)
+        end = ended(deviations={"b": OutputDeviation(0.0, 0.0)}, **state)
         pair = (run(LOSSES, end_state=answered), run(LOSSES, "candidate-1", end_state=end))
         return next((g.passed, g.detail) for g in gates([pair], PLAN) if g.name == "evaluation")
 
