@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from precaudit.formats import EXTREME, FORMATS, LOCAL_ERROR_LIMIT, Format
 from precaudit.model import Location, Op, Severity
-from precaudit.tracing.records import ABSORBING, Grid, Trace
+from precaudit.tracing.records import ABSORBING, AliasedValues, Trace
 
 HEADROOM = 4.0
 """Ranges grow in training: a value within this factor of a format's maximum is treated as too large."""
@@ -138,24 +138,24 @@ def integers(op: Op, target: Format) -> Ban | None:
     return _ban("PA105", op, target, "error", why, f"compute {INTEGER_OPS} in float32", op.integer_amax, "whole")
 
 
-def of_grids(trace: Trace, grids: Iterable[Grid], harmless: Collection[str] = ()) -> tuple[Ban, ...]:
+def aliased_values(trace: Trace, aliased: Iterable[AliasedValues], harmless: Collection[str] = ()) -> tuple[Ban, ...]:
     """PA105: values that are no longer distinct because they are created in a low format. It is a warning only in a
     `harmless` format, whose gradient error is small, as where sums are divided by a count."""
     return tuple(
         Ban(
             "PA105",
-            trace.name(grid.model, grid.fqn),
-            grid.op,
-            grid.format,
-            "warning" if grid.format in harmless else "error",
-            f"{grid.op} makes {grid.wanted} values up to {grid.amax:g} in {grid.format}, where only {grid.kept} "
-            "different ones are left",
+            trace.name(values.model, values.fqn),
+            values.op,
+            values.format,
+            "warning" if values.format in harmless else "error",
+            f"{values.op} makes {values.wanted} values up to {values.amax:g} in {values.format}, where only "
+            f"{values.kept} different ones are left",
             f"make {INTEGER_OPS} in float32 (dtype=torch.float32)",
             "other",
-            grid.location,
-            grid.amax,
+            values.location,
+            values.amax,
         )
-        for grid in grids
+        for values in aliased
     )
 
 

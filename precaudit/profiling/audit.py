@@ -12,7 +12,7 @@ from precaudit.errors import ExitCode, PrecauditError
 from precaudit.model import Execution, Plan
 from precaudit.planning.budget import GradientError, LostGradients, gradient_error
 from precaudit.planning.planner import Choices, build_plan
-from precaudit.planning.rules import Ban, bans, of_grids
+from precaudit.planning.rules import Ban, aliased_values, bans
 from precaudit.profiling.reference import in_float32
 from precaudit.profiling.schedule import Schedule, schedule
 from precaudit.reporting.words import listing
@@ -155,9 +155,9 @@ def _with_probes(audit: Audit, plan: Schedule, probed: tuple[str, ...], runner: 
     replay = _replay(audit, plan, probed, runner)
     errors = _gradient_errors(plan, probed, replay)
     harmless = _without_harm(errors)
-    trace = audit.trace.with_halves(replay.halves)
+    trace = audit.trace.with_half_results(replay.half_results)
     shown = [ban for ban in bans(trace, audit.replay_spec.formats) if ban not in audit.bans]
-    if more := [*(_as_tried(ban, harmless) for ban in shown), *of_grids(trace, replay.grids, harmless)]:
+    if more := [*(_as_tried(ban, harmless) for ban in shown), *aliased_values(trace, replay.aliased, harmless)]:
         audit = replace(audit, trace=trace, bans=(*audit.bans, *more))
         replay = _replay(audit, plan, probed, runner)
         errors = _gradient_errors(plan, probed, replay)

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from precaudit.formats import get_format
 from precaudit.model import Execution, Location, Plan
-from precaudit.tracing.records import GradientDifference, Grid, Trace
+from precaudit.tracing.records import AliasedValues, GradientDifference, Trace
 
 JobKind = Literal["script", "module", "model_file", "inference"]
 Precision = Literal["float32", "as-written", "plan"]
@@ -167,7 +167,7 @@ class RunResult:
     - `losses`: one for each step; `streams`: the losses of each line that calls backward, by optimizer where one line
       serves several.
     - `calls`: how many model calls with gradients preceded each step, and how many followed the last one.
-    - `halves`: the operations (model, module, name) whose results were half in the probed steps.
+    - `half_results`: the operations (model, module, name) whose results were half in the probed steps.
     - `leftovers`: files that it read and that an earlier run of the job wrote; `crossed`: whether it read a file that
       a concurrent run wrote.
     - `on_cuda`: whether its models were on a CUDA device.
@@ -189,8 +189,8 @@ class RunResult:
     trace: Trace | None = None
     end_state: EndState = field(default_factory=EndState)
     differences: tuple[GradientDifference, ...] = ()
-    grids: tuple[Grid, ...] = ()
-    halves: frozenset[tuple[str, str, str]] = frozenset()
+    aliased: tuple[AliasedValues, ...] = ()
+    half_results: frozenset[tuple[str, str, str]] = frozenset()
     step_seconds: tuple[float, ...] = ()
     seconds: float = 0.0
     baseline: Mapping[str, object] = field(default_factory=dict)

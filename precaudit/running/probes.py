@@ -28,8 +28,8 @@ from precaudit.instrument.events import TrainingEvents, TrainingListener, parame
 from precaudit.instrument.names import ModuleNames
 from precaudit.instrument.scopes import Frame, ModuleScopes, ScopeListener
 from precaudit.running.job import RunSpec
-from precaudit.tracing.grids import GridWatch
-from precaudit.tracing.records import GradientDifference, Grid
+from precaudit.tracing.aliasing import AliasingWatch
+from precaudit.tracing.records import AliasedValues, GradientDifference
 
 ENOUGH_BYTES = 16e9
 """Limit for saved gradients; of a large model fewer steps are probed."""
@@ -64,7 +64,7 @@ class GradientProbe(TrainingListener, ScopeListener):
         }
         self._scaler: LossScaler | None = None
         self._saves = spec.probe_save
-        self._scopes, self._grids = scopes, GridWatch()
+        self._scopes, self._aliasing = scopes, AliasingWatch()
 
     # ---- the plan of the probed step
 
@@ -76,14 +76,14 @@ class GradientProbe(TrainingListener, ScopeListener):
             execution.entered(frame)
             if frame.is_outermost:
                 _, plan = self._spec.probe_compare[self._step]
-                self._grids.entered(frame, lambda: self._scopes.current, plan.default)
+                self._aliasing.entered(frame, lambda: self._scopes.current, plan.default)
 
     def left(self, frame: Frame, output: Any) -> Any:
         execution = frame.root.data.get("probed")
         if execution is None:
             return output
         if frame.is_outermost:
-            self._grids.left(frame)
+            self._aliasing.left(frame)
         return execution.left(frame, output)
 
     def backward_starts(self, roots: Sequence[torch.Tensor], gradients: list[Any]) -> list[Any] | None:
@@ -201,12 +201,12 @@ class GradientProbe(TrainingListener, ScopeListener):
         return {}
 
     @property
-    def grids(self) -> tuple[Grid, ...]:
-        return tuple(self._grids.found.values())
+    def aliased(self) -> tuple[AliasedValues, ...]:
+        return tuple(self._aliasing.found.values())
 
     @property
-    def halves(self) -> frozenset[tuple[str, str, str]]:
-        return self._grids.halves
+    def half_results(self) -> frozenset[tuple[str, str, str]]:
+        return self._aliasing.half_results
 
     @property
     def differences(self) -> tuple[GradientDifference, ...]:

@@ -1,1 +1,1 @@
-"""Hooks that measure modules, operations, gradients and optimizer states, and leave no trace behind."""
+"""Hooks that measure modules, operations, gradients and optimizer states, and the records that they produce."""

@@ -1,4 +1,4 @@
-"""Tracing somebody's own training loop, in their process, sampled."""
+"""Tracing a sample of the steps of an existing training loop, in its own process."""
 
 from __future__ import annotations
 
@@ -23,26 +23,26 @@ from precaudit.tracing.tracer import TraceOptions, Tracer
 
 _LOG2_SCALE = "precaudit_log2_scale"
 _eager = Shared(partial(torch.compiler.set_stance, "force_eager"))
-"""Compiled code shows no operation."""
+"""The operations of compiled code can't be observed."""
 
 
 def autocast_in_force() -> str | None:
-    """The dtype of the autocast region that is on, None where none is."""
+    """The dtype of the active autocast region; None outside of one."""
     on = (device for device in ("cuda", "cpu") if torch.is_autocast_enabled(device))
     return next((dtype_name(torch.get_autocast_dtype(device)) for device in on), None)
 
 
 def is_rarer(number: int) -> bool:
-    """Whether the `number`-th of something (from 1) is the first, eighth, sixty-fourth, ...: a power of eight."""
+    """Whether `number` is a power of eight (1, 8, 64, ...)."""
     return number & (number - 1) == 0 and number.bit_length() % 3 == 1
 
 
 class Auditing(TrainingListener):
-    """Hooks on from `start` to `stop`, those of modules in recorded steps only; `trace` may be asked at any time.
+    """Installs hooks from `start` to `stop`, on modules in recorded steps only; `trace` may be called at any time.
 
-    Steps are those of the `optimizers`, by the parameters that they hold; where none is given, of those that hold a
-    parameter of the model, and backward passes where there is none. Local errors in `formats` are measured ever more
-    rarely: that costs as much as a step.
+    Steps are those of `optimizers` or, if none is given, of all optimizers with a parameter of the model; backward
+    passes count where no optimizer steps. Local errors in `formats` are measured at the 1st, 8th, 64th ... recorded
+    step, as each measurement costs as much as a step.
     """
 
     def __init__(self, model: nn.Module, optimizers: Sequence[Any], every: int, formats: tuple[str, ...] = ()) -> None:
@@ -80,7 +80,7 @@ class Auditing(TrainingListener):
 
     def start(self) -> None:
         if not self.events.has_optimizer:
-            for optimizer in filter(self._concerns, _optimizers_in_sight()):
+            for optimizer in filter(self._concerns, _existing_optimizers()):
                 self.events.know(optimizer)
         self._stack.callback(self._follow, False)
         self._stack.enter_context(self.events.installed())
@@ -97,7 +97,7 @@ class Auditing(TrainingListener):
         self._stack.close()
 
     def backward_starts(self, roots: Sequence[torch.Tensor], gradients: list[Any]) -> None:
-        """Gradients have the loss scale of what they begin at, or of what was scaled since the last backward pass."""
+        """The loss scale of the gradients: that of a root, or of what was scaled since the last backward pass."""
         known = [getattr(root, _LOG2_SCALE) for root in roots if hasattr(root, _LOG2_SCALE)]
         self.tracer.log2_scale = known[0] if known else self._log2_scaled
         self._log2_scaled = 0
@@ -107,7 +107,7 @@ class Auditing(TrainingListener):
             self._follow(self.tracer.recording)
 
     def _follow(self, wanted: bool) -> None:
-        """Hooks on every module slow all forwards down, so they are on only where they are wanted."""
+        """Install module hooks for recorded steps only, as they slow down every forward pass."""
         if wanted and not self._follows:
             self._following.enter_context(_eager)
             self._following.enter_context(self.scopes.installed())
@@ -119,8 +119,8 @@ class Auditing(TrainingListener):
         return snapshot(self.tracer, self.names)
 
     def _scaling(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        """The loss scale in force, read where a GradScaler applies it, so that gradients are recorded un-scaled, by the
-        nearest power of two."""
+        """Notes the scale that a GradScaler applies, so that gradients are recorded unscaled (by the nearest power of
+        two)."""
 
         def scale(scaler: torch.amp.GradScaler, outputs: Any) -> Any:
             result = original(scaler, outputs)
@@ -135,10 +135,10 @@ class Auditing(TrainingListener):
 
 
 def _log2(scale: float) -> int:
-    """Zero for a scale that fell to zero, or ran away, in a training that is lost."""
+    """log2, rounded; 0 for the scale of a diverged training that is zero or infinite."""
     return round(math.log2(scale)) if 0 < scale < math.inf else 0
 
 
-def _optimizers_in_sight() -> list[torch.optim.Optimizer]:
-    """Optimizers that were made before anybody could listen; torch keeps no list of them."""
+def _existing_optimizers() -> list[torch.optim.Optimizer]:
+    """Optimizers created before the hooks were installed; torch has no list of them."""
     return [thing for thing in gc.get_objects() if issubclass(type(thing), torch.optim.Optimizer)]

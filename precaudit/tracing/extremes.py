@@ -1,4 +1,4 @@
-"""How measures that may be missing combine: the worst of all, in any order."""
+"""Associative combination of measures that may be missing (None)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ Range = tuple[float, float]
 
 
 def largest(values: Iterable[float | None]) -> float | None:
-    """The largest of those that were measured; None where none was."""
+    """The largest measured value; None where there is none."""
     return max((value for value in values if value is not None), default=None)
 
 
@@ -18,6 +18,6 @@ def largest_by_name(measures: Collection[Mapping[str, float]]) -> dict[str, floa
 
 
 def widest(ranges: Iterable[Range | None]) -> Range | None:
-    """The range from the least to the largest of those that were measured; None where none was."""
+    """The union of the measured ranges; None where there is none."""
     known = [each for each in ranges if each is not None]
     return (min(low for low, _ in known), max(high for _, high in known)) if known else None

@@ -1,4 +1,4 @@
-"""The first operation that made a non-finite value, told apart from the ones that only passed it on."""
+"""The first operation that produced a non-finite value, as opposed to those that propagated it."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from precaudit.instrument.torchfunction import tensors_in
 from precaudit.tracing.records import Fault
 
 MASKING = frozenset("masked_fill where full full_like new_full masked_scatter scatter index_fill fill".split())
-"""Operations whose infinite values are what the script asked for."""
+"""Operations whose infinite values the script asked for."""
 _LIMIT = 64
 _READERS = "_precaudit_readers"
-"""On a result: the operations that read it, filled while they run. Numbers, because a script may save its results."""
+"""Attribute of a result: ids of the operations that read it. Plain integers, as a script may pickle its results."""
 
 
 def hand_on_readers(source: torch.Tensor, results: list[torch.Tensor]) -> None:
-    """A view or copy is read for the result it was made from."""
+    """Reading a view or copy counts as reading the tensor it was made from."""
     readers = getattr(source, _READERS, None)
     for result in results if readers is not None else ():
         setattr(result, _READERS, readers)
@@ -29,7 +29,7 @@ def hand_on_readers(source: torch.Tensor, results: list[torch.Tensor]) -> None:
 
 @torch.no_grad()
 def finite_amax(tensors: list[torch.Tensor]) -> float | None:
-    """Largest magnitude in the tensors; None when any value is not finite."""
+    """The largest magnitude in the floating-point tensors; None where any value is not finite."""
     held = [flat(t) for t in tensors if t.is_floating_point()]
     peaks = [float(values.abs().max()) for values in held if values is not None and values.numel()]
     return max(peaks, default=0.0) if all(map(math.isfinite, peaks)) else None
@@ -37,16 +37,17 @@ def finite_amax(tensors: list[torch.Tensor]) -> float | None:
 
 @dataclass(frozen=True)
 class Inputs:
-    """What went into an operation: its amax where all is finite, and whether any of it is nan."""
+    """The inputs of an operation: their amax (None unless all are finite), and whether any is nan."""
 
     amax: float | None
     nan: bool
 
 
 class FaultWatch:
-    """Collects producers in the order in which they ran; costs a host sync per operation, so it runs on demand.
+    """Collects operations that produce non-finite values, in order of execution.
 
-    A producer makes nan from inputs without nan (a softmax over nothing but -inf), or inf from finite inputs.
+    A producer makes nan from inputs without nan (a softmax over nothing but -inf), or inf from finite inputs. Each
+    operation costs a host synchronization, so this runs on demand only.
     """
 
     def __init__(self) -> None:
@@ -54,7 +55,7 @@ class FaultWatch:
         self._slots: dict[int, Any] = {}
 
     def inputs(self, op: str, args: Any, kwargs: Any) -> Inputs | None:
-        """None inside functorch's transforms, where no value can be looked at."""
+        """Describe the inputs; None inside functorch transforms, where values can't be read."""
         if in_transform():
             return None
         if op in MASKING:
@@ -70,19 +71,19 @@ class FaultWatch:
             self._note("forward", values, inputs.amax, step, slot)
 
     def read(self, args: Any, kwargs: Any, slot: Any) -> None:
-        """`slot` is an operation that reads these arguments."""
+        """Record that the operation `slot` reads these arguments."""
         self._slots[id(slot)] = slot
         for tensor in tensors_in((args, kwargs)):
             getattr(tensor, _READERS, []).append(id(slot))
 
     def readers(self, tensor: torch.Tensor) -> list[int]:
-        """The list into which those come that read this result."""
+        """A new list, to which the operations that read this result will be added."""
         readers: list[int] = []
         setattr(tensor, _READERS, readers)
         return readers
 
     def backward(self, gradient: torch.Tensor, step: int, slot: Any, readers: Sequence[int]) -> None:
-        """The gradient of `slot`'s result was sent back by the operation that read it, by the last of several."""
+        """Check the gradient of `slot`'s result, which came from the (last) operation that read it."""
         if not in_transform() and not bool(gradient.isfinite().all()):
             self._note("backward", gradient, None, step, self._slots[readers[-1]] if readers else slot)
 

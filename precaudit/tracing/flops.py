@@ -1,4 +1,4 @@
-"""The work of products whose operands' shapes don't tell it, such as an `einsum`: its equation says what it sums."""
+"""FLOPs of products that the operands' shapes alone don't determine, such as an `einsum`."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ UNTOLD = frozenset("einsum tensordot inner chain_matmul linalg_multi_dot matrix_
 
 @torch.no_grad()
 def counted_flops(func: Callable[..., Any], args: Any, kwargs: Mapping[str, Any]) -> float | None:
-    """FLOPs of a call by torch's own counter, without the values; None where there is no product or it can't run so."""
+    """FLOPs of a call, counted by torch on meta tensors; None where there is no product or meta tensors fail."""
     from torch.utils.flop_counter import FlopCounterMode
 
     try:
         with torch._C.DisableTorchFunction(), FlopCounterMode(display=False) as counter:
-            func(*map_tensors(_valueless, args), **map_tensors(_valueless, kwargs))
+            func(*map_tensors(_on_meta, args), **map_tensors(_on_meta, kwargs))
     except (RuntimeError, TypeError, ValueError):
         return None
     return float(counter.get_total_flops()) or None
 
 
-def _valueless(tensor: torch.Tensor) -> torch.Tensor:
+def _on_meta(tensor: torch.Tensor) -> torch.Tensor:
     return torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device="meta")

@@ -1,4 +1,4 @@
-"""Whole numbers among a product's inputs: positions, indices and counts, which a format may not tell apart."""
+"""Integer-valued inputs of products (positions, indices, counts), which a low format may alias."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ import torch
 
 from precaudit.histograms.memory import flat
 
-TOLD_APART = 256.0
-"""Whole numbers up to here are exact in every half format."""
+EXACT_INTEGERS = 256.0
+"""Integers up to here are exact in every half format."""
 
 _COINCIDENCE = 16
-"""Fraction bits, all zero, that have been seen before values count as whole by intention."""
+"""How many fraction bits must be seen, all zero, before values count as integers by intention."""
 
 _FINE = 32
-"""What is measured in whole steps, as grey values are, varies by this many times the error of its rounding, or more."""
+"""Quantized measurements, such as grey values, have at least this ratio of standard deviation to rounding error."""
 
 
 @torch.no_grad()
-def integer_amax(tensors: list[torch.Tensor], least: float = TOLD_APART) -> float | None:
-    """Largest magnitude of the integer-valued inputs that are no parameters; None where none is above `least`."""
+def integer_amax(tensors: list[torch.Tensor], least: float = EXACT_INTEGERS) -> float | None:
+    """The largest magnitude in integer-valued inputs other than parameters; None where none exceeds `least`."""
     found = None
     trained = next((tensor for tensor in tensors if _is_trained(tensor)), None)
     for tensor in tensors:
@@ -38,15 +38,15 @@ def _is_trained(tensor: torch.Tensor) -> bool:
 
 
 def _whole_by_size(values: torch.Tensor) -> bool:
-    """Whether values are whole because float32 has no fractions above 2^23: the bits that could have told otherwise
-    are too few to exclude chance."""
+    """Whether values may be integers by chance: float32 has no fractions above 2^23, so that large values have too few
+    fraction bits to tell."""
     exponents = torch.frexp(values[values != 0].float()).exponent
     return int((24 - exponents).clamp(min=0).sum()) < _COINCIDENCE
 
 
 def _is_measured(tensor: torch.Tensor, channels: int) -> bool:
-    """Whether what a layer with trained weights is given varies so much in every channel that bfloat16 hardly shows, as
-    the pixels of an image do: a weighted sum of such needs no step of one. Frequencies make angles of positions."""
+    """Whether the input of a trained layer is a quantized measurement, such as an image: in every channel it varies so
+    much that bfloat16's rounding is small beside that, and a weighted sum of it needs no resolution of one."""
     if tensor.layout is not torch.strided or tensor.is_nested or tensor.dim() < 2:
         return False
     values = tensor.float().movedim(channels, -1).flatten(0, -2)

@@ -1,4 +1,4 @@
-"""Traces of several processes as one: every record merges, so their order doesn't matter."""
+"""Merges the traces of several processes. Every record merges associatively, so their order doesn't matter."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ Record = TypeVar("Record", Layer, Op, TensorRecord)
 
 
 def processes() -> int:
-    """How many train together."""
+    """The size of the default process group; 1 without one."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def over_processes(trace: Trace) -> Trace:
-    """This process's trace with those of all others in the default process group, if there is one.
+    """The merged traces of all processes in the default process group, if there is one.
 
-    All processes have to call it; each gets the same whole.
+    A collective operation: all processes must call it, and all get the same trace.
     """
     if processes() == 1:
         return trace
@@ -35,7 +35,7 @@ def over_processes(trace: Trace) -> Trace:
 
 
 def merged(traces: Sequence[Trace]) -> Trace:
-    """Calls and values add up, extremes combine; a step counts once, with the largest gradient of any process."""
+    """One trace: counts add, extremes combine; each step has the largest gradient of any process."""
     peaks: dict[int, float] = {}
     for step, peak in (item for trace in traces for item in trace.maxima):
         peaks[step] = max(peak, peaks.get(step, peak))
@@ -62,7 +62,7 @@ def _joined(
     key: Callable[[Record], Hashable],
     join: Callable[[Record, Record], Record],
 ) -> tuple[Record, ...]:
-    """Records of one key as one, in the order in which the keys are met."""
+    """Merge records with equal keys, in the order of first occurrence of the keys."""
     found: dict[Hashable, list[Record]] = {}
     for record in (record for group in groups for record in group):
         found.setdefault(key(record), []).append(record)

@@ -28,15 +28,15 @@ STRUCTURAL = frozenset(
     "view_as_complex real imag stack cat concat concatenate hstack vstack pad _pad_packed_sequence "
     "_pack_padded_sequence masked_select squeeze_copy narrow_copy".split()
 )
-"""Operations that only move, copy, create or describe values: what they hand on is recorded where it was made."""
+"""Operations that only move, copy, create or describe values, which are recorded where they were computed."""
 
 CASTS = frozenset("to half bfloat16 float double type type_as".split())
 
 _BY_STATISTICS = frozenset("batch_norm native_batch_norm cudnn_batch_norm instance_norm".split())
 
 HALF_FLAG = "_precaudit_half"
-"""Marks a float32 tensor that autocast would store in half precision; with `_PRESUMED`, one that takes the dtype which
-the script read of such: a run in half has to confirm it."""
+"""Attribute of a float32 tensor that autocast would store in half precision. `_PRESUMED` marks a tensor with the dtype
+that the script read from such a tensor, which a run in half must confirm."""
 
 _PRESUMED = "presumed"
 
@@ -44,7 +44,7 @@ Call = Callable[..., Any]
 
 
 def _asks_for_half(op: str, args: Any, kwargs: Any) -> bool | None:
-    """Whether a cast asks for half, by its name, a dtype, or another tensor; None where it asks for no dtype."""
+    """Whether a cast requests half, by its name, a dtype, or another tensor; None where it requests no dtype."""
     if op in ("half", "bfloat16", "float", "double"):
         return op in ("half", "bfloat16")
     asked = [value for value in (*args[1:], *kwargs.values()) if isinstance(value, (torch.Tensor, torch.dtype))]
@@ -52,7 +52,7 @@ def _asks_for_half(op: str, args: Any, kwargs: Any) -> bool | None:
 
 
 def _follows(args: Any, kwargs: Any) -> bool:
-    """Whether a cast takes another tensor's dtype: float32 here, and half where autocast made that tensor."""
+    """Whether a cast takes another tensor's dtype, which is float32 here and may be half under autocast."""
     return any(
         isinstance(value, torch.Tensor) and value.dtype == torch.float32 for value in (*args[1:], *kwargs.values())
     )
@@ -64,7 +64,7 @@ class OpSink(Protocol):
     def record(self, token: Any, outputs: list[torch.Tensor]) -> None: ...
 
     def read_half_dtype(self) -> None:
-        """The script asks for the dtype of a tensor that would be half: float32 here, another one there."""
+        """The script reads the dtype of a tensor that would be half under autocast."""
 
 
 def is_half(tensor: torch.Tensor) -> bool:
@@ -76,10 +76,10 @@ def _is_presumed(tensor: torch.Tensor) -> bool:
 
 
 def stored_in_half(op: str, kind: Category, inputs: list[torch.Tensor]) -> bool:
-    """Whether autocast would store the result in half: by category, else by type promotion of the inputs.
+    """Whether autocast would store the result in half, by the operation's category or by type promotion.
 
-    Zero-dimensional tensors don't take part in promotion unless all are. Normalisation by batch statistics,
-    which stay float32, follows its first input.
+    Zero-dimensional tensors don't take part in promotion unless all inputs are. Batch and instance norm follow their
+    first input, as their statistics stay float32.
     """
     if kind == "lower":
         return True
@@ -92,7 +92,7 @@ def stored_in_half(op: str, kind: Category, inputs: list[torch.Tensor]) -> bool:
 
 
 def caller_location() -> Location | None:
-    """The nearest line outside torch and precaudit."""
+    """The innermost line on the stack outside torch and precaudit."""
     frame = sys._getframe(1)
     while frame is not None:
         module = frame.f_globals.get("__name__", "")
@@ -103,12 +103,12 @@ def caller_location() -> Location | None:
 
 
 def line_of(place: Location | None) -> dict[str, Any]:
-    """A place as settings and reports keep it; an empty path where none is known."""
+    """A location as settings and reports store it; an empty path where it is unknown."""
     return {"path": place.path, "line": place.line} if place else {"path": "", "line": 0}
 
 
 class TraceMode(OperationMode):
-    """Tells `sink` about every operation with floating-point results, Python composites taken apart."""
+    """Reports every operation with floating-point results to `sink`; composite Python functions by their parts."""
 
     def __init__(self, sink: OpSink, kind: Callable[[str], Category] = category) -> None:
         super().__init__()
@@ -136,7 +136,7 @@ class TraceMode(OperationMode):
             self._sink.read_half_dtype()
 
     def _structural(self, func: Call, args: Any, kwargs: Any, widens: bool = False) -> Any:
-        """`widens` where it asks for float32, which is not what it read of a half: `zeros_like(x, dtype=...)`."""
+        """`widens`: the call requests float32 explicitly, not by the dtype of a half: `zeros_like(x, dtype=...)`."""
         inputs = [t for t in tensors_in(args) if t.is_floating_point()]
         result = func(*args, **kwargs)
         if inputs and not widens and all(is_half(tensor) for tensor in inputs):
@@ -146,10 +146,10 @@ class TraceMode(OperationMode):
         return result
 
     def _cast(self, op: str, func: Call, args: Any, kwargs: Any, read_at: Location | None) -> Any:
-        """A cast to half is an operation: what overflows there overflows nowhere else. `y.to(x.dtype)` is presumed to
-        be one where the dtype of a half was read right before in the same line, `read_at`.
+        """Trace a cast to half as an operation, since values may overflow in it. `y.to(x.dtype)` is presumed to be such
+        a cast where the dtype of a half was read just before on the same line, `read_at`.
 
-        A cast that changes nothing returns its input; a view takes its place, so that the result alone is marked.
+        Where a cast returns its input, the result is replaced by a view, so that only the result is marked.
         """
         half = _asks_for_half(op, args, kwargs)
         if half is None or not isinstance(args[0], torch.Tensor):
@@ -173,7 +173,7 @@ class TraceMode(OperationMode):
         inputs = [t for t in (*tensors_in(args), *tensors_in(kwargs)) if t.is_floating_point()]
         target = kwargs.get("out", args[0] if args else None) if writes(func, kwargs) else None
         if op in SUMS and args and (target is not None or self._kind(op) != "promote") and any(map(is_half, inputs)):
-            mark_half([args[0]])  # torch adds like to like alone here: one made by `dtype=x.dtype` is half there too
+            mark_half([args[0]])  # torch requires equal dtypes here: a target made with `dtype=x.dtype` is half too
         half = is_half(target) if isinstance(target, torch.Tensor) else stored_in_half(op, self._kind(op), inputs)
         presumed = half and self._kind(op) != "lower" and any(map(_is_presumed, inputs))
         read = {name: value for name, value in kwargs.items() if name != "out"}
@@ -188,7 +188,7 @@ class TraceMode(OperationMode):
 
 
 def mark_half(outputs: list[torch.Tensor], presumed: bool = False) -> None:
-    """Only results are marked, never a parameter handed through."""
+    """Mark float32 results as half, but never a parameter."""
     for tensor in outputs:
         if not (tensor.is_leaf and tensor.requires_grad) and tensor.dtype == torch.float32:
             setattr(tensor, HALF_FLAG, _PRESUMED if presumed else True)

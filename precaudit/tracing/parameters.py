@@ -1,4 +1,4 @@
-"""Weights, their gradients, optimizer states and updates, each under the first module that owns the parameter."""
+"""Statistics of weights, gradients, optimizer states and updates, under the first module that owns the parameter."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from precaudit.tracing.slots import ParameterSlot
 from precaudit.tracing.waiting import WaitingGradients, may_wait
 
 _SLICE = 1 << 22
-"""Values that are looked at together: several float64 tensors are made of them."""
+"""Values processed at a time, which bounds the memory for several float64 temporaries."""
 
 
 class ParameterTracker:
-    """Learns parameters as modules are met. `active` says whether gradients are being recorded now."""
+    """Registers parameters as their modules run. `active` says whether gradients are recorded."""
 
     def __init__(self, log2_scale: Callable[[], int] = lambda: 0) -> None:
         self.active = False
@@ -68,7 +68,7 @@ class ParameterTracker:
         self._hook(parameter, slot)
 
     def _hook(self, parameter: torch.Tensor, slot: ParameterSlot) -> None:
-        """Once for every parameter that trains, unfrozen ones included."""
+        """Add a gradient hook, once for every trainable parameter, including those unfrozen later."""
         if parameter.requires_grad and id(parameter) not in self._hooked:
             self._hooked.add(id(parameter))
             holder = ref(parameter)
@@ -93,8 +93,8 @@ class ParameterTracker:
         return [(p, slot) for holder, slot in self._parameters.values() if (p := holder()) is not None]
 
     def learn_all(self, names: ModuleNames, optimizer: Any) -> None:
-        """Parameters that were replaced while their module ran are met here: by `torch.func.functional_call`, or by
-        the whole ones that `fully_shard` gathers for a forward from the shards that `optimizer` has."""
+        """Register parameters that were replaced while their module ran: by `torch.func.functional_call`, or by the
+        unsharded ones that `fully_shard` gathers for the forward pass from the shards that `optimizer` has."""
         unmet = {id(p) for p in parameters_of(optimizer) if self._find(p) is None}
         for model in names.models.values():
             for module in model.modules():
@@ -105,7 +105,8 @@ class ParameterTracker:
                         self._learn(name, parameter_name, parameter)
 
     def keep_weights(self, optimizer: Any) -> None:
-        """Keep a copy of those that `optimizer` is about to change, where another one of this step had all counted."""
+        """Copy the weights that `optimizer` is about to change, after another optimizer's `observe_weights` in this
+        step."""
         self.flush()
         changing = self._about_to_change(optimizer)
         changed = [p for p in parameters_of(optimizer) if id(p) in changing]
@@ -113,7 +114,7 @@ class ParameterTracker:
         _copy_all([(self._before[id(p)], p.detach()) for p in changed])
 
     def observe_weights(self, optimizer: Any) -> None:
-        """Count all weights, and keep a copy of those that `optimizer` is about to change."""
+        """Record all weights, and copy those that `optimizer` is about to change."""
         self.flush()
         changing = self._about_to_change(optimizer)
         away = []
@@ -132,8 +133,8 @@ class ParameterTracker:
         _copy_all([(kept, addition.values) for addition, kept in away if kept is not None])
 
     def _about_to_change(self, optimizer: Any) -> set[int]:
-        """Parameters with a gradient, which is counted here where no backward pass made it: the script put it there,
-        and a scaler has taken its factor out by now."""
+        """Ids of parameters with a gradient. A gradient that no hook has seen, as the script assigned it, is recorded
+        here; a scaler has unscaled it by now."""
         changing, unseen = set(), []
         for parameter in parameters_of(optimizer):
             slot = self._find(parameter)
@@ -147,7 +148,7 @@ class ParameterTracker:
         return changing
 
     def _buffer(self, parameter: torch.Tensor) -> torch.Tensor:
-        """Kept from step to step: fresh memory for every copy costs more than the copy."""
+        """The buffer for the copy of a weight, reused in every step: allocation costs more than the copy."""
         buffer = self._buffers.get(id(parameter))
         wanted = parameter.shape, parameter.dtype, parameter.device
         if buffer is None or (buffer.shape, buffer.dtype, buffer.device) != wanted:
@@ -155,7 +156,7 @@ class ParameterTracker:
         return buffer
 
     def observe_step(self, optimizer: Any, absorption: bool) -> None:
-        """Updates (weight after minus weight before) and the optimizer's state tensors."""
+        """Record updates (weight after minus weight before) and the optimizer's state tensors."""
         state = getattr(optimizer, "state", {})
         additions = []
         for parameter in parameters_of(optimizer):
@@ -172,12 +173,12 @@ class ParameterTracker:
         self._before.clear()
 
     def flush(self) -> None:
-        """Count the gradients that wait; the end of their backward pass does so by itself, unless it raised."""
+        """Record the waiting gradients; the end of a backward pass does so too, unless it raised."""
         self._waiting.flush()
 
     def unhook(self) -> None:
-        """Take the hooks off until the parameters are met again: a step that isn't recorded costs neither time nor the
-        memory for copies of the weights."""
+        """Remove the hooks and copies until modules run in a recorded step again: other steps must cost neither time
+        nor memory."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
@@ -186,7 +187,7 @@ class ParameterTracker:
         self._buffers.clear()
 
     def remove(self) -> None:
-        """Forget all parameters; those met again later go on in the slots they had."""
+        """Remove hooks and forget all parameters; their slots stay and are reused if they are met again."""
         self.unhook()
         self.flush()
         self._before.clear()
@@ -194,7 +195,7 @@ class ParameterTracker:
 
 
 def _copy_all(copies: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
-    """With one launch where torch can."""
+    """Copy each value into its buffer, with one kernel launch where possible."""
     if copies and all(type(value) is torch.Tensor for _, value in copies):
         torch._foreach_copy_([buffer for buffer, _ in copies], [value for _, value in copies])
     else:
@@ -204,7 +205,8 @@ def _copy_all(copies: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
 
 @torch.no_grad()
 def absorbed_update(before: torch.Tensor, after: torch.Tensor) -> dict[str, float]:
-    """Share of the update's energy that would vanish if the weights were stored in each half format.
+    """For each half format, the share (0 to 1) of the update's sum of squares that would be lost if weights were stored
+    in it; {} where the update is zero or not finite. `before` and `after` have equal shapes.
 
     A weight w (rounded to the format) absorbs its update u when w + u rounds back to w.
     """

@@ -1,4 +1,4 @@
-"""Records that leave a traced run; no torch, so that any process can hold them."""
+"""Records of a traced run; without torch, so that any process can load them."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from dataclasses import dataclass, field, replace
 from precaudit.model import Layer, Location, Op
 
 STOPPING = frozenset("relu relu6 threshold hardtanh clamp clamp_min clamp_max masked_fill where".split())
-"""Operations that pass some of the gradient on and replace the rest by zeros, even where that is infinite. What they
-pass on is measured where it arrives."""
+"""Operations that pass on part of the gradient and replace the rest, even where it is infinite, by zeros. The part that
+they pass on is measured at their inputs."""
 ABSORBING = frozenset({"add", "index_add", "scatter_add"})
-"""Sums, which may absorb a small addend: their error is measured relative to that one."""
+"""Sums, which may absorb a small addend: their error is relative to that addend."""
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,12 @@ class Fault:
 
 @dataclass(frozen=True)
 class Trace:
-    """What a run showed. Of the `leaves`, the `unseen` have parameters and never ran in training; `maxima` are (step,
-    log2 of the largest gradient that is half in the backward pass); `bypassed` maps a module whose forward was called
-    directly, past its hooks, to the line that did."""
+    """The measurements of a traced run.
+
+    - `leaves`: all leaf modules; `unseen`: those with parameters that never ran in training.
+    - `maxima`: (step, log2 of the largest gradient that is half in the backward pass).
+    - `bypassed`: modules whose forward was called directly, bypassing hooks, with the line that does so.
+    """
 
     layers: tuple[Layer, ...] = ()
     ops: tuple[Op, ...] = ()
@@ -48,13 +51,13 @@ class Trace:
     bypassed: Mapping[str, Location] = field(default_factory=dict)
 
     def name(self, model: str, fqn: str) -> str:
-        """A module's name in this trace: the model's in front only where a plan is for several."""
+        """A module's name in this trace, prefixed by its model's where there are several models."""
         return fqn if len(self.models) <= 1 and model in self.models else f"{model}.{fqn}".rstrip(".")
 
-    def with_halves(self, halves: Collection[tuple[str, str, str]]) -> Trace:
-        """With what a run in a low format showed to be half, by model, module and operation: what takes another
-        tensor's dtype, as `y.to(x.dtype)` does, is float32 in a trace of float32, whatever it is there."""
-        known = {(self.name(model, fqn), op) for model, fqn, op in halves}
+    def with_half_results(self, half_results: Collection[tuple[str, str, str]]) -> Trace:
+        """The trace with those operations marked as half that were so in a low-precision run (model, module,
+        operation). The dtype of `y.to(x.dtype)`, say, can't be seen in a float32 run."""
+        known = {(self.name(model, fqn), op) for model, fqn, op in half_results}
         return replace(self, ops=tuple(_in_half(op) if (op.fqn, op.op) in known else op for op in self.ops))
 
     @property
@@ -69,8 +72,8 @@ def _in_half(op: Op) -> Op:
 
 
 @dataclass(frozen=True)
-class Grid:
-    """Values made in a format by `op` that should all differ: of `wanted` values the format keeps `kept` apart."""
+class AliasedValues:
+    """Values that `op` creates in a format: of `wanted` distinct ones only `kept` remain distinct."""
 
     model: str
     fqn: str
@@ -86,10 +89,10 @@ class Grid:
 class GradientDifference:
     """A module's gradients in low precision against float32's on the same weights, batches and randomness.
 
-    Sums of squares, averaged over `evaluations` batches: `delta` of the difference, `gradient` of float32's,
-    `noise` of float32's change between neighbouring batches (half of it: the batch variance), `bias` of the
-    difference that all batches share (by chance below zero where they share none) and `mean` of the mean gradient.
-    `label` names the plan that was probed.
+    All are sums of squares, averaged over `evaluations` batches: `delta` of the difference, `gradient` of float32's
+    gradient, `noise` half of that of the change between consecutive batches (which estimates the batch variance),
+    `bias` of the difference that all batches share (an unbiased estimate, so it may be negative), and `mean` of the
+    mean gradient. `label` names the plan that was probed.
     """
 
     label: str

@@ -1,4 +1,4 @@
-"""The error of one operation alone: the same inputs, the same operation, once more in a low format."""
+"""The local error of an operation: it is run once more on the same inputs in a low format."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ UNREPEATABLE = frozenset(
     "bernoulli multinomial normal rrelu rrelu_with_noise batch_norm instance_norm native_batch_norm "
     "_native_multi_head_attention lstm gru rnn_tanh rnn_relu gumbel_softmax poisson binary_cross_entropy grad".split()
 )
-"""Operations that draw random numbers, update buffers, use the graph up, or cost as much as a layer."""
+"""Operations that draw random numbers, update buffers, free the graph, or cost as much as a layer."""
 
 _ROWS = 256
-"""Of a linear layer's rows, about so many tell its relative error; what overflows is known from all of them."""
+"""About so many rows of a linear layer suffice for its relative error; overflow is measured on all of them."""
 _ROUGH = 0.1
-"""Of values in any order the mean square of the steps is twice their variance."""
+"""Limit for the mean squared step of smooth values relative to their variance; for values in random order it is 2."""
 
 
 @dataclass(frozen=True)
 class Energies:
-    """Sums of squares over any number of calls: of the error that a format makes, and of the exact result."""
+    """Sums of squares over any number of calls: of the error in a format, and of the exact result."""
 
     error: float = 0.0
     result: float = 0.0
@@ -53,12 +53,12 @@ def repeatable(op: str, func: Callable[..., Any], kwargs: dict[str, Any]) -> boo
     name = getattr(func, "__name__", "")
     operator = name.startswith("__")
     in_place = name.startswith("__i") and name != "__invert__" if operator else name.endswith("_")
-    own = isinstance(kwargs.get("generator"), torch.Generator)  # whose state nobody puts back
+    own = isinstance(kwargs.get("generator"), torch.Generator)  # its state would not be restored
     return op not in UNREPEATABLE and not in_place and "out" not in kwargs and not own and not _changes_tensors(func)
 
 
 def _changes_tensors(func: Callable[..., Any]) -> bool:
-    """Whether a schema of it says that it writes to its arguments: a custom operation's buffer, an observer's range."""
+    """Whether one of its schemas writes to arguments: a custom operation's buffer, an observer's range."""
     if isinstance(func, OpOverload):
         return _writes(func._schema)
     if isinstance(func, OpOverloadPacket):
@@ -68,13 +68,13 @@ def _changes_tensors(func: Callable[..., Any]) -> bool:
 
 @cache
 def _changes_by_name(name: str) -> bool:
-    """torchscript has functions of the same names for its lists and dictionaries."""
+    """By the schemas for tensors: TorchScript has functions of the same names for lists and dictionaries."""
     schemas = torch._C._jit_get_schemas_for_operator(f"aten::{name}")
     return any(map(_writes, (s for s in schemas if s.arguments and isinstance(s.arguments[0].type, torch.TensorType))))
 
 
 def _writes(schema: Any) -> bool:
-    """Into anything but an `out`, which the caller asks for by its name."""
+    """Whether it writes to an argument other than `out`, which callers pass by name."""
     written = [each for each in schema.arguments if each.alias_info is not None and each.alias_info.is_write]
     return any(not each.is_out for each in written)
 
@@ -83,11 +83,11 @@ def _writes(schema: Any) -> bool:
 def local_errors(
     op: str, func: Callable[..., Any], args: Any, kwargs: dict[str, Any], formats: tuple[str, ...]
 ) -> dict[str, Energies]:
-    """What the operation does in each format: the energies of its error and of its result.
+    """For each format, the energies (sums of squares) of the operation's error and of its float32 result.
 
-    Inputs that autocast would hold in half are rounded to the format first; the others enter as they are.
-    For a sum the energy is its smaller addend's, which is what a coarse format absorbs; its own where that is less,
-    because its addends cancel.
+    Inputs that autocast would hold in half are rounded to the format first; others stay as they are. For a sum, the
+    energy is that of the smaller addend, which a coarse format may absorb, or of the result if that is smaller because
+    the addends cancel.
     """
     with torch._C.DisableTorchFunction(), without_autocast():
         return _local_errors(op, func, args, kwargs, formats)
@@ -95,8 +95,8 @@ def local_errors(
 
 @contextmanager
 def without_autocast() -> Iterator[None]:
-    """Autocast would round the exact result too, and hand the weights that it cast here, where nothing has a gradient,
-    to the training step."""
+    """Disable autocast, which would round the exact result too, and would cache weights that it casts here, without
+    gradients, for the training step."""
     with ExitStack() as stack:
         for device in ("cuda", "cpu"):
             if torch.is_autocast_enabled(device):
@@ -119,7 +119,7 @@ def _local_errors(
 
 
 def _some_rows(rows: torch.Tensor) -> torch.Tensor:
-    """Rows are independent. The stride is odd, so that they aren't of a few positions of a sequence alone."""
+    """A sample of rows, which are independent. The stride is odd, so that all positions of sequences occur."""
     if rows.dim() < 2:
         return rows
     flat = rows.flatten(0, -2)
@@ -127,7 +127,7 @@ def _some_rows(rows: torch.Tensor) -> torch.Tensor:
 
 
 def _energy(values: torch.Tensor, less: torch.Tensor | None = None) -> float:
-    """Sum of squares, or that of the differences from other values; inf where one is not finite."""
+    """Sum of squares of the values, or of `values - less`; inf where one is not finite."""
     counted = Accumulator()
     counted.add(values) if less is None else counted.add_difference(values, less)
     stats = counted.stats()
@@ -135,8 +135,8 @@ def _energy(values: torch.Tensor, less: torch.Tensor | None = None) -> float:
 
 
 def smaller_addend(addends: list[torch.Tensor], total: torch.Tensor) -> float:
-    """Sum of squares that the addend with the least rms would have at the size of the sum; 0 if it is all zero, or
-    nothing is lost with it. One number beside many, such as an eps in a buffer, is no addend of theirs."""
+    """Sum of squares of the addend with the smallest rms, scaled to the size of the sum; 0 if it is all zero, or is a
+    function of the other addend. A single number that is added to many, such as an eps, does not count."""
     parts = [t for t in addends if t.is_floating_point() and t.numel() > (total.numel() > 1)]
     ordered = sorted(parts, key=_mean_square)
     if len(parts) < 2 or _follows(ordered[0], ordered[-1]):
@@ -149,8 +149,8 @@ def _mean_square(tensor: torch.Tensor) -> float:
 
 
 def _follows(small: torch.Tensor, large: torch.Tensor) -> bool:
-    """Whether one addend is a smooth function of the other, value by value, like the cube in a GELU: what is absorbed
-    is no information of its own then. Neighbours by the larger value differ by little in the smaller one."""
+    """Whether the small addend is a smooth elementwise function of the large one, like the cube in a GELU, and so holds
+    no information of its own: sorted by the large one, neighbours differ little in the small one."""
     if small.shape != large.shape or small.numel() < 64:
         return False
     generator = torch.Generator().manual_seed(0)
@@ -161,7 +161,7 @@ def _follows(small: torch.Tensor, large: torch.Tensor) -> bool:
 
 
 def _without_randomness(func: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> list[torch.Tensor]:
-    """The floating-point results; none where the operation draws random numbers, whose state is put back."""
+    """The floating-point results; [] where the operation draws random numbers, whose state is restored."""
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else range(0)
     before = [torch.get_rng_state(), *(torch.cuda.get_rng_state(device) for device in devices)]
     result = func(*args, **kwargs)
@@ -175,7 +175,7 @@ def _without_randomness(func: Callable[..., Any], args: Any, kwargs: dict[str, A
 
 
 def _error(op: str, func: Any, args: Any, kwargs: Any, name: str, exact: list[torch.Tensor]) -> float:
-    """Sum of squares of the difference; inf where values become non-finite."""
+    """Sum of squares of the error in the format; inf where values become non-finite."""
     rounding = rounding_for(name, op)
     if rounding is None:
         return 0.0

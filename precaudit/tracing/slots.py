@@ -1,4 +1,4 @@
-"""What the tracer keeps while a script runs: one slot an operation, a layer and a parameter."""
+"""The tracer's mutable state: one slot for each operation, layer and parameter."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from precaudit.tracing.shadow import Energies
 
 
 class Gauge:
-    """Statistics of one tensor role: a device-side accumulator, folded into host statistics when asked."""
+    """Statistics of one tensor role: an accumulator on the device, which `fold` merges into statistics on the host."""
 
     __slots__ = ("_pending", "_sums", "add")
 
@@ -31,7 +31,7 @@ class Gauge:
 
     @property
     def pending(self) -> Accumulator:
-        """What was added since the last fold."""
+        """The accumulator of values added since the last fold."""
         return self._pending
 
     def stats(self) -> TensorStats:
@@ -40,7 +40,7 @@ class Gauge:
 
 
 def fold(gauges: Iterable[Gauge]) -> None:
-    """Move what was added into the host's statistics, with one copy from each device."""
+    """Merge pending values into the host's statistics, with one copy from each device."""
     fresh = [gauge for gauge in gauges if gauge._pending.parts()]
     for gauge, stats in zip(fresh, collect([gauge._pending for gauge in fresh]), strict=True):
         gauge._sums = gauge._sums.merge(stats)
@@ -49,12 +49,12 @@ def fold(gauges: Iterable[Gauge]) -> None:
 
 @dataclass(eq=False)
 class OpSlot:
-    """The n-th call of an operation in a module's forward, over all forwards.
+    """The n-th call of an operation in a module's forward, over all forward passes.
 
-    `half` tells whether autocast would store the result in half precision; `constants` are the smallest
-    and largest magnitudes among its non-zero scalar arguments, less those that follow a dtype that the script
-    read (`follows_dtype`); `autocast` is the dtype that the script asked for; `flops` those of one call where shapes
-    don't tell them.
+    - `half`: whether autocast would store the result in half precision; `autocast`: the dtype of the script's region.
+    - `constants`: the smallest and largest magnitude of its non-zero scalar arguments, except extreme ones that depend
+      on a dtype that the script read (`follows_dtype`).
+    - `flops`: those of one call, where shapes don't determine them.
     """
 
     module: ModuleName
@@ -76,7 +76,7 @@ class OpSlot:
     local: dict[str, Energies] = field(default_factory=dict)
 
     def take(self, values: Sequence[float], follow: bool) -> None:
-        """Scalar arguments of one call; with `follow` extreme ones are those of the dtype in force."""
+        """Record the scalar arguments of one call; with `follow`, extreme ones are taken to depend on the dtype."""
         fixed = [value for value in values if not follow or value < EXTREME]
         self.follows_dtype |= len(fixed) < len(values)
         if fixed:
@@ -91,7 +91,7 @@ class OpSlot:
 
 @dataclass(eq=False)
 class LayerSlot:
-    """A module's own record; its activations are an op's where the op's result is what the module returns."""
+    """A module's record. Where it returns the result of an operation, it shares that operation's activation."""
 
     module: ModuleName
     type: str
@@ -104,7 +104,7 @@ class LayerSlot:
 
 @dataclass(eq=False)
 class ParameterSlot:
-    """A parameter under the first name it was met by; `state` has a gauge for every optimizer-state tensor."""
+    """A parameter, under the first name that it was met by; `state` has a gauge for each optimizer state."""
 
     module: ModuleName
     name: str
@@ -134,7 +134,7 @@ _FACTORS = frozenset({"alpha", "beta"})
 
 
 def scalars(args: Any, kwargs: Mapping[str, Any]) -> list[float]:
-    """Magnitudes of the non-zero floating-point scalars of a call, but for the factors that a sum multiplies its
-    addends by: those stay float32 inside the kernel."""
+    """Magnitudes of the non-zero float arguments of a call, without a sum's factors (alpha, beta), which stay float32
+    in the kernel."""
     values = (*args, *(value for name, value in kwargs.items() if name not in _FACTORS))
     return [abs(v) for v in values if isinstance(v, float) and v]

@@ -1,4 +1,4 @@
-"""From the tracer's slots to the records that flow on: layers and operations with final names."""
+"""Converts the tracer's slots to a Trace: layers and operations with final names."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def _merged(parts: Iterable[TensorStats]) -> TensorStats:
 
 
 class _Namer:
-    """fqns as the report has them: the model's name in front only where a plan is for several. What was met before
-    it became part of a model goes by its name there."""
+    """Module names as in the report: prefixed by the model's name only where there are several models. A module that
+    ran before it became part of a model has its name in that model."""
 
     def __init__(self, tracer: Tracer, names: ModuleNames) -> None:
         self.latest = names.latest
@@ -53,7 +53,7 @@ class _Namer:
 
 
 def snapshot(tracer: Tracer, names: ModuleNames) -> Trace:
-    """The trace so far; the tracer may go on afterwards."""
+    """The trace so far; the tracer may continue afterwards."""
     tracer.parameters.flush()
     fold(tracer.gauges)
     namer = _Namer(tracer, names)
@@ -73,8 +73,8 @@ def snapshot(tracer: Tracer, names: ModuleNames) -> Trace:
 
 
 def _leaves(tracer: Tracer, names: ModuleNames, namer: _Namer) -> list[str]:
-    """Every leaf of the models that a plan is for, those never called included, and what computes between its children,
-    be it without gradients only, as augmentation inside a model does: its rounding has its own place in the plan."""
+    """All leaf modules of the planned models, even if never called, and modules that compute outside their children,
+    even if only without gradients (augmentation): each has an entry in the plan."""
     computing = {namer.latest(name) for name in tracer.computing}
     return [
         namer.fqn(names.of(module))
@@ -86,8 +86,8 @@ def _leaves(tracer: Tracer, names: ModuleNames, namer: _Namer) -> list[str]:
 
 
 def _unseen(tracer: Tracer, names: ModuleNames, namer: _Namer) -> Iterator[str]:
-    """Leaves that could compute something by their parameters, and never did in training, such as the head that a
-    model has for sampling. Others may use a module's parameters, as attention does those of its `out_proj`."""
+    """Leaves with parameters that never computed in training, such as a head for sampling, unless other modules use
+    their parameters, as attention uses those of its `out_proj`."""
     used = {namer.latest(name) for name in tracer.ran}
     used |= {namer.latest(s.module) for s in tracer.parameters.slots.values() if s.gradient.stats().numel}
     for name, model in names.models.items():
@@ -114,8 +114,8 @@ def _layers(tracer: Tracer, namer: _Namer) -> list[Layer]:
 
 
 def _user(name: ModuleName, parameter: ParameterSlot, ran: Collection[ModuleName]) -> ModuleName:
-    """The module that a parameter works in: its own, or where that never runs, as a `ParameterList` and attention's
-    `out_proj` don't, the innermost one around it that does."""
+    """The module that uses a parameter: its own or, where that never runs (a `ParameterList`, attention's `out_proj`),
+    the innermost enclosing one that does."""
     if not parameter.gradient.stats().numel:
         return name
     while name.fqn and name not in ran:
@@ -124,7 +124,7 @@ def _user(name: ModuleName, parameter: ParameterSlot, ran: Collection[ModuleName
 
 
 def _layer(slots: list[LayerSlot], parameters: list[ParameterSlot], tracer: Tracer, namer: _Namer) -> Layer:
-    """A module's record, under all names that it went by."""
+    """A module's record, merged over all its names."""
     slot = slots[-1]
     shared = list({key: op for part in slots for key, op in part.shared_with.items()}.values())
     parts: list[LayerSlot | OpSlot] = [*slots, *shared]
@@ -167,8 +167,8 @@ def _ops(tracer: Tracer, namer: _Namer) -> list[Op]:
 
 
 def _op(fqn: str, op: str, slots: list[OpSlot]) -> Op:
-    """Calls of one operation in one module together. Where some are stored in half, those alone say what a format would
-    do to them: float32 values beside them may have any range."""
+    """All calls of one operation in one module. Where some have half results, the limits of a format apply to these
+    only: float32 values may have any range."""
     stats = [slot.activation.stats() for slot in slots]
     gradient = _merged([slot.gradient.stats() for slot in slots])
     first = slots[0]
@@ -202,7 +202,7 @@ def _op(fqn: str, op: str, slots: list[OpSlot]) -> Op:
 
 
 def _places(slots: list[OpSlot], usual: Location | None) -> dict[str, Location]:
-    """Where each measure is extreme, if not at the `usual` line."""
+    """The line at which each measure is extreme, if not the `usual` one."""
     found: dict[str, tuple[float, Location]] = {}
     for slot in slots:
         for measure, value in _measures(slot):
@@ -212,7 +212,7 @@ def _places(slots: list[OpSlot], usual: Location | None) -> dict[str, Location]:
 
 
 def _measures(slot: OpSlot) -> Iterator[tuple[str, float]]:
-    """What rules may find fault with, by name: the larger, the worse."""
+    """Measures that rules check, by name: the larger, the worse."""
     if slot.input_amax is not None:
         yield "input", slot.input_amax
     if slot.integer_input is not None:

@@ -25,7 +25,7 @@ from precaudit.instrument.torchfunction import dtype_name, tensors_in
 from precaudit.tracing.extremes import largest
 from precaudit.tracing.faults import FaultWatch, Inputs, finite_amax
 from precaudit.tracing.flops import UNTOLD, counted_flops
-from precaudit.tracing.integers import TOLD_APART, integer_amax
+from precaudit.tracing.integers import EXACT_INTEGERS, integer_amax
 from precaudit.tracing.ops import Call, TraceMode, caller_location
 from precaudit.tracing.parameters import ParameterTracker
 from precaudit.tracing.records import ABSORBING, STOPPING
@@ -69,7 +69,7 @@ class Tracer(TrainingListener, ScopeListener):
     def __init__(
         self, scopes: ModuleScopes, options: TraceOptions, in_disabled_region: Callable[[], bool] = no_disabled_region
     ) -> None:
-        """`in_disabled_region` says whether autocast is switched off by the script itself."""
+        """`in_disabled_region` says whether the script itself has disabled autocast."""
         self.options = options
         self._in_disabled_region = in_disabled_region
         self.ops: dict[tuple[ModuleName, str, int], OpSlot] = {}
@@ -83,14 +83,16 @@ class Tracer(TrainingListener, ScopeListener):
         self.log2_scale = 0
         self._scopes = scopes
         self._mode = TraceMode(self, self._category)
-        self._told_apart = min((2.0 ** get_format(name).precision for name in options.formats), default=TOLD_APART)
+        self._exact_integers = min(
+            (2.0 ** get_format(name).precision for name in options.formats), default=EXACT_INTEGERS
+        )
         self.step = 0
         self._pass = 0
         self.computing: set[ModuleName] = set()
         self.ran: set[ModuleName] = set()
-        """In a training forward, of any step."""
+        """Modules that ran in a training forward pass of any step."""
         self.read: set[int] = set()
-        """The parameters that operations of these take as they are."""
+        """Ids of parameters that are direct arguments of operations."""
         self._seen_in_pass: dict[tuple[ModuleName, str], int] = {}
         self._last: tuple[OpSlot, list[torch.Tensor]] | None = None
         self._weights_counted = False
@@ -116,7 +118,7 @@ class Tracer(TrainingListener, ScopeListener):
         self._begin_step()
 
     def _take_peak(self) -> None:
-        """Of the gradients that are half in the backward pass, in this step; nothing waits for the device here."""
+        """Queue the largest half gradient of this step, without synchronizing with the device."""
         lowered = {slot.module for slot in self.ops.values() if slot.category == "lower"}
         gradients = [slot.gradient.pending for slot in self.ops.values() if slot.half and slot.op not in STOPPING]
         gradients += [slot.gradient.pending for slot in self.parameters.slots.values() if slot.module in lowered]
@@ -125,7 +127,7 @@ class Tracer(TrainingListener, ScopeListener):
             self._settle_peaks()
 
     def _settle_peaks(self) -> None:
-        """Fetch what waits; of a long run the largest of neighbouring steps stays."""
+        """Fetch the queued peaks; in a long run, adjacent steps are merged, which bounds memory."""
         values = [(step, peak.value()) for step, peak in self._peaks]
         self._peaks.clear()
         self._maxima += [(step, math.log2(value)) for step, value in values if value > 0]
@@ -134,7 +136,7 @@ class Tracer(TrainingListener, ScopeListener):
 
     @property
     def maxima(self) -> tuple[tuple[int, float], ...]:
-        """log2 of the largest gradient of each step; in a long run of several in a row, under the step that had it."""
+        """(step, log2 of its largest gradient); in a long run, of several steps the one with the largest."""
         self._settle_peaks()
         return tuple(self._maxima)
 
@@ -184,7 +186,7 @@ class Tracer(TrainingListener, ScopeListener):
         if frame.root.data.get("traced"):
             self._leave(frame, output)
         if frame.is_outermost:
-            self._last = None  # nobody asks any more: a step's logits would stay until the next that is recorded
+            self._last = None  # free the output: logits would stay in memory until the next recorded step
         return output
 
     def _leave(self, frame: Frame, output: Any) -> None:
@@ -215,8 +217,8 @@ class Tracer(TrainingListener, ScopeListener):
                 tensor.register_hook(self._observer(layer))
 
     def _counts(self, frame: Frame, op: str) -> bool:
-        """Training forwards only, each once: not those under no_grad, though parts of others may be (a backbone that
-        stays as it is), not again when checkpointing repeats it."""
+        """Whether to record a call: only in training forward passes (which may have parts under no_grad, such as a
+        frozen backbone), and not when checkpointing recomputes it."""
         name, root = frame.name, frame.root.data
         trains = root.get("trains") and not root.get(REPEATED)
         if not (torch.is_grad_enabled() or IN_FUNCTION in frame.data or trains):
@@ -229,7 +231,7 @@ class Tracer(TrainingListener, ScopeListener):
     # -------------------------------------------------------------- operations
 
     def _category(self, op: str) -> Category:
-        """What autocast does with an operation; nothing where it is off."""
+        """Autocast's category of an operation; "other" where the script has disabled autocast."""
         return "other" if self._in_disabled_region() else category(op)
 
     def begin(self, op: str, func: Call, args: Any, kwargs: Any, half: bool) -> _Token | None:
@@ -252,8 +254,8 @@ class Tracer(TrainingListener, ScopeListener):
         return _Token(slot, ordinal, self.watch.inputs(op, args, kwargs))
 
     def _is_due(self, key: tuple[ModuleName, str, int]) -> bool:
-        """The first calls of a step are run once more for their local error, and then the 16th, 32nd, 64th ...: there
-        may be hundreds of micro-batches, and a loop's late values tell what its early ones don't."""
+        """Whether to measure the local error of a call: the first few of a step, then the 16th, 32nd, 64th ...: there
+        may be hundreds of micro-batches, and late values of a loop may differ from early ones."""
         self._calls[key] += 1
         return self._calls[key] <= _ALL_SHADOWED or self._calls[key].bit_count() == 1
 
@@ -287,15 +289,15 @@ class Tracer(TrainingListener, ScopeListener):
         factors = inputs if op not in MASKED else tensors_in((args[:3], [kwargs.get(name) for name in MASKED[op]]))
         slot.input_amax = largest((slot.input_amax, finite_amax(factors)))
         if op in ACCUMULATING:
-            slot.integer_input = largest((slot.integer_input, integer_amax(factors, self._told_apart)))
+            slot.integer_input = largest((slot.integer_input, integer_amax(factors, self._exact_integers)))
         func = not_in_place(func)
         if repeatable(op, func, kwargs):
             for name, energies in self._local_errors(op, func, args, kwargs).items():
-                # A branch that starts at zero is absorbed at first and grows: the latest measurement counts.
+                # A zero-initialized branch is absorbed at first and grows: the latest measurement counts.
                 slot.local[name] = energies if op in ABSORBING else slot.local.get(name, Energies()) + energies
 
     def _local_errors(self, op: str, func: Call, args: Any, kwargs: Any) -> dict[str, Energies]:
-        """An operation that can't run once more in a low format has no local error; the script goes on."""
+        """The local errors; {} for an operation that can't be repeated in a low format."""
         try:
             return local_errors(op, func, args, kwargs, self.options.formats)
         except (RuntimeError, TypeError, ValueError):
@@ -315,11 +317,11 @@ class Tracer(TrainingListener, ScopeListener):
         self._last = (slot, outputs) if token.count < _MAX_ORDINAL else None
 
     def _observer(self, slot: OpSlot | LayerSlot, readers: Sequence[int] = ()) -> Callable[[torch.Tensor | None], None]:
-        """A gradient hook: records what flows back through a result, without the loss scale in force. cuDNN's
-        recurrent cells have no gradient for the results that nobody uses."""
+        """A gradient hook that records the unscaled gradient of a result. It may be None: cuDNN's recurrent cells have
+        no gradient for unused results."""
         gauge, watch, step = slot.gradient, self.watch, self.step
 
-        @unserializable_hook  # a script that saves its results gets no warning of a hook that isn't its own
+        @unserializable_hook  # no warning about our hook where the script pickles its results
         def observe(gradient: torch.Tensor | None) -> None:
             if gradient is None:
                 return
@@ -335,5 +337,5 @@ class Tracer(TrainingListener, ScopeListener):
 
 
 def _shape(tensor: torch.Tensor) -> tuple[int, ...]:
-    """Of a jagged batch the shape of the rows that it packs, which is what products are made of."""
+    """The shape; for a jagged nested tensor that of its packed values, which products use."""
     return tuple((tensor.values() if tensor.is_nested else tensor).shape)

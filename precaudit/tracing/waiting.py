@@ -1,4 +1,4 @@
-"""Weight gradients on a GPU that wait to be counted together, at the end of their backward pass."""
+"""Weight gradients on a GPU, which are recorded together at the end of the backward pass."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import torch
 from precaudit.histograms import Addition, add_all
 
 LIMIT = 2**28
-"""Bytes that may wait; the gradients of a first micro-batch are the parameters' own `grad` and cost no memory."""
+"""Limit in bytes. The gradients of the first micro-batch are the parameters' own `grad` and need no extra memory."""
 
 
 def may_wait(parameter: torch.Tensor, gradient: torch.Tensor) -> bool:
-    """Whether nothing that torch knows of changes a gradient in place before its backward pass is over.
+    """Whether the gradient stays unchanged until its backward pass is over.
 
-    Hooks may, and so do data-parallel wrappers, which reduce gradients where they lie.
+    Hooks may change it in place, and data-parallel wrappers do, as they reduce gradients in place.
     """
     return (
         gradient.is_cuda
@@ -25,14 +25,16 @@ def may_wait(parameter: torch.Tensor, gradient: torch.Tensor) -> bool:
 
 
 class WaitingGradients:
-    """Aliases, which keep the memory but let autograd take the gradient itself over as the parameter's `grad`."""
+    """Queued gradients. They are aliases, so that autograd can still use the gradient itself as the parameter's
+    `grad`."""
 
     def __init__(self) -> None:
         self._waiting: dict[int, Addition] = {}
         self._bytes = 0
 
     def add(self, parameter: torch.Tensor, addition: Addition) -> None:
-        """To be called in a backward pass; a parameter's next gradient is added in place to the one that waits."""
+        """Queue a gradient, in a backward pass. The queue is flushed before a parameter's second gradient, which
+        autograd adds in place to the first."""
         if id(parameter) in self._waiting:
             self.flush()
         if not self._waiting:

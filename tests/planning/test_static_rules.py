@@ -192,6 +192,6 @@ def test_what_a_low_run_showed_to_be_half_is_judged_as_half():
     """`y.to(x.dtype)` is a cast to float32 in a trace of float32."""
     seen = replace(trace([op("mul", fqn="loss", amax=1e6, category="other", half=False)]), models=("model",))
     assert bans(seen, ["float16"]) == ()
-    assert seen.with_halves(frozenset({("model", "loss", "add"), ("model", "net", "mul")})) == seen
-    (ban,) = bans(seen.with_halves(frozenset({("model", "loss", "mul")})), ["float16"])
+    assert seen.with_half_results(frozenset({("model", "loss", "add"), ("model", "net", "mul")})) == seen
+    (ban,) = bans(seen.with_half_results(frozenset({("model", "loss", "mul")})), ["float16"])
     assert (ban.rule, ban.fqn, ban.op, ban.value) == ("PA101", "loss", "mul", 1e6)

@@ -1,5 +1,5 @@
-"""What only a run in a low format shows: positions, indices and counts that it no longer tells apart where they are
-made in it, and which operations' results are half."""
+"""What only a run in a low format shows: values created in it that are no longer distinct (positions, indices, counts),
+and which operations have half results."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from precaudit.instrument.scopes import Frame
 from precaudit.instrument.torchfunction import OperationMode, tensors_in
 from precaudit.tracing.integers import integer_amax
 from precaudit.tracing.ops import CASTS, caller_location
-from precaudit.tracing.records import Grid
+from precaudit.tracing.records import AliasedValues
 
 _MAKERS = frozenset("arange linspace logspace range".split())
 _WIDE_INTEGERS = (torch.int16, torch.int32, torch.int64)
-"""Narrower ones are exact in both halves."""
+"""Narrower integers are exact in both half formats."""
 
 Noticed = Callable[[str, torch.Tensor, int], None]
 Stored = Callable[[str, bool], None]
 
 
-class GridMode(OperationMode):
-    """Hands every half result to `noticed` that has fewer distinct values than it was asked for: evenly spaced ones, or
-    whole numbers that were cast; and tells `stored` of every operation whether its results are half."""
+class AliasingMode(OperationMode):
+    """Passes half results with fewer distinct values than requested to `noticed`: evenly spaced values, or cast
+    integers. Tells `stored` for every operation whether its results are half."""
 
     def __init__(self, noticed: Noticed, stored: Stored = lambda op, half: None) -> None:
         super().__init__()
@@ -56,35 +56,35 @@ def _distinct_values(op: str, args: Any, result: torch.Tensor) -> int | None:
     return source.unique().numel() if whole else None
 
 
-class GridWatch:
-    """Keeps what was noticed inside models' forwards, once a module and operation."""
+class AliasingWatch:
+    """Records aliased values and half results inside models' forward passes, by module and operation."""
 
     def __init__(self) -> None:
-        self.found: dict[tuple[str, str, str, str], Grid] = {}
+        self.found: dict[tuple[str, str, str, str], AliasedValues] = {}
         self._stored: dict[tuple[str, str, str], bool] = {}
 
     @property
-    def halves(self) -> frozenset[tuple[str, str, str]]:
+    def half_results(self) -> frozenset[tuple[str, str, str]]:
         """Model, module and operation, where every call's results were half."""
         return frozenset(key for key, half in self._stored.items() if half)
 
     def entered(self, frame: Frame, current: Callable[[], Frame | None], format_name: str) -> None:
-        """Watch an outermost forward, from inside whatever runs it in the format."""
+        """Observe the forward pass of an outermost module, inside the modes that run it in the format."""
 
         def noticed(op: str, result: torch.Tensor, wanted: int) -> None:
             name = (current() or frame).name
             key = (name.model, name.fqn, op, format_name)
             if key not in self.found:
                 kept, amax = result.unique().numel(), float(result.abs().max())
-                self.found[key] = Grid(*key, amax, wanted, kept, caller_location())
+                self.found[key] = AliasedValues(*key, amax, wanted, kept, caller_location())
 
         def stored(op: str, half: bool) -> None:
             name = (current() or frame).name
             key = (name.model, name.fqn, op)
             self._stored[key] = half and self._stored.get(key, True)
 
-        frame.data["grids"] = stack = ExitStack()
-        stack.enter_context(GridMode(noticed, stored))
+        frame.data["aliased"] = stack = ExitStack()
+        stack.enter_context(AliasingMode(noticed, stored))
 
     def left(self, frame: Frame) -> None:
-        frame.data.pop("grids").close()
+        frame.data.pop("aliased").close()

@@ -3,14 +3,14 @@
 import pytest
 import torch
 
-from precaudit.planning.rules import of_grids
-from precaudit.tracing.grids import GridMode
-from precaudit.tracing.records import Grid, Trace
+from precaudit.planning.rules import aliased_values
+from precaudit.tracing.aliasing import AliasingMode
+from precaudit.tracing.records import AliasedValues, Trace
 
 
 def noticed(code):
     found = []
-    with GridMode(lambda op, result, wanted: found.append((op, wanted, result.unique().numel()))):
+    with AliasingMode(lambda op, result, wanted: found.append((op, wanted, result.unique().numel()))):
         code()
     return found
 
@@ -71,18 +71,18 @@ def test_repeated_integers_count_once():
 
 
 def test_it_bans_the_operation_by_the_name_that_the_trace_has():
-    grid = Grid("model", "rotary", "arange", "bfloat16", 511.0, 512, 385, None)
-    (ban,) = of_grids(Trace(models=("model",)), [grid])
+    values = AliasedValues("model", "rotary", "arange", "bfloat16", 511.0, 512, 385, None)
+    (ban,) = aliased_values(Trace(models=("model",)), [values])
     assert (ban.rule, ban.fqn, ban.op, ban.format, ban.severity) == ("PA105", "rotary", "arange", "bfloat16", "error")
     assert "512 values up to 511" in ban.why
-    (ban,) = of_grids(Trace(models=("actor", "critic")), [grid])
+    (ban,) = aliased_values(Trace(models=("actor", "critic")), [values])
     assert ban.fqn == "model.rotary"
 
 
 def test_where_the_gradient_hardly_shows_it_it_is_no_error():
     """What means are divided by may be off by one in 500."""
-    grid = Grid("model", "mean", "arange", "bfloat16", 1024.0, 1024, 512, None)
-    (ban,) = of_grids(Trace(models=("model",)), [grid], {"bfloat16"})
+    values = AliasedValues("model", "mean", "arange", "bfloat16", 1024.0, 1024, 512, None)
+    (ban,) = aliased_values(Trace(models=("model",)), [values], {"bfloat16"})
     assert ban.severity == "warning"
 
 
@@ -93,7 +93,7 @@ def test_it_tells_which_operations_are_half_in_every_call():
         seen[op] = half and seen.get(op, True)
 
     pred, target = torch.ones(4, dtype=torch.float16), torch.ones(4)
-    with GridMode(lambda op, result, wanted: None, stored):
+    with AliasingMode(lambda op, result, wanted: None, stored):
         gap = target.to(pred.dtype) - pred
         gap.sort()
         (gap * gap + target * 2.0).mean()
