@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from precaudit.checking.records import LARGE_EXPONENT, Answer, Deployment, HardInput, Observed, OutputMatch
 from precaudit.finding import finding
@@ -26,12 +26,12 @@ SAFER = "plan the layers that overflow in bfloat16 or float32: profile again wit
 
 def outputs(observed: Observed, deployment: Deployment) -> Answer:
     matches = [match for match in observed.outputs if match.format == deployment.format]
+    worst = max((m.relative_error for m in matches if m.relative_error is not None), default=None)
     found = [
         *(one for match in matches for one in _of_match(match, deployment)),
         *_of_raised(observed, deployment),
-        *_of_unanswered(observed, blind=not matches),
+        *_of_unseen(observed, matches, blind=worst is None),
     ]
-    worst = max((m.relative_error for m in matches if m.relative_error is not None), default=None)
     if worst is None:
         return Answer("outputs", "no output could be compared", tuple(found), False, deployment.format)
     batches = max(match.batches for match in matches)
@@ -134,16 +134,23 @@ def _of_raised(observed: Observed, deployment: Deployment) -> Iterator[Finding]:
             )
 
 
-def _of_unanswered(observed: Observed, blind: bool) -> Iterator[Finding]:
+def _of_unseen(observed: Observed, matches: Sequence[OutputMatch], blind: bool) -> Iterator[Finding]:
     """A gate that can't see anything must not open."""
     for model, said in observed.unanswered.items():
-        yield finding(
-            "PA735",
-            "error" if blind else "warning",
-            f"what {model} returns in eval mode was not compared: {said}",
-            "check it from a model file: build_model() and batches() suffice",
-            output=model,
-        )
+        yield _unseen(model, said, "check it from a model file: build_model() and batches() suffice", blind)
+    for match in matches:
+        what = f"output {match.output}" if match.output else "its output"
+        if match.missing:
+            said = f"{what} is there in float32, and in {plural(match.missing, 'call')} not in {match.format}"
+            yield _unseen(match.model, said, "find what in the model depends on a dtype, or on single values", blind)
+        elif blind and not match.nonfinite:
+            said = f"{what} has no finite value in float32"
+            yield _unseen(match.model, said, "check it with weights and data that it answers with finite values", blind)
+
+
+def _unseen(model: str, said: str, remedy: str, blind: bool) -> Finding:
+    message = f"what {model} returns in eval mode was not compared: {said}"
+    return finding("PA735", "error" if blind else "warning", message, remedy, output=model)
 
 
 def hard_inputs(observed: Observed, deployment: Deployment) -> Answer:

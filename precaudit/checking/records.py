@@ -72,7 +72,8 @@ class OutputMatch:
 
     `error` and `signal` are sums of squares over `values`; of `rows` class scores, `agreeing` have the same
     largest class and `near_ties` differ between classes that the tolerance doesn't tell apart. Of `entries` of lists
-    that the model chose or sorted, `unpaired` have none like them on the other side.
+    that the model chose or sorted, `unpaired` have none like them on the other side. In `missing` further batches only
+    float32 returned it.
     """
 
     format: str
@@ -89,6 +90,7 @@ class OutputMatch:
     reference_nonfinite: int = 0
     entries: int = 0
     unpaired: int = 0
+    missing: int = 0
 
     @property
     def relative_error(self) -> float | None:

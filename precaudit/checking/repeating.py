@@ -96,10 +96,12 @@ def compare(seen: Seen, key: str, calls: Calls, reference: Run, planned: Run, de
         except Exception as error:
             seen.raised.append((deployment.format, key, said(error)))
             return
-        for name, pair in paired(outputs, wanted, call).items():
+        pairs = paired(outputs, wanted, call)
+        for name in wanted:
             place = (deployment.format, key, name)
             match = seen.outputs.get(place) or OutputMatch(*place)
-            seen.outputs[place] = add_batch(match, pair, call, deployment.tolerance)
+            compared = name in pairs and add_batch(match, pairs[name], call, deployment.tolerance)
+            seen.outputs[place] = compared or replace(match, missing=match.missing + 1)
 
 
 def hard_calls(calls: Calls, plan: Plan) -> Iterator[tuple[HardKind, Call | None]]:

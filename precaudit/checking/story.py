@@ -48,7 +48,7 @@ def output_rows(matches: Sequence[OutputMatch]) -> list[list[str]]:
             _decibels(match.snr_db),
             share(match.relative_error) if _is_number(match.relative_error) else number(match.relative_error),
             "-" if match.agreement is None else share(match.agreement),
-            f"{match.nonfinite:,} lost" if match.nonfinite else "yes",
+            "missing" if match.missing else f"{match.nonfinite:,} lost" if match.nonfinite else "yes",
         ]
         for match in ordered
     ]

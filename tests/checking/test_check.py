@@ -416,3 +416,30 @@ def test_a_plan_says_what_became_of_it(verdict, severity):
 @pytest.mark.parametrize("silent", [plan(), plan("float32", verdict="fail")])
 def test_a_plan_that_tells_nothing_or_rounds_nothing_is_not_asked(silent):
     assert "verification" not in {answer.question for answer in check(silent).answers}
+
+
+class InHalf(nn.Module):
+    """Answers with what `otherwise` makes of its scores where these are not float32."""
+
+    def __init__(self, otherwise):
+        super().__init__()
+        self.otherwise, self.inner = otherwise, nn.Linear(8, 4)
+
+    def forward(self, x):
+        y = self.inner(x)
+        return (y, y) if y.dtype == torch.float32 else self.otherwise(y)
+
+
+@pytest.mark.parametrize(
+    ("otherwise", "found", "passed"),
+    [
+        (lambda y: (y, y), set(), True),
+        (lambda y: (y,), {"PA735"}, True),
+        (lambda y: y.argmax(-1), {"PA735"}, False),
+    ],
+)
+def test_outputs_that_are_not_there_under_the_plan(otherwise, found, passed):
+    made = Plan("bfloat16", {"": "bfloat16", "inner": "bfloat16"}, types={"": "InHalf", "inner": "Linear"})
+    report = check(made, lambda: InHalf(otherwise))
+    assert rules(report) == found
+    assert report.passed == passed

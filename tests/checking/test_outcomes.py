@@ -93,3 +93,19 @@ def test_hard_inputs(values, rule, severity):
 def test_hard_inputs_that_are_finite_or_were_not_tried():
     assert of_hard().status == "passed"
     assert of_hard(skipped="it has no floating-point input").status == "not measured"
+
+
+def test_an_output_that_only_float32_has_was_not_compared():
+    aux = match(output="aux", batches=1, values=0, missing=3)
+    beside = only(of_outputs(match(output="y", signal=1.0), aux))
+    assert (beside.rule, beside.severity) == ("PA735", "warning")
+    assert "output aux is there in float32, and in 3 calls not in float16" in beside.message
+    assert only(of_outputs(aux)).severity == "error"
+
+
+@pytest.mark.parametrize("faulty", [0, 64])
+def test_where_float32_has_no_finite_value_nothing_was_compared(faulty):
+    """Masked scores at -inf are not faulty, and say as little."""
+    answer = of_outputs(match(values=0, reference_nonfinite=faulty))
+    assert (answer.status, answer.findings[-1].rule) == ("failed", "PA735")
+    assert of_outputs(match(values=0), match(output="y", signal=1.0)).status == "passed"
