@@ -37,7 +37,11 @@ def check_job(job: Job, plan: Plan, settings: CheckSettings, runner: Runner) -> 
     planned = the_planned(view_models(plan, observed, trace), trace)
     first = coverage(planned, plan, trace, _seen(job, run, observed))
     return CheckReport(
-        answers=(*verified(plan), first, *(answer for each in wanted for answer in _answers(run, observed, each, gpu))),
+        answers=(
+            *verified(plan, wanted),
+            first,
+            *(answer for each in wanted for answer in _answers(run, observed, each, gpu)),
+        ),
         deployments=wanted,
         target=gpu.key,
         outputs=observed.outputs,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 
-from precaudit.checking.records import Answer
+from precaudit.checking.records import Answer, Deployment
 from precaudit.finding import finding
 from precaudit.model import Finding, Plan, Severity, Verdict
+from precaudit.reporting.words import listing
 
 PROFILE = "profile the script again, and deploy a plan that is VERIFIED"
 _SAID: Mapping[Verdict, tuple[Severity, str, str]] = MappingProxyType(
@@ -29,13 +30,23 @@ _SAID: Mapping[Verdict, tuple[Severity, str, str]] = MappingProxyType(
 )
 
 
-def verified(plan: Plan) -> tuple[Answer, ...]:
+def verified(plan: Plan, wanted: Sequence[Deployment]) -> tuple[Answer, ...]:
     """No answer for plans that don't tell, such as those written by hand, and for float32, which needs no proof."""
     if plan.verdict is None or not plan.is_low_precision:
         return ()
-    return (Answer("verification", f"the profile's verdict on this plan was {plan.verdict}", tuple(_found(plan))),)
+    found = [*_found(plan), *_elsewhere(plan, wanted)]
+    return (Answer("verification", f"the profile's verdict on this plan was {plan.verdict}", tuple(found)),)
 
 
 def _found(plan: Plan) -> list[Finding]:
     said = _SAID.get(plan.verdict) if plan.verdict else None
     return [finding("PA761", *said, verdict=plan.verdict)] if said else []
+
+
+def _elsewhere(plan: Plan, wanted: Sequence[Deployment]) -> Iterator[Finding]:
+    """A verdict is no word on the formats of --formats."""
+    others = [each.format for each in wanted if each.plan.modules != plan.modules]
+    if others and plan.verdict == "pass":
+        message = f"the profile verified this plan as it is; in {listing(others)} nothing has verified it"
+        remedy = "profile the script with these --formats for a plan that is verified in one of them"
+        yield finding("PA761", "note", message, remedy, verdict=plan.verdict, formats=others)

@@ -413,6 +413,14 @@ def test_a_plan_says_what_became_of_it(verdict, severity):
     assert report.passed == (verdict != "fail")
 
 
+@pytest.mark.parametrize(("formats", "told"), [((), []), (("bfloat16",), []), (("bfloat16", "float16"), [["float16"]])])
+def test_a_verdict_is_no_word_on_other_formats(formats, told):
+    report = check(plan(verdict="pass"), formats=formats)
+    found = [(f.severity, f.evidence["formats"]) for f in report.findings if f.rule == "PA761"]
+    assert found == [("note", others) for others in told]
+    assert report.passed
+
+
 @pytest.mark.parametrize("silent", [plan(), plan("float32", verdict="fail")])
 def test_a_plan_that_tells_nothing_or_rounds_nothing_is_not_asked(silent):
     assert "verification" not in {answer.question for answer in check(silent).answers}
