@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import warnings
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
@@ -22,11 +22,11 @@ from precaudit.execution.formats import PlanLookup, ScopeFormat
 from precaudit.execution.native import NativePrecision, backward_products
 from precaudit.execution.products import tf32
 from precaudit.execution.rounding import HALVES
-from precaudit.instrument.names import ModuleName, fqns_of
+from precaudit.instrument.names import ModuleName, fqns_of, is_leaf
 from precaudit.instrument.patches import Shared
 from precaudit.instrument.scopes import Frame, Scopes, checkpointed
 from precaudit.model import EXECUTIONS, Plan
-from precaudit.planning.fitting import fit_names, is_within, part_of, parts, stands_for
+from precaudit.planning.fitting import fit_names, format_of, is_within, part_of, parts, stands_for
 
 
 @dataclass(frozen=True)
@@ -206,13 +206,32 @@ def apply(
     if resolved.master_weights:
         _refuse_half_weights(model)
     fitted = fit_plan(model, resolved, name)
-    if resolved.verdict == "fail":
-        warnings.warn(
-            "this plan is NOT VERIFIED: when it was profiled, training with it was not as good as float32. "
-            "Profile the script again, and apply a plan that is verified",
-            stacklevel=2,
-        )
+    for doubt in _doubts(model, resolved, fitted):
+        warnings.warn(doubt, stacklevel=2)
     return put_on(model, fitted, None if execution == "auto" else execution == "native")
+
+
+def _doubts(model: nn.Module, plan: Plan, fitted: Plan) -> Iterator[str]:
+    if plan.verdict == "fail":
+        yield (
+            "this plan is NOT VERIFIED: when it was profiled, training with it was not as good as float32. "
+            "Profile the script again, and apply a plan that is verified"
+        )
+    if unverified := _unverified(model, fitted):
+        yield (
+            f"new in this model, or of another type, since the plan was made: {_listed(unverified)}. Nothing has "
+            "verified them in the plan's formats: profile the script again, or see what has changed by precaudit check"
+        )
+
+
+def _unverified(model: nn.Module, plan: Plan) -> list[str]:
+    """What runs low though no profile has seen it; a plan without types was written by hand, and may name what it
+    likes."""
+    modules, kinds = fqns_of(model), _kinds(model)
+    new = [fqn for module, fqn in modules.items() if is_leaf(module) and fqn not in plan.modules]
+    others = [fqn for fqn, kind in plan.types.items() if kind not in kinds.get(fqn, {kind})]
+    found = [fqn for fqn in (*new, *others) if format_of(plan, fqn) != "float32"] if plan.types else []
+    return [f"{fqn or 'the model itself'} (in {format_of(plan, fqn)})" for fqn in found]
 
 
 def _device_of(module: nn.Module) -> str | None:
@@ -286,10 +305,9 @@ def fit_plan(model: nn.Module, plan: Plan, name: str = "") -> Plan:
     names = fit_names(plan, own, name)
     unknown = sorted(fqn for fqn in names.values() if fqn not in own)
     if plan.modules and (unknown or not names):
-        listed = ", ".join(unknown[:3]) + (f" and {len(unknown) - 3} more" if len(unknown) > 3 else "")
-        raise _unfit(f"it has no module {listed or 'of the plan'}")
+        raise _unfit(f"it has no module {_listed(unknown) or 'of the plan'}")
     kind = next((plan.types[name] for name in names if name in plan.types), None)
-    if own == {""} and kind and kind not in _kinds(model):
+    if own == {""} and kind and kind not in _kinds(model)[""]:
         raise _unfit(f"the plan is for a {kind}")
     part, others = part_of(plan, names), {} if name else parts(plan, own)
     if not all(stands_for(part, other) for other in others.values()):
@@ -301,10 +319,16 @@ def fit_plan(model: nn.Module, plan: Plan, name: str = "") -> Plan:
     return part
 
 
-def _kinds(model: nn.Module) -> set[str]:
-    """What a model without modules inside it is, whatever wraps it: its name can't tell."""
-    inner = [module for module, fqn in fqns_of(model).items() if not fqn][-1]
-    return {kind.__name__ for kind in type(inner).__mro__}
+def _kinds(model: nn.Module) -> dict[str, set[str]]:
+    """By name the classes that a module is of, and those of what wraps it."""
+    kinds: dict[str, set[str]] = {}
+    for module, fqn in fqns_of(model).items():
+        kinds.setdefault(fqn, set()).update(kind.__name__ for kind in type(module).__mro__)
+    return kinds
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _unfit(why: str) -> PrecauditError:

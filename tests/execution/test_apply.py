@@ -320,6 +320,45 @@ def test_a_plan_that_failed_is_put_on_with_a_warning(recwarn):
     assert warned[0].filename == __file__
 
 
+def changed(index, module):
+    return nn.Sequential(*(module if i == index else layer for i, layer in enumerate(small())), *[module][index < 3 :])
+
+
+PLANNED = {"0": "Linear", "1": "ReLU", "2": "Linear"}
+
+
+@pytest.mark.parametrize(
+    ("model", "told"),
+    [
+        (changed(3, nn.Linear(2, 2)), r"3 \(in bfloat16\)\. Nothing has verified"),
+        (changed(1, nn.GELU()), r"1 \(in bfloat16\)"),
+        (nn.Sequential(*small(), *(nn.Linear(2, 2) for _ in range(5))), r"3 \(in bfloat16\), 4 .*, 5 .* and 2 more"),
+    ],
+)
+def test_what_no_profile_has_seen_is_told(model, told):
+    plan = replace(plan_for(small(), "bfloat16"), types=PLANNED, verdict="pass")
+    with pytest.warns(UserWarning, match=told) as warned:
+        apply(model, plan)
+    assert warned[0].filename == __file__
+
+
+@pytest.mark.parametrize(
+    ("model", "formats", "types"),
+    [
+        (small(), {}, PLANNED),
+        (changed(0, nn.LazyLinear(8)), {}, PLANNED),
+        (changed(0, type("Own", (nn.Linear,), {})(4, 8)), {}, PLANNED),
+        (torch.compile(small(), backend="eager"), {}, PLANNED),
+        (nn.DataParallel(small()), {}, PLANNED),
+        (changed(1, nn.GELU()), {"1": "float32"}, PLANNED),  # runs as the model always did
+        (changed(3, nn.Linear(2, 2)), {}, {}),  # a plan written by hand
+    ],
+)
+def test_nothing_is_told_of_a_model_that_was_profiled(model, formats, types, recwarn):
+    apply(model, replace(plan_for(small(), "bfloat16", formats), types=types, verdict="pass"))
+    assert not recwarn.list
+
+
 def test_a_plan_for_another_model_is_refused():
     plan = Plan(default="bfloat16", modules={"encoder.layers.0": "bfloat16", "head": "float32"})
     with pytest.raises(PrecauditError, match=r"doesn't fit this model: it has no module encoder\.layers\.0"):
