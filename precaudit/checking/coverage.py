@@ -23,8 +23,9 @@ def coverage(views: Sequence[ModelView], plan: Plan, trace: Trace, seen: str) ->
     """The models that the plan is for against the plan; `seen` says how the modules were found."""
     found = [one for view in views for one in _of_model(view, plan)]
     found += [one for view in views for one in _idle(view, trace, seen)]
-    found += [_nowhere(op) for op in plan.ops if op.fqn not in plan.modules]
     used = {name for view in views for name in view.names}
+    there = {name for view in views for name, own in view.names.items() if own in view.types}
+    found += [_nowhere(op) for op in plan.ops if op.fqn not in there.union(plan.modules)]
     found += [one for view in views for one in _one_of_several(view, plan)]
     found += [_bypassed(fqn, place) for fqn, place in trace.bypassed.items()]
     found += _elsewhere([fqn for fqn in plan.modules if fqn not in used])

@@ -63,8 +63,10 @@ def is_within(fqn: str, container: str) -> bool:
 
 
 def _stripped(plan: Plan, prefix: str) -> dict[str, str]:
-    """Plan names to names inside the model called `prefix`; every name where there is no prefix."""
-    return {fqn: fqn.removeprefix(prefix).removeprefix(".") for fqn in plan.modules if is_within(fqn, prefix)}
+    """Plan names to names inside the model called `prefix`; every name where there is no prefix. Those of exceptions
+    are names too: a container may have one and no format of its own."""
+    named = dict.fromkeys([*plan.modules, *(op.fqn for op in plan.ops)])
+    return {fqn: fqn.removeprefix(prefix).removeprefix(".") for fqn in named if is_within(fqn, prefix)}
 
 
 def parts(plan: Plan, own: Collection[str]) -> dict[str, Plan]:

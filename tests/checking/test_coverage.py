@@ -204,3 +204,9 @@ def test_an_exception_for_what_does_not_run_is_told():
     ((rule, severity, elsewhere),) = told(("attention", "softmax"))
     assert (rule, severity) == ("PA708", "warning")
     assert "softmax of attention in float32, and names no such module" in elsewhere
+
+
+@pytest.mark.parametrize(("container", "rules"), [("block", []), ("blok", ["PA708"])])
+def test_an_exception_of_a_container_without_a_format_of_its_own_is_no_stranger(container, rules):
+    plan = replace(plan_of(MODEL), ops=(OpFormat(container, "add", "float32"),))
+    assert [finding.rule for finding in answered(plan, facts(MODEL)).findings] == rules

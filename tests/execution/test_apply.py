@@ -365,6 +365,16 @@ def test_a_plan_for_another_model_is_refused():
         apply(small(), plan)
 
 
+def test_an_exception_is_refused_where_its_module_is_not_and_kept_where_only_the_container_is_unplanned():
+    model = nn.Sequential(small(), nn.Linear(2, 2))
+    plan = Plan("bfloat16", {"0.0": "bfloat16", "0.1": "bfloat16", "0.2": "bfloat16", "1": "bfloat16"})
+    misspelt, container = OpFormat("9", "linear", "float32"), OpFormat("0", "add", "float32")
+    with pytest.raises(PrecauditError, match="it has no module 9"):
+        apply(model, replace(plan, ops=(misspelt,)))
+    with apply(model, replace(plan, ops=(container,))) as handle:
+        assert handle.plan.ops == (container,)
+
+
 def test_an_average_of_the_model_takes_its_plan():
     model = small()
     plan, x = plan_for(model, "bfloat16"), torch.randn(3, 4)
