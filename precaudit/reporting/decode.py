@@ -15,6 +15,7 @@ Decoder = Callable[[Any], Any]
 
 NONFINITE = {"nan": float("nan"), "inf": float("inf"), "-inf": float("-inf")}
 MAX_DEPTH = 64
+COMMENTS = ("$", "_")
 _KINDS = {dict: "an object", list: "a list", str: "a string", bool: "true or false", int: "a whole number"}
 
 
@@ -63,14 +64,19 @@ class Decoders:
     """Builds decoders from annotations.
 
     `keys` renames fields, a class at a time; a field whose key is "" is read from the object that holds it.
-    `special` has whole decoders for classes that annotations don't describe.
+    `special` has whole decoders for classes that annotations don't describe. `strict` refuses keys of no field, but for
+    comments (`$schema`, `_why`).
     """
 
     def __init__(
-        self, keys: Mapping[type, Mapping[str, str]], special: Mapping[Any, Callable[[Decoder], Decoder]]
+        self,
+        keys: Mapping[type, Mapping[str, str]],
+        special: Mapping[Any, Callable[[Decoder], Decoder]],
+        strict: bool = False,
     ) -> None:
         self.keys = keys
         self.special = special
+        self.strict = strict
 
     def decoder(self, hint: Any) -> Decoder:
         origin, arguments = get_origin(hint), get_args(hint)
@@ -113,9 +119,13 @@ class Decoders:
         members = [
             (f.name, renamed.get(f.name, f.name), self.decoder(hints[f.name]), _required(f)) for f in fields(cls)
         ]
+        known = [key for _, key, *_ in members]
 
         def decode(value: Any) -> Any:
             expect(dict, value)
+            strange = (key for key in value if key not in known and not key.startswith(COMMENTS))
+            if self.strict and (key := next(strange, None)) is not None:
+                raise Mismatch(f"the key {key[:40]!r} is none of {', '.join(known)}")
             found = {}
             for name, key, read, required in members:
                 if key and value.get(key) is None and not required:

@@ -98,9 +98,10 @@ def load_report(path: str | Path) -> Report:
 
 
 def load_plan(path: str | Path) -> Plan:
-    """The plan in `path`, which is a plan.json or a report.json."""
+    """The plan in `path`, which is a plan.json or a report.json. People edit plans: what a misspelt key was to change
+    would stay as it is, in silence."""
     data = _document(Path(path), ("default", "modules"), "a precaudit plan", inside="plan")
-    return _decode(Path(path), Plan, data)
+    return _decode(Path(path), Plan, data, strict=True)
 
 
 def _document(path: Path, keys: tuple[str, ...], what: str, inside: str | None = None) -> dict[str, Any]:
@@ -121,9 +122,9 @@ def _document(path: Path, keys: tuple[str, ...], what: str, inside: str | None =
     return data
 
 
-def _decode(path: Path, cls: type, data: dict[str, Any]) -> Any:
+def _decode(path: Path, cls: type, data: dict[str, Any], strict: bool = False) -> Any:
     try:
-        return Decoders(KEYS, SPECIAL).decoder(cls)(data)
+        return Decoders(KEYS, SPECIAL, strict).decoder(cls)(data)
     except Mismatch as mismatch:
         where = mismatch.where.lstrip(".") or "the top level"
         raise PrecauditError(

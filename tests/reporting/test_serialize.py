@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from report_strategies import FREE_JSON, filled
 
 from precaudit.errors import PrecauditError
-from precaudit.model import Exponents, Plan, Report, TensorStats
+from precaudit.model import Exponents, OpFormat, Plan, Report, TensorStats
 from precaudit.reporting import files
 from precaudit.reporting.serialize import dump_plan, dump_report, load_plan, load_report, to_json, write_json
 
@@ -154,6 +154,29 @@ def test_older_files_load_with_defaults(tmp_path):
     assert report.ops == ()
     assert not report.tensor_cores.measured
     assert report.verification.gates == ()
+
+
+EDITED = {"fqn": "fc1", "op": "linear", "format": "float32"}
+
+
+@pytest.mark.parametrize(
+    ("edit", "where"),
+    [
+        ({"operations": [EDITED]}, "the top level: the key 'operations' is none of default, modules, ops, because"),
+        ({"ops": [EDITED | {"formt": "float16"}]}, r"ops\[0\]: the key 'formt' is none of fqn, op, format"),
+        ({"loss_scale": {"mode": "dynamic", "growth": 100}}, "loss_scale: the key 'growth' is none of mode, init"),
+    ],
+)
+def test_a_key_of_an_edited_plan_that_means_nothing_is_refused(edit, where, tmp_path):
+    write_json(tmp_path / "plan.json", dump_plan(Plan()) | edit)
+    with pytest.raises(PrecauditError, match=where):
+        load_plan(tmp_path / "plan.json")
+
+
+def test_an_edited_plan_may_have_comments(tmp_path):
+    comments = {"$schema": "plan.schema.json", "_why": "fc1 overflowed", "ops": [EDITED | {"_note": "logits"}]}
+    write_json(tmp_path / "plan.json", dump_plan(Plan()) | comments)
+    assert load_plan(tmp_path / "plan.json").ops == (OpFormat("fc1", "linear", "float32"),)
 
 
 def test_short_format_names_in_edited_plans(tmp_path):
