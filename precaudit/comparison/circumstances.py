@@ -36,6 +36,10 @@ def _formats(report: Report) -> str:
     return ", ".join(_texts(report.job.get("formats")))
 
 
+def _execution(report: Report) -> str:
+    return "" if report.verification.verdict == "not_run" else str(report.verification.execution or "")
+
+
 def _torch(report: Report) -> str:
     return str(report.environment.get("torch") or "")
 
@@ -45,5 +49,5 @@ def _texts(value: Any) -> list[str]:
 
 
 READ: Mapping[str, Callable[[Report], str]] = MappingProxyType(
-    {"script": script, "arguments": _arguments, "formats": _formats, "torch": _torch}
+    {"script": script, "arguments": _arguments, "formats": _formats, "torch": _torch, "verification": _execution}
 )

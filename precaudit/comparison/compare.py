@@ -94,14 +94,15 @@ def _not_comparable(base: Report, head: Report, matching: Matching) -> Iterator[
     if "screened" in verdicts and "pass" in verdicts:
         name = ("base", "head")[verdicts.index("screened")]
         yield f"verdict: {name} was screened by one pair of runs (--quick), which proves less than a verification"
+    if "not_run" in verdicts:
+        said = " and ".join(f"{verdict} in {name}" for name, verdict in zip(("base", "head"), verdicts, strict=True))
+        yield f"verdict: {said.replace('not_run', 'not run')}"
     planless = [name for name, report in (("base", base), ("head", head)) if not report.plan.modules]
     if planless:
         yield f"plan: none in {' and '.join(planless)}"
     elif not same_target(base, head):
         yield f"plan: made for different targets ({base.plan.target} and {head.plan.target})"
     for name, report in (("base", base), ("head", head)):
-        if report.verification.verdict == "not_run":
-            yield f"verdict: verification was not run in {name}"
         if not report.ops:
             yield f"operations: none recorded in {name}"
         elif not autocast_seen(report):

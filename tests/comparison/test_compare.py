@@ -288,6 +288,29 @@ def test_a_target_is_the_same_however_it_is_written():
     assert not any("targets" in reason for reason in comparison.not_comparable)
 
 
+@pytest.mark.parametrize(
+    ("base", "head", "told"),
+    [
+        ("not_run", "fail", ["verdict: not run in base and fail in head"]),
+        ("pass", "not_run", ["verdict: pass in base and not run in head"]),
+        ("not_run", "not_run", ["verdict: not run in base and not run in head"]),
+        ("pass", "pass", []),
+    ],
+)
+def test_verdicts_that_can_not_be_compared_are_told(base, head, told):
+    comparison = compare(report(verification=Verification(base)), report(verification=Verification(head)))
+    assert [line for line in comparison.not_comparable if line.startswith("verdict")] == told
+
+
+@pytest.mark.parametrize(("verdict", "told"), [("pass", 1), ("not_run", 0)])
+def test_another_execution_is_another_proof(verdict, told):
+    emulated = report(verification=Verification(verdict, execution="emulated"))
+    native = report(verification=Verification("pass", execution="native"))
+    assert compare(native, native).measured_otherwise == ()
+    lines = compare(native, emulated).measured_otherwise
+    assert lines == ("verification: native in base, emulated in head",)[:told]
+
+
 def test_what_was_measured_otherwise_is_told():
     base = Report(job={"script": "/a/train.py", "argv": []}, environment={"torch": "2.13.0"})
     moved = replace(base, job={**base.job, "script": "b/train.py"})
