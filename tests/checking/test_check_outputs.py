@@ -6,7 +6,6 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import check_samples
-import jsonschema
 import pytest
 from golden_files import assert_golden
 
@@ -14,6 +13,8 @@ from precaudit.checking.rendering import FORMATS, as_report, render
 from precaudit.checking.terminal import render_terminal
 from precaudit.commands.check import PRINTED
 from precaudit.comparison.limits import matches_fail_on
+
+jsonschema = pytest.importorskip("jsonschema")
 
 ENDINGS = {
     "terminal": "txt",

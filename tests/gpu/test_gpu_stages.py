@@ -1,5 +1,6 @@
 """The GPU stages where there is no GPU: each says so, one that fails leaves the others alone, and a dry run runs."""
 
+import ast
 import json
 import os
 import subprocess
@@ -35,6 +36,16 @@ def test_every_stage_is_run():
     stages = dict(entry.split(":") for entry in limits().split())
     assert set(stages) == STAGES
     assert sum(map(int, stages.values())) <= 600
+
+
+def test_no_test_file_needs_at_its_top_what_a_gpu_machine_may_lack():
+    """`pytest -m gpu` collects all of them, and one that can't be imported ends it before a test has run."""
+    lacking = {"altair", "jsonschema", "orjson", "selenium", "vl_convert"}
+    for path in HERE.parent.rglob("test_*.py"):
+        top = ast.parse(path.read_text()).body
+        imported = [alias.name for node in top if isinstance(node, ast.Import) for alias in node.names]
+        imported += [node.module or "" for node in top if isinstance(node, ast.ImportFrom)]
+        assert not lacking & {name.partition(".")[0] for name in imported}, path
 
 
 @pytest.mark.slow

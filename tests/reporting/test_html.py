@@ -11,7 +11,6 @@ from dataclasses import replace
 from html.parser import HTMLParser
 from xml.etree import ElementTree
 
-import jsonschema
 import pytest
 import report_samples
 from golden_files import assert_golden
@@ -22,6 +21,7 @@ from precaudit.model import Difference, Exponents, Plan, Report, TensorStats, Tr
 from precaudit.reporting import costs, drawing, html, pagedata, render, story
 from precaudit.reporting.serialize import load_plan, write_json
 
+jsonschema = pytest.importorskip("jsonschema")
 pytest.importorskip("altair")
 pytest.importorskip("vl_convert")
 

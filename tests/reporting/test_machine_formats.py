@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
-import jsonschema
 import pytest
 import report_samples
 from golden_files import assert_golden
@@ -16,6 +15,8 @@ from precaudit.errors import PrecauditError
 from precaudit.model import Location, Report
 from precaudit.reporting import EXTENSIONS, format_of, github, render, results, write
 from precaudit.reporting.serialize import load_report
+
+jsonschema = pytest.importorskip("jsonschema")
 
 SARIF_SCHEMA = json.loads((Path(__file__).parent / "sarif-schema-2.1.0.json").read_text())
 GOLDEN = {"markdown": "md", "sarif": "sarif", "junit": "xml", "gitlab": "gitlab.json", "github": "github.txt"}

@@ -8,11 +8,12 @@ import subprocess
 import sys
 from importlib.resources import files
 
-import jsonschema
 import pytest
 
 from precaudit.reporting import RENDERERS, render
 from precaudit.reporting.serialize import load_plan, load_report
+
+jsonschema = pytest.importorskip("jsonschema")
 
 SCRIPT = """
 import torch

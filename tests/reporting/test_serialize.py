@@ -10,8 +10,6 @@ from dataclasses import replace
 from importlib.resources import files as package_files
 from pathlib import Path
 
-import jsonschema
-import orjson
 import pytest
 import report_samples
 from hypothesis import HealthCheck, given, settings
@@ -22,6 +20,9 @@ from precaudit.errors import PrecauditError
 from precaudit.model import Exponents, OpFormat, Plan, Report, TensorStats
 from precaudit.reporting import files
 from precaudit.reporting.serialize import dump_plan, dump_report, load_plan, load_report, to_json, write_json
+
+jsonschema = pytest.importorskip("jsonschema")
+orjson = pytest.importorskip("orjson")
 
 SCHEMAS = {
     name: json.loads((package_files("precaudit") / "schemas" / f"{name}.schema.json").read_text())

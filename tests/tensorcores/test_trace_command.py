@@ -6,12 +6,13 @@ import subprocess
 import sys
 from html.parser import HTMLParser
 
-import jsonschema
 import pytest
 from trace_builder import ADD, NVJET, SGEMM, document, launched, mm, module, op, write
 
 import precaudit
 from precaudit.__main__ import main
+
+jsonschema = pytest.importorskip("jsonschema")
 
 EVIL = "<script>alert('x')</script>\u202e|`::error::\x1b[31m"
 
