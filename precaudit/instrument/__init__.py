@@ -1,1 +1,1 @@
-"""How precaudit sees a model run: module scopes, torch functions, and training events."""
+"""Observation of running models: module scopes, torch functions, and training events."""

@@ -1,4 +1,4 @@
-"""torch.compile and TorchScript switched off, so that the operations of what they compile can be seen."""
+"""Disables torch.compile and TorchScript, whose compiled operations can't be observed."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from precaudit.instrument.patches import all_wrapped, replaced_by
 
 
 def _uncompiled(model: Any = None, **options: Any) -> Any:
-    """torch.compile's signature, as a function or a decorator with options."""
+    """Replaces torch.compile, as a function or as a decorator with options."""
     return model if model is not None else (lambda function: function)
 
 
 @contextmanager
 def _scripting(enabled: bool) -> Iterator[None]:
-    """TorchScript compiles in this block, or returns what it is given."""
+    """TorchScript compiles in this block (`enabled`), or returns what it is given."""
     jit = torch.jit._state._enabled
     before, jit.enabled = jit.enabled, enabled
     try:
@@ -30,7 +30,7 @@ def _scripting(enabled: bool) -> Iterator[None]:
 
 
 def _scripted_for_torch(compiles: Callable[[], None], original: Callable[..., Any]) -> Callable[..., Any]:
-    """torch depends on functions that it scripts itself, such as its rules for forward-mode derivatives."""
+    """Scripting only for torch's own calls, which it depends on, such as its rules for forward-mode derivatives."""
 
     @functools.wraps(original)
     def script(*args: Any, **kwargs: Any) -> Any:
@@ -46,7 +46,7 @@ def _scripted_for_torch(compiles: Callable[[], None], original: Callable[..., An
 
 @contextmanager
 def eager_only(compiles: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """Functions run as they are written; `compiles` is called where the script has TorchScript compile a module."""
+    """Run functions uncompiled; `compiles` is called where the script has TorchScript compile a module."""
     scripted = functools.partial(_scripted_for_torch, compiles)
     with (
         _scripting(enabled=False),

@@ -1,4 +1,4 @@
-"""Training events of an unmodified script: backward passes and optimizer steps, told to listeners."""
+"""Training events of an unmodified script (backward passes and optimizer steps), published to listeners."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from precaudit.instrument.together import Together
 
 
 def in_backward() -> bool:
-    """Whether a backward pass is running in this thread: the script's own, or the one the device works in."""
+    """Whether a backward pass is running in this thread, which may be an autograd worker thread."""
     return bool(torch._C._current_graph_task_id() != -1)
 
 
 def parameters_of(optimizer: Any) -> list[Any]:
-    """Those that it updates; of None, as of what isn't torch's, none."""
+    """The parameters that an optimizer updates; none for None or an object that isn't a torch optimizer."""
     return [p for group in getattr(optimizer, "param_groups", []) for p in group["params"]]
 
 
 class TrainingListener:
-    """What a listener may hear; every method does nothing unless overridden.
+    """Interface of listeners; every method does nothing unless overridden.
 
     `backward_starts` may return replacement gradient arguments (one per root tensor), or None.
     """
@@ -40,32 +40,32 @@ class TrainingListener:
         return None
 
     def backward_nested(self, roots: Sequence[torch.Tensor]) -> None:
-        """A backward pass starts inside the running one, as reentrant checkpointing does for what it repeats."""
+        """A backward pass starts inside another one, as reentrant checkpointing starts for its recomputed part."""
 
     def backward_ended(self, roots: Sequence[torch.Tensor]) -> None: ...
 
     def gradient_nested(self, running: bool) -> None:
-        """`torch.autograd.grad` starts or ends inside a backward pass, as in a function that has one of its own."""
+        """`torch.autograd.grad` starts or ends inside a backward pass, as in a custom autograd function."""
 
     def gradient_starts(self, outputs: Sequence[torch.Tensor], inputs: Sequence[torch.Tensor]) -> list[Any] | None:
-        """`torch.autograd.grad` is called outside any backward pass, without `grad_outputs`: these may be returned."""
+        """`torch.autograd.grad` is called outside of any backward pass and without `grad_outputs`, which may be
+        returned."""
         return None
 
     def gradient_taken(self, outputs: Sequence[torch.Tensor]) -> None:
         """`torch.autograd.grad` (and so `torch.func.grad`) was called outside any backward pass."""
 
     def step_starts(self, optimizer: Any) -> None:
-        """`optimizer` is None where the script has no torch optimizer: every backward pass is a step then."""
+        """`optimizer` is None where the script has no torch optimizer: then every backward pass is a step."""
 
     def step_ended(self, optimizer: Any) -> None: ...
 
     def step_complete(self, optimizer: Any) -> None:
-        """All optimizers that update parameters by the same gradients have done so, `optimizer` as the first: steps are
-        counted here."""
+        """All optimizers that use the same gradients have stepped, `optimizer` as the first. Steps are counted here."""
 
 
 def _steps_running() -> list[FrameType]:
-    """The frames of torch in which steps run, innermost first: it calls their hooks."""
+    """The stack frames of running optimizer steps, innermost first: torch's frames that call step hooks."""
     frame: FrameType | None = sys._getframe(1)
     found = []
     while frame is not None:
@@ -76,7 +76,7 @@ def _steps_running() -> list[FrameType]:
 
 
 def _as_list(value: Any) -> list[Any]:
-    """What torch takes one or several of: tensors, their gradients, edges of the graph."""
+    """A list of what torch accepts as one object or several: tensors, gradients, or graph edges."""
     if value is None:
         return []
     if isinstance(value, dict):
@@ -85,17 +85,19 @@ def _as_list(value: Any) -> list[Any]:
 
 
 def _held(value: Any) -> Any:
-    """What can be gone over twice, as `model.parameters()` can't."""
+    """A re-iterable copy of an iterator such as `model.parameters()`."""
     return list(value) if isinstance(value, Iterator) else value
 
 
 class TrainingEvents(ScopeListener):
-    """Publishes backward passes and optimizer steps. A script that never makes a torch optimizer updates its
-    parameters by hand: its steps are its backward passes, or the gradients that it takes without any. No part of this
-    is compiled with a compiled step."""
+    """Publishes backward passes and optimizer steps.
+
+    Without any torch optimizer a script updates its parameters by hand: its steps are its backward passes or, without
+    those, its calls of `torch.autograd.grad`. Nothing here is compiled as part of a compiled step.
+    """
 
     def __init__(self, has_optimizer: bool = False, concerns: Callable[[Any], bool] = lambda optimizer: True) -> None:
-        """`concerns` tells the optimizers that count from those of other models."""
+        """`concerns` says whether an optimizer counts, as opposed to those of other models."""
         self.listeners: list[TrainingListener] = []
         self.has_optimizer = has_optimizer
         self._concerns = concerns
@@ -107,7 +109,7 @@ class TrainingEvents(ScopeListener):
 
     @property
     def in_step(self) -> bool:
-        """Inside an optimizer's `step`: a closure is being evaluated."""
+        """Whether an optimizer's `step` is running: a closure is being evaluated."""
         return bool(self._stepping)
 
     @contextmanager
@@ -132,7 +134,7 @@ class TrainingEvents(ScopeListener):
                     listener.backward_nested(roots)
                 return original(tensors, grad_tensors, *args, **kwargs)
             if self._handed_on or any(isinstance(root, GradientEdge) for root in roots):
-                return original(tensors, grad_tensors, *args, **kwargs)  # no loss is known by name
+                return original(tensors, grad_tensors, *args, **kwargs)  # a GradientEdge has no loss tensor
             self._calls_backward = True
             self._gradients_are_new()
             gradients = _as_list(grad_tensors) or [None] * len(roots)
@@ -156,7 +158,8 @@ class TrainingEvents(ScopeListener):
 
     @contextmanager
     def _handing_on(self) -> Iterator[None]:
-        """torch calls itself once more for each function mode that is on, by the name that is wrapped here."""
+        """Marks calls that torch forwards to itself, once for each active function mode, by the name that is wrapped
+        here."""
         self._here.handed_on = True
         try:
             yield
@@ -164,7 +167,7 @@ class TrainingEvents(ScopeListener):
             self._here.handed_on = False
 
     def know(self, optimizer: Any) -> None:
-        """One that may step."""
+        """Register an optimizer."""
         self.has_optimizer = True
         self._together.know(optimizer)
 
@@ -180,19 +183,19 @@ class TrainingEvents(ScopeListener):
             listener.step_complete(optimizer)
 
     def complete(self) -> None:
-        """The step that is on, if one is, is over: nobody else comes."""
+        """End the current step, if there is one: no further optimizer will take part."""
         if (first := self._together.complete()) is not None:
             self._publish_complete(first)
 
     def _gradients_are_new(self) -> None:
-        if self.in_step:  # those of a closure are this optimizer's alone
+        if self.in_step:  # gradients of a closure belong to this optimizer only
             self._by_own_gradients = True
             return
         self.complete()
         self._together.renew()
 
     def entered(self, frame: Frame) -> None:
-        """As a listener of module scopes: a forward belongs to the next step."""
+        """Called by module scopes: a forward pass belongs to the next step."""
         if frame.is_outermost and not self.in_step and not in_backward():
             self.complete()
 
@@ -229,7 +232,7 @@ class TrainingEvents(ScopeListener):
     def _updates_by_hand(
         self, inputs: Sequence[Any], retain_graph: Any = None, create_graph: bool = False, *_: Any, **others: Any
     ) -> bool:
-        """Whether the script never made an optimizer nor called backward, but takes gradients of parameters."""
+        """Whether the script trains by hand: gradients of parameters, but no optimizer and no call of backward."""
         trains = any(isinstance(each, torch.nn.Parameter) for each in inputs)
         return trains and not create_graph and not self.has_optimizer and not self._calls_backward
 
@@ -244,7 +247,7 @@ class TrainingEvents(ScopeListener):
 
     @torch.compiler.disable
     def _step_starts(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        """A step that raised never ended: what no frame runs any more is forgotten."""
+        """Publish the start of an outermost step. Steps whose frames are gone have raised, and are forgotten."""
         if not self._concerns(optimizer):
             return
         self.know(optimizer)
@@ -262,7 +265,7 @@ class TrainingEvents(ScopeListener):
 
     @torch.compiler.disable
     def _step_ended(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        """Outermost steps count: an optimizer that wraps another one (SAM, Lookahead) is one optimizer."""
+        """Publish the end of an outermost step: an optimizer that wraps another one (SAM, Lookahead) counts as one."""
         if not self._concerns(optimizer):
             return
         if self._stepping:

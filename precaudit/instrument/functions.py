@@ -1,5 +1,5 @@
-"""Functions with a backward pass of their own (`torch.autograd.Function`), which runs where no module does, and what
-torch's decorators for autocast make of them."""
+"""Custom autograd functions (`torch.autograd.Function`), whose backward pass runs outside of every module, and the
+effect of torch's autocast decorators on them."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ from precaudit.instrument.scopes import Frame, ModuleScopes
 from precaudit.instrument.torchfunction import map_tensors, tensors_in
 
 AROUND_BACKWARD = "around_backward"
-"""In an outermost frame's data: given a frame inside it, what a backward pass that torch's `custom_bwd` runs in its
-forward's autocast state has to run in."""
+"""Key in an outermost frame's data: a function from a frame to the context that its backward pass needs where torch's
+`custom_bwd` restores the autocast state of the forward pass."""
 IN_FUNCTION = "in_function"
-"""In a frame's data while such a function's forward, which torch runs without gradients, is part of training."""
+"""Key in a frame's data while a custom function's forward, which torch runs without gradients, is part of training."""
 
 
 class OwnBackward:
-    """`running` is the module, and the function, whose own backward pass is running or let an error through."""
+    """Tracks custom backward passes. `running`: the module and function whose backward pass is running, or has
+    raised."""
 
     def __init__(
         self, scopes: ModuleScopes, disabled_region: Callable[[], AbstractContextManager[None]], planned: bool
@@ -59,7 +60,7 @@ class OwnBackward:
         return classmethod(apply)
 
     def _widened(self, tensor: torch.Tensor) -> torch.Tensor:
-        """What is float32 already is no longer held for what a plan would have in half."""
+        """An operand of a custom function in float32 no longer counts as half under a plan."""
         half = self._planned and tensor.dtype in (torch.float16, torch.bfloat16)
         return tensor.float() if half or tensor.dtype == torch.float32 else tensor
 
@@ -74,7 +75,8 @@ class OwnBackward:
         node.register_hook(self._ended)
 
     def _starts(self, where: tuple[str, str], context: AbstractContextManager[Any] | None, gradients: Any) -> None:
-        """Where the pass raises, torch calls no other hook, and takes the modes off itself."""
+        """Enter the contexts of a backward pass. Where it raises, torch calls no further hook and removes modes
+        itself."""
         self.running = where
         self._entered.append(stack := ExitStack())
         if context is not None:
@@ -87,20 +89,20 @@ class OwnBackward:
 
 
 def _bound(apply: Any, cls: type[Function]) -> Callable[..., Any]:
-    """`Function.apply` for `cls`; since torch 2.14 it is the C function of its base, which is bound for good."""
+    """`Function.apply` bound to `cls`; since torch 2.14 it is the base class's C function, which can't be rebound."""
     function = getattr(apply, "__func__", None)
     base: Any = super(Function, cls)
     return partial(function, cls) if function is not None else base.apply
 
 
 def _keeps_autocast(cls: type[Function]) -> bool:
-    """Whether torch's decorators run both passes in the autocast around the forward."""
+    """Whether torch's decorators run both passes in the autocast state of the forward pass."""
     forward = _decorator(cls.forward, "fwd")
     return bool(forward and forward["cast_inputs"] is None and _decorator(cls.backward, "bwd"))
 
 
 @lru_cache(maxsize=256)
 def _decorator(function: Any, decorated: str) -> Mapping[str, Any]:
-    """What `torch.amp.custom_fwd` or `custom_bwd` was given, where `function` is one's work; else nothing."""
+    """The arguments of `torch.amp.custom_fwd` or `custom_bwd` if it has made `function`; else nothing."""
     inside = getclosurevars(function).nonlocals if hasattr(function, "__wrapped__") else {}
     return inside if {decorated, "device_type"} <= set(inside) else {}

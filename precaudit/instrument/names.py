@@ -20,11 +20,11 @@ from torch.utils.weak import WeakIdKeyDictionary, WeakIdRef
 _WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 _WRAPPER_TYPES = {"DistributedDataParallel", "DataParallel", "FullyShardedDataParallel"}
 _WRAPPER_TYPES |= {"AveragedModel", "ModelEmaV2", "ModelEmaV3"}
-"""What they wrap is called `module` in them. torch's and timm's averages hold a copy of the model."""
+"""Wrappers that call their model `module`. Those of torch and timm for averages hold a copy of the model."""
 
 
 class ModuleName(NamedTuple):
-    """A module's model (the script's own variable name for it) and its fqn inside that model ('' for the model)."""
+    """A module's model (by the script's variable name) and its fqn in that model ('' for the model itself)."""
 
     model: str
     fqn: str
@@ -75,15 +75,15 @@ def _modules_in_sight(frames: Iterable[types.FrameType]) -> Iterator[tuple[str, 
 
 
 def _is_installed(frame: types.FrameType) -> bool:
-    """Whether the code is an installed library's, and not the script's own."""
+    """Whether the frame's code belongs to an installed library."""
     return any(folder in frame.f_code.co_filename for folder in ("site-packages", "dist-packages"))
 
 
 def find_model(module: nn.Module) -> tuple[str, nn.Module]:
-    """The outermost module that contains `module` among those that the script holds, and the variable that holds it.
+    """The outermost module that the script holds and that contains `module`, and the variable that holds it.
 
-    Where only a library holds one, it is that: or what the script holds inside it, if there is no other state in it,
-    as in a wrapper that a library makes for a single call.
+    If only a library holds one, it is the library's or, where that has no other state (a wrapper for a single call),
+    the one inside it that the script holds.
     """
     frames = list(_caller_frames())
     script = [frame for frame in frames if not _is_installed(frame)]
@@ -94,7 +94,7 @@ def find_model(module: nn.Module) -> tuple[str, nn.Module]:
 
 
 def _wrapped_by(wrapper: nn.Module, frames: Iterable[types.FrameType]) -> tuple[str, nn.Module] | None:
-    """What is in sight of all the state that a wrapper has; None where it has some of its own, or none at all."""
+    """The module that holds all the state of a wrapper and is visible in the frames; None where there is none."""
     state, inside = _state_of(wrapper), {id(module) for module in wrapper.modules()}
     inner = [(name, value) for name, value in _modules_in_sight(frames) if id(value) in inside]
     return _outermost([(name, value) for name, value in inner if state and state == _state_of(value)])
@@ -105,7 +105,7 @@ def _state_of(module: nn.Module) -> set[int]:
 
 
 def _outermost(owners: Sequence[tuple[str, nn.Module]]) -> tuple[str, nn.Module] | None:
-    """The largest module, by the last name that isn't one of Python's own."""
+    """The largest module, by its last variable name that isn't internal to Python."""
     if not owners:
         return None
     model = max((value for _, value in owners), key=lambda m: sum(1 for _ in m.modules()))
@@ -114,20 +114,20 @@ def _outermost(owners: Sequence[tuple[str, nn.Module]]) -> tuple[str, nn.Module]
 
 
 def _variable_of(model: nn.Module) -> str:
-    """What a script that gives its model no name might call it: `LitModel()` is a `lit_model`."""
+    """A variable name derived from the type: `lit_model` for `LitModel()`."""
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", type(model).__name__).lower()
 
 
 def fqns_of(model: nn.Module) -> dict[nn.Module, str]:
-    """Every module's name as the script knows it: without what torch.compile, DDP and FSDP put in front, nor what a
-    wrapper does that gives the inner model's `state_dict` out as its own."""
+    """The names of all modules as the script knows them: without the prefixes of torch.compile, DDP, FSDP, and wrappers
+    that expose the inner model's `state_dict` as their own."""
     wrapped = {fqn for fqn, module in model.named_modules() if type(module).__name__ in _WRAPPER_TYPES}
     posing = {fqn for fqn, module in model.named_modules() if _poses(module)}
     return {module: _visible(fqn, wrapped, posing) for fqn, module in model.named_modules()}
 
 
 def _poses(module: nn.Module) -> bool:
-    """Whether a module stands for the one module that it holds: it has a `state_dict` of its own and no state."""
+    """Whether a module represents the one module that it holds: it overrides `state_dict` and has no state itself."""
     inner = next(module.children(), None)
     if inner is None or type(module).state_dict is nn.Module.state_dict:
         return False
@@ -145,27 +145,27 @@ def _visible(fqn: str, wrapped: set[str], posing: set[str]) -> str:
 
 
 class _ModuleRef(WeakIdRef):
-    """torch's asks whatever it refers to for an attribute of tensors, which modules take long to deny."""
+    """A weak reference by identity. torch's WeakIdRef reads a tensor attribute, which is slow for modules."""
 
     __slots__ = ()
     __call__ = ref.__call__
 
 
 def by_module() -> MutableMapping[nn.Module, Any]:
-    """A dictionary by the identity of modules, which it holds none of alive."""
+    """A weak dictionary keyed by the identity of modules."""
     return WeakIdKeyDictionary(ref_type=_ModuleRef)
 
 
 class ModuleNames:
-    """Names of all modules met so far; holds no module alive."""
+    """Names of all modules met so far, which are referenced weakly."""
 
     def __init__(self) -> None:
-        # By identity: a library's module may compare its values, and so have no truth value.
+        # By identity: a library's module may define == elementwise, without a truth value.
         self._names: MutableMapping[nn.Module, ModuleName] = by_module()
         self._models: dict[str, ref[nn.Module]] = {}
         self._moved: dict[ModuleName, ModuleName] = {}
         self.on_cuda = False
-        """Whether a model had parameters there when it was met."""
+        """Whether any model had parameters on a CUDA device when it was named."""
 
     def __contains__(self, module: nn.Module) -> bool:
         return module in self._names
@@ -179,9 +179,9 @@ class ModuleNames:
         return name
 
     def add_model(self, model: nn.Module, variable: str) -> str:
-        """Name the tree under `model`; returns the model's unique name, which it keeps when it has got new modules.
+        """Name all modules under `model`; returns the model's unique name, which it keeps when it gets new modules.
 
-        What belongs to a model outside the tree keeps its name: a slice of a Sequential owns nothing.
+        Modules that belong to another model (in a slice of a Sequential, say) keep their names.
         """
         met = self._names.get(model)
         unique = met.model if met and self.model(met.model) is model else self._unique(model, variable)
@@ -202,13 +202,13 @@ class ModuleNames:
             self._moved[known] = name
 
     def latest(self, name: ModuleName) -> ModuleName:
-        """What a module is called now that was met by `name`, before it became part of a larger model."""
+        """The current name of a module that was met as `name` before it became part of a larger model."""
         while name in self._moved:
             name = self._moved[name]
         return name
 
     def shown(self, name: ModuleName) -> str:
-        """As in a report: the model's name in front where the script has several."""
+        """The name as in a report: prefixed by the model's name where the script has several models."""
         return f"{name.model}.{name.fqn}".rstrip(".") if len(self.models) > 1 else name.fqn
 
     def model(self, name: str) -> nn.Module | None:
@@ -217,12 +217,12 @@ class ModuleNames:
 
     @property
     def models(self) -> dict[str, nn.Module]:
-        """The living models by name, without those that are part of another one by now."""
+        """The living models by name, without those that became part of another one."""
         living = {name: model for name in self._models if (model := self.model(name)) is not None}
         return {name: model for name, model in living.items() if self.of(model).model == name}
 
     def _unique(self, model: nn.Module, variable: str) -> str:
-        """A model that is re-created (cross-validation, restarts) keeps its name once the old one is gone."""
+        """A unique name. A re-created model (cross-validation, restarts) gets the name of the one that it replaces."""
         name, number = variable, 1
         while (known := self.model(name)) is not None and known is not model:
             number += 1

@@ -1,4 +1,4 @@
-"""Functions of torch that are wrapped for a while, by several who may end in any order."""
+"""Temporary replacement of torch's functions by several users, who may end in any order."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Wrap = Callable[[Any], Any]
 
 @dataclass
 class _Wrapped:
-    """A function that is wrapped: `stored` is what its owner held, a staticmethod included."""
+    """A replaced function: `stored` is the original attribute of its owner (possibly a staticmethod)."""
 
     stored: Any
     function: Any
@@ -24,7 +24,7 @@ _wrapped: dict[tuple[int, str], _Wrapped] = {}
 
 @contextmanager
 def wrapped(owner: Any, name: str, wrap: Wrap) -> Iterator[None]:
-    """`owner.name` is what `wrap` makes of it; the first to wrap is the innermost."""
+    """Replace `owner.name` by `wrap(original)` in this block; the first wrap to be entered is the innermost."""
     key = id(owner), name
     state = _wrapped.setdefault(key, _Wrapped(vars(owner)[name], getattr(owner, name)))
     state.wraps.append(wrap)
@@ -39,13 +39,13 @@ def wrapped(owner: Any, name: str, wrap: Wrap) -> Iterator[None]:
 
 
 def replaced_by(function: Any) -> Wrap:
-    """The wrap that leaves nothing of the original."""
+    """A wrap that ignores the original."""
     return lambda original: function
 
 
 @contextmanager
 def all_wrapped(*functions: tuple[Any, str, Wrap]) -> Iterator[None]:
-    """Several at once: owner, name, and what to make of it."""
+    """`wrapped` for several functions: (owner, name, wrap)."""
     with ExitStack() as stack:
         for owner, name, wrap in functions:
             stack.enter_context(wrapped(owner, name, wrap))
@@ -60,7 +60,7 @@ def _renew(owner: Any, name: str, state: _Wrapped) -> None:
 
 
 class Shared:
-    """One context for all who want it: the first enters it, the last leaves it."""
+    """A shared context manager: entered with its first user, left with its last."""
 
     def __init__(self, make: Callable[[], AbstractContextManager[Any]]) -> None:
         self._make = make

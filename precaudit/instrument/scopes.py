@@ -1,4 +1,4 @@
-"""Module scopes: which module's forward is running, told to listeners on entry and exit."""
+"""Module scopes: which module's forward is running, published to listeners on entry and exit."""
 
 from __future__ import annotations
 
@@ -24,18 +24,19 @@ _WITHOUT_REENTRANT = next(
     for name in ("_checkpoint_without_reentrant_generator_impl", "_checkpoint_without_reentrant_generator")
     if hasattr(checkpointing, name)
 )
-"""Later releases of torch keep the second for callers of their own, and call the first."""
+"""Later releases of torch have the second for external callers, and call the first themselves."""
 
 
 REPEATED = "repeated"
-"""In an outermost frame's data while a checkpointed part runs without gradients, as the backward pass repeats it."""
+"""Key in an outermost frame's data while a checkpointed part, which the backward pass will recompute, runs without
+gradients."""
 
 PLANNED = "planned"
-"""In an outermost frame's data while a plan is in force in it."""
+"""Key in an outermost frame's data while a plan is active in it."""
 
 
 class Frame:
-    """One running forward. `data` belongs to listeners; `op_counts` numbers the calls of each op in this forward."""
+    """A running forward call. `data` belongs to listeners; `op_counts` counts the calls of each operation in it."""
 
     __slots__ = ("_root", "call", "data", "module", "name", "op_counts")
 
@@ -49,7 +50,8 @@ class Frame:
 
     @property
     def root(self) -> Frame:
-        """The outermost frame around this one. No frame refers to itself, so models and batches die in time."""
+        """The outermost enclosing frame. There are no reference cycles, so that models and batches are freed in
+        time."""
         return self._root or self
 
     @property
@@ -58,19 +60,19 @@ class Frame:
 
 
 class ScopeListener:
-    """What may listen to modules' forwards; both methods do nothing unless overridden."""
+    """Interface of listeners; both methods do nothing unless overridden."""
 
     def entered(self, frame: Frame) -> None:
-        """Before the module's forward."""
+        """Called before the module's forward."""
 
     def left(self, frame: Frame, output: Any) -> Any:
-        """After it, with None where it raised; returns the output, replaced or not."""
+        """Called after the module's forward, with None where it raised; returns the output or its replacement."""
         return output
 
 
 class _Stack(threading.local):
-    """The forwards that a thread is in: `torch.nn.DataParallel` and servers call one model from several. A copy of
-    what holds this, or a process that it is sent to, is in none. `call` is the outermost one's own."""
+    """The stack of running forward calls, per thread, as `torch.nn.DataParallel` and servers call a model from several.
+    Copies and pickles of it are empty. `call` is the stack frame of the outermost call."""
 
     def __init__(self) -> None:
         self.frames: list[Frame] = []
@@ -98,7 +100,7 @@ def _callers() -> Iterator[FrameType]:
 
 
 def _running_forwards() -> Iterator[tuple[nn.Module, FrameType]]:
-    """The modules whose `forward` is among the calling frames, each with the frame that called it."""
+    """The modules whose `forward` is on the call stack, each with the calling frame."""
     for frame in _callers():
         caller, code = frame.f_back, frame.f_code
         if code.co_name == "forward" and code.co_argcount and caller is not None:
@@ -108,14 +110,14 @@ def _running_forwards() -> Iterator[tuple[nn.Module, FrameType]]:
 
 
 def _call() -> FrameType | None:
-    """The frame of torch's that called the hook which says that a module starts: it lives as long as that runs."""
+    """torch's frame that calls the hook at the start of a module, which lives as long as that call."""
     return next((frame for frame in _callers() if frame.f_globals.get("__name__") == nn.Module.__module__), None)
 
 
 @contextmanager
 def checkpointed(resumed: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Iterator[None]:
-    """Activation checkpointing runs what `resumed` makes of its function, and repeats that in the backward pass, where
-    no module is running."""
+    """Make activation checkpointing run `resumed(function)` in place of its function, also when it recomputes it in the
+    backward pass, where no module is running."""
 
     def repeating(position: int, original: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(original)
@@ -124,7 +126,7 @@ def checkpointed(resumed: Callable[[Callable[..., Any]], Callable[..., Any]]) ->
 
         return repeated
 
-    # What `checkpoint` calls, so that it doesn't matter when and how a script imported that.
+    # Functions that `checkpoint` calls are patched, so that it doesn't matter how a script imported it.
     with all_wrapped(
         (checkpointing.CheckpointFunction, "forward", partial(repeating, 1)),
         (checkpointing, _WITHOUT_REENTRANT, partial(repeating, 0)),
@@ -133,8 +135,8 @@ def checkpointed(resumed: Callable[[Callable[..., Any]], Callable[..., Any]]) ->
 
 
 class Scopes:
-    """Knows which module is running, tells `listeners` of it, and has the names of all modules of a model. How it
-    learns that a forward starts or ends is a subclass's business."""
+    """Tracks the running modules, publishes them to `listeners`, and names all modules of a model. Subclasses decide
+    how the start and the end of a forward are detected."""
 
     def __init__(self) -> None:
         self.listeners: list[ScopeListener] = []
@@ -180,22 +182,23 @@ class Scopes:
 
     @torch.compiler.assume_constant_result
     def _was_interrupted(self) -> bool:
-        """Whether forwards are left over: torch calls hooks for an `Exception` only. Never while a graph is traced."""
+        """Whether frames of an interrupted forward remain: torch calls hooks for an `Exception` only. False during
+        tracing."""
         call = self._stack.call
         if call is None:
             return False
         try:
-            call.clear()  # Python refuses while it runs; of torch's own nobody misses the variables
+            call.clear()  # Python refuses for a running frame; torch's frames don't need their variables any more
         except RuntimeError:
             return False
         return True
 
     def _kept(self, frame: Frame) -> dict[str, Any]:
-        """The data that the frame has where checkpointing repeats what ran in it."""
+        """The frame's data for the case that checkpointing recomputes what runs in it."""
         return {PLANNED: frame.root.data.get(PLANNED, False)}
 
     def resumed(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """What repeats `function` in the scope that it is in now: activation checkpointing does so in the backward
+        """A function that runs `function` in the current scope: activation checkpointing recomputes it in the backward
         pass, outside of every module."""
         frame = self.current
         if frame is None:
@@ -216,7 +219,7 @@ class Scopes:
 
 
 class ModuleScopes(Scopes):
-    """Publishes every module's forward through torch's global module hooks, so models may be born anywhere."""
+    """Publishes every module's forward through torch's global module hooks, wherever modules are created."""
 
     def __init__(self, names: ModuleNames, only: nn.Module | None = None) -> None:
         """`only` limits the scopes to one model's modules; by default every module counts."""
@@ -226,7 +229,7 @@ class ModuleScopes(Scopes):
         self._counted = by_module()
         self.raised_in: str | None = None
         self.bypassed: dict[ModuleName, tuple[str, int]] = {}
-        """Modules that train, whose forward somebody called instead of them, past all hooks; and where."""
+        """Trained modules whose `forward` was called directly, bypassing hooks, and the line of that call."""
         self._born_inside = by_module()
 
     def modules_of(self, model: str) -> Collection[str]:
@@ -243,13 +246,13 @@ class ModuleScopes(Scopes):
                 hooks.register_module_forward_hook(self._leave, with_kwargs=True, always_call=True),
             ):
                 stack.callback(handle.remove)
-                # remove() forgets this mark, and torch.compile would warn of a global hook ever after
+                # remove() doesn't reset this flag, and torch.compile would warn of a global hook from then on
                 stack.callback(hooks._global_forward_hooks_with_kwargs.pop, handle.id, None)
             stack.callback(self._unwind)
             yield self
 
     def _enter(self, module: nn.Module, args: Any) -> None:
-        if torch.jit.is_tracing() or not self._counts(module):  # a graph to be drawn or exported is no training
+        if torch.jit.is_tracing() or not self._counts(module):  # a traced graph (for export) is no training
             return
         if self._was_interrupted():
             self._unwind()
@@ -280,12 +283,13 @@ class ModuleScopes(Scopes):
         return __init__
 
     def _is_passing(self, module: nn.Module) -> bool:
-        """Whether a forward made `module` for itself, as in `nn.LayerNorm(d)(x)`: it is no model that anybody could
-        apply a plan to, and what it computes is that forward's."""
+        """Whether `module` was created in a running forward, as in `nn.LayerNorm(d)(x)`: no plan can be applied to it,
+        so its operations belong to that forward."""
         return module in self._born_inside and module not in self.names and find_model(module)[1] in self._born_inside
 
     def _note_bypassed(self, module: nn.Module) -> None:
-        """No forward is known to run; one of an owner of `module` among the callers was called by its name."""
+        """Note a module whose `forward` was called directly: no scope is open, but a containing module's `forward` is
+        on the call stack."""
         for owner, caller in _running_forwards():
             if self._counts(owner) and owner is not module and any(inner is module for inner in owner.modules()):
                 place = caller.f_code.co_filename, caller.f_lineno

@@ -1,4 +1,4 @@
-"""Which optimizers make one step of a training together."""
+"""Which optimizers belong to one training step."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 
 class Together:
-    """Optimizers that have some of the parameters each (one for matrices and one for the rest, one a parameter) update
-    them one after another, by gradients of the same backward passes: that is one step. It is over when all have come
-    that came each time before, at first all that are known; those that come now and then belong to it all the same."""
+    """Groups the steps of several optimizers that share one step's gradients, each with some of the parameters.
+
+    Such a step is over when all optimizers have stepped that did so in every earlier step (at first: all that are
+    known). Occasional optimizers belong to the step too, but are not waited for.
+    """
 
     def __init__(self) -> None:
         self._known: MutableMapping[Any, bool] = WeakIdKeyDictionary()
@@ -24,7 +26,7 @@ class Together:
         self._known[optimizer] = True
 
     def has(self, optimizer: Any) -> bool:
-        """Whether it has stepped by these gradients already."""
+        """Whether the optimizer has already stepped with the current gradients."""
         return id(optimizer) in self._came
 
     def add(self, optimizer: Any) -> None:
@@ -34,16 +36,16 @@ class Together:
 
     @property
     def are_all(self) -> bool:
-        """Whether a step is on, and nobody else is expected."""
+        """Whether a step is in progress and no further optimizer is expected."""
         return self._open and (self._usual.get(self._first) or set(map(id, self._known))) <= self._came
 
     def complete(self) -> Any:
-        """The first optimizer of the step that is on, which is over now; None if none is."""
+        """End the step; returns its first optimizer, or None where no step is in progress."""
         was_open, self._open = self._open, False
         return self._first if was_open else None
 
     def renew(self) -> None:
-        """Other gradients are there, for other steps."""
+        """New gradients begin a new step."""
         if self._first is not None:
             self._usual[self._first] = self._usual.get(self._first, self._came) & self._came
         self._first, self._came = None, set()

@@ -1,9 +1,9 @@
-"""Torch functions as a mode sees them: their names, and the operations inside Python composites.
+"""Torch functions as a mode receives them: their names, and the operations inside Python composites.
 
-A `TorchFunctionMode` is handed Python-level composites such as `F.multi_head_attention_forward` as one
-call. Calling them with the mode off hides what they do; calling them with the mode on recurses, because
-they ask `has_torch_function` again. `OperationMode` runs a twin of the function whose own override check is off,
-so that the mode sees the C++ operations inside.
+A `TorchFunctionMode` receives Python-level composites such as `F.multi_head_attention_forward` as one call. Calling
+them with the mode off hides their operations; calling them with the mode on recurses, because they check
+`has_torch_function` again. `OperationMode` runs a copy of the function (`twin`) without that check, so that the mode
+receives the C++ operations inside.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ _ALIASES = {
 }
 
 RAISED_BY = "precaudit_op"
-"""The attribute of an exception that names the operation it came out of."""
+"""Attribute of an exception: the name of the operation that raised it."""
 
 _COMPOSITES = ("torch.functional", "torch.nn.functional")
 _IN_PLACE_OPERATORS = frozenset(
@@ -76,7 +76,7 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 @lru_cache(maxsize=4096)
 def op_name(func: Callable[..., Any]) -> str:
-    """torch's name for a function, with operator spellings and in-place variants folded into one."""
+    """torch's name for a function; operators and in-place variants have the name of the plain function."""
     name = getattr(func, "__name__", type(func).__name__)
     name = _ALIASES.get(name, name)
     return name[:-1] if name.endswith("_") and not name.startswith("__") else name
@@ -93,7 +93,7 @@ Call = tuple[Callable[..., Any], tuple[Any, ...], Mapping[str, Any]]
 
 
 FUSED = frozenset("_fused_adam _fused_adamw _fused_sgd _fused_adagrad".split())
-"""Whole optimizer steps in one call: lists of parameters, of their gradients, and of the states."""
+"""Whole optimizer steps in one call, on lists of parameters, gradients, and states."""
 
 
 def takes_lists(func: Callable[..., Any]) -> bool:
@@ -101,7 +101,7 @@ def takes_lists(func: Callable[..., Any]) -> bool:
 
 
 def single_calls(func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Call]:
-    """A call, taken apart into one a tensor where torch works on lists of them (`torch._foreach_lerp_`)."""
+    """The calls for single tensors that a call on lists of tensors (`torch._foreach_lerp_`) stands for."""
     if not takes_lists(func):
         return [(func, args, kwargs)]
     if op_name(func) in FUSED:
@@ -123,13 +123,13 @@ def _item(value: Any, index: int) -> Any:
 
 
 def stored(gradient: torch.Tensor) -> torch.Tensor:
-    """The values that a gradient holds: of a sparse one those of its rows."""
+    """The stored values of a gradient; for a sparse one those of its rows."""
     return gradient.coalesce().values() if gradient.is_sparse else gradient
 
 
 def plain(tensor: torch.Tensor) -> torch.Tensor:
-    """The same values as torch's own kind of tensor, outside of autograd: a library's subclass may refuse to be sliced
-    or stacked, or carry more and more with it."""
+    """A detached plain torch.Tensor with the same values: a subclass may refuse slicing or stacking, or accumulate
+    state."""
     with torch._C.DisableTorchFunction():
         return tensor.detach()
 
@@ -151,13 +151,13 @@ def _twin_globals(module: str) -> dict[str, Any]:
 
 
 def _reversed_division(tensor: torch.Tensor, other: Any) -> Any:
-    """As torch computes `other / tensor`; autocast has its own opinion of each half."""
+    """`other / tensor` as torch computes it, with a reciprocal, which has its own autocast category."""
     return tensor.reciprocal() * other
 
 
 @lru_cache(maxsize=4096)
 def twin(func: Callable[..., Any]) -> Callable[..., Any] | None:
-    """A copy of a Python composite of torch that doesn't ask for overrides; None for anything else."""
+    """A copy of a Python composite of torch without its override check; None for anything else."""
     if func is torch.Tensor.__rdiv__:
         return _reversed_division
     while isinstance(func, types.FunctionType) and "__wrapped__" in vars(func):
@@ -172,7 +172,7 @@ def twin(func: Callable[..., Any]) -> Callable[..., Any] | None:
 
 
 class _Expanding(threading.local):
-    """The composites that a thread is taking apart. A copy of the mode, with the model that it hangs on, is at none."""
+    """The composites being expanded, per thread. A copy of the mode starts with none."""
 
     def __init__(self) -> None:
         self.functions: list[Callable[..., Any]] = []
@@ -182,14 +182,14 @@ class _Expanding(threading.local):
 
 
 class OperationMode(TorchFunctionMode):
-    """A function mode that takes composites apart and hands every single operation to `operation`."""
+    """A function mode that expands composites and passes every single operation to `operation`."""
 
     def __init__(self) -> None:
         super().__init__()
         self._expanding = _Expanding()
 
     def whole(self, op: str) -> bool:
-        """Whether a composite is to be handed over as it is."""
+        """Whether a composite is passed on unexpanded."""
         return False
 
     def operation(self, op: str, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
@@ -205,7 +205,7 @@ class OperationMode(TorchFunctionMode):
             except Exception as error:
                 vars(error).setdefault(RAISED_BY, op)
                 raise
-        # Some composites name themselves to the mode through a dispatcher: met again, they are one operation.
+        # Some composites reach the mode again through a dispatcher; then they are a single operation.
         expanding.append(func)
         try:
             with self:
@@ -215,13 +215,13 @@ class OperationMode(TorchFunctionMode):
 
 
 _SCALARS = (int, float, str, type(None))
-"""Most arguments are such, and asking whether they are mappings takes longer."""
+"""Checked first, as most arguments are such and the check for mappings is slow."""
 
 
 def map_tensors(function: Callable[[torch.Tensor], torch.Tensor], value: Any) -> Any:
     """`value` with `function` applied to every tensor in nested lists, tuples, mappings and dataclasses.
 
-    Containers are rebuilt only where a tensor changed, so identities survive a mapping that changes nothing.
+    Containers are rebuilt only where a tensor changed, so identities are preserved otherwise.
     """
     if isinstance(value, torch.Tensor):
         return function(value)
@@ -242,14 +242,14 @@ def map_tensors(function: Callable[[torch.Tensor], torch.Tensor], value: Any) ->
 
 
 def fields_of(value: Any) -> dict[str, Any]:
-    """What a dataclass has set of its fields; of anything else, and of the class itself, nothing."""
+    """The fields of a dataclass instance that are set; {} for anything else."""
     if isinstance(value, type) or not is_dataclass(value):
         return {}
     return {field.name: getattr(value, field.name) for field in fields(value) if hasattr(value, field.name)}
 
 
 def _rebuilt_dataclass(value: Any, changed: dict[str, Any]) -> Any:
-    """A copy that is not made anew: what `__init__` would check or compute has been."""
+    """A copy without a call of `__init__`, whose checks and computations have been done."""
     rebuilt = copy(value)
     for name, item in changed.items():
         object.__setattr__(rebuilt, name, item)
@@ -265,7 +265,7 @@ def _rebuilt_sequence(value: Any, items: list[Any]) -> Any:
 
 
 def _rebuilt_mapping(value: Mapping[str, Any], changed: dict[str, Any]) -> Any:
-    """A copy keeps what a type knows beside its items, such as the batch size of a tensor dictionary."""
+    """A copy, which keeps what the type stores besides its items, such as the batch size of a tensor dictionary."""
     if type(value) is dict:
         return changed
     if isinstance(value, MutableMapping) and hasattr(value, "__copy__"):
