@@ -1,1 +1,1 @@
-"""Running a model under a plan: natively by autocast, or emulated with CUDA's rounding points."""
+"""Running a model under a plan: natively by autocast, or emulated with the rounding points of CUDA autocast."""

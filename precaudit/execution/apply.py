@@ -1,4 +1,4 @@
-"""`precaudit.apply`: somebody's own training under a plan, three lines of their code."""
+"""`precaudit.apply`: a plan in the user's own training loop."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from precaudit.planning.fitting import fit_names, format_of, is_within, part_of,
 
 @dataclass(frozen=True)
 class _Place:
-    """A module's place in the model. `number` and `kind` (of its scope) are what a traced graph compares."""
+    """A module's position in the model. torch.compile's guards compare only `number` and `kind` (of its scope)."""
 
     number: int
     kind: int
@@ -39,14 +39,14 @@ class _Place:
 
 
 class Applied(Scopes):
-    """A plan in force on a model; `remove()` or leaving a `with` block ends it.
+    """A plan that is active on a model until `remove()` or the end of a `with` block.
 
-    Modules in the format of what runs around them need nothing done, so torch.compile's graph breaks only
-    where the plan changes format.
+    Modules in the same format as their surroundings need no hooks, so that torch.compile's graph breaks only where the
+    plan changes format.
     """
 
     def __init__(self, model: nn.Module, plan: Plan, native: bool | None) -> None:
-        """`native` is None where each call decides, by the device that the model is on then."""
+        """`native` is None where each call decides by the model's current device."""
         super().__init__()
         self.plan = plan
         self._fqns = tuple(fqns_of(model).values())
@@ -66,7 +66,7 @@ class Applied(Scopes):
         for number, (module, fqn) in enumerate(fqns_of(model).items()):
             name = ModuleName("", fqn)
             place = _Place(number, _index(kinds, lookup.of(name)), name)
-            # Before the hooks that are on it, as a profile's: what those compute is in the formats that were tried.
+            # Before existing hooks, as in a profile, so that their operations run in the verified formats.
             enter, leave = partial(self._enter, place), partial(self._leave, place)
             self._handles.append(module.register_forward_pre_hook(enter, prepend=True))
             self._handles.append(module.register_forward_hook(leave, prepend=True, always_call=True))
@@ -122,7 +122,7 @@ class Applied(Scopes):
         return {**super()._kept(frame), "place": frame.data["place"], "disabled_region": self._in_disabled_region()}
 
     def _in_disabled_region(self) -> bool:
-        """Inside an autocast region that the forward has opened with `enabled=False`."""
+        """Whether the forward has opened an autocast region with `enabled=False`."""
         frame = self.current
         if frame is None:
             return False
@@ -130,7 +130,7 @@ class Applied(Scopes):
         return bool(frame.data["disabled_region"]) or (opened and not autocast_asked.really())
 
     def remove(self) -> None:
-        """Take every hook off the model, and end forwards that an interrupt cut short; safe to call twice."""
+        """Remove all hooks, and close forwards that an interrupt left open; may be called twice."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
@@ -150,7 +150,7 @@ _checkpoints, _lock = Shared(lambda: checkpointed(_resumed)), threading.RLock()
 
 
 def _follow_checkpoints(applied: Applied) -> None:
-    """Until its plan is off the model, or that is gone. A copy of a model under a plan is seen when it is called."""
+    """Follow checkpointing until the plan is removed or garbage-collected. Copies of the model register when called."""
     with _lock:
         if applied not in _called:
             _checkpoints.__enter__()
@@ -251,7 +251,7 @@ def _refuse_scripted(model: nn.Module) -> None:
 
 
 def _refuse_half_weights(model: nn.Module) -> None:
-    """To train them is another training than the one that was verified; to answer with them is not."""
+    """Half weights would be a training other than the verified one; inference with them is allowed."""
     trained = (fqn for fqn, p in model.named_parameters() if p.requires_grad and p.dtype in HALVES)
     if model.training and (first := next(trained, None)) is not None:
         raise PrecauditError(
@@ -262,26 +262,26 @@ def _refuse_half_weights(model: nn.Module) -> None:
 
 
 def put_on(model: nn.Module, plan: Plan, native: bool | None) -> Applied:
-    """What a profile stands in for: a plan that a script applies is its own precision, as its autocast is."""
+    """Put a plan on the model. `precaudit profile` replaces this function: a plan that a script applies is part of its
+    own precision, like its autocast."""
     return Applied(model, plan, native)
 
 
 def _autocast_regions() -> int:
-    """How many are open in this thread, on or off."""
+    """How many autocast regions are open in this thread, enabled or not."""
     torch.autocast_increment_nesting()
     return torch.autocast_decrement_nesting()
 
 
 def _index(kinds: list[ScopeFormat], scope: ScopeFormat) -> int:
-    """A number for each distinct scope."""
+    """An index for each distinct scope."""
     if scope not in kinds:
         kinds.append(scope)
     return kinds.index(scope)
 
 
 def remove(model: nn.Module) -> None:
-    """Take every plan off `model`: also off a copy of a model under a plan, or one that was saved whole and loaded,
-    whose plan came along without a handle."""
+    """Remove all plans from `model`, also from a copy or an unpickled model, for which there is no handle."""
     require(isinstance(model, nn.Module), f"model must be a torch.nn.Module, not {model!r}")
     for hooks, key, owner in list(_hooks(model)):
         if isinstance(owner, Applied):
@@ -290,7 +290,7 @@ def remove(model: nn.Module) -> None:
 
 
 def _hooks(model: nn.Module) -> Iterator[tuple[dict[int, Any], int, object]]:
-    """The hooks on the model's forward and on its parts', with their keys and owners."""
+    """All forward hooks in the model, with their keys and owners."""
     for module in model.modules():
         for hooks in (module._forward_pre_hooks, module._forward_hooks):
             for key, hook in hooks.items():
@@ -320,7 +320,7 @@ def fit_plan(model: nn.Module, plan: Plan, name: str = "") -> Plan:
 
 
 def _kinds(model: nn.Module) -> dict[str, set[str]]:
-    """By name the classes that a module is of, and those of what wraps it."""
+    """For each module name, the names of all classes of the module and of its wrappers."""
     kinds: dict[str, set[str]] = {}
     for module, fqn in fqns_of(model).items():
         kinds.setdefault(fqn, set()).update(kind.__name__ for kind in type(module).__mro__)

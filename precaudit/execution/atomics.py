@@ -1,6 +1,6 @@
-"""Sums by index in half: CUDA adds value after value to what is stored there, each time rounded to half, so that
-bfloat16 stops growing at 256 equal addends; the CPU's kernels add up in float32 and round once. Its `index_put` adds as
-CUDA does, and the backward pass of what is indexed sums gradients by it."""
+"""Index sums in half precision. CUDA adds value by value to the stored sum and rounds each time, so that bfloat16 stops
+growing at 256 equal addends; CPU kernels accumulate in float32 and round once, except `index_put`, which adds as CUDA
+does. The backward pass of indexing sums gradients in the same way."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Index = tuple[torch.Tensor | None, ...]
 
 
 def added_one_by_one(func: Callable[..., Any], args: Any, kwargs: Any) -> Callable[..., Any]:
-    """What stands for a function that sums by index, or whose backward pass does; any other one as it is."""
+    """The replacement for a function that sums by index, or whose backward pass does; any other function unchanged."""
     name = op_name(func)
     if name not in _IN_TURN or "out" in kwargs or not _are_half(tensors_in((args, kwargs))):
         return func
@@ -31,13 +31,13 @@ def added_one_by_one(func: Callable[..., Any], args: Any, kwargs: Any) -> Callab
 
 
 def not_in_place(func: Callable[..., Any]) -> Callable[..., Any]:
-    """The form of a sum by index that makes a new tensor; any other function as it is."""
+    """The out-of-place form of a sum by index; any other function unchanged."""
     name = op_name(func)
     return getattr(torch.Tensor, name) if name in SUMS and writes(func, {}) else func
 
 
 def _are_half(tensors: list[torch.Tensor]) -> bool:
-    """Half values on a CPU, none of them a scalar or in a transform, and their index."""
+    """Whether these are half tensors on a CPU, with dimensions and outside of transforms, and their index."""
     values = [t for t in tensors if t.is_floating_point()]
     plain = all(
         t.device.type == "cpu" and t.dim() and not torch._C._functorch.is_functorch_wrapped_tensor(t) for t in tensors
@@ -46,7 +46,7 @@ def _are_half(tensors: list[torch.Tensor]) -> bool:
 
 
 def _put(values: torch.Tensor, index: Index, addends: torch.Tensor, accumulate: bool) -> torch.Tensor:
-    """Laid out as torch's sums are, which a script may view as another shape."""
+    """The index sum, contiguous like torch's results, which a script may view as another shape."""
     return torch.ops.aten.index_put(values, index, addends, accumulate).contiguous()
 
 
@@ -88,7 +88,7 @@ def _rows(values: torch.Tensor, dim: int, index: torch.Tensor) -> Index:
 
 
 def _cells(index: torch.Tensor, dim: int) -> Index:
-    """Where each entry of `index` points to: along `dim` to what it says, along others to its own place."""
+    """The full indices of each entry: along `dim` the value of `index`, along others its own position."""
     places = [torch.arange(size).view(-1, *[1] * (index.dim() - 1 - k)) for k, size in enumerate(index.shape)]
     places[dim % index.dim()] = index.long()
     return tuple(places)

@@ -1,5 +1,5 @@
-"""Products of three and more factors, and powers, taken apart into pairs as torch does it: in half every intermediate
-is."""
+"""Products of three or more factors, and powers, expanded into pairwise products as torch does it: in half precision
+every intermediate result is rounded."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Multiply = Callable[[Callable[..., torch.Tensor], tuple[Any, ...]], torch.Tensor
 
 
 def chained(op: str, args: Any, kwargs: Any, multiply: Multiply) -> torch.Tensor | None:
-    """The product of all factors, pair by pair; None for what isn't a chain."""
+    """The product of all factors, pair by pair; None for an operation that isn't such a chain."""
     factors = tensors_in((args, kwargs))
     if op in _POWERS:
         return _power(factors[0], kwargs["n"] if "n" in kwargs else args[1], multiply)
@@ -30,8 +30,8 @@ def chained(op: str, args: Any, kwargs: Any, multiply: Multiply) -> torch.Tensor
 
 
 def _contracted(equation: str, factors: list[torch.Tensor], path: Sequence[int] | None, multiply: Multiply) -> Any:
-    """An einsum along its path, in whose every step the product of two factors goes to the end; without one, from left
-    to right."""
+    """An einsum by its contraction path, each step of which appends a pairwise product; without one, from left to
+    right."""
     inputs, explicit, output = equation.replace(" ", "").partition("->")
     terms = inputs.split(",")
     if not explicit:
@@ -49,23 +49,23 @@ def _contracted(equation: str, factors: list[torch.Tensor], path: Sequence[int] 
 
 
 def _kept(labels: str, needed: str) -> str:
-    """What a product of two factors keeps: the dimensions that other factors or the result have, too."""
+    """The labels that a pairwise product keeps: those that other factors or the result need."""
     letters = dict.fromkeys(labels.replace(".", ""))
     return "..." * ("..." in labels) + "".join(letter for letter in letters if letter in needed)
 
 
 def _dots(factors: list[torch.Tensor], multiply: Multiply) -> torch.Tensor:
-    """Matrices, and vectors at the ends, in the order of the fewest multiplications."""
+    """A chain of matrices, possibly with vectors at the ends, in the order with the fewest multiplications."""
     sizes = [1 if factors[0].ndim == 1 else factors[0].shape[0], *(factor.shape[-1] for factor in factors)]
     if factors[-1].ndim == 1:
         sizes[-2:] = [factors[-1].shape[0], 1]
 
-    # Of orders that cost the same torch takes the leftmost split, of three factors the other one.
+    # On equal cost torch takes the leftmost split, except for three factors.
     return _in_order(factors, tuple(sizes), -1 if len(factors) == 3 else 1, multiply)
 
 
 def _power(matrix: torch.Tensor, n: int, multiply: Multiply) -> torch.Tensor:
-    """By squares."""
+    """Matrix power by repeated squaring."""
     if n in (0, 1):
         return torch.linalg.matrix_power(matrix, n)
     square, result = torch.linalg.inv(matrix) if n < 0 else matrix, None
@@ -87,7 +87,7 @@ def _in_order(factors: list[torch.Tensor], sizes: tuple[int, ...], tie: int, mul
 
 @lru_cache(maxsize=4096)
 def _best(sizes: tuple[int, ...], tie: int) -> tuple[int, int]:
-    """The multiplications of the cheapest order, and how many factors its left half has."""
+    """The number of multiplications of the cheapest order, and how many factors are in its left half."""
     costs = [
         (_best(sizes[: k + 1], tie)[0] + _best(sizes[k:], tie)[0] + sizes[0] * sizes[k] * sizes[-1], k)
         for k in range(1, len(sizes) - 1)

@@ -40,8 +40,8 @@ def no_disabled_region() -> bool:
 
 
 def begins_plan(frame: Frame, covers: Callable[[torch.nn.Module], bool]) -> bool:
-    """Whether a plan comes into force here: where a model is entered that it covers, be it by a loss that isn't, and
-    where checkpointing repeats what a plan was in force for."""
+    """Whether a plan becomes active at this frame: at the outermost covered model (perhaps inside a loss that isn't
+    covered), and where checkpointing recomputes a part of one."""
     planned = bool(frame.root.data.get(PLANNED))
     begins = covers(frame.module) if not planned else frame.is_outermost
     frame.root.data[PLANNED] = planned or begins
@@ -49,16 +49,16 @@ def begins_plan(frame: Frame, covers: Callable[[torch.nn.Module], bool]) -> bool
 
 
 def to_float32(value: Any) -> Any:
-    """Half tensors in `value` as float32; everything else as it is."""
+    """`value` with half tensors as float32."""
     return map_tensors(lambda t: t.float() if t.dtype in HALVES else t, value)
 
 
 def in_float32(op: str, func: Any, args: Any, kwargs: Any) -> Any:
-    """An operation whose format is float32: half inputs widened, and no half dtype made because it asks for one."""
+    """Run an operation in float32: half inputs are widened, and an explicit half dtype is ignored."""
     if op in ("half", "bfloat16") and args and isinstance(args[0], torch.Tensor):
         return args[0].float()
     if op == "view" and _asks_for_dtype(args, kwargs):
-        return to_float32(func(*args, **kwargs))  # the same bits as another type
+        return to_float32(func(*args, **kwargs))  # views the same bits as another dtype
 
     def wide(value: Any) -> Any:
         return torch.float32 if isinstance(value, torch.dtype) and value in HALVES else to_float32(value)
@@ -67,8 +67,8 @@ def in_float32(op: str, func: Any, args: Any, kwargs: Any) -> Any:
 
 
 def written(func: Any, args: Any, kwargs: Any) -> Any:
-    """An in-place operation whose format is float32: what it reads follows the dtype of what it writes. Many values
-    that are added to one are added up in float32."""
+    """Run an in-place operation in float32: its inputs take the dtype of its target. Index sums accumulate in
+    float32."""
     target = kwargs.get("out", args[0] if args else None)
     if not isinstance(target, torch.Tensor) or target.dtype not in CASTABLE:
         return func(*args, **kwargs)
@@ -82,7 +82,7 @@ def written(func: Any, args: Any, kwargs: Any) -> Any:
 
 
 class EmulatedMode(OperationMode):
-    """Runs every operation of the current scope under the format that the plan gives it."""
+    """Runs every operation of the current scope in the format that the plan gives it."""
 
     __torch_function__ = torch.compiler.disable(OperationMode.__torch_function__)
 
@@ -93,7 +93,7 @@ class EmulatedMode(OperationMode):
         exact: bool = True,
         in_disabled_region: Callable[[], bool] = no_disabled_region,
     ) -> None:
-        """`exact` says whether the backward pass of products in float32 is in float32 as well."""
+        """`exact` says whether the backward pass of float32 products is in float32 too."""
         super().__init__()
         self._scope_format = scope_format
         self._cast_cache = cast_cache
@@ -104,7 +104,7 @@ class EmulatedMode(OperationMode):
         return category(op) == "banned"
 
     def operation(self, op: str, func: Any, args: Any, kwargs: Any) -> Any:
-        if op.startswith("__get") or op == "grad":  # a graph knows the tensors that it was made of, no copies of them
+        if op.startswith("__get") or op == "grad":  # autograd.grad needs the graph's own tensors, not copies
             return func(*args, **kwargs)
         scope = self._scope_format()
         rounding = rounding_for(scope.of(op), op)
@@ -125,13 +125,15 @@ class EmulatedMode(OperationMode):
         return run_in_format(op, rounding, func, args, kwargs, partial(self._stored, rounding.dtype))
 
     def _in_its_own(self, op: str, func: Any, args: Any, kwargs: Any) -> Any:
-        """Where autocast is off: in the dtype of what comes in, which it is the script's business to widen."""
+        """Run an operation where autocast is disabled: in the dtype of its inputs, which are the script's
+        responsibility."""
         if category(op) == "lower" and not self._exact and _first_half((args, kwargs)) is None:
             return _back_in_tf32(op, func, args, kwargs)
         return _with_fallback(func, args, kwargs)
 
     def _stored(self, dtype: torch.dtype, tensor: torch.Tensor) -> torch.Tensor:
-        """Parameters are cast once a model call, as autocast's cache does, so shared uses sum gradients in half."""
+        """The cast of a parameter, once per model call like autocast's cache, so that shared uses sum gradients in
+        half."""
         if dtype not in HALVES or not (tensor.is_leaf and tensor.requires_grad and tensor.dtype == torch.float32):
             return tensor
         cache = self._cast_cache()
@@ -142,11 +144,11 @@ class EmulatedMode(OperationMode):
 
 
 def _back_in_tf32(op: str, func: Any, args: Any, kwargs: Any) -> Any:
-    """A float32 product whose backward pass is tf32's: there is one setting for all of a backward pass."""
+    """A float32 product with a tf32 backward pass: one setting applies to a whole backward pass."""
     if not torch.is_grad_enabled():
         return in_float32(op, func, args, kwargs)
     gpus = {t.device.index for t in tensors_in((args, kwargs)) if t.device.type == "cuda"}
-    # What drops some of its values drops the same ones both times.
+    # Dropout drops the same values both times.
     with torch.no_grad(), torch.random.fork_rng(devices=list(gpus)):
         exact = iter(tensors_in(in_float32(op, func, args, kwargs)))
     rough = run_in_format(op, ROUNDINGS["tf32"], func, *to_float32((args, kwargs)))
@@ -165,9 +167,9 @@ def run_in_format(
     kwargs: Any,
     stored: Callable[[torch.Tensor], torch.Tensor] = _as_it_is,
 ) -> Any:
-    """One operation as CUDA autocast would run it in the format of `rounding`.
+    """Run one operation as CUDA autocast would in the format of `rounding`.
 
-    `stored` gives the tensor that stands for an argument of a product before it is rounded.
+    `stored` maps an argument of a product to the tensor that is rounded in its place.
     """
     kind = category(op)
     if kind == "banned" and rounding.dtype in HALVES:
@@ -179,7 +181,7 @@ def run_in_format(
         run = _convolution if op in CONVOLUTIONS and rounding.dtype in HALVES else _product
         return run(op, rounding, func, args, kwargs, stored)
     if kind == "fp32" and _asks_for_dtype(args, kwargs):
-        return _with_fallback(func, args, kwargs)  # autocast asks these for float32 by the dtype that was left out
+        return _with_fallback(func, args, kwargs)  # autocast runs these in float32 by setting the omitted dtype
     if kind == "fp32" or (kind == "promote" and _any_float32((args, kwargs))):
         return func(*to_float32(args), **to_float32(kwargs))
     if region := own_region(func, (args, kwargs), rounding.dtype):
@@ -191,7 +193,7 @@ def run_in_format(
 def _product(
     op: str, rounding: Rounding, func: Any, args: Any, kwargs: Any, stored: Callable[[torch.Tensor], torch.Tensor]
 ) -> Any:
-    """The product in float32 of rounded factors, rounded."""
+    """The float32 product of rounded factors, rounded."""
 
     def entering(convert: Callable[[torch.Tensor], torch.Tensor], value: Any) -> Any:
         return map_tensors(lambda t: convert(stored(t)) if t.dtype in CASTABLE else t, value)
@@ -207,7 +209,7 @@ def _product(
 def _convolution(
     op: str, rounding: Rounding, func: Any, args: Any, kwargs: Any, stored: Callable[[torch.Tensor], torch.Tensor]
 ) -> Any:
-    """The rounded products, and the bias added to them in half."""
+    """The rounded convolution, to which the bias is added in half."""
     position, keyword = ADDENDS[op]
     bias = args[position] if len(args) > position else kwargs.get(keyword)
     args = tuple(None if i == position else arg for i, arg in enumerate(args))
@@ -220,8 +222,9 @@ def _convolution(
 
 
 def _with_fallback(func: Any, args: Any, kwargs: Any) -> Any:
-    """As it is, in place included: autocast's lists name functions only. An operation without a half kernel on
-    this device runs in float32 and is rounded to the input's half; those of `torch.linalg` have none anywhere."""
+    """Run the operation as it is, in place included: autocast's lists have out-of-place functions only. Without a half
+    kernel on this device (as for `torch.linalg` on all) it runs in float32 and is rounded to the input's half
+    format."""
     try:
         return added_one_by_one(func, args, kwargs)(*args, **kwargs)
     except (NotImplementedError, RuntimeError) as error:
@@ -235,7 +238,7 @@ def _with_fallback(func: Any, args: Any, kwargs: Any) -> Any:
 
 
 def _drawn(op: str, func: Any, args: Any, kwargs: Any) -> Any:
-    """Random numbers are drawn in float32 and then rounded: a run draws the same ones in every format."""
+    """Random numbers are drawn in float32 and then rounded, so that runs in every format draw the same ones."""
     dtype = kwargs.get("dtype") or _first_half(args)
     if dtype not in HALVES:
         return func(*args, **kwargs)
@@ -248,7 +251,8 @@ def _drawn(op: str, func: Any, args: Any, kwargs: Any) -> Any:
 
 
 def _bounds(op: str, args: Any, kwargs: Any) -> tuple[float, float]:
-    """Between which uniform numbers lie. CUDA's kernel hands out the lower one where rounding reaches the upper."""
+    """The bounds of uniform random numbers. CUDA's kernel returns the lower one where rounding reaches the upper
+    one."""
     given = {**dict(zip(("from", "to"), args[1:], strict=False)), **kwargs} if op == "uniform" else {}
     return given.get("from", 0.0), given.get("to", 1.0)
 
@@ -266,8 +270,8 @@ def _any_float32(value: Any) -> bool:
 
 
 class _AutocastAsked:
-    """Answers torch where it asks whether any autocast is on, as recurrent layers do before they take an input whose
-    dtype isn't their weights'. It stands in while a thread needs it, and answers each thread by its own."""
+    """Overrides torch's query whether any autocast is active, which recurrent layers make before they accept an input
+    of another dtype than their weights. It is installed while a thread needs it, and answers per thread."""
 
     def __init__(self) -> None:
         self._lock, self._threads, self._needed = threading.Lock(), threading.local(), 0
@@ -285,7 +289,7 @@ class _AutocastAsked:
             self._need(-1)
 
     def really(self) -> bool:
-        """Whether any autocast of torch's is on."""
+        """Whether an autocast region of torch is active."""
         return self._original()
 
     def _answer(self) -> bool:
@@ -302,11 +306,10 @@ autocast_asked = _AutocastAsked()
 
 
 class Emulator(ScopeListener):
-    """Emulates the plan inside models' forwards, and hands float32 back to the script.
+    """Emulates the plan inside models' forward passes, and returns float32 to the script.
 
-    `covers` says whether a model is the plan's business, which a loss without weights isn't that calls one which it
-    holds in a list; `in_disabled_region` whether the script has opened an autocast region with `enabled=False` of its
-    own.
+    `covers` says whether the plan applies to a model, unlike a loss without weights that holds one in a list;
+    `in_disabled_region`, whether the script has opened an autocast region with `enabled=False`.
     """
 
     def __init__(

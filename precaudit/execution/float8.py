@@ -27,9 +27,9 @@ def in_float32(a: torch.Tensor, b: torch.Tensor, factor_a: torch.Tensor, factor_
 
 
 def on_tensor_cores(a: torch.Tensor, b: torch.Tensor, factor_a: torch.Tensor, factor_b: torch.Tensor) -> torch.Tensor:
-    """`torch._scaled_mm`, which wants sizes in multiples of 16, the second operand by columns, and not e5m2 twice.
+    """`torch._scaled_mm`, which needs sizes in multiples of 16, a column-major second operand, and at most one e5m2.
 
-    The rows of a batch are padded with zeros; other sizes, and e5m2 by e5m2, are computed in float32.
+    Rows of a batch are padded with zeros; other sizes, and e5m2 by e5m2, are computed in float32.
     """
     rows, summed = a.shape
     if a.dtype == b.dtype == torch.float8_e5m2 or b.shape[1] % _ALIGNMENT:
@@ -52,12 +52,12 @@ def on_tensor_cores(a: torch.Tensor, b: torch.Tensor, factor_a: torch.Tensor, fa
 
 
 def _padded(values: torch.Tensor, widths: tuple[int, ...]) -> torch.Tensor:
-    """Zeros at the ends; `pad` itself knows no float8."""
+    """Pad with zeros; `torch.nn.functional.pad` has no float8."""
     return torch.nn.functional.pad(values.view(torch.uint8), widths).view(values.dtype)
 
 
 class _Product(torch.autograd.Function):
-    """a @ b in float8, whose gradients are products of the same kind: differentiable as often as wanted."""
+    """a @ b in float8. Its gradients are products of the same kind, so it is differentiable any number of times."""
 
     generate_vmap_rule = True
 
@@ -81,7 +81,7 @@ class _Product(torch.autograd.Function):
         a, b = ctx.saved_tensors
         (format_a, format_b), gradient = ctx.formats, gradients[0]
         by_a = _Product.apply(gradient, b.t(), (GRADIENT, format_b), *ctx.rest) if ctx.needs_input_grad[0] else None
-        # Transposed, because some of torch's kernels take e4m3 alone as the second factor.
+        # Transposed, because some of torch's kernels need e4m3 as the second factor.
         by_b = _Product.apply(gradient.t(), a, (GRADIENT, format_a), *ctx.rest) if ctx.needs_input_grad[1] else None
         return by_a, None if by_b is None else by_b.t(), None, None, None
 
@@ -113,14 +113,14 @@ def linear(
 
 
 def applies(op: str, format_name: str, args: Any, kwargs: Any) -> bool:
-    """Whether an operation is a linear layer to be computed in float8; float64 stays what it is."""
+    """Whether an operation is a linear layer to be computed in float8; float64 inputs are left alone."""
     if op != "linear" or format_name not in FLOAT8_DTYPES:
         return False
     return all(tensor.dtype in CASTABLE for tensor in tensors_in((args, kwargs)))
 
 
 def multiplier(device: torch.device) -> Multiply:
-    """Tensor Cores with float8 (compute capability 8.9 and later), else float32 on rounded operands. AMD's GPUs, which
-    are CUDA devices to torch too, take other float8 formats."""
+    """`_scaled_mm` on Tensor Cores with float8 (compute capability 8.9 and later), else float32 on rounded operands.
+    AMD's GPUs, which are CUDA devices to torch too, have other float8 formats."""
     native = device.type == "cuda" and torch.version.hip is None
     return on_tensor_cores if native and torch.cuda.get_device_capability(device) >= (8, 9) else in_float32

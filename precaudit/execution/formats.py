@@ -1,4 +1,4 @@
-"""Looking a plan up: the format of a module and of an operation inside it."""
+"""Looks up the format of a module, and of an operation in it, in a plan."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from precaudit.planning.fitting import fit_prefix
 
 @dataclass(frozen=True)
 class ScopeFormat:
-    """The format of a module's own operations, and the exceptions among them by op name. `by_row` is how float8
-    is scaled."""
+    """The format of a module's own operations, with exceptions by operation name. `by_row` is how float8 is scaled."""
 
     default: str
     ops: Mapping[str, str] = field(default_factory=dict)
@@ -27,9 +26,8 @@ FLOAT32 = ScopeFormat("float32")
 
 
 class PlanLookup:
-    """Formats by module name. Names carry the model's name in front where a plan covers several models, which shows
-    in the names of a model's modules (`modules_of`); a module that the plan doesn't know takes its nearest known
-    ancestor's format, else the default."""
+    """Formats by module name. In a plan for several models, names are prefixed by the model's (`modules_of`). A module
+    that the plan doesn't have takes the format of its nearest ancestor, else the default."""
 
     def __init__(self, plan: Plan, modules_of: Callable[[str], Collection[str]]) -> None:
         self.plan = plan
@@ -57,7 +55,7 @@ class PlanLookup:
 
 
 def _ancestors(fqn: str) -> Iterator[str]:
-    """`a.b.c`, `a.b`, `a`: the name and what contains it, without the root's empty name."""
+    """`a.b.c`, `a.b`, `a`: the name and its ancestors, without the root."""
     while fqn:
         yield fqn
         fqn = fqn.rpartition(".")[0]

@@ -1,4 +1,4 @@
-"""Operations that a library registers with torch, with its own kernels for autocast, as torchvision does."""
+"""Custom operations of libraries with their own autocast kernels, as torchvision's."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ _KEYS = {"cpu": "AutocastCPU", "cuda": "AutocastCUDA"}
 
 
 class PlanAutocast(torch.autocast):
-    """A region of a plan's own: it keeps torch's methods where those of `torch.autocast` are switched off, so that a
-    script's regions do nothing while a plan's do."""
+    """An autocast region of a plan. It keeps torch's methods where those of `torch.autocast` are patched, so that a
+    script's regions are disabled and a plan's are not."""
 
     __init__ = torch.autocast.__init__
     __enter__ = torch.autocast.__enter__
@@ -23,8 +23,7 @@ class PlanAutocast(torch.autocast):
 
 
 def own_region(func: Callable[..., Any], arguments: Any, dtype: torch.dtype) -> PlanAutocast | None:
-    """The autocast region in which a library's operation does what its library says it does there; None for torch's
-    own operations, and where a library says nothing."""
+    """The autocast region for a library's operation with its own autocast kernel; None for other operations."""
     if not isinstance(func, (torch._ops.OpOverload, torch._ops.OpOverloadPacket)):
         return None
     device = next((tensor.device.type for tensor in tensors_in(arguments)), "")

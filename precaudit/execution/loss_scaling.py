@@ -19,7 +19,7 @@ from precaudit.instrument.torchfunction import stored
 from precaudit.model import LossScale
 
 SCALED = "precaudit_scaled"
-"""The attribute of a loss that the script has its own scaler scale, which is off while this one is in force."""
+"""Attribute of a loss that the script has scaled with its own scaler, which is disabled while this one is active."""
 _SMALLEST, _LARGEST = 2.0**-24, 2.0**40
 
 
@@ -44,7 +44,7 @@ def _is_parameter(leaf: Any) -> bool:
 
 
 def _register_first(leaf: torch.Tensor, hook: Callable[..., torch.Tensor | None]) -> RemovableHandle:
-    """A hook that runs before those that the script registered, which expect gradients without a scale."""
+    """Register a hook that runs before those of the script, which expect unscaled gradients."""
     handle = leaf.register_hook(hook)
     hooks: Any = leaf._backward_hooks
     for key in [key for key in hooks if key != handle.id]:
@@ -53,13 +53,13 @@ def _register_first(leaf: torch.Tensor, hook: Callable[..., torch.Tensor | None]
 
 
 def _peak(gradient: torch.Tensor) -> torch.Tensor:
-    """Finite where all of its values are. The gradient itself is not kept: it would be one more set of them."""
+    """A scalar that is finite if and only if all values are. The gradient itself is not kept, to save memory."""
     values = stored(gradient.detach())
     return torch.linalg.vector_norm(values, float("inf")) if values.numel() else values.new_zeros(())
 
 
 def _not_finite(peaks: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> list[torch.Tensor]:
-    """The leaves whose gradient isn't finite, with one wait for the device."""
+    """The leaves with a non-finite gradient, with one synchronization with the device."""
     if not peaks:
         return []
     finite = torch.stack([peak.double().to(peaks[0][1].device) for _, peak in peaks]).isfinite().tolist()
@@ -97,7 +97,7 @@ class LossScaler(TrainingListener):
         ]
 
     def backward_nested(self, roots: Sequence[torch.Tensor]) -> None:
-        """What a checkpointed part was given is a leaf there, whose gradient goes on into the pass around it."""
+        """The inputs of a checkpointed part are leaves there, whose scaled gradients go on into the enclosing pass."""
         self._unscale(filter(_is_parameter, leaves_of(roots)))
 
     def _unscale(self, leaves: Iterable[torch.Tensor]) -> None:
@@ -107,12 +107,12 @@ class LossScaler(TrainingListener):
                 self._handles.append(_register_first(leaf, self._unscaler(leaf)))
 
     def gradient_nested(self, running: bool) -> None:
-        """What is computed there goes on through the pass, which unscales it where it ends."""
+        """Gradients computed inside a pass stay scaled: the enclosing pass unscales them at its leaves."""
         self._nested += 1 if running else -1
 
     def gradient_starts(self, outputs: Sequence[torch.Tensor], inputs: Sequence[torch.Tensor]) -> list[Any] | None:
-        """A loss's gradients of parameters are scaled; what those of an input are taken of, as a penalty or a law of
-        physics has them, is where the script has its own scaler do it."""
+        """Scale the gradients of a loss for parameters. Gradients for an input, as for a penalty or a physics loss, are
+        scaled only where the script's own scaler does so."""
         self.remove()
         own = all(getattr(root, SCALED, False) for root in outputs)
         if any(root.numel() > 1 for root in outputs) or not (own or all(map(_is_parameter, inputs))):
@@ -121,7 +121,7 @@ class LossScaler(TrainingListener):
         return [torch.full_like(root, self.scale) for root in outputs]
 
     def gradient_taken(self, outputs: Sequence[torch.Tensor]) -> None:
-        """They are a step's if the script makes them so."""
+        """Keep the peaks of gradients of parameters for `_inspect`, as the script may use them in a step."""
         self.remove()
         self._taken += [(leaf, peak) for leaf, peak in self._peaks if _is_parameter(leaf)]
         self._peaks = []
@@ -130,7 +130,7 @@ class LossScaler(TrainingListener):
         inverse = 1.0 / self.scale
 
         def unscale(gradient: torch.Tensor | None) -> torch.Tensor | None:
-            if gradient is None or self._nested:  # a function of the script's own has none for this leaf
+            if gradient is None or self._nested:  # a custom autograd function may have none for this leaf
                 return None
             self._peaks.append((leaf, _peak(gradient)))
             return gradient * inverse
@@ -142,20 +142,20 @@ class LossScaler(TrainingListener):
         self._inspect()
 
     def _inspect(self) -> None:
-        """Note the leaves whose gradient was not finite."""
+        """Record the leaves whose gradient was not finite."""
         self._met.update((id(leaf), leaf) for leaf, _ in self._peaks)
         self._bad |= {id(leaf): (leaf, leaf.grad) for leaf in _not_finite(self._peaks)}
         self._bad |= {id(leaf): (leaf, None) for leaf in _not_finite(self._taken)}
         self._peaks, self._taken = [], []
 
     def _is_bad(self, leaf: torch.Tensor) -> bool:
-        """Whether the gradient to be used is the one that was not finite, clipped or not, and none made since."""
+        """Whether the leaf's gradient in use is the non-finite one, clipped or not, with no newer one."""
         if id(leaf) not in self._bad or leaf.grad is None:
             return False
         return leaf.grad is self._bad[id(leaf)][1] or not bool(stored(leaf.grad).isfinite().all())
 
     def step_starts(self, optimizer: Any) -> None:
-        """A skipped step: the optimizer finds no gradients; without an optimizer the gradients become zero."""
+        """Skip a step with non-finite gradients: the optimizer finds no gradients or, without one, zeros."""
         self._inspect()
         if optimizer is None:
             skip = bool(self._bad)
@@ -191,7 +191,7 @@ class LossScaler(TrainingListener):
             self._bad.clear()
 
     def step_complete(self, optimizer: Any) -> None:
-        """One scale serves all optimizers of a step, as `GradScaler.update` has it."""
+        """Update the scale once for all optimizers of a step, like `GradScaler.update`."""
         if self._skips:
             self.skipped.append(self._step)
         self._adapt(self._skips)

@@ -1,7 +1,7 @@
 """Native mixed precision: torch.autocast on the device, switched at the modules where a plan changes format.
 
-Forward products of tf32 modules run as TF32 and those of float32 modules don't; the backward pass is one for all
-modules and follows the plan's `matmul_precision`, which whoever puts a plan in force sets with `products.tf32`.
+Forward products of tf32 modules run as TF32 and those of float32 modules don't; the backward pass of all modules
+follows the plan's `matmul_precision`, which the caller sets with `products.tf32`.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ _WIDE = ("float32", "tf32")
 
 
 def autocast_for(format_name: str, device: str) -> torch.autocast:
-    """The autocast region of a format; float32 and tf32 regions switch autocast off.
+    """The autocast region of a format; for float32 and tf32 it disables autocast.
 
-    float8 regions run their other operations in bfloat16; `ScopeMode` does their linear layers.
+    Other operations of float8 regions run in bfloat16; `ScopeMode` runs their linear layers.
     """
     if format_name in _WIDE:
         return PlanAutocast(device, enabled=False)
@@ -38,18 +38,18 @@ def autocast_for(format_name: str, device: str) -> torch.autocast:
 
 @contextmanager
 def region_for(format_name: str, device: str) -> Iterator[None]:
-    """`autocast_for`, and float32 products as TF32 in a tf32 region only."""
+    """`autocast_for`, with float32 products as TF32 in a tf32 region only."""
     with autocast_for(format_name, device), tf32(format_name == "tf32"):
         yield
 
 
 def backward_products(plan: Plan) -> tf32:
-    """What the backward pass of a plan's modules does with float32 products."""
+    """The context for float32 products in the backward pass of a plan's modules."""
     return tf32(plan.matmul_precision != "highest")
 
 
 class ScopeMode(OperationMode):
-    """Runs one module's operations each in its format: exceptions to the default, float32 inputs in float32, linear
+    """Runs each operation of a module in its format: exceptions from the default, float32 inputs in float32, linear
     layers in float8."""
 
     __torch_function__ = torch.compiler.disable(OperationMode.__torch_function__)
@@ -86,7 +86,7 @@ class ScopeMode(OperationMode):
 
 
 class NativePrecision(ScopeListener):
-    """Opens an autocast region where a module's format differs from what surrounds it."""
+    """Opens an autocast region where a module's format differs from that of its surroundings."""
 
     def __init__(
         self,

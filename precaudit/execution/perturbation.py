@@ -1,8 +1,8 @@
-"""Training from slightly other initial weights.
+"""Training from perturbed initial weights.
 
-A float32 twin starts from weights rounded once to the plan's format, at most half an ulp of that format away:
-how far it strays is what a perturbation of that size does to float32 itself, the noise floor of the comparison.
-A jittered start, one percent away, stands in for a seed in scripts whose seeds change nothing.
+A float32 twin starts from weights rounded once to the plan's format, at most half an ulp away: how far its losses
+deviate is the noise floor of the comparison. A jittered start, one percent away, replaces a seed in scripts whose seeds
+change nothing.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ Change = Callable[[torch.Tensor], torch.Tensor]
 
 
 def rounded_to(format_name: str) -> Change:
-    """Rounding to the format's precision; its range plays no part."""
+    """Rounding to the format's precision, with float32's range."""
     bits = get_format(format_name).mantissa
     return lambda parameter: round_mantissa(parameter, bits).to(parameter)
 
 
 def jitter(seed: int, relative: float = 0.01) -> Change:
-    """Every parameter plus normal noise of `relative` its rms, from a generator of its own."""
+    """Adds normal noise of `relative` times its rms to every parameter, from a generator of its own."""
     generator = torch.Generator().manual_seed(seed)
 
     def change(parameter: torch.Tensor) -> torch.Tensor:
@@ -40,8 +40,8 @@ def jitter(seed: int, relative: float = 0.01) -> Change:
 
 
 class Perturbation(ScopeListener):
-    """Changes every model once, before its first forward: lazy ones have no weights until that. What
-    a part of it was changed by, when it was called by itself, stays, and so do weights that a module gets later."""
+    """Changes the weights of every model once, before its first forward, as lazy models have none earlier. Parts that
+    were changed in a call of their own are not changed again, nor are weights that are created later."""
 
     def __init__(self, change: Change) -> None:
         self._change = change

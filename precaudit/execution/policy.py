@@ -15,7 +15,7 @@ Category = Literal["lower", "fp32", "promote", "banned", "other"]
 
 
 def has_autocast(op: str) -> bool:
-    """Whether this torch's CUDA autocast treats an operation at all, be it a CUDA build or not."""
+    """Whether this release of torch has an operation in its CUDA autocast lists, whatever the build."""
     return bool(torch._C._dispatch_has_kernel_for_dispatch_key(f"aten::{op}", "AutocastCUDA"))
 
 
@@ -35,7 +35,7 @@ HEADER_FP32 = frozenset(
     "upsample_bilinear2d _upsample_bilinear2d_aa upsample_trilinear3d upsample_bicubic2d _upsample_bicubic2d_aa "
     "prod softmax log_softmax cumprod cumsum linalg_vector_norm linalg_matrix_norm sum norm".split()
 ) | frozenset(filter(has_autocast, ["rms_norm"]))
-"""Up to torch 2.11 autocast leaves `rms_norm` in the dtype that it is given."""
+"""Up to torch 2.11 autocast leaves `rms_norm` in its input's dtype."""
 HEADER_PROMOTE = frozenset(
     "addcdiv addcmul atan2 bilinear cross dot vdot grid_sampler index_put tensordot scatter_add".split()
 )
@@ -43,36 +43,36 @@ HEADER_PROMOTE = frozenset(
 LOWER = HEADER_LOWER | frozenset(
     "lstm gru rnn_tanh rnn_relu multi_dot matrix_power linalg_matrix_power _native_multi_head_attention".split()
 )
-"""Also cuDNN's recurrent kernels, which have an autocast wrapper of their own, outside the header's lists, and what
-hands its work to these functions inside torch."""
+"""Adds cuDNN's recurrent kernels, whose autocast wrapper is outside the header's lists, and functions that call the
+listed ones inside torch."""
 
 FP32 = HEADER_FP32 | frozenset(
     "cross_entropy_loss vector_norm matrix_norm _softmax _log_softmax nll_loss_nd gaussian_nll_loss norm_except_dim "
     "_weight_norm triplet_margin_with_distance_loss linalg_norm pairwise_distance square sum_to_size trapezoid trapz "
     "cumulative_trapezoid".split()
 )
-"""Also what hands its work to these functions inside torch, by the name a function mode sees."""
+"""Adds functions that call the listed ones inside torch, by the names that a function mode sees."""
 
 PROMOTE = HEADER_PROMOTE | frozenset({"inner"})
 
 CONVOLUTIONS = frozenset("conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d".split())
-"""cuDNN returns their products in half, to which torch adds the bias: two roundings."""
+"""cuDNN rounds their products to half, before torch adds the bias: two roundings."""
 
 ADDENDS = {
     **dict.fromkeys(("linear", *CONVOLUTIONS), (2, "bias")),
     **dict.fromkeys("addmm addmv addbmm baddbmm addr".split(), (0, "input")),
     "scaled_dot_product_attention": (3, "attn_mask"),
 }
-"""Position and keyword of the argument that is added to a product rather than multiplied."""
+"""Position and keyword of the argument that is added to a product."""
 
 MASKED = {"scaled_dot_product_attention": ("query", "key", "value")}
-"""Products with a mask among their arguments, and the names of their factors, which come first: a mask may be as
-large as it likes, because -inf is what it means."""
+"""Products with a mask, and the names of their factors, which come first: a mask may have any magnitude, as -inf is
+what it means."""
 
 BANNED = frozenset({"binary_cross_entropy"})
 
 ACCUMULATING = LOWER - {"prelu"}
-"""Products summed in float32 on Tensor Cores, their result rounded once."""
+"""Products that are accumulated in float32 on Tensor Cores and rounded once."""
 
 
 def category(op: str) -> Category:

@@ -1,4 +1,4 @@
-"""How the device multiplies float32 matrices: in float32, or as TF32 on Tensor Cores: a setting of the process."""
+"""The process-wide setting for products of float32 matrices: in float32, or as TF32 on Tensor Cores."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 
 from precaudit.instrument.patches import all_wrapped, replaced_by
 
-# torch's own functions, which stay in force here while a script's calls of them are ignored.
+# Bound here, as the module attributes are patched while a script's settings are ignored.
 _GET = (torch._C._get_cublas_allow_tf32, torch._C._get_cudnn_allow_tf32)
 _SET = (torch._C._set_cublas_allow_tf32, torch._C._set_cudnn_allow_tf32)
 _SET_NEW: Any = getattr(torch._C, "_set_fp32_precision_setter", None)  # since torch 2.9
@@ -31,10 +31,10 @@ _lock = threading.Lock()
 
 
 class tf32:
-    """Inside the block products and convolutions of float32 tensors run as TF32 where the hardware has it, or never.
+    """In this block products and convolutions of float32 tensors run as TF32 where the hardware has it, or never.
 
-    Blocks of several threads, or of plans on several models, may end in any order: what the latest of those that last
-    wants holds, and what was there before the first is back after the last.
+    Blocks of several threads, or of plans on several models, may end in any order: the latest active one decides, and
+    the settings from before the first are restored after the last.
     """
 
     _put_back: Callable[[], None]
@@ -52,7 +52,7 @@ class tf32:
     def __exit__(self, *exception: Any) -> None:
         with _lock:
             others = [other for other in _in_force if other is not self]
-            if len(others) == len(_in_force):  # a copy, such as a copied model's, was never entered
+            if len(others) == len(_in_force):  # a copy (of a model with a plan) was never entered
                 return
             _in_force[:] = others
             if others:
@@ -62,7 +62,7 @@ class tf32:
 
 
 def _set(allowed: bool) -> None:
-    """By torch's old settings, which scripts may read, and its new ones, which the old ones let inherit another."""
+    """Set torch's old settings, which scripts may read, and the new ones, which the old ones may leave inherited."""
     for set_ in _SET:
         set_(allowed)
     if _SET_NEW is not None:
@@ -71,8 +71,7 @@ def _set(allowed: bool) -> None:
 
 
 def _putting_back() -> Callable[[], None]:
-    """What brings the settings back that are in force now. torch refuses to tell the old ones where a script has made
-    new ones."""
+    """A function that restores the current settings. torch refuses to read the old ones where new ones were set."""
     old, new = [], _new_settings() if _SET_NEW is not None else {}
     for get, set_ in zip(_GET, _SET, strict=True):
         with suppress(RuntimeError):
@@ -88,7 +87,7 @@ def _putting_back() -> Callable[[], None]:
 
 
 def _new_settings() -> dict[str, str]:
-    """Each operation's own, "none" where it inherits, which torch tells where there is nothing to inherit."""
+    """The new settings of each operation, "none" if inherited. torch tells that only while nothing is inherited."""
     get: Any = torch._C._get_fp32_precision_getter
     inherited = {}
     for backend in ("generic", "cuda"):
@@ -102,12 +101,12 @@ def _new_settings() -> dict[str, str]:
 
 @contextmanager
 def own_settings_ignored() -> Iterator[None]:
-    """What the script asks of float32 products is not done."""
+    """Ignore the script's settings for float32 products."""
 
     def ignored(*arguments: Any) -> None:
         return None
 
-    # cuDNN's flags hold torch's setters, the others look them up when they are set.
+    # cuDNN's flags store references to torch's setters; other flags look them up.
     flags = vars(type(torch.backends.cudnn))
     owners = [(torch._C, name) for name in _SETTERS if hasattr(torch._C, name)]
     owners += [(flags[name], "setter") for name in ("allow_tf32", "fp32_precision") if name in flags]

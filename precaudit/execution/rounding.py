@@ -18,7 +18,7 @@ HALF_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 HALVES = tuple(HALF_DTYPES.values())
 FLOAT8_DTYPES = {"float8_e4m3": torch.float8_e4m3fn, "float8_e5m2": torch.float8_e5m2}
 CASTABLE = (torch.float32, torch.float16, torch.bfloat16)
-"""The dtypes that autocast converts; float64 stays what it is."""
+"""The dtypes that autocast converts; float64 is left alone."""
 
 
 def round_mantissa(values: torch.Tensor, bits: int) -> torch.Tensor:
@@ -45,7 +45,7 @@ def scaled(values: torch.Tensor, name: str, dim: int | None = None) -> tuple[tor
     dtype = FLOAT8_DTYPES[name]
     limit = torch.finfo(dtype).max
     data = values.detach().float()
-    if not data.numel():  # as an expert gets that no token was sent to
+    if not data.numel():  # an expert without tokens
         return data.to(dtype), data.new_ones(() if dim is None else data.sum(dim, keepdim=True).shape)
     amax = data.abs().amax() if dim is None else data.abs().amax(dim, keepdim=True)
     scale = torch.where((amax > 0) & amax.isfinite(), limit / amax, torch.ones_like(amax))
@@ -54,13 +54,13 @@ def scaled(values: torch.Tensor, name: str, dim: int | None = None) -> tuple[tor
 
 
 def quantize(values: torch.Tensor, name: str, dim: int | None = None) -> torch.Tensor:
-    """`values` through float8 and back, as `scaled` has them; what is not finite stays."""
+    """`values` rounded to float8 with the scale of `scaled`, in their own dtype; non-finite values are unchanged."""
     low, scale = scaled(values, name, dim)
     return torch.where(values.isfinite(), (low.float() / scale).to(values.dtype), values)
 
 
 class _RoundForward(torch.autograd.Function):
-    """Rounds a value on its way in; its gradient passes as it is."""
+    """Rounds in the forward pass; the gradient is passed unchanged."""
 
     generate_vmap_rule = True
 
@@ -82,8 +82,8 @@ class _RoundForward(torch.autograd.Function):
 
 
 class _Replaced(_RoundForward):
-    """Others in a value's place, with the value's gradient. Copies, because what comes out of such a function can't
-    be changed in place where it is a view of what went in."""
+    """Replaces values in the forward pass, with the gradient of the original. Copies, because the output of such a
+    function can't be changed in place where it is a view of the input."""
 
     @staticmethod
     def forward(values: torch.Tensor, others: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
@@ -91,12 +91,12 @@ class _Replaced(_RoundForward):
 
 
 def replaced(values: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
-    """`others`, with the backward pass of `values`."""
+    """`others` with the backward pass of `values`."""
     return _Replaced.apply(values, others)
 
 
 class _RoundBackward(_RoundForward):
-    """Passes a value as it is; rounds the gradient on its way back."""
+    """Identity in the forward pass; rounds the gradient in the backward pass."""
 
     @staticmethod
     def forward(values: torch.Tensor, rounding: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
@@ -113,8 +113,8 @@ class _RoundBackward(_RoundForward):
 
 @dataclass(frozen=True)
 class Rounding:
-    """`operand` takes a tensor into a float32 product, `addend` a tensor (a bias) that is added to it, and `result`
-    takes the product out of it."""
+    """The rounding points of a product: `operand` rounds a factor, `addend` a tensor (bias) that is added, and `result`
+    the product."""
 
     operand: Callable[[torch.Tensor], torch.Tensor]
     addend: Callable[[torch.Tensor], torch.Tensor]
@@ -127,7 +127,7 @@ def _half(dtype: torch.dtype) -> Rounding:
 
 
 def in_words(rounding: Callable[[torch.Tensor], torch.Tensor]) -> Rounding:
-    """float32 values whose factors are rounded on their way into a product, forward and backward."""
+    """Rounding of formats without a dtype: factors are rounded float32 values, in both passes."""
     return Rounding(
         lambda x: _RoundForward.apply(x.float(), rounding),
         torch.Tensor.float,
@@ -137,7 +137,7 @@ def in_words(rounding: Callable[[torch.Tensor], torch.Tensor]) -> Rounding:
 
 
 def _float8(forward: str) -> Rounding:
-    """Operands in `forward`'s format, incoming gradients in e5m2, the rest in bfloat16, as float8 training has it."""
+    """float8 training: operands in the format `forward`, incoming gradients in e5m2, the rest in bfloat16."""
 
     def operand(x: torch.Tensor) -> torch.Tensor:
         return _RoundForward.apply(x.to(torch.bfloat16).float(), lambda v: quantize(v, forward))
@@ -158,8 +158,8 @@ ROUNDINGS = {
 
 
 def rounding_for(name: str, op: str = "linear") -> Rounding | None:
-    """The rounding of `op` in a contract format; None for float32, where nothing is rounded. float8 is for linear
-    layers; what runs beside them is bfloat16."""
+    """The rounding of `op` in a format; None for float32. float8 applies to linear layers; other operations run in
+    bfloat16."""
     if name in FLOAT8_DTYPES and op != "linear":
         return ROUNDINGS["bfloat16"]
     return ROUNDINGS.get(name)
