@@ -1,2 +1,2 @@
-"""The precision that a script chose for itself: switched off where float32 or a plan is measured, and watched for what
-it loses where the script runs as written."""
+"""The script's own mixed precision: disabled in runs of float32 and of plans, and observed for what it loses in runs as
+written."""

@@ -1,5 +1,5 @@
-"""What a script sets up for mixed precision (autocast regions, a GradScaler, a plan that it applies): noted, and
-switched off where float32 or another plan is to be measured."""
+"""The script's own mixed-precision settings (autocast regions, a GradScaler, an applied plan): recorded, and disabled
+where float32 or another plan is measured."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from precaudit.tracing.ops import caller_location, line_of
 
 
 def _opened_by_torch() -> bool:
-    """Whether torch itself opens this autocast region (checkpointing restores the state it saw)."""
+    """Whether torch itself opens this autocast region: checkpointing restores the state of the forward pass."""
     frame = sys._getframe(2)
     while frame is not None:
         module = frame.f_globals.get("__name__", "")
@@ -33,8 +33,8 @@ def _opened_by_torch() -> bool:
 
 
 def keeping_what_is_asked(original: Callable[..., None]) -> Callable[..., None]:
-    """Wraps `autocast.__init__`, to remember whether the script enabled the region: on a machine without CUDA torch
-    itself disables those for "cuda"."""
+    """Wraps `autocast.__init__` to record whether the script enabled the region: on a machine without CUDA torch
+    disables those for "cuda"."""
 
     def __init__(
         region: autocast, device_type: str, dtype: Any = None, enabled: bool = True, *args: Any, **kwargs: Any
@@ -67,7 +67,7 @@ class Baseline:
         self._cache = object()
         self._needs: tuple[bool, ...] = ()
         self.region_at: Location | None = None
-        """Where the outermost autocast region was opened last."""
+        """The line that last opened an outermost autocast region."""
 
     def in_disabled_region(self) -> bool:
         """Whether the script (or a library) has disabled autocast inside a model or inside another region, to keep some
@@ -96,7 +96,7 @@ class Baseline:
         return kept
 
     def autocast_in_force(self) -> str | None:
-        """The dtype of the autocast region that the script is in, None outside."""
+        """The dtype of the script's current autocast region; None outside."""
         return self._regions[-1].dtype if self._regions else None
 
     def cast_cache(self) -> object | None:
@@ -157,7 +157,7 @@ class Baseline:
         self._cache = object()
 
     def _clearing(self, original: Callable[[], None]) -> Callable[[], None]:
-        """torch calls this where an outermost region ends, also one of a plan's."""
+        """torch calls this at the end of an outermost region, also of a plan's."""
 
         def clear() -> None:
             self._cleared()

@@ -1,4 +1,4 @@
-"""A loss scale that a script keeps itself, and takes out of its gradients before the last of a step's are there."""
+"""A loss scale that a script applies by hand, and divides out of gradients before all of a step's have accumulated."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ _SAME = 1e-3
 
 
 class ScaledByHand(TrainingListener):
-    """Notes in `settings["adds_by_hand"]` where a loss that is multiplied by a scale adds to gradients that were
-    divided by it since the backward pass before: the next division takes it out of those a second time."""
+    """Records in `settings["adds_by_hand"]` the line where a scaled loss adds to gradients that were divided by the
+    scale since the previous backward pass, and will be divided by it again."""
 
     def __init__(self, names: ModuleNames, settings: dict[str, object]) -> None:
         self._names, self._settings = names, settings
@@ -35,7 +35,7 @@ class ScaledByHand(TrainingListener):
         self._norm = self._size() if self._scale > 1 else 0.0
 
     def _size(self) -> float:
-        """Of the gradients that are there, all of which would be one more pass over them: of the first parameter's."""
+        """The norm of the first gradient: those of all would cost one more pass over them."""
         trained = (p.grad for model in self._names.models.values() for p in model.parameters() if p.grad is not None)
         gradient = next(trained, None)
         return 0.0 if gradient is None else float(stored(gradient).norm())

@@ -1,5 +1,5 @@
-"""What a script's own casts lose: values that float16 has no place for, and differences that a format is too coarse
-for, as bfloat16 is for coordinates of a few metres around 8000."""
+"""What a script's own casts lose: values too small for float16, and differences below a format's resolution, as for
+bfloat16 coordinates of a few metres around 8000."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from precaudit.tracing.shadow import Energies
 CASTS = frozenset("to half bfloat16 type type_as copy".split())
 
 _ROWS = 4096
-"""Rows of a large tensor that are looked at."""
+"""Rows of a large tensor that are examined."""
 
 
 @dataclass
 class _Cast:
-    """The casts of one line: how many values were not zero before and after them, and what the differences lost."""
+    """The casts of one line: how many values were non-zero before and after, and the loss of the differences."""
 
     before: int = 0
     after: int = 0
@@ -31,7 +31,7 @@ class _Cast:
 
 
 class OwnCasts:
-    """Told of every operation with a low result; sums up by line and dtype."""
+    """Observes every operation with a low-precision result; aggregates by line and dtype."""
 
     def __init__(self) -> None:
         self._casts: dict[tuple[Location | None, str], _Cast] = defaultdict(_Cast)
@@ -47,7 +47,8 @@ class OwnCasts:
                 cast.differences += _lost_differences(source.detach(), result.detach())
 
     def entries(self) -> list[dict[str, Any]]:
-        """For each line the share of values that became zero, and how far off the differences between values are."""
+        """For each line, the share of values that became zero, and the relative error of the differences between
+        values."""
         casts = [({**line_of(place), "dtype": dtype}, cast) for (place, dtype), cast in self._casts.items()]
         zeros = [
             {"kind": "vanished", **where, "share": 1 - cast.after / cast.before}
@@ -59,8 +60,8 @@ class OwnCasts:
 
 
 def _lost_differences(source: torch.Tensor, result: torch.Tensor) -> Energies:
-    """The rounding error beside the spread of the values, column by column, as their scales differ. A column of equal
-    values has nothing to lose, and one that overflows is told elsewhere."""
+    """The rounding error relative to the standard deviation, for each column, as scales differ. Constant columns have
+    nothing to lose, and overflow is reported elsewhere."""
     if not source.numel():
         return Energies()
     rows = [each.reshape(-1, each.shape[-1] if each.dim() > 1 else 1) for each in (source, result)]

@@ -1,5 +1,5 @@
-"""How much a script itself changes its gradients, between the backward pass and the scaler or in hooks of parameters. A
-change that goes by the gradients alone, such as a factor, is as large beside them with a loss scale as without."""
+"""How much a script changes its gradients itself, between the backward pass and the scaler or in hooks of parameters.
+The relative change does not depend on the loss scale unless it uses an absolute threshold."""
 
 from __future__ import annotations
 
@@ -19,19 +19,20 @@ from precaudit.tracing.ops import caller_location, line_of
 
 BETWEEN, IN_HOOKS = "changed_by", "hooked_by"
 _MOST = 32
-"""Scaled losses that are watched: an unlucky scaler skips its first dozen steps, and a step may have a few losses."""
+"""How many scaled losses are observed: an unlucky scaler skips its first dozen steps, and a step may have several
+losses."""
 _NOISE = 1e-6
 _FACTOR = 4.0
-"""So many times as large is another change: those of two batches differ somewhat."""
+"""Changes differ if one is this many times the other: between batches they vary somewhat."""
 
 Change = tuple[float, float, float]
-"""Energies: of the change, of what is there after it, and before."""
+"""Energies (sums of squares): of the change, of the gradient after it, and before it."""
 Relative = tuple[float, float]
-"""How large the change is, and what is left, beside what was there (rms)."""
+"""The change, and the gradient after it, relative to the gradient before it (rms)."""
 
 
 class GradientChanges(TrainingListener):
-    """Notes relative changes (rms), each the first that is finite: on the weights that the run begins with.
+    """Records relative changes (rms), each the first finite one, and so on the initial weights.
 
     - `settings["changed_by"]`: between the backward pass and the scaler, by optimizer in the order of first steps.
     - `settings["hooked_by"]`: in hooks of parameters; `settings["hooks"]` is where the first of these was registered.
@@ -98,7 +99,7 @@ class GradientChanges(TrainingListener):
         return register_hook
 
     def _changed(self, optimizer: Any) -> Relative | None:
-        """None where nothing is known yet."""
+        """The change of an optimizer's gradients; None where it is not yet known."""
         stepped = [p for p in parameters_of(optimizer) if p.grad is not None]
         pairs = [(stored(p.grad), self._before[id(p)]) for p in stepped if id(p) in self._before]
         pairs = [(now, before) for now, before in pairs if now.shape == before.shape]
@@ -115,8 +116,7 @@ def _relative(changes: Sequence[Change]) -> Relative | None:
 
 
 def depends_on_scale(without: Mapping[str, Any], scaled: Mapping[str, Any], kind: str = BETWEEN) -> bool | None:
-    """Whether the script changes gradients by more, or less, while they are multiplied by the loss scale; None where no
-    change is known."""
+    """Whether the relative change differs with and without a loss scale; None where no change is known."""
     pairs = zip(without.get(kind, []), scaled.get(kind, []), strict=False)
     known = [sorted(sizes) for pair in pairs if None not in pair for sizes in zip(*pair, strict=True)]
     return any(large > _NOISE and large > _FACTOR * small for small, large in known) if known else None

@@ -1,5 +1,5 @@
-"""A script's own casts to low precision: noted where it makes them, or turned into float32 wherever low values could
-come from: a call, a default dtype, a file."""
+"""A script's own casts to low precision: recorded, or replaced by float32 wherever low values can originate (a call, a
+default dtype, a file)."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from precaudit.tracing.ops import caller_location
 _LOW = {torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2}
 _MOST_PLACES = 20
 _REINTERPRETING = {"view", "from_file"}
-"""The same bits are read as another type, where they are asked for one."""
+"""Functions that reinterpret the same bits as a requested dtype."""
 _LOW_CASTS = {"half", "bfloat16"}
 
 
 def called_by_precaudit(func: Any) -> bool:
-    """Whether precaudit itself makes this call, to round something. The callers that only hand it on are skipped:
-    precaudit's own modes, whose `func` it is, and the script's, such as `with torch.device(...)`."""
+    """Whether precaudit itself makes this call, to round something. Frames that only pass on `func` are skipped: those
+    of precaudit's modes and of the script's (`with torch.device(...)`)."""
     frame: Any = sys._getframe(2)
     while frame is not None and _hands_on(frame):
         if _is_ours(frame) and frame.f_locals.get("func") != func:
@@ -44,7 +44,7 @@ def _hands_on(frame: Any) -> bool:
 
 
 class CastWatch(TorchFunctionMode):
-    """Notes where a script casts to low precision by itself, anywhere in it; changes nothing."""
+    """Records the lines at which a script casts to low precision; changes nothing."""
 
     def __init__(self, settings: dict[str, object]) -> None:
         super().__init__()
@@ -65,7 +65,7 @@ class CastWatch(TorchFunctionMode):
 
 
 def _asked_for(func: Any, args: Any, kwargs: dict[str, Any]) -> str | None:
-    """The low-precision dtype that a call asks for, by its name or an argument."""
+    """The low-precision dtype that a call requests, by its name or an argument."""
     name = getattr(func, "__name__", "")
     if name in _LOW_CASTS:
         return "float16" if name == "half" else name
@@ -74,11 +74,11 @@ def _asked_for(func: Any, args: Any, kwargs: dict[str, Any]) -> str | None:
 
 
 class Float32Mode(TorchFunctionMode):
-    """Turns a script's own casts to low precision into float32: `.half()`, `.to(torch.bfloat16)`, `dtype=...`. Such a
-    cast still makes a copy, also one back to float32, as the script may go on to change it in place.
+    """Replaces a script's own casts to low precision by float32: `.half()`, `.to(torch.bfloat16)`, `dtype=...`. Such a
+    cast still copies, as does one back to float32, since the script may change the result in place.
 
-    A tensor that is low all the same was made so by a plan. A function that asks for such a tensor's dtype, as in
-    `y.to(x.dtype)`, gets what it asks for.
+    Tensors that are low nevertheless come from a plan. A function that reads the dtype of such a tensor, as in
+    `y.to(x.dtype)`, gets that dtype.
     """
 
     def __init__(self) -> None:
@@ -98,7 +98,7 @@ class Float32Mode(TorchFunctionMode):
             return func(*map(self._float32_dtype, args), **kwargs)
         source = args[0]
         result = source.float() if name in _LOW_CASTS else func(*map(self._float32_dtype, args), **kwargs)
-        kept = source.is_leaf and source.requires_grad  # an optimizer may be given it
+        kept = source.is_leaf and source.requires_grad  # it may be passed to an optimizer
         return result.clone() if result is source and not kept else result
 
     def _asked(self, dtype: torch.dtype) -> torch.dtype:
@@ -115,7 +115,7 @@ class Float32Mode(TorchFunctionMode):
         return torch.float32
 
     def _is_followed(self, dtype: torch.dtype) -> bool:
-        """Whether a function that is running has asked a low tensor for this dtype."""
+        """Whether a running function has read this dtype from a low tensor."""
         frame: Any = sys._getframe(2) if self._asking else None
         while frame is not None and (dtype, frame.f_code) not in self._asking:
             frame = frame.f_back
@@ -129,8 +129,8 @@ def _casts(name: str, args: Any, kwargs: dict[str, Any]) -> bool:
 
 @contextmanager
 def in_both_passes(mode: TorchFunctionMode) -> Iterator[None]:
-    """torch takes a function mode off while it hands a call of `backward` to it: on, and on again where the engine
-    runs, for what hooks and functions of the script's own compute there."""
+    """Enable a function mode in forward and backward passes. torch disables it during a call of `backward`, so it is
+    enabled again around the engine, for hooks and custom functions of the script."""
 
     def running(original: Callable[..., Any]) -> Callable[..., Any]:
         def run_backward(*args: Any, **kwargs: Any) -> Any:
@@ -147,8 +147,8 @@ def in_both_passes(mode: TorchFunctionMode) -> Iterator[None]:
 
 @contextmanager
 def everywhere(mode: TorchFunctionMode) -> Iterator[None]:
-    """The mode is on in this thread, and in those that start meanwhile: a script may train in one, and a function mode
-    holds for a single thread."""
+    """Enable the mode in this thread and in those that it starts: a script may train in one, and a function mode is per
+    thread."""
 
     def starting(original: Callable[[threading.Thread], None]) -> Callable[[threading.Thread], None]:
         def bootstrap(thread: threading.Thread) -> None:
@@ -162,7 +162,7 @@ def everywhere(mode: TorchFunctionMode) -> Iterator[None]:
 
 
 def _read_in_float32(original: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-    """The tensor is made in the dtype of its stored bytes, and widened afterwards."""
+    """Load the tensor in its stored dtype, then widen it."""
 
     def read(*args: Any, **kwargs: Any) -> torch.Tensor:
         with torch._C.DisableTorchFunction():
@@ -181,7 +181,7 @@ def _float32_by_default(original: Callable[[torch.dtype], None]) -> Callable[[to
 
 @contextmanager
 def float32_only() -> Iterator[None]:
-    """`Float32Mode`, and float32 for what is loaded from a file, comes from another process, or is made by default."""
+    """`Float32Mode`, and float32 for tensors that are loaded, shared between processes, or created by default."""
     with (
         all_wrapped(
             (torch, "set_default_dtype", _float32_by_default),

@@ -1,7 +1,7 @@
-"""A script's own GradScaler in a run as written: it scales the gradients, and leaves the loss's value alone.
+"""A script's own GradScaler in a run as written: it scales gradients, but not the value of the loss.
 
-The gradients are those of `outputs * scale`. The value can be compared with the float32 run's, whatever the script
-makes of it before the backward pass: sums, lists, losses of several scalers.
+Gradients are those of `outputs * scale`, while the value stays comparable with the float32 run's, whatever the script
+computes from it before the backward pass (sums, lists, losses of several scalers).
 """
 
 from __future__ import annotations
@@ -20,14 +20,13 @@ from precaudit.model import Location
 from precaudit.tracing.ops import caller_location, line_of
 
 FACTOR = "precaudit_factor"
-"""The attribute of a scaled loss that has its factor."""
+"""Attribute of a scaled loss: its factor."""
 _LEAST = 2.0**7
 
 
 class OwnScaler:
-    """Notes in `settings["penalizes_scaled"]` the loss whose gradients a script takes in order to differentiate them
-    again, as a gradient penalty does, without dividing them by the scale: as far as is seen, because nobody asks for
-    the scale before the next loss is scaled."""
+    """Records in `settings["penalizes_scaled"]` a loss whose scaled gradients become part of another loss (a gradient
+    penalty) without a division by the scale: the script never reads the scale before the next loss is scaled."""
 
     def __init__(self, settings: dict[str, object]) -> None:
         self._settings = settings
@@ -36,7 +35,7 @@ class OwnScaler:
 
     @contextmanager
     def scaled_in_gradients(self) -> Iterator[None]:
-        """Until the block ends, `GradScaler.scale` scales gradients only."""
+        """In this block `GradScaler.scale` scales gradients only."""
         scaler = torch.amp.GradScaler
         with all_wrapped((scaler, "scale", self._scaling), (scaler, "get_scale", self._asking)):
             yield
@@ -64,7 +63,7 @@ class OwnScaler:
         self._taken = None
 
     def _scaled(self, scaler: torch.amp.GradScaler, original: Callable[..., Any], output: torch.Tensor) -> torch.Tensor:
-        """What needs no gradient is scaled as it stands: its value is what the script wants of it."""
+        """An output without gradient is really scaled, since the script can only be interested in its value."""
         scaled: torch.Tensor = original(scaler, output)
         if not output.requires_grad:
             return scaled
@@ -81,8 +80,8 @@ class OwnScaler:
 
 
 def multiplied_by(root: torch.Tensor) -> float:
-    """The number that a script has multiplied a loss by before its backward pass; 0 where it hasn't."""
-    if "Mul" not in type(root.grad_fn).__name__:  # a divisor is saved by the same name
+    """The number by which the script has multiplied a loss just before its backward pass; 0 if it hasn't."""
+    if "Mul" not in type(root.grad_fn).__name__:  # DivBackward saves its divisor by the same name
         return 0.0
     saved = (getattr(root.grad_fn, name, None) for name in ("_saved_other", "_saved_self"))
     factor = next((each for each in saved if each is not None), None)
@@ -92,6 +91,6 @@ def multiplied_by(root: torch.Tensor) -> float:
 
 
 def scale_by_hand(root: torch.Tensor) -> float:
-    """The loss scale that a script keeps itself, which is a large power of two; 1 where it has none."""
+    """The loss scale that a script applies by hand, a large power of two; 1 without one."""
     factor = multiplied_by(root)
     return factor if factor >= _LEAST and math.frexp(factor)[0] == 0.5 else 1.0

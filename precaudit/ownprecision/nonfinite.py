@@ -1,5 +1,5 @@
-"""Which operation outside of all modules, in any dtype, makes the loss nan or inf: the logarithm of a probability, say,
-or a division by a difference, that low precision has rounded to zero before."""
+"""The operation outside of all modules, in any dtype, that makes the loss nan or inf: the logarithm of a probability,
+say, or a division by a difference, that low precision has rounded to zero."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from precaudit.ownprecision.overflows import MEANT
 from precaudit.tracing.ops import caller_location, line_of
 
 _Made = tuple[str, Location | None]
-"""An operation that made non-finite values of finite ones, or nan of what had none, and its line."""
+"""An operation that made inf from finite values, or nan from values without nan, and its line."""
 
 
 class OwnNonFinite:
-    """Told of every operation outside of optimizers, and of every loss. Non-finite values that left a loss finite are
-    harmless, such as a mask's."""
+    """Observes every operation outside of optimizers, and every loss. Non-finite values before a finite loss, such as a
+    mask's, are harmless."""
 
     def __init__(self, current: Callable[[], Frame | None]) -> None:
         self._current = current
@@ -36,7 +36,7 @@ class OwnNonFinite:
             self._makers[op, caller_location()] = None
 
     def loss(self, roots: Sequence[torch.Tensor], step: int) -> bool:
-        """Whether this is the first loss that is not finite, and the operation that made it so is known."""
+        """Whether this is the first non-finite loss, and the operation that caused it is known."""
         makers, self._makers = self._makers, {}
         if self._lost:
             return False

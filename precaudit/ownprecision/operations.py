@@ -1,5 +1,5 @@
-"""What operations lose in a script's own low precision: additions their smaller addend, sines their angle, and, outside
-of all modules, where no audit looks, such as in an optimizer's step inside autocast, any operation its result."""
+"""Losses of operations in a script's own low precision: the smaller addend of an addition, the angle of a sine and,
+outside of all modules (where the audit does not look, as in an optimizer's step), any result."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from precaudit.tracing.records import ABSORBING
 from precaudit.tracing.shadow import Energies, local_errors, repeatable, smaller_addend
 
 _EVERY = 8
-"""One step in so many is looked at, for that takes as long as the step itself."""
+"""Interval of the examined steps: examination takes as long as the step itself."""
 
 
 ANGLES = frozenset({"sin", "cos"})
 
 
 class OwnOperations:
-    """Told of every operation with a low result, and when a step has ended. `region_steps` in its entries says whether
-    an optimizer's step made it low, in an autocast region that is open around."""
+    """Observes every operation with a low-precision result. `region_steps` in its entries says whether the operation
+    belongs to an optimizer's step inside an open autocast region."""
 
     def __init__(self, current: Callable[[], Frame | None]) -> None:
         self._current = current
@@ -42,7 +42,7 @@ class OwnOperations:
         if self._step % _EVERY or not (outside or op in ABSORBING) or not repeatable(op, func, kwargs):
             return
         if op in ABSORBING and not smaller_addend(tensors_in(args), result):
-            return  # such a call would hide what others of the same line lose
+            return  # it would hide the losses of other calls on the same line
         for energies in local_errors(op, func, args, kwargs, (dtype_name(result.dtype),)).values():
             self._note(op, result, energies)
 
@@ -55,7 +55,7 @@ class OwnOperations:
         self._step += 1
 
     def entries(self) -> list[dict[str, Any]]:
-        """One a line; what another format loses there is another entry."""
+        """One entry for each line and dtype."""
         return [
             {"kind": "absorbed", **line_of(place), "fqn": fqn, "op": op, "dtype": dtype, "lost": energies.relative}
             | {"region_steps": place in self._region_steps}
@@ -64,8 +64,8 @@ class OwnOperations:
 
 
 def _blurred(angle: torch.Tensor, result: torch.Tensor) -> Energies:
-    """What a sine loses because its low angle was rounded, by half a unit in the last place: the angle is a few degrees
-    off, or anywhere. Whole numbers, such as positions, may be what they were meant to be."""
+    """The error of a sine by rounding its low-precision angle, by half a unit in the last place. Integers, such as
+    positions, may be exact."""
     if angle.dtype != result.dtype or bool((angle == angle.round()).all()):
         return Energies()
     _, exponent = torch.frexp(angle.detach().float())

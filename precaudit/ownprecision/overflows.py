@@ -1,4 +1,4 @@
-"""Operations that make non-finite values in a low format where float32 makes none."""
+"""Operations that produce non-finite values in a low format and finite ones in float32."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ MEANT = MASKING | _EMPTY
 
 
 def overwritten(op: str, func: Any, args: Any, kwargs: Any) -> torch.Tensor | None:
-    """A copy of the low tensor that an operation is about to change in place, whose value tells afterwards whether a
-    result that isn't finite was made there; None where nothing of the old value goes into the new one."""
+    """A copy of the low tensor that an operation is about to change in place, needed to tell whether the operation
+    caused a non-finite result; None where the result doesn't depend on the old value."""
     target = args[0] if args else None
     if op == "copy" or op in MEANT or kwargs.get("out") is not None or not writes(func, kwargs):
         return None
@@ -31,8 +31,8 @@ def overwritten(op: str, func: Any, args: Any, kwargs: Any) -> torch.Tensor | No
 def overflow(
     op: str, func: Any, args: Any, kwargs: Any, result: torch.Tensor, before: torch.Tensor | None
 ) -> float | None:
-    """The largest input of an operation that makes non-finite low values from finite ones; None where it makes none, or
-    makes them in float32 too, as the logarithm of a zero does. `before` is what it has overwritten."""
+    """The largest input of an operation that produces non-finite low values from finite ones; None where it produces
+    none, or also in float32, as the logarithm of zero does. `before` is the value it has overwritten."""
     if op in MEANT or bool(result.isfinite().all()):
         return None
     given = [before if value is result else value for value in args]
@@ -45,7 +45,7 @@ def overflow(
 
 
 def _not_finite_either(op: str, func: Any, args: Any, kwargs: Any, result: torch.Tensor) -> bool:
-    """Whether float32 has no finite values there either; what can't be repeated there is not said to."""
+    """Whether float32 has non-finite values there too; False for operations that can't be repeated in it."""
     if op in UNREPEATABLE or op == "copy":
         return False
     try:

@@ -1,7 +1,7 @@
-"""A script's own autocast regions, emulated: what stands in them runs as CUDA's autocast would have it.
+"""Emulates a script's own autocast regions with the rounding of CUDA's autocast.
 
-A machine without CUDA switches regions for "cuda" off, and those for "cpu" round at other places. Whatever device a
-region names, it is the one that the script trains on.
+A machine without CUDA disables regions for "cuda", and those for "cpu" round at other points. Every region is taken to
+be for the device that the script trains on.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from precaudit.ownprecision.baseline import keeping_what_is_asked
 
 
 class _Region(NamedTuple):
-    """`dtype` is None where autocast is off; `brings` says that the mode had to be put on for it, in a thread or a
-    backward pass that did not have it."""
+    """An open region. `dtype` is None if disabled; `brings` says that the mode was enabled for it, in a thread or
+    backward pass without the mode."""
 
     dtype: torch.dtype | None
     brings: bool
 
 
 class _Open(threading.local):
-    """A thread's open regions, and the weights that the outermost has cast."""
+    """The open regions of a thread, and the weights that the outermost one has cast."""
 
     def __init__(self) -> None:
         self.regions: list[_Region] = []
@@ -40,7 +40,7 @@ class _Open(threading.local):
 
 
 class OwnRegions(EmulatedMode):
-    """Put on below all modes that watch, so that these see an operation's result as the script does."""
+    """The mode must be below all observing modes, so that these receive an operation's result as the script does."""
 
     def __init__(self) -> None:
         super().__init__(self._scope, lambda: self._open.casts)
@@ -60,7 +60,7 @@ class OwnRegions(EmulatedMode):
 
     @contextmanager
     def emulated(self) -> Iterator[None]:
-        """Until the block ends regions are this mode's business, and torch says of autocast what is so here."""
+        """In this block the mode handles all regions, and torch's queries about autocast get the emulated state."""
         with (
             all_wrapped(
                 (autocast, "__init__", keeping_what_is_asked),

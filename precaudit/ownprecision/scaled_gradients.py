@@ -1,5 +1,5 @@
-"""Which gradients of a script have its loss scale in them: a loss that `scaler.scale` never saw, whose gradients the
-scaler divides all the same, and clipping, or an optimizer's own step, that meets gradients of a scaled loss."""
+"""Misuse of a loss scaler: a loss that `scaler.scale` never saw but whose gradients are unscaled, and clipping or
+optimizer steps on gradients that are still scaled."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ from precaudit.tracing.ops import caller_location, line_of
 
 _SCALED, _PLAIN = "scaled", "plain"
 Written = tuple[torch.Tensor, int]
-"""A parameter's `.grad`, and how often it had been written to."""
+"""A parameter's `.grad` and its version counter."""
 Which = Callable[[torch.Tensor], bool]
 
 
 class ScaledGradients(TrainingListener):
-    """Notes in the settings where a script goes wrong with its scaler; in float32 too, as the calls of a disabled
-    scaler tell as much.
+    """Records misuses of a scaler in the settings, also in float32 runs, since the calls of a disabled scaler show as
+    much.
 
-    - `unscaled_loss`: a loss that was never scaled, whose gradients the scaler divides all the same.
+    - `unscaled_loss`: a loss that was never scaled, whose gradients the scaler unscales nevertheless.
     - `clips_scaled`, `steps_scaled`: clipping, or an optimizer's own step, on gradients that are still scaled.
-    - `adds_scaled`: a scaled loss adds to gradients that are unscaled already. `unscaled_before`: a scaler steps on
-      gradients that came after it had unscaled others.
-    - `scales_twice`: a loss made of a scaled one is scaled. `other_scaler`: another scaler unscales than the one that
-      scaled. `made_anew`: a scaler is made in step after step.
-    - `changes_scaled`: the script writes to gradients before they are unscaled; `unscales_twice`: it has asked for the
-      scale since the backward pass, and so may have unscaled them itself.
+    - `adds_scaled`: a scaled loss adds to gradients that are already unscaled. `unscaled_before`: a scaler steps on
+      gradients that arrived after it had unscaled others.
+    - `scales_twice`: a loss computed from a scaled one is scaled. `other_scaler`: another scaler unscales than the one
+      that scaled. `made_anew`: a new scaler is created in every step.
+    - `changes_scaled`: the script writes to gradients before they are unscaled; `unscales_twice`: it has read the scale
+      since the backward pass, and so may have unscaled them itself.
     """
 
     def __init__(self, names: ModuleNames, settings: dict[str, object]) -> None:
@@ -86,12 +86,12 @@ class ScaledGradients(TrainingListener):
                 return original(scaler, outputs)
             if not self._steps and any(_is_made_of_scaled(loss) for loss in tensors_in(outputs)):
                 self._settings.setdefault("scales_twice", line_of(caller_location()))
-            return map_tensors(partial(self._told, scaler), original(scaler, outputs))
+            return map_tensors(partial(self._marked, scaler), original(scaler, outputs))
 
         return scale
 
-    def _told(self, scaler: Any, scaled: torch.Tensor) -> torch.Tensor:
-        """A disabled scaler returns the loss itself, which the script may use elsewhere."""
+    def _marked(self, scaler: Any, scaled: torch.Tensor) -> torch.Tensor:
+        """Mark a copy of the loss: a disabled scaler returns the loss itself, which the script may use elsewhere."""
         if not scaled.requires_grad:
             return scaled
         scaled = scaled.view_as(scaled)
@@ -137,7 +137,7 @@ class ScaledGradients(TrainingListener):
         return unscale_
 
     def _stepping(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        """It unscales what `unscale_` has not, once from one update to the next."""
+        """`step` unscales what `unscale_` has not, once between two updates."""
         unscaling = self._unscaling(original)
 
         def step(scaler: Any, optimizer: Any, *args: Any, **kwargs: Any) -> Any:
@@ -157,7 +157,7 @@ class ScaledGradients(TrainingListener):
     # ---- training
 
     def _clipping(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        """Clipping changes gradients, and leaves the scale in them."""
+        """Clipping writes to gradients without unscaling them."""
 
         def clip(parameters: Any, *args: Any, **kwargs: Any) -> Any:
             clipped = [parameters] if isinstance(parameters, torch.Tensor) else list(parameters)
@@ -218,7 +218,7 @@ class ScaledGradients(TrainingListener):
         return known is not None and gradient is known[0] and gradient._version == known[1]
 
     def _changed(self, parameter: torch.Tensor) -> bool:
-        """Written to since the backward pass, or replaced."""
+        """Whether the gradient was written to or replaced since the backward pass."""
         return id(parameter) in self._written and parameter.grad is not None and not self._untouched(parameter)
 
     def _note_scaled(self, parameters: list[torch.Tensor], setting: str, function: str) -> None:
@@ -239,7 +239,8 @@ class ScaledGradients(TrainingListener):
 
 
 def _is_made_of_scaled(loss: torch.Tensor) -> bool:
-    """Walks the whole graph, which the first step is enough for."""
+    """Whether the loss's graph contains a scaled loss. It walks the whole graph, so it is used in the first step
+    only."""
     known: set[Any] = set()
     waiting: list[Any] = [loss.grad_fn]
     while waiting:

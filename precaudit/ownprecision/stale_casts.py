@@ -1,5 +1,5 @@
-"""Weights that a script's own autocast goes on with after they have changed: torch keeps what it cast until the
-outermost region is left, and forgets nothing when an optimizer steps inside it."""
+"""Stale weights in a script's own autocast: torch caches casts until the outermost region ends, even if an optimizer
+steps inside it."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from precaudit.ownprecision.baseline import Baseline
 from precaudit.tracing.ops import line_of
 
 LOOKED_UP = (nn.Embedding, nn.EmbeddingBag)
-"""autocast does not cast their tables."""
+"""autocast does not cast the tables of embeddings."""
 
 
 class StaleCasts(TrainingListener, ScopeListener):
-    """Notes `settings["stale_casts"]`: the region, the first module that uses such a weight, the optimizer, and over
-    how many of its steps the oldest copy was kept."""
+    """Records `settings["stale_casts"]`: the region, the first module with such a weight, the optimizer, and for how
+    many of its steps the oldest copy was used."""
 
     def __init__(self, baseline: Baseline) -> None:
         self._baseline = baseline
@@ -54,5 +54,6 @@ class StaleCasts(TrainingListener, ScopeListener):
 
 
 def _is_cast(parameter: torch.Tensor) -> bool:
-    """Vectors are the scales and biases of normalizations, which autocast leaves alone, or go with a matrix."""
+    """Whether autocast casts the parameter. Vectors are scales and biases of normalizations, which it leaves alone, or
+    biases, which accompany a matrix."""
     return parameter.requires_grad and parameter.dtype == torch.float32 and parameter.dim() > 1

@@ -1,7 +1,7 @@
-"""Low-precision state that lives from step to step in a script's own training, and how much of its changes is lost.
+"""Low-precision state that persists over the steps of a script's own training, and how much of its changes is lost.
 
-Each change of a state is repeated in float32 from the value that it had when the step began: `lost` is the energy of
-the difference over the energy of the exact change.
+Each change of a state is repeated in float32 from its value at the start of the step: `lost` is the energy (sum of
+squares) of the difference relative to that of the exact change.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ _CHANGES = frozenset("add sub mul div lerp addcmul addcdiv copy neg".split())
 _NORMALIZES = frozenset("batch_norm instance_norm".split())
 _MOST = 200
 _CYCLE = 5
-"""States are followed through three of every five steps that change them, which need not be all steps: an average may
-be updated in every tenth. One is to know a state by, two are to measure."""
+"""States are followed in three of every five steps that change them (not every step does: an average may be updated in
+every tenth): one to recognize a state, two to measure."""
 
 Key = tuple[Any, ...]
 Owner = tuple[str, str, str]
-"""The model and module that a tensor belongs to, and the name of the buffer or optimizer state, '' for a parameter."""
+"""The model and module of a tensor, and the name of the buffer or optimizer state; '' for a parameter."""
 
 
 @dataclass
 class _Loss:
-    """Energies of what a place changed and of what was lost of it; `times` counts how often."""
+    """Energies of the changes at one place and of their losses; `times` counts the changes."""
 
     dtype: str
     change: float = 0.0
@@ -46,7 +46,7 @@ class _Loss:
 
 @dataclass
 class _Decay:
-    """A factor so close to one that it changes no value of the dtype, and how often a state was multiplied by it."""
+    """A factor so close to one that it changes no value of the dtype, and how often it was applied."""
 
     dtype: str
     factor: float
@@ -55,8 +55,8 @@ class _Decay:
 
 @dataclass
 class State:
-    """A low tensor within one step: its value when the step began, the exact value now, the stored one, and the line
-    that changed it last."""
+    """A low tensor within one step: its value at the start of the step, the exact and the stored current value, and the
+    line that changed it last."""
 
     tensor: torch.Tensor
     start: torch.Tensor
@@ -68,7 +68,7 @@ class State:
 
 @dataclass
 class _Life:
-    """Of a low result: the step it was made in, the state it was made from, and its exact value."""
+    """The history of a low result: the step that computed it, the state it was computed from, and its exact value."""
 
     step: int
     start: torch.Tensor | None
@@ -79,7 +79,7 @@ class _Life:
 
 
 class States:
-    """Told before and after every operation of a run as written, and when a step has ended."""
+    """Observes every operation of a run as written, before and after it runs, and the ends of steps."""
 
     def __init__(self, names: ModuleNames) -> None:
         self.optimizers: WeakSet[torch.optim.Optimizer] = WeakSet()
@@ -92,12 +92,12 @@ class States:
         self._losses: dict[tuple[Location | None, Owner | None], _Loss] = {}
         self._decays: dict[tuple[Location | None, Owner | None], _Decay] = {}
         self._owners: dict[Key, Owner | None] = {}
-        # Beside the tensors, not on them: the script may save one, and load it as weights only.
+        # Not attributes of tensors: the script may save a tensor, and load it with weights_only.
         self._lives = WeakTensorKeyDictionary()
         self._made_from = WeakTensorKeyDictionary()
 
     def before(self, op: str, func: Any, args: Any, kwargs: Any) -> list[State]:
-        """The states that an operation is about to change."""
+        """The states that an operation will change."""
         if len(self._now) > _MOST:
             return []
         if op == "copy" and writes(func, kwargs):
@@ -122,13 +122,13 @@ class States:
             self._derived(func, args, kwargs, result)
 
     def _written_over(self, target: torch.Tensor, source: torch.Tensor | None = None) -> None:
-        """A float32 weight that its own rounded value takes the place of, as where a script goes on from a checkpoint
-        in half, is kept in half from one time to the next."""
+        """A float32 weight that is overwritten by its own rounded value (as by a checkpoint in half) was stored in half
+        in between."""
         if source is None or target.dtype != torch.float32 or not is_plain(target) or target.shape != source.shape:
             return
         low = next((key[-1] for key in self._origins(source)), None)
         if low is None:
-            self._rounded.pop(_key(target), None)  # what was kept aside comes back: nothing is lost
+            self._rounded.pop(_key(target), None)  # its own saved value is restored: nothing is lost
             return
         if (owner := self.owner(target)) is None:
             return
@@ -142,14 +142,14 @@ class States:
         self._rounded[_key(target)] = stored.float()
 
     def made(self, args: Any, kwargs: Any, result: torch.Tensor) -> None:
-        """Remember until the step ends which low tensors a result was made from, by way of any dtype."""
+        """Remember until the end of the step from which low tensors a result was computed, in whatever dtype."""
         if not result.requires_grad:
             origins = (self._origins(t) for t in tensors_in((args, kwargs)) if t.shape == result.shape)
             if found := frozenset[Key]().union(*origins):
                 self._made_from[result] = found
 
     def _is_followed(self, key: Key) -> bool:
-        """By how many steps have changed what lies there."""
+        """Whether the state is followed in this step, by the number of steps that have changed it."""
         turn, step = self._turns.get(key, (-1, -1))
         if step != self._step:
             turn += 1
@@ -157,7 +157,7 @@ class States:
         return turn % _CYCLE >= _CYCLE - 3
 
     def is_of_low(self, tensor: torch.Tensor) -> bool:
-        """Low, or made from what is."""
+        """Whether a tensor is low, or computed from low tensors."""
         return _is_low(tensor) or tensor in self._made_from
 
     def _origins(self, tensor: torch.Tensor) -> frozenset[Key]:
@@ -175,7 +175,7 @@ class States:
         return state
 
     def _changed(self, func: Any, args: Any, kwargs: Any, states: list[State]) -> None:
-        """Run the operation once more in float32, on the exact values of what it changes."""
+        """Repeat the operation in float32, on the exact values of what it changes."""
         changing = {id(state.tensor): state.exact for state in states}
 
         def exact(value: Any) -> Any:
@@ -188,7 +188,7 @@ class States:
             state.stored, state.place = state.tensor.detach().clone(), caller_location()
 
     def _derived(self, func: Any, args: Any, kwargs: Any, result: torch.Tensor) -> None:
-        """`average = average * decay + ...`: the result may be the state of the next step."""
+        """Handles `average = average * decay + ...`: the result may be the state of the next step."""
         if not self._following or writes(func, kwargs):
             return
         old = [t for t in tensors_in(args) if t.dtype in HALVES and t.shape == result.shape]
@@ -202,7 +202,7 @@ class States:
         self._lives[result] = _Life(self._step, start, exact, result.detach(), caller_location())
 
     def _settle(self, life: _Life) -> None:
-        """A result that is read in the next step was a state."""
+        """A result that is read in the next step is a state."""
         if life.start is not None and not life.settled:
             life.settled = True
             self._lost(life.place, None, life.stored, life.exact, life.start)
@@ -221,12 +221,12 @@ class States:
             loss.change, loss.lost, loss.times = loss.change + change, loss.lost + lost, loss.times + 1
 
     def _exact(self, value: Any) -> Any:
-        """A low tensor as it would be had this step been exact so far."""
+        """The value that a low tensor would have if this step had been exact so far."""
         life = self._lives.get(value) if isinstance(value, torch.Tensor) else None
         return life.exact if life is not None and life.step == self._step else to_float32(value)
 
     def owner(self, tensor: torch.Tensor) -> Owner | None:
-        """Whose parameter, buffer or optimizer state this is; None for any other tensor."""
+        """The owner of a parameter, buffer or optimizer state; None for any other tensor."""
         key = _key(tensor)
         if key not in self._owners:
             self._owners[key] = next((owner for owner, own in self._owned() if _key(own) == key), None)
@@ -251,7 +251,7 @@ class States:
                     yield (*modules[id(stepped)], str(name)), value
 
     def step_ended(self) -> None:
-        """What follows the optimizer's step, such as an average's update, belongs to the next one."""
+        """End a step. Changes after the optimizer's step, such as an average's update, belong to the next one."""
         for key, state in self._now.items():
             before = self._carried.pop(key, None)
             if before is not None and torch.equal(before, state.start.to(before.dtype)):
@@ -264,7 +264,7 @@ class States:
         self._made_from.clear()
 
     def entries(self) -> list[dict[str, Any]]:
-        """What was seen to change at least twice, one entry a place and owner."""
+        """States that changed at least twice, one entry for each place and owner."""
         lost = [
             {"kind": "state", **_where(place, owner), "dtype": loss.dtype, "lost": loss.lost / loss.change}
             for (place, owner), loss in self._losses.items()
@@ -287,13 +287,13 @@ class States:
 
 
 def _where(place: Location | None, owner: Owner | None) -> dict[str, Any]:
-    """`fqn` is None for nobody's value, and empty for what belongs to the outermost module itself."""
+    """The fields that tell the place; `fqn` is None without an owner, and empty for the outermost module."""
     model, fqn, buffer = owner or (None, None, "")
     return {**line_of(place), "model": model, "fqn": fqn, "buffer": buffer}
 
 
 def _vain_factor(args: Any, state: torch.Tensor) -> float | None:
-    """A scalar factor whose whole effect is less than half a unit in the last place of any value, large or small."""
+    """A scalar factor whose effect is less than half a unit in the last place of any value."""
     factor = args[1] if len(args) > 1 else None
     if isinstance(factor, float) and 0 < abs(1 - factor) <= torch.finfo(state.dtype).eps / 4:
         return factor
@@ -306,7 +306,7 @@ def _targets(op: str, func: Any, args: Any, kwargs: Any) -> list[torch.Tensor]:
         return _statistics(args, kwargs)
     if op in FUSED:
         if kwargs.get("grad_scale") is not None:
-            return []  # it unscales the gradients where they lie, so the call can't be repeated
+            return []  # it unscales gradients in place, so that the call can't be repeated
         parameters, _, *states = args
         return [t for t in tensors_in((parameters, states)) if _is_low(t)]
     target = args[0] if args else None
@@ -316,7 +316,7 @@ def _targets(op: str, func: Any, args: Any, kwargs: Any) -> list[torch.Tensor]:
 
 
 def _statistics(args: Any, kwargs: Any) -> list[torch.Tensor]:
-    """The running statistics of a normalization that are low; frozen weights look alike, and never change."""
+    """The low-precision running statistics of a normalization; frozen weights look alike, but never change."""
     given = tensors_in((args, kwargs))
     return [t for t in given if t.dim() == 1 and not t.requires_grad and _is_low(t)]
 

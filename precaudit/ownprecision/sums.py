@@ -1,5 +1,5 @@
-"""Gradients that a script sums in half: of several backward passes in a parameter's `.grad`, and of a row that a
-lookup reads many times. Each sum is made in float32 beside it."""
+"""Gradients that a script accumulates in half: over several backward passes in a parameter's `.grad`, and over many
+lookups of one row. Each sum is also computed in float32, for comparison."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from precaudit.tracing.ops import caller_location, line_of
 _READS_ROWS = frozenset("embedding index_select __getitem__".split())
 
 Arrived = Callable[[str, torch.Tensor, torch.Tensor], None]
-"""Told of a low parameter's name, the parameter, and a gradient that reaches it."""
+"""Called with a low parameter's name, the parameter, and a gradient that reaches it."""
 
 
 @dataclass
 class _Sum:
-    """The float32 sum of a parameter's gradients, and what its `.grad` held when the last of them was added: a script
-    may clip that, or hand it to a master copy, before the step."""
+    """The float32 sum of a parameter's gradients, and its `.grad` just after the last addition: the script may clip
+    that, or move it to a master copy, before the step."""
 
     exact: torch.Tensor
     stored: torch.Tensor | None = None
 
 
 class OwnSums:
-    """Told of every operation with a low result, of backward passes that begin, and of steps that do."""
+    """Observes every operation with a low-precision result, and the starts of backward passes and steps."""
 
     def __init__(self, names: ModuleNames, module_of: Callable[[torch.Tensor], str], arrived: Arrived) -> None:
         self._names, self._module_of, self._arrived = names, module_of, arrived
@@ -42,7 +42,7 @@ class OwnSums:
         self._lost: dict[tuple[str, Location | None, str, str], float] = {}
 
     def entries(self) -> list[dict[str, Any]]:
-        """One a line and module, with the largest share that a sum of theirs has lost."""
+        """One entry for each line and module, with the largest share that one of its sums has lost."""
         return [
             {"kind": kind, "fqn": fqn, **line_of(place), "dtype": dtype, "lost": lost}
             for (kind, place, fqn, dtype), lost in self._lost.items()
@@ -68,7 +68,7 @@ class OwnSums:
             if gradient is not None and given is not None and gradient.shape == table.shape:
                 self._note("rows", place, fqn, table, _lost_in_rows(table, index, gradient, given))
 
-        # At this lookup's own node: the table's gradient sums other uses of it too, such as a tied output layer's.
+        # At this lookup's own graph node: the table's gradient also sums other uses, such as a tied output layer.
         if result.grad_fn is not None:
             result.grad_fn.register_hook(summed)
 
@@ -113,7 +113,7 @@ class OwnSums:
 
 
 def _lost_in_rows(table: torch.Tensor, index: torch.Tensor, gradient: torch.Tensor, given: torch.Tensor) -> float:
-    """The share of a table's gradient that its sums have lost. Rows that get no gradient at all are padding."""
+    """The share of a table's gradient that its sums have lost. Rows without any gradient are padding."""
     gradient, exact = gradient.to_dense().float(), _sum_of_rows(table, index, given)
     exact *= (gradient != 0).flatten(1).any(1).reshape(-1, *[1] * (table.dim() - 1))
     whole = energy(exact)
@@ -121,14 +121,14 @@ def _lost_in_rows(table: torch.Tensor, index: torch.Tensor, gradient: torch.Tens
 
 
 def _sum_of_rows(table: torch.Tensor, index: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
-    """What rows of a table get from the gradients of what was read there, summed in float32."""
+    """The gradients of a table's rows, summed in float32 from the gradients of the lookup's results."""
     rows = gradient.detach().float().reshape(-1, *table.shape[1:])
     total = torch.zeros(table.shape, dtype=rows.dtype, device=rows.device)
     return total.index_add_(0, index.reshape(-1).remainder(len(table)), rows)
 
 
 def _table_and_index(op: str, args: Any) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-    """The table of rows and the index into its first dimension, whichever comes first in the call."""
+    """The table and the index into its first dimension, whichever comes first in the call."""
     plain = len(args) >= 2 and all(isinstance(arg, torch.Tensor) for arg in args[:2])
     rows = plain or (op == "index_select" and len(args) == 3 and args[1] == 0)
     tensors = tensors_in(args) if rows else []

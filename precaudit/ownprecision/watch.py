@@ -1,5 +1,5 @@
-"""What a script's own low precision loses, seen while it runs as written: state whose changes are rounded away, sums
-that absorb their addends, whole numbers that become others, and gradients that nobody checked."""
+"""Observes what a script's own low precision loses in a run as written: state whose changes are rounded away, sums that
+absorb addends, integers that are no longer exact, and gradients that nobody checked."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ _RUNAWAY = 2.0**40
 
 
 class OwnLowPrecision(TorchFunctionMode, TrainingListener):
-    """A function mode and a training listener; what it saw goes into `settings["low"]`, one entry a place and kind."""
+    """A function mode and training listener; it reports in `settings["low"]`, one entry for each place and kind."""
 
     def __init__(
         self, names: ModuleNames, settings: dict[str, object], current: Callable[[], Frame | None] = lambda: None
     ) -> None:
-        """`current` says whose forward is running."""
+        """`current` returns the frame of the running forward."""
         super().__init__()
         self._settings = settings
         self._states, self._operations, self._casts = States(names), OwnOperations(current), OwnCasts()
@@ -75,7 +75,8 @@ class OwnLowPrecision(TorchFunctionMode, TrainingListener):
         return result
 
     def _has_low(self, call: Call, result: torch.Tensor) -> bool:
-        """Something low, or made from it; most of what an optimizer does, parameter by parameter, has nothing."""
+        """Whether an operation involves low tensors, or tensors computed from them, as most of an optimizer's do
+        not."""
         return any(map(self._states.is_of_low, (result, *tensors_in(call[1:]))))
 
     def _overwritten(self, call: Call) -> torch.Tensor | None:
@@ -84,7 +85,7 @@ class OwnLowPrecision(TorchFunctionMode, TrainingListener):
     def _made(self, call: Call, result: torch.Tensor, states: list[State], before: torch.Tensor | None) -> None:
         func, args, kwargs = call
         self._states.made(args, kwargs, result)
-        # What can't be looked at, or run once more in float32, tells nothing; the script goes on.
+        # Operations that can't be examined or repeated in float32 are ignored.
         with torch.no_grad(), suppress(RuntimeError, TypeError, ValueError):
             if not self._stepping:
                 self._look_for_non_finite(call, result)
@@ -112,7 +113,7 @@ class OwnLowPrecision(TorchFunctionMode, TrainingListener):
     # ---------------------------------------------------------------- one operation
 
     def _look_for_integers(self, op: str, func: Any, args: Any, kwargs: Any, result: torch.Tensor) -> None:
-        """Whole numbers above 2^p that a cast makes others, or that are made low from the beginning."""
+        """Integers above 2^p, with p the precision, that a cast changes, or that are created in a low format."""
         if op == "arange":
             self._compare_integers(func(*args, **{**kwargs, "dtype": torch.float64}), result)
         for source in tensors_in(args) if op in _STORES else ():
@@ -136,7 +137,8 @@ class OwnLowPrecision(TorchFunctionMode, TrainingListener):
             self._note("overflow", dtype=dtype_name(result.dtype), op=op_name(call[0]), amax=top, step=self._step)
 
     def _look_for_non_finite(self, call: Call, result: torch.Tensor) -> None:
-        """What a script adds to a weight by itself, such as a step to its worst neighbour, no scaler skips."""
+        """Non-finite values that the script itself adds to a weight, as an adversarial perturbation: no scaler skips
+        them."""
         func, args, kwargs = call
         self._nonfinite.made(op_name(func), args, kwargs, result)
         known = any(kind == "weights" for kind, *_ in self._found)
@@ -148,14 +150,14 @@ class OwnLowPrecision(TorchFunctionMode, TrainingListener):
 
     @property
     def _overflowed(self) -> bool:
-        """The first one tells; what follows may follow from it."""
+        """Whether an overflow has already been seen: later ones may follow from it."""
         return any(kind == "overflow" for kind, *_ in self._found)
 
     # ---------------------------------------------------------------- training
 
     def backward_starts(self, roots: Sequence[torch.Tensor], gradients: list[Any]) -> None:
         if self._nonfinite.loss(roots, self._step):
-            self._publish()  # no step may follow
+            self._publish()  # there may be no further step
         self._scale = max(map(_factor, roots), default=0.0)
         self._lost = not all(bool(stored(root).isfinite().all()) for root in roots)
         if self._scale >= _RUNAWAY:
@@ -163,7 +165,7 @@ class OwnLowPrecision(TorchFunctionMode, TrainingListener):
         self._sums.backward_starts()
 
     def _look_for_lost(self, fqn: str, parameter: torch.Tensor, gradient: torch.Tensor) -> None:
-        """A gradient that overflowed on its way, which the script may skip, or replace by zeros."""
+        """A gradient that overflowed, which the script may skip, or replace by zeros."""
         if any(kind == "lost" for kind, *_ in self._found) or bool(gradient.isfinite().all()):
             return
         facts = {"dtype": dtype_name(parameter.dtype), "step": self._step, "scale": self._scale}
@@ -179,7 +181,7 @@ class OwnLowPrecision(TorchFunctionMode, TrainingListener):
         if any(p.dtype in HALVES for p in stepped):
             self._found.setdefault(("trained", "", 0, ""), {"kind": "trained"})
         if self._lost or "grad_scaler" in self._settings or 0 < self._scale < 1:
-            return  # the loss is what was lost; or a scaler that is off, or fell so far, skips such steps
+            return  # the loss itself is non-finite; or a scaler, disabled or below one, skips such steps
         bad = [p for p in stepped if not bool(stored(p.grad).isfinite().all())]
         if bad and not any(kind == "steps" for kind, *_ in self._found):
             self._note("steps", step=self._step, fqn=self._states.module_of(bad[0]), parameters=len(bad))
@@ -195,11 +197,12 @@ class OwnLowPrecision(TorchFunctionMode, TrainingListener):
 
 
 def _as_it_is(operation: Any, args: Any, kwargs: Any) -> Any:
-    """Handed on under a name of its own, by which `called_by_precaudit` knows a call that is not the script's."""
+    """Calls the operation in a frame of precaudit, by which `called_by_precaudit` knows that the call isn't the
+    script's."""
     return operation(*args, **kwargs)
 
 
 def _factor(root: torch.Tensor) -> float:
-    """The loss scale of what a backward pass starts from: its scaler's, or what the script multiplied it by."""
+    """The loss scale of a root of a backward pass: its scaler's, or the script's own factor."""
     factor: float = getattr(root, FACTOR, None) or multiplied_by(root)
     return factor
