@@ -1,4 +1,4 @@
-"""One slot's sums over many tensors, whatever their dtypes, devices and scales."""
+"""Statistics over many tensors, whatever their dtypes, devices and scales."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _LOG = logging.getLogger(__name__)
 
 
 class Sums(Protocol):
-    """What the kernels have in common: sums over flat tensors of one dtype on one device."""
+    """Interface of the kernels: sums over flat tensors of one dtype on one device."""
 
     def add(self, values: Tensor) -> int | None: ...
 
@@ -52,9 +52,9 @@ class Accumulator:
         self._sums: dict[tuple[torch.dtype, torch.device, int], Sums] = {}
 
     def add(self, tensor: Tensor, log2_scale: int = 0) -> int | None:
-        """Count values that the tensor holds times 2**log2_scale; how many are non-finite.
+        """Add the tensor's values times 2**log2_scale; returns how many are non-finite.
 
-        None where knowing that would mean to wait for the device.
+        None where that would need a synchronization with the device.
         """
         with _DisableTorchFunction():
             if is_readable(tensor) and not in_transform():
@@ -64,7 +64,7 @@ class Accumulator:
                 return 0 if values is None else self._of(values, log2_scale).add(values)
 
     def add_difference(self, new: Tensor, old: Tensor, log2_scale: int = 0) -> int | None:
-        """As `add(new - old)`; contiguous float32 tensors on CPU are subtracted on the way, in no memory."""
+        """Like `add(new - old)`; contiguous float32 tensors on CPU are subtracted on the fly, without a temporary."""
         with _DisableTorchFunction():
             if lie_alike(new, old) and not in_transform():
                 return self._of(new, log2_scale).add_difference(new, old)
@@ -73,7 +73,7 @@ class Accumulator:
             return self.add(difference, log2_scale)
 
     def add_and_copy(self, tensor: Tensor, copy: Tensor) -> None:
-        """As `add`; the values are written into `copy` as well, while contiguous float32 tensors on CPU are read."""
+        """Like `add`; also copies the values into `copy`, in the same pass over contiguous float32 tensors on CPU."""
         with _DisableTorchFunction():
             if lie_alike(tensor, copy) and tensor.device.type == "cpu" and _has_numba() and not in_transform():
                 self._of(tensor, 0).add_copied(tensor, copy)  # type: ignore[attr-defined]
@@ -93,11 +93,11 @@ class Accumulator:
         return self._of(values, log2_scale).entry(values, old)  # type: ignore[attr-defined]
 
     def stats(self) -> TensorStats:
-        """Everything counted so far; this and `collect` alone wait for a device."""
+        """The statistics so far. Only this and `collect` synchronize with devices."""
         return collect([self])[0]
 
     def parts(self) -> list[tuple[int, Sums]]:
-        """Sums by the log2_scale of what they were added from."""
+        """The sums, by the log2_scale of the values added to them."""
         return [(scale, sums) for (_, _, scale), sums in self._sums.items()]
 
     def _of(self, values: Tensor, log2_scale: int) -> Sums:
@@ -109,7 +109,7 @@ class Accumulator:
 
 
 class Addition(NamedTuple):
-    """Values to be added to a slot, less `old` where that is given."""
+    """Values to be added to a slot, minus `old` if that is given."""
 
     slot: Accumulator
     values: Tensor
@@ -124,9 +124,9 @@ class Addition(NamedTuple):
 
 
 def add_all(additions: Iterable[Addition]) -> None:
-    """Make every addition; tensors on a GPU are counted together, by one launch a dtype."""
+    """Execute the additions; those of GPU tensors by one kernel launch for each dtype."""
     together: dict[tuple[torch.dtype, torch.device, bool], list[tuple[int, int, int, int]]] = {}
-    additions = list(additions)  # whose memory must not be given away before it is read
+    additions = list(additions)  # keeps the memory alive until it has been read
     for each in additions:
         with _DisableTorchFunction():
             entry = each.slot.entry(each.values, each.old, each.log2_scale)
@@ -143,17 +143,17 @@ def add_all(additions: Iterable[Addition]) -> None:
 
 @dataclass(frozen=True)
 class Peak:
-    """Largest finite magnitude of several slots: its bits, perhaps still on a device, by layout and scale."""
+    """The largest finite magnitude of several slots, possibly still on a device: its bits, by layout and scale."""
 
     parts: tuple[tuple[Layout, int, int | Tensor], ...]
 
     def value(self) -> float:
-        """The magnitude; this waits for the device."""
+        """The magnitude; synchronizes with the device."""
         return max((math.ldexp(layout.value_of(int(bits)), -scale) for layout, scale, bits in self.parts), default=0.0)
 
 
 def take_peak(slots: Iterable[Accumulator]) -> Peak:
-    """The largest magnitude added since the slots' peaks were taken last; waits for no device."""
+    """The largest magnitude added since this was last called; doesn't synchronize with the device."""
     found: list[tuple[Layout, int, int | Tensor]] = []
     away: dict[tuple[torch.device, Layout, int], list[Tensor]] = {}
     for scale, sums in [part for slot in slots for part in slot.parts()]:
@@ -172,7 +172,7 @@ def take_peak(slots: Iterable[Accumulator]) -> Peak:
 
 
 def collect(accumulators: Sequence[Accumulator]) -> list[TensorStats]:
-    """The `stats` of many slots, with one copy from each device instead of one a slot."""
+    """The `stats` of many slots, with one copy from each device."""
     parts = [accumulator.parts() for accumulator in accumulators]
     fetched = _fetched([sums for part in parts for _, sums in part])
     return [
@@ -212,7 +212,7 @@ def observe(tensor: Tensor) -> TensorStats:
 
 
 def fits(stats: TensorStats, names: Iterable[str]) -> dict[str, FormatFit]:
-    """How the values measured would fit the formats with these names."""
+    """The fit of the measured values to the formats with these names."""
     targets = {name: get_format(name) for name in names}
     return {
         name: FormatFit(stats.overflow_rate(target), stats.underflow_rate(target), stats.flushed_energy(target))
@@ -227,12 +227,12 @@ def _subtractable(tensor: Tensor) -> Tensor:
 
 
 def _new_sums(dtype: torch.dtype, device: torch.device) -> Sums:
-    """The fastest kernel that works here."""
+    """The fastest kernel that works on this device."""
     if device.type == "cpu" and _has_numba():
         from precaudit.histograms.cpu import CpuSums
 
         return CpuSums(dtype)
-    with torch.inference_mode(False):  # what is made in inference mode could not be added to outside it
+    with torch.inference_mode(False):  # tensors created in inference mode can't be changed outside it
         if device.type == "cuda" and _has_triton(dtype, device):
             from precaudit.histograms.gpu import TritonSums
 
@@ -252,8 +252,8 @@ def _has_numba() -> bool:
 
 @cache
 def _has_triton(dtype: torch.dtype, device: torch.device) -> bool:
-    """Triton may be missing, lack a C compiler, not know the GPU, or be launched otherwise in another release: only
-    counting tells."""
+    """Whether Triton works, which only a test run shows: it may be missing, lack a C compiler, not support the GPU, or
+    have another launch interface in another release."""
     try:
         from precaudit.histograms.gpu import check
 

@@ -1,4 +1,4 @@
-"""Sums of CPU tensors by the compiled pass, large ones on the threads that torch's own loops run on."""
+"""Sums of CPU tensors by the compiled pass; large tensors are shared among torch's own threads."""
 
 from __future__ import annotations
 
@@ -28,11 +28,10 @@ _SOURCES = {torch.float32: SINGLE, torch.bfloat16: BRAIN, torch.float16: HALF, t
 
 
 class _Team:
-    """The threads of GNU OpenMP in the library that torch has loaded, if that is the one it came with.
+    """The threads of GNU OpenMP in torch's bundled library.
 
-    Those of torch's last loop still spin there, waiting for the next: they start at once, and threads beside them
-    would have no core to run on. A child forked after its parent had a team waits for its members for ever, so
-    such a child counts alone.
+    The threads of torch's last loop still spin there and start at once, while other threads would have no free core. A
+    child that is forked after its parent had a team would wait for its members for ever, so it uses one thread.
     """
 
     def __init__(self) -> None:
@@ -52,7 +51,7 @@ class _Team:
             return 0
 
     def start(self, threads: int) -> int:
-        """The address of what starts a team, 0 where one thread is to do it all."""
+        """The address of the function that starts a team; 0 to use one thread."""
         if threads == 1 or self._alone or not self._address:
             return 0
         self._used = True
@@ -63,7 +62,7 @@ _TEAM = _Team()
 
 
 class CpuSums:
-    """Sums of tensors of one dtype. Each thread has a row of its own, so that none waits for another."""
+    """Sums of tensors of one dtype, one row for each thread, so that threads don't wait for each other."""
 
     def __init__(self, dtype: torch.dtype) -> None:
         self.layout = FLOAT64 if dtype is torch.float64 else FLOAT32
@@ -80,15 +79,15 @@ class CpuSums:
         self._addresses = self._table.ctypes.data
 
     def add(self, values: Tensor) -> int:
-        """Count a contiguous tensor; how many of its values are non-finite."""
+        """Add a contiguous tensor; returns how many of its values are non-finite."""
         return self._count(self._source, values.data_ptr(), 0, values.numel())
 
     def add_difference(self, new: Tensor, old: Tensor) -> int:
-        """Count `new - old` of two contiguous float32 tensors."""
+        """Add `new - old` of two contiguous float32 tensors."""
         return self._count(DIFFERENCE, new.data_ptr(), old.data_ptr(), new.numel())
 
     def add_copied(self, values: Tensor, copy: Tensor) -> int:
-        """Count a contiguous float32 tensor and write its values into another."""
+        """Add a contiguous float32 tensor and copy its values."""
         return self._count(COPIED, values.data_ptr(), copy.data_ptr(), values.numel())
 
     def _count(self, source: int, address: int, other: int, numel: int) -> int:

@@ -1,8 +1,8 @@
-"""Sums of CUDA tensors by a Triton kernel: one read of the values, sums kept on the device, no waiting for it.
+"""Sums of CUDA tensors by a Triton kernel: one read of the values, sums kept on the device, no synchronization.
 
-Launching through Triton's own argument handling costs several times the kernel itself for most tensors of a
-training step. So every variant is launched that way once and by its compiled form from then on, and parameters
-are counted many at a time, from a table of their addresses on the device.
+Triton's own argument handling costs several times the kernel itself for most tensors of a training step. So every
+variant is launched that way once, and by its compiled form from then on, and many parameters are added by one launch,
+from a table of their addresses on the device.
 """
 
 # Triton specialises the kernel by the types that it takes; annotations would be about Python objects.
@@ -35,8 +35,8 @@ _ELEMENTS = {torch.float32: tl.float32, torch.float64: tl.float64, torch.float16
 
 @dataclass(frozen=True)
 class Tuning:
-    """How a tensor is shared out: `warps` to a program, and `programs` of them at once on a processor (what its
-    registers hold); `window` (32 or 64) bits to a word, the first tile's largest binade `headroom` below its top."""
+    """How a tensor is divided: `warps` per program, `programs` at a time per processor (limited by registers), `window`
+    (32 or 64) bits per word, and the largest binade of the first tile `headroom` below the window's top."""
 
     warps: int = 4
     window: int = 64
@@ -48,7 +48,7 @@ class Tuning:
         return 32 * self.warps * EACH.value
 
     def tiles(self, numel: int, processors: int) -> int:
-        """Tiles in a program's stretch of a tensor: as many programs as run at once, or that several times."""
+        """Tiles in a program's stretch of a tensor: for as many programs as run at once, or a multiple of that."""
         share = triton.cdiv(numel, self.tile * self.programs * processors)
         rounds = triton.cdiv(share, min(MAX_TILES, MAX_STRETCH // self.tile))
         return triton.cdiv(share, rounds)
@@ -58,8 +58,8 @@ WIDE, NARROW = Tuning(), Tuning(window=32, headroom=4, programs=5)
 
 
 def tuning_of(dtype: torch.dtype) -> Tuning:
-    """A narrow window takes two thirds of a wide one's instructions; half types have two values to count for the bytes
-    of one, and mostly fit."""
+    """The tuning for a dtype. A narrow window needs two thirds of the instructions; half types have twice as many
+    values per byte, and mostly fit into it."""
     return NARROW if dtype.itemsize == 2 else WIDE
 
 
@@ -75,7 +75,7 @@ def _accumulate(
     HEADROOM: tl.constexpr,
     TILE: tl.constexpr,
 ) -> None:
-    """One program a stretch of `tiles` tiles."""
+    """Each program adds a stretch of `tiles` tiles."""
     first = tl.program_id(0).to(tl.int64) * tiles * TILE
     size = tl.minimum(numel - first, tiles * TILE).to(tl.int32)
     values += first
@@ -125,7 +125,7 @@ def _current(device: torch.device) -> AbstractContextManager[Any]:
 
 
 class _Launcher:
-    """One variant of a kernel: compiled by its first launch, launched from then on without Triton's own handling."""
+    """One variant of a kernel: compiled by its first launch, then launched without Triton's argument handling."""
 
     def __init__(self, kernel: Any, constants: dict[str, Any], warps: int) -> None:
         self._kernel, self._constants, self._warps = kernel, constants, warps
@@ -137,7 +137,7 @@ class _Launcher:
         return self._compiled is not None
 
     def __call__(self, programs: int, device: torch.device, *arguments: Any) -> None:
-        """Tensors among the arguments are typed by the first launch, and may be addresses in later ones."""
+        """Tensor arguments determine the types in the first launch, and may be addresses in later ones."""
         if self._compiled is None:
             with _current(device):
                 self._compiled = self._kernel[(programs,)](*arguments, **self._constants, num_warps=self._warps)
@@ -165,7 +165,7 @@ def _many(dtype: torch.dtype, device: torch.device, subtract: bool, tuning: Tuni
 
 
 class _Rows:
-    """Rows of sums on a device, made many at a time, so that a new slot waits for nothing."""
+    """Rows of sums on a device, allocated in blocks, so that a new slot needs no synchronization."""
 
     CHUNK = 256
 
@@ -186,7 +186,7 @@ def _rows(layout: Layout, device: torch.device) -> _Rows:
 
 
 class TritonSums:
-    """Sums of tensors of one dtype on one device, on which they are held."""
+    """Sums of tensors of one dtype on one device, where the sums stay."""
 
     def __init__(self, dtype: torch.dtype, device: torch.device, tuning: Tuning | None = None) -> None:
         self.layout = FLOAT64 if dtype is torch.float64 else FLOAT32
@@ -196,15 +196,15 @@ class TritonSums:
         self._dtype, self._device, self._tuning = dtype, device, tuning or tuning_of(dtype)
 
     def add(self, values: Tensor) -> None:
-        """Count a contiguous tensor."""
+        """Add a contiguous tensor."""
         self._count(values.resolve_neg() if values.is_neg() else values, None)
 
     def add_difference(self, new: Tensor, old: Tensor) -> None:
-        """Count `new - old` of two contiguous float32 tensors."""
+        """Add `new - old` of two contiguous float32 tensors."""
         self._count(new, old)
 
     def entry(self, values: Tensor, old: Tensor | None) -> tuple[int, int, int, int] | None:
-        """What `add_many` takes of a contiguous tensor; None where it can't be among many."""
+        """The table entry of a contiguous tensor for `add_many`; None where it must be added by itself."""
         address = values.data_ptr()
         other = address if old is None else old.data_ptr()
         numel = values.numel()
@@ -233,12 +233,12 @@ class TritonSums:
 
 
 def _aligned(values: Tensor) -> Tensor:
-    """Copied where it lies askew: the kernel loads whole vectors."""
+    """The values, copied if unaligned: the kernel loads whole vectors."""
     return values if values.data_ptr() % ALIGNMENT == 0 else values.clone()
 
 
 def _typed(values: Tensor) -> Tensor:
-    """As the kernel takes it: of bfloat16 it wants the bits."""
+    """The tensor with the kernel's element type; bfloat16 is passed as bits."""
     values = values.detach()
     return values.view(torch.int16) if values.dtype is torch.bfloat16 else values
 
@@ -247,7 +247,8 @@ def _typed(values: Tensor) -> Tensor:
 def _table(
     entries: tuple[tuple[int, int, int, int], ...], tile: int, device: torch.device, stream: int
 ) -> tuple[Tensor, Tensor]:
-    """Entries with their first programs, and every program's entry, on the device; the upload waits for nothing."""
+    """The table of entries with their first programs, and each program's entry, on the device; the upload is
+    asynchronous."""
     columns = np.array(entries, dtype=np.int64)
     programs = -(-columns[:, 3] // tile)
     first = np.cumsum(programs) - programs
@@ -265,7 +266,7 @@ def add_many(
     subtract: bool,
     tuning: Tuning | None = None,
 ) -> None:
-    """Count many tensors of one dtype, by one launch; the table of their addresses is kept while they stay the same."""
+    """Add many tensors of one dtype by one launch; the table of their addresses is cached while they stay the same."""
     tuning = tuning or tuning_of(dtype)
     tiles = tuning.tiles(sum(entry[3] for entry in entries), processors(device))
     stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
@@ -274,7 +275,7 @@ def add_many(
 
 
 def check(dtype: torch.dtype, device: torch.device) -> None:
-    """Count a few values in every way, each by its first launch and by its compiled form; raises where one is wrong."""
+    """Test every variant on a few values, by its first launch and its compiled form; raises where a result is wrong."""
     sums, expected = TritonSums(dtype, device), PlainSums(dtype, torch.device("cpu"))
     odd = torch.tensor([torch.finfo(dtype).smallest_normal / 4, torch.inf, torch.nan, 0.0], dtype=dtype)
     for part in (torch.linspace(-3.0, 3.0, 1000, dtype=dtype), odd) * 2:

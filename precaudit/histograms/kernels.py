@@ -52,7 +52,7 @@ SOURCE, FIRST, OTHER, NUMEL, SQUARES, ROWS, NEXT, MEMBERS, FOUND, TASK = range(1
 
 
 def _made(compiler: Callable[..., Any], function: Callable[..., Any]) -> Any:
-    """Compiled code is kept on disk where numba finds a folder to write to."""
+    """Cache compiled code on disk where numba finds a writable folder."""
     try:
         return compiler(cache=True)(function)
     except RuntimeError:
@@ -65,7 +65,7 @@ def _compiled(function: Callable[..., Any]) -> Any:
 
 
 def _callable_from_c(function: Callable[..., Any]) -> Any:
-    """With an address of its own, for a library that starts threads."""
+    """Compile a C callback, for a library that starts threads."""
     return _made(partial(cfunc, types.void(types.int64)), function)
 
 
@@ -79,7 +79,7 @@ def _pointer(_context, address):
 
 @_compiled
 def _finite(bits, values, unsigned, infinity):
-    """Largest finite bits, how many values are non-finite, and the others' sum of squares."""
+    """The largest finite bits, the number of non-finite values, and the sum of squares of the others."""
     largest, nonfinite, squares = unsigned(0), 0, 0.0
     for i in range(bits.size):
         magnitude = unsigned(bits[i] & unsigned(unsigned(-1) >> unsigned(1)))
@@ -111,7 +111,7 @@ def _scatter(bits, tables):
 
 @_compiled
 def _below_normal(bits):
-    """Smallest non-zero bits less one, smallest normal ones, and how many values are zero or subnormal."""
+    """The smallest non-zero bits minus one, the smallest normal ones, and the number of zero or subnormal values."""
     smallest, normal, below = np.uint32(ANYTHING32), np.uint32(ANYTHING32), np.uint32(0)
     for i in range(bits.size):
         magnitude = bits[i] & np.uint32(ANYTHING32)
@@ -123,7 +123,7 @@ def _below_normal(bits):
 
 @_compiled
 def _settle(found, bits, values, places, tables, state, total):
-    """Add what was found in one block of float32; whether it had to be counted into the tables."""
+    """Add the results for one block of float32 to the row; returns whether it had to be counted value by value."""
     top, least, squares = found
     largest, nonfinite = top, 0
     if top >= INFINITY32:
@@ -174,7 +174,7 @@ def _subtract(new, old, values):
 
 @_compiled
 def _fill(source, address, other, bits, values, size):
-    """A block in memory of its own: widened, or filled up with zeros."""
+    """Fill a block with values: widened, and padded with zeros."""
     bits[size:] = 0
     if source == BRAIN:
         _widen_brain(carray(_pointer(address), size, np.uint16), bits)
@@ -191,7 +191,7 @@ def _fill(source, address, other, bits, values, size):
 
 @_compiled
 def _count_double(bits, values, exponents, state, total):
-    """One block of float64: rare enough in training to be counted one by one."""
+    """Add one block of float64, value by value, as it is rare in training."""
     largest, _, squares = _finite(bits, values, np.uint64, INFINITY64)
     smallest = np.int64(NOTHING)
     for i in range(bits.size):
@@ -257,10 +257,11 @@ def _accumulate_single(source, address, other, numel, row, squares):
 
 @_compiled
 def accumulate(source, address, other, numel, row, squares):
-    """Add `numel` values at `address` to a row; how many of them are non-finite. Those at `other` are subtracted
-    (`DIFFERENCE`), or become the same (`COPIED`).
+    """Add `numel` values at `address` to a row; returns how many are non-finite. Those at `other` are subtracted
+    (`DIFFERENCE`) or overwritten by them (`COPIED`).
 
-    `row` and `squares`, where the sum of squares is added, are addresses too: arrays would cost a call more.
+    `row` and `squares` (where the sum of squares is added) are addresses too, as passing arrays would slow down the
+    call.
     """
     if source == DOUBLE:
         return _accumulate_double(address, numel, row, squares)
@@ -269,7 +270,7 @@ def accumulate(source, address, other, numel, row, squares):
 
 @_compiled
 def _take(address):
-    """Chunks of the task at this address until none is left, into a row of one's own."""
+    """Process chunks of the task at this address until none is left, into the thread's own row."""
     task = carray(_pointer(address), TASK, np.int64)
     row = carray(_pointer(task[ROWS] + 8 * fetch_add(address + 8 * MEMBERS, 1)), 1, np.int64)[0]
     width, nonfinite = ITEMSIZES[task[SOURCE]], 0
@@ -291,9 +292,13 @@ def share(address):
 
 @_compiled
 def accumulate_large(source, address, other, numel, rows, start, member, threads):
-    """As `accumulate`, chunk by chunk, each with a sum of squares of its own, so that the total depends on neither
-    threads nor timing. `rows` is the address of their addresses, one a thread. With `start`, the address of
-    `GOMP_parallel`, it is done by a team of threads that run `member`, the address of `share`."""
+    """Like `accumulate`, for large tensors: chunk by chunk, each with its own sum of squares, so that the total depends
+    on
+    neither threads nor timing.
+
+    `rows` is the address of the rows' addresses, one for each thread. With `start`, the address of `GOMP_parallel`, a
+    team of threads runs `member`, the address of `share`.
+    """
     squares = np.zeros(-(-numel // CHUNK))
     task = np.zeros(TASK, np.int64)
     task[SOURCE], task[FIRST], task[OTHER], task[NUMEL] = source, address, other, numel

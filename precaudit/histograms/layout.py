@@ -60,7 +60,7 @@ class Layout:
         return row
 
     def stats(self, numel: int, rows: Sequence[Row]) -> TensorStats:
-        """What the rows say together about `numel` values."""
+        """The statistics of `numel` values from all rows."""
         row = rows[0] if len(rows) == 1 else _combined(rows)
         counts, smallest = row[COUNTS:], int(row[SMALLEST]) + 1
         return TensorStats(

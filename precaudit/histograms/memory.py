@@ -1,4 +1,4 @@
-"""Where a tensor's values lie: any tensor a training script makes, as one flat dense tensor, copied if it must be."""
+"""Access to a tensor's values as one flat dense tensor, copied only if necessary."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def flat(tensor: Tensor) -> Tensor | None:
 
 
 def lie_alike(new: Tensor, old: Tensor) -> bool:
-    """Whether the values of two float32 tensors lie in the same order, so that their memory can be subtracted."""
+    """Whether two float32 tensors have the same memory order, so that their memory can be subtracted."""
     return (
         new.dtype is old.dtype is torch.float32
         and new.device == old.device
@@ -48,7 +48,7 @@ def lie_alike(new: Tensor, old: Tensor) -> bool:
 
 
 def is_readable(tensor: Tensor) -> bool:
-    """Whether the first `numel` values at the tensor's address are its own, up to their sign."""
+    """Whether the memory at the tensor's address holds exactly its `numel` values, up to their sign."""
     if type(tensor) not in _PLAIN:
         return False
     try:
@@ -65,12 +65,12 @@ def _has_memory(tensor: Tensor) -> bool:
 
 
 def of_this_rank(tensor: Tensor) -> Tensor:
-    """A DTensor's shard here; any other tensor as it is."""
+    """The local shard of a DTensor; any other tensor unchanged."""
     return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
 
 def _strided(tensor: Tensor) -> Tensor | None:
-    """What is behind wrappers and other layouts; None if there are no values behind it."""
+    """The strided tensor inside wrappers and other layouts; None if there are no values."""
     functorch = torch._C._functorch
     while functorch.is_functorch_wrapped_tensor(tensor):
         tensor = functorch.get_unwrapped(tensor)
@@ -102,7 +102,8 @@ def _counted(tensor: Tensor) -> Tensor:
 
 
 def _dense(tensor: Tensor) -> Tensor:
-    """Transposed and channels-last tensors as they lie in memory; those with gaps or overlaps are copied."""
+    """The values in memory order: without a copy for transposed and channels-last tensors, copied if there are gaps or
+    overlaps."""
     if not tensor.numel():
         return tensor.new_empty(0)
     extent = 1

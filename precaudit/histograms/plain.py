@@ -1,4 +1,4 @@
-"""Sums of tensors on any device by ordinary torch operations: the fallback, and the definition of the others."""
+"""Sums of tensors on any device by torch operations: the fallback, and the reference for the other kernels."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _SLICE = 1 << 22
 
 
 class PlainSums:
-    """Sums of tensors of one dtype, held on their device; adding never waits for the device."""
+    """Sums of tensors of one dtype on their device; adding never synchronizes with it."""
 
     def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
         self.layout = FLOAT64 if dtype is torch.float64 else FLOAT32
@@ -23,7 +23,7 @@ class PlainSums:
         self.rows = torch.from_numpy(self.layout.empty()).to(home)
 
     def add(self, values: Tensor) -> int | None:
-        """Count a contiguous tensor; how many of its values are non-finite where that is known without waiting."""
+        """Add a contiguous tensor; returns how many of its values are non-finite, on CPU only."""
         self.numel += values.numel()
         before = self.rows[-1].clone()
         with torch.no_grad():
