@@ -7,5 +7,5 @@ from pathlib import Path
 
 
 def cache_folder() -> Path:
-    """RuntimeError where there is no home folder."""
+    """precaudit's folder in the user's cache; raises RuntimeError where there is no home folder."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "precaudit"

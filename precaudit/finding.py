@@ -1,4 +1,4 @@
-"""One finding, with the fingerprint by which it is known again: lines may move, numbers and severities may change."""
+"""Creates findings, with a fingerprint that stays the same when lines, numbers and severities change."""
 
 from __future__ import annotations
 
@@ -29,23 +29,23 @@ def finding(
 
 
 def ranked(findings: Iterable[Finding]) -> list[Finding]:
-    """Errors first."""
+    """Findings by severity, errors first."""
     return sorted(findings, key=lambda found: SEVERITIES.index(found.severity))
 
 
 def counted(findings: Iterable[Finding]) -> dict[Severity, int]:
-    """How many there are of each severity."""
+    """The number of findings of each severity."""
     every = [found.severity for found in findings]
     return {severity: every.count(severity) for severity in SEVERITIES}
 
 
 def place_of(entry: Any) -> Location | None:
-    """The line that a run noted; None where it noted none."""
+    """The line in a run's entry; None without one."""
     return Location(entry["path"], entry["line"]) if isinstance(entry, dict) and entry.get("path") else None
 
 
 def fingerprint(found: Finding) -> str:
-    """From the rule and the place: layer, op, role and gate, the format that was probed, or else the script's name."""
+    """A hash of the rule and the place: layer, op, role, gate, the probed format, or else the script's name."""
     evidence = found.evidence
     probed = str(evidence.get("probe") or "").partition("@")[0]
     script = PurePosixPath(found.location.path).name if found.location and found.fqn is None else ""

@@ -8,10 +8,11 @@ from types import MappingProxyType
 from precaudit.errors import PrecauditError
 
 LOCAL_ERROR_LIMIT = 0.25
-"""What errs by a quarter of its result (rms) has lost it, in any format; rounding gives 2^-mantissa."""
+"""An operation with a relative rms error of a quarter has lost its result, in any format; rounding causes
+2^-mantissa."""
 ROUNDINGS = 16
-"""Outputs may err by 16 units of roundoff. Roundings err by a third of a unit in rms and independent ones add up with
-the square root of their number, so two thousand in a row would be needed to use it up."""
+"""Limit for outputs, in units of roundoff. A rounding has an rms error of a third of a unit, and independent ones add
+up by the square root of their number: two thousand in a row would reach the limit."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Format:
 
     @property
     def tolerance(self) -> float:
-        """The relative rms error that outputs may have where it is the coarsest format in use."""
+        """The relative rms error allowed in outputs if this is the coarsest format in use."""
         return min(LOCAL_ERROR_LIMIT, ROUNDINGS * self.epsilon / 2)
 
     @property
@@ -83,7 +84,7 @@ FORMATS = MappingProxyType(
 )
 
 EXTREME = FORMATS["float32"].maximum / 16
-"""From here on a number in float32 is (a share of) its largest, as in masks with `torch.finfo(x.dtype).min`."""
+"""Numbers from here on are taken for (a share of) float32's largest, as in masks with `torch.finfo(x.dtype).min`."""
 
 ALIASES = MappingProxyType(
     {
@@ -100,7 +101,7 @@ ALIASES = MappingProxyType(
 
 
 DEFAULT_FORMATS = ("bfloat16", "float16", "tf32")
-"""What is planned with where nobody asks for anything else."""
+"""The formats of a plan if none are requested."""
 
 
 def get_format(name: str) -> Format:

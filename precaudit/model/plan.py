@@ -28,8 +28,8 @@ class LossScale:
 
     @property
     def start(self) -> int | None:
-        """The exponent to begin with, some octaves below the window's end where it has them: other seeds reach higher,
-        and a skipped step makes another training of it."""
+        """The exponent k to start with, a few octaves below the upper end of the window where possible: other seeds may
+        have larger gradients, and a skipped step changes the training."""
         return None if self.window is None else max(self.window[0], self.window[1] - _STARTS_BELOW)
 
 
@@ -42,12 +42,14 @@ class OpFormat:
 
 @dataclass(frozen=True)
 class Plan:
-    """A precision per module and op, and the loss scale that goes with it.
+    """A precision for each module and operation, and the loss scale.
 
-    `modules` names every module that computes; `ops` are exceptions inside a module; `because` says why a
-    module or `fqn:op` is not at the default; `types` are the classes of the modules that ran, by which a
-    renamed module is found again and a replaced one is noticed. `float8_scaling` is one scale for a tensor, or one
-    for each row that a product sums over. `verdict` is what verification said of it, None where nobody wrote it down.
+    - `modules`: the format of every module that computes; `ops`: exceptions inside a module.
+    - `because`: the reason why a module (`fqn`) or operation (`fqn:op`) is not at the default.
+    - `types`: the classes of the modules that ran, by which a renamed module is found again and a replaced one is
+      noticed.
+    - `float8_scaling`: one scale for each tensor, or for each row that a product sums over.
+    - `verdict`: that of the verification; None if unknown.
     """
 
     default: str = "float32"
@@ -64,7 +66,7 @@ class Plan:
     verdict: Verdict | None = None
 
     def __post_init__(self) -> None:
-        """Formats by any of their names, `bf16` as well as `bfloat16`; PrecauditError for others."""
+        """Normalize format names (`bf16` to `bfloat16`); PrecauditError for unknown ones."""
         set_ = partial(object.__setattr__, self)
         set_("default", get_format(self.default).name)
         set_("modules", {fqn: get_format(name).name for fqn, name in self.modules.items()})
@@ -76,7 +78,7 @@ class Plan:
 
     @property
     def narrowest(self) -> str:
-        """The least precise format: the size of the perturbation that its rounding is."""
+        """The least precise format of the plan."""
         low = {self.default, *self.modules.values()} - {"float32"}
         return min(low, key=lambda name: get_format(name).mantissa, default="float32")
 

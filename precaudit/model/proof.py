@@ -1,4 +1,4 @@
-"""The proof: training runs, and what they say of a plan."""
+"""Training runs, and the statistics and gates that verify a plan."""
 
 from __future__ import annotations
 
@@ -61,8 +61,8 @@ class Repair:
 
 @dataclass(frozen=True)
 class Verification:
-    """`cause` says why a verdict is inconclusive; `compared` are the first and the last step (from 1) over which
-    losses were averaged for the difference."""
+    """The result of verification. `cause` says why the verdict is inconclusive; `compared` are the first and the last
+    step (from 1) over which losses were averaged for the difference."""
 
     verdict: Verdict = "not_run"
     execution: Execution | None = None

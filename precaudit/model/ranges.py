@@ -1,5 +1,5 @@
-"""What values a tensor took: records that merge associatively (counts add, extremes combine), so that they may be
-summed over steps, micro-batches, processes and machines in any order."""
+"""Statistics of a tensor's values: records that merge associatively (counts add, extremes combine), over steps,
+micro-batches, processes and machines in any order."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Exponents:
 
 
 def _ldexp(value: float, k: int) -> float:
-    """value * 2**k, infinite where Python's own raises."""
+    """value * 2**k; inf on overflow, where math.ldexp raises."""
     try:
         return math.ldexp(value, k)
     except OverflowError:
@@ -145,7 +145,8 @@ class FormatFit:
 
 @dataclass(frozen=True)
 class TensorRecord:
-    """One role of a layer or op; `name` tells parameters of one layer apart (`weight`, `bias`)."""
+    """The statistics of one role of a layer or op; `name` distinguishes the parameters of a layer (`weight`,
+    `bias`)."""
 
     role: Role
     stats: TensorStats

@@ -1,4 +1,4 @@
-"""The report: everything that one profile found."""
+"""The report of one profile."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Report:
 
     @property
     def own_precision(self) -> Mapping[str, Any]:
-        """What the script asks for itself: its autocast's dtype, its GradScaler, its casts, a plan."""
+        """The script's own mixed precision: its autocast's dtype, its GradScaler, its casts, a plan."""
         own = self.job.get("baseline")
         return own if isinstance(own, Mapping) else {}
 

@@ -1,4 +1,4 @@
-"""What was seen while a script ran: modules, operations, and findings about them."""
+"""Records of modules, operations, and findings of a run."""
 
 from __future__ import annotations
 
@@ -44,17 +44,19 @@ class Layer:
 
 @dataclass(frozen=True)
 class Op:
-    """An operation by the name torch gives it (`linear`, `softmax`), inside the module `fqn` that called it.
+    """An operation, by the name that torch gives it (`linear`, `softmax`), inside the module `fqn` that called it.
 
-    `category` is CUDA autocast's: `lower`, `fp32`, `promote` or `other`; `local_error` maps a format to the
-    relative rms error of this op alone when only it runs in that format; `flops` is per call, forward, null for
-    what is no product. `half` tells
-    whether autocast would store its result in half precision, in any call; `half_amax` is the largest of such results,
-    and `constants` are the smallest and largest magnitudes of the scalar arguments beside them; `integer_amax` is the
-    largest magnitude of integer-valued inputs to a product; `location` is the call with the largest result, `places`
-    where other measures (`input`, `smallest`, `largest`, `whole`, a format's error) are extreme, if that is elsewhere;
-    `autocast` is the dtype of the script's own autocast region around it, null outside of one; `follows_dtype` tells
-    that it writes the largest number of the dtype that a half tensor has: another one in every format.
+    - `category`: CUDA autocast's: `lower`, `fp32`, `promote` or `other`; `autocast`: the dtype of the script's own
+      autocast region around it, null outside of one.
+    - `local_error`: by format, the relative rms error of this operation when it alone runs in the format.
+    - `flops`: of one forward call, null unless it is a product.
+    - `half`: whether autocast would store its result in half precision, in any call; `half_amax`: the largest such
+      result.
+    - `constants`: the smallest and largest magnitude of its scalar arguments; `follows_dtype`: one of these is the
+      largest number of a dtype that is half under autocast, and so differs between formats.
+    - `integer_amax`: the largest magnitude of integer-valued inputs to a product.
+    - `location`: the call with the largest result; `places`: the lines at which other measures (`input`, `smallest`,
+      `largest`, `whole`, a format's error) are extreme, if elsewhere.
     """
 
     fqn: str
@@ -80,13 +82,13 @@ class Op:
         return next((t for t in self.tensors if t.role == role), None)
 
     def place(self, measure: str) -> Location | None:
-        """The line to blame for a measure: not every call of an operation is."""
+        """The line of the call with the extreme value of a measure."""
         return self.places.get(measure, self.location)
 
 
 @dataclass(frozen=True)
 class Finding:
-    """Something a person should know; `rule` is a stable id, `fingerprint` survives moved lines."""
+    """A finding for the user; `rule` is a stable id, and `fingerprint` does not depend on line numbers."""
 
     rule: str
     severity: Severity
