@@ -1,1 +1,1 @@
-"""precaudit inside other tools: pytest."""
+"""precaudit inside other tools: pytest, transformers, Lightning."""

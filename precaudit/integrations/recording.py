@@ -1,6 +1,6 @@
-"""What every framework's callback does: audit while it trains, and write what was measured now and then and at the end.
+"""Common to all frameworks' callbacks: audit during training, and write the measurements periodically and at the end.
 
-A callback is a guest in somebody's long run: whatever goes wrong here is logged, and the training goes on.
+A callback must not break a long training: errors are logged, and the training continues.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from precaudit.tracing.merging import processes
 
 log = logging.getLogger("precaudit")
 _MEANWHILE = ("report.json", "plan.json")
-"""What is written while a training goes on: pictures and pages take longer."""
+"""Files written during training; pictures and pages would take too long."""
 
 
 class Recording:
-    """One audit of one training. `out` is written over every `save_every` steps, all of it at the end.
+    """One audit of one training. `out` is overwritten every `save_every` steps, and completed at the end.
 
-    Errors and warnings are logged once each, when a report first has them. Under `torchrun` the report speaks of all
+    Errors and warnings are logged once each, when a report first has them. Under `torchrun` the report covers all
     processes, and the first one writes it.
     """
 
@@ -51,19 +51,20 @@ class Recording:
             log.exception("precaudit: nothing is audited")
 
     def stepped(self) -> None:
-        """To be called after optimizer steps, by all processes alike."""
+        """Must be called after every optimizer step, by all processes."""
         if self._audit is not None and self._audit.steps - self._saved >= self._save_every:
             self._saved = self._audit.steps
             self._save(self._audit, _MEANWHILE)
 
     def stop(self) -> None:
-        """The end of a training that every process reached."""
+        """End a training, in all processes."""
         running = self._take_off()
         if running is not None:
             self._save(running, FOLDER_FILES)
 
     def fail(self) -> None:
-        """The training raised: other processes may not come to the end, so nothing is asked of them."""
+        """The training failed in this process: other processes may never get here, so no collective operation is
+        used."""
         if processes() > 1:
             self._take_off()
         else:

@@ -1,1 +1,1 @@
-"""What precision is worth: step times, memory, energy and kernels, measured; money and predictions from them."""
+"""The benefit of a precision: measured step times, memory, energy and kernels; cost and predictions."""

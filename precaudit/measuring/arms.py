@@ -1,4 +1,4 @@
-"""How an arm of a timed run is put in force on a script's models."""
+"""Applies an arm of a timed run to the script's models."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from precaudit.planning.fitting import fit_names, part_of
 
 @contextmanager
 def engaged(arm: Arm, models: Mapping[str, nn.Module], device: str) -> Iterator[None]:
-    """The arm in force on these models, named as in the plan; nothing is left on them afterwards."""
+    """Apply the arm to these models, named as in the plan, in this block."""
     with ExitStack() as stack:
         stack.enter_context(tf32(arm.tf32))
         for name, model in models.items():
@@ -32,7 +32,7 @@ def engaged(arm: Arm, models: Mapping[str, nn.Module], device: str) -> Iterator[
 
 
 def _applied(plan: Plan, name: str, model: nn.Module) -> Applied:
-    """What `precaudit.apply` puts on a model, so that its own cost counts as it will for the person."""
+    """Apply the plan as `precaudit.apply` does, so that its overhead is measured too."""
     return Applied(model, part_of(plan, fit_names(plan, set(fqns_of(model).values()), name)), native=True)
 
 

@@ -1,12 +1,12 @@
-"""Arms in turn within one training run.
+"""Alternates arms within one training run.
 
-One process takes all arms by turns (A B C D, A B C D, ...), a block of steps each, on the very same training: what
-drifts meanwhile (clocks, temperature, other users of the machine, the data) drifts for all alike, nothing is imported
-or compiled twice, and a ratio comes from two blocks seconds apart. Weights drift together, which time doesn't feel.
-Before every block some steps run under its arm untimed; in these the models are named and the wait for data is taken,
-so that timed steps carry nothing beyond what the arm itself needs. The device is synchronised around blocks, not
-steps: a script that lets the GPU run behind keeps doing so. Blocks begin with a step and double, so that a short
-script yields rounds too; the first round is warm-up.
+One process runs all arms by turns (A B C D, A B C D, ...), a block of steps each, in the same training: drift (of
+clocks, temperature, other users of the machine, the data) affects all alike, nothing is imported or compiled twice, and
+a ratio comes from two blocks seconds apart. Weights drift too, which does not affect time. Before every block some
+steps run under its arm untimed; in these the models are named and the wait for data is measured, so that timed steps
+have no overhead beyond the arm's own. The device is synchronized around blocks, not steps, so that a script can still
+run ahead of the GPU. Blocks start with one step and double, so that a short script has several rounds too; the first
+round is warm-up.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ DISCOVERY, WARM, PROFILED, CYCLE = 3, 1, 2, 32
 
 
 class Cycle:
-    """Where a script's cycle of optimizers ends: after the one that steps most seldom, of several the last met."""
+    """The end of a script's cycle of optimizers: the step of the least frequent one, or of the last of several such."""
 
     def __init__(self) -> None:
         self._recent: deque[int] = deque(maxlen=CYCLE)
@@ -68,7 +68,7 @@ class Cycle:
 
 
 class Conductor(TrainingListener):
-    """Hears every step, last of all listeners, and goes on with the program there."""
+    """Called after every step, as the last listener, to continue the program."""
 
     def __init__(self, program: Program, events: TrainingEvents, stop: Stop | None = None) -> None:
         self.program, self.events = program, events
@@ -86,7 +86,7 @@ class Conductor(TrainingListener):
 
     @contextmanager
     def installed(self) -> Iterator[None]:
-        """Everything that an arm or a measurement put somewhere is gone when the block ends."""
+        """All changes by arms and measurements are undone when the block ends."""
         self.events.listeners = [self]
         try:
             with (
@@ -133,12 +133,12 @@ class Conductor(TrainingListener):
 
         return capture_begin
 
-    # ------------------------------------------------------------ the program; every `yield` waits for a step's end
+    # ------------------------------------------------------------ the program; each `yield` waits for a step's end
 
     def _program(self) -> Steps:
         with self._named():
             yield from self._steps(1)
-        # Not before: a script may choose its GPUs until it uses one.
+        # Not earlier: a script may choose its GPUs until it uses one.
         with own_counters(self.devices) as (self.meter, self.pipes):
             began = self._now()
             taken = yield from self._steps(DISCOVERY - 1)
@@ -177,8 +177,8 @@ class Conductor(TrainingListener):
                 self.blocks[-1] = replace(self.blocks[-1], tensor_share=tensor.share)
 
     def _block(self, arm: Arm, number: int, size: int, seconds: float = 0.0) -> Steps:
-        """At least so many steps, on to the end of so many seconds; energy is read in blocks that have these, for its
-        reading may take as long as steps do, and outside of what is timed."""
+        """A block of at least `size` steps and `seconds`. Energy is read only in blocks with a duration, outside of the
+        timed part, as reading may take as long as a step."""
         with self._engaged(arm):
             with self._named():
                 self.feeding.step_begins()
@@ -209,7 +209,7 @@ class Conductor(TrainingListener):
             self.profiles[arm.name] = Profiled(recording.tensor_cores, recording.findings, steps, recording.seconds)
 
     def _replays(self, arms: Sequence[Arm]) -> Steps:
-        """Layers alone, under each arm; last of all, since a layer may remember that it was called."""
+        """Replay single layers under each arm, at the very end, since a layer may remember its calls."""
         if not (self.program.rounds and self.pipes.counts and self.device in self.program.devices):
             return
         calls = LayerCalls()
@@ -224,7 +224,7 @@ class Conductor(TrainingListener):
                         self.layers.setdefault(self.names.shown(call.name), {})[arm.name] = tensor.share
 
     def _steps(self, count: int) -> Generator[None, Any, int]:
-        """At least so many steps, and on to the end of the script's cycle of optimizers; how many there were."""
+        """Run at least `count` steps, until the end of the script's cycle of optimizers; returns how many."""
         taken = 0
         while True:
             ends = self.cycle.ends_with((yield))
@@ -232,11 +232,11 @@ class Conductor(TrainingListener):
             if taken >= count and (ends or taken >= count + CYCLE):
                 return taken
 
-    # ------------------------------------------------------------ what is in force between two yields
+    # ------------------------------------------------------------ contexts that last over several yields
 
     @contextmanager
     def _named(self, *listeners: ScopeListener) -> Iterator[None]:
-        """Module scopes on, so that models of any age are known by the end."""
+        """Enable module scopes, so that all models have names at the end."""
         scopes = ModuleScopes(self.names)
         scopes.listeners += [self.feeding, *listeners]
         with scopes.installed():
@@ -264,7 +264,7 @@ class Conductor(TrainingListener):
 
 
 def _outermost(models: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
-    """Models with parameters that are no part of another one."""
+    """Models with parameters that are not part of another one."""
     trained = {name: model for name, model in models.items() if has_parameters(model)}
     inner = {id(part) for model in trained.values() for part in model.modules() if part is not model}
     return {name: model for name, model in trained.items() if id(model) not in inner}

@@ -1,4 +1,4 @@
-"""The devices that hold a script's models: waiting for them, their peak memory, their energy and counters."""
+"""The devices of a script's models: synchronization, peak memory, energy and counters."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def devices_of(models: Iterable[nn.Module]) -> Devices:
 
 
 def wait_for(devices: Devices) -> None:
-    """Until what was launched has run, on GPUs of any kind."""
+    """Wait for all work on these devices, of any GPU type."""
     for device in devices:
         if device.type == "cuda":
             torch.cuda.synchronize(device)
@@ -32,12 +32,12 @@ def wait_for(devices: Devices) -> None:
 
 
 def is_recording() -> bool:
-    """Whether a CUDA graph is being recorded: what is launched then doesn't run, and waiting for it is an error."""
+    """Whether a CUDA graph is being captured: launched work doesn't run then, and synchronization is an error."""
     return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
 
 
 def _is_accelerator(device: torch.device) -> bool:
-    """Whether it is what torch calls this machine's accelerator, such as Apple's or Intel's GPU."""
+    """Whether the device is torch's accelerator on this machine, such as Apple's or Intel's GPU."""
     own = torch.accelerator.current_accelerator()
     return own is not None and own.type == device.type
 
@@ -48,8 +48,8 @@ def reset_peak(devices: Devices) -> None:
 
 
 def peak_bytes(devices: Devices) -> int | None:
-    """What CUDA's allocator gave out on all GPUs since `reset_peak`; without one the resident memory of the process
-    since it began, which the system doesn't forget."""
+    """Peak bytes allocated by CUDA on all GPUs since `reset_peak`; without a GPU the peak resident memory of the
+    process since its start, which can't be reset."""
     if gpus := _gpus(devices):
         return sum(torch.cuda.max_memory_allocated(device) for device in gpus)
     if devices[0].type != "cpu" or sys.platform == "win32":
@@ -62,7 +62,7 @@ def peak_bytes(devices: Devices) -> int | None:
 
 @contextmanager
 def own_counters(devices: Devices) -> Iterator[tuple[Meter, Pipes]]:
-    """The energy meter of all GPUs and the counters of the first; such that count nothing where there is none."""
+    """The energy meter of all GPUs and the counters of the first one; without GPUs, ones that count nothing."""
     gpus = _gpus(devices)
     if not gpus:
         yield Meter(), Pipes()

@@ -1,4 +1,4 @@
-"""How a script is fed: batch size, DataLoader length, and the time it waits for data between two steps."""
+"""The script's data: batch size, DataLoader length, and the time it waits for data between steps."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from precaudit.measuring.records import Feed
 
 
 class Loaders:
-    """Which DataLoader the steps' data came from, and how many batches a step took."""
+    """The DataLoaders that provide the steps' data, and the batches per step."""
 
     def __init__(self) -> None:
         self._of_iterator: WeakKeyDictionary[Any, DataLoader[Any]] = WeakKeyDictionary()
@@ -58,7 +58,7 @@ class Loaders:
             self._steps[self._latest] += 1
 
     def most_used(self) -> tuple[DataLoader[Any], float] | None:
-        """The loader that most steps were fed from, and batches drawn from it for each step."""
+        """The loader of most steps, and the batches drawn from it per step."""
         if not self._steps:
             return None
         key, steps = self._steps.most_common(1)[0]
@@ -66,7 +66,7 @@ class Loaders:
 
 
 class Feeding(ScopeListener):
-    """Listens in the steps between timed ones: when the first forward began, and with how many samples."""
+    """Observes the untimed steps: when the first forward begins, and with how many samples."""
 
     def __init__(self) -> None:
         self.loaders = Loaders()
@@ -90,7 +90,7 @@ class Feeding(ScopeListener):
         return output
 
     def count(self, backwards: int) -> None:
-        """One step was taken, after so many backward passes."""
+        """Count a step after `backwards` backward passes."""
         self._steps += 1
         self._backwards += backwards
         self.loaders.stepped()
@@ -111,5 +111,5 @@ class Feeding(ScopeListener):
 def _length(loader: DataLoader[Any]) -> int | None:
     try:
         return len(loader)
-    except Exception:  # a dataset or sampler of the person's that does not say, in whatever way
+    except Exception:  # a user's dataset or sampler may fail to tell its length in any way
         return None

@@ -1,4 +1,4 @@
-"""Time into money: what a thousand steps, a run, an epoch and a thousand samples cost at a price by the hour."""
+"""Converts time to money: the cost of a thousand steps, a run, an epoch and a thousand samples, at a price per hour."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ UNITS = ("thousand_steps", "run", "epoch", "thousand_samples")
 
 
 def units(feed: Feed, run_steps: int | None) -> dict[str, float | None]:
-    """Steps in each unit; None where the script did not show it."""
+    """How many steps each unit has; None where unknown."""
     samples = feed.samples_per_step
     return {
         "thousand_steps": 1000.0,
@@ -25,8 +25,8 @@ def units(feed: Feed, run_steps: int | None) -> dict[str, float | None]:
 def cost(
     performance: Mapping[str, Any], price: float | None, steps_in: Mapping[str, float | None], device: str | None
 ) -> dict[str, Any]:
-    """The keys of a report's `cost`: USD and joules for each unit, in float32 and under the plan; null where a part
-    was not measured. `device` is what the price is for."""
+    """The keys of a report's `cost`: US dollars and joules per unit, in float32 and under the plan; null where
+    unmeasured. `device` is the one the price is for."""
     seconds, joules = performance["step_seconds"], performance["energy_joules_per_step"]
     found: dict[str, Any] = {"price_per_hour": price, "device": device}
     for arm in (FLOAT32, PLAN):

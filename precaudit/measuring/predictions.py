@@ -1,4 +1,4 @@
-"""The roofline's prediction beside what was measured, with its error."""
+"""The roofline's predictions, compared with measurements."""
 
 from __future__ import annotations
 
@@ -16,16 +16,18 @@ ALL_FLOAT32 = Plan()
 def predictions(
     ops: Sequence[Op], layers: Sequence[Layer], plan: Plan, card: Gpu, steps: int
 ) -> dict[str, StepPrediction]:
-    """A step in float32 and under the plan on a card."""
+    """Predicted times of a step in float32 and under the plan."""
     return {
         FLOAT32: predict_step(ops, layers, ALL_FLOAT32, card, steps),
         PLAN: predict_step(ops, layers, plan, card, steps),
     }
 
 
-def beside(predicted: Mapping[str, StepPrediction], measured: Mapping[str, float | None], card: Gpu) -> dict[str, Any]:
-    """Keys of a report's `performance`: seconds predicted, and the relative error where both are there (0.5: half as
-    long again was predicted)."""
+def compared(
+    predicted: Mapping[str, StepPrediction], measured: Mapping[str, float | None], card: Gpu
+) -> dict[str, Any]:
+    """The keys of a report's `performance`: predicted seconds, and the relative error if measured (0.5: the prediction
+    is half as long again)."""
     return {
         "predicted_for": card.name,
         "predicted_step_seconds": {arm: step.total or None for arm, step in predicted.items()},

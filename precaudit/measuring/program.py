@@ -1,4 +1,5 @@
-"""What a timed run is to do: its arms and how long they take turns. No torch, so that any process can hold it."""
+"""The program of a timed run: its arms and the lengths of their turns. Without torch, so that any process can load
+it."""
 
 from __future__ import annotations
 
@@ -52,7 +53,7 @@ def arms_for(plan: Plan, formats: Collection[str]) -> tuple[Arm, ...]:
 def timed(
     spec: RunSpec, code: Callable[[], None], leave: Callable[[RunResult], None] | None = None, *, program: Program
 ) -> RunResult:
-    """`session.timed_run`, by a name that a process without torch can hand to one with it."""
+    """`session.timed_run`, importable in a process without torch."""
     from precaudit.measuring.session import timed_run
 
     return timed_run(spec, code, leave, program=program)

@@ -1,4 +1,4 @@
-"""What a timed run showed; no torch, so that any process can hold it."""
+"""The records of a timed run; without torch, so that any process can load them."""
 
 from __future__ import annotations
 
@@ -25,10 +25,13 @@ class Arm:
 
 @dataclass(frozen=True)
 class Block:
-    """Some steps of one arm: seconds from one synchronised moment to another. `peak_bytes` is the most memory that
-    was allocated meanwhile, `joules` what the whole card used, and `tensor_share` the share of the time in which its
-    Tensor Cores were busy, None where they were not measured; `skipped` counts the steps that a loss scale had
-    skipped."""
+    """Some steps of one arm.
+
+    - `seconds`: between synchronizations before and after; `peak_bytes`: peak allocated memory.
+    - `joules`: the energy of the whole card; `tensor_share`: the share of time with busy Tensor Cores; None where
+      unmeasured.
+    - `skipped`: steps that a loss scale skipped.
+    """
 
     arm: str
     round: int
@@ -56,9 +59,13 @@ class Profiled:
 
 @dataclass(frozen=True)
 class Feed:
-    """What the script was fed with: `batch` samples (the leading dimension of the first model's first input, or the
-    DataLoader's own batch size), `waits` seconds from a step's end to the next forward, `samples_per_step`, and the
-    steps of an epoch where a DataLoader's length is known."""
+    """The script's data.
+
+    - `batch`: samples per batch (the leading dimension of the first model's first input, or the DataLoader's batch
+      size); `samples_per_step`.
+    - `waits`: seconds from the end of a step to the next forward.
+    - The steps of an epoch, where a DataLoader's length is known.
+    """
 
     batch: int | None = None
     waits: tuple[float, ...] = ()
@@ -68,9 +75,12 @@ class Feed:
 
 @dataclass(frozen=True)
 class Observation:
-    """All of one timed run. `running` is the arm in force when it ended, to name the one that a script failed under;
-    `layers` has the share of the time in which each layer, alone under an arm, keeps Tensor Cores busy, and `captured`
-    the arms in which the script recorded a CUDA graph."""
+    """All measurements of a timed run.
+
+    - `running`: the arm at its end, to name the one that a script failed under.
+    - `layers`: the share of time in which each layer, replayed alone under an arm, keeps Tensor Cores busy.
+    - `captured`: the arms in which the script captured a CUDA graph.
+    """
 
     device: str
     threads: int = 1

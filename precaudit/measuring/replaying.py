@@ -1,7 +1,7 @@
-"""The heaviest layers alone, again and again, each under the GPU's own counters: how busy they keep its Tensor Cores.
+"""Replays the heaviest layers alone under the GPU's counters, to measure how busy they keep its Tensor Cores.
 
-Counters are the whole device's, so in a training step they are of all layers together. What a layer does alone is the
-truth beside what its kernels' names say. Layers of one type and the same shapes are one: the first of them is replayed.
+Counters cover the whole device, so that in a training step they mix all layers. A replayed layer is a check on what
+kernel names suggest. Layers of one type and shapes are equivalent: only the first is replayed.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ MOST, SECONDS, TOGETHER = 6, 0.3, 10
 
 @dataclass(frozen=True)
 class LayerCall:
-    """A layer with the inputs of one of its calls, and how many values its largest weight has."""
+    """A layer with the inputs of one call, and the number of values of its largest weight."""
 
     name: ModuleName
     module: nn.Module
@@ -39,7 +39,7 @@ class LayerCall:
 
 
 class LayerCalls(ScopeListener):
-    """Calls of the leaves with the largest matrices of weights, a few only, since their inputs are kept."""
+    """Calls of a few leaf modules with the largest weights; only a few, since their inputs are kept."""
 
     def __init__(self) -> None:
         self._calls: dict[Hashable, LayerCall] = {}
@@ -65,13 +65,13 @@ class LayerCalls(ScopeListener):
 
 
 def replay(call: LayerCall, wait: Callable[[], None]) -> bool:
-    """For a while; whether the layer can be called by itself."""
+    """Call the layer repeatedly for a while; returns whether it can be called alone."""
     try:
         until = time.perf_counter() + SECONDS
         while time.perf_counter() < until:
             for _ in range(TOGETHER):
                 call.again()
             wait()
-    except Exception:  # whatever a layer expects around it
+    except Exception:  # a layer may depend on its surroundings in any way
         return False
     return True

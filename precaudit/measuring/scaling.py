@@ -1,4 +1,4 @@
-"""Loss scaling at its usual price: one fused pass over an optimizer's gradients, as `torch.amp.GradScaler` makes it."""
+"""Loss scaling with the usual cost: one fused pass over an optimizer's gradients, like `torch.amp.GradScaler`."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from precaudit.instrument.events import TrainingListener
 
 
 class FusedScaler(TrainingListener):
-    """Scales the loss, unscales right before the optimizer's step, skips the step where a gradient is not finite.
+    """Scales the loss, unscales just before the optimizer's step, and skips steps with non-finite gradients.
 
-    The script does not know, so what it does to gradients in between (clipping, say) sees them scaled: good for
-    timing, where weights don't matter, and for nothing else.
+    The script doesn't know, so that its own changes of gradients (clipping) see scaled ones: fine for timing, but for
+    nothing else.
     """
 
     def __init__(self, scale: float, parameters: Callable[[], Iterable[torch.Tensor]]) -> None:
-        """`parameters` are those of a script without an optimizer."""
+        """`parameters` are the parameters to unscale where the script has no optimizer."""
         self.scale = scale
         self.skipped = 0
         self._parameters = parameters

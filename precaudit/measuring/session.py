@@ -1,4 +1,4 @@
-"""A timed run of a person's code, in this process: a program in, a RunResult with its Observation out."""
+"""A timed run of the user's code in this process: a program in, a RunResult with its Observation out."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ from precaudit.running.worker import Leave, execute
 
 
 def timed_run(spec: RunSpec, code: Callable[[], None], leave: Leave | None = None, *, program: Program) -> RunResult:
-    """Run `code` as the program says. Nothing listens but for the ends of steps, and every patch is gone afterwards."""
+    """Run `code` as the program says. The only hooks are those on the ends of steps, and every patch is removed
+    afterwards."""
     if spec.threads:
         torch.set_num_threads(spec.threads)
     events, baseline, began = TrainingEvents(), Baseline(), time.perf_counter()

@@ -1,4 +1,4 @@
-"""From blocks of steps to figures: medians, paired ratios with their spread, memory and energy."""
+"""Summarizes blocks of steps: medians, paired ratios with their spread, memory and energy."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ UNMEASURED: Mapping[str, Any] = {
 
 
 def steady(blocks: Sequence[Block]) -> list[Block]:
-    """The blocks that count: not the first round's, nor those much shorter than the three longest, which feel the
-    synchronisation around them, nor those with skipped steps, which train nothing."""
+    """The blocks to evaluate: without the first round, blocks much shorter than the three longest (dominated by
+    synchronization), and blocks with skipped steps."""
     warm = [block for block in blocks if block.round >= WARM_ROUNDS and not block.skipped]
     sizes = {block.round: block.steps for block in warm if block.arm == FLOAT32}
     enough = sorted(sizes.values(), reverse=True)[:ENOUGH_ROUNDS][-1:]
@@ -49,7 +49,7 @@ def step_seconds(blocks: Sequence[Block], arm: str) -> list[float]:
 
 
 def ratios(blocks: Sequence[Block], arm: str) -> list[float]:
-    """How many times as fast as float32 each of the arm's blocks was, against the same round's float32 block."""
+    """The speedup of each of the arm's blocks over float32 in the same round."""
     reference = {block.round: block.step_seconds for block in blocks if block.arm == FLOAT32}
     return [
         reference[block.round] / block.step_seconds for block in blocks if block.arm == arm and block.round in reference
@@ -61,12 +61,12 @@ def median(values: Sequence[float]) -> float | None:
 
 
 def quartiles(values: Sequence[float]) -> list[float] | None:
-    """The bounds of the middle half; of fewer than three values they say nothing."""
+    """The lower and upper quartile; not meaningful for fewer than three values."""
     return [float(q) for q in np.quantile(values, QUARTILES)] if len(values) >= ENOUGH_ROUNDS else None
 
 
 def joules_per_step(blocks: Sequence[Block], arm: str) -> float | None:
-    """Over the blocks that were long enough for the energy counter."""
+    """Joules per step, over blocks that were long enough for the energy counter."""
     counted = [block for block in blocks if block.arm == arm and not block.skipped]
     long = [block for block in counted if block.joules is not None and block.seconds >= ENERGY_SECONDS]
     steps = sum(block.steps for block in long)
@@ -74,19 +74,19 @@ def joules_per_step(blocks: Sequence[Block], arm: str) -> float | None:
 
 
 def _tensor_share(blocks: Sequence[Block], arm: str) -> float | None:
-    """Of the time in which the counters were read."""
+    """The share of time with busy Tensor Cores, weighted by measured time."""
     return median([b.tensor_share for b in blocks if b.arm == arm and b.tensor_share is not None])
 
 
 def wait_share(feed: Feed, step_seconds: float | None) -> float | None:
-    """The median wait for data as a share of a step, at most 1."""
+    """The median wait for data relative to a step, at most 1."""
     if not feed.waits or not step_seconds:
         return None
     return min(1.0, float(np.median(feed.waits)) / step_seconds)
 
 
 def performance(found: Observation, gpu: str | None) -> dict[str, Any]:
-    """The figures of a timed run under the keys of a report's `performance`; `gpu` names the card, if it was one."""
+    """The results of a timed run under the keys of a report's `performance`; `gpu` is the card's name, if any."""
     blocks = steady(found.blocks)
     times = {arm: step_seconds(blocks, arm) for arm in ARMS}
     against = {arm: ratios(blocks, arm) for arm in ARMS[1:]}
@@ -136,7 +136,7 @@ def _energy_method(found: Observation, joules: Mapping[str, float | None]) -> st
 
 
 def _busy(found: Observation, medians: Mapping[str, float | None]) -> dict[str, float] | None:
-    """The kernels' time in a step over the time of a step: the rest the GPU waits for the host."""
+    """The kernels' share of a step's time: for the rest the GPU waits for the host."""
     shares = {}
     for arm, profiled in found.profiled.items():
         taken = medians.get(arm)

@@ -1,4 +1,4 @@
-"""Tensor Core usage of a report: kernels of a few profiled steps, before and after the plan, or what shapes say."""
+"""The Tensor Core usage in a report: from kernels of a few profiled steps before and after the plan, or from shapes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def usage(
     card: Gpu | None,
     predicted: Mapping[str, StepPrediction],
 ) -> TensorCores:
-    """`figures` are those of `performance`; `card` is this machine's."""
+    """The usage; `figures` are those of `performance`, `card` is this machine's."""
     eligible = eligible_share(ops, plan, target)
     gain = _speed_note(figures, target, card, predicted)
     shown = profiled.get(PLAN) or profiled.get(FLOAT32)
@@ -45,8 +45,8 @@ def usage(
 
 
 def _before_and_after(before: Sequence[Row], after: Sequence[Row]) -> tuple[Row, ...]:
-    """The rows of `after`, under the plan, each with what the same layer took before, in float32, and rows for layers
-    that took time only then."""
+    """The rows of `after` (under the plan) with the float32 time of the same layer, and rows for layers with time in
+    float32 only."""
     earlier = {(row["fqn"], row["module"]): row for row in before}
     kept = ("seconds", "time_share", "flops", "tflops", "peak_share")
     rows = []
@@ -62,7 +62,7 @@ def _before_and_after(before: Sequence[Row], after: Sequence[Row]) -> tuple[Row,
 def _speed_note(
     figures: Mapping[str, Any], target: Gpu, card: Gpu | None, predicted: Mapping[str, StepPrediction]
 ) -> str:
-    """Measured where the target is this machine's card; predicted elsewhere."""
+    """The sentence on speed: measured if the target is this machine's card, else predicted."""
     measured = figures["speedup"].get(PLAN)
     if measured is not None and card is target:
         busy = (figures["gpu_busy_share"] or {}).get(PLAN)
