@@ -1,1 +1,2 @@
-"""The main job: audit, plan, verify, repair, report. Stages are functions; runs come from a runner."""
+"""The pipeline of `precaudit profile`: audit, plan, verify, repair, report. Stages are functions; a runner executes the
+runs."""

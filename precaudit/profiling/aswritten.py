@@ -1,4 +1,4 @@
-"""Findings on a script's own low precision: whether it trains like float32 as written, and what is lost where."""
+"""Findings on a script's own low precision: whether it trains like float32 as written, and where values are lost."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from precaudit.tracing.records import ABSORBING
 from precaudit.verification.statistics import diverged
 
 _MOST_LOST = 0.1
-"""Of a cast: the share of its values that become zero, or by which rounding moves them, of their spread (rms)."""
+"""Limits for a cast: the share of values that become zero, and the rounding error relative to the spread (rms)."""
 _CASTS = {
     "vanished": (
         "share",
@@ -36,8 +36,8 @@ _CASTS = {
         "subtract a common offset before the cast, or keep them in float32",
     ),
 }
-"""What measures the loss, what is said of it, and what to do: of small values, as squares of gradients are, and of
-values that lie close together, as coordinates far from their origin do."""
+"""By kind: the measure of the loss, the message, and the fix. `vanished` concerns small values, such as squared
+gradients; `blurred`, values close together, such as coordinates far from their origin."""
 _OF_WHAT = {
     **dict.fromkeys(ABSORBING, OF_A_SUM),
     **dict.fromkeys(ANGLES, "its result, because its angle is rounded"),
@@ -50,14 +50,14 @@ _REFUSALS = {
     "unscale FP16 gradients": "keep the weights in float32: autocast casts them where they are used",
     "No inf checks": "step an optimizer only after the backward pass of a loss that this scaler has scaled",
 }
-"""What torch says, and what to do about it."""
+"""torch's messages for misuse of a scaler, and the fixes."""
 _IN_FLOAT32 = "train in float32 instead of the script's own low precision, until a plan is verified"
 
 
 def of_as_written(audit: Audit, verification: Verification) -> list[Finding]:
-    """PA501: the script's own low precision doesn't train like float32, or not at all; PA502, PA506, PA507: it
-    clips scaled gradients, steps on them, or puts them into a loss; PA508: it unscales what was never scaled; PA509:
-    its autocast goes on with weights of earlier steps; and the causes."""
+    """PA501: the script's own low precision doesn't train like float32, or not at all; PA502, PA506, PA507: it clips
+    scaled gradients, steps on them, or uses them in a loss; PA508: it unscales gradients that were never scaled; PA509:
+    its autocast uses stale weights; and the causes."""
     found = [*_of_stale_casts(audit.reference.baseline), *of_scaled(audit.reference.baseline, CERTAIN)]
     run = audit.as_written
     if run is None:
@@ -106,8 +106,8 @@ def _of_stale_casts(baseline: Seen) -> list[Finding]:
 
 
 def _of_penalty(reference: RunResult, run: RunResult) -> list[Finding]:
-    """PA507: a loss made of gradients that have the loss scale in them. That no division was seen is not enough: the
-    first loss, on the same weights and data, has to be another one."""
+    """PA507: a loss computed from scaled gradients. A missing division alone is no proof: the first loss, on the same
+    weights and data, must differ too."""
     place = run.baseline.get("penalizes_scaled")
     if not isinstance(place, dict) or not run.losses or not reference.losses:
         return []
@@ -123,7 +123,7 @@ def _of_penalty(reference: RunResult, run: RunResult) -> list[Finding]:
 
 
 def _of_nonfinite(reference: RunResult, run: RunResult) -> list[Finding]:
-    """PA307: where the loss is lost, if no operation in low precision makes what is not finite."""
+    """PA307: the operation that makes the loss non-finite, if no operation in low precision did."""
     lost, seen = diverged(reference.losses, run.losses), {entry["kind"]: entry for entry in seen_in(run)}
     made = seen.get("nonfinite")
     if lost is None or made is None or made["step"] != lost.step or "overflow" in seen:
@@ -137,7 +137,7 @@ def _of_nonfinite(reference: RunResult, run: RunResult) -> list[Finding]:
 
 
 def _of_outputs(reference: RunResult, run: RunResult) -> list[Finding]:
-    """PA307: answers that no loss is made of, such as a validation's."""
+    """PA307: non-finite outputs that no loss uses, such as those of a validation."""
     lost = {name: step for name, step in run.end_state.lost.items() if name not in reference.end_state.lost}
     if not lost:
         return []
@@ -151,8 +151,8 @@ def _of_outputs(reference: RunResult, run: RunResult) -> list[Finding]:
 
 
 def _of_operations(run: RunResult) -> list[Finding]:
-    """PA106: additions that lose their smaller addend in the format that the script has them in, sines of angles that
-    it can't tell, and what else loses its result outside of all modules."""
+    """PA106: operations that lose their result in the script's own format: additions that lose the smaller addend,
+    sines of rounded angles, and others outside of all modules."""
     lost = [entry for entry in seen_in(run) if entry["kind"] == "absorbed" and entry["lost"] >= LOCAL_ERROR_LIMIT]
     return [
         finding(
@@ -171,8 +171,8 @@ def _of_operations(run: RunResult) -> list[Finding]:
 
 
 def _of_region(run: RunResult) -> list[Finding]:
-    """PA511: products of an optimizer that autocast makes low: each loses little, and what is made of them, such as the
-    root of a preconditioner, may lose much."""
+    """PA511: products in an optimizer's step that run low because of autocast. Each loses little, but what is computed
+    from them (the root of a preconditioner) may lose much."""
     products = [e for e in seen_in(run) if e.get("region_steps") and category(e["op"]) == "lower"]
     first = min(products, key=lambda entry: entry["line"], default=None)
     if first is None:
@@ -200,7 +200,7 @@ def _of_lost_gradients(run: RunResult) -> list[Finding]:
 
 
 def _of_casts(run: RunResult, kind: str) -> list[Finding]:
-    """PA309: casts that lose more than a tenth of what they are given."""
+    """PA309: casts that lose more than a tenth of their input."""
     measure, message, fix = _CASTS[kind]
     lost = [entry for entry in seen_in(run) if entry["kind"] == kind and entry[measure] > _MOST_LOST]
     return [
@@ -210,8 +210,8 @@ def _of_casts(run: RunResult, kind: str) -> list[Finding]:
 
 
 def _of_stop(run: RunResult, fix: str) -> Finding:
-    """Often this machine lacks what another has, such as a layer's float16 kernel, which says little of the script;
-    torch's GradScaler refuses a wrong use of it on all of them."""
+    """The script fails as written. Often this machine lacks a kernel (a layer's in float16), which says little about
+    the script; torch's GradScaler refuses misuse on all machines."""
     why = f": {run.error.message}" if run.error else ""
     if run.error is not None and run.error.raised_by == _SCALER:
         message = f"as written, the script stops at step {run.steps}, on any machine: torch's scaler refuses it{why}"
@@ -226,7 +226,8 @@ def _of_stop(run: RunResult, fix: str) -> Finding:
 
 
 def _of_end(reference: RunResult, run: RunResult, fix: str) -> Finding:
-    """A loss that is lost is seen by nobody where the script looks at it, and breaks off, before the backward pass."""
+    """The script ends early: it may check its loss and exit before the backward pass, so that no non-finite loss is
+    recorded."""
     message = (
         f"as written, in its own low precision, the script ends by itself at step {run.steps}, in float32 not before "
         f"{reference.steps}: the steps after that could not be compared"
@@ -262,8 +263,8 @@ def _of_difference(run: RunResult, detail: str | None, explained: bool, autocast
 
 
 def _outside(run: RunResult) -> str:
-    """Low products outside of all modules, where the script may not have meant autocast to reach, such as those of an
-    optimizer: each loses little, and what is made of them may lose much."""
+    """Low-precision products outside of all modules, such as an optimizer's, which the script may not have meant
+    autocast to affect: each loses little, but what is computed from them may lose much."""
     products = [e for e in seen_in(run) if e["kind"] == "absorbed" and category(e["op"]) == "lower"]
     first = min(products, key=lambda entry: entry["line"], default=None)
     if first is None:
@@ -275,8 +276,8 @@ def _outside(run: RunResult) -> str:
 
 
 def _likely(audit: Audit) -> str:
-    """What the rules say of the format that the script's own autocast has, the gravest first: an eps that is zero
-    there, say, before a logarithm."""
+    """The most severe ban for the format of the script's own autocast: an eps that becomes zero before a logarithm,
+    say."""
     own = [ban for ban in audit.bans if ban.format == audit.reference.baseline.get("autocast")]
     worst = min(own, key=lambda ban: SEVERITIES.index(ban.severity), default=None)
     if worst is None:
@@ -286,5 +287,6 @@ def _likely(audit: Audit) -> str:
 
 
 def _keeps_low(run: RunResult) -> bool:
-    """Whether anything low changes from step to step, as neither frozen weights nor copies of float32 masters do."""
+    """Whether any low-precision tensor changes between steps, unlike frozen weights and copies of float32 master
+    weights."""
     return any(entry["kind"] in ("state", "trained") for entry in seen_in(run))

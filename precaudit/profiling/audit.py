@@ -1,4 +1,4 @@
-"""The audit: one float32 run that is traced, and one that probes gradients in each format along the same path."""
+"""The audit: one traced float32 run, and one that probes gradients in each format on the same trajectory."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from precaudit.tracing.records import Trace
 
 
 class Runner(Protocol):
-    """Runs specs; `many` may run independent ones at the same time."""
+    """Executes runs; `many` may execute independent ones concurrently."""
 
     def __call__(self, spec: RunSpec) -> RunResult: ...
 
@@ -29,18 +29,22 @@ class Runner(Protocol):
 
 
 PROBE_HEADROOM = 2.0
-"""Probes measure rounding, not overflow: an octave below the scale that training would start with."""
+"""Probes measure rounding, not overflow, so they scale the loss by an octave less than training would."""
 SAME_START = 1e-4
-"""How far the first losses of two float32 runs of one seed may be apart, as a share."""
+"""Limit for the relative difference between the first losses of two float32 runs of one seed."""
 _FEWEST = 10
 _NARROW = ("bfloat16", "float16", "float8_e4m3", "float8_e5m2")
 
 
 @dataclass(frozen=True)
 class Audit:
-    """`reference` is the float32 run of seed 0; `as_written` the script's own low precision, where it has any;
-    `blamed` names, for a format over budget, the few modules that make most of its error; `execution` is how plans
-    run where the script trains; `lost` are modules whose own gradients are wrong in a format within budget."""
+    """The result of the audit.
+
+    - `reference`: the float32 run of seed 0; `as_written`: the run in the script's own low precision, if it has any.
+    - `blamed`: for a format over budget, the few modules that cause most of its error.
+    - `execution`: how plans run on the script's device.
+    - `lost`: modules whose own gradients are wrong in a format that is within budget.
+    """
 
     job: Job
     reference: RunResult
@@ -65,16 +69,15 @@ class Audit:
 
     @property
     def starts_alike(self) -> bool:
-        """Whether float32 began with the same loss when it ran again, from the same seed."""
+        """Whether two float32 runs of the same seed began with the same loss."""
         return self.replay is None or not self.replay.losses or _begin_alike(self.reference, self.replay, SAME_START)
 
 
 def run_audit(job: Job, formats: tuple[str, ...], execution: Execution, runner: Runner, folder: str) -> Audit:
-    """Trace the script in float32, its gradients saved in `folder`. What was measured before a failure comes back.
+    """Trace the script in float32, saving gradients in `folder`. After a failure the measurements so far are returned.
 
-    A script that ends before its steps are taken is audited once more: what is measured when goes by their number.
-    Where the second run begins elsewhere, the first may have prepared what it found (a dataset, say): audited once
-    more, both find it.
+    The audit is repeated where the script ends early, since the schedule depends on the number of steps, and where the
+    second run starts differently, since the first may have prepared something (a dataset) that both then find.
     """
     audit = _audited(job, formats, execution, runner, folder)
     if _is_short(audit, job):
@@ -102,11 +105,11 @@ def _audited(job: Job, formats: tuple[str, ...], execution: Execution, runner: R
     )
     found = in_float32(spec, runner)
     reference = found.run
-    execution = execution if reference.on_cuda else "emulated"  # the CPU's autocast rounds at other places
+    execution = execution if reference.on_cuda else "emulated"  # the CPU's autocast has other rounding points
     spec = replace(found.spec, execution=execution, patience=reference.patience)
     as_written = _as_written(found.first, spec, runner)
     trace = reference.trace or Trace()
-    # None where an optimizer's closure makes gradients of its own.
+    # There are no files where an optimizer's closure computes the gradients.
     saved = frozenset(step for step in plan.saved if (Path(folder) / f"{step}.pt").exists()) or plan.saved
     audit = Audit(
         replace(spec.job, steps=reference.steps or job.steps),
@@ -123,8 +126,8 @@ def _audited(job: Job, formats: tuple[str, ...], execution: Execution, runner: R
 
 
 def _as_written(first: RunResult, spec: RunSpec, runner: Runner) -> RunResult | None:
-    """The script with its own precision in force, where it has any; `first` is the run with its autocast off, and its
-    own casts on."""
+    """The run in the script's own precision, if it has any; `first` is the run with autocast disabled and the script's
+    own casts active."""
     written = None
     if first.baseline.keys() & {"autocast", "plan", "grad_scaler"}:
         again = RunSpec(
@@ -139,18 +142,18 @@ def _as_written(first: RunResult, spec: RunSpec, runner: Runner) -> RunResult | 
 
 
 def _probed(formats: tuple[str, ...]) -> tuple[str, ...]:
-    """The formats whose gradients are compared with float32's: tf32 where nothing narrower may be used."""
+    """The formats to probe: the narrow ones, or tf32 if nothing narrower is allowed."""
     return tuple(name for name in formats if name in _NARROW) or tuple(name for name in formats if name == "tf32")
 
 
 def _is_short(audit: Audit, job: Job) -> bool:
-    """Whether the script took fewer steps than it was asked for, and enough to be probed in."""
+    """Whether the script took fewer steps than requested, but enough to be probed."""
     return audit.complete and _FEWEST <= audit.reference.steps < job.steps
 
 
 def _with_probes(audit: Audit, plan: Schedule, probed: tuple[str, ...], runner: Runner) -> Audit:
-    """Gradients in each format against float32's, at both phases, two steps under one format in turn. Where dtypes turn
-    out to be others than float32 let see, what the rules forbid is kept wide, and the gradients are looked at again."""
+    """Compare each format's gradients with float32's, in both phases, two steps per format in turn. Where the probes
+    show other half results than the float32 trace, the rules are applied again and the gradients probed anew."""
     assert audit.replay_spec is not None
     replay = _replay(audit, plan, probed, runner)
     errors = _gradient_errors(plan, probed, replay)
@@ -163,7 +166,7 @@ def _with_probes(audit: Audit, plan: Schedule, probed: tuple[str, ...], runner: 
         errors = _gradient_errors(plan, probed, replay)
     audit = replace(audit, replay=replay)
     if not audit.starts_alike:
-        return audit  # gradients of other weights or another batch: the formats have no part in what they differ by
+        return audit  # the gradients are for other weights or another batch, so they can't be compared
     return replace(audit, errors=errors)
 
 
@@ -174,12 +177,12 @@ def _gradient_errors(plan: Schedule, probed: tuple[str, ...], replay: RunResult)
 
 
 def _as_tried(ban: Ban, harmless: Collection[str]) -> Ban:
-    """No error where the gradient hardly showed what the ban is about: a mask may well become -inf."""
+    """The ban, as less than an error where the gradient hardly changed: a mask may well become -inf."""
     return replace(ban, severity="warning") if ban.severity == "error" and ban.format in harmless else ban
 
 
 def _without_harm(errors: Iterable[GradientError]) -> set[str]:
-    """The formats whose gradients were looked at, and at no time were over budget, nor lost."""
+    """The probed formats that were never over budget and lost no module's gradient."""
     seen: dict[str, bool] = {}
     for error in errors:
         name = error.label.partition("@")[0]
@@ -193,7 +196,7 @@ def _replay(audit: Audit, plan: Schedule, probed: tuple[str, ...], runner: Runne
     compare: dict[int, tuple[str, Plan]] = {}
     for phase, steps in plan.probed.items():
         saved = [step for step in steps if step in audit.replay_spec.probe_save]
-        in_a_row = 2 if len(saved) >= 2 * len(probed) else 1  # of a GAN, a step of each optimizer
+        in_a_row = 2 if len(saved) >= 2 * len(probed) else 1  # a step of each optimizer of a GAN
         for i, step in enumerate(saved):
             name = probed[i // in_a_row % len(probed)]
             compare[step] = (f"{name}@{phase}", plans[name])
@@ -201,7 +204,7 @@ def _replay(audit: Audit, plan: Schedule, probed: tuple[str, ...], runner: Runne
 
 
 def _probe_plan(audit: Audit, name: str) -> Plan:
-    """The whole model in one format, without what the static rules forbid."""
+    """A plan with the whole model in one format, except what the static rules forbid."""
     formats = (name, "float32")
     plan = build_plan(audit.trace, Choices(formats, "", audit.bans, default=name, steps=audit.job.steps))
     scale = plan.loss_scale
@@ -211,7 +214,7 @@ def _probe_plan(audit: Audit, name: str) -> Plan:
 
 
 def require_measurable(audit: Audit) -> None:
-    """Raise where there is nothing to measure, saying why."""
+    """Raise PrecauditError with the reason where there is nothing to measure."""
     run = audit.reference
     if not audit.complete:
         return
@@ -233,7 +236,8 @@ def require_measurable(audit: Audit) -> None:
 
 
 def require_same_start(reference: RunResult, run: RunResult, tolerance: float = SAME_START) -> None:
-    """Raise where a run of the same seed went on from what an earlier one had left: such runs can't be compared."""
+    """Raise PrecauditError where a run of the same seed resumed from what an earlier one left: such runs can't be
+    compared."""
     if not (run.leftovers and run.finished) or _begin_alike(reference, run, tolerance):
         return
     seen = "took no step"
@@ -247,7 +251,7 @@ def require_same_start(reference: RunResult, run: RunResult, tolerance: float = 
 
 
 def _begin_alike(reference: RunResult, run: RunResult, tolerance: float) -> bool:
-    """Whether the first losses agree; a run without any began elsewhere."""
+    """Whether the first losses agree; False for a run without losses."""
     if not reference.losses or not run.losses:
         return not reference.losses
     return not abs(run.losses[0] - reference.losses[0]) > tolerance * abs(reference.losses[0])

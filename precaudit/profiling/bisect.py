@@ -1,5 +1,4 @@
-"""Which modules make the gradient, or the loss, wrong: each group of them alone in its planned format, against
-float32."""
+"""Finds the modules that cause an error of the gradient or the loss, by running groups of them in low precision."""
 
 from __future__ import annotations
 
@@ -22,25 +21,25 @@ _TELLING = 0.1
 Group = tuple[str, ...]
 Steps = tuple[int, ...]
 Measure = Callable[[RunResult, Collection[Steps]], dict[Steps, float]]
-"""The error in each of these steps; those that the run did not come to are missing."""
+"""The error in each of these pairs of steps; steps that the run did not reach are missing."""
 
 
 @dataclass(frozen=True)
 class Contribution:
-    """A module's own share of the error when only it runs low."""
+    """A module's share of the error when it alone runs in low precision."""
 
     fqn: str
     error: float
 
 
 def of_gradients(run: RunResult, pairs: Collection[Steps]) -> dict[Steps, float]:
-    """|delta|^2 / |g|^2."""
+    """The relative squared error of the whole model's gradient, |delta|^2 / |g|^2."""
     found = {steps: gradient_error(str(steps[0]), run.differences) for steps in pairs}
     return {steps: 1 / error.snr if error.snr > 0 else math.inf for steps, error in found.items() if error}
 
 
 def of_module(fqn: str) -> Measure:
-    """The same of one module's gradients."""
+    """The relative squared error of one module's gradient."""
 
     def measure(run: RunResult, pairs: Collection[Steps]) -> dict[Steps, float]:
         own = tuple(each for each in run.differences if each.fqn == fqn)
@@ -50,7 +49,7 @@ def of_module(fqn: str) -> Measure:
 
 
 def of_losses(exact: Sequence[float]) -> Measure:
-    """The relative difference from the losses of the same weights and batches in float32, with its sign."""
+    """The signed relative difference from the float32 losses on the same weights and batches."""
 
     def measure(run: RunResult, pairs: Collection[Steps]) -> dict[Steps, float]:
         known = min(len(exact), len(run.losses))
@@ -66,7 +65,7 @@ def of_losses(exact: Sequence[float]) -> Measure:
 
 
 def whole_error(spec: RunSpec, plan: Plan, runner: Runner, measure: Measure) -> float:
-    """The plan's own error, a mean over the saved steps; 0 where there are none."""
+    """The error of the whole plan, averaged over the saved steps; 0 where there are none."""
     steps = _in_pairs(spec.probe_save)
     errors = _errors(spec, runner, dict.fromkeys(steps, _only(plan, _low_modules(plan))), measure) if steps else {}
     return fmean(errors.values()) if errors else 0.0
@@ -75,13 +74,14 @@ def whole_error(spec: RunSpec, plan: Plan, runner: Runner, measure: Measure) -> 
 def contributions(
     spec: RunSpec, plan: Plan, runner: Runner, products: Collection[str] = (), measure: Measure = of_gradients
 ) -> list[Contribution]:
-    """The modules that make up most of the error, largest first; of those that explain it equally well the ones that
-    have no products (`products` names the others), where float32 costs nothing.
+    """The modules that cause most of the error, largest first. Of equally good explanations, modules without products
+    (`products` names the others) are preferred, as float32 costs nothing there.
 
-    `spec` is a replay of a run whose gradients were saved at its `probe_save` steps. What a module adds when it alone
-    is low explains most plans. Where that is less than half of the plan's error, modules err on what others hand
-    them (a norm by hand squares a half result), and what counts is what goes away when a module is wide. Errors
-    are compared with the whole plan's in the same steps: batches differ, and some may not reach the module to blame.
+    `spec` is a replay of a run whose gradients were saved at its `probe_save` steps. Usually, the error that a module
+    adds when it alone is low explains the plan's. Where that is less than half of the plan's error, modules amplify the
+    rounding of others (a norm by hand squares a half result), and the error that disappears when a module is wide
+    counts. Errors are compared with the whole plan's in the same steps, since batches differ and may not reach the
+    module.
     """
     steps, everything = _in_pairs(spec.probe_save), _low_modules(plan)
     if not steps or not everything:
@@ -110,7 +110,7 @@ def contributions(
 
 
 def _telling(full_errors: Mapping[Steps, float]) -> list[Steps]:
-    """Those that hold the error: where another branch is taken, each module's share is one of next to nothing."""
+    """The steps with most of the error: elsewhere, as in another branch, shares are ratios of tiny numbers."""
     least = _TELLING * fmean(map(abs, full_errors.values()))
     return [steps for steps, error in full_errors.items() if abs(error) >= least]
 
@@ -123,8 +123,8 @@ def _shares(
     steps: Sequence[Steps],
     plans: Mapping[Group, Plan],
 ) -> dict[Group, float]:
-    """Of the whole plan's error in the same steps, what each group's plan makes; as many plans a run as there are
-    steps to try them in."""
+    """The share of each group's plan in the whole plan's error in the same steps; each run tries as many plans as it
+    has steps for them."""
     found: dict[Group, float] = {}
     groups = list(plans)
     for start in range(0, len(groups), len(steps)):
@@ -137,7 +137,7 @@ def _shares(
 
 
 def _share(error: float, whole: float) -> float:
-    """Of the plan's error in the same step; an overflow is all of it."""
+    """The share of a group in the whole error of a step; 1 for an overflow."""
     if math.isinf(error):
         return 1.0
     return error / whole if whole else 0.0
@@ -149,7 +149,7 @@ def _search(
     measure: Callable[[Sequence[Group]], dict[Group, float]],
     costly: Callable[[Group], int],
 ) -> list[tuple[str, float]]:
-    """Every pair of saved steps tries one group of modules; the worst groups are split until single modules are left or
+    """Each pair of saved steps tries one group of modules; the worst groups are split until single modules are left or
     the evaluations are used up."""
     groups, evaluations = _split(modules, parts), 0
     while groups and evaluations < MAX_EVALUATIONS:
@@ -173,8 +173,8 @@ def _split(modules: Sequence[str], parts: int) -> list[Group]:
 
 
 def _in_pairs(steps: Collection[int]) -> list[Steps]:
-    """The steps that try one plan together: of a GAN, one of each optimizer, and the second may step on what was
-    computed in the first."""
+    """Pairs of steps that try one plan: in a GAN one step of each optimizer, where the second may use results of the
+    first."""
     pairs: dict[int, list[int]] = {}
     for step in sorted(steps):
         pairs.setdefault(step // 2, []).append(step)
@@ -183,7 +183,7 @@ def _in_pairs(steps: Collection[int]) -> list[Steps]:
 
 
 def _errors(spec: RunSpec, runner: Runner, plans: Mapping[Steps, Plan], measure: Measure) -> dict[Steps, float]:
-    """What each pair of steps shows under its plan."""
+    """The error of each pair of steps under its plan."""
     compare = {step: (str(steps[0]), plan) for steps, plan in plans.items() for step in steps}
     return measure(runner(replace(spec, label="bisect", probe_save=frozenset(), probe_compare=compare)), plans)
 
@@ -199,8 +199,8 @@ def _only(plan: Plan, group: Collection[str]) -> Plan:
 
 
 def _largest(groups: Sequence[Group], shares: Mapping[Group, float], costly: Callable[[Group], int]) -> list[Group]:
-    """The fewest groups that make up nine tenths of the error, to within a twentieth the cheapest first. Shares may add
-    up to more than the whole: any link of a chain may be the one to mend."""
+    """The fewest groups that cause nine tenths of the error; among shares within a twentieth, the cheapest first.
+    Shares may add up to more than one: in a chain of modules each may be the one to repair."""
     kept: list[Group] = []
 
     def rank(group: Group) -> tuple[int, int, float]:

@@ -1,4 +1,4 @@
-"""How long a profile's runs took, beside the plain steps in them."""
+"""The time of a profile's runs, compared with that of the plain training steps in them."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from precaudit.running.job import RunResult, RunSpec
 
 
 class Clock:
-    """A runner that keeps every result, for the account of time at the end.
+    """A runner that keeps every result, for the timing at the end.
 
-    `_wall_seconds` is the time spent in training steps, runs at the same time counted once.
+    `_wall_seconds` is the time spent in training steps; concurrent runs count once.
     """
 
     def __init__(self, runner: Runner) -> None:
@@ -35,8 +35,8 @@ class Clock:
         return results
 
     def performance(self, seconds: float, measuring: float) -> dict[str, Any]:
-        """Keys of a report's `performance`. `seconds_plain_steps` is what all steps would take at the pace of plain
-        ones, `ratio` what they did take over that. The `measuring` stage is in the total and no part of the rest."""
+        """The keys of a report's `performance`: `seconds_plain_steps` is the time of all steps at the pace of plain
+        ones, `ratio` the actual time relative to that. The `measuring` stage counts in the total only."""
         pace, results = self._plain_pace(), [result for _, result in self._results]
         steps = sum(result.steps for result in results)
         stepping = sum(sum(result.step_seconds) for result in results)
@@ -51,7 +51,8 @@ class Clock:
         }
 
     def _plain_pace(self) -> float | None:
-        """That of the median unmeasured float32 run, or of the fastest third; they run two at a time as all do."""
+        """The pace of the median unmeasured float32 run, or of the fastest third; these run concurrently like all
+        others."""
         runs = self._results
         plain = sorted(_pace(r) for spec, r in runs if spec.precision == "float32" and not spec.probe_dir and _pace(r))
         if not plain:
@@ -61,6 +62,6 @@ class Clock:
 
 
 def _pace(run: RunResult) -> float:
-    """Seconds a step, the first apart; a mean, as steps of several optimizers differ by their turn."""
+    """Mean seconds per step without the first; a mean, as the steps of several optimizers differ."""
     later = run.step_seconds[1:]
     return sum(later) / len(later) if later else 0.0

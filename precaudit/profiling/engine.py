@@ -1,4 +1,4 @@
-"""`profile`: the stages in order. Whatever happens, what was measured until then comes back as a Report."""
+"""`profile`: the stages in order. After any failure the measurements so far are returned as a Report."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ NOT_NATIVE = (
 )
 
 _MOST_LOST = 2
-"""Modules whose gradients are told and mended: to find the cause takes several runs each."""
+"""How many modules with lost gradients are reported and repaired, as the search for a cause takes several runs each."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """The report and the exit code that goes with it; `error` is what to tell the person where the script failed."""
+    """The report and the exit code; `error` is the message for the user where the script failed."""
 
     report: Report
     exit_code: ExitCode
@@ -98,7 +98,7 @@ def _target(settings: Settings, where: dict[str, Any]) -> Gpu:
 
 
 def _formats(settings: Settings, target: Gpu) -> tuple[str, ...]:
-    """The formats asked for; refused where the target lacks one that was named."""
+    """The requested formats; PrecauditError where the target lacks one of them."""
     if not settings.formats:
         return target.default_formats
     missing = [name for name in settings.formats if name not in (*target.formats, "float32")]
@@ -155,7 +155,8 @@ def _plan_and_verify(
 
 
 def _with_blame(audit: Audit, formats: tuple[str, ...], runner: Runner) -> Audit:
-    """Where the preferred format is over budget, the modules that are to blame, if they are few."""
+    """The audit with the modules that cause the error of the preferred format, if it is over budget and they are
+    few."""
     preferred = default_format(formats)
     if audit.replay_spec is None or preferred in ("float32", *chosen_formats(audit.errors, formats)):
         return audit
@@ -166,7 +167,8 @@ def _with_blame(audit: Audit, formats: tuple[str, ...], runner: Runner) -> Audit
 
 
 def _with_lost(audit: Audit, formats: tuple[str, ...], runner: Runner) -> Audit:
-    """What makes the gradients of single modules wrong in a format in which the whole model's are not."""
+    """The audit with modules whose gradients are lost in a format that is within budget for the whole model, and the
+    causes."""
     chosen = default_format(chosen_formats(audit.errors, formats))
     found = lost_gradients(chosen, audit.replay.differences) if audit.replay and audit.errors else []
     if audit.replay_spec is None or not found:
@@ -181,7 +183,7 @@ def _with_lost(audit: Audit, formats: tuple[str, ...], runner: Runner) -> Audit:
 
 
 def _choices(audit: Audit, formats: tuple[str, ...], target: Gpu) -> Choices:
-    """The formats within the error budget. Where the preferred one is not, but for a few modules, it is kept without
+    """The formats within the error budget. The preferred one is kept if only a few modules exceed the budget, without
     those; where no format is left and no module stands out, training decides."""
     allowed = chosen_formats(audit.errors, formats)
     kept = {
@@ -201,7 +203,7 @@ def _choices(audit: Audit, formats: tuple[str, ...], target: Gpu) -> Choices:
 
 
 def _exit_code(audit: Audit, plan: Plan, verification: Verification, settings: Settings) -> ExitCode:
-    """Without verification any plan below float32 will do, but where float32 itself is not finite none is proposed."""
+    """The exit code; without verification any plan below float32 counts, unless float32 itself is not finite."""
     if not settings.verify:
         proposed = plan.is_low_precision and all(map(math.isfinite, audit.reference.losses))
         return ExitCode.OK if proposed else ExitCode.FINDING

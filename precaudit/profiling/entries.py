@@ -1,4 +1,4 @@
-"""What each entry says that the run as written has kept of the script's own low precision: a place and kind each."""
+"""Findings from the entries of a run as written: what its own low precision has lost, by place and kind."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from precaudit.running.job import RunResult
 from precaudit.tracing.records import Trace
 
 _STATE_LIMIT = 0.2
-"""A state has lost its changes when this share of their energy is rounding."""
+"""A state has lost its changes if rounding is this share of their energy."""
 _SUM_LIMIT = 0.01
-"""A sum has lost addends when it is off by a tenth (rms)."""
+"""A sum has lost addends if the squared relative error exceeds this: a tenth in rms."""
 
 CAP = "cap the loss scale (torch's stays useful up to 2^24)"
 
@@ -26,7 +26,7 @@ def seen_in(run: RunResult) -> list[Seen]:
 
 
 def causes_in(run: RunResult, severity: Severity) -> list[Finding]:
-    """What was seen to be lost while the script ran as written, a place and kind each."""
+    """Findings from all entries of a run as written."""
     seen = [_named(entry, run.trace) for entry in seen_in(run)]
     stagnant = {(e["fqn"], e["buffer"]) for e in seen if e["kind"] == "state" and e["lost"] >= _STATE_LIMIT}
     told = [e for e in seen if e["kind"] != "decay" or (e["fqn"], e["buffer"]) not in stagnant]
@@ -35,7 +35,7 @@ def causes_in(run: RunResult, severity: Severity) -> list[Finding]:
 
 
 def _named(entry: Seen, trace: Trace | None) -> Seen:
-    """With the module's name as the report has it: a teacher's layers are called as its student's are."""
+    """The entry with the module's name as in the report: two models may have the same names."""
     if trace is None or entry.get("model") is None:
         return entry
     return {**entry, "fqn": trace.name(entry["model"], entry["fqn"])}
@@ -54,14 +54,14 @@ def _state(entry: Seen, severity: Severity) -> Finding | None:
 
 
 def _kept(entry: Seen) -> str:
-    """What is kept: a buffer or an optimizer's state by its name, a weight of a module, or a value of nobody's."""
+    """The description of a state: a buffer or optimizer state by its name, a module's weight, or another tensor."""
     if entry["buffer"]:
         return ".".join(part for part in (entry["fqn"], entry["buffer"]) if part)
     return "a running value" if entry["fqn"] is None else f"a weight of {entry['fqn'] or 'the model itself'}"
 
 
 def _decay(entry: Seen, severity: Severity) -> Finding:
-    """PA303: a decay that never happens, whatever is added: it shows in training once the additions become small."""
+    """PA303: a decay factor that rounds to one, which affects training once the additions become small."""
     message = (
         f"{_kept(entry)} is kept in {entry['dtype']} and multiplied by {entry['factor']:.6g} in every "
         "step, which changes nothing after rounding: it never decays"
@@ -76,7 +76,7 @@ def _of_kept(entry: Seen, severity: Severity, message: str, **evidence: float) -
 
 
 def _gradients(entry: Seen, severity: Severity) -> Finding | None:
-    """PA304: gradients of several backward passes, summed in a half `.grad`."""
+    """PA304: gradients of several backward passes accumulate in a half `.grad`."""
     if entry["lost"] < _SUM_LIMIT:
         return None
     message = (
@@ -87,7 +87,7 @@ def _gradients(entry: Seen, severity: Severity) -> Finding | None:
 
 
 def _rows(entry: Seen, severity: Severity) -> Finding | None:
-    """PA305: the gradient of a row that is read many times, summed in half."""
+    """PA305: the gradient of a row with many lookups is summed in half."""
     if entry["lost"] < _SUM_LIMIT:
         return None
     message = (
@@ -101,7 +101,7 @@ def _rows(entry: Seen, severity: Severity) -> Finding | None:
 
 
 def _integers(entry: Seen, severity: Severity) -> Finding:
-    """PA306: whole numbers (ids, positions, counts) that are others in a low format."""
+    """PA306: integers (ids, positions, counts) that change in a low format."""
     message = (
         f"whole numbers up to {entry['amax']:g} are stored in {entry['dtype']}, which can't hold every integer above "
         f"{entry['limit']:g}: {entry['changed']} of them are rounded to others (they alias)"
@@ -111,7 +111,7 @@ def _integers(entry: Seen, severity: Severity) -> Finding:
 
 
 def _overflow(entry: Seen, severity: Severity) -> Finding:
-    """PA307: a non-finite value that the script's own low precision makes first."""
+    """PA307: the first non-finite value that the script's own low precision produces."""
     message = (
         f"{entry['op']} makes non-finite values in the script's own {entry['dtype']} at step {entry['step']}, from "
         f"finite inputs up to {entry['amax']:.3g}: it overflows, or divides by what was rounded to zero"
@@ -121,7 +121,7 @@ def _overflow(entry: Seen, severity: Severity) -> Finding:
 
 
 def _steps(entry: Seen, severity: Severity) -> Finding:
-    """PA504: an optimizer step with gradients that are not finite."""
+    """PA504: an optimizer step with non-finite gradients."""
     message = (
         f"at step {entry['step']} the optimizer steps on non-finite gradients ({entry['parameters']} parameters): "
         "nothing checks what overflows under the script's own precision and loss scale"
@@ -131,7 +131,7 @@ def _steps(entry: Seen, severity: Severity) -> Finding:
 
 
 def _weights(entry: Seen, severity: Severity) -> Finding:
-    """PA504: a write to a weight by the script itself, with values that are not finite."""
+    """PA504: the script itself writes non-finite values to a weight."""
     message = (
         f"at step {entry['step']} the script itself writes non-finite values into weights ({entry['op']}), computed "
         "from gradients that overflowed: a GradScaler skips an optimizer's steps, not what the script writes"
@@ -143,7 +143,7 @@ def _weights(entry: Seen, severity: Severity) -> Finding:
 
 
 def _runaway(entry: Seen, severity: Severity) -> Finding:
-    """PA505: a loss scale that the script raises without end."""
+    """PA505: a loss scale that the script raises without a limit."""
     message = (
         f"the script's own loss scale runs away: it passes {entry['scale']:.3g} at step {entry['step']}, without a "
         "ceiling, until the scaled loss itself is not finite"

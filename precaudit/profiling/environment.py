@@ -1,4 +1,4 @@
-"""Where a profile ran: versions, device and cores; read from torch in the process that asks."""
+"""The environment of a profile: versions, device and cores, read from torch in this process."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 def environment(device: str | None = None) -> dict[str, Any]:
-    """`device` is the one that the script is to run on, if one was named: it may not be the machine's first GPU."""
+    """Facts about the environment; `device` is the script's if one was requested, else the machine's first GPU."""
     import torch
 
     cuda = torch.cuda.is_available()

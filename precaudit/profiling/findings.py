@@ -1,4 +1,4 @@
-"""Findings in a person's words, from what the rules forbade, what the budget showed and what trials ran into."""
+"""Findings from the rules, the error budget and the trials, with messages for the user."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _OVERFLOWS = ("PA101", "PA102", "PA103", "PA107")
 
 
 def all_findings(audit: Audit, plan: Plan, verification: Verification) -> tuple[Finding, ...]:
-    """Errors first; within a severity in the order of the stages."""
+    """All findings, errors first; within a severity in the order of the stages."""
     as_written = of_as_written(audit, verification)
     pace = _keeping_pace(audit)
     strays = any((each.rule, each.severity) == ("PA501", "error") for each in as_written)
@@ -45,8 +45,8 @@ def all_findings(audit: Audit, plan: Plan, verification: Verification) -> tuple[
 
 
 def _told_once(found: Sequence[Finding], pace: Mapping[str, bool]) -> list[Finding]:
-    """A weight whose updates are rounded away (PA301) is also state that stagnates (PA303; buffers have a role), and
-    one that keeps pace with float32's does not."""
+    """Findings without duplicates: a weight whose updates are rounded away (PA301) is also a stagnating state (PA303),
+    and neither counts for one that keeps pace with float32's."""
     modules: dict[str, bool] = {}
     for name, kept in pace.items():
         module = name.rpartition(".")[0]
@@ -56,7 +56,8 @@ def _told_once(found: Sequence[Finding], pace: Mapping[str, bool]) -> list[Findi
 
 
 def _of_bypassed(trace: Trace) -> list[Finding]:
-    """PA003: what such a module computes itself is outside of every scope, in the audit and under a plan alike."""
+    """PA003: modules whose `forward` is called directly: their own operations are outside of every scope, in the audit
+    and under a plan."""
     if not trace.bypassed:
         return []
     names, place = listing([fqn or "the model" for fqn in trace.bypassed], 3), next(iter(trace.bypassed.values()))
@@ -69,7 +70,7 @@ def _of_bypassed(trace: Trace) -> list[Finding]:
 
 
 def _of_bans(bans: Iterable[Ban], plan: Plan) -> list[Finding]:
-    """An error where the format is the plan's own; elsewhere what would go wrong is a note."""
+    """Findings on bans: errors for the plan's own formats; for others, notes on what would go wrong."""
     used = {plan.default, *plan.modules.values()}
     merged: dict[tuple[str, str, str], list[Ban]] = {}
     for ban in _by_their_cause(list(bans)):
@@ -95,13 +96,13 @@ def _of_bans(bans: Iterable[Ban], plan: Plan) -> list[Finding]:
 
 
 def _by_their_cause(bans: Sequence[Ban]) -> list[Ban]:
-    """An operation that becomes non-finite alone (PA106), without those of which the overflow itself is told."""
+    """Bans without a PA106 for an operation that becomes non-finite where the overflow itself is reported."""
     told = {(ban.fqn, ban.op, ban.format) for ban in bans if ban.rule in _OVERFLOWS and ban.severity == "error"}
     return [ban for ban in bans if ban.value != math.inf or (ban.fqn, ban.op, ban.format) not in told]
 
 
 def _of_optimizer(audit: Audit, pace: Mapping[str, bool]) -> list[Finding]:
-    """PA301, PA302: what the script itself keeps in half precision."""
+    """PA301, PA302: weights and optimizer states that the script keeps in half precision."""
     run = audit.as_written
     if run is None or run.trace is None:
         return []
@@ -111,9 +112,8 @@ def _of_optimizer(audit: Audit, pace: Mapping[str, bool]) -> list[Finding]:
 
 
 def _keeping_pace(audit: Audit) -> dict[str, bool]:
-    """Whether a parameter went as far as float32's, however few of its updates changed it: what was rounded away is
-    made up for then, as compensated summation and stochastic rounding do. Where a name has no model in front, that
-    holds of the parameters of all models that have one by this name."""
+    """The parameters that moved as far as in float32 although updates were rounded away, as with compensated summation
+    or stochastic rounding. A name without a model stands for the parameters of that name in all models."""
     run = audit.as_written
     written = run.end_state.learned if run else {}
     pace: dict[str, bool] = {}
@@ -124,8 +124,8 @@ def _keeping_pace(audit: Audit) -> dict[str, bool]:
 
 
 def _of_weights(layer: Layer, baseline: Mapping[str, Any], pace: Mapping[str, bool]) -> Iterator[Finding]:
-    """Updates that a half weight is too coarse for, where there was a gradient. How far a tensor of a few values went
-    isn't known: it goes by the others of its layer."""
+    """PA301: half weights that absorb their updates, where there is a gradient. Whether a tiny tensor keeps pace is
+    judged by the others of its layer."""
     names = {w.name: f"{layer.fqn}.{w.name}".lstrip(".") for w in layer.tensors if w.role == "weight"}
     known = [pace[name] for name in names.values() if name in pace]
     for weight in layer.tensors:
@@ -147,14 +147,14 @@ def _of_weights(layer: Layer, baseline: Mapping[str, Any], pace: Mapping[str, bo
 
 
 def _cast_to(dtype: str, baseline: Mapping[str, Any]) -> Location | None:
-    """Where the script first asks for that dtype."""
+    """The line that first casts to that dtype."""
     casts = baseline.get("casts")
     found = (place_of(cast) for cast in casts if cast["dtype"] == dtype) if isinstance(casts, list) else ()
     return next(iter(found), None)
 
 
 def _of_states(layer: Layer) -> Iterator[Finding]:
-    """States that are zero in float16 though the gradients that they collect are not."""
+    """PA302: optimizer states that are zero in float16 although the gradients are not."""
     for state in layer.tensors:
         if state.role != "optimizer_state" or state.dtype != "float16":
             continue
@@ -172,8 +172,8 @@ def _zero_share(tensor: TensorRecord) -> float:
 
 
 def _of_errors(audit: Audit, plan: Plan) -> list[Finding]:
-    """PA201: a format that is over budget where the whole model has it, at whatever time; a note where the plan has one
-    that is preferred to it, and the script doesn't use it either."""
+    """PA201: a format that is over budget for the whole model in some phase; only a note where the plan prefers another
+    and the script doesn't use it either."""
     used = {plan.default, *plan.modules.values(), audit.reference.baseline.get("autocast")}
     over: dict[str, list[GradientError]] = {}
     for error in audit.errors:
@@ -200,7 +200,7 @@ def _of_lost(lost: LostGradients) -> Finding:
 def _over_budget(
     format_name: str, errors: list[GradientError], severity: Severity, audit: Audit, plan: Plan
 ) -> Finding:
-    """The evidence is the worst of the times that were looked at."""
+    """The finding on one format; the evidence is its worst phase."""
     error = min(errors, key=lambda each: each.snr)
     blamed = audit.blamed.get(format_name, ())
     alone = blamed[0] if len(blamed) == 1 else None
@@ -233,16 +233,16 @@ def _over_budget(
 
 
 def _roughest(trace: Trace, fqn: str, format_name: str) -> Op | None:
-    """The operation of a module that makes far more of its inputs' rounding than others do, as a difference of large
-    values or the sine of a large angle does. What a sum absorbs is measured by its smaller addend: no sum is one."""
+    """The operation of a module that amplifies the rounding of its inputs far more than others, as a difference of
+    large values or the sine of a large angle does. Sums don't count: their error is relative to the smaller addend."""
     ops = [op for op in trace.ops if op.fqn == fqn and op.op not in ABSORBING]
     worst = max(ops, key=lambda op: op.local_error.get(format_name, 0.0), default=None)
     return worst if worst is not None and _ROUGH <= worst.local_error.get(format_name, 0.0) < math.inf else None
 
 
 def _of_loss_scale(audit: Audit, plan: Plan, strays: bool) -> list[Finding]:
-    """PA202: gradients that float16 would lose without a scale, or does under the script's own: an error where
-    its training strays; PA203: no single scale serves all modules."""
+    """PA202: gradients that float16 loses without a loss scale, or under the script's own scale (an error if its
+    training deviates); PA203: no single scale suits all modules."""
     own = _own_scale(audit, strays)
     severity: Severity = "error" if own is not None and strays else "warning"
     spared = {op.fqn for op in audit.trace.ops if op.autocast == "bfloat16"}
@@ -264,8 +264,8 @@ def _of_loss_scale(audit: Audit, plan: Plan, strays: bool) -> list[Finding]:
 
 
 def _own_scale(audit: Audit, strays: bool) -> float | None:
-    """The loss scale that the script itself begins with in float16, 1 where it scales none; None where it has another
-    format, or a scaler under which it trains well: that may have raised its scale."""
+    """The script's own initial loss scale in float16, 1 without one; None for another format, or for a scaler under
+    which it trains well, as that may have raised its scale."""
     baseline = audit.reference.baseline
     if baseline.get("autocast") != "float16":
         return None
@@ -277,7 +277,7 @@ def _own_scale(audit: Audit, strays: bool) -> float | None:
 
 
 def _scaling(own: float | None, scaler: bool) -> tuple[str, str]:
-    """How the loss is scaled, in words, and what to do about it."""
+    """How the script scales its loss, in words, and the fix."""
     if own is None:
         return "without a loss scale", "use plan.grad_scaler()"
     if not scaler:
@@ -289,7 +289,7 @@ def _scaling(own: float | None, scaler: bool) -> tuple[str, str]:
 
 
 def _lost_share(layer: Layer, scale: float) -> float:
-    """Of a module's gradients, the largest share of energy that float16 loses at a loss scale."""
+    """The largest share of a gradient's energy that float16 loses at a loss scale, over a module's gradients."""
     gradients = [t for t in layer.tensors if t.role in ("activation_grad", "weight_grad") and t.formats]
     if scale != 1:
         return lost_share([t.stats for t in gradients], math.floor(math.log2(scale)))
@@ -299,7 +299,7 @@ def _lost_share(layer: Layer, scale: float) -> float:
 
 
 def _of_float32(audit: Audit, verification: Verification) -> Iterator[Finding]:
-    """PA603: a float32 run whose loss is not finite; verification may have been switched off."""
+    """PA603: a float32 run with a non-finite loss, with and without verification."""
     runs = [(audit.reference.seed, audit.reference.losses)]
     runs += [(trial.seed, trial.losses) for trial in verification.trials if trial.plan == "reference"]
     unsound = next(((seed, losses) for seed, losses in runs if not all(map(math.isfinite, losses))), None)
@@ -313,7 +313,7 @@ def _of_float32(audit: Audit, verification: Verification) -> Iterator[Finding]:
 
 
 def _of_verification(verification: Verification) -> list[Finding]:
-    """PA601: what a trial had to change, or tried to; PA602: a plan that no repair saved."""
+    """PA601: repairs that trials made or tried; PA602: a plan that no repair fixed."""
     went = "needed" if verification.verdict == "pass" else "was moved to"
     found = [
         finding(

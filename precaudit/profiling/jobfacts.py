@@ -1,4 +1,4 @@
-"""What a report says of the job itself: what was run, with which options, and what was other than expected."""
+"""The facts about the job in a report: script, options, and notes on unexpected events."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def job_facts(job: Job, settings: Settings, audit: Audit, formats: Sequence[str]
 
 
 def _notes(job: Job, settings: Settings, audit: Audit) -> list[str]:
-    """What was other than a person might expect."""
+    """Notes on what the user might not expect."""
     run = audit.reference
     notes = [settings.unheeded] if settings.unheeded else []
     if run.status == "ended" and run.steps < job.steps:
@@ -65,6 +65,7 @@ def _notes(job: Job, settings: Settings, audit: Audit) -> list[str]:
 
 
 def _own_casts(audit: Audit) -> dict[str, object]:
-    """Where they are, as far as they were seen: in the reference they are off, and what was loaded is cast nowhere."""
+    """The lines of the script's own casts, as far as known: they are disabled in the reference, and loaded tensors have
+    none."""
     written = audit.as_written.baseline if audit.as_written else {}
     return {"casts": written.get("casts", [])} if audit.neutralize else {}

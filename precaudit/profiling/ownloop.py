@@ -1,4 +1,4 @@
-"""The report of an audit in somebody's own loop: what was measured there, and a plan that nothing has verified."""
+"""The report of an audit in the user's own loop: measurements, and a plan that is not verified."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def report_of(auditing: Auditing) -> Report:
-    """All processes together, where `torchrun` made several: every one of them has to call this."""
+    """The report over all processes of `torchrun`, a collective operation: all of them must call it."""
     trace = over_processes(auditing.trace())
     steps, where = auditing.steps, environment()
     job = Job("script", auditing.name, (), os.getcwd(), steps)
@@ -59,8 +59,8 @@ def report_of(auditing: Auditing) -> Report:
 
 
 def _not_finite(trace: Trace, scaled: bool) -> list[Finding]:
-    """PA308: weights that are lost, or gradients that no scaler looks after. What was first to be so, the sums over
-    all steps don't tell: whatever computes with a lost weight is not finite either."""
+    """PA308: non-finite weights, or non-finite gradients without a scaler. Sums over all steps don't show which came
+    first: everything computed with a non-finite weight is non-finite too."""
     weights = [layer.fqn for layer in trace.layers if _lost(layer, "weight")]
     gradients = [] if scaled else [layer.fqn for layer in trace.layers if _lost(layer, "weight_grad")]
     lost, what = (weights, "weights") if weights else (gradients, "gradients")

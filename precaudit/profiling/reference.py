@@ -1,4 +1,4 @@
-"""The float32 run that everything is compared with, whatever precision a script has of its own."""
+"""The float32 reference run, whatever precision a script uses itself."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from precaudit.running.job import INTERNAL, RunResult, RunSpec
 from precaudit.running.unwatched import unwatched
 
 _PAST = 3
-"""Steps beyond a failure that say a script doesn't have it."""
+"""How many steps past a failure show that the script itself does not have it."""
 _TRIES = 2
 
 
 @dataclass(frozen=True)
 class Reference:
-    """`run` is float32 as `spec` says; in `first` the script's own casts were in force, if `run` is another one."""
+    """`run` is the float32 run of `spec`; `first` had the script's own casts active, if it is another run."""
 
     spec: RunSpec
     run: RunResult
@@ -23,8 +23,8 @@ class Reference:
 
 
 def in_float32(spec: RunSpec, runner: Callable[[RunSpec], RunResult]) -> Reference:
-    """With the script's autocast off; again without its `assert`s where these fail, and without its own casts where it
-    makes half tensors by them, or fails for them."""
+    """Run with the script's autocast disabled; again without its `assert`s if these fail, and without its own casts if
+    these create half tensors or cause a failure."""
     first = runner(spec)
     if _asserts_its_precision(first):
         spec = replace(spec, job=replace(spec.job, asserts=False))
@@ -37,9 +37,9 @@ def in_float32(spec: RunSpec, runner: Callable[[RunSpec], RunResult]) -> Referen
 
 
 def _blamed(run: RunResult, spec: RunSpec, runner: Callable[[RunSpec], RunResult]) -> RunResult:
-    """A failure that the script by itself gets past is precaudit's, unless it comes by chance, as a download's does:
-    then another run goes on, or fails as it may. Both are tried twice: chance may fail once more, and at the same step,
-    as where it strikes before the first."""
+    """The failure attributed to precaudit if the script alone gets past it, unless it is random (a download): then a
+    repeated run gets past it as well. Both are tried twice, as a random failure may recur, even at the same step if
+    that is the first."""
     error = run.error
     if run.status != "failed" or error is None or run.is_ours or error.is_lack_of_memory:
         return run
@@ -65,16 +65,16 @@ def _fault(run: RunResult) -> str:
 
 
 def _asserts_its_precision(run: RunResult) -> bool:
-    """A script that checks the dtypes of its own autocast by `assert` can't run in float32 as it stands."""
+    """Whether the script failed by an `assert`, which may check the dtypes of its own autocast."""
     return run.error is not None and run.error.type == "AssertionError" and "autocast" in run.baseline
 
 
 def _casts_by_itself(run: RunResult) -> bool:
-    """Whether the script made half tensors though its autocast was off."""
+    """Whether the script casts to half by itself: half tensors occur although its autocast is disabled."""
     return "casts" in run.baseline or (run.trace is not None and bool(run.trace.low_dtypes))
 
 
 def _may_fail_of_casts(run: RunResult) -> bool:
-    """An id that a cast makes another one may be no row of a table; and a script that casts what it feeds into its own
-    autocast can't run without that, unless its casts are off too."""
+    """Whether the failure may come from the script's own casts: an id changed by a cast may be out of range, and inputs
+    cast for the script's own autocast don't match float32 weights."""
     return run.status == "failed" and "casts" in run.baseline

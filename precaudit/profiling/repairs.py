@@ -1,4 +1,5 @@
-"""What to change after a failed trial: the first op that broke, the module that raised, or the largest error."""
+"""The change of a plan after a failed trial: the first failing operation, the module that raised, or the largest
+error."""
 
 from __future__ import annotations
 
@@ -28,7 +29,7 @@ _STOPPED = ScriptError("", "the script stopped", "")
 
 @dataclass(frozen=True)
 class Promotion:
-    """A module (op '') or an operation inside it, from one format to a safer one."""
+    """A module (op '') or an operation in it, and the safer format it gets."""
 
     fqn: str
     op: str
@@ -39,7 +40,7 @@ class Promotion:
 
 
 def find_repair(trials: Trials, plan: Plan, candidates: Mapping[int, RunResult]) -> list[Promotion]:
-    """The least change that answers what was seen; empty where nothing is left to change."""
+    """The smallest change for the observed failure; empty where nothing is left to change."""
     broken = next((run for run in candidates.values() if not run.finished), None)
     if broken is not None:
         return _after_exception(plan, broken.error or _STOPPED, trials.audit.trace)
@@ -57,8 +58,8 @@ def find_repair(trials: Trials, plan: Plan, candidates: Mapping[int, RunResult])
 
 
 def _first_wrong(references: Mapping[int, RunResult], candidates: Mapping[int, RunResult]) -> tuple[int, int] | None:
-    """The seed whose run went wrong and the step: where it was lost, else a model's outputs, else the last that was
-    skipped, else the first for which batches were left out, else its end."""
+    """The seed of a failed run and the step: where it diverged, else the first non-finite output of a model, else the
+    last skipped step, else the first step with skipped batches, else its end."""
     for seed, run in candidates.items():
         lost = diverged(references[seed].losses, run.losses) if seed in references else None
         if lost is not None:
@@ -86,7 +87,8 @@ def _ended_badly(run: RunResult) -> bool:
 
 
 def _watch(trials: Trials, plan: Plan, seed: int, step: int) -> list[Fault]:
-    """Run the failing seed again and look for producers from two steps before; what float32 shares is no fault."""
+    """Repeat the failing seed and trace producers of non-finite values from two steps before; those that float32 has
+    too are ignored."""
     start = max(0, step - 2)
     (watched,) = trials.run([replace(trials.spec("watch", seed, plan), watch_from=start)])
     legal = {
@@ -99,7 +101,7 @@ def _watch(trials: Trials, plan: Plan, seed: int, step: int) -> list[Fault]:
 
 
 def _after_fault(plan: Plan, faults: list[Fault], trace: Trace) -> list[Promotion]:
-    """The first forward producer that something can be done about, else the first gradient; at last what is inside."""
+    """The first forward producer that can be changed, else the first gradient, else what is inside of the module."""
     producers = [fault for fault in faults if fault.phase == "forward"] or faults
     for fault in producers:
         if promotion := _widened(plan, fault.fqn, fault.op, _what_happened(fault), trace):
@@ -110,8 +112,9 @@ def _after_fault(plan: Plan, faults: list[Fault], trace: Trace) -> list[Promotio
 
 
 def _of_its_type(plan: Plan, first: Promotion, trace: Trace) -> list[Promotion]:
-    """The same in all modules of that type, once a second of them needs it: what breaks in the first hides what breaks
-    behind it, and one a round would use up the rounds. Products are let be, of which nearly all survive."""
+    """Extend the change to all modules of the type once a second one needs it: a failure in the first module hides
+    those of later ones, and one per round would use up the rounds. Products are excluded, as nearly all of them are
+    fine."""
     sources = {fqn: format_of(plan, fqn, first.op) for fqn in _same_type(first.fqn, trace)}
     products = {op.fqn for op in trace.ops if op.category == "lower" and first.op in ("", op.op)}
     if first.fqn in products or "float32" not in sources.values():
@@ -121,7 +124,7 @@ def _of_its_type(plan: Plan, first: Promotion, trace: Trace) -> list[Promotion]:
 
 
 def _same_type(fqn: str, trace: Trace) -> list[str]:
-    """The other trained modules of its type."""
+    """The other trained modules of the module's type."""
     types = {layer.fqn: layer.type for layer in trace.layers if layer.trained}
     return [other for other, kind in types.items() if other != fqn and kind == types.get(fqn)]
 
@@ -131,8 +134,8 @@ def _as_in(first: Promotion) -> str:
 
 
 def _widened(plan: Plan, fqn: str, op: str | None, why: str, trace: Trace) -> Promotion | None:
-    """The operation alone, in a module that computes between its children; the module's own operations where it is a
-    leaf, where no operation is known, or where the operation is wide already; None where all of that is float32."""
+    """The operation alone in a module with children; all operations of a module that is a leaf, or where the operation
+    is unknown or already wide; None where all of that is float32."""
     leaf = {layer.fqn: layer.leaf for layer in trace.layers}.get(fqn, True)
     kinds = {each.op: each.category for each in trace.ops if each.fqn == fqn}
     source = format_of(plan, fqn, op or "")
@@ -146,7 +149,7 @@ def _widened(plan: Plan, fqn: str, op: str | None, why: str, trace: Trace) -> Pr
 
 
 def _target(source: str, category: str, plan: Plan) -> str:
-    """An operation outside the products follows its inputs: only float32 frees it from their format."""
+    """The safer format. An operation that is no product follows its inputs: only float32 frees it from their format."""
     return fallback(source, _used(plan)) if category == "lower" else "float32"
 
 
@@ -159,8 +162,8 @@ def _what_happened(fault: Fault) -> str:
 
 
 def _after_exception(plan: Plan, error: ScriptError, trace: Trace) -> list[Promotion]:
-    """The operation that raised runs in float32, else the innermost module whose forward raised, or a function's own
-    backward pass in it."""
+    """The operation that raised goes to float32, else the innermost module whose forward raised, or that called the
+    custom function whose backward pass did."""
     fqn = _planned_name(error.raised_in, plan)
     if fqn is None:
         return []
@@ -177,9 +180,9 @@ def _after_exception(plan: Plan, error: ScriptError, trace: Trace) -> list[Promo
 
 
 def _alike(plan: Plan, first: Promotion, op: str | None, trace: Trace) -> list[Promotion]:
-    """The same for other modules of that type, which would raise too, one a round. Where the operation is known, for
-    those that call it, unless it is a product, as nearly all calls of products succeed; else for those without
-    products. Where it raises a second time, for all of them and what is inside."""
+    """The same change for other modules of that type, which would raise too: those that call the operation (unless it
+    is a product, as nearly all calls of products succeed) or, if it is unknown, those without products. If it raises
+    again, all of them with their contents."""
     alike = _same_type(first.fqn, trace)
     again = first.why in plan.because.values()
     if not again:
@@ -192,7 +195,7 @@ def _alike(plan: Plan, first: Promotion, op: str | None, trace: Trace) -> list[P
 
 
 def _feeding(plan: Plan, fqn: str, op: str | None, why: str, trace: Trace) -> list[Promotion]:
-    """The module that ran last before an operation, such as what makes the matrix that a decomposition refuses."""
+    """The module that ran before an operation, which computes the matrix that a decomposition refuses, say."""
     names = [(each.fqn, each.op) for each in trace.ops]
     before = names[: names.index((fqn, op))] if op and (fqn, op) in names else []
     others = [name for name, _ in before if name != fqn]
@@ -201,7 +204,7 @@ def _feeding(plan: Plan, fqn: str, op: str | None, why: str, trace: Trace) -> li
 
 
 def _inside(plan: Plan, fqn: str, why: str) -> list[Promotion]:
-    """All low modules inside one that raises on what they return to it."""
+    """All low-precision modules inside one that raises on their results."""
     low = {name: source for name, source in plan.modules.items() if source != "float32" and name != fqn}
     return [Promotion(name, "", source, "float32", why) for name, source in low.items() if is_within(name, fqn)]
 
@@ -215,7 +218,8 @@ def _planned_name(raised_in: str | None, plan: Plan) -> str | None:
 
 
 def _after_stuck(plan: Plan, buffers: Sequence[str]) -> list[Promotion]:
-    """The modules whose buffers absorb their changes. Only where several models train do a plan's names have theirs."""
+    """The modules whose buffers absorb their changes. Only with several models do a plan's names have a model
+    prefix."""
     found: dict[str, Promotion] = {}
     for buffer in buffers:
         owner, _, name = buffer.rpartition(".")
@@ -227,7 +231,7 @@ def _after_stuck(plan: Plan, buffers: Sequence[str]) -> list[Promotion]:
 
 
 def _after_wrong_answer(plan: Plan, model: str, far: OutputDeviation) -> list[Promotion]:
-    """Training shows nothing of it: what is to blame was looked for where the model answered."""
+    """The modules that cause a deviation in eval mode, which were determined during the trial."""
     others = plural(len(far.causes) - 1, "other")
     how = f"by {far.error:.1%} in eval mode{f', with {others}' if far.causes[1:] else ''}"
     return [
@@ -239,9 +243,9 @@ def _after_wrong_answer(plan: Plan, model: str, far: OutputDeviation) -> list[Pr
 
 
 def _after_silent_error(trials: Trials, plan: Plan, candidates: Mapping[int, RunResult]) -> list[Promotion]:
-    """The modules whose own rounding makes most of the error, measured one group at a time: of the loss, where that is
-    wrong on float32's weights already, else of its gradient. Where the trials left a doubt, a gradient as exact as the
-    format has them is nobody's fault."""
+    """The modules whose rounding causes most of the error, measured group by group: of the loss if that is wrong with
+    float32's weights, else of the gradient. If the trials are inconclusive and the gradient is as exact as the format
+    allows, none is blamed."""
     spec = trials.audit.replay_spec
     if spec is None or trials.audit.replay is None:
         return []
@@ -251,7 +255,7 @@ def _after_silent_error(trials: Trials, plan: Plan, candidates: Mapping[int, Run
     judged = trials.judge(candidates, plan)
     in_loss = _explains(shift, judged.difference.mean)
     measure, what = (of_loss, "loss") if in_loss else (of_gradients, "gradient")
-    usable = (*_used(plan), *({"tf32"} & {*spec.formats}))  # which brings a plan no loss scale, as float16 would
+    usable = (*_used(plan), *({"tf32"} & {*spec.formats}))  # which needs no loss scale, unlike float16
     promotions = []
     for item in contributions(spec, plan, trials.runner, products, measure)[:_MOST]:
         source = plan.modules.get(item.fqn, plan.default)
@@ -271,7 +275,7 @@ def _after_silent_error(trials: Trials, plan: Plan, candidates: Mapping[int, Run
 
 
 def _explains(shift: float, difference: float | None) -> bool:
-    """Whether half of what parted in training was there without training."""
+    """Whether a shift without training explains half of the difference in training."""
     return difference is not None and shift * difference > 0 and abs(shift) >= abs(difference) / 2
 
 

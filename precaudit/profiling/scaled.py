@@ -1,4 +1,4 @@
-"""Findings on gradients that have a script's loss scale in them where they should not, or have it taken out twice."""
+"""Findings on gradients that are still scaled where they should not be, or are unscaled twice."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from precaudit.model import Finding
 
 
 @dataclass(frozen=True)
-class _Told:
-    """How a kind of what was seen is told; `{function}` is what met the gradients, and `mixed` is added where those of
-    a scaled loss and of another one are in one sum."""
+class _Texts:
+    """The texts for a kind of entry; `{function}` is what used the gradients, and `mixed` is added where gradients of a
+    scaled and an unscaled loss are summed."""
 
     rule: str
     message: str
@@ -22,45 +22,45 @@ class _Told:
     mixed: str = ""
 
 
-CERTAIN: Mapping[str, _Told] = MappingProxyType(
+CERTAIN: Mapping[str, _Texts] = MappingProxyType(
     {
-        "clips_scaled": _Told(
+        "clips_scaled": _Texts(
             "PA502",
             "{function} clips gradients before scaler.unscale_: they are still multiplied by the loss scale, its limit "
             "is not",
             "call scaler.unscale_(optimizer) before clipping",
         ),
-        "steps_scaled": _Told(
+        "steps_scaled": _Texts(
             "PA506",
             "{function} steps on gradients that are still multiplied by the loss scale, and nothing checks them for "
             "overflow: neither scaler.unscale_ nor scaler.step was called",
             "call scaler.step(optimizer) instead of optimizer.step()",
         ),
-        "adds_scaled": _Told(
+        "adds_scaled": _Texts(
             "PA506",
             "the backward pass of a scaled loss adds to gradients that scaler.unscale_ has unscaled already: the "
             "optimizer steps on the sum, which has the loss scale in it",
             "call scaler.unscale_(optimizer) once a step, after the last backward pass",
         ),
-        "unscaled_before": _Told(
+        "unscaled_before": _Texts(
             "PA506",
             "{function} steps on gradients of a backward pass that came after scaler.unscale_: a scaler unscales an "
             "optimizer's gradients once from one update() to the next, so these have the loss scale in them still",
             "call scaler.update() between the two, as after the first of SAM's passes",
         ),
-        "adds_by_hand": _Told(
+        "adds_by_hand": _Texts(
             "PA506",
             "the backward pass of a loss that is multiplied by a loss scale adds to gradients that the script has "
             "divided by it already: it divides them once more, so that the earlier ones count for almost nothing",
             "divide the gradients by the scale once a step, after the last backward pass",
         ),
-        "scales_twice": _Told(
+        "scales_twice": _Texts(
             "PA506",
             "scaler.scale multiplies a loss by the loss scale that was multiplied by it already: the scaler takes it "
             "out once, so the optimizer steps on gradients that are still scaled",
             "call scaler.scale(loss) once, where backward() is called on it",
         ),
-        "unscaled_loss": _Told(
+        "unscaled_loss": _Texts(
             "PA508",
             "this loss goes backward without scaler.scale, but the scaler divides its gradients by the loss scale all "
             "the same, before {function} steps",
@@ -69,16 +69,16 @@ CERTAIN: Mapping[str, _Told] = MappingProxyType(
         ),
     }
 )
-"""Each of them an error wherever it is seen."""
-LIKELY: Mapping[str, _Told] = MappingProxyType(
+"""Kinds that are errors wherever they occur."""
+LIKELY: Mapping[str, _Texts] = MappingProxyType(
     {
-        "made_anew": _Told(
+        "made_anew": _Texts(
             "PA510",
             "a new GradScaler is made here in every step: its loss scale starts over each time, and is never lowered "
             "where gradients overflow",
             "make one GradScaler, before the training loop",
         ),
-        "other_scaler": _Told(
+        "other_scaler": _Texts(
             "PA508",
             "the GradScaler that unscales the gradients here, before {function} steps, is not the one that scaled the "
             "loss: they are divided by the wrong loss scale",
@@ -86,16 +86,16 @@ LIKELY: Mapping[str, _Told] = MappingProxyType(
         ),
     }
 )
-"""The cause where a script strays and nothing else explains it; the likeliest first."""
-CHANGES: Mapping[str, _Told] = MappingProxyType(
+"""Likely causes where a script deviates and nothing else explains it, the likeliest first."""
+CHANGES: Mapping[str, _Texts] = MappingProxyType(
     {
-        "unscales_twice": _Told(
+        "unscales_twice": _Texts(
             "PA508",
             "the script reads the loss scale and changes gradients itself, before the scaler unscales them here: if "
             "it divided them by the scale, they are divided twice",
             "leave that to the scaler: call scaler.unscale_(optimizer) once, before the gradients are used",
         ),
-        "changes_scaled": _Told(
+        "changes_scaled": _Texts(
             "PA502",
             "the script changes gradients itself while they are still multiplied by the loss scale, before the scaler "
             "unscales them here: a clipping threshold, a weight decay or noise then has the wrong size",
@@ -103,10 +103,11 @@ CHANGES: Mapping[str, _Told] = MappingProxyType(
         ),
     }
 )
-"""Errors where the change is another one with the loss scale than without; likely causes where that is unknown."""
-HOOKS: Mapping[str, _Told] = MappingProxyType(
+"""Kinds that are errors where the relative change depends on the loss scale, and likely causes where that is
+unknown."""
+HOOKS: Mapping[str, _Texts] = MappingProxyType(
     {
-        "hooks": _Told(
+        "hooks": _Texts(
             "PA502",
             "a hook that the script registers here on parameters changes gradients that are still multiplied by the "
             "loss scale: a clipping threshold, a weight decay or noise then has the wrong size",
@@ -114,15 +115,15 @@ HOOKS: Mapping[str, _Told] = MappingProxyType(
         ),
     }
 )
-"""Errors where what hooks do is another change with the loss scale than without."""
+"""Kinds that are errors where the relative change by hooks depends on the loss scale."""
 
 
-def of_scaled(baseline: Mapping[str, Any], kinds: Mapping[str, _Told]) -> list[Finding]:
-    """One finding for each of these kinds that `ownprecision.scaled_gradients` has noted."""
+def of_scaled(baseline: Mapping[str, Any], kinds: Mapping[str, _Texts]) -> list[Finding]:
+    """One finding for each of these kinds that `ownprecision.scaled_gradients` has recorded."""
     return [_finding(told, seen) for kind, told in kinds.items() if isinstance(seen := baseline.get(kind), dict)]
 
 
-def _finding(told: _Told, seen: Mapping[str, Any]) -> Finding:
+def _finding(told: _Texts, seen: Mapping[str, Any]) -> Finding:
     message = told.message.format(function=seen.get("function"))
     beside = told.mixed if seen.get("mixed") else ""
     return finding(told.rule, "error", f"{message}{beside}", told.fix, location=place_of(seen))

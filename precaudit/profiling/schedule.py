@@ -1,4 +1,4 @@
-"""Which steps a run audits, shadows and probes: at the start and again later, a few in between."""
+"""Which steps a run audits, shadows and probes: at the start, later, and a few in between."""
 
 from __future__ import annotations
 
@@ -23,10 +23,9 @@ class Schedule:
 
 
 def schedule(steps: int, formats: int) -> Schedule:
-    """Every phase has up to four probed steps a format, and no more than a fifth of the run. The first step of all is
-    left in float32: its loss shows whether a replay begins as the reference did, whatever a format does to it. Where
-    two optimizers take turns (a GAN's), steps of both are looked at, and probed in pairs: what the first of a pair
-    computes the second may use."""
+    """The schedule: each phase has up to four probed steps per format, and at most a fifth of the run. The first step
+    stays in float32: its loss shows whether a replay starts like the reference. Pairs of steps are probed, for scripts
+    with two alternating optimizers (GANs), where the second may use results of the first."""
     middle = steps // 2 & ~1
     each = min(_PROBES * formats, steps // 5)
     each -= each % 2 and each > 1

@@ -1,4 +1,4 @@
-"""What a profile was asked to do."""
+"""The options of a profile."""
 
 from __future__ import annotations
 
@@ -32,18 +32,18 @@ class Settings:
     price: float | None = None
 
     def options(self) -> dict[str, str]:
-        """What a command line must say again for another profile like this one; that it is thorough is its default."""
+        """The options for another command line with the same settings, except defaults."""
         chosen = {name: getattr(self, name) for name in OPTIONS if getattr(self, name) != getattr(Settings, name)}
         return {f"--{name}": ",".join(v) if isinstance(v, tuple) else f"{v}" for name, v in chosen.items()}
 
     @property
     def pairs(self) -> int:
-        """How many seeds the first look takes."""
+        """How many seeds the first look uses."""
         return 0 if not self.verify else 1 if self.quick else self.seeds
 
     @property
     def unheeded(self) -> str | None:
-        """What was asked for and is not done, for the sake of something else that was."""
+        """Notes on options that are ignored in favour of others."""
         asked = [f"--seeds {self.seeds}"] if self.seeds not in (self.pairs, DEFAULT_SEEDS) else []
         asked += ["--quick"] if self.quick and not self.verify else []
         instead = "--quick runs one pair" if self.verify else "--no-verify runs no pair"

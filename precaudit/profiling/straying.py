@@ -1,4 +1,4 @@
-"""Whether a script as written, in its own low precision, trains otherwise than float32: one run of it, beside one."""
+"""Whether a script as written, in its own low precision, trains differently from float32, by one pair of runs."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from precaudit.verification.gates import allowed, unused_calls, usual_calls
 from precaudit.verification.statistics import MARGIN_CAP, comparison_window, diverged, relative_differences
 
 _STRAYED = 10.0
-"""One pair shows a difference, not its spread: only one this many margins wide is called an error."""
+"""One pair has no spread, so that only a difference of this many margins counts as an error."""
 _STANDARD_ERRORS = 4.0
 _MOST_SKIPPED = 0.5
-"""A script that skips more than this share of its steps (an unlucky scaler skips its first dozen) is not training."""
+"""A script that skips more than this share of its steps is not training (an unlucky scaler skips its first dozen)."""
 _UNLUCKY, _WASTED = 24, 0.3
-"""A scaler that finds its scale skips no more steps than this; one that skips more, and such a share, does not."""
+"""A scaler skips at most this many steps until it finds its scale; misuse skips more, and at least this share."""
 
 
 def strays(reference: RunResult, run: RunResult, verification: Verification) -> str | None:
-    """How the script as written differs from float32, where it does by more than chance."""
+    """How the script as written deviates from float32, by more than chance; None if it doesn't."""
     if (lost := diverged(reference.losses, run.losses)) is not None:
         return lost.detail
     if run.status == "ended" and run.steps < (1 - _MOST_SKIPPED) * reference.steps:
@@ -42,41 +42,40 @@ def strays(reference: RunResult, run: RunResult, verification: Verification) -> 
 
 
 def _by_chance(losses: tuple[float, ...]) -> float:
-    """How far the mean may be from that of as many other batches: after a step that was skipped, each step has another
-    batch than float32's."""
+    """How far the mean loss may differ by chance from that of other batches, which follow after a skipped step."""
     mean = float(np.mean(losses))
     return _STANDARD_ERRORS * float(np.std(losses)) * (2 / len(losses)) ** 0.5 / abs(mean) if mean else 0.0
 
 
 def _missing(reference: RunResult, run: RunResult) -> int:
-    """Optimizer steps that were not taken, by the backward passes that they had."""
+    """How many optimizer steps are missing for the number of backward passes."""
     if not (reference.steps and reference.backward_calls):
         return 0
     return round(run.backward_calls * reference.steps / reference.backward_calls) - run.steps
 
 
 def _skipped(reference: RunResult, run: RunResult) -> int:
-    """Optimizer steps that a scaler skipped; 0 where they were few."""
+    """How many steps a scaler skipped; 0 if only a few."""
     skipped = _missing(reference, run)
     return skipped if skipped > max(_UNLUCKY, _WASTED * (skipped + run.steps)) else 0
 
 
 def ends_early(reference: RunResult, run: RunResult) -> bool:
-    """Whether the script ended by itself, with more steps missing than its scaler or left-out batches account for."""
+    """Whether the script ended by itself with more steps missing than its scaler or skipped batches explain."""
     missing = reference.steps - run.steps - sum(_left_out(reference, run))
     return run.status == "ended" and missing > _few(reference, reference.steps)
 
 
 def _leaves_out(reference: RunResult, run: RunResult) -> bool:
-    """Whether more than a few batches led to no step, as where the script itself looks whether its loss is finite. A
-    scaler by hand, too, finds its scale before the first step."""
+    """Whether more than a few batches led to no step, as where the script checks its loss. A scaler by hand, too, finds
+    its scale before the first step."""
     first, *later = _left_out(reference, run) or [0]
     unused = max(0, first - _UNLUCKY) + sum(later)
     return unused > _few(reference, unused + run.steps)
 
 
 def _left_out(reference: RunResult, run: RunResult) -> list[int]:
-    """For each step what was skipped before it: whole steps, with all batches that one takes, and single batches."""
+    """For each step, what was skipped before it: whole steps (with all their model calls) and single batches."""
     whole = max(reference.calls, default=0) or 1
     return [count // whole + count % whole for count in _calls_unused(reference, run)]
 
@@ -86,12 +85,12 @@ def _calls_unused(reference: RunResult, run: RunResult) -> list[int]:
 
 
 def _few(reference: RunResult, steps: int) -> float:
-    """How many may be missing: as many as a scaler skips until it has found its scale, where there is one."""
+    """How many steps may be missing: where there is a scaler, as many as it skips until it has found its scale."""
     return max(_UNLUCKY, _WASTED * steps) if "grad_scaler" in reference.baseline else allowed(steps)
 
 
 def _limit(verification: Verification) -> float:
-    """Many margins; or the spread of single pairs, where verification saw them differ by more than that by chance."""
+    """The limit for the loss difference: many margins or, if larger, the spread of single pairs in verification."""
     lower, upper = verification.difference.lower, verification.difference.upper
     spread = 0.0 if lower is None or upper is None else upper - lower
     return max(_STRAYED * (verification.margin or MARGIN_CAP), spread * len(verification.seeds) ** 0.5)

@@ -1,4 +1,4 @@
-"""The measuring stage of a profile: one timed run of the script, and what it says of speed, kernels and money."""
+"""The measuring stage of a profile: one timed run of the script, for speed, kernels and cost."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 from precaudit.measuring.money import cost, units
-from precaudit.measuring.predictions import beside, predictions
+from precaudit.measuring.predictions import compared, predictions
 from precaudit.measuring.program import Program, arms_for, timed
 from precaudit.measuring.records import FLOAT32, PLAN, Observation, Profiled
 from precaudit.measuring.summary import UNMEASURED, WARM_ROUNDS, performance, steady
@@ -27,7 +27,7 @@ REPLAYED = (
 
 @dataclass(frozen=True)
 class Measured:
-    """Parts of a report; what was not measured is null in them."""
+    """Parts of a report; unmeasured values are None."""
 
     performance: Mapping[str, Any]
     cost: Mapping[str, Any]
@@ -39,7 +39,7 @@ class Measured:
 def measure(
     audit: Audit, plan: Plan, target: Gpu, price: float | None, where: Mapping[str, Any], runner: Runner | None
 ) -> Measured:
-    """Time the script on this machine; without a `runner` nothing is run, and only what follows from shapes is said."""
+    """Time the script on this machine; without a `runner` only what follows from shapes is reported."""
     began = time.perf_counter()
     card = find_gpu(where["device"])
     found, notes = observe(audit, _program(plan, where), runner) if runner else (None, ())
@@ -49,7 +49,7 @@ def measure(
     ops = trained_ops(audit)
     predicted = predictions(ops, audit.trace.layers, plan, target, max(1, audit.trace.audited_steps))
     own = predictions(ops, audit.trace.layers, plan, card, max(1, audit.trace.audited_steps)) if card else predicted
-    figures |= beside(own, figures["step_seconds"] if on_gpu and card else {}, card or target)
+    figures |= compared(own, figures["step_seconds"] if on_gpu and card else {}, card or target)
     figures |= {"notes": list(notes), "seconds_measuring": seconds if runner else None}
     run_steps = audit.reference.steps if audit.reference.status == "ended" else None
     steps_in = units(found.feed, run_steps) if found else dict.fromkeys(units(Observation("cpu").feed, None))
@@ -65,7 +65,8 @@ def measure(
 
 
 def _program(plan: Plan, where: Mapping[str, Any]) -> Program:
-    """On a CPU float32 alone: an emulated format's time says nothing of hardware."""
+    """The program of the timed run; on a CPU float32 only: the time of an emulated format says nothing about
+    hardware."""
     if not where["cuda"]:
         return Program(budget=CPU_BUDGET)
     arms = arms_for(plan, gpu_for(where).formats)
@@ -73,8 +74,8 @@ def _program(plan: Plan, where: Mapping[str, Any]) -> Program:
 
 
 def observe(audit: Audit, program: Program, runner: Runner) -> tuple[Observation | None, tuple[str, ...]]:
-    """The timed run, again without an arm that the script fails under; and a run for the profiler alone where the
-    script ended before its turn came."""
+    """The timed run, repeated without arms that the script fails under; plus a run for the profiler alone where the
+    script ended too early for it."""
     notes: list[str] = []
     while True:
         result = runner(_spec(audit, program))
@@ -98,7 +99,7 @@ def observe(audit: Audit, program: Program, runner: Runner) -> tuple[Observation
 
 
 def _without_replays(found: Observation) -> Observation:
-    """What was measured in the precision that it is called by."""
+    """The observation without arms that replayed a CUDA graph captured under another arm."""
     true = found.captured == {FLOAT32}
     kept = {name: profiled for name, profiled in found.profiled.items() if true and name == FLOAT32}
     return replace(found, blocks=tuple(b for b in found.blocks if true and b.arm == FLOAT32), profiled=kept)
@@ -109,7 +110,7 @@ def _lacks_kernels(found: Observation, program: Program) -> bool:
 
 
 def _skipping(found: Observation) -> list[str]:
-    """Arms that can't be timed because they don't train."""
+    """Notes on arms that can't be timed because their steps are skipped."""
     skipped = dict.fromkeys(block.arm for block in found.blocks if block.skipped)
     timed = {block.arm for block in steady(found.blocks)}
     return [
@@ -120,7 +121,7 @@ def _skipping(found: Observation) -> list[str]:
 
 
 def _timed(found: Observation) -> set[str]:
-    """The arms that another run would not show more of: float32, which others are compared to, and those timed."""
+    """The arms that need no further run: float32, with which others are compared, and those already timed."""
     return {FLOAT32, *(block.arm for block in found.blocks if block.round >= WARM_ROUNDS)}
 
 
@@ -147,7 +148,7 @@ def trained_ops(audit: Audit) -> list[Op]:
 
 
 def _findings(profiled: Mapping[str, Profiled]) -> tuple[Finding, ...]:
-    """What the kernels call for beyond what shapes tell (PA401); what a plan keeps in float32 it keeps for a reason."""
+    """PA401: what the kernels show beyond the shapes, except for modules that the plan keeps in float32."""
     known = {"PA401", "PA403"} if PLAN in profiled else {"PA401"}
     shown = profiled.get(PLAN) or profiled.get(FLOAT32)
     return tuple(finding for finding in shown.findings if finding.rule not in known) if shown else ()

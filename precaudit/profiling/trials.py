@@ -1,4 +1,4 @@
-"""Verification by training: paired runs, looks at three, five and eight seeds, and repair between rounds."""
+"""Verification by training: paired runs, looks after three, five and eight seeds, and repair between rounds."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from precaudit.verification.verdict import Judgement, Runs, judge, screened
 
 MAX_ROUNDS = 3
 _ROUNDED = 0.5
-"""How far a plan's rounding may move the first loss before another start is the likelier reason."""
+"""A larger relative difference of the first losses means a different start rather than rounding."""
 WATCH, TWIN = "watch", "reference-perturbed"
 Replan = Callable[[dict[tuple[str, str], tuple[str, str]]], Plan]
 
 
 class Interrupted(Exception):
-    """The person pressed Ctrl-C: what is there is reported."""
+    """The user pressed Ctrl-C: the results so far are reported."""
 
 
 @dataclass
@@ -52,7 +52,7 @@ class Trials:
         )
 
     def run(self, specs: Sequence[RunSpec]) -> list[RunResult]:
-        """Independent runs, in the log in their order."""
+        """Execute independent runs; the log has them in this order."""
         results = self.runner.many(specs)
         self.log += [result for result in results if result.label != WATCH]
         if any(result.status == "interrupted" for result in results):
@@ -60,7 +60,7 @@ class Trials:
         return results
 
     def extend(self, label: str, plan: Plan, seeds: Sequence[int], candidates: dict[int, RunResult]) -> None:
-        """Pairs for more seeds, and float32 twins of those of the first look, anew for another format."""
+        """Run pairs for more seeds, and float32 twins for those of the first look, again for each new format."""
         if self.rounded_to != plan.narrowest:
             self.rounded_to = plan.narrowest
             self.twins.clear()
@@ -79,12 +79,12 @@ class Trials:
         return judge(Runs(self.references, candidates, self.twins), plan)
 
     def seed_matters(self) -> bool:
-        """Whether another seed changes anything; a script may fix all of its randomness."""
+        """Whether another seed changes anything: a script may fix all of its randomness."""
         others = [run for seed, run in self.references.items() if seed > 0]
         return self.jitter or not others or any(run.losses != self.references[0].losses for run in others)
 
     def jitter_seeds(self, candidates: dict[int, RunResult]) -> None:
-        """Jittered initial weights stand in for the seeds from now on; runs that differed in nothing are given up."""
+        """From now on, replace seeds by jittered initial weights; earlier runs without differences are discarded."""
         self.jitter = True
         self.twins.clear()
         for seed in [seed for seed in candidates if seed > 0]:
@@ -95,7 +95,7 @@ class Trials:
 def verify(
     audit: Audit, plan: Plan, replan: Replan, execution: Execution, runner: Runner, seeds: int, quick: bool
 ) -> tuple[Verification, Plan]:
-    """Train with the plan, judge, repair at most three times. Returns the plan that the verdict is about."""
+    """Train with the plan, judge, and repair at most three times. Returns the plan that the verdict is about."""
     trials = Trials(audit, execution, runner, {0: audit.reference}, log=[audit.reference])
     if audit.as_written is not None:
         trials.log.append(audit.as_written)
@@ -123,8 +123,8 @@ def verify(
 
 
 def _needs_repair(judgement: Judgement, quick: bool) -> bool:
-    """Failures do; so does a doubt that eight pairs could not remove, where the difference is past the margin and past
-    what float32 has from itself: where training is chaotic, modules would be blamed for noise."""
+    """Whether to repair: after a failure, and after a doubt that eight pairs could not remove if the difference exceeds
+    the margin and what float32 has from itself (in chaotic training modules would be blamed for noise)."""
     if judgement.verdict != "inconclusive" or judgement.settled or quick:
         return judgement.verdict == "fail"
     mean, margin = judgement.difference.mean, judgement.margin
@@ -148,8 +148,8 @@ def _repaired(
 def _trial_round(
     trials: Trials, plan: Plan, label: str, seeds: int, quick: bool, candidates: dict[int, RunResult]
 ) -> Judgement:
-    """Seed 0 alone shows a plan that breaks, or changes nothing; then float32 twins, and looks until the verdict is
-    clear."""
+    """One round of trials: seed 0 alone reveals a plan that breaks or changes nothing; then float32 twins, and looks
+    until the verdict is clear."""
     candidates.update(zip([0], trials.run([trials.spec(label, 0, plan)]), strict=True))
     if trials.audit.replay is None:  # which began in float32, and was compared
         require_same_start(trials.audit.reference, candidates[0], tolerance=_ROUNDED)
