@@ -1,4 +1,4 @@
-"""`check`: one float32 run of a few steps, then the questions in order."""
+"""`check`: one short float32 run, and the checks on its measurements."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def _gpu(plan: Plan, settings: CheckSettings) -> Gpu:
 
 
 def _run(job: Job, wanted: tuple[Deployment, ...], settings: CheckSettings, runner: Runner) -> RunResult:
-    """The script in float32, its own low precision switched off."""
+    """Run the script in float32, with its own low precision disabled."""
     spec = RunSpec(
         job,
         "check",

@@ -16,11 +16,12 @@ from precaudit.tracing.records import Trace
 
 ANEW = "plan for the model as it is now: precaudit profile SCRIPT, and pass the new plan.json"
 ANOTHER = 0.5
-"""With less than half of the modules in common a plan is another model's: a list of them would help nobody."""
+"""A plan with fewer than half of its modules in common is another model's, and listing all differences would not
+help."""
 
 
 def coverage(views: Sequence[ModelView], plan: Plan, trace: Trace, seen: str) -> Answer:
-    """The models that the plan is for against the plan; `seen` says how the modules were found."""
+    """Compare the models that the plan is for with the plan; `seen` describes the modules found."""
     found = [one for view in views for one in _of_model(view, plan)]
     found += [one for view in views for one in _idle(view, trace, seen)]
     used = {name for view in views for name in view.names}
@@ -50,12 +51,12 @@ def _of_model(view: ModelView, plan: Plan) -> Iterator[Finding]:
 
 
 def _is_anybodys(view: ModelView, plan: Plan) -> bool:
-    """A model without modules inside is like a layer of any other's: its own name alone tells that it is the plan's."""
+    """Whether the model has no submodules, so that only its own name can tell that the plan is for it."""
     return view.types.keys() == {""} and len(plan.modules) > 1 and not {"", view.model} & view.names.keys()
 
 
 def _planned(view: ModelView) -> list[Layer]:
-    """The plan's modules, but containers that exist and merely don't compute this time."""
+    """The plan's modules, without containers that exist but compute nothing this time."""
     return [
         Layer(fqn, view.plan.types.get(fqn, ""), 0, 0, ())
         for fqn in view.plan.modules
@@ -64,7 +65,7 @@ def _planned(view: ModelView) -> list[Layer]:
 
 
 def _existing(view: ModelView) -> list[Layer]:
-    """Types count only where the plan knows its own: without them position and name decide."""
+    """The modules that compute in the model, with their types only where the plan has one to compare."""
     known = bool(view.plan.types)
     unknown = view.plan.modules.keys() - view.plan.types.keys()
     return [Layer(fqn, view.types[fqn] if known and fqn not in unknown else "", 0, 0, ()) for fqn in view.computing]
@@ -105,7 +106,7 @@ def _foreign(message: str, remedy: str, plan: Plan, view: ModelView) -> Finding:
 
 
 def _renamed(pairs: Iterable[tuple[Layer, Layer]], view: ModelView) -> Iterator[Finding]:
-    """PA703, once for all modules that moved together (`fc` to `model.fc`, as a new wrapper makes them)."""
+    """PA703, one finding for all modules that moved together (`fc` to `model.fc`, by a new wrapper)."""
 
     def moved(pair: tuple[Layer, Layer]) -> tuple[str, str]:
         old, new = (layer.fqn.split(".") for layer in pair)
@@ -162,7 +163,7 @@ def _gone(matching: Matching, view: ModelView) -> Iterator[Finding]:
 
 
 def _new(matching: Matching, view: ModelView) -> Iterator[Finding]:
-    """An added module is an error; a container that now computes between its children a warning."""
+    """A new module is an error; a container that now computes outside its children, a warning."""
     for layer in matching.added:
         unplanned = f"the plan doesn't know it, so it would run in {_format(view, layer.fqn)} unverified"
         own = layer.fqn in view.own_work
@@ -177,7 +178,7 @@ def _new(matching: Matching, view: ModelView) -> Iterator[Finding]:
 
 
 def _idle(view: ModelView, trace: Trace, seen: str) -> Iterator[Finding]:
-    """Exceptions for what their module does not call: the operation may go by another name now."""
+    """Exceptions for operations that their module doesn't call; the operation may have another name now."""
     for exception in view.plan.ops:
         place = view.shown(exception.fqn)
         calls = dict.fromkeys(op.op for op in trace.ops if op.fqn == place)
@@ -190,7 +191,7 @@ def _nowhere(exception: OpFormat) -> Finding:
 
 
 def _one_of_several(view: ModelView, plan: Plan) -> Iterator[Finding]:
-    """An actor and a critic of one class, where the script has other names for them than the plan."""
+    """The plan is for several models of one class (actor and critic), which the script names differently."""
     others = parts(plan, set(view.types)) if not any(is_within(fqn, view.model) for fqn in plan.modules) else {}
     if not all(stands_for(view.plan, other) for other in others.values()):
         yield finding(
@@ -204,7 +205,8 @@ def _one_of_several(view: ModelView, plan: Plan) -> Iterator[Finding]:
 
 
 def _bypassed(fqn: str, place: Location) -> Finding:
-    """A deployment that calls the model runs under the plan what this script doesn't."""
+    """A module whose `forward` the script calls directly: it runs under the plan only in a deployment that calls the
+    module."""
     return finding(
         "PA709",
         "error",

@@ -1,4 +1,4 @@
-"""The plan as it will run: in its own formats, or in another one for a smaller device; and what that may cost."""
+"""The plan to check: in its own formats or, for a smaller device, in another one; with its tolerance."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ TORCHS = LossScale("dynamic", DEFAULT_SCALE, DEFAULT_INTERVAL)
 
 
 def deployments(plan: Plan, settings: CheckSettings) -> tuple[Deployment, ...]:
-    """One for the plan as it is, or one for each format asked for."""
+    """One deployment for the plan as it is, or one for each requested format."""
     plans = {name: in_format(plan, name) for name in settings.formats} or {_main_format(plan): plan}
     return tuple(_deployment(name, each, settings.tolerance) for name, each in plans.items())
 
 
 def in_format(plan: Plan, name: str) -> Plan:
-    """The plan with another default: what it keeps out of its default for a reason stays where it is. float16 comes
-    with a loss scale, torch's own where the plan has none."""
+    """The plan with another default format; exceptions from the default stay. float16 gets a loss scale, torch's
+    default where the plan has none."""
 
     def moved(fqn: str, current: str) -> str:
         narrow = FORMATS[current].storage_bits <= 16
@@ -32,13 +32,13 @@ def in_format(plan: Plan, name: str) -> Plan:
 
 
 def formats_of(plan: Plan) -> tuple[str, ...]:
-    """Every format that something in the plan runs in, the coarsest first."""
+    """All formats in use, the coarsest first."""
     used = {*(plan.modules.values() or [plan.default]), *(op.format for op in plan.ops)}
     return tuple(sorted(used, key=lambda name: FORMATS[name].mantissa))
 
 
 def _main_format(plan: Plan) -> str:
-    """Its default, unless nothing runs in that."""
+    """The plan's default, unless nothing runs in it."""
     used = formats_of(plan)
     return plan.default if plan.default in used else used[0]
 
@@ -50,7 +50,7 @@ def _deployment(name: str, plan: Plan, tolerance: float | None) -> Deployment:
 
 
 def default_tolerance(name: str) -> tuple[float, str]:
-    """The relative rms error that outputs may have in a format, and why that much."""
+    """The allowed relative rms error of outputs in a format, and the reason."""
     found = FORMATS[name]
     if found.tolerance >= LOCAL_ERROR_LIMIT:
         return found.tolerance, "an output that is off by more than a quarter of its rms is lost, in any format"

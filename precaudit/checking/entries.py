@@ -1,6 +1,6 @@
-"""Outputs that list entries which the model chose or sorted by their values, such as the boxes of a detector.
+"""Outputs with lists of entries that the model selects or sorts by value, such as a detector's boxes.
 
-Rounding swaps two entries that are nearly tied, and drops or adds one at a threshold. So they are compared as a set.
+Rounding may swap two nearly tied entries, and add or drop one at a threshold, so that lists are compared as sets.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ MOST_COLUMNS = 64
 
 @dataclass(frozen=True)
 class Pair:
-    """An output under the plan, and float32's. Of `entries`, `unpaired` have none like them on the other side."""
+    """An output under the plan, and float32's. Of `entries`, `unpaired` have no counterpart on the other side."""
 
     got: torch.Tensor
     wanted: torch.Tensor
@@ -33,7 +33,7 @@ class Pair:
 def paired(
     outputs: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor], call: Call = ((), {})
 ) -> dict[str, Pair]:
-    """Each output by its path; those of one container that list the same entries are brought into one order."""
+    """Each output by its path; those in one container that list the same entries are brought into the same order."""
     given = frozenset(size for tensor in tensors_in(call) for size in tensor.shape)
     groups: dict[str, dict[str, Pair]] = {}
     for name in wanted.keys() & outputs.keys():
@@ -50,9 +50,9 @@ def _in_order(group: dict[str, Pair], given: frozenset[int]) -> dict[str, Pair]:
 
 
 def _list_shape(pair: Pair, given: frozenset[int]) -> torch.Size | None:
-    """Float32's shape up to the dimension that lists entries: another number of them came out under the plan, or
-    both are sorted, by the output itself or by one of its columns. Scores that are all alike are sorted where their
-    number is the model's choice, and no size of its inputs."""
+    """float32's shape up to the dimension that lists entries: its size differs under the plan, or both outputs are
+    sorted along it (by the output or one of its columns). Constant scores count as sorted if their number is the
+    model's choice and no size of its inputs."""
     got, wanted = pair.got, pair.wanted
     if not wanted.dim() or got.shape[1:] != wanted.shape[1:]:
         return None
@@ -66,7 +66,7 @@ def _list_shape(pair: Pair, given: frozenset[int]) -> torch.Size | None:
 
 
 def _sorted(got: torch.Tensor, wanted: torch.Tensor, dim: int, given: frozenset[int]) -> torch.Tensor:
-    """Whether the values of both fall along a dimension, which is kept."""
+    """Whether both outputs, of equal size in a dimension, decrease along it."""
     steps = wanted.diff(dim=dim)
     falls = (steps <= 0) & (got.diff(dim=dim) <= 0)
     return falls.all(dim, keepdim=True) & ((steps < 0).any(dim, keepdim=True) | (wanted.shape[dim] not in given))
@@ -77,7 +77,7 @@ def _lists(pair: Pair, shape: torch.Size) -> bool:
 
 
 def _matched(members: dict[str, Pair], shape: torch.Size) -> dict[str, Pair]:
-    """The members with their entries one below the other, in float32's order, without those that have no like."""
+    """The members with their entries stacked in float32's order, without entries that have no counterpart."""
     lists = shape[:-1].numel()
     wanted = {name: _entries(pair.wanted, shape) for name, pair in members.items()}
     got = {name: _entries(pair.got, shape) for name, pair in members.items()}
@@ -92,12 +92,12 @@ def _matched(members: dict[str, Pair], shape: torch.Size) -> dict[str, Pair]:
 
 
 def _entries(values: torch.Tensor, shape: torch.Size) -> torch.Tensor:
-    """A row for each entry, whatever list it is in."""
+    """One row per entry, over all lists."""
     return values.double().cpu().flatten(0, len(shape) - 1).unsqueeze(-1).flatten(1)
 
 
 def _features(values: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor], lists: int) -> torch.Tensor:
-    """By list and entry some of the values in all outputs, in units of each output's rms in float32."""
+    """For each list and entry, some values of all outputs, in units of each output's rms in float32."""
     columns = []
     for name, rows in values.items():
         rms = float(wanted[name].square().mean().sqrt()) if wanted[name].numel() else 0.0
@@ -106,7 +106,7 @@ def _features(values: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor], 
 
 
 def _alike(wanted: torch.Tensor, got: torch.Tensor) -> tuple[list[int], list[int]]:
-    """Entries of float32's and of the plan's that belong together; beyond a quarter of the rms they are others."""
+    """Matching entries of float32 and the plan: at most a quarter of the rms apart."""
     distances = torch.cdist(wanted, got) / wanted.shape[-1] ** 0.5
     pairs = [
         (index * wanted.shape[1] + row, index * got.shape[1] + column)

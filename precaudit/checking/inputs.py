@@ -1,4 +1,4 @@
-"""Hard inputs made from real ones: the same shapes and types, other values."""
+"""Hard inputs derived from real ones: the same shapes and dtypes, other values."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ Call = tuple[Any, Any]
 
 
 def copied(call: Call) -> Call:
-    """The call with tensors of its own: scripts reuse buffers, and modules work in place."""
+    """A copy of the call: scripts reuse buffers, and modules work in place."""
     copy: Call = map_tensors(lambda tensor: tensor.detach().clone(), call)
     return copy
 
 
 def length(call: Call) -> int:
-    """Values in the largest sample: grows with the sequence where there is one."""
+    """The number of values in the largest sample, which grows with the sequence length."""
     return max((tensor.shape[1:].numel() for tensor in tensors_in(call) if tensor.dim() > 1), default=0)
 
 
@@ -35,14 +35,14 @@ def scaled(call: Call, exponent: int) -> Call:
 
 
 def zeros(call: Call) -> Call:
-    """Floating-point inputs at zero; where there is none, every index is the first (padding, usually)."""
+    """Floating-point inputs set to zero; without any, indices set to zero (usually padding)."""
     if has_floats(call):
         return _floats(call, torch.zeros_like)
     return _mapped(call, lambda x: x if _is_mask(x) else torch.zeros_like(x))
 
 
 def _is_mask(x: torch.Tensor) -> bool:
-    """Ones and zeros, as booleans or as whole numbers."""
+    """Whether the input is a mask: boolean, or integers of ones and zeros."""
     return x.dtype == torch.bool or bool(((x == 0) | (x == 1)).all())
 
 
@@ -59,7 +59,7 @@ def _shrunk(x: torch.Tensor, largest: float) -> torch.Tensor:
 
 
 def first_sample(call: Call) -> Call | None:
-    """Every input that has the batch's size in front, cut to its first entry; None where the batch is one already."""
+    """All inputs with the batch dimension in front, cut to the first sample; None for a batch of one."""
     sizes = [tensor.shape[0] for tensor in tensors_in(call) if tensor.dim()]
     if not sizes or sizes[0] < 2:
         return None
@@ -71,6 +71,6 @@ def _floats(call: Call, change: Callable[[torch.Tensor], torch.Tensor]) -> Call:
 
 
 def _mapped(call: Call, change: Callable[[torch.Tensor], torch.Tensor]) -> Call:
-    """Numbers that come as tensors (a count to divide by, a temperature) are settings, and stay."""
+    """Apply a change to all inputs except scalar tensors, which are settings (a count, a temperature)."""
     changed: Call = map_tensors(lambda x: change(x) if x.dim() else x, call)
     return changed

@@ -1,4 +1,4 @@
-"""Loss scale: do this data's gradients fit float16 at the plan's setting?"""
+"""Checks whether this data's gradients fit float16 at the plan's loss scale."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ from precaudit.reporting.words import listing, plural, share
 from precaudit.tracing.records import Trace
 
 LOST = 1e-2
-"""Of a module's gradient energy, as much as the audit speaks of."""
+"""The share of a module's gradient energy above which a loss is reported, as in the audit."""
 SETTLING = 4
-"""Steps that a dynamic scaler may lose on its way down before anybody is told."""
+"""Steps that a dynamic scaler may skip on its way down without a finding."""
 ANEW = "profile with this data, and pass the new plan"
 
 
 @dataclass(frozen=True)
 class _Seen:
-    """The plan's setting, and what it has to serve: every module's gradients, and log2 of the largest by step."""
+    """The plan's loss scale and the gradients: statistics of each module, and log2 of the largest one by step."""
 
     setting: LossScale
     gradients: Gradients
@@ -61,19 +61,19 @@ class _Seen:
 
     @property
     def better(self) -> str:
-        """What a module needs at least, or two octaves below what overflows."""
+        """A sentence that recommends a scale: the smallest that all modules need, or two octaves below overflow."""
         highest = largest_k(self.maxima)
         k = min(max(k_min(self.gradients) or 0, highest - 2), highest, K_LIMIT)
         return f"a loss scale of 2^{k} suits what was seen: {ANEW}"
 
     def vanishing(self, k: int) -> dict[str, float]:
-        """The modules that lose gradients at a scale, the worst first, and the share of energy that they lose."""
+        """The modules that lose gradients at a scale, the worst first, with the share of energy that they lose."""
         shares = {fqn: lost_share(tensors, k) for fqn, tensors in self.gradients.items()}
         return {fqn: shares[fqn] for fqn in sorted(shares, key=lambda fqn: -shares[fqn]) if shares[fqn] > LOST}
 
 
 def loss_scale(trace: Trace, views: Mapping[str, ModelView], deployment: Deployment) -> Iterator[Answer]:
-    """Asked where gradients were seen that are float16 under the plan."""
+    """The answer on the loss scale, where gradients are float16 under the plan."""
     gradients, maxima = gradients_of(trace, _in_the_traces_names(deployment.plan, views))
     if gradients and any(map(math.isfinite, maxima)):
         seen = _Seen(deployment.plan.loss_scale, gradients, maxima)
@@ -88,7 +88,7 @@ def _in_the_traces_names(plan: Plan, views: Mapping[str, ModelView]) -> Plan:
 
 
 def _found(seen: _Seen) -> Iterator[Finding]:
-    """Where no scale serves, that explains the rest."""
+    """The findings; if no single scale suits all modules, that explains the others."""
     if unserved := seen.vanishing(largest_k(seen.maxima)):
         yield _unserved(seen, unserved)
         return
@@ -114,7 +114,7 @@ def _vanishing(seen: _Seen, lost: Mapping[str, float]) -> Finding:
 
 
 def _overflowing(seen: _Seen) -> Iterator[Finding]:
-    """A dynamic scaler comes down by itself, a step for an octave."""
+    """Overflow at the plan's scale: a dynamic scaler needs one step per octave to come down."""
     skipped = sum(not largest + seen.k < OVERFLOW for largest in seen.maxima)
     if seen.adapts:
         skipped = replay(seen.maxima, seen.k, seen.interval).skips

@@ -1,4 +1,4 @@
-"""A model's outputs under a plan against float32's: signal, error, top-1 and what is no longer finite."""
+"""Compares a model's outputs under a plan with float32's: signal, error, top-1 and non-finite values."""
 
 from __future__ import annotations
 
@@ -39,7 +39,8 @@ def looks_like_scores(output: torch.Tensor, call: Call) -> bool:
 def add_batch(match: OutputMatch, pair: Pair, call: Call, tolerance: float) -> OutputMatch:
     """`match` with one more batch.
 
-    What isn't finite in float32 (masked scores at -inf) is not compared; another shape counts as not finite at all.
+    Values that are non-finite in float32 (masked scores at -inf) are not compared; another shape counts as entirely
+    non-finite.
     """
     got, wanted = pair.got.double().cpu(), pair.wanted.double().cpu()
     if got.shape != wanted.shape:
@@ -64,7 +65,8 @@ def add_batch(match: OutputMatch, pair: Pair, call: Call, tolerance: float) -> O
 
 
 def _with_classes(match: OutputMatch, got: torch.Tensor, wanted: torch.Tensor, tolerance: float) -> OutputMatch:
-    """Rows whose largest class differs; in near ties float32 has both classes within the tolerance of the row's rms."""
+    """Count rows with another top-1 class, and near ties: float32's value for both is equal within the tolerance of the
+    row's rms."""
     got, wanted = got.flatten(0, -2), wanted.flatten(0, -2)
     chosen, best = got.argmax(-1, keepdim=True), wanted.argmax(-1, keepdim=True)
     differs = (chosen != best).squeeze(-1)
@@ -85,8 +87,8 @@ def faulty(values: torch.Tensor) -> int:
 
 
 def lost(output: torch.Tensor, reference: torch.Tensor) -> int:
-    """Values that are finite in float32 and no longer under the plan; all of them where the shape is another one.
-    How many entries a list has is no question of finiteness."""
+    """How many values are finite in float32 but not under the plan; all of them where the shape differs, except for the
+    number of entries of a list."""
     if output.shape != reference.shape:
         same = output.shape[1:] == reference.shape[1:] and output.dim() == reference.dim()
         return max(0, faulty(output) - faulty(reference)) if same else int(reference.isfinite().sum())

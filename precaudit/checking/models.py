@@ -1,4 +1,4 @@
-"""The models that a check saw, each beside the part of the plan that is about it."""
+"""The models in a check, each with its part of the plan."""
 
 from __future__ import annotations
 
@@ -32,19 +32,18 @@ class ModelView:
         return "this model" if self.alone else f"the model {self.model}"
 
     def shown(self, fqn: str) -> str:
-        """The name in the trace, the report and the findings: the model's in front where a plan is for several."""
+        """The name in the trace, the report and the findings, prefixed by the model's where a plan is for several."""
         return fqn if self.alone else f"{self.model}.{fqn}".rstrip(".")
 
 
 def view_models(plan: Plan, observed: Observed, trace: Trace) -> dict[str, ModelView]:
-    """Every model that was called, the trained ones first."""
+    """All models that were called, the trained ones first."""
     names = dict.fromkeys([*trace.models, *(facts.model for facts in observed.modules)])
     return {name: _view(name, plan, observed, trace) for name in names}
 
 
 def the_planned(views: Mapping[str, ModelView], trace: Trace) -> list[ModelView]:
-    """The models that a plan is made for: those that train, frozen ones that ran beside them, or all where there are
-    none of either."""
+    """The models that the plan is for: trained ones, else frozen ones that ran with them, else all."""
     return [view for name, view in views.items() if name in trace.models or not trace.models]
 
 
@@ -70,5 +69,5 @@ def _own_name(shown: str, model: str, alone: bool) -> str:
 
 
 def planned_formats(views: Mapping[str, ModelView]) -> dict[str, tuple[Plan, str]]:
-    """Names as the trace has them, to the plan that rules the module and the module's name in it."""
+    """By the trace's name of a module: the plan for its model, and its name in that plan."""
     return {view.shown(fqn): (view.plan, fqn) for view in views.values() for fqn in view.types}

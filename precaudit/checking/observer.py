@@ -1,6 +1,6 @@
-"""In the script's process: keeps the last calls of every model, and repeats them under the plan after the run.
+"""Runs in the script's process: keeps the last calls of every model, and repeats them under the plan after the run.
 
-The trained weights never leave that process: what comes back are sums, counts and sentences.
+The trained weights never leave that process: only sums, counts and messages do.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from precaudit.running.endstate import is_called
 
 
 class Observer(ScopeListener):
-    """Only models with parameters count (losses have none)."""
+    """Keeps the calls of models with parameters (losses have none)."""
 
     def __init__(self, wanted: Observation, scopes: ModuleScopes, in_disabled_region: Callable[[], bool]) -> None:
         self._wanted = wanted
@@ -52,11 +52,11 @@ class Observer(ScopeListener):
         self._count += 1
         try:
             calls.add(inputs.copied(frame.call))
-        except Exception as error:  # containers that can't be rebuilt must not stop the script
+        except Exception as error:  # a container that can't be copied must not stop the script
             self._unanswered[key] = said(error)
 
     def observe(self) -> Observed:
-        """Every kept call under every deployment."""
+        """Repeat every kept call under every deployment."""
         seen = Seen()
         repeater = Repeater(self._scopes, self._in_disabled_region, self._execution())
         for key in self._calls:

@@ -1,4 +1,4 @@
-"""Outputs and hard inputs: what the script's process saw, as answers."""
+"""Answers on outputs and hard inputs, from what was observed in the script's process."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from precaudit.model import Finding
 from precaudit.reporting.words import number, plural, share
 
 AGREEMENT = 0.99
-"""Top-1 may differ in one of a hundred rows beyond near ties: half precision flips those anyway."""
+"""Top-1 may differ in one of a hundred rows beyond near ties, which half precision flips anyway."""
 HARD_RULES = {"zeros": "PA741", "large": "PA742", "denormals": "PA743", "batch of one": "PA744", "longest": "PA745"}
 HARD_NAMES = {
     "zeros": "inputs of zeros",
@@ -107,7 +107,7 @@ def _disagreeing(match: OutputMatch) -> Finding:
 
 
 def _unpaired(match: OutputMatch) -> Finding:
-    """Rounding decides at a threshold; where that is more than a few entries, the plan decides."""
+    """Entries without counterpart: rounding decides at a threshold, but only for a few entries."""
     severe = match.unpaired > LOCAL_ERROR_LIMIT * match.entries
     return finding(
         "PA737",
@@ -164,7 +164,7 @@ def hard_inputs(observed: Observed, deployment: Deployment) -> Answer:
 
 
 def _of_hard(hard: HardInput) -> Iterator[Finding]:
-    """An error where the plan fails and float32 doesn't; large inputs are no real ones, so they are a warning."""
+    """An error where the plan fails and float32 doesn't; for scaled inputs, which aren't real ones, a warning."""
     with_ = f"{hard.model} with {HARD_NAMES[hard.kind]}"
     if hard.raised:
         yield _hard(hard, "error", f"{with_} raises in {hard.format}, and not in float32: {hard.raised}", KEEP)

@@ -1,4 +1,4 @@
-"""Ranges: does this data still fit the planned formats, with headroom?"""
+"""Checks whether this data still fits the planned formats, with headroom."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from precaudit.running.job import RunResult
 from precaudit.tracing.records import Trace
 
 SEVERITIES: Mapping[Severity, Severity] = {"error": "error", "warning": "warning", "note": "warning"}
-"""What is a note to the planner, which then avoids the format, has lost its headroom in a plan that uses it."""
+"""The severity by that of the planner's rule. A note, by which the planner avoids a format, means that a plan with that
+format has lost its headroom."""
 
 RULES = {
     "PA101": "PA711",
@@ -27,7 +28,7 @@ RULES = {
     "PA106": "PA716",
     "PA107": "PA717",
 }
-"""Of the planner's rules, those of a plan that breaks them."""
+"""The planner's rules, and the rules for a plan that violates them."""
 
 
 def ranges(run: RunResult, views: Mapping[str, ModelView], deployment: Deployment, used: Iterable[str]) -> Answer:
@@ -61,7 +62,7 @@ def _applies(ban: Ban, views: Mapping[str, ModelView]) -> bool:
 
 
 def _of_bans(broken: Iterable[Ban]) -> Iterable[Finding]:
-    """One for each operation, the first of its rules."""
+    """Findings on violated rules, only the first for each operation."""
     together: dict[tuple[str, str], list[Ban]] = {}
     for ban in broken:
         together.setdefault((ban.fqn, ban.op), []).append(ban)

@@ -1,4 +1,4 @@
-"""What a check asks, sees and answers: frozen records without torch."""
+"""Settings, observations and answers of a check: frozen records without torch."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Status = Literal["passed", "warned", "failed", "not measured"]
 
 @dataclass(frozen=True)
 class CheckSettings:
-    """What the person asked for; None and empty mean the plan's own."""
+    """The user's options; None and empty mean the plan's own."""
 
     steps: int = 8
     target: str | None = None
@@ -30,7 +30,7 @@ class CheckSettings:
 
 @dataclass(frozen=True)
 class Deployment:
-    """The plan as it will run, with the relative rms error that its outputs may have, and why that much."""
+    """A plan to check, with the allowed relative rms error of outputs and its reason."""
 
     format: str
     plan: Plan
@@ -40,7 +40,7 @@ class Deployment:
 
 @dataclass(frozen=True)
 class Observation:
-    """What to observe: called in the script's process, it makes the scope listener that keeps the last `batches`."""
+    """What to observe. Called in the script's process, it makes the scope listener that keeps the last `batches`."""
 
     deployments: tuple[Deployment, ...]
     execution: Literal["auto", "native", "emulated"] = "auto"
@@ -52,7 +52,7 @@ class Observation:
         return Observer(self, scopes, in_disabled_region)
 
 
-# ---------------------------------------------------------------- what the script's process saw
+# ---------------------------------------------------------------- observations in the script's process
 
 
 @dataclass(frozen=True)
@@ -116,8 +116,8 @@ class OutputMatch:
 
 @dataclass(frozen=True)
 class HardInput:
-    """What a model made of a hard input. `skipped` says why it was not tried; `raised` what it raised under
-    the plan; `safe_exponent` is the largest power of two that large inputs may have."""
+    """A model's result for a hard input. `skipped`: why it was not tried; `raised`: the exception under the plan;
+    `safe_exponent`: the largest power of two by which inputs may grow."""
 
     format: str
     model: str
@@ -131,7 +131,7 @@ class HardInput:
 
 @dataclass(frozen=True)
 class Observed:
-    """All that the observer brings home. `unanswered` says why a model could not be called again."""
+    """All observations. `unanswered` says why a model could not be called again."""
 
     modules: tuple[ModuleFacts, ...] = ()
     outputs: tuple[OutputMatch, ...] = ()
@@ -142,12 +142,12 @@ class Observed:
     calls: int = 0
 
 
-# ---------------------------------------------------------------- what is answered
+# ---------------------------------------------------------------- answers
 
 
 @dataclass(frozen=True)
 class Answer:
-    """One question of the gate: what was held against what, and what was found."""
+    """One question of the gate: what was compared, and the findings."""
 
     question: str
     detail: str
@@ -167,7 +167,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class CheckReport:
-    """Everything a check found; `passed` where no finding is an error."""
+    """The result of a check; `passed` if no finding is an error."""
 
     answers: tuple[Answer, ...]
     deployments: tuple[Deployment, ...]

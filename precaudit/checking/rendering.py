@@ -1,4 +1,4 @@
-"""Every form that a check takes."""
+"""The output formats of a check."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def render(report: CheckReport, format: str) -> str:
 
 
 def as_report(report: CheckReport) -> Report:
-    """The findings as a report's, so that they leave by the same doors: annotations, SARIF, code quality, --fail-on."""
+    """The check as a Report, for the renderers of annotations, SARIF and code quality, and for --fail-on."""
     return Report(
         job=report.job,
         layers=report.layers,
@@ -41,7 +41,7 @@ def as_report(report: CheckReport) -> Report:
 
 
 def render_json(report: CheckReport) -> str:
-    """The records as they are, and what follows from them."""
+    """The records as JSON, with derived values."""
     heading = {"schema_version": SCHEMA_VERSION, "passed": report.passed, "title": story.title(report)}
     body = to_json(report)
     body["answers"] = [to_json(a) | {"status": a.status} for a in report.answers]

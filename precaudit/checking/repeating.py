@@ -34,7 +34,7 @@ Run = Callable[[Call], Outputs]
 
 @dataclass
 class Calls:
-    """The calls of one outermost module: the last ones, and the longest one."""
+    """The last calls of one outermost module, and the longest one."""
 
     module: nn.Module
     model: str
@@ -49,7 +49,7 @@ class Calls:
 
 @dataclass
 class Seen:
-    """What repeating showed; `unanswered` says why a model's outputs could not be compared."""
+    """The results of repeated calls; `unanswered` says why a model's outputs could not be compared."""
 
     outputs: dict[tuple[str, str, str], OutputMatch] = field(default_factory=dict)
     hard_inputs: list[HardInput] = field(default_factory=list)
@@ -59,7 +59,7 @@ class Seen:
 
 @dataclass(frozen=True)
 class Repeater:
-    """Runs modules with the precision as the only scope listener, and with the same random numbers every time."""
+    """Calls modules with the plan's execution as the only scope listener, and always with the same random numbers."""
 
     scopes: ModuleScopes
     in_disabled_region: Callable[[], bool]
@@ -86,7 +86,7 @@ class Repeater:
 
 
 def compare(seen: Seen, key: str, calls: Calls, reference: Run, planned: Run, deployment: Deployment) -> None:
-    """Every kept batch under the plan against float32; an error that float32 doesn't have is the plan's."""
+    """Compare every kept batch under the plan with float32; an exception that float32 doesn't raise is the plan's."""
     for call in calls.last:
         wanted = reference(call)
         if not wanted:
@@ -105,7 +105,7 @@ def compare(seen: Seen, key: str, calls: Calls, reference: Run, planned: Run, de
 
 
 def hard_calls(calls: Calls, plan: Plan) -> Iterator[tuple[HardKind, Call | None]]:
-    """Each kind of hard input made from the last real one; None where there is nothing to make it from."""
+    """A call for each kind of hard input, derived from the last real one; None where that is not possible."""
     real = calls.last[-1]
     floats = inputs.has_floats(real)
     yield "zeros", inputs.zeros(real)
@@ -116,12 +116,12 @@ def hard_calls(calls: Calls, plan: Plan) -> Iterator[tuple[HardKind, Call | None
 
 
 def _smallest_normal(plan: Plan) -> float:
-    """That of the plan's format with the shortest reach: the others' are smaller."""
+    """The smallest normal number of the plan's format with the shortest range."""
     return max(FORMATS[name].smallest_normal for name in (plan.default, *plan.modules.values()))
 
 
 def try_hard(hard: HardInput, call: Call | None, reference: Run, planned: Run) -> HardInput:
-    """`hard` with what came of it."""
+    """`hard` with its result."""
     if call is None:
         return replace(hard, skipped=_NOTHING[hard.kind])
     try:
@@ -138,7 +138,8 @@ def try_hard(hard: HardInput, call: Call | None, reference: Run, planned: Run) -
 
 
 def safe_exponent(real: Call, reference: Run, planned: Run) -> int:
-    """The largest power of two below `LARGE_EXPONENT` that inputs may grow by without loss; 0 where none is."""
+    """The largest exponent below `LARGE_EXPONENT` for scaled inputs at which the plan's outputs stay finite where
+    float32's do; 0 if none."""
     for exponent in range(LARGE_EXPONENT - 1, 0, -1):
         call = inputs.scaled(real, exponent)
         if not _lost(planned(call), reference(call)):

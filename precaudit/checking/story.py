@@ -1,4 +1,4 @@
-"""What a check says, in words: the one source for its renderers, which escape and lay out."""
+"""A check in sentences, for all renderers, which add markup and escape it."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def question(report: CheckReport, answer: Answer) -> str:
 
 
 def output_rows(matches: Sequence[OutputMatch]) -> list[list[str]]:
-    """The worst first."""
+    """Rows on outputs, the worst first."""
     ordered = sorted(matches, key=lambda match: -(match.relative_error or 0.0))
     return [
         [
@@ -65,7 +65,7 @@ def _decibels(value: float | None) -> str:
 
 
 def hard_rows(tried: Sequence[HardInput]) -> list[list[str]]:
-    """A line for each model and format, a column for each kind."""
+    """A row for each model and format, a column for each kind of hard input."""
     cells: dict[tuple[str, str], dict[str, str]] = {}
     for hard in tried:
         cells.setdefault((hard.model, hard.format), {})[hard.kind] = outcome(hard)
@@ -76,7 +76,7 @@ def hard_rows(tried: Sequence[HardInput]) -> list[list[str]]:
 
 
 def outcome(hard: HardInput) -> str:
-    """A word or two on what came of a hard input."""
+    """The result of a hard input in a word or two."""
     if hard.skipped:
         return "-"
     if hard.raised:
@@ -87,7 +87,7 @@ def outcome(hard: HardInput) -> str:
 
 
 def skipped(report: CheckReport) -> list[str]:
-    """Why hard inputs were not tried, the models of one reason together."""
+    """Why hard inputs were not tried, with the models for each reason."""
     reasons: dict[tuple[str, str], dict[str, None]] = {}
     for hard in report.hard_inputs:
         if hard.skipped:

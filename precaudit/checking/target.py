@@ -1,4 +1,4 @@
-"""Target: does the GPU take the plan's formats?"""
+"""Checks whether the GPU has the plan's formats."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from precaudit.tensorcores.peaks import Gpu
 
 
 def target(gpu: Gpu, deployment: Deployment) -> Answer:
-    """float32 runs anywhere; tf32 elsewhere is float32, so only speed is lost."""
+    """The answer on the target. float32 runs anywhere; where there is no tf32, float32 takes its place, so only speed
+    is lost."""
     used = [name for name in formats_of(deployment.plan) if name != "float32"]
     found = [_unsupported(gpu, deployment, name) for name in used if name not in gpu.formats]
     detail = f"{gpu.name} takes {listing(gpu.formats, 5)}; the plan uses {listing(used) or 'float32 only'}"
