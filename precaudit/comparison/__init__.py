@@ -1,1 +1,1 @@
-"""What changed between two reports: matching, noise, metrics, thresholds and the trend. Imports no torch."""
+"""Comparison of reports: matching, noise, metrics, thresholds and trends. Doesn't import torch."""

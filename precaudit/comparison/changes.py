@@ -1,4 +1,4 @@
-"""What a comparison finds: frozen records, ranked, with the gate that each one meets or not."""
+"""The results of a comparison: frozen records, ranked, each with its threshold's decision."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ class Change:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Everything that differs beyond noise, worst and likeliest cause first, what could not be compared, and how the
-    measurements themselves differ."""
+    """All differences beyond noise (the worst and most likely cause first), what could not be compared, and how the
+    circumstances of the measurements differ."""
 
     changes: tuple[Change, ...] = ()
     not_comparable: tuple[str, ...] = ()

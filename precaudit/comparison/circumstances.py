@@ -1,4 +1,4 @@
-"""How the two measurements differ in themselves: what to look at before the model is blamed for a change."""
+"""Differences in the circumstances of two measurements, which may explain a change without the model."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ def path(report: Report) -> str:
 
 
 def script(report: Report) -> str:
-    """By its name alone: a script that moves is the same script."""
+    """The script's file name: a script in another folder is the same script."""
     return Path(path(report)).name
 
 
 def differences(base: Report, head: Report) -> Iterator[str]:
-    """Of what both reports state."""
+    """The circumstances that differ, among those that both reports have."""
     for what, read in READ.items():
         old, new = read(base), read(head)
         if old and new and old != new:

@@ -1,4 +1,4 @@
-"""Two reports in, one `Comparison` out."""
+"""Compares two reports."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from precaudit.model import Report
 def compare(
     base: Report, head: Report, thresholds: Mapping[str, float | None] = DEFAULTS, asked: Sequence[str] = ()
 ) -> Comparison:
-    """Everything that changed beyond what another seed and another day change; and what was `asked` for by name and
-    can't be compared."""
+    """All changes beyond the noise between seeds and days, and the metrics `asked` for by name that can't be
+    compared."""
     matching = match_layers(base.layers, head.layers)
     unseen = (metric for metric in asked if not _seen(metric, base, head, matching))
     changes = [*judge(list(_changes(base, head, matching)), thresholds), *_unseen(unseen, thresholds)]
@@ -76,7 +76,7 @@ def _changes(base: Report, head: Report, matching: Matching) -> Iterator[Change]
 
 
 def same_target(base: Report, head: Report) -> bool:
-    """A card is asked for as `h100` and listed as `H100`: either may stand in a plan."""
+    """Whether two targets are the same card, which may be called `h100` or `H100`."""
     return base.plan.target.casefold() == head.plan.target.casefold()
 
 

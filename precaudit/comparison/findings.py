@@ -1,4 +1,4 @@
-"""A comparison as findings, so that it leaves by the doors that findings have: annotations, SARIF, code quality."""
+"""A comparison as findings of a Report, for the renderers of annotations, SARIF and code quality."""
 
 from __future__ import annotations
 

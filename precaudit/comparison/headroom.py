@@ -17,7 +17,7 @@ HEADROOM_AT_STAKE = 8.0
 
 
 def headroom_changes(pairs: LayerPairs, base: Plan, head: Plan) -> Iterator[Change]:
-    """Headroom lost out of the last `HEADROOM_AT_STAKE` binades: above that nothing is at stake."""
+    """Headroom lost within the last `HEADROOM_AT_STAKE` binades; more headroom than that doesn't matter."""
     names = {new.fqn: old.fqn for old, new in pairs}
     for tensor in layer_tensors(pairs):
         old_format = FORMATS.get(base.modules.get(names[tensor.fqn], ""))

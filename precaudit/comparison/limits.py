@@ -148,7 +148,7 @@ def _threshold(rule: str, text: str) -> float:
 
 
 def fraction(text: str) -> float:
-    """`0.05` or `5%`; nan for what is no number."""
+    """A number such as `0.05` or `5%`; nan if invalid."""
     try:
         return float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
     except ValueError:
@@ -179,7 +179,7 @@ def _first(places: Sequence[str], noun: str) -> str:
 
 
 def rules_table(verb: str) -> str:
-    """All that `--fail-on` takes after `precaudit profile` or `precaudit check`, 80 columns wide."""
+    """The table of rules for `--fail-on` of `precaudit profile` or `precaudit check`, 80 columns wide."""
     rules = [(rule.id, rule.title, rule.meaning) for rule in CATALOGUE.values() if rule.verb == verb]
     metrics = [(name, limit.help) for name, limit in LIMITS.items()]
     severities = ", ".join(SEVERITIES)

@@ -1,4 +1,4 @@
-"""A comparison as a pull-request comment; by the hidden marker a bot finds its last one and replaces it."""
+"""Renders a comparison as a pull-request comment. A bot finds and replaces its previous one by the hidden marker."""
 
 from __future__ import annotations
 

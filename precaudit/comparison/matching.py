@@ -1,4 +1,4 @@
-"""Which layer of head is which layer of base, also where names or types moved."""
+"""Matches the layers of two reports, even if names or types have changed."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def _groups(layers: Sequence[Layer], done: Iterable[int]) -> dict[tuple[str, int
 
 
 def _positions(n_base: int, n_head: int, done: Mapping[int, int]) -> tuple[Any, Any]:
-    """Where each layer of one report would stand in the other, between the layers matched already."""
+    """The expected position of each layer of one report in the other, interpolated between matched layers."""
     anchors = np.array([(-1, -1), *sorted(done.items()), (n_base, n_head)])
     back = anchors[np.argsort(anchors[:, 1])]
     return (

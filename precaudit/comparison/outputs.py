@@ -1,4 +1,4 @@
-"""Every form that a comparison or a trend takes."""
+"""The output formats of a comparison and a trend."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The plan, its proof and the findings: what was lost between two reports."""
+"""Changes of the plan, its verification and the findings."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def judged(base: Report, head: Report) -> bool:
 
 
 def verdict_changes(base: Report, head: Report) -> Iterator[Change]:
-    """A lower verdict; lowest where head's run did not come to its end, so that nothing could be judged."""
+    """A lower verdict; the lowest where head's run was not completed."""
     before, after = base.verification.verdict, head.verification.verdict
     if unfinished.cut_short(head) and not unfinished.cut_short(base):
         why = "; ".join([str(unfinished.title(head)), *unfinished.details(head)])
@@ -37,7 +37,7 @@ def verdict_changes(base: Report, head: Report) -> Iterator[Change]:
 
 
 def finding_changes(base: Report, head: Report, names: Mapping[str, str]) -> Iterator[Change]:
-    """Findings that base has not, has fewer of, or takes less seriously; a renamed layer makes none new."""
+    """Findings that base lacks, has fewer of, or with less severity; renaming a layer creates no new ones."""
     known: dict[str, list[str]] = {}
     for finding in base.findings:
         fqn = finding.fqn
@@ -84,7 +84,7 @@ def _speed(op: OpFormat) -> int:
 
 
 def loss_scale_changes(base: LossScale, head: LossScale) -> Iterator[Change]:
-    """A scale that is needed now, one that moved beyond noise, or a window that exists no more."""
+    """A loss scale that is newly needed, moved beyond noise, or has no window any more."""
     if head.mode == "none":
         return
     before, after = _words(base), _words(head)
@@ -98,7 +98,7 @@ def loss_scale_changes(base: LossScale, head: LossScale) -> Iterator[Change]:
 
 
 def _moved(base: LossScale, head: LossScale) -> float:
-    """By how much an end of the window moved, or the scale to begin with where there is none."""
+    """How far an end of the window moved (or the initial scale, without a window), in octaves."""
     if base.window and head.window:
         return float(max(abs(new - old) for old, new in zip(base.window, head.window, strict=True)))
     return abs(binades(base.init_scale or 0.0, head.init_scale or 0.0) or 0.0)

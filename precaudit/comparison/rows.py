@@ -1,4 +1,4 @@
-"""A comparison as rows of visible text: the one source of words for every renderer, which escapes and lays out."""
+"""A comparison as rows of visible text for all renderers, which add markup and escape it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Names = tuple[str, str]  # how base and head are called
 
 @dataclass(frozen=True)
 class Row:
-    """What changed, for one tensor, layer or op, or for several that changed alike."""
+    """A change of one tensor, layer or op, or of several that changed alike."""
 
     regression: bool
     metrics: tuple[str, ...]
@@ -36,7 +36,7 @@ def rows(comparison: Comparison) -> list[Row]:
 
 
 def _place(change: Change) -> tuple[Any, ...]:
-    """Movements of one tensor belong together; elsewhere each metric stands for itself."""
+    """The key by which changes are grouped: movements of one tensor together, other metrics by themselves."""
     metric = None if METRICS[change.metric].family == "ranges" else change.metric
     return change.regression, change.fqn, change.op, change.role, change.name, metric
 
@@ -49,7 +49,7 @@ def place(change: Change) -> str:
 
 
 def title(comparison: Comparison) -> str:
-    """The answer in one line."""
+    """The result in one line."""
     failed, changes = len(comparison.regressions), len(comparison.changes)
     matched = f"{plural(comparison.matched, 'layer')} matched"
     if any(reason.startswith("verdict:") for reason in comparison.not_comparable):
@@ -63,7 +63,7 @@ def title(comparison: Comparison) -> str:
 
 
 def notes(comparison: Comparison) -> dict[str, tuple[str, ...]]:
-    """What stands below the changes, by heading."""
+    """Notes below the changes, by heading."""
     sections = {"Measured otherwise": comparison.measured_otherwise, "Not compared": comparison.not_comparable}
     return {heading: lines for heading, lines in sections.items() if lines}
 

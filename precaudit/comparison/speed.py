@@ -1,4 +1,4 @@
-"""Tensor Core use, time and memory: compared only where the measurements can be."""
+"""Changes of Tensor Core use, time and memory, compared only between equal devices."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def measured(metric: str, base: Report, head: Report) -> bool:
 
 
 def native_share(report: Report) -> float | None:
-    """Of the kernels' time that was measured, on native Tensor Cores."""
+    """The share of measured kernel time on native Tensor Cores."""
     cores = report.tensor_cores
     return cores.time_share.native if cores.measured and cores.time_share else None
 
@@ -101,7 +101,7 @@ def why_not_comparable(base: Report, head: Report) -> str:
 
 
 def not_comparable(base: Report, head: Report) -> Iterator[str]:
-    """What of this module's metrics could not be compared, and why."""
+    """Which of this module's metrics could not be compared, and why."""
     if reason := why_not_comparable(base, head):
         yield reason
     elif _on_cpu(head):

@@ -1,4 +1,4 @@
-"""Layers, operations and dtypes that are not what they were."""
+"""Changes of layers, operations and dtypes."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def layer_changes(matching: Matching) -> Iterator[Change]:
 
 
 def _stays(layer: Layer, in_both: Sequence[Layer]) -> bool:
-    """Whether it is a module around such as both reports have, which is recorded only where it computes itself."""
+    """Whether the module contains layers of both reports, and is recorded only where it computes itself."""
     inside = f"{layer.fqn}." if layer.fqn else ""
     return not layer.parameters and any(other.fqn.startswith(inside) for other in in_both)
 

@@ -1,4 +1,4 @@
-"""Reports over time: one row a report, each against earlier ones of the same script."""
+"""Reports over time: one row for each report, compared with earlier ones of the same script."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def load_folder(folder: Path) -> tuple[list[Entry], list[str]]:
 
 
 def _regular(path: Path) -> Path:
-    """A pipe or a device that happens to lie there may never end."""
+    """Whether this is a regular file; reading a pipe or device may never end."""
     if path.exists() and not path.is_file():
         raise PrecauditError(f"{path}: not a regular file; give it another name, or remove it")
     return path
@@ -133,7 +133,7 @@ def newest(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _figures(report: Report) -> dict[str, Any]:
-    """What a person follows over time; None where it was not measured."""
+    """The main figures of a report; None if unmeasured."""
     formats = Counter(report.plan.modules.values())
     low = sum(count for name, count in formats.items() if name != "float32")
     window = report.plan.loss_scale.window
@@ -187,7 +187,7 @@ def markdown(frame: pd.DataFrame) -> str:
 
 
 def _regressed(frame: pd.DataFrame) -> list[str]:
-    """What changed first in each report, likeliest cause first, and against which."""
+    """The first change in each report, the most likely cause first, and the report it was compared with."""
     return [
         f"{visible(row.report)} against {visible(row.against)}: {row.first}"
         + (f"; {plural(int(row.regressions) - 1, 'more change')}" if row.regressions > 1 else "")
@@ -197,7 +197,7 @@ def _regressed(frame: pd.DataFrame) -> list[str]:
 
 
 def _table(frame: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
-    """Headers and rows; what no report has takes no room from the names."""
+    """Headers and rows of the table; columns without values are left out."""
     shown = {key: column for key, column in COLUMNS.items() if frame[key].notna().any()}
     rows = frame[list(shown)].to_dict(orient="records")
     cells = [["-" if pd.isna(row[key]) else show(row[key]) for key, (_, show) in shown.items()] for row in rows]
