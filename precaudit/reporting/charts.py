@@ -89,7 +89,7 @@ def heat_map() -> Drawing:
 
 
 def _zones(x: alt.X, fill: alt.Color) -> alt.Chart:
-    """The ground under the cells: what becomes of a value in each part of the format's range."""
+    """The background of the cells: what happens to values in each part of the format's range."""
     return (
         alt.Chart(alt.Data(values=[{"fate": zone} for zone in ("less precise", "to zero", "overflows")]))
         .transform_calculate(
@@ -136,7 +136,7 @@ def _edges(x: alt.X) -> alt.Chart:
 
 
 def _lost() -> alt.Chart:
-    """What a row loses, in words to its right."""
+    """The loss of each row, as text to its right."""
     return (
         alt.Chart(alt.NamedData("lost"))
         .mark_text(align="left", dx=8, fontSize=11, aria=False)

@@ -1,4 +1,4 @@
-"""How far from float32's the losses of single runs ended."""
+"""The final losses of single runs relative to float32's."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ AS_WRITTEN = "as-written"
 
 
 def last_tried(v: Verification) -> str | None:
-    """The plan that was tried last."""
+    """The label of the last plan tried."""
     return next((trial.plan for trial in reversed(v.trials) if trial.plan.startswith("candidate")), None)
 
 
 def ended(v: Verification, plan: str, seed: int = 0) -> float:
-    """The loss's mean over the compared steps against float32's of the same seed, relative; 0 where it wasn't seen."""
+    """The relative difference of the mean loss over the compared steps from float32's with the same seed; 0 if
+    unknown."""
     runs = {trial.plan: trial for trial in v.trials if trial.seed == seed}
     reference, run = runs.get("reference"), runs.get(plan)
     if reference is None or run is None or not (reference.scale and v.compared):
@@ -26,8 +27,8 @@ def ended(v: Verification, plan: str, seed: int = 0) -> float:
 
 
 def ended_like_the_plan(v: Verification) -> bool:
-    """Whether the script as written came as near as the margin, or as any single run under the plan. It may compute
-    more in low precision than its modules, such as its loss."""
+    """Whether the script as written ended as close to float32 as the margin or any single run under the plan. Parts of
+    it, such as its loss, may run in lower precision than under the plan."""
     last = last_tried(v)
     far = [abs(ended(v, trial.plan, trial.seed)) for trial in v.trials if trial.plan == last]
     return abs(ended(v, AS_WRITTEN)) <= max([v.margin or 0.0, *far])

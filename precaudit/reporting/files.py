@@ -1,4 +1,4 @@
-"""Files: untrusted JSON in, whole files out. What can't be read or written says so in words."""
+"""Reading untrusted JSON files and writing files atomically, with errors for the user."""
 
 from __future__ import annotations
 
@@ -64,7 +64,8 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_each(paths: Iterable[Path], write: Callable[[Path], None]) -> tuple[list[Path], list[str]]:
-    """The files that could be written, and what was in the way of the others: one costs no other."""
+    """Write each file; returns those written, and for the others the reasons. An error in one does not prevent
+    others."""
     written, problems = [], []
     for path in paths:
         try:

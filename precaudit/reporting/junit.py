@@ -49,7 +49,8 @@ def _verification(suite: ElementTree.Element, report: Report) -> None:
 
 
 def _module(suite: ElementTree.Element, fqn: str, findings: list[Finding], plan: Plan) -> None:
-    """What the plan has settled already is told, and fails nothing, as it fails no command without `--fail-on`."""
+    """A module's test case. Findings that the plan settles are mentioned but don't fail, as in commands without
+    `--fail-on`."""
     case = _case(suite, "module", fqn or story.WHOLE)
     errors = [f for f in findings if f.severity == "error" and not story.settled(plan, f)]
     lines = [f"{f.severity} {visible(f.rule)}{story.settlement(plan, f)}: {sentence(f)}" for f in findings]

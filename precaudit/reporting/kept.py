@@ -1,4 +1,4 @@
-"""What takes seconds to make and is the same for every report, kept in the user's cache folder."""
+"""A cache in the user's cache folder, for values that take seconds to compute and are the same for every report."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ Value = TypeVar("Value")
 
 
 def kept(key: str, make: Callable[[], Value]) -> Value:
-    """What `make` returns, a JSON value, from the file of this key where there is a whole one. `key` names everything
-    that the value depends on. Where nothing can be written, it is made each time."""
+    """The JSON value of `make`, from the cache file of this key if there is a valid one. `key` names everything that
+    the value depends on. If the file can't be written, the value is computed each time."""
     path = None
     with suppress(OSError, RuntimeError):  # no home folder is a RuntimeError
         path = cache_folder() / f"{key}.json.gz"

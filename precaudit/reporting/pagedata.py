@@ -1,4 +1,4 @@
-"""What the page's charts and tree are drawn from: plain JSON, small enough for thousands of layers."""
+"""The data of the page's charts and tree: plain JSON, small enough for thousands of layers."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def page_data(report: Report) -> dict[str, Any]:
 
 
 def shown_format(report: Report) -> str:
-    """The half format that the ranges are held against at first: the plan's, or float16, which is the narrower one."""
+    """The half format shown first: the plan's, or float16, which has the shorter range."""
     planned = (report.plan.default, *report.plan.modules.values())
     return next((name for name in planned if name in ("bfloat16", "float16")), "float16")
 
@@ -125,7 +125,7 @@ def trainings(report: Report) -> dict[str, Any]:
 
 
 def _compared(v: Verification) -> dict[str, Any]:
-    """What the verdict is about, as the chart draws it: a mean over some steps, and how large it may be."""
+    """The verdict's quantity for the chart: a mean over some steps, and its allowed range."""
     mean, (first, last) = v.difference.mean, v.compared or (1, v.steps)
     known = mean is not None and math.isfinite(mean)
     return {"margin": v.margin or 0, "mean": mean if known else None, "first": first, "last": last}

@@ -1,4 +1,4 @@
-"""What a plan says of modules and of the loss scale, and what was repaired in it: sentences for every renderer."""
+"""A plan's exceptions, its loss scale and its repairs in sentences, for all renderers."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def plan_default(report: Report) -> str:
 
 
 def exceptions(plan: Plan) -> list[Exceptions]:
-    """Why modules and ops are not at the default, reasons that hold for most first."""
+    """The exceptions from the plan's default by reason, the most frequent first."""
     groups: dict[tuple[str, str], list[str]] = {}
     for fqn, name in plan.modules.items():
         if name != plan.default:
@@ -67,7 +67,7 @@ def loss_scale(report: Report) -> list[str]:
 
 
 def _start(scale: LossScale) -> float | None:
-    """None where a double can't hold it."""
+    """The initial scale; None without a window, or where a double overflows."""
     if scale.window is None or scale.start is None or max(map(abs, scale.window)) > 1000:
         return None
     return 2.0**scale.start

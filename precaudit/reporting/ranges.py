@@ -1,4 +1,4 @@
-"""What a report tells of ranges: which formats were looked at, which layers are most at risk, and by which tensor."""
+"""The ranges of a report: audited formats, layers most at risk, and their tensors."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def audited_formats(report: Report) -> list[str]:
 
 
 def lossless_formats(report: Report) -> tuple[list[str], list[str]]:
-    """Formats that would lose no value of any role that a plan casts, and the other ones."""
+    """The formats that lose no value of any role that a plan casts, and the others."""
     fits = [
         (name, fit)
         for layer in report.layers
@@ -39,13 +39,13 @@ def lossless_formats(report: Report) -> tuple[list[str], list[str]]:
 
 
 def ranked_layers(report: Report) -> list[Layer]:
-    """Layers that a narrow format would hurt most first; ties stay in the model's order."""
+    """Layers in the order of their risk in narrow formats; ties stay in the model's order."""
     return sorted(report.layers, key=lambda layer: max(map(_risk, layer.tensors), default=()), reverse=True)
 
 
 def worst(layer: Layer) -> list[tuple[str, TensorRecord]]:
-    """For each role the tensor that is most at risk, and what to call it: a layer has a weight role for each of its
-    parameters, and the one most at risk may be the bias."""
+    """For each role, the tensor that is most at risk and its name: a layer has a weight role for each parameter, and
+    the bias may be the one."""
     found = []
     for role, label in CAST_ROLES.items():
         tensor = max((tensor for tensor in layer.tensors if tensor.role == role), key=_risk, default=None)
@@ -56,7 +56,7 @@ def worst(layer: Layer) -> list[tuple[str, TensorRecord]]:
 
 
 def rows(layers: Iterable[Layer], formats: Sequence[str], overflow: str) -> list[list[str]]:
-    """Layer, role, amax, smallest, and what each format loses; `overflow` marks what it loses that way."""
+    """Rows of layer, role, amax, smallest value, and the loss in each format; `overflow` marks losses by overflow."""
     return [
         [
             layer.fqn,

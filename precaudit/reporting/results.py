@@ -1,6 +1,6 @@
-"""What machine-readable formats say of a report: its findings, and its verdict and failed gates as findings.
+"""Findings for machine-readable formats: those of the report, its verdict, and its failed gates.
 
-The functions take findings, not reports, so that a comparison's findings leave by the same doors.
+The functions take findings, not reports, so that comparisons can use them too.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ VERDICT_SEVERITY: dict[str, Severity] = {"fail": "error", "inconclusive": "warni
 
 
 def results(report: Report) -> list[Finding]:
-    """Errors first; nothing at all for a verified plan without findings."""
+    """All findings, errors first; none for a verified plan without findings."""
     gates = [
         Finding(GATE_RULE, "error", f"the gate {gate.name} failed: {gate.detail}", "", evidence={"gate": gate.name})
         for gate in report.verification.gates
@@ -39,13 +39,13 @@ def _verdict(report: Report) -> list[Finding]:
 
 
 def sentence(finding: Finding) -> str:
-    """What was found and what to do about it, on one line."""
+    """The message and the suggestion, on one line."""
     message, suggestion = prose(finding.message), prose(finding.suggestion)
     return f"{message.rstrip('.')}. What to do: {suggestion}" if suggestion else message or visible(finding.rule)
 
 
 def fingerprints(findings: Iterable[Finding]) -> list[str]:
-    """One for each finding; findings that are alike are numbered, for hosts drop duplicates."""
+    """A unique fingerprint for each finding; equal ones are numbered, as hosts drop duplicates."""
     seen: dict[str, int] = {}
     unique = []
     for finding in findings:
@@ -71,7 +71,7 @@ def uri(path: str) -> str:
 
 
 def where(finding: Finding, report: Report) -> tuple[str, int]:
-    """The finding's source line, else the first of the script, for hosts show nothing without a place."""
+    """The finding's source line, else the first line of the script, as hosts show nothing without a location."""
     if finding.location is not None:
         return finding.location.path, max(1, finding.location.line)
     return str(report.job.get("script") or "train.py"), 1

@@ -32,7 +32,7 @@ def sarif(report: Report, findings: list[Finding]) -> dict[str, Any]:
 
 
 def _rule(worst: Finding) -> dict[str, Any]:
-    """What the catalogue says, and the severity of the rule's worst finding here."""
+    """A rule's entry: the catalogue's text, and the severity of the rule's worst finding here."""
     rule = rule_of(worst.rule)
     return {
         "id": visible(rule.id),
