@@ -332,7 +332,7 @@ class Emulator(ScopeListener):
         if begins_plan(frame, self._covers):
             root[AROUND_BACKWARD] = self._around_backward
             frame.data["leave"] = stack = ExitStack()
-            stack.enter_context(autocast_asked.by(self._outside_disabled_regions))
+            stack.enter_context(autocast_asked.by(lambda: not self._in_disabled_region()))
             stack.enter_context(self._mode)
         if root.get(PLANNED):
             frame.data["format"] = self._lookup.of(frame.name)
@@ -349,9 +349,6 @@ class Emulator(ScopeListener):
     def _around_backward(self, frame: Frame) -> EmulatedMode:
         scope, disabled = frame.data["format"], self._in_disabled_region()
         return EmulatedMode(lambda: scope, dict, self._exact, lambda: disabled)
-
-    def _outside_disabled_regions(self) -> bool:
-        return not self._in_disabled_region()
 
     def _scope_format(self) -> ScopeFormat:
         frame = self._scopes.current

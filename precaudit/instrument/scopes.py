@@ -83,13 +83,13 @@ class _Stack(threading.local):
 
 
 @contextmanager
-def _marked(data: dict[str, Any], key: str, value: bool) -> Iterator[None]:
-    before = data.get(key, False)
-    data[key] = before or value
+def _repeated(data: dict[str, Any], repeated: bool) -> Iterator[None]:
+    before = data.get(REPEATED, False)
+    data[REPEATED] = before or repeated
     try:
         yield
     finally:
-        data[key] = before
+        data[REPEATED] = before
 
 
 def _callers() -> Iterator[FrameType]:
@@ -207,7 +207,7 @@ class Scopes:
 
         def again(*args: Any, **kwargs: Any) -> Any:
             if (running := self.current) is not None:
-                with _marked(running.root.data, REPEATED, not torch.is_grad_enabled()):
+                with _repeated(running.root.data, not torch.is_grad_enabled()):
                     return function(*args, **kwargs)
             self._open(module, name, **kept)
             try:

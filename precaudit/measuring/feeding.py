@@ -105,7 +105,7 @@ class Feeding(ScopeListener):
             epoch = length / draws if length and draws else None
         each = draws if draws else self._backwards / self._steps if self._steps else None
         samples = batch * each if batch and each else None
-        return Feed(batch, tuple(self._waits), samples, epoch)
+        return Feed(tuple(self._waits), samples, epoch)
 
 
 def _length(loader: DataLoader[Any]) -> int | None:

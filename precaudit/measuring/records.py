@@ -61,13 +61,11 @@ class Profiled:
 class Feed:
     """The script's data.
 
-    - `batch`: samples per batch (the leading dimension of the first model's first input, or the DataLoader's batch
-      size); `samples_per_step`.
     - `waits`: seconds from the end of a step to the next forward.
-    - The steps of an epoch, where a DataLoader's length is known.
+    - `samples_per_step`: by the DataLoader's batch size, or the leading dimension of the first model's first input.
+    - `steps_per_epoch`: where a DataLoader's length is known.
     """
 
-    batch: int | None = None
     waits: tuple[float, ...] = ()
     samples_per_step: float | None = None
     steps_per_epoch: float | None = None

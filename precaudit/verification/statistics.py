@@ -29,6 +29,7 @@ RANGE_SHARE = 0.1
 LEARNED_SHARE = 0.1
 LEARNED_ALPHA = 0.02
 FEWEST_STEPS = 5
+_BLOCKS = 4
 AGREED_ALPHA = 0.05
 # Of 590 verified scripts, six have curves beyond both limits whose first three seeds disagree; of random walks, 19 in
 # 20 of which seem to have learned, three quarters do.
@@ -83,7 +84,7 @@ def comparison_window(steps: int, horizon: int) -> slice:
     return slice(max(0, steps - width), steps)
 
 
-def noise_floor(reference: Losses, perturbed: Losses, window: slice, blocks: int = 4) -> float:
+def noise_floor(reference: Losses, perturbed: Losses, window: slice) -> float:
     """Relative difference of window means that float32 shows against itself.
 
     One twin gives one difference, which may be small by chance; the rms over blocks of the window uses all of
@@ -96,7 +97,7 @@ def noise_floor(reference: Losses, perturbed: Losses, window: slice, blocks: int
         return math.nan
     if not np.isfinite(b).all():
         return math.inf
-    parts = np.array_split(b - a, min(blocks, len(a)))
+    parts = np.array_split(b - a, min(_BLOCKS, len(a)))
     rms = math.sqrt(np.mean([part.mean() ** 2 for part in parts]))
     return _relative(rms, typical_loss(both[0], window))
 

@@ -6,7 +6,7 @@ from precaudit.measuring.money import cost, units
 from precaudit.measuring.records import Feed
 from precaudit.measuring.summary import UNMEASURED
 
-FEED = Feed(batch=32, samples_per_step=64.0, steps_per_epoch=500.0)
+FEED = Feed(samples_per_step=64.0, steps_per_epoch=500.0)
 TIMED = {
     **UNMEASURED,
     "step_seconds": {"float32": 0.036, "plan": 0.018},
