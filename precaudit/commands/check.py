@@ -105,13 +105,13 @@ def run(arguments: argparse.Namespace) -> int:
 @contextmanager
 def _scratch() -> Iterator[Path]:
     """A temporary folder for the log and for files that runs set aside; kept if one of these could not be restored."""
-    from precaudit.running.untouched import store_beside
+    from precaudit.running.fileguard import set_aside_folder
 
     folder = Path(tempfile.mkdtemp(prefix="precaudit-"))
     try:
         yield folder
     finally:
-        if not store_beside(folder / "script.log").exists():
+        if not set_aside_folder(folder / "script.log").exists():
             shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -238,15 +238,16 @@ def require_measurable(audit: Audit) -> None:
 def require_same_start(reference: RunResult, run: RunResult, tolerance: float = SAME_START) -> None:
     """Raise PrecauditError where a run of the same seed resumed from what an earlier one left: such runs can't be
     compared."""
-    if not (run.leftovers and run.finished) or _begin_alike(reference, run, tolerance):
+    if not (run.stale_files and run.finished) or _begin_alike(reference, run, tolerance):
         return
     seen = "took no step"
     if run.losses:
         seen = f"began with a loss of {run.losses[0]:.4g} where the first one had {reference.losses[0]:.4g}"
     raise PrecauditError(
-        f"a run of the script went on from where an earlier one had ended: it read {listing(run.leftovers, 3)}, which "
-        f"the earlier one had written, and {seen}. precaudit runs a script many times, and every run has to start from "
-        "the same state: let the script start anew, even where it finds such files"
+        "a run of the script went on from where an earlier one had ended: it read "
+        f"{listing(run.stale_files, 3)}, which the earlier one had written, and {seen}. precaudit runs a script many "
+        "times, and every run has to start from the same state: let the script start anew, even where it finds such "
+        "files"
     )
 
 

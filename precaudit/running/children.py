@@ -24,10 +24,10 @@ from typing import Any
 
 from precaudit.errors import PrecauditError
 from precaudit.instrument.patches import wrapped
+from precaudit.running.fileguard import FileGuard, restore, set_aside_folder
 from precaudit.running.job import Job, RunResult, RunSpec, ScriptError
-from precaudit.running.leftovers import Leftovers
 from precaudit.running.sources import inert_imports
-from precaudit.running.untouched import Keeper, put_back, store_beside
+from precaudit.running.stalefiles import StaleFiles
 
 RunProgress = Callable[[RunSpec, RunResult], None]
 _GRACE_SECONDS = 20.0
@@ -59,7 +59,7 @@ class ChildRunner:
         self._threads = threads or max(1, _own_cpus() // self._parallel)
         self._living: dict[Any, int] = {}
         self._gpus = gpus
-        self._files, self._gate = store_beside(log), threading.Condition()
+        self._files, self._gate = set_aside_folder(log), threading.Condition()
         self._alone = False
         self._interrupted = self._ready = False
         self._began = time.time()
@@ -121,7 +121,7 @@ class ChildRunner:
         receiver, sender = self._context.Pipe(duplex=False)
         with self._gate:
             self._gate.wait_for(self._may_start)
-            self._put_back()
+            self._restore_files()
             if self._interrupted:
                 return RunResult(spec.label, spec.seed, "interrupted")
             place = next(place for place in count() if place not in self._living.values())
@@ -136,7 +136,7 @@ class ChildRunner:
             _end(process)
             with self._gate:
                 self._living.pop(process, None)
-                self._put_back()
+                self._restore_files()
                 self._gate.notify_all()
             receiver.close()
 
@@ -153,10 +153,10 @@ class ChildRunner:
         """Whether a run may start beside those that live: never once one of them has changed a file."""
         return not self._living or not (self._alone or self._files.exists())
 
-    def _put_back(self) -> None:
+    def _restore_files(self) -> None:
         """Restore the script's files when no run is left that may still need the changed ones."""
         if not self._living:
-            put_back(self._files)
+            restore(self._files)
 
     def _listen(self, spec: RunSpec, process: Any, receiver: Connection) -> RunResult:
         heard = RunResult(spec.label, spec.seed, "killed")
@@ -283,14 +283,14 @@ def _child(spec: RunSpec, sender: Connection) -> None:
     from precaudit.running.scripterrors import internal_error
     from precaudit.running.worker import flush_output, run
 
-    leftovers, keeper = Leftovers(spec.since, spec.probe_dir), _keeper(spec)
+    stale_files, guard = StaleFiles(spec.since, spec.probe_dir), _file_guard(spec)
 
     def report(known: RunResult) -> None:
-        keeper.training = True
+        guard.training = True
         sender.send(known)
 
     def with_files(result: RunResult) -> RunResult:
-        return replace(result, leftovers=leftovers.read, crossed=keeper.crossed)
+        return replace(result, stale_files=stale_files.read, crossed=guard.crossed)
 
     try:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
@@ -312,14 +312,14 @@ def _child(spec: RunSpec, sender: Connection) -> None:
     atexit._run_exitfuncs()
 
 
-def _keeper(spec: RunSpec) -> Keeper:
+def _file_guard(spec: RunSpec) -> FileGuard:
     """The guard of the script's files. A timed run (`spec.runs`) counts as training from its start: everything that a
     script creates before training exists by then."""
     log = Path(spec.log or os.devnull)
-    keeper = Keeper(store_beside(log), [place for place in (spec.log, spec.probe_dir) if place])
-    keeper.training = spec.runs is not None
-    keeper.listen()
-    return keeper
+    guard = FileGuard(set_aside_folder(log), [place for place in (spec.log, spec.probe_dir) if place])
+    guard.training = spec.runs is not None
+    guard.listen()
+    return guard
 
 
 def _become_main_process() -> None:

@@ -1,7 +1,7 @@
 """Runs leave the script's files as they found them.
 
 Files that a run overwrites, renames or removes are set aside first, and files that it creates once it trains
-(checkpoints, logs) are noted; when no run is left, `put_back` restores the former and removes the latter. So every run
+(checkpoints, logs) are noted; when no run is left, `restore` restores the former and removes the latter. So every run
 begins with the same files, and the user's checkpoints survive. Files created before training, such as a prepared or
 downloaded dataset, stay: creating them again would cost every run. Files changed in place (appended to, mapped into
 memory, or opened by native code) are not detected, nor are changes by programs that the script starts.
@@ -26,7 +26,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from precaudit.running.borrowed import Borrowed
+from precaudit.running.fileregistry import FileRegistry
 
 _KEPT = ".kept"
 _CACHES = frozenset("__pycache__ .cache .hypothesis .ipynb_checkpoints .nv .pytest_cache .triton".split())
@@ -35,12 +35,12 @@ _TICK = 0.01
 _WRITING, _CREATING = os.O_WRONLY | os.O_RDWR, os.O_WRONLY | os.O_CREAT | os.O_TRUNC
 
 
-def store_beside(log: Path) -> Path:
+def set_aside_folder(log: Path) -> Path:
     """The folder in which runs with this log set files aside."""
     return log.parent / ".set-aside"
 
 
-class Keeper:
+class FileGuard:
     """Observes file operations in a run's process before they happen, except on the files in `ours`.
 
     Concurrent runs share the store: the first one that changes a file claims it and sets it aside. A run that reads
@@ -53,7 +53,7 @@ class Keeper:
         self._store = Path(os.path.realpath(store))
         self._ours = frozenset((str(self._store), *map(os.path.realpath, ours)))
         self._began, self._home = time.time() - _TICK, os.path.join(os.path.realpath(os.getcwd()), "")
-        self._thread, self._borrowed = threading.local(), Borrowed()
+        self._thread, self._registry = threading.local(), FileRegistry()
         self._answers: dict[str, Callable[..., object]] = {
             "open": self._opened,
             "os.rename": self._renamed,
@@ -141,11 +141,11 @@ class Keeper:
         self._store.mkdir(parents=True, exist_ok=True)
         note = self._note(path)
         if not note.exists():
-            self._borrowed.refuse(note, path)
+            self._registry.refuse(note, path)
         with suppress(FileExistsError), note.open("x") as stream:
             stream.write(f"{json.dumps({'path': path, 'owned': owned})}\n{self._run}\n")
             if owned:
-                self._borrowed.enter(note)
+                self._registry.enter(note)
             return True
         if self._run not in self._writers(path):
             with note.open("a") as stream:
@@ -206,17 +206,17 @@ def _link(path: str, kept: Path) -> None:
         shutil.copy2(path, kept, follow_symlinks=False)
 
 
-def put_back(store: Path) -> None:
+def restore(store: Path) -> None:
     """Remove created files, innermost first, and restore the set-aside ones; one that can't be restored stays in the
     store, with a warning."""
-    borrowed = Borrowed()
+    registry = FileRegistry()
     notes = {note: _read_note(note) for note in store.glob("?" * 64)}
     for note, (path, owned) in sorted(notes.items(), key=lambda item: (item[1][1], -len(item[1][0]))):
         try:
             if path:
                 _undo(path, note.with_suffix(_KEPT) if owned else None)
             note.unlink()
-            borrowed.leave(note)
+            registry.leave(note)
         except OSError as error:
             warnings.warn(f"{path} could not be put back ({error.strerror}); see {note}", stacklevel=2)
     with suppress(OSError):

@@ -10,7 +10,7 @@ from precaudit.cache import cache_folder
 from precaudit.errors import PrecauditError
 
 
-class Borrowed:
+class FileRegistry:
     """Prevents that a second profile takes a file that a run of the first has written for the user's own, and restores
     it over the original."""
 

@@ -168,7 +168,7 @@ class RunResult:
       serves several.
     - `calls`: how many model calls with gradients preceded each step, and how many followed the last one.
     - `half_results`: the operations (model, module, name) whose results were half in the probed steps.
-    - `leftovers`: files that it read and that an earlier run of the job wrote; `crossed`: whether it read a file that
+    - `stale_files`: files that it read and that an earlier run of the job wrote; `crossed`: whether it read a file that
       a concurrent run wrote.
     - `on_cuda`: whether its models were on a CUDA device.
     """
@@ -195,7 +195,7 @@ class RunResult:
     seconds: float = 0.0
     baseline: Mapping[str, object] = field(default_factory=dict)
     observed: Any = None
-    leftovers: tuple[str, ...] = ()
+    stale_files: tuple[str, ...] = ()
     crossed: bool = False
     on_cuda: bool = False
 

@@ -1,4 +1,4 @@
-"""Files that a script reads and that an earlier run of it has written without `untouched` restoring them. A run that
+"""Files that a script reads and that an earlier run of it has written without `fileguard` restoring them. A run that
 resumes from such a file does not begin where the others did."""
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ _MOST = 20
 _WRITING = os.O_WRONLY | os.O_RDWR
 
 
-class Leftovers:
+class StaleFiles:
     """Observes every file that this process opens for reading. One that was modified between `since` and now was left
     by an earlier run, except code (the user may edit it meanwhile) and files in the folder `ours`."""
 

@@ -8,7 +8,9 @@ from dataclasses import replace
 from precaudit.running.job import RunResult, RunSpec
 
 
-def unwatched(spec: RunSpec, code: Callable[[], None], leave: Callable[[RunResult], None] | None = None) -> RunResult:
+def uninstrumented(
+    spec: RunSpec, code: Callable[[], None], leave: Callable[[RunResult], None] | None = None
+) -> RunResult:
     """Run `code` from the seed, in its own precision, until the job's steps are taken. torch is imported inside, so
     that processes without it can refer to this function."""
     import torch

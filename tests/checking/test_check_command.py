@@ -15,7 +15,7 @@ from precaudit.commands import check
 from precaudit.model import Plan
 from precaudit.reporting.serialize import write_json
 from precaudit.running.children import SIGNALS
-from precaudit.running.untouched import store_beside
+from precaudit.running.fileguard import set_aside_folder
 
 MODEL_FILE = """\
 import torch
@@ -236,8 +236,8 @@ def test_what_cannot_be_put_back_is_kept(project, tmp_path, monkeypatch):
     """A folder that the script filled stands where its file was: all that is left of the file is set aside."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     with check._scratch() as folder:
-        (store_beside(folder / "script.log")).mkdir()
-        (store_beside(folder / "script.log") / "kept").write_text("three days of work")
+        (set_aside_folder(folder / "script.log")).mkdir()
+        (set_aside_folder(folder / "script.log") / "kept").write_text("three days of work")
     assert (folder / ".set-aside" / "kept").read_text() == "three days of work"
     with check._scratch() as folder:
         (folder / "script.log").write_text("said")

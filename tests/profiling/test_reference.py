@@ -8,7 +8,7 @@ import torch
 from precaudit.profiling.reference import in_float32
 from precaudit.running import worker
 from precaudit.running.job import INTERNAL, Job, RunResult, RunSpec, ScriptError
-from precaudit.running.unwatched import unwatched
+from precaudit.running.uninstrumented import uninstrumented
 
 JOB = Job("script", "train.py", (), ".", 20)
 
@@ -32,7 +32,7 @@ def test_what_the_script_by_itself_gets_past_is_no_fault_of_its_own(alone, ours)
 
     def runner(spec):
         runs.append(spec)
-        return alone if spec.runs is unwatched else failed(7)
+        return alone if spec.runs is uninstrumented else failed(7)
 
     found = in_float32(RunSpec(JOB, "reference"), runner)
     assert found.run.is_ours is ours
@@ -60,7 +60,7 @@ def test_a_failure_by_chance_that_strikes_the_script_alone_too_is_its_own():
 def test_a_script_that_needs_its_own_autocast_is_told_so():
     run = replace(failed(0), baseline={"autocast": "bfloat16"})
     alone = RunResult("alone", 0, "stopped", 3)
-    found = in_float32(RunSpec(JOB, "reference"), lambda spec: alone if spec.runs is unwatched else run).run
+    found = in_float32(RunSpec(JOB, "reference"), lambda spec: alone if spec.runs is uninstrumented else run).run
     assert found.is_ours
     assert "it may need its own autocast" in found.error.message
 
@@ -92,6 +92,6 @@ def test_a_run_that_nobody_watches_counts_its_steps_and_draws_what_the_others_dr
             optimizer.step()
 
     job = Job("script", "", (), ".", 3)
-    results = [run(RunSpec(job, "alone", seed=5), train) for run in (unwatched, worker.run)]
+    results = [run(RunSpec(job, "alone", seed=5), train) for run in (uninstrumented, worker.run)]
     assert [(result.status, result.steps) for result in results] == [("stopped", 3)] * 2
     assert drawn[:3] == drawn[3:]

@@ -8,8 +8,8 @@ import textwrap
 import pytest
 
 from precaudit.running.children import ChildRunner
+from precaudit.running.fileguard import restore, set_aside_folder
 from precaudit.running.job import Job, RunSpec
-from precaudit.running.untouched import put_back, store_beside
 
 
 def told(folder):
@@ -39,16 +39,16 @@ def place(tmp_path):
 
 
 def heard(place, code, training=True, store=None, ours=()):
-    """Run code where a keeper listens, for which a process of its own is needed: nothing ends an audit hook."""
-    store = store_beside((store or place.parent) / "script.log")
+    """Run code where a guard listens, for which a process of its own is needed: nothing ends an audit hook."""
+    store = set_aside_folder((store or place.parent) / "script.log")
     lines = f"""
         import os, shutil
         from pathlib import Path
-        from precaudit.running.untouched import Keeper
+        from precaudit.running.fileguard import FileGuard
         {"import torch" if "torch" in code else ""}
-        keeper = Keeper(Path({str(store)!r}), {list(map(str, ours))!r})
-        keeper.listen()
-        keeper.training = {training}
+        guard = FileGuard(Path({str(store)!r}), {list(map(str, ours))!r})
+        guard.listen()
+        guard.training = {training}
     """
     program = textwrap.dedent(lines) + textwrap.dedent(code)
     command = [sys.executable, "-c", program]
@@ -84,7 +84,7 @@ def test_what_training_does_to_files_is_undone(place, code):
     before = told(place)
     store = heard(place, code)
     assert told(place) != before
-    put_back(store)
+    restore(store)
     assert told(place) == before
     assert not store.exists()
 
@@ -94,10 +94,10 @@ def test_what_is_made_before_training_stays_while_what_was_there_is_restored(pla
         Path('part').write_text('data')
         os.rename('part', 'data.txt')
         Path('best.txt').write_text('worse')
-        keeper.training = True
+        guard.training = True
         Path('result.txt').write_text('r')
     """
-    put_back(heard(place, code, training=False))
+    restore(heard(place, code, training=False))
     after = told(place)
     assert after["data.txt"] == "data"
     assert after["best.txt"] == "three days of work"
@@ -107,7 +107,7 @@ def test_what_is_made_before_training_stays_while_what_was_there_is_restored(pla
 
 def test_caches_and_appended_files_are_left_alone(place):
     code = "os.makedirs('.cache'); Path('.cache/x').write_text('x'); open('best.txt', 'a').write(', and more')"
-    put_back(heard(place, code))
+    restore(heard(place, code))
     assert told(place)[".cache/x"] == "x"
     assert told(place)["best.txt"] == "three days of work, and more"
 
@@ -115,7 +115,7 @@ def test_caches_and_appended_files_are_left_alone(place):
 def test_a_name_that_begins_like_precaudits_own_is_no_more_its_own(place):
     before = told(place)
     (own := place / "best").write_text("said")
-    put_back(heard(place, "Path('best').write_text('more'); Path('best.txt').write_text('worse')", ours=[own]))
+    restore(heard(place, "Path('best').write_text('more'); Path('best.txt').write_text('worse')", ours=[own]))
     assert told(place) == before | {"best": "more"}
 
 
@@ -123,14 +123,14 @@ def test_what_a_run_made_and_removed_is_gone(place):
     """However soon after it began, by the clock of the file system."""
     before = told(place)
     code = "for i in range(50): Path(f'lock-{i}').touch(); Path(f'lock-{i}').unlink()"
-    put_back(heard(place, code, training=False))
+    restore(heard(place, code, training=False))
     assert told(place) == before
 
 
 def test_the_first_of_two_runs_sets_a_file_aside_and_the_second_keeps_it(place):
     for word in ("worse", "worst"):
         store = heard(place, f"Path('best.txt').write_text({word!r})")
-    put_back(store)
+    restore(store)
     assert told(place)["best.txt"] == "three days of work"
 
 
@@ -146,7 +146,7 @@ def test_the_first_of_two_runs_sets_a_file_aside_and_the_second_keeps_it(place):
 )
 def test_a_run_knows_whether_it_read_what_one_beside_it_wrote(place, first, second, crossed):
     heard(place, first)
-    heard(place, f"{second}; assert keeper.crossed is {crossed}")
+    heard(place, f"{second}; assert guard.crossed is {crossed}")
 
 
 @pytest.mark.parametrize("code", ["Path('best.txt').write_text('mine')", "Path('best.txt').unlink()"])
@@ -157,9 +157,9 @@ def test_another_profile_does_not_take_a_run_s_file_for_the_person_s(place, code
     with pytest.raises(subprocess.CalledProcessError) as refused:
         heard(place, code, store=other)
     assert f"is set aside by another profile, in {store}" in refused.value.stderr
-    put_back(store)
+    restore(store)
     heard(place, code, store=other)
-    put_back(other / ".set-aside")
+    restore(other / ".set-aside")
     assert told(place) == before
 
 
@@ -168,10 +168,10 @@ def test_a_file_that_cannot_go_back_stays_in_the_store_and_is_told(place):
     store = heard(place, "shutil.rmtree('old')")
     (place / "old").write_text("made by somebody else")
     with pytest.warns(UserWarning, match=r"a\.txt could not be put back"):
-        put_back(store)
+        restore(store)
     assert [path.read_text() for path in store.glob("*.kept")] == ["a"]
     (place / "old").unlink()
-    put_back(store)
+    restore(store)
     assert (place / "old" / "a.txt").read_text() == "a"
     assert not store.exists()
 
@@ -181,7 +181,7 @@ def test_a_note_cut_short_is_of_a_run_that_had_changed_nothing(tmp_path, text):
     store = tmp_path / "store"
     store.mkdir()
     (store / ("0" * 64)).write_text(text)
-    put_back(store)
+    restore(store)
     assert not store.exists()
 
 

@@ -34,30 +34,30 @@ def test_a_file_of_an_earlier_run_is_told_from_own_and_older_files(tmp_path):
     runner = ChildRunner(tmp_path / "script.log")
     job = Job("script", str(tmp_path / "train.py"), (), str(tmp_path), 3)
     first, second = (runner(RunSpec(job, "reference")) for _ in range(2))
-    assert (first.status, first.leftovers) == ("stopped", ())
-    assert second.leftovers == (str(tmp_path / "prepared.pt"),)
+    assert (first.status, first.stale_files) == ("stopped", ())
+    assert second.stale_files == (str(tmp_path / "prepared.pt"),)
     with pytest.raises(PrecauditError, match=r"prepared\.pt"):
         require_same_start(first, second)
 
 
-def run_of(losses, status="stopped", leftovers=("cache.pt",)):
-    return RunResult("replay", 0, status, len(losses), losses=losses, leftovers=leftovers)
+def run_of(losses, status="stopped", stale_files=("cache.pt",)):
+    return RunResult("replay", 0, status, len(losses), losses=losses, stale_files=stale_files)
 
 
 @pytest.mark.parametrize(
     "run",
     [
         run_of((1.0, 0.5)),
-        run_of((0.5, 0.2), leftovers=()),
+        run_of((0.5, 0.2), stale_files=()),
         run_of((), status="interrupted"),
         run_of((float("nan"),)),
     ],
 )
 def test_a_file_of_an_earlier_run_is_of_no_account_where_runs_begin_alike(run):
-    require_same_start(run_of((1.0, 0.5), leftovers=()), run)
+    require_same_start(run_of((1.0, 0.5), stale_files=()), run)
 
 
 @pytest.mark.parametrize("losses", [(), (0.9, 0.8)])
 def test_runs_that_begin_elsewhere_are_refused(losses):
     with pytest.raises(PrecauditError, match=r"cache\.pt"):
-        require_same_start(run_of((1.0, 0.5), leftovers=()), run_of(losses, status="ended"))
+        require_same_start(run_of((1.0, 0.5), stale_files=()), run_of(losses, status="ended"))
