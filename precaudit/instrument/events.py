@@ -17,7 +17,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 
 from precaudit.instrument.patches import wrapped
 from precaudit.instrument.scopes import Frame, ScopeListener
-from precaudit.instrument.together import Together
+from precaudit.instrument.stepgroup import StepGroup
 
 
 def in_backward() -> bool:
@@ -104,7 +104,7 @@ class TrainingEvents(ScopeListener):
         self._calls_backward = False
         self._here = threading.local()
         self._stepping: list[FrameType] = []
-        self._together = Together()
+        self._group = StepGroup()
         self._by_own_gradients = False
 
     @property
@@ -146,7 +146,7 @@ class TrainingEvents(ScopeListener):
                 listener.backward_ended(roots)
             if not self.has_optimizer:
                 self._publish_step(None)
-            elif self._together.are_all:  # they have stepped in hooks of the backward pass
+            elif self._group.are_all:  # they have stepped in hooks of the backward pass
                 self.complete()
             return None
 
@@ -169,7 +169,7 @@ class TrainingEvents(ScopeListener):
     def know(self, optimizer: Any) -> None:
         """Register an optimizer."""
         self.has_optimizer = True
-        self._together.know(optimizer)
+        self._group.know(optimizer)
 
     def _publish_step(self, optimizer: Any) -> None:
         for listener in self.listeners:
@@ -184,7 +184,7 @@ class TrainingEvents(ScopeListener):
 
     def complete(self) -> None:
         """End the current step, if there is one: no further optimizer will take part."""
-        if (first := self._together.complete()) is not None:
+        if (first := self._group.complete()) is not None:
             self._publish_complete(first)
 
     def _gradients_are_new(self) -> None:
@@ -192,7 +192,7 @@ class TrainingEvents(ScopeListener):
             self._by_own_gradients = True
             return
         self.complete()
-        self._together.renew()
+        self._group.renew()
 
     def entered(self, frame: Frame) -> None:
         """Called by module scopes: a forward pass belongs to the next step."""
@@ -257,9 +257,9 @@ class TrainingEvents(ScopeListener):
         if len(self._stepping) <= 1:
             self._by_own_gradients = False
             has_closure = kwargs.get("closure", args[1] if len(args) > 1 else None) is not None
-            if has_closure or self._together.has(optimizer):
+            if has_closure or self._group.has(optimizer):
                 self.complete()
-                self._together.renew()
+                self._group.renew()
             for listener in self.listeners:
                 listener.step_starts(optimizer)
 
@@ -274,9 +274,9 @@ class TrainingEvents(ScopeListener):
             return
         for listener in self.listeners:
             listener.step_ended(optimizer)
-        self._together.add(optimizer)
+        self._group.add(optimizer)
         if self._by_own_gradients:
             self._by_own_gradients = False
             self._gradients_are_new()
-        elif self._together.are_all and not in_backward():
+        elif self._group.are_all and not in_backward():
             self.complete()

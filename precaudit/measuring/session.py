@@ -12,7 +12,7 @@ import torch
 from precaudit.execution.products import own_settings_ignored
 from precaudit.instrument.eager import eager_only
 from precaudit.instrument.events import TrainingEvents
-from precaudit.measuring.conductor import Conductor
+from precaudit.measuring.interleaving import ArmScheduler
 from precaudit.measuring.program import Program
 from precaudit.ownprecision.baseline import Baseline
 from precaudit.ownprecision.float32 import float32_only
@@ -30,14 +30,14 @@ def timed_run(spec: RunSpec, code: Callable[[], None], leave: Leave | None = Non
     events, baseline, began = TrainingEvents(), Baseline(), time.perf_counter()
 
     def settled(result: RunResult) -> RunResult:
-        return replace(result, seconds=time.perf_counter() - began, observed=conductor.observation())
+        return replace(result, seconds=time.perf_counter() - began, observed=scheduler.observation())
 
     def stopped() -> None:
         if leave is not None:
             leave(settled(RunResult(spec.label, spec.seed, "stopped")))
 
     stop = Stop(stopped)
-    conductor = Conductor(program, events, stop)
+    scheduler = ArmScheduler(program, events, stop)
     with ExitStack() as stack:
         stack.enter_context(controlled_seeds(spec.seed))
         stack.enter_context(eager_only())
@@ -46,6 +46,6 @@ def timed_run(spec: RunSpec, code: Callable[[], None], leave: Leave | None = Non
         if spec.neutralize:
             stack.enter_context(float32_only())
         stack.enter_context(events.installed())
-        stack.enter_context(conductor.installed())
+        stack.enter_context(scheduler.installed())
         result = execute(spec, code, stop)
     return settled(result)

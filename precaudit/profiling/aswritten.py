@@ -13,9 +13,9 @@ from precaudit.ownprecision.changes import IN_HOOKS, depends_on_scale
 from precaudit.ownprecision.operations import ANGLES
 from precaudit.planning.rules import OF_A_SUM
 from precaudit.profiling.audit import Audit
+from precaudit.profiling.deviation import deviation_from_float32, ends_early
 from precaudit.profiling.entries import Seen, causes_in, seen_in
 from precaudit.profiling.scaled import CERTAIN, CHANGES, HOOKS, LIKELY, of_scaled
-from precaudit.profiling.straying import ends_early, strays
 from precaudit.reporting.words import plural
 from precaudit.running.job import RunResult
 from precaudit.tracing.records import ABSORBING
@@ -70,7 +70,7 @@ def of_as_written(audit: Audit, verification: Verification) -> list[Finding]:
         found += of_scaled(audit.reference.baseline, HOOKS)
     if not run.finished:
         return [*found, _of_stop(run, fix), *_of_nonfinite(audit.reference, run), *causes_in(run, "warning")]
-    detail = strays(audit.reference, run, verification)
+    detail = deviation_from_float32(audit.reference, run, verification)
     causes = [
         *_of_penalty(audit.reference, run),
         *_of_nonfinite(audit.reference, run),

@@ -30,13 +30,13 @@ def all_findings(audit: Audit, plan: Plan, verification: Verification) -> tuple[
     """All findings, errors first; within a severity in the order of the stages."""
     as_written = of_as_written(audit, verification)
     pace = _keeping_pace(audit)
-    strays = any((each.rule, each.severity) == ("PA501", "error") for each in as_written)
+    deviates = any((each.rule, each.severity) == ("PA501", "error") for each in as_written)
     found = [
         *_of_bypassed(audit.trace),
         *_of_bans(audit.bans, plan),
         *_of_optimizer(audit, pace),
         *_of_errors(audit, plan),
-        *_of_loss_scale(audit, plan, strays),
+        *_of_loss_scale(audit, plan, deviates),
         *as_written,
         *_of_float32(audit, verification),
         *_of_verification(verification),
@@ -240,11 +240,11 @@ def _roughest(trace: Trace, fqn: str, format_name: str) -> Op | None:
     return worst if worst is not None and _ROUGH <= worst.local_error.get(format_name, 0.0) < math.inf else None
 
 
-def _of_loss_scale(audit: Audit, plan: Plan, strays: bool) -> list[Finding]:
+def _of_loss_scale(audit: Audit, plan: Plan, deviates: bool) -> list[Finding]:
     """PA202: gradients that float16 loses without a loss scale, or under the script's own scale (an error if its
     training deviates); PA203: no single scale suits all modules."""
-    own = _own_scale(audit, strays)
-    severity: Severity = "error" if own is not None and strays else "warning"
+    own = _own_scale(audit, deviates)
+    severity: Severity = "error" if own is not None and deviates else "warning"
     spared = {op.fqn for op in audit.trace.ops if op.autocast == "bfloat16"}
     low = {layer.fqn for layer in audit.trace.layers if own is not None and layer.fqn not in spared}
     low |= {layer.fqn for layer in audit.trace.layers if format_of(plan, layer.fqn) == "float16"}
@@ -263,7 +263,7 @@ def _of_loss_scale(audit: Audit, plan: Plan, strays: bool) -> list[Finding]:
     return found
 
 
-def _own_scale(audit: Audit, strays: bool) -> float | None:
+def _own_scale(audit: Audit, deviates: bool) -> float | None:
     """The script's own initial loss scale in float16, 1 without one; None for another format, or for a scaler under
     which it trains well, as that may have raised its scale."""
     baseline = audit.reference.baseline
@@ -273,7 +273,7 @@ def _own_scale(audit: Audit, strays: bool) -> float | None:
     if not isinstance(scaler, dict):
         return 1.0
     scale = scaler.get("init_scale")
-    return float(scale) if strays and scale and scale > 0 else None
+    return float(scale) if deviates and scale and scale > 0 else None
 
 
 def _scaling(own: float | None, scaler: bool) -> tuple[str, str]:

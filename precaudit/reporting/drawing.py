@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from precaudit.reporting.kept import kept
+from precaudit.reporting.cached import cached
 
 CHARTS = ("heat_map", "formats", "scales", "losses", "differences", "times")
 THEME = {
@@ -58,7 +58,7 @@ def vega(name: str, data: Mapping[str, Any] | None = None, **signals: Any) -> di
     sources = b"".join(Path(__file__).with_name(file).read_bytes() for file in ("charts.py", "drawing.py"))
     digest = hashlib.sha256(sources).hexdigest()[:16]
     key = f"chart-{name}-{digest}-{version('altair')}-{version('vl-convert-python')}"
-    spec = kept(key, lambda: _compiled(name))
+    spec = cached(key, lambda: _compiled(name))
     for dataset in spec["data"]:
         if data and dataset["name"] in data:
             dataset["values"] = data[dataset["name"]]

@@ -17,9 +17,9 @@ from precaudit import __version__
 from precaudit.finding import ranked
 from precaudit.model import Finding, Plan, Report, Trial
 from precaudit.reporting import costs, pasting, planned, ranges, story, unfinished
+from precaudit.reporting.cached import cached
 from precaudit.reporting.drawing import CHARTS, KINDS, hindrance, vega
 from precaudit.reporting.jsontext import dumps
-from precaudit.reporting.kept import kept
 from precaudit.reporting.pagedata import kinds, page_data, times
 from precaudit.reporting.serialize import dump_plan, to_json
 from precaudit.reporting.words import (
@@ -87,7 +87,7 @@ def _charts() -> tuple[Markup, dict[str, Any]] | None:
     """Vega and the compiled charts; None where they can't be made."""
     if hindrance():
         return None
-    library = kept(f"vega-{version('vl-convert-python')}", _bundled)
+    library = cached(f"vega-{version('vl-convert-python')}", _bundled)
     return Markup(library), {name: vega(name) for name in CHARTS}
 
 

@@ -14,13 +14,13 @@ from precaudit.model import Finding, Kernel, TensorCores, TimeShare
 from precaudit.tensorcores.advice import advise
 from precaudit.tensorcores.attribution import OUTSIDE, UNATTRIBUTED, Attribution, attribute
 from precaudit.tensorcores.cards import Card, cards_of
+from precaudit.tensorcores.evidence import agreed, classify_ptx, second_opinion
 from precaudit.tensorcores.kernel_names import RANK
 from precaudit.tensorcores.peaks import Gpu
 from precaudit.tensorcores.products import product
 from precaudit.tensorcores.rules import Classification, classify
 from precaudit.tensorcores.sizes import Product
 from precaudit.tensorcores.traces import Floats, Ints, Trace
-from precaudit.tensorcores.witnesses import agreed, classify_ptx, second_opinion
 
 METHOD = "kernel times by torch.profiler; classes by kernel name, and by achieved rate where shapes are known"
 NO_PTX: Mapping[str, Sequence[str]] = MappingProxyType({})

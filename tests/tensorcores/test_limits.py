@@ -11,12 +11,12 @@ from precaudit.model import Layer, Plan
 from precaudit.tensorcores.alignment import advice, misaligned
 from precaudit.tensorcores.analysis import analyse
 from precaudit.tensorcores.eligibility import unreached_findings
+from precaudit.tensorcores.evidence import second_opinion
 from precaudit.tensorcores.padding import alignment_findings
 from precaudit.tensorcores.peaks import get_gpu
 from precaudit.tensorcores.roofline import LAUNCH, measured_in_words, predict_step
 from precaudit.tensorcores.rules import Classification
 from precaudit.tensorcores.traces import read_trace
-from precaudit.tensorcores.witnesses import second_opinion
 
 BF16, H100 = Plan(default="bfloat16"), get_gpu("h100")
 SWEEP = [1.05**i for i in range(200)]

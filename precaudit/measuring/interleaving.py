@@ -67,7 +67,7 @@ class Cycle:
         return key == min(counts, key=lambda other: (counts[other], -self._met[other]))
 
 
-class Conductor(TrainingListener):
+class ArmScheduler(TrainingListener):
     """Called after every step, as the last listener, to continue the program."""
 
     def __init__(self, program: Program, events: TrainingEvents, stop: Stop | None = None) -> None:

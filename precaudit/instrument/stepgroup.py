@@ -8,7 +8,7 @@ from typing import Any
 from torch.utils.weak import WeakIdKeyDictionary
 
 
-class Together:
+class StepGroup:
     """Groups the steps of several optimizers that share one step's gradients, each with some of the parameters.
 
     Such a step is over when all optimizers have stepped that did so in every earlier step (at first: all that are

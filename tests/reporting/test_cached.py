@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from precaudit.reporting.kept import kept
+from precaudit.reporting.cached import cached
 
 VALUE = {"library": "x = 1", "specs": {"a": [1, 2.5, None]}}
 
@@ -20,31 +20,31 @@ def never():
 
 
 def test_made_once(folder):
-    assert kept("key", lambda: VALUE) == VALUE
-    assert kept("key", never) == VALUE
-    assert kept("other", dict) == {}
+    assert cached("key", lambda: VALUE) == VALUE
+    assert cached("key", never) == VALUE
+    assert cached("other", dict) == {}
     assert sorted(path.name for path in folder.iterdir()) == ["key.json.gz", "other.json.gz"]
 
 
 @pytest.mark.parametrize("damage", [b"", b"nonsense", "half"])
 def test_a_broken_file_is_replaced(folder, damage):
-    kept("key", lambda: VALUE)
+    cached("key", lambda: VALUE)
     (path,) = folder.iterdir()
     path.write_bytes(path.read_bytes()[:-20] if damage == "half" else damage)
-    assert kept("key", lambda: VALUE) == VALUE
-    assert kept("key", never) == VALUE
+    assert cached("key", lambda: VALUE) == VALUE
+    assert cached("key", never) == VALUE
 
 
 def test_without_a_folder_it_is_made_each_time(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    assert kept("key", lambda: VALUE) == kept("key", lambda: VALUE) == VALUE
+    assert cached("key", lambda: VALUE) == cached("key", lambda: VALUE) == VALUE
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # no home folder
-    assert kept("key", lambda: VALUE) == VALUE
+    assert cached("key", lambda: VALUE) == VALUE
 
 
 def test_what_fails_leaves_nothing(folder):
     with pytest.raises(AssertionError):
-        kept("key", never)
+        cached("key", never)
     assert not folder.exists()

@@ -18,8 +18,8 @@ from torch import nn
 
 from precaudit.instrument.names import ModuleName
 from precaudit.instrument.scopes import Frame
-from precaudit.measuring import conductor, replaying
-from precaudit.measuring.conductor import Cycle
+from precaudit.measuring import interleaving, replaying
+from precaudit.measuring.interleaving import Cycle
 from precaudit.measuring.records import Arm
 from precaudit.model import Plan
 from precaudit.tensorcores.counters import Pipes
@@ -156,7 +156,7 @@ def test_blocks_of_a_gan_hold_whole_cycles():
 def test_counters_are_read_in_the_last_round_of_every_arm(monkeypatch):
     nvml = FakeNvml()
     pipes = Pipes(nvml, card(gpm=1, counters={5: 62.5}))
-    monkeypatch.setattr(conductor, "own_counters", lambda devices: nullcontext((Meter(), pipes)))
+    monkeypatch.setattr(interleaving, "own_counters", lambda devices: nullcontext((Meter(), pipes)))
     found = timed(training(), *ARMS).observed
     assert [(block.arm, block.tensor_share) for block in found.blocks[-4:]] == [(arm.name, 0.625) for arm in ARMS]
     assert not any(block.tensor_share for block in found.blocks[:-4])
@@ -183,7 +183,7 @@ def test_layers_are_replayed_alone_under_the_counters(monkeypatch):
 
     nvml = FakeNvml()
     pipes = Pipes(nvml, card(gpm=1, counters={5: 62.5}))
-    monkeypatch.setattr(conductor, "own_counters", lambda devices: nullcontext((Meter(), pipes)))
+    monkeypatch.setattr(interleaving, "own_counters", lambda devices: nullcontext((Meter(), pipes)))
     monkeypatch.setattr(replaying, "SECONDS", 0.01)
     plan = Plan("bfloat16", {"1": "bfloat16", "4": "bfloat16"})
     found = timed(code, Arm("float32"), Arm("plan", plan=plan)).observed
@@ -204,7 +204,7 @@ def test_the_heaviest_layers_are_kept():
 
 def test_a_run_for_the_profiler_alone_spends_no_step_on_counters(monkeypatch):
     pipes = Pipes(FakeNvml(), card(gpm=1, counters={5: 62.5}))
-    monkeypatch.setattr(conductor, "own_counters", lambda devices: nullcontext((Meter(), pipes)))
+    monkeypatch.setattr(interleaving, "own_counters", lambda devices: nullcontext((Meter(), pipes)))
     found = timed(training(steps=12), *ARMS, rounds=0, profiled=("float32", "plan")).observed
     assert not found.blocks
     assert list(found.profiled) == ["float32", "plan"]
@@ -226,7 +226,7 @@ def test_skipped_steps_are_counted():
 
 def test_counters_that_are_refused_cost_no_block(monkeypatch):
     pipes = Pipes(FakeNvml(), card(gpm=1))
-    monkeypatch.setattr(conductor, "own_counters", lambda devices: nullcontext((Meter(), pipes)))
+    monkeypatch.setattr(interleaving, "own_counters", lambda devices: nullcontext((Meter(), pipes)))
     found = timed(training(), *ARMS).observed
     assert {block.arm for block in found.blocks} == {arm.name for arm in ARMS}
     assert not any(block.tensor_share for block in found.blocks)
@@ -244,7 +244,7 @@ def test_energy_is_read_in_the_last_round_alone_and_its_reading_is_not_timed(mon
         return float(len(reads))
 
     meter = SimpleNamespace(counts=True, method="slow", read=read)
-    monkeypatch.setattr(conductor, "own_counters", lambda devices: nullcontext((meter, Pipes())))
+    monkeypatch.setattr(interleaving, "own_counters", lambda devices: nullcontext((meter, Pipes())))
     found = timed(training(), *ARMS, energy_window=1e-3).observed
     assert [block.joules for block in found.blocks[-4:]] == [1.0] * 4
     assert len(reads) == 8
@@ -295,7 +295,7 @@ def test_nothing_waits_for_a_device_while_a_step_is_recorded(monkeypatch):
 
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing)
-    monkeypatch.setattr(conductor, "wait_for", wait)
+    monkeypatch.setattr(interleaving, "wait_for", wait)
     blocks = timed(code, Arm("float32")).observed.blocks
     assert blocks
     assert waits

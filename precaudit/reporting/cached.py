@@ -16,7 +16,7 @@ from precaudit.reporting.jsontext import dumps, loads
 Value = TypeVar("Value")
 
 
-def kept(key: str, make: Callable[[], Value]) -> Value:
+def cached(key: str, make: Callable[[], Value]) -> Value:
     """The JSON value of `make`, from the cache file of this key if there is a valid one. `key` names everything that
     the value depends on. If the file can't be written, the value is computed each time."""
     path = None

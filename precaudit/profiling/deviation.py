@@ -9,7 +9,7 @@ from precaudit.running.job import RunResult
 from precaudit.verification.gates import allowed, unused_calls, usual_calls
 from precaudit.verification.statistics import MARGIN_CAP, comparison_window, diverged, relative_differences
 
-_STRAYED = 10.0
+_DEVIATION_MARGINS = 10.0
 """One pair has no spread, so that only a difference of this many margins counts as an error."""
 _STANDARD_ERRORS = 4.0
 _MOST_SKIPPED = 0.5
@@ -18,7 +18,7 @@ _UNLUCKY, _WASTED = 24, 0.3
 """A scaler skips at most this many steps until it finds its scale; misuse skips more, and at least this share."""
 
 
-def strays(reference: RunResult, run: RunResult, verification: Verification) -> str | None:
+def deviation_from_float32(reference: RunResult, run: RunResult, verification: Verification) -> str | None:
     """How the script as written deviates from float32, by more than chance; None if it doesn't."""
     if (lost := diverged(reference.losses, run.losses)) is not None:
         return lost.detail
@@ -93,4 +93,4 @@ def _limit(verification: Verification) -> float:
     """The limit for the loss difference: many margins or, if larger, the spread of single pairs in verification."""
     lower, upper = verification.difference.lower, verification.difference.upper
     spread = 0.0 if lower is None or upper is None else upper - lower
-    return max(_STRAYED * (verification.margin or MARGIN_CAP), spread * len(verification.seeds) ** 0.5)
+    return max(_DEVIATION_MARGINS * (verification.margin or MARGIN_CAP), spread * len(verification.seeds) ** 0.5)
