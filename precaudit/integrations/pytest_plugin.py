@@ -113,8 +113,10 @@ class Auditor:
         except PrecauditError as error:
             raise pytest.fail.Exception(f"precaudit: {error}", pytrace=False) from None
         if not comparison.clean:
-            told = render_terminal(comparison, (str(path), "this run"))
-            pytest.fail(f"{told}To keep the change: pytest --precaudit-update, and commit the baseline.", pytrace=False)
+            rendered = render_terminal(comparison, (str(path), "this run"))
+            pytest.fail(
+                f"{rendered}To keep the change: pytest --precaudit-update, and commit the baseline.", pytrace=False
+            )
 
 
 def _compared(path: Path, report: Report, fail_on: Sequence[str]) -> Comparison:

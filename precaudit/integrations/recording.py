@@ -38,7 +38,7 @@ class Recording:
         self._save_every = save_every
         self._audit: audit | None = None
         self._saved = 0
-        self._told: set[str] = set()
+        self._logged: set[str] = set()
 
     def start(self, model: Any, optimizer: Any) -> None:
         self.stop()
@@ -92,6 +92,6 @@ class Recording:
         for problem in problems:
             log.warning("precaudit: %s", problem)
         for finding in report.findings:
-            if finding.severity != "note" and finding.fingerprint not in self._told:
-                self._told.add(finding.fingerprint)
+            if finding.severity != "note" and finding.fingerprint not in self._logged:
+                self._logged.add(finding.fingerprint)
                 log.warning("precaudit: %s %s: %s", finding.rule, finding.fqn, finding.message)

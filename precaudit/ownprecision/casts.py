@@ -68,5 +68,5 @@ def _lost_differences(source: torch.Tensor, result: torch.Tensor) -> Energies:
     some = [each[:: len(each) // _ROWS | 1].double() for each in rows]
     values, rounded = (each - each.mean(0) for each in some)
     spread, error = values.square().sum(0), (rounded - values).square().sum(0)
-    told = (spread > 0) & (spread + error).isfinite()
-    return Energies(float((error[told] / spread[told]).sum()), int(told.sum()))
+    valid = (spread > 0) & (spread + error).isfinite()
+    return Energies(float((error[valid] / spread[valid]).sum()), int(valid.sum()))

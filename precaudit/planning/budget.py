@@ -64,8 +64,8 @@ def lost_gradients(format_name: str, differences: Iterable[GradientDifference]) 
     sizes = {fqn: sum(each.gradient for each in found) for fqn, found in parts.items()}
     errors = {fqn: sum(each.delta for each in found) for fqn, found in parts.items()}
     noise = {fqn: sum(each.noise for each in found) for fqn, found in parts.items()}
-    heard = [fqn for fqn, size in sizes.items() if size > RESIDUE**2 * sum(sizes.values())]
-    lost = [fqn for fqn in heard if max(sizes[fqn], noise[fqn]) < errors[fqn] < math.inf]
+    significant = [fqn for fqn, size in sizes.items() if size > RESIDUE**2 * sum(sizes.values())]
+    lost = [fqn for fqn in significant if max(sizes[fqn], noise[fqn]) < errors[fqn] < math.inf]
     lost.sort(key=lambda fqn: -sizes[fqn])
     return [LostGradients(fqn, format_name, math.sqrt(errors[fqn] / sizes[fqn])) for fqn in lost]
 

@@ -102,15 +102,15 @@ def lost_energy(tensor: TensorStats, k: int) -> float:
 
 def lost_share(tensors: Sequence[TensorStats], k: int) -> float:
     """Of a module's gradients, the largest share of energy that float16 loses at scale 2**k."""
-    return max((lost_energy(tensor, k) for tensor in _heard(tensors)), default=0.0)
+    return max((lost_energy(tensor, k) for tensor in _significant(tensors)), default=0.0)
 
 
 def needed_k(tensors: Sequence[TensorStats]) -> int | None:
     """The smallest k at which every tensor of a module keeps its energy; None where all gradients are zero."""
-    return max((_tensor_k(t) for t in _heard(tensors) if t.exponents.items()), default=None)
+    return max((_tensor_k(t) for t in _significant(tensors) if t.exponents.items()), default=None)
 
 
-def _heard(tensors: Sequence[TensorStats]) -> list[TensorStats]:
+def _significant(tensors: Sequence[TensorStats]) -> list[TensorStats]:
     loudest = max((tensor.rms for tensor in tensors), default=0.0)
     return [tensor for tensor in tensors if tensor.rms >= RESIDUE * loudest]
 

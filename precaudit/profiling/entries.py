@@ -29,8 +29,8 @@ def causes_in(run: RunResult, severity: Severity) -> list[Finding]:
     """Findings from all entries of a run as written."""
     seen = [_named(entry, run.trace) for entry in seen_in(run)]
     stagnant = {(e["fqn"], e["buffer"]) for e in seen if e["kind"] == "state" and e["lost"] >= _STATE_LIMIT}
-    told = [e for e in seen if e["kind"] != "decay" or (e["fqn"], e["buffer"]) not in stagnant]
-    found = [_DESCRIBED[entry["kind"]](entry, severity) for entry in told if entry["kind"] in _DESCRIBED]
+    reported = [e for e in seen if e["kind"] != "decay" or (e["fqn"], e["buffer"]) not in stagnant]
+    found = [_DESCRIBED[entry["kind"]](entry, severity) for entry in reported if entry["kind"] in _DESCRIBED]
     return [each for each in found if each is not None]
 
 

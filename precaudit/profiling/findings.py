@@ -97,8 +97,8 @@ def _of_bans(bans: Iterable[Ban], plan: Plan) -> list[Finding]:
 
 def _by_their_cause(bans: Sequence[Ban]) -> list[Ban]:
     """Bans without a PA106 for an operation that becomes non-finite where the overflow itself is reported."""
-    told = {(ban.fqn, ban.op, ban.format) for ban in bans if ban.rule in _OVERFLOWS and ban.severity == "error"}
-    return [ban for ban in bans if ban.value != math.inf or (ban.fqn, ban.op, ban.format) not in told]
+    reported = {(ban.fqn, ban.op, ban.format) for ban in bans if ban.rule in _OVERFLOWS and ban.severity == "error"}
+    return [ban for ban in bans if ban.value != math.inf or (ban.fqn, ban.op, ban.format) not in reported]
 
 
 def _of_optimizer(audit: Audit, pace: Mapping[str, bool]) -> list[Finding]:
@@ -210,9 +210,9 @@ def _over_budget(
     if worst is not None:
         most += f", where {worst.op} alone is off by {worst.local_error[format_name]:.0%} of its result"
     other = f"use {plan.default} instead, as the plan does" if plan.default != format_name else ""
-    told = [f"{e.label.partition('@')[2]}: rho {e.rho:.2g}, SNR {e.snr:.3g}, bias {e.bias:.2g}" for e in errors]
+    phases = [f"{e.label.partition('@')[2]}: rho {e.rho:.2g}, SNR {e.snr:.3g}, bias {e.bias:.2g}" for e in errors]
     message = (
-        f"with the whole model in {format_name} rounding changes the gradient too much ({'; '.join(told)}; "
+        f"with the whole model in {format_name} rounding changes the gradient too much ({'; '.join(phases)}; "
         f"allowed: rho up to 0.01, SNR from 10, bias up to 0.2){most}"
     )
     return finding(
@@ -294,8 +294,8 @@ def _lost_share(layer: Layer, scale: float) -> float:
     if scale != 1:
         return lost_share([t.stats for t in gradients], math.floor(math.log2(scale)))
     loudest = max((t.stats.rms for t in gradients), default=0.0)
-    heard = (t for t in gradients if t.stats.rms >= RESIDUE * loudest)
-    return max((t.formats["float16"].flushed_energy for t in heard), default=0.0)
+    significant = (t for t in gradients if t.stats.rms >= RESIDUE * loudest)
+    return max((t.formats["float16"].flushed_energy for t in significant), default=0.0)
 
 
 def _of_float32(audit: Audit, verification: Verification) -> Iterator[Finding]:

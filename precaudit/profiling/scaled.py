@@ -120,10 +120,10 @@ HOOKS: Mapping[str, _Texts] = MappingProxyType(
 
 def of_scaled(baseline: Mapping[str, Any], kinds: Mapping[str, _Texts]) -> list[Finding]:
     """One finding for each of these kinds that `ownprecision.scaled_gradients` has recorded."""
-    return [_finding(told, seen) for kind, told in kinds.items() if isinstance(seen := baseline.get(kind), dict)]
+    return [_finding(texts, seen) for kind, texts in kinds.items() if isinstance(seen := baseline.get(kind), dict)]
 
 
-def _finding(told: _Texts, seen: Mapping[str, Any]) -> Finding:
-    message = told.message.format(function=seen.get("function"))
-    beside = told.mixed if seen.get("mixed") else ""
-    return finding(told.rule, "error", f"{message}{beside}", told.fix, location=place_of(seen))
+def _finding(texts: _Texts, seen: Mapping[str, Any]) -> Finding:
+    message = texts.message.format(function=seen.get("function"))
+    mixed = texts.mixed if seen.get("mixed") else ""
+    return finding(texts.rule, "error", f"{message}{mixed}", texts.fix, location=place_of(seen))

@@ -1,1 +1,1 @@
-"""Running somebody's training script or model file under instrumentation, in child processes."""
+"""Running the user's script or model file under instrumentation, in child processes."""

@@ -159,20 +159,20 @@ class ChildRunner:
             restore(self._files)
 
     def _listen(self, spec: RunSpec, process: Any, receiver: Connection) -> RunResult:
-        heard = RunResult(spec.label, spec.seed, "killed")
+        partial = RunResult(spec.label, spec.seed, "killed")
         while True:
             try:
                 message = receiver.recv()
             except EOFError:
-                return self._settled(_killed(heard, process, self._log))
+                return self._settled(_killed(partial, process, self._log))
             if isinstance(message, PrecauditError):
                 raise message
             if isinstance(message, ScriptError):
-                return self._settled(replace(heard, error=message))
+                return self._settled(replace(partial, error=message))
             if message.status != "killed":
                 return self._settled(_with_log_tail(message, self._log))
-            heard = message
-            self._progress(spec, heard)
+            partial = message
+            self._progress(spec, partial)
 
     def _settled(self, result: RunResult) -> RunResult:
         return replace(result, status="interrupted") if self._interrupted else result
@@ -239,24 +239,24 @@ def _end(process: Any) -> None:
         process.join()
 
 
-def _killed(heard: RunResult, process: Any, log: Path) -> RunResult:
+def _killed(partial: RunResult, process: Any, log: Path) -> RunResult:
     process.join(_GRACE_SECONDS)
     code = process.exitcode
     if code is not None and code < 0:
         name = signal.Signals(-code).name
         hint = " (often: out of memory)" if name == "SIGKILL" else ""
-        why = f"the script's process was killed by {name}{hint} after step {heard.steps}"
+        why = f"the script's process was killed by {name}{hint} after step {partial.steps}"
     else:
         why = (
-            f"the script left without returning (exit code {code}) after step {heard.steps}; "
+            f"the script left without returning (exit code {code}) after step {partial.steps}; "
             "it may have put another program in its place (os.exec) or closed files that it had not opened"
         )
     tail = _tail(log)
-    return replace(heard, exit_code=code, error=ScriptError("ProcessDied", why, f"{tail}\n{why}\n" if tail else why))
+    return replace(partial, exit_code=code, error=ScriptError("ProcessDied", why, f"{tail}\n{why}\n" if tail else why))
 
 
 def _with_log_tail(result: RunResult, log: Path) -> RunResult:
-    """For a script that exits with a code, add the end of its output, where it has told the reason."""
+    """For a script that exits with a code, add the end of its output, where the reason may be."""
     error = result.error
     if error is None or error.type != "SystemExit":
         return result

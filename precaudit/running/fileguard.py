@@ -66,7 +66,7 @@ class FileGuard:
 
     def listen(self) -> None:
         """Observe from now on until the process ends."""
-        sys.addaudithook(self._heard)
+        sys.addaudithook(self._on_event)
         for module, name, keyword in _native_writers():
             setattr(module, name, self._observed(getattr(module, name), keyword))
 
@@ -75,12 +75,12 @@ class FileGuard:
         def observed(*args: Any, **kwargs: Any) -> Any:
             path = args[1] if len(args) > 1 else kwargs.get(keyword)
             if isinstance(path, (str, os.PathLike)):
-                self._heard("open", (path, "wb", _CREATING))
+                self._on_event("open", (path, "wb", _CREATING))
             return write(*args, **kwargs)
 
         return observed
 
-    def _heard(self, event: str, arguments: tuple[Any, ...]) -> None:
+    def _on_event(self, event: str, arguments: tuple[Any, ...]) -> None:
         answer = self._answers.get(event)
         if answer is None or getattr(self._thread, "busy", False):
             return

@@ -21,13 +21,13 @@ class StaleFiles:
         self._since, self._now = since, time.time()
         self._ours = ours
         self._read: dict[str, None] = {}
-        sys.addaudithook(self._heard)
+        sys.addaudithook(self._on_event)
 
     @property
     def read(self) -> tuple[str, ...]:
         return tuple(self._read)
 
-    def _heard(self, event: str, arguments: Any) -> None:
+    def _on_event(self, event: str, arguments: Any) -> None:
         if event != "open" or len(self._read) >= _MOST:
             return
         path, _, flags = arguments

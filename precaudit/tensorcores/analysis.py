@@ -214,7 +214,7 @@ def _takes(group: Group, gpu: Gpu) -> bool:
 
 
 def _peak(group: Group) -> float | None:
-    """TFLOP/s of the fastest unit that takes the kernel's operands, float32 where they aren't told; None where it isn't
+    """TFLOP/s of the fastest unit that takes the kernel's operands, float32 if unknown; None where it isn't
     listed."""
     name = ALIASES.get(group.operands or "", group.operands or "float32")
     gpu = group.card.gpu

@@ -74,9 +74,9 @@ def inspect(nvml: Any, torch: Any, cpuinfo: str) -> Machine:
     driver = None
     with session(nvml) as missing:
         if not missing:
-            version = _told(nvml, nvml.nvmlSystemGetDriverVersion)
+            version = _queried(nvml, nvml.nvmlSystemGetDriverVersion)
             driver = text(version) if version else None
-            count = _told(nvml, nvml.nvmlDeviceGetCount) or 0
+            count = _queried(nvml, nvml.nvmlDeviceGetCount) or 0
             gpus = tuple(_gpu_or_why_not(nvml, index) for index in range(count))
     sees = bool(torch.cuda.is_available())
     problem = _problem(gpus, missing, torch, sees)
@@ -109,8 +109,8 @@ def _gpu_or_why_not(nvml: Any, index: int) -> Accelerator:
 def _gpu(nvml: Any, index: int) -> Accelerator:
     handle = nvml.nvmlDeviceGetHandleByIndex(index)
     name = text(nvml.nvmlDeviceGetName(handle))
-    capability = _told(nvml, nvml.nvmlDeviceGetCudaComputeCapability, handle)
-    memory = _told(nvml, nvml.nvmlDeviceGetMemoryInfo, handle)  # cards that share the host's memory don't say
+    capability = _queried(nvml, nvml.nvmlDeviceGetCudaComputeCapability, handle)
+    memory = _queried(nvml, nvml.nvmlDeviceGetMemoryInfo, handle)  # cards that share the host's memory don't say
     known = find_gpu(name)
     note = known.caveat() if known else "no peak figures known for this GPU"
     return Accelerator(
@@ -126,7 +126,7 @@ def _gpu(nvml: Any, index: int) -> Accelerator:
     )
 
 
-def _told(nvml: Any, call: Callable[..., Any], *arguments: Any) -> Any:
+def _queried(nvml: Any, call: Callable[..., Any], *arguments: Any) -> Any:
     """None where the driver doesn't say."""
     try:
         return call(*arguments)

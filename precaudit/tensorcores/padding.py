@@ -48,8 +48,8 @@ def alignment_findings(
     saved = _saved(alike, ops, plan, target, layers, steps)
     work_of = {cause: sum(map(total_flops, same)) for cause, same in alike.items()}
     least = MATTERS * sum(map(total_flops, ops))
-    told = [c for c in alike if saved[c] >= WORTH or (work_of[c] >= least and growth(c.padding) <= SLIGHT)]
-    ranked = sorted(told, key=lambda cause: (-saved[cause], -work_of[cause]))
+    worthwhile = [c for c in alike if saved[c] >= WORTH or (work_of[c] >= least and growth(c.padding) <= SLIGHT)]
+    ranked = sorted(worthwhile, key=lambda cause: (-saved[cause], -work_of[cause]))
     return tuple(_finding(cause, alike[cause], saved[cause], target) for cause in ranked)
 
 
