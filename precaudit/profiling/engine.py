@@ -150,7 +150,7 @@ def _plan_and_verify(
     def replan(promoted: dict[tuple[str, str], tuple[str, str]]) -> Plan:
         return build_plan(audit.trace, replace(choices, promoted={**choices.promoted, **promoted}))
 
-    verification, plan = verify(audit, plan, replan, audit.execution, runner, settings.seeds, settings.quick)
+    verification, plan = verify(audit, plan, replan, runner, settings.seeds, settings.quick)
     return plan, verification
 
 

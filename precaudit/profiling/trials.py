@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from precaudit.model import Difference, Execution, Plan, Repair, Trial, Verification
+from precaudit.model import Difference, Plan, Repair, Trial, Verification
 from precaudit.profiling.audit import Audit, Runner, require_same_start
 from precaudit.profiling.repairs import Promotion, find_repair
 from precaudit.running.job import RunResult, RunSpec
@@ -30,7 +30,6 @@ class Trials:
     """All runs of one verification, in the order in which they ran."""
 
     audit: Audit
-    execution: Execution
     runner: Runner
     references: dict[int, RunResult] = field(default_factory=dict)
     twins: dict[int, RunResult] = field(default_factory=dict)
@@ -45,7 +44,7 @@ class Trials:
             seed,
             precision="plan" if plan else "float32",
             plan=plan,
-            execution=self.execution,
+            execution=self.audit.execution,
             neutralize=self.audit.neutralize,
             jitter=self.jitter and seed > 0,
             patience=self.audit.reference.patience if plan else math.inf,
@@ -93,10 +92,10 @@ class Trials:
 
 
 def verify(
-    audit: Audit, plan: Plan, replan: Replan, execution: Execution, runner: Runner, seeds: int, quick: bool
+    audit: Audit, plan: Plan, replan: Replan, runner: Runner, seeds: int, quick: bool
 ) -> tuple[Verification, Plan]:
     """Train with the plan, judge, and repair at most three times. Returns the plan that the verdict is about."""
-    trials = Trials(audit, execution, runner, {0: audit.reference}, log=[audit.reference])
+    trials = Trials(audit, runner, {0: audit.reference}, log=[audit.reference])
     if audit.as_written is not None:
         trials.log.append(audit.as_written)
     promoted: dict[tuple[str, str], tuple[str, str]] = {}
@@ -119,7 +118,7 @@ def verify(
     except Interrupted:
         reason = "interrupted before the verdict"
         judgement = replace(judgement, verdict="inconclusive", reason=reason, cause="interrupted")
-    return _verification(trials, judgement, execution, repairs), plan
+    return _verification(trials, judgement, repairs), plan
 
 
 def _needs_repair(judgement: Judgement, quick: bool) -> bool:
@@ -169,11 +168,11 @@ def _trial_round(
         wanted = len(candidates) + more
 
 
-def _verification(trials: Trials, judgement: Judgement, execution: Execution, repairs: list[Repair]) -> Verification:
+def _verification(trials: Trials, judgement: Judgement, repairs: list[Repair]) -> Verification:
     audit, window = trials.audit, judgement.window
     return Verification(
         verdict=judgement.verdict,
-        execution=execution,
+        execution=trials.audit.execution,
         margin=judgement.margin,
         seeds=tuple(sorted({run.seed for run in trials.log})),
         steps=audit.reference.steps,

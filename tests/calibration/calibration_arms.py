@@ -185,7 +185,7 @@ class Trainer:
     def trials(self) -> Trials:
         reference = self(RunSpec(self.job, "reference"))
         audit = Audit(self.job, reference, Trace())
-        return Trials(audit, "emulated", self, {0: reference})
+        return Trials(audit, self, {0: reference})
 
 
 @dataclass(frozen=True)

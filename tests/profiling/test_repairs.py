@@ -257,7 +257,7 @@ def test_a_product_that_makes_the_error_has_tf32_before_float32(monkeypatch, for
     monkeypatch.setattr(repairs, "contributions", lambda *_: found)
     monkeypatch.setattr(repairs, "whole_error", lambda *_: 0.0)
     plan = Plan("bfloat16", {"block.lin": "bfloat16", "other": "bfloat16"})
-    promotions = _after_silent_error(Trials(audit, "emulated", lambda spec: run, {0: run}), plan, {0: run})
+    promotions = _after_silent_error(Trials(audit, lambda spec: run, {0: run}), plan, {0: run})
     assert [(each.fqn, each.target) for each in promotions] == [("block.lin", target), ("other", "float32")]
 
 
@@ -271,5 +271,5 @@ def test_a_doubt_blames_no_module_whose_gradient_is_as_exact_as_its_format_has_i
     judgement = Judgement(verdict, "", 0.01, Difference(-0.012, -0.03, 0.008), ())
     monkeypatch.setattr(Trials, "judge", lambda *_: judgement)
     plan = Plan("float16", {"block.lin": "float16", "other": "float16"})
-    promotions = _after_silent_error(Trials(audit, "emulated", lambda spec: run, {0: run}), plan, {0: run})
+    promotions = _after_silent_error(Trials(audit, lambda spec: run, {0: run}), plan, {0: run})
     assert [each.fqn for each in promotions] == blamed

@@ -30,7 +30,7 @@ class Noting:
 def test_float32_is_perturbed_anew_when_a_repair_changes_the_plan_s_narrowest_format():
     runner, job = Noting(), Job("script", "train.py", (), ".", 10)
     reference = RunResult("reference", 0, "stopped")
-    trials = Trials(Audit(job, reference, Trace()), "emulated", runner, {0: reference})
+    trials = Trials(Audit(job, reference, Trace()), runner, {0: reference})
     for name, seeds in (("float8_e4m3", [1, 2]), ("float8_e4m3", [3]), ("bfloat16", [1, 2])):
         trials.extend("candidate", Plan(default=name), seeds, {})
     twins = [(spec.perturbed, spec.seed) for spec in runner.specs if spec.label == TWIN]
@@ -41,7 +41,7 @@ def test_float32_is_perturbed_anew_when_a_repair_changes_the_plan_s_narrowest_fo
 def test_runs_under_a_plan_wait_for_a_step_as_long_as_float32s_tell():
     runner, job = Noting(), Job("script", "train.py", (), ".", 10)
     reference = RunResult("reference", 0, "stopped", calls=(1500,))
-    Trials(Audit(job, reference, Trace()), "emulated", runner).extend("candidate", Plan("bfloat16"), [0], {})
+    Trials(Audit(job, reference, Trace()), runner).extend("candidate", Plan("bfloat16"), [0], {})
     assert {spec.patience for spec in runner.specs if spec.plan} == {reference.patience}
     assert {spec.patience for spec in runner.specs if not spec.plan} == {float("inf")}
 
@@ -76,7 +76,7 @@ class Fixed(Noting):
 def test_runs_that_a_seed_did_not_change_are_given_up():
     runner, plan, job = Fixed(), Plan("bfloat16", {"": "bfloat16"}), Job("script", "train.py", (), ".", 40)
     reference = runner(RunSpec(job, "reference"))
-    found, _ = verify(Audit(job, reference, Trace()), plan, lambda _: plan, "emulated", runner, 3, False)
+    found, _ = verify(Audit(job, reference, Trace()), plan, lambda _: plan, runner, 3, False)
     losses = {(trial.plan, trial.seed): trial.losses for trial in found.trials}
     assert len(losses) == len(found.trials)
     for seed in (1, 2):
@@ -107,7 +107,7 @@ def test_a_plan_that_changes_no_bit_is_tried_once():
 
     runner, job = Same(), Job("script", "train.py", (), ".", 10)
     audit = Audit(job, scattered("reference", 0, 0.0), Trace(), replay=scattered("replay", 0, 0.0))
-    verification, _ = verify(audit, Plan("bfloat16"), None, "emulated", runner, seeds=3, quick=False)
+    verification, _ = verify(audit, Plan("bfloat16"), None, runner, seeds=3, quick=False)
     assert verification.cause == "unchanged"
     assert [spec.label for spec in runner.specs] == ["candidate-1"]
 
@@ -130,6 +130,6 @@ def test_more_seeds_are_asked_for_only_where_they_may_show_that_float32_learned(
     runner, job, plan = Hardly(), Job("script", "train.py", (), ".", 40), Plan("bfloat16")
     (reference,) = runner.many([RunSpec(job, "reference")])
     audit = Audit(job, reference, Trace(), replay=reference)
-    verification, _ = verify(audit, plan, lambda _: plan, "emulated", runner, seeds=3, quick=False)
+    verification, _ = verify(audit, plan, lambda _: plan, runner, seeds=3, quick=False)
     assert (verification.verdict, verification.cause) == ("inconclusive", "float32")
     assert len(runner.specs) - 1 == runs
