@@ -7,7 +7,8 @@ import signal
 import time
 from typing import Any
 
-from precaudit.running.children import SIGNALS, ChildRunner
+from precaudit.running.childprocess import SIGNALS
+from precaudit.running.children import ChildRunner
 
 
 def handle_signals(runner: ChildRunner) -> None:

@@ -14,7 +14,7 @@ from precaudit.__main__ import main
 from precaudit.commands import check
 from precaudit.model import Plan
 from precaudit.reporting.serialize import write_json
-from precaudit.running.children import SIGNALS
+from precaudit.running.childprocess import SIGNALS
 from precaudit.running.fileguard import set_aside_folder
 
 MODEL_FILE = """\

@@ -16,7 +16,7 @@ import pytest
 from precaudit.__main__ import build_parser, main
 from precaudit.commands.profiling import alone_in, job_of
 from precaudit.errors import PrecauditError
-from precaudit.running.children import SIGNALS
+from precaudit.running.childprocess import SIGNALS
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 CONTRACT = Path(__file__).parents[2] / ".." / "shared" / "tools" / "check_contract.py"
