@@ -282,6 +282,8 @@ def _notes(trace: Trace, cards: Sequence[Card], groups: Sequence[Group], attribu
     if not len(trace.scopes):
         yield "The trace has no module events: layers need with_stack=True (or with_modules) while recording."
     yield from _communication(groups, total)
+    if trace.unended:
+        yield "The file's list of events has no end: it may have been cut off, and what is missing is in no figure."
     if trace.malformed:
         yield f"{trace.malformed} malformed events were skipped."
     yield from _suspicions(groups, total)

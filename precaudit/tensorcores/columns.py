@@ -57,6 +57,7 @@ class Columns:
         self.arguments: dict[int, Arguments] = {}
         self._seen: dict[str, Arguments] = {}
         self.counters = 0
+        self.kernels_seen = 0
         self.known = 0
         self.malformed = 0
         self._takers: dict[str, Callable[[Event], None]] = {
@@ -122,6 +123,7 @@ class Columns:
 
     def _take_kernel(self, event: Event) -> None:
         name, arguments = event["name"], event.get("args") or {}
+        self.kernels_seen += 1
         device = integer(arguments.get("device", event.get("pid")), 0)
         correlation = integer(arguments.get("correlation"), -1)
         duration = float(event["dur"])

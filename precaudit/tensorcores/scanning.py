@@ -34,6 +34,7 @@ class TraceFile:
         self.path = path
         self.metadata: dict[str, Any] = {}
         self.events = 0
+        self.unended = False
         self._is_list = False
 
     def __iter__(self) -> Iterator[list[Any]]:
@@ -93,6 +94,7 @@ class TraceFile:
         document = _parse(head + buffer)
         if document is None and self._is_list:
             document = _parse(head + buffer.rstrip().rstrip(b",") + b"]")  # the format allows the end to be missing
+            self.unended = True
         if document is None:
             _, events = _complete_events(buffer, cuts=64)
             complete = self.events + len(events)

@@ -20,6 +20,10 @@ Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
 
+_TIMED = 0.5
+"""With fewer of its kernels timed a trace says nothing of the others."""
+
+
 @dataclass(frozen=True)
 class Device:
     name: str
@@ -73,7 +77,8 @@ class Flows:
 @dataclass(frozen=True)
 class Trace:
     """`devices` are the kinds of GPU that ran kernels, None for one that isn't described; `processes` has the number of
-    the process of every thread, for files that hold several."""
+    the process of every thread, for files that hold several. The list of events is `unended` where a file stops after
+    one of them, as one that was cut off may."""
 
     source: str
     devices: tuple[Device | None, ...]
@@ -90,6 +95,7 @@ class Trace:
     arguments: Mapping[int, Arguments]
     events: int
     malformed: int
+    unended: bool
 
 
 def read_trace(path: Path) -> Trace:
@@ -103,9 +109,18 @@ def read_trace(path: Path) -> Trace:
     for batch in file:
         for event in batch:
             columns.add(event)
-    if not len(columns.kernels):
-        raise PrecauditError(_no_kernels(path, columns, file.events), ExitCode.NOTHING_TO_MEASURE)
+    seen, timed = columns.kernels_seen, int(np.count_nonzero(columns.kernels.floats("duration")))
+    if not timed or timed < _TIMED * seen:
+        why = _untimed(path, seen, timed) if seen else _no_kernels(path, columns, file.events)
+        raise PrecauditError(why, ExitCode.NOTHING_TO_MEASURE)
     return _assemble(str(path), columns, file)
+
+
+def _untimed(path: Path, seen: int, timed: int) -> str:
+    return (
+        f"{path}: {seen - timed} of its {seen} GPU kernels have no time that can be read, so there is nothing to share "
+        "out. Export the trace again with prof.export_chrome_trace(path)"
+    )
 
 
 def _no_kernels(path: Path, columns: Columns, events: int) -> str:
@@ -155,6 +170,7 @@ def _assemble(source: str, columns: Columns, file: TraceFile) -> Trace:
         arguments=columns.arguments,
         events=file.events,
         malformed=columns.malformed,
+        unended=file.unended,
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from test_eligibility import grouped
 from test_padding import linear
@@ -38,6 +40,13 @@ def test_kernels_launched_before_the_recording(tmp_path, share, told):
     early = span("kernel", ADD, 1, 1000 * share, 7, correlation=99)
     events = [early, *launched(NVJET, 2000, 1000 * (1 - share), 2)]
     assert any("before the recording" in note for note in notes(tmp_path, events)) == told
+
+
+@pytest.mark.parametrize(("end", "told"), [(b"]", False), (b"]\n", False), (b",", True), (b"", True)])
+def test_a_list_of_events_without_its_end(tmp_path, end, told):
+    text = json.dumps(launched(ADD, 0, 1, 1)).encode().removesuffix(b"]") + end
+    found = analyse(read_trace(write(tmp_path, text))).tensor_cores.notes
+    assert any("no end: it may have been cut off" in note for note in found) == told
 
 
 @pytest.mark.parametrize(("share", "told"), [(0.005, False), (0.02, True)])

@@ -233,6 +233,12 @@ NO_KERNELS = [
     ),
     pytest.param([{"ph": "X", "name": NVJET, "ts": 1, "dur": 5}], "another tool wrote it", id="jax"),
     pytest.param([span("cuda_profiler_range", ADD, 0, 5)], "1 CUPTI counter ranges", id="counters"),
+    pytest.param(launched(ADD, 0, 0, 1), "1 of its 1 GPU kernels have no time", id="no-duration"),
+    pytest.param(
+        [*launched(NVJET, 0, 5, 1), *launched(ADD, 9, -1, 2), *launched(ADD, 9, 0, 3)],
+        "2 of its 3 GPU kernels have no time",
+        id="most-without-duration",
+    ),
     pytest.param([1, None, "x", [], {"cat": "kernel"}, {"cat": []}, {"cat": None}], "no GPU kernels", id="no-event"),
 ]
 
@@ -310,7 +316,8 @@ def test_events_of_any_kind_are_read_or_counted(tmp_path_factory, changes):
     """Each change overwrites fields of a good event, so that every taker meets every kind of wrong value."""
     base = mm(0, 50, 4, 4, 4) | {"id": 1, "ph": "s"}
     events = [{**base, "cat": category, **change} for category, change in changes]
-    trace = read(tmp_path_factory.mktemp("junk"), [*launched(NVJET, 1, 3, 1), *events])
+    good = [event for i in range(12) for event in launched(NVJET, 1 + i, 3, i)]
+    trace = read(tmp_path_factory.mktemp("junk"), [*good, *events])
     assert len(attribute(trace).owner) == len(trace.kernels.seconds)
     assert np.isfinite(trace.kernels.seconds).all()
     assert analyse(trace).tensor_cores.kernels
