@@ -74,6 +74,7 @@ def test_a_report_is_written_and_loaded_again(report, tmp_path):
     assert precaudit.load_report(tmp_path / "report.json").plan == report.plan
     assert precaudit.load_plan(tmp_path / "plan.json") == report.plan
     assert precaudit.load_plan(str(tmp_path / "plan.json")) == report.plan
+    assert report.plan.verdict_on == report.plan.digest
 
 
 def test_a_folder_that_a_profile_wrote_stands_for_its_files(report, tmp_path):

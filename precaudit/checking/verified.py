@@ -39,6 +39,11 @@ def verified(plan: Plan, wanted: Sequence[Deployment]) -> tuple[Answer, ...]:
 
 
 def _found(plan: Plan) -> list[Finding]:
+    if plan.is_edited:
+        message = (
+            "this plan was changed since its profile: the verdict is on what it was, and nothing has verified it now"
+        )
+        return [finding("PA761", "warning", message, PROFILE, verdict=plan.verdict)]
     said = _SAID.get(plan.verdict) if plan.verdict else None
     return [finding("PA761", *said, verdict=plan.verdict)] if said else []
 

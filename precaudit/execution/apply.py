@@ -212,7 +212,12 @@ def apply(
 
 
 def _doubts(model: nn.Module, plan: Plan, fitted: Plan) -> Iterator[str]:
-    if plan.verdict == "fail":
+    if plan.is_edited:
+        yield (
+            "this plan was changed since it was profiled: the verdict in it is on what it was, and nothing has "
+            "verified it as it is. Profile the script again, and apply a plan that is verified"
+        )
+    elif plan.verdict == "fail":
         yield (
             "this plan is NOT VERIFIED: when it was profiled, training with it was not as good as float32. "
             "Profile the script again, and apply a plan that is verified"

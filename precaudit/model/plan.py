@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -50,6 +51,7 @@ class Plan:
       noticed.
     - `float8_scaling`: one scale for each tensor, or for each row that a product sums over.
     - `verdict`: that of the verification; None if unknown.
+    - `verdict_on`: the digest of the plan that the verdict is about, as people edit plans.
     """
 
     default: str = "float32"
@@ -64,6 +66,7 @@ class Plan:
     float8_scaling: Float8Scaling = "tensor"
     schema_version: int = SCHEMA_VERSION
     verdict: Verdict | None = None
+    verdict_on: str | None = None
 
     def __post_init__(self) -> None:
         """Normalize format names (`bf16` to `bfloat16`); PrecauditError for unknown ones."""
@@ -81,6 +84,23 @@ class Plan:
         """The least precise format of the plan."""
         low = {self.default, *self.modules.values()} - {"float32"}
         return min(low, key=lambda name: get_format(name).mantissa, default="float32")
+
+    @property
+    def digest(self) -> str:
+        """Of all by which it rules what is computed."""
+        ops = sorted((op.fqn, op.op, op.format) for op in self.ops)
+        scale = self.loss_scale.mode, float(self.loss_scale.init_scale or 0), self.loss_scale.growth_interval
+        ruling = self.default, sorted(self.modules.items()), ops, scale, self.matmul_precision, self.float8_scaling
+        return hashlib.sha256(repr(ruling).encode()).hexdigest()[:16]
+
+    def judged(self, verdict: Verdict) -> Plan:
+        """With what verification says of it as it is."""
+        return replace(self, verdict=verdict, verdict_on=self.digest)
+
+    @property
+    def is_edited(self) -> bool:
+        """Whether its verdict was said of another plan than it is now."""
+        return self.verdict not in (None, "not_run") and self.verdict_on not in (None, self.digest)
 
     def grad_scaler(self, device: str | None = None) -> Any:
         """The configured `torch.amp.GradScaler` for a training loop; disabled where the plan needs none. `device` is

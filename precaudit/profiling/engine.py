@@ -63,7 +63,7 @@ def profile_job(job: Job, settings: Settings, runner: Runner) -> Outcome:
             if settings.execution == "native" and audit.execution != "native":
                 raise PrecauditError(NOT_NATIVE)
             plan, verification = _plan_and_verify(audit, settings, formats, target, clock)
-            plan = replace(plan, verdict=verification.verdict)
+            plan = plan.judged(verification.verdict)
             code = _exit_code(audit, plan, verification, settings)
         measured = measure(audit, plan, target, settings.price, where, None if error else runner)
     report = Report(

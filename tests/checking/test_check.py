@@ -1,7 +1,7 @@
 """The whole gate in this process: what it finds in models that it runs."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -411,6 +411,14 @@ def test_a_plan_says_what_became_of_it(verdict, severity):
     assert answer(report, "verification").detail.endswith(f"was {verdict}")
     assert [f.severity for f in report.findings if f.rule == "PA761"] == ([severity] if severity else [])
     assert report.passed == (verdict != "fail")
+
+
+@pytest.mark.parametrize("verdict", ["pass", "fail"])
+def test_a_verdict_is_no_word_on_what_was_edited_since(verdict):
+    kept = plan().judged(verdict)
+    edited = replace(kept, ops=(OpFormat("out", "linear", "float32"),))
+    assert [f.severity for f in check(edited).findings if f.rule == "PA761"] == ["warning"]
+    assert [f.severity for f in check(kept).findings if f.rule == "PA761"] == ["error"] * (verdict == "fail")
 
 
 @pytest.mark.parametrize(("formats", "told"), [((), []), (("bfloat16",), []), (("bfloat16", "float16"), [["float16"]])])

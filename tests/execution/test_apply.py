@@ -320,6 +320,14 @@ def test_a_plan_that_failed_is_put_on_with_a_warning(recwarn):
     assert warned[0].filename == __file__
 
 
+def test_a_plan_that_was_edited_since_its_verdict_is_put_on_with_a_warning(recwarn):
+    plan = plan_for(small(), "bfloat16").judged("pass")
+    apply(small(), plan)
+    assert not recwarn.list
+    with pytest.warns(UserWarning, match="changed since it was profiled"):
+        apply(small(), replace(plan, modules={**plan.modules, "0": "float16"}))
+
+
 def changed(index, module):
     return nn.Sequential(*(module if i == index else layer for i, layer in enumerate(small())), *[module][index < 3 :])
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from report_strategies import FREE_JSON, filled
 
 from precaudit.errors import PrecauditError
-from precaudit.model import Exponents, OpFormat, Plan, Report, TensorStats
+from precaudit.model import Exponents, LossScale, OpFormat, Plan, Report, TensorStats
 from precaudit.reporting import files
 from precaudit.reporting.serialize import dump_plan, dump_report, load_plan, load_report, to_json, write_json
 
@@ -178,6 +178,29 @@ def test_an_edited_plan_may_have_comments(tmp_path):
     comments = {"$schema": "plan.schema.json", "_why": "fc1 overflowed", "ops": [EDITED | {"_note": "logits"}]}
     write_json(tmp_path / "plan.json", dump_plan(Plan()) | comments)
     assert load_plan(tmp_path / "plan.json").ops == (OpFormat("fc1", "linear", "float32"),)
+
+
+SCALED = LossScale("dynamic", 2**16, 2000)
+
+
+@pytest.mark.parametrize(
+    ("edit", "edited"),
+    [
+        ({}, False),
+        ({"modules": {"fc1": "bfloat16", "fc2": "bf16"}, "because": {}, "types": {}, "target": "a100"}, False),
+        ({"modules": {"fc1": "bfloat16", "fc2": "float16"}}, True),
+        ({"default": "float16"}, True),
+        ({"ops": [EDITED]}, True),
+        ({"loss_scale": {"mode": "dynamic", "init_scale": 2.0}}, True),
+        ({"verdict": None}, False),
+        ({"verdict_on": None}, False),
+    ],
+)
+def test_a_plan_knows_whether_it_was_edited_since_its_verdict(edit, edited, tmp_path):
+    plan = Plan("bfloat16", {"fc2": "bfloat16", "fc1": "bfloat16"}, loss_scale=SCALED).judged("pass")
+    write_json(tmp_path / "plan.json", dump_plan(plan) | edit)
+    assert load_plan(tmp_path / "plan.json").is_edited == edited
+    assert not Plan("bfloat16").judged("not_run").is_edited
 
 
 def test_short_format_names_in_edited_plans(tmp_path):
