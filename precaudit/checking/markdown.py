@@ -5,7 +5,7 @@ from __future__ import annotations
 from precaudit.checking import story
 from precaudit.checking.records import CheckReport
 from precaudit.checking.terminal import HARD_LABELS
-from precaudit.finding import ranked
+from precaudit.reporting.grouped import grouped
 from precaudit.reporting.markdown import SIGNS, bullets, code, folded, table, text
 from precaudit.reporting.story import place
 
@@ -33,7 +33,7 @@ def render_markdown(report: CheckReport) -> str:
 
 
 def _findings(report: CheckReport) -> str:
-    findings = ranked(report.findings)
+    findings = [group.told for group in grouped(report.findings)]
     rows = [
         [
             f.severity,

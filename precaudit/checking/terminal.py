@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from precaudit.checking import story
 from precaudit.checking.records import CheckReport
-from precaudit.finding import ranked
 from precaudit.model import Finding
+from precaudit.reporting.grouped import grouped
 from precaudit.reporting.story import place
 from precaudit.reporting.terminal import Page
 from precaudit.reporting.words import prose, visible
@@ -31,7 +31,7 @@ def render_terminal(report: CheckReport, color: bool = False) -> str:
 
 
 def _findings(page: Page, report: CheckReport) -> None:
-    findings = ranked(report.findings)
+    findings = [group.told for group in grouped(report.findings)]
     if findings:
         page.section("Findings, and what to do", [])
     for finding in findings[: story.ROWS]:

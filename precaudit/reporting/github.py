@@ -8,6 +8,7 @@ from pathlib import Path
 
 from precaudit.errors import PrecauditError
 from precaudit.model import Finding, Report
+from precaudit.reporting.grouped import grouped
 from precaudit.reporting.results import results, sentence, where, workspace_path
 from precaudit.reporting.words import plural, visible
 
@@ -29,9 +30,10 @@ def render_github(report: Report) -> str:
 
 
 def annotate(findings: Iterable[Finding], report: Report) -> list[str]:
-    """Workflow commands, the most severe first; the last one shown of a level says how many more there are."""
+    """Workflow commands, the most severe first, one for each cause; the last one shown of a level says how many more
+    there are."""
     lines = []
-    every = list(findings)
+    every = [group.told for group in grouped(findings)]
     for severity in COMMANDS:
         chosen = [finding for finding in every if finding.severity == severity]
         rest = len(chosen) - SHOWN

@@ -14,11 +14,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from precaudit import __version__
-from precaudit.finding import ranked
-from precaudit.model import Finding, Plan, Report, Trial
+from precaudit.model import Plan, Report, Trial
 from precaudit.reporting import costs, pasting, planned, ranges, story, unfinished
 from precaudit.reporting.cached import cached
 from precaudit.reporting.drawing import CHARTS, KINDS, hindrance, vega
+from precaudit.reporting.grouped import Group
 from precaudit.reporting.jsontext import dumps
 from precaudit.reporting.pagedata import kinds, page_data, times
 from precaudit.reporting.serialize import dump_plan, to_json
@@ -197,7 +197,7 @@ def _findings_tile(report: Report) -> dict[str, Any]:
 def _tables(report: Report) -> dict[str, Any]:
     formats = ranges.audited_formats(report)
     v = report.verification
-    findings = [_finding(report.plan, finding) for finding in ranked(report.findings)]
+    findings = [_finding(report.plan, group) for group in story.causes(report)]
     exceptions = planned.exceptions(report.plan)
     return {
         "layers": bool(report.layers),
@@ -211,7 +211,7 @@ def _tables(report: Report) -> dict[str, Any]:
         "gates": [(g.passed, prose(g.name), prose(g.detail)) for g in sorted(v.gates, key=lambda gate: gate.passed)],
         "findings": findings[:ROWS],
         "more_findings": findings[ROWS:],
-        "more_note": plural(len(findings[ROWS:]), "more finding"),
+        "more_note": plural(sum(max(1, len(told["members"])) for told in findings[ROWS:]), "more finding"),
         "exceptions": [
             {"format": group.format, "why": group.why, "names": listing(group.names)} for group in exceptions[:ROWS]
         ],
@@ -247,15 +247,17 @@ def _time(row: Mapping[str, Any]) -> list[str]:
     return cells
 
 
-def _finding(plan: Plan, finding: Finding) -> dict[str, Any]:
+def _finding(plan: Plan, group: Group) -> dict[str, Any]:
+    finding, several = group.told, len(group.members) > 1
     return {
         "severity": finding.severity,
-        "settled": story.settled(plan, finding),
+        "settled": story.settled(plan, group.members[0]),
         "rule": visible(finding.rule),
         "place": story.place(finding) or "the whole model",
         "message": prose(finding.message),
         "suggestion": prose(finding.suggestion),
-        "evidence": _facts(finding.evidence),
+        "evidence": [] if several else _facts(finding.evidence),
+        "members": [(story.place(each), prose(each.message)) for each in group.members] if several else [],
     }
 
 

@@ -9,7 +9,6 @@ from types import MappingProxyType
 from urllib.parse import quote
 
 from precaudit.errors import PrecauditError
-from precaudit.finding import ranked
 from precaudit.model import Finding, Report
 from precaudit.reporting import costs, pasting, planned, ranges, story, svg, unfinished
 from precaudit.reporting.files import write_text
@@ -122,14 +121,17 @@ def _more(rows: Sequence[object], noun: str, most: int = ROWS) -> str:
 
 
 def _findings(report: Report) -> str:
-    findings = ranked(report.findings)
-    if not findings:
+    groups = story.causes(report)
+    if not groups:
         return f"None: {unfinished.no_findings(report)}."
-    rows = [
-        [f.severity + story.settlement(report.plan, f), code(f.rule), _place(f), text(f.message), text(f.suggestion)]
-        for f in findings[:ROWS]
-    ]
-    return table(["severity", "rule", "where", "what", "what to do"], rows) + _more(findings, "finding")
+    rows = [_finding(group.told, story.settlement(report.plan, group.members[0])) for group in groups[:ROWS]]
+    rest = [finding for group in groups[ROWS:] for finding in group.members]
+    return table(["severity", "rule", "where", "what", "what to do"], rows) + _more(rest, "finding", 0)
+
+
+def _finding(finding: Finding, settlement: str) -> list[str]:
+    told, fix = text(finding.message), text(finding.suggestion)
+    return [finding.severity + settlement, code(finding.rule), _place(finding), told, fix]
 
 
 def _place(finding: Finding) -> str:

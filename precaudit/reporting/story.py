@@ -11,11 +11,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from precaudit.finding import USE_THE_PLAN, counted, ranked
+from precaudit.finding import USE_THE_PLAN, counted
 from precaudit.formats import FORMATS
 from precaudit.model import Cause, Finding, Plan, Report, Verification
 from precaudit.reporting import costs, unfinished
 from precaudit.reporting.endings import AS_WRITTEN, ended, ended_like_the_plan
+from precaudit.reporting.grouped import Group, grouped
 from precaudit.reporting.words import (
     listing,
     plural,
@@ -259,11 +260,8 @@ def actions(report: Report) -> list[str]:
     if not undone and not broken and not report.plan.is_low_precision:
         first = f"Change nothing for now: {_own(report)} is the fastest format that is known to train here."
     said = {"", USE_THE_PLAN} if first == steps["pass"] else {""}
-    left = [
-        finding
-        for finding in ranked(report.findings)
-        if finding.severity != "note" and finding.suggestion not in said and not settled(report.plan, finding)
-    ]
+    unsettled = [group for group in causes(report) if not settled(report.plan, group.members[0])]
+    left = [group.told for group in unsettled if group.told.severity != "note" and group.told.suggestion not in said]
     return [*dict.fromkeys([first, *_suggestions(left)]), *_taken_care_of(report)]
 
 
@@ -307,6 +305,11 @@ def _taken_care_of(report: Report) -> list[str]:
         return []
     what = "Nothing else to do" if verdict in ("pass", "screened") else "No change is needed"
     return [f"{what} for {plural(count, 'finding')}: the plan runs those places in a format that suits them."]
+
+
+def causes(report: Report) -> list[Group]:
+    """Findings as they are told: those of one cause together, and what the plan settles apart."""
+    return grouped(report.findings, lambda finding: settled(report.plan, finding))
 
 
 def settlement(plan: Plan, finding: Finding) -> str:

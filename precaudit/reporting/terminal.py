@@ -11,8 +11,7 @@ from typing import TextIO
 
 from tabulate import MIN_PADDING, tabulate
 
-from precaudit.finding import ranked
-from precaudit.model import Finding, Layer, Plan, Report
+from precaudit.model import Finding, Layer, Report
 from precaudit.reporting import costs, pasting, planned, ranges, story, unfinished
 from precaudit.reporting.words import (
     SHORT_FORMATS,
@@ -146,20 +145,20 @@ def _exceptions(page: Page, report: Report) -> None:
 
 
 def _findings(page: Page, report: Report) -> None:
-    findings = ranked(report.findings)
-    if not findings:
+    groups = story.causes(report)
+    if not groups:
         page.section("Findings", [f"None: {unfinished.no_findings(report)}."])
         return
     page.section(f"Findings: {', '.join(story.counts(report))}", [])
-    for finding in findings[:ROWS]:
-        _finding(page, finding, report.plan)
-    if len(findings) > ROWS:
-        page.text(f"... and {len(findings) - ROWS:,} more in report.json", indent="  ")
+    for group in groups[:ROWS]:
+        _finding(page, group.told, story.settlement(report.plan, group.members[0]))
+    if more := sum(len(group.members) for group in groups[ROWS:]):
+        page.text(f"... and {more:,} more in report.json", indent="  ")
 
 
-def _finding(page: Page, finding: Finding, plan: Plan) -> None:
+def _finding(page: Page, finding: Finding, settlement: str) -> None:
     where = story.place(finding) or "the whole model"
-    line = f"{finding.severity} {visible(finding.rule)} {where}{story.settlement(plan, finding)}"
+    line = f"{finding.severity} {visible(finding.rule)} {where}{settlement}"
     page.text(line, finding.severity, indent="  ", hang="    ")
     page.text(prose(finding.message), indent="    ")
     if finding.suggestion:

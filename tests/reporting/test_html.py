@@ -202,7 +202,7 @@ def test_impossible_times_are_not_shown(startup, shown):
 def test_many_findings_are_folded_and_all_there():
     report = report_samples.failing()
     one = report.findings[0]
-    many = [replace(one, message=f"finding {i}.", fingerprint=str(i)) for i in range(15)]
+    many = [replace(one, rule=f"PA{900 + i}", message=f"finding {i}.", fingerprint=str(i)) for i in range(15)]
     page = Page(render(replace(report, findings=tuple(many)), "html"))
     assert "3 more findings" in page.text
     assert all(f"finding {i}" in page.text for i in range(15))

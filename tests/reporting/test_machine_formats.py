@@ -38,7 +38,8 @@ def test_golden(format, name):
 def many_findings(errors: int, warnings: int) -> Report:
     findings = [report_samples.finding("PA203", "warning", f"w{i}") for i in range(warnings)]
     findings += [report_samples.finding("PA101", "error", f"e{i}") for i in range(errors)]
-    return replace(report_samples.passing(), findings=tuple(findings))
+    apart = [replace(found, location=Location("train.py", line)) for line, found in enumerate(findings, 1)]
+    return replace(report_samples.passing(), findings=tuple(apart))
 
 
 # ---------------------------------------------------------------- SARIF
