@@ -53,7 +53,6 @@ def render_terminal(
     page.section("Loss scale", planned.loss_scale(report))
     _findings(page, report)
     _gates(page, report)
-    page.section("Repairs", planned.repairs(report))
     _ranges(page, report)
     page.section("Tensor Cores", costs.tensor_cores(report))
     page.section("Time and cost", costs.time_and_money(report))
@@ -167,13 +166,14 @@ def _finding(page: Page, finding: Finding, settlement: str) -> None:
 
 def _gates(page: Page, report: Report) -> None:
     gates = report.verification.gates
-    if not gates:
-        page.section("Gates", [planned.NO_GATES])
-        return
-    page.section("Gates", [])
-    for gate in sorted(gates, key=lambda gate: gate.passed):
-        mark, style = ("passed", "") if gate.passed else ("FAILED", "error")
-        page.text(f"{mark} {prose(gate.name)}: {prose(gate.detail)}", style, indent="  ", hang="    ")
+    page.section("Gates and repairs", [] if gates else [planned.NO_GATES])
+    for gate in gates:
+        if not gate.passed:
+            page.text(f"FAILED {prose(gate.name)}: {prose(gate.detail)}", "error", indent="  ", hang="    ")
+    if passed := [prose(gate.name) for gate in gates if gate.passed]:
+        page.text(f"{len(passed)} passed: {', '.join(passed)}", indent="  ", hang="    ")
+    for line in planned.repairs(report):
+        page.text(line, indent="  ", hang="    ")
 
 
 # ---------------------------------------------------------------- tables

@@ -126,3 +126,14 @@ def test_columns_that_have_no_room_left_are_cut_to_a_sign():
     page = terminal.Page(width=30)
     page.table(["name", "role", "value"], [["blocks.0.fc", "output grad", "1" * 25]])
     assert page.lines[-1].split() == ["bl….fc", "…", "1" * 25]
+
+
+def test_gates_that_passed_are_a_line_and_one_that_failed_is_told_in_full():
+    report = report_samples.failing()
+    text = " ".join(render_terminal(report).split())
+    failed, passed = ([gate for gate in report.verification.gates if gate.passed is kind] for kind in (False, True))
+    assert failed
+    assert passed
+    assert all(f"FAILED {gate.name}: {gate.detail}" in text for gate in failed)
+    assert f"{len(passed)} passed: {', '.join(gate.name for gate in passed)}" in text
+    assert not any(gate.detail in text for gate in passed)
