@@ -88,6 +88,16 @@ def speedup(report: Report) -> tuple[float | None, Sequence[float] | None]:
     return (faster if _number(faster) and faster > 0 else None), (bounds if _pair(bounds) else None)
 
 
+def expected(report: Report) -> str:
+    """What the card's peaks promise of the plan, to go on a sentence that nothing was measured."""
+    p = report.performance
+    before, after = (_mapping(p, "predicted_step_seconds").get(arm) for arm in ("float32", "plan"))
+    if not (_number(before) and _number(after) and after > 0 and p.get("predicted_for")):
+        return ""
+    gain = f"{before / after:.1f}x the speed" if gained(before / after, None) else "no gain"
+    return f"; {gain} is expected on {prose(p['predicted_for'])}"
+
+
 def gained(faster: float, bounds: Sequence[float] | None) -> bool:
     """Whether a plan that is so many times as fast, with its middle half over the rounds, is sure to be faster."""
     return faster >= WORTH and (bounds is None or bounds[0] > 1)

@@ -216,13 +216,21 @@ def _meaning(report: Report) -> str:
     }
     if unsound(report):
         return "In short: nothing is decided: float32 itself is not finite, so no other format can be compared with it."
-    return f"In short: {sentences[report.verification.verdict]}"
+    return f"In short: {sentences[report.verification.verdict]}{_as_written(report)}"
+
+
+def _as_written(report: Report) -> str:
+    """What is said of the plan holds for the plan alone: who has errors of their own should not take it for theirs."""
+    errors = {f.rule for f in report.findings if f.rule.startswith(_OWN_PRECISION) and f.severity == "error"}
+    if "PA501" in errors:
+        return " The script as it is written does not train like float32: see what to change."
+    return " The script's own low precision has errors: see what to change." if errors else ""
 
 
 def _speed(report: Report) -> str:
     faster, bounds = costs.speedup(report)
     if faster is None:
-        return "How much faster that is was not measured here."
+        return f"How much faster that is was not measured here{costs.expected(report)}."
     sure = "" if costs.gained(faster, bounds) else "not surely faster: "
     return f"It was {sure}{faster:.2f} times as fast."
 

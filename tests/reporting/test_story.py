@@ -250,3 +250,38 @@ def test_a_format_that_the_plan_does_not_use_there_is_settled():
     assert story.actions(report)[1:] == [
         "Nothing else to do for 1 finding: the plan runs those places in a format that suits them."
     ]
+
+
+@pytest.mark.parametrize(
+    ("rule", "severity", "said"),
+    [
+        ("PA501", "error", "The script as it is written does not train like float32"),
+        ("PA502", "error", "The script's own low precision has errors"),
+        ("PA501", "warning", ""),
+        ("PA303", "warning", ""),
+        ("PA101", "error", ""),
+    ],
+)
+def test_a_verified_plan_does_not_hide_that_the_script_itself_goes_wrong(rule, severity, said):
+    report = report_samples.passing()
+    report = replace(report, findings=(finding(rule, severity, "it strays", USE_THE_PLAN),))
+    (short,) = (line for line in story.headline(report).details if line.startswith("In short: you can train"))
+    assert said in short
+    assert ("see what to change" in short) is bool(said)
+
+
+@pytest.mark.parametrize(
+    ("predicted", "card", "said"),
+    [
+        ({"float32": 0.03, "plan": 0.02}, "H100", "was not measured here; 1.5x the speed is expected on H100."),
+        ({"float32": 0.02, "plan": 0.02}, "H100", "was not measured here; no gain is expected on H100."),
+        ({"float32": None, "plan": 0.02}, "H100", "was not measured here."),
+        ({"float32": 0.03, "plan": 0.02}, None, "was not measured here."),
+        (None, "H100", "was not measured here."),
+    ],
+)
+def test_what_was_not_measured_is_told_with_what_is_expected(predicted, card, said):
+    performance = {"predicted_step_seconds": predicted, "predicted_for": card}
+    report = replace(report_samples.passing(), performance=performance)
+    (short,) = (line for line in story.headline(report).details if line.startswith("In short"))
+    assert short.endswith(said)
