@@ -18,7 +18,7 @@ from precaudit.instrument.patches import all_wrapped
 from precaudit.instrument.scopes import checkpointed
 from precaudit.instrument.torchfunction import dtype_name, map_tensors
 from precaudit.model import Location, Plan
-from precaudit.tracing.ops import caller_location, line_of
+from precaudit.tracing.ops import line_of, script_location
 
 
 def _opened_by_torch() -> bool:
@@ -129,7 +129,7 @@ class Baseline:
                 return region
             asked = bool(getattr(region, "precaudit_asked", region._enabled))
             dtype = dtype_name(region.fast_dtype) if asked else None
-            place = caller_location()
+            place = script_location()
             if dtype is not None:
                 self._asked(dtype, place)
             if not self._regions:

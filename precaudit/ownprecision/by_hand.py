@@ -12,7 +12,7 @@ from precaudit.instrument.events import TrainingListener
 from precaudit.instrument.names import ModuleNames
 from precaudit.instrument.torchfunction import stored
 from precaudit.ownprecision.grad_scaler import scale_by_hand
-from precaudit.tracing.ops import caller_location, line_of
+from precaudit.tracing.ops import line_of, script_location
 
 _SAME = 1e-3
 
@@ -29,7 +29,7 @@ class ScaledByHand(TrainingListener):
         before, scale = self._norm, self._scale
         self._scale = max((scale_by_hand(root) for root in roots if root is not None), default=1.0)
         if before and 1 < scale == self._scale and math.isclose(self._size() * scale, before, rel_tol=_SAME):
-            self._settings.setdefault("adds_by_hand", line_of(caller_location()))
+            self._settings.setdefault("adds_by_hand", line_of(script_location()))
 
     def backward_ended(self, roots: Sequence[torch.Tensor]) -> None:
         self._norm = self._size() if self._scale > 1 else 0.0

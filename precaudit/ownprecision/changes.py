@@ -15,7 +15,7 @@ from precaudit.instrument.names import ModuleNames
 from precaudit.instrument.patches import all_wrapped
 from precaudit.instrument.torchfunction import stored
 from precaudit.ownprecision.state import energy
-from precaudit.tracing.ops import caller_location, line_of
+from precaudit.tracing.ops import line_of, script_location
 
 BETWEEN, IN_HOOKS = "changed_by", "hooked_by"
 _MOST = 32
@@ -85,7 +85,7 @@ class GradientChanges(TrainingListener):
         def register_hook(tensor: torch.Tensor, hook: Callable[..., Any]) -> Any:
             if not (tensor.is_leaf and tensor.requires_grad):
                 return original(tensor, hook)
-            place = caller_location()
+            place = script_location()
 
             def watched(gradient: torch.Tensor) -> Any:
                 made = hook(gradient)

@@ -15,7 +15,8 @@ from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 
 from precaudit.instrument.patches import all_wrapped, wrapped
 from precaudit.instrument.torchfunction import dtype_name
-from precaudit.tracing.ops import caller_location
+from precaudit.model import Location
+from precaudit.tracing.ops import caller_location, line_of, script_location
 
 _LOW = {torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2}
 _MOST_PLACES = 20
@@ -49,17 +50,18 @@ class CastWatch(TorchFunctionMode):
     def __init__(self, settings: dict[str, object]) -> None:
         super().__init__()
         self._settings = settings
-        self._places: dict[tuple[str, int], str] = {}
+        self._places: dict[tuple[Location, str], Location | None] = {}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         dtype = _asked_for(func, args, kwargs) if len(self._places) < _MOST_PLACES else None
         if dtype is not None and not called_by_precaudit(func):
-            place = caller_location()
+            place = script_location()
             if place is not None:
-                self._places[place.path, place.line] = dtype
+                self._places.setdefault((place, dtype), caller_location())
                 self._settings["casts"] = [
-                    {"path": path, "line": line, "dtype": name} for (path, line), name in self._places.items()
+                    {**line_of(place), "dtype": name, "through": line_of(through) if through != place else None}
+                    for (place, name), through in self._places.items()
                 ]
         return func(*args, **kwargs)
 

@@ -17,7 +17,7 @@ import torch
 from precaudit.instrument.patches import all_wrapped
 from precaudit.instrument.torchfunction import map_tensors
 from precaudit.model import Location
-from precaudit.tracing.ops import caller_location, line_of
+from precaudit.tracing.ops import line_of, script_location
 
 FACTOR = "precaudit_factor"
 """Attribute of a scaled loss: its factor."""
@@ -67,7 +67,7 @@ class OwnScaler:
         scaled: torch.Tensor = original(scaler, output)
         if not output.requires_grad:
             return scaled
-        value, factor, place = output.to(scaled.dtype, copy=True), self._factor(scaler), caller_location()
+        value, factor, place = output.to(scaled.dtype, copy=True), self._factor(scaler), script_location()
 
         def arrived(gradient: torch.Tensor) -> torch.Tensor:
             if torch.is_grad_enabled():

@@ -16,7 +16,7 @@ from precaudit.instrument.names import ModuleNames
 from precaudit.instrument.patches import all_wrapped
 from precaudit.instrument.torchfunction import map_tensors, stored, tensors_in
 from precaudit.model import Location
-from precaudit.tracing.ops import caller_location, line_of
+from precaudit.tracing.ops import line_of, script_location
 
 _SCALED, _PLAIN = "scaled", "plain"
 Written = tuple[torch.Tensor, int]
@@ -75,7 +75,7 @@ class ScaledGradients(TrainingListener):
         def __init__(scaler: Any, *args: Any, **kwargs: Any) -> None:
             original(scaler, *args, **kwargs)
             if self._concerned and 0 <= self._made_at == self._steps - 1:
-                self._settings.setdefault("made_anew", line_of(caller_location()))
+                self._settings.setdefault("made_anew", line_of(script_location()))
             self._made_at = self._steps
 
         return __init__
@@ -85,7 +85,7 @@ class ScaledGradients(TrainingListener):
             if not self._concerned:
                 return original(scaler, outputs)
             if not self._steps and any(_is_made_of_scaled(loss) for loss in tensors_in(outputs)):
-                self._settings.setdefault("scales_twice", line_of(caller_location()))
+                self._settings.setdefault("scales_twice", line_of(script_location()))
             return map_tensors(partial(self._marked, scaler), original(scaler, outputs))
 
         return scale
@@ -186,7 +186,7 @@ class ScaledGradients(TrainingListener):
         scaler = self._arrived
         if not self._concerned or (self._by_hand and scaler is None):
             return
-        kind, place = _PLAIN if scaler is None else _SCALED, caller_location()
+        kind, place = _PLAIN if scaler is None else _SCALED, script_location()
         for parameter in self._trained():
             if parameter.grad is None or self._untouched(parameter):
                 continue
@@ -233,7 +233,7 @@ class ScaledGradients(TrainingListener):
         for parameter in parameters:
             kinds = self._kinds.get(id(parameter), {})
             if kind in kinds and (which or self._untouched)(parameter):
-                place = caller_location() if kind == _SCALED else kinds[kind]
+                place = script_location() if kind == _SCALED else kinds[kind]
                 self._settings[setting] = {**line_of(place), "function": function, "mixed": len(kinds) > 1}
                 return
 

@@ -20,7 +20,7 @@ from precaudit.execution.rounding import HALVES
 from precaudit.instrument.names import ModuleNames
 from precaudit.instrument.torchfunction import FUSED, dtype_name, tensors_in, writes
 from precaudit.model import Location
-from precaudit.tracing.ops import caller_location, line_of
+from precaudit.tracing.ops import line_of, script_location
 
 _CHANGES = frozenset("add sub mul div lerp addcmul addcdiv copy neg".split())
 _NORMALIZES = frozenset("batch_norm instance_norm".split())
@@ -138,7 +138,7 @@ class States:
             return
         before = self._rounded.get(_key(target))
         if before is not None and not torch.equal(before, value):
-            self._lost(caller_location(), owner, stored, value, before)
+            self._lost(script_location(), owner, stored, value, before)
         self._rounded[_key(target)] = stored.float()
 
     def made(self, args: Any, kwargs: Any, result: torch.Tensor) -> None:
@@ -185,7 +185,7 @@ class States:
 
         func(*map(exact, args), **{key: exact(value) for key, value in kwargs.items()})
         for state in states:
-            state.stored, state.place = state.tensor.detach().clone(), caller_location()
+            state.stored, state.place = state.tensor.detach().clone(), script_location()
 
     def _derived(self, func: Any, args: Any, kwargs: Any, result: torch.Tensor) -> None:
         """Handles `average = average * decay + ...`: the result may be the state of the next step."""
@@ -199,7 +199,7 @@ class States:
             self._settle(life)
         start = begun[0].start if begun else ended[0].stored.float() if ended else None
         exact = func(*(self._exact(arg) for arg in args), **{key: self._exact(kwargs[key]) for key in kwargs})
-        self._lives[result] = _Life(self._step, start, exact, result.detach(), caller_location())
+        self._lives[result] = _Life(self._step, start, exact, result.detach(), script_location())
 
     def _settle(self, life: _Life) -> None:
         """A result that is read in the next step is a state."""

@@ -240,7 +240,7 @@ def _of_difference(run: RunResult, detail: str | None, explained: bool, autocast
     places = [(Location(c["path"], c["line"]), c["dtype"]) for c in casts] if isinstance(casts, list) else []
     where = places[0][0] if places else place_of(autocast)
     what = " and ".join(dict.fromkeys(dtype for _, dtype in places)) or "low precision"
-    listed = [f"{place.path}:{place.line} {dtype}" for place, dtype in places]
+    listed = [_cast(cast) for cast in casts] if isinstance(casts, list) else []
     if detail is not None:
         return [
             finding(
@@ -260,6 +260,11 @@ def _of_difference(run: RunResult, detail: str | None, explained: bool, autocast
     )
     fix = "keep weights, moving averages and accumulators in float32"
     return [finding("PA503", "note", message, fix, location=where, casts=listed)]
+
+
+def _cast(cast: Seen) -> str:
+    through = f" (in {cast['through']['path']}:{cast['through']['line']})" if cast.get("through") else ""
+    return f"{cast['path']}:{cast['line']} {cast['dtype']}{through}"
 
 
 def _outside(run: RunResult) -> str:

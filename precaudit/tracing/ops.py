@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import sys
-from collections.abc import Callable
+import sysconfig
+from collections.abc import Callable, Iterator
+from types import FrameType
 from typing import Any, Protocol
 
 import torch
@@ -39,6 +42,9 @@ HALF_FLAG = "_precaudit_half"
 that the script read from such a tensor, which a run in half must confirm."""
 
 _PRESUMED = "presumed"
+
+_INSTALLED = re.compile(r"[/\\](?:site|dist)-packages[/\\]")
+_STANDARD = (sysconfig.get_path("stdlib"), "<frozen ")
 
 Call = Callable[..., Any]
 
@@ -93,13 +99,30 @@ def stored_in_half(op: str, kind: Category, inputs: list[torch.Tensor]) -> bool:
 
 def caller_location() -> Location | None:
     """The innermost line on the stack outside torch and precaudit."""
-    frame = sys._getframe(1)
+    return next(map(_line, _callers()), None)
+
+
+def script_location() -> Location | None:
+    """The innermost line on the stack outside all libraries, because that is where a user can change what a library does.
+    Where a library's own script is run, `caller_location`."""
+    own = (frame for frame in _callers() if not _is_of_library(frame.f_code.co_filename))
+    return next(map(_line, own), None) or caller_location()
+
+
+def _callers() -> Iterator[FrameType]:
+    frame: FrameType | None = sys._getframe(1)
     while frame is not None:
-        module = frame.f_globals.get("__name__", "")
-        if module.partition(".")[0] not in ("torch", "precaudit"):
-            return Location(frame.f_code.co_filename, frame.f_lineno)
-        frame = frame.f_back  # type: ignore[assignment]
-    return None
+        if frame.f_globals.get("__name__", "").partition(".")[0] not in ("torch", "precaudit"):
+            yield frame
+        frame = frame.f_back
+
+
+def _line(frame: FrameType) -> Location:
+    return Location(frame.f_code.co_filename, frame.f_lineno)
+
+
+def _is_of_library(path: str) -> bool:
+    return _INSTALLED.search(path) is not None or path.startswith(_STANDARD)
 
 
 def line_of(place: Location | None) -> dict[str, Any]:
