@@ -103,8 +103,8 @@ def caller_location() -> Location | None:
 
 
 def script_location() -> Location | None:
-    """The innermost line on the stack outside all libraries, because that is where a user can change what a library does.
-    Where a library's own script is run, `caller_location`."""
+    """The innermost line on the stack outside all libraries: where a user can change what a library does. Where a
+    library's own script is run, `caller_location`."""
     own = (frame for frame in _callers() if not _is_of_library(frame.f_code.co_filename))
     return next(map(_line, own), None) or caller_location()
 
