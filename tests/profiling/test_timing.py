@@ -74,7 +74,7 @@ def kernels(native, seconds, rules=()):
 def test_on_a_gpu_everything_is_measured():
     profiled = {"float32": kernels(0.0, 0.018, ["PA403"]), "plan": kernels(0.9, 0.008, ["PA401", "PA402", "PA403"])}
     timed = blocks(float32=10, tf32=8, amp=5.5, plan=5)
-    reply = seen(blocks=timed, profiled=profiled, feed=Feed(32, (0.001,), 32.0, 200.0), energy="NVML")
+    reply = seen(blocks=timed, profiled=profiled, feed=Feed((0.001,), 32.0, 200.0), energy="NVML")
     found = measure(audit("ended"), PLAN, H100, 3.6, ON_H100, Replies(reply))
     assert found.performance["step_seconds"]["plan"] == pytest.approx(0.005)
     assert found.performance["speedup"]["plan"] == pytest.approx(2.0)
