@@ -7,31 +7,20 @@ from dataclasses import replace
 from typing import Any
 
 from precaudit.measuring.records import FLOAT32, PLAN, Profiled
-from precaudit.model import Op, Plan, TensorCores
-from precaudit.tensorcores.eligibility import eligible_share
+from precaudit.model import TensorCores
 from precaudit.tensorcores.peaks import Gpu
 from precaudit.tensorcores.roofline import StepPrediction, in_words, measured_in_words
 
 Row = Mapping[str, Any]
 
 
-def usage(
-    profiled: Mapping[str, Profiled],
-    figures: Mapping[str, Any],
-    ops: Sequence[Op],
-    plan: Plan,
-    target: Gpu,
-    card: Gpu | None,
-    predicted: Mapping[str, StepPrediction],
-) -> TensorCores:
-    """The usage; `figures` are those of `performance`, `card` is this machine's."""
-    eligible = eligible_share(ops, plan, target)
-    gain = _speed_note(figures, target, card, predicted)
+def usage(profiled: Mapping[str, Profiled], eligible: float | None, target: Gpu, speed: str) -> TensorCores:
+    """The usage; `eligible` is the share of FLOPs that Tensor Cores can run, `speed` a sentence on the plan's speed."""
     shown = profiled.get(PLAN) or profiled.get(FLOAT32)
     if shown is None or not shown.tensor_cores.measured:
         why = shown.tensor_cores.method if shown else "no kernels were timed"
         method = f"{why}; eligibility on {target.name} follows from shapes"
-        return TensorCores(method=method, eligible_flops_share=eligible, device=target.name, notes=(gain,))
+        return TensorCores(method=method, eligible_flops_share=eligible, device=target.name, notes=(speed,))
     name = PLAN if PLAN in profiled else FLOAT32
     found, before = shown.tensor_cores, profiled.get(FLOAT32)
     earlier, later = (before.tensor_cores.layers if before else ()), (found.layers if name == PLAN else ())
@@ -40,7 +29,7 @@ def usage(
         method=f"{found.method}; {shown.steps} steps {'under the plan' if name == PLAN else 'in float32'}",
         eligible_flops_share=eligible,
         layers=_before_and_after(earlier, later),
-        notes=(gain, *found.notes),
+        notes=(speed, *found.notes),
     )
 
 
@@ -59,10 +48,13 @@ def _before_and_after(before: Sequence[Row], after: Sequence[Row]) -> tuple[Row,
     return tuple(rows)
 
 
-def _speed_note(
+def speed_note(
     figures: Mapping[str, Any], target: Gpu, card: Gpu | None, predicted: Mapping[str, StepPrediction]
 ) -> str:
-    """The sentence on speed: measured if the target is this machine's card, else predicted."""
+    """The sentence on speed: measured if the target is this machine's card, else predicted.
+
+    `figures` are those of a report's `performance`.
+    """
     measured = figures["speedup"].get(PLAN)
     if measured is not None and card is target:
         busy = (figures["gpu_busy_share"] or {}).get(PLAN)

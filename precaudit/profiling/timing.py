@@ -13,10 +13,11 @@ from precaudit.measuring.predictions import compared, predictions
 from precaudit.measuring.program import Program, arms_for, timed
 from precaudit.measuring.records import FLOAT32, PLAN, Observation, Profiled
 from precaudit.measuring.summary import UNMEASURED, WARM_ROUNDS, performance, steady
-from precaudit.measuring.usage import usage
+from precaudit.measuring.usage import speed_note, usage
 from precaudit.model import Finding, Op, Plan, TensorCores
 from precaudit.profiling.audit import Audit, Runner
 from precaudit.running.job import RunSpec
+from precaudit.tensorcores.eligibility import eligible_share
 from precaudit.tensorcores.peaks import Gpu, find_gpu, gpu_for
 
 CPU_BUDGET = 1.0
@@ -58,7 +59,7 @@ def measure(
     return Measured(
         figures,
         cost(figures, price, steps_in, device),
-        usage(profiled, figures, ops, plan, target, card, predicted),
+        usage(profiled, eligible_share(ops, plan, target), target, speed_note(figures, target, card, predicted)),
         _findings(profiled),
         seconds,
     )
