@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import precaudit
-from precaudit.reporting import story
+from precaudit.reporting.headline import headline
 from precaudit.reporting.serialize import write_json
 
 
@@ -284,7 +284,7 @@ def test_an_audit_that_saw_nothing_says_so_and_doesn_t_fail():
     assert report.layers == ()
     assert report.job["steps"] == 0
     assert not report.plan.is_low_precision
-    assert story.headline(report).title == "NOTHING MEASURED: no step of this model was seen"
+    assert headline(report).title == "NOTHING MEASURED: no step of this model was seen"
 
 
 def test_an_audit_ends_when_the_loop_raises():

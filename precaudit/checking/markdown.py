@@ -7,7 +7,7 @@ from precaudit.checking.records import CheckReport
 from precaudit.checking.terminal import HARD_LABELS
 from precaudit.reporting.grouped import grouped
 from precaudit.reporting.markdown import SIGNS, bullets, code, folded, table, text
-from precaudit.reporting.story import place
+from precaudit.reporting.places import place
 
 MARKER = "<!-- precaudit:check -->"
 MAX_ROWS = 100

@@ -6,7 +6,7 @@ from precaudit.checking import story
 from precaudit.checking.records import CheckReport
 from precaudit.model import Finding
 from precaudit.reporting.grouped import grouped
-from precaudit.reporting.story import place
+from precaudit.reporting.places import place
 from precaudit.reporting.terminal import Page
 from precaudit.reporting.words import prose, visible
 

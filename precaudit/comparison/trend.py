@@ -21,8 +21,8 @@ from precaudit.errors import PrecauditError
 from precaudit.model import Report
 from precaudit.reporting import markdown as md
 from precaudit.reporting import unfinished
+from precaudit.reporting.facts import from_python
 from precaudit.reporting.serialize import load_report
-from precaudit.reporting.story import from_python
 from precaudit.reporting.terminal import Page
 from precaudit.reporting.words import plural, prose, seconds, share, visible
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 
 from precaudit.model import Report
+from precaudit.reporting.places import place
 from precaudit.reporting.results import fingerprints, results, where, workspace_path
-from precaudit.reporting.story import place
 from precaudit.reporting.words import prose, visible
 
 SEVERITIES = {"error": "critical", "warning": "major", "note": "info"}

@@ -15,12 +15,16 @@ from markupsafe import Markup
 
 from precaudit import __version__
 from precaudit.model import Plan, Report, Trial
-from precaudit.reporting import costs, pasting, planned, ranges, story, unfinished
+from precaudit.reporting import costs, pasting, planned, ranges, unfinished
+from precaudit.reporting.actions import actions, causes, counts
 from precaudit.reporting.cached import cached
 from precaudit.reporting.drawing import CHARTS, KINDS, hindrance, vega
+from precaudit.reporting.facts import notes, settled
 from precaudit.reporting.grouped import Group
+from precaudit.reporting.headline import headline
 from precaudit.reporting.jsontext import dumps
 from precaudit.reporting.pagedata import kinds, page_data, times
+from precaudit.reporting.places import WHOLE, place
 from precaudit.reporting.serialize import dump_plan, to_json
 from precaudit.reporting.words import (
     NOT_MEASURED,
@@ -110,18 +114,18 @@ def _policy(scripts: Iterable[str]) -> str:
 
 def _story(report: Report) -> dict[str, Any]:
     return {
-        "head": story.headline(report),
+        "head": headline(report),
         "badge": unfinished.badge(report) or BADGES[report.verification.verdict],
         "script": " ".join(pasting.script(report)),
         "tiles": tiles(report),
-        "actions": story.actions(report),
+        "actions": actions(report),
         "code": "\n".join(pasting.paste_lines(report)),
         "loss_scale": planned.loss_scale(report),
         "repairs": planned.repairs(report),
         "plan_default": planned.plan_default(report),
-        "findings_note": ", ".join(story.counts(report)) or f"None: {unfinished.no_findings(report)}.",
+        "findings_note": ", ".join(counts(report)) or f"None: {unfinished.no_findings(report)}.",
         "costs": [*costs.tensor_cores(report), *costs.time_and_money(report)],
-        "notes": story.notes(report),
+        "notes": notes(report),
     }
 
 
@@ -185,7 +189,7 @@ def _tensor_cores(report: Report) -> dict[str, Any]:
 
 
 def _findings_tile(report: Report) -> dict[str, Any]:
-    found = story.counts(report)
+    found = counts(report)
     if not found:
         return _tile("Findings", "none", unfinished.no_findings(report))
     return _tile("Findings", found[0], ", ".join(found[1:]))
@@ -197,7 +201,7 @@ def _findings_tile(report: Report) -> dict[str, Any]:
 def _tables(report: Report) -> dict[str, Any]:
     formats = ranges.audited_formats(report)
     v = report.verification
-    findings = [_finding(report.plan, group) for group in story.causes(report)]
+    findings = [_finding(report.plan, group) for group in causes(report)]
     exceptions = planned.exceptions(report.plan)
     return {
         "layers": bool(report.layers),
@@ -230,7 +234,7 @@ def _tables(report: Report) -> dict[str, Any]:
 
 def _range_rows(report: Report, formats: list[str]) -> list[list[str]]:
     rows = ranges.rows(ranges.ranked_layers(report)[:ROWS], formats, " overflow")
-    return [[visible(fqn) or story.WHOLE, *cells] for fqn, *cells in rows]
+    return [[visible(fqn) or WHOLE, *cells] for fqn, *cells in rows]
 
 
 def _trial(trial: Trial) -> list[str]:
@@ -251,13 +255,13 @@ def _finding(plan: Plan, group: Group) -> dict[str, Any]:
     finding, several = group.told, len(group.members) > 1
     return {
         "severity": finding.severity,
-        "settled": story.settled(plan, group.members[0]),
+        "settled": settled(plan, group.members[0]),
         "rule": visible(finding.rule),
-        "place": story.place(finding) or "the whole model",
+        "place": place(finding) or "the whole model",
         "message": prose(finding.message),
         "suggestion": prose(finding.suggestion),
         "evidence": [] if several else _facts(finding.evidence),
-        "members": [(story.place(each), prose(each.message)) for each in group.members] if several else [],
+        "members": [(place(each), prose(each.message)) for each in group.members] if several else [],
     }
 
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 from xml.etree import ElementTree
 
 from precaudit.model import Finding, Plan, Report
-from precaudit.reporting import story
+from precaudit.reporting.actions import settlement
+from precaudit.reporting.facts import settled
+from precaudit.reporting.headline import headline
+from precaudit.reporting.places import WHOLE
 from precaudit.reporting.results import sentence
 from precaudit.reporting.words import prose, visible
 
@@ -40,7 +43,7 @@ def _case(suite: ElementTree.Element, kind: str, name: str) -> ElementTree.Eleme
 
 def _verification(suite: ElementTree.Element, report: Report) -> None:
     case = _case(suite, "verification", "the plan trains the same as float32")
-    title = story.headline(report).title
+    title = headline(report).title
     if report.verification.verdict == "fail":
         failed = [f"{prose(gate.name)}: {prose(gate.detail)}" for gate in report.verification.gates if not gate.passed]
         ElementTree.SubElement(case, "failure", message=title).text = "\n".join([title, *failed])
@@ -51,9 +54,9 @@ def _verification(suite: ElementTree.Element, report: Report) -> None:
 def _module(suite: ElementTree.Element, fqn: str, findings: list[Finding], plan: Plan) -> None:
     """A module's test case. Findings that the plan settles are mentioned but don't fail, as in commands without
     `--fail-on`."""
-    case = _case(suite, "module", fqn or story.WHOLE)
-    errors = [f for f in findings if f.severity == "error" and not story.settled(plan, f)]
-    lines = [f"{f.severity} {visible(f.rule)}{story.settlement(plan, f)}: {sentence(f)}" for f in findings]
+    case = _case(suite, "module", fqn or WHOLE)
+    errors = [f for f in findings if f.severity == "error" and not settled(plan, f)]
+    lines = [f"{f.severity} {visible(f.rule)}{settlement(plan, f)}: {sentence(f)}" for f in findings]
     if errors:
         failure = ElementTree.SubElement(
             case, "failure", message=prose(errors[0].message), type=visible(errors[0].rule)

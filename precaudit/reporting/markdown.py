@@ -10,8 +10,11 @@ from urllib.parse import quote
 
 from precaudit.errors import PrecauditError
 from precaudit.model import Finding, Report
-from precaudit.reporting import costs, pasting, planned, ranges, story, svg, unfinished
+from precaudit.reporting import costs, pasting, planned, ranges, svg, unfinished
+from precaudit.reporting.actions import actions, causes, settlement
 from precaudit.reporting.files import write_text
+from precaudit.reporting.headline import headline
+from precaudit.reporting.places import WHOLE, place
 from precaudit.reporting.words import SHORT_FORMATS, listing, plural, prose, visible
 
 MARKER = "<!-- precaudit:report -->"
@@ -60,14 +63,14 @@ def folded(title: str, body: str) -> str:
 
 def render_markdown(report: Report, pictures: Mapping[str, Path] = NO_PICTURES) -> str:
     """`pictures` are files beside the text, by the section that each illustrates."""
-    head = story.headline(report)
+    head = headline(report)
     parts = [
         MARKER,
         f"## {SIGNS[head.tone]} {text(head.title)}",
         f"{code(' '.join(pasting.script(report)))}",
         bullets(head.details),
         _picture(pictures, "training"),
-        f"### What to change\n\n{bullets(story.actions(report)[:ROWS])}",
+        f"### What to change\n\n{bullets(actions(report)[:ROWS])}",
         _usage(report),
         f"### Which layers, and why\n\n{_exceptions(report)}",
         f"### Loss scale\n\n{bullets(planned.loss_scale(report))}",
@@ -121,10 +124,10 @@ def _more(rows: Sequence[object], noun: str, most: int = ROWS) -> str:
 
 
 def _findings(report: Report) -> str:
-    groups = story.causes(report)
+    groups = causes(report)
     if not groups:
         return f"None: {unfinished.no_findings(report)}."
-    rows = [_finding(group.told, story.settlement(report.plan, group.members[0])) for group in groups[:ROWS]]
+    rows = [_finding(group.told, settlement(report.plan, group.members[0])) for group in groups[:ROWS]]
     rest = [finding for group in groups[ROWS:] for finding in group.members]
     return table(["severity", "rule", "where", "what", "what to do"], rows) + _more(rest, "finding", 0)
 
@@ -135,7 +138,7 @@ def _finding(finding: Finding, settlement: str) -> list[str]:
 
 
 def _place(finding: Finding) -> str:
-    return code(story.place(finding)) if story.place(finding) else "the whole model"
+    return code(place(finding)) if place(finding) else "the whole model"
 
 
 def _gates(report: Report) -> str:
@@ -155,8 +158,7 @@ def _ranges(report: Report) -> str:
         return ranges.NO_LAYERS
     formats = ranges.audited_formats(report)[:6]
     rows = [
-        [code(fqn or story.WHOLE), text(label), *cells]
-        for fqn, label, *cells in ranges.rows(layers[:LAYERS], formats, " !")
+        [code(fqn or WHOLE), text(label), *cells] for fqn, label, *cells in ranges.rows(layers[:LAYERS], formats, " !")
     ]
     headers = ["layer", "role", "amax", "smallest", *(text(SHORT_FORMATS.get(name, name)) for name in formats)]
     note = "Share of the values that each format loses, to zero or (!) by overflow, before any loss scale."

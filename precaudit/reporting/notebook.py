@@ -6,7 +6,9 @@ from collections.abc import Iterable
 from html import escape
 
 from precaudit.model import Report
-from precaudit.reporting import pasting, planned, story
+from precaudit.reporting import pasting, planned
+from precaudit.reporting.actions import actions
+from precaudit.reporting.headline import headline
 from precaudit.reporting.words import listing
 
 COLORS = {"good": "#1a7f37", "open": "#9a6700", "bad": "#cf222e"}
@@ -14,12 +16,12 @@ COLORS = {"good": "#1a7f37", "open": "#9a6700", "bad": "#cf222e"}
 
 def summary_html(report: Report) -> str:
     """A small fragment without scripts; every name from the report is escaped."""
-    head = story.headline(report)
+    head = headline(report)
     return (
         f'<div style="border-left:4px solid {COLORS[head.tone]};padding:.2em 1em;max-width:60em">'
         f'<p style="font-weight:600;color:{COLORS[head.tone]}">{escape(head.title)}</p>'
         f"{_list(head.details)}"
-        f"<p><b>What to change</b></p>{_list(story.actions(report)[:5])}"
+        f"<p><b>What to change</b></p>{_list(actions(report)[:5])}"
         f"<p><b>{escape(planned.plan_default(report))}</b></p>{_list(_exceptions(report))}"
         f"{_code(pasting.paste_lines(report))}</div>"
     )

@@ -10,8 +10,8 @@ from typing import Any, TypeGuard
 from precaudit.formats import FORMATS
 from precaudit.model import Layer, Report, TensorStats, Trial, Verification
 from precaudit.reporting.endings import last_tried
+from precaudit.reporting.places import WHOLE
 from precaudit.reporting.ranges import CAST_ROLES
-from precaudit.reporting.story import WHOLE
 from precaudit.reporting.words import SHORT_FORMATS, visible
 
 # a gradient that loses less than this share of its energy trains the same

@@ -8,7 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from precaudit.model import Report
-from precaudit.reporting import story, unfinished
+from precaudit.reporting import unfinished
+from precaudit.reporting.facts import from_python, has_the_plan, is_plain_autocast, unsound
+from precaudit.reporting.places import installed, short_file
+from precaudit.reporting.undecided import what_decides
 from precaudit.reporting.words import inert, visible
 
 LOOP = (
@@ -27,7 +30,7 @@ DEFAULT_PLAN = Path("plan.json")
 
 def paste_lines(report: Report, plan: Path = DEFAULT_PLAN) -> list[str]:
     """Python that puts the plan in force; empty where there is none, or one that can't be recommended."""
-    if not report.plan.is_low_precision or report.verification.verdict == "fail" or story.unsound(report):
+    if not report.plan.is_low_precision or report.verification.verdict == "fail" or unsound(report):
         return []
     lines = [
         *(["# this plan is not verified"] if report.verification.verdict != "pass" else []),
@@ -40,11 +43,11 @@ def paste_lines(report: Report, plan: Path = DEFAULT_PLAN) -> list[str]:
         lines += library or ["scaler = plan.grad_scaler()", *LOOP]
     if "scripted" in report.own_precision:
         lines.insert(0, "# modules that torch.jit compiled take no plan: run with PYTORCH_JIT=0")
-    if story.has_the_plan(report):
+    if has_the_plan(report):
         lines.insert(0, "# not needed while the script's own autocast does the same")
     if not library and report.own_precision.keys() & {"autocast", "plan", "grad_scaler"}:
         lines.append("# in place of the script's own mixed precision, which was off in the trials")
-    elif story.is_plain_autocast(report) and len(_models(report)) == 1:
+    elif is_plain_autocast(report) and len(_models(report)) == 1:
         lines += [line.format(format=report.plan.default) for line in BY_HAND]
     if "casts" in report.own_precision:
         lines.append("# without the script's own casts to low precision, as in the trials")
@@ -61,9 +64,9 @@ def _applied(models: list[str]) -> list[str]:
 def _of_a_library(report: Report) -> list[str]:
     """Where a library calls backward, there is no line of the person's own to put a scaler into."""
     places = report.job.get("backward_at")
-    if not isinstance(places, list | tuple) or not places or not all(story.installed(str(place)) for place in places):
+    if not isinstance(places, list | tuple) or not places or not all(installed(str(place)) for place in places):
         return []
-    called, own = story.short_file(str(places[0])), str(report.job.get("script")).partition(".")[0]
+    called, own = short_file(str(places[0])), str(report.job.get("script")).partition(".")[0]
     if report.job.get("kind") == "module" and called.startswith(f"{own}/"):  # profile -m of an installed package
         return []
     return [
@@ -83,12 +86,12 @@ def _models(report: Report) -> list[str]:
 def next_command(report: Report, plan: Path = DEFAULT_PLAN) -> tuple[str, list[str]]:
     """When to run it, and the command that a reader of this verdict wants to run next, quoted for a shell."""
     verdict = report.verification.verdict
-    subject = ["SCRIPT"] if report.job.get("kind") == "audit" or story.from_python(report) else script(report)
+    subject = ["SCRIPT"] if report.job.get("kind") == "audit" or from_python(report) else script(report)
     if verdict == "pass" and report.plan.is_low_precision:
         return "Next, before you deploy:", ["precaudit", "check", "--plan", _quote(plan), *subject]
-    broken = verdict == "fail" or story.unsound(report) or unfinished.cut_short(report)
+    broken = verdict == "fail" or unsound(report) or unfinished.cut_short(report)
     label = "Next, after the fixes:" if broken else "Next:"
-    more = {} if broken else story.what_decides(report)
+    more = {} if broken else what_decides(report)
     options = _options(report, plan) | more
     words = [_quote(word) for option in options.items() for word in option]
     return label, ["precaudit", "profile", "--force", *words, *subject]

@@ -13,7 +13,8 @@ from urllib.parse import quote
 
 from precaudit.finding import fingerprint, ranked
 from precaudit.model import Finding, Report, Severity
-from precaudit.reporting import story
+from precaudit.reporting.actions import actions
+from precaudit.reporting.headline import headline
 from precaudit.reporting.words import prose, visible
 
 VERDICT_RULE = "PA001"
@@ -35,7 +36,7 @@ def _verdict(report: Report) -> list[Finding]:
     severity = VERDICT_SEVERITY.get(report.verification.verdict)
     if severity is None:
         return []
-    return [Finding(VERDICT_RULE, severity, story.headline(report).title, story.actions(report)[0])]
+    return [Finding(VERDICT_RULE, severity, headline(report).title, actions(report)[0])]
 
 
 def sentence(finding: Finding) -> str:

@@ -12,7 +12,11 @@ from typing import TextIO
 from tabulate import MIN_PADDING, tabulate
 
 from precaudit.model import Finding, Layer, Report
-from precaudit.reporting import costs, pasting, planned, ranges, story, unfinished
+from precaudit.reporting import costs, pasting, planned, ranges, unfinished
+from precaudit.reporting.actions import actions, causes, counts, settlement
+from precaudit.reporting.facts import notes
+from precaudit.reporting.headline import headline
+from precaudit.reporting.places import WHOLE, place
 from precaudit.reporting.words import (
     SHORT_FORMATS,
     broken,
@@ -48,7 +52,7 @@ def render_terminal(
     """The whole report as text; `written` are files to name at the end, `plan` is where plan.json lies."""
     page = Page(color)
     _verdict(page, report)
-    page.section("What to change", [f"{i}. {step}" for i, step in enumerate(story.actions(report), 1)])
+    page.section("What to change", [f"{i}. {step}" for i, step in enumerate(actions(report), 1)])
     _exceptions(page, report)
     page.section("Loss scale", planned.loss_scale(report))
     _findings(page, report)
@@ -56,8 +60,8 @@ def render_terminal(
     _ranges(page, report)
     page.section("Tensor Cores", costs.tensor_cores(report))
     page.section("Time and cost", costs.time_and_money(report))
-    if notes := story.notes(report):
-        page.section("Notes", notes)
+    if remarks := notes(report):
+        page.section("Notes", remarks)
     _ending(page, report, written, plan)
     return str(page)
 
@@ -124,7 +128,7 @@ def _fitted(names: list[str], width: int) -> list[str]:
 
 
 def _verdict(page: Page, report: Report) -> None:
-    head = story.headline(report)
+    head = headline(report)
     version = f"precaudit {visible(report.precaudit_version)}".rstrip()
     page.text(f"{version}: {' '.join(pasting.script(report))}", "dim")
     page.lines.append("")
@@ -144,19 +148,19 @@ def _exceptions(page: Page, report: Report) -> None:
 
 
 def _findings(page: Page, report: Report) -> None:
-    groups = story.causes(report)
+    groups = causes(report)
     if not groups:
         page.section("Findings", [f"None: {unfinished.no_findings(report)}."])
         return
-    page.section(f"Findings: {', '.join(story.counts(report))}", [])
+    page.section(f"Findings: {', '.join(counts(report))}", [])
     for group in groups[:ROWS]:
-        _finding(page, group.told, story.settlement(report.plan, group.members[0]))
+        _finding(page, group.told, settlement(report.plan, group.members[0]))
     if more := sum(len(group.members) for group in groups[ROWS:]):
         page.text(f"... and {more:,} more in report.json", indent="  ")
 
 
 def _finding(page: Page, finding: Finding, settlement: str) -> None:
-    where = story.place(finding) or "the whole model"
+    where = place(finding) or "the whole model"
     line = f"{finding.severity} {visible(finding.rule)} {where}{settlement}"
     page.text(line, finding.severity, indent="  ", hang="    ")
     page.text(prose(finding.message), indent="    ")
@@ -202,7 +206,7 @@ def _ranges(page: Page, report: Report) -> None:
 
 def _layer_rows(layer: Layer, formats: list[str]) -> list[list[str]]:
     """Its name stands in the first row only."""
-    name = visible(layer.fqn) or story.WHOLE
+    name = visible(layer.fqn) or WHOLE
     return [["" if i else name, *cells] for i, (_, *cells) in enumerate(ranges.rows([layer], formats, "!"))]
 
 

@@ -20,7 +20,7 @@ from precaudit.planning.budget import GradientError
 from precaudit.planning.rules import Ban
 from precaudit.profiling.audit import Audit
 from precaudit.profiling.findings import all_findings
-from precaudit.reporting.story import settled
+from precaudit.reporting.facts import settled
 from precaudit.running.job import Job, RunResult
 from precaudit.tracing.records import Trace
 

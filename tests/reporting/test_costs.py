@@ -9,7 +9,8 @@ from dataclasses import replace
 import pytest
 
 from precaudit.model import Layer, Plan, Report, TensorCores, Verification
-from precaudit.reporting import costs, story
+from precaudit.reporting import costs
+from precaudit.reporting.headline import headline
 from precaudit.reporting.pagedata import times
 from precaudit.reporting.words import usd
 
@@ -66,7 +67,7 @@ def test_times_with_their_spread():
 def test_the_worth_of_a_plan_stands_at_the_verdict(speedup, quartiles, words):
     timed = {**TIMED, "speedup": {"plan": speedup}, "speedup_quartiles": {"plan": quartiles}}
     report = Report(performance=timed, plan=Plan("bfloat16"))
-    assert words in story.headline(replace(report, layers=(Layer("a", "Linear", 1, 1, ()),))).details[-1]
+    assert words in headline(replace(report, layers=(Layer("a", "Linear", 1, 1, ()),))).details[-1]
     assert costs.gain(replace(report, performance={**timed, "gpu": None})) == []
 
 
@@ -74,7 +75,7 @@ def test_the_worth_of_a_plan_stands_at_the_verdict(speedup, quartiles, words):
 def test_how_fast_a_verified_plan_is_stands_in_its_first_sentence(speedup, words):
     report = Report(layers=(Layer("a", "Linear", 1, 1, ()),), plan=Plan("bfloat16"), verification=Verification("pass"))
     timed = replace(report, performance={**TIMED, "speedup": {"plan": speedup}})
-    assert story.headline(timed).details[0].endswith(f"{words} times as fast.")
+    assert headline(timed).details[0].endswith(f"{words} times as fast.")
 
 
 def test_the_worth_of_a_plan_is_told_in_money_where_it_has_a_price():

@@ -9,8 +9,11 @@ import report_samples
 
 from precaudit.finding import finding
 from precaudit.model import Location, Plan
-from precaudit.reporting import render, story
+from precaudit.reporting import render
+from precaudit.reporting.actions import causes
+from precaudit.reporting.facts import settled
 from precaudit.reporting.grouped import folded, grouped
+from precaudit.reporting.places import place
 
 LINE = Location("train.py", 19)
 FIX = "keep float32 master weights"
@@ -43,7 +46,7 @@ def test_folded_names_are_those_that_were_given_and_no_others(names, told):
 def test_a_stack_is_one_finding_with_its_names_and_its_line():
     (group,) = grouped(STACK)
     assert len(group.members) == 21
-    assert story.place(group.told) == "blocks.0-20.attn (21 modules), train.py:19"
+    assert place(group.told) == "blocks.0-20.attn (21 modules), train.py:19"
     assert group.told.message.endswith("in bfloat16; likewise in 20 more modules")
 
 
@@ -75,7 +78,7 @@ def test_a_module_that_the_plan_settles_is_not_told_with_one_that_it_does_not():
     found = [replace(each, evidence={"formats": "bfloat16"}) for each in STACK[:2]]
     plan = Plan("bfloat16", {"blocks.0.attn": "bfloat16", "blocks.1.attn": "float32"})
     report = replace(report_samples.passing(), findings=tuple(found), plan=plan)
-    assert [story.settled(plan, group.members[0]) for group in story.causes(report)] == [False, True]
+    assert [settled(plan, group.members[0]) for group in causes(report)] == [False, True]
 
 
 @pytest.mark.parametrize("format", ["terminal", "markdown", "html", "github"])

@@ -18,7 +18,8 @@ from golden_files import assert_golden
 from precaudit.errors import PrecauditError
 from precaudit.formats import FORMATS
 from precaudit.model import Difference, Exponents, Plan, Report, TensorStats, Trial, Verification
-from precaudit.reporting import costs, drawing, html, pagedata, render, story
+from precaudit.reporting import costs, drawing, html, pagedata, render
+from precaudit.reporting.headline import headline
 from precaudit.reporting.serialize import load_plan, write_json
 
 jsonschema = pytest.importorskip("jsonschema")
@@ -61,7 +62,7 @@ def pages():
 
 def test_verdict_comes_first(pages):
     for name, page in pages.items():
-        head = story.headline(report_samples.sample_report(name))
+        head = headline(report_samples.sample_report(name))
         headings = [i for i, (tag, _) in enumerate(page.tags) if re.fullmatch(r"h[1-6]", tag)]
         assert page.tags[headings[0]][0] == "h1"
         assert " ".join(head.title.split()) in page.text

@@ -10,7 +10,8 @@ import report_samples
 from golden_files import assert_golden
 
 from precaudit.model import Difference, Layer, Report
-from precaudit.reporting import story, terminal
+from precaudit.reporting import terminal
+from precaudit.reporting.headline import headline
 from precaudit.reporting.terminal import render_terminal, use_color
 
 WRITTEN = [Path("reports/train/report.json"), Path("reports/train/plan.json"), Path("reports/train/report.html")]
@@ -46,7 +47,7 @@ def test_unmeasured_is_never_zero():
         assert line in text
     report = report_samples.passing()
     report = replace(report, verification=replace(report.verification, difference=Difference()))
-    assert story.headline(report).title == "VERIFIED: float16 trains the same as float32, emulated"
+    assert headline(report).title == "VERIFIED: float16 trains the same as float32, emulated"
 
 
 def test_hostile_text_stays_data():

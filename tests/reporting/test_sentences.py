@@ -9,8 +9,13 @@ import report_samples
 
 from precaudit.finding import USE_THE_PLAN, finding
 from precaudit.model import Difference, Location, OpFormat, Plan, Repair, Verification
-from precaudit.reporting import pasting, planned, render, story
+from precaudit.reporting import pasting, planned, render
+from precaudit.reporting.actions import actions
+from precaudit.reporting.facts import settled
+from precaudit.reporting.headline import headline
+from precaudit.reporting.places import place
 from precaudit.reporting.terminal import render_terminal
+from precaudit.reporting.undecided import what_decides
 
 VERDICTS = {
     "fail": "NOT VERIFIED: float16 does not train like float32 (difference +0.01%, allowed ±0.25%)",
@@ -23,7 +28,7 @@ VERDICTS = {
 @pytest.mark.parametrize(("verdict", "words"), VERDICTS.items())
 def test_other_verdicts_never_say_verified_alone(verdict, words):
     report = report_samples.passing()
-    head = story.headline(replace(report, verification=replace(report.verification, verdict=verdict)))
+    head = headline(replace(report, verification=replace(report.verification, verdict=verdict)))
     assert head.title.startswith(words)
     assert not head.title.startswith("VERIFIED")
 
@@ -32,11 +37,11 @@ def test_using_the_plan_is_said_once():
     report = report_samples.passing()
     strays = finding("PA501", "error", "as written it strays", USE_THE_PLAN, location=Location("train.py", 3))
     report = replace(report, findings=(*report.findings, strays))
-    first, *rest = story.actions(report)
+    first, *rest = actions(report)
     assert first.startswith("Train with the plan instead of the script's own casts and scaler: paste")
     assert not any("script's own casts" in action for action in rest)
     screened = replace(report, verification=replace(report.verification, verdict="screened"))
-    assert "Use the plan instead of the script's own casts and scaler [train.py:3]" in story.actions(screened)
+    assert "Use the plan instead of the script's own casts and scaler [train.py:3]" in actions(screened)
 
 
 def test_seeds_are_not_asked_for_where_no_number_of_them_would_decide():
@@ -44,20 +49,20 @@ def test_seeds_are_not_asked_for_where_no_number_of_them_would_decide():
     doubt = replace(report.verification, verdict="inconclusive", cause="noise", margin=0.01, seeds=tuple(range(8)))
     for reach, asked in ((0.03, True), (0.9, False)):
         scattered = replace(doubt, difference=Difference(0.0, -reach, reach))
-        text = " ".join(story.actions(replace(report, verification=scattered)))
+        text = " ".join(actions(replace(report, verification=scattered)))
         assert ("--seeds" in text) is asked
-        assert ("--seeds" in story.what_decides(replace(report, verification=scattered))) is asked
+        assert ("--seeds" in what_decides(replace(report, verification=scattered))) is asked
 
 
 @pytest.mark.parametrize("verdict", ["pass", "fail", "screened", "not_run"])
 def test_a_float32_plan_is_never_sold_as_low_precision(verdict):
     report = report_samples.passing()
     report = replace(report, plan=Plan(), verification=replace(report.verification, verdict=verdict))
-    assert story.headline(report).title.startswith("STAY IN FLOAT32")
+    assert headline(report).title.startswith("STAY IN FLOAT32")
     doubted = replace(report, verification=replace(report.verification, verdict="inconclusive", cause="noise"))
-    assert story.headline(doubted).title.startswith("STAY IN FLOAT32")
+    assert headline(doubted).title.startswith("STAY IN FLOAT32")
     stopped = replace(doubted, verification=replace(doubted.verification, cause="interrupted"))
-    assert story.headline(stopped).title.startswith("NOT DECIDED")
+    assert headline(stopped).title.startswith("NOT DECIDED")
     assert "precaudit.apply" not in render_terminal(report)
 
 
@@ -72,12 +77,12 @@ def in_float64(report):
 def test_a_float64_script_is_told_what_it_trains_in():
     report = in_float64(report_samples.passing())
     alone = replace(report, plan=Plan())
-    assert story.headline(alone).title.startswith("STAY IN FLOAT64")
-    assert "float64 is the fastest" in story.actions(alone)[0]
+    assert headline(alone).title.startswith("STAY IN FLOAT64")
+    assert "float64 is the fastest" in actions(alone)[0]
     verification = replace(report.verification, verdict="inconclusive", cause="unchanged")
     untouched = replace(report, verification=verification)
-    assert "autocast leaves alone" in story.headline(untouched).details[0]
-    assert story.actions(untouched)[0].startswith("Build the model and its data in float32 first")
+    assert "autocast leaves alone" in headline(untouched).details[0]
+    assert actions(untouched)[0].startswith("Build the model and its data in float32 first")
 
 
 @pytest.mark.parametrize(
@@ -97,7 +102,7 @@ def test_a_script_that_has_the_plan_already_keeps_it_unless_its_own_precision_is
     report = report_samples.passing()
     found = tuple(report_samples.finding(rule=rule, severity=grave) for rule, grave in rules)
     report = replace(report, plan=plan, job={**report.job, "baseline": {"autocast": own}}, findings=found)
-    assert story.actions(report)[0].startswith("Keep what you have") is kept
+    assert actions(report)[0].startswith("Keep what you have") is kept
     assert pasting.paste_lines(report)[0].startswith("# not needed") is kept
 
 
@@ -112,18 +117,18 @@ def test_a_script_whose_own_autocast_ends_elsewhere_does_not_keep_it(off, kept):
     job = {**report.job, "baseline": {"autocast": "bfloat16"}}
     plan = Plan("bfloat16", {"a": "bfloat16"})
     report = replace(report, plan=plan, job=job, findings=(), verification=verification)
-    action = story.actions(report)[0]
+    action = actions(report)[0]
     assert action.startswith("Keep what you have" if kept else "Train with the plan")
     assert kept or action.endswith(f"its own autocast ended {'+' if off > 0 else '-'}1.00% from float32.")
     astray = replace(first, plan="candidate-1", losses=tuple(loss - 0.02 for loss in first.losses))
     scattered = replace(verification, trials=(*trials, astray))
-    assert story.actions(replace(report, verification=scattered))[0].startswith("Keep what you have")
+    assert actions(replace(report, verification=scattered))[0].startswith("Keep what you have")
 
 
 def test_one_remedy_for_many_places_is_told_once():
     report = report_samples.passing()
     found = [report_samples.finding(fqn=f"layers.{i}.norm", suggestion="keep float32 weights") for i in range(40)]
-    steps = story.actions(replace(report, findings=tuple(found)))
+    steps = actions(replace(report, findings=tuple(found)))
     assert len(steps) == 2
     assert steps[1].startswith("Keep float32 weights [layers.0-39.norm (40 modules)")
 
@@ -137,7 +142,7 @@ def test_one_remedy_for_many_places_is_told_once():
 )
 def test_files_of_libraries_go_by_their_import_names(path, shown):
     found = report_samples.finding(fqn="a", op="linear", location=Location(path, 7))
-    assert story.place(found) == f"a, linear, {shown}"
+    assert place(found) == f"a, linear, {shown}"
 
 
 @pytest.mark.parametrize("stopped", ["killed", "failed", "interrupted"])
@@ -156,10 +161,10 @@ def test_an_audit_that_was_cut_short_recommends_nothing(stopped, format):
     verification = Verification(reason="ValueError: wrong labels")
     report = replace(report, job={"stopped": stopped, "steps": 3}, plan=Plan(), verification=verification)
     text = " ".join(render(report, format).split())
-    assert story.headline(report).title.startswith("CUT SHORT: ")
+    assert headline(report).title.startswith("CUT SHORT: ")
     assert "after 3 steps; what was measured until then is below" in text
     assert "ValueError: wrong labels" in text
-    assert "profile again" in story.actions(report)[0].lower()
+    assert "profile again" in actions(report)[0].lower()
     for wrong in ("STAY IN", "Change nothing", "No module was seen", "no rule found anything wrong.", "memory"):
         assert wrong not in text.partition("<script")[0]
 
@@ -169,8 +174,8 @@ def test_where_float32_itself_fails_that_comes_first(verdict):
     base = report_samples.passing()
     broken = report_samples.finding("PA603", fqn=None, op=None, location=None, suggestion="repair float32 first")
     report = replace(base, findings=(broken,), verification=replace(base.verification, verdict=verdict))
-    assert story.headline(report).title.startswith("REPAIR FLOAT32 FIRST")
-    assert story.actions(report)[0] == "Repair float32 first"
+    assert headline(report).title.startswith("REPAIR FLOAT32 FIRST")
+    assert actions(report)[0] == "Repair float32 first"
     assert "precaudit.apply" not in render_terminal(report)
 
 
@@ -178,8 +183,8 @@ def test_an_audit_of_no_step_says_so():
     report = report_samples.passing()
     verification = Verification(reason="no step of this model was seen")
     report = replace(report, job={"kind": "audit", "audited_steps": 0}, plan=Plan(), verification=verification)
-    assert story.headline(report).title == "NOTHING MEASURED: no step of this model was seen"
-    assert "precaudit.audit" in story.actions(report)[0]
+    assert headline(report).title == "NOTHING MEASURED: no step of this model was seen"
+    assert "precaudit.audit" in actions(report)[0]
 
 
 def test_the_root_module_has_a_name_everywhere():
@@ -196,7 +201,7 @@ def test_what_a_plan_that_failed_suits_is_not_taken_care_of():
     found = report_samples.finding(fqn="a", evidence={"formats": "float16"})
     plan = Plan("bfloat16", {"a": "bfloat16"})
     told = {
-        verdict: story.actions(
+        verdict: actions(
             replace(report, plan=plan, findings=(found,), verification=replace(report.verification, verdict=verdict))
         )[-1]
         for verdict in ("pass", "inconclusive", "fail")
@@ -211,43 +216,43 @@ def test_findings_where_the_plan_is_wider_ask_for_nothing():
     kept = report_samples.finding(fqn="blocks.0.ln1", op="layer_norm", evidence={"formats": "bfloat16"})
     left = report_samples.finding(fqn="blocks.0.attn.qkv")
     report = replace(report, findings=(kept, left))
-    steps = story.actions(report)
+    steps = actions(report)
     assert len(steps) == 3
     assert "blocks.0.attn.qkv" in steps[1]
     assert steps[2].startswith("Nothing else to do for 1 finding")
     failed = replace(report, verification=replace(report.verification, verdict="fail"))
-    assert not any("Nothing else" in step for step in story.actions(failed))
+    assert not any("Nothing else" in step for step in actions(failed))
 
 
 def test_a_narrow_module_in_a_float32_plan_is_not_settled():
     plan = Plan("float32", {"a": "bfloat16", "b": "float32"}, (OpFormat("a", "exp", "float32"),))
 
-    def settled(**where):
-        return story.settled(plan, report_samples.finding(evidence={"formats": "bfloat16"}, **where))
+    def is_settled(**where):
+        return settled(plan, report_samples.finding(evidence={"formats": "bfloat16"}, **where))
 
-    assert not settled(fqn="a", op="linear")
-    assert settled(fqn="a", op="exp")
-    assert settled(fqn="b", op="linear")
-    assert not settled(fqn="elsewhere")
-    assert not settled(fqn=None)
+    assert not is_settled(fqn="a", op="linear")
+    assert is_settled(fqn="a", op="exp")
+    assert is_settled(fqn="b", op="linear")
+    assert not is_settled(fqn="elsewhere")
+    assert not is_settled(fqn=None)
 
 
 def test_a_finding_that_is_about_no_format_is_settled_by_none():
     plan = Plan("bfloat16", {"a": "bfloat16", "b": "float32"})
     updates = report_samples.finding("PA301", fqn="b", op=None, suggestion="keep float32 master weights")
-    assert not story.settled(plan, updates)
+    assert not settled(plan, updates)
     report = replace(report_samples.passing(), plan=plan, findings=(updates,))
-    assert any(step.startswith("Keep float32 master weights") for step in story.actions(report))
+    assert any(step.startswith("Keep float32 master weights") for step in actions(report))
 
 
 def test_a_format_that_the_plan_does_not_use_there_is_settled():
     plan = Plan("bfloat16", {"a": "bfloat16"})
     about_float16 = report_samples.finding(fqn="a", op="linear", evidence={"formats": "float16, float8_e4m3"})
     about_both = report_samples.finding(fqn="a", op="linear", evidence={"formats": "float16, bfloat16"})
-    assert story.settled(plan, about_float16)
-    assert not story.settled(plan, about_both)
+    assert settled(plan, about_float16)
+    assert not settled(plan, about_both)
     report = replace(report_samples.sample_report(), plan=plan, findings=(about_float16,))
-    assert story.actions(report)[1:] == [
+    assert actions(report)[1:] == [
         "Nothing else to do for 1 finding: the plan runs those places in a format that suits them."
     ]
 
@@ -265,7 +270,7 @@ def test_a_format_that_the_plan_does_not_use_there_is_settled():
 def test_a_verified_plan_does_not_hide_that_the_script_itself_goes_wrong(rule, severity, said):
     report = report_samples.passing()
     report = replace(report, findings=(finding(rule, severity, "it strays", USE_THE_PLAN),))
-    (short,) = (line for line in story.headline(report).details if line.startswith("In short: you can train"))
+    (short,) = (line for line in headline(report).details if line.startswith("In short: you can train"))
     assert said in short
     assert ("see what to change" in short) is bool(said)
 
@@ -283,5 +288,5 @@ def test_a_verified_plan_does_not_hide_that_the_script_itself_goes_wrong(rule, s
 def test_what_was_not_measured_is_told_with_what_is_expected(predicted, card, said):
     performance = {"predicted_step_seconds": predicted, "predicted_for": card}
     report = replace(report_samples.passing(), performance=performance)
-    (short,) = (line for line in story.headline(report).details if line.startswith("In short"))
+    (short,) = (line for line in headline(report).details if line.startswith("In short"))
     assert short.endswith(said)

@@ -1,0 +1,85 @@
+"""What to do, in sentences for all renderers, which add markup and escape it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from precaudit.finding import USE_THE_PLAN, counted
+from precaudit.model import Finding, Plan, Report
+from precaudit.reporting import unfinished
+from precaudit.reporting.endings import AS_WRITTEN, ended
+from precaudit.reporting.facts import asks_for_the_plan, has_the_plan, own_format, settled, unsound
+from precaudit.reporting.grouped import Group, grouped
+from precaudit.reporting.places import place
+from precaudit.reporting.undecided import more_seeds, undecided
+from precaudit.reporting.words import listing, plural, prose, signed
+
+
+def actions(report: Report) -> list[str]:
+    """The actions, the most important first; notes are left out."""
+    steps = {
+        "pass": _with_the_plan(report),
+        "screened": "Verify before you rely on it: profile again without --quick.",
+        "inconclusive": undecided(report).advice.format(seeds=more_seeds(report)),
+        "not_run": "Prove the plan: profile without --no-verify.",
+        "fail": "Don't train with this plan yet: see the gates, repairs and findings below.",
+    }
+    undone, broken = unfinished.advice(report), unsound(report)
+    first = undone or (_suggestion(broken) if broken else steps[report.verification.verdict])
+    if not undone and not broken and not report.plan.is_low_precision:
+        first = f"Change nothing for now: {own_format(report)} is the fastest format that is known to train here."
+    said = {"", USE_THE_PLAN} if first == steps["pass"] else {""}
+    unsettled = [group for group in causes(report) if not settled(report.plan, group.members[0])]
+    left = [group.told for group in unsettled if group.told.severity != "note" and group.told.suggestion not in said]
+    return [*dict.fromkeys([first, *_suggestions(left)]), *_taken_care_of(report)]
+
+
+def _with_the_plan(report: Report) -> str:
+    if has_the_plan(report):
+        default = report.plan.default
+        return f"Keep what you have: the script's own autocast is to {default}, and so is the plan."
+    strays = any(finding.suggestion == USE_THE_PLAN for finding in report.findings)
+    instead = " instead of the script's own casts and scaler" if strays else ""
+    advice = f"Train with the plan{instead}: paste the lines that this report gives into your training script"
+    if not asks_for_the_plan(report):
+        return f"{advice}."
+    return f"{advice}; its own autocast ended {signed(ended(report.verification, AS_WRITTEN))} from float32."
+
+
+def _taken_care_of(report: Report) -> list[str]:
+    verdict = report.verification.verdict
+    count = sum(settled(report.plan, finding) for finding in report.findings)
+    if not count or verdict == "fail":  # the plan suits none, it is not to be used
+        return []
+    what = "Nothing else to do" if verdict in ("pass", "screened") else "No change is needed"
+    return [f"{what} for {plural(count, 'finding')}: the plan runs those places in a format that suits them."]
+
+
+def _suggestion(finding: Finding) -> str:
+    (text,) = _suggestions([finding])
+    return text
+
+
+def _suggestions(findings: Sequence[Finding]) -> list[str]:
+    """A sentence for each suggestion, with the places that need it."""
+    places: dict[str, list[str]] = {}
+    for finding in findings:
+        text = prose(finding.suggestion)
+        places.setdefault(f"{text[:1].upper()}{text[1:]}", []).append(place(finding))
+    named = {text: [*dict.fromkeys(filter(None, where))] for text, where in places.items()}
+    return [f"{text} [{listing(where, 3, '; ')}]" if where else text for text, where in named.items()]
+
+
+def causes(report: Report) -> list[Group]:
+    """The findings grouped by cause, separately for those that the plan settles."""
+    return grouped(report.findings, lambda finding: settled(report.plan, finding))
+
+
+def counts(report: Report) -> list[str]:
+    """`2 errors`, `1 note`."""
+    return [plural(count, severity) for severity, count in counted(report.findings).items() if count]
+
+
+def settlement(plan: Plan, finding: Finding) -> str:
+    """The suffix for the severity of a settled finding."""
+    return " (settled by the plan)" if settled(plan, finding) else ""

@@ -1,0 +1,62 @@
+"""Facts about a report that several sentences depend on."""
+
+from __future__ import annotations
+
+from precaudit.model import Finding, Plan, Report
+from precaudit.reporting.endings import ended_like_the_plan
+from precaudit.reporting.words import prose
+
+OWN_PRECISION = ("PA3", "PA5")
+"""Prefixes of the rules on a script's own low precision: its low-precision tensors, its autocast and its scaler."""
+
+
+def own_format(report: Report) -> str:
+    """The script's own format without mixed precision: float64 if all its weights are."""
+    kinds = {tensor.dtype for layer in report.layers for tensor in layer.tensors if tensor.role == "weight"}
+    return "float64" if kinds == {"float64"} else "float32"
+
+
+def from_python(report: Report) -> bool:
+    """Whether the job was run by `precaudit.profile` from Python: its name is a function's, which no shell can run."""
+    return report.job.get("kind") == "model_file" and not str(report.job.get("script")).endswith(".py")
+
+
+def unsound(report: Report) -> Finding | None:
+    """The finding that float32 itself doesn't train; None where a plan passed nevertheless."""
+    if report.verification.verdict in ("pass", "screened"):
+        return None
+    return next((finding for finding in report.findings if finding.rule == "PA603"), None)
+
+
+def has_the_plan(report: Report) -> bool:
+    """Whether the script's own autocast equals a verified plan, and ended as close to float32."""
+    return asks_for_the_plan(report) and ended_like_the_plan(report.verification)
+
+
+def asks_for_the_plan(report: Report) -> bool:
+    sound = not any(f.rule.startswith(OWN_PRECISION) and f.severity != "note" for f in report.findings)
+    return is_plain_autocast(report) and report.own_precision.get("autocast") == report.plan.default and sound
+
+
+def is_plain_autocast(report: Report) -> bool:
+    """Whether a verified plan needs nothing but torch.autocast around the whole model."""
+    plan = report.plan
+    half = plan.default in ("bfloat16", "float16") and set(plan.modules.values()) == {plan.default}
+    return half and not plan.ops and plan.loss_scale.mode == "none" and report.verification.verdict == "pass"
+
+
+def settled(plan: Plan, finding: Finding) -> bool:
+    """Whether the plan avoids the formats of the finding at its place."""
+    if finding.fqn is None:
+        return False
+    ops = {(op.fqn, op.op): op.format for op in plan.ops}
+    planned = ops.get((finding.fqn, finding.op or ""), plan.modules.get(finding.fqn))
+    if planned is None:
+        return False
+    named = finding.evidence.get("formats")
+    return isinstance(named, str) and planned not in named.split(", ")
+
+
+def notes(report: Report) -> list[str]:
+    told = report.job.get("notes")
+    return [prose(note) for note in told] if isinstance(told, list | tuple) else []

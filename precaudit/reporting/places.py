@@ -1,0 +1,27 @@
+"""Places in the script and the model, as reports name them."""
+
+from __future__ import annotations
+
+import re
+
+from precaudit.model import Finding
+from precaudit.reporting.words import visible
+
+WHOLE = "(the model itself)"
+_PACKAGES = re.compile(r"[/\\](?:site|dist)-packages[/\\]")
+
+
+def place(finding: Finding) -> str:
+    """`module, op, path:line`, as far as known."""
+    location = finding.location
+    parts = [finding.fqn, finding.op, f"{short_file(location.path)}:{location.line}" if location else None]
+    return ", ".join(visible(part) for part in parts if part)
+
+
+def short_file(path: str) -> str:
+    """The file's path; for an installed library the part below site-packages."""
+    return _PACKAGES.split(path)[-1]
+
+
+def installed(path: str) -> bool:
+    return _PACKAGES.search(path) is not None
