@@ -1,4 +1,4 @@
-"""What to do about kernels that leave Tensor Cores unused or run on them by an older path."""
+"""Advice for kernels that don't use Tensor Cores, or use them by an older path."""
 
 from __future__ import annotations
 

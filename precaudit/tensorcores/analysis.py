@@ -58,7 +58,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Analysis:
-    """What a trace shows; `tensor_cores` is the part that reports have too."""
+    """The analysis of a trace; `tensor_cores` is the part that reports have too."""
 
     source: str
     tensor_cores: TensorCores
@@ -313,7 +313,7 @@ def _newer(groups: Sequence[Group], card: Card) -> str | None:
 
 
 def _communication(groups: Sequence[Group], total: float) -> Iterable[str]:
-    """Its kernels spin while they wait for other GPUs, beside those that compute: no time that Tensor Cores lost."""
+    """Communication: its kernels wait for other GPUs in parallel with computing ones, so Tensor Cores lose no time."""
     apart = sum(g.seconds for g in groups if g.found.rule == "collective")
     if total * MUCH < apart < total:
         used = sum(g.seconds for g in groups if g.found.tensor_core in ("native", "legacy"))

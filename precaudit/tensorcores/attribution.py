@@ -210,7 +210,7 @@ def _forward_ops(trace: Trace, ops: Nesting) -> Ints:
 
 
 def _apart(numbers: Ints, process: Ints) -> Ints:
-    """Numbers that every process counts for itself, none alike in two of them."""
+    """Correlation numbers made unique over processes, which count them independently."""
     return numbers * (int(process.max(initial=0)) + 1) + process
 
 

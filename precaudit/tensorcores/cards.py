@@ -1,4 +1,4 @@
-"""Which GPU a trace's kernels ran on: as the trace names it, as a target names it, or as the kernels tell."""
+"""The GPU of a trace's kernels: from the trace, the target's name, or the kernels."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Card:
 
 
 def cards_of(trace: Trace, target: str | None) -> tuple[Card, ...]:
-    """One for each of the trace's devices; `target` names those that the trace itself doesn't."""
+    """A card for each of the trace's devices; `target` names those that the trace doesn't."""
     return tuple(_identify(device, trace, find_gpu(target) if target else None) for device in trace.devices)
 
 

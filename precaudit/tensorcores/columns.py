@@ -1,4 +1,4 @@
-"""Events of a trace taken apart into columns, one array a field, so that none is kept as a dictionary."""
+"""Events of a trace as columns, one array for each field, so that none is kept as a dictionary."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ class Columns:
         self.ops.add((*span, sequence, forward_thread))
 
     def _arguments(self, recorded: Event) -> Arguments:
-        """Calls repeat with the same arguments: each different set is taken apart and kept once."""
+        """Parse recorded arguments; calls repeat, so that each distinct set is parsed and kept once."""
         text = str([recorded.get(key) for key in RECORDED])
         return self._seen.get(text) or self._seen.setdefault(text, read_arguments(recorded))
 

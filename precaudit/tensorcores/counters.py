@@ -16,7 +16,7 @@ METHOD = "GPM counters of the whole device"
 
 @dataclass
 class Busy:
-    """The share of the time in a block in which Tensor Cores were busy: there once it is over, if it was read."""
+    """The share of time in a block with busy Tensor Cores; set at its end, if it was read."""
 
     share: float | None = None
 
@@ -58,7 +58,7 @@ class Pipes:
             self._guarded(lambda: self._nvml.nvmlGpmSampleGet(self._handle, samples[-1]))
 
     def _guarded(self, call: Callable[[], Any]) -> Any:
-        """What is refused once is not asked for again."""
+        """Call NVML; after a refusal the counters are not read again."""
         try:
             return call()
         except self._nvml.NVMLError as error:

@@ -69,7 +69,7 @@ class Machine:
 
 
 def inspect(nvml: Any, torch: Any, cpuinfo: str) -> Machine:
-    """Facts about this machine; `problem` says what keeps its GPUs from being used or described."""
+    """Facts about this machine; `problem` says why its GPUs can't be used or described."""
     gpus: tuple[Accelerator, ...] = ()
     driver = None
     with session(nvml) as missing:
@@ -98,7 +98,7 @@ def _problem(gpus: tuple[Accelerator, ...], missing: str, torch: Any, sees: bool
 
 
 def _gpu_or_why_not(nvml: Any, index: int) -> Accelerator:
-    """A GPU that fell off the bus is listed without figures, and the others with theirs."""
+    """The GPU's facts; one that fell off the bus is listed without figures."""
     try:
         return _gpu(nvml, index)
     except nvml.NVMLError as error:
@@ -127,7 +127,7 @@ def _gpu(nvml: Any, index: int) -> Accelerator:
 
 
 def _queried(nvml: Any, call: Callable[..., Any], *arguments: Any) -> Any:
-    """None where the driver doesn't say."""
+    """The result of an NVML call; None where the driver doesn't support it."""
     try:
         return call(*arguments)
     except nvml.NVMLError:

@@ -101,12 +101,12 @@ def _unreached(same: Sequence[Op], share: float) -> Finding:
 
 
 def total_flops(op: Op) -> float:
-    """Forward, over all its calls."""
+    """Forward FLOPs over all calls."""
     return (flops(op) or 0.0) * op.calls
 
 
 def where(same: Sequence[Op]) -> str:
-    """The first of several like operations, and how many modules have another."""
+    """The first of several similar operations, and how many other modules have one."""
     others = len({op.fqn for op in same}) - 1
     more = f", and that of {plural(others, 'more module')}," if others else ""
     return f"{same[0].fqn or 'the model'}: {same[0].op}{more}"
@@ -171,7 +171,7 @@ def _convolution_tbc(op: Op) -> Product:
 
 
 def _bilinear(op: Op) -> Product:
-    """One input by the weight, and what comes of it by the other input, without a matrix product."""
+    """A bilinear layer: one input times the weight; the product with the other input is no matrix product."""
     first, (outputs, size, other) = op.shapes[0], op.shapes[2]
     found = gemm(prod(first[:-1]), size, outputs * other, (("in1_features", size), ("in2_features", other)))
     return replace(found, flops=found.flops + 2.0 * prod(first[:-1]) * outputs * other)

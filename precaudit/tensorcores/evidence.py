@@ -1,4 +1,4 @@
-"""What else than its name tells a kernel's class: the code that it was compiled to, and the rate that it reached."""
+"""Evidence on a kernel's class besides its name: the compiled code, and the rate that it reached."""
 
 from __future__ import annotations
 
@@ -34,7 +34,8 @@ def classify_ptx(name: str, ptx: str, capability: Capability | None) -> Classifi
 
 
 def agreed(versions: Sequence[Classification]) -> Classification | None:
-    """What all versions compiled under one name have in common; None where their classes differ, or there is none."""
+    """The common classification of all versions compiled under one name; None where their classes differ, or there is
+    none."""
     if len({found.tensor_core for found in versions}) != 1:
         return None
     generations, operands = {v.generation for v in versions}, {v.operands for v in versions}

@@ -1,4 +1,4 @@
-"""What a kernel's name says in passing: the generation it was written for, its operands' format, its library."""
+"""Facts in a kernel's name: the GPU generation it was written for, its operands' format, its library."""
 
 from __future__ import annotations
 

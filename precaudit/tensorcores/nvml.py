@@ -1,4 +1,4 @@
-"""NVML, NVIDIA's management library: opened for a moment, absent on machines without its driver."""
+"""Access to NVML, NVIDIA's management library, which machines without its driver lack."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def library() -> Any:
 
 @contextmanager
 def session(nvml: Any) -> Iterator[str]:
-    """NVML for a while; yields why it can't be used, empty where it can."""
+    """Initialize NVML in this block; yields the reason why it can't be used, empty if it can."""
     try:
         nvml.nvmlInit()
     except nvml.NVMLError as error:

@@ -1,7 +1,7 @@
-"""What GPUs can do: dense peaks in TFLOP/s and memory bandwidth in GB/s, with where each figure comes from.
+"""The peaks of GPUs: dense TFLOP/s and memory bandwidth in GB/s, with the source of each figure.
 
-Dense figures only: vendors print the ones with structured sparsity beside them, which are twice as high.
-Figures named in `from_memory` were not checked against a data sheet; output that uses them says so.
+Dense figures only: vendors also print those with structured sparsity, which are twice as high. Figures named in
+`from_memory` were not checked against a data sheet; output that uses them says so.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Gpu:
 
     @property
     def default_formats(self) -> tuple[str, ...]:
-        """Those that are planned with where nobody asked for others."""
+        """The formats of a plan if none are requested."""
         return tuple(name for name in DEFAULT_FORMATS if name in self.formats)
 
     def peak(self, format_name: str) -> float | None:

@@ -30,7 +30,7 @@ OPERAND_TYPES = MappingProxyType(
 
 @dataclass(frozen=True)
 class Arguments:
-    """What the profiler recorded of a call, an entry an argument: dimensions, type, value where it is no tensor."""
+    """The recorded arguments of a call: dimensions, type, and the value of non-tensors."""
 
     dims: tuple[Shape, ...] = ()
     strides: tuple[Shape, ...] = ()
@@ -77,7 +77,7 @@ def _unpacked(found: Product) -> Product:
 
 
 def _require(consistent: bool) -> None:
-    """Recorded sizes that contradict each other say nothing."""
+    """Reject recorded sizes that contradict each other."""
     if not consistent:
         raise ValueError
 

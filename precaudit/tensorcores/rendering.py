@@ -1,4 +1,4 @@
-"""Tensor Core usage of a trace for people: in a terminal of 80 columns, as Markdown, as one HTML page, as JSON."""
+"""Renders the Tensor Core usage of a trace: for a terminal of 80 columns, as Markdown, as one HTML page, as JSON."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What a training step would take on a card: a prediction from the card's peaks.
+"""Predicts the time of a training step on a card from the card's peaks.
 
 Every product takes the longer of its arithmetic at the peak of its format and its memory traffic at full bandwidth;
-everything else takes its traffic. Real kernels reach a part of both, so ratios mean more than seconds.
+everything else takes its traffic. Real kernels reach a fraction of both, so that ratios are more reliable than seconds.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class StepPrediction:
 
     @property
     def bound(self) -> str:
-        """What takes most of the step: one of `BOUNDS`."""
+        """The component that takes most of the step: one of `BOUNDS`."""
         if self.seconds_launch >= self.seconds_on_gpu:
             return "launch"
         return "memory" if self.seconds_bandwidth + self.seconds_cast > self.seconds_matmul else "arithmetic"
@@ -77,7 +77,7 @@ def predict_step(ops: Sequence[Op], layers: Sequence[Layer], plan: Plan, target:
 
 
 def in_words(before: StepPrediction, after: StepPrediction, target: Gpu) -> str:
-    """Float32 (`before`) against the plan."""
+    """A sentence that compares the plan with float32 (`before`)."""
     if not before.seconds_matmul:
         return f"Speed on {target.name}: no prediction, no product of known size was traced."
     faster = before.total / after.total

@@ -1,8 +1,8 @@
-"""What a kernel's name says about Tensor Cores: a table of rules, tried in order, the first match deciding.
+"""Classification of kernels by name: a table of rules, of which the first match decides.
 
-Relative to the GPU that ran it a Tensor Core kernel is `native` (the instructions of that GPU's generation) or
-`legacy` (those of an older one, which newer GPUs run well below their peak). `none` uses no Tensor Core, and
-`unknown` means that the name does not tell.
+Relative to the GPU that ran it, a Tensor Core kernel is `native` (it uses instructions of that GPU's generation) or
+`legacy` (those of an older one, which newer GPUs run well below their peak). `none` uses no Tensor Core, and `unknown`
+means that the name does not tell.
 """
 
 from __future__ import annotations

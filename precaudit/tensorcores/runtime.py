@@ -31,7 +31,7 @@ ACTIVITIES = (ProfilerActivity.CPU, ProfilerActivity.CUDA)
 
 @dataclass
 class Recording:
-    """What the profiled steps showed, once they have ended; `seconds` is the GPU's time in all of them."""
+    """The results of the profiled steps, after their end; `seconds` is the GPU's time in all of them."""
 
     tensor_cores: TensorCores = NO_GPU
     findings: tuple[Finding, ...] = ()
@@ -125,7 +125,7 @@ def profiled_steps(names: ModuleNames | None = None, turns: Turns | None = None)
 
 
 def read_back(path: Path, ptx: Mapping[str, Sequence[str]] = NO_PTX) -> Recording:
-    """What a trace just written shows; what can't be read says why instead of ending the run."""
+    """Analyse a trace that was just written; an unreadable one gives the reason instead of an exception."""
     try:
         analysis = analyse(read_trace(path), ptx=ptx)
     except PrecauditError as error:

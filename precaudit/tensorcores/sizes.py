@@ -1,4 +1,4 @@
-"""The sizes of a product, convolution or attention, be they those of a trace or of an audit."""
+"""The sizes of a product, convolution or attention, from a trace or from an audit."""
 
 from __future__ import annotations
 
@@ -34,5 +34,5 @@ def convolution(values: float, channels_in: int, window: Sequence[int], groups: 
 
 
 def attention(rows: float, columns: int, depth: int, value_depth: int) -> Product:
-    """Both products of all heads' rows."""
+    """The two products of attention, over all rows of all heads."""
     return Product(2.0 * rows * columns * (depth + value_depth), (("head_dim", depth),))

@@ -205,7 +205,8 @@ def _devices(
 
 
 def _foreign_vendor(metadata: Mapping[str, Any], calls: Collection[tuple[str, str]]) -> str | None:
-    """Whose GPU it is if not NVIDIA's, by what the runtime is called: AMD's has CUDA's categories, others their own."""
+    """The GPU's vendor if it isn't NVIDIA, by the name of the runtime: AMD's has CUDA's event categories, others have
+    their own."""
     if any(str(key).startswith(_AMD_KEYS) for key in metadata) or any(str(name).startswith("hip") for _, name in calls):
         return "AMD"
     backends = {re.sub(r"_(?:runtime|driver)$", "", category) for category, _ in calls}
