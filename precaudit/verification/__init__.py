@@ -1,1 +1,1 @@
-"""What paired training runs say of a plan: statistics, gates and the verdict."""
+"""Evaluation of paired training runs: statistics, gates and the verdict."""

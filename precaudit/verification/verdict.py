@@ -121,16 +121,16 @@ def _compare_losses(runs: Runs, pairs: Sequence[Pair], checked: tuple[Gate, ...]
     if judged.verdict == "fail":
         return judged
     if guard.passed:
-        return _beside_what_was_learned(judged, statistics.LEARNED_SHARE * guard.moved)
+        return _limited_by_learning(judged, statistics.LEARNED_SHARE * guard.moved)
     reason = f"the float32 run proves nothing: {guard.detail}"
     judged = replace(judged, verdict="inconclusive", cause="float32", reason=reason, settled=not guard.open)
     return judged if guard.finite else replace(judged, difference=Difference())
 
 
-def _beside_what_was_learned(judgement: Judgement, limit: float) -> Judgement:
-    """`limit` is the largest difference that a plan may have, relative, where float32 learned little beside the size of
-    its loss: a constant in the loss would widen the margin until most of the learning fits in. It takes a pass
-    back, and refuses nothing by itself."""
+def _limited_by_learning(judgement: Judgement, limit: float) -> Judgement:
+    """Limit the margin by what float32 learned: with a large constant in the loss, the margin would exceed most of the
+    learning. `limit` is the largest relative difference for a pass; it turns a pass into inconclusive, and never causes
+    a failure."""
     if judgement.margin is None or limit >= judgement.margin:
         return judgement
     reason = f"{judgement.reason}; a tenth of what float32 learned is {limit:.3%}"
