@@ -1,4 +1,5 @@
-"""What the audit and the plan cost, in sentences: time, Tensor Cores, energy, money. Unmeasured is said."""
+"""The cost of the audit and the plan in sentences: time, Tensor Cores, energy, money. Unmeasured values are
+mentioned."""
 
 from __future__ import annotations
 
@@ -55,7 +56,7 @@ def _arm(name: object) -> str:
 
 
 def _speedup(report: Report) -> list[str]:
-    """How the plan compares, with the spread over the rounds."""
+    """The plan's speedup, with its spread over the rounds."""
     p = report.performance
     faster, spread = _mapping(p, "speedup"), _mapping(p, "speedup_quartiles")
     parts = []
@@ -73,7 +74,7 @@ def _speedup(report: Report) -> list[str]:
 
 
 def gain(report: Report) -> list[str]:
-    """What the plan is worth in one sentence; nothing where it was not measured."""
+    """The plan's benefit in one sentence; nothing if unmeasured."""
     (faster, bounds), gpu = speedup(report), report.performance.get("gpu")
     if not gpu or faster is None:
         return []
@@ -82,7 +83,7 @@ def gain(report: Report) -> list[str]:
 
 
 def speedup(report: Report) -> tuple[float | None, Sequence[float] | None]:
-    """How many times as fast as float32 the plan was, and the middle half over the rounds, as far as known."""
+    """The plan's speedup over float32, and its quartiles over the rounds; None where unknown."""
     faster = _mapping(report.performance, "speedup").get("plan")
     bounds = _mapping(report.performance, "speedup_quartiles").get("plan")
     return (faster if _number(faster) and faster > 0 else None), (bounds if _pair(bounds) else None)
@@ -99,7 +100,7 @@ def expected(report: Report) -> str:
 
 
 def gained(faster: float, bounds: Sequence[float] | None) -> bool:
-    """Whether a plan that is so many times as fast, with its middle half over the rounds, is sure to be faster."""
+    """Whether a plan with this speedup and these quartiles is certain to be faster."""
     return faster >= WORTH and (bounds is None or bounds[0] > 1)
 
 
@@ -112,7 +113,7 @@ def worth(faster: float, bounds: Sequence[float] | None, gpu: str) -> str:
 
 
 def _cheaper(cost: Mapping[str, Any]) -> str:
-    """What the longest span costs whose price is known, with the plan and before."""
+    """The cost of the longest span with a known price, in float32 and with the plan."""
     for unit in ("run", "epoch", "thousand_steps"):
         before, after = (cost.get(f"usd_per_{unit}_{arm}") for arm in ("float32", "plan"))
         if _number(before) and _number(after):
@@ -121,7 +122,7 @@ def _cheaper(cost: Mapping[str, Any]) -> str:
 
 
 def _beside_time(p: Mapping[str, Any]) -> list[str]:
-    """Waiting for data, memory, and how far the prediction was off."""
+    """Sentences on the wait for data, memory, and the error of the prediction."""
     lines = []
     if _number(p.get("data_wait_share")):
         lines.append(
@@ -142,7 +143,7 @@ def _beside_time(p: Mapping[str, Any]) -> list[str]:
 
 
 def _counters(p: Mapping[str, Any]) -> list[str]:
-    """What the GPU itself counted; a CPU has nothing to say here."""
+    """Sentences on the GPU's counters; none for a CPU."""
     busy = {arm: value for arm, value in _mapping(p, "tensor_pipe_share").items() if _number(value)}
     if busy:
         steps = f"Tensor Cores busy, by the whole GPU's counters: {_by_arm(busy, share)} of the time."
@@ -174,7 +175,7 @@ def _pair(value: Any) -> bool:
 
 
 def money(report: Report) -> list[str]:
-    """Energy and money, where they were measured, in float32 and with the plan."""
+    """Energy and money in float32 and with the plan, where measured."""
     cost = report.cost
     price, device = cost.get("price_per_hour"), cost.get("device")
     lines = [_energy(report)]
@@ -190,7 +191,7 @@ def money(report: Report) -> list[str]:
 
 
 def _sums(sums: Mapping[str, Any], arm: str) -> dict[str, Any]:
-    """The sums of one arm by unit, those that are known."""
+    """The known amounts of one arm, by unit."""
     return {key[8:].removesuffix(arm): value for key, value in sums.items() if key.endswith(arm) and value is not None}
 
 
@@ -219,7 +220,7 @@ def _energy(report: Report) -> str:
 
 
 def profiling(report: Report) -> list[str]:
-    """What this profile itself took, beside the plain steps that any check would need."""
+    """The duration of this profile, compared with the plain steps that any check would need."""
     p = report.performance
     total, startup = p.get("seconds_total"), p.get("seconds_startup")
     if total is None:

@@ -1,5 +1,5 @@
-"""Pictures: their colours, their Vega, and whether they can be drawn: vl-convert-python brings a JavaScript engine,
-which ends the process where it can't start."""
+"""Pictures: colours, Vega specifications, and whether they can be drawn: vl-convert-python's JavaScript engine ends the
+process where it can't start."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ RESERVED = 96 * 2**30
 
 
 def hindrance() -> str | None:
-    """What is in the way of drawing here, and what to do about it."""
+    """The reason why nothing can be drawn here, and what to do about it."""
     if find_spec("altair") is None or find_spec("vl_convert") is None:
         return 'altair and vl-convert-python are not installed; install them with pip install "precaudit[html]"'
     if _addresses() < RESERVED:

@@ -1,4 +1,4 @@
-"""Findings that one cause has made, told once: the modules of a stack are a line, not a screen."""
+"""Groups findings with one cause: the modules of a stack take one line."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ NAMES = 3
 
 @dataclass(frozen=True)
 class Group:
-    """`told` speaks for all members: in the words of the first, at the names of all."""
+    """`told` is the finding shown for all members: the first one's message, with the names of all."""
 
     told: Finding
     members: tuple[Finding, ...]
 
 
 def grouped(findings: Iterable[Finding], apart: Callable[[Finding], object] = lambda finding: None) -> list[Group]:
-    """Errors first. Together are those that have one rule, operation, line and remedy, and of which the same is said
-    but for names and figures; never those that `apart` tells apart."""
+    """Groups of findings, errors first. A group has one rule, operation, line and suggestion, and messages that differ
+    in names and figures only; findings for which `apart` differs are never grouped."""
     groups: dict[object, list[Finding]] = {}
     for found in ranked(findings):
         cause = (found.rule, found.severity, found.op, found.location, found.suggestion, found.fqn is None)

@@ -1,4 +1,4 @@
-"""report.html: one file that loads nothing, made to be read by a manager first and an engineer second."""
+"""report.html: a self-contained file, for managers first and engineers second."""
 
 from __future__ import annotations
 
@@ -276,7 +276,7 @@ def _gradient_errors(report: Report) -> list[list[str]]:
 
 
 def _facts(mapping: Mapping[str, Any], but: tuple[str, ...] = ()) -> list[tuple[str, str]]:
-    """Flat facts as text; nested ones as JSON, cut where they are long."""
+    """Facts as text; nested ones as JSON, truncated if long."""
     return [(visible(key).replace("_", " "), _fact(value)) for key, value in mapping.items() if key not in but]
 
 

@@ -159,7 +159,7 @@ def _curve(trial: Trial, last: str | None) -> Rows:
 
 
 def _band(references: list[Trial], margin: float | None) -> Rows:
-    """Relative to what the verdict is relative to, as `_pair` is."""
+    """The band of equal losses, relative to the same scale as `_pair`."""
     if margin is None or not references:
         return []
     scale, rows = sum(trial.scale or 0.0 for trial in references) / len(references), []
@@ -172,7 +172,7 @@ def _band(references: list[Trial], margin: float | None) -> Rows:
 
 
 def _pair(reference: Trial, trial: Trial) -> Rows:
-    """Relative to what the verdict is relative to; reports of older versions don't say what that was."""
+    """Relative differences of a pair, with the verdict's scale; reports of older versions don't have it."""
     rows = []
     for i in _thin(min(len(reference.losses), len(trial.losses))):
         base, loss = reference.losses[i], trial.losses[i]

@@ -1,4 +1,4 @@
-"""The lines a person pastes into their own training code, and the command that comes next."""
+"""The lines to paste into the user's training code, and the next command."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ DEFAULT_PLAN = Path("plan.json")
 
 
 def paste_lines(report: Report, plan: Path = DEFAULT_PLAN) -> list[str]:
-    """Python that puts the plan in force; empty where there is none, or one that can't be recommended."""
+    """Python code that applies the plan; empty where there is none, or none to recommend."""
     if not report.plan.is_low_precision or report.verification.verdict == "fail" or unsound(report):
         return []
     lines = [
@@ -55,7 +55,7 @@ def paste_lines(report: Report, plan: Path = DEFAULT_PLAN) -> list[str]:
 
 
 def _applied(models: list[str]) -> list[str]:
-    """By their names where there are several: their modules may be called alike."""
+    """The calls of `apply`, with the models' names if there are several, whose modules may have equal names."""
     if len(models) == 1:
         return [f"precaudit.apply({models[0]}, plan)"]
     return [f'precaudit.apply({name}, plan, name="{name}")' for name in models]
@@ -78,13 +78,13 @@ def _of_a_library(report: Report) -> list[str]:
 
 
 def _models(report: Report) -> list[str]:
-    """What the script calls the models that the plan is for; one may be a loss that has the model inside it."""
+    """The script's names for the planned models; one may be a loss that contains the model."""
     planned = dict.fromkeys(layer.model for layer in report.layers if layer.fqn in report.plan.modules)
     return list(planned) if planned and all(map(str.isidentifier, planned)) else ["model"]
 
 
 def next_command(report: Report, plan: Path = DEFAULT_PLAN) -> tuple[str, list[str]]:
-    """When to run it, and the command that a reader of this verdict wants to run next, quoted for a shell."""
+    """The next command for this verdict and when to run it, quoted for a shell."""
     verdict = report.verification.verdict
     subject = ["SCRIPT"] if report.job.get("kind") == "audit" or from_python(report) else script(report)
     if verdict == "pass" and report.plan.is_low_precision:
@@ -98,7 +98,7 @@ def next_command(report: Report, plan: Path = DEFAULT_PLAN) -> tuple[str, list[s
 
 
 def _options(report: Report, plan: Path) -> dict[str, str]:
-    """Those of the profile that made the report, for the same folder."""
+    """The options of the profile that made the report, for the same folder."""
     given, name, folder = report.job.get("options"), str(report.job.get("script") or ""), plan.parent
     own = folder.parent == Path("reports") and folder.name in (Path(name).stem, name.rpartition(".")[2])
     out = {} if own or folder == Path() else {"--out": str(folder)}
@@ -106,7 +106,7 @@ def _options(report: Report, plan: Path) -> dict[str, str]:
 
 
 def script(report: Report) -> list[str]:
-    """The script and its arguments as they were given, quoted for a shell."""
+    """The script and its arguments as given, quoted for a shell."""
     argv = report.job.get("argv")
     arguments = argv if isinstance(argv, list | tuple) else []
     module = ["-m"] if report.job.get("kind") == "module" else []
