@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from precaudit.checking.deployments import formats_of
 from precaudit.checking.records import LARGE_EXPONENT, Answer, Deployment, HardInput, Observed, OutputMatch
 from precaudit.finding import finding
 from precaudit.formats import LOCAL_ERROR_LIMIT
@@ -31,6 +32,7 @@ def outputs(observed: Observed, deployment: Deployment) -> Answer:
         *(one for match in matches for one in _of_match(match, deployment)),
         *_of_raised(observed, deployment),
         *_of_unseen(observed, matches, blind=worst is None),
+        *([_unchanged(deployment)] if worst == 0 and formats_of(deployment.plan) != ("float32",) else []),
     ]
     if worst is None:
         return Answer("outputs", "no output could be compared", tuple(found), False, deployment.format)
@@ -146,6 +148,16 @@ def _of_unseen(observed: Observed, matches: Sequence[OutputMatch], blind: bool) 
         elif blind and not match.nonfinite:
             said = f"{what} has no finite value in float32"
             yield _unseen(match.model, said, "check it with weights and data that it answers with finite values", blind)
+
+
+def _unchanged(deployment: Deployment) -> Finding:
+    return finding(
+        "PA735",
+        "warning",
+        f"every output is float32's in {deployment.format} too, bit for bit: zeros, a cache or whole numbers, or the "
+        "plan's rounding doesn't reach it; this says nothing of the plan",
+        "check trained weights, and that the outputs depend on the modules of the plan",
+    )
 
 
 def _unseen(model: str, said: str, remedy: str, blind: bool) -> Finding:

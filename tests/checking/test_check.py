@@ -459,3 +459,24 @@ def test_outputs_that_are_not_there_under_the_plan(otherwise, found, passed):
     report = check(made, lambda: InHalf(otherwise))
     assert rules(report) == found
     assert report.passed == passed
+
+
+class Zeros(nn.Module):
+    """A head that begins at zero, as those of residual branches and denoisers do."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(8, 4)
+        nn.init.zeros_(self.inner.weight)
+        nn.init.zeros_(self.inner.bias)
+
+    def forward(self, x):
+        return self.inner(x)
+
+
+@pytest.mark.parametrize(("name", "told"), [("bfloat16", ["warning"]), ("float32", [])])
+def test_outputs_that_no_rounding_changes_say_nothing_of_a_plan(name, told):
+    made = Plan(name, {"": name, "inner": name}, types={"": "Zeros", "inner": "Linear"})
+    report = check(made, Zeros)
+    assert [(f.rule, f.severity) for f in report.findings] == [("PA735", severity) for severity in told]
+    assert report.passed

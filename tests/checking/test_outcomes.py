@@ -10,7 +10,8 @@ HALF = Deployment("float16", Plan("float16"), 0.01, "because")
 
 
 def match(**values):
-    return OutputMatch(**{"format": "float16", "model": "net", "output": "", "batches": 4, "values": 100} | values)
+    default = {"format": "float16", "model": "net", "output": "", "batches": 4, "values": 100, "error": 1e-9}
+    return OutputMatch(**default | values)
 
 
 def of_outputs(*matches, **observed):
