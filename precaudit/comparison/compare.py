@@ -59,10 +59,10 @@ def _changes(base: Report, head: Report, matching: Matching) -> Iterator[Change]
     ops = tensors.paired_ops(base.ops, head.ops, names)
     yield from plans.verdict_changes(base, head)
     yield from plans.finding_changes(base, head, names)
-    yield from structure.layer_changes(matching)
+    yield from structure.layer_changes(matching, base, head)
     yield from structure.alignment_changes(pairs, ops)
     if base.ops and head.ops:
-        yield from structure.op_changes(base.ops, head.ops, names)
+        yield from structure.op_changes(base, head, names)
     if autocast_seen(base) and autocast_seen(head):
         yield from structure.dtype_changes(pairs, ops)
     yield from ranges.range_changes(pairs, ops)

@@ -328,6 +328,29 @@ def test_what_was_measured_otherwise_is_told():
 
 
 @pytest.mark.parametrize(
+    ("calls", "steps", "planned", "told"),
+    [
+        (1, 11, True, []),
+        (5, 11, True, []),
+        (6, 11, True, ["layers", "ops"]),
+        (5, 5, True, ["layers", "ops"]),  # in every step
+        (1, 11, False, ["layers"]),  # the model has it no more
+        (1, None, True, ["layers", "ops"]),
+    ],
+)
+@pytest.mark.parametrize("swapped", [False, True])
+def test_a_branch_that_seldom_runs_is_missed_by_no_other_run(calls, steps, planned, told, swapped):
+    always = Layer("fc", "Linear", 4, 11, ()), Op("fc", "linear", 11, "lower", None, ())
+    branch = Layer("rare", "Linear", 9, calls, ()), Op("fc", "tanh", calls, "other", None, ())
+    job = {"audited_steps": steps} if steps else {}
+    with_it, without = (Plan(modules=dict.fromkeys(fqns, "bfloat16")) for fqns in (("fc", "rare"), ("fc",)))
+    one = report(job=job, layers=(always[0], branch[0]), ops=(always[1], branch[1]), plan=with_it)
+    other = report(job=job, layers=always[:1], ops=always[1:], plan=with_it if planned else without)
+    names = {"layers": "layers_added" if swapped else "layers_removed", "ops": "ops"}
+    assert found(*((other, one) if swapped else (one, other))).keys() == {names[each] for each in told}
+
+
+@pytest.mark.parametrize(
     ("fqn", "inside", "metrics"),
     [
         ("", "head", ["ops", "ops"]),
