@@ -96,7 +96,9 @@ def _trend(arguments: argparse.Namespace) -> int:
         print(f"precaudit: {name} is the first report of its script: there is none to compare it with", file=sys.stderr)
     printed = outputs.render_trend(frame, arguments.format)
     wrote = _emit(arguments, printed, lambda format: outputs.render_trend(frame, format))
-    return ExitCode.FINDING if (judged["regressions"] > 0).any() else wrote
+    if (judged["regressions"] > 0).any():
+        return ExitCode.FINDING
+    return ExitCode.USAGE if skipped else wrote  # one of these may be the report to judge
 
 
 def _report_path(path: Path) -> Path:

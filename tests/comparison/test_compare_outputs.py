@@ -25,7 +25,7 @@ from precaudit.comparison.markdown import MARKER
 from precaudit.comparison.outputs import render
 from precaudit.comparison.rows import place, rows
 from precaudit.comparison.thresholds import DEFAULTS
-from precaudit.model import Report
+from precaudit.model import Plan, Report
 from precaudit.reporting.serialize import write_json
 
 ENDINGS = {
@@ -376,6 +376,18 @@ def test_a_damaged_report_is_left_out_of_the_trend_aloud(history, capsys):
     (history / "b" / "report.json").write_text("{")
     assert main(["compare", str(history), "--trend"]) == 1
     assert "left out" in capsys.readouterr().err
+
+
+def test_a_trend_that_could_not_read_a_report_is_not_clean(tmp_path, capsys):
+    """It may be the newest one, which the others say nothing of."""
+    for name in ("a", "b"):
+        write_json(tmp_path / name / "report.json", profile(gpt(), 0))
+    write_json(tmp_path / "plan.json", Plan())  # no report, and nobody's mistake
+    assert main(["compare", str(tmp_path), "--trend"]) == 0
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / "report.json").write_bytes((tmp_path / "b" / "report.json").read_bytes()[:1000])
+    assert main(["compare", str(tmp_path), "--trend"]) == 2
+    assert "c/report.json: not JSON that can be read" in capsys.readouterr().err
 
 
 def test_a_pipe_among_the_reports_is_left_out_unread(history, capsys):
