@@ -26,6 +26,8 @@ METHOD = "kernel times by torch.profiler; classes by kernel name, and by achieve
 NO_PTX: Mapping[str, Sequence[str]] = MappingProxyType({})
 MUCH = 0.05
 """Communication above this share of the time is worth a word."""
+LOST = 0.01
+"""A share of the launched kernels. Seven real traces had all of theirs."""
 CLASSES = ("native", "legacy", "none", "unknown")
 # Packed half-precision arithmetic on vector units reaches up to four times their float32 rate (A100).
 _PACKED = MappingProxyType({"fp16": 4.0, "bf16": 4.0, "int8": 4.0})
@@ -282,11 +284,23 @@ def _notes(trace: Trace, cards: Sequence[Card], groups: Sequence[Group], attribu
     if not len(trace.scopes):
         yield "The trace has no module events: layers need with_stack=True (or with_modules) while recording."
     yield from _communication(groups, total)
+    yield from _without_kernels(trace)
     if trace.unended:
         yield "The file's list of events has no end: it may have been cut off, and what is missing is in no figure."
     if trace.malformed:
         yield f"{trace.malformed} malformed events were skipped."
     yield from _suspicions(groups, total)
+
+
+def _without_kernels(trace: Trace) -> Iterable[str]:
+    """What ran and was not recorded is in no share, and these look whole."""
+    asked = trace.launches.correlation[trace.launches.is_kernel]
+    lost = int((~np.isin(asked, trace.kernels.correlation)).sum())
+    if lost > LOST * len(asked):
+        yield (
+            f"{lost:,} of {len(asked):,} launched kernels are not in the trace, and their time is in no figure: the "
+            "profiler dropped them, the file was cut, or a CUDA graph was captured meanwhile."
+        )
 
 
 def _card_notes(card: Card, named: bool, groups: Sequence[Group]) -> Iterable[str]:

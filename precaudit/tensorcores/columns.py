@@ -16,6 +16,7 @@ Event = Mapping[str, Any]
 MODULE = "nn.Module: "
 SCOPE = "fwd::"  # what precaudit's own profiled steps put around every forward
 LAUNCHES = ("_runtime", "_driver")  # of cuda, hip, xpu, mtia, mlu, privateuse1 and whoever comes next
+KERNEL = "LaunchKernel"  # in the names of CUDA's and HIP's calls that launch one: cuLaunchKernelEx, hipExtLaunchKernel
 BETWEEN = "\0"
 """Stands between the ids of a process and its thread, either of which may hold spaces."""
 _LARGEST = 2**53
@@ -48,7 +49,7 @@ class Columns:
         self.threads: dict[str, int] = {}
         self.places: dict[tuple[Any, int], int] = {}
         self.kernels = Table("name", "start", "duration", "correlation", "device", "place")
-        self.launches = Table("correlation", "thread", "start")
+        self.launches = Table("correlation", "thread", "start", "kernel")
         self.ops = Table("name", "thread", "start", "duration", "sequence", "forward_thread")
         self.scopes = Table("name", "thread", "start", "duration")
         self.marks = Table("name", "thread", "start", "duration")
@@ -134,8 +135,9 @@ class Columns:
         self.kernels.add((self._name(name), float(event["ts"]), duration, correlation, device, place))
 
     def _take_launch(self, event: Event) -> None:
-        self.launches.add((integer(event["args"]["correlation"], -1), self._thread(event), float(event["ts"])))
-        self.calls.add((event["cat"], event["name"]))
+        name, correlation = event["name"], integer(event["args"]["correlation"], -1)
+        self.launches.add((correlation, self._thread(event), float(event["ts"]), KERNEL in name))
+        self.calls.add((event["cat"], name))
 
     def _take_flow(self, event: Event) -> None:
         self.flows.add((integer(event["id"], -1), event["ph"] == "s", self._thread(event), float(event["ts"])))

@@ -59,9 +59,12 @@ class Kernels:
 
 @dataclass(frozen=True)
 class Launches:
+    """Calls of the runtime; `is_kernel` says which of them launch one kernel each."""
+
     correlation: Ints
     thread: Ints
     start: Floats
+    is_kernel: npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -158,7 +161,12 @@ def _assemble(source: str, columns: Columns, file: TraceFile) -> Trace:
             device,
             kernels.integers("place"),
         ),
-        launches=Launches(launches.integers("correlation"), launches.integers("thread"), launches.floats("start")),
+        launches=Launches(
+            launches.integers("correlation"),
+            launches.integers("thread"),
+            launches.floats("start"),
+            launches.integers("kernel") > 0,
+        ),
         ops=_intervals(ops),
         sequence=ops.integers("sequence"),
         backward=ops.integers("forward_thread") > 0,

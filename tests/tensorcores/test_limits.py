@@ -42,6 +42,16 @@ def test_kernels_launched_before_the_recording(tmp_path, share, told):
     assert any("before the recording" in note for note in notes(tmp_path, events)) == told
 
 
+@pytest.mark.parametrize(("lost", "told"), [(0, False), (1, False), (2, True)])
+@pytest.mark.parametrize("call", ["cudaLaunchKernel", "cudaMemcpyAsync", "cudaGraphLaunch"])
+def test_kernels_that_were_launched_and_not_recorded(tmp_path, lost, told, call):
+    events = [event for i in range(100) for event in launched(ADD, 10 * i, 5, i)]
+    events = [e | {"name": call} if e["args"]["correlation"] < lost and e["cat"] != "kernel" else e for e in events]
+    kept = [e for e in events if e["cat"] != "kernel" or e["args"]["correlation"] >= lost]
+    found = any("launched kernels are not in the trace" in note for note in notes(tmp_path, kept))
+    assert found == (told and call == "cudaLaunchKernel")
+
+
 @pytest.mark.parametrize(("end", "told"), [(b"]", False), (b"]\n", False), (b",", True), (b"", True)])
 def test_a_list_of_events_without_its_end(tmp_path, end, told):
     text = json.dumps(launched(ADD, 0, 1, 1)).encode().removesuffix(b"]") + end
