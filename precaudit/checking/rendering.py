@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from xml.etree import ElementTree
 
 from precaudit import reporting
@@ -9,6 +11,7 @@ from precaudit.checking import story
 from precaudit.checking.markdown import render_markdown
 from precaudit.checking.records import SCHEMA_VERSION, Answer, CheckReport
 from precaudit.checking.terminal import render_terminal
+from precaudit.comparison.limits import matches_fail_on
 from precaudit.model import Report
 from precaudit.reporting.results import sentence
 from precaudit.reporting.serialize import indented, to_json
@@ -38,6 +41,12 @@ def as_report(report: CheckReport) -> Report:
         plan=report.deployments[0].plan,
         precaudit_version=report.precaudit_version,
     )
+
+
+def matched(report: CheckReport, rules: Sequence[str]) -> tuple[str, ...]:
+    """A sentence for every rule of --fail-on that the plan breaks in one of the formats that were asked for."""
+    each = (replace(as_report(report), plan=deployment.plan) for deployment in report.deployments)
+    return tuple(dict.fromkeys(said for one in each for said in matches_fail_on(one, rules)))
 
 
 def render_json(report: CheckReport) -> str:

@@ -155,9 +155,8 @@ def _job(arguments: argparse.Namespace) -> Job:
 
 def _finish(report: CheckReport, arguments: argparse.Namespace) -> int:
     """Print and write the report; returns the exit code."""
-    from precaudit.checking.rendering import as_report, render
+    from precaudit.checking.rendering import matched, render
     from precaudit.checking.terminal import render_terminal
-    from precaudit.comparison.limits import matches_fail_on
     from precaudit.comparison.outputs import format_of
     from precaudit.reporting.files import write_text
     from precaudit.reporting.terminal import use_color
@@ -168,7 +167,7 @@ def _finish(report: CheckReport, arguments: argparse.Namespace) -> int:
     if arguments.format == "github":
         summarize(render(report, "markdown"))
     wrote = write_outputs(arguments.output, lambda path: write_text(path, render(report, format_of(path, PRINTED))))
-    matched = matches_fail_on(as_report(report), arguments.fail_on)
-    for sentence in matched:
+    broken = matched(report, arguments.fail_on)
+    for sentence in broken:
         print(f"precaudit: {sentence}", file=sys.stderr)
-    return int(wrote if report.passed and not matched else ExitCode.FINDING)
+    return int(wrote if report.passed and not broken else ExitCode.FINDING)

@@ -7,12 +7,13 @@ from xml.etree import ElementTree
 
 import check_samples
 import pytest
+import report_samples
 from golden_files import assert_golden
 
-from precaudit.checking.rendering import FORMATS, as_report, render
+from precaudit.checking.records import Observed
+from precaudit.checking.rendering import FORMATS, matched, render
 from precaudit.checking.terminal import render_terminal
 from precaudit.commands.check import PRINTED
-from precaudit.comparison.limits import matches_fail_on
 
 jsonschema = pytest.importorskip("jsonschema")
 
@@ -84,4 +85,12 @@ def test_junit_counts_add_up(sample):
 @pytest.mark.parametrize(("rule", "matches"), [("PA742", 1), ("PA744", 0), ("warning", 1), ("headroom:1", 1)])
 def test_fail_on(rule, matches):
     """A figure that was not measured breaks its rule."""
-    assert len(matches_fail_on(as_report(check_samples.failing()), [rule])) == matches
+    assert len(matched(check_samples.failing(), [rule])) == matches
+
+
+@pytest.mark.parametrize(("formats", "broken"), [(["bfloat16"], 0), (["bfloat16", "float16"], 1), (["float16"], 1)])
+def test_fail_on_asks_every_format(formats, broken):
+    """What is far from bfloat16's maximum may be near float16's."""
+    layer = report_samples.layer("fc1", activation=4)
+    report = check_samples.build("h100", (), (), Observed(), names=("fc1",), formats=formats, layers=(layer,))
+    assert len(matched(report, ["headroom:6"])) == broken
