@@ -91,7 +91,7 @@ class States:
         self._turns: dict[Key, tuple[int, int]] = {}
         self._losses: dict[tuple[Location | None, Owner | None], _Loss] = {}
         self._decays: dict[tuple[Location | None, Owner | None], _Decay] = {}
-        self._owners: dict[Key, Owner | None] = {}
+        self._owners: dict[Key, Owner] | None = None
         # Not attributes of tensors: the script may save a tensor, and load it with weights_only.
         self._lives = WeakTensorKeyDictionary()
         self._made_from = WeakTensorKeyDictionary()
@@ -227,10 +227,9 @@ class States:
 
     def owner(self, tensor: torch.Tensor) -> Owner | None:
         """The owner of a parameter, buffer or optimizer state; None for any other tensor."""
-        key = _key(tensor)
-        if key not in self._owners:
-            self._owners[key] = next((owner for owner, own in self._owned() if _key(own) == key), None)
-        return self._owners[key]
+        if self._owners is None:
+            self._owners = {_key(own): owner for owner, own in reversed([*self._owned()])}
+        return self._owners.get(_key(tensor))
 
     def module_of(self, tensor: torch.Tensor) -> str:
         owner = self.owner(tensor)
@@ -262,6 +261,7 @@ class States:
             del self._carried[key]
         self._now = {}
         self._made_from.clear()
+        self._owners = None  # what is freed may leave its address to another's tensor
 
     def entries(self) -> list[dict[str, Any]]:
         """States that changed at least twice, one entry for each place and owner."""

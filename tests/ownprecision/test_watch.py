@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from precaudit.instrument.names import ModuleNames
+from precaudit.ownprecision.state import States
 from precaudit.running.job import Job, RunSpec
 from precaudit.running.worker import run
 
@@ -85,6 +87,19 @@ def averaging(decay, dtype, in_place):
             ]
 
     return lambda: train(after_step=update, lr=0.01)
+
+
+def test_an_address_that_is_used_again_is_its_new_owner_s():
+    """Models come and go in a script, and what one has freed may hold another's running average."""
+    names, model = ModuleNames(), nn.Linear(4, 4).bfloat16()
+    names.add_model(model, "model")
+    states, tensor = States(names), model.weight.data
+    assert states.owner(tensor) == ("model", "", "")
+    del model.weight
+    model.register_buffer("average", tensor)
+    states.step_ended()
+    assert states.owner(tensor) == ("model", "", "average")
+    assert states.owner(torch.ones(4, 4).bfloat16()) is None
 
 
 @pytest.mark.parametrize("in_place", [True, False])
