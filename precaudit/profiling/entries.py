@@ -106,7 +106,7 @@ def _integers(entry: Seen, severity: Severity) -> Finding:
         f"whole numbers up to {entry['amax']:g} are stored in {entry['dtype']}, which can't hold every integer above "
         f"{entry['limit']:g}: {entry['changed']} of them are rounded to others (they alias)"
     )
-    fix = "keep them in an integer or float32 tensor, if they are indices, positions or counts"
+    fix = "keep these whole numbers in an integer or float32 tensor, if they are indices, positions or counts"
     return finding("PA306", severity, message, fix, None, None, place_of(entry), changed=entry["changed"])
 
 
