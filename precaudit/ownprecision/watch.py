@@ -33,7 +33,7 @@ from precaudit.ownprecision.operations import OwnOperations
 from precaudit.ownprecision.overflows import overflow, overwritten
 from precaudit.ownprecision.state import State, States, is_plain
 from precaudit.ownprecision.sums import OwnSums
-from precaudit.tracing.ops import caller_location, line_of
+from precaudit.tracing.ops import caller_location, line_of, script_location
 
 _EXACT_INTEGERS = 2.0**24
 _STORES = CASTS | {"cat", "stack"}
@@ -48,7 +48,7 @@ class OwnLowPrecision(TorchFunctionMode, TrainingListener):
     ) -> None:
         """`current` returns the frame of the running forward."""
         super().__init__()
-        self._settings = settings
+        self._names, self._settings = names, settings
         self._states, self._operations, self._casts = States(names), OwnOperations(current), OwnCasts()
         self._nonfinite = OwnNonFinite(current)
         self._sums = OwnSums(names, self._states.module_of, self._look_for_lost)
@@ -57,6 +57,7 @@ class OwnLowPrecision(TorchFunctionMode, TrainingListener):
         self._scale = 0.0
         self._lost = False
         self._stepping = False
+        self._gradients: set[int] = set()
 
     # ---------------------------------------------------------------- operations
 
@@ -66,6 +67,8 @@ class OwnLowPrecision(TorchFunctionMode, TrainingListener):
         if (op.startswith("__get") and op != "__getitem__") or called_by_precaudit(func) or in_transform():
             return _as_it_is(func, args, kwargs)
         calls = single_calls(func, args, kwargs)
+        for single in calls if self._gradients else ():
+            self._look_for_changed_gradient(single)
         before = [(self._states.before(op_name(single[0]), *single), self._overwritten(single)) for single in calls]
         result = func(*args, **kwargs)
         results = (result or args[0]) if takes_lists(func) else [result]
@@ -148,6 +151,18 @@ class OwnLowPrecision(TorchFunctionMode, TrainingListener):
         if not all(bool(t.isfinite().all()) for t in added):
             self._note("weights", fqn=self._states.module_of(result), op=op_name(func), step=self._step)
 
+    def _look_for_changed_gradient(self, call: Call) -> None:
+        """Where the script itself first writes to a gradient, or puts another in its place, after a backward pass."""
+        func, args, kwargs = call
+        target = kwargs.get("out", args[0] if args else None)
+        if getattr(func, "__self__", None) is torch.Tensor.grad:
+            target = target.grad if args[-1] is not None else None
+        elif not writes(func, kwargs):
+            return
+        if isinstance(target, torch.Tensor) and is_plain(target) and target.data_ptr() in self._gradients:
+            self._settings["changes_gradients"] = line_of(script_location())
+            self._gradients = set()
+
     @property
     def _overflowed(self) -> bool:
         """Whether an overflow has already been seen: later ones may follow from it."""
@@ -164,6 +179,11 @@ class OwnLowPrecision(TorchFunctionMode, TrainingListener):
             self._note("runaway", scale=min(self._scale, 2.0**127), step=self._step)
         self._sums.backward_starts()
 
+    def backward_ended(self, roots: Sequence[torch.Tensor]) -> None:
+        if "changes_gradients" not in self._settings:
+            trained = (parameter for model in self._names.models.values() for parameter in model.parameters())
+            self._gradients = {p.grad.data_ptr() for p in trained if p.grad is not None and is_plain(p.grad)}
+
     def _look_for_lost(self, fqn: str, parameter: torch.Tensor, gradient: torch.Tensor) -> None:
         """A gradient that overflowed, which the script may skip, or replace by zeros."""
         if any(kind == "lost" for kind, *_ in self._found) or bool(gradient.isfinite().all()):
@@ -173,6 +193,7 @@ class OwnLowPrecision(TorchFunctionMode, TrainingListener):
 
     def step_starts(self, optimizer: Any) -> None:
         self._stepping = True
+        self._gradients = set()
         self._sums.step_starts()
         if optimizer is None:
             return

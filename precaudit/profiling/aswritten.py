@@ -64,8 +64,9 @@ def of_as_written(audit: Audit, verification: Verification) -> list[Finding]:
         return found
     fix = _IN_FLOAT32 if verification.verdict in ("fail", "inconclusive") else USE_THE_PLAN
     depends = depends_on_scale(audit.reference.baseline, run.baseline)
-    if depends and "clips_scaled" not in audit.reference.baseline:
-        found += of_scaled(audit.reference.baseline, CHANGES)
+    scaled = _with_the_change(audit.reference.baseline, run)
+    if depends and "clips_scaled" not in scaled:
+        found += of_scaled(scaled, CHANGES)
     if depends_on_scale(audit.reference.baseline, run.baseline, IN_HOOKS):
         found += of_scaled(audit.reference.baseline, HOOKS)
     if not run.finished:
@@ -80,7 +81,7 @@ def of_as_written(audit: Audit, verification: Verification) -> list[Finding]:
         causes = _of_lost_gradients(run) or _of_casts(run, "vanished") or _of_operations(run)
         causes = causes or _of_region(run)
         likely = {**LIKELY, **CHANGES} if depends is None else LIKELY
-        causes = causes or of_scaled(audit.reference.baseline, likely)[:1] or _of_casts(run, "blurred")
+        causes = causes or of_scaled(scaled, likely)[:1] or _of_casts(run, "blurred")
     if detail and not (found or causes):
         detail += _outside(run) or _likely(audit)
     if not detail and not any(cause.rule == "PA307" for cause in causes):
@@ -103,6 +104,15 @@ def _of_stale_casts(baseline: Seen) -> list[Finding]:
     fix = "open autocast anew in every step, around the forward pass and the loss alone"
     severity: Severity = "error" if stale["steps"] > 1 else "warning"
     return [finding("PA509", severity, message, fix, stale["fqn"] or None, None, place_of(stale), steps=stale["steps"])]
+
+
+def _with_the_change(baseline: Seen, run: RunResult) -> Seen:
+    """The line that changes the gradients, in the place of the one that unscales them later."""
+    place = run.baseline.get("changes_gradients")
+    seen = (
+        {kind: {**baseline[kind], **place} for kind in CHANGES if kind in baseline} if isinstance(place, dict) else {}
+    )
+    return {**baseline, **seen}
 
 
 def _of_penalty(reference: RunResult, run: RunResult) -> list[Finding]:

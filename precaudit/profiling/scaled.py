@@ -91,14 +91,14 @@ CHANGES: Mapping[str, _Texts] = MappingProxyType(
     {
         "unscales_twice": _Texts(
             "PA508",
-            "the script reads the loss scale and changes gradients itself, before the scaler unscales them here: if "
-            "it divided them by the scale, they are divided twice",
+            "the script reads the loss scale and changes gradients itself, before the scaler unscales them: if it "
+            "divided them by the scale, they are divided twice",
             "leave that to the scaler: call scaler.unscale_(optimizer) once, before the gradients are used",
         ),
         "changes_scaled": _Texts(
             "PA502",
             "the script changes gradients itself while they are still multiplied by the loss scale, before the scaler "
-            "unscales them here: a clipping threshold, a weight decay or noise then has the wrong size",
+            "unscales them: a clipping threshold, a weight decay or noise then has the wrong size",
             "call scaler.unscale_(optimizer) before the gradients are changed",
         ),
     }

@@ -837,3 +837,57 @@ def test_a_float32_weight_that_gets_another_value_is_none_that_is_rounded():
     assert seen(lambda: train(after_step=once, lr=1e-3), "state") == []
     assert seen(lambda: train(after_step=halfway, lr=1e-3), "state") == []
     assert seen(lambda: train(after_step=validated_in_half, lr=1e-3), "state") == []
+
+
+def clamped(parameters):
+    for parameter in parameters:
+        parameter.grad.clamp_(-1, 1)
+
+
+def replaced(parameters):
+    for parameter in parameters:
+        parameter.grad = parameter.grad.clamp(-1, 1)
+
+
+def by_data(parameters):
+    for parameter in parameters:
+        parameter.grad.data.mul_(0.5)
+
+
+def all_at_once(parameters):
+    torch._foreach_mul_([parameter.grad for parameter in parameters], 0.5)
+
+
+def into(parameters):
+    for parameter in parameters:
+        torch.clamp(parameter.grad, -1, 1, out=parameter.grad)
+
+
+def norm_taken(parameters):
+    for parameter in parameters:
+        torch.mul(parameter.grad, 2, out=torch.empty_like(parameter.grad)).norm()
+
+
+@pytest.mark.parametrize("change", [clamped, replaced, by_data, all_at_once, into, norm_taken, list])
+def test_a_script_s_own_change_of_gradients_is_told_at_its_line(change):
+    """Neither the scaler's unscaling, nor the step, nor setting them to zero is one."""
+
+    def code():
+        model, scaler = nn.Linear(4, 1), torch.amp.GradScaler("cpu", init_scale=16.0)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+        for _ in range(9):
+            optimizer.zero_grad(set_to_none=False)
+            scaler.scale(model(torch.randn(8, 4)).square().mean()).backward()
+            change(list(model.parameters()))
+            scaler.unscale_(optimizer)
+            scaler.step(optimizer)
+            scaler.update()
+
+    spec = RunSpec(Job("script", "train.py", (), os.getcwd(), 4), "x", audited=frozenset({0}), precision="as-written")
+    place = run(spec, code).baseline.get("changes_gradients")
+    if change in (norm_taken, list):
+        assert place is None
+    else:
+        first = change.__code__.co_firstlineno
+        assert place["path"] == __file__
+        assert first < place["line"] <= first + 2

@@ -262,6 +262,12 @@ def test_a_change_of_gradients_that_depends_on_the_loss_scale_is_an_error_where_
     assert told(seen={**seen, "clips_scaled": seen[noted]}, noted={"changed_by": [[scaled, 1.0]]})[1:] == []
 
 
+def test_a_change_of_scaled_gradients_is_told_at_its_own_line():
+    seen = {"changes_scaled": {"path": "train.py", "line": 9, "function": "SGD"}, "changed_by": [[0.3, 1.0]]}
+    (found,) = told(seen=seen, noted={"changed_by": [[1e-5, 1.0]], "changes_gradients": {"path": "clip.py", "line": 3}})
+    assert (found.rule, found.location) == ("PA502", Location("clip.py", 3))
+
+
 @pytest.mark.parametrize(("left", "rules"), [(0.001, ["PA502"]), (0.2, [])])
 def test_a_hook_whose_change_depends_on_the_loss_scale_is_an_error(left, rules):
     seen = {"hooks": {"path": "train.py", "line": 9}, "hooked_by": [[0.9, left]]}
