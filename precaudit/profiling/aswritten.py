@@ -27,13 +27,13 @@ _CASTS = {
     "vanished": (
         "share",
         "{share:.0%} of the values that are cast to float16 here are too small for it, and become zero",
-        "keep them in float32, or scale them before the cast",
+        "keep these values in float32, or scale them before the cast",
     ),
     "blurred": (
         "lost",
         "{dtype} is too coarse for the values that are cast to it here: rounding changes them by {lost:.0%} of their "
         "spread, so the differences between them are lost",
-        "subtract a common offset before the cast, or keep them in float32",
+        "subtract a common offset before the cast, or keep the values in float32",
     ),
 }
 """By kind: the measure of the loss, the message, and the fix. `vanished` concerns small values, such as squared
