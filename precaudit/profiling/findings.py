@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from precaudit.finding import finding, place_of, ranked
@@ -17,6 +17,7 @@ from precaudit.profiling.aswritten import of_as_written
 from precaudit.profiling.audit import Audit
 from precaudit.profiling.entries import CAP, seen_in
 from precaudit.reporting.words import listing
+from precaudit.tracing.ops import CASTS
 from precaudit.tracing.records import ABSORBING, Trace
 
 NARROW = ("float16", "bfloat16")
@@ -33,7 +34,7 @@ def all_findings(audit: Audit, plan: Plan, verification: Verification) -> tuple[
     deviates = any((each.rule, each.severity) == ("PA501", "error") for each in as_written)
     found = [
         *_of_bypassed(audit.trace),
-        *_of_bans(audit.bans, plan),
+        *_of_bans(audit.bans, plan, _own_casts(audit)),
         *_of_optimizer(audit, pace),
         *_of_errors(audit, plan),
         *_of_loss_scale(audit, plan, deviates),
@@ -69,8 +70,16 @@ def _of_bypassed(trace: Trace) -> list[Finding]:
     return [finding("PA003", "warning", message, fix, None, None, place, modules=list(trace.bypassed))]
 
 
-def _of_bans(bans: Iterable[Ban], plan: Plan) -> list[Finding]:
-    """Findings on bans: errors for the plan's own formats; for others, notes on what would go wrong."""
+def _own_casts(audit: Audit) -> set[Location | None]:
+    """Lines at which the script itself, or a library by its order, casts to a low format."""
+    casts = audit.as_written.baseline.get("casts") if audit.as_written else None
+    seen = casts if isinstance(casts, list) else []
+    return {place_of(each) for cast in seen for each in (cast, cast.get("through")) if each}
+
+
+def _of_bans(bans: Iterable[Ban], plan: Plan, own_casts: Container[Location | None] = ()) -> list[Finding]:
+    """Findings on bans: errors for the plan's own formats; for others, notes on what would go wrong. No plan changes
+    what the script itself casts: the evidence says so."""
     used = {plan.default, *plan.modules.values()}
     merged: dict[tuple[str, str, str], list[Ban]] = {}
     for ban in _by_their_cause(list(bans)):
@@ -90,6 +99,7 @@ def _of_bans(bans: Iterable[Ban], plan: Plan) -> list[Finding]:
                 first.location,
                 formats=formats,
                 value=first.value,
+                **({"cast_by": "the script"} if op in CASTS and first.location in own_casts else {}),
             )
         )
     return found

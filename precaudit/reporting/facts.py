@@ -46,8 +46,9 @@ def is_plain_autocast(report: Report) -> bool:
 
 
 def settled(plan: Plan, finding: Finding) -> bool:
-    """Whether the plan avoids the formats of the finding at its place."""
-    if finding.fqn is None:
+    """Whether the plan avoids the formats of the finding at its place. What the script itself casts is rounded before
+    any plan sees it."""
+    if finding.fqn is None or "cast_by" in finding.evidence:
         return False
     ops = {(op.fqn, op.op): op.format for op in plan.ops}
     planned = ops.get((finding.fqn, finding.op or ""), plan.modules.get(finding.fqn))

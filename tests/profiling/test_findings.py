@@ -1,6 +1,7 @@
 """What findings say of what the rules forbade, and of gradients below float16's range."""
 
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -51,6 +52,27 @@ def test_an_overflow_is_told_once():
     assert [(each.rule, each.op) for each in found] == [("PA101", "mul"), ("PA106", "div")]
     close = (ban("PA101", "mul", 3e4, "note"), ban("PA106", "mul", math.inf))
     assert len(told(Plan("float16", {"block": "float16"}), bans=close)) == 2
+
+
+@pytest.mark.parametrize(
+    ("op", "casts", "by_plan"),
+    [
+        ("to", [{"path": "train.py", "line": 14, "dtype": "float16"}], False),
+        ("half", [{"path": "x.py", "line": 1, "dtype": "float16", "through": {"path": "train.py", "line": 14}}], False),
+        ("to", [{"path": "train.py", "line": 15, "dtype": "float16", "through": None}], True),
+        ("sin", [{"path": "train.py", "line": 14, "dtype": "float16"}], True),
+        ("to", [], True),
+    ],
+)
+def test_no_plan_settles_what_the_script_itself_has_cast(op, casts, by_plan):
+    """It is rounded before the module runs, in whatever format that is."""
+    aliased = replace(ban("PA105", op, 3568.0), location=Location("train.py", 14))
+    run = RunResult("reference", 0, "stopped", 2, losses=(1.0, 0.9))
+    written = replace(run, label="as-written", baseline={"casts": casts})
+    audit = Audit(Job("script", "train.py", (), ".", 2), run, Trace(), (aliased,), as_written=written)
+    plan = Plan("bfloat16", {"block": "float32"})
+    (found,) = (each for each in all_findings(audit, plan, Verification("pass")) if each.rule == "PA105")
+    assert settled(plan, found) is by_plan
 
 
 @pytest.mark.parametrize(
