@@ -4,11 +4,28 @@ from __future__ import annotations
 
 import sys
 import threading
-from types import TracebackType
+import time
+from collections.abc import Mapping
+from types import MappingProxyType, TracebackType
 
 from tqdm import tqdm
 
 from precaudit.running.job import RunResult, RunSpec
+
+PURPOSES: Mapping[str, str] = MappingProxyType(
+    {
+        "reference": "float32, every layer measured",
+        "reference-perturbed": "float32 from weights rounded once",
+        "replay": "gradients compared with float32's",
+        "alone": "the script without precaudit",
+        "as-written": "the script's own precision",
+        "bisect": "which modules are to blame",
+        "watch": "where it goes wrong",
+        "timing": "time of a step in each precision",
+        "candidate": "training with the plan",
+    }
+)
+"""What runs are for, by the label that the report has for them; those of candidates are numbered."""
 
 
 class RunProgress:
@@ -17,6 +34,7 @@ class RunProgress:
     def __init__(self) -> None:
         self._bars: dict[tuple[str, int], tqdm[None] | None] = {}
         self._lock = threading.Lock()
+        self._began = time.monotonic()
 
     def __enter__(self) -> RunProgress:
         return self
@@ -39,8 +57,10 @@ class RunProgress:
                 bar.close()
 
     def _start(self, spec: RunSpec) -> tqdm[None] | None:
+        purpose = PURPOSES.get(spec.label) or PURPOSES.get(spec.label.partition("-")[0])
         title = f"{spec.label}, seed {spec.seed}"
         if not sys.stderr.isatty():
-            print(f"precaudit: {title}: {spec.job.steps} steps", file=sys.stderr, flush=True)
+            passed, why = time.monotonic() - self._began, f" ({purpose})" if purpose else ""
+            print(f"precaudit: {passed:.0f} s: {title}: {spec.job.steps} steps{why}", file=sys.stderr, flush=True)
             return None
         return tqdm(total=spec.job.steps, desc=title, unit="step", leave=False, dynamic_ncols=True)
