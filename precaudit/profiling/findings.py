@@ -19,11 +19,17 @@ from precaudit.profiling.entries import CAP, seen_in
 from precaudit.reporting.words import listing
 from precaudit.tracing.ops import CASTS
 from precaudit.tracing.records import ABSORBING, Trace
+from precaudit.verification.verdict import OUTSIDE
 
 NARROW = ("float16", "bfloat16")
 _PACE = 0.9
 _ROUGH = 0.1
 _MOVED = "the plan moves it out of float16"
+_STAY = "stay in float32 for this script, or mend what the other findings name"
+_DECORATE = (
+    "decorate the function's forward with torch.amp.custom_fwd(device_type='cuda') and its backward with "
+    "torch.amp.custom_bwd(device_type='cuda'), and profile again"
+)
 _OVERFLOWS = ("PA101", "PA102", "PA103", "PA107")
 
 
@@ -345,7 +351,7 @@ def _of_verification(verification: Verification) -> list[Finding]:
                 "PA602",
                 "error",
                 f"no low-precision plan was verified: {verification.reason}",
-                "stay in float32 for this script, or change what the findings above name",
+                _DECORATE if OUTSIDE in verification.reason else _STAY,
             )
         )
     return found

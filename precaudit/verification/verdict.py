@@ -16,7 +16,7 @@ from precaudit.verification import statistics
 from precaudit.verification.equivalence import ALPHA, LOOKS, equivalence
 from precaudit.verification.gates import Pair, allowed, ended_itself, failed, gates
 
-_OUTSIDE = "which autocast handles only with torch.amp.custom_fwd and custom_bwd"
+OUTSIDE = "which autocast handles only with torch.amp.custom_fwd and custom_bwd"
 _FROM_OUTSIDE = frozenset(-getattr(signal, name, 0) for name in ("SIGKILL", "SIGTERM", "SIGHUP")) - {0}
 """Exit codes of processes that were killed from outside, by a system without memory, say."""
 
@@ -80,7 +80,7 @@ def judge(runs: Runs, plan: Plan) -> Judgement:
     for reference, candidate in pairs:
         if not candidate.finished:
             function = candidate.error.backward_of if candidate.error else None
-            where = f" in {function}'s own backward pass, {_OUTSIDE}" if function else ""
+            where = f" in {function}'s own backward pass, {OUTSIDE}" if function else ""
             return _undecided("fail", f"the script stopped at step {candidate.steps}{where}: {candidate.why}", checked)
         if (lost := statistics.diverged(reference.losses, candidate.losses)) is not None:
             return _undecided("fail", lost.detail, checked)

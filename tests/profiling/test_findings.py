@@ -24,6 +24,7 @@ from precaudit.profiling.findings import all_findings
 from precaudit.reporting.facts import settled
 from precaudit.running.job import Job, RunResult
 from precaudit.tracing.records import Trace
+from precaudit.verification.verdict import OUTSIDE
 
 
 def told(plan, baseline=(), bans=(), trace=None, repairs=(), verdict="pass"):
@@ -52,6 +53,15 @@ def test_an_overflow_is_told_once():
     assert [(each.rule, each.op) for each in found] == [("PA101", "mul"), ("PA106", "div")]
     close = (ban("PA101", "mul", 3e4, "note"), ban("PA106", "mul", math.inf))
     assert len(told(Plan("float16", {"block": "float16"}), bans=close)) == 2
+
+
+@pytest.mark.parametrize(("reason", "remedy"), [(f"it stopped in Sum, {OUTSIDE}: no", "custom_bwd"), ("no", "stay in")])
+def test_a_plan_that_failed_is_told_with_what_would_help(reason, remedy):
+    reference = RunResult("reference", 0, "stopped", 2, losses=(1.0, 0.9))
+    audit = Audit(Job("script", "train.py", (), ".", 2), reference, Trace(), ())
+    (found,) = all_findings(audit, Plan("bfloat16", {}), Verification("fail", "emulated", reason=reason))
+    assert found.rule == "PA602"
+    assert remedy in found.suggestion
 
 
 @pytest.mark.parametrize(
