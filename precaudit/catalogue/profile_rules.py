@@ -200,7 +200,7 @@ PROFILE_RULES = (
     Rule(
         "PA507",
         "scaled gradients enter a loss",
-        "A gradient penalty is computed from gradients that are still multiplied by the loss scale.",
+        "A gradient penalty or an inner step uses gradients that are still multiplied by the loss scale.",
         "Divide them by scaler.get_scale() first.",
     ),
     Rule(

@@ -25,19 +25,24 @@ _LEAST = 2.0**7
 
 
 class OwnScaler:
-    """Records in `settings["penalizes_scaled"]` a loss whose scaled gradients become part of another loss (a gradient
-    penalty) without a division by the scale: the script never reads the scale before the next loss is scaled."""
+    """Records in `settings["penalizes_scaled"]` a loss whose scaled gradients are computed with (by a gradient penalty or
+    an inner step) without a division by the scale: the script never reads the scale before the next loss is scaled."""
 
     def __init__(self, settings: dict[str, object]) -> None:
         self._settings = settings
         self._factor = torch.amp.GradScaler.get_scale
         self._taken: Location | None = None
+        self._takes = False
 
     @contextmanager
     def scaled_in_gradients(self) -> Iterator[None]:
         """In this block `GradScaler.scale` scales gradients only."""
         scaler = torch.amp.GradScaler
-        with all_wrapped((scaler, "scale", self._scaling), (scaler, "get_scale", self._asking)):
+        with all_wrapped(
+            (scaler, "scale", self._scaling),
+            (scaler, "get_scale", self._asking),
+            (torch.autograd, "grad", self._taking),
+        ):
             yield
 
     def _scaling(self, original: Callable[..., Any]) -> Callable[..., Any]:
@@ -57,6 +62,18 @@ class OwnScaler:
 
         return get_scale
 
+    def _taking(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        """What it returns is in no `.grad`, where a scaler would find it."""
+
+        def grad(*args: Any, **kwargs: Any) -> Any:
+            self._takes = True
+            try:
+                return original(*args, **kwargs)
+            finally:
+                self._takes = False
+
+        return grad
+
     def _note(self) -> None:
         if self._taken is not None:
             self._settings["penalizes_scaled"] = line_of(self._taken)
@@ -70,7 +87,7 @@ class OwnScaler:
         value, factor, place = output.to(scaled.dtype, copy=True), self._factor(scaler), script_location()
 
         def arrived(gradient: torch.Tensor) -> torch.Tensor:
-            if torch.is_grad_enabled():
+            if self._takes or torch.is_grad_enabled():
                 self._taken = place
             return gradient * factor
 

@@ -125,8 +125,8 @@ def _of_penalty(reference: RunResult, run: RunResult) -> list[Finding]:
     if abs(first - exact) <= abs(exact):
         return []
     message = (
-        "gradients of a scaled loss become part of another loss (a gradient penalty) while they are still multiplied "
-        f"by the loss scale: the first loss is {first:.4g}, and {exact:.4g} without a scaler"
+        "gradients of a scaled loss become part of another loss (by a gradient penalty or an inner step) while they "
+        f"are still multiplied by the loss scale: the first loss is {first:.4g}, and {exact:.4g} without a scaler"
     )
     fix = "divide these gradients by scaler.get_scale() before anything is computed from them"
     return [finding("PA507", "error", message, fix, location=place_of(place))]
