@@ -22,6 +22,8 @@ Group = tuple[str, ...]
 Steps = tuple[int, ...]
 Measure = Callable[[RunResult, Collection[Steps]], dict[Steps, float]]
 """The error in each of these pairs of steps; steps that the run did not reach are missing."""
+Rank = Callable[[Group], tuple[int, ...]]
+"""The order of groups that explain the error equally well, least first."""
 
 
 @dataclass(frozen=True)
@@ -80,8 +82,8 @@ def contributions(
     `spec` is a replay of a run whose gradients were saved at its `probe_save` steps. Usually, the error that a module
     adds when it alone is low explains the plan's. Where that is less than half of the plan's error, modules amplify the
     rounding of others (a norm by hand squares a half result), and the error that disappears when a module is wide
-    counts. Errors are compared with the whole plan's in the same steps, since batches differ and may not reach the
-    module.
+    counts. Of equally good ones that is the last: a wide module frees those behind it too, which follow its output.
+    Errors are compared with the whole plan's in the same steps, since batches differ and may not reach the module.
     """
     steps, everything = _in_pairs(spec.probe_save), _low_modules(plan)
     if not steps or not everything:
@@ -100,12 +102,15 @@ def contributions(
         left = shares({group: _only(plan, set(everything) - set(group)) for group in groups})
         return {group: max(0.0, 1 - share) for group, share in left.items()}
 
-    def costly(group: Group) -> int:
-        return sum(fqn in products for fqn in group)
+    def costly(group: Group) -> tuple[int, ...]:
+        return (sum(fqn in products for fqn in group),)
+
+    def costly_or_early(group: Group) -> tuple[int, ...]:
+        return *costly(group), -everything.index(group[0])
 
     found = _search(everything, len(steps), alone, costly)
     if sum(share for _, share in found) < _EXPLAINED:
-        found = _search(everything, len(steps), removed, costly)
+        found = _search(everything, len(steps), removed, costly_or_early)
     return [Contribution(fqn, share * typical) for fqn, share in found]
 
 
@@ -147,7 +152,7 @@ def _search(
     modules: Sequence[str],
     parts: int,
     measure: Callable[[Sequence[Group]], dict[Group, float]],
-    costly: Callable[[Group], int],
+    first: Rank,
 ) -> list[tuple[str, float]]:
     """Each pair of saved steps tries one group of modules; the worst groups are split until single modules are left or
     the evaluations are used up."""
@@ -155,7 +160,7 @@ def _search(
     while groups and evaluations < MAX_EVALUATIONS:
         errors = measure(groups)
         evaluations += len(groups)
-        worst = _largest(groups, errors, costly)
+        worst = _largest(groups, errors, first)
         if all(len(group) == 1 for group in worst):
             return [(group[0], errors[group]) for group in worst]
         groups = [part for group in worst for part in _split(group, max(2, parts // len(worst)))]
@@ -198,13 +203,13 @@ def _only(plan: Plan, group: Collection[str]) -> Plan:
     return replace(plan, default="float32", modules=modules, ops=ops, loss_scale=scale)
 
 
-def _largest(groups: Sequence[Group], shares: Mapping[Group, float], costly: Callable[[Group], int]) -> list[Group]:
-    """The fewest groups that cause nine tenths of the error; among shares within a twentieth, the cheapest first.
-    Shares may add up to more than one: in a chain of modules each may be the one to repair."""
+def _largest(groups: Sequence[Group], shares: Mapping[Group, float], first: Rank) -> list[Group]:
+    """The fewest groups that cause nine tenths of the error; shares within a twentieth are ordered by `first`. Shares
+    may add up to more than one: in a chain of modules each may be the one to repair."""
     kept: list[Group] = []
 
-    def rank(group: Group) -> tuple[int, int, float]:
-        return -round(_STEPS * shares[group]), costly(group), -shares[group]
+    def rank(group: Group) -> tuple[float, ...]:
+        return -round(_STEPS * shares[group]), *first(group), -shares[group]
 
     total, seen = min(1.0, sum(shares.values())), 0.0
     for group in sorted((group for group in groups if group in shares), key=rank):
