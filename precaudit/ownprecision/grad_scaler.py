@@ -25,8 +25,9 @@ _LEAST = 2.0**7
 
 
 class OwnScaler:
-    """Records in `settings["penalizes_scaled"]` a loss whose scaled gradients are computed with (by a gradient penalty or
-    an inner step) without a division by the scale: the script never reads the scale before the next loss is scaled."""
+    """Records in `settings["penalizes_scaled"]` a loss whose scaled gradients are computed with (by a gradient penalty
+    or an inner step) without a division by the scale: the script never reads the scale before the next loss is
+    scaled."""
 
     def __init__(self, settings: dict[str, object]) -> None:
         self._settings = settings
