@@ -32,10 +32,12 @@ _UNIFORM = frozenset("rand rand_like uniform".split())
 
 
 def every_model(module: torch.nn.Module) -> bool:
+    """The default for `covers`: a plan applies to every model."""
     return True
 
 
 def no_disabled_region() -> bool:
+    """The default for `in_disabled_region`: autocast is never disabled."""
     return False
 
 

@@ -23,6 +23,7 @@ float32, scalars or [m, 1] and [1, n]."""
 
 
 def in_float32(a: torch.Tensor, b: torch.Tensor, factor_a: torch.Tensor, factor_b: torch.Tensor) -> torch.Tensor:
+    """The product of float8 operands, computed in float32."""
     return ((a.float() * factor_a) @ (b.float() * factor_b)).to(torch.bfloat16)
 
 

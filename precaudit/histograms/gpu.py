@@ -107,6 +107,7 @@ def _accumulate_many(
 
 @cache
 def processors(device: torch.device) -> int:
+    """The number of streaming multiprocessors of a device."""
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
 
 

@@ -20,6 +20,7 @@ def in_transform() -> bool:
 
 
 def outside_transforms() -> AbstractContextManager[Any]:
+    """Suspends functorch transforms in this block."""
     return temporarily_clear_interpreter_stack() if in_transform() else nullcontext()
 
 

@@ -31,10 +31,12 @@ class ModuleName(NamedTuple):
 
 
 def has_parameters(module: nn.Module) -> bool:
+    """Whether the module, or one inside it, has parameters."""
     return next(iter(module.parameters()), None) is not None
 
 
 def is_leaf(module: nn.Module) -> bool:
+    """Whether the module has no children."""
     return next(iter(module.children()), None) is None
 
 

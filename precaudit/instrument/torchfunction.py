@@ -71,6 +71,7 @@ _IN_PLACE_OPERATORS = frozenset(
 
 
 def dtype_name(dtype: torch.dtype) -> str:
+    """A dtype's name without `torch.`."""
     return str(dtype).removeprefix("torch.")
 
 
@@ -97,6 +98,7 @@ FUSED = frozenset("_fused_adam _fused_adamw _fused_sgd _fused_adagrad".split())
 
 
 def takes_lists(func: Callable[..., Any]) -> bool:
+    """Whether a function works on lists of tensors."""
     return getattr(func, "__name__", "").startswith("_foreach_") or op_name(func) in FUSED
 
 

@@ -52,6 +52,7 @@ class Choices:
 
 
 def default_format(formats: Sequence[str]) -> str:
+    """The preferred one of these formats, by `PREFERENCE`."""
     return next((name for name in PREFERENCE if name in formats), "float32")
 
 

@@ -21,6 +21,7 @@ Seen = Mapping[str, Any]
 
 
 def seen_in(run: RunResult) -> list[Seen]:
+    """The entries on low precision of a run as written."""
     seen = run.baseline.get("low")
     return seen if isinstance(seen, list) else []
 

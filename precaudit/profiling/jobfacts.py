@@ -14,6 +14,7 @@ _OWN = {"autocast": "autocast", "plan": "plan", "grad_scaler": "GradScaler"}
 
 
 def job_facts(job: Job, settings: Settings, audit: Audit, formats: Sequence[str], target: Gpu) -> dict[str, Any]:
+    """The `job` of a report."""
     run = audit.reference
     return {
         "kind": job.kind,

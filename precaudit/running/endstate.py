@@ -184,6 +184,7 @@ def end_state(
     lost: Mapping[str, int] = MappingProxyType({}),
     comparison: PlanComparison | None = None,
 ) -> EndState:
+    """The state of models and optimizers, and the outputs of one more call of each model in `calls`, in eval mode."""
     models = scopes.names.models
 
     def moved(kind: str) -> dict[str, float]:

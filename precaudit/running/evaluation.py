@@ -69,6 +69,7 @@ class Answer:
 
 
 def answer(module: nn.Module, args: Any, kwargs: Any, comparison: PlanComparison | None) -> Answer:
+    """The model's outputs for one more call in eval mode and, given a plan, their deviation from float32's."""
     call = _Budgeted(partial(_outputs, module, args, kwargs), comparison.seconds if comparison else math.inf)
     with eval_mode(module):
         planned = call()

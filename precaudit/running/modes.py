@@ -31,6 +31,7 @@ def _has_modes(kind: type[nn.Module]) -> bool:
 
 @contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
+    """The model is in eval mode in this block; its modules' modes are restored afterwards."""
     modes = [(module, module.training) for module in model.modules()]
     to_eval(model)
     try:

@@ -19,6 +19,7 @@ MODULES = ("torch._dynamo", "torch.utils.data", "precaudit.running.script", "pre
 
 
 def load_kernels() -> None:
+    """Compile the CPU kernels, or load them from the cache."""
     observe(torch.zeros(1))
 
 

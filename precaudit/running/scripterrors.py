@@ -18,10 +18,12 @@ _DISPATCHERS = (events.__file__, scopes.__file__)
 
 
 def record_of(error: BaseException) -> ScriptError:
+    """The record of an exception, attributed to precaudit or to the script."""
     return internal_error(error) if _is_ours(error) else script_error(error)
 
 
 def internal_error(error: BaseException) -> ScriptError:
+    """The record of an exception that precaudit itself has raised."""
     why = f"precaudit itself failed, not the script ({type(error).__name__}: {error}); please report it"
     trace = "".join(traceback.format_exception(error))
     return ScriptError(INTERNAL, why, f"{trace}\n{why}")

@@ -13,6 +13,7 @@ def largest(values: Iterable[float | None]) -> float | None:
 
 
 def largest_by_name(measures: Collection[Mapping[str, float]]) -> dict[str, float]:
+    """The largest value for each name; a missing one counts as 0."""
     names = dict.fromkeys(name for measure in measures for name in measure)
     return {name: max(measure.get(name, 0.0) for measure in measures) for name in names}
 

@@ -74,6 +74,7 @@ class OpSink(Protocol):
 
 
 def is_half(tensor: torch.Tensor) -> bool:
+    """Whether a tensor is half, or would be stored in half by autocast."""
     return tensor.dtype in HALVES or bool(getattr(tensor, HALF_FLAG, False))
 
 

@@ -50,6 +50,7 @@ class Energies:
 
 
 def repeatable(op: str, func: Callable[..., Any], kwargs: dict[str, Any]) -> bool:
+    """Whether calling the function once more has no side effects and gives the same result."""
     name = getattr(func, "__name__", "")
     operator = name.startswith("__")
     in_place = name.startswith("__i") and name != "__invert__" if operator else name.endswith("_")

@@ -60,6 +60,8 @@ def wrong_answers(pairs: Sequence[Pair], plan: Plan) -> list[tuple[str, OutputDe
 
 
 def evaluation(pairs: Sequence[Pair], plan: Plan) -> Gate:
+    """Models in eval mode: no exception and no non-finite output that float32 doesn't have, and outputs close to
+    float32's with the same weights."""
     for model, error in refusals(pairs):
         first = error.message.partition("\n")[0]
         return Gate("evaluation", False, f"in eval mode {model} raises, which it does not in float32: {first}")
@@ -112,6 +114,7 @@ def own_end(pairs: Sequence[Pair], plan: Plan) -> Gate:
 
 
 def ended_itself(step: int, in_float32: int) -> str:
+    """A sentence on an early end, with both numbers of steps."""
     return f"the script ended by itself at step {step}, in float32 not before {in_float32}"
 
 
@@ -128,6 +131,7 @@ def _is_regular(usual: Collection[int]) -> bool:
 
 
 def usual_calls(references: Iterable[RunResult]) -> set[int]:
+    """The numbers of model calls per step that occur in float32."""
     return {count for reference in references for count in reference.calls}
 
 
@@ -162,6 +166,7 @@ def allowed(steps: int) -> float:
 
 
 def loss_scale_range(pairs: Sequence[Pair], plan: Plan) -> Gate:
+    """The dynamic loss scale neither falls to the floor nor grows without bound."""
     scales = [scale for _, candidate in pairs for scale in candidate.scales]
     if not scales:
         return Gate("loss scale", True, "the plan needs no loss scale")
@@ -188,8 +193,10 @@ CHECKS: tuple[Check, ...] = (
 
 
 def gates(pairs: Sequence[Pair], plan: Plan) -> tuple[Gate, ...]:
+    """All gates on these pairs; () without a pair."""
     return tuple(check(pairs, plan) for check in CHECKS) if pairs else ()
 
 
 def failed(results: Iterable[Gate]) -> list[Gate]:
+    """The gates that failed."""
     return [gate for gate in results if not gate.passed]
