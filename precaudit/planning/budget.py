@@ -10,6 +10,7 @@ from precaudit.planning.loss_scale import RESIDUE
 from precaudit.tracing.records import GradientDifference
 
 RHO_LIMIT, SNR_LIMIT, BIAS_LIMIT = 0.01, 10.0, 0.2
+"""The limits for `GradientError`. An error that batches share is limited by itself, since it does not average out."""
 # Where batches hardly differ, any rounding error exceeds their noise: an error this far below the gradient itself is
 # left to the trials.
 CLEAR_SNR = 100.0

@@ -25,20 +25,22 @@ Gradients = Mapping[str, Sequence[TensorStats]]
 HALF = FORMATS["float16"]
 OVERFLOW = math.log2(HALF.overflow_threshold)
 LOST_BUDGET = 1e-4
+"""The share of a tensor's energy (sum of squares) that may be lost below float16's range."""
 # Mean square of log-uniform values in [1, 2).
 LOG_UNIFORM = 1.5 / math.log(2)
 # Limit for scales, whatever vanishing gradients ask for: 2^24 already lifts 2^-48 into float16's subnormal range.
 K_LIMIT = 24
 SIGMAS = 3.09
+"""Standard deviations above the mean that one step in a thousand exceeds, if log2 of the maxima is normal."""
 # With fewer than three steps no spread is known; gradients of one model commonly vary by an octave.
 ASSUMED_DEVIATION = 1.0
 TREND_ALPHA = 0.02
+"""Significance level of a trend."""
 # A tensor this far below the rest of its module is what rounding leaves of a gradient that is zero by
 # construction (a key's bias under softmax, a bias before batch norm), and needs no scale.
 RESIDUE = 2.0**-20
-DEFAULT_INTERVAL = 2000
-DEFAULT_SCALE = 2.0**16
-"""torch's defaults, like DEFAULT_INTERVAL."""
+DEFAULT_INTERVAL, DEFAULT_SCALE = 2000, 2.0**16
+"""Those of torch.amp.GradScaler."""
 SHORTEST_INTERVAL = 100
 
 

@@ -41,6 +41,7 @@ from precaudit.tracing.ops import caller_location, line_of
 from precaudit.tracing.tracer import TraceOptions, Tracer
 
 _SHORT = 30.0
+"""Seconds for calling the models again after a run, however short it was."""
 
 
 class Optimizers(TrainingListener):

@@ -23,6 +23,7 @@ from precaudit.running.job import EndState, ScriptError
 from precaudit.running.scripterrors import record_of
 
 _SAMPLE = 256
+"""Values of a tensor that are compared."""
 _FEW = 8
 """Buffers with fewer values (a counter, the last loss) are too small to tell how far they moved."""
 _ELSEWHERE = " outside of training"

@@ -26,9 +26,13 @@ from precaudit.running.job import OutputDeviation
 from precaudit.running.modes import eval_mode
 
 _PARTS = 32
+"""Groups that the modules are divided into in the search for the cause, at each level."""
 _MENDED = 0.5
+"""A group removes a deviation if at most this share of it remains."""
 _DRAWS = 8
+"""Random roundings of the weights that estimate the sensitivity of outputs."""
 _SAMPLES = 8
+"""In outputs with at least as many samples, single ones may differ."""
 Outputs = list[torch.Tensor]
 """All floating-point outputs of a call, each of shape (samples, values)."""
 

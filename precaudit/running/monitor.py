@@ -17,7 +17,9 @@ from precaudit.running.job import OF_OPTIMIZER
 from precaudit.tracing.ops import caller_location
 
 _PATIENCE = 3
+"""How often a script may catch StopTraining before its process is ended."""
 _FEW = 4
+"""Most optimizers that losses of one line are separated by."""
 
 
 class StopTraining(BaseException):

@@ -19,8 +19,8 @@ from precaudit.tracing.snapshot import snapshot
 
 Report = Callable[[RunResult], None]
 Leave = Callable[[RunResult], None]
-_REPORT_SECONDS = 0.5
-_REPORT_SHARE = 0.02
+_REPORT_SECONDS, _REPORT_SHARE = 0.5, 0.02
+"""The least time between partial results, and the largest share of the run's time that they may take."""
 
 
 def run(

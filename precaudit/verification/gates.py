@@ -16,8 +16,9 @@ _STUCK = 0.5
 _EARLY = 0.5
 """Share of float32's steps: a later end may be chance, as with early stopping."""
 _MOST_NUMBERS = 4
-_SCALE_FLOOR = 2.0**-10
-_SCALE_CEILING = 2.0**30
+"""With more different numbers of model calls per step in float32 than this, skipped batches can't be recognized."""
+_SCALE_FLOOR, _SCALE_CEILING = 2.0**-10, 2.0**30
+"""A loss scale outside of these bounds has collapsed or runs away."""
 
 
 def _finite(name: str, what: str, nonfinite: Callable[[EndState], Collection[str]]) -> Check:

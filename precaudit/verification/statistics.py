@@ -17,8 +17,8 @@ from scipy import stats
 
 Losses = Sequence[float]
 
-MARGIN_CAP = 0.0025
-MARGIN_FLOOR = 0.0005
+MARGIN_FLOOR, MARGIN_CAP = 0.0005, 0.0025
+"""Bounds of the usual margin, relative to the loss."""
 # A plan may cost as much as one step in fifty.
 PROGRESS_SHARE = 0.02
 # Where float32 itself does not repeat a loss to within the margin, the margin follows its noise, up to here.
@@ -28,9 +28,13 @@ RANGE_SHARE = 0.1
 # A plan passes when it surely kept nine tenths of what float32 learned, however large a constant the loss carries.
 LEARNED_SHARE = 0.1
 LEARNED_ALPHA = 0.02
+"""Significance level for the movement of the float32 loss."""
 FEWEST_STEPS = 5
+"""A shorter curve can't tell learning from noise."""
 _BLOCKS = 4
+"""Parts of the window whose differences are combined into one noise floor."""
 AGREED_ALPHA = 0.05
+"""Significance level for seeds that move alike."""
 # Of 590 verified scripts, six have curves beyond both limits whose first three seeds disagree; of random walks, 19 in
 # 20 of which seem to have learned, three quarters do.
 _AUTOCORRELATION_LIMIT = 0.2
