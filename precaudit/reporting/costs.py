@@ -17,7 +17,7 @@ def tensor_cores(report: Report) -> list[str]:
     used = report.tensor_cores
     lines = []
     if used.time_share is None:
-        why = "no GPU kernel was timed" if used.method == NOT_MEASURED else prose(used.method)
+        why = "no GPU kernel was timed" if used.method == NOT_MEASURED else _reason(used.method)
         lines.append(f"Use of Tensor Cores: {NOT_MEASURED} ({why}).")
     else:
         part = used.time_share
@@ -214,9 +214,14 @@ def _energy(report: Report) -> str:
     joules = {arm: report.cost.get(f"energy_joules_per_thousand_steps_{arm}") for arm in ("float32", "plan")}
     if not any(map(_number, joules.values())):
         why = report.performance.get("energy_method")
-        reason = f" ({prose(why).removeprefix(f'{NOT_MEASURED}: ')})" if why and why != NOT_MEASURED else ""
+        reason = f" ({_reason(why)})" if why and why != NOT_MEASURED else ""
         return f"Energy: {NOT_MEASURED}{reason}."
     return f"Energy of a thousand steps, whole card: {_by_arm(joules, lambda value: number(value, 'J'))}."
+
+
+def _reason(method: str) -> str:
+    """What a method says of why it measured nothing, behind words that have said so."""
+    return prose(method).removeprefix(f"{NOT_MEASURED}: ")
 
 
 def profiling(report: Report) -> list[str]:

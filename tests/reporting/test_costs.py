@@ -159,3 +159,8 @@ def test_bars_before_and_after_stand_together():
     assert [bar["name"] for bar in found] == ["gone", "alone", "small"]
     assert found[2]["before"] == {"native": 1.0, "none": 1.0}
     assert found[2]["seconds"] == {"native": 0.5, "none": 0.5}
+
+
+def test_why_no_kernel_was_seen_is_said_once():
+    told = costs.tensor_cores(Report(tensor_cores=TensorCores(method="not measured: the driver refused it")))
+    assert told == ["Use of Tensor Cores: not measured (the driver refused it)."]
