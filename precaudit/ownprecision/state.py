@@ -23,6 +23,7 @@ from precaudit.model import Location
 from precaudit.tracing.ops import line_of, script_location
 
 _CHANGES = frozenset("add sub mul div lerp addcmul addcdiv copy neg".split())
+_HANDS_ON = frozenset({"detach", "clone"})
 _NORMALIZES = frozenset("batch_norm instance_norm".split())
 _MOST = 200
 _CYCLE = 5
@@ -120,6 +121,8 @@ class States:
                 decay.times += 1
         elif op in _CHANGES and not result.requires_grad:
             self._derived(func, args, kwargs, result)
+        elif op in _HANDS_ON and (life := self._lives.get(tensors_in((args, kwargs))[0])) is not None:
+            self._lives[result] = life
 
     def _written_over(self, target: torch.Tensor, source: torch.Tensor | None = None) -> None:
         """A float32 weight that is overwritten by its own rounded value (as by a checkpoint in half) was stored in half

@@ -70,19 +70,24 @@ def test_averages_of_all_parameters_by_one_call(update):
     assert all(entry["lost"] < 0.05 for entry in seen(averaging_all(0.5, update), "state"))
 
 
-def averaging(decay, dtype, in_place):
+IN_PLACE, ANEW, DETACHED, CLONED = "in place", "anew", torch.Tensor.detach, torch.clone
+"""How a running value is written: the last two hand on what they make, as a sampler's chain or a hidden state is."""
+
+
+def averaging(decay, dtype, written):
     average = []
+    hand_on = written if callable(written) else lambda tensor: tensor
 
     def update(model):
         if not average:
             average.extend(p.detach().to(dtype) for p in model.parameters())
-        elif in_place:
+        elif written == IN_PLACE:
             with torch.no_grad():
                 for mean, p in zip(average, model.parameters(), strict=True):
                     mean.mul_(decay).add_(p, alpha=1 - decay)
         else:
             average[:] = [
-                mean * decay + p.detach().to(dtype) * (1 - decay)
+                hand_on(mean * decay + p.detach().to(dtype) * (1 - decay))
                 for mean, p in zip(average, model.parameters(), strict=True)
             ]
 
@@ -102,17 +107,17 @@ def test_an_address_that_is_used_again_is_its_new_owner_s():
     assert states.owner(torch.ones(4, 4).bfloat16()) is None
 
 
-@pytest.mark.parametrize("in_place", [True, False])
-def test_an_average_that_stagnates_in_bfloat16_has_lost_its_changes(in_place):
-    (entry,) = seen(averaging(0.999, torch.bfloat16, in_place), "state")
+@pytest.mark.parametrize("written", [IN_PLACE, ANEW, DETACHED, CLONED])
+def test_an_average_that_stagnates_in_bfloat16_has_lost_its_changes(written):
+    (entry,) = seen(averaging(0.999, torch.bfloat16, written), "state")
     assert entry["lost"] > 0.5
     assert entry["path"] == __file__
     assert entry["dtype"] == "bfloat16"
 
 
-@pytest.mark.parametrize("in_place", [True, False])
-def test_an_average_that_moves_fast_loses_little(in_place):
-    assert all(entry["lost"] < 0.05 for entry in seen(averaging(0.5, torch.bfloat16, in_place), "state"))
+@pytest.mark.parametrize("written", [IN_PLACE, ANEW, DETACHED, CLONED])
+def test_an_average_that_moves_fast_loses_little(written):
+    assert all(entry["lost"] < 0.05 for entry in seen(averaging(0.5, torch.bfloat16, written), "state"))
 
 
 def test_an_average_that_is_followed_can_be_saved_and_loaded(tmp_path):
@@ -127,7 +132,7 @@ def test_an_average_that_is_followed_can_be_saved_and_loaded(tmp_path):
 
 
 def test_an_average_in_float32_is_no_low_state():
-    assert seen(averaging(0.999, torch.float32, True), "state") == []
+    assert seen(averaging(0.999, torch.float32, IN_PLACE), "state") == []
 
 
 def test_weights_kept_low_name_their_module():
