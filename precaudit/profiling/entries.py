@@ -49,7 +49,7 @@ def _state(entry: Seen, severity: Severity) -> Finding | None:
     share = "all" if entry["lost"] >= 1 else f"{entry['lost']:.0%}"
     message = (
         f"{_kept(entry)} is kept in {entry['dtype']} from step to step, which absorbs its small changes: rounding "
-        f"loses {share} of their energy, so the average, weight or accumulator stagnates (it hardly moves)"
+        f"loses {share} of their energy, so it stagnates (it hardly moves)"
     )
     return _of_kept(entry, severity, message, lost=entry["lost"])
 

@@ -598,3 +598,14 @@ def test_answers_that_no_loss_is_made_of_are_told_where_nothing_else_explains_th
     assert (found.rule, found.severity, found.evidence["step"]) == ("PA307", "error", 10)
     assert found.message.startswith("model: outputs are nan or inf in the script's own low precision, first after 10")
     assert [each.rule for each in told(tuple(2 * loss for loss in LOSSES), end_state=lost)] == ["PA501"]
+
+
+@pytest.mark.parametrize(
+    ("fqn", "buffer", "kept"),
+    [("bn", "running_var", "bn.running_var"), ("bn", "", "a weight of bn"), (None, "", "a running value")],
+)
+def test_what_stagnates_is_called_what_it_is(fqn, buffer, kept):
+    facts = {"kind": "state", "path": "train.py", "line": 20, "dtype": "bfloat16", "lost": 0.9}
+    (found,) = (each for each in told(low=[{**facts, "fqn": fqn, "buffer": buffer}]) if each.rule == "PA303")
+    assert found.message.startswith(f"{kept} is kept in bfloat16")
+    assert found.message.endswith("rounding loses 90% of their energy, so it stagnates (it hardly moves)")
