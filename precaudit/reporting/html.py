@@ -20,7 +20,7 @@ from precaudit.reporting.actions import actions, causes, counts
 from precaudit.reporting.cached import cached
 from precaudit.reporting.drawing import CHARTS, KINDS, hindrance, vega
 from precaudit.reporting.facts import notes, settled
-from precaudit.reporting.grouped import Group
+from precaudit.reporting.grouped import Group, folded
 from precaudit.reporting.headline import headline
 from precaudit.reporting.jsontext import dumps
 from precaudit.reporting.pagedata import kinds, page_data, times
@@ -217,7 +217,8 @@ def _tables(report: Report) -> dict[str, Any]:
         "more_findings": findings[ROWS:],
         "more_note": plural(sum(max(1, len(told["members"])) for told in findings[ROWS:]), "more finding"),
         "exceptions": [
-            {"format": group.format, "why": group.why, "names": listing(group.names)} for group in exceptions[:ROWS]
+            {"format": group.format, "why": group.why, "names": listing(folded(group.names))}
+            for group in exceptions[:ROWS]
         ],
         "more_exceptions": plural(len(exceptions[ROWS:]), "more reason") if exceptions[ROWS:] else "",
         "times": [_time(row) for row in times(report)],

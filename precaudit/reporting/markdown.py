@@ -13,6 +13,7 @@ from precaudit.model import Finding, Report
 from precaudit.reporting import costs, pasting, planned, ranges, svg, unfinished
 from precaudit.reporting.actions import actions, causes, settlement
 from precaudit.reporting.files import write_text
+from precaudit.reporting.grouped import folded as stacks
 from precaudit.reporting.headline import headline
 from precaudit.reporting.places import WHOLE, place
 from precaudit.reporting.words import SHORT_FORMATS, listing, plural, prose, visible
@@ -115,7 +116,9 @@ def _exceptions(report: Report) -> str:
     default = text(planned.plan_default(report))
     if not groups:
         return default
-    rows = [[code(g.format), text(g.why), f"{len(g.names):,}", listing(g.names, show=code)] for g in groups[:ROWS]]
+    rows = [
+        [code(g.format), text(g.why), f"{len(g.names):,}", listing(stacks(g.names), show=code)] for g in groups[:ROWS]
+    ]
     return f"{default}\n\n{table(['format', 'why', 'count', 'modules and ops'], rows)}{_more(groups, 'reason')}"
 
 

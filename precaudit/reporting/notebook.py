@@ -8,6 +8,7 @@ from html import escape
 from precaudit.model import Report
 from precaudit.reporting import pasting, planned
 from precaudit.reporting.actions import actions
+from precaudit.reporting.grouped import folded
 from precaudit.reporting.headline import headline
 from precaudit.reporting.words import listing
 
@@ -33,7 +34,9 @@ def _list(lines: Iterable[str]) -> str:
 
 
 def _exceptions(report: Report) -> list[str]:
-    return [f"{group.format}: {group.why} ({listing(group.names)})" for group in planned.exceptions(report.plan)[:8]]
+    return [
+        f"{group.format}: {group.why} ({listing(folded(group.names))})" for group in planned.exceptions(report.plan)[:8]
+    ]
 
 
 def _code(lines: list[str]) -> str:

@@ -15,6 +15,7 @@ from precaudit.model import Finding, Layer, Report
 from precaudit.reporting import costs, pasting, planned, ranges, unfinished
 from precaudit.reporting.actions import actions, causes, counts, settlement
 from precaudit.reporting.facts import notes
+from precaudit.reporting.grouped import folded
 from precaudit.reporting.headline import headline
 from precaudit.reporting.places import WHOLE, place
 from precaudit.reporting.words import (
@@ -142,7 +143,7 @@ def _exceptions(page: Page, report: Report) -> None:
     page.section("Which layers, and why", [planned.plan_default(report)])
     for group in groups[:ROWS]:
         page.text(f"{group.format}: {group.why}", indent="  ", hang="    ")
-        page.text(listing(group.names, show=lambda name: shorten(name, page.width - 8)), indent="      ")
+        page.text(listing(folded(group.names), show=lambda name: shorten(name, page.width - 8)), indent="      ")
     if len(groups) > ROWS:
         page.text(f"... and {plural(len(groups) - ROWS, 'more reason')} in plan.json", indent="  ")
 

@@ -98,3 +98,10 @@ def test_the_page_lists_all_places_folded():
 
 def test_json_keeps_each_finding():
     assert render(replace(report_samples.passing(), findings=tuple(STACK)), "json").count('"PA301"') == 21
+
+
+@pytest.mark.parametrize("format", ["terminal", "markdown", "html"])
+def test_a_stack_that_leaves_the_default_for_one_reason_is_one_name(format):
+    modules = {f"blocks.{i}.norm": "float32" for i in range(21)} | {"head": "bfloat16"}
+    plan = Plan("bfloat16", modules, because=dict.fromkeys(list(modules)[:21], "it overflows"))
+    assert "blocks.0-20.norm" in render(replace(report_samples.passing(), plan=plan), format)
