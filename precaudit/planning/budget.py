@@ -32,6 +32,11 @@ class GradientError:
     evaluations: int
 
     @property
+    def relative(self) -> float:
+        """The rms error over the rms gradient."""
+        return math.inf if self.snr == 0 else self.snr**-0.5
+
+    @property
     def within_budget(self) -> bool:
         """Whether the error is acceptable. With unknown noise (rho nan) snr and bias decide; an overflow (rho inf) says
         nothing about rounding and is left to the trials."""

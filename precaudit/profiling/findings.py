@@ -8,7 +8,7 @@ from typing import Any
 
 from precaudit.finding import finding, place_of, ranked
 from precaudit.model import Finding, Layer, Location, Op, Plan, Severity, TensorRecord, Verification
-from precaudit.planning.budget import GradientError, LostGradients
+from precaudit.planning.budget import BIAS_LIMIT, RHO_LIMIT, SNR_LIMIT, GradientError, LostGradients
 from precaudit.planning.fitting import format_of
 from precaudit.planning.loss_scale import RESIDUE, lost_share
 from precaudit.planning.planner import default_format
@@ -226,10 +226,10 @@ def _over_budget(
     if worst is not None:
         most += f", where {worst.op} alone is off by {worst.local_error[format_name]:.0%} of its result"
     other = f"use {plan.default} instead, as the plan does" if plan.default != format_name else ""
-    phases = [f"{e.label.partition('@')[2]}: rho {e.rho:.2g}, SNR {e.snr:.3g}, bias {e.bias:.2g}" for e in errors]
+    allowed = f"{SNR_LIMIT**-0.5:.0%}, {RHO_LIMIT:.0%}, {BIAS_LIMIT:.0%}"
     message = (
-        f"with the whole model in {format_name} rounding changes the gradient too much ({'; '.join(phases)}; "
-        f"allowed: rho up to 0.01, SNR from 10, bias up to 0.2){most}"
+        f"with the whole model in {format_name} rounding changes the gradient too much "
+        f"({'; '.join(map(_in_words, errors))}; allowed: {allowed}){most}"
     )
     return finding(
         "PA201",
@@ -246,6 +246,15 @@ def _over_budget(
         evaluations=error.evaluations,
         formats=format_name,
     )
+
+
+def _in_words(error: GradientError) -> str:
+    """The three measures of the error budget in one phase of training."""
+    size, noise, bias = (
+        "an unknown part" if math.isnan(value) else f"{value:.0%}" for value in (error.relative, error.rho, error.bias)
+    )
+    phase = error.label.partition("@")[2]
+    return f"{phase}: by {size} of its size, {noise} of the variance between batches, {bias} in every batch alike"
 
 
 def _roughest(trace: Trace, fqn: str, format_name: str) -> Op | None:

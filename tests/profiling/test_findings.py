@@ -210,7 +210,10 @@ def test_a_format_over_budget_at_several_times_is_told_once():
     over = (GradientError("bfloat16@init", 0.5, 4.0, 0.5, 3), GradientError("bfloat16@late", 0.2, 1.0, 0.5, 3))
     audit = Audit(Job("script", "train.py", (), ".", 2), reference, Trace(), errors=over)
     (found,) = all_findings(audit, Plan("bfloat16", {}), Verification("pass", "emulated"))
-    assert "(init: rho 0.5, SNR 4, bias 0.5; late: rho 0.2, SNR 1, bias 0.5; allowed" in found.message
+    assert "(init: by 50% of its size, 50% of the variance between batches, 50% in every batch alike; late: by" in (
+        found.message
+    )
+    assert found.message.endswith("; allowed: 32%, 1%, 20%)")
     assert found.evidence["probe"] == "bfloat16@late"
 
 
