@@ -85,7 +85,7 @@ def contributions(
     counts. Of equally good ones that is the last: a wide module frees those behind it too, which follow its output.
     Errors are compared with the whole plan's in the same steps, since batches differ and may not reach the module.
     """
-    steps, everything = _in_pairs(spec.probe_save), _low_modules(plan)
+    steps, everything, products = _in_pairs(spec.probe_save), _low_modules(plan), frozenset(products)
     if not steps or not everything:
         return []
     full_errors = _errors(spec, runner, dict.fromkeys(steps, _only(plan, everything)), measure)
@@ -103,7 +103,7 @@ def contributions(
         return {group: max(0.0, 1 - share) for group, share in left.items()}
 
     def costly(group: Group) -> tuple[int, ...]:
-        return (sum(fqn in products for fqn in group),)
+        return (products.issuperset(group),)
 
     def costly_or_early(group: Group) -> tuple[int, ...]:
         return *costly(group), -everything.index(group[0])

@@ -65,6 +65,13 @@ def test_a_container_that_frees_its_child_is_not_named_for_it(culprit):
     assert [item.fqn for item in found] == [culprit]
 
 
+def test_products_beside_the_module_to_blame_do_not_hide_it():
+    """The half of the modules that has their container has fewer products, and mends it as well."""
+    plan = replace(PLAN, modules={"": "float16", **PLAN.modules})
+    known = Known(lambda low: 0.04 * ({"", "g"} <= low) + 1e-6 * len(low))
+    assert [item.fqn for item in contributions(SPEC, plan, known, {"a", "f", "h"})] == ["g"]
+
+
 def test_two_that_err_by_themselves_are_both_named():
     known = Known(lambda low: 0.03 * ("b" in low) + 0.02 * ("g" in low) + 1e-6 * len(low))
     assert [item.fqn for item in contributions(SPEC, PLAN, known, set(NAMES))] == ["b", "g"]
