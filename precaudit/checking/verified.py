@@ -16,8 +16,7 @@ _SAID: Mapping[Verdict, tuple[Severity, str, str]] = MappingProxyType(
         "fail": (
             "error",
             "this plan was tried and is NOT VERIFIED: training with it was not as good as float32",
-            f"{PROFILE}; the report beside the plan says what went wrong. If you have changed the plan since, take "
-            'its "verdict" out',
+            f"{PROFILE}; the report beside the plan says what went wrong",
         ),
         "inconclusive": (
             "warning",
@@ -49,9 +48,9 @@ def _found(plan: Plan) -> list[Finding]:
 
 
 def _elsewhere(plan: Plan, wanted: Sequence[Deployment]) -> Iterator[Finding]:
-    """A verdict is no word on the formats of --formats."""
+    """A verdict is no word on the formats of --formats, and one on another plan no word at all."""
     others = [each.format for each in wanted if each.plan.modules != plan.modules]
-    if others and plan.verdict == "pass":
+    if others and plan.verdict == "pass" and not plan.is_edited:
         message = f"the profile verified this plan as it is; in {listing(others)} nothing has verified it"
         remedy = "profile the script with these --formats for a plan that is verified in one of them"
         yield finding("PA761", "note", message, remedy, verdict=plan.verdict, formats=others)

@@ -417,7 +417,8 @@ def test_a_plan_says_what_became_of_it(verdict, severity):
 def test_a_verdict_is_no_word_on_what_was_edited_since(verdict):
     kept = plan().judged(verdict)
     edited = replace(kept, ops=(OpFormat("out", "linear", "float32"),))
-    assert [f.severity for f in check(edited).findings if f.rule == "PA761"] == ["warning"]
+    for formats in ((), ("bfloat16", "float16")):
+        assert [f.severity for f in check(edited, formats=formats).findings if f.rule == "PA761"] == ["warning"]
     assert [f.severity for f in check(kept).findings if f.rule == "PA761"] == ["error"] * (verdict == "fail")
 
 
