@@ -33,7 +33,7 @@ def render_markdown(report: CheckReport) -> str:
 
 
 def _findings(report: CheckReport) -> str:
-    findings = [group.told for group in grouped(report.findings)]
+    groups = grouped(report.findings)
     rows = [
         [
             f.severity,
@@ -42,10 +42,11 @@ def _findings(report: CheckReport) -> str:
             text(f.message),
             text(f.suggestion),
         ]
-        for f in findings[:MAX_ROWS]
+        for f in (group.told for group in groups[:MAX_ROWS])
     ]
-    more = f"\n\n... and {len(findings) - MAX_ROWS:,} more in check.json" if len(findings) > MAX_ROWS else ""
-    return table(["severity", "rule", "where", "what", "what to do"], rows) + more if rows else ""
+    more = sum(len(group.members) for group in groups[MAX_ROWS:])
+    rest = f"\n\n... and {more:,} more in check.json" if more else ""
+    return table(["severity", "rule", "where", "what", "what to do"], rows) + rest if rows else ""
 
 
 def _table(heading: str, headers: tuple[str, ...], rows: list[list[str]]) -> str:

@@ -31,13 +31,13 @@ def render_terminal(report: CheckReport, color: bool = False) -> str:
 
 
 def _findings(page: Page, report: CheckReport) -> None:
-    findings = [group.told for group in grouped(report.findings)]
-    if findings:
+    groups = grouped(report.findings)
+    if groups:
         page.section("Findings, and what to do", [])
-    for finding in findings[: story.ROWS]:
-        _finding(page, finding)
-    if len(findings) > story.ROWS:
-        page.text(f"... and {len(findings) - story.ROWS:,} more: see them all with -o check.json", indent="  ")
+    for group in groups[: story.ROWS]:
+        _finding(page, group.told)
+    if more := sum(len(group.members) for group in groups[story.ROWS :]):
+        page.text(f"... and {more:,} more: see them all with -o check.json", indent="  ")
 
 
 def _finding(page: Page, finding: Finding) -> None:

@@ -14,6 +14,7 @@ from precaudit.checking.records import Observed
 from precaudit.checking.rendering import FORMATS, matched, render
 from precaudit.checking.terminal import render_terminal
 from precaudit.commands.check import PRINTED
+from precaudit.finding import finding
 
 jsonschema = pytest.importorskip("jsonschema")
 
@@ -61,6 +62,14 @@ def test_the_verdict_comes_first():
     assert render(check_samples.passing(), "terminal").splitlines()[2].startswith("PASSED: the plan holds")
     failed = render(check_samples.failing(), "terminal")
     assert failed.splitlines()[2].startswith("FAILED: 8 errors in coverage, ranges, target, outputs, hard")
+
+
+@pytest.mark.parametrize("format", ["terminal", "markdown"])
+def test_what_is_left_out_is_counted_in_findings(format):
+    """As check.json, which has them all, counts them: a line may stand for several."""
+    gone = tuple(finding("PA701", "error", "gone", f"do {i}", fqn=fqn) for i in range(101) for fqn in ("a", "b"))
+    text = render(check_samples.build("h100", gone, (), Observed()), format)
+    assert f"... and {202 - 2 * text.count('PA701')} more" in text
 
 
 def test_json_says_what_the_records_say(sample):
