@@ -293,8 +293,7 @@ def share(address):
 @_compiled
 def accumulate_large(source, address, other, numel, rows, start, member, threads):
     """Like `accumulate`, for large tensors: chunk by chunk, each with its own sum of squares, so that the total depends
-    on
-    neither threads nor timing.
+    on neither threads nor timing.
 
     `rows` is the address of the rows' addresses, one for each thread. With `start`, the address of `GOMP_parallel`, a
     team of threads runs `member`, the address of `share`.
