@@ -142,8 +142,8 @@ CHECK_RULES = (
     Rule(
         "PA735",
         "no output to compare",
-        "What the model returns in eval mode could not be compared.",
-        "Check it from a model file.",
+        "What the model returns in eval mode could not be compared, or no rounding changed a bit of it.",
+        "Check it from a model file, with trained weights.",
     ),
     Rule(
         "PA736",
@@ -208,7 +208,7 @@ CHECK_RULES = (
     Rule(
         "PA761",
         "the plan was not verified",
-        "The profile that made the plan said that training with it fails, could not tell, or tried nothing.",
+        "No profile has verified the plan as it is now, in the formats that it is to run in.",
         "Profile the script again, and deploy a plan that is VERIFIED.",
     ),
 )
