@@ -15,10 +15,11 @@ from precaudit.model.proof import (
 )
 from precaudit.model.ranges import Exponents, FormatFit, Role, TensorRecord, TensorStats
 from precaudit.model.report import Report
-from precaudit.model.traced import Finding, Layer, Location, Op, Severity
+from precaudit.model.traced import PACKAGES, Finding, Layer, Location, Op, Severity
 
 __all__ = [
     "EXECUTIONS",
+    "PACKAGES",
     "SCHEMA_VERSION",
     "Cause",
     "Difference",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -9,6 +10,8 @@ from typing import Any, Literal
 from precaudit.model.ranges import TensorRecord
 
 Severity = Literal["error", "warning", "note"]
+PACKAGES = re.compile(r"[/\\](?:site|dist)-packages[/\\]")
+"""Where in the path of an installed library's file its name begins."""
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import re
-
-from precaudit.model import Finding
+from precaudit.model import PACKAGES, Finding
 from precaudit.reporting.words import visible
 
 WHOLE = "(the model itself)"
-_PACKAGES = re.compile(r"[/\\](?:site|dist)-packages[/\\]")
 
 
 def place(finding: Finding) -> str:
@@ -20,8 +17,8 @@ def place(finding: Finding) -> str:
 
 def short_file(path: str) -> str:
     """The file's path; for an installed library the part below site-packages."""
-    return _PACKAGES.split(path)[-1]
+    return PACKAGES.split(path)[-1]
 
 
 def installed(path: str) -> bool:
-    return _PACKAGES.search(path) is not None
+    return PACKAGES.search(path) is not None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 import sysconfig
 from collections.abc import Callable, Iterator
@@ -15,7 +14,7 @@ from precaudit.execution.atomics import SUMS
 from precaudit.execution.policy import Category, category
 from precaudit.execution.rounding import HALVES
 from precaudit.instrument.torchfunction import OperationMode, tensors_in, writes
-from precaudit.model import Location
+from precaudit.model import PACKAGES, Location
 from precaudit.tracing.faults import hand_on_readers
 
 STRUCTURAL = frozenset(
@@ -43,7 +42,6 @@ that the script read from such a tensor, which a run in half must confirm."""
 
 _PRESUMED = "presumed"
 
-_INSTALLED = re.compile(r"[/\\](?:site|dist)-packages[/\\]")
 _STANDARD = (sysconfig.get_path("stdlib"), "<frozen ")
 
 Call = Callable[..., Any]
@@ -106,7 +104,7 @@ def caller_location() -> Location | None:
 def script_location() -> Location | None:
     """The innermost line on the stack outside all libraries: where a user can change what a library does. Where a
     library's own script is run, `caller_location`."""
-    own = (frame for frame in _callers() if not _is_of_library(frame.f_code.co_filename))
+    own = (frame for frame in _callers() if not is_of_library(frame.f_code.co_filename))
     return next(map(_line, own), None) or caller_location()
 
 
@@ -122,8 +120,9 @@ def _line(frame: FrameType) -> Location:
     return Location(frame.f_code.co_filename, frame.f_lineno)
 
 
-def _is_of_library(path: str) -> bool:
-    return _INSTALLED.search(path) is not None or path.startswith(_STANDARD)
+def is_of_library(path: str) -> bool:
+    """Whether code belongs to an installed library or to Python's own."""
+    return PACKAGES.search(path) is not None or path.startswith(_STANDARD)
 
 
 def line_of(place: Location | None) -> dict[str, Any]:

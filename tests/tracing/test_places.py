@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import sys
 import threading
@@ -13,6 +14,7 @@ from torch import nn
 
 from precaudit.ownprecision.float32 import CastWatch
 from precaudit.running.job import Job, RunSpec
+from precaudit.running.scripterrors import script_error
 from precaudit.running.worker import run
 from precaudit.tracing.ops import caller_location, script_location
 
@@ -58,6 +60,13 @@ def test_the_nearest_line_is_the_library_s_and_the_script_s_is_another(library):
     (nearest, own), line = library.places([caller_location, script_location]), here()
     assert nearest.path == library.__file__
     assert (own.path, own.line) == (__file__, line)
+
+
+def test_an_exception_out_of_python_s_own_library_is_the_script_s_line():
+    with pytest.raises(ValueError, match="Expecting value") as raised:
+        json.loads("")
+    place = script_error(raised.value).location
+    assert (place.path, place.line) == (__file__, raised.tb.tb_lineno)
 
 
 def test_without_a_library_between_they_are_the_same():
