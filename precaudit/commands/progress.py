@@ -14,7 +14,7 @@ from precaudit.running.job import RunResult, RunSpec
 
 PURPOSES: Mapping[str, str] = MappingProxyType(
     {
-        "reference": "float32, every layer measured",
+        "reference": "float32",
         "reference-perturbed": "float32 from weights rounded once",
         "replay": "gradients compared with float32's",
         "alone": "the script without precaudit",
@@ -57,10 +57,16 @@ class RunProgress:
                 bar.close()
 
     def _start(self, spec: RunSpec) -> tqdm[None] | None:
-        purpose = PURPOSES.get(spec.label) or PURPOSES.get(spec.label.partition("-")[0])
         title = f"{spec.label}, seed {spec.seed}"
         if not sys.stderr.isatty():
-            passed, why = time.monotonic() - self._began, f" ({purpose})" if purpose else ""
-            print(f"precaudit: {passed:.0f} s: {title}: {spec.job.steps} steps{why}", file=sys.stderr, flush=True)
+            passed = time.monotonic() - self._began
+            steps = f"{spec.job.steps} steps{_purpose(spec)}"
+            print(f"precaudit: {passed:.0f} s: {title}: {steps}", file=sys.stderr, flush=True)
             return None
         return tqdm(total=spec.job.steps, desc=title, unit="step", leave=False, dynamic_ncols=True)
+
+
+def _purpose(spec: RunSpec) -> str:
+    known = PURPOSES.get(spec.label) or PURPOSES.get(spec.label.partition("-")[0], "")
+    told = ", ".join(filter(None, (known, "every layer measured" if spec.audited else "")))
+    return f" ({told})" if told else ""

@@ -13,16 +13,18 @@ JOB = Job("script", "train.py", (), ".", 60)
 
 
 @pytest.mark.parametrize(
-    ("label", "purpose"),
+    ("label", "audited", "purpose"),
     [
-        ("reference", " (float32, every layer measured)"),
-        ("reference-perturbed", " (float32 from weights rounded once)"),
-        ("candidate-2", " (training with the plan)"),
-        ("of another version", ""),
+        ("reference", {0}, " (float32, every layer measured)"),
+        ("reference", (), " (float32)"),
+        ("reference-perturbed", (), " (float32 from weights rounded once)"),
+        ("candidate-2", (), " (training with the plan)"),
+        ("check", {0}, " (every layer measured)"),
+        ("of another version", (), ""),
     ],
 )
-def test_a_run_is_told_once_with_its_purpose_and_when_it_began(capsys, label, purpose):
-    spec = RunSpec(JOB, label, 1)
+def test_a_run_is_told_once_with_its_purpose_and_when_it_began(capsys, label, audited, purpose):
+    spec = RunSpec(JOB, label, 1, audited=frozenset(audited))
     with RunProgress() as progress:
         for steps in (1, 30, 60):
             progress(spec, RunResult(label, 1, "running", steps))
