@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from precaudit import __version__
@@ -52,7 +51,7 @@ def report_of(auditing: Auditing) -> Report:
         layers=trace.layers,
         ops=with_flops(trace.ops),
         findings=(*_not_finite(trace, auditing.scaled), *all_findings(audited, plan, Verification())),
-        plan=replace(plan, verdict="not_run"),
+        plan=plan.judged("not_run"),
         verification=Verification(reason=reason),
         precaudit_version=__version__,
     )
