@@ -28,7 +28,8 @@ _JSON_ERRORS = (ValueError, RecursionError)
 
 
 class TraceFile:
-    """Iterates over batches of events; `metadata` holds the keys beside `traceEvents` once iteration has ended."""
+    """Iterates over batches of events. Afterwards `metadata` holds the keys beside `traceEvents`, and `unended` says
+    that a bare list of events lacks its end."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
