@@ -53,7 +53,7 @@ class Recorder:
         return results
 
     def of(self, plan: Plan) -> list[tuple[RunSpec, RunResult]]:
-        return [(spec, result) for spec, result in self.trials if spec.plan == plan]
+        return [(spec, result) for spec, result in self.trials if spec.plan and spec.plan.digest == plan.digest]
 
 
 def profile(entry: dict[str, Any], folder: Path, execution: str = "auto") -> dict[str, Any]:
@@ -78,7 +78,7 @@ def profile(entry: dict[str, Any], folder: Path, execution: str = "auto") -> dic
 
 def loss_scale_figures(outcome: Outcome, recorder: Recorder) -> dict[str, Any] | None:
     """The recommended loss scale beside torch's default scaler, both in real runs of the same plan and seed."""
-    plan = replace(outcome.report.plan, verdict=None)  # as it was tried
+    plan = outcome.report.plan
     trials = recorder.of(plan)
     if plan.loss_scale.mode == "none" or not trials:
         return None
