@@ -5,7 +5,7 @@ from __future__ import annotations
 from precaudit.checking import story
 from precaudit.checking.records import CheckReport
 from precaudit.checking.terminal import HARD_LABELS
-from precaudit.reporting.grouped import grouped
+from precaudit.reporting.grouped import grouped, unshown
 from precaudit.reporting.markdown import SIGNS, bullets, code, folded, table, text
 from precaudit.reporting.places import place
 
@@ -44,7 +44,7 @@ def _findings(report: CheckReport) -> str:
         ]
         for f in (group.told for group in groups[:MAX_ROWS])
     ]
-    more = sum(len(group.members) for group in groups[MAX_ROWS:])
+    more = unshown(groups, MAX_ROWS)
     rest = f"\n\n... and {more:,} more in check.json" if more else ""
     return table(["severity", "rule", "where", "what", "what to do"], rows) + rest if rows else ""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from precaudit.checking import story
 from precaudit.checking.records import CheckReport
 from precaudit.model import Finding
-from precaudit.reporting.grouped import grouped
+from precaudit.reporting.grouped import grouped, unshown
 from precaudit.reporting.places import place
 from precaudit.reporting.terminal import Page
 from precaudit.reporting.words import prose, visible
@@ -36,7 +36,7 @@ def _findings(page: Page, report: CheckReport) -> None:
         page.section("Findings, and what to do", [])
     for group in groups[: story.ROWS]:
         _finding(page, group.told)
-    if more := sum(len(group.members) for group in groups[story.ROWS :]):
+    if more := unshown(groups, story.ROWS):
         page.text(f"... and {more:,} more: see them all with -o check.json", indent="  ")
 
 

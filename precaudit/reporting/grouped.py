@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -30,6 +30,11 @@ def grouped(findings: Iterable[Finding], apart: Callable[[Finding], object] = la
         cause = (found.rule, found.severity, found.op, found.location, found.suggestion, found.fqn is None)
         groups.setdefault((cause, _pattern(found), apart(found)), []).append(found)
     return [Group(_told(members), tuple(members)) for members in groups.values()]
+
+
+def unshown(groups: Sequence[Group], shown: int) -> int:
+    """How many findings are in the groups after the first `shown`."""
+    return sum(len(group.members) for group in groups[shown:])
 
 
 def _pattern(found: Finding) -> str:

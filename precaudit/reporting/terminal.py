@@ -15,7 +15,7 @@ from precaudit.model import Finding, Layer, Report
 from precaudit.reporting import costs, pasting, planned, ranges, unfinished
 from precaudit.reporting.actions import actions, causes, counts, settlement
 from precaudit.reporting.facts import notes
-from precaudit.reporting.grouped import folded
+from precaudit.reporting.grouped import folded, unshown
 from precaudit.reporting.headline import headline
 from precaudit.reporting.places import WHOLE, place
 from precaudit.reporting.words import (
@@ -156,7 +156,7 @@ def _findings(page: Page, report: Report) -> None:
     page.section(f"Findings: {', '.join(counts(report))}", [])
     for group in groups[:ROWS]:
         _finding(page, group.told, settlement(report.plan, group.members[0]))
-    if more := sum(len(group.members) for group in groups[ROWS:]):
+    if more := unshown(groups, ROWS):
         page.text(f"... and {more:,} more in report.json", indent="  ")
 
 

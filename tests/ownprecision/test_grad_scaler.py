@@ -77,27 +77,15 @@ def test_what_needs_no_gradient_is_scaled_and_a_scaler_that_is_off_does_nothing(
     ("unscale", "noted"),
     [(lambda scaler, g: g, True), (lambda scaler, g: g / scaler.get_scale(), False)],
 )
-def test_a_penalty_on_gradients_that_still_have_the_factor_is_noted(unscale, noted):
+@pytest.mark.parametrize(("start", "differentiable"), [(0.0, True), (1.0, False)], ids=["penalty", "inner step"])
+def test_a_loss_made_of_gradients_that_still_have_the_factor_is_noted(start, differentiable, unscale, noted):
     settings = {}
     with OwnScaler(settings).scaled_in_gradients():
         scaler, x = torch.amp.GradScaler("cpu"), torch.ones(2, requires_grad=True)
-        (gradient,) = torch.autograd.grad(scaler.scale((x**2).sum()), x, create_graph=True)
-        scaler.scale(unscale(scaler, gradient).square().sum()).backward()
+        (gradient,) = torch.autograd.grad(scaler.scale((x**2).sum()), x, create_graph=differentiable)
+        scaler.scale((start * x - unscale(scaler, gradient)).square().sum()).backward()
     assert ("penalizes_scaled" in settings) is noted
     assert not noted or settings["penalizes_scaled"]["path"] == __file__
-
-
-@pytest.mark.parametrize(
-    ("unscale", "noted"),
-    [(lambda scaler, g: g, True), (lambda scaler, g: g / scaler.get_scale(), False)],
-)
-def test_an_inner_step_on_gradients_that_still_have_the_factor_is_noted(unscale, noted):
-    settings = {}
-    with OwnScaler(settings).scaled_in_gradients():
-        scaler, x = torch.amp.GradScaler("cpu"), torch.ones(2, requires_grad=True)
-        (gradient,) = torch.autograd.grad(scaler.scale((x**2).sum()), x)
-        scaler.scale((x - unscale(scaler, gradient)).square().sum()).backward()
-    assert ("penalizes_scaled" in settings) is noted
 
 
 def test_gradients_that_are_only_used_are_no_penalty():
