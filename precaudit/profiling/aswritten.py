@@ -14,7 +14,7 @@ from precaudit.ownprecision.operations import ANGLES
 from precaudit.planning.rules import OF_A_SUM
 from precaudit.profiling.audit import Audit
 from precaudit.profiling.deviation import deviation_from_float32, ends_early
-from precaudit.profiling.entries import Seen, causes_in, seen_in
+from precaudit.profiling.entries import Seen, casts_in, causes_in, seen_in
 from precaudit.profiling.scaled import CERTAIN, CHANGES, HOOKS, LIKELY, of_scaled
 from precaudit.reporting.words import plural
 from precaudit.running.job import RunResult
@@ -246,11 +246,11 @@ def _of_end(reference: RunResult, run: RunResult, fix: str) -> Finding:
 
 
 def _of_difference(run: RunResult, detail: str | None, explained: bool, autocast: Any, fix: str) -> list[Finding]:
-    casts = run.baseline.get("casts")
-    places = [(Location(c["path"], c["line"]), c["dtype"]) for c in casts] if isinstance(casts, list) else []
+    casts = casts_in(run.baseline)
+    places = [(Location(c["path"], c["line"]), c["dtype"]) for c in casts]
     where = places[0][0] if places else place_of(autocast)
     what = " and ".join(dict.fromkeys(dtype for _, dtype in places)) or "low precision"
-    listed = [_cast(cast) for cast in casts] if isinstance(casts, list) else []
+    listed = [_cast(cast) for cast in casts]
     if detail is not None:
         return [
             finding(

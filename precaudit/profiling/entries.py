@@ -26,6 +26,12 @@ def seen_in(run: RunResult) -> list[Seen]:
     return seen if isinstance(seen, list) else []
 
 
+def casts_in(baseline: Seen) -> list[Seen]:
+    """The casts to low formats that the script itself, or a library by its order, makes; `baseline` is a run's."""
+    casts = baseline.get("casts")
+    return casts if isinstance(casts, list) else []
+
+
 def causes_in(run: RunResult, severity: Severity) -> list[Finding]:
     """Findings from all entries of a run as written."""
     seen = [_named(entry, run.trace) for entry in seen_in(run)]

@@ -15,7 +15,7 @@ from precaudit.planning.planner import default_format
 from precaudit.planning.rules import Ban
 from precaudit.profiling.aswritten import of_as_written
 from precaudit.profiling.audit import Audit
-from precaudit.profiling.entries import CAP, seen_in
+from precaudit.profiling.entries import CAP, casts_in, seen_in
 from precaudit.reporting.words import listing
 from precaudit.tracing.ops import CASTS
 from precaudit.tracing.records import ABSORBING, Trace
@@ -78,9 +78,8 @@ def _of_bypassed(trace: Trace) -> list[Finding]:
 
 def _own_casts(audit: Audit) -> set[Location | None]:
     """Lines at which the script itself, or a library by its order, casts to a low format."""
-    casts = audit.as_written.baseline.get("casts") if audit.as_written else None
-    seen = casts if isinstance(casts, list) else []
-    return {place_of(each) for cast in seen for each in (cast, cast.get("through")) if each}
+    casts = casts_in(audit.as_written.baseline) if audit.as_written else []
+    return {place_of(each) for cast in casts for each in (cast, cast.get("through")) if each}
 
 
 def _of_bans(bans: Iterable[Ban], plan: Plan, own_casts: Container[Location | None] = ()) -> list[Finding]:
@@ -164,9 +163,7 @@ def _of_weights(layer: Layer, baseline: Mapping[str, Any], pace: Mapping[str, bo
 
 def _cast_to(dtype: str, baseline: Mapping[str, Any]) -> Location | None:
     """The line that first casts to that dtype."""
-    casts = baseline.get("casts")
-    found = (place_of(cast) for cast in casts if cast["dtype"] == dtype) if isinstance(casts, list) else ()
-    return next(iter(found), None)
+    return next((place_of(cast) for cast in casts_in(baseline) if cast["dtype"] == dtype), None)
 
 
 def _of_states(layer: Layer) -> Iterator[Finding]:
