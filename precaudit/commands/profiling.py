@@ -12,6 +12,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from precaudit.commands.forecast import Forecast
 from precaudit.commands.options import refuse_overwrite
 from precaudit.commands.progress import RunProgress
 from precaudit.commands.signals import handle_signals
@@ -113,7 +114,7 @@ def run_profile(arguments: argparse.Namespace) -> int:
     refuse_overwrite([file for path in (*outputs, *arguments.output) for file in files_of(path)], arguments.force)
     _make(folder)
     log = folder / "script.log"
-    with alone_in(folder), RunProgress() as progress:
+    with alone_in(folder), RunProgress(Forecast(settings)) as progress:
         log.write_bytes(b"")
         runner = ChildRunner(log, progress, gpus=() if job.device else equal_gpus(library()))
         runner.start(job)

@@ -10,6 +10,7 @@ from types import MappingProxyType, TracebackType
 
 from tqdm import tqdm
 
+from precaudit.commands.forecast import Forecast
 from precaudit.running.job import RunResult, RunSpec
 
 PURPOSES: Mapping[str, str] = MappingProxyType(
@@ -29,9 +30,11 @@ PURPOSES: Mapping[str, str] = MappingProxyType(
 
 
 class RunProgress:
-    """Called with every partial result, from the threads that wait for runs."""
+    """Called with every partial result, from the threads that wait for runs; tells the time to go if it has a
+    forecast."""
 
-    def __init__(self) -> None:
+    def __init__(self, forecast: Forecast | None = None) -> None:
+        self._forecast = forecast
         self._bars: dict[tuple[str, int], tqdm[None] | None] = {}
         self._lock = threading.Lock()
         self._began = time.monotonic()
@@ -50,8 +53,11 @@ class RunProgress:
             if key not in self._bars:
                 self._bars[key] = self._start(spec)
             bar = self._bars[key]
+            if self._forecast is not None:
+                self._forecast.note(spec, partial)
             if bar is None:
                 return
+            bar.set_postfix_str(self._to_go(spec), refresh=False)
             bar.update(partial.steps - bar.n)
             if partial.steps >= spec.job.steps:
                 bar.close()
@@ -60,10 +66,13 @@ class RunProgress:
         title = f"{spec.label}, seed {spec.seed}"
         if not sys.stderr.isatty():
             passed = time.monotonic() - self._began
-            steps = f"{spec.job.steps} steps{_purpose(spec)}"
-            print(f"precaudit: {passed:.0f} s: {title}: {steps}", file=sys.stderr, flush=True)
+            told = "; ".join(filter(None, (f"{spec.job.steps} steps{_purpose(spec)}", self._to_go(spec))))
+            print(f"precaudit: {passed:.0f} s: {title}: {told}", file=sys.stderr, flush=True)
             return None
         return tqdm(total=spec.job.steps, desc=title, unit="step", leave=False, dynamic_ncols=True)
+
+    def _to_go(self, spec: RunSpec) -> str:
+        return self._forecast.to_go(spec.job.steps) if self._forecast else ""
 
 
 def _purpose(spec: RunSpec) -> str:

@@ -6,7 +6,10 @@ import re
 
 import pytest
 
+from precaudit.commands import forecast
+from precaudit.commands.forecast import Forecast
 from precaudit.commands.progress import RunProgress
+from precaudit.profiling.settings import Settings
 from precaudit.running.job import Job, RunResult, RunSpec
 
 JOB = Job("script", "train.py", (), ".", 60)
@@ -30,3 +33,47 @@ def test_a_run_is_told_once_with_its_purpose_and_when_it_began(capsys, label, au
             progress(spec, RunResult(label, 1, "running", steps))
     line = capsys.readouterr().err
     assert re.fullmatch(rf"precaudit: \d+ s: {label}, seed 1: 60 steps{re.escape(purpose)}\n", line)
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Seconds that the forecast's clock shows; a test turns it."""
+    shown = [100.0]
+    monkeypatch.setattr(forecast.time, "monotonic", lambda: shown[0])
+    return shown
+
+
+def ran(told, label, seed, steps):
+    told.note(RunSpec(JOB, label, seed), RunResult(label, seed, "running", steps))
+
+
+@pytest.mark.parametrize(
+    ("settings", "runs"),
+    [(Settings(), 11), (Settings(seeds=5), 17), (Settings(quick=True), 4), (Settings(verify=False), 3)],
+)
+def test_the_time_to_go_is_that_of_the_runs_left_at_the_pace_so_far(clock, settings, runs):
+    told = Forecast(settings)
+    ran(told, "reference", 0, 0)
+    assert told.to_go(60) == ""  # no step is done
+    clock[0] += 6.0
+    ran(told, "reference", 0, 60)
+    assert told.to_go(60) == f"about {6 * (runs - 1)} s to go"
+
+
+def test_a_repair_adds_its_runs_to_the_time_to_go(clock):
+    told = Forecast(Settings(verify=False))
+    ran(told, "reference", 0, 0)
+    clock[0] += 60.0
+    ran(told, "reference", 0, 60)
+    assert told.to_go(60) == "about 2 min to go"
+    ran(told, "bisect", 0, 0)
+    assert told.to_go(60) == "about 3 min to go"
+
+
+def test_the_log_tells_the_time_to_go_behind_a_runs_purpose(capsys, clock):
+    with RunProgress(Forecast(Settings())) as progress:
+        progress(RunSpec(JOB, "reference", 0), RunResult("reference", 0, "running", 0))
+        clock[0] += 6.0
+        progress(RunSpec(JOB, "reference", 0), RunResult("reference", 0, "completed", 60))
+        progress(RunSpec(JOB, "candidate-1", 0), RunResult("candidate-1", 0, "running", 0))
+    assert capsys.readouterr().err.endswith("60 steps (training with the plan); about 60 s to go\n")
