@@ -19,23 +19,30 @@ class Forecast:
     """
 
     def __init__(self, settings: Settings) -> None:
-        pairs = settings.pairs
-        compared = {(label, seed) for seed in range(pairs) for label in _PER_SEED}
-        single = {("reference-perturbed", 0)} if pairs == 1 else set()
         self._began: float | None = None
-        self._steps = {_named(*key): 0 for key in ({(label, 0) for label in _ONCE} | compared) - single}
+        self._done: dict[tuple[str, int], int] = {}
+        self._left: dict[tuple[str, int], int | None] = dict.fromkeys(_expected(settings.pairs))
 
-    def note(self, spec: RunSpec, partial: RunResult) -> None:
+    def note(self, spec: RunSpec, result: RunResult) -> None:
+        """Take in a run's result, partial or final."""
         self._began = self._began or time.monotonic()
-        self._steps[_named(spec.label, spec.seed)] = min(partial.steps, spec.job.steps)
+        key = _named(spec.label, spec.seed)
+        self._done[key] = result.steps
+        self._left[key] = spec.job.steps - result.steps if result.partial else 0
 
     def to_go(self, steps: int) -> str:
-        """The time to go in words where every run takes so many `steps`; empty before the first step."""
-        done = sum(self._steps.values())
+        """The time to go in words, where a run takes so many `steps`; empty before the first step."""
+        done, left = sum(self._done.values()), sum(steps if left is None else left for left in self._left.values())
         if not done or self._began is None:
             return ""
-        left = (time.monotonic() - self._began) * (steps * len(self._steps) - done) / done
-        return f"about {left:.0f} s to go" if left < 120 else f"about {left / 60:.0f} min to go"
+        seconds = (time.monotonic() - self._began) * left / done
+        return f"about {seconds:.0f} s to go" if seconds < 120 else f"about {seconds / 60:.0f} min to go"
+
+
+def _expected(pairs: int) -> set[tuple[str, int]]:
+    compared = {(label, seed) for seed in range(pairs) for label in _PER_SEED}
+    single = {("reference-perturbed", 0)} if pairs == 1 else set()
+    return ({(label, 0) for label in _ONCE} | compared) - single
 
 
 def _named(label: str, seed: int) -> tuple[str, int]:

@@ -30,8 +30,8 @@ PURPOSES: Mapping[str, str] = MappingProxyType(
 
 
 class RunProgress:
-    """Called with every partial result, from the threads that wait for runs; tells the time to go if it has a
-    forecast."""
+    """Called with every result, partial or final, from the threads that wait for runs; tells the time to go if it has
+    a forecast."""
 
     def __init__(self, forecast: Forecast | None = None) -> None:
         self._forecast = forecast
@@ -47,19 +47,19 @@ class RunProgress:
             if bar is not None:
                 bar.close()
 
-    def __call__(self, spec: RunSpec, partial: RunResult) -> None:
+    def __call__(self, spec: RunSpec, result: RunResult) -> None:
         key = (spec.label, spec.seed)
         with self._lock:
             if key not in self._bars:
                 self._bars[key] = self._start(spec)
             bar = self._bars[key]
             if self._forecast is not None:
-                self._forecast.note(spec, partial)
+                self._forecast.note(spec, result)
             if bar is None:
                 return
             bar.set_postfix_str(self._to_go(spec), refresh=False)
-            bar.update(partial.steps - bar.n)
-            if partial.steps >= spec.job.steps:
+            bar.update(result.steps - bar.n)
+            if not result.partial:
                 bar.close()
 
     def _start(self, spec: RunSpec) -> tqdm[None] | None:

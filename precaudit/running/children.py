@@ -125,7 +125,9 @@ class ChildRunner:
             self._living[process] = place
         sender.close()
         try:
-            return self._listen(spec, process, receiver)
+            result = self._listen(spec, process, receiver)
+            self._progress(spec, result)
+            return result
         finally:
             _end(process)
             with self._gate:
@@ -163,7 +165,7 @@ class ChildRunner:
                 raise message
             if isinstance(message, ScriptError):
                 return self._settled(replace(partial, error=message))
-            if message.status != "killed":
+            if not message.partial:
                 return self._settled(_with_log_tail(message, self._log))
             partial = message
             self._progress(spec, partial)

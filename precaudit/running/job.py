@@ -200,6 +200,11 @@ class RunResult:
     on_cuda: bool = False
 
     @property
+    def partial(self) -> bool:
+        """Whether the run still goes on."""
+        return self.status == "killed" and self.error is None
+
+    @property
     def finished(self) -> bool:
         """Whether it took all steps, or the script ended normally before."""
         return self.status in ("stopped", "ended")

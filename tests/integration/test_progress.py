@@ -30,7 +30,7 @@ def test_a_run_is_told_once_with_its_purpose_and_when_it_began(capsys, label, au
     spec = RunSpec(JOB, label, 1, audited=frozenset(audited))
     with RunProgress() as progress:
         for steps in (1, 30, 60):
-            progress(spec, RunResult(label, 1, "running", steps))
+            progress(spec, RunResult(label, 1, "killed" if steps < 60 else "stopped", steps))
     line = capsys.readouterr().err
     assert re.fullmatch(rf"precaudit: \d+ s: {label}, seed 1: 60 steps{re.escape(purpose)}\n", line)
 
@@ -44,7 +44,7 @@ def clock(monkeypatch):
 
 
 def ran(told, label, seed, steps):
-    told.note(RunSpec(JOB, label, seed), RunResult(label, seed, "running", steps))
+    told.note(RunSpec(JOB, label, seed), RunResult(label, seed, "killed" if steps < 60 else "stopped", steps))
 
 
 @pytest.mark.parametrize(
@@ -70,10 +70,18 @@ def test_a_repair_adds_its_runs_to_the_time_to_go(clock):
     assert told.to_go(60) == "about 3 min to go"
 
 
+def test_a_run_that_ends_early_leaves_no_steps_to_go(clock):
+    told = Forecast(Settings(verify=False))
+    ran(told, "reference", 0, 0)
+    clock[0] += 5.0
+    told.note(RunSpec(JOB, "reference", 0), RunResult("reference", 0, "ended", 50))
+    assert told.to_go(50) == "about 10 s to go"
+
+
 def test_the_log_tells_the_time_to_go_behind_a_runs_purpose(capsys, clock):
     with RunProgress(Forecast(Settings())) as progress:
-        progress(RunSpec(JOB, "reference", 0), RunResult("reference", 0, "running", 0))
+        progress(RunSpec(JOB, "reference", 0), RunResult("reference", 0, "killed", 0))
         clock[0] += 6.0
-        progress(RunSpec(JOB, "reference", 0), RunResult("reference", 0, "completed", 60))
-        progress(RunSpec(JOB, "candidate-1", 0), RunResult("candidate-1", 0, "running", 0))
+        progress(RunSpec(JOB, "reference", 0), RunResult("reference", 0, "stopped", 60))
+        progress(RunSpec(JOB, "candidate-1", 0), RunResult("candidate-1", 0, "killed", 0))
     assert capsys.readouterr().err.endswith("60 steps (training with the plan); about 60 s to go\n")
