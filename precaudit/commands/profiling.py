@@ -125,7 +125,7 @@ def run_profile(arguments: argparse.Namespace) -> int:
         try:
             outcome = profile_job(job, settings, runner)
         except PrecauditError as error:
-            raise hinted(error, job) from None
+            raise _with_older(hinted(error, job), outputs) from None
     return finish(outcome, arguments, folder)
 
 
@@ -136,6 +136,12 @@ def hinted(error: PrecauditError, job: Job, names: frozenset[str] = TRAINABLE) -
     missing = lacking(Path(job.target), names)
     hint = f"{job.target} looks like a model file that lacks `{missing}`; " if missing else ""
     return PrecauditError(f"{hint}{error}", error.exit_code)
+
+
+def _with_older(error: PrecauditError, outputs: Iterable[Path]) -> PrecauditError:
+    """The error with a warning of an earlier profile's files, which are left alone where there is no new report."""
+    older = [str(path) for path in outputs if path.exists()]
+    return PrecauditError(f"{error}; {older[0]} is an earlier profile's", error.exit_code) if older else error
 
 
 def _make(folder: Path) -> None:

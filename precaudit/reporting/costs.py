@@ -236,7 +236,8 @@ def profiling(report: Report) -> list[str]:
     counts = [plural(p[key], noun) for key, noun in COUNTS.items() if isinstance(p.get(key), int)]
     measuring = p.get("seconds_measuring")
     timing = [f"Timing the precisions took {seconds(measuring)} of that."] if _between(measuring, total) else []
-    return [f"{line}.", *timing, *_overhead(p), *([f"It needed {' and '.join(counts)}."] if counts else [])]
+    made = [f"It made {' and '.join(counts)} in all, those to measure and to search for causes included."]
+    return [f"{line}.", *timing, *_overhead(p), *(made if counts else [])]
 
 
 def _overhead(p: Mapping[str, Any]) -> list[str]:

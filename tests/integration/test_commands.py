@@ -171,6 +171,17 @@ def test_an_earlier_report_is_not_overwritten(tmp_path: Path, profile_here: Call
     assert (tmp_path / "out" / "report.json").read_text() == "{}"
 
 
+def test_an_earlier_report_is_named_as_such_where_nothing_was_measured(
+    tmp_path: Path, profile_here: Callable[..., Done]
+) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "report.json").write_text("{}")
+    done = profile_here(SCRIPTS / "bad" / "no_backward.py", "--force")
+    assert done.returncode == 3
+    assert "; out/report.json is an earlier profile's" in done.stderr
+    assert (tmp_path / "out" / "report.json").read_text() == "{}"
+
+
 UNMEASURED = ("syntax_error", "missing_argument", "reads_stdin")
 
 
