@@ -69,7 +69,8 @@ RULES: tuple[Rule, ...] = (
     # What serves a low-precision product, beside it in the same namespace and with its formats in the name.
     _rule(
         "gemm-helper",
-        r"gemm_starts|prepare_grouped_gemm_data|scale_\d+x128_kernel|expandInputRows|computeStrides|doActivation"
+        r"gemm_starts|group_gemm_args|prepare_grouped_gemm_data|scale_\d+x128_(?:reshape_)?kernel|expandInputRows"
+        r"|computeStrides|doActivation|(?<!gemm_)(?:silu|gelu|swiglu\w*)_(?:and_)?mul_\w*quant"
         r"|finalizeMoeRouting|ExpertPrefixSum|_repack_kernel|transpose_fp32|pack_fp32_into|mqa_logits_metadata"
         r"|clean_logits|^(?:void )?fbgemm_gpu::",
         False,

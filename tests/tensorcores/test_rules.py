@@ -1,4 +1,5 @@
-"""The rules by names from public documentation, profiler output and the traces in ../shared/traces."""
+"""The rules by names from public documentation, profiler output, the traces in ../shared/traces, and public code: a
+name's `source` says where its kernel can be read."""
 
 from __future__ import annotations
 
