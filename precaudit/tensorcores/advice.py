@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from precaudit.finding import finding
 from precaudit.model import Finding
 from precaudit.tensorcores.alignment import Padding, advice, misaligned, multiple, sizes
-from precaudit.tensorcores.kernel_names import RANK
 
 if TYPE_CHECKING:
     from precaudit.tensorcores.analysis import Group
@@ -35,7 +34,7 @@ def advise(groups: Sequence[Group], total: float) -> tuple[Finding, ...]:
     """One finding per cause, layers with the same cause together, by the GPU time at stake."""
     causes: dict[str, tuple[Callable[[list[Group]], Finding], list[Group]]] = {}
     for group in groups:
-        if group.card.nvidia and group.found.matmul and group.found.tensor_core in ("legacy", "none"):
+        if group.card.tensor_cores and group.found.matmul and group.found.tensor_core in ("legacy", "none"):
             key, explain = _cause(group, group.card)
             causes.setdefault(key, (explain, []))[1].append(group)
     ranked = sorted(causes.values(), key=lambda cause: -_seconds(cause[1]))
@@ -107,12 +106,10 @@ def _full_precision(groups: list[Group], card: Card, stated: str) -> Finding:
         suggestion = "Float64 needs a reason; float32 with TF32, or bfloat16 autocast, is many times faster"
     elif generation == "volta" or generation == "turing":
         suggestion = "This GPU's Tensor Cores take float16 only: use float16 autocast with a GradScaler"
-    elif generation is not None and RANK[generation] >= RANK["ampere"]:
-        suggestion = "Allow TF32 (torch.set_float32_matmul_precision('high')) or use bfloat16 autocast"
     elif card.capability is None:
         suggestion = "Which GPU this was is not known: name it with --target to learn what it could do"
     else:
-        suggestion = "This GPU has no Tensor Cores"
+        suggestion = "Allow TF32 (torch.set_float32_matmul_precision('high')) or use bfloat16 autocast"
     share = "float64" if stated == "fp64" else "float32"
     return _finding(
         "PA403", groups, f"products in {share} run without Tensor Cores ({groups[0].found.rule})", suggestion

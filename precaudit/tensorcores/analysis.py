@@ -134,7 +134,8 @@ def group_kernels(
 def _class_of(name: str, card: Card, ptx: Mapping[str, Sequence[str]]) -> Classification:
     """By PTX where all kernels compiled under the name agree, else by the name."""
     versions = [classify_ptx(name, text, card.capability) for text in ptx.get(name, ())] if card.nvidia else []
-    return agreed(versions) or classify(name, card.capability, nvidia=card.nvidia)
+    found = agreed(versions) or classify(name, card.capability, nvidia=card.nvidia)
+    return replace(found, tensor_core="none", generation=None) if card.nvidia and not card.tensor_cores else found
 
 
 def _kernel_flops(trace: Trace, op: Ints, classes: Sequence[Classification]) -> Floats:
@@ -313,6 +314,8 @@ def _card_notes(card: Card, named: bool, groups: Sequence[Group]) -> Iterable[st
         yield f"No peak figures for {card.name}: shares of peak and checks by rate are not measured."
     elif card.nvidia and (caveat := card.gpu.caveat(unused=("bandwidth",))):
         yield f"Peak {caveat}."
+    if card.nvidia and not card.tensor_cores:
+        yield f"{card.name} has no Tensor Cores, whatever its kernels are called."
     if card.unused:
         yield f"The trace names its GPU, {card.name}: the target {card.unused} is not used."
     if not named and (newer := _newer(groups, card)):

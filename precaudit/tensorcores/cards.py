@@ -7,7 +7,7 @@ from functools import cached_property
 
 import numpy as np
 
-from precaudit.tensorcores.kernel_names import RANK, generation_of
+from precaudit.tensorcores.kernel_names import RANK, generation_of, has_tensor_cores
 from precaudit.tensorcores.peaks import Gpu, find_gpu
 from precaudit.tensorcores.rules import NOT_NVIDIA, classify
 from precaudit.tensorcores.traces import Device, Trace
@@ -25,8 +25,13 @@ class Card:
     unused: str | None = None
 
     @cached_property
+    def tensor_cores(self) -> bool:
+        """Whether the GPU has any, as far as is known."""
+        return self.nvidia and has_tensor_cores(self.name or "", self.capability)
+
+    @cached_property
     def generation(self) -> str | None:
-        return generation_of(self.capability)
+        return generation_of(self.capability) if self.tensor_cores else None
 
 
 def cards_of(trace: Trace, target: str | None) -> tuple[Card, ...]:

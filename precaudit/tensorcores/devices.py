@@ -12,7 +12,7 @@ from typing import Any
 
 from precaudit.reporting.terminal import Page
 from precaudit.reporting.words import NOT_MEASURED, number, plural, visible
-from precaudit.tensorcores.kernel_names import generation_of
+from precaudit.tensorcores.kernel_names import generation_of, has_tensor_cores
 from precaudit.tensorcores.nvml import session, text
 from precaudit.tensorcores.peaks import find_gpu
 
@@ -113,11 +113,12 @@ def _gpu(nvml: Any, index: int) -> Accelerator:
     memory = _queried(nvml, nvml.nvmlDeviceGetMemoryInfo, handle)  # cards that share the host's memory don't say
     known = find_gpu(name)
     note = known.caveat() if known else "no peak figures known for this GPU"
+    version = tuple(capability) if capability else None
     return Accelerator(
         index=index,
         name=name,
         capability=".".join(map(str, capability)) if capability else None,
-        generation=generation_of(tuple(capability) if capability else None),
+        generation=generation_of(version) if has_tensor_cores(name, version) else None,
         memory_bytes=int(memory.total) if memory else None,
         formats=known.formats if known else None,
         peaks=dict(known.peaks) if known else None,

@@ -27,6 +27,15 @@ def generation_of(capability: Capability | None) -> str | None:
     return {9: "hopper", 10: "blackwell", 11: "blackwell", 12: "blackwell-rtx"}.get(major)
 
 
+# Turing's small cards have the compute capability of those with Tensor Cores, and none.
+_WITHOUT = re.compile(r"GTX 16\d0|\bMX[45]50\b|\bT(?:[456]00|550|1000|1200|2000)\b")
+
+
+def has_tensor_cores(gpu: str, capability: Capability | None) -> bool:
+    """Whether NVIDIA's GPU of this name and capability has any, as far as is known."""
+    return not _WITHOUT.search(gpu) and (capability is None or capability >= (7, 0))
+
+
 # ---------------------------------------------------------------- mangled names
 
 _MANGLED = re.compile(r"L[a-z]n?\d+E|[ST][0-9A-Z]*_|(\d+)|.", re.DOTALL)

@@ -188,6 +188,35 @@ def test_the_gpu_that_a_trace_names_is_no_other_by_a_target(tmp_path):
     assert not any("target" in note for note in analysed(tmp_path, launched(NVJET, 0, 5, 1), "h100").tensor_cores.notes)
 
 
+@pytest.mark.parametrize(
+    ("gpu", "capability", "used"),
+    [
+        ("Tesla P100-SXM2-16GB", (6, 0), 0.0),
+        ("Tesla K80", (3, 7), 0.0),
+        # of the T4's capability, on the TU116 and TU117: techpowerup.com/review/evga-gtx-1660-ti-xc-black/2.html
+        ("NVIDIA GeForce GTX 1660 Ti", (7, 5), 0.0),
+        ("Quadro T1000", (7, 5), 0.0),
+        ("NVIDIA T600 Laptop GPU", (7, 5), 0.0),
+        ("Tesla T4", (7, 5), 0.5),
+        ("NVIDIA GeForce RTX 2060", (7, 5), 0.5),
+        ("Quadro RTX 6000", (7, 5), 0.5),
+        ("NVIDIA TITAN RTX", (7, 5), 0.5),
+    ],
+)
+def test_a_gpu_without_tensor_cores_uses_none(tmp_path, gpu, capability, used):
+    """Whatever its kernels are called: cards of the GTX 16 series run Turing's, on other units."""
+    kernels = ["turing_fp16_s1688gemm_fp16_128x128_ldg8_f2f_nn", "sgemm_sm35_ldg_nn_64x16x64x16x16"]
+    events = [event for i, name in enumerate(kernels) for event in launched(name, 100 * i, 50, i)]
+    device = {"id": 0, "name": gpu, "computeMajor": capability[0], "computeMinor": capability[1]}
+    analysis = analyse(read_trace(write(tmp_path, document(events, device))))
+    share = analysis.tensor_cores.time_share
+    assert share.native + share.legacy == used
+    if not used:
+        assert share.none == 1
+        assert not analysis.findings
+        assert any("has no Tensor Cores" in note for note in analysis.tensor_cores.notes)
+
+
 def test_a_target_that_can_not_have_run_the_kernels_is_doubted(tmp_path):
     found = analysed(tmp_path, launched("wgmma_kernel", 0, 5, 1), target="v100", deviceProperties=None).tensor_cores
     assert any("Kernels for hopper GPUs don't run on V100" in note for note in found.notes)

@@ -41,6 +41,12 @@ def test_an_unlisted_gpu_has_no_invented_figures():
     assert "No peak figures known" in render(inspect(FakeNvml(card(b"NVIDIA Future 9000")), fake_torch(), ""))
 
 
+def test_a_gpu_without_tensor_cores_has_no_generation_of_them():
+    machine = inspect(FakeNvml(card("NVIDIA GeForce GTX 1660 Ti", capability=(7, 5))), fake_torch(), "")
+    assert machine.gpus[0].generation is None
+    assert "7.5 (no Tensor Cores known)" in flat(render(machine))
+
+
 def test_a_driver_that_says_little_is_no_failure():
     class Silent(FakeNvml):
         def nvmlSystemGetDriverVersion(self):
