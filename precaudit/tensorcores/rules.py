@@ -62,7 +62,7 @@ RULES: tuple[Rule, ...] = (
         r"|[Pp]ostprocess|dot_do_o|convert_dq|combine(?!d)|FwdCombine|reshape_and_cache|elementwise|Functor|prepare_varlen"
         r"|im2col|col2im|vol2col|col2vol|init_device_workspace|convertTensor_kernel|AddPaddingKernel|elementWise"
         r"|clear_dkvaccum|convert_dkv|ForwardCombine|BwdSumOdO|FmhaKernelBwdConvert|MlaReductionKernel|mla_metadata"
-        r"|region_transform|flip_filter|compute_gemm_pointers|generic4Channel",
+        r"|region_transform|flip_filter|compute_gemm_pointers|generic4Channel|SparseCompressor|nopHardwareDetection",
         False,
         matmul=False,
     ),
@@ -79,7 +79,7 @@ RULES: tuple[Rule, ...] = (
     _rule("xmma-ffma", r"xmma_.*_ffma", False),
     _rule("xmma-depthwise", r"xmma_depthwise_convolution_\w*f32f32_f32f32_f32", False),
     _rule("xmma-maxwell", r"sm(?:50|60|61)_xmma_(?!pooling|\w*HMMA)", False),
-    _rule("simt", r"_simt_|OpClassSimt|MmaSimt", False),
+    _rule("simt", r"_simt_|OpClassSimt|MmaSimt|UniversalFMA", False),
     _rule("tensorop", r"tensorop|OpClassTensorOp|MmaTensorOp|TensorOpMultiplicand|OpMultiplyAddFastF32", True),
     _rule("xmma-warpgroup", r"xmma_.*warpgroupsize", True, "hopper"),
     _rule("xmma-tensor", r"xmma_.*_(?:sp)?tensor\d+x\d+x\d+", True),
@@ -266,12 +266,12 @@ def _kernel_generation(name: str, rule: Rule, operands: str | None, gpu: str | N
     if stated is not None:
         return stated
     shaped = shape_generation(name, operands)
-    if shaped is not None or gpu is None or RANK[gpu] <= RANK["ampere"]:
-        return shaped or gpu
+    if shaped is not None or gpu is None:
+        return shaped
     if rule.id not in _ANY_GENERATION:
-        return "ampere"
-    # What else mma.sync takes, FP8 from Ada on included, may run on any path; FP4 on a B200 only by tcgen05.
-    return gpu if operands == "fp4" and gpu == "blackwell" else None
+        return gpu if RANK[gpu] <= RANK["ampere"] else "ampere"
+    # Ampere and those that run its mma.sync have one path; newer ones several, but for FP4 on a B200.
+    return gpu if RANK[gpu] == RANK["ampere"] or (operands == "fp4" and gpu == "blackwell") else None
 
 
 _ANY_GENERATION = frozenset({"trtllm-bmm", "low-precision-gemm"})

@@ -84,6 +84,7 @@ EVERY_GENERATION = [
 def test_fp8_has_a_path_of_its_own_on_some_gpus_and_two_on_others(name):
     assert [classify(name, gpu).tensor_core for gpu in (L4, RTX5090)] == ["native"] * 2
     assert [classify(name, gpu).tensor_core for gpu in (H100, B200)] == ["unknown"] * 2
+    assert classify(name, T4).tensor_core == "unknown"  # its Tensor Cores take no FP8: what they do, if any, isn't told
 
 
 def test_fp4_on_a_b200_has_one_path():
