@@ -99,13 +99,15 @@ RULES: tuple[Rule, ...] = (
     _rule(
         "vector-gemm",
         r"(?:volta|turing|ampere|maxwell|pascal|hopper)_(?:fp16_|bf16_)?g?[sdczhi]gemm|[shi]cudnn"
-        r"|magma_\w*[sdcz]gemm|fermiPlusCgemm|(?<![a-zA-Z0-9])[sdcz]gemm_(?:largek|\w*_vec)",
+        r"|magma_\w*[sdcz]gemm|fermiPlusCgemm|(?<![a-zA-Z0-9])[sdcz]gemm_(?:largek|\w*_vec)|gemm_kernel\dx\d_\w*core"
+        r"|router_gemm_kernel_(?:float|bf16)_output|convolveNd_sgemm",
         False,
     ),
     _rule("gemv", r"[Gg]emv|gemmk1|gemm_k1|(?<![a-zA-Z_])dot_kernel|gemmSN|4bit_inference_naive", False),
     _rule(
         "vector-quantised",  # dequantised in registers, multiplied by packed half-precision arithmetic
-        r"cudaCoreGemm|weight_only::kernel<|gemm_half_q_half|moe_wna16_gemm_kernel|bgmv_(?:shrink|expand)",
+        r"cudaCoreGemm|weight_only::kernel<|gemm_half_q_half|moe_wna16_gemm_kernel|bgmv_(?:shrink|expand)|q4_matmul_kernel"
+        r"|VecQuant\dMatMulKernel|Code(?:1x16|2x8)MatVec",
         False,
     ),
     _rule("vector-rnn", r"RNN_blockPersist_[fb]p_\w+<float", False),
@@ -138,8 +140,10 @@ RULES: tuple[Rule, ...] = (
     _rule("fmha-v2-turing", r"(?:fmha|fused_multihead_attention)_v2\w*_sm(?:70|72|75)(?!\d)", True),
     _rule("fmha-v2", r"(?:fmha|fused_multihead_attention)_v2\w*_sm(?:80|86|87|89|90|120)", True, "ampere"),
     _rule("trtllm-bmm", r"^(?:bmm|gemm)_(?:Mx|Nv)?(?:E4m3|E2m1|E5m2|Bfloat16|Fp16|Fp32)", True),
-    _rule("marlin", r"marlin::Marlin|Marlin(?:_24)?<", True, "ampere"),
+    _rule("marlin", r"marlin::Marlin|Marlin(?:_24|MoE\w*)?<", True, "ampere"),
     _rule("awq", r"gemm_forward_4bit_cuda_m16n", True, "ampere"),
+    _rule("low-latency-gemm", r"(?<!\w)fused_a_gemm_kernel<", True, "ampere"),
+    _rule("fused-mlp", r"(?<!\w)kernel_mlp_fused<", True),
     _rule("cutlass-device", r"cutlass::(?:device_kernel|Kernel).*(?:sm|Sm)(?:80|89|90|100|103|120)(?!\d)", True),
     _rule("cutlass-warp-specialized", r"cutlass::device_kernel.*KernelTmaWarpSpecialized", True, "hopper"),
     _rule(
