@@ -151,6 +151,13 @@ RULES: tuple[Rule, ...] = (
         r"^kernel_cutlass_(?=\w*(?:[gG]emm|GEMM|Attention|Fmha|FMHA))(?=\w*(?:(?:Sm|SM)(?:90|1[0-2]\d)|Hopper|Blackwell))",
         True,
     ),
+    _rule(  # public kernels around tl.dot, which multiplies float32 as TF32 unless told otherwise
+        "triton-dot",
+        r"^(?:fused_moe_kernel(?:_gptq_awq)?|_w8a8_(?:triton_)?block_\w*(?:matmul|mm)|kernel_unified_attention_[23]d"
+        r"|_fwd_grouped_kernel_stage1|_attn_(?:fwd|bwd)(?:_dkdv|_dq)?|awq_gemm_kernel|_lora_(?:shrink|expand)_kernel"
+        r"|_matmul_ogs\w*?)(?:_\d\w*)?$",
+        True,
+    ),
     _rule("triton-pointwise", r"^triton_(?:poi|red|per|spl|for|mix|unk)_", False, matmul=False),
     _rule(
         "low-precision-gemm",
@@ -278,7 +285,7 @@ def _kernel_generation(name: str, rule: Rule, operands: str | None, gpu: str | N
     return gpu if RANK[gpu] == RANK["ampere"] or (operands == "fp4" and gpu == "blackwell") else None
 
 
-_ANY_GENERATION = frozenset({"trtllm-bmm", "low-precision-gemm"})
+_ANY_GENERATION = frozenset({"trtllm-bmm", "low-precision-gemm", "triton-dot"})
 """Rules for libraries that have kernels of one name for every generation."""
 
 
