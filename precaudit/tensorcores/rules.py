@@ -72,7 +72,8 @@ RULES: tuple[Rule, ...] = (
         r"gemm_starts|group_gemm_args|prepare_grouped_gemm_data|scale_\d+x128_(?:reshape_)?kernel|expandInputRows"
         r"|computeStrides|doActivation|(?<!gemm_)(?:silu|gelu|swiglu\w*)_(?:and_)?mul_\w*quant"
         r"|finalizeMoeRouting|ExpertPrefixSum|_repack_kernel|transpose_fp32|pack_fp32_into|mqa_logits_metadata"
-        r"|clean_logits|^(?:void )?fbgemm_gpu::",
+        r"|clean_logits|^(?:void )?fbgemm_gpu::|kInt8VectorQuant|kdequant_mm|kDoubleRowColQuant|kgetColRowStats"
+        r"|reconstruct_(?:exllama|gptq)",
         False,
         matmul=False,
     ),
@@ -95,7 +96,8 @@ RULES: tuple[Rule, ...] = (
     _rule("wgmma", r"[wW]gmma|(?<![A-Z])GMMA(?![A-Z])", True, "hopper"),
     _rule("tcgen05", r"utc[a-z0-9]*mma|tcgen05|(?<![A-Z])UMMA(?![A-Z])", True, "blackwell"),
     _rule("ptx-mma", r"(?<![a-zA-Z0-9])m16n8k(?:4|8|16|32|64)(?![0-9])", True),
-    _rule("transformed-conv", r"fft[12]d|fft3d|winograd|gcgemm", False),  # multiplies less than its op's FLOPs say
+    # Multiplies less than its op's FLOPs say.
+    _rule("transformed-conv", r"fft[12]d|fft3d|winograd|gcgemm|pointwise_mult_and_sum_complex", False),
     _rule(
         "vector-gemm",
         r"(?:volta|turing|ampere|maxwell|pascal|hopper)_(?:fp16_|bf16_)?g?[sdczhi]gemm|[shi]cudnn"
@@ -117,7 +119,14 @@ RULES: tuple[Rule, ...] = (
         r"|dgrad2d_|wgrad2d_|dgrad1d|conv2d_grouped_direct|conv2d_c1_k1|conv_depthwise|DepthwiseConv|causal_conv1d_\w*kernel",
         False,
     ),
-    _rule("fourier", r"(?:^|\W)(?:vector|regular)_fft<", False, matmul=False),
+    _rule("fourier", r"(?:^|\W)(?:vector|regular|composite_2way|multi_bluestein)_fft<", False, matmul=False),
+    _rule(
+        "sparse",  # rows of their own lengths, by vector units
+        r"(?:^|\W)cusparse::(?:cs[rc]|coo|load_balancing|partition)|dgl::aten::cuda::(?:SpMM|SDDMM)",
+        False,
+        matmul=False,
+    ),
+    _rule("recurrent", r"fused_recurrent_\w*kernel", False, matmul=False),  # an outer product a step, no tl.dot
     _rule("vector-attention", r"paged_attention_v[12]_\w*kernel|(?:Batch|Single)DecodeWith\w*KVCacheKernel<", False),
     _rule("flash-sm90", r"flash::compute_attn_ws|FlashAtt(?:entio)?n\w*Sm90|flash::enable_sm90", True, "hopper"),
     _rule("flash-sm100", r"FlashAtt(?:entio)?n\w*Sm10\d", True, "blackwell"),
@@ -172,11 +181,17 @@ RULES: tuple[Rule, ...] = (
         False,
         matmul=False,
     ),
-    _rule("pytorch", r"^(?:void )?(?:at|c10)::|at_cuda_detail|multi_tensor_apply", False, matmul=False),
+    _rule(
+        "pytorch",
+        r"^(?:void )?(?:at|c10)::|at_cuda_detail|multi_tensor_apply|^CudaCodeGen::kernel",
+        False,
+        matmul=False,
+    ),
     _rule(
         "pytorch-short",  # as some exporters write them: without a namespace, or without arguments too
         r"^(?:void )?(?:[(<]\w+(?: \w+)?[)>]::)?(?:reduce_kernel|index(?:Select|Add|Func)\w+Index|cuCompute\w+"
-        r"|CatArrayBatchedCopy\w*|tensor_kernel_scan_\w+|_scatter_gather\w+|cuApply\w+)(?:$|[<(])",
+        r"|CatArrayBatchedCopy\w*|tensor_kernel_scan_\w+|_scatter_gather\w+|cuApply\w+|bitonicSort\w+|gatherKthValue"
+        r"|compute_cuda_kernel|indexing_backward_kernel\w*)(?:$|[<(])",
         False,
         matmul=False,
     ),
@@ -190,7 +205,13 @@ RULES: tuple[Rule, ...] = (
         "cudnn-map",
         r"cudnn::bn_|cudnn::ops::|cudnn::(?:\w+::)?softmax|bn_(?:fw|bw)_|pooling_\w+_kernel|scalePacked|op_generic_tensor"
         r"|elemWiseRNNcell|(?i:elementwise)_fp|cudnn::detail::lrn|persistRNN_|add_tensor_kernel_v3|calc_bias_diff<"
-        r"|xmma_pooling_|reduce_wgrad_n",
+        r"|xmma_pooling_|reduce_wgrad_n|op_tensor_kernel",
+        False,
+        matmul=False,
+    ),
+    _rule(  # its products are cuBLAS's and cuDNN's, but for what prepares FP4
+        "transformer-engine",
+        r"^(?:void )?transformer_engine::(?!.*(?i:gemm|mma|hadamard|rht|attn|attention))",
         False,
         matmul=False,
     ),
@@ -210,20 +231,21 @@ RULES: tuple[Rule, ...] = (
     ),
     _rule(
         "memory",
-        r"(?i)^(?:\[cuda )?(?:memcpy|memset)|copy_kernel|copy_page|fill_kernel|transpose_kernel|cast_transpose"
-        r"|float2half_rn_kernel",
+        r"(?i)^(?:\[cuda )?(?:memcpy|memset)|copy_kernel|copy_page|fill_kernel|transpose_(?:kernel|readWrite)"
+        r"|cast_transpose|float2half_rn_kernel",
         False,
         matmul=False,
     ),
     _rule(
         "map-or-reduce",
-        r"(?i)^(?!.*(?:gemm|mma|attention|attn|fmha|conv(?!ert)|matmul|linear|mlp|fused_?moe|dot|dense|ffn|proj|einsum|lora"
-        r"|(?<![a-z])(?:b|sp)?mm(?![a-z]))).*"
+        r"(?i)^(?!.*(?:gemm|mma|attention|attn|fmha|conv(?!ert)|matmul|(?<!bi)(?<!tri)linear|mlp|fused_?moe|dot|dense"
+        r"|ffn|proj|einsum|lora|(?<![a-z])(?:b|sp)?mm(?![a-z]))).*"
         r"(?:(?:layer|rms|group|batch|instance|l2)_?norm|softmax|rotary|rope_|silu|gelu|act_and_mul|embedding|dropout"
         r"|quantize|_quant_|quantint8|topk|top_k|sampling|argmax|routing|finalizeKernel|moe_align|expand_input|permute"
         r"|cross_entropy|Criterion|fast_hadamard|selective_scan_|nms_kernel|roi_align|roi_pool|resize|upsample|mergestates"
         r"|concat_and_cache|sort_expert|amax_kernel|kOptimizer|nrm2_kernel|asum_kernel|axpy_kernel|scal_kernel"
-        r"|moe_sum_kernel|norm_?rope|(?:swi|ge)glu(?:_[a-z]+)?_(?:for|back)ward_kernel)",
+        r"|moe_sum_(?:reduce_\w*)?kernel|moe_fused_gate|moe::dev::activation|norm_?rope|biasrope|cvt_\w*to_fp[48]"
+        r"|(?:swi|ge)glu(?:_[a-z]+)?_(?:for|back)ward_kernel)",
         False,
         matmul=False,
     ),
