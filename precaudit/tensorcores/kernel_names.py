@@ -68,8 +68,8 @@ _SM_TOKEN = re.compile(
     r"(?:cutlass_|(?<![a-zA-Z])(?:sm|SM|arch)_?|Sm)(70|75|80|86|87|89|90|100|101|103|110|120|121)(?!\d)"
 )
 _NAMED = re.compile(r"(?i:(?<![a-z])(volta|turing|ampere|hopper|blackwell)|(?<![a-z])(ada)(?![a-z]))(?![a-z])")
-_SHAPE = re.compile(r"(?:tensor|[hsicdz])(64x\d+x\d+|\d+x\d+x\d+|884|1684|1688|16816|16832|16864|8816|8832|161616)")
-_WARPGROUP_SHAPE = re.compile(r"(?<![a-zA-Z0-9])[a-z]{1,2}64x\d+x\d+")
+_SHAPE = re.compile(r"tensor(\d+x\d+x\d+)|[hsicdz](884|1684|1688|16816|16832|16864|8816|8832|161616)")
+_WARPGROUP_SHAPE = re.compile(r"(?<![a-zA-Z0-9])[a-z]{1,2}64x\d+x\d+(?:gemm|[fdw](?:prop|grad))")
 
 
 def stated_generation(name: str) -> str | None:
@@ -86,7 +86,7 @@ def shape_generation(name: str, operands: str | None) -> str | None:
     if _WARPGROUP_SHAPE.search(name):
         return "hopper"
     match = _SHAPE.search(name)
-    shape = match.group(1).replace("x", "") if match else ""
+    shape = (match.group(1) or match.group(2)).replace("x", "") if match else ""
     if shape == "884":
         return "ampere" if operands == "fp64" else "volta"
     if shape in ("1688", "8816", "8832"):
