@@ -71,7 +71,7 @@ RULES: tuple[Rule, ...] = (
         "gemm-helper",
         r"gemm_starts|group_gemm_args|prepare_grouped_gemm_data|scale_\d+x128_(?:reshape_)?kernel|expandInputRows"
         r"|computeStrides|doActivation|(?<!gemm_)(?:silu|gelu|swiglu\w*)_(?:and_)?mul_\w*quant"
-        r"|finalizeMoeRouting|ExpertPrefixSum|_repack_kernel|transpose_fp32|pack_fp32_into|mqa_logits_metadata"
+        r"|finalizeMoeRouting|ExpertPrefixSum|BuildExpertMaps|_repack_kernel|transpose_fp32|pack_fp32_into|mqa_logits_metadata"
         r"|clean_logits|^(?:void )?fbgemm_gpu::|kInt8VectorQuant|kdequant_mm|kDoubleRowColQuant|kgetColRowStats"
         r"|reconstruct_(?:exllama|gptq)",
         False,
@@ -160,6 +160,9 @@ RULES: tuple[Rule, ...] = (
         r"^kernel_cutlass_(?=\w*(?:[gG]emm|GEMM|Attention|Fmha|FMHA))(?=\w*(?:(?:Sm|SM)(?:90|1[0-2]\d)|Hopper|Blackwell))",
         True,
     ),
+    _rule(
+        "cute-dsl-atom", r"^kernel_cutlass_\w*_ShapeMNK(?:128|256)\d", True, "blackwell"
+    ),  # as high as tcgen05's only
     _rule(  # public kernels around tl.dot, which multiplies float32 as TF32 unless told otherwise
         "triton-dot",
         r"^(?:fused_moe_kernel(?:_gptq_awq)?|_w8a8_(?:triton_)?block_\w*(?:matmul|mm)|kernel_unified_attention_[23]d"
