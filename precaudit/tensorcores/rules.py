@@ -102,7 +102,7 @@ RULES: tuple[Rule, ...] = (
         "vector-gemm",
         r"(?:volta|turing|ampere|maxwell|pascal|hopper)_(?:fp16_|bf16_)?g?[sdczhi]gemm|[shi]cudnn"
         r"|magma_\w*[sdcz]gemm|fermiPlusCgemm|(?<![a-zA-Z0-9])[sdcz]gemm_(?:largek|\w*_vec)|gemm_kernel\dx\d_\w*core"
-        r"|router_gemm_kernel_(?:float|bf16)_output|convolveNd_sgemm",
+        r"|router_gemm_kernel_(?:float|bf16)_output",
         False,
     ),
     _rule("gemv", r"[Gg]emv|gemmk1|gemm_k1|(?<![a-zA-Z_])dot_kernel|gemmSN|4bit_inference_naive", False),
@@ -115,7 +115,7 @@ RULES: tuple[Rule, ...] = (
     _rule("vector-rnn", r"RNN_blockPersist_[fb]p_\w+<float", False),
     _rule(
         "vector-conv",
-        r"dgrad_engine|wgrad_engine|wgrad_alg\d|dgrad_alg\d|convolve_sgemm|convolve_common_engine"
+        r"dgrad_engine|wgrad_engine|wgrad_alg\d|dgrad_alg\d|convolve_sgemm|convolve_common_engine|convolveNd_"
         r"|dgrad2d_|wgrad2d_|dgrad1d|conv2d_grouped_direct|conv2d_c1_k1|conv_depthwise|DepthwiseConv|causal_conv1d_\w*kernel",
         False,
     ),
@@ -160,9 +160,8 @@ RULES: tuple[Rule, ...] = (
         r"^kernel_cutlass_(?=\w*(?:[gG]emm|GEMM|Attention|Fmha|FMHA))(?=\w*(?:(?:Sm|SM)(?:90|1[0-2]\d)|Hopper|Blackwell))",
         True,
     ),
-    _rule(
-        "cute-dsl-atom", r"^kernel_cutlass_\w*_ShapeMNK(?:128|256)\d", True, "blackwell"
-    ),  # as high as tcgen05's only
+    # As high as only tcgen05's instructions are.
+    _rule("cute-dsl-atom", r"^kernel_cutlass_\w*_ShapeMNK(?:128|256)\d", True, "blackwell"),
     _rule(  # public kernels around tl.dot, which multiplies float32 as TF32 unless told otherwise
         "triton-dot",
         r"^(?:fused_moe_kernel(?:_gptq_awq)?|_w8a8_(?:triton_)?block_\w*(?:matmul|mm)|kernel_unified_attention_[23]d"
@@ -208,7 +207,7 @@ RULES: tuple[Rule, ...] = (
         "cudnn-map",
         r"cudnn::bn_|cudnn::ops::|cudnn::(?:\w+::)?softmax|bn_(?:fw|bw)_|pooling_\w+_kernel|scalePacked|op_generic_tensor"
         r"|elemWiseRNNcell|(?i:elementwise)_fp|cudnn::detail::lrn|persistRNN_|add_tensor_kernel_v3|calc_bias_diff<"
-        r"|xmma_pooling_|reduce_wgrad_n|op_tensor_kernel",
+        r"|xmma_pooling_|reduce_wgrad_n|op_tensor_kernel|cudnn::\w+::setTensor",
         False,
         matmul=False,
     ),
