@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from precaudit.instrument.patches import all_wrapped, replaced_by
+from precaudit.instrument.patches import all_wrapped
 
 # Bound here, as the module attributes are patched while a script's settings are ignored.
 _GET = (torch._C._get_cublas_allow_tf32, torch._C._get_cudnn_allow_tf32)
@@ -103,12 +103,12 @@ def _new_settings() -> dict[str, str]:
 def own_settings_ignored() -> Iterator[None]:
     """Ignore the script's settings for float32 products."""
 
-    def ignored(*arguments: Any) -> None:
+    def ignored(original: Any, *arguments: Any) -> None:
         return None
 
     # cuDNN's flags store references to torch's setters; other flags look them up.
     flags = vars(type(torch.backends.cudnn))
     owners = [(torch._C, name) for name in _SETTERS if hasattr(torch._C, name)]
     owners += [(flags[name], "setter") for name in ("allow_tf32", "fp32_precision") if name in flags]
-    with all_wrapped(*((owner, name, replaced_by(ignored)) for owner, name in owners)):
+    with all_wrapped(*((owner, name, ignored) for owner, name in owners)):
         yield

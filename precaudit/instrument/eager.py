@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import functools
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 
-from precaudit.instrument.patches import all_wrapped, replaced_by
+from precaudit.instrument.patches import all_wrapped, ignoring_original
 
 
 def _uncompiled(model: Any = None, **options: Any) -> Any:
@@ -29,29 +29,25 @@ def _scripting(enabled: bool) -> Iterator[None]:
         jit.enabled = before
 
 
-def _scripted_for_torch(compiles: Callable[[], None], original: Callable[..., Any]) -> Callable[..., Any]:
+def _scripted_for_torch(compiles: Callable[[], None], original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Scripting only for torch's own calls, which it depends on, such as its rules for forward-mode derivatives."""
-
-    @functools.wraps(original)
-    def script(*args: Any, **kwargs: Any) -> Any:
-        if sys._getframe(1).f_globals.get("__name__", "").partition(".")[0] != "torch":
-            if args and isinstance(args[0], torch.nn.Module):
-                compiles()
-            return original(*args, **kwargs)
-        with _scripting(enabled=True):
-            return original(*args, **kwargs)
-
-    return script
+    caller = sys._getframe(2)  # of the replacement
+    if caller.f_globals.get("__name__", "").partition(".")[0] != "torch":
+        if args and isinstance(args[0], torch.nn.Module):
+            compiles()
+        return original(*args, **kwargs)
+    with _scripting(enabled=True):
+        return original(*args, **kwargs)
 
 
 @contextmanager
 def eager_only(compiles: Callable[[], None] = lambda: None) -> Iterator[None]:
     """Run functions uncompiled; `compiles` is called where the script has TorchScript compile a module."""
-    scripted = functools.partial(_scripted_for_torch, compiles)
+    scripted = partial(_scripted_for_torch, compiles)
     with (
         _scripting(enabled=False),
         all_wrapped(
-            (torch, "compile", replaced_by(_uncompiled)),
+            (torch, "compile", ignoring_original(_uncompiled)),
             (torch.jit, "script", scripted),
             (torch.jit, "trace", scripted),
         ),

@@ -6,7 +6,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import partial, wraps
+from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -125,32 +125,31 @@ class TrainingEvents(ScopeListener):
                 stack.callback(handle.remove)
             yield self
 
-    def _backward(self, original: Callable[..., None]) -> Callable[..., None]:
-        def backward(tensors: Any, grad_tensors: Any = None, *args: Any, **kwargs: Any) -> None:
-            tensors, grad_tensors = _held(tensors), _held(grad_tensors)
-            roots = _as_list(tensors)
-            if in_backward():
-                for listener in self.listeners:
-                    listener.backward_nested(roots)
-                return original(tensors, grad_tensors, *args, **kwargs)
-            if self._handed_on or any(isinstance(root, GradientEdge) for root in roots):
-                return original(tensors, grad_tensors, *args, **kwargs)  # a GradientEdge has no loss tensor
-            self._calls_backward = True
-            self._gradients_are_new()
-            gradients = _as_list(grad_tensors) or [None] * len(roots)
+    def _backward(
+        self, original: Callable[..., None], tensors: Any, grad_tensors: Any = None, *args: Any, **kwargs: Any
+    ) -> None:
+        tensors, grad_tensors = _held(tensors), _held(grad_tensors)
+        roots = _as_list(tensors)
+        if in_backward():
             for listener in self.listeners:
-                gradients = listener.backward_starts(roots, gradients) or gradients
-            with self._handing_on():
-                original(roots, gradients, *args, **kwargs)
-            for listener in self.listeners:
-                listener.backward_ended(roots)
-            if not self.has_optimizer:
-                self._publish_step(None)
-            elif self._group.are_all:  # they have stepped in hooks of the backward pass
-                self.complete()
-            return None
-
-        return backward
+                listener.backward_nested(roots)
+            return original(tensors, grad_tensors, *args, **kwargs)
+        if self._handed_on or any(isinstance(root, GradientEdge) for root in roots):
+            return original(tensors, grad_tensors, *args, **kwargs)  # a GradientEdge has no loss tensor
+        self._calls_backward = True
+        self._gradients_are_new()
+        gradients = _as_list(grad_tensors) or [None] * len(roots)
+        for listener in self.listeners:
+            gradients = listener.backward_starts(roots, gradients) or gradients
+        with self._handing_on():
+            original(roots, gradients, *args, **kwargs)
+        for listener in self.listeners:
+            listener.backward_ended(roots)
+        if not self.has_optimizer:
+            self._publish_step(None)
+        elif self._group.are_all:  # they have stepped in hooks of the backward pass
+            self.complete()
+        return None
 
     @property
     def _handed_on(self) -> bool:
@@ -199,35 +198,36 @@ class TrainingEvents(ScopeListener):
         if frame.is_outermost and not self.in_step and not in_backward():
             self.complete()
 
-    def _created(self, original: Callable[..., None]) -> Callable[..., None]:
-        @wraps(original)
-        def __init__(optimizer: Optimizer, *args: Any, **kwargs: Any) -> None:
-            original(optimizer, *args, **kwargs)
-            if self._concerns(optimizer):
-                self.know(optimizer)
+    def _created(self, original: Callable[..., None], optimizer: Optimizer, *args: Any, **kwargs: Any) -> None:
+        original(optimizer, *args, **kwargs)
+        if self._concerns(optimizer):
+            self.know(optimizer)
 
-        return __init__
-
-    def _grad(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        def grad(outputs: Any, inputs: Any, grad_outputs: Any = None, *args: Any, **kwargs: Any) -> Any:
-            outputs, inputs = _held(outputs), _held(inputs)
-            if in_backward():
-                return self._nested_gradient(partial(original, outputs, inputs, grad_outputs, *args, **kwargs))
-            if self._handed_on:
-                return original(outputs, inputs, grad_outputs, *args, **kwargs)
-            for listener in self.listeners if grad_outputs is None else ():
-                grad_outputs = listener.gradient_starts(_as_list(outputs), _as_list(inputs)) or grad_outputs
-            if not self.in_step:
-                self._gradients_are_new()
-            with self._handing_on():
-                result = original(outputs, inputs, grad_outputs, *args, **kwargs)
-            for listener in self.listeners:
-                listener.gradient_taken(_as_list(outputs))
-            if self._updates_by_hand(_as_list(inputs), *args, **kwargs):
-                self._publish_step(None)
-            return result
-
-        return grad
+    def _grad(
+        self,
+        original: Callable[..., Any],
+        outputs: Any,
+        inputs: Any,
+        grad_outputs: Any = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        outputs, inputs = _held(outputs), _held(inputs)
+        if in_backward():
+            return self._nested_gradient(partial(original, outputs, inputs, grad_outputs, *args, **kwargs))
+        if self._handed_on:
+            return original(outputs, inputs, grad_outputs, *args, **kwargs)
+        for listener in self.listeners if grad_outputs is None else ():
+            grad_outputs = listener.gradient_starts(_as_list(outputs), _as_list(inputs)) or grad_outputs
+        if not self.in_step:
+            self._gradients_are_new()
+        with self._handing_on():
+            result = original(outputs, inputs, grad_outputs, *args, **kwargs)
+        for listener in self.listeners:
+            listener.gradient_taken(_as_list(outputs))
+        if self._updates_by_hand(_as_list(inputs), *args, **kwargs):
+            self._publish_step(None)
+        return result
 
     def _updates_by_hand(
         self, inputs: Sequence[Any], retain_graph: Any = None, create_graph: bool = False, *_: Any, **others: Any

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.autograd.function import BackwardCFunction, Function
 
-from precaudit.instrument.patches import wrapped
+from precaudit.instrument.patches import replaced
 from precaudit.instrument.scopes import Frame, ModuleScopes
 from precaudit.instrument.torchfunction import map_tensors, tensors_in
 
@@ -37,7 +37,7 @@ class OwnBackward:
 
     @contextmanager
     def installed(self) -> Iterator[None]:
-        with wrapped(Function, "apply", self._applying):
+        with replaced(Function, "apply", self._applying):
             yield
 
     def _applying(self, original: Any) -> Any:

@@ -5,58 +5,74 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial, wraps
 from typing import Any
 
-Wrap = Callable[[Any], Any]
+Make = Callable[[Any], Any]
+"""original -> what takes its place"""
+Around = Callable[..., Any]
+"""(original, *arguments of a call) -> the call's result"""
 
 
 @dataclass
-class _Wrapped:
+class _Replaced:
     """A replaced function: `stored` is the original attribute of its owner (possibly a staticmethod)."""
 
     stored: Any
     function: Any
-    wraps: list[Wrap] = field(default_factory=list)
+    makers: list[Make] = field(default_factory=list)
 
 
-_wrapped: dict[tuple[int, str], _Wrapped] = {}
+_replaced: dict[tuple[int, str], _Replaced] = {}
 
 
 @contextmanager
-def wrapped(owner: Any, name: str, wrap: Wrap) -> Iterator[None]:
-    """Replace `owner.name` by `wrap(original)` in this block; the first wrap to be entered is the innermost."""
+def replaced(owner: Any, name: str, make: Make) -> Iterator[None]:
+    """Replace `owner.name` by `make(original)` in this block; the first replacement is the innermost."""
     key = id(owner), name
-    state = _wrapped.setdefault(key, _Wrapped(vars(owner)[name], getattr(owner, name)))
-    state.wraps.append(wrap)
+    state = _replaced.setdefault(key, _Replaced(vars(owner)[name], getattr(owner, name)))
+    state.makers.append(make)
     _renew(owner, name, state)
     try:
         yield
     finally:
-        state.wraps.remove(wrap)
+        state.makers.remove(make)
         _renew(owner, name, state)
-        if not state.wraps:
-            del _wrapped[key]
+        if not state.makers:
+            del _replaced[key]
 
 
-def replaced_by(function: Any) -> Wrap:
-    """A wrap that ignores the original."""
-    return lambda original: function
+def wrapped(owner: Any, name: str, around: Around) -> AbstractContextManager[None]:
+    """In this block a call of `owner.name` becomes one of `around`, which gets the original before the arguments."""
+    return replaced(owner, name, partial(_calling, around))
 
 
 @contextmanager
-def all_wrapped(*functions: tuple[Any, str, Wrap]) -> Iterator[None]:
-    """`wrapped` for several functions: (owner, name, wrap)."""
+def all_wrapped(*functions: tuple[Any, str, Around]) -> Iterator[None]:
+    """`wrapped` for several functions: (owner, name, around)."""
     with ExitStack() as stack:
-        for owner, name, wrap in functions:
-            stack.enter_context(wrapped(owner, name, wrap))
+        for function in functions:
+            stack.enter_context(wrapped(*function))
         yield
 
 
-def _renew(owner: Any, name: str, state: _Wrapped) -> None:
+def ignoring_original(function: Callable[..., Any]) -> Around:
+    return lambda original, *args, **kwargs: function(*args, **kwargs)
+
+
+def _calling(around: Around, original: Any) -> Any:
+    @wraps(original)
+    def function(*args: Any, **kwargs: Any) -> Any:
+        return around(original, *args, **kwargs)
+
+    return function
+
+
+def _renew(owner: Any, name: str, state: _Replaced) -> None:
     function = state.function
-    for wrap in state.wraps:
-        function = wrap(function)
-    setattr(owner, name, function if state.wraps else state.stored)
+    for make in state.makers:
+        function = make(function)
+    setattr(owner, name, function if state.makers else state.stored)
 
 
 class Shared:

@@ -6,7 +6,6 @@ import sys
 import threading
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
-from functools import partial, wraps
 from types import FrameType
 from typing import Any
 from weakref import ref
@@ -119,17 +118,16 @@ def checkpointed(resumed: Callable[[Callable[..., Any]], Callable[..., Any]]) ->
     """Make activation checkpointing run `resumed(function)` in place of its function, also when it recomputes it in the
     backward pass, where no module is running."""
 
-    def repeating(position: int, original: Callable[..., Any]) -> Callable[..., Any]:
-        @wraps(original)
-        def repeated(*args: Any, **kwargs: Any) -> Any:
-            return original(*args[:position], resumed(args[position]), *args[position + 1 :], **kwargs)
+    def resuming_first(original: Callable[..., Any], function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        return original(resumed(function), *args, **kwargs)
 
-        return repeated
+    def resuming_second(original: Any, context: Any, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        return original(context, resumed(function), *args, **kwargs)
 
     # Functions that `checkpoint` calls are patched, so that it doesn't matter how a script imported it.
     with all_wrapped(
-        (checkpointing.CheckpointFunction, "forward", partial(repeating, 1)),
-        (checkpointing, _WITHOUT_REENTRANT, partial(repeating, 0)),
+        (checkpointing.CheckpointFunction, "forward", resuming_second),
+        (checkpointing, _WITHOUT_REENTRANT, resuming_first),
     ):
         yield
 
@@ -273,14 +271,10 @@ class ModuleScopes(Scopes):
             self._counted[module] = model is not None and any(inner is module for inner in model.modules())
         return bool(self._counted[module])
 
-    def _noting_births(self, original: Callable[..., None]) -> Callable[..., None]:
-        @wraps(original)
-        def __init__(module: nn.Module, *args: Any, **kwargs: Any) -> None:
-            original(module, *args, **kwargs)
-            if self._stack.frames:
-                self._born_inside[module] = True
-
-        return __init__
+    def _noting_births(self, original: Callable[..., None], module: nn.Module, *args: Any, **kwargs: Any) -> None:
+        original(module, *args, **kwargs)
+        if self._stack.frames:
+            self._born_inside[module] = True
 
     def _is_passing(self, module: nn.Module) -> bool:
         """Whether `module` was created in a running forward, as in `nn.LayerNorm(d)(x)`: no plan can be applied to it,

@@ -33,25 +33,19 @@ class Loaders:
         with wrapped(DataLoader, "__iter__", self._started), wrapped(_BaseDataLoaderIter, "__next__", self._drawn):
             yield
 
-    def _started(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        def __iter__(loader: DataLoader[Any]) -> Any:
-            iterator = original(loader)
-            self._of_iterator[iterator] = loader
-            self._loaders[id(loader)] = loader
-            return iterator
+    def _started(self, original: Callable[..., Any], loader: DataLoader[Any]) -> Any:
+        iterator = original(loader)
+        self._of_iterator[iterator] = loader
+        self._loaders[id(loader)] = loader
+        return iterator
 
-        return __iter__
-
-    def _drawn(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        def __next__(iterator: Any) -> Any:
-            batch = original(iterator)
-            loader = self._of_iterator.get(iterator)
-            if loader is not None:
-                self._latest = id(loader)
-                self._draws[self._latest] += 1
-            return batch
-
-        return __next__
+    def _drawn(self, original: Callable[..., Any], iterator: Any) -> Any:
+        batch = original(iterator)
+        loader = self._of_iterator.get(iterator)
+        if loader is not None:
+            self._latest = id(loader)
+            self._draws[self._latest] += 1
+        return batch
 
     def stepped(self) -> None:
         if self._latest is not None:

@@ -126,12 +126,9 @@ class ArmScheduler(TrainingListener):
             frozenset(self.captured),
         )
 
-    def _capturing(self, original: Any) -> Any:
-        def capture_begin(graph: Any, *args: Any, **kwargs: Any) -> Any:
-            self.captured.add(self.running)
-            return original(graph, *args, **kwargs)
-
-        return capture_begin
+    def _capturing(self, original: Any, graph: Any, *args: Any, **kwargs: Any) -> Any:
+        self.captured.add(self.running)
+        return original(graph, *args, **kwargs)
 
     # ------------------------------------------------------------ the program; each `yield` waits for a step's end
 

@@ -14,7 +14,7 @@ from torch.amp.autocast_mode import autocast
 from precaudit.execution import apply as applying
 from precaudit.execution.apply import Applied
 from precaudit.execution.loss_scaling import SCALED
-from precaudit.instrument.patches import all_wrapped
+from precaudit.instrument.patches import all_wrapped, wrapped
 from precaudit.instrument.scopes import checkpointed
 from precaudit.instrument.torchfunction import dtype_name, map_tensors
 from precaudit.model import Location, Plan
@@ -26,24 +26,20 @@ def _opened_by_torch() -> bool:
     frame = sys._getframe(2)
     while frame is not None:
         module = frame.f_globals.get("__name__", "")
-        if not module.endswith(("autocast_mode", "precaudit.ownprecision.baseline")):
+        if not module.endswith(("autocast_mode", __name__, wrapped.__module__)):
             return module.partition(".")[0] == "torch"
         frame = frame.f_back  # type: ignore[assignment]
     return False
 
 
-def keeping_what_is_asked(original: Callable[..., None]) -> Callable[..., None]:
+def keeping_what_is_asked(
+    original: Any, region: Any, device_type: str, dtype: Any = None, enabled: bool = True, *args: Any, **kwargs: Any
+) -> None:
     """Wraps `autocast.__init__` to record whether the script enabled the region: on a machine without CUDA torch
     disables those for "cuda"."""
-
-    def __init__(
-        region: autocast, device_type: str, dtype: Any = None, enabled: bool = True, *args: Any, **kwargs: Any
-    ) -> None:
-        original(region, device_type, dtype, enabled, *args, **kwargs)
-        region.precaudit_asked = enabled  # type: ignore[attr-defined]
-        region.precaudit_of_torch = _opened_by_torch()  # type: ignore[attr-defined]
-
-    return __init__
+    original(region, device_type, dtype, enabled, *args, **kwargs)
+    region.precaudit_asked = enabled
+    region.precaudit_of_torch = _opened_by_torch()
 
 
 class _Region(NamedTuple):
@@ -119,29 +115,25 @@ class Baseline:
         with switched_off, checkpointed(self._kept):
             yield
 
-    def _entered(self, original: Callable[[autocast], Any]) -> Callable[[autocast], autocast]:
+    def _entered(self, original: Callable[[autocast], Any], region: autocast) -> autocast:
         """Regions that torch itself opens restore the surrounding autocast state, which may be a plan's. A region that
         disables autocast really disables that."""
-
-        def __enter__(region: autocast) -> autocast:
-            if getattr(region, "precaudit_of_torch", False):
-                original(region)
-                return region
-            asked = bool(getattr(region, "precaudit_asked", region._enabled))
-            dtype = dtype_name(region.fast_dtype) if asked else None
-            place = script_location()
-            if dtype is not None:
-                self._asked(dtype, place)
-            if not self._regions:
-                self._cleared()
-                self.region_at = place
-            disables = dtype is None and (bool(self._regions) or self._in_forward())
-            self._regions.append(_Region(dtype, disables, region._cache_enabled))
-            if disables:
-                original(region)
+        if getattr(region, "precaudit_of_torch", False):
+            original(region)
             return region
-
-        return __enter__
+        asked = bool(getattr(region, "precaudit_asked", region._enabled))
+        dtype = dtype_name(region.fast_dtype) if asked else None
+        place = script_location()
+        if dtype is not None:
+            self._asked(dtype, place)
+        if not self._regions:
+            self._cleared()
+            self.region_at = place
+        disables = dtype is None and (bool(self._regions) or self._in_forward())
+        self._regions.append(_Region(dtype, disables, region._cache_enabled))
+        if disables:
+            original(region)
+        return region
 
     def _asked(self, dtype: str, place: Location | None) -> None:
         """Record the dtype of the most relevant region: one with gradients before others, and float16, which needs a
@@ -156,52 +148,39 @@ class Baseline:
     def _cleared(self) -> None:
         self._cache = object()
 
-    def _clearing(self, original: Callable[[], None]) -> Callable[[], None]:
+    def _clearing(self, original: Callable[[], None]) -> None:
         """torch calls this at the end of an outermost region, also of a plan's."""
+        self._cleared()
+        original()
 
-        def clear() -> None:
-            self._cleared()
-            original()
+    def _left(self, original: Callable[..., Any], region: autocast, *exception: Any) -> None:
+        if getattr(region, "precaudit_of_torch", False) or self._regions.pop().disables:
+            original(region, *exception)
 
-        return clear
+    def _applied(
+        self, original: Callable[..., Applied], model: torch.nn.Module, plan: Plan, native: bool | None
+    ) -> Applied:
+        self.settings["plan"] = plan.default
+        handle = original(model, plan, native)
+        handle.remove()
+        return handle
 
-    def _left(self, original: Callable[..., Any]) -> Callable[..., None]:
-        def __exit__(region: autocast, *exception: Any) -> None:
-            if getattr(region, "precaudit_of_torch", False) or self._regions.pop().disables:
-                original(region, *exception)
-
-        return __exit__
-
-    def _applied(self, original: Callable[..., Applied]) -> Callable[..., Applied]:
-        def put_on(model: torch.nn.Module, plan: Plan, native: bool | None) -> Applied:
-            self.settings["plan"] = plan.default
-            handle = original(model, plan, native)
-            handle.remove()
-            return handle
-
-        return put_on
-
-    def _scaler_created(self, original: Callable[..., None]) -> Callable[..., None]:
-        def __init__(scaler: Any, device: str = "cuda", *args: Any, **kwargs: Any) -> None:
-            names = ("init_scale", "growth_factor", "backoff_factor", "growth_interval", "enabled")
-            asked = {**dict(zip(names, args, strict=False)), **kwargs}
-            if asked.pop("enabled", True):
-                self.settings["grad_scaler"] = {
-                    "init_scale": asked.get("init_scale", 2.0**16),
-                    "growth_interval": asked.get("growth_interval", 2000),
-                }
-            original(scaler, device, **{**asked, "enabled": False})
-
-        return __init__
+    def _scaler_created(
+        self, original: Callable[..., None], scaler: Any, device: str = "cuda", *args: Any, **kwargs: Any
+    ) -> None:
+        names = ("init_scale", "growth_factor", "backoff_factor", "growth_interval", "enabled")
+        asked = {**dict(zip(names, args, strict=False)), **kwargs}
+        if asked.pop("enabled", True):
+            self.settings["grad_scaler"] = {
+                "init_scale": asked.get("init_scale", 2.0**16),
+                "growth_interval": asked.get("growth_interval", 2000),
+            }
+        original(scaler, device, **{**asked, "enabled": False})
 
 
-def _scaling(original: Callable[..., Any]) -> Callable[..., Any]:
+def _scaling(original: Callable[..., Any], scaler: Any, outputs: Any) -> Any:
     """Mark the losses that the disabled scaler would have scaled, so that a plan's loss scale applies to them."""
-
-    def scale(scaler: Any, outputs: Any) -> Any:
-        return map_tensors(_scaled, original(scaler, outputs))
-
-    return scale
+    return map_tensors(_scaled, original(scaler, outputs))
 
 
 def _scaled(loss: torch.Tensor) -> torch.Tensor:

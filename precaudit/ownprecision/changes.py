@@ -65,38 +65,29 @@ class GradientChanges(TrainingListener):
         trained = (p for model in watched for p in model.parameters())
         self._before = {id(p): stored(p.grad).clone() for p in trained if p.grad is not None}
 
-    def _scaling(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        def scale(scaler: Any, outputs: Any) -> Any:
-            self._scaled += 1
-            return original(scaler, outputs)
+    def _scaling(self, original: Callable[..., Any], scaler: Any, outputs: Any) -> Any:
+        self._scaled += 1
+        return original(scaler, outputs)
 
-        return scale
+    def _unscaling(self, original: Callable[..., Any], scaler: Any, optimizer: Any, *args: Any, **kwargs: Any) -> Any:
+        if self._seen.setdefault(id(optimizer), None) is None:
+            self._seen[id(optimizer)] = self._changed(optimizer)
+            self._settings[BETWEEN] = list(self._seen.values())
+        return original(scaler, optimizer, *args, **kwargs)
 
-    def _unscaling(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        def unscale(scaler: Any, optimizer: Any, *args: Any, **kwargs: Any) -> Any:
-            if self._seen.setdefault(id(optimizer), None) is None:
-                self._seen[id(optimizer)] = self._changed(optimizer)
-                self._settings[BETWEEN] = list(self._seen.values())
-            return original(scaler, optimizer, *args, **kwargs)
+    def _hooking(self, original: Callable[..., Any], tensor: torch.Tensor, hook: Callable[..., Any]) -> Any:
+        if not (tensor.is_leaf and tensor.requires_grad):
+            return original(tensor, hook)
+        place = script_location()
 
-        return unscale
+        def watched(gradient: torch.Tensor) -> Any:
+            made = hook(gradient)
+            if isinstance(made, torch.Tensor) and self._scaled and IN_HOOKS not in self._settings:
+                self._settings.setdefault("hooks", line_of(place))
+                self._hooked.append(_change(gradient, made))
+            return made
 
-    def _hooking(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        def register_hook(tensor: torch.Tensor, hook: Callable[..., Any]) -> Any:
-            if not (tensor.is_leaf and tensor.requires_grad):
-                return original(tensor, hook)
-            place = script_location()
-
-            def watched(gradient: torch.Tensor) -> Any:
-                made = hook(gradient)
-                if isinstance(made, torch.Tensor) and self._scaled and IN_HOOKS not in self._settings:
-                    self._settings.setdefault("hooks", line_of(place))
-                    self._hooked.append(_change(gradient, made))
-                return made
-
-            return original(tensor, watched)
-
-        return register_hook
+        return original(tensor, watched)
 
     def _changed(self, optimizer: Any) -> Relative | None:
         """The change of an optimizer's gradients; None where it is not yet known."""

@@ -134,14 +134,11 @@ def in_both_passes(mode: TorchFunctionMode) -> Iterator[None]:
     """Enable a function mode in forward and backward passes. torch disables it during a call of `backward`, so it is
     enabled again around the engine, for hooks and custom functions of the script."""
 
-    def running(original: Callable[..., Any]) -> Callable[..., Any]:
-        def run_backward(*args: Any, **kwargs: Any) -> Any:
-            if mode in _get_current_function_mode_stack():
-                return original(*args, **kwargs)
-            with mode:
-                return original(*args, **kwargs)
-
-        return run_backward
+    def running(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if mode in _get_current_function_mode_stack():
+            return original(*args, **kwargs)
+        with mode:
+            return original(*args, **kwargs)
 
     with wrapped(torch.autograd, "_engine_run_backward", running), mode:
         yield
@@ -152,33 +149,23 @@ def everywhere(mode: TorchFunctionMode) -> Iterator[None]:
     """Enable the mode in this thread and in those that it starts: a script may train in one, and a function mode is per
     thread."""
 
-    def starting(original: Callable[[threading.Thread], None]) -> Callable[[threading.Thread], None]:
-        def bootstrap(thread: threading.Thread) -> None:
-            with mode:
-                original(thread)
-
-        return bootstrap
+    def starting(original: Callable[[threading.Thread], None], thread: threading.Thread) -> None:
+        with mode:
+            original(thread)
 
     with wrapped(threading.Thread, "_bootstrap_inner", starting), in_both_passes(mode):
         yield
 
 
-def _read_in_float32(original: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+def _read_in_float32(original: Callable[..., torch.Tensor], *args: Any, **kwargs: Any) -> torch.Tensor:
     """Load the tensor in its stored dtype, then widen it."""
-
-    def read(*args: Any, **kwargs: Any) -> torch.Tensor:
-        with torch._C.DisableTorchFunction():
-            tensor = original(*args, **kwargs)
-            return tensor.float() if tensor.dtype in _LOW else tensor
-
-    return read
+    with torch._C.DisableTorchFunction():
+        tensor = original(*args, **kwargs)
+        return tensor.float() if tensor.dtype in _LOW else tensor
 
 
-def _float32_by_default(original: Callable[[torch.dtype], None]) -> Callable[[torch.dtype], None]:
-    def set_default_dtype(dtype: torch.dtype) -> None:
-        original(torch.float32 if dtype in _LOW else dtype)
-
-    return set_default_dtype
+def _float32_by_default(original: Callable[[torch.dtype], None], d: torch.dtype) -> None:
+    original(torch.float32 if d in _LOW else d)
 
 
 @contextmanager

@@ -46,34 +46,24 @@ class OwnScaler:
         ):
             yield
 
-    def _scaling(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        def scale(scaler: torch.amp.GradScaler, outputs: Any) -> Any:
-            if not scaler.is_enabled():
-                return outputs
-            self._note()
-            listed = outputs if isinstance(outputs, (torch.Tensor, list, tuple)) else list(outputs)
-            return map_tensors(partial(self._scaled, scaler, original), listed)
+    def _scaling(self, original: Callable[..., Any], scaler: torch.amp.GradScaler, outputs: Any) -> Any:
+        if not scaler.is_enabled():
+            return outputs
+        self._note()
+        listed = outputs if isinstance(outputs, (torch.Tensor, list, tuple)) else list(outputs)
+        return map_tensors(partial(self._scaled, scaler, original), listed)
 
-        return scale
+    def _asking(self, original: Callable[..., float], scaler: torch.amp.GradScaler) -> float:
+        self._taken = None
+        return original(scaler)
 
-    def _asking(self, original: Callable[..., float]) -> Callable[..., float]:
-        def get_scale(scaler: torch.amp.GradScaler) -> float:
-            self._taken = None
-            return original(scaler)
-
-        return get_scale
-
-    def _taking(self, original: Callable[..., Any]) -> Callable[..., Any]:
+    def _taking(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """What it returns is in no `.grad`, where a scaler would find it."""
-
-        def grad(*args: Any, **kwargs: Any) -> Any:
-            self._takes = True
-            try:
-                return original(*args, **kwargs)
-            finally:
-                self._takes = False
-
-        return grad
+        self._takes = True
+        try:
+            return original(*args, **kwargs)
+        finally:
+            self._takes = False
 
     def _note(self) -> None:
         if self._taken is not None:

@@ -7,7 +7,7 @@ be for the device that the script trains on.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -18,7 +18,7 @@ from torch.overrides import _get_current_function_mode_stack
 from precaudit.execution.emulated import EmulatedMode, autocast_asked
 from precaudit.execution.formats import FLOAT32, ScopeFormat
 from precaudit.execution.rounding import HALVES
-from precaudit.instrument.patches import all_wrapped, replaced_by
+from precaudit.instrument.patches import all_wrapped, ignoring_original
 from precaudit.instrument.torchfunction import dtype_name
 from precaudit.ownprecision.baseline import keeping_what_is_asked
 
@@ -64,40 +64,34 @@ class OwnRegions(EmulatedMode):
         with (
             all_wrapped(
                 (autocast, "__init__", keeping_what_is_asked),
-                (autocast, "__enter__", replaced_by(self._entering())),
-                (autocast, "__exit__", replaced_by(self._leaving())),
-                (torch, "clear_autocast_cache", replaced_by(self._clear)),
-                (torch, "is_autocast_enabled", replaced_by(lambda device="cuda": self._dtype() is not None)),
-                (torch, "is_autocast_cpu_enabled", replaced_by(lambda: self._dtype() is not None)),
-                (torch, "get_autocast_dtype", self._asked_for),
+                (autocast, "__enter__", ignoring_original(self._enter)),
+                (autocast, "__exit__", ignoring_original(self._leave)),
+                (torch, "clear_autocast_cache", ignoring_original(self._clear)),
+                (torch, "is_autocast_enabled", ignoring_original(self._is_enabled)),
+                (torch, "is_autocast_cpu_enabled", ignoring_original(self._is_enabled)),
+                (torch, "get_autocast_dtype", lambda original, device: self._dtype() or original(device)),
             ),
-            autocast_asked.by(lambda: self._dtype() is not None),
+            autocast_asked.by(self._is_enabled),
             self,
         ):
             yield
 
-    def _entering(self) -> Callable[[autocast], autocast]:
-        def __enter__(region: autocast) -> autocast:
-            asked = getattr(region, "precaudit_asked", region._enabled) and region.fast_dtype in HALVES
-            brings = all(mode is not self for mode in _get_current_function_mode_stack())
-            self._open.regions.append(_Region(region.fast_dtype if asked else None, brings))
-            if brings:
-                self.__enter__()
-            return region
+    def _is_enabled(self, device: str = "") -> bool:
+        return self._dtype() is not None
 
-        return __enter__
+    def _enter(self, region: autocast) -> autocast:
+        asked = getattr(region, "precaudit_asked", region._enabled) and region.fast_dtype in HALVES
+        brings = all(mode is not self for mode in _get_current_function_mode_stack())
+        self._open.regions.append(_Region(region.fast_dtype if asked else None, brings))
+        if brings:
+            self.__enter__()
+        return region
 
-    def _leaving(self) -> Callable[..., None]:
-        def __exit__(region: autocast, *exception: Any) -> None:
-            if self._open.regions.pop().brings:
-                self.__exit__(None, None, None)
-            if not self._open.regions:
-                self._clear()
-
-        return __exit__
+    def _leave(self, region: autocast, *exception: Any) -> None:
+        if self._open.regions.pop().brings:
+            self.__exit__(None, None, None)
+        if not self._open.regions:
+            self._clear()
 
     def _clear(self) -> None:
         self._open.casts.clear()
-
-    def _asked_for(self, original: Callable[[str], torch.dtype]) -> Callable[[str], torch.dtype]:
-        return lambda device: self._dtype() or original(device)

@@ -71,24 +71,18 @@ class ScaledGradients(TrainingListener):
 
     # ---- the scaler
 
-    def _making(self, original: Callable[..., None]) -> Callable[..., None]:
-        def __init__(scaler: Any, *args: Any, **kwargs: Any) -> None:
-            original(scaler, *args, **kwargs)
-            if self._concerned and 0 <= self._made_at == self._steps - 1:
-                self._settings.setdefault("made_anew", line_of(script_location()))
-            self._made_at = self._steps
+    def _making(self, original: Callable[..., None], scaler: Any, *args: Any, **kwargs: Any) -> None:
+        original(scaler, *args, **kwargs)
+        if self._concerned and 0 <= self._made_at == self._steps - 1:
+            self._settings.setdefault("made_anew", line_of(script_location()))
+        self._made_at = self._steps
 
-        return __init__
-
-    def _scaling(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        def scale(scaler: Any, outputs: Any) -> Any:
-            if not self._concerned:
-                return original(scaler, outputs)
-            if not self._steps and any(_is_made_of_scaled(loss) for loss in tensors_in(outputs)):
-                self._settings.setdefault("scales_twice", line_of(script_location()))
-            return map_tensors(partial(self._marked, scaler), original(scaler, outputs))
-
-        return scale
+    def _scaling(self, original: Callable[..., Any], scaler: Any, outputs: Any) -> Any:
+        if not self._concerned:
+            return original(scaler, outputs)
+        if not self._steps and any(_is_made_of_scaled(loss) for loss in tensors_in(outputs)):
+            self._settings.setdefault("scales_twice", line_of(script_location()))
+        return map_tensors(partial(self._marked, scaler), original(scaler, outputs))
 
     def _marked(self, scaler: Any, scaled: torch.Tensor) -> torch.Tensor:
         """Mark a copy of the loss: a disabled scaler returns the loss itself, which the script may use elsewhere."""
@@ -100,74 +94,51 @@ class ScaledGradients(TrainingListener):
         node.metadata[_SCALED] = True
         return scaled
 
-    def _asking(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        def get_scale(scaler: Any) -> Any:
-            self._asked = self._asked_after = True
-            return original(scaler)
+    def _asking(self, original: Callable[..., Any], scaler: Any) -> Any:
+        self._asked = self._asked_after = True
+        return original(scaler)
 
-        return get_scale
+    def _unscaling(self, original: Callable[..., Any], scaler: Any, optimizer: Any, *args: Any, **kwargs: Any) -> Any:
+        function = type(optimizer).__name__
+        self._note(parameters_of(optimizer), _PLAIN, "unscaled_loss", function)
+        changed = "unscales_twice" if self._asked_after else "changes_scaled"
+        self._note(parameters_of(optimizer), _SCALED, changed, function, self._changed)
+        others = [p for p in parameters_of(optimizer) if self._scalers.get(id(p), scaler) is not scaler]
+        self._note(others, _SCALED, "other_scaler", function)
+        for parameter in parameters_of(optimizer):
+            self._kinds.pop(id(parameter), None)
+            self._unscaled.add(id(parameter))
+        outside, self._in_scaler = self._in_scaler, True
+        try:
+            return original(scaler, optimizer, *args, **kwargs)
+        finally:
+            self._in_scaler = outside
 
-    def _unscaling(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        def unscale(scaler: Any, optimizer: Any, *args: Any, **kwargs: Any) -> Any:
-            function = type(optimizer).__name__
-            self._note(parameters_of(optimizer), _PLAIN, "unscaled_loss", function)
-            changed = "unscales_twice" if self._asked_after else "changes_scaled"
-            self._note(parameters_of(optimizer), _SCALED, changed, function, self._changed)
-            others = [p for p in parameters_of(optimizer) if self._scalers.get(id(p), scaler) is not scaler]
-            self._note(others, _SCALED, "other_scaler", function)
-            for parameter in parameters_of(optimizer):
-                self._kinds.pop(id(parameter), None)
-                self._unscaled.add(id(parameter))
-            outside, self._in_scaler = self._in_scaler, True
-            try:
-                return original(scaler, optimizer, *args, **kwargs)
-            finally:
-                self._in_scaler = outside
+    def _unscaling_first(self, original: Callable[..., None], scaler: Any, optimizer: Any) -> None:
+        if not self._in_scaler:
+            self._called.add((scaler, id(optimizer)))
+        self._unscaling(original, scaler, optimizer)
 
-        return unscale
-
-    def _unscaling_first(self, original: Callable[..., None]) -> Callable[..., None]:
-        unscaling = self._unscaling(original)
-
-        def unscale_(scaler: Any, optimizer: Any) -> None:
-            if not self._in_scaler:
-                self._called.add((scaler, id(optimizer)))
-            unscaling(scaler, optimizer)
-
-        return unscale_
-
-    def _stepping(self, original: Callable[..., Any]) -> Callable[..., Any]:
+    def _stepping(self, original: Callable[..., Any], scaler: Any, optimizer: Any, *args: Any, **kwargs: Any) -> Any:
         """`step` unscales what `unscale_` has not, once between two updates."""
-        unscaling = self._unscaling(original)
+        if (scaler, id(optimizer)) in self._called and "adds_scaled" not in self._settings:
+            self._note(parameters_of(optimizer), _SCALED, "unscaled_before", type(optimizer).__name__)
+        return self._unscaling(original, scaler, optimizer, *args, **kwargs)
 
-        def step(scaler: Any, optimizer: Any, *args: Any, **kwargs: Any) -> Any:
-            if (scaler, id(optimizer)) in self._called and "adds_scaled" not in self._settings:
-                self._note(parameters_of(optimizer), _SCALED, "unscaled_before", type(optimizer).__name__)
-            return unscaling(scaler, optimizer, *args, **kwargs)
-
-        return step
-
-    def _updating(self, original: Callable[..., None]) -> Callable[..., None]:
-        def update(scaler: Any, *args: Any, **kwargs: Any) -> None:
-            self._called = {(each, number) for each, number in self._called if each is not scaler}
-            original(scaler, *args, **kwargs)
-
-        return update
+    def _updating(self, original: Callable[..., None], scaler: Any, *args: Any, **kwargs: Any) -> None:
+        self._called = {(each, number) for each, number in self._called if each is not scaler}
+        original(scaler, *args, **kwargs)
 
     # ---- training
 
-    def _clipping(self, original: Callable[..., Any]) -> Callable[..., Any]:
+    def _clipping(self, original: Callable[..., Any], parameters: Any, *args: Any, **kwargs: Any) -> Any:
         """Clipping writes to gradients without unscaling them."""
-
-        def clip(parameters: Any, *args: Any, **kwargs: Any) -> Any:
-            clipped = [parameters] if isinstance(parameters, torch.Tensor) else list(parameters)
-            self._note_scaled(clipped, "clips_scaled", original.__name__)
-            untouched = list(filter(self._untouched, clipped))
-            norm = original(clipped, *args, **kwargs)
-            self._written |= _gradients(untouched)
-            return norm
-
-        return clip
+        clipped = [parameters] if isinstance(parameters, torch.Tensor) else list(parameters)
+        self._note_scaled(clipped, "clips_scaled", original.__name__)
+        untouched = list(filter(self._untouched, clipped))
+        norm = original(clipped, *args, **kwargs)
+        self._written |= _gradients(untouched)
+        return norm
 
     def backward_starts(self, roots: Sequence[torch.Tensor], gradients: list[Any]) -> None:
         if not self._concerned:

@@ -184,8 +184,8 @@ def _main_module_left_alone() -> Iterator[None]:
     """Children don't import the parent's main module: it would cost every run, and would run a program again that has
     no `if __name__ == "__main__"`."""
 
-    def without_main(original: Callable[[str], dict[str, Any]]) -> Callable[[str], dict[str, Any]]:
-        return lambda name: {key: value for key, value in original(name).items() if not key.startswith("init_main")}
+    def without_main(original: Callable[[str], dict[str, Any]], name: str) -> dict[str, Any]:
+        return {key: value for key, value in original(name).items() if not key.startswith("init_main")}
 
     with wrapped(spawn, "get_preparation_data", without_main):
         yield

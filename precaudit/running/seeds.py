@@ -20,7 +20,7 @@ from unittest import mock
 import numpy as np
 import torch
 
-from precaudit.instrument.patches import all_wrapped, replaced_by, wrapped
+from precaudit.instrument.patches import all_wrapped, ignoring_original, wrapped
 
 _BASE_SEED = 20
 
@@ -40,15 +40,12 @@ class _Seeding:
         self._trial = trial
         self._calls = itertools.count()
 
-    def folded(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        def seeded(seed: Any = None, *args: Any, **kwargs: Any) -> Any:
-            seed = kwargs.pop("a", seed)
-            if isinstance(seed, (np.random.SeedSequence, np.random.BitGenerator, np.random.Generator)):
-                return function(seed, *args, **kwargs)
-            asked = self._unseeded() if seed is None else seed
-            return function(derived_seed(asked, self._trial), *args, **kwargs)
-
-        return seeded
+    def folded(self, function: Callable[..., Any], seed: Any = None, *args: Any, **kwargs: Any) -> Any:
+        seed = kwargs.pop("a", seed)
+        if isinstance(seed, (np.random.SeedSequence, np.random.BitGenerator, np.random.Generator)):
+            return function(seed, *args, **kwargs)
+        asked = self._unseeded() if seed is None else seed
+        return function(derived_seed(asked, self._trial), *args, **kwargs)
 
     def fresh(self) -> int:
         """Replaces `torch.seed()`, which takes its seed from the system."""
@@ -76,8 +73,8 @@ def controlled_seeds(trial: int) -> Iterator[None]:
         (torch.random, "manual_seed", seeding.folded),
         (torch.cuda, "manual_seed", seeding.folded),
         (torch.cuda, "manual_seed_all", seeding.folded),
-        (torch, "seed", replaced_by(seeding.fresh)),
-        (torch.random, "seed", replaced_by(seeding.fresh)),
+        (torch, "seed", ignoring_original(seeding.fresh)),
+        (torch.random, "seed", ignoring_original(seeding.fresh)),
     ):
         yield
 
@@ -102,5 +99,5 @@ def repeatable_algorithms() -> Iterator[None]:
         torch.backends.cudnn.benchmark = False
         stack.callback(setattr, torch.backends.cudnn, "benchmark", benchmark)
         flag = vars(type(torch.backends.cudnn))["benchmark"]
-        stack.enter_context(wrapped(flag, "setter", replaced_by(lambda *values: None)))
+        stack.enter_context(wrapped(flag, "setter", lambda *values: None))
         yield

@@ -79,14 +79,11 @@ class Turns:
         with wrapped(torch.autograd.profiler.profile, "_prepare_trace", self._preparing):
             yield
 
-    def _preparing(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        def _prepare_trace(*args: Any, **kwargs: Any) -> Any:
-            if not self._begins:
-                self.scripts = True
-                self._ours.close()
-            return original(*args, **kwargs)
-
-        return _prepare_trace
+    def _preparing(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if not self._begins:
+            self.scripts = True
+            self._ours.close()
+        return original(*args, **kwargs)
 
     @contextmanager
     def ours(self) -> Iterator[profile]:

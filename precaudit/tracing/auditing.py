@@ -118,20 +118,16 @@ class Auditing(TrainingListener):
     def trace(self) -> Trace:
         return snapshot(self.tracer, self.names)
 
-    def _scaling(self, original: Callable[..., Any]) -> Callable[..., Any]:
+    def _scaling(self, original: Callable[..., Any], scaler: torch.amp.GradScaler, outputs: Any) -> Any:
         """Notes the scale that a GradScaler applies, so that gradients are recorded unscaled (by the nearest power of
         two)."""
-
-        def scale(scaler: torch.amp.GradScaler, outputs: Any) -> Any:
-            result = original(scaler, outputs)
-            self.scaled = self.scaled or scaler.is_enabled()
-            if self.tracer.recording and scaler.is_enabled():
-                self._log2_scaled = _log2(scaler.get_scale())
-                for tensor in tensors_in(result):
-                    setattr(tensor, _LOG2_SCALE, self._log2_scaled)
-            return result
-
-        return scale
+        result = original(scaler, outputs)
+        self.scaled = self.scaled or scaler.is_enabled()
+        if self.tracer.recording and scaler.is_enabled():
+            self._log2_scaled = _log2(scaler.get_scale())
+            for tensor in tensors_in(result):
+                setattr(tensor, _LOG2_SCALE, self._log2_scaled)
+        return result
 
 
 def _log2(scale: float) -> int:
