@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from math import prod
 from types import MappingProxyType
 
@@ -123,16 +124,12 @@ def _linear(op: Op) -> Product:
     return gemm(rows, image[-1], outputs, dims)
 
 
-def _gemm(first: int) -> Callable[[Op], Product]:
+def _gemm(first: int, op: Op) -> Product:
     """[.., M, K] by [.., K, N], batches broadcast, with either a vector as `torch.matmul` takes it."""
-
-    def read(op: Op) -> Product:
-        left, right = op.shapes[first : first + 2]
-        m, k = left[-2] if len(left) > 1 else 1, left[-1]
-        n = right[-1] if len(right) > 1 else 1
-        return gemm(m, k, n, (("K", k), ("N", n)), prod(_broadcast(left[:-2], right[:-2])))
-
-    return read
+    left, right = op.shapes[first : first + 2]
+    m, k = left[-2] if len(left) > 1 else 1, left[-1]
+    n = right[-1] if len(right) > 1 else 1
+    return gemm(m, k, n, (("K", k), ("N", n)), prod(_broadcast(left[:-2], right[:-2])))
 
 
 def _grouped(op: Op) -> Product:
@@ -211,8 +208,8 @@ def _recurrent(op: Op) -> Product:
 _PRODUCTS: Mapping[str, Callable[[Op], Product]] = MappingProxyType(
     {
         "linear": _linear,
-        **dict.fromkeys(("matmul", "mm", "bmm", "mv", "linalg_matmul"), _gemm(0)),
-        **dict.fromkeys(("addmm", "baddbmm", "addbmm", "addmv"), _gemm(1)),
+        **dict.fromkeys(("matmul", "mm", "bmm", "mv", "linalg_matmul"), partial(_gemm, 0)),
+        **dict.fromkeys(("addmm", "baddbmm", "addbmm", "addmv"), partial(_gemm, 1)),
         **dict.fromkeys(("conv1d", "conv2d", "conv3d"), _convolution),
         "conv_tbc": _convolution_tbc,
         "bilinear": _bilinear,

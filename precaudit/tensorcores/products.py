@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from math import prod
 from types import MappingProxyType
 from typing import Any
@@ -92,54 +93,42 @@ def _contiguous(arguments: Arguments, index: int, names: str) -> str:
     return names[0] if len(stride) >= 2 and stride[-2] == 1 and stride[-1] != 1 else names[1]
 
 
-def _gemm(first: int) -> Callable[[Arguments], Product]:
+def _gemm(first: int, arguments: Arguments) -> Product:
     """A product whose operands [.., M, K] and [.., K, N] start at argument `first`."""
-
-    def read(arguments: Arguments) -> Product:
-        *batch, m, k = arguments.dims[first]
-        *batches, depth, n = arguments.dims[first + 1]
-        _require((batch, k) == (batches, depth))
-        sizes = {"M": m, "N": n, "K": k}
-        rows = {_contiguous(arguments, first, "MK"), _contiguous(arguments, first + 1, "KN"), "N"}
-        dims = tuple((name, size) for name, size in sizes.items() if name in rows)
-        return replace(gemm(m, k, n, dims, prod(batch)), format=_format(arguments, first))
-
-    return read
+    *batch, m, k = arguments.dims[first]
+    *batches, depth, n = arguments.dims[first + 1]
+    _require((batch, k) == (batches, depth))
+    sizes = {"M": m, "N": n, "K": k}
+    rows = {_contiguous(arguments, first, "MK"), _contiguous(arguments, first + 1, "KN"), "N"}
+    dims = tuple((name, size) for name, size in sizes.items() if name in rows)
+    return replace(gemm(m, k, n, dims, prod(batch)), format=_format(arguments, first))
 
 
-def _convolution(padding: int, stride: int, dilation: int) -> Callable[[Arguments], Product]:
+def _convolution(padding: int, stride: int, dilation: int, arguments: Arguments) -> Product:
     """A convolution whose settings are at these argument positions."""
-
-    def read(arguments: Arguments) -> Product:
-        (batch, channels, *image), (channels_out, channels_in, *window) = arguments.dims[:2]
-        settings = [_numbers(arguments.values[i], len(image)) for i in (padding, stride, dilation)]
-        output = [
-            (size + 2 * pad - gap * (width - 1) - 1) // step + 1
-            for size, width, pad, step, gap in zip(image, window, *settings, strict=True)
-        ]
-        _require(channels % max(1, channels_in) == 0 and min(output, default=0) >= 0)
-        dims = (("C_in", channels_in), ("C_out", channels_out))
-        values, groups = batch * channels_out * prod(output), channels // max(1, channels_in)
-        return replace(convolution(values, channels_in, window, groups, dims), format=_format(arguments, 0))
-
-    return read
+    (batch, channels, *image), (channels_out, channels_in, *window) = arguments.dims[:2]
+    settings = [_numbers(arguments.values[i], len(image)) for i in (padding, stride, dilation)]
+    output = [
+        (size + 2 * pad - gap * (width - 1) - 1) // step + 1
+        for size, width, pad, step, gap in zip(image, window, *settings, strict=True)
+    ]
+    _require(channels % max(1, channels_in) == 0 and min(output, default=0) >= 0)
+    dims = (("C_in", channels_in), ("C_out", channels_out))
+    values, groups = batch * channels_out * prod(output), channels // max(1, channels_in)
+    return replace(convolution(values, channels_in, window, groups, dims), format=_format(arguments, 0))
 
 
-def _transposed_convolution(groups: int) -> Callable[[Arguments], Product]:
+def _transposed_convolution(groups: int, arguments: Arguments) -> Product:
     """Every value of the image meets the whole window; the number of groups is at this argument position."""
-
-    def read(arguments: Arguments) -> Product:
-        image, (channels_in, channels_out, *window) = arguments.dims[:2]
-        parts = int(arguments.values[groups])
-        _require(image[1] == channels_in)
-        dims = (("C_in", channels_in // parts), ("C_out", channels_out))
-        return replace(
-            convolution(prod(image), channels_out, window, parts, dims),
-            reduces=channels_in > parts or parts == 1,
-            format=_format(arguments, 0),
-        )
-
-    return read
+    image, (channels_in, channels_out, *window) = arguments.dims[:2]
+    parts = int(arguments.values[groups])
+    _require(image[1] == channels_in)
+    dims = (("C_in", channels_in // parts), ("C_out", channels_out))
+    return replace(
+        convolution(prod(image), channels_out, window, parts, dims),
+        reduces=channels_in > parts or parts == 1,
+        format=_format(arguments, 0),
+    )
 
 
 def _convolution_backward(arguments: Arguments) -> Product:
@@ -153,20 +142,18 @@ def _convolution_backward(arguments: Arguments) -> Product:
     return replace(convolution(wanted * prod(made), weight[1], weight[2:], groups, dims), format=_format(arguments, 0))
 
 
-def _attention(query: int, causal: int, *, heads_first: bool, backward: bool = False) -> Callable[[Arguments], Product]:
+def _attention(
+    query: int, causal: int, arguments: Arguments, *, heads_first: bool = False, backward: bool = False
+) -> Product:
     """Fused attention: two products forward, five backward; a causal mask skips half of each."""
-
-    def read(arguments: Arguments) -> Product:
-        (batch, *middle, depth), key, value = arguments.dims[query : query + 3]
-        heads, rows = middle if heads_first else middle[::-1]
-        columns = key[2] if heads_first else key[1]
-        _require((batch, depth) == (key[0], key[-1]) and key[:-1] == value[:-1])
-        share = 1.0 if arguments.values[causal] in ("", "False", "0") else 0.5
-        passes = share * (2.5 if backward else 1.0)
-        found = attention(passes * batch * heads * rows, columns, depth, value[-1])
-        return replace(found, format=_format(arguments, query))
-
-    return read
+    (batch, *middle, depth), key, value = arguments.dims[query : query + 3]
+    heads, rows = middle if heads_first else middle[::-1]
+    columns = key[2] if heads_first else key[1]
+    _require((batch, depth) == (key[0], key[-1]) and key[:-1] == value[:-1])
+    share = 1.0 if arguments.values[causal] in ("", "False", "0") else 0.5
+    passes = share * (2.5 if backward else 1.0)
+    found = attention(passes * batch * heads * rows, columns, depth, value[-1])
+    return replace(found, format=_format(arguments, query))
 
 
 def _grouped(arguments: Arguments) -> Product:
@@ -178,40 +165,39 @@ def _grouped(arguments: Arguments) -> Product:
     return replace(found, format=_format(arguments, 0))
 
 
-SHAPED: Mapping[str, Callable[[Arguments], Product]] = MappingProxyType(
+Reader = Callable[[Arguments], Product]
+
+
+def _named(names: str, reader: Reader) -> dict[str, Reader]:
+    return {f"aten::{name}": reader for name in names.split()}
+
+
+SHAPED: Mapping[str, Reader] = MappingProxyType(
     {
-        "aten::mm": _gemm(0),
-        "aten::addmm": _gemm(1),
-        "aten::bmm": _gemm(0),
-        "aten::addmm_": _gemm(1),
-        "aten::baddbmm": _gemm(1),
-        "aten::baddbmm_": _gemm(1),
-        "aten::_scaled_mm": _gemm(0),
-        "aten::_scaled_mm_v2": _gemm(0),
-        "aten::_int_mm": _gemm(0),
-        "aten::_addmm_activation": _gemm(1),
-        "aten::_grouped_mm": _grouped,
-        "aten::_scaled_grouped_mm": _grouped,
-        "aten::_scaled_grouped_mm_v2": _grouped,
-        "aten::cudnn_convolution": _convolution(2, 3, 4),
-        "aten::cudnn_convolution_relu": _convolution(4, 3, 5),
-        "aten::cudnn_convolution_add_relu": _convolution(6, 5, 7),
-        "aten::miopen_convolution": _convolution(3, 4, 5),
-        "aten::_conv_depthwise2d": _convolution(5, 4, 6),
-        "aten::conv_depthwise3d": _convolution(5, 4, 6),
-        "aten::cudnn_convolution_transpose": _transposed_convolution(6),
-        "aten::miopen_convolution_transpose": _transposed_convolution(7),
+        **_named("mm bmm _scaled_mm _scaled_mm_v2 _int_mm", partial(_gemm, 0)),
+        **_named("addmm addmm_ baddbmm baddbmm_ _addmm_activation", partial(_gemm, 1)),
+        **_named("_grouped_mm _scaled_grouped_mm _scaled_grouped_mm_v2", _grouped),
+        "aten::cudnn_convolution": partial(_convolution, 2, 3, 4),
+        "aten::cudnn_convolution_relu": partial(_convolution, 4, 3, 5),
+        "aten::cudnn_convolution_add_relu": partial(_convolution, 6, 5, 7),
+        "aten::miopen_convolution": partial(_convolution, 3, 4, 5),
+        "aten::_conv_depthwise2d": partial(_convolution, 5, 4, 6),
+        "aten::conv_depthwise3d": partial(_convolution, 5, 4, 6),
+        "aten::cudnn_convolution_transpose": partial(_transposed_convolution, 6),
+        "aten::miopen_convolution_transpose": partial(_transposed_convolution, 7),
         "aten::convolution_backward": _convolution_backward,
-        "aten::_flash_attention_forward": _attention(0, 8, heads_first=False),
-        "aten::_flash_attention_backward": _attention(1, 11, heads_first=False, backward=True),
-        "aten::_efficient_attention_forward": _attention(0, 9, heads_first=False),
-        "aten::_efficient_attention_backward": _attention(1, 14, heads_first=False, backward=True),
-        "aten::_scaled_dot_product_cudnn_attention": _attention(0, 6, heads_first=True),
-        "aten::_scaled_dot_product_cudnn_attention_backward": _attention(1, 14, heads_first=True, backward=True),
-        "aten::_cudnn_attention_forward": _attention(0, 10, heads_first=True),
-        "aten::_cudnn_attention_backward": _attention(1, 14, heads_first=True, backward=True),
-        "flash_attn::_flash_attn_forward": _attention(0, 5, heads_first=False),
-        "flash_attn::_flash_attn_backward": _attention(1, 11, heads_first=False, backward=True),
+        "aten::_flash_attention_forward": partial(_attention, 0, 8),
+        "aten::_flash_attention_backward": partial(_attention, 1, 11, backward=True),
+        "aten::_efficient_attention_forward": partial(_attention, 0, 9),
+        "aten::_efficient_attention_backward": partial(_attention, 1, 14, backward=True),
+        "aten::_scaled_dot_product_cudnn_attention": partial(_attention, 0, 6, heads_first=True),
+        "aten::_scaled_dot_product_cudnn_attention_backward": partial(
+            _attention, 1, 14, heads_first=True, backward=True
+        ),
+        "aten::_cudnn_attention_forward": partial(_attention, 0, 10, heads_first=True),
+        "aten::_cudnn_attention_backward": partial(_attention, 1, 14, heads_first=True, backward=True),
+        "flash_attn::_flash_attn_forward": partial(_attention, 0, 5),
+        "flash_attn::_flash_attn_backward": partial(_attention, 1, 11, backward=True),
     }
 )
 
