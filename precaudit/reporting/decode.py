@@ -9,6 +9,7 @@ from __future__ import annotations
 import types
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields, is_dataclass
+from functools import partial
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 Decoder = Callable[[Any], Any]
@@ -63,15 +64,15 @@ def json_value(value: Any, depth: int = 0) -> Any:
 class Decoders:
     """Builds decoders from annotations.
 
-    `keys` renames fields, a class at a time; a field whose key is "" is read from the object that holds it.
-    `special` has whole decoders for classes that annotations don't describe. `strict` refuses keys of no field, but for
-    comments (`$schema`, `_why`).
+    `keys` renames fields, a class at a time; a field whose key is "" is read from the object that holds it. `special`
+    checks what annotations don't describe: it gets the class's decoder and the value. `strict` refuses keys of no
+    field, but for comments (`$schema`, `_why`).
     """
 
     def __init__(
         self,
         keys: Mapping[type, Mapping[str, str]],
-        special: Mapping[Any, Callable[[Decoder], Decoder]],
+        special: Mapping[Any, Callable[[Decoder, Any], Any]],
         strict: bool = False,
     ) -> None:
         self.keys = keys
@@ -97,8 +98,8 @@ class Decoders:
         if hint is Mapping:
             return _mapping(json_value)
         if is_dataclass(hint):
-            wrap = self.special.get(hint, lambda decode: decode)
-            return wrap(self._dataclass(hint))
+            decode = self._dataclass(hint)
+            return partial(self.special[hint], decode) if hint in self.special else decode
         raise TypeError(f"no decoder for {hint!r}")
 
     def _tuple(self, arguments: tuple[Any, ...]) -> Decoder:

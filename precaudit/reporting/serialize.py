@@ -136,68 +136,54 @@ def _decode(path: Path, cls: type, data: dict[str, Any], strict: bool = False) -
 # ---------------------------------------------------------------- what annotations don't say
 
 
-def _exponents(decode: Decoder) -> Decoder:
-    def checked(value: Any) -> Exponents:
-        result: Exponents = decode(value)
-        if abs(result.minimum) > EXPONENT_LIMIT or len(result.counts) > 2 * EXPONENT_LIMIT:
-            raise Mismatch(f"exponents beyond ±{EXPONENT_LIMIT} are no floating-point numbers")
-        if any(count < 0 for count in result.counts):
-            raise Mismatch("a count is negative")
-        return result
-
-    return checked
+def _exponents(decode: Decoder, value: Any) -> Exponents:
+    result: Exponents = decode(value)
+    if abs(result.minimum) > EXPONENT_LIMIT or len(result.counts) > 2 * EXPONENT_LIMIT:
+        raise Mismatch(f"exponents beyond ±{EXPONENT_LIMIT} are no floating-point numbers")
+    if any(count < 0 for count in result.counts):
+        raise Mismatch("a count is negative")
+    return result
 
 
-def _stats(decode: Decoder) -> Decoder:
+def _stats(decode: Decoder, value: Any) -> TensorStats:
     """Statistics that add up; files by other writers may have `rms` alone."""
-
-    def checked(value: Any) -> TensorStats:
-        stats: TensorStats = decode(value)
-        seen = stats.exponents.total + stats.zeros + stats.nonfinite
-        if seen != stats.numel or min(stats.zeros, stats.nonfinite) < 0:
-            raise Mismatch(f"numel is {stats.numel}, but counts, zeros and nonfinite add up to {seen}")
-        if value.get("rms") is not None and "sum_squares" not in value:
-            rms = number(value["rms"])
-            stats = replace(stats, sum_squares=rms * rms * (stats.numel - stats.nonfinite))
-        if not (0 <= stats.amax < math.inf and 0 <= stats.amin_nonzero < math.inf and stats.sum_squares >= 0):
-            raise Mismatch("amax, amin_nonzero and rms must be magnitudes of finite values")
-        return stats
-
-    return checked
+    stats: TensorStats = decode(value)
+    seen = stats.exponents.total + stats.zeros + stats.nonfinite
+    if seen != stats.numel or min(stats.zeros, stats.nonfinite) < 0:
+        raise Mismatch(f"numel is {stats.numel}, but counts, zeros and nonfinite add up to {seen}")
+    if value.get("rms") is not None and "sum_squares" not in value:
+        rms = number(value["rms"])
+        stats = replace(stats, sum_squares=rms * rms * (stats.numel - stats.nonfinite))
+    if not (0 <= stats.amax < math.inf and 0 <= stats.amin_nonzero < math.inf and stats.sum_squares >= 0):
+        raise Mismatch("amax, amin_nonzero and rms must be magnitudes of finite values")
+    return stats
 
 
-def _plan(decode: Decoder) -> Decoder:
+def _plan(decode: Decoder, value: Any) -> Plan:
     """Formats that don't exist are refused here, not while training."""
-
-    def checked(value: Any) -> Plan:
-        try:
-            plan: Plan = decode(value)
-        except PrecauditError as error:
-            raise Mismatch(str(error)) from None
-        if not plan.master_weights:
-            raise Mismatch("master_weights is false, but every plan trains float32 weights").inside(".master_weights")
-        if plan.matmul_precision not in MATMUL_PRECISIONS:
-            expected = f"expected one of {', '.join(MATMUL_PRECISIONS)}, found {plan.matmul_precision[:40]!r}"
-            raise Mismatch(expected).inside(".matmul_precision")
-        return plan
-
-    return checked
+    try:
+        plan: Plan = decode(value)
+    except PrecauditError as error:
+        raise Mismatch(str(error)) from None
+    if not plan.master_weights:
+        raise Mismatch("master_weights is false, but every plan trains float32 weights").inside(".master_weights")
+    if plan.matmul_precision not in MATMUL_PRECISIONS:
+        expected = f"expected one of {', '.join(MATMUL_PRECISIONS)}, found {plan.matmul_precision[:40]!r}"
+        raise Mismatch(expected).inside(".matmul_precision")
+    return plan
 
 
-def _loss_scale(decode: Decoder) -> Decoder:
-    def checked(value: Any) -> LossScale:
-        scale: LossScale = decode(value)
-        if scale.init_scale is not None and not 0 < scale.init_scale < math.inf:
-            raise Mismatch("a loss scale is a positive finite number").inside(".init_scale")
-        if scale.growth_interval is not None and scale.growth_interval < 1:
-            raise Mismatch("a growth interval is a whole number of steps, at least 1").inside(".growth_interval")
-        if scale.window is not None and scale.window[0] > scale.window[1]:
-            raise Mismatch("a window goes from its smallest exponent to its largest").inside(".window")
-        if scale.mode == "static" and scale.init_scale is None:
-            raise Mismatch("a static loss scale needs its value").inside(".init_scale")
-        return scale
-
-    return checked
+def _loss_scale(decode: Decoder, value: Any) -> LossScale:
+    scale: LossScale = decode(value)
+    if scale.init_scale is not None and not 0 < scale.init_scale < math.inf:
+        raise Mismatch("a loss scale is a positive finite number").inside(".init_scale")
+    if scale.growth_interval is not None and scale.growth_interval < 1:
+        raise Mismatch("a growth interval is a whole number of steps, at least 1").inside(".growth_interval")
+    if scale.window is not None and scale.window[0] > scale.window[1]:
+        raise Mismatch("a window goes from its smallest exponent to its largest").inside(".window")
+    if scale.mode == "static" and scale.init_scale is None:
+        raise Mismatch("a static loss scale needs its value").inside(".init_scale")
+    return scale
 
 
 SPECIAL = {Exponents: _exponents, TensorStats: _stats, Plan: _plan, LossScale: _loss_scale}
