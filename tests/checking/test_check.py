@@ -54,7 +54,7 @@ def test_weights_and_modes_stay_as_built():
 
 
 @pytest.mark.parametrize("made", ["traced", "exported"])
-def test_a_saved_graph_is_called_as_it_is_and_not_taken_for_the_model(made):
+def test_exported_graph_is_called_as_it_is_and_not_checked_as_the_model(made):
     """It has no signature, or refuses eval mode; what the plan does inside can't be seen."""
     inputs = (torch.zeros(2, 8),)
     model = nn.Sequential(nn.Linear(8, 4))
@@ -85,12 +85,12 @@ def ones(inputs):
 @pytest.mark.parametrize(
     ("result", "status"), [(16000, "passed"), (17000, "warned"), (65000, "warned"), (66000, "failed")]
 )
-def test_headroom_that_is_gone_is_a_warning(result, status):
+def test_lost_headroom_is_a_warning(result, status):
     """float16 ends at 65504, a factor of four above 16376."""
     assert answer(ones(result / 8), "ranges").status == status
 
 
-def test_what_the_plan_excepts_may_be_out_of_range():
+def test_module_kept_in_float32_may_be_out_of_range():
     excepted = {"hidden": "float32", "norm": "float32", "out": "float16", "": "float16"}
     report = check(plan("float16", modules=excepted), data=batches(1e5))
     assert answer(report, "ranges").status == "passed"
@@ -108,7 +108,7 @@ def test_an_excepted_operation_may_be_out_of_range():
     assert "PA711" not in rules(check(excepted, Squares))
 
 
-def test_formats_asks_for_another_deployment():
+def test_formats_option_checks_another_deployment():
     wanted = plan("bfloat16")
     report = check(wanted, data=batches(1e5), formats=("float16", "bfloat16"))
     assert {a.format for a in report.answers if a.status == "failed"} == {"float16"}
@@ -406,7 +406,7 @@ def test_native_on_cuda(name):
     ("verdict", "severity"),
     [("fail", "error"), ("inconclusive", "warning"), ("screened", "note"), ("not_run", "note"), ("pass", None)],
 )
-def test_a_plan_says_what_became_of_it(verdict, severity):
+def test_verdict_stored_in_the_plan_is_reported(verdict, severity):
     report = check(plan(verdict=verdict))
     assert answer(report, "verification").detail.endswith(f"was {verdict}")
     assert [f.severity for f in report.findings if f.rule == "PA761"] == ([severity] if severity else [])
@@ -414,7 +414,7 @@ def test_a_plan_says_what_became_of_it(verdict, severity):
 
 
 @pytest.mark.parametrize("verdict", ["pass", "fail"])
-def test_a_verdict_is_no_word_on_what_was_edited_since(verdict):
+def test_verdict_does_not_cover_an_edited_plan(verdict):
     kept = plan().judged(verdict)
     edited = replace(kept, ops=(OpFormat("out", "linear", "float32"),))
     for formats in ((), ("bfloat16", "float16")):
@@ -423,7 +423,7 @@ def test_a_verdict_is_no_word_on_what_was_edited_since(verdict):
 
 
 @pytest.mark.parametrize(("formats", "told"), [((), []), (("bfloat16",), []), (("bfloat16", "float16"), [["float16"]])])
-def test_a_verdict_is_no_word_on_other_formats(formats, told):
+def test_verdict_does_not_cover_other_formats(formats, told):
     report = check(plan(verdict="pass"), formats=formats)
     found = [(f.severity, f.evidence["formats"]) for f in report.findings if f.rule == "PA761"]
     assert found == [("note", others) for others in told]
@@ -431,7 +431,7 @@ def test_a_verdict_is_no_word_on_other_formats(formats, told):
 
 
 @pytest.mark.parametrize("silent", [plan(), plan("float32", verdict="fail")])
-def test_a_plan_that_tells_nothing_or_rounds_nothing_is_not_asked(silent):
+def test_no_verification_answer_without_a_verdict_or_low_precision(silent):
     assert "verification" not in {answer.question for answer in check(silent).answers}
 
 
@@ -455,7 +455,7 @@ class InHalf(nn.Module):
         (lambda y: y.argmax(-1), {"PA735"}, False),
     ],
 )
-def test_outputs_that_are_not_there_under_the_plan(otherwise, found, passed):
+def test_outputs_missing_under_the_plan(otherwise, found, passed):
     made = Plan("bfloat16", {"": "bfloat16", "inner": "bfloat16"}, types={"": "InHalf", "inner": "Linear"})
     report = check(made, lambda: InHalf(otherwise))
     assert rules(report) == found
@@ -476,7 +476,7 @@ class Zeros(nn.Module):
 
 
 @pytest.mark.parametrize(("name", "told"), [("bfloat16", ["warning"]), ("float32", [])])
-def test_outputs_that_no_rounding_changes_say_nothing_of_a_plan(name, told):
+def test_unchanged_outputs_are_a_warning(name, told):
     made = Plan(name, {"": name, "inner": name}, types={"": "Zeros", "inner": "Linear"})
     report = check(made, Zeros)
     assert [(f.rule, f.severity) for f in report.findings] == [("PA735", severity) for severity in told]

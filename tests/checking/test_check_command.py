@@ -232,7 +232,7 @@ def test_the_parent_process_imports_no_torch():
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_what_cannot_be_put_back_is_kept(project, tmp_path, monkeypatch):
+def test_set_aside_files_are_kept_if_they_cannot_be_restored(project, tmp_path, monkeypatch):
     """A folder that the script filled stands where its file was: all that is left of the file is set aside."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     with check._scratch() as folder:

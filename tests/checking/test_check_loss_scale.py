@@ -44,7 +44,7 @@ def test_a_scaler_may_come_down_a_few_steps():
     assert answer(checked(scaled("dynamic", 18)), "loss scale").status == "passed"
 
 
-def test_gradients_that_no_scale_serves():
+def test_gradients_that_no_single_scale_suits():
     def loss(model, x):
         hidden, out = model.norm(model.hidden(x)), model.out
         return 2.0**14 * hidden.square().mean() + 2.0**-30 * out(hidden.detach()).square().mean()
@@ -54,12 +54,12 @@ def test_gradients_that_no_scale_serves():
     assert "PA753" in rules(report)
 
 
-def test_bfloat16_and_inference_are_not_asked():
+def test_no_loss_scale_answer_for_bfloat16_and_inference():
     without = [checked(plan()), check(scaled())]
     assert all("loss scale" not in {a.question for a in report.answers} for report in without)
 
 
-def test_another_format_is_held_against_torchs_scaler():
+def test_float16_without_a_scale_is_checked_with_torchs_default():
     functions = {"build_model": Net, "batches": batches, "loss": lambda model, x: model(x).square().mean()}
     report = check_training(plan(), lambda: train(functions, "cpu"), formats=("float16",))
     assert "initial loss scale of 2^16" in answer(report, "loss scale").detail

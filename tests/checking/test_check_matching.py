@@ -19,7 +19,7 @@ def matched(output, reference, tolerance=0.01, call=CALL):
 
 
 @pytest.mark.parametrize("relative", [1.0, 0.5, 2.0**-8, 2.0**-20])
-def test_a_relative_error_has_its_decibels(relative):
+def test_snr_of_a_relative_error_in_decibels(relative):
     reference = torch.randn(50, dtype=torch.float64)
     match = matched(reference * (1 + relative), reference)
     assert match.relative_error == pytest.approx(relative)
@@ -37,7 +37,7 @@ def test_exact_and_empty_outputs():
 
 
 @given(st.integers(1, 5), st.integers(0, 2**31))
-def test_batches_add_up_to_the_whole(count, seed):
+def test_sums_over_batches_equal_those_of_the_whole(count, seed):
     generator = torch.Generator().manual_seed(seed)
     reference = torch.randn(count, 6, 5, generator=generator)
     output = reference + 0.1 * torch.randn(reference.shape, generator=generator)
@@ -50,7 +50,7 @@ def test_batches_add_up_to_the_whole(count, seed):
     assert (match.batches, match.rows) == (count, 6 * count)
 
 
-def test_near_ties_are_no_disagreement():
+def test_near_ties_do_not_count_as_disagreement():
     """The first row flips between classes 0.001 apart, the second between classes 1 apart; rms is about 1."""
     reference = torch.tensor([[1.0, 1.001, -1.0], [1.0, 2.0, -1.0], [3.0, 0.0, 0.0]])
     output = torch.tensor([[1.001, 1.0, -1.0], [2.0, 1.0, -1.0], [3.0, 0.0, 0.0]])
@@ -69,7 +69,7 @@ def test_near_ties_are_no_disagreement():
         ((4, 3), (4, 3), False),
     ],
 )
-def test_class_scores_are_told_by_their_shape(shape, inputs, expected):
+def test_class_scores_are_recognized_by_their_shape(shape, inputs, expected):
     assert looks_like_scores(torch.zeros(shape), ((torch.zeros(inputs),), {})) is expected
 
 
@@ -81,7 +81,7 @@ def test_masked_scores_are_not_compared():
     assert match.agreement == 1.0
 
 
-def test_what_is_lost_and_what_was_lost_before():
+def test_nonfinite_values_under_the_plan_and_in_float32_are_counted_apart():
     reference = torch.tensor([[1.0, math.nan, 2.0, math.inf, -math.inf]])
     output = torch.tensor([[math.inf, math.nan, 2.0, math.inf, -math.inf]])
     match = matched(output, reference)
@@ -90,13 +90,13 @@ def test_what_is_lost_and_what_was_lost_before():
     assert faulty(reference) == 2
 
 
-def test_another_shape_is_lost_altogether():
+def test_output_of_another_shape_counts_as_nonfinite():
     match = matched(torch.ones(2, 3), torch.ones(3, 2))
     assert (match.values, match.nonfinite) == (0, 6)
     assert lost(torch.ones(2, 2), torch.ones(3, 3)) == 9
 
 
-def test_how_many_rows_there_are_is_no_question_of_finiteness():
+def test_another_number_of_rows_does_not_count_as_nonfinite():
     assert lost(torch.ones(2, 4), torch.ones(3, 4)) == 0
     assert lost(torch.tensor([[1.0, math.inf]]), torch.ones(3, 2)) == 1
 
@@ -123,27 +123,27 @@ def detections(scores=SCORES, boxes=BOXES):
     return {"0.boxes": boxes[order], "0.scores": scores[order]}
 
 
-def test_rows_that_are_nearly_tied_may_swap_places():
+def test_nearly_tied_rows_may_swap_places():
     nudged = SCORES + torch.tensor([0.0, -0.003, 0.001, 0.0])
     match = match_of(detections(nudged), detections(), "0.boxes")
     assert (match.relative_error, match.rows, match.unpaired) == (0.0, 0, 0)
     assert match_of(detections(nudged), detections(), "0.scores").relative_error < 0.005
 
 
-def test_scores_that_rounding_made_alike_are_in_order_too():
+def test_scores_that_are_equal_after_rounding_count_as_sorted():
     got = {"0.boxes": BOXES[[1, 0, 2, 3]], "0.scores": torch.full((4,), 0.7)}
     wanted = {"0.boxes": BOXES, "0.scores": torch.tensor([0.7002, 0.7001, 0.7, 0.6999])}
     assert match_of(got, wanted, "0.boxes").relative_error == 0.0
 
 
 @pytest.mark.parametrize(("batch", "listed"), [(2, True), (4, False)])
-def test_scores_all_alike_are_a_list_where_the_inputs_are_not_as_many(batch, listed):
+def test_constant_scores_are_a_list_unless_an_input_has_their_number(batch, listed):
     got, wanted = ({"boxes": boxes, "scores": torch.ones(4)} for boxes in (BOXES[[1, 0, 2, 3]], BOXES))
     match = match_of(got, wanted, "boxes", ((torch.zeros(batch, 3),), {}))
     assert (match.relative_error == 0.0) is listed
 
 
-def test_one_tensor_with_its_score_in_a_column_is_a_list_too():
+def test_tensor_with_a_column_of_scores_is_a_list():
     wanted = torch.cat([BOXES, SCORES[:, None]], 1).expand(2, -1, -1).clone()
     got = wanted[:, [0, 2, 1, 3]]
     got[..., 4] = wanted[..., 4]
@@ -151,7 +151,7 @@ def test_one_tensor_with_its_score_in_a_column_is_a_list_too():
 
 
 @pytest.mark.parametrize("swap", [False, True])
-def test_a_row_that_is_dropped_or_another_one_is_counted_and_the_rest_compared(swap):
+def test_dropped_or_changed_rows_are_counted_and_the_others_compared(swap):
     got = detections()
     if swap:
         got["0.boxes"][3] = 100.0
@@ -163,13 +163,13 @@ def test_a_row_that_is_dropped_or_another_one_is_counted_and_the_rest_compared(s
 
 
 @pytest.mark.parametrize("left", [0, 4])
-def test_rows_of_no_order_and_none_at_all(left):
+def test_rows_in_any_order_are_paired_and_missing_ones_counted(left):
     wanted = {"": BOXES[[2, 0, 3, 1]]}
     match = match_of({"": BOXES[:left]}, wanted, "")
     assert (match.nonfinite, match.unpaired) == (0, 4 - left)
 
 
-def test_a_wrong_score_is_not_excused_by_its_order():
+def test_wrong_score_in_a_sorted_list_is_an_error():
     match = match_of(detections(SCORES * 1.2), detections(), "0.scores")
     assert match.relative_error == pytest.approx(0.2)
 

@@ -65,14 +65,14 @@ def test_the_verdict_comes_first():
 
 
 @pytest.mark.parametrize("format", ["terminal", "markdown"])
-def test_what_is_left_out_is_counted_in_findings(format):
+def test_omitted_rows_are_counted_in_findings(format):
     """As check.json, which has them all, counts them: a line may stand for several."""
     gone = tuple(finding("PA701", "error", "gone", f"do {i}", fqn=fqn) for i in range(101) for fqn in ("a", "b"))
     text = render(check_samples.build("h100", gone, (), Observed()), format)
     assert f"... and {202 - 2 * text.count('PA701')} more" in text
 
 
-def test_json_says_what_the_records_say(sample):
+def test_json_has_the_records_and_derived_values(sample):
     report = sample[1]
     data = json.loads(render(report, "json"))
     assert data["passed"] is report.passed
@@ -98,7 +98,7 @@ def test_fail_on(rule, matches):
 
 
 @pytest.mark.parametrize(("formats", "broken"), [(["bfloat16"], 0), (["bfloat16", "float16"], 1), (["float16"], 1)])
-def test_fail_on_asks_every_format(formats, broken):
+def test_fail_on_applies_to_every_format(formats, broken):
     """What is far from bfloat16's maximum may be near float16's."""
     layer = report_samples.layer("fc1", activation=4)
     report = check_samples.build("h100", (), (), Observed(), names=("fc1",), formats=formats, layers=(layer,))

@@ -95,7 +95,7 @@ def test_modules_that_moved_together_are_one_finding():
     assert finding.evidence["renamed"]["block.fc1"] == "encoder.block.fc1"
 
 
-def test_another_type_under_the_same_name_is_not_what_was_verified():
+def test_module_of_another_type_is_an_error():
     findings = found(plan_of(MODEL), facts(MODEL | {"norm": "HandWrittenNorm"}))
     assert set(findings) == {"PA705"}
     assert "was a LayerNorm when the plan was made and is a HandWrittenNorm now" in findings["PA705"].message
@@ -114,14 +114,14 @@ def test_a_plan_without_modules_covers_nothing():
     assert "names no module" in found(Plan("bfloat16"), facts(MODEL))["PA704"].message
 
 
-def test_a_container_that_computes_now_is_a_warning():
+def test_container_that_newly_computes_is_a_warning():
     trace = Trace(layers=(Layer("block", "Block", 0, 8, (), model="model", leaf=False),), models=("model",))
     findings = found(plan_of(MODEL), facts(MODEL), trace)
     assert findings["PA706"].severity == "warning"
     assert findings["PA706"].fqn == "block"
 
 
-def test_a_container_of_the_plan_that_merely_rests_is_no_finding():
+def test_planned_container_that_does_not_compute_is_no_finding():
     """It computes in training mode only, say: it exists."""
     assert not found(plan_of(MODEL | {"block": "Block"}), facts(MODEL))
 
@@ -136,13 +136,13 @@ def test_a_container_of_the_plan_that_merely_rests_is_no_finding():
         ({"head": "Linear"}, "model", True),
     ],
 )
-def test_a_model_without_modules_inside_is_told_by_its_name(planned, model, passes):
+def test_model_without_submodules_is_matched_by_name(planned, model, passes):
     alone = [ModuleFacts(model, "", "Linear", True, True)]
     answer = answered(plan_of(planned), alone, Trace(models=(model,)))
     assert answer.status == ("passed" if passes else "failed")
 
 
-def test_one_of_several_models_that_are_built_alike_is_not_passed():
+def test_one_of_several_equal_models_is_an_error():
     """It may be the other one, whose formats are others, that is deployed."""
     first, second = plan_of(MODEL, "actor."), plan_of(MODEL, "critic.")
     both = {**first.modules, "actor.norm": "float32", **second.modules, "critic.embed": "float32"}
@@ -154,7 +154,7 @@ def test_one_of_several_models_that_are_built_alike_is_not_passed():
     assert "PA710" not in found(replace(plan, modules={**both, "critic.embed": "bfloat16"}), facts(MODEL))
 
 
-def test_a_model_whose_forward_is_called_by_its_name_is_not_passed():
+def test_direct_call_of_forward_is_an_error():
     """Its inner modules are seen each by itself, and what it computes between them nowhere."""
     trace = Trace(models=("model",), bypassed={"": Location("train.py", 9)})
     finding = found(plan_of(MODEL), facts(MODEL), trace)["PA709"]
@@ -162,7 +162,7 @@ def test_a_model_whose_forward_is_called_by_its_name_is_not_passed():
     assert "operations and outputs were not checked" in finding.message
 
 
-def test_several_models_have_their_names_in_front():
+def test_names_of_several_models_are_prefixed():
     plan = plan_of({f"{model}.{fqn}": kind for model in ("gen", "dis") for fqn, kind in MODEL.items()})
     trace = Trace(models=("gen", "dis"))
     assert not found(plan, [*facts(MODEL, "gen"), *facts(MODEL, "dis")], trace)
@@ -179,12 +179,12 @@ def test_one_of_several_models_alone_is_found_by_its_modules():
     assert "also covers dis" in finding.message
 
 
-def test_untrained_copies_are_not_the_plans_business():
+def test_untrained_copies_are_not_covered_by_the_plan():
     """An EMA copy runs under the plan too, but the plan is made for what trains."""
     assert not found(plan_of(MODEL), [*facts(MODEL), *facts({"other": "Linear"}, "ema")])
 
 
-def test_an_exception_for_what_does_not_run_is_told():
+def test_exception_for_an_operation_that_does_not_run_is_reported():
     trace = Trace(models=("model",), ops=(Op("block", "add", 1, "other", None, ()),))
     plan = plan_of({**MODEL, "block": "Sequential"})
 
@@ -207,6 +207,6 @@ def test_an_exception_for_what_does_not_run_is_told():
 
 
 @pytest.mark.parametrize(("container", "rules"), [("block", []), ("blok", ["PA708"])])
-def test_an_exception_of_a_container_without_a_format_of_its_own_is_no_stranger(container, rules):
+def test_exception_of_an_unplanned_container_is_known(container, rules):
     plan = replace(plan_of(MODEL), ops=(OpFormat(container, "add", "float32"),))
     assert [finding.rule for finding in answered(plan, facts(MODEL)).findings] == rules

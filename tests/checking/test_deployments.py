@@ -25,7 +25,7 @@ def test_the_plan_as_it_is():
     assert (deployment.plan, deployment.format) == (PLAN, "bfloat16")
 
 
-def test_another_format_keeps_what_is_excepted_for_a_reason():
+def test_another_format_keeps_exceptions_with_a_reason():
     plan = in_format(PLAN, "float16")
     assert plan.default == "float16"
     assert plan.modules == {"a": "float16", "b": "float32", "c": "float16", "d": "float16"}
@@ -34,7 +34,7 @@ def test_another_format_keeps_what_is_excepted_for_a_reason():
     assert plan.ops == PLAN.ops
 
 
-def test_a_plan_is_called_by_a_format_that_something_runs_in():
+def test_deployment_is_named_after_a_format_in_use():
     plan = Plan("bfloat16", {"": "float16", "head": "float32"})
     assert [d.format for d in deployments(plan, CheckSettings())] == ["float16"]
     assert [d.format for d in deployments(replace(plan, default="float32"), CheckSettings())] == ["float32"]
@@ -57,7 +57,7 @@ def test_tolerance_is_that_of_the_coarsest_format_in_use():
     assert deployments(PLAN, CheckSettings(tolerance=0.5))[0].tolerance == 0.5
 
 
-def test_a_default_that_no_module_has_is_not_in_use():
+def test_unused_default_is_not_among_the_formats():
     assert formats_of(Plan("bfloat16", {"a": "float32"})) == ("float32",)
     assert formats_of(Plan("bfloat16")) == ("bfloat16",)
 

@@ -15,7 +15,7 @@ def call(*args, **kwargs):
     return args, kwargs
 
 
-def test_a_copy_shares_nothing():
+def test_copy_of_a_call_shares_no_memory():
     original = call([FLOATS.clone()], ids=IDS)
     copy = inputs.copied(original)
     original[0][0][0].fill_(9.0)
@@ -39,7 +39,7 @@ def test_zeros_are_zeros_of_floats_or_else_the_first_index():
     assert mask is MASK
 
 
-def test_masks_of_whole_numbers_and_counts_to_divide_by_are_no_data():
+def test_integer_masks_and_scalar_inputs_stay_unchanged():
     count, mask = torch.tensor(6), MASK.long()
     (ids, kept, divisor), _ = inputs.zeros(call(IDS, mask, count))
     assert not ids.any()
@@ -65,12 +65,12 @@ def test_denormals_lie_below_the_smallest_normal(name):
 
 
 @pytest.mark.parametrize("values", [torch.zeros(3), torch.empty(0, 3)])
-def test_denormals_of_nothing_are_nothing(values):
+def test_denormals_of_an_empty_tensor_are_empty(values):
     (x,), _ = inputs.denormals(call(values), 2.0**-14)
     assert torch.equal(x, values)
 
 
-def test_first_sample_cuts_what_has_the_batch_in_front():
+def test_first_sample_cuts_inputs_with_a_leading_batch_dimension():
     (x, ids, scale), kwargs = inputs.first_sample(call(FLOATS, IDS, torch.tensor(3.0), mask=MASK, table=torch.ones(5)))
     assert x.shape == ids.shape == kwargs["mask"].shape == (1, 3)
     assert scale.shape == ()

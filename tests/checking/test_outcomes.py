@@ -28,14 +28,14 @@ def only(answer):
 
 
 @pytest.mark.parametrize(("error", "rules"), [(0.0099, []), (0.0101, ["PA731"])])
-def test_error_is_held_against_the_tolerance(error, rules):
+def test_error_is_compared_with_the_tolerance(error, rules):
     answer = of_outputs(match(signal=1.0, error=error**2))
     assert [finding.rule for finding in answer.findings] == rules
     assert answer.status == ("failed" if rules else "passed")
     assert "allowed 1.0%, because" in answer.detail
 
 
-def test_a_large_error_says_how_large():
+def test_large_error_is_stated_with_its_size():
     finding = only(of_outputs(match(output="logits", signal=1.0, error=0.25)))
     assert "net, output logits is off by 50.0% of its rms in float16 (SNR 6.02 dB)" in finding.message
     assert finding.evidence["snr_db"] == pytest.approx(6.0206, abs=1e-4)
@@ -47,12 +47,12 @@ def test_top_one_may_differ_at_near_ties(agreeing, near, rules):
     assert [finding.rule for finding in answer.findings] == rules
 
 
-def test_lost_values_are_an_error_and_float32s_own_a_warning():
+def test_nonfinite_values_are_an_error_and_those_of_float32_a_warning():
     answer = of_outputs(match(signal=1.0, nonfinite=2), match(model="old", signal=1.0, reference_nonfinite=3))
     assert {f.rule: f.severity for f in answer.findings} == {"PA733": "error", "PA736": "warning"}
 
 
-def test_what_raises_under_the_plan_only():
+def test_exception_under_the_plan_only_is_an_error():
     raised = (("float16", "net", "RuntimeError: unsafe"), ("bfloat16", "net", "other"))
     answer = of_outputs(raised=raised)
     assert only(answer).rule == "PA734"
@@ -60,12 +60,12 @@ def test_what_raises_under_the_plan_only():
 
 
 @pytest.mark.parametrize(("matches", "severity"), [((), "error"), ((match(signal=1.0),), "warning")])
-def test_a_gate_that_sees_nothing_stays_shut(matches, severity):
+def test_check_fails_if_no_output_could_be_compared(matches, severity):
     answer = of_outputs(*matches, unanswered={"other": "TypeError: no"})
     assert (only(answer).rule, only(answer).severity) == ("PA735", severity)
 
 
-def test_another_deployments_outputs_are_not_mine():
+def test_outputs_of_other_deployments_are_ignored():
     answer = of_outputs(match(format="bfloat16", signal=1.0, error=1.0))
     assert not answer.findings
     assert answer.status == "not measured"

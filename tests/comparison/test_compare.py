@@ -106,7 +106,7 @@ def test_added_one_way_is_removed_the_other_way(base, head):
 
 
 @given(st.lists(st.floats(-1e30, 1e30, allow_subnormal=False), min_size=1, max_size=30), st.integers(-20, 20))
-def test_a_shift_by_a_power_of_two_is_told_exactly(values, k):
+def test_shift_by_a_power_of_two_is_measured_exactly(values, k):
     base = stats_of(np.array(values))
     head = base.shift(k)
     apart = distance(base.exponents, head.exponents)
@@ -117,7 +117,7 @@ def test_a_shift_by_a_power_of_two_is_told_exactly(values, k):
         assert (binades(base.amax, head.amax), apart) == (None, None)
 
 
-def test_exponents_that_part_about_the_same_mean_are_found():
+def test_spread_of_exponents_with_equal_mean_is_found():
     one, two = (tensor("weight", *(2.0**e for e in exponents)) for exponents in ([0.0] * 64, [-6.0, 6.0] * 32))
     changes = found(report(layers=(one_layer(one),)), report(layers=(one_layer(two),)))
     assert changes.keys() == {"amax", "distance"}
@@ -225,7 +225,7 @@ def test_a_finding_that_followed_its_renamed_layer_is_not_new():
         ("float32", "bfloat16", "formats_changed"),
     ],
 )
-def test_a_wider_format_is_lost_any_other_only_changed(base, head, metric):
+def test_wider_format_is_a_regression_and_others_only_a_change(base, head, metric):
     def planned(name):
         return report(layers=(one_layer(),), plan=Plan(modules={"fc": name}))
 
@@ -297,13 +297,13 @@ def test_a_target_is_the_same_however_it_is_written():
         ("pass", "pass", []),
     ],
 )
-def test_verdicts_that_can_not_be_compared_are_told(base, head, told):
+def test_incomparable_verdicts_are_reported(base, head, told):
     comparison = compare(report(verification=Verification(base)), report(verification=Verification(head)))
     assert [line for line in comparison.not_comparable if line.startswith("verdict")] == told
 
 
 @pytest.mark.parametrize(("verdict", "told"), [("pass", 1), ("not_run", 0)])
-def test_another_execution_is_another_proof(verdict, told):
+def test_other_execution_is_reported_as_a_circumstance(verdict, told):
     emulated = report(verification=Verification(verdict, execution="emulated"))
     native = report(verification=Verification("pass", execution="native"))
     assert compare(native, native).measured_otherwise == ()
@@ -311,7 +311,7 @@ def test_another_execution_is_another_proof(verdict, told):
     assert lines == ("verification: native in base, emulated in head",)[:told]
 
 
-def test_what_was_measured_otherwise_is_told():
+def test_other_circumstances_are_reported():
     base = Report(job={"script": "/a/train.py", "argv": []}, environment={"torch": "2.13.0"})
     moved = replace(base, job={**base.job, "script": "b/train.py"})
     assert compare(base, moved).measured_otherwise == ()
@@ -339,7 +339,7 @@ def test_what_was_measured_otherwise_is_told():
     ],
 )
 @pytest.mark.parametrize("swapped", [False, True])
-def test_a_branch_that_seldom_runs_is_missed_by_no_other_run(calls, steps, planned, told, swapped):
+def test_seldom_used_branch_is_no_change(calls, steps, planned, told, swapped):
     always = Layer("fc", "Linear", 4, 11, ()), Op("fc", "linear", 11, "lower", None, ())
     branch = Layer("rare", "Linear", 9, calls, ()), Op("fc", "tanh", calls, "other", None, ())
     job = {"audited_steps": steps} if steps else {}
@@ -369,12 +369,12 @@ def test_a_module_that_computes_between_its_modules_is_not_new(fqn, inside, metr
 # ---------------------------------------------------------------- autocast as written
 
 
-def test_autocast_that_went_is_named_with_its_layer():
+def test_removed_autocast_is_reported_by_layer():
     changes = compare(with_autocast("bfloat16"), with_autocast(None)).changes
     assert [(c.metric, c.fqn, c.base, c.head) for c in changes] == [("dtypes", "a", "bfloat16", "float32")]
 
 
-def test_values_that_moved_in_two_ways_are_told_apart():
+def test_changes_to_two_dtypes_are_separate():
     def report(activation, weight):
         none = TensorStats()
         records = (
@@ -394,7 +394,7 @@ def test_autocast_around_what_runs_in_float32_anyway_is_no_change():
     assert compare(with_autocast("bfloat16", "fp32"), with_autocast(None, "fp32")).changes == ()
 
 
-def test_a_report_that_does_not_tell_where_autocast_was_is_not_compared():
+def test_dtypes_are_not_compared_without_autocast_records():
     comparison = compare(with_autocast("bfloat16", told=False), with_autocast("bfloat16"))
     assert comparison.changes == ()
     assert any("base doesn't tell" in reason for reason in comparison.not_comparable)
@@ -408,7 +408,7 @@ def test_a_report_that_does_not_tell_where_autocast_was_is_not_compared():
         (("tanh",), ("relu",), "calls relu in place of tanh"),
     ],
 )
-def test_other_operations_are_told_in_words(before, after, words):
+def test_changed_operations_are_described(before, after, words):
     def calling(names):
         ops = tuple(Op("a", name, 1, "other", None, ()) for name in names)
         return Report(layers=(Layer("a", "Linear", 1, 1, ()),), ops=ops)

@@ -55,7 +55,7 @@ def hostile_comparison():
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_hostile_strings_stay_data(format):
+def test_hostile_strings_are_escaped(format):
     head = Report(job={"script": report_samples.HOSTILE[1]})
     text = render(hostile_comparison(), format, tuple(report_samples.HOSTILE[:2]), head)
     assert_golden(f"compare-hostile.{ENDINGS[format]}", text)
@@ -183,7 +183,7 @@ def test_a_step_summary_that_cannot_be_written_changes_no_verdict(folder, monkey
 
 
 @pytest.mark.parametrize("length", range(20, 60))
-def test_no_line_of_a_table_is_a_command(length):
+def test_table_lines_are_no_ci_commands(length):
     word = "A" * length + "::warning::x"
     found = Change("new_errors", 1.0, word, fqn=word, regression=True)
     text = outputs.render(Comparison((found,), thresholds=DEFAULTS), "terminal", ("b", "h"), Report())
@@ -202,7 +202,7 @@ def test_github_annotations_and_step_summary(folder, monkeypatch, capsys, tmp_pa
     assert MARKER in (tmp_path / "summary.md").read_text()
 
 
-def test_what_changed_of_the_whole_job_stands_on_no_line_of_its_model():
+def test_changes_of_the_whole_job_have_no_source_line():
     from precaudit.comparison.findings import as_findings
     from precaudit.model import Location, Op
 
@@ -373,7 +373,7 @@ def test_hostile_names_stay_text_in_the_trend(tmp_path):
     assert name.replace("\u202e", "\\u202e") in texts
 
 
-def test_a_damaged_report_is_left_out_of_the_trend_aloud(history, capsys):
+def test_damaged_report_is_left_out_of_the_trend_with_a_message(history, capsys):
     (history / "b" / "report.json").write_text("{")
     assert main(["compare", str(history), "--trend"]) == 1
     assert "left out" in capsys.readouterr().err

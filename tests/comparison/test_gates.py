@@ -86,7 +86,7 @@ def test_a_gate_asked_for_by_name_does_not_open_on_what_it_cannot_see(metric):
         assert "can't be compared" in change.message
 
 
-def test_a_gate_about_the_plan_is_blind_where_targets_differ_or_there_is_no_plan():
+def test_plan_metrics_fail_without_a_plan_or_with_other_targets():
     seeing = measured_all()
     elsewhere = replace(seeing, plan=replace(seeing.plan, target="A100"))
     without = replace(seeing, plan=Plan(target="H100"))
@@ -97,14 +97,14 @@ def test_a_gate_about_the_plan_is_blind_where_targets_differ_or_there_is_no_plan
         assert compare(seeing, head).clean
 
 
-def test_a_head_that_nobody_verified_is_said_in_the_first_line():
+def test_unverified_head_is_stated_in_the_title():
     seeing = measured_all()
     assert "verdicts" not in title(compare(seeing, seeing))
     head = replace(seeing, verification=Verification("not_run"))
     assert title(compare(seeing, head)).endswith("matched, verdicts not compared")
 
 
-def test_a_screened_head_does_not_pass_for_a_verified_one():
+def test_screened_head_is_not_compared_as_verified():
     seeing = measured_all()
     screened = replace(seeing, verification=Verification("screened"))
     assert any("head was screened" in reason for reason in compare(seeing, screened).not_comparable)
@@ -113,7 +113,7 @@ def test_a_screened_head_does_not_pass_for_a_verified_one():
 
 
 @pytest.mark.parametrize("verdict", ["pass", "not_run"])
-def test_a_run_that_was_cut_short_is_no_unchanged_one(verdict):
+def test_interrupted_run_is_a_regression(verdict):
     base = replace(measured_all(), verification=Verification(verdict))
     crashed = replace(
         base, job={**base.job, "stopped": "failed", "steps": 3}, verification=Verification(reason="ValueError: broken")
@@ -158,7 +158,7 @@ def report(**parts):
         ("eligible_flops:0.95", "1 value: the operations has 0.9, below the threshold"),
     ],
 )
-def test_a_broken_rule_says_what_broke_it(rule, sentence):
+def test_broken_rule_names_the_places(rule, sentence):
     (matched,) = matches_fail_on(report(), [rule])
     assert matched.startswith("--fail-on ")
     assert matched.endswith(sentence)
@@ -169,7 +169,7 @@ def test_a_broken_rule_says_what_broke_it(rule, sentence):
     ["PA401", "headroom:1", "nonfinite:2", "float32_share:0.5", "predicted_skips:3", "loss_difference:1%",
      "tensor_cores:50%", "eligible_flops:0.9", "overflow:0", "flushed_energy:0"],
 )  # fmt: skip
-def test_a_kept_rule_says_nothing(rule):
+def test_kept_rule_has_no_message(rule):
     assert matches_fail_on(report(), [rule]) == ()
 
 
@@ -184,7 +184,7 @@ def test_the_model_itself_has_a_name_in_a_broken_rule(rule, sentence):
     assert matched.endswith(sentence)
 
 
-def test_a_layer_of_a_model_that_is_not_trained_is_held_against_no_format():
+def test_untrained_models_have_no_headroom_limit():
     (layer,) = report().layers
     teacher = replace(layer, fqn="teacher.head", trained=False)
     assert matches_fail_on(report(layers=(teacher,)), ["headroom:4"]) == ("--fail-on headroom:4: not measured",)
@@ -192,7 +192,7 @@ def test_a_layer_of_a_model_that_is_not_trained_is_held_against_no_format():
     assert "blocks activation has 2" in matches_fail_on(report(layers=(inside,)), ["headroom:4"])[0]
 
 
-def test_a_name_in_a_broken_rule_stays_on_its_line():
+def test_names_in_messages_are_one_line():
     finding = Finding("PA101", "error", "overflows", "bf16", "a\n::error ::x")
     (matched,) = matches_fail_on(report(findings=(finding,)), ["error"])
     assert "\n" not in matched

@@ -38,7 +38,7 @@ def test_an_inserted_layer_is_the_one_that_is_new():
     assert matching.names == {"0": "0", "1": "2", "2": "3", "3": "4", "4": "5"}
 
 
-def test_twins_are_told_apart_by_their_ranges():
+def test_equal_layers_are_distinguished_by_their_ranges():
     base = [layer("start", "Norm", 3), layer("small", exponent=-9), layer("large", exponent=4)]
     head = [layer("start", "Norm", 3), layer("b", exponent=4), layer("a", exponent=-9)]
     assert renames(base, head) == {"small": "a", "large": "b"}
@@ -50,14 +50,14 @@ def test_another_type_or_size_under_one_name_is_still_that_layer():
     assert match_layers(base, head).names == {"norm": "norm", "fc": "fc"}
 
 
-def test_far_away_is_no_rename():
+def test_distant_layers_are_not_a_rename():
     middle = [layer(f"norm{i}", "Norm", 5) for i in range(30)]
     matching = match_layers([layer("old"), *middle], [*middle, layer("new")])
     assert [x.fqn for x in matching.removed] == ["old"]
     assert [x.fqn for x in matching.added] == ["new"]
 
 
-def test_another_range_and_another_name_is_no_rename():
+def test_layers_with_other_ranges_and_names_are_not_a_rename():
     matching = match_layers([layer("old", exponent=-20)], [layer("new", exponent=0)])
     assert (len(matching.removed), len(matching.added)) == (1, 1)
 

@@ -126,7 +126,7 @@ def test_a_module_inside_itself():
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
 @pytest.mark.parametrize("execution", ["emulated", "native"])
-def test_a_forward_that_raises_leaves_nothing(error, execution):
+def test_raising_forward_leaves_no_state(error, execution):
     def function(model, x):
         model.lin(x)
         raise error("in the middle")
@@ -240,7 +240,7 @@ def test_a_float32_module_makes_no_half_tensor_though_it_asks_for_one(execution)
 
 
 @pytest.mark.parametrize("execution", ["emulated", "native"])
-def test_bits_that_are_read_as_half_are_the_same_in_a_float32_module(execution):
+def test_view_as_half_keeps_the_bits_in_a_float32_module(execution):
     values = weights(3, 4).half()
     model = Inside(lambda outer, bits: bits.view(torch.float16) + bits.view(dtype=torch.float16))
     plan = plan_for(model, "float16", {"": "float32"})
@@ -343,7 +343,7 @@ PLANNED = {"0": "Linear", "1": "ReLU", "2": "Linear"}
         (nn.Sequential(*small(), *(nn.Linear(2, 2) for _ in range(5))), r"3 \(in bfloat16\), 4 .*, 5 .* and 2 more"),
     ],
 )
-def test_what_no_profile_has_seen_is_told(model, told):
+def test_modules_unknown_to_the_profile_are_warned_of(model, told):
     plan = replace(plan_for(small(), "bfloat16"), types=PLANNED, verdict="pass")
     with pytest.warns(UserWarning, match=told) as warned:
         apply(model, plan)
@@ -362,7 +362,7 @@ def test_what_no_profile_has_seen_is_told(model, told):
         (changed(3, nn.Linear(2, 2)), {}, {}),  # a plan written by hand
     ],
 )
-def test_nothing_is_told_of_a_model_that_was_profiled(model, formats, types, recwarn):
+def test_profiled_model_gives_no_warning(model, formats, types, recwarn):
     apply(model, replace(plan_for(small(), "bfloat16", formats), types=types, verdict="pass"))
     assert not recwarn.list
 
@@ -513,7 +513,7 @@ def test_models_that_are_built_alike_are_told_apart_by_name_or_refused():
         apply(small(), plan, name="judge")
 
 
-def test_a_part_that_is_nowhere_lower_stands_for_its_copy():
+def test_part_without_lower_formats_stands_for_its_copy():
     """A target network has none of the exceptions of the one that learns."""
     learns = {"q.0": "float32", "q.1": "float16", "q.2": "float16"}
     plan = Plan("float16", {**learns, **{f"target.{i}": "float16" for i in range(3)}})
@@ -551,7 +551,7 @@ def test_an_applied_model_can_be_saved_and_loaded(execution):
 
 @pytest.mark.parametrize("before", [True, False])
 @pytest.mark.parametrize("execution", ["emulated", "native"])
-def test_hooks_that_are_on_a_model_run_where_a_profile_ran_them(execution, before):
+def test_existing_hooks_run_in_the_formats_of_a_profile(execution, before):
     """Before the plan's they ran in other formats than those that were verified."""
     model, seen = small(), []
 

@@ -45,7 +45,7 @@ def test_sums_and_gradients_are_those_of_float64(form):
 
 @pytest.mark.parametrize(("name", "most"), [("bfloat16", 256), ("float16", 2048)])
 @pytest.mark.parametrize("form", ["index_add", "index_add_", "scatter_add", "index_select", "gather"])
-def test_equal_addends_stop_adding_up(form, name, most):
+def test_bfloat16_index_sum_stops_growing(form, name, most):
     """In float32 they would come to 4096."""
     index = torch.zeros(4096, dtype=torch.long)
 
@@ -72,7 +72,7 @@ def test_equal_addends_stop_adding_up(form, name, most):
         assert form in ("index_select", "gather") or model(weights(2, 4)).eq(4096).all()
 
 
-def test_an_operation_that_half_stops_adding_up_in_is_told():
+def test_local_error_of_a_stagnating_index_sum():
     values, index = torch.ones(4096, 4), torch.zeros(4096, dtype=torch.long)
     errors = local_errors("index_add", torch.index_add, (torch.zeros(1, 4), 0, index, values), {}, ("bfloat16",))
     assert errors["bfloat16"].relative < 0.01  # float32 values
@@ -101,7 +101,7 @@ def test_results_are_laid_out_as_torch_s_are(dim):
         assert stands_in(*args).stride() == func(*args).stride()
 
 
-def test_what_is_not_summed_in_half_stays_as_it_is():
+def test_functions_that_do_not_sum_in_half_are_unchanged():
     half, single = weights(3, 2).half(), weights(3, 2)
     index = torch.tensor([0, 0, 1])
     entries = index[:, None].expand(-1, 2)
@@ -120,7 +120,7 @@ def test_what_is_not_summed_in_half_stays_as_it_is():
 
 
 @pytest.mark.parametrize("execution", ["emulated", "native"])
-def test_in_place_too_a_sum_whose_format_is_float32_is_one(execution):
+def test_in_place_index_sum_in_float32(execution):
     """What it is written to is half all the same."""
     index = torch.zeros(4096, dtype=torch.long)
 

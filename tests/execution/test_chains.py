@@ -29,7 +29,7 @@ def in_pairs(op, args, **kwargs):
 
 @pytest.mark.parametrize("equation", EQUATIONS)
 @pytest.mark.parametrize("path", [False, True])
-def test_an_einsum_is_what_it_was(equation, path):
+def test_einsum_in_pairs_equals_torchs(equation, path):
     factors = factors_of(equation)
     along = {"path": [1, 2, *(0, 1) * (len(factors) - 2)]} if path else {}
     torch.testing.assert_close(in_pairs("einsum", (equation, factors), **along), torch.einsum(equation, factors))
@@ -88,7 +88,7 @@ def test_a_power_is_made_of_rounded_products(n):
         lambda *factors: torch.chain_matmul(*factors),
     ],
 )
-def test_an_intermediate_that_half_cannot_hold_is_lost(product):
+def test_overflowing_intermediate_product_is_infinite(product):
     a, b, c = torch.full((4, 4), 200.0), torch.full((4, 4), 200.0), torch.full((4, 4), 1e-3)
     model = Inside(lambda outer, x: product(x, b, c))
     with apply(model, plan_for(model, "float16"), execution="emulated"):

@@ -129,7 +129,7 @@ def test_recurrent_layers_round_weights_inputs_and_outputs(kind, dtype):
 @halves
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
 @pytest.mark.parametrize("own", ["half", "float32"])
-def test_recurrent_layers_take_what_a_half_layer_hands_them(kind, own, dtype):
+def test_recurrent_layers_accept_half_inputs(kind, own, dtype):
     """They refuse an input that isn't of their weights' dtype, unless autocast is on."""
     torch.manual_seed(0)
     model, x = nn.Sequential(nn.Linear(3, 3), kind(3, 4, batch_first=True)), weights(2, 5, 3)
@@ -158,7 +158,7 @@ def test_packed_sequences(dtype):
 
 @halves
 @pytest.mark.parametrize("need_weights", [True, False])
-def test_multihead_attention_is_taken_apart(dtype, need_weights):
+def test_multihead_attention_is_expanded(dtype, need_weights):
     torch.manual_seed(0)
     layer = nn.MultiheadAttention(8, 2, batch_first=True)
     x = weights(3, 5, 8)
@@ -463,7 +463,7 @@ def test_a_reduction_with_a_dtype_of_its_own_gets_its_inputs_as_they_are():
     assert torch.equal(wide, x.half().sum(dtype=torch.float32))
 
 
-def test_beside_float8_linear_layers_everything_is_bfloat16():
+def test_other_operations_of_a_float8_plan_run_in_bfloat16():
     a, b = weights(4, 4), weights(4, 4, seed=1)
     low, _ = inside(lambda model, *args: torch.matmul(*args), "float8_e4m3", a, b)
     assert torch.equal(low, (rounded(a, torch.bfloat16) @ rounded(b, torch.bfloat16)).bfloat16())
@@ -532,7 +532,7 @@ def test_gradients_of_a_shared_weight_are_summed_in_half(dtype):
     assert torch.equal(model.weight.grad, in_half)
 
 
-def test_a_forward_without_gradients_doesn_t_spoil_the_next_one():
+def test_forward_without_gradients_does_not_affect_cached_casts():
     def function(outer, value):
         with torch.no_grad():
             outer.lin(value)
@@ -602,7 +602,7 @@ TF32_PLANS = {
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script:FutureWarning")  # torch's own, in its jvp
 @pytest.mark.parametrize("name", TF32_PLANS)
-def test_what_rounds_in_float32_words_is_changed_in_place_and_transformed_as_any_other(name):
+def test_tf32_rounding_supports_in_place_changes_and_transforms(name):
     model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(inplace=True), nn.Linear(4, 1))
     x, parameters = torch.randn(8, 4), dict(model.named_parameters())
 
@@ -702,7 +702,7 @@ def test_a_float32_scope_writes_into_half_tensors_in_half():
 # ---------------------------------------------------------------- operations of other libraries
 
 
-def test_a_library_s_own_autocast_kernel_is_asked():
+def test_autocast_kernel_of_a_library_is_used():
     """As torchvision's roi_align and nms: half features and float32 boxes raise without it."""
 
     def pool(x: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:

@@ -277,7 +277,7 @@ def test_a_function_without_a_gradient_for_a_leaf():
     assert y.grad is None
 
 
-def test_a_leaf_may_be_the_root_itself():
+def test_backward_pass_from_a_leaf():
     with scaled(STATIC):
         x = torch.tensor(3.0, requires_grad=True)
         x.backward()
@@ -341,7 +341,7 @@ def test_gradients_of_a_loss_are_scaled_where_they_are_asked_for_and_those_of_an
     assert scaler.skipped == [1]
 
 
-def test_the_scale_is_really_there():
+def test_gradients_are_scaled_inside_the_backward_pass():
     """What float16 would flush without the scale survives with it."""
     x = torch.tensor([2.0**-26], requires_grad=True)
     scale = torch.tensor([1.0], requires_grad=True)
@@ -433,7 +433,7 @@ def test_clipping_doesn_t_hide_an_infinite_gradient():
     assert scaler.skipped == [0]
 
 
-def test_one_bad_micro_batch_spoils_the_accumulated_step():
+def test_one_nonfinite_micro_batch_skips_the_accumulated_step():
     model = net()
     optimizer = SGD(model.parameters(), lr=0.1)
     before = snapshot(model)
@@ -445,7 +445,7 @@ def test_one_bad_micro_batch_spoils_the_accumulated_step():
     assert scaler.skipped == [0]
 
 
-def test_gradients_that_the_script_dropped_skip_nothing():
+def test_dropped_nonfinite_gradients_skip_no_step():
     """A generator's backward pass goes through the critic, whose gradients are dropped before its own step."""
     model = net()
     optimizer = SGD(model[2].parameters(), lr=0.1)
@@ -459,7 +459,7 @@ def test_gradients_that_the_script_dropped_skip_nothing():
     assert scaler.skipped == []
 
 
-def test_a_sparse_gradient_can_be_bad():
+def test_nonfinite_sparse_gradient_skips_the_step():
     model = net(sparse=True)
     optimizer = SGD(model.parameters(), lr=0.1)
     before = snapshot(model)
@@ -480,7 +480,7 @@ def test_a_step_inside_the_backward_pass_is_skipped_too():
     assert scaler.skipped == [0]
 
 
-def test_without_an_optimizer_bad_gradients_become_zero():
+def test_nonfinite_gradients_become_zero_without_an_optimizer():
     weight = torch.ones(3, requires_grad=True)
     with scaled(STATIC, has_optimizer=False) as scaler:
         (weight.sum() * float("inf")).backward()
@@ -597,7 +597,7 @@ def test_leaves_are_found_once_and_frozen_ones_not_at_all():
     assert len(found) == 4
 
 
-def test_attributes_of_custom_functions_are_no_leaves():
+def test_attributes_of_custom_functions_do_not_count_as_leaves():
     class Named(torch.autograd.Function):
         @staticmethod
         def forward(ctx, x):

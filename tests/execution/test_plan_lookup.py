@@ -69,7 +69,7 @@ def test_the_model_s_own_part_of_a_plan_for_several(model, fqn, expected):
     assert lookup(SEVERAL).of(ModuleName(model, fqn)).default == expected
 
 
-def test_a_model_called_like_one_of_its_own_modules():
+def test_model_with_the_name_of_one_of_its_modules():
     """`model = Wrapper()` with `self.model = Net()` inside: `head` and `model.head` are two modules."""
     plan = Plan(default="bfloat16", modules={"head": "float32", "model": "float16", "model.head": "bfloat16"})
     found = PlanLookup(plan, lambda model: ("", "head", "model", "model.head"))
@@ -132,7 +132,7 @@ def test_of_two_copies_in_a_plan_the_trained_one_is_taken():
     assert fit_names(plan, {"", "0"}) == {"online.0": "0"}
 
 
-def test_the_root_that_every_model_has_is_no_sign_of_its_plan():
+def test_root_name_alone_does_not_match_a_plan():
     """A loss that wraps the model computes too, and so the plan has its root."""
     plan = Plan("bfloat16", {"": "bfloat16", "model": "bfloat16", "model.0": "float32", "model.1": "bfloat16"})
     assert fit_names(plan, {"", "0", "1"}) == {"model": "", "model.0": "0", "model.1": "1"}

@@ -56,7 +56,7 @@ def test_torch_registers_every_operation_for_autocast():
     assert not known & {"relu", "add", "reshape"}
 
 
-def test_no_operation_is_in_two_tables():
+def test_operation_tables_are_disjoint():
     tables = [LOWER, FP32, PROMOTE, BANNED]
     assert sum(map(len, tables)) == len(frozenset().union(*tables))
 

@@ -84,7 +84,7 @@ def test_round_mantissa_takes_any_layout():
 
 
 @pytest.mark.parametrize(("name", "dtype"), HALF_DTYPES.items())
-def test_half_operands_and_results_are_torch_casts(name, dtype):
+def test_half_rounding_equals_torch_casts(name, dtype):
     values = torch.cat([torch.randn(1000) * 10.0 ** torch.randint(-9, 6, (1000,)), torch.tensor([1e6, -1e6, 0.0])])
     rounding = rounding_for(name)
     assert rounding.dtype == dtype

@@ -37,7 +37,7 @@ WISHES = {
 
 
 @pytest.mark.parametrize("name", WISHES)
-def test_a_scripts_wish_is_not_done(name):
+def test_tf32_settings_of_the_script_are_ignored(name):
     with tf32(False), own_settings_ignored():
         WISHES[name]()
         assert allowed() == (False, False)
@@ -116,7 +116,7 @@ assert now() == before, (before, now())
 
 
 @pytest.mark.skipif(not hasattr(torch._C, "_set_fp32_precision_setter"), reason="new with torch 2.9")
-def test_what_is_inherited_is_overruled_and_inherited_again():
+def test_inherited_settings_are_overridden_and_restored():
     code = """
 import torch
 from precaudit.execution.products import tf32

@@ -61,7 +61,7 @@ def test_blocks_of_close_and_of_far_exponents(dtype: torch.dtype, numel: int):
 
 @pytest.mark.parametrize("odd", [0.0, -0.0, 1e-45, -1e-39, math.inf, math.nan, 2.0**-127 * 1.5])
 @pytest.mark.parametrize("scale", [2.0**-31, 1.0, 2.0, 2.0**31, 2.0**97, 2.0**127])
-def test_odd_values_do_not_pass_for_exponents_with_the_same_remainder(scale: float, odd: float):
+def test_zeros_and_nonfinite_values_are_not_counted_as_exponents(scale: float, odd: float):
     """Zeros and subnormals have exponent 0, what isn't finite has 255, modulo 32 as any other."""
     values = torch.full((300,), scale)
     values[::7], values[5] = odd, 1.5 * scale
@@ -106,7 +106,7 @@ VIEWS = (
 
 @settings(max_examples=150, deadline=None)
 @given(tensors())
-def test_any_layout_counts_as_its_values(tensor: torch.Tensor):
+def test_every_memory_layout_counts_the_same(tensor: torch.Tensor):
     assert same(observe(tensor), reference(tensor))
 
 
@@ -153,7 +153,7 @@ def test_layouts_that_store_values_elsewhere():
         assert same(observe(dense.to_mkldnn()), reference(dense))
 
 
-def test_functorch_wrappers_are_looked_through():
+def test_functorch_wrappers_are_unwrapped():
     seen = []
 
     def watch(x: torch.Tensor) -> torch.Tensor:
@@ -169,7 +169,7 @@ def test_functorch_wrappers_are_looked_through():
 
 
 @pytest.mark.filterwarnings("error")
-def test_nothing_to_read_counts_nothing():
+def test_empty_tensors_count_nothing():
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     with FakeTensorMode():
@@ -208,7 +208,7 @@ def test_subclasses():
     assert observe(Opaque(3)) == TensorStats()
 
 
-def test_no_mode_sees_what_is_done():
+def test_counting_is_hidden_from_function_modes():
     class Strict(TorchFunctionMode):
         def __torch_function__(self, function: Callable, types: tuple, args: tuple = (), kwargs: dict | None = None):
             raise AssertionError(f"{function} was seen")
@@ -238,7 +238,7 @@ def test_dtensor_counts_its_shard():
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.int8, torch.uint8, torch.bool, torch.float4_e2m1fn_x2])
-def test_what_has_no_exponents_is_refused(dtype: torch.dtype):
+def test_dtypes_without_exponents_are_refused(dtype: torch.dtype):
     with pytest.raises(TypeError, match="cannot be counted"):
         observe(torch.zeros(2, dtype=torch.uint8).view(dtype) if dtype.itemsize == 1 else torch.zeros(2, dtype=dtype))
 
@@ -263,7 +263,7 @@ def test_stats_may_be_asked_between_additions():
 
 @pytest.mark.parametrize("dtype", FLOATING)
 @pytest.mark.parametrize("k", [-12, 3, 16])
-def test_scales_are_taken_out_exactly(dtype: torch.dtype, k: int):
+def test_loss_scale_is_removed_exactly(dtype: torch.dtype, k: int):
     values = torch.randn(1000).clamp(-4, 4).to(dtype)
     values = values[(values == 0) | (values.abs() > 0.01)]
     accumulator = Accumulator()
@@ -312,7 +312,7 @@ def test_a_copy_has_the_values_of_the_tensor(values: torch.Tensor):
 
 @pytest.mark.parametrize("numel", [1, 127, 128, 8192, 8193, 3 * CHUNK + 5])
 @pytest.mark.parametrize("offset", [0, 1, 8])
-def test_a_copy_begins_anywhere_and_ends_where_the_tensor_does(numel: int, offset: int):
+def test_copy_at_any_offset_stays_within_bounds(numel: int, offset: int):
     values, memory = torch.randn(numel), torch.full((offset + numel + 64,), 7.0)
     values[0] = math.nan
     accumulator = Accumulator()
@@ -399,7 +399,7 @@ def test_large_tensors_count_alike_on_any_number_of_threads(dtype: torch.dtype):
     assert same(stats[0], pieces)
 
 
-def test_slots_of_different_threads_do_not_meet():
+def test_threads_count_in_separate_slots():
     values = [torch.randn(4 * CHUNK) * 2.0**i for i in range(4)]
     expected = [observe(v) for v in values]
     measured: dict[int, TensorStats] = {}
@@ -429,7 +429,7 @@ def test_a_forked_child_counts_on():
         torch.set_num_threads(before)
 
 
-def test_torch_is_left_as_it_was():
+def test_torch_settings_are_unchanged():
     values = torch.randn(3, 100, requires_grad=True)
     observed = values.exp()
 

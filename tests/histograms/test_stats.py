@@ -68,7 +68,7 @@ def test_overflow_is_exact_without_values_in_the_top_binade(target: Format, dtyp
 
 
 @pytest.mark.parametrize(("target", "dtype"), NARROW)
-def test_largest_value_alone_is_no_overflow_and_the_next_is(target: Format, dtype: torch.dtype):
+def test_largest_value_does_not_overflow_and_the_next_does(target: Format, dtype: torch.dtype):
     fits = torch.tensor([target.maximum, 1.0, 0.0], dtype=torch.float64)
     over = torch.tensor([target.overflow_threshold * (1 + 2.0**-20), 1.0, 0.0], dtype=torch.float64)
     assert observe(fits).overflow_rate(target) == 0.0

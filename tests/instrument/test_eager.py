@@ -28,7 +28,7 @@ def test_everything_runs_eagerly():
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
-def test_what_torch_scripts_for_itself_is_scripted():
+def test_torchs_own_scripting_still_compiles():
     """As its rules for forward-mode derivatives, which it makes at the first of them."""
     made = {"__name__": "torch._decomp.decompositions_for_jvp", "torch": torch, "function": _doubled}
     with eager_only():

@@ -89,7 +89,7 @@ def test_gradients_taken_by_themselves():
     assert recorder.heard == ["grad", "grad", "grad", "backward", "ended"]
 
 
-def test_what_can_be_gone_over_once_is_left_to_torch():
+def test_one_shot_iterators_reach_torch_complete():
     with recorded(has_optimizer=True) as (recorder, _, _):
         model = nn.Linear(2, 1)
         loss = model(X).sum()
@@ -166,7 +166,7 @@ def test_an_optimizer_that_wraps_another_is_one():
     assert recorder.heard == ["backward", "ended", "step Lookahead", "stepped"]
 
 
-def test_a_subclass_of_the_script_s_own():
+def test_optimizer_subclass_of_the_script():
     with recorded() as (recorder, _, _):
         model, optimizer = model_and(OwnSubclass)
         model(X).sum().backward()
@@ -199,7 +199,7 @@ class Passing(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def test_function_modes_make_no_more_of_one_call():
+def test_function_modes_do_not_multiply_a_call():
     """torch calls `grad` and `backward` once more for each, by their names."""
     with recorded(has_optimizer=True) as (recorder, _, _), Passing(), Passing():
         weight = torch.ones(3, requires_grad=True)
@@ -208,7 +208,7 @@ def test_function_modes_make_no_more_of_one_call():
     assert recorder.heard == ["grad", "backward", "ended"]
 
 
-def test_an_optimizer_made_before_is_learned_from_its_first_step():
+def test_earlier_optimizer_is_known_from_its_first_step():
     model, optimizer = model_and()
     with recorded() as (recorder, _, events):
         for _ in range(2):
@@ -218,7 +218,7 @@ def test_an_optimizer_made_before_is_learned_from_its_first_step():
     assert recorder.heard.count("stepped") == 3
 
 
-def test_a_step_that_raised_doesn_t_swallow_the_next():
+def test_step_after_a_raising_step_is_counted():
     with recorded() as (recorder, _, events):
         model, optimizer = model_and()
         with pytest.raises(ZeroDivisionError):
@@ -293,7 +293,7 @@ def test_optimizers_that_alternate_make_a_step_each():
     assert steps_of(iterate) == 8
 
 
-def test_an_optimizer_that_joins_now_and_then_makes_no_step_of_its_own():
+def test_occasional_optimizer_makes_no_extra_step():
     one, first, two, second = two_models()
 
     def iterate(number):
@@ -325,7 +325,7 @@ def test_steps_without_new_gradients_and_steps_with_closures_count_each():
     assert steps_of(lambda number: [first.step(lambda: evaluate(one)), second.step(lambda: evaluate(two))]) == 8
 
 
-def test_a_step_with_a_closure_is_none_of_the_step_before_it():
+def test_step_with_a_closure_is_a_separate_step():
     one, first, two, second = two_models()
 
     def evaluate():

@@ -78,7 +78,7 @@ def test_members_of_a_dictionary():
     ("name", "variable"),
     [("LitModel", "lit_model"), ("GPT2LMHeadModel", "gpt2_lm_head_model"), ("VAE", "vae"), ("net_b", "net_b")],
 )
-def test_without_a_variable_the_name_is_one_that_the_class_suggests(name, variable):
+def test_name_is_derived_from_the_class_without_a_variable(name, variable):
     kind = type(name, (nn.Linear,), {})
     assert names_of(lambda: kind(2, 2)(X)) == [(variable, "")]
 
@@ -116,7 +116,7 @@ def installed(source):
     return module
 
 
-def test_what_a_library_puts_around_the_script_s_model_for_a_call_is_no_model():
+def test_library_wrapper_without_state_is_not_the_model():
     solver = installed("""
         from torch import nn
 
@@ -221,7 +221,7 @@ def test_a_part_that_becomes_part_of_a_larger_model():
     ]
 
 
-def test_a_part_is_no_model_any_more_and_its_latest_name_is_known():
+def test_latest_name_of_a_part_of_a_larger_model():
     names = ModuleNames()
     head, backbone = layer(), nn.Sequential(layer())
     names.add_model(head, "head")
@@ -235,7 +235,7 @@ def test_a_part_is_no_model_any_more_and_its_latest_name_is_known():
     assert list(names.models) == ["head", "model"]
 
 
-def test_losses_are_modules_too():
+def test_losses_are_named_like_modules():
     def train():
         criterion = nn.MSELoss()
         criterion(X, X)

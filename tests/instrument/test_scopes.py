@@ -84,7 +84,7 @@ def test_an_exception_leaves_every_frame(caught_inside):
         assert scopes.raised_in is None
 
 
-def test_an_interrupt_is_unwound_when_the_hooks_go():
+def test_interrupted_frames_are_closed_when_the_hooks_are_removed():
     model = nn.Sequential(Block(stop(KeyboardInterrupt)))
     with recorded() as (recorder, scopes, _), pytest.raises(KeyboardInterrupt):
         model(X)
@@ -102,7 +102,7 @@ def test_the_next_call_ends_a_forward_that_an_interrupt_cut_short():
     assert recorder.left_names == [("0.lin", True), ("0", False), ("", False), ("0.lin", True)]
 
 
-def test_a_module_that_returns_nothing_raised_nothing():
+def test_module_that_returns_none_has_not_raised():
     model = nn.Sequential(nn.Linear(2, 2))
     model.silent = Block(lambda block, x: None)
     with recorded() as (recorder, scopes, _):
@@ -206,7 +206,7 @@ def test_nothing_stays_installed():
     assert checkpointing.CheckpointFunction.forward is original
 
 
-def test_models_and_batches_die_with_their_last_name():
+def test_models_and_batches_are_freed_with_their_last_reference():
     gc.collect()
     gc.disable()
     try:
@@ -235,7 +235,7 @@ def test_a_forward_that_is_called_past_its_module_is_known_with_its_caller():
     assert "model.forward" in linecache.getline(path, line)
 
 
-def test_what_holds_an_audited_model_is_not_said_to_be_bypassed():
+def test_container_of_an_audited_model_is_not_bypassed():
     inner = nn.Sequential(nn.Linear(2, 2))
     scopes = ModuleScopes(ModuleNames(), only=inner)
     with scopes.installed():
@@ -254,7 +254,7 @@ class Seen:
         return output
 
 
-def test_what_a_forward_makes_for_itself_is_part_of_it():
+def test_modules_created_in_a_forward_belong_to_it():
     def forward(block, x):
         if not hasattr(block, "kept"):
             block.kept = nn.Linear(2, 2)

@@ -59,7 +59,7 @@ A, B = torch.ones(2, 2), torch.ones(2, 2)
         (lambda: F.gelu(A), ["gelu"]),
     ],
 )
-def test_one_name_an_operation(function, expected):
+def test_variants_of_an_operation_share_one_name(function, expected):
     assert seen(function) == expected
 
 
@@ -74,7 +74,7 @@ def test_one_name_an_operation(function, expected):
         (lambda: nn.LSTM(2, 2)(A), {"lstm"}),
     ],
 )
-def test_composites_are_taken_apart(function, inside):
+def test_composites_are_expanded(function, inside):
     assert inside <= set(seen(function))
 
 
@@ -124,7 +124,7 @@ def test_an_exception_inside_a_composite_leaves_the_mode_as_it_was():
         (torch.relu_, {}, True),
     ],
 )
-def test_which_calls_write(function, kwargs, expected):
+def test_calls_that_write_to_an_argument(function, kwargs, expected):
     assert writes(function, kwargs) is expected
 
 
@@ -191,7 +191,7 @@ class Answer:
         assert self.logits.dtype == torch.float32
 
 
-def test_dataclasses_are_copied_not_made_anew():
+def test_dataclasses_are_copied_without_init():
     value = Answer(A, [Answer(A)])
     assert map_tensors(lambda t: t, value) is value
     halves = map_tensors(torch.Tensor.half, value)
@@ -202,12 +202,12 @@ def test_dataclasses_are_copied_not_made_anew():
     assert map_tensors(torch.Tensor.half, Answer) is Answer
 
 
-def test_what_doesn_t_change_stays_the_same_object():
+def test_unchanged_containers_are_the_same_object():
     value = {"a": [A, (A, 1)], "pair": Pair(A, "x")}
     assert map_tensors(lambda t: t, value) is value
 
 
-def test_threads_that_take_the_same_composite_apart_do_not_hide_it_from_each_other():
+def test_composites_are_expanded_in_several_threads():
     """`nn.DataParallel` and servers call one model from several threads, and with it one mode."""
     seen, inside, other_done = [], threading.Event(), threading.Event()
 

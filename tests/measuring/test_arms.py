@@ -68,7 +68,7 @@ def run(arm, model, name="net"):
         ),
     ],
 )
-def test_what_runs_inside(arm, inside, model):
+def test_dtypes_inside_each_arm(arm, inside, model):
     before = torch._C._get_cublas_allow_tf32(), torch._C._get_cudnn_allow_tf32()
     assert run(arm, model) == (inside, torch.float32, (arm.tf32, arm.tf32))
     assert run(Arm("float32"), model)[0] == torch.float32
@@ -78,7 +78,7 @@ def test_what_runs_inside(arm, inside, model):
         assert not module._forward_pre_hooks
 
 
-def test_a_forward_that_fails_leaves_no_region_open(model):
+def test_failing_forward_leaves_no_region_open(model):
     with engaged(Arm("amp", half="bfloat16"), {"net": model}, "cpu"):
         with pytest.raises(RuntimeError):
             model(torch.ones(2, 5))

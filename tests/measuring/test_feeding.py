@@ -78,7 +78,7 @@ def test_without_a_loader_the_first_models_first_input_tells():
     assert len(found.waits) == 1
 
 
-def test_loaders_are_as_they_were():
+def test_loaders_are_restored():
     before = DataLoader.__iter__
     fed(loader())
     assert DataLoader.__iter__ is before

@@ -100,7 +100,7 @@ def test_the_arm_that_a_script_fails_under_is_named():
     assert not nn.modules.module._has_any_global_hook()
 
 
-def test_a_loss_scale_is_felt_by_backward_and_not_by_the_optimizer():
+def test_loss_scale_is_applied_in_backward_and_removed_before_the_step():
     gradients = []
 
     def code():
@@ -279,7 +279,7 @@ def test_scripts_that_profile_themselves_are_left_to_it():
     ]
 
 
-def test_nothing_waits_for_a_device_while_a_step_is_recorded(monkeypatch):
+def test_no_synchronization_during_graph_capture(monkeypatch):
     """Waiting would end the recording, and a recorded step doesn't run."""
     capturing, waits = False, []
 

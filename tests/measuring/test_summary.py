@@ -33,7 +33,7 @@ def test_medians_and_paired_ratios():
     assert "3 rounds" in found["method"]
 
 
-def test_a_drift_that_all_arms_share_leaves_the_ratio_alone():
+def test_common_drift_does_not_change_ratios():
     drifting = rounds(*[(10 * 1.2**i, 5 * 1.2**i) for i in range(8)])
     assert quartiles(ratios(steady(drifting), "plan")) == pytest.approx([2.0, 2.0])
 
@@ -45,7 +45,7 @@ def test_short_blocks_count_only_where_there_are_too_few_long_ones():
     assert {block.steps for block in steady([*short, *long[:4]])} == {1, 4}
 
 
-def test_one_very_long_round_for_energy_leaves_the_others_in():
+def test_long_energy_round_does_not_exclude_others():
     growing = [Block(arm, i, n, n / 100) for i, n in enumerate((1, 2, 4, 8, 8, 8, 200)) for arm in ("float32", "plan")]
     assert [block.steps for block in steady(growing) if block.arm == "plan"] == [4, 8, 8, 8, 200]
 

@@ -50,7 +50,7 @@ def test_an_exact_format_has_no_error():
     assert error.within_budget
 
 
-def test_without_noise_rho_is_unknown_and_the_rest_decides():
+def test_rho_is_nan_without_noise_and_other_limits_decide():
     error = gradient_error("x", [difference(label="x", delta=0.001, noise=0.0)])
     assert math.isnan(error.rho)
     assert error.within_budget

@@ -103,12 +103,12 @@ def test_one_part_in_ten_thousand_of_the_energy_may_be_lost():
     assert [needed_k([stats_of(binade * 2.0**exponent)]) for exponent in (-19, -20, -21)] == [0, 1, 2]
 
 
-def test_k_min_is_the_neediest_tensors():
+def test_k_min_is_the_largest_need_of_all_tensors():
     quiet, loud = stats_of(gradients(centre=-30.0)), stats_of(gradients(centre=-18.0))
     assert k_min({"a": [loud, quiet], "b": [loud]}) == needed_k([quiet]) == needed_k([loud]) + 12
 
 
-def test_zero_gradients_need_nothing():
+def test_zero_gradients_need_no_scale():
     zero = stats_of(np.zeros(8))
     assert needed_k([zero]) is None
     assert needed_k([]) is None
@@ -139,7 +139,7 @@ def test_no_observed_step_overflows_at_k_max(history):
     assert abs(k) <= K_LIMIT
 
 
-def test_a_trend_counts_with_where_it_led():
+def test_trend_counts_with_its_last_value():
     rising = -10 + 0.01 * np.arange(100)
     assert k_max(rising) == 15 + 9
     assert k_max(rising[::-1]) == k_max(rising)
@@ -262,7 +262,7 @@ def test_nothing_in_half_needs_no_scale():
     assert recommend([-3.0] * 5, {}, steps=10) == LossScale()
 
 
-def test_conflicts_and_the_way_out():
+def test_conflicting_modules_and_the_best_compromise():
     ordinary = {f"layer{i}": [stats_of(gradients(1.5, -20.0, seed=i))] for i in range(4)}
     huge, tiny = stats_of(gradients(1.0, 12.0)), stats_of(gradients(1.0, -60.0))
     loud = {**ordinary, "loud": [huge]}

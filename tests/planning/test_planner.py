@@ -78,7 +78,7 @@ def test_a_plan_without_a_low_product_is_float32s():
     assert not planned([op("relu", "b", category="other", half=True)]).is_low_precision
 
 
-def test_a_plan_is_called_after_the_format_of_its_products():
+def test_default_is_the_format_of_the_products():
     ops = [op(fqn="a", integer_amax=300.0), op("relu", "b", category="other", half=True)]
     plan = planned(ops, ("bfloat16", "tf32"))
     assert (plan.default, plan.modules, plan.matmul_precision) == ("tf32", {"a": "tf32", "b": "tf32"}, "high")
@@ -110,7 +110,7 @@ def test_in_a_module_with_children_only_the_operation_moves():
     assert set(plan.because) == {"block:matmul"}
 
 
-def test_what_is_no_product_is_freed_by_float32_only():
+def test_non_products_move_to_float32():
     square = op("square", fqn="norm", amax=1e9, category="other", half=True)
     assert planned([square], ("float16", "bfloat16"), default="float16").modules == {"norm": "float32"}
 
@@ -156,7 +156,7 @@ def test_leaves_that_never_ran_are_in_the_plan():
 @pytest.mark.parametrize(
     ("formats", "expected"), [(DEFAULT, "float32"), (("float16",), "float32"), (("tf32",), "tf32")]
 )
-def test_what_could_compute_and_never_did_stays_in_float32_s_range(formats, expected):
+def test_modules_that_never_ran_stay_in_float32(formats, expected):
     found = replace(trace([op(fqn="a")]), leaves=("a", "unused", "sampler"), unseen=("sampler",))
     plan = build_plan(found, Choices(formats, "h100"))
     assert plan.modules == {"a": plan.default, "unused": plan.default, "sampler": expected}
@@ -278,7 +278,7 @@ def test_bfloat16_needs_no_scale():
     assert plan.loss_scale.mode == "none"
 
 
-def test_a_module_that_bfloat16_is_too_coarse_for_brings_no_scale():
+def test_module_banned_from_bfloat16_needs_no_scale():
     plan = planned([op(fqn="a"), op(fqn="b", integer_amax=300.0)], DEFAULT)
     assert plan.modules == {"a": "bfloat16", "b": "tf32"}
     assert plan.loss_scale.mode == "none"

@@ -18,7 +18,7 @@ def found(*ops, formats=("float16",)):
     return [(ban.rule, ban.op, ban.format, ban.severity) for ban in bans(trace(list(ops)), formats)]
 
 
-def test_a_tame_operation_is_allowed_everywhere():
+def test_operation_with_small_values_has_no_ban():
     assert found(op(input_amax=10.0), op("softmax", category="fp32"), formats=tuple(FORMATS)) == []
 
 
@@ -81,13 +81,13 @@ def test_pa103_constants_that_overflow(constant, banned):
 
 
 @pytest.mark.parametrize("name", ["mul", "div", "pow", "gt", "lerp"])
-def test_a_factor_is_no_value_of_the_format(name):
+def test_scalar_factors_have_no_ban(name):
     scaled = op(name, category="other", half=True, constants=(1e-12, 1e9))
     assert found(scaled) == []
 
 
 @pytest.mark.parametrize(("amax", "rules"), [(1e9, ["PA103"]), (2e9, ["PA101", "PA103"])])
-def test_a_mask_is_told_once_and_what_is_larger_besides(amax, rules):
+def test_mask_constant_is_reported_once(amax, rules):
     masked = op("masked_fill", amax=amax, category="other", half=True, constants=(1e9, 1e9))
     assert [rule for rule, *_ in found(masked)] == rules
 
@@ -130,7 +130,7 @@ def test_pa104_bounds_that_are_one(name, bound, formats):
     ("whole", "formats"),
     [(256.0, ()), (257.0, ("bfloat16",)), (2048.0, ("bfloat16",)), (4095.0, ("bfloat16", "float16", "tf32"))],
 )
-def test_pa105_whole_numbers_that_are_no_longer_told_apart(whole, formats):
+def test_pa105_integers_that_alias(whole, formats):
     positions = op("matmul", integer_amax=whole)
     assert [ban.format for ban in bans(trace([positions]), ("bfloat16", "float16", "tf32"))] == list(formats)
 
@@ -168,7 +168,7 @@ def test_a_ban_says_where_and_how_large():
     assert ban.fix
 
 
-def test_models_that_don_t_train_are_left_alone():
+def test_untrained_models_have_no_bans():
     ops = [op(fqn="teacher", amax=1e9)]
     assert bans(trace(ops, layers=[layer("teacher", trained=False)]), ("float16",)) == ()
 

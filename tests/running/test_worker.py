@@ -824,9 +824,7 @@ def test_what_a_plan_makes_of_a_model_in_eval_mode_alone(name):
     assert run(spec(), code).end_state.deviations == {}
 
 
-@pytest.mark.parametrize(
-    ("kinds", "causes"), [((nn.Linear,), {""}), ((nn.Linear, Recurrent), {"", "parts.1"})]
-)
+@pytest.mark.parametrize(("kinds", "causes"), [((nn.Linear,), {""}), ((nn.Linear, Recurrent), {"", "parts.1"})])
 def test_the_model_itself_may_make_it_and_parts_of_it_beside(kinds, causes):
     class Model(Recurrent):
         def __init__(self):
