@@ -50,14 +50,15 @@ def _caller_frames() -> Iterator[types.FrameType]:
 
 
 def _named_values(frame: types.FrameType) -> Iterator[tuple[str, object]]:
-    """Local variables, one level into the attributes of the objects among them, then globals."""
-    for name, value in list(frame.f_locals.items()):
-        yield name, value
+    """Global and local variables, as they were bound, then what is one level inside of the objects among the locals."""
+    variables = list(frame.f_locals.items())
+    yield from list(frame.f_globals.items())
+    yield from variables
+    for _, value in variables:
         if hasattr(value, "__dict__") and not isinstance(value, (nn.Module, types.ModuleType, type)):
             yield from list(vars(value).items())
         if isinstance(value, dict) and len(value) < 64:
             yield from ((str(key), item) for key, item in list(value.items()))
-    yield from list(frame.f_globals.items())
 
 
 def _owners(module: nn.Module, frames: Iterable[types.FrameType]) -> Iterator[tuple[str, nn.Module]]:
@@ -87,7 +88,7 @@ def find_model(module: nn.Module) -> tuple[str, nn.Module]:
     If only a library holds one, it is the library's or, where that has no other state (a wrapper for a single call),
     the one inside it that the script holds.
     """
-    frames = list(_caller_frames())
+    frames = list(_caller_frames())[::-1]
     script = [frame for frame in frames if not _is_installed(frame)]
     held = list(_owners(module, script))
     owners = held or list(_owners(module, frames))
@@ -107,12 +108,13 @@ def _state_of(module: nn.Module) -> set[int]:
 
 
 def _outermost(owners: Sequence[tuple[str, nn.Module]]) -> tuple[str, nn.Module] | None:
-    """The largest module, by its last variable name that isn't internal to Python."""
+    """The largest module, by its first variable name that isn't internal to Python: the one that exists once the model
+    is built."""
     if not owners:
         return None
     model = max((value for _, value in owners), key=lambda m: sum(1 for _ in m.modules()))
     names = [name for name, value in owners if value is model and name != "self" and not name.startswith("__")]
-    return (names[-1] if names else _variable_of(model)), model
+    return (names[0] if names else _variable_of(model)), model
 
 
 def _variable_of(model: nn.Module) -> str:

@@ -49,6 +49,22 @@ def test_a_global_variable():
     assert names_of(lambda: GLOBAL_MODEL(X))[0] == ("GLOBAL_MODEL", "")
 
 
+def test_the_name_that_the_model_had_first():
+    """The lines to paste go where the model is built; `raw_model` and a trainer's attribute do not exist there yet."""
+
+    class Loop:
+        def __init__(self, inner):
+            self.inner = inner
+
+    def train():
+        model = nn.Sequential(layer())
+        raw_model = model
+        loop = Loop(raw_model)
+        loop.inner(X)
+
+    assert names_of(train)[0] == ("model", "")
+
+
 def test_an_attribute_of_self():
     assert names_of(Trainer().fit) == [("network", ""), ("network", "0")]
 
@@ -165,7 +181,7 @@ def test_two_models_of_one_class_and_a_copy():
         for model in (first, second, average):
             model(X)
 
-    assert [name for name, _ in names_of(train)] == ["model", "model_2", "model_3"]
+    assert [name for name, _ in names_of(train)] == ["first", "second", "average"]
     assert names_of(lambda: [net(X) for net in [layer()]])[0][1] == ""
 
 
