@@ -79,15 +79,26 @@ def job_of(arguments: argparse.Namespace) -> Job:
 
 def _late_options(own: Iterable[str], script: Path, argv: Sequence[str]) -> list[str]:
     """Options of precaudit among the script's arguments that the script itself defines neither as a string nor as a
-    dataclass field."""
-    given, text = {word.partition("=")[0] for word in argv}, script.read_text(errors="replace")
+    dataclass field nor, where it sets its own variables from its arguments, as a variable."""
     options = {f"--{name.replace('_', '-')}": name.replace("_", "[-_]") for name in own}
+    given = options.keys() & {word.partition("=")[0] for word in argv}
+    text = _sources(script) if given else ""
     known = r"""(["'])(--)?{0}\1|^\s+{0}\s*:"""
+    if re.search(r"\bexec\(|\bargv\b", text):
+        known += r"|^{0}\s*=(?!=)"
     return [
         option
         for option, name in options.items()
         if option in given and not re.search(known.format(name), text, re.MULTILINE)
     ]
+
+
+def _sources(script: Path) -> str:
+    """The script's text and that of the files beside it that it names: its options may be defined there."""
+    text = script.read_text(errors="replace")
+    beside = (path for path in sorted(script.parent.glob("*.py")) if path != script)
+    named = [path for path in beside if re.search(rf"\b{re.escape(path.stem)}\b", text)]
+    return "\n".join([text, *(path.read_text(errors="replace") for path in named)])
 
 
 def _stem(job: Job) -> str:

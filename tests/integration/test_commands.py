@@ -135,6 +135,25 @@ def test_options_that_only_precaudit_knows_are_told_of_where_the_script_gets_the
 
 
 @pytest.mark.parametrize(
+    ("text", "beside", "told"),
+    [
+        ("from options import parse\n", 'parser.add_argument("--device")\n', False),
+        ("device = 'cuda'\nexec(open('options.py').read())\n", "", False),
+        ("device = 'cuda'\n", 'parser.add_argument("--device")\n', True),
+        ("device = 'cuda'\n", "", True),
+    ],
+)
+def test_options_that_another_file_or_the_scripts_variables_define_are_the_scripts(
+    text: str, beside: str, told: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script = tmp_path / "train.py"
+    script.write_text(text)
+    (tmp_path / "options.py").write_text(beside)
+    job_of(build_parser().parse_args(["profile", str(script), "--device=cpu"]))
+    assert ("--device after" in capsys.readouterr().err) == told
+
+
+@pytest.mark.parametrize(
     ("environment", "refused"),
     [({"RANK": "1", "WORLD_SIZE": "2"}, True), ({"RANK": "0", "WORLD_SIZE": "1"}, False), ({"WORLD_SIZE": "2"}, False)],
 )
