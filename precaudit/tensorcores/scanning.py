@@ -23,7 +23,8 @@ LIMIT = 256 << 20
 BOM = b"\xef\xbb\xbf"
 _CUTS_TRIED = 4
 _KEY = re.compile(rb'"traceEvents"\s*:\s*\[')
-_EVENT_START = re.compile(rb'\s*\{\s*"(?:ph|name|cat|pid|tid|ts|dur|args|bp)"')
+# With any key of the Trace Event Format first: writers order them as they like.
+_EVENT_START = re.compile(rb'\s*\{\s*"(?:ph|name|cat|pid|tid|t?ts|t?dur|args|bp|id2?|bind_id|scope|s|sf|stack|cname)"')
 _JSON_ERRORS = (ValueError, RecursionError)
 
 

@@ -141,9 +141,10 @@ def test_a_file_without_any_event_boundary_is_given_up_at_the_limit(tmp_path, sm
         events_of(write(tmp_path, b'{"other": [' + b"1," * 50_000))
 
 
-def test_memory_is_bounded_by_the_chunk_not_by_the_file(tmp_path, monkeypatch):
+@pytest.mark.parametrize("first", [{}, {"id": 7}, {"s": "t"}, {"cname": "good"}, {"bind_id": 1}, {"tts": 5}])
+def test_memory_is_bounded_by_the_chunk_not_by_the_file(tmp_path, monkeypatch, first):
     monkeypatch.setattr(scanning, "CHUNK", 1 << 16)
-    path = write(tmp_path, document(TRICKY * 4000), indent=None)
+    path = write(tmp_path, document([first | event for event in TRICKY] * 4000), indent=None)
     sizes = [len(batch) for batch in TraceFile(path)]
     assert sum(sizes) == 12_000
     assert max(sizes) < 2000
