@@ -134,8 +134,9 @@ def _no_kernels(path: Path, columns: Columns, events: int) -> str:
         )
     if events and not columns.known:
         return (
-            f"{path}: none of its {events} events has a category of torch.profiler's: another tool wrote it. "
-            "Record with torch.profiler and export with prof.export_chrome_trace(path)"
+            f"{path}: none of its {events} events has a category of torch.profiler's: another tool wrote it, or "
+            "torch.autograd.profiler, which names no kernels. Record with torch.profiler and export with "
+            "prof.export_chrome_trace(path)"
         )
     where = f"{len(columns.ops)} CPU ops" if len(columns.ops) else "no CPU op either"
     return (

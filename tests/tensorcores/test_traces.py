@@ -232,6 +232,11 @@ NO_KERNELS = [
         [{"ph": "X", "cat": "cuda", "name": NVJET, "ts": 1, "dur": 5}], "another tool wrote it", id="nsys2json"
     ),
     pytest.param([{"ph": "X", "name": NVJET, "ts": 1, "dur": 5}], "another tool wrote it", id="jax"),
+    pytest.param(
+        [{"name": "aten::mm", "ph": "X", "ts": 1, "dur": 5, "tid": 1, "pid": "CPU functions", "args": {}}],
+        "torch.autograd.profiler, which names no kernels",
+        id="autograd-profiler",
+    ),
     pytest.param([span("cuda_profiler_range", ADD, 0, 5)], "1 CUPTI counter ranges", id="counters"),
     pytest.param(launched(ADD, 0, 0, 1), "1 of its 1 GPU kernels have no time", id="no-duration"),
     pytest.param(
