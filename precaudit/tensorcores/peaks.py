@@ -92,7 +92,7 @@ def _gpu(
 
 # fmt: off
 _TABLE = (
-    _gpu("V100", r"v100(?!.*pcie)", (7, 0), (None, None, 125, None, None, 15.7, 900), _DATA_SHEET, "float32"),
+    _gpu("V100", r"(?<!bi-)v100(?!.*pcie)", (7, 0), (None, None, 125, None, None, 15.7, 900), _DATA_SHEET, "float32"),
     _gpu("T4", r"\bt4\b", (7, 5), (None, None, 65, None, 130, 8.1, 320), _DATA_SHEET, "bandwidth float32"),
     _gpu("A100 40GB", r"\ba100.*40gb|a100-pg509", (8, 0), (156, 312, 312, None, 624, 19.5, 1555),
          _DATA_SHEET, "bandwidth"),

@@ -193,7 +193,7 @@ def _processes(threads: Iterable[str]) -> Ints:
     return np.array([known.setdefault(thread.partition(BETWEEN)[0], len(known)) for thread in threads], dtype=np.int64)
 
 
-_OTHER_VENDOR = re.compile(r"AMD|Intel|Ascend|MLU|MTT|MetaX|Biren|Hygon|.*(?:Radeon|Instinct)")
+_OTHER_VENDOR = re.compile(r"AMD|Intel|Ascend|MLU|MTT|MetaX|Biren|Hygon|Iluvatar|.*(?:Radeon|Instinct)")
 _AMD_KEYS = ("hip", "roctracer", "rocprofiler")
 
 

@@ -72,6 +72,7 @@ def test_names_people_and_drivers_use(name, key):
         "NVIDIA H800 PCIe",
         "NVIDIA A800-SXM4-40GB",
         "NVIDIA H200 MIG 1g.18gb",
+        "Iluvatar BI-V100",
         "",
     ],
 )

@@ -269,6 +269,7 @@ def test_an_amd_gpu_by_its_name_or_its_runtime(tmp_path):
     assert read(tmp_path, events, deviceProperties="garbage").devices == (None,)
     assert not read(tmp_path, events, deviceProperties=[], hip_runtime_version=6).devices[0].nvidia
     assert not read(tmp_path, events, deviceProperties=[{"id": 0, "name": "Ascend910B3"}]).devices[0].nvidia
+    assert not read(tmp_path, events, deviceProperties=[{"id": 0, "name": "Iluvatar BI-V100"}]).devices[0].nvidia
 
 
 @pytest.mark.parametrize(
