@@ -73,7 +73,7 @@ RULES: tuple[Rule, ...] = (
         r"|computeStrides|doActivation|(?<!gemm_)(?:silu|gelu|swiglu\w*)_(?:and_)?mul_\w*quant"
         r"|finalizeMoeRouting|ExpertPrefixSum|BuildExpertMaps|_repack_kernel|transpose_fp32|pack_fp32_into|mqa_logits_metadata"
         r"|clean_logits|^(?:void )?fbgemm_gpu::|kInt8VectorQuant|kdequant_mm|kDoubleRowColQuant|kgetColRowStats"
-        r"|reconstruct_(?:exllama|gptq)",
+        r"|reconstruct_(?:exllama|gptq)|grouped_gemm::cuda::utils::",
         False,
         matmul=False,
     ),
@@ -92,7 +92,7 @@ RULES: tuple[Rule, ...] = (
     ),
     _rule("hmma", r"(?<![a-zA-Z])(?:hmma|imma|dmma|wmma)(?![a-zA-Z])|(?<![A-Z])HMMA(?![A-Z])", True),
     _rule("nvjet", r"^nvjet_", True, "gpu"),
-    _rule("deep-gemm", r"deep_gemm::", True, "gpu"),  # has cute::UMMA among its arguments on Hopper too
+    _rule("deep-gemm", r"deep_gemm::|dpsk::gemm::", True, "gpu"),  # has cute::UMMA among its arguments on Hopper too
     _rule("wgmma", r"[wW]gmma|(?<![A-Z])GMMA(?![A-Z])", True, "hopper"),
     _rule("tcgen05", r"utc[a-z0-9]*mma|tcgen05|(?<![A-Z])UMMA(?![A-Z])", True, "blackwell"),
     _rule("ptx-mma", r"(?<![a-zA-Z0-9])m16n8k(?:4|8|16|32|64)(?![0-9])", True),
@@ -155,6 +155,10 @@ RULES: tuple[Rule, ...] = (
     _rule("fused-mlp", r"(?<!\w)kernel_mlp_fused<", True),
     _rule("cutlass-device", r"cutlass::(?:device_kernel|Kernel).*(?:sm|Sm)(?:80|89|90|100|103|120)(?!\d)", True),
     _rule("cutlass-warp-specialized", r"cutlass::device_kernel.*KernelTmaWarpSpecialized", True, "hopper"),
+    # The entry of CUTLASS 3, whose FP8 and FP4 products are written for each GPU.
+    _rule(
+        "cutlass-device-fp8", r"cutlass::device_kernel<(?=.*[gG]emm).*(?i:fp8|e4m3|e5m2|nvfp4|mxfp[48])", True, "gpu"
+    ),
     _rule(
         "cute-dsl",
         r"^kernel_cutlass_(?=\w*(?:[gG]emm|GEMM|Attention|Fmha|FMHA))(?=\w*(?:(?:Sm|SM)(?:90|1[0-2]\d)|Hopper|Blackwell))",
@@ -179,7 +183,7 @@ RULES: tuple[Rule, ...] = (
     _rule(
         "collective",
         r"nccl|Nccl|all_reduce|allreduce|AllReduce|AllGather|ReduceScatter|nvshmem|cross_device_reduce|mscclpp|userbuffers"
-        r"|(?:deep_ep|dpsk::ep)::",
+        r"|(?<!\w)(?:deep_ep|dpsk::ep)::",
         False,
         matmul=False,
     ),
@@ -246,7 +250,8 @@ RULES: tuple[Rule, ...] = (
         r"|quantize|_quant_|quantint8|topk|top_k|sampling|argmax|routing|finalizeKernel|moe_align|expand_input|permute"
         r"|cross_entropy|Criterion|fast_hadamard|selective_scan_|nms_kernel|roi_align|roi_pool|resize|upsample|mergestates"
         r"|concat_and_cache|sort_expert|amax_kernel|kOptimizer|nrm2_kernel|asum_kernel|axpy_kernel|scal_kernel"
-        r"|moe_sum_(?:reduce_\w*)?kernel|moe_fused_gate|moe::dev::activation|norm_?rope|biasrope|cvt_\w*to_fp[48]"
+        r"|moe_sum_(?:reduce_\w*)?kernel|moe_fused_gate|moe::dev::activation|norm_?rope|biasrope|c(?:vt|ast)_\w*to_fp[48]|top\d_sum_gate"
+        r"|expand_to_fused|reduce_fused|get_fused_mapping|count_expert|cast_and_transpose|batched_transpose|ep_(?:scatter|gather)"
         r"|(?:swi|ge)glu(?:_[a-z]+)?_(?:for|back)ward_kernel)",
         False,
         matmul=False,
