@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from precaudit.checking.outcomes import HARD_NAMES
 from precaudit.checking.records import Answer, CheckReport, HardInput, OutputMatch
 from precaudit.finding import counted
-from precaudit.reporting.words import listing, number, plural, prose, share, visible
+from precaudit.reporting.words import is_number, listing, number, plural, prose, share, visible
 
 OUTPUT_HEADERS = ("output", "format", "SNR dB", "error", "top-1", "finite")
 ROWS = 24
@@ -46,16 +46,12 @@ def output_rows(matches: Sequence[OutputMatch]) -> list[list[str]]:
             visible(f"{match.model} {match.output}".rstrip()),
             match.format,
             _decibels(match.snr_db),
-            share(match.relative_error) if _is_number(match.relative_error) else number(match.relative_error),
+            share(match.relative_error) if is_number(match.relative_error) else number(match.relative_error),
             "-" if match.agreement is None else share(match.agreement),
             "missing" if match.missing else f"{match.nonfinite:,} lost" if match.nonfinite else "yes",
         ]
         for match in ordered
     ]
-
-
-def _is_number(value: float | None) -> bool:
-    return value is not None and math.isfinite(value)
 
 
 def _decibels(value: float | None) -> str:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from precaudit.comparison.changes import Change
 from precaudit.model import Report
-from precaudit.reporting.words import seconds, size
+from precaudit.reporting.words import is_number, seconds, size
 
 # Keys of `environment` that say on what was measured; each must agree, and the first must be there.
 DEVICE_KEYS = ("device", "capability", "processor", "cpus")
@@ -72,11 +71,7 @@ def comparable_costs(base: Report, head: Report) -> Iterator[tuple[str, str, flo
 
 def _figures(value: Any) -> dict[str, float]:
     figures = value if isinstance(value, Mapping) else {"": value}
-    return {
-        str(name): float(figure)
-        for name, figure in figures.items()
-        if isinstance(figure, int | float) and not isinstance(figure, bool) and math.isfinite(figure)
-    }
+    return {str(name): float(figure) for name, figure in figures.items() if is_number(figure)}
 
 
 def _other_torch(base: Report, head: Report) -> bool:

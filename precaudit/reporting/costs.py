@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeGuard
+from typing import Any
 
 from precaudit.model import Report
-from precaudit.reporting.words import NOT_MEASURED, number, plural, prose, seconds, share, size, usd, visible
+from precaudit.reporting.words import NOT_MEASURED, is_number, number, plural, prose, seconds, share, size, usd, visible
 
 WORTH = 1.03  # times as fast: less is no gain worth a word
 
@@ -61,12 +61,12 @@ def _speedup(report: Report) -> list[str]:
     faster, spread = _mapping(p, "speedup"), _mapping(p, "speedup_quartiles")
     parts = []
     for arm, value in faster.items():
-        if _number(value):
+        if is_number(value):
             within = " ({:.2f}x to {:.2f}x)".format(*spread[arm]) if _pair(spread.get(arm)) else ""
             parts.append(f"{_arm(arm)} {value:.2f}x{within}")
     method = (
         f"Timed: {prose(p['method'])}."
-        if _number(_mapping(p, "step_seconds").get("float32")) and p.get("method")
+        if is_number(_mapping(p, "step_seconds").get("float32")) and p.get("method")
         else ""
     )
     lines = [f"Speed against float32, with the middle half of the rounds: {', '.join(parts)}."] if parts else []
@@ -86,14 +86,14 @@ def speedup(report: Report) -> tuple[float | None, Sequence[float] | None]:
     """The plan's speedup over float32, and its quartiles over the rounds; None where unknown."""
     faster = _mapping(report.performance, "speedup").get("plan")
     bounds = _mapping(report.performance, "speedup_quartiles").get("plan")
-    return (faster if _number(faster) and faster > 0 else None), (bounds if _pair(bounds) else None)
+    return (faster if is_number(faster) and faster > 0 else None), (bounds if _pair(bounds) else None)
 
 
 def expected(report: Report) -> str:
     """What the card's peaks promise of the plan, to go on a sentence that nothing was measured."""
     p = report.performance
     before, after = (_mapping(p, "predicted_step_seconds").get(arm) for arm in ("float32", "plan"))
-    if not (_number(before) and _number(after) and after > 0 and p.get("predicted_for")):
+    if not (is_number(before) and is_number(after) and after > 0 and p.get("predicted_for")):
         return ""
     gain = f"{before / after:.1f}x the speed" if gained(before / after, None) else "no gain"
     return f"; {gain} is expected on {prose(p['predicted_for'])}"
@@ -116,7 +116,7 @@ def _cheaper(cost: Mapping[str, Any]) -> str:
     """The cost of the longest span with a known price, in float32 and with the plan."""
     for unit in ("run", "epoch", "thousand_steps"):
         before, after = (cost.get(f"usd_per_{unit}_{arm}") for arm in ("float32", "plan"))
-        if _number(before) and _number(after):
+        if is_number(before) and is_number(after):
             return f", for {usd(after)} in place of {usd(before)} {SPANS[unit]}"
     return ""
 
@@ -124,17 +124,17 @@ def _cheaper(cost: Mapping[str, Any]) -> str:
 def _beside_time(p: Mapping[str, Any]) -> list[str]:
     """Sentences on the wait for data, memory, and the error of the prediction."""
     lines = []
-    if _number(p.get("data_wait_share")):
+    if is_number(p.get("data_wait_share")):
         lines.append(
             f"Data, and whatever else runs between two steps, takes {share(p['data_wait_share'])} of float32's time."
         )
     lines += _counters(p)
     memory = _mapping(p, "peak_memory_bytes")
-    if any(_number(value) for value in memory.values()):
-        known = {arm: value for arm, value in memory.items() if _number(value)}
+    if any(is_number(value) for value in memory.values()):
+        known = {arm: value for arm, value in memory.items() if is_number(value)}
         whose = "" if p.get("gpu") else " of the whole process"
         lines.append(f"Peak memory{whose}: {_by_arm(known, size)}.")
-    errors = {arm: value for arm, value in _mapping(p, "prediction_error").items() if _number(value)}
+    errors = {arm: value for arm, value in _mapping(p, "prediction_error").items() if is_number(value)}
     if errors:
         predicted = _mapping(p, "predicted_step_seconds")
         parts = [f"{_arm(arm)} {seconds(predicted.get(arm))} ({error:+.0%})" for arm, error in errors.items()]
@@ -144,7 +144,7 @@ def _beside_time(p: Mapping[str, Any]) -> list[str]:
 
 def _counters(p: Mapping[str, Any]) -> list[str]:
     """Sentences on the GPU's counters; none for a CPU."""
-    busy = {arm: value for arm, value in _mapping(p, "tensor_pipe_share").items() if _number(value)}
+    busy = {arm: value for arm, value in _mapping(p, "tensor_pipe_share").items() if is_number(value)}
     if busy:
         steps = f"Tensor Cores busy, by the whole GPU's counters: {_by_arm(busy, share)} of the time."
         return [steps, *_layers_alone(p)]
@@ -156,7 +156,7 @@ def _layers_alone(p: Mapping[str, Any]) -> list[str]:
     layers = [
         f"{visible(fqn)} {_by_arm(known, share)}"
         for fqn, shares in _mapping(p, "tensor_pipe_share_by_layer").items()
-        if isinstance(shares, Mapping) and (known := {arm: part for arm, part in shares.items() if _number(part)})
+        if isinstance(shares, Mapping) and (known := {arm: part for arm, part in shares.items() if is_number(part)})
     ]
     return [f"Tensor Cores busy in large layers' forward, repeated alone: {'; '.join(layers)}."] if layers else []
 
@@ -166,12 +166,8 @@ def _mapping(p: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
 
 
-def _number(value: Any) -> TypeGuard[float]:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
 def _pair(value: Any) -> bool:
-    return isinstance(value, list | tuple) and len(value) == 2 and all(map(_number, value))
+    return isinstance(value, list | tuple) and len(value) == 2 and all(map(is_number, value))
 
 
 def money(report: Report) -> list[str]:
@@ -200,7 +196,7 @@ def _priced(sums: Mapping[str, Any], before: Mapping[str, Any]) -> str:
     parts = []
     for unit, value in sums.items():
         old = before.get(unit)
-        change = f" ({_change(value / old)})" if _number(value) and _number(old) and old else ""
+        change = f" ({_change(value / old)})" if is_number(value) and is_number(old) and old else ""
         what = SPANS.get(unit) or f"per {prose(unit.replace('_', ' '))}"
         parts.append(f"{usd(value)} {what}{change}")
     return ", ".join(parts) or NOT_MEASURED
@@ -212,7 +208,7 @@ def _change(ratio: float) -> str:
 
 def _energy(report: Report) -> str:
     joules = {arm: report.cost.get(f"energy_joules_per_thousand_steps_{arm}") for arm in ("float32", "plan")}
-    if not any(map(_number, joules.values())):
+    if not any(map(is_number, joules.values())):
         why = report.performance.get("energy_method")
         reason = f" ({_reason(why)})" if why and why != NOT_MEASURED else ""
         return f"Energy: {NOT_MEASURED}{reason}."

@@ -12,7 +12,7 @@ from precaudit.model import Layer, Report, TensorStats, Trial, Verification
 from precaudit.reporting.endings import last_tried
 from precaudit.reporting.places import WHOLE
 from precaudit.reporting.ranges import CAST_ROLES
-from precaudit.reporting.words import SHORT_FORMATS, visible
+from precaudit.reporting.words import SHORT_FORMATS, is_number, visible
 
 # a gradient that loses less than this share of its energy trains the same
 ENERGY_BUDGET = 1e-4
@@ -222,7 +222,7 @@ def _by_class(row: Any) -> dict[str, float]:
 
 
 def _positive(value: Any) -> TypeGuard[float]:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
+    return is_number(value) and value > 0
 
 
 def _plan(report: Report) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 NOT_MEASURED = "not measured"
 MOST_DECIMALS = 12
@@ -59,6 +59,11 @@ def broken(name: str, width: int, most: int) -> list[str]:
     return [text[start : start + width] for start in range(0, len(text), width)]
 
 
+def is_number(value: Any) -> TypeGuard[float]:
+    """Whether a value from a report is a finite number; true and false are none."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
 def number(value: Any, unit: str = "") -> str:
     """Three significant digits; unmeasured is said, never 0; what is no number is shown as it is."""
     if value is None:
@@ -75,7 +80,7 @@ def _three(value: float) -> str:
 
 def usd(value: Any) -> str:
     """Three significant digits, no fewer than two decimals, and no exponent: `0.0000435 USD`."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if not is_number(value):
         return number(value, "USD")
     decimals = 2 - math.floor(math.log10(abs(value))) if value else 2
     whole, _, part = f"{value:,.{min(max(2, decimals), MOST_DECIMALS)}f}".partition(".")
@@ -83,7 +88,7 @@ def usd(value: Any) -> str:
 
 
 def seconds(value: Any) -> str:
-    if not isinstance(value, int | float) or not math.isfinite(value):
+    if not is_number(value):
         return number(value)
     if value < 1:
         return f"{_three(1000 * value)} ms"
@@ -92,7 +97,7 @@ def seconds(value: Any) -> str:
 
 def size(value: Any) -> str:
     """Bytes, in the binary unit that leaves one to four digits."""
-    if not isinstance(value, int | float) or not math.isfinite(value):
+    if not is_number(value):
         return number(value)
     for unit in ("B", "KiB", "MiB", "GiB"):
         if abs(value) < 1024 or unit == "GiB":
