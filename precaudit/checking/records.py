@@ -10,6 +10,8 @@ from typing import Any, Literal
 from precaudit.model import Execution, Finding, Layer, Plan
 
 SCHEMA_VERSION = 1
+FORMATS = ("terminal", "markdown", "json", "github", "sarif", "gitlab", "junit")
+"""What a check can be written as."""
 LARGE_EXPONENT = 10
 """Hard inputs are the real ones times 2^10: a sensor without normalisation, raw pixels, another unit."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from xml.etree import ElementTree
+from xml.etree.ElementTree import Element, SubElement
 
 from precaudit import reporting
 from precaudit.checking import story
@@ -13,23 +13,15 @@ from precaudit.checking.records import SCHEMA_VERSION, Answer, CheckReport
 from precaudit.checking.terminal import render_terminal
 from precaudit.comparison.limits import matches_fail_on
 from precaudit.model import Report
+from precaudit.reporting.junit import add_case, add_failure, document
 from precaudit.reporting.results import sentence
 from precaudit.reporting.serialize import indented, to_json
-from precaudit.reporting.words import prose, visible
-
-FORMATS = ("terminal", "markdown", "json", "github", "sarif", "gitlab", "junit")
+from precaudit.reporting.words import prose
 
 
 def render(report: CheckReport, format: str) -> str:
-    if format == "terminal":
-        return render_terminal(report)
-    if format == "markdown":
-        return render_markdown(report)
-    if format == "json":
-        return render_json(report)
-    if format == "junit":
-        return render_junit(report)
-    return reporting.render(as_report(report), format)
+    own = {"terminal": render_terminal, "markdown": render_markdown, "json": render_json, "junit": render_junit}
+    return own[format](report) if format in own else reporting.render(as_report(report), format)
 
 
 def as_report(report: CheckReport) -> Report:
@@ -64,25 +56,18 @@ def render_json(report: CheckReport) -> str:
 
 def render_junit(report: CheckReport) -> str:
     """A case for each question."""
-    suite = ElementTree.Element("testsuite", name="precaudit check")
+    suite = Element("testsuite", name="precaudit check")
     for answer in report.answers:
         _case(suite, story.question(report, answer), answer)
-    failures, skipped = (len(suite.findall(f"testcase/{kind}")) for kind in ("failure", "skipped"))
-    counts = {"tests": len(suite), "failures": failures, "errors": 0, "skipped": skipped}
-    suite.attrib |= {key: str(count) for key, count in counts.items()}
-    root = ElementTree.Element("testsuites", suite.attrib)
-    root.append(suite)
-    ElementTree.indent(root)
-    return f'<?xml version="1.0" encoding="utf-8"?>\n{ElementTree.tostring(root, encoding="unicode")}\n'
+    return document(suite)
 
 
-def _case(suite: ElementTree.Element, name: str, answer: Answer) -> None:
-    case = ElementTree.SubElement(suite, "testcase", classname="precaudit.check", name=visible(name))
+def _case(suite: Element, name: str, answer: Answer) -> None:
+    case = add_case(suite, "check", name)
     lines = [f"{finding.severity} {finding.rule}: {sentence(finding)}" for finding in answer.findings]
     errors = [finding for finding in answer.findings if finding.severity == "error"]
     if errors:
-        failure = ElementTree.SubElement(case, "failure", message=prose(errors[0].message), type=errors[0].rule)
-        failure.text = "\n".join(lines)
+        add_failure(case, errors[0], lines)
     elif not answer.measured:
-        ElementTree.SubElement(case, "skipped", message=prose(answer.detail))
-    ElementTree.SubElement(case, "system-out").text = "\n".join([prose(answer.detail), *([] if errors else lines)])
+        SubElement(case, "skipped", message=prose(answer.detail))
+    SubElement(case, "system-out").text = "\n".join([prose(answer.detail), *([] if errors else lines)])

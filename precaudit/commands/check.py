@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from precaudit.checking.records import FORMATS, CheckSettings
 from precaudit.commands.options import (
     add_fail_on,
     add_output_options,
@@ -27,10 +28,9 @@ from precaudit.formats import parse_formats
 from precaudit.reporting.files import written_file
 
 if TYPE_CHECKING:
-    from precaudit.checking.records import CheckReport, CheckSettings
+    from precaudit.checking.records import CheckReport
     from precaudit.running.job import Job
 
-PRINTED = ("terminal", "markdown", "json", "github", "sarif", "gitlab", "junit")
 DESCRIPTION = """\
 Does this plan still hold? The script runs for a few steps in float32, traced,
 and is asked: does the plan cover the model's modules, do the ranges of this
@@ -66,7 +66,7 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     )
     add_fail_on(parser, "check", "PA742")
     parser.add_argument(
-        "--format", choices=PRINTED, default="terminal", metavar="FORMAT", help=f"what to print: {', '.join(PRINTED)}"
+        "--format", choices=FORMATS, default="terminal", metavar="FORMAT", help=f"what to print: {', '.join(FORMATS)}"
     )
     add_output_options(parser)
     parser.set_defaults(run=run)
@@ -87,7 +87,7 @@ def run(arguments: argparse.Namespace) -> int:
     settings = _settings(arguments)
     parse_rules(arguments.fail_on)
     for path in arguments.output:
-        format_of(path, PRINTED)
+        format_of(path, FORMATS)
     refuse_overwrite(arguments.output, arguments.force)
     plan, job = load_plan(written_file(arguments.plan, "plan.json")), _job(arguments)
     with _scratch() as folder, RunProgress() as progress:
@@ -116,8 +116,6 @@ def _scratch() -> Iterator[Path]:
 
 
 def _settings(arguments: argparse.Namespace) -> CheckSettings:
-    from precaudit.checking.records import CheckSettings
-
     if not arguments.script and not arguments.module:
         raise PrecauditError("no script given; try: precaudit check --plan plan.json train.py")
     if arguments.steps < 1:
@@ -166,7 +164,7 @@ def _finish(report: CheckReport, arguments: argparse.Namespace) -> int:
     emit(printed.rstrip("\n"), sys.stdout)
     if arguments.format == "github":
         summarize(render(report, "markdown"))
-    wrote = write_outputs(arguments.output, lambda path: write_text(path, render(report, format_of(path, PRINTED))))
+    wrote = write_outputs(arguments.output, lambda path: write_text(path, render(report, format_of(path, FORMATS))))
     broken = matched(report, arguments.fail_on)
     for sentence in broken:
         print(f"precaudit: {sentence}", file=sys.stderr)
