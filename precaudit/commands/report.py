@@ -10,7 +10,7 @@ from pathlib import Path
 from precaudit.commands.options import add_output_options, refuse_overwrite, write_outputs
 from precaudit.commands.streams import emit
 from precaudit.model import Report
-from precaudit.reporting import RENDERERS, files_of, render, write
+from precaudit.reporting import FORMATS, files_of, render, write
 from precaudit.reporting.files import written_file
 
 
@@ -21,7 +21,7 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         description="Render report.json again. Without -o and --format the report is printed for the terminal.",
     )
     parser.add_argument("report", type=Path, metavar="REPORT.json", help="a report that precaudit wrote, or its folder")
-    parser.add_argument("--format", choices=list(RENDERERS), help="print in this format")
+    parser.add_argument("--format", choices=FORMATS, help="print in this format")
     add_output_options(parser)
     parser.set_defaults(run=run)
 

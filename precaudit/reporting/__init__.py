@@ -12,19 +12,7 @@ from precaudit.model import Report
 
 FOLDER_FILES = ("report.json", "plan.json", "report.md", "report.html")
 
-# format: module and function that make its text
-RENDERERS = {
-    "terminal": ("terminal", "render_terminal"),
-    "markdown": ("markdown", "render_markdown"),
-    "html": ("html", "render_html"),
-    "json": ("serialize", "render_json"),
-    "plan": ("serialize", "render_plan"),
-    "sarif": ("sarif", "render_sarif"),
-    "junit": ("junit", "render_junit"),
-    "gitlab": ("gitlab", "render_gitlab"),
-    "github": ("github", "render_github"),
-    "svg": ("svg", "render_svg"),
-}
+FORMATS = ("terminal", "markdown", "html", "json", "plan", "sarif", "junit", "gitlab", "github", "svg")
 # ending of a file's name: format; the longest ending that fits wins
 EXTENSIONS = {
     ".json": "json",
@@ -43,11 +31,11 @@ EXTENSIONS = {
 
 
 def render(report: Report, format: str) -> str:
-    """The report as text in one of the formats of `RENDERERS`."""
-    if format not in RENDERERS:
-        raise PrecauditError(f"unknown report format {format!r}; known formats: {', '.join(RENDERERS)}")
-    module, function = RENDERERS[format]
-    renderer: Callable[[Report], str] = getattr(import_module(f"{__name__}.{module}"), function)
+    """The report as text in one of `FORMATS`: by `render_html` of the module `html`, and so on."""
+    if format not in FORMATS:
+        raise PrecauditError(f"unknown report format {format!r}; known formats: {', '.join(FORMATS)}")
+    module = import_module(f"{__name__}.{'serialize' if format in ('json', 'plan') else format}")
+    renderer: Callable[[Report], str] = getattr(module, f"render_{format}")
     return renderer(report)
 
 

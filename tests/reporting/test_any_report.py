@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from report_strategies import FREE_JSON, filled
 
 from precaudit.model import Report
-from precaudit.reporting import RENDERERS, html, render
+from precaudit.reporting import FORMATS, html, render
 
-FORMATS = sorted(set(RENDERERS) - {"svg"})
+RENDERED = sorted(set(FORMATS) - {"svg"})
 PERFORMANCE = [*report_samples.passing().performance, "seconds_in_runs", "steps_run"]
 JOB = [*report_samples.passing().job, "kind", "models", "gradient_errors", "baseline"]
 COST = ["price_per_hour", "usd_per_run_float32", "usd_per_run_plan", "energy_joules_per_thousand_steps_plan"]
@@ -38,7 +38,7 @@ def _without_charts():
 @SETTINGS
 @given(report=filled(Report))
 def test_any_report_is_rendered(report):
-    for format in FORMATS:
+    for format in RENDERED:
         assert render(report, format)
     assert report._repr_html_()
     assert len(report.to_frame()) == sum(len(layer.tensors) for layer in report.layers)
@@ -58,5 +58,5 @@ def test_any_fact_under_a_known_key_is_rendered(performance, job, cost, layers):
         layers=base.layers[:1],
         tensor_cores=replace(base.tensor_cores, layers=tuple(layers)),
     )
-    for format in FORMATS:
+    for format in RENDERED:
         assert render(report, format)

@@ -10,7 +10,7 @@ from importlib.resources import files
 
 import pytest
 
-from precaudit.reporting import RENDERERS, render
+from precaudit.reporting import FORMATS, render
 from precaudit.reporting.serialize import load_plan, load_report
 
 jsonschema = pytest.importorskip("jsonschema")
@@ -54,7 +54,7 @@ def test_report_and_plan_keep_their_schemas(folder):
     assert load_plan(folder / "plan.json") == load_report(folder / "report.json").plan
 
 
-@pytest.mark.parametrize("format", sorted({*RENDERERS} - {"html", "svg"}))
+@pytest.mark.parametrize("format", sorted({*FORMATS} - {"html", "svg"}))
 def test_every_renderer_takes_it(folder, format):
     assert render(load_report(folder / "report.json"), format)
 
