@@ -26,7 +26,8 @@ def coverage(views: Sequence[ModelView], plan: Plan, trace: Trace, seen: str) ->
     found += [one for view in views for one in _idle(view, trace, seen)]
     used = {name for view in views for name in view.names}
     there = {name for view in views for name, own in view.names.items() if own in view.types}
-    found += [_nowhere(op) for op in plan.ops if op.fqn not in there.union(plan.modules)]
+    nowhere = [op for op in plan.ops if op.fqn not in there.union(plan.modules)]
+    found += [_idle_exception(op, op.fqn, "names no such module") for op in nowhere]
     found += [one for view in views for one in _one_of_several(view, plan)]
     found += [_bypassed(fqn, place) for fqn, place in trace.bypassed.items()]
     found += _elsewhere([fqn for fqn in plan.modules if fqn not in used])
@@ -142,7 +143,7 @@ def _replaced(matching: Matching, view: ModelView) -> Iterator[Finding]:
                 "PA705",
                 "error",
                 f"{view.shown(new.fqn)} was a {old.type} when the plan was made and is a {new.type} now: "
-                f"{_format(view, new.fqn)} was verified for the {old.type} only",
+                f"{format_of(view.plan, new.fqn)} was verified for the {old.type} only",
                 ANEW,
                 fqn=view.shown(new.fqn),
                 planned=old.type,
@@ -165,7 +166,7 @@ def _gone(matching: Matching, view: ModelView) -> Iterator[Finding]:
 def _new(matching: Matching, view: ModelView) -> Iterator[Finding]:
     """A new module is an error; a container that now computes outside its children, a warning."""
     for layer in matching.added:
-        unplanned = f"the plan doesn't know it, so it would run in {_format(view, layer.fqn)} unverified"
+        unplanned = f"the plan doesn't know it, so it would run in {format_of(view.plan, layer.fqn)} unverified"
         own = layer.fqn in view.own_work
         what = "is new" if own else "computes between its children now"
         yield finding(
@@ -184,10 +185,6 @@ def _idle(view: ModelView, trace: Trace, seen: str) -> Iterator[Finding]:
         calls = dict.fromkeys(op.op for op in trace.ops if op.fqn == place)
         if calls and exception.op not in calls:
             yield _idle_exception(exception, place, f"no such operation ran there {seen}, but {listing(calls)}")
-
-
-def _nowhere(exception: OpFormat) -> Finding:
-    return _idle_exception(exception, exception.fqn, "names no such module")
 
 
 def _one_of_several(view: ModelView, plan: Plan) -> Iterator[Finding]:
@@ -233,10 +230,6 @@ def _idle_exception(exception: OpFormat, place: str, why: str) -> Finding:
 def _what(layer: Layer, view: ModelView) -> str:
     name = view.shown(layer.fqn) or "the model itself"
     return f"{name} ({view.types.get(layer.fqn, layer.type)})"
-
-
-def _format(view: ModelView, fqn: str) -> str:
-    return format_of(view.plan, fqn)
 
 
 def _elsewhere(names: Sequence[str]) -> Iterator[Finding]:
