@@ -17,6 +17,7 @@ from precaudit.checking.records import LARGE_EXPONENT, Deployment, HardInput, Ha
 from precaudit.execution.emulated import Emulator
 from precaudit.execution.native import NativePrecision
 from precaudit.formats import FORMATS
+from precaudit.instrument.patches import set_to
 from precaudit.instrument.scopes import ModuleScopes, ScopeListener
 from precaudit.model import Execution, Plan
 from precaudit.running.modes import eval_mode
@@ -75,14 +76,11 @@ class Repeater:
         )
 
     def _run(self, module: nn.Module, call: Call, precision: list[ScopeListener]) -> Outputs:
-        listeners, self.scopes.listeners = self.scopes.listeners, precision
         args, kwargs = inputs.copied(call)
-        try:
-            with eval_mode(module), torch.no_grad(), torch.random.fork_rng(_cuda_devices()):
-                torch.manual_seed(_SEED)
-                return dict(named_outputs(module(*args, **kwargs)))
-        finally:
-            self.scopes.listeners = listeners
+        alone, random = set_to(self.scopes, "listeners", precision), torch.random.fork_rng(_cuda_devices())
+        with alone, eval_mode(module), torch.no_grad(), random:
+            torch.manual_seed(_SEED)
+            return dict(named_outputs(module(*args, **kwargs)))
 
 
 def compare(seen: Seen, key: str, calls: Calls, reference: Run, planned: Run, deployment: Deployment) -> None:

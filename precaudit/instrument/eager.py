@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any
 
 import torch
 
-from precaudit.instrument.patches import all_wrapped, ignoring_original
+from precaudit.instrument.patches import all_wrapped, ignoring_original, set_to
 
 
 def _uncompiled(model: Any = None, **options: Any) -> Any:
@@ -18,15 +18,9 @@ def _uncompiled(model: Any = None, **options: Any) -> Any:
     return model if model is not None else (lambda function: function)
 
 
-@contextmanager
-def _scripting(enabled: bool) -> Iterator[None]:
+def _scripting(enabled: bool) -> AbstractContextManager[None]:
     """TorchScript compiles in this block (`enabled`), or returns what it is given."""
-    jit = torch.jit._state._enabled
-    before, jit.enabled = jit.enabled, enabled
-    try:
-        yield
-    finally:
-        jit.enabled = before
+    return set_to(torch.jit._state._enabled, "enabled", enabled)
 
 
 def _scripted_for_torch(compiles: Callable[[], None], original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

@@ -15,7 +15,7 @@ from torch.autograd.graph import GradientEdge
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
-from precaudit.instrument.patches import wrapped
+from precaudit.instrument.patches import set_to, wrapped
 from precaudit.instrument.scopes import Frame, ScopeListener
 from precaudit.instrument.stepgroup import StepGroup
 
@@ -89,6 +89,13 @@ def _held(value: Any) -> Any:
     return list(value) if isinstance(value, Iterator) else value
 
 
+class _Here(threading.local):
+    """`handed_on`: torch forwards a call to itself in this thread, once for each active function mode, by the name that
+    is wrapped here."""
+
+    handed_on = False
+
+
 class TrainingEvents(ScopeListener):
     """Publishes backward passes and optimizer steps.
 
@@ -102,7 +109,7 @@ class TrainingEvents(ScopeListener):
         self.has_optimizer = has_optimizer
         self._concerns = concerns
         self._calls_backward = False
-        self._here = threading.local()
+        self._here = _Here()
         self._stepping: list[FrameType] = []
         self._group = StepGroup()
         self._by_own_gradients = False
@@ -134,14 +141,14 @@ class TrainingEvents(ScopeListener):
             for listener in self.listeners:
                 listener.backward_nested(roots)
             return original(tensors, grad_tensors, *args, **kwargs)
-        if self._handed_on or any(isinstance(root, GradientEdge) for root in roots):
+        if self._here.handed_on or any(isinstance(root, GradientEdge) for root in roots):
             return original(tensors, grad_tensors, *args, **kwargs)  # a GradientEdge has no loss tensor
         self._calls_backward = True
         self._gradients_are_new()
         gradients = _as_list(grad_tensors) or [None] * len(roots)
         for listener in self.listeners:
             gradients = listener.backward_starts(roots, gradients) or gradients
-        with self._handing_on():
+        with set_to(self._here, "handed_on", True):
             original(roots, gradients, *args, **kwargs)
         for listener in self.listeners:
             listener.backward_ended(roots)
@@ -150,20 +157,6 @@ class TrainingEvents(ScopeListener):
         elif self._group.are_all:  # they have stepped in hooks of the backward pass
             self.complete()
         return None
-
-    @property
-    def _handed_on(self) -> bool:
-        return getattr(self._here, "handed_on", False)
-
-    @contextmanager
-    def _handing_on(self) -> Iterator[None]:
-        """Marks calls that torch forwards to itself, once for each active function mode, by the name that is wrapped
-        here."""
-        self._here.handed_on = True
-        try:
-            yield
-        finally:
-            self._here.handed_on = False
 
     def know(self, optimizer: Any) -> None:
         """Register an optimizer."""
@@ -215,13 +208,13 @@ class TrainingEvents(ScopeListener):
         outputs, inputs = _held(outputs), _held(inputs)
         if in_backward():
             return self._nested_gradient(partial(original, outputs, inputs, grad_outputs, *args, **kwargs))
-        if self._handed_on:
+        if self._here.handed_on:
             return original(outputs, inputs, grad_outputs, *args, **kwargs)
         for listener in self.listeners if grad_outputs is None else ():
             grad_outputs = listener.gradient_starts(_as_list(outputs), _as_list(inputs)) or grad_outputs
         if not self.in_step:
             self._gradients_are_new()
-        with self._handing_on():
+        with set_to(self._here, "handed_on", True):
             result = original(outputs, inputs, grad_outputs, *args, **kwargs)
         for listener in self.listeners:
             listener.gradient_taken(_as_list(outputs))

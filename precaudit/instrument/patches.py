@@ -1,4 +1,4 @@
-"""Temporary replacement of torch's functions by several users, who may end in any order."""
+"""Temporary replacement of torch's functions, by several users who may end in any order, and of attributes."""
 
 from __future__ import annotations
 
@@ -73,6 +73,17 @@ def _renew(owner: Any, name: str, state: _Replaced) -> None:
     for make in state.makers:
         function = make(function)
     setattr(owner, name, function if state.makers else state.stored)
+
+
+@contextmanager
+def set_to(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """The attribute has this value in this block, and its former one afterwards."""
+    before = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, before)
 
 
 class Shared:

@@ -25,7 +25,7 @@ from torch import nn
 
 from precaudit.instrument.events import TrainingEvents, TrainingListener
 from precaudit.instrument.names import ModuleNames, has_parameters
-from precaudit.instrument.patches import wrapped
+from precaudit.instrument.patches import set_to, wrapped
 from precaudit.instrument.scopes import ModuleScopes, ScopeListener
 from precaudit.measuring.arms import engaged
 from precaudit.measuring.devices import (
@@ -248,8 +248,7 @@ class ArmScheduler(TrainingListener):
             stack.enter_context(engaged(arm, self._models, self.device))
             if arm.scale is not None:
                 scaler = self._scalers.setdefault(arm.name, FusedScaler(arm.scale, self._parameters))
-                self.events.listeners = [scaler, self]
-                stack.callback(setattr, self.events, "listeners", [self])
+                stack.enter_context(set_to(self.events, "listeners", [scaler, self]))
             yield
 
     def _parameters(self) -> Iterator[torch.Tensor]:

@@ -13,7 +13,7 @@ from torch.nn import utils
 
 from precaudit.instrument.events import TrainingListener, parameters_of
 from precaudit.instrument.names import ModuleNames
-from precaudit.instrument.patches import all_wrapped
+from precaudit.instrument.patches import all_wrapped, set_to
 from precaudit.instrument.torchfunction import map_tensors, stored, tensors_in
 from precaudit.model import Location
 from precaudit.tracing.ops import line_of, script_location
@@ -108,11 +108,8 @@ class ScaledGradients(TrainingListener):
         for parameter in parameters_of(optimizer):
             self._kinds.pop(id(parameter), None)
             self._unscaled.add(id(parameter))
-        outside, self._in_scaler = self._in_scaler, True
-        try:
+        with set_to(self, "_in_scaler", True):
             return original(scaler, optimizer, *args, **kwargs)
-        finally:
-            self._in_scaler = outside
 
     def _unscaling_first(self, original: Callable[..., None], scaler: Any, optimizer: Any) -> None:
         if not self._in_scaler:

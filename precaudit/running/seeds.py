@@ -20,7 +20,7 @@ from unittest import mock
 import numpy as np
 import torch
 
-from precaudit.instrument.patches import all_wrapped, ignoring_original, wrapped
+from precaudit.instrument.patches import all_wrapped, ignoring_original, set_to, wrapped
 
 _BASE_SEED = 20
 
@@ -87,17 +87,13 @@ def repeatable_algorithms() -> Iterator[None]:
         yield
         return
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    filling: Any = torch.utils.deterministic
-    benchmark, fill = torch.backends.cudnn.benchmark, filling.fill_uninitialized_memory
     workspace = {"CUBLAS_WORKSPACE_CONFIG": os.environ.get("CUBLAS_WORKSPACE_CONFIG", ":4096:8")}
     with warnings.catch_warnings(), mock.patch.dict(os.environ, workspace), ExitStack() as stack:
         warnings.filterwarnings("ignore", message=".*deterministic.*", category=UserWarning)
         torch.use_deterministic_algorithms(True, warn_only=True)
         stack.callback(torch.use_deterministic_algorithms, before[0], warn_only=before[1])
-        filling.fill_uninitialized_memory = False
-        stack.callback(setattr, filling, "fill_uninitialized_memory", fill)
-        torch.backends.cudnn.benchmark = False
-        stack.callback(setattr, torch.backends.cudnn, "benchmark", benchmark)
+        stack.enter_context(set_to(torch.utils.deterministic, "fill_uninitialized_memory", False))
+        stack.enter_context(set_to(torch.backends.cudnn, "benchmark", False))
         flag = vars(type(torch.backends.cudnn))["benchmark"]
         stack.enter_context(wrapped(flag, "setter", lambda *values: None))
         yield

@@ -16,7 +16,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from precaudit.errors import ExitCode, PrecauditError
 from precaudit.instrument.names import ModuleNames
-from precaudit.instrument.patches import wrapped
+from precaudit.instrument.patches import set_to, wrapped
 from precaudit.instrument.scopes import Frame, ModuleScopes, ScopeListener
 from precaudit.model import Finding, TensorCores
 from precaudit.tensorcores.analysis import NO_PTX, analyse
@@ -90,11 +90,8 @@ class Turns:
         # Without acc_events torch warns of cycles, though a profile without a schedule has but one.
         profiler = profile(activities=ACTIVITIES, record_shapes=True, acc_events=True)
         with self._ours:
-            self._begins = True
-            try:
+            with set_to(self, "_begins", True):
                 self._ours.enter_context(profiler)
-            finally:
-                self._begins = False
             yield profiler
 
 
