@@ -16,7 +16,7 @@ from torch.utils.hooks import RemovableHandle
 
 from precaudit.instrument.events import TrainingListener, parameters_of
 from precaudit.instrument.torchfunction import stored
-from precaudit.model import LossScale
+from precaudit.model import LossScale, Plan
 
 SCALED = "precaudit_scaled"
 """Attribute of a loss that the script has scaled with its own scaler, which is disabled while this one is active."""
@@ -64,6 +64,11 @@ def _not_finite(peaks: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> list[torc
         return []
     finite = torch.stack([peak.double().to(peaks[0][1].device) for _, peak in peaks]).isfinite().tolist()
     return [leaf for (leaf, _), good in zip(peaks, finite, strict=True) if not good]
+
+
+def scaler_for(plan: Plan | None) -> LossScaler | None:
+    """The scaler that a plan needs; None without a plan, or for one that needs none."""
+    return LossScaler(plan.loss_scale) if plan is not None and plan.loss_scale.mode != "none" else None
 
 
 class LossScaler(TrainingListener):

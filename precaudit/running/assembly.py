@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from precaudit.execution.emulated import Emulator
-from precaudit.execution.loss_scaling import LossScaler
+from precaudit.execution.loss_scaling import scaler_for
 from precaudit.execution.native import NativePrecision, backward_products
 from precaudit.execution.perturbation import Perturbation, jitter, rounded_to
 from precaudit.execution.products import own_settings_ignored, tf32
@@ -20,6 +20,7 @@ from precaudit.instrument.eager import eager_only
 from precaudit.instrument.events import TrainingEvents, TrainingListener
 from precaudit.instrument.functions import OwnBackward
 from precaudit.instrument.names import ModuleNames, has_parameters
+from precaudit.instrument.patches import set_to
 from precaudit.instrument.scopes import ModuleScopes, ScopeListener
 from precaudit.model import Plan
 from precaudit.ownprecision.baseline import Baseline
@@ -66,7 +67,7 @@ class Session:
         in_disabled_region, settings = baseline.in_disabled_region, baseline.settings
         own = spec.plan is None and bool(spec.audited)
         self.functions = OwnBackward(scopes, baseline.disabled_region, spec.plan is not None)
-        self.scaler = _scaler(spec.plan)
+        self.scaler = scaler_for(spec.plan)
         self.tracer = Tracer(scopes, _trace_options(spec, baseline), in_disabled_region) if _is_traced(spec) else None
         probing = spec, self.names, scopes, self.events, has_parameters, in_disabled_region
         self.probe = probe = GradientProbe(*probing) if spec.probe_dir else None
@@ -109,16 +110,11 @@ class Session:
             return None
         return PlanComparison(spec.plan, partial(self._under, spec), seconds)
 
-    @contextmanager
-    def _under(self, spec: RunSpec, plan: Plan | None) -> Iterator[None]:
+    def _under(self, spec: RunSpec, plan: Plan | None) -> AbstractContextManager[None]:
         """Run models under `plan` (None: float32) without any other listener."""
-        listeners = self.scopes.listeners
         other = replace(spec, plan=plan, jitter=False, perturbed=None)
-        self.scopes.listeners = list(_roundings(other, self.scopes, self.baseline.in_disabled_region))
-        try:
-            yield
-        finally:
-            self.scopes.listeners = listeners
+        roundings = _roundings(other, self.scopes, self.baseline.in_disabled_region)
+        return set_to(self.scopes, "listeners", list(roundings))
 
     def compiles(self) -> None:
         """Records that a module is compiled by TorchScript before the first step; later ones are exports."""
@@ -128,10 +124,6 @@ class Session:
 
 def _wanted(*listeners: Any) -> list[Any]:
     return [listener for listener in listeners if listener is not None]
-
-
-def _scaler(plan: Plan | None) -> LossScaler | None:
-    return LossScaler(plan.loss_scale) if plan is not None and plan.loss_scale.mode != "none" else None
 
 
 def _is_traced(spec: RunSpec) -> bool:

@@ -21,7 +21,7 @@ from torch.nn.parameter import is_lazy
 
 from precaudit.errors import LacksRoom
 from precaudit.execution.emulated import Emulator
-from precaudit.execution.loss_scaling import LossScaler
+from precaudit.execution.loss_scaling import scaler_for
 from precaudit.execution.native import NativePrecision
 from precaudit.histograms.memory import of_this_rank
 from precaudit.instrument.events import TrainingEvents, TrainingListener, parameters_of
@@ -62,7 +62,7 @@ class GradientProbe(TrainingListener, ScopeListener):
         self._executions: dict[int, ScopeListener] = {
             step: execution(plan, scopes, covers, in_disabled_region) for step, (_, plan) in spec.probe_compare.items()
         }
-        self._scaler: LossScaler | None = None
+        self._scaler = self._scaler_of_step()
         self._saves = spec.probe_save
         self._scopes, self._aliasing = scopes, AliasingWatch()
 
@@ -88,35 +88,27 @@ class GradientProbe(TrainingListener, ScopeListener):
 
     def backward_starts(self, roots: Sequence[torch.Tensor], gradients: list[Any]) -> list[Any] | None:
         self._made, self._stepped = None if self._events.in_step else self._step, []
-        scaler = self._loss_scaler()
-        return scaler.backward_starts(roots, gradients) if scaler else None
+        return self._scaler.backward_starts(roots, gradients)
 
     def gradient_starts(self, outputs: Sequence[torch.Tensor], inputs: Sequence[torch.Tensor]) -> list[Any] | None:
-        scaler = self._loss_scaler()
-        return scaler.gradient_starts(outputs, inputs) if scaler else None
+        return self._scaler.gradient_starts(outputs, inputs)
 
     def gradient_taken(self, outputs: Sequence[torch.Tensor]) -> None:
-        if self._scaler is not None:
-            self._scaler.gradient_taken(outputs)
+        self._scaler.gradient_taken(outputs)
 
-    def _loss_scaler(self) -> LossScaler | None:
-        """The loss scaler of the probed step's plan, if it has one."""
-        if self._scaler is None and self._step in self._spec.probe_compare:
-            _, plan = self._spec.probe_compare[self._step]
-            self._scaler = LossScaler(plan.loss_scale) if plan.loss_scale.mode != "none" else None
-        return self._scaler
+    def _scaler_of_step(self) -> TrainingListener:
+        """The loss scaler of the plan that is probed in this step, if it has one; else one that does nothing."""
+        _, plan = self._spec.probe_compare.get(self._step, ("", None))
+        return scaler_for(plan) or TrainingListener()
 
     def backward_nested(self, roots: Sequence[torch.Tensor]) -> None:
-        if self._scaler is not None:
-            self._scaler.backward_nested(roots)
+        self._scaler.backward_nested(roots)
 
     def gradient_nested(self, running: bool) -> None:
-        if self._scaler is not None:
-            self._scaler.gradient_nested(running)
+        self._scaler.gradient_nested(running)
 
     def backward_ended(self, roots: Sequence[torch.Tensor]) -> None:
-        if self._scaler is not None:
-            self._scaler.backward_ended(roots)
+        self._scaler.backward_ended(roots)
 
     # ---- gradients at the optimizer step
 
@@ -157,8 +149,8 @@ class GradientProbe(TrainingListener, ScopeListener):
         self._stepped.append(id(optimizer))
 
     def step_complete(self, optimizer: Any) -> None:
-        self._scaler = None
         self._step += 1
+        self._scaler = self._scaler_of_step()
 
     def _gradients(self, optimizer: Any) -> dict[str, torch.Tensor]:
         """The dense gradients that this step uses, by the qualified names of their parameters."""
