@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, MutableMapping
 from copy import copy
 from dataclasses import fields, is_dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.overrides import TorchFunctionMode
@@ -58,7 +58,25 @@ def writes(func: Callable[..., Any], kwargs: Mapping[str, Any]) -> bool:
     return in_place or name in _IN_PLACE_OPERATORS or kwargs.get("out") is not None
 
 
-Call = tuple[Callable[..., Any], tuple[Any, ...], Mapping[str, Any]]
+class Call(NamedTuple):
+    """A call of a torch function."""
+
+    func: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    @property
+    def op(self) -> str:
+        return op_name(self.func)
+
+    @property
+    def given(self) -> list[torch.Tensor]:
+        """The tensors among its arguments."""
+        return tensors_in((self.args, self.kwargs))
+
+    @property
+    def writes(self) -> bool:
+        return writes(self.func, self.kwargs)
 
 
 FUSED = frozenset("_fused_adam _fused_adamw _fused_sgd _fused_adagrad".split())
@@ -70,12 +88,12 @@ def takes_lists(func: Callable[..., Any]) -> bool:
     return getattr(func, "__name__", "").startswith("_foreach_") or op_name(func) in FUSED
 
 
-def single_calls(func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Call]:
+def single_calls(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Call]:
     """The calls for single tensors that a call on lists of tensors (`torch._foreach_lerp_`) stands for."""
     if not takes_lists(func):
-        return [(func, args, kwargs)]
+        return [Call(func, args, kwargs)]
     if op_name(func) in FUSED:
-        return [(func, tuple(arg[i : i + 1] for arg in args), kwargs) for i in range(len(args[0]))]
+        return [Call(func, tuple(arg[i : i + 1] for arg in args), kwargs) for i in range(len(args[0]))]
     name = func.__name__
     single = getattr(torch.Tensor, name.removeprefix("_foreach_"), None)
     if single is None:
@@ -83,7 +101,7 @@ def single_calls(func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mappin
     if len(args) > 3 and name.startswith(("_foreach_addcmul", "_foreach_addcdiv")):
         args, kwargs = args[:3], {**kwargs, "value": args[3]}
     return [
-        (single, tuple(_item(arg, i) for arg in args), {key: _item(value, i) for key, value in kwargs.items()})
+        Call(single, tuple(_item(arg, i) for arg in args), {key: _item(value, i) for key, value in kwargs.items()})
         for i in range(len(args[0]))
     ]
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from precaudit.execution.rounding import HALVES
-from precaudit.instrument.torchfunction import dtype_name, tensors_in
+from precaudit.instrument.torchfunction import Call, dtype_name, tensors_in
 from precaudit.model import Location
 from precaudit.tracing.ops import caller_location, line_of
 from precaudit.tracing.shadow import Energies
@@ -36,10 +36,10 @@ class OwnCasts:
     def __init__(self) -> None:
         self._casts: dict[tuple[Location | None, str], _Cast] = defaultdict(_Cast)
 
-    def made(self, op: str, args: Any, result: torch.Tensor) -> None:
-        if op not in CASTS or result.dtype not in HALVES:
+    def made(self, call: Call, result: torch.Tensor) -> None:
+        if call.op not in CASTS or result.dtype not in HALVES:
             return
-        for source in tensors_in(args):
+        for source in tensors_in(call.args):
             if source.dtype in (torch.float32, torch.float64) and source.shape == result.shape:
                 cast = self._casts[caller_location(), dtype_name(result.dtype)]
                 cast.before += int(torch.count_nonzero(source))

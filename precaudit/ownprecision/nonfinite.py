@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from precaudit.instrument.scopes import Frame
-from precaudit.instrument.torchfunction import tensors_in
+from precaudit.instrument.torchfunction import Call
 from precaudit.model import Location
 from precaudit.ownprecision.overflows import MEANT
 from precaudit.tracing.ops import caller_location, line_of
@@ -28,12 +28,12 @@ class OwnNonFinite:
         self._harmless: set[_Made] = set()
         self._lost: dict[str, Any] | None = None
 
-    def made(self, op: str, args: Any, kwargs: Any, result: torch.Tensor) -> None:
-        if self._lost or op in MEANT or not result.is_floating_point() or self._current() is not None:
+    def made(self, call: Call, result: torch.Tensor) -> None:
+        if self._lost or call.op in MEANT or not result.is_floating_point() or self._current() is not None:
             return
-        given = [t for t in tensors_in((args, kwargs)) if t.is_floating_point()]
+        given = [t for t in call.given if t.is_floating_point()]
         if given and _spoils(given, result):
-            self._makers[op, caller_location()] = None
+            self._makers[call.op, caller_location()] = None
 
     def loss(self, roots: Sequence[torch.Tensor], step: int) -> bool:
         """Whether this is the first non-finite loss, and the operation that caused it is known."""

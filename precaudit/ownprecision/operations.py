@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from precaudit.instrument.scopes import Frame
-from precaudit.instrument.torchfunction import dtype_name, tensors_in
+from precaudit.instrument.torchfunction import Call, dtype_name, tensors_in
 from precaudit.model import Location
 from precaudit.ownprecision.casts import CASTS
 from precaudit.tracing.ops import caller_location, line_of
@@ -33,7 +33,8 @@ class OwnOperations:
         self._lost: dict[tuple[Location | None, str, str, str], Energies] = {}
         self._region_steps: set[Location | None] = set()
 
-    def made(self, op: str, func: Any, args: Any, kwargs: Any, result: torch.Tensor, stepping: bool) -> None:
+    def made(self, call: Call, result: torch.Tensor, stepping: bool) -> None:
+        op, (func, args, kwargs) = call.op, call
         if stepping and all(t.dtype == torch.float32 for t in tensors_in(args)):
             self._region_steps.add(caller_location())
         if op in ANGLES and not self._step % _EVERY:

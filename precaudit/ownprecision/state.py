@@ -18,7 +18,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from precaudit.execution.emulated import to_float32
 from precaudit.execution.rounding import HALVES
 from precaudit.instrument.names import ModuleNames
-from precaudit.instrument.torchfunction import FUSED, dtype_name, tensors_in, writes
+from precaudit.instrument.torchfunction import FUSED, Call, dtype_name, tensors_in
 from precaudit.model import Location
 from precaudit.tracing.ops import line_of, script_location
 
@@ -97,31 +97,31 @@ class States:
         self._lives = WeakTensorKeyDictionary()
         self._made_from = WeakTensorKeyDictionary()
 
-    def before(self, op: str, func: Any, args: Any, kwargs: Any) -> list[State]:
+    def before(self, call: Call) -> list[State]:
         """The states that an operation will change."""
         if len(self._now) > _MOST:
             return []
-        if op == "copy" and writes(func, kwargs):
-            self._written_over(*tensors_in(args)[:2])
-        targets = [target for target in _targets(op, func, args, kwargs) if self._is_followed(_key(target))]
-        if op == "copy" and targets:
+        if call.op == "copy" and call.writes:
+            self._written_over(*tensors_in(call.args)[:2])
+        targets = [target for target in _targets(call) if self._is_followed(_key(target))]
+        if call.op == "copy" and targets:
             key = _key(targets[0])
-            if not any(key in self._origins(t) for t in tensors_in((args[1:], kwargs))):
+            if not any(key in self._origins(t) for t in tensors_in((call.args[1:], call.kwargs))):
                 # A fresh value, such as that of a float32 master weight, has absorbed nothing.
                 self._now.pop(key, None)
                 return []
         return [self._state(target) for target in targets]
 
-    def after(self, op: str, func: Any, args: Any, kwargs: Any, result: torch.Tensor, states: list[State]) -> None:
+    def after(self, call: Call, result: torch.Tensor, states: list[State]) -> None:
         if states:
-            self._changed(func, args, kwargs, states)
-            if op == "mul" and (factor := _vain_factor(args, states[0].tensor)) is not None:
+            self._changed(call, states)
+            if call.op == "mul" and (factor := _vain_factor(call.args, states[0].tensor)) is not None:
                 owner = states[0].owner
                 decay = self._decays.setdefault((states[0].place, owner), _Decay(dtype_name(result.dtype), factor))
                 decay.times += 1
-        elif op in _CHANGES and not result.requires_grad:
-            self._derived(func, args, kwargs, result)
-        elif op in _HANDS_ON and (life := self._lives.get(tensors_in((args, kwargs))[0])) is not None:
+        elif call.op in _CHANGES and not result.requires_grad:
+            self._derived(call, result)
+        elif call.op in _HANDS_ON and (life := self._lives.get(call.given[0])) is not None:
             self._lives[result] = life
 
     def _written_over(self, target: torch.Tensor, source: torch.Tensor | None = None) -> None:
@@ -144,10 +144,10 @@ class States:
             self._lost(script_location(), owner, stored, value, before)
         self._rounded[_key(target)] = stored.float()
 
-    def made(self, args: Any, kwargs: Any, result: torch.Tensor) -> None:
+    def made(self, call: Call, result: torch.Tensor) -> None:
         """Remember until the end of the step from which low tensors a result was computed, in whatever dtype."""
         if not result.requires_grad:
-            origins = (self._origins(t) for t in tensors_in((args, kwargs)) if t.shape == result.shape)
+            origins = (self._origins(t) for t in call.given if t.shape == result.shape)
             if found := frozenset[Key]().union(*origins):
                 self._made_from[result] = found
 
@@ -177,7 +177,7 @@ class States:
         self._now[_key(tensor)] = state
         return state
 
-    def _changed(self, func: Any, args: Any, kwargs: Any, states: list[State]) -> None:
+    def _changed(self, call: Call, states: list[State]) -> None:
         """Repeat the operation in float32, on the exact values of what it changes."""
         changing = {id(state.tensor): state.exact for state in states}
 
@@ -186,22 +186,23 @@ class States:
                 return [exact(item) for item in value]
             return changing[id(value)] if id(value) in changing else self._exact(value)
 
-        func(*map(exact, args), **{key: exact(value) for key, value in kwargs.items()})
+        call.func(*map(exact, call.args), **{key: exact(value) for key, value in call.kwargs.items()})
         for state in states:
             state.stored, state.place = state.tensor.detach().clone(), script_location()
 
-    def _derived(self, func: Any, args: Any, kwargs: Any, result: torch.Tensor) -> None:
+    def _derived(self, call: Call, result: torch.Tensor) -> None:
         """Handles `average = average * decay + ...`: the result may be the state of the next step."""
-        if not self._following or writes(func, kwargs):
+        if not self._following or call.writes:
             return
-        old = [t for t in tensors_in(args) if t.dtype in HALVES and t.shape == result.shape]
+        old = [t for t in tensors_in(call.args) if t.dtype in HALVES and t.shape == result.shape]
         lives = [life for t in old if (life := self._lives.get(t)) is not None]
         begun = [life for life in lives if life.step == self._step and life.start is not None]
         ended = [life for life in lives if life.step == self._step - 1]
         for life in ended if self._measuring else ():
             self._settle(life)
         start = begun[0].start if begun else ended[0].stored.float() if ended else None
-        exact = func(*(self._exact(arg) for arg in args), **{key: self._exact(kwargs[key]) for key in kwargs})
+        named = {key: self._exact(value) for key, value in call.kwargs.items()}
+        exact = call.func(*map(self._exact, call.args), **named)
         self._lives[result] = _Life(self._step, start, exact, result.detach(), script_location())
 
     def _settle(self, life: _Life) -> None:
@@ -303,25 +304,19 @@ def _vain_factor(args: Any, state: torch.Tensor) -> float | None:
     return None
 
 
-def _targets(op: str, func: Any, args: Any, kwargs: Any) -> list[torch.Tensor]:
+def _targets(call: Call) -> list[torch.Tensor]:
     """The low tensors that an operation changes in place."""
-    if op in _NORMALIZES:
-        return _statistics(args, kwargs)
-    if op in FUSED:
-        if kwargs.get("grad_scale") is not None:
+    if call.op in _NORMALIZES:  # its running statistics; frozen weights look alike, but never change
+        return [t for t in call.given if t.dim() == 1 and not t.requires_grad and _is_low(t)]
+    if call.op in FUSED:
+        if call.kwargs.get("grad_scale") is not None:
             return []  # it unscales gradients in place, so that the call can't be repeated
-        parameters, _, *states = args
+        parameters, _, *states = call.args
         return [t for t in tensors_in((parameters, states)) if _is_low(t)]
-    target = args[0] if args else None
-    if op not in _CHANGES or "out" in kwargs or not writes(func, kwargs) or not isinstance(target, torch.Tensor):
+    target = call.args[0] if call.args else None
+    if call.op not in _CHANGES or "out" in call.kwargs or not call.writes or not isinstance(target, torch.Tensor):
         return []
     return [target] if _is_low(target) else []
-
-
-def _statistics(args: Any, kwargs: Any) -> list[torch.Tensor]:
-    """The low-precision running statistics of a normalization; frozen weights look alike, but never change."""
-    given = tensors_in((args, kwargs))
-    return [t for t in given if t.dim() == 1 and not t.requires_grad and _is_low(t)]
 
 
 def _is_low(tensor: torch.Tensor) -> bool:

@@ -12,7 +12,7 @@ import torch
 
 from precaudit.execution.rounding import HALVES
 from precaudit.instrument.names import ModuleNames
-from precaudit.instrument.torchfunction import dtype_name, tensors_in
+from precaudit.instrument.torchfunction import Call, dtype_name, tensors_in
 from precaudit.model import Location
 from precaudit.ownprecision.state import energy
 from precaudit.tracing.ops import caller_location, line_of
@@ -55,10 +55,10 @@ class OwnSums:
 
     # ---------------------------------------------------------------- rows
 
-    def made(self, op: str, args: Any, result: torch.Tensor) -> None:
-        if op not in _READS_ROWS or not result.requires_grad:
+    def made(self, call: Call, result: torch.Tensor) -> None:
+        if call.op not in _READS_ROWS or not result.requires_grad:
             return
-        table, index = _table_and_index(op, args)
+        table, index = _table_and_index(call.op, call.args)
         if table is None or index is None or not table.requires_grad or table.dtype not in HALVES:
             return
         place, fqn = caller_location(), self._module_of(table)

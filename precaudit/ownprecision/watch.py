@@ -15,16 +15,7 @@ from precaudit.histograms.memory import in_transform
 from precaudit.instrument.events import TrainingListener, parameters_of
 from precaudit.instrument.names import ModuleNames
 from precaudit.instrument.scopes import Frame
-from precaudit.instrument.torchfunction import (
-    Call,
-    dtype_name,
-    op_name,
-    single_calls,
-    stored,
-    takes_lists,
-    tensors_in,
-    writes,
-)
+from precaudit.instrument.torchfunction import Call, dtype_name, op_name, single_calls, stored, takes_lists, tensors_in
 from precaudit.ownprecision.casts import CASTS, OwnCasts
 from precaudit.ownprecision.float32 import called_by_precaudit
 from precaudit.ownprecision.grad_scaler import FACTOR, multiplied_by
@@ -67,41 +58,37 @@ class OwnLowPrecision(TorchFunctionMode, TrainingListener):
         if (op.startswith("__get") and op != "__getitem__") or called_by_precaudit(func) or in_transform():
             return _as_it_is(func, args, kwargs)
         calls = single_calls(func, args, kwargs)
-        for single in calls if self._gradients else ():
-            self._look_for_changed_gradient(single)
-        before = [(self._states.before(op_name(single[0]), *single), self._overwritten(single)) for single in calls]
+        for call in calls if self._gradients else ():
+            self._look_for_changed_gradient(call)
+        before = [(self._states.before(call), self._overwritten(call)) for call in calls]
         result = func(*args, **kwargs)
         results = (result or args[0]) if takes_lists(func) else [result]
-        for single, made, known in zip(calls, results, before, strict=False):
-            if isinstance(made, torch.Tensor) and (not self._stepping or self._has_low(single, made)):
-                self._made(single, made, *known)
+        for call, made, known in zip(calls, results, before, strict=False):
+            if isinstance(made, torch.Tensor) and (not self._stepping or self._has_low(call, made)):
+                self._made(call, made, *known)
         return result
 
     def _has_low(self, call: Call, result: torch.Tensor) -> bool:
         """Whether an operation involves low tensors, or tensors computed from them, as most of an optimizer's do
         not."""
-        return any(map(self._states.is_of_low, (result, *tensors_in(call[1:]))))
+        return any(map(self._states.is_of_low, (result, *call.given)))
 
     def _overwritten(self, call: Call) -> torch.Tensor | None:
-        return None if self._overflowed else overwritten(op_name(call[0]), *call)
+        return None if self._overflowed else overwritten(call)
 
     def _made(self, call: Call, result: torch.Tensor, states: list[State], before: torch.Tensor | None) -> None:
-        func, args, kwargs = call
-        self._states.made(args, kwargs, result)
+        self._states.made(call, result)
         # Operations that can't be examined or repeated in float32 are ignored.
         with torch.no_grad(), suppress(RuntimeError, TypeError, ValueError):
             if not self._stepping:
                 self._look_for_non_finite(call, result)
             if result.dtype in HALVES and is_plain(result):
                 self._look_for_overflow(call, result, before)
-                self._after(op_name(func), func, args, kwargs, result, states)
-
-    def _after(self, op: str, func: Any, args: Any, kwargs: Any, result: torch.Tensor, states: list[State]) -> None:
-        self._look_for_integers(op, func, args, kwargs, result)
-        self._operations.made(op, func, args, kwargs, result, self._stepping)
-        self._casts.made(op, args, result)
-        self._sums.made(op, args, result)
-        self._states.after(op, func, args, kwargs, result, states)
+                self._look_for_integers(call, result)
+                self._operations.made(call, result, self._stepping)
+                self._casts.made(call, result)
+                self._sums.made(call, result)
+                self._states.after(call, result, states)
 
     def _note(self, kind: str, **facts: Any) -> None:
         where = line_of(caller_location())
@@ -115,11 +102,11 @@ class OwnLowPrecision(TorchFunctionMode, TrainingListener):
 
     # ---------------------------------------------------------------- one operation
 
-    def _look_for_integers(self, op: str, func: Any, args: Any, kwargs: Any, result: torch.Tensor) -> None:
+    def _look_for_integers(self, call: Call, result: torch.Tensor) -> None:
         """Integers above 2^p, with p the precision, that a cast changes, or that are created in a low format."""
-        if op == "arange":
-            self._compare_integers(func(*args, **{**kwargs, "dtype": torch.float64}), result)
-        for source in tensors_in(args) if op in _STORES else ():
+        if call.op == "arange":
+            self._compare_integers(call.func(*call.args, **{**call.kwargs, "dtype": torch.float64}), result)
+        for source in tensors_in(call.args) if call.op in _STORES else ():
             if source.dtype in HALVES or source.dtype == torch.bool or source.numel() < 2:
                 continue
             if source.shape != result.shape or source.is_complex() or source.requires_grad:
@@ -136,28 +123,26 @@ class OwnLowPrecision(TorchFunctionMode, TrainingListener):
             self._note("integers", dtype=dtype_name(result.dtype), limit=limit, amax=top, changed=changed)
 
     def _look_for_overflow(self, call: Call, result: torch.Tensor, before: torch.Tensor | None) -> None:
-        if not self._overflowed and (top := overflow(op_name(call[0]), *call, result, before)) is not None:
-            self._note("overflow", dtype=dtype_name(result.dtype), op=op_name(call[0]), amax=top, step=self._step)
+        if not self._overflowed and (top := overflow(call, result, before)) is not None:
+            self._note("overflow", dtype=dtype_name(result.dtype), op=call.op, amax=top, step=self._step)
 
     def _look_for_non_finite(self, call: Call, result: torch.Tensor) -> None:
         """Non-finite values that the script itself adds to a weight, as an adversarial perturbation: no scaler skips
         them."""
-        func, args, kwargs = call
-        self._nonfinite.made(op_name(func), args, kwargs, result)
+        self._nonfinite.made(call, result)
         known = any(kind == "weights" for kind, *_ in self._found)
-        if known or not isinstance(result, torch.nn.Parameter) or not writes(func, kwargs):
+        if known or not isinstance(result, torch.nn.Parameter) or not call.writes:
             return
-        added = [t for t in tensors_in((args[1:], kwargs)) if t.is_floating_point()]
+        added = [t for t in tensors_in((call.args[1:], call.kwargs)) if t.is_floating_point()]
         if not all(bool(t.isfinite().all()) for t in added):
-            self._note("weights", fqn=self._states.module_of(result), op=op_name(func), step=self._step)
+            self._note("weights", fqn=self._states.module_of(result), op=call.op, step=self._step)
 
     def _look_for_changed_gradient(self, call: Call) -> None:
         """Where the script itself first writes to a gradient, or puts another in its place, after a backward pass."""
-        func, args, kwargs = call
-        target = kwargs.get("out", args[0] if args else None)
-        if getattr(func, "__self__", None) is torch.Tensor.grad:
-            target = target.grad if args[-1] is not None else None
-        elif not writes(func, kwargs):
+        target: Any = call.kwargs.get("out", call.args[0] if call.args else None)
+        if getattr(call.func, "__self__", None) is torch.Tensor.grad:
+            target = target.grad if call.args[-1] is not None else None
+        elif not call.writes:
             return
         if isinstance(target, torch.Tensor) and is_plain(target) and target.data_ptr() in self._gradients:
             self._settings["changes_gradients"] = line_of(script_location())
