@@ -95,13 +95,13 @@ def test_the_plan_trains_the_model(report):
         assert model(torch.ones(2, 8)).dtype == torch.float32
 
 
-def test_frames(report):
+def test_report_has_data_frames(report):
     layers = report.to_frame()
     assert set(layers["fqn"]) == {"0", "1", "2"}
     assert len(report.to_frame("ops")) > 0
 
 
-def test_the_caller_s_random_numbers_go_on():
+def test_random_state_of_the_caller_is_kept():
     def numbers():
         return random.random(), np.random.rand(), torch.rand(2).tolist()
 
@@ -115,7 +115,7 @@ def test_the_caller_s_random_numbers_go_on():
     assert torch.overrides._get_current_function_mode_stack() == []
 
 
-def test_an_error_of_the_callers_own_is_the_cause_of_precaudits():
+def test_error_of_the_caller_is_the_cause():
     def wrong(model, batch):
         raise ZeroDivisionError("in the loss")
 
@@ -124,7 +124,7 @@ def test_an_error_of_the_callers_own_is_the_cause_of_precaudits():
     assert isinstance(caught.value.__cause__, ZeroDivisionError)
 
 
-def test_without_verification_nothing_is_claimed():
+def test_no_verdict_without_verification():
     report = precaudit.profile(build_model, batches, loss, steps=6, formats=["fp16"], verify=False)
     assert report.verification.verdict == "not_run"
     assert report.plan.loss_scale.mode == "dynamic"
@@ -194,7 +194,7 @@ def test_a_function_that_raises_is_shown():
     assert caught.value.exit_code == 4
 
 
-def test_an_interrupt_is_the_caller_s():
+def test_keyboard_interrupt_reaches_the_caller():
     """As an error of a profile it would only fail a test, and the next would start."""
     calls = []
 
@@ -209,7 +209,7 @@ def test_an_interrupt_is_the_caller_s():
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
-def test_a_caller_s_gradient_mode_is_its_own(mode):
+def test_gradient_mode_of_the_caller_is_kept(mode):
     with mode():
         report = precaudit.profile(build_model, batches, loss, steps=4, verify=False)
         assert not torch.is_grad_enabled()
@@ -231,7 +231,7 @@ def test_nothing_to_train_on():
 # ---------------------------------------------------------------- audit
 
 
-def test_an_audit_of_somebody_s_own_loop():
+def test_audit_of_a_custom_loop():
     model = build_model()
     optimizer = adam(model)
     reference = copy.deepcopy(model)
@@ -400,7 +400,7 @@ def test_gradients_are_told_without_the_scale_that_is_in_them_and_no_other(scale
 
 
 @pytest.mark.parametrize("scale", [0.0, math.inf])
-def test_a_scale_that_is_lost_ends_no_audited_training(scale):
+def test_lost_scale_does_not_end_audited_training(scale):
     scaler = torch.amp.GradScaler("cpu", init_scale=scale)
     model = build_model()
     optimizer = adam(model)
@@ -460,7 +460,7 @@ def test_a_plan_has_formats_by_any_of_their_names_and_no_others(wrong):
         precaudit.Plan(modules={"0": wrong})
 
 
-def test_a_copy_of_a_model_under_a_plan_is_freed_of_it():
+def test_copy_of_a_planned_model_has_no_plan():
     model, x = build_model(), torch.randn(4, 8)
     exact = model(x)
     with precaudit.apply(model, precaudit.Plan("bf16")):
@@ -504,7 +504,7 @@ def test_a_plan_for_something_else_is_refused(arguments, message):
 
 @pytest.mark.parametrize("load", ["load_report", "load_plan"])
 @pytest.mark.parametrize("content", [None, "", "{", "[]", "{}", '{"plan": 3}', '{"schema_version": 99}'])
-def test_what_is_no_report_is_refused(load, content, tmp_path):
+def test_value_that_is_not_a_report_is_refused(load, content, tmp_path):
     path = tmp_path / "file.json"
     if content is not None:
         path.write_text(content)

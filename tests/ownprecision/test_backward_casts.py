@@ -35,7 +35,7 @@ BACKWARDS = {
 
 @pytest.mark.parametrize("passed", BACKWARDS)
 @pytest.mark.parametrize("cast", [HalfBackward.apply, _hooked])
-def test_what_a_script_casts_in_a_backward_pass_of_its_own_is_noted_and_undone(cast, passed):
+def test_casts_in_a_custom_backward_are_recorded_and_undone(cast, passed):
     """Gradients of 1e-9 are zero in float16."""
     settings, x = {}, torch.ones(3, requires_grad=True)
     with everywhere(CastWatch(settings)):
@@ -48,7 +48,7 @@ def test_what_a_script_casts_in_a_backward_pass_of_its_own_is_noted_and_undone(c
     assert torch.equal(x.grad, torch.full((3,), 1e-9))
 
 
-def test_what_a_backward_pass_repeats_of_a_forward_is_float32_as_that_was():
+def test_recomputed_forward_is_float32():
     x = torch.full((3,), 1e-9, requires_grad=True)
     with float32_only():
         out = _checkpointed(x)
@@ -56,7 +56,7 @@ def test_what_a_backward_pass_repeats_of_a_forward_is_float32_as_that_was():
     assert torch.equal(x.grad, torch.full((3,), 2e-9))
 
 
-def test_a_mode_is_on_once_in_a_backward_pass_within_another():
+def test_mode_is_on_once_in_nested_backward_passes():
     seen = []
 
     class Watch(torch.overrides.TorchFunctionMode):

@@ -30,7 +30,7 @@ REGIONS = {
 @NO_CUDA
 @DEPRECATED
 @pytest.mark.parametrize("name", REGIONS)
-def test_a_region_does_nothing_and_is_noted(name):
+def test_autocast_region_has_no_effect_and_is_recorded(name):
     region, dtype = REGIONS[name]
     baseline = Baseline()
     with baseline.neutralized(), region():
@@ -41,7 +41,7 @@ def test_a_region_does_nothing_and_is_noted(name):
     assert baseline.settings["autocast_at"]["path"] == __file__
 
 
-def test_a_plan_that_the_script_applies_does_nothing():
+def test_plan_applied_by_the_script_has_no_effect():
     model, x = torch.nn.Linear(4, 4), torch.rand(2, 4)
     expected, baseline = model(x), Baseline()
     with baseline.neutralized():
@@ -69,7 +69,7 @@ def test_a_region_that_switches_autocast_off_is_a_disabled_region(device):
     assert not baseline.in_disabled_region()
 
 
-def test_the_innermost_region_tells_the_dtype():
+def test_dtype_is_that_of_the_innermost_region():
     baseline = Baseline()
     seen = [baseline.autocast_in_force()]
     with baseline.neutralized():
@@ -91,7 +91,7 @@ def test_the_innermost_region_tells_the_dtype():
         ([("float16", False), ("bfloat16", True)], "bfloat16"),
     ],
 )
-def test_of_several_regions_the_one_that_trains_and_needs_most_is_told(regions, told):
+def test_region_that_trains_with_the_narrowest_format_is_reported(regions, told):
     baseline = Baseline()
     with baseline.neutralized():
         for dtype, trains in regions:
@@ -121,7 +121,7 @@ def test_decorators():
 
 
 @pytest.mark.parametrize("reentrant", [True, False])
-def test_what_checkpointing_opens_is_no_disabled_region(reentrant):
+def test_region_of_checkpointing_does_not_count_as_disabled(reentrant):
     """It restores the region that it saw, which was off."""
     baseline, seen = Baseline(), []
 
@@ -135,7 +135,7 @@ def test_what_checkpointing_opens_is_no_disabled_region(reentrant):
 
 
 @NO_CUDA
-def test_autocast_is_itself_again_afterwards():
+def test_autocast_is_restored():
     with pytest.raises(ZeroDivisionError), Baseline().neutralized():
         raise ZeroDivisionError
     with torch.autocast("cpu", torch.bfloat16):
@@ -157,7 +157,7 @@ def test_autocast_is_itself_again_afterwards():
         (lambda: torch.amp.GradScaler("cpu", enabled=False), None),
     ],
 )
-def test_scalers_are_disabled_and_noted(make, expected):
+def test_scalers_are_disabled_and_recorded(make, expected):
     baseline = Baseline()
     with baseline.neutralized():
         scaler = make()

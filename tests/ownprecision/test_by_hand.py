@@ -81,10 +81,10 @@ def a_mean(model, optimizer, losses):
     each_time(model, optimizer, losses, scale=2.0)
 
 
-def test_gradients_that_are_divided_after_each_backward_pass_are_noted():
+def test_repeated_division_of_accumulated_gradients_is_recorded():
     assert noted(each_time)["path"] == __file__
 
 
 @pytest.mark.parametrize("train", [once, into_sums, clipped, of_a_weight_that_gets_none, a_mean])
-def test_gradients_that_are_divided_once_are_not(train):
+def test_single_division_of_gradients_is_not_recorded(train):
     assert noted(train) is None

@@ -56,7 +56,7 @@ def settings(change, hook=None, **spec):
     ("change", "depends"),
     [(decayed, True), (divided, True), (decayed_by_the_scale, False), (centred, False), (untouched, False)],
 )
-def test_whether_a_change_depends_on_the_loss_scale_is_measured(change, depends):
+def test_dependence_of_a_gradient_change_on_the_loss_scale(change, depends):
     """In the first step whose gradients are finite."""
     without = settings(change, audited=frozenset({0}))
     assert depends_on_scale(without, settings(change, precision="as-written")) is depends
@@ -73,14 +73,14 @@ def test_whether_a_change_depends_on_the_loss_scale_is_measured(change, depends)
     ],
     ids=["clips", "clips scaled", "halves", "clips nearly all", "looks"],
 )
-def test_whether_what_a_hook_does_depends_on_the_loss_scale_is_measured(hook, depends):
+def test_dependence_of_a_hook_on_the_loss_scale(hook, depends):
     without = settings(untouched, hook, audited=frozenset({0}))
     assert depends_on_scale(without, settings(untouched, hook, precision="as-written"), IN_HOOKS) is depends
     assert ("hooks" in without) is (depends is not None)
 
 
 @pytest.mark.parametrize("precision", ["float32", "as-written"])
-def test_each_optimizer_has_a_change_of_its_own(precision):
+def test_gradient_changes_are_recorded_per_optimizer(precision):
     """The first backward pass reaches the second's parameters too, whose gradients are made anew before its step."""
 
     def code():
@@ -100,7 +100,7 @@ def test_each_optimizer_has_a_change_of_its_own(precision):
     assert run(spec, code).baseline["changed_by"] == [(0.0, 1.0), (0.0, 1.0)]
 
 
-def test_where_no_scaler_steps_no_change_is_known():
+def test_no_gradient_change_without_a_scaler():
     assert depends_on_scale({}, {"changed_by": [(0.1, 1.0)]}) is None
     assert depends_on_scale({"changed_by": [(0.1, 1.0)]}, {"changed_by": []}) is None
     assert depends_on_scale({"changed_by": [None]}, {"changed_by": [(0.1, 1.0)]}) is None

@@ -38,7 +38,7 @@ def test_casts_to_low_precision_become_float32(name):
         assert CASTS[name]().dtype == torch.float32
 
 
-def test_other_casts_stay():
+def test_casts_to_other_dtypes_are_kept():
     with Float32Mode():
         assert X.double().dtype == torch.float64
         assert X.to(torch.int64).dtype == torch.int64
@@ -46,7 +46,7 @@ def test_other_casts_stay():
         assert X.to("cpu").dtype == torch.float32
 
 
-def test_values_and_gradients_are_float32_s():
+def test_values_and_gradients_equal_float32():
     with Float32Mode():
         x = torch.full((2,), 1.0 + 2.0**-20, requires_grad=True)
         y = (x.half() * 3).bfloat16()
@@ -64,7 +64,7 @@ def test_the_default_dtype_stays_float32():
 
 
 @pytest.mark.parametrize("mmap", [False, True])
-def test_what_was_saved_in_half_is_loaded_as_float32(mmap, tmp_path):
+def test_half_checkpoint_is_loaded_as_float32(mmap, tmp_path):
     weight = torch.randn(3, 4).bfloat16()
     torch.save({"w": nn.Parameter(weight), "view": weight.T[1:], "n": torch.arange(3)}, tmp_path / "w.pt")
     with float32_only():
@@ -76,7 +76,7 @@ def test_what_was_saved_in_half_is_loaded_as_float32(mmap, tmp_path):
     assert torch.load(tmp_path / "w.pt")["w"].dtype == torch.bfloat16
 
 
-def test_bits_that_are_read_as_half_are_widened():
+def test_view_as_half_is_widened():
     weight = torch.randn(4, 6).bfloat16()
     bits, data = weight.view(torch.int16), bytearray(weight.view(torch.uint8).numpy().tobytes())
     with float32_only():
@@ -88,7 +88,7 @@ def test_bits_that_are_read_as_half_are_widened():
         assert torch.equal(values, weight.float())
 
 
-def test_a_default_of_float64_is_the_script_s_business():
+def test_default_dtype_of_float64_is_kept():
     try:
         with float32_only():
             torch.set_default_dtype(torch.float64)
@@ -97,7 +97,7 @@ def test_a_default_of_float64_is_the_script_s_business():
         torch.set_default_dtype(torch.float32)
 
 
-def test_where_a_script_casts_is_noted():
+def test_lines_of_casts_are_recorded():
     settings = {}
     with CastWatch(settings):
         X.half()
@@ -109,7 +109,7 @@ def test_where_a_script_casts_is_noted():
     assert len(settings["casts"]) == 3
 
 
-def test_casts_of_precaudit_are_no_casts_of_the_script_under_any_number_of_modes():
+def test_own_casts_are_not_recorded_under_several_modes():
     settings = {}
     with CastWatch(settings), OwnLowPrecision(ModuleNames(), {}):
         absorbed_update(X, 2 * X)
@@ -121,7 +121,7 @@ def test_casts_of_precaudit_are_no_casts_of_the_script_under_any_number_of_modes
 @pytest.mark.parametrize(
     "cast", [torch.Tensor.half, torch.Tensor.float, lambda t: t.to(torch.float16), lambda t: t.type_as(t.bfloat16())]
 )
-def test_a_cast_that_became_none_is_a_copy_still(cast):
+def test_ignored_cast_still_copies(cast):
     """Or an average begun as `weight.half()` would be the weight itself."""
     weight = torch.ones(3)
     with float32_only():

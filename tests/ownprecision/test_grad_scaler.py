@@ -41,11 +41,11 @@ def losses(backward, precision):
         lambda scaler, a, b: (scaler.scale(a) * 8 / 8 + scaler.scale(b)).backward(),
     ],
 )
-def test_a_scaled_loss_is_kept_as_the_loss(backward):
+def test_loss_is_recorded_without_its_scale(backward):
     assert losses(backward, "as-written") == pytest.approx(losses(backward, "float32"), rel=1e-5)
 
 
-def test_a_scale_by_hand_is_part_of_the_loss_with_and_without():
+def test_manual_scale_is_part_of_the_loss():
     def by_hand(scaler, a, b):
         scaler.scale((a + b) * 1024).backward()
 
@@ -53,7 +53,7 @@ def test_a_scale_by_hand_is_part_of_the_loss_with_and_without():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_gradients_have_the_factor_and_double_backward_too(dtype):
+def test_gradients_and_double_backward_have_the_scale(dtype):
     def gradients(scale):
         x = torch.tensor([1.5, -2.0], requires_grad=True)
         (first,) = torch.autograd.grad(scale((x**3).to(dtype).sum()), x, create_graph=True)
@@ -66,7 +66,7 @@ def test_gradients_have_the_factor_and_double_backward_too(dtype):
     assert all(torch.equal(a, b) for a, b in zip(ours, plain, strict=True))
 
 
-def test_what_needs_no_gradient_is_scaled_and_a_scaler_that_is_off_does_nothing():
+def test_scale_without_gradients_and_disabled_scaler():
     ones = torch.ones(2)
     with OwnScaler({}).scaled_in_gradients():
         assert torch.equal(torch.amp.GradScaler("cpu", init_scale=8.0).scale(ones), 8 * ones)
@@ -78,7 +78,7 @@ def test_what_needs_no_gradient_is_scaled_and_a_scaler_that_is_off_does_nothing(
     [(lambda scaler, g: g, True), (lambda scaler, g: g / scaler.get_scale(), False)],
 )
 @pytest.mark.parametrize(("start", "differentiable"), [(0.0, True), (1.0, False)], ids=["penalty", "inner step"])
-def test_a_loss_made_of_gradients_that_still_have_the_factor_is_noted(start, differentiable, unscale, noted):
+def test_penalty_of_scaled_gradients_is_recorded(start, differentiable, unscale, noted):
     settings = {}
     with OwnScaler(settings).scaled_in_gradients():
         scaler, x = torch.amp.GradScaler("cpu"), torch.ones(2, requires_grad=True)
@@ -88,7 +88,7 @@ def test_a_loss_made_of_gradients_that_still_have_the_factor_is_noted(start, dif
     assert not noted or settings["penalizes_scaled"]["path"] == __file__
 
 
-def test_gradients_that_are_only_used_are_no_penalty():
+def test_gradients_outside_the_loss_are_no_penalty():
     settings = {}
     with OwnScaler(settings).scaled_in_gradients():
         scaler, x = torch.amp.GradScaler("cpu"), torch.ones(2, requires_grad=True)

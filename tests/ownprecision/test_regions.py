@@ -50,7 +50,7 @@ def test_regions_nest():
 
 
 @pytest.mark.usefixtures("regions")
-def test_a_thread_has_regions_of_its_own():
+def test_regions_are_per_thread():
     a, found = torch.rand(4, 4), []
 
     def work():
@@ -67,7 +67,7 @@ def test_a_thread_has_regions_of_its_own():
 
 
 @pytest.mark.usefixtures("regions")
-def test_torch_says_of_autocast_what_is_so():
+def test_torch_reports_the_emulated_autocast_state():
     assert not torch.is_autocast_enabled("cuda")
     with torch.autocast("cuda", torch.bfloat16):
         assert torch.is_autocast_enabled("cuda")
@@ -78,7 +78,7 @@ def test_torch_says_of_autocast_what_is_so():
     assert not torch.is_autocast_enabled("cuda")
 
 
-def test_nothing_is_left_behind():
+def test_torch_is_restored():
     before = torch.is_autocast_enabled, torch.get_autocast_dtype, torch.autocast.__enter__, torch.clear_autocast_cache
     with OwnRegions().emulated():
         torch.autocast("cuda", HALF).__enter__()  # never left
@@ -92,7 +92,7 @@ def test_nothing_is_left_behind():
 
 
 @pytest.mark.usefixtures("regions")
-def test_weights_are_cast_once_a_region_and_anew_in_the_next():
+def test_weights_are_cast_once_per_region():
     layer, x = nn.Linear(4, 4, bias=False), torch.ones(1, 4)
     with torch.autocast("cuda", HALF):
         first = layer(x)
@@ -110,7 +110,7 @@ def test_weights_are_cast_once_a_region_and_anew_in_the_next():
 
 @pytest.mark.usefixtures("regions")
 @pytest.mark.parametrize("reentrant", [False, True])
-def test_what_is_computed_again_in_the_backward_pass_is_what_was_computed(reentrant):
+def test_recomputation_in_backward_equals_the_forward(reentrant):
     torch.manual_seed(0)
     model, x = nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 8)), torch.rand(4, 8, requires_grad=True)
 
@@ -144,7 +144,7 @@ def trained(precision, steps=6, **options):
     return result.losses
 
 
-def test_a_run_as_written_is_the_run_of_a_plan_that_says_the_same():
+def test_run_as_written_equals_the_run_of_an_equal_plan():
     from precaudit.model import Plan
 
     planned = trained("plan", plan=Plan(default="bfloat16"))
@@ -152,5 +152,5 @@ def test_a_run_as_written_is_the_run_of_a_plan_that_says_the_same():
     assert planned != trained("float32")
 
 
-def test_on_a_machine_that_has_autocast_nothing_is_emulated():
+def test_native_autocast_is_not_emulated():
     assert trained("as-written", execution="native") == trained("float32")  # "cuda" is off on a CPU

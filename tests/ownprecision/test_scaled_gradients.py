@@ -55,22 +55,22 @@ def by_hand(scaler, loss):
     ("first", "second", "mixed"),
     [(scaled, plain, True), (plain, scaled, True), (plain, plain, False), (by_hand, plain, False)],
 )
-def test_a_loss_that_was_not_scaled_is_noted(first, second, mixed):
+def test_unscaled_loss_is_recorded(first, second, mixed):
     noted = settings(in_turn(first, second))["unscaled_loss"]
     assert noted["path"] == __file__
     assert noted["mixed"] is mixed
 
 
 @pytest.mark.parametrize(("first", "second"), [(scaled, scaled), (by_hand, by_hand), (scaled, by_hand)])
-def test_scaled_losses_are_not_noted(first, second):
+def test_scaled_losses_are_not_recorded(first, second):
     assert not {"unscaled_loss", "steps_scaled"} & set(settings(in_turn(first, second)))
 
 
-def test_a_scaler_that_is_off_divides_nothing():
+def test_disabled_scaler_is_not_recorded():
     assert "unscaled_loss" not in settings(in_turn(scaled, plain), enabled=False)
 
 
-def test_an_unscaled_backward_pass_of_parameters_that_the_scaler_never_steps_is_not_noted():
+def test_unscaled_loss_of_unscaled_parameters_is_not_recorded():
     def train(scaler, optimizers, losses):
         scaler.scale(losses[0]).backward(retain_graph=True)
         scaler.step(optimizers[0])
@@ -81,7 +81,7 @@ def test_an_unscaled_backward_pass_of_parameters_that_the_scaler_never_steps_is_
     assert not {"unscaled_loss", "steps_scaled"} & set(settings(train))
 
 
-def test_an_optimizer_that_the_scaler_forgets_steps_on_scaled_gradients():
+def test_step_on_scaled_gradients_is_recorded():
     noted = settings(in_turn(scaled, scaled, lambda scaler, optimizer: optimizer.step()))["steps_scaled"]
     assert (noted["path"], noted["function"]) == (__file__, "SGD")
     own = settings(in_turn(scaled, scaled, lambda scaler, optimizer: (scaler.unscale_(optimizer), optimizer.step())))
@@ -96,7 +96,7 @@ def clip(optimizer):
     nn.utils.clip_grad_norm_(iter(parameters_of(optimizer)), 1.0)
 
 
-def test_clipping_before_unscaling_is_noted_and_what_steps_afterwards_is_too():
+def test_clipping_before_unscaling_is_recorded():
     noted = settings(in_turn(scaled, scaled, lambda scaler, optimizer: (clip(optimizer), optimizer.step())))
     assert (noted["clips_scaled"]["path"], noted["clips_scaled"]["function"]) == (__file__, "clip_grad_norm_")
     assert noted["steps_scaled"]["path"] == __file__
@@ -118,7 +118,7 @@ def divide_unseen(gradient, scale):
 
 
 @pytest.mark.parametrize("division", [divide, divide_unseen])
-def test_what_a_script_does_to_its_gradients_by_itself_is_its_own_affair(division):
+def test_manual_unscaling_is_not_recorded(division):
     def divided(scaler, optimizer):
         for parameter in parameters_of(optimizer):
             division(parameter.grad, scaler.get_scale())
@@ -128,7 +128,7 @@ def test_what_a_script_does_to_its_gradients_by_itself_is_its_own_affair(divisio
     assert not {"clips_scaled", "steps_scaled"} & set(settings(in_turn(scaled, scaled, divided)))
 
 
-def test_asking_for_the_scale_of_the_last_step_takes_it_out_of_no_gradient():
+def test_reading_the_scale_does_not_count_as_unscaling():
     def asked_before(scaler, loss):
         scaler.get_scale()
         return scaler.scale(loss)
@@ -138,7 +138,7 @@ def test_asking_for_the_scale_of_the_last_step_takes_it_out_of_no_gradient():
 
 
 @pytest.mark.parametrize("early", [True, False])
-def test_a_scaled_loss_that_adds_to_unscaled_gradients_is_noted(early):
+def test_scaled_loss_added_to_unscaled_gradients_is_recorded(early):
     def train(scaler, optimizers, losses):
         scaler.scale(losses[0]).backward(retain_graph=True)
         if early:
@@ -151,7 +151,7 @@ def test_a_scaled_loss_that_adds_to_unscaled_gradients_is_noted(early):
 
 
 @pytest.mark.parametrize(("unscales", "updates", "noted"), [(1, 1, True), (1, 2, False), (2, 2, False), (0, 1, False)])
-def test_a_scaler_that_unscaled_the_first_of_two_passes_alone_is_noted(unscales, updates, noted):
+def test_second_pass_left_scaled_is_recorded(unscales, updates, noted):
     """As SAM has them: it steps on the gradients of the second."""
 
     def train(scaler, optimizers, losses):
@@ -174,7 +174,7 @@ def test_a_scaler_that_unscaled_the_first_of_two_passes_alone_is_noted(unscales,
 
 
 @pytest.mark.parametrize(("steps", "noted"), [({0}, False), ({0, 1}, True), ({0, 2}, False)])
-def test_a_scaler_that_is_made_in_every_step_is_noted(steps, noted):
+def test_scaler_made_in_every_step_is_recorded(steps, noted):
     """One that is made in the first step, or in some, is no matter."""
     step = iter(range(3))
 
@@ -188,7 +188,7 @@ def test_a_scaler_that_is_made_in_every_step_is_noted(steps, noted):
     assert found == ({"path": __file__, "line": found["line"]} if noted else None)
 
 
-def test_a_loss_that_is_scaled_again_is_noted():
+def test_loss_scaled_twice_is_recorded():
     def twice(scaler, loss):
         return scaler.scale(scaler.scale(loss) / 2 + loss)
 
@@ -208,7 +208,7 @@ def test_a_loss_that_is_scaled_again_is_noted():
     assert not any("scales_twice" in settings(train) for train in (summed, penalized))
 
 
-def test_gradients_that_another_scaler_unscales_are_noted():
+def test_unscaling_by_another_scaler_is_recorded():
     def another(scaler, optimizer):
         torch.amp.GradScaler("cpu", init_scale=4.0).step(optimizer)
 
@@ -232,7 +232,7 @@ def clipped_by_hand(unscales, asks=False):
     return train
 
 
-def test_changing_gradients_by_hand_before_they_are_unscaled_is_noted():
+def test_gradient_changes_before_unscaling_are_recorded():
     assert settings(clipped_by_hand(unscales=False))["changes_scaled"]["path"] == __file__
     assert "changes_scaled" not in settings(clipped_by_hand(unscales=True))
     assert "changes_scaled" not in settings(clipped_by_hand(unscales=False, asks=True))
@@ -240,6 +240,6 @@ def test_changing_gradients_by_hand_before_they_are_unscaled_is_noted():
     assert "unscales_twice" not in settings(clipped_by_hand(unscales=False))
 
 
-def test_gradients_changed_by_the_scale_itself_are_noted_where_the_scaler_unscales_them_too():
+def test_manual_and_scaler_unscaling_is_recorded():
     assert settings(clipped_by_hand(unscales=False, asks=True))["unscales_twice"]["path"] == __file__
     assert "unscales_twice" not in settings(clipped_by_hand(unscales=True, asks=True))

@@ -41,7 +41,7 @@ def steps(model, optimizer, each=nullcontext, after=lambda: None):
             after()
 
 
-def test_torch_keeps_the_copies_until_the_region_is_left():
+def test_torch_keeps_cast_weights_within_a_region():
     layer = nn.Linear(3, 3)
     with region():
         before = layer(X)
@@ -56,7 +56,7 @@ def test_torch_keeps_the_copies_until_the_region_is_left():
         assert not torch.equal(layer(X), before)
 
 
-def test_a_region_around_the_loop_is_noted_with_the_age_of_its_copies():
+def test_region_around_the_loop_is_recorded_with_the_age_of_its_casts():
     def train(model, optimizer):
         with region():
             steps(model, optimizer)
@@ -65,7 +65,7 @@ def test_a_region_around_the_loop_is_noted_with_the_age_of_its_copies():
     assert (found["path"], found["fqn"], found["optimizer"], found["steps"]) == (__file__, "1", "SGD", STEPS - 1)
 
 
-def test_a_second_model_call_after_a_step_is_one_step_late():
+def test_call_after_a_step_uses_casts_of_age_one():
     def train(model, optimizer):
         def once_more():
             model(torch.arange(5))
@@ -84,12 +84,12 @@ def test_a_second_model_call_after_a_step_is_one_step_late():
     ],
     ids=["none", "in each step", "off"],
 )
-def test_regions_of_one_step_are_not_noted(train):
+def test_regions_within_a_step_are_not_recorded(train):
     assert noted(train) is None
 
 
 @pytest.mark.parametrize("options", [{"cache_enabled": False}, {"enabled": False}])
-def test_a_region_that_keeps_no_copies_may_stay_open(options):
+def test_region_without_cache_is_not_recorded(options):
     def train(model, optimizer):
         with region(**options):
             steps(model, optimizer)
@@ -97,7 +97,7 @@ def test_a_region_that_keeps_no_copies_may_stay_open(options):
     assert noted(train) is None
 
 
-def test_copies_that_the_script_clears_are_fresh():
+def test_cleared_cache_is_not_recorded():
     def train(model, optimizer):
         with region():
             steps(model, optimizer, after=torch.clear_autocast_cache)

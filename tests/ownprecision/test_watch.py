@@ -63,7 +63,7 @@ def made_anew(average, parameters, decay):
 
 
 @pytest.mark.parametrize("update", [lerp_all, mul_add_all, made_anew])
-def test_averages_of_all_parameters_by_one_call(update):
+def test_foreach_averages_are_followed(update):
     (entry,) = seen(averaging_all(0.999, update), "state")
     assert entry["lost"] > 0.5
     assert entry["path"] == __file__
@@ -94,7 +94,7 @@ def averaging(decay, dtype, written):
     return lambda: train(after_step=update, lr=0.01)
 
 
-def test_an_address_that_is_used_again_is_its_new_owner_s():
+def test_reused_memory_belongs_to_its_new_tensor():
     """Models come and go in a script, and what one has freed may hold another's running average."""
     names, model = ModuleNames(), nn.Linear(4, 4).bfloat16()
     names.add_model(model, "model")
@@ -108,7 +108,7 @@ def test_an_address_that_is_used_again_is_its_new_owner_s():
 
 
 @pytest.mark.parametrize("written", [IN_PLACE, ANEW, DETACHED, CLONED])
-def test_an_average_that_stagnates_in_bfloat16_has_lost_its_changes(written):
+def test_stagnating_bfloat16_average_loses_its_changes(written):
     (entry,) = seen(averaging(0.999, torch.bfloat16, written), "state")
     assert entry["lost"] > 0.5
     assert entry["path"] == __file__
@@ -116,11 +116,11 @@ def test_an_average_that_stagnates_in_bfloat16_has_lost_its_changes(written):
 
 
 @pytest.mark.parametrize("written", [IN_PLACE, ANEW, DETACHED, CLONED])
-def test_an_average_that_moves_fast_loses_little(written):
+def test_fast_moving_average_loses_little(written):
     assert all(entry["lost"] < 0.05 for entry in seen(averaging(0.5, torch.bfloat16, written), "state"))
 
 
-def test_an_average_that_is_followed_can_be_saved_and_loaded(tmp_path):
+def test_followed_average_can_be_saved_and_loaded(tmp_path):
     average = {"mean": torch.zeros(4).bfloat16()}
 
     def update(model):
@@ -131,11 +131,11 @@ def test_an_average_that_is_followed_can_be_saved_and_loaded(tmp_path):
     assert len(seen(lambda: train(after_step=update), "state")) == 1
 
 
-def test_an_average_in_float32_is_no_low_state():
+def test_float32_average_is_not_recorded():
     assert seen(averaging(0.999, torch.float32, IN_PLACE), "state") == []
 
 
-def test_weights_kept_low_name_their_module():
+def test_low_weights_are_reported_with_their_module():
     def code():
         torch.manual_seed(0)
         model = nn.Sequential(nn.Linear(4, 16), nn.Tanh(), nn.Linear(16, 1)).bfloat16()
@@ -149,7 +149,7 @@ def test_weights_kept_low_name_their_module():
     assert {entry["fqn"] for entry in seen(code, "state") if entry["lost"] > 0.2} == {"0", "2"}
 
 
-def test_what_an_optimizer_loses_is_told_apart_by_state():
+def test_optimizer_states_are_reported_apart():
     def lost(**way):
         def code():
             torch.manual_seed(0)
@@ -200,7 +200,7 @@ def stepping_a_copy(write):
         lambda low, master: low.add_(1.0).copy_(other=master.bfloat16()),
     ],
 )
-def test_weights_copied_from_float32_masters_absorb_nothing(write):
+def test_weights_copied_from_masters_absorb_nothing(write):
     assert seen(stepping_a_copy(write), "state") == []
 
 
@@ -213,14 +213,14 @@ def slowly_in_its_own_dtype(low, master):
 
 
 @pytest.mark.parametrize("write", [slowly, slowly_in_its_own_dtype])
-def test_a_copy_of_what_is_made_from_the_state_itself_absorbs(write):
+def test_copy_of_an_update_of_the_state_absorbs(write):
     entries = seen(stepping_a_copy(write), "state")
     assert {entry["fqn"] for entry in entries if entry["lost"] > 0.5} == {"0", "2"}
 
 
 @pytest.mark.parametrize(("momentum", "lost"), [(0.003, True), (0.9, False)])
 @pytest.mark.parametrize("norm", [nn.BatchNorm1d, partial(nn.InstanceNorm1d, track_running_stats=True)])
-def test_running_statistics_kept_low_are_named(norm, momentum, lost):
+def test_low_running_statistics_are_named(norm, momentum, lost):
     def code():
         torch.manual_seed(0)
         model = nn.Sequential(norm(4, momentum=momentum), nn.Flatten(), nn.Linear(32, 1)).bfloat16()
@@ -237,7 +237,7 @@ def test_running_statistics_kept_low_are_named(norm, momentum, lost):
 
 
 @pytest.mark.parametrize(("passes", "lost"), [(2, False), (600, True)])
-def test_gradients_summed_low_over_many_passes_absorb_addends(passes, lost):
+def test_low_gradient_accumulation_absorbs_addends(passes, lost):
     def code():
         torch.manual_seed(0)
         model = nn.Linear(4, 1).bfloat16()
@@ -253,7 +253,7 @@ def test_gradients_summed_low_over_many_passes_absorb_addends(passes, lost):
 
 
 @pytest.mark.parametrize(("passes", "lost"), [(2, False), (600, True)])
-def test_low_sums_are_seen_where_float32_copies_of_the_weights_step(passes, lost):
+def test_low_gradient_accumulation_with_float32_masters(passes, lost):
     """The gradients are clipped in place, handed over and dropped before the optimizer's step."""
 
     def code():
@@ -288,7 +288,7 @@ def test_repeated_rows_of_a_low_table(rows, count):
     assert len([entry for entry in seen(code, "rows", steps=3) if entry["lost"] > 0.01]) == count
 
 
-def test_rows_are_summed_in_float32_whatever_the_default_dtype_is():
+def test_repeated_rows_with_another_default_dtype():
     def code():
         torch.set_default_dtype(torch.bfloat16)
         try:
@@ -303,7 +303,7 @@ def test_rows_are_summed_in_float32_whatever_the_default_dtype_is():
     assert 0 < entry["lost"] < 1
 
 
-def test_gradients_that_overflow_say_nothing_of_repeated_rows():
+def test_repeated_rows_ignore_overflowed_gradients():
     def code():
         torch.manual_seed(0)
         model = nn.Embedding(4, 3)
@@ -315,7 +315,7 @@ def test_gradients_that_overflow_say_nothing_of_repeated_rows():
 
 
 @pytest.mark.parametrize("tied", [False, True])
-def test_each_lookup_in_a_table_that_trains_in_low_precision_is_summed_by_itself(tied):
+def test_lookups_in_a_low_table_are_summed_apart(tied):
     """Whatever other steps and other uses of the table add to its gradient."""
 
     def code():
@@ -345,13 +345,13 @@ def test_each_lookup_in_a_table_that_trains_in_low_precision_is_summed_by_itself
         (lambda: 1000 * torch.randn(2000), False),
     ],
 )
-def test_whole_numbers_that_a_cast_makes_others(values, found):
+def test_integers_that_alias_in_a_cast(values, found):
     entries = seen(lambda: train(after_step=lambda model: values().to(torch.bfloat16)), "integers", steps=3)
     assert bool(entries) is found
 
 
 @pytest.mark.parametrize(("count", "found"), [(2000, True), (200, False)])
-def test_whole_numbers_that_are_made_low_alias_too(count, found):
+def test_integers_created_in_low_precision_alias(count, found):
     (entry,) = seen(lambda: train(after_step=lambda model: positions(count)), "integers", steps=3) or (None,)
     assert (entry is not None) is found
     if entry:
@@ -376,7 +376,7 @@ class Recurrence(nn.Module):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_sums_that_absorb_their_addends_are_told_by_module_and_line(dtype):
+def test_absorbing_sums_have_module_and_line(dtype):
     def code():
         torch.manual_seed(0)
         model = Recurrence(dtype)
@@ -391,7 +391,7 @@ def test_sums_that_absorb_their_addends_are_told_by_module_and_line(dtype):
 
 
 @pytest.mark.parametrize(("size", "told"), [(1e-6, ["matmul"]), (1.0, [])], ids=["underflows", "fits"])
-def test_what_an_operation_loses_is_told_outside_of_all_modules(size, told):
+def test_low_products_outside_of_modules_are_reported(size, told):
     """As in an optimizer's step inside autocast; inside of modules the audit looks."""
 
     def after_step(model):
@@ -414,7 +414,7 @@ def test_what_an_operation_loses_is_told_outside_of_all_modules(size, told):
     ],
     ids=["large", "whole", "small", "float32"],
 )
-def test_angles_that_a_low_format_cannot_tell_are_told(angles, told):
+def test_rounded_angles_are_reported(angles, told):
     def after_step(model):
         angle = angles(torch.rand(256, generator=torch.Generator().manual_seed(0)))
         angle.sin(), torch.cos(angle)
@@ -424,7 +424,7 @@ def test_angles_that_a_low_format_cannot_tell_are_told(angles, told):
     assert sorted(entry["op"] for entry in lost) == told
 
 
-def test_an_overflow_is_told_where_it_is_made():
+def test_overflow_is_reported_at_its_operation():
     entries = seen(
         lambda: train(after_step=lambda model: (torch.full((4,), 6e4).half() * 2).sum()), "overflow", steps=3
     )
@@ -443,13 +443,13 @@ def test_an_overflow_is_told_where_it_is_made():
     ],
     ids=["mul_", "imul", "out", "copy_", "addmm_", "cast"],
 )
-def test_an_overflow_in_place_is_told_as_any_other(make):
+def test_in_place_overflow_is_reported(make):
     entries = seen(lambda: train(after_step=lambda model: make(torch.full((4,), 300.0).half())), "overflow", steps=3)
     assert [entry["path"] for entry in entries] == [__file__]
 
 
 @pytest.mark.parametrize("precision", ["as-written", "float32"])
-def test_a_product_that_overflows_inside_autocast_is_told_as_any_other(precision):
+def test_product_overflow_inside_autocast_is_reported(precision):
     """Autocast would round the exact product too, against which it is held."""
 
     def multiply(model):
@@ -460,7 +460,7 @@ def test_a_product_that_overflows_inside_autocast_is_told_as_any_other(precision
     assert [(entry["op"], entry["amax"]) for entry in entries] == [("matmul", 300.0)] * (precision == "as-written")
 
 
-def test_what_is_not_finite_in_float32_either_is_no_overflow_and_hides_none():
+def test_nonfinite_float32_results_are_no_overflow():
     def after_step(model):
         mask = torch.tensor([1.0, 0.0]).half()
         mask.log(), 1 / mask, mask.clone().log_()
@@ -470,19 +470,19 @@ def test_what_is_not_finite_in_float32_either_is_no_overflow_and_hides_none():
     assert [(entry["op"], entry["amax"]) for entry in entries] == [("square", 300.0)]
 
 
-def test_a_count_that_a_cast_makes_infinite_is_told_with_its_size():
+def test_overflow_in_a_cast_is_reported_with_its_size():
     (entry,) = seen(lambda: train(after_step=lambda model: torch.tensor(80000).half()), "overflow", steps=3)
     assert (entry["op"], entry["amax"]) == ("half", 80000.0)
 
 
-def test_a_mask_is_no_overflow():
+def test_infinite_mask_is_no_overflow():
     def mask(model):
         torch.zeros(4).half().masked_fill_(torch.ones(4).bool(), -float("inf"))
 
     assert seen(lambda: train(after_step=mask), "overflow", steps=3) == []
 
 
-def test_what_memory_held_before_is_no_overflow():
+def test_uninitialized_memory_is_no_overflow():
     def code():
         with torch.no_grad(), torch.random.fork_rng():
             for _ in range(20):
@@ -492,7 +492,7 @@ def test_what_memory_held_before_is_no_overflow():
     assert seen(code, "overflow") == []
 
 
-def test_a_step_on_gradients_that_nobody_checked():
+def test_unchecked_step_on_nonfinite_gradients():
     def spoil(model):
         model[0].weight.grad[0, 0] = float("inf")
 
@@ -501,7 +501,7 @@ def test_a_step_on_gradients_that_nobody_checked():
     assert seen(train, "steps", steps=3) == []
 
 
-def test_a_step_that_the_scripts_scaler_would_have_skipped_is_checked():
+def test_step_skipped_by_the_scripts_scaler_counts_as_checked():
     """Where the script casts too, it is first run with its scaler off."""
 
     def spoil(model):
@@ -512,7 +512,7 @@ def test_a_step_that_the_scripts_scaler_would_have_skipped_is_checked():
 
 
 @pytest.mark.parametrize("around", [True, False])
-def test_products_of_an_optimizer_inside_an_open_region_are_told_from_others(around):
+def test_products_of_optimizers_inside_autocast_are_separate(around):
     class Whitening(torch.optim.SGD):
         def step(self):
             for parameter in (p for group in self.param_groups for p in group["params"] if p.dim() == 2):
@@ -533,7 +533,7 @@ def test_products_of_an_optimizer_inside_an_open_region_are_told_from_others(aro
     assert [entry["region_steps"] for entry in products] == ([False, True] if around else [False])
 
 
-def test_gradients_of_a_loss_that_is_lost_already_are_not_what_went_wrong():
+def test_gradients_of_a_nonfinite_loss_are_not_reported():
     def code():
         model = nn.Linear(4, 1).bfloat16()
         optimizer = torch.optim.SGD(model.parameters(), 0.1)
@@ -546,7 +546,7 @@ def test_gradients_of_a_loss_that_is_lost_already_are_not_what_went_wrong():
 
 
 @pytest.mark.parametrize(("trained", "found"), [(True, True), (False, False)])
-def test_low_weights_that_an_optimizer_steps_are_told_from_frozen_ones(trained, found):
+def test_frozen_low_weights_are_not_recorded(trained, found):
     def code():
         torch.manual_seed(0)
         model = nn.Sequential(nn.Linear(4, 4).bfloat16().requires_grad_(trained), nn.Linear(4, 1))
@@ -561,7 +561,7 @@ def test_low_weights_that_an_optimizer_steps_are_told_from_frozen_ones(trained, 
 
 
 @pytest.mark.parametrize(("factor", "found"), [(4.0, True), (1.0, False)])
-def test_a_loss_scale_without_a_ceiling(factor, found):
+def test_unlimited_loss_scale_is_recorded(factor, found):
     def code():
         torch.manual_seed(0)
         model, scale = nn.Linear(4, 1), 2.0**16
@@ -578,7 +578,7 @@ def test_a_loss_scale_without_a_ceiling(factor, found):
 
 
 @pytest.mark.parametrize(("scale", "found"), [(2.0**24, True), (2.0**4, False)])
-def test_gradients_that_overflow_are_told_though_the_script_makes_zeros_of_them(scale, found):
+def test_overflowed_gradients_set_to_zero_are_reported(scale, found):
     def code():
         torch.manual_seed(0)
         model = nn.Linear(4, 1).half()
@@ -594,7 +594,7 @@ def test_gradients_that_overflow_are_told_though_the_script_makes_zeros_of_them(
     assert told == [(__file__, 0, scale)] * found
 
 
-def test_a_loss_that_is_divided_is_not_scaled():
+def test_divided_loss_does_not_count_as_scaled():
     def code():
         model, count = nn.Linear(4, 1), torch.full((70_000,), 1.0).half().sum(dtype=torch.float16)
         (model(torch.randn(8, 4)).square().sum() / count).backward()
@@ -603,12 +603,12 @@ def test_a_loss_that_is_divided_is_not_scaled():
     assert seen(code, "runaway") == []
 
 
-def test_only_runs_as_written_are_looked_at():
+def test_only_runs_as_written_are_watched():
     assert seen(averaging(0.999, torch.bfloat16, True), "state", precision="float32") == []
     assert seen(averaging(0.999, torch.bfloat16, True), "state", precision="as-written") != []
 
 
-def test_what_precaudit_casts_itself_is_no_cast_of_the_script():
+def test_own_casts_do_not_count_as_the_scripts():
     every = frozenset(range(5))
     spec = RunSpec(
         Job("script", "train.py", (), os.getcwd(), 5),
@@ -623,7 +623,7 @@ def test_what_precaudit_casts_itself_is_no_cast_of_the_script():
     assert not result.baseline.get("low")
 
 
-def test_sparse_gradients_are_looked_at_too():
+def test_sparse_gradients_are_watched():
     def code():
         torch.manual_seed(0)
         model = nn.Embedding(50, 3, sparse=True)
@@ -661,12 +661,12 @@ def second_moment(beta, dtype=torch.bfloat16):
         (0.9999, torch.float32, False),
     ],
 )
-def test_a_decay_that_rounds_to_no_change_is_seen(beta, dtype, vain):
+def test_decay_that_rounds_to_no_change_is_reported(beta, dtype, vain):
     found = seen(second_moment(beta, dtype), "decay")
     assert [(entry["factor"], entry["path"]) for entry in found] == ([(beta, __file__)] if vain else [])
 
 
-def test_values_that_a_cast_makes_zero_are_counted_by_line():
+def test_underflow_in_casts_is_counted_per_line():
     values = torch.tensor([1.0, 1e-3, 1e-9, 0.0])
 
     def code():
@@ -682,7 +682,7 @@ def test_values_that_a_cast_makes_zero_are_counted_by_line():
     assert copied["share"] == pytest.approx(2 / 3)
 
 
-def test_a_cast_that_is_too_coarse_for_how_values_differ_is_seen_by_line():
+def test_coarse_casts_are_reported_per_line():
     def code():
         torch.manual_seed(1)
         metres = torch.tensor([4123.25, 8201.75]) + torch.randn(64, 2)
@@ -711,7 +711,7 @@ def blend_and_copy(average, new):
 
 @pytest.mark.parametrize("update", [blend, blend_and_copy])
 @pytest.mark.parametrize(("dtype", "found"), [(torch.bfloat16, True), (torch.float32, False)])
-def test_an_average_that_is_updated_in_some_steps_alone(update, dtype, found):
+def test_average_updated_every_tenth_step(update, dtype, found):
     """In every tenth, as libraries have it; the fifth steps, in which states used to be followed, were none of them."""
 
     def code():
@@ -731,7 +731,7 @@ def test_an_average_that_is_updated_in_some_steps_alone(update, dtype, found):
 
 
 @pytest.mark.parametrize(("growth", "told"), [(float("nan"), True), (1e-3, False)])
-def test_weights_that_the_script_itself_makes_non_finite_are_told(growth, told):
+def test_nonfinite_weights_written_by_the_script_are_reported(growth, told):
     """As a climb to the worst neighbour does, of gradients that overflowed; what an optimizer writes is its own."""
 
     def before_step(model):
@@ -760,7 +760,7 @@ def masked(level, error):
 
 @pytest.mark.parametrize(("loss", "op"), [(divided, "div"), (logarithm, "log1p"), (masked, "div")])
 @pytest.mark.parametrize("low", [True, False])
-def test_what_makes_a_loss_non_finite_is_told_though_it_is_float32(loss, op, low):
+def test_operation_behind_a_nonfinite_loss_is_reported(loss, op, low):
     """A level that rounds to one leaves nothing to divide by."""
 
     def code():
@@ -778,7 +778,7 @@ def test_what_makes_a_loss_non_finite_is_told_though_it_is_float32(loss, op, low
     assert found == ([(op, 1)] if low else [])
 
 
-def test_what_makes_the_last_loss_non_finite_is_told_though_no_step_follows():
+def test_operation_behind_the_last_nonfinite_loss_is_reported():
     def code():
         model = nn.Linear(4, 4)
         (model(torch.ones(8, 4)).square().sum() / torch.tensor(1e-9).half().float()).backward()
@@ -787,7 +787,7 @@ def test_what_makes_the_last_loss_non_finite_is_told_though_no_step_follows():
     assert (entry["op"], entry["step"], entry["path"]) == ("div", 0, __file__)
 
 
-def test_a_generator_of_the_script_s_own_is_drawn_from_once():
+def test_own_generator_is_drawn_from_once():
     drawn = []
 
     def code():
@@ -825,13 +825,13 @@ def validated_in_half(model):
 
 @pytest.mark.parametrize("write", [restored, rounded])
 @pytest.mark.parametrize(("lr", "least", "most"), [(1e-3, 0.5, 1.0), (1.0, 0.0, 0.05)])
-def test_a_float32_weight_that_is_rounded_from_time_to_time_is_kept_low(write, lr, least, most):
+def test_repeatedly_rounded_float32_weight_counts_as_low(write, lr, least, most):
     lost = [entry["lost"] for entry in seen(lambda: train(after_step=write, lr=lr), "state") if entry["fqn"] == "0"]
     assert lost
     assert least <= lost[0] <= most
 
 
-def test_a_float32_weight_that_gets_another_value_is_none_that_is_rounded():
+def test_overwritten_float32_weight_does_not_count_as_low():
     loaded = {}
 
     def once(model):
@@ -874,7 +874,7 @@ def norm_taken(parameters):
 
 
 @pytest.mark.parametrize("change", [clamped, replaced, by_data, all_at_once, into, norm_taken, list])
-def test_a_script_s_own_change_of_gradients_is_told_at_its_line(change):
+def test_gradient_changes_of_the_script_have_their_line(change):
     """Neither the scaler's unscaling, nor the step, nor setting them to zero is one."""
 
     def code():

@@ -19,7 +19,7 @@ def never():
     raise AssertionError("made again")
 
 
-def test_made_once(folder):
+def test_cached_value_is_made_once(folder):
     assert cached("key", lambda: VALUE) == VALUE
     assert cached("key", never) == VALUE
     assert cached("other", dict) == {}
@@ -44,7 +44,7 @@ def test_without_a_folder_it_is_made_each_time(tmp_path, monkeypatch):
     assert cached("key", lambda: VALUE) == VALUE
 
 
-def test_what_fails_leaves_nothing(folder):
+def test_failed_computation_leaves_no_file(folder):
     with pytest.raises(AssertionError):
         cached("key", never)
     assert not folder.exists()

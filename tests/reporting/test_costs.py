@@ -112,7 +112,7 @@ def test_sums_of_money_are_written_out(value, text):
     assert usd(math.inf) == "inf USD"
 
 
-def test_what_was_not_measured_is_said():
+def test_unmeasured_costs_are_stated():
     wide = {"price_per_hour": 3.6, "usd_per_run_float32": 0.5, "usd_per_run_plan": None}
     energy, before, after = costs.money(Report(performance={"energy_method": "not measured: no GPU"}, cost=wide))
     assert energy == "Energy: not measured (no GPU)."
@@ -121,13 +121,13 @@ def test_what_was_not_measured_is_said():
     assert "--price" in costs.money(Report())[1]
 
 
-def test_layers_alone_are_told_beside_whole_steps():
+def test_speedup_of_layers_beside_that_of_steps():
     layers = {"head": {"float32": 0.0, "plan": 0.62}, "odd": None, "none": {"plan": None}}
     lines = costs.step_times(Report(performance={**TIMED, "tensor_pipe_share_by_layer": layers}))
     assert "Tensor Cores busy in large layers' forward, repeated alone: head float32 0%, the plan 62.0%." in lines
 
 
-def test_counters_that_are_refused_are_said_on_a_gpu():
+def test_missing_counters_are_stated_on_a_gpu():
     refused = {**TIMED, "tensor_pipe_share": {"plan": None}, "counters_method": "not measured: refused (x)"}
     assert "Tensor Cores by the GPU's counters: not measured: refused (x)." in costs.step_times(
         Report(performance=refused)
@@ -135,20 +135,20 @@ def test_counters_that_are_refused_are_said_on_a_gpu():
     assert not any("counters" in line for line in costs.step_times(Report(performance={**refused, "gpu": None})))
 
 
-def test_a_dearer_plan_is_called_so():
+def test_more_expensive_plan_is_stated():
     dear = {**PRICED, "usd_per_thousand_steps_plan": 0.03}
     assert "(50% more)" in costs.money(Report(cost=dear))[2]
 
 
 @pytest.mark.parametrize("key", TIMED)
 @pytest.mark.parametrize("value", [None, "nan", True, {}, [], {"plan": "inf"}, {"plan": [1]}, {"plan": None}])
-def test_odd_figures_are_survived(key, value):
+def test_implausible_costs_are_rendered(key, value):
     lines = costs.step_times(Report(performance={**TIMED, key: value}))
     assert lines
     assert key == "method" or not re.search(r"\b(nan|None|True)\b", " ".join(lines))
 
 
-def test_bars_before_and_after_stand_together():
+def test_bars_before_and_after_are_adjacent():
     def row(fqn, seconds, before=None):
         share = {"native": 0.5, "none": 0.5}
         earlier = {"before": {"seconds": before, "time_share": share}} if before else {}
@@ -161,6 +161,6 @@ def test_bars_before_and_after_stand_together():
     assert found[2]["seconds"] == {"native": 0.5, "none": 0.5}
 
 
-def test_why_no_kernel_was_seen_is_said_once():
+def test_reason_for_missing_kernels_is_stated_once():
     told = costs.tensor_cores(Report(tensor_cores=TensorCores(method="not measured: the driver refused it")))
     assert told == ["Use of Tensor Cores: not measured (the driver refused it)."]

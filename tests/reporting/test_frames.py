@@ -7,7 +7,7 @@ from precaudit.errors import PrecauditError
 from precaudit.model import Report
 
 
-def test_layers_have_a_row_a_role():
+def test_layers_have_one_row_per_role():
     report = report_samples.passing()
     table = report.to_frame()
     assert len(table) == sum(len(layer.tensors) for layer in report.layers)

@@ -39,7 +39,7 @@ STACK = [_rounded_away(f"blocks.{i}.attn", f"{60 + i}%") for i in range(21)]
         ([], []),
     ],
 )
-def test_folded_names_are_those_that_were_given_and_no_others(names, told):
+def test_folded_names_expand_to_the_given_ones(names, told):
     assert folded(names) == told
 
 
@@ -62,11 +62,11 @@ def test_a_stack_is_one_finding_with_its_names_and_its_line():
         _rounded_away("blocks.1.attn", "61%", Location("train.py", 20)),
     ],
 )
-def test_what_has_another_cause_stays_apart(other):
+def test_findings_with_other_causes_are_separate(other):
     assert [len(group.members) for group in grouped([STACK[0], other])] == [1, 1]
 
 
-def test_what_is_told_of_no_module_is_folded_only_where_it_is_told_twice():
+def test_findings_without_a_module_are_folded_only_if_repeated():
     whole = finding("PA742", "warning", "inputs times 2^10: 7 values are lost", FIX)
     other = replace(whole, message="inputs times 2^12: 9 values are lost")
     first, second = grouped([whole, other, whole])
@@ -74,7 +74,7 @@ def test_what_is_told_of_no_module_is_folded_only_where_it_is_told_twice():
     assert second.told == other
 
 
-def test_a_module_that_the_plan_settles_is_not_told_with_one_that_it_does_not():
+def test_settled_and_open_findings_are_separate():
     found = [replace(each, evidence={"formats": "bfloat16"}) for each in STACK[:2]]
     plan = Plan("bfloat16", {"blocks.0.attn": "bfloat16", "blocks.1.attn": "float32"})
     report = replace(report_samples.passing(), findings=tuple(found), plan=plan)
@@ -101,7 +101,7 @@ def test_json_keeps_each_finding():
 
 
 @pytest.mark.parametrize("format", ["terminal", "markdown", "html"])
-def test_a_stack_that_leaves_the_default_for_one_reason_is_one_name(format):
+def test_exceptions_of_a_stack_with_one_reason_are_folded(format):
     modules = {f"blocks.{i}.norm": "float32" for i in range(21)} | {"head": "bfloat16"}
     plan = Plan("bfloat16", modules, because=dict.fromkeys(list(modules)[:21], "it overflows"))
     assert "blocks.0-20.norm" in render(replace(report_samples.passing(), plan=plan), format)

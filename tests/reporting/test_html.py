@@ -76,7 +76,7 @@ def test_nothing_is_loaded_from_elsewhere(pages):
                 assert (attributes.get(name) or "#").startswith("#"), (tag, attributes)
 
 
-def test_policy_forbids_the_network_and_eval(pages):
+def test_content_security_policy_forbids_network_and_eval(pages):
     policy = next(a["content"] for tag, a in pages["passing"].tags if a.get("http-equiv") == "Content-Security-Policy")
     assert policy.startswith("default-src 'none'")
     assert "unsafe-eval" not in policy
@@ -94,7 +94,7 @@ def test_hostile_strings_make_no_elements_and_no_scripts(pages):
     assert report_samples.HOSTILE[0] in pages["hostile"].text
 
 
-def test_packed_data_is_inert_and_the_same():
+def test_packed_data_is_base64_and_unchanged():
     value = [text.encode("utf-8", "backslashreplace").decode() for text in report_samples.HOSTILE]
     made = html.packed(value)
     assert re.fullmatch(r"[A-Za-z0-9+/=]+", made)
@@ -124,7 +124,7 @@ def test_where_addresses_are_limited_the_page_has_no_charts_and_says_why(tmp_pat
 # ---------------------------------------------------------------- data of the charts
 
 
-def test_zones_are_the_formats_own():
+def test_zones_are_those_of_the_format():
     zones = pagedata.page_data(report_samples.empty())["formats"]
     assert set(zones) == set(FORMATS)
     for name, zone in zones.items():
@@ -184,7 +184,7 @@ def test_a_report_without_a_plan_offers_none(pages):
 # ---------------------------------------------------------------- words
 
 
-def test_the_interval_is_drawn_where_it_is():
+def test_confidence_interval_is_drawn_in_place():
     report = report_samples.passing()
     report = replace(report, verification=replace(report.verification, difference=Difference(0.0, -0.0025, 0.0025)))
     tile = html.tiles(report)[0]
@@ -210,7 +210,7 @@ def test_many_findings_are_folded_and_all_there():
     assert "more finding" not in Page(render(report, "html")).text
 
 
-def test_where_no_value_was_measured_nothing_is_offered_to_look_at():
+def test_no_slider_without_measured_values():
     base = report_samples.passing()
     report = replace(base, layers=tuple(replace(layer, tensors=()) for layer in base.layers))
     page = Page(render(report, "html"))
@@ -219,7 +219,7 @@ def test_where_no_value_was_measured_nothing_is_offered_to_look_at():
     assert "most at risk" not in page.text
 
 
-def test_reasons_beyond_the_first_are_said_to_be_more():
+def test_further_reasons_are_counted():
     plan = Plan("bfloat16", {f"a.{i}": "float32" for i in range(15)}, because={f"a.{i}": f"why {i}" for i in range(15)})
     page = Page(render(replace(report_samples.passing(), plan=plan), "html"))
     assert "why 11: a.11 ... and 3 more reasons" in page.text
@@ -290,6 +290,6 @@ def test_svg_without_trainings_is_the_heat_map():
     assert len(ElementTree.fromstring(render(report, "svg"))) == 1
 
 
-def test_svg_of_nothing_says_so():
+def test_svg_of_an_empty_report_has_a_message():
     with pytest.raises(PrecauditError, match="nothing to draw"):
         render(report_samples.empty(), "svg")

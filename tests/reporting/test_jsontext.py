@@ -41,6 +41,6 @@ def test_a_report_is_read_and_written_without_orjson(tmp_path):
 
 
 @pytest.mark.parametrize("wrong", [b"nan", b'{"a": Infinity}', b"{", b"\xff"])
-def test_what_is_no_json_is_a_value_error(wrong):
+def test_invalid_json_raises_value_error(wrong):
     with pytest.raises(ValueError, match=r"\S"):
         jsontext.loads(wrong)

@@ -62,7 +62,7 @@ def test_sarif_paths_are_relative_uris(monkeypatch):
     assert results.uri("/elsewhere/model.py") == "file:///elsewhere/model.py"
 
 
-def test_fingerprints_outlive_moved_lines():
+def test_fingerprints_do_not_depend_on_line_numbers():
     one = report_samples.finding()
     moved = replace(one, location=Location("model.py", 99), message="the output reaches 1.3e+05")
     other = replace(one, evidence={"role": "weight"})
@@ -74,7 +74,7 @@ def test_fingerprints_outlive_moved_lines():
 # ---------------------------------------------------------------- JUnit
 
 
-def test_what_is_found_in_the_model_itself_is_its_own_case():
+def test_findings_of_the_root_module_have_their_own_case():
     """Its name is empty, and it has a format like every module; what is found in the job has none."""
     base = report_samples.passing()
     plan = replace(base.plan, modules={"": "float16"}, default="float16")
@@ -154,7 +154,7 @@ def test_annotations_keep_the_hosts_limits_and_say_how_many_more():
     assert lines[19].endswith("(and 2 more warnings in the report)")
 
 
-def test_exactly_ten_say_nothing_of_more():
+def test_ten_annotations_have_no_remainder():
     assert "more" not in render(many_findings(10, 0), "github")
 
 

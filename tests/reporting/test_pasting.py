@@ -29,7 +29,7 @@ def test_commands_are_continued_as_a_shell_does():
 @pytest.mark.parametrize(
     ("cause", "option"), [("noise", "--seeds"), ("float32", "--steps"), ("unchanged", None), ("interrupted", None)]
 )
-def test_the_next_command_has_more_of_what_would_decide(cause, option):
+def test_next_command_has_more_seeds_or_steps(cause, option):
     report = report_samples.passing()
     report = replace(report, verification=replace(report.verification, verdict="inconclusive", cause=cause))
     _, command = pasting.next_command(report)
@@ -48,7 +48,7 @@ def test_the_next_command_is_for_the_same_folder_with_the_same_options():
 
 
 @pytest.mark.parametrize("verdict", ["pass", "fail", "not_run"])
-def test_the_next_command_is_for_a_script_where_none_was_profiled(verdict):
+def test_next_command_without_a_script(verdict):
     """A loop of somebody's own is called after its model, and functions after one of them."""
     report = report_samples.passing()
     report = replace(report, verification=replace(report.verification, verdict=verdict))
@@ -115,7 +115,7 @@ def test_pasted_lines_say_of_a_plan_that_it_is_not_verified(verdict):
     assert ("# this plan is not verified" in lines) is (verdict != "pass")
 
 
-def test_a_plan_that_is_plain_autocast_can_be_had_from_torch_alone():
+def test_plan_equal_to_plain_autocast_is_shown_as_torch_code():
     report = report_samples.passing()
     uniform = Plan("bfloat16", dict.fromkeys(report.plan.modules, "bfloat16"))
     assert any('torch.autocast("cuda", torch.bfloat16)' in line for line in lines_of(report, uniform))
@@ -153,20 +153,20 @@ def test_lines_to_paste_fit_the_terminal():
 
 
 @pytest.mark.parametrize(("baseline", "told"), [({"autocast": "bfloat16"}, True), ({"low": []}, False)])
-def test_a_plan_takes_the_place_of_the_script_s_own_mixed_precision(baseline, told):
+def test_plan_replaces_the_scripts_mixed_precision(baseline, told):
     report = report_samples.passing()
     text = render_terminal(replace(report, job=report.job | {"baseline": baseline}))
     assert ("in place of the script's own" in text) is told
 
 
 @pytest.mark.parametrize(("baseline", "told"), [({"casts": []}, True), ({"autocast": "bfloat16"}, False)])
-def test_a_plan_is_for_weights_that_the_script_does_not_cast(baseline, told):
+def test_pasted_lines_exclude_the_scripts_own_casts(baseline, told):
     report = report_samples.passing()
     text = render_terminal(replace(report, job=report.job | {"baseline": baseline}))
     assert ("# without the script's own casts to low precision" in text) is told
 
 
-def test_a_library_s_own_mixed_precision_is_not_told_off_and_on_at_once():
+def test_library_mixed_precision_has_one_instruction():
     report = report_samples.passing()
     job = {
         **report.job,

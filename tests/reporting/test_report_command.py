@@ -38,12 +38,12 @@ def test_a_folder_stands_for_its_report(path, capsys):
     assert "a folder without report.json" in capsys.readouterr().err
 
 
-def test_a_path_that_can_not_be_looked_at(path, capsys):
+def test_unreadable_path(path, capsys):
     assert main(["report", str(path), "-o", f"{'n' * 300}.html"]) == 2
     assert "n.html: File name too long" in capsys.readouterr().err
 
 
-def test_a_current_folder_that_is_gone(path, capsys, monkeypatch):
+def test_removed_current_folder(path, capsys, monkeypatch):
     gone = path.parent / "gone"
     gone.mkdir()
     monkeypatch.chdir(gone)
@@ -166,7 +166,7 @@ def test_pictures_of_others_are_not_overwritten(path, capsys):
     assert "x-ranges.svg" in capsys.readouterr().err
 
 
-def test_a_picture_that_cannot_be_written_costs_nothing_else(path, capsys):
+def test_picture_that_cannot_be_written_does_not_stop_the_rest(path, capsys):
     pytest.importorskip("vl_convert")
     path.with_name("x-training.svg").symlink_to("nowhere/x.svg")
     output = path.with_name("x.md")

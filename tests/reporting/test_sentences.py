@@ -55,7 +55,7 @@ def test_seeds_are_not_asked_for_where_no_number_of_them_would_decide():
 
 
 @pytest.mark.parametrize("verdict", ["pass", "fail", "screened", "not_run"])
-def test_a_float32_plan_is_never_sold_as_low_precision(verdict):
+def test_float32_plan_is_not_called_low_precision(verdict):
     report = report_samples.passing()
     report = replace(report, plan=Plan(), verification=replace(report.verification, verdict=verdict))
     assert headline(report).title.startswith("STAY IN FLOAT32")
@@ -98,7 +98,7 @@ def test_a_float64_script_is_told_what_it_trains_in():
         (Plan("bfloat16", {"a": "bfloat16"}), None, [], False),
     ],
 )
-def test_a_script_that_has_the_plan_already_keeps_it_unless_its_own_precision_is_at_fault(plan, own, rules, kept):
+def test_script_equal_to_the_plan_keeps_its_precision_unless_at_fault(plan, own, rules, kept):
     report = report_samples.passing()
     found = tuple(report_samples.finding(rule=rule, severity=grave) for rule, grave in rules)
     report = replace(report, plan=plan, job={**report.job, "baseline": {"autocast": own}}, findings=found)
@@ -107,7 +107,7 @@ def test_a_script_that_has_the_plan_already_keeps_it_unless_its_own_precision_is
 
 
 @pytest.mark.parametrize(("off", "kept"), [(0.0, True), (0.001, True), (0.01, False), (-0.01, False)])
-def test_a_script_whose_own_autocast_ends_elsewhere_does_not_keep_it(off, kept):
+def test_script_with_a_larger_autocast_region_does_not_keep_it(off, kept):
     """It has the plan's format, and puts more into it than modules: its loss, say."""
     report = report_samples.passing()
     trials = [replace(trial, scale=1.0 if trial.plan == "reference" else None) for trial in report.verification.trials]
@@ -125,7 +125,7 @@ def test_a_script_whose_own_autocast_ends_elsewhere_does_not_keep_it(off, kept):
     assert actions(replace(report, verification=scattered))[0].startswith("Keep what you have")
 
 
-def test_one_remedy_for_many_places_is_told_once():
+def test_common_remedy_is_stated_once():
     report = report_samples.passing()
     found = [report_samples.finding(fqn=f"layers.{i}.norm", suggestion="keep float32 weights") for i in range(40)]
     steps = actions(replace(report, findings=tuple(found)))
@@ -146,7 +146,7 @@ def test_files_of_libraries_go_by_their_import_names(path, shown):
 
 
 @pytest.mark.parametrize("stopped", ["killed", "failed", "interrupted"])
-def test_a_run_that_was_cut_short_is_told_from_one_that_trains_nothing(stopped):
+def test_interrupted_run_is_distinguished_from_one_without_training(stopped):
     report = replace(report_samples.empty(), job={"stopped": stopped}, verification=Verification())
     text = render_terminal(report)
     assert "NOTHING MEASURED" in text
@@ -170,7 +170,7 @@ def test_an_audit_that_was_cut_short_recommends_nothing(stopped, format):
 
 
 @pytest.mark.parametrize("verdict", ["inconclusive", "fail", "not_run"])
-def test_where_float32_itself_fails_that_comes_first(verdict):
+def test_failure_of_float32_comes_first(verdict):
     base = report_samples.passing()
     broken = report_samples.finding("PA603", fqn=None, op=None, location=None, suggestion="repair float32 first")
     report = replace(base, findings=(broken,), verification=replace(base.verification, verdict=verdict))
@@ -195,7 +195,7 @@ def test_the_root_module_has_a_name_everywhere():
     assert planned.exceptions(report.plan)[0].names == ("(the model itself)", "(the model itself):div")
 
 
-def test_what_a_plan_that_failed_suits_is_not_taken_care_of():
+def test_failed_plan_settles_no_findings():
     """It is not to be used."""
     report = report_samples.failing()
     found = report_samples.finding(fqn="a", evidence={"formats": "float16"})
@@ -211,7 +211,7 @@ def test_what_a_plan_that_failed_suits_is_not_taken_care_of():
     assert "suits" not in told["fail"]
 
 
-def test_findings_where_the_plan_is_wider_ask_for_nothing():
+def test_findings_settled_by_a_wider_format_need_no_action():
     report = report_samples.passing()
     kept = report_samples.finding(fqn="blocks.0.ln1", op="layer_norm", evidence={"formats": "bfloat16"})
     left = report_samples.finding(fqn="blocks.0.attn.qkv")
@@ -224,7 +224,7 @@ def test_findings_where_the_plan_is_wider_ask_for_nothing():
     assert not any("Nothing else" in step for step in actions(failed))
 
 
-def test_a_narrow_module_in_a_float32_plan_is_not_settled():
+def test_narrow_module_in_a_float32_plan_is_open():
     plan = Plan("float32", {"a": "bfloat16", "b": "float32"}, (OpFormat("a", "exp", "float32"),))
 
     def is_settled(**where):
@@ -237,7 +237,7 @@ def test_a_narrow_module_in_a_float32_plan_is_not_settled():
     assert not is_settled(fqn=None)
 
 
-def test_a_finding_that_is_about_no_format_is_settled_by_none():
+def test_finding_about_no_format_is_not_settled_by_formats():
     plan = Plan("bfloat16", {"a": "bfloat16", "b": "float32"})
     updates = report_samples.finding("PA301", fqn="b", op=None, suggestion="keep float32 master weights")
     assert not settled(plan, updates)

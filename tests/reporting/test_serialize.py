@@ -109,13 +109,13 @@ def test_nonfinite_numbers_are_strings(tmp_path):
     assert loaded[3] == math.inf
 
 
-def test_foreign_values_become_json():
+def test_values_of_other_types_become_json():
     numpy = pytest.importorskip("numpy")
     value = {"a": numpy.float32(0.5), "b": numpy.int64(3), "c": numpy.float64("inf"), "d": {1}, "e": os.sep, 5: ()}
     assert to_json(value) == {"a": 0.5, "b": 3, "c": "inf", "d": [1], "e": os.sep, "5": []}
 
 
-def test_rms_alone_is_enough(tmp_path):
+def test_tensor_record_with_rms_only(tmp_path):
     dumped = dump_report(report_samples.passing())
     tensor = dumped["layers"][0]["tensors"][0]
     rms = tensor["rms"]
@@ -137,7 +137,7 @@ def test_rms_alone_is_enough(tmp_path):
         ({"master_weights": False}, "master_weights: master_weights is false, but every plan trains float32 weights"),
     ],
 )
-def test_what_no_plan_can_mean_is_refused(spoil, where, tmp_path):
+def test_contradictory_plans_are_refused(spoil, where, tmp_path):
     write_json(tmp_path / "plan.json", dump_plan(report_samples.passing().plan) | spoil)
     with pytest.raises(PrecauditError, match=where):
         load_plan(tmp_path / "plan.json")
@@ -168,7 +168,7 @@ EDITED = {"fqn": "fc1", "op": "linear", "format": "float32"}
         ({"loss_scale": {"mode": "dynamic", "growth": 100}}, "loss_scale: the key 'growth' is none of mode, init"),
     ],
 )
-def test_a_key_of_an_edited_plan_that_means_nothing_is_refused(edit, where, tmp_path):
+def test_unknown_keys_of_edited_plans_are_refused(edit, where, tmp_path):
     write_json(tmp_path / "plan.json", dump_plan(Plan()) | edit)
     with pytest.raises(PrecauditError, match=where):
         load_plan(tmp_path / "plan.json")
@@ -335,7 +335,7 @@ def test_huge_files_are_refused(endless, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["missing.json", "."])
-def test_paths_that_are_no_files(name, tmp_path):
+def test_paths_that_are_not_files(name, tmp_path):
     with pytest.raises(PrecauditError, match="check the path"):
         load_report(tmp_path / name)
 
@@ -369,7 +369,7 @@ def test_writing_where_a_file_stands_for_a_folder(tmp_path):
         write_json(tmp_path / "file" / "report.json", Plan())
 
 
-def test_links_and_devices_stay_what_they_are(tmp_path):
+def test_links_and_devices_are_written_through(tmp_path):
     (tmp_path / "real.json").write_text("")
     (tmp_path / "link.json").symlink_to(tmp_path / "real.json")
     write_json(tmp_path / "link.json", Plan())

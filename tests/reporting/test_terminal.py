@@ -41,7 +41,7 @@ def test_the_verdict_comes_first_in_plain_words():
     assert title == "VERIFIED: float16 trains the same as float32 (difference +0.01%, within ±0.25%), emulated"
 
 
-def test_unmeasured_is_never_zero():
+def test_unmeasured_values_are_not_shown_as_zero():
     text = render_terminal(Report(layers=report_samples.passing().layers))
     for line in ("Time of a step: not measured.", "Energy: not measured.", "Time of this profile: not measured."):
         assert line in text
@@ -88,7 +88,7 @@ def test_the_table_of_ranges_has_whole_names():
     assert re.search(r"^  model\.decoder\. .*\n  layers\.21\. .*\n  self_attn\.q_proj ", text, re.MULTILINE)
 
 
-def test_a_difference_of_nothing_is_no_range():
+def test_zero_spread_is_not_shown_as_a_range():
     report = report_samples.passing()
     difference = Difference(0.0, -1e-7, 1e-7)
     text = render_terminal(replace(report, verification=replace(report.verification, difference=difference)))
@@ -123,13 +123,13 @@ def test_a_table_that_is_wide_everywhere_fits_the_terminal():
     assert max(map(len, text.splitlines())) <= 80
 
 
-def test_columns_that_have_no_room_left_are_cut_to_a_sign():
+def test_columns_without_room_are_cut_to_an_ellipsis():
     page = terminal.Page(width=30)
     page.table(["name", "role", "value"], [["blocks.0.fc", "output grad", "1" * 25]])
     assert page.lines[-1].split() == ["bl….fc", "…", "1" * 25]
 
 
-def test_gates_that_passed_are_a_line_and_one_that_failed_is_told_in_full():
+def test_passed_gates_share_a_line_and_failed_ones_are_detailed():
     report = report_samples.failing()
     text = " ".join(render_terminal(report).split())
     failed, passed = ([gate for gate in report.verification.gates if gate.passed is kind] for kind in (False, True))

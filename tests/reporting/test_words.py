@@ -63,7 +63,7 @@ def test_shares_never_round_to_none_or_all(value, text):
         ("std::vector x, at::native::add", "std::vector x, at::native::add"),
     ],
 )
-def test_only_what_a_ci_host_would_obey_is_altered(text, made):
+def test_only_ci_commands_are_altered(text, made):
     assert words.inert(text) == made
 
 

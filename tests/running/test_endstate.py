@@ -43,14 +43,14 @@ class Unsliced(torch.Tensor):
         return super().__torch_function__(func, types, args, kwargs)
 
 
-def test_outputs_of_a_library_s_own_kind():
+def test_outputs_of_a_tensor_subclass():
     model, names = nn.Linear(3, 3), ModuleNames()
     call = (model, (torch.ones(2, 3).as_subclass(Unsliced),), {})
     ended = end_state(ModuleScopes(names), [], {"model": call}, FirstValues())
     assert ended.evaluations["model"] == (True, ANY)
 
 
-def test_a_loss_made_anew_in_every_step_is_let_go_and_a_model_is_kept():
+def test_losses_made_in_each_step_are_freed():
     names, last = ModuleNames(), LastCalls()
     scopes = ModuleScopes(names)
     scopes.listeners.append(last)
@@ -69,7 +69,7 @@ def test_a_loss_made_anew_in_every_step_is_let_go_and_a_model_is_kept():
     assert list(last.calls) == ["model"]
 
 
-def test_a_validation_is_called_again_beside_the_last_training_call():
+def test_last_validation_call_is_repeated_too():
     names, last = ModuleNames(), LastCalls()
     scopes = ModuleScopes(names)
     scopes.listeners.append(last)
@@ -86,7 +86,7 @@ def test_a_validation_is_called_again_beside_the_last_training_call():
 
 
 @pytest.mark.parametrize(("value", "lost"), [(math.nan, True), (math.inf, True), (-math.inf, False), (1.0, False)])
-def test_the_step_in_which_outputs_were_lost_first(value, lost):
+def test_first_step_with_nonfinite_outputs(value, lost):
     names, steps = ModuleNames(), iter(range(9))
     outputs = LostOutputs(lambda: next(steps))
     scopes = ModuleScopes(names)
@@ -98,7 +98,7 @@ def test_the_step_in_which_outputs_were_lost_first(value, lost):
     assert outputs.first == ({"model": 2} if lost else {})
 
 
-def test_outputs_are_looked_at_inside_transforms_too():
+def test_outputs_inside_functorch_transforms():
     outputs = LostOutputs(lambda: 3)
     scopes = ModuleScopes(ModuleNames())
     scopes.listeners.append(outputs)
@@ -117,7 +117,7 @@ def test_outputs_are_looked_at_inside_transforms_too():
     ("change", "elsewhere", "far"),
     [(2e-5, False, 2e-5), (0.0, False, 0.0), (2e-5, True, math.inf)],
 )
-def test_how_far_the_weights_went_that_are_trained(change, elsewhere, far):
+def test_relative_change_of_trained_weights(change, elsewhere, far):
     model, frozen, first = nn.Linear(16, 4), nn.Linear(4, 4), FirstValues()
     scopes = ModuleScopes(ModuleNames())
     scopes.listeners.append(first)
@@ -138,7 +138,7 @@ def test_how_far_the_weights_went_that_are_trained(change, elsewhere, far):
         (0.0, math.inf),
     ],
 )
-def test_how_far_a_weight_went_that_starts_at_zero(started, far):
+def test_relative_change_of_a_weight_that_starts_at_zero(started, far):
     model, first = nn.Linear(16, 4), FirstValues()
     nn.init.constant_(model.weight, started)
     nn.init.zeros_(model.bias)
@@ -151,7 +151,7 @@ def test_how_far_a_weight_went_that_starts_at_zero(started, far):
 
 
 @pytest.mark.parametrize(("row", "far"), [(0, 0.5), (1, math.inf)])
-def test_a_few_trained_rows_are_no_weight_that_stands_still(row, far):
+def test_weight_with_few_trained_rows_does_not_count_as_unchanged(row, far):
     """Of 4096 rows the sample has the first value of every 16th."""
     model, first = nn.Embedding(4096, 16), FirstValues()
     nn.init.ones_(model.weight)
@@ -164,7 +164,7 @@ def test_a_few_trained_rows_are_no_weight_that_stands_still(row, far):
 
 
 @pytest.mark.parametrize("kind", [torch.float8_e4m3fn, torch.bfloat16, torch.float64, torch._neg_view, torch.t])
-def test_buffers_of_any_kind_are_looked_at(kind):
+def test_buffers_of_any_dtype_are_checked(kind):
     class Keeps(nn.Module):
         def __init__(self):
             super().__init__()
@@ -181,7 +181,7 @@ def test_buffers_of_any_kind_are_looked_at(kind):
     assert dict(first.moved(model, model._buffers)) == {"kept": 0.0}
 
 
-def test_a_trained_head_beside_frozen_weights_may_be_small():
+def test_small_trained_head_beside_frozen_weights():
     model, first = nn.Sequential(nn.Linear(8, 4), nn.Linear(4, 1)), FirstValues()
     scopes = ModuleScopes(ModuleNames())
     scopes.listeners.append(first)
@@ -191,7 +191,7 @@ def test_a_trained_head_beside_frozen_weights_may_be_small():
     assert first.farthest([model], [torch.optim.SGD(model.parameters(), lr=1.0)]) == pytest.approx(1)
 
 
-def test_the_rms_of_what_changed():
+def test_rms_of_changed_values():
     model, names, first = nn.Sequential(Averages(), nn.BatchNorm1d(8)), ModuleNames(), FirstValues()
     scopes = ModuleScopes(names)
     scopes.listeners.append(first)
@@ -209,7 +209,7 @@ def test_the_rms_of_what_changed():
     }
 
 
-def test_parameters_are_told_apart_from_buffers():
+def test_parameters_and_buffers_are_separate():
     model, names, first = nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8)), ModuleNames(), FirstValues()
     scopes = ModuleScopes(names)
     scopes.listeners.append(first)
@@ -234,7 +234,7 @@ class Trains(nn.Linear):
         raise AssertionError("nobody asked for this")
 
 
-def test_a_loop_by_the_name_of_a_mode_is_not_run():
+def test_own_train_method_is_not_called():
     for model in (Trains(2, 2), nn.Sequential(Trains(2, 2), nn.Dropout(0.9))):
         with eval_mode(model):
             assert not any(module.training for module in model.modules())

@@ -20,7 +20,7 @@ class Slow(nn.Linear):
 
 
 @pytest.mark.parametrize(("seconds", "calls"), [(60.0, 3), (2.5, 2), (0.0, 1)])
-def test_answers_take_no_longer_than_there_is_time_for(monkeypatch, seconds, calls):
+def test_search_stays_within_its_time(monkeypatch, seconds, calls):
     """Each takes a second."""
     model = Slow(4, 4)
     monkeypatch.setattr(time, "perf_counter", lambda: float(model.calls))
@@ -32,7 +32,7 @@ def test_answers_take_no_longer_than_there_is_time_for(monkeypatch, seconds, cal
 
 
 @pytest.mark.parametrize(("apart", "is_fault"), [(2.0**-11, False), (2.0**-3, True)])
-def test_what_other_roundings_tip_is_a_choice_by_chance(apart, is_fault):
+def test_choice_that_other_roundings_change_is_no_fault(apart, is_fault):
     """Rounded once, both scores are one where they are near, and the first is chosen as before."""
 
     class Chooses(nn.Linear):
@@ -79,7 +79,7 @@ def test_modules_that_err_together_are_found_together(modules, bad, most):
     assert len(asked) < 3 * _PARTS
 
 
-def test_where_either_of_two_modules_mends_it_one_is_kept():
+def test_one_of_two_sufficient_modules_is_named():
     names = [name for number in range(6) for name in (f"blocks.{number}.lin", f"blocks.{number}")]
 
     def without(group):
@@ -89,6 +89,6 @@ def test_where_either_of_two_modules_mends_it_one_is_kept():
     assert sorted(name.removesuffix(".lin") for name in found) == [f"blocks.{number}" for number in range(6)]
 
 
-def test_what_no_module_mends_has_no_causes():
+def test_no_cause_if_no_module_repairs_the_outputs():
     assert _causes(Plan("bfloat16", {"a": "bfloat16", "b": "bfloat16"}), len, lambda group: False) == ()
     assert _causes(Plan("bfloat16", {"a": "float32"}), len, lambda group: True) == ()

@@ -46,26 +46,26 @@ MISTAKES = [
 
 
 @pytest.mark.parametrize(("wrong", "sentence"), MISTAKES)
-def test_a_function_that_is_or_returns_something_else(wrong, sentence):
+def test_functions_with_wrong_results_are_refused(wrong, sentence):
     with pytest.raises(PrecauditError, match=sentence) as caught:
         steps_of(functions(**wrong))
     assert caught.value.exit_code == ExitCode.SCRIPT_FAILED
 
 
-def test_a_mistake_late_in_a_run_keeps_the_steps_before_it():
+def test_late_error_keeps_the_earlier_steps():
     scalars = iter([True, True, False])
     result = steps_of(functions(loss=lambda model, batch: loss(model, batch) if next(scalars) else model(batch)))
     assert (result.status, result.steps, len(result.losses)) == ("failed", 2, 2)
     assert result.error.traceback.startswith("loss(model, batch) must return a scalar tensor")
 
 
-def test_batches_that_can_be_had_only_once_end_the_run():
+def test_one_shot_batches_end_the_run():
     once = iter([BATCH] * 5)
     result = steps_of(functions(batches=lambda: once))
     assert (result.status, result.steps, len(result.losses)) == ("ended", 5, 5)
 
 
-def test_batches_are_had_again_in_every_epoch():
+def test_batches_are_repeated_in_every_epoch():
     assert steps_of(functions()).steps == 8
     assert steps_of(functions(batches=[BATCH])).steps == 8
 

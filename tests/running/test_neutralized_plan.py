@@ -65,7 +65,7 @@ def test_the_scripts_own_casts_are_gone():
     assert losses(None, neutralize=False, own_cast=True) != losses(None, neutralize=False)
 
 
-def test_both_at_once():
+def test_plan_and_removed_casts_together():
     plan = Plan("float16", {"": "float16"})
     assert losses(plan, neutralize=True, own_cast=True) == losses(plan, neutralize=False)
 
@@ -103,7 +103,7 @@ def test_a_dtype_that_is_read_from_what_a_plan_made_low_is_the_plans(name):
     assert model.seen[0] == (planned, planned, torch.float32)
 
 
-def test_nothing_stays_on_modules():
+def test_modules_are_restored():
     losses(None, neutralize=False)
     assert not torch.nn.modules.module._has_any_global_hook()
 

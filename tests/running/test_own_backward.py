@@ -124,7 +124,7 @@ def test_a_function_whose_apply_is_of_c_as_since_torch_2_14_is_still_ones_own(mo
     assert trained(Decorated).error is None
 
 
-def test_functions_are_torchs_own_again():
+def test_autograd_functions_are_restored():
     before = torch.autograd.Function.__dict__["apply"]
     trained(Product)
     assert torch.autograd.Function.__dict__["apply"] is before

@@ -19,7 +19,7 @@ from precaudit.running.worker import run
 STEPS = frozenset([*range(16), *range(49, 66)])
 
 
-def test_all_steps_of_a_small_model_are_kept():
+def test_small_model_keeps_the_gradients_of_all_steps():
     assert affordable(STEPS, 1_000_000, 10**12, 5) == STEPS
     assert affordable(frozenset(), 10**12, 0, 5) == frozenset()
 
@@ -28,7 +28,7 @@ def test_all_steps_of_a_small_model_are_kept():
     ("size", "free", "each"),
     [(ENOUGH_BYTES / 20, 10**12, 10), (10**9, 24 * 10**9, 6), (10**12, 10**12, 5), (10**9, 0, 5)],
 )
-def test_of_a_large_one_the_first_of_every_stretch(size, free, each):
+def test_large_model_keeps_the_first_gradient_of_each_interval(size, free, each):
     kept = affordable(STEPS, int(size), free, 5)
     assert kept == frozenset([*range(each), *range(49, 49 + each)])
 
@@ -52,7 +52,7 @@ def test_a_sample_of_vectors_estimates_the_energy_of_their_mean(shape):
 
 
 @pytest.mark.parametrize("deviation", [0.5, 2.0])
-def test_rho_is_in_units_of_the_variance_between_batches(deviation):
+def test_rho_of_known_covariances(deviation):
     """Gradients and errors whose covariance is known: rho is that of the error over that of the batches."""
     torch.manual_seed(0)
     mean, sums, previous = torch.randn(20000), _Sums(), None
@@ -67,7 +67,7 @@ def test_rho_is_in_units_of_the_variance_between_batches(deviation):
 
 @pytest.mark.parametrize("evaluations", [2, 4])
 @pytest.mark.parametrize(("shared", "own"), [(0.0, 0.3), (0.25, 0.3), (0.25, 0.0)])
-def test_bias_is_the_error_that_all_batches_share(shared, own, evaluations):
+def test_bias_of_known_covariances(shared, own, evaluations):
     """Errors of a known covariance beside a mean gradient of 1: those that differ between batches average out."""
     torch.manual_seed(0)
     mean, common, sums = torch.randn(200_000), torch.randn(200_000), _Sums()
@@ -78,7 +78,7 @@ def test_bias_is_the_error_that_all_batches_share(shared, own, evaluations):
     assert error.within_budget is (shared < 0.2 and own**2 < 0.1)
 
 
-def test_one_batch_tells_nothing_of_what_batches_share_but_an_overflow():
+def test_single_batch_has_no_bias_but_shows_overflows():
     sums = _Sums()
     sums.add(torch.ones(3) * 1.1, torch.ones(3), None)
     assert _difference("a", "layer", [sums]).bias == 0.0
@@ -86,7 +86,7 @@ def test_one_batch_tells_nothing_of_what_batches_share_but_an_overflow():
     assert _difference("a", "layer", [sums]).bias == math.inf
 
 
-def test_a_sample_meets_every_column():
+def test_strided_sample_covers_every_column():
     values = torch.arange(768.0).expand(1 << 13, 768)
     sample, weight = probes._sampled(values)
     assert sample.unique().numel() == 768
@@ -108,7 +108,7 @@ class Queue(nn.Module):
         return loss
 
 
-def test_what_a_probed_forward_leaves_in_buffers_is_put_back(tmp_path):
+def test_buffers_are_restored_after_a_probe(tmp_path):
     def code():
         torch.manual_seed(0)
         model = Queue()
@@ -128,7 +128,7 @@ def test_what_a_probed_forward_leaves_in_buffers_is_put_back(tmp_path):
     assert replay.differences[0].delta > 0
 
 
-def test_a_folder_without_room_is_no_failure_of_the_script(tmp_path):
+def test_full_disk_does_not_fail_the_script(tmp_path):
     """Found out in a later step, as the first gradients are small."""
 
     def code():
@@ -146,7 +146,7 @@ def test_a_folder_without_room_is_no_failure_of_the_script(tmp_path):
     assert "set TMPDIR to a folder with more space" in result.why
 
 
-def test_only_plain_values_are_taken_for_state():
+def test_state_has_plain_values_only():
     lazy = nn.LazyBatchNorm1d().running_mean
     meta, sparse = torch.zeros(2, device="meta"), torch.zeros(2, 2).to_sparse()
     kept = [probes._is_state(buffer) for buffer in (lazy, meta, sparse, torch.zeros(2), torch.zeros(2).long())]

@@ -41,19 +41,19 @@ def trial(script, number):
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_a_trial_repeats_itself(script):
+def test_trials_are_reproducible(script):
     for number in (0, 1, 5):
         assert trial(script, number) == trial(script, number)
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_trials_differ_in_every_stream(script):
+def test_trials_differ_in_every_random_stream(script):
     for first, second in zip(trial(script, 0), trial(script, 1), strict=True):
         assert first != second
     assert trial(script, 1) != trial(script, 2)
 
 
-def test_the_first_trial_is_the_script_as_it_is():
+def test_first_trial_uses_the_scripts_own_seeds():
     torch.manual_seed(3)
     np.random.seed(3)
     random.seed(3)
@@ -111,7 +111,7 @@ class Drawn(torch.utils.data.Dataset):
         return np.random.default_rng().random()
 
 
-def test_workers_that_load_data_draw_apart():
+def test_data_loader_workers_draw_different_numbers():
     def drawn():
         with controlled_seeds(0):
             return torch.cat(list(torch.utils.data.DataLoader(Drawn(), num_workers=2))).tolist()
@@ -120,13 +120,13 @@ def test_workers_that_load_data_draw_apart():
     assert drawn() == drawn()
 
 
-def test_functions_return_what_they_return():
+def test_patched_functions_return_the_original_values():
     with controlled_seeds(1):
         assert isinstance(torch.manual_seed(0), torch.Generator)
         assert random.seed(0) is None
 
 
-def test_seeding_is_the_caller_s_own_again_afterwards():
+def test_seeding_functions_are_restored():
     before = torch.manual_seed, torch.random.manual_seed, torch.seed, np.random.seed, np.random.default_rng, random.seed
     with pytest.raises(ZeroDivisionError), controlled_seeds(1):
         raise ZeroDivisionError
@@ -149,7 +149,7 @@ def test_derived_seeds_differ_between_trials(seed, first, second):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_cuda_repeats_itself_whatever_the_script_asks_of_cudnn():
+def test_cuda_stays_deterministic_if_the_script_sets_cudnn():
     def gradient():
         torch.manual_seed(0)
         images = torch.randn(8, 16, 32, 32, device="cuda")

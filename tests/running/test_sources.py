@@ -33,17 +33,17 @@ def written(folder: Path, text: str) -> Job:
     return Job("script", "train.py", (), str(folder), 1)
 
 
-def test_imports_of_slow_libraries_wherever_they_stand(tmp_path: Path):
+def test_slow_imports_are_found_anywhere(tmp_path: Path):
     assert inert_imports(written(tmp_path, SCRIPT)) == ("pandas", "scipy.stats", "sklearn.datasets")
 
 
-def test_a_file_beside_the_script_is_meant_before_a_library(tmp_path: Path):
+def test_local_file_has_precedence_over_a_library(tmp_path: Path):
     (tmp_path / "pandas.py").touch()
     (tmp_path / "scipy").mkdir()
     assert inert_imports(written(tmp_path, SCRIPT)) == ("sklearn.datasets",)
 
 
-def test_what_is_no_python_imports_nothing(tmp_path: Path):
+def test_files_that_are_not_python_import_nothing(tmp_path: Path):
     assert inert_imports(written(tmp_path, "import pandas\nmodel = (")) == ()
 
 
@@ -66,7 +66,7 @@ def test_a_model_file_may_define_assign_or_import_its_functions(text: str, tmp_p
     assert classify(path) == "script"
 
 
-def test_weights_are_no_script(tmp_path: Path):
+def test_weight_files_are_not_scripts(tmp_path: Path):
     (tmp_path / "w.pt").write_bytes(b"PK\x03\x04\0\0")
     assert is_binary(tmp_path / "w.pt")
     written(tmp_path, "print('ünï')")

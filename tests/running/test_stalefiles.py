@@ -28,7 +28,7 @@ for step in range(4):
 """
 
 
-def test_a_file_of_an_earlier_run_is_told_from_own_and_older_files(tmp_path):
+def test_files_of_earlier_runs_are_recognized(tmp_path):
     (tmp_path / "train.py").write_text(SCRIPT)
     (tmp_path / "scale.txt").write_text("2.0")
     runner = ChildRunner(tmp_path / "script.log")
@@ -53,11 +53,11 @@ def run_of(losses, status="stopped", stale_files=("cache.pt",)):
         run_of((float("nan"),)),
     ],
 )
-def test_a_file_of_an_earlier_run_is_of_no_account_where_runs_begin_alike(run):
+def test_files_of_earlier_runs_are_ignored_if_runs_start_equal(run):
     require_same_start(run_of((1.0, 0.5), stale_files=()), run)
 
 
 @pytest.mark.parametrize("losses", [(), (0.9, 0.8)])
-def test_runs_that_begin_elsewhere_are_refused(losses):
+def test_runs_with_different_starts_are_refused(losses):
     with pytest.raises(PrecauditError, match=r"cache\.pt"):
         require_same_start(run_of((1.0, 0.5), stale_files=()), run_of(losses, status="ended"))

@@ -51,7 +51,7 @@ def raises(error, at=3):
 # ---------------------------------------------------------------- how a run ends
 
 
-def test_stopped_after_its_steps():
+def test_run_is_stopped_after_its_steps():
     result = run(spec(), train)
     assert (result.status, result.steps, len(result.losses), result.backward_calls) == ("stopped", 6, 6, 6)
     assert result.counted == "optimizer steps"
@@ -61,7 +61,7 @@ def test_stopped_after_its_steps():
     assert result.end_state.parameters == ()
 
 
-def test_ended_before():
+def test_run_that_ends_early():
     result = run(spec(), lambda: train(steps=2))
     assert (result.status, result.steps) == ("ended", 2)
 
@@ -82,7 +82,7 @@ def test_nothing_at_all():
         (KeyboardInterrupt(), "interrupted", None),
     ],
 )
-def test_whatever_a_script_raises(error, status, code):
+def test_exceptions_of_scripts_are_reported(error, status, code):
     result = run(spec(), raises(error))
     assert (result.status, result.steps, result.exit_code) == (status, 3, code)
     assert len(result.losses) == 3
@@ -127,7 +127,7 @@ def test_an_exception_comes_with_its_own_frames_and_line():
     assert "precaudit/running/worker.py" not in result.error.traceback
 
 
-def test_what_is_behind_an_exception_is_shown():
+def test_causes_of_an_exception_are_shown():
     def code():
         try:
             raise KeyError("lr")
@@ -193,7 +193,7 @@ def test_our_own_errors_pass_through_where_nothing_was_measured():
     assert run(spec(), raises(PrecauditError("no model"))).error.traceback == "no model"
 
 
-def test_a_script_that_catches_everything_is_stopped_all_the_same():
+def test_script_that_catches_everything_is_stopped():
     steps = []
 
     def stubborn():
@@ -220,7 +220,7 @@ def raises_another():
 
 
 @pytest.mark.parametrize("give_up", [exits, raises_another])
-def test_what_a_script_makes_of_being_stopped_is_no_failure(give_up):
+def test_errors_after_the_stop_are_no_failure(give_up):
     def code():
         model = nn.Linear(4, 1)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -245,7 +245,7 @@ def test_progress_is_reported_on_the_way():
 
 
 @pytest.mark.parametrize("error", [None, ValueError("x"), KeyboardInterrupt()])
-def test_nothing_is_left_in_the_process(error):
+def test_process_is_restored(error):
     def everything():
         return (
             {name: dict(value) for name, value in vars(torch_modules).items() if name.startswith("_global_") and value},
@@ -306,7 +306,7 @@ def test_a_loss_scale_changes_nothing_but_is_told():
     assert reference.scales == ()
 
 
-def test_a_scale_that_overflows_skips_and_comes_down():
+def test_overflow_skips_the_step_and_halves_the_scale():
     plan = Plan("float16", dict.fromkeys(BRAIN.modules, "float16"), loss_scale=LossScale("dynamic", 2.0**20, 2000))
     result = run(spec(plan=plan), train)
     assert result.skipped[:2] == (0, 1)
@@ -356,7 +356,7 @@ def test_an_overflow_in_eval_mode_is_watched_too():
     assert (fault.fqn, fault.op, fault.phase) == ("3", "mul", "forward")
 
 
-def test_rounded_initial_weights_are_a_slightly_other_start():
+def test_rounded_initial_weights_change_the_losses_slightly():
     def distance(name):
         losses = run(spec(perturbed=name), train).losses
         return max(abs(a - b) / a for a, b in zip(reference, losses, strict=True))
@@ -366,7 +366,7 @@ def test_rounded_initial_weights_are_a_slightly_other_start():
     assert 0 < distance("tf32") < distance("bfloat16") < 0.02
 
 
-def test_a_jittered_start_is_another_one_for_every_seed():
+def test_jittered_start_differs_between_seeds():
     results = {run(spec(seed=seed, jitter=True), train).losses for seed in (1, 2)}
     assert len(results | {run(spec(seed=1), train).losses}) == 3
 
@@ -393,7 +393,7 @@ def plainly():
         optimizer.step()
 
 
-def test_a_script_s_own_mixed_precision_is_off_unless_asked_for():
+def test_own_mixed_precision_is_off_by_default():
     neutral, written = run(spec(), autocasting), run(spec(precision="as-written", label="as-written"), autocasting)
     assert neutral.losses == run(spec(), plainly).losses
     assert neutral.baseline["autocast"] == "bfloat16"
@@ -557,7 +557,7 @@ def test_a_disabled_region_inside_a_model_is_what_torch_makes_of_it(execution, c
 # ---------------------------------------------------------------- what counts as a step and a loss
 
 
-def test_a_closure_s_first_loss_is_the_step_s():
+def test_first_loss_of_a_closure_is_the_step_s():
     first = []
 
     def code():
@@ -736,7 +736,7 @@ def test_without_an_optimizer_backward_passes_are_steps():
 # ---------------------------------------------------------------- the end
 
 
-def test_state_that_went_bad_is_named():
+def test_nonfinite_state_is_named():
     def code():
         model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
         optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
@@ -824,8 +824,10 @@ def test_what_a_plan_makes_of_a_model_in_eval_mode_alone(name):
     assert run(spec(), code).end_state.deviations == {}
 
 
-@pytest.mark.parametrize(("kinds", "causes"), [((nn.Linear,), {""}), ((nn.Linear, Recurrent), {"", "parts.1"})])
-def test_the_model_itself_may_make_it_and_parts_of_it_beside(kinds, causes):
+@pytest.mark.parametrize(
+    ("kinds", "causes"), [((nn.Linear,), {""}), ((nn.Linear, Recurrent), {"", "parts.1"})]
+)
+def test_outputs_lost_by_the_model_and_its_parts(kinds, causes):
     class Model(Recurrent):
         def __init__(self):
             super().__init__(4, 4)
@@ -847,7 +849,7 @@ def test_the_model_itself_may_make_it_and_parts_of_it_beside(kinds, causes):
     assert (far.is_fault(plan), set(far.causes)) == (True, causes)
 
 
-def test_a_small_output_that_is_lost_is_seen_beside_a_large_one():
+def test_small_lost_output_beside_a_large_one_is_reported():
     class Model(nn.Module):
         def __init__(self):
             super().__init__()
@@ -869,7 +871,7 @@ def test_a_small_output_that_is_lost_is_seen_beside_a_large_one():
     assert (far.is_fault(plan), far.causes) == (True, ("side",))
 
 
-def test_one_choice_between_what_is_nearly_tied_is_no_fault():
+def test_single_changed_choice_between_near_ties_is_no_fault():
     """A one-hot output in which one of many samples is another one, as float32's own rounding would have it elsewhere;
     two are too many, where that never has it."""
 
@@ -919,7 +921,7 @@ class DrawsInPieces(nn.Linear):
 
 
 @pytest.mark.parametrize("kind", [CarriesOn, DrawsInPieces])
-def test_a_state_that_is_carried_on_and_numbers_that_are_drawn_are_no_doing_of_the_plan(kind):
+def test_carried_state_and_random_numbers_are_not_blamed_on_the_plan(kind):
     def code():
         model = kind(4, 4)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
@@ -930,7 +932,7 @@ def test_a_state_that_is_carried_on_and_numbers_that_are_drawn_are_no_doing_of_t
     assert not run(spec(plan=BRAIN, precision="plan"), code).end_state.deviations["model"].is_fault(BRAIN)
 
 
-def test_what_an_error_is_measured_by_leaves_the_weights_as_they_are():
+def test_probes_leave_the_weights_unchanged():
     models = []
 
     def code():
