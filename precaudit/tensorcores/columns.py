@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from precaudit.tensorcores.products import RECORDED, SHAPED, Arguments, read_arguments
+from precaudit.tensorcores.products import SHAPED, Arguments, read_arguments, recorded_columns
 
 Event = Mapping[str, Any]
 
@@ -119,7 +119,7 @@ class Columns:
 
     def _arguments(self, recorded: Event) -> Arguments:
         """Parse recorded arguments; calls repeat, so that each distinct set is parsed and kept once."""
-        text = str([recorded.get(key) for key in RECORDED])
+        text = str(recorded_columns(recorded))
         return self._seen.get(text) or self._seen.setdefault(text, read_arguments(recorded))
 
     def _take_kernel(self, event: Event) -> None:

@@ -39,13 +39,20 @@ class Arguments:
     values: tuple[str, ...] = ()
 
 
-RECORDED = ("Input Dims", "Input Strides", "Input type", "Concrete Inputs")
+_RECORDED = tuple(
+    (key, key.capitalize())  # as PyTorch 1.8.0 wrote them: Input dims
+    for key in ("Input Dims", "Input Strides", "Input type", "Concrete Inputs")
+)
+
+
+def recorded_columns(recorded: Mapping[str, Any]) -> list[Any]:
+    """What an op event says of its arguments' dimensions, strides, types and values, None where it doesn't."""
+    return [recorded.get(key, recorded.get(old)) for key, old in _RECORDED]
 
 
 def read_arguments(recorded: Mapping[str, Any]) -> Arguments:
     """The arguments of an op event; whatever is missing or of the wrong kind is left out."""
-    found = [recorded.get(key) for key in RECORDED]
-    dims, strides, types, values = (column if isinstance(column, list) else [] for column in found)
+    dims, strides, types, values = (column if isinstance(column, list) else [] for column in recorded_columns(recorded))
     return Arguments(
         dims=tuple(map(_shape, dims)),
         strides=tuple(map(_shape, strides)),

@@ -195,6 +195,7 @@ def test_what_the_trace_does_not_say_is_unknown(op, given):
 def test_recorded_arguments_of_any_kind():
     assert read_arguments({}) == Arguments()
     assert read_arguments({"Input Dims": 3, "Input type": None}) == Arguments()
+    assert read_arguments({"Input dims": [[2, 3]]}).dims == ((2, 3),)  # kineto's tb_plugin reads both spellings
     found = read_arguments({"Input Dims": [[2, 3], [[1], [2]], "x", None, [-2, 3]], "Input type": ["float", 3]})
     assert found.dims == ((2, 3), (), (), (), ())
     assert found.types == ("float", "3")
