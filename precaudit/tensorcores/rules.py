@@ -310,8 +310,10 @@ def _kernel_generation(name: str, rule: Rule, operands: str | None, gpu: str | N
         return shaped
     if rule.id not in _ANY_GENERATION:
         return gpu if RANK[gpu] <= RANK["ampere"] else "ampere"
-    # Ampere and those that run its mma.sync have one path; newer ones several, but for FP4 on a B200.
-    return gpu if RANK[gpu] == RANK["ampere"] or (operands == "fp4" and gpu == "blackwell") else None
+    # Ampere and those that run its mma.sync have one path; newer ones several, but for FP4 on a B200, which Triton may
+    # widen first.
+    fp4 = operands == "fp4" and gpu == "blackwell" and rule.id != "triton-dot"
+    return gpu if RANK[gpu] == RANK["ampere"] or fp4 else None
 
 
 _ANY_GENERATION = frozenset({"trtllm-bmm", "low-precision-gemm", "triton-dot"})
