@@ -39,12 +39,12 @@ def test_trainings_run_and_repeat_themselves(training):
 
 
 @pytest.mark.parametrize("arm", EQUAL, ids=lambda arm: arm.name)
-def test_equal_plans_change_every_run_a_little(arm):
+def test_equal_plans_change_every_run_slightly(arm):
     row = judge_arm(Trainer("regression", 0, 12), arm, every_seed=False)
     assert all(0 < abs(difference) < (1 if "seed" in arm.name else 0.02) for difference in row.half)
 
 
-def test_a_dial_that_is_turned_up_costs_more():
+def test_stronger_degradation_costs_more():
     trainer = Trainer("digits_mlp", 0, 12)
     rows = [judge_arm(trainer, dial(bits), every_seed=True) for bits in (6, 2, -1)]
     costs = [abs(float(np.mean(row.half))) for row in rows]
@@ -53,7 +53,7 @@ def test_a_dial_that_is_turned_up_costs_more():
     assert rows[-1].verdict != "pass"
 
 
-def test_a_fractional_dial_lies_between_whole_ones():
+def test_fractional_degradation_lies_between_integers():
     values = torch.randn(1000, generator=torch.Generator().manual_seed(0))
     errors = [(round_to(values, bits) - values).abs().mean() for bits in (3, 2.5, 2, 1.5)]
     assert errors == sorted(errors)

@@ -17,7 +17,7 @@ def noticed(code):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("past", [-1, 0, 1, 2, 300])
-def test_positions_up_to_the_last_exact_integer_are_told_apart(dtype, past):
+def test_exact_integers_do_not_alias(dtype, past):
     """Every integer up to 2^p is exact, p being 8 and 11; the next one is not."""
     size = 2 ** {torch.bfloat16: 8, torch.float16: 11}[dtype] + 1 + past
     distinct = torch.arange(size).to(dtype).unique().numel()
@@ -26,7 +26,7 @@ def test_positions_up_to_the_last_exact_integer_are_told_apart(dtype, past):
     assert [each[1:] for each in noticed(lambda: torch.arange(size).to(dtype))] == [each[1:] for each in expected]
 
 
-def test_a_fine_grid_collapses_too():
+def test_fine_grid_aliases():
     (found,) = noticed(lambda: torch.linspace(0, 1, 5000, dtype=torch.bfloat16))
     assert found[:2] == ("linspace", 5000)
     assert noticed(lambda: torch.linspace(0, 1, 50, dtype=torch.bfloat16)) == []
@@ -53,11 +53,11 @@ def test_a_fine_grid_collapses_too():
         lambda: torch.arange(8).new_zeros(8, dtype=torch.bfloat16),
     ],
 )
-def test_what_loses_no_distinction_is_let_be(code):
+def test_values_without_aliasing_are_ignored(code):
     assert noticed(code) == []
 
 
-def test_whole_numbers_may_be_floats_before_they_are_cast():
+def test_integers_stored_as_floats_alias():
     """Timesteps of a diffusion model, in the dtype of the images."""
     timesteps = torch.arange(1000).float()
     ((op, wanted, kept),) = noticed(lambda: timesteps.to(torch.bfloat16))
@@ -70,7 +70,7 @@ def test_repeated_integers_count_once():
     assert noticed(lambda: ids.type(torch.bfloat16)) == [("type", 3, 2)]
 
 
-def test_it_bans_the_operation_by_the_name_that_the_trace_has():
+def test_ban_has_the_operation_name_of_the_trace():
     values = AliasedValues("model", "rotary", "arange", "bfloat16", 511.0, 512, 385, None)
     (ban,) = aliased_values(Trace(models=("model",)), [values])
     assert (ban.rule, ban.fqn, ban.op, ban.format, ban.severity) == ("PA105", "rotary", "arange", "bfloat16", "error")
@@ -79,14 +79,14 @@ def test_it_bans_the_operation_by_the_name_that_the_trace_has():
     assert ban.fqn == "model.rotary"
 
 
-def test_where_the_gradient_hardly_shows_it_it_is_no_error():
+def test_aliasing_without_effect_on_gradients_is_a_warning():
     """What means are divided by may be off by one in 500."""
     values = AliasedValues("model", "mean", "arange", "bfloat16", 1024.0, 1024, 512, None)
     (ban,) = aliased_values(Trace(models=("model",)), [values], {"bfloat16"})
     assert ban.severity == "warning"
 
 
-def test_it_tells_which_operations_are_half_in_every_call():
+def test_operations_that_are_half_in_every_call():
     seen = {}
 
     def stored(op, half):

@@ -89,7 +89,7 @@ def test_every_nth_step_is_recorded(every, recorded):
     assert layer(auditing, "0").tensor("activation").stats.numel == recorded * 20
 
 
-def test_training_is_exact_and_nothing_stays():
+def test_training_is_exact_and_torch_is_restored():
     model, optimizer = make()
     expected = trained(model, optimizer)
     model, optimizer = make()
@@ -117,7 +117,7 @@ def test_gradients_are_recorded_without_the_scaler_s_scale():
             assert layer(first, fqn).tensor(role).stats == layer(second, fqn).tensor(role).stats
 
 
-def test_other_models_are_no_business_of_ours():
+def test_other_models_are_not_audited():
     model, optimizer = make()
     other = nn.Linear(4, 4)
     auditing = Auditing(model, [optimizer], 1)
@@ -128,7 +128,7 @@ def test_other_models_are_no_business_of_ours():
     assert {each.fqn for each in auditing.trace().layers} == {"0", "1", "2"}
 
 
-def test_a_part_that_is_exchanged_is_audited_as_the_model_s():
+def test_replaced_submodule_is_audited_under_the_model():
     model, optimizer = make()
     auditing = Auditing(model, [optimizer], 1)
     auditing.start()
@@ -159,7 +159,7 @@ def test_without_an_optimizer_a_backward_pass_is_a_step():
 
 
 @pytest.mark.parametrize("made_before", [True, False])
-def test_steps_of_an_optimizer_that_nobody_named(made_before):
+def test_steps_of_an_unnamed_optimizer(made_before):
     torch.manual_seed(0)
     model = nn.Linear(4, 1)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01) if made_before else None
@@ -199,7 +199,7 @@ def test_audits_that_end_in_the_order_of_their_start_leave_nothing():
     assert global_state() == before
 
 
-def test_audited_ops_are_shadowed_ever_more_rarely():
+def test_local_errors_are_measured_at_growing_intervals():
     model, optimizer = make()
     auditing = Auditing(model, [optimizer], 2, ("float16",))
     auditing.start()
@@ -229,7 +229,7 @@ def test_shadowed_steps_are_exact_under_the_loop_s_own_autocast(dtype):
     assert all(op.local_error["float16"] > 0 for op in auditing.trace().ops if op.op == "linear")
 
 
-def test_it_may_start_again():
+def test_audit_can_restart():
     model, optimizer = make()
     auditing = Auditing(model, [optimizer], 1)
     for _ in range(2):
@@ -241,7 +241,7 @@ def test_it_may_start_again():
     assert layer(auditing, "0").tensor("weight_grad", "weight").stats.numel == 4 * 16
 
 
-def test_a_step_that_is_not_recorded_has_no_hooks():
+def test_unrecorded_step_has_no_hooks():
     model, optimizer = make()
     auditing = Auditing(model, [optimizer], 2)
     auditing.start()
@@ -256,7 +256,7 @@ def test_a_step_that_is_not_recorded_has_no_hooks():
     assert layer(auditing, "0").tensor("weight_grad", "weight").stats.numel == 2 * 16
 
 
-def test_results_die_with_the_script_s_own_names():
+def test_results_are_freed_with_the_scripts_references():
     model, _ = make()
     auditing = Auditing(model, [], 16)
     auditing.start()
@@ -289,7 +289,7 @@ def accumulated(model, optimizer, steps=3):
 
 
 @pytest.mark.parametrize("limit", [0, 2**28])
-def test_gradients_that_wait_are_counted_as_if_they_did_not(monkeypatch, limit):
+def test_delayed_gradients_are_counted_equally(monkeypatch, limit):
     at_once, later = make(), make()
     first, second = Auditing(at_once[0], at_once[1:], 1), Auditing(later[0], later[1:], 1)
     first.start()
@@ -304,7 +304,7 @@ def test_gradients_that_wait_are_counted_as_if_they_did_not(monkeypatch, limit):
     assert first.trace().layers == second.trace().layers
 
 
-def test_a_gradient_that_waits_is_not_copied():
+def test_delayed_gradient_is_not_copied():
     parameter, other = torch.ones(4, requires_grad=True), WaitingGradients()
     slot, seen = Accumulator(), []
 
@@ -318,7 +318,7 @@ def test_a_gradient_that_waits_is_not_copied():
     assert slot.stats().numel == 4
 
 
-def test_hooks_that_may_change_a_gradient_keep_it_from_waiting():
+def test_gradients_with_hooks_are_counted_at_once():
     class OnGpu(torch.Tensor):
         is_cuda = True
 

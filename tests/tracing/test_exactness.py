@@ -59,7 +59,7 @@ def test_losses_gradients_weights_and_random_numbers_are_bit_identical(style, op
 
 
 @pytest.mark.parametrize("error", [None, ValueError, KeyboardInterrupt, SystemExit])
-def test_nothing_is_left(error):
+def test_torch_and_model_are_restored(error):
     before = traces_of_us()
     model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))
 

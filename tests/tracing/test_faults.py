@@ -29,7 +29,7 @@ def faults_of(function, x=None, backward=False):
         (lambda self, x: F.normalize(self.lin(x) * 0, eps=0.0) * 2, "div"),
     ],
 )
-def test_the_producer_is_named_and_nobody_after_it(function, op):
+def test_only_the_producer_of_a_fault_is_named(function, op):
     faults = faults_of(function)
     assert [fault.op for fault in faults] == [op]
     assert faults[0].phase == "forward"
@@ -38,7 +38,7 @@ def test_the_producer_is_named_and_nobody_after_it(function, op):
     assert faults[0].location.path == __file__
 
 
-def test_masks_make_infinities_on_purpose():
+def test_infinite_masks_are_no_fault():
     def function(self, x):
         scores = (x @ x.t()).masked_fill(torch.ones(3, 3).triu(1).bool(), -INF)
         other = torch.where(x > 0, x, torch.full_like(x, -INF))
@@ -47,17 +47,17 @@ def test_masks_make_infinities_on_purpose():
     assert faults_of(function, x=numbers(0, 3, 4).abs()) == ()
 
 
-def test_a_softmax_over_nothing_but_masks_makes_the_nan():
+def test_softmax_of_a_fully_masked_row_is_the_producer():
     faults = faults_of(lambda self, x: self.lin((x * 0).masked_fill(x == x, -INF).softmax(-1)))
     assert [fault.op for fault in faults] == ["softmax"]
 
 
-def test_infinity_minus_infinity_makes_a_new_fault():
+def test_infinity_minus_infinity_is_a_new_fault():
     faults = faults_of(lambda self, x: (x * 1e30 * 1e30) - (x * 1e30 * 1e30))
     assert [fault.op for fault in faults] == ["mul", "mul", "sub"]
 
 
-def test_a_script_may_save_its_results_for_a_safe_load(tmp_path):
+def test_watched_results_can_be_saved_with_weights_only(tmp_path):
     def function(self, x):
         made = self.lin(x)
         made.relu()
@@ -70,14 +70,14 @@ def test_a_script_may_save_its_results_for_a_safe_load(tmp_path):
     assert torch.equal(torch.load(tmp_path / "made.pt", weights_only=True), out)
 
 
-def test_the_backward_pass_is_watched_too():
+def test_faults_of_the_backward_pass():
     faults = faults_of(lambda self, x: (self.lin(x) * 0).abs().sqrt(), backward=True)
     assert faults
     assert {fault.phase for fault in faults} == {"backward"}
     assert faults[0].op == "sqrt"
 
 
-def test_what_runs_without_gradients_inside_a_training_forward_is_watched_too():
+def test_faults_under_no_grad_in_a_training_forward():
     def function(self, x):
         with torch.no_grad():
             h = (x * 1e30 * 1e30).relu()
@@ -87,7 +87,7 @@ def test_what_runs_without_gradients_inside_a_training_forward_is_watched_too():
     assert (faults[0].phase, faults[0].op) == ("forward", "mul")
 
 
-def test_faults_are_few_however_long_a_script_goes_on():
+def test_number_of_faults_is_bounded():
     def function(self, x):
         for _ in range(200):
             x = self.lin(numbers(0, 3, 4)) * 1e30 * 1e30
@@ -96,7 +96,7 @@ def test_faults_are_few_however_long_a_script_goes_on():
     assert len(faults_of(function)) == 64
 
 
-def test_steps_are_told():
+def test_faults_have_their_step():
     model = nn.Linear(4, 1)
     with tracing(watch=True, audited=lambda step: step >= 1) as traced:
         optimizer = torch.optim.SGD(model.parameters(), lr=0.0)

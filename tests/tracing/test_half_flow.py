@@ -188,7 +188,7 @@ def test_a_residual_stream_is_float32_where_the_embedding_is():
     assert flags["a", "linear", 0]
 
 
-def test_nothing_of_the_script_s_own_is_marked():
+def test_parameters_and_inputs_are_not_marked():
     model, x = nn.Sequential(nn.Linear(4, 4), nn.ReLU()), numbers(0, 5, 4)
     traced_flags(model, [x])
     for tensor in (x, *tensors_in(list(model.parameters()))):

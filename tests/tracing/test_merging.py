@@ -37,12 +37,12 @@ def seen(trace):
     }
 
 
-def test_what_one_process_ran_was_seen():
+def test_modules_of_any_process_count_as_seen():
     one, other = (Trace(leaves=("a", "b"), unseen=unseen) for unseen in (("a", "b"), ("b",)))
     assert merged([one, other]).unseen == ("b",)
 
 
-def test_parts_make_the_whole():
+def test_merged_parts_equal_the_whole():
     whole, parts = trained(DATA), [trained(DATA[:1]), trained(DATA[1:3]), trained(DATA[3:])]
     for together in (merged(parts), merged(parts[::-1]), merged([merged(parts[:2]), parts[2]])):
         assert seen(together) == seen(whole)
@@ -59,13 +59,13 @@ def test_a_step_has_the_largest_gradient_of_any_process():
     assert merged(parts).audited_steps == 2
 
 
-def test_parts_of_a_model_are_united():
+def test_layers_of_model_parts_are_united():
     first, second = trained(DATA), trained(DATA)
     renamed = replace(second, layers=tuple(replace(layer, fqn=f"stage1.{layer.fqn}") for layer in second.layers))
     assert len(merged([first, renamed]).layers) == 2 * len(first.layers)
 
 
-def test_one_process_is_left_alone():
+def test_single_process_is_unchanged():
     trace = trained(DATA[:1])
     assert over_processes(trace) is trace
 

@@ -36,7 +36,7 @@ def half(x, dtype=torch.bfloat16):
 # ---------------------------------------------------------------- local errors
 
 
-def test_a_product_alone_in_each_format():
+def test_local_error_of_a_product_in_each_format():
     model, traced = shadowed(lambda self, x: self.lin(x), numbers(0, 8, 4))
     x, w, b = numbers(0, 8, 4), model.lin.weight.detach(), model.lin.bias.detach()
     exact = F.linear(x, w, b)
@@ -52,7 +52,7 @@ def test_a_product_alone_in_each_format():
     assert errors["float16"] < errors["bfloat16"] < errors["float8_e4m3"]
 
 
-def test_inputs_that_are_half_enter_rounded_and_others_as_they_are():
+def test_only_half_inputs_are_rounded_for_local_errors():
     model, traced = shadowed(lambda self, x: torch.stack([self.lin(x).tanh(), x.tanh()]), numbers(0, 8, 4))
     h = model.lin(numbers(0, 8, 4)).detach()
     calls = [slot for slot in traced.tracer.ops.values() if slot.op == "tanh"]
@@ -68,7 +68,7 @@ def test_float32_operations_err_by_their_input_only():
     assert traced.op("", "softmax").local_error["bfloat16"] == pytest.approx(expected, rel=1e-6)
 
 
-def test_an_overflow_alone_is_an_infinite_error():
+def test_overflow_is_an_infinite_local_error():
     _, traced = shadowed(lambda self, x: (self.lin(x) * 1e5).square(), 100 * numbers(0, 8, 4))
     errors = traced.op("", "square").local_error
     assert errors["float16"] == math.inf
@@ -86,7 +86,7 @@ def test_the_largest_error_of_several_calls_counts():
     assert traced.op("", "sub").local_error["bfloat16"] == max(slots)
 
 
-def test_calls_whose_result_is_float32_don_t_count_beside_those_that_are_half():
+def test_float32_calls_are_ignored_beside_half_ones():
     """A float32 bias keeps a sum with half logits in float32, where it is not absorbed."""
 
     def function(self, x):
@@ -99,7 +99,7 @@ def test_calls_whose_result_is_float32_don_t_count_beside_those_that_are_half():
     assert traced.op("", "add").local_error["bfloat16"] == slots[True]
 
 
-def test_an_addend_that_follows_from_the_other_is_no_loss():
+def test_absorbed_addend_that_depends_on_the_other_is_no_loss():
     """The cube in a GELU vanishes beside a small input, and tells nothing that the input doesn't; a branch does."""
     torch.manual_seed(0)
     x = 0.1 * torch.randn(32, 64)
@@ -111,7 +111,7 @@ def test_an_addend_that_follows_from_the_other_is_no_loss():
 
 
 @pytest.mark.parametrize(("noise", "lost"), [(0.03, False), (0.1, True)])
-def test_an_addend_follows_where_neighbours_differ_by_a_tenth_of_its_spread(noise, lost):
+def test_dependence_of_addends_with_noise(noise, lost):
     """Of what is a function but for noise, whose share of the variance is known, they differ by twice that share."""
     torch.manual_seed(0)
     x = torch.randn(64, 64)
@@ -121,7 +121,7 @@ def test_an_addend_follows_where_neighbours_differ_by_a_tenth_of_its_spread(nois
 
 
 @pytest.mark.parametrize(("factor", "cancels"), [(-1.004, True), (0.9, False)])
-def test_addends_that_cancel_are_measured_by_what_they_leave(factor, cancels):
+def test_cancelling_addends_are_measured_by_their_sum(factor, cancels):
     def function(self, x):
         h = self.lin(x)
         return h + h * factor
@@ -130,7 +130,7 @@ def test_addends_that_cancel_are_measured_by_what_they_leave(factor, cancels):
     assert (traced.op("", "add").local_error["bfloat16"] > 0.25) is cancels
 
 
-def test_a_loop_is_looked_at_late_as_well():
+def test_late_calls_of_a_loop_are_measured():
     def function(self, x):
         drive = self.lin(x)
         state = drive * 0
@@ -142,7 +142,7 @@ def test_a_loop_is_looked_at_late_as_well():
     assert traced.op("", "add").local_error["bfloat16"] > 0.5
 
 
-def test_what_is_not_finite_in_float32_has_no_local_error():
+def test_nonfinite_float32_results_have_no_local_error():
     _, traced = shadowed(lambda self, x: self.lin(x).mul(0).log(), numbers(0, 8, 4))
     assert traced.op("", "log").local_error == {}
 
@@ -165,11 +165,11 @@ def test_what_is_not_finite_in_float32_has_no_local_error():
         (torch.sort, {}, True),
     ],
 )
-def test_what_may_run_again(function, kwargs, expected):
+def test_repeatable_operations(function, kwargs, expected):
     assert repeatable(op_name(function), function, kwargs) is expected
 
 
-def test_an_operation_that_changes_a_buffer_runs_once():
+def test_in_place_operation_on_a_buffer_runs_once():
     @torch.library.custom_op("precaudit_tests::count", mutates_args=("calls",))
     def count(x: torch.Tensor, calls: torch.Tensor) -> torch.Tensor:
         calls += 1
@@ -183,7 +183,7 @@ def test_an_operation_that_changes_a_buffer_runs_once():
     assert traced.op("", "mul").local_error
 
 
-def test_a_shadow_draws_no_random_numbers():
+def test_local_errors_draw_no_random_numbers():
     def noisy(x):
         return x + torch.rand_like(x)
 
@@ -193,7 +193,7 @@ def test_a_shadow_draws_no_random_numbers():
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_an_operation_that_cannot_run_in_a_format_has_no_error_and_the_script_goes_on():
+def test_unsupported_operation_has_no_local_error():
     _, traced = shadowed(lambda self, x: torch.linalg.inv(self.lin(x)), numbers(0, 4, 4))
     assert traced.op("", "linalg_inv").calls == 1
     assert "bfloat16" not in traced.op("", "linalg_inv").local_error
@@ -207,7 +207,7 @@ def test_input_amax():
     assert traced.op("", "matmul").input_amax == 70000.0
 
 
-def test_what_a_result_is_written_into_is_no_input():
+def test_out_argument_is_not_an_input():
     def forward(self, x):
         return self.lin(torch.mm(x, x, out=torch.full((4, 4), 1e30)))
 
@@ -229,11 +229,11 @@ def test_what_a_result_is_written_into_is_no_input():
         ([], None),
     ],
 )
-def test_whole_numbers_are_recognised(values, expected):
+def test_integers_are_recognized(values, expected):
     assert integer_amax([torch.tensor(values), torch.tensor([0.5, 0.25])]) == expected
 
 
-def test_whole_numbers_count_from_what_the_coarsest_format_tells_apart():
+def test_integers_exact_in_the_coarsest_format_are_ignored():
     positions = torch.arange(20.0)
     for formats, expected in ((("float8_e4m3",), 19.0), (("bfloat16", "float16"), None)):
         model = Wrapping(lambda self, x: self.lin(x * 0) + positions[:, None] @ torch.ones(1, 4), lin=nn.Linear(4, 4))
@@ -251,7 +251,7 @@ def test_the_largest_input_of_several_calls_counts(order):
     assert traced.op("lin", "linear").input_amax == 1e5
 
 
-def test_calls_beyond_those_that_have_a_slot_are_looked_at_as_well():
+def test_calls_beyond_the_last_slot_are_measured():
     def function(self, x):
         h = self.lin(x)
         for _ in range(12):
@@ -266,7 +266,7 @@ def test_calls_beyond_those_that_have_a_slot_are_looked_at_as_well():
     assert traced.op("", "matmul").input_amax > 1e4
 
 
-def test_half_results_among_many_are_kept_apart_from_others():
+def test_half_and_float32_calls_have_separate_slots():
     def function(self, x):
         for _ in range(12):
             x = x + 1e5
@@ -282,12 +282,12 @@ def test_half_results_among_many_are_kept_apart_from_others():
     assert found.half_amax < 20
 
 
-def test_numbers_too_large_for_fractions_are_no_positions():
+def test_numbers_without_fractions_are_not_positions():
     assert integer_amax([2.0**24 * (1 + torch.rand(8)), torch.tensor([0.0, 3e9, -5e8])]) is None
     assert integer_amax([torch.tensor([12.0, 3e9, 40.0])]) == 3e9
 
 
-def test_weights_are_no_positions():
+def test_parameters_are_not_positions():
     assert integer_amax([nn.Parameter(torch.tensor([1.0, 4096.0]))]) is None
 
 
@@ -306,13 +306,13 @@ def grey_values(*shape):
     ],
     ids=["pixels", "features", "days since 1970", "a constant that is exact", "frequencies"],
 )
-def test_measurements_in_whole_steps_are_no_positions(layer, values, expected):
+def test_integer_measurements_are_not_positions(layer, values, expected):
     """A layer with trained weights weighs them; whether they are positions shows in the channel that varies least."""
     expected = float(values.max()) if expected == "whole" else expected
     assert integer_amax([values, layer.weight, layer.bias]) == expected
 
 
-def test_positions_in_a_product_are_noticed():
+def test_positions_in_a_product_are_recognized():
     def function(self, x):
         angles = torch.outer(torch.arange(4096.0), torch.ones(4))
         return self.lin(torch.arange(4096.0)[:, None] @ torch.ones(1, 4)) + angles
@@ -321,7 +321,7 @@ def test_positions_in_a_product_are_noticed():
     assert traced.op("", "matmul").integer_amax == 4095.0
 
 
-def test_one_number_is_absorbed_without_loss():
+def test_absorbed_scalar_is_no_loss():
     """An eps in a buffer protects from zero; that a large value absorbs it is what it is for."""
 
     def add(*addends):
@@ -348,7 +348,7 @@ def test_constants_are_the_extremes_of_scalar_arguments():
 
 
 @pytest.mark.parametrize("factor", [1e-9, 1e6])
-def test_what_a_sum_multiplies_an_addend_by_is_no_constant(factor):
+def test_alpha_of_an_addition_is_not_a_constant(factor):
     def function(self, x):
         h = self.lin(x)
         return torch.sub(h, h / factor, alpha=factor) + torch.addmm(h, h.t(), h, alpha=factor, beta=factor).mean()
@@ -372,7 +372,7 @@ def test_a_mask_of_the_largest_number_of_a_half_tensor_s_dtype_follows_that_dtyp
 
 
 @pytest.mark.parametrize("dtype_of", [lambda x, h: torch.float32, lambda x, h: x.dtype])
-def test_a_mask_of_float32_s_largest_number_does_not(dtype_of):
+def test_mask_of_the_largest_float32_does_not_follow_a_dtype(dtype_of):
     def function(self, x):
         h = self.lin(x)
         return h.masked_fill(h > 0, torch.finfo(dtype_of(x, h)).min).softmax(-1)
@@ -409,7 +409,7 @@ def test_the_location_of_several_calls_is_that_of_the_largest_result():
     assert line.endswith("# the largest")
 
 
-def test_every_measure_has_the_line_of_the_call_that_it_is_extreme_in():
+def test_measures_have_the_line_of_their_extreme_call():
     def function(self, x):
         h = self.lin(x)
         large = (h + 300) + 1e4  # the largest result and constant
@@ -431,7 +431,7 @@ def test_every_measure_has_the_line_of_the_call_that_it_is_extreme_in():
     assert lost == {places["lost"].line}
 
 
-def test_float32_values_beside_half_ones_say_nothing_of_a_format():
+def test_float32_values_beside_half_ones_are_ignored():
     def function(self, x):
         h = self.lin(x) + 0.5
         wide = h.float().exp() * 0 + 1e6
@@ -454,7 +454,7 @@ def test_shapes_dtypes_and_categories():
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_a_script_s_own_low_precision_is_noticed(dtype):
+def test_own_low_precision_is_recorded(dtype):
     model = nn.Linear(4, 4).to(dtype)
     with tracing() as traced:
         model(numbers(0, 8, 4).to(dtype)).float().sum().backward()
@@ -462,7 +462,7 @@ def test_a_script_s_own_low_precision_is_noticed(dtype):
     assert traced.layer("").tensor("weight_grad", "weight").dtype == str(dtype).removeprefix("torch.")
 
 
-def test_a_mask_is_no_factor_of_attention():
+def test_attention_mask_is_not_a_factor():
     def function(self, x):
         q = self.lin(x)[None, None]
         mask = torch.full((8, 8), -1e30).triu(1)
@@ -474,7 +474,7 @@ def test_a_mask_is_no_factor_of_attention():
     assert attention.integer_amax is None
 
 
-def test_a_result_near_zero_in_one_call_of_many_is_no_error():
+def test_near_zero_result_in_one_call_is_no_error():
     def function(self, x):
         return torch.stack([self.lin(row) for row in x])
 

@@ -24,7 +24,7 @@ def seen(layer, role, name=None):
 
 
 @pytest.mark.parametrize("style", STYLES)
-def test_every_count_adds_up(style):
+def test_counts_add_up_to_numel(style):
     torch.manual_seed(0)
     with tracing(shadowed=lambda step: step == 0, formats=("bfloat16",), per_step=True) as traced:
         STYLES[style]()
@@ -111,7 +111,7 @@ def test_a_module_that_hands_on_a_shared_child_s_result_counts_its_own_only():
     assert seen(traced.layer("body.cell"), "activation") == 4 * BATCH * 4
 
 
-def test_modules_that_hand_on_what_they_got():
+def test_modules_that_return_their_input():
     model = nn.Sequential(nn.Linear(4, 4), nn.Identity(), nn.Dropout(0.0), nn.Linear(4, 1))
     with tracing() as traced:
         train(model, lambda m, i: m[3](m[:3](m[0](numbers(i, BATCH, 4)))).sum(), steps=2)
@@ -200,7 +200,7 @@ CHECKPOINTS = {
 
 @pytest.mark.parametrize("reentrant", [True, False])
 @pytest.mark.parametrize("kind", CHECKPOINTS)
-def test_what_checkpointing_repeats_is_counted_once(kind, reentrant):
+def test_recomputed_forward_is_counted_once(kind, reentrant):
     def model():
         return Wrapping(lambda self, x: CHECKPOINTS[kind](self, x, reentrant), a=nn.Linear(4, 4), c=nn.Linear(4, 1))
 
@@ -225,7 +225,7 @@ def test_what_checkpointing_repeats_is_counted_once(kind, reentrant):
     assert counts(True) == counts(False)
 
 
-def test_a_function_of_an_adjoint_counts_every_evaluation():
+def test_adjoint_function_counts_every_evaluation():
     """Forwards under no_grad, repeated with gradients inside the backward pass, as neural ODEs do."""
 
     class Adjoint(torch.autograd.Function):
@@ -251,7 +251,7 @@ def test_a_function_of_an_adjoint_counts_every_evaluation():
     assert traced.layer("").calls == 3
 
 
-def test_tied_weights_belong_to_the_first_and_are_counted_once():
+def test_tied_weights_are_counted_once_at_the_first_module():
     model = Wrapping(lambda self, x: self.out(self.table(x)), table=nn.Embedding(7, 4), out=nn.Linear(4, 7))
     model.out.weight = model.table.weight
     with tracing() as traced:
@@ -294,7 +294,7 @@ def test_parameters_unfrozen_later_are_seen():
 
 
 @pytest.mark.parametrize("second", ["trained", "frozen", "detached"])
-def test_models_are_told_apart_where_a_plan_is_for_several(second):
+def test_several_trained_models_are_prefixed(second):
     """What gradients flow through has its place in the plan too, as the features of a perceptual loss have."""
     with tracing() as traced:
         model, other = nn.Sequential(nn.Linear(4, 1)), nn.Sequential(nn.Linear(4, 1))
@@ -319,7 +319,7 @@ def test_a_teacher_without_gradients_leaves_the_student_its_own_names():
     assert traced.trace.models == ("student",)
 
 
-def test_what_a_training_forward_computes_without_gradients_counts_too():
+def test_frozen_part_of_a_training_forward_is_counted():
     """A backbone that stays as it is; evaluation between the steps does not."""
 
     def forward(self, x):
@@ -365,7 +365,7 @@ def test_parameters_of_modules_that_never_run_count_where_they_are_used():
     assert traced.layer("").tensor("weight", "unused.weight") is None
 
 
-def test_what_computes_while_a_model_is_built_is_no_model_of_its_own():
+def test_modules_called_during_construction_are_no_models():
     """A weight norm does, when its weight is looked at."""
 
     @torch.no_grad()
@@ -387,7 +387,7 @@ def test_what_computes_while_a_model_is_built_is_no_model_of_its_own():
     assert [tensor.name for tensor in weights] == ["original0", "original1"]
 
 
-def test_losses_are_layers_that_don_t_train():
+def test_losses_are_untrained_layers():
     model, criterion = nn.Linear(4, 3), nn.CrossEntropyLoss()
     with tracing() as traced:
         train(model, lambda m, i: criterion(m(numbers(i, BATCH, 4)), torch.tensor([0, 1, 2, 0, 1])))
@@ -407,7 +407,7 @@ def test_maxima_are_of_what_is_half_in_the_backward_pass():
     assert traced.trace.maxima == ((0, -10.0), (1, 3.0))
 
 
-def test_a_gradient_that_a_relu_stops_needs_no_room_in_half():
+def test_gradient_stopped_by_relu_is_not_in_the_maxima():
     """Behind a row of zeros that is divided by an eps, gradients are huge, and none of them gets through."""
 
     def shares(self, x):
@@ -422,7 +422,7 @@ def test_a_gradient_that_a_relu_stops_needs_no_room_in_half():
     assert traced.trace.maxima == ((0, -2.0),)
 
 
-def test_maxima_of_a_long_run_take_no_more_memory_than_those_of_a_short_one():
+def test_number_of_maxima_is_bounded():
     model, steps = nn.Linear(1, 1, bias=False), 3000
     with tracing(per_step=True) as traced:
         optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
@@ -474,7 +474,7 @@ def test_what_computes_without_gradients_between_its_children_has_a_place_in_the
 
 
 @pytest.mark.parametrize("frozen", [False, True])
-def test_what_could_compute_and_never_did_in_training_is_told(frozen):
+def test_modules_that_never_ran_in_training_are_listed(frozen):
     """A head for sampling, run between the steps, and one for nothing; attention's `out_proj` works without running,
     a table of parameters and an activation have nothing to run; a layer may be left out of the steps that are looked
     at."""

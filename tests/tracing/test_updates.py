@@ -48,7 +48,7 @@ def test_a_small_update_of_a_large_weight_is_lost_in_bfloat16_first():
     assert absorbed_update(before, before + 0.5) == {"bfloat16": 0.0, "float16": 0.0}
 
 
-def test_nothing_to_say_of_no_update_or_one_that_is_nan():
+def test_no_absorbed_share_for_zero_and_nan_updates():
     assert absorbed_update(torch.ones(3), torch.ones(3)) == {}
     assert absorbed_update(torch.ones(3), torch.tensor([1.0, float("nan"), 1.0])) == {}
 
@@ -69,7 +69,7 @@ def test_updates_are_weight_after_minus_weight_before():
     assert traced.layer("").absorbed_update == absorbed_update(start, model.weight.detach())
 
 
-def test_the_worst_parameter_speaks_for_its_layer():
+def test_layer_has_the_largest_absorbed_share_of_its_parameters():
     model = nn.Linear(1, 1)
     with torch.no_grad():
         model.weight.fill_(1.0)
@@ -92,7 +92,7 @@ def test_parameters_without_a_gradient_are_not_updated():
     assert [layer.fqn for layer in traced.trace.layers] == ["0"]
 
 
-def test_two_optimizers_share_the_work():
+def test_parameters_of_two_optimizers():
     first, second = nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False)
     model = nn.Sequential(first, second)
     with tracing() as traced:
