@@ -40,6 +40,21 @@ def train(steps=100, before_step=lambda step: None, forward=lambda model, x: mod
         optimizer.step()
 
 
+def training(make, loss, lr=0.0):
+    """A script that trains what `make` returns by SGD until it is stopped."""
+
+    def code():
+        torch.manual_seed(0)
+        model = make()
+        optimizer = torch.optim.SGD(model.parameters(), lr=lr)
+        while True:
+            optimizer.zero_grad()
+            loss(model).backward()
+            optimizer.step()
+
+    return code
+
+
 def raises(error, at=3):
     def before_step(step):
         if step == at:
@@ -424,15 +439,10 @@ def test_a_plan_runs_inside_autocast_switched_off_or_on_and_not_inside_a_disable
 def test_a_native_plan_goes_on_with_the_weights_of_each_step():
     """torch's autocast keeps what it has cast until an outermost region ends."""
 
-    def code():
-        torch.manual_seed(0)
-        model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1))
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
-        while True:
-            optimizer.zero_grad()
-            (model(torch.ones(3, 4)) - 1).square().mean().backward()
-            optimizer.step()
+    def make():
+        return nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1))
 
+    code = training(make, lambda model: (model(torch.ones(3, 4)) - 1).square().mean(), lr=0.05)
     ways = ("native", "emulated")
     native, emulated = (run(spec(precision="plan", plan=BRAIN, execution=way), code).losses for way in ways)
     assert native == pytest.approx(emulated, rel=1e-2)
@@ -675,13 +685,7 @@ def test_casts_of_a_thread_that_trains_are_seen_and_switched_off(neutralize):
 def test_a_loss_scale_that_the_script_keeps_is_no_part_of_the_loss(scaled):
     """As it halves where gradients overflow, losses of two precisions would seem far apart."""
 
-    def code():
-        model = nn.Linear(4, 1)
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
-        while True:
-            scaled(((model(torch.ones(3, 4)) - 3) ** 2).mean()).backward()
-            optimizer.step()
-
+    code = training(lambda: nn.Linear(4, 1), lambda model: scaled(((model(torch.ones(3, 4)) - 3) ** 2).mean()))
     result = run(spec(), code)
     assert 1 < result.losses[0] < 100
     assert result.streams.popitem()[1] == result.losses
@@ -758,15 +762,11 @@ def test_nonfinite_state_is_named():
 def test_models_answer_their_last_batch_in_eval_mode():
     models = []
 
-    def code():
-        torch.manual_seed(0)
-        model = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.9), nn.Linear(4, 1))
-        models.append(model)
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        while True:
-            model(torch.ones(2, 4)).sum().backward()
-            optimizer.step()
+    def make():
+        models.append(nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.9), nn.Linear(4, 1)))
+        return models[0]
 
+    code = training(make, lambda model: model(torch.ones(2, 4)).sum(), lr=0.1)
     end = run(spec(), code).end_state
     expected = models[0].eval()(torch.ones(2, 4))
     assert end.evaluations["model"] == (True, pytest.approx(expected.square().mean().sqrt().item()))
@@ -779,13 +779,10 @@ class Whitened(nn.Linear):
 
 
 def test_a_model_that_raises_in_eval_mode_alone_is_told_with_its_module_and_operation():
-    def code():
-        model = nn.Sequential(nn.Linear(4, 4), Whitened(4, 4))
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        while True:
-            model(torch.randn(2, 4)).sum().backward()
-            optimizer.step()
+    def make():
+        return nn.Sequential(nn.Linear(4, 4), Whitened(4, 4))
 
+    code = training(make, lambda model: model(torch.randn(2, 4)).sum(), lr=0.1)
     assert list(run(spec(), code).end_state.evaluations) == ["model"]
     plan = Plan("bfloat16", {"": "bfloat16", "0": "bfloat16", "1": "bfloat16"})
     end = run(spec(plan=plan), code).end_state
@@ -808,14 +805,10 @@ class Recurrent(nn.Linear):
 
 @pytest.mark.parametrize("name", ["0", "1"])
 def test_what_a_plan_makes_of_a_model_in_eval_mode_alone(name):
-    def code():
-        torch.manual_seed(0)
-        model = nn.Sequential(nn.Linear(4, 4), Recurrent(4, 4))
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
-        while True:
-            model(torch.randn(4096, 4)).sum().backward()
-            optimizer.step()
+    def make():
+        return nn.Sequential(nn.Linear(4, 4), Recurrent(4, 4))
 
+    code = training(make, lambda model: model(torch.randn(4096, 4)).sum())
     plan = Plan("bfloat16", {"": "bfloat16", "0": "bfloat16", "1": "bfloat16"})
     plan = replace(plan, modules={**plan.modules, name: "float32"})
     result = run(spec(plan=plan, precision="plan"), code)
@@ -836,14 +829,7 @@ def test_outputs_lost_by_the_model_and_its_parts(kinds, causes):
         def forward(self, x):
             return torch.cat([super().forward(x), *(part(x) for part in self.parts[1:])])
 
-    def code():
-        torch.manual_seed(0)
-        model = Model()
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
-        while True:
-            model(torch.randn(4096, 4)).sum().backward()
-            optimizer.step()
-
+    code = training(Model, lambda model: model(torch.randn(4096, 4)).sum())
     plan = Plan("bfloat16", dict.fromkeys(["", "parts.0", "parts.1"], "bfloat16"))
     far = run(spec(plan=plan, precision="plan"), code).end_state.deviations["model"]
     assert (far.is_fault(plan), set(far.causes)) == (True, causes)
@@ -858,14 +844,7 @@ def test_small_lost_output_beside_a_large_one_is_reported():
         def forward(self, x):
             return {"main": 1e6 * self.main(x), "side": self.side(x)}
 
-    def code():
-        torch.manual_seed(0)
-        model = Model()
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
-        while True:
-            sum(each.sum() for each in model(torch.randn(4096, 4)).values()).backward()
-            optimizer.step()
-
+    code = training(Model, lambda model: sum(each.sum() for each in model(torch.randn(4096, 4)).values()))
     plan = Plan("bfloat16", dict.fromkeys(["", "main", "side"], "bfloat16"))
     far = run(spec(plan=plan, precision="plan"), code).end_state.deviations["model"]
     assert (far.is_fault(plan), far.causes) == (True, ("side",))
@@ -885,15 +864,12 @@ def test_single_changed_choice_between_near_ties_is_no_fault():
                 best[: self.others] = (best[: self.others] + 1) % 4
             return torch.zeros_like(scores).scatter(1, best[:, None], 1.0), scores.float().sum()
 
-    def code():
-        torch.manual_seed(0)
+    def make():
         model = Chooses(4, 4)
         nn.init.zeros_(model.weight)
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
-        while True:
-            model(torch.randn(64, 4))[1].backward()
-            optimizer.step()
+        return model
 
+    code = training(make, lambda model: model(torch.randn(64, 4))[1])
     assert not run(spec(plan=BRAIN, precision="plan"), code).end_state.deviations["model"].is_fault(BRAIN)
     Chooses.others = 2
     assert run(spec(plan=BRAIN, precision="plan"), code).end_state.deviations["model"].is_fault(BRAIN)
@@ -922,27 +898,19 @@ class DrawsInPieces(nn.Linear):
 
 @pytest.mark.parametrize("kind", [CarriesOn, DrawsInPieces])
 def test_carried_state_and_random_numbers_are_not_blamed_on_the_plan(kind):
-    def code():
-        model = kind(4, 4)
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
-        while True:
-            model(torch.ones(64, 4)).sum().backward()
-            optimizer.step()
-
+    code = training(lambda: kind(4, 4), lambda model: model(torch.ones(64, 4)).sum())
     assert not run(spec(plan=BRAIN, precision="plan"), code).end_state.deviations["model"].is_fault(BRAIN)
 
 
 def test_probes_leave_the_weights_unchanged():
     models = []
 
-    def code():
+    def make():
         model = nn.Linear(4, 4)
         models.append((model, model.weight.detach().clone()))
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
-        while True:
-            model(torch.ones(2, 4)).sum().backward()
-            optimizer.step()
+        return model
 
+    code = training(make, lambda model: model(torch.ones(2, 4)).sum())
     assert 0 < run(spec(plan=BRAIN, precision="plan"), code).end_state.deviations["model"].chance < 0.01
     assert torch.equal(models[0][0].weight, models[0][1])
 
@@ -1038,15 +1006,10 @@ def test_the_module_that_raised_is_told_though_another_model_answers_afterwards(
 
 
 def test_gradients_of_sharded_parameters_are_compared(tmp_path):
-    def code():
-        torch.manual_seed(0)
-        model = fully_shard(nn.Linear(4, 4), mesh=torch.distributed.device_mesh.init_device_mesh("cpu", (1,)))
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        while True:
-            optimizer.zero_grad()
-            model(torch.randn(8, 4)).square().mean().backward()
-            optimizer.step()
+    def make():
+        return fully_shard(nn.Linear(4, 4), mesh=torch.distributed.device_mesh.init_device_mesh("cpu", (1,)))
 
+    code = training(make, lambda model: model(torch.randn(8, 4)).square().mean(), lr=0.1)
     torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
     try:
         plain = run(spec(probe_dir=str(tmp_path), probe_save=frozenset({1, 2})), code)
