@@ -44,7 +44,7 @@ _PRESUMED = "presumed"
 
 _STANDARD = (sysconfig.get_path("stdlib"), "<frozen ")
 
-Call = Callable[..., Any]
+Function = Callable[..., Any]
 
 
 def _asks_for_half(op: str, args: Any, kwargs: Any) -> bool | None:
@@ -63,7 +63,7 @@ def _follows(args: Any, kwargs: Any) -> bool:
 
 
 class OpSink(Protocol):
-    def begin(self, op: str, func: Call, args: Any, kwargs: Any, half: bool) -> Any: ...
+    def begin(self, op: str, func: Function, args: Any, kwargs: Any, half: bool) -> Any: ...
 
     def record(self, token: Any, outputs: list[torch.Tensor]) -> None: ...
 
@@ -138,7 +138,7 @@ class TraceMode(OperationMode):
         self._sink, self._kind = sink, kind
         self._read_at: Location | None = None
 
-    def operation(self, op: str, func: Call, args: Any, kwargs: Any) -> Any:
+    def operation(self, op: str, func: Function, args: Any, kwargs: Any) -> Any:
         if op.startswith("__get") and op != "__getitem__":
             if getattr(func, "__self__", None) is torch.Tensor.dtype:
                 self._read_dtype(is_half(args[0]))
@@ -158,7 +158,7 @@ class TraceMode(OperationMode):
         if half:
             self._sink.read_half_dtype()
 
-    def _structural(self, func: Call, args: Any, kwargs: Any, widens: bool = False) -> Any:
+    def _structural(self, func: Function, args: Any, kwargs: Any, widens: bool = False) -> Any:
         """`widens`: the call requests float32 explicitly, not by the dtype of a half: `zeros_like(x, dtype=...)`."""
         inputs = [t for t in tensors_in(args) if t.is_floating_point()]
         result = func(*args, **kwargs)
@@ -168,7 +168,7 @@ class TraceMode(OperationMode):
             hand_on_readers(inputs[0], tensors_in(result))
         return result
 
-    def _cast(self, op: str, func: Call, args: Any, kwargs: Any, read_at: Location | None) -> Any:
+    def _cast(self, op: str, func: Function, args: Any, kwargs: Any, read_at: Location | None) -> Any:
         """Trace a cast to half as an operation, since values may overflow in it. `y.to(x.dtype)` is presumed to be such
         a cast where the dtype of a half was read just before on the same line, `read_at`.
 
@@ -192,7 +192,7 @@ class TraceMode(OperationMode):
             self._sink.record(token, [result])
         return result
 
-    def _traced(self, op: str, func: Call, args: Any, kwargs: Any) -> Any:
+    def _traced(self, op: str, func: Function, args: Any, kwargs: Any) -> Any:
         inputs = [t for t in (*tensors_in(args), *tensors_in(kwargs)) if t.is_floating_point()]
         target = kwargs.get("out", args[0] if args else None) if writes(func, kwargs) else None
         if op in SUMS and args and (target is not None or self._kind(op) != "promote") and any(map(is_half, inputs)):

@@ -26,7 +26,7 @@ from precaudit.tracing.extremes import largest
 from precaudit.tracing.faults import FaultWatch, Inputs, finite_amax
 from precaudit.tracing.flops import UNTOLD, counted_flops
 from precaudit.tracing.integers import EXACT_INTEGERS, integer_amax
-from precaudit.tracing.ops import Call, TraceMode, caller_location
+from precaudit.tracing.ops import Function, TraceMode, caller_location
 from precaudit.tracing.parameters import ParameterTracker
 from precaudit.tracing.records import ABSORBING, STOPPING
 from precaudit.tracing.shadow import Energies, local_errors, repeatable
@@ -234,7 +234,7 @@ class Tracer(TrainingListener, ScopeListener):
         """Autocast's category of an operation; "other" where the script has disabled autocast."""
         return "other" if self._in_disabled_region() else category(op)
 
-    def begin(self, op: str, func: Call, args: Any, kwargs: Any, half: bool) -> _Token | None:
+    def begin(self, op: str, func: Function, args: Any, kwargs: Any, half: bool) -> _Token | None:
         frame = self._scopes.current
         if frame is None:
             return None
@@ -263,7 +263,7 @@ class Tracer(TrainingListener, ScopeListener):
         if (frame := self._scopes.current) is not None:
             frame.data["read_half_dtype"] = True
 
-    def _new_op(self, key: tuple[ModuleName, str, int], func: Call, args: Any, kwargs: Any, half: bool) -> OpSlot:
+    def _new_op(self, key: tuple[ModuleName, str, int], func: Function, args: Any, kwargs: Any, half: bool) -> OpSlot:
         inputs = [t for t in tensors_in((args, kwargs)) if t.is_floating_point()]
         dtype = dtype_name(inputs[0].dtype if inputs else torch.float32)
         if dtype in ("float16", "bfloat16"):
@@ -282,7 +282,7 @@ class Tracer(TrainingListener, ScopeListener):
         )
         return slot
 
-    def _shadow(self, slot: OpSlot, op: str, func: Call, args: Any, kwargs: Any) -> None:
+    def _shadow(self, slot: OpSlot, op: str, func: Function, args: Any, kwargs: Any) -> None:
         inputs = [t for t in tensors_in((args, kwargs)) if t.is_floating_point()]
         if any(torch._C._functorch.is_functorch_wrapped_tensor(t) for t in inputs):
             return
@@ -296,7 +296,7 @@ class Tracer(TrainingListener, ScopeListener):
                 # A zero-initialized branch is absorbed at first and grows: the latest measurement counts.
                 slot.local[name] = energies if op in ABSORBING else slot.local.get(name, Energies()) + energies
 
-    def _local_errors(self, op: str, func: Call, args: Any, kwargs: Any) -> dict[str, Energies]:
+    def _local_errors(self, op: str, func: Function, args: Any, kwargs: Any) -> dict[str, Energies]:
         """The local errors; {} for an operation that can't be repeated in a low format."""
         try:
             return local_errors(op, func, args, kwargs, self.options.formats)
