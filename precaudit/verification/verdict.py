@@ -88,10 +88,12 @@ def judge(runs: Runs, plan: Plan) -> Judgement:
         return _undecided("fail", bad[0].detail, checked)
     if pairs and not any(_differ(*pair) for pair in pairs):
         return _unchanged("every loss", checked)
-    if (early := next((pair for pair in pairs if _ends_early(*pair)), None)) is not None:
-        reason = ended_itself(early[1].steps, early[0].steps)
-        return replace(_undecided("inconclusive", reason, checked), cause="noise")
-    return _compare_losses(runs, pairs, checked)
+    judged = _compare_losses(runs, pairs, checked)
+    early = next((pair for pair in pairs if _ends_early(*pair)), None)
+    if early is None or judged.verdict == "inconclusive":
+        return judged
+    reason = ended_itself(early[1].steps, early[0].steps)
+    return replace(_undecided("inconclusive", reason, checked), cause="noise")
 
 
 def _ends_early(reference: RunResult, candidate: RunResult) -> bool:

@@ -109,6 +109,15 @@ def test_a_script_that_ends_itself_under_the_plan_is_not_judged_by_what_was_befo
     assert (judged.reason == told) is (verdict != "pass")
 
 
+def test_runs_that_scatter_say_so_though_one_ends_early():
+    """An agent that solves its task a little earlier: what could decide is told by the scatter, not by that run."""
+    pairs = runs(0.0, spread=0.1)
+    ended = replace(pairs.candidates[1], status="ended", steps=35, losses=pairs.candidates[1].losses[:35])
+    judged = judge(Runs(pairs.references, {**pairs.candidates, 1: ended}, pairs.twins), PLAN)
+    assert (judged.verdict, judged.cause) == ("inconclusive", "noise")
+    assert judged.difference.upper > 10 * judged.margin
+
+
 def test_a_loss_that_is_lost_fails_and_says_where():
     good = falling()
     lost = (*good[:10], math.nan, *good[11:])
