@@ -42,6 +42,7 @@ class Audit:
 
     - `reference`: the float32 run of seed 0; `as_written`: the run in the script's own low precision, if it has any.
     - `blamed`: for a format over budget, the few modules that cause most of its error.
+    - `culprit`: where that is one module, its operation that is to blame.
     - `execution`: how plans run on the script's device.
     - `lost`: modules whose own gradients are wrong in a format that is within budget.
     """
@@ -55,6 +56,7 @@ class Audit:
     replay: RunResult | None = None
     replay_spec: RunSpec | None = None
     blamed: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    culprit: str | None = None
     execution: Execution = "emulated"
     lost: tuple[LostGradients, ...] = ()
 

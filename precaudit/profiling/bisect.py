@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from statistics import fmean
 
-from precaudit.model import LossScale, Plan
+from precaudit.model import LossScale, OpFormat, Plan
 from precaudit.planning.budget import gradient_error
 from precaudit.profiling.audit import PROBE_HEADROOM, Runner
 from precaudit.running.job import RunResult, RunSpec
@@ -112,6 +112,25 @@ def contributions(
     if sum(share for _, share in found) < _EXPLAINED:
         found = _search(everything, len(steps), removed, costly_or_early)
     return [Contribution(fqn, share * typical) for fqn, share in found]
+
+
+def culprit(spec: RunSpec, plan: Plan, runner: Runner, fqn: str, ops: Sequence[str]) -> str | None:
+    """The operation of a module that, run in float32, takes most of the plan's error away. Of equally good ones that is
+    the last: a wide operation frees those behind it, which follow its result."""
+    steps, low = _in_pairs(spec.probe_save), _only(plan, _low_modules(plan))
+    full_errors = _errors(spec, runner, dict.fromkeys(steps, low), of_gradients) if steps else {}
+    if not full_errors:
+        return None
+    steps = _telling(full_errors)
+
+    def removed(groups: Sequence[Group]) -> dict[Group, float]:
+        wide = {group: tuple(OpFormat(fqn, op, "float32") for op in group) for group in groups}
+        plans = {group: replace(low, ops=(*low.ops, *more)) for group, more in wide.items()}
+        left = _shares(spec, runner, of_gradients, full_errors, steps, plans)
+        return {group: max(0.0, 1 - share) for group, share in left.items()}
+
+    found = _search(ops, len(steps), removed, lambda group: (-ops.index(group[0]),))
+    return found[0][0] if found and found[0][1] >= _EXPLAINED else None
 
 
 def _telling(full_errors: Mapping[Steps, float]) -> list[Steps]:

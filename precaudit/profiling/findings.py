@@ -217,11 +217,14 @@ def _over_budget(
     error = min(errors, key=lambda each: each.snr)
     blamed = audit.blamed.get(format_name, ())
     alone = blamed[0] if len(blamed) == 1 else None
-    worst = _roughest(audit.trace, alone, format_name) if alone is not None else None
+    worst = roughest(audit.trace, alone, format_name) if alone is not None else None
     names = listing(name or "the model itself" for name in blamed)
     most = f"; most of the error comes from {names}" if blamed else ""
     if worst is not None:
         most += f", where {worst.op} alone is off by {worst.local_error[format_name]:.0%} of its result"
+    elif audit.culprit is not None and alone is not None:
+        worst = next(op for op in audit.trace.ops if (op.fqn, op.op) == (alone, audit.culprit))
+        most += f", from its {worst.op}"
     other = f"use {plan.default} instead, as the plan does" if plan.default != format_name else ""
     allowed = f"{SNR_LIMIT**-0.5:.0%}, {RHO_LIMIT:.0%}, {BIAS_LIMIT:.0%}"
     message = (
@@ -254,7 +257,7 @@ def _in_words(error: GradientError) -> str:
     return f"{phase}: by {size} of its size, {noise} of the variance between batches, {bias} in every batch alike"
 
 
-def _roughest(trace: Trace, fqn: str, format_name: str) -> Op | None:
+def roughest(trace: Trace, fqn: str, format_name: str) -> Op | None:
     """The operation of a module that amplifies the rounding of its inputs far more than others, as a difference of
     large values or the sine of a large angle does. Sums don't count: their error is relative to the smaller addend."""
     ops = [op for op in trace.ops if op.fqn == fqn and op.op not in ABSORBING]

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from precaudit.model import Plan
-from precaudit.profiling.bisect import contributions, of_losses, whole_error
+from precaudit.profiling.bisect import contributions, culprit, of_losses, whole_error
 from precaudit.running.job import Job, RunResult, RunSpec
 from precaudit.tracing.records import GradientDifference
 
@@ -109,6 +109,38 @@ def test_no_error_and_nothing_low_name_nobody():
     assert contributions(SPEC, PLAN, Known(lambda low: 0.0)) == []
     assert contributions(SPEC, replace(PLAN, modules=dict.fromkeys(NAMES, "float32")), Known(lambda low: 1.0)) == []
     assert contributions(replace(SPEC, probe_save=frozenset()), PLAN, Known(lambda low: 1.0)) == []
+
+
+def wide_operations(error):
+    """A runner whose gradient's error depends on which operations of the plan are in float32."""
+
+    def run(spec):
+        shares = {label: error({op.op for op in plan.ops}) for label, plan in spec.probe_compare.values()}
+        differences = (GradientDifference(label, "", 1, share, 1.0, 1.0, 0.0, 1.0) for label, share in shares.items())
+        return RunResult("bisect", 0, "stopped", differences=tuple(differences))
+
+    return run
+
+
+OPERATIONS = ("linear", "matmul", "mul", "exp", "sub")
+
+
+@pytest.mark.parametrize("named", OPERATIONS)
+def test_the_operation_without_which_the_error_is_gone_is_named(named):
+    run = wide_operations(lambda wide: 0.04 * (named not in wide) + 1e-3)
+    assert culprit(SPEC, PLAN, run, "c", OPERATIONS) == named
+
+
+def test_of_operations_in_a_chain_the_last_whose_mending_helps_is_named():
+    """A wide matmul hands float32 on to the mul; what comes later is too late."""
+    run = wide_operations(lambda wide: 0.04 * (not {"matmul", "mul"} & wide) + 1e-4)
+    assert culprit(SPEC, PLAN, run, "c", OPERATIONS) == "mul"
+
+
+def test_where_no_operation_explains_half_of_the_error_none_is_named():
+    run = wide_operations(lambda wide: 0.04 - 0.01 * ("mul" in wide))
+    assert culprit(SPEC, PLAN, run, "c", OPERATIONS) is None
+    assert culprit(replace(SPEC, probe_save=frozenset()), PLAN, run, "c", OPERATIONS) is None
 
 
 EXACT = (12.0, 8.0, 5.0, 4.0)

@@ -205,6 +205,19 @@ def test_a_format_over_budget_is_blamed_on_the_operation_that_errs_by_far_most(e
     assert found.suggestion == "keep conv out of bfloat16, as the plan does"
 
 
+def test_a_format_over_budget_names_the_operation_that_was_found_by_measuring():
+    place = Location("train.py", 34)
+    product = Op("knn", "matmul", 1, "lower", place, (), local_error={"bfloat16": 0.002})
+    ops = (product, Op("knn", "sub", 1, "other", None, ()))
+    reference = RunResult("reference", 0, "stopped", 2, losses=(1.0, 0.9))
+    over, blamed = (GradientError("bfloat16@init", 0.5, 1.0, 0.5, 3),), {"bfloat16": ("knn",)}
+    job = Job("script", "train.py", (), ".", 2)
+    audit = Audit(job, reference, Trace(ops=ops), errors=over, blamed=blamed, culprit="matmul")
+    (found,) = all_findings(audit, Plan("bfloat16", {"knn": "float32"}), Verification("pass", "emulated"))
+    assert (found.fqn, found.op, found.location) == ("knn", "matmul", place)
+    assert found.message.endswith("most of the error comes from knn, from its matmul")
+
+
 def test_a_format_over_budget_at_several_times_is_told_once():
     reference = RunResult("reference", 0, "stopped", 2, losses=(1.0, 0.9))
     over = (GradientError("bfloat16@init", 0.5, 4.0, 0.5, 3), GradientError("bfloat16@late", 0.2, 1.0, 0.5, 3))
