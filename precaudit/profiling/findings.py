@@ -18,7 +18,7 @@ from precaudit.profiling.audit import Audit
 from precaudit.profiling.entries import CAP, casts_in, seen_in
 from precaudit.reporting.words import listing
 from precaudit.tracing.ops import CASTS
-from precaudit.tracing.records import ABSORBING, Trace
+from precaudit.tracing.records import ABSORBING, STOPPING, Trace
 from precaudit.verification.verdict import OUTSIDE
 
 NARROW = ("float16", "bfloat16")
@@ -284,8 +284,18 @@ def _of_loss_scale(audit: Audit, plan: Plan, deviates: bool) -> list[Finding]:
             found.append(finding("PA202", severity, message, fix, layer.fqn, None, place, flushed_energy=lost))
     for fqn, why in plan.because.items():
         if "no single scale" in why:
-            found.append(finding("PA203", "warning", f"{fqn or 'the model'}: {why}", _MOVED, fqn))
+            op = _steepest(audit.trace, fqn)
+            place = op.location if op else None
+            message = f"{fqn or 'the model'}: {why}"
+            found.append(finding("PA203", "warning", message, _MOVED, fqn, op.op if op else None, place))
     return found
+
+
+def _steepest(trace: Trace, fqn: str) -> Op | None:
+    """The operation inside a module that has the largest gradient of those that autocast stores in half."""
+    own = [op for op in trace.ops if op.fqn == fqn and op.half and op.op not in STOPPING]
+    sizes = [record.stats.amax if (record := op.tensor("activation_grad")) else 0.0 for op in own]
+    return own[sizes.index(max(sizes))] if any(sizes) else None
 
 
 def _own_scale(audit: Audit, deviates: bool) -> float | None:

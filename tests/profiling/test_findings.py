@@ -55,6 +55,18 @@ def test_an_overflow_is_told_once():
     assert len(told(Plan("float16", {"block": "float16"}), bans=close)) == 2
 
 
+def test_gradients_that_no_loss_scale_serves_are_told_with_their_operation():
+    """Not the ReLU that stops them, nor an operation in float32."""
+    sizes = [("relu", True, 2.0**30), ("neg", True, 2.0**26), ("exp", False, 2.0**40), ("mul", True, 1.0)]
+    ops = []
+    for line, (op, half, size) in enumerate(sizes, 20):
+        gradient = TensorRecord("activation_grad", TensorStats(1, size))
+        ops.append(Op("render", op, 1, "other", Location("nerf.py", line), (gradient,), half=half))
+    because = {"render": "its largest gradients are 2^26, its smallest need 2^-9: no single scale serves both"}
+    (found,) = told(Plan("float16", {"render": "float32"}, because=because), trace=Trace(ops=tuple(ops)))
+    assert (found.rule, found.op, found.location) == ("PA203", "neg", Location("nerf.py", 21))
+
+
 @pytest.mark.parametrize(("reason", "remedy"), [(f"it stopped in Sum, {OUTSIDE}: no", "custom_bwd"), ("no", "stay in")])
 def test_a_plan_that_failed_is_told_with_what_would_help(reason, remedy):
     reference = RunResult("reference", 0, "stopped", 2, losses=(1.0, 0.9))
