@@ -7,7 +7,13 @@ import numpy as np
 from precaudit.model import Verification
 from precaudit.running.job import RunResult
 from precaudit.verification.gates import allowed, unused_calls, usual_calls
-from precaudit.verification.statistics import MARGIN_CAP, comparison_window, diverged, relative_differences
+from precaudit.verification.statistics import (
+    MARGIN_CAP,
+    NOISE_LIMIT,
+    comparison_window,
+    diverged,
+    relative_differences,
+)
 
 _DEVIATION_MARGINS = 10.0
 """One pair has no spread, so that only a difference of this many margins counts as an error."""
@@ -93,4 +99,5 @@ def _limit(verification: Verification) -> float:
     """The limit for the loss difference: many margins or, if larger, the spread of single pairs in verification."""
     lower, upper = verification.difference.lower, verification.difference.upper
     spread = 0.0 if lower is None or upper is None else upper - lower
-    return max(_DEVIATION_MARGINS * (verification.margin or MARGIN_CAP), spread * len(verification.seeds) ** 0.5)
+    margin = min(verification.margin or MARGIN_CAP, NOISE_LIMIT)
+    return max(_DEVIATION_MARGINS * margin, spread * len(verification.seeds) ** 0.5)

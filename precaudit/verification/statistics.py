@@ -23,6 +23,9 @@ MARGIN_FLOOR, MARGIN_CAP = 0.0005, 0.0025
 PROGRESS_SHARE = 0.02
 # Where float32 itself does not repeat a loss to within the margin, the margin follows its noise, up to here.
 NOISE_LIMIT = 0.01
+# Where no look decides with that, it follows up to here, but not beyond a quarter of the deviation between seeds: the
+# customary strict margin for the equivalence of means (Wellek).
+LAST_LIMIT, SEED_SHARE = 0.03, 0.25
 # A loss near zero is judged on this share of the range it came down from, not on what little is left of it.
 RANGE_SHARE = 0.1
 # A plan passes when it surely kept nine tenths of what float32 learned, however large a constant the loss carries.
@@ -171,6 +174,14 @@ def margin(reference: Sequence[Losses], window: slice, noise: float = 0.0) -> fl
     usual = max(MARGIN_FLOOR, min(MARGIN_CAP, MARGIN_CAP if math.isnan(deviation) else deviation))
     allowances = [min(value, NOISE_LIMIT) for value in (noise, progress(reference, window)) if not math.isnan(value)]
     return max([usual, *allowances])
+
+
+def last_margin(reference: Sequence[Losses], window: slice, own: float) -> float:
+    """The margin where the last look does not decide with the usual one: `own`, what single float32 runs differ by
+    from each other in 95 of 100 cases (`by_chance`), up to a quarter of the deviation between seeds; or `progress`.
+    3% at most."""
+    found = [min(SEED_SHARE * seed_deviation(reference, window), own), progress(reference, window)]
+    return min(LAST_LIMIT, max((value for value in found if not math.isnan(value)), default=0.0))
 
 
 def progress(reference: Sequence[Losses], window: slice) -> float:

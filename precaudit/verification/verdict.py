@@ -13,7 +13,7 @@ import numpy as np
 from precaudit.model import Cause, Difference, Gate, Plan, Verdict
 from precaudit.running.job import RunResult
 from precaudit.verification import statistics
-from precaudit.verification.equivalence import ALPHA, LOOKS, equivalence
+from precaudit.verification.equivalence import ALPHA, LOOKS, equivalence, needs_more
 from precaudit.verification.gates import Pair, allowed, ended_itself, failed, gates
 
 OUTSIDE = "which autocast handles only with torch.amp.custom_fwd and custom_bwd"
@@ -156,7 +156,12 @@ def _compared(
     margin = statistics.margin(references, window, statistics.repeatability(twins, window))
     spread = statistics.seed_spread(references, window)
     differences = statistics.relative_differences(references, candidates, window)
-    result = equivalence(differences, margin, alpha, math.inf if math.isnan(spread) else spread)
+    test = partial(equivalence, differences, alpha=alpha, spread=math.inf if math.isnan(spread) else spread)
+    result = test(margin)
+    if result.decision == "inconclusive" and not needs_more(len(pairs)):
+        own = statistics.by_chance(twins, window, 1)
+        margin = max(margin, statistics.last_margin(references, window, own))
+        result = test(margin)
     difference = Difference(result.mean, result.lower, result.upper)
     cause: Cause | None = "noise" if result.decision == "inconclusive" else None
     chance = statistics.by_chance(twins, window, len(pairs))

@@ -39,6 +39,12 @@ def test_a_script_that_strays_is_an_error():
     assert "doesn't train like float32" in found.message
 
 
+@pytest.mark.parametrize(("share", "strays"), [(1.08, False), (1.2, True)])
+def test_the_margin_of_a_last_look_does_not_hide_that_a_script_strays(share, strays):
+    wide = replace(PASSED, margin=0.03)
+    assert any(each.rule == "PA501" for each in told(tuple(share * x for x in LOSSES), verification=wide)) is strays
+
+
 @pytest.mark.parametrize(
     ("verdict", "used"),
     [("pass", True), ("screened", True), ("not_run", True), ("fail", False), ("inconclusive", False)],

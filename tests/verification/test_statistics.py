@@ -10,6 +10,7 @@ from scipy import stats
 
 from precaudit.verification.equivalence import LOOKS, equivalence, needs_more
 from precaudit.verification.statistics import (
+    LAST_LIMIT,
     MARGIN_CAP,
     MARGIN_FLOOR,
     NOISE_LIMIT,
@@ -17,6 +18,7 @@ from precaudit.verification.statistics import (
     comparison_window,
     diverged,
     horizon,
+    last_margin,
     learned,
     margin,
     noise_floor,
@@ -184,6 +186,33 @@ def test_margin_follows_the_seeds_between_floor_and_cap():
     assert margin(runs, window, noise=0.004) == 0.004
     assert margin(runs, window, noise=math.inf) == NOISE_LIMIT
     assert margin(runs, window, noise=math.nan) == pytest.approx(0.001)
+
+
+def test_the_last_margin_is_what_float32_repeats_up_to_a_quarter_of_what_a_seed_changes():
+    window = slice(0, 10)
+    runs = [[1 - 0.08] * 10, [1.0] * 10, [1 + 0.08] * 10]
+    assert last_margin(runs, window, 0.015) == 0.015
+    assert last_margin(runs, window, 0.5) == pytest.approx(0.02)
+    assert last_margin([[0.5] * 10, [1.0] * 10, [1.5] * 10], window, 0.5) == LAST_LIMIT
+    assert last_margin(runs, window, 0.0) == last_margin(runs[:1], window, 0.5) == 0.0
+    steep = [np.linspace(2, 1, 51)] * 3
+    assert last_margin(steep, slice(25, 51), 0.0) == pytest.approx(progress(steep, slice(25, 51)))
+    assert NOISE_LIMIT < last_margin(steep, slice(25, 51), 0.0) < LAST_LIMIT
+
+
+@pytest.mark.parametrize(("shift", "passing"), [(0.0, (0.6, 0.95)), (0.02, (0.0, 0.2)), (0.03, (0.0, 0.03))])
+def test_the_last_margin_lets_equal_plans_pass_and_few_others(shift, passing):
+    """Float32 differs from itself by 1.5%, a seed changes 12%."""
+    rng, window, passed, wrong = np.random.default_rng(0), slice(0, 4), 0, 0
+    for _ in range(300):
+        ends = rng.normal(1, 0.12, 8) + rng.normal(0, 0.015 / math.sqrt(2), (3, 8)) + [[0], [0], [shift]]
+        reference, twin, candidate = np.repeat(ends[:, :, None], 4, axis=2)
+        allowed = last_margin(reference, window, by_chance(list(zip(reference, twin, strict=True))[:3], window, 1))
+        decided = equivalence(relative_differences(reference, candidate, window), allowed).decision
+        passed += decided == "pass"
+        wrong += decided == "pass" and allowed <= shift
+    assert passing[0] <= passed / 300 <= passing[1]
+    assert wrong <= 0.03 * 300
 
 
 # ---------------------------------------------------------------- horizon

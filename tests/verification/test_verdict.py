@@ -10,7 +10,7 @@ from run_samples import broken, ended, falling, run
 
 from precaudit.model import Plan
 from precaudit.running.job import INTERNAL, ScriptError
-from precaudit.verification.statistics import MARGIN_CAP, MARGIN_FLOOR
+from precaudit.verification.statistics import LAST_LIMIT, MARGIN_CAP, MARGIN_FLOOR, NOISE_LIMIT
 from precaudit.verification.verdict import Runs, judge, screened
 
 PLAN = Plan(default="bfloat16")
@@ -46,6 +46,37 @@ def test_other_losses_fail_in_both_directions(factor):
 
 def test_a_difference_at_the_margin_is_not_decided():
     assert judge(runs(MARGIN_CAP, spread=MARGIN_CAP), PLAN).verdict == "inconclusive"
+
+
+def chaotic(rng, shift=0.0, chaos=0.015, seed=0.12):
+    """Runs that learn alike and end elsewhere: `seed` is the deviation between seeds, `chaos` that of two runs of one
+    seed from each other."""
+    ends = rng.normal(1, seed, 8) + rng.normal(0, chaos / math.sqrt(2), (3, 8)) + [[0], [0], [shift]]
+    labels = ("reference", "reference-perturbed", "candidate-1")
+    noise = 0.01 * rng.standard_normal(40)
+
+    def curve(end):
+        return tuple(float(x) for x in 3 * np.exp(-np.arange(40) / 3) + end + noise)
+
+    made = [{i: run(curve(ends[k, i]), labels[k], i) for i in range(8)} for k in range(3)]
+    return Runs(made[0], made[2], {i: made[1][i] for i in range(3)})
+
+
+def test_the_last_look_asks_no_more_of_a_plan_than_float32_repeats():
+    pairs = chaotic(np.random.default_rng(0))
+    early = judge(replace(pairs, candidates={i: pairs.candidates[i] for i in range(5)}), PLAN)
+    assert (early.verdict, early.margin) == ("inconclusive", NOISE_LIMIT)
+    last = judge(pairs, PLAN)
+    assert last.verdict == "pass"
+    assert NOISE_LIMIT < max(-last.difference.lower, last.difference.upper) < last.margin <= LAST_LIMIT
+    assert judge(replace(pairs, twins={}), PLAN).verdict == "inconclusive"  # float32 may repeat better
+    assert judge(chaotic(np.random.default_rng(0), seed=0.02), PLAN).verdict == "inconclusive"
+
+
+def test_what_is_shown_to_lie_outside_of_the_usual_margin_fails_at_the_last_look_too():
+    judged = judge(chaotic(np.random.default_rng(10), shift=0.025), PLAN)
+    assert (judged.verdict, judged.margin) == ("fail", NOISE_LIMIT)
+    assert judged.difference.lower < judge(chaotic(np.random.default_rng(10)), PLAN).margin
 
 
 def test_too_few_seeds_decide_nothing():
