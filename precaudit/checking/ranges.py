@@ -19,7 +19,15 @@ SEVERITIES: Mapping[Severity, Severity] = {"error": "error", "warning": "warning
 """The severity by that of the planner's rule. A note, by which the planner avoids a format, means that a plan with that
 format has lost its headroom."""
 
-RULES = {f"PA10{number}": f"PA71{number}" for number in range(1, 8)}
+RULES = {
+    "PA101": "PA711",
+    "PA102": "PA712",
+    "PA103": "PA713",
+    "PA104": "PA714",
+    "PA105": "PA715",
+    "PA106": "PA716",
+    "PA107": "PA717",
+}
 """The planner's rules, and the rules for a plan that violates them."""
 
 
