@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 
 from precaudit.errors import PrecauditError
 
@@ -69,35 +69,31 @@ class Format:
         return self.maximum + 2.0 ** (self.exponent_max - self.mantissa) / 2
 
 
-FORMATS = MappingProxyType(
-    {
-        f.name: f
-        for f in (
-            Format("float32", 23, -126, 127, (2 - 2.0**-23) * 2.0**127, 32),
-            Format("tf32", 10, -126, 127, (2 - 2.0**-10) * 2.0**127, 32),
-            Format("bfloat16", 7, -126, 127, (2 - 2.0**-7) * 2.0**127, 16),
-            Format("float16", 10, -14, 15, 65504.0, 16),
-            Format("float8_e4m3", 3, -6, 8, 448.0, 8),
-            Format("float8_e5m2", 2, -14, 15, 57344.0, 8),
-        )
-    }
-)
+FORMATS: Mapping[str, Format] = {
+    f.name: f
+    for f in (
+        Format("float32", 23, -126, 127, (2 - 2.0**-23) * 2.0**127, 32),
+        Format("tf32", 10, -126, 127, (2 - 2.0**-10) * 2.0**127, 32),
+        Format("bfloat16", 7, -126, 127, (2 - 2.0**-7) * 2.0**127, 16),
+        Format("float16", 10, -14, 15, 65504.0, 16),
+        Format("float8_e4m3", 3, -6, 8, 448.0, 8),
+        Format("float8_e5m2", 2, -14, 15, 57344.0, 8),
+    )
+}
 
 EXTREME = FORMATS["float32"].maximum / 16
 """Numbers from here on are taken for (a share of) float32's largest, as in masks with `torch.finfo(x.dtype).min`."""
 
-ALIASES = MappingProxyType(
-    {
-        "fp32": "float32",
-        "bf16": "bfloat16",
-        "fp16": "float16",
-        "half": "float16",
-        "fp8": "float8_e4m3",
-        "float8": "float8_e4m3",
-        "e4m3": "float8_e4m3",
-        "e5m2": "float8_e5m2",
-    }
-)
+ALIASES: Mapping[str, str] = {
+    "fp32": "float32",
+    "bf16": "bfloat16",
+    "fp16": "float16",
+    "half": "float16",
+    "fp8": "float8_e4m3",
+    "float8": "float8_e4m3",
+    "e4m3": "float8_e4m3",
+    "e5m2": "float8_e5m2",
+}
 
 
 DEFAULT_FORMATS = ("bfloat16", "float16", "tf32")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import MappingProxyType
 
 from precaudit.catalogue.check_rules import CHECK_RULES
 from precaudit.catalogue.profile_rules import PROFILE_RULES
@@ -12,7 +11,7 @@ from precaudit.comparison.metrics import METRICS
 
 COMPARED = "compare-"
 
-CATALOGUE: Mapping[str, Rule] = MappingProxyType({rule.id: rule for rule in (*PROFILE_RULES, *CHECK_RULES)})
+CATALOGUE: Mapping[str, Rule] = {rule.id: rule for rule in (*PROFILE_RULES, *CHECK_RULES)}
 
 
 def rule_of(name: str) -> Rule:

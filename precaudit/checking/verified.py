@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from types import MappingProxyType
 
 from precaudit.checking.records import Answer, Deployment
 from precaudit.finding import finding
@@ -11,22 +10,20 @@ from precaudit.model import Finding, Plan, Severity, Verdict
 from precaudit.reporting.words import listing
 
 PROFILE = "profile the script again, and deploy a plan that is VERIFIED"
-_SAID: Mapping[Verdict, tuple[Severity, str, str]] = MappingProxyType(
-    {
-        "fail": (
-            "error",
-            "this plan was tried and is NOT VERIFIED: training with it was not as good as float32",
-            f"{PROFILE}; the report beside the plan says what went wrong",
-        ),
-        "inconclusive": (
-            "warning",
-            "this plan was tried, and whether training with it is as good as float32 was NOT DECIDED",
-            f"the report beside the plan says why; {PROFILE}",
-        ),
-        "screened": ("note", "this plan was screened by one pair of runs (--quick), not verified", PROFILE),
-        "not_run": ("note", "no training was run with this plan: nothing has verified it", PROFILE),
-    }
-)
+_SAID: Mapping[Verdict, tuple[Severity, str, str]] = {
+    "fail": (
+        "error",
+        "this plan was tried and is NOT VERIFIED: training with it was not as good as float32",
+        f"{PROFILE}; the report beside the plan says what went wrong",
+    ),
+    "inconclusive": (
+        "warning",
+        "this plan was tried, and whether training with it is as good as float32 was NOT DECIDED",
+        f"the report beside the plan says why; {PROFILE}",
+    ),
+    "screened": ("note", "this plan was screened by one pair of runs (--quick), not verified", PROFILE),
+    "not_run": ("note", "no training was run with this plan: nothing has verified it", PROFILE),
+}
 
 
 def verified(plan: Plan, wanted: Sequence[Deployment]) -> tuple[Answer, ...]:

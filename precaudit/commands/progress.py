@@ -6,26 +6,24 @@ import sys
 import threading
 import time
 from collections.abc import Mapping
-from types import MappingProxyType, TracebackType
+from types import TracebackType
 
 from tqdm import tqdm
 
 from precaudit.commands.forecast import Forecast
 from precaudit.running.job import RunResult, RunSpec
 
-PURPOSES: Mapping[str, str] = MappingProxyType(
-    {
-        "reference": "float32",
-        "reference-perturbed": "float32 from weights rounded once",
-        "replay": "gradients compared with float32's",
-        "alone": "the script without precaudit",
-        "as-written": "the script's own precision",
-        "bisect": "which modules are to blame",
-        "watch": "where it goes wrong",
-        "timing": "time of a step in each precision",
-        "candidate": "training with the plan",
-    }
-)
+PURPOSES: Mapping[str, str] = {
+    "reference": "float32",
+    "reference-perturbed": "float32 from weights rounded once",
+    "replay": "gradients compared with float32's",
+    "alone": "the script without precaudit",
+    "as-written": "the script's own precision",
+    "bisect": "which modules are to blame",
+    "watch": "where it goes wrong",
+    "timing": "time of a step in each precision",
+    "candidate": "training with the plan",
+}
 """What runs are for, by the label that the report has for them; those of candidates are numbered."""
 
 

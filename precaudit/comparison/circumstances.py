@@ -5,7 +5,6 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from precaudit.model import Report
@@ -48,6 +47,10 @@ def _texts(value: Any) -> list[str]:
     return list(map(str, value)) if isinstance(value, list | tuple) else []
 
 
-READ: Mapping[str, Callable[[Report], str]] = MappingProxyType(
-    {"script": script, "arguments": _arguments, "formats": _formats, "torch": _torch, "verification": _execution}
-)
+READ: Mapping[str, Callable[[Report], str]] = {
+    "script": script,
+    "arguments": _arguments,
+    "formats": _formats,
+    "torch": _torch,
+    "verification": _execution,
+}

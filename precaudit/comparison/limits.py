@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
 
 from tabulate import tabulate
 
@@ -94,19 +93,17 @@ def _one(where: str, value: float | None) -> Iterator[Value]:
         yield where, value
 
 
-LIMITS = MappingProxyType(
-    {
-        "headroom": Limit("factors of two from amax to the planned format's maximum, at least", _headroom, floor=True),
-        "overflow": Limit("share of a tensor's values above the planned format, at most", _overflow),
-        "flushed_energy": Limit("share of a tensor's energy flushed in the planned format, at most", _flushed),
-        "nonfinite": Limit("inf and nan values of a tensor in float32, at most", _nonfinite),
-        "float32_share": Limit("share of the layers planned in float32, at most", _float32_share),
-        "predicted_skips": Limit("predicted skipped steps, at most", _predicted_skips),
-        "loss_difference": Limit("upper bound of the relative loss difference, at most", _loss_difference),
-        "tensor_cores": Limit("share of kernel time on native Tensor Cores, at least", _tensor_cores, floor=True),
-        "eligible_flops": Limit("share of FLOPs that Tensor Cores can take, at least", _eligible_flops, floor=True),
-    }
-)
+LIMITS: Mapping[str, Limit] = {
+    "headroom": Limit("factors of two from amax to the planned format's maximum, at least", _headroom, floor=True),
+    "overflow": Limit("share of a tensor's values above the planned format, at most", _overflow),
+    "flushed_energy": Limit("share of a tensor's energy flushed in the planned format, at most", _flushed),
+    "nonfinite": Limit("inf and nan values of a tensor in float32, at most", _nonfinite),
+    "float32_share": Limit("share of the layers planned in float32, at most", _float32_share),
+    "predicted_skips": Limit("predicted skipped steps, at most", _predicted_skips),
+    "loss_difference": Limit("upper bound of the relative loss difference, at most", _loss_difference),
+    "tensor_cores": Limit("share of kernel time on native Tensor Cores, at least", _tensor_cores, floor=True),
+    "eligible_flops": Limit("share of FLOPs that Tensor Cores can take, at least", _eligible_flops, floor=True),
+}
 
 
 def matches_fail_on(report: Report, rules: Sequence[str]) -> tuple[str, ...]:

@@ -20,30 +20,19 @@ whole histograms are never below those of their means, and none passed these tol
 from __future__ import annotations
 
 import math
-from types import MappingProxyType
+from collections.abc import Mapping
 
 from precaudit.model import TensorStats
 
-DISTANCE_TOLERANCE = MappingProxyType(
-    {
-        "weight": 1.5,
-        "activation": 2.0,
-        "weight_grad": 4.0,
-        "activation_grad": 4.0,
-        "update": 4.0,
-        "optimizer_state": 8.0,
-    }
-)
-AMAX_TOLERANCE = MappingProxyType(
-    {
-        "weight": 1.5,
-        "activation": 2.5,
-        "weight_grad": 6.0,
-        "activation_grad": 6.0,
-        "update": 6.0,
-        "optimizer_state": 12.0,
-    }
-)
+# by role: of amax, and of the exponents' distance
+TOLERANCE: Mapping[str, tuple[float, float]] = {
+    "weight": (1.5, 1.5),
+    "activation": (2.5, 2.0),
+    "weight_grad": (6.0, 4.0),
+    "activation_grad": (6.0, 4.0),
+    "update": (6.0, 4.0),
+    "optimizer_state": (12.0, 8.0),
+}
 
 # One value's log2 magnitude has an exponential lower tail: 24 binades below the rest has a chance of 2^-24.
 TAIL = 24.0
@@ -56,14 +45,17 @@ def independent_values(stats: TensorStats, calls: int) -> float:
 
 def amax_noise(role: str, values: float) -> float:
     """All of n values must be small for their maximum to be small, so the tail shrinks n-fold."""
-    return AMAX_TOLERANCE[role] + TAIL / values
+    amax, _ = TOLERANCE[role]
+    return amax + TAIL / values
 
 
 def distance_noise(role: str, values: float) -> float:
     """A mean over n values: its error shrinks with the root of n."""
-    return DISTANCE_TOLERANCE[role] + TAIL / math.sqrt(values)
+    _, distance = TOLERANCE[role]
+    return distance + TAIL / math.sqrt(values)
 
 
 def amin_noise(role: str) -> float:
     """The smallest of n values sits in the tail whatever n is."""
-    return AMAX_TOLERANCE[role] + TAIL
+    amax, _ = TOLERANCE[role]
+    return amax + TAIL

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from math import prod
-from types import MappingProxyType
 
 from precaudit.execution.policy import category
 from precaudit.finding import finding
@@ -205,17 +204,15 @@ def _recurrent(op: Op) -> Product:
     return Product(2.0 * steps * sum(map(prod, matrices)), dims, reduces=steps > 1)
 
 
-_PRODUCTS: Mapping[str, Callable[[Op], Product]] = MappingProxyType(
-    {
-        "linear": _linear,
-        **dict.fromkeys(("matmul", "mm", "bmm", "mv", "linalg_matmul"), partial(_gemm, 0)),
-        **dict.fromkeys(("addmm", "baddbmm", "addbmm", "addmv"), partial(_gemm, 1)),
-        **dict.fromkeys(("conv1d", "conv2d", "conv3d"), _convolution),
-        "conv_tbc": _convolution_tbc,
-        "bilinear": _bilinear,
-        **dict.fromkeys(("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), _transposed_convolution),
-        **dict.fromkeys(("grouped_mm", "_grouped_mm"), _grouped),
-        "scaled_dot_product_attention": _attention,
-        **dict.fromkeys(("lstm", "gru", "rnn_tanh", "rnn_relu"), _recurrent),
-    }
-)
+_PRODUCTS: Mapping[str, Callable[[Op], Product]] = {
+    "linear": _linear,
+    **dict.fromkeys(("matmul", "mm", "bmm", "mv", "linalg_matmul"), partial(_gemm, 0)),
+    **dict.fromkeys(("addmm", "baddbmm", "addbmm", "addmv"), partial(_gemm, 1)),
+    **dict.fromkeys(("conv1d", "conv2d", "conv3d"), _convolution),
+    "conv_tbc": _convolution_tbc,
+    "bilinear": _bilinear,
+    **dict.fromkeys(("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), _transposed_convolution),
+    **dict.fromkeys(("grouped_mm", "_grouped_mm"), _grouped),
+    "scaled_dot_product_attention": _attention,
+    **dict.fromkeys(("lstm", "gru", "rnn_tanh", "rnn_relu"), _recurrent),
+}

@@ -7,26 +7,23 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from math import prod
-from types import MappingProxyType
 from typing import Any
 
 from precaudit.tensorcores.sizes import Product, attention, convolution, gemm
 
 Shape = tuple[int, ...]
 
-OPERAND_TYPES = MappingProxyType(
-    {
-        "float": "fp32",
-        "double": "fp64",
-        "c10::BFloat16": "bf16",
-        "c10::Half": "fp16",
-        "c10::Float8_e4m3fn": "fp8",
-        "c10::Float8_e5m2": "fp8",
-        "c10::Float4_e2m1fn_x2": "fp4",
-        "signed char": "int8",
-        "unsigned char": "int8",
-    }
-)
+OPERAND_TYPES: Mapping[str, str] = {
+    "float": "fp32",
+    "double": "fp64",
+    "c10::BFloat16": "bf16",
+    "c10::Half": "fp16",
+    "c10::Float8_e4m3fn": "fp8",
+    "c10::Float8_e5m2": "fp8",
+    "c10::Float4_e2m1fn_x2": "fp4",
+    "signed char": "int8",
+    "unsigned char": "int8",
+}
 
 
 @dataclass(frozen=True)
@@ -179,34 +176,30 @@ def _named(names: str, reader: Reader) -> dict[str, Reader]:
     return {f"aten::{name}": reader for name in names.split()}
 
 
-SHAPED: Mapping[str, Reader] = MappingProxyType(
-    {
-        **_named("mm bmm _scaled_mm _scaled_mm_v2 _int_mm", partial(_gemm, 0)),
-        **_named("addmm addmm_ baddbmm baddbmm_ _addmm_activation", partial(_gemm, 1)),
-        **_named("_grouped_mm _scaled_grouped_mm _scaled_grouped_mm_v2", _grouped),
-        "aten::cudnn_convolution": partial(_convolution, 2, 3, 4),
-        "aten::cudnn_convolution_relu": partial(_convolution, 4, 3, 5),
-        "aten::cudnn_convolution_add_relu": partial(_convolution, 6, 5, 7),
-        "aten::miopen_convolution": partial(_convolution, 3, 4, 5),
-        "aten::_conv_depthwise2d": partial(_convolution, 5, 4, 6),
-        "aten::conv_depthwise3d": partial(_convolution, 5, 4, 6),
-        "aten::cudnn_convolution_transpose": partial(_transposed_convolution, 6),
-        "aten::miopen_convolution_transpose": partial(_transposed_convolution, 7),
-        "aten::convolution_backward": _convolution_backward,
-        "aten::_flash_attention_forward": partial(_attention, 0, 8),
-        "aten::_flash_attention_backward": partial(_attention, 1, 11, backward=True),
-        "aten::_efficient_attention_forward": partial(_attention, 0, 9),
-        "aten::_efficient_attention_backward": partial(_attention, 1, 14, backward=True),
-        "aten::_scaled_dot_product_cudnn_attention": partial(_attention, 0, 6, heads_first=True),
-        "aten::_scaled_dot_product_cudnn_attention_backward": partial(
-            _attention, 1, 14, heads_first=True, backward=True
-        ),
-        "aten::_cudnn_attention_forward": partial(_attention, 0, 10, heads_first=True),
-        "aten::_cudnn_attention_backward": partial(_attention, 1, 14, heads_first=True, backward=True),
-        "flash_attn::_flash_attn_forward": partial(_attention, 0, 5),
-        "flash_attn::_flash_attn_backward": partial(_attention, 1, 11, backward=True),
-    }
-)
+SHAPED: Mapping[str, Reader] = {
+    **_named("mm bmm _scaled_mm _scaled_mm_v2 _int_mm", partial(_gemm, 0)),
+    **_named("addmm addmm_ baddbmm baddbmm_ _addmm_activation", partial(_gemm, 1)),
+    **_named("_grouped_mm _scaled_grouped_mm _scaled_grouped_mm_v2", _grouped),
+    "aten::cudnn_convolution": partial(_convolution, 2, 3, 4),
+    "aten::cudnn_convolution_relu": partial(_convolution, 4, 3, 5),
+    "aten::cudnn_convolution_add_relu": partial(_convolution, 6, 5, 7),
+    "aten::miopen_convolution": partial(_convolution, 3, 4, 5),
+    "aten::_conv_depthwise2d": partial(_convolution, 5, 4, 6),
+    "aten::conv_depthwise3d": partial(_convolution, 5, 4, 6),
+    "aten::cudnn_convolution_transpose": partial(_transposed_convolution, 6),
+    "aten::miopen_convolution_transpose": partial(_transposed_convolution, 7),
+    "aten::convolution_backward": _convolution_backward,
+    "aten::_flash_attention_forward": partial(_attention, 0, 8),
+    "aten::_flash_attention_backward": partial(_attention, 1, 11, backward=True),
+    "aten::_efficient_attention_forward": partial(_attention, 0, 9),
+    "aten::_efficient_attention_backward": partial(_attention, 1, 14, backward=True),
+    "aten::_scaled_dot_product_cudnn_attention": partial(_attention, 0, 6, heads_first=True),
+    "aten::_scaled_dot_product_cudnn_attention_backward": partial(_attention, 1, 14, heads_first=True, backward=True),
+    "aten::_cudnn_attention_forward": partial(_attention, 0, 10, heads_first=True),
+    "aten::_cudnn_attention_backward": partial(_attention, 1, 14, heads_first=True, backward=True),
+    "flash_attn::_flash_attn_forward": partial(_attention, 0, 5),
+    "flash_attn::_flash_attn_backward": partial(_attention, 1, 11, backward=True),
+}
 
 
 def _numbers(text: str, count: int) -> list[int]:

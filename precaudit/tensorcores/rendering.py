@@ -7,7 +7,6 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from precaudit import __version__
@@ -26,14 +25,12 @@ BAR = 24
 WORTH_SAYING = 0.01
 LONGEST_NAME = 160  # in a page
 KERNELS, LAYERS = 200, 100
-MEANING = MappingProxyType(
-    {
-        "native": "Tensor Cores, newest instructions",
-        "legacy": "Tensor Cores, older and slower ones",
-        "none": "no Tensor Cores; copies need none",
-        "unknown": "their names don't tell",
-    }
-)
+MEANING: Mapping[str, str] = {
+    "native": "Tensor Cores, newest instructions",
+    "legacy": "Tensor Cores, older and slower ones",
+    "none": "no Tensor Cores; copies need none",
+    "unknown": "their names don't tell",
+}
 
 
 @dataclass(frozen=True)
@@ -239,9 +236,12 @@ def render_json(analysis: Analysis) -> str:
     return json.dumps(to_json(mapping), indent=1) + "\n"
 
 
-RENDERERS: Mapping[str, Callable[[Analysis], str]] = MappingProxyType(
-    {"json": render_json, "html": render_html, "markdown": render_markdown, "terminal": render_terminal}
-)
+RENDERERS: Mapping[str, Callable[[Analysis], str]] = {
+    "json": render_json,
+    "html": render_html,
+    "markdown": render_markdown,
+    "terminal": render_terminal,
+}
 
 
 def renderer(path: Path) -> Callable[[Analysis], str]:
