@@ -71,11 +71,35 @@ def scaler_for(plan: Plan | None) -> LossScaler | None:
     return LossScaler(plan.loss_scale) if plan is not None and plan.loss_scale.mode != "none" else None
 
 
-class LossScaler(TrainingListener):
+class Scaling(TrainingListener):
+    """Multiplies losses by `scale`, and can withhold gradients from a step of an optimizer, which skips it."""
+
+    def __init__(self, scale: float) -> None:
+        self.scale = scale
+        self._withheld: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def backward_starts(self, roots: Sequence[torch.Tensor], gradients: list[Any]) -> list[Any]:
+        return [
+            torch.full_like(root, self.scale) if gradient is None else gradient * self.scale
+            for root, gradient in zip(roots, gradients, strict=True)
+        ]
+
+    def withhold(self, parameters: Iterable[torch.Tensor]) -> None:
+        self._withheld = [(parameter, parameter.grad) for parameter in parameters if parameter.grad is not None]
+        for parameter, _ in self._withheld:
+            parameter.grad = None
+
+    def step_ended(self, optimizer: Any) -> None:
+        for parameter, gradient in self._withheld:
+            parameter.grad = gradient
+        self._withheld = []
+
+
+class LossScaler(Scaling):
     """Applies `settings` like `torch.amp.GradScaler`: halve at a skip, double after `growth_interval` good steps."""
 
     def __init__(self, settings: LossScale) -> None:
-        self.scale = settings.init_scale or 1.0
+        super().__init__(settings.init_scale or 1.0)
         self.skipped: list[int] = []
         self.scales: list[float] = []
         self._interval = settings.growth_interval if settings.mode == "dynamic" else None
@@ -89,17 +113,13 @@ class LossScaler(TrainingListener):
         self._taken: list[tuple[torch.Tensor, torch.Tensor]] = []
         self._bad: dict[int, tuple[torch.Tensor, torch.Tensor | None]] = {}
         self._met: dict[int, torch.Tensor] = {}
-        self._withheld: list[tuple[torch.Tensor, torch.Tensor]] = []
         self._nested = 0
 
     def backward_starts(self, roots: Sequence[torch.Tensor], gradients: list[Any]) -> list[Any]:
         self.remove()
         self._nested = 0
         self._unscale(leaves_of(roots))
-        return [
-            torch.full_like(root, self.scale) if gradient is None else gradient * self.scale
-            for root, gradient in zip(roots, gradients, strict=True)
-        ]
+        return super().backward_starts(roots, gradients)
 
     def backward_nested(self, roots: Sequence[torch.Tensor]) -> None:
         """The inputs of a checkpointed part are leaves there, whose scaled gradients go on into the enclosing pass."""
@@ -171,11 +191,9 @@ class LossScaler(TrainingListener):
             parameters = parameters_of(optimizer)
             skip = any(self._is_bad(p) for p in parameters)
             if skip:
-                self._withheld = [(p, p.grad) for p in parameters if p.grad is not None]
+                self.withhold(parameters)
             for parameter in parameters:
                 self._bad.pop(id(parameter), None)
-                if skip:
-                    parameter.grad = None
         self._met.clear()
         self._skips = self._skips or skip
 
@@ -189,9 +207,7 @@ class LossScaler(TrainingListener):
             self.scale = min(self.scale * 2, _LARGEST)
 
     def step_ended(self, optimizer: Any) -> None:
-        for parameter, gradient in self._withheld:
-            parameter.grad = gradient
-        self._withheld = []
+        super().step_ended(optimizer)
         if optimizer is None:
             self._bad.clear()
 

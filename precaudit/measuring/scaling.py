@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 
-from precaudit.instrument.events import TrainingListener
+from precaudit.execution.loss_scaling import Scaling
+from precaudit.instrument.events import parameters_of
 
 
-class FusedScaler(TrainingListener):
+class FusedScaler(Scaling):
     """Scales the loss, unscales just before the optimizer's step, and skips steps with non-finite gradients.
 
     The script doesn't know, so that its own changes of gradients (clipping) see scaled ones: fine for timing, but for
@@ -19,27 +20,16 @@ class FusedScaler(TrainingListener):
 
     def __init__(self, scale: float, parameters: Callable[[], Iterable[torch.Tensor]]) -> None:
         """`parameters` are the parameters to unscale where the script has no optimizer."""
-        self.scale = scale
+        super().__init__(scale)
         self.skipped = 0
         self._parameters = parameters
-        self._withheld: list[tuple[torch.Tensor, torch.Tensor]] = []
-
-    def backward_starts(self, roots: Sequence[torch.Tensor], gradients: list[Any]) -> list[Any]:
-        return [
-            torch.full_like(root, self.scale) if gradient is None else gradient * self.scale
-            for root, gradient in zip(roots, gradients, strict=True)
-        ]
 
     def step_starts(self, optimizer: Any) -> None:
-        groups = optimizer.param_groups if optimizer is not None else [{"params": self._parameters()}]
-        owned = [(p, p.grad) for group in groups for p in group["params"] if p.grad is not None]
-        if not owned or not self._overflowed([gradient for _, gradient in owned]):
-            return
-        self.scale = max(self.scale / 2, 1.0)
-        self.skipped += 1
-        self._withheld = owned
-        for parameter, _ in owned:
-            parameter.grad = None
+        parameters = list(self._parameters()) if optimizer is None else parameters_of(optimizer)
+        if self._overflowed([parameter.grad for parameter in parameters if parameter.grad is not None]):
+            self.scale = max(self.scale / 2, 1.0)
+            self.skipped += 1
+            self.withhold(parameters)
 
     def _overflowed(self, gradients: Sequence[torch.Tensor]) -> bool:
         places: dict[tuple[torch.device, torch.dtype], list[torch.Tensor]] = {}
@@ -52,8 +42,3 @@ class FusedScaler(TrainingListener):
             torch._amp_foreach_non_finite_check_and_unscale_(alike, flag, inverse)
             found.append(flag)
         return any(flag.item() for flag in found)
-
-    def step_ended(self, optimizer: Any) -> None:
-        for parameter, gradient in self._withheld:
-            parameter.grad = gradient
-        self._withheld = []
