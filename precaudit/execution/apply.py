@@ -302,7 +302,7 @@ def _hooks(model: nn.Module) -> Iterator[tuple[dict[int, Any], int, object]]:
                 yield hooks, key, getattr(hook.func, "__self__", None) if isinstance(hook, partial) else None
 
 
-def fit_plan(model: nn.Module, plan: Plan, name: str = "") -> Plan:
+def fit_plan(model: nn.Module, plan: Plan, name: str) -> Plan:
     """The part of a plan that is about `model`, by the model's own names; PrecauditError where it names others, or may
     be one of several parts."""
     own = set(fqns_of(model).values())

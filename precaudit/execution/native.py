@@ -54,9 +54,7 @@ class ScopeMode(OperationMode):
 
     __torch_function__ = torch.compiler.disable(OperationMode.__torch_function__)
 
-    def __init__(
-        self, scope: ScopeFormat, device: str, in_disabled_region: Callable[[], bool] = no_disabled_region
-    ) -> None:
+    def __init__(self, scope: ScopeFormat, device: str, in_disabled_region: Callable[[], bool]) -> None:
         super().__init__()
         self._scope, self._device, self._in_disabled_region = scope, device, in_disabled_region
 

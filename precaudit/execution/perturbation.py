@@ -28,13 +28,13 @@ def rounded_to(format_name: str) -> Change:
     return lambda parameter: round_mantissa(parameter, bits).to(parameter)
 
 
-def jitter(seed: int, relative: float = 0.01) -> Change:
-    """Adds normal noise of `relative` times its rms to every parameter, from a generator of its own."""
+def jitter(seed: int) -> Change:
+    """Adds normal noise of a hundredth of its rms to every parameter, from a generator of its own."""
     generator = torch.Generator().manual_seed(seed)
 
     def change(parameter: torch.Tensor) -> torch.Tensor:
         noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float32)
-        return parameter + relative * parameter.square().mean().sqrt() * noise.to(parameter)
+        return parameter + 0.01 * parameter.square().mean().sqrt() * noise.to(parameter)
 
     return change
 

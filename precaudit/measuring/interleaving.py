@@ -70,9 +70,8 @@ class Cycle:
 class ArmScheduler(TrainingListener):
     """Called after every step, as the last listener, to continue the program."""
 
-    def __init__(self, program: Program, events: TrainingEvents, stop: Stop | None = None) -> None:
-        self.program, self.events = program, events
-        self._stop = stop or Stop()
+    def __init__(self, program: Program, events: TrainingEvents, stop: Stop) -> None:
+        self.program, self.events, self._stop = program, events, stop
         self.names, self.feeding, self.cycle = ModuleNames(), Feeding(), Cycle()
         self.devices: Devices = (CPU,)
         self.running, self.blocks, self.captured = FLOAT32, list[Block](), set[str]()

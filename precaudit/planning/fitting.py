@@ -17,7 +17,7 @@ def fit_names(plan: Plan, own: Collection[str], model: str = "") -> dict[str, st
     return _stripped(plan, fit_prefix(plan, own, model))
 
 
-def fit_prefix(plan: Plan, own: Collection[str], model: str = "") -> str:
+def fit_prefix(plan: Plan, own: Collection[str], model: str) -> str:
     """The prefix that the plan gives to the names of one model's modules (`own`): "", the model's name, or the path of
     another model with the same modules. Of several candidates the one with the most exceptions is chosen: a copy that
     is never trained has none."""

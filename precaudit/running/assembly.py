@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
@@ -86,7 +85,7 @@ class Session:
         watching = self.own_low, self.scaled, by_hand, self.changes, stale
         self.events.listeners = _wanted(self.scaler, self.tracer, probe, *watching, self.optimizers, monitor)
 
-    def end_state(self, spec: RunSpec, seconds: float = math.inf) -> EndState:
+    def end_state(self, spec: RunSpec, seconds: float) -> EndState:
         """Calling the models again may take `seconds`, but at least half a minute is allowed."""
         calls = self.last_calls.calls
         with torch.set_grad_enabled(spec.watch_from is not None):  # the tracer ignores calls without gradients
@@ -104,7 +103,7 @@ class Session:
         where, function = self.functions.running or (self.scopes.raised_in, None)
         return replace(error, raised_in=where, backward_of=function)
 
-    def comparison(self, spec: RunSpec, seconds: float = math.inf) -> PlanComparison | None:
+    def comparison(self, spec: RunSpec, seconds: float) -> PlanComparison | None:
         """What the evaluation of models under the spec's plan needs; None where no low-precision plan is tried."""
         if spec.plan is None or spec.watch_from is not None or not spec.plan.is_low_precision:
             return None

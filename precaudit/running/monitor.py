@@ -57,7 +57,7 @@ class Monitor(TrainingListener, ScopeListener):
         events: TrainingEvents,
         limit: int,
         progress: Callable[[int, float], None],
-        stop: Stop | None = None,
+        stop: Stop,
         patience: float = math.inf,
     ) -> None:
         """`patience` is how many model calls may pass without a step: a script that skips batches with a non-finite
@@ -68,7 +68,7 @@ class Monitor(TrainingListener, ScopeListener):
         self.step_seconds: list[float] = []
         self._events = events
         self._limit = limit
-        self._stop = stop or Stop()
+        self._stop = stop
         self._progress = progress
         self._losses: list[torch.Tensor] = []
         self._of_step: list[torch.Tensor] = []
