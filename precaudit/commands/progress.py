@@ -50,7 +50,7 @@ class RunProgress:
         with self._lock:
             if key not in self._bars:
                 self._bars[key] = self._start(spec)
-            bar = self._bars[key]
+            bar = self._bars[key] if result.partial else self._bars.pop(key)  # a run that is repeated is told again
             if self._forecast is not None:
                 self._forecast.note(spec, result)
             if bar is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -33,6 +34,17 @@ def test_a_run_is_told_once_with_its_purpose_and_when_it_began(capsys, label, au
             progress(spec, RunResult(label, 1, "killed" if steps < 60 else "stopped", steps))
     line = capsys.readouterr().err
     assert re.fullmatch(rf"precaudit: \d+ s: {label}, seed 1: 60 steps{re.escape(purpose)}\n", line)
+
+
+def test_a_run_that_is_repeated_is_told_again(capsys):
+    """Such as the reference of a script that takes fewer steps than it may: its steps are chosen anew."""
+    short = replace(JOB, steps=15)
+    with RunProgress() as progress:
+        for job in (JOB, short):
+            for status in ("killed", "ended"):
+                progress(RunSpec(job, "reference"), RunResult("reference", 0, status, 15))
+    told = capsys.readouterr().err
+    assert [int(steps) for steps in re.findall(r"(\d+) steps", told)] == [60, 15]
 
 
 @pytest.fixture
