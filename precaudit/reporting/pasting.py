@@ -89,7 +89,7 @@ def next_command(report: Report, plan: Path = DEFAULT_PLAN) -> tuple[str, list[s
     subject = ["SCRIPT"] if report.job.get("kind") == "audit" or from_python(report) else script(report)
     if verdict == "pass" and report.plan.is_low_precision:
         return "Next, before you deploy:", ["precaudit", "check", "--plan", _quote(plan), *subject]
-    broken = verdict == "fail" or unsound(report) or unfinished.cut_short(report)
+    broken = verdict == "fail" or unsound(report) or unfinished.needs_mending(report)
     label = "Next, after the fixes:" if broken else "Next:"
     more = {} if broken else what_decides(report)
     options = _options(report, plan) | more

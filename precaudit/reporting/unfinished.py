@@ -32,6 +32,11 @@ def cut_short(report: Report) -> Ending | None:
     return CUT_SHORT.get(str(report.job.get("stopped")))
 
 
+def needs_mending(report: Report) -> bool:
+    """Whether something has to be mended before the same command is given again: nothing after a mere interruption."""
+    return cut_short(report) not in (None, CUT_SHORT["interrupted"])
+
+
 def title(report: Report) -> str | None:
     """The headline; None where the audit came to its end and measured something."""
     ending = cut_short(report)

@@ -36,6 +36,15 @@ def test_next_command_has_more_seeds_or_steps(cause, option):
     assert [part for part in command if part in ("--seeds", "--steps")] == ([option] if option else [])
 
 
+@pytest.mark.parametrize(
+    ("stopped", "when"), [("interrupted", "Next:"), ("failed", "Next, after the fixes:"), ("ended", "Next:")]
+)
+def test_after_an_interruption_there_is_nothing_to_fix(stopped, when):
+    report = report_samples.passing()
+    doubt = replace(report.verification, verdict="not_run")
+    assert pasting.next_command(replace(report, job=report.job | {"stopped": stopped}, verification=doubt))[0] == when
+
+
 def test_the_next_command_is_for_the_same_folder_with_the_same_options():
     report = report_samples.passing()
     job = {**report.job, "options": {"--formats": "float16", "--seeds": "2"}}
