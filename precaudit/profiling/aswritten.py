@@ -133,10 +133,12 @@ def _of_penalty(reference: RunResult, run: RunResult) -> list[Finding]:
 
 
 def _of_nonfinite(reference: RunResult, run: RunResult) -> list[Finding]:
-    """PA307: the operation that makes the loss non-finite, if no operation in low precision did."""
+    """PA307: the operation that makes the loss non-finite, if no operation in low precision did. Where a scaler skips
+    all further steps, that loss belongs to none, and the run is short."""
     lost, seen = diverged(reference.losses, run.losses), {entry["kind"]: entry for entry in seen_in(run)}
+    step = lost.step if lost else len(run.losses)
     made = seen.get("nonfinite")
-    if lost is None or made is None or made["step"] != lost.step or "overflow" in seen:
+    if made is None or made["step"] != step or step >= len(reference.losses) or "overflow" in seen:
         return []
     message = (
         f"{made['op']} makes non-finite values at step {made['step']}, and the loss with them, but not in float32: the "

@@ -206,6 +206,14 @@ def test_non_finite_values_that_float32_does_not_make_explain_a_loss_that_is_los
     assert [each.rule for each in told(lost, low=[{"kind": "nonfinite", **facts, "step": 0}])] == ["PA501"]
 
 
+def test_non_finite_values_explain_a_run_whose_scaler_skips_all_further_steps():
+    """The loss belongs to a step that was never taken."""
+    made = {"kind": "nonfinite", "path": "grpo.py", "line": 39, "op": "truediv", "step": 3}
+    found = told(LOSSES[:3], "ended", low=[made], seen={"grad_scaler": {}})
+    assert [(each.rule, each.op) for each in found] == [("PA501", None), ("PA307", "truediv")]
+    assert "PA307" not in {each.rule for each in told(LOSSES[:5], "ended", low=[made])}  # it went on
+
+
 def test_gradients_that_overflow_explain_a_script_that_strays():
     facts = {"path": "train.py", "line": 8, "fqn": "body.0", "dtype": "float16", "step": 0, "scale": 2.0**20}
     _, cause = told(tuple(2 * loss for loss in LOSSES), low=[{"kind": "lost", **facts}, absorbed("crf", 0.6)])
