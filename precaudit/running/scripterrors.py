@@ -8,7 +8,7 @@ from pathlib import Path
 
 import precaudit
 from precaudit.errors import PrecauditError
-from precaudit.instrument import events, scopes
+from precaudit.instrument import events, patches, scopes
 from precaudit.instrument.torchfunction import RAISED_BY
 from precaudit.model import Location
 from precaudit.running.job import INTERNAL, ScriptError
@@ -31,8 +31,10 @@ def internal_error(error: BaseException) -> ScriptError:
 
 
 def _is_ours(error: BaseException) -> bool:
-    """Whether a listener raised it. Only `events` and `scopes` call listeners, and these call no code of the script."""
-    files = [frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__)]
+    """Whether a listener raised it. Only `events` and `scopes` call listeners, and these call no code of the script;
+    frames of `patches` only pass calls on."""
+    walked = (frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__))
+    files = [file for file in walked if file != patches.__file__]
     return any(
         caller in _DISPATCHERS and called.startswith(_PACKAGE) and called not in _DISPATCHERS
         for caller, called in pairwise(files)

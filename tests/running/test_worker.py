@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from precaudit.errors import PrecauditError
 from precaudit.execution.apply import apply
 from precaudit.execution.loss_scaling import LossScaler
+from precaudit.instrument.events import TrainingEvents
 from precaudit.model import LossScale, Plan
 from precaudit.running import endstate
 from precaudit.running.job import INTERNAL, Job, RunResult, RunSpec
@@ -118,6 +119,16 @@ def test_a_failure_of_a_listener_is_no_failure_of_the_script(monkeypatch):
 def test_a_failure_of_a_scope_s_listener_is_no_failure_of_the_script(monkeypatch):
     monkeypatch.setattr(endstate, "_samples", lambda own: {}["missing"])
     assert run(spec(), train).error.type == INTERNAL
+
+
+def test_error_that_passes_two_observers_is_the_scripts():
+    """As where the script audits its training itself."""
+
+    def code():
+        with TrainingEvents().installed():
+            torch.ones(1).backward()
+
+    assert run(spec(), code).error.type == "RuntimeError"
 
 
 def test_a_script_s_failure_is_told_even_where_its_tensors_cannot_be_read_any_more(monkeypatch):
