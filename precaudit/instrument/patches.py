@@ -63,7 +63,12 @@ def ignoring_original(function: Callable[..., Any]) -> Around:
 def _calling(around: Around, original: Any) -> Any:
     @wraps(original)
     def function(*args: Any, **kwargs: Any) -> Any:
-        return around(original, *args, **kwargs)
+        try:
+            return around(original, *args, **kwargs)
+        except TypeError as error:
+            if error.__traceback__ is None or error.__traceback__.tb_next is not None:
+                raise
+        return original(*args, **kwargs)  # its arguments are wrong: torch says how
 
     return function
 

@@ -54,6 +54,11 @@ def test_listeners_may_replace_gradients():
     assert torch.equal(weight.grad, torch.full((3,), 10.0))
 
 
+def test_wrong_arguments_raise_the_error_of_torch():
+    with recorded(), pytest.raises(TypeError, match=r"^backward\(\) got an unexpected keyword argument 'wrong'"):
+        torch.autograd.backward(wrong=1)
+
+
 def test_nested_backward_is_one_backward():
     class Inner(torch.autograd.Function):
         @staticmethod
