@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from precaudit.model import Difference, Plan, Repair, Trial, Verification
 from precaudit.profiling.audit import Audit, Runner, require_same_start
 from precaudit.profiling.repairs import Promotion, find_repair
+from precaudit.reporting.endings import TWIN
 from precaudit.running.job import RunResult, RunSpec
 from precaudit.verification.equivalence import needs_more
 from precaudit.verification.statistics import typical_loss
@@ -17,7 +18,7 @@ from precaudit.verification.verdict import Judgement, Runs, judge, screened
 MAX_ROUNDS = 3
 _ROUNDED = 0.5
 """A larger relative difference of the first losses means a different start rather than rounding."""
-WATCH, TWIN = "watch", "reference-perturbed"
+WATCH = "watch"
 Replan = Callable[[dict[tuple[str, str], tuple[str, str]]], Plan]
 
 

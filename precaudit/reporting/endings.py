@@ -6,7 +6,7 @@ from statistics import fmean
 
 from precaudit.model import Verification
 
-AS_WRITTEN = "as-written"
+AS_WRITTEN, TWIN = "as-written", "reference-perturbed"
 
 
 def last_tried(v: Verification) -> str | None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from statistics import fmean
 
 from precaudit.model import Cause, Report, Verification
+from precaudit.reporting.endings import TWIN, ended, last_tried
 from precaudit.reporting.facts import own_format
+from precaudit.reporting.moreseeds import AFFORDABLE, seeds_needed
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,7 @@ DOUBLE = Undecided(
     "Build the model and its data in float32 first, see that it still learns, and profile again.",
 )
 
-_TOO_MANY_SEEDS = 100
+_FEWEST_SEEDS = 8
 
 
 def undecided(report: Report) -> Undecided:
@@ -59,32 +63,49 @@ def undecided(report: Report) -> Undecided:
     cause = report.verification.cause or "noise"
     if cause == "float32" and report.job.get("stopped") == "ended":
         return ENDED
-    if cause == "noise" and (needed := _seeds_needed(report.verification)) > _TOO_MANY_SEEDS:
-        return _chaotic(needed)
+    if cause == "noise" and (needed := seeds_needed(report.verification)):
+        return _noisy(needed) if needed < AFFORDABLE else _chaotic(report.verification, needed)
     return DOUBLE if cause == "unchanged" and own_format(report) == "float64" else UNDECIDED[cause]
 
 
-def _chaotic(seeds: float) -> Undecided:
+def _noisy(seeds: int) -> Undecided:
+    meaning = (
+        "the difference may be one that is allowed or a larger one. If the plan is as good as float32, "
+        f"{seeds} seeds will most likely show it."
+    )
+    return replace(UNDECIDED["noise"], meaning=meaning)
+
+
+def _chaotic(v: Verification, seeds: float) -> Undecided:
     needed = f"some {float(f'{seeds:.1g}'):,.0f}" if seeds < 1e6 else "millions of"
     return Undecided(
         "these runs scatter so much more than the difference that is allowed that "
-        f"{needed} seeds would be needed to tell.",
+        f"{needed} seeds would be needed even for a plan as good as float32.{_repeated(v)}",
         "Judge by what you train for (a return, an accuracy) over several trainings of your own, with the plan and "
         "without it.",
     )
 
 
-def _seeds_needed(verification: Verification) -> float:
-    """How many seeds it takes to know the difference to within the margin; 0 where its bounds are unknown."""
-    lower, upper, margin = verification.difference.lower, verification.difference.upper, verification.margin
-    if lower is None or upper is None or not margin:
-        return 0.0
-    ratio = (upper - lower) / 2 / margin
-    return len(verification.seeds) * ratio * ratio
+def _repeated(v: Verification) -> str:
+    """How far single runs end from float32: under the plan, and in float32 itself."""
+    own, planned = (
+        [ended(v, trial.plan, trial.seed) for trial in v.trials if trial.plan == label]
+        for label in (TWIN, last_tried(v))
+    )
+    if not own or not planned or not all(map(math.isfinite, (*own, *planned))):
+        return ""
+    return (
+        f" Float32 ends {_rms(own):.1%} away from itself (rms) where its initial weights are rounded once; the plan "
+        f"ends {_rms(planned):.1%} away."
+    )
+
+
+def _rms(values: Sequence[float]) -> float:
+    return math.sqrt(fmean(value * value for value in values))
 
 
 def more_seeds(report: Report) -> int:
-    return max(8, 2 * len(report.verification.seeds))
+    return seeds_needed(report.verification) or _FEWEST_SEEDS
 
 
 def more_steps(report: Report) -> int:

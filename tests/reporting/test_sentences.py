@@ -8,7 +8,7 @@ import pytest
 import report_samples
 
 from precaudit.finding import USE_THE_PLAN, finding
-from precaudit.model import Difference, Location, OpFormat, Plan, Repair, Verification
+from precaudit.model import Difference, Location, OpFormat, Plan, Repair, Trial, Verification
 from precaudit.reporting import pasting, planned, render
 from precaudit.reporting.actions import actions
 from precaudit.reporting.facts import settled
@@ -47,11 +47,37 @@ def test_using_the_plan_is_said_once():
 def test_seeds_are_not_asked_for_where_no_number_of_them_would_decide():
     report = report_samples.passing()
     doubt = replace(report.verification, verdict="inconclusive", cause="noise", margin=0.01, seeds=tuple(range(8)))
-    for reach, asked in ((0.03, True), (0.9, False)):
+    for reach, asked in ((0.02, True), (0.9, False)):
         scattered = replace(doubt, difference=Difference(0.0, -reach, reach))
         text = " ".join(actions(replace(report, verification=scattered)))
         assert ("--seeds" in text) is asked
         assert ("--seeds" in what_decides(replace(report, verification=scattered))) is asked
+
+
+def test_where_seeds_would_not_do_the_runs_own_scatter_is_told():
+    report = report_samples.passing()
+    curves = {"reference": (0.0, 0.0), "reference-perturbed": (0.3, 0.4), "candidate-1": (0.5, -1.2)}
+    trials = tuple(
+        Trial(seed, label, (2.0, 10 + 10 * off, 10 + 10 * off), 0, scale=10.0)
+        for label, ends in curves.items()
+        for seed, off in enumerate(ends)
+    )
+    doubt = replace(
+        report.verification,
+        verdict="inconclusive",
+        cause="noise",
+        margin=0.01,
+        seeds=(0, 1),
+        trials=trials,
+        compared=(2, 3),
+        difference=Difference(-0.35, -9.0, 8.3),
+    )
+    scattered = replace(report, verification=doubt)
+    text = headline(scattered).details[0]
+    assert "Float32 ends 35.4% away from itself" in text
+    assert "the plan ends 91.9% away" in text
+    alone = replace(doubt, trials=tuple(each for each in trials if each.plan != "reference-perturbed"))
+    assert "away from itself" not in headline(replace(report, verification=alone)).details[0]
 
 
 @pytest.mark.parametrize("verdict", ["pass", "fail", "screened", "not_run"])
