@@ -11,7 +11,7 @@ from precaudit.profiling.audit import Audit, Runner, require_same_start
 from precaudit.profiling.repairs import Promotion, find_repair
 from precaudit.reporting.endings import TWIN
 from precaudit.running.job import RunResult, RunSpec
-from precaudit.verification.equivalence import needs_more
+from precaudit.verification.equivalence import LOOKS, needs_more
 from precaudit.verification.statistics import typical_loss
 from precaudit.verification.verdict import Judgement, Runs, judge, screened
 
@@ -60,14 +60,15 @@ class Trials:
         return results
 
     def extend(self, label: str, plan: Plan, seeds: Sequence[int], candidates: dict[int, RunResult]) -> None:
-        """Run pairs for more seeds, and float32 twins for those of the first look, again for each new format."""
+        """Run pairs for more seeds, and float32 twins for those of the first look (eight at most), again for each new
+        format."""
         if self.rounded_to != plan.narrowest:
             self.rounded_to = plan.narrowest
             self.twins.clear()
         missing = [seed for seed in seeds if seed not in self.references]
         specs = [self.spec("reference", seed) for seed in missing]
         specs += [self.spec(label, seed, plan) for seed in seeds]
-        twinned = [] if self.twins else sorted({0, *seeds})
+        twinned = [] if self.twins else sorted({0, *seeds})[: LOOKS[-1]]
         twins = [replace(self.spec(TWIN, seed), perturbed=self.rounded_to) for seed in twinned]
         results = self.run([*twins, *specs])
         self.twins.update(zip(twinned, results, strict=False))

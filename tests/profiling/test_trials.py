@@ -10,6 +10,7 @@ from precaudit.profiling.audit import Audit
 from precaudit.profiling.trials import TWIN, Trials, _needs_repair, verify
 from precaudit.running.job import Job, RunResult, RunSpec
 from precaudit.tracing.records import Trace
+from precaudit.verification.equivalence import LOOKS
 from precaudit.verification.verdict import Runs, judge
 
 
@@ -36,6 +37,15 @@ def test_float32_is_perturbed_anew_when_a_repair_changes_the_plan_s_narrowest_fo
     twins = [(spec.perturbed, spec.seed) for spec in runner.specs if spec.label == TWIN]
     assert twins == [(name, seed) for name in ("float8_e4m3", "bfloat16") for seed in (0, 1, 2)]
     assert sorted(trials.twins) == [0, 1, 2]
+
+
+def test_many_seeds_take_no_more_twins_than_the_looks_have_pairs():
+    runner, reference = Noting(), RunResult("reference", 0, "stopped")
+    trials = Trials(Audit(Job("script", "train.py", (), ".", 10), reference, Trace()), runner, {0: reference})
+    trials.extend("candidate", Plan(default="bfloat16"), range(1, 40), candidates := {})
+    assert sorted(trials.twins) == list(range(LOOKS[-1]))
+    assert sorted(candidates) == list(range(1, 40))
+    assert sorted(trials.references) == list(range(40))
 
 
 def test_runs_under_a_plan_wait_for_a_step_as_long_as_float32s_tell():
