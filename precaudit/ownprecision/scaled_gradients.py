@@ -3,7 +3,7 @@ optimizer steps on gradients that are still scaled."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -30,6 +30,7 @@ class ScaledGradients(TrainingListener):
 
     - `unscaled_loss`: a loss that was never scaled, whose gradients the scaler unscales nevertheless.
     - `clips_scaled`, `steps_scaled`: clipping, or an optimizer's own step, on gradients that are still scaled.
+      `steps_again`: its own step on gradients that the scaler's has used.
     - `adds_scaled`: a scaled loss adds to gradients that are already unscaled. `unscaled_before`: a scaler steps on
       gradients that arrived after it had unscaled others.
     - `scales_twice`: a loss computed from a scaled one is scaled. `other_scaler`: another scaler unscales than the one
@@ -42,6 +43,7 @@ class ScaledGradients(TrainingListener):
         self._names, self._settings = names, settings
         self._kinds: dict[int, dict[str, Location | None]] = {}
         self._written: dict[int, Written] = {}
+        self._used: dict[int, Written] = {}
         self._scalers: dict[int, Any] = {}
         self._unscaled: set[int] = set()
         self._called: set[tuple[Any, int]] = set()
@@ -120,7 +122,9 @@ class ScaledGradients(TrainingListener):
         """`step` unscales what `unscale_` has not, once between two updates."""
         if (scaler, id(optimizer)) in self._called and "adds_scaled" not in self._settings:
             self._note(parameters_of(optimizer), _SCALED, "unscaled_before", type(optimizer).__name__)
-        return self._unscaling(original, scaler, optimizer, *args, **kwargs)
+        result = self._unscaling(original, scaler, optimizer, *args, **kwargs)
+        self._used |= _gradients(parameters_of(optimizer))
+        return result
 
     def _updating(self, original: Callable[..., None], scaler: Any, *args: Any, **kwargs: Any) -> None:
         self._called = {(each, number) for each, number in self._called if each is not scaler}
@@ -144,6 +148,7 @@ class ScaledGradients(TrainingListener):
         multiplied = any("Mul" in type(root.grad_fn).__name__ for root in roots)
         self._by_hand = factors or (self._asked and multiplied)
         self._arrived = None
+        self._used = {}
         self._written = _gradients(self._trained())
         for parameter in self._trained():
             if parameter.grad is None or not bool(stored(parameter.grad).any()):
@@ -168,7 +173,10 @@ class ScaledGradients(TrainingListener):
 
     def step_starts(self, optimizer: Any) -> None:
         if optimizer is not None and not self._in_scaler:
-            self._note_scaled(parameters_of(optimizer), "steps_scaled", type(optimizer).__name__)
+            function = type(optimizer).__name__
+            self._note_scaled(parameters_of(optimizer), "steps_scaled", function)
+            if self._concerned and any(_is_untouched(p, self._used) for p in parameters_of(optimizer)):
+                self._settings.setdefault("steps_again", {**line_of(script_location()), "function": function})
 
     def step_ended(self, optimizer: Any) -> None:
         if optimizer is not None:
@@ -182,8 +190,7 @@ class ScaledGradients(TrainingListener):
         return (p for model in self._names.models.values() for p in model.parameters() if p.requires_grad)
 
     def _untouched(self, parameter: torch.Tensor) -> bool:
-        known, gradient = self._written.get(id(parameter)), parameter.grad
-        return known is not None and gradient is known[0] and gradient._version == known[1]
+        return _is_untouched(parameter, self._written)
 
     def _changed(self, parameter: torch.Tensor) -> bool:
         """Whether the gradient was written to or replaced since the backward pass."""
@@ -220,6 +227,11 @@ def _is_made_of_scaled(loss: torch.Tensor) -> bool:
         known.add(node)
         waiting += [before for before, _ in node.next_functions]
     return False
+
+
+def _is_untouched(parameter: torch.Tensor, written: Mapping[int, Written]) -> bool:
+    known, gradient = written.get(id(parameter)), parameter.grad
+    return known is not None and gradient is known[0] and gradient._version == known[1]
 
 
 def _gradients(parameters: Iterable[torch.Tensor]) -> dict[int, Written]:

@@ -36,6 +36,12 @@ CERTAIN: Mapping[str, _Texts] = MappingProxyType(
             "overflow: neither scaler.unscale_ nor scaler.step was called",
             "call scaler.step(optimizer) instead of optimizer.step()",
         ),
+        "steps_again": _Texts(
+            "PA504",
+            "{function} steps here on the gradients that scaler.step has stepped on: every step is taken twice, and "
+            "this one also where the scaler skips its own, because a gradient is inf or nan",
+            "call scaler.step(optimizer) alone, without optimizer.step()",
+        ),
         "adds_scaled": _Texts(
             "PA506",
             "the backward pass of a scaled loss adds to gradients that scaler.unscale_ has unscaled already: the "

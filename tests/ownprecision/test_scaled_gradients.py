@@ -88,6 +88,30 @@ def test_step_on_scaled_gradients_is_recorded():
     assert "steps_scaled" not in own
 
 
+def test_a_step_beside_the_scalers_is_noted():
+    """The line of a loop without a scaler, left in: it steps where the scaler skips."""
+    twice = in_turn(scaled, scaled, lambda scaler, optimizer: (scaler.step(optimizer), optimizer.step()))
+    noted = settings(twice)["steps_again"]
+    assert (noted["path"], noted["function"]) == (__file__, "SGD")
+
+
+@pytest.mark.parametrize("to_none", [True, False])
+def test_an_own_step_on_other_gradients_than_the_scalers_is_not_noted(to_none):
+    """Of another optimizer, and of a loss that is not scaled, in turn with one that is."""
+
+    def train(scaler, optimizers, losses):
+        scaled(scaler, losses[0]).backward(retain_graph=True)
+        scaler.step(optimizers[1])
+        scaler.unscale_(optimizers[0])
+        optimizers[0].step()
+        scaler.update()
+        optimizers[1].zero_grad(set_to_none=to_none)
+        sum(parameter.square().sum() for parameter in parameters_of(optimizers[1])).backward()
+        optimizers[1].step()
+
+    assert "steps_again" not in settings(train)
+
+
 def parameters_of(optimizer):
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 

@@ -416,6 +416,13 @@ def test_an_unscaled_loss_is_told_with_its_line():
         assert said in found.message
 
 
+def test_a_second_step_on_the_scalers_gradients_is_an_error_though_the_script_trains_like_float32():
+    noted = {"steps_again": {"path": "train.py", "line": 30, "function": "SGD", "mixed": False}}
+    reference = RunResult("reference", 0, "stopped", len(LOSSES), losses=LOSSES, baseline=noted)
+    (found,) = of_as_written(Audit(Job("script", "train.py", (), ".", 80), reference, Trace()), Verification("pass"))
+    assert (found.rule, found.severity, found.location) == ("PA504", "error", Location("train.py", 30))
+
+
 def test_gradients_scaled_after_unscaling_are_the_error_that_an_overflow_follows_from():
     noted = {"adds_scaled": {"path": "train.py", "line": 30}}
     reference = RunResult("reference", 0, "stopped", len(LOSSES), losses=LOSSES, baseline=noted)
