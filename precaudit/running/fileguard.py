@@ -9,6 +9,7 @@ memory, or opened by native code) are not detected, nor are changes by programs 
 
 from __future__ import annotations
 
+import fcntl
 import functools
 import hashlib
 import importlib
@@ -22,7 +23,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -127,10 +128,22 @@ class FileGuard:
             return False
         owned = found is not None and found.st_ctime < self._began
         if owned or (self.training if made is None else made):
-            first = self._claim(path, owned)
-            if first and owned:
-                (keep or _link)(path, self._note(path).with_suffix(_KEPT))
+            with self._alone():
+                if self._claim(path, owned) and owned:
+                    (keep or _link)(path, self._note(path).with_suffix(_KEPT))
         return owned
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Other runs wait: one that found the file claimed would change it before it is set aside."""
+        self._store.mkdir(parents=True, exist_ok=True)
+        folder = os.open(self._store, os.O_RDONLY)
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX)
+            yield
+        finally:
+            fcntl.flock(folder, fcntl.LOCK_UN)  # a process forked in the meantime has the folder open too
+            os.close(folder)
 
     def _note(self, path: str) -> Path:
         """The note on a file that runs have touched: its path and origin, then the ids of these runs."""
@@ -138,7 +151,6 @@ class FileGuard:
 
     def _claim(self, path: str, owned: bool) -> bool:
         """Note the file; returns whether no run has touched it before."""
-        self._store.mkdir(parents=True, exist_ok=True)
         note = self._note(path)
         if not note.exists():
             self._registry.refuse(note, path)

@@ -4,6 +4,8 @@ import json
 import subprocess
 import sys
 import textwrap
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import pytest
 
@@ -183,6 +185,29 @@ def test_a_note_cut_short_is_of_a_run_that_had_changed_nothing(tmp_path, text):
     (store / ("0" * 64)).write_text(text)
     restore(store)
     assert not store.exists()
+
+
+def test_file_is_set_aside_before_another_run_may_change_it(place):
+    first = """
+        import time
+        from precaudit.running import fileguard
+        def slow(path, kept, move=fileguard._move):
+            Path("claimed").touch()
+            time.sleep(0.5)
+            move(path, kept)
+        fileguard._move = slow
+        Path("best.txt").write_text("first")
+    """
+    second = """
+        import time
+        while not Path("claimed").exists():
+            time.sleep(0.01)
+        Path("best.txt").write_text("second")
+    """
+    with ThreadPoolExecutor() as pool:
+        store, _ = pool.map(partial(heard, place), (first, second))
+    restore(store)
+    assert (place / "best.txt").read_text() == "three days of work"
 
 
 SCRIPT = """
