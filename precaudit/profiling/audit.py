@@ -10,7 +10,7 @@ from typing import Protocol
 
 from precaudit.errors import ExitCode, PrecauditError
 from precaudit.model import Execution, Plan
-from precaudit.planning.budget import GradientError, LostGradients, gradient_error
+from precaudit.planning.budget import GradientError, LostGradients, gradient_error, lost_gradients
 from precaudit.planning.planner import Choices, build_plan
 from precaudit.planning.rules import Ban, aliased_values, bans
 from precaudit.profiling.reference import in_float32
@@ -169,7 +169,20 @@ def _with_probes(audit: Audit, plan: Schedule, probed: tuple[str, ...], runner: 
     audit = replace(audit, replay=replay)
     if not audit.starts_alike:
         return audit  # the gradients are for other weights or another batch, so they can't be compared
-    return replace(audit, errors=errors)
+    return _with_tried(replace(audit, errors=errors), plan, probed, runner)
+
+
+def _with_tried(audit: Audit, plan: Schedule, probed: tuple[str, ...], runner: Runner) -> Audit:
+    """The audit with a warning in the place of an error where an operation loses its result, and the gradient hardly
+    changes with it in the format: the difference between two iterates that tells when to stop, say."""
+    lossy = [ban for ban in audit.bans if ban.rule == "PA106" and ban.format in probed and ban.value != math.inf]
+    if not lossy:
+        return audit
+    others = tuple(ban for ban in audit.bans if ban not in lossy)
+    tried = _replay(replace(audit, bans=others), plan, probed, runner)
+    kept = _without_harm(_gradient_errors(plan, probed, tried)) if tried.finished else set()
+    harmless = {name for name in kept if not lost_gradients(name, tried.differences)}
+    return replace(audit, bans=tuple(_as_tried(ban, harmless) if ban in lossy else ban for ban in audit.bans))
 
 
 def _gradient_errors(plan: Schedule, probed: tuple[str, ...], replay: RunResult) -> tuple[GradientError, ...]:

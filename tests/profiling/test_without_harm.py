@@ -1,12 +1,17 @@
 """The formats in which values alias, and the gradient hardly shows it."""
 
 import math
+import os
 
 import pytest
+import torch
+from in_process import InProcess
+from torch import nn
 
 from precaudit.planning.budget import GradientError
 from precaudit.planning.rules import Ban
-from precaudit.profiling.audit import _as_tried, _without_harm
+from precaudit.profiling.audit import _as_tried, _without_harm, run_audit
+from precaudit.running.job import Job
 
 
 def error(label, rho=0.001, snr=1e4, bias=0.01):
@@ -31,3 +36,35 @@ def test_at_no_time_is_a_gradient_over_budget_or_lost(late, expected):
 def test_what_was_tried_without_harm_is_no_error():
     ban = Ban("PA101", "attention", "sub", "float16", "error", "sub reaches 8e+04", "", "other")
     assert [_as_tried(ban, harmless).severity for harmless in ({"float16"}, {"bfloat16"})] == ["warning", "error"]
+
+
+class Near(nn.Module):
+    """The difference of two values close together, which bfloat16 loses, is watched or used."""
+
+    def __init__(self, used):
+        super().__init__()
+        self.body, self.head, self.used = nn.Linear(16, 32), nn.Linear(32, 4), used
+
+    def forward(self, x):
+        hidden = self.body(x).tanh()
+        gap = hidden * 1.003 - hidden
+        if not self.used and float(gap.detach().norm()) == 0:
+            raise RuntimeError("it stands still")
+        return self.head(hidden + 300 * gap if self.used else hidden)
+
+
+@pytest.mark.parametrize(("used", "severity"), [(False, "warning"), (True, "error")])
+def test_an_operation_that_loses_its_result_is_an_error_only_if_the_gradient_shows_it(used, severity, tmp_path):
+    def code():
+        torch.manual_seed(0)
+        model = Near(used)
+        optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+        while True:
+            x = torch.randn(64, 16)
+            optimizer.zero_grad()
+            (model(x) - x[:, :4].tanh()).square().mean().backward()
+            optimizer.step()
+
+    job = Job("script", "train.py", (), os.getcwd(), 16)
+    audit = run_audit(job, ("bfloat16", "float32"), "emulated", InProcess(code), str(tmp_path))
+    assert {(ban.rule, ban.op, ban.severity) for ban in audit.bans} == {("PA106", "sub", severity)}
