@@ -139,10 +139,12 @@ class FileGuard:
         self._store.mkdir(parents=True, exist_ok=True)
         folder = os.open(self._store, os.O_RDONLY)
         try:
-            fcntl.flock(folder, fcntl.LOCK_EX)
+            with suppress(OSError):  # a file system without locks
+                fcntl.flock(folder, fcntl.LOCK_EX)
             yield
         finally:
-            fcntl.flock(folder, fcntl.LOCK_UN)  # a process forked in the meantime has the folder open too
+            with suppress(OSError):
+                fcntl.flock(folder, fcntl.LOCK_UN)  # a process forked in the meantime has the folder open too
             os.close(folder)
 
     def _note(self, path: str) -> Path:
