@@ -32,6 +32,8 @@ PROBE_HEADROOM = 2.0
 """Probes measure rounding, not overflow, so they scale the loss by an octave less than training would."""
 SAME_START = 1e-4
 """Limit for the relative difference between the first losses of two float32 runs of one seed."""
+SAME_BATCH = 1e-3
+"""The same limit in later steps: rounding in earlier ones leaves traces in averages and memories."""
 _FEWEST = 10
 _NARROW = ("bfloat16", "float16", "float8_e4m3", "float8_e5m2")
 
@@ -45,6 +47,8 @@ class Audit:
     - `culprit`: where that is one module, its operation that is to blame.
     - `execution`: how plans run on the script's device.
     - `lost`: modules whose own gradients are wrong in a format that is within budget.
+    - `strayed`: the first step in float32 whose loss was another one than the reference's, as probed steps before it
+      had other results.
     """
 
     job: Job
@@ -59,6 +63,7 @@ class Audit:
     culprit: str | None = None
     execution: Execution = "emulated"
     lost: tuple[LostGradients, ...] = ()
+    strayed: int | None = None
 
     @property
     def complete(self) -> bool:
@@ -169,7 +174,32 @@ def _with_probes(audit: Audit, plan: Schedule, probed: tuple[str, ...], runner: 
     audit = replace(audit, replay=replay)
     if not audit.starts_alike:
         return audit  # the gradients are for other weights or another batch, so they can't be compared
-    return _with_tried(replace(audit, errors=errors), plan, probed, runner)
+    audit, plan = _until_it_strays(audit, plan)
+    return _with_tried(replace(audit, errors=_gradient_errors(plan, probed, replay)), plan, probed, runner)
+
+
+def _until_it_strays(audit: Audit, plan: Schedule) -> tuple[Audit, Schedule]:
+    """The audit and the schedule without the phases in which batches may be others than in the reference: a script that
+    draws them by what its model answered, as in prioritized replay, strays once steps were probed."""
+    assert audit.replay is not None
+    assert audit.replay_spec is not None
+    probed = {step for steps in plan.probed.values() for step in steps}
+    pairs = enumerate(zip(audit.reference.losses, audit.replay.losses, strict=False))
+    other = (step for step, (a, b) in pairs if step not in probed and abs(b - a) > SAME_BATCH * abs(a))
+    strayed = next(other, None)
+    if strayed is None:
+        return audit, plan
+    kept = {phase: steps for phase, steps in plan.probed.items() if max(steps) + 1 < strayed}
+    plan = replace(plan, probed=kept)
+    labels = tuple(f"@{phase}" for phase in kept)
+    return replace(
+        audit,
+        strayed=strayed,
+        replay=replace(
+            audit.replay, differences=tuple(d for d in audit.replay.differences if d.label.endswith(labels))
+        ),
+        replay_spec=replace(audit.replay_spec, probe_save=audit.replay_spec.probe_save & plan.saved),
+    ), plan
 
 
 def _with_tried(audit: Audit, plan: Schedule, probed: tuple[str, ...], runner: Runner) -> Audit:

@@ -62,6 +62,11 @@ def _notes(job: Job, settings: Settings, audit: Audit) -> list[str]:
             f"{run.losses[0]:.4g}: runs may differ for other reasons than the plan. Seed every random generator that "
             "the script uses, and don't let it resume from what an earlier run saved"
         )
+    if audit.strayed is not None:
+        notes.append(
+            f"after steps in low precision, float32 had another loss at step {audit.strayed} than before: the script "
+            "seems to draw its batches by what its models answered. Gradients are compared up to there only"
+        )
     return notes
 
 

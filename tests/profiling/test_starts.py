@@ -2,6 +2,7 @@
 
 import copy
 
+import pytest
 import torch
 from torch import nn
 
@@ -22,7 +23,7 @@ def loss(model, batch):
     return nn.functional.mse_loss(model(batch[0]), batch[1])
 
 
-def profiled(build):
+def profiled(build, batches=batches, loss=loss):
     settings = {"steps": 16, "quick": True, "formats": ["bfloat16"]}
     report = precaudit.profile(
         build, batches, loss, build_optimizer=lambda m: torch.optim.SGD(m.parameters(), 0.05), **settings
@@ -78,3 +79,30 @@ def test_where_the_first_run_prepares_what_later_ones_find_all_are_compared():
     report, notes = profiled(build)
     assert notes == []
     assert report.job["gradient_errors"]
+
+
+@pytest.mark.parametrize(
+    ("since", "compared"), [(0, []), (6, ["bfloat16@init"]), (16, ["bfloat16@init", "bfloat16@late"])]
+)
+def test_gradients_are_compared_until_a_probed_step_changed_the_next_batches(since, compared):
+    """From step `since` on, the model's last answer decides what is drawn next, as in prioritized replay."""
+    answers = []
+
+    def build():
+        answers.clear()
+        return build_model()
+
+    def drawn():
+        for step, batch in enumerate(batches()):
+            if step > since:
+                torch.manual_seed(answers[-1].view(torch.int32).sum().item())
+            yield batch
+
+    def remembered(model, batch):
+        answers.append(model(batch[0]).detach().float())
+        return loss(model, batch)
+
+    report = profiled(build, drawn, remembered)[0]
+    assert [each["probe"] for each in report.job["gradient_errors"]] == compared
+    assert any("another loss" in note for note in report.job["notes"]) is (since < 16)
+    assert "PA201" not in {finding.rule for finding in report.findings}
