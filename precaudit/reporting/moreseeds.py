@@ -42,6 +42,6 @@ def _chance(mean: float, deviation: float, done: int, pairs: int) -> float:
 
 
 def _quantile(pairs: int) -> float:
-    """Student's, by the expansion of Cornish and Fisher."""
-    z, freedom = NormalDist().inv_cdf(_LEVEL), max(1, pairs - 1)
-    return z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
+    from scipy import stats  # takes half a second, and is needed where a verdict is open alone
+
+    return float(stats.t.ppf(_LEVEL, max(1, pairs - 1)))
