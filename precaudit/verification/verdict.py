@@ -112,7 +112,7 @@ def _compare_losses(runs: Runs, pairs: Sequence[Pair], checked: tuple[Gate, ...]
     assert whole.margin is not None
     if whole.window and all(_same_values(*pair, whole.window) for pair in pairs):
         return _unchanged("every loss that is compared", checked)
-    guard = _learned([reference for reference, _ in pairs], whole.margin)
+    guard = _learned([reference for reference, _ in pairs], min(whole.margin, statistics.NOISE_LIMIT))
     gates_ = (*checked, Gate("the reference learned", guard.passed, guard.detail))
     places = _places(pairs)
     for place in places:
