@@ -3,8 +3,9 @@
 Files that a run overwrites, renames or removes are set aside first, and files that it creates once it trains
 (checkpoints, logs) are noted; when no run is left, `restore` restores the former and removes the latter. So every run
 begins with the same files, and the user's checkpoints survive. Files created before training, such as a prepared or
-downloaded dataset, stay: creating them again would cost every run. Files changed in place (appended to, mapped into
-memory, or opened by native code) are not detected, nor are changes by programs that the script starts.
+downloaded dataset, stay where the first run creates them: creating them again would cost every run. Files changed in
+place (appended to, mapped into memory, or opened by native code) are not detected, nor are changes by programs that the
+script starts.
 """
 
 from __future__ import annotations

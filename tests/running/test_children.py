@@ -119,6 +119,29 @@ def test_runs_of_a_script_that_listens_at_a_port_take_turns(tmp_path):
     assert [(run.status, run.steps) for run in runs] == [("stopped", 8)] * 3, runs[0].error
 
 
+LOGGING = """
+import os, pathlib, torch
+pathlib.Path("prepared").touch()
+pathlib.Path(f"events-{os.getpid()}").touch()
+model = torch.nn.Linear(4, 1)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+while True:
+    model(torch.ones(1, 4)).sum().backward()
+    optimizer.step()
+"""
+
+
+def test_of_what_runs_create_before_training_only_the_first_ones_stays(tmp_path):
+    (tmp_path / "train.py").write_text(LOGGING)
+    job = Job("script", str(tmp_path / "train.py"), (), str(tmp_path), 4)
+    runner = ChildRunner(tmp_path / "script.log")
+    runner(RunSpec(job, "reference", audited=frozenset({0})))
+    first = sorted(path.name for path in tmp_path.iterdir())
+    assert [name.partition("-")[0] for name in first] == ["events", "prepared", "script.log", "train.py"]
+    assert all(run.finished for run in runner.many([RunSpec(job, "candidate-1", seed) for seed in (0, 1)]))
+    assert sorted(path.name for path in tmp_path.iterdir()) == first
+
+
 LARGE = """
 import os, pathlib, time, torch
 mine = pathlib.Path(f"running-{os.getpid()}")
@@ -167,9 +190,10 @@ def test_runs_beside_each_other_begin_with_different_gpus(gpus, seen, tmp_path, 
     (tmp_path / "train.py").write_text(SEEING)
     job = Job("script", str(tmp_path / "train.py"), (), str(tmp_path), 8)
     runner = ChildRunner(tmp_path / "script.log", parallel=2, gpus=gpus)
-    runner.many([RunSpec(job, "reference")] * 2)
+    spec = RunSpec(job, "reference", audited=frozenset({0}))
+    runner.many([spec] * 2)
     assert sorted(path.read_text() for path in tmp_path.glob("gpus-*")) == seen
-    runner(RunSpec(job, "alone"))
+    runner(spec)
     assert sorted(path.read_text() for path in tmp_path.glob("gpus-*")) == sorted([*seen, seen[0]])
 
 

@@ -33,7 +33,7 @@ def test_files_of_earlier_runs_are_recognized(tmp_path):
     (tmp_path / "scale.txt").write_text("2.0")
     runner = ChildRunner(tmp_path / "script.log")
     job = Job("script", str(tmp_path / "train.py"), (), str(tmp_path), 3)
-    first, second = (runner(RunSpec(job, "reference")) for _ in range(2))
+    first, second = runner(RunSpec(job, "reference", audited=frozenset({0}))), runner(RunSpec(job, "replay"))
     assert (first.status, first.stale_files) == ("stopped", ())
     assert second.stale_files == (str(tmp_path / "prepared.pt"),)
     with pytest.raises(PrecauditError, match=r"prepared\.pt"):
