@@ -163,14 +163,12 @@ def _with_probes(audit: Audit, plan: Schedule, probed: tuple[str, ...], runner: 
     show other half results than the float32 trace, the rules are applied again and the gradients probed anew."""
     assert audit.replay_spec is not None
     replay = _replay(audit, plan, probed, runner)
-    errors = _gradient_errors(plan, probed, replay)
-    harmless = _without_harm(errors)
+    harmless = _without_harm(_gradient_errors(plan, probed, replay))
     trace = audit.trace.with_half_results(replay.half_results)
     shown = [ban for ban in bans(trace, audit.replay_spec.formats) if ban not in audit.bans]
     if more := [*(_as_tried(ban, harmless) for ban in shown), *aliased_values(trace, replay.aliased, harmless)]:
         audit = replace(audit, trace=trace, bans=(*audit.bans, *more))
         replay = _replay(audit, plan, probed, runner)
-        errors = _gradient_errors(plan, probed, replay)
     audit = replace(audit, replay=replay)
     if not audit.starts_alike:
         return audit  # the gradients are for other weights or another batch, so they can't be compared
@@ -206,7 +204,7 @@ def _with_tried(audit: Audit, plan: Schedule, probed: tuple[str, ...], runner: R
     """The audit with a warning in the place of an error where an operation loses its result, and the gradient hardly
     changes with it in the format: the difference between two iterates that tells when to stop, say."""
     lossy = [ban for ban in audit.bans if ban.rule == "PA106" and ban.format in probed and ban.value != math.inf]
-    if not lossy:
+    if not lossy or not plan.probed:
         return audit
     others = tuple(ban for ban in audit.bans if ban not in lossy)
     tried = _replay(replace(audit, bans=others), plan, probed, runner)
