@@ -5,10 +5,11 @@ from __future__ import annotations
 import time
 
 from precaudit.profiling.settings import Settings
+from precaudit.reporting.endings import TWIN
 from precaudit.running.job import RunResult, RunSpec
 
 _ONCE = ("reference", "replay", "timing")
-_PER_SEED = ("candidate", "reference", "reference-perturbed")
+_PER_SEED = ("candidate", "reference", TWIN)
 
 
 class Forecast:
@@ -41,7 +42,7 @@ class Forecast:
 
 def _expected(pairs: int) -> set[tuple[str, int]]:
     compared = {(label, seed) for seed in range(pairs) for label in _PER_SEED}
-    single = {("reference-perturbed", 0)} if pairs == 1 else set()
+    single = {(TWIN, 0)} if pairs == 1 else set()
     return ({(label, 0) for label in _ONCE} | compared) - single
 
 

@@ -11,14 +11,15 @@ from types import TracebackType
 from tqdm import tqdm
 
 from precaudit.commands.forecast import Forecast
+from precaudit.reporting.endings import AS_WRITTEN, TWIN
 from precaudit.running.job import RunResult, RunSpec
 
 PURPOSES: Mapping[str, str] = {
     "reference": "float32",
-    "reference-perturbed": "float32 from weights rounded once",
+    TWIN: "float32 from weights rounded once",
     "replay": "gradients compared with float32's",
     "alone": "the script without precaudit",
-    "as-written": "the script's own precision",
+    AS_WRITTEN: "the script's own precision",
     "bisect": "which modules are to blame",
     "watch": "where it goes wrong",
     "timing": "time of a step in each precision",
