@@ -8,7 +8,7 @@ from typing import Literal
 from precaudit.model.traced import Location
 
 Verdict = Literal["pass", "fail", "inconclusive", "screened", "not_run"]
-Cause = Literal["noise", "float32", "unchanged", "interrupted"]
+Cause = Literal["noise", "float32", "unchanged", "interrupted", "early"]
 Execution = Literal["native", "emulated"]
 EXECUTIONS = ("auto", "native", "emulated")
 

@@ -42,6 +42,11 @@ UNDECIDED: Mapping[Cause, Undecided] = {
         "the runs were interrupted before they could tell.",
         "Profile again and let the training runs finish.",
     ),
+    "early": Undecided(
+        "a run under the plan has no last steps to compare with float32's, whatever more seeds would show.",
+        "Let the script train for a fixed number of steps (no early stopping, no loss at which it ends), and profile "
+        "again.",
+    ),
 }
 
 ENDED = Undecided(

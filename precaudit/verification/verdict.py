@@ -93,7 +93,7 @@ def judge(runs: Runs, plan: Plan) -> Judgement:
     if early is None or judged.verdict == "inconclusive":
         return judged
     reason = ended_itself(early[1].steps, early[0].steps)
-    return replace(_undecided("inconclusive", reason, checked), cause="noise")
+    return replace(_undecided("inconclusive", reason, checked), cause="early", settled=True)
 
 
 def _ends_early(reference: RunResult, candidate: RunResult) -> bool:
