@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 from precaudit.errors import ExitCode, PrecauditError
-from precaudit.model import Execution, Plan
+from precaudit.model import Execution, Op, Plan
 from precaudit.planning.budget import GradientError, LostGradients, gradient_error, lost_gradients
 from precaudit.planning.planner import Choices, build_plan
 from precaudit.planning.rules import Ban, aliased_values, bans
@@ -60,7 +60,7 @@ class Audit:
     replay: RunResult | None = None
     replay_spec: RunSpec | None = None
     blamed: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    culprit: str | None = None
+    culprit: Op | None = None
     execution: Execution = "emulated"
     lost: tuple[LostGradients, ...] = ()
     strayed: int | None = None

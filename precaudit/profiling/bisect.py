@@ -114,11 +114,13 @@ def contributions(
     return [Contribution(fqn, share * typical) for fqn, share in found]
 
 
-def culprit(spec: RunSpec, plan: Plan, runner: Runner, fqn: str, ops: Sequence[str]) -> str | None:
+def culprit(
+    spec: RunSpec, plan: Plan, runner: Runner, fqn: str, ops: Sequence[str], measure: Measure = of_gradients
+) -> str | None:
     """The operation of a module that, run in float32, takes most of the plan's error away. Of equally good ones that is
     the last: a wide operation frees those behind it, which follow its result."""
     steps, low = _in_pairs(spec.probe_save), _only(plan, _low_modules(plan))
-    full_errors = _errors(spec, runner, dict.fromkeys(steps, low), of_gradients) if steps else {}
+    full_errors = _errors(spec, runner, dict.fromkeys(steps, low), measure) if steps else {}
     if not full_errors:
         return None
     steps = _telling(full_errors)
@@ -126,7 +128,7 @@ def culprit(spec: RunSpec, plan: Plan, runner: Runner, fqn: str, ops: Sequence[s
     def removed(groups: Sequence[Group]) -> dict[Group, float]:
         wide = {group: tuple(OpFormat(fqn, op, "float32") for op in group) for group in groups}
         plans = {group: replace(low, ops=(*low.ops, *more)) for group, more in wide.items()}
-        left = _shares(spec, runner, of_gradients, full_errors, steps, plans)
+        left = _shares(spec, runner, measure, full_errors, steps, plans)
         return {group: max(0.0, 1 - share) for group, share in left.items()}
 
     found = _search(ops, len(steps), removed, lambda group: (-ops.index(group[0]),))

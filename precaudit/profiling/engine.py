@@ -12,13 +12,13 @@ from precaudit import __version__
 from precaudit.errors import ExitCode, PrecauditError
 from precaudit.model import Execution, Finding, Plan, Report, Verification
 from precaudit.planning.budget import lost_gradients
-from precaudit.planning.fitting import format_of
 from precaudit.planning.planner import Choices, build_plan, default_format, fallback, without_loss_scale
 from precaudit.profiling.audit import Audit, Runner, chosen_formats, require_measurable, run_audit
-from precaudit.profiling.bisect import contributions, culprit, of_module
+from precaudit.profiling.bisect import contributions, of_module
 from precaudit.profiling.clock import Clock
+from precaudit.profiling.culprits import culprit_of
 from precaudit.profiling.environment import environment
-from precaudit.profiling.findings import all_findings, roughest
+from precaudit.profiling.findings import all_findings
 from precaudit.profiling.jobfacts import job_facts
 from precaudit.profiling.settings import Settings
 from precaudit.profiling.timing import measure, trained_ops
@@ -166,17 +166,7 @@ def _with_blame(audit: Audit, formats: tuple[str, ...], runner: Runner) -> Audit
     if not found or len(found) * 2 > len(audit.trace.leaves):
         return audit
     audit = replace(audit, blamed={preferred: tuple(item.fqn for item in found)})
-    return replace(audit, culprit=_culprit(audit, plan, found[0].fqn, runner)) if len(found) == 1 else audit
-
-
-def _culprit(audit: Audit, plan: Plan, fqn: str, runner: Runner) -> str | None:
-    """The operation of the one module to blame that is to blame; None where its own error in the format tells."""
-    assert audit.replay_spec is not None
-    own = [op for op in audit.trace.ops if op.fqn == fqn and (op.half or op.category == "lower")]
-    low = [op.op for op in own if format_of(plan, fqn, op.op) == plan.default]
-    if roughest(audit.trace, fqn, plan.default) is not None or not low:
-        return None
-    return low[0] if len(low) == 1 else culprit(audit.replay_spec, plan, runner, fqn, low)
+    return replace(audit, culprit=culprit_of(audit, plan, found[0].fqn, runner)) if len(found) == 1 else audit
 
 
 def _with_lost(audit: Audit, formats: tuple[str, ...], runner: Runner) -> Audit:

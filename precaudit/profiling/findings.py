@@ -15,15 +15,15 @@ from precaudit.planning.planner import default_format
 from precaudit.planning.rules import Ban
 from precaudit.profiling.aswritten import of_as_written
 from precaudit.profiling.audit import Audit
+from precaudit.profiling.culprits import roughest
 from precaudit.profiling.entries import CAP, casts_in, seen_in
 from precaudit.reporting.words import listing
 from precaudit.tracing.ops import CASTS
-from precaudit.tracing.records import ABSORBING, STOPPING, Trace
+from precaudit.tracing.records import STOPPING, Trace
 from precaudit.verification.verdict import OUTSIDE
 
 NARROW = ("float16", "bfloat16")
 _PACE = 0.9
-_ROUGH = 0.1
 _MOVED = "the plan moves it out of float16"
 _STAY = "stay in float32 for this script, or mend what the other findings name"
 _DECORATE = (
@@ -217,14 +217,13 @@ def _over_budget(
     error = min(errors, key=lambda each: each.snr)
     blamed = audit.blamed.get(format_name, ())
     alone = blamed[0] if len(blamed) == 1 else None
-    worst = roughest(audit.trace, alone, format_name) if alone is not None else None
+    worst = audit.culprit if alone is not None else None
     names = listing(name or "the model itself" for name in blamed)
     most = f"; most of the error comes from {names}" if blamed else ""
     if worst is not None:
-        most += f", where {worst.op} alone is off by {worst.local_error[format_name]:.0%} of its result"
-    elif audit.culprit is not None and alone is not None:
-        worst = next(op for op in audit.trace.ops if (op.fqn, op.op) == (alone, audit.culprit))
-        most += f", from its {worst.op}"
+        rough = worst is roughest(audit.trace, worst.fqn, format_name)
+        alone_off = f", where {worst.op} alone is off by {worst.local_error.get(format_name, 0.0):.0%} of its result"
+        most += alone_off if rough else f", from its {worst.op}"
     other = f"use {plan.default} instead, as the plan does" if plan.default != format_name else ""
     allowed = f"{SNR_LIMIT**-0.5:.0%}, {RHO_LIMIT:.0%}, {BIAS_LIMIT:.0%}"
     message = (
@@ -255,14 +254,6 @@ def _in_words(error: GradientError) -> str:
     )
     phase = error.label.partition("@")[2]
     return f"{phase}: by {size} of its size, {noise} of the variance between batches, {bias} in every batch alike"
-
-
-def roughest(trace: Trace, fqn: str, format_name: str) -> Op | None:
-    """The operation of a module that amplifies the rounding of its inputs far more than others, as a difference of
-    large values or the sine of a large angle does. Sums don't count: their error is relative to the smaller addend."""
-    ops = [op for op in trace.ops if op.fqn == fqn and op.op not in ABSORBING]
-    worst = max(ops, key=lambda op: op.local_error.get(format_name, 0.0), default=None)
-    return worst if worst is not None and _ROUGH <= worst.local_error.get(format_name, 0.0) < math.inf else None
 
 
 def _of_loss_scale(audit: Audit, plan: Plan, deviates: bool) -> list[Finding]:

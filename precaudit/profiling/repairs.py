@@ -13,6 +13,7 @@ from precaudit.model import Location, Plan
 from precaudit.planning.fitting import format_of, is_within
 from precaudit.planning.planner import fallback
 from precaudit.profiling.bisect import contributions, of_gradients, of_losses, whole_error
+from precaudit.profiling.culprits import culprit_of
 from precaudit.reporting.words import plural
 from precaudit.running.job import OutputDeviation, RunResult, ScriptError
 from precaudit.tracing.records import Fault, Trace
@@ -268,9 +269,10 @@ def _after_silent_error(trials: Trials, plan: Plan, candidates: Mapping[int, Run
         )
         if math.isinf(item.error):
             much = f"makes a {what} that is not finite"
-        why = f"in {source} it {much}, the most of all modules"
         target = fallback(source, usable) if item.fqn in products else "float32"
-        promotions.append(Promotion(item.fqn, "", source, target, why))
+        op = culprit_of(trials.audit, plan, item.fqn, trials.runner, measure)
+        why = f"in {source} it {much}, the most of all modules{f', from its {op.op}' if op else ''}"
+        promotions.append(Promotion(item.fqn, "", source, target, why, op.location if op else None))
     return promotions
 
 

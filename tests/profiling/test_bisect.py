@@ -4,10 +4,12 @@ from dataclasses import replace
 
 import pytest
 
-from precaudit.model import Plan
+from precaudit.model import Op, Plan
+from precaudit.profiling.audit import Audit
 from precaudit.profiling.bisect import contributions, culprit, of_losses, whole_error
+from precaudit.profiling.culprits import culprit_of
 from precaudit.running.job import Job, RunResult, RunSpec
-from precaudit.tracing.records import GradientDifference
+from precaudit.tracing.records import GradientDifference, Trace
 
 NAMES = tuple("abcdefgh")
 PLAN = Plan("float16", dict.fromkeys(NAMES, "float16"))
@@ -129,6 +131,28 @@ OPERATIONS = ("linear", "matmul", "mul", "exp", "sub")
 def test_the_operation_without_which_the_error_is_gone_is_named(named):
     run = wide_operations(lambda wide: 0.04 * (named not in wide) + 1e-3)
     assert culprit(SPEC, PLAN, run, "c", OPERATIONS) == named
+
+
+@pytest.mark.parametrize(
+    ("ops", "errors", "named"),
+    [
+        (OPERATIONS, {}, "exp"),
+        (OPERATIONS, {"mul": 0.3}, "mul"),
+        (("linear",), {}, "linear"),
+        (("relu",), {}, None),
+    ],
+    ids=["by measuring", "by its own error", "the only one", "none in low precision"],
+)
+def test_a_module_has_one_operation_to_blame_for_its_error(ops, errors, named):
+    trace = Trace(
+        ops=tuple(
+            Op("c", op, 1, "other" if op == "relu" else "lower", None, (), local_error={"float16": errors.get(op, 0.0)})
+            for op in ops
+        )
+    )
+    audit = Audit(SPEC.job, RunResult("reference", 0, "stopped"), trace, replay_spec=SPEC)
+    found = culprit_of(audit, PLAN, "c", wide_operations(lambda wide: 0.04 * ("exp" not in wide) + 1e-3))
+    assert (found and found.op) == named
 
 
 def test_of_operations_in_a_chain_the_last_whose_mending_helps_is_named():

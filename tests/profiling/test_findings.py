@@ -20,6 +20,7 @@ from precaudit.model import (
 from precaudit.planning.budget import GradientError
 from precaudit.planning.rules import Ban
 from precaudit.profiling.audit import Audit
+from precaudit.profiling.culprits import roughest
 from precaudit.profiling.findings import all_findings
 from precaudit.reporting.facts import settled
 from precaudit.running.job import Job, RunResult
@@ -211,7 +212,9 @@ def test_a_format_over_budget_is_blamed_on_the_operation_that_errs_by_far_most(e
     reference = RunResult("reference", 0, "stopped", 2, losses=(1.0, 0.9))
     over, blamed = (GradientError("bfloat16@init", 0.5, 1.0, 0.5, 3),), {"bfloat16": ("conv",)}
     job = Job("script", "train.py", (), ".", 2)
-    audit = Audit(job, reference, Trace(ops=ops), errors=over, blamed=blamed)
+    trace = Trace(ops=ops)
+    culprit = roughest(trace, "conv", "bfloat16")
+    audit = Audit(job, reference, trace, errors=over, blamed=blamed, culprit=culprit)
     (found,) = all_findings(audit, Plan("bfloat16", {"conv": "float32"}), Verification("pass", "emulated"))
     assert (found.rule, found.fqn, found.op, found.location and found.location.line) == ("PA201", "conv", named, line)
     assert found.suggestion == "keep conv out of bfloat16, as the plan does"
@@ -224,7 +227,7 @@ def test_a_format_over_budget_names_the_operation_that_was_found_by_measuring():
     reference = RunResult("reference", 0, "stopped", 2, losses=(1.0, 0.9))
     over, blamed = (GradientError("bfloat16@init", 0.5, 1.0, 0.5, 3),), {"bfloat16": ("knn",)}
     job = Job("script", "train.py", (), ".", 2)
-    audit = Audit(job, reference, Trace(ops=ops), errors=over, blamed=blamed, culprit="matmul")
+    audit = Audit(job, reference, Trace(ops=ops), errors=over, blamed=blamed, culprit=product)
     (found,) = all_findings(audit, Plan("bfloat16", {"knn": "float32"}), Verification("pass", "emulated"))
     assert (found.fqn, found.op, found.location) == ("knn", "matmul", place)
     assert found.message.endswith("most of the error comes from knn, from its matmul")

@@ -252,13 +252,17 @@ def test_a_product_that_makes_the_error_has_tf32_before_float32(monkeypatch, for
     """Straight to float32 the last low module was gone, and tf32 never tried."""
     job, run = Job("script", "train.py", (), ".", 10), RunResult("reference", 0, "stopped", 10, losses=(1.0,) * 10)
     spec = RunSpec(job, "replay", formats=formats)
-    audit = Audit(job, run, TRACE, replay=run, replay_spec=spec)
+    place = Location("train.py", 12)
+    trace = replace(TRACE, ops=tuple(replace(op, location=place) for op in TRACE.ops))
+    audit = Audit(job, run, trace, replay=run, replay_spec=spec)
     found = [Contribution("block.lin", 0.04), Contribution("other", 0.02)]
     monkeypatch.setattr(repairs, "contributions", lambda *_: found)
     monkeypatch.setattr(repairs, "whole_error", lambda *_: 0.0)
     plan = Plan("bfloat16", {"block.lin": "bfloat16", "other": "bfloat16"})
     promotions = _after_silent_error(Trials(audit, lambda spec: run, {0: run}), plan, {0: run})
     assert [(each.fqn, each.target) for each in promotions] == [("block.lin", target), ("other", "float32")]
+    assert promotions[0].why.endswith("the most of all modules, from its linear")
+    assert [each.location for each in promotions] == [place, None], "nothing was seen in the other one"
 
 
 @pytest.mark.parametrize(("verdict", "blamed"), [("inconclusive", ["block.lin"]), ("fail", ["block.lin", "other"])])
