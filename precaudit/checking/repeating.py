@@ -72,7 +72,7 @@ class Repeater:
     def under(self, module: nn.Module, plan: Plan) -> Run:
         execution = NativePrecision if self.execution == "native" else Emulator
         return lambda call: self._run(
-            module, call, [execution(plan, self.scopes, lambda model: True, self.in_disabled_region)]
+            module, call, [execution(plan, self.scopes, in_disabled_region=self.in_disabled_region)]
         )
 
     def _run(self, module: nn.Module, call: Call, precision: list[ScopeListener]) -> Outputs:

@@ -18,36 +18,17 @@ import torch
 from precaudit.execution import float8
 from precaudit.execution.atomics import SUMS, added_one_by_one, not_in_place
 from precaudit.execution.chains import chained
-from precaudit.execution.formats import FLOAT32, PlanLookup, ScopeFormat
+from precaudit.execution.formats import FLOAT32, PlanExecution, ScopeFormat, every_model, no_disabled_region
 from precaudit.execution.libraries import own_region
 from precaudit.execution.policy import ADDENDS, CONVOLUTIONS, category
 from precaudit.execution.rounding import CASTABLE, HALVES, ROUNDINGS, Rounding, replaced, rounding_for
 from precaudit.instrument.functions import AROUND_BACKWARD
-from precaudit.instrument.scopes import PLANNED, Frame, ScopeListener, Scopes
+from precaudit.instrument.scopes import PLANNED, Frame, Scopes
 from precaudit.instrument.torchfunction import OperationMode, map_tensors, op_name, tensors_in, writes
 from precaudit.model import Plan
 
 _DRAWING = frozenset("randn rand randn_like rand_like normal uniform log_normal cauchy exponential".split())
 _UNIFORM = frozenset("rand rand_like uniform".split())
-
-
-def every_model(module: torch.nn.Module) -> bool:
-    """The default for `covers`: a plan applies to every model."""
-    return True
-
-
-def no_disabled_region() -> bool:
-    """The default for `in_disabled_region`: autocast is never disabled."""
-    return False
-
-
-def begins_plan(frame: Frame, covers: Callable[[torch.nn.Module], bool]) -> bool:
-    """Whether a plan becomes active at this frame: at the outermost covered model (perhaps inside a loss that isn't
-    covered), and where checkpointing recomputes a part of one."""
-    planned = bool(frame.root.data.get(PLANNED))
-    begins = covers(frame.module) if not planned else frame.is_outermost
-    frame.root.data[PLANNED] = planned or begins
-    return begins
 
 
 def to_float32(value: Any) -> Any:
@@ -307,12 +288,8 @@ class _AutocastAsked:
 autocast_asked = _AutocastAsked()
 
 
-class Emulator(ScopeListener):
-    """Emulates the plan inside models' forward passes, and returns float32 to the script.
-
-    `covers` says whether the plan applies to a model, unlike a loss without weights that holds one in a list;
-    `in_disabled_region`, whether the script has opened an autocast region with `enabled=False`.
-    """
+class Emulator(PlanExecution):
+    """Emulates the plan inside models' forward passes, and returns float32 to the script."""
 
     def __init__(
         self,
@@ -321,17 +298,15 @@ class Emulator(ScopeListener):
         covers: Callable[[torch.nn.Module], bool] = every_model,
         in_disabled_region: Callable[[], bool] = no_disabled_region,
     ) -> None:
-        self._lookup = PlanLookup(plan, scopes.modules_of)
+        super().__init__(plan, scopes, covers, in_disabled_region)
         self._scopes = scopes
-        self._covers = covers
-        self._in_disabled_region = in_disabled_region
         self._exact = plan.matmul_precision == "highest"
         self._mode = EmulatedMode(self._scope_format, self._cast_cache, self._exact, in_disabled_region)
 
     def entered(self, frame: Frame) -> None:
         root = frame.root.data
         root.setdefault("casts", {})
-        if begins_plan(frame, self._covers):
+        if self._begins(frame):
             root[AROUND_BACKWARD] = self._around_backward
             frame.data["leave"] = stack = ExitStack()
             stack.enter_context(autocast_asked.by(lambda: not self._in_disabled_region()))

@@ -1,13 +1,16 @@
-"""Looks up the format of a module, and of an operation in it, in a plan."""
+"""What native and emulated execution share: when a plan is active, and the formats of modules and operations in it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
+from torch import nn
+
 from precaudit.instrument.names import ModuleName
+from precaudit.instrument.scopes import PLANNED, Frame, ScopeListener, Scopes
 from precaudit.model import Plan
-from precaudit.planning.fitting import fit_prefix
+from precaudit.planning.fitting import fit_prefix, format_of
 
 
 @dataclass(frozen=True)
@@ -47,15 +50,41 @@ class PlanLookup:
         if name.model not in self._prefixes:
             self._prefixes[name.model] = fit_prefix(self.plan, self._modules_of(name.model), name.model)
         qualified = f"{self._prefixes[name.model]}.{name.fqn}".strip(".")
-        ops, by_row = self._exceptions.get(qualified, {}), self.plan.float8_scaling == "row"
-        for ancestor in (*_ancestors(qualified), ""):
-            if ancestor in self.plan.modules:
-                return ScopeFormat(self.plan.modules[ancestor], ops, by_row)
-        return ScopeFormat(self.plan.default, ops, by_row)
+        ops = self._exceptions.get(qualified, {})
+        return ScopeFormat(format_of(self.plan, qualified), ops, self.plan.float8_scaling == "row")
 
 
-def _ancestors(fqn: str) -> Iterator[str]:
-    """`a.b.c`, `a.b`, `a`: the name and its ancestors, without the root."""
-    while fqn:
-        yield fqn
-        fqn = fqn.rpartition(".")[0]
+def every_model(module: nn.Module) -> bool:
+    """The default for `covers`: a plan applies to every model."""
+    return True
+
+
+def no_disabled_region() -> bool:
+    """The default for `in_disabled_region`: autocast is never disabled."""
+    return False
+
+
+class PlanExecution(ScopeListener):
+    """Runs models' forward passes under a plan.
+
+    `covers` says whether the plan applies to a model, unlike a loss without weights that holds one in a list;
+    `in_disabled_region`, whether the script has opened an autocast region with `enabled=False`.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        scopes: Scopes,
+        covers: Callable[[nn.Module], bool] = every_model,
+        in_disabled_region: Callable[[], bool] = no_disabled_region,
+    ) -> None:
+        self._lookup = PlanLookup(plan, scopes.modules_of)
+        self._covers, self._in_disabled_region = covers, in_disabled_region
+
+    def _begins(self, frame: Frame) -> bool:
+        """Whether the plan becomes active at this frame: at the outermost covered model (perhaps inside a loss that
+        isn't covered), and where checkpointing recomputes a part of one."""
+        planned = bool(frame.root.data.get(PLANNED))
+        begins = self._covers(frame.module) if not planned else frame.is_outermost
+        frame.root.data[PLANNED] = planned or begins
+        return begins

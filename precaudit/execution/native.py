@@ -14,12 +14,12 @@ from typing import Any
 import torch
 
 from precaudit.execution import float8
-from precaudit.execution.emulated import begins_plan, every_model, in_float32, no_disabled_region, to_float32, written
-from precaudit.execution.formats import PlanLookup, ScopeFormat
+from precaudit.execution.emulated import in_float32, to_float32, written
+from precaudit.execution.formats import PlanExecution, ScopeFormat
 from precaudit.execution.libraries import PlanAutocast
 from precaudit.execution.products import tf32
 from precaudit.execution.rounding import FLOAT8_DTYPES, HALF_DTYPES
-from precaudit.instrument.scopes import PLANNED, Frame, ScopeListener, Scopes
+from precaudit.instrument.scopes import PLANNED, Frame
 from precaudit.instrument.torchfunction import OperationMode, tensors_in, writes
 from precaudit.model import Plan
 
@@ -83,22 +83,12 @@ class ScopeMode(OperationMode):
         return in_float32(op, func, args, kwargs)
 
 
-class NativePrecision(ScopeListener):
+class NativePrecision(PlanExecution):
     """Opens an autocast region where a module's format differs from that of its surroundings."""
-
-    def __init__(
-        self,
-        plan: Plan,
-        scopes: Scopes,
-        covers: Callable[[torch.nn.Module], bool] = every_model,
-        in_disabled_region: Callable[[], bool] = no_disabled_region,
-    ) -> None:
-        self._lookup = PlanLookup(plan, scopes.modules_of)
-        self._covers, self._in_disabled_region = covers, in_disabled_region
 
     def entered(self, frame: Frame) -> None:
         root = frame.root.data
-        if begins_plan(frame, self._covers):
+        if self._begins(frame):
             root["formats"], frame.data["outermost"] = [None], True
         if not root.get(PLANNED):
             return

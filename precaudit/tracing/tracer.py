@@ -13,7 +13,7 @@ import torch
 from torch.utils.hooks import unserializable_hook
 
 from precaudit.execution.atomics import not_in_place
-from precaudit.execution.emulated import no_disabled_region
+from precaudit.execution.formats import no_disabled_region
 from precaudit.execution.policy import ACCUMULATING, MASKED, Category, category
 from precaudit.formats import get_format
 from precaudit.histograms import Peak, take_peak
