@@ -5,11 +5,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from precaudit.formats import get_format
-from precaudit.model import Location, Plan
+from precaudit.model import Plan, Repair
 from precaudit.planning.fitting import format_of, is_within
 from precaudit.planning.planner import fallback
 from precaudit.profiling.bisect import contributions, of_gradients, of_losses, whole_error
@@ -28,19 +28,7 @@ _MOST = 3
 _STOPPED = ScriptError("", "the script stopped", "")
 
 
-@dataclass(frozen=True)
-class Promotion:
-    """A module (op '') or an operation in it, and the safer format it gets."""
-
-    fqn: str
-    op: str
-    source: str
-    target: str
-    why: str
-    location: Location | None = None
-
-
-def find_repair(trials: Trials, plan: Plan, candidates: Mapping[int, RunResult]) -> list[Promotion]:
+def find_repair(trials: Trials, plan: Plan, candidates: Mapping[int, RunResult]) -> list[Repair]:
     """The smallest change for the observed failure; empty where nothing is left to change."""
     broken = next((run for run in candidates.values() if not run.finished), None)
     if broken is not None:
@@ -101,7 +89,7 @@ def _watch(trials: Trials, plan: Plan, seed: int, step: int) -> list[Fault]:
     return [fault for fault in faults if (fault.fqn, fault.op) not in legal]
 
 
-def _after_fault(plan: Plan, faults: list[Fault], trace: Trace) -> list[Promotion]:
+def _after_fault(plan: Plan, faults: list[Fault], trace: Trace) -> list[Repair]:
     """The first forward producer that can be changed, else the first gradient, else what is inside of the module."""
     producers = [fault for fault in faults if fault.phase == "forward"] or faults
     for fault in producers:
@@ -112,12 +100,12 @@ def _after_fault(plan: Plan, faults: list[Fault], trace: Trace) -> list[Promotio
     return next((promotions for promotions in inside if promotions), [])
 
 
-def _of_its_type(plan: Plan, first: Promotion, trace: Trace) -> list[Promotion]:
+def _of_its_type(plan: Plan, first: Repair, trace: Trace) -> list[Repair]:
     """Extend the change to all modules of the type once a second one needs it: a failure in the first module hides
     those of later ones, and one per round would use up the rounds. Products are excluded, as nearly all of them are
     fine."""
     sources = {fqn: format_of(plan, fqn, first.op) for fqn in _same_type(first.fqn, trace)}
-    products = {op.fqn for op in trace.ops if op.category == "lower" and first.op in ("", op.op)}
+    products = {op.fqn for op in trace.ops if op.category == "lower" and first.op in (None, op.op)}
     if first.fqn in products or "float32" not in sources.values():
         return []
     why = _as_in(first)
@@ -130,23 +118,23 @@ def _same_type(fqn: str, trace: Trace) -> list[str]:
     return [other for other, kind in types.items() if other != fqn and kind == types.get(fqn)]
 
 
-def _as_in(first: Promotion) -> str:
+def _as_in(first: Repair) -> str:
     return f"it has the same type as {first.fqn}, where {first.why}"
 
 
-def _widened(plan: Plan, fqn: str, op: str | None, why: str, trace: Trace) -> Promotion | None:
+def _widened(plan: Plan, fqn: str, op: str | None, why: str, trace: Trace) -> Repair | None:
     """The operation alone in a module with children; all operations of a module that is a leaf, or where the operation
     is unknown or already wide; None where all of that is float32."""
     leaf = {layer.fqn: layer.leaf for layer in trace.layers}.get(fqn, True)
     kinds = {each.op: each.category for each in trace.ops if each.fqn == fqn}
-    source = format_of(plan, fqn, op or "")
+    source = format_of(plan, fqn, op)
     if op and not leaf and source != "float32" and kinds.get(op) != "fp32":
-        return Promotion(fqn, op, source, _target(source, kinds.get(op, "other"), plan), why)
-    source = format_of(plan, fqn, "")
+        return Repair(fqn, source, _target(source, kinds.get(op, "other"), plan), why, op)
+    source = format_of(plan, fqn)
     if source == "float32":
         return None
     own = {kind for name, kind in kinds.items() if op in (None, name)}
-    return Promotion(fqn, "", source, _target(source, "lower" if own == {"lower"} else "other", plan), why)
+    return Repair(fqn, source, _target(source, "lower" if own == {"lower"} else "other", plan), why)
 
 
 def _target(source: str, category: str, plan: Plan) -> str:
@@ -162,7 +150,7 @@ def _what_happened(fault: Fault) -> str:
     return f"{fault.op} {what} {fault.nonfinite} non-finite {values}{amax} at step {fault.step}{where}"
 
 
-def _after_exception(plan: Plan, error: ScriptError, trace: Trace) -> list[Promotion]:
+def _after_exception(plan: Plan, error: ScriptError, trace: Trace) -> list[Repair]:
     """The operation that raised goes to float32, else the innermost module whose forward raised, or that called the
     custom function whose backward pass did."""
     fqn = _planned_name(error.raised_in, plan)
@@ -180,7 +168,7 @@ def _after_exception(plan: Plan, error: ScriptError, trace: Trace) -> list[Promo
     return [first, *([] if promotion.op else beyond), *_alike(plan, first, op, trace)]
 
 
-def _alike(plan: Plan, first: Promotion, op: str | None, trace: Trace) -> list[Promotion]:
+def _alike(plan: Plan, first: Repair, op: str | None, trace: Trace) -> list[Repair]:
     """The same change for other modules of that type, which would raise too: those that call the operation (unless it
     is a product, as nearly all calls of products succeed) or, if it is unknown, those without products. If it raises
     again, all of them with their contents."""
@@ -195,19 +183,19 @@ def _alike(plan: Plan, first: Promotion, op: str | None, trace: Trace) -> list[P
     return [*(replace(each, target="float32", location=first.location) for each in found), *inside]
 
 
-def _feeding(plan: Plan, fqn: str, op: str | None, why: str, trace: Trace) -> list[Promotion]:
+def _feeding(plan: Plan, fqn: str, op: str | None, why: str, trace: Trace) -> list[Repair]:
     """The module that ran before an operation, which computes the matrix that a decomposition refuses, say."""
     names = [(each.fqn, each.op) for each in trace.ops]
     before = names[: names.index((fqn, op))] if op and (fqn, op) in names else []
     others = [name for name, _ in before if name != fqn]
     source = plan.modules.get(others[-1], "float32") if others else "float32"
-    return [Promotion(others[-1], "", source, "float32", f"it ran last before {why}")] if source != "float32" else []
+    return [Repair(others[-1], source, "float32", f"it ran last before {why}")] if source != "float32" else []
 
 
-def _inside(plan: Plan, fqn: str, why: str) -> list[Promotion]:
+def _inside(plan: Plan, fqn: str, why: str) -> list[Repair]:
     """All low-precision modules inside one that raises on their results."""
     low = {name: source for name, source in plan.modules.items() if source != "float32" and name != fqn}
-    return [Promotion(name, "", source, "float32", why) for name, source in low.items() if is_within(name, fqn)]
+    return [Repair(name, source, "float32", why) for name, source in low.items() if is_within(name, fqn)]
 
 
 def _planned_name(raised_in: str | None, plan: Plan) -> str | None:
@@ -218,32 +206,30 @@ def _planned_name(raised_in: str | None, plan: Plan) -> str | None:
     return qualified if any(is_within(name, qualified) for name in plan.modules) else fqn
 
 
-def _after_stuck(plan: Plan, buffers: Sequence[str]) -> list[Promotion]:
+def _after_stuck(plan: Plan, buffers: Sequence[str]) -> list[Repair]:
     """The modules whose buffers absorb their changes. Only with several models do a plan's names have a model
     prefix."""
-    found: dict[str, Promotion] = {}
+    found: dict[str, Repair] = {}
     for buffer in buffers:
         owner, _, name = buffer.rpartition(".")
         fqn = next((fqn for fqn in (owner, owner.partition(".")[2]) if fqn in plan.modules), None)
         if fqn is not None and plan.modules[fqn] != "float32":
             why = f"its buffer {name} moves less than half as far as in float32"
-            found.setdefault(fqn, Promotion(fqn, "", plan.modules[fqn], "float32", why))
+            found.setdefault(fqn, Repair(fqn, plan.modules[fqn], "float32", why))
     return list(found.values())
 
 
-def _after_wrong_answer(plan: Plan, model: str, far: OutputDeviation) -> list[Promotion]:
+def _after_wrong_answer(plan: Plan, model: str, far: OutputDeviation) -> list[Repair]:
     """The modules that cause a deviation in eval mode, which were determined during the trial."""
     others = plural(len(far.causes) - 1, "other")
     how = f"by {far.error:.1%} in eval mode{f', with {others}' if far.causes[1:] else ''}"
     return [
-        Promotion(
-            fqn, "", plan.modules[fqn], "float32", f"in {plan.modules[fqn]} it makes the outputs of {model} wrong {how}"
-        )
+        Repair(fqn, plan.modules[fqn], "float32", f"in {plan.modules[fqn]} it makes the outputs of {model} wrong {how}")
         for fqn in far.causes
     ]
 
 
-def _after_silent_error(trials: Trials, plan: Plan, candidates: Mapping[int, RunResult]) -> list[Promotion]:
+def _after_silent_error(trials: Trials, plan: Plan, candidates: Mapping[int, RunResult]) -> list[Repair]:
     """The modules whose rounding causes most of the error, measured group by group: of the loss if that is wrong with
     float32's weights, else of the gradient. If the trials are inconclusive and the gradient is as exact as the format
     allows, none is blamed."""
@@ -272,7 +258,7 @@ def _after_silent_error(trials: Trials, plan: Plan, candidates: Mapping[int, Run
         target = fallback(source, usable) if item.fqn in products else "float32"
         op = culprit_of(trials.audit, plan, item.fqn, trials.runner, measure)
         why = f"in {source} it {much}, the most of all modules{f', from its {op.op}' if op else ''}"
-        promotions.append(Promotion(item.fqn, "", source, target, why, op.location if op else None))
+        promotions.append(Repair(item.fqn, source, target, why, location=op.location if op else None))
     return promotions
 
 

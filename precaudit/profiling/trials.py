@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from precaudit.model import Difference, Plan, Repair, Trial, Verification
 from precaudit.profiling.audit import Audit, Runner, require_same_start
-from precaudit.profiling.repairs import Promotion, find_repair
+from precaudit.profiling.repairs import find_repair
 from precaudit.reporting.endings import TWIN
 from precaudit.running.job import RunResult, RunSpec
 from precaudit.verification.equivalence import LOOKS, needs_more
@@ -114,7 +114,8 @@ def verify(
             promotions = find_repair(trials, plan, candidates)
             if not promotions:
                 break
-            plan, repairs = _repaired(plan, promotions, promoted, repairs, replan, round_)
+            promoted |= {(item.fqn, item.op or ""): (item.target, item.why) for item in promotions}
+            plan, repairs = replan(promoted), [*repairs, *(replace(item, round=round_) for item in promotions)]
             if not plan.is_low_precision:
                 break
     except Interrupted:
@@ -130,20 +131,6 @@ def _needs_repair(judgement: Judgement, quick: bool) -> bool:
         return judgement.verdict == "fail"
     mean, margin = judgement.difference.mean, judgement.margin
     return mean is not None and margin is not None and abs(mean) > max(margin, judgement.chance)
-
-
-def _repaired(
-    plan: Plan,
-    promotions: list[Promotion],
-    promoted: dict[tuple[str, str], tuple[str, str]],
-    repairs: list[Repair],
-    replan: Replan,
-    round_: int,
-) -> tuple[Plan, list[Repair]]:
-    for item in promotions:
-        promoted[item.fqn, item.op] = (item.target, item.why)
-    fresh = [Repair(i.fqn, i.source, i.target, i.why, i.op or None, round_, i.location) for i in promotions]
-    return replan(promoted), [*repairs, *fresh]
 
 
 def _trial_round(

@@ -4,12 +4,11 @@ from dataclasses import replace
 
 import pytest
 
-from precaudit.model import Difference, Layer, Location, Op, OpFormat, Plan
+from precaudit.model import Difference, Layer, Location, Op, OpFormat, Plan, Repair
 from precaudit.profiling import repairs
 from precaudit.profiling.audit import Audit
 from precaudit.profiling.bisect import Contribution
 from precaudit.profiling.repairs import (
-    Promotion,
     _after_exception,
     _after_fault,
     _after_silent_error,
@@ -52,7 +51,7 @@ def test_an_operation_between_children_moves_alone():
 @pytest.mark.parametrize(("fqn", "op"), [("block", "matmul"), ("block.lin", "linear")])
 def test_a_product_moves_to_the_next_safer_format(fqn, op):
     (found,) = _after_fault(PLAN, [fault(fqn, op)], TRACE)
-    assert (found.op, found.target) == ("matmul" if fqn == "block" else "", "bfloat16")
+    assert (found.op, found.target) == ("matmul" if fqn == "block" else None, "bfloat16")
 
 
 @pytest.mark.parametrize(
@@ -78,15 +77,15 @@ def test_what_breaks_in_a_second_module_of_a_type_moves_in_all_of_them(op, wide,
 def test_an_operation_that_is_wide_already_takes_its_modules_own_along_and_then_what_is_inside():
     plan = Plan("float16", PLAN.modules, (OpFormat("block", "mul", "float32"),))
     (own,) = _after_fault(plan, [fault("block", "mul")], TRACE)
-    assert (own.fqn, own.op, own.target) == ("block", "", "float32")
+    assert (own.fqn, own.op, own.target) == ("block", None, "float32")
     (inside,) = _after_fault(Plan("float16", {**PLAN.modules, "block": "float32"}), [fault("block", "mul")], TRACE)
-    assert (inside.fqn, inside.op, inside.target) == ("block.lin", "", "float32")
+    assert (inside.fqn, inside.op, inside.target) == ("block.lin", None, "float32")
 
 
 def test_what_autocast_has_in_float32_anyway_is_no_repair_by_itself():
     trace = replace(TRACE, ops=(*TRACE.ops, Op("block", "log", 1, "fp32", None, ())))
     (own,) = _after_fault(PLAN, [fault("block", "log")], trace)
-    assert (own.fqn, own.op, own.target) == ("block", "", "float32")
+    assert (own.fqn, own.op, own.target) == ("block", None, "float32")
 
 
 def test_the_owner_of_a_buffer_that_stands_still_is_widened():
@@ -127,12 +126,12 @@ def test_forward_producers_come_before_gradients():
 def test_the_operation_that_raised_runs_in_float32():
     (found,) = _after_exception(PLAN, raised("block", "index_add", "same dtype expected\nmore"), TRACE)
     why = "index_add raised under the plan: same dtype expected"
-    assert found == Promotion("block", "index_add", "float16", "float32", why, Location("train.py", 9))
+    assert found == Repair("block", "float16", "float32", why, "index_add", location=Location("train.py", 9))
 
 
 def test_without_an_operation_the_module_that_raised():
     (found,) = _after_exception(PLAN, raised("block.lin", None), TRACE)
-    assert (found.fqn, found.op, found.target) == ("block.lin", "", "float32")
+    assert (found.fqn, found.op, found.target) == ("block.lin", None, "float32")
     assert _after_exception(PLAN, ScriptError("", "the script stopped", ""), TRACE) == []
 
 
@@ -172,7 +171,7 @@ def test_leaves_of_the_type_that_raised_go_along_with_their_products():
     ops = [Op(fqn, op, 1, kind, None, ()) for fqn in "ab" for op, kind in (("matmul", "lower"), ("index_add", "other"))]
     trace = Trace(layers=tuple(Layer(fqn, "Conv", 8, 1, ()) for fqn in "ab"), ops=tuple(ops))
     found = _after_exception(Plan("bfloat16", dict.fromkeys("ab", "bfloat16")), raised("a", "index_add"), trace)
-    assert [(each.fqn, each.op, each.target) for each in found] == [("a", "", "float32"), ("b", "", "float32")]
+    assert [(each.fqn, each.op, each.target) for each in found] == [("a", None, "float32"), ("b", None, "float32")]
 
 
 @pytest.mark.parametrize(("op", "parts"), [("matmul", 1), (None, 2)])
@@ -202,7 +201,7 @@ def test_where_no_format_of_its_own_helps_an_operation_what_feeds_it_is_widened_
     plan = Plan("bfloat16", dict.fromkeys(("", "net", "gram", "head"), "bfloat16"))
     plan = replace(plan, ops=(OpFormat("", "cholesky", "float32"),))
     own, feeder = _after_exception(plan, raised("", "cholesky", "no"), trace)
-    assert (own.fqn, own.op, feeder.fqn, feeder.target) == ("", "", "gram", "float32")
+    assert (own.fqn, own.op, feeder.fqn, feeder.target) == ("", None, "gram", "float32")
     assert feeder.why == "it ran last before cholesky raised under the plan: no"
     plan = replace(plan, modules={**plan.modules, "": "float32", "gram": "float32"}, ops=())
     assert [each.fqn for each in _after_exception(plan, raised("", "cholesky"), trace)] == ["net", "head"]
@@ -214,7 +213,7 @@ def test_a_leaf_that_raised_moves_alone_before_what_feeds_it():
     plan = replace(PLAN, modules={**PLAN.modules, "qr": "float16"})
     for expected in ("qr", "block.lin"):
         (found,) = _after_exception(plan, raised("qr", "linalg_qr"), trace)
-        assert (found.fqn, found.op, found.target) == (expected, "", "float32")
+        assert (found.fqn, found.op, found.target) == (expected, None, "float32")
         plan = replace(plan, modules={**plan.modules, expected: "float32"})
     assert _after_exception(plan, raised("qr", "linalg_qr"), trace) == []
 
