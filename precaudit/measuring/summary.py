@@ -8,31 +8,12 @@ from typing import Any
 import numpy as np
 
 from precaudit.measuring.records import ARMS, FLOAT32, Block, Feed, Observation
-from precaudit.reporting.words import plural
+from precaudit.reporting.words import NOT_MEASURED, plural
 
 WARM_ROUNDS = 1
 ENOUGH_ROUNDS = 3
 ENERGY_SECONDS = 1.0  # below, the total's refresh (some ten times a second) is more than a tenth of the window
 QUARTILES = (0.25, 0.75)
-
-UNMEASURED: Mapping[str, Any] = {
-    "gpu": None,
-    "method": "not measured",
-    "step_seconds": dict.fromkeys(ARMS),
-    "step_seconds_quartiles": dict.fromkeys(ARMS),
-    "speedup": dict.fromkeys(ARMS[1:]),
-    "speedup_quartiles": dict.fromkeys(ARMS[1:]),
-    "timed_steps": dict.fromkeys(ARMS),
-    "peak_memory_bytes": dict.fromkeys(ARMS),
-    "energy_joules_per_step": dict.fromkeys(ARMS),
-    "energy_method": "not measured",
-    "tensor_pipe_share": dict.fromkeys(ARMS),
-    "tensor_pipe_share_by_layer": None,
-    "counters_method": "not measured",
-    "data_wait_share": None,
-    "gpu_busy_share": None,
-    "seconds_measuring": None,
-}
 
 
 def steady(blocks: Sequence[Block]) -> list[Block]:
@@ -93,7 +74,6 @@ def performance(found: Observation, gpu: str | None) -> dict[str, Any]:
     medians = {arm: median(values) for arm, values in times.items()}
     joules = {arm: joules_per_step(found.blocks, arm) for arm in ARMS}
     return {
-        **UNMEASURED,
         "gpu": gpu,
         "method": _method(found, blocks),
         "step_seconds": medians,
@@ -143,3 +123,10 @@ def _busy(found: Observation, medians: Mapping[str, float | None]) -> dict[str, 
         if profiled.tensor_cores.measured and taken:
             shares[arm] = min(1.0, profiled.seconds / profiled.steps / taken)
     return shares or None
+
+
+UNMEASURED: Mapping[str, Any] = {
+    **performance(Observation("cpu"), None),
+    **dict.fromkeys(("method", "energy_method", "counters_method"), NOT_MEASURED),
+}
+"""The results without a timed run."""
