@@ -6,8 +6,7 @@ from precaudit.checking import story
 from precaudit.checking.records import CheckReport
 from precaudit.checking.terminal import HARD_LABELS
 from precaudit.reporting.grouped import grouped, unshown
-from precaudit.reporting.markdown import SIGNS, bullets, code, folded, table, text
-from precaudit.reporting.places import place
+from precaudit.reporting.markdown import SIGNS, bullets, code, findings_table, folded, table, text
 
 MARKER = "<!-- precaudit:check -->"
 MAX_ROWS = 100
@@ -34,19 +33,9 @@ def render_markdown(report: CheckReport) -> str:
 
 def _findings(report: CheckReport) -> str:
     groups = grouped(report.findings)
-    rows = [
-        [
-            f.severity,
-            code(f.rule),
-            code(place(f)) if place(f) else "the whole model",
-            text(f.message),
-            text(f.suggestion),
-        ]
-        for f in (group.told for group in groups[:MAX_ROWS])
-    ]
     more = unshown(groups, MAX_ROWS)
     rest = f"\n\n... and {more:,} more in check.json" if more else ""
-    return table(["severity", "rule", "where", "what", "what to do"], rows) + rest if rows else ""
+    return findings_table(groups[:MAX_ROWS]) + rest if groups else ""
 
 
 def _table(heading: str, headers: tuple[str, ...], rows: list[list[str]]) -> str:

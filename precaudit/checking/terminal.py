@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from precaudit.checking import story
 from precaudit.checking.records import CheckReport
-from precaudit.model import Finding
 from precaudit.reporting.grouped import grouped, unshown
 from precaudit.reporting.places import place
 from precaudit.reporting.terminal import Page
@@ -35,16 +34,10 @@ def _findings(page: Page, report: CheckReport) -> None:
     if groups:
         page.section("Findings, and what to do", [])
     for group in groups[: story.ROWS]:
-        _finding(page, group.told)
+        where = place(group.told)
+        page.finding(group.told, f" {where}" if where else "")
     if more := unshown(groups, story.ROWS):
         page.text(f"... and {more:,} more: see them all with -o check.json", indent="  ")
-
-
-def _finding(page: Page, finding: Finding) -> None:
-    where = f" {place(finding)}" if place(finding) else ""
-    page.text(f"{finding.severity} {finding.rule}{where}", finding.severity, indent="  ", hang="    ")
-    page.text(prose(finding.message), indent="    ")
-    page.text(f"-> {prose(finding.suggestion)}", indent="    ", hang="       ")
 
 
 def _tables(page: Page, report: CheckReport) -> None:

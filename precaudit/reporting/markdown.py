@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import repeat
 from pathlib import Path
 from types import MappingProxyType
 from urllib.parse import quote
 
 from precaudit.errors import PrecauditError
-from precaudit.model import Finding, Report
+from precaudit.model import Report
 from precaudit.reporting import costs, pasting, planned, ranges, svg, unfinished
 from precaudit.reporting.actions import actions, causes, settlement
 from precaudit.reporting.files import write_text
+from precaudit.reporting.grouped import Group
 from precaudit.reporting.grouped import folded as stacks
 from precaudit.reporting.headline import headline
 from precaudit.reporting.places import WHOLE, place
@@ -130,18 +132,24 @@ def _findings(report: Report) -> str:
     groups = causes(report)
     if not groups:
         return f"None: {unfinished.no_findings(report)}."
-    rows = [_finding(group.told, settlement(report.plan, group.members[0])) for group in groups[:ROWS]]
     rest = [finding for group in groups[ROWS:] for finding in group.members]
-    return table(["severity", "rule", "where", "what", "what to do"], rows) + _more(rest, "finding", 0)
+    settled = (settlement(report.plan, group.members[0]) for group in groups)
+    return findings_table(groups[:ROWS], settled) + _more(rest, "finding", 0)
 
 
-def _finding(finding: Finding, settlement: str) -> list[str]:
-    told, fix = text(finding.message), text(finding.suggestion)
-    return [finding.severity + settlement, code(finding.rule), _place(finding), told, fix]
-
-
-def _place(finding: Finding) -> str:
-    return code(place(finding)) if place(finding) else "the whole model"
+def findings_table(groups: Iterable[Group], settlements: Iterable[str] = repeat("")) -> str:
+    """A row for each group; its settlement stands behind its severity."""
+    rows = [
+        [
+            finding.severity + settlement,
+            code(finding.rule),
+            code(place(finding)) if place(finding) else "the whole model",
+            text(finding.message),
+            text(finding.suggestion),
+        ]
+        for finding, settlement in zip((group.told for group in groups), settlements, strict=False)
+    ]
+    return table(["severity", "rule", "where", "what", "what to do"], rows)
 
 
 def _gates(report: Report) -> str:

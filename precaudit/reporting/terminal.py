@@ -108,6 +108,12 @@ class Page:
         text = tabulate(rows, headers, tablefmt="simple", colalign=align, disable_numparse=True)
         self.lines += [f"  {line}".rstrip() for line in text.splitlines()]
 
+    def finding(self, finding: Finding, where: str) -> None:
+        self.text(f"{finding.severity} {visible(finding.rule)}{where}", finding.severity, indent="  ", hang="    ")
+        self.text(prose(finding.message), indent="    ")
+        if finding.suggestion:
+            self.text(f"-> {prose(finding.suggestion)}", indent="    ", hang="       ")
+
     def command(self, label: str, arguments: Sequence[str]) -> None:
         """A command line, continued as a shell continues it; an argument is never broken, for it will be copied."""
         lines = [label]
@@ -155,18 +161,10 @@ def _findings(page: Page, report: Report) -> None:
         return
     page.section(f"Findings: {', '.join(counts(report))}", [])
     for group in groups[:ROWS]:
-        _finding(page, group.told, settlement(report.plan, group.members[0]))
+        where = place(group.told) or "the whole model"
+        page.finding(group.told, f" {where}{settlement(report.plan, group.members[0])}")
     if more := unshown(groups, ROWS):
         page.text(f"... and {more:,} more in report.json", indent="  ")
-
-
-def _finding(page: Page, finding: Finding, settlement: str) -> None:
-    where = place(finding) or "the whole model"
-    line = f"{finding.severity} {visible(finding.rule)} {where}{settlement}"
-    page.text(line, finding.severity, indent="  ", hang="    ")
-    page.text(prose(finding.message), indent="    ")
-    if finding.suggestion:
-        page.text(f"-> {prose(finding.suggestion)}", indent="    ", hang="       ")
 
 
 def _gates(page: Page, report: Report) -> None:
