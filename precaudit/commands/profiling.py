@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import fcntl
 import os
 import re
 import sys
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,8 +20,10 @@ from precaudit.comparison.limits import matches_fail_on, parse_rules
 from precaudit.errors import ExitCode, PrecauditError, import_torch
 from precaudit.formats import parse_formats
 from precaudit.profiling.settings import Settings
-from precaudit.reporting import FOLDER_FILES, files_of, write_each
+from precaudit.reporting import FOLDER_FILES, files_of, write
+from precaudit.reporting.files import write_each
 from precaudit.running.children import ChildRunner
+from precaudit.running.fileguard import locked
 from precaudit.running.job import Job
 from precaudit.running.sources import TRAINABLE, classify, is_binary, is_bundle, lacking
 from precaudit.tensorcores.nvml import equal_gpus, library
@@ -125,7 +126,9 @@ def run_profile(arguments: argparse.Namespace) -> int:
     refuse_overwrite([file for path in (*outputs, *arguments.output) for file in files_of(path)], arguments.force)
     _make(folder)
     log = folder / "script.log"
-    with alone_in(folder), RunProgress(Forecast(settings)) as progress:
+    # A second profile there would restore the script's files during runs of this one.
+    taken = f"another profile is running into {folder}; wait for its end or choose another --out"
+    with locked(folder, taken), RunProgress(Forecast(settings)) as progress:
         log.write_bytes(b"")
         runner = ChildRunner(log, progress, gpus=() if job.device else equal_gpus(library()))
         runner.start(job)
@@ -164,33 +167,14 @@ def _make(folder: Path) -> None:
         ) from error
 
 
-@contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
-    """Hold a lock on the output folder: a second profile there would restore the script's files during runs of this
-    one."""
-    with ExitStack() as stack:
-        with suppress(OSError):  # a file system without locks
-            opened = os.open(folder, os.O_RDONLY)
-            stack.callback(os.close, opened)
-            _lock(opened, folder)
-        yield
-
-
-def _lock(opened: int, folder: Path) -> None:
-    try:
-        fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        reason = f"another profile is running into {folder}; wait for its end or choose another --out"
-        raise PrecauditError(reason) from None
-
-
 def finish(outcome: Outcome, arguments: argparse.Namespace, folder: Path) -> int:
     """Write and print the report; returns the exit code. An error in one file does not prevent the others."""
     from precaudit.reporting.terminal import render_terminal, use_color
 
     report = outcome.report
     matched = matches_fail_on(report, arguments.fail_on)
-    written, problems = write_each(report, [*(folder / name for name in FOLDER_FILES), *arguments.output])
+    paths = [*(folder / name for name in FOLDER_FILES), *arguments.output]
+    written, problems = write_each(paths, partial(write, report))
     emit(render_terminal(report, color=use_color(sys.stdout), written=written, plan=folder / "plan.json"), sys.stdout)
     for sentence in (*matched, *problems):
         print(f"precaudit: {sentence}", file=sys.stderr)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ import torch.distributed as dist
 from precaudit.api import audit
 from precaudit.errors import PrecauditError, require_count
 from precaudit.model import Report
-from precaudit.reporting import FOLDER_FILES, write_each
+from precaudit.reporting import FOLDER_FILES, write
+from precaudit.reporting.files import write_each
 from precaudit.tracing.merging import processes
 
 log = logging.getLogger("precaudit")
@@ -88,7 +90,7 @@ class Recording:
             log.exception("precaudit: no report was written at step %d; the training goes on", running.steps)
 
     def _write(self, report: Report, names: tuple[str, ...]) -> None:
-        _, problems = write_each(report, [self._folder / name for name in names])
+        _, problems = write_each([self._folder / name for name in names], partial(write, report))
         for problem in problems:
             log.warning("precaudit: %s", problem)
         for finding in report.findings:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from functools import partial
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 
@@ -72,10 +71,3 @@ def write(report: Report, path: str | Path) -> None:
         write_markdown(report, path)
     else:
         write_text(path, render(report, format))
-
-
-def write_each(report: Report, paths: Iterable[Path]) -> tuple[list[Path], list[str]]:
-    """The files that could be written, and what was in the way of the others."""
-    from precaudit.reporting import files
-
-    return files.write_each(paths, partial(write, report))

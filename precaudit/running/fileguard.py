@@ -24,10 +24,11 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from precaudit.errors import PrecauditError
 from precaudit.running.fileregistry import FileRegistry
 
 _KEPT = ".kept"
@@ -40,6 +41,23 @@ _WRITING, _CREATING = os.O_WRONLY | os.O_RDWR, os.O_WRONLY | os.O_CREAT | os.O_T
 def set_aside_folder(log: Path) -> Path:
     """The folder in which runs with this log set files aside."""
     return log.parent / ".set-aside"
+
+
+@contextmanager
+def locked(folder: Path, taken: str = "") -> Iterator[None]:
+    """Hold the lock on a folder. Where another process holds it, wait, or raise PrecauditError with the message
+    `taken`."""
+    with ExitStack() as stack:
+        with suppress(OSError):  # a file system without locks
+            opened = os.open(folder, os.O_RDONLY)
+            stack.callback(os.close, opened)
+            try:
+                fcntl.flock(opened, fcntl.LOCK_EX | (fcntl.LOCK_NB if taken else 0))
+            except BlockingIOError:
+                raise PrecauditError(taken) from None
+            # A process forked in the meantime has the folder open too.
+            stack.callback(fcntl.flock, opened, fcntl.LOCK_UN)
+        yield
 
 
 class FileGuard:
@@ -129,24 +147,11 @@ class FileGuard:
             return False
         owned = found is not None and found.st_ctime < self._began
         if owned or (self.training if made is None else made):
-            with self._alone():
+            self._store.mkdir(parents=True, exist_ok=True)
+            with locked(self._store):  # a run that found the file claimed would change it before it is set aside
                 if self._claim(path, owned) and owned:
                     (keep or _link)(path, self._note(path).with_suffix(_KEPT))
         return owned
-
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """Other runs wait: one that found the file claimed would change it before it is set aside."""
-        self._store.mkdir(parents=True, exist_ok=True)
-        folder = os.open(self._store, os.O_RDONLY)
-        try:
-            with suppress(OSError):  # a file system without locks
-                fcntl.flock(folder, fcntl.LOCK_EX)
-            yield
-        finally:
-            with suppress(OSError):
-                fcntl.flock(folder, fcntl.LOCK_UN)  # a process forked in the meantime has the folder open too
-            os.close(folder)
 
     def _note(self, path: str) -> Path:
         """The note on a file that runs have touched: its path and origin, then the ids of these runs."""

@@ -14,9 +14,10 @@ from pathlib import Path
 import pytest
 
 from precaudit.__main__ import build_parser, main
-from precaudit.commands.profiling import alone_in, job_of
+from precaudit.commands.profiling import job_of
 from precaudit.errors import PrecauditError
 from precaudit.running.childprocess import SIGNALS
+from precaudit.running.fileguard import locked
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 CONTRACT = Path(__file__).parents[2] / ".." / "shared" / "tools" / "check_contract.py"
@@ -70,9 +71,9 @@ def profile_here(
 
 def test_two_profiles_do_not_share_a_folder(tmp_path: Path) -> None:
     """The second would put back what the first one's runs have set aside."""
-    with alone_in(tmp_path), pytest.raises(PrecauditError, match="another profile is running into"), alone_in(tmp_path):
+    with locked(tmp_path, "taken"), pytest.raises(PrecauditError, match="taken"), locked(tmp_path, "taken"):
         pass
-    with alone_in(tmp_path):
+    with locked(tmp_path, "taken"):
         pass
 
 
