@@ -68,9 +68,14 @@ def of_losses(exact: Sequence[float]) -> Measure:
 
 def whole_error(spec: RunSpec, plan: Plan, runner: Runner, measure: Measure) -> float:
     """The error of the whole plan, averaged over the saved steps; 0 where there are none."""
-    steps = _in_pairs(spec.probe_save)
-    errors = _errors(spec, runner, dict.fromkeys(steps, _only(plan, _low_modules(plan))), measure) if steps else {}
+    errors = _whole_errors(spec, plan, runner, measure)
     return fmean(errors.values()) if errors else 0.0
+
+
+def _whole_errors(spec: RunSpec, plan: Plan, runner: Runner, measure: Measure) -> dict[Steps, float]:
+    """The error of the whole plan in each pair of saved steps; {} where there are none."""
+    steps, low = _in_pairs(spec.probe_save), _low_modules(plan)
+    return _errors(spec, runner, dict.fromkeys(steps, _only(plan, low)), measure) if steps and low else {}
 
 
 def contributions(
@@ -85,22 +90,19 @@ def contributions(
     counts. Of equally good ones that is the last: a wide module frees those behind it too, which follow its output.
     Errors are compared with the whole plan's in the same steps, since batches differ and may not reach the module.
     """
-    steps, everything, products = _in_pairs(spec.probe_save), _low_modules(plan), frozenset(products)
-    if not steps or not everything:
-        return []
-    full_errors = _errors(spec, runner, dict.fromkeys(steps, _only(plan, everything)), measure)
+    everything, products = _low_modules(plan), frozenset(products)
+    full_errors = _whole_errors(spec, plan, runner, measure)
     typical = fmean(full_errors.values()) if full_errors else 0.0
     if typical == 0:
         return []
-    steps = _telling(full_errors)
-    shares = partial(_shares, spec, runner, measure, full_errors, steps)
+    full_errors = _telling(full_errors)
+    shares = partial(_shares, spec, runner, measure, full_errors)
 
     def alone(groups: Sequence[Group]) -> dict[Group, float]:
         return shares({group: _only(plan, group) for group in groups})
 
     def removed(groups: Sequence[Group]) -> dict[Group, float]:
-        left = shares({group: _only(plan, set(everything) - set(group)) for group in groups})
-        return {group: max(0.0, 1 - share) for group, share in left.items()}
+        return _removed(shares({group: _only(plan, set(everything) - set(group)) for group in groups}))
 
     def costly(group: Group) -> tuple[int, ...]:
         return (products.issuperset(group),)
@@ -108,9 +110,9 @@ def contributions(
     def costly_or_early(group: Group) -> tuple[int, ...]:
         return *costly(group), -everything.index(group[0])
 
-    found = _search(everything, len(steps), alone, costly)
+    found = _search(everything, len(full_errors), alone, costly)
     if sum(share for _, share in found) < _EXPLAINED:
-        found = _search(everything, len(steps), removed, costly_or_early)
+        found = _search(everything, len(full_errors), removed, costly_or_early)
     return [Contribution(fqn, share * typical) for fqn, share in found]
 
 
@@ -119,26 +121,28 @@ def culprit(
 ) -> str | None:
     """The operation of a module that, run in float32, takes most of the plan's error away. Of equally good ones that is
     the last: a wide operation frees those behind it, which follow its result."""
-    steps, low = _in_pairs(spec.probe_save), _only(plan, _low_modules(plan))
-    full_errors = _errors(spec, runner, dict.fromkeys(steps, low), measure) if steps else {}
+    full_errors, low = _whole_errors(spec, plan, runner, measure), _only(plan, _low_modules(plan))
     if not full_errors:
         return None
-    steps = _telling(full_errors)
+    full_errors = _telling(full_errors)
 
     def removed(groups: Sequence[Group]) -> dict[Group, float]:
         wide = {group: tuple(OpFormat(fqn, op, "float32") for op in group) for group in groups}
         plans = {group: replace(low, ops=(*low.ops, *more)) for group, more in wide.items()}
-        left = _shares(spec, runner, measure, full_errors, steps, plans)
-        return {group: max(0.0, 1 - share) for group, share in left.items()}
+        return _removed(_shares(spec, runner, measure, full_errors, plans))
 
-    found = _search(ops, len(steps), removed, lambda group: (-ops.index(group[0]),))
+    found = _search(ops, len(full_errors), removed, lambda group: (-ops.index(group[0]),))
     return found[0][0] if found and found[0][1] >= _EXPLAINED else None
 
 
-def _telling(full_errors: Mapping[Steps, float]) -> list[Steps]:
+def _telling(full_errors: Mapping[Steps, float]) -> dict[Steps, float]:
     """The steps with most of the error: elsewhere, as in another branch, shares are ratios of tiny numbers."""
     least = _TELLING * fmean(map(abs, full_errors.values()))
-    return [steps for steps, error in full_errors.items() if abs(error) >= least]
+    return {steps: error for steps, error in full_errors.items() if abs(error) >= least}
+
+
+def _removed(left: Mapping[Group, float]) -> dict[Group, float]:
+    return {group: max(0.0, 1 - share) for group, share in left.items()}
 
 
 def _shares(
@@ -146,19 +150,16 @@ def _shares(
     runner: Runner,
     measure: Measure,
     full_errors: Mapping[Steps, float],
-    steps: Sequence[Steps],
     plans: Mapping[Group, Plan],
 ) -> dict[Group, float]:
     """The share of each group's plan in the whole plan's error in the same steps; each run tries as many plans as it
     has steps for them."""
     found: dict[Group, float] = {}
-    groups = list(plans)
+    groups, steps = list(plans), list(full_errors)
     for start in range(0, len(groups), len(steps)):
         tried = dict(zip(steps, groups[start:], strict=False))
         errors = _errors(spec, runner, {step: plans[group] for step, group in tried.items()}, measure)
-        found |= {
-            tried[step]: _share(error, full_errors[step]) for step, error in errors.items() if step in full_errors
-        }
+        found |= {tried[step]: _share(error, full_errors[step]) for step, error in errors.items()}
     return found
 
 
