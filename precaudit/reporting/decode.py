@@ -133,10 +133,7 @@ class Decoders:
                     continue
                 if key and key not in value:
                     raise Mismatch(f"the key {key!r} is missing")
-                try:
-                    found[name] = read(value[key] if key else value)
-                except Mismatch as mismatch:
-                    raise mismatch.inside(f".{key}" if key else "") from None
+                found[name] = _inside(read, value[key] if key else value, ".{}" if key else "", key)
             return cls(**found)
 
         return decode
@@ -160,26 +157,15 @@ def _optional(inner: Decoder) -> Decoder:
 
 
 def _list(inner: Decoder) -> Decoder:
-    def decode(value: Any) -> tuple[Any, ...]:
-        found = []
-        for i, item in enumerate(expect(list, value)):
-            try:
-                found.append(inner(item))
-            except Mismatch as mismatch:
-                raise mismatch.inside(f"[{i}]") from None
-        return tuple(found)
-
-    return decode
+    return lambda value: tuple(_inside(inner, item, "[{}]", i) for i, item in enumerate(expect(list, value)))
 
 
 def _mapping(inner: Decoder) -> Decoder:
-    def decode(value: Any) -> dict[str, Any]:
-        found = {}
-        for key, item in expect(dict, value).items():
-            try:
-                found[key] = inner(item)
-            except Mismatch as mismatch:
-                raise mismatch.inside(f".{key[:80]}") from None
-        return found
+    return lambda value: {key: _inside(inner, item, ".{:.80}", key) for key, item in expect(dict, value).items()}
 
-    return decode
+
+def _inside(inner: Decoder, item: Any, step: str, key: object) -> Any:
+    try:
+        return inner(item)
+    except Mismatch as mismatch:
+        raise mismatch.inside(step.format(key)) from None
