@@ -11,6 +11,10 @@ Verdict = Literal["pass", "fail", "inconclusive", "screened", "not_run"]
 Cause = Literal["noise", "float32", "unchanged", "interrupted", "early"]
 Execution = Literal["native", "emulated"]
 EXECUTIONS = ("auto", "native", "emulated")
+LOOKS = (3, 5, 8)
+"""Numbers of pairs after which the test of equivalence is made."""
+ALPHA = 0.02
+"""Level of each one-sided test at each look."""
 
 
 @dataclass(frozen=True)

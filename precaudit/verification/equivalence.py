@@ -15,10 +15,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
-LOOKS = (3, 5, 8)
-"""Numbers of pairs after which the test is made."""
-ALPHA = 0.02
-"""Level of each one-sided test at each look."""
+from precaudit.model.proof import ALPHA, LOOKS
+
 # Where differences scatter by more than the margin, three looks would reject an equal plan in 8% of cases, so a
 # rejection then needs a tenth of alpha.
 NOISY_ALPHA_SHARE = 0.1
