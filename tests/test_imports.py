@@ -22,11 +22,12 @@ ALLOWED = {
     "finding": {"model"},
     "histograms": {"formats", "model"},
     "instrument": set(),
-    "execution": {"errors", "formats", "instrument", "model", "planning.fitting"},
+    "execution": {"errors", "formats", "instrument", "model", "planning.fitting"}
+    | {"reporting.words"},
     "tracing": {"execution", "formats", "histograms", "instrument", "model"},
     "ownprecision": {"execution", "histograms", "instrument", "model", "tracing"},
     "planning": {"errors", "formats", "model", "tracing.records"},
-    "verification": {"model", "running.job"},
+    "verification": {"model", "reporting.words", "running.job"},
     "running": {"cache", "errors", "execution", "formats", "histograms", "instrument", "model", "tracing"}
     | {"ownprecision"},
     "reporting": {"cache", "catalogue", "errors", "finding", "formats", "model"},

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import warnings
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
@@ -27,6 +27,7 @@ from precaudit.instrument.patches import Shared
 from precaudit.instrument.scopes import Frame, Scopes, checkpointed
 from precaudit.model import EXECUTIONS, Plan
 from precaudit.planning.fitting import fit_names, format_of, is_within, part_of, parts, stands_for
+from precaudit.reporting.words import listing
 
 
 @dataclass(frozen=True)
@@ -224,7 +225,7 @@ def _doubts(model: nn.Module, plan: Plan, fitted: Plan) -> Iterator[str]:
         )
     if unverified := _unverified(model, fitted):
         yield (
-            f"new in this model, or of another type, since the plan was made: {_listed(unverified)}. Nothing has "
+            f"new in this model, or of another type, since the plan was made: {listing(unverified)}. Nothing has "
             "verified them in the plan's formats: profile the script again, or see what has changed by precaudit check"
         )
 
@@ -310,7 +311,7 @@ def fit_plan(model: nn.Module, plan: Plan, name: str) -> Plan:
     names = fit_names(plan, own, name)
     unknown = sorted(fqn for fqn in names.values() if fqn not in own)
     if plan.modules and (unknown or not names):
-        raise _unfit(f"it has no module {_listed(unknown) or 'of the plan'}")
+        raise _unfit(f"it has no module {listing(unknown) or 'of the plan'}")
     kind = next((plan.types[name] for name in names if name in plan.types), None)
     if own == {""} and kind and kind not in _kinds(model)[""]:
         raise _unfit(f"the plan is for a {kind}")
@@ -330,10 +331,6 @@ def _kinds(model: nn.Module) -> dict[str, set[str]]:
     for module, fqn in fqns_of(model).items():
         kinds.setdefault(fqn, set()).update(kind.__name__ for kind in type(module).__mro__)
     return kinds
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _unfit(why: str) -> PrecauditError:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from precaudit.model import Gate, Plan
+from precaudit.reporting.words import listing
 from precaudit.running.job import EndState, OutputDeviation, RunResult, ScriptError
 
 Pair = tuple[RunResult, RunResult]
@@ -32,17 +33,12 @@ def _finite(name: str, what: str, nonfinite: Callable[[EndState], Collection[str
         bad = set().union(*(candidate - reference for reference, candidate in ended))
         shared = set().union(*(candidate & reference for reference, candidate in ended))
         if bad:
-            return Gate(name, False, f"non-finite {what}: {_listed(bad)}")
+            return Gate(name, False, f"non-finite {what}: {listing(sorted(bad))}")
         if shared:
-            return Gate(name, True, f"non-finite {what}, but in float32 as well: {_listed(shared)}")
+            return Gate(name, True, f"non-finite {what}, but in float32 as well: {listing(sorted(shared))}")
         return Gate(name, True, f"all {what} are finite")
 
     return check
-
-
-def _listed(names: Collection[str]) -> str:
-    ordered = sorted(names)
-    return ", ".join(ordered[:3]) + (f" and {len(ordered) - 3} more" if len(ordered) > 3 else "")
 
 
 def _lost_evaluations(state: EndState) -> list[str]:
@@ -77,11 +73,15 @@ def evaluation(pairs: Sequence[Pair], plan: Plan) -> Gate:
         said = f"in eval mode an output of {model} is off by {far.error:.1%} of its rms"
         detail = f"{said}; weights that are rounded once change it by {far.chance:.2%} in float32"
         gate = replace(gate, passed=False, detail=detail)
-    unseen = {model for model, _ in refusals(pairs, for_memory=True)}
-    alone = {model for _, run in pairs for model in run.end_state.evaluations.keys() - run.end_state.deviations.keys()}
-    beside = [f"not looked at, as memory ran out: {_listed(unseen)}"] if unseen else []
-    beside += [f"not compared with float32, as calls take too long or differ: {_listed(alone)}"] if alone else []
-    return replace(gate, detail="; ".join((gate.detail, *beside)))
+    states = [run.end_state for _, run in pairs]
+    beside = {
+        "not looked at, as memory ran out": {model for model, _ in refusals(pairs, for_memory=True)},
+        "not compared with float32, as calls take too long or differ": {
+            model for state in states for model in state.evaluations.keys() - state.deviations.keys()
+        },
+    }
+    seen = [f"{why}: {listing(sorted(models))}" for why, models in beside.items() if models]
+    return replace(gate, detail="; ".join((gate.detail, *seen)))
 
 
 def first_lost(reference: RunResult, candidate: RunResult) -> int | None:
@@ -106,7 +106,7 @@ def _is_stuck(name: str, pairs: Sequence[Pair]) -> bool:
 def moving_buffers(pairs: Sequence[Pair], plan: Plan) -> Gate:
     """A running average whose updates are rounded away stands still, which the loss shows late."""
     stuck = stuck_buffers(pairs)
-    detail = f"moved less than half as far as in float32: {_listed(stuck)}" if stuck else "none stands still"
+    detail = f"moved less than half as far as in float32: {listing(sorted(stuck))}" if stuck else "none stands still"
     return Gate("moving buffers", not stuck, detail)
 
 
