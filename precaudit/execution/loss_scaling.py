@@ -179,7 +179,7 @@ class LossScaler(Scaling):
             return False
         return leaf.grad is self._bad[id(leaf)][1] or not bool(stored(leaf.grad).isfinite().all())
 
-    def step_starts(self, optimizer: Any) -> None:
+    def gradients_ready(self, optimizer: Any) -> None:
         """Skip a step with non-finite gradients: the optimizer finds no gradients or, without one, zeros."""
         self._inspect()
         if optimizer is None:

@@ -58,6 +58,10 @@ class TrainingListener:
     def step_starts(self, optimizer: Any) -> None:
         """`optimizer` is None where the script has no torch optimizer: then every backward pass is a step."""
 
+    def gradients_ready(self, optimizer: Any) -> None:
+        """The gradients that a step uses are there: as it starts or, where it has a closure that computes them, once
+        that was evaluated for the first time."""
+
     def step_ended(self, optimizer: Any) -> None: ...
 
     def step_complete(self, optimizer: Any) -> None:
@@ -166,9 +170,26 @@ class TrainingEvents(ScopeListener):
     def _publish_step(self, optimizer: Any) -> None:
         for listener in self.listeners:
             listener.step_starts(optimizer)
+        self._publish_ready(optimizer)
         for listener in self.listeners:
             listener.step_ended(optimizer)
         self._publish_complete(optimizer)
+
+    def _publish_ready(self, optimizer: Any) -> None:
+        for listener in self.listeners:
+            listener.gradients_ready(optimizer)
+
+    def _announcing(self, closure: Callable[[], Any], optimizer: Optimizer) -> Callable[[], Any]:
+        """The closure of a step, whose first evaluation is published."""
+        waiting = [optimizer]
+
+        def evaluated() -> Any:
+            result = closure()
+            if waiting:
+                self._publish_ready(waiting.pop())
+            return result
+
+        return evaluated
 
     def _publish_complete(self, optimizer: Any) -> None:
         for listener in self.listeners:
@@ -239,22 +260,30 @@ class TrainingEvents(ScopeListener):
                 listener.gradient_nested(False)
 
     @torch.compiler.disable
-    def _step_starts(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    def _step_starts(self, optimizer: Optimizer, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
         """Publish the start of an outermost step. Steps whose frames are gone have raised, and are forgotten."""
         if not self._concerns(optimizer):
-            return
+            return None
         self.know(optimizer)
         running = _steps_running()
         self._stepping = [frame for frame in self._stepping if frame in running]
         self._stepping += running[:1]
-        if len(self._stepping) <= 1:
-            self._by_own_gradients = False
-            has_closure = kwargs.get("closure", args[1] if len(args) > 1 else None) is not None
-            if has_closure or self._group.has(optimizer):
-                self.complete()
-                self._group.renew()
-            for listener in self.listeners:
-                listener.step_starts(optimizer)
+        if len(self._stepping) > 1:
+            return None
+        self._by_own_gradients = False
+        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
+        if closure is not None or self._group.has(optimizer):
+            self.complete()
+            self._group.renew()
+        for listener in self.listeners:
+            listener.step_starts(optimizer)
+        if closure is None:
+            self._publish_ready(optimizer)
+            return None
+        announcing = self._announcing(closure, optimizer)
+        if "closure" in kwargs:
+            return args, {**kwargs, "closure": announcing}
+        return (args[0], announcing, *args[2:]), kwargs
 
     @torch.compiler.disable
     def _step_ended(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:

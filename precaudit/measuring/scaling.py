@@ -24,7 +24,7 @@ class FusedScaler(Scaling):
         self.skipped = 0
         self._parameters = parameters
 
-    def step_starts(self, optimizer: Any) -> None:
+    def gradients_ready(self, optimizer: Any) -> None:
         parameters = list(self._parameters()) if optimizer is None else parameters_of(optimizer)
         if self._overflowed([parameter.grad for parameter in parameters if parameter.grad is not None]):
             self.scale = max(self.scale / 2, 1.0)

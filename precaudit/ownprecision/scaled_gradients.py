@@ -171,7 +171,7 @@ class ScaledGradients(TrainingListener):
         self._written = _gradients(self._trained())
         self._asked_after = False
 
-    def step_starts(self, optimizer: Any) -> None:
+    def gradients_ready(self, optimizer: Any) -> None:
         if optimizer is not None and not self._in_scaler:
             function = type(optimizer).__name__
             self._note_scaled(parameters_of(optimizer), "steps_scaled", function)

@@ -101,7 +101,7 @@ class OwnSums:
         parameter.register_hook(add)
         parameter.register_post_accumulate_grad_hook(added)
 
-    def step_starts(self) -> None:
+    def gradients_ready(self) -> None:
         for model in self._names.models.values():
             for name, parameter in model.named_parameters():
                 known = self._sums.get(id(parameter))

@@ -176,10 +176,10 @@ class OwnLowPrecision(TorchFunctionMode, TrainingListener):
         facts = {"dtype": dtype_name(parameter.dtype), "step": self._step, "scale": self._scale}
         self._note("lost", fqn=fqn.rpartition(".")[0], **facts)
 
-    def step_starts(self, optimizer: Any) -> None:
+    def gradients_ready(self, optimizer: Any) -> None:
         self._stepping = True
         self._gradients = set()
-        self._sums.step_starts()
+        self._sums.gradients_ready()
         if optimizer is None:
             return
         self._states.optimizers.add(optimizer)

@@ -116,7 +116,7 @@ def _audited(job: Job, formats: tuple[str, ...], execution: Execution, runner: R
     spec = replace(found.spec, execution=execution, patience=reference.patience)
     as_written = _as_written(found.first, spec, runner)
     trace = reference.trace or Trace()
-    # There are no files where an optimizer's closure computes the gradients.
+    # There are no files where the script takes gradients with torch.autograd.grad.
     saved = frozenset(step for step in plan.saved if (Path(folder) / f"{step}.pt").exists()) or plan.saved
     audit = Audit(
         replace(spec.job, steps=reference.steps or job.steps),

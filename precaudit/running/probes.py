@@ -24,7 +24,7 @@ from precaudit.execution.emulated import Emulator
 from precaudit.execution.loss_scaling import scaler_for
 from precaudit.execution.native import NativePrecision
 from precaudit.histograms.memory import of_this_rank
-from precaudit.instrument.events import TrainingEvents, TrainingListener, parameters_of
+from precaudit.instrument.events import TrainingEvents, TrainingListener, in_backward, parameters_of
 from precaudit.instrument.names import ModuleNames
 from precaudit.instrument.scopes import Frame, ModuleScopes, ScopeListener
 from precaudit.running.job import RunSpec
@@ -58,6 +58,7 @@ class GradientProbe(TrainingListener, ScopeListener):
         self._spec, self._names = spec, names
         self._folder = Path(spec.probe_dir or ".")
         self._step = 0
+        self._ready = False
         execution = NativePrecision if spec.execution == "native" else Emulator
         self._executions: dict[int, ScopeListener] = {
             step: execution(plan, scopes, covers, in_disabled_region) for step, (_, plan) in spec.probe_compare.items()
@@ -69,9 +70,9 @@ class GradientProbe(TrainingListener, ScopeListener):
     # ---- the plan of the probed step
 
     def entered(self, frame: Frame) -> None:
-        execution = self._executions.get(self._step) if frame.is_outermost else frame.root.data.get("probed")
+        execution = frame.root.data.get("probed")
         if frame.is_outermost:
-            frame.data["probed"] = execution
+            execution = frame.data["probed"] = None if self._again else self._executions.get(self._step)
         if execution is not None:
             execution.entered(frame)
             if frame.is_outermost:
@@ -87,7 +88,7 @@ class GradientProbe(TrainingListener, ScopeListener):
         return execution.left(frame, output)
 
     def backward_starts(self, roots: Sequence[torch.Tensor], gradients: list[Any]) -> list[Any] | None:
-        self._made, self._stepped = None if self._events.in_step else self._step, []
+        self._made, self._stepped = None if self._again else self._step, []
         return self._scaler.backward_starts(roots, gradients)
 
     def gradient_starts(self, outputs: Sequence[torch.Tensor], inputs: Sequence[torch.Tensor]) -> list[Any] | None:
@@ -95,6 +96,11 @@ class GradientProbe(TrainingListener, ScopeListener):
 
     def gradient_taken(self, outputs: Sequence[torch.Tensor]) -> None:
         self._scaler.gradient_taken(outputs)
+
+    @property
+    def _again(self) -> bool:
+        """Whether a closure is evaluated once more, with other weights than those of the gradients compared."""
+        return self._ready and self._events.in_step
 
     def _scaler_of_step(self) -> TrainingListener:
         """The loss scaler of the plan that is probed in this step, if it has one; else one that does nothing."""
@@ -112,9 +118,11 @@ class GradientProbe(TrainingListener, ScopeListener):
 
     # ---- gradients at the optimizer step
 
-    def step_starts(self, optimizer: Any) -> None:
-        """Only gradients computed before the step are comparable, not those of an optimizer's closure. Several
-        optimizers may use one backward pass, each for its own parameters, and may step inside it."""
+    def gradients_ready(self, optimizer: Any) -> None:
+        """Several optimizers may use one backward pass, each for its own parameters, and may step inside it."""
+        self._ready = True
+        if not in_backward():
+            self._scaler = TrainingListener()
         if self._made is None or id(optimizer) in self._stepped:
             return
         path = self._file(self._made)
@@ -150,6 +158,7 @@ class GradientProbe(TrainingListener, ScopeListener):
 
     def step_complete(self, optimizer: Any) -> None:
         self._step += 1
+        self._ready = False
         self._scaler = self._scaler_of_step()
 
     def _gradients(self, optimizer: Any) -> dict[str, torch.Tensor]:

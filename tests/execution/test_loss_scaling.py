@@ -395,6 +395,24 @@ def test_a_gradient_that_is_not_finite_skips_the_whole_step_of_its_optimizer():
     assert scaler.scales == [2.0**16, 2.0**15, 2.0**15]
 
 
+def test_a_gradient_of_a_closure_that_is_not_finite_skips_the_step():
+    model = net()
+    optimizer = Adam(model.parameters(), lr=0.1)
+    before = snapshot(model)
+    with scaled(LossScale("dynamic", 2.0**16, 2000)) as scaler:
+        for loss in (poison, lambda model: mse(model, data(1)[0])):
+            assert same(model, before)
+
+            def closure(loss=loss):
+                optimizer.zero_grad()
+                loss(model).backward()
+
+            optimizer.step(closure)
+    assert not same(model, before)
+    assert all(p.isfinite().all() for p in model.parameters())
+    assert scaler.skipped == [0]
+
+
 def test_a_scale_that_every_step_halves_stays_above_zero():
     model = net()
     optimizer = SGD(model.parameters(), lr=0.1)

@@ -8,7 +8,7 @@ from torch.optim import SGD, Adam, Optimizer
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 from torch.overrides import TorchFunctionMode
 
-from precaudit.instrument.events import in_backward
+from precaudit.instrument.events import TrainingListener, in_backward
 
 X = torch.ones(4, 2)
 
@@ -125,6 +125,33 @@ def test_closures_run_inside_the_step():
     assert recorder.heard[0] == "step LBFGS"
     assert recorder.heard[-1] == "stepped"
     assert recorder.heard.count("backward") == len(inside)
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_gradients_are_ready_once_a_closure_was_evaluated(named):
+    heard = []
+
+    class Listener(TrainingListener):
+        def step_starts(self, optimizer):
+            heard.append(("starts", model.weight.grad))
+
+        def gradients_ready(self, optimizer):
+            heard.append(("ready", model.weight.grad.sum().item()))
+
+    with recorded() as (_, _, events):
+        events.listeners[:] = [Listener()]
+        model, optimizer = model_and(torch.optim.LBFGS, max_iter=3)
+
+        def closure():
+            heard.append("evaluated")
+            optimizer.zero_grad()
+            loss = model(X).sum()
+            loss.backward()
+            return loss
+
+        optimizer.step(closure=closure) if named else optimizer.step(closure)
+    assert heard[:3] == [("starts", None), "evaluated", ("ready", 8.0)]
+    assert set(heard[3:]) == {"evaluated"}
 
 
 class Lookahead(Optimizer):

@@ -12,7 +12,7 @@ def stepped(scaler, model, inputs):
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     loss = model(inputs).sum()
     loss.backward(*scaler.backward_starts([loss], [None]))
-    scaler.step_starts(optimizer)
+    scaler.gradients_ready(optimizer)
     found = [p.grad for p in model.parameters()]
     scaler.step_ended(optimizer)
     return found
@@ -48,5 +48,5 @@ def test_a_script_without_an_optimizer():
     loss = model(torch.ones(1, 2)).sum()
     loss.backward(*scaler.backward_starts([loss], [torch.tensor(3.0)]))
     assert model.bias.grad.item() == 12.0
-    scaler.step_starts(None)
+    scaler.gradients_ready(None)
     assert model.bias.grad.item() == pytest.approx(3.0)

@@ -501,6 +501,22 @@ def test_unchecked_step_on_nonfinite_gradients():
     assert seen(train, "steps", steps=3) == []
 
 
+def test_unchecked_step_on_nonfinite_gradients_of_a_closure():
+    def code():
+        model = nn.Linear(4, 1)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+        def closure():
+            optimizer.zero_grad()
+            model(torch.ones(2, 4)).sum().backward()
+            model.weight.grad[0, 0] = float("inf")
+
+        optimizer.step(closure)
+
+    (entry,) = seen(code, "steps", steps=1)
+    assert entry["step"] == 0
+
+
 def test_step_skipped_by_the_scripts_scaler_counts_as_checked():
     """Where the script casts too, it is first run with its scaler off."""
 

@@ -187,3 +187,57 @@ def test_optimizers_of_one_backward_pass_are_probed_in_the_same_step(tmp_path, w
     assert replay.losses[3:] == reference.losses[3:]
     assert len(replay.differences) == 2
     assert all(each.delta > 0 for each in replay.differences)
+
+
+def within_a_closure(model, optimizer):
+    """As Lightning's trainer accumulates gradients: the last part of a batch within the step's closure."""
+
+    def closure():
+        loss = model(torch.randn(8, 4))
+        loss.backward()
+        return loss
+
+    while True:
+        optimizer.zero_grad()
+        closure()
+        optimizer.step(closure)
+
+
+def with_line_search(model, optimizer):
+    """As LBFGS evaluates a closure, here at weights that it changes itself."""
+    while True:
+        x = torch.randn(8, 4)
+
+        def closure(x=x):
+            optimizer.zero_grad()
+            loss = model(x)
+            loss.backward()
+            return loss
+
+        optimizer.step(closure)
+
+
+@pytest.mark.parametrize(
+    ("loop", "optimizer"),
+    [
+        (within_a_closure, lambda parameters: torch.optim.SGD(parameters, lr=0.1)),
+        (with_line_search, lambda parameters: torch.optim.LBFGS(parameters, max_iter=3)),
+    ],
+)
+def test_gradients_of_a_closure_are_compared_and_put_back(tmp_path, loop, optimizer):
+    def code():
+        torch.manual_seed(0)
+        model = Queue()
+        loop(model, optimizer(model.parameters()))
+
+    job = Job("script", "train.py", (), os.getcwd(), 5)
+    plan = Plan("bfloat16", {"": "bfloat16", "encoder": "bfloat16"})
+    saving = frozenset({1, 2})
+    reference = run(RunSpec(job, "reference", probe_dir=str(tmp_path), probe_save=saving), code)
+    probing = dict.fromkeys(saving, ("a", plan))
+    replay = run(RunSpec(job, "replay", probe_dir=str(tmp_path), probe_compare=probing), code)
+    assert replay.losses[1] != reference.losses[1]
+    assert replay.losses[3:] == reference.losses[3:]
+    (difference,) = replay.differences
+    assert difference.evaluations == 2
+    assert 0 < difference.delta < 1e-3 * difference.gradient
