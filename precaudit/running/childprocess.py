@@ -73,11 +73,11 @@ def _run(spec: RunSpec, sender: Connection) -> object:
 
 
 def _file_guard(spec: RunSpec) -> FileGuard:
-    """The guard of the script's files. A run behind the audited one counts as training from its start: everything that
-    the script needs before training exists by then, and a log for TensorBoard would come from every run."""
+    """The guard of the script's files. A run behind the first audited one counts as training from its start: everything
+    that the script needs before training exists by then, and a log for TensorBoard would come from every run."""
     log = Path(spec.log or os.devnull)
     guard = FileGuard(set_aside_folder(log), [place for place in (spec.log, spec.probe_dir) if place])
-    guard.training = not spec.audited
+    guard.training = not spec.audited or spec.neutralize
     guard.listen()
     return guard
 

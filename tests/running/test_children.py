@@ -138,6 +138,7 @@ def test_of_what_runs_create_before_training_only_the_first_ones_stays(tmp_path)
     runner(RunSpec(job, "reference", audited=frozenset({0})))
     first = sorted(path.name for path in tmp_path.iterdir())
     assert [name.partition("-")[0] for name in first] == ["events", "prepared", "script.log", "train.py"]
+    assert runner(RunSpec(job, "reference", audited=frozenset({0}), neutralize=True)).finished
     assert all(run.finished for run in runner.many([RunSpec(job, "candidate-1", seed) for seed in (0, 1)]))
     assert sorted(path.name for path in tmp_path.iterdir()) == first
 
