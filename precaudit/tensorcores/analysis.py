@@ -14,7 +14,7 @@ from precaudit.model import Finding, Kernel, TensorCores, TimeShare
 from precaudit.tensorcores.advice import advise
 from precaudit.tensorcores.attribution import OUTSIDE, UNATTRIBUTED, Attribution, attribute
 from precaudit.tensorcores.cards import Card, cards_of
-from precaudit.tensorcores.evidence import agreed, classify_ptx, second_opinion
+from precaudit.tensorcores.evidence import agreed, classify_ptx, inductor_class, second_opinion
 from precaudit.tensorcores.kernel_names import RANK
 from precaudit.tensorcores.peaks import Gpu
 from precaudit.tensorcores.products import product
@@ -113,6 +113,7 @@ def group_kernels(
     rated_seconds = np.bincount(member, weights=np.where(rated, kernels.seconds, 0.0))
     groups = []
     for i, (name, op, owner, in_module, card) in enumerate(unique.tolist()):
+        example = int(attribution.op[first[i]])
         known = rated_seconds[i] > 0
         total = float(rated_flops[i] * seconds[i] / rated_seconds[i]) if known else None
         group = Group(
@@ -123,9 +124,9 @@ def group_kernels(
             calls=int(calls[i]),
             seconds=float(seconds[i]),
             flops=total,
-            found=classes[name, card],
+            found=_class_by_op(classes[name, card], trace, example, cards[card]),
             card=cards[card],
-            example=_product_of(trace, int(attribution.op[first[i]])),
+            example=_product_of(trace, example),
         )
         groups.append(_second_look(group))
     return sorted(groups, key=lambda group: -group.seconds)
@@ -136,6 +137,12 @@ def _class_of(name: str, card: Card, ptx: Mapping[str, Sequence[str]]) -> Classi
     versions = [classify_ptx(name, text, card.capability) for text in ptx.get(name, ())] if card.nvidia else []
     found = agreed(versions) or classify(name, card.capability, nvidia=card.nvidia)
     return replace(found, tensor_core="none", generation=None) if card.nvidia and not card.tensor_cores else found
+
+
+def _class_by_op(found: Classification, trace: Trace, op: int, card: Card) -> Classification:
+    if op < 0 or not card.tensor_cores:
+        return found
+    return inductor_class(found, trace.names[trace.ops.name[op]], trace.arguments.get(op), card.capability)
 
 
 def _kernel_flops(trace: Trace, op: Ints, classes: Sequence[Classification]) -> Floats:
@@ -284,6 +291,7 @@ def _notes(trace: Trace, cards: Sequence[Card], groups: Sequence[Group], attribu
         yield f"{early:.1%} of the GPU time was launched before the recording began and belongs to no layer."
     if not len(trace.scopes):
         yield "The trace has no module events: layers need with_stack=True (or with_modules) while recording."
+    yield from _by_some_path(groups, total)
     yield from _communication(groups, total)
     yield from _without_kernels(trace)
     if trace.unended:
@@ -320,6 +328,13 @@ def _card_notes(card: Card, named: bool, groups: Sequence[Group]) -> Iterable[st
         yield f"The trace names its GPU, {card.name}: the target {card.unused} is not used."
     if not named and (newer := _newer(groups, card)):
         yield f"Kernels for {newer} GPUs don't run on {card.name}: the trace was taken on another GPU."
+
+
+def _by_some_path(groups: Sequence[Group], total: float) -> Iterable[str]:
+    """Kernels of no known class that use Tensor Cores nevertheless."""
+    used = sum(g.seconds for g in groups if g.found.used and g.found.tensor_core == "unknown") / total
+    if used > 0.01:
+        yield f"Of the unknown, {used:.1%} of the GPU time is on Tensor Cores, by a path that the names don't tell."
 
 
 def _newer(groups: Sequence[Group], card: Card) -> str | None:

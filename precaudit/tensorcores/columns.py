@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from precaudit.tensorcores.products import SHAPED, Arguments, read_arguments, recorded_columns
+from precaudit.tensorcores.products import Arguments, read_arguments, reader_of, recorded_columns
 
 Event = Mapping[str, Any]
 
@@ -113,7 +113,7 @@ class Columns:
         if "Sequence number" in arguments:
             sequence = integer(arguments["Sequence number"], -1)
             forward_thread = integer(arguments.get("Fwd thread id"), 0)
-        if name in SHAPED:
+        if reader_of(name):
             self.arguments[len(self.ops)] = self._arguments(arguments)
         self.ops.add((*span, sequence, forward_thread))
 

@@ -1,11 +1,14 @@
-"""Evidence on a kernel's class besides its name: the compiled code, and the rate that it reached."""
+"""Evidence on a kernel's class besides its name: the compiled code, the op that launched it, and the rate that it
+reached."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 
-from precaudit.tensorcores.kernel_names import Capability, generation_of, operand_format
+from precaudit.tensorcores.kernel_names import RANK, Capability, generation_of, operand_format
+from precaudit.tensorcores.products import OPERAND_TYPES, TEMPLATE, Arguments
 from precaudit.tensorcores.rules import NOT_NVIDIA, Classification, classify, relation
 
 _PTX: tuple[tuple[str, str], ...] = (
@@ -29,6 +32,7 @@ def classify_ptx(name: str, ptx: str, capability: Capability | None) -> Classifi
                 generation=generation,
                 operands=operands,
                 matmul=True,
+                used=True,
             )
     return base
 
@@ -51,6 +55,57 @@ def _ptx_operands(ptx: str, instruction: str) -> str | None:
     return operand_format(line.replace(".f32.", ".", 1))
 
 
+_PRODUCT = re.compile(rf"{TEMPLATE}fused_(?!\w*convolution)\w*(?:mm|flex_attention)")
+_HALVES = ("bf16", "fp16")
+
+
+def inductor_class(
+    found: Classification, op: str, arguments: Arguments | None, capability: Capability | None
+) -> Classification:
+    """The class of a kernel of Inductor's by the op that launches it: older versions call every kernel `triton_` and
+    only the op by what it does, and what a template multiplies follows from the types of the op's arguments."""
+    if found.rule != "triton" or not op.startswith("triton_"):
+        return found
+    if not _PRODUCT.match(op) or arguments is None:
+        return classify(op, capability)
+    operands = _multiplied(op, arguments)
+    if operands is None:
+        return found
+    if operands == "fp32":
+        return replace(found, tensor_core="none", rule="triton-operands", operands=operands)
+    gpu = generation_of(capability)
+    path = _triton_path(arguments, operands, gpu)
+    label = relation(path, gpu, operands)
+    return replace(
+        found, tensor_core=label, rule="triton-operands", generation=path, operands=operands, matmul=True, used=True
+    )
+
+
+def _multiplied(op: str, arguments: Arguments) -> str | None:
+    """The format that a template multiplies in: that of all its arguments, in attention of query, key and value. None
+    where they differ, or a cast may be fused into it."""
+    types = [OPERAND_TYPES[t] for t in arguments.types if OPERAND_TYPES.get(t) in ("fp32", *_HALVES)]
+    kinds = set(types[:3] if "flex_attention" in op else types)
+    if len(kinds) != 1 or "_to_copy" in op:
+        return None
+    (kind,) = kinds
+    if kind in _HALVES:
+        return kind
+    rounded = re.search(r"ALLOW_TF32=(True|False)|FLOAT32_PRECISION='?(tf32|ieee)", arguments.constants)
+    return None if rounded is None else "tf32" if rounded[1] == "True" or rounded[2] == "tf32" else "fp32"
+
+
+def _triton_path(arguments: Arguments, operands: str, gpu: str | None) -> str | None:
+    """On Hopper Triton takes warpgroup instructions for tiles of 64 rows and more, and groups of four warps."""
+    if gpu is not None and RANK[gpu] == RANK["ampere"]:
+        return gpu
+    tile = dict(re.findall(r"(?:^|,)BLOCK_([MN])=(\d+)(?=,|$)", arguments.constants))
+    if gpu != "hopper" or operands not in _HALVES or len(tile) != 2 or not arguments.warps:
+        return None
+    whole = int(tile["M"]) % 64 == 0 and int(tile["N"]) % 8 == 0 and arguments.warps % 4 == 0
+    return "hopper" if whole else "ampere"
+
+
 def second_opinion(
     found: Classification, tflops: float | None, vector_peak: float | None, tensor_peak: float | None
 ) -> Classification:
@@ -63,4 +118,6 @@ def second_opinion(
     if found.tensor_core in ("native", "legacy") or tflops <= 1.1 * vector_peak:
         return found
     proven_native = tensor_peak is not None and tflops > 0.75 * tensor_peak
-    return replace(found, tensor_core="native" if proven_native else "unknown", rule="throughput", matmul=True)
+    return replace(
+        found, tensor_core="native" if proven_native else "unknown", rule="throughput", matmul=True, used=True
+    )

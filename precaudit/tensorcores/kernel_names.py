@@ -73,10 +73,11 @@ _WARPGROUP_SHAPE = re.compile(r"(?<![a-zA-Z0-9])[a-z]{1,2}64x\d+x\d+(?:gemm|[fdw
 
 
 def stated_generation(name: str) -> str | None:
-    """The generation in a name that spells it (`sm90`, `cutlass_80`, `ampere`)."""
-    token = _SM_TOKEN.search(name)
-    if token:
-        return generation_of(divmod(int(token.group(1)), 10))
+    """The generation in a name that spells it (`sm90`, `cutlass_80`, `ampere`). CUTLASS spells several: a product for
+    a newer GPU reuses parts of older ones, and `enable_sm90_or_later` stands around some."""
+    tokens = _SM_TOKEN.findall(name)
+    if tokens:
+        return generation_of(divmod(max(map(int, tokens)), 10))
     word = _NAMED.search(name)
     return (word.group(1) or word.group(2)).lower() if word else None
 

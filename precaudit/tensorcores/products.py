@@ -6,12 +6,15 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from math import prod
+from math import inf, prod
 from typing import Any
 
 from precaudit.tensorcores.sizes import Product, attention, convolution, gemm
 
 Shape = tuple[int, ...]
+
+TEMPLATE = "triton_tem_"
+"""Begins the names of Inductor's kernels that multiply, and of the ops that launch them."""
 
 OPERAND_TYPES: Mapping[str, str] = {
     "float": "fp32",
@@ -28,12 +31,16 @@ OPERAND_TYPES: Mapping[str, str] = {
 
 @dataclass(frozen=True)
 class Arguments:
-    """The recorded arguments of a call: dimensions, type, and the value of non-tensors."""
+    """The recorded arguments of a call: dimensions, type, the value of non-tensors. Where Inductor launches a Triton
+    kernel, its `constants` (`BLOCK_M=64,...`), warps and FLOPs too."""
 
     dims: tuple[Shape, ...] = ()
     strides: tuple[Shape, ...] = ()
     types: tuple[str, ...] = ()
     values: tuple[str, ...] = ()
+    constants: str = ""
+    warps: int = 0
+    flops: float = 0.0
 
 
 _RECORDED = tuple(
@@ -42,19 +49,27 @@ _RECORDED = tuple(
 )
 
 
+_LAUNCHED = ("kernel_kwargs", "num_warps", "kernel_flop")
+
+
 def recorded_columns(recorded: Mapping[str, Any]) -> list[Any]:
-    """What an op event says of its arguments' dimensions, strides, types and values, None where it doesn't."""
-    return [recorded.get(key, recorded.get(old)) for key, old in _RECORDED]
+    """What an op event says of its arguments' dimensions, strides, types and values, and of how Inductor launches its
+    kernel, None where it doesn't."""
+    return [recorded.get(key, recorded.get(old)) for key, old in _RECORDED] + [recorded.get(key) for key in _LAUNCHED]
 
 
 def read_arguments(recorded: Mapping[str, Any]) -> Arguments:
     """The arguments of an op event; whatever is missing or of the wrong kind is left out."""
-    dims, strides, types, values = (column if isinstance(column, list) else [] for column in recorded_columns(recorded))
+    *columns, constants, warps, flops = recorded_columns(recorded)
+    dims, strides, types, values = (column if isinstance(column, list) else [] for column in columns)
     return Arguments(
         dims=tuple(map(_shape, dims)),
         strides=tuple(map(_shape, strides)),
         types=tuple(map(str, types)),
         values=tuple(map(str, values)),
+        constants=str(constants or ""),
+        warps=warps if isinstance(warps, int) else 0,
+        flops=float(flops) if isinstance(flops, int | float) else 0.0,
     )
 
 
@@ -66,11 +81,16 @@ def _shape(entry: Any) -> Shape:
 
 def product(op: str, arguments: Arguments) -> Product | None:
     """The product that the op computes; None where the trace doesn't say enough."""
-    read = SHAPED.get(op)
+    read = reader_of(op)
     try:
         return _unpacked(read(arguments)) if read else None
     except (IndexError, ValueError, ArithmeticError):
         return None
+
+
+def reader_of(op: str) -> Reader | None:
+    """What reads the op's product from its arguments; None where it is none."""
+    return _template if op.startswith(TEMPLATE) else SHAPED.get(op)
 
 
 def _unpacked(found: Product) -> Product:
@@ -79,6 +99,12 @@ def _unpacked(found: Product) -> Product:
         return found
     dims = tuple((name, 2 * size if name == "K" else size) for name, size in found.dims)
     return replace(found, flops=2 * found.flops, dims=dims)
+
+
+def _template(arguments: Arguments) -> Product:
+    """By Inductor's own count."""
+    _require(0 < arguments.flops < inf)
+    return Product(arguments.flops, ())
 
 
 def _require(consistent: bool) -> None:

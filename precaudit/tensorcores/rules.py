@@ -27,7 +27,8 @@ TensorCoreClass = Literal["native", "legacy", "none", "unknown"]
 
 @dataclass(frozen=True)
 class Classification:
-    """The class of a kernel and why; `matmul` says that it computes products rather than moves or maps values."""
+    """The class of a kernel and why; `matmul` says that it computes products rather than moves or maps values, `used`
+    that Tensor Cores do, also where the class is unknown because their path is."""
 
     tensor_core: TensorCoreClass
     rule: str
@@ -35,6 +36,7 @@ class Classification:
     operands: str | None = None
     library: str | None = None
     matmul: bool = False
+    used: bool = False
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ def _rule(rule_id: str, pattern: str, uses: bool | None, generation: str | None 
 RULES: tuple[Rule, ...] = (
     _rule(
         "helper",
-        r"splitKreduce|ReduceSplitK|reduce_1Block|globalKernel|OffsetsKernel|nchwToNhwc|nhwcToNchw|[Pp]reprocess"
+        r"splitKreduce|ReduceSplitK|reduce_1Block|globalKernel|OffsetsKernel|nchwToNhwc|nhwcToNchw|(?<!chunk_)[Pp]reprocess"
         r"|[Pp]ostprocess|dot_do_o|convert_dq|combine(?!d)|FwdCombine|reshape_and_cache|elementwise|Functor|prepare_varlen"
         r"|im2col|col2im|vol2col|col2vol|init_device_workspace|convertTensor_kernel|AddPaddingKernel|elementWise"
         r"|clear_dkvaccum|convert_dkv|ForwardCombine|BwdSumOdO|FmhaKernelBwdConvert|MlaReductionKernel|mla_metadata"
@@ -72,8 +74,8 @@ RULES: tuple[Rule, ...] = (
         r"gemm_starts|group_gemm_args|prepare_grouped_gemm_data|scale_\d+x128_(?:reshape_)?kernel|expandInputRows"
         r"|computeStrides|doActivation|(?<!gemm_)(?:silu|gelu|swiglu\w*)_(?:and_)?mul_\w*quant"
         r"|finalizeMoeRouting|ExpertPrefixSum|BuildExpertMaps|_repack_kernel|transpose_fp32|pack_fp32_into|mqa_logits_metadata"
-        r"|clean_logits|^(?:void )?fbgemm_gpu::|kInt8VectorQuant|kdequant_mm|kDoubleRowColQuant|kgetColRowStats"
-        r"|reconstruct_(?:exllama|gptq)|grouped_gemm::cuda::utils::",
+        r"|clean_logits|^_per_token_group_quant|^(?:void )?fbgemm_gpu::|kInt8VectorQuant|kdequant_mm|kDoubleRowColQuant"
+        r"|kgetColRowStats|reconstruct_(?:exllama|gptq)|grouped_gemm::cuda::utils::",
         False,
         matmul=False,
     ),
@@ -102,7 +104,7 @@ RULES: tuple[Rule, ...] = (
         "vector-gemm",
         r"(?:volta|turing|ampere|maxwell|pascal|hopper)_(?:fp16_|bf16_)?g?[sdczhi]gemm|[shi]cudnn"
         r"|magma_\w*[sdcz]gemm|fermiPlusCgemm|(?<![a-zA-Z0-9])[sdcz]gemm_(?:largek|\w*_vec)|gemm_kernel\dx\d_\w*core"
-        r"|router_gemm_kernel_(?:float|bf16)_output",
+        r"|router_gemm_kernel(?:_float_output|_bf16_output)?<",
         False,
     ),
     _rule("gemv", r"[Gg]emv|gemmk1|gemm_k1|(?<![a-zA-Z_])dot_kernel|gemmSN|4bit_inference_naive", False),
@@ -126,7 +128,13 @@ RULES: tuple[Rule, ...] = (
         False,
         matmul=False,
     ),
-    _rule("recurrent", r"fused_recurrent_\w*kernel", False, matmul=False),  # an outer product a step, no tl.dot
+    _rule(  # an outer product a step, no tl.dot
+        "recurrent",
+        r"fused_recurrent_\w*kernel|fused_sigmoid_gating_delta_rule|_state_passing_(?:fwd|bwd)_kernel"
+        r"|^chunk_\w*_(?:intra_token_parallel|intra_sub_intra)(?:_\w+)?$",
+        False,
+        matmul=False,
+    ),
     _rule("vector-attention", r"paged_attention_v[12]_\w*kernel|(?:Batch|Single)DecodeWith\w*KVCacheKernel<", False),
     _rule("flash-sm90", r"flash::compute_attn_ws|FlashAtt(?:entio)?n\w*Sm90|flash::enable_sm90", True, "hopper"),
     _rule("flash-sm100", r"FlashAtt(?:entio)?n\w*Sm10\d", True, "blackwell"),
@@ -169,8 +177,11 @@ RULES: tuple[Rule, ...] = (
     _rule(  # public kernels around tl.dot, which multiplies float32 as TF32 unless told otherwise
         "triton-dot",
         r"^(?:fused_moe_kernel(?:_gptq_awq)?|_w8a8_(?:triton_)?block_\w*(?:matmul|mm)|kernel_unified_attention_[23]d"
-        r"|_fwd_grouped_kernel_stage1|_attn_(?:fwd|bwd)(?:_dkdv|_dq)?|awq_gemm_kernel|_lora_(?:shrink|expand)_kernel"
-        r"|_matmul_ogs\w*?)(?:_\d\w*)?$",
+        r"|_fwd_grouped_kernel_stage1(?:_rope)?|_attn_(?:fwd|bwd)(?:_dkdv|_dq)?|awq_gemm_kernel|_lora_(?:shrink|expand)_kernel"
+        r"|_chunk_(?:scan|state)_(?:(?:fwd|varlen)|(?:chunk_state_)?bwd_d(?:x|b|c|cb|states))_kernel|_bmm_chunk_(?:fwd|bwd)_kernel"
+        r"|(?!\w*(?:cumsum|cumprod|reduction|hgrn|token_parallel|sub_intra|rcum_inter|_dgk_|_hdh))"
+        r"(?:chunk|fused_chunk|chunkwise|parallel)_(?:\w+_)?(?:fwd|bwd)_kernel(?:_\w+)?"
+        r"|recompute_w_u_fwd_(?:\w+_)?kernel|prepare_wy_repr_bwd_(?:\w+_)?kernel|_matmul_ogs\w*?)(?:_\d\w*)?$",
         True,
     ),
     _rule("triton-pointwise", r"^triton_(?:poi|red|per|spl|for|mix|unk)_", False, matmul=False),
@@ -237,22 +248,24 @@ RULES: tuple[Rule, ...] = (
     ),
     _rule(
         "memory",
-        r"(?i)^(?:\[cuda )?(?:memcpy|memset)|copy_kernel|copy_page|fill_kernel|transpose_(?:kernel|readWrite)"
+        r"(?i)^(?:\[cuda )?(?:memcpy|memset)|copy_kernel|copy_page|(?<!pre)fill_kernel|transpose_(?:kernel|readWrite)"
         r"|cast_transpose|float2half_rn_kernel",
         False,
         matmul=False,
     ),
     _rule(
         "map-or-reduce",
-        r"(?i)^(?!.*(?:gemm|mma|attention|attn|fmha|conv(?!ert)|matmul|(?<!bi)(?<!tri)linear|mlp|fused_?moe|dot|dense"
-        r"|ffn|proj|einsum|lora|(?<![a-z])(?:b|sp)?mm(?![a-z]))).*"
+        r"(?i)^(?!.*(?:gemm(?!a)|mma(?<!gemma)|attention|attn|fmha|conv(?!ert)|matmul|(?<!bi)(?<!tri)linear|mlp|fused_?moe|dot|dense"
+        r"|ffn|proj|einsum|lora|(?<!fast_)hadamard_|(?<![a-z])(?:b|sp)?mm(?![a-z]))).*"
         r"(?:(?:layer|rms|group|batch|instance|l2)_?norm|softmax|rotary|rope_|silu|gelu|act_and_mul|embedding|dropout"
         r"|quantize|_quant_|quantint8|topk|top_k|sampling|argmax|routing|finalizeKernel|moe_align|expand_input|permute"
         r"|cross_entropy|Criterion|fast_hadamard|selective_scan_|nms_kernel|roi_align|roi_pool|resize|upsample|mergestates"
         r"|concat_and_cache|sort_expert|amax_kernel|kOptimizer|nrm2_kernel|asum_kernel|axpy_kernel|scal_kernel"
         r"|moe_sum_(?:reduce_\w*)?kernel|moe_fused_gate|moe::dev::activation|norm_?rope|biasrope|c(?:vt|ast)_\w*to_fp[48]|top\d_sum_gate"
         r"|expand_to_fused|reduce_fused|get_fused_mapping|count_expert|cast_and_transpose|batched_transpose|ep_(?:scatter|gather)"
-        r"|(?:swi|ge)glu(?:_[a-z]+)?_(?:for|back)ward_kernel)",
+        r"|(?:swi|ge)glu(?:_[a-z]+)?_(?:for|back)ward_kernel|(?:^|_)m?rope$|sigmoid|swish|relu|logsumexp|cumsum_scalar|kl_?div"
+        r"|_jsd_kernel|grpo|sinkhorn|token_shift|(?:gdn|kda)_gat(?:e_(?:fwd|bwd)|ing)|chunk_cumsum_(?:fwd|bwd)|metadata"
+        r"|(?<!lora_)page_table|slot_mapping|kv_(?:buffer|indices)|req_to_token|(?:pre|post)_reorder|dequant_kernel)",
         False,
         matmul=False,
     ),
@@ -284,7 +297,8 @@ def classify(name: str, capability: Capability | None, *, nvidia: bool = True) -
     gpu = generation_of(capability)
     operands = _tensor_operands(name, found.operands)
     generation = _kernel_generation(name, rule, operands, gpu)
-    return replace(found, tensor_core=relation(generation, gpu, operands), generation=generation, operands=operands)
+    label = relation(generation, gpu, operands)
+    return replace(found, tensor_core=label, generation=generation, operands=operands, used=True)
 
 
 def relation(generation: str | None, gpu: str | None, operands: str | None) -> TensorCoreClass:

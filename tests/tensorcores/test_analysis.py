@@ -326,3 +326,49 @@ def test_kernels_without_any_launch_are_not_said_to_be_launched_early(tmp_path):
     notes = " ".join(analysed(tmp_path, [kernel]).tensor_cores.notes)
     assert "no launch calls" in notes
     assert "before the recording" not in notes
+
+
+BF16, TILE = "c10::BFloat16", "ALLOW_TF32=False,BLOCK_K=64,BLOCK_M=128,BLOCK_N=128,GROUP_M=8"
+
+
+def inductors(name, types, constants="", warps=4, **arguments):
+    """A kernel of Inductor's, by its oldest name, in the op that launches it."""
+    event = op(name, 0, 10, **arguments)
+    event["args"] |= {"Input type": types, "kernel_kwargs": constants, "num_warps": warps}
+    return [event, *launched("triton__0d1d2d3d", 1, 100, 1)]
+
+
+@pytest.mark.parametrize(
+    ("name", "types", "constants", "warps", "said"),
+    [
+        ("triton_tem_fused_mm_0", [BF16] * 3, TILE, 4, ("native", "hopper")),
+        ("triton_tem_fused_mm_0", [BF16] * 3, TILE.replace("M=128", "M=16"), 4, ("legacy", "ampere")),
+        ("triton_tem_fused_addmm_0", [BF16] * 4, TILE, 2, ("legacy", "ampere")),
+        ("triton_tem_fused_mm_0", [BF16] * 3, "", 4, ("unknown", None)),  # as versions write it that fix the tile
+        ("triton_tem_fused_mm_0", ["float"] * 3, TILE, 4, ("none", None)),
+        ("triton_tem_fused_mm_0", ["float"] * 3, TILE.replace("=False", "=True"), 4, ("unknown", None)),
+        ("triton_tem_fused_mm_0", [BF16, BF16, "float"], TILE, 4, ("unknown", None)),
+        ("triton_tem_fused__to_copy_mm_0", [BF16] * 3, TILE, 4, ("unknown", None)),
+        ("triton_tem_fused_convolution_0", [BF16] * 3, TILE, 4, ("unknown", None)),  # it may be depthwise
+        ("triton_tem_fused_flex_attention_0", [BF16] * 3 + ["float"], TILE, 8, ("native", "hopper")),
+        ("triton_poi_fused_add_0", [BF16] * 3, "XBLOCK=512", 4, ("none", None)),
+    ],
+)
+def test_inductors_kernels_are_known_by_the_op_that_launches_them(tmp_path, name, types, constants, warps, said):
+    (kernel,) = analysed(tmp_path, inductors(name, types, constants, warps)).tensor_cores.kernels
+    assert (kernel.tensor_core, kernel.generation) == said
+
+
+def test_inductors_own_count_of_a_templates_flops_gives_its_rate(tmp_path):
+    events = inductors("triton_tem_fused_mm_0", [BF16] * 3)
+    events[0]["args"]["kernel_flop"] = 80e9
+    (kernel,) = analysed(tmp_path, events).tensor_cores.kernels
+    assert kernel.tflops == pytest.approx(800)
+    assert kernel.tensor_core == "native"  # mma.sync reaches no three quarters of the peak
+
+
+def test_tensor_cores_by_a_path_that_is_not_told_are_noted(tmp_path):
+    events = [*launched("fused_moe_kernel", 0, 30, 1), *launched("strange_kernel", 50, 70, 2)]
+    usage = analysed(tmp_path, events).tensor_cores
+    assert usage.time_share.unknown == 1
+    assert any("30.0% of the GPU time is on Tensor Cores" in note for note in usage.notes)
