@@ -331,10 +331,10 @@ def _card_notes(card: Card, named: bool, groups: Sequence[Group]) -> Iterable[st
 
 
 def _by_some_path(groups: Sequence[Group], total: float) -> Iterable[str]:
-    """Kernels of no known class that use Tensor Cores nevertheless."""
+    """Kernels that use Tensor Cores by an unknown path, or on an unknown GPU."""
     used = sum(g.seconds for g in groups if g.found.used and g.found.tensor_core == "unknown") / total
     if used > 0.01:
-        yield f"Of the unknown, {used:.1%} of the GPU time is on Tensor Cores, by a path that the names don't tell."
+        yield f"Of the unknown, {used:.1%} of the GPU time is on Tensor Cores: only whether natively is not known."
 
 
 def _newer(groups: Sequence[Group], card: Card) -> str | None:
