@@ -33,14 +33,14 @@ def told(losses=LOSSES, status="stopped", low=(), noted=(), seen=(), verificatio
     return of_as_written(audit, verification)
 
 
-def test_a_script_that_strays_is_an_error():
+def test_a_deviating_script_is_an_error():
     (found,) = told(tuple(2 * loss for loss in LOSSES))
     assert (found.rule, found.severity) == ("PA501", "error")
     assert "doesn't train like float32" in found.message
 
 
 @pytest.mark.parametrize(("share", "strays"), [(1.08, False), (1.2, True)])
-def test_the_margin_of_a_last_look_does_not_hide_that_a_script_strays(share, strays):
+def test_a_wide_last_margin_does_not_hide_a_deviating_script(share, strays):
     wide = replace(PASSED, margin=0.03)
     assert any(each.rule == "PA501" for each in told(tuple(share * x for x in LOSSES), verification=wide)) is strays
 
@@ -49,13 +49,13 @@ def test_the_margin_of_a_last_look_does_not_hide_that_a_script_strays(share, str
     ("verdict", "used"),
     [("pass", True), ("screened", True), ("not_run", True), ("fail", False), ("inconclusive", False)],
 )
-def test_a_plan_that_failed_is_no_remedy(verdict, used):
+def test_a_failed_plan_is_not_suggested(verdict, used):
     (found,) = told(tuple(2 * loss for loss in LOSSES), verification=replace(PASSED, verdict=verdict))
     assert (found.suggestion == USE_THE_PLAN) is used
 
 
 @pytest.mark.parametrize(("passes", "strays"), [(320, True), (220, False)])
-def test_a_scaler_that_never_finds_its_scale_wastes_steps(passes, strays):
+def test_a_scaler_that_skips_too_many_steps_is_an_error(passes, strays):
     """Two backward passes a step; a few more are those of the steps that it skipped at first."""
     for scaler in ({}, {"grad_scaler": {}}):
         reference = RunResult(
@@ -70,7 +70,7 @@ def test_a_scaler_that_never_finds_its_scale_wastes_steps(passes, strays):
 
 
 @pytest.mark.parametrize(("skipped", "strays"), [(3, False), (0, True)])
-def test_after_a_skipped_step_batches_are_others_and_losses_differ_by_chance(skipped, strays):
+def test_losses_after_a_skipped_step_may_differ_by_chance(skipped, strays):
     noisy = tuple(1.0 + math.sin(step * step) for step in range(83))
     reference = RunResult("reference", 0, "stopped", 80, losses=noisy[:80], backward_calls=80, baseline={})
     written = RunResult("as-written", 0, "stopped", 80, losses=noisy[3:], backward_calls=80 + skipped)
@@ -78,7 +78,7 @@ def test_after_a_skipped_step_batches_are_others_and_losses_differ_by_chance(ski
     assert bool(of_as_written(audit, replace(PASSED, margin=0.0001))) == strays
 
 
-def test_one_pair_may_differ_as_far_as_pairs_were_seen_to():
+def test_one_pair_may_differ_by_the_spread_of_the_trials():
     seeds = tuple(range(8))
     wide = Verification("inconclusive", "emulated", 0.01, seeds, difference=Difference(0.003, -0.029, 0.035))
     narrow = replace(wide, difference=Difference(0.0, -0.004, 0.004))
@@ -98,7 +98,7 @@ def test_a_script_that_skips_its_steps_does_not_train():
     assert told(LOSSES[:60], "ended", seen={"grad_scaler": {}}) == told(LOSSES[:30], "stopped") == []
 
 
-def test_a_script_that_breaks_off_or_leaves_batches_out_as_written():
+def test_an_early_end_or_skipped_batches_as_written_are_reported():
     """It looks whether its loss is finite, and nothing that isn't is ever seen of it."""
     (early,) = told(LOSSES[:60], "ended")
     assert (early.rule, early.severity) == ("PA501", "warning")
@@ -119,7 +119,7 @@ def test_a_script_that_breaks_off_or_leaves_batches_out_as_written():
 
 
 @pytest.mark.parametrize(("calls", "strays"), [((18 * 8, *(8,) * 79), False), ((9,) * 80, True), ((30,) * 80, True)])
-def test_a_step_that_a_scaler_skips_is_one_step_however_many_batches_it_takes(calls, strays):
+def test_a_skipped_step_counts_once_whatever_its_batches(calls, strays):
     """With eight micro-batches, seventeen such steps are no 136."""
     scaler = {"grad_scaler": {}}
     reference = RunResult("reference", 0, "stopped", 80, losses=LOSSES, calls=(8,) * 80, baseline=scaler)
@@ -128,7 +128,7 @@ def test_a_step_that_a_scaler_skips_is_one_step_however_many_batches_it_takes(ca
     assert [f"{sum(calls) - 8 * 80} batches in 80 steps" in each.message for each in found] == [True] * strays
 
 
-def test_a_scaler_by_hand_finds_its_scale_too():
+def test_a_scaler_by_hand_may_skip_steps_until_it_finds_its_scale():
     """The steps that a script of so many batches then lacks are those, and no break."""
     reference = RunResult("reference", 0, "ended", 80, losses=LOSSES, calls=(1,) * 80)
     written = RunResult("as-written", 0, "ended", 61, losses=LOSSES[:61], calls=(20, *(1,) * 60))
@@ -137,14 +137,14 @@ def test_a_scaler_by_hand_finds_its_scale_too():
     )
 
 
-def test_a_script_that_stops_as_written_may_only_lack_a_kernel_of_this_machine():
+def test_a_script_that_stops_as_written_is_a_warning():
     error = ScriptError("RuntimeError", "no float16 kernel", "", Location("train.py", 9))
     (found,) = told(LOSSES[:2], "failed", error=error)
     assert (found.rule, found.severity) == ("PA501", "warning")
     assert "stops at step 2 on this machine: no float16 kernel" in found.message
 
 
-def test_what_torchs_scaler_refuses_it_refuses_on_every_machine():
+def test_an_exception_of_torchs_scaler_is_an_error():
     said = "step() has already been called since the last update()."
     place = Location("train.py", 9)
     error = ScriptError("RuntimeError", said, "", place, raised_by="torch.amp.grad_scaler")
@@ -160,7 +160,7 @@ def state(fqn, buffer, lost):
 
 
 @pytest.mark.parametrize(("models", "name"), [(("student", "teacher"), "teacher.0"), (("teacher",), "0")])
-def test_what_a_teacher_keeps_goes_by_the_name_that_its_layers_have_in_the_report(models, name):
+def test_state_of_a_second_model_is_named_as_in_the_report(models, name):
     low = [{**state("0", "", 0.9), "model": "teacher"}]
     (found,) = told(low=low, trace=Trace(models=models))
     assert found.fqn == name
@@ -172,7 +172,7 @@ def absorbed(fqn, lost):
     return {"kind": "absorbed", **entry}
 
 
-def test_an_addition_that_absorbs_explains_a_script_that_strays():
+def test_an_absorbing_addition_explains_a_deviation():
     strayed, low = tuple(2 * loss for loss in LOSSES), [absorbed("crf", 0.6), absorbed("", 0.9), absorbed("", 0.1)]
     written, inside, outside = told(strayed, low=low)
     assert (written.rule, inside.rule, inside.severity, inside.fqn) == ("PA501", "PA106", "error", "crf")
@@ -184,7 +184,7 @@ def test_an_addition_that_absorbs_explains_a_script_that_strays():
     assert "PA106" not in [each.rule for each in told(low=low)]
 
 
-def test_products_outside_of_modules_are_told_where_nothing_explains_a_script_that_strays():
+def test_products_outside_of_modules_are_named_where_nothing_explains_a_deviation():
     strayed = tuple(2 * loss for loss in LOSSES)
     low = [{**absorbed("", 0.002), "op": "matmul", "line": line} for line in (23, 19)]
     (found,) = told(strayed, low=low)
@@ -196,7 +196,7 @@ def test_products_outside_of_modules_are_told_where_nothing_explains_a_script_th
         assert "outside of all modules" not in told(strayed, low=others)[0].message
 
 
-def test_non_finite_values_that_float32_does_not_make_explain_a_loss_that_is_lost():
+def test_nonfinite_values_explain_a_nonfinite_loss():
     facts = {"path": "train.py", "line": 8, "op": "mul", "step": 3}
     lost = (*LOSSES[:3], *[math.nan] * 77)
     _, cause = told(lost, low=[{"kind": "nonfinite", **facts}])
@@ -206,7 +206,7 @@ def test_non_finite_values_that_float32_does_not_make_explain_a_loss_that_is_los
     assert [each.rule for each in told(lost, low=[{"kind": "nonfinite", **facts, "step": 0}])] == ["PA501"]
 
 
-def test_non_finite_values_explain_a_run_whose_scaler_skips_all_further_steps():
+def test_nonfinite_values_explain_a_run_whose_scaler_skips_all_further_steps():
     """The loss belongs to a step that was never taken."""
     made = {"kind": "nonfinite", "path": "grpo.py", "line": 39, "op": "truediv", "step": 3}
     found = told(LOSSES[:3], "ended", low=[made], seen={"grad_scaler": {}})
@@ -214,7 +214,7 @@ def test_non_finite_values_explain_a_run_whose_scaler_skips_all_further_steps():
     assert "PA307" not in {each.rule for each in told(LOSSES[:5], "ended", low=[made])}  # it went on
 
 
-def test_gradients_that_overflow_explain_a_script_that_strays():
+def test_overflowing_gradients_explain_a_deviation():
     facts = {"path": "train.py", "line": 8, "fqn": "body.0", "dtype": "float16", "step": 0, "scale": 2.0**20}
     _, cause = told(tuple(2 * loss for loss in LOSSES), low=[{"kind": "lost", **facts}, absorbed("crf", 0.6)])
     assert (cause.rule, cause.fqn, cause.location) == ("PA307", "body.0", Location("train.py", 8))
@@ -222,13 +222,13 @@ def test_gradients_that_overflow_explain_a_script_that_strays():
     assert told(low=[{"kind": "lost", **facts}]) == []
 
 
-def test_weights_that_the_script_itself_loses_explain_one_that_strays():
+def test_weights_that_the_script_makes_nonfinite_explain_a_deviation():
     facts = {"path": "train.py", "line": 8, "fqn": "body.0", "op": "add", "step": 3}
     _, cause = told((), "ended", low=[{"kind": "weights", **facts}])
     assert (cause.rule, cause.fqn, cause.op, cause.location) == ("PA504", "body.0", "add", Location("train.py", 8))
 
 
-def test_casts_that_lose_small_values_explain_a_script_that_strays():
+def test_casts_that_flush_small_values_explain_a_deviation():
     facts = {"kind": "vanished", "path": "train.py", "line": 20}
     low = [{**facts, "share": 0.4}, {**facts, "line": 21, "share": 0.01}]
     _, cause = told(tuple(2 * loss for loss in LOSSES), low=low)
@@ -237,7 +237,7 @@ def test_casts_that_lose_small_values_explain_a_script_that_strays():
     assert told(low=low) == []
 
 
-def test_casts_that_are_too_coarse_explain_a_script_that_strays():
+def test_casts_that_are_too_coarse_explain_a_deviation():
     facts = {"kind": "blurred", "path": "train.py", "dtype": "bfloat16"}
     low = [{**facts, "line": 20, "lost": 0.9}, {**facts, "line": 21, "lost": 0.05}]
     _, cause = told(tuple(2 * loss for loss in LOSSES), low=low)
@@ -255,7 +255,7 @@ def test_casts_that_are_too_coarse_explain_a_script_that_strays():
         ("made_anew", "PA510"),
     ],
 )
-def test_what_a_script_does_to_scaled_gradients_explains_one_that_strays(noted, rule):
+def test_misuse_of_scaled_gradients_explains_a_deviation(noted, rule):
     seen = {noted: {"path": "train.py", "line": 9, "function": "SGD", "mixed": False}}
     _, cause = told(tuple(2 * loss for loss in LOSSES), seen=seen)
     assert (cause.rule, cause.severity, cause.location) == (rule, "error", Location("train.py", 9))
@@ -266,7 +266,7 @@ def test_what_a_script_does_to_scaled_gradients_explains_one_that_strays(noted, 
 @pytest.mark.parametrize(
     ("without", "scaled", "certain"), [(0.3, 1e-5, True), (0.0, 0.9, True), (0.3, 0.4, False), (0.0, 0.0, False)]
 )
-def test_a_change_of_gradients_that_depends_on_the_loss_scale_is_an_error_where_nothing_strays(
+def test_a_change_of_gradients_that_depends_on_the_loss_scale_is_an_error_without_a_deviation(
     noted, rule, without, scaled, certain
 ):
     seen = {noted: {"path": "train.py", "line": 9, "function": "SGD", "mixed": False}, "changed_by": [[without, 1.0]]}
@@ -276,7 +276,7 @@ def test_a_change_of_gradients_that_depends_on_the_loss_scale_is_an_error_where_
     assert told(seen={**seen, "clips_scaled": seen[noted]}, noted={"changed_by": [[scaled, 1.0]]})[1:] == []
 
 
-def test_a_change_of_scaled_gradients_is_told_at_its_own_line():
+def test_a_change_of_scaled_gradients_is_located_at_its_line():
     seen = {"changes_scaled": {"path": "train.py", "line": 9, "function": "SGD"}, "changed_by": [[0.3, 1.0]]}
     (found,) = told(seen=seen, noted={"changed_by": [[1e-5, 1.0]], "changes_gradients": {"path": "clip.py", "line": 3}})
     assert (found.rule, found.location) == ("PA502", Location("clip.py", 3))
@@ -288,25 +288,25 @@ def test_a_hook_whose_change_depends_on_the_loss_scale_is_an_error(left, rules):
     assert [each.rule for each in told(seen=seen, noted={"hooked_by": [[1.0, 0.1]]})] == rules
 
 
-def test_a_sine_of_rounded_angles_explains_one_that_strays():
+def test_a_sine_of_rounded_angles_explains_a_deviation():
     _, cause = told(tuple(2 * loss for loss in LOSSES), low=[{**absorbed("", 0.4), "op": "sin"}])
     assert (cause.rule, cause.op) == ("PA106", "sin")
     assert "is off by 40% of its result, because its angle is rounded" in cause.message
 
 
-def test_a_buffer_that_absorbs_is_named_and_told_from_its_neighbour():
+def test_an_absorbing_buffer_is_told_apart_from_its_neighbour():
     mean, var = told(low=[state("norm", "running_mean", 0.9), state("norm", "running_var", 0.9)])
     assert mean.message.startswith("norm.running_mean is kept in bfloat16")
     assert (mean.rule, mean.severity, mean.fqn, mean.location) == ("PA303", "warning", "norm", Location("train.py", 5))
     assert mean.fingerprint != var.fingerprint
 
 
-def test_a_weight_that_absorbs_is_told_from_its_module():
+def test_an_absorbing_weight_is_named_by_its_module():
     (found,) = told(low=[state("body.0", "", 0.9)])
     assert found.message.startswith("a weight of body.0 is kept in bfloat16")
 
 
-def test_a_weight_that_is_rounded_away_is_told_once():
+def test_lost_updates_of_a_weight_are_reported_once():
     weight = TensorRecord("weight", TensorStats(8), "weight", dtype="bfloat16")
     gradient = TensorRecord("weight_grad", TensorStats(8), "weight")
     update = TensorRecord("update", TensorStats(8, zeros=8), "weight")
@@ -323,7 +323,7 @@ def test_a_weight_that_is_rounded_away_is_told_once():
     assert found[0].location == Location("train.py", 4)
 
 
-def test_a_weight_of_the_outermost_module_is_named_and_told_once():
+def test_lost_updates_of_the_outermost_modules_weight_are_reported_once():
     weight = TensorRecord("weight", TensorStats(8), "scale", dtype="bfloat16")
     gradient, update = (
         TensorRecord("weight_grad", TensorStats(8), "scale"),
@@ -344,7 +344,7 @@ def test_a_weight_of_the_outermost_module_is_named_and_told_once():
 
 
 @pytest.mark.parametrize(("far", "rules"), [(1.0, []), (0.5, ["PA301"])])
-def test_weights_that_go_as_far_as_in_float32_make_up_for_what_is_rounded_away(far, rules):
+def test_weights_that_move_as_far_as_in_float32_are_no_finding(far, rules):
     """Few of the updates change a weight under compensated summation and stochastic rounding too. How far a bias of a
     few values went isn't known."""
     tensors = tuple(
@@ -362,7 +362,7 @@ def test_weights_that_go_as_far_as_in_float32_make_up_for_what_is_rounded_away(f
     assert [each.rule for each in found] == rules
 
 
-def test_what_the_scripts_own_format_makes_of_an_operation_is_the_likeliest_cause():
+def test_a_ban_in_the_scripts_own_format_is_the_likeliest_cause():
     place = Location("train.py", 9)
     grave, other = (
         Ban("PA104", "front", "add", name, "warning", f"add's eps is zero in {name}", "", "other", place)
@@ -375,7 +375,7 @@ def test_what_the_scripts_own_format_makes_of_an_operation_is_the_likeliest_caus
     assert found.message.endswith("the likeliest cause is in front: add's eps is zero in float16, at train.py:9")
 
 
-def test_products_that_autocast_makes_low_in_an_optimizers_step_explain_a_script_that_strays():
+def test_low_precision_products_in_an_optimizers_step_explain_a_deviation():
     product = {**absorbed(None, 0.001), "op": "matmul"}
     strayed = tuple(2 * loss for loss in LOSSES)
     written, cause = told(strayed, low=[product | {"region_steps": True}])
@@ -384,7 +384,7 @@ def test_products_that_autocast_makes_low_in_an_optimizers_step_explain_a_script
     assert [each.rule for each in told(strayed, low=[product | {"region_steps": False}])] == ["PA501"]
 
 
-def test_a_teacher_that_lags_is_told_though_its_student_keeps_pace():
+def test_a_stagnating_teacher_is_reported_though_its_student_keeps_pace():
     exact = EndState(learned={"student.norm.weight": 1.0, "teacher.norm.weight": 0.8})
     written = replace(exact, learned={"student.norm.weight": 1.0, "teacher.norm.weight": 0.3})
     reference = RunResult("reference", 0, "stopped", 80, losses=LOSSES, end_state=exact)
@@ -394,19 +394,19 @@ def test_a_teacher_that_lags_is_told_though_its_student_keeps_pace():
     assert [each.rule for each in all_findings(audit, Plan(), Verification("pass", "emulated"))] == ["PA303"]
 
 
-def test_what_a_script_keeps_low_is_advised_on_only_where_it_changes():
+def test_low_precision_state_is_mentioned_only_where_it_changes():
     assert told() == []
     for entry in (state("norm", "running_mean", 0.01), {"kind": "trained"}):
         assert [(found.rule, found.severity) for found in told(low=[entry])] == [("PA503", "note")]
 
 
-def test_a_penalty_on_scaled_gradients_is_told_where_it_shows_in_the_first_loss():
+def test_a_penalty_on_scaled_gradients_is_reported_where_it_changes_the_first_loss():
     noted = {"penalizes_scaled": {"path": "train.py", "line": 30}}
     assert [found.rule for found in told((900.0, *LOSSES[1:]), noted=noted)] == ["PA507"]
     assert told(tuple(1.01 * loss for loss in LOSSES), noted=noted) == []
 
 
-def test_an_unscaled_loss_is_told_with_its_line():
+def test_an_unscaled_loss_is_reported_with_its_line():
     for mixed, said in ((True, "almost nothing"), (False, "SGD steps")):
         noted = {"unscaled_loss": {"path": "train.py", "line": 30, "function": "SGD", "mixed": mixed}}
         reference = RunResult("reference", 0, "stopped", len(LOSSES), losses=LOSSES, baseline=noted)
@@ -416,14 +416,14 @@ def test_an_unscaled_loss_is_told_with_its_line():
         assert said in found.message
 
 
-def test_a_second_step_on_the_scalers_gradients_is_an_error_though_the_script_trains_like_float32():
+def test_a_second_step_on_the_scalers_gradients_is_an_error_without_a_deviation():
     noted = {"steps_again": {"path": "train.py", "line": 30, "function": "SGD", "mixed": False}}
     reference = RunResult("reference", 0, "stopped", len(LOSSES), losses=LOSSES, baseline=noted)
     (found,) = of_as_written(Audit(Job("script", "train.py", (), ".", 80), reference, Trace()), Verification("pass"))
     assert (found.rule, found.severity, found.location) == ("PA504", "error", Location("train.py", 30))
 
 
-def test_gradients_scaled_after_unscaling_are_the_error_that_an_overflow_follows_from():
+def test_gradients_scaled_after_unscaling_are_reported_before_the_overflow_that_follows():
     noted = {"adds_scaled": {"path": "train.py", "line": 30}}
     reference = RunResult("reference", 0, "stopped", len(LOSSES), losses=LOSSES, baseline=noted)
     overflow = {"kind": "overflow", "op": "linear", "dtype": "float16", "step": 4, "amax": 9e4, "path": "", "line": 0}
@@ -437,7 +437,7 @@ def test_gradients_scaled_after_unscaling_are_the_error_that_an_overflow_follows
     ]
 
 
-def test_old_weights_under_an_open_autocast_are_an_error_where_they_stay():
+def test_stale_weights_under_an_open_autocast_are_an_error_after_several_steps():
     for steps, severity, age in ((1, "warning", "1 step ago"), (59, "error", "59 steps ago")):
         noted = {"path": "train.py", "line": 30, "fqn": "encoder", "optimizer": "Adam", "steps": steps}
         reference = RunResult("reference", 0, "stopped", len(LOSSES), losses=LOSSES, baseline={"stale_casts": noted})
@@ -447,7 +447,7 @@ def test_old_weights_under_an_open_autocast_are_an_error_where_they_stay():
         assert age in found.message
 
 
-def test_a_decay_in_vain_is_told_unless_the_state_stagnates_anyway():
+def test_an_ineffective_decay_is_reported_unless_the_state_stagnates():
     decay = {**state("norm", "v", 0.0), "kind": "decay", "factor": 0.999}
     (found,) = told(low=[decay, state("norm", "v", 0.01)])
     assert (found.rule, found.severity, found.fqn) == ("PA303", "warning", "norm")
@@ -461,7 +461,7 @@ def audited(code, folder, steps=8, name="bfloat16"):
     return run_audit(job, (name, "float32"), "emulated", InProcess(code), str(folder))
 
 
-def test_casts_that_need_the_scripts_own_autocast_are_off_with_it(tmp_path):
+def test_casts_for_the_scripts_own_autocast_are_disabled_with_it(tmp_path):
     def code():
         torch.manual_seed(0)
         model = nn.Linear(4, 1)
@@ -482,7 +482,7 @@ def test_casts_that_need_the_scripts_own_autocast_are_off_with_it(tmp_path):
     assert audit.as_written.baseline["casts"]
 
 
-def test_a_script_that_fails_for_its_own_casts_trains_in_float32_and_is_told_where(tmp_path):
+def test_a_script_that_fails_because_of_its_own_casts_trains_in_float32(tmp_path):
     """Advantages in half: where all rewards are alike, their eps is zero, and so is their deviation."""
 
     def code():
@@ -508,7 +508,7 @@ def test_a_script_that_fails_for_its_own_casts_trains_in_float32_and_is_told_whe
 
 
 @pytest.mark.parametrize("casts", [False, True])
-def test_a_loss_in_the_script_s_own_autocast_is_run_as_written(casts, tmp_path):
+def test_a_loss_in_the_scripts_own_autocast_runs_as_written(casts, tmp_path):
     """Cubes that overflow float16, in the loop and in no module."""
 
     def code():
@@ -534,7 +534,7 @@ def test_a_loss_in_the_script_s_own_autocast_is_run_as_written(casts, tmp_path):
     assert found["PA307"].op == "mul"
 
 
-def test_what_a_script_s_own_casts_did_before_it_failed_of_them_is_told(tmp_path):
+def test_effects_of_own_casts_before_a_failure_are_reported(tmp_path):
     """The last rows' ids round up to one that the table lacks."""
 
     def code():
@@ -554,7 +554,7 @@ def test_what_a_script_s_own_casts_did_before_it_failed_of_them_is_told(tmp_path
     assert {each.location.path for each in found} == {__file__}
 
 
-def test_gradients_that_a_hook_casts_are_told_with_its_line(tmp_path):
+def test_gradients_that_a_hook_casts_are_reported_with_its_line(tmp_path):
     """As where they are sent to others in 16 bits: those of a small loss are zero there."""
 
     def code():
@@ -576,7 +576,7 @@ def test_gradients_that_a_hook_casts_are_told_with_its_line(tmp_path):
     assert found[0].location == found[1].location
 
 
-def test_a_plan_that_the_script_applies_is_run_as_written(tmp_path):
+def test_a_plan_that_the_script_applies_runs_as_written(tmp_path):
     """In float16, and without the loss scale that its gradients need."""
 
     def code():
@@ -596,7 +596,7 @@ def test_a_plan_that_the_script_applies_is_run_as_written(tmp_path):
     assert audit.reference.losses[-1] < 0.5 * audit.as_written.losses[-1]
 
 
-def test_a_script_that_ends_before_its_steps_is_probed_within_those_that_it_takes(tmp_path):
+def test_a_script_that_ends_early_is_probed_within_its_own_steps(tmp_path):
     def code():
         torch.manual_seed(0)
         model = nn.Linear(4, 1)
@@ -613,7 +613,7 @@ def test_a_script_that_ends_before_its_steps_is_probed_within_those_that_it_take
     assert audit.replay_spec.patience == audit.reference.patience
 
 
-def test_answers_that_no_loss_is_made_of_are_told_where_nothing_else_explains_them():
+def test_nonfinite_outputs_that_no_loss_uses_are_reported_where_nothing_explains_them():
     lost = EndState(lost={"critic": 30, "model": 10})
     (found,) = told(end_state=lost, noted={"low": [], "casts": []}.items())
     assert (found.rule, found.severity, found.evidence["step"]) == ("PA307", "error", 10)
@@ -625,7 +625,7 @@ def test_answers_that_no_loss_is_made_of_are_told_where_nothing_else_explains_th
     ("fqn", "buffer", "kept"),
     [("bn", "running_var", "bn.running_var"), ("bn", "", "a weight of bn"), (None, "", "a running value")],
 )
-def test_what_stagnates_is_called_what_it_is(fqn, buffer, kept):
+def test_a_stagnating_state_is_named_by_its_kind(fqn, buffer, kept):
     facts = {"kind": "state", "path": "train.py", "line": 20, "dtype": "bfloat16", "lost": 0.9}
     (found,) = (each for each in told(low=[{**facts, "fqn": fqn, "buffer": buffer}]) if each.rule == "PA303")
     assert found.message.startswith(f"{kept} is kept in bfloat16")

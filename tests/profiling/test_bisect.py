@@ -37,7 +37,7 @@ class Known:
 
 
 @pytest.mark.parametrize("culprit", NAMES)
-def test_one_module_that_errs_by_itself(culprit):
+def test_one_module_that_causes_the_error_alone_is_named(culprit):
     found = contributions(SPEC, PLAN, Known(lambda low: 0.04 * (culprit in low) + 1e-6 * len(low)))
     assert [item.fqn for item in found] == [culprit]
     assert found[0].error == pytest.approx(0.04, rel=1e-3)
@@ -48,7 +48,7 @@ def together(low):
     return 0.04 * ({"b", "c"} <= low) + 1e-6 * len(low)
 
 
-def test_of_a_pair_that_errs_together_only_the_one_that_errs_is_mended():
+def test_only_the_guilty_module_of_a_pair_is_named():
     """A wide `b` helps as much: what it hands on is wide, and `c` follows that."""
     (found,) = contributions(SPEC, PLAN, Known(together))
     assert found.fqn == "c"
@@ -56,43 +56,43 @@ def test_of_a_pair_that_errs_together_only_the_one_that_errs_is_mended():
 
 
 @pytest.mark.parametrize(("products", "named"), [("abdefgh", "c"), ("acdefgh", "b")])
-def test_of_two_that_explain_it_the_one_without_products_is_mended(products, named):
+def test_of_two_explanations_the_module_without_products_is_named(products, named):
     assert [item.fqn for item in contributions(SPEC, PLAN, Known(together), set(products))] == [named]
 
 
 @pytest.mark.parametrize("culprit", NAMES[1:])
-def test_a_container_that_frees_its_child_is_not_named_for_it(culprit):
+def test_a_container_is_not_named_for_its_child(culprit):
     plan = replace(PLAN, modules={"": "float16", **PLAN.modules})
     found = contributions(SPEC, plan, Known(lambda low: 0.04 * ({"", culprit} <= low) + 1e-6 * len(low)))
     assert [item.fqn for item in found] == [culprit]
 
 
-def test_products_beside_the_module_to_blame_do_not_hide_it():
+def test_products_beside_the_guilty_module_do_not_hide_it():
     """The half of the modules that has their container has fewer products, and mends it as well."""
     plan = replace(PLAN, modules={"": "float16", **PLAN.modules})
     known = Known(lambda low: 0.04 * ({"", "g"} <= low) + 1e-6 * len(low))
     assert [item.fqn for item in contributions(SPEC, plan, known, {"a", "f", "h"})] == ["g"]
 
 
-def test_two_that_err_by_themselves_are_both_named():
+def test_two_modules_that_cause_errors_are_both_named():
     known = Known(lambda low: 0.03 * ("b" in low) + 0.02 * ("g" in low) + 1e-6 * len(low))
     assert [item.fqn for item in contributions(SPEC, PLAN, known, set(NAMES))] == ["b", "g"]
 
 
 @pytest.mark.parametrize(("own", "named"), [(0.6, ["a"]), (0.3, ["b", "a"])])
-def test_who_errs_alone_is_enough_where_that_explains_half(own, named):
+def test_errors_of_single_modules_suffice_where_they_explain_half(own, named):
     known = Known(lambda low: own * ("a" in low) + (1 - own) * ({"b", "c"} <= low))
     assert [item.fqn for item in contributions(SPEC, PLAN, known)] == named
 
 
-def test_batches_that_differ_name_nobody_else():
+def test_different_batches_name_no_other_module():
     """Each step's error has a size of its own, and no module alone makes half of the whole."""
     known = Known(together, size=lambda step: 10.0**-step)
     assert {item.fqn for item in contributions(SPEC, PLAN, known)} < {"b", "c"}
 
 
 @pytest.mark.parametrize("culprit", NAMES)
-def test_a_module_that_few_batches_reach_is_named(culprit):
+def test_a_module_that_few_batches_reach_is_named_too(culprit):
     """A branch for another kind of batch; the others' own error is all rounding by all modules alike."""
 
     class Branch(Known):
@@ -107,7 +107,7 @@ def test_a_module_that_few_batches_reach_is_named(culprit):
     assert [item.fqn for item in contributions(spec, PLAN, Branch(lambda low: 1e-6 * len(low)))] == [culprit]
 
 
-def test_no_error_and_nothing_low_name_nobody():
+def test_without_an_error_or_low_modules_no_module_is_named():
     assert contributions(SPEC, PLAN, Known(lambda low: 0.0)) == []
     assert contributions(SPEC, replace(PLAN, modules=dict.fromkeys(NAMES, "float32")), Known(lambda low: 1.0)) == []
     assert contributions(replace(SPEC, probe_save=frozenset()), PLAN, Known(lambda low: 1.0)) == []
@@ -128,7 +128,7 @@ OPERATIONS = ("linear", "matmul", "mul", "exp", "sub")
 
 
 @pytest.mark.parametrize("named", OPERATIONS)
-def test_the_operation_without_which_the_error_is_gone_is_named(named):
+def test_the_operation_that_removes_the_error_is_named(named):
     run = wide_operations(lambda wide: 0.04 * (named not in wide) + 1e-3)
     assert culprit(SPEC, PLAN, run, "c", OPERATIONS) == named
 
@@ -155,13 +155,13 @@ def test_a_module_has_one_operation_to_blame_for_its_error(ops, errors, named):
     assert (found and found.op) == named
 
 
-def test_of_operations_in_a_chain_the_last_whose_mending_helps_is_named():
+def test_of_a_chain_of_operations_the_last_that_helps_is_named():
     """A wide matmul hands float32 on to the mul; what comes later is too late."""
     run = wide_operations(lambda wide: 0.04 * (not {"matmul", "mul"} & wide) + 1e-4)
     assert culprit(SPEC, PLAN, run, "c", OPERATIONS) == "mul"
 
 
-def test_where_no_operation_explains_half_of_the_error_none_is_named():
+def test_no_operation_is_named_that_explains_less_than_half():
     run = wide_operations(lambda wide: 0.04 - 0.01 * ("mul" in wide))
     assert culprit(SPEC, PLAN, run, "c", OPERATIONS) is None
     assert culprit(replace(SPEC, probe_save=frozenset()), PLAN, run, "c", OPERATIONS) is None
@@ -191,7 +191,7 @@ def test_a_module_that_shifts_the_loss_is_named_where_gradients_show_nothing():
     assert (found.fqn, found.error) == ("c", pytest.approx(-0.03))
 
 
-def test_a_loss_that_is_not_finite_and_one_that_the_run_did_not_come_to():
+def test_nonfinite_losses_count_and_missing_ones_do_not():
     run = shifted(lambda low: float("nan") if "f" in low else 0.0)
     assert [item.fqn for item in contributions(SPEC, PLAN, run, measure=of_losses(EXACT))] == ["f"]
     assert whole_error(SPEC, PLAN, run, of_losses(EXACT[:1])) == 0.0

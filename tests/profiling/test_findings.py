@@ -38,7 +38,7 @@ def ban(rule, op, value, severity="error"):
     return Ban(rule, "block", op, "float16", severity, "why", "fix", "other", value=value)
 
 
-def test_what_a_trial_had_to_change_is_told_with_its_line():
+def test_a_repair_is_reported_with_its_line():
     place = Location("train.py", 12)
     repairs = [Repair("block", "float16", "float32", "overflowed", "mul", 1, place)]
     (found,) = told(Plan("float16", {}), repairs=repairs)
@@ -48,7 +48,7 @@ def test_what_a_trial_had_to_change_is_told_with_its_line():
     assert tried.message == "block: mul was moved to float32: overflowed"
 
 
-def test_an_overflow_is_told_once():
+def test_an_overflow_is_reported_once():
     bans = (ban("PA101", "mul", 1e6), ban("PA106", "mul", math.inf), ban("PA106", "div", math.inf))
     found = told(Plan("float16", {"block": "float16"}), bans=bans)
     assert [(each.rule, each.op) for each in found] == [("PA101", "mul"), ("PA106", "div")]
@@ -56,7 +56,7 @@ def test_an_overflow_is_told_once():
     assert len(told(Plan("float16", {"block": "float16"}), bans=close)) == 2
 
 
-def test_gradients_that_no_loss_scale_serves_are_told_with_their_operation():
+def test_gradients_that_no_loss_scale_suits_are_reported_with_their_operation():
     """Not the ReLU that stops them, nor an operation in float32."""
     sizes = [("relu", True, 2.0**30), ("neg", True, 2.0**26), ("exp", False, 2.0**40), ("mul", True, 1.0)]
     ops = []
@@ -69,7 +69,7 @@ def test_gradients_that_no_loss_scale_serves_are_told_with_their_operation():
 
 
 @pytest.mark.parametrize(("reason", "remedy"), [(f"it stopped in Sum, {OUTSIDE}: no", "custom_bwd"), ("no", "stay in")])
-def test_a_plan_that_failed_is_told_with_what_would_help(reason, remedy):
+def test_a_failed_plan_is_reported_with_a_remedy(reason, remedy):
     reference = RunResult("reference", 0, "stopped", 2, losses=(1.0, 0.9))
     audit = Audit(Job("script", "train.py", (), ".", 2), reference, Trace(), ())
     (found,) = all_findings(audit, Plan("bfloat16", {}), Verification("fail", "emulated", reason=reason))
@@ -87,7 +87,7 @@ def test_a_plan_that_failed_is_told_with_what_would_help(reason, remedy):
         ("to", [], True),
     ],
 )
-def test_no_plan_settles_what_the_script_itself_has_cast(op, casts, by_plan):
+def test_no_plan_settles_the_scripts_own_casts(op, casts, by_plan):
     """It is rounded before the module runs, in whatever format that is."""
     aliased = replace(ban("PA105", op, 3568.0), location=Location("train.py", 14))
     run = RunResult("reference", 0, "stopped", 2, losses=(1.0, 0.9))
@@ -109,21 +109,21 @@ def test_no_plan_settles_what_the_script_itself_has_cast(op, casts, by_plan):
         (Plan("bfloat16", {"a": "bfloat16"}), {"autocast": "bfloat16"}, None),
     ],
 )
-def test_vanishing_gradients_are_told_where_they_are_float16(plan, baseline, fix):
+def test_vanishing_gradients_are_reported_where_they_are_float16(plan, baseline, fix):
     gradient = TensorRecord("weight_grad", TensorStats(8), formats={"float16": FormatFit(0.0, 0.9, 0.5)})
     found = told(plan, baseline, trace=Trace(layers=(Layer("a", "Linear", 8, 1, (gradient,), trained=True),)))
     assert [each.suggestion for each in found] == ([fix] if fix else [])
     assert all(each.rule == "PA202" for each in found)
 
 
-def test_the_model_s_own_gradients_have_a_name():
+def test_gradients_of_the_outermost_module_have_a_name():
     gradient = TensorRecord("activation_grad", TensorStats(8), formats={"float16": FormatFit(0.0, 0.9, 0.5)})
     layers = (Layer("", "Net", 8, 1, (gradient,), trained=True),)
     (found,) = told(Plan("float16", {"": "float16"}), trace=Trace(layers=layers))
     assert found.message.startswith("the model itself: 50% of its gradient energy")
 
 
-def test_a_missing_scale_is_told_on_the_line_of_the_script_s_own_autocast():
+def test_a_missing_loss_scale_is_located_at_the_scripts_autocast():
     gradient = TensorRecord("weight_grad", TensorStats(8), formats={"float16": FormatFit(0.0, 0.9, 0.5)})
     trace = Trace(layers=(Layer("a", "Linear", 8, 1, (gradient,), trained=True),))
     own = {"autocast": "float16", "autocast_at": {"path": "train.py", "line": 7}}
@@ -133,7 +133,7 @@ def test_a_missing_scale_is_told_on_the_line_of_the_script_s_own_autocast():
     assert needed.location is None
 
 
-def test_what_the_script_itself_has_in_bfloat16_needs_no_scale():
+def test_modules_in_the_scripts_own_bfloat16_need_no_loss_scale():
     gradient = TensorRecord("weight_grad", TensorStats(8), formats={"float16": FormatFit(0.0, 0.9, 0.5)})
     layers = tuple(Layer(fqn, "Linear", 8, 1, (gradient,), trained=True) for fqn in "ab")
     regions = {"a": "float16", "b": "bfloat16"}
@@ -143,7 +143,7 @@ def test_what_the_script_itself_has_in_bfloat16_needs_no_scale():
 
 
 @pytest.mark.parametrize(("factor", "init", "told"), [(1.0, 2.0, 0), (1.5, 2.0, 1), (1.5, 2.0**16, 0)])
-def test_a_scale_that_begins_too_low_is_told_where_the_script_strays(factor, init, told):
+def test_a_low_initial_loss_scale_is_reported_where_the_script_deviates(factor, init, told):
     stats = TensorStats(8, 2.0**-27, 2.0**-27, 8 * 4.0**-27, exponents=Exponents(-27, (8,)))
     gradient = TensorRecord("weight_grad", stats, formats={"float16": FormatFit(0.0, 1.0, 1.0)})
     trace = Trace(layers=(Layer("a", "Linear", 8, 1, (gradient,), trained=True),))
@@ -160,7 +160,7 @@ def test_a_scale_that_begins_too_low_is_told_where_the_script_strays(factor, ini
 
 
 @pytest.mark.parametrize(("factor", "severity"), [(1.0, "warning"), (1.5, "error")])
-def test_a_missing_scale_is_an_error_where_the_script_strays(factor, severity):
+def test_a_missing_loss_scale_is_an_error_where_the_script_deviates(factor, severity):
     losses = tuple(2.0 - 0.01 * step for step in range(80))
     gradient = TensorRecord("weight_grad", TensorStats(8), formats={"float16": FormatFit(0.0, 0.9, 0.5)})
     trace = Trace(layers=(Layer("a", "Linear", 8, 1, (gradient,), trained=True),))
@@ -204,7 +204,7 @@ def test_a_format_over_budget_is_a_note_where_neither_plan_nor_script_use_it(pro
         ({"sub": math.inf}, None, None),
     ],
 )
-def test_a_format_over_budget_is_blamed_on_the_operation_that_errs_by_far_most(errors, named, line):
+def test_a_format_over_budget_is_blamed_on_the_roughest_operation(errors, named, line):
     ops = tuple(
         Op("conv", op, 1, "other", Location("train.py", 19), (), local_error={"bfloat16": error})
         for op, error in errors.items()
@@ -220,7 +220,7 @@ def test_a_format_over_budget_is_blamed_on_the_operation_that_errs_by_far_most(e
     assert found.suggestion == "keep conv out of bfloat16, as the plan does"
 
 
-def test_a_format_over_budget_names_the_operation_that_was_found_by_measuring():
+def test_a_format_over_budget_names_the_measured_operation():
     place = Location("train.py", 34)
     product = Op("knn", "matmul", 1, "lower", place, (), local_error={"bfloat16": 0.002})
     ops = (product, Op("knn", "sub", 1, "other", None, ()))
@@ -233,7 +233,7 @@ def test_a_format_over_budget_names_the_operation_that_was_found_by_measuring():
     assert found.message.endswith("most of the error comes from knn, from its matmul")
 
 
-def test_a_format_over_budget_at_several_times_is_told_once():
+def test_a_format_over_budget_in_several_phases_is_reported_once():
     reference = RunResult("reference", 0, "stopped", 2, losses=(1.0, 0.9))
     over = (GradientError("bfloat16@init", 0.5, 4.0, 0.5, 3), GradientError("bfloat16@late", 0.2, 1.0, 0.5, 3))
     audit = Audit(Job("script", "train.py", (), ".", 2), reference, Trace(), errors=over)
@@ -245,7 +245,7 @@ def test_a_format_over_budget_at_several_times_is_told_once():
     assert found.evidence["probe"] == "bfloat16@late"
 
 
-def test_forwards_that_are_called_directly_are_told_together():
+def test_direct_calls_of_forward_are_reported_together():
     trace = Trace(bypassed={"": Location("train.py", 9), "head": Location("train.py", 12)})
     (found,) = told(Plan("bfloat16", {"": "float32"}), trace=trace)
     assert (found.rule, found.location) == ("PA003", Location("train.py", 9))
@@ -254,7 +254,7 @@ def test_forwards_that_are_called_directly_are_told_together():
 
 
 @pytest.mark.parametrize(("low", "fix"), [([{"kind": "runaway", "scale": 1e13, "step": 20}], "cap"), ([], "repair")])
-def test_a_loss_scale_that_runs_away_in_float32_too_is_what_to_mend(low, fix):
+def test_a_loss_scale_that_runs_away_in_float32_too_is_the_cause(low, fix):
     """A scale kept by hand is in force in the float32 runs."""
     reference = RunResult("reference", 0, "stopped", 2, losses=(1.0, math.inf))
     written = RunResult("as-written", 0, "stopped", 2, losses=(1.0, math.inf), baseline={"low": low})

@@ -19,7 +19,7 @@ from precaudit.tracing.records import Trace
         ({"plan": "bfloat16"}, ["the script's own plan was off"]),
     ],
 )
-def test_what_was_off_is_named_and_nothing_else(baseline, notes):
+def test_only_disabled_settings_of_the_script_are_named(baseline, notes):
     job = Job("script", "train.py", (), ".", 8)
     audit = Audit(job, RunResult("reference", 0, "stopped", 8, baseline=baseline), Trace())
     facts = job_facts(job, Settings(), audit, ("bfloat16",), get_gpu("h100"))
@@ -27,7 +27,7 @@ def test_what_was_off_is_named_and_nothing_else(baseline, notes):
 
 
 @pytest.mark.parametrize("neutralize", [False, True])
-def test_casts_that_were_off_are_told(neutralize):
+def test_disabled_casts_are_mentioned(neutralize):
     job = Job("script", "train.py", (), ".", 8)
     written = RunResult("as-written", 0, "stopped", 8, baseline={"casts": [{"path": "train.py", "line": 3}]})
     reference, spec = RunResult("reference", 0, "stopped", 8), RunSpec(job, "replay", neutralize=neutralize)
@@ -52,7 +52,7 @@ def test_casts_that_were_off_are_told(neutralize):
         ),
     ],
 )
-def test_a_report_says_the_seeds_that_its_first_look_takes(asked, seeds, quick, note):
+def test_a_report_has_the_seeds_of_the_first_look(asked, seeds, quick, note):
     job = Job("script", "train.py", (), ".", 8)
     audit = Audit(job, RunResult("reference", 0, "stopped", 8), Trace())
     facts = job_facts(job, Settings(**asked), audit, ("bfloat16",), get_gpu("h100"))

@@ -48,7 +48,7 @@ def audited(little, folder):
     return _with_lost(audit, FORMATS, runner)
 
 
-def test_a_module_that_learns_nothing_is_found_and_what_makes_it_so_is_kept_wide(tmp_path):
+def test_a_module_with_lost_gradients_is_found_and_its_cause_is_kept_wide(tmp_path):
     audit = audited(1e-4, tmp_path)
     (lost,) = audit.lost
     assert (lost.fqn, lost.causes) == ("doubt", ("",))
@@ -61,5 +61,5 @@ def test_a_module_that_learns_nothing_is_found_and_what_makes_it_so_is_kept_wide
     assert found.message.startswith("doubt: in bfloat16 its gradients are off by")
 
 
-def test_where_nothing_is_lost_nothing_is_said(tmp_path):
+def test_no_finding_without_lost_gradients(tmp_path):
     assert audited(1.0, tmp_path).lost == ()

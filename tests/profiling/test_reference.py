@@ -27,7 +27,7 @@ def failed(steps, kind="ValueError", text="boom"):
         (RunResult("alone", 0, "killed", 2), False),
     ],
 )
-def test_what_the_script_by_itself_gets_past_is_no_fault_of_its_own(alone, ours):
+def test_a_failure_that_the_script_alone_does_not_have_is_precaudits(alone, ours):
     runs = []
 
     def runner(spec):
@@ -46,18 +46,18 @@ def test_what_the_script_by_itself_gets_past_is_no_fault_of_its_own(alone, ours)
 
 @pytest.mark.parametrize("again", [RunResult("reference", 0, "stopped", 20), failed(9), failed(7, "KeyError")])
 @pytest.mark.parametrize("times", [1, 2])
-def test_a_failure_by_chance_is_nobody_s_and_another_run_goes_on(again, times):
+def test_a_random_failure_is_tried_again(again, times):
     runs = iter([failed(7), RunResult("alone", 0, "stopped", 10)] * times + [again])
     found = in_float32(RunSpec(JOB, "reference"), lambda spec: next(runs))
     assert (found.run, found.first) == (again, again)
 
 
-def test_a_failure_by_chance_that_strikes_the_script_alone_too_is_its_own():
+def test_a_failure_of_the_script_alone_is_its_own():
     runs = iter([failed(0), RunResult("alone", 0, "stopped", 3), failed(0), failed(0)])
     assert not in_float32(RunSpec(JOB, "reference"), lambda spec: next(runs)).run.is_ours
 
 
-def test_a_script_that_needs_its_own_autocast_is_told_so():
+def test_a_script_that_needs_its_own_autocast_gets_a_hint():
     run = replace(failed(0), baseline={"autocast": "bfloat16"})
     alone = RunResult("alone", 0, "stopped", 3)
     found = in_float32(RunSpec(JOB, "reference"), lambda spec: alone if spec.runs is uninstrumented else run).run
@@ -65,7 +65,7 @@ def test_a_script_that_needs_its_own_autocast_is_told_so():
     assert "it may need its own autocast" in found.error.message
 
 
-def test_a_script_that_fails_of_its_own_casts_has_a_float32_run_without_them():
+def test_a_script_that_fails_because_of_its_casts_runs_without_them():
     """As where an id that a cast rounds up is no row of a table."""
     first = replace(failed(0, "IndexError"), baseline={"casts": [{"path": "train.py", "line": 9, "dtype": "float16"}]})
     exact = RunResult("reference", 0, "stopped", 20)
@@ -74,13 +74,13 @@ def test_a_script_that_fails_of_its_own_casts_has_a_float32_run_without_them():
 
 
 @pytest.mark.parametrize("run", [failed(7, "MemoryError"), failed(0, INTERNAL), RunResult("", 0, "stopped", 20)])
-def test_other_ends_are_not_tried_again(run):
+def test_other_endings_are_not_tried_again(run):
     runs = []
     assert in_float32(RunSpec(JOB, "reference"), lambda spec: runs.append(spec) or run).run == run
     assert len(runs) == 1
 
 
-def test_a_run_that_nobody_watches_counts_its_steps_and_draws_what_the_others_draw():
+def test_an_uninstrumented_run_counts_steps_and_draws_the_same_numbers():
     drawn = []
 
     def train():

@@ -62,7 +62,7 @@ def test_a_product_moves_to_the_next_safer_format(fqn, op):
         ("matmul", ("a",), ["b"]),
     ],
 )
-def test_what_breaks_in_a_second_module_of_a_type_moves_in_all_of_them(op, wide, moved):
+def test_a_second_failing_module_moves_all_modules_of_its_type(op, wide, moved):
     """One a round, a fourth block would have been one too many."""
     layers = [Layer(fqn, "Scan", 0, 1, (), leaf=False) for fqn in "abcd"]
     layers += [Layer("teacher", "Scan", 0, 1, (), leaf=False, trained=False), Layer("e", "Head", 0, 1, (), leaf=False)]
@@ -74,7 +74,7 @@ def test_what_breaks_in_a_second_module_of_a_type_moves_in_all_of_them(op, wide,
     assert {(each.op, each.target) for each in found} == {(op, "float32")}
 
 
-def test_an_operation_that_is_wide_already_takes_its_modules_own_along_and_then_what_is_inside():
+def test_a_wide_operation_widens_its_module_and_then_the_modules_inside():
     plan = Plan("float16", PLAN.modules, (OpFormat("block", "mul", "float32"),))
     (own,) = _after_fault(plan, [fault("block", "mul")], TRACE)
     assert (own.fqn, own.op, own.target) == ("block", None, "float32")
@@ -82,13 +82,13 @@ def test_an_operation_that_is_wide_already_takes_its_modules_own_along_and_then_
     assert (inside.fqn, inside.op, inside.target) == ("block.lin", None, "float32")
 
 
-def test_what_autocast_has_in_float32_anyway_is_no_repair_by_itself():
+def test_an_operation_that_autocast_runs_in_float32_is_no_repair():
     trace = replace(TRACE, ops=(*TRACE.ops, Op("block", "log", 1, "fp32", None, ())))
     (own,) = _after_fault(PLAN, [fault("block", "log")], trace)
     assert (own.fqn, own.op, own.target) == ("block", None, "float32")
 
 
-def test_the_owner_of_a_buffer_that_stands_still_is_widened():
+def test_the_module_of_a_stuck_buffer_is_widened():
     found = _after_stuck(PLAN, ["block.mean", "block.var", "net.other.mean", "elsewhere.mean"])
     assert [(each.fqn, each.source, each.target) for each in found] == [
         ("block", "float16", "float32"),
@@ -98,7 +98,7 @@ def test_the_owner_of_a_buffer_that_stands_still_is_widened():
     assert not _after_stuck(Plan("float16", {"block": "float32"}), ["block.mean"])
 
 
-def test_what_makes_a_model_answer_wrongly_is_widened():
+def test_modules_that_make_an_output_wrong_are_widened():
     (found,) = _after_wrong_answer(PLAN, "net", OutputDeviation(0.17, 0.001, ("block",)))
     assert (found.fqn, found.source, found.target) == ("block", "float16", "float32")
     assert found.why == "in float16 it makes the outputs of net wrong by 17.0% in eval mode"
@@ -108,7 +108,7 @@ def test_what_makes_a_model_answer_wrongly_is_widened():
     assert not _after_wrong_answer(Plan("float16", {"": "float16"}), "net", OutputDeviation(0.17, 0.001))
 
 
-def test_what_is_all_float32_leaves_the_next_producer():
+def test_a_float32_producer_leaves_the_next_one():
     plan = Plan("float16", {**PLAN.modules, "block": "float32"})
     (found,) = _after_fault(plan, [fault("block", "mul"), fault("block.lin", "linear")], TRACE)
     assert (found.fqn, found.target) == ("block.lin", "bfloat16")
@@ -129,13 +129,13 @@ def test_the_operation_that_raised_runs_in_float32():
     assert found == Repair("block", "float16", "float32", why, "index_add", location=Location("train.py", 9))
 
 
-def test_without_an_operation_the_module_that_raised():
+def test_without_an_operation_the_module_that_raised_is_widened():
     (found,) = _after_exception(PLAN, raised("block.lin", None), TRACE)
     assert (found.fqn, found.op, found.target) == ("block.lin", None, "float32")
     assert _after_exception(PLAN, ScriptError("", "the script stopped", ""), TRACE) == []
 
 
-def test_a_module_that_raised_takes_what_is_inside_with_it():
+def test_a_module_that_raised_is_widened_with_the_modules_inside():
     plan = Plan("float16", {**PLAN.modules, "blocks": "float16"})
     found = _after_exception(plan, raised("block", None), TRACE)
     assert [each.fqn for each in found] == ["block", "block.lin"]
@@ -144,7 +144,7 @@ def test_a_module_that_raised_takes_what_is_inside_with_it():
     assert [(each.fqn, each.source) for each in root][1:] == list(plan.modules.items())
 
 
-def test_modules_of_the_type_that_raised_are_not_waited_for_one_a_round():
+def test_all_modules_of_the_type_that_raised_are_widened_at_once():
     names = ("a", "b", "other")
     trace = Trace(
         layers=tuple(Layer(f, "Other" if f == "other" else "Mix", 0, 1, (), leaf=False) for f in names),
@@ -159,7 +159,7 @@ def test_modules_of_the_type_that_raised_are_not_waited_for_one_a_round():
     assert found[1].why == "it has the same type as a, where index_add raised under the plan: boom"
 
 
-def test_a_copy_that_trains_nowhere_is_in_no_plan_and_needs_no_repair():
+def test_an_untrained_copy_needs_no_repair():
     """A quantized copy, say, that a script makes in order to look how good it is."""
     layers = (Layer("a", "FakeQuantize", 0, 1, ()), Layer("copy", "FakeQuantize", 0, 1, (), trained=False))
     ops = tuple(Op(layer.fqn, "fake_quantize", 1, "other", None, ()) for layer in layers)
@@ -167,7 +167,7 @@ def test_a_copy_that_trains_nowhere_is_in_no_plan_and_needs_no_repair():
     assert [each.fqn for each in found] == ["a"]
 
 
-def test_leaves_of_the_type_that_raised_go_along_with_their_products():
+def test_leaves_of_the_type_that_raised_are_widened_with_their_products():
     ops = [Op(fqn, op, 1, kind, None, ()) for fqn in "ab" for op, kind in (("matmul", "lower"), ("index_add", "other"))]
     trace = Trace(layers=tuple(Layer(fqn, "Conv", 8, 1, ()) for fqn in "ab"), ops=tuple(ops))
     found = _after_exception(Plan("bfloat16", dict.fromkeys("ab", "bfloat16")), raised("a", "index_add"), trace)
@@ -175,7 +175,7 @@ def test_leaves_of_the_type_that_raised_go_along_with_their_products():
 
 
 @pytest.mark.parametrize(("op", "parts"), [("matmul", 1), (None, 2)])
-def test_what_raises_in_a_second_module_of_a_type_is_widened_in_all_of_them(op, parts):
+def test_a_second_module_that_raises_widens_all_modules_of_its_type(op, parts):
     blocks = ("block", "second", "third", "fourth")
     layers = [Layer(name, "Block", 0, 1, (), leaf=False) for name in blocks]
     layers += [Layer(f"{name}.lin", "Linear", 8, 1, ()) for name in blocks]
@@ -188,14 +188,14 @@ def test_what_raises_in_a_second_module_of_a_type_is_widened_in_all_of_them(op, 
     assert {each.fqn for each in found} == {f"{name}{part}" for name in blocks for part in ("", ".lin")[:parts]}
 
 
-def test_products_of_the_type_that_raised_stay():
+def test_products_of_the_type_that_raised_stay_low():
     trace = replace(TRACE, layers=(*TRACE.layers, Layer("other", "Linear", 8, 1, ())))
     trace = replace(trace, ops=(*trace.ops, Op("other", "linear", 1, "lower", None, ())))
     for op in (None, "linear"):
         assert [each.fqn for each in _after_exception(PLAN, raised("block.lin", op), trace)] == ["block.lin"]
 
 
-def test_where_no_format_of_its_own_helps_an_operation_what_feeds_it_is_widened_and_at_last_everything():
+def test_a_wide_operation_that_raises_widens_what_feeds_it_and_then_everything():
     ops = (Op("net", "linear", 1, "lower", None, ()), Op("gram", "matmul", 1, "lower", None, ()))
     trace = Trace(ops=(*ops, Op("", "cholesky", 1, "other", None, ()), Op("head", "linear", 1, "lower", None, ())))
     plan = Plan("bfloat16", dict.fromkeys(("", "net", "gram", "head"), "bfloat16"))
@@ -218,7 +218,7 @@ def test_a_leaf_that_raised_moves_alone_before_what_feeds_it():
     assert _after_exception(plan, raised("qr", "linalg_qr"), trace) == []
 
 
-def test_the_run_that_went_wrong_is_the_one_to_look_at_again():
+def test_the_failed_run_is_repeated():
     falling = tuple(1.0 / (step + 1) for step in range(20))
 
     def ran(seed, losses=falling, **fields):
@@ -242,12 +242,12 @@ def test_the_run_that_went_wrong_is_the_one_to_look_at_again():
     ("shift", "difference", "expected"),
     [(-0.03, -0.029, True), (0.03, -0.029, False), (-0.01, -0.029, False), (0.0, 0.0, False), (0.03, None, False)],
 )
-def test_what_parts_in_training_may_be_in_the_loss_before_any_training(shift, difference, expected):
+def test_a_shift_of_the_loss_before_training_explains_a_difference(shift, difference, expected):
     assert _explains(shift, difference) is expected
 
 
 @pytest.mark.parametrize(("formats", "target"), [(("bfloat16", "tf32"), "tf32"), (("bfloat16",), "float32")])
-def test_a_product_that_makes_the_error_has_tf32_before_float32(monkeypatch, formats, target):
+def test_a_guilty_product_moves_to_tf32_before_float32(monkeypatch, formats, target):
     """Straight to float32 the last low module was gone, and tf32 never tried."""
     job, run = Job("script", "train.py", (), ".", 10), RunResult("reference", 0, "stopped", 10, losses=(1.0,) * 10)
     spec = RunSpec(job, "replay", formats=formats)
@@ -265,7 +265,7 @@ def test_a_product_that_makes_the_error_has_tf32_before_float32(monkeypatch, for
 
 
 @pytest.mark.parametrize(("verdict", "blamed"), [("inconclusive", ["block.lin"]), ("fail", ["block.lin", "other"])])
-def test_a_doubt_blames_no_module_whose_gradient_is_as_exact_as_its_format_has_it(monkeypatch, verdict, blamed):
+def test_an_inconclusive_verdict_blames_no_module_within_its_formats_tolerance(monkeypatch, verdict, blamed):
     job, run = Job("script", "train.py", (), ".", 10), RunResult("reference", 0, "stopped", 10, losses=(1.0,) * 10)
     audit = Audit(job, run, TRACE, replay=run, replay_spec=RunSpec(job, "replay", formats=("float16",)))
     found = [Contribution("block.lin", 0.01**2), Contribution("other", 0.001**2)]

@@ -17,7 +17,7 @@ from precaudit.profiling.settings import Settings
         ({"target": ""}, "unknown GPU ''; known GPUs: "),
     ],
 )
-def test_a_setting_that_means_nothing_is_refused(wrong, message):
+def test_invalid_settings_are_refused(wrong, message):
     with pytest.raises(PrecauditError, match=message):
         Settings(**wrong)
 
@@ -26,7 +26,7 @@ def test_a_card_is_known_by_its_name():
     assert Settings(target="a100").target == "a100"
 
 
-def test_what_another_profile_like_it_needs_is_what_differs_from_the_defaults():
+def test_options_are_the_settings_that_differ_from_the_defaults():
     assert Settings(quick=True, verify=False).options() == {}
     chosen = Settings(steps=9, formats=("float16", "tf32"), target="a100", price=2.5)
     assert chosen.options() == {"--steps": "9", "--target": "a100", "--formats": "float16,tf32", "--price": "2.5"}

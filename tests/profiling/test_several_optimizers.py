@@ -70,7 +70,7 @@ def test_noise_is_between_batches_of_one_optimizer(tmp_path):
 
 
 @pytest.mark.parametrize("steps", [20, 60, 100])
-def test_both_turns_are_audited_and_looked_at_closely(steps):
+def test_both_optimizers_steps_are_audited_and_shadowed(steps):
     planned = schedule(steps, 2)
     for chosen in (planned.audited, planned.shadowed):
         turns = [step % 2 for step in chosen if step < steps]
@@ -78,12 +78,12 @@ def test_both_turns_are_audited_and_looked_at_closely(steps):
 
 
 @pytest.mark.parametrize("steps", [10, 16, 25, 60, 100])
-def test_probes_come_in_pairs_of_one_round(steps):
+def test_probed_steps_come_in_pairs(steps):
     for probed in schedule(steps, 2).probed.values():
         assert (probed[0] % 2, len(probed) % 2) == (0, 0)
 
 
-def test_a_generator_s_error_made_in_the_other_one_s_step_is_blamed_on_it():
+def test_an_error_of_the_generator_in_the_other_optimizers_step_is_blamed_on_it():
     """What is computed in an even step, the odd one takes: alone, neither shows the culprit."""
 
     def runner(spec):
@@ -99,7 +99,7 @@ def test_a_generator_s_error_made_in_the_other_one_s_step_is_blamed_on_it():
 
 
 @pytest.mark.parametrize(("wall", "stepping"), [(4.0, 0.4), (2.0, 0.4), (1.5, 0.3)])
-def test_the_start_of_runs_is_no_time_in_steps(monkeypatch, wall, stepping):
+def test_startup_does_not_count_as_step_time(monkeypatch, wall, stepping):
     """Two runs of a second each, two tenths of it in steps, one after the other or beside each other."""
     now = iter((10.0, 10.0 + wall))
     monkeypatch.setattr("precaudit.profiling.clock.time.perf_counter", lambda: next(now))

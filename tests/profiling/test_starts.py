@@ -31,7 +31,7 @@ def profiled(build, batches=batches, loss=loss):
     return report, [note for note in report.job["notes"] if "instead of" in note]
 
 
-def test_runs_that_resume_blame_no_format_and_say_so():
+def test_runs_that_resume_are_noted_and_blame_no_format():
     kept = [build_model()]
 
     def resuming():
@@ -62,13 +62,13 @@ class Cancelling(nn.Module):
         return self.inner(x) + 1000.0 - 1000.0
 
 
-def test_a_format_that_changes_the_first_loss_is_no_other_start():
+def test_a_first_loss_changed_by_rounding_is_the_same_start():
     report, notes = profiled(Cancelling)
     assert notes == []
     assert report.job["gradient_errors"]
 
 
-def test_where_the_first_run_prepares_what_later_ones_find_all_are_compared():
+def test_the_audit_is_repeated_where_the_first_run_prepared_files():
     prepared = []
 
     def build():

@@ -93,7 +93,7 @@ def test_on_a_gpu_everything_is_measured():
     assert cores.notes[0].startswith("2.00x the speed of float32 measured on H100")
 
 
-def test_the_error_of_the_prediction_is_stated_where_the_card_is_known():
+def test_the_prediction_error_is_reported_for_a_known_card():
     found = measure(audit(), PLAN, H100, None, ON_H100, Replies(seen(blocks=blocks(float32=10, plan=5)))).performance
     predicted = 3 * 2 * 4096**3 / 67e12
     assert found["predicted_step_seconds"]["float32"] == pytest.approx(predicted)
@@ -121,7 +121,7 @@ def test_a_prediction_for_another_card_has_no_error_on_this_one(device, cuda, st
     assert (found["prediction_error"]["float32"] is not None) == known
 
 
-def test_another_target_than_this_card_is_predicted_and_not_measured():
+def test_a_target_that_is_not_this_card_is_predicted():
     timed = seen(blocks=blocks(float32=10, plan=5))
     found = measure(audit(), PLAN, get_gpu("a100"), None, ON_H100, Replies(timed))
     assert "expected on A100" in found.tensor_cores.notes[0]
@@ -145,7 +145,7 @@ def test_on_a_cpu_float32_alone_is_timed():
 
 
 @pytest.mark.parametrize("reply", [RunResult("timing", 0, "killed"), RunResult("timing", 0, "interrupted"), None])
-def test_a_run_that_shows_nothing_leaves_nulls(reply):
+def test_a_run_without_measurements_leaves_nulls(reply):
     runner = Replies(reply) if reply else None
     found = measure(audit(), PLAN, H100, 3.6, ON_H100, runner)
     assert found.performance["step_seconds"] == dict.fromkeys(ARMS)
@@ -184,7 +184,7 @@ def test_a_script_too_short_for_the_profiler_runs_once_more():
     assert list(found.profiled) == ["plan"]
 
 
-def test_a_script_that_trains_on_the_cpu_of_a_machine_with_a_gpu_runs_once():
+def test_a_cpu_script_on_a_gpu_machine_runs_once():
     program = Program(arms_for(PLAN, H100.formats), profiled=("float32", "plan"))
     replies = Replies(seen("ended", device="cpu", blocks=blocks(float32=1)))
     found, _ = observe(audit(), program, replies)
@@ -192,7 +192,7 @@ def test_a_script_that_trains_on_the_cpu_of_a_machine_with_a_gpu_runs_once():
     assert not found.profiled
 
 
-def test_the_gpu_that_a_script_is_to_run_on_is_the_one_that_is_named(monkeypatch):
+def test_the_requested_gpu_is_named(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: f"GPU {index}")
@@ -203,7 +203,7 @@ def test_the_gpu_that_a_script_is_to_run_on_is_the_one_that_is_named(monkeypatch
 
 
 @pytest.mark.parametrize(("captured", "kept"), [("float32", {"float32"}), ("plan", set())])
-def test_a_cuda_graph_keeps_its_precision_whatever_is_in_force(captured, kept):
+def test_arms_that_replay_another_arms_cuda_graph_are_dropped(captured, kept):
     """Replayed, it runs the kernels that it was recorded with: no speed of the plan's."""
     profiled = {"float32": kernels(0.0, 0.1), "plan": kernels(0.0, 0.1)}
     reply = seen(blocks=blocks(float32=2, plan=2), profiled=profiled, captured=frozenset({captured}))
@@ -212,7 +212,7 @@ def test_a_cuda_graph_keeps_its_precision_whatever_is_in_force(captured, kept):
     assert {block.arm for block in found.blocks} == set(found.profiled) == kept
 
 
-def test_an_arm_whose_steps_are_all_skipped_was_not_timed():
+def test_an_arm_whose_steps_are_all_skipped_is_not_timed():
     skipping = [replace(block, skipped=1) if block.arm == "amp" else block for block in blocks(float32=2, amp=1)]
     found, notes = observe(audit(), Program(arms_for(PLAN, H100.formats)), Replies(seen(blocks=skipping)))
     assert notes == ("amp was not timed: its gradients overflow float16, and steps are skipped",)
@@ -223,14 +223,14 @@ def test_an_arm_whose_steps_are_all_skipped_was_not_timed():
     assert performance(found, "H100")["speedup"]["amp"] == pytest.approx(2)
 
 
-def test_kernels_of_float32_alone_stand_before_the_plan_and_not_under_it():
+def test_kernels_of_float32_are_not_reported_under_the_plan():
     profiled = {"float32": kernels(0.0, 0.02)}
     (row,) = measure(audit(), PLAN, H100, None, ON_H100, Replies(seen(profiled=profiled))).tensor_cores.layers
     assert row["seconds"] == 0
     assert row["before"]["seconds"] > 0
 
 
-def test_layers_that_took_time_only_before_stay():
+def test_layers_with_time_in_float32_only_are_kept():
     before = kernels(0.0, 0.02)
     layers = before.tensor_cores.layers
     cores = replace(before.tensor_cores, layers=(*layers, {**layers[0], "fqn": "old"}))

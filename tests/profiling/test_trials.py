@@ -28,7 +28,7 @@ class Noting:
         return [RunResult(spec.label, spec.seed, "stopped") for spec in specs]
 
 
-def test_float32_is_perturbed_anew_when_a_repair_changes_the_plan_s_narrowest_format():
+def test_twins_run_again_when_a_repair_changes_the_narrowest_format():
     runner, job = Noting(), Job("script", "train.py", (), ".", 10)
     reference = RunResult("reference", 0, "stopped")
     trials = Trials(Audit(job, reference, Trace()), runner, {0: reference})
@@ -39,7 +39,7 @@ def test_float32_is_perturbed_anew_when_a_repair_changes_the_plan_s_narrowest_fo
     assert sorted(trials.twins) == [0, 1, 2]
 
 
-def test_many_seeds_take_no_more_twins_than_the_looks_have_pairs():
+def test_twins_are_limited_to_the_pairs_of_the_last_look():
     runner, reference = Noting(), RunResult("reference", 0, "stopped")
     trials = Trials(Audit(Job("script", "train.py", (), ".", 10), reference, Trace()), runner, {0: reference})
     trials.extend("candidate", Plan(default="bfloat16"), range(1, 40), candidates := {})
@@ -48,7 +48,7 @@ def test_many_seeds_take_no_more_twins_than_the_looks_have_pairs():
     assert sorted(trials.references) == list(range(40))
 
 
-def test_runs_under_a_plan_wait_for_a_step_as_long_as_float32s_tell():
+def test_the_patience_of_plan_runs_follows_the_reference():
     runner, job = Noting(), Job("script", "train.py", (), ".", 10)
     reference = RunResult("reference", 0, "stopped", calls=(1500,))
     Trials(Audit(job, reference, Trace()), runner).extend("candidate", Plan("bfloat16"), [0], {})
@@ -64,7 +64,7 @@ def scattered(label, seed, scatter, shift=0.0):
 
 
 @pytest.mark.parametrize(("chaos", "repaired"), [(0.0, True), (0.1, False)])
-def test_a_doubt_as_large_as_that_of_float32_itself_blames_no_module(chaos, repaired):
+def test_a_difference_within_float32s_own_noise_blames_no_module(chaos, repaired):
     seeds = range(8)
     references = {seed: scattered("reference", seed, 0.0) for seed in seeds}
     candidates = {seed: scattered("candidate-1", seed, 0.05, shift=0.05) for seed in seeds}
@@ -83,7 +83,7 @@ class Fixed(Noting):
         return [replace(run, seed=spec.seed) for run, spec in zip(curves, specs, strict=True)]
 
 
-def test_runs_that_a_seed_did_not_change_are_given_up():
+def test_runs_without_a_difference_between_seeds_are_discarded():
     runner, plan, job = Fixed(), Plan("bfloat16", {"": "bfloat16"}), Job("script", "train.py", (), ".", 40)
     reference = runner(RunSpec(job, "reference"))
     found, _ = verify(Audit(job, reference, Trace()), plan, lambda _: plan, runner, 3, False)
@@ -93,7 +93,7 @@ def test_runs_that_a_seed_did_not_change_are_given_up():
         assert losses["candidate-1", seed][-1] == pytest.approx(losses["reference", seed][-1], abs=1e-3)
 
 
-def test_where_float32_ends_anywhere_a_pair_tells_both_ways():
+def test_differences_of_chaotic_float32_runs_count_in_both_orders():
     """Of a run that ended at 73 and its twin at 2, either could have been the reference."""
     ends = {"reference": [10, 73, 0.1] * 3, TWIN: [10, 2, 0.1], "candidate-1": [10, 62, 0.1, 11, 9, 40, 12, 50]}
     runs = {

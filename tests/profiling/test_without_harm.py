@@ -27,13 +27,13 @@ def error(label, rho=0.001, snr=1e4, bias=0.01):
         ({"rho": math.nan, "snr": 1e4}, {"bfloat16", "float16"}),
     ],
 )
-def test_at_no_time_is_a_gradient_over_budget_or_lost(late, expected):
+def test_harmless_formats_are_never_over_budget_or_lost(late, expected):
     seen = [error("bfloat16@init"), error("float16@init"), error("bfloat16@late", **late)]
     assert _without_harm(seen) == expected
     assert _without_harm([]) == set()
 
 
-def test_what_was_tried_without_harm_is_no_error():
+def test_a_ban_in_a_harmless_format_is_a_warning():
     ban = Ban("PA101", "attention", "sub", "float16", "error", "sub reaches 8e+04", "", "other")
     assert [_as_tried(ban, harmless).severity for harmless in ({"float16"}, {"bfloat16"})] == ["warning", "error"]
 

@@ -44,7 +44,7 @@ def test_the_rate_of_a_product_is_its_flops_over_the_time_of_its_kernels(tmp_pat
     assert layer["tflops"] == pytest.approx(rate)
 
 
-def test_a_kernel_whose_name_tells_no_format_is_held_against_the_peak_of_its_product_s(tmp_path):
+def test_a_kernel_without_a_format_in_its_name_is_rated_by_its_products_format(tmp_path):
     events = [module("Linear_0", 0, 100), mm(0, 50, 4096, 4096, 4096), *launched("triton_tem_fused_mm_1", 5, 250, 1)]
     cores = analysed(tmp_path, events).tensor_cores
     (kernel,), (layer,) = cores.kernels, cores.layers
@@ -59,7 +59,7 @@ def test_products_of_an_unknown_format_are_not_called_float32(tmp_path):
     assert "in a format that the trace doesn't tell" in finding.message
 
 
-def test_a_split_product_is_shared_out_by_time(tmp_path):
+def test_flops_of_a_split_product_are_divided_by_time(tmp_path):
     events = [mm(0, 50, 4096, 4096, 4096), *launched(NVJET, 5, 100, 1), *launched(AMPERE, 20, 150, 2)]
     kernels = analysed(tmp_path, events).tensor_cores.kernels
     assert len({round(kernel.tflops, 6) for kernel in kernels}) == 1
@@ -82,7 +82,7 @@ def test_a_tensor_core_kernel_at_a_vector_rate_is_flagged(tmp_path):
     assert any("15.3 TFLOP/s" in note and "rule nvjet is wrong" in note for note in notes)
 
 
-def test_communication_is_told_apart_for_it_waits(tmp_path):
+def test_communication_is_reported_separately(tmp_path):
     reduce = "ncclDevKernel_AllReduce_Sum_bf16_RING_LL(ncclDevKernelArgsStorage<4096ul>)"
     events = [*launched(NVJET, 0, 30, 1), *launched(ADD, 40, 10, 2), *launched(reduce, 60, 60, 3)]
     notes = analysed(tmp_path, events).tensor_cores.notes
@@ -112,7 +112,7 @@ def test_advice_names_the_dimension_to_pad(tmp_path):
     assert finding.evidence["share"] == 1.0
 
 
-def test_padding_that_makes_much_more_work_is_not_urged(tmp_path):
+def test_padding_that_adds_much_work_is_only_mentioned(tmp_path):
     old = "cutlass_75_tensorop_bf16_s1688gemm_bf16_128x128_nn_align1"
     (finding,) = analysed(tmp_path, [mm(1, 50, 512, 3, 1024), *launched(old, 5, 300, 1)]).findings
     assert finding.suggestion == "Measure before you pad N from 3 to 8: it adds 167% to the product's work"
@@ -142,7 +142,7 @@ def test_advice_by_cause(tmp_path, kind, kernel, rule, words):
 DEPTHWISE = "void cudnn::cnn::conv2d_grouped_direct_kernel<false, true, __nv_bfloat16, __nv_bfloat16, float>"
 
 
-def test_a_depthwise_convolution_is_not_padded_and_not_work_for_tensor_cores(tmp_path):
+def test_a_depthwise_convolution_is_not_padded(tmp_path):
     event = op("aten::cudnn_convolution", 0, 50)
     event["args"] |= {
         "Input Dims": [[32, 256, 56, 56], [256, 1, 3, 3]],
@@ -158,7 +158,7 @@ def test_a_depthwise_convolution_is_not_padded_and_not_work_for_tensor_cores(tmp
 
 
 @pytest.mark.parametrize(("kind", "kernel"), [("c10::Float4_e2m1fn_x2", NVJET_FP4), ("double", DGEMM)])
-def test_a_format_whose_peak_is_not_listed_has_no_share_of_it_and_no_doubts(tmp_path, kind, kernel):
+def test_a_format_without_a_listed_peak_has_no_peak_share(tmp_path, kind, kernel):
     used = analysed(tmp_path, [mm(0, 50, 512, 512, 512, kind), *launched(kernel, 5, 300, 1)]).tensor_cores
     assert (used.kernels[0].tensor_core, used.kernels[0].peak_share) == ("native", None)
     assert not any("vector units" in note for note in used.notes)
@@ -181,7 +181,7 @@ def test_a_trace_that_does_not_name_its_gpu(tmp_path):
     assert nothing.time_share.none == 1.0
 
 
-def test_the_gpu_that_a_trace_names_is_no_other_by_a_target(tmp_path):
+def test_a_target_does_not_override_the_gpu_in_the_trace(tmp_path):
     found = analysed(tmp_path, launched(NVJET, 0, 50, 1), target="v100").tensor_cores
     assert found.device == "NVIDIA H100 80GB HBM3"
     assert any("names its GPU, NVIDIA H100 80GB HBM3: the target V100 is not used" in note for note in found.notes)
@@ -203,7 +203,7 @@ def test_the_gpu_that_a_trace_names_is_no_other_by_a_target(tmp_path):
         ("NVIDIA TITAN RTX", (7, 5), 0.5),
     ],
 )
-def test_a_gpu_without_tensor_cores_uses_none(tmp_path, gpu, capability, used):
+def test_kernels_on_a_gpu_without_tensor_cores_use_none(tmp_path, gpu, capability, used):
     """Whatever its kernels are called: cards of the GTX 16 series run Turing's, on other units."""
     kernels = ["turing_fp16_s1688gemm_fp16_128x128_ldg8_f2f_nn", "sgemm_sm35_ldg_nn_64x16x64x16x16"]
     events = [event for i, name in enumerate(kernels) for event in launched(name, 100 * i, 50, i)]
@@ -217,19 +217,19 @@ def test_a_gpu_without_tensor_cores_uses_none(tmp_path, gpu, capability, used):
         assert any("has no Tensor Cores" in note for note in analysis.tensor_cores.notes)
 
 
-def test_a_target_that_can_not_have_run_the_kernels_is_doubted(tmp_path):
+def test_a_target_that_is_older_than_the_kernels_is_questioned(tmp_path):
     found = analysed(tmp_path, launched("wgmma_kernel", 0, 5, 1), target="v100", deviceProperties=None).tensor_cores
     assert any("Kernels for hopper GPUs don't run on V100" in note for note in found.notes)
 
 
 @pytest.mark.parametrize("name", ["NVIDIA H100 80GB HBM3", "NVIDIA Unheard-of", None])
-def test_a_gpu_without_its_capability_is_known_by_its_name_or_its_kernels(tmp_path, name):
+def test_a_missing_capability_is_inferred_from_the_name_or_the_kernels(tmp_path, name):
     events = [*launched(NVJET, 0, 50, 1), *launched("wgmma_kernel", 100, 50, 2)]
     found = analysed(tmp_path, events, deviceProperties=[{"id": 0, "name": name}]).tensor_cores
     assert found.time_share.native == 1.0
 
 
-def test_each_kernel_is_judged_by_the_gpu_that_it_ran_on(tmp_path):
+def test_each_kernel_is_classified_for_its_own_gpu(tmp_path):
     listed = [
         {"id": 0, "name": "NVIDIA A100-SXM4-80GB", "computeMajor": 8, "computeMinor": 0},
         {"id": 1, "name": "NVIDIA H100 80GB HBM3", "computeMajor": 9, "computeMinor": 0},
@@ -291,13 +291,13 @@ FMA = ".target sm_90a\nfma.rn.f32 %f1, %f2, %f3, %f4;\n"
         ({"another_kernel": [WGMMA]}, "unknown", "no-rule"),
     ],
 )
-def test_what_a_triton_kernel_was_compiled_to_decides_before_its_name(ptx, tensor_core, rule, tmp_path):
+def test_the_ptx_of_a_triton_kernel_overrides_its_name(ptx, tensor_core, rule, tmp_path):
     trace = read_trace(write(tmp_path, document(launched(UNKNOWN, 5, 100, 1))))
     (kernel,) = analyse(trace, ptx=ptx).tensor_cores.kernels
     assert (kernel.tensor_core, kernel.rule) == (tensor_core, rule)
 
 
-def test_a_triton_kernel_without_a_products_instructions_is_not_called_a_product(tmp_path):
+def test_a_triton_kernel_without_mma_instructions_is_no_product(tmp_path):
     """As Liger's norms and losses are: nothing in them could run on Tensor Cores."""
     trace = read_trace(write(tmp_path, document(launched("liger_cross_entropy_kernel", 5, 100, 1))))
     analysis = analyse(trace, ptx={"liger_cross_entropy_kernel": [FMA + "cvt.f32.bf16 %f1, %h1;\n"]})
@@ -314,14 +314,14 @@ def test_a_layers_share_of_peak_is_that_of_its_products(tmp_path):
     assert layer["peak_share"] == pytest.approx(kernel.peak_share)
 
 
-def test_another_vendors_kernels_name_the_vendor_where_the_trace_does_not(tmp_path):
+def test_kernels_of_another_vendor_identify_it(tmp_path):
     events = launched("Cijk_Alik_Bljk_BBS_BH_MT256x128x64", 0, 5, 1)
     used = analysed(tmp_path, events, deviceProperties=[]).tensor_cores
     assert used.device == "unnamed AMD GPU"
     assert "not an NVIDIA GPU" in used.method
 
 
-def test_kernels_without_any_launch_are_not_said_to_be_launched_early(tmp_path):
+def test_kernels_without_launches_are_not_called_early(tmp_path):
     _, kernel = launched(NVJET, 0, 5, 1)
     notes = " ".join(analysed(tmp_path, [kernel]).tensor_cores.notes)
     assert "no launch calls" in notes

@@ -26,7 +26,7 @@ def test_the_share_is_read_around_the_work():
     ("gpu", "why"),
     [(card(gpm=0), "no GPM counters"), (card(), "refused (Not Supported)"), (card(gpm=1), "refused")],
 )
-def test_says_why_nothing_was_measured(gpu, why):
+def test_the_method_says_why_nothing_was_measured(gpu, why):
     nvml = FakeNvml()
     pipes, share = watched(nvml, gpu)
     assert not pipes.counts
@@ -35,12 +35,12 @@ def test_says_why_nothing_was_measured(gpu, why):
     assert nvml.samples == 0
 
 
-def test_a_counter_that_a_gpu_does_not_have_is_left_out():
+def test_a_missing_counter_is_left_out():
     assert watched(FakeNvml(), card(gpm=1, counters={}))[1] is None
     assert watched(FakeNvml(), card(gpm=1, counters={5: float("nan")}))[1] is None
 
 
-def test_work_that_fails_frees_the_samples():
+def test_samples_are_freed_when_the_work_raises():
     nvml = FakeNvml()
     with pytest.raises(ZeroDivisionError):
         watched(nvml, card(gpm=1, counters={}), lambda: 1 / 0)

@@ -41,13 +41,13 @@ def test_an_unlisted_gpu_has_no_invented_figures():
     assert "No peak figures known" in render(inspect(FakeNvml(card(b"NVIDIA Future 9000")), fake_torch(), ""))
 
 
-def test_a_gpu_without_tensor_cores_has_no_generation_of_them():
+def test_a_gpu_without_tensor_cores_has_no_generation():
     machine = inspect(FakeNvml(card("NVIDIA GeForce GTX 1660 Ti", capability=(7, 5))), fake_torch(), "")
     assert machine.gpus[0].generation is None
     assert "7.5 (no Tensor Cores known)" in flat(render(machine))
 
 
-def test_a_driver_that_says_little_is_no_failure():
+def test_a_driver_without_optional_queries_is_supported():
     class Silent(FakeNvml):
         def nvmlSystemGetDriverVersion(self):
             raise self.NVMLError("Not Supported")
@@ -64,7 +64,7 @@ def test_a_driver_that_says_little_is_no_failure():
     assert inspect(Countless(card()), fake_torch(), "").gpus == ()
 
 
-def test_a_gpu_that_is_lost_is_told_beside_the_others():
+def test_a_lost_gpu_is_listed_beside_the_others():
     machine = inspect(FakeNvml(SimpleNamespace(), H100), fake_torch(), XEON)
     lost, other = machine.gpus
     assert (lost.index, lost.formats, lost.note) == (0, None, "NVML can't read it: Not Supported")
@@ -81,13 +81,13 @@ def test_a_gpu_that_is_lost_is_told_beside_the_others():
         (FakeNvml(H100), fake_torch("13.0", False), "driver may be too old"),
     ],
 )
-def test_says_why_no_gpu_can_be_used_and_what_still_works(nvml, torch, words):
+def test_the_reason_why_no_gpu_can_be_used_is_printed(nvml, torch, words):
     text = flat(render(inspect(nvml, torch, XEON)))
     assert words in text
     assert "Everything but GPU timing works here" in text
 
 
-def test_a_gpu_of_another_vendor_is_no_missing_gpu():
+def test_a_gpu_of_another_vendor_is_not_called_missing():
     text = flat(render(inspect(FakeNvml(loads=False), fake_torch(None, True), XEON)))
     assert "PyTorch has a GPU that NVML doesn't list" in text
     assert "No GPU to use" not in text
@@ -138,5 +138,5 @@ def test_equal_gpus_are_those_that_cuda_may_use(cards, environ, gpus):
 
 
 @pytest.mark.parametrize("nvml", [FakeNvml(loads=False), FakeNvml(SimpleNamespace())])
-def test_gpus_that_cannot_be_told_are_not_spread_over(nvml):
+def test_runs_are_not_spread_over_unknown_gpus(nvml):
     assert equal_gpus(nvml, {}) == ()

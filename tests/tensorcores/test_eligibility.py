@@ -100,7 +100,7 @@ def test_an_audit_records_what_is_needed_for_flops():
         made("scaled_dot_product_attention", (2, 3), (2,), (3,)),
     ],
 )
-def test_no_flops_are_made_up(op):
+def test_unknown_flops_are_none(op):
     assert flops(op) is None
     assert eligible_share([op], BF16, H100) is None
 
@@ -153,12 +153,12 @@ def test_what_no_matrix_unit_computes(op):
     assert eligible_share([op], BF16, H100) == 0.0
 
 
-def test_an_exception_inside_a_module_counts():
+def test_an_exception_of_the_plan_decides_an_operations_format():
     plan = Plan(default="bfloat16", ops=(OpFormat("layer", "linear", "float32"),))
     assert eligible_share([linear(8, 16, 16)], plan, H100) == 0.0
 
 
-def test_flops_that_an_op_carries_count_without_its_dimensions():
+def test_counted_flops_are_used_without_dimensions():
     op = dataclasses.replace(made("einsum", (2, 3), (3, 4)), flops=48.0)
     assert flops(op) == 48.0
     assert eligible_share([op], BF16, H100) == 1.0
@@ -192,7 +192,7 @@ def test_experts_of_many_blocks_are_one_finding_also_where_each_is_a_small_share
     assert len(finding.evidence["layers"]) == 40
 
 
-def test_products_of_half_operands_and_those_planned_in_float32_are_as_planned():
+def test_products_with_half_operands_run_as_planned():
     assert not unreached_findings([linear(96, 32, 64), grouped(half=True)], BF16)
     assert eligible_share([grouped(half=True)], BF16, H100) == 1.0
     assert not unreached_findings([grouped()], Plan(default="float32"))
@@ -200,7 +200,7 @@ def test_products_of_half_operands_and_those_planned_in_float32_are_as_planned()
     assert not unreached_findings([linear(9600, 32, 64), grouped()], BF16)
 
 
-def test_a_product_that_the_script_keeps_from_autocast_is_not_advised_on():
+def test_a_product_that_the_script_excludes_from_autocast_is_no_finding():
     """Its own `autocast(enabled=False)` region keeps a power spectrum from float16, say: no reason to cast it."""
     kept = dataclasses.replace(linear(96, 32, 64), half=False, category="other")
     assert eligible_share([kept], BF16, H100) == 0.0
@@ -236,7 +236,7 @@ def test_products_whose_shapes_do_not_tell_their_work_are_counted_while_they_run
     assert eligible_share([op], BF16, H100) == (1.0 if op.category == "lower" else 0.0)
 
 
-def test_what_an_einsum_multiplies_without_sums_is_no_product():
+def test_an_einsum_without_sums_is_no_product():
     from precaudit.tracing.flops import counted_flops
 
     assert counted_flops(torch.einsum, ("bi,i->bi", torch.ones(3, 4), torch.ones(4)), {}) is None

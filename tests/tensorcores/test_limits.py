@@ -83,7 +83,7 @@ def test_kernels_at_a_vector_rate_are_told_once_a_rule(tmp_path):
 
 @pytest.mark.parametrize(("kind", "times"), [("c10::BFloat16", 4.0), ("c10::Half", 4.0), ("float", 1.0)])
 @pytest.mark.parametrize("above", [False, True])
-def test_a_rate_that_vector_units_do_not_reach(tmp_path, kind, times, above):
+def test_a_rate_above_vector_units_proves_tensor_cores(tmp_path, kind, times, above):
     """Packed halves at four times the rate of float32, and a tenth for the figures' inexactness."""
     rate, size = times * 67 * (1.15 if above else 1.05), 4096
     events = [mm(0, 50, size, size, size, kind), *launched("somebodys_kernel", 5, 2 * size**3 / rate / 1e6, 1)]
@@ -92,7 +92,7 @@ def test_a_rate_that_vector_units_do_not_reach(tmp_path, kind, times, above):
 
 
 @pytest.mark.parametrize(("share", "tensor_core"), [(0.74, "unknown"), (0.76, "native")])
-def test_a_rate_that_only_the_native_path_reaches(share, tensor_core):
+def test_a_rate_near_the_peak_proves_the_native_path(share, tensor_core):
     unknown = Classification("unknown", "triton", None, "bf16")
     assert second_opinion(unknown, share * 989.5, 67.0, 989.5).tensor_core == tensor_core
 
@@ -115,13 +115,13 @@ def padded(columns=4100):
     return [finding for other in sizes for finding in alignment_findings([product, other], BF16, H100)]
 
 
-def test_what_padding_must_save_to_be_told():
+def test_how_much_padding_must_save_to_be_reported():
     """A dear padding, that is no slight one: told from a hundredth of a step on."""
     shares = [finding.evidence["share_of_step"] for finding in padded(columns=60)]
     assert 0.01 <= min(shares) < 0.012
 
 
-def test_what_padding_must_save_to_be_warned_of():
+def test_how_much_padding_must_save_for_a_warning():
     shares = {"note": [], "warning": []}
     for finding in padded():
         shares[finding.severity].append(finding.evidence["share_of_step"])
@@ -130,17 +130,17 @@ def test_what_padding_must_save_to_be_warned_of():
 
 
 @pytest.mark.parametrize(("size", "target", "told"), [(148, 152, True), (60, 64, False)])
-def test_a_padding_that_saves_nothing_yet_is_told_where_it_is_slight(size, target, told):
+def test_a_cheap_padding_that_saves_nothing_yet_is_reported(size, target, told):
     found = alignment_findings([linear(64, 256, size)], BF16, H100)
     assert [finding.evidence["padding"]["out_features"]["pad_to"] for finding in found] == [target] * told
 
 
 @pytest.mark.parametrize(("size", "urged"), [(7 * 4 + 1, True), (25, False)])
-def test_a_padding_that_adds_much_work_is_not_urged(size, urged):
+def test_an_expensive_padding_is_only_mentioned(size, urged):
     """To 32: a tenth more work, and 28% more."""
     assert advice(misaligned([("N", size)], "bf16")).startswith("pad" if urged else "measure before you pad")
 
 
 @pytest.mark.parametrize(("rows", "told"), [(21 * 96, False), (17 * 96, True)])
-def test_a_product_that_autocast_does_not_know_matters_from_a_twentieth_of_the_work_on(rows, told):
+def test_unknown_products_are_reported_from_a_twentieth_of_the_work(rows, told):
     assert bool(unreached_findings([linear(rows, 32, 64), grouped()], BF16)) == told

@@ -40,7 +40,7 @@ def test_padding_is_to_16_bytes_or_128_of_the_format(format_name, size, target):
     assert finding.evidence["padding"]["out_features"]["pad_to"] == target
 
 
-def test_small_shares_and_dear_paddings_are_notes():
+def test_small_shares_and_expensive_paddings_are_notes():
     big, small = linear(2**17, 4096, 4096, fqn="big"), linear(2**17, 4096, 50, fqn="small")
     assert [f.severity for f in alignment_findings([big, small], BF16, H100)] == ["note"]
     image = made("conv2d", (256, 3, 224, 224), (64, 3, 7, 7), result=256 * 64 * 112 * 112)
@@ -49,18 +49,18 @@ def test_small_shares_and_dear_paddings_are_notes():
     assert "it adds 167% to the product's work" in dear.suggestion
 
 
-def test_what_saves_next_to_nothing_is_not_worth_a_word():
+def test_negligible_savings_are_not_reported():
     big, tiny = linear(2**17, 4096, 4096, fqn="big"), linear(2**17, 512, 10, fqn="tiny")
     assert alignment_findings([big, tiny], BF16, H100) == ()
 
 
-def test_a_small_head_is_not_padded_where_launches_decide():
+def test_a_small_head_is_not_padded_in_a_launch_bound_step():
     """Ten classes are 12% of this model's FLOPs, and done before the next kernel is started."""
     body, head = linear(256, 64, 128, fqn="body"), linear(256, 128, 10, fqn="head")
     assert alignment_findings([body, head], BF16, H100) == ()
 
 
-def test_a_slight_padding_of_much_of_the_work_is_noted_where_it_saves_nothing_yet():
+def test_a_cheap_padding_of_much_of_the_work_is_noted_where_it_saves_nothing_yet():
     """A vocabulary beside an optimizer that moves far more than the product."""
     head, states = linear(1024, 768, 50257), TensorRecord("optimizer_state", TensorStats(numel=10**12))
     (finding,) = alignment_findings([head], BF16, H100, [Layer("head", "Linear", 10**9, 1, (states,))])
@@ -74,7 +74,7 @@ def test_more_audited_steps_save_the_same():
     assert one[0].evidence["share_of_step"] == pytest.approx(ten[0].evidence["share_of_step"])
 
 
-def test_nothing_to_pad_where_nothing_is_planned_or_all_is_aligned():
+def test_aligned_or_unplanned_products_are_not_padded():
     assert alignment_findings([linear(2**16, 640, 50257)], Plan(), H100) == ()
     assert alignment_findings([linear(2**16 - 1, 640, 640)], BF16, H100) == ()
     assert alignment_findings([linear(2**16, 640, 50257)], BF16, get_gpu("mi300x")) == ()

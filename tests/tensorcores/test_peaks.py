@@ -76,7 +76,7 @@ def test_names_people_and_drivers_use(name, key):
         "",
     ],
 )
-def test_a_relative_with_other_figures_is_not_taken_for_the_listed_one(name):
+def test_variants_with_other_figures_are_not_matched(name):
     assert find_gpu(name) is None
 
 
@@ -131,7 +131,7 @@ def test_formats_of_the_matrix_units():
     assert get_gpu("v100").rate("bfloat16") == get_gpu("v100").vector
 
 
-def test_a_figure_from_memory_is_said_to_be_one():
+def test_figures_from_memory_are_marked():
     assert get_gpu("h100").caveat() is None
     assert "tf32" in (get_gpu("l4").caveat() or "")
 

@@ -47,7 +47,7 @@ def test_convolutions_match_torchs_counter(groups, stride, padding, dilation):
 
 
 @pytest.mark.parametrize("mask", [[True, True, False], [False, True, True], [True, False, False]])
-def test_convolution_backward_counts_what_the_mask_asks_for(mask):
+def test_convolution_backward_follows_its_output_mask(mask):
     image, weight = torch.zeros(2, 4, 16, 15, requires_grad=mask[0]), torch.zeros(6, 4, 3, 3, requires_grad=mask[1])
     output = torch.conv2d(image, weight)
     want = counted(lambda: output.sum().backward())
@@ -65,7 +65,7 @@ def test_depthwise_convolutions_are_no_work_for_matrix_units():
     assert product("aten::cudnn_convolution", arguments(grey, first, values=values)).reduces
 
 
-def test_two_values_of_four_bits_share_a_recorded_one():
+def test_fp4_sizes_are_doubled():
     types = ("c10::Float4_e2m1fn_x2",) * 2
     found = product("aten::_scaled_mm", Arguments(((64, 32), (32, 48)), ((32, 1), (1, 32)), types))
     assert (found.flops, found.format) == (2 * 64 * 64 * 48, "fp4")
@@ -188,7 +188,7 @@ def test_the_dimensions_to_align_are_the_contiguous_ones():
         ),
     ],
 )
-def test_what_the_trace_does_not_say_is_unknown(op, given):
+def test_missing_arguments_make_a_product_unknown(op, given):
     assert product(op, given) is None
 
 

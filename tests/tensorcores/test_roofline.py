@@ -37,7 +37,7 @@ def test_a_large_product_takes_three_passes_at_the_peak_of_its_format():
         assert predict_step([op], [], plan, H100).seconds_matmul == pytest.approx(3 * 2 * 16384**3 / (rate * 1e12))
 
 
-def test_a_thin_product_takes_its_traffic():
+def test_a_thin_product_takes_the_time_of_its_memory_traffic():
     op = Op("fc", "linear", 1, "lower", None, trained(2 * 64), None, ((2, 4096), (64, 4096)), half=True)
     traffic = 3 * 2 * (2 * 4096 + 64 * 4096 + 2 * 64)
     assert predict_step([op], [], BF16, H100).seconds_matmul == pytest.approx(traffic / 3350e9)
@@ -52,7 +52,7 @@ def test_elementwise_work_halves_in_half_precision_only_where_autocast_stores_ha
     assert predict_step([kept], [], BF16, H100).seconds_bandwidth == pytest.approx(wide)
 
 
-def test_what_no_gradient_comes_back_to_takes_its_forward_pass_alone():
+def test_operations_without_a_gradient_take_only_their_forward_pass():
     op = linear(8192)
     frozen = replace(op, tensors=op.tensors[:1])
     half = replace(op, tensors=(op.tensors[0], record("activation_grad", 8192 * 8192 // 2)))
@@ -78,7 +78,7 @@ def test_optimizer_and_casts():
     assert predict_step([linear(8)], [layer(10**8)], Plan(), H100).seconds_cast == 0.0
 
 
-def test_launches_bound_a_step_of_small_operations():
+def test_small_operations_are_bound_by_launches():
     found = predict_step([linear(8, calls=100)], [], Plan(), H100)
     assert found.total == found.seconds_launch == pytest.approx(300 * LAUNCH)
 
@@ -103,14 +103,14 @@ def test_no_gain_where_launches_decide_or_the_card_lacks_the_format():
     assert total(16384, Plan(), V100) == pytest.approx(total(16384, BF16, V100))
 
 
-def test_what_bounds_a_step():
+def test_the_bound_of_a_step():
     assert predict_step([linear(8, calls=100)], [], Plan(), H100).bound == "launch"
     assert predict_step([linear(16384)], [], Plan(), H100).bound == "arithmetic"
     moved = Op("act", "gelu", 1, "other", None, trained(10**9), None, ((10**9,),), half=True)
     assert predict_step([moved], [], Plan(), H100).bound == "memory"
 
 
-def test_words_say_that_nothing_was_measured():
+def test_a_prediction_is_not_called_measured():
     large, small = ([predict_step([linear(size)], [], plan, H100) for plan in (Plan(), BF16)] for size in (16384, 8))
     assert "not measured" in METHOD
     assert in_words(*large, H100).startswith("14.77x the speed of float32 expected on H100")
@@ -120,7 +120,7 @@ def test_words_say_that_nothing_was_measured():
     assert "no prediction" in in_words(predict_step([], [], Plan(), H100), predict_step([], [], BF16, H100), H100)
 
 
-def test_words_say_what_was_measured():
+def test_a_measured_speedup_in_words():
     fast = measured_in_words(1.634, [1.6, 1.66], 0.9, H100)
     assert fast == (
         "1.63x the speed of float32 measured on H100, 1.60x to 1.66x in the middle half of the rounds: the same "

@@ -46,7 +46,7 @@ def test_several_models_have_their_names_in_front(tmp_path):
     assert {"fwd::student.first", "fwd::teacher.first"} <= set(scopes_of(profiler, tmp_path / "trace.json"))
 
 
-def test_a_forward_that_fails_leaves_no_open_mark(tmp_path):
+def test_a_failing_forward_closes_its_mark(tmp_path):
     model = Net()
     with marked_scopes(), profile(activities=[ProfilerActivity.CPU]) as profiler:
         with pytest.raises(RuntimeError):
@@ -66,7 +66,7 @@ def test_without_a_gpu_steps_run_and_nothing_is_measured():
     assert recording.tensor_cores.time_share is None
 
 
-def test_reading_back_says_why_not(tmp_path):
+def test_reading_back_reports_its_failure(tmp_path):
     found = read_back(write(tmp_path, document([])))
     usage = found.tensor_cores
     assert not usage.measured
@@ -77,7 +77,7 @@ def test_reading_back_says_why_not(tmp_path):
     assert read_back(write(tmp_path, document(events))).tensor_cores.time_share.native == 1.0
 
 
-def test_ptx_is_found_in_whatever_triton_has_compiled(monkeypatch):
+def test_the_ptx_of_all_triton_kernels_is_found(monkeypatch):
     class CompiledKernel:
         def __init__(self, name, **asm):
             self.name, self.asm = name, asm

@@ -57,7 +57,7 @@ json_values = st.recursive(
     st.sampled_from([16, 64, 300]),
     st.sampled_from([None, 2]),
 )
-def test_any_json_is_cut_where_events_end(tmp_path_factory, events, chunk, indent):
+def test_arbitrary_json_is_cut_between_events(tmp_path_factory, events, chunk, indent):
     path = write(tmp_path_factory.mktemp("trace"), document(events), "t.json", indent)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(scanning, "CHUNK", chunk)
@@ -73,12 +73,12 @@ def test_a_bare_list_of_events_even_without_its_end(tmp_path, small_chunks):
     assert events_of(write(tmp_path, text[:-1] + b","))[0] == events
 
 
-def test_a_byte_order_mark_is_no_part_of_the_json(tmp_path, small_chunks):
+def test_a_byte_order_mark_is_skipped(tmp_path, small_chunks):
     for text in (json.dumps(document(TRICKY)), json.dumps(TRICKY)):
         assert events_of(write(tmp_path, b"\xef\xbb\xbf" + text.encode()))[0] == TRICKY
 
 
-def test_what_profilers_write_that_is_no_json_is_mended(tmp_path):
+def test_invalid_json_of_profilers_is_repaired(tmp_path):
     text = b'{"traceEvents": [{"ph": "X", "name": "C:\\Users\\x\xff", "dur": nan, "args": {"a": -inf, "b": [NaN]}}]}'
     (event,), _ = events_of(write(tmp_path, text))
     assert event["dur"] is None
@@ -86,13 +86,13 @@ def test_what_profilers_write_that_is_no_json_is_mended(tmp_path):
     assert event["name"].startswith("C:\\Users\\x")
 
 
-def test_halves_of_surrogate_pairs_are_mended(tmp_path):
+def test_lone_surrogates_are_repaired(tmp_path):
     text = rb'{"traceEvents": [{"ph": "X", "name": "a\udcffb \ud83d\ude00 \ud83d C:\\uda", "dur": 1}]}'
     (event,), _ = events_of(write(tmp_path, text))
     assert event["name"] == "a\ufffdb \U0001f600 \ufffd C:\\uda"
 
 
-def test_a_mended_chunk_in_the_middle(tmp_path, small_chunks):
+def test_a_chunk_in_the_middle_is_repaired(tmp_path, small_chunks):
     text = json.dumps(document(TRICKY * 40)).encode().replace(b'"dur": 2', b'"dur": inf')
     assert len(events_of(write(tmp_path, text))[0]) == 120
 
@@ -132,7 +132,7 @@ def test_broken_files_say_what_is_wrong(tmp_path, content, message):
     assert str(tmp_path) in str(caught.value)
 
 
-def test_a_file_without_any_event_boundary_is_given_up_at_the_limit(tmp_path, small_chunks, monkeypatch):
+def test_a_file_without_event_boundaries_is_rejected_at_the_limit(tmp_path, small_chunks, monkeypatch):
     monkeypatch.setattr(scanning, "LIMIT", 10_000)
     path = write(tmp_path, b'{"traceEvents": [{"name": "' + b"x" * 50_000)
     with pytest.raises(PrecauditError, match="no complete event in 0 MB"):

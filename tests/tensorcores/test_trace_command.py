@@ -133,7 +133,7 @@ def test_an_existing_file_is_kept_unless_forced(trace, tmp_path, capsys):
         (["cpu.json", "--target", "abacus"], 2, "unknown GPU"),
     ],
 )
-def test_what_can_go_wrong_is_one_line_and_an_exit_code(tmp_path, monkeypatch, capsys, arguments, code, words):
+def test_errors_are_one_line_and_an_exit_code(tmp_path, monkeypatch, capsys, arguments, code, words):
     monkeypatch.chdir(tmp_path)
     write(tmp_path, document([op("aten::mm", 0, 5)]), "cpu.json")
     write(tmp_path, b'{"traceEvents": [{"ph": "X"}, {"ph"', "bad.json")

@@ -77,7 +77,7 @@ def test_tables_keep_to_eighty_columns(tmp_path, kernel):
     assert max(map(len, text.splitlines())) <= 80
 
 
-def test_a_page_cuts_long_names_and_says_what_it_leaves_out(tmp_path):
+def test_a_page_shortens_names_and_counts_omitted_rows(tmp_path):
     events = [event for i in range(201) for event in launched(f"kernel_{i}_{'x' * 5000}", 10 * i, 5, i)]
     page = renderer(Path("x.html"))(analyse(read_trace(write(tmp_path, document(events)))))
     assert f">{'x' * 200}" not in page

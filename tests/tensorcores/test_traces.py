@@ -145,7 +145,7 @@ def test_recomputed_forward_keeps_its_own_module(tmp_path):
     assert owners(read(tmp_path, events)) == ["Linear_3", "Linear_3", "Inner_5"]
 
 
-def test_where_a_thread_repeats_forwards_arrows_decide_and_not_its_own_numbers(tmp_path):
+def test_recomputed_forwards_on_the_same_thread_are_resolved_by_arrows(tmp_path):
     """Checkpointing repeats a forward on autograd's thread, which counts its ops from 0 again."""
     events = [
         module("First_0", 0, 40),
@@ -202,7 +202,7 @@ def test_processes_in_one_file_are_kept_apart(tmp_path, offset):
 
 
 @pytest.mark.parametrize("named", [lambda n: n, lambda n: f"{n}", lambda n: f"python {n}"])
-def test_ids_of_processes_and_threads_may_be_any_text(tmp_path, named):
+def test_process_and_thread_ids_may_be_text(tmp_path, named):
     events = [event | {"pid": named(event["pid"]), "tid": named(event["tid"])} for event in forward_and_backward()]
     trace = read(tmp_path, events)
     assert set(trace.processes.tolist()) == {0}
@@ -215,7 +215,7 @@ def test_a_correlation_number_used_twice_is_that_of_the_latest_launch(tmp_path):
     assert [trace.names[trace.ops.name[i]] for i in attribute(trace).op.tolist()] == ["aten::mm", "aten::add"]
 
 
-def test_a_kernel_whose_clock_is_ahead_of_its_launch_still_has_one(tmp_path):
+def test_a_kernel_that_seems_to_start_before_its_launch_is_matched(tmp_path):
     call, kernel = launched(NVJET, 5, 7, 1)
     assert attribute(read(tmp_path, [op("aten::mm", 0, 20), call, kernel | {"ts": 1}])).op.tolist() == [0]
 
@@ -282,14 +282,14 @@ def test_an_amd_gpu_by_its_name_or_its_runtime(tmp_path):
         ({"cat": "Runtime"}, None),
     ],
 )
-def test_a_gpu_that_is_not_described_is_known_by_what_launches_its_kernels(tmp_path, call, name):
+def test_an_undescribed_gpu_is_identified_by_its_launches(tmp_path, call, name):
     launch, kernel = launched("gemm_kernel", 5, 7, 1)
     (device,) = read_trace(write(tmp_path, document([launch | call, kernel], None))).devices
     assert device == (Device(name, None, nvidia=False) if name else None)
 
 
 @pytest.mark.parametrize("duration", [-30, 1e308, "nan", None])
-def test_times_that_no_kernel_takes_are_malformed(tmp_path, duration):
+def test_impossible_kernel_times_are_malformed(tmp_path, duration):
     call, kernel = launched(NVJET, 0, 5, 1)
     trace = read(tmp_path, [call, kernel | {"dur": duration}, *launched(ADD, 10, 7, 2)])
     assert trace.kernels.seconds.tolist() == [7e-6]

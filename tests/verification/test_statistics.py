@@ -55,7 +55,7 @@ def test_operating_characteristics_in_the_planning_case():
 
 
 @pytest.mark.parametrize("deviation", [0.1, 0.7, 1.0, 2.0, 5.0, 20.0])
-def test_noise_makes_the_verdict_inconclusive_never_wrong(deviation):
+def test_noise_makes_a_verdict_inconclusive_but_not_wrong(deviation):
     assert characteristics(1.0, deviation)["pass"] <= 0.052
     assert characteristics(0.0, deviation)["fail"] <= 0.02
     assert characteristics(2.0, deviation)["pass"] <= 0.004
@@ -94,14 +94,14 @@ def test_pairs_that_cannot_be_compared():
     assert (lost.decision, lost.mean, lost.upper) == ("fail", math.inf, None)
 
 
-def test_a_gross_fault_does_not_hide_in_its_own_scatter():
+def test_a_gross_fault_is_found_despite_its_scatter():
     uneven = [3.0, 9.5, 21.0]
     assert equivalence(uneven, 0.0025).decision == "inconclusive"
     assert equivalence(uneven, 0.0025, spread=0.02).decision == "fail"
     assert equivalence(uneven, 0.0025, spread=0.0).decision == "inconclusive"
 
 
-def test_a_spread_between_seeds_does_not_refuse_equal_plans():
+def test_a_spread_between_seeds_does_not_reject_equal_plans():
     rng = np.random.default_rng(0)
     scale, runs = 0.03, 2000
     outcomes = []
@@ -113,7 +113,7 @@ def test_a_spread_between_seeds_does_not_refuse_equal_plans():
     assert outcomes.count("pass") == 0
 
 
-def test_looks():
+def test_the_number_of_pairs_at_each_look():
     pairs, looks = 0, []
     while more := needs_more(pairs):
         pairs += more
@@ -126,13 +126,13 @@ def test_looks():
 # ---------------------------------------------------------------- scale and differences
 
 
-def test_a_plain_positive_loss_is_compared_relatively():
+def test_a_positive_loss_is_compared_relative_to_its_size():
     reference = [falling(seed=seed) for seed in range(4)]
     candidate = [1.01 * curve for curve in reference]
     assert relative_differences(reference, candidate, slice(100, 200)) == pytest.approx(np.full(4, 0.01), rel=1e-9)
 
 
-def test_a_batch_learned_by_heart_leaves_no_relative_difference_that_matters():
+def test_an_overfitted_batch_is_judged_by_the_range_of_its_loss():
     steps = np.arange(200)
     reference, candidate = 2.3 * np.exp(-steps / 15), 2.3 * np.exp(-steps / 14)
     late = slice(150, 200)
@@ -140,7 +140,7 @@ def test_a_batch_learned_by_heart_leaves_no_relative_difference_that_matters():
     assert abs(relative_differences([reference], [candidate], late)[0]) < MARGIN_FLOOR
 
 
-def test_a_loss_that_did_not_come_down_is_seen_at_once():
+def test_a_loss_that_does_not_fall_is_a_large_difference():
     reference, stuck = falling(start=1.392, end=0.069, noise=0.001), np.full(200, 1.392)
     assert relative_differences([reference], [stuck], slice(150, 200))[0] > 5
 
@@ -154,7 +154,7 @@ def test_losses_that_cross_zero_have_a_scale():
     assert relative_differences([-reference - 9], [-reference - 8.9], window)[0] > 0
 
 
-def test_a_spike_that_was_recovered_from_does_not_blow_up_the_scale():
+def test_a_transient_spike_does_not_change_the_scale():
     reference = falling()
     spiked = reference.copy()
     spiked[20:23] = 1e6
@@ -188,7 +188,7 @@ def test_margin_follows_the_seeds_between_floor_and_cap():
     assert margin(runs, window, noise=math.nan) == pytest.approx(0.001)
 
 
-def test_the_last_margin_is_what_float32_repeats_up_to_a_quarter_of_what_a_seed_changes():
+def test_the_last_margin_is_the_noise_of_float32_up_to_a_quarter_of_the_seed_deviation():
     window = slice(0, 10)
     runs = [[1 - 0.08] * 10, [1.0] * 10, [1 + 0.08] * 10]
     assert last_margin(runs, window, 0.015) == 0.015
@@ -201,7 +201,7 @@ def test_the_last_margin_is_what_float32_repeats_up_to_a_quarter_of_what_a_seed_
 
 
 @pytest.mark.parametrize(("shift", "passing"), [(0.0, (0.6, 0.95)), (0.02, (0.0, 0.2)), (0.03, (0.0, 0.03))])
-def test_the_last_margin_lets_equal_plans_pass_and_few_others(shift, passing):
+def test_the_last_margin_passes_equal_plans_and_few_others(shift, passing):
     """Float32 differs from itself by 1.5%, a seed changes 12%."""
     rng, window, passed, wrong = np.random.default_rng(0), slice(0, 4), 0, 0
     for _ in range(300):
@@ -218,7 +218,7 @@ def test_the_last_margin_lets_equal_plans_pass_and_few_others(shift, passing):
 # ---------------------------------------------------------------- horizon
 
 
-def test_the_horizon_ends_where_the_twin_parts():
+def test_the_horizon_ends_where_the_twin_diverges():
     reference = np.full(100, 2.0)
     perturbed = reference + 1e-9 * np.exp(0.2 * np.arange(100))
     steps = horizon(reference, perturbed)
@@ -229,7 +229,7 @@ def test_the_horizon_ends_where_the_twin_parts():
     assert horizon([], []) == 0
 
 
-def test_the_window_is_the_end_of_the_run_and_longer_where_pairs_part():
+def test_the_window_is_the_end_of_a_run_and_longer_where_pairs_diverge():
     assert comparison_window(100, 100) == slice(75, 100)
     assert comparison_window(100, 99) == slice(50, 100)
     for steps in range(1, 11):
@@ -292,7 +292,7 @@ def test_a_run_that_stands_still_proves_nothing(losses, why):
 
 
 @pytest.mark.parametrize("steps", [5, 7, 8, 20, 100])
-def test_noise_is_rarely_taken_for_learning(steps):
+def test_noise_is_rarely_mistaken_for_learning(steps):
     rng = np.random.default_rng(0)
     taken = sum(learned(rng.normal(2.3, 0.2, steps)).passed for _ in range(400))
     assert taken <= 0.04 * 400
@@ -310,7 +310,7 @@ def test_divergence_names_the_step():
     assert diverged(reference, exploded[:40]).step == 30
 
 
-def test_what_is_no_divergence():
+def test_transient_spikes_are_not_divergence():
     reference = falling(50)
     spike = reference.copy()
     spike[20:25] = 1e4
@@ -324,7 +324,7 @@ def test_what_is_no_divergence():
 
 
 @given(curves, curves)
-def test_no_curve_breaks_anything(reference, candidate):
+def test_arbitrary_curves_raise_no_exception(reference, candidate):
     steps = min(len(reference), len(candidate))
     window = comparison_window(steps, horizon(reference, candidate))
     differences = relative_differences([reference, reference], [candidate, candidate], window)
@@ -335,7 +335,7 @@ def test_no_curve_breaks_anything(reference, candidate):
     diverged(reference, candidate)
 
 
-def test_one_of_several_curves_moves_by_chance_as_seldom_as_a_single_one():
+def test_several_curves_have_the_false_positive_rate_of_one():
     rng, passed = np.random.default_rng(0), {1: 0, 3: 0}
     for _ in range(300):
         noise = 2 + 0.05 * rng.standard_normal((3, 60))
@@ -357,7 +357,7 @@ def correlated(rng, steps=60, memory=0.9):
 
 
 @pytest.mark.parametrize("make", [walk, lambda rng: 1 + 0.05 * correlated(rng)], ids=["walk", "correlated"])
-def test_where_losses_in_a_row_are_alike_seeds_have_to_agree(make):
+def test_seeds_must_agree_where_consecutive_losses_are_correlated(make):
     """Most such curves seem to have learned; where they did, as below a trend, seeds agree."""
     rng, seeming, taken, kept = np.random.default_rng(0), 0, 0, 0
     for _ in range(100):
@@ -380,27 +380,27 @@ def test_independent_losses_and_smooth_ones_do_not_wander():
     assert not any(wanders(curve) for curve in ([1.0, math.nan] * 10, [3.0, 2.0, 1.0]))
 
 
-def test_seeds_that_are_one_and_the_same_agree_on_what_they_did():
+def test_identical_seeds_agree():
     assert seeds_agree([np.linspace(1, 0, 20)] * 3)
     assert not seeds_agree([np.ones(20)] * 3)
 
 
 @pytest.mark.parametrize(("scatter", "agree"), [(0.21, True), (0.24, False)])
-def test_seeds_agree_by_the_t_test_of_what_each_moved_between_quarters(scatter, agree):
+def test_agreement_of_seeds_is_the_t_test_of_their_moves_between_quarters(scatter, agree):
     """Three seeds that fall by 1 - scatter, 1 and 1 + scatter times one amount, all of it between two quarters."""
     falls = np.array([1 - scatter, 1, 1 + scatter])
     assert bool(stats.ttest_1samp(falls, 0.0).pvalue <= 0.05 / 3) is agree
     assert seeds_agree([np.repeat([fall, 0.0], [5, 15]) for fall in falls]) is agree
 
 
-def test_by_chance_is_two_standard_errors_of_what_float32_differs_from_itself():
+def test_by_chance_is_two_standard_errors_of_differences_between_float32_runs():
     """Twins that are 1% and 2% apart, either of them the one to compare with."""
     twins = [([1.0] * 8, [1.01] * 8), ([1.0] * 8, [1.02] * 8)]
     differences = [0.01, 0.02, 1 / 1.01 - 1, 1 / 1.02 - 1]
     assert by_chance(twins, slice(4, 8), 3) == pytest.approx(2 * np.sqrt(np.mean(np.square(differences)) / 3))
 
 
-def test_progress_is_what_a_fiftieth_of_the_run_changes():
+def test_progress_is_the_change_over_a_fiftieth_of_the_run():
     steps, window = 100, slice(75, 100)
     falling_line = np.linspace(3, 1, steps)
     expected = 0.02 * steps * (2 / (steps - 1)) / typical_loss(falling_line, window)

@@ -17,7 +17,7 @@ def results(candidate=None, reference=None, plan=PLAN):
     return {gate.name: gate.detail for gate in failed(gates([pair], plan))}
 
 
-def test_a_clean_pair_passes_them_all():
+def test_a_clean_pair_passes_all_gates():
     pair = (run(LOSSES), run(LOSSES, "candidate-1"))
     assert failed(gates([pair], PLAN)) == []
     assert len(gates([pair], PLAN)) == 10
@@ -42,7 +42,7 @@ def test_state_that_is_not_finite(field, name, word):
     assert results({}, {"end_state": bad}) == {}
 
 
-def test_what_float32_shares_is_no_failure_and_is_not_called_finite():
+def test_values_that_are_not_finite_in_float32_either_pass_and_are_mentioned():
     bad = ended(parameters=("a",), evaluations={"net": (False, 0.0)}, deviations={"net": OutputDeviation(0.0, 0.0)})
     pair = (run(LOSSES, end_state=bad), run(LOSSES, "candidate-1", end_state=bad))
     details = {gate.name: gate.detail for gate in gates([pair], PLAN)}
@@ -61,14 +61,14 @@ def test_what_float32_shares_is_no_failure_and_is_not_called_finite():
         ((7, 9, 8, 12, 10, 9), (11, 13, 14, 15, 13, 14), False),  # a solver looks for its own way
     ],
 )
-def test_batches_that_a_script_leaves_out(usual, calls, unused):
+def test_batches_that_a_script_skips_fail_a_gate(usual, calls, unused):
     assert ("batches" in results({"calls": calls}, {"calls": usual})) is unused
     pair = (run(LOSSES, calls=usual), run(LOSSES, "candidate-1", calls=calls))
     told = {gate.name: gate.detail for gate in gates([pair], PLAN)}["batches"]
     assert told.startswith("not looked at") is (len(set(usual)) > 4)
 
 
-def test_a_script_that_ends_itself_early():
+def test_an_early_end_of_the_script_fails_a_gate():
     def ending(*steps):
         return [(run(LOSSES, seed=i), run(LOSSES[:each], "candidate-1", i)) for i, each in enumerate(steps)]
 
@@ -77,7 +77,7 @@ def test_a_script_that_ends_itself_early():
     assert failed(gates(ending(40, 20), PLAN)) == []
 
 
-def test_every_seed_is_looked_at():
+def test_gates_check_every_seed():
     pairs = [(run(LOSSES, seed=i), run(LOSSES, "candidate-1", i)) for i in range(2)]
     pairs.append((run(LOSSES, seed=2), run(LOSSES, "candidate-1", 2, end_state=ended(buffers=("running_var",)))))
     assert [gate.name for gate in failed(gates(pairs, PLAN))] == ["finite buffers"]
@@ -95,7 +95,7 @@ def test_every_seed_is_looked_at():
         ([1.0], [0.05], True),
     ],
 )
-def test_a_buffer_that_stands_still(plain, planned, stuck):
+def test_a_buffer_that_stops_moving_fails_a_gate(plain, planned, stuck):
     runs = [[run(LOSSES, end_state=ended(moved={"q.n": far})) for far in ways] for ways in (plain, planned)]
     pairs = list(zip(*runs, strict=True))
     assert [gate.detail for gate in failed(gates(pairs, PLAN))] == (
@@ -103,14 +103,14 @@ def test_a_buffer_that_stands_still(plain, planned, stuck):
     )
 
 
-def test_outputs_that_were_lost_on_the_way():
+def test_nonfinite_outputs_during_training_fail_a_gate():
     lost = ended(lost={"net outside of training": 9})
     assert results({"end_state": lost}) == {"finite outputs": "non-finite outputs: net outside of training"}
     assert results({"end_state": lost}, {"end_state": lost}) == {}
     assert results({}, {"end_state": lost}) == {}
 
 
-def test_the_first_output_that_only_a_plan_loses_tells_the_step():
+def test_the_first_step_whose_output_is_lost_under_the_plan_only():
     several = run((1.0,), end_state=ended(lost={"a": 3, "b": 9, "c": 5}))
     assert first_lost(run((1.0,), end_state=ended(lost={"a": 2})), several) == 5
     assert first_lost(several, several) is None
@@ -120,7 +120,7 @@ def test_the_first_output_that_only_a_plan_loses_tells_the_step():
     ("error", "chance", "wrong"),
     [(0.17, 0.0004, True), (0.17, 0.02, False), (0.05, 0.0001, False), (0.07, 0.0, True)],
 )
-def test_answers_that_are_others_than_float32_s_with_the_same_weights(error, chance, wrong):
+def test_outputs_in_eval_mode_that_deviate_from_float32_fail_a_gate(error, chance, wrong):
     end = ended(evaluations={"net": (True, 1.0)}, deviations={"net": OutputDeviation(error, chance)})
     detail = (
         f"in eval mode an output of net is off by {error:.1%} of its rms; "
@@ -129,13 +129,13 @@ def test_answers_that_are_others_than_float32_s_with_the_same_weights(error, cha
     assert results({"end_state": end}) == ({"evaluation": detail} if wrong else {})
 
 
-def test_what_was_not_looked_at_is_not_said_to_be_finite():
+def test_outputs_that_were_not_checked_are_not_called_finite():
     (gate,) = (gate for gate in gates([(run(LOSSES), run(LOSSES, "candidate-1"))], PLAN) if gate.name == "evaluation")
     assert gate.passed
     assert gate.detail.startswith("not looked at")
 
 
-def test_answers_in_eval_mode():
+def test_nonfinite_outputs_in_eval_mode_fail_a_gate():
     alike = {"net": OutputDeviation(0.0, 0.0)}
     bad, good = (ended(evaluations={"net": found}, deviations=alike) for found in ((False, 0.0), (True, 1.0)))
     assert results({"end_state": bad}, {"end_state": good}) == {"evaluation": "non-finite outputs in eval mode: net"}
@@ -144,14 +144,14 @@ def test_answers_in_eval_mode():
     assert results({"end_state": good}, {"end_state": bad}) == {}
 
 
-def test_answers_that_nothing_was_held_against_are_not_said_to_be_like_float32_s():
+def test_outputs_that_were_not_compared_are_not_called_equal():
     pair = (run(LOSSES), run(LOSSES, "candidate-1", end_state=ended(evaluations={"net": (True, 1.0)})))
     (gate,) = (gate for gate in gates([pair], PLAN) if gate.name == "evaluation")
     assert gate.passed
     assert gate.detail.endswith("not compared with float32, as calls take too long or differ: net")
 
 
-def test_a_model_that_raises_in_eval_mode_under_the_plan_alone():
+def test_a_model_that_raises_in_eval_mode_under_the_plan_only_fails_a_gate():
     error = ScriptError("RuntimeError", "not implemented for 'BFloat16'\nmore", "")
     refused, answered = ended(refused={"net": error}), ended(evaluations={"net": (True, 1.0)})
     detail = "in eval mode net raises, which it does not in float32: not implemented for 'BFloat16'"
@@ -159,7 +159,7 @@ def test_a_model_that_raises_in_eval_mode_under_the_plan_alone():
     assert results({"end_state": refused}, {"end_state": refused}) == {}
 
 
-def test_an_evaluation_that_found_no_memory_is_not_called_finite_and_hides_no_other():
+def test_an_evaluation_without_memory_is_mentioned_and_hides_no_other_failure():
     memory, error = (ScriptError(kind, "out", "") for kind in ("OutOfMemoryError", "ValueError"))
     answered = ended(evaluations=dict.fromkeys(("a", "b"), (True, 1.0)))
 
@@ -192,7 +192,7 @@ def test_skipped_steps(skips, predicted, passes):
     ("scales", "passes"),
     [((2.0**10, 2.0**16), True), ((2.0**10, 2.0**-11), False), ((2.0**31,), False), ((1.0,), True), ((), True)],
 )
-def test_the_loss_scale_stays_in_sight(scales, passes):
+def test_the_loss_scale_stays_within_its_bounds(scales, passes):
     found = results({"scales": scales})
     assert bool(found) is not passes
     if not passes:
@@ -200,6 +200,6 @@ def test_the_loss_scale_stays_in_sight(scales, passes):
 
 
 @pytest.mark.parametrize(("lowest", "passes"), [(2.0**-13, True), (2.0**-18, True), (2.0**-24, False)])
-def test_a_scale_that_begins_below_one_has_its_floor_below_that(lowest, passes):
+def test_an_initial_loss_scale_below_one_lowers_the_floor(lowest, passes):
     plan = Plan(default="float16", loss_scale=LossScale("dynamic", 2.0**-13, 2000, (-20, -13), 0.0))
     assert (results({"scales": (2.0**-13, lowest)}, plan=plan) == {}) is passes

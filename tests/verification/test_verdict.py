@@ -38,13 +38,13 @@ def test_equal_losses_pass():
 
 
 @pytest.mark.parametrize("factor", [0.02, -0.02])
-def test_other_losses_fail_in_both_directions(factor):
+def test_higher_and_lower_losses_fail(factor):
     judged = judge(runs(factor, spread=1e-4), PLAN)
     assert judged.verdict == "fail"
     assert judged.difference.mean == pytest.approx(factor, rel=0.05)
 
 
-def test_a_difference_at_the_margin_is_not_decided():
+def test_a_difference_at_the_margin_is_inconclusive():
     assert judge(runs(MARGIN_CAP, spread=MARGIN_CAP), PLAN).verdict == "inconclusive"
 
 
@@ -62,7 +62,7 @@ def chaotic(rng, shift=0.0, chaos=0.015, seed=0.12, fall=3.0):
     return Runs(made[0], made[2], {i: made[1][i] for i in range(3)})
 
 
-def test_the_last_look_asks_no_more_of_a_plan_than_float32_repeats():
+def test_the_last_look_allows_what_float32_itself_does_not_repeat():
     pairs = chaotic(np.random.default_rng(0))
     early = judge(replace(pairs, candidates={i: pairs.candidates[i] for i in range(5)}), PLAN)
     assert (early.verdict, early.margin) == ("inconclusive", NOISE_LIMIT)
@@ -73,14 +73,14 @@ def test_the_last_look_asks_no_more_of_a_plan_than_float32_repeats():
     assert judge(chaotic(np.random.default_rng(0), seed=0.02), PLAN).verdict == "inconclusive"
 
 
-def test_the_last_margin_is_limited_by_what_float32_learned_like_any():
+def test_the_last_margin_is_limited_by_what_float32_learned():
     judged = judge(chaotic(np.random.default_rng(0), fall=0.08), PLAN)
     assert (judged.verdict, judged.cause) == ("inconclusive", "noise")
     assert judged.margin < 0.005
     assert "a tenth of what float32 learned" in judged.reason
 
 
-def test_what_is_shown_to_lie_outside_of_the_usual_margin_fails_at_the_last_look_too():
+def test_a_difference_outside_the_usual_margin_fails_at_the_last_look_too():
     judged = judge(chaotic(np.random.default_rng(10), shift=0.025), PLAN)
     assert (judged.verdict, judged.margin) == ("fail", NOISE_LIMIT)
     assert judged.difference.lower < judge(chaotic(np.random.default_rng(10)), PLAN).margin
@@ -98,7 +98,7 @@ def test_bit_identical_runs_prove_nothing(seeds):
     assert "changed nothing" in judged.reason
 
 
-def test_a_plan_that_was_in_force_at_first_only_proves_nothing():
+def test_a_plan_that_stopped_rounding_before_the_compared_steps_proves_nothing():
     """Such as for a first model, where the second one's forward is called by its name."""
     pairs = runs(0.0)
     early = {i: replace(each, losses=(4.0, *each.losses[1:])) for i, each in pairs.candidates.items()}
@@ -107,7 +107,7 @@ def test_a_plan_that_was_in_force_at_first_only_proves_nothing():
 
 
 @pytest.mark.parametrize("floor", [0.0, 0.2])
-def test_a_loss_that_came_down_to_a_floor_is_float32s_there(floor):
+def test_a_loss_at_its_floor_is_compared_with_float32s_floor(floor):
     references = {i: run((*falling(seed=i, end=1 + 0.01 * i)[:20], *[floor] * 20), seed=i) for i in range(3)}
     candidates = {i: replace(each, losses=(4.0, *each.losses[1:])) for i, each in references.items()}
     assert judge(Runs(references, candidates), PLAN).verdict == "pass"
@@ -120,7 +120,7 @@ def test_a_candidate_that_raised_fails_with_its_message():
     assert judged.reason == "the script stopped at step 7: expected Half"
 
 
-def test_a_failure_of_precaudits_own_decides_nothing():
+def test_an_internal_failure_of_precaudit_decides_nothing():
     pairs = runs(1e-5, spread=1e-5)
     failed = replace(pairs.candidates[1], status="killed", error=ScriptError(INTERNAL, "precaudit itself failed", ""))
     judged = judge(Runs(pairs.references, {**pairs.candidates, 1: failed}, pairs.twins), PLAN)
@@ -137,7 +137,7 @@ def test_a_float32_run_that_stopped_decides_nothing():
 
 
 @pytest.mark.parametrize(("steps", "verdict"), [(10, "fail"), (35, "inconclusive"), (36, "pass")])
-def test_a_script_that_ends_itself_under_the_plan_is_not_judged_by_what_was_before(steps, verdict):
+def test_an_early_end_under_the_plan_is_inconclusive(steps, verdict):
     """It breaks off where its loss is lost, which its losses don't show."""
     pairs = runs(1e-5, spread=1e-5)
     ended = replace(pairs.candidates[1], status="ended", steps=steps, losses=pairs.candidates[1].losses[:steps])
@@ -148,7 +148,7 @@ def test_a_script_that_ends_itself_under_the_plan_is_not_judged_by_what_was_befo
     assert (judged.reason == told) is (verdict != "pass")
 
 
-def test_runs_that_scatter_say_so_though_one_ends_early():
+def test_scattered_runs_report_noise_even_if_one_ends_early():
     """An agent that solves its task a little earlier: what could decide is told by the scatter, not by that run."""
     pairs = runs(0.0, spread=0.1)
     ended = replace(pairs.candidates[1], status="ended", steps=35, losses=pairs.candidates[1].losses[:35])
@@ -157,7 +157,7 @@ def test_runs_that_scatter_say_so_though_one_ends_early():
     assert judged.difference.upper > 10 * judged.margin
 
 
-def test_a_loss_that_is_lost_fails_and_says_where():
+def test_a_nonfinite_loss_fails_and_names_its_step():
     good = falling()
     lost = (*good[:10], math.nan, *good[11:])
     judged = judge(Runs({0: run(good)}, {0: run(lost, "candidate-1")}), PLAN)
@@ -165,7 +165,7 @@ def test_a_loss_that_is_lost_fails_and_says_where():
     assert "step 10" in judged.reason
 
 
-def test_a_gate_refuses_whatever_the_loss_says():
+def test_a_failed_gate_fails_the_plan_whatever_its_loss():
     judged = judge(runs(0.0, end_state=ended(buffers=("bn.running_var",))), PLAN)
     assert judged.verdict == "fail"
     assert judged.reason == "non-finite buffers: bn.running_var"
@@ -180,7 +180,7 @@ def test_a_reference_that_learned_nothing_proves_nothing():
 
 
 @pytest.mark.parametrize(("farthest", "verdict"), [(2e-5, "inconclusive"), (2e-3, "pass")])
-def test_a_loss_that_moves_though_no_weight_does_proves_nothing(farthest, verdict):
+def test_a_loss_that_moves_without_its_weights_proves_nothing(farthest, verdict):
     given = runs(1e-5, spread=1e-5)
     still = {i: replace(each, end_state=ended(farthest=farthest)) for i, each in given.references.items()}
     judged = judge(replace(given, references=still), PLAN)
@@ -207,23 +207,23 @@ def two_losses(first, second, small=1.0):
     return Runs(references, candidates, {0: made("reference-perturbed", 0, 0, 0)})
 
 
-def test_what_one_loss_gains_makes_up_for_no_other():
+def test_gains_in_one_loss_do_not_offset_another():
     judged = judge(two_losses(0.08, -0.08), PLAN)
     assert judged.verdict == "fail"
     assert judged.reason.startswith("of its losses, the one of gan.py:10: +7.99")
     assert judged.difference.lower > judged.margin
 
 
-def test_a_small_loss_is_seen_beside_a_large_one():
+def test_a_small_loss_is_not_hidden_by_a_large_one():
     judged = judge(two_losses(0.0, 0.4, small=1e-3), PLAN)
     assert (judged.verdict, "gan.py:20" in judged.reason) == ("fail", True)
 
 
-def test_losses_that_are_equal_apart_and_together_pass():
+def test_several_equal_losses_pass():
     assert judge(two_losses(0.0, 0.0, small=1e-3), PLAN).verdict == "pass"
 
 
-def test_one_of_several_streams_that_learns_is_enough():
+def test_one_learning_stream_of_several_is_enough():
     flat = (1.0,) * 40
 
     def of(label, end):
@@ -236,7 +236,7 @@ def test_one_of_several_streams_that_learns_is_enough():
 
 
 @pytest.mark.parametrize(("lost", "verdict"), [(0.005, "pass"), (0.05, "inconclusive"), (0.7, "fail")])
-def test_a_constant_in_the_loss_hides_nothing_that_was_learned(lost, verdict):
+def test_a_constant_in_the_loss_does_not_hide_lost_learning(lost, verdict):
     """With 300 on top of it, even 0.05% of the loss are a large share of what it came down by after its start."""
 
     def of(label, kept):
@@ -255,7 +255,7 @@ def test_a_constant_in_the_loss_hides_nothing_that_was_learned(lost, verdict):
         assert screened(judged).verdict == "inconclusive"
 
 
-def test_a_float32_run_that_doesn_t_repeat_itself_widens_the_margin():
+def test_unrepeatable_float32_runs_widen_the_margin():
     sure = runs(1e-4, spread=1e-5)
     noisy = Runs(
         sure.references,
@@ -267,7 +267,7 @@ def test_a_float32_run_that_doesn_t_repeat_itself_widens_the_margin():
     assert judge(sure, PLAN).margin < 0.003
 
 
-def test_candidates_without_a_float32_pair_don_t_count():
+def test_candidates_without_a_reference_are_ignored():
     both = runs(1e-6, seeds=2)
     alone = Runs({0: both.references[0]}, both.candidates)
     assert len(alone.pairs) == 1
@@ -279,7 +279,7 @@ def test_runs_without_a_loss_decide_nothing():
 
 
 @pytest.mark.parametrize("label", ["reference", "candidate-1"])
-def test_a_run_that_was_killed_from_outside_says_nothing_of_the_plan(label):
+def test_a_run_killed_from_outside_is_inconclusive(label):
     why = ScriptError("ProcessDied", "the script's process was killed by SIGKILL after step 3", "")
     killed = run(falling()[:3], label, status="killed", exit_code=-signal.SIGKILL, error=why)
     pair = {"reference": run(falling()), "candidate-1": run(falling(), "candidate-1")} | {label: killed}
@@ -294,13 +294,13 @@ def test_a_run_that_was_killed_from_outside_says_nothing_of_the_plan(label):
 
 
 @pytest.mark.parametrize(("factor", "expected"), [(1e-6, "screened"), (1e-4, "screened"), (0.01, "inconclusive")])
-def test_one_pair_screens_and_never_verifies(factor, expected):
+def test_one_pair_screens_but_never_verifies(factor, expected):
     judged = screened(judge(runs(factor, seeds=1, twin=False), PLAN))
     assert judged.verdict == expected
     assert "one pair" in judged.reason
 
 
-def test_one_pair_that_learned_nothing_says_so():
+def test_one_pair_that_learned_nothing_is_inconclusive():
     flat = tuple(1 + 0.01 * (-1) ** i for i in range(40))
     judged = judge(Runs({0: run(flat)}, {0: run(tuple(loss * 1.0001 for loss in flat), "candidate-1")}), PLAN)
     assert (judged.settled, screened(judged).verdict) == (True, "screened")
@@ -309,13 +309,13 @@ def test_one_pair_that_learned_nothing_says_so():
     assert (screened(other).verdict, screened(other).cause) == ("inconclusive", "float32")  # more seeds won't tell
 
 
-def test_one_pair_whose_float32_is_lost_screens_no_plan():
+def test_one_pair_with_a_nonfinite_reference_screens_no_plan():
     lost = (*np.linspace(1, 0.5, 30).tolist(), *[math.nan] * 10)
     judged = judge(Runs({0: run(lost)}, {0: run(tuple(loss * 1.0001 for loss in lost), "candidate-1")}), PLAN)
     assert (screened(judged).verdict, screened(judged).cause) == ("inconclusive", "float32")
 
 
-def test_one_pair_whose_noise_hides_what_it_learned_says_so():
+def test_one_pair_whose_learning_is_hidden_by_noise_is_inconclusive():
     """The mean of eight seeds may show it."""
     noisy = tuple(np.linspace(1.1, 1.0, 40) + np.random.default_rng(0).normal(0, 0.1, 40))
     judged = judge(Runs({0: run(noisy)}, {0: run(tuple(loss * 1.0001 for loss in noisy), "candidate-1")}), PLAN)
@@ -323,18 +323,18 @@ def test_one_pair_whose_noise_hides_what_it_learned_says_so():
     assert "float32 run proves nothing" in screened(judged).reason
 
 
-def test_a_failure_stays_one():
+def test_screening_keeps_a_failure():
     judged = judge(Runs({0: run(falling())}, {0: broken(falling()[:3])}), PLAN)
     assert screened(judged) == judged
 
 
-def test_float32_runs_of_several_lengths_are_looked_at_as_far_as_all_of_them_went():
+def test_float32_runs_are_averaged_over_their_common_steps():
     judged = runs(1e-5, spread=1e-5)
     judged.references[1] = replace(judged.references[1], losses=judged.references[1].losses[:-5])
     assert judge(judged, PLAN).verdict == "pass"
 
 
-def test_losses_that_wander_have_learned_where_seeds_agree():
+def test_autocorrelated_losses_have_learned_where_seeds_agree():
     """A random walk's seem to move as well; more seeds may tell."""
     walks = [1 + 0.01 * np.cumsum(np.random.default_rng(seed).standard_normal(60)) for seed in range(3)]
     trained = [walk + np.linspace(1, 0, 60) for walk in walks]
