@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -15,6 +14,7 @@ from torch.autograd.graph import GradientEdge
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
+from precaudit.instrument.names import callers
 from precaudit.instrument.patches import set_to, wrapped
 from precaudit.instrument.scopes import Frame, ScopeListener
 from precaudit.instrument.stepgroup import StepGroup
@@ -70,13 +70,7 @@ class TrainingListener:
 
 def _steps_running() -> list[FrameType]:
     """The stack frames of running optimizer steps, innermost first: torch's frames that call step hooks."""
-    frame: FrameType | None = sys._getframe(1)
-    found = []
-    while frame is not None:
-        if frame.f_globals.get("__name__") == Optimizer.__module__:
-            found.append(frame)
-        frame = frame.f_back
-    return found
+    return [frame for frame in callers() if frame.f_globals.get("__name__") == Optimizer.__module__]
 
 
 def _as_list(value: Any) -> list[Any]:

@@ -40,13 +40,18 @@ def is_leaf(module: nn.Module) -> bool:
     return next(iter(module.children()), None) is None
 
 
-def _caller_frames() -> Iterator[types.FrameType]:
-    frame: types.FrameType | None = sys._getframe(2)
+def callers() -> Iterator[types.FrameType]:
+    """The stack's frames, the innermost first."""
+    frame: types.FrameType | None = sys._getframe(1)
     while frame is not None:
-        package = frame.f_globals.get("__name__", "").partition(".")[0]
-        if package not in ("torch", "precaudit"):
-            yield frame
+        yield frame
         frame = frame.f_back
+
+
+def outside_callers() -> Iterator[types.FrameType]:
+    """The frames outside of torch and precaudit."""
+    inside = ("torch", "precaudit")
+    return (frame for frame in callers() if frame.f_globals.get("__name__", "").partition(".")[0] not in inside)
 
 
 def _named_values(frame: types.FrameType) -> Iterator[tuple[str, object]]:
@@ -88,7 +93,7 @@ def find_model(module: nn.Module) -> tuple[str, nn.Module]:
     If only a library holds one, it is the library's or, where that has no other state (a wrapper for a single call),
     the one inside it that the script holds.
     """
-    frames = list(_caller_frames())[::-1]
+    frames = list(outside_callers())[::-1]
     script = [frame for frame in frames if not _is_installed(frame)]
     held = list(_owners(module, script))
     owners = held or list(_owners(module, frames))
@@ -224,6 +229,10 @@ class ModuleNames:
         """The living models by name, without those that became part of another one."""
         living = {name: model for name in self._models if (model := self.model(name)) is not None}
         return {name: model for name, model in living.items() if self.of(model).model == name}
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """Those of all living models."""
+        return (parameter for model in self.models.values() for parameter in model.parameters())
 
     def _unique(self, model: nn.Module, variable: str) -> str:
         """A unique name. A re-created model (cross-validation, restarts) gets the name of the one that it replaces."""

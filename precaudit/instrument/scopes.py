@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn.modules import module as hooks
 from torch.utils import checkpoint as checkpointing
 
-from precaudit.instrument.names import ModuleName, ModuleNames, by_module, find_model, fqns_of
+from precaudit.instrument.names import ModuleName, ModuleNames, by_module, callers, find_model, fqns_of
 from precaudit.instrument.patches import all_wrapped, wrapped
 
 _WITHOUT_REENTRANT = next(
@@ -91,16 +91,9 @@ def _repeated(data: dict[str, Any], repeated: bool) -> Iterator[None]:
         data[REPEATED] = before
 
 
-def _callers() -> Iterator[FrameType]:
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None:
-        yield frame
-        frame = frame.f_back
-
-
 def _running_forwards() -> Iterator[tuple[nn.Module, FrameType]]:
     """The modules whose `forward` is on the call stack, each with the calling frame."""
-    for frame in _callers():
+    for frame in callers():
         caller, code = frame.f_back, frame.f_code
         if code.co_name == "forward" and code.co_argcount and caller is not None:
             module = frame.f_locals.get(code.co_varnames[0])
@@ -110,7 +103,7 @@ def _running_forwards() -> Iterator[tuple[nn.Module, FrameType]]:
 
 def _call() -> FrameType | None:
     """torch's frame that calls the hook at the start of a module, which lives as long as that call."""
-    return next((frame for frame in _callers() if frame.f_globals.get("__name__") == nn.Module.__module__), None)
+    return next((frame for frame in callers() if frame.f_globals.get("__name__") == nn.Module.__module__), None)
 
 
 @contextmanager

@@ -3,7 +3,6 @@ where float32 or another plan is measured."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -14,6 +13,7 @@ from torch.amp.autocast_mode import autocast
 from precaudit.execution import apply as applying
 from precaudit.execution.apply import Applied
 from precaudit.execution.loss_scaling import SCALED
+from precaudit.instrument.names import callers
 from precaudit.instrument.patches import all_wrapped, wrapped
 from precaudit.instrument.scopes import checkpointed
 from precaudit.instrument.torchfunction import dtype_name, map_tensors
@@ -23,13 +23,9 @@ from precaudit.tracing.ops import line_of, script_location
 
 def _opened_by_torch() -> bool:
     """Whether torch itself opens this autocast region: checkpointing restores the state of the forward pass."""
-    frame = sys._getframe(2)
-    while frame is not None:
-        module = frame.f_globals.get("__name__", "")
-        if not module.endswith(("autocast_mode", __name__, wrapped.__module__)):
-            return module.partition(".")[0] == "torch"
-        frame = frame.f_back  # type: ignore[assignment]
-    return False
+    modules = (frame.f_globals.get("__name__", "") for frame in callers())
+    between = ("autocast_mode", __name__, wrapped.__module__, callers.__module__)
+    return next((m.partition(".")[0] == "torch" for m in modules if not m.endswith(between)), False)
 
 
 def keeping_what_is_asked(

@@ -36,6 +36,6 @@ class ScaledByHand(TrainingListener):
 
     def _size(self) -> float:
         """The norm of the first gradient: those of all would cost one more pass over them."""
-        trained = (p.grad for model in self._names.models.values() for p in model.parameters() if p.grad is not None)
+        trained = (p.grad for p in self._names.parameters() if p.grad is not None)
         gradient = next(trained, None)
         return 0.0 if gradient is None else float(stored(gradient).norm())

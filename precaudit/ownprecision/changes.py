@@ -61,8 +61,7 @@ class GradientChanges(TrainingListener):
         hooked, self._hooked = self._hooked, []
         if (by := _relative(hooked)) is not None:
             self._settings[IN_HOOKS] = [by]
-        watched = self._names.models.values() if 0 < self._scaled <= _MOST else ()
-        trained = (p for model in watched for p in model.parameters())
+        trained = self._names.parameters() if 0 < self._scaled <= _MOST else ()
         self._before = {id(p): stored(p.grad).clone() for p in trained if p.grad is not None}
 
     def _scaling(self, original: Callable[..., Any], scaler: Any, outputs: Any) -> Any:

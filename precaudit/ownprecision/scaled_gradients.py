@@ -187,7 +187,7 @@ class ScaledGradients(TrainingListener):
         self._steps += 1
 
     def _trained(self) -> Iterator[torch.Tensor]:
-        return (p for model in self._names.models.values() for p in model.parameters() if p.requires_grad)
+        return (p for p in self._names.parameters() if p.requires_grad)
 
     def _untouched(self, parameter: torch.Tensor) -> bool:
         return _is_untouched(parameter, self._written)

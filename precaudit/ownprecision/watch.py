@@ -166,8 +166,8 @@ class OwnLowPrecision(TorchFunctionMode, TrainingListener):
 
     def backward_ended(self, roots: Sequence[torch.Tensor]) -> None:
         if "changes_gradients" not in self._settings:
-            trained = (parameter for model in self._names.models.values() for parameter in model.parameters())
-            self._gradients = {p.grad.data_ptr() for p in trained if p.grad is not None and is_plain(p.grad)}
+            gradients = (p.grad for p in self._names.parameters() if p.grad is not None)
+            self._gradients = {gradient.data_ptr() for gradient in gradients if is_plain(gradient)}
 
     def _look_for_lost(self, fqn: str, parameter: torch.Tensor, gradient: torch.Tensor) -> None:
         """A gradient that overflowed, which the script may skip, or replace by zeros."""

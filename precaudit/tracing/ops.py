@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 import sysconfig
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from types import FrameType
 from typing import Any, Protocol
 
@@ -13,6 +12,7 @@ import torch
 from precaudit.execution.atomics import SUMS
 from precaudit.execution.policy import Category, category
 from precaudit.execution.rounding import HALVES
+from precaudit.instrument.names import outside_callers
 from precaudit.instrument.torchfunction import OperationMode, tensors_in, writes
 from precaudit.model import PACKAGES, Location
 from precaudit.tracing.faults import hand_on_readers
@@ -98,22 +98,14 @@ def stored_in_half(op: str, kind: Category, inputs: list[torch.Tensor]) -> bool:
 
 def caller_location() -> Location | None:
     """The innermost line on the stack outside torch and precaudit."""
-    return next(map(_line, _callers()), None)
+    return next(map(_line, outside_callers()), None)
 
 
 def script_location() -> Location | None:
     """The innermost line on the stack outside all libraries: where a user can change what a library does. Where a
     library's own script is run, `caller_location`."""
-    own = (frame for frame in _callers() if not is_of_library(frame.f_code.co_filename))
+    own = (frame for frame in outside_callers() if not is_of_library(frame.f_code.co_filename))
     return next(map(_line, own), None) or caller_location()
-
-
-def _callers() -> Iterator[FrameType]:
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None:
-        if frame.f_globals.get("__name__", "").partition(".")[0] not in ("torch", "precaudit"):
-            yield frame
-        frame = frame.f_back
 
 
 def _line(frame: FrameType) -> Location:
