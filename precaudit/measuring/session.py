@@ -7,8 +7,6 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 
-import torch
-
 from precaudit.execution.products import own_settings_ignored
 from precaudit.instrument.eager import eager_only
 from precaudit.instrument.events import TrainingEvents
@@ -17,26 +15,19 @@ from precaudit.measuring.program import Program
 from precaudit.ownprecision.baseline import Baseline
 from precaudit.ownprecision.float32 import float32_only
 from precaudit.running.job import RunResult, RunSpec
-from precaudit.running.monitor import Stop
 from precaudit.running.seeds import controlled_seeds
-from precaudit.running.worker import Leave, execute
+from precaudit.running.worker import Leave, execute, stop_of
 
 
 def timed_run(spec: RunSpec, code: Callable[[], None], leave: Leave | None = None, *, program: Program) -> RunResult:
     """Run `code` as the program says. The only hooks are those on the ends of steps, and every patch is removed
     afterwards."""
-    if spec.threads:
-        torch.set_num_threads(spec.threads)
     events, baseline, began = TrainingEvents(), Baseline(), time.perf_counter()
 
     def settled(result: RunResult) -> RunResult:
         return replace(result, seconds=time.perf_counter() - began, observed=scheduler.observation())
 
-    def stopped() -> None:
-        if leave is not None:
-            leave(settled(RunResult(spec.label, spec.seed, "stopped")))
-
-    stop = Stop(stopped)
+    stop = stop_of(spec, leave, settled)
     scheduler = ArmScheduler(program, events, stop)
     with ExitStack() as stack:
         stack.enter_context(controlled_seeds(spec.seed))

@@ -13,21 +13,16 @@ def uninstrumented(
 ) -> RunResult:
     """Run `code` from the seed, in its own precision, until the job's steps are taken. torch is imported inside, so
     that processes without it can refer to this function."""
-    import torch
-
     from precaudit.instrument.events import TrainingEvents
-    from precaudit.running.monitor import Monitor, Stop
+    from precaudit.running.monitor import Monitor
     from precaudit.running.seeds import controlled_seeds
-    from precaudit.running.worker import execute
+    from precaudit.running.worker import execute, stop_of
 
-    def stopped() -> None:
-        if leave is not None:
-            leave(RunResult(spec.label, spec.seed, "stopped", steps=monitor.steps))
+    def settled(result: RunResult) -> RunResult:
+        return replace(result, steps=monitor.steps)
 
-    if spec.threads:
-        torch.set_num_threads(spec.threads)
-    events, stop = TrainingEvents(), Stop(stopped)
+    events, stop = TrainingEvents(), stop_of(spec, leave, settled)
     monitor = Monitor(events, spec.job.steps, lambda step, seconds: None, stop)
     events.listeners = [monitor]
     with controlled_seeds(spec.seed), events.installed():
-        return replace(execute(spec, code, stop), steps=monitor.steps)
+        return settled(execute(spec, code, stop))

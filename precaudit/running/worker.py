@@ -34,15 +34,9 @@ def run(
     if spec.runs is not None:
         return spec.runs(spec, code, leave)
 
-    def stopped() -> None:
-        if leave is not None:
-            leave(reporter.settled(RunResult(spec.label, spec.seed, "stopped")))
-
     reporter = _Reporter(report, spec)
-    stop = Stop(stopped)
+    stop = stop_of(spec, leave, reporter.settled)
     session = reporter.session = Session(spec, reporter, stop)
-    if spec.threads:
-        torch.set_num_threads(spec.threads)
     with installed(session, spec):
         try:
             return reporter.settled(execute(spec, code, stop))
@@ -50,6 +44,13 @@ def run(
             if not session.monitor.steps:
                 raise
             return reporter.settled(RunResult(spec.label, spec.seed, "failed", error=script_error(error)))
+
+
+def stop_of(spec: RunSpec, leave: Leave | None, settled: Callable[[RunResult], RunResult]) -> Stop:
+    """What ends a run that is about to begin, with the threads that it may use."""
+    if spec.threads:
+        torch.set_num_threads(spec.threads)
+    return Stop(leave and (lambda: leave(settled(RunResult(spec.label, spec.seed, "stopped")))))
 
 
 class _Reporter:
