@@ -42,7 +42,7 @@ def _seen(metric: str, base: Report, head: Report, matching: Matching) -> bool:
         return plans.judged(base, head)
     if metric == "headroom" or METRICS[metric].family == "plan":
         return comparable_plans(base, head)
-    if metric in ("ops", "alignment", "dtypes"):
+    if metric in ("ops", "alignment", "dtypes", "constants"):
         return bool(base.ops and head.ops) and (metric != "dtypes" or (autocast_seen(base) and autocast_seen(head)))
     if metric == "nonfinite" or METRICS[metric].family == "ranges":
         return bool(matching.pairs)
@@ -63,6 +63,7 @@ def _changes(base: Report, head: Report, matching: Matching) -> Iterator[Change]
     yield from structure.alignment_changes(pairs, ops)
     if base.ops and head.ops:
         yield from structure.op_changes(base, head, names)
+        yield from structure.constant_changes(ops)
     if autocast_seen(base) and autocast_seen(head):
         yield from structure.dtype_changes(pairs, ops)
     yield from ranges.range_changes(pairs, ops)

@@ -40,6 +40,7 @@ METRICS: Mapping[str, Metric] = {
         Metric("layers_renamed", "structure", 1, "layers of the same structure, other name", True),
         Metric("ops", "structure", 1, "layers that call other operations", True),
         Metric("dtypes", "structure", 1, "layers that run in another dtype as written", True),
+        Metric("constants", "structure", 2, "movement of an op's constant, such as an eps"),
         Metric("amax", "ranges", 2, "movement of the largest magnitude, beyond noise"),
         Metric("distance", "ranges", 2, "Wasserstein distance of the exponents, beyond noise"),
         Metric("amin", "ranges", None, "movement of the smallest magnitude, beyond noise"),

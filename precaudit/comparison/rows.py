@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import chain, groupby
 from typing import Any
 
 from precaudit.comparison.changes import Change, Comparison
@@ -12,6 +13,8 @@ from precaudit.reporting.places import WHOLE
 from precaudit.reporting.words import plural, prose, visible
 
 Names = tuple[str, str]  # how base and head are called
+_ENDS = re.compile(r" \([^()]* → [^()]*\)")
+"""From where to where a tensor moved."""
 
 
 @dataclass(frozen=True)
@@ -25,14 +28,24 @@ class Row:
 
 
 def rows(comparison: Comparison) -> list[Row]:
-    """Changes grouped by place, and places by what changed there, in the rank of the first."""
-    alike: dict[tuple[bool, tuple[str, ...], str], list[str]] = {}
+    """Changes grouped by place, and places by how far they moved, in the rank of the first; from where to where is told
+    if all agree."""
+    alike: dict[tuple[bool, tuple[str, ...], str], dict[str, list[str]]] = {}
     for (regression, *_), group in groupby(comparison.changes, key=_place):
         changes = list(group)
         metrics = tuple(dict.fromkeys(change.metric for change in changes))
         what = "; ".join(prose(change.message) for change in changes)
-        alike.setdefault((regression, metrics, what), []).append(place(changes[0]))
-    return [Row(regression, metrics, tuple(places), what) for (regression, metrics, what), places in alike.items()]
+        found = alike.setdefault((regression, metrics, _ENDS.sub("", what)), {})
+        found.setdefault(what, []).append(place(changes[0]))
+    return [
+        Row(
+            regression,
+            metrics,
+            tuple(chain.from_iterable(found.values())),
+            next(iter(found)) if len(found) == 1 else moved,
+        )
+        for (regression, metrics, moved), found in alike.items()
+    ]
 
 
 def _place(change: Change) -> tuple[Any, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
@@ -110,6 +111,21 @@ def dtype_changes(pairs: LayerPairs, ops: OpPairs) -> Iterator[Change]:
 def _as_written(op: Op) -> str:
     """The dtype that the script asks for: its autocast's, but for operations that autocast runs in float32."""
     return op.autocast if op.autocast and op.category != "fp32" else op.dtype
+
+
+def constant_changes(ops: OpPairs) -> Iterator[Change]:
+    """Operations with another scalar argument, such as an eps."""
+    for base, head in ops:
+        old, new = _constant(base), _constant(head)
+        if old and new and old != new:
+            moved = abs(math.log2(new) - math.log2(old))
+            message = f"its constant {old:.3g} became {new:.3g}"
+            yield Change("constants", moved, message, fqn=head.fqn, op=head.op, base=old, head=new)
+
+
+def _constant(op: Op) -> float | None:
+    """The one scalar argument of all calls: where calls differ in it, runs of other seeds may too."""
+    return op.constants[0] if op.constants and 0 < op.constants[0] == op.constants[1] else None
 
 
 def alignment_changes(pairs: LayerPairs, ops: OpPairs) -> Iterator[Change]:

@@ -1,5 +1,6 @@
 """What compare finds, beside brute force and by its symmetries."""
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -414,6 +415,30 @@ def test_changed_operations_are_described(before, after, words):
         return Report(layers=(Layer("a", "Linear", 1, 1, ()),), ops=ops)
 
     assert [change.message for change in compare(calling(before), calling(after)).changes] == [words]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "moved"),
+    [
+        ((1e-5, 1e-5), (1e-12, 1e-12), math.log2(1e7)),
+        ((0.25, 0.25), (0.5, 0.5), 1),
+        ((1e9, 1e9), (math.inf, math.inf), math.inf),
+        ((1e-5, 1e-5), (1e-5, 1e-5), None),  # as before
+        ((1e-5, 1e-5), (1e-12, 0.5), None),  # calls differ in it, and so may seeds
+        ((math.nan, math.nan), (0.5, 0.5), None),
+        (None, (0.5, 0.5), None),
+    ],
+)
+def test_an_operation_s_other_constant_is_found_by_how_far_it_moved(before, after, moved):
+    base, head = (
+        Report(
+            layers=(Layer("norm", "Norm", 1, 9, ()),),
+            ops=(Op("norm", "add", 9, "other", None, (), constants=constants),),
+        )
+        for constants in (before, after)
+    )
+    found = {(c.metric, c.fqn, c.op): c.value for c in compare(base, head).changes}
+    assert found == ({("constants", "norm", "add"): pytest.approx(moved)} if moved else {})
 
 
 def test_a_smallest_magnitude_that_moved_hides_no_operation_that_overflows():

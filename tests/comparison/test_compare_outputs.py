@@ -23,7 +23,7 @@ from precaudit.comparison.changes import Change, Comparison
 from precaudit.comparison.compare import compare
 from precaudit.comparison.markdown import MARKER
 from precaudit.comparison.outputs import render
-from precaudit.comparison.rows import place, rows
+from precaudit.comparison.rows import Row, place, rows
 from precaudit.comparison.thresholds import DEFAULTS
 from precaudit.model import Plan, Report
 from precaudit.reporting.serialize import write_json
@@ -85,6 +85,21 @@ def test_layers_that_changed_alike_share_a_row():
     planned = [row for row in rows(comparison) if row.metrics == ("formats",)]
     assert len(planned) == 1
     assert len(planned[0].places) == 7
+
+
+def test_tensors_that_moved_equally_far_share_a_row():
+    """A loss times 1000 moves every gradient, each from another place."""
+    moved = [
+        Change("amax", 10.0, f"amax rose 10.0 binades ({i} → {1000 * i})", f"layers.{i}", regression=True)
+        for i in (1, 2, 3)
+    ]
+    other = Change("amax", 9.0, "amax rose 9.0 binades (1 → 512)", "head", regression=True)
+    assert rows(Comparison(changes=(*moved, other))) == [
+        Row(True, ("amax",), ("layers.1", "layers.2", "layers.3"), "amax rose 10.0 binades"),
+        Row(True, ("amax",), ("head",), "amax rose 9.0 binades (1 → 512)"),
+    ]
+    same = replace(moved[0], fqn="layers.4")
+    assert rows(Comparison(changes=(moved[0], same)))[0].what == moved[0].message
 
 
 def test_movements_of_one_tensor_share_a_row_and_regressions_come_first():
