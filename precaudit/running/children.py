@@ -22,6 +22,7 @@ from precaudit.instrument.patches import wrapped
 from precaudit.running.childprocess import SIGNALS, child_main
 from precaudit.running.fileguard import restore, set_aside_folder
 from precaudit.running.job import Job, RunResult, RunSpec, ScriptError
+from precaudit.running.runlogs import RunLogs
 from precaudit.running.sources import inert_imports
 
 RunProgress = Callable[[RunSpec, RunResult], None]
@@ -48,7 +49,7 @@ class ChildRunner:
     ) -> None:
         os.environ.setdefault("PYTHONHASHSEED", "0")
         self._context = multiprocessing.get_context("forkserver")
-        self._log, self._progress = log, progress
+        self._logs, self._progress = RunLogs(log), progress
         self._parallel = parallel or min(max(2, len(gpus)), _own_cpus())
         self._threads = threads or max(1, _own_cpus() // self._parallel)
         self._living: dict[Any, int] = {}
@@ -111,7 +112,7 @@ class ChildRunner:
         return self._once(spec)
 
     def _once(self, spec: RunSpec) -> RunResult:
-        spec = replace(spec, log=str(self._log), threads=spec.threads or self._threads, since=self._began)
+        spec = replace(spec, threads=spec.threads or self._threads, since=self._began)
         receiver, sender = self._context.Pipe(duplex=False)
         with self._gate:
             self._gate.wait_for(self._may_start)
@@ -119,13 +120,14 @@ class ChildRunner:
             if self._interrupted:
                 return RunResult(spec.label, spec.seed, "interrupted")
             place = next(place for place in count() if place not in self._living.values())
-            spec = replace(spec, gpus=_rotated(self._gpus, place))
+            log = self._logs.place(alone=not self._living)
+            spec = replace(spec, gpus=_rotated(self._gpus, place), log=str(log))
             process = self._context.Process(target=child_main, args=(spec, sender))
             self._fork(process, spec)
             self._living[process] = place
         sender.close()
         try:
-            result = self._listen(spec, process, receiver)
+            result = self._listen(spec, log, process, receiver)
             self._progress(spec, result)
             return result
         finally:
@@ -133,6 +135,8 @@ class ChildRunner:
             with self._gate:
                 self._living.pop(process, None)
                 self._restore_files()
+                if not self._living:
+                    self._logs.join()
                 self._gate.notify_all()
             receiver.close()
 
@@ -154,19 +158,19 @@ class ChildRunner:
         if not self._living:
             restore(self._files)
 
-    def _listen(self, spec: RunSpec, process: Any, receiver: Connection) -> RunResult:
+    def _listen(self, spec: RunSpec, log: Path, process: Any, receiver: Connection) -> RunResult:
         partial = RunResult(spec.label, spec.seed, "killed")
         while True:
             try:
                 message = receiver.recv()
             except EOFError:
-                return self._settled(_killed(partial, process, self._log))
+                return self._settled(_killed(partial, process, log))
             if isinstance(message, PrecauditError):
                 raise message
             if isinstance(message, ScriptError):
                 return self._settled(replace(partial, error=message))
             if not message.partial:
-                return self._settled(_with_log_tail(message, self._log))
+                return self._settled(_with_log_tail(message, log))
             partial = message
             self._progress(spec, partial)
 

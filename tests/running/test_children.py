@@ -143,6 +143,32 @@ def test_of_what_runs_create_before_training_only_the_first_ones_stays(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == first
 
 
+TALKING = """
+import os, sys, time, torch
+model = torch.nn.Linear(4, 1)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+for step in range(20):
+    print(f"{os.getpid()} says", flush=True)
+    time.sleep(0.02)
+    model(torch.ones(1, 4)).sum().backward()
+    optimizer.step()
+sys.exit(os.getpid())
+"""
+
+
+def test_the_log_has_what_each_run_said_in_one_piece(tmp_path):
+    (tmp_path / "train.py").write_text(TALKING)
+    job = Job("script", str(tmp_path / "train.py"), (), str(tmp_path), 30)
+    (tmp_path / "script.log.1").write_text("of a killed profile\n")
+    runs = ChildRunner(tmp_path / "script.log", parallel=2).many([RunSpec(job, "reference", seed) for seed in (0, 1)])
+    _, *logs = (tmp_path / "script.log").read_text().split("=====\n")
+    said = [set(lines.splitlines()[:20]) for lines in logs]
+    assert all(len(lines) == 1 for lines in said), logs
+    assert said[0] != said[1]
+    assert all(len(set(run.error.traceback.splitlines()[:19])) == 1 for run in runs), runs
+    assert {path.name for path in tmp_path.iterdir()} == {"train.py", "script.log"}
+
+
 LARGE = """
 import os, pathlib, time, torch
 mine = pathlib.Path(f"running-{os.getpid()}")

@@ -1,0 +1,34 @@
+"""The output of a script's runs in one file, each run's in one piece."""
+
+from __future__ import annotations
+
+import shutil
+from contextlib import suppress
+from pathlib import Path
+
+
+class RunLogs:
+    """A run that starts while others go on writes to a file of its own, which is appended when none goes on."""
+
+    def __init__(self, whole: Path) -> None:
+        self._whole = whole
+        self._apart: list[Path] = []
+
+    def place(self, alone: bool) -> Path:
+        """Where the next run writes."""
+        if alone:
+            return self._whole
+        path = self._whole.with_name(f"{self._whole.name}.{len(self._apart) + 1}")
+        with suppress(OSError):
+            path.unlink()  # a killed profile's
+        self._apart.append(path)
+        return path
+
+    def join(self) -> None:
+        """Append the files of single runs; one that can't be appended, as on a full disk, is left as it is."""
+        for path in self._apart:
+            with suppress(OSError):
+                with path.open("rb") as one, self._whole.open("ab") as whole:
+                    shutil.copyfileobj(one, whole)
+                path.unlink()
+        self._apart.clear()
