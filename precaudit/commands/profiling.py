@@ -178,9 +178,10 @@ def finish(outcome: Outcome, arguments: argparse.Namespace, folder: Path) -> int
     emit(render_terminal(report, color=use_color(sys.stdout), written=written, plan=folder / "plan.json"), sys.stdout)
     for sentence in (*matched, *problems):
         print(f"precaudit: {sentence}", file=sys.stderr)
-    measured = "what was measured is in" if report.layers else "nothing was measured; what the script said is in"
     if outcome.error:
-        print(f"precaudit: {outcome.error}\nprecaudit: {measured} {folder}", file=sys.stderr)
+        said = f"nothing was measured; what the script said is in {folder / 'script.log'}"
+        left = f"what was measured is in {folder}" if report.layers else said
+        print(f"precaudit: {outcome.error}\nprecaudit: {left}", file=sys.stderr)
         return int(outcome.exit_code)
     if problems:
         return int(ExitCode.USAGE)

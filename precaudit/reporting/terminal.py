@@ -54,6 +54,15 @@ def render_terminal(
     page = Page(color)
     _verdict(page, report)
     page.section("What to change", [f"{i}. {step}" for i, step in enumerate(actions(report), 1)])
+    if not unfinished.is_empty(report):
+        _measurements(page, report)
+    if remarks := notes(report):
+        page.section("Notes", remarks)
+    _ending(page, report, written, plan)
+    return str(page)
+
+
+def _measurements(page: Page, report: Report) -> None:
     _exceptions(page, report)
     page.section("Loss scale", planned.loss_scale(report))
     _findings(page, report)
@@ -61,10 +70,6 @@ def render_terminal(
     _ranges(page, report)
     page.section("Tensor Cores", costs.tensor_cores(report))
     page.section("Time and cost", costs.time_and_money(report))
-    if remarks := notes(report):
-        page.section("Notes", remarks)
-    _ending(page, report, written, plan)
-    return str(page)
 
 
 class Page:
@@ -214,9 +219,10 @@ def _layer_rows(layer: Layer, formats: list[str]) -> list[list[str]]:
 
 def _ending(page: Page, report: Report, written: Sequence[Path], plan: Path) -> None:
     plan = next((path for path in written if path.name == pasting.DEFAULT_PLAN.name), plan)
-    page.section("Paste this into your training script, after the model is built", [])
-    lines = pasting.paste_lines(report, plan) or ["(nothing to paste: no plan that can be recommended)"]
-    page.lines += [f"  {line}" for line in lines]
+    if not unfinished.is_empty(report):
+        page.section("Paste this into your training script, after the model is built", [])
+        lines = pasting.paste_lines(report, plan) or ["(nothing to paste: no plan that can be recommended)"]
+        page.lines += [f"  {line}" for line in lines]
     page.lines.append("")
     if written:
         page.text(f"Written: {', '.join(visible(path) for path in written)}", hang="  ")

@@ -32,6 +32,11 @@ def cut_short(report: Report) -> Ending | None:
     return CUT_SHORT.get(str(report.job.get("stopped")))
 
 
+def is_empty(report: Report) -> bool:
+    """Whether all there is to tell is why there is nothing."""
+    return not (report.layers or report.findings or report.plan.modules or report.verification.trials)
+
+
 def needs_mending(report: Report) -> bool:
     """Whether something has to be mended before the same command is given again: nothing after a mere interruption."""
     return cut_short(report) not in (None, CUT_SHORT["interrupted"])

@@ -228,6 +228,7 @@ def test_scripts_that_fail(
     assert words in done.stderr
     assert "/precaudit/" not in done.stderr.replace(str(SCRIPTS), "")
     assert ("what was measured is in out" in done.stderr) is (code != 3 and script not in UNMEASURED)
+    assert ("what the script said is in out/script.log" in done.stderr) is (script in UNMEASURED)
     if script == "crash_step3":
         assert report_in(tmp_path)["job"]["steps"] == 3
         assert report_in(tmp_path)["layers"]

@@ -174,10 +174,19 @@ def test_files_of_libraries_go_by_their_import_names(path, shown):
 @pytest.mark.parametrize("stopped", ["killed", "failed", "interrupted"])
 def test_interrupted_run_is_distinguished_from_one_without_training(stopped):
     report = replace(report_samples.empty(), job={"stopped": stopped}, verification=Verification())
-    text = render_terminal(report)
+    text = render(report, "markdown")
     assert "NOTHING MEASURED" in text
     assert "before its first step" in text
     assert "None: nothing was measured." in text
+
+
+def test_in_a_terminal_a_report_of_nothing_is_only_why_and_what_to_do():
+    report = replace(report_samples.empty(), job={"stopped": "failed"}, verification=Verification())
+    text = render_terminal(report)
+    assert len(text.splitlines()) <= 10, text
+    for said in ("NOTHING MEASURED: the script failed", "Mend the script", "Next, after the fixes: precaudit profile"):
+        assert said in text
+    assert "Loss scale" in render_terminal(replace(report, findings=(report_samples.finding(),)))
 
 
 @pytest.mark.parametrize("stopped", ["killed", "failed", "interrupted"])
