@@ -24,6 +24,12 @@ _SLICE = 1 << 22
 """Values processed at a time, which bounds the memory for several float64 temporaries."""
 
 
+def _has_exponents(parameter: torch.Tensor) -> bool:
+    """Not packed or quantized weights, counters, or the state of a generator, which some libraries keep as
+    parameters."""
+    return parameter.is_floating_point() or parameter.is_complex()
+
+
 class ParameterTracker:
     """Registers parameters as their modules run. `active` says whether gradients are recorded."""
 
@@ -54,6 +60,8 @@ class ParameterTracker:
             self._learn(name, parameter_name, parameter)
 
     def _learn(self, module: ModuleName, name: str, parameter: torch.Tensor) -> None:
+        if not _has_exponents(parameter):
+            return
         known = self._find(parameter)
         if known is not None:
             if known.module != module:

@@ -227,6 +227,19 @@ def frozen_base():
     return fit(model, lambda m, i: m(numbers(i, 5, 4)).square().mean())
 
 
+def quantized_and_counting():
+    """A frozen weight in int8 and a counter, both of them parameters."""
+
+    def forward(self, x):
+        self.calls += 1
+        return self.head(x @ (self.packed.to(x.dtype) * 0.01))
+
+    model = Wrapping(forward, head=nn.Linear(4, 1))
+    model.packed = nn.Parameter(torch.randint(-127, 128, (6, 4), dtype=torch.int8), requires_grad=False)
+    model.calls = nn.Parameter(torch.zeros((), dtype=torch.int64), requires_grad=False)
+    return fit(model, lambda m, i: m(numbers(i, 5, 6)).square().mean())
+
+
 def float64_complex_and_random():
     def forward(self, x):
         spectrum = torch.fft.rfft(self.a(x))
@@ -296,6 +309,7 @@ STYLES = {
     "reentrant checkpoint": lambda: checkpointed(True),
     "checkpoint": lambda: checkpointed(False),
     "custom function": custom_function,
+    "quantized and counting": quantized_and_counting,
     "dict outputs": dict_outputs,
     "shared module": shared_module,
     "tied weights": tied_weights,
