@@ -37,5 +37,18 @@ def test_torchs_own_scripting_still_compiles():
     assert made["scripted"].graph is not None
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
+def test_torchs_own_classes_find_the_names_of_their_module():
+    """As its functional optimizers do, which `torch.distributed.optim` imports."""
+    made = {"__name__": "torch.distributed.optim.functional", "torch": torch, "Doubling": _Doubling, "known": _doubled}
+    with eager_only():
+        exec("torch.jit.script(Doubling)", made)
+
+
+class _Doubling:
+    def __init__(self, x: torch.Tensor) -> None:
+        self.x = known(x)  # noqa: F821 (of the module that has it compiled)
+
+
 def _doubled(x: torch.Tensor) -> torch.Tensor:
     return x * 2
