@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from weakref import WeakSet
 
@@ -113,6 +113,8 @@ class States:
         return [self._state(target) for target in targets]
 
     def after(self, call: Call, result: torch.Tensor, states: list[State]) -> None:
+        if call.writes and (life := self._lives.pop(result, None)) is not None:
+            self._rewritten(call, result, life)
         if states:
             self._changed(call, states)
             if call.op == "mul" and (factor := _vain_factor(call.args, states[0].tensor)) is not None:
@@ -204,6 +206,14 @@ class States:
         named = {key: self._exact(value) for key, value in call.kwargs.items()}
         exact = call.func(*map(self._exact, call.args), **named)
         self._lives[result] = _Life(self._step, start, exact, result.detach(), script_location())
+
+    def _rewritten(self, call: Call, result: torch.Tensor, life: _Life) -> None:
+        """Handles `average = average * decay; average += ...`: the exact value changes too. What isn't repeated (a
+        sign, a draw of random numbers) leaves a result without a history."""
+        if life.step == self._step and call.op in _CHANGES and "out" not in call.kwargs:
+            exact = life.exact.clone()
+            call.func(exact, *map(self._exact, call.args[1:]), **{k: self._exact(v) for k, v in call.kwargs.items()})
+            self._lives[result] = replace(life, exact=exact, stored=result.detach(), place=script_location())
 
     def _settle(self, life: _Life) -> None:
         """A result that is read in the next step is a state."""

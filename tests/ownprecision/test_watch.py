@@ -70,7 +70,7 @@ def test_foreach_averages_are_followed(update):
     assert all(entry["lost"] < 0.05 for entry in seen(averaging_all(0.5, update), "state"))
 
 
-IN_PLACE, ANEW, DETACHED, CLONED = "in place", "anew", torch.Tensor.detach, torch.clone
+IN_PLACE, ANEW, BOTH, DETACHED, CLONED = "in place", "anew", "both", torch.Tensor.detach, torch.clone
 """How a running value is written: the last two hand on what they make, as a sampler's chain or a hidden state is."""
 
 
@@ -85,6 +85,11 @@ def averaging(decay, dtype, written):
             with torch.no_grad():
                 for mean, p in zip(average, model.parameters(), strict=True):
                     mean.mul_(decay).add_(p, alpha=1 - decay)
+        elif written == BOTH:
+            average[:] = [
+                (mean * decay).add_(p.detach().to(dtype), alpha=1 - decay)
+                for mean, p in zip(average, model.parameters(), strict=True)
+            ]
         else:
             average[:] = [
                 hand_on(mean * decay + p.detach().to(dtype) * (1 - decay))
@@ -107,7 +112,7 @@ def test_reused_memory_belongs_to_its_new_tensor():
     assert states.owner(torch.ones(4, 4).bfloat16()) is None
 
 
-@pytest.mark.parametrize("written", [IN_PLACE, ANEW, DETACHED, CLONED])
+@pytest.mark.parametrize("written", [IN_PLACE, ANEW, BOTH, DETACHED, CLONED])
 def test_stagnating_bfloat16_average_loses_its_changes(written):
     (entry,) = seen(averaging(0.999, torch.bfloat16, written), "state")
     assert entry["lost"] > 0.5
@@ -115,7 +120,7 @@ def test_stagnating_bfloat16_average_loses_its_changes(written):
     assert entry["dtype"] == "bfloat16"
 
 
-@pytest.mark.parametrize("written", [IN_PLACE, ANEW, DETACHED, CLONED])
+@pytest.mark.parametrize("written", [IN_PLACE, ANEW, BOTH, DETACHED, CLONED])
 def test_fast_moving_average_loses_little(written):
     assert all(entry["lost"] < 0.05 for entry in seen(averaging(0.5, torch.bfloat16, written), "state"))
 
@@ -129,6 +134,41 @@ def test_followed_average_can_be_saved_and_loaded(tmp_path):
         assert torch.load(tmp_path / "average.pt", weights_only=True).keys() == average.keys()
 
     assert len(seen(lambda: train(after_step=update), "state")) == 1
+
+
+class CompensatedLion(torch.optim.Optimizer):
+    """Signs of a momentum; what a half weight rounds away is kept, and added in the next step (Kahan's summation)."""
+
+    def __init__(self, parameters):
+        super().__init__(parameters, {})
+
+    @torch.no_grad()
+    def step(self):
+        for parameter in self.param_groups[0]["params"]:
+            state = self.state[parameter]
+            for name in () if state else ("momentum", "compensation"):
+                state[name] = torch.zeros_like(parameter)
+            update = (state["momentum"] * 0.9).add(parameter.grad, alpha=0.1).sign_()
+            change = state["compensation"].add_(update, alpha=-1e-4)
+            before = parameter.clone()
+            parameter.add_(change)
+            change.add_(before.sub_(parameter))
+
+
+def test_a_sign_taken_in_place_changes_what_is_added_to_a_state():
+    def code():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(4, 16), nn.Tanh(), nn.Linear(16, 1)).bfloat16()
+        optimizer = CompensatedLion(model.parameters())
+        for _ in range(100):
+            x = torch.randn(32, 4)
+            optimizer.zero_grad()
+            F.mse_loss(model(x.bfloat16()).float(), x.sum(1, keepdim=True)).backward()
+            optimizer.step()
+
+    kept = [entry["lost"] for entry in seen(code, "state") if entry["buffer"] == "compensation"]
+    assert len(kept) == 2
+    assert max(kept) < 0.01
 
 
 def test_float32_average_is_not_recorded():
