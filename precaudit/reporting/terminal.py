@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import pairwise
+from itertools import pairwise, takewhile
 from pathlib import Path
 from typing import TextIO
 
@@ -106,12 +106,14 @@ class Page:
         second, *others = (max(len(cells[0]) + MIN_PADDING, *map(len, cells)) for cells in columns)
         room = self.width - 2 - second - sum(others) - 2 * len(columns)
         least = len(headers[0]) + MIN_PADDING
-        names = _fitted([row[0] for row in rows], max(least, room))
+        names, shared = _fitted([row[0] for row in rows], max(least, room))
         second = max(1, second + min(0, room - least))
         rows = [[name, shorten(row[1], second), *row[2:]] for name, row in zip(names, rows, strict=True)]
         align = [*["left"] * texts, *["right"] * (len(headers) - texts)]
         text = tabulate(rows, headers, tablefmt="simple", colalign=align, disable_numparse=True)
         self.lines += [f"  {line}".rstrip() for line in text.splitlines()]
+        if shared:
+            self.text(f"… is {shared}", indent="  ")
 
     def finding(self, finding: Finding, where: str) -> None:
         self.text(f"{finding.severity} {visible(finding.rule)}{where}", finding.severity, indent="  ", hang="    ")
@@ -130,13 +132,22 @@ class Page:
         self.lines += lines
 
 
-def _fitted(names: list[str], width: int) -> list[str]:
+def _fitted(names: list[str], width: int) -> tuple[list[str], str]:
+    """Each name in the rows up to the next one; where one is too long, without the parts that all begin with, which are
+    returned too."""
     starts = [i for i, name in enumerate(names) if name or not i]
+    places = list(pairwise([*starts, len(names)]))
+    alike = takewhile(lambda parts: len(set(parts)) == 1, zip(*(names[i].split(".") for i in starts), strict=False))
+    shared = ".".join(parts[0] for parts in alike)
+    if len(starts) < 2 or all(len(names[start]) <= (end - start) * width for start, end in places):
+        shared = ""
+    if shared:
+        names = [f"…{name.removeprefix(shared)}" if name else "" for name in names]
     fitted = [""] * len(names)
-    for start, end in pairwise([*starts, len(names)]):
+    for start, end in places:
         lines = [inert(line) for line in broken(inert(names[start]), width, end - start)]
         fitted[start : start + len(lines)] = lines
-    return fitted
+    return fitted, shared
 
 
 def _verdict(page: Page, report: Report) -> None:

@@ -88,6 +88,14 @@ def test_the_table_of_ranges_has_whole_names():
     assert re.search(r"^  model\.decoder\. .*\n  layers\.21\. .*\n  self_attn\.q_proj ", text, re.MULTILINE)
 
 
+def test_where_names_are_too_long_what_they_begin_with_alike_is_said_once():
+    shared, layer = "base_model.model.model.decoder.layers", report_samples.passing().layers[0]
+    layers = [replace(layer, fqn=f"{shared}.{i}.self_attention.q_proj", tensors=layer.tensors[:1]) for i in (7, 8)]
+    text = render_terminal(Report(layers=tuple(layers)))
+    assert f"\n  … is {shared}\n" in text
+    assert re.findall(r"^  …\.(\d)\.self", text, re.MULTILINE) == ["7", "8"]
+
+
 def test_zero_spread_is_not_shown_as_a_range():
     report = report_samples.passing()
     difference = Difference(0.0, -1e-7, 1e-7)
