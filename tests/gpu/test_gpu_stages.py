@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import stage_classes
 import stage_examples
+import stage_pytest
 import torch
 from stage import Setting, Skipped, _outcome
 from stage_classes import ACTIVE, THREADS, WARPGROUP, compare, kernels
@@ -36,6 +37,25 @@ def test_every_stage_is_run():
     stages = dict(entry.split(":") for entry in limits().split())
     assert set(stages) == STAGES
     assert sum(map(int, stages.values())) <= 600
+
+
+def test_a_stage_may_use_what_the_others_left(tmp_path):
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\necho "$LIMIT" >> {tmp_path}/limits\ncase $1 in *slow*) sleep 3;; esac\n')
+    python.chmod(0o755)
+    run(tmp_path, PYTHON=str(python), STAGES="a:100 slow:1 b:20 c:30")
+    first, second, third, last = map(int, (tmp_path / "limits").read_text().split())
+    assert (first, second) == pytest.approx((100, 101), abs=1)
+    assert (third, last) == pytest.approx((second - 3 + 20, third + 30), abs=2)
+
+
+def test_the_tests_of_the_stage_run_without_the_plugins_that_the_project_configures(tmp_path):
+    test = tmp_path / "test_one.py"
+    test.write_text("import pytest\n\n\n@pytest.mark.gpu\ndef test_one():\n    pass\n")
+    bare = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    done = subprocess.run([*stage_pytest.COMMAND, str(test)], env=bare, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "1 passed" in done.stdout
 
 
 def test_no_test_file_needs_at_its_top_what_a_gpu_machine_may_lack():
