@@ -15,6 +15,8 @@ import torch
 from stage import Setting, Skipped, _outcome
 from stage_classes import ACTIVE, THREADS, WARPGROUP, compare, kernels
 
+from precaudit.examples.digits_cnn import load_data
+
 HERE = Path(__file__).parent
 STAGES = {path.stem.removeprefix("stage_") for path in HERE.glob("stage_*.py")}
 
@@ -142,6 +144,19 @@ def test_an_operation_that_is_refused_ends_its_family_alone(monkeypatch, capsys)
     monkeypatch.setattr(stage_classes.workload, "eight_bits", refusing)
     assert stage_classes.workload.run("cpu", 32) == whole + 1
     assert capsys.readouterr().out == "refused: refusing: CUBLAS_STATUS_NOT_SUPPORTED\n"
+
+
+@pytest.mark.parametrize(("says", "status"), [(None, "ok"), ("out of memory", "failed")])
+def test_an_example_without_its_data_is_skipped(monkeypatch, tmp_path, says, status):
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    with pytest.raises(SystemExit) as asks:
+        load_data()
+    real, command = subprocess.Popen, [sys.executable, "-c", "import sys; print(sys.argv[1]); sys.exit(4)"]
+    says = says or str(asks.value)
+    monkeypatch.setattr(stage_examples.subprocess, "Popen", lambda _, **options: real([*command, says], **options))
+    found = _outcome(stage_examples.measure, Setting("cpu", False, tmp_path))
+    assert found["status"] == status
+    assert says in str(found["results"]["digits_cnn"])
 
 
 @pytest.mark.parametrize("ended", [True, False])
