@@ -122,6 +122,8 @@ _TABLE = (
     _gpu("RTX 5080", r"5080(?!.*laptop)", (12, 0), (56.3, 112.6, 112.6, 225, 450, 56.3, 960), _WHITE_PAPER, _HOPPER),
     _gpu("RTX 5090", r"5090(?!.*(\bd\b|laptop))", (12, 0), (105, 210, 210, 419, 838, 104.8, 1792), _WHITE_PAPER,
          "tf32 bfloat16 float16 int8 float32"),
+    _gpu("RTX PRO 6000", r"pro 6000(?!.*(max-q|server))", (12, 0), (251.9, 503.8, 503.8, 1007.6, 1007.6, 125, 1792),
+         _WHITE_PAPER, "tf32 bfloat16 float16 float8_e4m3 int8"),
     _gpu("H100 PCIe", r"\bh100.*pcie", (9, 0), (378, 756, 756, 1513, 1513, 51, 2000), _DATA_SHEET, "tf32"),
     _gpu("H100 NVL", r"\bh100.*nvl", (9, 0), (417.5, 835.5, 835.5, 1671, 1671, 60, 3900), _DATA_SHEET, _HOPPER),
     _gpu("H100", r"\bh100(?!.*nvl)", (9, 0), (494.5, 989.5, 989.5, 1979, 1979, 67, 3350), _DATA_SHEET),

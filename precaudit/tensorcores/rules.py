@@ -176,8 +176,8 @@ RULES: tuple[Rule, ...] = (
     _rule("cute-dsl-atom", r"^kernel_cutlass_\w*_ShapeMNK(?:128|256)\d", True, "blackwell"),
     _rule(  # public kernels around tl.dot, which multiplies float32 as TF32 unless told otherwise
         "triton-dot",
-        r"^(?:fused_moe_kernel(?:_gptq_awq)?|_w8a8_(?:triton_)?block_\w*(?:matmul|mm)|kernel_unified_attention_[23]d"
-        r"|_fwd_grouped_kernel_stage1(?:_rope)?|_attn_(?:fwd|bwd)(?:_dkdv|_dq)?|awq_gemm_kernel|_lora_(?:shrink|expand)_kernel"
+        r"^(?:fused_moe_kernel(?:_gptq_awq)?|_w8a8_(?:triton_)?block_\w*(?:matmul|mm)(?:_\w+)?|kernel_unified_attention_[23]d"
+        r"|_fwd_grouped_kernel_stage1(?:_rope)?|_attn_(?:fwd|bwd)(?:_dkdv|_dq)?|awq_gemm_kernel|_bsr_strided_addmm_kernel|_lora_(?:shrink|expand)_kernel"
         r"|_chunk_(?:scan|state)_(?:(?:fwd|varlen)|(?:chunk_state_)?bwd_d(?:x|b|c|cb|states))_kernel|_bmm_chunk_(?:fwd|bwd)_kernel"
         r"|(?!\w*(?:cumsum|cumprod|reduction|hgrn|token_parallel|sub_intra|rcum_inter|_dgk_|_hdh))"
         r"(?:chunk|fused_chunk|chunkwise|parallel)_(?:\w+_)?(?:fwd|bwd)_kernel(?:_\w+)?"
