@@ -17,12 +17,11 @@ from precaudit.commands.options import (
     add_fail_on,
     add_output_options,
     add_run_options,
+    chosen,
+    deliver,
     refuse_overwrite,
     require_fork_server,
-    summarize,
-    write_outputs,
 )
-from precaudit.commands.streams import emit
 from precaudit.errors import ExitCode, PrecauditError, import_torch
 from precaudit.formats import parse_formats
 from precaudit.reporting.files import written_file
@@ -58,9 +57,16 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         "--steps", type=int, default=8, metavar="N", help="steps, or batches of a model file (default 8)"
     )
     parser.add_argument("--target", metavar="GPU", help="the card to deploy on (default: the plan's)")
-    parser.add_argument("--formats", metavar="LIST", help="check in this format instead of the plan's, such as fp16")
+    parser.add_argument(
+        "--formats",
+        type=parse_formats,
+        default=(),
+        metavar="LIST",
+        help="check in this format instead of the plan's, such as fp16",
+    )
     parser.add_argument(
         "--tolerance",
+        type=_tolerance,
         metavar="ERROR",
         help="relative rms error that outputs may have, such as 0.01 or 1%% (default: the format's)",
     )
@@ -120,20 +126,12 @@ def _settings(arguments: argparse.Namespace) -> CheckSettings:
         raise PrecauditError("no script given; try: precaudit check --plan plan.json train.py")
     if arguments.steps < 1:
         raise PrecauditError(f"--steps {arguments.steps}: at least one step is needed to measure anything")
-    return CheckSettings(
-        steps=arguments.steps,
-        target=arguments.target,
-        formats=parse_formats(arguments.formats) if arguments.formats else (),
-        tolerance=_tolerance(arguments.tolerance),
-        execution=arguments.execution,
-    )
+    return CheckSettings(**chosen(CheckSettings, arguments))
 
 
-def _tolerance(text: str | None) -> float | None:
+def _tolerance(text: str) -> float:
     from precaudit.comparison.limits import fraction
 
-    if text is None:
-        return None
     value = fraction(text)
     if not 0 <= value < float("inf"):
         raise PrecauditError(f"--tolerance {text!r}: want a relative error such as 0.01 or 1%")
@@ -153,18 +151,15 @@ def _job(arguments: argparse.Namespace) -> Job:
 
 def _finish(report: CheckReport, arguments: argparse.Namespace) -> int:
     """Print and write the report; returns the exit code."""
-    from precaudit.checking.rendering import matched, render
-    from precaudit.checking.terminal import render_terminal
+    from precaudit.checking.rendering import matched, render, render_terminal
     from precaudit.comparison.outputs import format_of
-    from precaudit.reporting.files import write_text
     from precaudit.reporting.terminal import use_color
 
     terminal = arguments.format == "terminal"
     printed = render_terminal(report, use_color(sys.stdout)) if terminal else render(report, arguments.format)
-    emit(printed.rstrip("\n"), sys.stdout)
-    if arguments.format == "github":
-        summarize(render(report, "markdown"))
-    wrote = write_outputs(arguments.output, lambda path: write_text(path, render(report, format_of(path, FORMATS))))
+    wrote = deliver(
+        arguments, printed, lambda path: render(report, format_of(path, FORMATS)), lambda: render(report, "markdown")
+    )
     broken = matched(report, arguments.fail_on)
     for sentence in broken:
         print(f"precaudit: {sentence}", file=sys.stderr)
