@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
-from precaudit.commands.options import add_output_options, refuse_overwrite, summarize, write_outputs
-from precaudit.commands.streams import emit
+from precaudit.commands.options import add_output_options, deliver, refuse_overwrite
 from precaudit.comparison.thresholds import asked_for, parse_thresholds, thresholds_help
 from precaudit.errors import ExitCode, PrecauditError
 from precaudit.reporting.files import written_file
@@ -75,9 +73,12 @@ def _compare(arguments: argparse.Namespace) -> int:
     comparison = compare(load_report(_report_path(arguments.base)), head, thresholds, asked_for(arguments.fail_on))
     names = str(arguments.base), str(arguments.head)
     printed = outputs.render(comparison, arguments.format, names, head, use_color(sys.stdout))
-    wrote = _emit(arguments, printed, lambda format: outputs.render(comparison, format, names, head))
-    if arguments.format == "github":
-        summarize(outputs.render(comparison, "markdown", names, head))
+    wrote = deliver(
+        arguments,
+        printed,
+        lambda path: outputs.render(comparison, outputs.format_of(path, FORMATS), names, head),
+        lambda: outputs.render(comparison, "markdown", names, head),
+    )
     return wrote if comparison.clean else ExitCode.FINDING
 
 
@@ -95,7 +96,9 @@ def _trend(arguments: argparse.Namespace) -> int:
     for name in judged["report"][judged["regressions"].isna()]:
         print(f"precaudit: {name} is the first report of its script: there is none to compare it with", file=sys.stderr)
     printed = outputs.render_trend(frame, arguments.format)
-    wrote = _emit(arguments, printed, lambda format: outputs.render_trend(frame, format))
+    wrote = deliver(
+        arguments, printed, lambda path: outputs.render_trend(frame, outputs.format_of(path, TREND_FORMATS))
+    )
     if (judged["regressions"] > 0).any():
         return ExitCode.FINDING
     return ExitCode.USAGE if skipped else wrote  # one of these may be the report to judge
@@ -114,13 +117,3 @@ def _refuse(arguments: argparse.Namespace, formats: tuple[str, ...]) -> None:
     for path in arguments.output:
         format_of(path, formats)
     refuse_overwrite(arguments.output, arguments.force)
-
-
-def _emit(arguments: argparse.Namespace, printed: str, render: Callable[[str], str]) -> ExitCode:
-    from precaudit.comparison.outputs import format_of
-    from precaudit.reporting.files import write_text
-
-    emit(printed.rstrip("\n"), sys.stdout)
-    return write_outputs(
-        arguments.output, lambda path: write_text(path, render(format_of(path, (*FORMATS, *TREND_FORMATS))))
-    )

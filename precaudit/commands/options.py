@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,23 @@ class _FailOn(argparse.Action):
             emit(rules_table(str(self.const)), sys.stdout)
             parser.exit()
         setattr(namespace, self.dest, [*getattr(namespace, self.dest), values])
+
+
+def chosen(settings: type, arguments: argparse.Namespace) -> dict[str, Any]:
+    """The fields of a settings class that the command line has."""
+    return {each.name: getattr(arguments, each.name) for each in fields(settings) if hasattr(arguments, each.name)}
+
+
+def deliver(
+    arguments: argparse.Namespace, printed: str, render: Callable[[Path], str], comment: Callable[[], str] | None = None
+) -> ExitCode:
+    """Print, write each file of `-o`, and append the comment to the step summary where GitHub reads what is printed."""
+    from precaudit.reporting.files import write_text
+
+    emit(printed.rstrip("\n"), sys.stdout)
+    if comment is not None and arguments.format == "github":
+        summarize(comment())
+    return write_outputs(arguments.output, lambda path: write_text(path, render(path)))
 
 
 def write_outputs(paths: Sequence[Path], write: Callable[[Path], None]) -> ExitCode:

@@ -11,14 +11,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from precaudit.commands.forecast import Forecast
-from precaudit.commands.options import refuse_overwrite
-from precaudit.commands.progress import RunProgress
+from precaudit.commands.options import chosen, refuse_overwrite
+from precaudit.commands.progress import Forecast, RunProgress
 from precaudit.commands.signals import handle_signals
 from precaudit.commands.streams import emit
 from precaudit.comparison.limits import matches_fail_on, parse_rules
 from precaudit.errors import ExitCode, PrecauditError, import_torch
-from precaudit.formats import parse_formats
 from precaudit.profiling.settings import Settings
 from precaudit.reporting import FOLDER_FILES, files_of, write
 from precaudit.reporting.files import write_each
@@ -30,20 +28,6 @@ from precaudit.tensorcores.nvml import equal_gpus, library
 
 if TYPE_CHECKING:
     from precaudit.profiling.engine import Outcome
-
-
-def settings_of(arguments: argparse.Namespace) -> Settings:
-    return Settings(
-        steps=arguments.steps,
-        seeds=arguments.seeds,
-        target=arguments.target,
-        formats=parse_formats(arguments.formats) if arguments.formats else (),
-        execution=arguments.execution,
-        quick=arguments.quick,
-        verify=not arguments.no_verify,
-        device=arguments.device,
-        price=arguments.price,
-    )
 
 
 def job_of(arguments: argparse.Namespace) -> Job:
@@ -119,7 +103,8 @@ def refuse_many_processes() -> None:
 
 def run_profile(arguments: argparse.Namespace) -> int:
     refuse_many_processes()
-    settings, job = settings_of(arguments), job_of(arguments)
+    settings = Settings(**chosen(Settings, arguments), verify=not arguments.no_verify)
+    job = job_of(arguments)
     parse_rules(arguments.fail_on)
     folder: Path = arguments.out or Path("reports") / _stem(job)
     outputs = [folder / name for name in FOLDER_FILES]

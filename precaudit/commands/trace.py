@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
-from precaudit.commands.options import add_output_options, refuse_overwrite, write_outputs
-from precaudit.commands.streams import emit
+from precaudit.commands.options import add_output_options, deliver, refuse_overwrite
 
 
 def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -26,7 +24,6 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from precaudit.reporting.files import write_text
     from precaudit.tensorcores.analysis import analyse
     from precaudit.tensorcores.peaks import get_gpu
     from precaudit.tensorcores.rendering import render_json, render_terminal, renderer
@@ -39,5 +36,4 @@ def run(arguments: argparse.Namespace) -> int:
         get_gpu(arguments.target)
     analysis = analyse(read_trace(arguments.trace), arguments.target)
     text = render_json(analysis) if arguments.format == "json" else render_terminal(analysis)
-    emit(text.rstrip("\n"), sys.stdout)
-    return write_outputs(arguments.output, lambda path: write_text(path, renderer(path)(analysis)))
+    return deliver(arguments, text, lambda path: renderer(path)(analysis))

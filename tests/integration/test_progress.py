@@ -7,9 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from precaudit.commands import forecast
-from precaudit.commands.forecast import Forecast
-from precaudit.commands.progress import RunProgress
+from precaudit.commands import progress
+from precaudit.commands.progress import Forecast, RunProgress
 from precaudit.profiling.settings import Settings
 from precaudit.running.job import Job, RunResult, RunSpec
 
@@ -51,7 +50,7 @@ def test_a_run_that_is_repeated_is_told_again(capsys):
 def clock(monkeypatch):
     """Seconds that the forecast's clock shows; a test turns it."""
     shown = [100.0]
-    monkeypatch.setattr(forecast.time, "monotonic", lambda: shown[0])
+    monkeypatch.setattr(progress.time, "monotonic", lambda: shown[0])
     return shown
 
 
