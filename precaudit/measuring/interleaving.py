@@ -27,7 +27,7 @@ from precaudit.instrument.events import TrainingEvents, TrainingListener
 from precaudit.instrument.names import ModuleNames, has_parameters
 from precaudit.instrument.patches import set_to, wrapped
 from precaudit.instrument.scopes import ModuleScopes, ScopeListener
-from precaudit.measuring.arms import engaged
+from precaudit.measuring.arms import FusedScaler, engaged
 from precaudit.measuring.devices import (
     CPU,
     Devices,
@@ -42,7 +42,6 @@ from precaudit.measuring.feeding import Feeding
 from precaudit.measuring.program import Program
 from precaudit.measuring.records import FLOAT32, PLAN, Arm, Block, Observation, Profiled
 from precaudit.measuring.replaying import LayerCalls, replay
-from precaudit.measuring.scaling import FusedScaler
 from precaudit.running.monitor import Stop
 from precaudit.tensorcores.counters import Pipes
 from precaudit.tensorcores.energy import Meter

@@ -1,4 +1,5 @@
-"""The Tensor Core usage in a report: from kernels of a few profiled steps before and after the plan, or from shapes."""
+"""The Tensor Core usage in a report, from kernels of a few profiled steps before and after the plan or from shapes, and
+what the roofline predicts."""
 
 from __future__ import annotations
 
@@ -7,9 +8,9 @@ from dataclasses import replace
 from typing import Any
 
 from precaudit.measuring.records import FLOAT32, PLAN, Profiled
-from precaudit.model import TensorCores
+from precaudit.model import Layer, Op, Plan, TensorCores
 from precaudit.tensorcores.peaks import Gpu
-from precaudit.tensorcores.roofline import StepPrediction, in_words, measured_in_words
+from precaudit.tensorcores.roofline import StepPrediction, in_words, measured_in_words, predict_step
 
 Row = Mapping[str, Any]
 
@@ -60,3 +61,27 @@ def speed_note(
         busy = (figures["gpu_busy_share"] or {}).get(PLAN)
         return measured_in_words(measured, figures["speedup_quartiles"][PLAN], busy, target)
     return in_words(predicted[FLOAT32], predicted[PLAN], target)
+
+
+def predictions(
+    ops: Sequence[Op], layers: Sequence[Layer], plan: Plan, card: Gpu, steps: int
+) -> dict[str, StepPrediction]:
+    """Predicted times of a step in float32 and under the plan."""
+    return {
+        FLOAT32: predict_step(ops, layers, Plan(), card, steps),
+        PLAN: predict_step(ops, layers, plan, card, steps),
+    }
+
+
+def compared(
+    predicted: Mapping[str, StepPrediction], measured: Mapping[str, float | None], card: Gpu
+) -> dict[str, Any]:
+    """The keys of a report's `performance`: predicted seconds, and the relative error if measured (0.5: the prediction
+    is half as long again)."""
+    return {
+        "predicted_for": card.name,
+        "predicted_step_seconds": {arm: step.total or None for arm, step in predicted.items()},
+        "prediction_error": {
+            arm: step.total / taken - 1.0 if (taken := measured.get(arm)) else None for arm, step in predicted.items()
+        },
+    }

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from precaudit.measuring.scaling import FusedScaler
+from precaudit.measuring.arms import FusedScaler
 
 
 def stepped(scaler, model, inputs):
