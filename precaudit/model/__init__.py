@@ -1,6 +1,5 @@
 """The data that flows through precaudit: frozen dataclasses that know number formats only, and no torch."""
 
-from precaudit.model.kernels import Kernel, TensorCores, TimeShare
 from precaudit.model.plan import SCHEMA_VERSION, Float8Scaling, LossScale, OpFormat, Plan, ScaleMode
 from precaudit.model.proof import (
     EXECUTIONS,
@@ -14,7 +13,7 @@ from precaudit.model.proof import (
     Verification,
 )
 from precaudit.model.ranges import Exponents, FormatFit, Role, TensorRecord, TensorStats
-from precaudit.model.report import Report
+from precaudit.model.report import Kernel, Report, TensorCores, TimeShare
 from precaudit.model.traced import PACKAGES, Finding, Layer, Location, Op, Severity
 
 __all__ = [

@@ -103,7 +103,3 @@ class GradientDifference:
     noise: float
     bias: float
     mean: float
-
-    @property
-    def finite(self) -> bool:
-        return self.delta < float("inf")
