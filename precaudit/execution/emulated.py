@@ -138,17 +138,13 @@ def _back_in_tf32(op: str, func: Any, args: Any, kwargs: Any) -> Any:
     return map_tensors(lambda tensor: replaced(tensor, next(exact)), rough)
 
 
-def _as_it_is(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor
-
-
 def run_in_format(
     op: str,
     rounding: Rounding,
     func: Any,
     args: Any,
     kwargs: Any,
-    stored: Callable[[torch.Tensor], torch.Tensor] = _as_it_is,
+    stored: Callable[[torch.Tensor], torch.Tensor] = lambda tensor: tensor,
 ) -> Any:
     """Run one operation as CUDA autocast would in the format of `rounding`.
 
@@ -165,7 +161,7 @@ def run_in_format(
         return run(op, rounding, func, args, kwargs, stored)
     if kind == "fp32" and _asks_for_dtype(args, kwargs):
         return _with_fallback(func, args, kwargs)  # autocast runs these in float32 by setting the omitted dtype
-    if kind == "fp32" or (kind == "promote" and _any_float32((args, kwargs))):
+    if kind == "fp32" or (kind == "promote" and any(t.dtype == torch.float32 for t in tensors_in((args, kwargs)))):
         return func(*to_float32(args), **to_float32(kwargs))
     if region := own_region(func, (args, kwargs), rounding.dtype):
         with region:
@@ -246,10 +242,6 @@ def _first_half(value: Any) -> torch.dtype | None:
 
 def _asks_for_dtype(args: Any, kwargs: Any) -> bool:
     return any(isinstance(value, torch.dtype) for value in (*args, *kwargs.values()))
-
-
-def _any_float32(value: Any) -> bool:
-    return any(tensor.dtype == torch.float32 for tensor in tensors_in(value))
 
 
 class _AutocastAsked:

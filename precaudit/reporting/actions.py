@@ -25,7 +25,7 @@ def actions(report: Report) -> list[str]:
         "fail": "Don't train with this plan yet: see the gates, repairs and findings below.",
     }
     undone, broken = unfinished.advice(report), unsound(report)
-    first = undone or (_suggestion(broken) if broken else steps[report.verification.verdict])
+    first = undone or (_suggestions([broken])[0] if broken else steps[report.verification.verdict])
     if not undone and not broken and not report.plan.is_low_precision:
         first = f"Change nothing for now: {own_format(report)} is the fastest format that is known to train here."
     said = {"", USE_THE_PLAN} if first == steps["pass"] else {""}
@@ -53,11 +53,6 @@ def _taken_care_of(report: Report) -> list[str]:
         return []
     what = "Nothing else to do" if verdict in ("pass", "screened") else "No change is needed"
     return [f"{what} for {plural(count, 'finding')}: the plan runs those places in a format that suits them."]
-
-
-def _suggestion(finding: Finding) -> str:
-    (text,) = _suggestions([finding])
-    return text
 
 
 def _suggestions(findings: Sequence[Finding]) -> list[str]:

@@ -90,7 +90,8 @@ class Decoders:
         if origin is Literal:
             return _choice(arguments)
         if origin in (Union, types.UnionType):
-            return _optional(self.decoder(next(a for a in arguments if a is not type(None))))
+            inner = self.decoder(next(a for a in arguments if a is not type(None)))
+            return lambda value: None if value is None else inner(value)
         if origin is tuple:
             return self._tuple(arguments)
         if origin is Mapping:
@@ -150,10 +151,6 @@ def _choice(choices: tuple[str, ...]) -> Decoder:
         return value
 
     return decode
-
-
-def _optional(inner: Decoder) -> Decoder:
-    return lambda value: None if value is None else inner(value)
 
 
 def _list(inner: Decoder) -> Decoder:

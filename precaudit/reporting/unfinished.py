@@ -98,12 +98,7 @@ def _measured(report: Report) -> bool:
 
 
 def _when(report: Report) -> str:
-    steps = _steps(report)
-    if steps:
+    steps = report.job.get("steps")
+    if steps and isinstance(steps, int):
         return f"after {plural(steps, 'step')}"
     return "in its first step" if report.layers else "before its first step"
-
-
-def _steps(report: Report) -> int:
-    steps = report.job.get("steps")
-    return steps if isinstance(steps, int) else 0

@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from itertools import count
 from multiprocessing import forkserver, resource_tracker, spawn
@@ -89,19 +89,19 @@ class ChildRunner:
         """Interrupt the children, which unwind and report, and start no more. Those that ignore it are killed after
         `_GRACE_SECONDS`, or at the second call."""
         if self._interrupted:
-            self._end_living()
+            self._signal(signal.SIGKILL)
             return
         self._interrupted = True
-        for process in list(self._living):
-            _interrupt(process)
-        deadline = threading.Timer(_GRACE_SECONDS, self._end_living)
+        self._signal(signal.SIGINT)
+        deadline = threading.Timer(_GRACE_SECONDS, self._signal, (signal.SIGKILL,))
         deadline.daemon = True
         deadline.start()
 
-    def _end_living(self) -> None:
+    def _signal(self, number: signal.Signals) -> None:
         for process in list(self._living):
             if process.pid is not None and process.is_alive():
-                process.kill()
+                with suppress(ProcessLookupError):
+                    os.kill(process.pid, number)
 
     def _run(self, spec: RunSpec) -> RunResult:
         """Run once more, alone, where a concurrent run interfered: by a file, a network port or memory."""
@@ -221,11 +221,6 @@ def _memory_was_taken(result: RunResult) -> bool:
     """Whether memory ran out: two concurrent runs may not fit where one does."""
     errors = [*result.end_state.refused.values(), *([result.error] if result.error else [])]
     return any(error.is_lack_of_memory for error in errors)
-
-
-def _interrupt(process: Any) -> None:
-    if process.pid is not None and process.is_alive():
-        os.kill(process.pid, signal.SIGINT)
 
 
 def _end(process: Any) -> None:

@@ -79,7 +79,7 @@ class TraceFile:
                 self._is_list = True
                 return text[1:]
             if text and not text.startswith(b"{"):
-                if container := _container(text):
+                if container := next((what for magic, what in _CONTAINERS if text.startswith(magic)), None):
                     raise PrecauditError(f"{self.path}: {container}")
                 raise self._error("not JSON: a torch.profiler trace starts with { or [")
             for key in _KEY.finditer(buffer):
@@ -183,10 +183,6 @@ _CONTAINERS: tuple[tuple[bytes, str], ...] = (
     (b"version https://git-lfs", "it is a Git LFS pointer: fetch the file itself with git lfs pull"),
     (b"SQLite format 3", "it is a database, as Nsight Systems exports: torch.profiler's own trace is needed"),
 )
-
-
-def _container(text: bytes) -> str | None:
-    return next((what for magic, what in _CONTAINERS if text.startswith(magic)), None)
 
 
 def _foreign(buffer: bytes) -> str:
