@@ -1,17 +1,34 @@
-"""Every rule that findings are made under: its stable id, what it means and what to do about it."""
+"""Every rule that findings are made under: its stable id, what it means and what to do about it (`rules.toml`)."""
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
 
-from precaudit.catalogue.check_rules import CHECK_RULES
-from precaudit.catalogue.profile_rules import PROFILE_RULES
-from precaudit.catalogue.rule import Rule
 from precaudit.comparison.metrics import METRICS
 
 COMPARED = "compare-"
 
-CATALOGUE: Mapping[str, Rule] = {rule.id: rule for rule in (*PROFILE_RULES, *CHECK_RULES)}
+
+@dataclass(frozen=True)
+class Rule:
+    """`title` names the finding in a few words; `meaning` and `remedy` are a sentence each."""
+
+    id: str
+    title: str
+    meaning: str
+    remedy: str
+
+    @property
+    def verb(self) -> str:
+        """The command whose findings these are."""
+        return "check" if self.id.startswith("PA7") else "profile"
+
+
+_TEXTS = tomllib.loads(Path(__file__).with_name("rules.toml").read_text("utf-8"))
+CATALOGUE: Mapping[str, Rule] = {rule_id: Rule(rule_id, **texts) for rule_id, texts in _TEXTS.items()}
 
 
 def rule_of(name: str) -> Rule:
