@@ -21,7 +21,7 @@ from precaudit.profiling.environment import environment
 from precaudit.profiling.findings import all_findings
 from precaudit.profiling.jobfacts import job_facts
 from precaudit.profiling.settings import Settings
-from precaudit.profiling.timing import measure, trained_ops
+from precaudit.profiling.timing import measure, trained_ops, unmeasured
 from precaudit.profiling.trials import verify
 from precaudit.running.job import Job, RunResult
 from precaudit.tensorcores.eligibility import unreached_findings, with_flops
@@ -57,6 +57,7 @@ def profile_job(job: Job, settings: Settings, runner: Runner) -> Outcome:
     with tempfile.TemporaryDirectory(prefix="precaudit-") as folder:
         audit = run_audit(job, formats, execution, clock, folder)
         plan, verification = Plan(target=target.name), Verification(reason=_last_words(audit.reference))
+        measured = unmeasured(settings.price)
         error, code = _failure(audit)
         if code is None:
             require_measurable(audit)
@@ -66,7 +67,7 @@ def profile_job(job: Job, settings: Settings, runner: Runner) -> Outcome:
             plan, verification = _plan_and_verify(audit, settings, formats, target, clock)
             plan = plan.judged(verification.verdict)
             code = _exit_code(audit, plan, verification, settings)
-        measured = measure(audit, plan, target, settings.price, where, None if error else runner)
+            measured = measure(audit, plan, target, settings.price, where, runner)
     report = Report(
         environment=where,
         job=job_facts(job, settings, audit, formats, target),

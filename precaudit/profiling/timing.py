@@ -10,7 +10,7 @@ from typing import Any
 
 from precaudit.measuring.program import Program, arms_for, timed
 from precaudit.measuring.records import FLOAT32, PLAN, Observation, Profiled
-from precaudit.measuring.summary import UNMEASURED, WARM_ROUNDS, cost, performance, steady, units
+from precaudit.measuring.summary import UNITS, UNMEASURED, WARM_ROUNDS, cost, performance, steady, units
 from precaudit.measuring.usage import compared, predictions, speed_note, usage
 from precaudit.model import Finding, Op, Plan, TensorCores
 from precaudit.profiling.audit import Audit, Runner
@@ -36,12 +36,12 @@ class Measured:
 
 
 def measure(
-    audit: Audit, plan: Plan, target: Gpu, price: float | None, where: Mapping[str, Any], runner: Runner | None
+    audit: Audit, plan: Plan, target: Gpu, price: float | None, where: Mapping[str, Any], runner: Runner
 ) -> Measured:
-    """Time the script on this machine; without a `runner` only what follows from shapes is reported."""
+    """Time the script on this machine, and predict the plan's speed on the target."""
     began = time.perf_counter()
     card = find_gpu(where["device"])
-    found, notes = observe(audit, _program(plan, where), runner) if runner else (None, ())
+    found, notes = observe(audit, _program(plan, where), runner)
     seconds = time.perf_counter() - began
     on_gpu = found is not None and found.device == "cuda"
     figures = performance(found, where["device"] if on_gpu else None) if found else dict(UNMEASURED)
@@ -49,7 +49,7 @@ def measure(
     predicted = predictions(ops, audit.trace.layers, plan, target, max(1, audit.trace.audited_steps))
     own = predictions(ops, audit.trace.layers, plan, card, max(1, audit.trace.audited_steps)) if card else predicted
     figures |= compared(own, figures["step_seconds"] if on_gpu and card else {}, card or target)
-    figures |= {"notes": list(notes), "seconds_measuring": seconds if runner else None}
+    figures |= {"notes": list(notes), "seconds_measuring": seconds}
     run_steps = audit.reference.steps if audit.reference.status == "ended" else None
     steps_in = units(found.feed, run_steps) if found else dict.fromkeys(units(Observation("cpu").feed, None))
     device = where["device"] if found else None
@@ -61,6 +61,11 @@ def measure(
         _findings(profiled),
         seconds,
     )
+
+
+def unmeasured(price: float | None) -> Measured:
+    """Where no plan was made, none can be timed, and nothing can be said of its speed."""
+    return Measured({**UNMEASURED, "notes": []}, cost(UNMEASURED, price, dict.fromkeys(UNITS), None), TensorCores())
 
 
 def _program(plan: Plan, where: Mapping[str, Any]) -> Program:

@@ -130,8 +130,9 @@ def _speed(report: Report) -> str:
 def _evidence(report: Report) -> str:
     v = report.verification
     counted = prose(report.job.get("counted") or "optimizer steps")
-    runs, seeds = plural(len(v.trials), "training run"), plural(len(v.seeds), "seed")
-    text = f"Evidence: {runs}, paired by seed over {seeds}, {v.steps} {counted} each"
+    runs, seeds = plural(len(v.trials), "training run"), len(v.seeds)
+    paired = f"paired by seed over {seeds:,} seeds" if seeds > 1 else "with the same seed"
+    text = f"Evidence: {runs}, {paired}, {v.steps} {counted} each"
     if v.difference.lower is not None and v.difference.upper is not None:
         ends = dict.fromkeys((signed(v.difference.lower), signed(v.difference.upper)))
         text += f"; the loss differs by {' to '.join(ends)}"

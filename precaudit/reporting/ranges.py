@@ -61,7 +61,7 @@ def rows(layers: Iterable[Layer], formats: Sequence[str], overflow: str) -> list
         [
             layer.fqn,
             label,
-            number(tensor.stats.amax),
+            number(tensor.stats.amax) if not tensor.stats.nonfinite else "inf/nan",
             number(tensor.stats.amin_nonzero),
             *(_lost(tensor.formats.get(name), overflow) for name in formats),
         ]

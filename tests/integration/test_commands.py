@@ -232,6 +232,7 @@ def test_scripts_that_fail(
     if script == "crash_step3":
         assert report_in(tmp_path)["job"]["steps"] == 3
         assert report_in(tmp_path)["layers"]
+        assert report_in(tmp_path)["tensor_cores"]["eligible_flops_share"] is None  # there is no plan
 
 
 def test_a_script_that_ends_early_is_judged_on_its_steps(tmp_path: Path, profile_here: Callable[..., Done]) -> None:

@@ -12,7 +12,7 @@ from precaudit.measuring.summary import performance
 from precaudit.model import Finding, Layer, Op, Plan, TensorCores, TensorRecord, TensorStats, TimeShare
 from precaudit.profiling.audit import Audit
 from precaudit.profiling.environment import environment
-from precaudit.profiling.timing import measure, observe
+from precaudit.profiling.timing import measure, observe, unmeasured
 from precaudit.running.job import Job, RunResult, ScriptError
 from precaudit.tensorcores.peaks import get_gpu
 from precaudit.tracing.records import Trace
@@ -144,10 +144,9 @@ def test_on_a_cpu_float32_alone_is_timed():
     assert "expected on H100" in found.tensor_cores.notes[0]
 
 
-@pytest.mark.parametrize("reply", [RunResult("timing", 0, "killed"), RunResult("timing", 0, "interrupted"), None])
-def test_a_run_without_measurements_leaves_nulls(reply):
-    runner = Replies(reply) if reply else None
-    found = measure(audit(), PLAN, H100, 3.6, ON_H100, runner)
+@pytest.mark.parametrize("status", ["killed", "interrupted"])
+def test_a_run_without_measurements_leaves_nulls(status):
+    found = measure(audit(), PLAN, H100, 3.6, ON_H100, Replies(RunResult("timing", 0, status)))
     assert found.performance["step_seconds"] == dict.fromkeys(ARMS)
     assert found.performance["method"] == "not measured"
     assert found.cost["usd_per_thousand_steps_float32"] is None
@@ -246,3 +245,11 @@ def test_programs_and_observations_travel_between_processes():
     profiled = {"plan": kernels(0.9, 0.01, ["PA402"])}
     for value in (Program(arms_for(PLAN, H100.formats)), seen(profiled=profiled, blocks=blocks(plan=1))):
         assert pickle.loads(pickle.dumps(value)) == value
+
+
+def test_without_a_plan_the_same_keys_are_null_and_nothing_is_said_of_speed():
+    usual, none = measure(audit(), PLAN, H100, 3.6, ON_CPU, Replies(seen())), unmeasured(3.6)
+    assert none.cost == {**dict.fromkeys(usual.cost), "price_per_hour": 3.6}
+    assert none.tensor_cores == TensorCores()
+    assert usual.tensor_cores.eligible_flops_share == 1
+    assert usual.performance.keys() >= none.performance.keys() > {"step_seconds", "seconds_measuring", "notes"}

@@ -9,7 +9,7 @@ import report_samples
 
 from precaudit.finding import USE_THE_PLAN, finding
 from precaudit.model import Difference, Location, OpFormat, Plan, Repair, Trial, Verification
-from precaudit.reporting import pasting, planned, render
+from precaudit.reporting import pasting, planned, ranges, render
 from precaudit.reporting.actions import actions
 from precaudit.reporting.facts import settled
 from precaudit.reporting.headline import headline
@@ -178,6 +178,21 @@ def test_interrupted_run_is_distinguished_from_one_without_training(stopped):
     assert "NOTHING MEASURED" in text
     assert "before its first step" in text
     assert "None: nothing was measured." in text
+
+
+@pytest.mark.parametrize(("seeds", "words"), [((4,), "with the same seed"), ((4, 5), "paired by seed over 2 seeds")])
+def test_runs_of_one_seed_are_not_paired_over_seeds(seeds, words):
+    base = report_samples.passing()
+    report = replace(base, verification=replace(base.verification, seeds=seeds))
+    assert f"Evidence: 6 training runs, {words}, 40 optimizer steps each" in render(report, "markdown")
+
+
+def test_a_tensor_with_values_that_are_not_finite_has_no_largest_magnitude():
+    base = report_samples.layer("fc")
+    bad = replace(base.tensors[0], stats=replace(base.tensors[0].stats, amax=0.0, numel=10_001, nonfinite=1))
+    (output, gradient, *_) = ranges.rows([replace(base, tensors=(bad, *base.tensors[1:]))], [], "!")
+    assert output[:3] == ["fc", "output", "inf/nan"]
+    assert float(gradient[2]) > 0
 
 
 def test_in_a_terminal_a_report_of_nothing_is_only_why_and_what_to_do():
