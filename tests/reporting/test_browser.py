@@ -291,6 +291,8 @@ def test_on_paper_every_chart_is_there_whole_and_on_white(browser, files):
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
     browser.execute_script("document.querySelectorAll('.chart').forEach((chart) => { chart.style.width = '300px' })")
     widths = browser.execute_script("return [...document.querySelectorAll('.chart canvas')].map((c) => c.clientWidth)")
+    legend = "getComputedStyle(document.querySelector('.legend i'))"  # its colour is a background
+    assert browser.execute_script(f"return {legend}.printColorAdjust") == "exact"
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
     assert max(widths) <= 300
 
