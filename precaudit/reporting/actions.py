@@ -21,7 +21,7 @@ def actions(report: Report) -> list[str]:
         "pass": _with_the_plan(report),
         "screened": "Verify before you rely on it: profile again without --quick.",
         "inconclusive": undecided(report).advice.format(seeds=more_seeds(report)),
-        "not_run": "Prove the plan: profile without --no-verify.",
+        "not_run": "Prove the plan: let precaudit profile train with it.",
         "fail": "Don't train with this plan yet: see the gates, repairs and findings below.",
     }
     undone, broken = unfinished.advice(report), unsound(report)

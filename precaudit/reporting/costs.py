@@ -240,7 +240,7 @@ def _overhead(p: Mapping[str, Any]) -> list[str]:
     plain, ratio = p.get("seconds_plain_steps"), p.get("ratio")
     if not _between(plain, math.inf) or not _between(ratio, math.inf):
         return []
-    return [f"Its training steps took {ratio:.2f}x as long as the same steps of plain training ({seconds(plain)})."]
+    return [f"Its training steps, added up over all runs, took {ratio:.2f}x as long as plain ones ({seconds(plain)})."]
 
 
 def _between(value: Any, most: Any) -> bool:

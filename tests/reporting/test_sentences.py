@@ -180,6 +180,11 @@ def test_interrupted_run_is_distinguished_from_one_without_training(stopped):
     assert "None: nothing was measured." in text
 
 
+def test_an_audit_in_an_own_loop_is_not_told_of_options_that_nobody_gave():
+    report = replace(report_samples.passing(), job={"kind": "audit", "audited_steps": 9}, verification=Verification())
+    assert actions(report)[0] == "Prove the plan: let precaudit profile train with it."
+
+
 @pytest.mark.parametrize(("seeds", "words"), [((4,), "with the same seed"), ((4, 5), "paired by seed over 2 seeds")])
 def test_runs_of_one_seed_are_not_paired_over_seeds(seeds, words):
     base = report_samples.passing()
