@@ -1,14 +1,13 @@
-"""The operation outside of all modules, in any dtype, that makes the loss nan or inf: the logarithm of a probability,
-say, or a division by a difference, that low precision has rounded to zero."""
+"""The operation, in any dtype, that makes the loss nan or inf: the logarithm of a probability, say, or a division by a
+difference, that low precision has rounded to zero."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-from precaudit.instrument.scopes import Frame
 from precaudit.instrument.torchfunction import Call
 from precaudit.model import Location
 from precaudit.ownprecision.overflows import MEANT
@@ -22,14 +21,13 @@ class OwnNonFinite:
     """Observes every operation outside of optimizers, and every loss. Non-finite values before a finite loss, such as a
     mask's, are harmless."""
 
-    def __init__(self, current: Callable[[], Frame | None]) -> None:
-        self._current = current
+    def __init__(self) -> None:
         self._makers: dict[_Made, None] = {}
         self._harmless: set[_Made] = set()
         self._lost: dict[str, Any] | None = None
 
     def made(self, call: Call, result: torch.Tensor) -> None:
-        if self._lost or call.op in MEANT or not result.is_floating_point() or self._current() is not None:
+        if self._lost or call.op in MEANT or not result.is_floating_point():
             return
         given = [t for t in call.given if t.is_floating_point()]
         if given and _spoils(given, result):

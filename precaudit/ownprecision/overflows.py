@@ -31,7 +31,7 @@ def overflow(call: Call, result: torch.Tensor, before: torch.Tensor | None) -> f
     none, or also in float32, as the logarithm of zero does. `before` is the value it has overwritten."""
     if call.op in MEANT or bool(result.isfinite().all()):
         return None
-    args = tuple(before if value is result else value for value in call.args)
+    args = tuple(before if value is result and call.writes else value for value in call.args)
     call = Call(call.func, args, {name: value for name, value in call.kwargs.items() if name != "out"})
     tensors = [t for t in call.given if t.dtype != torch.bool]
     inputs = [t for t in tensors if t.is_floating_point()] or tensors

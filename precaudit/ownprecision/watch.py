@@ -41,7 +41,7 @@ class OwnLowPrecision(TorchFunctionMode, TrainingListener):
         super().__init__()
         self._names, self._settings = names, settings
         self._states, self._operations, self._casts = States(names), OwnOperations(current), OwnCasts()
-        self._nonfinite = OwnNonFinite(current)
+        self._nonfinite = OwnNonFinite()
         self._sums = OwnSums(names, self._states.module_of, self._look_for_lost)
         self._step = 0
         self._found: dict[tuple[str, str, int, str], dict[str, Any]] = {}

@@ -517,7 +517,8 @@ def test_overflow_in_a_cast_is_reported_with_its_size():
 
 def test_infinite_mask_is_no_overflow():
     def mask(model):
-        torch.zeros(4).half().masked_fill_(torch.ones(4).bool(), -float("inf"))
+        masked = torch.zeros(4).half().masked_fill_(torch.ones(4).bool(), -float("inf"))
+        masked.to(torch.float16).contiguous()  # the same tensor
 
     assert seen(lambda: train(after_step=mask), "overflow", steps=3) == []
 
@@ -841,6 +842,24 @@ def test_operation_behind_the_last_nonfinite_loss_is_reported():
 
     (entry,) = seen(code, "nonfinite")
     assert (entry["op"], entry["step"], entry["path"]) == ("div", 0, __file__)
+
+
+class EdgeSoftmax(nn.Module):
+    def forward(self, scores, target):
+        total = torch.zeros(4, dtype=torch.float16).index_add(0, target, scores.exp().half())
+        return (total / (total + 1e-16)).to(torch.float16).float() * scores
+
+
+def test_operation_of_a_module_behind_a_nonfinite_loss_is_reported():
+    """Float16 has no 1e-16, and nothing points at the last node. What passes on what it was given makes nothing."""
+
+    def code():
+        model = nn.Sequential(nn.Linear(4, 4), EdgeSoftmax())
+        model[1](model[0](torch.ones(4)), torch.tensor([0, 1, 2, 0])).sum().backward()
+
+    (entry,) = seen(code, "nonfinite")
+    assert (entry["op"], entry["step"], entry["path"]) == ("div", 0, __file__)
+    assert seen(code, "overflow") == []
 
 
 def test_own_generator_is_drawn_from_once():
