@@ -136,7 +136,11 @@ def _class_of(name: str, card: Card, ptx: Mapping[str, Sequence[str]]) -> Classi
     """By PTX where all kernels compiled under the name agree, else by the name."""
     versions = [classify_ptx(name, text, card.capability) for text in ptx.get(name, ())] if card.nvidia else []
     found = agreed(versions) or classify(name, card.capability, nvidia=card.nvidia)
-    return replace(found, tensor_core="none", generation=None) if card.nvidia and not card.tensor_cores else found
+    return (
+        replace(found, tensor_core="none", generation=None, used=False)
+        if card.nvidia and not card.tensor_cores
+        else found
+    )
 
 
 def _class_by_op(found: Classification, trace: Trace, op: int, card: Card) -> Classification:
@@ -217,7 +221,7 @@ def _eligible(groups: Sequence[Group]) -> float | None:
 
 
 def _takes(group: Group, gpu: Gpu) -> bool:
-    if group.found.tensor_core in ("native", "legacy"):
+    if group.found.used:
         return True
     known = group.example
     return bool(known and known.reduces and known.format and _tensor_peak(known.format, gpu))

@@ -72,12 +72,12 @@ def inductor_class(
     if operands is None:
         return found
     if operands == "fp32":
-        return replace(found, tensor_core="none", rule="triton-operands", operands=operands)
+        return replace(found, tensor_core="none", rule="triton-op", operands=operands)
     gpu = generation_of(capability)
     path = _triton_path(arguments, operands, gpu)
     label = relation(path, gpu, operands)
     return replace(
-        found, tensor_core=label, rule="triton-operands", generation=path, operands=operands, matmul=True, used=True
+        found, tensor_core=label, rule="triton-op", generation=path, operands=operands, matmul=True, used=True
     )
 
 

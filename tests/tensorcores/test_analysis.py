@@ -365,6 +365,9 @@ def test_inductors_own_count_of_a_templates_flops_gives_its_rate(tmp_path):
     (kernel,) = analysed(tmp_path, events).tensor_cores.kernels
     assert kernel.tflops == pytest.approx(800)
     assert kernel.tensor_core == "native"  # mma.sync reaches no three quarters of the peak
+    events[0]["args"]["kernel_flop"] = 40e9
+    usage = analysed(tmp_path, events).tensor_cores
+    assert (usage.time_share.unknown, usage.eligible_flops_share) == (1, 1)
 
 
 def test_tensor_cores_by_a_path_that_is_not_told_are_noted(tmp_path):
