@@ -136,11 +136,9 @@ def _class_of(name: str, card: Card, ptx: Mapping[str, Sequence[str]]) -> Classi
     """By PTX where all kernels compiled under the name agree, else by the name."""
     versions = [classify_ptx(name, text, card.capability) for text in ptx.get(name, ())] if card.nvidia else []
     found = agreed(versions) or classify(name, card.capability, nvidia=card.nvidia)
-    return (
-        replace(found, tensor_core="none", generation=None, used=False)
-        if card.nvidia and not card.tensor_cores
-        else found
-    )
+    if card.nvidia and not card.tensor_cores:
+        return replace(found, tensor_core="none", generation=None, used=False)
+    return found
 
 
 def _class_by_op(found: Classification, trace: Trace, op: int, card: Card) -> Classification:

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import pytest
-from trace_builder import ADD, NVJET, SGEMM, document, launched, mm, module, op, write
+from trace_builder import ADD, H100, NVJET, SGEMM, document, launched, mm, module, op, write
 
 from precaudit.tensorcores.alignment import Padding, misaligned
 from precaudit.tensorcores.analysis import analyse
@@ -346,7 +346,7 @@ def inductors(name, types, constants="", warps=4, **arguments):
         ("triton_tem_fused_addmm_0", [BF16] * 4, TILE, 2, ("legacy", "ampere")),
         ("triton_tem_fused_mm_0", [BF16] * 3, "", 4, ("unknown", None)),  # as versions write it that fix the tile
         ("triton_tem_fused_mm_0", ["float"] * 3, TILE, 4, ("none", None)),
-        ("triton_tem_fused_mm_0", ["float"] * 3, TILE.replace("=False", "=True"), 4, ("unknown", None)),
+        ("triton_tem_fused_mm_0", ["float"] * 3, TILE.replace("=False", "=True"), 4, ("native", "hopper")),
         ("triton_tem_fused_mm_0", [BF16, BF16, "float"], TILE, 4, ("unknown", None)),
         ("triton_tem_fused__to_copy_mm_0", [BF16] * 3, TILE, 4, ("unknown", None)),
         ("triton_tem_fused_convolution_0", [BF16] * 3, TILE, 4, ("unknown", None)),  # it may be depthwise
@@ -357,6 +357,29 @@ def inductors(name, types, constants="", warps=4, **arguments):
 def test_inductors_kernels_are_known_by_the_op_that_launches_them(tmp_path, name, types, constants, warps, said):
     (kernel,) = analysed(tmp_path, inductors(name, types, constants, warps)).tensor_cores.kernels
     assert (kernel.tensor_core, kernel.generation) == said
+
+
+B200 = {"id": 0, "name": "NVIDIA B200", "computeMajor": 10, "computeMinor": 0}
+
+
+@pytest.mark.parametrize("device", [H100, B200])
+@pytest.mark.parametrize(
+    ("rows", "columns", "warps", "newest"),
+    [
+        (128, 128, 8, True),
+        (64, 16, 4, True),
+        (64, 64, 8, True),
+        (32, 128, 4, False),
+        (16, 64, 4, False),
+        (128, 64, 2, False),
+    ],
+)
+def test_the_tile_of_a_template_tells_its_path(tmp_path, device, rows, columns, warps, newest):
+    """As Triton 3.6 compiled tl.dot in these tiles for sm_90 and sm_100."""
+    tile = f"ALLOW_TF32=False,BLOCK_K=32,BLOCK_M={rows},BLOCK_N={columns}"
+    events = inductors("triton_tem_fused_mm_0", [BF16] * 3, tile, warps)
+    (kernel,) = analyse(read_trace(write(tmp_path, document(events, device)))).tensor_cores.kernels
+    assert kernel.tensor_core == ("native" if newest else "legacy")
 
 
 def test_inductors_own_count_of_a_templates_flops_gives_its_rate(tmp_path):
