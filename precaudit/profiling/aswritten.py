@@ -70,7 +70,8 @@ def of_as_written(audit: Audit, verification: Verification) -> list[Finding]:
     if depends_on_scale(audit.reference.baseline, run.baseline, IN_HOOKS):
         found += of_scaled(audit.reference.baseline, HOOKS)
     if not run.finished:
-        return [*found, _of_stop(run, fix), *_of_nonfinite(audit.reference, run), *causes_in(run, "warning")]
+        stops = [] if run.status == "interrupted" else [_of_stop(run, fix)]  # by the user, not by itself
+        return [*found, *stops, *_of_nonfinite(audit.reference, run), *causes_in(run, "warning")]
     detail = deviation_from_float32(audit.reference, run, verification)
     causes = [
         *_of_penalty(audit.reference, run),

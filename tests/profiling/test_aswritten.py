@@ -144,6 +144,11 @@ def test_a_script_that_stops_as_written_is_a_warning():
     assert "stops at step 2 on this machine: no float16 kernel" in found.message
 
 
+def test_a_script_whose_run_as_written_was_interrupted_has_not_stopped_by_itself():
+    error = ScriptError("Killed", "the script's process was killed by SIGTERM after step 2", "")
+    assert told(LOSSES[:2], "interrupted", error=error) == []
+
+
 def test_an_exception_of_torchs_scaler_is_an_error():
     said = "step() has already been called since the last update()."
     place = Location("train.py", 9)
