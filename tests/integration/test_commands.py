@@ -69,11 +69,16 @@ def profile_here(
         signal.signal(number, handler)
 
 
-def test_two_profiles_do_not_share_a_folder(tmp_path: Path) -> None:
+def test_two_profiles_do_not_share_a_folder(tmp_path: Path, profile_here: Callable[..., Done]) -> None:
     """The second would put back what the first one's runs have set aside."""
-    with locked(tmp_path, "taken"), pytest.raises(PrecauditError, match="taken"), locked(tmp_path, "taken"):
-        pass
-    with locked(tmp_path, "taken"):
+    out = tmp_path / "out"
+    out.mkdir()
+    with locked(out):
+        done = profile_here(SCRIPTS / "manual_sgd.py")
+    assert done.returncode == 2
+    assert "another profile is running into out" in done.stderr
+    assert not any(out.iterdir())
+    with locked(out, "the profile that was refused has the lock"):
         pass
 
 
