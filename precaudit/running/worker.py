@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -104,7 +105,9 @@ def execute(spec: RunSpec, code: Callable[[], None], stop: Stop) -> RunResult:
     result = RunResult(spec.label, spec.seed, "ended")
     try:
         code()
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
+        with suppress(OSError):  # as Python does: the log shows where a script hangs
+            os.write(2, script_error(error).traceback.encode("utf-8", "replace"))
         return replace(result, status="interrupted")
     except PrecauditError:
         raise

@@ -104,6 +104,15 @@ def test_exceptions_of_scripts_are_reported(error, status, code):
     assert len(result.losses) == 3
 
 
+def test_of_an_interrupted_script_the_log_shows_where_it_was(capfd):
+    run(spec(), raises(KeyboardInterrupt()))
+    said = capfd.readouterr().err
+    assert said.startswith("Traceback (most recent call last)")
+    assert __file__ in said
+    assert "/running/worker.py" not in said
+    assert said.endswith("KeyboardInterrupt\n")
+
+
 def test_a_failure_of_a_listener_is_no_failure_of_the_script(monkeypatch):
     def fail(*arguments):
         raise KeyError("missing")
