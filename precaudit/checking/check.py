@@ -41,7 +41,7 @@ def check_job(job: Job, plan: Plan, settings: CheckSettings, runner: Runner) -> 
             *(answer for each in wanted for answer in _answers(run, observed, each, gpu)),
         ),
         deployments=wanted,
-        target=gpu.key,
+        target=gpu.name,
         outputs=observed.outputs,
         hard_inputs=observed.hard_inputs,
         layers=trace.layers,

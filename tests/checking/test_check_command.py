@@ -109,7 +109,7 @@ def test_a_model_file_without_loss_passes_and_is_written_everywhere(project, cap
     outputs = [option for name in names for option in ("-o", name)]
     assert main(["check", "--plan", "plan.json", *outputs, "model.py"]) == 0
     captured = capfd.readouterr()
-    assert "PASSED: the plan holds for this model and data, bfloat16 on h100" in captured.out
+    assert "PASSED: the plan holds for this model and data, bfloat16 on H100" in captured.out
     assert "check plan.json, model.py" in captured.out
     assert "Written: check.json" in captured.err
     assert all((project / name).stat().st_size for name in names)
