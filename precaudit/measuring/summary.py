@@ -130,7 +130,6 @@ def _busy(found: Observation, medians: Mapping[str, float | None]) -> dict[str, 
 UNMEASURED: Mapping[str, Any] = {
     **performance(Observation("cpu"), None),
     **dict.fromkeys(("method", "energy_method", "counters_method"), NOT_MEASURED),
-    "seconds_measuring": None,
 }
 """The results without a timed run."""
 

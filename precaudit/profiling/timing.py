@@ -65,7 +65,8 @@ def measure(
 
 def unmeasured(price: float | None) -> Measured:
     """Where no plan was made, none can be timed, and nothing can be said of its speed."""
-    return Measured({**UNMEASURED, "notes": []}, cost(UNMEASURED, price, dict.fromkeys(UNITS), None), TensorCores())
+    nothing = {**UNMEASURED, "notes": [], "seconds_measuring": None}
+    return Measured(nothing, cost(UNMEASURED, price, dict.fromkeys(UNITS), None), TensorCores())
 
 
 def _program(plan: Plan, where: Mapping[str, Any]) -> Program:
