@@ -16,10 +16,10 @@ from precaudit.checking.records import Answer, CheckReport, CheckSettings, Deplo
 from precaudit.errors import ExitCode, PrecauditError
 from precaudit.model import Plan
 from precaudit.profiling.reference import in_float32
-from precaudit.reporting.words import plural
 from precaudit.running.job import Job, RunResult, RunSpec
 from precaudit.tensorcores.peaks import Gpu, get_gpu
 from precaudit.tracing.records import Trace
+from precaudit.words import plural
 
 Runner = Callable[[RunSpec], RunResult]
 

@@ -11,8 +11,8 @@ from precaudit.comparison.matching import Matching, match_layers
 from precaudit.finding import finding
 from precaudit.model import Finding, Layer, Location, OpFormat, Plan
 from precaudit.planning.fitting import format_of, is_within, parts, stands_for
-from precaudit.reporting.words import listing, plural
 from precaudit.tracing.records import Trace
+from precaudit.words import listing, plural
 
 ANEW = "plan for the model as it is now: precaudit profile SCRIPT, and pass the new plan.json"
 ANOTHER = 0.5

@@ -10,8 +10,8 @@ from precaudit.finding import finding
 from precaudit.formats import FORMATS, LOCAL_ERROR_LIMIT, ROUNDINGS
 from precaudit.model import Finding, LossScale, Plan, Severity, Verdict
 from precaudit.planning.loss_scale import DEFAULT_INTERVAL, DEFAULT_SCALE
-from precaudit.reporting.words import listing, plural
 from precaudit.tensorcores.peaks import Gpu
+from precaudit.words import listing, plural
 
 TORCHS = LossScale("dynamic", DEFAULT_SCALE, DEFAULT_INTERVAL)
 

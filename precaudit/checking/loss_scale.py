@@ -23,8 +23,8 @@ from precaudit.planning.loss_scale import (
     replay,
 )
 from precaudit.planning.planner import gradients_of
-from precaudit.reporting.words import listing, plural, share
 from precaudit.tracing.records import Trace
+from precaudit.words import listing, plural, share
 
 LOST = 1e-2
 """The share of a module's gradient energy above which a loss is reported, as in the audit."""

@@ -9,7 +9,7 @@ from precaudit.checking.records import LARGE_EXPONENT, Answer, Deployment, HardI
 from precaudit.finding import finding
 from precaudit.formats import LOCAL_ERROR_LIMIT
 from precaudit.model import Finding
-from precaudit.reporting.words import number, plural, share
+from precaudit.words import number, plural, share
 
 AGREEMENT = 0.99
 """Top-1 may differ in one of a hundred rows beyond near ties, which half precision flips anyway."""

@@ -11,9 +11,9 @@ from precaudit.finding import finding
 from precaudit.model import Finding, Severity
 from precaudit.planning.fitting import format_of
 from precaudit.planning.rules import HEADROOM, Ban, bans
-from precaudit.reporting.words import listing, plural
 from precaudit.running.job import RunResult
 from precaudit.tracing.records import Trace
+from precaudit.words import listing, plural
 
 SEVERITIES: Mapping[Severity, Severity] = {"error": "error", "warning": "warning", "note": "warning"}
 """The severity by that of the planner's rule. A note, by which the planner avoids a format, means that a plan with that

@@ -20,7 +20,7 @@ from precaudit.reporting.places import place
 from precaudit.reporting.results import sentence
 from precaudit.reporting.serialize import indented, to_json
 from precaudit.reporting.terminal import Page
-from precaudit.reporting.words import is_number, listing, number, plural, prose, share, visible
+from precaudit.words import is_number, listing, number, plural, prose, share, visible
 
 MARKER = "<!-- precaudit:check -->"
 """By which a bot finds its previous comment, to replace it."""

@@ -15,7 +15,7 @@ from precaudit.errors import PrecauditError
 from precaudit.finding import SEVERITIES
 from precaudit.formats import FORMATS, Format
 from precaudit.model import Finding, Report, TensorRecord
-from precaudit.reporting.words import inert, listing, plural, visible
+from precaudit.words import inert, listing, plural, visible
 
 MAX_PLACES = 3
 

@@ -18,7 +18,7 @@ from precaudit.model import Finding, Location, Report, Verification
 from precaudit.reporting.markdown import bullets, code, folded, table, text
 from precaudit.reporting.serialize import indented, to_json
 from precaudit.reporting.terminal import Page
-from precaudit.reporting.words import inert, listing, shorten, visible
+from precaudit.words import inert, listing, shorten, visible
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -12,7 +12,7 @@ from precaudit.comparison.metrics import METRICS
 from precaudit.comparison.noise import amax_noise, amin_noise, distance_noise
 from precaudit.comparison.tensors import LayerPairs, OpPairs, TensorPair, layer_tensors, op_tensors
 from precaudit.model import Exponents, TensorStats
-from precaudit.reporting.words import number
+from precaudit.words import number
 
 VALUES_TO_VANISH = 8  # fewer may all be zero by chance, as behind a ReLU
 

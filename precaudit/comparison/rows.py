@@ -10,7 +10,7 @@ from typing import Any
 from precaudit.comparison.changes import Change, Comparison
 from precaudit.comparison.metrics import METRICS
 from precaudit.reporting.places import WHOLE
-from precaudit.reporting.words import plural, prose, visible
+from precaudit.words import plural, prose, visible
 
 Names = tuple[str, str]  # how base and head are called
 _ENDS = re.compile(r" \([^()]* → [^()]*\)")

@@ -7,7 +7,7 @@ from typing import Any
 
 from precaudit.comparison.changes import Change
 from precaudit.model import Report
-from precaudit.reporting.words import is_number, seconds, size
+from precaudit.words import is_number, seconds, size
 
 # Keys of `environment` that say on what was measured; each must agree, and the first must be there.
 DEVICE_KEYS = ("device", "capability", "processor", "cpus")

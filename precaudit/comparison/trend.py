@@ -24,7 +24,7 @@ from precaudit.reporting import unfinished
 from precaudit.reporting.facts import from_python
 from precaudit.reporting.serialize import load_report
 from precaudit.reporting.terminal import Page
-from precaudit.reporting.words import plural, prose, seconds, share, visible
+from precaudit.words import plural, prose, seconds, share, visible
 
 DATE_KEYS = ("started", "created", "date")
 Entry = tuple[str, datetime, Report]

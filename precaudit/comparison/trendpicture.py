@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from precaudit.errors import PrecauditError
 from precaudit.reporting.drawing import FONT, THEME, WHOLE, hindrance
-from precaudit.reporting.words import shorten, visible
+from precaudit.words import shorten, visible
 
 if TYPE_CHECKING:
     import pandas as pd

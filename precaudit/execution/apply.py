@@ -27,7 +27,7 @@ from precaudit.instrument.patches import Shared
 from precaudit.instrument.scopes import Frame, Scopes, checkpointed
 from precaudit.model import EXECUTIONS, Plan
 from precaudit.planning.fitting import fit_names, format_of, is_within, part_of, parts, stands_for
-from precaudit.reporting.words import listing
+from precaudit.words import listing
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from precaudit.measuring.records import ARMS, FLOAT32, PLAN, Block, Feed, Observation
-from precaudit.reporting.words import NOT_MEASURED, plural
+from precaudit.words import NOT_MEASURED, plural
 
 WARM_ROUNDS = 1
 ENOUGH_ROUNDS = 3

@@ -16,10 +16,10 @@ from precaudit.profiling.audit import Audit
 from precaudit.profiling.deviation import deviation_from_float32, ends_early
 from precaudit.profiling.entries import Seen, casts_in, causes_in, seen_in
 from precaudit.profiling.scaled import CERTAIN, CHANGES, HOOKS, LIKELY, of_scaled
-from precaudit.reporting.words import plural
 from precaudit.running.job import RunResult
 from precaudit.tracing.records import ABSORBING
 from precaudit.verification.statistics import diverged
+from precaudit.words import plural
 
 _MOST_LOST = 0.1
 """Limits for a cast: the share of values that become zero, and the rounding error relative to the spread (rms)."""

@@ -15,9 +15,9 @@ from precaudit.planning.planner import Choices, build_plan
 from precaudit.planning.rules import Ban, aliased_values, bans
 from precaudit.profiling.reference import in_float32
 from precaudit.profiling.schedule import Schedule, schedule
-from precaudit.reporting.words import listing
 from precaudit.running.job import Job, RunResult, RunSpec
 from precaudit.tracing.records import Trace
+from precaudit.words import listing
 
 
 class Runner(Protocol):

@@ -17,10 +17,10 @@ from precaudit.profiling.aswritten import of_as_written
 from precaudit.profiling.audit import Audit
 from precaudit.profiling.culprits import roughest
 from precaudit.profiling.entries import CAP, casts_in, seen_in
-from precaudit.reporting.words import listing
 from precaudit.tracing.ops import CASTS
 from precaudit.tracing.records import STOPPING, Trace
 from precaudit.verification.verdict import OUTSIDE
+from precaudit.words import listing
 
 NARROW = ("float16", "bfloat16")
 _PACE = 0.9

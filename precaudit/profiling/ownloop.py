@@ -13,12 +13,12 @@ from precaudit.planning.rules import bans
 from precaudit.profiling.audit import Audit
 from precaudit.profiling.environment import environment
 from precaudit.profiling.findings import all_findings
-from precaudit.reporting.words import listing
 from precaudit.running.job import Job, RunResult
 from precaudit.tensorcores.eligibility import with_flops
 from precaudit.tensorcores.peaks import gpu_for
 from precaudit.tracing.merging import over_processes
 from precaudit.tracing.records import Trace
+from precaudit.words import listing
 
 if TYPE_CHECKING:
     from precaudit.tracing.auditing import Auditing

@@ -14,12 +14,12 @@ from precaudit.planning.fitting import format_of, is_within
 from precaudit.planning.planner import fallback
 from precaudit.profiling.bisect import contributions, of_gradients, of_losses, whole_error
 from precaudit.profiling.culprits import culprit_of
-from precaudit.reporting.words import plural
 from precaudit.running.job import OutputDeviation, RunResult, ScriptError
 from precaudit.tracing.records import Fault, Trace
 from precaudit.verification.gates import first_lost, refusals, stuck_buffers, unused_calls, usual_calls, wrong_answers
 from precaudit.verification.statistics import diverged
 from precaudit.verification.verdict import Runs
+from precaudit.words import plural
 
 if TYPE_CHECKING:
     from precaudit.profiling.trials import Trials

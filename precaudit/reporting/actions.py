@@ -12,7 +12,7 @@ from precaudit.reporting.facts import asks_for_the_plan, has_the_plan, own_forma
 from precaudit.reporting.grouped import Group, grouped
 from precaudit.reporting.places import place
 from precaudit.reporting.undecided import more_seeds, undecided
-from precaudit.reporting.words import listing, plural, prose, signed
+from precaudit.words import listing, plural, prose, signed
 
 
 def actions(report: Report) -> list[str]:

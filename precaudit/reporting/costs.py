@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from precaudit.model import Report
-from precaudit.reporting.words import NOT_MEASURED, is_number, number, plural, prose, seconds, share, size, usd, visible
+from precaudit.words import NOT_MEASURED, is_number, number, plural, prose, seconds, share, size, usd, visible
 
 WORTH = 1.03  # times as fast: less is no gain worth a word
 

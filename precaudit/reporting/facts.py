@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from precaudit.model import Finding, Plan, Report
 from precaudit.reporting.endings import ended_like_the_plan
-from precaudit.reporting.words import prose
+from precaudit.words import prose
 
 OWN_PRECISION = ("PA3", "PA5")
 """Prefixes of the rules on a script's own low precision: its low-precision tensors, its autocast and its scaler."""

@@ -10,7 +10,7 @@ from precaudit.errors import PrecauditError
 from precaudit.model import Finding, Report
 from precaudit.reporting.grouped import grouped
 from precaudit.reporting.results import results, sentence, where, workspace_path
-from precaudit.reporting.words import plural, visible
+from precaudit.words import plural, visible
 
 COMMANDS = {"error": "error", "warning": "warning", "note": "notice"}
 # the host shows this many annotations of a level for a step

@@ -7,7 +7,7 @@ import json
 from precaudit.model import Report
 from precaudit.reporting.places import place
 from precaudit.reporting.results import fingerprints, results, where, workspace_path
-from precaudit.reporting.words import prose, visible
+from precaudit.words import prose, visible
 
 SEVERITIES = {"error": "critical", "warning": "major", "note": "info"}
 

@@ -9,7 +9,7 @@ from itertools import pairwise
 
 from precaudit.finding import ranked
 from precaudit.model import Finding
-from precaudit.reporting.words import listing, plural
+from precaudit.words import listing, plural
 
 NAMES = 3
 

@@ -11,7 +11,7 @@ from precaudit.model import Plan, Report
 from precaudit.reporting import costs, unfinished
 from precaudit.reporting.facts import OWN_PRECISION, own_format, unsound
 from precaudit.reporting.undecided import undecided
-from precaudit.reporting.words import plural, prose, share, signed
+from precaudit.words import plural, prose, share, signed
 
 Tone = Literal["good", "bad", "open"]
 

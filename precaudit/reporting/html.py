@@ -26,7 +26,7 @@ from precaudit.reporting.jsontext import dumps
 from precaudit.reporting.pagedata import kinds, page_data, times
 from precaudit.reporting.places import WHOLE, place
 from precaudit.reporting.serialize import dump_plan, to_json
-from precaudit.reporting.words import (
+from precaudit.words import (
     NOT_MEASURED,
     SHORT_FORMATS,
     listing,

@@ -11,7 +11,7 @@ from precaudit.reporting.facts import settled
 from precaudit.reporting.headline import headline
 from precaudit.reporting.places import WHOLE
 from precaudit.reporting.results import sentence
-from precaudit.reporting.words import prose, visible
+from precaudit.words import prose, visible
 
 HEADER = '<?xml version="1.0" encoding="utf-8"?>\n'
 JOB = "(the whole job)"

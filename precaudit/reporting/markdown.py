@@ -18,7 +18,7 @@ from precaudit.reporting.grouped import Group
 from precaudit.reporting.grouped import folded as stacks
 from precaudit.reporting.headline import headline
 from precaudit.reporting.places import WHOLE, place
-from precaudit.reporting.words import SHORT_FORMATS, listing, plural, prose, visible
+from precaudit.words import SHORT_FORMATS, listing, plural, prose, visible
 
 MARKER = "<!-- precaudit:report -->"
 SIGNS = {"good": "✅", "open": "⚠️", "bad": "❌"}

@@ -10,7 +10,7 @@ from precaudit.reporting import pasting, planned
 from precaudit.reporting.actions import actions
 from precaudit.reporting.grouped import folded
 from precaudit.reporting.headline import headline
-from precaudit.reporting.words import listing
+from precaudit.words import listing
 
 COLORS = {"good": "#1a7f37", "open": "#9a6700", "bad": "#cf222e"}
 

@@ -12,7 +12,7 @@ from precaudit.model import Layer, Report, TensorStats, Trial, Verification
 from precaudit.reporting.endings import last_tried
 from precaudit.reporting.places import WHOLE
 from precaudit.reporting.ranges import CAST_ROLES
-from precaudit.reporting.words import SHORT_FORMATS, is_number, visible
+from precaudit.words import SHORT_FORMATS, is_number, visible
 
 # a gradient that loses less than this share of its energy trains the same
 ENERGY_BUDGET = 1e-4

@@ -12,7 +12,7 @@ from precaudit.reporting import unfinished
 from precaudit.reporting.facts import from_python, has_the_plan, is_plain_autocast, unsound
 from precaudit.reporting.places import installed, short_file
 from precaudit.reporting.undecided import what_decides
-from precaudit.reporting.words import inert, visible
+from precaudit.words import inert, visible
 
 LOOP = (
     "# every step: scaler.scale(loss).backward()",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from precaudit.model import PACKAGES, Finding
-from precaudit.reporting.words import visible
+from precaudit.words import visible
 
 WHOLE = "(the model itself)"
 

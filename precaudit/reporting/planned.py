@@ -8,7 +8,7 @@ from precaudit.model import LossScale, Plan, Report
 from precaudit.reporting import unfinished
 from precaudit.reporting.endings import last_tried
 from precaudit.reporting.places import WHOLE
-from precaudit.reporting.words import NOT_MEASURED, number, power, prose, visible
+from precaudit.words import NOT_MEASURED, number, power, prose, visible
 
 NO_GATES = f"{NOT_MEASURED.capitalize()}: no verification ran them."
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from precaudit.formats import FORMATS
 from precaudit.model import FormatFit, Layer, Report, TensorRecord
-from precaudit.reporting.words import inert, number, share, shorten, visible
+from precaudit.words import inert, number, share, shorten, visible
 
 NO_LAYERS = "No layer was measured: no module ran with a backward pass."
 # what a plan casts; optimizer states and updates stay in float32 beside master weights

@@ -15,7 +15,7 @@ from precaudit.finding import fingerprint, ranked
 from precaudit.model import Finding, Report, Severity
 from precaudit.reporting.actions import actions
 from precaudit.reporting.headline import headline
-from precaudit.reporting.words import prose, visible
+from precaudit.words import prose, visible
 
 VERDICT_RULE = "PA001"
 GATE_RULE = "PA002"

@@ -9,7 +9,7 @@ from precaudit.catalogue import rule_of
 from precaudit.model import Finding, Report
 from precaudit.reporting.results import fingerprints, results, sentence, uri, where
 from precaudit.reporting.serialize import to_json
-from precaudit.reporting.words import visible
+from precaudit.words import visible
 
 SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
 

@@ -16,7 +16,7 @@ from precaudit.errors import PrecauditError
 from precaudit.model import Report
 from precaudit.reporting.drawing import hindrance, vega
 from precaudit.reporting.pagedata import page_data
-from precaudit.reporting.words import share, shorten
+from precaudit.words import share, shorten
 
 ROWS = 30
 NAME_WIDTH = 32

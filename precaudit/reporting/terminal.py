@@ -18,7 +18,7 @@ from precaudit.reporting.facts import notes
 from precaudit.reporting.grouped import folded, unshown
 from precaudit.reporting.headline import headline
 from precaudit.reporting.places import WHOLE, place
-from precaudit.reporting.words import (
+from precaudit.words import (
     SHORT_FORMATS,
     broken,
     inert,

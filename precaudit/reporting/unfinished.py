@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from precaudit.model import Report
-from precaudit.reporting.words import plural, prose
+from precaudit.words import plural, prose
 
 
 @dataclass(frozen=True)

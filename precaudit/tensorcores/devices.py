@@ -11,10 +11,10 @@ from types import MappingProxyType
 from typing import Any
 
 from precaudit.reporting.terminal import Page
-from precaudit.reporting.words import NOT_MEASURED, number, plural, visible
 from precaudit.tensorcores.kernel_names import generation_of, has_tensor_cores
 from precaudit.tensorcores.nvml import session, text
 from precaudit.tensorcores.peaks import find_gpu
+from precaudit.words import NOT_MEASURED, number, plural, visible
 
 CPUINFO = Path("/proc/cpuinfo")
 CPU_UNITS: Mapping[str, tuple[str, ...]] = MappingProxyType(

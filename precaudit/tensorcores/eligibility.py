@@ -15,10 +15,10 @@ from precaudit.finding import finding
 from precaudit.formats import FORMATS
 from precaudit.model import Finding, Op, Plan
 from precaudit.planning.fitting import format_of
-from precaudit.reporting.words import plural
 from precaudit.tensorcores.alignment import misaligned
 from precaudit.tensorcores.peaks import Gpu
 from precaudit.tensorcores.sizes import Dims, Product, attention, convolution, gemm
+from precaudit.words import plural
 
 Shape = tuple[int, ...]
 

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from precaudit.finding import finding
 from precaudit.formats import FORMATS
 from precaudit.model import Finding, Layer, Op, Plan, Severity
-from precaudit.reporting.words import share
 from precaudit.tensorcores.alignment import AFFORDABLE, Padding, advice, growth, misaligned, multiple, sizes
 from precaudit.tensorcores.eligibility import runs_in, total_flops, where, work
 from precaudit.tensorcores.peaks import Gpu
 from precaudit.tensorcores.roofline import predict_step, product_seconds, seconds_at
+from precaudit.words import share
 
 WORTH = 0.01  # of a step: less is not worth a word
 MATTERS = 0.05  # of a step, or of its work in products

@@ -16,9 +16,9 @@ from precaudit.reporting import format_of
 from precaudit.reporting.markdown import bullets, code, table, text
 from precaudit.reporting.serialize import to_json
 from precaudit.reporting.terminal import Page
-from precaudit.reporting.words import inert, number, plural, seconds, share, shorten, visible
 from precaudit.tensorcores.analysis import CLASSES, Analysis
 from precaudit.tensorcores.kernel_names import readable
+from precaudit.words import inert, number, plural, seconds, share, shorten, visible
 
 ROWS = 12
 BAR = 24

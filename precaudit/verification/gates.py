@@ -7,8 +7,8 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from precaudit.model import Gate, Plan
-from precaudit.reporting.words import listing
 from precaudit.running.job import EndState, OutputDeviation, RunResult, ScriptError
+from precaudit.words import listing
 
 Pair = tuple[RunResult, RunResult]
 Check = Callable[[Sequence[Pair], Plan], Gate]

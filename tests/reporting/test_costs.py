@@ -12,7 +12,7 @@ from precaudit.model import Layer, Plan, Report, TensorCores, Verification
 from precaudit.reporting import costs
 from precaudit.reporting.headline import headline
 from precaudit.reporting.pagedata import times
-from precaudit.reporting.words import usd
+from precaudit.words import usd
 
 TIMED = {
     "gpu": "NVIDIA H100 80GB HBM3",

@@ -4,8 +4,9 @@ import math
 
 import pytest
 
-from precaudit.reporting import results, words
-from precaudit.reporting.words import number, seconds, signed, size
+from precaudit import words
+from precaudit.reporting import results
+from precaudit.words import number, seconds, signed, size
 
 
 @pytest.mark.parametrize(
