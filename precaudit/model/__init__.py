@@ -1,5 +1,6 @@
 """The data that flows through precaudit: frozen dataclasses that know number formats only, and no torch."""
 
+from precaudit.model.kernels import Kernel, TensorCores, TimeShare
 from precaudit.model.plan import SCHEMA_VERSION, Float8Scaling, LossScale, OpFormat, Plan, ScaleMode
 from precaudit.model.proof import (
     EXECUTIONS,
@@ -13,7 +14,7 @@ from precaudit.model.proof import (
     Verification,
 )
 from precaudit.model.ranges import Exponents, FormatFit, Role, TensorRecord, TensorStats
-from precaudit.model.report import Kernel, Report, TensorCores, TimeShare
+from precaudit.model.report import Report
 from precaudit.model.traced import PACKAGES, Finding, Layer, Location, Op, Severity
 
 __all__ = [

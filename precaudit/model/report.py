@@ -1,4 +1,4 @@
-"""The report of one profile, with how the GPU's kernels use Tensor Cores."""
+"""The report of one profile."""
 
 from __future__ import annotations
 
@@ -8,52 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from precaudit.model.kernels import TensorCores
 from precaudit.model.plan import SCHEMA_VERSION, Plan
 from precaudit.model.proof import Verification
 from precaudit.model.traced import Finding, Layer, Op
-
-
-@dataclass(frozen=True)
-class TimeShare:
-    """Shares of GPU kernel time in [0, 1]; they sum to 1."""
-
-    native: float
-    legacy: float
-    none: float
-    unknown: float
-
-
-@dataclass(frozen=True)
-class Kernel:
-    """One kernel name with its class and why; times in seconds, rates in TFLOP/s."""
-
-    name: str
-    tensor_core: str
-    rule: str
-    calls: int
-    seconds: float
-    generation: str | None = None
-    operands: str | None = None
-    library: str | None = None
-    fqn: str | None = None
-    op: str | None = None
-    tflops: float | None = None
-    peak_share: float | None = None
-
-
-@dataclass(frozen=True)
-class TensorCores:
-    """Tensor Core usage; `measured` is false where no GPU kernel was timed, and then shares are null."""
-
-    measured: bool = False
-    method: str = "not measured"
-    time_share: TimeShare | None = None
-    unattributed_share: float | None = None
-    eligible_flops_share: float | None = None
-    kernels: tuple[Kernel, ...] = ()
-    device: str | None = None
-    layers: tuple[Mapping[str, Any], ...] = ()
-    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from precaudit.instrument.events import parameters_of
 from precaudit.instrument.names import ModuleName, ModuleNames, by_module
 from precaudit.instrument.torchfunction import dtype_name
 from precaudit.tracing.slots import ParameterSlot
+from precaudit.tracing.waiting import WaitingGradients, may_wait
 
 _SLICE = 1 << 22
 """Values processed at a time, which bounds the memory for several float64 temporaries."""
@@ -231,49 +232,3 @@ def absorbed_update(before: torch.Tensor, after: torch.Tensor) -> dict[str, floa
 
 def _is_absorbed(stored: torch.Tensor, update: torch.Tensor) -> torch.Tensor:
     return (stored.double() + update).to(stored.dtype) == stored
-
-
-# ---------------------------------------------------------------- weight gradients on a GPU, recorded together
-
-
-LIMIT = 2**28
-"""Limit in bytes. The gradients of the first micro-batch are the parameters' own `grad` and need no extra memory."""
-
-
-def may_wait(parameter: torch.Tensor, gradient: torch.Tensor) -> bool:
-    """Whether the gradient stays unchanged until its backward pass is over.
-
-    Hooks may change it in place, and data-parallel wrappers do, as they reduce gradients in place.
-    """
-    return (
-        gradient.is_cuda
-        and type(gradient) is torch.Tensor
-        and len(parameter._backward_hooks or ()) == 1
-        and not getattr(parameter, "_post_accumulate_grad_hooks", None)
-        and not (torch.distributed.is_available() and torch.distributed.is_initialized())
-    )
-
-
-class WaitingGradients:
-    """Queued gradients. They are aliases, so that autograd can still use the gradient itself as the parameter's
-    `grad`."""
-
-    def __init__(self) -> None:
-        self._waiting: dict[int, Addition] = {}
-        self._bytes = 0
-
-    def add(self, parameter: torch.Tensor, addition: Addition) -> None:
-        """Queue a gradient, in a backward pass. The queue is flushed before a parameter's second gradient, which
-        autograd adds in place to the first."""
-        if id(parameter) in self._waiting:
-            self.flush()
-        if not self._waiting:
-            torch.autograd.Variable._execution_engine.queue_callback(self.flush)
-        self._waiting[id(parameter)] = addition
-        self._bytes += addition.values.nbytes
-        if self._bytes > LIMIT:
-            self.flush()
-
-    def flush(self) -> None:
-        waiting, self._waiting, self._bytes = self._waiting, {}, 0
-        add_all(waiting.values())

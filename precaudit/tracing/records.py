@@ -103,3 +103,7 @@ class GradientDifference:
     noise: float
     bias: float
     mean: float
+
+    @property
+    def finite(self) -> bool:
+        return self.delta < float("inf")

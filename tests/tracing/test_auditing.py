@@ -11,9 +11,9 @@ from torch.utils import checkpoint
 from training_styles import numbers
 
 from precaudit.histograms import Accumulator, Addition
-from precaudit.tracing import parameters
+from precaudit.tracing import waiting
 from precaudit.tracing.auditing import Auditing, is_rarer
-from precaudit.tracing.parameters import WaitingGradients
+from precaudit.tracing.waiting import WaitingGradients
 
 
 def trained(model, optimizer, steps=4, scaler=None):
@@ -296,7 +296,7 @@ def test_delayed_gradients_are_counted_equally(monkeypatch, limit):
     expected = accumulated(*at_once)
     first.stop()
     monkeypatch.setattr("precaudit.tracing.parameters.may_wait", lambda parameter, gradient: True)
-    monkeypatch.setattr("precaudit.tracing.parameters.LIMIT", limit)
+    monkeypatch.setattr("precaudit.tracing.waiting.LIMIT", limit)
     second.start()
     assert all(map(torch.equal, expected, accumulated(*later)))
     second.stop()
@@ -324,12 +324,12 @@ def test_gradients_with_hooks_are_counted_at_once():
 
     parameter = torch.ones(4, requires_grad=True)
     parameter.register_hook(lambda gradient: None)
-    with mock.patch.object(parameters, "type", create=True, return_value=torch.Tensor):
+    with mock.patch.object(waiting, "type", create=True, return_value=torch.Tensor):
         gradient = torch.ones(4).as_subclass(OnGpu)
-        assert parameters.may_wait(parameter, gradient)
+        assert waiting.may_wait(parameter, gradient)
         handle = parameter.register_hook(lambda gradient: gradient.mul_(2))
-        assert not parameters.may_wait(parameter, gradient)
+        assert not waiting.may_wait(parameter, gradient)
         handle.remove()
         parameter.register_post_accumulate_grad_hook(lambda parameter: None)
-        assert not parameters.may_wait(parameter, gradient)
-    assert not parameters.may_wait(parameter, torch.ones(4))
+        assert not waiting.may_wait(parameter, gradient)
+    assert not waiting.may_wait(parameter, torch.ones(4))
