@@ -19,6 +19,7 @@ ACCEPTED = 1.25
 POSITION_REACH = 4.0  # layers, or a tenth of the model where that is more
 RANGE_REACH = 8.0  # binades
 RENAMED_LEAF = 0.5
+_TIE = 1e-6
 MAX_GROUP = 1000  # layers of one kind that are assigned at once; more are cut into pieces in order
 FINGERPRINT_ROLES = ("weight", "activation", "activation_grad")
 
@@ -82,11 +83,11 @@ def _assign(
     to_head, to_base = places
     moved = np.abs(to_head[rows][:, None] - columns) + np.abs(rows[:, None] - to_base[columns])
     old, new = [base[i] for i in rows], [head[j] for j in columns]
-    cost = (
-        moved / 2 / max(POSITION_REACH, len(head) / 10) + _range_cost(old, new) + RENAMED_LEAF * _other_leaf(old, new)
-    )
-    # Capped, so that one impossible pair can't push good ones aside.
-    chosen = linear_sum_assignment(np.minimum(cost, 2 * ACCEPTED))
+    reach = max(POSITION_REACH, max(len(base), len(head)) / 10)
+    cost = moved / 2 / reach + _range_cost(old, new) + RENAMED_LEAF * _other_leaf(old, new)
+    # Capped, so that one impossible pair can't push good ones aside. Of equally good assignments the one with more
+    # pairs, in whichever order the reports are compared.
+    chosen = linear_sum_assignment(np.minimum(cost, 2 * ACCEPTED) + _TIE * (cost > ACCEPTED))
     return {int(rows[r]): int(columns[c]) for r, c in zip(*chosen, strict=True) if cost[r, c] <= ACCEPTED}
 
 

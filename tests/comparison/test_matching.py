@@ -62,6 +62,13 @@ def test_layers_with_other_ranges_and_names_are_not_a_rename():
     assert (len(matching.removed), len(matching.added)) == (1, 1)
 
 
+def test_as_many_layers_match_in_whichever_order_reports_are_compared():
+    """Two good matches and none between far layers, or one of each kind: the costs may add up alike."""
+    base = [layer(fqn, parameters=0) for fqn in ("0", "a", "b", "00", "0a")]
+    head = [layer(fqn, parameters=0) for fqn in (".", "0000", "0", "000", "00")]
+    assert len(match_layers(base, head).pairs) == len(match_layers(head, base).pairs) == 5
+
+
 def test_duplicate_names_do_not_break():
     twice = [layer("fc"), layer("fc")]
     assert len(match_layers(twice, twice).pairs) == 2

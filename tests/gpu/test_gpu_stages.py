@@ -148,7 +148,8 @@ def test_an_operation_that_is_refused_ends_its_family_alone(monkeypatch, capsys)
 
 @pytest.mark.parametrize(("says", "status"), [(None, "ok"), ("out of memory", "failed")])
 def test_an_example_without_its_data_is_skipped(monkeypatch, tmp_path, says, status):
-    monkeypatch.setitem(sys.modules, "sklearn", None)
+    for name in ("sklearn", "sklearn.datasets"):
+        monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(SystemExit) as asks:
         load_data()
     real, command = subprocess.Popen, [sys.executable, "-c", "import sys; print(sys.argv[1]); sys.exit(4)"]

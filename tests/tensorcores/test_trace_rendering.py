@@ -73,7 +73,8 @@ def test_tables_keep_to_eighty_columns(tmp_path, kernel):
     products = [mm(1000 * i + 2, 800, 4096, 4096, 4096) for i in range(3)]
     found = analyse(read_trace(write(tmp_path, document([*scopes, *products, *launches]))))
     text = renderer(Path("x.txt"))(replace(found, source="trace.json"))
-    assert "transform…_key_value" in text
+    assert "….0.self_…_key_value" in text
+    assert "  … is transformer.layers\n" in text
     assert max(map(len, text.splitlines())) <= 80
 
 
