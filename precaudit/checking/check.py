@@ -7,12 +7,14 @@ from typing import Any
 
 from precaudit import __version__
 from precaudit.checking.coverage import coverage
-from precaudit.checking.deployments import deployments, formats_of, target, verified
+from precaudit.checking.deployments import deployments, formats_of
 from precaudit.checking.loss_scale import loss_scale
 from precaudit.checking.models import the_planned, view_models
 from precaudit.checking.outcomes import hard_inputs, outputs
 from precaudit.checking.ranges import ranges
 from precaudit.checking.records import Answer, CheckReport, CheckSettings, Deployment, Observation, Observed
+from precaudit.checking.target import target
+from precaudit.checking.verified import verified
 from precaudit.errors import ExitCode, PrecauditError
 from precaudit.model import Plan
 from precaudit.profiling.reference import in_float32

@@ -151,7 +151,8 @@ def _job(arguments: argparse.Namespace) -> Job:
 
 def _finish(report: CheckReport, arguments: argparse.Namespace) -> int:
     """Print and write the report; returns the exit code."""
-    from precaudit.checking.rendering import matched, render, render_terminal
+    from precaudit.checking.rendering import matched, render
+    from precaudit.checking.terminal import render_terminal
     from precaudit.comparison.outputs import format_of
     from precaudit.reporting.terminal import use_color
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import report_samples
 
-from precaudit.checking.deployments import deployments, target
+from precaudit.checking.deployments import deployments
 from precaudit.checking.outcomes import hard_inputs, outputs
 from precaudit.checking.records import Answer, CheckReport, CheckSettings, HardInput, Observed, OutputMatch
+from precaudit.checking.target import target
 from precaudit.finding import finding
 from precaudit.model import Location, Plan
 from precaudit.tensorcores.peaks import get_gpu

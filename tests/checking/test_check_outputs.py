@@ -11,7 +11,8 @@ import report_samples
 from golden_files import assert_golden
 
 from precaudit.checking.records import FORMATS, Observed
-from precaudit.checking.rendering import matched, render, render_terminal
+from precaudit.checking.rendering import matched, render
+from precaudit.checking.terminal import render_terminal
 from precaudit.finding import finding
 
 jsonschema = pytest.importorskip("jsonschema")

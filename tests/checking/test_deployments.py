@@ -4,8 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from precaudit.checking.deployments import default_tolerance, deployments, formats_of, in_format, target
+from precaudit.checking.deployments import default_tolerance, deployments, formats_of, in_format
 from precaudit.checking.records import CheckSettings, Deployment
+from precaudit.checking.target import target
 from precaudit.formats import FORMATS
 from precaudit.model import OpFormat, Plan
 from precaudit.planning.fitting import format_of
