@@ -27,14 +27,30 @@ def differences(base: Report, head: Report) -> Iterator[str]:
             yield f"{what}: {old} in base, {new} in head"
 
 
+def _arguments(report: Report) -> str:
+    return shlex.join(_texts(report.job["argv"])) or "none" if "argv" in report.job else ""
+
+
+def _formats(report: Report) -> str:
+    return ", ".join(_texts(report.job.get("formats")))
+
+
+def _execution(report: Report) -> str:
+    return "" if report.verification.verdict == "not_run" else str(report.verification.execution or "")
+
+
+def _torch(report: Report) -> str:
+    return str(report.environment.get("torch") or "")
+
+
 def _texts(value: Any) -> list[str]:
     return list(map(str, value)) if isinstance(value, list | tuple) else []
 
 
 READ: Mapping[str, Callable[[Report], str]] = {
     "script": script,
-    "arguments": lambda r: shlex.join(_texts(r.job["argv"])) or "none" if "argv" in r.job else "",
-    "formats": lambda r: ", ".join(_texts(r.job.get("formats"))),
-    "torch": lambda r: str(r.environment.get("torch") or ""),
-    "verification": lambda r: "" if r.verification.verdict == "not_run" else str(r.verification.execution or ""),
+    "arguments": _arguments,
+    "formats": _formats,
+    "torch": _torch,
+    "verification": _execution,
 }

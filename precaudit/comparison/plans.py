@@ -9,7 +9,7 @@ from dataclasses import replace
 from precaudit.comparison.changes import Change
 from precaudit.comparison.headroom import binades
 from precaudit.finding import SEVERITIES, fingerprint, ranked
-from precaudit.model import LossScale, Plan, Report
+from precaudit.model import LossScale, OpFormat, Plan, Report
 from precaudit.reporting import unfinished
 
 LADDER = {"pass": 0, "screened": 0, "inconclusive": 1, "fail": 2}
@@ -69,7 +69,7 @@ def format_changes(base: Plan, head: Plan, names: Mapping[str, str]) -> Iterator
 
 def op_exception_changes(base: Plan, head: Plan, names: Mapping[str, str]) -> Iterator[Change]:
     known: dict[tuple[str, str], str] = {}
-    for op in sorted(base.ops, key=lambda op: -SPEED_RANK[op.format]):  # the widest of one op counts
+    for op in sorted(base.ops, key=_speed, reverse=True):  # the widest of one op counts
         known[names.get(op.fqn, op.fqn), op.op] = op.format
     for op in head.ops:
         before = known.get((op.fqn, op.op))
@@ -77,6 +77,10 @@ def op_exception_changes(base: Plan, head: Plan, names: Mapping[str, str]) -> It
             because = head.because.get(f"{op.fqn}:{op.op}")
             message = f"{op.op} is now an exception in {op.format}" + (f": {because}" if because else "")
             yield Change("op_exceptions", 1.0, message, fqn=op.fqn, op=op.op, base=before, head=op.format)
+
+
+def _speed(op: OpFormat) -> int:
+    return SPEED_RANK[op.format]
 
 
 def loss_scale_changes(base: LossScale, head: LossScale) -> Iterator[Change]:

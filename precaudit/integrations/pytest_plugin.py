@@ -103,7 +103,7 @@ class Auditor:
         self._node.user_properties.append((WRITTEN, str(path)))
 
     def _compare(self, path: Path, report: Report, fail_on: str | Sequence[str]) -> None:
-        from precaudit.comparison.outputs import render_terminal
+        from precaudit.comparison.terminal import render_terminal
         from precaudit.errors import PrecauditError
 
         if not path.exists():

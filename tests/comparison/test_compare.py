@@ -11,9 +11,10 @@ from synthetic_reports import gpt, profile, stats_of, with_autocast
 
 from precaudit.comparison.compare import compare
 from precaudit.comparison.headroom import binades
+from precaudit.comparison.markdown import render_markdown
 from precaudit.comparison.metrics import METRICS
-from precaudit.comparison.outputs import render_markdown, render_terminal
 from precaudit.comparison.ranges import center, distance
+from precaudit.comparison.terminal import render_terminal
 from precaudit.model import (
     Exponents,
     Finding,

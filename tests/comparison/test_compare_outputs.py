@@ -21,7 +21,8 @@ from precaudit.commands.compare import FORMATS
 from precaudit.comparison import outputs, trend
 from precaudit.comparison.changes import Change, Comparison
 from precaudit.comparison.compare import compare
-from precaudit.comparison.outputs import MARKER, render
+from precaudit.comparison.markdown import MARKER
+from precaudit.comparison.outputs import render
 from precaudit.comparison.rows import Row, place, rows
 from precaudit.comparison.thresholds import DEFAULTS
 from precaudit.model import Plan, Report
@@ -217,7 +218,7 @@ def test_github_annotations_and_step_summary(folder, monkeypatch, capsys, tmp_pa
 
 
 def test_changes_of_the_whole_job_have_no_source_line():
-    from precaudit.comparison.outputs import as_findings
+    from precaudit.comparison.findings import as_findings
     from precaudit.model import Location, Op
 
     head = Report(ops=(Op("", "linear", 1, "lower", Location("model.py", 50), ()),))
@@ -226,7 +227,7 @@ def test_changes_of_the_whole_job_have_no_source_line():
 
 
 def test_annotations_stand_on_the_line_that_calls_the_operation():
-    from precaudit.comparison.outputs import as_findings
+    from precaudit.comparison.findings import as_findings
     from precaudit.model import Location
 
     head = profile(odd_vocabulary(gpt()), 1)
