@@ -8,9 +8,10 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+from precaudit.measuring.money import UNITS, cost, units
 from precaudit.measuring.program import Program, arms_for, timed
 from precaudit.measuring.records import FLOAT32, PLAN, Observation, Profiled
-from precaudit.measuring.summary import UNITS, UNMEASURED, WARM_ROUNDS, cost, performance, steady, units
+from precaudit.measuring.summary import UNMEASURED, WARM_ROUNDS, performance, steady
 from precaudit.measuring.usage import compared, predictions, speed_note, usage
 from precaudit.model import Finding, Op, Plan, TensorCores
 from precaudit.profiling.audit import Audit, Runner

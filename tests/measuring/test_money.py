@@ -2,8 +2,9 @@
 
 import pytest
 
+from precaudit.measuring.money import cost, units
 from precaudit.measuring.records import Feed
-from precaudit.measuring.summary import UNMEASURED, cost, units
+from precaudit.measuring.summary import UNMEASURED
 
 FEED = Feed(samples_per_step=64.0, steps_per_epoch=500.0)
 TIMED = {

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from precaudit.model import Difference, Verification
-from precaudit.reporting.undecided import AFFORDABLE, seeds_needed
+from precaudit.reporting.forecast import AFFORDABLE, seeds_needed
 from precaudit.verification.equivalence import LOOKS, equivalence
 
 
