@@ -18,7 +18,7 @@ _Made = tuple[str, Location | None]
 
 
 class OwnNonFinite:
-    """Observes every operation outside of optimizers, and every loss. Non-finite values before a finite loss, such as a
+    """Observes operations with non-finite results, and every loss. Non-finite values before a finite loss, such as a
     mask's, are harmless."""
 
     def __init__(self) -> None:
@@ -27,6 +27,7 @@ class OwnNonFinite:
         self._lost: dict[str, Any] | None = None
 
     def made(self, call: Call, result: torch.Tensor) -> None:
+        """An operation outside of optimizers whose result is not finite."""
         if self._lost or call.op in MEANT or not result.is_floating_point():
             return
         given = [t for t in call.given if t.is_floating_point()]
@@ -51,8 +52,6 @@ class OwnNonFinite:
 
 
 def _spoils(given: list[torch.Tensor], result: torch.Tensor) -> bool:
-    if bool(result.isfinite().all()):
-        return False
     if bool(result.isnan().any()) and not any(bool(t.isnan().any()) for t in given):
         return True
     return all(bool(t.isfinite().all()) for t in given)

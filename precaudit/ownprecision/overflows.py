@@ -27,9 +27,9 @@ def overwritten(call: Call) -> torch.Tensor | None:
 
 
 def overflow(call: Call, result: torch.Tensor, before: torch.Tensor | None) -> float | None:
-    """The largest input of an operation that produces non-finite low values from finite ones; None where it produces
-    none, or also in float32, as the logarithm of zero does. `before` is the value it has overwritten."""
-    if call.op in MEANT or bool(result.isfinite().all()):
+    """The largest input of an operation whose low result is not finite though its inputs are; None where it isn't in
+    float32 either, as the logarithm of zero. `before` is the value it has overwritten."""
+    if call.op in MEANT:
         return None
     args = tuple(before if value is result and call.writes else value for value in call.args)
     call = Call(call.func, args, {name: value for name, value in call.kwargs.items() if name != "out"})

@@ -80,10 +80,12 @@ class OwnLowPrecision(TorchFunctionMode, TrainingListener):
         self._states.made(call, result)
         # Operations that can't be examined or repeated in float32 are ignored.
         with torch.no_grad(), suppress(RuntimeError, TypeError, ValueError):
-            if not self._stepping:
+            low = result.dtype in HALVES and is_plain(result)
+            if not bool(result.isfinite().all()):
                 self._look_for_non_finite(call, result)
-            if result.dtype in HALVES and is_plain(result):
-                self._look_for_overflow(call, result, before)
+                if low:
+                    self._look_for_overflow(call, result, before)
+            if low:
                 self._look_for_integers(call, result)
                 self._operations.made(call, result, self._stepping)
                 self._casts.made(call, result)
@@ -129,6 +131,8 @@ class OwnLowPrecision(TorchFunctionMode, TrainingListener):
     def _look_for_non_finite(self, call: Call, result: torch.Tensor) -> None:
         """Non-finite values that the script itself adds to a weight, as an adversarial perturbation: no scaler skips
         them."""
+        if self._stepping:
+            return
         self._nonfinite.made(call, result)
         known = any(kind == "weights" for kind, *_ in self._found)
         if known or not isinstance(result, torch.nn.Parameter) or not call.writes:
