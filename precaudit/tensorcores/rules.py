@@ -60,7 +60,7 @@ def _rule(rule_id: str, pattern: str, uses: bool | None, generation: str | None 
 RULES: tuple[Rule, ...] = (
     _rule(
         "helper",
-        r"splitKreduce|ReduceSplitK|reduce_1Block|globalKernel|OffsetsKernel|nchwToNhwc|nhwcToNchw|(?<!chunk_)[Pp]reprocess"
+        r"split[kK]_?[rR]educe|ReduceSplitK|reduce_1Block|globalKernel|OffsetsKernel|nchwToNhwc|nhwcToNchw|(?<!chunk_)[Pp]reprocess"
         r"|[Pp]ostprocess|dot_do_o|convert_dq|combine(?!d)|FwdCombine|reshape_and_cache|elementwise|Functor|prepare_varlen"
         r"|im2col|col2im|vol2col|col2vol|init_device_workspace|convertTensor_kernel|AddPaddingKernel|elementWise"
         r"|clear_dkvaccum|convert_dkv|ForwardCombine|BwdSumOdO|FmhaKernelBwdConvert|MlaReductionKernel|mla_metadata"
@@ -107,7 +107,11 @@ RULES: tuple[Rule, ...] = (
         r"|router_gemm_kernel(?:_float_output|_bf16_output)?<",
         False,
     ),
-    _rule("gemv", r"[Gg]emv|gemmk1|gemm_k1|(?<![a-zA-Z_])dot_kernel|gemmSN|4bit_inference_naive", False),
+    _rule(
+        "gemv",
+        r"[Gg]emv(?!.*(?:tensor_?core|_tc_|(?<!ge)mma))|gemmk1|gemm_k1|(?<![a-zA-Z_])dot_kernel|gemmSN|4bit_inference_naive",
+        False,
+    ),
     _rule(
         "vector-quantised",  # dequantised in registers, multiplied by packed half-precision arithmetic
         r"cudaCoreGemm|weight_only::kernel<|gemm_half_q_half|moe_wna16_gemm_kernel|bgmv_(?:shrink|expand)|q4_matmul_kernel"
@@ -124,7 +128,8 @@ RULES: tuple[Rule, ...] = (
     _rule("fourier", r"(?:^|\W)(?:vector|regular|composite_2way|multi_bluestein)_fft<", False, matmul=False),
     _rule(
         "sparse",  # rows of their own lengths, by vector units
-        r"(?:^|\W)cusparse::(?:cs[rc]|coo|load_balancing|partition)|dgl::aten::cuda::(?:SpMM|SDDMM)",
+        r"(?:^|\W)cusparse::(?:cs[rc]|coo|load_balancing|partition)|dgl::aten::cuda::(?:SpMM|SDDMM)"
+        r"|spmm_kernel<[\w:]+, \(ReductionType\)|segment_(?:csr|coo)_",
         False,
         matmul=False,
     ),
@@ -176,15 +181,21 @@ RULES: tuple[Rule, ...] = (
     _rule("cute-dsl-atom", r"^kernel_cutlass_\w*_ShapeMNK(?:128|256)\d", True, "blackwell"),
     _rule(  # public kernels around tl.dot, which multiplies float32 as TF32 unless told otherwise
         "triton-dot",
-        r"^(?:fused_moe_kernel(?:_gptq_awq)?|_w8a8_(?:triton_)?block_\w*(?:matmul|mm)(?:_\w+)?|kernel_unified_attention_[23]d"
-        r"|_fwd_grouped_kernel_stage1(?:_rope)?|_attn_(?:fwd|bwd)(?:_dkdv|_dq)?|awq_gemm_kernel|_bsr_strided_addmm_kernel|_lora_(?:shrink|expand)_kernel"
+        r"^(?:fused_moe_kernel(?:_gptq_awq)?|_w8a8_(?:triton_)?block_\w*(?:matmul|mm)(?:_\w+)?|kernel_unified_attention(?:_[23]d)?"
+        r"|_fwd_grouped_kernel_stage1(?:_rope)?|_attn_(?:fwd|bwd)(?:_dk_?dv|_dq)?|awq_gemm_kernel|_bsr_strided_addmm_kernel"
+        r"|parallel_nsa_kernel_topk|_scatter2scatter|_groupXtY|gemm_fusion_dot(?:_general)?|_lora_(?:shrink|expand)_kernel"
         r"|_chunk_(?:scan|state)_(?:(?:fwd|varlen)|(?:chunk_state_)?bwd_d(?:x|b|c|cb|states))_kernel|_bmm_chunk_(?:fwd|bwd)_kernel"
         r"|(?!\w*(?:cumsum|cumprod|reduction|hgrn|token_parallel|sub_intra|rcum_inter|_dgk_|_hdh))"
         r"(?:chunk|fused_chunk|chunkwise|parallel)_(?:\w+_)?(?:fwd|bwd)_kernel(?:_\w+)?"
         r"|recompute_w_u_fwd_(?:\w+_)?kernel|prepare_wy_repr_bwd_(?:\w+_)?kernel|_matmul_ogs\w*?)(?:_\d\w*)?$",
         True,
     ),
-    _rule("triton-pointwise", r"^triton_(?:poi|red|per|spl|for|mix|unk)_", False, matmul=False),
+    _rule(  # as Inductor, XLA and FlagGems name what they generate
+        "triton-pointwise",
+        r"^triton_(?:poi|red|per|spl|for|mix|unk)_|^triton_softmax(?:_\d+)*$|_func\w*_kernel_rank_\d+$",
+        False,
+        matmul=False,
+    ),
     _rule(
         "low-precision-gemm",
         r"(?i)(?:fp8|e4m3|e5m2|e2m1|nvfp4|mxfp4).*gemm|gemm.*(?:fp8|e4m3|e5m2|e2m1|nvfp4|mxfp4)",
@@ -192,9 +203,9 @@ RULES: tuple[Rule, ...] = (
     ),
     _rule("triton", r"^triton_", None),
     _rule(
-        "collective",
-        r"nccl|Nccl|all_reduce|allreduce|AllReduce|AllGather|ReduceScatter|nvshmem|cross_device_reduce|mscclpp|userbuffers"
-        r"|(?<!\w)(?:deep_ep|dpsk::ep)::",
+        "collective",  # what is fused with a product may be either
+        r"^(?!.*(?i:gemm|matmul)).*(?:nccl|Nccl|all_reduce|allreduce|AllReduce|AllGather|ReduceScatter|nvshmem"
+        r"|cross_device_reduce|mscclpp|userbuffers|(?<!\w)(?:deep_ep|dpsk::ep)::)",
         False,
         matmul=False,
     ),
@@ -248,8 +259,8 @@ RULES: tuple[Rule, ...] = (
     ),
     _rule(
         "memory",
-        r"(?i)^(?:\[cuda )?(?:memcpy|memset)|copy_kernel|copy_page|(?<!pre)fill_kernel|transpose_(?:kernel|readWrite)"
-        r"|cast_transpose|float2half_rn_kernel",
+        r"(?i)^(?:\[cuda )?(?:memcpy|memset)|copy_kernel|copy_page|(?:padded|binned)_copy|(?<!pre)fill_kernel"
+        r"|transpose_(?:kernel|readWrite)|cast_transpose|float2half_rn_kernel",
         False,
         matmul=False,
     ),
@@ -258,18 +269,18 @@ RULES: tuple[Rule, ...] = (
         r"(?i)^(?!.*(?:gemm(?!a)|mma(?<!gemma)|attention|attn|fmha|conv(?!ert)|matmul|(?<!bi)(?<!tri)linear|mlp|fused_?moe|dot|dense"
         r"|ffn|proj|einsum|lora|(?<!fast_)hadamard_|(?<![a-z])(?:b|sp)?mm(?![a-z]))).*"
         r"(?:(?:layer|rms|group|batch|instance|l2)_?norm|softmax|rotary|rope_|silu|gelu|act_and_mul|embedding|dropout"
-        r"|quantize|_quant_|quantint8|topk|top_k|sampling|argmax|routing|finalizeKernel|moe_align|expand_input|permute"
-        r"|cross_entropy|Criterion|fast_hadamard|selective_scan_|nms_kernel|roi_align|roi_pool|resize|upsample|mergestates"
+        r"|quantize|_quant_|quantint8|topk|top_k|sampl(?:e|ing)|argmax|routing|finalizeKernel|moe_align|expand_input|permute"
+        r"|cross_entropy|Criterion|fast_hadamard|selective_scan_|nms_kernel|roi_?align|roi_?pool|resize|upsample"
         r"|concat_and_cache|sort_expert|amax_kernel|kOptimizer|nrm2_kernel|asum_kernel|axpy_kernel|scal_kernel"
         r"|moe_sum_(?:reduce_\w*)?kernel|moe_fused_gate|moe::dev::activation|norm_?rope|biasrope|c(?:vt|ast)_\w*to_fp[48]|top\d_sum_gate"
         r"|expand_to_fused|reduce_fused|get_fused_mapping|count_expert|cast_and_transpose|batched_transpose|ep_(?:scatter|gather)"
         r"|(?:swi|ge)glu(?:_[a-z]+)?_(?:for|back)ward_kernel|(?:^|_)m?rope$|sigmoid|swish|relu|logsumexp|cumsum_scalar|kl_?div"
         r"|_jsd_kernel|grpo|sinkhorn|token_shift|(?:gdn|kda)_gat(?:e_(?:fwd|bwd)|ing)|chunk_cumsum_(?:fwd|bwd)|metadata"
-        r"|(?<!lora_)page_table|slot_mapping|kv_(?:buffer|indices)|req_to_token|(?:pre|post)_reorder|dequant_kernel)",
+        r"|(?<!lora_)page_table|slot_mapping|kv_(?:buffer|indices)|req_to_token|(?:pre|post)_reorder|dequant_kernel|(?<!2)(?:gather|scatter)(?!2)|penalt|bincount|sort_chunks)",
         False,
         matmul=False,
     ),
-    _rule("merge-states", r"merge_attn_states|MergeAttnStates", False, matmul=False),
+    _rule("merge-states", r"(?i)merge_?(?:attn_?)?states?|^_fwd_kernel_stage2$", False, matmul=False),
 )
 
 NOT_NVIDIA = Classification("unknown", "not-nvidia")
