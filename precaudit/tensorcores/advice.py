@@ -16,9 +16,17 @@ if TYPE_CHECKING:
 
 FULL = ("fp32", "fp64")
 GEMV = "gemv"
+COLLECTIVE = "collective"
 WORTH = 0.01
+MOST = 0.5
 _ATTENTION = "Try torch.nn.attention.sdpa_kernel(SDPBackend.CUDNN_ATTENTION), or FlashAttention 3 and later"
 _PRODUCTS = "Try a newer cuBLAS (PyTorch built for a newer CUDA) or larger products: small ones stay on old paths"
+_MAPS = "copies, element-wise maps and reductions, which multiply no matrices"
+_FUSE = "Fuse them (torch.compile, fused optimizers and norms): Tensor Cores do nothing for them"
+_WAITS = "communication between GPUs, its waiting included"
+_OVERLAP = (
+    "See whether a rank waits for another, and overlap communication with computing: Tensor Cores do nothing for it"
+)
 # library: where its kernels for newer GPUs are found; cuBLAS ships kernels that bear CUTLASS's name
 NEWER = {
     "cublas": _PRODUCTS,
@@ -32,16 +40,33 @@ NEWER = {
 
 def advise(groups: Sequence[Group], total: float) -> tuple[Finding, ...]:
     """One finding per cause, layers with the same cause together, by the GPU time at stake."""
+    found = [*_products(groups, total), *_others(groups, total)]
+    return tuple(sorted(found, key=lambda finding: -finding.evidence["share"]))
+
+
+def _products(groups: Sequence[Group], total: float) -> Iterable[Finding]:
     causes: dict[str, tuple[Callable[[list[Group]], Finding], list[Group]]] = {}
     for group in groups:
         if group.card.tensor_cores and group.found.matmul and group.found.tensor_core in ("legacy", "none"):
             key, explain = _cause(group, group.card)
             causes.setdefault(key, (explain, []))[1].append(group)
-    ranked = sorted(causes.values(), key=lambda cause: -_seconds(cause[1]))
-    found = ((explain(mine), _seconds(mine) / (total or 1.0)) for explain, mine in ranked)
-    return tuple(
-        replace(finding, evidence={**finding.evidence, "share": share}) for finding, share in found if share >= WORTH
-    )
+    for explain, mine in causes.values():
+        if (share := _seconds(mine) / (total or 1.0)) >= WORTH:
+            yield _shared(explain(mine), share)
+
+
+def _others(groups: Sequence[Group], total: float) -> Iterable[Finding]:
+    """What no Tensor Core can shorten, where it is most of the time."""
+    mine = [g for g in groups if g.card.tensor_cores and not g.found.matmul and g.found.tensor_core == "none"]
+    apart = [g for g in mine if g.found.rule == COLLECTIVE]
+    local = [g for g in mine if g.found.rule != COLLECTIVE]
+    for same, what, suggestion in ((local, _MAPS, _FUSE), (apart, _WAITS, _OVERLAP)):
+        if (share := _seconds(same) / (total or 1.0)) > MOST:
+            yield _shared(_finding("PA405", same, what, suggestion), share)
+
+
+def _shared(finding: Finding, share: float) -> Finding:
+    return replace(finding, evidence={**finding.evidence, "share": share})
 
 
 def _seconds(groups: Iterable[Group]) -> float:

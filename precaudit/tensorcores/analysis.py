@@ -11,7 +11,7 @@ import numpy as np
 
 from precaudit.formats import ALIASES, FORMATS
 from precaudit.model import Finding, Kernel, TensorCores, TimeShare
-from precaudit.tensorcores.advice import advise
+from precaudit.tensorcores.advice import COLLECTIVE, advise
 from precaudit.tensorcores.attribution import OUTSIDE, UNATTRIBUTED, Attribution, attribute
 from precaudit.tensorcores.cards import Card, cards_of
 from precaudit.tensorcores.evidence import agreed, classify_ptx, inductor_class, second_opinion
@@ -60,13 +60,15 @@ class Group:
 
 @dataclass(frozen=True)
 class Analysis:
-    """The analysis of a trace; `tensor_cores` is the part that reports have too."""
+    """The analysis of a trace; `tensor_cores` is the part that reports have too. `used` is the share of the time on
+    Tensor Cores, by paths that aren't known too."""
 
     source: str
     tensor_cores: TensorCores
     findings: tuple[Finding, ...]
     seconds: float
     calls: int
+    used: float
 
 
 def analyse(trace: Trace, target: str | None = None, ptx: Mapping[str, Sequence[str]] = NO_PTX) -> Analysis:
@@ -89,7 +91,8 @@ def analyse(trace: Trace, target: str | None = None, ptx: Mapping[str, Sequence[
         layers=tuple(layers),
         notes=tuple(_notes(trace, cards, groups, attribution)),
     )
-    return Analysis(trace.source, usage, advise(groups, total), total, len(trace.kernels.seconds))
+    on = sum(group.seconds for group in groups if _used(group)) / (total or 1.0)
+    return Analysis(trace.source, usage, advise(groups, total), total, len(trace.kernels.seconds), on)
 
 
 # ---------------------------------------------------------------- grouping
@@ -193,6 +196,10 @@ def _tensor_peak(operands: str, gpu: Gpu) -> float | None:
 
 
 # ---------------------------------------------------------------- summing up
+
+
+def _used(group: Group) -> bool:
+    return group.found.used or group.found.tensor_core in ("native", "legacy")
 
 
 def _time_share(groups: Sequence[Group]) -> TimeShare:
@@ -348,9 +355,9 @@ def _newer(groups: Sequence[Group], card: Card) -> str | None:
 
 def _communication(groups: Sequence[Group], total: float) -> Iterable[str]:
     """Communication: its kernels wait for other GPUs in parallel with computing ones, so Tensor Cores lose no time."""
-    apart = sum(g.seconds for g in groups if g.found.rule == "collective")
+    apart = sum(g.seconds for g in groups if g.found.rule == COLLECTIVE)
     if total * MUCH < apart < total:
-        used = sum(g.seconds for g in groups if g.found.tensor_core in ("native", "legacy"))
+        used = sum(g.seconds for g in groups if _used(g))
         yield (
             f"{apart / total:.1%} of the kernel time is communication between GPUs, its waiting included: without it, "
             f"{used / (total - apart):.1%} ran on Tensor Cores."

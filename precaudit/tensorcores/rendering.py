@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from precaudit import __version__
 from precaudit.errors import PrecauditError
-from precaudit.model import SCHEMA_VERSION, Finding, Kernel
+from precaudit.model import SCHEMA_VERSION, Kernel, TimeShare
 from precaudit.reporting import format_of
 from precaudit.reporting.markdown import bullets, code, table, text
 from precaudit.reporting.serialize import to_json
@@ -86,26 +86,36 @@ def short_name(name: str) -> str:
 
 def headline(analysis: Analysis) -> str:
     used = analysis.tensor_cores
-    part = used.time_share
+    part = used.time_share or TimeShare(0.0, 0.0, 0.0, 1.0)
     where = visible(used.device or "an unnamed GPU")
     ran = f"{seconds(analysis.seconds)} of kernel time in {plural(analysis.calls, 'kernel')} on {where}"
-    if part is None or "not an NVIDIA GPU" in used.method:
+    if _foreign(analysis):
         return f"Not an NVIDIA GPU, so no Tensor Cores: {ran}."
-    unsure = f", {share(part.unknown)} unknown" if part.unknown >= WORTH_SAYING else ""
-    return f"{share(part.native + part.legacy)} of the GPU time on Tensor Cores{unsure}: {ran}."
+    untold = analysis.used - part.native - part.legacy
+    path = f" ({share(untold)} by a path that isn't known)" if untold >= WORTH_SAYING else ""
+    unsure = f", {share(part.unknown - untold)} unknown" if part.unknown - untold >= WORTH_SAYING else ""
+    return f"{share(analysis.used)} of the GPU time on Tensor Cores{path}{unsure}: {ran}."
 
 
-def advice(findings: Iterable[Finding]) -> list[str]:
+def _foreign(analysis: Analysis) -> bool:
+    return "not an NVIDIA GPU" in analysis.tensor_cores.method
+
+
+def advice(analysis: Analysis) -> list[str]:
+    if _foreign(analysis):
+        return ["Nothing can be said: the rules are for NVIDIA's kernels. Times by kernel and by layer hold."]
     lines = []
-    for finding in findings:
+    for finding in analysis.findings:
         layers = finding.evidence.get("layers") or []
         where = f" in {layers[0]}" if len(layers) == 1 else f" in {len(layers)} layers" if layers else ""
         part = share(finding.evidence.get("share"))
         lines.append(f"{finding.rule}, {part} of the time{where}: {finding.message}. {finding.suggestion}.")
-    return [visible(line) for line in lines]
+    return [visible(line) for line in lines] or ["Nothing stands out."]
 
 
 def bars(analysis: Analysis) -> list[tuple[str, float, str]]:
+    if _foreign(analysis):
+        return []
     part = analysis.tensor_cores.time_share
     values = [(label, getattr(part, label) if part else 0.0) for label in CLASSES]
     return [(label, value, "█" * round(value * BAR)) for label, value in values]
@@ -123,15 +133,15 @@ def render_terminal(analysis: Analysis) -> str:
     page.text(f"precaudit {__version__}: {visible(analysis.source)}")
     page.lines.append("")
     page.text(headline(analysis))
-    page.section("Share of GPU time by class", [])
-    page.lines += [
-        f"  {label:<8}{share(value):>7}  {bar:<{BAR}}  {MEANING[label]}" for label, value, bar in bars(analysis)
-    ]
+    page.section("What to do", advice(analysis))
+    shares = [f"  {label:<8}{share(value):>7}  {bar:<{BAR}}  {MEANING[label]}" for label, value, bar in bars(analysis)]
+    if shares:
+        page.section("Share of GPU time by class", [])
+        page.lines += shares
     _kernels(page, rows(analysis))
     if layers := top_layers(analysis):
         page.section("Layers", [])
         page.table(["layer", "time", *CLASSES, "TFLOP/s"], list(map(_layer_cells, layers)), texts=1)
-    page.section("What to do", advice(analysis.findings) or ["Nothing stands out."])
     page.section("How it was measured", _method(analysis))
     return str(page)
 
@@ -178,7 +188,7 @@ def _method(analysis: Analysis) -> list[str]:
 
 def render_markdown(analysis: Analysis) -> str:
     parts = [f"# Tensor Cores: {text(Path(analysis.source).name)}", text(headline(analysis))]
-    classes = ([label, share(value), bar, MEANING[label]] for label, value, bar in bars(analysis))
+    classes = [[label, share(value), bar, MEANING[label]] for label, value, bar in bars(analysis)]
     kernels = [
         [
             code(shorten(short_name(row.name), 60)),
@@ -190,9 +200,10 @@ def render_markdown(analysis: Analysis) -> str:
         ]
         for row in rows(analysis)[: 2 * ROWS]
     ]
-    parts += [table(["class", "GPU time", "", "ran on"], classes)]
+    parts += ["## What to do", bullets(advice(analysis))]
+    if classes:
+        parts += ["## Share of GPU time by class", table(["class", "GPU time", "", "ran on"], classes)]
     parts += ["## Kernels", table(["kernel", "GPU time", "class", "rule", "TFLOP/s", "layer"], kernels)]
-    parts += ["## What to do", bullets(advice(analysis.findings)) or "Nothing stands out."]
     parts += ["## How it was measured", bullets(_method(analysis))]
     return "\n\n".join(parts) + "\n"
 
@@ -216,7 +227,7 @@ def render_html(analysis: Analysis) -> str:
         layers=layers[:LAYERS],
         more_layers=plural(len(layers[LAYERS:]), "more layer") if layers[LAYERS:] else "",
         classes=CLASSES,
-        advice=advice(analysis.findings),
+        advice=advice(analysis),
         method=_method(analysis),
         share=share,
         rate=_rate,

@@ -164,6 +164,27 @@ def test_a_format_without_a_listed_peak_has_no_peak_share(tmp_path, kind, kernel
     assert not any("vector units" in note for note in used.notes)
 
 
+@pytest.mark.parametrize(
+    ("other", "words"),
+    [(ADD, ("element-wise", "Fuse them")), ("ncclDevKernel_AllReduce_Sum_f32_RING_LL", ("between GPUs", "overlap"))],
+)
+def test_what_no_tensor_core_shortens_is_said_where_it_is_most_of_the_time(tmp_path, other, words):
+    def findings(spent):
+        return analysed(tmp_path, [*launched(NVJET, 0, 50, 1), *launched(other, 100, spent, 2)]).findings
+
+    (finding,) = findings(60)
+    assert (finding.rule, finding.evidence["share"]) == ("PA405", pytest.approx(60 / 110))
+    assert words[0] in finding.message
+    assert words[1] in finding.suggestion
+    assert findings(50) == ()
+
+
+def test_findings_of_products_and_of_other_kernels_are_ranked_together(tmp_path):
+    slow = [mm(0, 50, 64, 64, 64), *launched(AMPERE, 5, 40, 1)]
+    found = analysed(tmp_path, [*slow, *launched(ADD, 200, 60, 2)])
+    assert [finding.rule for finding in found.findings] == ["PA405", "PA402"]
+
+
 def test_native_kernels_need_no_advice(tmp_path):
     assert analysed(tmp_path, [mm(0, 50, 64, 63, 64), *launched(NVJET, 5, 100, 1)]).findings == ()
 
@@ -302,7 +323,7 @@ def test_a_triton_kernel_without_mma_instructions_is_no_product(tmp_path):
     trace = read_trace(write(tmp_path, document(launched("liger_cross_entropy_kernel", 5, 100, 1))))
     analysis = analyse(trace, ptx={"liger_cross_entropy_kernel": [FMA + "cvt.f32.bf16 %f1, %h1;\n"]})
     assert analysis.tensor_cores.kernels[0].tensor_core == "none"
-    assert not analysis.findings
+    assert {finding.rule for finding in analysis.findings} == {"PA405"}
     trace = read_trace(write(tmp_path, document(launched("triton_tem_fused_mm_0", 5, 100, 1))))
     assert [f.rule for f in analyse(trace, ptx={"triton_tem_fused_mm_0": [FMA]}).findings] == ["PA403"]
 

@@ -43,6 +43,34 @@ def test_golden(analysis, extension):
     assert_golden(f"trace{extension}", renderer(Path(f"x{extension}"))(analysis))
 
 
+def said(tmp_path, *events, extension=".txt", **described):
+    found = analyse(read_trace(write(tmp_path, document(list(events), **described))))
+    return renderer(Path(f"x{extension}"))(found)
+
+
+@pytest.mark.parametrize("extension", [".txt", ".md", ".html"])
+def test_what_to_do_stands_before_the_tables(tmp_path, extension):
+    text = said(tmp_path, *launched(SGEMM, 0, 50, 1), extension=extension)
+    assert text.index("of the GPU time on") < text.index("What to do") < text.index("PA403") < text.index("Kernels")
+
+
+def test_tensor_cores_by_an_unknown_path_count_in_the_first_line(tmp_path):
+    text = said(tmp_path, *launched("fused_moe_kernel", 0, 30, 1), *launched("strange_kernel", 50, 70, 2))
+    first = " ".join(text.split("\n\n")[1].split())
+    assert first.startswith(
+        "30.0% of the GPU time on Tensor Cores (30.0% by a path that isn't known), 70.0% unknown: 0.1 ms of"
+    )
+
+
+@pytest.mark.parametrize("extension", [".txt", ".md", ".html"])
+def test_no_class_is_given_to_another_vendors_kernels(tmp_path, extension):
+    amd = {"id": 0, "name": "AMD Instinct MI300X", "computeMajor": 9, "computeMinor": 4}
+    text = said(tmp_path, *launched(ADD, 0, 50, 1), extension=extension, device=amd)
+    assert "Not an NVIDIA GPU" in text
+    assert "Nothing can be said: the rules are for NVIDIA" in text
+    assert "names don" not in text
+
+
 def test_shares_of_the_rows_add_up_to_all(analysis):
     assert sum(row.share for row in rows(analysis)) == pytest.approx(1)
     assert sum(row["share"] for row in analysis.tensor_cores.layers) == pytest.approx(1)
