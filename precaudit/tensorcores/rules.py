@@ -284,11 +284,14 @@ RULES: tuple[Rule, ...] = (
 )
 
 NOT_NVIDIA = Classification("unknown", "not-nvidia")
+_PRODUCT_ELSEWHERE = replace(NOT_NVIDIA, matmul=True)
 _NO_RULE = Rule("no-rule", re.compile(""), None, None, False)
 _LONGEST = 8192  # characters of a name that are read: patterns take quadratic time where a word repeats
 _AMD_NAME = re.compile(
     r"(?:^|_)Cijk_|(?<![a-z])ck(?:_tile)?::|xdlops|gtcx|MIOpen|miopen|rocblas|Tensile|amd_rocclr|aiter::|__hip_|mfma"
 )
+
+_COMPUTES = re.compile(r"Cijk_|[gG]em[mv]|[cC]onv(?!ert)|xdl|mfma|[fF]mha|[aA]tt(?:n|ention)")  # of other vendors'
 
 
 def classify(name: str, capability: Capability | None, *, nvidia: bool = True) -> Classification:
@@ -298,7 +301,7 @@ def classify(name: str, capability: Capability | None, *, nvidia: bool = True) -
     """
     name = readable(name[:_LONGEST])
     if not nvidia or _AMD_NAME.search(name):
-        return NOT_NVIDIA
+        return _PRODUCT_ELSEWHERE if _COMPUTES.search(name) else NOT_NVIDIA
     rule = next((r for r in RULES if r.pattern.search(name)), _NO_RULE)
     found = Classification("none", rule.id, None, operand_format(name), library_of(name), rule.matmul)
     if rule.uses is None:

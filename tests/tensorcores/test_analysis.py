@@ -164,6 +164,14 @@ def test_a_format_without_a_listed_peak_has_no_peak_share(tmp_path, kind, kernel
     assert not any("vector units" in note for note in used.notes)
 
 
+def test_another_vendors_product_has_the_flops_and_its_helpers_have_none(tmp_path):
+    kernels = ("batched_transpose_16x32_half", "igemm_fwd_gtcx3_nhwc_bf16_bx0_ex1_bt128x128x32")
+    launches = [event for i, name in enumerate(kernels) for event in launched(name, 5 + 20 * i, 100, i)]
+    amd = {"id": 0, "name": "AMD Instinct MI300X", "computeMajor": 9, "computeMinor": 4}
+    found = analysed(tmp_path, [mm(0, 90, 1024, 1024, 1024), *launches], device=amd).tensor_cores
+    assert {k.name: k.tflops for k in found.kernels} == {kernels[0]: None, kernels[1]: pytest.approx(2 * 2**30 / 1e8)}
+
+
 @pytest.mark.parametrize(
     ("other", "words"),
     [(ADD, ("element-wise", "Fuse them")), ("ncclDevKernel_AllReduce_Sum_f32_RING_LL", ("between GPUs", "overlap"))],

@@ -119,11 +119,12 @@ def test_words_of_mangled_names(name, words):
     ],
 )
 def test_another_vendors_names(name):
-    assert classify(name, H100) is NOT_NVIDIA
+    assert classify(name, H100).rule == NOT_NVIDIA.rule
 
 
 def test_another_vendors_gpu():
-    assert classify(CUTLASS_80, (9, 4), nvidia=False) is NOT_NVIDIA
+    found = classify(CUTLASS_80, (9, 4), nvidia=False)
+    assert (found.rule, found.tensor_core, found.matmul) == (NOT_NVIDIA.rule, "unknown", True)
 
 
 @pytest.mark.parametrize(
