@@ -190,6 +190,8 @@ def _foreign(buffer: bytes) -> str:
         return "the file is empty"
     document = _parse(buffer)
     if not isinstance(document, dict):
+        if isinstance(_parse(buffer.partition(b"\n")[0]), dict):
+            return "it has one JSON object a line, as torch.profiler doesn't write"
         return "not valid JSON: truncated, corrupt or nested too deeply"
     if "traceEvents" in document:
         return "its traceEvents is not a list: not a torch.profiler trace"

@@ -112,6 +112,7 @@ BROKEN = [
     pytest.param(b"SQLite format 3\0", "Nsight Systems", id="sqlite"),
     pytest.param(b'{"kernels": 3, "b": []}', "no traceEvents .its keys: kernels, b", id="foreign"),
     pytest.param(b'{"traceEvents": {"a": 1}}', "not a list", id="object"),
+    pytest.param(b'{"ph": "X", "ts": 1}\n{"ph": "X", "ts": 2}\n', "one JSON object a line", id="lines"),
     pytest.param(b'{"schemaVersion": 1, "traceEv', "not valid JSON", id="cut-in-head"),
     pytest.param(WHOLE[: len(WHOLE) // 2], r"after \d+ complete events: truncated", id="cut-in-events"),
     pytest.param(b'{"traceEvents": [', "before the first complete event", id="cut-at-start"),
