@@ -21,9 +21,9 @@ WORTH = 0.01
 MOST = 0.5
 _ATTENTION = "Try torch.nn.attention.sdpa_kernel(SDPBackend.CUDNN_ATTENTION), or FlashAttention 3 and later"
 _PRODUCTS = "Try a newer cuBLAS (PyTorch built for a newer CUDA) or larger products: small ones stay on old paths"
-_MAPS = "copies, element-wise maps and reductions, which multiply no matrices"
+_MAPS = "kernels that multiply no matrices (copies, element-wise maps, reductions) take most of the GPU's time"
 _FUSE = "Fuse them (torch.compile, fused optimizers and norms): Tensor Cores do nothing for them"
-_WAITS = "communication between GPUs, its waiting included"
+_WAITS = "communication between GPUs, its waiting included, takes most of the GPU's time"
 _OVERLAP = (
     "See whether a rank waits for another, and overlap communication with computing: Tensor Cores do nothing for it"
 )

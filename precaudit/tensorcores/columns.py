@@ -126,7 +126,7 @@ class Columns:
         name, arguments = event["name"], event.get("args") or {}
         self.kernels_seen += 1
         device = integer(arguments.get("device", event.get("pid")), 0)
-        correlation = integer(arguments.get("correlation"), -1)
+        correlation = integer(_link(arguments), -1)
         duration = float(event["dur"])
         if not 0 <= duration < _YEAR:
             raise ValueError("no time that a kernel takes")
@@ -135,7 +135,10 @@ class Columns:
         self.kernels.add((self._name(name), float(event["ts"]), duration, correlation, device, place))
 
     def _take_launch(self, event: Event) -> None:
-        name, correlation = event["name"], integer(event["args"]["correlation"], -1)
+        name, link = event["name"], _link(event["args"])
+        if link is None:
+            raise ValueError("a call that nothing is linked with")
+        correlation = integer(link, -1)
         self.launches.add((correlation, self._thread(event), float(event["ts"]), KERNEL in name))
         self.calls.add((event["cat"], name))
 
@@ -144,6 +147,11 @@ class Columns:
 
     def _take_counter(self, event: Event) -> None:
         self.counters += 1
+
+
+def _link(arguments: Event) -> Any:
+    """What a kernel and its launch have in common: the correlation, or in traces written without it the id of both."""
+    return arguments.get("correlation", arguments.get("External id"))
 
 
 def integer(value: Any, default: int) -> int:

@@ -209,6 +209,13 @@ def test_process_and_thread_ids_may_be_text(tmp_path, named):
     assert owners(trace) == ["Linear_3", "Linear_3"]
 
 
+def test_launches_without_a_correlation_are_linked_by_the_id_that_kernels_share(tmp_path):
+    call = span("cuda_runtime", "cudaLaunchKernel", 5, 1, External_id=7)
+    kernel = span("kernel", ADD, 20, 5, 7, External_id=7, device=0)
+    trace = read(tmp_path, [op("aten::add", 0, 10), call, kernel])
+    assert (attribute(trace).op.tolist(), trace.malformed) == ([0], 0)
+
+
 def test_a_correlation_number_used_twice_is_that_of_the_latest_launch(tmp_path):
     events = [op("aten::mm", 0, 20), *launched(NVJET, 5, 7, 1), op("aten::add", 100, 20), *launched(ADD, 105, 7, 1)]
     trace = read(tmp_path, events)
