@@ -124,7 +124,10 @@ _LIBRARIES: tuple[tuple[str, re.Pattern[str]], ...] = (
     ("deep-gemm", re.compile(r"deep_gemm::")),
     ("transformer-engine", re.compile(r"transformer_engine::|(?<!\w)te::")),
     ("xformers", re.compile(r"fmha_cutlass")),
-    ("cublas", re.compile(r"^nvjet_|cublas|xmma_gemm|splitKreduce|gemv|gemmSN|gemmk1|(?:volta|turing|ampere)_\w*gemm")),
+    (
+        "cublas",
+        re.compile(r"^nvjet_|cublas|xmma_gemm|splitKreduce|gemv|gemmSN|gemmk1|(?<!:)(?:volta|turing|ampere)_\w*gemm"),
+    ),
     ("cutlass", re.compile(r"cutlass")),
     ("triton", re.compile(r"^triton_")),
     ("nccl", re.compile(r"nccl")),

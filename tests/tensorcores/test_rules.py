@@ -69,6 +69,17 @@ def test_very_long_names_are_classified_quickly():
     assert classify("sm90::" * 100_000, H100).rule == "no-rule"
 
 
+@pytest.mark.parametrize(
+    ("name", "library"),
+    [
+        ("ampere_bf16_s16816gemm_bf16_128x64_ldg8_f2f_stages_64x3_nn", "cublas"),
+        ("void allspark::ampere_hgemm_W8A16_perc_f16_f16_MtilexNtilex32_hmma16816_multistage_AN<__nv_bfloat16>", None),
+    ],
+)
+def test_the_library_that_a_newer_release_is_to_be_had_of(name, library):
+    assert classify(name, H100).library == library
+
+
 def test_a_tensor_core_kernel_on_an_unknown_gpu_is_unknown():
     found = classify(SM90, None)
     assert (found.tensor_core, found.generation) == ("unknown", "hopper")
