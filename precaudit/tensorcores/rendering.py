@@ -241,6 +241,7 @@ def render_json(analysis: Analysis) -> str:
         "precaudit_version": __version__,
         "source": analysis.source,
         "seconds": analysis.seconds,
+        "tensor_core_share": analysis.used,
         "tensor_cores": analysis.tensor_cores,
         "findings": analysis.findings,
     }

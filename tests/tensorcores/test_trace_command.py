@@ -57,6 +57,7 @@ def test_json_has_the_key_of_a_report(trace, tmp_path, capsys):
         {"native": 0.5, "legacy": 0, "none": 0.3, "unknown": 0.2}
     )
     assert {k["name"] for k in written["tensor_cores"]["kernels"]} >= {NVJET, SGEMM}
+    assert written["tensor_core_share"] == pytest.approx(0.5)
     assert [f["rule"] for f in written["findings"]] == ["PA403"]
 
 
