@@ -18,7 +18,7 @@ from precaudit.tensorcores.evidence import agreed, classify_ptx, inductor_class,
 from precaudit.tensorcores.kernel_names import RANK
 from precaudit.tensorcores.peaks import Gpu
 from precaudit.tensorcores.products import product
-from precaudit.tensorcores.rules import Classification, classify
+from precaudit.tensorcores.rules import TRITON_DOT, Classification, classify
 from precaudit.tensorcores.sizes import Product
 from precaudit.tensorcores.traces import Floats, Ints, Trace
 
@@ -341,9 +341,14 @@ def _card_notes(card: Card, named: bool, groups: Sequence[Group]) -> Iterable[st
 
 def _by_some_path(groups: Sequence[Group], total: float) -> Iterable[str]:
     """Kernels that use Tensor Cores by an unknown path, or on an unknown GPU."""
-    used = sum(g.seconds for g in groups if g.found.used and g.found.tensor_core == "unknown") / total
-    if used > 0.01:
+    untold = [g for g in groups if g.found.used and g.found.tensor_core == "unknown"]
+    if (used := sum(g.seconds for g in untold) / total) > 0.01:
         yield f"Of the unknown, {used:.1%} of the GPU time is on Tensor Cores: only whether natively is not known."
+    if any(g.found.rule == TRITON_DOT and g.card.generation in ("hopper", "blackwell") for g in untold):
+        yield (
+            "Of Triton's kernels the PTX in its cache (TRITON_CACHE_DIR) tells: wgmma or tcgen05 is native, mma.sync "
+            "alone is legacy."
+        )
 
 
 def _newer(groups: Sequence[Group], card: Card) -> str | None:

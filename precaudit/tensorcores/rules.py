@@ -57,6 +57,7 @@ def _rule(rule_id: str, pattern: str, uses: bool | None, generation: str | None 
     return Rule(rule_id, re.compile(pattern), uses, generation, matmul)
 
 
+TRITON_DOT = "triton-dot"
 RULES: tuple[Rule, ...] = (
     _rule(
         "helper",
@@ -180,7 +181,7 @@ RULES: tuple[Rule, ...] = (
     # As high as only tcgen05's instructions are.
     _rule("cute-dsl-atom", r"^kernel_cutlass_\w*_ShapeMNK(?:128|256)\d", True, "blackwell"),
     _rule(  # public kernels around tl.dot, which multiplies float32 as TF32 unless told otherwise
-        "triton-dot",
+        TRITON_DOT,
         r"^(?:fused_moe_kernel(?:_gptq_awq)?|_w8a8_(?:triton_)?block_\w*(?:matmul|mm)(?:_\w+)?|kernel_unified_attention(?:_[23]d)?"
         r"|_fwd_grouped_kernel_stage1(?:_rope)?|_attn_(?:fwd|bwd)(?:_dk_?dv|_dq)?|awq_gemm_kernel|_bsr_strided_addmm_kernel"
         r"|parallel_nsa_kernel_topk|_scatter2scatter|_groupXtY|gemm_fusion_dot(?:_general)?|_lora_(?:shrink|expand)_kernel"
@@ -340,11 +341,11 @@ def _kernel_generation(name: str, rule: Rule, operands: str | None, gpu: str | N
         return gpu if RANK[gpu] <= RANK["ampere"] else "ampere"
     # Ampere and those that run its mma.sync have one path; newer ones several, but for FP4 on a B200, which Triton may
     # widen first.
-    fp4 = operands == "fp4" and gpu == "blackwell" and rule.id != "triton-dot"
+    fp4 = operands == "fp4" and gpu == "blackwell" and rule.id != TRITON_DOT
     return gpu if RANK[gpu] == RANK["ampere"] or fp4 else None
 
 
-_ANY_GENERATION = frozenset({"trtllm-bmm", "low-precision-gemm", "triton-dot"})
+_ANY_GENERATION = frozenset({"trtllm-bmm", "low-precision-gemm", TRITON_DOT})
 """Rules for libraries that have kernels of one name for every generation."""
 
 

@@ -427,3 +427,7 @@ def test_tensor_cores_by_a_path_that_is_not_told_are_noted(tmp_path):
     usage = analysed(tmp_path, events).tensor_cores
     assert usage.time_share.unknown == 1
     assert any("30.0% of the GPU time is on Tensor Cores" in note for note in usage.notes)
+    assert any("wgmma or tcgen05 is native" in note for note in usage.notes)
+    foreign = analysed(tmp_path, launched("bmm_Bfloat16_E4m3E4m3_Fp32_t128x8x128_s6", 0, 30, 1)).tensor_cores
+    assert foreign.time_share.unknown == 1
+    assert not any("Triton" in note for note in foreign.notes)
