@@ -54,7 +54,7 @@ def _run(spec: RunSpec, sender: Connection) -> object:
     stale_files, guard = StaleFiles(spec.since, spec.probe_dir), _file_guard(spec)
 
     def report(partial: RunResult) -> None:
-        guard.training = True
+        guard.begin_training()
         sender.send(partial)
 
     def with_files(result: RunResult) -> RunResult:

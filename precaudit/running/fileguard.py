@@ -1,11 +1,11 @@
 """Runs leave the script's files as they found them.
 
-Files that a run overwrites, renames or removes are set aside first, and files that it creates once it trains
-(checkpoints, logs) are noted; when no run is left, `restore` restores the former and removes the latter. So every run
-begins with the same files, and the user's checkpoints survive. Files created before training, such as a prepared or
-downloaded dataset, stay where the first run creates them: creating them again would cost every run. Files changed in
-place (appended to, mapped into memory, or opened by native code) are not detected, nor are changes by programs that the
-script starts.
+Files that a run overwrites, renames or removes are set aside first, and files that it creates, or still writes, once it
+trains (checkpoints, logs) are noted; when no run is left, `restore` restores the former and removes the latter. So
+every run begins with the same files, and the user's checkpoints survive. Files complete before training, such as a
+prepared or downloaded dataset, stay where the first run creates them: creating them again would cost every run. The
+user's files changed in place (appended to, mapped into memory, or opened by native code) are not detected, nor are
+changes by programs that the script starts.
 """
 
 from __future__ import annotations
@@ -74,6 +74,7 @@ class FileGuard:
         self._ours = frozenset((str(self._store), *map(os.path.realpath, ours)))
         self._began, self._home = time.time() - _TICK, os.path.join(os.path.realpath(os.getcwd()), "")
         self._thread, self._registry = threading.local(), FileRegistry()
+        self._existed: dict[str, bool] = {}
         self._answers: dict[str, Callable[..., object]] = {
             "open": self._opened,
             "os.rename": self._renamed,
@@ -82,6 +83,7 @@ class FileGuard:
             "os.link": lambda _, target, *folders: _named_by(folders) and self._touch(_absolute(target)),
             "os.symlink": lambda _, target, *folder: _named_by(folder) and self._touch(_absolute(target)),
             "shutil.rmtree": lambda path, *_: [self._touch(file) for file in _below(_absolute(path))],
+            "precaudit.training": lambda: [self._touch(file) for file in _being_written() if self._is_made(file)],
         }
 
     def listen(self) -> None:
@@ -89,6 +91,12 @@ class FileGuard:
         sys.addaudithook(self._on_event)
         for module, name, keyword in _native_writers():
             setattr(module, name, self._observed(getattr(module, name), keyword))
+
+    def begin_training(self) -> None:
+        """Note what the run creates from now on, and what it has created and still writes: that is a log."""
+        if not self.training:
+            self.training = True
+            self._on_event("precaudit.training", ())
 
     def _observed(self, write: Callable[..., Any], keyword: str) -> Callable[..., Any]:
         @functools.wraps(write)
@@ -119,6 +127,8 @@ class FileGuard:
             self.crossed |= not self._writers(path) <= {self._run}
         elif flags & os.O_TRUNC or not os.path.exists(path):
             self._touch(path, _move)
+        elif not self._had(path) and self.training:
+            self._touch(path)
         if flags & os.O_TRUNC and os.path.exists(path) and os.stat(path).st_nlink > 1:
             self._unlink_if_kept(path)
 
@@ -145,13 +155,25 @@ class FileGuard:
         found = os.lstat(path) if os.path.lexists(path) else None
         if found is not None and not (stat.S_ISREG(found.st_mode) or stat.S_ISLNK(found.st_mode)):
             return False
-        owned = found is not None and found.st_ctime < self._began
+        owned = self._had(path)
         if owned or (self.training if made is None else made):
             self._store.mkdir(parents=True, exist_ok=True)
             with locked(self._store):  # a run that found the file claimed would change it before it is set aside
                 if self._claim(path, owned) and owned:
                     (keep or _link)(path, self._note(path).with_suffix(_KEPT))
+                for folder in filter(self._is_made, map(str, Path(path).parents)):
+                    self._claim(folder, owned=False)
         return owned
+
+    def _had(self, path: str) -> bool:
+        """Whether the file was there when the run began, as seen when the run first touched it: what is changed in
+        place looks new afterwards."""
+        if path not in self._existed:
+            self._existed[path] = os.path.lexists(path) and os.lstat(path).st_ctime < self._began
+        return self._existed[path]
+
+    def _is_made(self, path: str) -> bool:
+        return self._existed.get(path) is False
 
     def _note(self, path: str) -> Path:
         """The note on a file that runs have touched: its path and origin, then the ids of these runs."""
@@ -192,6 +214,14 @@ def _native_writers() -> Iterator[tuple[Any, str, str]]:
     ):
         if module in sys.modules:
             yield sys.modules[module], name, keyword
+
+
+def _being_written() -> Iterator[str]:
+    """Files that this process has open for writing."""
+    for descriptor in os.listdir("/proc/self/fd"):
+        with suppress(OSError):  # closed since
+            if fcntl.fcntl(int(descriptor), fcntl.F_GETFL) & _WRITING:
+                yield os.readlink(f"/proc/self/fd/{descriptor}")
 
 
 def _named_by(folders: tuple[int, ...]) -> bool:

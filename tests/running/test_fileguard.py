@@ -107,6 +107,37 @@ def test_what_is_made_before_training_stays_while_what_was_there_is_restored(pla
     assert "part" not in after
 
 
+@pytest.mark.parametrize(
+    "code",
+    [
+        "os.makedirs('runs/1'); log = open('runs/1/log.txt', 'w'); guard.begin_training(); log.write('x')",
+        "os.makedirs('runs/1'); Path('runs/1/log.txt').touch(); guard.begin_training(); open('runs/1/log.txt', 'a')",
+    ],
+)
+def test_a_log_that_is_begun_before_training_goes_with_its_folders(place, code):
+    before = told(place)
+    store = heard(place, code, training=False)
+    assert "runs/1/log.txt" in told(place)
+    restore(store)
+    assert told(place) == before
+
+
+def test_data_that_training_reads_stays_with_its_folders(place):
+    code = "os.mkdir('data'); Path('data/x').write_text('x'); data = open('data/x'); guard.begin_training()"
+    restore(heard(place, f"{code}; open('data/x').read(); Path('data/log').touch()", training=False))
+    assert told(place)["data/x"] == "x"
+    assert "data/log" not in told(place)
+
+
+@pytest.mark.parametrize(
+    "change", ["os.rename('best.txt', 'best.1')", "os.remove('best.txt')", "open('best.txt', 'w')"]
+)
+def test_a_file_of_the_person_s_that_is_appended_to_is_still_the_person_s(place, change):
+    before = told(place)
+    restore(heard(place, f"open('best.txt', 'a').write('!'); {change}"))
+    assert told(place) == before | {"best.txt": "three days of work!"}
+
+
 def test_caches_and_appended_files_are_left_alone(place):
     code = "os.makedirs('.cache'); Path('.cache/x').write_text('x'); open('best.txt', 'a').write(', and more')"
     restore(heard(place, code))
