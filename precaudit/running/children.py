@@ -23,7 +23,7 @@ from precaudit.running.childprocess import SIGNALS, child_main
 from precaudit.running.fileguard import restore, set_aside_folder
 from precaudit.running.job import Job, RunResult, RunSpec, ScriptError
 from precaudit.running.runlogs import RunLogs
-from precaudit.running.sources import inert_imports
+from precaudit.running.sources import SHARED_IMPORTS, inert_imports
 
 RunProgress = Callable[[RunSpec, RunResult], None]
 _GRACE_SECONDS = 20.0
@@ -63,7 +63,8 @@ class ChildRunner:
         """Start the fork server and its imports, without waiting for them. What it imports is decided at its start, so
         a second call changes nothing."""
         if not self._ready:
-            self._context.set_forkserver_preload(["precaudit.running.preload", *inert_imports(job)])
+            self._context.set_forkserver_preload(["precaudit.running.preload"])
+            os.environ[SHARED_IMPORTS] = " ".join(inert_imports(job))
             self._ready = True
         with _main_module_left_alone(), _signals_held_back():
             forkserver.ensure_running()

@@ -13,6 +13,7 @@ except (OSError, MemoryError) as error:
     raise ImportError(error) from error  # the server ignores ImportError; the parent process reports why
 
 from precaudit.histograms import observe
+from precaudit.running.sources import SHARED_IMPORTS
 
 # The first optimizer of any script imports torch._dynamo, which takes as long as torch itself.
 MODULES = ("torch._dynamo", "torch.utils.data", "precaudit.running.script", "precaudit.running.worker")
@@ -41,3 +42,6 @@ for name in MODULES:
 with suppress(ChildProcessError):  # where SIGCHLD is ignored
     os.waitpid(compiler, 0)
 load_kernels()
+for name in os.environ.pop(SHARED_IMPORTS, "").split():
+    with suppress(Exception):  # the script meets it too, and fails or does without
+        import_module(name)

@@ -12,6 +12,8 @@ TRAINABLE = frozenset({"build_model", "batches", "loss"})
 CALLABLE = frozenset({"build_model", "batches"})
 INERT = frozenset({"pandas", "scipy", "sklearn", "torchvision"})
 """Libraries that are slow to import and have no side effects on import."""
+SHARED_IMPORTS = "PRECAUDIT_SHARED_IMPORTS"
+"""The environment variable that hands the fork server the modules to import once for all runs."""
 
 
 def classify(path: Path, names: frozenset[str] = TRAINABLE) -> JobKind:

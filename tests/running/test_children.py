@@ -292,3 +292,28 @@ def test_a_server_that_is_killed_is_replaced(tmp_path):
     threading.Timer(0.5, os.kill, (server, signal.SIGKILL)).start()
     assert runner(spec).status == "ended"
     assert forkserver._forkserver._forkserver_pid != server
+
+
+BROKEN_LIBRARY = """
+from pathlib import Path
+
+from precaudit.running.children import ChildRunner
+from precaudit.running.job import Job, RunSpec
+
+for script in ("without.py", "needing.py"):
+    found = ChildRunner(Path("script.log"))(RunSpec(Job("script", script, (), ".", 1), "reference"))
+    print(found.status, found.error and found.error.message)
+"""
+
+
+def test_a_library_that_breaks_at_its_import_breaks_no_run_that_does_without(tmp_path):
+    (tmp_path / "lib").mkdir()
+    (tmp_path / "lib" / "torchvision.py").write_text("raise RuntimeError('operator does not exist')")
+    (tmp_path / "without.py").write_text("try:\n    import torchvision\nexcept RuntimeError:\n    pass\n")
+    (tmp_path / "needing.py").write_text("import torchvision\n")
+    (tmp_path / "program.py").write_text(BROKEN_LIBRARY)
+    found = {**os.environ, "PYTHONPATH": os.pathsep.join(["lib", *filter(None, [os.environ.get("PYTHONPATH")])])}
+    done = subprocess.run(
+        [sys.executable, "program.py"], cwd=tmp_path, env=found, capture_output=True, text=True, timeout=120
+    )
+    assert done.stdout.splitlines() == ["ended None", "failed operator does not exist"], done.stderr
