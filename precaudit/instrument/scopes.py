@@ -6,6 +6,7 @@ import sys
 import threading
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from types import FrameType
 from typing import Any
 from weakref import ref
@@ -17,6 +18,7 @@ from torch.utils import checkpoint as checkpointing
 
 from precaudit.instrument.names import ModuleName, ModuleNames, by_module, callers, find_model, fqns_of
 from precaudit.instrument.patches import all_wrapped, wrapped
+from precaudit.instrument.torchfunction import tensors_in
 
 _WITHOUT_REENTRANT = next(
     name
@@ -252,8 +254,6 @@ class ModuleScopes(Scopes):
         name = self.names.of(module)
         if not self._stack.frames:
             self.raised_in = None
-            if torch.is_grad_enabled():
-                self._note_bypassed(module)
         self._open(module, name)
 
     def _counts(self, module: nn.Module) -> bool:
@@ -274,13 +274,18 @@ class ModuleScopes(Scopes):
         so its operations belong to that forward."""
         return module in self._born_inside and module not in self.names and find_model(module)[1] in self._born_inside
 
-    def _note_bypassed(self, module: nn.Module) -> None:
+    def _note_bypassed(self, module: nn.Module, output: Any) -> None:
         """Note a module whose `forward` was called directly: no scope is open, but a containing module's `forward` is
-        on the call stack."""
-        for owner, caller in _running_forwards():
+        on the call stack. It counts once a gradient arrives: a probe of shapes, say, is no training."""
+        trained = [tensor for tensor in tensors_in(output) if tensor.requires_grad]
+        for owner, caller in _running_forwards() if trained else ():
             if self._counts(owner) and owner is not module and any(inner is module for inner in owner.modules()):
-                place = caller.f_code.co_filename, caller.f_lineno
-                self.bypassed.setdefault(self.names.of(owner), place)
+                name, place = self.names.of(owner), (caller.f_code.co_filename, caller.f_lineno)
+                for tensor in trained if name not in self.bypassed else ():
+                    tensor.register_hook(partial(self._bypass, name, place))
+
+    def _bypass(self, name: ModuleName, place: tuple[str, int], gradient: torch.Tensor) -> None:
+        self.bypassed.setdefault(name, place)
 
     def _leave(self, module: nn.Module, args: Any, *kwargs_output: Any) -> Any:
         """Unwinds to the module's own frame: inner ones are left over when a forward was cut short.
@@ -294,4 +299,7 @@ class ModuleScopes(Scopes):
         if output is None and self.raised_in is None and sys.exc_info()[0] is not None:
             name = frames[-1].name
             self.raised_in = f"{name.model}:{name.fqn}"
-        return self._close(module, output, (args, kwargs))
+        result = self._close(module, output, (args, kwargs))
+        if not frames and torch.is_grad_enabled():
+            self._note_bypassed(module, result)
+        return result
