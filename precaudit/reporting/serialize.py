@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from precaudit.errors import PrecauditError
+from precaudit.formats import get_format
 from precaudit.model import SCHEMA_VERSION, Exponents, LossScale, Plan, Repair, Report, TensorRecord, TensorStats
 from precaudit.reporting.decode import Decoder, Decoders, Mismatch, number
 from precaudit.reporting.files import read_json, write_bytes
@@ -21,6 +22,8 @@ KEYS: Mapping[type, Mapping[str, str]] = {
 }
 # float64 reaches from 2**-1074 to 2**1023
 EXPONENT_LIMIT = 1100
+# what GradScaler keeps its scale in
+FLOAT32 = get_format("float32")
 # torch.set_float32_matmul_precision
 MATMUL_PRECISIONS = ("highest", "high", "medium")
 
@@ -175,8 +178,8 @@ def _plan(decode: Decoder, value: Any) -> Plan:
 
 def _loss_scale(decode: Decoder, value: Any) -> LossScale:
     scale: LossScale = decode(value)
-    if scale.init_scale is not None and not 0 < scale.init_scale < math.inf:
-        raise Mismatch("a loss scale is a positive finite number").inside(".init_scale")
+    if scale.init_scale is not None and not FLOAT32.smallest_subnormal <= scale.init_scale <= FLOAT32.maximum:
+        raise Mismatch("a loss scale is a positive number, finite in float32").inside(".init_scale")
     if scale.growth_interval is not None and scale.growth_interval < 1:
         raise Mismatch("a growth interval is a whole number of steps, at least 1").inside(".growth_interval")
     if scale.window is not None and scale.window[0] > scale.window[1]:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from precaudit.formats import FORMATS
 from precaudit.model import Exponents, LossScale, Plan, TensorStats
-from precaudit.reporting.serialize import MATMUL_PRECISIONS
+from precaudit.reporting.serialize import FLOAT32, MATMUL_PRECISIONS
 
 FREE_JSON = st.recursive(
     st.none()
@@ -71,7 +71,7 @@ def filled(hint):
         values["growth_interval"] = st.none() | st.integers(1, 10**6)
         exponents = st.integers(-200, 200)
         values["window"] = st.none() | st.tuples(exponents, exponents).map(lambda pair: tuple(sorted(pair)))
-        scales = st.floats(0, exclude_min=True, allow_infinity=False)
+        scales = st.floats(FLOAT32.smallest_subnormal, FLOAT32.maximum)
         static = st.builds(LossScale, **values | {"mode": st.just("static"), "init_scale": scales})
         values |= {"mode": st.sampled_from(["none", "dynamic"]), "init_scale": st.none() | scales}
         return static | st.builds(LossScale, **values)

@@ -133,6 +133,8 @@ def test_tensor_record_with_rms_only(tmp_path):
         ),
         ({"loss_scale": {"mode": "dynamic", "growth_interval": 0}}, r"growth_interval: a growth interval is a whole"),
         ({"loss_scale": {"mode": "static", "init_scale": 0}}, r"loss_scale\.init_scale: a loss scale is a positive"),
+        ({"loss_scale": {"mode": "static", "init_scale": 1e300}}, r"loss_scale\.init_scale: .* finite in float32"),
+        ({"loss_scale": {"mode": "dynamic", "init_scale": 1e-50}}, r"loss_scale\.init_scale: .* finite in float32"),
         ({"loss_scale": {"mode": "none", "window": [9, -4]}}, r"loss_scale\.window: a window goes from its smallest"),
         ({"master_weights": False}, "master_weights: master_weights is false, but every plan trains float32 weights"),
     ],
