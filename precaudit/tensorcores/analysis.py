@@ -91,7 +91,7 @@ def analyse(trace: Trace, target: str | None = None, ptx: Mapping[str, Sequence[
         layers=tuple(layers),
         notes=tuple(_notes(trace, cards, groups, attribution)),
     )
-    on = sum(group.seconds for group in groups if _used(group)) / (total or 1.0)
+    on = sum(group.seconds for group in groups if group.found.used) / (total or 1.0)
     return Analysis(trace.source, usage, advise(groups, total), total, len(trace.kernels.seconds), on)
 
 
@@ -196,10 +196,6 @@ def _tensor_peak(operands: str, gpu: Gpu) -> float | None:
 
 
 # ---------------------------------------------------------------- summing up
-
-
-def _used(group: Group) -> bool:
-    return group.found.used or group.found.tensor_core in ("native", "legacy")
 
 
 def _time_share(groups: Sequence[Group]) -> TimeShare:
@@ -342,8 +338,9 @@ def _card_notes(card: Card, named: bool, groups: Sequence[Group]) -> Iterable[st
 def _by_some_path(groups: Sequence[Group], total: float) -> Iterable[str]:
     """Kernels that use Tensor Cores by an unknown path, or on an unknown GPU."""
     untold = [g for g in groups if g.found.used and g.found.tensor_core == "unknown"]
-    if (used := sum(g.seconds for g in untold) / total) > 0.01:
-        yield f"Of the unknown, {used:.1%} of the GPU time is on Tensor Cores: only whether natively is not known."
+    if (used := sum(g.seconds for g in untold) / total) <= 0.01:
+        return
+    yield f"Of the unknown, {used:.1%} of the GPU time is on Tensor Cores: only whether natively is not known."
     if any(g.found.rule == TRITON_DOT and g.card.generation in ("hopper", "blackwell") for g in untold):
         yield (
             "Of Triton's kernels the PTX in its cache (TRITON_CACHE_DIR) tells: wgmma or tcgen05 is native, mma.sync "
@@ -362,7 +359,7 @@ def _communication(groups: Sequence[Group], total: float) -> Iterable[str]:
     """Communication: its kernels wait for other GPUs in parallel with computing ones, so Tensor Cores lose no time."""
     apart = sum(g.seconds for g in groups if g.found.rule == COLLECTIVE)
     if total * MUCH < apart < total:
-        used = sum(g.seconds for g in groups if _used(g))
+        used = sum(g.seconds for g in groups if g.found.used)
         yield (
             f"{apart / total:.1%} of the kernel time is communication between GPUs, its waiting included: without it, "
             f"{used / (total - apart):.1%} ran on Tensor Cores."
