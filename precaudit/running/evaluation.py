@@ -31,6 +31,8 @@ _MENDED = 0.5
 """A group removes a deviation if at most this share of it remains."""
 _DRAWS = 8
 """Random roundings of the weights that estimate the sensitivity of outputs."""
+_FAR = 2.0
+"""How many times their rounding error those move the weights, as a plan rounds activations too."""
 _SAMPLES = 8
 """In outputs with at least as many samples, single ones may differ."""
 Outputs = list[torch.Tensor]
@@ -100,7 +102,7 @@ def _deviation(module: nn.Module, call: _Budgeted, planned: Outputs, comparison:
     with comparison.under(None):
         exact = call()
         with _rounded(module, plan.narrowest):
-            chances = _distances(call(), exact)
+            chances = _chances(call(), exact)
     each = [OutputDeviation(*far) for far in zip(_distances(planned, exact, 1), chances, strict=True)]
     if _worst(each, plan).is_fault(plan):
         each = _confirmed(each, module, call, exact, comparison)
@@ -134,10 +136,10 @@ def _confirmed(
     with comparison.under(comparison.plan):
         again = _distances(call(), exact, 1)
     with comparison.under(None):
-        by_chance = [_distances(call(seed=1), exact)]
+        by_chance = [_chances(call(seed=1), exact)]
         for draw in range(1, 1 + _DRAWS):
             with _rounded(module, comparison.plan.narrowest, draw):
-                by_chance.append(_distances(call(), exact))
+                by_chance.append([change / _FAR for change in _chances(call(), exact)])
     errors = [min(one.error, error) for one, error in zip(each, again, strict=True)]
     chances = [max(one.chance, *others) for one, *others in zip(each, *by_chance, strict=True)]
     return [OutputDeviation(*far) for far in zip(errors, chances, strict=True)]
@@ -176,16 +178,17 @@ def _widened(plan: Plan, group: Collection[str]) -> Plan:
 
 @contextmanager
 def _rounded(module: nn.Module, format_name: str, draw: int = 0) -> Iterator[None]:
-    """Run with the weights rounded to the format; for `draw` > 0 a random half of them moves as far the other way."""
+    """Run with the weights rounded to the format; for `draw` > 0 they move `_FAR` times as far, a random half of them
+    the other way."""
     change, generator = rounded_to(format_name), torch.Generator().manual_seed(draw)
     parameters = [p for p in module.parameters() if p.is_floating_point() and not is_lazy(p)]
     before = [parameter.detach().clone() for parameter in parameters]
 
     def moved(values: torch.Tensor) -> torch.Tensor:
-        signs = (
-            2 * torch.randint(2, values.shape, generator=generator, dtype=torch.int8) - 1 if draw else torch.ones(())
-        )
-        return values + signs.to(values) * (change(values) - values)
+        moves = torch.ones(())
+        if draw:
+            moves = _FAR * (2 * torch.randint(2, values.shape, generator=generator, dtype=torch.int8) - 1)
+        return values + moves.to(values) * (change(values) - values)
 
     try:
         _set(parameters, [moved(values) for values in before])
@@ -200,11 +203,17 @@ def _set(parameters: list[nn.Parameter], values: list[torch.Tensor]) -> None:
         parameter.copy_(value)
 
 
-def _distances(outputs: Outputs, exact: Outputs, left_out: int = 0) -> list[float]:
-    """The relative difference of each output; 0 where shapes differ, as where a threshold decides how many values there
-    are. Of `_SAMPLES` or more samples the `left_out` worst are ignored, as near ties may be decided the other way."""
+def _chances(outputs: Outputs, exact: Outputs) -> list[float]:
+    """The relative change of each output by chance. Where it changes how many values there are, all may be others."""
+    return _distances(outputs, exact, apart=1.0)
+
+
+def _distances(outputs: Outputs, exact: Outputs, left_out: int = 0, apart: float = 0.0) -> list[float]:
+    """The relative difference of each output; `apart` where shapes differ, as where a threshold decides how many values
+    there are. Of `_SAMPLES` or more samples the `left_out` worst are ignored, as near ties may be decided the other
+    way."""
     if [each.shape for each in outputs] != [each.shape for each in exact]:
-        return [0.0] * len(exact)
+        return [apart] * len(exact)
     return [
         _distance(values, right, left_out if len(right) >= _SAMPLES else 0)
         for values, right in zip(outputs, exact, strict=True)

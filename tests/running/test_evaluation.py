@@ -31,26 +31,44 @@ def test_search_stays_within_its_time(monkeypatch, seconds, calls):
     assert (found.deviation is not None) is (calls == 3)
 
 
-@pytest.mark.parametrize(("apart", "is_fault"), [(2.0**-11, False), (2.0**-3, True)])
-def test_choice_that_other_roundings_change_is_no_fault(apart, is_fault):
-    """Rounded once, both scores are one where they are near, and the first is chosen as before."""
+class Chooses(nn.Linear):
+    """The better one of two, where a plan is active the other."""
 
-    class Chooses(nn.Linear):
-        low = True
+    low = True
 
-        def forward(self, x):
-            best = super().forward(x).argmax(1)
-            return nn.functional.one_hot(1 - best if self.low else best, 2).float()
+    def forward(self, x):
+        best = super().forward(x).argmax(1)
+        return nn.functional.one_hot(1 - best if self.low else best, 2).float()
 
+
+class Keeps(Chooses):
+    """The values of scores above 1, where a plan is active in another order."""
+
+    def forward(self, x):
+        kept = torch.tensor([1.0, 2.0])[self.weight.flatten() > 1]
+        return kept.flip(0) if self.low else kept
+
+
+@pytest.mark.parametrize(
+    ("kind", "first", "second", "is_fault"),
+    [
+        (Chooses, 2 * 2**-11, 2**-11, False),  # rounded once, both are one, and the first is chosen as before
+        (Chooses, 10 * 2**-11, 2**-11, False),  # no rounding of weights alone brings the second past the first
+        (Chooses, 2 * 2**-3, 2**-3, True),
+        (Keeps, 2 * 2**-11, 2**-11, False),  # any rounding changes how many are kept
+        (Keeps, 2 * 2**-3, 2**-3, True),
+    ],
+)
+def test_choice_that_other_roundings_change_is_no_fault(kind, first, second, is_fault):
     @contextmanager
     def under(plan):
         model.low = plan is not None
         yield
         model.low = True
 
-    model, plan = Chooses(1, 2, bias=False), Plan("bfloat16", {"": "bfloat16"})
+    model, plan = kind(1, 2, bias=False), Plan("bfloat16", {"": "bfloat16"})
     with torch.no_grad():
-        model.weight.copy_(torch.tensor([[1 + 2 * apart], [1 + apart]]))
+        model.weight.copy_(torch.tensor([[1 + first], [1 + second]]))
     far = answer(model, (torch.ones(16, 1),), {}, PlanComparison(plan, under)).deviation
     assert far.is_fault(plan) is is_fault
 
