@@ -18,19 +18,20 @@ _Made = tuple[str, Location | None]
 
 
 class OwnNonFinite:
-    """Observes operations with non-finite results, and every loss. Non-finite values before a finite loss, such as a
-    mask's, are harmless."""
+    """Observes operations with non-finite results, of optimizers those on low values, and every loss. Non-finite values
+    before a finite loss, such as a mask's, are harmless."""
 
     def __init__(self) -> None:
         self._makers: dict[_Made, None] = {}
         self._harmless: set[_Made] = set()
         self._lost: dict[str, Any] | None = None
 
-    def made(self, call: Call, result: torch.Tensor) -> None:
-        """An operation outside of optimizers whose result is not finite."""
+    def made(self, call: Call, result: torch.Tensor, before: torch.Tensor | None) -> None:
+        """An operation whose result is not finite; `before` is the value that it has overwritten."""
         if self._lost or call.op in MEANT or not result.is_floating_point():
             return
-        given = [t for t in call.given if t.is_floating_point()]
+        known = (before if t is result and before is not None else t for t in call.given)
+        given = [t for t in known if t.is_floating_point()]
         if given and _spoils(given, result):
             self._makers[call.op, caller_location()] = None
 

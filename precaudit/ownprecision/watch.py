@@ -82,7 +82,9 @@ class OwnLowPrecision(TorchFunctionMode, TrainingListener):
         with torch.no_grad(), suppress(RuntimeError, TypeError, ValueError):
             low = result.dtype in HALVES and is_plain(result)
             if not bool(result.isfinite().all()):
-                self._look_for_non_finite(call, result)
+                self._nonfinite.made(call, result, before)
+                if not self._stepping:
+                    self._look_for_lost_weight(call, result)
                 if low:
                     self._look_for_overflow(call, result, before)
             if low:
@@ -128,12 +130,9 @@ class OwnLowPrecision(TorchFunctionMode, TrainingListener):
         if not self._overflowed and (top := overflow(call, result, before)) is not None:
             self._note("overflow", dtype=dtype_name(result.dtype), op=call.op, amax=top, step=self._step)
 
-    def _look_for_non_finite(self, call: Call, result: torch.Tensor) -> None:
+    def _look_for_lost_weight(self, call: Call, result: torch.Tensor) -> None:
         """Non-finite values that the script itself adds to a weight, as an adversarial perturbation: no scaler skips
         them."""
-        if self._stepping:
-            return
-        self._nonfinite.made(call, result)
         known = any(kind == "weights" for kind, *_ in self._found)
         if known or not isinstance(result, torch.nn.Parameter) or not call.writes:
             return
