@@ -29,6 +29,8 @@ _ROWS = 256
 """About so many rows of a linear layer suffice for its relative error; overflow is measured on all of them."""
 _ROUGH = 0.1
 """Limit for the mean squared step of smooth values relative to their variance; for values in random order it is 2."""
+_ALIKE, _HIDDEN = 10.0, 1000.0
+"""How large a mask is beside what it is added to: at most where it lets values through, and at least where not."""
 
 
 @dataclass(frozen=True)
@@ -137,12 +139,14 @@ def _energy(values: torch.Tensor, less: torch.Tensor | None = None) -> float:
 
 def smaller_addend(addends: list[torch.Tensor], total: torch.Tensor) -> float:
     """Sum of squares of the addend with the smallest rms, scaled to the size of the sum; 0 if it is all zero, or is a
-    function of the other addend. A single number that is added to many, such as an eps, does not count."""
+    function of the other addend, or if the other one is a mask. A single number that is added to many, such as an eps,
+    does not count."""
     parts = [t for t in addends if t.is_floating_point() and t.numel() > (total.numel() > 1)]
     ordered = sorted(parts, key=_mean_square)
     if len(parts) < 2 or _follows(ordered[0], ordered[-1]):
         return 0.0
-    return _mean_square(ordered[0]) * total.numel()
+    energy = _mean_square(ordered[0])
+    return 0.0 if _masks(ordered[-1], energy**0.5) else energy * total.numel()
 
 
 def _mean_square(tensor: torch.Tensor) -> float:
@@ -159,6 +163,13 @@ def _follows(small: torch.Tensor, large: torch.Tensor) -> bool:
     values = small.flatten()[some][large.flatten()[some].argsort(stable=True)].double()
     spread = float(values.var())
     return spread > 0 and float(values.diff().square().mean()) < _ROUGH * spread
+
+
+def _masks(addend: torch.Tensor, rms: float) -> bool:
+    """Whether an addend makes some values vanish in a softmax, and leaves the others about as large as they are."""
+    hidden = addend < -_HIDDEN * rms
+    seen = addend[~hidden]
+    return 0 < seen.numel() < addend.numel() and bool((seen.abs() <= _ALIKE * rms).all())
 
 
 def _without_randomness(func: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> list[torch.Tensor]:

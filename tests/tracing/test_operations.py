@@ -13,6 +13,7 @@ from precaudit.execution.rounding import quantize, round_mantissa
 from precaudit.instrument.torchfunction import op_name
 from precaudit.planning.rules import bans
 from precaudit.tracing.integers import integer_amax
+from precaudit.tracing.ops import mark_half
 from precaudit.tracing.shadow import local_errors, repeatable
 
 FORMATS = ("bfloat16", "float16", "tf32", "float8_e4m3")
@@ -108,6 +109,20 @@ def test_absorbed_addend_that_depends_on_the_other_is_no_loss():
         errors = local_errors("add", torch.add, (x.bfloat16(), addend.bfloat16()), {}, ("bfloat16",))
         assert (errors["bfloat16"].relative > 0.25) is lost
         assert errors["bfloat16"].error > 0
+
+
+@pytest.mark.parametrize(
+    ("hidden", "elsewhere", "lost"),
+    [(-1e9, 0.0, False), (-1e4, 0.5, False), (1e4, 0.0, True), (-1e4, -300.0, True), (-1e4, -1e4, True)],
+)
+def test_scores_that_an_additive_mask_hides_are_no_loss(hidden, elsewhere, lost):
+    """A softmax makes zero of them whatever they were. Other large addends are no masks."""
+    torch.manual_seed(0)
+    scores, mask = torch.randn(8, 4, 16), torch.full((8, 1, 16), elsewhere)
+    mask[:, :, 9:] = hidden
+    mark_half([scores, mask])
+    errors = local_errors("add", torch.add, (scores, mask), {}, ("bfloat16",))
+    assert (errors["bfloat16"].relative > 0.25) is lost
 
 
 @pytest.mark.parametrize(("noise", "lost"), [(0.03, False), (0.1, True)])
