@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import astuple
+
 import numpy as np
 
 from precaudit.model import Verification
@@ -96,8 +98,12 @@ def _few(reference: RunResult, steps: int) -> float:
 
 
 def _limit(verification: Verification) -> float:
-    """The limit for the loss difference: many margins or, if larger, the spread of single pairs in verification."""
-    lower, upper = verification.difference.lower, verification.difference.upper
-    spread = 0.0 if lower is None or upper is None else upper - lower
+    """The limit for the loss difference: many margins or, if larger, the spread of single pairs in verification. Where
+    there is one pair alone, and it decides nothing, its difference stands for chance."""
+    mean, lower, upper = astuple(verification.difference)
+    if lower is not None and upper is not None:
+        spread = (upper - lower) * len(verification.seeds) ** 0.5
+    else:
+        spread = _STANDARD_ERRORS * abs(mean or 0.0) if verification.verdict == "inconclusive" else 0.0
     margin = min(verification.margin or MARGIN_CAP, NOISE_LIMIT)
-    return max(_DEVIATION_MARGINS * margin, spread * len(verification.seeds) ** 0.5)
+    return max(_DEVIATION_MARGINS * margin, spread)

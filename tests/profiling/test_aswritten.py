@@ -46,6 +46,14 @@ def test_a_wide_last_margin_does_not_hide_a_deviating_script(share, strays):
 
 
 @pytest.mark.parametrize(
+    ("verdict", "share", "strays"), [("inconclusive", 1.2, False), ("inconclusive", 1.5, True), ("fail", 1.2, True)]
+)
+def test_one_pair_that_decides_nothing_about_the_plan_tells_what_chance_does(verdict, share, strays):
+    pair = replace(PASSED, verdict=verdict, margin=0.01, seeds=(0,), difference=Difference(-0.1))
+    assert any(each.rule == "PA501" for each in told(tuple(share * x for x in LOSSES), verification=pair)) is strays
+
+
+@pytest.mark.parametrize(
     ("verdict", "used"),
     [("pass", True), ("screened", True), ("not_run", True), ("fail", False), ("inconclusive", False)],
 )
