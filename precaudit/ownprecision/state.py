@@ -20,6 +20,7 @@ from precaudit.execution.rounding import HALVES
 from precaudit.instrument.names import ModuleNames
 from precaudit.instrument.torchfunction import FUSED, Call, dtype_name, tensors_in
 from precaudit.model import Location
+from precaudit.ownprecision.casts import CASTS
 from precaudit.tracing.ops import line_of, script_location
 
 _CHANGES = frozenset("add sub mul div lerp addcmul addcdiv copy neg".split())
@@ -123,6 +124,8 @@ class States:
                 decay.times += 1
         elif call.op in _CHANGES and not result.requires_grad:
             self._derived(call, result)
+        elif call.op in CASTS and not call.writes:
+            self._cast(call.given[0], result)
         elif call.op in _HANDS_ON and (life := self._lives.get(call.given[0])) is not None:
             self._lives[result] = life
 
@@ -197,14 +200,25 @@ class States:
         if not self._following or call.writes:
             return
         old = [t for t in tensors_in(call.args) if t.dtype in HALVES and t.shape == result.shape]
-        lives = [life for t in old if (life := self._lives.get(t)) is not None]
+        named = {key: self._exact(value) for key, value in call.kwargs.items()}
+        exact = call.func(*map(self._exact, call.args), **named)
+        self._born(result, exact, [life for t in old if (life := self._lives.get(t)) is not None])
+
+    def _cast(self, source: torch.Tensor, result: torch.Tensor) -> None:
+        """Handles `state = (state.float() + ...).to(state.dtype)`: what is computed from a state in float32 is exact
+        before it is cast back."""
+        origins = self._made_from.get(source, frozenset())
+        if origins and source.dtype == torch.float32 and source.shape == result.shape:
+            lives = [life for tensor, life in self._lives.items() if _key(tensor) in origins]
+            self._born(result, source.detach(), lives)
+
+    def _born(self, result: torch.Tensor, exact: torch.Tensor, lives: list[_Life]) -> None:
+        """Begin the history of a result; `lives` are those of what it was computed from."""
         begun = [life for life in lives if life.step == self._step and life.start is not None]
         ended = [life for life in lives if life.step == self._step - 1]
         for life in ended if self._measuring else ():
             self._settle(life)
         start = begun[0].start if begun else ended[0].stored.float() if ended else None
-        named = {key: self._exact(value) for key, value in call.kwargs.items()}
-        exact = call.func(*map(self._exact, call.args), **named)
         self._lives[result] = _Life(self._step, start, exact, result.detach(), script_location())
 
     def _rewritten(self, call: Call, result: torch.Tensor, life: _Life) -> None:

@@ -42,7 +42,6 @@ _OF_WHAT = {
     **dict.fromkeys(ABSORBING, OF_A_SUM),
     **dict.fromkeys(ANGLES, "its result, because its angle is rounded"),
 }
-_SCALER = "torch.amp.grad_scaler"
 _REFUSALS = {
     "since the last update()": "call scaler.update() once, at the end of every step, and before it "
     "scaler.unscale_(optimizer) and scaler.step(optimizer) once each",
@@ -224,9 +223,9 @@ def _of_casts(run: RunResult, kind: str) -> list[Finding]:
 
 def _of_stop(run: RunResult, fix: str) -> Finding:
     """The script fails as written. Often this machine lacks a kernel (a layer's in float16), which says little about
-    the script; torch's GradScaler refuses misuse on all machines."""
+    the script, unlike a refusal of torch's GradScaler."""
     why = f": {run.error.message}" if run.error else ""
-    if run.error is not None and run.error.raised_by == _SCALER:
+    if run.error is not None and run.error.is_scalers_refusal:
         message = f"as written, the script stops at step {run.steps}, on any machine: torch's scaler refuses it{why}"
         fix = next((remedy for said, remedy in _REFUSALS.items() if said in why), fix)
         return finding("PA501", "error", message, fix, location=run.error.location)

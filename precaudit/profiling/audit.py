@@ -142,10 +142,14 @@ def _as_written(first: RunResult, spec: RunSpec, runner: Runner) -> RunResult | 
         )
         run = runner(again)
         written = replace(run, trace=first.trace, baseline={**first.baseline, **run.baseline})
-    lacks_kernel = written is not None and not written.finished and first.finished  # a half one, on this machine
-    if spec.neutralize and (written is None or lacks_kernel):
+    if spec.neutralize and (written is None or (first.finished and _lacks_kernel(written))):
         return replace(first, label="as-written")
     return written
+
+
+def _lacks_kernel(run: RunResult) -> bool:
+    """Whether a run probably failed of this machine alone, which has no half kernel for one of its operations."""
+    return not (run.finished or (run.error is not None and run.error.is_scalers_refusal))
 
 
 def _probed(formats: tuple[str, ...]) -> tuple[str, ...]:

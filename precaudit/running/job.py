@@ -110,6 +110,11 @@ class ScriptError:
     raised_by: str = ""
 
     @property
+    def is_scalers_refusal(self) -> bool:
+        """Whether torch's GradScaler raised it, which refuses misuse on every machine."""
+        return self.raised_by == "torch.amp.grad_scaler"
+
+    @property
     def is_lack_of_memory(self) -> bool:
         text = self.message.lower()
         return self.type in ("OutOfMemoryError", "MemoryError") or any(word in text for word in _NO_MEMORY)

@@ -70,7 +70,8 @@ def test_foreach_averages_are_followed(update):
     assert all(entry["lost"] < 0.05 for entry in seen(averaging_all(0.5, update), "state"))
 
 
-IN_PLACE, ANEW, BOTH, DETACHED, CLONED = "in place", "anew", "both", torch.Tensor.detach, torch.clone
+IN_PLACE, ANEW, CAST_BACK, BOTH = "in place", "anew", "in float32, and cast back", "both"
+DETACHED, CLONED = torch.Tensor.detach, torch.clone
 """How a running value is written: the last two hand on what they make, as a sampler's chain or a hidden state is."""
 
 
@@ -88,6 +89,11 @@ def averaging(decay, dtype, written):
         elif written == BOTH:
             average[:] = [
                 (mean * decay).add_(p.detach().to(dtype), alpha=1 - decay)
+                for mean, p in zip(average, model.parameters(), strict=True)
+            ]
+        elif written == CAST_BACK:
+            average[:] = [
+                (mean.float() * decay + p.detach() * (1 - decay)).to(dtype)
                 for mean, p in zip(average, model.parameters(), strict=True)
             ]
         else:
@@ -112,7 +118,7 @@ def test_reused_memory_belongs_to_its_new_tensor():
     assert states.owner(torch.ones(4, 4).bfloat16()) is None
 
 
-@pytest.mark.parametrize("written", [IN_PLACE, ANEW, BOTH, DETACHED, CLONED])
+@pytest.mark.parametrize("written", [IN_PLACE, ANEW, CAST_BACK, BOTH, DETACHED, CLONED])
 def test_stagnating_bfloat16_average_loses_its_changes(written):
     (entry,) = seen(averaging(0.999, torch.bfloat16, written), "state")
     assert entry["lost"] > 0.5
@@ -120,7 +126,7 @@ def test_stagnating_bfloat16_average_loses_its_changes(written):
     assert entry["dtype"] == "bfloat16"
 
 
-@pytest.mark.parametrize("written", [IN_PLACE, ANEW, BOTH, DETACHED, CLONED])
+@pytest.mark.parametrize("written", [IN_PLACE, ANEW, CAST_BACK, BOTH, DETACHED, CLONED])
 def test_fast_moving_average_loses_little(written):
     assert all(entry["lost"] < 0.05 for entry in seen(averaging(0.5, torch.bfloat16, written), "state"))
 
@@ -252,7 +258,11 @@ def slowly_in_its_own_dtype(low, master):
     low.copy_(low * 0.999 + master.bfloat16() * 0.001)
 
 
-@pytest.mark.parametrize("write", [slowly, slowly_in_its_own_dtype])
+def slowly_and_cast_back(low, master):
+    low.copy_(low.float().lerp(master, 1e-3).to(low.dtype))
+
+
+@pytest.mark.parametrize("write", [slowly, slowly_in_its_own_dtype, slowly_and_cast_back])
 def test_copy_of_an_update_of_the_state_absorbs(write):
     entries = seen(stepping_a_copy(write), "state")
     assert {entry["fqn"] for entry in entries if entry["lost"] > 0.5} == {"0", "2"}

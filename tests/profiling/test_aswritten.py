@@ -520,6 +520,24 @@ def test_a_script_that_fails_because_of_its_own_casts_trains_in_float32(tmp_path
     assert (found["PA307"].op, found["PA307"].evidence["step"]) == ("div", 5)
 
 
+def test_half_weights_that_torchs_scaler_refuses_are_an_error(tmp_path):
+    def code():
+        torch.manual_seed(0)
+        model, scaler = nn.Linear(4, 1).half(), torch.amp.GradScaler("cpu")
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        for _ in range(8):
+            optimizer.zero_grad()
+            scaler.scale(model(torch.randn(16, 4).half()).float().square().mean()).backward()
+            scaler.step(optimizer)
+            scaler.update()
+
+    audit = audited(code, tmp_path, name="float16")
+    assert (audit.complete, audit.neutralize, audit.as_written.steps) == (True, True, 0)
+    found = {each.rule: each for each in of_as_written(audit, Verification("pass", "emulated"))}
+    assert found["PA501"].severity == "error"
+    assert found["PA501"].suggestion.startswith("keep the weights in float32")
+
+
 @pytest.mark.parametrize("casts", [False, True])
 def test_a_loss_in_the_scripts_own_autocast_runs_as_written(casts, tmp_path):
     """Cubes that overflow float16, in the loop and in no module."""
