@@ -207,7 +207,15 @@ def _of_lost(lost: LostGradients) -> Finding:
     )
     fix = f"keep {names or lost.fqn} out of {lost.format}{', as the plan does' if names else ''}"
     alone = lost.causes[0] if len(lost.causes) == 1 else None
-    return finding("PA201", "warning", message, fix, alone, error=lost.error, formats=lost.format)
+    several = _several(lost.causes)
+    return finding(
+        "PA201", "warning", message, fix, alone, None, None, error=lost.error, formats=lost.format, **several
+    )
+
+
+def _several(blamed: tuple[str, ...]) -> dict[str, object]:
+    """Evidence for the modules to blame where they are several, for which a finding has no place."""
+    return {"modules": blamed} if len(blamed) > 1 else {}
 
 
 def _over_budget(
@@ -244,6 +252,7 @@ def _over_budget(
         bias=error.bias,
         evaluations=error.evaluations,
         formats=format_name,
+        **_several(blamed),
     )
 
 

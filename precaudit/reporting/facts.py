@@ -46,16 +46,15 @@ def is_plain_autocast(report: Report) -> bool:
 
 
 def settled(plan: Plan, finding: Finding) -> bool:
-    """Whether the plan avoids the formats of the finding at its place. What the script itself casts is rounded before
-    any plan sees it."""
-    if finding.fqn is None or "cast_by" in finding.evidence:
+    """Whether the plan avoids the formats of the finding at its place, or in all of its modules. What the script itself
+    casts is rounded before any plan sees it."""
+    named, modules = finding.evidence.get("formats"), finding.evidence.get("modules")
+    if not isinstance(named, str) or "cast_by" in finding.evidence:
         return False
     ops = {(op.fqn, op.op): op.format for op in plan.ops}
-    planned = ops.get((finding.fqn, finding.op or ""), plan.modules.get(finding.fqn))
-    if planned is None:
-        return False
-    named = finding.evidence.get("formats")
-    return isinstance(named, str) and planned not in named.split(", ")
+    places = modules if isinstance(modules, list | tuple) else [finding.fqn]
+    planned = [ops.get((fqn, finding.op or ""), plan.modules.get(fqn)) for fqn in places if fqn is not None]
+    return bool(planned) and all(each is not None and each not in named.split(", ") for each in planned)
 
 
 def notes(report: Report) -> list[str]:

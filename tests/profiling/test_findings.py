@@ -220,6 +220,16 @@ def test_a_format_over_budget_is_blamed_on_the_roughest_operation(errors, named,
     assert found.suggestion == "keep conv out of bfloat16, as the plan does"
 
 
+def test_a_format_over_budget_for_several_modules_is_settled_where_the_plan_spares_all_of_them():
+    reference = RunResult("reference", 0, "stopped", 2, losses=(1.0, 0.9))
+    over, blamed = (GradientError("bfloat16@init", 0.5, 1.0, 0.5, 3),), {"bfloat16": ("a", "b")}
+    audit = Audit(Job("script", "train.py", (), ".", 2), reference, Trace(), errors=over, blamed=blamed)
+    for sparing, spared in (({"a": "tf32", "b": "float32"}, True), ({"a": "tf32", "b": "bfloat16"}, False)):
+        plan = Plan("bfloat16", {**sparing, "c": "bfloat16"})
+        (found,) = all_findings(audit, plan, Verification("pass", "emulated"))
+        assert settled(plan, found) is spared
+
+
 def test_a_format_over_budget_names_the_measured_operation():
     place = Location("train.py", 34)
     product = Op("knn", "matmul", 1, "lower", place, (), local_error={"bfloat16": 0.002})
