@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from contextlib import suppress
+from itertools import count, takewhile
 from pathlib import Path
 
 
@@ -13,16 +14,22 @@ class RunLogs:
     def __init__(self, whole: Path) -> None:
         self._whole = whole
         self._apart: list[Path] = []
+        for left in takewhile(Path.exists, map(self._numbered, count(1))):  # by a profile that was killed
+            with suppress(OSError):
+                left.unlink()
 
     def place(self, alone: bool) -> Path:
         """Where the next run writes."""
         if alone:
             return self._whole
-        path = self._whole.with_name(f"{self._whole.name}.{len(self._apart) + 1}")
+        path = self._numbered(len(self._apart) + 1)
         with suppress(OSError):
-            path.unlink()  # a killed profile's
+            path.unlink()  # one that could not be appended
         self._apart.append(path)
         return path
+
+    def _numbered(self, number: int) -> Path:
+        return self._whole.with_name(f"{self._whole.name}.{number}")
 
     def join(self) -> None:
         """Append the files of single runs; one that can't be appended, as on a full disk, is left as it is."""

@@ -156,6 +156,13 @@ sys.exit(os.getpid())
 """
 
 
+def test_logs_of_single_runs_that_a_killed_profile_left_are_removed(tmp_path):
+    for name in ("script.log.1", "script.log.2", "script.log.old"):
+        (tmp_path / name).write_text("said")
+    ChildRunner(tmp_path / "script.log")
+    assert [path.name for path in tmp_path.iterdir()] == ["script.log.old"]
+
+
 def test_the_log_has_what_each_run_said_in_one_piece(tmp_path):
     (tmp_path / "train.py").write_text(TALKING)
     job = Job("script", str(tmp_path / "train.py"), (), str(tmp_path), 30)
