@@ -65,7 +65,7 @@ class Repair:
 
 @dataclass(frozen=True)
 class Verification:
-    """The result of verification. `cause` says why the verdict is inconclusive; `compared` are the first and the last
+    """The result of verification. `cause` says why nothing is decided; `compared` are the first and the last
     step (from 1) over which losses were averaged for the difference."""
 
     verdict: Verdict = "not_run"

@@ -11,16 +11,17 @@ from precaudit.reporting.endings import AS_WRITTEN, ended
 from precaudit.reporting.facts import asks_for_the_plan, has_the_plan, own_format, settled, unsound
 from precaudit.reporting.grouped import Group, grouped
 from precaudit.reporting.places import place
-from precaudit.reporting.undecided import more_seeds, undecided
+from precaudit.reporting.undecided import more_seeds, saw_nothing, undecided
 from precaudit.words import listing, plural, prose, signed
 
 
 def actions(report: Report) -> list[str]:
     """The actions, the most important first; notes are left out."""
+    more = undecided(report).advice.format(seeds=more_seeds(report))
     steps = {
         "pass": _with_the_plan(report),
-        "screened": "Verify before you rely on it: profile again without --quick.",
-        "inconclusive": undecided(report).advice.format(seeds=more_seeds(report)),
+        "screened": more if saw_nothing(report) else "Verify before you rely on it: profile again without --quick.",
+        "inconclusive": more,
         "not_run": "Prove the plan: let precaudit profile train with it.",
         "fail": "Don't train with this plan yet: see the gates, repairs and findings below.",
     }

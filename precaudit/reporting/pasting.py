@@ -84,17 +84,17 @@ def _models(report: Report) -> list[str]:
 
 
 def next_command(report: Report, plan: Path = DEFAULT_PLAN) -> tuple[str, list[str]]:
-    """The next command for this verdict and when to run it, quoted for a shell."""
+    """When to run the next command for this verdict, and its parts that belong on one line, quoted for a shell."""
     verdict = report.verification.verdict
     subject = ["SCRIPT"] if report.job.get("kind") == "audit" or from_python(report) else script(report)
     if verdict == "pass" and report.plan.is_low_precision:
-        return "Next, before you deploy:", ["precaudit", "check", "--plan", _quote(plan), *subject]
+        return "Next, before you deploy:", ["precaudit", "check", f"--plan {_quote(plan)}", *subject]
     broken = verdict == "fail" or unsound(report) or unfinished.needs_mending(report)
     label = "Next, after the fixes:" if broken else "Next:"
     more = {} if broken else what_decides(report)
     options = _options(report, plan) | more
-    words = [_quote(word) for option in options.items() for word in option]
-    return label, ["precaudit", "profile", "--force", *words, *subject]
+    given = [f"{_quote(name)} {_quote(value)}" for name, value in options.items()]
+    return label, ["precaudit", "profile", "--force", *given, *subject]
 
 
 def _options(report: Report, plan: Path) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise, takewhile
@@ -33,6 +34,7 @@ STYLES = {"bold": "1", "dim": "2", "good": "1;32", "open": "1;33", "bad": "1;31"
 ROWS = 16
 LAYERS = 6
 FORMATS = 4  # that lose values, the narrowest: more leave names no room
+OPTION, UNBROKEN = re.compile(r"(--[a-z][a-z-]*) (?=\S)"), "\xa0"  # its value stays on the same line
 
 
 def use_color(stream: TextIO, environ: Mapping[str, str] = os.environ) -> bool:
@@ -88,10 +90,12 @@ class Page:
 
     def text(self, text: str, style: str = "", indent: str = "", hang: str | None = None) -> None:
         hang = indent if hang is None else hang
+        whole = OPTION.sub(rf"\1{UNBROKEN}", inert(text))
         wrapped = textwrap.wrap(
-            inert(text), self.width, initial_indent=indent, subsequent_indent=hang, break_on_hyphens=False
+            whole, self.width, initial_indent=indent, subsequent_indent=hang, break_on_hyphens=False
         )
-        self.lines += [self.paint(inert(line), style) for line in wrapped]  # a word too long is broken anywhere
+        lines = [line.replace(UNBROKEN, " ") for line in wrapped]
+        self.lines += [self.paint(inert(line), style) for line in lines]  # a word too long is broken anywhere
 
     def section(self, title: str, lines: Iterable[str]) -> None:
         self.lines.append("")

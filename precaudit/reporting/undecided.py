@@ -72,6 +72,11 @@ def undecided(report: Report) -> Undecided:
     return DOUBLE if cause == "unchanged" and own_format(report) == "float64" else UNDECIDED[cause]
 
 
+def saw_nothing(report: Report) -> bool:
+    """Whether a screening had nothing to compare, as float32 learned nothing."""
+    return report.verification.verdict == "screened" and report.verification.cause is not None
+
+
 def _noisy(seeds: int) -> Undecided:
     meaning = (
         "the difference may be one that is allowed or a larger one. If the plan is as good as float32, "
@@ -117,7 +122,7 @@ def more_steps(report: Report) -> int:
 
 
 def what_decides(report: Report) -> dict[str, str]:
-    """The option with the value that would decide an inconclusive verdict; {} where none would."""
-    option = undecided(report).option if report.verification.verdict == "inconclusive" else None
+    """The option with the value that would decide what is open; {} where none would."""
+    option = undecided(report).option if report.verification.verdict == "inconclusive" or saw_nothing(report) else None
     more = {"--seeds": more_seeds, "--steps": more_steps}
     return {option: str(more[option](report))} if option else {}

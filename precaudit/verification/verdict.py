@@ -217,7 +217,8 @@ def _learned(references: Sequence[RunResult], margin: float) -> statistics.Guard
 
 
 def screened(judgement: Judgement) -> Judgement:
-    """After one pair only: a plan within the margin is screened, never verified."""
+    """After one pair only: a plan within the margin is screened, never verified; noise is then no cause of doubt, a
+    float32 that learned nothing still is."""
     mean, margin = judgement.difference.mean, judgement.margin
     if judgement.verdict == "fail" or mean is None or margin is None:
         return judgement
@@ -225,5 +226,5 @@ def screened(judgement: Judgement) -> Judgement:
     return replace(
         judgement,
         verdict="screened" if inside else "inconclusive",
-        cause=None if inside else judgement.cause,
+        cause=None if inside and judgement.cause == "noise" else judgement.cause,
     )

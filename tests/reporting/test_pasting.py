@@ -11,7 +11,8 @@ import report_samples
 
 from precaudit.model import Layer, LossScale, OpFormat, Plan
 from precaudit.reporting import pasting
-from precaudit.reporting.terminal import render_terminal
+from precaudit.reporting.actions import actions
+from precaudit.reporting.terminal import Page, render_terminal
 
 WRITTEN = [Path("reports/train/report.json"), Path("reports/train/plan.json"), Path("reports/train/report.html")]
 
@@ -34,7 +35,30 @@ def test_next_command_has_more_seeds_or_steps(cause, option):
     report = report_samples.passing()
     report = replace(report, verification=replace(report.verification, verdict="inconclusive", cause=cause))
     _, command = pasting.next_command(report)
-    assert [part for part in command if part in ("--seeds", "--steps")] == ([option] if option else [])
+    assert [name for part in command if (name := part.split()[0]) in ("--seeds", "--steps")] == [option] * bool(option)
+
+
+def test_after_a_screening_that_saw_nothing_more_steps_come_next():
+    report = report_samples.passing()
+    report = replace(report, verification=replace(report.verification, verdict="screened", cause="float32"))
+    assert "--steps 160" in pasting.next_command(report)[1]
+    assert actions(report)[0].startswith("Profile again with more --steps")
+    seen = replace(report, verification=replace(report.verification, cause=None))
+    assert not any("--steps" in part for part in pasting.next_command(seen)[1])
+    assert "without --quick" in actions(seen)[0]
+
+
+def test_an_option_and_its_value_stay_on_one_line():
+    report = report_samples.passing()
+    for length in range(80):
+        name = f"{'n' * length}.py"
+        doubt = replace(report.verification, verdict="inconclusive", cause="noise")
+        text = render_terminal(replace(report, job=report.job | {"script": name}, verification=doubt))
+        assert "--seeds 8 " in text[text.index("Next:") :]
+    page = Page()
+    for length in range(80):
+        page.text(f"{'n' * length} profile again with --seeds 8.")
+    assert str(page).count("--seeds 8.") == 80
 
 
 @pytest.mark.parametrize(
@@ -51,10 +75,10 @@ def test_the_next_command_is_for_the_same_folder_with_the_same_options():
     job = {**report.job, "options": {"--formats": "float16", "--seeds": "2"}}
     doubt = replace(report.verification, verdict="inconclusive", cause="noise")
     _, command = pasting.next_command(replace(report, job=job, verification=doubt), Path("my runs/plan.json"))
-    options = ["--out", "'my runs'", "--formats", "float16", "--seeds", "8"]
+    options = ["--out 'my runs'", "--formats float16", "--seeds 8"]
     assert command[: 3 + len(options)] == ["precaudit", "profile", "--force", *options]
     _, command = pasting.next_command(replace(report, verification=doubt), Path("reports/train/plan.json"))
-    assert "--out" not in command
+    assert not any("--out" in part for part in command)
 
 
 @pytest.mark.parametrize("verdict", ["pass", "fail", "not_run"])

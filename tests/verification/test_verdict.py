@@ -303,7 +303,7 @@ def test_one_pair_screens_but_never_verifies(factor, expected):
 def test_one_pair_that_learned_nothing_is_inconclusive():
     flat = tuple(1 + 0.01 * (-1) ** i for i in range(40))
     judged = judge(Runs({0: run(flat)}, {0: run(tuple(loss * 1.0001 for loss in flat), "candidate-1")}), PLAN)
-    assert (judged.settled, screened(judged).verdict) == (True, "screened")
+    assert (judged.settled, screened(judged).verdict, screened(judged).cause) == (True, "screened", "float32")
     assert "float32 run proves nothing" in screened(judged).reason
     other = judge(Runs({0: run(flat)}, {0: run(tuple(loss * 1.1 for loss in flat), "candidate-1")}), PLAN)
     assert (screened(other).verdict, screened(other).cause) == ("inconclusive", "float32")  # more seeds won't tell
