@@ -111,7 +111,7 @@ def _integers(entry: Seen, severity: Severity) -> Finding:
     """PA306: integers (ids, positions, counts) that change in a low format."""
     message = (
         f"whole numbers up to {entry['amax']:g} are stored in {entry['dtype']}, which can't hold every integer above "
-        f"{entry['limit']:g}: {entry['changed']} of them are rounded to others (they alias)"
+        f"{entry['limit']:g}: {entry['changed']} of them are rounded to others: ids alias, a count stands still"
     )
     fix = "keep these whole numbers in an integer or float32 tensor, if they are indices, positions or counts"
     return finding("PA306", severity, message, fix, None, None, place_of(entry), changed=entry["changed"])
