@@ -47,6 +47,11 @@ def job_of(arguments: argparse.Namespace) -> Job:
         raise PrecauditError(f"{script} is a folder without __main__.py; name the Python file in it, or -m MODULE")
     if not path.is_file():
         raise PrecauditError(f"there is no script {script!r}; give the path of a Python file, or -m MODULE")
+    if path.suffix == ".ipynb":
+        raise PrecauditError(
+            f"{script} is a notebook, not a Python file; make one of it with jupyter nbconvert --to script, or call "
+            "precaudit.profile or precaudit.audit in the notebook itself"
+        )
     if is_binary(path):
         raise PrecauditError(
             f"{script} is no Python file; weights are measured in a script that trains with them, or in a model file "

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -38,6 +40,35 @@ for step in range(10**6):
 COMMAND = ("profile", "--out", "out", "--steps", "6", "--quick")
 
 Done = subprocess.CompletedProcess[str]
+
+PATIENCE = 300.0
+"""Seconds, much longer than a busy machine takes: what hangs never ends."""
+
+
+@contextmanager
+def started(folder: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """The command in a session of its own, as a terminal has it; nothing of it outlives the test."""
+    command = [sys.executable, "-m", "precaudit", *arguments]
+    with subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+        try:
+            yield process
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+def wait_for(process: subprocess.Popen[str], condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert process.poll() is None, "it ended before"
+        assert time.monotonic() < deadline, "that never came"
+        time.sleep(0.02)
+
+
+def catches(process: subprocess.Popen[str], number: signal.Signals) -> bool:
+    """Whether the process has a handler for the signal, by the kernel's word."""
+    caught = re.search(r"SigCgt:\s*(\w+)", Path(f"/proc/{process.pid}/status").read_text())
+    return caught is not None and bool(int(caught[1], 16) >> number - 1 & 1)
 
 
 def profile(folder: Path, script: Path, *options: str, arguments: tuple[str, ...] = ()) -> Done:
@@ -87,13 +118,10 @@ def test_an_end_from_outside_costs_nothing_that_was_measured(tmp_path: Path, num
     script = tmp_path / "train.py"
     script.write_text(ENDLESS)
     log = tmp_path / "out" / "script.log"
-    command = [sys.executable, "-m", "precaudit", *COMMAND, str(script)]
-    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
-        deadline = time.monotonic() + 60
-        while time.monotonic() < deadline and not (log.exists() and "step 3" in log.read_text()):
-            time.sleep(0.1)
+    with started(tmp_path, *COMMAND, str(script)) as process:
+        wait_for(process, lambda: log.exists() and "step 3" in log.read_text())
         process.send_signal(number)
-        _, said = process.communicate(timeout=60)
+        _, said = process.communicate(timeout=PATIENCE)
     assert process.returncode == 1, said
     assert "interrupted" in said
     assert "what was measured is in out" in said
@@ -185,6 +213,13 @@ def test_a_folder_is_a_script_where_python_would_run_it(tmp_path: Path) -> None:
             job_of(parse(["profile", nothing]))
     (tmp_path / "__main__.py").touch()
     assert job_of(parse(["profile", str(tmp_path), "--lr", "1"])).argv == ("--lr", "1")
+
+
+def test_a_notebook_is_no_script(tmp_path: Path) -> None:
+    (tmp_path / "train.ipynb").write_text('{"cells": [{"execution_count": null}]}')
+    with pytest.raises(PrecauditError, match=r"train\.ipynb is a notebook.*nbconvert") as raised:
+        job_of(build_parser().parse_args(["profile", str(tmp_path / "train.ipynb")]))
+    assert raised.value.exit_code == 2
 
 
 def test_an_earlier_report_is_not_overwritten(tmp_path: Path, profile_here: Callable[..., Done]) -> None:
@@ -302,15 +337,11 @@ def test_a_missing_script(tmp_path: Path, profile_here: Callable[..., Done]) -> 
 
 def test_an_interrupt_of_everything_while_the_server_starts_is_no_crash(tmp_path: Path) -> None:
     """A terminal sends Ctrl-C to every process, the one that imports torch for the runs among them."""
-    command = [sys.executable, "-m", "precaudit", "profile", "--out", "out", str(SCRIPTS / "manual_sgd.py")]
-    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    log = tmp_path / "out" / "script.log"
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and not log.exists():
-        time.sleep(0.01)
-    time.sleep(0.3)
-    os.killpg(process.pid, signal.SIGINT)
-    _, stderr = process.communicate(timeout=60)
+    with started(tmp_path, "profile", "--out", "out", str(SCRIPTS / "manual_sgd.py")) as process:
+        wait_for(process, lambda: catches(process, signal.SIGTERM))  # which Python by itself does not
+        time.sleep(0.3)
+        os.killpg(process.pid, signal.SIGINT)
+        _, stderr = process.communicate(timeout=PATIENCE)
     assert process.returncode == 1, stderr
     assert "interrupted" in stderr
     assert "Traceback" not in stderr
