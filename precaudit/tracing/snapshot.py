@@ -93,7 +93,8 @@ def _unseen(tracer: Tracer, names: ModuleNames, namer: _Namer) -> Iterator[str]:
     for name, model in names.models.items():
         for module in model.modules() if name in namer.models else ():
             own = {id(parameter) for parameter in module.parameters()}
-            computes = type(module).forward is not nn.Module.forward and own and not own & tracer.read
+            forward = getattr(type(module), "forward", None)  # the class of a traced module has none to look at
+            computes = forward is not nn.Module.forward and own and not own & tracer.read
             if computes and names.of(module) not in used and is_leaf(module):
                 yield namer.fqn(names.of(module))
 

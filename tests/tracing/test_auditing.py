@@ -56,6 +56,23 @@ def test_a_compiled_model_is_audited_in_its_eager_form(every):
     assert trained(model, compiled[1]) == trained(*plain)
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit")
+@pytest.mark.parametrize("compiled", [torch.jit.script, lambda model: torch.jit.trace(model, numbers(0, 5, 4))])
+def test_what_torchscript_compiled_is_trained_as_ever_and_told_from_outside(compiled):
+    expected, (model, _) = trained(*make()), make()
+    model = compiled(model)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    auditing = Auditing(model, (optimizer,), 1)
+    auditing.start()
+    try:
+        losses = trained(model, optimizer)
+    finally:
+        auditing.stop()
+    assert losses == pytest.approx(expected)
+    trace = auditing.trace()
+    assert (trace.audited_steps, trace.layers[0].fqn) == (4, "")
+
+
 @pytest.mark.parametrize("every", [1, 2])
 def test_a_compiled_optimizer_step_is_audited(every):
     torch.compiler.reset()
