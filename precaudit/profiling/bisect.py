@@ -222,7 +222,7 @@ def _only(plan: Plan, group: Collection[str]) -> Plan:
         scale = LossScale("static", scale.init_scale / PROBE_HEADROOM)
     modules = {fqn: name if fqn in group else "float32" for fqn, name in plan.modules.items()}
     ops = tuple(op for op in plan.ops if op.fqn in group)
-    return replace(plan, default="float32", modules=modules, ops=ops, loss_scale=scale)
+    return replace(plan, modules=modules, ops=ops, loss_scale=scale)
 
 
 def _largest(groups: Sequence[Group], shares: Mapping[Group, float], first: Rank) -> list[Group]:

@@ -3,7 +3,10 @@
 from dataclasses import replace
 
 import pytest
+import torch
+from torch import nn
 
+from precaudit.execution.apply import apply
 from precaudit.model import Op, Plan
 from precaudit.profiling.audit import Audit
 from precaudit.profiling.bisect import contributions, culprit, of_losses, whole_error
@@ -58,6 +61,53 @@ def test_only_the_guilty_module_of_a_pair_is_named():
 @pytest.mark.parametrize(("products", "named"), [("abdefgh", "c"), ("acdefgh", "b")])
 def test_of_two_explanations_the_module_without_products_is_named(products, named):
     assert [item.fqn for item in contributions(SPEC, PLAN, Known(together), set(products))] == [named]
+
+
+class Chunks(nn.Module):
+    """A container that computes nothing, so that no plan lists it: it hands on what its layer rounds."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.narrow = nn.Linear(4, 8), Narrow()
+
+    def forward(self, x):
+        return self.narrow(*self.layer(x).chunk(2, dim=1))
+
+
+class Narrow(nn.Module):
+    """The mass of a logistic distribution in a narrow interval: a difference that half precision loses."""
+
+    def forward(self, mean, at):
+        off = at - mean
+        return -torch.log(torch.sigmoid(off + 0.004) - torch.sigmoid(off - 0.004) + 1e-3).mean()
+
+
+class Real:
+    """Answers probes with the gradients of a model under the plans, emulated."""
+
+    def __init__(self, model):
+        self.model, self.x = model, torch.randn(64, 4, generator=torch.Generator().manual_seed(0))
+
+    def gradient(self):
+        self.model.zero_grad()
+        self.model(self.x).backward()
+        return torch.cat([parameter.grad.flatten() for parameter in self.model.parameters()])
+
+    def __call__(self, spec):
+        exact, differences = self.gradient(), []
+        for label, plan in spec.probe_compare.values():
+            with apply(self.model, plan, execution="emulated"):
+                delta = float((self.gradient() - exact).square().sum())
+            differences.append(GradientDifference(label, "", 1, delta, float(exact.square().sum()), 1.0, 0.0, 1.0))
+        return RunResult("bisect", 0, "stopped", differences=tuple(differences))
+
+
+def test_a_container_that_no_plan_lists_hands_on_half_results():
+    torch.manual_seed(0)
+    plan = Plan("bfloat16", {"layer": "bfloat16", "narrow": "bfloat16"})
+    (found,) = contributions(SPEC, plan, Real(Chunks()), {"layer"})
+    assert found.fqn == "narrow"
+    assert found.error > 0.01
 
 
 @pytest.mark.parametrize("culprit", NAMES[1:])
