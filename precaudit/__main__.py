@@ -54,7 +54,7 @@ def _run(argv: Sequence[str] | None) -> int:
 def _unusable(error: OSError) -> str:
     """Of a path that can't even be looked at; only the current folder is looked up without a name."""
     unnamed = "the current folder" if isinstance(error, FileNotFoundError) else "the operating system"
-    return f"{error.filename or unnamed}: {error.strerror or error}"
+    return f"{error.filename or unnamed}: {error.strerror or error}; check that place, or choose another one"
 
 
 if __name__ == "__main__":

@@ -49,7 +49,7 @@ def test_removed_current_folder(path, capsys, monkeypatch):
     monkeypatch.chdir(gone)
     gone.rmdir()
     assert main(["profile", str(path)]) == 2
-    assert "the current folder: No such file or directory" in capsys.readouterr().err
+    assert "the current folder: No such file or directory; check that place" in capsys.readouterr().err
 
 
 def test_force_color(path, capsys, monkeypatch):
