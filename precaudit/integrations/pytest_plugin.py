@@ -63,6 +63,8 @@ class Auditor:
         self._node = request.node
         self._update = request.config.getoption("--precaudit-update")
         marker = request.node.get_closest_marker("precision")
+        if marker and marker.args:
+            pytest.fail("the precision marker takes its options by name: precision(steps=20)", pytrace=False)
         self._options: dict[str, Any] = dict(marker.kwargs) if marker else {}
         self._fail_on: str | Sequence[str] = self._options.pop("fail_on", ())
         self._checked: set[Path] = set()
@@ -81,6 +83,10 @@ class Auditor:
 
     def check(self, report: Report, name: str = "", fail_on: str | Sequence[str] | None = None) -> None:
         """Fail the test where the report is a regression against its baseline; `name` tells several checks apart."""
+        from precaudit.model import Report
+
+        if not isinstance(report, Report):
+            pytest.fail(f"precaudit.check takes a report of precaudit.profile, not {report!r:.80}", pytrace=False)
         path = self.baseline(name)
         if path in self._checked:
             pytest.fail("precaudit.check was called twice: give each call a name of its own, check(report, name=...)")

@@ -161,6 +161,21 @@ def test_two_checks_without_names_are_refused(team, pytester):
     result.stdout.fnmatch_lines(["*give each call a name*"])
 
 
+@pytest.mark.parametrize(
+    ("test", "words"),
+    [
+        ("def test_it(precaudit): precaudit.check(None)", "*takes a report of precaudit.profile, not None*"),
+        ("@pytest.mark.precision(20)\ndef test_it(precaudit): pass", "*takes its options by name*"),
+    ],
+)
+def test_what_would_be_measured_by_nothing_is_refused(test, words, team, pytester):
+    pytester.makepyfile(test_model=f"import pytest\n{test}")
+    result = team("--precaudit-update")
+    assert result.parseoutcomes().keys() <= {"failed", "errors"}
+    result.stdout.fnmatch_lines([words])
+    assert not baselines(pytester)
+
+
 def test_under_xdist_every_worker_writes_and_reads_its_own(team, pytester):
     pytester.makepyfile(
         test_model="""
