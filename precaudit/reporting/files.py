@@ -57,8 +57,9 @@ def write_bytes(path: Path, content: bytes) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         _replace(Path(os.path.realpath(path)), content)
     except OSError as error:
+        in_the_way = "its folder is a file" if isinstance(error, FileExistsError) else None
         raise PrecauditError(
-            f"cannot write {path}: {error.strerror or error}; nothing was changed there: "
+            f"cannot write {path}: {in_the_way or error.strerror or error}; nothing was changed there: "
             "free some space or choose another place, then run again"
         ) from error
 
