@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from precaudit.model import Plan, Report
+from precaudit.model import Layer, Plan, Report
 from precaudit.reporting.serialize import write_json
 
 ROOT = Path(__file__).parent.parent / "precaudit"
@@ -121,7 +121,8 @@ def python(code):
 def inputs(tmp_path):
     kernel = {"ph": "X", "cat": "kernel", "name": "sgemm", "ts": 1, "dur": 5, "pid": 0, "tid": 7, "args": {}}
     (tmp_path / "trace.json").write_text(json.dumps({"traceEvents": [kernel]}))
-    write_json(tmp_path / "report.json", Report(plan=Plan(default="bfloat16")))
+    layers = (Layer("fc", "Linear", 4, 1, ()),)
+    write_json(tmp_path / "report.json", Report(layers=layers, plan=Plan(default="bfloat16")))
     return tmp_path
 
 

@@ -25,7 +25,8 @@ EPILOG = """
 --fail-on amax:6 sets one threshold, amax:off silences one metric, all:off
 silences all named before it.
 
-Exit codes: 0 no regression, 1 regression, 2 wrong usage, unreadable report."""
+Exit codes: 0 no regression, 1 regression, 2 wrong usage, unreadable report,
+3 nothing to compare."""
 
 
 def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -69,9 +70,15 @@ def _compare(arguments: argparse.Namespace) -> int:
 
     thresholds = parse_thresholds(arguments.fail_on)
     _refuse(arguments, FORMATS)
-    head = load_report(_report_path(arguments.head))
-    comparison = compare(load_report(_report_path(arguments.base)), head, thresholds, asked_for(arguments.fail_on))
+    base, head = load_report(_report_path(arguments.base)), load_report(_report_path(arguments.head))
     names = str(arguments.base), str(arguments.head)
+    if not base.layers and not head.layers:
+        raise PrecauditError(
+            f"nothing to compare: neither {names[0]} nor {names[1]} has a layer; see there why nothing was measured, "
+            "and profile again",
+            ExitCode.NOTHING_TO_MEASURE,
+        )
+    comparison = compare(base, head, thresholds, asked_for(arguments.fail_on))
     printed = outputs.render(comparison, arguments.format, names, head, use_color(sys.stdout))
     wrote = deliver(
         arguments,

@@ -134,6 +134,14 @@ def test_exit_codes(folder, capsys):
     assert "NO REGRESSION: 4 changes" in capsys.readouterr().out
 
 
+def test_two_reports_that_measured_nothing_are_not_said_to_be_alike(folder, capsys):
+    write_json(folder / "empty.json", report_samples.empty())
+    base, empty = str(folder / "base"), str(folder / "empty.json")
+    assert main(["compare", empty, empty]) == 3
+    assert "nothing to compare" in capsys.readouterr().err
+    assert main(["compare", base, empty]) == main(["compare", empty, base]) == 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
