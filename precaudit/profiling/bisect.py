@@ -16,7 +16,7 @@ from precaudit.running.job import RunResult, RunSpec
 MAX_EVALUATIONS = 64
 _SHARE = 0.9
 _EXPLAINED = 0.5
-_STEPS = 20
+_TIE = 0.05
 _TELLING = 0.1
 Group = tuple[str, ...]
 Steps = tuple[int, ...]
@@ -226,17 +226,13 @@ def _only(plan: Plan, group: Collection[str]) -> Plan:
 
 
 def _largest(groups: Sequence[Group], shares: Mapping[Group, float], first: Rank) -> list[Group]:
-    """The fewest groups that cause nine tenths of the error; shares within a twentieth are ordered by `first`. Shares
-    may add up to more than one: in a chain of modules each may be the one to repair."""
-    kept: list[Group] = []
-
-    def rank(group: Group) -> tuple[float, ...]:
-        return -round(_STEPS * shares[group]), *first(group), -shares[group]
-
-    total, seen = min(1.0, sum(shares.values())), 0.0
-    for group in sorted((group for group in groups if group in shares), key=rank):
-        if kept and (seen >= _SHARE * total or shares[group] == 0):
-            break
-        kept.append(group)
-        seen += shares[group]
-    return kept if total > 0 else []
+    """The fewest groups that cause nine tenths of the error, ordered by `first` where their shares are within a
+    twentieth. Shares may add up to more than one: in a chain of modules each may be the one to repair."""
+    known = {group: shares[group] for group in groups if group in shares}
+    total, kept = min(1.0, sum(known.values())), list[Group]()
+    left = {group: share for group, share in known.items() if share > 0}
+    while left and sum(shares[group] for group in kept) < _SHARE * total:
+        least = max(left.values()) - _TIE
+        kept.append(min((g for g in left if left[g] >= least), key=lambda g: (first(g), -left[g])))
+        del left[kept[-1]]
+    return kept
