@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass, replace
+from functools import reduce
 from statistics import median
 from types import MappingProxyType
 from typing import Any
@@ -64,8 +65,9 @@ class LastCalls(ScopeListener):
 
 
 class LostOutputs(ScopeListener):
-    """The first step in which an output of each model had nan or inf. Neither an output that the loss does not use nor
-    an evaluation need show it otherwise. -inf is allowed, as masks produce it."""
+    """The first step in which an output of each model had nan or inf, though its inputs had none (a library may count
+    operations with uninitialized ones). Neither an output that the loss does not use nor an evaluation need show it
+    otherwise. -inf is allowed, as masks produce it."""
 
     def __init__(self, step: Callable[[], int]) -> None:
         self._step = step
@@ -79,10 +81,10 @@ class LostOutputs(ScopeListener):
     def left(self, frame: Frame, output: Any) -> Any:
         if is_called(frame):
             with torch._C.DisableTorchFunction(), torch.no_grad(), outside_transforms():
-                for tensor in tensors_in(output):
-                    values = flat(tensor) if tensor.is_floating_point() else None
-                    if values is not None and values.numel():
-                        self._note((_called(frame), values.device), plain(values).amax() < math.inf)
+                given = _sound(frame.call)
+                for sound in _sound(output):
+                    excuses = [~each.to(sound.device) for each in given]
+                    self._note((_called(frame), sound.device), reduce(torch.logical_or, excuses, sound))
         return output
 
     def _note(self, key: tuple[str, torch.device], sound: torch.Tensor) -> None:
@@ -139,6 +141,12 @@ class _Sample:
     checksum: int
 
 
+def _sound(values: Any) -> list[torch.Tensor]:
+    """For each floating-point tensor in any nesting, on its device: whether it has neither nan nor +inf."""
+    parts = [flat(tensor) for tensor in tensors_in(values) if tensor.is_floating_point()]
+    return [plain(part).amax() < math.inf for part in parts if part is not None and part.numel()]
+
+
 def _share(before: _Sample, now: _Sample, size: float) -> float:
     """The rms change of those sampled values that moved (perhaps a few rows of many), relative to `size`; inf where the
     tensor moved but none of the sampled values did."""
@@ -192,7 +200,9 @@ def end_state(
         ways = [(path, first.moved(module, getattr(module, kind))) for path, module in _named(models, "modules")]
         return {f"{path}.{name}".lstrip("."): far for path, own in ways for name, far in own}
 
-    answers = {name: _evaluate(scopes, *call, comparison) for name, call in calls.items()}
+    with torch._C.DisableTorchFunction(), torch.no_grad():
+        asked = {name: call for name, call in calls.items() if all(map(bool, _sound(call[1:])))}
+    answers = {name: _evaluate(scopes, *call, comparison) for name, call in asked.items()}
     kept = {name: each for name, each in answers.items() if isinstance(each, Answer) and each.values.numel()}
     return EndState(
         parameters=_nonfinite(_named(models, "parameters")),

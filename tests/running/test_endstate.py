@@ -33,6 +33,11 @@ class Averages(nn.Module):
         return x
 
 
+class Giving(nn.Module):
+    def forward(self, value, x):
+        return {"x": x * torch.tensor([1.0, value]), "n": torch.arange(2)}
+
+
 class Unsliced(torch.Tensor):
     """Like a medical image that can't tell which of its metadata belong to a slice, or to a sum."""
 
@@ -74,10 +79,11 @@ def test_last_validation_call_is_repeated_too():
     scopes = ModuleScopes(names)
     scopes.listeners.append(last)
     model = nn.Linear(3, 1)
+    nn.init.ones_(model.weight)
     with scopes.installed():
         model(torch.ones(2, 3))
         with torch.no_grad():
-            model(torch.full((5, 3), 1e38) * 10)
+            model(torch.full((5, 3), 3e38))
     ended = end_state(scopes, [], last.calls, FirstValues())
     assert {name: finite for name, (finite, _) in ended.evaluations.items()} == {
         "model": True,
@@ -91,11 +97,23 @@ def test_first_step_with_nonfinite_outputs(value, lost):
     outputs = LostOutputs(lambda: next(steps))
     scopes = ModuleScopes(names)
     scopes.listeners.append(outputs)
-    model = nn.Identity()
     with scopes.installed(), torch.inference_mode():
+        model = Giving()
         for x in (0.0, 1.0, value, 2.0, value):
-            model({"x": torch.tensor([1.0, x]), "n": torch.arange(2)})
+            model(x, torch.ones(2))
     assert outputs.first == ({"model": 2} if lost else {})
+
+
+def test_nonfinite_inputs_excuse_outputs():
+    """As of a library that counts operations with uninitialized images."""
+    names, last, outputs = ModuleNames(), LastCalls(), LostOutputs(lambda: 0)
+    scopes = ModuleScopes(names)
+    scopes.listeners += [last, outputs]
+    model = nn.Linear(2, 2)
+    with scopes.installed(), torch.no_grad():
+        model(torch.tensor([1.0, math.nan]))
+    assert outputs.first == {}
+    assert end_state(scopes, [], last.calls, FirstValues()).evaluations == {}
 
 
 def test_outputs_inside_functorch_transforms():
@@ -103,13 +121,14 @@ def test_outputs_inside_functorch_transforms():
     scopes = ModuleScopes(ModuleNames())
     scopes.listeners.append(outputs)
     model = nn.Linear(1, 1)
+    nn.init.constant_(model.weight, 1e38)
 
     def loss(weights, x):
         return torch.func.functional_call(model, weights, (x.as_subclass(Unsliced),)).sum()
 
     weights = {name: p.detach() for name, p in model.named_parameters()}
     with scopes.installed():
-        torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(weights, torch.tensor([[1.0], [math.nan]]))
+        torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(weights, torch.tensor([[1.0], [1e3]]))
     assert outputs.first == {"model": 3}
 
 
