@@ -78,7 +78,7 @@ def _owners(module: nn.Module, frames: Iterable[types.FrameType]) -> Iterator[tu
 def _modules_in_sight(frames: Iterable[types.FrameType]) -> Iterator[tuple[str, nn.Module]]:
     for frame in frames:
         for name, value in _named_values(frame):
-            if isinstance(value, nn.Module):
+            if isinstance(value, nn.Module) and hasattr(value, "_modules"):  # else it is under construction
                 yield name, value
 
 

@@ -210,6 +210,20 @@ def test_a_model_that_is_made_again_keeps_its_name_without_any_garbage_collectio
         gc.enable()
 
 
+def test_a_model_whose_constructor_computes_before_it_is_a_module():
+    class Normalized(nn.Module):
+        def __init__(self, transform):
+            inputs = transform(X)
+            super().__init__()
+            self.transform, self.layer = transform, nn.Linear(inputs.shape[1], 2)
+
+    def train():
+        transform = layer()
+        Normalized(transform)
+
+    assert names_of(train) == [("transform", "")]
+
+
 def test_modules_added_later():
     def train():
         model = nn.Sequential(layer())
