@@ -45,8 +45,8 @@ def all_findings(audit: Audit, plan: Plan, verification: Verification) -> tuple[
         *_of_errors(audit, plan),
         *_of_loss_scale(audit, plan, deviates),
         *as_written,
-        *_of_float32(audit, verification),
-        *_of_verification(verification),
+        *(list(_of_float32(audit, verification)) or _of_failure(verification)),  # a plan's failure says nothing more
+        *_of_repairs(verification),
     ]
     return tuple(ranked(_told_once(found, pace)))
 
@@ -347,10 +347,10 @@ def _of_float32(audit: Audit, verification: Verification) -> Iterator[Finding]:
         yield finding("PA603", "error", message, CAP if by_scale else "repair the training in float32 first", step=step)
 
 
-def _of_verification(verification: Verification) -> list[Finding]:
-    """PA601: repairs that trials made or tried; PA602: a plan that no repair fixed."""
+def _of_repairs(verification: Verification) -> list[Finding]:
+    """PA601: repairs that trials made or tried."""
     went = "needed" if verification.verdict == "pass" else "was moved to"
-    found = [
+    return [
         finding(
             "PA601",
             "warning",
@@ -364,13 +364,11 @@ def _of_verification(verification: Verification) -> list[Finding]:
         )
         for r in verification.repairs
     ]
-    if verification.verdict == "fail":
-        found.append(
-            finding(
-                "PA602",
-                "error",
-                f"no low-precision plan was verified: {verification.reason}",
-                _DECORATE if OUTSIDE in verification.reason else _STAY,
-            )
-        )
-    return found
+
+
+def _of_failure(verification: Verification) -> list[Finding]:
+    """PA602: a plan that no repair fixed."""
+    if verification.verdict != "fail":
+        return []
+    message = f"no low-precision plan was verified: {verification.reason}"
+    return [finding("PA602", "error", message, _DECORATE if OUTSIDE in verification.reason else _STAY)]

@@ -77,6 +77,13 @@ def test_a_failed_plan_is_reported_with_a_remedy(reason, remedy):
     assert remedy in found.suggestion
 
 
+def test_no_plan_is_accused_where_float32_is_not_finite_either():
+    reference = RunResult("reference", 0, "stopped", 2, losses=(1.0, math.nan))
+    audit = Audit(Job("script", "train.py", (), ".", 2), reference, Trace(), ())
+    found = all_findings(audit, Plan("bfloat16", {}), Verification("fail", "emulated", reason="the loss is nan"))
+    assert [each.rule for each in found] == ["PA603"]
+
+
 @pytest.mark.parametrize(
     ("op", "casts", "by_plan"),
     [
