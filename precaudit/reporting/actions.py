@@ -11,28 +11,32 @@ from precaudit.reporting.endings import AS_WRITTEN, ended
 from precaudit.reporting.facts import asks_for_the_plan, has_the_plan, own_format, settled, unsound
 from precaudit.reporting.grouped import Group, grouped
 from precaudit.reporting.places import place
-from precaudit.reporting.undecided import more_seeds, saw_nothing, undecided
+from precaudit.reporting.undecided import is_open, more_seeds, undecided
 from precaudit.words import listing, plural, prose, signed
 
 
 def actions(report: Report) -> list[str]:
     """The actions, the most important first; notes are left out."""
-    more = undecided(report).advice.format(seeds=more_seeds(report))
-    steps = {
-        "pass": _with_the_plan(report),
-        "screened": more if saw_nothing(report) else "Verify before you rely on it: profile again without --quick.",
-        "inconclusive": more,
-        "not_run": "Prove the plan: let precaudit profile train with it.",
-        "fail": "Don't train with this plan yet: see the gates, repairs and findings below.",
-    }
     undone, broken = unfinished.advice(report), unsound(report)
-    first = undone or (_suggestions([broken])[0] if broken else steps[report.verification.verdict])
+    first = undone or (_suggestions([broken])[0] if broken else _next_step(report))
     if not undone and not broken and not report.plan.is_low_precision:
         first = f"Change nothing for now: {own_format(report)} is the fastest format that is known to train here."
-    said = {"", USE_THE_PLAN} if first == steps["pass"] else {""}
+    said = {"", USE_THE_PLAN} if first == _with_the_plan(report) else {""}
     unsettled = [group for group in causes(report) if not settled(report.plan, group.members[0])]
     left = [group.told for group in unsettled if group.told.severity != "note" and group.told.suggestion not in said]
     return [*dict.fromkeys([first, *_suggestions(left)]), *_taken_care_of(report)]
+
+
+def _next_step(report: Report) -> str:
+    if is_open(report):
+        return undecided(report).advice.format(seeds=more_seeds(report))
+    steps = {
+        "pass": _with_the_plan(report),
+        "screened": "Verify before you rely on it: profile again without --quick.",
+        "not_run": "Prove the plan: let precaudit profile train with it.",
+        "fail": "Don't train with this plan yet: see the gates, repairs and findings below.",
+    }
+    return steps[report.verification.verdict]
 
 
 def _with_the_plan(report: Report) -> str:

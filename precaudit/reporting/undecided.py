@@ -72,9 +72,10 @@ def undecided(report: Report) -> Undecided:
     return DOUBLE if cause == "unchanged" and own_format(report) == "float64" else UNDECIDED[cause]
 
 
-def saw_nothing(report: Report) -> bool:
-    """Whether a screening had nothing to compare, as float32 learned nothing."""
-    return report.verification.verdict == "screened" and report.verification.cause is not None
+def is_open(report: Report) -> bool:
+    """Whether the runs could not tell; of a screening, whether float32 learned nothing that it could compare."""
+    v = report.verification
+    return v.verdict == "inconclusive" or (v.verdict == "screened" and v.cause is not None)
 
 
 def _noisy(seeds: int) -> Undecided:
@@ -123,6 +124,6 @@ def more_steps(report: Report) -> int:
 
 def what_decides(report: Report) -> dict[str, str]:
     """The option with the value that would decide what is open; {} where none would."""
-    option = undecided(report).option if report.verification.verdict == "inconclusive" or saw_nothing(report) else None
+    option = undecided(report).option if is_open(report) else None
     more = {"--seeds": more_seeds, "--steps": more_steps}
     return {option: str(more[option](report))} if option else {}

@@ -121,6 +121,23 @@ def test_torch_is_not_imported(path):
     assert done.returncode == 0, done.stderr
 
 
+def test_seeds_are_forecast_only_where_a_verdict_is_open():
+    """scipy.stats, which the forecast needs, takes half a second to import."""
+    difference = "Difference(0.0, -0.001, 0.001)"
+    code = (
+        "import sys\n"
+        "from precaudit.model import Difference, Report, Verification\n"
+        "from precaudit.reporting.actions import actions\n"
+        f"actions(Report(verification=Verification(sys.argv[1], margin=0.01, seeds=(0, 1), difference={difference})))\n"
+        "print('scipy.stats' in sys.modules)\n"
+    )
+    loaded = [
+        subprocess.run([sys.executable, "-c", code, verdict], capture_output=True, text=True, check=True).stdout.strip()
+        for verdict in ("pass", "inconclusive")
+    ]
+    assert loaded == ["False", "True"]
+
+
 @pytest.mark.parametrize("command", [["profile"], ["report"]])
 def test_an_unknown_extension_is_refused_before_any_work(command, path, capsys):
     script = path.with_name("train.py")
