@@ -314,7 +314,7 @@ def fit_plan(model: nn.Module, plan: Plan, name: str) -> Plan:
         raise _unfit(f"it has no module {listing(unknown) or 'of the plan'}")
     kind = next((plan.types[name] for name in names if name in plan.types), None)
     if own == {""} and kind and kind not in _kinds(model)[""]:
-        raise _unfit(f"the plan is for a {kind}")
+        raise _unfit(f"it is not of the plan's type, {kind}")
     part, others = part_of(plan, names), {} if name else parts(plan, own)
     if not all(stands_for(part, other) for other in others.values()):
         listed = " or ".join(others)

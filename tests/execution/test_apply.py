@@ -396,7 +396,7 @@ def test_an_average_of_the_model_takes_its_plan():
 def test_a_model_without_modules_inside_it_is_known_by_its_type():
     """Any name in a plan may be the model's own."""
     plan = Plan("bfloat16", {"head": "bfloat16"}, types={"head": "Linear"})
-    with pytest.raises(PrecauditError, match="doesn't fit this model: the plan is for a Linear"):
+    with pytest.raises(PrecauditError, match="doesn't fit this model: it is not of the plan's type, Linear"):
         apply(nn.Conv1d(4, 4, 1), plan)
     own = type("OwnLinear", (nn.Linear,), {})
     for model in (nn.Linear(4, 4), own(4, 4), torch.compile(nn.Linear(4, 4), backend="eager")):
