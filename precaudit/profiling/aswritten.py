@@ -224,7 +224,7 @@ def _of_casts(run: RunResult, kind: str) -> list[Finding]:
 def _of_stop(run: RunResult, fix: str) -> Finding:
     """The script fails as written. Often this machine lacks a kernel (a layer's in float16), which says little about
     the script, unlike a refusal of torch's GradScaler."""
-    why = f": {run.error.message}" if run.error else ""
+    why = f": {run.error.short}" if run.error else ""
     if run.error is not None and run.error.is_scalers_refusal:
         message = f"as written, the script stops at step {run.steps}, on any machine: torch's scaler refuses it{why}"
         fix = next((remedy for said, remedy in _REFUSALS.items() if said in why), fix)

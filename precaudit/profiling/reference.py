@@ -51,7 +51,7 @@ def _blamed(run: RunResult, spec: RunSpec, runner: Callable[[RunSpec], RunResult
         again = runner(spec)
         if again.error is None or (again.error.type, again.steps) != (error.type, run.steps):
             return again
-    why = f"{error.type}: {error.message}. Without precaudit the script does not fail there: {_fault(run)}"
+    why = f"{error.type}: {error.short}. Without precaudit the script does not fail there: {_fault(run)}"
     return replace(run, error=replace(error, type=INTERNAL, message=why, traceback=f"{error.traceback}\n{why}"))
 
 

@@ -156,9 +156,9 @@ def _after_exception(plan: Plan, error: ScriptError, trace: Trace) -> list[Repai
     fqn = _planned_name(error.raised_in, plan)
     if fqn is None:
         return []
-    message, op = error.message, error.op
+    op = error.op
     what = f"{error.backward_of}'s own backward pass" if error.backward_of else op or "its forward"
-    why = f"{what} raised under the plan: {message.splitlines()[0] if message else 'no message'}"
+    why = f"{what} raised under the plan: {error.short or 'no message'}"
     promotion = _widened(plan, fqn, op, why, trace)
     wide = promotion is None or (op is not None and format_of(plan, fqn, op) == "float32")
     beyond = (_feeding(plan, fqn, op, why, trace) if wide else []) or _inside(plan, fqn, why)

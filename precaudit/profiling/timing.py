@@ -88,10 +88,10 @@ def observe(audit: Audit, program: Program, runner: Runner) -> tuple[Observation
         found: Observation | None = result.observed
         if found is None or result.status != "failed":
             break
-        why = f"{result.error.type}: {result.error.message}" if result.error else "no reason given"
+        why = f"{result.error.type}: {result.error.short}" if result.error else "no reason given"
         known = found.running in _timed(found)
         what = "has fewer rounds than it might" if known else "was not timed"
-        notes.append(f"{found.running} {what}: the script failed under it ({why.splitlines()[0]})")
+        notes.append(f"{found.running} {what}: the script failed under it ({why})")
         if known:
             break
         program = _without(program, found.running)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from textwrap import shorten
 from typing import Any, Literal
 
 from precaudit.formats import get_format
@@ -76,6 +77,8 @@ class RunSpec:
     gpus: tuple[str, ...] = ()
 
 
+_ROOM = 300
+"""Characters of a message that a sentence has room for."""
 _NO_MEMORY = ("out of memory", "defaultcpuallocator", "_alloc_failed", "unable to find an engine to execute")
 OF_OPTIMIZER = ", optimizer "
 """In the name of a stream of losses, between its line and the optimizer's number."""
@@ -108,6 +111,12 @@ class ScriptError:
     raised_in: str | None = None
     backward_of: str | None = None
     raised_by: str = ""
+
+    @property
+    def short(self) -> str:
+        """The message on one line, without what follows its first: torch's on a missing kernel fill a page."""
+        first = self.message.partition("\n")[0]
+        return shorten(self.message if first.endswith(":") else first, _ROOM, placeholder=" ...")
 
     @property
     def is_scalers_refusal(self) -> bool:

@@ -63,8 +63,7 @@ def evaluation(pairs: Sequence[Pair], plan: Plan) -> Gate:
     """Models in eval mode: no exception and no non-finite output that float32 doesn't have, and outputs close to
     float32's with the same weights."""
     for model, error in refusals(pairs):
-        first = error.message.partition("\n")[0]
-        return Gate("evaluation", False, f"in eval mode {model} raises, which it does not in float32: {first}")
+        return Gate("evaluation", False, f"in eval mode {model} raises, which it does not in float32: {error.short}")
     if not any(run.end_state.evaluations for pair in pairs for run in pair):
         return Gate("evaluation", True, "not looked at: no model could be called again in eval mode")
     gate = _finite("evaluation", "outputs in eval mode", _lost_evaluations)(pairs, plan)
