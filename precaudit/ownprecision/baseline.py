@@ -3,6 +3,7 @@ where float32 or another plan is measured."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -49,7 +50,7 @@ class _Region(NamedTuple):
 
 class Baseline:
     """The script's own mixed precision: `settings` has its autocast dtype, its GradScaler's arguments and the default
-    format of a plan that it applies, if there are any."""
+    format of a plan that it applies, if there are any; `left_off` says what it prepares and leaves disabled."""
 
     def __init__(self, in_forward: Callable[[], bool] = lambda: True) -> None:
         """`in_forward` says whether a module's forward is running."""
@@ -94,6 +95,12 @@ class Baseline:
     def cast_cache(self) -> object | None:
         """Identifies the current contents of torch's autocast weight cache; None where nothing is cast or cached."""
         return self._cache if self._regions and self._regions[-1].dtype and self._regions[-1].caches else None
+
+    def seen(self) -> dict[str, object]:
+        """The settings, with the float16 that accelerate was asked for and ignores on a CPU."""
+        state = getattr(sys.modules.get("accelerate.state"), "AcceleratorState", None)
+        asked = getattr(state, "_shared_state", {}).get("_mixed_precision")
+        return {**self.settings, "left_off": "accelerate"} if asked == "fp16" else self.settings
 
     @contextmanager
     def neutralized(self) -> Iterator[None]:
@@ -166,7 +173,9 @@ class Baseline:
     ) -> None:
         names = ("init_scale", "growth_factor", "backoff_factor", "growth_interval", "enabled")
         asked = {**dict(zip(names, args, strict=False)), **kwargs}
-        if asked.pop("enabled", True):
+        if not asked.pop("enabled", True):
+            self.settings["left_off"] = "grad_scaler"
+        else:
             self.settings["grad_scaler"] = {
                 "init_scale": asked.get("init_scale", 2.0**16),
                 "growth_interval": asked.get("growth_interval", 2000),

@@ -37,9 +37,10 @@ class OwnScaler:
 
     @contextmanager
     def scaled_in_gradients(self) -> Iterator[None]:
-        """In this block `GradScaler.scale` scales gradients only."""
+        """In this block `GradScaler.scale` scales gradients only, on a machine without CUDA too."""
         scaler = torch.amp.GradScaler
         with all_wrapped(
+            (scaler, "__init__", _kept_without_gpu),
             (scaler, "scale", self._scaling),
             (scaler, "get_scale", self._asking),
             (torch.autograd, "grad", self._taking),
@@ -85,6 +86,13 @@ class OwnScaler:
         value.register_hook(arrived)
         setattr(value, FACTOR, factor)
         return value
+
+
+def _kept_without_gpu(
+    original: Callable[..., None], scaler: Any, device: str = "cuda", *args: Any, **kwargs: Any
+) -> None:
+    """On a machine without CUDA torch disables scalers for it, where the script's autocast regions are emulated."""
+    original(scaler, "cpu" if device == "cuda" and not torch.cuda.is_available() else device, *args, **kwargs)
 
 
 def multiplied_by(root: torch.Tensor) -> float:

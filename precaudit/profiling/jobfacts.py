@@ -12,6 +12,13 @@ from precaudit.tensorcores.peaks import Gpu
 
 _OWN = {"autocast": "autocast", "plan": "plan", "grad_scaler": "GradScaler"}
 
+_LEFT_OFF = {
+    "accelerate": "the script asks accelerate for float16, which it leaves off on a CPU: as written the script trained "
+    "in float32, and its own mixed precision was not measured",
+    "grad_scaler": "the script's own GradScaler was disabled (enabled=False) and no autocast region enabled: what it "
+    "does elsewhere in mixed precision of its own was not measured",
+}
+
 
 def job_facts(job: Job, settings: Settings, audit: Audit, formats: Sequence[str], target: Gpu) -> dict[str, Any]:
     """The `job` of a report."""
@@ -52,6 +59,9 @@ def _notes(job: Job, settings: Settings, audit: Audit) -> list[str]:
     if own:
         were = "were" if len(own) > 1 else "was"
         notes.append(f"the script's own {' and '.join(own)} {were} off in the float32 runs and under the plan")
+    left_off = run.baseline.get("left_off")
+    if isinstance(left_off, str) and not (own or run.on_cuda):
+        notes.append(_LEFT_OFF[left_off])
     if not audit.job.asserts:
         notes.append("the script asserts dtypes of its own autocast; its assert statements were skipped")
     if audit.neutralize:

@@ -1,5 +1,8 @@
 """A script's autocast regions, scalers and plans: noted, and off."""
 
+import sys
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
@@ -175,3 +178,11 @@ def test_scalers_are_disabled_and_recorded(make, expected):
         assert scaler.get_scale() == 1.0
         scaler.load_state_dict(scaler.state_dict())
     assert baseline.settings.get("grad_scaler") == expected
+    assert ("left_off" in baseline.seen()) == (expected is None)
+
+
+@pytest.mark.parametrize(("asked", "left_off"), [("fp16", "accelerate"), ("no", None)])
+def test_the_float16_that_accelerate_ignores_is_recorded(asked, left_off, monkeypatch):
+    state = SimpleNamespace(AcceleratorState=type("State", (), {"_shared_state": {"_mixed_precision": asked}}))
+    monkeypatch.setitem(sys.modules, "accelerate.state", state)
+    assert Baseline().seen().get("left_off") == left_off

@@ -73,6 +73,15 @@ def test_scale_without_gradients_and_disabled_scaler():
         assert torch.amp.GradScaler("cpu", enabled=False).scale(ones) is ones
 
 
+@pytest.mark.parametrize("make", [torch.amp.GradScaler, torch.cuda.amp.GradScaler])
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_a_scaler_for_cuda_scales_on_any_machine(make):
+    ones = torch.ones(2)
+    with OwnScaler({}).scaled_in_gradients():
+        assert torch.equal(make(init_scale=8.0).scale(ones), 8 * ones)
+        assert make(enabled=False).scale(ones) is ones
+
+
 @pytest.mark.parametrize(
     ("unscale", "noted"),
     [(lambda scaler, g: g, True), (lambda scaler, g: g / scaler.get_scale(), False)],

@@ -17,6 +17,7 @@ from precaudit.tracing.records import Trace
         ({"autocast": "bfloat16"}, ["the script's own autocast was off"]),
         ({"autocast": "float16", "grad_scaler": {}}, ["the script's own autocast and GradScaler were off"]),
         ({"plan": "bfloat16"}, ["the script's own plan was off"]),
+        ({"autocast": "bfloat16", "left_off": "grad_scaler"}, ["the script's own autocast was off"]),
     ],
 )
 def test_only_disabled_settings_of_the_script_are_named(baseline, notes):
@@ -24,6 +25,15 @@ def test_only_disabled_settings_of_the_script_are_named(baseline, notes):
     audit = Audit(job, RunResult("reference", 0, "stopped", 8, baseline=baseline), Trace())
     facts = job_facts(job, Settings(), audit, ("bfloat16",), get_gpu("h100"))
     assert [note.partition(" in the float32")[0] for note in facts["notes"]] == notes
+
+
+@pytest.mark.parametrize("left_off", ["accelerate", "grad_scaler"])
+@pytest.mark.parametrize("on_cuda", [False, True])
+def test_a_mixed_precision_that_this_machine_leaves_off_is_mentioned(left_off, on_cuda):
+    job = Job("script", "train.py", (), ".", 8)
+    reference = RunResult("reference", 0, "stopped", 8, baseline={"left_off": left_off}, on_cuda=on_cuda)
+    notes = job_facts(job, Settings(), Audit(job, reference, Trace()), ("float16",), get_gpu("h100"))["notes"]
+    assert ["was not measured" in note for note in notes] == ([] if on_cuda else [True])
 
 
 @pytest.mark.parametrize("neutralize", [False, True])
