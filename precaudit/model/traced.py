@@ -59,7 +59,7 @@ class Op:
       largest number of a dtype that is half under autocast, and so differs between formats.
     - `integer_amax`: the largest magnitude of integer-valued inputs to a product.
     - `location`: the call with the largest result; `places`: the lines at which other measures (`input`, `smallest`,
-      `largest`, `whole`, a format's error) are extreme, if elsewhere.
+      `largest`, `whole`, `gradient`, a format's error) are extreme, if elsewhere.
     """
 
     fqn: str

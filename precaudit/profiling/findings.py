@@ -285,7 +285,7 @@ def _of_loss_scale(audit: Audit, plan: Plan, deviates: bool) -> list[Finding]:
     for fqn, why in plan.because.items():
         if "no single scale" in why:
             op = _steepest(audit.trace, fqn)
-            place = op.location if op else None
+            place = op.place("gradient") if op else None
             message = f"{fqn or 'the model'}: {why}"
             found.append(finding("PA203", "warning", message, _MOVED, fqn, op.op if op else None, place))
     return found

@@ -258,7 +258,7 @@ def _after_silent_error(trials: Trials, plan: Plan, candidates: Mapping[int, Run
         target = fallback(source, usable) if item.fqn in products else "float32"
         op = culprit_of(trials.audit, plan, item.fqn, trials.runner, measure)
         why = f"in {source} it {much}, the most of all modules{f', from its {op.op}' if op else ''}"
-        promotions.append(Repair(item.fqn, source, target, why, location=op.location if op else None))
+        promotions.append(Repair(item.fqn, source, target, why, location=op.place(source) if op else None))
     return promotions
 
 

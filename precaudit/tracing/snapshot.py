@@ -221,4 +221,6 @@ def _measures(slot: OpSlot) -> Iterator[tuple[str, float]]:
     if slot.constants is not None:
         yield "smallest", -slot.constants[0]
         yield "largest", slot.constants[1]
+    if gradient := slot.gradient.stats().amax:
+        yield "gradient", gradient
     yield from slot.local_error.items()

@@ -62,7 +62,8 @@ def test_gradients_that_no_loss_scale_suits_are_reported_with_their_operation():
     ops = []
     for line, (op, half, size) in enumerate(sizes, 20):
         gradient = TensorRecord("activation_grad", TensorStats(1, size))
-        ops.append(Op("render", op, 1, "other", Location("nerf.py", line), (gradient,), half=half))
+        places = {"gradient": Location("nerf.py", line)}
+        ops.append(Op("render", op, 1, "other", Location("nerf.py", 1), (gradient,), half=half, places=places))
     because = {"render": "its largest gradients are 2^26, its smallest need 2^-9: no single scale serves both"}
     (found,) = told(Plan("float16", {"render": "float32"}, because=because), trace=Trace(ops=tuple(ops)))
     assert (found.rule, found.op, found.location) == ("PA203", "neg", Location("nerf.py", 21))

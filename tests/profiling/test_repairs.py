@@ -252,7 +252,7 @@ def test_a_guilty_product_moves_to_tf32_before_float32(monkeypatch, formats, tar
     job, run = Job("script", "train.py", (), ".", 10), RunResult("reference", 0, "stopped", 10, losses=(1.0,) * 10)
     spec = RunSpec(job, "replay", formats=formats)
     place = Location("train.py", 12)
-    trace = replace(TRACE, ops=tuple(replace(op, location=place) for op in TRACE.ops))
+    trace = replace(TRACE, ops=tuple(replace(op, places={"bfloat16": place}) for op in TRACE.ops))
     audit = Audit(job, run, trace, replay=run, replay_spec=spec)
     found = [Contribution("block.lin", 0.04), Contribution("other", 0.02)]
     monkeypatch.setattr(repairs, "contributions", lambda *_: found)

@@ -446,6 +446,19 @@ def test_measures_have_the_line_of_their_extreme_call():
     assert lost == {places["lost"].line}
 
 
+def test_the_largest_gradient_has_its_own_line():
+    def function(self, x):
+        large = torch.relu(self.lin(x) * 100)
+        steep = torch.relu(self.lin(x))  # the largest gradient
+        return large + steep * 1000
+
+    with tracing() as traced:
+        Wrapping(function, lin=nn.Linear(4, 4))(numbers(0, 8, 4)).sum().backward()
+    with open(__file__) as stream:
+        line = stream.read().splitlines()[traced.op("", "relu").place("gradient").line - 1]
+    assert line.endswith("# the largest gradient")
+
+
 def test_float32_values_beside_half_ones_are_ignored():
     def function(self, x):
         h = self.lin(x) + 0.5
