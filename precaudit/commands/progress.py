@@ -14,13 +14,15 @@ from precaudit.profiling.settings import Settings
 from precaudit.reporting.endings import AS_WRITTEN, TWIN
 from precaudit.running.job import RunResult, RunSpec
 
+SEARCH = "bisect"
+"""The label of runs that search for what is to blame: how many it takes nobody knows."""
 PURPOSES: Mapping[str, str] = {
     "reference": "float32",
     TWIN: "float32 from weights rounded once",
     "replay": "gradients compared with float32's",
     "alone": "the script without precaudit",
     AS_WRITTEN: "the script's own precision",
-    "bisect": "which modules are to blame",
+    SEARCH: "which modules are to blame",
     "watch": "where it goes wrong",
     "timing": "time of a step in each precision",
     "candidate": "training with the plan",
@@ -71,7 +73,8 @@ class RunProgress:
         return tqdm(total=spec.job.steps, desc=title, unit="step", leave=False, dynamic_ncols=True)
 
     def _to_go(self, spec: RunSpec) -> str:
-        return self._forecast.to_go(spec.job.steps) if self._forecast else ""
+        told = self._forecast.to_go(spec.job.steps) if self._forecast else ""
+        return f"{told} after this search" if told and spec.label == SEARCH else told
 
 
 def _purpose(spec: RunSpec) -> str:
@@ -88,24 +91,29 @@ class Forecast:
     """The seconds to go, at the mean pace of a training step so far.
 
     It assumes the fewest runs that end in a verdict: no repair, and no seeds beyond the first ones. Runs that turn out
-    to be needed are added as they begin, so that the forecast may grow.
+    to be needed are added as they begin, so that the forecast may grow; those of a search are not.
     """
 
     def __init__(self, settings: Settings) -> None:
         self._began: float | None = None
-        self._done: dict[tuple[str, int], int] = {}
+        self._steps = 0
+        self._going: dict[tuple[str, int], int] = {}
         self._left: dict[tuple[str, int], int | None] = dict.fromkeys(_expected(settings.pairs))
 
     def note(self, spec: RunSpec, result: RunResult) -> None:
         """Take in a run's result, partial or final."""
         self._began = self._began or time.monotonic()
         key = spec.label.removesuffix("-1"), spec.seed  # the first candidate has been expected, by no number
-        self._done[key] = result.steps
-        self._left[key] = spec.job.steps - result.steps if result.partial else 0
+        self._going[key] = result.steps
+        if spec.label != SEARCH:
+            self._left[key] = spec.job.steps - result.steps if result.partial else 0
+        if not result.partial:
+            self._steps += self._going.pop(key)  # a search has many runs of one label
 
     def to_go(self, steps: int) -> str:
         """The time to go in words, where a run takes so many `steps`; empty before the first step."""
-        done, left = sum(self._done.values()), sum(steps if left is None else left for left in self._left.values())
+        done = self._steps + sum(self._going.values())
+        left = sum(steps if left is None else left for left in self._left.values())
         if not done or self._began is None:
             return ""
         seconds = (time.monotonic() - self._began) * left / done

@@ -77,8 +77,26 @@ def test_a_repair_adds_its_runs_to_the_time_to_go(clock):
     clock[0] += 60.0
     ran(told, "reference", 0, 60)
     assert told.to_go(60) == "about 2 min to go"
-    ran(told, "bisect", 0, 0)
+    ran(told, "candidate-2", 0, 0)
     assert told.to_go(60) == "about 3 min to go"
+
+
+def test_the_runs_of_a_search_do_not_slow_the_pace(clock):
+    told = Forecast(Settings(verify=False))
+    for label in ("reference", *["bisect"] * 8):
+        ran(told, label, 0, 0)
+        clock[0] += 6.0
+        ran(told, label, 0, 60)
+    assert told.to_go(60) == "about 12 s to go", "the replay and the timing"
+
+
+def test_what_a_search_takes_is_not_forecast(capsys, clock):
+    with RunProgress(Forecast(Settings(verify=False))) as progress:
+        progress(RunSpec(JOB, "reference", 0), RunResult("reference", 0, "killed", 0))
+        clock[0] += 6.0
+        progress(RunSpec(JOB, "reference", 0), RunResult("reference", 0, "stopped", 60))
+        progress(RunSpec(JOB, "bisect", 0), RunResult("bisect", 0, "killed", 0))
+    assert capsys.readouterr().err.endswith("(which modules are to blame); about 12 s to go after this search\n")
 
 
 def test_a_run_that_ends_early_leaves_no_steps_to_go(clock):
