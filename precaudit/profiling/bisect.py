@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from statistics import fmean
 
@@ -66,37 +66,78 @@ def of_losses(exact: Sequence[float]) -> Measure:
     return measure
 
 
-def whole_error(spec: RunSpec, plan: Plan, runner: Runner, measure: Measure) -> float:
+@dataclass(eq=False)
+class Search:
+    """Replays of a run under variants of `plan` in its probed steps, each made once and no further than those steps.
+
+    `spec` is a replay of a run whose gradients were saved at its `probe_save` steps.
+    """
+
+    spec: RunSpec
+    plan: Plan
+    runner: Runner
+    _tried: list[Mapping[int, tuple[str, Plan]]] = field(default_factory=list)
+    _results: list[RunResult] = field(default_factory=list)
+
+    @property
+    def low_modules(self) -> tuple[str, ...]:
+        return tuple(fqn for fqn, name in self.plan.modules.items() if name != "float32")
+
+    def errors(self, trials: Sequence[Mapping[Steps, Plan]], measure: Measure) -> list[dict[Steps, float]]:
+        """For each trial, which gives pairs of steps their plans, the errors in these pairs."""
+        wanted = [{s: (str(steps[0]), plan) for steps, plan in each.items() for s in steps} for each in trials]
+        new = [compare for compare in wanted if compare not in self._tried]
+        self._results += self.runner.many([self._replay(compare) for compare in new])
+        self._tried += new
+        return list(map(measure, (self._results[self._tried.index(compare)] for compare in wanted), trials))
+
+    def _replay(self, compare: Mapping[int, tuple[str, Plan]]) -> RunSpec:
+        job = replace(self.spec.job, steps=max(compare) + 1)
+        return replace(self.spec, job=job, label="bisect", probe_save=frozenset(), probe_compare=compare)
+
+    def whole_errors(self, measure: Measure) -> dict[Steps, float]:
+        """The error of the whole plan in each pair of saved steps; {} where there are none."""
+        steps, low = _in_pairs(self.spec.probe_save), self.low_modules
+        if not (steps and low):
+            return {}
+        return self.errors([dict.fromkeys(steps, _only(self.plan, low))], measure)[0]
+
+    def shares(self, measure: Measure, whole: Mapping[Steps, float], plans: Mapping[Group, Plan]) -> dict[Group, float]:
+        """The share of each group's plan in the whole plan's error in the same steps; each run tries as many plans as
+        it has steps for them."""
+        groups, steps = list(plans), list(whole)
+        tried = [dict(zip(steps, groups[i:], strict=False)) for i in range(0, len(groups), len(steps))]
+        errors = self.errors([{step: plans[group] for step, group in each.items()} for each in tried], measure)
+        found: dict[Group, float] = {}
+        for each, made in zip(tried, errors, strict=True):
+            found |= {each[step]: _share(error, whole[step]) for step, error in made.items()}
+        return found
+
+
+def whole_error(search: Search, measure: Measure) -> float:
     """The error of the whole plan, averaged over the saved steps; 0 where there are none."""
-    errors = _whole_errors(spec, plan, runner, measure)
+    errors = search.whole_errors(measure)
     return fmean(errors.values()) if errors else 0.0
 
 
-def _whole_errors(spec: RunSpec, plan: Plan, runner: Runner, measure: Measure) -> dict[Steps, float]:
-    """The error of the whole plan in each pair of saved steps; {} where there are none."""
-    steps, low = _in_pairs(spec.probe_save), _low_modules(plan)
-    return _errors(spec, runner, dict.fromkeys(steps, _only(plan, low)), measure) if steps and low else {}
-
-
 def contributions(
-    spec: RunSpec, plan: Plan, runner: Runner, products: Collection[str] = (), measure: Measure = of_gradients
+    search: Search, products: Collection[str] = (), measure: Measure = of_gradients
 ) -> list[Contribution]:
     """The modules that cause most of the error, largest first. Of equally good explanations, modules without products
     (`products` names the others) are preferred, as float32 costs nothing there.
 
-    `spec` is a replay of a run whose gradients were saved at its `probe_save` steps. Usually, the error that a module
-    adds when it alone is low explains the plan's. Where that is less than half of the plan's error, modules amplify the
-    rounding of others (a norm by hand squares a half result), and the error that disappears when a module is wide
-    counts. Of equally good ones that is the last: a wide module frees those behind it too, which follow its output.
-    Errors are compared with the whole plan's in the same steps, since batches differ and may not reach the module.
+    Usually, the error that a module adds when it alone is low explains the plan's. Where that is less than half of the
+    plan's error, modules amplify the rounding of others (a norm by hand squares a half result), and the error that
+    disappears when a module is wide counts. Of equally good ones that is the last: a wide module frees those behind it
+    too, which follow its output. Errors are compared with the whole plan's in the same steps, since batches differ and
+    may not reach the module.
     """
-    everything, products = _low_modules(plan), frozenset(products)
-    full_errors = _whole_errors(spec, plan, runner, measure)
-    typical = fmean(full_errors.values()) if full_errors else 0.0
+    everything, products, plan = search.low_modules, frozenset(products), search.plan
+    typical = whole_error(search, measure)
     if typical == 0:
         return []
-    full_errors = _telling(full_errors)
-    shares = partial(_shares, spec, runner, measure, full_errors)
+    full_errors = _telling(search.whole_errors(measure))
+    shares = partial(search.shares, measure, full_errors)
 
     def alone(groups: Sequence[Group]) -> dict[Group, float]:
         return shares({group: _only(plan, group) for group in groups})
@@ -116,12 +157,10 @@ def contributions(
     return [Contribution(fqn, share * typical) for fqn, share in found]
 
 
-def culprit(
-    spec: RunSpec, plan: Plan, runner: Runner, fqn: str, ops: Sequence[str], measure: Measure = of_gradients
-) -> str | None:
+def culprit(search: Search, fqn: str, ops: Sequence[str], measure: Measure = of_gradients) -> str | None:
     """The operation of a module that, run in float32, takes most of the plan's error away. Of equally good ones that is
     the last: a wide operation frees those behind it, which follow its result."""
-    full_errors, low = _whole_errors(spec, plan, runner, measure), _only(plan, _low_modules(plan))
+    full_errors, low = search.whole_errors(measure), _only(search.plan, search.low_modules)
     if not full_errors:
         return None
     full_errors = _telling(full_errors)
@@ -129,7 +168,7 @@ def culprit(
     def removed(groups: Sequence[Group]) -> dict[Group, float]:
         wide = {group: tuple(OpFormat(fqn, op, "float32") for op in group) for group in groups}
         plans = {group: replace(low, ops=(*low.ops, *more)) for group, more in wide.items()}
-        return _removed(_shares(spec, runner, measure, full_errors, plans))
+        return _removed(search.shares(measure, full_errors, plans))
 
     found = _search(ops, len(full_errors), removed, lambda group: (-ops.index(group[0]),))
     return found[0][0] if found and found[0][1] >= _EXPLAINED else None
@@ -143,24 +182,6 @@ def _telling(full_errors: Mapping[Steps, float]) -> dict[Steps, float]:
 
 def _removed(left: Mapping[Group, float]) -> dict[Group, float]:
     return {group: max(0.0, 1 - share) for group, share in left.items()}
-
-
-def _shares(
-    spec: RunSpec,
-    runner: Runner,
-    measure: Measure,
-    full_errors: Mapping[Steps, float],
-    plans: Mapping[Group, Plan],
-) -> dict[Group, float]:
-    """The share of each group's plan in the whole plan's error in the same steps; each run tries as many plans as it
-    has steps for them."""
-    found: dict[Group, float] = {}
-    groups, steps = list(plans), list(full_errors)
-    for start in range(0, len(groups), len(steps)):
-        tried = dict(zip(steps, groups[start:], strict=False))
-        errors = _errors(spec, runner, {step: plans[group] for step, group in tried.items()}, measure)
-        found |= {tried[step]: _share(error, full_errors[step]) for step, error in errors.items()}
-    return found
 
 
 def _share(error: float, whole: float) -> float:
@@ -189,10 +210,6 @@ def _search(
     return []
 
 
-def _low_modules(plan: Plan) -> tuple[str, ...]:
-    return tuple(fqn for fqn, name in plan.modules.items() if name != "float32")
-
-
 def _split(modules: Sequence[str], parts: int) -> list[Group]:
     parts = max(1, min(parts, len(modules)))
     size = -(-len(modules) // parts)
@@ -207,12 +224,6 @@ def _in_pairs(steps: Collection[int]) -> list[Steps]:
         pairs.setdefault(step // 2, []).append(step)
     most = max(map(len, pairs.values()), default=0)
     return [tuple(pair) for pair in pairs.values() if len(pair) == most]
-
-
-def _errors(spec: RunSpec, runner: Runner, plans: Mapping[Steps, Plan], measure: Measure) -> dict[Steps, float]:
-    """The error of each pair of steps under its plan."""
-    compare = {step: (str(steps[0]), plan) for steps, plan in plans.items() for step in steps}
-    return measure(runner(replace(spec, label="bisect", probe_save=frozenset(), probe_compare=compare)), plans)
 
 
 def _only(plan: Plan, group: Collection[str]) -> Plan:

@@ -4,25 +4,24 @@ from __future__ import annotations
 
 import math
 
-from precaudit.model import Op, Plan
+from precaudit.model import Op
 from precaudit.planning.fitting import format_of
-from precaudit.profiling.audit import Audit, Runner
-from precaudit.profiling.bisect import Measure, culprit, of_gradients
+from precaudit.profiling.bisect import Measure, Search, culprit, of_gradients
 from precaudit.tracing.records import ABSORBING, Trace
 
 _ROUGH = 0.1
 
 
-def culprit_of(audit: Audit, plan: Plan, fqn: str, runner: Runner, measure: Measure = of_gradients) -> Op | None:
+def culprit_of(trace: Trace, search: Search, fqn: str, measure: Measure = of_gradients) -> Op | None:
     """The operation of a module to blame for the plan's error: the one whose own error tells, the only one in low
     precision, or else the one without whose rounding most of the error is gone."""
-    low_format = plan.modules.get(fqn, plan.default)
-    if (worst := roughest(audit.trace, fqn, low_format)) is not None:
+    low_format = search.plan.modules.get(fqn, search.plan.default)
+    if (worst := roughest(trace, fqn, low_format)) is not None:
         return worst
-    own = {op.op: op for op in audit.trace.ops if op.fqn == fqn and (op.half or op.category == "lower")}
-    low = [name for name in own if format_of(plan, fqn, name) == low_format]
-    if len(low) > 1 and audit.replay_spec is not None:
-        return own.get(culprit(audit.replay_spec, plan, runner, fqn, low, measure) or "")
+    own = {op.op: op for op in trace.ops if op.fqn == fqn and (op.half or op.category == "lower")}
+    low = [name for name in own if format_of(search.plan, fqn, name) == low_format]
+    if len(low) > 1:
+        return own.get(culprit(search, fqn, low, measure) or "")
     return own[low[0]] if len(low) == 1 else None
 
 

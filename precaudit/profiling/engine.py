@@ -14,7 +14,7 @@ from precaudit.model import Execution, Finding, Plan, Report, Verification
 from precaudit.planning.budget import lost_gradients
 from precaudit.planning.planner import Choices, build_plan, default_format, fallback, without_loss_scale
 from precaudit.profiling.audit import Audit, Runner, chosen_formats, require_measurable, run_audit
-from precaudit.profiling.bisect import contributions, of_module
+from precaudit.profiling.bisect import Search, contributions, of_module
 from precaudit.profiling.clock import Clock
 from precaudit.profiling.culprits import culprit_of
 from precaudit.profiling.environment import environment
@@ -163,11 +163,12 @@ def _with_blame(audit: Audit, formats: tuple[str, ...], runner: Runner) -> Audit
     if audit.replay_spec is None or preferred in ("float32", *chosen_formats(audit.errors, formats)):
         return audit
     plan = build_plan(audit.trace, Choices(formats, "", audit.bans, default=preferred, steps=audit.job.steps))
-    found = contributions(audit.replay_spec, plan, runner, audit.trace.products)
+    search = Search(audit.replay_spec, plan, runner)
+    found = contributions(search, audit.trace.products)
     if not found or len(found) * 2 > len(audit.trace.leaves):
         return audit
     audit = replace(audit, blamed={preferred: tuple(item.fqn for item in found)})
-    return replace(audit, culprit=culprit_of(audit, plan, found[0].fqn, runner)) if len(found) == 1 else audit
+    return replace(audit, culprit=culprit_of(audit.trace, search, found[0].fqn)) if len(found) == 1 else audit
 
 
 def _with_lost(audit: Audit, formats: tuple[str, ...], runner: Runner) -> Audit:
@@ -179,8 +180,9 @@ def _with_lost(audit: Audit, formats: tuple[str, ...], runner: Runner) -> Audit:
         return audit
     plan = build_plan(audit.trace, Choices(formats, "", audit.bans, default=chosen, steps=audit.job.steps))
     known, lost = {layer.fqn for layer in audit.trace.layers}, []
+    search = Search(audit.replay_spec, plan, runner)
     for each in found[:_MOST_LOST]:
-        made = contributions(audit.replay_spec, plan, runner, audit.trace.products, of_module(each.fqn))
+        made = contributions(search, audit.trace.products, of_module(each.fqn))
         fqn = each.fqn if each.fqn in known else each.fqn.partition(".")[2]  # which has its model's name in front
         lost.append(replace(each, fqn=fqn, causes=tuple(item.fqn for item in made)))
     return replace(audit, lost=tuple(lost))

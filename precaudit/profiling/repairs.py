@@ -12,7 +12,7 @@ from precaudit.formats import get_format
 from precaudit.model import Plan, Repair
 from precaudit.planning.fitting import format_of, is_within
 from precaudit.planning.planner import fallback
-from precaudit.profiling.bisect import contributions, of_gradients, of_losses, whole_error
+from precaudit.profiling.bisect import Search, contributions, of_gradients, of_losses, whole_error
 from precaudit.profiling.culprits import culprit_of
 from precaudit.running.job import OutputDeviation, RunResult, ScriptError
 from precaudit.tracing.records import Fault, Trace
@@ -236,15 +236,15 @@ def _after_silent_error(trials: Trials, plan: Plan, candidates: Mapping[int, Run
     spec = trials.audit.replay_spec
     if spec is None or trials.audit.replay is None:
         return []
-    products = trials.audit.trace.products
+    trace, search = trials.audit.trace, Search(spec, plan, trials.runner)
     of_loss = of_losses(trials.audit.reference.losses)
-    shift = whole_error(spec, plan, trials.runner, of_loss)
+    shift = whole_error(search, of_loss)
     judged = trials.judge(candidates, plan)
     in_loss = _explains(shift, judged.difference.mean)
     measure, what = (of_loss, "loss") if in_loss else (of_gradients, "gradient")
     usable = (*_used(plan), *({"tf32"} & {*spec.formats}))  # which needs no loss scale, unlike float16
     promotions = []
-    for item in contributions(spec, plan, trials.runner, products, measure)[:_MOST]:
+    for item in contributions(search, trace.products, measure)[:_MOST]:
         source = plan.modules.get(item.fqn, plan.default)
         if judged.verdict != "fail" and not in_loss and item.error**0.5 <= get_format(source).tolerance:
             continue
@@ -255,8 +255,8 @@ def _after_silent_error(trials: Trials, plan: Plan, candidates: Mapping[int, Run
         )
         if math.isinf(item.error):
             much = f"makes a {what} that is not finite"
-        target = fallback(source, usable) if item.fqn in products else "float32"
-        op = culprit_of(trials.audit, plan, item.fqn, trials.runner, measure)
+        target = fallback(source, usable) if item.fqn in trace.products else "float32"
+        op = culprit_of(trace, search, item.fqn, measure)
         why = f"in {source} it {much}, the most of all modules{f', from its {op.op}' if op else ''}"
         promotions.append(Repair(item.fqn, source, target, why, location=op.place(source) if op else None))
     return promotions

@@ -1,13 +1,14 @@
 """Scripts with more than one optimizer: each has its turn, or all step on the gradients of one backward pass."""
 
 import os
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
 from precaudit.model import Plan
-from precaudit.profiling.bisect import contributions
+from precaudit.profiling.bisect import Search, contributions
 from precaudit.profiling.clock import Clock
 from precaudit.profiling.schedule import schedule
 from precaudit.running.job import Job, RunResult, RunSpec
@@ -86,7 +87,7 @@ def test_probed_steps_come_in_pairs(steps):
 def test_an_error_of_the_generator_in_the_other_optimizers_step_is_blamed_on_it():
     """What is computed in an even step, the odd one takes: alone, neither shows the culprit."""
 
-    def runner(spec):
+    def answer(spec):
         differences = []
         for step, (label, _) in spec.probe_compare.items():
             before = spec.probe_compare.get(step - 1)
@@ -95,7 +96,8 @@ def test_an_error_of_the_generator_in_the_other_optimizers_step_is_blamed_on_it(
         return RunResult("bisect", 0, "stopped", differences=tuple(differences))
 
     spec = RunSpec(JOB, "replay", probe_save=frozenset(range(1, 10)))
-    assert [item.fqn for item in contributions(spec, PLAN, runner)] == ["2"]
+    runner = SimpleNamespace(many=lambda specs: list(map(answer, specs)))
+    assert [item.fqn for item in contributions(Search(spec, PLAN, runner))] == ["2"]
 
 
 @pytest.mark.parametrize(("wall", "stepping"), [(4.0, 0.4), (2.0, 0.4), (1.5, 0.3)])
