@@ -122,18 +122,23 @@ def _document(path: Path, keys: tuple[str, ...], what: str, inside: str | None =
             f"{path}: written by a newer precaudit (schema version {version}; this one reads up to {SCHEMA_VERSION}); "
             "upgrade with `pip install -U precaudit`"
         )
+    if type(version) is int and version < 1:
+        raise _damaged(path, "schema_version", f"there is no version {version}")
     return data
+
+
+def _damaged(path: Path, where: str, problem: str) -> PrecauditError:
+    return PrecauditError(
+        f"{path}: {where}: {problem}; the file was changed or damaged: "
+        "write it again with `precaudit profile`, or correct that place"
+    )
 
 
 def _decode(path: Path, cls: type, data: dict[str, Any], strict: bool = False) -> Any:
     try:
         return Decoders(KEYS, SPECIAL, strict).decoder(cls)(data)
     except Mismatch as mismatch:
-        where = mismatch.where.lstrip(".") or "the top level"
-        raise PrecauditError(
-            f"{path}: {where}: {mismatch.problem}; the file was changed or damaged: "
-            "write it again with `precaudit profile`, or correct that place"
-        ) from None
+        raise _damaged(path, mismatch.where.lstrip(".") or "the top level", mismatch.problem) from None
 
 
 # ---------------------------------------------------------------- what annotations don't say

@@ -100,6 +100,8 @@ def test_hostile_names_are_shown_and_never_run(browser, files):
         == report_samples.HOSTILE[0]
     )
     assert report_samples.HOSTILE[0] in browser.execute_script("return document.getElementById('tree').textContent")
+    names = browser.execute_script("return [...document.querySelectorAll('#tree .mono')].map((n) => n.textContent)")
+    assert "::error file=x,line=1::pwned" in names, "its colons part no names"
     assert browser.execute_script("return document.querySelectorAll('script').length") == 3
 
 

@@ -313,6 +313,15 @@ def test_future_versions_say_upgrade(version, tmp_path):
         load_report(path)
 
 
+@pytest.mark.parametrize("version", [0, -1])
+@pytest.mark.parametrize(("load", "within"), [(load_report, ()), (load_plan, ("plan",))])
+def test_versions_that_never_were_are_refused(load, within, version, tmp_path):
+    path = tmp_path / "report.json"
+    path.write_bytes(change((*within, "schema_version"), version))
+    with pytest.raises(PrecauditError, match=f"schema_version: there is no version {version}"):
+        load(path)
+
+
 def test_a_plan_is_not_a_report(tmp_path):
     write_json(tmp_path / "plan.json", Plan())
     with pytest.raises(PrecauditError, match="this is a plan"):

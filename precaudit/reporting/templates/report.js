@@ -273,7 +273,8 @@
     const root = { children: new Map(), leaves: 0, formats: {} };
     for (const module of modules) {
       let node = root;
-      const parts = module[0].split(/[.:]/);
+      const parts = module[0].split(".");
+      if (module[2] === "op") parts.push(...parts.pop().split(/:(?=[^:]*$)/));
       [null, ...parts].forEach((part) => {
         if (part !== null) {
           if (!node.children.has(part)) node.children.set(part, { children: new Map(), leaves: 0, formats: {} });
