@@ -61,7 +61,7 @@ class Group:
 @dataclass(frozen=True)
 class Analysis:
     """The analysis of a trace; `tensor_cores` is the part that reports have too. `used` is the share of the time on
-    Tensor Cores, by paths that aren't known too."""
+    Tensor Cores, by paths that aren't known too; `nvidia` says whether any card is NVIDIA's."""
 
     source: str
     tensor_cores: TensorCores
@@ -69,6 +69,7 @@ class Analysis:
     seconds: float
     calls: int
     used: float
+    nvidia: bool
 
 
 def analyse(trace: Trace, target: str | None = None, ptx: Mapping[str, Sequence[str]] = NO_PTX) -> Analysis:
@@ -79,10 +80,10 @@ def analyse(trace: Trace, target: str | None = None, ptx: Mapping[str, Sequence[
     total = float(trace.kernels.seconds.sum())
     layers = _layers(groups, total)
     names = " and ".join(card.name for card in cards if card.name) or None
-    foreign = f"not an NVIDIA GPU ({names}): it has no Tensor Cores to measure"
+    nvidia = any(card.nvidia for card in cards)
     usage = TensorCores(
         measured=True,
-        method=METHOD if any(card.nvidia for card in cards) else foreign,
+        method=METHOD if nvidia else f"not an NVIDIA GPU ({names}): it has no Tensor Cores to measure",
         time_share=_time_share(groups),
         unattributed_share=_unattributed(trace, attribution),
         eligible_flops_share=_eligible(groups),
@@ -92,7 +93,7 @@ def analyse(trace: Trace, target: str | None = None, ptx: Mapping[str, Sequence[
         notes=tuple(_notes(trace, cards, groups, attribution)),
     )
     on = sum(group.seconds for group in groups if group.found.used) / (total or 1.0)
-    return Analysis(trace.source, usage, advise(groups, total), total, len(trace.kernels.seconds), on)
+    return Analysis(trace.source, usage, advise(groups, total), total, len(trace.kernels.seconds), on, nvidia)
 
 
 # ---------------------------------------------------------------- grouping

@@ -89,7 +89,7 @@ def headline(analysis: Analysis) -> str:
     part = used.time_share or TimeShare(0.0, 0.0, 0.0, 1.0)
     where = visible(used.device or "an unnamed GPU")
     ran = f"{seconds(analysis.seconds)} of kernel time in {plural(analysis.calls, 'kernel')} on {where}"
-    if _foreign(analysis):
+    if not analysis.nvidia:
         return f"Not an NVIDIA GPU, so no Tensor Cores: {ran}."
     untold = analysis.used - part.native - part.legacy
     path = f" ({share(untold)} by a path that isn't known)" if untold >= WORTH_SAYING else ""
@@ -97,12 +97,8 @@ def headline(analysis: Analysis) -> str:
     return f"{share(analysis.used)} of the GPU time on Tensor Cores{path}{unsure}: {ran}."
 
 
-def _foreign(analysis: Analysis) -> bool:
-    return "not an NVIDIA GPU" in analysis.tensor_cores.method
-
-
 def advice(analysis: Analysis) -> list[str]:
-    if _foreign(analysis):
+    if not analysis.nvidia:
         return ["Nothing can be said: the rules are for NVIDIA's kernels. Times by kernel and by layer hold."]
     lines = []
     for finding in analysis.findings:
@@ -114,7 +110,7 @@ def advice(analysis: Analysis) -> list[str]:
 
 
 def bars(analysis: Analysis) -> list[tuple[str, float, str]]:
-    if _foreign(analysis):
+    if not analysis.nvidia:
         return []
     part = analysis.tensor_cores.time_share
     values = [(label, getattr(part, label) if part else 0.0) for label in CLASSES]
