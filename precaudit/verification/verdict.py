@@ -23,6 +23,10 @@ _FROM_OUTSIDE = frozenset(-getattr(signal, name, 0) for name in ("SIGKILL", "SIG
 _STILL = 1e-4
 """Relative to their rms: if no weight moves by more, the loss cannot have changed by training."""
 
+_BEYOND = 10.0
+"""A difference that exceeds by this factor what float32 may have from itself is a plan's doing: the pairs of a plan,
+which rounds in every step, scatter more than float32's, but not that much."""
+
 
 @dataclass(frozen=True)
 class Judgement:
@@ -106,7 +110,7 @@ def _ended_from_outside(run: RunResult) -> bool:
 
 
 def _compare_losses(runs: Runs, pairs: Sequence[Pair], checked: tuple[Gate, ...]) -> Judgement:
-    """Compare the mean of a script's losses, and each loss by itself, which can only fail: in the mean, one may gain
+    """Compare the mean of a script's losses, and each loss by itself, which passes nothing: in the mean, one may gain
     what another loses, and a large loss hides a small one."""
     whole = _compared(runs, pairs, lambda run: run.losses)
     assert whole.margin is not None
@@ -117,7 +121,7 @@ def _compare_losses(runs: Runs, pairs: Sequence[Pair], checked: tuple[Gate, ...]
     places = _places(pairs)
     for place in places:
         alone = _compared(runs, pairs, partial(_stream, place), ALPHA / len(places))
-        if alone.verdict == "fail" != whole.verdict:
+        if (alone.verdict == "fail" != whole.verdict) or (whole.verdict == "pass" and _is_far_off(alone)):
             return replace(alone, gates=gates_, reason=f"of its losses, the one of {place}: {alone.reason}")
     judged = replace(whole, gates=gates_)
     if judged.verdict == "fail":
@@ -127,6 +131,14 @@ def _compare_losses(runs: Runs, pairs: Sequence[Pair], checked: tuple[Gate, ...]
     reason = f"the float32 run proves nothing: {guard.detail}"
     judged = replace(judged, verdict="inconclusive", cause="float32", reason=reason, settled=not guard.open)
     return judged if guard.finite else replace(judged, difference=Difference())
+
+
+def _is_far_off(alone: Judgement) -> bool:
+    """Whether a loss that scatters between pairs too much for a decision is still farther off than float32's own."""
+    mean, margin = alone.difference.mean, alone.margin
+    if alone.verdict != "inconclusive" or mean is None or margin is None or not alone.chance:
+        return False
+    return abs(mean) > max(margin, _BEYOND * alone.chance)
 
 
 def _limited_by_learning(judgement: Judgement, limit: float) -> Judgement:

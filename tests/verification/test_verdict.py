@@ -219,6 +219,22 @@ def test_a_small_loss_is_not_hidden_by_a_large_one():
     assert (judged.verdict, "gan.py:20" in judged.reason) == ("fail", True)
 
 
+@pytest.mark.parametrize(("factors", "verdict"), [((0.3, 0.05, 0.8), "inconclusive"), ((0.002, -0.002, 0.001), "pass")])
+def test_a_small_loss_that_no_seed_repeats_is_not_verified_far_from_float32(factors, verdict):
+    """Its seeds end so far apart that no three pairs could decide on it; float32 twins stay together."""
+
+    def made(label, seed, factor):
+        small = 3.0**seed * np.asarray(falling(seed=seed)) * (1 + factor)
+        streams = {"a.py:1": tuple(falling(seed=seed, end=1 + 0.01 * seed)), "a.py:2": tuple(1e-6 * small)}
+        return run(tuple(map(sum, zip(*streams.values(), strict=True))), label, seed, streams=streams)
+
+    references = {seed: made("reference", seed, 0) for seed in range(3)}
+    candidates = {seed: made("candidate-1", seed, factor) for seed, factor in enumerate(factors)}
+    twins = {seed: made("reference-perturbed", seed, 0.001 * (-1) ** seed) for seed in range(3)}
+    judged = judge(Runs(references, candidates, twins), PLAN)
+    assert (judged.verdict, "a.py:2" in judged.reason) == (verdict, verdict != "pass")
+
+
 def test_several_equal_losses_pass():
     assert judge(two_losses(0.0, 0.0, small=1e-3), PLAN).verdict == "pass"
 
