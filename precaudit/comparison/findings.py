@@ -12,8 +12,9 @@ WHAT_TO_DO = "if the change is meant, profile again and commit the report as the
 
 
 def as_report(comparison: Comparison, head: Report) -> Report:
-    """Head with its changes in place of its own findings and verdict."""
-    return replace(head, findings=tuple(as_findings(comparison, head)), verification=Verification())
+    """Head with its changes in place of its own findings and verdict, and of what cut it short."""
+    job = {**head.job, "stopped": None}
+    return replace(head, job=job, findings=tuple(as_findings(comparison, head)), verification=Verification())
 
 
 def as_findings(comparison: Comparison, head: Report) -> list[Finding]:

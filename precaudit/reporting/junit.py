@@ -11,6 +11,7 @@ from precaudit.reporting.facts import settled
 from precaudit.reporting.headline import headline
 from precaudit.reporting.places import WHOLE
 from precaudit.reporting.results import sentence
+from precaudit.reporting.unfinished import cut_short
 from precaudit.words import prose, visible
 
 HEADER = '<?xml version="1.0" encoding="utf-8"?>\n'
@@ -52,7 +53,7 @@ def add_failure(case: Element, error: Finding, lines: Sequence[str]) -> None:
 def _verification(suite: Element, report: Report) -> None:
     case = add_case(suite, "verification", "the plan trains the same as float32")
     title = headline(report).title
-    if report.verification.verdict == "fail":
+    if report.verification.verdict == "fail" or cut_short(report):
         failed = [f"{prose(gate.name)}: {prose(gate.detail)}" for gate in report.verification.gates if not gate.passed]
         SubElement(case, "failure", message=title).text = "\n".join([title, *failed])
     elif report.verification.verdict != "pass":

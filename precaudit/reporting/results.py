@@ -15,6 +15,7 @@ from precaudit.finding import fingerprint, ranked
 from precaudit.model import Finding, Report, Severity
 from precaudit.reporting.actions import actions
 from precaudit.reporting.headline import headline
+from precaudit.reporting.unfinished import cut_short
 from precaudit.words import prose, visible
 
 VERDICT_RULE = "PA001"
@@ -33,7 +34,7 @@ def results(report: Report) -> list[Finding]:
 
 
 def _verdict(report: Report) -> list[Finding]:
-    severity = VERDICT_SEVERITY.get(report.verification.verdict)
+    severity = "error" if cut_short(report) else VERDICT_SEVERITY.get(report.verification.verdict)
     if severity is None:
         return []
     return [Finding(VERDICT_RULE, severity, headline(report).title, actions(report)[0])]

@@ -12,8 +12,9 @@ import report_samples
 from golden_files import assert_golden
 
 from precaudit.errors import PrecauditError
-from precaudit.model import Location, Report
+from precaudit.model import Location, Report, Verification
 from precaudit.reporting import EXTENSIONS, format_of, github, render, results, write
+from precaudit.reporting.headline import headline
 from precaudit.reporting.serialize import load_report
 
 jsonschema = pytest.importorskip("jsonschema")
@@ -167,6 +168,15 @@ def test_annotations_stay_on_their_line():
 
 def test_an_empty_annotation_list_explains_itself():
     assert render(report_samples.passing(), "github") == "::notice title=precaudit::no findings\n"
+
+
+@pytest.mark.parametrize("stopped", ["failed", "killed", "interrupted"])
+def test_a_profile_that_was_cut_short_is_no_clean_one(stopped):
+    report = replace(report_samples.passing(), findings=(), verification=Verification(), job={"stopped": stopped})
+    title = headline(report).title
+    assert render(report, "github").startswith(f"::error file=train.py,line=1,title=PA001::{title}. What to do: ")
+    case = ElementTree.fromstring(render(report, "junit")).find("testsuite/testcase")
+    assert case.find("failure").get("message") == title
 
 
 def test_step_summary_only_in_actions(tmp_path):
