@@ -7,6 +7,8 @@ from pathlib import Path
 
 from precaudit.commands.options import add_output_options, deliver, refuse_overwrite
 
+FORMATS = ("terminal", "markdown", "html", "json")
+
 
 def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = verbs.add_parser(
@@ -18,7 +20,7 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     )
     parser.add_argument("trace", type=Path, metavar="TRACE", help="a file that prof.export_chrome_trace() wrote")
     parser.add_argument("--target", metavar="GPU", help="the GPU it was taken on, where the trace does not say")
-    parser.add_argument("--format", choices=("terminal", "json"), default="terminal", help="what to print")
+    parser.add_argument("--format", choices=FORMATS, default="terminal", help="what to print")
     add_output_options(parser)
     parser.set_defaults(run=run)
 
@@ -26,7 +28,7 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
 def run(arguments: argparse.Namespace) -> int:
     from precaudit.tensorcores.analysis import analyse
     from precaudit.tensorcores.peaks import get_gpu
-    from precaudit.tensorcores.rendering import render_json, render_terminal, renderer
+    from precaudit.tensorcores.rendering import RENDERERS, renderer
     from precaudit.tensorcores.traces import read_trace
 
     for path in arguments.output:
@@ -35,5 +37,4 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.target:
         get_gpu(arguments.target)
     analysis = analyse(read_trace(arguments.trace), arguments.target)
-    text = render_json(analysis) if arguments.format == "json" else render_terminal(analysis)
-    return deliver(arguments, text, lambda path: renderer(path)(analysis))
+    return deliver(arguments, RENDERERS[arguments.format](analysis), lambda path: renderer(path)(analysis))

@@ -148,7 +148,7 @@ def _kernels(page: Page, every: Sequence[Row]) -> None:
         [
             short_name(row.name) or "-",
             row.tensor_core,
-            row.rule[:14],
+            shorten(row.rule, 14),
             shorten(inert(visible(row.layer)), 14),
             share(row.share),
             _rate(row.tflops),
@@ -173,9 +173,8 @@ def _method(analysis: Analysis) -> list[str]:
     used = analysis.tensor_cores
     lines = [f"{used.method[0].upper()}{used.method[1:]}."]
     if used.unattributed_share is not None:
-        lines.append(
-            f"Kernel time that belongs to no layer and no other known part of a step: {share(used.unattributed_share)}."
-        )
+        owner = "layer and no other known part of a step" if top_layers(analysis) else "operation"
+        lines.append(f"Kernel time that belongs to no {owner}: {share(used.unattributed_share)}.")
     if used.eligible_flops_share is not None:
         eligible = share(used.eligible_flops_share)
         lines.append(f"FLOPs that Tensor Cores of this GPU could compute, by their operands: {eligible}.")
@@ -200,6 +199,9 @@ def render_markdown(analysis: Analysis) -> str:
     if classes:
         parts += ["## Share of GPU time by class", table(["class", "GPU time", "", "ran on"], classes)]
     parts += ["## Kernels", table(["kernel", "GPU time", "class", "rule", "TFLOP/s", "layer"], kernels)]
+    if layers := top_layers(analysis, ROWS):
+        cells = [[text(name), *figures] for name, *figures in map(_layer_cells, layers)]
+        parts += ["## Layers", table(["layer", "GPU time", *CLASSES, "TFLOP/s"], cells)]
     parts += ["## How it was measured", bullets(_method(analysis))]
     return "\n\n".join(parts) + "\n"
 

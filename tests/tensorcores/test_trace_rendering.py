@@ -49,6 +49,19 @@ def said(tmp_path, *events, extension=".txt", **described):
 
 
 @pytest.mark.parametrize("extension", [".txt", ".md", ".html"])
+def test_without_layers_no_time_is_said_to_belong_to_one(tmp_path, extension):
+    bare = said(tmp_path, *launched(SGEMM, 0, 50, 1), extension=extension)
+    assert "Kernel time that belongs to no operation: 100%." in bare
+    owned = said(tmp_path, module("Linear_1", 0, 80), *launched(SGEMM, 5, 50, 1), extension=extension)
+    assert "belongs to no layer and no other known part of a step: 0%" in owned
+
+
+def test_a_rule_that_is_cut_says_so(tmp_path):
+    text = said(tmp_path, *launched("cudnn::winograd::generateWinogradTilesKernel", 0, 50, 1))
+    assert "transf…ed-conv" in text
+
+
+@pytest.mark.parametrize("extension", [".txt", ".md", ".html"])
 def test_what_to_do_stands_before_the_tables(tmp_path, extension):
     text = said(tmp_path, *launched(SGEMM, 0, 50, 1), extension=extension)
     assert text.index("of the GPU time on") < text.index("What to do") < text.index("PA403") < text.index("Kernels")
