@@ -72,10 +72,9 @@ def _compare(arguments: argparse.Namespace) -> int:
     _refuse(arguments, FORMATS)
     base, head = load_report(_report_path(arguments.base)), load_report(_report_path(arguments.head))
     names = str(arguments.base), str(arguments.head)
-    if not base.layers and not head.layers:
+    if not base.layers:
         raise PrecauditError(
-            f"nothing to compare: neither {names[0]} nor {names[1]} has a layer; see there why nothing was measured, "
-            "and profile again",
+            f"nothing to compare with: no layer was measured in {names[0]}; see there why, and profile again",
             ExitCode.NOTHING_TO_MEASURE,
         )
     comparison = compare(base, head, thresholds, asked_for(arguments.fail_on))

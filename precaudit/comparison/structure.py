@@ -11,6 +11,7 @@ from precaudit.comparison.changes import Change
 from precaudit.comparison.matching import Matching
 from precaudit.comparison.tensors import LayerPairs, OpPairs, paired_records
 from precaudit.model import Layer, Op, Report
+from precaudit.words import plural
 
 # Calls in some ten steps: a run like it has none with a chance of 1.8% where there were five, and of 0.6% at six.
 SELDOM = 6
@@ -60,7 +61,7 @@ def _stays(layer: Layer, in_both: Sequence[Layer]) -> bool:
 
 
 def _what(layer: Layer) -> str:
-    return f"{layer.type} with {layer.parameters:,} parameters"
+    return f"{layer.type} with {plural(layer.parameters, 'parameter')}" if layer.parameters else layer.type
 
 
 def op_changes(base: Report, head: Report, names: Mapping[str, str]) -> Iterator[Change]:

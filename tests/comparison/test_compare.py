@@ -93,6 +93,13 @@ def test_a_report_does_not_differ_from_itself(report):
     assert comparison.matched == len(report.layers)
 
 
+@pytest.mark.parametrize(("parameters", "what"), [(0, "Gate"), (1, "Gate with 1 parameter")])
+def test_layers_are_described_by_the_parameters_that_they_have(parameters, what):
+    base, gate = profile(gpt(), 0), Layer("gate", "Gate", parameters, 1_000, ())
+    head = replace(base, layers=(*base.layers, gate))
+    assert [change.message for change in compare(base, head).changes] == [f"{what} is new"]
+
+
 @given(reports, reports)
 @settings(max_examples=100, deadline=None)
 def test_added_one_way_is_removed_the_other_way(base, head):

@@ -134,12 +134,23 @@ def test_exit_codes(folder, capsys):
     assert "NO REGRESSION: 4 changes" in capsys.readouterr().out
 
 
-def test_two_reports_that_measured_nothing_are_not_said_to_be_alike(folder, capsys):
+def test_a_base_that_measured_nothing_is_nothing_to_compare_with(folder, capsys):
     write_json(folder / "empty.json", report_samples.empty())
     base, empty = str(folder / "base"), str(folder / "empty.json")
-    assert main(["compare", empty, empty]) == 3
-    assert "nothing to compare" in capsys.readouterr().err
-    assert main(["compare", base, empty]) == main(["compare", empty, base]) == 1
+    assert main(["compare", base, empty]) == 1
+    capsys.readouterr()
+    for head in (empty, base):
+        assert main(["compare", empty, head]) == 3
+        said = capsys.readouterr()
+        assert f"nothing to compare with: no layer was measured in {empty}" in said.err
+        assert not said.out
+
+
+def test_what_cut_head_short_is_told_once(folder, capsys):
+    head = profile(gpt(), 1)
+    write_json(folder / "cut.json", replace(head, job={**head.job, "stopped": "failed"}))
+    assert main(["compare", str(folder / "base"), str(folder / "cut.json"), "--format", "github"]) == 1
+    assert capsys.readouterr().out.count("CUT SHORT") == 1
 
 
 @pytest.mark.parametrize(
