@@ -6,6 +6,7 @@ import argparse
 import os
 import re
 import sys
+import time
 from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
@@ -107,6 +108,7 @@ def refuse_many_processes() -> None:
 
 
 def run_profile(arguments: argparse.Namespace) -> int:
+    began = time.perf_counter()
     refuse_many_processes()
     settings = Settings(**chosen(Settings, arguments), verify=not arguments.no_verify)
     job = job_of(arguments)
@@ -127,7 +129,7 @@ def run_profile(arguments: argparse.Namespace) -> int:
         from precaudit.profiling.engine import profile_job
 
         try:
-            outcome = profile_job(job, settings, runner)
+            outcome = profile_job(job, settings, runner, began)
         except PrecauditError as error:
             raise _with_older(hinted(error, job), outputs) from None
     return finish(outcome, arguments, folder)

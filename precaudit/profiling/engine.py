@@ -46,9 +46,9 @@ class Outcome:
     error: str | None = None
 
 
-def profile_job(job: Job, settings: Settings, runner: Runner) -> Outcome:
-    """Audit, plan, verify and repair, report."""
-    start = time.perf_counter()
+def profile_job(job: Job, settings: Settings, runner: Runner, began: float | None = None) -> Outcome:
+    """Audit, plan, verify and repair, report; `began` is the time.perf_counter() since which somebody waits for it."""
+    start = time.perf_counter() if began is None else began
     clock = Clock(runner)
     where = environment(job.device)
     target = _target(settings, where)

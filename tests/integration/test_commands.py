@@ -18,8 +18,11 @@ import pytest
 from precaudit.__main__ import build_parser, main
 from precaudit.commands.profiling import job_of
 from precaudit.errors import PrecauditError
+from precaudit.profiling.settings import Settings
 from precaudit.running.childprocess import SIGNALS
+from precaudit.running.children import ChildRunner
 from precaudit.running.fileguard import locked
+from precaudit.running.job import Job
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 CONTRACT = Path(__file__).parents[2] / ".." / "shared" / "tools" / "check_contract.py"
@@ -333,6 +336,23 @@ def test_a_missing_script(tmp_path: Path, profile_here: Callable[..., Done]) -> 
     done = profile_here(tmp_path / "nothing.py")
     assert done.returncode == 2
     assert "nothing.py" in done.stderr
+
+
+def test_what_a_profile_took_counts_the_imports_that_it_waits_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waited = []
+
+    def profile_job(job: Job, settings: Settings, runner: ChildRunner, began: float) -> None:
+        waited.append(time.perf_counter() - began)
+        raise PrecauditError("enough")
+
+    monkeypatch.setattr("precaudit.commands.profiling.import_torch", lambda: time.sleep(0.2))
+    monkeypatch.setattr("precaudit.commands.profiling.handle_signals", lambda runner: None)
+    monkeypatch.setattr("precaudit.commands.profiling.ChildRunner.start", lambda runner, job: None)
+    monkeypatch.setattr("precaudit.profiling.engine.profile_job", profile_job)
+    assert main(["profile", "--out", str(tmp_path / "out"), str(SCRIPTS / "vae.py")]) == 2
+    assert waited[0] >= 0.2
 
 
 def test_an_interrupt_of_everything_while_the_server_starts_is_no_crash(tmp_path: Path) -> None:
