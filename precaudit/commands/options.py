@@ -131,4 +131,5 @@ def refuse_overwrite(paths: list[Path], force: bool) -> None:
     """Raise PrecauditError if a file to be written exists, before any work is done."""
     existing = [str(path) for path in paths if path.exists()]
     if existing and not force:
-        raise PrecauditError(f"{', '.join(existing)} already exists; pass --force to overwrite")
+        exist = "exists" if len(existing) == 1 else "exist"
+        raise PrecauditError(f"{', '.join(existing)} already {exist}; pass --force to overwrite")

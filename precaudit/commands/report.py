@@ -19,9 +19,12 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         "report",
         help="render a report again: HTML, Markdown, SARIF, JUnit, ...",
         description="Render report.json again. Without -o and --format the report is printed for the terminal.",
+        epilog="Exit codes: 0 done, 2 wrong usage, unreadable report or a file that can't be written.",
     )
     parser.add_argument("report", type=Path, metavar="REPORT.json", help="a report that precaudit wrote, or its folder")
-    parser.add_argument("--format", choices=FORMATS, help="print in this format")
+    parser.add_argument(
+        "--format", choices=FORMATS, metavar="FORMAT", help=f"print in this format: {', '.join(FORMATS)}"
+    )
     add_output_options(parser)
     parser.set_defaults(run=run)
 
