@@ -124,15 +124,22 @@ def run_profile(arguments: argparse.Namespace) -> int:
         log.write_bytes(b"")
         runner = ChildRunner(log, progress, gpus=() if job.device else equal_gpus(library()))
         runner.start(job)
-        handle_signals(runner)
         import_torch()  # while the fork server does the same
         from precaudit.profiling.engine import profile_job
 
+        handle_signals(runner)  # until here there is nothing to keep
         try:
             outcome = profile_job(job, settings, runner, began)
+            _require_measurements(outcome, log)
         except PrecauditError as error:
             raise _with_older(hinted(error, job), outputs) from None
     return finish(outcome, arguments, folder)
+
+
+def _require_measurements(outcome: Outcome, log: Path) -> None:
+    """Raise PrecauditError where an interrupt left nothing to report, for which no earlier report is given up."""
+    if not outcome.report.layers and outcome.report.job.get("stopped") == "interrupted":
+        raise PrecauditError(f"{outcome.error}; what the script said is in {log}", outcome.exit_code)
 
 
 def hinted(error: PrecauditError, job: Job, names: frozenset[str] = TRAINABLE) -> PrecauditError:

@@ -68,12 +68,6 @@ def wait_for(process: subprocess.Popen[str], condition: Callable[[], bool]) -> N
         time.sleep(0.02)
 
 
-def catches(process: subprocess.Popen[str], number: signal.Signals) -> bool:
-    """Whether the process has a handler for the signal, by the kernel's word."""
-    caught = re.search(r"SigCgt:\s*(\w+)", Path(f"/proc/{process.pid}/status").read_text())
-    return caught is not None and bool(int(caught[1], 16) >> number - 1 & 1)
-
-
 def profile(folder: Path, script: Path, *options: str, arguments: tuple[str, ...] = ()) -> Done:
     return subprocess.run(
         [sys.executable, "-m", "precaudit", *COMMAND, *options, str(script), *arguments],
@@ -355,16 +349,30 @@ def test_what_a_profile_took_counts_the_imports_that_it_waits_for(
     assert waited[0] >= 0.2
 
 
-def test_an_interrupt_of_everything_while_the_server_starts_is_no_crash(tmp_path: Path) -> None:
+PREPARING = """
+import time
+print("preparing", flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize(("awaited", "code"), [("", 130), ("preparing", 1)])
+def test_an_interrupt_before_the_first_step_is_no_crash_and_keeps_an_earlier_report(
+    tmp_path: Path, awaited: str, code: int
+) -> None:
     """A terminal sends Ctrl-C to every process, the one that imports torch for the runs among them."""
-    with started(tmp_path, "profile", "--out", "out", str(SCRIPTS / "manual_sgd.py")) as process:
-        wait_for(process, lambda: catches(process, signal.SIGTERM))  # which Python by itself does not
-        time.sleep(0.3)
+    report, log = tmp_path / "out" / "report.json", tmp_path / "out" / "script.log"
+    report.parent.mkdir()
+    report.write_text("an earlier one")
+    (tmp_path / "train.py").write_text(PREPARING)
+    with started(tmp_path, "profile", "--force", "--out", "out", "train.py") as process:
+        wait_for(process, lambda: log.exists() and awaited in log.read_text())
         os.killpg(process.pid, signal.SIGINT)
         _, stderr = process.communicate(timeout=PATIENCE)
-    assert process.returncode == 1, stderr
+    assert process.returncode == code, stderr
     assert "interrupted" in stderr
     assert "Traceback" not in stderr
+    assert report.read_text() == "an earlier one"
 
 
 def test_positions_made_in_a_low_dtype_are_found_where_they_are_made(
