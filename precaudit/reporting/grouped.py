@@ -38,13 +38,18 @@ def unshown(groups: Sequence[Group], shown: int) -> int:
 
 
 def _pattern(found: Finding) -> str:
-    """The message without the module's name, with what may follow it, and without numbers; `float16` is none. What is
-    said of no module is of the same cause where it is the same."""
+    """The message without the module's name, with what may follow it, and without figures. What is said of no module is
+    of the same cause where it is the same."""
     if not found.fqn:
         return found.message
     before, named, after = found.message.partition(found.fqn)
     said = before + re.sub(r"^[^\s:]*", "", after) if named else found.message
-    return re.sub(r"(?<![\w.])[-+]?\d[\w.,+%-]*", "#", said)
+    return without_figures(said)
+
+
+def without_figures(text: str) -> str:
+    """The text without its numbers; `float16` is none."""
+    return re.sub(r"(?<![\w.])[-+]?\d[\w.,+%-]*", "#", text)
 
 
 def _told(members: list[Finding]) -> Finding:

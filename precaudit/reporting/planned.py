@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from precaudit.model import LossScale, Plan, Report
 from precaudit.reporting import unfinished
 from precaudit.reporting.endings import last_tried
+from precaudit.reporting.grouped import without_figures
 from precaudit.reporting.places import WHOLE
 from precaudit.words import NOT_MEASURED, number, power, prose, visible
 
@@ -15,7 +17,8 @@ NO_GATES = f"{NOT_MEASURED.capitalize()}: no verification ran them."
 
 @dataclass(frozen=True)
 class Exceptions:
-    """Modules and ops that leave the plan's default format for the same reason."""
+    """Modules and ops that leave the plan's default format for the same reason; `why` is the first one's where the
+    reasons differ in figures."""
 
     format: str
     why: str
@@ -34,15 +37,28 @@ def plan_default(report: Report) -> str:
 
 def exceptions(plan: Plan) -> list[Exceptions]:
     """The exceptions from the plan's default by reason, the most frequent first."""
-    groups: dict[tuple[str, str], list[str]] = {}
+    groups: dict[tuple[str, str], list[tuple[str, str]]] = {}
+    for name, place, why in _places(plan):
+        groups.setdefault((name, without_figures(why)), []).append((place, why))
+    ordered = sorted(groups.items(), key=lambda group: -len(group[1]))
+    return [
+        Exceptions(name, _reason([why for _, why in members]), tuple(place for place, _ in members))
+        for (name, _), members in ordered
+    ]
+
+
+def _places(plan: Plan) -> Iterator[tuple[str, str, str]]:
+    """Format, name and reason of every module and op that leaves the plan's default."""
     for fqn, name in plan.modules.items():
         if name != plan.default:
-            groups.setdefault((name, plan.because.get(fqn, "")), []).append(visible(fqn) or WHOLE)
+            yield name, visible(fqn) or WHOLE, plan.because.get(fqn, "")
     for op in plan.ops:
-        why = plan.because.get(f"{op.fqn}:{op.op}", "")
-        groups.setdefault((op.format, why), []).append(f"{visible(op.fqn) or WHOLE}:{visible(op.op)}")
-    ordered = sorted(groups.items(), key=lambda group: -len(group[1]))
-    return [Exceptions(name, prose(why) or "no reason recorded", tuple(names)) for (name, why), names in ordered]
+        yield op.format, f"{visible(op.fqn) or WHOLE}:{visible(op.op)}", plan.because.get(f"{op.fqn}:{op.op}", "")
+
+
+def _reason(whys: Sequence[str]) -> str:
+    first = prose(whys[0]) or "no reason recorded"
+    return f"{first}; the others likewise" if len(set(whys)) > 1 else first
 
 
 def loss_scale(report: Report) -> list[str]:

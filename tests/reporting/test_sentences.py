@@ -242,6 +242,15 @@ def test_an_audit_of_no_step_says_so():
     assert "precaudit.audit" in actions(report)[0]
 
 
+def test_exceptions_whose_reasons_differ_in_figures_share_a_line():
+    because = {"a": "reaches 7e4, over float16's maximum", "b": "reaches 9e9, over float16's maximum", "c": "1 vanishes"}
+    groups = planned.exceptions(Plan("float16", dict.fromkeys("abc", "float32"), because=because))
+    assert [(group.why, group.names) for group in groups] == [
+        ("reaches 7e4, over float16's maximum; the others likewise", ("a", "b")),
+        ("1 vanishes", ("c",)),
+    ]
+
+
 def test_the_root_module_has_a_name_everywhere():
     repair = Repair("", "float16", "float32", "raised", "div")
     report = replace(report_samples.failing(), plan=Plan("float16", {"": "float32"}, (OpFormat("", "div", "float32"),)))
