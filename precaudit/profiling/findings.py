@@ -287,7 +287,8 @@ def _of_loss_scale(audit: Audit, plan: Plan, deviates: bool) -> list[Finding]:
             op = _steepest(audit.trace, fqn)
             place = op.place("gradient") if op else None
             message = f"{fqn or 'the model'}: {why}"
-            found.append(finding("PA203", "warning", message, _MOVED, fqn, op.op if op else None, place))
+            named = op.op if op else None
+            found.append(finding("PA203", "warning", message, _MOVED, fqn, named, place, formats="float16"))
     return found
 
 

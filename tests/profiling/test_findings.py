@@ -65,8 +65,10 @@ def test_gradients_that_no_loss_scale_suits_are_reported_with_their_operation():
         places = {"gradient": Location("nerf.py", line)}
         ops.append(Op("render", op, 1, "other", Location("nerf.py", 1), (gradient,), half=half, places=places))
     because = {"render": "its largest gradients are 2^26, its smallest need 2^-9: no single scale serves both"}
-    (found,) = told(Plan("float16", {"render": "float32"}, because=because), trace=Trace(ops=tuple(ops)))
+    plan = Plan("float16", {"render": "float32"}, because=because)
+    (found,) = told(plan, trace=Trace(ops=tuple(ops)))
     assert (found.rule, found.op, found.location) == ("PA203", "neg", Location("nerf.py", 21))
+    assert settled(plan, found)
 
 
 @pytest.mark.parametrize(("reason", "remedy"), [(f"it stopped in Sum, {OUTSIDE}: no", "custom_bwd"), ("no", "stay in")])
