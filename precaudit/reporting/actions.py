@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from precaudit.finding import USE_THE_PLAN, counted
 from precaudit.model import Finding, Plan, Report
-from precaudit.reporting import unfinished
+from precaudit.reporting import costs, unfinished
 from precaudit.reporting.endings import AS_WRITTEN, ended
 from precaudit.reporting.facts import asks_for_the_plan, has_the_plan, own_format, settled, unsound
 from precaudit.reporting.grouped import Group, grouped
@@ -44,11 +44,15 @@ def _with_the_plan(report: Report) -> str:
         default = report.plan.default
         return f"Keep what you have: the script's own autocast is to {default}, and so is the plan."
     strays = any(finding.suggestion == USE_THE_PLAN for finding in report.findings)
-    instead = " instead of the script's own casts and scaler" if strays else ""
-    advice = f"Train with the plan{instead}: paste the lines that this report gives into your training script"
-    if not asks_for_the_plan(report):
-        return f"{advice}."
-    return f"{advice}; its own autocast ended {signed(ended(report.verification, AS_WRITTEN))} from float32."
+    train = "Train with the plan" + (" instead of the script's own casts and scaler" if strays else "")
+    paste = "paste the lines that this report gives into your training script"
+    if asks_for_the_plan(report):
+        return (
+            f"{train}: {paste}; its own autocast ended {signed(ended(report.verification, AS_WRITTEN))} from float32."
+        )
+    if not strays and (known := costs.without_gain(report)):
+        train = f"You can train with the plan, though no gain in speed is {known}"
+    return f"{train}: {paste}."
 
 
 def _taken_care_of(report: Report) -> list[str]:

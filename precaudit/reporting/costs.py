@@ -91,12 +91,26 @@ def speedup(report: Report) -> tuple[float | None, Sequence[float] | None]:
 
 def expected(report: Report) -> str:
     """What the card's peaks promise of the plan, to go on a sentence that nothing was measured."""
+    faster = _predicted(report)
+    if faster is None:
+        return ""
+    gain = f"{faster:.1f}x the speed" if gained(faster, None) else "no gain"
+    return f"; {gain} is expected on {prose(report.performance['predicted_for'])}"
+
+
+def _predicted(report: Report) -> float | None:
     p = report.performance
     before, after = (_mapping(p, "predicted_step_seconds").get(arm) for arm in ("float32", "plan"))
     if not (is_number(before) and is_number(after) and after > 0 and p.get("predicted_for")):
-        return ""
-    gain = f"{before / after:.1f}x the speed" if gained(before / after, None) else "no gain"
-    return f"; {gain} is expected on {prose(p['predicted_for'])}"
+        return None
+    return before / after
+
+
+def without_gain(report: Report) -> str:
+    """How it is known that the plan is hardly faster than float32: `measured` or `expected`; empty where it may be."""
+    faster, bounds = speedup(report)
+    known, faster = ("measured", faster) if faster is not None else ("expected", _predicted(report))
+    return known if faster is not None and not gained(faster, bounds) else ""
 
 
 def gained(faster: float, bounds: Sequence[float] | None) -> bool:

@@ -132,6 +132,23 @@ def test_script_equal_to_the_plan_keeps_its_precision_unless_at_fault(plan, own,
     assert pasting.paste_lines(report)[0].startswith("# not needed") is kept
 
 
+@pytest.mark.parametrize(
+    ("performance", "said"),
+    [
+        ({}, "Train with the plan: paste"),
+        ({"speedup": {"plan": 2.0}}, "Train with the plan: paste"),
+        ({"speedup": {"plan": 1.0}}, "You can train with the plan, though no gain in speed is measured: paste"),
+        (
+            {"predicted_step_seconds": {"float32": 1.0, "plan": 1.0}, "predicted_for": "H100"},
+            "You can train with the plan, though no gain in speed is expected: paste",
+        ),
+    ],
+)
+def test_a_plan_that_gains_nothing_is_allowed_and_not_advised(performance, said):
+    report = replace(report_samples.passing(), findings=(), performance=performance)
+    assert actions(report)[0].startswith(said)
+
+
 @pytest.mark.parametrize(("off", "kept"), [(0.0, True), (0.001, True), (0.01, False), (-0.01, False)])
 def test_script_with_a_larger_autocast_region_does_not_keep_it(off, kept):
     """It has the plan's format, and puts more into it than modules: its loss, say."""
