@@ -18,8 +18,10 @@ CPU = torch.device("cpu")
 
 
 def devices_of(models: Iterable[nn.Module]) -> Devices:
-    """The devices of the models' parameters, that of the first parameter first."""
-    return tuple(dict.fromkeys(p.device for model in models for p in model.parameters())) or (CPU,)
+    """The devices of the models' parameters, that of the first parameter first. A module on "meta" computes elsewhere,
+    with the parameters that `torch.func.functional_call` gives it."""
+    parameters = (p for model in models for p in model.parameters())
+    return tuple(dict.fromkeys(p.device for p in parameters if not p.is_meta)) or (CPU,)
 
 
 def wait_for(devices: Devices) -> None:

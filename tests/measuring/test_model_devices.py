@@ -25,9 +25,15 @@ def calls(monkeypatch):
 
 
 def test_devices_are_those_of_parameters():
-    models = [nn.Linear(2, 2), nn.Linear(2, 2, device="meta"), nn.ReLU()]
-    assert devices_of(models) == (CPU, torch.device("meta"))
+    on_gpu = SimpleNamespace(parameters=lambda: [SimpleNamespace(device=FIRST, is_meta=False)])
+    assert devices_of([nn.Linear(2, 2), on_gpu, nn.ReLU(), nn.Linear(2, 2)]) == (CPU, FIRST)
     assert devices_of([]) == (CPU,)
+
+
+def test_a_skeleton_of_an_ensemble_is_on_the_device_of_its_members():
+    """The ensemble of torch.func's tutorial: the module that is called has its parameters on "meta"."""
+    assert devices_of([nn.Linear(2, 2, device="meta"), nn.Linear(2, 2)]) == (CPU,)
+    assert devices_of([nn.Linear(2, 2, device="meta")]) == (CPU,)
 
 
 def test_every_gpu_of_a_model_is_waited_for(calls):
