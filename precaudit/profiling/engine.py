@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import tempfile
 import time
 from dataclasses import dataclass, replace
 from typing import Any
@@ -24,6 +23,7 @@ from precaudit.profiling.settings import Settings
 from precaudit.profiling.timing import measure, trained_ops, unmeasured
 from precaudit.profiling.trials import verify
 from precaudit.running.job import Job, RunResult
+from precaudit.running.scratch import scratch
 from precaudit.tensorcores.eligibility import unreached_findings, with_flops
 from precaudit.tensorcores.padding import alignment_findings
 from precaudit.tensorcores.peaks import Gpu, get_gpu, gpu_for
@@ -54,7 +54,7 @@ def profile_job(job: Job, settings: Settings, runner: Runner, began: float | Non
     target = _target(settings, where)
     formats = _formats(settings, target)
     execution = _execution(settings, where)
-    with tempfile.TemporaryDirectory(prefix="precaudit-") as folder:
+    with scratch() as folder:
         audit = run_audit(job, formats, execution, clock, folder)
         plan, verification = Plan(target=target.name), Verification(reason=_last_words(audit.reference))
         measured = unmeasured(settings.price)
