@@ -9,6 +9,7 @@ from pathlib import Path
 from precaudit.errors import PrecauditError
 from precaudit.model import Finding, Report
 from precaudit.reporting.grouped import grouped
+from precaudit.reporting.places import named
 from precaudit.reporting.results import results, sentence, where, workspace_path
 from precaudit.words import plural, visible
 
@@ -45,7 +46,7 @@ def annotate(findings: Iterable[Finding], report: Report) -> list[str]:
 
 def _annotation(finding: Finding, report: Report, more: str) -> str:
     path, line = where(finding, report)
-    title = " ".join(filter(None, [finding.rule, finding.fqn]))
+    title = " ".join(filter(None, [finding.rule, named(finding)]))
     file = _property(workspace_path(path))
     text = sentence(finding)
     return f"::{COMMANDS[finding.severity]} file={file},line={line},title={_property(title)}::{_data(text)}{more}"

@@ -11,8 +11,13 @@ WHOLE = "(the model itself)"
 def place(finding: Finding) -> str:
     """`module, op, path:line`, as far as known."""
     location = finding.location
-    parts = [finding.fqn, finding.op, f"{short_file(location.path)}:{location.line}" if location else None]
+    parts = [named(finding), finding.op, f"{short_file(location.path)}:{location.line}" if location else None]
     return ", ".join(visible(part) for part in parts if part)
+
+
+def named(finding: Finding) -> str | None:
+    """The module's name, also of the one that has none, the outermost."""
+    return WHOLE if finding.fqn == "" else finding.fqn
 
 
 def short_file(path: str) -> str:

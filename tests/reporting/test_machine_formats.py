@@ -278,3 +278,10 @@ def test_a_report_saved_with_a_byte_order_mark_loads(tmp_path):
 def test_no_format_has_invisible_characters(format):
     text = render(report_samples.hostile(), format)
     assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f\u200b-\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]", text)
+
+
+def test_the_outermost_module_has_a_name_for_hosts():
+    found = report_samples.finding(fqn="", message="it overflows")
+    report = replace(report_samples.passing(), findings=(found,))
+    assert "title=PA101 (the model itself)::it overflows" in render(report, "github")
+    assert "(the model itself)" in json.loads(render(report, "gitlab"))[0]["description"]
