@@ -119,9 +119,9 @@ def _sentence(text: str) -> str:
 
 def _legacy(groups: list[Group], card: Card) -> Finding:
     found = groups[0].found
-    older, own = found.generation, card.generation
+    older, own = str(found.generation).capitalize(), str(card.generation).capitalize()
     suggestion = NEWER.get(found.library or "", f"Look for a release of the library with kernels for {own} GPUs")
-    what = f"{found.library or 'a library'} runs {older} instructions (rule {found.rule}) on a {own} GPU"
+    what = f"{found.library or 'a library'} runs {older} instructions (rule {found.rule}) on a GPU of generation {own}"
     return _finding("PA402", groups, f"{what}: Tensor Cores, but not at their full rate", suggestion)
 
 

@@ -321,8 +321,9 @@ def _without_kernels(trace: Trace) -> Iterable[str]:
 def _card_notes(card: Card, named: bool, groups: Sequence[Group]) -> Iterable[str]:
     """`named` says that the trace itself names the GPU."""
     if card.name is None:
-        guess = f"taken to be of generation {card.generation}, the newest among its kernels" if card.generation else ""
-        guess = guess or "native and legacy paths can not be told apart"
+        guess = "native and legacy paths can not be told apart"
+        if card.generation:
+            guess = f"taken to be of generation {card.generation.capitalize()}, the newest among its kernels"
         yield f"The trace does not name its GPU: {guess}. --target names it."
     elif card.gpu is None:
         yield f"No peak figures for {card.name}: shares of peak and checks by rate are not measured."
@@ -333,7 +334,7 @@ def _card_notes(card: Card, named: bool, groups: Sequence[Group]) -> Iterable[st
     if card.unused:
         yield f"The trace names its GPU, {card.name}: the target {card.unused} is not used."
     if not named and (newer := _newer(groups, card)):
-        yield f"Kernels for {newer} GPUs don't run on {card.name}: the trace was taken on another GPU."
+        yield f"Kernels for {newer.capitalize()} GPUs don't run on {card.name}: the trace was taken on another GPU."
 
 
 def _by_some_path(groups: Sequence[Group], total: float) -> Iterable[str]:

@@ -201,7 +201,7 @@ def test_a_trace_that_does_not_name_its_gpu(tmp_path):
     events = [*launched(NVJET, 0, 50, 1), *launched(AMPERE, 100, 50, 2)]
     unnamed = {"deviceProperties": None}
     found = analysed(tmp_path, [*launched("wgmma_kernel", 200, 100, 3), *events], **unnamed).tensor_cores
-    assert any("taken to be of generation hopper" in note for note in found.notes)
+    assert any("taken to be of generation Hopper" in note for note in found.notes)
     assert found.time_share.legacy == pytest.approx(0.25)
     named = analysed(tmp_path, events, target="h100", **unnamed).tensor_cores
     assert (named.device, named.time_share.native) == ("H100", pytest.approx(0.5))
@@ -248,7 +248,7 @@ def test_kernels_on_a_gpu_without_tensor_cores_use_none(tmp_path, gpu, capabilit
 
 def test_a_target_that_is_older_than_the_kernels_is_questioned(tmp_path):
     found = analysed(tmp_path, launched("wgmma_kernel", 0, 5, 1), target="v100", deviceProperties=None).tensor_cores
-    assert any("Kernels for hopper GPUs don't run on V100" in note for note in found.notes)
+    assert any("Kernels for Hopper GPUs don't run on V100" in note for note in found.notes)
 
 
 @pytest.mark.parametrize("name", ["NVIDIA H100 80GB HBM3", "NVIDIA Unheard-of", None])

@@ -124,3 +124,9 @@ def test_a_page_shortens_names_and_counts_omitted_rows(tmp_path):
     page = renderer(Path("x.html"))(analyse(read_trace(write(tmp_path, document(events)))))
     assert f">{'x' * 200}" not in page
     assert "<p>1 more kernel</p>" in page
+
+
+def test_generations_of_gpus_have_capitals(tmp_path):
+    text = " ".join(said(tmp_path, mm(0, 50, 4096, 4096, 4096), *launched(OLD.replace("75", "80"), 5, 90, 1)).split())
+    assert "runs Ampere instructions" in text
+    assert "on a GPU of generation Hopper" in text
