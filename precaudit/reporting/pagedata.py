@@ -27,7 +27,10 @@ def page_data(report: Report) -> dict[str, Any]:
         "formats": _formats(),
         "format": shown_format(report),
         "roles": {role: label for role, label in CAST_ROLES.items()},
-        "layers": [[visible(layer.fqn) or WHOLE, visible(layer.type)] for layer in report.layers],
+        "layers": [
+            [visible(layer.fqn) or WHOLE, visible(layer.type), report.plan.modules.get(layer.fqn, report.plan.default)]
+            for layer in report.layers
+        ],
         "tensors": {role: _tensors(report.layers, role) for role in CAST_ROLES},
         "scale": _scale(report),
         "trainings": trainings(report),

@@ -113,6 +113,12 @@
   const flushes = (t, format, k) => t[6] + k < format.cut;
   const bad = (t, format, k) => overflows(t, format, k) || flushes(t, format, k);
 
+  // in modules that the plan runs in this format: others round nothing to it; all where it runs none in it
+  function gradientsIn(format) {
+    const all = [...GRADIENTS].flatMap((role) => data.tensors[role]), own = all.filter((t) => data.layers[t[0]][2] === format);
+    return own.length ? [own, all.length - own.length] : [all, 0];
+  }
+
   let order = [];
   function sortRows() {
     const text = state.text.toLowerCase(), format = data.formats[state.format], k = shift();
@@ -173,14 +179,16 @@
     const format = data.formats[state.format], k = state.k;
     $("k-text").textContent = `2^${k} = ${k >= 0 ? (2 ** k).toLocaleString("en") : "1/" + (2 ** -k).toLocaleString("en")}`;
     $("k").setAttribute("aria-valuetext", `2 to the power of ${k}`);
-    const gradients = [...GRADIENTS].flatMap((role) => data.tensors[role]);
+    const [gradients, others] = gradientsIn(state.format);
     const low = gradients.filter((t) => flushes(t, format, k)), high = gradients.filter((t) => overflows(t, format, k));
     const named = (list) => list.slice(0, 3).map(label).join(", ") + (list.length > 3 ? `, and ${(list.length - 3).toLocaleString("en")} more` : "");
     const parts = [];
     if (low.length) parts.push(`${low.length.toLocaleString("en")} of ${count(gradients.length, "gradient")} would lose more than 0.01% of their energy to zero (${named(low)}).`);
     if (high.length) parts.push(`${high.length.toLocaleString("en")} would overflow (${named(high)}).`);
-    $("k-effect").textContent = gradients.length === 0 ? "No gradient was measured."
+    const effect = gradients.length === 0 ? "No gradient was measured."
       : parts.join(" ") || `All ${count(gradients.length, "gradient")} survive in ${state.format} at this scale: none overflows, and ${vanishing(gradients, format, k)}`;
+    const elsewhere = others ? ` Of modules that the plan runs in other formats, ${count(others, "gradient")} ${others === 1 ? "is" : "are"} not counted.` : "";
+    $("k-effect").textContent = effect + elsewhere;
   }
 
   // values that round to zero may be many and yet weigh nothing
@@ -205,7 +213,7 @@
   }
 
   function drawScales() {
-    const format = data.formats[state.format], gradients = [...GRADIENTS].flatMap((role) => data.tensors[role]);
+    const format = data.formats[state.format], [gradients] = gradientsIn(state.format);
     const hurt = [], { low, high, window: safe } = data.scale;
     for (let k = low; k <= high; k++) {
       let under = 0, over = 0;
