@@ -3,6 +3,7 @@ optimizer steps on gradients that are still scaled."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -133,9 +134,12 @@ class ScaledGradients(TrainingListener):
     # ---- training
 
     def _clipping(self, original: Callable[..., Any], parameters: Any, *args: Any, **kwargs: Any) -> Any:
-        """Clipping writes to gradients without unscaling them."""
+        """Clipping writes to gradients without unscaling them. An infinite limit changes none: the script only measures
+        their norm."""
         clipped = [parameters] if isinstance(parameters, torch.Tensor) else list(parameters)
-        self._note_scaled(clipped, "clips_scaled", original.__name__)
+        limit = next(iter(args), kwargs.get("max_norm", kwargs.get("clip_value", 0.0)))
+        if float(limit) < math.inf:
+            self._note_scaled(clipped, "clips_scaled", original.__name__)
         untouched = list(filter(self._untouched, clipped))
         norm = original(clipped, *args, **kwargs)
         self._written |= _gradients(untouched)

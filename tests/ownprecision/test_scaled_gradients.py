@@ -1,5 +1,6 @@
 """Losses that a script forgets to scale, and steps of an optimizer that its scaler forgets."""
 
+import math
 import os
 
 import pytest
@@ -131,6 +132,15 @@ def test_clipping_before_unscaling_is_recorded():
         scaler.step(optimizer)
 
     assert not {"clips_scaled", "steps_scaled"} & set(settings(in_turn(scaled, scaled, in_order)))
+
+
+@pytest.mark.parametrize("limit", [((math.inf,), {}), ((), {"max_norm": torch.tensor(math.inf)})])
+def test_clipping_without_a_limit_only_measures(limit):
+    def measured(scaler, optimizer):
+        nn.utils.clip_grad_norm_(parameters_of(optimizer), *limit[0], **limit[1])
+        scaler.step(optimizer)
+
+    assert "clips_scaled" not in settings(in_turn(scaled, scaled, measured))
 
 
 def divide(gradient, scale):
