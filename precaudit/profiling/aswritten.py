@@ -19,7 +19,7 @@ from precaudit.profiling.scaled import CERTAIN, CHANGES, HOOKS, LIKELY, of_scale
 from precaudit.running.job import RunResult
 from precaudit.tracing.records import ABSORBING
 from precaudit.verification.statistics import diverged
-from precaudit.words import plural
+from precaudit.words import listing, plural
 
 _MOST_LOST = 0.1
 """Limits for a cast: the share of values that become zero, and the rounding error relative to the spread (rms)."""
@@ -86,6 +86,8 @@ def of_as_written(audit: Audit, verification: Verification) -> list[Finding]:
         detail += _outside(run) or _likely(audit)
     if not detail and not any(cause.rule == "PA307" for cause in causes):
         causes += _of_outputs(audit.reference, run)
+    if not detail:
+        causes += _of_kept(audit.reference, run)
     if not detail and ends_early(audit.reference, run):
         causes.append(_of_end(audit.reference, run, fix))
     autocast = audit.reference.baseline.get("autocast_at")
@@ -160,6 +162,23 @@ def _of_outputs(reference: RunResult, run: RunResult) -> list[Finding]:
     )
     fix = "keep the operation that makes them in float32, also where the script only evaluates"
     return [finding("PA307", "error", message, fix, step=step)]
+
+
+def _of_kept(reference: RunResult, run: RunResult) -> list[Finding]:
+    """PA307: non-finite buffers and optimizer states that no loss shows, such as a running variance. A buffer that
+    never changes may well be infinite: a mask."""
+    known, ended = reference.end_state, run.end_state
+    running = [name for name in ended.buffers if known.moved.get(name) != 0]
+    kept = {*running, *ended.optimizer_state} - {*known.buffers, *known.optimizer_state}
+    if not kept:
+        return []
+    message = (
+        f"{listing(sorted(kept), 3)}: nan or inf at the end in the script's own low precision, and finite in float32; "
+        "the loss of a training step doesn't show it, evaluation may"
+    )
+    fix = "keep running statistics and optimizer states in float32"
+    places = [Location(cast["path"], cast["line"]) for cast in casts_in(run.baseline)]
+    return [finding("PA307", "error", message, fix, location=next(iter(places), None), lost=tuple(sorted(kept)))]
 
 
 def _of_operations(run: RunResult) -> list[Finding]:

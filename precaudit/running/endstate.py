@@ -106,10 +106,11 @@ class FirstValues(ScopeListener):
                 self._first.setdefault(module, dict(_samples(own)))
 
     def moved(self, module: nn.Module, own: Mapping[str, torch.Tensor | None]) -> Iterator[tuple[str, float]]:
-        """How far each of the module's own tensors has moved: name and rms of the change."""
+        """How far each of the module's own tensors has moved: name and rms of the change; of the small ones, those that
+        stood still."""
         for name, before, now in self._pairs(module, own):
-            if len(now.values) >= _FEW:
-                far, size = _rms(now.values - before.values), _rms(before.values)
+            far, size = _rms(now.values - before.values), _rms(before.values)
+            if far <= _MOVED * size or len(now.values) >= _FEW:
                 yield name, far if far > _MOVED * size else 0.0
 
     def _pairs(

@@ -27,9 +27,10 @@ PASSED = Verification("pass", "emulated")
 
 def told(losses=LOSSES, status="stopped", low=(), noted=(), seen=(), verification=PASSED, **fields):
     baseline = {"casts": CASTS, "low": list(low), **dict(noted)}
+    ended = fields.pop("reference_end", EndState())
     written = RunResult("as-written", 0, status, len(losses), losses=losses, baseline=baseline, **fields)
-    reference = RunResult("reference", 0, "stopped", len(LOSSES), losses=LOSSES, baseline=dict(seen))
-    audit = Audit(Job("script", "train.py", (), ".", 80), reference, Trace(), as_written=written)
+    known = RunResult("reference", 0, "stopped", len(LOSSES), losses=LOSSES, baseline=dict(seen), end_state=ended)
+    audit = Audit(Job("script", "train.py", (), ".", 80), known, Trace(), as_written=written)
     return of_as_written(audit, verification)
 
 
@@ -650,6 +651,42 @@ def test_nonfinite_outputs_that_no_loss_uses_are_reported_where_nothing_explains
     assert (found.rule, found.severity, found.evidence["step"]) == ("PA307", "error", 10)
     assert found.message.startswith("model: outputs are nan or inf in the script's own low precision, first after 10")
     assert [each.rule for each in told(tuple(2 * loss for loss in LOSSES), end_state=lost)] == ["PA501"]
+
+
+@pytest.mark.parametrize(
+    ("ended", "in_float32", "kept"),
+    [
+        (EndState(buffers=("mask", "bn.running_var")), EndState(moved={"mask": 0.0}), "bn.running_var"),
+        (EndState(optimizer_state=("Adam.exp_avg_sq",)), EndState(), "Adam.exp_avg_sq"),
+        (EndState(buffers=("mask",)), EndState(moved={"mask": 0.0}), None),
+        (EndState(buffers=("best",)), EndState(buffers=("best",), moved={"best": 1.0}), None),
+    ],
+)
+def test_nonfinite_states_that_no_loss_shows_are_reported_where_float32_keeps_them_finite(ended, in_float32, kept):
+    found = told(end_state=ended, reference_end=in_float32, noted={"low": [], "casts": CASTS}.items())
+    assert [each.rule for each in found] == (["PA307"] if kept else [])
+    for each in found:
+        assert each.message.startswith(f"{kept}: nan or inf at the end")
+        assert (each.severity, each.location) == ("error", Location("train.py", 3))
+
+
+def test_a_running_variance_that_overflows_in_half_is_named(tmp_path):
+    """The loss of a training step is that of the batch's own statistics."""
+
+    def code():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.BatchNorm1d(4), nn.Linear(4, 1)).half()
+        model.register_buffer("unused", torch.tensor(-1e9).half())
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+        for _ in range(16):
+            x = torch.randn(32, 4)
+            optimizer.zero_grad()
+            (model((900 * x).half()).float() - x.sum(1, keepdim=True)).square().mean().backward()
+            optimizer.step()
+
+    audit = audited(code, tmp_path, steps=16)
+    (found,) = (each for each in of_as_written(audit, PASSED) if each.rule == "PA307" and each.severity == "error")
+    assert found.message.startswith("0.running_var: nan or inf at the end")
 
 
 @pytest.mark.parametrize(
