@@ -35,6 +35,7 @@ SAME_START = 1e-4
 SAME_BATCH = 1e-3
 """The same limit in later steps: rounding in earlier ones leaves traces in averages and memories."""
 _FEWEST = 10
+_TRIED = ("PA105", "PA106")
 _NARROW = ("bfloat16", "float16", "float8_e4m3", "float8_e5m2")
 
 
@@ -205,9 +206,10 @@ def _until_it_strays(audit: Audit, plan: Schedule) -> tuple[Audit, Schedule]:
 
 
 def _with_tried(audit: Audit, plan: Schedule, probed: tuple[str, ...], runner: Runner) -> Audit:
-    """The audit with a warning in the place of an error where an operation loses its result, and the gradient hardly
-    changes with it in the format: the difference between two iterates that tells when to stop, say."""
-    lossy = [ban for ban in audit.bans if ban.rule == "PA106" and ban.format in probed and ban.value != math.inf]
+    """The audit with a warning in the place of an error where an operation loses its result or takes large integers,
+    and the gradient hardly changes with it in the format: the difference between two iterates that tells when to stop,
+    say, or the samples of audio."""
+    lossy = [ban for ban in audit.bans if ban.rule in _TRIED and ban.format in probed and ban.value != math.inf]
     if not lossy or not plan.probed:
         return audit
     others = tuple(ban for ban in audit.bans if ban not in lossy)

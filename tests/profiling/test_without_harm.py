@@ -68,3 +68,33 @@ def test_an_operation_that_loses_its_result_is_an_error_only_if_the_gradient_sho
     job = Job("script", "train.py", (), os.getcwd(), 16)
     audit = run_audit(job, ("bfloat16", "float32"), "emulated", InProcess(code), str(tmp_path))
     assert {(ban.rule, ban.op, ban.severity) for ban in audit.bans} == {("PA106", "sub", severity)}
+
+
+class Numbers(nn.Module):
+    """A fixed transform of large integers: samples of audio are filtered, hours of a year have a phase."""
+
+    def __init__(self, phase):
+        super().__init__()
+        self.head, self.phase = nn.Linear(16, 1), phase
+        self.register_buffer("filters", torch.randn(16, 16) / 4)
+
+    def forward(self, x):
+        filtered = x @ self.filters
+        return self.head(filtered.sin() if self.phase else filtered / 1000)
+
+
+@pytest.mark.parametrize(("phase", "severity"), [(False, "warning"), (True, "error")])
+def test_large_integers_are_an_error_only_if_the_gradient_shows_it(phase, severity, tmp_path):
+    def code():
+        torch.manual_seed(0)
+        model = Numbers(phase)
+        optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+        while True:
+            x = torch.randint(-4000, 4000, (64, 16)).float()
+            optimizer.zero_grad()
+            (model(x) - torch.randn(64, 1)).square().mean().backward()
+            optimizer.step()
+
+    job = Job("script", "train.py", (), os.getcwd(), 16)
+    audit = run_audit(job, ("bfloat16", "float32"), "emulated", InProcess(code), str(tmp_path))
+    assert [(ban.op, ban.severity) for ban in audit.bans if ban.rule == "PA105"] == [("matmul", severity)]
