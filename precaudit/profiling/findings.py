@@ -232,7 +232,7 @@ def _over_budget(
         rough = worst is roughest(audit.trace, worst.fqn, format_name)
         alone_off = f", where {worst.op} alone is off by {worst.local_error.get(format_name, 0.0):.0%} of its result"
         most += alone_off if rough else f", from its {worst.op}"
-    other = f"use {plan.default} instead, as the plan does" if plan.default != format_name else ""
+    other = f"use {plan.default} instead of {format_name}, as the plan does" if plan.default != format_name else ""
     allowed = f"{SNR_LIMIT**-0.5:.0%}, {RHO_LIMIT:.0%}, {BIAS_LIMIT:.0%}"
     message = (
         f"with the whole model in {format_name} rounding changes the gradient too much "

@@ -202,7 +202,7 @@ def test_a_format_over_budget_is_a_note_where_neither_plan_nor_script_use_it(pro
     found = all_findings(audit, Plan(default, {"a": default}), Verification("pass", "emulated"))
     assert [(each.rule, each.severity) for each in found] == [("PA201", severity)]
     (advice,) = {each.suggestion for each in found}
-    assert advice == (f"use {default} instead, as the plan does" if default != probed else "")
+    assert advice == (f"use {default} instead of {probed}, as the plan does" if default != probed else "")
 
 
 @pytest.mark.parametrize(
