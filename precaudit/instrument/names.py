@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import sys
 import types
-from collections.abc import Iterable, Iterator, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
 from typing import Any, NamedTuple
 from weakref import ref
 
@@ -175,6 +175,8 @@ class ModuleNames:
         self._moved: dict[ModuleName, ModuleName] = {}
         self.on_cuda = False
         """Whether any model had parameters on a CUDA device when it was named."""
+        self.before_naming: Callable[[], None] = lambda: None
+        """Called before a new model is named, to release models that the script no longer holds."""
 
     def __contains__(self, module: nn.Module) -> bool:
         return module in self._names
@@ -182,6 +184,7 @@ class ModuleNames:
     def of(self, module: nn.Module) -> ModuleName:
         name = self._names.get(module)
         if name is None:
+            self.before_naming()
             variable, model = find_model(module)
             unique = self.add_model(model, variable)
             name = self._names.setdefault(module, ModuleName(unique, ""))

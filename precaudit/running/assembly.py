@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any
+from weakref import ref
 
 import torch
 
@@ -54,6 +55,12 @@ class Optimizers(TrainingListener):
         if optimizer is not None:
             self.seen[id(optimizer)] = optimizer
 
+    def release(self) -> None:
+        """Release those that the script no longer holds, with their states and the models that they trained."""
+        weak = [ref(optimizer) for optimizer in self.seen.values()]
+        self.seen.clear()
+        self.seen = {id(held): held for optimizer in weak if (held := optimizer()) is not None}
+
 
 class Session:
     """All listeners of one run."""
@@ -78,12 +85,17 @@ class Session:
         stale = StaleCasts(baseline) if own else None
         self.monitor = monitor = Monitor(self.events, spec.job.steps, progress, stop, spec.patience)
         self.optimizers, self.first_values, self.last_calls = Optimizers(), FirstValues(), LastCalls()
+        self.names.before_naming = self._release
         self.lost_outputs = LostOutputs(lambda: monitor.steps)
         ends = self.first_values, self.last_calls, self.lost_outputs
         roundings = _roundings(spec, scopes, in_disabled_region)
         scopes.listeners = _wanted(self.events, *roundings, probe, self.tracer, *ends, self.observer, stale, monitor)
         watching = self.own_low, self.scaled, by_hand, self.changes, stale
         self.events.listeners = _wanted(self.scaler, self.tracer, probe, *watching, self.optimizers, monitor)
+
+    def _release(self) -> None:
+        self.optimizers.release()
+        self.last_calls.release()
 
     def end_state(self, spec: RunSpec, seconds: float) -> EndState:
         """Calling the models again may take `seconds`, but at least half a minute is allowed."""

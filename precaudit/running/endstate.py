@@ -44,7 +44,8 @@ def _called(frame: Frame) -> str:
 
 class LastCalls(ScopeListener):
     """The arguments of every model's last training call, and of its last call outside of training. Models with weights
-    are kept alive for that; losses without weights, which a script may create in every step, are not."""
+    are kept alive for that, until the script has dropped them and calls another; losses without weights, which a script
+    may create in every step, are not."""
 
     def __init__(self) -> None:
         self._calls: MutableMapping[nn.Module, dict[str, tuple[Any, Any]]] = by_module()
@@ -62,6 +63,12 @@ class LastCalls(ScopeListener):
             if has_parameters(frame.module):
                 self._kept[name] = frame.module
         return output
+
+    def release(self) -> None:
+        """Release the models that the script no longer holds: one that it creates anew takes its name."""
+        self._kept.clear()
+        held = [module for module in self._calls if has_parameters(module)]
+        self._kept = {name: module for module in held for name in self._calls[module]}
 
 
 class LostOutputs(ScopeListener):

@@ -74,6 +74,26 @@ def test_losses_made_in_each_step_are_freed():
     assert list(last.calls) == ["model"]
 
 
+def test_a_model_made_anew_replaces_the_one_that_the_script_has_dropped():
+    """As in cross-validation or federated training; the last one is kept when its function returns."""
+    names, last = ModuleNames(), LastCalls()
+    names.before_naming = last.release
+    scopes = ModuleScopes(names)
+    scopes.listeners.append(last)
+
+    def train():
+        model = nn.Linear(3, 1)
+        model(torch.ones(2, 3))
+        return weakref.ref(model)
+
+    teacher = nn.Linear(3, 3)
+    with scopes.installed():
+        teacher(torch.ones(2, 3))
+        made = [train() for _ in range(3)]
+    assert [model() is None for model in made] == [True, True, False]
+    assert list(last.calls) == ["teacher", "model"]
+
+
 def test_last_validation_call_is_repeated_too():
     names, last = ModuleNames(), LastCalls()
     scopes = ModuleScopes(names)

@@ -5,6 +5,7 @@ import sys
 import threading
 from contextlib import ExitStack
 from dataclasses import replace
+from weakref import ref
 
 import pytest
 import torch
@@ -195,6 +196,18 @@ def test_a_model_on_the_meta_device_has_no_state_to_look_at():
             optimizer.step()
 
     assert run(spec(), code).end_state.parameters == ()
+
+
+def test_a_model_of_each_fold_takes_the_place_of_the_last_and_frees_its_memory():
+    folds = []
+
+    def code():
+        for _ in range(3):
+            train(2, before_step=lambda step: folds.append(ref(sys._getframe(1).f_locals["optimizer"])))
+
+    found = run(spec(), code)
+    assert list(found.end_state.evaluations) == ["model"]
+    assert folds[0]() is None
 
 
 def test_parameters_that_were_never_met_have_no_values_to_look_at():
