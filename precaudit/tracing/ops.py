@@ -97,15 +97,21 @@ def stored_in_half(op: str, kind: Category, inputs: list[torch.Tensor]) -> bool:
 
 
 def caller_location() -> Location | None:
-    """The innermost line on the stack outside torch and precaudit."""
-    return next(map(_line, outside_callers()), None)
+    """The innermost line on the stack outside torch and precaudit, of a file if there is one: code that torch.fx
+    generates has none that a user could open."""
+    files = filter(_is_of_a_file, outside_callers())
+    return next(map(_line, files), None) or next(map(_line, outside_callers()), None)
 
 
 def script_location() -> Location | None:
     """The innermost line on the stack outside all libraries: where a user can change what a library does. Where a
     library's own script is run, `caller_location`."""
     own = (frame for frame in outside_callers() if not is_of_library(frame.f_code.co_filename))
-    return next(map(_line, own), None) or caller_location()
+    return next(map(_line, filter(_is_of_a_file, own)), None) or caller_location()
+
+
+def _is_of_a_file(frame: FrameType) -> bool:
+    return not frame.f_code.co_filename.startswith("<")
 
 
 def _line(frame: FrameType) -> Location:

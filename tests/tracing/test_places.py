@@ -113,3 +113,10 @@ def test_an_average_that_a_library_keeps_is_told_at_the_script_s_call(library):
     result = run(RunSpec(Job("script", "train.py", (), os.getcwd(), 12), "x", audited=frozenset({0})), script)
     states = [entry for entry in result.baseline["low"] if entry["kind"] == "state"]
     assert {(entry["path"], entry["line"]) for entry in states} == {(__file__, *lines)}
+
+
+def test_generated_code_has_no_line_that_a_user_could_open():
+    """torch.fx gives its graphs a file name of its own: the line that calls the graph is meant."""
+    generated = compile("[place() for place in (caller_location, script_location)]", "<eval_with_key>.1", "eval")
+    found = eval(generated, {"caller_location": caller_location, "script_location": script_location})
+    assert [place.path for place in found] == [__file__] * 2
