@@ -46,7 +46,7 @@ def script_error(error: BaseException) -> ScriptError:
     formatted = traceback.TracebackException.from_exception(error)
     _remove_own_frames(formatted)
     own = list(formatted.stack)
-    outside = [f for f in own if not is_of_library(f.filename)] or own
+    outside = [f for f in own if not is_of_library(f.filename) and not f.filename.startswith("<")] or own
     last = outside[-1] if outside else None
     location = Location(last.filename, last.lineno or 0) if last else None
     text = _in_words(error) or "".join(formatted.format())

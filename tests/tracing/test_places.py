@@ -120,3 +120,6 @@ def test_generated_code_has_no_line_that_a_user_could_open():
     generated = compile("[place() for place in (caller_location, script_location)]", "<eval_with_key>.1", "eval")
     found = eval(generated, {"caller_location": caller_location, "script_location": script_location})
     assert [place.path for place in found] == [__file__] * 2
+    with pytest.raises(ZeroDivisionError) as raised:
+        eval(compile("1 / 0", "<eval_with_key>.1", "eval"))
+    assert script_error(raised.value).location.path == __file__
