@@ -30,9 +30,9 @@ _STOPPED = ScriptError("", "the script stopped", "")
 
 def find_repair(trials: Trials, plan: Plan, candidates: Mapping[int, RunResult]) -> list[Repair]:
     """The smallest change for the observed failure; empty where nothing is left to change."""
-    broken = next((run for run in candidates.values() if not run.finished), None)
+    broken = next(((seed, run) for seed, run in candidates.items() if not run.finished), None)
     if broken is not None:
-        return _after_exception(plan, broken.error or _STOPPED, trials.audit.trace)
+        return _after_exception(plan, _named(trials, plan, *broken), trials.audit.trace)
     pairs = Runs(trials.references, candidates).pairs
     wrong = _first_wrong(trials.references, candidates)
     if wrong is not None:
@@ -75,11 +75,24 @@ def _ended_badly(run: RunResult) -> bool:
     return bool(state.parameters or state.buffers or state.optimizer_state) or not finite
 
 
+def _named(trials: Trials, plan: Plan, seed: int, run: RunResult) -> ScriptError:
+    """What ended a run, with the operation that raised it; a native run is repeated for that, as it sees none."""
+    error = run.error or _STOPPED
+    if trials.audit.execution == "emulated" or error.op or error.raised_in is None:
+        return error
+    again = _watched(trials, plan, seed, run.steps).error
+    return again if again is not None and (again.type, again.raised_in) == (error.type, error.raised_in) else error
+
+
+def _watched(trials: Trials, plan: Plan, seed: int, start: int) -> RunResult:
+    (watched,) = trials.run([replace(trials.spec("watch", seed, plan), watch_from=start)])
+    return watched
+
+
 def _watch(trials: Trials, plan: Plan, seed: int, step: int) -> list[Fault]:
     """Repeat the failing seed and trace producers of non-finite values from two steps before; those that float32 has
     too are ignored."""
-    start = max(0, step - 2)
-    (watched,) = trials.run([replace(trials.spec("watch", seed, plan), watch_from=start)])
+    watched = _watched(trials, plan, seed, max(0, step - 2))
     legal = {
         (op.fqn, op.op)
         for op in trials.audit.trace.ops

@@ -16,6 +16,7 @@ from precaudit.profiling.repairs import (
     _after_wrong_answer,
     _explains,
     _first_wrong,
+    find_repair,
 )
 from precaudit.profiling.trials import Trials
 from precaudit.running.job import Job, OutputDeviation, RunResult, RunSpec, ScriptError
@@ -133,6 +134,37 @@ def test_without_an_operation_the_module_that_raised_is_widened():
     (found,) = _after_exception(PLAN, raised("block.lin", None), TRACE)
     assert (found.fqn, found.op, found.target) == ("block.lin", None, "float32")
     assert _after_exception(PLAN, ScriptError("", "the script stopped", ""), TRACE) == []
+
+
+class Repeating:
+    """A runner whose runs all end with the same error."""
+
+    def __init__(self, error):
+        self.error, self.specs = error, []
+
+    def many(self, specs):
+        self.specs += specs
+        return [RunResult(spec.label, spec.seed, "failed", 5, error=self.error) for spec in specs]
+
+
+@pytest.mark.parametrize(
+    ("execution", "again", "op"),
+    [
+        ("native", raised("block", "mul"), "mul"),
+        ("native", raised("block.lin", "mul"), None),
+        ("native", None, None),
+        ("emulated", raised("block", "mul"), None),
+    ],
+)
+def test_a_native_run_that_raised_is_repeated_for_the_name_of_the_operation(execution, again, op):
+    reference = RunResult("reference", 0, "stopped", 10)
+    audit = Audit(Job("script", "train.py", (), ".", 10), reference, TRACE, execution=execution)
+    runner = Repeating(again)
+    candidates = {3: RunResult("candidate-1", 3, "failed", 5, error=raised("block", None))}
+    found = find_repair(Trials(audit, runner, {3: reference}), PLAN, candidates)
+    assert (found[0].fqn, found[0].op) == ("block", op)
+    watched = [(spec.label, spec.seed, spec.watch_from) for spec in runner.specs]
+    assert watched == ([("watch", 3, 5)] if execution == "native" else [])
 
 
 def test_a_module_that_raised_is_widened_with_the_modules_inside():
