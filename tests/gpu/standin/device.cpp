@@ -233,12 +233,16 @@ const std::set<std::string> PRODUCTS = {
     "aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "aten::addmv", "aten::mv", "aten::dot",
     "aten::convolution", "aten::convolution_backward"};
 
+// The CPU's take no half where the result is to be float32.
+const std::set<std::string> SOFTMAXES = {
+    "aten::_softmax", "aten::_log_softmax", "aten::_softmax_backward_data", "aten::_log_softmax_backward_data"};
+
 bool is_half(const IValue& value) {
   return value.isTensor() && value.toTensor().defined() && value.toTensor().scalar_type() == at::kHalf;
 }
 
 // Half operands widened, and the result rounded once: the CPU's own products of float16 are slow and round otherwise.
-void multiply_wide(const OperatorHandle& op, torch::jit::Stack* stack) {
+void compute_wide(const OperatorHandle& op, torch::jit::Stack* stack) {
   const auto& schema = op.schema();
   std::vector<std::pair<at::Tensor, at::Tensor>> written;
   auto arguments = stack->end() - schema.arguments().size();
@@ -263,7 +267,10 @@ void multiply_wide(const OperatorHandle& op, torch::jit::Stack* stack) {
       continue;
     auto wide = result->toTensor();
     auto own = std::find_if(written.begin(), written.end(), [&](auto& pair) { return pair.first.is_same(wide); });
-    *result = own == written.end() ? wide.to(at::kHalf) : own->second;
+    if (own != written.end())
+      *result = own->second;
+    else if (PRODUCTS.count(schema.name()))
+      *result = wide.to(at::kHalf);
     if (bias.defined()) {
       std::vector<int64_t> shape(wide.dim(), 1);
       shape[1] = -1;
@@ -292,8 +299,15 @@ void on_cpu(const OperatorHandle& op, DispatchKeySet, torch::jit::Stack* stack) 
   TORCH_CHECK(
       !call.mixes() || MAY_MIX.count(schema.name()),
       schema.name(), ": Expected all tensors to be on the same device, but found at least two devices, cuda:0 and cpu!");
-  if (half && PRODUCTS.count(schema.name()))
-    multiply_wide(op, stack);
+  bool softmax = SOFTMAXES.count(schema.name());
+  for (size_t i = 0; softmax && i < schema.arguments().size(); ++i) {
+    if (schema.arguments()[i].name() == "half_to_float")
+      arguments[i] = false;
+    else if (schema.arguments()[i].name() == "input_dtype")
+      arguments[i] = at::kFloat;
+  }
+  if (half && (softmax || PRODUCTS.count(schema.name())))
+    compute_wide(op, stack);
   else
     op.redispatchBoxed(DispatchKeySet(DispatchKey::CPU), stack);
   call.settle();
