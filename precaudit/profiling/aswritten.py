@@ -177,8 +177,8 @@ def _of_kept(reference: RunResult, run: RunResult) -> list[Finding]:
         "the loss of a training step doesn't show it, evaluation may"
     )
     fix = "keep running statistics and optimizer states in float32"
-    places = [Location(cast["path"], cast["line"]) for cast in casts_in(run.baseline)]
-    return [finding("PA307", "error", message, fix, location=next(iter(places), None), lost=tuple(sorted(kept)))]
+    place = next(map(place_of, casts_in(run.baseline)), None)
+    return [finding("PA307", "error", message, fix, location=place, lost=tuple(sorted(kept)))]
 
 
 def _of_operations(run: RunResult) -> list[Finding]:

@@ -12,7 +12,7 @@ from precaudit.instrument import events, patches, scopes
 from precaudit.instrument.torchfunction import RAISED_BY
 from precaudit.model import Location
 from precaudit.running.job import INTERNAL, ScriptError
-from precaudit.tracing.ops import is_of_library
+from precaudit.tracing.ops import is_of_script
 
 _PACKAGE = str(Path(precaudit.__file__).parent)
 _DISPATCHERS = (events.__file__, scopes.__file__)
@@ -46,7 +46,7 @@ def script_error(error: BaseException) -> ScriptError:
     formatted = traceback.TracebackException.from_exception(error)
     _remove_own_frames(formatted)
     own = list(formatted.stack)
-    outside = [f for f in own if not is_of_library(f.filename) and not f.filename.startswith("<")] or own
+    outside = [f for f in own if is_of_script(f.filename)] or own
     last = outside[-1] if outside else None
     location = Location(last.filename, last.lineno or 0) if last else None
     text = _in_words(error) or "".join(formatted.format())

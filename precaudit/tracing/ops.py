@@ -99,19 +99,24 @@ def stored_in_half(op: str, kind: Category, inputs: list[torch.Tensor]) -> bool:
 def caller_location() -> Location | None:
     """The innermost line on the stack outside torch and precaudit, of a file if there is one: code that torch.fx
     generates has none that a user could open."""
-    files = filter(_is_of_a_file, outside_callers())
+    files = (frame for frame in outside_callers() if is_of_a_file(frame.f_code.co_filename))
     return next(map(_line, files), None) or next(map(_line, outside_callers()), None)
 
 
 def script_location() -> Location | None:
     """The innermost line on the stack outside all libraries: where a user can change what a library does. Where a
     library's own script is run, `caller_location`."""
-    own = (frame for frame in outside_callers() if not is_of_library(frame.f_code.co_filename))
-    return next(map(_line, filter(_is_of_a_file, own)), None) or caller_location()
+    own = (frame for frame in outside_callers() if is_of_script(frame.f_code.co_filename))
+    return next(map(_line, own), None) or caller_location()
 
 
-def _is_of_a_file(frame: FrameType) -> bool:
-    return not frame.f_code.co_filename.startswith("<")
+def is_of_a_file(path: str) -> bool:
+    return not path.startswith("<")
+
+
+def is_of_script(path: str) -> bool:
+    """Whether code stands in a file that belongs to no library."""
+    return is_of_a_file(path) and not is_of_library(path)
 
 
 def _line(frame: FrameType) -> Location:
