@@ -18,7 +18,7 @@ from precaudit.planning.loss_scale import (
     scale_ranges,
 )
 from precaudit.planning.rules import Ban
-from precaudit.tracing.records import STOPPING, Trace
+from precaudit.tracing.records import IN_PLACE, STOPPING, Trace
 
 PREFERENCE = ("float8_e4m3", "bfloat16", "float16", "tf32", "float32")
 """float8 if it was asked for, then bfloat16, which has float32's range and needs no loss scale."""
@@ -154,11 +154,12 @@ class _Draft:
     because: dict[str, str] = field(default_factory=dict)
 
     def avoid(self, ban: Ban, layer: Layer | None) -> None:
-        """Give the banned operation a safer format. A leaf module moves as a whole. Only the operation moves in a
-        module with children, and (unless it is a product) in the one module that has all products of a model."""
+        """Give the banned operation a safer format. A leaf module moves as a whole, and so does one that writes in place to
+        what another of its operations stored. Otherwise, only the operation moves in a module with children, and
+        (unless it is a product) in the one module that has all products of a model."""
         key = (ban.fqn, ban.op)
         beside = ban.fqn == self.alone and ban.category != "lower"
-        whole = layer is None or (layer.leaf and not beside)
+        whole = layer is None or ((layer.leaf or ban.op in IN_PLACE) and not beside)
         current = self.modules.get(ban.fqn, self.default) if whole else self.ops.get(key, self._of(ban.fqn))
         if current != ban.format:
             return

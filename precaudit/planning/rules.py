@@ -124,7 +124,9 @@ def bound_of_one(op: Op, target: Format) -> Ban | None:
 
 _BOUNDED = frozenset("clamp clamp_max hardtanh".split())
 _PROTECTED = frozenset("add sub clamp clamp_min maximum".split())
-_TAKING = _PROTECTED | frozenset("masked_fill index_fill where full full_like new_full clamp_max hardtanh".split())
+_TAKING = _PROTECTED | frozenset(
+    "masked_fill index_fill where full full_like new_full clamp_max hardtanh __setitem__ fill pad".split()
+)
 """Operations whose scalar arguments become values of the result. Factors and divisors stay float32 in the kernel, and
 thresholds are only compared with."""
 

@@ -13,7 +13,9 @@ from precaudit.histograms.memory import flat, in_transform
 from precaudit.instrument.torchfunction import tensors_in
 from precaudit.tracing.records import Fault
 
-MASKING = frozenset("masked_fill where full full_like new_full masked_scatter scatter index_fill fill".split())
+MASKING = frozenset(
+    "masked_fill where full full_like new_full masked_scatter scatter index_fill fill pad __setitem__".split()
+)
 """Operations whose infinite values the script asked for."""
 _LIMIT = 64
 _READERS = "_precaudit_readers"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import sysconfig
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import FrameType
 from typing import Any, Protocol
 
@@ -12,6 +13,7 @@ import torch
 from precaudit.execution.atomics import SUMS
 from precaudit.execution.policy import Category, category
 from precaudit.execution.rounding import HALVES
+from precaudit.formats import get_format
 from precaudit.instrument.names import outside_callers
 from precaudit.instrument.torchfunction import OperationMode, tensors_in, writes
 from precaudit.model import PACKAGES, Location
@@ -34,6 +36,11 @@ STRUCTURAL = frozenset(
 
 CASTS = frozenset("to half bfloat16 float double type type_as".split())
 
+FILLING = frozenset("__setitem__ fill pad".split())
+"""Those that may write a constant, recorded where it is one that float16 can't hold."""
+
+_FACTORS = frozenset({"alpha", "beta"})
+
 _BY_STATISTICS = frozenset("batch_norm native_batch_norm cudnn_batch_norm instance_norm".split())
 
 HALF_FLAG = "_precaudit_half"
@@ -53,6 +60,17 @@ def _asks_for_half(op: str, args: Any, kwargs: Any) -> bool | None:
         return op in ("half", "bfloat16")
     asked = [value for value in (*args[1:], *kwargs.values()) if isinstance(value, (torch.Tensor, torch.dtype))]
     return next((is_half(value) if isinstance(value, torch.Tensor) else value in HALVES for value in asked), None)
+
+
+def scalars(args: Any, kwargs: Mapping[str, Any]) -> list[float]:
+    """Magnitudes of the non-zero float arguments of a call, without a sum's factors (alpha, beta), which stay float32
+    in the kernel."""
+    values = (*args, *(value for name, value in kwargs.items() if name not in _FACTORS))
+    return [abs(v) for v in values if isinstance(v, float) and v]
+
+
+def _fills_with_large(args: Any, kwargs: Any) -> bool:
+    return any(get_format("float16").overflow_threshold <= value < math.inf for value in scalars(args, kwargs))
 
 
 def _follows(args: Any, kwargs: Any) -> bool:
@@ -151,7 +169,7 @@ class TraceMode(OperationMode):
         read_at, self._read_at = self._read_at, None
         if op in CASTS:
             return self._cast(op, func, args, kwargs, read_at)
-        if op == "__getitem__" or op in STRUCTURAL:
+        if (op == "__getitem__" or op in STRUCTURAL) and not (op in FILLING and _fills_with_large(args, kwargs)):
             widens = kwargs.get("dtype") == torch.float32 and (read_at is None or read_at != caller_location())
             return self._structural(func, args, kwargs, widens)
         return self._traced(op, func, args, kwargs)
@@ -205,7 +223,8 @@ class TraceMode(OperationMode):
         read = {name: value for name, value in kwargs.items() if name != "out"}
         token = self._sink.begin(op, func, args, read, half and not presumed)
         result = func(*args, **kwargs)
-        outputs = [t for t in tensors_in(result) if t.is_floating_point() or t.is_complex()]
+        written = args[0] if op == "__setitem__" else result
+        outputs = [t for t in tensors_in(written) if t.is_floating_point() or t.is_complex()]
         if half:
             mark_half(outputs, presumed)
         if outputs:

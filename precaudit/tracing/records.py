@@ -10,6 +10,8 @@ from precaudit.model import Layer, Location, Op
 STOPPING = frozenset("relu relu6 threshold hardtanh clamp clamp_min clamp_max masked_fill where".split())
 """Operations that pass on part of the gradient and replace the rest, even where it is infinite, by zeros. The part that
 they pass on is measured at their inputs."""
+IN_PLACE = frozenset({"__setitem__", "fill"})
+"""Operations that write to a tensor which an earlier one has stored, in whatever format that was."""
 ABSORBING = frozenset({"add", "index_add", "scatter_add"})
 """Sums, which may absorb a small addend: their error is relative to that addend."""
 

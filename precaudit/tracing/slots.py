@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 
@@ -128,13 +127,3 @@ class ParameterSlot:
     @property
     def gauges(self) -> Iterator[Gauge]:
         yield from (self.weight, self.gradient, self.update, *self.state.values())
-
-
-_FACTORS = frozenset({"alpha", "beta"})
-
-
-def scalars(args: Any, kwargs: Mapping[str, Any]) -> list[float]:
-    """Magnitudes of the non-zero float arguments of a call, without a sum's factors (alpha, beta), which stay float32
-    in the kernel."""
-    values = (*args, *(value for name, value in kwargs.items() if name not in _FACTORS))
-    return [abs(v) for v in values if isinstance(v, float) and v]

@@ -26,11 +26,11 @@ from precaudit.tracing.extremes import largest
 from precaudit.tracing.faults import FaultWatch, Inputs, finite_amax
 from precaudit.tracing.flops import UNTOLD, counted_flops
 from precaudit.tracing.integers import EXACT_INTEGERS, integer_amax
-from precaudit.tracing.ops import Function, TraceMode, caller_location
+from precaudit.tracing.ops import Function, TraceMode, caller_location, scalars
 from precaudit.tracing.parameters import ParameterTracker
 from precaudit.tracing.records import ABSORBING, STOPPING
 from precaudit.tracing.shadow import Energies, local_errors, repeatable
-from precaudit.tracing.slots import Gauge, LayerSlot, OpSlot, scalars
+from precaudit.tracing.slots import Gauge, LayerSlot, OpSlot
 
 _FORWARD = ""
 """Stands for a module's forward as a whole among the names of operations."""

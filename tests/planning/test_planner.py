@@ -110,6 +110,14 @@ def test_in_a_module_with_children_only_the_operation_moves():
     assert set(plan.because) == {"block:matmul"}
 
 
+def test_a_module_that_writes_in_place_moves_with_what_it_writes_to():
+    ops = [op("matmul", fqn="block"), op("__setitem__", "block", category="promote", half=True, constants=(1e9, 1e9))]
+    layers = [layer("block", leaf=False), layer("block.lin")]
+    plan = planned([*ops, op(fqn="block.lin")], ("float16", "bfloat16"), layers, default="float16")
+    assert plan.modules == {"block.lin": "float16", "block": "float32"}
+    assert plan.ops == ()
+
+
 def test_non_products_move_to_float32():
     square = op("square", fqn="norm", amax=1e9, category="other", half=True)
     assert planned([square], ("float16", "bfloat16"), default="float16").modules == {"norm": "float32"}

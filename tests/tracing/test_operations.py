@@ -362,6 +362,34 @@ def test_constants_are_the_extremes_of_scalar_arguments():
     assert traced.op("lin", "linear").constants is None
 
 
+def assigned(h, value):
+    h[h > 0] = value
+    return h
+
+
+FILLS = {
+    "__setitem__": assigned,
+    "fill": lambda h, value: (h * 1).fill_(value),
+    "pad": lambda h, value: torch.nn.functional.pad(h, (1, 0), value=value),
+}
+
+
+@pytest.mark.parametrize("name", FILLS)
+def test_a_constant_that_float16_cannot_hold_is_found_where_it_is_written(name):
+    _, traced = shadowed(lambda self, x: FILLS[name](self.lin(x) * 2, -1e9).softmax(-1), numbers(0, 8, 4))
+    assert traced.op("", name).constants == (1e9, 1e9)
+    assert [(ban.rule, ban.op, ban.format) for ban in bans(traced.trace, ("float16", "bfloat16"))] == [
+        ("PA103", name, "float16")
+    ]
+
+
+@pytest.mark.parametrize("name", FILLS)
+@pytest.mark.parametrize("value", [-6e4, float("-inf"), 0.0])
+def test_what_float16_can_hold_is_written_unrecorded(name, value):
+    _, traced = shadowed(lambda self, x: FILLS[name](self.lin(x) * 2, value).mean(), numbers(0, 8, 4))
+    assert name not in {op.op for op in traced.trace.ops}
+
+
 @pytest.mark.parametrize("factor", [1e-9, 1e6])
 def test_alpha_of_an_addition_is_not_a_constant(factor):
     def function(self, x):
