@@ -154,9 +154,9 @@ class _Draft:
     because: dict[str, str] = field(default_factory=dict)
 
     def avoid(self, ban: Ban, layer: Layer | None) -> None:
-        """Give the banned operation a safer format. A leaf module moves as a whole, and so does one that writes in place to
-        what another of its operations stored. Otherwise, only the operation moves in a module with children, and
-        (unless it is a product) in the one module that has all products of a model."""
+        """Give the banned operation a safer format. A leaf module moves as a whole, and so does one that writes in
+        place to what another of its operations stored. Otherwise, only the operation moves in a module with children,
+        and (unless it is a product) in the one module that has all products of a model."""
         key = (ban.fqn, ban.op)
         beside = ban.fqn == self.alone and ban.category != "lower"
         whole = layer is None or ((layer.leaf or ban.op in IN_PLACE) and not beside)
