@@ -7,7 +7,7 @@ from typing import Any
 
 from precaudit.profiling.audit import Audit
 from precaudit.profiling.settings import Settings
-from precaudit.running.job import OF_OPTIMIZER, Job
+from precaudit.running.job import OF_OPTIMIZER, Job, RunResult
 from precaudit.tensorcores.peaks import Gpu
 
 _OWN = {"autocast": "autocast", "plan": "plan", "grad_scaler": "GradScaler"}
@@ -37,7 +37,7 @@ def job_facts(job: Job, settings: Settings, audit: Audit, formats: Sequence[str]
         "formats": list(formats),
         "device": job.device,
         "quick": settings.quick and settings.verify,
-        "stopped": "unable" if run.is_ours else run.status,
+        "stopped": _stopped(run),
         "models": list(audit.trace.models),
         "audited_steps": audit.trace.audited_steps,
         "baseline": dict(run.baseline) | _own_casts(audit),
@@ -47,6 +47,12 @@ def job_facts(job: Job, settings: Settings, audit: Audit, formats: Sequence[str]
         ],
         "notes": _notes(job, settings, audit),
     }
+
+
+def _stopped(run: RunResult) -> str:
+    if run.error is not None and run.error.is_lack_of_launcher:
+        return "unlaunched"
+    return "unable" if run.is_ours else run.status
 
 
 def _notes(job: Job, settings: Settings, audit: Audit) -> list[str]:

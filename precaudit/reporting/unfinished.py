@@ -22,6 +22,10 @@ CUT_SHORT = {
     "unable": Ending(
         "precaudit could not go on", "The script is not to blame: do as the reason says, and profile again."
     ),
+    "unlaunched": Ending(
+        "the script failed without its launcher",
+        "Profile again, as the one process of a launcher: torchrun --nproc_per_node 1 -m precaudit profile SCRIPT",
+    ),
     "interrupted": Ending("the run was interrupted", "Profile again and let the run come to its end."),
 }
 TRAINS = "Profile a script that trains: precaudit follows what calls .backward()."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from textwrap import shorten
@@ -15,6 +16,9 @@ from precaudit.tracing.records import AliasedValues, GradientDifference, Trace
 JobKind = Literal["script", "module", "model_file", "inference"]
 Precision = Literal["float32", "as-written", "plan"]
 Status = Literal["stopped", "ended", "failed", "interrupted", "killed"]
+
+
+_OF_LAUNCHER = re.compile(r"\b(LOCAL_RANK|RANK|WORLD_SIZE|MASTER_ADDR|MASTER_PORT)\b")
 
 
 @dataclass(frozen=True)
@@ -127,6 +131,11 @@ class ScriptError:
     def is_lack_of_memory(self) -> bool:
         text = self.message.lower()
         return self.type in ("OutOfMemoryError", "MemoryError") or any(word in text for word in _NO_MEMORY)
+
+    @property
+    def is_lack_of_launcher(self) -> bool:
+        """Whether a variable of the environment is missing that torchrun sets."""
+        return self.type in ("KeyError", "ValueError") and _OF_LAUNCHER.search(self.message) is not None
 
 
 @dataclass(frozen=True)

@@ -238,7 +238,7 @@ def test_an_earlier_report_is_named_as_such_where_nothing_was_measured(
     assert (tmp_path / "out" / "report.json").read_text() == "{}"
 
 
-UNMEASURED = ("syntax_error", "missing_argument", "reads_stdin")
+UNMEASURED = ("syntax_error", "missing_argument", "reads_stdin", "needs_a_launcher")
 
 
 @pytest.mark.parametrize(
@@ -253,6 +253,7 @@ UNMEASURED = ("syntax_error", "missing_argument", "reads_stdin")
         ("killed", 4, "SIGKILL"),
         ("syntax_error", 4, "SyntaxError"),
         ("missing_argument", 4, "the following arguments are required: --data"),
+        ("needs_a_launcher", 4, "KeyError: 'LOCAL_RANK'"),
         ("refuses_hooks", 2, "precaudit is at fault; please report it"),
     ],
 )
@@ -265,6 +266,7 @@ def test_scripts_that_fail(
     assert "/precaudit/" not in done.stderr.replace(str(SCRIPTS), "")
     assert ("what was measured is in out" in done.stderr) is (code != 3 and script not in UNMEASURED)
     assert ("what the script said is in out/script.log" in done.stderr) is (script in UNMEASURED)
+    assert ("torchrun" in done.stdout) is (script == "needs_a_launcher")
     if script == "crash_step3":
         assert report_in(tmp_path)["job"]["steps"] == 3
         assert report_in(tmp_path)["layers"]

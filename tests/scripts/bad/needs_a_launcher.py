@@ -1,0 +1,5 @@
+"""A script for torchrun, started without it."""
+
+import os
+
+RANK = int(os.environ["LOCAL_RANK"])
