@@ -10,6 +10,7 @@ from precaudit.comparison.matching import Matching, match_layers
 from precaudit.comparison.metrics import FAMILIES, METRICS
 from precaudit.comparison.thresholds import DEFAULTS, judge
 from precaudit.model import Report
+from precaudit.reporting import unfinished
 
 
 def compare(
@@ -55,9 +56,11 @@ def _rank(change: Change) -> tuple[bool, int]:
 
 
 def _changes(base: Report, head: Report, matching: Matching) -> Iterator[Change]:
+    yield from plans.verdict_changes(base, head)
+    if unfinished.cut_short(head) and unfinished.is_empty(head):
+        return  # no layer is gone: the run ended before its first one
     names, pairs = matching.names, matching.pairs
     ops = tensors.paired_ops(base.ops, head.ops, names)
-    yield from plans.verdict_changes(base, head)
     yield from plans.finding_changes(base, head, names)
     yield from structure.layer_changes(matching, base, head)
     yield from structure.alignment_changes(pairs, ops)

@@ -125,6 +125,13 @@ def test_interrupted_run_is_a_regression(verdict):
     assert not compare(crashed, crashed).regressions
 
 
+def test_a_run_that_measured_nothing_has_not_lost_its_layers():
+    base = measured_all()
+    crashed = Report(job={**base.job, "stopped": "failed", "steps": 0}, environment=base.environment)
+    (change,) = compare(base, crashed).regressions
+    assert change.message.startswith("NOTHING MEASURED: the script failed before its first step")
+
+
 # ---------------------------------------------------------------- one report
 
 
