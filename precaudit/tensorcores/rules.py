@@ -53,32 +53,33 @@ class Rule:
     matmul: bool = True
 
 
-def _rule(rule_id: str, pattern: str, uses: bool | None, generation: str | None = None, *, matmul: bool = True) -> Rule:
-    return Rule(rule_id, re.compile(pattern), uses, generation, matmul)
+def _rule(rule_id: str, pattern: str, uses: bool | None, generation: str | None = None) -> Rule:
+    return Rule(rule_id, re.compile(pattern), uses, generation)
+
+
+def _others(rule_id: str, pattern: str) -> Rule:
+    """Kernels that are no products of matrices: they copy, map, reduce or communicate."""
+    return Rule(rule_id, re.compile(pattern), uses=False, matmul=False)
 
 
 TRITON_DOT = "triton-dot"
 RULES: tuple[Rule, ...] = (
-    _rule(
+    _others(
         "helper",
         r"split[kK]_?[rR]educe|ReduceSplitK|reduce_1Block|globalKernel|OffsetsKernel|nchwToNhwc|nhwcToNchw|(?<!chunk_)[Pp]reprocess"
         r"|[Pp]ostprocess|dot_do_o|convert_dq|combine(?!d)|FwdCombine|reshape_and_cache|elementwise|Functor|prepare_varlen"
         r"|im2col|col2im|vol2col|col2vol|init_device_workspace|convertTensor_kernel|AddPaddingKernel|elementWise"
         r"|clear_dkvaccum|convert_dkv|ForwardCombine|BwdSumOdO|FmhaKernelBwdConvert|MlaReductionKernel|mla_metadata"
         r"|region_transform|flip_filter|compute_gemm_pointers|generic4Channel|SparseCompressor|nopHardwareDetection",
-        False,
-        matmul=False,
     ),
     # What serves a low-precision product, beside it in the same namespace and with its formats in the name.
-    _rule(
+    _others(
         "gemm-helper",
         r"gemm_starts|group_gemm_args|prepare_grouped_gemm_data|scale_\d+x128_(?:reshape_)?kernel|expandInputRows"
         r"|computeStrides|doActivation|(?<!gemm_)(?:silu|gelu|swiglu\w*)_(?:and_)?mul_\w*quant"
         r"|finalizeMoeRouting|ExpertPrefixSum|BuildExpertMaps|_repack_kernel|transpose_fp32|pack_fp32_into|mqa_logits_metadata"
         r"|clean_logits|^_per_token_group_quant|^(?:void )?fbgemm_gpu::|kInt8VectorQuant|kdequant_mm|kDoubleRowColQuant"
         r"|kgetColRowStats|reconstruct_(?:exllama|gptq)|grouped_gemm::cuda::utils::",
-        False,
-        matmul=False,
     ),
     _rule("xmma-ffma", r"xmma_.*_ffma", False),
     _rule("xmma-depthwise", r"xmma_depthwise_convolution_\w*f32f32_f32f32_f32", False),
@@ -126,20 +127,16 @@ RULES: tuple[Rule, ...] = (
         r"|dgrad2d_|wgrad2d_|dgrad1d|conv2d_grouped_direct|conv2d_c1_k1|conv_depthwise|DepthwiseConv|causal_conv1d_\w*kernel",
         False,
     ),
-    _rule("fourier", r"(?:^|\W)(?:vector|regular|composite_2way|multi_bluestein)_fft<", False, matmul=False),
-    _rule(
+    _others("fourier", r"(?:^|\W)(?:vector|regular|composite_2way|multi_bluestein)_fft<"),
+    _others(
         "sparse",  # rows of their own lengths, by vector units
         r"(?:^|\W)cusparse::(?:cs[rc]|coo|load_balancing|partition)|dgl::aten::cuda::(?:SpMM|SDDMM)"
         r"|spmm_kernel<[\w:]+, \(ReductionType\)|segment_(?:csr|coo)_",
-        False,
-        matmul=False,
     ),
-    _rule(  # an outer product a step, no tl.dot
+    _others(  # an outer product a step, no tl.dot
         "recurrent",
         r"fused_recurrent_\w*kernel|fused_sigmoid_gating_delta_rule|_state_passing_(?:fwd|bwd)_kernel"
         r"|^chunk_\w*_(?:intra_token_parallel|intra_sub_intra)(?:_\w+)?$",
-        False,
-        matmul=False,
     ),
     _rule("vector-attention", r"paged_attention_v[12]_\w*kernel|(?:Batch|Single)DecodeWith\w*KVCacheKernel<", False),
     _rule("flash-sm90", r"flash::compute_attn_ws|FlashAtt(?:entio)?n\w*Sm90|flash::enable_sm90", True, "hopper"),
@@ -191,11 +188,9 @@ RULES: tuple[Rule, ...] = (
         r"|recompute_w_u_fwd_(?:\w+_)?kernel|prepare_wy_repr_bwd_(?:\w+_)?kernel|_matmul_ogs\w*?)(?:_\d\w*)?$",
         True,
     ),
-    _rule(  # as Inductor, XLA and FlagGems name what they generate
+    _others(  # as Inductor, XLA and FlagGems name what they generate
         "triton-pointwise",
         r"^triton_(?:poi|red|per|spl|for|mix|unk)_|^triton_softmax(?:_\d+)*$|_func\w*_kernel_rank_\d+$",
-        False,
-        matmul=False,
     ),
     _rule(
         "low-precision-gemm",
@@ -203,69 +198,51 @@ RULES: tuple[Rule, ...] = (
         True,
     ),
     _rule("triton", r"^triton_", None),
-    _rule(
+    _others(
         "collective",  # what is fused with a product may be either
         r"^(?!.*(?i:gemm|matmul)).*(?:nccl|Nccl|all_reduce|allreduce|AllReduce|AllGather|ReduceScatter|nvshmem"
         r"|cross_device_reduce|mscclpp|userbuffers|(?<!\w)(?:deep_ep|dpsk::ep)::)",
-        False,
-        matmul=False,
     ),
-    _rule(
+    _others(
         "pytorch",
         r"^(?:void )?(?:at|c10)::|at_cuda_detail|multi_tensor_apply|^CudaCodeGen::kernel",
-        False,
-        matmul=False,
     ),
-    _rule(
+    _others(
         "pytorch-short",  # as some exporters write them: without a namespace, or without arguments too
         r"^(?:void )?(?:[(<]\w+(?: \w+)?[)>]::)?(?:reduce_kernel|index(?:Select|Add|Func)\w+Index|cuCompute\w+"
         r"|CatArrayBatchedCopy\w*|tensor_kernel_scan_\w+|_scatter_gather\w+|cuApply\w+|bitonicSort\w+|gatherKthValue"
         r"|compute_cuda_kernel|indexing_backward_kernel\w*)(?:$|[<(])",
-        False,
-        matmul=False,
     ),
-    _rule(
+    _others(
         "cub",
         r"(?:^|\W)(?:cub|thrust)::|^Device(?:RadixSort|SegmentedRadixSort|Scan|Reduce|Select|Partition)\w*Kernel",
-        False,
-        matmul=False,
     ),
-    _rule(
+    _others(
         "cudnn-map",
         r"cudnn::bn_|cudnn::ops::|cudnn::(?:\w+::)?softmax|bn_(?:fw|bw)_|pooling_\w+_kernel|scalePacked|op_generic_tensor"
         r"|elemWiseRNNcell|(?i:elementwise)_fp|cudnn::detail::lrn|persistRNN_|add_tensor_kernel_v3|calc_bias_diff<"
         r"|xmma_pooling_|reduce_wgrad_n|op_tensor_kernel|cudnn::\w+::setTensor",
-        False,
-        matmul=False,
     ),
-    _rule(  # its products are cuBLAS's and cuDNN's, but for what prepares FP4
+    _others(  # its products are cuBLAS's and cuDNN's, but for what prepares FP4
         "transformer-engine",
         r"^(?:void )?transformer_engine::(?!.*(?i:gemm|mma|hadamard|rht|attn|attention))",
-        False,
-        matmul=False,
     ),
-    _rule(
+    _others(
         "tensorrt-map",
         r"generatedNativePointwise|genericReformat::|cu(?:Slice|Scale|Pad)Layer|cuEltwise::|cuInt8::n"
         r"|permutationKernel|^__myl_(?!\w*(?:Fc|Conv|Gemm|Mat|Mha))",
-        False,
-        matmul=False,
     ),
-    _rule(
+    _others(
         "tensorflow-map",
         r"^(?:input|loop)_\w*fusion(?:_\d+)*$|^wrapped_[a-z_]+(?:_\d+)*$|EigenMetaKernel"
         r"|^(?:void )?tensorflow::functor::",
-        False,
-        matmul=False,
     ),
-    _rule(
+    _others(
         "memory",
         r"(?i)^(?:\[cuda )?(?:memcpy|memset)|copy_kernel|copy_page|(?:padded|binned)_copy|(?<!pre)fill_kernel"
         r"|transpose_(?:kernel|readWrite)|cast_transpose|float2half_rn_kernel",
-        False,
-        matmul=False,
     ),
-    _rule(
+    _others(
         "map-or-reduce",
         r"(?i)^(?!.*(?:gemm(?!a)|mma(?<!gemma)|attention|attn|fmha|conv(?!ert)|matmul|(?<!bi)(?<!tri)linear|mlp|fused_?moe|dot|dense"
         r"|ffn|proj|einsum|lora|(?<!fast_)hadamard_|(?<![a-z])(?:b|sp)?mm(?![a-z]))).*"
@@ -278,10 +255,8 @@ RULES: tuple[Rule, ...] = (
         r"|(?:swi|ge)glu(?:_[a-z]+)?_(?:for|back)ward_kernel|(?:^|_)m?rope$|sigmoid|swish|relu|logsumexp|cumsum_scalar|kl_?div"
         r"|_jsd_kernel|grpo|sinkhorn|token_shift|(?:gdn|kda)_gat(?:e_(?:fwd|bwd)|ing)|chunk_cumsum_(?:fwd|bwd)|metadata"
         r"|(?<!lora_)page_table|slot_mapping|kv_(?:buffer|indices)|req_to_token|(?:pre|post)_reorder|dequant_kernel|(?<!2)(?:gather|scatter)(?!2)|penalt|bincount|sort_chunks)",
-        False,
-        matmul=False,
     ),
-    _rule("merge-states", r"(?i)merge_?(?:attn_?)?states?|^_fwd_kernel_stage2$", False, matmul=False),
+    _others("merge-states", r"(?i)merge_?(?:attn_?)?states?|^_fwd_kernel_stage2$"),
 )
 
 NOT_NVIDIA = Classification("unknown", "not-nvidia")
