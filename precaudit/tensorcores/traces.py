@@ -96,7 +96,6 @@ class Trace:
     marks: Intervals
     flows: Flows
     arguments: Mapping[int, Arguments]
-    events: int
     malformed: int
     unended: bool
 
@@ -177,7 +176,6 @@ def _assemble(source: str, columns: Columns, file: TraceFile) -> Trace:
             flows.integers("id"), flows.integers("source") > 0, flows.integers("thread"), flows.floats("start")
         ),
         arguments=columns.arguments,
-        events=file.events,
         malformed=columns.malformed,
         unended=file.unended,
     )
