@@ -151,7 +151,7 @@ class TrainingEvents(ScopeListener):
         for listener in self.listeners:
             listener.backward_ended(roots)
         if not self.has_optimizer:
-            self._publish_step(None)
+            self._publish_step()
         elif self._group.are_all:  # they have stepped in hooks of the backward pass
             self.complete()
         return None
@@ -161,13 +161,14 @@ class TrainingEvents(ScopeListener):
         self.has_optimizer = True
         self._group.know(optimizer)
 
-    def _publish_step(self, optimizer: Any) -> None:
+    def _publish_step(self) -> None:
+        """Publish a step without an optimizer."""
         for listener in self.listeners:
-            listener.step_starts(optimizer)
-        self._publish_ready(optimizer)
+            listener.step_starts(None)
+        self._publish_ready(None)
         for listener in self.listeners:
-            listener.step_ended(optimizer)
-        self._publish_complete(optimizer)
+            listener.step_ended(None)
+        self._publish_complete(None)
 
     def _publish_ready(self, optimizer: Any) -> None:
         for listener in self.listeners:
@@ -234,7 +235,7 @@ class TrainingEvents(ScopeListener):
         for listener in self.listeners:
             listener.gradient_taken(_as_list(outputs))
         if self._updates_by_hand(_as_list(inputs), *args, **kwargs):
-            self._publish_step(None)
+            self._publish_step()
         return result
 
     def _updates_by_hand(
