@@ -169,7 +169,7 @@ class TraceMode(OperationMode):
         read_at, self._read_at = self._read_at, None
         if op in CASTS:
             return self._cast(op, func, args, kwargs, read_at)
-        if (op == "__getitem__" or op in STRUCTURAL) and not (op in FILLING and _fills_with_large(args, kwargs)):
+        if op in STRUCTURAL and not (op in FILLING and _fills_with_large(args, kwargs)):
             widens = kwargs.get("dtype") == torch.float32 and (read_at is None or read_at != caller_location())
             return self._structural(func, args, kwargs, widens)
         return self._traced(op, func, args, kwargs)
