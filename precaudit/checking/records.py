@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from precaudit.model import Execution, Finding, Layer, Plan
+from precaudit.model import Execution, ExecutionOption, Finding, Layer, Plan
 
 SCHEMA_VERSION = 1
 FORMATS = ("terminal", "markdown", "json", "github", "sarif", "gitlab", "junit")
@@ -27,7 +27,7 @@ class CheckSettings:
     target: str | None = None
     formats: tuple[str, ...] = ()
     tolerance: float | None = None
-    execution: Literal["auto", "native", "emulated"] = "auto"
+    execution: ExecutionOption = "auto"
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Observation:
     """What to observe. Called in the script's process, it makes the scope listener that keeps the last `batches`."""
 
     deployments: tuple[Deployment, ...]
-    execution: Literal["auto", "native", "emulated"] = "auto"
+    execution: ExecutionOption = "auto"
     batches: int = 4
 
     def __call__(self, scopes: Any, in_disabled_region: Any) -> Any:

@@ -11,6 +11,7 @@ from typing import Any
 
 from precaudit.commands.streams import emit
 from precaudit.errors import ExitCode, PrecauditError, require
+from precaudit.model import EXECUTIONS
 
 
 def add_output_options(parser: argparse.ArgumentParser) -> None:
@@ -38,7 +39,7 @@ def add_run_options(parser: argparse.ArgumentParser, script: str) -> None:
     )
     parser.add_argument(
         "--execution",
-        choices=("auto", "native", "emulated"),
+        choices=EXECUTIONS,
         default="auto",
         help="how low precision runs: on the hardware, or with its rounding emulated",
     )

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 from precaudit.model.traced import Location
 
 Verdict = Literal["pass", "fail", "inconclusive", "screened", "not_run"]
 Cause = Literal["noise", "float32", "unchanged", "interrupted", "early"]
 Execution = Literal["native", "emulated"]
-EXECUTIONS = ("auto", "native", "emulated")
+ExecutionOption = Literal["auto", "native", "emulated"]
+EXECUTIONS: tuple[str, ...] = get_args(ExecutionOption)
 LOOKS = (3, 5, 8)
 """Numbers of pairs after which the test of equivalence is made."""
 ALPHA = 0.02

@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
-from typing import Literal
 
 from precaudit.errors import require, require_count
-from precaudit.model import EXECUTIONS
+from precaudit.model import EXECUTIONS, ExecutionOption
 from precaudit.tensorcores.peaks import get_gpu
 
 DEFAULT_STEPS = 60
@@ -25,7 +24,7 @@ class Settings:
     seeds: int = DEFAULT_SEEDS
     target: str | None = None
     formats: tuple[str, ...] = ()
-    execution: Literal["auto", "native", "emulated"] = "auto"
+    execution: ExecutionOption = "auto"
     quick: bool = False
     verify: bool = True
     device: str | None = None
