@@ -7,7 +7,7 @@ from dataclasses import replace
 from precaudit.checking.records import CheckSettings, Deployment
 from precaudit.formats import FORMATS, LOCAL_ERROR_LIMIT, ROUNDINGS
 from precaudit.model import LossScale, Plan
-from precaudit.planning.loss_scale import DEFAULT_INTERVAL, DEFAULT_SCALE
+from precaudit.model.plan import DEFAULT_INTERVAL, DEFAULT_SCALE
 
 TORCHS = LossScale("dynamic", DEFAULT_SCALE, DEFAULT_INTERVAL)
 

@@ -10,9 +10,8 @@ from precaudit.checking.models import ModelView
 from precaudit.checking.records import Answer, Deployment
 from precaudit.finding import finding
 from precaudit.model import Finding, LossScale, OpFormat, Plan
+from precaudit.model.plan import DEFAULT_INTERVAL, DEFAULT_SCALE
 from precaudit.planning.loss_scale import (
-    DEFAULT_INTERVAL,
-    DEFAULT_SCALE,
     K_LIMIT,
     OVERFLOW,
     Gradients,

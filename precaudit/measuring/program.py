@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 from precaudit.measuring.records import AMP, FLOAT32, PLAN, TF32, Arm
 from precaudit.model import Plan
+from precaudit.model.plan import DEFAULT_SCALE
 from precaudit.running.job import RunResult, RunSpec
 
 _HALVES = ("float16", "bfloat16")
-_FIRST_SCALE = 2.0**16  # torch.amp.GradScaler's own
 
 
 @dataclass(frozen=True)
@@ -43,9 +43,9 @@ def arms_for(plan: Plan, formats: Collection[str]) -> tuple[Arm, ...]:
     if "tf32" in formats:
         arms.append(Arm(TF32, tf32=True))
     if half:
-        arms.append(Arm(AMP, half=half, scale=_FIRST_SCALE if half == "float16" else None))
+        arms.append(Arm(AMP, half=half, scale=DEFAULT_SCALE if half == "float16" else None))
     if plan.is_low_precision:
-        scale = None if plan.loss_scale.mode == "none" else plan.loss_scale.init_scale or _FIRST_SCALE
+        scale = None if plan.loss_scale.mode == "none" else plan.loss_scale.init_scale or DEFAULT_SCALE
         arms.append(Arm(PLAN, plan=plan, scale=scale))
     return tuple(arms)
 

@@ -15,6 +15,8 @@ SCHEMA_VERSION = 1
 ScaleMode = Literal["none", "static", "dynamic"]
 Float8Scaling = Literal["tensor", "row"]
 _STARTS_BELOW = 2
+DEFAULT_SCALE, DEFAULT_INTERVAL = 2.0**16, 2000
+"""Those of torch.amp.GradScaler."""
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from precaudit.instrument.patches import all_wrapped, wrapped
 from precaudit.instrument.scopes import checkpointed
 from precaudit.instrument.torchfunction import dtype_name, map_tensors
 from precaudit.model import Location, Plan
+from precaudit.model.plan import DEFAULT_INTERVAL, DEFAULT_SCALE
 from precaudit.tracing.ops import line_of, script_location
 
 
@@ -177,8 +178,8 @@ class Baseline:
             self.settings["left_off"] = "grad_scaler"
         else:
             self.settings["grad_scaler"] = {
-                "init_scale": asked.get("init_scale", 2.0**16),
-                "growth_interval": asked.get("growth_interval", 2000),
+                "init_scale": asked.get("init_scale", DEFAULT_SCALE),
+                "growth_interval": asked.get("growth_interval", DEFAULT_INTERVAL),
             }
         original(scaler, device, **{**asked, "enabled": False})
 

@@ -19,6 +19,7 @@ from scipy import stats
 
 from precaudit.formats import FORMATS
 from precaudit.model import Layer, LossScale, Plan, TensorStats
+from precaudit.model.plan import DEFAULT_INTERVAL
 
 Gradients = Mapping[str, Sequence[TensorStats]]
 
@@ -39,8 +40,6 @@ TREND_ALPHA = 0.02
 # A tensor this far below the rest of its module is what rounding leaves of a gradient that is zero by
 # construction (a key's bias under softmax, a bias before batch norm), and needs no scale.
 RESIDUE = 2.0**-20
-DEFAULT_INTERVAL, DEFAULT_SCALE = 2000, 2.0**16
-"""Those of torch.amp.GradScaler."""
 SHORTEST_INTERVAL = 100
 
 

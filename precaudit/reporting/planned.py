@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from precaudit.model import LossScale, Plan, Report
+from precaudit.model.plan import DEFAULT_INTERVAL
 from precaudit.reporting import unfinished
 from precaudit.reporting.endings import last_tried
 from precaudit.reporting.grouped import without_figures
@@ -74,7 +75,7 @@ def loss_scale(report: Report) -> list[str]:
     lines = [whole.format(*scale.window) if scale.window else "Window: none, no single scale serves every module."]
     static = power(scale.init_scale if scale.mode == "static" else _start(scale))
     dynamic = power(scale.init_scale if scale.mode == "dynamic" else _start(scale))
-    interval = scale.growth_interval or 2000
+    interval = scale.growth_interval or DEFAULT_INTERVAL
     chosen = {mode: " (the plan's choice)" if mode == scale.mode else "" for mode in ("static", "dynamic")}
     lines.append(f"Static: a scale of {static}{chosen['static']}.")
     lines.append(f"Dynamic: start at {dynamic}, grow every {interval:,} steps{chosen['dynamic']}.")
