@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from precaudit.checking import story
 from precaudit.checking.records import CheckReport
-from precaudit.checking.terminal import HARD_LABELS
 from precaudit.reporting.grouped import grouped, unshown
 from precaudit.reporting.markdown import SIGNS, bullets, code, findings_table, folded, table, text
 
@@ -25,7 +24,7 @@ def render_markdown(report: CheckReport) -> str:
         table(["", "question", "answer"], answers),
         _findings(report),
         _table("Outputs against float32", story.OUTPUT_HEADERS, story.output_rows(report.outputs)),
-        _table("Hard inputs", ("model, format", *HARD_LABELS), story.hard_rows(report.hard_inputs)),
+        _table("Hard inputs", story.HARD_HEADERS, story.hard_rows(report.hard_inputs)),
         folded("Not tried", bullets(skipped)) if skipped else "",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"

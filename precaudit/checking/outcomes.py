@@ -2,27 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 from precaudit.checking.deployments import formats_of
-from precaudit.checking.records import LARGE_EXPONENT, Answer, Deployment, HardInput, Observed, OutputMatch
+from precaudit.checking.records import LARGE_EXPONENT, Answer, Deployment, HardInput, HardKind, Observed, OutputMatch
 from precaudit.finding import finding
 from precaudit.formats import LOCAL_ERROR_LIMIT
-from precaudit.model import Finding
+from precaudit.model import Finding, Severity
 from precaudit.words import number, plural, share
 
 AGREEMENT = 0.99
 """Top-1 may differ in one of a hundred rows beyond near ties, which half precision flips anyway."""
-HARD_RULES = {"zeros": "PA741", "large": "PA742", "denormals": "PA743", "batch of one": "PA744", "longest": "PA745"}
-HARD_NAMES = {
-    "zeros": "inputs of zeros",
-    "large": f"inputs times 2^{LARGE_EXPONENT}",
-    "denormals": "denormal inputs",
-    "batch of one": "a batch of one",
-    "longest": "the longest input seen",
-}
 KEEP = "keep that operation in float32, in the model or by profiling again"
 SAFER = "plan the layers that overflow in bfloat16 or float32: profile again with this data"
+
+
+class Hard(NamedTuple):
+    """A kind of hard input: the rule of its findings, its name in sentences, and the header of its column."""
+
+    rule: str
+    name: str
+    header: str
+
+
+HARD: Mapping[HardKind, Hard] = {
+    "zeros": Hard("PA741", "inputs of zeros", "zeros"),
+    "large": Hard("PA742", f"inputs times 2^{LARGE_EXPONENT}", f"x 2^{LARGE_EXPONENT}"),
+    "denormals": Hard("PA743", "denormal inputs", "denormal"),
+    "batch of one": Hard("PA744", "a batch of one", "batch 1"),
+    "longest": Hard("PA745", "the longest input seen", "longest"),
+}
 
 
 def outputs(observed: Observed, deployment: Deployment) -> Answer:
@@ -168,7 +178,7 @@ def _unseen(model: str, said: str, remedy: str, blind: bool) -> Finding:
 def hard_inputs(observed: Observed, deployment: Deployment) -> Answer:
     tried = [hard for hard in observed.hard_inputs if hard.format == deployment.format]
     found = [one for hard in tried for one in _of_hard(hard)]
-    kinds = dict.fromkeys(HARD_NAMES[hard.kind] for hard in tried if not hard.skipped)
+    kinds = dict.fromkeys(HARD[hard.kind].name for hard in tried if not hard.skipped)
     detail = f"finite with {', '.join(kinds)}" if kinds else "none could be tried"
     if found:
         detail = f"tried: {', '.join(kinds)}"
@@ -177,7 +187,7 @@ def hard_inputs(observed: Observed, deployment: Deployment) -> Answer:
 
 def _of_hard(hard: HardInput) -> Iterator[Finding]:
     """An error where the plan fails and float32 doesn't; for scaled inputs, which aren't real ones, a warning."""
-    with_ = f"{hard.model} with {HARD_NAMES[hard.kind]}"
+    with_ = f"{hard.model} with {HARD[hard.kind].name}"
     if hard.raised:
         yield _hard(hard, "error", f"{with_} raises in {hard.format}, and not in float32: {hard.raised}", KEEP)
     elif hard.nonfinite:
@@ -199,10 +209,10 @@ def _overflowed(hard: HardInput, with_: str) -> Finding:
     return _hard(hard, "warning", f"{lost}; {room}", f"normalise or clamp the inputs, or {SAFER}")
 
 
-def _hard(hard: HardInput, severity: str, message: str, suggestion: str) -> Finding:
+def _hard(hard: HardInput, severity: Severity, message: str, suggestion: str) -> Finding:
     return finding(
-        HARD_RULES[hard.kind],
-        severity,  # type: ignore[arg-type]
+        HARD[hard.kind].rule,
+        severity,
         message,
         suggestion,
         output=hard.model,

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from precaudit.checking.outcomes import HARD_NAMES
+from precaudit.checking.outcomes import HARD
 from precaudit.checking.records import Answer, CheckReport, HardInput, OutputMatch
 from precaudit.finding import counted
 from precaudit.words import is_number, listing, number, plural, prose, share, visible
 
 OUTPUT_HEADERS = ("output", "format", "SNR dB", "error", "top-1", "finite")
+HARD_HEADERS = ("model, format", *(hard.header for hard in HARD.values()))
 ROWS = 24
 
 
@@ -66,8 +67,7 @@ def hard_rows(tried: Sequence[HardInput]) -> list[list[str]]:
     for hard in tried:
         cells.setdefault((hard.model, hard.format), {})[hard.kind] = outcome(hard)
     return [
-        [f"{visible(model)} {name}", *(row.get(kind, "-") for kind in HARD_NAMES)]
-        for (model, name), row in cells.items()
+        [f"{visible(model)} {name}", *(row.get(kind, "-") for kind in HARD)] for (model, name), row in cells.items()
     ]
 
 
@@ -87,5 +87,5 @@ def skipped(report: CheckReport) -> list[str]:
     reasons: dict[tuple[str, str], dict[str, None]] = {}
     for hard in report.hard_inputs:
         if hard.skipped:
-            reasons.setdefault((HARD_NAMES[hard.kind], hard.skipped), {})[hard.model] = None
+            reasons.setdefault((HARD[hard.kind].name, hard.skipped), {})[hard.model] = None
     return [f"{kind}, {listing(models)}: {prose(why)}" for (kind, why), models in reasons.items()][:ROWS]

@@ -11,7 +11,6 @@ from precaudit.words import prose, visible
 
 LABELS = {"passed": "pass", "warned": "warn", "failed": "FAIL", "not measured": "?"}
 STYLES = {"passed": "good", "warned": "open", "failed": "bad", "not measured": "open"}
-HARD_LABELS = ("zeros", "x 2^10", "denormal", "batch 1", "longest")
 
 
 def render_terminal(report: CheckReport, color: bool = False) -> str:
@@ -46,6 +45,6 @@ def _tables(page: Page, report: CheckReport) -> None:
         page.table([*story.OUTPUT_HEADERS], story.output_rows(report.outputs)[: story.ROWS])
     if report.hard_inputs:
         page.section("Hard inputs, made from the last batch", [])
-        page.table(["model, format", *HARD_LABELS], story.hard_rows(report.hard_inputs)[: story.ROWS])
+        page.table([*story.HARD_HEADERS], story.hard_rows(report.hard_inputs)[: story.ROWS])
         for reason in story.skipped(report):
             page.text(f"not tried: {reason}", indent="  ", hang="    ")
