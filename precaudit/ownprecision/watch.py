@@ -60,7 +60,8 @@ class OwnLowPrecision(TorchFunctionMode, TrainingListener):
         calls = single_calls(func, args, kwargs)
         for call in calls if self._gradients else ():
             self._look_for_changed_gradient(call)
-        before = [(self._states.before(call), self._overwritten(call)) for call in calls]
+        overflowed = self._has_noted("overflow")
+        before = [(self._states.before(call), None if overflowed else overwritten(call)) for call in calls]
         result = func(*args, **kwargs)
         results = (result or args[0]) if takes_lists(func) else [result]
         for call, made, known in zip(calls, results, before, strict=False):
@@ -72,9 +73,6 @@ class OwnLowPrecision(TorchFunctionMode, TrainingListener):
         """Whether an operation involves low tensors, or tensors computed from them, as most of an optimizer's do
         not."""
         return any(map(self._states.is_of_low, (result, *call.given)))
-
-    def _overwritten(self, call: Call) -> torch.Tensor | None:
-        return None if self._overflowed else overwritten(call)
 
     def _made(self, call: Call, result: torch.Tensor, states: list[State], before: torch.Tensor | None) -> None:
         self._states.made(call, result)
@@ -99,6 +97,11 @@ class OwnLowPrecision(TorchFunctionMode, TrainingListener):
         key = kind, where["path"], where["line"], facts.get("fqn", "")
         self._found.setdefault(key, {"kind": kind, **facts}).update(where)
         self._publish()
+
+    def _has_noted(self, kind: str) -> bool:
+        """Whether there is an entry of this kind already: of some the first is enough, as later ones may follow from
+        it."""
+        return any(noted == kind for noted, *_ in self._found)
 
     def _publish(self) -> None:
         kept = (self._sums, self._states, self._operations, self._casts, self._nonfinite)
@@ -127,14 +130,13 @@ class OwnLowPrecision(TorchFunctionMode, TrainingListener):
             self._note("integers", dtype=dtype_name(result.dtype), limit=limit, amax=top, changed=changed)
 
     def _look_for_overflow(self, call: Call, result: torch.Tensor, before: torch.Tensor | None) -> None:
-        if not self._overflowed and (top := overflow(call, result, before)) is not None:
+        if not self._has_noted("overflow") and (top := overflow(call, result, before)) is not None:
             self._note("overflow", dtype=dtype_name(result.dtype), op=call.op, amax=top, step=self._step)
 
     def _look_for_lost_weight(self, call: Call, result: torch.Tensor) -> None:
         """Non-finite values that the script itself adds to a weight, as an adversarial perturbation: no scaler skips
         them."""
-        known = any(kind == "weights" for kind, *_ in self._found)
-        if known or not isinstance(result, torch.nn.Parameter) or not call.writes:
+        if self._has_noted("weights") or not isinstance(result, torch.nn.Parameter) or not call.writes:
             return
         added = [t for t in tensors_in((call.args[1:], call.kwargs)) if t.is_floating_point()]
         if not all(bool(t.isfinite().all()) for t in added):
@@ -150,11 +152,6 @@ class OwnLowPrecision(TorchFunctionMode, TrainingListener):
         if isinstance(target, torch.Tensor) and is_plain(target) and target.data_ptr() in self._gradients:
             self._settings["changes_gradients"] = line_of(script_location())
             self._gradients = set()
-
-    @property
-    def _overflowed(self) -> bool:
-        """Whether an overflow has already been seen: later ones may follow from it."""
-        return any(kind == "overflow" for kind, *_ in self._found)
 
     # ---------------------------------------------------------------- training
 
@@ -174,7 +171,7 @@ class OwnLowPrecision(TorchFunctionMode, TrainingListener):
 
     def _look_for_lost(self, fqn: str, parameter: torch.Tensor, gradient: torch.Tensor) -> None:
         """A gradient that overflowed, which the script may skip, or replace by zeros."""
-        if any(kind == "lost" for kind, *_ in self._found) or bool(gradient.isfinite().all()):
+        if self._has_noted("lost") or bool(gradient.isfinite().all()):
             return
         facts = {"dtype": dtype_name(parameter.dtype), "step": self._step, "scale": self._scale}
         self._note("lost", fqn=fqn.rpartition(".")[0], **facts)
@@ -192,7 +189,7 @@ class OwnLowPrecision(TorchFunctionMode, TrainingListener):
         if self._lost or "grad_scaler" in self._settings or 0 < self._scale < 1:
             return  # the loss itself is non-finite; or a scaler, disabled or below one, skips such steps
         bad = [p for p in stepped if not bool(stored(p.grad).isfinite().all())]
-        if bad and not any(kind == "steps" for kind, *_ in self._found):
+        if bad and not self._has_noted("steps"):
             self._note("steps", step=self._step, fqn=self._states.module_of(bad[0]), parameters=len(bad))
 
     def step_ended(self, optimizer: Any) -> None:
