@@ -11,23 +11,18 @@ import numpy as np
 
 from precaudit.formats import ALIASES, FORMATS
 from precaudit.model import Finding, Kernel, TensorCores, TimeShare
-from precaudit.tensorcores.advice import COLLECTIVE, advise
+from precaudit.tensorcores.advice import advise
 from precaudit.tensorcores.attribution import OUTSIDE, UNATTRIBUTED, Attribution, attribute
 from precaudit.tensorcores.cards import Card, cards_of
+from precaudit.tensorcores.caveats import notes
 from precaudit.tensorcores.evidence import agreed, classify_ptx, inductor_class, second_opinion
-from precaudit.tensorcores.kernel_names import RANK
-from precaudit.tensorcores.peaks import Gpu
 from precaudit.tensorcores.products import product
-from precaudit.tensorcores.rules import TRITON_DOT, Classification, classify
+from precaudit.tensorcores.rules import Classification, classify
 from precaudit.tensorcores.sizes import Product
 from precaudit.tensorcores.traces import Floats, Ints, Trace
 
 METHOD = "kernel times by torch.profiler; classes by kernel name, and by achieved rate where shapes are known"
 NO_PTX: Mapping[str, Sequence[str]] = MappingProxyType({})
-MUCH = 0.05
-"""Communication above this share of the time is worth a word."""
-LOST = 0.01
-"""A share of the launched kernels. Seven real traces had all of theirs."""
 CLASSES = ("native", "legacy", "none", "unknown")
 # Packed half-precision arithmetic on vector units reaches up to four times their float32 rate (A100).
 _PACKED = MappingProxyType({"fp16": 4.0, "bf16": 4.0, "int8": 4.0})
@@ -90,7 +85,7 @@ def analyse(trace: Trace, target: str | None = None, ptx: Mapping[str, Sequence[
         kernels=tuple(_kernel(group) for group in groups),
         device=names,
         layers=tuple(layers),
-        notes=tuple(_notes(trace, cards, groups, attribution)),
+        notes=tuple(notes(trace, cards, groups, attribution)),
     )
     on = sum(group.seconds for group in groups if group.found.used) / (total or 1.0)
     return Analysis(trace.source, usage, advise(groups, total), total, len(trace.kernels.seconds), on, nvidia)
@@ -184,16 +179,12 @@ def _product_of(trace: Trace, index: int) -> Product | None:
 
 def _second_look(group: Group) -> Group:
     """The group with the class that its rate allows."""
-    gpu = group.card.gpu
-    if gpu is None or group.tflops is None:
+    card = group.card
+    if card.gpu is None or group.tflops is None:
         return group
     operands = group.operands or "fp32"
-    vector = gpu.vector * _PACKED.get(operands, 1.0)
-    return replace(group, found=second_opinion(group.found, group.tflops, vector, _tensor_peak(operands, gpu)))
-
-
-def _tensor_peak(operands: str, gpu: Gpu) -> float | None:
-    return gpu.peak(ALIASES.get(operands, operands))
+    vector = card.gpu.vector * _PACKED.get(operands, 1.0)
+    return replace(group, found=second_opinion(group.found, group.tflops, vector, card.peak(operands)))
 
 
 # ---------------------------------------------------------------- summing up
@@ -216,17 +207,15 @@ def _unattributed(trace: Trace, attribution: Attribution) -> float | None:
 
 def _eligible(groups: Sequence[Group]) -> float | None:
     """Share of the known FLOPs whose operands Tensor Cores of their GPU take, in the formats of the trace."""
-    known = [(g, g.card.gpu) for g in groups if g.flops and g.card.nvidia]
-    total = sum(g.flops or 0.0 for g, gpu in known if gpu)
-    fits = sum(g.flops or 0.0 for g, gpu in known if gpu and _takes(g, gpu))
+    known = [g for g in groups if g.flops and g.card.nvidia and g.card.gpu]
+    total = sum(g.flops or 0.0 for g in known)
+    fits = sum(g.flops or 0.0 for g in known if _takes(g))
     return fits / total if total else None
 
 
-def _takes(group: Group, gpu: Gpu) -> bool:
-    if group.found.used:
-        return True
+def _takes(group: Group) -> bool:
     known = group.example
-    return bool(known and known.reduces and known.format and _tensor_peak(known.format, gpu))
+    return group.found.used or bool(known and known.reduces and known.format and group.card.peak(known.format))
 
 
 def _peak(group: Group) -> float | None:
@@ -284,110 +273,3 @@ def _layer(owner: str, in_module: bool, groups: Sequence[Group], total: float) -
         "tflops": flops / spent / 1e12 if spent else None,
         "peak_share": sum(at_peak) / spent if at_peak and len(at_peak) == len(rated) else None,
     }
-
-
-def _notes(trace: Trace, cards: Sequence[Card], groups: Sequence[Group], attribution: Attribution) -> Iterable[str]:
-    total = float(trace.kernels.seconds.sum()) or 1.0
-    early = float(trace.kernels.seconds[~attribution.launched].sum()) / total
-    for card, device in zip(cards, trace.devices, strict=True):
-        yield from _card_notes(card, device is not None, [group for group in groups if group.card is card])
-    if not len(trace.launches.correlation):
-        yield "The trace has no launch calls, so its kernels belong to no op and no layer."
-    elif early > 0.001:
-        yield f"{early:.1%} of the GPU time was launched before the recording began and belongs to no layer."
-    if not len(trace.scopes):
-        yield "The trace has no module events: layers need with_stack=True (or with_modules) while recording."
-    yield from _by_some_path(groups, total)
-    yield from _communication(groups, total)
-    yield from _without_kernels(trace)
-    if trace.unended:
-        yield "The file's list of events has no end: it may have been cut off, and what is missing is in no figure."
-    if trace.malformed:
-        yield f"{trace.malformed} malformed events were skipped."
-    yield from _suspicions(groups, total)
-
-
-def _without_kernels(trace: Trace) -> Iterable[str]:
-    """What ran and was not recorded is in no share, and these look whole."""
-    asked = trace.launches.correlation[trace.launches.is_kernel]
-    lost = int((~np.isin(asked, trace.kernels.correlation)).sum())
-    if lost > LOST * len(asked):
-        yield (
-            f"{lost:,} of {len(asked):,} launched kernels are not in the trace, and their time is in no figure: the "
-            "profiler dropped them, the file was cut, or a CUDA graph was captured meanwhile."
-        )
-
-
-def _card_notes(card: Card, named: bool, groups: Sequence[Group]) -> Iterable[str]:
-    """`named` says that the trace itself names the GPU."""
-    if card.name is None:
-        guess = "native and legacy paths can not be told apart"
-        if card.generation:
-            guess = f"taken to be of generation {card.generation.capitalize()}, the newest among its kernels"
-        yield f"The trace does not name its GPU: {guess}. --target names it."
-    elif card.gpu is None:
-        yield f"No peak figures for {card.name}: shares of peak and checks by rate are not measured."
-    elif card.nvidia and (caveat := card.gpu.caveat(unused=("bandwidth",))):
-        yield f"Peak {caveat}."
-    if card.nvidia and not card.tensor_cores:
-        yield f"{card.name} has no Tensor Cores, whatever its kernels are called."
-    if card.unused:
-        yield f"The trace names its GPU, {card.name}: the target {card.unused} is not used."
-    if not named and (newer := _newer(groups, card)):
-        yield f"Kernels for {newer.capitalize()} GPUs don't run on {card.name}: the trace was taken on another GPU."
-
-
-def _by_some_path(groups: Sequence[Group], total: float) -> Iterable[str]:
-    """Kernels that use Tensor Cores by an unknown path, or on an unknown GPU."""
-    untold = [g for g in groups if g.found.used and g.found.tensor_core == "unknown"]
-    if (used := sum(g.seconds for g in untold) / total) <= 0.01:
-        return
-    yield f"Of the unknown, {used:.1%} of the GPU time is on Tensor Cores: only whether natively is not known."
-    if any(g.found.rule == TRITON_DOT and g.card.generation in ("hopper", "blackwell") for g in untold):
-        yield (
-            "Of Triton's kernels the PTX in its cache (TRITON_CACHE_DIR) tells: wgmma or tcgen05 is native, mma.sync "
-            "alone is legacy."
-        )
-
-
-def _newer(groups: Sequence[Group], card: Card) -> str | None:
-    """The newest generation among the kernels, if it is newer than the GPU."""
-    seen = [group.found.generation for group in groups if group.found.generation]
-    newest = max(seen, key=RANK.__getitem__, default=None)
-    return newest if newest and card.generation and RANK[newest] > RANK[card.generation] else None
-
-
-def _communication(groups: Sequence[Group], total: float) -> Iterable[str]:
-    """Communication: its kernels wait for other GPUs in parallel with computing ones, so Tensor Cores lose no time."""
-    apart = sum(g.seconds for g in groups if g.found.rule == COLLECTIVE)
-    if total * MUCH < apart < total:
-        used = sum(g.seconds for g in groups if g.found.used)
-        yield (
-            f"{apart / total:.1%} of the kernel time is communication between GPUs, its waiting included: without it, "
-            f"{used / (total - apart):.1%} ran on Tensor Cores."
-        )
-
-
-def _suspicions(groups: Sequence[Group], total: float) -> Iterable[str]:
-    """One a rule: where products are small, all of a model's are slow."""
-    slow: dict[str, list[Group]] = {}
-    for group in filter(_suspicious, groups):
-        slow.setdefault(group.found.rule, []).append(group)
-    for rule, same in slow.items():
-        seconds, flops = sum(g.seconds for g in same), sum(g.flops or 0.0 for g in same)
-        if seconds > 0.01 * total:
-            others = len({group.owner for group in same}) - 1
-            where = f"{same[0].owner} and {others} more" if others else same[0].owner
-            yield (
-                f"{where}: Tensor Core kernels by name ({same[0].name.removeprefix('void ')[:48]}) run at "
-                f"{flops / seconds / 1e12:.3g} TFLOP/s, a rate of vector units: they wait for memory, or the rule "
-                f"{rule} is wrong."
-            )
-
-
-def _suspicious(group: Group) -> bool:
-    claimed, gpu = group.found.tensor_core in ("native", "legacy") and group.found.matmul, group.card.gpu
-    if not claimed or gpu is None or group.tflops is None:
-        return False
-    listed = group.operands is None or _tensor_peak(group.operands, gpu) is not None
-    return listed and group.tflops < 0.5 * gpu.vector

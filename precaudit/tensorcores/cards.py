@@ -7,7 +7,8 @@ from functools import cached_property
 
 import numpy as np
 
-from precaudit.tensorcores.kernel_names import RANK, generation_of, has_tensor_cores
+from precaudit.formats import ALIASES
+from precaudit.tensorcores.kernel_names import RANK, generation_of, has_tensor_cores, newest
 from precaudit.tensorcores.peaks import Gpu, find_gpu
 from precaudit.tensorcores.rules import NOT_NVIDIA, classify
 from precaudit.tensorcores.traces import Device, Trace
@@ -32,6 +33,10 @@ class Card:
     @cached_property
     def generation(self) -> str | None:
         return generation_of(self.capability) if self.tensor_cores else None
+
+    def peak(self, operands: str) -> float | None:
+        """TFLOP/s of products with these operands, as kernels call them, on its Tensor Cores; None where not listed."""
+        return self.gpu.peak(ALIASES.get(operands, operands)) if self.gpu else None
 
 
 def cards_of(trace: Trace, target: str | None) -> tuple[Card, ...]:
@@ -59,6 +64,5 @@ def _kernel_names(trace: Trace) -> set[str]:
 def _newest_capability(trace: Trace) -> tuple[int, int] | None:
     """The capability of the newest generation among the kernels: no GPU runs kernels newer than itself."""
     capabilities = ((7, 0), (7, 5), (8, 0), (9, 0), (10, 0))
-    seen = [found.generation for found in (classify(name, None) for name in _kernel_names(trace)) if found.generation]
-    newest = max(seen, key=RANK.__getitem__, default=None)
-    return next((c for c in capabilities if newest and RANK[generation_of(c) or ""] == RANK[newest]), None)
+    latest = newest(classify(name, None).generation for name in _kernel_names(trace))
+    return next((c for c in capabilities if latest and RANK[generation_of(c) or ""] == RANK[latest]), None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 
 Capability = tuple[int, int]
@@ -13,6 +13,11 @@ Capability = tuple[int, int]
 RANK: Mapping[str, int] = MappingProxyType(
     {"volta": 1, "turing": 2, "ampere": 3, "ada": 3, "blackwell-rtx": 3, "hopper": 4, "blackwell": 5}
 )
+
+
+def newest(generations: Iterable[str | None]) -> str | None:
+    """The newest of the known ones; None where there is none."""
+    return max((each for each in generations if each), key=RANK.__getitem__, default=None)
 
 
 def generation_of(capability: Capability | None) -> str | None:
