@@ -14,8 +14,7 @@ from precaudit.checking.entries import paired
 from precaudit.checking.inputs import Call
 from precaudit.checking.matching import add_batch, faulty, lost, named_outputs
 from precaudit.checking.records import LARGE_EXPONENT, Deployment, HardInput, HardKind, OutputMatch
-from precaudit.execution.emulated import Emulator
-from precaudit.execution.native import NativePrecision
+from precaudit.execution.native import precision_for
 from precaudit.formats import FORMATS
 from precaudit.instrument.patches import set_to
 from precaudit.instrument.scopes import ModuleScopes, ScopeListener
@@ -70,10 +69,8 @@ class Repeater:
         return lambda call: self._run(module, call, [])
 
     def under(self, module: nn.Module, plan: Plan) -> Run:
-        execution = NativePrecision if self.execution == "native" else Emulator
-        return lambda call: self._run(
-            module, call, [execution(plan, self.scopes, in_disabled_region=self.in_disabled_region)]
-        )
+        precision, region = precision_for(self.execution), self.in_disabled_region
+        return lambda call: self._run(module, call, [precision(plan, self.scopes, in_disabled_region=region)])
 
     def _run(self, module: nn.Module, call: Call, precision: list[ScopeListener]) -> Outputs:
         args, kwargs = inputs.copied(call)

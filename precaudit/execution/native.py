@@ -14,14 +14,14 @@ from typing import Any
 import torch
 
 from precaudit.execution import float8
-from precaudit.execution.emulated import in_float32, to_float32, written
+from precaudit.execution.emulated import Emulator, in_float32, to_float32, written
 from precaudit.execution.formats import PlanExecution, ScopeFormat
 from precaudit.execution.libraries import PlanAutocast
 from precaudit.execution.products import tf32
 from precaudit.execution.rounding import FLOAT8_DTYPES, HALF_DTYPES
 from precaudit.instrument.scopes import PLANNED, Frame
 from precaudit.instrument.torchfunction import OperationMode, tensors_in, writes
-from precaudit.model import Plan
+from precaudit.model import Execution, Plan
 
 _WIDE = ("float32", "tf32")
 
@@ -114,6 +114,11 @@ class NativePrecision(PlanExecution):
             return output
         del frame.root.data[PLANNED]
         return to_float32(output)
+
+
+def precision_for(execution: Execution) -> type[PlanExecution]:
+    """What runs models under a plan in this way."""
+    return NativePrecision if execution == "native" else Emulator
 
 
 def _device_of(module: torch.nn.Module) -> str:

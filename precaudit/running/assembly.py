@@ -11,9 +11,8 @@ from weakref import ref
 
 import torch
 
-from precaudit.execution.emulated import Emulator
 from precaudit.execution.loss_scaling import scaler_for
-from precaudit.execution.native import NativePrecision, backward_products
+from precaudit.execution.native import backward_products, precision_for
 from precaudit.execution.perturbation import Perturbation, jitter, rounded_to
 from precaudit.execution.products import own_settings_ignored, tf32
 from precaudit.instrument.eager import eager_only
@@ -144,8 +143,7 @@ def _is_traced(spec: RunSpec) -> bool:
 def _roundings(spec: RunSpec, scopes: ModuleScopes, in_disabled_region: Callable[[], bool]) -> Iterator[ScopeListener]:
     """The listeners that round: the plan's execution, and perturbations of the initial weights."""
     if spec.plan is not None:
-        execution = NativePrecision if spec.execution == "native" else Emulator
-        yield execution(spec.plan, scopes, has_parameters, in_disabled_region)
+        yield precision_for(spec.execution)(spec.plan, scopes, has_parameters, in_disabled_region)
     if spec.jitter:
         yield Perturbation(jitter(spec.seed))
     if spec.perturbed:

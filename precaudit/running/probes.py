@@ -20,9 +20,8 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from precaudit.errors import LacksRoom
-from precaudit.execution.emulated import Emulator
 from precaudit.execution.loss_scaling import scaler_for
-from precaudit.execution.native import NativePrecision
+from precaudit.execution.native import precision_for
 from precaudit.histograms.memory import of_this_rank
 from precaudit.instrument.events import TrainingEvents, TrainingListener, in_backward, parameters_of
 from precaudit.instrument.names import ModuleNames
@@ -59,7 +58,7 @@ class GradientProbe(TrainingListener, ScopeListener):
         self._folder = Path(spec.probe_dir or ".")
         self._step = 0
         self._ready = False
-        execution = NativePrecision if spec.execution == "native" else Emulator
+        execution = precision_for(spec.execution)
         self._executions: dict[int, ScopeListener] = {
             step: execution(plan, scopes, covers, in_disabled_region) for step, (_, plan) in spec.probe_compare.items()
         }
