@@ -45,7 +45,7 @@ class Observer(ScopeListener):
         if name.model not in self._modules:
             model = self._scopes.names.model(name.model) or frame.module
             self._modules[name.model] = tuple(_facts(self._scopes.names, model))
-        key = f"{name.model}.{name.fqn}".rstrip(".")
+        key = name.qualified
         calls = self._calls.get(key)
         if calls is None or calls.module is not frame.module:
             calls = self._calls[key] = Calls(frame.module, name.model, deque(maxlen=self._wanted.batches))

@@ -29,6 +29,11 @@ class ModuleName(NamedTuple):
     model: str
     fqn: str
 
+    @property
+    def qualified(self) -> str:
+        """The fqn with the model's name in front."""
+        return f"{self.model}.{self.fqn}".rstrip(".")
+
 
 def has_parameters(module: nn.Module) -> bool:
     """Whether the module, or one inside it, has parameters."""
@@ -221,7 +226,7 @@ class ModuleNames:
 
     def shown(self, name: ModuleName) -> str:
         """The name as in a report: prefixed by the model's name where the script has several models."""
-        return f"{name.model}.{name.fqn}".rstrip(".") if len(self.models) > 1 else name.fqn
+        return name.qualified if len(self.models) > 1 else name.fqn
 
     def model(self, name: str) -> nn.Module | None:
         holder = self._models.get(name)

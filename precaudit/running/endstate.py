@@ -38,10 +38,6 @@ def is_called(frame: Frame) -> bool:
     return frame.is_outermost or not frame.name.fqn
 
 
-def _called(frame: Frame) -> str:
-    return f"{frame.name.model}.{frame.name.fqn}".rstrip(".")
-
-
 class LastCalls(ScopeListener):
     """The arguments of every model's last training call, and of its last call outside of training. Models with weights
     are kept alive for that, until the script has dropped them and calls another; losses without weights, which a script
@@ -58,7 +54,7 @@ class LastCalls(ScopeListener):
     def left(self, frame: Frame, output: Any) -> Any:
         if is_called(frame) and output is not None:
             trains = torch.is_grad_enabled() and frame.module.training
-            name = _called(frame) + ("" if trains else _ELSEWHERE)
+            name = frame.name.qualified + ("" if trains else _ELSEWHERE)
             self._calls.setdefault(frame.module, {})[name] = frame.call
             if has_parameters(frame.module):
                 self._kept[name] = frame.module
@@ -91,7 +87,7 @@ class LostOutputs(ScopeListener):
                 given = _sound(frame.call)
                 for sound in _sound(output):
                     excuses = [~each.to(sound.device) for each in given]
-                    self._note((_called(frame), sound.device), reduce(torch.logical_or, excuses, sound))
+                    self._note((frame.name.qualified, sound.device), reduce(torch.logical_or, excuses, sound))
         return output
 
     def _note(self, key: tuple[str, torch.device], sound: torch.Tensor) -> None:

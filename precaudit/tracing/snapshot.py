@@ -46,7 +46,7 @@ class _Namer:
     def fqn(self, name: ModuleName) -> str:
         name = self.latest(name)
         alone = len(self.models) <= 1 and (name.model in self.models or not self.models)
-        return name.fqn if alone else f"{name.model}.{name.fqn}".rstrip(".")
+        return name.fqn if alone else name.qualified
 
     def is_planned(self, name: ModuleName) -> bool:
         return self.latest(name).model in self.models
