@@ -11,6 +11,13 @@ from precaudit.model import Report
 from precaudit.words import NOT_MEASURED, is_number, number, plural, prose, seconds, share, size, usd, visible
 
 WORTH = 1.03  # times as fast: less is no gain worth a word
+SPANS = {
+    "thousand_steps": "for a thousand steps",
+    "run": "for the whole run",
+    "epoch": "for an epoch",
+    "thousand_samples": "for a thousand samples",
+}
+COUNTS = {"runs": "training run", "evaluations": "forward-backward evaluation"}
 
 
 def tensor_cores(report: Report) -> list[str]:
@@ -58,19 +65,13 @@ def _arm(name: object) -> str:
 def _speedup(report: Report) -> list[str]:
     """The plan's speedup, with its spread over the rounds."""
     p = report.performance
-    faster, spread = _mapping(p, "speedup"), _mapping(p, "speedup_quartiles")
-    parts = []
-    for arm, value in faster.items():
-        if is_number(value):
-            within = " ({:.2f}x to {:.2f}x)".format(*spread[arm]) if _pair(spread.get(arm)) else ""
-            parts.append(f"{_arm(arm)} {value:.2f}x{within}")
-    method = (
-        f"Timed: {prose(p['method'])}."
-        if is_number(_mapping(p, "step_seconds").get("float32")) and p.get("method")
-        else ""
-    )
+    spread, parts = _mapping(p, "speedup_quartiles"), []
+    for arm, value in _figures(p.get("speedup")).items():
+        within = " ({:.2f}x to {:.2f}x)".format(*spread[arm]) if _pair(spread.get(arm)) else ""
+        parts.append(f"{_arm(arm)} {value:.2f}x{within}")
     lines = [f"Speed against float32, with the middle half of the rounds: {', '.join(parts)}."] if parts else []
-    return lines + [method] * bool(method)
+    timed = "float32" in _figures(p.get("step_seconds")) and p.get("method")
+    return [*lines, f"Timed: {prose(p['method'])}."] if timed else lines
 
 
 def gain(report: Report) -> list[str]:
@@ -143,13 +144,10 @@ def _beside_time(p: Mapping[str, Any]) -> list[str]:
             f"Data, and whatever else runs between two steps, takes {share(p['data_wait_share'])} of float32's time."
         )
     lines += _counters(p)
-    memory = _mapping(p, "peak_memory_bytes")
-    if any(is_number(value) for value in memory.values()):
-        known = {arm: value for arm, value in memory.items() if is_number(value)}
+    if memory := _figures(p.get("peak_memory_bytes")):
         whose = "" if p.get("gpu") else " of the whole process"
-        lines.append(f"Peak memory{whose}: {_by_arm(known, size)}.")
-    errors = {arm: value for arm, value in _mapping(p, "prediction_error").items() if is_number(value)}
-    if errors:
+        lines.append(f"Peak memory{whose}: {_by_arm(memory, size)}.")
+    if errors := _figures(p.get("prediction_error")):
         predicted = _mapping(p, "predicted_step_seconds")
         parts = [f"{_arm(arm)} {seconds(predicted.get(arm))} ({error:+.0%})" for arm, error in errors.items()]
         lines.append(f"Predicted from the card's peaks, with the error: {', '.join(parts)}.")
@@ -158,8 +156,7 @@ def _beside_time(p: Mapping[str, Any]) -> list[str]:
 
 def _counters(p: Mapping[str, Any]) -> list[str]:
     """Sentences on the GPU's counters; none for a CPU."""
-    busy = {arm: value for arm, value in _mapping(p, "tensor_pipe_share").items() if is_number(value)}
-    if busy:
+    if busy := _figures(p.get("tensor_pipe_share")):
         steps = f"Tensor Cores busy, by the whole GPU's counters: {_by_arm(busy, share)} of the time."
         return [steps, *_layers_alone(p)]
     why = str(p.get("counters_method") or "")
@@ -170,7 +167,7 @@ def _layers_alone(p: Mapping[str, Any]) -> list[str]:
     layers = [
         f"{visible(fqn)} {_by_arm(known, share)}"
         for fqn, shares in _mapping(p, "tensor_pipe_share_by_layer").items()
-        if isinstance(shares, Mapping) and (known := {arm: part for arm, part in shares.items() if is_number(part)})
+        if (known := _figures(shares))
     ]
     return [f"Tensor Cores busy in large layers' forward, repeated alone: {'; '.join(layers)}."] if layers else []
 
@@ -178,6 +175,11 @@ def _layers_alone(p: Mapping[str, Any]) -> list[str]:
 def _mapping(p: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     value = p.get(key)
     return value if isinstance(value, Mapping) else {}
+
+
+def _figures(value: Any) -> dict[str, float]:
+    """The finite numbers in a mapping, by arm; none in what is no mapping."""
+    return {arm: figure for arm, figure in value.items() if is_number(figure)} if isinstance(value, Mapping) else {}
 
 
 def _pair(value: Any) -> bool:
@@ -222,7 +224,7 @@ def _change(ratio: float) -> str:
 
 def _energy(report: Report) -> str:
     joules = {arm: report.cost.get(f"energy_joules_per_thousand_steps_{arm}") for arm in ("float32", "plan")}
-    if not any(map(is_number, joules.values())):
+    if not _figures(joules):
         why = report.performance.get("energy_method")
         reason = f" ({_reason(why)})" if why and why != NOT_MEASURED else ""
         return f"Energy: {NOT_MEASURED}{reason}."
@@ -260,12 +262,3 @@ def _overhead(p: Mapping[str, Any]) -> list[str]:
 def _between(value: Any, most: Any) -> bool:
     """Whether a recorded time can be shown: clocks that ran backwards or apart give none."""
     return isinstance(value, int | float) and isinstance(most, int | float) and 0 <= value <= most != value
-
-
-SPANS = {
-    "thousand_steps": "for a thousand steps",
-    "run": "for the whole run",
-    "epoch": "for an epoch",
-    "thousand_samples": "for a thousand samples",
-}
-COUNTS = {"runs": "training run", "evaluations": "forward-backward evaluation"}
