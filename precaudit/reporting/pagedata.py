@@ -26,7 +26,7 @@ def page_data(report: Report) -> dict[str, Any]:
     return {
         "formats": _formats(),
         "format": shown_format(report),
-        "roles": {role: label for role, label in CAST_ROLES.items()},
+        "roles": CAST_ROLES,
         "layers": [
             [visible(layer.fqn) or WHOLE, visible(layer.type), report.plan.modules.get(layer.fqn, report.plan.default)]
             for layer in report.layers
@@ -233,17 +233,10 @@ def _plan(report: Report) -> dict[str, Any]:
     types = {layer.fqn: layer.type for layer in report.layers}
     reasons = list(dict.fromkeys(plan.because.values()))
     index = {reason: i for i, reason in enumerate(reasons)}
-    modules = [
-        [visible(fqn), format, visible(types.get(fqn, "")), index.get(plan.because.get(fqn, ""), -1)]
-        for fqn, format in plan.modules.items()
+    planned = [(fqn, format, types.get(fqn, "")) for fqn, format in plan.modules.items()]
+    planned += [(f"{op.fqn}:{op.op}", op.format, "op") for op in plan.ops]
+    rows = [
+        [visible(name), format, visible(kind), index.get(plan.because.get(name, ""), -1)]
+        for name, format, kind in planned
     ]
-    ops = [
-        [
-            f"{visible(op.fqn)}:{visible(op.op)}",
-            op.format,
-            "op",
-            index.get(plan.because.get(f"{op.fqn}:{op.op}", ""), -1),
-        ]
-        for op in plan.ops
-    ]
-    return {"default": plan.default, "modules": [*modules, *ops], "reasons": [visible(reason) for reason in reasons]}
+    return {"default": plan.default, "modules": rows, "reasons": [visible(reason) for reason in reasons]}
