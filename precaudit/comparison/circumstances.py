@@ -5,9 +5,9 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 from precaudit.model import Report
+from precaudit.reporting.facts import listed
 
 
 def path(report: Report) -> str:
@@ -28,11 +28,11 @@ def differences(base: Report, head: Report) -> Iterator[str]:
 
 
 def _arguments(report: Report) -> str:
-    return shlex.join(_texts(report.job["argv"])) or "none" if "argv" in report.job else ""
+    return shlex.join(map(str, listed(report, "argv"))) or "none" if "argv" in report.job else ""
 
 
 def _formats(report: Report) -> str:
-    return ", ".join(_texts(report.job.get("formats")))
+    return ", ".join(map(str, listed(report, "formats")))
 
 
 def _execution(report: Report) -> str:
@@ -41,10 +41,6 @@ def _execution(report: Report) -> str:
 
 def _torch(report: Report) -> str:
     return str(report.environment.get("torch") or "")
-
-
-def _texts(value: Any) -> list[str]:
-    return list(map(str, value)) if isinstance(value, list | tuple) else []
 
 
 READ: Mapping[str, Callable[[Report], str]] = {

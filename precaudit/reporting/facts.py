@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 from precaudit.model import Finding, Plan, Report
 from precaudit.reporting.endings import ended_like_the_plan
 from precaudit.words import prose
@@ -57,6 +60,11 @@ def settled(plan: Plan, finding: Finding) -> bool:
     return bool(planned) and all(each is not None and each not in named.split(", ") for each in planned)
 
 
+def listed(report: Report, key: str) -> Sequence[Any]:
+    """What the job lists under a key; nothing where it has no list there."""
+    value = report.job.get(key)
+    return value if isinstance(value, list | tuple) else ()
+
+
 def notes(report: Report) -> list[str]:
-    told = report.job.get("notes")
-    return [prose(note) for note in told] if isinstance(told, list | tuple) else []
+    return [prose(note) for note in listed(report, "notes")]

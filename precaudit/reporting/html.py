@@ -19,7 +19,7 @@ from precaudit.reporting import costs, pasting, planned, ranges, unfinished
 from precaudit.reporting.actions import actions, causes, counts
 from precaudit.reporting.cached import cached
 from precaudit.reporting.drawing import CHARTS, KINDS, hindrance, vega
-from precaudit.reporting.facts import notes, settled
+from precaudit.reporting.facts import listed, notes, settled
 from precaudit.reporting.grouped import Group, folded
 from precaudit.reporting.headline import headline
 from precaudit.reporting.jsontext import dumps
@@ -268,8 +268,7 @@ def _finding(plan: Plan, group: Group) -> dict[str, Any]:
 
 def _gradient_errors(report: Report) -> list[list[str]]:
     """Format and phase of training, then error over noise, signal over error, and bias."""
-    told = report.job.get("gradient_errors")
-    rows = [row for row in told if isinstance(row, Mapping)] if isinstance(told, list | tuple) else []
+    rows = [row for row in listed(report, "gradient_errors") if isinstance(row, Mapping)]
     return [
         [visible(row.get("probe")).replace("@", ", at "), *(number(row.get(key)) for key in ("rho", "snr", "bias"))]
         for row in rows[:ROWS]

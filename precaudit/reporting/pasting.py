@@ -9,7 +9,7 @@ from pathlib import Path
 
 from precaudit.model import Report
 from precaudit.reporting import unfinished
-from precaudit.reporting.facts import from_python, has_the_plan, is_plain_autocast, unsound
+from precaudit.reporting.facts import from_python, has_the_plan, is_plain_autocast, listed, unsound
 from precaudit.reporting.places import installed, short_file
 from precaudit.reporting.undecided import what_decides
 from precaudit.words import inert, visible
@@ -63,8 +63,8 @@ def _applied(models: list[str]) -> list[str]:
 
 def _of_a_library(report: Report) -> list[str]:
     """Where a library calls backward, there is no line of the person's own to put a scaler into."""
-    places = report.job.get("backward_at")
-    if not isinstance(places, list | tuple) or not places or not all(installed(str(place)) for place in places):
+    places = listed(report, "backward_at")
+    if not places or not all(installed(str(place)) for place in places):
         return []
     called, own = short_file(str(places[0])), str(report.job.get("script")).partition(".")[0]
     if report.job.get("kind") == "module" and called.startswith(f"{own}/"):  # profile -m of an installed package
@@ -107,10 +107,8 @@ def _options(report: Report, plan: Path) -> dict[str, str]:
 
 def script(report: Report) -> list[str]:
     """The script and its arguments as given, quoted for a shell."""
-    argv = report.job.get("argv")
-    arguments = argv if isinstance(argv, list | tuple) else []
     module = ["-m"] if report.job.get("kind") == "module" else []
-    return [_quote(part) for part in [*module, report.job.get("script") or "SCRIPT", *arguments]]
+    return [_quote(part) for part in [*module, report.job.get("script") or "SCRIPT", *listed(report, "argv")]]
 
 
 def _quote(argument: object) -> str:
