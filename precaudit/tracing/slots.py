@@ -16,22 +16,18 @@ from precaudit.tracing.shadow import Energies
 
 
 class Gauge:
-    """Statistics of one tensor role: an accumulator on the device, which `fold` merges into statistics on the host."""
+    """Statistics of one tensor role: an accumulator on the device (`pending`), which `fold` merges into statistics on
+    the host."""
 
-    __slots__ = ("_pending", "_sums", "add")
+    __slots__ = ("_sums", "add", "pending")
 
     def __init__(self) -> None:
         self._sums = TensorStats()
         self._renew()
 
     def _renew(self) -> None:
-        self._pending = Accumulator()
-        self.add = self._pending.add
-
-    @property
-    def pending(self) -> Accumulator:
-        """The accumulator of values added since the last fold."""
-        return self._pending
+        self.pending = Accumulator()
+        self.add = self.pending.add
 
     def stats(self) -> TensorStats:
         fold([self])
@@ -40,8 +36,8 @@ class Gauge:
 
 def fold(gauges: Iterable[Gauge]) -> None:
     """Merge pending values into the host's statistics, with one copy from each device."""
-    fresh = [gauge for gauge in gauges if gauge._pending.parts()]
-    for gauge, stats in zip(fresh, collect([gauge._pending for gauge in fresh]), strict=True):
+    fresh = [gauge for gauge in gauges if gauge.pending.parts()]
+    for gauge, stats in zip(fresh, collect([gauge.pending for gauge in fresh]), strict=True):
         gauge._sums = gauge._sums.merge(stats)
         gauge._renew()
 
