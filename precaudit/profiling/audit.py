@@ -80,6 +80,10 @@ class Audit:
         """Whether two float32 runs of the same seed began with the same loss."""
         return self.replay is None or not self.replay.losses or _begin_alike(self.reference, self.replay, SAME_START)
 
+    def plan_in(self, default: str, formats: tuple[str, ...]) -> Plan:
+        """A plan with the whole model in one format, save what the static rules forbid, which gets one of `formats`."""
+        return build_plan(self.trace, Choices(formats, "", self.bans, default=default, steps=self.job.steps))
+
 
 def run_audit(job: Job, formats: tuple[str, ...], execution: Execution, runner: Runner, folder: str) -> Audit:
     """Trace the script in float32, saving gradients in `folder`. After a failure the measurements so far are returned.
@@ -253,9 +257,8 @@ def _replay(audit: Audit, plan: Schedule, probed: tuple[str, ...], runner: Runne
 
 
 def _probe_plan(audit: Audit, name: str) -> Plan:
-    """A plan with the whole model in one format, except what the static rules forbid."""
-    formats = (name, "float32")
-    plan = build_plan(audit.trace, Choices(formats, "", audit.bans, default=name, steps=audit.job.steps))
+    """The whole model in one format, with a loss scale that leaves headroom."""
+    plan = audit.plan_in(name, (name, "float32"))
     scale = plan.loss_scale
     if scale.init_scale is None:
         return plan

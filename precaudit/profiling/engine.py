@@ -162,8 +162,7 @@ def _with_blame(audit: Audit, formats: tuple[str, ...], runner: Runner) -> Audit
     preferred = default_format(formats)
     if audit.replay_spec is None or preferred in ("float32", *chosen_formats(audit.errors, formats)):
         return audit
-    plan = build_plan(audit.trace, Choices(formats, "", audit.bans, default=preferred, steps=audit.job.steps))
-    search = Search(audit.replay_spec, plan, runner)
+    search = Search(audit.replay_spec, audit.plan_in(preferred, formats), runner)
     found = contributions(search, audit.trace.products)
     if not found or len(found) * 2 > len(audit.trace.leaves):
         return audit
@@ -178,9 +177,8 @@ def _with_lost(audit: Audit, formats: tuple[str, ...], runner: Runner) -> Audit:
     found = lost_gradients(chosen, audit.replay.differences) if audit.replay and audit.errors else []
     if audit.replay_spec is None or not found:
         return audit
-    plan = build_plan(audit.trace, Choices(formats, "", audit.bans, default=chosen, steps=audit.job.steps))
     known, lost = {layer.fqn for layer in audit.trace.layers}, []
-    search = Search(audit.replay_spec, plan, runner)
+    search = Search(audit.replay_spec, audit.plan_in(chosen, formats), runner)
     for each in found[:_MOST_LOST]:
         made = contributions(search, audit.trace.products, of_module(each.fqn))
         fqn = each.fqn if each.fqn in known else each.fqn.partition(".")[2]  # which has its model's name in front
