@@ -105,7 +105,3 @@ class GradientDifference:
     noise: float
     bias: float
     mean: float
-
-    @property
-    def finite(self) -> bool:
-        return self.delta < float("inf")
