@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
@@ -83,7 +84,7 @@ def _with_classes(match: OutputMatch, got: torch.Tensor, wanted: torch.Tensor, t
 
 def faulty(values: torch.Tensor) -> int:
     """nan and +inf; -inf is how models mask scores."""
-    return int((values.isnan() | (values == float("inf"))).sum())
+    return int((values.isnan() | (values == math.inf)).sum())
 
 
 def lost(output: torch.Tensor, reference: torch.Tensor) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import shutil
 import sys
 import tempfile
@@ -133,7 +134,7 @@ def _tolerance(text: str) -> float:
     from precaudit.comparison.limits import fraction
 
     value = fraction(text)
-    if not 0 <= value < float("inf"):
+    if not 0 <= value < math.inf:
         raise PrecauditError(f"--tolerance {text!r}: want a relative error such as 0.01 or 1%")
     return value
 

@@ -7,6 +7,7 @@ With a power of two both are exact. A non-finite leaf gradient makes the next st
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -55,7 +56,7 @@ def _register_first(leaf: torch.Tensor, hook: Callable[..., torch.Tensor | None]
 def _peak(gradient: torch.Tensor) -> torch.Tensor:
     """A scalar that is finite if and only if all values are. The gradient itself is not kept, to save memory."""
     values = stored(gradient.detach())
-    return torch.linalg.vector_norm(values, float("inf")) if values.numel() else values.new_zeros(())
+    return torch.linalg.vector_norm(values, math.inf) if values.numel() else values.new_zeros(())
 
 
 def _not_finite(peaks: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> list[torch.Tensor]:

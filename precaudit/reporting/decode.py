@@ -6,6 +6,7 @@ annotations, so that reading a large report costs one call a value.
 
 from __future__ import annotations
 
+import math
 import types
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields, is_dataclass
@@ -14,7 +15,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 Decoder = Callable[[Any], Any]
 
-NONFINITE = {"nan": float("nan"), "inf": float("inf"), "-inf": float("-inf")}
+NONFINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 MAX_DEPTH = 64
 COMMENTS = ("$", "_")
 _KINDS = {dict: "an object", list: "a list", str: "a string", bool: "true or false", int: "a whole number"}

@@ -4,6 +4,7 @@ process where it can't start."""
 from __future__ import annotations
 
 import hashlib
+import math
 import sys
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -46,11 +47,11 @@ def hindrance() -> str | None:
 
 def _addresses() -> float:
     if sys.platform == "win32":
-        return float("inf")
+        return math.inf
     from resource import RLIM_INFINITY, RLIMIT_AS, getrlimit
 
     limit, _ = getrlimit(RLIMIT_AS)
-    return float("inf") if limit == RLIM_INFINITY else limit
+    return math.inf if limit == RLIM_INFINITY else limit
 
 
 def vega(name: str, data: Mapping[str, Any] | None = None, **signals: Any) -> dict[str, Any]:

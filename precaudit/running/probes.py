@@ -310,7 +310,7 @@ class _Sums:
 def _energy(values: torch.Tensor) -> float:
     """Sum of squares; inf for anything non-finite."""
     total = float(torch.linalg.vector_norm(values, dtype=torch.float64)) ** 2
-    return total if total == total else float("inf")
+    return math.inf if math.isnan(total) else total
 
 
 def _difference(label: str, fqn: str, parts: list[_Sums]) -> GradientDifference:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from precaudit.histograms.memory import flat
@@ -26,7 +28,7 @@ def integer_amax(tensors: list[torch.Tensor], least: float = EXACT_INTEGERS) -> 
         if values is None or values.numel() < 2:
             continue
         amax = float(values.abs().max())
-        if not (least < amax < float("inf") and bool((values == values.round()).all())) or _whole_by_size(values):
+        if not (least < amax < math.inf and bool((values == values.round()).all())) or _whole_by_size(values):
             continue
         if trained is None or not _is_measured(tensor, channels=1 if trained.dim() > 2 else -1):
             found = max(found or 0.0, amax)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -46,8 +47,8 @@ class Energies:
     @property
     def relative(self) -> float:
         """Relative rms error; inf where a result became non-finite."""
-        if self.error == float("inf"):
-            return float("inf")
+        if self.error == math.inf:
+            return math.inf
         return (self.error / self.result) ** 0.5 if self.result else 0.0
 
 
@@ -114,7 +115,7 @@ def _local_errors(
         args = (_some_rows(args[0]), *args[1:])
     exact = _without_randomness(func, to_float32(args), to_float32(kwargs))
     energy = sum(map(_energy, exact))
-    if not exact or energy == float("inf"):
+    if not exact or energy == math.inf:
         return {}
     if op in ABSORBING:
         energy = min(energy, smaller_addend(tensors_in(args), exact[0]) or energy)
@@ -134,7 +135,7 @@ def _energy(values: torch.Tensor, less: torch.Tensor | None = None) -> float:
     counted = Accumulator()
     counted.add(values) if less is None else counted.add_difference(values, less)
     stats = counted.stats()
-    return float("inf") if stats.nonfinite else stats.sum_squares
+    return math.inf if stats.nonfinite else stats.sum_squares
 
 
 def smaller_addend(addends: list[torch.Tensor], total: torch.Tensor) -> float:
