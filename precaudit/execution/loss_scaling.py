@@ -103,8 +103,7 @@ class LossScaler(Scaling):
         super().__init__(settings.init_scale or 1.0)
         self.skipped: list[int] = []
         self.scales: list[float] = []
-        self._interval = settings.growth_interval if settings.mode == "dynamic" else None
-        self._dynamic = settings.mode == "dynamic"
+        self._dynamic, self._interval = settings.mode == "dynamic", settings.growth_interval
         self._good_steps = 0
         self._step = 0
         self._skips = False
