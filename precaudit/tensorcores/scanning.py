@@ -10,6 +10,7 @@ import gzip
 import re
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -41,7 +42,7 @@ class TraceFile:
 
     def __iter__(self) -> Iterator[list[Any]]:
         try:
-            with _open(self.path) as stream:
+            with _opened(self.path) as stream:
                 for batch in self._batches(stream):
                     self.events += len(batch)
                     yield batch
@@ -115,14 +116,12 @@ class TraceFile:
         return PrecauditError(f"{self.path}: {what}. Export the trace again with prof.export_chrome_trace(path)")
 
 
-def _open(path: Path) -> BinaryIO:
+@contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
+    """Its text without compression. What is looked at stays to be read: a pipe can be opened only once."""
     with path.open("rb") as file:
-        magic = file.read(4)
-    if magic.startswith(b"\x1f\x8b"):
-        return cast(BinaryIO, gzip.open(path, "rb"))
-    if magic.startswith(b"PK"):
-        raise PrecauditError(f"{path} is a zip archive: unpack it and pass the JSON file inside")
-    return path.open("rb")
+        compressed = file.peek(2).startswith(b"\x1f\x8b")
+        yield cast(BinaryIO, gzip.GzipFile(fileobj=file)) if compressed else file
 
 
 def _parse(text: bytes) -> Any:
@@ -175,6 +174,7 @@ def _cuts(buffer: bytes) -> Iterator[int]:
 # How files begin that a trace may have been turned into since it was written.
 _CONTAINERS: tuple[tuple[bytes, str], ...] = (
     (b"\x1f\x8b", "it is compressed twice: unpack it once"),
+    (b"PK", "it is a zip archive: unpack it and pass the JSON file inside"),
     (b"\x28\xb5\x2f\xfd", "it is compressed with zstd: unpack it, or compress it with gzip"),
     (b"BZh", "it is compressed with bzip2: unpack it, or compress it with gzip"),
     (b"\xfd7zXZ", "it is compressed with xz: unpack it, or compress it with gzip"),

@@ -4,6 +4,8 @@ import bz2
 import gzip
 import json
 import lzma
+import os
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -95,6 +97,15 @@ def test_lone_surrogates_are_repaired(tmp_path):
 def test_a_chunk_in_the_middle_is_repaired(tmp_path, small_chunks):
     text = json.dumps(document(TRICKY * 40)).encode().replace(b'"dur": 2', b'"dur": inf')
     assert len(events_of(write(tmp_path, text))[0]) == 120
+
+
+@pytest.mark.parametrize("compress", [bytes, gzip.compress], ids=["plain", "gzip"])
+def test_a_pipe_is_read_from_its_first_byte(compress):
+    read, write = os.pipe()
+    with open(read, "rb"), open(write, "wb") as pipe:
+        pipe.write(compress(json.dumps(document(TRICKY * 40)).encode()))
+        pipe.close()
+        assert len(events_of(Path(f"/dev/fd/{read}"))[0]) == 120
 
 
 WHOLE = json.dumps(document(TRICKY * 400), indent=1).encode()
