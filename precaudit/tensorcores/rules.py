@@ -63,6 +63,12 @@ def _others(rule_id: str, pattern: str) -> Rule:
 
 
 TRITON_DOT = "triton-dot"
+# Beside one of these words what maps or moves values may be fused with a product.
+_NO_PRODUCT = (
+    r"(?!.*(?:gemm(?!a)|mma(?<!gemma)|attention|attn|fmha|conv(?!ert)|mat(?:rix)?_?mul|(?<!bi)(?<!tri)linear|mlp|fused_?moe|dot"
+    r"|dense|ffn|proj|einsum|lora|(?<!fast_)hadamard_|(?<![a-z])(?:(?:b|sp)?mm|mha|sdpa|fc\d?)(?![a-z])|gate_?up"
+    r"|mla_(?:decode|prefill|fwd|bwd)))"
+)
 RULES: tuple[Rule, ...] = (
     _others(
         "helper",
@@ -105,7 +111,7 @@ RULES: tuple[Rule, ...] = (
     _rule(
         "vector-gemm",
         r"(?:volta|turing|ampere|maxwell|pascal|hopper)_(?:fp16_|bf16_)?g?[sdczhi]gemm|[shi]cudnn"
-        r"|magma_\w*[sdcz]gemm|fermiPlusCgemm|(?<![a-zA-Z0-9])[sdcz]gemm_(?:largek|\w*_vec)|gemm_kernel\dx\d_\w*core"
+        r"|magma_\w*[sdcz]gemm|fermi(?:Plus)?[CS]gemm|(?<![a-zA-Z0-9])[sdcz]gemm_(?:largek|\w*_vec)|gemm_kernel\dx\d_\w*core"
         r"|router_gemm_kernel(?:_float_output|_bf16_output)?<",
         False,
     ),
@@ -190,7 +196,7 @@ RULES: tuple[Rule, ...] = (
     ),
     _others(  # as Inductor, XLA and FlagGems name what they generate
         "triton-pointwise",
-        r"^triton_(?:poi|red|per|spl|for|mix|unk)_|^triton_softmax(?:_\d+)*$|_func\w*_kernel_rank_\d+$",
+        r"^triton_(?:poi|red|per|spl|for|mix|unk)_|^triton_softmax(?:_\d+)*$|_kernel_rank_\d+$",
     ),
     _rule(
         "low-precision-gemm",
@@ -239,13 +245,12 @@ RULES: tuple[Rule, ...] = (
     ),
     _others(
         "memory",
-        r"(?i)^(?:\[cuda )?(?:memcpy|memset)|copy_kernel|copy_page|(?:padded|binned)_copy|(?<!pre)fill_kernel"
-        r"|transpose_(?:kernel|readWrite)|cast_transpose|float2half_rn_kernel",
+        rf"(?i)^(?:\[cuda )?(?:memcpy|memset)|^{_NO_PRODUCT}.*(?:copy_kernel|copy_page|(?:padded|binned)_copy"
+        r"|(?<!pre)fill_kernel|transpose_(?:kernel|readWrite)|cast_transpose|float2half_rn_kernel)",
     ),
     _others(
         "map-or-reduce",
-        r"(?i)^(?!.*(?:gemm(?!a)|mma(?<!gemma)|attention|attn|fmha|conv(?!ert)|matmul|(?<!bi)(?<!tri)linear|mlp|fused_?moe|dot|dense"
-        r"|ffn|proj|einsum|lora|(?<!fast_)hadamard_|(?<![a-z])(?:b|sp)?mm(?![a-z]))).*"
+        rf"(?i)^{_NO_PRODUCT}.*"
         r"(?:(?:layer|rms|group|batch|instance|l2)_?norm|softmax|rotary|rope_|silu|gelu|act_and_mul|embedding|dropout"
         r"|quantize|_quant_|quantint8|topk|top_k|sampl(?:e|ing)|argmax|routing|finalizeKernel|moe_align|expand_input|permute"
         r"|cross_entropy|Criterion|fast_hadamard|selective_scan_|nms_kernel|roi_?align|roi_?pool|resize|upsample"
