@@ -34,7 +34,7 @@ def notes(trace: Trace, cards: Sequence[Card], groups: Sequence[Group], attribut
     elif early > 0.001:
         yield f"{early:.1%} of the GPU time was launched before the recording began and belongs to no layer."
     if not len(trace.scopes):
-        yield "The trace has no module events: layers need with_stack=True (or with_modules) while recording."
+        yield "The trace has no module events: layers need with_stack=True while recording."
     yield from _by_some_path(groups, total)
     yield from _communication(groups, total)
     yield from _without_kernels(trace)

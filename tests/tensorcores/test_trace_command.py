@@ -157,7 +157,7 @@ def test_a_trace_without_modules_or_a_known_gpu(tmp_path, capsys):
     text = unwrapped(capsys.readouterr().out)
     assert "an unnamed GPU" in text
     assert "does not name its GPU" in text
-    assert "no module events" in text
+    assert "no module events: layers need with_stack=True while recording" in text
 
 
 def test_torch_is_not_imported(trace):
