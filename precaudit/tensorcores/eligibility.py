@@ -45,8 +45,11 @@ def with_flops(ops: Iterable[Op]) -> tuple[Op, ...]:
 
 
 def runs_in(op: Op, plan: Plan) -> str:
-    """The format that a product computes in under the plan: autocast casts operands for those in its list only."""
+    """The format that a product computes in under the plan: autocast casts operands for those in its list only, and in
+    a float8 region all but linear layers run in bfloat16."""
     planned = format_of(plan, op.fqn, op.op)
+    if FORMATS[planned].storage_bits == 8 and op.op != "linear":
+        planned = "bfloat16"
     reached = op.half or op.category == "lower" or FORMATS[planned].storage_bits >= 32
     return planned if reached else "float32"
 
@@ -77,7 +80,8 @@ def unreached_findings(ops: Sequence[Op], plan: Plan) -> tuple[Finding, ...]:
     total = sum(map(total_flops, ops))
     kinds: dict[str, list[Op]] = {}
     for op in ops:
-        if total_flops(op) and category(op.op) == "other" and runs_in(op, plan) != format_of(plan, op.fqn, op.op):
+        stays = runs_in(op, plan) == "float32" != format_of(plan, op.fqn, op.op)
+        if total_flops(op) and category(op.op) == "other" and stays:
             kinds.setdefault(op.op, []).append(op)
     found = ((same, sum(map(total_flops, same)) / total) for same in kinds.values())
     return tuple(_unreached(same, share) for same, share in found if share > MATTERS)

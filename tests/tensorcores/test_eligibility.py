@@ -11,10 +11,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from precaudit.model import Op, OpFormat, Plan, TensorRecord, TensorStats
-from precaudit.tensorcores.eligibility import eligible_share, flops, unreached_findings
+from precaudit.tensorcores.eligibility import eligible_share, flops, runs_in, unreached_findings
+from precaudit.tensorcores.padding import alignment_findings
 from precaudit.tensorcores.peaks import get_gpu
 
-BF16 = Plan(default="bfloat16")
+BF16, FLOAT8 = Plan(default="bfloat16"), Plan(default="float8_e4m3")
 H100, A100, V100 = map(get_gpu, ("h100", "a100", "v100"))
 
 
@@ -162,7 +163,15 @@ def test_counted_flops_are_used_without_dimensions():
     op = dataclasses.replace(made("einsum", (2, 3), (3, 4)), flops=48.0)
     assert flops(op) == 48.0
     assert eligible_share([op], BF16, H100) == 1.0
-    assert eligible_share([op], Plan(default="float8_e4m3"), H100) == 0.0
+
+
+def test_all_but_linear_layers_run_in_bfloat16_in_a_float8_region():
+    einsum = dataclasses.replace(made("einsum", (2, 3), (3, 4)), flops=48.0)
+    attention = made("scaled_dot_product_attention", *[(2, 8, 64, 40)] * 3)
+    assert [runs_in(op, FLOAT8) for op in (einsum, attention, linear(64, 64, 72))] == [*["bfloat16"] * 2, "float8_e4m3"]
+    assert eligible_share([einsum, attention], FLOAT8, H100) == 1.0
+    assert not alignment_findings([attention], FLOAT8, H100)
+    assert not unreached_findings([linear(96, 32, 64), grouped(half=True)], FLOAT8)
 
 
 def grouped(half=False, fqn="experts"):
