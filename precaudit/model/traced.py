@@ -52,7 +52,8 @@ class Op:
     - `category`: CUDA autocast's: `lower`, `fp32`, `promote` or `other`; `autocast`: the dtype of the script's own
       autocast region around it, null outside of one.
     - `local_error`: by format, the relative rms error of this operation when it alone runs in the format.
-    - `flops`: of one forward call, null unless it is a product.
+    - `flops`: of one forward call, on average, null unless it is a product; `shapes`: the operands' where most of the
+      work is done.
     - `half`: whether autocast would store its result in half precision, in any call; `half_amax`: the largest such
       result.
     - `constants`: the smallest and largest magnitude of its scalar arguments; `follows_dtype`: one of these is the

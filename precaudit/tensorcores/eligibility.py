@@ -35,9 +35,9 @@ def work(op: Op) -> Product | None:
 
 
 def flops(op: Op) -> float | None:
-    """Forward FLOPs of one call: by its shapes, or as counted while it ran."""
+    """Forward FLOPs of one call, on average: as counted while it ran, or by its shapes."""
     found = work(op)
-    return found.flops if found else op.flops
+    return op.flops or (found.flops if found else None)
 
 
 def with_flops(ops: Iterable[Op]) -> tuple[Op, ...]:

@@ -49,7 +49,7 @@ class OpSlot:
     - `half`: whether autocast would store the result in half precision; `autocast`: the dtype of the script's region.
     - `constants`: the smallest and largest magnitude of its non-zero scalar arguments, except extreme ones that depend
       on a dtype that the script read (`follows_dtype`).
-    - `flops`: those of one call, where shapes don't determine them.
+    - `flops`: those of one call of a product, where torch counts them.
     """
 
     module: ModuleName

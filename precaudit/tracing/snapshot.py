@@ -188,9 +188,9 @@ def _op(fqn: str, op: str, slots: list[OpSlot]) -> Op:
             + _record("activation_grad", gradient, dtype=first.dtype)
         ),
         input_amax=largest(slot.input_amax for slot in slots),
-        shapes=first.shapes,
+        shapes=max(slots, key=_work).shapes,
         dtype=first.dtype,
-        flops=sum((slot.flops or 0.0) * slot.calls for slot in slots) / calls or None,
+        flops=sum(map(_work, slots)) / calls or None,
         local_error=largest_by_name([slots[i].local_error for i in counted]),
         half=half,
         constants=widest(slots[i].constants for i in counted),
@@ -200,6 +200,10 @@ def _op(fqn: str, op: str, slots: list[OpSlot]) -> Op:
         half_amax=stats[worst].amax if half else None,
         places=_places([slots[i] for i in counted], slots[worst].location),
     )
+
+
+def _work(slot: OpSlot) -> float:
+    return (slot.flops or 0.0) * slot.calls
 
 
 def _places(slots: list[OpSlot], usual: Location | None) -> dict[str, Location]:

@@ -24,7 +24,7 @@ from precaudit.instrument.scopes import REPEATED, Frame, ModuleScopes, ScopeList
 from precaudit.instrument.torchfunction import dtype_name, tensors_in
 from precaudit.tracing.extremes import largest
 from precaudit.tracing.faults import FaultWatch, Inputs, finite_amax
-from precaudit.tracing.flops import UNTOLD, counted_flops
+from precaudit.tracing.flops import COUNTED, counted_flops
 from precaudit.tracing.integers import EXACT_INTEGERS, integer_amax
 from precaudit.tracing.ops import Function, TraceMode, caller_location, scalars
 from precaudit.tracing.parameters import ParameterTracker
@@ -278,7 +278,7 @@ class Tracer(TrainingListener, ScopeListener):
             dtype,
             half,
             self.options.autocast(),
-            flops=counted_flops(func, args, kwargs) if key[1] in UNTOLD else None,
+            flops=counted_flops(func, args, kwargs) if key[1] in COUNTED else None,
         )
         return slot
 

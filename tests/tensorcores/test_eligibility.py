@@ -245,8 +245,33 @@ def test_products_whose_shapes_do_not_tell_their_work_are_counted_while_they_run
     assert eligible_share([op], BF16, H100) == (1.0 if op.category == "lower" else 0.0)
 
 
+def test_a_modules_calls_of_different_sizes_count_each_with_its_own():
+    import precaudit
+
+    model, tokens = torch.nn.MultiheadAttention(40, 2), torch.randn(17, 3, 40)
+    with FlopCounterMode(display=False) as counter:
+        model(tokens, tokens, tokens)
+    with precaudit.audit(model, every=1) as audit:
+        model(tokens, tokens, tokens)[0].sum().backward()
+    products = [op for op in audit.report().ops if op.flops]
+    assert sum(op.flops * op.calls for op in products) == counter.get_total_flops()
+    (linear,) = [op for op in products if op.op == "linear"]
+    assert (linear.calls, linear.shapes[1]) == (2, (120, 40))
+
+
 def test_an_einsum_without_sums_is_no_product():
     from precaudit.tracing.flops import counted_flops
 
     assert counted_flops(torch.einsum, ("bi,i->bi", torch.ones(3, 4), torch.ones(4)), {}) is None
     assert counted_flops(torch.einsum, ("bi,j->bi", torch.ones(3, 4)), {}) is None
+
+
+def test_what_torch_can_not_count_is_audited_all_the_same():
+    import precaudit
+
+    model = torch.nn.Linear(3, 4)
+    jagged = torch.nested.nested_tensor([torch.randn(2, 3), torch.randn(4, 3)], layout=torch.jagged)
+    with precaudit.audit(model, every=1) as audit:
+        model(jagged)
+        model(torch.randn(2, 3)).sum().backward()
+    assert audit.report().ops
