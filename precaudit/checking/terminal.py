@@ -5,8 +5,8 @@ from __future__ import annotations
 from precaudit.checking import story
 from precaudit.checking.records import CheckReport
 from precaudit.reporting.grouped import grouped, unshown
+from precaudit.reporting.page import Page
 from precaudit.reporting.places import place
-from precaudit.reporting.terminal import Page
 from precaudit.words import prose, visible
 
 LABELS = {"passed": "pass", "warned": "warn", "failed": "FAIL", "not measured": "?"}

@@ -6,7 +6,7 @@ from tabulate import tabulate
 
 from precaudit.comparison.changes import Comparison
 from precaudit.comparison.rows import Names, failed_gates, notes, rows, title
-from precaudit.reporting.terminal import Page
+from precaudit.reporting.page import Page
 from precaudit.words import inert, listing, shorten, visible
 
 MAX_ROWS = 20

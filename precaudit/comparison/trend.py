@@ -22,8 +22,8 @@ from precaudit.model import Report
 from precaudit.reporting import markdown as md
 from precaudit.reporting import unfinished
 from precaudit.reporting.facts import from_python
+from precaudit.reporting.page import Page
 from precaudit.reporting.serialize import load_report
-from precaudit.reporting.terminal import Page
 from precaudit.words import plural, prose, seconds, share, visible
 
 DATE_KEYS = ("started", "created", "date")

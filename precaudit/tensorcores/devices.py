@@ -10,7 +10,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from precaudit.reporting.terminal import Page
+from precaudit.reporting.page import Page
 from precaudit.tensorcores.kernel_names import generation_of, has_tensor_cores
 from precaudit.tensorcores.nvml import session, text
 from precaudit.tensorcores.peaks import find_gpu

@@ -14,8 +14,8 @@ from precaudit.errors import PrecauditError
 from precaudit.model import SCHEMA_VERSION, Kernel, TimeShare
 from precaudit.reporting import format_of
 from precaudit.reporting.markdown import bullets, code, table, text
+from precaudit.reporting.page import Page
 from precaudit.reporting.serialize import to_json
-from precaudit.reporting.terminal import Page
 from precaudit.tensorcores.analysis import CLASSES, Analysis
 from precaudit.tensorcores.kernel_names import readable
 from precaudit.words import inert, number, plural, seconds, share, shorten, visible
