@@ -18,16 +18,14 @@ from torch.utils.hooks import RemovableHandle
 
 from precaudit.errors import PrecauditError, require
 from precaudit.execution.emulated import Emulator, autocast_asked
+from precaudit.execution.fitness import doubts, fit_plan, refuse_unplannable
 from precaudit.execution.formats import PlanLookup, ScopeFormat
 from precaudit.execution.native import NativePrecision, backward_products
 from precaudit.execution.products import tf32
-from precaudit.execution.rounding import HALVES
-from precaudit.instrument.names import ModuleName, fqns_of, is_leaf
+from precaudit.instrument.names import ModuleName, fqns_of
 from precaudit.instrument.patches import Shared
 from precaudit.instrument.scopes import Frame, Scopes, checkpointed
 from precaudit.model import EXECUTIONS, Plan
-from precaudit.planning.fitting import fit_names, format_of, is_within, part_of, parts, stands_for
-from precaudit.words import listing
 
 
 @dataclass(frozen=True)
@@ -203,68 +201,16 @@ def apply(
             "a plan is applied to this model or to a part of it; call .remove() on its handle first, or, of a copy, "
             "precaudit.remove(model)"
         )
-    _refuse_scripted(model)
-    if resolved.master_weights:
-        _refuse_half_weights(model)
+    refuse_unplannable(model, resolved)
     fitted = fit_plan(model, resolved, name)
-    for doubt in _doubts(model, resolved, fitted):
+    for doubt in doubts(model, resolved, fitted):
         warnings.warn(doubt, stacklevel=2)
     return put_on(model, fitted, None if execution == "auto" else execution == "native")
-
-
-def _doubts(model: nn.Module, plan: Plan, fitted: Plan) -> Iterator[str]:
-    if plan.is_edited:
-        yield (
-            "this plan was changed since it was profiled: the verdict in it is on what it was, and nothing has "
-            "verified it as it is. Profile the script again, and apply a plan that is verified"
-        )
-    elif plan.verdict == "fail":
-        yield (
-            "this plan is NOT VERIFIED: when it was profiled, training with it was not as good as float32. "
-            "Profile the script again, and apply a plan that is verified"
-        )
-    if unverified := _unverified(model, fitted):
-        yield (
-            f"new in this model, or of another type, since the plan was made: {listing(unverified)}. Nothing has "
-            "verified them in the plan's formats: profile the script again, or see what has changed by precaudit check"
-        )
-
-
-def _unverified(model: nn.Module, plan: Plan) -> list[str]:
-    """What runs low though no profile has seen it; a plan without types was written by hand, and may name what it
-    likes."""
-    modules, kinds = fqns_of(model), _kinds(model)
-    new = [fqn for module, fqn in modules.items() if is_leaf(module) and fqn not in plan.modules]
-    others = [fqn for fqn, kind in plan.types.items() if kind not in kinds.get(fqn, {kind})]
-    found = [fqn for fqn in (*new, *others) if format_of(plan, fqn) != "float32"] if plan.types else []
-    return [f"{fqn or 'the model itself'} (in {format_of(plan, fqn)})" for fqn in found]
 
 
 def _device_of(module: nn.Module) -> str | None:
     first = next(iter(module.parameters()), None)
     return None if first is None else first.device.type
-
-
-def _refuse_scripted(model: nn.Module) -> None:
-    """TorchScript takes no hooks, and its code can't be looked into."""
-    scripted = [fqn for module, fqn in fqns_of(model).items() if isinstance(module, torch.jit.ScriptModule)]
-    if scripted:
-        place = scripted[0] or "the whole model"
-        raise PrecauditError(
-            f"no plan can be put on {place}, which torch.jit compiled. Apply the plan to the model without "
-            "torch.jit.script and torch.jit.trace, or set PYTORCH_JIT=0: a profile ran it so"
-        )
-
-
-def _refuse_half_weights(model: nn.Module) -> None:
-    """Half weights would be a training other than the verified one; inference with them is allowed."""
-    trained = (fqn for fqn, p in model.named_parameters() if p.requires_grad and p.dtype in HALVES)
-    if model.training and (first := next(trained, None)) is not None:
-        raise PrecauditError(
-            f"{first} is in half precision, and a plan is for float32 weights, which take the small changes of "
-            "training. Leave the model in float32: model.float(), before the optimizer is made. To use it without "
-            "training, call model.eval() first; weights that stay as they are have requires_grad_(False)"
-        )
 
 
 def put_on(model: nn.Module, plan: Plan, native: bool | None) -> Applied:
@@ -301,40 +247,3 @@ def _hooks(model: nn.Module) -> Iterator[tuple[dict[int, Any], int, object]]:
         for hooks in (module._forward_pre_hooks, module._forward_hooks):
             for key, hook in hooks.items():
                 yield hooks, key, getattr(hook.func, "__self__", None) if isinstance(hook, partial) else None
-
-
-def fit_plan(model: nn.Module, plan: Plan, name: str) -> Plan:
-    """The part of a plan that is about `model`, by the model's own names; PrecauditError where it names others, or may
-    be one of several parts."""
-    own = set(fqns_of(model).values())
-    require(not name or any(is_within(fqn, name) for fqn in plan.modules), f"the plan has no model called {name!r}")
-    names = fit_names(plan, own, name)
-    unknown = sorted(fqn for fqn in names.values() if fqn not in own)
-    if plan.modules and (unknown or not names):
-        raise _unfit(f"it has no module {listing(unknown) or 'of the plan'}")
-    kind = next((plan.types[name] for name in names if name in plan.types), None)
-    if own == {""} and kind and kind not in _kinds(model)[""]:
-        raise _unfit(f"it is not of the plan's type, {kind}")
-    part, others = part_of(plan, names), {} if name else parts(plan, own)
-    if not all(stands_for(part, other) for other in others.values()):
-        listed = " or ".join(others)
-        raise PrecauditError(
-            f"by its modules this model may be {listed} of the plan, whose formats differ: say which, as in "
-            f"precaudit.apply(model, plan, name={next(iter(others))!r})"
-        )
-    return part
-
-
-def _kinds(model: nn.Module) -> dict[str, set[str]]:
-    """For each module name, the names of all classes of the module and of its wrappers."""
-    kinds: dict[str, set[str]] = {}
-    for module, fqn in fqns_of(model).items():
-        kinds.setdefault(fqn, set()).update(kind.__name__ for kind in type(module).__mro__)
-    return kinds
-
-
-def _unfit(why: str) -> PrecauditError:
-    return PrecauditError(
-        f"the plan doesn't fit this model: {why}. "
-        "Make a new plan with `precaudit profile`, or pass the model that the plan was made for"
-    )
