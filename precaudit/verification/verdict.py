@@ -63,13 +63,16 @@ class Runs:
         return [(self.references[seed], run) for seed, run in self.candidates.items() if seed in self.references]
 
 
-def _undecided(verdict: Verdict, reason: str, gates_: tuple[Gate, ...] = ()) -> Judgement:
-    return Judgement(verdict, reason, None, Difference(), gates_)
+def _uncompared(
+    verdict: Verdict, reason: str, gates_: tuple[Gate, ...], cause: Cause | None = None, settled: bool = False
+) -> Judgement:
+    """A verdict without a comparison of losses."""
+    return Judgement(verdict, reason, None, Difference(), gates_, cause=cause, settled=settled)
 
 
 def _unchanged(what: str, gates_: tuple[Gate, ...]) -> Judgement:
     reason = f"the plan changed nothing: {what} is float32's, bit for bit"
-    return replace(_undecided("inconclusive", reason, gates_), cause="unchanged")
+    return _uncompared("inconclusive", reason, gates_, "unchanged")
 
 
 def judge(runs: Runs, plan: Plan) -> Judgement:
@@ -77,19 +80,19 @@ def judge(runs: Runs, plan: Plan) -> Judgement:
     pairs = runs.pairs
     checked = gates(pairs, plan)
     if (ended := next((run for pair in pairs for run in pair if _ended_from_outside(run)), None)) is not None:
-        return replace(_undecided("inconclusive", ended.why, checked), cause="interrupted", settled=True)
+        return _uncompared("inconclusive", ended.why, checked, "interrupted", settled=True)
     if (stopped := next((run for run, _ in pairs if not run.finished), None)) is not None:
         reason = f"float32 itself stopped at step {stopped.steps} with seed {stopped.seed}: {stopped.why}"
-        return replace(_undecided("inconclusive", reason, checked), cause="float32", settled=True)
+        return _uncompared("inconclusive", reason, checked, "float32", settled=True)
     for reference, candidate in pairs:
         if not candidate.finished:
             function = candidate.error.backward_of if candidate.error else None
             where = f" in {function}'s own backward pass, {OUTSIDE}" if function else ""
-            return _undecided("fail", f"the script stopped at step {candidate.steps}{where}: {candidate.why}", checked)
+            return _uncompared("fail", f"the script stopped at step {candidate.steps}{where}: {candidate.why}", checked)
         if (lost := statistics.diverged(reference.losses, candidate.losses)) is not None:
-            return _undecided("fail", lost.detail, checked)
+            return _uncompared("fail", lost.detail, checked)
     if bad := failed(checked):
-        return _undecided("fail", bad[0].detail, checked)
+        return _uncompared("fail", bad[0].detail, checked)
     if pairs and not any(_differ(*pair) for pair in pairs):
         return _unchanged("every loss", checked)
     judged = _compare_losses(runs, pairs, checked)
@@ -97,7 +100,7 @@ def judge(runs: Runs, plan: Plan) -> Judgement:
     if early is None or judged.verdict == "inconclusive":
         return judged
     reason = ended_itself(early[1].steps, early[0].steps)
-    return replace(_undecided("inconclusive", reason, checked), cause="early", settled=True)
+    return _uncompared("inconclusive", reason, checked, "early", settled=True)
 
 
 def _ends_early(reference: RunResult, candidate: RunResult) -> bool:
