@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from precaudit.checking.models import ModelView, planned_formats
 from precaudit.checking.records import Answer, Deployment
 from precaudit.finding import finding
-from precaudit.model import Finding, Severity
+from precaudit.model import Finding, Plan, Severity
 from precaudit.planning.fitting import format_of
 from precaudit.planning.rules import HEADROOM, Ban, bans
 from precaudit.running.job import RunResult
@@ -37,7 +37,8 @@ def ranges(run: RunResult, views: Mapping[str, ModelView], deployment: Deploymen
     if not trace.ops:
         return Answer("ranges", "no operation was traced", (_unseen(),), False, deployment.format)
     names = [name for name in used if name != "float32"]
-    broken = [ban for ban in bans(trace, names) if _applies(ban, views)]
+    planned = planned_formats(views)
+    broken = [ban for ban in bans(trace, names) if _applies(ban, planned)]
     detail = (
         f"{plural(len(trace.ops), 'operation')} held against {listing(names) or 'float32'}, "
         f"with a factor of {HEADROOM:g} to spare"
@@ -55,9 +56,9 @@ def _unseen() -> Finding:
     )
 
 
-def _applies(ban: Ban, views: Mapping[str, ModelView]) -> bool:
+def _applies(ban: Ban, planned: Mapping[str, tuple[Plan, str]]) -> bool:
     """Whether the plan has that operation in that format."""
-    plan, fqn = planned_formats(views).get(ban.fqn, (None, ""))
+    plan, fqn = planned.get(ban.fqn, (None, ""))
     return plan is not None and format_of(plan, fqn, ban.op) == ban.format
 
 
