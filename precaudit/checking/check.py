@@ -12,7 +12,7 @@ from precaudit.checking.loss_scale import loss_scale
 from precaudit.checking.models import the_planned, view_models
 from precaudit.checking.outcomes import hard_inputs, outputs
 from precaudit.checking.ranges import ranges
-from precaudit.checking.records import Answer, CheckReport, CheckSettings, Deployment, Observation, Observed
+from precaudit.checking.records import Answer, CheckReport, CheckSettings, Deployment, Observed, ObserverSpec
 from precaudit.checking.target import target
 from precaudit.checking.verified import verified
 from precaudit.errors import ExitCode, PrecauditError
@@ -69,7 +69,7 @@ def _run(job: Job, wanted: tuple[Deployment, ...], settings: CheckSettings, runn
         audited=frozenset(range(job.steps)),
         shadowed=frozenset({0, job.steps // 2, job.steps - 1}),
         formats=tuple(dict.fromkeys(name for each in wanted for name in formats_of(each.plan))),
-        observer=Observation(wanted, settings.execution),
+        observer=ObserverSpec(wanted, settings.execution),
     )
     return in_float32(spec, runner).run
 

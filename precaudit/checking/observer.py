@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 
 from precaudit.checking import inputs
-from precaudit.checking.records import Deployment, HardInput, ModuleFacts, Observation, Observed
+from precaudit.checking.records import Deployment, HardInput, ModuleFacts, Observed, ObserverSpec
 from precaudit.checking.repeating import Calls, Repeater, Seen, compare, hard_calls, safe_exponent, said, try_hard
 from precaudit.errors import PrecauditError
 from precaudit.instrument.names import ModuleNames, has_parameters, is_leaf
@@ -26,7 +26,7 @@ from precaudit.running.endstate import is_called
 class Observer(ScopeListener):
     """Keeps the calls of models with parameters (losses have none)."""
 
-    def __init__(self, wanted: Observation, scopes: ModuleScopes, in_disabled_region: Callable[[], bool]) -> None:
+    def __init__(self, wanted: ObserverSpec, scopes: ModuleScopes, in_disabled_region: Callable[[], bool]) -> None:
         self._wanted = wanted
         self._scopes = scopes
         self._in_disabled_region = in_disabled_region

@@ -41,7 +41,7 @@ class Deployment:
 
 
 @dataclass(frozen=True)
-class Observation:
+class ObserverSpec:
     """What to observe. Called in the script's process, it makes the scope listener that keeps the last `batches`."""
 
     deployments: tuple[Deployment, ...]
