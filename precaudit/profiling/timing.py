@@ -52,7 +52,7 @@ def measure(
     figures |= compared(own, figures["step_seconds"] if on_gpu and card else {}, card or target)
     figures |= {"notes": list(notes), "seconds_measuring": seconds}
     run_steps = audit.reference.steps if audit.reference.status == "ended" else None
-    steps_in = units(found.feed, run_steps) if found else dict.fromkeys(units(Observation("cpu").feed, None))
+    steps_in = units(found.feed, run_steps) if found else dict.fromkeys(UNITS)
     device = where["device"] if found else None
     profiled = found.profiled if found else {}
     return Measured(
