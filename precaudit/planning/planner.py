@@ -74,13 +74,7 @@ def build_plan(trace: Trace, choices: Choices) -> Plan:
     because = {fqn: _BESIDE for fqn in names if formats[fqn] != default}
     unseen = trace.unseen if default not in ("tf32", "float32") else ()
     formats |= dict.fromkeys(unseen, "float32")
-    draft = _Draft(
-        choices,
-        default,
-        formats,
-        _alone(trace, layers),
-        because=because | dict.fromkeys(unseen, _UNSEEN),
-    )
+    draft = _Draft(choices, default, formats, because | dict.fromkeys(unseen, _UNSEEN), _alone(trace, layers))
     for ban in choices.bans:
         draft.avoid(ban, layers.get(ban.fqn))
     for (fqn, op), (format_name, why) in choices.promoted.items():
@@ -149,9 +143,9 @@ class _Draft:
     choices: Choices
     default: str
     modules: dict[str, str]
-    alone: str | None = None
+    because: dict[str, str]
+    alone: str | None
     ops: dict[tuple[str, str], str] = field(default_factory=dict)
-    because: dict[str, str] = field(default_factory=dict)
 
     def avoid(self, ban: Ban, layer: Layer | None) -> None:
         """Give the banned operation a safer format. A leaf module moves as a whole, and so does one that writes in
