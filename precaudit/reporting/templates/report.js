@@ -8,7 +8,6 @@
   const { page: data, plan, specs } = await unpack($("data").textContent);
   const ROWS = 30;
   const GRADIENTS = new Set(["activation_grad", "weight_grad"]);
-  const BUDGET = 1e-4;
   const views = {};
 
   const element = (tag, text, className) => {
