@@ -4,27 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
-from typing import Any
 
 from precaudit.finding import finding, place_of, ranked
-from precaudit.model import Finding, Layer, Location, Op, Plan, Severity, TensorRecord, Verification
+from precaudit.model import Finding, Location, Plan, Severity, Verification
 from precaudit.planning.budget import BIAS_LIMIT, RHO_LIMIT, SNR_LIMIT, GradientError, LostGradients
-from precaudit.planning.fitting import format_of
-from precaudit.planning.loss_scale import RESIDUE, lost_share
 from precaudit.planning.planner import default_format
 from precaudit.planning.rules import Ban
 from precaudit.profiling.aswritten import of_as_written
 from precaudit.profiling.audit import Audit
 from precaudit.profiling.culprits import roughest
 from precaudit.profiling.entries import CAP, casts_in, seen_in
+from precaudit.profiling.halfweights import keeping_pace, of_half_weights
+from precaudit.profiling.underflow import of_loss_scale
 from precaudit.tracing.ops import CASTS
-from precaudit.tracing.records import STOPPING, Trace
+from precaudit.tracing.records import Trace
 from precaudit.verification.verdict import OUTSIDE
 from precaudit.words import listing
 
-NARROW = ("float16", "bfloat16")
-_PACE = 0.9
-_MOVED = "the plan moves it out of float16"
 _STAY = "stay in float32 for this script, or mend what the other findings name"
 _DECORATE = (
     "decorate the function's forward with torch.amp.custom_fwd(device_type='cuda') and its backward with "
@@ -36,14 +32,14 @@ _OVERFLOWS = ("PA101", "PA102", "PA103", "PA107")
 def all_findings(audit: Audit, plan: Plan, verification: Verification) -> tuple[Finding, ...]:
     """All findings, errors first; within a severity in the order of the stages."""
     as_written = of_as_written(audit, verification)
-    pace = _keeping_pace(audit)
+    pace = keeping_pace(audit)
     deviates = any((each.rule, each.severity) == ("PA501", "error") for each in as_written)
     found = [
         *_of_bypassed(audit.trace),
         *_of_bans(audit.bans, plan, _own_casts(audit)),
-        *_of_optimizer(audit, pace),
+        *of_half_weights(audit, pace),
         *_of_errors(audit, plan),
-        *_of_loss_scale(audit, plan, deviates),
+        *of_loss_scale(audit, plan, deviates),
         *as_written,
         *(list(_of_float32(audit, verification)) or _of_failure(verification)),  # a plan's failure says nothing more
         *_of_repairs(verification),
@@ -114,74 +110,6 @@ def _by_their_cause(bans: Sequence[Ban]) -> list[Ban]:
     """Bans without a PA106 for an operation that becomes non-finite where the overflow itself is reported."""
     reported = {(ban.fqn, ban.op, ban.format) for ban in bans if ban.rule in _OVERFLOWS and ban.severity == "error"}
     return [ban for ban in bans if ban.value != math.inf or (ban.fqn, ban.op, ban.format) not in reported]
-
-
-def _of_optimizer(audit: Audit, pace: Mapping[str, bool]) -> list[Finding]:
-    """PA301, PA302: weights and optimizer states that the script keeps in half precision."""
-    run = audit.as_written
-    if run is None or run.trace is None:
-        return []
-    return [
-        found for layer in run.trace.layers for found in (*_of_weights(layer, run.baseline, pace), *_of_states(layer))
-    ]
-
-
-def _keeping_pace(audit: Audit) -> dict[str, bool]:
-    """The parameters that moved as far as in float32 although updates were rounded away, as with compensated summation
-    or stochastic rounding. A name without a model stands for the parameters of that name in all models."""
-    run = audit.as_written
-    written = run.end_state.learned if run else {}
-    pace: dict[str, bool] = {}
-    for name, far in audit.reference.end_state.learned.items():
-        for key in (name, name.partition(".")[2]) if far else ():
-            pace[key] = pace.get(key, True) and written.get(name, 0.0) >= _PACE * far
-    return pace
-
-
-def _of_weights(layer: Layer, baseline: Mapping[str, Any], pace: Mapping[str, bool]) -> Iterator[Finding]:
-    """PA301: half weights that absorb their updates, where there is a gradient. Whether a tiny tensor keeps pace is
-    judged by the others of its layer."""
-    names = {w.name: f"{layer.fqn}.{w.name}".lstrip(".") for w in layer.tensors if w.role == "weight"}
-    known = [pace[name] for name in names.values() if name in pace]
-    for weight in layer.tensors:
-        if weight.role != "weight" or weight.dtype not in NARROW:
-            continue
-        name = names[weight.name]
-        if pace.get(name, bool(known) and all(known)):
-            continue
-        update, gradient = layer.tensor("update", weight.name), layer.tensor("weight_grad", weight.name)
-        if not update or not gradient or not update.stats.numel:
-            continue
-        moved = _zero_share(update)
-        if moved - _zero_share(gradient) > 0.5:
-            message = f"{name}: {moved:.0%} of its updates are rounded away, with weights in {weight.dtype}"
-            fix = "keep float32 master weights: train the float32 model under autocast instead of casting it"
-            place = _cast_to(weight.dtype, baseline)
-            yield finding("PA301", "error", message, fix, layer.fqn, None, place, share=moved)
-            return
-
-
-def _cast_to(dtype: str, baseline: Mapping[str, Any]) -> Location | None:
-    """The line that first casts to that dtype."""
-    return next((place_of(cast) for cast in casts_in(baseline) if cast["dtype"] == dtype), None)
-
-
-def _of_states(layer: Layer) -> Iterator[Finding]:
-    """PA302: optimizer states that are zero in float16 although the gradients are not."""
-    for state in layer.tensors:
-        if state.role != "optimizer_state" or state.dtype != "float16":
-            continue
-        parameter, _, kind = state.name.rpartition(".")
-        gradient, share = layer.tensor("weight_grad", parameter), _zero_share(state)
-        if share - (_zero_share(gradient) if gradient else 0.0) > 0.01:
-            eps = ", as Adam's own eps of 1e-8 is" if kind == "exp_avg_sq" else ""
-            message = f"{layer.fqn or 'the model itself'}: {share:.0%} of {state.name} is zero in float16{eps}"
-            fix = "keep optimizer states in float32"
-            yield finding("PA302", "error", message, fix, layer.fqn, state=state.name, share=share)
-
-
-def _zero_share(tensor: TensorRecord) -> float:
-    return tensor.stats.zeros / max(1, tensor.stats.numel)
 
 
 def _of_errors(audit: Audit, plan: Plan) -> list[Finding]:
@@ -263,75 +191,6 @@ def _in_words(error: GradientError) -> str:
     )
     phase = error.label.partition("@")[2]
     return f"{phase}: by {size} of its size, {noise} of the variance between batches, {bias} in every batch alike"
-
-
-def _of_loss_scale(audit: Audit, plan: Plan, deviates: bool) -> list[Finding]:
-    """PA202: gradients that float16 loses without a loss scale, or under the script's own scale (an error if its
-    training deviates); PA203: no single scale suits all modules."""
-    own = _own_scale(audit, deviates)
-    severity: Severity = "error" if own is not None and deviates else "warning"
-    spared = {op.fqn for op in audit.trace.ops if op.autocast == "bfloat16"}
-    low = {layer.fqn for layer in audit.trace.layers if own is not None and layer.fqn not in spared}
-    low |= {layer.fqn for layer in audit.trace.layers if format_of(plan, layer.fqn) == "float16"}
-    candidates = [layer for layer in audit.trace.layers if layer.trained and layer.fqn in low]
-    place = place_of(audit.reference.baseline.get("autocast_at")) if own is not None else None
-    scale, fix = _scaling(own, "grad_scaler" in audit.reference.baseline)
-    found = []
-    for layer in candidates:
-        if (lost := _lost_share(layer, own or 1.0)) > 1e-2:
-            name = layer.fqn or "the model itself"
-            message = f"{name}: {lost:.0%} of its gradient energy underflows in float16 {scale}"
-            found.append(finding("PA202", severity, message, fix, layer.fqn, None, place, flushed_energy=lost))
-    for fqn, why in plan.because.items():
-        if "no single scale" in why:
-            op = _steepest(audit.trace, fqn)
-            place = op.place("gradient") if op else None
-            message = f"{fqn or 'the model'}: {why}"
-            named = op.op if op else None
-            found.append(finding("PA203", "warning", message, _MOVED, fqn, named, place, formats="float16"))
-    return found
-
-
-def _steepest(trace: Trace, fqn: str) -> Op | None:
-    """The operation inside a module that has the largest gradient of those that autocast stores in half."""
-    own = [op for op in trace.ops if op.fqn == fqn and op.half and op.op not in STOPPING]
-    sizes = [record.stats.amax if (record := op.tensor("activation_grad")) else 0.0 for op in own]
-    return own[sizes.index(max(sizes))] if any(sizes) else None
-
-
-def _own_scale(audit: Audit, deviates: bool) -> float | None:
-    """The script's own initial loss scale in float16, 1 without one; None for another format, or for a scaler under
-    which it trains well, as that may have raised its scale."""
-    baseline = audit.reference.baseline
-    if baseline.get("autocast") != "float16":
-        return None
-    scaler = baseline.get("grad_scaler")
-    if not isinstance(scaler, dict):
-        return 1.0
-    scale = scaler.get("init_scale")
-    return float(scale) if deviates and scale and scale > 0 else None
-
-
-def _scaling(own: float | None, scaler: bool) -> tuple[str, str]:
-    """How the script scales its loss, in words, and the fix."""
-    if own is None:
-        return "without a loss scale", "use plan.grad_scaler()"
-    if not scaler:
-        return "without a loss scale, as the script's own autocast has it", "use torch.amp.GradScaler, or bfloat16"
-    return (
-        f"at the loss scale of {own:g} that the script's own GradScaler begins with",
-        "let GradScaler begin with a larger init_scale, or use bfloat16",
-    )
-
-
-def _lost_share(layer: Layer, scale: float) -> float:
-    """The largest share of a gradient's energy that float16 loses at a loss scale, over a module's gradients."""
-    gradients = [t for t in layer.tensors if t.role in ("activation_grad", "weight_grad") and t.formats]
-    if scale != 1:
-        return lost_share([t.stats for t in gradients], math.floor(math.log2(scale)))
-    loudest = max((t.stats.rms for t in gradients), default=0.0)
-    significant = (t for t in gradients if t.stats.rms >= RESIDUE * loudest)
-    return max((t.formats["float16"].flushed_energy for t in significant), default=0.0)
 
 
 def _of_float32(audit: Audit, verification: Verification) -> Iterator[Finding]:

@@ -1,0 +1,83 @@
+"""Findings on weights and optimizer states that a script keeps in half precision."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from precaudit.finding import finding, place_of
+from precaudit.model import Finding, Layer, Location, TensorRecord
+from precaudit.profiling.audit import Audit
+from precaudit.profiling.entries import casts_in
+
+NARROW = ("float16", "bfloat16")
+_PACE = 0.9
+"""What moves by this share of its way in float32 keeps pace with it."""
+
+
+def of_half_weights(audit: Audit, pace: Mapping[str, bool]) -> list[Finding]:
+    """PA301, PA302: weights and optimizer states that the script keeps in half precision."""
+    run = audit.as_written
+    if run is None or run.trace is None:
+        return []
+    return [
+        found for layer in run.trace.layers for found in (*_of_weights(layer, run.baseline, pace), *_of_states(layer))
+    ]
+
+
+def keeping_pace(audit: Audit) -> dict[str, bool]:
+    """The parameters that moved as far as in float32 although updates were rounded away, as with compensated summation
+    or stochastic rounding. A name without a model stands for the parameters of that name in all models."""
+    run = audit.as_written
+    written = run.end_state.learned if run else {}
+    pace: dict[str, bool] = {}
+    for name, far in audit.reference.end_state.learned.items():
+        for key in (name, name.partition(".")[2]) if far else ():
+            pace[key] = pace.get(key, True) and written.get(name, 0.0) >= _PACE * far
+    return pace
+
+
+def _of_weights(layer: Layer, baseline: Mapping[str, Any], pace: Mapping[str, bool]) -> Iterator[Finding]:
+    """PA301: half weights that absorb their updates, where there is a gradient. Whether a tiny tensor keeps pace is
+    judged by the others of its layer."""
+    names = {w.name: f"{layer.fqn}.{w.name}".lstrip(".") for w in layer.tensors if w.role == "weight"}
+    known = [pace[name] for name in names.values() if name in pace]
+    for weight in layer.tensors:
+        if weight.role != "weight" or weight.dtype not in NARROW:
+            continue
+        name = names[weight.name]
+        if pace.get(name, bool(known) and all(known)):
+            continue
+        update, gradient = layer.tensor("update", weight.name), layer.tensor("weight_grad", weight.name)
+        if not update or not gradient or not update.stats.numel:
+            continue
+        moved = _zero_share(update)
+        if moved - _zero_share(gradient) > 0.5:
+            message = f"{name}: {moved:.0%} of its updates are rounded away, with weights in {weight.dtype}"
+            fix = "keep float32 master weights: train the float32 model under autocast instead of casting it"
+            place = _cast_to(weight.dtype, baseline)
+            yield finding("PA301", "error", message, fix, layer.fqn, None, place, share=moved)
+            return
+
+
+def _cast_to(dtype: str, baseline: Mapping[str, Any]) -> Location | None:
+    """The line that first casts to that dtype."""
+    return next((place_of(cast) for cast in casts_in(baseline) if cast["dtype"] == dtype), None)
+
+
+def _of_states(layer: Layer) -> Iterator[Finding]:
+    """PA302: optimizer states that are zero in float16 although the gradients are not."""
+    for state in layer.tensors:
+        if state.role != "optimizer_state" or state.dtype != "float16":
+            continue
+        parameter, _, kind = state.name.rpartition(".")
+        gradient, share = layer.tensor("weight_grad", parameter), _zero_share(state)
+        if share - (_zero_share(gradient) if gradient else 0.0) > 0.01:
+            eps = ", as Adam's own eps of 1e-8 is" if kind == "exp_avg_sq" else ""
+            message = f"{layer.fqn or 'the model itself'}: {share:.0%} of {state.name} is zero in float16{eps}"
+            fix = "keep optimizer states in float32"
+            yield finding("PA302", "error", message, fix, layer.fqn, state=state.name, share=share)
+
+
+def _zero_share(tensor: TensorRecord) -> float:
+    return tensor.stats.zeros / max(1, tensor.stats.numel)

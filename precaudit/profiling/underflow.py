@@ -1,0 +1,83 @@
+"""Findings on gradients that float16 loses: without a loss scale, under the script's own, or under any."""
+
+from __future__ import annotations
+
+import math
+
+from precaudit.finding import finding, place_of
+from precaudit.model import Finding, Layer, Op, Plan, Severity
+from precaudit.planning.fitting import format_of
+from precaudit.planning.loss_scale import RESIDUE, lost_share
+from precaudit.profiling.audit import Audit
+from precaudit.tracing.records import STOPPING, Trace
+
+_MOVED = "the plan moves it out of float16"
+
+
+def of_loss_scale(audit: Audit, plan: Plan, deviates: bool) -> list[Finding]:
+    """PA202: gradients that float16 loses without a loss scale, or under the script's own scale (an error if its
+    training deviates); PA203: no single scale suits all modules."""
+    own = _own_scale(audit, deviates)
+    severity: Severity = "error" if own is not None and deviates else "warning"
+    spared = {op.fqn for op in audit.trace.ops if op.autocast == "bfloat16"}
+    low = {layer.fqn for layer in audit.trace.layers if own is not None and layer.fqn not in spared}
+    low |= {layer.fqn for layer in audit.trace.layers if format_of(plan, layer.fqn) == "float16"}
+    candidates = [layer for layer in audit.trace.layers if layer.trained and layer.fqn in low]
+    place = place_of(audit.reference.baseline.get("autocast_at")) if own is not None else None
+    scale, fix = _scaling(own, "grad_scaler" in audit.reference.baseline)
+    found = []
+    for layer in candidates:
+        if (lost := _lost_share(layer, own or 1.0)) > 1e-2:
+            name = layer.fqn or "the model itself"
+            message = f"{name}: {lost:.0%} of its gradient energy underflows in float16 {scale}"
+            found.append(finding("PA202", severity, message, fix, layer.fqn, None, place, flushed_energy=lost))
+    for fqn, why in plan.because.items():
+        if "no single scale" in why:
+            op = _steepest(audit.trace, fqn)
+            place = op.place("gradient") if op else None
+            message = f"{fqn or 'the model'}: {why}"
+            named = op.op if op else None
+            found.append(finding("PA203", "warning", message, _MOVED, fqn, named, place, formats="float16"))
+    return found
+
+
+def _steepest(trace: Trace, fqn: str) -> Op | None:
+    """The operation inside a module that has the largest gradient of those that autocast stores in half."""
+    own = [op for op in trace.ops if op.fqn == fqn and op.half and op.op not in STOPPING]
+    sizes = [record.stats.amax if (record := op.tensor("activation_grad")) else 0.0 for op in own]
+    return own[sizes.index(max(sizes))] if any(sizes) else None
+
+
+def _own_scale(audit: Audit, deviates: bool) -> float | None:
+    """The script's own initial loss scale in float16, 1 without one; None for another format, or for a scaler under
+    which it trains well, as that may have raised its scale."""
+    baseline = audit.reference.baseline
+    if baseline.get("autocast") != "float16":
+        return None
+    scaler = baseline.get("grad_scaler")
+    if not isinstance(scaler, dict):
+        return 1.0
+    scale = scaler.get("init_scale")
+    return float(scale) if deviates and scale and scale > 0 else None
+
+
+def _scaling(own: float | None, scaler: bool) -> tuple[str, str]:
+    """How the script scales its loss, in words, and the fix."""
+    if own is None:
+        return "without a loss scale", "use plan.grad_scaler()"
+    if not scaler:
+        return "without a loss scale, as the script's own autocast has it", "use torch.amp.GradScaler, or bfloat16"
+    return (
+        f"at the loss scale of {own:g} that the script's own GradScaler begins with",
+        "let GradScaler begin with a larger init_scale, or use bfloat16",
+    )
+
+
+def _lost_share(layer: Layer, scale: float) -> float:
+    """The largest share of a gradient's energy that float16 loses at a loss scale, over a module's gradients."""
+    gradients = [t for t in layer.tensors if t.role in ("activation_grad", "weight_grad") and t.formats]
+    if scale != 1:
+        return lost_share([t.stats for t in gradients], math.floor(math.log2(scale)))
+    loudest = max((t.stats.rms for t in gradients), default=0.0)
+    significant = (t for t in gradients if t.stats.rms >= RESIDUE * loudest)
+    return max((t.formats["float16"].flushed_energy for t in significant), default=0.0)
