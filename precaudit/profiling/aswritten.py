@@ -1,47 +1,29 @@
-"""Findings on a script's own low precision: whether it trains like float32 as written, and where values are lost."""
+"""Findings on a script's own low precision: whether it trains like float32 as written, and what explains it."""
 
 from __future__ import annotations
 
-from operator import itemgetter
 from typing import Any
 
 from precaudit.execution.policy import category
 from precaudit.finding import SEVERITIES, USE_THE_PLAN, finding, place_of
-from precaudit.formats import LOCAL_ERROR_LIMIT
 from precaudit.model import Finding, Location, Severity, Verification
 from precaudit.ownprecision.changes import IN_HOOKS, depends_on_scale
-from precaudit.ownprecision.operations import ANGLES
-from precaudit.planning.rules import OF_A_SUM
 from precaudit.profiling.audit import Audit
 from precaudit.profiling.deviation import deviation_from_float32, ends_early
 from precaudit.profiling.entries import Seen, casts_in, causes_in, seen_in
+from precaudit.profiling.lostvalues import (
+    of_casts,
+    of_kept,
+    of_lost_gradients,
+    of_nonfinite,
+    of_operations,
+    of_outputs,
+    of_region,
+)
 from precaudit.profiling.scaled import CERTAIN, CHANGES, HOOKS, LIKELY, of_scaled
 from precaudit.running.job import RunResult
-from precaudit.tracing.records import ABSORBING
-from precaudit.verification.statistics import diverged
-from precaudit.words import listing, plural
+from precaudit.words import plural
 
-_MOST_LOST = 0.1
-"""Limits for a cast: the share of values that become zero, and the rounding error relative to the spread (rms)."""
-_CASTS = {
-    "vanished": (
-        "share",
-        "{share:.0%} of the values that are cast to float16 here are too small for it, and become zero",
-        "keep these values in float32, or scale them before the cast",
-    ),
-    "blurred": (
-        "lost",
-        "{dtype} is too coarse for the values that are cast to it here: rounding changes them by {lost:.0%} of their "
-        "spread, so the differences between them are lost",
-        "subtract a common offset before the cast, or keep the values in float32",
-    ),
-}
-"""By kind: the measure of the loss, the message, and the fix. `vanished` concerns small values, such as squared
-gradients; `blurred`, values close together, such as coordinates far from their origin."""
-_OF_WHAT = {
-    **dict.fromkeys(ABSORBING, OF_A_SUM),
-    **dict.fromkeys(ANGLES, "its result, because its angle is rounded"),
-}
 _REFUSALS = {
     "since the last update()": "call scaler.update() once, at the end of every step, and before it "
     "scaler.unscale_(optimizer) and scaler.step(optimizer) once each",
@@ -70,24 +52,24 @@ def of_as_written(audit: Audit, verification: Verification) -> list[Finding]:
         found += of_scaled(audit.reference.baseline, HOOKS)
     if not run.finished:
         stops = [] if run.status == "interrupted" else [_of_stop(run, fix)]  # by the user, not by itself
-        return [*found, *stops, *_of_nonfinite(audit.reference, run), *causes_in(run, "warning")]
+        return [*found, *stops, *of_nonfinite(audit.reference, run), *causes_in(run, "warning")]
     detail = deviation_from_float32(audit.reference, run, verification)
     causes = [
         *_of_penalty(audit.reference, run),
-        *_of_nonfinite(audit.reference, run),
+        *of_nonfinite(audit.reference, run),
         *causes_in(run, "error" if detail and not found else "warning"),
     ]
     if detail and not causes:
-        causes = _of_lost_gradients(run) or _of_casts(run, "vanished") or _of_operations(run)
-        causes = causes or _of_region(run)
+        causes = of_lost_gradients(run) or of_casts(run, "vanished") or of_operations(run)
+        causes = causes or of_region(run)
         likely = {**LIKELY, **CHANGES} if depends is None else LIKELY
-        causes = causes or of_scaled(scaled, likely)[:1] or _of_casts(run, "blurred")
+        causes = causes or of_scaled(scaled, likely)[:1] or of_casts(run, "blurred")
     if detail and not (found or causes):
         detail += _outside(run) or _likely(audit)
     if not detail and not any(cause.rule == "PA307" for cause in causes):
-        causes += _of_outputs(audit.reference, run)
+        causes += of_outputs(audit.reference, run)
     if not detail:
-        causes += _of_kept(audit.reference, run)
+        causes += of_kept(audit.reference, run)
     if not detail and ends_early(audit.reference, run):
         causes.append(_of_end(audit.reference, run, fix))
     autocast = audit.reference.baseline.get("autocast_at")
@@ -132,112 +114,6 @@ def _of_penalty(reference: RunResult, run: RunResult) -> list[Finding]:
     )
     fix = "divide these gradients by scaler.get_scale() before anything is computed from them"
     return [finding("PA507", "error", message, fix, location=place_of(place))]
-
-
-def _of_nonfinite(reference: RunResult, run: RunResult) -> list[Finding]:
-    """PA307: the operation that makes the loss non-finite, if no operation in low precision did. Where a scaler skips
-    all further steps, that loss belongs to none, and the run is short."""
-    lost, seen = diverged(reference.losses, run.losses), {entry["kind"]: entry for entry in seen_in(run)}
-    step = lost.step if lost else len(run.losses)
-    made = seen.get("nonfinite")
-    if made is None or made["step"] != step or step >= len(reference.losses) or "overflow" in seen:
-        return []
-    message = (
-        f"{made['op']} makes non-finite values at step {made['step']}, and the loss with them, but not in float32: the "
-        "script's own low precision has made its input zero, one or too large before"
-    )
-    fix = "keep the input of this operation in float32, from where it is made"
-    return [finding("PA307", "error", message, fix, None, made["op"], place_of(made), step=made["step"])]
-
-
-def _of_outputs(reference: RunResult, run: RunResult) -> list[Finding]:
-    """PA307: non-finite outputs that no loss uses, such as those of a validation."""
-    lost = {name: step for name, step in run.end_state.lost.items() if name not in reference.end_state.lost}
-    if not lost:
-        return []
-    name, step = min(lost.items(), key=itemgetter(1))
-    message = (
-        f"{name}: outputs are nan or inf in the script's own low precision, first after {plural(step, 'step')}, and "
-        "never in float32"
-    )
-    fix = "keep the operation that makes them in float32, also where the script only evaluates"
-    return [finding("PA307", "error", message, fix, step=step)]
-
-
-def _of_kept(reference: RunResult, run: RunResult) -> list[Finding]:
-    """PA307: non-finite buffers and optimizer states that no loss shows, such as a running variance. A buffer that
-    never changes may well be infinite: a mask."""
-    known, ended = reference.end_state, run.end_state
-    running = [name for name in ended.buffers if known.moved.get(name) != 0]
-    kept = {*running, *ended.optimizer_state} - {*known.buffers, *known.optimizer_state}
-    if not kept:
-        return []
-    message = (
-        f"{listing(sorted(kept), 3)}: nan or inf at the end in the script's own low precision, and finite in float32; "
-        "the loss of a training step doesn't show it, evaluation may"
-    )
-    fix = "keep running statistics and optimizer states in float32"
-    place = next(map(place_of, casts_in(run.baseline)), None)
-    return [finding("PA307", "error", message, fix, location=place, lost=tuple(sorted(kept)))]
-
-
-def _of_operations(run: RunResult) -> list[Finding]:
-    """PA106: operations that lose their result in the script's own format: additions that lose the smaller addend,
-    sines of rounded angles, and others outside of all modules."""
-    lost = [entry for entry in seen_in(run) if entry["kind"] == "absorbed" and entry["lost"] >= LOCAL_ERROR_LIMIT]
-    return [
-        finding(
-            "PA106",
-            "error",
-            f"{entry['fqn'] + ': ' if entry['fqn'] else ''}{entry['op']} in {entry['dtype']}, which the script chose "
-            f"itself, is off by {entry['lost']:.0%} of {_OF_WHAT.get(entry['op'], 'its result')}",
-            "keep this operation and its inputs in float32",
-            entry["fqn"] or None,
-            entry["op"],
-            place_of(entry),
-            lost=entry["lost"],
-        )
-        for entry in lost
-    ]
-
-
-def _of_region(run: RunResult) -> list[Finding]:
-    """PA511: products in an optimizer's step that run low because of autocast. Each loses little, but what is computed
-    from them (the root of a preconditioner) may lose much."""
-    products = [e for e in seen_in(run) if e.get("region_steps") and category(e["op"]) == "lower"]
-    first = min(products, key=lambda entry: entry["line"], default=None)
-    if first is None:
-        return []
-    message = (
-        f"{first['op']} of an optimizer's step runs in {first['dtype']}, because an autocast region is open around it: "
-        "what is computed from it (a preconditioner, say) may be far less exact than this product is"
-    )
-    fix = "end the autocast region before the backward pass: it is for the forward pass and the loss alone"
-    return [finding("PA511", "error", message, fix, None, first["op"], place_of(first))]
-
-
-def _of_lost_gradients(run: RunResult) -> list[Finding]:
-    """PA307: gradients that overflow, which the script then skips or replaces."""
-    lost = next((entry for entry in seen_in(run) if entry["kind"] == "lost"), None)
-    if lost is None:
-        return []
-    scaled = f", of a loss multiplied by {lost['scale']:.3g}" if lost["scale"] > 1 else ""
-    message = (
-        f"{lost['fqn'] or 'the model'}: gradients are not finite in the script's own {lost['dtype']} at step "
-        f"{lost['step']}{scaled}: the model learns nothing from them"
-    )
-    fix = "lower the loss scale, or let torch.amp.GradScaler find it"
-    return [finding("PA307", "error", message, fix, lost["fqn"] or None, None, place_of(lost), step=lost["step"])]
-
-
-def _of_casts(run: RunResult, kind: str) -> list[Finding]:
-    """PA309: casts that lose more than a tenth of their input."""
-    measure, message, fix = _CASTS[kind]
-    lost = [entry for entry in seen_in(run) if entry["kind"] == kind and entry[measure] > _MOST_LOST]
-    return [
-        finding("PA309", "error", message.format(**entry), fix, location=place_of(entry), **{measure: entry[measure]})
-        for entry in lost
-    ]
 
 
 def _of_stop(run: RunResult, fix: str) -> Finding:
