@@ -24,7 +24,6 @@ from precaudit.commands.options import (
     require_fork_server,
 )
 from precaudit.errors import ExitCode, PrecauditError, import_torch
-from precaudit.formats import parse_formats
 from precaudit.reporting.files import written_file
 
 if TYPE_CHECKING:
@@ -53,18 +52,11 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--plan", type=Path, required=True, metavar="PLAN", help="plan.json, or a report.json with it")
-    add_run_options(parser, "the script or model file")
+    add_run_options(parser, "the script or model file", "check in this format instead of the plan's, such as fp16")
     parser.add_argument(
         "--steps", type=int, default=8, metavar="N", help="steps, or batches of a model file (default 8)"
     )
     parser.add_argument("--target", metavar="GPU", help="the card to deploy on (default: the plan's)")
-    parser.add_argument(
-        "--formats",
-        type=parse_formats,
-        default=(),
-        metavar="LIST",
-        help="check in this format instead of the plan's, such as fp16",
-    )
     parser.add_argument(
         "--tolerance",
         type=_tolerance,

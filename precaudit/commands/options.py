@@ -11,6 +11,7 @@ from typing import Any
 
 from precaudit.commands.streams import emit
 from precaudit.errors import ExitCode, PrecauditError, require
+from precaudit.formats import parse_formats
 from precaudit.model import EXECUTIONS
 
 
@@ -27,8 +28,9 @@ def add_output_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-f", "--force", action="store_true", help="overwrite existing files")
 
 
-def add_run_options(parser: argparse.ArgumentParser, script: str) -> None:
-    """Options for what to run and how to execute low precision; `script` describes the file in the help text."""
+def add_run_options(parser: argparse.ArgumentParser, script: str, formats: str) -> None:
+    """Options for what to run and how to execute low precision, in which formats; `script` and `formats` are for the
+    help text."""
     parser.add_argument(
         "-m",
         dest="module",
@@ -43,6 +45,7 @@ def add_run_options(parser: argparse.ArgumentParser, script: str) -> None:
         default="auto",
         help="how low precision runs: on the hardware, or with its rounding emulated",
     )
+    parser.add_argument("--formats", type=parse_formats, default=(), metavar="LIST", help=formats)
     parser.add_argument("--device", metavar="DEVICE", help="device for a model file (default: cuda if there is one)")
     parser.add_argument(
         "script", nargs=argparse.REMAINDER, metavar="SCRIPT [its arguments]", help=f"{script}, and its own arguments"

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from precaudit.commands.options import add_fail_on, add_output_options, add_run_options, require_fork_server
 from precaudit.errors import ExitCode, PrecauditError
-from precaudit.formats import parse_formats
 from precaudit.profiling.settings import DEFAULT_SEEDS, DEFAULT_STEPS
 
 EPILOG = """\
@@ -25,20 +24,13 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    add_run_options(parser, "the training script or model file")
+    add_run_options(parser, "the training script or model file", "formats the plan may use, such as bf16,fp16,tf32,fp8")
     for option, default, what in (
         ("--steps", DEFAULT_STEPS, "optimizer steps of each run"),
         ("--seeds", DEFAULT_SEEDS, "seeds to train with at first, in float32 and with the plan"),
     ):
         parser.add_argument(option, type=int, default=default, metavar="N", help=f"{what} (default {default})")
     parser.add_argument("--target", metavar="GPU", help="the card to plan for (default: this machine's, else h100)")
-    parser.add_argument(
-        "--formats",
-        type=parse_formats,
-        default=(),
-        metavar="LIST",
-        help="formats the plan may use, such as bf16,fp16,tf32,fp8",
-    )
     parser.add_argument("--quick", action="store_true", help="a single seed: the plan is screened, not verified")
     parser.add_argument("--no-verify", action="store_true", help="audit and plan only: nothing is verified")
     parser.add_argument("--out", type=Path, metavar="DIR", help="output folder (default reports/<script stem>)")
