@@ -265,10 +265,9 @@ def add_many(
     device: torch.device,
     entries: Sequence[tuple[int, int, int, int]],
     subtract: bool,
-    tuning: Tuning | None = None,
 ) -> None:
     """Add many tensors of one dtype by one launch; the table of their addresses is cached while they stay the same."""
-    tuning = tuning or tuning_of(dtype)
+    tuning = tuning_of(dtype)
     tiles = tuning.tiles(sum(entry[3] for entry in entries), processors(device))
     stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
     table, owners = _table(tuple(entries), tiles * tuning.tile, device, stream)
