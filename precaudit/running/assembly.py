@@ -74,7 +74,7 @@ class Session:
         self.functions = OwnBackward(scopes, baseline.disabled_region, spec.plan is not None)
         self.scaler = scaler_for(spec.plan)
         self.tracer = Tracer(scopes, _trace_options(spec, baseline), in_disabled_region) if _is_traced(spec) else None
-        probing = spec, self.names, scopes, self.events, has_parameters, in_disabled_region
+        probing = spec, self.names, scopes, self.events, in_disabled_region
         self.probe = probe = GradientProbe(*probing) if spec.probe_dir else None
         self.observer = spec.observer(scopes, in_disabled_region) if spec.observer else None
         self.own_low = OwnLowPrecision(self.names, settings, lambda: scopes.current) if _as_written(spec) else None

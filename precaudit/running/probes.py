@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from torch.nn.parameter import is_lazy
 
 from precaudit.errors import LacksRoom
@@ -24,7 +23,7 @@ from precaudit.execution.loss_scaling import scaler_for
 from precaudit.execution.native import precision_for
 from precaudit.histograms.memory import of_this_rank
 from precaudit.instrument.events import TrainingEvents, TrainingListener, in_backward, parameters_of
-from precaudit.instrument.names import ModuleNames
+from precaudit.instrument.names import ModuleNames, has_parameters
 from precaudit.instrument.scopes import Frame, ModuleScopes, ScopeListener
 from precaudit.running.job import RunSpec
 from precaudit.tracing.aliasing import AliasingWatch
@@ -47,7 +46,6 @@ class GradientProbe(TrainingListener, ScopeListener):
         names: ModuleNames,
         scopes: ModuleScopes,
         events: TrainingEvents,
-        covers: Callable[[nn.Module], bool],
         in_disabled_region: Callable[[], bool],
     ) -> None:
         self._events = events
@@ -60,7 +58,8 @@ class GradientProbe(TrainingListener, ScopeListener):
         self._ready = False
         execution = precision_for(spec.execution)
         self._executions: dict[int, ScopeListener] = {
-            step: execution(plan, scopes, covers, in_disabled_region) for step, (_, plan) in spec.probe_compare.items()
+            step: execution(plan, scopes, has_parameters, in_disabled_region)
+            for step, (_, plan) in spec.probe_compare.items()
         }
         self._scaler = self._scaler_of_step()
         self._saves = spec.probe_save
