@@ -91,7 +91,7 @@ def speedup(report: Report) -> tuple[float | None, Sequence[float] | None]:
 
 
 def expected(report: Report) -> str:
-    """What the card's peaks promise of the plan, to go on a sentence that nothing was measured."""
+    """What the card's peaks promise of the plan: the end of a sentence which says that nothing was measured."""
     faster = _predicted(report)
     if faster is None:
         return ""

@@ -38,8 +38,8 @@ def unshown(groups: Sequence[Group], shown: int) -> int:
 
 
 def _pattern(found: Finding) -> str:
-    """The message without the module's name, with what may follow it, and without figures. What is said of no module is
-    of the same cause where it is the same."""
+    """What messages of one cause share: the text without figures, and without the module's name and what is attached to
+    it. Messages about no module have one cause only where they are identical."""
     if not found.fqn:
         return found.message
     before, named, after = found.message.partition(found.fqn)

@@ -73,7 +73,7 @@ def undecided(report: Report) -> Undecided:
 
 
 def is_open(report: Report) -> bool:
-    """Whether the runs could not tell; of a screening, whether float32 learned nothing that it could compare."""
+    """Whether the runs could not tell; for a screening, whether float32 learned too little for a comparison."""
     v = report.verification
     return v.verdict == "inconclusive" or (v.verdict == "screened" and v.cause is not None)
 

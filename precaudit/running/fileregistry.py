@@ -11,7 +11,7 @@ from precaudit.errors import PrecauditError
 
 
 class FileRegistry:
-    """Prevents that a second profile takes a file that a run of the first has written for the user's own, and restores
+    """Keeps a second profile from taking a file that a run of the first has written for the user's own, and restoring
     it over the original."""
 
     def __init__(self) -> None:

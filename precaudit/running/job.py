@@ -118,7 +118,8 @@ class ScriptError:
 
     @property
     def short(self) -> str:
-        """The message on one line, without what follows its first: torch's on a missing kernel fill a page."""
+        """The message in one line. Its first one suffices unless it ends in a colon: torch's messages about a missing
+        kernel fill a page."""
         first = self.message.partition("\n")[0]
         return shorten(self.message if first.endswith(":") else first, _ROOM, placeholder=" ...")
 

@@ -56,7 +56,7 @@ class Group:
 @dataclass(frozen=True)
 class Analysis:
     """The analysis of a trace; `tensor_cores` is the part that reports have too. `used` is the share of the time on
-    Tensor Cores, by paths that aren't known too; `nvidia` says whether any card is NVIDIA's."""
+    Tensor Cores, including that by unknown paths; `nvidia` says whether any card is NVIDIA's."""
 
     source: str
     tensor_cores: TensorCores

@@ -130,8 +130,8 @@ def _launch_of(trace: Trace) -> Ints:
 
 
 def _launching_process(trace: Trace) -> Ints:
-    """The process of every kernel: those of one place are one's, the one with most of their numbers, of several alike
-    one that has no place yet, for ranks have a GPU each."""
+    """The process that launched each kernel. The kernels of one place are one process's: the one that launched most of
+    their correlation numbers or, of several alike, one that has no place yet, as every rank has its own GPU."""
     process, places = trace.processes[trace.launches.thread], trace.kernels.place
     launches = {int(number): np.flatnonzero(process == number) for number in np.unique(process)}
     found, taken = np.full(len(places), min(launches, default=0), dtype=np.int64), set[int]()

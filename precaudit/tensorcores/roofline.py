@@ -118,8 +118,8 @@ def seconds_at(rate: float, op: Op, plan: Plan, target: Gpu) -> float:
 
 
 def _passes(op: Op) -> float:
-    """Of a call, on average: forward, and backward where a gradient came back, which it doesn't to what runs under
-    `no_grad` or is frozen from the inputs on."""
+    """How many passes a call takes on average: forward and, where a gradient came back, backward. None comes back to
+    what runs under `no_grad`, or is frozen from the inputs on."""
     result, gradient = op.tensor("activation"), op.tensor("activation_grad")
     if result is None or gradient is None or not result.stats.numel:
         return 1.0

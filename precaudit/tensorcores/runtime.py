@@ -66,8 +66,9 @@ def marked_scopes(names: ModuleNames | None = None) -> Iterator[None]:
 
 
 class Turns:
-    """Whose turn the profiler is: torch has one at a time, and a script's own ends the process if another is begun
-    meanwhile, or ended. Where the script has used it there is none for us; ours ends at once where it begins to."""
+    """Whose turn it is to profile. torch has one profiler at a time: the process ends if a second one is begun, or
+    ended, while a script's own runs. So ours is not begun once the script has used its own, and ends as soon as the
+    script begins one."""
 
     def __init__(self) -> None:
         self.scripts = False
