@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from precaudit.finding import finding
 from precaudit.model import Finding
-from precaudit.tensorcores.alignment import Padding, advice, misaligned, multiple, sizes
+from precaudit.tensorcores.alignment import AFFORDABLE, Padding, advice, growth, misaligned, multiple, sizes
+from precaudit.tensorcores.kernel_names import RANK
 
 if TYPE_CHECKING:
     from precaudit.tensorcores.analysis import Group
@@ -19,6 +20,8 @@ GEMV = "gemv"
 COLLECTIVE = "collective"
 WORTH = 0.01
 MOST = 0.5
+SLOW = 0.5  # of the peak
+SMALL = 5e-6  # seconds at the peak: for less work starting takes longer
 _ATTENTION = "Try torch.nn.attention.sdpa_kernel(SDPBackend.CUDNN_ATTENTION), or FlashAttention 3 and later"
 _PRODUCTS = "Try a newer cuBLAS (PyTorch built for a newer CUDA) or larger products: small ones stay on old paths"
 _MAPS = "kernels that multiply no matrices (copies, element-wise maps, reductions) take most of the GPU's time"
@@ -47,7 +50,8 @@ def advise(groups: Sequence[Group], total: float) -> tuple[Finding, ...]:
 def _products(groups: Sequence[Group], total: float) -> Iterable[Finding]:
     causes: dict[str, tuple[Callable[[list[Group]], Finding], list[Group]]] = {}
     for group in groups:
-        if group.card.tensor_cores and group.found.matmul and group.found.tensor_core in ("legacy", "none"):
+        old = group.found.matmul and group.found.tensor_core in ("legacy", "none")
+        if group.card.tensor_cores and (old or _slowed(group)):
             key, explain = _cause(group, group.card)
             causes.setdefault(key, (explain, []))[1].append(group)
     for explain, mine in causes.values():
@@ -73,11 +77,28 @@ def _seconds(groups: Iterable[Group]) -> float:
     return sum(group.seconds for group in groups)
 
 
+def _slowed(group: Group) -> bool:
+    """Whether a large product is far from its peak, and has sizes that are cheap to pad, on a GPU that has one path:
+    this takes unaligned sizes too, at a lower rate, where newer GPUs change to a legacy one."""
+    one_path = RANK.get(group.card.generation or "", RANK["hopper"]) < RANK["hopper"]
+    if not one_path or not group.found.matmul or group.found.tensor_core != "native" or not group.peak_share:
+        return False
+    slow = group.peak_share < SLOW and group.seconds * group.peak_share > SMALL * group.calls
+    return slow and bool(padding := _padding(group)) and growth(padding) <= AFFORDABLE
+
+
+def _stated(group: Group) -> str | None:
+    return (group.example.format if group.example else None) or group.found.operands
+
+
+def _padding(group: Group) -> list[Padding]:
+    known, stated = group.example, _stated(group)
+    return misaligned(known.dims, stated) if known and known.reduces and stated and stated not in FULL else []
+
+
 def _cause(group: Group, card: Card) -> tuple[str, Callable[[list[Group]], Finding]]:
-    known = group.example
-    stated = (known.format if known else None) or group.found.operands
-    padding = misaligned(known.dims, stated) if known and known.reduces and stated and stated not in FULL else []
-    if padding:
+    stated = _stated(group)
+    if padding := _padding(group):
         return f"align {padding}", lambda mine: _pad(mine, padding, str(stated))
     if group.found.tensor_core == "legacy":
         return f"legacy {group.found.library} {group.found.rule} {card.generation}", lambda mine: _legacy(mine, card)
@@ -104,11 +125,13 @@ def _finding(rule: str, groups: list[Group], message: str, suggestion: str) -> F
 
 def _pad(groups: list[Group], padding: list[Padding], stated: str) -> Finding:
     wrong = "is not a multiple" if len(padding) == 1 else "are no multiples"
+    kernels = f"{groups[0].found.tensor_core} kernels"
+    if groups[0].found.tensor_core == "native":
+        kernels += f" at {groups[0].peak_share:.0%} of their peak"
     return _finding(
         "PA401",
         groups,
-        f"{groups[0].op}: {sizes(padding)} {wrong} of {multiple(stated)} ({stated}): "
-        f"{groups[0].found.tensor_core} kernels",
+        f"{groups[0].op}: {sizes(padding)} {wrong} of {multiple(stated)} ({stated}): {kernels}",
         _sentence(advice(padding)),
     )
 

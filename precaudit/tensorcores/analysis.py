@@ -52,6 +52,19 @@ class Group:
         """The format by the kernel's name, or else by the product that it is for."""
         return self.found.operands or (self.example.format if self.example else None)
 
+    @property
+    def peak(self) -> float | None:
+        """TFLOP/s of the fastest unit that takes the kernel's operands, float32 if unknown; None where it isn't
+        listed."""
+        name, gpu = ALIASES.get(self.operands or "", self.operands or "float32"), self.card.gpu
+        if gpu is None:
+            return None
+        return gpu.rate(name) if name in FORMATS else gpu.peak(name)
+
+    @property
+    def peak_share(self) -> float | None:
+        return self.tflops / self.peak if self.tflops and self.peak else None
+
 
 @dataclass(frozen=True)
 class Analysis:
@@ -218,19 +231,7 @@ def _takes(group: Group) -> bool:
     return group.found.used or bool(known and known.reduces and known.format and group.card.peak(known.format))
 
 
-def _peak(group: Group) -> float | None:
-    """TFLOP/s of the fastest unit that takes the kernel's operands, float32 if unknown; None where it isn't
-    listed."""
-    name = ALIASES.get(group.operands or "", group.operands or "float32")
-    gpu = group.card.gpu
-    if gpu is None:
-        return None
-    return gpu.rate(name) if name in FORMATS else gpu.peak(name)
-
-
 def _kernel(group: Group) -> Kernel:
-    rate = group.tflops
-    peak = _peak(group)
     return Kernel(
         name=group.name,
         tensor_core=group.found.tensor_core,
@@ -242,8 +243,8 @@ def _kernel(group: Group) -> Kernel:
         library=group.found.library,
         fqn=group.owner if group.in_module else None,
         op=group.op,
-        tflops=rate,
-        peak_share=rate / peak if rate and peak else None,
+        tflops=group.tflops,
+        peak_share=group.peak_share,
     )
 
 
@@ -261,7 +262,7 @@ def _layer(owner: str, in_module: bool, groups: Sequence[Group], total: float) -
     share = _time_share(groups)
     rated = [g for g in groups if g.flops]
     flops, spent = sum(g.flops or 0.0 for g in rated), sum(g.seconds for g in rated)
-    at_peak = [g.flops / peak / 1e12 for g in rated if g.flops and (peak := _peak(g))]
+    at_peak = [g.flops / g.peak / 1e12 for g in rated if g.flops and g.peak]
     return {
         "fqn": owner,
         "module": in_module,

@@ -119,6 +119,22 @@ def test_padding_that_adds_much_work_is_only_mentioned(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("rows", "columns", "microseconds", "advised"),
+    [(1024, 50257, 1000, 1), (1024, 50257, 400, 0), (1024, 50304, 1000, 0), (2**20, 3, 90, 0), (64, 63, 100, 0)],
+)
+def test_unaligned_sizes_that_cost_speed_on_the_one_path_of_a_gpu(tmp_path, rows, columns, microseconds, advised):
+    """Ampere's instructions take any size: at 25% of an A100's peak, a cheap padding may be what it lacks."""
+    kernel = "ampere_bf16_s1688gemm_bf16_128x128_ldg8_f2f_stages_32x1_nn"
+    events = [mm(1, 50, rows, columns, 768), *launched(kernel, 5, microseconds, 1)]
+    a100 = {"id": 0, "name": "NVIDIA A100-SXM4-80GB", "computeMajor": 8, "computeMinor": 0}
+    findings = analyse(read_trace(write(tmp_path, document(events, a100)))).findings
+    assert [finding.rule for finding in findings] == ["PA401"] * advised
+    if advised:
+        assert "N = 50257 is not a multiple of 8 (bf16): native kernels at 25% of their peak" in findings[0].message
+        assert findings[0].suggestion == "Pad N from 50257 to 50304"
+
+
+@pytest.mark.parametrize(
     ("kind", "kernel", "rule", "words"),
     [
         ("c10::BFloat16", AMPERE, "PA402", "newer cuBLAS"),
