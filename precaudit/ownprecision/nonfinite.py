@@ -1,20 +1,24 @@
-"""The operation, in any dtype, that makes the loss nan or inf: the logarithm of a probability, say, or a division by a
-difference, that low precision has rounded to zero."""
+"""The operation, in any dtype, that makes the loss nan or inf (the logarithm of a probability, say, that low precision
+has rounded to zero), or whose backward makes the gradient so (the root of such a zero)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 
-from precaudit.instrument.torchfunction import Call
+from precaudit.histograms.memory import in_transform
+from precaudit.instrument.torchfunction import Call, stored
 from precaudit.model import Location
 from precaudit.ownprecision.overflows import MEANT
 from precaudit.tracing.ops import caller_location, line_of
 
 _Made = tuple[str, Location | None]
 """An operation that made inf from finite values, or nan from values without nan, and its line."""
+_Gradients = Sequence[torch.Tensor | None]
+_HOOKED = "precaudit"
 
 
 class OwnNonFinite:
@@ -50,6 +54,46 @@ class OwnNonFinite:
 
     def entries(self) -> list[dict[str, Any]]:
         return [self._lost] if self._lost else []
+
+
+class OwnBackward:
+    """Observes the backward of every operation: the last finite loss whose gradient some operation made non-finite is
+    kept. Infinite gradients of a scaled loss are no fault of an operation, but of the loss scale, which may be too high
+    at first."""
+
+    def __init__(self) -> None:
+        self._facts: dict[str, Any] | None = None
+        self._last: dict[str, Any] | None = None
+
+    def backward_starts(self, finite: bool, scale: float, step: int) -> None:
+        self._facts = {"scale": scale, "step": step} if finite else None
+
+    def made(self, call: Call, result: torch.Tensor) -> None:
+        """Hooks the nodes of this operation: those between its result and what it was given, or was computed before."""
+        given = [t.grad_fn for t in call.given if t is not result]
+        waiting: list[Any] = [result.grad_fn]  # torch's stubs take a node's metadata for a method
+        while waiting:
+            node = waiting.pop()
+            if node is None or node in given or _HOOKED in node.metadata or hasattr(node, "variable"):
+                continue
+            node.metadata[_HOOKED] = True
+            node.register_hook(partial(self._passed, call.op, caller_location()))
+            waiting += [before for before, _ in node.next_functions]
+
+    def _passed(self, op: str, place: Location | None, made: _Gradients, given: _Gradients) -> None:
+        if self._facts is None or in_transform() or all(map(_is_finite, made)) or not all(map(_is_finite, given)):
+            return
+        nan = any(bool(stored(g).isnan().any()) for g in made if g is not None)
+        if nan or self._facts["scale"] <= 1:
+            self._last = {"kind": "backward", "op": op, **line_of(place), "nan": nan, **self._facts}
+        self._facts = None
+
+    def entries(self) -> list[dict[str, Any]]:
+        return [self._last] if self._last else []
+
+
+def _is_finite(gradient: torch.Tensor | None) -> bool:
+    return gradient is None or bool(stored(gradient).isfinite().all())
 
 
 def _spoils(given: list[torch.Tensor], result: torch.Tensor) -> bool:

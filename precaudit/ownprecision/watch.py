@@ -19,7 +19,7 @@ from precaudit.instrument.torchfunction import Call, dtype_name, op_name, single
 from precaudit.ownprecision.casts import CASTS, OwnCasts
 from precaudit.ownprecision.float32 import called_by_precaudit
 from precaudit.ownprecision.grad_scaler import FACTOR, multiplied_by
-from precaudit.ownprecision.nonfinite import OwnNonFinite
+from precaudit.ownprecision.nonfinite import OwnBackward, OwnNonFinite
 from precaudit.ownprecision.operations import OwnOperations
 from precaudit.ownprecision.overflows import overflow, overwritten
 from precaudit.ownprecision.state import State, States, is_plain
@@ -41,7 +41,7 @@ class OwnLowPrecision(TorchFunctionMode, TrainingListener):
         super().__init__()
         self._names, self._settings = names, settings
         self._states, self._operations, self._casts = States(names), OwnOperations(current), OwnCasts()
-        self._nonfinite = OwnNonFinite()
+        self._nonfinite, self._backward = OwnNonFinite(), OwnBackward()
         self._sums = OwnSums(names, self._states.module_of, self._look_for_lost)
         self._step = 0
         self._found: dict[tuple[str, str, int, str], dict[str, Any]] = {}
@@ -79,6 +79,7 @@ class OwnLowPrecision(TorchFunctionMode, TrainingListener):
         # Operations that can't be examined or repeated in float32 are ignored.
         with torch.no_grad(), suppress(RuntimeError, TypeError, ValueError):
             low = result.dtype in HALVES and is_plain(result)
+            self._backward.made(call, result)
             if not bool(result.isfinite().all()):
                 self._nonfinite.made(call, result, before)
                 if not self._stepping:
@@ -104,7 +105,7 @@ class OwnLowPrecision(TorchFunctionMode, TrainingListener):
         return any(noted == kind for noted, *_ in self._found)
 
     def _publish(self) -> None:
-        kept = (self._sums, self._states, self._operations, self._casts, self._nonfinite)
+        kept = (self._sums, self._states, self._operations, self._casts, self._nonfinite, self._backward)
         self._settings["low"] = [*self._found.values(), *(entry for each in kept for entry in each.entries())]
 
     # ---------------------------------------------------------------- one operation
@@ -160,11 +161,14 @@ class OwnLowPrecision(TorchFunctionMode, TrainingListener):
             self._publish()  # there may be no further step
         self._scale = max(map(_factor, roots), default=0.0)
         self._lost = not all(bool(stored(root).isfinite().all()) for root in roots)
+        self._backward.backward_starts(not self._lost, self._scale, self._step)
         if self._scale >= _RUNAWAY:
             self._note("runaway", scale=min(self._scale, 2.0**127), step=self._step)
         self._sums.backward_starts()
 
     def backward_ended(self, roots: Sequence[torch.Tensor]) -> None:
+        if self._backward.entries():
+            self._publish()  # as above
         if "changes_gradients" not in self._settings:
             gradients = (p.grad for p in self._names.parameters() if p.grad is not None)
             self._gradients = {gradient.data_ptr() for gradient in gradients if is_plain(gradient)}

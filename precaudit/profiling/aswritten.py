@@ -12,6 +12,7 @@ from precaudit.profiling.audit import Audit
 from precaudit.profiling.deviation import deviation_from_float32, ends_early
 from precaudit.profiling.entries import Seen, casts_in, causes_in, seen_in
 from precaudit.profiling.lostvalues import (
+    of_backward,
     of_casts,
     of_kept,
     of_lost_gradients,
@@ -57,6 +58,7 @@ def of_as_written(audit: Audit, verification: Verification) -> list[Finding]:
     causes = [
         *_of_penalty(audit.reference, run),
         *of_nonfinite(audit.reference, run),
+        *(of_backward(run) if detail else []),
         *causes_in(run, "error" if detail and not found else "warning"),
     ]
     if detail and not causes:

@@ -55,6 +55,21 @@ def of_nonfinite(reference: RunResult, run: RunResult) -> list[Finding]:
     return [finding("PA307", "error", message, fix, None, made["op"], place_of(made), step=made["step"])]
 
 
+def of_backward(run: RunResult) -> list[Finding]:
+    """PA307: the operation whose backward makes the gradient of a finite loss nan or inf."""
+    seen = {entry["kind"]: entry for entry in seen_in(run)}
+    made = seen.get("backward")
+    if made is None or "overflow" in seen:
+        return []
+    message = (
+        f"the backward of {made['op']} makes {'nan' if made['nan'] else 'inf'} at step {made['step']}, where the loss "
+        "and the gradient that it is given are finite: the script's own low precision has made its input zero or one, "
+        "where its slope is infinite, or too large"
+    )
+    fix = "keep its input in float32, from where that is made, or add an eps to it that low precision can hold"
+    return [finding("PA307", "error", message, fix, None, made["op"], place_of(made), step=made["step"])]
+
+
 def of_outputs(reference: RunResult, run: RunResult) -> list[Finding]:
     """PA307: non-finite outputs that no loss uses, such as those of a validation."""
     lost = {name: step for name, step in run.end_state.lost.items() if name not in reference.end_state.lost}

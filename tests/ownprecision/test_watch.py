@@ -872,6 +872,35 @@ def test_operation_of_a_module_behind_a_nonfinite_loss_is_reported():
     assert seen(code, "overflow") == []
 
 
+def rooted(values):
+    return 0 * (values.abs() * torch.tensor([1.0, 0.0]).half() + 1e-16).sqrt()
+
+
+def angle(values):
+    return torch.acos((0 * values.float() + 0.9999).half().float())
+
+
+@pytest.mark.parametrize("scale", [0.0, 2.0**-20, 64.0])
+@pytest.mark.parametrize(("made", "op", "nan"), [(rooted, "sqrt", True), (angle, "acos", False)])
+def test_operation_whose_backward_makes_the_gradient_of_a_finite_loss_nonfinite(made, op, nan, scale):
+    """The infinite gradient of a scaled loss may be the scale's; nan from finite gradients is not."""
+
+    def code():
+        loss = made(nn.Linear(2, 2).half()(torch.ones(2).half())).float().sum()
+        (torch.amp.GradScaler("cpu", init_scale=scale).scale(loss) if scale else loss).backward()
+
+    entries = seen(code, "backward", audited=frozenset({0}), precision="as-written")
+    found = [(entry["op"], entry["nan"], entry["path"]) for entry in entries]
+    assert found == ([(op, nan, __file__)] if nan or scale <= 1 else [])
+
+
+def test_a_nonfinite_loss_is_no_fault_of_a_backward():
+    def code():
+        (rooted(nn.Linear(2, 2).half()(torch.ones(2).half())).sum() * math.nan).backward()
+
+    assert seen(code, "backward") == []
+
+
 @pytest.mark.parametrize("optimizer", [torch.optim.AdamW, torch.optim.RMSprop])
 def test_optimizer_s_operation_behind_a_nonfinite_loss_is_reported(optimizer):
     """Mean squares and eps vanish in float16: the layers behind are given weights that are already lost."""

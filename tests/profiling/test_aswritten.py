@@ -228,6 +228,14 @@ def test_nonfinite_values_explain_a_run_whose_scaler_skips_all_further_steps():
     assert "PA307" not in {each.rule for each in told(LOSSES[:5], "ended", low=[made])}  # it went on
 
 
+def test_a_backward_that_makes_nan_explains_steps_that_are_all_skipped():
+    made = {"kind": "backward", "path": "train.py", "line": 14, "op": "sqrt", "step": 0, "nan": True, "scale": 0.5}
+    skipped, cause = told((), "ended", low=[made], seen={"grad_scaler": {}})
+    assert (skipped.rule, cause.rule, cause.op, cause.location) == ("PA501", "PA307", "sqrt", Location("train.py", 14))
+    assert cause.message.startswith("the backward of sqrt makes nan at step 0, where the loss")
+    assert told(low=[made]) == []  # the scaler lowered its scale, and the rest went well
+
+
 def test_overflowing_gradients_explain_a_deviation():
     facts = {"path": "train.py", "line": 8, "fqn": "body.0", "dtype": "float16", "step": 0, "scale": 2.0**20}
     _, cause = told(tuple(2 * loss for loss in LOSSES), low=[{"kind": "lost", **facts}, absorbed("crf", 0.6)])
