@@ -14,7 +14,7 @@ from precaudit.model import Location
 from precaudit.ownprecision.casts import CASTS
 from precaudit.tracing.ops import caller_location, line_of
 from precaudit.tracing.records import ABSORBING
-from precaudit.tracing.shadow import Energies, local_errors, repeatable, smaller_addend
+from precaudit.tracing.shadow import Energies, error_of, repeatable, smaller_addend
 
 _EVERY = 8
 """Interval of the examined steps: examination takes as long as the step itself."""
@@ -44,7 +44,7 @@ class OwnOperations:
             return
         if op in ABSORBING and not smaller_addend(tensors_in(args), result):
             return  # it would hide the losses of other calls on the same line
-        for energies in local_errors(op, func, args, kwargs, (dtype_name(result.dtype),)).values():
+        if (energies := error_of(result, op, func, args, kwargs)) is not None:
             self._note(op, result, energies)
 
     def _note(self, op: str, result: torch.Tensor, energies: Energies) -> None:

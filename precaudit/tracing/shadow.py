@@ -108,18 +108,35 @@ def without_autocast() -> Iterator[None]:
         yield
 
 
+@torch.no_grad()
+def error_of(result: torch.Tensor, op: str, func: Callable[..., Any], args: Any, kwargs: Any) -> Energies | None:
+    """The energies, as above, of the error that a low result of this call has, whether or not autocast would keep the
+    operation in float32; None where it can't be computed once more."""
+    with torch._C.DisableTorchFunction(), without_autocast():
+        _, exact, energy = _exact(op, func, args, kwargs)
+        rows = _some_rows(result) if op == "linear" else result
+        return Energies(_energy(rows, exact[0]), energy) if exact else None
+
+
 def _local_errors(
     op: str, func: Callable[..., Any], args: Any, kwargs: dict[str, Any], formats: tuple[str, ...]
 ) -> dict[str, Energies]:
+    args, exact, energy = _exact(op, func, args, kwargs)
+    return {name: Energies(_error(op, func, args, kwargs, name, exact), energy) for name in formats if exact}
+
+
+def _exact(op: str, func: Callable[..., Any], args: Any, kwargs: Any) -> tuple[Any, list[torch.Tensor], float]:
+    """The arguments, of a linear layer some rows of them; the float32 results, [] if there are none that are finite;
+    and the energy to compare an error with."""
     if op == "linear" and args:
         args = (_some_rows(args[0]), *args[1:])
     exact = _without_randomness(func, to_float32(args), to_float32(kwargs))
     energy = sum(map(_energy, exact))
     if not exact or energy == math.inf:
-        return {}
+        return args, [], energy
     if op in ABSORBING:
         energy = min(energy, smaller_addend(tensors_in(args), exact[0]) or energy)
-    return {name: Energies(_error(op, func, args, kwargs, name, exact), energy) for name in formats}
+    return args, exact, energy
 
 
 def _some_rows(rows: torch.Tensor) -> torch.Tensor:

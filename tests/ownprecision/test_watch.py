@@ -454,6 +454,13 @@ def test_low_products_outside_of_modules_are_reported(size, told):
     assert [entry["op"] for entry in entries if entry["lost"] > 0.25] == told
 
 
+@pytest.mark.parametrize(("size", "told"), [(1e-5, ["pow"]), (0.1, [])], ids=["underflows", "fits"])
+def test_operations_on_half_are_compared_as_they_ran(size, told):
+    """Autocast would take the squares of small gradients in float32; the norm of an optimizer by hand does not."""
+    entries = seen(lambda: train(after_step=lambda model: torch.full((8,), size).half().pow(2).sum()), "absorbed")
+    assert [entry["op"] for entry in entries if entry["lost"] > 0.25] == told
+
+
 @pytest.mark.parametrize(
     ("angles", "told"),
     [
