@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 _MOST = 3
 _STOPPED = ScriptError("", "the script stopped", "")
+_DID = {"forward": "made", "backward": "sent back a gradient of", "given": "was given a gradient of"}
 
 
 def find_repair(trials: Trials, plan: Plan, candidates: Mapping[int, RunResult]) -> list[Repair]:
@@ -158,9 +159,8 @@ def _target(source: str, category: str, plan: Plan) -> str:
 def _what_happened(fault: Fault) -> str:
     amax = f" from inputs up to {fault.input_amax:.3g}" if fault.input_amax is not None else ""
     where = f" at {fault.location.path}:{fault.location.line}" if fault.location else ""
-    what = "made" if fault.phase == "forward" else "sent back a gradient of"
     values = "value" if fault.nonfinite == 1 else "values"
-    return f"{fault.op} {what} {fault.nonfinite} non-finite {values}{amax} at step {fault.step}{where}"
+    return f"{fault.op} {_DID[fault.phase]} {fault.nonfinite} non-finite {values}{amax} at step {fault.step}{where}"
 
 
 def _after_exception(plan: Plan, error: ScriptError, trace: Trace) -> list[Repair]:

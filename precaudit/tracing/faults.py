@@ -85,9 +85,11 @@ class FaultWatch:
         return readers
 
     def backward(self, gradient: torch.Tensor, step: int, slot: Any, readers: Sequence[int]) -> None:
-        """Check the gradient of `slot`'s result, which came from the (last) operation that read it."""
-        if not in_transform() and not bool(gradient.isfinite().all()):
-            self._note("backward", gradient, None, step, self._slots[readers[-1]] if readers else slot)
+        """Check the gradient of `slot`'s result, which came from the (last) operation that read it, or from outside."""
+        if in_transform() or bool(gradient.isfinite().all()):
+            return
+        phase, source = ("backward", self._slots[readers[-1]]) if readers else ("given", slot)
+        self._note(phase, gradient, None, step, source)
 
     def _note(self, phase: str, values: torch.Tensor, amax: float | None, step: int, slot: Any) -> None:
         if len(self.faults) < _LIMIT:

@@ -18,8 +18,8 @@ ABSORBING = frozenset({"add", "index_add", "scatter_add"})
 
 @dataclass(frozen=True)
 class Fault:
-    """Non-finite values that appeared at one operation: finite inputs in `forward`; in `backward` the gradient
-    of the operation's result is the first in time to be non-finite."""
+    """Non-finite values that appeared at one operation: `forward` in its result, from finite inputs; `backward` in a
+    gradient that it passed on; `given` in its result's gradient, which came from outside of all modules."""
 
     step: int
     phase: str

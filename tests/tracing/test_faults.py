@@ -77,6 +77,14 @@ def test_faults_of_the_backward_pass():
     assert faults[0].op == "sqrt"
 
 
+def test_a_loss_outside_of_the_model_is_no_fault_of_the_operation_that_it_reads():
+    model = Wrapping(lambda self, x: self.lin(x).relu(), lin=nn.Linear(4, 4))
+    with tracing(watch=True) as tracer:
+        (0 * model(numbers(0, 3, 4))).sqrt().sum().backward()
+    faults = tracer.trace.faults
+    assert [(fault.phase, fault.op) for fault in faults] == [("given", "relu"), ("backward", "relu")]
+
+
 def test_faults_under_no_grad_in_a_training_forward():
     def function(self, x):
         with torch.no_grad():
