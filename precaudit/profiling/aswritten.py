@@ -67,7 +67,7 @@ def of_as_written(audit: Audit, verification: Verification) -> list[Finding]:
         likely = {**LIKELY, **CHANGES} if depends is None else LIKELY
         causes = causes or of_scaled(scaled, likely)[:1] or of_casts(run, "blurred")
     if detail and not (found or causes):
-        detail += _outside(run) or _likely(audit)
+        detail += _outside(run) or _likely(audit) or _unexplained(run)
     if not detail and not any(cause.rule == "PA307" for cause in causes):
         causes += of_outputs(audit.reference, run)
     if not detail:
@@ -198,6 +198,13 @@ def _likely(audit: Audit) -> str:
         return ""
     at = f", at {worst.location.path}:{worst.location.line}" if worst.location else ""
     return f"; the likeliest cause is in {worst.fqn or 'the model itself'}: {worst.why}{at}"
+
+
+def _unexplained(run: RunResult) -> str:
+    """Where the script casts, if nothing else is known: many a loss shows only in what is computed from a cast value,
+    such as the phase of a rounded frequency."""
+    places = list(dict.fromkeys(f"{cast['path']}:{cast['line']}" for cast in casts_in(run.baseline)))
+    return f"; no single operation explains it, look at what is cast at {listing(places, 3)}" if places else ""
 
 
 def _keeps_low(run: RunResult) -> bool:
