@@ -1,4 +1,4 @@
-"""A loss scale that a script applies by hand, and divides out of gradients before all of a step's have accumulated."""
+"""A loss scale that a script applies by hand. It stays on in every run: only the script can take it out again."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ _SAME = 1e-3
 
 
 class ScaledByHand(TrainingListener):
-    """Records in `settings["adds_by_hand"]` the line where a scaled loss adds to gradients that were divided by the
-    scale since the previous backward pass, and will be divided by it again."""
+    """Records in `settings` the first scale ("scaled_by_hand"), and the line where a scaled loss adds to gradients that
+    were divided by the scale since the previous backward pass, and will be divided by it again ("adds_by_hand")."""
 
     def __init__(self, names: ModuleNames, settings: dict[str, object]) -> None:
         self._names, self._settings = names, settings
@@ -28,6 +28,8 @@ class ScaledByHand(TrainingListener):
     def backward_starts(self, roots: Sequence[torch.Tensor], gradients: list[Any]) -> None:
         before, scale = self._norm, self._scale
         self._scale = max((scale_by_hand(root) for root in roots if root is not None), default=1.0)
+        if self._scale > 1:
+            self._settings.setdefault("scaled_by_hand", self._scale)
         if before and 1 < scale == self._scale and math.isclose(self._size() * scale, before, rel_tol=_SAME):
             self._settings.setdefault("adds_by_hand", line_of(script_location()))
 

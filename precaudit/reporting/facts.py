@@ -41,6 +41,12 @@ def asks_for_the_plan(report: Report) -> bool:
     return is_plain_autocast(report) and report.own_precision.get("autocast") == report.plan.default and sound
 
 
+def scaled_by_hand(report: Report) -> float | None:
+    """The first loss scale that the script keeps by hand, in every run; None without one."""
+    own = report.own_precision.get("scaled_by_hand")
+    return own if isinstance(own, int | float) else None
+
+
 def is_plain_autocast(report: Report) -> bool:
     """Whether a verified plan needs nothing but torch.autocast around the whole model."""
     plan = report.plan

@@ -172,7 +172,7 @@ def _ranges(report: Report) -> str:
         [code(fqn or WHOLE), text(label), *cells] for fqn, label, *cells in ranges.rows(layers[:LAYERS], formats, " !")
     ]
     headers = ["layer", "role", "amax", "smallest", *(text(SHORT_FORMATS.get(name, name)) for name in formats)]
-    note = "Share of the values that each format loses, to zero or (!) by overflow, before any loss scale."
+    note = f"Share of the values that each format loses, to zero or (!) by overflow, {ranges.scaling(report)}."
     return f"{note}\n\n{table(headers, rows)}{_more(layers, 'layer', LAYERS)}"
 
 

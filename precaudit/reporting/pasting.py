@@ -9,7 +9,7 @@ from pathlib import Path
 
 from precaudit.model import Report
 from precaudit.reporting import unfinished
-from precaudit.reporting.facts import from_python, has_the_plan, is_plain_autocast, listed, unsound
+from precaudit.reporting.facts import from_python, has_the_plan, is_plain_autocast, listed, scaled_by_hand, unsound
 from precaudit.reporting.places import installed, short_file
 from precaudit.reporting.undecided import what_decides
 from precaudit.words import inert, visible
@@ -51,6 +51,8 @@ def paste_lines(report: Report, plan: Path = DEFAULT_PLAN) -> list[str]:
         lines += [line.format(format=report.plan.default) for line in BY_HAND]
     if "casts" in report.own_precision:
         lines.append("# without the script's own casts to low precision, as in the trials")
+    if scaled_by_hand(report) and report.plan.loss_scale.mode != "none":
+        lines.append("# with the loss scale that the script keeps by hand, as in the trials")
     return lines
 
 

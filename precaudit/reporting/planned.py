@@ -9,6 +9,7 @@ from precaudit.model import LossScale, Plan, Report
 from precaudit.model.plan import DEFAULT_INTERVAL
 from precaudit.reporting import unfinished
 from precaudit.reporting.endings import last_tried
+from precaudit.reporting.facts import scaled_by_hand
 from precaudit.reporting.grouped import without_figures
 from precaudit.reporting.places import WHOLE
 from precaudit.words import NOT_MEASURED, number, power, prose, visible
@@ -64,9 +65,20 @@ def _reason(whys: Sequence[str]) -> str:
 
 def loss_scale(report: Report) -> list[str]:
     """The window of loss scales, and the static and dynamic settings that fit it."""
-    plan, scale = report.plan, report.plan.loss_scale
-    if not plan.modules:
+    if not report.plan.modules:
         return ["None: there is no plan."]
+    return [*_plans_loss_scale(report), *_by_hand(report)]
+
+
+def _by_hand(report: Report) -> list[str]:
+    if (own := scaled_by_hand(report)) is None:
+        return []
+    multiplied = "" if report.plan.loss_scale.mode == "none" else ", and the plan's multiplies it"
+    return [f"The script's own, kept by hand, is {power(own)} at first and stays on in every run{multiplied}."]
+
+
+def _plans_loss_scale(report: Report) -> list[str]:
+    plan, scale = report.plan, report.plan.loss_scale
     if scale.mode == "none" and scale.window is None:
         narrow = "float16" in (plan.default, *plan.modules.values())
         why = "no scale was found to be of use" if narrow else "no gradient is stored in float16"

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from precaudit.formats import FORMATS
 from precaudit.model import FormatFit, Layer, Report, TensorRecord
+from precaudit.reporting.facts import scaled_by_hand
 from precaudit.words import inert, number, share, shorten, visible
 
 NO_LAYERS = "No layer was measured: no module ran with a backward pass."
@@ -16,6 +17,12 @@ CAST_ROLES = {
     "weight": "weight",
     "weight_grad": "weight grad",
 }
+
+
+def scaling(report: Report) -> str:
+    """How the gradients shown are scaled: a GradScaler is off, a scale that the script keeps by hand is not."""
+    own = scaled_by_hand(report)
+    return "before any loss scale" if own is None else "under the loss scale that the script keeps by hand"
 
 
 def audited_formats(report: Report) -> list[str]:

@@ -12,8 +12,9 @@ from precaudit.running.worker import run
 SCALE = 1024.0
 
 
-def noted(train):
-    """Where a float32 run sees `train(model, optimizer, losses)` add to gradients that were divided."""
+def noted(train, what="adds_by_hand"):
+    """Where a float32 run sees `train(model, optimizer, losses)` add to gradients that were divided; or another note
+    of it."""
 
     def code():
         torch.manual_seed(0)
@@ -24,7 +25,7 @@ def noted(train):
 
     result = run(RunSpec(Job("script", "train.py", (), os.getcwd(), 3), "x", audited=frozenset({0})), code)
     assert result.error is None
-    return result.baseline.get("adds_by_hand")
+    return result.baseline.get(what)
 
 
 def divide(model, scale=SCALE):
@@ -88,3 +89,8 @@ def test_repeated_division_of_accumulated_gradients_is_recorded():
 @pytest.mark.parametrize("train", [once, into_sums, clipped, of_a_weight_that_gets_none, a_mean])
 def test_single_division_of_gradients_is_not_recorded(train):
     assert noted(train) is None
+
+
+@pytest.mark.parametrize(("train", "scale"), [(once, SCALE), (a_mean, None)])
+def test_the_scale_itself_is_recorded(train, scale):
+    assert noted(train, "scaled_by_hand") == scale

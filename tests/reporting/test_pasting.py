@@ -211,3 +211,14 @@ def test_library_mixed_precision_has_one_instruction():
     assert any("which scales the loss" in line for line in lines)
     assert any("was float32 in the trials" in line for line in lines)
     assert not any("in place of the script's own" in line for line in lines)
+
+
+@pytest.mark.parametrize("own", [None, 2.0**16])
+def test_a_loss_scale_by_hand_is_told_to_be_in_the_gradients_and_beside_the_plans(own):
+    """It stays on in every run, as no one but the script can take it out again."""
+    report = report_samples.passing()
+    assert report.plan.loss_scale.mode != "none"
+    text = " ".join(render_terminal(replace(report, job=report.job | {"baseline": {"scaled_by_hand": own}})).split())
+    assert ("before any loss scale" in text) is (own is None)
+    assert ("is 2^16 = 65,536 at first and stays on in every run, and the plan's multiplies it" in text) is bool(own)
+    assert ("# with the loss scale that the script keeps by hand, as in the trials" in text) is bool(own)
