@@ -23,7 +23,7 @@ from precaudit.profiling.lostvalues import (
 )
 from precaudit.profiling.scaled import CERTAIN, CHANGES, HOOKS, LIKELY, of_scaled
 from precaudit.running.job import RunResult
-from precaudit.words import plural
+from precaudit.words import listing, plural
 
 _REFUSALS = {
     "since the last update()": "call scaler.update() once, at the end of every step, and before it "

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from precaudit.model import LossScale, Plan, Report
+from precaudit.model import LossScale, Plan, Repair, Report
 from precaudit.model.plan import DEFAULT_INTERVAL
 from precaudit.reporting import unfinished
 from precaudit.reporting.endings import last_tried
 from precaudit.reporting.facts import scaled_by_hand
-from precaudit.reporting.grouped import without_figures
+from precaudit.reporting.grouped import folded, without_figures
 from precaudit.reporting.places import WHOLE
-from precaudit.words import NOT_MEASURED, number, power, prose, visible
+from precaudit.words import NOT_MEASURED, listing, number, power, prose, visible
 
 NO_GATES = f"{NOT_MEASURED.capitalize()}: no verification ran them."
 
@@ -53,9 +53,13 @@ def _places(plan: Plan) -> Iterator[tuple[str, str, str]]:
     """Format, name and reason of every module and op that leaves the plan's default."""
     for fqn, name in plan.modules.items():
         if name != plan.default:
-            yield name, visible(fqn) or WHOLE, plan.because.get(fqn, "")
+            yield name, _place(fqn, None), plan.because.get(fqn, "")
     for op in plan.ops:
-        yield op.format, f"{visible(op.fqn) or WHOLE}:{visible(op.op)}", plan.because.get(f"{op.fqn}:{op.op}", "")
+        yield op.format, _place(op.fqn, op.op), plan.because.get(f"{op.fqn}:{op.op}", "")
+
+
+def _place(fqn: str, op: str | None) -> str:
+    return f"{visible(fqn) or WHOLE}{f':{visible(op)}' if op else ''}"
 
 
 def _reason(whys: Sequence[str]) -> str:
@@ -111,9 +115,16 @@ def _observed_skips(report: Report) -> str:
 
 
 def repairs(report: Report) -> list[str]:
+    """A line for the repairs of a round that have one reason."""
     none = "No repair was needed." if report.verification.verdict == "pass" else "No repair was made."
-    return [
-        f"Round {repair.round}: {visible(repair.fqn) or WHOLE}{f':{visible(repair.op)}' if repair.op else ''} "
-        f"from {prose(repair.source)} to {prose(repair.target)}: {prose(repair.why)}"
-        for repair in report.verification.repairs
-    ] or [none]
+    groups: dict[tuple[object, ...], list[Repair]] = {}
+    for repair in report.verification.repairs:
+        alike = repair.round, repair.source, repair.target, without_figures(repair.why)
+        groups.setdefault(alike, []).append(repair)
+    return [_repaired(group) for group in groups.values()] or [none]
+
+
+def _repaired(alike: Sequence[Repair]) -> str:
+    first, names = alike[0], [_place(repair.fqn, repair.op) for repair in alike]
+    formats = f"from {prose(first.source)} to {prose(first.target)}"
+    return f"Round {first.round}: {listing(folded(names))} {formats}: {_reason([repair.why for repair in alike])}"

@@ -268,6 +268,17 @@ def test_exceptions_whose_reasons_differ_in_figures_share_a_line():
     ]
 
 
+def test_repairs_of_a_round_whose_reasons_differ_in_figures_share_a_line():
+    made = [Repair(f"blocks.{i}", "float16", "float32", f"explains {i + 70}% of the error") for i in range(20)]
+    made += [Repair("head", "float16", "float32", "raised", round=2), Repair("neck", "float16", "bfloat16", "raised")]
+    report = report_samples.passing()
+    assert planned.repairs(replace(report, verification=replace(report.verification, repairs=tuple(made)))) == [
+        "Round 1: blocks.0-19 from float16 to float32: explains 70% of the error; the others likewise",
+        "Round 2: head from float16 to float32: raised",
+        "Round 1: neck from float16 to bfloat16: raised",
+    ]
+
+
 def test_the_root_module_has_a_name_everywhere():
     repair = Repair("", "float16", "float32", "raised", "div")
     report = replace(report_samples.failing(), plan=Plan("float16", {"": "float32"}, (OpFormat("", "div", "float32"),)))
