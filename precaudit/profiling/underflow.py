@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 from precaudit.finding import finding, place_of
 from precaudit.model import Finding, Layer, Op, Plan, Severity
@@ -24,7 +26,7 @@ def of_loss_scale(audit: Audit, plan: Plan, deviates: bool) -> list[Finding]:
     low |= {layer.fqn for layer in audit.trace.layers if format_of(plan, layer.fqn) == "float16"}
     candidates = [layer for layer in audit.trace.layers if layer.trained and layer.fqn in low]
     place = place_of(audit.reference.baseline.get("autocast_at")) if own is not None else None
-    scale, fix = _scaling(own, "grad_scaler" in audit.reference.baseline)
+    scale, fix = _scaling(own, audit.reference.baseline)
     found = []
     for layer in candidates:
         if (lost := _lost_share(layer, own or 1.0)) > 1e-2:
@@ -61,11 +63,14 @@ def _own_scale(audit: Audit, deviates: bool) -> float | None:
     return float(scale) if deviates and scale and scale > 0 else None
 
 
-def _scaling(own: float | None, scaler: bool) -> tuple[str, str]:
+def _scaling(own: float | None, baseline: Mapping[str, Any]) -> tuple[str, str]:
     """How the script scales its loss, in words, and the fix."""
+    if by_hand := baseline.get("scaled_by_hand"):
+        scale = f"at the loss scale that the script keeps by hand, {by_hand:g} at first"
+        return scale, "begin with a larger scale, or use bfloat16"
     if own is None:
         return "without a loss scale", "use plan.grad_scaler()"
-    if not scaler:
+    if "grad_scaler" not in baseline:
         return "without a loss scale, as the script's own autocast has it", "use torch.amp.GradScaler, or bfloat16"
     return (
         f"at the loss scale of {own:g} that the script's own GradScaler begins with",

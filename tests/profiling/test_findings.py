@@ -115,6 +115,11 @@ def test_no_plan_settles_the_scripts_own_casts(op, casts, by_plan):
         (Plan("float16", {"a": "float32"}), {}, None),
         (Plan("bfloat16", {"a": "bfloat16"}), {}, None),
         (Plan("bfloat16", {"a": "bfloat16"}), {"autocast": "float16"}, "use torch.amp.GradScaler, or bfloat16"),
+        (
+            Plan("bfloat16", {"a": "bfloat16"}),
+            {"autocast": "float16", "scaled_by_hand": 128.0},
+            "begin with a larger scale, or use bfloat16",
+        ),
         (Plan("bfloat16", {"a": "bfloat16"}), {"autocast": "float16", "grad_scaler": {}}, None),
         (Plan("bfloat16", {"a": "bfloat16"}), {"autocast": "bfloat16"}, None),
     ],
