@@ -153,3 +153,7 @@ class TensorRecord:
     name: str = ""
     dtype: str = "float32"
     formats: Mapping[str, FormatFit] = field(default_factory=dict)
+
+    @property
+    def is_gradient(self) -> bool:
+        return self.role in ("activation_grad", "weight_grad")

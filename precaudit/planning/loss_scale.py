@@ -55,7 +55,7 @@ class Replay:
 def half_gradients(layers: Iterable[Layer], plan: Plan) -> dict[str, tuple[TensorStats, ...]]:
     """For each module that is float16 under the plan: the statistics of its gradients in the backward pass."""
     return {
-        layer.fqn: tuple(t.stats for t in layer.tensors if t.role in ("activation_grad", "weight_grad"))
+        layer.fqn: tuple(t.stats for t in layer.tensors if t.is_gradient)
         for layer in layers
         if plan.modules.get(layer.fqn, plan.default) == "float16"
     }

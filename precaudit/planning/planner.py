@@ -228,7 +228,7 @@ def _log2_peaks(trace: Trace, plan: Plan) -> dict[str, float]:
     records += [(op.fqn, op.tensors) for op in half if format_of(plan, op.fqn, op.op) == "float16"]
     peaks: dict[str, float] = {}
     for fqn, tensors in records:
-        found = [t.stats.amax for t in tensors if t.role in ("activation_grad", "weight_grad") and t.stats.amax]
+        found = [t.stats.amax for t in tensors if t.is_gradient and t.stats.amax]
         if found:
             peaks[fqn] = max(math.log2(max(found)), peaks.get(fqn, -math.inf))
     return peaks

@@ -80,7 +80,7 @@ def _scaling(own: float | None, baseline: Mapping[str, Any]) -> tuple[str, str]:
 
 def _lost_share(layer: Layer, scale: float) -> float:
     """The largest share of a gradient's energy that float16 loses at a loss scale, over a module's gradients."""
-    gradients = [t for t in layer.tensors if t.role in ("activation_grad", "weight_grad") and t.formats]
+    gradients = [t for t in layer.tensors if t.is_gradient and t.formats]
     if scale != 1:
         return lost_share([t.stats for t in gradients], math.floor(math.log2(scale)))
     loudest = max((t.stats.rms for t in gradients), default=0.0)
