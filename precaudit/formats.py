@@ -81,6 +81,9 @@ FORMATS: Mapping[str, Format] = {
     )
 }
 
+NARROW_FORMATS = tuple(name for name, each in FORMATS.items() if each.storage_bits < 32)
+HALF_FORMATS = tuple(name for name, each in FORMATS.items() if each.storage_bits == 16)
+
 EXTREME = FORMATS["float32"].maximum / 16
 """Numbers from here on are taken for (a share of) float32's largest, as in masks with `torch.finfo(x.dtype).min`."""
 

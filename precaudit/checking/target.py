@@ -5,6 +5,7 @@ from __future__ import annotations
 from precaudit.checking.deployments import formats_of
 from precaudit.checking.records import Answer, Deployment
 from precaudit.finding import finding
+from precaudit.formats import HALF_FORMATS
 from precaudit.model import Finding
 from precaudit.tensorcores.peaks import Gpu
 from precaudit.words import listing, plural
@@ -34,7 +35,7 @@ def _unsupported(gpu: Gpu, deployment: Deployment, name: str) -> Finding:
             f"nothing breaks; profile with --target {gpu.key} for a plan that uses what it has",
             format=name,
         )
-    instead = next((other for other in ("bfloat16", "float16") if other in gpu.formats), None)
+    instead = next((other for other in HALF_FORMATS if other in gpu.formats), None)
     try_ = f"check the plan in {instead}: precaudit check --formats {instead}, or " if instead else ""
     return finding(
         "PA721",

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 from precaudit.errors import ExitCode, PrecauditError
+from precaudit.formats import NARROW_FORMATS
 from precaudit.model import Execution, Op, Plan
 from precaudit.planning.budget import GradientError, LostGradients, gradient_error, lost_gradients
 from precaudit.planning.planner import Choices, build_plan
@@ -36,7 +37,6 @@ SAME_BATCH = 1e-3
 """The same limit in later steps: rounding in earlier ones leaves traces in averages and memories."""
 _FEWEST = 10
 _TRIED = ("PA105", "PA106")
-_NARROW = ("bfloat16", "float16", "float8_e4m3", "float8_e5m2")
 
 
 @dataclass(frozen=True)
@@ -159,7 +159,8 @@ def _lacks_kernel(run: RunResult) -> bool:
 
 def _probed(formats: tuple[str, ...]) -> tuple[str, ...]:
     """The formats to probe: the narrow ones, or tf32 if nothing narrower is allowed."""
-    return tuple(name for name in formats if name in _NARROW) or tuple(name for name in formats if name == "tf32")
+    narrow = tuple(name for name in formats if name in NARROW_FORMATS)
+    return narrow or (("tf32",) if "tf32" in formats else ())
 
 
 def _is_short(audit: Audit, job: Job) -> bool:

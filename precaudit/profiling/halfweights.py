@@ -6,11 +6,11 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from precaudit.finding import finding, place_of
+from precaudit.formats import HALF_FORMATS
 from precaudit.model import Finding, Layer, Location, TensorRecord
 from precaudit.profiling.audit import Audit
 from precaudit.profiling.entries import casts_in
 
-NARROW = ("float16", "bfloat16")
 _PACE = 0.9
 """What moves by this share of its way in float32 keeps pace with it."""
 
@@ -43,7 +43,7 @@ def _of_weights(layer: Layer, baseline: Mapping[str, Any], pace: Mapping[str, bo
     names = {w.name: f"{layer.fqn}.{w.name}".lstrip(".") for w in layer.tensors if w.role == "weight"}
     known = [pace[name] for name in names.values() if name in pace]
     for weight in layer.tensors:
-        if weight.role != "weight" or weight.dtype not in NARROW:
+        if weight.role != "weight" or weight.dtype not in HALF_FORMATS:
             continue
         name = names[weight.name]
         if pace.get(name, bool(known) and all(known)):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from precaudit.formats import HALF_FORMATS
 from precaudit.model import Finding, Plan, Report
 from precaudit.reporting.endings import ended_like_the_plan
 from precaudit.words import prose
@@ -50,7 +51,7 @@ def scaled_by_hand(report: Report) -> float | None:
 def is_plain_autocast(report: Report) -> bool:
     """Whether a verified plan needs nothing but torch.autocast around the whole model."""
     plan = report.plan
-    half = plan.default in ("bfloat16", "float16") and set(plan.modules.values()) == {plan.default}
+    half = plan.default in HALF_FORMATS and set(plan.modules.values()) == {plan.default}
     return half and not plan.ops and plan.loss_scale.mode == "none" and report.verification.verdict == "pass"
 
 

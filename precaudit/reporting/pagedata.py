@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from itertools import accumulate
 from typing import Any, TypeGuard
 
-from precaudit.formats import FORMATS
+from precaudit.formats import FORMATS, HALF_FORMATS
 from precaudit.model import Layer, Report, TensorStats, Trial, Verification
 from precaudit.reporting.endings import last_tried
 from precaudit.reporting.places import WHOLE
@@ -42,7 +42,7 @@ def page_data(report: Report) -> dict[str, Any]:
 def shown_format(report: Report) -> str:
     """The half format shown first: the plan's, or float16, which has the shorter range."""
     planned = (report.plan.default, *report.plan.modules.values())
-    return next((name for name in planned if name in ("bfloat16", "float16")), "float16")
+    return next((name for name in planned if name in HALF_FORMATS), "float16")
 
 
 def _formats() -> dict[str, Any]:

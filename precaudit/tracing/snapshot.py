@@ -7,21 +7,20 @@ from dataclasses import replace
 
 from torch import nn
 
+from precaudit.formats import NARROW_FORMATS
 from precaudit.histograms import fits
 from precaudit.instrument.names import ModuleName, ModuleNames, is_leaf
-from precaudit.model import Layer, Location, Op, TensorRecord, TensorStats
+from precaudit.model import Layer, Location, Op, Role, TensorRecord, TensorStats
 from precaudit.tracing.extremes import largest, largest_by_name, widest
 from precaudit.tracing.records import Trace
 from precaudit.tracing.slots import LayerSlot, OpSlot, ParameterSlot, fold
 from precaudit.tracing.tracer import Tracer
 
-FITTED = ("bfloat16", "float16", "float8_e4m3", "float8_e5m2")
 
-
-def _record(role: str, stats: TensorStats, name: str = "", dtype: str = "float32") -> list[TensorRecord]:
+def _record(role: Role, stats: TensorStats, name: str = "", dtype: str = "float32") -> list[TensorRecord]:
     if not stats.numel:
         return []
-    return [TensorRecord(role, stats, name, dtype, fits(stats, FITTED))]  # type: ignore[arg-type]
+    return [TensorRecord(role, stats, name, dtype, fits(stats, NARROW_FORMATS))]
 
 
 def _merged(parts: Iterable[TensorStats]) -> TensorStats:

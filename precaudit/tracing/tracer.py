@@ -15,7 +15,7 @@ from torch.utils.hooks import unserializable_hook
 from precaudit.execution.atomics import not_in_place
 from precaudit.execution.formats import no_disabled_region
 from precaudit.execution.policy import ACCUMULATING, MASKED, Category, category
-from precaudit.formats import get_format
+from precaudit.formats import HALF_FORMATS, get_format
 from precaudit.histograms import Peak, take_peak
 from precaudit.instrument.events import TrainingListener, in_backward
 from precaudit.instrument.functions import IN_FUNCTION
@@ -266,7 +266,7 @@ class Tracer(TrainingListener, ScopeListener):
     def _new_op(self, key: tuple[ModuleName, str, int], func: Function, args: Any, kwargs: Any, half: bool) -> OpSlot:
         inputs = [t for t in tensors_in((args, kwargs)) if t.is_floating_point()]
         dtype = dtype_name(inputs[0].dtype if inputs else torch.float32)
-        if dtype in ("float16", "bfloat16"):
+        if dtype in HALF_FORMATS:
             self.low_dtypes.add(dtype)
         self.read.update(id(t) for t in inputs if isinstance(t, torch.nn.Parameter))
         shapes = tuple(_shape(t) for t in tensors_in((args, kwargs)))
