@@ -38,6 +38,11 @@ def inert(text: str) -> str:
     return re.sub(commands, lambda match: f"\\x{ord(match[0]):02x}", text)
 
 
+def capitalized(text: str) -> str:
+    """The text with a capital first letter; the others stay as they are, unlike in `str.capitalize`."""
+    return f"{text[:1].upper()}{text[1:]}"
+
+
 def shorten(text: str, width: int) -> str:
     """Cut in the middle: both ends of a fully qualified name tell layers apart."""
     if len(text) <= width:

@@ -12,7 +12,7 @@ from precaudit.reporting.facts import asks_for_the_plan, has_the_plan, own_forma
 from precaudit.reporting.grouped import Group, grouped
 from precaudit.reporting.places import place
 from precaudit.reporting.undecided import is_open, more_seeds, undecided
-from precaudit.words import listing, plural, prose, signed
+from precaudit.words import capitalized, listing, plural, prose, signed
 
 
 def actions(report: Report) -> list[str]:
@@ -68,8 +68,7 @@ def _suggestions(findings: Sequence[Finding]) -> list[str]:
     """A sentence for each suggestion, with the places that need it."""
     places: dict[str, list[str]] = {}
     for finding in findings:
-        text = prose(finding.suggestion)
-        places.setdefault(f"{text[:1].upper()}{text[1:]}", []).append(place(finding))
+        places.setdefault(capitalized(prose(finding.suggestion)), []).append(place(finding))
     named = {text: [*dict.fromkeys(filter(None, where))] for text, where in places.items()}
     return [f"{text} [{listing(where, 3, '; ')}]" if where else text for text, where in named.items()]
 

@@ -10,6 +10,7 @@ from precaudit.finding import finding
 from precaudit.model import Finding
 from precaudit.tensorcores.alignment import AFFORDABLE, Padding, advice, growth, misaligned, multiple, sizes
 from precaudit.tensorcores.kernel_names import RANK
+from precaudit.words import capitalized
 
 if TYPE_CHECKING:
     from precaudit.tensorcores.analysis import Group
@@ -132,12 +133,8 @@ def _pad(groups: list[Group], padding: list[Padding], stated: str) -> Finding:
         "PA401",
         groups,
         f"{groups[0].op}: {sizes(padding)} {wrong} of {multiple(stated)} ({stated}): {kernels}",
-        _sentence(advice(padding)),
+        capitalized(advice(padding)),
     )
-
-
-def _sentence(text: str) -> str:
-    return text[0].upper() + text[1:]
 
 
 def _legacy(groups: list[Group], card: Card) -> Finding:

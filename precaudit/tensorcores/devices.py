@@ -14,7 +14,7 @@ from precaudit.reporting.page import Page
 from precaudit.tensorcores.kernel_names import generation_of, has_tensor_cores
 from precaudit.tensorcores.nvml import session, text
 from precaudit.tensorcores.peaks import find_gpu
-from precaudit.words import NOT_MEASURED, number, plural, visible
+from precaudit.words import NOT_MEASURED, capitalized, number, plural, visible
 
 CPUINFO = Path("/proc/cpuinfo")
 CPU_UNITS: Mapping[str, tuple[str, ...]] = MappingProxyType(
@@ -174,7 +174,7 @@ def _gpu_lines(gpu: Accelerator) -> list[str]:
         lines.append(f"Tensor Core formats: {', '.join(gpu.formats)}")
         peaks = ", ".join(f"{name} {number(value)}" for name, value in gpu.peaks.items())
         lines.append(f"dense peaks by data sheet, TFLOP/s: {peaks}; {number(gpu.bandwidth, 'GB/s')}")
-    return lines + ([f"{gpu.note[0].upper()}{gpu.note[1:]}."] if gpu.note else [])
+    return lines + ([f"{capitalized(gpu.note)}."] if gpu.note else [])
 
 
 def _cpu_lines(cpu: Cpu) -> list[str]:

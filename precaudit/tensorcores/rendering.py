@@ -18,7 +18,7 @@ from precaudit.reporting.page import Page
 from precaudit.reporting.serialize import to_json
 from precaudit.tensorcores.analysis import CLASSES, Analysis
 from precaudit.tensorcores.kernel_names import readable
-from precaudit.words import inert, number, plural, seconds, share, shorten, visible
+from precaudit.words import capitalized, inert, number, plural, seconds, share, shorten, visible
 
 ROWS = 12
 BAR = 24
@@ -171,7 +171,7 @@ def _rate(tflops: float | None) -> str:
 
 def _method(analysis: Analysis) -> list[str]:
     used = analysis.tensor_cores
-    lines = [f"{used.method[0].upper()}{used.method[1:]}."]
+    lines = [f"{capitalized(used.method)}."]
     if used.unattributed_share is not None:
         owner = "layer and no other known part of a step" if top_layers(analysis) else "operation"
         lines.append(f"Kernel time that belongs to no {owner}: {share(used.unattributed_share)}.")

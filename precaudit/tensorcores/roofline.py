@@ -16,6 +16,7 @@ from precaudit.planning.fitting import format_of
 from precaudit.reporting.costs import WORTH, worth
 from precaudit.tensorcores.eligibility import flops, runs_in, runs_on_tensor_cores, total_flops
 from precaudit.tensorcores.peaks import Gpu
+from precaudit.words import capitalized
 
 METHOD = "predicted from the card's peaks and bandwidth, not measured"
 BUSY = 0.5  # of a step that the GPU must work in; below, the host decides
@@ -95,7 +96,7 @@ def measured_in_words(speedup: float, spread: Sequence[float] | None, busy: floa
         else ""
     )
     text = worth(speedup, spread, gpu.name)
-    return f"{text[0].upper()}{text[1:]}{idle}"
+    return f"{capitalized(text)}{idle}"
 
 
 # ---------------------------------------------------------------- the parts of a step
