@@ -53,5 +53,5 @@ def cannot_import(error: BaseException) -> PrecauditError:
 
 def require_count(name: str, value: object) -> None:
     """Raise PrecauditError unless `value` is an integer of at least 1."""
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    require(whole and value >= 1, f"{name} must be a whole number of at least 1, not {value!r}")  # type: ignore[operator]
+    counts = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+    require(counts, f"{name} must be a whole number of at least 1, not {value!r}")

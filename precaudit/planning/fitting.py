@@ -87,8 +87,8 @@ def part_of(plan: Plan, names: Mapping[str, str]) -> Plan:
 def format_of(plan: Plan, fqn: str, op: str | None = None) -> str:
     """The format of a module, or of one operation in it: its own, else its nearest ancestor's, else the default."""
     exceptions = {(exception.fqn, exception.op): exception.format for exception in plan.ops}
-    if (fqn, op) in exceptions:
-        return exceptions[fqn, op]  # type: ignore[index]
+    if (own := exceptions.get((fqn, op or ""))) is not None:
+        return own
     while fqn not in plan.modules:
         if not fqn:
             return plan.default
