@@ -45,12 +45,13 @@ class Applied(Scopes):
     """
 
     def __init__(self, model: nn.Module, plan: Plan, native: bool | None) -> None:
-        """`native` is None where each call decides by the model's current device."""
+        """`native` is None where each call decides by the model's current device, or by the last one's for a model
+        without weights."""
         super().__init__()
         self.plan = plan
         self._fqns = tuple(fqns_of(model).values())
-        self._native, self._asked = False, native
-        self.listeners = [Emulator(plan, self, in_disabled_region=self._in_disabled_region)]
+        self._asked = native
+        self._native: bool | None = None
         self._handles: list[RemovableHandle] = []
         self._products: tf32 | None = None
         self._choose(model)
@@ -72,7 +73,7 @@ class Applied(Scopes):
 
     def _choose(self, module: nn.Module) -> None:
         device = _device_of(module)
-        native = self._asked if self._asked is not None else self._native if device is None else device == "cuda"
+        native = self._asked if self._asked is not None else bool(self._native) if device is None else device == "cuda"
         with _lock:
             if native is self._native:
                 return
