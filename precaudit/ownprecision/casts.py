@@ -15,7 +15,8 @@ from precaudit.model import Location
 from precaudit.tracing.ops import caller_location, line_of
 from precaudit.tracing.shadow import Energies
 
-CASTS = frozenset("to half bfloat16 type type_as copy".split())
+NARROWING = frozenset("to half bfloat16 type type_as copy".split())
+"""Operations that may put values into a narrower dtype."""
 
 _ROWS = 4096
 """Rows of a large tensor that are examined."""
@@ -37,7 +38,7 @@ class OwnCasts:
         self._casts: dict[tuple[Location | None, str], _Cast] = defaultdict(_Cast)
 
     def made(self, call: Call, result: torch.Tensor) -> None:
-        if call.op not in CASTS or result.dtype not in HALVES:
+        if call.op not in NARROWING or result.dtype not in HALVES:
             return
         for source in tensors_in(call.args):
             if source.dtype in (torch.float32, torch.float64) and source.shape == result.shape:

@@ -20,7 +20,7 @@ from precaudit.execution.rounding import HALVES
 from precaudit.instrument.names import ModuleNames
 from precaudit.instrument.torchfunction import FUSED, Call, dtype_name, tensors_in
 from precaudit.model import Location
-from precaudit.ownprecision.casts import CASTS
+from precaudit.ownprecision.casts import NARROWING
 from precaudit.tracing.ops import line_of, script_location
 
 _CHANGES = frozenset("add sub mul div lerp addcmul addcdiv copy neg".split())
@@ -124,7 +124,7 @@ class States:
                 decay.times += 1
         elif call.op in _CHANGES and not result.requires_grad:
             self._derived(call, result)
-        elif call.op in CASTS and not call.writes:
+        elif call.op in NARROWING and not call.writes:
             self._cast(call.given[0], result)
         elif call.op in _HANDS_ON and (life := self._lives.get(call.given[0])) is not None:
             self._lives[result] = life

@@ -16,7 +16,7 @@ from precaudit.instrument.events import TrainingListener, parameters_of
 from precaudit.instrument.names import ModuleNames
 from precaudit.instrument.scopes import Frame
 from precaudit.instrument.torchfunction import Call, dtype_name, op_name, single_calls, stored, takes_lists, tensors_in
-from precaudit.ownprecision.casts import CASTS, OwnCasts
+from precaudit.ownprecision.casts import NARROWING, OwnCasts
 from precaudit.ownprecision.float32 import called_by_precaudit
 from precaudit.ownprecision.grad_scaler import FACTOR, multiplied_by
 from precaudit.ownprecision.nonfinite import OwnBackward, OwnNonFinite
@@ -27,7 +27,7 @@ from precaudit.ownprecision.sums import OwnSums
 from precaudit.tracing.ops import caller_location, line_of, script_location
 
 _EXACT_INTEGERS = 2.0**24
-_STORES = CASTS | {"cat", "stack"}
+_STORES = NARROWING | {"cat", "stack"}
 _RUNAWAY = 2.0**40
 
 
