@@ -11,12 +11,11 @@ from typing import Any
 
 import altair as alt
 
-from precaudit.reporting.drawing import FONT, KINDS, THEME, WHOLE
+from precaudit.reporting.drawing import AFTER, BEFORE, FONT, KINDS, THEME, WHOLE
 
 FATES = {"holds": "fits", "less precise": "less", "to zero": "lost", "overflows": "lost"}
 SIDES = {"lose gradient energy": "less", "overflow": "lost"}
 CLASSES = {"native": "good", "legacy": "less", "none": "plain", "unknown": "line"}
-BEFORE, AFTER = "float32", "the plan"
 STEP = 18
 
 Drawing = tuple[Any, Any]  # a layered chart and its height

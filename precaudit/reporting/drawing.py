@@ -25,7 +25,8 @@ THEME = {
     "good": "#15803d",
     "plain": "#8b949e",
 }
-KINDS = {"float32": "plain", "the plan": "fits", "earlier plans": "less", "other runs": "line"}
+BEFORE, AFTER = "float32", "the plan"
+KINDS = {BEFORE: "plain", AFTER: "fits", "earlier plans": "less", "other runs": "line"}
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, Helvetica, Arial, sans-serif"
 WHOLE = "datum.value % 1 ? '' : datum.label"
 """A label of an axis that counts: between few whole numbers Vega draws halves, whatever step it is told."""

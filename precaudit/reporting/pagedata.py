@@ -9,6 +9,7 @@ from typing import Any, TypeGuard
 
 from precaudit.formats import FORMATS, HALF_FORMATS
 from precaudit.model import Layer, Report, TensorStats, Trial, Verification
+from precaudit.reporting.drawing import AFTER, BEFORE
 from precaudit.reporting.endings import last_tried
 from precaudit.reporting.places import WHOLE
 from precaudit.reporting.ranges import CAST_ROLES
@@ -142,9 +143,9 @@ def kinds(v: Verification) -> list[str]:
 
 def _kind(trial: Trial, last: str | None) -> str:
     if trial.plan == "reference":
-        return "float32"
+        return BEFORE
     if trial.plan == last:
-        return "the plan"
+        return AFTER
     return "earlier plans" if trial.plan.startswith("candidate") else "other runs"
 
 
@@ -210,7 +211,7 @@ def _bars(times: Rows) -> dict[str, Any]:
     rows = [
         {"row": i, "when": when, "kind": kind, "seconds": seconds}
         for i, layer in enumerate(times)
-        for when, classes in (("float32", layer["before"]), ("the plan", layer["seconds"]))
+        for when, classes in ((BEFORE, layer["before"]), (AFTER, layer["seconds"]))
         for kind, seconds in classes.items()
     ]
     return {"names": [layer["name"] for layer in times], "rows": rows}

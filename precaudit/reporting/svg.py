@@ -14,7 +14,7 @@ from xml.etree import ElementTree
 
 from precaudit.errors import PrecauditError
 from precaudit.model import Report
-from precaudit.reporting.drawing import hindrance, vega
+from precaudit.reporting.drawing import AFTER, BEFORE, hindrance, vega
 from precaudit.reporting.pagedata import page_data
 from precaudit.words import share, shorten
 
@@ -65,7 +65,7 @@ def _heat_map(data: dict[str, Any]) -> Iterator[Spec]:
 
 def _trainings(data: dict[str, Any]) -> Iterator[Spec]:
     if data["curves"]:
-        colors = {"float32": "grey", "the plan": "blue", "earlier plans": "orange"}
+        colors = {BEFORE: "grey", AFTER: "blue", "earlier plans": "orange"}
         shown = {row["kind"] for row in data["curves"]}
         named = ", ".join(f"{kind} {color}" for kind, color in colors.items() if kind in shown)
         title = f"loss of every training run: {named}"
