@@ -95,6 +95,4 @@ class FaultWatch:
         if len(self.faults) < _LIMIT:
             bad = int((~values.isfinite()).sum())
             module = slot.module
-            self.faults.append(
-                Fault(step, phase, module.fqn, module.model, slot.op, bad, values.numel(), amax, slot.location)
-            )
+            self.faults.append(Fault(step, phase, module.fqn, module.model, slot.op, bad, amax, slot.location))

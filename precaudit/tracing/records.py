@@ -27,7 +27,6 @@ class Fault:
     model: str
     op: str
     nonfinite: int
-    numel: int
     input_amax: float | None
     location: Location | None
 

@@ -35,7 +35,7 @@ PLAN = Plan("float16", {"block": "float16", "block.lin": "float16", "other": "bf
 
 
 def fault(fqn, op, phase="forward"):
-    return Fault(3, phase, fqn, "model", op, 7, 100, 300.0, Location("train.py", 12))
+    return Fault(3, phase, fqn, "model", op, 7, 300.0, Location("train.py", 12))
 
 
 def raised(fqn, op, message="boom"):
