@@ -72,11 +72,12 @@ _NO_PRODUCT = (
 RULES: tuple[Rule, ...] = (
     _others(
         "helper",
-        r"split[kK]_?[rR]educe|ReduceSplitK|reduce_1Block|globalKernel|OffsetsKernel|nchwToNhwc|nhwcToNchw|(?<!chunk_)[Pp]reprocess"
-        r"|[Pp]ostprocess|dot_do_o|convert_dq|combine(?!d)|FwdCombine|reshape_and_cache|elementwise|Functor|prepare_varlen"
-        r"|im2col|col2im|vol2col|col2vol|init_device_workspace|convertTensor_kernel|AddPaddingKernel|elementWise"
+        r"split[kK]_?[rR]educe|ReduceSplitK|reduce_1Block|globalKernel|OffsetsKernel|nchwToNhwc|nhwcToNchw|dot_do_o|convert_dq"
+        r"|FwdCombine|reshape_and_cache|prepare_varlen|init_device_workspace|convertTensor_kernel|AddPaddingKernel"
         r"|clear_dkvaccum|convert_dkv|ForwardCombine|BwdSumOdO|FmhaKernelBwdConvert|MlaReductionKernel|mla_metadata"
-        r"|region_transform|flip_filter|compute_gemm_pointers|generic4Channel|SparseCompressor|nopHardwareDetection",
+        r"|region_transform|flip_filter|compute_gemm_pointers|generic4Channel|SparseCompressor|nopHardwareDetection"
+        r"|^(?!.*(?i:(?<!fb)gemm|matmul)).*(?:(?<!chunk_)[Pp]reprocess|[Pp]ostprocess|combine(?!d)|element[wW]ise|Functor"
+        r"|im2col|col2im|vol2col|col2vol)",
     ),
     # What serves a low-precision product, beside it in the same namespace and with its formats in the name.
     _others(
@@ -84,8 +85,8 @@ RULES: tuple[Rule, ...] = (
         r"gemm_starts|group_gemm_args|prepare_grouped_gemm_data|scale_\d+x128_(?:reshape_)?kernel|expandInputRows"
         r"|computeStrides|doActivation|(?<!gemm_)(?:silu|gelu|swiglu\w*)_(?:and_)?mul_\w*quant"
         r"|finalizeMoeRouting|ExpertPrefixSum|BuildExpertMaps|_repack_kernel|transpose_fp32|pack_fp32_into|mqa_logits_metadata"
-        r"|clean_logits|^_per_token_group_quant|^(?:void )?fbgemm_gpu::|kInt8VectorQuant|kdequant_mm|kDoubleRowColQuant"
-        r"|kgetColRowStats|reconstruct_(?:exllama|gptq)|grouped_gemm::cuda::utils::",
+        r"|clean_logits|^_per_token_group_quant|^(?:void )?fbgemm_gpu::(?!.*(?:mma|attn|(?<!fb)gemm))|kInt8VectorQuant"
+        r"|kdequant_mm|kDoubleRowColQuant|kgetColRowStats|reconstruct_(?:exllama|gptq)|grouped_gemm::cuda::utils::",
     ),
     _rule("xmma-ffma", r"xmma_.*_ffma", False),
     _rule("xmma-depthwise", r"xmma_depthwise_convolution_\w*f32f32_f32f32_f32", False),
