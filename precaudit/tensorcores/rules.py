@@ -150,7 +150,12 @@ RULES: tuple[Rule, ...] = (
     _rule("flash-sm100", r"FlashAtt(?:entio)?n\w*Sm10\d", True, "blackwell"),
     _rule("flash-mla-stated", r"(?<!\w)sm(?:90|100)\w?::[\w:]*(?:attn|mla)\w*_kernel", True),
     _rule("flash-mla", r"flash_fwd_splitkv_mla\w*kernel", True, "hopper"),
-    _rule("flash-2", r"flash_(?:fwd|bwd)\w*kernel|FlashAtt(?:entio)?n\w*Sm(?:80|120)", True, "ampere"),
+    _rule(
+        "flash-2",
+        r"(?:::|void )flash_(?:fwd|bwd)\w*kernel|^flash_(?:fwd|bwd)\w*kernel<|FlashAtt(?:entio)?n\w*Sm(?:80|120)",
+        True,
+        "ampere",
+    ),
     _rule("flash-1", r"fmha_(?:fprop|dgrad)_fp16|fmha_(?:fwd|bwd)_\w*loop_kernel", True, "ampere"),
     _rule("flashinfer-sm90", r"flashinfer::PrefillWithKVCacheKernel|MLAPageAttentionHopperKernel", True, "hopper"),
     _rule("flashinfer", r"(?:Batch|Single)PrefillWith\w*KVCacheKernel|BatchMLAPagedAttentionKernel", True, "ampere"),
@@ -187,7 +192,7 @@ RULES: tuple[Rule, ...] = (
     _rule(  # public kernels around tl.dot, which multiplies float32 as TF32 unless told otherwise
         TRITON_DOT,
         r"^(?:fused_moe_kernel(?:_gptq_awq)?|_w8a8_(?:triton_)?block_\w*(?:matmul|mm)(?:_\w+)?|kernel_unified_attention(?:_[23]d)?"
-        r"|_fwd_grouped_kernel_stage1(?:_rope)?|_attn_(?:fwd|bwd)(?:_dk_?dv|_dq)?|awq_gemm_kernel|_bsr_strided_addmm_kernel"
+        r"|_fwd_grouped_kernel_stage1(?:_rope)?|_attn_(?:fwd|bwd)(?:_dk_?dv|_dq)?|_?flash_(?:fwd|bwd)(?:_dk_?d?v|_dq)?_kernel|awq_gemm_kernel|_bsr_strided_addmm_kernel"
         r"|parallel_nsa_kernel_topk|_scatter2scatter|_groupXtY|gemm_fusion_dot(?:_general)?|_lora_(?:shrink|expand)_kernel"
         r"|_chunk_(?:scan|state)_(?:(?:fwd|varlen)|(?:chunk_state_)?bwd_d(?:x|b|c|cb|states))_kernel|_bmm_chunk_(?:fwd|bwd)_kernel"
         r"|(?!\w*(?:cumsum|cumprod|reduction|hgrn|token_parallel|sub_intra|rcum_inter|_dgk_|_hdh))"
@@ -201,7 +206,8 @@ RULES: tuple[Rule, ...] = (
     ),
     _rule(
         "low-precision-gemm",
-        r"(?i)(?:fp8|e4m3|e5m2|e2m1|nvfp4|mxfp4).*gemm|gemm.*(?:fp8|e4m3|e5m2|e2m1|nvfp4|mxfp4)",
+        r"(?i)^(?!.*(?:(?<!de)quant|prepare|metadata|offsets)).*"
+        r"(?:(?:fp8|e4m3|e5m2|e2m1|nvfp4|mxfp4).*gemm|gemm.*(?:fp8|e4m3|e5m2|e2m1|nvfp4|mxfp4))",
         True,
     ),
     _rule("triton", r"^triton_", None),
