@@ -17,7 +17,7 @@ from precaudit.tensorcores.cards import Card, cards_of
 from precaudit.tensorcores.caveats import notes
 from precaudit.tensorcores.evidence import agreed, classify_ptx, inductor_class, second_opinion
 from precaudit.tensorcores.products import product
-from precaudit.tensorcores.rules import Classification, classify
+from precaudit.tensorcores.rules import TRANSFORMED, Classification, classify
 from precaudit.tensorcores.sizes import Product
 from precaudit.tensorcores.traces import Floats, Ints, Trace
 
@@ -115,6 +115,8 @@ def group_kernels(
     kinds = list(zip(kernels.name.tolist(), kernels.device.tolist(), strict=True))
     classes = {(name, card): _class_of(trace.names[name], cards[card], ptx) for name, card in set(kinds)}
     flops = _kernel_flops(trace, attribution.op, [classes[kind] for kind in kinds])
+    # Their products, too, are of less than the FLOPs: only in the domain that the image was transformed to.
+    transformed = set(attribution.op[[classes[kind].rule == TRANSFORMED for kind in kinds]].tolist())
     op_name = np.where(attribution.op >= 0, trace.ops.name[attribution.op] if len(trace.ops) else -1, -1)
     keys = np.stack([kernels.name, op_name, attribution.owner, attribution.is_module, kernels.device], axis=1)
     unique, first, member, calls = np.unique(keys, axis=0, return_index=True, return_inverse=True, return_counts=True)
@@ -140,7 +142,7 @@ def group_kernels(
             card=cards[card],
             example=_product_of(trace, example),
         )
-        groups.append(_second_look(group))
+        groups.append(group if example in transformed else _second_look(group))
     return sorted(groups, key=lambda group: -group.seconds)
 
 

@@ -76,6 +76,22 @@ def test_a_rate_above_the_vector_peak_proves_tensor_cores(tmp_path):
     assert share(5000) == ("unknown", "no-rule")  # 27
 
 
+def test_the_rate_of_a_transformed_convolution_proves_nothing(tmp_path):
+    """Winograd's F(4x4, 3x3) leaves a quarter of the multiplications: 40 TFLOP/s of the op's, 10 of the kernel's."""
+    event = op("aten::cudnn_convolution", 0, 50)
+    event["args"] = {
+        "Input Dims": [[32, 256, 56, 56], [256, 256, 3, 3]],
+        "Input type": ["float", "float"],
+        "Concrete Inputs": ["", "", "[1, 1]", "[1, 1]", "[1, 1]", "1"],
+    }
+    transform = "void cudnn::winograd_nonfused::winogradForwardData4x4<float, float>(Params)"
+    events = [event, *launched(transform, 5, 500, 1), *launched("volta_sgemm_128x64_nn", 8, 2500, 2)]
+    v100 = {"id": 0, "name": "Tesla V100-SXM2-16GB", "computeMajor": 7, "computeMinor": 0}
+    analysis = analyse(read_trace(write(tmp_path, document(events, v100))))
+    assert (analysis.used, analysis.tensor_cores.time_share.none) == (0.0, 1.0)
+    assert analysis.tensor_cores.kernels[0].tflops == pytest.approx(39.5, abs=0.1)
+
+
 def test_a_tensor_core_kernel_at_a_vector_rate_is_flagged(tmp_path):
     events = [mm(0, 50, 4096, 4096, 4096), *launched(NVJET, 5, 9000, 1)]
     notes = analysed(tmp_path, events).tensor_cores.notes
