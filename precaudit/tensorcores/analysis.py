@@ -8,6 +8,7 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from precaudit.formats import ALIASES, FORMATS
 from precaudit.model import Finding, Kernel, TensorCores, TimeShare
@@ -17,7 +18,7 @@ from precaudit.tensorcores.cards import Card, cards_of
 from precaudit.tensorcores.caveats import notes
 from precaudit.tensorcores.evidence import agreed, classify_ptx, inductor_class, second_opinion
 from precaudit.tensorcores.products import product
-from precaudit.tensorcores.rules import TRANSFORMED, Classification, classify
+from precaudit.tensorcores.rules import Classification, classify
 from precaudit.tensorcores.sizes import Product
 from precaudit.tensorcores.traces import Floats, Ints, Trace
 
@@ -115,8 +116,6 @@ def group_kernels(
     kinds = list(zip(kernels.name.tolist(), kernels.device.tolist(), strict=True))
     classes = {(name, card): _class_of(trace.names[name], cards[card], ptx) for name, card in set(kinds)}
     flops = _kernel_flops(trace, attribution.op, [classes[kind] for kind in kinds])
-    # Their products, too, are of less than the FLOPs: only in the domain that the image was transformed to.
-    transformed = set(attribution.op[[classes[kind].rule == TRANSFORMED for kind in kinds]].tolist())
     op_name = np.where(attribution.op >= 0, trace.ops.name[attribution.op] if len(trace.ops) else -1, -1)
     keys = np.stack([kernels.name, op_name, attribution.owner, attribution.is_module, kernels.device], axis=1)
     unique, first, member, calls = np.unique(keys, axis=0, return_index=True, return_inverse=True, return_counts=True)
@@ -125,6 +124,7 @@ def group_kernels(
     rated = np.isfinite(flops)
     rated_flops = np.bincount(member, weights=np.where(rated, flops, 0.0))
     rated_seconds = np.bincount(member, weights=np.where(rated, kernels.seconds, 0.0))
+    mixed = np.bincount(member, weights=_shares_flops(attribution.op, kernels.name, rated))
     groups = []
     for i, (name, op, owner, in_module, card) in enumerate(unique.tolist()):
         example = int(attribution.op[first[i]])
@@ -142,7 +142,7 @@ def group_kernels(
             card=cards[card],
             example=_product_of(trace, example),
         )
-        groups.append(group if example in transformed else _second_look(group))
+        groups.append(group if mixed[i] else _second_look(group))
     return sorted(groups, key=lambda group: -group.seconds)
 
 
@@ -185,6 +185,14 @@ def _kernel_flops(trace: Trace, op: Ints, classes: Sequence[Classification]) -> 
     spent = np.bincount(op[mine], weights=seconds[mine], minlength=len(of_op))
     flops[mine] = of_op[op[mine]] * seconds[mine] / spent[op[mine]]
     return flops
+
+
+def _shares_flops(op: Ints, name: Ints, rated: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """Whether other kernels compute parts of the same op: their common rate proves nothing of either, as of the
+    gradients of a convolution, or of a transformed one, whose product is of less than the op's FLOPs."""
+    pairs = np.unique(np.stack([op, name], axis=1)[rated], axis=0)
+    ops, names = np.unique(pairs[:, 0], return_counts=True)
+    return rated & np.isin(op, ops[names > 1])
 
 
 def _product_of(trace: Trace, index: int) -> Product | None:

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from precaudit.tensorcores.kernel_names import RANK, Capability, generation_of, operand_format
 from precaudit.tensorcores.products import OPERAND_TYPES, TEMPLATE, Arguments
-from precaudit.tensorcores.rules import NOT_NVIDIA, TRANSFORMED, Classification, classify, relation
+from precaudit.tensorcores.rules import NOT_NVIDIA, Classification, classify, relation
 
 _PTX: tuple[tuple[str, str], ...] = (
     ("tcgen05.mma", "blackwell"),
@@ -114,7 +114,7 @@ def second_opinion(
 
     Whether by the native path follows only from a rate near the peak, taken here as three quarters of it.
     """
-    if tflops is None or vector_peak is None or found.rule in (NOT_NVIDIA.rule, TRANSFORMED):
+    if tflops is None or vector_peak is None or found.rule in (NOT_NVIDIA.rule, "transformed-conv"):
         return found
     if found.tensor_core in ("native", "legacy") or tflops <= 1.1 * vector_peak:
         return found

@@ -63,8 +63,6 @@ def _others(rule_id: str, pattern: str) -> Rule:
 
 
 TRITON_DOT = "triton-dot"
-TRANSFORMED = "transformed-conv"
-"""Of what multiplies less than its op's FLOPs say."""
 # Beside one of these words what maps or moves values may be fused with a product.
 _NO_PRODUCT = (
     r"(?!.*(?:gemm(?!a)|mma(?<!gemma)|attention|attn|fmha|conv(?!ert)|mat(?:rix)?_?mul|(?<!bi)(?<!tri)linear|mlp|fused_?moe|dot"
@@ -109,7 +107,8 @@ RULES: tuple[Rule, ...] = (
     _rule("wgmma", r"[wW]gmma|(?<![A-Z])GMMA(?![A-Z])", True, "hopper"),
     _rule("tcgen05", r"utc[a-z0-9]*mma|tcgen05|(?<![A-Z])UMMA(?![A-Z])", True, "blackwell"),
     _rule("ptx-mma", r"(?<![a-zA-Z0-9])m16n8k(?:4|8|16|32|64)(?![0-9])", True),
-    _rule(TRANSFORMED, r"fft[12]d|fft3d|winograd|gcgemm|pointwise_mult_and_sum_complex", False),
+    # Multiplies less than its op's FLOPs say.
+    _rule("transformed-conv", r"fft[12]d|fft3d|winograd|gcgemm|pointwise_mult_and_sum_complex", False),
     _rule(
         "vector-gemm",
         r"(?:volta|turing|ampere|maxwell|pascal|hopper)_(?:fp16_|bf16_)?g?[sdczhi]gemm|[shi]cudnn"

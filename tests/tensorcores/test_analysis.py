@@ -92,6 +92,25 @@ def test_the_rate_of_a_transformed_convolution_proves_nothing(tmp_path):
     assert analysis.tensor_cores.kernels[0].tflops == pytest.approx(39.5, abs=0.1)
 
 
+def test_the_common_rate_of_different_kernels_proves_nothing(tmp_path):
+    """A gradient on vector units beside a faster one in TF32: 29 TFLOP/s together, above an A100's vector units."""
+    event = op("aten::convolution_backward", 0, 50)
+    event["args"] = {
+        "Input Dims": [[32, 256, 56, 56], [32, 256, 56, 56], [256, 256, 3, 3]],
+        "Input type": ["float"] * 3,
+        "Concrete Inputs": ["", "", "", "[0]", *["[1, 1]"] * 3, "False", "[0, 0]", "1", "[True, True, False]"],
+    }
+    dgrad = "cutlass_tensorop_s1688dgrad_optimized_tf32_128x128_16x4_nhwc_align4"
+    wgrad = "void cudnn::cnn::wgrad_alg0_engine<float, 512, 6, 5, 3, 3, 3, false, 512>(int)"
+    events = [event, *launched(dgrad, 5, 1200, 1), *launched(wgrad, 8, 7000, 2)]
+    a100 = {"id": 0, "name": "NVIDIA A100-SXM4-80GB", "computeMajor": 8, "computeMinor": 0}
+    slow, fast = analyse(read_trace(write(tmp_path, document(events, a100)))).tensor_cores.kernels
+    assert [(kernel.tensor_core, kernel.tflops) for kernel in (slow, fast)] == [
+        ("none", pytest.approx(28.9, abs=0.1)),
+        ("native", pytest.approx(28.9, abs=0.1)),
+    ]
+
+
 def test_a_tensor_core_kernel_at_a_vector_rate_is_flagged(tmp_path):
     events = [mm(0, 50, 4096, 4096, 4096), *launched(NVJET, 5, 9000, 1)]
     notes = analysed(tmp_path, events).tensor_cores.notes
