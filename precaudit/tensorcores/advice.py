@@ -89,6 +89,9 @@ def _slowed(group: Group) -> bool:
 
 
 def _stated(group: Group) -> str | None:
+    """The format of the operands: what the op calls float32 is TF32 on Tensor Cores."""
+    if group.found.used and group.found.operands == "tf32":
+        return "tf32"
     return (group.example.format if group.example else None) or group.found.operands
 
 

@@ -147,6 +147,13 @@ def test_advice_names_the_dimension_to_pad(tmp_path):
     assert finding.evidence["share"] == 1.0
 
 
+def test_what_runs_as_tf32_is_aligned_as_tf32(tmp_path):
+    old = "cutlass_80_tensorop_s1688gemm_128x128_16x5_nn_align1"
+    (finding,) = analysed(tmp_path, [mm(1, 50, 512, 5185, 1024, "float"), *launched(old, 5, 300, 1)]).findings
+    assert "N = 5185 is not a multiple of 4 (tf32): legacy kernels" in finding.message
+    assert finding.suggestion == "Pad N from 5185 to 5216"
+
+
 def test_padding_that_adds_much_work_is_only_mentioned(tmp_path):
     old = "cutlass_75_tensorop_bf16_s1688gemm_bf16_128x128_nn_align1"
     (finding,) = analysed(tmp_path, [mm(1, 50, 512, 3, 1024), *launched(old, 5, 300, 1)]).findings
