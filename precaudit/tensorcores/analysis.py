@@ -190,8 +190,9 @@ def _kernel_flops(trace: Trace, op: Ints, classes: Sequence[Classification]) -> 
 def _shares_flops(op: Ints, name: Ints, rated: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
     """Whether other kernels compute parts of the same op: their common rate proves nothing of either, as of the
     gradients of a convolution, or of a transformed one, whose product is of less than the op's FLOPs."""
-    pairs = np.unique(np.stack([op, name], axis=1)[rated], axis=0)
-    ops, names = np.unique(pairs[:, 0], return_counts=True)
+    span = int(name.max(initial=0)) + 1
+    pairs = np.unique(op[rated] * span + name[rated])  # one number a pair: rows take ten times as long to sort
+    ops, names = np.unique(pairs // span, return_counts=True)
     return rated & np.isin(op, ops[names > 1])
 
 
