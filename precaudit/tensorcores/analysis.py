@@ -191,9 +191,10 @@ def _shares_flops(op: Ints, name: Ints, rated: npt.NDArray[np.bool_]) -> npt.NDA
     """Whether other kernels compute parts of the same op: their common rate proves nothing of either, as of the
     gradients of a convolution, or of a transformed one, whose product is of less than the op's FLOPs."""
     span = int(name.max(initial=0)) + 1
-    pairs = np.unique(op[rated] * span + name[rated])  # one number a pair: rows take ten times as long to sort
-    ops, names = np.unique(pairs // span, return_counts=True)
-    return rated & np.isin(op, ops[names > 1])
+    pairs = np.sort(op[rated] * span + name[rated])  # numpy's unique takes twenty times as long
+    ops = pairs[np.diff(pairs, prepend=-1) > 0] // span
+    shared = ops[1:][np.diff(ops) == 0]
+    return rated & np.isin(op, shared)
 
 
 def _product_of(trace: Trace, index: int) -> Product | None:
