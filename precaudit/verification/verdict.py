@@ -11,7 +11,7 @@ from functools import partial
 import numpy as np
 
 from precaudit.model import Cause, Difference, Gate, Plan, Verdict
-from precaudit.running.job import RunResult
+from precaudit.running.job import RunResult, ScriptError
 from precaudit.verification import statistics
 from precaudit.verification.equivalence import ALPHA, LOOKS, equivalence, needs_more
 from precaudit.verification.gates import Pair, allowed, ended_itself, failed, gates
@@ -86,9 +86,8 @@ def judge(runs: Runs, plan: Plan) -> Judgement:
         return _uncompared("inconclusive", reason, checked, "float32", settled=True)
     for reference, candidate in pairs:
         if not candidate.finished:
-            function = candidate.error.backward_of if candidate.error else None
-            where = f" in {function}'s own backward pass, {OUTSIDE}" if function else ""
-            return _uncompared("fail", f"the script stopped at step {candidate.steps}{where}: {candidate.why}", checked)
+            reason = f"the script stopped at step {candidate.steps}{_where(candidate.error)}: {candidate.why}"
+            return _uncompared("fail", reason, checked)
         if (lost := statistics.diverged(reference.losses, candidate.losses)) is not None:
             return _uncompared("fail", lost.detail, checked)
     if bad := failed(checked):
@@ -101,6 +100,15 @@ def judge(runs: Runs, plan: Plan) -> Judgement:
         return judged
     reason = ended_itself(early[1].steps, early[0].steps)
     return _uncompared("inconclusive", reason, checked, "early", settled=True)
+
+
+def _where(error: ScriptError | None) -> str:
+    """The line of the script, which no other finding names where it lies outside of every module."""
+    if error is None:
+        return ""
+    place = f" at {error.location.path}:{error.location.line}" if error.location else ""
+    function = error.backward_of
+    return f"{place} in {function}'s own backward pass, {OUTSIDE}" if function else place
 
 
 def _ends_early(reference: RunResult, candidate: RunResult) -> bool:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from run_samples import broken, ended, falling, run
 
-from precaudit.model import Plan
+from precaudit.model import Location, Plan
 from precaudit.running.job import INTERNAL, ScriptError
 from precaudit.verification.statistics import LAST_LIMIT, MARGIN_CAP, MARGIN_FLOOR, NOISE_LIMIT
 from precaudit.verification.verdict import Runs, judge, screened
@@ -118,6 +118,14 @@ def test_a_candidate_that_raised_fails_with_its_message():
     judged = judge(Runs(references, {0: broken(falling()[:7], "expected Half")}), PLAN)
     assert judged.verdict == "fail"
     assert judged.reason == "the script stopped at step 7: expected Half"
+
+
+def test_the_line_that_raised_is_told():
+    """Outside of every module, as in an optimizer that decomposes a matrix, nothing else names it."""
+    raised = broken(falling()[:7], "no eigh for Half")
+    raised = replace(raised, error=replace(raised.error, location=Location("train.py", 25)))
+    judged = judge(Runs({0: run(falling())}, {0: raised}), PLAN)
+    assert judged.reason == "the script stopped at step 7 at train.py:25: no eigh for Half"
 
 
 def test_an_internal_failure_of_precaudit_decides_nothing():
