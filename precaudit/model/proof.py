@@ -8,7 +8,7 @@ from typing import Literal, get_args
 from precaudit.model.traced import Location
 
 Verdict = Literal["pass", "fail", "inconclusive", "screened", "not_run"]
-Cause = Literal["noise", "float32", "unchanged", "interrupted", "early"]
+Cause = Literal["noise", "float32", "unchanged", "interrupted", "early", "raised"]
 Execution = Literal["native", "emulated"]
 ExecutionOption = Literal["auto", "native", "emulated"]
 EXECUTIONS: tuple[str, ...] = get_args(ExecutionOption)

@@ -52,7 +52,7 @@ def headline(report: Report) -> Headline:
         )
     titles: dict[str, tuple[Tone, str]] = {
         "pass": ("good", f"VERIFIED: {name} trains the same as float32{_difference(report, 'within')}"),
-        "fail": ("bad", f"NOT VERIFIED: {name} does not train like float32{_difference(report, 'allowed')}"),
+        "fail": ("bad", f"NOT VERIFIED: {_failure(report)}"),
         "inconclusive": ("open", f"NOT DECIDED: whether {name} trains the same as float32{_between(report)}"),
         "screened": (
             "open",
@@ -63,6 +63,12 @@ def headline(report: Report) -> Headline:
     tone, title = titles[verdict]
     execution = report.verification.execution
     return Headline(tone, f"{title}, {execution}" if execution and verdict != "not_run" else title, _details(report))
+
+
+def _failure(report: Report) -> str:
+    if report.verification.cause == "raised":
+        return f"the script fails under {plan_name(report.plan)}, not in float32"
+    return f"{plan_name(report.plan)} does not train like float32{_difference(report, 'allowed')}"
 
 
 def _difference(report: Report, relation: str) -> str:
@@ -101,14 +107,21 @@ def _meaning(report: Report) -> str:
     """The verdict in one sentence."""
     sentences = {
         "pass": f"you can train in {plan_name(report.plan)}: it learned what float32 learned. {_speed(report)}",
-        "fail": "stay in float32 for now: with this plan the model does not learn what it learns in float32.",
-        "inconclusive": f"nothing is decided: {undecided(report).meaning}",
+        "fail": f"stay in float32 for now: with this plan {_what_fails(report)}.",
         "screened": "it looked the same in one pair of runs: a first look, not a proof.",
         "not_run": "this plan follows from measured ranges; no training has shown that the model learns the same.",
     }
     if unsound(report):
         return "In short: nothing is decided: float32 itself is not finite, so no other format can be compared with it."
-    return f"In short: {sentences[report.verification.verdict]}{_as_written(report)}"
+    verdict = report.verification.verdict
+    meaning = sentences[verdict] if verdict in sentences else f"nothing is decided: {undecided(report).meaning}"
+    return f"In short: {meaning}{_as_written(report)}"
+
+
+def _what_fails(report: Report) -> str:
+    if report.verification.cause == "raised":
+        return "the script does not come to its end"
+    return "the model does not learn what it learns in float32"
 
 
 def _as_written(report: Report) -> str:

@@ -87,7 +87,7 @@ def judge(runs: Runs, plan: Plan) -> Judgement:
     for reference, candidate in pairs:
         if not candidate.finished:
             reason = f"the script stopped at step {candidate.steps}{_where(candidate.error)}: {candidate.why}"
-            return _uncompared("fail", reason, checked)
+            return _uncompared("fail", reason, checked, "raised")
         if (lost := statistics.diverged(reference.losses, candidate.losses)) is not None:
             return _uncompared("fail", lost.detail, checked)
     if bad := failed(checked):

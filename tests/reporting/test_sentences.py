@@ -241,6 +241,14 @@ def test_an_audit_that_was_cut_short_recommends_nothing(stopped, format):
         assert wrong not in text.partition("<script")[0]
 
 
+def test_a_script_that_raises_under_the_plan_is_not_said_to_learn_less():
+    base = report_samples.passing()
+    proof = replace(base.verification, verdict="fail", cause="raised", reason="the script stopped at step 0: no kernel")
+    head = headline(replace(base, verification=proof))
+    assert head.title.startswith("NOT VERIFIED: the script fails under bfloat16, not in float32")
+    assert not any("learn" in line for line in head.details[:1])
+
+
 @pytest.mark.parametrize("verdict", ["inconclusive", "fail", "not_run"])
 def test_failure_of_float32_comes_first(verdict):
     base = report_samples.passing()

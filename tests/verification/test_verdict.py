@@ -116,7 +116,7 @@ def test_a_loss_at_its_floor_is_compared_with_float32s_floor(floor):
 def test_a_candidate_that_raised_fails_with_its_message():
     references = {0: run(falling())}
     judged = judge(Runs(references, {0: broken(falling()[:7], "expected Half")}), PLAN)
-    assert judged.verdict == "fail"
+    assert (judged.verdict, judged.cause) == ("fail", "raised")
     assert judged.reason == "the script stopped at step 7: expected Half"
 
 
