@@ -245,7 +245,7 @@ def test_a_script_that_raises_under_the_plan_is_not_said_to_learn_less():
     base = report_samples.passing()
     proof = replace(base.verification, verdict="fail", cause="raised", reason="the script stopped at step 0: no kernel")
     head = headline(replace(base, verification=proof))
-    assert head.title.startswith("NOT VERIFIED: the script fails under bfloat16, not in float32")
+    assert head.title.startswith("NOT VERIFIED: the script fails under float16, not in float32")
     assert not any("learn" in line for line in head.details[:1])
 
 
