@@ -10,7 +10,6 @@ from precaudit.checking.models import ModelView
 from precaudit.checking.records import Answer, Deployment
 from precaudit.finding import finding
 from precaudit.model import Finding, LossScale, OpFormat, Plan
-from precaudit.model.plan import DEFAULT_INTERVAL, DEFAULT_SCALE
 from precaudit.planning.loss_scale import (
     K_LIMIT,
     OVERFLOW,
@@ -42,12 +41,7 @@ class _Seen:
 
     @property
     def k(self) -> int:
-        scale = self.setting.init_scale or DEFAULT_SCALE
-        return 0 if self.setting.mode == "none" else math.floor(math.log2(scale))
-
-    @property
-    def interval(self) -> int:
-        return self.setting.growth_interval or DEFAULT_INTERVAL
+        return 0 if self.setting.mode == "none" else math.floor(math.log2(self.setting.initial))
 
     @property
     def adapts(self) -> bool:
@@ -107,7 +101,7 @@ def _vanishing(seen: _Seen, lost: Mapping[str, float]) -> Finding:
     message = f"{_named(lost)}: up to {share(most)} of the gradient energy vanishes in float16 {seen.scaled}"
     need = needed_k(seen.gradients[fqn])
     if seen.adapts and need is not None:
-        steps = (need - seen.k) * seen.interval
+        steps = (need - seen.k) * seen.setting.interval
         message += f"; a scaler takes {plural(steps, 'step')} to climb to the 2^{need} that they need"
     return finding("PA751", "warning" if seen.adapts else "error", message, seen.better, fqn, flushed_energy=most)
 
@@ -116,7 +110,7 @@ def _overflowing(seen: _Seen) -> Iterator[Finding]:
     """Overflow at the plan's scale: a dynamic scaler needs one step per octave to come down."""
     skipped = sum(not largest + seen.k < OVERFLOW for largest in seen.maxima)
     if seen.adapts:
-        skipped = replay(seen.maxima, seen.k, seen.interval).skips
+        skipped = replay(seen.maxima, seen.k, seen.setting.interval).skips
     if skipped > (SETTLING if seen.adapts else 0):
         top = max(seen.maxima)
         message = f"gradients reach {2**top:.3g} and overflow float16 {seen.scaled} in {plural(skipped, 'step')}"

@@ -100,10 +100,10 @@ class LossScaler(Scaling):
     """Applies `settings` like `torch.amp.GradScaler`: halve at a skip, double after `growth_interval` good steps."""
 
     def __init__(self, settings: LossScale) -> None:
-        super().__init__(settings.init_scale or 1.0)
+        super().__init__(settings.initial)
         self.skipped: list[int] = []
         self.scales: list[float] = []
-        self._dynamic, self._interval = settings.mode == "dynamic", settings.growth_interval
+        self._dynamic, self._interval = settings.mode == "dynamic", settings.interval
         self._good_steps = 0
         self._step = 0
         self._skips = False
@@ -203,7 +203,7 @@ class LossScaler(Scaling):
         self._good_steps = 0 if skipped else self._good_steps + 1
         if skipped:
             self.scale = max(self.scale / 2, _SMALLEST)
-        elif self._interval and self._good_steps % self._interval == 0:
+        elif self._good_steps % self._interval == 0:
             self.scale = min(self.scale * 2, _LARGEST)
 
     def step_ended(self, optimizer: Any) -> None:

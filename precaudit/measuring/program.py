@@ -45,7 +45,7 @@ def arms_for(plan: Plan, formats: Collection[str]) -> tuple[Arm, ...]:
     if half:
         arms.append(Arm(AMP, half=half, scale=DEFAULT_SCALE if half == "float16" else None))
     if plan.is_low_precision:
-        scale = None if plan.loss_scale.mode == "none" else plan.loss_scale.init_scale or DEFAULT_SCALE
+        scale = None if plan.loss_scale.mode == "none" else plan.loss_scale.initial
         arms.append(Arm(PLAN, plan=plan, scale=scale))
     return tuple(arms)
 

@@ -16,7 +16,7 @@ ScaleMode = Literal["none", "static", "dynamic"]
 Float8Scaling = Literal["tensor", "row"]
 _STARTS_BELOW = 2
 DEFAULT_SCALE, DEFAULT_INTERVAL = 2.0**16, 2000
-"""Those of torch.amp.GradScaler."""
+"""Those of torch.amp.GradScaler, which a plan has that tells none."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,14 @@ class LossScale:
     growth_interval: int | None = None
     window: tuple[int, int] | None = None
     predicted_skips: float | None = None
+
+    @property
+    def initial(self) -> float:
+        return self.init_scale or DEFAULT_SCALE
+
+    @property
+    def interval(self) -> int:
+        return self.growth_interval or DEFAULT_INTERVAL
 
     @property
     def start(self) -> int | None:

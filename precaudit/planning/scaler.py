@@ -6,7 +6,6 @@ import math
 from typing import TYPE_CHECKING
 
 from precaudit.model import Plan
-from precaudit.model.plan import DEFAULT_INTERVAL, DEFAULT_SCALE
 
 if TYPE_CHECKING:
     import torch
@@ -25,8 +24,6 @@ def grad_scaler(plan: Plan, device: str | None = None) -> torch.amp.GradScaler:
     kind = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")).type
     if setting.mode == "none":
         return torch.amp.GradScaler(kind, enabled=False)
-    scale = setting.init_scale or DEFAULT_SCALE
     if setting.mode == "static":
-        return torch.amp.GradScaler(kind, init_scale=scale, backoff_factor=NO_BACKOFF, growth_interval=NEVER)
-    interval = setting.growth_interval or DEFAULT_INTERVAL
-    return torch.amp.GradScaler(kind, init_scale=scale, growth_interval=interval)
+        return torch.amp.GradScaler(kind, init_scale=setting.initial, backoff_factor=NO_BACKOFF, growth_interval=NEVER)
+    return torch.amp.GradScaler(kind, init_scale=setting.initial, growth_interval=setting.interval)

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from precaudit.model import LossScale, Plan, Repair, Report
-from precaudit.model.plan import DEFAULT_INTERVAL
 from precaudit.reporting import unfinished
 from precaudit.reporting.endings import last_tried
 from precaudit.reporting.facts import scaled_by_hand
@@ -91,7 +90,7 @@ def _plans_loss_scale(report: Report) -> list[str]:
     lines = [whole.format(*scale.window) if scale.window else "Window: none, no single scale serves every module."]
     static = power(scale.init_scale if scale.mode == "static" else _start(scale))
     dynamic = power(scale.init_scale if scale.mode == "dynamic" else _start(scale))
-    interval = scale.growth_interval or DEFAULT_INTERVAL
+    interval = scale.interval
     chosen = {mode: " (the plan's choice)" if mode == scale.mode else "" for mode in ("static", "dynamic")}
     lines.append(f"Static: a scale of {static}{chosen['static']}.")
     lines.append(f"Dynamic: start at {dynamic}, grow every {interval:,} steps{chosen['dynamic']}.")

@@ -552,6 +552,14 @@ def test_a_static_scale_stays():
     assert scaler.scales == [8] * 4
 
 
+def test_what_settings_do_not_tell_is_as_torch_has_it():
+    scaler, torchs = LossScaler(LossScale("dynamic")), torch.amp.GradScaler("cpu")
+    assert scaler.scale == torchs.get_scale()
+    for _ in range(torchs.get_growth_interval()):
+        scaler.step_complete(None)
+    assert scaler.scale == torchs.get_scale() * torchs.get_growth_factor()
+
+
 def test_it_follows_torch_s_own_scaler():
     """Overflows of float16 at the scale in force, step by step as `torch.amp.GradScaler` sees them."""
     peaks = [1e2, 1e3, 3e4, 5.0, 5.0, 5.0, 1e5, 2.0, 2.0, 2.0, 2.0]
