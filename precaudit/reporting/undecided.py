@@ -63,8 +63,9 @@ DOUBLE = Undecided(
 
 
 def undecided(report: Report) -> Undecided:
-    """The explanation for the report's cause; reports of older versions have none, for which it is mostly noise."""
-    cause = report.verification.cause or "noise"
+    """The explanation for the report's cause; noise where it names none of these, as older versions don't."""
+    named = report.verification.cause
+    cause = named if named and named in UNDECIDED else "noise"
     if cause == "float32" and report.job.get("stopped") == "ended":
         return ENDED
     if cause == "noise" and (needed := seeds_needed(report.verification)):

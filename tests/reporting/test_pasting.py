@@ -29,7 +29,11 @@ def test_commands_are_continued_as_a_shell_does():
 
 @pytest.mark.parametrize(
     ("cause", "option"),
-    [("noise", "--seeds"), ("float32", "--steps"), ("unchanged", None), ("interrupted", None), ("early", None)],
+    [
+        *[(cause, "--seeds") for cause in ("noise", None, "raised")],
+        ("float32", "--steps"),
+        *[(cause, None) for cause in ("unchanged", "interrupted", "early")],
+    ],
 )
 def test_next_command_has_more_seeds_or_steps(cause, option):
     report = report_samples.passing()
