@@ -204,7 +204,7 @@ def _unexplained(run: RunResult) -> str:
     """Where the script casts, if nothing else is known: many a loss shows only in what is computed from a cast value,
     such as the phase of a rounded frequency."""
     places = list(dict.fromkeys(f"{cast['path']}:{cast['line']}" for cast in casts_in(run.baseline)))
-    return f"; no single operation explains it, look at what is cast at {listing(places, 3)}" if places else ""
+    return f"; no single operation explains it: look at what is cast at {listing(places, 3)}" if places else ""
 
 
 def _keeps_low(run: RunResult) -> bool:

@@ -80,7 +80,7 @@ def unreached_findings(ops: Sequence[Op], plan: Plan) -> tuple[Finding, ...]:
     total = sum(map(total_flops, ops))
     kinds: dict[str, list[Op]] = {}
     for op in ops:
-        stays = runs_in(op, plan) == "float32" != format_of(plan, op.fqn, op.op)
+        stays = runs_in(op, plan) == "float32" and format_of(plan, op.fqn, op.op) != "float32"
         if total_flops(op) and category(op.op) == "other" and stays:
             kinds.setdefault(op.op, []).append(op)
     found = ((same, sum(map(total_flops, same)) / total) for same in kinds.values())

@@ -43,7 +43,7 @@ def test_a_deviating_script_is_an_error():
 def test_where_nothing_explains_a_deviation_the_casts_are_listed():
     strayed = tuple(2 * loss for loss in LOSSES)
     (found,) = told(strayed, noted={"casts": [*CASTS, *CASTS, {"path": "model.py", "line": 9, "dtype": "float16"}]})
-    assert found.message.endswith("no single operation explains it, look at what is cast at train.py:3, model.py:9")
+    assert found.message.endswith("no single operation explains it: look at what is cast at train.py:3, model.py:9")
     assert "look at" not in told(strayed, low=[absorbed("crf", 0.6)])[0].message
     assert "look at" not in told(strayed, noted={"casts": []})[0].message
 
