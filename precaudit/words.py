@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeGuard
 
 NOT_MEASURED = "not measured"
+UNDER_TORCHRUN = "torchrun --nproc_per_node 1 -m precaudit profile SCRIPT"
 MOST_DECIMALS = 12
 SHORT_FORMATS: Mapping[str, str] = {
     "float32": "fp32",

@@ -26,6 +26,7 @@ from precaudit.running.fileguard import locked
 from precaudit.running.job import Job
 from precaudit.running.sources import TRAINABLE, classify, is_binary, is_bundle, lacking
 from precaudit.tensorcores.nvml import equal_gpus, library
+from precaudit.words import UNDER_TORCHRUN
 
 if TYPE_CHECKING:
     from precaudit.profiling.engine import Outcome
@@ -101,8 +102,8 @@ def refuse_many_processes() -> None:
     count = os.environ.get("WORLD_SIZE", "")
     if "RANK" in os.environ and count.isdigit() and int(count) > 1:
         raise PrecauditError(
-            f"profile runs the script many times in one process, but was started in {count}; start one: torchrun "
-            "--nproc_per_node 1 -m precaudit profile SCRIPT. In a loop of your own, precaudit.audit sees all processes",
+            f"profile runs the script many times in one process, but was started in {count}; start one: "
+            f"{UNDER_TORCHRUN}. In a loop of your own, precaudit.audit sees all processes",
             ExitCode.USAGE,
         )
 

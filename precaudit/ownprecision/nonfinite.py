@@ -56,7 +56,7 @@ class OwnNonFinite:
         return [self._lost] if self._lost else []
 
 
-class OwnBackward:
+class NonFiniteBackward:
     """Observes the backward of every operation: the last finite loss whose gradient some operation made non-finite is
     kept. Infinite gradients of a scaled loss are no fault of an operation, but of the loss scale, which may be too high
     at first."""

@@ -19,7 +19,7 @@ from precaudit.instrument.torchfunction import Call, dtype_name, op_name, single
 from precaudit.ownprecision.casts import NARROWING, OwnCasts
 from precaudit.ownprecision.float32 import called_by_precaudit
 from precaudit.ownprecision.grad_scaler import FACTOR, multiplied_by
-from precaudit.ownprecision.nonfinite import OwnBackward, OwnNonFinite
+from precaudit.ownprecision.nonfinite import NonFiniteBackward, OwnNonFinite
 from precaudit.ownprecision.operations import OwnOperations
 from precaudit.ownprecision.overflows import overflow, overwritten
 from precaudit.ownprecision.state import State, States, is_plain
@@ -41,7 +41,7 @@ class OwnLowPrecision(TorchFunctionMode, TrainingListener):
         super().__init__()
         self._names, self._settings = names, settings
         self._states, self._operations, self._casts = States(names), OwnOperations(current), OwnCasts()
-        self._nonfinite, self._backward = OwnNonFinite(), OwnBackward()
+        self._nonfinite, self._backward = OwnNonFinite(), NonFiniteBackward()
         self._sums = OwnSums(names, self._states.module_of, self._look_for_lost)
         self._step = 0
         self._found: dict[tuple[str, str, int, str], dict[str, Any]] = {}
@@ -168,7 +168,7 @@ class OwnLowPrecision(TorchFunctionMode, TrainingListener):
 
     def backward_ended(self, roots: Sequence[torch.Tensor]) -> None:
         if self._backward.entries():
-            self._publish()  # as above
+            self._publish()  # there may be no step at all
         if "changes_gradients" not in self._settings:
             gradients = (p.grad for p in self._names.parameters() if p.grad is not None)
             self._gradients = {gradient.data_ptr() for gradient in gradients if is_plain(gradient)}

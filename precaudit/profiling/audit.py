@@ -18,7 +18,7 @@ from precaudit.profiling.reference import in_float32
 from precaudit.profiling.schedule import Schedule, schedule
 from precaudit.running.job import Job, RunResult, RunSpec
 from precaudit.tracing.records import Trace
-from precaudit.words import listing
+from precaudit.words import UNDER_TORCHRUN, listing
 
 
 class Runner(Protocol):
@@ -276,7 +276,7 @@ def require_measurable(audit: Audit) -> None:
             "nothing to measure: the script finished without a backward pass. precaudit audits training; "
             "give it the script that trains, or a model file with build_model, batches and loss (training in "
             "processes that the script starts itself is not seen; a script for torchrun is profiled with "
-            "torchrun --nproc_per_node 1 -m precaudit profile SCRIPT)",
+            f"{UNDER_TORCHRUN})",
             ExitCode.NOTHING_TO_MEASURE,
         )
     if not any(layer.trained for layer in audit.trace.layers):

@@ -90,10 +90,9 @@ def _plans_loss_scale(report: Report) -> list[str]:
     lines = [whole.format(*scale.window) if scale.window else "Window: none, no single scale serves every module."]
     static = power(scale.init_scale if scale.mode == "static" else _start(scale))
     dynamic = power(scale.init_scale if scale.mode == "dynamic" else _start(scale))
-    interval = scale.interval
     chosen = {mode: " (the plan's choice)" if mode == scale.mode else "" for mode in ("static", "dynamic")}
     lines.append(f"Static: a scale of {static}{chosen['static']}.")
-    lines.append(f"Dynamic: start at {dynamic}, grow every {interval:,} steps{chosen['dynamic']}.")
+    lines.append(f"Dynamic: start at {dynamic}, grow every {scale.interval:,} steps{chosen['dynamic']}.")
     lines.append(f"Skipped steps: predicted {number(scale.predicted_skips)}, seen {_observed_skips(report)}.")
     return lines
 

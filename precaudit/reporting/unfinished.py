@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from precaudit.model import Report
-from precaudit.words import plural, prose
+from precaudit.words import UNDER_TORCHRUN, plural, prose
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ CUT_SHORT = {
     ),
     "unlaunched": Ending(
         "the script failed without its launcher",
-        "Profile again, as the one process of a launcher: torchrun --nproc_per_node 1 -m precaudit profile SCRIPT",
+        f"Profile again, as the one process of a launcher: {UNDER_TORCHRUN}",
     ),
     "interrupted": Ending("the run was interrupted", "Profile again and let the run come to its end."),
 }

@@ -36,7 +36,7 @@ STRUCTURAL = frozenset(
 
 CASTS = frozenset("to half bfloat16 float double type type_as".split())
 
-FILLING = frozenset("__setitem__ fill pad".split())
+_FILLING = frozenset("__setitem__ fill pad".split())
 """Those that may write a constant, recorded where it is one that float16 can't hold."""
 
 _FACTORS = frozenset({"alpha", "beta"})
@@ -169,7 +169,7 @@ class TraceMode(OperationMode):
         read_at, self._read_at = self._read_at, None
         if op in CASTS:
             return self._cast(op, func, args, kwargs, read_at)
-        if op in STRUCTURAL and not (op in FILLING and _fills_with_large(args, kwargs)):
+        if op in STRUCTURAL and not (op in _FILLING and _fills_with_large(args, kwargs)):
             widens = kwargs.get("dtype") == torch.float32 and (read_at is None or read_at != caller_location())
             return self._structural(func, args, kwargs, widens)
         return self._traced(op, func, args, kwargs)
@@ -223,8 +223,8 @@ class TraceMode(OperationMode):
         read = {name: value for name, value in kwargs.items() if name != "out"}
         token = self._sink.begin(op, func, args, read, half and not presumed)
         result = func(*args, **kwargs)
-        written = args[0] if op == "__setitem__" else result
-        outputs = [t for t in tensors_in(written) if t.is_floating_point() or t.is_complex()]
+        made = target if result is None else result  # an assignment returns nothing
+        outputs = [t for t in tensors_in(made) if t.is_floating_point() or t.is_complex()]
         if half:
             mark_half(outputs, presumed)
         if outputs:
