@@ -27,7 +27,7 @@ text = torch.randint(0, 64, (512,))
 model = nn.Sequential(nn.Embedding(64, 64), Block(64, 4), nn.LayerNorm(64), nn.Linear(64, 64)).to("cuda")
 optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
 scaler = torch.amp.GradScaler("cuda")
-for _ in range(2000):
+for _ in range(20_000):  # more than a timed run takes, which is until it is stopped
     starts = torch.randint(0, 470, (8,)).tolist()
     inputs = torch.stack([text[start : start + 32] for start in starts]).to("cuda", non_blocking=True)
     targets = torch.stack([text[start + 1 : start + 33] for start in starts]).to("cuda", non_blocking=True)
