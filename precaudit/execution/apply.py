@@ -6,6 +6,7 @@ import os
 import threading
 import warnings
 from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
@@ -22,6 +23,7 @@ from precaudit.execution.fitness import doubts, fit_plan, refuse_unplannable
 from precaudit.execution.formats import PlanLookup, ScopeFormat
 from precaudit.execution.native import NativePrecision, backward_products
 from precaudit.execution.products import tf32
+from precaudit.instrument.functions import widening
 from precaudit.instrument.names import ModuleName, fqns_of
 from precaudit.instrument.patches import Shared
 from precaudit.instrument.scopes import Frame, Scopes, checkpointed
@@ -111,7 +113,7 @@ class Applied(Scopes):
             self._unwind()
         if not self._stack.frames:
             self._choose(module)
-            _follow_checkpoints(self)
+            _follow(self)
         data = {"disabled_region": self._in_disabled_region(), "regions_around": _autocast_regions(), **data}
         super()._open(module, name, **data)
         self._stack.frames[-1].data["regions_around"] = _autocast_regions()
@@ -146,21 +148,32 @@ class Applied(Scopes):
 
 
 _called: WeakKeyDictionary[Applied, finalize[..., Applied]] = WeakKeyDictionary()
-_checkpoints, _lock = Shared(lambda: checkpointed(_resumed)), threading.RLock()
+_lock = threading.RLock()
 
 
-def _follow_checkpoints(applied: Applied) -> None:
-    """Follow checkpointing until the plan is removed or garbage-collected. Copies of the model register when called."""
+@contextmanager
+def _followed() -> Iterator[None]:
+    """Follow plans where torch runs a module's operations in other functions."""
+    with checkpointed(_resumed), widening(lambda: (applied.current for applied in list(_called))):
+        yield
+
+
+_following = Shared(_followed)
+
+
+def _follow(applied: Applied) -> None:
+    """Follow checkpointing and custom functions until the plan is removed or garbage-collected. Copies of the model
+    register when called."""
     with _lock:
         if applied not in _called:
-            _checkpoints.__enter__()
+            _following.__enter__()
             _called[applied] = finalize(applied, _unfollow)
             _called[applied].atexit = False
 
 
 def _unfollow() -> None:
     with _lock:
-        _checkpoints.__exit__(None, None, None)
+        _following.__exit__(None, None, None)
 
 
 def _forget(applied: Applied) -> None:

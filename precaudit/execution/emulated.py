@@ -304,7 +304,7 @@ class Emulator(PlanExecution):
             stack.enter_context(autocast_asked.by(lambda: not self._in_disabled_region()))
             stack.enter_context(self._mode)
         if root.get(PLANNED):
-            frame.data["format"] = self._lookup.of(frame.name)
+            frame.data["format"] = self._format_in(frame)
 
     def left(self, frame: Frame, output: Any) -> Any:
         if "leave" not in frame.data:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
+from precaudit.instrument.functions import IN_FLOAT32
 from precaudit.instrument.names import ModuleName
 from precaudit.instrument.scopes import PLANNED, Frame, ScopeListener, Scopes
 from precaudit.model import Plan
@@ -26,6 +27,8 @@ class ScopeFormat:
 
 
 FLOAT32 = ScopeFormat("float32")
+WIDE = ("float32", "tf32")
+"""Formats whose values are float32."""
 
 
 class PlanLookup:
@@ -88,3 +91,9 @@ class PlanExecution(ScopeListener):
         begins = self._covers(frame.module) if not planned else frame.is_outermost
         frame.root.data[PLANNED] = planned or begins
         return begins
+
+    def _format_in(self, frame: Frame) -> ScopeFormat:
+        """The format of a module that the plan covers."""
+        scope = self._lookup.of(frame.name)
+        frame.data[IN_FLOAT32] = scope.default in WIDE and self._lookup.plan.is_low_precision
+        return scope

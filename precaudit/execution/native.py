@@ -15,15 +15,14 @@ import torch
 
 from precaudit.execution import float8
 from precaudit.execution.emulated import Emulator, in_float32, to_float32, written
-from precaudit.execution.formats import PlanExecution, ScopeFormat
+from precaudit.execution.formats import WIDE, PlanExecution, ScopeFormat
 from precaudit.execution.libraries import PlanAutocast
 from precaudit.execution.products import tf32
 from precaudit.execution.rounding import FLOAT8_DTYPES, HALF_DTYPES
+from precaudit.instrument.functions import IN_FLOAT32
 from precaudit.instrument.scopes import PLANNED, Frame
 from precaudit.instrument.torchfunction import OperationMode, tensors_in, writes
 from precaudit.model import Execution, Plan
-
-_WIDE = ("float32", "tf32")
 
 
 def autocast_for(format_name: str, device: str) -> torch.autocast:
@@ -31,7 +30,7 @@ def autocast_for(format_name: str, device: str) -> torch.autocast:
 
     Other operations of float8 regions run in bfloat16; `ScopeMode` runs their linear layers.
     """
-    if format_name in _WIDE:
+    if format_name in WIDE:
         return PlanAutocast(device, enabled=False)
     return PlanAutocast(device, dtype=HALF_DTYPES.get(format_name, torch.bfloat16))
 
@@ -65,7 +64,7 @@ class ScopeMode(OperationMode):
         if op.startswith("__get"):
             return func(*args, **kwargs)
         format_name = self._scope.of(op)
-        if format_name not in _WIDE and self._in_disabled_region():
+        if format_name not in WIDE and self._in_disabled_region():
             return func(*args, **kwargs)
         if float8.applies(op, format_name, args, kwargs):
             multiply = float8.multiplier(tensors_in((args, kwargs))[0].device)
@@ -76,7 +75,7 @@ class ScopeMode(OperationMode):
             return self._run(op, func, args, kwargs)
 
     def _run(self, op: str, func: Any, args: Any, kwargs: Any) -> Any:
-        if self._scope.of(op) not in _WIDE:
+        if self._scope.of(op) not in WIDE:
             return func(*args, **kwargs)
         if writes(func, kwargs):
             return written(func, args, kwargs)
@@ -92,13 +91,12 @@ class NativePrecision(PlanExecution):
             root["formats"], frame.data["outermost"] = [None], True
         if not root.get(PLANNED):
             return
-        scope, active = self._lookup.of(frame.name), root["formats"]
+        scope, active = self._format_in(frame), root["formats"]
         contexts: list[AbstractContextManager[Any]] = []
-        opens = scope.default != active[-1] and (scope.default in _WIDE or not self._in_disabled_region())
+        opens = scope.default != active[-1] and (scope.default in WIDE or not self._in_disabled_region())
         if opens:
             contexts.append(region_for(scope.default, _device_of(frame.module)))
-        low = self._lookup.plan.is_low_precision
-        if scope.ops or scope.default in FLOAT8_DTYPES or (scope.default in _WIDE and low):
+        if scope.ops or scope.default in FLOAT8_DTYPES or frame.data[IN_FLOAT32]:
             contexts.append(ScopeMode(scope, _device_of(frame.module), self._in_disabled_region))
         active.append(scope.default if opens else active[-1])
         frame.data["regions"] = stack = ExitStack()

@@ -3,7 +3,7 @@ effect of torch's autocast decorators on them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import lru_cache, partial
 from inspect import getclosurevars
@@ -21,6 +21,8 @@ AROUND_BACKWARD = "around_backward"
 `custom_bwd` restores the autocast state of the forward pass."""
 IN_FUNCTION = "in_function"
 """Key in a frame's data while a custom function's forward, which torch runs without gradients, is part of training."""
+IN_FLOAT32 = "in_float32"
+"""Key in a frame's data: whether a plan of low precision runs the module's operations in float32."""
 
 
 class OwnBackward:
@@ -52,17 +54,18 @@ class OwnBackward:
                     stack.callback(frame.data.pop, IN_FUNCTION)
                 if _decorator(cls.forward, "fwd").get("cast_inputs") is torch.float32:
                     stack.enter_context(self._disabled_region())
-                    args = map_tensors(self._widened, args)
+                    args = map_tensors(self._asked, args)
+                elif frame.data.get(IN_FLOAT32):
+                    args = map_tensors(_widened, args)
                 result = function(*args, **kwargs)
             self._follow(cls, frame, result)
             return result
 
         return classmethod(apply)
 
-    def _widened(self, tensor: torch.Tensor) -> torch.Tensor:
-        """An operand of a custom function in float32 no longer counts as half under a plan."""
-        half = self._planned and tensor.dtype in (torch.float16, torch.bfloat16)
-        return tensor.float() if half or tensor.dtype == torch.float32 else tensor
+    def _asked(self, tensor: torch.Tensor) -> torch.Tensor:
+        """An operand that a function has asked for in float32. The call of `float` shows an audit that it is wide."""
+        return _widened(tensor) if self._planned else tensor.float() if tensor.dtype == torch.float32 else tensor
 
     def _follow(self, cls: type[Function], frame: Frame, result: Any) -> None:
         node = next((t.grad_fn for t in tensors_in(result) if isinstance(t.grad_fn, BackwardCFunction)), None)
@@ -86,6 +89,24 @@ class OwnBackward:
         self.running = None
         if self._entered:
             self._entered.pop().close()
+
+
+def widening(frames: Callable[[], Iterable[Frame | None]]) -> AbstractContextManager[None]:
+    """Custom functions that are called where a plan runs a module in float32 get their operands in float32, and so
+    keep them for their backward pass. `frames`: the frames that are running."""
+
+    def make(original: Any) -> Any:
+        def apply(cls: type[Function], *args: Any, **kwargs: Any) -> Any:
+            wide = any(frame is not None and frame.data.get(IN_FLOAT32) for frame in frames())
+            return _bound(original, cls)(*(map_tensors(_widened, args) if wide else args), **kwargs)
+
+        return classmethod(apply)
+
+    return replaced(Function, "apply", make)
+
+
+def _widened(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
 def _bound(apply: Any, cls: type[Function]) -> Callable[..., Any]:

@@ -239,6 +239,31 @@ def test_a_float32_module_makes_no_half_tensor_though_it_asks_for_one(execution)
         assert model(X).isfinite().all()
 
 
+class Product(torch.autograd.Function):
+    """As its author tested it, in float32."""
+
+    @staticmethod
+    def forward(ctx, x, weight):
+        ctx.save_for_backward(x, weight)
+        return x @ weight.t()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        x, weight = ctx.saved_tensors
+        return gradient @ weight, gradient.t() @ x
+
+
+@pytest.mark.parametrize("execution", ["emulated", "native"])
+def test_custom_functions_of_a_float32_module_keep_float32_operands(execution):
+    model = nn.Sequential(nn.Linear(4, 4), Inside(lambda outer, x: Product.apply(x, outer.lin.weight)))
+    torch_own = vars(torch.autograd.Function)["apply"]
+    with apply(model, plan_for(model, "bfloat16"), execution=execution), pytest.raises(RuntimeError, match="dtype"):
+        model(X).sum().backward()
+    with apply(model, plan_for(model, "bfloat16", {"1": "float32"}), execution=execution):
+        model(X).sum().backward()
+    assert vars(torch.autograd.Function)["apply"] is torch_own
+
+
 @pytest.mark.parametrize("execution", ["emulated", "native"])
 def test_view_as_half_keeps_the_bits_in_a_float32_module(execution):
     values = weights(3, 4).half()

@@ -95,6 +95,10 @@ def test_a_backward_pass_that_raises_outside_of_autocast_is_traced_to_its_module
     assert torch.overrides._get_current_function_mode_stack() == []
 
 
+def test_in_a_float32_module_it_keeps_float32_operands():
+    assert trained(Product, modules={"1": "float32"}).error is None
+
+
 @pytest.mark.filterwarnings("ignore:User provided device_type of 'cuda'")
 def test_the_mode_that_a_raising_backward_pass_ran_in_is_gone():
     class Broken(Decorated):
