@@ -55,11 +55,13 @@ def of_as_written(audit: Audit, verification: Verification) -> list[Finding]:
         stops = [] if run.status == "interrupted" else [_of_stop(run, fix)]  # by the user, not by itself
         return [*found, *stops, *of_nonfinite(audit.reference, run), *causes_in(run, "warning")]
     detail = deviation_from_float32(audit.reference, run, verification)
+    backward = of_backward(run) if detail else []
+    seen = causes_in(run, "error" if detail and not found else "warning")
     causes = [
         *_of_penalty(audit.reference, run),
         *of_nonfinite(audit.reference, run),
-        *(of_backward(run) if detail else []),
-        *causes_in(run, "error" if detail and not found else "warning"),
+        *backward,
+        *(each for each in seen if not (backward and each.rule == "PA504")),  # a scaler would skip every step
     ]
     if detail and not causes:
         causes = of_lost_gradients(run) or of_casts(run, "vanished") or of_operations(run)
