@@ -158,7 +158,7 @@ def _target(source: str, category: str, plan: Plan) -> str:
 
 def _what_happened(fault: Fault) -> str:
     amax = f" from inputs up to {fault.input_amax:.3g}" if fault.input_amax is not None else ""
-    where = f" at {fault.location.path}:{fault.location.line}" if fault.location else ""
+    where = f" at {fault.location}" if fault.location else ""
     values = "value" if fault.nonfinite == 1 else "values"
     return f"{fault.op} {_DID[fault.phase]} {fault.nonfinite} non-finite {values}{amax} at step {fault.step}{where}"
 

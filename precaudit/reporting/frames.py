@@ -61,7 +61,7 @@ def _layer(layer: Layer, report: Report) -> dict[str, Any]:
 
 def _op(op: Op) -> dict[str, Any]:
     row = {key: getattr(op, key) for key in ("fqn", "op", "category", "calls", "input_amax", "flops")}
-    row["location"] = f"{op.location.path}:{op.location.line}" if op.location else None
+    row["location"] = str(op.location) if op.location else None
     return row | {f"{format}_local_error": error for format, error in op.local_error.items()}
 
 

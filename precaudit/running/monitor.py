@@ -97,7 +97,7 @@ class Monitor(TrainingListener, ScopeListener):
         if not (self._events.in_step and self._of_step):
             self._of_step.append(loss)
             place = caller_location()
-            self._placed.append((f"{place.path}:{place.line}" if place else "", loss))
+            self._placed.append((str(place or ""), loss))
 
     def backward_ended(self, roots: Sequence[torch.Tensor]) -> None:
         self.backward_calls += 1

@@ -106,7 +106,7 @@ def _where(error: ScriptError | None) -> str:
     """The line of the script, which no other finding names where it lies outside of every module."""
     if error is None:
         return ""
-    place = f" at {error.location.path}:{error.location.line}" if error.location else ""
+    place = f" at {error.location}" if error.location else ""
     function = error.backward_of
     return f"{place} in {function}'s own backward pass, {OUTSIDE}" if function else place
 
