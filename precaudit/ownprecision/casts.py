@@ -5,14 +5,14 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 
 from precaudit.execution.rounding import HALVES
 from precaudit.instrument.torchfunction import Call, dtype_name, tensors_in
 from precaudit.model import Location
-from precaudit.tracing.ops import caller_location, line_of
+from precaudit.ownprecision.records import BlurredInCast, Entry, VanishedInCast
+from precaudit.tracing.ops import caller_location
 from precaudit.tracing.shadow import Energies
 
 NARROWING = frozenset("to half bfloat16 type type_as copy".split())
@@ -47,17 +47,13 @@ class OwnCasts:
                 cast.after += int(torch.count_nonzero(result))
                 cast.differences += _lost_differences(source.detach(), result.detach())
 
-    def entries(self) -> list[dict[str, Any]]:
-        """For each line, the share of values that became zero, and the relative error of the differences between
-        values."""
-        casts = [({**line_of(place), "dtype": dtype}, cast) for (place, dtype), cast in self._casts.items()]
+    def entries(self) -> list[Entry]:
         zeros = [
-            {"kind": "vanished", **where, "share": 1 - cast.after / cast.before}
-            for where, cast in casts
-            if where["dtype"] == "float16" and cast.before > cast.after
+            VanishedInCast(*where, 1 - cast.after / cast.before)
+            for where, cast in self._casts.items()
+            if where[1] == "float16" and cast.before > cast.after
         ]
-        blurred = [{"kind": "blurred", **where, "lost": cast.differences.relative} for where, cast in casts]
-        return [*zeros, *blurred]
+        return [*zeros, *(BlurredInCast(*where, cast.differences.relative) for where, cast in self._casts.items())]
 
 
 def _lost_differences(source: torch.Tensor, result: torch.Tensor) -> Energies:

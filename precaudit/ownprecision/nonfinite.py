@@ -13,7 +13,8 @@ from precaudit.histograms.memory import in_transform
 from precaudit.instrument.torchfunction import Call, stored
 from precaudit.model import Location
 from precaudit.ownprecision.overflows import MEANT
-from precaudit.tracing.ops import caller_location, line_of
+from precaudit.ownprecision.records import Entry, NonFiniteGradient, NonFiniteLoss
+from precaudit.tracing.ops import caller_location
 
 _Made = tuple[str, Location | None]
 """An operation that made inf from finite values, or nan from values without nan, and its line."""
@@ -28,7 +29,7 @@ class OwnNonFinite:
     def __init__(self) -> None:
         self._makers: dict[_Made, None] = {}
         self._harmless: set[_Made] = set()
-        self._lost: dict[str, Any] | None = None
+        self._lost: NonFiniteLoss | None = None
 
     def made(self, call: Call, result: torch.Tensor, before: torch.Tensor | None) -> None:
         """An operation whose result is not finite; `before` is the value that it has overwritten."""
@@ -49,10 +50,11 @@ class OwnNonFinite:
             return False
         first = next((each for each in makers if each not in self._harmless), None)
         if first is not None:
-            self._lost = {"kind": "nonfinite", "op": first[0], **line_of(first[1]), "step": step}
+            op, place = first
+            self._lost = NonFiniteLoss(place, op, step)
         return first is not None
 
-    def entries(self) -> list[dict[str, Any]]:
+    def entries(self) -> list[Entry]:
         return [self._lost] if self._lost else []
 
 
@@ -62,11 +64,12 @@ class NonFiniteBackward:
     at first."""
 
     def __init__(self) -> None:
-        self._facts: dict[str, Any] | None = None
-        self._last: dict[str, Any] | None = None
+        self._step: int | None = None
+        self._scale = 0.0
+        self._last: NonFiniteGradient | None = None
 
     def backward_starts(self, finite: bool, scale: float, step: int) -> None:
-        self._facts = {"scale": scale, "step": step} if finite else None
+        self._step, self._scale = step if finite else None, scale
 
     def made(self, call: Call, result: torch.Tensor) -> None:
         """Hooks the nodes of this operation: those between its result and what it was given, or was computed before."""
@@ -81,14 +84,14 @@ class NonFiniteBackward:
             waiting += [before for before, _ in node.next_functions]
 
     def _passed(self, op: str, place: Location | None, made: _Gradients, given: _Gradients) -> None:
-        if self._facts is None or in_transform() or all(map(_is_finite, made)) or not all(map(_is_finite, given)):
+        if self._step is None or in_transform() or all(map(_is_finite, made)) or not all(map(_is_finite, given)):
             return
         nan = any(bool(stored(g).isnan().any()) for g in made if g is not None)
-        if nan or self._facts["scale"] <= 1:
-            self._last = {"kind": "backward", "op": op, **line_of(place), "nan": nan, **self._facts}
-        self._facts = None
+        if nan or self._scale <= 1:
+            self._last = NonFiniteGradient(place, op, nan, self._step)
+        self._step = None
 
-    def entries(self) -> list[dict[str, Any]]:
+    def entries(self) -> list[Entry]:
         return [self._last] if self._last else []
 
 

@@ -4,7 +4,6 @@ outside of all modules (where the audit does not look, as in an optimizer's step
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 
@@ -12,7 +11,8 @@ from precaudit.instrument.scopes import Frame
 from precaudit.instrument.torchfunction import Call, dtype_name, tensors_in
 from precaudit.model import Location
 from precaudit.ownprecision.casts import NARROWING
-from precaudit.tracing.ops import caller_location, line_of
+from precaudit.ownprecision.records import Entry, OpLoss
+from precaudit.tracing.ops import caller_location
 from precaudit.tracing.records import ABSORBING
 from precaudit.tracing.shadow import Energies, error_of, repeatable, smaller_addend
 
@@ -24,8 +24,7 @@ ANGLES = frozenset({"sin", "cos"})
 
 
 class OwnOperations:
-    """Observes every operation with a low-precision result. `region_steps` in its entries says whether the operation
-    belongs to an optimizer's step inside an open autocast region."""
+    """Observes every operation with a low-precision result."""
 
     def __init__(self, current: Callable[[], Frame | None]) -> None:
         self._current = current
@@ -55,12 +54,9 @@ class OwnOperations:
     def step_ended(self) -> None:
         self._step += 1
 
-    def entries(self) -> list[dict[str, Any]]:
-        """One entry for each line and dtype."""
+    def entries(self) -> list[Entry]:
         return [
-            {"kind": "absorbed", **line_of(place), "fqn": fqn, "op": op, "dtype": dtype, "lost": energies.relative}
-            | {"region_steps": place in self._region_steps}
-            for (place, fqn, op, dtype), energies in self._lost.items()
+            OpLoss(*where, energies.relative, where[0] in self._region_steps) for where, energies in self._lost.items()
         ]
 
 

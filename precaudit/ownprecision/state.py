@@ -21,7 +21,8 @@ from precaudit.instrument.names import ModuleNames
 from precaudit.instrument.torchfunction import FUSED, Call, dtype_name, tensors_in
 from precaudit.model import Location
 from precaudit.ownprecision.casts import NARROWING
-from precaudit.tracing.ops import line_of, script_location
+from precaudit.ownprecision.records import Entry, StateLoss, VainDecay
+from precaudit.tracing.ops import script_location
 
 _CHANGES = frozenset("add sub mul div lerp addcmul addcdiv copy neg".split())
 _HANDS_ON = frozenset({"detach", "clone"})
@@ -34,6 +35,7 @@ every tenth): one to recognize a state, two to measure."""
 Key = tuple[Any, ...]
 Owner = tuple[str, str, str]
 """The model and module of a tensor, and the name of the buffer or optimizer state; '' for a parameter."""
+_NOBODY: tuple[str | None, str | None, str] = (None, None, "")
 
 
 @dataclass
@@ -291,15 +293,15 @@ class States:
         self._made_from.clear()
         self._owners = None  # what is freed may leave its address to another's tensor
 
-    def entries(self) -> list[dict[str, Any]]:
+    def entries(self) -> list[Entry]:
         """States that changed at least twice, one entry for each place and owner."""
         lost = [
-            {"kind": "state", **_where(place, owner), "dtype": loss.dtype, "lost": loss.lost / loss.change}
+            StateLoss(place, *(owner or _NOBODY), loss.dtype, loss.lost / loss.change)
             for (place, owner), loss in self._losses.items()
             if loss.change > 0 and loss.times >= 2
         ]
         vain = [
-            {"kind": "decay", **_where(place, owner), "dtype": decay.dtype, "factor": decay.factor}
+            VainDecay(place, *(owner or _NOBODY), decay.dtype, decay.factor)
             for (place, owner), decay in self._decays.items()
             if decay.times >= 2
         ]
@@ -312,12 +314,6 @@ class States:
     @property
     def _measuring(self) -> bool:
         return self._step % _CYCLE == _CYCLE - 1
-
-
-def _where(place: Location | None, owner: Owner | None) -> dict[str, Any]:
-    """The fields that tell the place; `fqn` is None without an owner, and empty for the outermost module."""
-    model, fqn, buffer = owner or (None, None, "")
-    return {**line_of(place), "model": model, "fqn": fqn, "buffer": buffer}
 
 
 def _vain_factor(args: Any, state: torch.Tensor) -> float | None:

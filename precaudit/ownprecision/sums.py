@@ -14,9 +14,11 @@ from precaudit.execution.rounding import HALVES
 from precaudit.instrument.names import ModuleNames
 from precaudit.instrument.torchfunction import Call, dtype_name, tensors_in
 from precaudit.model import Location
+from precaudit.ownprecision.records import Entry, GradientSumLoss, RowSumLoss
 from precaudit.ownprecision.state import energy
-from precaudit.tracing.ops import caller_location, line_of
+from precaudit.tracing.ops import caller_location
 
+_Kind = type[GradientSumLoss] | type[RowSumLoss]
 _READS_ROWS = frozenset("embedding index_select __getitem__".split())
 
 Arrived = Callable[[str, torch.Tensor, torch.Tensor], None]
@@ -39,16 +41,13 @@ class OwnSums:
         self._names, self._module_of, self._arrived = names, module_of, arrived
         self._sums: dict[int, _Sum] = {}
         self._hooked: set[int] = set()
-        self._lost: dict[tuple[str, Location | None, str, str], float] = {}
+        self._lost: dict[tuple[_Kind, Location | None, str, str], float] = {}
 
-    def entries(self) -> list[dict[str, Any]]:
+    def entries(self) -> list[Entry]:
         """One entry for each line and module, with the largest share that one of its sums has lost."""
-        return [
-            {"kind": kind, "fqn": fqn, **line_of(place), "dtype": dtype, "lost": lost}
-            for (kind, place, fqn, dtype), lost in self._lost.items()
-        ]
+        return [kind(place, fqn, dtype, lost) for (kind, place, fqn, dtype), lost in self._lost.items()]
 
-    def _note(self, kind: str, place: Location | None, fqn: str, table: torch.Tensor, lost: float) -> None:
+    def _note(self, kind: _Kind, place: Location | None, fqn: str, table: torch.Tensor, lost: float) -> None:
         if math.isfinite(lost):
             key = kind, place, fqn, dtype_name(table.dtype)
             self._lost[key] = max(self._lost.get(key, 0.0), lost)
@@ -66,7 +65,7 @@ class OwnSums:
         def summed(gradients: Sequence[torch.Tensor | None], results: Sequence[torch.Tensor | None]) -> None:
             gradient, given = gradients[0], results[0]
             if gradient is not None and given is not None and gradient.shape == table.shape:
-                self._note("rows", place, fqn, table, _lost_in_rows(table, index, gradient, given))
+                self._note(RowSumLoss, place, fqn, table, _lost_in_rows(table, index, gradient, given))
 
         # At this lookup's own graph node: the table's gradient also sums other uses, such as a tied output layer.
         if result.grad_fn is not None:
@@ -108,7 +107,7 @@ class OwnSums:
                 if known is None or known.stored is None or not (whole := energy(known.exact)):
                     continue
                 lost = energy(known.stored.float() - known.exact) / whole
-                self._note("gradients", None, name.rpartition(".")[0], parameter, lost)
+                self._note(GradientSumLoss, None, name.rpartition(".")[0], parameter, lost)
         self._sums.clear()
 
 

@@ -16,12 +16,23 @@ from precaudit.instrument.events import TrainingListener, parameters_of
 from precaudit.instrument.names import ModuleNames
 from precaudit.instrument.scopes import Frame
 from precaudit.instrument.torchfunction import Call, dtype_name, op_name, single_calls, stored, takes_lists, tensors_in
+from precaudit.model import Location
 from precaudit.ownprecision.casts import NARROWING, OwnCasts
 from precaudit.ownprecision.float32 import called_by_precaudit
 from precaudit.ownprecision.grad_scaler import FACTOR, multiplied_by
 from precaudit.ownprecision.nonfinite import NonFiniteBackward, OwnNonFinite
 from precaudit.ownprecision.operations import OwnOperations
 from precaudit.ownprecision.overflows import overflow, overwritten
+from precaudit.ownprecision.records import (
+    ChangedIntegers,
+    Entry,
+    LostGradient,
+    NonFiniteStep,
+    NonFiniteWeight,
+    Overflow,
+    RunawayScale,
+    TrainedLow,
+)
 from precaudit.ownprecision.state import State, States, is_plain
 from precaudit.ownprecision.sums import OwnSums
 from precaudit.tracing.ops import caller_location, line_of, script_location
@@ -44,7 +55,7 @@ class OwnLowPrecision(TorchFunctionMode, TrainingListener):
         self._nonfinite, self._backward = OwnNonFinite(), NonFiniteBackward()
         self._sums = OwnSums(names, self._states.module_of, self._look_for_lost)
         self._step = 0
-        self._found: dict[tuple[str, str, int, str], dict[str, Any]] = {}
+        self._found: dict[tuple[type[Entry], Location | None, str], Entry] = {}
         self._scale = 0.0
         self._lost = False
         self._stepping = False
@@ -60,7 +71,7 @@ class OwnLowPrecision(TorchFunctionMode, TrainingListener):
         calls = single_calls(func, args, kwargs)
         for call in calls if self._gradients else ():
             self._look_for_changed_gradient(call)
-        overflowed = self._has_noted("overflow")
+        overflowed = self._has_noted(Overflow)
         before = [(self._states.before(call), None if overflowed else overwritten(call)) for call in calls]
         result = func(*args, **kwargs)
         results = (result or args[0]) if takes_lists(func) else [result]
@@ -93,16 +104,14 @@ class OwnLowPrecision(TorchFunctionMode, TrainingListener):
                 self._sums.made(call, result)
                 self._states.after(call, result, states)
 
-    def _note(self, kind: str, **facts: Any) -> None:
-        where = line_of(caller_location())
-        key = kind, where["path"], where["line"], facts.get("fqn", "")
-        self._found.setdefault(key, {"kind": kind, **facts}).update(where)
+    def _note(self, entry: Entry) -> None:
+        self._found.setdefault((type(entry), entry.place, getattr(entry, "fqn", "")), entry)
         self._publish()
 
-    def _has_noted(self, kind: str) -> bool:
+    def _has_noted(self, kind: type[Entry]) -> bool:
         """Whether there is an entry of this kind already: of some the first is enough, as later ones may follow from
         it."""
-        return any(noted == kind for noted, *_ in self._found)
+        return any(isinstance(entry, kind) for entry in self._found.values())
 
     def _publish(self) -> None:
         kept = (self._sums, self._states, self._operations, self._casts, self._nonfinite, self._backward)
@@ -128,20 +137,20 @@ class OwnLowPrecision(TorchFunctionMode, TrainingListener):
         changed = int((whole & (result.double() != values)).sum())
         if changed > 1 and int(whole.sum()) > 0.9 * int(large.sum()):
             top = float(values[whole].abs().max())
-            self._note("integers", dtype=dtype_name(result.dtype), limit=limit, amax=top, changed=changed)
+            self._note(ChangedIntegers(caller_location(), dtype_name(result.dtype), limit, top, changed))
 
     def _look_for_overflow(self, call: Call, result: torch.Tensor, before: torch.Tensor | None) -> None:
-        if not self._has_noted("overflow") and (top := overflow(call, result, before)) is not None:
-            self._note("overflow", dtype=dtype_name(result.dtype), op=call.op, amax=top, step=self._step)
+        if not self._has_noted(Overflow) and (top := overflow(call, result, before)) is not None:
+            self._note(Overflow(caller_location(), dtype_name(result.dtype), call.op, top, self._step))
 
     def _look_for_lost_weight(self, call: Call, result: torch.Tensor) -> None:
         """Non-finite values that the script itself adds to a weight, as an adversarial perturbation: no scaler skips
         them."""
-        if self._has_noted("weights") or not isinstance(result, torch.nn.Parameter) or not call.writes:
+        if self._has_noted(NonFiniteWeight) or not isinstance(result, torch.nn.Parameter) or not call.writes:
             return
         added = [t for t in tensors_in((call.args[1:], call.kwargs)) if t.is_floating_point()]
         if not all(bool(t.isfinite().all()) for t in added):
-            self._note("weights", fqn=self._states.module_of(result), op=call.op, step=self._step)
+            self._note(NonFiniteWeight(caller_location(), self._states.module_of(result), call.op, self._step))
 
     def _look_for_changed_gradient(self, call: Call) -> None:
         """Where the script itself first writes to a gradient, or puts another in its place, after a backward pass."""
@@ -163,7 +172,7 @@ class OwnLowPrecision(TorchFunctionMode, TrainingListener):
         self._lost = not all(bool(stored(root).isfinite().all()) for root in roots)
         self._backward.backward_starts(not self._lost, self._scale, self._step)
         if self._scale >= _RUNAWAY:
-            self._note("runaway", scale=min(self._scale, 2.0**127), step=self._step)
+            self._note(RunawayScale(caller_location(), min(self._scale, 2.0**127), self._step))
         self._sums.backward_starts()
 
     def backward_ended(self, roots: Sequence[torch.Tensor]) -> None:
@@ -175,10 +184,10 @@ class OwnLowPrecision(TorchFunctionMode, TrainingListener):
 
     def _look_for_lost(self, fqn: str, parameter: torch.Tensor, gradient: torch.Tensor) -> None:
         """A gradient that overflowed, which the script may skip, or replace by zeros."""
-        if self._has_noted("lost") or bool(gradient.isfinite().all()):
+        if self._has_noted(LostGradient) or bool(gradient.isfinite().all()):
             return
-        facts = {"dtype": dtype_name(parameter.dtype), "step": self._step, "scale": self._scale}
-        self._note("lost", fqn=fqn.rpartition(".")[0], **facts)
+        module, dtype = fqn.rpartition(".")[0], dtype_name(parameter.dtype)
+        self._note(LostGradient(caller_location(), module, dtype, self._step, self._scale))
 
     def gradients_ready(self, optimizer: Any) -> None:
         self._stepping = True
@@ -189,12 +198,12 @@ class OwnLowPrecision(TorchFunctionMode, TrainingListener):
         self._states.optimizers.add(optimizer)
         stepped = [p for p in parameters_of(optimizer) if p.grad is not None]
         if any(p.dtype in HALVES for p in stepped):
-            self._found.setdefault(("trained", "", 0, ""), {"kind": "trained"})
+            self._found.setdefault((TrainedLow, None, ""), TrainedLow(None))
         if self._lost or "grad_scaler" in self._settings or 0 < self._scale < 1:
             return  # the loss itself is non-finite; or a scaler, disabled or below one, skips such steps
         bad = [p for p in stepped if not bool(stored(p.grad).isfinite().all())]
-        if bad and not self._has_noted("steps"):
-            self._note("steps", step=self._step, fqn=self._states.module_of(bad[0]), parameters=len(bad))
+        if bad and not self._has_noted(NonFiniteStep):
+            self._note(NonFiniteStep(caller_location(), self._states.module_of(bad[0]), self._step, len(bad)))
 
     def step_ended(self, optimizer: Any) -> None:
         self._stepping = False

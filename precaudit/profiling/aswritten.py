@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from precaudit.execution.policy import category
 from precaudit.finding import SEVERITIES, USE_THE_PLAN, finding, place_of
 from precaudit.model import Finding, Location, Severity, Verification
 from precaudit.ownprecision.changes import IN_HOOKS, depends_on_scale
+from precaudit.ownprecision.records import BlurredInCast, StateLoss, TrainedLow, VanishedInCast
 from precaudit.profiling.audit import Audit
 from precaudit.profiling.deviation import deviation_from_float32, ends_early
 from precaudit.profiling.entries import Seen, casts_in, causes_in, seen_in
@@ -20,6 +20,7 @@ from precaudit.profiling.lostvalues import (
     of_operations,
     of_outputs,
     of_region,
+    products,
 )
 from precaudit.profiling.scaled import CERTAIN, CHANGES, HOOKS, LIKELY, of_scaled
 from precaudit.running.job import RunResult
@@ -64,10 +65,10 @@ def of_as_written(audit: Audit, verification: Verification) -> list[Finding]:
         *(each for each in seen if not (backward and each.rule == "PA504")),  # a scaler would skip every step
     ]
     if detail and not causes:
-        causes = of_lost_gradients(run) or of_casts(run, "vanished") or of_operations(run)
+        causes = of_lost_gradients(run) or of_casts(run, VanishedInCast) or of_operations(run)
         causes = causes or of_region(run)
         likely = {**LIKELY, **CHANGES} if depends is None else LIKELY
-        causes = causes or of_scaled(scaled, likely)[:1] or of_casts(run, "blurred")
+        causes = causes or of_scaled(scaled, likely)[:1] or of_casts(run, BlurredInCast)
     if detail and not (found or causes):
         detail += _outside(run) or _likely(audit) or _unexplained(run)
     if not detail and not any(cause.rule == "PA307" for cause in causes):
@@ -181,14 +182,11 @@ def _cast(cast: Seen) -> str:
 def _outside(run: RunResult) -> str:
     """Low-precision products outside of all modules, such as an optimizer's, which the script may not have meant
     autocast to affect: each loses little, but what is computed from them may lose much."""
-    products = [e for e in seen_in(run) if e["kind"] == "absorbed" and category(e["op"]) == "lower"]
-    first = min(products, key=lambda entry: entry["line"], default=None)
+    first = next(iter(products(run)), None)
     if first is None:
         return ""
-    return (
-        f"; matrix products outside of all modules run in {first['dtype']} too, the first of them {first['op']} at "
-        f"{first['path']}:{first['line']}"
-    )
+    what = f"{first.op} at {first.place}"
+    return f"; matrix products outside of all modules run in {first.dtype} too, the first of them {what}"
 
 
 def _likely(audit: Audit) -> str:
@@ -198,7 +196,7 @@ def _likely(audit: Audit) -> str:
     worst = min(own, key=lambda ban: SEVERITIES.index(ban.severity), default=None)
     if worst is None:
         return ""
-    at = f", at {worst.location.path}:{worst.location.line}" if worst.location else ""
+    at = f", at {worst.location}" if worst.location else ""
     return f"; the likeliest cause is in {worst.fqn or 'the model itself'}: {worst.why}{at}"
 
 
@@ -212,4 +210,4 @@ def _unexplained(run: RunResult) -> str:
 def _keeps_low(run: RunResult) -> bool:
     """Whether any low-precision tensor changes between steps, unlike frozen weights and copies of float32 master
     weights."""
-    return any(entry["kind"] in ("state", "trained") for entry in seen_in(run))
+    return bool(seen_in(run, StateLoss) or seen_in(run, TrainedLow))

@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import singledispatch
+from typing import Any, TypeVar
 
-from precaudit.finding import finding, place_of
+from precaudit.finding import finding
 from precaudit.model import Finding, Severity
+from precaudit.ownprecision.records import (
+    ChangedIntegers,
+    Entry,
+    GradientSumLoss,
+    Kept,
+    NonFiniteStep,
+    NonFiniteWeight,
+    Overflow,
+    RowSumLoss,
+    RunawayScale,
+    StateLoss,
+    VainDecay,
+)
 from precaudit.running.job import RunResult
 from precaudit.tracing.records import Trace
 
@@ -20,10 +35,13 @@ CAP = "cap the loss scale (torch's stays useful up to 2^24)"
 Seen = Mapping[str, Any]
 
 
-def seen_in(run: RunResult) -> list[Seen]:
-    """The entries on low precision of a run as written."""
+_Kind = TypeVar("_Kind", bound=Entry)
+
+
+def seen_in(run: RunResult, kind: type[_Kind]) -> list[_Kind]:
+    """The entries of one kind of a run as written."""
     seen = run.baseline.get("low")
-    return seen if isinstance(seen, list) else []
+    return [entry for entry in seen if isinstance(entry, kind)] if isinstance(seen, list) else []
 
 
 def casts_in(baseline: Seen) -> list[Seen]:
@@ -34,138 +52,135 @@ def casts_in(baseline: Seen) -> list[Seen]:
 
 def causes_in(run: RunResult, severity: Severity) -> list[Finding]:
     """Findings from all entries of a run as written."""
-    seen = [_named(entry, run.trace) for entry in seen_in(run)]
-    stagnant = {(e["fqn"], e["buffer"]) for e in seen if e["kind"] == "state" and e["lost"] >= _STATE_LIMIT}
-    reported = [e for e in seen if e["kind"] != "decay" or (e["fqn"], e["buffer"]) not in stagnant]
-    found = [_DESCRIBED[entry["kind"]](entry, severity) for entry in reported if entry["kind"] in _DESCRIBED]
-    return [each for each in found if each is not None]
+    seen = [_named(entry, run.trace) for entry in seen_in(run, Entry)]
+    stagnant = {(e.fqn, e.buffer) for e in seen if isinstance(e, StateLoss) and e.lost >= _STATE_LIMIT}
+    reported = [e for e in seen if not isinstance(e, VainDecay) or (e.fqn, e.buffer) not in stagnant]
+    return [found for entry in reported if (found := _described(entry, severity)) is not None]
 
 
-def _named(entry: Seen, trace: Trace | None) -> Seen:
+def _named(entry: Entry, trace: Trace | None) -> Entry:
     """The entry with the module's name as in the report: two models may have the same names."""
-    if trace is None or entry.get("model") is None:
+    if trace is None or not isinstance(entry, Kept) or entry.model is None or entry.fqn is None:
         return entry
-    return {**entry, "fqn": trace.name(entry["model"], entry["fqn"])}
+    return replace(entry, fqn=trace.name(entry.model, entry.fqn))
 
 
-def _state(entry: Seen, severity: Severity) -> Finding | None:
+@singledispatch
+def _described(entry: Entry, severity: Severity) -> Finding | None:
+    """The finding on an entry; None on one that lost little, or that is a cause only where nothing else is."""
+    return None
+
+
+@_described.register
+def _state(entry: StateLoss, severity: Severity) -> Finding | None:
     """PA303: a running average, a weight or a counter whose changes are rounded away."""
-    if entry["lost"] < _STATE_LIMIT:
+    if entry.lost < _STATE_LIMIT:
         return None
-    share = "all" if entry["lost"] >= 1 else f"{entry['lost']:.0%}"
+    share = "all" if entry.lost >= 1 else f"{entry.lost:.0%}"
     message = (
-        f"{_kept(entry)} is kept in {entry['dtype']} from step to step, which absorbs its small changes: rounding "
+        f"{_kept(entry)} is kept in {entry.dtype} from step to step, which absorbs its small changes: rounding "
         f"loses {share} of their energy, so it stagnates (it hardly moves)"
     )
-    return _of_kept(entry, severity, message, lost=entry["lost"])
+    return _of_kept(entry, severity, message, lost=entry.lost)
 
 
-def _kept(entry: Seen) -> str:
+def _kept(entry: Kept) -> str:
     """The description of a state: a buffer or optimizer state by its name, a module's weight, or another tensor."""
-    if entry["buffer"]:
-        return ".".join(part for part in (entry["fqn"], entry["buffer"]) if part)
-    return "a running value" if entry["fqn"] is None else f"a weight of {entry['fqn'] or 'the model itself'}"
+    if entry.buffer:
+        return ".".join(part for part in (entry.fqn, entry.buffer) if part)
+    return "a running value" if entry.fqn is None else f"a weight of {entry.fqn or 'the model itself'}"
 
 
-def _decay(entry: Seen, severity: Severity) -> Finding:
+@_described.register
+def _decay(entry: VainDecay, severity: Severity) -> Finding:
     """PA303: a decay factor that rounds to one, which affects training once the additions become small."""
     message = (
-        f"{_kept(entry)} is kept in {entry['dtype']} and multiplied by {entry['factor']:.6g} in every "
+        f"{_kept(entry)} is kept in {entry.dtype} and multiplied by {entry.factor:.6g} in every "
         "step, which changes nothing after rounding: it never decays"
     )
-    return _of_kept(entry, "warning", message, factor=entry["factor"])
+    return _of_kept(entry, "warning", message, factor=entry.factor)
 
 
-def _of_kept(entry: Seen, severity: Severity, message: str, **evidence: float) -> Finding:
+def _of_kept(entry: Kept, severity: Severity, message: str, **evidence: float) -> Finding:
     fix = "keep moving averages, weights and accumulators in float32, and cast where they are used"
-    facts: dict[str, Any] = {**evidence, **({"role": entry["buffer"]} if entry["buffer"] else {})}
-    return finding("PA303", severity, message, fix, entry["fqn"], None, place_of(entry), **facts)
+    facts: dict[str, Any] = {**evidence, **({"role": entry.buffer} if entry.buffer else {})}
+    return finding("PA303", severity, message, fix, entry.fqn, None, entry.place, **facts)
 
 
-def _gradients(entry: Seen, severity: Severity) -> Finding | None:
+@_described.register
+def _gradients(entry: GradientSumLoss, severity: Severity) -> Finding | None:
     """PA304: gradients of several backward passes accumulate in a half `.grad`."""
-    if entry["lost"] < _SUM_LIMIT:
+    if entry.lost < _SUM_LIMIT:
         return None
     message = (
-        f"{entry['fqn'] or 'the model'}: the gradients of several backward passes accumulate in "
-        f"{entry['dtype']}, which absorbs small ones: the sum is off by {entry['lost'] ** 0.5:.0%}"
+        f"{entry.fqn or 'the model'}: the gradients of several backward passes accumulate in "
+        f"{entry.dtype}, which absorbs small ones: the sum is off by {entry.lost**0.5:.0%}"
     )
-    return finding("PA304", severity, message, "accumulate gradients in float32", entry["fqn"], lost=entry["lost"])
+    return finding("PA304", severity, message, "accumulate gradients in float32", entry.fqn, lost=entry.lost)
 
 
-def _rows(entry: Seen, severity: Severity) -> Finding | None:
+@_described.register
+def _rows(entry: RowSumLoss, severity: Severity) -> Finding | None:
     """PA305: the gradient of a row with many lookups is summed in half."""
-    if entry["lost"] < _SUM_LIMIT:
+    if entry.lost < _SUM_LIMIT:
         return None
     message = (
-        f"rows are looked up in a {entry['dtype']} table, so the gradients of repeated rows accumulate in "
-        f"{entry['dtype']}, which absorbs small ones: the sum is off by {entry['lost'] ** 0.5:.0%}"
+        f"rows are looked up in a {entry.dtype} table, so the gradients of repeated rows accumulate in "
+        f"{entry.dtype}, which absorbs small ones: the sum is off by {entry.lost**0.5:.0%}"
     )
     fix = "look rows up in the float32 table and cast the result"
-    return finding(
-        "PA305", severity, message, fix, entry["fqn"] or None, "embedding", place_of(entry), lost=entry["lost"]
-    )
+    return finding("PA305", severity, message, fix, entry.fqn or None, "embedding", entry.place, lost=entry.lost)
 
 
-def _integers(entry: Seen, severity: Severity) -> Finding:
+@_described.register
+def _integers(entry: ChangedIntegers, severity: Severity) -> Finding:
     """PA306: integers (ids, positions, counts) that change in a low format."""
     message = (
-        f"whole numbers up to {entry['amax']:g} are stored in {entry['dtype']}, which can't hold every integer above "
-        f"{entry['limit']:g}: {entry['changed']} of them are rounded to others: ids alias, a count stands still"
+        f"whole numbers up to {entry.amax:g} are stored in {entry.dtype}, which can't hold every integer above "
+        f"{entry.limit:g}: {entry.changed} of them are rounded to others: ids alias, a count stands still"
     )
     fix = "keep these whole numbers in an integer or float32 tensor, if they are indices, positions or counts"
-    return finding("PA306", severity, message, fix, None, None, place_of(entry), changed=entry["changed"])
+    return finding("PA306", severity, message, fix, None, None, entry.place, changed=entry.changed)
 
 
-def _overflow(entry: Seen, severity: Severity) -> Finding:
+@_described.register
+def _overflow(entry: Overflow, severity: Severity) -> Finding:
     """PA307: the first non-finite value that the script's own low precision produces."""
     message = (
-        f"{entry['op']} makes non-finite values in the script's own {entry['dtype']} at step {entry['step']}, from "
-        f"finite inputs up to {entry['amax']:.3g}: it overflows, or divides by what was rounded to zero"
+        f"{entry.op} makes non-finite values in the script's own {entry.dtype} at step {entry.step}, from "
+        f"finite inputs up to {entry.amax:.3g}: it overflows, or divides by what was rounded to zero"
     )
     fix = "keep this operation in float32"
-    return finding("PA307", severity, message, fix, None, entry["op"], place_of(entry), step=entry["step"])
+    return finding("PA307", severity, message, fix, None, entry.op, entry.place, step=entry.step)
 
 
-def _steps(entry: Seen, severity: Severity) -> Finding:
+@_described.register
+def _steps(entry: NonFiniteStep, severity: Severity) -> Finding:
     """PA504: an optimizer step with non-finite gradients."""
     message = (
-        f"at step {entry['step']} the optimizer steps on non-finite gradients ({entry['parameters']} parameters): "
+        f"at step {entry.step} the optimizer steps on non-finite gradients ({entry.parameters} parameters): "
         "nothing checks what overflows under the script's own precision and loss scale"
     )
     fix = "step with a GradScaler, scaler.step(optimizer), which skips such steps, or check the gradients first"
-    return finding("PA504", "error", message, fix, entry["fqn"] or None, step=entry["step"])
+    return finding("PA504", "error", message, fix, entry.fqn or None, step=entry.step)
 
 
-def _weights(entry: Seen, severity: Severity) -> Finding:
+@_described.register
+def _weights(entry: NonFiniteWeight, severity: Severity) -> Finding:
     """PA504: the script itself writes non-finite values to a weight."""
     message = (
-        f"at step {entry['step']} the script itself writes non-finite values into weights ({entry['op']}), computed "
+        f"at step {entry.step} the script itself writes non-finite values into weights ({entry.op}), computed "
         "from gradients that overflowed: a GradScaler skips an optimizer's steps, not what the script writes"
     )
     fix = "check that the gradients are finite before they are used, or begin with a lower loss scale"
-    return finding(
-        "PA504", "error", message, fix, entry["fqn"] or None, entry["op"], place_of(entry), step=entry["step"]
-    )
+    return finding("PA504", "error", message, fix, entry.fqn or None, entry.op, entry.place, step=entry.step)
 
 
-def _runaway(entry: Seen, severity: Severity) -> Finding:
+@_described.register
+def _runaway(entry: RunawayScale, severity: Severity) -> Finding:
     """PA505: a loss scale that the script raises without a limit."""
     message = (
-        f"the script's own loss scale runs away: it passes {entry['scale']:.3g} at step {entry['step']}, without a "
+        f"the script's own loss scale runs away: it passes {entry.scale:.3g} at step {entry.step}, without a "
         "ceiling, until the scaled loss itself is not finite"
     )
-    return finding("PA505", "error", message, CAP, step=entry["step"])
-
-
-_DESCRIBED: dict[str, Callable[[Seen, Severity], Finding | None]] = {
-    "state": _state,
-    "decay": _decay,
-    "gradients": _gradients,
-    "rows": _rows,
-    "integers": _integers,
-    "overflow": _overflow,
-    "steps": _steps,
-    "weights": _weights,
-    "runaway": _runaway,
-}
+    return finding("PA505", "error", message, CAP, step=entry.step)

@@ -7,6 +7,7 @@ from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 
 from precaudit.finding import finding, place_of, ranked
 from precaudit.model import Finding, Location, Plan, Severity, Verification
+from precaudit.ownprecision.records import RunawayScale
 from precaudit.planning.budget import BIAS_LIMIT, RHO_LIMIT, SNR_LIMIT, GradientError, LostGradients
 from precaudit.planning.planner import default_format
 from precaudit.planning.rules import Ban
@@ -201,7 +202,7 @@ def _of_float32(audit: Audit, verification: Verification) -> Iterator[Finding]:
     if unsound is not None:
         seed, losses = unsound
         step = next(i for i, loss in enumerate(losses) if not math.isfinite(loss))
-        by_scale = audit.as_written is not None and any(e["kind"] == "runaway" for e in seen_in(audit.as_written))
+        by_scale = audit.as_written is not None and bool(seen_in(audit.as_written, RunawayScale))
         why = ": the script's own loss scale runs away there too" if by_scale else ": no number format is to blame"
         message = f"the loss is not finite in float32 itself, from step {step} on (seed {seed}){why}"
         yield finding("PA603", "error", message, CAP if by_scale else "repair the training in float32 first", step=step)

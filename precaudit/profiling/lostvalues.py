@@ -9,6 +9,15 @@ from precaudit.finding import finding, place_of
 from precaudit.formats import LOCAL_ERROR_LIMIT
 from precaudit.model import Finding
 from precaudit.ownprecision.operations import ANGLES
+from precaudit.ownprecision.records import (
+    BlurredInCast,
+    LostGradient,
+    NonFiniteGradient,
+    NonFiniteLoss,
+    OpLoss,
+    Overflow,
+    VanishedInCast,
+)
 from precaudit.planning.rules import OF_A_SUM
 from precaudit.profiling.entries import casts_in, seen_in
 from precaudit.running.job import RunResult
@@ -19,20 +28,20 @@ from precaudit.words import listing, plural
 _MOST_LOST = 0.1
 """Limits for a cast: the share of values that become zero, and the rounding error relative to the spread (rms)."""
 _CASTS = {
-    "vanished": (
+    VanishedInCast: (
         "share",
-        "{share:.0%} of the values that are cast to float16 here are too small for it, and become zero",
+        "{lost:.0%} of the values that are cast to float16 here are too small for it, and become zero",
         "keep these values in float32, or scale them before the cast",
     ),
-    "blurred": (
+    BlurredInCast: (
         "lost",
         "{dtype} is too coarse for the values that are cast to it here: rounding changes them by {lost:.0%} of their "
         "spread, so the differences between them are lost",
         "subtract a common offset before the cast, or keep the values in float32",
     ),
 }
-"""By kind: the measure of the loss, the message, and the fix. `vanished` concerns small values, such as squared
-gradients; `blurred`, values close together, such as coordinates far from their origin."""
+"""By kind: the name of the loss in evidence, the message, and the fix. What vanishes are small values, such as squared
+gradients; what blurs, values close together, such as coordinates far from their origin."""
 _OF_WHAT = {
     **dict.fromkeys(ABSORBING, OF_A_SUM),
     **dict.fromkeys(ANGLES, "its result, because its angle is rounded"),
@@ -42,32 +51,30 @@ _OF_WHAT = {
 def of_nonfinite(reference: RunResult, run: RunResult) -> list[Finding]:
     """PA307: the operation that makes the loss non-finite, if no operation in low precision did. Where a scaler skips
     all further steps, that loss belongs to none, and the run is short."""
-    lost, seen = diverged(reference.losses, run.losses), {entry["kind"]: entry for entry in seen_in(run)}
+    lost, made = diverged(reference.losses, run.losses), next(iter(seen_in(run, NonFiniteLoss)), None)
     step = lost.step if lost else len(run.losses)
-    made = seen.get("nonfinite")
-    if made is None or made["step"] != step or step >= len(reference.losses) or "overflow" in seen:
+    if made is None or made.step != step or step >= len(reference.losses) or seen_in(run, Overflow):
         return []
     message = (
-        f"{made['op']} makes non-finite values at step {made['step']}, and the loss with them, but not in float32: the "
+        f"{made.op} makes non-finite values at step {made.step}, and the loss with them, but not in float32: the "
         "script's own low precision has made its input zero, one or too large before"
     )
     fix = "keep the input of this operation in float32, from where it is made"
-    return [finding("PA307", "error", message, fix, None, made["op"], place_of(made), step=made["step"])]
+    return [finding("PA307", "error", message, fix, None, made.op, made.place, step=made.step)]
 
 
 def of_backward(run: RunResult) -> list[Finding]:
     """PA307: the operation whose backward makes the gradient of a finite loss nan or inf."""
-    seen = {entry["kind"]: entry for entry in seen_in(run)}
-    made = seen.get("backward")
-    if made is None or "overflow" in seen:
+    made = next(iter(seen_in(run, NonFiniteGradient)), None)
+    if made is None or seen_in(run, Overflow):
         return []
     message = (
-        f"the backward of {made['op']} makes {'nan' if made['nan'] else 'inf'} at step {made['step']}, where the loss "
+        f"the backward of {made.op} makes {'nan' if made.nan else 'inf'} at step {made.step}, where the loss "
         "and the gradient that it is given are finite: the script's own low precision has made its input zero or one, "
         "where its slope is infinite, or too large"
     )
     fix = "keep its input in float32, from where that is made, or add an eps to it that low precision can hold"
-    return [finding("PA307", "error", message, fix, None, made["op"], place_of(made), step=made["step"])]
+    return [finding("PA307", "error", message, fix, None, made.op, made.place, step=made.step)]
 
 
 def of_outputs(reference: RunResult, run: RunResult) -> list[Finding]:
@@ -104,57 +111,63 @@ def of_kept(reference: RunResult, run: RunResult) -> list[Finding]:
 def of_operations(run: RunResult) -> list[Finding]:
     """PA106: operations that lose their result in the script's own format: additions that lose the smaller addend,
     sines of rounded angles, and others outside of all modules."""
-    lost = [entry for entry in seen_in(run) if entry["kind"] == "absorbed" and entry["lost"] >= LOCAL_ERROR_LIMIT]
+    lost = [entry for entry in seen_in(run, OpLoss) if entry.lost >= LOCAL_ERROR_LIMIT]
     return [
         finding(
             "PA106",
             "error",
-            f"{entry['fqn'] + ': ' if entry['fqn'] else ''}{entry['op']} in {entry['dtype']}, which the script chose "
-            f"itself, is off by {entry['lost']:.0%} of {_OF_WHAT.get(entry['op'], 'its result')}",
+            f"{entry.fqn + ': ' if entry.fqn else ''}{entry.op} in {entry.dtype}, which the script chose "
+            f"itself, is off by {entry.lost:.0%} of {_OF_WHAT.get(entry.op, 'its result')}",
             "keep this operation and its inputs in float32",
-            entry["fqn"] or None,
-            entry["op"],
-            place_of(entry),
-            lost=entry["lost"],
+            entry.fqn or None,
+            entry.op,
+            entry.place,
+            lost=entry.lost,
         )
         for entry in lost
     ]
 
 
-def of_region(run: RunResult) -> list[Finding]:
-    """PA511: products in an optimizer's step that run low because of autocast. Each loses little, but what is computed
+def products(run: RunResult) -> list[OpLoss]:
+    """Matrix products in low precision that are part of no module, by line. Each loses little, but what is computed
     from them (the root of a preconditioner) may lose much."""
-    products = [e for e in seen_in(run) if e.get("region_steps") and category(e["op"]) == "lower"]
-    first = min(products, key=lambda entry: entry["line"], default=None)
+    low = (entry for entry in seen_in(run, OpLoss) if category(entry.op) == "lower")
+    return sorted(low, key=lambda entry: entry.place.line if entry.place else 0)
+
+
+def of_region(run: RunResult) -> list[Finding]:
+    """PA511: products in an optimizer's step that run low because of autocast."""
+    first = next((entry for entry in products(run) if entry.region_steps), None)
     if first is None:
         return []
     message = (
-        f"{first['op']} of an optimizer's step runs in {first['dtype']}, because an autocast region is open around it: "
+        f"{first.op} of an optimizer's step runs in {first.dtype}, because an autocast region is open around it: "
         "what is computed from it (a preconditioner, say) may be far less exact than this product is"
     )
     fix = "end the autocast region before the backward pass: it is for the forward pass and the loss alone"
-    return [finding("PA511", "error", message, fix, None, first["op"], place_of(first))]
+    return [finding("PA511", "error", message, fix, None, first.op, first.place)]
 
 
 def of_lost_gradients(run: RunResult) -> list[Finding]:
     """PA307: gradients that overflow, which the script then skips or replaces."""
-    lost = next((entry for entry in seen_in(run) if entry["kind"] == "lost"), None)
+    lost = next(iter(seen_in(run, LostGradient)), None)
     if lost is None:
         return []
-    scaled = f", of a loss multiplied by {lost['scale']:.3g}" if lost["scale"] > 1 else ""
+    scaled = f", of a loss multiplied by {lost.scale:.3g}" if lost.scale > 1 else ""
     message = (
-        f"{lost['fqn'] or 'the model'}: gradients are not finite in the script's own {lost['dtype']} at step "
-        f"{lost['step']}{scaled}: the model learns nothing from them"
+        f"{lost.fqn or 'the model'}: gradients are not finite in the script's own {lost.dtype} at step "
+        f"{lost.step}{scaled}: the model learns nothing from them"
     )
     fix = "lower the loss scale, or let torch.amp.GradScaler find it"
-    return [finding("PA307", "error", message, fix, lost["fqn"] or None, None, place_of(lost), step=lost["step"])]
+    return [finding("PA307", "error", message, fix, lost.fqn or None, None, lost.place, step=lost.step)]
 
 
-def of_casts(run: RunResult, kind: str) -> list[Finding]:
+def of_casts(run: RunResult, kind: type[VanishedInCast | BlurredInCast]) -> list[Finding]:
     """PA309: casts that lose more than a tenth of their input."""
     measure, message, fix = _CASTS[kind]
-    lost = [entry for entry in seen_in(run) if entry["kind"] == kind and entry[measure] > _MOST_LOST]
-    return [
-        finding("PA309", "error", message.format(**entry), fix, location=place_of(entry), **{measure: entry[measure]})
-        for entry in lost
-    ]
+    found = []
+    for entry in seen_in(run, kind):
+        if entry.lost > _MOST_LOST:
+            said, evidence = message.format(dtype=entry.dtype, lost=entry.lost), {measure: entry.lost}
+            found.append(finding("PA309", "error", said, fix, None, None, entry.place, **evidence))
+    return found

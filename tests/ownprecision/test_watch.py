@@ -10,6 +10,24 @@ import torch.nn.functional as F
 from torch import nn
 
 from precaudit.instrument.names import ModuleNames
+from precaudit.ownprecision.records import (
+    BlurredInCast,
+    ChangedIntegers,
+    GradientSumLoss,
+    LostGradient,
+    NonFiniteGradient,
+    NonFiniteLoss,
+    NonFiniteStep,
+    NonFiniteWeight,
+    OpLoss,
+    Overflow,
+    RowSumLoss,
+    RunawayScale,
+    StateLoss,
+    TrainedLow,
+    VainDecay,
+    VanishedInCast,
+)
 from precaudit.ownprecision.state import States
 from precaudit.running.job import Job, RunSpec
 from precaudit.running.worker import run
@@ -19,7 +37,7 @@ def seen(code, kind, steps=30, **fields):
     fields = fields or {"audited": frozenset({0})}
     result = run(RunSpec(Job("script", "train.py", (), os.getcwd(), steps), "x", **fields), code)
     assert result.error is None
-    return [entry for entry in result.baseline.get("low", []) if entry["kind"] == kind]
+    return [entry for entry in result.baseline.get("low", []) if isinstance(entry, kind)]
 
 
 def train(after_step=lambda model: None, before_step=lambda model: None, lr=0.05, features=lambda x: x):
@@ -64,10 +82,10 @@ def made_anew(average, parameters, decay):
 
 @pytest.mark.parametrize("update", [lerp_all, mul_add_all, made_anew])
 def test_foreach_averages_are_followed(update):
-    (entry,) = seen(averaging_all(0.999, update), "state")
-    assert entry["lost"] > 0.5
-    assert entry["path"] == __file__
-    assert all(entry["lost"] < 0.05 for entry in seen(averaging_all(0.5, update), "state"))
+    (entry,) = seen(averaging_all(0.999, update), StateLoss)
+    assert entry.lost > 0.5
+    assert entry.place.path == __file__
+    assert all(entry.lost < 0.05 for entry in seen(averaging_all(0.5, update), StateLoss))
 
 
 IN_PLACE, ANEW, CAST_BACK, BOTH = "in place", "anew", "in float32, and cast back", "both"
@@ -120,15 +138,15 @@ def test_reused_memory_belongs_to_its_new_tensor():
 
 @pytest.mark.parametrize("written", [IN_PLACE, ANEW, CAST_BACK, BOTH, DETACHED, CLONED])
 def test_stagnating_bfloat16_average_loses_its_changes(written):
-    (entry,) = seen(averaging(0.999, torch.bfloat16, written), "state")
-    assert entry["lost"] > 0.5
-    assert entry["path"] == __file__
-    assert entry["dtype"] == "bfloat16"
+    (entry,) = seen(averaging(0.999, torch.bfloat16, written), StateLoss)
+    assert entry.lost > 0.5
+    assert entry.place.path == __file__
+    assert entry.dtype == "bfloat16"
 
 
 @pytest.mark.parametrize("written", [IN_PLACE, ANEW, CAST_BACK, BOTH, DETACHED, CLONED])
 def test_fast_moving_average_loses_little(written):
-    assert all(entry["lost"] < 0.05 for entry in seen(averaging(0.5, torch.bfloat16, written), "state"))
+    assert all(entry.lost < 0.05 for entry in seen(averaging(0.5, torch.bfloat16, written), StateLoss))
 
 
 def test_followed_average_can_be_saved_and_loaded(tmp_path):
@@ -139,7 +157,7 @@ def test_followed_average_can_be_saved_and_loaded(tmp_path):
         torch.save(average, tmp_path / "average.pt")
         assert torch.load(tmp_path / "average.pt", weights_only=True).keys() == average.keys()
 
-    assert len(seen(lambda: train(after_step=update), "state")) == 1
+    assert len(seen(lambda: train(after_step=update), StateLoss)) == 1
 
 
 class CompensatedLion(torch.optim.Optimizer):
@@ -172,13 +190,13 @@ def test_a_sign_taken_in_place_changes_what_is_added_to_a_state():
             F.mse_loss(model(x.bfloat16()).float(), x.sum(1, keepdim=True)).backward()
             optimizer.step()
 
-    kept = [entry["lost"] for entry in seen(code, "state") if entry["buffer"] == "compensation"]
+    kept = [entry.lost for entry in seen(code, StateLoss) if entry.buffer == "compensation"]
     assert len(kept) == 2
     assert max(kept) < 0.01
 
 
 def test_float32_average_is_not_recorded():
-    assert seen(averaging(0.999, torch.float32, IN_PLACE), "state") == []
+    assert seen(averaging(0.999, torch.float32, IN_PLACE), StateLoss) == []
 
 
 def test_low_weights_are_reported_with_their_module():
@@ -192,7 +210,7 @@ def test_low_weights_are_reported_with_their_module():
             F.mse_loss(model(x.bfloat16()).float(), x.sum(1, keepdim=True)).backward()
             optimizer.step()
 
-    assert {entry["fqn"] for entry in seen(code, "state") if entry["lost"] > 0.2} == {"0", "2"}
+    assert {entry.fqn for entry in seen(code, StateLoss) if entry.lost > 0.2} == {"0", "2"}
 
 
 def test_optimizer_states_are_reported_apart():
@@ -206,7 +224,7 @@ def test_optimizer_states_are_reported_apart():
                 model(torch.randn(16, 8).bfloat16()).square().mean().backward()
                 optimizer.step()
 
-        return {(entry["fqn"], entry["buffer"]): entry["lost"] for entry in seen(code, "state")}
+        return {(entry.fqn, entry.buffer): entry.lost for entry in seen(code, StateLoss)}
 
     one_by_one = lost(foreach=False)
     assert one_by_one.keys() == {("0", ""), ("0", "exp_avg"), ("0", "exp_avg_sq")}
@@ -247,7 +265,7 @@ def stepping_a_copy(write):
     ],
 )
 def test_weights_copied_from_masters_absorb_nothing(write):
-    assert seen(stepping_a_copy(write), "state") == []
+    assert seen(stepping_a_copy(write), StateLoss) == []
 
 
 def slowly(low, master):
@@ -264,8 +282,8 @@ def slowly_and_cast_back(low, master):
 
 @pytest.mark.parametrize("write", [slowly, slowly_in_its_own_dtype, slowly_and_cast_back])
 def test_copy_of_an_update_of_the_state_absorbs(write):
-    entries = seen(stepping_a_copy(write), "state")
-    assert {entry["fqn"] for entry in entries if entry["lost"] > 0.5} == {"0", "2"}
+    entries = seen(stepping_a_copy(write), StateLoss)
+    assert {entry.fqn for entry in entries if entry.lost > 0.5} == {"0", "2"}
 
 
 @pytest.mark.parametrize(("momentum", "lost"), [(0.003, True), (0.9, False)])
@@ -281,7 +299,7 @@ def test_low_running_statistics_are_named(norm, momentum, lost):
             model((torch.randn(16, 4, 8) + 9).bfloat16()).float().square().mean().backward()
             optimizer.step()
 
-    entries = {entry["buffer"]: entry["lost"] for entry in seen(code, "state") if entry["buffer"]}
+    entries = {entry.buffer: entry.lost for entry in seen(code, StateLoss) if entry.buffer}
     assert entries.keys() == {"running_mean", "running_var"}
     assert (entries["running_mean"] > 0.5) is lost
 
@@ -298,8 +316,8 @@ def test_low_gradient_accumulation_absorbs_addends(passes, lost):
             optimizer.step()
             optimizer.zero_grad()
 
-    (entry,) = seen(code, "gradients", steps=2)
-    assert (entry["lost"] > 0.01) is lost
+    (entry,) = seen(code, GradientSumLoss, steps=2)
+    assert (entry.lost > 0.01) is lost
 
 
 @pytest.mark.parametrize(("passes", "lost"), [(2, False), (600, True)])
@@ -319,8 +337,8 @@ def test_low_gradient_accumulation_with_float32_masters(passes, lost):
                 copy.grad, parameter.grad = parameter.grad.float(), None
             optimizer.step()
 
-    (entry,) = seen(code, "gradients", steps=2)
-    assert (entry["lost"] > 0.01) is lost
+    (entry,) = seen(code, GradientSumLoss, steps=2)
+    assert (entry.lost > 0.01) is lost
 
 
 @pytest.mark.parametrize(("rows", "count"), [(4, 1), (5000, 0)])
@@ -335,7 +353,7 @@ def test_repeated_rows_of_a_low_table(rows, count):
             (F.embedding(index, model.weight.bfloat16()).float() - 1).square().mean().backward()
             optimizer.step()
 
-    assert len([entry for entry in seen(code, "rows", steps=3) if entry["lost"] > 0.01]) == count
+    assert len([entry for entry in seen(code, RowSumLoss, steps=3) if entry.lost > 0.01]) == count
 
 
 def test_repeated_rows_with_another_default_dtype():
@@ -349,8 +367,8 @@ def test_repeated_rows_with_another_default_dtype():
         finally:
             torch.set_default_dtype(torch.float32)
 
-    (entry,) = seen(code, "rows", steps=1)
-    assert 0 < entry["lost"] < 1
+    (entry,) = seen(code, RowSumLoss, steps=1)
+    assert 0 < entry.lost < 1
 
 
 def test_repeated_rows_ignore_overflowed_gradients():
@@ -361,7 +379,7 @@ def test_repeated_rows_ignore_overflowed_gradients():
         (F.embedding(index, model.weight.bfloat16()).float() * math.inf).sum().backward()
         torch.optim.SGD(model.parameters(), lr=0.0).step()
 
-    assert seen(code, "rows", steps=1) == []
+    assert seen(code, RowSumLoss, steps=1) == []
 
 
 @pytest.mark.parametrize("tied", [False, True])
@@ -381,9 +399,9 @@ def test_lookups_in_a_low_table_are_summed_apart(tied):
             F.cross_entropy(model(index).float(), (index + 1) % 50).backward()
             optimizer.step()
 
-    (entry,) = seen(code, "rows", steps=8)
-    assert entry["fqn"] == "0"
-    assert entry["lost"] < 1e-4
+    (entry,) = seen(code, RowSumLoss, steps=8)
+    assert entry.fqn == "0"
+    assert entry.lost < 1e-4
 
 
 @pytest.mark.parametrize(
@@ -396,16 +414,16 @@ def test_lookups_in_a_low_table_are_summed_apart(tied):
     ],
 )
 def test_integers_that_alias_in_a_cast(values, found):
-    entries = seen(lambda: train(after_step=lambda model: values().to(torch.bfloat16)), "integers", steps=3)
+    entries = seen(lambda: train(after_step=lambda model: values().to(torch.bfloat16)), ChangedIntegers, steps=3)
     assert bool(entries) is found
 
 
 @pytest.mark.parametrize(("count", "found"), [(2000, True), (200, False)])
 def test_integers_created_in_low_precision_alias(count, found):
-    (entry,) = seen(lambda: train(after_step=lambda model: positions(count)), "integers", steps=3) or (None,)
+    (entry,) = seen(lambda: train(after_step=lambda model: positions(count)), ChangedIntegers, steps=3) or (None,)
     assert (entry is not None) is found
     if entry:
-        assert (entry["amax"], entry["path"]) == (1999.0, __file__)
+        assert (entry.amax, entry.place.path) == (1999.0, __file__)
 
 
 def positions(count):
@@ -436,8 +454,8 @@ def test_absorbing_sums_have_module_and_line(dtype):
             optimizer.step()
             optimizer.zero_grad()
 
-    lost = [entry for entry in seen(code, "absorbed") if entry["lost"] > 0.25]
-    assert [(entry["fqn"], entry["path"]) for entry in lost] == [("", __file__)] * (dtype == torch.bfloat16)
+    lost = [entry for entry in seen(code, OpLoss) if entry.lost > 0.25]
+    assert [(entry.fqn, entry.place.path) for entry in lost] == [("", __file__)] * (dtype == torch.bfloat16)
 
 
 @pytest.mark.parametrize(("size", "told"), [(1e-6, ["matmul"]), (1.0, [])], ids=["underflows", "fits"])
@@ -450,15 +468,15 @@ def test_low_products_outside_of_modules_are_reported(size, told):
             gradient @ gradient.T
 
     written = {"precision": "as-written", "execution": "emulated", "neutralize": False}
-    entries = seen(lambda: train(after_step=after_step), "absorbed", steps=10, **written)
-    assert [entry["op"] for entry in entries if entry["lost"] > 0.25] == told
+    entries = seen(lambda: train(after_step=after_step), OpLoss, steps=10, **written)
+    assert [entry.op for entry in entries if entry.lost > 0.25] == told
 
 
 @pytest.mark.parametrize(("size", "told"), [(1e-5, ["pow"]), (0.1, [])], ids=["underflows", "fits"])
 def test_operations_on_half_are_compared_as_they_ran(size, told):
     """Autocast would take the squares of small gradients in float32; the norm of an optimizer by hand does not."""
-    entries = seen(lambda: train(after_step=lambda model: torch.full((8,), size).half().pow(2).sum()), "absorbed")
-    assert [entry["op"] for entry in entries if entry["lost"] > 0.25] == told
+    entries = seen(lambda: train(after_step=lambda model: torch.full((8,), size).half().pow(2).sum()), OpLoss)
+    assert [entry.op for entry in entries if entry.lost > 0.25] == told
 
 
 @pytest.mark.parametrize(
@@ -476,16 +494,16 @@ def test_rounded_angles_are_reported(angles, told):
         angle = angles(torch.rand(256, generator=torch.Generator().manual_seed(0)))
         angle.sin(), torch.cos(angle)
 
-    entries = seen(lambda: train(after_step=after_step), "absorbed", steps=10)
-    lost = [entry for entry in entries if entry["lost"] > 0.25]
-    assert sorted(entry["op"] for entry in lost) == told
+    entries = seen(lambda: train(after_step=after_step), OpLoss, steps=10)
+    lost = [entry for entry in entries if entry.lost > 0.25]
+    assert sorted(entry.op for entry in lost) == told
 
 
 def test_overflow_is_reported_at_its_operation():
     entries = seen(
-        lambda: train(after_step=lambda model: (torch.full((4,), 6e4).half() * 2).sum()), "overflow", steps=3
+        lambda: train(after_step=lambda model: (torch.full((4,), 6e4).half() * 2).sum()), Overflow, steps=3
     )
-    assert [(entry["op"], entry["path"]) for entry in entries] == [("mul", __file__)]
+    assert [(entry.op, entry.place.path) for entry in entries] == [("mul", __file__)]
 
 
 @pytest.mark.parametrize(
@@ -501,8 +519,8 @@ def test_overflow_is_reported_at_its_operation():
     ids=["mul_", "imul", "out", "copy_", "addmm_", "cast"],
 )
 def test_in_place_overflow_is_reported(make):
-    entries = seen(lambda: train(after_step=lambda model: make(torch.full((4,), 300.0).half())), "overflow", steps=3)
-    assert [entry["path"] for entry in entries] == [__file__]
+    entries = seen(lambda: train(after_step=lambda model: make(torch.full((4,), 300.0).half())), Overflow, steps=3)
+    assert [entry.place.path for entry in entries] == [__file__]
 
 
 @pytest.mark.parametrize("precision", ["as-written", "float32"])
@@ -513,8 +531,8 @@ def test_product_overflow_inside_autocast_is_reported(precision):
         with torch.autocast("cpu", torch.float16):
             torch.full((2, 4), 300.0) @ torch.full((4, 2), 300.0)
 
-    entries = seen(lambda: train(after_step=multiply), "overflow", steps=3, precision=precision)
-    assert [(entry["op"], entry["amax"]) for entry in entries] == [("matmul", 300.0)] * (precision == "as-written")
+    entries = seen(lambda: train(after_step=multiply), Overflow, steps=3, precision=precision)
+    assert [(entry.op, entry.amax) for entry in entries] == [("matmul", 300.0)] * (precision == "as-written")
 
 
 def test_nonfinite_float32_results_are_no_overflow():
@@ -523,13 +541,13 @@ def test_nonfinite_float32_results_are_no_overflow():
         mask.log(), 1 / mask, mask.clone().log_()
         torch.full((4,), 300.0).half().square()
 
-    entries = seen(lambda: train(after_step=after_step), "overflow", steps=3)
-    assert [(entry["op"], entry["amax"]) for entry in entries] == [("square", 300.0)]
+    entries = seen(lambda: train(after_step=after_step), Overflow, steps=3)
+    assert [(entry.op, entry.amax) for entry in entries] == [("square", 300.0)]
 
 
 def test_overflow_in_a_cast_is_reported_with_its_size():
-    (entry,) = seen(lambda: train(after_step=lambda model: torch.tensor(80000).half()), "overflow", steps=3)
-    assert (entry["op"], entry["amax"]) == ("half", 80000.0)
+    (entry,) = seen(lambda: train(after_step=lambda model: torch.tensor(80000).half()), Overflow, steps=3)
+    assert (entry.op, entry.amax) == ("half", 80000.0)
 
 
 def test_infinite_mask_is_no_overflow():
@@ -537,7 +555,7 @@ def test_infinite_mask_is_no_overflow():
         masked = torch.zeros(4).half().masked_fill_(torch.ones(4).bool(), -float("inf"))
         masked.to(torch.float16).contiguous()  # the same tensor
 
-    assert seen(lambda: train(after_step=mask), "overflow", steps=3) == []
+    assert seen(lambda: train(after_step=mask), Overflow, steps=3) == []
 
 
 def test_uninitialized_memory_is_no_overflow():
@@ -547,16 +565,16 @@ def test_uninitialized_memory_is_no_overflow():
                 torch.full((1000,), float("nan"), dtype=torch.bfloat16)
                 torch.empty(1000, dtype=torch.bfloat16)
 
-    assert seen(code, "overflow") == []
+    assert seen(code, Overflow) == []
 
 
 def test_unchecked_step_on_nonfinite_gradients():
     def spoil(model):
         model[0].weight.grad[0, 0] = float("inf")
 
-    (entry,) = seen(lambda: train(before_step=spoil), "steps", steps=3)
-    assert (entry["step"], entry["fqn"]) == (0, "0")
-    assert seen(train, "steps", steps=3) == []
+    (entry,) = seen(lambda: train(before_step=spoil), NonFiniteStep, steps=3)
+    assert (entry.step, entry.fqn) == (0, "0")
+    assert seen(train, NonFiniteStep, steps=3) == []
 
 
 def test_unchecked_step_on_nonfinite_gradients_of_a_closure():
@@ -571,8 +589,8 @@ def test_unchecked_step_on_nonfinite_gradients_of_a_closure():
 
         optimizer.step(closure)
 
-    (entry,) = seen(code, "steps", steps=1)
-    assert entry["step"] == 0
+    (entry,) = seen(code, NonFiniteStep, steps=1)
+    assert entry.step == 0
 
 
 def test_step_skipped_by_the_scripts_scaler_counts_as_checked():
@@ -582,7 +600,7 @@ def test_step_skipped_by_the_scripts_scaler_counts_as_checked():
         torch.amp.GradScaler("cpu")
         model[0].weight.grad[0, 0] = float("inf")
 
-    assert seen(lambda: train(before_step=spoil), "steps", steps=3) == []
+    assert seen(lambda: train(before_step=spoil), NonFiniteStep, steps=3) == []
 
 
 @pytest.mark.parametrize("around", [True, False])
@@ -603,8 +621,8 @@ def test_products_of_optimizers_inside_autocast_are_separate(around):
             with torch.autocast("cpu", torch.bfloat16, enabled=around):
                 optimizer.step()
 
-    products = [e for e in seen(code, "absorbed", steps=3, precision="as-written") if e["op"] == "matmul"]
-    assert [entry["region_steps"] for entry in products] == ([False, True] if around else [False])
+    products = [e for e in seen(code, OpLoss, steps=3, precision="as-written") if e.op == "matmul"]
+    assert [entry.region_steps for entry in products] == ([False, True] if around else [False])
 
 
 def test_gradients_of_a_nonfinite_loss_are_not_reported():
@@ -616,7 +634,7 @@ def test_gradients_of_a_nonfinite_loss_are_not_reported():
             (model(torch.randn(8, 4).bfloat16()).square().mean() * (float("inf") if step else 1.0)).backward()
             optimizer.step()
 
-    assert seen(code, "steps", steps=3) == []
+    assert seen(code, NonFiniteStep, steps=3) == []
 
 
 @pytest.mark.parametrize(("trained", "found"), [(True, True), (False, False)])
@@ -630,8 +648,8 @@ def test_frozen_low_weights_are_not_recorded(trained, found):
             model[1](model[0](torch.randn(8, 4).bfloat16()).float()).square().mean().backward()
             optimizer.step()
 
-    assert bool(seen(code, "trained")) is found
-    assert bool(seen(code, "state")) is found
+    assert bool(seen(code, TrainedLow)) is found
+    assert bool(seen(code, StateLoss)) is found
 
 
 @pytest.mark.parametrize(("factor", "found"), [(4.0, True), (1.0, False)])
@@ -648,7 +666,7 @@ def test_unlimited_loss_scale_is_recorded(factor, found):
             optimizer.zero_grad()
             scale *= factor
 
-    assert bool(seen(code, "runaway")) is found
+    assert bool(seen(code, RunawayScale)) is found
 
 
 @pytest.mark.parametrize(("scale", "found"), [(2.0**24, True), (2.0**4, False)])
@@ -664,7 +682,7 @@ def test_overflowed_gradients_set_to_zero_are_reported(scale, found):
             optimizer.step()
             optimizer.zero_grad()
 
-    told = [(entry["path"], entry["step"], entry["scale"]) for entry in seen(code, "lost")]
+    told = [(entry.place.path, entry.step, entry.scale) for entry in seen(code, LostGradient)]
     assert told == [(__file__, 0, scale)] * found
 
 
@@ -674,12 +692,12 @@ def test_divided_loss_does_not_count_as_scaled():
         (model(torch.randn(8, 4)).square().sum() / count).backward()
         torch.optim.SGD(model.parameters(), lr=0.01).step()
 
-    assert seen(code, "runaway") == []
+    assert seen(code, RunawayScale) == []
 
 
 def test_only_runs_as_written_are_watched():
-    assert seen(averaging(0.999, torch.bfloat16, True), "state", precision="float32") == []
-    assert seen(averaging(0.999, torch.bfloat16, True), "state", precision="as-written") != []
+    assert seen(averaging(0.999, torch.bfloat16, True), StateLoss, precision="float32") == []
+    assert seen(averaging(0.999, torch.bfloat16, True), StateLoss, precision="as-written") != []
 
 
 def test_own_casts_do_not_count_as_the_scripts():
@@ -709,8 +727,8 @@ def test_sparse_gradients_are_watched():
                 model.weight.grad = model.weight.grad * float("inf")
             optimizer.step()
 
-    (entry,) = seen(code, "steps", steps=4)
-    assert entry["step"] == 2
+    (entry,) = seen(code, NonFiniteStep, steps=4)
+    assert entry.step == 2
 
 
 def second_moment(beta, dtype=torch.bfloat16):
@@ -736,8 +754,8 @@ def second_moment(beta, dtype=torch.bfloat16):
     ],
 )
 def test_decay_that_rounds_to_no_change_is_reported(beta, dtype, vain):
-    found = seen(second_moment(beta, dtype), "decay")
-    assert [(entry["factor"], entry["path"]) for entry in found] == ([(beta, __file__)] if vain else [])
+    found = seen(second_moment(beta, dtype), VainDecay)
+    assert [(entry.factor, entry.place.path) for entry in found] == ([(beta, __file__)] if vain else [])
 
 
 def test_underflow_in_casts_is_counted_per_line():
@@ -750,10 +768,10 @@ def test_underflow_in_casts_is_counted_per_line():
 
         train(after_step=after_step)
 
-    cast, copied = seen(code, "vanished")
-    assert cast["share"] == pytest.approx(1 / 6)  # two casts of three values, of which one is lost once
-    assert copied["line"] == cast["line"] + 1
-    assert copied["share"] == pytest.approx(2 / 3)
+    cast, copied = seen(code, VanishedInCast)
+    assert cast.lost == pytest.approx(1 / 6)  # two casts of three values, of which one is lost once
+    assert copied.place.line == cast.place.line + 1
+    assert copied.lost == pytest.approx(2 / 3)
 
 
 def test_coarse_casts_are_reported_per_line():
@@ -768,11 +786,11 @@ def test_coarse_casts_are_reported_per_line():
 
         train(after_step=after_step)
 
-    whole, centred, column = seen(code, "blurred")
-    assert whole["lost"] > 0.9
-    assert centred["lost"] < 0.01
-    assert (column["dtype"], column["line"]) == ("float16", whole["line"] + 2)
-    assert 0.25 < column["lost"] < whole["lost"]
+    whole, centred, column = seen(code, BlurredInCast)
+    assert whole.lost > 0.9
+    assert centred.lost < 0.01
+    assert (column.dtype, column.place.line) == ("float16", whole.place.line + 2)
+    assert 0.25 < column.lost < whole.lost
 
 
 def blend(average, new):
@@ -799,9 +817,9 @@ def test_average_updated_every_tenth_step(update, dtype, found):
 
         train(after_step=after_step)
 
-    entries = seen(code, "state", steps=80)
+    entries = seen(code, StateLoss, steps=80)
     assert bool(entries) is found
-    assert all(entry["lost"] > 0.2 for entry in entries)
+    assert all(entry.lost > 0.2 for entry in entries)
 
 
 @pytest.mark.parametrize(("growth", "told"), [(float("nan"), True), (1e-3, False)])
@@ -812,8 +830,8 @@ def test_nonfinite_weights_written_by_the_script_are_reported(growth, told):
         with torch.no_grad():
             model[2].weight.add_(growth * model[2].weight.grad)
 
-    entries = seen(lambda: train(before_step=before_step), "weights", steps=3)
-    assert [(entry["fqn"], entry["op"], entry["step"], entry["path"]) for entry in entries] == (
+    entries = seen(lambda: train(before_step=before_step), NonFiniteWeight, steps=3)
+    assert [(entry.fqn, entry.op, entry.step, entry.place.path) for entry in entries] == (
         [("2", "add", 0, __file__)] if told else []
     )
 
@@ -848,7 +866,7 @@ def test_operation_behind_a_nonfinite_loss_is_reported(loss, op, low):
             optimizer.step()
             optimizer.zero_grad()
 
-    found = [(entry["op"], entry["step"]) for entry in seen(code, "nonfinite")]
+    found = [(entry.op, entry.step) for entry in seen(code, NonFiniteLoss)]
     assert found == ([(op, 1)] if low else [])
 
 
@@ -857,8 +875,8 @@ def test_operation_behind_the_last_nonfinite_loss_is_reported():
         model = nn.Linear(4, 4)
         (model(torch.ones(8, 4)).square().sum() / torch.tensor(1e-9).half().float()).backward()
 
-    (entry,) = seen(code, "nonfinite")
-    assert (entry["op"], entry["step"], entry["path"]) == ("div", 0, __file__)
+    (entry,) = seen(code, NonFiniteLoss)
+    assert (entry.op, entry.step, entry.place.path) == ("div", 0, __file__)
 
 
 class EdgeSoftmax(nn.Module):
@@ -874,9 +892,9 @@ def test_operation_of_a_module_behind_a_nonfinite_loss_is_reported():
         model = nn.Sequential(nn.Linear(4, 4), EdgeSoftmax())
         model[1](model[0](torch.ones(4)), torch.tensor([0, 1, 2, 0])).sum().backward()
 
-    (entry,) = seen(code, "nonfinite")
-    assert (entry["op"], entry["step"], entry["path"]) == ("div", 0, __file__)
-    assert seen(code, "overflow") == []
+    (entry,) = seen(code, NonFiniteLoss)
+    assert (entry.op, entry.step, entry.place.path) == ("div", 0, __file__)
+    assert seen(code, Overflow) == []
 
 
 def rooted(values):
@@ -896,8 +914,8 @@ def test_operation_whose_backward_makes_the_gradient_of_a_finite_loss_nonfinite(
         loss = made(nn.Linear(2, 2).half()(torch.ones(2).half())).float().sum()
         (torch.amp.GradScaler("cpu", init_scale=scale).scale(loss) if scale else loss).backward()
 
-    entries = seen(code, "backward", audited=frozenset({0}), precision="as-written")
-    found = [(entry["op"], entry["nan"], entry["path"]) for entry in entries]
+    entries = seen(code, NonFiniteGradient, audited=frozenset({0}), precision="as-written")
+    found = [(entry.op, entry.nan, entry.place.path) for entry in entries]
     assert found == ([(op, nan, __file__)] if nan or scale <= 1 else [])
 
 
@@ -905,7 +923,7 @@ def test_a_nonfinite_loss_is_no_fault_of_a_backward():
     def code():
         (rooted(nn.Linear(2, 2).half()(torch.ones(2).half())).sum() * math.nan).backward()
 
-    assert seen(code, "backward") == []
+    assert seen(code, NonFiniteGradient) == []
 
 
 @pytest.mark.parametrize("optimizer", [torch.optim.AdamW, torch.optim.RMSprop])
@@ -921,7 +939,7 @@ def test_optimizer_s_operation_behind_a_nonfinite_loss_is_reported(optimizer):
             (model(torch.randn(8, 4).half()) * 1e-4).sum().backward()
             step.step()
 
-    found = [(entry["op"], entry["step"], entry["path"]) for entry in seen(code, "nonfinite")]
+    found = [(entry.op, entry.step, entry.place.path) for entry in seen(code, NonFiniteLoss)]
     assert found == [("addcdiv", 1, __file__)]
 
 
@@ -932,7 +950,7 @@ def test_own_generator_is_drawn_from_once():
         own = torch.Generator().manual_seed(0)
         train(after_step=lambda model: drawn.append(torch.randn(4, dtype=torch.float16, generator=own)))
 
-    seen(code, "absorbed", steps=12)
+    seen(code, OpLoss, steps=12)
     own = torch.Generator().manual_seed(0)
     expected = [torch.randn(4, dtype=torch.float16, generator=own) for _ in drawn]
     assert len(drawn) == 11
@@ -964,7 +982,7 @@ def validated_in_half(model):
 @pytest.mark.parametrize("write", [restored, rounded])
 @pytest.mark.parametrize(("lr", "least", "most"), [(1e-3, 0.5, 1.0), (1.0, 0.0, 0.05)])
 def test_repeatedly_rounded_float32_weight_counts_as_low(write, lr, least, most):
-    lost = [entry["lost"] for entry in seen(lambda: train(after_step=write, lr=lr), "state") if entry["fqn"] == "0"]
+    lost = [entry.lost for entry in seen(lambda: train(after_step=write, lr=lr), StateLoss) if entry.fqn == "0"]
     assert lost
     assert least <= lost[0] <= most
 
@@ -977,9 +995,9 @@ def test_overwritten_float32_weight_does_not_count_as_low():
             loaded.update({name: value.bfloat16() for name, value in model.state_dict().items()})
             model.load_state_dict(loaded)
 
-    assert seen(lambda: train(after_step=once, lr=1e-3), "state") == []
-    assert seen(lambda: train(after_step=halfway, lr=1e-3), "state") == []
-    assert seen(lambda: train(after_step=validated_in_half, lr=1e-3), "state") == []
+    assert seen(lambda: train(after_step=once, lr=1e-3), StateLoss) == []
+    assert seen(lambda: train(after_step=halfway, lr=1e-3), StateLoss) == []
+    assert seen(lambda: train(after_step=validated_in_half, lr=1e-3), StateLoss) == []
 
 
 def clamped(parameters):

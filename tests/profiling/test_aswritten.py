@@ -11,6 +11,19 @@ from torch import nn
 import precaudit
 from precaudit.finding import USE_THE_PLAN
 from precaudit.model import Difference, Layer, Location, Plan, TensorRecord, TensorStats, Verification
+from precaudit.ownprecision.records import (
+    BlurredInCast,
+    LostGradient,
+    NonFiniteGradient,
+    NonFiniteLoss,
+    NonFiniteWeight,
+    OpLoss,
+    Overflow,
+    StateLoss,
+    TrainedLow,
+    VainDecay,
+    VanishedInCast,
+)
 from precaudit.planning.rules import Ban
 from precaudit.profiling.aswritten import of_as_written
 from precaudit.profiling.audit import Audit, run_audit
@@ -106,8 +119,7 @@ def test_one_pair_may_differ_by_the_spread_of_the_trials():
 
 
 def test_a_script_that_skips_its_steps_does_not_train():
-    facts = {"op": "div", "dtype": "float16", "amax": 2.0, "step": 0}
-    overflow = {"kind": "overflow", "path": "train.py", "line": 9, **facts}
+    overflow = Overflow(Location("train.py", 9), "float16", "div", 2.0, 0)
     for taken in ((), LOSSES[:30]):
         found = told(taken, "ended", low=[overflow])
         assert [(each.rule, each.severity) for each in found] == [("PA501", "error"), ("PA307", "error")]
@@ -176,22 +188,20 @@ def test_an_exception_of_torchs_scaler_is_an_error():
     assert found.suggestion.startswith("call scaler.update() once")
 
 
-def state(fqn, buffer, lost):
-    entry = {"path": "train.py", "line": 5, "fqn": fqn, "buffer": buffer, "dtype": "bfloat16", "lost": lost}
-    return {"kind": "state", **entry}
+def state(fqn, buffer, lost, model=None):
+    return StateLoss(Location("train.py", 5), model, fqn, buffer, "bfloat16", lost)
 
 
 @pytest.mark.parametrize(("models", "name"), [(("student", "teacher"), "teacher.0"), (("teacher",), "0")])
 def test_state_of_a_second_model_is_named_as_in_the_report(models, name):
-    low = [{**state("0", "", 0.9), "model": "teacher"}]
+    low = [state("0", "", 0.9, "teacher")]
     (found,) = told(low=low, trace=Trace(models=models))
     assert found.fqn == name
     assert found.message.startswith(f"a weight of {name} is kept in bfloat16")
 
 
-def absorbed(fqn, lost):
-    entry = {"path": "train.py", "line": 7, "fqn": fqn, "op": "add", "dtype": "bfloat16", "lost": lost}
-    return {"kind": "absorbed", **entry}
+def absorbed(fqn, lost, op="add", line=7, region_steps=False):
+    return OpLoss(Location("train.py", line), fqn, op, "bfloat16", lost, region_steps)
 
 
 def test_an_absorbing_addition_explains_a_deviation():
@@ -208,7 +218,7 @@ def test_an_absorbing_addition_explains_a_deviation():
 
 def test_products_outside_of_modules_are_named_where_nothing_explains_a_deviation():
     strayed = tuple(2 * loss for loss in LOSSES)
-    low = [{**absorbed("", 0.002), "op": "matmul", "line": line} for line in (23, 19)]
+    low = [absorbed("", 0.002, "matmul", line) for line in (23, 19)]
     (found,) = told(strayed, low=low)
     assert (
         "matrix products outside of all modules run in bfloat16 too, the first of them matmul at train.py:19"
@@ -219,25 +229,25 @@ def test_products_outside_of_modules_are_named_where_nothing_explains_a_deviatio
 
 
 def test_nonfinite_values_explain_a_nonfinite_loss():
-    facts = {"path": "train.py", "line": 8, "op": "mul", "step": 3}
+    made = NonFiniteLoss(Location("train.py", 8), "mul", 3)
     lost = (*LOSSES[:3], *[math.nan] * 77)
-    _, cause = told(lost, low=[{"kind": "nonfinite", **facts}])
+    _, cause = told(lost, low=[made])
     assert (cause.rule, cause.op, cause.location) == ("PA307", "mul", Location("train.py", 8))
     assert cause.message.startswith("mul makes non-finite values at step 3, and the loss with them")
-    assert told(low=[{"kind": "nonfinite", **facts}]) == []
-    assert [each.rule for each in told(lost, low=[{"kind": "nonfinite", **facts, "step": 0}])] == ["PA501"]
+    assert told(low=[made]) == []
+    assert [each.rule for each in told(lost, low=[replace(made, step=0)])] == ["PA501"]
 
 
 def test_nonfinite_values_explain_a_run_whose_scaler_skips_all_further_steps():
     """The loss belongs to a step that was never taken."""
-    made = {"kind": "nonfinite", "path": "grpo.py", "line": 39, "op": "truediv", "step": 3}
+    made = NonFiniteLoss(Location("grpo.py", 39), "truediv", 3)
     found = told(LOSSES[:3], "ended", low=[made], seen={"grad_scaler": {}})
     assert [(each.rule, each.op) for each in found] == [("PA501", None), ("PA307", "truediv")]
     assert "PA307" not in {each.rule for each in told(LOSSES[:5], "ended", low=[made])}  # it went on
 
 
 def test_a_backward_that_makes_nan_explains_steps_that_are_all_skipped():
-    made = {"kind": "backward", "path": "train.py", "line": 14, "op": "sqrt", "step": 0, "nan": True, "scale": 0.5}
+    made = NonFiniteGradient(Location("train.py", 14), "sqrt", nan=True, step=0)
     skipped, cause = told((), "ended", low=[made], seen={"grad_scaler": {}})
     assert (skipped.rule, cause.rule, cause.op, cause.location) == ("PA501", "PA307", "sqrt", Location("train.py", 14))
     assert cause.message.startswith("the backward of sqrt makes nan at step 0, where the loss")
@@ -249,22 +259,20 @@ def test_a_backward_that_makes_nan_explains_steps_that_are_all_skipped():
 
 
 def test_overflowing_gradients_explain_a_deviation():
-    facts = {"path": "train.py", "line": 8, "fqn": "body.0", "dtype": "float16", "step": 0, "scale": 2.0**20}
-    _, cause = told(tuple(2 * loss for loss in LOSSES), low=[{"kind": "lost", **facts}, absorbed("crf", 0.6)])
+    lost = LostGradient(Location("train.py", 8), "body.0", "float16", step=0, scale=2.0**20)
+    _, cause = told(tuple(2 * loss for loss in LOSSES), low=[lost, absorbed("crf", 0.6)])
     assert (cause.rule, cause.fqn, cause.location) == ("PA307", "body.0", Location("train.py", 8))
     assert "of a loss multiplied by 1.05e+06" in cause.message
-    assert told(low=[{"kind": "lost", **facts}]) == []
+    assert told(low=[lost]) == []
 
 
 def test_weights_that_the_script_makes_nonfinite_explain_a_deviation():
-    facts = {"path": "train.py", "line": 8, "fqn": "body.0", "op": "add", "step": 3}
-    _, cause = told((), "ended", low=[{"kind": "weights", **facts}])
+    _, cause = told((), "ended", low=[NonFiniteWeight(Location("train.py", 8), "body.0", "add", 3)])
     assert (cause.rule, cause.fqn, cause.op, cause.location) == ("PA504", "body.0", "add", Location("train.py", 8))
 
 
 def test_casts_that_flush_small_values_explain_a_deviation():
-    facts = {"kind": "vanished", "path": "train.py", "line": 20}
-    low = [{**facts, "share": 0.4}, {**facts, "line": 21, "share": 0.01}]
+    low = [VanishedInCast(Location("train.py", line), "float16", lost) for line, lost in ((20, 0.4), (21, 0.01))]
     _, cause = told(tuple(2 * loss for loss in LOSSES), low=low)
     assert (cause.rule, cause.location) == ("PA309", Location("train.py", 20))
     assert cause.message.startswith("40% of the values that are cast to float16 here")
@@ -272,8 +280,7 @@ def test_casts_that_flush_small_values_explain_a_deviation():
 
 
 def test_casts_that_are_too_coarse_explain_a_deviation():
-    facts = {"kind": "blurred", "path": "train.py", "dtype": "bfloat16"}
-    low = [{**facts, "line": 20, "lost": 0.9}, {**facts, "line": 21, "lost": 0.05}]
+    low = [BlurredInCast(Location("train.py", line), "bfloat16", lost) for line, lost in ((20, 0.9), (21, 0.05))]
     _, cause = told(tuple(2 * loss for loss in LOSSES), low=low)
     assert (cause.rule, cause.location) == ("PA309", Location("train.py", 20))
     assert cause.message.startswith("bfloat16 is too coarse for the values that are cast to it here")
@@ -323,7 +330,7 @@ def test_a_hook_whose_change_depends_on_the_loss_scale_is_an_error(left, rules):
 
 
 def test_a_sine_of_rounded_angles_explains_a_deviation():
-    _, cause = told(tuple(2 * loss for loss in LOSSES), low=[{**absorbed("", 0.4), "op": "sin"}])
+    _, cause = told(tuple(2 * loss for loss in LOSSES), low=[absorbed("", 0.4, "sin")])
     assert (cause.rule, cause.op) == ("PA106", "sin")
     assert "is off by 40% of its result, because its angle is rounded" in cause.message
 
@@ -365,7 +372,7 @@ def test_lost_updates_of_the_outermost_modules_weight_are_reported_once():
     )
     state_in_half = TensorRecord("optimizer_state", TensorStats(8, zeros=8), "scale.exp_avg_sq", dtype="float16")
     trace = Trace(layers=(Layer("", "Clip", 8, 1, (weight, gradient, update, state_in_half)),))
-    baseline = {"low": [state("", "", 1.0), {**state("", "", 1.0), "fqn": None}]}
+    baseline = {"low": [state("", "", 1.0), state(None, "", 1.0)]}
     written = RunResult("as-written", 0, "stopped", len(LOSSES), losses=LOSSES, trace=trace, baseline=baseline)
     reference = RunResult("reference", 0, "stopped", len(LOSSES), losses=LOSSES)
     audit = Audit(Job("script", "train.py", (), ".", 80), reference, Trace(), as_written=written)
@@ -410,12 +417,12 @@ def test_a_ban_in_the_scripts_own_format_is_the_likeliest_cause():
 
 
 def test_low_precision_products_in_an_optimizers_step_explain_a_deviation():
-    product = {**absorbed(None, 0.001), "op": "matmul"}
+    product = absorbed("", 0.001, "matmul")
     strayed = tuple(2 * loss for loss in LOSSES)
-    written, cause = told(strayed, low=[product | {"region_steps": True}])
+    written, cause = told(strayed, low=[replace(product, region_steps=True)])
     assert (written.rule, cause.rule, cause.severity, cause.op) == ("PA501", "PA511", "error", "matmul")
     assert cause.location == Location("train.py", 7)
-    assert [each.rule for each in told(strayed, low=[product | {"region_steps": False}])] == ["PA501"]
+    assert [each.rule for each in told(strayed, low=[product])] == ["PA501"]
 
 
 def test_a_stagnating_teacher_is_reported_though_its_student_keeps_pace():
@@ -430,7 +437,7 @@ def test_a_stagnating_teacher_is_reported_though_its_student_keeps_pace():
 
 def test_low_precision_state_is_mentioned_only_where_it_changes():
     assert told() == []
-    for entry in (state("norm", "running_mean", 0.01), {"kind": "trained"}):
+    for entry in (state("norm", "running_mean", 0.01), TrainedLow(None)):
         assert [(found.rule, found.severity) for found in told(low=[entry])] == [("PA503", "note")]
 
 
@@ -460,7 +467,7 @@ def test_a_second_step_on_the_scalers_gradients_is_an_error_without_a_deviation(
 def test_gradients_scaled_after_unscaling_are_reported_before_the_overflow_that_follows():
     noted = {"adds_scaled": {"path": "train.py", "line": 30}}
     reference = RunResult("reference", 0, "stopped", len(LOSSES), losses=LOSSES, baseline=noted)
-    overflow = {"kind": "overflow", "op": "linear", "dtype": "float16", "step": 4, "amax": 9e4, "path": "", "line": 0}
+    overflow = Overflow(None, "float16", "linear", 9e4, 4)
     lost = replace(reference, label="as-written", losses=(math.nan,) * len(LOSSES), baseline={"low": [overflow]})
     audit = Audit(Job("script", "train.py", (), ".", 80), reference, Trace(), as_written=lost)
     found = of_as_written(audit, Verification("pass", "emulated"))
@@ -482,7 +489,7 @@ def test_stale_weights_under_an_open_autocast_are_an_error_after_several_steps()
 
 
 def test_an_ineffective_decay_is_reported_unless_the_state_stagnates():
-    decay = {**state("norm", "v", 0.0), "kind": "decay", "factor": 0.999}
+    decay = VainDecay(Location("train.py", 5), None, "norm", "v", "bfloat16", 0.999)
     (found,) = told(low=[decay, state("norm", "v", 0.01)])
     assert (found.rule, found.severity, found.fqn) == ("PA303", "warning", "norm")
     assert "multiplied by 0.999 in every step, which changes nothing" in found.message
@@ -714,7 +721,6 @@ def test_a_running_variance_that_overflows_in_half_is_named(tmp_path):
     [("bn", "running_var", "bn.running_var"), ("bn", "", "a weight of bn"), (None, "", "a running value")],
 )
 def test_a_stagnating_state_is_named_by_its_kind(fqn, buffer, kept):
-    facts = {"kind": "state", "path": "train.py", "line": 20, "dtype": "bfloat16", "lost": 0.9}
-    (found,) = (each for each in told(low=[{**facts, "fqn": fqn, "buffer": buffer}]) if each.rule == "PA303")
+    (found,) = (each for each in told(low=[state(fqn, buffer, 0.9)]) if each.rule == "PA303")
     assert found.message.startswith(f"{kept} is kept in bfloat16")
     assert found.message.endswith("rounding loses 90% of their energy, so it stagnates (it hardly moves)")

@@ -17,6 +17,7 @@ from precaudit.model import (
     TensorStats,
     Verification,
 )
+from precaudit.ownprecision.records import RunawayScale
 from precaudit.planning.budget import GradientError
 from precaudit.planning.rules import Ban
 from precaudit.profiling.audit import Audit
@@ -278,7 +279,7 @@ def test_direct_calls_of_forward_are_reported_together():
     assert not settled(Plan("bfloat16", {"": "float32"}), found)
 
 
-@pytest.mark.parametrize(("low", "fix"), [([{"kind": "runaway", "scale": 1e13, "step": 20}], "cap"), ([], "repair")])
+@pytest.mark.parametrize(("low", "fix"), [([RunawayScale(None, 1e13, 20)], "cap"), ([], "repair")])
 def test_a_loss_scale_that_runs_away_in_float32_too_is_the_cause(low, fix):
     """A scale kept by hand is in force in the float32 runs."""
     reference = RunResult("reference", 0, "stopped", 2, losses=(1.0, math.inf))

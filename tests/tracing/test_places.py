@@ -12,7 +12,9 @@ import pytest
 import torch
 from torch import nn
 
+from precaudit.model import Location
 from precaudit.ownprecision.float32 import CastWatch
+from precaudit.ownprecision.records import StateLoss
 from precaudit.running.job import Job, RunSpec
 from precaudit.running.scripterrors import script_error
 from precaudit.running.worker import run
@@ -111,8 +113,8 @@ def test_an_average_that_a_library_keeps_is_told_at_the_script_s_call(library):
             library.averaged(average, model, 0.999)
 
     result = run(RunSpec(Job("script", "train.py", (), os.getcwd(), 12), "x", audited=frozenset({0})), script)
-    states = [entry for entry in result.baseline["low"] if entry["kind"] == "state"]
-    assert {(entry["path"], entry["line"]) for entry in states} == {(__file__, *lines)}
+    states = [entry for entry in result.baseline["low"] if isinstance(entry, StateLoss)]
+    assert {entry.place for entry in states} == {Location(__file__, *lines)}
 
 
 def test_generated_code_has_no_line_that_a_user_could_open():
