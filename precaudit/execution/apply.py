@@ -74,8 +74,8 @@ class Applied(Scopes):
             self._handles.append(module.register_forward_hook(leave, prepend=True, always_call=True))
 
     def _choose(self, module: nn.Module) -> None:
-        device = _device_of(module)
-        native = self._asked if self._asked is not None else bool(self._native) if device is None else device == "cuda"
+        on_cuda = _on_cuda(module)
+        native = self._asked if self._asked is not None else bool(self._native) if on_cuda is None else on_cuda
         with _lock:
             if native is self._native:
                 return
@@ -222,9 +222,10 @@ def apply(
     return put_on(model, fitted, None if execution == "auto" else execution == "native")
 
 
-def _device_of(module: nn.Module) -> str | None:
+def _on_cuda(module: nn.Module) -> bool | None:
+    """Whether a part of the module lies on a CUDA device; None without parameters."""
     first = next(iter(module.parameters()), None)
-    return None if first is None else first.device.type
+    return None if first is None else first.is_cuda or any(p.is_cuda for p in module.parameters())
 
 
 def put_on(model: nn.Module, plan: Plan, native: bool | None) -> Applied:

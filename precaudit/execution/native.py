@@ -36,9 +36,12 @@ def autocast_for(format_name: str, device: str) -> torch.autocast:
 
 
 @contextmanager
-def region_for(format_name: str, device: str) -> Iterator[None]:
-    """`autocast_for`, with float32 products as TF32 in a tf32 region only."""
-    with autocast_for(format_name, device), tf32(format_name == "tf32"):
+def region_for(format_name: str, *devices: str) -> Iterator[None]:
+    """`autocast_for` on these devices, with float32 products as TF32 in a tf32 region only."""
+    with ExitStack() as stack:
+        for device in devices:
+            stack.enter_context(autocast_for(format_name, device))
+        stack.enter_context(tf32(format_name == "tf32"))
         yield
 
 
@@ -53,9 +56,9 @@ class ScopeMode(OperationMode):
 
     __torch_function__ = torch.compiler.disable(OperationMode.__torch_function__)
 
-    def __init__(self, scope: ScopeFormat, device: str, in_disabled_region: Callable[[], bool]) -> None:
+    def __init__(self, scope: ScopeFormat, devices: tuple[str, ...], in_disabled_region: Callable[[], bool]) -> None:
         super().__init__()
-        self._scope, self._device, self._in_disabled_region = scope, device, in_disabled_region
+        self._scope, self._devices, self._in_disabled_region = scope, devices, in_disabled_region
 
     def whole(self, op: str) -> bool:
         return op in self._scope.ops
@@ -71,7 +74,7 @@ class ScopeMode(OperationMode):
             return float8.linear(*args, **kwargs, forward=format_name, by_row=self._scope.by_row, multiply=multiply)
         if format_name == self._scope.default:
             return self._run(op, func, args, kwargs)
-        with region_for(format_name, self._device):
+        with region_for(format_name, *self._devices):
             return self._run(op, func, args, kwargs)
 
     def _run(self, op: str, func: Any, args: Any, kwargs: Any) -> Any:
@@ -95,9 +98,9 @@ class NativePrecision(PlanExecution):
         contexts: list[AbstractContextManager[Any]] = []
         opens = scope.default != active[-1] and (scope.default in WIDE or not self._in_disabled_region())
         if opens:
-            contexts.append(region_for(scope.default, _device_of(frame.module)))
+            contexts.append(region_for(scope.default, *_devices_of(frame.module)))
         if scope.ops or scope.default in FLOAT8_DTYPES or frame.data[IN_FLOAT32]:
-            contexts.append(ScopeMode(scope, _device_of(frame.module), self._in_disabled_region))
+            contexts.append(ScopeMode(scope, _devices_of(frame.module), self._in_disabled_region))
         active.append(scope.default if opens else active[-1])
         frame.data["regions"] = stack = ExitStack()
         for context in contexts:
@@ -119,7 +122,9 @@ def precision_for(execution: Execution) -> type[PlanExecution]:
     return NativePrecision if execution == "native" else Emulator
 
 
-def _device_of(module: torch.nn.Module) -> str:
-    for tensor in chain(module.parameters(), module.buffers()):
-        return tensor.device.type
-    return "cuda" if torch.cuda.is_available() else "cpu"
+def _devices_of(module: torch.nn.Module) -> tuple[str, ...]:
+    """That of the module's first tensor, and CUDA where it is in use: other parts of a model may lie there, and what is
+    offloaded computes there. What lies on "meta" computes elsewhere."""
+    tensors = chain(module.parameters(), module.buffers())
+    own = next((tensor.device.type for tensor in tensors if not tensor.is_meta), "cpu")
+    return (own, "cuda") if own != "cuda" and torch.cuda.is_initialized() else (own,)

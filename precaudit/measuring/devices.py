@@ -18,10 +18,11 @@ CPU = torch.device("cpu")
 
 
 def devices_of(models: Iterable[nn.Module]) -> Devices:
-    """The devices of the models' parameters, that of the first parameter first. A module on "meta" computes elsewhere,
-    with the parameters that `torch.func.functional_call` gives it."""
+    """The devices of the models' parameters, the CPU last. A module on "meta" computes elsewhere, with the parameters
+    that `torch.func.functional_call` gives it."""
     parameters = (p for model in models for p in model.parameters())
-    return tuple(dict.fromkeys(p.device for p in parameters if not p.is_meta)) or (CPU,)
+    found = dict.fromkeys(p.device for p in parameters if not p.is_meta)
+    return tuple(sorted(found, key=lambda device: device.type == "cpu")) or (CPU,)
 
 
 def wait_for(devices: Devices) -> None:

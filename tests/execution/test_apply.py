@@ -7,12 +7,14 @@ import pickle
 import threading
 import weakref
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
 import torch
 from emulation_models import Inside, emulate, plan_for, weights
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.utils.checkpoint import checkpoint
@@ -20,8 +22,10 @@ from torch.utils.checkpoint import checkpoint
 import precaudit
 from precaudit.errors import PrecauditError
 from precaudit.execution import apply as applying
+from precaudit.execution import native
 from precaudit.execution.apply import apply
 from precaudit.execution.emulated import EmulatedMode
+from precaudit.execution.native import NativePrecision
 from precaudit.model import OpFormat, Plan
 from precaudit.reporting.serialize import write_json
 
@@ -89,13 +93,34 @@ def test_a_model_that_moves_after_a_plan_was_applied_runs_natively(monkeypatch):
     with apply(model, replace(plan, matmul_precision="high")):
         model(X)
         assert torch.backends.cuda.matmul.allow_tf32 is before
-        monkeypatch.setattr(applying, "_device_of", lambda module: "cuda")
+        monkeypatch.setattr(applying, "_on_cuda", lambda module: True)
         emulated = []
         model[0].register_forward_hook(lambda *_: emulated.extend(map(type, modes())))
         model(X)
         assert torch.backends.cuda.matmul.allow_tf32 is True
     assert torch.backends.cuda.matmul.allow_tf32 is before
     assert EmulatedMode not in emulated
+
+
+def test_a_model_with_a_part_on_a_gpu_runs_natively():
+    with FakeTensorMode():
+        model = nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2, device="cuda"))
+    with apply(model, plan_for(model, "bfloat16")) as applied:
+        assert [type(listener) for listener in applied.listeners] == [NativePrecision]
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_a_native_plan_reaches_what_computes_on_a_gpu_in_a_model_that_begins_elsewhere(device, monkeypatch):
+    class Offloaded(nn.Linear):
+        def forward(self, x):
+            return x @ weights(4, 2)
+
+    opened, model = [], nn.Sequential(Offloaded(4, 2, device=device), nn.ReLU())
+    monkeypatch.setattr(native, "autocast_for", lambda _, device: opened.append(device) or nullcontext())
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    with apply(model, plan_for(model, "bfloat16"), execution="native"):
+        model(X)
+    assert opened == ["cpu", "cuda"]
 
 
 def test_a_submodule_called_directly_runs_under_the_plan():

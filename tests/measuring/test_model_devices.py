@@ -24,9 +24,9 @@ def calls(monkeypatch):
     return made
 
 
-def test_devices_are_those_of_parameters():
+def test_devices_are_those_of_parameters_the_cpu_last():
     on_gpu = SimpleNamespace(parameters=lambda: [SimpleNamespace(device=FIRST, is_meta=False)])
-    assert devices_of([nn.Linear(2, 2), on_gpu, nn.ReLU(), nn.Linear(2, 2)]) == (CPU, FIRST)
+    assert devices_of([nn.Linear(2, 2), on_gpu, nn.ReLU(), nn.Linear(2, 2)]) == (FIRST, CPU)
     assert devices_of([]) == (CPU,)
 
 

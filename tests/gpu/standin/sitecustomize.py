@@ -115,6 +115,7 @@ def finish(torch, library):
     cuda.get_device_properties = lambda *_device: GPU
     cuda._cudart = SimpleNamespace(cudaMemGetInfo=lambda _device: (70 * 2**30, GPU.total_memory))
     cuda.default_generators = (generator,)
+    Stream.device = Event.device = torch.device("cuda", 0)
     for module in (cuda, cuda.random):
         module.get_rng_state = lambda *_device: generator.get_state()
         module.set_rng_state = lambda state, *_device: generator.set_state(state)
