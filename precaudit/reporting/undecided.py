@@ -41,7 +41,7 @@ UNDECIDED: Mapping[Cause, Undecided] = {
     ),
     "interrupted": Undecided(
         "the runs were interrupted before they could tell.",
-        "Profile again and let the training runs finish.",
+        "Profile again, and let the training runs finish: with the time and the memory that they need.",
     ),
     "early": Undecided(
         "a run under the plan has no last steps to compare with float32's, whatever more seeds would show.",

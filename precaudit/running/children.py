@@ -26,6 +26,7 @@ from precaudit.running.runlogs import RunLogs
 from precaudit.running.sources import SHARED_IMPORTS, inert_imports
 
 RunProgress = Callable[[RunSpec, RunResult], None]
+_NO_ENGINE = "unable to find an engine to execute"
 _GRACE_SECONDS = 20.0
 _NOTICE_SECONDS = 0.2
 """Until the end of the fork server is noticed."""
@@ -219,9 +220,9 @@ def _port_was_taken(result: RunResult) -> bool:
 
 
 def _memory_was_taken(result: RunResult) -> bool:
-    """Whether memory ran out: two concurrent runs may not fit where one does."""
+    """Whether memory ran out, or may have, for cuDNN doesn't tell: two concurrent runs may not fit where one does."""
     errors = [*result.end_state.refused.values(), *([result.error] if result.error else [])]
-    return any(error.is_lack_of_memory for error in errors)
+    return any(error.is_lack_of_memory or _NO_ENGINE in error.message.lower() for error in errors)
 
 
 def _end(process: Any) -> None:

@@ -83,7 +83,7 @@ class RunSpec:
 
 _ROOM = 300
 """Characters of a message that a sentence has room for."""
-_NO_MEMORY = ("out of memory", "defaultcpuallocator", "_alloc_failed", "unable to find an engine to execute")
+_NO_MEMORY = ("out of memory", "defaultcpuallocator", "_alloc_failed")
 OF_OPTIMIZER = ", optimizer "
 """In the name of a stream of losses, between its line and the optimizer's number."""
 _ENDLESS, _TIMES = 1000, 50

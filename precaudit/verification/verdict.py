@@ -117,7 +117,9 @@ def _ends_early(reference: RunResult, candidate: RunResult) -> bool:
 
 
 def _ended_from_outside(run: RunResult) -> bool:
-    return run.exit_code in _FROM_OUTSIDE or run.is_ours
+    """Whether a run was ended by what has nothing to do with the plan's rounding, such as a lack of memory."""
+    lacks_memory = run.error is not None and run.error.is_lack_of_memory
+    return run.exit_code in _FROM_OUTSIDE or run.is_ours or lacks_memory
 
 
 def _compare_losses(runs: Runs, pairs: Sequence[Pair], checked: tuple[Gate, ...]) -> Judgement:

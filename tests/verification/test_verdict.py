@@ -314,6 +314,23 @@ def test_a_run_killed_from_outside_is_inconclusive(label):
     assert judge(Runs({0: run(falling())}, {0: crashed}), PLAN).verdict == "fail"
 
 
+@pytest.mark.parametrize("label", ["reference", "candidate-1"])
+def test_a_run_without_memory_is_inconclusive(label):
+    pair = {"reference": run(falling()), "candidate-1": run(falling(), "candidate-1")}
+    error = ScriptError("OutOfMemoryError", "CUDA out of memory. Tried to allocate 2.00 GiB", "")
+    pair[label] = replace(pair[label], losses=falling()[:3], status="failed", error=error)
+    judged = judge(Runs({0: pair["reference"]}, {0: pair["candidate-1"]}), PLAN)
+    assert (judged.verdict, judged.cause, judged.settled) == ("inconclusive", "interrupted", True)
+    assert judged.reason == error.message
+
+
+def test_a_plan_for_which_cudnn_has_no_engine_fails():
+    """That may have been memory; a run has been repeated alone then."""
+    error = ScriptError("RuntimeError", "GET was unable to find an engine to execute this computation", "")
+    lost = run(falling()[:3], "candidate-1", status="failed", error=error)
+    assert judge(Runs({0: run(falling())}, {0: lost}), PLAN).verdict == "fail"
+
+
 # ---------------------------------------------------------------- one pair
 
 
