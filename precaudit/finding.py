@@ -6,7 +6,6 @@ import hashlib
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import PurePosixPath
-from typing import Any
 
 from precaudit.model import Finding, Location, Severity
 
@@ -37,11 +36,6 @@ def counted(findings: Iterable[Finding]) -> dict[Severity, int]:
     """The number of findings of each severity."""
     every = [found.severity for found in findings]
     return {severity: every.count(severity) for severity in SEVERITIES}
-
-
-def place_of(entry: Any) -> Location | None:
-    """The line in a run's entry; None without one."""
-    return Location(entry["path"], entry["line"]) if isinstance(entry, dict) and entry.get("path") else None
 
 
 def fingerprint(found: Finding) -> str:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -20,7 +21,8 @@ from precaudit.instrument.scopes import checkpointed
 from precaudit.instrument.torchfunction import dtype_name, map_tensors
 from precaudit.model import Location, Plan
 from precaudit.model.plan import DEFAULT_INTERVAL, DEFAULT_SCALE
-from precaudit.tracing.ops import line_of, script_location
+from precaudit.ownprecision.records import OwnPrecision, Scaler
+from precaudit.tracing.ops import script_location
 
 
 def _opened_by_torch() -> bool:
@@ -50,12 +52,11 @@ class _Region(NamedTuple):
 
 
 class Baseline:
-    """The script's own mixed precision: `settings` has its autocast dtype, its GradScaler's arguments and the default
-    format of a plan that it applies, if there are any; `left_off` says what it prepares and leaves disabled."""
+    """Disables the script's own mixed precision, and records it in `settings`."""
 
     def __init__(self, in_forward: Callable[[], bool] = lambda: True) -> None:
         """`in_forward` says whether a module's forward is running."""
-        self.settings: dict[str, object] = {}
+        self.settings = OwnPrecision()
         self._in_forward = in_forward
         self._regions: list[_Region] = []
         self._cache = object()
@@ -97,11 +98,11 @@ class Baseline:
         """Identifies the current contents of torch's autocast weight cache; None where nothing is cast or cached."""
         return self._cache if self._regions and self._regions[-1].dtype and self._regions[-1].caches else None
 
-    def seen(self) -> dict[str, object]:
+    def seen(self) -> OwnPrecision:
         """The settings, with the float16 that accelerate was asked for and ignores on a CPU."""
         state = getattr(sys.modules.get("accelerate.state"), "AcceleratorState", None)
         asked = getattr(state, "_shared_state", {}).get("_mixed_precision")
-        return {**self.settings, "left_off": "accelerate"} if asked == "fp16" else self.settings
+        return replace(self.settings, left_off="accelerate") if asked == "fp16" else self.settings
 
     @contextmanager
     def neutralized(self) -> Iterator[None]:
@@ -145,9 +146,8 @@ class Baseline:
         needs = (torch.is_grad_enabled(), dtype == "float16")
         if needs > self._needs:
             self._needs = needs
-            self.settings["autocast"] = dtype
-            if place is not None:
-                self.settings["autocast_at"] = line_of(place)
+            self.settings.autocast = dtype
+            self.settings.autocast_at = place or self.settings.autocast_at
 
     def _cleared(self) -> None:
         self._cache = object()
@@ -164,7 +164,7 @@ class Baseline:
     def _applied(
         self, original: Callable[..., Applied], model: torch.nn.Module, plan: Plan, native: bool | None
     ) -> Applied:
-        self.settings["plan"] = plan.default
+        self.settings.plan = plan.default
         handle = original(model, plan, native)
         handle.remove()
         return handle
@@ -175,12 +175,11 @@ class Baseline:
         names = ("init_scale", "growth_factor", "backoff_factor", "growth_interval", "enabled")
         asked = {**dict(zip(names, args, strict=False)), **kwargs}
         if not asked.pop("enabled", True):
-            self.settings["left_off"] = "grad_scaler"
+            self.settings.left_off = "grad_scaler"
         else:
-            self.settings["grad_scaler"] = {
-                "init_scale": asked.get("init_scale", DEFAULT_SCALE),
-                "growth_interval": asked.get("growth_interval", DEFAULT_INTERVAL),
-            }
+            self.settings.grad_scaler = Scaler(
+                asked.get("init_scale", DEFAULT_SCALE), asked.get("growth_interval", DEFAULT_INTERVAL)
+            )
         original(scaler, device, **{**asked, "enabled": False})
 
 

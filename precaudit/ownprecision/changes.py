@@ -4,7 +4,7 @@ The relative change does not depend on the loss scale unless it uses an absolute
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,10 +14,10 @@ from precaudit.instrument.events import TrainingListener, parameters_of
 from precaudit.instrument.names import ModuleNames
 from precaudit.instrument.patches import all_wrapped
 from precaudit.instrument.torchfunction import stored
+from precaudit.ownprecision.records import Misuse, OwnPrecision, Relative
 from precaudit.ownprecision.state import energy
-from precaudit.tracing.ops import line_of, script_location
+from precaudit.tracing.ops import script_location
 
-BETWEEN, IN_HOOKS = "changed_by", "hooked_by"
 _MOST = 32
 """How many scaled losses are observed: an unlucky scaler skips its first dozen steps, and a step may have several
 losses."""
@@ -27,18 +27,12 @@ _FACTOR = 4.0
 
 Change = tuple[float, float, float]
 """Energies (sums of squares): of the change, of the gradient after it, and before it."""
-Relative = tuple[float, float]
-"""The change, and the gradient after it, relative to the gradient before it (rms)."""
 
 
 class GradientChanges(TrainingListener):
-    """Records relative changes (rms), each the first finite one, and so on the initial weights.
+    """Records `changed_by` and `hooked_by`, and where the first of these hooks was registered (`hooks`)."""
 
-    - `settings["changed_by"]`: between the backward pass and the scaler, by optimizer in the order of first steps.
-    - `settings["hooked_by"]`: in hooks of parameters; `settings["hooks"]` is where the first of these was registered.
-    """
-
-    def __init__(self, names: ModuleNames, settings: dict[str, object]) -> None:
+    def __init__(self, names: ModuleNames, settings: OwnPrecision) -> None:
         self._names, self._settings = names, settings
         self._before: dict[int, torch.Tensor] = {}
         self._seen: dict[int, Relative | None] = {}
@@ -48,7 +42,6 @@ class GradientChanges(TrainingListener):
     @contextmanager
     def installed(self) -> Iterator[None]:
         scaler = torch.amp.GradScaler
-        self._settings[BETWEEN] = []
         with all_wrapped(
             (scaler, "scale", self._scaling),
             (scaler, "unscale_", self._unscaling),
@@ -60,7 +53,7 @@ class GradientChanges(TrainingListener):
     def backward_ended(self, roots: Sequence[torch.Tensor]) -> None:
         hooked, self._hooked = self._hooked, []
         if (by := _relative(hooked)) is not None:
-            self._settings[IN_HOOKS] = [by]
+            self._settings.hooked_by = by
         trained = self._names.parameters() if 0 < self._scaled <= _MOST else ()
         self._before = {id(p): stored(p.grad).clone() for p in trained if p.grad is not None}
 
@@ -71,7 +64,7 @@ class GradientChanges(TrainingListener):
     def _unscaling(self, original: Callable[..., Any], scaler: Any, optimizer: Any, *args: Any, **kwargs: Any) -> Any:
         if self._seen.setdefault(id(optimizer), None) is None:
             self._seen[id(optimizer)] = self._changed(optimizer)
-            self._settings[BETWEEN] = list(self._seen.values())
+            self._settings.changed_by = list(self._seen.values())
         return original(scaler, optimizer, *args, **kwargs)
 
     def _hooking(self, original: Callable[..., Any], tensor: torch.Tensor, hook: Callable[..., Any]) -> Any:
@@ -81,8 +74,8 @@ class GradientChanges(TrainingListener):
 
         def watched(gradient: torch.Tensor) -> Any:
             made = hook(gradient)
-            if isinstance(made, torch.Tensor) and self._scaled and IN_HOOKS not in self._settings:
-                self._settings.setdefault("hooks", line_of(place))
+            if isinstance(made, torch.Tensor) and self._scaled and self._settings.hooked_by is None:
+                self._settings.misuses.setdefault("hooks", Misuse(place))
                 self._hooked.append(_change(gradient, made))
             return made
 
@@ -105,8 +98,8 @@ def _relative(changes: Sequence[Change]) -> Relative | None:
     return ((change / whole) ** 0.5, (left / whole) ** 0.5) if whole and math.isfinite(whole + change) else None
 
 
-def depends_on_scale(without: Mapping[str, Any], scaled: Mapping[str, Any], kind: str = BETWEEN) -> bool | None:
-    """Whether the relative change differs with and without a loss scale; None where no change is known."""
-    pairs = zip(without.get(kind, []), scaled.get(kind, []), strict=False)
-    known = [sorted(sizes) for pair in pairs if None not in pair for sizes in zip(*pair, strict=True)]
+def depends_on_scale(without: Sequence[Relative | None], scaled: Sequence[Relative | None]) -> bool | None:
+    """Whether relative changes differ with and without a loss scale; None where no change is known."""
+    pairs = [(a, b) for a, b in zip(without, scaled, strict=False) if a is not None and b is not None]
+    known = [sorted(sizes) for pair in pairs for sizes in zip(*pair, strict=True)]
     return any(large > _NOISE and large > _FACTOR * small for small, large in known) if known else None

@@ -16,7 +16,8 @@ from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 from precaudit.instrument.patches import all_wrapped, wrapped
 from precaudit.instrument.torchfunction import dtype_name
 from precaudit.model import Location
-from precaudit.tracing.ops import caller_location, line_of, script_location
+from precaudit.ownprecision.records import Cast, OwnPrecision
+from precaudit.tracing.ops import caller_location, script_location
 
 _LOW = {torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2}
 _MOST_PLACES = 20
@@ -47,22 +48,20 @@ def _hands_on(frame: Any) -> bool:
 class CastWatch(TorchFunctionMode):
     """Records the lines at which a script casts to low precision; changes nothing."""
 
-    def __init__(self, settings: dict[str, object]) -> None:
+    def __init__(self, settings: OwnPrecision) -> None:
         super().__init__()
         self._settings = settings
-        self._places: dict[tuple[Location, str], Location | None] = {}
+        self._casts: dict[tuple[Location, str], Cast] = {}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        dtype = _asked_for(func, args, kwargs) if len(self._places) < _MOST_PLACES else None
+        dtype = _asked_for(func, args, kwargs) if len(self._casts) < _MOST_PLACES else None
         if dtype is not None and not called_by_precaudit(func):
             place = script_location()
             if place is not None:
-                self._places.setdefault((place, dtype), caller_location())
-                self._settings["casts"] = [
-                    {**line_of(place), "dtype": name, "through": line_of(through) if through != place else None}
-                    for (place, name), through in self._places.items()
-                ]
+                through = caller_location()
+                self._casts.setdefault((place, dtype), Cast(place, dtype, through if through != place else None))
+                self._settings.casts = tuple(self._casts.values())
         return func(*args, **kwargs)
 
 

@@ -17,7 +17,8 @@ import torch
 from precaudit.instrument.patches import all_wrapped
 from precaudit.instrument.torchfunction import map_tensors
 from precaudit.model import Location
-from precaudit.tracing.ops import line_of, script_location
+from precaudit.ownprecision.records import OwnPrecision
+from precaudit.tracing.ops import script_location
 
 FACTOR = "precaudit_factor"
 """Attribute of a scaled loss: its factor."""
@@ -25,11 +26,10 @@ _LEAST = 2.0**7
 
 
 class OwnScaler:
-    """Records in `settings["penalizes_scaled"]` a loss whose scaled gradients are computed with (by a gradient penalty
-    or an inner step) without a division by the scale: the script never reads the scale before the next loss is
-    scaled."""
+    """Records as `penalizes_scaled` a loss whose scaled gradients are computed with (by a gradient penalty or an inner
+    step) without a division by the scale: the script never reads the scale before the next loss is scaled."""
 
-    def __init__(self, settings: dict[str, object]) -> None:
+    def __init__(self, settings: OwnPrecision) -> None:
         self._settings = settings
         self._factor = torch.amp.GradScaler.get_scale
         self._taken: Location | None = None
@@ -68,7 +68,7 @@ class OwnScaler:
 
     def _note(self) -> None:
         if self._taken is not None:
-            self._settings["penalizes_scaled"] = line_of(self._taken)
+            self._settings.penalizes_scaled = self._taken
         self._taken = None
 
     def _scaled(self, scaler: torch.amp.GradScaler, original: Callable[..., Any], output: torch.Tensor) -> torch.Tensor:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, TypeVar
 
 from precaudit.model import Location
 
@@ -163,3 +165,92 @@ class RunawayScale(Entry):
 @dataclass(frozen=True)
 class TrainedLow(Entry):
     """An optimizer trains low parameters."""
+
+
+_Kind = TypeVar("_Kind", bound=Entry)
+Relative = tuple[float, float]
+"""How far a script changes a gradient itself, and the gradient after it, both relative to the gradient before it."""
+
+
+@dataclass(frozen=True)
+class Cast:
+    """A line of the script that casts to a low dtype; `through` is the library's line that does so by its order."""
+
+    place: Location
+    dtype: str
+    through: Location | None = None
+
+
+@dataclass(frozen=True)
+class Scaler:
+    """The settings of the script's GradScaler."""
+
+    init_scale: float
+    growth_interval: int
+
+
+@dataclass(frozen=True)
+class StaleCast:
+    """An autocast region, opened at `place`, that stays open over an optimizer's steps: the first module whose weights
+    it has cast before, and for how many steps the oldest copy was used."""
+
+    place: Location | None
+    fqn: str
+    optimizer: str
+    steps: int
+
+
+@dataclass(frozen=True)
+class Misuse:
+    """A misuse of a loss scale: `function` used the gradients; `mixed` says that those of a scaled and of an unscaled
+    loss are summed."""
+
+    place: Location | None
+    function: str = ""
+    mixed: bool = False
+
+
+@dataclass
+class OwnPrecision:
+    """A script's own mixed precision, filled in while it runs.
+
+    - `autocast`: the dtype of its most relevant region, opened at `autocast_at`.
+    - `plan`: the default format of a plan that it applies. `left_off`: what it prepares and leaves disabled.
+    - `scripted`: where TorchScript compiles a module.
+    - `scaled_by_hand`: the first loss scale that it applies itself.
+    - `misuses`: by kind, as `scaled_gradients`, `by_hand` and `changes` name them.
+    - `changed_by`: how far it changes gradients between the backward pass and the scaler, by optimizer in the order of
+      first steps; `hooked_by`: in hooks of parameters. Each is the first finite change, and so on the initial weights.
+    - `changes_gradients`: where it first does so. `penalizes_scaled`: where it scales a loss whose scaled gradients it
+      has computed with before, by a gradient penalty or an inner step, without a division by the scale.
+    - `low`: what its low precision loses.
+    """
+
+    autocast: str | None = None
+    autocast_at: Location | None = None
+    plan: str | None = None
+    grad_scaler: Scaler | None = None
+    left_off: str | None = None
+    scripted: Location | None = None
+    casts: Sequence[Cast] = ()
+    scaled_by_hand: float | None = None
+    stale_casts: StaleCast | None = None
+    misuses: dict[str, Misuse] = field(default_factory=dict)
+    changed_by: Sequence[Relative | None] = ()
+    hooked_by: Relative | None = None
+    changes_gradients: Location | None = None
+    penalizes_scaled: Location | None = None
+    low: Sequence[Entry] = ()
+
+    @property
+    def is_mixed(self) -> bool:
+        """Whether it is more than casts."""
+        return bool(self.autocast or self.plan or self.grad_scaler)
+
+    def entries(self, kind: type[_Kind]) -> list[_Kind]:
+        """What its low precision loses in one way."""
+        return [entry for entry in self.low if isinstance(entry, kind)]
+
+    def facts(self) -> dict[str, Any]:
+        """What is known of it, but for its losses, as plain values for a report."""
+        return {name: value for name, value in asdict(replace(self, low=())).items() if value}

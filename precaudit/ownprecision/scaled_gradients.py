@@ -17,7 +17,8 @@ from precaudit.instrument.names import ModuleNames
 from precaudit.instrument.patches import all_wrapped, set_to
 from precaudit.instrument.torchfunction import map_tensors, stored, tensors_in
 from precaudit.model import Location
-from precaudit.tracing.ops import line_of, script_location
+from precaudit.ownprecision.records import Misuse, OwnPrecision
+from precaudit.tracing.ops import script_location
 
 _SCALED, _PLAIN = "scaled", "plain"
 Written = tuple[torch.Tensor, int]
@@ -26,7 +27,7 @@ Which = Callable[[torch.Tensor], bool]
 
 
 class ScaledGradients(TrainingListener):
-    """Records misuses of a scaler in the settings, also in float32 runs, since the calls of a disabled scaler show as
+    """Records misuses of a scaler, also in float32 runs, since the calls of a disabled scaler show as
     much.
 
     - `unscaled_loss`: a loss that was never scaled, whose gradients the scaler unscales nevertheless.
@@ -40,8 +41,8 @@ class ScaledGradients(TrainingListener):
       since the backward pass, and so may have unscaled them itself.
     """
 
-    def __init__(self, names: ModuleNames, settings: dict[str, object]) -> None:
-        self._names, self._settings = names, settings
+    def __init__(self, names: ModuleNames, settings: OwnPrecision) -> None:
+        self._names, self._settings, self._misuses = names, settings, settings.misuses
         self._kinds: dict[int, dict[str, Location | None]] = {}
         self._written: dict[int, Written] = {}
         self._used: dict[int, Written] = {}
@@ -70,21 +71,21 @@ class ScaledGradients(TrainingListener):
 
     @property
     def _concerned(self) -> bool:
-        return "grad_scaler" in self._settings
+        return self._settings.grad_scaler is not None
 
     # ---- the scaler
 
     def _making(self, original: Callable[..., None], scaler: Any, *args: Any, **kwargs: Any) -> None:
         original(scaler, *args, **kwargs)
         if self._concerned and 0 <= self._made_at == self._steps - 1:
-            self._settings.setdefault("made_anew", line_of(script_location()))
+            self._misuses.setdefault("made_anew", Misuse(script_location()))
         self._made_at = self._steps
 
     def _scaling(self, original: Callable[..., Any], scaler: Any, outputs: Any) -> Any:
         if not self._concerned:
             return original(scaler, outputs)
         if not self._steps and any(_is_made_of_scaled(loss) for loss in tensors_in(outputs)):
-            self._settings.setdefault("scales_twice", line_of(script_location()))
+            self._misuses.setdefault("scales_twice", Misuse(script_location()))
         return map_tensors(partial(self._marked, scaler), original(scaler, outputs))
 
     def _marked(self, scaler: Any, scaled: torch.Tensor) -> torch.Tensor:
@@ -121,7 +122,7 @@ class ScaledGradients(TrainingListener):
 
     def _stepping(self, original: Callable[..., Any], scaler: Any, optimizer: Any, *args: Any, **kwargs: Any) -> Any:
         """`step` unscales what `unscale_` has not, once between two updates."""
-        if (scaler, id(optimizer)) in self._called and "adds_scaled" not in self._settings:
+        if (scaler, id(optimizer)) in self._called and "adds_scaled" not in self._misuses:
             self._note(parameters_of(optimizer), _SCALED, "unscaled_before", type(optimizer).__name__)
         result = self._unscaling(original, scaler, optimizer, *args, **kwargs)
         self._used |= _gradients(parameters_of(optimizer))
@@ -171,7 +172,7 @@ class ScaledGradients(TrainingListener):
             if scaler is not None:
                 self._scalers[id(parameter)] = scaler
                 if id(parameter) in self._unscaled:
-                    self._settings.setdefault("adds_scaled", line_of(place))
+                    self._misuses.setdefault("adds_scaled", Misuse(place))
         self._written = _gradients(self._trained())
         self._asked_after = False
 
@@ -180,7 +181,7 @@ class ScaledGradients(TrainingListener):
             function = type(optimizer).__name__
             self._note_scaled(parameters_of(optimizer), "steps_scaled", function)
             if self._concerned and any(_is_untouched(p, self._used) for p in parameters_of(optimizer)):
-                self._settings.setdefault("steps_again", {**line_of(script_location()), "function": function})
+                self._misuses.setdefault("steps_again", Misuse(script_location(), function))
 
     def step_ended(self, optimizer: Any) -> None:
         if optimizer is not None:
@@ -200,20 +201,20 @@ class ScaledGradients(TrainingListener):
         """Whether the gradient was written to or replaced since the backward pass."""
         return id(parameter) in self._written and parameter.grad is not None and not self._untouched(parameter)
 
-    def _note_scaled(self, parameters: list[torch.Tensor], setting: str, function: str) -> None:
+    def _note_scaled(self, parameters: list[torch.Tensor], misuse: str, function: str) -> None:
         if not self._asked_after:
-            self._note(parameters, _SCALED, setting, function)
+            self._note(parameters, _SCALED, misuse, function)
 
     def _note(
-        self, parameters: list[torch.Tensor], kind: str, setting: str, function: str, which: Which | None = None
+        self, parameters: list[torch.Tensor], kind: str, misuse: str, function: str, which: Which | None = None
     ) -> None:
-        if not self._concerned or setting in self._settings:
+        if not self._concerned or misuse in self._misuses:
             return
         for parameter in parameters:
             kinds = self._kinds.get(id(parameter), {})
             if kind in kinds and (which or self._untouched)(parameter):
                 place = script_location() if kind == _SCALED else kinds[kind]
-                self._settings[setting] = {**line_of(place), "function": function, "mixed": len(kinds) > 1}
+                self._misuses[misuse] = Misuse(place, function, len(kinds) > 1)
                 return
 
 

@@ -4,6 +4,7 @@ steps inside it."""
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,15 +13,14 @@ from torch import nn
 from precaudit.instrument.events import TrainingListener, parameters_of
 from precaudit.instrument.scopes import Frame, ScopeListener
 from precaudit.ownprecision.baseline import Baseline
-from precaudit.tracing.ops import line_of
+from precaudit.ownprecision.records import StaleCast
 
 LOOKED_UP = (nn.Embedding, nn.EmbeddingBag)
 """autocast does not cast the tables of embeddings."""
 
 
 class StaleCasts(TrainingListener, ScopeListener):
-    """Records `settings["stale_casts"]`: the region, the first module with such a weight, the optimizer, and for how
-    many of its steps the oldest copy was used."""
+    """Records `stale_casts`."""
 
     def __init__(self, baseline: Baseline) -> None:
         self._baseline = baseline
@@ -48,9 +48,9 @@ class StaleCasts(TrainingListener, ScopeListener):
         self._optimizer = type(optimizer).__name__
 
     def _note(self, fqn: str, steps: int) -> None:
-        first = {**line_of(self._baseline.region_at), "fqn": fqn, "optimizer": self._optimizer, "steps": steps}
-        noted: Any = self._baseline.settings.setdefault("stale_casts", first)
-        noted["steps"] = max(noted["steps"], steps)
+        settings = self._baseline.settings
+        noted = settings.stale_casts or StaleCast(self._baseline.region_at, fqn, self._optimizer, steps)
+        settings.stale_casts = replace(noted, steps=max(noted.steps, steps))
 
 
 def _is_cast(parameter: torch.Tensor) -> bool:

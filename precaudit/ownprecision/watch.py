@@ -30,12 +30,13 @@ from precaudit.ownprecision.records import (
     NonFiniteStep,
     NonFiniteWeight,
     Overflow,
+    OwnPrecision,
     RunawayScale,
     TrainedLow,
 )
 from precaudit.ownprecision.state import State, States, is_plain
 from precaudit.ownprecision.sums import OwnSums
-from precaudit.tracing.ops import caller_location, line_of, script_location
+from precaudit.tracing.ops import caller_location, script_location
 
 _EXACT_INTEGERS = 2.0**24
 _STORES = NARROWING | {"cat", "stack"}
@@ -43,10 +44,10 @@ _RUNAWAY = 2.0**40
 
 
 class OwnLowPrecision(TorchFunctionMode, TrainingListener):
-    """A function mode and training listener; it reports in `settings["low"]`, one entry for each place and kind."""
+    """A function mode and training listener; it records `low`, one entry for each place and kind."""
 
     def __init__(
-        self, names: ModuleNames, settings: dict[str, object], current: Callable[[], Frame | None] = lambda: None
+        self, names: ModuleNames, settings: OwnPrecision, current: Callable[[], Frame | None] = lambda: None
     ) -> None:
         """`current` returns the frame of the running forward."""
         super().__init__()
@@ -115,7 +116,7 @@ class OwnLowPrecision(TorchFunctionMode, TrainingListener):
 
     def _publish(self) -> None:
         kept = (self._sums, self._states, self._operations, self._casts, self._nonfinite, self._backward)
-        self._settings["low"] = [*self._found.values(), *(entry for each in kept for entry in each.entries())]
+        self._settings.low = [*self._found.values(), *(entry for each in kept for entry in each.entries())]
 
     # ---------------------------------------------------------------- one operation
 
@@ -160,7 +161,7 @@ class OwnLowPrecision(TorchFunctionMode, TrainingListener):
         elif not call.writes:
             return
         if isinstance(target, torch.Tensor) and is_plain(target) and target.data_ptr() in self._gradients:
-            self._settings["changes_gradients"] = line_of(script_location())
+            self._settings.changes_gradients = script_location()
             self._gradients = set()
 
     # ---------------------------------------------------------------- training
@@ -178,7 +179,7 @@ class OwnLowPrecision(TorchFunctionMode, TrainingListener):
     def backward_ended(self, roots: Sequence[torch.Tensor]) -> None:
         if self._backward.entries():
             self._publish()  # there may be no step at all
-        if "changes_gradients" not in self._settings:
+        if self._settings.changes_gradients is None:
             gradients = (p.grad for p in self._names.parameters() if p.grad is not None)
             self._gradients = {gradient.data_ptr() for gradient in gradients if is_plain(gradient)}
 
@@ -199,7 +200,7 @@ class OwnLowPrecision(TorchFunctionMode, TrainingListener):
         stepped = [p for p in parameters_of(optimizer) if p.grad is not None]
         if any(p.dtype in HALVES for p in stepped):
             self._found.setdefault((TrainedLow, None, ""), TrainedLow(None))
-        if self._lost or "grad_scaler" in self._settings or 0 < self._scale < 1:
+        if self._lost or self._settings.grad_scaler or 0 < self._scale < 1:
             return  # the loss itself is non-finite; or a scaler, disabled or below one, skips such steps
         bad = [p for p in stepped if not bool(stored(p.grad).isfinite().all())]
         if bad and not self._has_noted(NonFiniteStep):

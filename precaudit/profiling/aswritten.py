@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import replace
 
-from precaudit.finding import SEVERITIES, USE_THE_PLAN, finding, place_of
+from precaudit.finding import SEVERITIES, USE_THE_PLAN, finding
 from precaudit.model import Finding, Location, Severity, Verification
-from precaudit.ownprecision.changes import IN_HOOKS, depends_on_scale
-from precaudit.ownprecision.records import BlurredInCast, StateLoss, TrainedLow, VanishedInCast
+from precaudit.ownprecision.changes import depends_on_scale
+from precaudit.ownprecision.records import (
+    BlurredInCast,
+    Cast,
+    Misuse,
+    StaleCast,
+    StateLoss,
+    TrainedLow,
+    VanishedInCast,
+)
 from precaudit.profiling.audit import Audit
 from precaudit.profiling.deviation import deviation_from_float32, ends_early
-from precaudit.profiling.entries import Seen, casts_in, causes_in, seen_in
+from precaudit.profiling.entries import causes_in
 from precaudit.profiling.lostvalues import (
     of_backward,
     of_casts,
@@ -41,17 +50,17 @@ def of_as_written(audit: Audit, verification: Verification) -> list[Finding]:
     """PA501: the script's own low precision doesn't train like float32, or not at all; PA502, PA506, PA507: it clips
     scaled gradients, steps on them, or uses them in a loss; PA508: it unscales gradients that were never scaled; PA509:
     its autocast uses stale weights; and the causes."""
-    found = [*_of_stale_casts(audit.reference.baseline), *of_scaled(audit.reference.baseline, CERTAIN)]
-    run = audit.as_written
+    own, run = audit.reference.own_precision, audit.as_written
+    found = [*_of_stale_casts(own.stale_casts), *of_scaled(own.misuses, CERTAIN)]
     if run is None:
         return found
     fix = _IN_FLOAT32 if verification.verdict in ("fail", "inconclusive") else USE_THE_PLAN
-    depends = depends_on_scale(audit.reference.baseline, run.baseline)
-    scaled = _with_the_change(audit.reference.baseline, run)
+    depends = depends_on_scale(own.changed_by, run.own_precision.changed_by)
+    scaled = _with_the_change(own.misuses, run)
     if depends and "clips_scaled" not in scaled:
         found += of_scaled(scaled, CHANGES)
-    if depends_on_scale(audit.reference.baseline, run.baseline, IN_HOOKS):
-        found += of_scaled(audit.reference.baseline, HOOKS)
+    if depends_on_scale([own.hooked_by], [run.own_precision.hooked_by]):
+        found += of_scaled(own.misuses, HOOKS)
     if not run.finished:
         stops = [] if run.status == "interrupted" else [_of_stop(run, fix)]  # by the user, not by itself
         return [*found, *stops, *of_nonfinite(audit.reference, run), *causes_in(run, "warning")]
@@ -77,38 +86,35 @@ def of_as_written(audit: Audit, verification: Verification) -> list[Finding]:
         causes += of_kept(audit.reference, run)
     if not detail and ends_early(audit.reference, run):
         causes.append(_of_end(audit.reference, run, fix))
-    autocast = audit.reference.baseline.get("autocast_at")
-    return [*found, *_of_difference(run, detail, bool(causes), autocast, fix), *causes]
+    return [*found, *_of_difference(run, detail, bool(causes), own.autocast_at, fix), *causes]
 
 
-def _of_stale_casts(baseline: Seen) -> list[Finding]:
-    stale = baseline.get("stale_casts")
-    if not isinstance(stale, dict):
+def _of_stale_casts(stale: StaleCast | None) -> list[Finding]:
+    if stale is None:
         return []
-    where, age = stale["fqn"] or "the model", plural(stale["steps"], "step")
+    where, age = stale.fqn or "the model", plural(stale.steps, "step")
     message = (
-        f"{where}: {stale['optimizer']} steps inside an autocast region that stays open, in which torch keeps using "
+        f"{where}: {stale.optimizer} steps inside an autocast region that stays open, in which torch keeps using "
         f"the low-precision copies of the weights that it made up to {age} ago"
     )
     fix = "open autocast anew in every step, around the forward pass and the loss alone"
-    severity: Severity = "error" if stale["steps"] > 1 else "warning"
-    return [finding("PA509", severity, message, fix, stale["fqn"] or None, None, place_of(stale), steps=stale["steps"])]
+    severity: Severity = "error" if stale.steps > 1 else "warning"
+    return [finding("PA509", severity, message, fix, stale.fqn or None, None, stale.place, steps=stale.steps)]
 
 
-def _with_the_change(baseline: Seen, run: RunResult) -> Seen:
+def _with_the_change(misuses: Mapping[str, Misuse], run: RunResult) -> Mapping[str, Misuse]:
     """The line that changes the gradients, in the place of the one that unscales them later."""
-    place = run.baseline.get("changes_gradients")
-    seen = (
-        {kind: {**baseline[kind], **place} for kind in CHANGES if kind in baseline} if isinstance(place, dict) else {}
-    )
-    return {**baseline, **seen}
+    place = run.own_precision.changes_gradients
+    return {
+        kind: replace(misuse, place=place) if place and kind in CHANGES else misuse for kind, misuse in misuses.items()
+    }
 
 
 def _of_penalty(reference: RunResult, run: RunResult) -> list[Finding]:
     """PA507: a loss computed from scaled gradients. A missing division alone is no proof: the first loss, on the same
     weights and data, must differ too."""
-    place = run.baseline.get("penalizes_scaled")
-    if not isinstance(place, dict) or not run.losses or not reference.losses:
+    place = run.own_precision.penalizes_scaled
+    if place is None or not run.losses or not reference.losses:
         return []
     first, exact = run.losses[0], reference.losses[0]
     if abs(first - exact) <= abs(exact):
@@ -118,7 +124,7 @@ def _of_penalty(reference: RunResult, run: RunResult) -> list[Finding]:
         f"are still multiplied by the loss scale: the first loss is {first:.4g}, and {exact:.4g} without a scaler"
     )
     fix = "divide these gradients by scaler.get_scale() before anything is computed from them"
-    return [finding("PA507", "error", message, fix, location=place_of(place))]
+    return [finding("PA507", "error", message, fix, location=place)]
 
 
 def _of_stop(run: RunResult, fix: str) -> Finding:
@@ -147,11 +153,12 @@ def _of_end(reference: RunResult, run: RunResult, fix: str) -> Finding:
     return finding("PA501", "warning", message, f"see why it ended; {fix}")
 
 
-def _of_difference(run: RunResult, detail: str | None, explained: bool, autocast: Any, fix: str) -> list[Finding]:
-    casts = casts_in(run.baseline)
-    places = [(Location(c["path"], c["line"]), c["dtype"]) for c in casts]
-    where = places[0][0] if places else place_of(autocast)
-    what = " and ".join(dict.fromkeys(dtype for _, dtype in places)) or "low precision"
+def _of_difference(
+    run: RunResult, detail: str | None, explained: bool, autocast: Location | None, fix: str
+) -> list[Finding]:
+    casts = run.own_precision.casts
+    where = casts[0].place if casts else autocast
+    what = " and ".join(dict.fromkeys(cast.dtype for cast in casts)) or "low precision"
     listed = [_cast(cast) for cast in casts]
     if detail is not None:
         return [
@@ -164,7 +171,7 @@ def _of_difference(run: RunResult, detail: str | None, explained: bool, autocast
                 casts=listed,
             )
         ]
-    if not places or explained or not _keeps_low(run):
+    if not casts or explained or not _keeps_low(run):
         return []
     message = (
         f"the script casts to {what} by itself; what it keeps there (weights, averages, counters) does not change when "
@@ -174,9 +181,8 @@ def _of_difference(run: RunResult, detail: str | None, explained: bool, autocast
     return [finding("PA503", "note", message, fix, location=where, casts=listed)]
 
 
-def _cast(cast: Seen) -> str:
-    through = f" (in {cast['through']['path']}:{cast['through']['line']})" if cast.get("through") else ""
-    return f"{cast['path']}:{cast['line']} {cast['dtype']}{through}"
+def _cast(cast: Cast) -> str:
+    return f"{cast.place} {cast.dtype}" + (f" (in {cast.through})" if cast.through else "")
 
 
 def _outside(run: RunResult) -> str:
@@ -192,7 +198,7 @@ def _outside(run: RunResult) -> str:
 def _likely(audit: Audit) -> str:
     """The most severe ban for the format of the script's own autocast: an eps that becomes zero before a logarithm,
     say."""
-    own = [ban for ban in audit.bans if ban.format == audit.reference.baseline.get("autocast")]
+    own = [ban for ban in audit.bans if ban.format == audit.reference.own_precision.autocast]
     worst = min(own, key=lambda ban: SEVERITIES.index(ban.severity), default=None)
     if worst is None:
         return ""
@@ -203,11 +209,11 @@ def _likely(audit: Audit) -> str:
 def _unexplained(run: RunResult) -> str:
     """Where the script casts, if nothing else is known: many a loss shows only in what is computed from a cast value,
     such as the phase of a rounded frequency."""
-    places = list(dict.fromkeys(f"{cast['path']}:{cast['line']}" for cast in casts_in(run.baseline)))
+    places = list(dict.fromkeys(str(cast.place) for cast in run.own_precision.casts))
     return f"; no single operation explains it: look at what is cast at {listing(places, 3)}" if places else ""
 
 
 def _keeps_low(run: RunResult) -> bool:
     """Whether any low-precision tensor changes between steps, unlike frozen weights and copies of float32 master
     weights."""
-    return bool(seen_in(run, StateLoss) or seen_in(run, TrainedLow))
+    return bool(run.own_precision.entries(StateLoss) or run.own_precision.entries(TrainedLow))

@@ -141,12 +141,13 @@ def _as_written(first: RunResult, spec: RunSpec, runner: Runner) -> RunResult | 
     """The run in the script's own precision, if it has any; `first` is the run with autocast disabled and the script's
     own casts active."""
     written = None
-    if first.baseline.keys() & {"autocast", "plan", "grad_scaler"}:
+    if first.own_precision.is_mixed:
         again = RunSpec(
             spec.job, "as-written", precision="as-written", execution=spec.execution, patience=spec.patience
         )
         run = runner(again)
-        written = replace(run, trace=first.trace, baseline={**first.baseline, **run.baseline})
+        own = replace(run.own_precision, casts=first.own_precision.casts)
+        written = replace(run, trace=first.trace, own_precision=own)
     if spec.neutralize and (written is None or (first.finished and _lacks_kernel(written))):
         return replace(first, label="as-written")
     return written

@@ -35,7 +35,7 @@ def deviation_from_float32(reference: RunResult, run: RunResult, verification: V
             f"it takes {run.steps} optimizer steps until it ends, and {reference.steps} or more in float32: its scaler "
             "or the script itself skips steps, or it stops early"
         )
-    if "grad_scaler" in reference.baseline and (skipped := _skipped(reference, run)):
+    if reference.own_precision.grad_scaler and (skipped := _skipped(reference, run)):
         return f"its scaler skips {skipped} of {skipped + run.steps} optimizer steps"
     if _leaves_out(reference, run):
         unused = sum(_calls_unused(reference, run))
@@ -94,7 +94,7 @@ def _calls_unused(reference: RunResult, run: RunResult) -> list[int]:
 
 def _few(reference: RunResult, steps: int) -> float:
     """How many steps may be missing: where there is a scaler, as many as it skips until it has found its scale."""
-    return max(_UNLUCKY, _WASTED * steps) if "grad_scaler" in reference.baseline else allowed(steps)
+    return max(_UNLUCKY, _WASTED * steps) if reference.own_precision.grad_scaler else allowed(steps)
 
 
 def _limit(verification: Verification) -> float:

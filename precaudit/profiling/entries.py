@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from functools import singledispatch
-from typing import Any, TypeVar
+from typing import Any
 
 from precaudit.finding import finding
 from precaudit.model import Finding, Severity
@@ -32,27 +31,10 @@ _SUM_LIMIT = 0.01
 
 CAP = "cap the loss scale (torch's stays useful up to 2^24)"
 
-Seen = Mapping[str, Any]
-
-
-_Kind = TypeVar("_Kind", bound=Entry)
-
-
-def seen_in(run: RunResult, kind: type[_Kind]) -> list[_Kind]:
-    """The entries of one kind of a run as written."""
-    seen = run.baseline.get("low")
-    return [entry for entry in seen if isinstance(entry, kind)] if isinstance(seen, list) else []
-
-
-def casts_in(baseline: Seen) -> list[Seen]:
-    """The casts to low formats that the script itself, or a library by its order, makes; `baseline` is a run's."""
-    casts = baseline.get("casts")
-    return casts if isinstance(casts, list) else []
-
 
 def causes_in(run: RunResult, severity: Severity) -> list[Finding]:
     """Findings from all entries of a run as written."""
-    seen = [_named(entry, run.trace) for entry in seen_in(run, Entry)]
+    seen = [_named(entry, run.trace) for entry in run.own_precision.low]
     stagnant = {(e.fqn, e.buffer) for e in seen if isinstance(e, StateLoss) and e.lost >= _STATE_LIMIT}
     reported = [e for e in seen if not isinstance(e, VainDecay) or (e.fqn, e.buffer) not in stagnant]
     return [found for entry in reported if (found := _described(entry, severity)) is not None]

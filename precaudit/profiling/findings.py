@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 
-from precaudit.finding import finding, place_of, ranked
+from precaudit.finding import finding, ranked
 from precaudit.model import Finding, Location, Plan, Severity, Verification
 from precaudit.ownprecision.records import RunawayScale
 from precaudit.planning.budget import BIAS_LIMIT, RHO_LIMIT, SNR_LIMIT, GradientError, LostGradients
@@ -14,7 +14,7 @@ from precaudit.planning.rules import Ban
 from precaudit.profiling.aswritten import of_as_written
 from precaudit.profiling.audit import Audit
 from precaudit.profiling.culprits import roughest
-from precaudit.profiling.entries import CAP, casts_in, seen_in
+from precaudit.profiling.entries import CAP
 from precaudit.profiling.halfweights import keeping_pace, of_half_weights
 from precaudit.profiling.underflow import of_loss_scale
 from precaudit.tracing.ops import CASTS
@@ -75,8 +75,8 @@ def _of_bypassed(trace: Trace) -> list[Finding]:
 
 def _own_casts(audit: Audit) -> set[Location | None]:
     """Lines at which the script itself, or a library by its order, casts to a low format."""
-    casts = casts_in(audit.as_written.baseline) if audit.as_written else []
-    return {place_of(each) for cast in casts for each in (cast, cast.get("through")) if each}
+    casts = audit.as_written.own_precision.casts if audit.as_written else ()
+    return {place for cast in casts for place in (cast.place, cast.through) if place}
 
 
 def _of_bans(bans: Iterable[Ban], plan: Plan, own_casts: Container[Location | None] = ()) -> list[Finding]:
@@ -116,7 +116,7 @@ def _by_their_cause(bans: Sequence[Ban]) -> list[Ban]:
 def _of_errors(audit: Audit, plan: Plan) -> list[Finding]:
     """PA201: a format that is over budget for the whole model in some phase; only a note where the plan prefers another
     and the script doesn't use it either."""
-    used = {plan.default, *plan.modules.values(), audit.reference.baseline.get("autocast")}
+    used = {plan.default, *plan.modules.values(), audit.reference.own_precision.autocast}
     over: dict[str, list[GradientError]] = {}
     for error in audit.errors:
         if not error.within_budget:
@@ -202,7 +202,7 @@ def _of_float32(audit: Audit, verification: Verification) -> Iterator[Finding]:
     if unsound is not None:
         seed, losses = unsound
         step = next(i for i, loss in enumerate(losses) if not math.isfinite(loss))
-        by_scale = audit.as_written is not None and bool(seen_in(audit.as_written, RunawayScale))
+        by_scale = audit.as_written is not None and bool(audit.as_written.own_precision.entries(RunawayScale))
         why = ": the script's own loss scale runs away there too" if by_scale else ": no number format is to blame"
         message = f"the loss is not finite in float32 itself, from step {step} on (seed {seed}){why}"
         yield finding("PA603", "error", message, CAP if by_scale else "repair the training in float32 first", step=step)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
 
-from precaudit.finding import finding, place_of
+from precaudit.finding import finding
 from precaudit.formats import HALF_FORMATS
-from precaudit.model import Finding, Layer, Location, TensorRecord
+from precaudit.model import Finding, Layer, TensorRecord
+from precaudit.ownprecision.records import Cast
 from precaudit.profiling.audit import Audit
-from precaudit.profiling.entries import casts_in
 
 _PACE = 0.9
 """What moves by this share of its way in float32 keeps pace with it."""
@@ -21,7 +20,9 @@ def of_half_weights(audit: Audit, pace: Mapping[str, bool]) -> list[Finding]:
     if run is None or run.trace is None:
         return []
     return [
-        found for layer in run.trace.layers for found in (*_of_weights(layer, run.baseline, pace), *_of_states(layer))
+        found
+        for layer in run.trace.layers
+        for found in (*_of_weights(layer, run.own_precision.casts, pace), *_of_states(layer))
     ]
 
 
@@ -37,7 +38,7 @@ def keeping_pace(audit: Audit) -> dict[str, bool]:
     return pace
 
 
-def _of_weights(layer: Layer, baseline: Mapping[str, Any], pace: Mapping[str, bool]) -> Iterator[Finding]:
+def _of_weights(layer: Layer, casts: Sequence[Cast], pace: Mapping[str, bool]) -> Iterator[Finding]:
     """PA301: half weights that absorb their updates, where there is a gradient. Whether a tiny tensor keeps pace is
     judged by the others of its layer."""
     names = {w.name: f"{layer.fqn}.{w.name}".lstrip(".") for w in layer.tensors if w.role == "weight"}
@@ -55,14 +56,9 @@ def _of_weights(layer: Layer, baseline: Mapping[str, Any], pace: Mapping[str, bo
         if moved - _zero_share(gradient) > 0.5:
             message = f"{name}: {moved:.0%} of its updates are rounded away, with weights in {weight.dtype}"
             fix = "keep float32 master weights: train the float32 model under autocast instead of casting it"
-            place = _cast_to(weight.dtype, baseline)
+            place = next((cast.place for cast in casts if cast.dtype == weight.dtype), None)
             yield finding("PA301", "error", message, fix, layer.fqn, None, place, share=moved)
             return
-
-
-def _cast_to(dtype: str, baseline: Mapping[str, Any]) -> Location | None:
-    """The line that first casts to that dtype."""
-    return next((place_of(cast) for cast in casts_in(baseline) if cast["dtype"] == dtype), None)
 
 
 def _of_states(layer: Layer) -> Iterator[Finding]:

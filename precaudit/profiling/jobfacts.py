@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 from precaudit.profiling.audit import Audit
@@ -40,7 +41,7 @@ def job_facts(job: Job, settings: Settings, audit: Audit, formats: Sequence[str]
         "stopped": _stopped(run),
         "models": list(audit.trace.models),
         "audited_steps": audit.trace.audited_steps,
-        "baseline": dict(run.baseline) | _own_casts(audit),
+        "baseline": run.own_precision.facts() | _own_casts(audit),
         "gradient_errors": [
             {"probe": e.label, "rho": e.rho, "snr": e.snr, "bias": e.bias, "evaluations": e.evaluations}
             for e in audit.errors
@@ -61,12 +62,12 @@ def _notes(job: Job, settings: Settings, audit: Audit) -> list[str]:
     notes = [settings.unheeded] if settings.unheeded else []
     if run.status == "ended" and run.steps < job.steps:
         notes.append(f"the script ended after {run.steps} of {job.steps} steps; everything refers to those")
-    own = [name for key, name in _OWN.items() if key in run.baseline]
+    own = [name for key, name in _OWN.items() if getattr(run.own_precision, key)]
     if own:
         were = "were" if len(own) > 1 else "was"
         notes.append(f"the script's own {' and '.join(own)} {were} off in the float32 runs and under the plan")
-    left_off = run.baseline.get("left_off")
-    if isinstance(left_off, str) and not (own or run.on_cuda):
+    left_off = run.own_precision.left_off
+    if left_off and not (own or run.on_cuda):
         notes.append(_LEFT_OFF[left_off])
     if not audit.job.asserts:
         notes.append("the script asserts dtypes of its own autocast; its assert statements were skipped")
@@ -89,5 +90,5 @@ def _notes(job: Job, settings: Settings, audit: Audit) -> list[str]:
 def _own_casts(audit: Audit) -> dict[str, object]:
     """The lines of the script's own casts, as far as known: they are disabled in the reference, and loaded tensors have
     none."""
-    written = audit.as_written.baseline if audit.as_written else {}
-    return {"casts": written.get("casts", [])} if audit.neutralize else {}
+    casts = audit.as_written.own_precision.casts if audit.as_written else ()
+    return {"casts": [asdict(cast) for cast in casts]} if audit.neutralize else {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from operator import itemgetter
 
 from precaudit.execution.policy import category
-from precaudit.finding import finding, place_of
+from precaudit.finding import finding
 from precaudit.formats import LOCAL_ERROR_LIMIT
 from precaudit.model import Finding
 from precaudit.ownprecision.operations import ANGLES
@@ -19,7 +19,6 @@ from precaudit.ownprecision.records import (
     VanishedInCast,
 )
 from precaudit.planning.rules import OF_A_SUM
-from precaudit.profiling.entries import casts_in, seen_in
 from precaudit.running.job import RunResult
 from precaudit.tracing.records import ABSORBING
 from precaudit.verification.statistics import diverged
@@ -51,9 +50,9 @@ _OF_WHAT = {
 def of_nonfinite(reference: RunResult, run: RunResult) -> list[Finding]:
     """PA307: the operation that makes the loss non-finite, if no operation in low precision did. Where a scaler skips
     all further steps, that loss belongs to none, and the run is short."""
-    lost, made = diverged(reference.losses, run.losses), next(iter(seen_in(run, NonFiniteLoss)), None)
+    lost, made = diverged(reference.losses, run.losses), next(iter(run.own_precision.entries(NonFiniteLoss)), None)
     step = lost.step if lost else len(run.losses)
-    if made is None or made.step != step or step >= len(reference.losses) or seen_in(run, Overflow):
+    if made is None or made.step != step or step >= len(reference.losses) or run.own_precision.entries(Overflow):
         return []
     message = (
         f"{made.op} makes non-finite values at step {made.step}, and the loss with them, but not in float32: the "
@@ -65,8 +64,8 @@ def of_nonfinite(reference: RunResult, run: RunResult) -> list[Finding]:
 
 def of_backward(run: RunResult) -> list[Finding]:
     """PA307: the operation whose backward makes the gradient of a finite loss nan or inf."""
-    made = next(iter(seen_in(run, NonFiniteGradient)), None)
-    if made is None or seen_in(run, Overflow):
+    made = next(iter(run.own_precision.entries(NonFiniteGradient)), None)
+    if made is None or run.own_precision.entries(Overflow):
         return []
     message = (
         f"the backward of {made.op} makes {'nan' if made.nan else 'inf'} at step {made.step}, where the loss "
@@ -104,14 +103,14 @@ def of_kept(reference: RunResult, run: RunResult) -> list[Finding]:
         "the loss of a training step doesn't show it, evaluation may"
     )
     fix = "keep running statistics and optimizer states in float32"
-    place = next(map(place_of, casts_in(run.baseline)), None)
+    place = next((cast.place for cast in run.own_precision.casts), None)
     return [finding("PA307", "error", message, fix, location=place, lost=tuple(sorted(kept)))]
 
 
 def of_operations(run: RunResult) -> list[Finding]:
     """PA106: operations that lose their result in the script's own format: additions that lose the smaller addend,
     sines of rounded angles, and others outside of all modules."""
-    lost = [entry for entry in seen_in(run, OpLoss) if entry.lost >= LOCAL_ERROR_LIMIT]
+    lost = [entry for entry in run.own_precision.entries(OpLoss) if entry.lost >= LOCAL_ERROR_LIMIT]
     return [
         finding(
             "PA106",
@@ -131,7 +130,7 @@ def of_operations(run: RunResult) -> list[Finding]:
 def products(run: RunResult) -> list[OpLoss]:
     """Matrix products in low precision that are part of no module, by line. Each loses little, but what is computed
     from them (the root of a preconditioner) may lose much."""
-    low = (entry for entry in seen_in(run, OpLoss) if category(entry.op) == "lower")
+    low = (entry for entry in run.own_precision.entries(OpLoss) if category(entry.op) == "lower")
     return sorted(low, key=lambda entry: entry.place.line if entry.place else 0)
 
 
@@ -150,7 +149,7 @@ def of_region(run: RunResult) -> list[Finding]:
 
 def of_lost_gradients(run: RunResult) -> list[Finding]:
     """PA307: gradients that overflow, which the script then skips or replaces."""
-    lost = next(iter(seen_in(run, LostGradient)), None)
+    lost = next(iter(run.own_precision.entries(LostGradient)), None)
     if lost is None:
         return []
     scaled = f", of a loss multiplied by {lost.scale:.3g}" if lost.scale > 1 else ""
@@ -166,7 +165,7 @@ def of_casts(run: RunResult, kind: type[VanishedInCast | BlurredInCast]) -> list
     """PA309: casts that lose more than a tenth of their input."""
     measure, message, fix = _CASTS[kind]
     found = []
-    for entry in seen_in(run, kind):
+    for entry in run.own_precision.entries(kind):
         if entry.lost > _MOST_LOST:
             said, evidence = message.format(dtype=entry.dtype, lost=entry.lost), {measure: entry.lost}
             found.append(finding("PA309", "error", said, fix, None, None, entry.place, **evidence))

@@ -56,7 +56,7 @@ def _blamed(run: RunResult, spec: RunSpec, runner: Callable[[RunSpec], RunResult
 
 
 def _fault(run: RunResult) -> str:
-    if "autocast" not in run.baseline:
+    if run.own_precision.autocast is None:
         return "precaudit is at fault; please report it"
     return (
         "it may need its own autocast, which is off in the float32 run: make it train in float32 too, or, if that is "
@@ -66,15 +66,15 @@ def _fault(run: RunResult) -> str:
 
 def _asserts_its_precision(run: RunResult) -> bool:
     """Whether the script failed by an `assert`, which may check the dtypes of its own autocast."""
-    return run.error is not None and run.error.type == "AssertionError" and "autocast" in run.baseline
+    return run.error is not None and run.error.type == "AssertionError" and run.own_precision.autocast is not None
 
 
 def _casts_by_itself(run: RunResult) -> bool:
     """Whether the script casts to half by itself: half tensors occur although its autocast is disabled."""
-    return "casts" in run.baseline or (run.trace is not None and bool(run.trace.low_dtypes))
+    return bool(run.own_precision.casts) or (run.trace is not None and bool(run.trace.low_dtypes))
 
 
 def _may_fail_of_casts(run: RunResult) -> bool:
     """Whether the failure may come from the script's own casts: an id changed by a cast may be out of range, and inputs
     cast for the script's own autocast don't match float32 weights."""
-    return run.status == "failed" and "casts" in run.baseline
+    return run.status == "failed" and bool(run.own_precision.casts)

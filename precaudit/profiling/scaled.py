@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
 
-from precaudit.finding import finding, place_of
+from precaudit.finding import finding
 from precaudit.model import Finding
+from precaudit.ownprecision.records import Misuse
 
 
 @dataclass(frozen=True)
@@ -124,12 +124,11 @@ HOOKS: Mapping[str, _Texts] = MappingProxyType(
 """Kinds that are errors where the relative change by hooks depends on the loss scale."""
 
 
-def of_scaled(baseline: Mapping[str, Any], kinds: Mapping[str, _Texts]) -> list[Finding]:
-    """One finding for each of these kinds that `ownprecision.scaled_gradients` has recorded."""
-    return [_finding(texts, seen) for kind, texts in kinds.items() if isinstance(seen := baseline.get(kind), dict)]
+def of_scaled(misuses: Mapping[str, Misuse], kinds: Mapping[str, _Texts]) -> list[Finding]:
+    """One finding for each of these kinds that was recorded."""
+    return [_finding(texts, misuses[kind]) for kind, texts in kinds.items() if kind in misuses]
 
 
-def _finding(texts: _Texts, seen: Mapping[str, Any]) -> Finding:
-    message = texts.message.format(function=seen.get("function"))
-    mixed = texts.mixed if seen.get("mixed") else ""
-    return finding(texts.rule, "error", f"{message}{mixed}", texts.fix, location=place_of(seen))
+def _finding(texts: _Texts, misuse: Misuse) -> Finding:
+    message = texts.message.format(function=misuse.function) + (texts.mixed if misuse.mixed else "")
+    return finding(texts.rule, "error", message, texts.fix, location=misuse.place)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
 
-from precaudit.finding import finding, place_of
+from precaudit.finding import finding
 from precaudit.model import Finding, Layer, Op, Plan, Severity
+from precaudit.ownprecision.records import OwnPrecision
 from precaudit.planning.fitting import format_of
 from precaudit.planning.loss_scale import RESIDUE, lost_share
 from precaudit.profiling.audit import Audit
@@ -25,8 +24,8 @@ def of_loss_scale(audit: Audit, plan: Plan, deviates: bool) -> list[Finding]:
     low = {layer.fqn for layer in audit.trace.layers if own is not None and layer.fqn not in spared}
     low |= {layer.fqn for layer in audit.trace.layers if format_of(plan, layer.fqn) == "float16"}
     candidates = [layer for layer in audit.trace.layers if layer.trained and layer.fqn in low]
-    place = place_of(audit.reference.baseline.get("autocast_at")) if own is not None else None
-    scale, fix = _scaling(own, audit.reference.baseline)
+    place = audit.reference.own_precision.autocast_at if own is not None else None
+    scale, fix = _scaling(own, audit.reference.own_precision)
     found = []
     for layer in candidates:
         if (lost := _lost_share(layer, own or 1.0)) > 1e-2:
@@ -53,24 +52,23 @@ def _steepest(trace: Trace, fqn: str) -> Op | None:
 def _own_scale(audit: Audit, deviates: bool) -> float | None:
     """The script's own initial loss scale in float16, 1 without one; None for another format, or for a scaler under
     which it trains well, as that may have raised its scale."""
-    baseline = audit.reference.baseline
-    if baseline.get("autocast") != "float16":
+    scripts = audit.reference.own_precision
+    if scripts.autocast != "float16":
         return None
-    scaler = baseline.get("grad_scaler")
-    if not isinstance(scaler, dict):
+    if scripts.grad_scaler is None:
         return 1.0
-    scale = scaler.get("init_scale")
-    return float(scale) if deviates and scale and scale > 0 else None
+    scale = scripts.grad_scaler.init_scale
+    return float(scale) if deviates and scale > 0 else None
 
 
-def _scaling(own: float | None, baseline: Mapping[str, Any]) -> tuple[str, str]:
+def _scaling(own: float | None, scripts: OwnPrecision) -> tuple[str, str]:
     """How the script scales its loss, in words, and the fix."""
-    if by_hand := baseline.get("scaled_by_hand"):
+    if by_hand := scripts.scaled_by_hand:
         scale = f"at the loss scale that the script keeps by hand, {by_hand:g} at first"
         return scale, "begin with a larger scale, or use bfloat16"
     if own is None:
         return "without a loss scale", "use plan.grad_scaler()"
-    if "grad_scaler" not in baseline:
+    if scripts.grad_scaler is None:
         return "without a loss scale, as the script's own autocast has it", "use torch.amp.GradScaler, or bfloat16"
     return (
         f"at the loss scale of {own:g} that the script's own GradScaler begins with",

@@ -37,7 +37,7 @@ from precaudit.running.job import EndState, RunSpec, ScriptError
 from precaudit.running.monitor import Monitor, Stop
 from precaudit.running.probes import GradientProbe
 from precaudit.running.seeds import controlled_seeds, repeatable_algorithms
-from precaudit.tracing.ops import caller_location, line_of
+from precaudit.tracing.ops import caller_location
 from precaudit.tracing.tracer import TraceOptions, Tracer
 
 _SHORT = 30.0
@@ -129,7 +129,7 @@ class Session:
     def compiles(self) -> None:
         """Records that a module is compiled by TorchScript before the first step; later ones are exports."""
         if not self.monitor.steps:
-            self.baseline.settings.setdefault("scripted", line_of(caller_location()))
+            self.baseline.settings.scripted = self.baseline.settings.scripted or caller_location()
 
 
 def _wanted(*listeners: Any) -> list[Any]:

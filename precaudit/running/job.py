@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from precaudit.formats import get_format
 from precaudit.model import Execution, Location, Plan
+from precaudit.ownprecision.records import OwnPrecision
 from precaudit.tracing.records import AliasedValues, GradientDifference, Trace
 
 JobKind = Literal["script", "module", "model_file", "inference"]
@@ -217,7 +218,7 @@ class RunResult:
     half_results: frozenset[tuple[str, str, str]] = frozenset()
     step_seconds: tuple[float, ...] = ()
     seconds: float = 0.0
-    baseline: Mapping[str, object] = field(default_factory=dict)
+    own_precision: OwnPrecision = field(default_factory=OwnPrecision)
     observed: Any = None
     stale_files: tuple[str, ...] = ()
     crossed: bool = False

@@ -142,7 +142,7 @@ def _measured(result: RunResult, session: Session, seconds: float) -> RunResult:
         half_results=session.probe.half_results if session.probe else frozenset(),
         step_seconds=tuple(monitor.step_seconds),
         seconds=seconds,
-        baseline=session.baseline.seen(),
+        own_precision=session.baseline.seen(),
         on_cuda=session.names.on_cuda,
     )
 

@@ -146,11 +146,6 @@ def is_of_library(path: str) -> bool:
     return PACKAGES.search(path) is not None or path.startswith(_STANDARD)
 
 
-def line_of(place: Location | None) -> dict[str, Any]:
-    """A location as settings and reports store it; an empty path where it is unknown."""
-    return {"path": place.path, "line": place.line} if place else {"path": "", "line": 0}
-
-
 class TraceMode(OperationMode):
     """Reports every operation with floating-point results to `sink`; composite Python functions by their parts."""
 

@@ -5,6 +5,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from precaudit.ownprecision.float32 import CastWatch, everywhere, float32_only
+from precaudit.ownprecision.records import OwnPrecision
 
 
 class HalfBackward(torch.autograd.Function):
@@ -37,10 +38,10 @@ BACKWARDS = {
 @pytest.mark.parametrize("cast", [HalfBackward.apply, _hooked])
 def test_casts_in_a_custom_backward_are_recorded_and_undone(cast, passed):
     """Gradients of 1e-9 are zero in float16."""
-    settings, x = {}, torch.ones(3, requires_grad=True)
+    settings, x = OwnPrecision(), torch.ones(3, requires_grad=True)
     with everywhere(CastWatch(settings)):
         BACKWARDS[passed](cast(x).sum() * 1e-9, x)
-    assert [place["path"] for place in settings["casts"]] == [__file__]
+    assert [cast.place.path for cast in settings.casts] == [__file__]
     assert not x.grad.any()
     x.grad = None
     with float32_only():

@@ -10,6 +10,7 @@ from torch.utils.checkpoint import checkpoint
 import precaudit
 from precaudit.model import Plan
 from precaudit.ownprecision.baseline import Baseline
+from precaudit.ownprecision.records import OwnPrecision, Scaler
 
 NO_CUDA = pytest.mark.filterwarnings("ignore:CUDA is not available or torch_xla is imported")
 DEPRECATED = pytest.mark.filterwarnings("ignore:`torch.(cuda|cpu).amp")
@@ -40,8 +41,8 @@ def test_autocast_region_has_no_effect_and_is_recorded(name):
         assert (X @ X).dtype == torch.float32
         assert not torch.is_autocast_enabled("cpu")
         assert not baseline.in_disabled_region()
-    assert baseline.settings["autocast"] == dtype
-    assert baseline.settings["autocast_at"]["path"] == __file__
+    assert baseline.settings.autocast == dtype
+    assert baseline.settings.autocast_at.path == __file__
 
 
 def test_plan_applied_by_the_script_has_no_effect():
@@ -51,7 +52,7 @@ def test_plan_applied_by_the_script_has_no_effect():
         handle = precaudit.apply(model, Plan("bfloat16", {"": "bfloat16"}))
         assert torch.equal(model(x), expected)
         handle.remove()
-    assert baseline.settings == {"plan": "bfloat16"}
+    assert baseline.settings == OwnPrecision(plan="bfloat16")
     with precaudit.apply(model, Plan("bfloat16", {"": "bfloat16"})):
         assert not torch.equal(model(x), expected)
 
@@ -100,7 +101,7 @@ def test_region_that_trains_with_the_narrowest_format_is_reported(regions, told)
         for dtype, trains in regions:
             with torch.set_grad_enabled(trains), torch.autocast("cpu", getattr(torch, dtype)):
                 pass
-    assert baseline.settings["autocast"] == told
+    assert baseline.settings.autocast == told
 
 
 def test_a_region_left_by_an_exception():
@@ -120,7 +121,7 @@ def test_decorators():
             return x @ x
 
         assert forward(X).dtype == torch.float32
-    assert baseline.settings["autocast"] == "bfloat16"
+    assert baseline.settings.autocast == "bfloat16"
 
 
 @pytest.mark.parametrize("reentrant", [True, False])
@@ -153,10 +154,10 @@ def test_autocast_is_restored():
 @pytest.mark.parametrize(
     ("make", "expected"),
     [
-        (lambda: torch.amp.GradScaler("cpu"), {"init_scale": 2.0**16, "growth_interval": 2000}),
-        (lambda: torch.amp.GradScaler("cpu", 128.0), {"init_scale": 128.0, "growth_interval": 2000}),
-        (lambda: torch.amp.GradScaler("cpu", growth_interval=5), {"init_scale": 2.0**16, "growth_interval": 5}),
-        (lambda: torch.cuda.amp.GradScaler(init_scale=4.0), {"init_scale": 4.0, "growth_interval": 2000}),
+        (lambda: torch.amp.GradScaler("cpu"), Scaler(2.0**16, 2000)),
+        (lambda: torch.amp.GradScaler("cpu", 128.0), Scaler(128.0, 2000)),
+        (lambda: torch.amp.GradScaler("cpu", growth_interval=5), Scaler(2.0**16, 5)),
+        (lambda: torch.cuda.amp.GradScaler(init_scale=4.0), Scaler(4.0, 2000)),
         (lambda: torch.amp.GradScaler("cpu", enabled=False), None),
     ],
 )
@@ -177,12 +178,12 @@ def test_scalers_are_disabled_and_recorded(make, expected):
         assert model.bias.item() == pytest.approx(before - 2.0)
         assert scaler.get_scale() == 1.0
         scaler.load_state_dict(scaler.state_dict())
-    assert baseline.settings.get("grad_scaler") == expected
-    assert ("left_off" in baseline.seen()) == (expected is None)
+    assert baseline.settings.grad_scaler == expected
+    assert (baseline.seen().left_off is not None) == (expected is None)
 
 
 @pytest.mark.parametrize(("asked", "left_off"), [("fp16", "accelerate"), ("no", None)])
 def test_the_float16_that_accelerate_ignores_is_recorded(asked, left_off, monkeypatch):
     state = SimpleNamespace(AcceleratorState=type("State", (), {"_shared_state": {"_mixed_precision": asked}}))
     monkeypatch.setitem(sys.modules, "accelerate.state", state)
-    assert Baseline().seen().get("left_off") == left_off
+    assert Baseline().seen().left_off == left_off

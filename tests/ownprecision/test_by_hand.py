@@ -12,9 +12,8 @@ from precaudit.running.worker import run
 SCALE = 1024.0
 
 
-def noted(train, what="adds_by_hand"):
-    """Where a float32 run sees `train(model, optimizer, losses)` add to gradients that were divided; or another note
-    of it."""
+def noted(train):
+    """What a float32 run records of `train(model, optimizer, losses)`."""
 
     def code():
         torch.manual_seed(0)
@@ -25,7 +24,7 @@ def noted(train, what="adds_by_hand"):
 
     result = run(RunSpec(Job("script", "train.py", (), os.getcwd(), 3), "x", audited=frozenset({0})), code)
     assert result.error is None
-    return result.baseline.get(what)
+    return result.own_precision
 
 
 def divide(model, scale=SCALE):
@@ -83,14 +82,14 @@ def a_mean(model, optimizer, losses):
 
 
 def test_repeated_division_of_accumulated_gradients_is_recorded():
-    assert noted(each_time)["path"] == __file__
+    assert noted(each_time).misuses["adds_by_hand"].place.path == __file__
 
 
 @pytest.mark.parametrize("train", [once, into_sums, clipped, of_a_weight_that_gets_none, a_mean])
 def test_single_division_of_gradients_is_not_recorded(train):
-    assert noted(train) is None
+    assert noted(train).misuses == {}
 
 
 @pytest.mark.parametrize(("train", "scale"), [(once, SCALE), (a_mean, None)])
 def test_the_scale_itself_is_recorded(train, scale):
-    assert noted(train, "scaled_by_hand") == scale
+    assert noted(train).scaled_by_hand == scale

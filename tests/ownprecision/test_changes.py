@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from precaudit.ownprecision.changes import IN_HOOKS, depends_on_scale
+from precaudit.ownprecision.changes import depends_on_scale
 from precaudit.running.job import Job, RunSpec
 from precaudit.running.worker import run
 
@@ -49,7 +49,7 @@ def settings(change, hook=None, **spec):
 
     result = run(RunSpec(Job("script", "train.py", (), os.getcwd(), 6), "x", **spec), code)
     assert result.error is None
-    return result.baseline
+    return result.own_precision
 
 
 @pytest.mark.parametrize(
@@ -58,8 +58,8 @@ def settings(change, hook=None, **spec):
 )
 def test_dependence_of_a_gradient_change_on_the_loss_scale(change, depends):
     """In the first step whose gradients are finite."""
-    without = settings(change, audited=frozenset({0}))
-    assert depends_on_scale(without, settings(change, precision="as-written")) is depends
+    without = settings(change, audited=frozenset({0})).changed_by
+    assert depends_on_scale(without, settings(change, precision="as-written").changed_by) is depends
 
 
 @pytest.mark.parametrize(
@@ -75,8 +75,9 @@ def test_dependence_of_a_gradient_change_on_the_loss_scale(change, depends):
 )
 def test_dependence_of_a_hook_on_the_loss_scale(hook, depends):
     without = settings(untouched, hook, audited=frozenset({0}))
-    assert depends_on_scale(without, settings(untouched, hook, precision="as-written"), IN_HOOKS) is depends
-    assert ("hooks" in without) is (depends is not None)
+    scaled = settings(untouched, hook, precision="as-written")
+    assert depends_on_scale([without.hooked_by], [scaled.hooked_by]) is depends
+    assert ("hooks" in without.misuses) is (depends is not None)
 
 
 @pytest.mark.parametrize("precision", ["float32", "as-written"])
@@ -97,10 +98,10 @@ def test_gradient_changes_are_recorded_per_optimizer(precision):
             scaler.update()
 
     spec = RunSpec(Job("script", "train.py", (), os.getcwd(), 6), "x", audited=frozenset({0}), precision=precision)
-    assert run(spec, code).baseline["changed_by"] == [(0.0, 1.0), (0.0, 1.0)]
+    assert run(spec, code).own_precision.changed_by == [(0.0, 1.0), (0.0, 1.0)]
 
 
 def test_no_gradient_change_without_a_scaler():
-    assert depends_on_scale({}, {"changed_by": [(0.1, 1.0)]}) is None
-    assert depends_on_scale({"changed_by": [(0.1, 1.0)]}, {"changed_by": []}) is None
-    assert depends_on_scale({"changed_by": [None]}, {"changed_by": [(0.1, 1.0)]}) is None
+    assert depends_on_scale([], [(0.1, 1.0)]) is None
+    assert depends_on_scale([(0.1, 1.0)], []) is None
+    assert depends_on_scale([None], [(0.1, 1.0)]) is None

@@ -6,6 +6,7 @@ from torch import nn
 
 from precaudit.instrument.names import ModuleNames
 from precaudit.ownprecision.float32 import CastWatch, Float32Mode, float32_only
+from precaudit.ownprecision.records import OwnPrecision
 from precaudit.ownprecision.watch import OwnLowPrecision
 from precaudit.tracing.parameters import absorbed_update
 
@@ -98,24 +99,24 @@ def test_default_dtype_of_float64_is_kept():
 
 
 def test_lines_of_casts_are_recorded():
-    settings = {}
+    settings = OwnPrecision()
     with CastWatch(settings):
         X.half()
         X.to(torch.bfloat16)
         X.double()
         assert X.half().dtype == torch.float16
-    assert {cast["dtype"] for cast in settings["casts"]} == {"float16", "bfloat16"}
-    assert {cast["path"] for cast in settings["casts"]} == {__file__}
-    assert len(settings["casts"]) == 3
+    assert {cast.dtype for cast in settings.casts} == {"float16", "bfloat16"}
+    assert {cast.place.path for cast in settings.casts} == {__file__}
+    assert len(settings.casts) == 3
 
 
 def test_own_casts_are_not_recorded_under_several_modes():
-    settings = {}
-    with CastWatch(settings), OwnLowPrecision(ModuleNames(), {}):
+    settings = OwnPrecision()
+    with CastWatch(settings), OwnLowPrecision(ModuleNames(), OwnPrecision()):
         absorbed_update(X, 2 * X)
-        assert settings == {}
+        assert settings == OwnPrecision()
         X.half()
-    assert [place["dtype"] for place in settings["casts"]] == ["float16"]
+    assert [cast.dtype for cast in settings.casts] == ["float16"]
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from precaudit.ownprecision.grad_scaler import OwnScaler
+from precaudit.ownprecision.records import OwnPrecision
 from precaudit.running.job import Job, RunSpec
 from precaudit.running.worker import run
 
@@ -61,14 +62,14 @@ def test_gradients_and_double_backward_have_the_scale(dtype):
 
     scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
     plain = gradients(scaler.scale)
-    with OwnScaler({}).scaled_in_gradients():
+    with OwnScaler(OwnPrecision()).scaled_in_gradients():
         ours = gradients(scaler.scale)
     assert all(torch.equal(a, b) for a, b in zip(ours, plain, strict=True))
 
 
 def test_scale_without_gradients_and_disabled_scaler():
     ones = torch.ones(2)
-    with OwnScaler({}).scaled_in_gradients():
+    with OwnScaler(OwnPrecision()).scaled_in_gradients():
         assert torch.equal(torch.amp.GradScaler("cpu", init_scale=8.0).scale(ones), 8 * ones)
         assert torch.amp.GradScaler("cpu", enabled=False).scale(ones) is ones
 
@@ -77,7 +78,7 @@ def test_scale_without_gradients_and_disabled_scaler():
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_a_scaler_for_cuda_scales_on_any_machine(make):
     ones = torch.ones(2)
-    with OwnScaler({}).scaled_in_gradients():
+    with OwnScaler(OwnPrecision()).scaled_in_gradients():
         assert torch.equal(make(init_scale=8.0).scale(ones), 8 * ones)
         assert make(enabled=False).scale(ones) is ones
 
@@ -88,19 +89,19 @@ def test_a_scaler_for_cuda_scales_on_any_machine(make):
 )
 @pytest.mark.parametrize(("start", "differentiable"), [(0.0, True), (1.0, False)], ids=["penalty", "inner step"])
 def test_penalty_of_scaled_gradients_is_recorded(start, differentiable, unscale, noted):
-    settings = {}
+    settings = OwnPrecision()
     with OwnScaler(settings).scaled_in_gradients():
         scaler, x = torch.amp.GradScaler("cpu"), torch.ones(2, requires_grad=True)
         (gradient,) = torch.autograd.grad(scaler.scale((x**2).sum()), x, create_graph=differentiable)
         scaler.scale((start * x - unscale(scaler, gradient)).square().sum()).backward()
-    assert ("penalizes_scaled" in settings) is noted
-    assert not noted or settings["penalizes_scaled"]["path"] == __file__
+    assert (settings.penalizes_scaled is not None) is noted
+    assert not noted or settings.penalizes_scaled.path == __file__
 
 
 def test_gradients_outside_the_loss_are_no_penalty():
-    settings = {}
+    settings = OwnPrecision()
     with OwnScaler(settings).scaled_in_gradients():
         scaler, x = torch.amp.GradScaler("cpu"), torch.ones(2, requires_grad=True)
         for _ in range(2):
             scaler.scale((x**2).sum()).backward()
-    assert settings == {}
+    assert settings == OwnPrecision()

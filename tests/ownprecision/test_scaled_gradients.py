@@ -27,7 +27,7 @@ def settings(train, enabled=True):
     spec = RunSpec(Job("script", "train.py", (), os.getcwd(), 6), "x", audited=frozenset({0}))
     result = run(spec, code)
     assert result.error is None
-    return result.baseline
+    return result.own_precision.misuses
 
 
 def in_turn(first, second, step=lambda scaler, optimizer: scaler.step(optimizer)):
@@ -58,8 +58,8 @@ def by_hand(scaler, loss):
 )
 def test_unscaled_loss_is_recorded(first, second, mixed):
     noted = settings(in_turn(first, second))["unscaled_loss"]
-    assert noted["path"] == __file__
-    assert noted["mixed"] is mixed
+    assert noted.place.path == __file__
+    assert noted.mixed is mixed
 
 
 @pytest.mark.parametrize(("first", "second"), [(scaled, scaled), (by_hand, by_hand), (scaled, by_hand)])
@@ -84,7 +84,7 @@ def test_unscaled_loss_of_unscaled_parameters_is_not_recorded():
 
 def test_step_on_scaled_gradients_is_recorded():
     noted = settings(in_turn(scaled, scaled, lambda scaler, optimizer: optimizer.step()))["steps_scaled"]
-    assert (noted["path"], noted["function"]) == (__file__, "SGD")
+    assert (noted.place.path, noted.function) == (__file__, "SGD")
     own = settings(in_turn(scaled, scaled, lambda scaler, optimizer: (scaler.unscale_(optimizer), optimizer.step())))
     assert "steps_scaled" not in own
 
@@ -93,7 +93,7 @@ def test_a_step_beside_the_scalers_is_noted():
     """The line of a loop without a scaler, left in: it steps where the scaler skips."""
     twice = in_turn(scaled, scaled, lambda scaler, optimizer: (scaler.step(optimizer), optimizer.step()))
     noted = settings(twice)["steps_again"]
-    assert (noted["path"], noted["function"]) == (__file__, "SGD")
+    assert (noted.place.path, noted.function) == (__file__, "SGD")
 
 
 @pytest.mark.parametrize("to_none", [True, False])
@@ -123,8 +123,8 @@ def clip(optimizer):
 
 def test_clipping_before_unscaling_is_recorded():
     noted = settings(in_turn(scaled, scaled, lambda scaler, optimizer: (clip(optimizer), optimizer.step())))
-    assert (noted["clips_scaled"]["path"], noted["clips_scaled"]["function"]) == (__file__, "clip_grad_norm_")
-    assert noted["steps_scaled"]["path"] == __file__
+    assert (noted["clips_scaled"].place.path, noted["clips_scaled"].function) == (__file__, "clip_grad_norm_")
+    assert noted["steps_scaled"].place.path == __file__
 
     def in_order(scaler, optimizer):
         scaler.unscale_(optimizer)
@@ -219,14 +219,14 @@ def test_scaler_made_in_every_step_is_recorded(steps, noted):
         scaler.step(optimizers[0])
 
     found = settings(train).get("made_anew")
-    assert found == ({"path": __file__, "line": found["line"]} if noted else None)
+    assert found is None if not noted else found.place.path == __file__
 
 
 def test_loss_scaled_twice_is_recorded():
     def twice(scaler, loss):
         return scaler.scale(scaler.scale(loss) / 2 + loss)
 
-    assert settings(in_turn(scaled, twice))["scales_twice"]["path"] == __file__
+    assert settings(in_turn(scaled, twice))["scales_twice"].place.path == __file__
     assert "scales_twice" not in settings(in_turn(twice, twice), enabled=False)
 
     def summed(scaler, optimizers, losses):
@@ -247,7 +247,7 @@ def test_unscaling_by_another_scaler_is_recorded():
         torch.amp.GradScaler("cpu", init_scale=4.0).step(optimizer)
 
     noted = settings(in_turn(scaled, scaled, another))["other_scaler"]
-    assert (noted["path"], noted["function"]) == (__file__, "SGD")
+    assert (noted.place.path, noted.function) == (__file__, "SGD")
     assert "other_scaler" not in settings(in_turn(scaled, scaled))
 
 
@@ -267,7 +267,7 @@ def clipped_by_hand(unscales, asks=False):
 
 
 def test_gradient_changes_before_unscaling_are_recorded():
-    assert settings(clipped_by_hand(unscales=False))["changes_scaled"]["path"] == __file__
+    assert settings(clipped_by_hand(unscales=False))["changes_scaled"].place.path == __file__
     assert "changes_scaled" not in settings(clipped_by_hand(unscales=True))
     assert "changes_scaled" not in settings(clipped_by_hand(unscales=False, asks=True))
     assert "changes_scaled" not in settings(clipped_by_hand(unscales=False), enabled=False)
@@ -275,5 +275,5 @@ def test_gradient_changes_before_unscaling_are_recorded():
 
 
 def test_manual_and_scaler_unscaling_is_recorded():
-    assert settings(clipped_by_hand(unscales=False, asks=True))["unscales_twice"]["path"] == __file__
+    assert settings(clipped_by_hand(unscales=False, asks=True))["unscales_twice"].place.path == __file__
     assert "unscales_twice" not in settings(clipped_by_hand(unscales=True, asks=True))

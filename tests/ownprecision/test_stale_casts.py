@@ -28,7 +28,7 @@ def noted(train):
 
     result = run(RunSpec(Job("script", "train.py", (), os.getcwd(), STEPS + 1), "x", audited=frozenset({0})), code)
     assert result.error is None
-    return result.baseline.get("stale_casts")
+    return result.own_precision.stale_casts
 
 
 def steps(model, optimizer, each=nullcontext, after=lambda: None):
@@ -62,7 +62,7 @@ def test_region_around_the_loop_is_recorded_with_the_age_of_its_casts():
             steps(model, optimizer)
 
     found = noted(train)
-    assert (found["path"], found["fqn"], found["optimizer"], found["steps"]) == (__file__, "1", "SGD", STEPS - 1)
+    assert (found.place.path, found.fqn, found.optimizer, found.steps) == (__file__, "1", "SGD", STEPS - 1)
 
 
 def test_call_after_a_step_uses_casts_of_age_one():
@@ -72,7 +72,7 @@ def test_call_after_a_step_uses_casts_of_age_one():
 
         steps(model, optimizer, region, once_more)
 
-    assert noted(train)["steps"] == 1
+    assert noted(train).steps == 1
 
 
 @pytest.mark.parametrize(

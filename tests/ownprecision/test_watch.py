@@ -37,7 +37,7 @@ def seen(code, kind, steps=30, **fields):
     fields = fields or {"audited": frozenset({0})}
     result = run(RunSpec(Job("script", "train.py", (), os.getcwd(), steps), "x", **fields), code)
     assert result.error is None
-    return [entry for entry in result.baseline.get("low", []) if isinstance(entry, kind)]
+    return result.own_precision.entries(kind)
 
 
 def train(after_step=lambda model: None, before_step=lambda model: None, lr=0.05, features=lambda x: x):
@@ -711,8 +711,8 @@ def test_own_casts_do_not_count_as_the_scripts():
     )
     result = run(spec, train)
     assert result.trace.ops[0].local_error["bfloat16"] > 0
-    assert "casts" not in result.baseline
-    assert not result.baseline.get("low")
+    assert not result.own_precision.casts
+    assert not result.own_precision.low
 
 
 def test_sparse_gradients_are_watched():
@@ -1045,10 +1045,10 @@ def test_gradient_changes_of_the_script_have_their_line(change):
             scaler.update()
 
     spec = RunSpec(Job("script", "train.py", (), os.getcwd(), 4), "x", audited=frozenset({0}), precision="as-written")
-    place = run(spec, code).baseline.get("changes_gradients")
+    place = run(spec, code).own_precision.changes_gradients
     if change in (norm_taken, list):
         assert place is None
     else:
         first = change.__code__.co_firstlineno
-        assert place["path"] == __file__
-        assert first < place["line"] <= first + 2
+        assert place.path == __file__
+        assert first < place.line <= first + 2

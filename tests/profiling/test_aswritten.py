@@ -13,13 +13,18 @@ from precaudit.finding import USE_THE_PLAN
 from precaudit.model import Difference, Layer, Location, Plan, TensorRecord, TensorStats, Verification
 from precaudit.ownprecision.records import (
     BlurredInCast,
+    Cast,
     LostGradient,
+    Misuse,
     NonFiniteGradient,
     NonFiniteLoss,
     NonFiniteStep,
     NonFiniteWeight,
     OpLoss,
     Overflow,
+    OwnPrecision,
+    Scaler,
+    StaleCast,
     StateLoss,
     TrainedLow,
     VainDecay,
@@ -33,17 +38,19 @@ from precaudit.running.job import EndState, Job, RunResult, ScriptError
 from precaudit.tracing.records import Trace
 
 LOSSES = tuple(1.0 - step / 100 for step in range(80))
-CASTS = [{"path": "train.py", "line": 3, "dtype": "bfloat16"}]
+CASTS = (Cast(Location("train.py", 3), "bfloat16"),)
+SCALER = Scaler(2.0**16, 2000)
 
 
 PASSED = Verification("pass", "emulated")
 
 
 def told(losses=LOSSES, status="stopped", low=(), noted=(), seen=(), verification=PASSED, **fields):
-    baseline = {"casts": CASTS, "low": list(low), **dict(noted)}
+    own = OwnPrecision(**{"casts": CASTS, "low": low, **dict(noted)})
     ended = fields.pop("reference_end", EndState())
-    written = RunResult("as-written", 0, status, len(losses), losses=losses, baseline=baseline, **fields)
-    known = RunResult("reference", 0, "stopped", len(LOSSES), losses=LOSSES, baseline=dict(seen), end_state=ended)
+    written = RunResult("as-written", 0, status, len(losses), losses=losses, own_precision=own, **fields)
+    known = RunResult("reference", 0, "stopped", len(LOSSES), losses=LOSSES, end_state=ended)
+    known = replace(known, own_precision=OwnPrecision(**dict(seen)))
     audit = Audit(Job("script", "train.py", (), ".", 80), known, Trace(), as_written=written)
     return of_as_written(audit, verification)
 
@@ -56,7 +63,7 @@ def test_a_deviating_script_is_an_error():
 
 def test_where_nothing_explains_a_deviation_the_casts_are_listed():
     strayed = tuple(2 * loss for loss in LOSSES)
-    (found,) = told(strayed, noted={"casts": [*CASTS, *CASTS, {"path": "model.py", "line": 9, "dtype": "float16"}]})
+    (found,) = told(strayed, noted={"casts": [*CASTS, *CASTS, Cast(Location("model.py", 9), "float16")]})
     assert found.message.endswith("no single operation explains it: look at what is cast at train.py:3, model.py:9")
     assert "look at" not in told(strayed, low=[absorbed("crf", 0.6)])[0].message
     assert "look at" not in told(strayed, noted={"casts": []})[0].message
@@ -88,9 +95,10 @@ def test_a_failed_plan_is_not_suggested(verdict, used):
 @pytest.mark.parametrize(("passes", "strays"), [(320, True), (220, False)])
 def test_a_scaler_that_skips_too_many_steps_is_an_error(passes, strays):
     """Two backward passes a step; a few more are those of the steps that it skipped at first."""
-    for scaler in ({}, {"grad_scaler": {}}):
+    for scaler in (None, SCALER):
+        own = OwnPrecision(grad_scaler=scaler)
         reference = RunResult(
-            "reference", 0, "stopped", len(LOSSES), losses=LOSSES, backward_calls=160, baseline=scaler
+            "reference", 0, "stopped", len(LOSSES), losses=LOSSES, backward_calls=160, own_precision=own
         )
         written = RunResult("as-written", 0, "stopped", len(LOSSES), losses=LOSSES, backward_calls=passes)
         audit = Audit(Job("script", "train.py", (), ".", 80), reference, Trace(), as_written=written)
@@ -103,7 +111,7 @@ def test_a_scaler_that_skips_too_many_steps_is_an_error(passes, strays):
 @pytest.mark.parametrize(("skipped", "strays"), [(3, False), (0, True)])
 def test_losses_after_a_skipped_step_may_differ_by_chance(skipped, strays):
     noisy = tuple(1.0 + math.sin(step * step) for step in range(83))
-    reference = RunResult("reference", 0, "stopped", 80, losses=noisy[:80], backward_calls=80, baseline={})
+    reference = RunResult("reference", 0, "stopped", 80, losses=noisy[:80], backward_calls=80)
     written = RunResult("as-written", 0, "stopped", 80, losses=noisy[3:], backward_calls=80 + skipped)
     audit = Audit(Job("script", "train.py", (), ".", 80), reference, Trace(), as_written=written)
     assert bool(of_as_written(audit, replace(PASSED, margin=0.0001))) == strays
@@ -125,7 +133,7 @@ def test_a_script_that_skips_its_steps_does_not_train():
         found = told(taken, "ended", low=[overflow])
         assert [(each.rule, each.severity) for each in found] == [("PA501", "error"), ("PA307", "error")]
         assert f"it takes {len(taken)} optimizer steps" in found[0].message
-    assert told(LOSSES[:60], "ended", seen={"grad_scaler": {}}) == told(LOSSES[:30], "stopped") == []
+    assert told(LOSSES[:60], "ended", seen={"grad_scaler": SCALER}) == told(LOSSES[:30], "stopped") == []
 
 
 def test_an_early_end_or_skipped_batches_as_written_are_reported():
@@ -135,14 +143,15 @@ def test_an_early_end_or_skipped_batches_as_written_are_reported():
     assert "ends by itself at step 60, in float32 not before 80" in early.message
     assert told(LOSSES[:75], "ended") == []
     for scaler, calls, strays in (
-        ({}, (1,) * 70 + (3,) * 10, True),
-        ({}, (1,) * 77 + (3,) * 3, False),
-        ({}, (20, *(1,) * 79), False),
-        ({}, (20, *(1,) * 69, *(3,) * 10), True),
-        ({"grad_scaler": {}}, (20, *(1,) * 79), False),
-        ({"grad_scaler": {}}, (60, *(1,) * 79), True),
+        (None, (1,) * 70 + (3,) * 10, True),
+        (None, (1,) * 77 + (3,) * 3, False),
+        (None, (20, *(1,) * 79), False),
+        (None, (20, *(1,) * 69, *(3,) * 10), True),
+        (SCALER, (20, *(1,) * 79), False),
+        (SCALER, (60, *(1,) * 79), True),
     ):
-        reference = RunResult("reference", 0, "stopped", 80, losses=LOSSES, calls=(1,) * 80, baseline=scaler)
+        own = OwnPrecision(grad_scaler=scaler)
+        reference = RunResult("reference", 0, "stopped", 80, losses=LOSSES, calls=(1,) * 80, own_precision=own)
         written = RunResult("as-written", 0, "stopped", 80, losses=LOSSES, calls=calls)
         found = of_as_written(Audit(Job("script", "t.py", (), ".", 80), reference, Trace(), as_written=written), PASSED)
         assert ["batches in 80 steps" in each.message for each in found] == [True] * strays
@@ -151,8 +160,8 @@ def test_an_early_end_or_skipped_batches_as_written_are_reported():
 @pytest.mark.parametrize(("calls", "strays"), [((18 * 8, *(8,) * 79), False), ((9,) * 80, True), ((30,) * 80, True)])
 def test_a_skipped_step_counts_once_whatever_its_batches(calls, strays):
     """With eight micro-batches, seventeen such steps are no 136."""
-    scaler = {"grad_scaler": {}}
-    reference = RunResult("reference", 0, "stopped", 80, losses=LOSSES, calls=(8,) * 80, baseline=scaler)
+    own = OwnPrecision(grad_scaler=SCALER)
+    reference = RunResult("reference", 0, "stopped", 80, losses=LOSSES, calls=(8,) * 80, own_precision=own)
     written = RunResult("as-written", 0, "stopped", 80, losses=LOSSES, calls=calls)
     found = of_as_written(Audit(Job("script", "t.py", (), ".", 80), reference, Trace(), as_written=written), PASSED)
     assert [f"{sum(calls) - 8 * 80} batches in 80 steps" in each.message for each in found] == [True] * strays
@@ -242,14 +251,14 @@ def test_nonfinite_values_explain_a_nonfinite_loss():
 def test_nonfinite_values_explain_a_run_whose_scaler_skips_all_further_steps():
     """The loss belongs to a step that was never taken."""
     made = NonFiniteLoss(Location("grpo.py", 39), "truediv", 3)
-    found = told(LOSSES[:3], "ended", low=[made], seen={"grad_scaler": {}})
+    found = told(LOSSES[:3], "ended", low=[made], seen={"grad_scaler": SCALER})
     assert [(each.rule, each.op) for each in found] == [("PA501", None), ("PA307", "truediv")]
     assert "PA307" not in {each.rule for each in told(LOSSES[:5], "ended", low=[made])}  # it went on
 
 
 def test_a_backward_that_makes_nan_explains_steps_that_are_all_skipped():
     made = NonFiniteGradient(Location("train.py", 14), "sqrt", nan=True, step=0)
-    skipped, cause = told((), "ended", low=[made], seen={"grad_scaler": {}})
+    skipped, cause = told((), "ended", low=[made], seen={"grad_scaler": SCALER})
     assert (skipped.rule, cause.rule, cause.op, cause.location) == ("PA501", "PA307", "sqrt", Location("train.py", 14))
     assert cause.message.startswith("the backward of sqrt makes nan at step 0, where the loss")
     assert told(low=[made]) == []  # the scaler lowered its scale, and the rest went well
@@ -298,7 +307,7 @@ def test_casts_that_are_too_coarse_explain_a_deviation():
     ],
 )
 def test_misuse_of_scaled_gradients_explains_a_deviation(noted, rule):
-    seen = {noted: {"path": "train.py", "line": 9, "function": "SGD", "mixed": False}}
+    seen = {"misuses": {noted: Misuse(Location("train.py", 9), "SGD")}}
     _, cause = told(tuple(2 * loss for loss in LOSSES), seen=seen)
     assert (cause.rule, cause.severity, cause.location) == (rule, "error", Location("train.py", 9))
     assert rule not in [each.rule for each in told(seen=seen)]
@@ -311,23 +320,25 @@ def test_misuse_of_scaled_gradients_explains_a_deviation(noted, rule):
 def test_a_change_of_gradients_that_depends_on_the_loss_scale_is_an_error_without_a_deviation(
     noted, rule, without, scaled, certain
 ):
-    seen = {noted: {"path": "train.py", "line": 9, "function": "SGD", "mixed": False}, "changed_by": [[without, 1.0]]}
-    assert [each.rule for each in told(seen=seen, noted={"changed_by": [[scaled, 1.0]]})] == [rule] * certain
-    strays = told(tuple(2 * loss for loss in LOSSES), seen=seen, noted={"changed_by": [[scaled, 1.0]]})
+    misuse = Misuse(Location("train.py", 9), "SGD")
+    seen = {"misuses": {noted: misuse}, "changed_by": [(without, 1.0)]}
+    assert [each.rule for each in told(seen=seen, noted={"changed_by": [(scaled, 1.0)]})] == [rule] * certain
+    strays = told(tuple(2 * loss for loss in LOSSES), seen=seen, noted={"changed_by": [(scaled, 1.0)]})
     assert (rule in [each.rule for each in strays]) is certain
-    assert told(seen={**seen, "clips_scaled": seen[noted]}, noted={"changed_by": [[scaled, 1.0]]})[1:] == []
+    seen["misuses"]["clips_scaled"] = misuse
+    assert told(seen=seen, noted={"changed_by": [(scaled, 1.0)]})[1:] == []
 
 
 def test_a_change_of_scaled_gradients_is_located_at_its_line():
-    seen = {"changes_scaled": {"path": "train.py", "line": 9, "function": "SGD"}, "changed_by": [[0.3, 1.0]]}
-    (found,) = told(seen=seen, noted={"changed_by": [[1e-5, 1.0]], "changes_gradients": {"path": "clip.py", "line": 3}})
+    seen = {"misuses": {"changes_scaled": Misuse(Location("train.py", 9), "SGD")}, "changed_by": [(0.3, 1.0)]}
+    (found,) = told(seen=seen, noted={"changed_by": [(1e-5, 1.0)], "changes_gradients": Location("clip.py", 3)})
     assert (found.rule, found.location) == ("PA502", Location("clip.py", 3))
 
 
 @pytest.mark.parametrize(("left", "rules"), [(0.001, ["PA502"]), (0.2, [])])
 def test_a_hook_whose_change_depends_on_the_loss_scale_is_an_error(left, rules):
-    seen = {"hooks": {"path": "train.py", "line": 9}, "hooked_by": [[0.9, left]]}
-    assert [each.rule for each in told(seen=seen, noted={"hooked_by": [[1.0, 0.1]]})] == rules
+    seen = {"misuses": {"hooks": Misuse(Location("train.py", 9))}, "hooked_by": (0.9, left)}
+    assert [each.rule for each in told(seen=seen, noted={"hooked_by": (1.0, 0.1)})] == rules
 
 
 def test_a_sine_of_rounded_angles_explains_a_deviation():
@@ -354,9 +365,9 @@ def test_lost_updates_of_a_weight_are_reported_once():
     update = TensorRecord("update", TensorStats(8, zeros=8), "weight")
     trace = Trace(layers=(Layer("norm", "LayerNorm", 8, 1, (weight, gradient, update)),))
     low = [state("norm", "", 1.0), state("norm", "running_mean", 1.0), state("other", "", 1.0)]
-    casts = [{"path": "train.py", "line": line, "dtype": name} for line, name in ((3, "float16"), (4, "bfloat16"))]
-    baseline = {"low": low, "casts": casts}
-    written = RunResult("as-written", 0, "stopped", len(LOSSES), losses=LOSSES, trace=trace, baseline=baseline)
+    casts = [Cast(Location("train.py", line), name) for line, name in ((3, "float16"), (4, "bfloat16"))]
+    own = OwnPrecision(low=low, casts=casts)
+    written = RunResult("as-written", 0, "stopped", len(LOSSES), losses=LOSSES, trace=trace, own_precision=own)
     reference = RunResult("reference", 0, "stopped", len(LOSSES), losses=LOSSES)
     audit = Audit(Job("script", "train.py", (), ".", 80), reference, Trace(), as_written=written)
     found = all_findings(audit, Plan(), Verification("pass", "emulated"))
@@ -373,8 +384,8 @@ def test_lost_updates_of_the_outermost_modules_weight_are_reported_once():
     )
     state_in_half = TensorRecord("optimizer_state", TensorStats(8, zeros=8), "scale.exp_avg_sq", dtype="float16")
     trace = Trace(layers=(Layer("", "Clip", 8, 1, (weight, gradient, update, state_in_half)),))
-    baseline = {"low": [state("", "", 1.0), state(None, "", 1.0)]}
-    written = RunResult("as-written", 0, "stopped", len(LOSSES), losses=LOSSES, trace=trace, baseline=baseline)
+    own = OwnPrecision(low=[state("", "", 1.0), state(None, "", 1.0)])
+    written = RunResult("as-written", 0, "stopped", len(LOSSES), losses=LOSSES, trace=trace, own_precision=own)
     reference = RunResult("reference", 0, "stopped", len(LOSSES), losses=LOSSES)
     audit = Audit(Job("script", "train.py", (), ".", 80), reference, Trace(), as_written=written)
     found = all_findings(audit, Plan(), Verification("pass", "emulated"))
@@ -397,7 +408,8 @@ def test_weights_that_move_as_far_as_in_float32_are_no_finding(far, rules):
     trace = Trace(layers=(Layer("norm", "LayerNorm", 8, 1, tensors),))
     reference = RunResult("reference", 0, "stopped", 80, losses=LOSSES)
     reference = replace(reference, end_state=EndState(learned={"model.norm.weight": 1.0, "teacher.norm.weight": 0.0}))
-    written = replace(reference, label="as-written", trace=trace, baseline={"low": [state("norm", "", 1.0)]})
+    own = OwnPrecision(low=[state("norm", "", 1.0)])
+    written = replace(reference, label="as-written", trace=trace, own_precision=own)
     written = replace(written, end_state=EndState(learned={"model.norm.weight": far, "teacher.norm.weight": 0.0}))
     audit = Audit(Job("script", "train.py", (), ".", 80), reference, Trace(), as_written=written)
     found = all_findings(audit, Plan(), Verification("pass", "emulated"))
@@ -410,7 +422,7 @@ def test_a_ban_in_the_scripts_own_format_is_the_likeliest_cause():
         Ban("PA104", "front", "add", name, "warning", f"add's eps is zero in {name}", "", "other", place)
         for name in ("float16", "bfloat16")
     )
-    reference = RunResult("reference", 0, "stopped", 80, losses=LOSSES, baseline={"autocast": "float16"})
+    reference = RunResult("reference", 0, "stopped", 80, losses=LOSSES, own_precision=OwnPrecision(autocast="float16"))
     written = replace(reference, label="as-written", losses=tuple(2 * loss for loss in LOSSES))
     audit = Audit(Job("script", "train.py", (), ".", 80), reference, Trace(), (other, grave), as_written=written)
     (found,) = of_as_written(audit, PASSED)
@@ -430,8 +442,8 @@ def test_a_stagnating_teacher_is_reported_though_its_student_keeps_pace():
     exact = EndState(learned={"student.norm.weight": 1.0, "teacher.norm.weight": 0.8})
     written = replace(exact, learned={"student.norm.weight": 1.0, "teacher.norm.weight": 0.3})
     reference = RunResult("reference", 0, "stopped", 80, losses=LOSSES, end_state=exact)
-    low = {"low": [state("norm", "", 1.0)]}
-    run_as_written = replace(reference, label="as-written", end_state=written, baseline=low)
+    low = OwnPrecision(low=[state("norm", "", 1.0)])
+    run_as_written = replace(reference, label="as-written", end_state=written, own_precision=low)
     audit = Audit(Job("script", "train.py", (), ".", 80), reference, Trace(), as_written=run_as_written)
     assert [each.rule for each in all_findings(audit, Plan(), Verification("pass", "emulated"))] == ["PA303"]
 
@@ -443,15 +455,15 @@ def test_low_precision_state_is_mentioned_only_where_it_changes():
 
 
 def test_a_penalty_on_scaled_gradients_is_reported_where_it_changes_the_first_loss():
-    noted = {"penalizes_scaled": {"path": "train.py", "line": 30}}
+    noted = {"penalizes_scaled": Location("train.py", 30)}
     assert [found.rule for found in told((900.0, *LOSSES[1:]), noted=noted)] == ["PA507"]
     assert told(tuple(1.01 * loss for loss in LOSSES), noted=noted) == []
 
 
 def test_an_unscaled_loss_is_reported_with_its_line():
     for mixed, said in ((True, "almost nothing"), (False, "SGD steps")):
-        noted = {"unscaled_loss": {"path": "train.py", "line": 30, "function": "SGD", "mixed": mixed}}
-        reference = RunResult("reference", 0, "stopped", len(LOSSES), losses=LOSSES, baseline=noted)
+        noted = OwnPrecision(misuses={"unscaled_loss": Misuse(Location("train.py", 30), "SGD", mixed)})
+        reference = RunResult("reference", 0, "stopped", len(LOSSES), losses=LOSSES, own_precision=noted)
         audit = Audit(Job("script", "train.py", (), ".", 80), reference, Trace())
         (found,) = of_as_written(audit, Verification("pass", "emulated"))
         assert (found.rule, found.severity, found.location) == ("PA508", "error", Location("train.py", 30))
@@ -459,17 +471,17 @@ def test_an_unscaled_loss_is_reported_with_its_line():
 
 
 def test_a_second_step_on_the_scalers_gradients_is_an_error_without_a_deviation():
-    noted = {"steps_again": {"path": "train.py", "line": 30, "function": "SGD", "mixed": False}}
-    reference = RunResult("reference", 0, "stopped", len(LOSSES), losses=LOSSES, baseline=noted)
+    noted = OwnPrecision(misuses={"steps_again": Misuse(Location("train.py", 30), "SGD")})
+    reference = RunResult("reference", 0, "stopped", len(LOSSES), losses=LOSSES, own_precision=noted)
     (found,) = of_as_written(Audit(Job("script", "train.py", (), ".", 80), reference, Trace()), Verification("pass"))
     assert (found.rule, found.severity, found.location) == ("PA504", "error", Location("train.py", 30))
 
 
 def test_gradients_scaled_after_unscaling_are_reported_before_the_overflow_that_follows():
-    noted = {"adds_scaled": {"path": "train.py", "line": 30}}
-    reference = RunResult("reference", 0, "stopped", len(LOSSES), losses=LOSSES, baseline=noted)
-    overflow = Overflow(None, "float16", "linear", 9e4, 4)
-    lost = replace(reference, label="as-written", losses=(math.nan,) * len(LOSSES), baseline={"low": [overflow]})
+    noted = OwnPrecision(misuses={"adds_scaled": Misuse(Location("train.py", 30))})
+    reference = RunResult("reference", 0, "stopped", len(LOSSES), losses=LOSSES, own_precision=noted)
+    own = OwnPrecision(low=[Overflow(None, "float16", "linear", 9e4, 4)])
+    lost = replace(reference, label="as-written", losses=(math.nan,) * len(LOSSES), own_precision=own)
     audit = Audit(Job("script", "train.py", (), ".", 80), reference, Trace(), as_written=lost)
     found = of_as_written(audit, Verification("pass", "emulated"))
     assert [(each.rule, each.severity) for each in found] == [
@@ -481,8 +493,8 @@ def test_gradients_scaled_after_unscaling_are_reported_before_the_overflow_that_
 
 def test_stale_weights_under_an_open_autocast_are_an_error_after_several_steps():
     for steps, severity, age in ((1, "warning", "1 step ago"), (59, "error", "59 steps ago")):
-        noted = {"path": "train.py", "line": 30, "fqn": "encoder", "optimizer": "Adam", "steps": steps}
-        reference = RunResult("reference", 0, "stopped", len(LOSSES), losses=LOSSES, baseline={"stale_casts": noted})
+        noted = OwnPrecision(stale_casts=StaleCast(Location("train.py", 30), "encoder", "Adam", steps))
+        reference = RunResult("reference", 0, "stopped", len(LOSSES), losses=LOSSES, own_precision=noted)
         audit = Audit(Job("script", "train.py", (), ".", 80), reference, Trace())
         (found,) = of_as_written(audit, Verification("pass", "emulated"))
         assert (found.rule, found.severity, found.location) == ("PA509", severity, Location("train.py", 30))
@@ -521,7 +533,7 @@ def test_casts_for_the_scripts_own_autocast_are_disabled_with_it(tmp_path):
     assert audit.neutralize
     assert audit.as_written.status == "stopped"
     assert audit.as_written.losses != audit.reference.losses
-    assert audit.as_written.baseline["casts"]
+    assert audit.as_written.own_precision.casts
 
 
 def test_a_script_that_fails_because_of_its_own_casts_trains_in_float32(tmp_path):
@@ -651,7 +663,7 @@ def test_a_plan_that_the_script_applies_runs_as_written(tmp_path):
             optimizer.step()
 
     audit = audited(code, tmp_path, name="float16")
-    assert audit.reference.baseline["plan"] == "float16"
+    assert audit.reference.own_precision.plan == "float16"
     assert audit.as_written.losses[-1] == pytest.approx(audit.reference.losses[0], rel=1.0)
     assert audit.reference.losses[-1] < 0.5 * audit.as_written.losses[-1]
 

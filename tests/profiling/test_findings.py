@@ -17,7 +17,7 @@ from precaudit.model import (
     TensorStats,
     Verification,
 )
-from precaudit.ownprecision.records import RunawayScale
+from precaudit.ownprecision.records import Cast, OwnPrecision, RunawayScale, Scaler
 from precaudit.planning.budget import GradientError
 from precaudit.planning.rules import Ban
 from precaudit.profiling.audit import Audit
@@ -28,9 +28,11 @@ from precaudit.running.job import Job, RunResult
 from precaudit.tracing.records import Trace
 from precaudit.verification.verdict import OUTSIDE
 
+SCALER = Scaler(2.0**16, 2000)
 
-def told(plan, baseline=(), bans=(), trace=None, repairs=(), verdict="pass"):
-    reference = RunResult("reference", 0, "stopped", 2, losses=(1.0, 0.9), baseline=dict(baseline))
+
+def told(plan, own=(), bans=(), trace=None, repairs=(), verdict="pass"):
+    reference = RunResult("reference", 0, "stopped", 2, losses=(1.0, 0.9), own_precision=OwnPrecision(**dict(own)))
     audit = Audit(Job("script", "train.py", (), ".", 2), reference, trace or Trace(), bans)
     return all_findings(audit, plan, Verification(verdict, "emulated", repairs=tuple(repairs)))
 
@@ -91,10 +93,10 @@ def test_no_plan_is_accused_where_float32_is_not_finite_either():
 @pytest.mark.parametrize(
     ("op", "casts", "by_plan"),
     [
-        ("to", [{"path": "train.py", "line": 14, "dtype": "float16"}], False),
-        ("half", [{"path": "x.py", "line": 1, "dtype": "float16", "through": {"path": "train.py", "line": 14}}], False),
-        ("to", [{"path": "train.py", "line": 15, "dtype": "float16", "through": None}], True),
-        ("sin", [{"path": "train.py", "line": 14, "dtype": "float16"}], True),
+        ("to", [Cast(Location("train.py", 14), "float16")], False),
+        ("half", [Cast(Location("x.py", 1), "float16", Location("train.py", 14))], False),
+        ("to", [Cast(Location("train.py", 15), "float16")], True),
+        ("sin", [Cast(Location("train.py", 14), "float16")], True),
         ("to", [], True),
     ],
 )
@@ -102,7 +104,7 @@ def test_no_plan_settles_the_scripts_own_casts(op, casts, by_plan):
     """It is rounded before the module runs, in whatever format that is."""
     aliased = replace(ban("PA105", op, 3568.0), location=Location("train.py", 14))
     run = RunResult("reference", 0, "stopped", 2, losses=(1.0, 0.9))
-    written = replace(run, label="as-written", baseline={"casts": casts})
+    written = replace(run, label="as-written", own_precision=OwnPrecision(casts=casts))
     audit = Audit(Job("script", "train.py", (), ".", 2), run, Trace(), (aliased,), as_written=written)
     plan = Plan("bfloat16", {"block": "float32"})
     (found,) = (each for each in all_findings(audit, plan, Verification("pass")) if each.rule == "PA105")
@@ -110,7 +112,7 @@ def test_no_plan_settles_the_scripts_own_casts(op, casts, by_plan):
 
 
 @pytest.mark.parametrize(
-    ("plan", "baseline", "fix"),
+    ("plan", "own", "fix"),
     [
         (Plan("float16", {"a": "float16"}), {}, "use plan.grad_scaler()"),
         (Plan("float16", {"a": "float32"}), {}, None),
@@ -121,13 +123,13 @@ def test_no_plan_settles_the_scripts_own_casts(op, casts, by_plan):
             {"autocast": "float16", "scaled_by_hand": 128.0},
             "begin with a larger scale, or use bfloat16",
         ),
-        (Plan("bfloat16", {"a": "bfloat16"}), {"autocast": "float16", "grad_scaler": {}}, None),
+        (Plan("bfloat16", {"a": "bfloat16"}), {"autocast": "float16", "grad_scaler": SCALER}, None),
         (Plan("bfloat16", {"a": "bfloat16"}), {"autocast": "bfloat16"}, None),
     ],
 )
-def test_vanishing_gradients_are_reported_where_they_are_float16(plan, baseline, fix):
+def test_vanishing_gradients_are_reported_where_they_are_float16(plan, own, fix):
     gradient = TensorRecord("weight_grad", TensorStats(8), formats={"float16": FormatFit(0.0, 0.9, 0.5)})
-    found = told(plan, baseline, trace=Trace(layers=(Layer("a", "Linear", 8, 1, (gradient,), trained=True),)))
+    found = told(plan, own, trace=Trace(layers=(Layer("a", "Linear", 8, 1, (gradient,), trained=True),)))
     assert [each.suggestion for each in found] == ([fix] if fix else [])
     assert all(each.rule == "PA202" for each in found)
 
@@ -142,7 +144,7 @@ def test_gradients_of_the_outermost_module_have_a_name():
 def test_a_missing_loss_scale_is_located_at_the_scripts_autocast():
     gradient = TensorRecord("weight_grad", TensorStats(8), formats={"float16": FormatFit(0.0, 0.9, 0.5)})
     trace = Trace(layers=(Layer("a", "Linear", 8, 1, (gradient,), trained=True),))
-    own = {"autocast": "float16", "autocast_at": {"path": "train.py", "line": 7}}
+    own = {"autocast": "float16", "autocast_at": Location("train.py", 7)}
     (found,) = told(Plan("bfloat16", {"a": "bfloat16"}), own, trace=trace)
     assert (found.rule, found.location) == ("PA202", Location("train.py", 7))
     (needed,) = told(Plan("float16", {"a": "float16"}), {"autocast_at": own["autocast_at"]}, trace=trace)
@@ -163,9 +165,9 @@ def test_a_low_initial_loss_scale_is_reported_where_the_script_deviates(factor, 
     stats = TensorStats(8, 2.0**-27, 2.0**-27, 8 * 4.0**-27, exponents=Exponents(-27, (8,)))
     gradient = TensorRecord("weight_grad", stats, formats={"float16": FormatFit(0.0, 1.0, 1.0)})
     trace = Trace(layers=(Layer("a", "Linear", 8, 1, (gradient,), trained=True),))
-    own = {"autocast": "float16", "grad_scaler": {"init_scale": init}}
+    own = OwnPrecision(autocast="float16", grad_scaler=Scaler(init, 2000))
     reference, as_written = (
-        RunResult(label, 0, "stopped", 80, losses=(times,) * 80, baseline=own)
+        RunResult(label, 0, "stopped", 80, losses=(times,) * 80, own_precision=own)
         for label, times in (("reference", 1.0), ("as-written", factor))
     )
     audit = Audit(Job("script", "train.py", (), ".", 80), reference, trace, as_written=as_written)
@@ -180,9 +182,9 @@ def test_a_missing_loss_scale_is_an_error_where_the_script_deviates(factor, seve
     losses = tuple(2.0 - 0.01 * step for step in range(80))
     gradient = TensorRecord("weight_grad", TensorStats(8), formats={"float16": FormatFit(0.0, 0.9, 0.5)})
     trace = Trace(layers=(Layer("a", "Linear", 8, 1, (gradient,), trained=True),))
-    own = {"autocast": "float16"}
+    own = OwnPrecision(autocast="float16")
     reference, as_written = (
-        RunResult(label, 0, "stopped", 80, losses=tuple(times * loss for loss in losses), baseline=own)
+        RunResult(label, 0, "stopped", 80, losses=tuple(times * loss for loss in losses), own_precision=own)
         for label, times in (("reference", 1.0), ("as-written", factor))
     )
     audit = Audit(Job("script", "train.py", (), ".", 80), reference, trace, as_written=as_written)
@@ -202,7 +204,7 @@ def test_a_missing_loss_scale_is_an_error_where_the_script_deviates(factor, seve
     ],
 )
 def test_a_format_over_budget_is_a_note_where_neither_plan_nor_script_use_it(probed, default, own, severity):
-    reference = RunResult("reference", 0, "stopped", 2, losses=(1.0, 0.9), baseline={"autocast": own} if own else {})
+    reference = RunResult("reference", 0, "stopped", 2, losses=(1.0, 0.9), own_precision=OwnPrecision(autocast=own))
     errors = (GradientError(f"{probed}@init", 0.5, 1.0, 0.5, 3),)
     audit = Audit(Job("script", "train.py", (), ".", 2), reference, Trace(), errors=errors)
     found = all_findings(audit, Plan(default, {"a": default}), Verification("pass", "emulated"))
@@ -283,7 +285,7 @@ def test_direct_calls_of_forward_are_reported_together():
 def test_a_loss_scale_that_runs_away_in_float32_too_is_the_cause(low, fix):
     """A scale kept by hand is in force in the float32 runs."""
     reference = RunResult("reference", 0, "stopped", 2, losses=(1.0, math.inf))
-    written = RunResult("as-written", 0, "stopped", 2, losses=(1.0, math.inf), baseline={"low": low})
+    written = RunResult("as-written", 0, "stopped", 2, losses=(1.0, math.inf), own_precision=OwnPrecision(low=low))
     audit = Audit(Job("script", "train.py", (), ".", 2), reference, Trace(), as_written=written)
     found = all_findings(audit, Plan("float16", {}), Verification("inconclusive", "emulated"))
     (broken,) = [each for each in found if each.rule == "PA603"]

@@ -2,6 +2,8 @@
 
 import pytest
 
+from precaudit.model import Location
+from precaudit.ownprecision.records import Cast, OwnPrecision, Scaler
 from precaudit.profiling.audit import Audit
 from precaudit.profiling.jobfacts import job_facts
 from precaudit.profiling.settings import Settings
@@ -9,20 +11,22 @@ from precaudit.running.job import Job, RunResult, RunSpec
 from precaudit.tensorcores.peaks import get_gpu
 from precaudit.tracing.records import Trace
 
+SCALER = Scaler(2.0**16, 2000)
+
 
 @pytest.mark.parametrize(
-    ("baseline", "notes"),
+    ("own", "notes"),
     [
         ({}, []),
         ({"autocast": "bfloat16"}, ["the script's own autocast was off"]),
-        ({"autocast": "float16", "grad_scaler": {}}, ["the script's own autocast and GradScaler were off"]),
+        ({"autocast": "float16", "grad_scaler": SCALER}, ["the script's own autocast and GradScaler were off"]),
         ({"plan": "bfloat16"}, ["the script's own plan was off"]),
         ({"autocast": "bfloat16", "left_off": "grad_scaler"}, ["the script's own autocast was off"]),
     ],
 )
-def test_only_disabled_settings_of_the_script_are_named(baseline, notes):
+def test_only_disabled_settings_of_the_script_are_named(own, notes):
     job = Job("script", "train.py", (), ".", 8)
-    audit = Audit(job, RunResult("reference", 0, "stopped", 8, baseline=baseline), Trace())
+    audit = Audit(job, RunResult("reference", 0, "stopped", 8, own_precision=OwnPrecision(**own)), Trace())
     facts = job_facts(job, Settings(), audit, ("bfloat16",), get_gpu("h100"))
     assert [note.partition(" in the float32")[0] for note in facts["notes"]] == notes
 
@@ -31,7 +35,7 @@ def test_only_disabled_settings_of_the_script_are_named(baseline, notes):
 @pytest.mark.parametrize("on_cuda", [False, True])
 def test_a_mixed_precision_that_this_machine_leaves_off_is_mentioned(left_off, on_cuda):
     job = Job("script", "train.py", (), ".", 8)
-    reference = RunResult("reference", 0, "stopped", 8, baseline={"left_off": left_off}, on_cuda=on_cuda)
+    reference = RunResult("reference", 0, "stopped", 8, own_precision=OwnPrecision(left_off=left_off), on_cuda=on_cuda)
     notes = job_facts(job, Settings(), Audit(job, reference, Trace()), ("float16",), get_gpu("h100"))["notes"]
     assert ["was not measured" in note for note in notes] == ([] if on_cuda else [True])
 
@@ -39,11 +43,13 @@ def test_a_mixed_precision_that_this_machine_leaves_off_is_mentioned(left_off, o
 @pytest.mark.parametrize("neutralize", [False, True])
 def test_disabled_casts_are_mentioned(neutralize):
     job = Job("script", "train.py", (), ".", 8)
-    written = RunResult("as-written", 0, "stopped", 8, baseline={"casts": [{"path": "train.py", "line": 3}]})
+    own = OwnPrecision(casts=[Cast(Location("train.py", 3), "float16")])
+    written = RunResult("as-written", 0, "stopped", 8, own_precision=own)
     reference, spec = RunResult("reference", 0, "stopped", 8), RunSpec(job, "replay", neutralize=neutralize)
     audit = Audit(job, reference, Trace(), as_written=written, replay_spec=spec)
     facts = job_facts(job, Settings(), audit, ("bfloat16",), get_gpu("h100"))
-    assert facts["baseline"] == ({"casts": [{"path": "train.py", "line": 3}]} if neutralize else {})
+    listed = {"place": {"path": "train.py", "line": 3}, "dtype": "float16", "through": None}
+    assert facts["baseline"] == ({"casts": [listed]} if neutralize else {})
 
 
 @pytest.mark.parametrize(

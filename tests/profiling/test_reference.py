@@ -5,6 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
+from precaudit.model import Location
+from precaudit.ownprecision.records import Cast, OwnPrecision
 from precaudit.profiling.reference import in_float32
 from precaudit.running import worker
 from precaudit.running.job import INTERNAL, Job, RunResult, RunSpec, ScriptError
@@ -58,7 +60,7 @@ def test_a_failure_of_the_script_alone_is_its_own():
 
 
 def test_a_script_that_needs_its_own_autocast_gets_a_hint():
-    run = replace(failed(0), baseline={"autocast": "bfloat16"})
+    run = replace(failed(0), own_precision=OwnPrecision(autocast="bfloat16"))
     alone = RunResult("alone", 0, "stopped", 3)
     found = in_float32(RunSpec(JOB, "reference"), lambda spec: alone if spec.runs is uninstrumented else run).run
     assert found.is_ours
@@ -67,7 +69,8 @@ def test_a_script_that_needs_its_own_autocast_gets_a_hint():
 
 def test_a_script_that_fails_because_of_its_casts_runs_without_them():
     """As where an id that a cast rounds up is no row of a table."""
-    first = replace(failed(0, "IndexError"), baseline={"casts": [{"path": "train.py", "line": 9, "dtype": "float16"}]})
+    own = OwnPrecision(casts=[Cast(Location("train.py", 9), "float16")])
+    first = replace(failed(0, "IndexError"), own_precision=own)
     exact = RunResult("reference", 0, "stopped", 20)
     found = in_float32(RunSpec(JOB, "reference"), lambda spec: exact if spec.neutralize else first)
     assert (found.run, found.first, found.spec.neutralize) == (exact, first, True)

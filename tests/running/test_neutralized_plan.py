@@ -56,8 +56,8 @@ def test_a_plan_rounds_inside_a_mode_of_the_scripts(around):
 @pytest.mark.parametrize("around", [Passing, lambda: torch.device("cpu")], ids=["mode", "device"])
 def test_rounding_inside_a_mode_of_the_scripts_is_no_cast_of_its_own(around):
     traced = {"audited": frozenset({0}), "shadowed": frozenset({0}), "formats": ("float16",), "around": around}
-    assert "casts" in trained(None, neutralize=False, own_cast=True, **traced).baseline
-    assert "casts" not in trained(None, neutralize=False, **traced).baseline
+    assert trained(None, neutralize=False, own_cast=True, **traced).own_precision.casts
+    assert not trained(None, neutralize=False, **traced).own_precision.casts
 
 
 def test_the_scripts_own_casts_are_gone():

@@ -19,6 +19,7 @@ from precaudit.execution.apply import apply
 from precaudit.execution.loss_scaling import LossScaler
 from precaudit.instrument.events import TrainingEvents
 from precaudit.model import LossScale, Plan
+from precaudit.ownprecision.records import Scaler
 from precaudit.running import endstate
 from precaudit.running.job import INTERNAL, Job, RunResult, RunSpec
 from precaudit.running.worker import run
@@ -444,8 +445,8 @@ def plainly():
 def test_own_mixed_precision_is_off_by_default():
     neutral, written = run(spec(), autocasting), run(spec(precision="as-written", label="as-written"), autocasting)
     assert neutral.losses == run(spec(), plainly).losses
-    assert neutral.baseline["autocast"] == "bfloat16"
-    assert neutral.baseline["grad_scaler"] == {"init_scale": 64.0, "growth_interval": 10}
+    assert neutral.own_precision.autocast == "bfloat16"
+    assert neutral.own_precision.grad_scaler == Scaler(64.0, 10)
     assert written.losses != neutral.losses
 
 
@@ -711,7 +712,7 @@ def test_casts_of_a_thread_that_trains_are_seen_and_switched_off(neutralize):
 
     result = run(spec(audited=frozenset({0}), neutralize=neutralize), code)
     assert set(seen) == {torch.float32 if neutralize else torch.float16}
-    assert ("casts" in result.baseline) is not neutralize
+    assert bool(result.own_precision.casts) is not neutralize
 
 
 @pytest.mark.parametrize("scaled", [lambda x: x, lambda x: x * 2.0**12, lambda x: torch.tensor(2.0**12) * x])
@@ -1073,8 +1074,8 @@ def test_a_module_that_torchscript_takes_is_noted(by, at, compiled):
 
     forward.step = 0
     result = run(spec(), lambda: train(forward=forward))
-    assert ("scripted" in result.baseline) is compiled
-    assert not compiled or result.baseline["scripted"]["path"] == __file__
+    assert (result.own_precision.scripted is not None) is compiled
+    assert not compiled or result.own_precision.scripted.path == __file__
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning", "ignore::torch.jit.TracerWarning")

@@ -14,7 +14,7 @@ from torch import nn
 
 from precaudit.model import Location
 from precaudit.ownprecision.float32 import CastWatch
-from precaudit.ownprecision.records import StateLoss
+from precaudit.ownprecision.records import Cast, OwnPrecision, StateLoss
 from precaudit.running.job import Job, RunSpec
 from precaudit.running.scripterrors import script_error
 from precaudit.running.worker import run
@@ -87,15 +87,15 @@ def test_where_a_library_runs_alone_its_line_is_told(library):
 
 
 def test_a_cast_in_a_library_is_the_script_s_and_the_library_s_line_is_kept_beside_it(library):
-    settings, model = {}, nn.Linear(2, 2)
+    settings, model = OwnPrecision(), nn.Linear(2, 2)
     with CastWatch(settings):
         line = here() + 1
         library.narrowed(model)
         torch.ones(2).bfloat16()
-    first, second = settings["casts"]
-    assert (first["path"], first["line"]) == (__file__, line)
-    assert first["through"]["path"] == library.__file__
-    assert (second["path"], second["line"], second["through"]) == (__file__, line + 1, None)
+    first, second = settings.casts
+    assert first.place == Location(__file__, line)
+    assert first.through.path == library.__file__
+    assert second == Cast(Location(__file__, line + 1), second.dtype)
 
 
 def test_an_average_that_a_library_keeps_is_told_at_the_script_s_call(library):
@@ -113,7 +113,7 @@ def test_an_average_that_a_library_keeps_is_told_at_the_script_s_call(library):
             library.averaged(average, model, 0.999)
 
     result = run(RunSpec(Job("script", "train.py", (), os.getcwd(), 12), "x", audited=frozenset({0})), script)
-    states = [entry for entry in result.baseline["low"] if isinstance(entry, StateLoss)]
+    states = result.own_precision.entries(StateLoss)
     assert {entry.place for entry in states} == {Location(__file__, *lines)}
 
 
