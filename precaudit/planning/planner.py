@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from precaudit.formats import FORMATS
-from precaudit.model import Layer, LossScale, OpFormat, Plan, TensorStats
+from precaudit.model import Layer, LossScale, OpFormat, Plan, Repair, TensorStats
 from precaudit.planning.fitting import format_of
 from precaudit.planning.loss_scale import (
     best_compromise,
@@ -41,12 +41,13 @@ _BESIDE = "float8 is for linear layers with sizes in multiples of 16; this runs 
 
 @dataclass(frozen=True)
 class Choices:
-    """What the planner may use and must avoid. `promoted` are repairs: (fqn, op or "") to (format, reason)."""
+    """What the planner may use, and what it must avoid or move to a wider format; of two repairs of one place the later
+    counts."""
 
     formats: tuple[str, ...]
     target: str
     bans: tuple[Ban, ...] = ()
-    promoted: Mapping[tuple[str, str], tuple[str, str]] = field(default_factory=dict)
+    repairs: tuple[Repair, ...] = ()
     default: str | None = None
     steps: int = 100
 
@@ -77,8 +78,8 @@ def build_plan(trace: Trace, choices: Choices) -> Plan:
     draft = _Draft(choices, default, formats, because | dict.fromkeys(unseen, _UNSEEN), _alone(trace, layers))
     for ban in choices.bans:
         draft.avoid(ban, layers.get(ban.fqn))
-    for (fqn, op), (format_name, why) in choices.promoted.items():
-        draft.promote(fqn, op, format_name, why)
+    for repair in choices.repairs:
+        draft.widen(repair)
     plan = replace(draft.plan(), types={fqn: layer.type for fqn, layer in layers.items()})
     plan = _with_loss_scale(_led_by_products(plan, trace), trace, choices)
     # One setting serves all products of the backward pass.
@@ -167,13 +168,14 @@ class _Draft:
             self.ops[key] = safer
         self.because[ban.fqn if whole else f"{ban.fqn}:{ban.op}"] = ban.why
 
-    def promote(self, fqn: str, op: str, format_name: str, why: str) -> None:
+    def widen(self, repair: Repair) -> None:
         """Set the format of an operation, or of all operations of a module, without its submodules."""
+        fqn, op = repair.fqn, repair.op
         if op:
-            self.ops[fqn, op] = format_name
-            self.because[f"{fqn}:{op}"] = why
+            self.ops[fqn, op] = repair.target
+            self.because[f"{fqn}:{op}"] = repair.why
             return
-        self.modules[fqn], self.because[fqn] = format_name, why
+        self.modules[fqn], self.because[fqn] = repair.target, repair.why
         for key in [key for key in self.ops if key[0] == fqn]:
             del self.ops[key]
             self.because.pop(f"{key[0]}:{key[1]}", None)

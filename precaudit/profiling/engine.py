@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from precaudit import __version__
 from precaudit.errors import ExitCode, PrecauditError
-from precaudit.model import Execution, Finding, Plan, Report, Verification
-from precaudit.planning.budget import lost_gradients
+from precaudit.model import Execution, Finding, Plan, Repair, Report, Verification
+from precaudit.planning.budget import LostGradients, lost_gradients
 from precaudit.planning.planner import Choices, build_plan, default_format, fallback, without_loss_scale
 from precaudit.profiling.audit import Audit, Runner, chosen_formats, require_measurable, run_audit
 from precaudit.profiling.bisect import Search, contributions, of_module
@@ -149,8 +150,8 @@ def _plan_and_verify(
     if not settings.verify:
         return plan, Verification(reason="verification was switched off (--no-verify)")
 
-    def replan(promoted: dict[tuple[str, str], tuple[str, str]]) -> Plan:
-        return build_plan(audit.trace, replace(choices, promoted={**choices.promoted, **promoted}))
+    def replan(repairs: Sequence[Repair]) -> Plan:
+        return build_plan(audit.trace, replace(choices, repairs=(*choices.repairs, *repairs)))
 
     verification, plan = verify(audit, plan, replan, runner, settings.seeds, settings.quick)
     return plan, verification
@@ -190,20 +191,23 @@ def _choices(audit: Audit, formats: tuple[str, ...], target: Gpu) -> Choices:
     """The formats within the error budget. The preferred one is kept if only a few modules exceed the budget, without
     those; where no format is left and no module stands out, training decides."""
     allowed = chosen_formats(audit.errors, formats)
-    kept = {
-        (fqn, ""): ("float32", f"in {lost.format} it makes the gradients of {lost.fqn} wrong by {lost.error:.0%}")
-        for lost in audit.lost
-        for fqn in lost.causes
-    }
-    choices = Choices(allowed, target.name, audit.bans, promoted=kept, steps=audit.job.steps)
+    kept = tuple(Repair(fqn, lost.format, "float32", _why(lost)) for lost in audit.lost for fqn in lost.causes)
+    choices = Choices(allowed, target.name, audit.bans, kept, steps=audit.job.steps)
     preferred = default_format(formats)
     if preferred not in audit.blamed:
         undecided = default_format(allowed) == "float32"
         return replace(choices, formats=formats, default=preferred) if undecided else choices
     wide = fallback(preferred, [name for name in allowed if name != "float16"])  # which would need a loss scale
     why = f"in {preferred} it makes most of the gradient's error, which is larger than allowed"
-    promoted = {(fqn, ""): (wide if fqn in audit.trace.products else "float32", why) for fqn in audit.blamed[preferred]}
-    return replace(choices, formats=formats, default=preferred, promoted={**kept, **promoted})
+    widened = (
+        Repair(fqn, preferred, wide if fqn in audit.trace.products else "float32", why)
+        for fqn in audit.blamed[preferred]
+    )
+    return replace(choices, formats=formats, default=preferred, repairs=(*kept, *widened))
+
+
+def _why(lost: LostGradients) -> str:
+    return f"in {lost.format} it makes the gradients of {lost.fqn} wrong by {lost.error:.0%}"
 
 
 def _exit_code(audit: Audit, plan: Plan, verification: Verification, settings: Settings) -> ExitCode:

@@ -107,11 +107,11 @@ def _after_fault(plan: Plan, faults: list[Fault], trace: Trace) -> list[Repair]:
     """The first forward producer that can be changed, else the first gradient, else what is inside of the module."""
     producers = [fault for fault in faults if fault.phase == "forward"] or faults
     for fault in producers:
-        if promotion := _widened(plan, fault.fqn, fault.op, _what_happened(fault), trace):
-            first = replace(promotion, location=fault.location)
+        if repair := _widened(plan, fault.fqn, fault.op, _what_happened(fault), trace):
+            first = replace(repair, location=fault.location)
             return [first, *_of_its_type(plan, first, trace)]
     inside = (_inside(plan, fault.fqn, _what_happened(fault)) for fault in producers)
-    return next((promotions for promotions in inside if promotions), [])
+    return next(filter(None, inside), [])
 
 
 def _of_its_type(plan: Plan, first: Repair, trace: Trace) -> list[Repair]:
@@ -172,13 +172,13 @@ def _after_exception(plan: Plan, error: ScriptError, trace: Trace) -> list[Repai
     op = error.op
     what = f"{error.backward_of}'s own backward pass" if error.backward_of else op or "its forward"
     why = f"{what} raised under the plan: {error.short or 'no message'}"
-    promotion = _widened(plan, fqn, op, why, trace)
-    wide = promotion is None or (op is not None and format_of(plan, fqn, op) == "float32")
+    repair = _widened(plan, fqn, op, why, trace)
+    wide = repair is None or (op is not None and format_of(plan, fqn, op) == "float32")
     beyond = (_feeding(plan, fqn, op, why, trace) if wide else []) or _inside(plan, fqn, why)
-    if promotion is None:
+    if repair is None:
         return beyond
-    first = replace(promotion, target="float32", location=error.location)
-    return [first, *([] if promotion.op else beyond), *_alike(plan, first, op, trace)]
+    first = replace(repair, target="float32", location=error.location)
+    return [first, *([] if repair.op else beyond), *_alike(plan, first, op, trace)]
 
 
 def _alike(plan: Plan, first: Repair, op: str | None, trace: Trace) -> list[Repair]:
@@ -256,7 +256,7 @@ def _after_silent_error(trials: Trials, plan: Plan, candidates: Mapping[int, Run
     in_loss = _explains(shift, judged.difference.mean)
     measure, what = (of_loss, "loss") if in_loss else (of_gradients, "gradient")
     usable = (*_used(plan), *({"tf32"} & {*spec.formats}))  # which needs no loss scale, unlike float16
-    promotions = []
+    repairs = []
     for item in contributions(search, trace.products, measure)[:_MOST]:
         source = plan.modules.get(item.fqn, plan.default)
         if judged.verdict != "fail" and not in_loss and item.error**0.5 <= get_format(source).tolerance:
@@ -271,8 +271,8 @@ def _after_silent_error(trials: Trials, plan: Plan, candidates: Mapping[int, Run
         target = fallback(source, usable) if item.fqn in trace.products else "float32"
         op = culprit_of(trace, search, item.fqn, measure)
         why = f"in {source} it {much}, the most of all modules{f', from its {op.op}' if op else ''}"
-        promotions.append(Repair(item.fqn, source, target, why, location=op.place(source) if op else None))
-    return promotions
+        repairs.append(Repair(item.fqn, source, target, why, location=op.place(source) if op else None))
+    return repairs
 
 
 def _explains(shift: float, difference: float | None) -> bool:

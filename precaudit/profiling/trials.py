@@ -19,7 +19,7 @@ MAX_ROUNDS = 3
 _ROUNDED = 0.5
 """A larger relative difference of the first losses means a different start rather than rounding."""
 WATCH = "watch"
-Replan = Callable[[dict[tuple[str, str], tuple[str, str]]], Plan]
+Replan = Callable[[Sequence[Repair]], Plan]
 
 
 class Interrupted(Exception):
@@ -100,7 +100,6 @@ def verify(
     trials = Trials(audit, runner, {0: audit.reference}, log=[audit.reference])
     if audit.as_written is not None:
         trials.log.append(audit.as_written)
-    promoted: dict[tuple[str, str], tuple[str, str]] = {}
     repairs: list[Repair] = []
     judgement = Judgement(
         "inconclusive", "interrupted before the first trial ended", None, Difference(), (), cause="interrupted"
@@ -111,11 +110,11 @@ def verify(
             judgement = _trial_round(trials, plan, f"candidate-{round_}", seeds, quick, candidates)
             if not _needs_repair(judgement, quick) or round_ > MAX_ROUNDS:
                 break
-            promotions = find_repair(trials, plan, candidates)
-            if not promotions:
+            found = find_repair(trials, plan, candidates)
+            if not found:
                 break
-            promoted |= {(item.fqn, item.op or ""): (item.target, item.why) for item in promotions}
-            plan, repairs = replan(promoted), [*repairs, *(replace(item, round=round_) for item in promotions)]
+            repairs += [replace(repair, round=round_) for repair in found]
+            plan = replan(repairs)
             if not plan.is_low_precision:
                 break
     except Interrupted:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from trace_samples import layer, op, stats, trace
 
 from precaudit.formats import FORMATS
-from precaudit.model import OpFormat, TensorRecord
+from precaudit.model import OpFormat, Repair, TensorRecord
 from precaudit.planning.planner import Choices, build_plan, default_format, fallback, without_loss_scale
 from precaudit.planning.rules import bans
 
@@ -230,23 +230,23 @@ def test_no_plan_breaks_a_ban_and_every_exception_has_a_reason(rounds, formats, 
 # ---------------------------------------------------------------- repairs
 
 
-def test_a_promoted_operation_is_an_exception():
+def test_a_repaired_operation_is_an_exception():
     layers = [layer("block", leaf=False), layer("block.lin")]
     plan = planned(
         [op("softmax", "block", category="fp32"), op(fqn="block.lin")],
         layers=layers,
-        promoted={("block", "softmax"): ("float32", "it broke")},
+        repairs=(Repair("block", "bfloat16", "float32", "it broke", "softmax"),),
     )
     assert plan.ops == (OpFormat("block", "softmax", "float32"),)
     assert plan.because == {"block:softmax": "it broke"}
 
 
-def test_a_promoted_module_leaves_what_is_inside_as_it_is():
+def test_a_repaired_module_leaves_what_is_inside_as_it_is():
     layers = [layer("block", leaf=False), layer("block.lin")]
     plan = planned(
         [op("mul", "block", category="other"), op(fqn="block.lin")],
         layers=layers,
-        promoted={("block", ""): ("float32", "its own rounding")},
+        repairs=(Repair("block", "bfloat16", "float32", "its own rounding"),),
     )
     assert plan.modules == {"block": "float32", "block.lin": "bfloat16"}
     assert plan.because == {"block": "its own rounding"}
@@ -254,8 +254,8 @@ def test_a_promoted_module_leaves_what_is_inside_as_it_is():
 
 
 def test_a_plan_of_float32_modules_is_a_float32_plan():
-    promoted = {(fqn, ""): ("float32", "it raised") for fqn in ("a", "b")}
-    plan = planned([op(fqn="a"), op(fqn="b")], promoted=promoted)
+    repairs = tuple(Repair(fqn, "bfloat16", "float32", "it raised") for fqn in ("a", "b"))
+    plan = planned([op(fqn="a"), op(fqn="b")], repairs=repairs)
     assert set(plan.modules.values()) == {plan.default} == {"float32"}
     assert not plan.is_low_precision
 
@@ -265,7 +265,10 @@ def test_the_whole_module_after_one_of_its_operations():
     plan = planned(
         [op("mul", "block", category="other", half=True)],
         layers=layers,
-        promoted={("block", "mul"): ("float32", "first"), ("block", ""): ("float32", "then")},
+        repairs=(
+            Repair("block", "bfloat16", "float32", "first", "mul"),
+            Repair("block", "bfloat16", "float32", "then"),
+        ),
     )
     assert plan.ops == ()
     assert plan.modules == {"block": "float32"}

@@ -55,7 +55,7 @@ def test_a_module_with_lost_gradients_is_found_and_its_cause_is_kept_wide(tmp_pa
     assert lost.error > 1
     assert all(error.within_budget for error in audit.errors)
     choices = _choices(audit, FORMATS, get_gpu("h100"))
-    assert choices.promoted["", ""][0] == "float32"
+    assert [(repair.fqn, repair.target) for repair in choices.repairs] == [("", "float32")]
     (found,) = _of_errors(audit, build_plan(audit.trace, choices))
     assert (found.rule, found.severity, found.fqn) == ("PA201", "warning", "")
     assert found.message.startswith("doubt: in bfloat16 its gradients are off by")
