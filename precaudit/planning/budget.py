@@ -23,6 +23,7 @@ class GradientError:
     - `rho` = E|delta|^2 / tr Sigma, with Sigma the covariance of batch gradients: the error acts like a batch of
       B / (1 + rho) samples in place of B.
     - `snr` = |g|^2 / E|delta|^2; `bias` = |E delta| / |mean g|: the part that does not average out over batches.
+    - `label` is "format@phase of training".
     """
 
     label: str
@@ -30,6 +31,14 @@ class GradientError:
     snr: float
     bias: float
     evaluations: int
+
+    @property
+    def format(self) -> str:
+        return self.label.partition("@")[0]
+
+    @property
+    def phase(self) -> str:
+        return self.label.partition("@")[2]
 
     @property
     def relative(self) -> float:

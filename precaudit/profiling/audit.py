@@ -240,8 +240,7 @@ def _without_harm(errors: Iterable[GradientError]) -> set[str]:
     """The probed formats that were never over budget and lost no module's gradient."""
     seen: dict[str, bool] = {}
     for error in errors:
-        name = error.label.partition("@")[0]
-        seen[name] = seen.get(name, True) and error.within_budget and not math.isinf(error.rho)
+        seen[error.format] = seen.get(error.format, True) and error.within_budget and not math.isinf(error.rho)
     return {name for name, harmless in seen.items() if harmless}
 
 
@@ -314,5 +313,5 @@ def _begin_alike(reference: RunResult, run: RunResult, tolerance: float) -> bool
 
 def chosen_formats(errors: tuple[GradientError, ...], formats: tuple[str, ...]) -> tuple[str, ...]:
     """The formats whose whole-model gradient error is within budget; wider formats are always allowed."""
-    over = {error.label.partition("@")[0] for error in errors if not error.within_budget}
+    over = {error.format for error in errors if not error.within_budget}
     return tuple(name for name in formats if name not in over)

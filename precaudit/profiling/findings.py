@@ -120,7 +120,7 @@ def _of_errors(audit: Audit, plan: Plan) -> list[Finding]:
     over: dict[str, list[GradientError]] = {}
     for error in audit.errors:
         if not error.within_budget:
-            over.setdefault(error.label.partition("@")[0], []).append(error)
+            over.setdefault(error.format, []).append(error)
     found = []
     for format_name, errors in over.items():
         spared = format_name not in used and default_format((plan.default, format_name)) == plan.default
@@ -190,8 +190,7 @@ def _in_words(error: GradientError) -> str:
     size, noise, bias = (
         "an unknown part" if math.isnan(value) else f"{value:.0%}" for value in (error.relative, error.rho, error.bias)
     )
-    phase = error.label.partition("@")[2]
-    return f"{phase}: by {size} of its size, {noise} of the variance between batches, {bias} in every batch alike"
+    return f"{error.phase}: by {size} of its size, {noise} of the variance between batches, {bias} in every batch alike"
 
 
 def _of_float32(audit: Audit, verification: Verification) -> Iterator[Finding]:
