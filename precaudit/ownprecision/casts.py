@@ -1,5 +1,5 @@
-"""What a script's own casts lose: values too small for float16, and differences below a format's resolution, as for
-bfloat16 coordinates of a few metres around 8000."""
+"""What a script's own casts lose: values too small for float16 or float8, and differences below a format's resolution,
+as for bfloat16 coordinates of a few metres around 8000."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from precaudit.execution.rounding import HALVES
+from precaudit.execution.rounding import FLOAT8_DTYPES, HALVES
 from precaudit.instrument.torchfunction import Call, dtype_name, tensors_in
 from precaudit.model import Location
 from precaudit.ownprecision.records import BlurredInCast, Entry, VanishedInCast
@@ -18,6 +18,7 @@ from precaudit.tracing.shadow import Energies
 NARROWING = frozenset("to half bfloat16 type type_as copy".split())
 """Operations that may put values into a narrower dtype."""
 
+_LOW = (*HALVES, *FLOAT8_DTYPES.values())
 _ROWS = 4096
 """Rows of a large tensor that are examined."""
 
@@ -38,20 +39,21 @@ class OwnCasts:
         self._casts: dict[tuple[Location | None, str], _Cast] = defaultdict(_Cast)
 
     def made(self, call: Call, result: torch.Tensor) -> None:
-        if call.op not in NARROWING or result.dtype not in HALVES:
+        if call.op not in NARROWING or result.dtype not in _LOW:
             return
         for source in tensors_in(call.args):
-            if source.dtype in (torch.float32, torch.float64) and source.shape == result.shape:
+            wider = source.is_floating_point() and source.element_size() > result.element_size()
+            if wider and source.shape == result.shape:
                 cast = self._casts[caller_location(), dtype_name(result.dtype)]
                 cast.before += int(torch.count_nonzero(source))
-                cast.after += int(torch.count_nonzero(result))
+                cast.after += int(torch.count_nonzero(result.float()))
                 cast.differences += _lost_differences(source.detach(), result.detach())
 
     def entries(self) -> list[Entry]:
         zeros = [
             VanishedInCast(*where, 1 - cast.after / cast.before)
             for where, cast in self._casts.items()
-            if where[1] == "float16" and cast.before > cast.after
+            if cast.before > cast.after
         ]
         return [*zeros, *(BlurredInCast(*where, cast.differences.relative) for where, cast in self._casts.items())]
 

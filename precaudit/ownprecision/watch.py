@@ -90,7 +90,10 @@ class OwnLowPrecision(TorchFunctionMode, TrainingListener):
         self._states.made(call, result)
         # Operations that can't be examined or repeated in float32 are ignored.
         with torch.no_grad(), suppress(RuntimeError, TypeError, ValueError):
-            low = result.dtype in HALVES and is_plain(result)
+            plain = is_plain(result)
+            if plain:
+                self._casts.made(call, result)
+            low = plain and result.dtype in HALVES
             self._backward.made(call, result)
             if not bool(result.isfinite().all()):
                 self._nonfinite.made(call, result, before)
@@ -101,7 +104,6 @@ class OwnLowPrecision(TorchFunctionMode, TrainingListener):
             if low:
                 self._look_for_integers(call, result)
                 self._operations.made(call, result, self._stepping)
-                self._casts.made(call, result)
                 self._sums.made(call, result)
                 self._states.after(call, result, states)
 

@@ -29,7 +29,7 @@ _MOST_LOST = 0.1
 _CASTS = {
     VanishedInCast: (
         "share",
-        "{lost:.0%} of the values that are cast to float16 here are too small for it, and become zero",
+        "{lost:.0%} of the values that are cast to {dtype} here are too small for it, and become zero",
         "keep these values in float32, or scale them before the cast",
     ),
     BlurredInCast: (

@@ -774,6 +774,24 @@ def test_underflow_in_casts_is_counted_per_line():
     assert copied.lost == pytest.approx(2 / 3)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_underflow_in_casts_to_float8_is_counted(dtype):
+    """Half of float8_e5m2's smallest value, 2^-17, is rounded to zero, and half of float8_e4m3's is 2^-10."""
+    values = torch.tensor([1.0, 2.0**-9, 2.0**-11, 2.0**-18], dtype=dtype)
+
+    def code():
+        def after_step(model):
+            values.to(torch.float8_e4m3fn)
+            values.to(torch.float8_e5m2)
+
+        train(after_step=after_step)
+
+    assert [(each.dtype, each.lost) for each in seen(code, VanishedInCast)] == [
+        ("float8_e4m3fn", 0.5),
+        ("float8_e5m2", 0.25),
+    ]
+
+
 def test_coarse_casts_are_reported_per_line():
     def code():
         torch.manual_seed(1)
