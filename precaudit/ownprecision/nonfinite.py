@@ -12,8 +12,8 @@ import torch
 from precaudit.histograms.memory import in_transform
 from precaudit.instrument.torchfunction import Call, stored
 from precaudit.model import Location
-from precaudit.ownprecision.overflows import MEANT
 from precaudit.ownprecision.records import Entry, NonFiniteGradient, NonFiniteLoss
+from precaudit.tracing.faults import MASKING
 from precaudit.tracing.ops import caller_location
 
 _Made = tuple[str, Location | None]
@@ -33,7 +33,7 @@ class OwnNonFinite:
 
     def made(self, call: Call, result: torch.Tensor, before: torch.Tensor | None) -> None:
         """An operation whose result is not finite; `before` is the value that it has overwritten."""
-        if self._lost or call.op in MEANT or not result.is_floating_point():
+        if self._lost or call.op in MASKING or not result.is_floating_point():
             return
         known = (before if t is result and before is not None else t for t in call.given)
         given = [t for t in known if t.is_floating_point()]

@@ -11,15 +11,17 @@ from precaudit.ownprecision.state import is_plain
 from precaudit.tracing.faults import MASKING
 from precaudit.tracing.shadow import UNREPEATABLE, without_autocast
 
-_EMPTY = frozenset("empty empty_like new_empty empty_strided new_empty_strided resize resize_as".split())
-MEANT = MASKING | _EMPTY
+UNINITIALIZED = frozenset(
+    "empty empty_like new_empty empty_strided new_empty_strided empty_permuted resize resize_as".split()
+)
+"""Operations whose results hold no values yet. Reading them would cost the memory that a large buffer may never use."""
 
 
 def overwritten(call: Call) -> torch.Tensor | None:
     """A copy of the low tensor that an operation is about to change in place, needed to tell whether the operation
     caused a non-finite result; None where the result doesn't depend on the old value."""
     target = call.args[0] if call.args else None
-    if call.op == "copy" or call.op in MEANT or call.kwargs.get("out") is not None or not call.writes:
+    if call.op == "copy" or call.op in MASKING or call.kwargs.get("out") is not None or not call.writes:
         return None
     if not isinstance(target, torch.Tensor) or target.dtype not in HALVES or not is_plain(target):
         return None
@@ -29,7 +31,7 @@ def overwritten(call: Call) -> torch.Tensor | None:
 def overflow(call: Call, result: torch.Tensor, before: torch.Tensor | None) -> float | None:
     """The largest input of an operation whose low result is not finite though its inputs are; None where it isn't in
     float32 either, as the logarithm of zero. `before` is the value it has overwritten."""
-    if call.op in MEANT:
+    if call.op in MASKING:
         return None
     args = tuple(before if value is result and call.writes else value for value in call.args)
     call = Call(call.func, args, {name: value for name, value in call.kwargs.items() if name != "out"})

@@ -22,7 +22,7 @@ from precaudit.ownprecision.float32 import called_by_precaudit
 from precaudit.ownprecision.grad_scaler import FACTOR, multiplied_by
 from precaudit.ownprecision.nonfinite import NonFiniteBackward, OwnNonFinite
 from precaudit.ownprecision.operations import OwnOperations
-from precaudit.ownprecision.overflows import overflow, overwritten
+from precaudit.ownprecision.overflows import UNINITIALIZED, overflow, overwritten
 from precaudit.ownprecision.records import (
     ChangedIntegers,
     Entry,
@@ -67,7 +67,8 @@ class OwnLowPrecision(TorchFunctionMode, TrainingListener):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         op = op_name(func)
-        if (op.startswith("__get") and op != "__getitem__") or called_by_precaudit(func) or in_transform():
+        reads = op.startswith("__get") and op != "__getitem__"
+        if reads or op in UNINITIALIZED or called_by_precaudit(func) or in_transform():
             return _as_it_is(func, args, kwargs)
         calls = single_calls(func, args, kwargs)
         for call in calls if self._gradients else ():

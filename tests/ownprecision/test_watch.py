@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from precaudit.instrument.names import ModuleNames
 from precaudit.ownprecision.records import (
@@ -566,6 +567,31 @@ def test_uninitialized_memory_is_no_overflow():
                 torch.empty(1000, dtype=torch.bfloat16)
 
     assert seen(code, Overflow) == []
+
+
+class Dispatched(TorchDispatchMode):
+    """The operations that torch runs, whoever calls them."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.append(func.overloadpacket._qualified_op_name)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_buffers_that_hold_no_values_are_not_read(dtype):
+    """Sharded optimizers allocate buffers of gigabytes in every step, of which a small model uses a page."""
+    dispatched = Dispatched()
+
+    def code():
+        with dispatched:
+            torch.empty(1000, dtype=dtype)
+
+    seen(code, Overflow)
+    assert dispatched.names == ["aten::empty"]
 
 
 def test_unchecked_step_on_nonfinite_gradients():
