@@ -185,8 +185,9 @@ def _rms(values: torch.Tensor) -> float:
 
 
 def _nonfinite(named: Iterable[tuple[str, torch.Tensor]]) -> tuple[str, ...]:
-    real = ((name, t) for name, t in named if not is_lazy(t) and t.is_floating_point() and not t.is_meta)
-    return tuple(name for name, t in real if not bool(plain(t).isfinite().all()))
+    with torch._C.DisableTorchFunction(), torch.no_grad():
+        real = [(name, flat(t)) for name, t in named if not is_lazy(t) and t.is_floating_point()]
+        return tuple(name for name, values in real if values is not None and not bool(plain(values).isfinite().all()))
 
 
 def end_state(

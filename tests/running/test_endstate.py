@@ -48,6 +48,29 @@ class Unsliced(torch.Tensor):
         return super().__torch_function__(func, types, args, kwargs)
 
 
+class Quantized(torch.Tensor):
+    """Like a state of an 8-bit optimizer, which implements the operations of its optimizer's step alone."""
+
+    @staticmethod
+    def __new__(cls, codes):
+        return torch.Tensor._make_wrapper_subclass(cls, codes.shape, dtype=torch.float32)
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten.detach.default:
+            return cls(torch.empty(args[0].shape))
+        raise NotImplementedError(func)
+
+
+@pytest.mark.parametrize("value", [1.0, math.inf])
+def test_states_that_hold_codes_for_their_values(value):
+    weight = nn.Parameter(torch.ones(2))
+    optimizer = torch.optim.SGD([weight])
+    optimizer.state[weight] = {"code": Quantized(torch.ones(2)), "plain": torch.tensor([1.0, value])}
+    ended = end_state(ModuleScopes(ModuleNames()), [optimizer], {}, FirstValues())
+    assert ended.optimizer_state == (() if value == 1.0 else ("SGD.plain",))
+
+
 def test_outputs_of_a_tensor_subclass():
     model, names = nn.Linear(3, 3), ModuleNames()
     call = (model, (torch.ones(2, 3).as_subclass(Unsliced),), {})
