@@ -103,7 +103,7 @@ def _answers(run: RunResult, observed: Observed, deployment: Deployment, gpu: Gp
 def _seen(job: Job, run: RunResult, observed: Observed) -> str:
     if job.kind == "inference":
         return f"in {plural(observed.calls, 'call')} in eval mode"
-    return f"in {run.steps} {run.counted}"
+    return f"in {run.taken}"
 
 
 def _job_facts(job: Job, run: RunResult, observed: Observed) -> Mapping[str, Any]:

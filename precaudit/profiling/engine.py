@@ -124,7 +124,7 @@ def _execution(settings: Settings, where: dict[str, Any]) -> Execution:
 def _failure(audit: Audit) -> tuple[str | None, ExitCode | None]:
     run = audit.reference
     if run.status == "interrupted":
-        return f"interrupted after {run.steps} steps of the audit", ExitCode.FINDING
+        return f"interrupted after {run.taken} of the audit", ExitCode.FINDING
     if audit.complete:
         return None, None
     text = run.error.traceback if run.error else run.status

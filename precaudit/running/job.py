@@ -13,6 +13,7 @@ from precaudit.formats import get_format
 from precaudit.model import Execution, Location, Plan
 from precaudit.ownprecision.records import OwnPrecision
 from precaudit.tracing.records import AliasedValues, GradientDifference, Trace
+from precaudit.words import plural
 
 JobKind = Literal["script", "module", "model_file", "inference"]
 Precision = Literal["float32", "as-written", "plan"]
@@ -250,6 +251,11 @@ class RunResult:
         return self.error is not None and self.error.type in OURS
 
     @property
+    def taken(self) -> str:
+        """How many steps it took, in words."""
+        return plural(self.steps, self.counted.removesuffix("s"))
+
+    @property
     def failure(self) -> str:
         """Which of script and precaudit failed, and after how many steps."""
-        return f"{'precaudit' if self.is_ours else 'the script'} failed after {self.steps} {self.counted}"
+        return f"{'precaudit' if self.is_ours else 'the script'} failed after {self.taken}"

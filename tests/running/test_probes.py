@@ -142,7 +142,7 @@ def test_full_disk_does_not_fail_the_script(tmp_path):
     job = Job("script", "train.py", (), os.getcwd(), 3)
     result = run(RunSpec(job, "reference", probe_dir=str(tmp_path), probe_save=frozenset({0, 1})), code)
     assert result.is_ours
-    assert result.failure == "precaudit failed after 1 optimizer steps"
+    assert result.failure == "precaudit failed after 1 optimizer step"
     assert "set TMPDIR to a folder with more space" in result.why
 
 
