@@ -13,7 +13,6 @@ from precaudit.formats import get_format
 from precaudit.model import Execution, Location, Plan
 from precaudit.ownprecision.records import OwnPrecision
 from precaudit.tracing.records import AliasedValues, GradientDifference, Trace
-from precaudit.words import plural
 
 JobKind = Literal["script", "module", "model_file", "inference"]
 Precision = Literal["float32", "as-written", "plan"]
@@ -253,7 +252,7 @@ class RunResult:
     @property
     def taken(self) -> str:
         """How many steps it took, in words."""
-        return plural(self.steps, self.counted.removesuffix("s"))
+        return f"{self.steps} {self.counted.removesuffix('s') if self.steps == 1 else self.counted}"
 
     @property
     def failure(self) -> str:
