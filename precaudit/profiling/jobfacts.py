@@ -53,6 +53,8 @@ def job_facts(job: Job, settings: Settings, audit: Audit, formats: Sequence[str]
 def _stopped(run: RunResult) -> str:
     if run.error is not None and run.error.is_lack_of_launcher:
         return "unlaunched"
+    if run.error is not None and run.error.is_lack_of_memory:
+        return "unroomed"
     return "unable" if run.is_ours else run.status
 
 

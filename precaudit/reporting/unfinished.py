@@ -26,6 +26,10 @@ CUT_SHORT = {
         "the script failed without its launcher",
         f"Profile again, as the one process of a launcher: {UNDER_TORCHRUN}",
     ),
+    "unroomed": Ending(
+        "memory ran out",
+        "Profile again with a smaller batch, or more memory: an audit needs some beside the training's own.",
+    ),
     "interrupted": Ending("the run was interrupted", "Profile again and let the run come to its end."),
 }
 TRAINS = "Profile a script that trains: precaudit follows what calls .backward()."

@@ -25,7 +25,9 @@ def record_of(error: BaseException) -> ScriptError:
 
 def internal_error(error: BaseException) -> ScriptError:
     """The record of an exception that precaudit itself has raised."""
-    why = f"precaudit itself failed, not the script ({type(error).__name__}: {error}); please report it"
+    lacks_memory = ScriptError(type(error).__name__, str(error), "").is_lack_of_memory
+    what_now = "use a smaller batch or more memory" if lacks_memory else "please report it"
+    why = f"precaudit itself failed, not the script ({type(error).__name__}: {error}); {what_now}"
     trace = "".join(traceback.format_exception(error))
     return ScriptError(INTERNAL, why, f"{trace}\n{why}")
 

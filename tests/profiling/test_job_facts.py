@@ -7,7 +7,7 @@ from precaudit.ownprecision.records import Cast, OwnPrecision, Scaler
 from precaudit.profiling.audit import Audit
 from precaudit.profiling.jobfacts import job_facts
 from precaudit.profiling.settings import Settings
-from precaudit.running.job import Job, RunResult, RunSpec
+from precaudit.running.job import INTERNAL, Job, RunResult, RunSpec, ScriptError
 from precaudit.tensorcores.peaks import get_gpu
 from precaudit.tracing.records import Trace
 
@@ -38,6 +38,17 @@ def test_a_mixed_precision_that_this_machine_leaves_off_is_mentioned(left_off, o
     reference = RunResult("reference", 0, "stopped", 8, own_precision=OwnPrecision(left_off=left_off), on_cuda=on_cuda)
     notes = job_facts(job, Settings(), Audit(job, reference, Trace()), ("float16",), get_gpu("h100"))["notes"]
     assert ["was not measured" in note for note in notes] == ([] if on_cuda else [True])
+
+
+@pytest.mark.parametrize(
+    ("error", "stopped"),
+    [("OutOfMemoryError", "unroomed"), (INTERNAL, "unable"), ("ValueError", "failed")],
+)
+def test_what_ended_a_run_is_told_apart(error, stopped):
+    job = Job("script", "train.py", (), ".", 8)
+    failed = RunResult("reference", 0, "failed", 3, error=ScriptError(error, "it went wrong", ""))
+    facts = job_facts(job, Settings(), Audit(job, failed, Trace()), ("bfloat16",), get_gpu("h100"))
+    assert facts["stopped"] == stopped
 
 
 @pytest.mark.parametrize("neutralize", [False, True])

@@ -188,7 +188,7 @@ def test_files_of_libraries_go_by_their_import_names(path, shown):
     assert place(found) == f"a, linear, {shown}"
 
 
-@pytest.mark.parametrize("stopped", ["killed", "failed", "unlaunched", "interrupted"])
+@pytest.mark.parametrize("stopped", ["killed", "failed", "unlaunched", "unroomed", "interrupted"])
 def test_interrupted_run_is_distinguished_from_one_without_training(stopped):
     report = replace(report_samples.empty(), job={"stopped": stopped}, verification=Verification())
     text = render(report, "markdown")
@@ -215,6 +215,12 @@ def test_a_tensor_with_values_that_are_not_finite_has_no_largest_magnitude():
     (output, gradient, *_) = ranges.rows([replace(base, tensors=(bad, *base.tensors[1:]))], [], "!")
     assert output[:3] == ["fc", "output", "inf/nan"]
     assert float(gradient[2]) > 0
+
+
+def test_an_audit_without_memory_is_not_told_to_mend_the_script():
+    report = replace(report_samples.empty(), job={"stopped": "unroomed", "steps": 3}, verification=Verification())
+    assert headline(report).title == "NOTHING MEASURED: memory ran out after 3 steps"
+    assert actions(report)[0].startswith("Profile again with a smaller batch, or more memory")
 
 
 def test_in_a_terminal_a_report_of_nothing_is_only_why_and_what_to_do():

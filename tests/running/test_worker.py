@@ -127,6 +127,17 @@ def test_a_failure_of_a_listener_is_no_failure_of_the_script(monkeypatch):
     assert "in fail" in error.traceback
 
 
+def test_a_listener_without_memory_is_not_to_be_reported(monkeypatch):
+    def fail(*arguments):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(LossScaler, "_inspect", fail)
+    scaled = replace(BRAIN, default="float16", loss_scale=LossScale("static", 2.0))
+    error = run(spec(precision="plan", plan=scaled), train).error
+    assert error.is_lack_of_memory
+    assert error.message.endswith("Tried to allocate 2.00 GiB); use a smaller batch or more memory")
+
+
 def test_a_failure_of_a_scope_s_listener_is_no_failure_of_the_script(monkeypatch):
     monkeypatch.setattr(endstate, "_samples", lambda own: {}["missing"])
     assert run(spec(), train).error.type == INTERNAL
