@@ -8,11 +8,9 @@ from dataclasses import replace
 from typing import Any
 
 from precaudit.measuring.records import FLOAT32, PLAN, Profiled
-from precaudit.model import Layer, Op, Plan, TensorCores
+from precaudit.model import KernelTime, Layer, LayerTime, Op, Plan, TensorCores
 from precaudit.tensorcores.peaks import Gpu
 from precaudit.tensorcores.roofline import StepPrediction, in_words, measured_in_words, predict_step
-
-Row = Mapping[str, Any]
 
 
 def usage(profiled: Mapping[str, Profiled], eligible: float | None, target: Gpu, speed: str) -> TensorCores:
@@ -34,19 +32,14 @@ def usage(profiled: Mapping[str, Profiled], eligible: float | None, target: Gpu,
     )
 
 
-def _before_and_after(before: Sequence[Row], after: Sequence[Row]) -> tuple[Row, ...]:
-    """The rows of `after` (under the plan) with the float32 time of the same layer, and rows for layers with time in
-    float32 only."""
-    earlier = {(row["fqn"], row["module"]): row for row in before}
-    kept = ("seconds", "time_share", "flops", "tflops", "peak_share")
-    rows = []
-    for row in after:
-        old = earlier.pop((row["fqn"], row["module"]), None)
-        rows.append({**row, "before": {key: old[key] for key in kept} if old else None})
-    for old in earlier.values():
-        gone = {"seconds": 0.0, "share": 0.0, "calls": 0, "flops": None, "tflops": None, "peak_share": None}
-        rows.append({**old, **gone, "before": {key: old[key] for key in kept}})
-    return tuple(rows)
+def _before_and_after(before: Sequence[LayerTime], after: Sequence[LayerTime]) -> tuple[LayerTime, ...]:
+    """The layers of `after` (under the plan) with their float32 time, and those with time in float32 only."""
+    earlier = {(layer.fqn, layer.module): layer.time for layer in before}
+    kept = tuple(replace(layer, before=earlier.pop((layer.fqn, layer.module), None)) for layer in after)
+    gone = (
+        LayerTime(fqn, KernelTime(0.0, time.time_share), module, before=time) for (fqn, module), time in earlier.items()
+    )
+    return (*kept, *gone)
 
 
 def speed_note(

@@ -1,6 +1,6 @@
 """The data that flows through precaudit: frozen dataclasses that know number formats only, and no torch."""
 
-from precaudit.model.kernels import Kernel, TensorCores, TimeShare
+from precaudit.model.kernels import Kernel, KernelTime, LayerTime, TensorCores, TimeShare
 from precaudit.model.plan import SCHEMA_VERSION, Float8Scaling, LossScale, OpFormat, Plan, ScaleMode
 from precaudit.model.proof import (
     EXECUTIONS,
@@ -32,7 +32,9 @@ __all__ = [
     "FormatFit",
     "Gate",
     "Kernel",
+    "KernelTime",
     "Layer",
+    "LayerTime",
     "Location",
     "LossScale",
     "Op",

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 
 @dataclass(frozen=True)
@@ -36,6 +34,30 @@ class Kernel:
 
 
 @dataclass(frozen=True)
+class KernelTime:
+    """Seconds in GPU kernels, by Tensor Core class, and what was computed in them where that is known."""
+
+    seconds: float
+    time_share: TimeShare
+    flops: float | None = None
+    tflops: float | None = None
+    peak_share: float | None = None
+
+
+@dataclass(frozen=True)
+class LayerTime:
+    """The kernels of a layer or, where `module` is false, of what is outside of all; `share` is their part of the time
+    of all kernels. `before` is the layer's time in float32, where `time` is under the plan."""
+
+    fqn: str
+    time: KernelTime
+    module: bool = True
+    share: float = 0.0
+    calls: int = 0
+    before: KernelTime | None = None
+
+
+@dataclass(frozen=True)
 class TensorCores:
     """Tensor Core usage; `measured` is false where no GPU kernel was timed, and then shares are null."""
 
@@ -46,5 +68,5 @@ class TensorCores:
     eligible_flops_share: float | None = None
     kernels: tuple[Kernel, ...] = ()
     device: str | None = None
-    layers: tuple[Mapping[str, Any], ...] = ()
+    layers: tuple[LayerTime, ...] = ()
     notes: tuple[str, ...] = ()

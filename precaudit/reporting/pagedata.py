@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from itertools import accumulate
-from typing import Any, TypeGuard
+from typing import Any
 
 from precaudit.formats import FORMATS, HALF_FORMATS
-from precaudit.model import Layer, Report, TensorStats, Trial, Verification
+from precaudit.model import KernelTime, Layer, Report, TensorStats, Trial, Verification
 from precaudit.reporting.drawing import AFTER, BEFORE
 from precaudit.reporting.endings import last_tried
 from precaudit.reporting.places import WHOLE
 from precaudit.reporting.ranges import CAST_ROLES
-from precaudit.words import SHORT_FORMATS, is_number, visible
+from precaudit.words import SHORT_FORMATS, visible
 
 # a gradient that loses less than this share of its energy trains the same
 ENERGY_BUDGET = 1e-4
@@ -196,13 +196,12 @@ def _broken(trial: Trial) -> str:
 
 def times(report: Report) -> Rows:
     """Layers by GPU time with their seconds in each Tensor Core class, under the plan and before it where both were
-    measured; rows in other shapes are left out."""
+    measured."""
     rows: Rows = []
-    for row in report.tensor_cores.layers:
-        after, before = _by_class(row), _by_class(row.get("before"))
+    for layer in report.tensor_cores.layers:
+        after, before = _by_class(layer.time), _by_class(layer.before)
         if after or before:
-            name = visible(row.get("fqn") or "(outside modules)")
-            rows.append({"name": name, "seconds": after, "before": before})
+            rows.append({"name": visible(layer.fqn or "(outside modules)"), "seconds": after, "before": before})
     return sorted(rows, key=lambda row: -max(sum(row["seconds"].values()), sum(row["before"].values())))[:TIMED]
 
 
@@ -217,16 +216,10 @@ def _bars(times: Rows) -> dict[str, Any]:
     return {"names": [layer["name"] for layer in times], "rows": rows}
 
 
-def _by_class(row: Any) -> dict[str, float]:
+def _by_class(time: KernelTime | None) -> dict[str, float]:
     """Seconds in each Tensor Core class; nothing where none were measured."""
-    part, seconds = (row.get("time_share"), row.get("seconds")) if isinstance(row, Mapping) else (None, None)
-    if not isinstance(part, Mapping) or not _positive(seconds):
-        return {}
-    return {visible(kind): share * seconds for kind, share in part.items() if _positive(share)}
-
-
-def _positive(value: Any) -> TypeGuard[float]:
-    return is_number(value) and value > 0
+    spent = {kind: share * time.seconds for kind, share in vars(time.time_share).items()} if time else {}
+    return {kind: seconds for kind, seconds in spent.items() if 0 < seconds < math.inf}
 
 
 def _plan(report: Report) -> dict[str, Any]:

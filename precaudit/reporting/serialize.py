@@ -10,7 +10,17 @@ from typing import Any
 
 from precaudit.errors import PrecauditError
 from precaudit.formats import get_format
-from precaudit.model import SCHEMA_VERSION, Exponents, LossScale, Plan, Repair, Report, TensorRecord, TensorStats
+from precaudit.model import (
+    SCHEMA_VERSION,
+    Exponents,
+    LayerTime,
+    LossScale,
+    Plan,
+    Repair,
+    Report,
+    TensorRecord,
+    TensorStats,
+)
 from precaudit.reporting.decode import Decoder, Decoders, Mismatch, number
 from precaudit.reporting.files import read_json, write_bytes
 from precaudit.reporting.jsontext import dumps
@@ -18,6 +28,7 @@ from precaudit.reporting.jsontext import dumps
 KEYS: Mapping[type, Mapping[str, str]] = {
     Exponents: {"minimum": "min"},
     Repair: {"source": "from", "target": "to"},
+    LayerTime: {"time": ""},
     TensorRecord: {"stats": ""},
 }
 # float64 reaches from 2**-1074 to 2**1023

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from precaudit.formats import ALIASES, FORMATS
-from precaudit.model import Finding, Kernel, TensorCores, TimeShare
+from precaudit.model import Finding, Kernel, KernelTime, LayerTime, TensorCores, TimeShare
 from precaudit.tensorcores.advice import advise
 from precaudit.tensorcores.attribution import OUTSIDE, UNATTRIBUTED, Attribution, attribute
 from precaudit.tensorcores.cards import Card, cards_of
@@ -98,7 +97,7 @@ def analyse(trace: Trace, target: str | None = None, ptx: Mapping[str, Sequence[
         eligible_flops_share=_eligible(groups),
         kernels=tuple(_kernel(group) for group in groups),
         device=names,
-        layers=tuple(layers),
+        layers=layers,
         notes=tuple(notes(trace, cards, groups, attribution)),
     )
     on = sum(group.seconds for group in groups if group.found.used) / (total or 1.0)
@@ -260,29 +259,28 @@ def _kernel(group: Group) -> Kernel:
     )
 
 
-def _layers(groups: Iterable[Group], total: float) -> list[Mapping[str, Any]]:
-    """A row per module or bucket with its time by class, the slowest first."""
+def _layers(groups: Iterable[Group], total: float) -> tuple[LayerTime, ...]:
+    """The time of each module or bucket, the slowest first."""
     owners: dict[tuple[str, bool], list[Group]] = {}
     for group in groups:
         owners.setdefault((group.owner, group.in_module), []).append(group)
-    rows = [_layer(owner, in_module, mine, total) for (owner, in_module), mine in owners.items()]
-    return sorted(rows, key=lambda row: -row["seconds"])
+    found = (_layer(owner, in_module, mine, total) for (owner, in_module), mine in owners.items())
+    return tuple(sorted(found, key=lambda layer: -layer.time.seconds))
 
 
-def _layer(owner: str, in_module: bool, groups: Sequence[Group], total: float) -> dict[str, Any]:
-    seconds = sum(g.seconds for g in groups)
-    share = _time_share(groups)
+def _layer(owner: str, in_module: bool, groups: Sequence[Group], total: float) -> LayerTime:
+    time = _time(groups)
+    return LayerTime(owner, time, in_module, time.seconds / total if total else 0.0, sum(g.calls for g in groups))
+
+
+def _time(groups: Sequence[Group]) -> KernelTime:
     rated = [g for g in groups if g.flops]
     flops, spent = sum(g.flops or 0.0 for g in rated), sum(g.seconds for g in rated)
     at_peak = [g.flops / g.peak / 1e12 for g in rated if g.flops and g.peak]
-    return {
-        "fqn": owner,
-        "module": in_module,
-        "seconds": seconds,
-        "share": seconds / total if total else 0.0,
-        "calls": sum(g.calls for g in groups),
-        "time_share": {label: getattr(share, label) for label in CLASSES},
-        "flops": flops or None,
-        "tflops": flops / spent / 1e12 if spent else None,
-        "peak_share": sum(at_peak) / spent if at_peak and len(at_peak) == len(rated) else None,
-    }
+    return KernelTime(
+        seconds=sum(g.seconds for g in groups),
+        time_share=_time_share(groups),
+        flops=flops or None,
+        tflops=flops / spent / 1e12 if spent else None,
+        peak_share=sum(at_peak) / spent if at_peak and len(at_peak) == len(rated) else None,
+    )

@@ -7,11 +7,10 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from precaudit import __version__
 from precaudit.errors import PrecauditError
-from precaudit.model import SCHEMA_VERSION, Kernel, TimeShare
+from precaudit.model import SCHEMA_VERSION, Kernel, LayerTime, TimeShare
 from precaudit.reporting import format_of
 from precaudit.reporting.markdown import bullets, code, table, text
 from precaudit.reporting.page import Page
@@ -117,8 +116,8 @@ def bars(analysis: Analysis) -> list[tuple[str, float, str]]:
     return [(label, value, "█" * round(value * BAR)) for label, value in values]
 
 
-def top_layers(analysis: Analysis, count: int | None = 6) -> list[Mapping[str, Any]]:
-    return [row for row in analysis.tensor_cores.layers if row["module"]][:count]
+def top_layers(analysis: Analysis, count: int | None = 6) -> list[LayerTime]:
+    return [layer for layer in analysis.tensor_cores.layers if layer.module][:count]
 
 
 # ---------------------------------------------------------------- formats
@@ -160,9 +159,9 @@ def _kernels(page: Page, every: Sequence[Row]) -> None:
         page.text(f"{len(rest):,} more: {share(sum(row.share for row in rest))}", indent="  ")
 
 
-def _layer_cells(row: Mapping[str, Any]) -> list[str]:
-    parts = (f"{row['time_share'][label]:.0%}" for label in CLASSES)
-    return [visible(row["fqn"]) or "-", share(row["share"]), *parts, _rate(row["tflops"])]
+def _layer_cells(layer: LayerTime) -> list[str]:
+    parts = (f"{getattr(layer.time.time_share, label):.0%}" for label in CLASSES)
+    return [visible(layer.fqn) or "-", share(layer.share), *parts, _rate(layer.time.tflops)]
 
 
 def _rate(tflops: float | None) -> str:

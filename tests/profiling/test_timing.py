@@ -9,7 +9,18 @@ import torch
 from precaudit.measuring.program import Program, arms_for
 from precaudit.measuring.records import ARMS, Block, Feed, Observation, Profiled
 from precaudit.measuring.summary import performance
-from precaudit.model import Finding, Layer, Op, Plan, TensorCores, TensorRecord, TensorStats, TimeShare
+from precaudit.model import (
+    Finding,
+    KernelTime,
+    Layer,
+    LayerTime,
+    Op,
+    Plan,
+    TensorCores,
+    TensorRecord,
+    TensorStats,
+    TimeShare,
+)
 from precaudit.profiling.audit import Audit
 from precaudit.profiling.environment import environment
 from precaudit.profiling.timing import measure, observe, unmeasured
@@ -56,18 +67,8 @@ def blocks(**milliseconds):
 
 def kernels(native, seconds, rules=()):
     share = TimeShare(native, 0.0, 1 - native, 0.0)
-    row = {
-        "fqn": "fc",
-        "module": True,
-        "seconds": seconds,
-        "share": 1.0,
-        "calls": 3,
-        "time_share": {"native": native, "none": 1 - native},
-        "flops": 1e9,
-        "tflops": 1.0,
-        "peak_share": 0.5,
-    }
-    found = TensorCores(True, "torch.profiler", share, 0.01, None, (), "NVIDIA H100", (row,))
+    layer = LayerTime("fc", KernelTime(seconds, share, 1e9, 1.0, 0.5), share=1.0, calls=3)
+    found = TensorCores(True, "torch.profiler", share, 0.01, None, (), "NVIDIA H100", (layer,))
     return Profiled(found, tuple(Finding(rule, "note", rule, "") for rule in rules), 2, seconds)
 
 
@@ -87,8 +88,8 @@ def test_on_a_gpu_everything_is_measured():
     cores = found.tensor_cores
     assert cores.measured
     assert cores.time_share.native == 0.9
-    assert cores.layers[0]["before"]["time_share"]["native"] == 0.0
-    assert cores.layers[0]["before"]["seconds"] == 0.018
+    assert cores.layers[0].before.time_share.native == 0.0
+    assert cores.layers[0].before.seconds == 0.018
     assert cores.eligible_flops_share == 1.0
     assert cores.notes[0].startswith("2.00x the speed of float32 measured on H100")
 
@@ -225,17 +226,17 @@ def test_an_arm_whose_steps_are_all_skipped_is_not_timed():
 def test_kernels_of_float32_are_not_reported_under_the_plan():
     profiled = {"float32": kernels(0.0, 0.02)}
     (row,) = measure(audit(), PLAN, H100, None, ON_H100, Replies(seen(profiled=profiled))).tensor_cores.layers
-    assert row["seconds"] == 0
-    assert row["before"]["seconds"] > 0
+    assert row.time.seconds == 0
+    assert row.before.seconds > 0
 
 
 def test_layers_with_time_in_float32_only_are_kept():
     before = kernels(0.0, 0.02)
     layers = before.tensor_cores.layers
-    cores = replace(before.tensor_cores, layers=(*layers, {**layers[0], "fqn": "old"}))
+    cores = replace(before.tensor_cores, layers=(*layers, replace(layers[0], fqn="old")))
     profiled = {"float32": replace(before, tensor_cores=cores), "plan": kernels(0.9, 0.01)}
     rows = measure(audit(), PLAN, H100, None, ON_H100, Replies(seen(profiled=profiled))).tensor_cores.layers
-    assert [(row["fqn"], row["seconds"], row["before"]["seconds"]) for row in rows] == [
+    assert [(row.fqn, row.time.seconds, row.before.seconds) for row in rows] == [
         ("fc", 0.01, 0.02),
         ("old", 0.0, 0.02),
     ]

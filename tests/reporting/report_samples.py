@@ -13,7 +13,9 @@ from precaudit.model import (
     FormatFit,
     Gate,
     Kernel,
+    KernelTime,
     Layer,
+    LayerTime,
     Location,
     LossScale,
     Op,
@@ -116,16 +118,14 @@ def plan_for(layers: tuple[Layer, ...], default: str = "float16", kept: str = "l
     )
 
 
-def timed(fqn: str, seconds: float, **time_share: float) -> dict[str, object]:
-    """A layer's row as traces are analysed."""
-    classes = ("native", "legacy", "none", "unknown")
-    return {"fqn": fqn, "seconds": seconds, "time_share": {kind: time_share.get(kind, 0.0) for kind in classes}}
+def timed(seconds: float, native: float = 0.0, legacy: float = 0.0, none: float = 0.0) -> KernelTime:
+    return KernelTime(seconds, TimeShare(native, legacy, none, 0.0))
 
 
 def kernels() -> TensorCores:
     rows = [
-        timed("blocks.0.attn.qkv", 0.005, native=0.8, none=0.2) | {"before": timed("", 0.011, none=1.0)},
-        timed("head", 0.0035, native=0.6, legacy=0.3, none=0.1) | {"before": None},
+        LayerTime("blocks.0.attn.qkv", timed(0.005, native=0.8, none=0.2), before=timed(0.011, none=1.0)),
+        LayerTime("head", timed(0.0035, native=0.6, legacy=0.3, none=0.1)),
     ]
     kernel = Kernel("sm90_xmma_gemm_f16f16_f16f32_f32_tn_n", "native", "xmma", 24, 0.006, "hopper", "f16", "cublas")
     share = TimeShare(0.6, 0.1, 0.3, 0.0)

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from precaudit.model import Layer, Plan, Report, TensorCores, Verification
+from precaudit.model import KernelTime, Layer, LayerTime, Plan, Report, TensorCores, TimeShare, Verification
 from precaudit.reporting import costs
 from precaudit.reporting.headline import headline
 from precaudit.reporting.pagedata import times
@@ -150,9 +150,8 @@ def test_implausible_costs_are_rendered(key, value):
 
 def test_bars_before_and_after_are_adjacent():
     def row(fqn, seconds, before=None):
-        share = {"native": 0.5, "none": 0.5}
-        earlier = {"before": {"seconds": before, "time_share": share}} if before else {}
-        return {"fqn": fqn, "seconds": seconds, "time_share": share, **earlier}
+        share = TimeShare(0.5, 0.0, 0.5, 0.0)
+        return LayerTime(fqn, KernelTime(seconds, share), before=KernelTime(before, share) if before else None)
 
     layers = (row("small", 1.0, 2.0), row("gone", 0.0, 9.0), row("alone", 4.0))
     found = times(Report(tensor_cores=TensorCores(True, layers=layers)))

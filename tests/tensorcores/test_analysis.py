@@ -40,8 +40,8 @@ def test_the_rate_of_a_product_is_its_flops_over_the_time_of_its_kernels(tmp_pat
     assert kernels[NVJET].peak_share == pytest.approx(rate / 989.5)
     assert kernels[ADD].tflops is None
     (layer,) = analysed(tmp_path, events).tensor_cores.layers
-    assert (layer["fqn"], layer["calls"]) == ("Linear_0", 2)
-    assert layer["tflops"] == pytest.approx(rate)
+    assert (layer.fqn, layer.calls) == ("Linear_0", 2)
+    assert layer.time.tflops == pytest.approx(rate)
 
 
 def test_a_kernel_without_a_format_in_its_name_is_rated_by_its_products_format(tmp_path):
@@ -49,7 +49,7 @@ def test_a_kernel_without_a_format_in_its_name_is_rated_by_its_products_format(t
     cores = analysed(tmp_path, events).tensor_cores
     (kernel,), (layer,) = cores.kernels, cores.layers
     assert kernel.operands is None
-    assert kernel.peak_share == layer["peak_share"] == pytest.approx(kernel.tflops / 989.5)
+    assert kernel.peak_share == layer.time.peak_share == pytest.approx(kernel.tflops / 989.5)
 
 
 def test_products_of_an_unknown_format_are_not_called_float32(tmp_path):
@@ -398,7 +398,7 @@ def test_a_layers_share_of_peak_is_that_of_its_products(tmp_path):
     events = [module("Linear_0", 0, 100), mm(0, 50, 4096, 4096, 4096), *launched(NVJET, 5, 250, 1)]
     analysis = analysed(tmp_path, events)
     (layer,), (kernel,) = analysis.tensor_cores.layers, analysis.tensor_cores.kernels
-    assert layer["peak_share"] == pytest.approx(kernel.peak_share)
+    assert layer.time.peak_share == pytest.approx(kernel.peak_share)
 
 
 def test_kernels_of_another_vendor_identify_it(tmp_path):

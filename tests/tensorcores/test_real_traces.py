@@ -71,9 +71,9 @@ def test_modules_are_attributed(usage, name):
     """Of launched kernel time, apart from what is no module's: collectives, the optimizer, gradient accumulation."""
     usage_ = usage(name).tensor_cores
     assert usage_.unattributed_share < 0.05
-    module_time = sum(row["seconds"] for row in usage_.layers if row["module"])
+    module_time = sum(row.time.seconds for row in usage_.layers if row.module)
     named = {"communication", "optimizer", "gradient accumulation", "launched before the recording"}
-    other = sum(row["seconds"] for row in usage_.layers if not row["module"] and row["fqn"] not in named)
+    other = sum(row.time.seconds for row in usage_.layers if not row.module and row.fqn not in named)
     assert module_time / (module_time + other) > 0.95
 
 

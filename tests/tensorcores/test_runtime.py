@@ -109,5 +109,5 @@ def test_backward_kernels_belong_to_their_layers():
     usage = recording.tensor_cores
     assert usage.measured
     assert usage.unattributed_share < 0.2
-    assert {"0", "2"} <= {row["fqn"] for row in usage.layers}
+    assert {"0", "2"} <= {layer.fqn for layer in usage.layers}
     assert usage.time_share.native + usage.time_share.legacy > 0.3

@@ -86,7 +86,7 @@ def test_no_class_is_given_to_another_vendors_kernels(tmp_path, extension):
 
 def test_shares_of_the_rows_add_up_to_all(analysis):
     assert sum(row.share for row in rows(analysis)) == pytest.approx(1)
-    assert sum(row["share"] for row in analysis.tensor_cores.layers) == pytest.approx(1)
+    assert sum(layer.share for layer in analysis.tensor_cores.layers) == pytest.approx(1)
 
 
 @pytest.mark.parametrize(
