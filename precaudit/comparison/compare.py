@@ -44,7 +44,7 @@ def _seen(metric: str, base: Report, head: Report, matching: Matching) -> bool:
     if metric == "headroom" or METRICS[metric].family == "plan":
         return comparable_plans(base, head)
     if metric in ("ops", "alignment", "dtypes", "constants"):
-        return bool(base.ops and head.ops) and (metric != "dtypes" or (autocast_seen(base) and autocast_seen(head)))
+        return bool(base.ops and head.ops)
     if metric == "nonfinite" or METRICS[metric].family == "ranges":
         return bool(matching.pairs)
     return speed.measured(metric, base, head)
@@ -67,8 +67,7 @@ def _changes(base: Report, head: Report, matching: Matching) -> Iterator[Change]
     if base.ops and head.ops:
         yield from structure.op_changes(base, head, names)
         yield from structure.constant_changes(ops)
-    if autocast_seen(base) and autocast_seen(head):
-        yield from structure.dtype_changes(pairs, ops)
+    yield from structure.dtype_changes(pairs, ops)
     yield from ranges.range_changes(pairs, ops)
     yield from tensors.absent(pairs)
     yield from speed.speed_changes(base, head)
@@ -88,11 +87,6 @@ def comparable_plans(base: Report, head: Report) -> bool:
     return bool(base.plan.modules and head.plan.modules) and same_target(base, head)
 
 
-def autocast_seen(report: Report) -> bool:
-    """Whether the report knows which operations the script's own autocast covers; early versions did not tell."""
-    return "autocast" not in report.own_precision or any(op.autocast for op in report.ops)
-
-
 def _not_comparable(base: Report, head: Report, matching: Matching) -> Iterator[str]:
     verdicts = base.verification.verdict, head.verification.verdict
     if "screened" in verdicts and "pass" in verdicts:
@@ -109,8 +103,6 @@ def _not_comparable(base: Report, head: Report, matching: Matching) -> Iterator[
     for name, report in (("base", base), ("head", head)):
         if not report.ops:
             yield f"operations: none recorded in {name}"
-        elif not autocast_seen(report):
-            yield f"dtypes: {name} doesn't tell which operations the script's own autocast covers"
     for role in tensors.unmeasured_roles(matching.pairs):
         yield f"{role} ranges: measured in one report only"
     steps = [report.job.get("steps") for report in (base, head)]

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
 
 from precaudit.comparison.changes import Change
 from precaudit.model import Report
-from precaudit.words import is_number, seconds, size
+from precaudit.reporting.facts import figures
+from precaudit.words import seconds, size
 
 # Keys of `environment` that say on what was measured; each must agree, and the first must be there.
 DEVICE_KEYS = ("device", "capability", "processor", "cpus")
-# Metrics where more is worse: their key in `performance`, whose value is a number or numbers by precision, and words.
+# Metrics where more is worse: their key in `performance`, whose value has numbers by precision, and words.
 COSTS: Mapping[str, tuple[str, str, Callable[[float], str]]] = {
     "time": ("step_seconds", "the time of a step", seconds),
     "memory": ("peak_memory_bytes", "peak memory", size),
@@ -30,8 +30,7 @@ def speed_changes(base: Report, head: Report) -> Iterator[Change]:
         percent = 100 * (after / before - 1) if before > 0 else 0.0
         if percent > NOISE[metric]:
             _, what, show = COSTS[metric]
-            label = f"{what} ({precision})" if precision else what
-            message = f"{label}: {show(before)} became {show(after)}, {percent:.0f}% more"
+            message = f"{what} ({precision}): {show(before)} became {show(after)}, {percent:.0f}% more"
             yield Change(metric, percent, message, base=before, head=after)
 
 
@@ -63,15 +62,10 @@ def comparable_costs(base: Report, head: Report) -> Iterator[tuple[str, str, flo
     if why_not_comparable(base, head):
         return
     for metric, (key, *_) in COSTS.items():
-        old, new = _figures(base.performance.get(key)), _figures(head.performance.get(key))
+        old, new = figures(base.performance.get(key)), figures(head.performance.get(key))
         for name in old:
             if name in new and not (_on_cpu(head) and (metric == "time" or _other_torch(base, head))):
                 yield metric, name, old[name], new[name]
-
-
-def _figures(value: Any) -> dict[str, float]:
-    figures = value if isinstance(value, Mapping) else {"": value}
-    return {str(name): float(figure) for name, figure in figures.items() if is_number(figure)}
 
 
 def _other_torch(base: Report, head: Report) -> bool:

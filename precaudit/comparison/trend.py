@@ -21,12 +21,11 @@ from precaudit.errors import PrecauditError
 from precaudit.model import Report
 from precaudit.reporting import markdown as md
 from precaudit.reporting import unfinished
-from precaudit.reporting.facts import from_python
+from precaudit.reporting.facts import figures, from_python
 from precaudit.reporting.page import Page
 from precaudit.reporting.serialize import load_report
 from precaudit.words import plural, prose, seconds, share, visible
 
-DATE_KEYS = ("started", "created", "date")
 Entry = tuple[str, datetime, Report]
 
 
@@ -62,14 +61,10 @@ def _name(path: Path, folder: Path) -> str:
 
 def measured_at(report: Report, path: Path) -> datetime:
     """The time that the report states, else the file's."""
-    for source in (report.job, report.environment):
-        for key in DATE_KEYS:
-            try:
-                stated = datetime.fromisoformat(str(source.get(key)))
-            except ValueError:
-                continue
-            return stated if stated.tzinfo else stated.replace(tzinfo=UTC)
-    return datetime.fromtimestamp(path.stat().st_mtime, UTC)
+    try:
+        return datetime.fromisoformat(str(report.environment.get("created"))).astimezone(UTC)
+    except ValueError:
+        return datetime.fromtimestamp(path.stat().st_mtime, UTC)
 
 
 def trend(
@@ -137,6 +132,7 @@ def _figures(report: Report) -> dict[str, Any]:
     formats = Counter(report.plan.modules.values())
     low = sum(count for name, count in formats.items() if name != "float32")
     window = report.plan.loss_scale.window
+    taken = figures(report.performance.get("step_seconds"))
     return {
         "verdict": report.verification.verdict,
         "layers": len(report.layers),
@@ -146,14 +142,8 @@ def _figures(report: Report) -> dict[str, Any]:
         "loss_difference": report.verification.difference.mean,
         "tensor_cores": native_share(report),
         "eligible_flops": report.tensor_cores.eligible_flops_share,
-        "step_seconds": _step_seconds(report.performance.get("step_seconds")),
+        "step_seconds": taken.get("plan", taken.get("float32")),
     }
-
-
-def _step_seconds(figure: Any) -> float | None:
-    """The plan's step time where it was taken, else float32's."""
-    taken = (figure.get("plan") or figure.get("float32")) if isinstance(figure, Mapping) else None
-    return float(taken) if isinstance(taken, int | float) else None
 
 
 # ---------------------------------------------------------------- as text

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from precaudit.model import Report
+from precaudit.reporting.facts import figures
 from precaudit.words import NOT_MEASURED, is_number, number, plural, prose, seconds, share, size, usd, visible
 
 WORTH = 1.03  # times as fast: less is no gain worth a word
@@ -66,11 +67,11 @@ def _speedup(report: Report) -> list[str]:
     """The plan's speedup, with its spread over the rounds."""
     p = report.performance
     spread, parts = _mapping(p, "speedup_quartiles"), []
-    for arm, value in _figures(p.get("speedup")).items():
+    for arm, value in figures(p.get("speedup")).items():
         within = " ({:.2f}x to {:.2f}x)".format(*spread[arm]) if _pair(spread.get(arm)) else ""
         parts.append(f"{_arm(arm)} {value:.2f}x{within}")
     lines = [f"Speed against float32, with the middle half of the rounds: {', '.join(parts)}."] if parts else []
-    timed = "float32" in _figures(p.get("step_seconds")) and p.get("method")
+    timed = "float32" in figures(p.get("step_seconds")) and p.get("method")
     return [*lines, f"Timed: {prose(p['method'])}."] if timed else lines
 
 
@@ -144,10 +145,10 @@ def _beside_time(p: Mapping[str, Any]) -> list[str]:
             f"Data, and whatever else runs between two steps, takes {share(p['data_wait_share'])} of float32's time."
         )
     lines += _counters(p)
-    if memory := _figures(p.get("peak_memory_bytes")):
+    if memory := figures(p.get("peak_memory_bytes")):
         whose = "" if p.get("gpu") else " of the whole process"
         lines.append(f"Peak memory{whose}: {_by_arm(memory, size)}.")
-    if errors := _figures(p.get("prediction_error")):
+    if errors := figures(p.get("prediction_error")):
         predicted = _mapping(p, "predicted_step_seconds")
         parts = [f"{_arm(arm)} {seconds(predicted.get(arm))} ({error:+.0%})" for arm, error in errors.items()]
         lines.append(f"Predicted from the card's peaks, with the error: {', '.join(parts)}.")
@@ -156,7 +157,7 @@ def _beside_time(p: Mapping[str, Any]) -> list[str]:
 
 def _counters(p: Mapping[str, Any]) -> list[str]:
     """Sentences on the GPU's counters; none for a CPU."""
-    if busy := _figures(p.get("tensor_pipe_share")):
+    if busy := figures(p.get("tensor_pipe_share")):
         steps = f"Tensor Cores busy, by the whole GPU's counters: {_by_arm(busy, share)} of the time."
         return [steps, *_layers_alone(p)]
     why = str(p.get("counters_method") or "")
@@ -167,7 +168,7 @@ def _layers_alone(p: Mapping[str, Any]) -> list[str]:
     layers = [
         f"{visible(fqn)} {_by_arm(known, share)}"
         for fqn, shares in _mapping(p, "tensor_pipe_share_by_layer").items()
-        if (known := _figures(shares))
+        if (known := figures(shares))
     ]
     return [f"Tensor Cores busy in large layers' forward, repeated alone: {'; '.join(layers)}."] if layers else []
 
@@ -175,11 +176,6 @@ def _layers_alone(p: Mapping[str, Any]) -> list[str]:
 def _mapping(p: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     value = p.get(key)
     return value if isinstance(value, Mapping) else {}
-
-
-def _figures(value: Any) -> dict[str, float]:
-    """The finite numbers in a mapping, by arm; none in what is no mapping."""
-    return {arm: figure for arm, figure in value.items() if is_number(figure)} if isinstance(value, Mapping) else {}
 
 
 def _pair(value: Any) -> bool:
@@ -224,7 +220,7 @@ def _change(ratio: float) -> str:
 
 def _energy(report: Report) -> str:
     joules = {arm: report.cost.get(f"energy_joules_per_thousand_steps_{arm}") for arm in ("float32", "plan")}
-    if not _figures(joules):
+    if not figures(joules):
         why = report.performance.get("energy_method")
         reason = f" ({_reason(why)})" if why and why != NOT_MEASURED else ""
         return f"Energy: {NOT_MEASURED}{reason}."

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from precaudit.formats import HALF_FORMATS
 from precaudit.model import Finding, Plan, Report
 from precaudit.reporting.endings import ended_like_the_plan
-from precaudit.words import prose
+from precaudit.words import is_number, prose
 
 OWN_PRECISION = ("PA3", "PA5")
 """Prefixes of the rules on a script's own low precision: its low-precision tensors, its autocast and its scaler."""
@@ -71,6 +71,11 @@ def listed(report: Report, key: str) -> Sequence[Any]:
     """What the job lists under a key; nothing where it has no list there."""
     value = report.job.get(key)
     return value if isinstance(value, list | tuple) else ()
+
+
+def figures(value: Any) -> dict[str, float]:
+    """The finite numbers in a mapping, by arm; none in what is no mapping."""
+    return {arm: figure for arm, figure in value.items() if is_number(figure)} if isinstance(value, Mapping) else {}
 
 
 def notes(report: Report) -> list[str]:

@@ -101,7 +101,7 @@ def profile(model: Sequence[Spec], seed: int) -> Report:
         ),
         performance={
             "step_seconds": {"float32": 0.1 * rng.normal(1, 0.03), "plan": 0.05 * rng.normal(1, 0.03)},
-            "peak_memory_bytes": 2**30,
+            "peak_memory_bytes": {"plan": 2**30},
         },
     )
 
@@ -146,13 +146,13 @@ def _op(spec: Spec, name: str, layer: Layer) -> Op:
 def timed(seconds, memory=100, **environment):
     return Report(
         environment={"device": "NVIDIA H100", "capability": "9.0", **environment},
-        performance={"step_seconds": {"plan": seconds, "float32": None}, "peak_memory_bytes": memory},
+        performance={"step_seconds": {"plan": seconds, "float32": None}, "peak_memory_bytes": {"plan": memory}},
     )
 
 
-def with_autocast(dtype, category="lower", told=True):
-    op = Op("a", "linear", 1, category, None, (), autocast=dtype if told else None)
-    other = Op("b", "linear", 1, "lower", None, (), autocast="bfloat16" if told else None)
+def with_autocast(dtype, category="lower"):
+    op = Op("a", "linear", 1, category, None, (), autocast=dtype)
+    other = Op("b", "linear", 1, "lower", None, (), autocast="bfloat16")
     layers = tuple(Layer(fqn, "Linear", 1, 1, ()) for fqn in ("a", "b"))
     return Report(job={"baseline": {"autocast": "bfloat16"}}, layers=layers, ops=(op, other))
 

@@ -283,7 +283,7 @@ def test_the_model_itself_is_not_the_whole_job():
 
 
 def dated(report, day):
-    return replace(report, job={**report.job, "started": f"2026-03-{day:02}T10:00:00+00:00"})
+    return replace(report, environment={**report.environment, "created": f"2026-03-{day:02}T10:00:00+00:00"})
 
 
 @pytest.fixture
