@@ -10,22 +10,20 @@ from types import TracebackType
 
 from tqdm import tqdm
 
+from precaudit.model import AS_WRITTEN, CANDIDATE, REFERENCE, TWIN
 from precaudit.profiling.settings import Settings
-from precaudit.reporting.endings import AS_WRITTEN, TWIN
-from precaudit.running.job import RunResult, RunSpec
+from precaudit.running.job import ALONE, REPLAY, SEARCH, TIMING, WATCH, RunResult, RunSpec
 
-SEARCH = "bisect"
-"""The label of runs that search for what is to blame: how many it takes nobody knows."""
 PURPOSES: Mapping[str, str] = {
-    "reference": "float32",
+    REFERENCE: "float32",
     TWIN: "float32 from weights rounded once",
-    "replay": "gradients compared with float32's",
-    "alone": "the script without precaudit",
+    REPLAY: "gradients compared with float32's",
+    ALONE: "the script without precaudit",
     AS_WRITTEN: "the script's own precision",
     SEARCH: "which modules are to blame",
-    "watch": "where it goes wrong",
-    "timing": "time of a step in each precision",
-    "candidate": "training with the plan",
+    WATCH: "where it goes wrong",
+    TIMING: "time of a step in each precision",
+    CANDIDATE: "training with the plan",
 }
 """What runs are for, by the label that the report has for them; those of candidates are numbered."""
 
@@ -83,15 +81,16 @@ def _purpose(spec: RunSpec) -> str:
     return f" ({told})" if told else ""
 
 
-_ONCE = ("reference", "replay", "timing")
-_PER_SEED = ("candidate", "reference", TWIN)
+_ONCE = (REFERENCE, REPLAY, TIMING)
+_PER_SEED = (CANDIDATE, REFERENCE, TWIN)
 
 
 class Forecast:
     """The seconds to go, at the mean pace of a training step so far.
 
     It assumes the fewest runs that end in a verdict: no repair, and no seeds beyond the first ones. Runs that turn out
-    to be needed are added as they begin, so that the forecast may grow; those of a search are not.
+    to be needed are added as they begin, so that the forecast may grow; those of a search are not, as nobody knows how
+    many it takes.
     """
 
     def __init__(self, settings: Settings) -> None:

@@ -3,7 +3,11 @@
 from precaudit.model.kernels import Kernel, KernelTime, LayerTime, TensorCores, TimeShare
 from precaudit.model.plan import SCHEMA_VERSION, Float8Scaling, LossScale, OpFormat, Plan, ScaleMode
 from precaudit.model.proof import (
+    AS_WRITTEN,
+    CANDIDATE,
     EXECUTIONS,
+    REFERENCE,
+    TWIN,
     Cause,
     Difference,
     Execution,
@@ -19,9 +23,13 @@ from precaudit.model.report import Report
 from precaudit.model.traced import PACKAGES, Finding, Layer, Location, Op, Severity
 
 __all__ = [
+    "AS_WRITTEN",
+    "CANDIDATE",
     "EXECUTIONS",
     "PACKAGES",
+    "REFERENCE",
     "SCHEMA_VERSION",
+    "TWIN",
     "Cause",
     "Difference",
     "Execution",

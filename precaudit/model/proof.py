@@ -18,9 +18,14 @@ ALPHA = 0.02
 """Level of each one-sided test at each look."""
 
 
+REFERENCE, TWIN, AS_WRITTEN, CANDIDATE = "reference", "reference-perturbed", "as-written", "candidate"
+"""The labels of training runs, with which reports tell them apart: in float32, again from weights that were rounded
+once, in the script's own precision, and under a plan (`candidate-1`, ...)."""
+
+
 @dataclass(frozen=True)
 class Trial:
-    """One training run: `plan` is `reference`, `reference-perturbed`, `as-written`, `candidate-1`, ...
+    """One training run; `plan` is its label.
 
     `scale` is the magnitude that differences from a reference's loss are relative to.
     """
@@ -33,6 +38,14 @@ class Trial:
     status: str = "ok"
     seconds: float | None = None
     scale: float | None = None
+
+    @property
+    def is_reference(self) -> bool:
+        return self.plan == REFERENCE
+
+    @property
+    def is_candidate(self) -> bool:
+        return self.plan.startswith(CANDIDATE)
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,13 @@ from typing import Protocol
 
 from precaudit.errors import ExitCode, PrecauditError
 from precaudit.formats import NARROW_FORMATS
-from precaudit.model import Execution, Op, Plan
+from precaudit.model import AS_WRITTEN, REFERENCE, Execution, Op, Plan
 from precaudit.planning.budget import GradientError, LostGradients, gradient_error, lost_gradients
 from precaudit.planning.planner import Choices, build_plan
 from precaudit.planning.rules import Ban, aliased_values, bans
 from precaudit.profiling.reference import in_float32
 from precaudit.profiling.schedule import Schedule, schedule
-from precaudit.running.job import Job, RunResult, RunSpec
+from precaudit.running.job import REPLAY, Job, RunResult, RunSpec
 from precaudit.tracing.records import Trace
 from precaudit.words import UNDER_TORCHRUN, listing
 
@@ -107,7 +107,7 @@ def _audited(job: Job, formats: tuple[str, ...], execution: Execution, runner: R
     plan = schedule(job.steps, len(probed))
     spec = RunSpec(
         job,
-        "reference",
+        REFERENCE,
         audited=plan.audited,
         shadowed=plan.shadowed,
         formats=formats,
@@ -130,7 +130,7 @@ def _audited(job: Job, formats: tuple[str, ...], execution: Execution, runner: R
         bans(trace, formats),
         as_written=as_written,
         execution=execution,
-        replay_spec=replace(spec, label="replay", audited=frozenset(), shadowed=frozenset(), probe_save=saved),
+        replay_spec=replace(spec, label=REPLAY, audited=frozenset(), shadowed=frozenset(), probe_save=saved),
     )
     if not audit.complete or reference.steps < job.steps or not plan.probed.get("init"):
         return audit
@@ -142,14 +142,12 @@ def _as_written(first: RunResult, spec: RunSpec, runner: Runner) -> RunResult | 
     own casts active."""
     written = None
     if first.own_precision.is_mixed:
-        again = RunSpec(
-            spec.job, "as-written", precision="as-written", execution=spec.execution, patience=spec.patience
-        )
+        again = RunSpec(spec.job, AS_WRITTEN, precision="as-written", execution=spec.execution, patience=spec.patience)
         run = runner(again)
         own = replace(run.own_precision, casts=first.own_precision.casts)
         written = replace(run, trace=first.trace, own_precision=own)
     if spec.neutralize and (written is None or (first.finished and _lacks_kernel(written))):
-        return replace(first, label="as-written")
+        return replace(first, label=AS_WRITTEN)
     return written
 
 

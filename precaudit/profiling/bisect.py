@@ -11,7 +11,7 @@ from statistics import fmean
 from precaudit.model import LossScale, OpFormat, Plan
 from precaudit.planning.budget import gradient_error
 from precaudit.profiling.audit import PROBE_HEADROOM, Runner
-from precaudit.running.job import RunResult, RunSpec
+from precaudit.running.job import SEARCH, RunResult, RunSpec
 
 MAX_EVALUATIONS = 64
 _SHARE = 0.9
@@ -93,7 +93,7 @@ class Search:
 
     def _replay(self, compare: Mapping[int, tuple[str, Plan]]) -> RunSpec:
         job = replace(self.spec.job, steps=max(compare) + 1)
-        return replace(self.spec, job=job, label="bisect", probe_save=frozenset(), probe_compare=compare)
+        return replace(self.spec, job=job, label=SEARCH, probe_save=frozenset(), probe_compare=compare)
 
     def whole_errors(self, measure: Measure) -> dict[Steps, float]:
         """The error of the whole plan in each pair of saved steps; {} where there are none."""

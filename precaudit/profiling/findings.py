@@ -196,7 +196,7 @@ def _in_words(error: GradientError) -> str:
 def _of_float32(audit: Audit, verification: Verification) -> Iterator[Finding]:
     """PA603: a float32 run with a non-finite loss, with and without verification."""
     runs = [(audit.reference.seed, audit.reference.losses)]
-    runs += [(trial.seed, trial.losses) for trial in verification.trials if trial.plan == "reference"]
+    runs += [(trial.seed, trial.losses) for trial in verification.trials if trial.is_reference]
     unsound = next(((seed, losses) for seed, losses in runs if not all(map(math.isfinite, losses))), None)
     if unsound is not None:
         seed, losses = unsound

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from precaudit import __version__
 from precaudit.finding import finding
-from precaudit.model import Finding, Layer, Plan, Report, Verification
+from precaudit.model import AS_WRITTEN, REFERENCE, Finding, Layer, Plan, Report, Verification
 from precaudit.planning.planner import Choices, build_plan, without_loss_scale
 from precaudit.planning.rules import bans
 from precaudit.profiling.audit import Audit
@@ -36,8 +36,8 @@ def report_of(auditing: Auditing) -> Report:
     trained = trace.audited_steps > 0 and any(layer.trained for layer in trace.layers)
     plan = build_plan(trace, choices) if trained else Plan(target=choices.target)
     reason = "an audit measures; it trains nothing of its own" if trained else "no step of this model was seen"
-    run = RunResult("reference", 0, "ended", steps)
-    audited = Audit(job, run, trace, found, as_written=RunResult("as-written", 0, "ended", steps, trace=trace))
+    run = RunResult(REFERENCE, 0, "ended", steps)
+    audited = Audit(job, run, trace, found, as_written=RunResult(AS_WRITTEN, 0, "ended", steps, trace=trace))
     return Report(
         environment=where,
         job={

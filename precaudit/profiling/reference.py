@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from precaudit.running.job import INTERNAL, RunResult, RunSpec
+from precaudit.running.job import ALONE, INTERNAL, RunResult, RunSpec
 from precaudit.running.uninstrumented import uninstrumented
 
 _PAST = 3
@@ -44,7 +44,7 @@ def _blamed(run: RunResult, spec: RunSpec, runner: Callable[[RunSpec], RunResult
     if run.status != "failed" or error is None or run.is_ours or error.is_lack_of_memory:
         return run
     job = replace(spec.job, steps=run.steps + _PAST)
-    alone = RunSpec(job, "alone", spec.seed, threads=spec.threads, runs=uninstrumented)
+    alone = RunSpec(job, ALONE, spec.seed, threads=spec.threads, runs=uninstrumented)
     for _ in range(_TRIES):
         if not runner(alone).finished:
             return run

@@ -14,7 +14,7 @@ from precaudit.planning.fitting import format_of, is_within
 from precaudit.planning.planner import fallback
 from precaudit.profiling.bisect import Search, contributions, of_gradients, of_losses, whole_error
 from precaudit.profiling.culprits import culprit_of
-from precaudit.running.job import OutputDeviation, RunResult, ScriptError
+from precaudit.running.job import WATCH, OutputDeviation, RunResult, ScriptError
 from precaudit.tracing.records import Fault, Trace
 from precaudit.verification.gates import first_lost, refusals, stuck_buffers, unused_calls, usual_calls, wrong_answers
 from precaudit.verification.statistics import diverged
@@ -86,7 +86,7 @@ def _named(trials: Trials, plan: Plan, seed: int, run: RunResult) -> ScriptError
 
 
 def _watched(trials: Trials, plan: Plan, seed: int, start: int) -> RunResult:
-    (watched,) = trials.run([replace(trials.spec("watch", seed, plan), watch_from=start)])
+    (watched,) = trials.run([replace(trials.spec(WATCH, seed, plan), watch_from=start)])
     return watched
 
 

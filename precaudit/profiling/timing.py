@@ -15,7 +15,7 @@ from precaudit.measuring.summary import UNMEASURED, WARM_ROUNDS, performance, st
 from precaudit.measuring.usage import compared, predictions, speed_note, usage
 from precaudit.model import Finding, Op, Plan, TensorCores
 from precaudit.profiling.audit import Audit, Runner
-from precaudit.running.job import RunSpec
+from precaudit.running.job import TIMING, RunSpec
 from precaudit.tensorcores.eligibility import eligible_share
 from precaudit.tensorcores.peaks import Gpu, find_gpu, gpu_for
 
@@ -134,7 +134,7 @@ def _timed(found: Observation) -> set[str]:
 def _spec(audit: Audit, program: Program) -> RunSpec:
     return RunSpec(
         audit.job,
-        "timing",
+        TIMING,
         neutralize=audit.neutralize,
         runs=partial(timed, program=program),
     )

@@ -6,11 +6,10 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from precaudit.model import Difference, Plan, Repair, Trial, Verification
+from precaudit.model import CANDIDATE, REFERENCE, TWIN, Difference, Plan, Repair, Trial, Verification
 from precaudit.profiling.audit import Audit, Runner, require_same_start
 from precaudit.profiling.repairs import find_repair
-from precaudit.reporting.endings import TWIN
-from precaudit.running.job import RunResult, RunSpec
+from precaudit.running.job import WATCH, RunResult, RunSpec
 from precaudit.verification.equivalence import LOOKS, needs_more
 from precaudit.verification.statistics import typical_loss
 from precaudit.verification.verdict import Judgement, Runs, judge, screened
@@ -18,7 +17,6 @@ from precaudit.verification.verdict import Judgement, Runs, judge, screened
 MAX_ROUNDS = 3
 _ROUNDED = 0.5
 """A larger relative difference of the first losses means a different start rather than rounding."""
-WATCH = "watch"
 Replan = Callable[[Sequence[Repair]], Plan]
 
 
@@ -66,7 +64,7 @@ class Trials:
             self.rounded_to = plan.narrowest
             self.twins.clear()
         missing = [seed for seed in seeds if seed not in self.references]
-        specs = [self.spec("reference", seed) for seed in missing]
+        specs = [self.spec(REFERENCE, seed) for seed in missing]
         specs += [self.spec(label, seed, plan) for seed in seeds]
         twinned = [] if self.twins else sorted({0, *seeds})[: LOOKS[-1]]
         twins = [replace(self.spec(TWIN, seed), perturbed=self.rounded_to) for seed in twinned]
@@ -107,7 +105,7 @@ def verify(
     try:
         for round_ in range(1, MAX_ROUNDS + 2):
             candidates: dict[int, RunResult] = {}
-            judgement = _trial_round(trials, plan, f"candidate-{round_}", seeds, quick, candidates)
+            judgement = _trial_round(trials, plan, f"{CANDIDATE}-{round_}", seeds, quick, candidates)
             if not _needs_repair(judgement, quick) or round_ > MAX_ROUNDS:
                 break
             found = find_repair(trials, plan, candidates)
@@ -177,5 +175,5 @@ def _verification(trials: Trials, judgement: Judgement, repairs: list[Repair]) -
 
 
 def _trial(run: RunResult, window: slice | None) -> Trial:
-    scale = typical_loss(run.losses, window) if window and run.label == "reference" else None
+    scale = typical_loss(run.losses, window) if window and run.label == REFERENCE else None
     return Trial(run.seed, run.label, run.losses, len(run.skipped), run.steps, run.status, run.seconds, scale)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from precaudit.finding import USE_THE_PLAN, counted
-from precaudit.model import Finding, Plan, Report
+from precaudit.model import AS_WRITTEN, Finding, Plan, Report
 from precaudit.reporting import costs, unfinished
-from precaudit.reporting.endings import AS_WRITTEN, ended
+from precaudit.reporting.endings import ended
 from precaudit.reporting.facts import asks_for_the_plan, has_the_plan, own_format, settled, unsound
 from precaudit.reporting.grouped import Group, grouped
 from precaudit.reporting.places import place

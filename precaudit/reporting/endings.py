@@ -4,21 +4,19 @@ from __future__ import annotations
 
 from statistics import fmean
 
-from precaudit.model import Verification
-
-AS_WRITTEN, TWIN = "as-written", "reference-perturbed"
+from precaudit.model import AS_WRITTEN, REFERENCE, Verification
 
 
 def last_tried(v: Verification) -> str | None:
     """The label of the last plan tried."""
-    return next((trial.plan for trial in reversed(v.trials) if trial.plan.startswith("candidate")), None)
+    return next((trial.plan for trial in reversed(v.trials) if trial.is_candidate), None)
 
 
 def ended(v: Verification, plan: str, seed: int = 0) -> float:
     """The relative difference of the mean loss over the compared steps from float32's with the same seed; 0 if
     unknown."""
     runs = {trial.plan: trial for trial in v.trials if trial.seed == seed}
-    reference, run = runs.get("reference"), runs.get(plan)
+    reference, run = runs.get(REFERENCE), runs.get(plan)
     if reference is None or run is None or not (reference.scale and v.compared):
         return 0.0
     part = slice(v.compared[0] - 1, v.compared[1])

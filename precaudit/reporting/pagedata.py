@@ -113,7 +113,7 @@ def trainings(report: Report) -> dict[str, Any]:
     """Loss curves, the band that counts as the same, and paired differences of the plan that was tried last."""
     v = report.verification
     last = last_tried(v)
-    references = {trial.seed: trial for trial in v.trials if trial.plan == "reference"}
+    references = {trial.seed: trial for trial in v.trials if trial.is_reference}
     return {
         "curves": [row for trial in v.trials for row in _curve(trial, last)],
         "band": _band(list(references.values()), v.margin),
@@ -137,16 +137,16 @@ def _compared(v: Verification) -> dict[str, Any]:
 
 def kinds(v: Verification) -> list[str]:
     """The kinds of runs that the curves show, float32 first."""
-    last, trials = last_tried(v), sorted(v.trials, key=lambda trial: trial.plan != "reference")
+    last, trials = last_tried(v), sorted(v.trials, key=lambda trial: not trial.is_reference)
     return list(dict.fromkeys(_kind(trial, last) for trial in trials))
 
 
 def _kind(trial: Trial, last: str | None) -> str:
-    if trial.plan == "reference":
+    if trial.is_reference:
         return BEFORE
     if trial.plan == last:
         return AFTER
-    return "earlier plans" if trial.plan.startswith("candidate") else "other runs"
+    return "earlier plans" if trial.is_candidate else "other runs"
 
 
 def _thin(length: int) -> range:

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 
-from precaudit.model import Cause, Report, Verification
+from precaudit.model import TWIN, Cause, Report, Verification
 from precaudit.model.proof import LOOKS
-from precaudit.reporting.endings import TWIN, ended, last_tried
+from precaudit.reporting.endings import ended, last_tried
 from precaudit.reporting.facts import own_format
 from precaudit.reporting.forecast import AFFORDABLE, seeds_needed
 

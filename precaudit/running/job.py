@@ -18,6 +18,8 @@ JobKind = Literal["script", "module", "model_file", "inference"]
 Precision = Literal["float32", "as-written", "plan"]
 Status = Literal["stopped", "ended", "failed", "interrupted", "killed"]
 
+REPLAY, SEARCH, WATCH, TIMING, ALONE = "replay", "bisect", "watch", "timing", "alone"
+"""The labels of runs that serve another purpose than the training runs of a report."""
 
 _OF_LAUNCHER = re.compile(r"\b(LOCAL_RANK|RANK|WORLD_SIZE|MASTER_ADDR|MASTER_PORT)\b")
 
