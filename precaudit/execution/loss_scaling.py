@@ -21,7 +21,7 @@ from precaudit.model import LossScale, Plan
 
 SCALED = "precaudit_scaled"
 """Attribute of a loss that the script has scaled with its own scaler, which is disabled while this one is active."""
-_SMALLEST, _LARGEST = 2.0**-24, 2.0**40
+SMALLEST, _LARGEST = 2.0**-24, 2.0**40
 
 
 def leaves_of(roots: Sequence[torch.Tensor]) -> list[torch.Tensor]:
@@ -202,7 +202,7 @@ class LossScaler(Scaling):
             return
         self._good_steps = 0 if skipped else self._good_steps + 1
         if skipped:
-            self.scale = max(self.scale / 2, _SMALLEST)
+            self.scale = max(self.scale / 2, SMALLEST)
         elif self._good_steps % self._interval == 0:
             self.scale = min(self.scale * 2, _LARGEST)
 

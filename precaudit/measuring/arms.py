@@ -11,7 +11,7 @@ from torch import nn
 
 from precaudit.execution.apply import Applied
 from precaudit.execution.emulated import to_float32
-from precaudit.execution.loss_scaling import Scaling
+from precaudit.execution.loss_scaling import SMALLEST, Scaling
 from precaudit.execution.native import autocast_for
 from precaudit.execution.products import tf32
 from precaudit.instrument.events import parameters_of
@@ -86,7 +86,7 @@ class FusedScaler(Scaling):
     def gradients_ready(self, optimizer: Any) -> None:
         parameters = list(self._parameters()) if optimizer is None else parameters_of(optimizer)
         if self._overflowed([parameter.grad for parameter in parameters if parameter.grad is not None]):
-            self.scale = max(self.scale / 2, 1.0)
+            self.scale = max(self.scale / 2, SMALLEST)
             self.skipped += 1
             self.withhold(parameters)
 

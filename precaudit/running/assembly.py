@@ -71,7 +71,7 @@ class Session:
         self.baseline = baseline = Baseline(lambda: scopes.current is not None)
         in_disabled_region, settings = baseline.in_disabled_region, baseline.settings
         own = spec.plan is None and bool(spec.audited)
-        self.functions = OwnBackward(scopes, baseline.disabled_region, spec.plan is not None)
+        self.functions = OwnBackward(scopes, baseline.disabled_region, bool(spec.plan or spec.probe_compare))
         self.scaler = scaler_for(spec.plan)
         self.tracer = Tracer(scopes, _trace_options(spec, baseline), in_disabled_region) if _is_traced(spec) else None
         probing = spec, self.names, scopes, self.events, in_disabled_region

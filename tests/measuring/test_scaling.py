@@ -35,6 +35,13 @@ def test_a_step_that_overflowed_is_skipped_and_the_scale_halved():
     assert stepped(scaler, model, torch.ones(5, 4))[1].tolist() == [5.0] * 3
 
 
+def test_a_scale_below_one_is_halved_too():
+    model = nn.Linear(4, 3)
+    scaler = FusedScaler(2.0**-5, model.parameters)
+    stepped(scaler, model, torch.full((5, 4), float("inf")))
+    assert scaler.scale == 2.0**-6
+
+
 def test_sparse_gradients_are_unscaled():
     model = nn.Embedding(10, 2, sparse=True)
     (found,) = stepped(FusedScaler(8.0, model.parameters), model, torch.tensor([1, 3, 3]))

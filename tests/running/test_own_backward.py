@@ -195,3 +195,11 @@ def test_a_function_that_asks_for_float32_gets_it_under_a_plan():
     exact = energies(WideEnergy)
     assert wide.losses == pytest.approx(exact.losses, rel=0.02)
     assert narrow.losses != pytest.approx(exact.losses, rel=0.02)
+
+
+@pytest.mark.filterwarnings("ignore:User provided device_type of 'cuda'")
+def test_a_function_that_asks_for_float32_gets_it_in_a_probe(tmp_path):
+    probing = {"probe_dir": str(tmp_path), "execution": "emulated"}
+    energies(WideEnergy, probe_save=frozenset({1, 2}), **probing)
+    replay = energies(WideEnergy, probe_compare={2: ("a", Plan(default="float16"))}, **probing)
+    assert all(0 < found.delta < 0.01 * found.gradient for found in replay.differences)
