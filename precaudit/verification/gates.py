@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
+from itertools import pairwise
 
 from precaudit.model import Gate, Plan
 from precaudit.running.job import EndState, OutputDeviation, RunResult, ScriptError
@@ -22,7 +23,8 @@ _EARLY = 0.5
 _MOST_NUMBERS = 4
 """With more different numbers of model calls per step in float32 than this, skipped batches can't be recognized."""
 _SCALE_FLOOR, _SCALE_CEILING = 2.0**-10, 2.0**30
-"""A loss scale outside of these bounds has collapsed or runs away."""
+"""A loss scale below the first has collapsed; one above the second runs away, unless it overflows up there, as it does
+where gradients have become that small."""
 
 
 def _finite(name: str, what: str, nonfinite: Callable[[EndState], Collection[str]]) -> Check:
@@ -172,15 +174,22 @@ def allowed(steps: int) -> float:
 
 def loss_scale_range(pairs: Sequence[Pair], plan: Plan) -> Gate:
     """The dynamic loss scale neither falls to the floor nor grows without bound."""
-    scales = [scale for _, candidate in pairs for scale in candidate.scales]
+    runs = [candidate.scales for _, candidate in pairs if candidate.scales]
+    scales = [scale for run in runs for scale in run]
     if not scales:
         return Gate("loss scale", True, "the plan needs no loss scale")
     low, high = min(scales), max(scales)
     # A loss in large units (squared prices) has a scale below one from the start.
     floor = _SCALE_FLOOR * min(1.0, plan.loss_scale.init_scale or 1.0)
-    sound = low >= floor and high <= _SCALE_CEILING
+    sound = low >= floor and not any(map(_runs_away, runs))
     detail = f"the scale stayed within 2^{math.log2(low):.0f} .. 2^{math.log2(high):.0f}"
     return Gate("loss scale", sound, detail if sound else f"{detail}: it fell to the floor or ran away")
+
+
+def _runs_away(scales: Sequence[float]) -> bool:
+    highest = max(scales)
+    checked = any(after < before and before >= highest / 2 for before, after in pairwise(scales))
+    return highest > _SCALE_CEILING and not checked
 
 
 CHECKS: tuple[Check, ...] = (

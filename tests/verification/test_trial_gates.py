@@ -190,7 +190,15 @@ def test_skipped_steps(skips, predicted, passes):
 
 @pytest.mark.parametrize(
     ("scales", "passes"),
-    [((2.0**10, 2.0**16), True), ((2.0**10, 2.0**-11), False), ((2.0**31,), False), ((1.0,), True), ((), True)],
+    [
+        ((2.0**10, 2.0**16), True),
+        ((2.0**10, 2.0**-11), False),
+        ((2.0**31,), False),
+        ((2.0**33, 2.0**34, 2.0**33, 2.0**34), True),  # it overflows at 2^34: the gradients are that small
+        ((2.0**16, 2.0**15, 2.0**33, 2.0**34), False),
+        ((1.0,), True),
+        ((), True),
+    ],
 )
 def test_the_loss_scale_stays_within_its_bounds(scales, passes):
     found = results({"scales": scales})
