@@ -145,10 +145,13 @@ def k_max(log2_max: Sequence[float]) -> int:
     return int(np.clip(math.floor(HALF.exponent_max - expected), -K_LIMIT, K_LIMIT))
 
 
-def recommended_interval(log2_max: Sequence[float]) -> int:
-    """Steps between doublings: torch's 2000, or fewer where gradients shrink faster than that."""
-    slope, _ = _trend(*_observed(log2_max))
-    if slope >= 0:
+def recommended_interval(log2_max: Sequence[float], room: float) -> int:
+    """Steps between doublings: torch's 2000, or fewer where the observed gradients fell by more than `room`: so many
+    octaves they may fall before a constant scale loses them. A short history says nothing of all later steps, while
+    each doubling that gradients don't follow costs a step."""
+    steps, seen = _observed(log2_max)
+    slope, _ = _trend(steps, seen)
+    if slope >= 0 or -slope * np.ptp(steps) <= room:
         return DEFAULT_INTERVAL
     return int(np.clip(-0.5 / slope, SHORTEST_INTERVAL, DEFAULT_INTERVAL))
 
@@ -190,10 +193,11 @@ def recommend(log2_max: Sequence[float], gradients: Gradients, steps: int) -> Lo
     mode `none` where nothing is float16 in the backward pass."""
     if not gradients:
         return LossScale()
-    interval = recommended_interval(log2_max)
-    scale = LossScale("dynamic", None, interval, window(log2_max, gradients))
+    scale = LossScale("dynamic", window=window(log2_max, gradients))
     start = k_max(log2_max) if scale.start is None else scale.start
-    return replace(scale, init_scale=2.0**start, predicted_skips=expected_skips(log2_max, start, interval, steps))
+    interval = recommended_interval(log2_max, start - scale.window[0] if scale.window else 0.0)
+    skips = expected_skips(log2_max, start, interval, steps)
+    return replace(scale, init_scale=2.0**start, growth_interval=interval, predicted_skips=skips)
 
 
 def conflicts(gradients: Gradients, highest: int) -> dict[str, int]:

@@ -146,10 +146,15 @@ def test_trend_counts_with_its_last_value():
 
 
 def test_a_falling_trend_shortens_the_interval():
-    assert recommended_interval([-6.0] * 50) == 2000
-    assert recommended_interval(-6 - 0.001 * np.arange(50)) == pytest.approx(500, abs=1)
-    assert recommended_interval(-6 - np.arange(50.0)) == 100
-    assert recommended_interval(-6 + np.arange(50.0)) == 2000
+    assert recommended_interval([-6.0] * 50, 0) == 2000
+    assert recommended_interval(-6 - 0.001 * np.arange(50), 0) == pytest.approx(500, abs=1)
+    assert recommended_interval(-6 - np.arange(50.0), 0) == 100
+    assert recommended_interval(-6 + np.arange(50.0), 0) == 2000
+
+
+@pytest.mark.parametrize(("room", "interval"), [(4, 100), (6, 2000)])
+def test_a_fall_that_leaves_no_window_asks_for_no_doublings(room, interval):
+    assert recommended_interval(-6 - 0.1 * np.arange(51), room) == interval
 
 
 def looked_at(history, stride):
@@ -159,7 +164,7 @@ def looked_at(history, stride):
 @pytest.mark.parametrize("stride", [1, 8, 16])
 def test_a_trend_is_told_in_steps_however_few_were_looked_at(stride):
     falling = -6 - 0.001 * np.arange(600)
-    assert recommended_interval(looked_at(falling, stride)) == pytest.approx(500, abs=1)
+    assert recommended_interval(looked_at(falling, stride), 0) == pytest.approx(500, abs=1)
 
 
 def test_few_and_odd_steps():

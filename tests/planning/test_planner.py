@@ -307,7 +307,8 @@ def test_float16_gets_a_window():
 
 @pytest.mark.parametrize("stride", [1, 20])
 def test_the_growth_interval_counts_the_steps_between_those_that_were_looked_at(stride):
-    seen = trace([op()], [layer("a", stats(2.0**-10, 2.0**-20))])
+    small = layer("b", stats(2.0**-43, 2.0**-43))  # needs the largest scale that fits
+    seen = trace([op(), op("b")], [layer("a", stats(2.0**-10, 2.0**-20)), small])
     seen = replace(seen, maxima=tuple((step, -10 - 0.001 * step) for step in range(0, 401, stride)))
     plan = build_plan(seen, Choices(("float16",), "h100", default="float16"))
     assert plan.loss_scale.growth_interval == pytest.approx(500, abs=1)
