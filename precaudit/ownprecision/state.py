@@ -33,9 +33,10 @@ _CYCLE = 5
 every tenth): one to recognize a state, two to measure."""
 
 Key = tuple[Any, ...]
-Owner = tuple[str, str, str]
-"""The model and module of a tensor, and the name of the buffer or optimizer state; '' for a parameter."""
-_NOBODY: tuple[str | None, str | None, str] = (None, None, "")
+Owner = tuple[str | None, str | None, str]
+"""The model and module of a tensor, and the name of the buffer or optimizer state; '' for a parameter. The states of a
+weight that belongs to no module have but a name."""
+_NOBODY: Owner = (None, None, "")
 
 
 @dataclass
@@ -262,8 +263,8 @@ class States:
         return self._owners.get(_key(tensor))
 
     def module_of(self, tensor: torch.Tensor) -> str:
-        owner = self.owner(tensor)
-        return owner[1] if owner else ""
+        _, fqn, _ = self.owner(tensor) or _NOBODY
+        return fqn or ""
 
     def _owned(self) -> Iterator[tuple[Owner, torch.Tensor]]:
         modules: dict[int, tuple[str, str]] = {}
@@ -276,8 +277,8 @@ class States:
                 yield (called, fqn, name), buffer
         for stepped, state in [item for optimizer in self.optimizers for item in optimizer.state.items()]:
             for name, value in state.items():
-                if isinstance(value, torch.Tensor) and id(stepped) in modules:
-                    yield (*modules[id(stepped)], str(name)), value
+                if isinstance(value, torch.Tensor):
+                    yield (*modules.get(id(stepped), _NOBODY[:2]), str(name)), value
 
     def step_ended(self) -> None:
         """End a step. Changes after the optimizer's step, such as an average's update, belong to the next one."""

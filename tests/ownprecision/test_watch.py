@@ -757,6 +757,26 @@ def test_sparse_gradients_are_watched():
     assert entry.step == 2
 
 
+def test_weight_outside_of_modules_is_told_from_the_states_of_its_optimizer():
+    """Adam's moments change so much more than the weight that pooled with them its losses would not show."""
+
+    def code():
+        log_variance = torch.full((1,), 2.0, dtype=torch.bfloat16, requires_grad=True)
+        optimizer = torch.optim.Adam([log_variance], lr=1e-3)
+
+        def before_step(model):
+            optimizer.zero_grad()
+            log_variance.float().exp().sum().backward()
+            optimizer.step()
+
+        train(before_step=before_step)
+
+    lost = {entry.buffer: entry.lost for entry in seen(code, StateLoss)}
+    assert lost.pop("") == 1
+    assert lost.keys() == {"exp_avg", "exp_avg_sq"}
+    assert max(lost.values()) < 0.1
+
+
 def second_moment(beta, dtype=torch.bfloat16):
     """An optimizer's moment that grows from zero, so that hardly any of its changes is lost yet."""
     moments = {}
