@@ -145,7 +145,8 @@ class OwnLowPrecision(TorchFunctionMode, TrainingListener):
 
     def _look_for_overflow(self, call: Call, result: torch.Tensor, before: torch.Tensor | None) -> None:
         if not self._has_noted(Overflow) and (top := overflow(call, result, before)) is not None:
-            self._note(Overflow(caller_location(), dtype_name(result.dtype), call.op, top, self._step))
+            dtype = dtype_name(result.dtype)
+            self._note(Overflow(caller_location(), dtype, call.op, top, self._step, in_place=call.writes))
 
     def _look_for_lost_weight(self, call: Call, result: torch.Tensor) -> None:
         """Non-finite values that the script itself adds to a weight, as an adversarial perturbation: no scaler skips

@@ -132,7 +132,7 @@ def _overflow(entry: Overflow, severity: Severity) -> Finding:
         f"{entry.op} makes non-finite values in the script's own {entry.dtype} at step {entry.step}, from "
         f"finite inputs up to {entry.amax:.3g}: it overflows, or divides by what was rounded to zero"
     )
-    fix = "keep this operation in float32"
+    fix = f"keep {'what this operation changes in place' if entry.in_place else 'this operation'} in float32"
     return finding("PA307", severity, message, fix, None, entry.op, entry.place, step=entry.step)
 
 

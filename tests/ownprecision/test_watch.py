@@ -504,24 +504,24 @@ def test_overflow_is_reported_at_its_operation():
     entries = seen(
         lambda: train(after_step=lambda model: (torch.full((4,), 6e4).half() * 2).sum()), Overflow, steps=3
     )
-    assert [(entry.op, entry.place.path) for entry in entries] == [("mul", __file__)]
+    assert [(entry.op, entry.in_place, entry.place.path) for entry in entries] == [("mul", False, __file__)]
 
 
 @pytest.mark.parametrize(
-    "make",
+    ("make", "writes"),
     [
-        lambda x: x.mul_(300.0),
-        lambda x: x.__imul__(x.clone()),
-        lambda x: torch.mul(x, x, out=torch.zeros(4).half()),
-        lambda x: x.copy_(torch.full((4,), 1e9)),
-        lambda x: x.view(2, 2).addmm_(x.clone().view(2, 2), x.clone().view(2, 2)),
-        lambda x: torch.full((4,), 1e9).half(),
+        (lambda x: x.mul_(300.0), True),
+        (lambda x: x.__imul__(x.clone()), True),
+        (lambda x: torch.mul(x, x, out=torch.zeros(4).half()), True),
+        (lambda x: x.copy_(torch.full((4,), 1e9)), True),
+        (lambda x: x.view(2, 2).addmm_(x.clone().view(2, 2), x.clone().view(2, 2)), True),
+        (lambda x: torch.full((4,), 1e9).half(), False),
     ],
     ids=["mul_", "imul", "out", "copy_", "addmm_", "cast"],
 )
-def test_in_place_overflow_is_reported(make):
+def test_in_place_overflow_is_reported(make, writes):
     entries = seen(lambda: train(after_step=lambda model: make(torch.full((4,), 300.0).half())), Overflow, steps=3)
-    assert [entry.place.path for entry in entries] == [__file__]
+    assert [(entry.in_place, entry.place.path) for entry in entries] == [(writes, __file__)]
 
 
 @pytest.mark.parametrize("precision", ["as-written", "float32"])

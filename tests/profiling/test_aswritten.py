@@ -136,6 +136,17 @@ def test_a_script_that_skips_its_steps_does_not_train():
     assert told(LOSSES[:60], "ended", seen={"grad_scaler": SCALER}) == told(LOSSES[:30], "stopped") == []
 
 
+@pytest.mark.parametrize(
+    ("writes", "advice"),
+    [(False, "keep this operation in float32"), (True, "keep what this operation changes in place in float32")],
+)
+def test_what_overflows_in_place_is_to_be_kept_in_float32(writes, advice):
+    """An operation whose result is put into a half tensor stays half, whatever it is computed in."""
+    made = Overflow(Location("train.py", 9), "float16", "add", 6e4, 3, in_place=writes)
+    _, cause = told((), "ended", low=[made])
+    assert cause.suggestion == advice
+
+
 def test_an_early_end_or_skipped_batches_as_written_are_reported():
     """It looks whether its loss is finite, and nothing that isn't is ever seen of it."""
     (early,) = told(LOSSES[:60], "ended")
