@@ -56,14 +56,15 @@ def is_plain_autocast(report: Report) -> bool:
 
 
 def settled(plan: Plan, finding: Finding) -> bool:
-    """Whether the plan avoids the formats of the finding at its place, or in all of its modules. What the script itself
-    casts is rounded before any plan sees it."""
+    """Whether the plan avoids the formats of the finding at its place, or in all of its modules: of the whole model, if
+    it names none. What the script itself casts is rounded before any plan sees it."""
     named, modules = finding.evidence.get("formats"), finding.evidence.get("modules")
     if not isinstance(named, str) or "cast_by" in finding.evidence:
         return False
     ops = {(op.fqn, op.op): op.format for op in plan.ops}
-    places = modules if isinstance(modules, list | tuple) else [finding.fqn]
-    planned = [ops.get((fqn, finding.op or ""), plan.modules.get(fqn)) for fqn in places if fqn is not None]
+    places = modules if isinstance(modules, list | tuple) else [] if finding.fqn is None else [finding.fqn]
+    planned = [ops.get((fqn, finding.op or ""), plan.modules.get(fqn)) for fqn in places]
+    planned = planned or [*plan.modules.values(), *ops.values()]
     return bool(planned) and all(each is not None and each not in named.split(", ") for each in planned)
 
 

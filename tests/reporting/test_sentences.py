@@ -343,6 +343,17 @@ def test_narrow_module_in_a_float32_plan_is_open():
     assert not is_settled(fqn=None)
 
 
+def test_a_format_that_no_module_of_the_plan_has_is_settled_for_the_whole_model():
+    """An action would only say what the plan does already: use float32 instead."""
+    about = {
+        name: report_samples.finding("PA201", fqn=None, op=None, evidence={"formats": name})
+        for name in ("float16", "bfloat16", "tf32")
+    }
+    plan = Plan("float32", {"a": "float32", "b": "bfloat16"}, (OpFormat("a", "mul", "tf32"),))
+    assert [name for name, found in about.items() if settled(plan, found)] == ["float16"]
+    assert not settled(Plan("float32", {}), about["float16"])
+
+
 def test_finding_about_no_format_is_not_settled_by_formats():
     plan = Plan("bfloat16", {"a": "bfloat16", "b": "float32"})
     updates = report_samples.finding("PA301", fqn="b", op=None, suggestion="keep float32 master weights")
