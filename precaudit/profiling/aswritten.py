@@ -33,6 +33,7 @@ from precaudit.profiling.lostvalues import (
 )
 from precaudit.profiling.scaled import CERTAIN, CHANGES, HOOKS, LIKELY, of_scaled
 from precaudit.running.job import RunResult
+from precaudit.verification.statistics import Divergence, diverged
 from precaudit.words import listing, plural
 
 _REFUSALS = {
@@ -62,8 +63,10 @@ def of_as_written(audit: Audit, verification: Verification) -> list[Finding]:
     if depends_on_scale([own.hooked_by], [run.own_precision.hooked_by]):
         found += of_scaled(own.misuses, HOOKS)
     if not run.finished:
-        stops = [] if run.status == "interrupted" else [_of_stop(run, fix)]  # by the user, not by itself
-        return [*found, *stops, *of_nonfinite(audit.reference, run), *causes_in(run, "warning")]
+        lost = diverged(audit.reference.losses, run.losses)
+        stops = [] if run.status == "interrupted" else [_of_stop(run, lost, fix)]  # by the user, not by itself
+        causes = [*of_nonfinite(audit.reference, run), *(of_backward(run) if lost else [])]
+        return [*found, *stops, *causes, *causes_in(run, "error" if lost and not found else "warning")]
     detail = deviation_from_float32(audit.reference, run, verification)
     backward = of_backward(run) if detail else []
     seen = causes_in(run, "error" if detail and not found else "warning")
@@ -127,19 +130,25 @@ def _of_penalty(reference: RunResult, run: RunResult) -> list[Finding]:
     return [finding("PA507", "error", message, fix, location=place)]
 
 
-def _of_stop(run: RunResult, fix: str) -> Finding:
+def _of_stop(run: RunResult, lost: Divergence | None, fix: str) -> Finding:
     """The script fails as written. Often this machine lacks a kernel (a layer's in float16), which says little about
-    the script, unlike a refusal of torch's GradScaler."""
+    the script, unlike a refusal of torch's GradScaler, or a loss that was lost before: what came of it was refused."""
     why = f": {run.error.short}" if run.error else ""
+    place = run.error.location if run.error else None
+    if lost is not None:
+        message = (
+            f"as written, in its own low precision, the script doesn't train like float32: {lost.detail}, and the "
+            f"script stops at step {run.steps}{why}"
+        )
+        return finding("PA501", "error", message, fix, location=place)
     if run.error is not None and run.error.is_scalers_refusal:
         message = f"as written, the script stops at step {run.steps}, on any machine: torch's scaler refuses it{why}"
         fix = next((remedy for said, remedy in _REFUSALS.items() if said in why), fix)
-        return finding("PA501", "error", message, fix, location=run.error.location)
+        return finding("PA501", "error", message, fix, location=place)
     message = (
         f"as written, in its own low precision, the script stops at step {run.steps} on this machine{why}; so whether "
         "it trains like float32 is not known"
     )
-    place = run.error.location if run.error else None
     return finding("PA501", "warning", message, fix, location=place)
 
 

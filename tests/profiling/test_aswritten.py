@@ -194,6 +194,15 @@ def test_a_script_that_stops_as_written_is_a_warning():
     assert "stops at step 2 on this machine: no float16 kernel" in found.message
 
 
+def test_a_script_that_stops_at_its_own_nan_does_not_train():
+    """torch's distributions refuse the nan that the weights are by then: it is known how the script trains."""
+    error = ScriptError("ValueError", "found invalid values", "", Location("train.py", 9))
+    (found,) = told((LOSSES[0], math.nan), "failed", error=error)
+    assert (found.rule, found.severity, found.location) == ("PA501", "error", Location("train.py", 9))
+    assert "doesn't train like float32: the loss is nan at step 1" in found.message
+    assert found.message.endswith("and the script stops at step 2: found invalid values")
+
+
 def test_a_script_whose_run_as_written_was_interrupted_has_not_stopped_by_itself():
     error = ScriptError("Killed", "the script's process was killed by SIGTERM after step 2", "")
     assert told(LOSSES[:2], "interrupted", error=error) == []
