@@ -10,9 +10,8 @@ import torch
 from precaudit.instrument.scopes import Frame
 from precaudit.instrument.torchfunction import Call, dtype_name, tensors_in
 from precaudit.model import Location
-from precaudit.ownprecision.casts import NARROWING
 from precaudit.ownprecision.records import Entry, OpLoss
-from precaudit.tracing.ops import caller_location
+from precaudit.tracing.ops import STRUCTURAL, caller_location
 from precaudit.tracing.records import ABSORBING
 from precaudit.tracing.shadow import Energies, error_of, repeatable, smaller_addend
 
@@ -38,7 +37,7 @@ class OwnOperations:
             self._region_steps.add(caller_location())
         if op in ANGLES and not self._step % _EVERY:
             self._note(op, result, _blurred(args[0], result))
-        outside = self._current() is None and op not in NARROWING | ANGLES
+        outside = self._current() is None and op not in STRUCTURAL | ANGLES
         if self._step % _EVERY or not (outside or op in ABSORBING) or not repeatable(op, func, kwargs):
             return
         if op in ABSORBING and not smaller_addend(tensors_in(args), result):

@@ -594,6 +594,19 @@ def test_buffers_that_hold_no_values_are_not_read(dtype):
     assert dispatched.names == ["aten::empty"]
 
 
+def test_views_are_not_computed_once_more():
+    """A view of a buffer of gigabytes costs nothing; the whole buffer in float32 would."""
+    dispatched, buffer = Dispatched(), torch.zeros(1000, dtype=torch.bfloat16)
+
+    def code():
+        with dispatched:
+            buffer.narrow(0, 0, 10).view(-1)
+
+    seen(code, OpLoss)
+    assert "aten::view" in dispatched.names
+    assert "aten::_to_copy" not in dispatched.names
+
+
 def test_unchecked_step_on_nonfinite_gradients():
     def spoil(model):
         model[0].weight.grad[0, 0] = float("inf")
