@@ -202,14 +202,14 @@ def _one_of_several(view: ModelView, plan: Plan) -> Iterator[Finding]:
 
 
 def _bypassed(fqn: str, place: Location) -> Finding:
-    """A module whose `forward` the script calls directly: it runs under the plan only in a deployment that calls the
+    """A module whose `forward` is called directly: it runs under the plan only in a deployment that calls the
     module."""
     return finding(
         "PA709",
         "error",
-        f"{fqn or 'the model'}: the script calls forward directly, which runs no hooks: its own operations and outputs "
+        f"{fqn or 'the model'}: forward is called directly, which runs no hooks: its own operations and outputs "
         "were not checked",
-        "call the module: model(x), not model.forward(x)",
+        "call the module: model(x), not model.forward(x), or super().__call__(x) inside its own __call__",
         fqn=fqn,
         location=place,
     )

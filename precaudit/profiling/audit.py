@@ -281,7 +281,8 @@ def require_measurable(audit: Audit) -> None:
         raise PrecauditError(
             "nothing to measure: no torch.nn.Module with parameters took part in a backward pass. precaudit "
             "plans a precision per module; put the parameters into an nn.Module, built by Python code (one that "
-            "torch.jit.load gave can't be looked into), and call it: model(x), not model.forward(x)",
+            "torch.jit.load gave can't be looked into), and call it: model(x), not model.forward(x). "
+            "A model with computed weights, as in MAML, is called by torch.func.functional_call(model, weights, x)",
             ExitCode.NOTHING_TO_MEASURE,
         )
 

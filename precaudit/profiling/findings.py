@@ -66,10 +66,10 @@ def _of_bypassed(trace: Trace) -> list[Finding]:
         return []
     names, place = listing([fqn or "the model" for fqn in trace.bypassed], 3), next(iter(trace.bypassed.values()))
     message = (
-        f"{names}: the script calls forward directly, which runs no hooks: what the module computes itself was not "
+        f"{names}: forward is called directly, which runs no hooks: what the module computes itself was not "
         "audited, and stays in float32 under the plan"
     )
-    fix = "call the module itself, model(x) instead of model.forward(x)"
+    fix = "call the module itself, model(x) instead of model.forward(x), or super().__call__(x) inside its own __call__"
     return [finding("PA003", "warning", message, fix, None, None, place, modules=list(trace.bypassed))]
 
 

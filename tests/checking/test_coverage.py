@@ -160,6 +160,7 @@ def test_direct_call_of_forward_is_an_error():
     finding = found(plan_of(MODEL), facts(MODEL), trace)["PA709"]
     assert (finding.severity, finding.location) == ("error", Location("train.py", 9))
     assert "operations and outputs were not checked" in finding.message
+    assert "super().__call__" in finding.suggestion
 
 
 def test_names_of_several_models_are_prefixed():

@@ -247,7 +247,7 @@ UNMEASURED = ("syntax_error", "missing_argument", "reads_stdin", "needs_a_launch
         ("crash_step3", 4, "Traceback"),
         ("reads_stdin", 4, "EOFError"),
         ("no_backward", 3, "nothing to measure"),
-        ("no_module", 3, "nothing to measure"),
+        ("no_module", 3, "functional_call(model, weights, x)"),
         ("sys_exit_code", 4, "failed"),
         ("os_exit", 4, "exited with code 7"),
         ("killed", 4, "SIGKILL"),

@@ -277,7 +277,8 @@ def test_direct_calls_of_forward_are_reported_together():
     trace = Trace(bypassed={"": Location("train.py", 9), "head": Location("train.py", 12)})
     (found,) = told(Plan("bfloat16", {"": "float32"}), trace=trace)
     assert (found.rule, found.location) == ("PA003", Location("train.py", 9))
-    assert "the model, head" in found.message
+    assert "the model, head: forward is called directly" in found.message
+    assert "super().__call__" in found.suggestion
     assert not settled(Plan("bfloat16", {"": "float32"}), found)
 
 
