@@ -51,45 +51,55 @@ def of_as_written(audit: Audit, verification: Verification) -> list[Finding]:
     """PA501: the script's own low precision doesn't train like float32, or not at all; PA502, PA506, PA507: it clips
     scaled gradients, steps on them, or uses them in a loss; PA508: it unscales gradients that were never scaled; PA509:
     its autocast uses stale weights; and the causes."""
-    own, run = audit.reference.own_precision, audit.as_written
+    reference, run = audit.reference, audit.as_written
+    own = reference.own_precision
     found = [*_of_stale_casts(own.stale_casts), *of_scaled(own.misuses, CERTAIN)]
     if run is None:
         return found
-    fix = _IN_FLOAT32 if verification.verdict in ("fail", "inconclusive") else USE_THE_PLAN
+    misuses = _with_the_change(own.misuses, run)
     depends = depends_on_scale(own.changed_by, run.own_precision.changed_by)
-    scaled = _with_the_change(own.misuses, run)
-    if depends and "clips_scaled" not in scaled:
-        found += of_scaled(scaled, CHANGES)
+    if depends and "clips_scaled" not in misuses:
+        found += of_scaled(misuses, CHANGES)
     if depends_on_scale([own.hooked_by], [run.own_precision.hooked_by]):
-        found += of_scaled(own.misuses, HOOKS)
+        found += of_scaled(misuses, HOOKS)
+    fix = _IN_FLOAT32 if verification.verdict in ("fail", "inconclusive") else USE_THE_PLAN
     if not run.finished:
-        lost = diverged(audit.reference.losses, run.losses)
+        lost = diverged(reference.losses, run.losses)
         stops = [] if run.status == "interrupted" else [_of_stop(run, lost, fix)]  # by the user, not by itself
-        causes = [*of_nonfinite(audit.reference, run), *(of_backward(run) if lost else [])]
+        causes = [*of_nonfinite(reference, run), *(of_backward(run) if lost else [])]
         return [*found, *stops, *causes, *causes_in(run, "error" if lost and not found else "warning")]
-    detail = deviation_from_float32(audit.reference, run, verification)
-    backward = of_backward(run) if detail else []
-    seen = causes_in(run, "error" if detail and not found else "warning")
-    causes = [
-        *_of_penalty(audit.reference, run),
-        *of_nonfinite(audit.reference, run),
-        *backward,
-        *(each for each in seen if not (backward and each.rule == "PA504")),  # a scaler would skip every step
-    ]
-    if detail and not causes:
-        causes = of_lost_gradients(run) or of_casts(run, VanishedInCast) or of_operations(run)
-        causes = causes or of_region(run)
-        likely = {**LIKELY, **CHANGES} if depends is None else LIKELY
-        causes = causes or of_scaled(scaled, likely)[:1] or of_casts(run, BlurredInCast)
-    if detail and not (found or causes):
-        detail += _outside(run) or _likely(audit) or _unexplained(run)
-    if not detail and not any(cause.rule == "PA307" for cause in causes):
-        causes += of_outputs(audit.reference, run)
-    if not detail:
-        causes += of_kept(audit.reference, run)
-    if not detail and ends_early(audit.reference, run):
-        causes.append(_of_end(audit.reference, run, fix))
+    detail = deviation_from_float32(reference, run, verification)
+    if detail is None:
+        causes = _beside(reference, run, fix)
+    else:
+        likely = of_scaled(misuses, {**LIKELY, **CHANGES} if depends is None else LIKELY)[:1]
+        causes = _causes(reference, run, "warning" if found else "error") or _possible_causes(run, likely)
+        if not (found or causes):
+            detail += _outside(run) or _likely(audit) or _unexplained(run)
     return [*found, *_of_difference(run, detail, bool(causes), own.autocast_at, fix), *causes]
+
+
+def _causes(reference: RunResult, run: RunResult, severity: Severity) -> list[Finding]:
+    """What explains a deviation whatever its size."""
+    backward, seen = of_backward(run), causes_in(run, severity)
+    if backward:
+        seen = [each for each in seen if each.rule != "PA504"]  # a scaler would skip every step
+    return [*_of_penalty(reference, run), *of_nonfinite(reference, run), *backward, *seen]
+
+
+def _possible_causes(run: RunResult, likely: list[Finding]) -> list[Finding]:
+    """What may explain a deviation where nothing else does, by the most telling kind; `likely` are misuses of a
+    scaler."""
+    lost = of_lost_gradients(run) or of_casts(run, VanishedInCast) or of_operations(run) or of_region(run)
+    return lost or likely or of_casts(run, BlurredInCast)
+
+
+def _beside(reference: RunResult, run: RunResult, fix: str) -> list[Finding]:
+    """What goes wrong although the losses are float32's."""
+    found = [*_of_penalty(reference, run), *of_nonfinite(reference, run), *causes_in(run, "warning")]
+    if not any(each.rule == "PA307" for each in found):
+        found += of_outputs(reference, run)
+    return [*found, *of_kept(reference, run), *([_of_end(reference, run, fix)] if ends_early(reference, run) else [])]
 
 
 def _of_stale_casts(stale: StaleCast | None) -> list[Finding]:
