@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from precaudit.model import Location
 
@@ -201,6 +201,24 @@ class StaleCast:
     steps: int
 
 
+MisuseKind = Literal[
+    "adds_by_hand",
+    "adds_scaled",
+    "changes_scaled",
+    "clips_scaled",
+    "hooks",
+    "made_anew",
+    "other_scaler",
+    "scales_twice",
+    "steps_again",
+    "steps_scaled",
+    "unscaled_before",
+    "unscaled_loss",
+    "unscales_twice",
+]
+"""What each means is said by `ScaledGradients`, `ScaledByHand` and `GradientChanges`."""
+
+
 @dataclass(frozen=True)
 class Misuse:
     """A misuse of a loss scale: `function` used the gradients; `mixed` says that those of a scaled and of an unscaled
@@ -219,7 +237,6 @@ class OwnPrecision:
     - `plan`: the default format of a plan that it applies. `left_off`: what it prepares and leaves disabled.
     - `scripted`: where TorchScript compiles a module.
     - `scaled_by_hand`: the first loss scale that it applies itself.
-    - `misuses`: by kind, as `scaled_gradients`, `by_hand` and `changes` name them.
     - `changed_by`: how far it changes gradients between the backward pass and the scaler, by optimizer in the order of
       first steps; `hooked_by`: in hooks of parameters. Each is the first finite change, and so on the initial weights.
     - `changes_gradients`: where it first does so. `penalizes_scaled`: where it scales a loss whose scaled gradients it
@@ -236,7 +253,7 @@ class OwnPrecision:
     casts: Sequence[Cast] = ()
     scaled_by_hand: float | None = None
     stale_casts: StaleCast | None = None
-    misuses: dict[str, Misuse] = field(default_factory=dict)
+    misuses: dict[MisuseKind, Misuse] = field(default_factory=dict)
     changed_by: Sequence[Relative | None] = ()
     hooked_by: Relative | None = None
     changes_gradients: Location | None = None

@@ -17,7 +17,7 @@ from precaudit.instrument.names import ModuleNames
 from precaudit.instrument.patches import all_wrapped, set_to
 from precaudit.instrument.torchfunction import map_tensors, stored, tensors_in
 from precaudit.model import Location
-from precaudit.ownprecision.records import Misuse, OwnPrecision
+from precaudit.ownprecision.records import Misuse, MisuseKind, OwnPrecision
 from precaudit.tracing.ops import script_location
 
 _SCALED, _PLAIN = "scaled", "plain"
@@ -105,7 +105,7 @@ class ScaledGradients(TrainingListener):
     def _unscaling(self, original: Callable[..., Any], scaler: Any, optimizer: Any, *args: Any, **kwargs: Any) -> Any:
         function = type(optimizer).__name__
         self._note(parameters_of(optimizer), _PLAIN, "unscaled_loss", function)
-        changed = "unscales_twice" if self._asked_after else "changes_scaled"
+        changed: MisuseKind = "unscales_twice" if self._asked_after else "changes_scaled"
         self._note(parameters_of(optimizer), _SCALED, changed, function, self._changed)
         others = [p for p in parameters_of(optimizer) if self._scalers.get(id(p), scaler) is not scaler]
         self._note(others, _SCALED, "other_scaler", function)
@@ -201,12 +201,12 @@ class ScaledGradients(TrainingListener):
         """Whether the gradient was written to or replaced since the backward pass."""
         return id(parameter) in self._written and parameter.grad is not None and not self._untouched(parameter)
 
-    def _note_scaled(self, parameters: list[torch.Tensor], misuse: str, function: str) -> None:
+    def _note_scaled(self, parameters: list[torch.Tensor], misuse: MisuseKind, function: str) -> None:
         if not self._asked_after:
             self._note(parameters, _SCALED, misuse, function)
 
     def _note(
-        self, parameters: list[torch.Tensor], kind: str, misuse: str, function: str, which: Which | None = None
+        self, parameters: list[torch.Tensor], kind: str, misuse: MisuseKind, function: str, which: Which | None = None
     ) -> None:
         if not self._concerned or misuse in self._misuses:
             return

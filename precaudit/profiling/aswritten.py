@@ -12,6 +12,7 @@ from precaudit.ownprecision.records import (
     BlurredInCast,
     Cast,
     Misuse,
+    MisuseKind,
     StaleCast,
     StateLoss,
     TrainedLow,
@@ -115,7 +116,7 @@ def _of_stale_casts(stale: StaleCast | None) -> list[Finding]:
     return [finding("PA509", severity, message, fix, stale.fqn or None, None, stale.place, steps=stale.steps)]
 
 
-def _with_the_change(misuses: Mapping[str, Misuse], run: RunResult) -> Mapping[str, Misuse]:
+def _with_the_change(misuses: Mapping[MisuseKind, Misuse], run: RunResult) -> Mapping[MisuseKind, Misuse]:
     """The line that changes the gradients, in the place of the one that unscales them later."""
     place = run.own_precision.changes_gradients
     return {

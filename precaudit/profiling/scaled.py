@@ -8,7 +8,7 @@ from types import MappingProxyType
 
 from precaudit.finding import finding
 from precaudit.model import Finding
-from precaudit.ownprecision.records import Misuse
+from precaudit.ownprecision.records import Misuse, MisuseKind
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class _Texts:
     mixed: str = ""
 
 
-CERTAIN: Mapping[str, _Texts] = MappingProxyType(
+CERTAIN: Mapping[MisuseKind, _Texts] = MappingProxyType(
     {
         "clips_scaled": _Texts(
             "PA502",
@@ -76,7 +76,7 @@ CERTAIN: Mapping[str, _Texts] = MappingProxyType(
     }
 )
 """Kinds that are errors wherever they occur."""
-LIKELY: Mapping[str, _Texts] = MappingProxyType(
+LIKELY: Mapping[MisuseKind, _Texts] = MappingProxyType(
     {
         "made_anew": _Texts(
             "PA510",
@@ -93,7 +93,7 @@ LIKELY: Mapping[str, _Texts] = MappingProxyType(
     }
 )
 """Likely causes where a script deviates and nothing else explains it, the likeliest first."""
-CHANGES: Mapping[str, _Texts] = MappingProxyType(
+CHANGES: Mapping[MisuseKind, _Texts] = MappingProxyType(
     {
         "unscales_twice": _Texts(
             "PA508",
@@ -111,7 +111,7 @@ CHANGES: Mapping[str, _Texts] = MappingProxyType(
 )
 """Kinds that are errors where the relative change depends on the loss scale, and likely causes where that is
 unknown."""
-HOOKS: Mapping[str, _Texts] = MappingProxyType(
+HOOKS: Mapping[MisuseKind, _Texts] = MappingProxyType(
     {
         "hooks": _Texts(
             "PA502",
@@ -124,7 +124,7 @@ HOOKS: Mapping[str, _Texts] = MappingProxyType(
 """Kinds that are errors where the relative change by hooks depends on the loss scale."""
 
 
-def of_scaled(misuses: Mapping[str, Misuse], kinds: Mapping[str, _Texts]) -> list[Finding]:
+def of_scaled(misuses: Mapping[MisuseKind, Misuse], kinds: Mapping[MisuseKind, _Texts]) -> list[Finding]:
     """One finding for each of these kinds that was recorded."""
     return [_finding(texts, misuses[kind]) for kind, texts in kinds.items() if kind in misuses]
 
