@@ -52,11 +52,11 @@ class _Region(NamedTuple):
 
 
 class Baseline:
-    """Disables the script's own mixed precision, and records it in `settings`."""
+    """Disables the script's own mixed precision, and records it in `own`."""
 
     def __init__(self, in_forward: Callable[[], bool] = lambda: True) -> None:
         """`in_forward` says whether a module's forward is running."""
-        self.settings = OwnPrecision()
+        self.own = OwnPrecision()
         self._in_forward = in_forward
         self._regions: list[_Region] = []
         self._cache = object()
@@ -99,10 +99,10 @@ class Baseline:
         return self._cache if self._regions and self._regions[-1].dtype and self._regions[-1].caches else None
 
     def seen(self) -> OwnPrecision:
-        """The settings, with the float16 that accelerate was asked for and ignores on a CPU."""
+        """What was recorded, with the float16 that accelerate was asked for and ignores on a CPU."""
         state = getattr(sys.modules.get("accelerate.state"), "AcceleratorState", None)
         asked = getattr(state, "_shared_state", {}).get("_mixed_precision")
-        return replace(self.settings, left_off="accelerate") if asked == "fp16" else self.settings
+        return replace(self.own, left_off="accelerate") if asked == "fp16" else self.own
 
     @contextmanager
     def neutralized(self) -> Iterator[None]:
@@ -146,8 +146,8 @@ class Baseline:
         needs = (torch.is_grad_enabled(), dtype == "float16")
         if needs > self._needs:
             self._needs = needs
-            self.settings.autocast = dtype
-            self.settings.autocast_at = place or self.settings.autocast_at
+            self.own.autocast = dtype
+            self.own.autocast_at = place or self.own.autocast_at
 
     def _cleared(self) -> None:
         self._cache = object()
@@ -164,7 +164,7 @@ class Baseline:
     def _applied(
         self, original: Callable[..., Applied], model: torch.nn.Module, plan: Plan, native: bool | None
     ) -> Applied:
-        self.settings.plan = plan.default
+        self.own.plan = plan.default
         handle = original(model, plan, native)
         handle.remove()
         return handle
@@ -175,9 +175,9 @@ class Baseline:
         names = ("init_scale", "growth_factor", "backoff_factor", "growth_interval", "enabled")
         asked = {**dict(zip(names, args, strict=False)), **kwargs}
         if not asked.pop("enabled", True):
-            self.settings.left_off = "grad_scaler"
+            self.own.left_off = "grad_scaler"
         else:
-            self.settings.grad_scaler = Scaler(
+            self.own.grad_scaler = Scaler(
                 asked.get("init_scale", DEFAULT_SCALE), asked.get("growth_interval", DEFAULT_INTERVAL)
             )
         original(scaler, device, **{**asked, "enabled": False})

@@ -22,17 +22,17 @@ class ScaledByHand(TrainingListener):
     """Records the first scale, and the line where a scaled loss adds to gradients that were divided by the scale since
     the previous backward pass, and will be divided by it again (`adds_by_hand`)."""
 
-    def __init__(self, names: ModuleNames, settings: OwnPrecision) -> None:
-        self._names, self._settings = names, settings
+    def __init__(self, names: ModuleNames, own: OwnPrecision) -> None:
+        self._names, self._own = names, own
         self._norm, self._scale = 0.0, 1.0
 
     def backward_starts(self, roots: Sequence[torch.Tensor], gradients: list[Any]) -> None:
         before, scale = self._norm, self._scale
         self._scale = max((scale_by_hand(root) for root in roots if root is not None), default=1.0)
-        if self._scale > 1 and self._settings.scaled_by_hand is None:
-            self._settings.scaled_by_hand = self._scale
+        if self._scale > 1 and self._own.scaled_by_hand is None:
+            self._own.scaled_by_hand = self._scale
         if before and 1 < scale == self._scale and math.isclose(self._size() * scale, before, rel_tol=_SAME):
-            self._settings.misuses.setdefault("adds_by_hand", Misuse(script_location()))
+            self._own.misuses.setdefault("adds_by_hand", Misuse(script_location()))
 
     def backward_ended(self, roots: Sequence[torch.Tensor]) -> None:
         self._norm = self._size() if self._scale > 1 else 0.0

@@ -32,8 +32,8 @@ Change = tuple[float, float, float]
 class GradientChanges(TrainingListener):
     """Records `changed_by` and `hooked_by`, and where the first of these hooks was registered (`hooks`)."""
 
-    def __init__(self, names: ModuleNames, settings: OwnPrecision) -> None:
-        self._names, self._settings = names, settings
+    def __init__(self, names: ModuleNames, own: OwnPrecision) -> None:
+        self._names, self._own = names, own
         self._before: dict[int, torch.Tensor] = {}
         self._seen: dict[int, Relative | None] = {}
         self._scaled = 0
@@ -53,7 +53,7 @@ class GradientChanges(TrainingListener):
     def backward_ended(self, roots: Sequence[torch.Tensor]) -> None:
         hooked, self._hooked = self._hooked, []
         if (by := _relative(hooked)) is not None:
-            self._settings.hooked_by = by
+            self._own.hooked_by = by
         trained = self._names.parameters() if 0 < self._scaled <= _MOST else ()
         self._before = {id(p): stored(p.grad).clone() for p in trained if p.grad is not None}
 
@@ -64,7 +64,7 @@ class GradientChanges(TrainingListener):
     def _unscaling(self, original: Callable[..., Any], scaler: Any, optimizer: Any, *args: Any, **kwargs: Any) -> Any:
         if self._seen.setdefault(id(optimizer), None) is None:
             self._seen[id(optimizer)] = self._changed(optimizer)
-            self._settings.changed_by = list(self._seen.values())
+            self._own.changed_by = list(self._seen.values())
         return original(scaler, optimizer, *args, **kwargs)
 
     def _hooking(self, original: Callable[..., Any], tensor: torch.Tensor, hook: Callable[..., Any]) -> Any:
@@ -74,8 +74,8 @@ class GradientChanges(TrainingListener):
 
         def watched(gradient: torch.Tensor) -> Any:
             made = hook(gradient)
-            if isinstance(made, torch.Tensor) and self._scaled and self._settings.hooked_by is None:
-                self._settings.misuses.setdefault("hooks", Misuse(place))
+            if isinstance(made, torch.Tensor) and self._scaled and self._own.hooked_by is None:
+                self._own.misuses.setdefault("hooks", Misuse(place))
                 self._hooked.append(_change(gradient, made))
             return made
 

@@ -48,9 +48,9 @@ def _hands_on(frame: Any) -> bool:
 class CastWatch(TorchFunctionMode):
     """Records the lines at which a script casts to low precision; changes nothing."""
 
-    def __init__(self, settings: OwnPrecision) -> None:
+    def __init__(self, own: OwnPrecision) -> None:
         super().__init__()
-        self._settings = settings
+        self._own = own
         self._casts: dict[tuple[Location, str], Cast] = {}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -61,7 +61,7 @@ class CastWatch(TorchFunctionMode):
             if place is not None:
                 through = caller_location()
                 self._casts.setdefault((place, dtype), Cast(place, dtype, through if through != place else None))
-                self._settings.casts = tuple(self._casts.values())
+                self._own.casts = tuple(self._casts.values())
         return func(*args, **kwargs)
 
 

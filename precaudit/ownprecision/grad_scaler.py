@@ -29,8 +29,8 @@ class OwnScaler:
     """Records as `penalizes_scaled` a loss whose scaled gradients are computed with (by a gradient penalty or an inner
     step) without a division by the scale: the script never reads the scale before the next loss is scaled."""
 
-    def __init__(self, settings: OwnPrecision) -> None:
-        self._settings = settings
+    def __init__(self, own: OwnPrecision) -> None:
+        self._own = own
         self._factor = torch.amp.GradScaler.get_scale
         self._taken: Location | None = None
         self._takes = False
@@ -68,7 +68,7 @@ class OwnScaler:
 
     def _note(self) -> None:
         if self._taken is not None:
-            self._settings.penalizes_scaled = self._taken
+            self._own.penalizes_scaled = self._taken
         self._taken = None
 
     def _scaled(self, scaler: torch.amp.GradScaler, original: Callable[..., Any], output: torch.Tensor) -> torch.Tensor:

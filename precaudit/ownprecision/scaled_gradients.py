@@ -41,8 +41,8 @@ class ScaledGradients(TrainingListener):
       since the backward pass, and so may have unscaled them itself.
     """
 
-    def __init__(self, names: ModuleNames, settings: OwnPrecision) -> None:
-        self._names, self._settings, self._misuses = names, settings, settings.misuses
+    def __init__(self, names: ModuleNames, own: OwnPrecision) -> None:
+        self._names, self._own, self._misuses = names, own, own.misuses
         self._kinds: dict[int, dict[str, Location | None]] = {}
         self._written: dict[int, Written] = {}
         self._used: dict[int, Written] = {}
@@ -71,7 +71,7 @@ class ScaledGradients(TrainingListener):
 
     @property
     def _concerned(self) -> bool:
-        return self._settings.grad_scaler is not None
+        return self._own.grad_scaler is not None
 
     # ---- the scaler
 

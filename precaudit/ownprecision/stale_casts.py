@@ -48,9 +48,9 @@ class StaleCasts(TrainingListener, ScopeListener):
         self._optimizer = type(optimizer).__name__
 
     def _note(self, fqn: str, steps: int) -> None:
-        settings = self._baseline.settings
-        noted = settings.stale_casts or StaleCast(self._baseline.region_at, fqn, self._optimizer, steps)
-        settings.stale_casts = replace(noted, steps=max(noted.steps, steps))
+        own = self._baseline.own
+        noted = own.stale_casts or StaleCast(self._baseline.region_at, fqn, self._optimizer, steps)
+        own.stale_casts = replace(noted, steps=max(noted.steps, steps))
 
 
 def _is_cast(parameter: torch.Tensor) -> bool:

@@ -47,11 +47,11 @@ class OwnLowPrecision(TorchFunctionMode, TrainingListener):
     """A function mode and training listener; it records `low`, one entry for each place and kind."""
 
     def __init__(
-        self, names: ModuleNames, settings: OwnPrecision, current: Callable[[], Frame | None] = lambda: None
+        self, names: ModuleNames, own: OwnPrecision, current: Callable[[], Frame | None] = lambda: None
     ) -> None:
         """`current` returns the frame of the running forward."""
         super().__init__()
-        self._names, self._settings = names, settings
+        self._names, self._own = names, own
         self._states, self._operations, self._casts = States(names), OwnOperations(current), OwnCasts()
         self._nonfinite, self._backward = OwnNonFinite(), NonFiniteBackward()
         self._sums = OwnSums(names, self._states.module_of, self._look_for_lost)
@@ -119,7 +119,7 @@ class OwnLowPrecision(TorchFunctionMode, TrainingListener):
 
     def _publish(self) -> None:
         kept = (self._sums, self._states, self._operations, self._casts, self._nonfinite, self._backward)
-        self._settings.low = [*self._found.values(), *(entry for each in kept for entry in each.entries())]
+        self._own.low = [*self._found.values(), *(entry for each in kept for entry in each.entries())]
 
     # ---------------------------------------------------------------- one operation
 
@@ -165,7 +165,7 @@ class OwnLowPrecision(TorchFunctionMode, TrainingListener):
         elif not call.writes:
             return
         if isinstance(target, torch.Tensor) and is_plain(target) and target.data_ptr() in self._gradients:
-            self._settings.changes_gradients = script_location()
+            self._own.changes_gradients = script_location()
             self._gradients = set()
 
     # ---------------------------------------------------------------- training
@@ -183,7 +183,7 @@ class OwnLowPrecision(TorchFunctionMode, TrainingListener):
     def backward_ended(self, roots: Sequence[torch.Tensor]) -> None:
         if self._backward.entries():
             self._publish()  # there may be no step at all
-        if self._settings.changes_gradients is None:
+        if self._own.changes_gradients is None:
             gradients = (p.grad for p in self._names.parameters() if p.grad is not None)
             self._gradients = {gradient.data_ptr() for gradient in gradients if is_plain(gradient)}
 
@@ -204,7 +204,7 @@ class OwnLowPrecision(TorchFunctionMode, TrainingListener):
         stepped = [p for p in parameters_of(optimizer) if p.grad is not None]
         if any(p.dtype in HALVES for p in stepped):
             self._found.setdefault((TrainedLow, None, ""), TrainedLow(None))
-        if self._lost or self._settings.grad_scaler or 0 < self._scale < 1:
+        if self._lost or self._own.grad_scaler or 0 < self._scale < 1:
             return  # the loss itself is non-finite; or a scaler, disabled or below one, skips such steps
         bad = [p for p in stepped if not bool(stored(p.grad).isfinite().all())]
         if bad and not self._has_noted(NonFiniteStep):

@@ -69,19 +69,19 @@ class Session:
         self.names, self.events = ModuleNames(), TrainingEvents()
         self.scopes = scopes = ModuleScopes(self.names)
         self.baseline = baseline = Baseline(lambda: scopes.current is not None)
-        in_disabled_region, settings = baseline.in_disabled_region, baseline.settings
-        own = spec.plan is None and bool(spec.audited)
+        in_disabled_region, own = baseline.in_disabled_region, baseline.own
+        audited = spec.plan is None and bool(spec.audited)
         self.functions = OwnBackward(scopes, baseline.disabled_region, bool(spec.plan or spec.probe_compare))
         self.scaler = scaler_for(spec.plan)
         self.tracer = Tracer(scopes, _trace_options(spec, baseline), in_disabled_region) if _is_traced(spec) else None
         probing = spec, self.names, scopes, self.events, in_disabled_region
         self.probe = probe = GradientProbe(*probing) if spec.probe_dir else None
         self.observer = spec.observer(scopes, in_disabled_region) if spec.observer else None
-        self.own_low = OwnLowPrecision(self.names, settings, lambda: scopes.current) if _as_written(spec) else None
-        self.scaled = ScaledGradients(self.names, settings) if own else None
-        by_hand = ScaledByHand(self.names, settings) if own else None
-        self.changes = GradientChanges(self.names, settings) if own or spec.precision == "as-written" else None
-        stale = StaleCasts(baseline) if own else None
+        self.own_low = OwnLowPrecision(self.names, own, lambda: scopes.current) if _as_written(spec) else None
+        self.scaled = ScaledGradients(self.names, own) if audited else None
+        by_hand = ScaledByHand(self.names, own) if audited else None
+        self.changes = GradientChanges(self.names, own) if audited or spec.precision == "as-written" else None
+        stale = StaleCasts(baseline) if audited else None
         self.monitor = monitor = Monitor(self.events, spec.job.steps, progress, stop, spec.patience)
         self.optimizers, self.first_values, self.last_calls = Optimizers(), FirstValues(), LastCalls()
         self.names.before_naming = self._release
@@ -129,7 +129,7 @@ class Session:
     def compiles(self) -> None:
         """Records that a module is compiled by TorchScript before the first step; later ones are exports."""
         if not self.monitor.steps:
-            self.baseline.settings.scripted = self.baseline.settings.scripted or caller_location()
+            self.baseline.own.scripted = self.baseline.own.scripted or caller_location()
 
 
 def _wanted(*listeners: Any) -> list[Any]:
@@ -199,11 +199,11 @@ def _precision(baseline: Baseline, spec: RunSpec) -> Iterator[None]:
             stack.enter_context(own_settings_ignored())
             stack.enter_context(baseline.neutralized())
         else:
-            stack.enter_context(OwnScaler(baseline.settings).scaled_in_gradients())
+            stack.enter_context(OwnScaler(baseline.own).scaled_in_gradients())
             if spec.execution == "emulated":
                 stack.enter_context(OwnRegions().emulated())
         if spec.neutralize:
             stack.enter_context(float32_only())
         elif spec.audited:
-            stack.enter_context(everywhere(CastWatch(baseline.settings)))
+            stack.enter_context(everywhere(CastWatch(baseline.own)))
         yield

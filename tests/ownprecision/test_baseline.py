@@ -41,8 +41,8 @@ def test_autocast_region_has_no_effect_and_is_recorded(name):
         assert (X @ X).dtype == torch.float32
         assert not torch.is_autocast_enabled("cpu")
         assert not baseline.in_disabled_region()
-    assert baseline.settings.autocast == dtype
-    assert baseline.settings.autocast_at.path == __file__
+    assert baseline.own.autocast == dtype
+    assert baseline.own.autocast_at.path == __file__
 
 
 def test_plan_applied_by_the_script_has_no_effect():
@@ -52,7 +52,7 @@ def test_plan_applied_by_the_script_has_no_effect():
         handle = precaudit.apply(model, Plan("bfloat16", {"": "bfloat16"}))
         assert torch.equal(model(x), expected)
         handle.remove()
-    assert baseline.settings == OwnPrecision(plan="bfloat16")
+    assert baseline.own == OwnPrecision(plan="bfloat16")
     with precaudit.apply(model, Plan("bfloat16", {"": "bfloat16"})):
         assert not torch.equal(model(x), expected)
 
@@ -101,7 +101,7 @@ def test_region_that_trains_with_the_narrowest_format_is_reported(regions, told)
         for dtype, trains in regions:
             with torch.set_grad_enabled(trains), torch.autocast("cpu", getattr(torch, dtype)):
                 pass
-    assert baseline.settings.autocast == told
+    assert baseline.own.autocast == told
 
 
 def test_a_region_left_by_an_exception():
@@ -121,7 +121,7 @@ def test_decorators():
             return x @ x
 
         assert forward(X).dtype == torch.float32
-    assert baseline.settings.autocast == "bfloat16"
+    assert baseline.own.autocast == "bfloat16"
 
 
 @pytest.mark.parametrize("reentrant", [True, False])
@@ -178,7 +178,7 @@ def test_scalers_are_disabled_and_recorded(make, expected):
         assert model.bias.item() == pytest.approx(before - 2.0)
         assert scaler.get_scale() == 1.0
         scaler.load_state_dict(scaler.state_dict())
-    assert baseline.settings.grad_scaler == expected
+    assert baseline.own.grad_scaler == expected
     assert (baseline.seen().left_off is not None) == (expected is None)
 
 
