@@ -103,16 +103,15 @@ def run_audit(job: Job, formats: tuple[str, ...], execution: Execution, runner: 
 
 
 def _audited(job: Job, formats: tuple[str, ...], execution: Execution, runner: Runner, folder: str) -> Audit:
-    probed = _probed(formats)
-    plan = schedule(job.steps, len(probed))
+    scheduled = schedule(job.steps, _probed(formats))
     spec = RunSpec(
         job,
         REFERENCE,
-        audited=plan.audited,
-        shadowed=plan.shadowed,
+        audited=scheduled.audited,
+        shadowed=scheduled.shadowed,
         formats=formats,
         probe_dir=folder,
-        probe_save=plan.saved,
+        probe_save=scheduled.saved,
         execution=execution,
     )
     found = in_float32(spec, runner)
@@ -122,7 +121,7 @@ def _audited(job: Job, formats: tuple[str, ...], execution: Execution, runner: R
     as_written = _as_written(found.first, spec, runner)
     trace = reference.trace or Trace()
     # There are no files where the script takes gradients with torch.autograd.grad.
-    saved = frozenset(step for step in plan.saved if (Path(folder) / f"{step}.pt").exists()) or plan.saved
+    saved = frozenset(step for step in scheduled.saved if (Path(folder) / f"{step}.pt").exists()) or scheduled.saved
     audit = Audit(
         replace(spec.job, steps=reference.steps or job.steps),
         reference,
@@ -132,9 +131,9 @@ def _audited(job: Job, formats: tuple[str, ...], execution: Execution, runner: R
         execution=execution,
         replay_spec=replace(spec, label=REPLAY, audited=frozenset(), shadowed=frozenset(), probe_save=saved),
     )
-    if not audit.complete or reference.steps < job.steps or not plan.probed.get("init"):
+    if not audit.complete or reference.steps < job.steps or not scheduled.probed.get("init"):
         return audit
-    return _with_probes(audit, plan, probed, runner)
+    return _with_probes(audit, scheduled, runner)
 
 
 def _as_written(first: RunResult, spec: RunSpec, runner: Runner) -> RunResult | None:
@@ -167,37 +166,37 @@ def _is_short(audit: Audit, job: Job) -> bool:
     return audit.complete and _FEWEST <= audit.reference.steps < job.steps
 
 
-def _with_probes(audit: Audit, plan: Schedule, probed: tuple[str, ...], runner: Runner) -> Audit:
+def _with_probes(audit: Audit, scheduled: Schedule, runner: Runner) -> Audit:
     """Compare each format's gradients with float32's, in both phases, two steps per format in turn. Where the probes
     show other half results than the float32 trace, the rules are applied again and the gradients probed anew."""
     assert audit.replay_spec is not None
-    replay = _replay(audit, plan, probed, runner)
-    harmless = _without_harm(_gradient_errors(plan, probed, replay))
+    replay = _replay(audit, scheduled, runner)
+    harmless = _without_harm(_gradient_errors(scheduled, replay))
     trace = audit.trace.with_half_results(replay.half_results)
     shown = [ban for ban in bans(trace, audit.replay_spec.formats) if ban not in audit.bans]
     if more := [*(_as_tried(ban, harmless) for ban in shown), *aliased_values(trace, replay.aliased, harmless)]:
         audit = replace(audit, trace=trace, bans=(*audit.bans, *more))
-        replay = _replay(audit, plan, probed, runner)
+        replay = _replay(audit, scheduled, runner)
     audit = replace(audit, replay=replay)
     if not audit.starts_alike:
         return audit  # the gradients are for other weights or another batch, so they can't be compared
-    audit, plan = _until_it_strays(audit, plan)
-    return _with_tried(replace(audit, errors=_gradient_errors(plan, probed, replay)), plan, probed, runner)
+    audit, scheduled = _until_it_strays(audit, scheduled)
+    return _with_tried(replace(audit, errors=_gradient_errors(scheduled, replay)), scheduled, runner)
 
 
-def _until_it_strays(audit: Audit, plan: Schedule) -> tuple[Audit, Schedule]:
+def _until_it_strays(audit: Audit, scheduled: Schedule) -> tuple[Audit, Schedule]:
     """The audit and the schedule without the phases in which batches may be others than in the reference: a script that
     draws them by what its model answered, as in prioritized replay, strays once steps were probed."""
     assert audit.replay is not None
     assert audit.replay_spec is not None
-    probed = {step for steps in plan.probed.values() for step in steps}
+    probed = {step for steps in scheduled.probed.values() for step in steps}
     pairs = enumerate(zip(audit.reference.losses, audit.replay.losses, strict=False))
     other = (step for step, (a, b) in pairs if step not in probed and abs(b - a) > SAME_BATCH * abs(a))
     strayed = next(other, None)
     if strayed is None:
-        return audit, plan
-    kept = {phase: steps for phase, steps in plan.probed.items() if max(steps) + 1 < strayed}
-    plan = replace(plan, probed=kept)
+        return audit, scheduled
+    kept = {phase: steps for phase, steps in scheduled.probed.items() if max(steps) + 1 < strayed}
+    scheduled = replace(scheduled, probed=kept)
     labels = tuple(f"@{phase}" for phase in kept)
     return replace(
         audit,
@@ -205,26 +204,28 @@ def _until_it_strays(audit: Audit, plan: Schedule) -> tuple[Audit, Schedule]:
         replay=replace(
             audit.replay, differences=tuple(d for d in audit.replay.differences if d.label.endswith(labels))
         ),
-        replay_spec=replace(audit.replay_spec, probe_save=audit.replay_spec.probe_save & plan.saved),
-    ), plan
+        replay_spec=replace(audit.replay_spec, probe_save=audit.replay_spec.probe_save & scheduled.saved),
+    ), scheduled
 
 
-def _with_tried(audit: Audit, plan: Schedule, probed: tuple[str, ...], runner: Runner) -> Audit:
+def _with_tried(audit: Audit, scheduled: Schedule, runner: Runner) -> Audit:
     """The audit with a warning in the place of an error where an operation loses its result or takes large integers,
     and the gradient hardly changes with it in the format: the difference between two iterates that tells when to stop,
     say, or the samples of audio."""
-    lossy = [ban for ban in audit.bans if ban.rule in _TRIED and ban.format in probed and ban.value != math.inf]
-    if not lossy or not plan.probed:
+    lossy = [
+        ban for ban in audit.bans if ban.rule in _TRIED and ban.format in scheduled.formats and ban.value != math.inf
+    ]
+    if not lossy or not scheduled.probed:
         return audit
     others = tuple(ban for ban in audit.bans if ban not in lossy)
-    tried = _replay(replace(audit, bans=others), plan, probed, runner)
-    kept = _without_harm(_gradient_errors(plan, probed, tried)) if tried.finished else set()
+    tried = _replay(replace(audit, bans=others), scheduled, runner)
+    kept = _without_harm(_gradient_errors(scheduled, tried)) if tried.finished else set()
     harmless = {name for name in kept if not lost_gradients(name, tried.differences)}
     return replace(audit, bans=tuple(_as_tried(ban, harmless) if ban in lossy else ban for ban in audit.bans))
 
 
-def _gradient_errors(plan: Schedule, probed: tuple[str, ...], replay: RunResult) -> tuple[GradientError, ...]:
-    labels = dict.fromkeys(f"{name}@{phase}" for phase in plan.probed for name in probed)
+def _gradient_errors(scheduled: Schedule, replay: RunResult) -> tuple[GradientError, ...]:
+    labels = dict.fromkeys(f"{name}@{phase}" for phase in scheduled.probed for name in scheduled.formats)
     errors = (gradient_error(label, replay.differences) for label in labels)
     return tuple(error for error in errors if error)
 
@@ -242,15 +243,16 @@ def _without_harm(errors: Iterable[GradientError]) -> set[str]:
     return {name for name, harmless in seen.items() if harmless}
 
 
-def _replay(audit: Audit, plan: Schedule, probed: tuple[str, ...], runner: Runner) -> RunResult:
+def _replay(audit: Audit, scheduled: Schedule, runner: Runner) -> RunResult:
     assert audit.replay_spec is not None
-    plans = {name: _probe_plan(audit, name) for name in probed}
+    formats = scheduled.formats
+    plans = {name: _probe_plan(audit, name) for name in formats}
     compare: dict[int, tuple[str, Plan]] = {}
-    for phase, steps in plan.probed.items():
+    for phase, steps in scheduled.probed.items():
         saved = [step for step in steps if step in audit.replay_spec.probe_save]
-        in_a_row = 2 if len(saved) >= 2 * len(probed) else 1  # a step of each optimizer of a GAN
+        in_a_row = 2 if len(saved) >= 2 * len(formats) else 1  # a step of each optimizer of a GAN
         for i, step in enumerate(saved):
-            name = probed[i // in_a_row % len(probed)]
+            name = formats[i // in_a_row % len(formats)]
             compare[step] = (f"{name}@{phase}", plans[name])
     return runner(replace(audit.replay_spec, probe_save=frozenset(), probe_compare=compare))
 

@@ -72,7 +72,7 @@ def test_noise_is_between_batches_of_one_optimizer(tmp_path):
 
 @pytest.mark.parametrize("steps", [20, 60, 100])
 def test_both_optimizers_steps_are_audited_and_shadowed(steps):
-    planned = schedule(steps, 2)
+    planned = schedule(steps, ("bfloat16", "float16"))
     for chosen in (planned.audited, planned.shadowed):
         turns = [step % 2 for step in chosen if step < steps]
         assert min(turns.count(0), turns.count(1)) * 2 + 1 >= max(turns.count(0), turns.count(1))
@@ -80,7 +80,7 @@ def test_both_optimizers_steps_are_audited_and_shadowed(steps):
 
 @pytest.mark.parametrize("steps", [10, 16, 25, 60, 100])
 def test_probed_steps_come_in_pairs(steps):
-    for probed in schedule(steps, 2).probed.values():
+    for probed in schedule(steps, ("bfloat16", "float16")).probed.values():
         assert (probed[0] % 2, len(probed) % 2) == (0, 0)
 
 
