@@ -176,7 +176,7 @@ def _band(references: list[Trial], margin: float | None) -> Rows:
 
 
 def _pair(reference: Trial, trial: Trial) -> Rows:
-    """Relative differences of a pair, with the verdict's scale; reports of older versions don't have it."""
+    """Differences of a pair, relative to the verdict's scale where it has one."""
     rows = []
     for i in _thin(min(len(reference.losses), len(trial.losses))):
         base, loss = reference.losses[i], trial.losses[i]

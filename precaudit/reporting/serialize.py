@@ -106,7 +106,7 @@ def render_plan(report: Report) -> str:
 
 
 def load_report(path: str | Path) -> Report:
-    """The report in `path`; keys that older versions didn't write get their defaults."""
+    """The report in `path`; optional keys that it lacks get their defaults."""
     data = _document(Path(path), ("layers", "verification"), "a precaudit report")
     return _decode(Path(path), Report, data)
 

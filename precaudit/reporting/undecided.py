@@ -63,7 +63,7 @@ DOUBLE = Undecided(
 
 
 def undecided(report: Report) -> Undecided:
-    """The explanation for the report's cause; noise where it names none of these, as older versions don't."""
+    """The explanation for the report's cause; noise where it names none of these."""
     named = report.verification.cause
     cause = named if named and named in UNDECIDED else "noise"
     if cause == "float32" and report.job.get("stopped") == "ended":
