@@ -128,11 +128,17 @@ def _linear(op: Op) -> Product:
 
 
 def _gemm(first: int, op: Op) -> Product:
-    """[.., M, K] by [.., K, N], batches broadcast, with either a vector as `torch.matmul` takes it."""
+    """[.., M, K] by [.., K, N], batches broadcast, with either a vector as `torch.matmul` takes it. Where all batches
+    share a factor, torch multiplies it once: by the other's batches, stacked."""
     left, right = op.shapes[first : first + 2]
     m, k = left[-2] if len(left) > 1 else 1, left[-1]
     n = right[-1] if len(right) > 1 else 1
-    return gemm(m, k, n, (("K", k), ("N", n)), prod(_broadcast(left[:-2], right[:-2])))
+    dims, batch = (("K", k), ("N", n)), prod(_broadcast(left[:-2], right[:-2]))
+    if prod(right[:-2]) == 1:
+        return gemm(m * batch, k, n, dims)
+    if prod(left[:-2]) == 1:  # trained, as a weight is
+        return gemm(m, k, n * batch, dims)
+    return gemm(m, k, n, dims, batch)
 
 
 def _grouped(op: Op) -> Product:

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from precaudit.model import Op, OpFormat, Plan, TensorRecord, TensorStats
@@ -55,6 +56,37 @@ def test_flops_are_those_of_torchs_counter(function, shapes, settings):
     op = made(function.__name__, *shapes, result=result.numel(), calls=3)
     assert counter.get_total_flops() > 0
     assert flops(op) == counter.get_total_flops()
+
+
+@pytest.mark.parametrize(
+    ("left", "right"),
+    [
+        ((8, 1, 16), (16, 4)),
+        ((2, 8, 1, 16), (16, 4)),
+        ((8, 3, 16), (16,)),
+        ((16,), (16, 4)),
+        ((16,), (8, 16, 4)),
+        ((5, 16), (8, 16, 1)),
+        ((1, 16), (8, 16, 4)),
+        ((8, 1, 16), (8, 16, 4)),
+        ((8, 3, 16), (8, 16, 1)),
+    ],
+)
+def test_products_are_folded_as_torch_folds_them(left, right):
+    """A product with a vector is what torch calls `mv`, or has one row or column."""
+    products = []
+
+    class Called(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            if function in (torch.ops.aten.mm.default, torch.ops.aten.bmm.default, torch.ops.aten.mv.default):
+                rows, columns = args[0].shape[-2], args[1].shape[-1] if args[1].dim() > 1 else 1
+                products.append(rows > 1 and columns > 1)
+            return function(*args, **(kwargs or {}))
+
+    with Called():
+        torch.matmul(torch.randn(left, requires_grad=True), torch.randn(right, requires_grad=True))
+    op = made("matmul", left, right)
+    assert [bool(eligible_share([op], BF16, H100))] == products
 
 
 def test_products_that_torchs_counter_does_not_know():
