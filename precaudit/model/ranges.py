@@ -113,12 +113,11 @@ class TensorStats:
         """Share of the values seen that are not zero but would round to zero in the format.
 
         A magnitude of just `flush_threshold` rounds to zero and the rest of its binade does not: only
-        `amin_nonzero` tells that there is one.
+        `amin_nonzero` tells that there is one, and `amax` that all are.
         """
         if not self.numel:
             return 0.0
-        cut = math.frexp(target.flush_threshold)[1] - 1
-        below = sum(n for e, n in self.exponents.items() if e < cut)
+        below = sum(n for e, n in self.exponents.items() if e < self._flush_cut(target))
         return max(below, int(0 < self.amin_nonzero <= target.flush_threshold)) / self.numel
 
     def flushed_energy(self, target: Format) -> float:
@@ -129,9 +128,13 @@ class TensorStats:
         bins = self.exponents.items()
         if not bins:
             return 0.0
-        cut, top = math.frexp(target.flush_threshold)[1] - 1, bins[-1][0]
+        cut, top = self._flush_cut(target), bins[-1][0]
         energy = [(e, math.ldexp(n, 2 * (e - top))) for e, n in bins]
         return sum(share for e, share in energy if e < cut) / sum(share for _, share in energy)
+
+    def _flush_cut(self, target: Format) -> int:
+        """The first exponent whose values don't round to zero: the threshold's own, unless no value exceeds it."""
+        return math.frexp(target.flush_threshold)[1] - int(self.amax > target.flush_threshold)
 
 
 @dataclass(frozen=True)

@@ -103,8 +103,9 @@ def test_flushed_energy_is_that_of_what_casts_flush(target: Format, dtype: torch
 
 @pytest.mark.parametrize("target", FORMATS.values(), ids=str)
 def test_flushed_energy_of_all_and_of_nothing(target: Format):
-    gone = observe(torch.tensor([target.flush_threshold / 3, target.flush_threshold / 5], dtype=torch.float64))
-    assert gone.flushed_energy(target) == gone.underflow_rate(target) == 1.0
+    for shares in ([1 / 3, 1 / 5], [1.0, 1.0, 1.0], [1 / 3, 1.0, 1.0]):
+        gone = observe(torch.tensor(shares, dtype=torch.float64) * target.flush_threshold)
+        assert gone.flushed_energy(target) == gone.underflow_rate(target) == 1.0
     for kept in (torch.zeros(3), torch.empty(0), torch.ones(3), torch.tensor([float("nan"), float("inf")])):
         assert observe(kept).flushed_energy(target) == observe(kept).underflow_rate(target) == 0.0
         assert observe(kept).overflow_rate(target) == 0.0
