@@ -18,9 +18,9 @@ from precaudit.tensorcores.peaks import GPUS, find_gpu, get_gpu, gpu_for
         ("NVIDIA H100 PCIe", "h100-pcie"),
         ("NVIDIA H200", "h200"),
         ("NVIDIA B200", "b200"),
-        ("NVIDIA GB200", "b200"),
+        ("NVIDIA GB200", "gb200"),
         ("NVIDIA B300 SXM6 AC", "b300"),
-        ("NVIDIA GB300", "b300"),
+        ("NVIDIA GB300", "gb300"),
         ("NVIDIA RTX PRO 6000 Blackwell Workstation Edition", "rtx-pro-6000"),
         ("NVIDIA A100-SXM4-80GB", "a100"),
         ("NVIDIA A100-SXM4-40GB", "a100-40gb"),
@@ -124,6 +124,13 @@ def test_the_figures_are_dense_and_ordered(gpu):
         assert gpu.peak("float8_e4m3") / gpu.peak("bfloat16") == pytest.approx(2, rel=0.03)
     for unchecked in gpu.from_memory:
         assert unchecked in {*gpu.peaks, "float32", "bandwidth"}
+
+
+@pytest.mark.parametrize("name", ["b200", "b300"])
+def test_a_superchips_gpu_has_more_power_and_a_ninth_more_throughput(name):
+    alone, superchip = get_gpu(name), get_gpu(f"NVIDIA G{name.upper()}")
+    for format_name in alone.formats:
+        assert superchip.peak(format_name) / alone.peak(format_name) == pytest.approx(10 / 9)
 
 
 def test_formats_of_the_matrix_units():
