@@ -14,7 +14,8 @@ from precaudit.comparison.speed import native_share
 from precaudit.errors import PrecauditError
 from precaudit.finding import SEVERITIES
 from precaudit.formats import FORMATS, Format
-from precaudit.model import Finding, Report, TensorRecord
+from precaudit.model import Finding, Plan, Report, TensorRecord
+from precaudit.reporting.actions import settlement
 from precaudit.words import inert, listing, plural, visible
 
 MAX_PLACES = 3
@@ -125,9 +126,9 @@ def _parse(rule: str) -> Rule:
     severities: tuple[str, ...] = SEVERITIES
     if rule in severities:
         accepted = severities[: severities.index(rule) + 1]
-        return lambda report: _findings(rule, [f for f in report.findings if f.severity in accepted])
+        return lambda report: _findings(rule, [f for f in report.findings if f.severity in accepted], report.plan)
     if rule in CATALOGUE:
-        return lambda report: _findings(rule, [f for f in report.findings if f.rule == rule])
+        return lambda report: _findings(rule, [f for f in report.findings if f.rule == rule], report.plan)
     if separator and metric in LIMITS:
         threshold = _threshold(rule, text)
         return lambda report: _limit(metric, threshold, list(LIMITS[metric].values(report)))
@@ -152,9 +153,9 @@ def fraction(text: str) -> float:
         return math.nan
 
 
-def _findings(rule: str, found: Sequence[Finding]) -> Iterator[str]:
+def _findings(rule: str, found: Sequence[Finding], plan: Plan) -> Iterator[str]:
     if found:
-        places = [f"{finding.rule} in {_place(finding.fqn)}" for finding in found]
+        places = [f"{each.rule} in {_place(each.fqn)}{settlement(plan, each)}" for each in found]
         yield f"--fail-on {rule}: {_first(places, 'finding')}"
 
 

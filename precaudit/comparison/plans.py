@@ -27,7 +27,7 @@ def judged(base: Report, head: Report) -> bool:
 def verdict_changes(base: Report, head: Report) -> Iterator[Change]:
     """A lower verdict; the lowest where head's run was not completed."""
     before, after = base.verification.verdict, head.verification.verdict
-    if unfinished.cut_short(head) and not unfinished.cut_short(base):
+    if unfinished.cut_short(head) and (unfinished.is_empty(head) or not unfinished.cut_short(base)):
         why = "; ".join([str(unfinished.title(head)), *unfinished.details(head)])
         yield Change("verdict", float(NOTHING_JUDGED - LADDER.get(before, 0)), why, base=before, head=after)
     if before in LADDER and after in LADDER and LADDER[after] > LADDER[before]:

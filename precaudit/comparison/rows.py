@@ -68,7 +68,7 @@ def title(comparison: Comparison) -> str:
     if any(reason.startswith("verdict:") for reason in comparison.not_comparable):
         matched += ", verdicts not compared"
     if not changes:
-        return f"NO CHANGE beyond noise, {matched}"
+        return f"NOTHING WORSE beyond noise, {matched}"
     below = [f"{plural(changes - failed, 'change')} below the thresholds"] if changes > failed else []
     if comparison.clean:
         return ", ".join(["NO REGRESSION: " + below[0], matched])

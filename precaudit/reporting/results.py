@@ -8,12 +8,13 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from urllib.parse import quote
 
 from precaudit.finding import fingerprint, ranked
-from precaudit.model import Finding, Report, Severity
-from precaudit.reporting.actions import actions
+from precaudit.model import Finding, Plan, Report, Severity
+from precaudit.reporting.actions import actions, settlement
 from precaudit.reporting.headline import headline
 from precaudit.reporting.unfinished import cut_short
 from precaudit.words import prose, visible
@@ -30,7 +31,13 @@ def results(report: Report) -> list[Finding]:
         for gate in report.verification.gates
         if not gate.passed
     ]
-    return ranked([*_verdict(report), *gates, *report.findings])
+    return ranked([*_verdict(report), *gates, *(_under(report.plan, finding) for finding in report.findings)])
+
+
+def _under(plan: Plan, finding: Finding) -> Finding:
+    """A finding that the plan settles is a note, and says so: hosts show nothing of the plan beside it."""
+    suffix = settlement(plan, finding)
+    return replace(finding, severity="note", message=prose(finding.message) + suffix) if suffix else finding
 
 
 def _verdict(report: Report) -> list[Finding]:

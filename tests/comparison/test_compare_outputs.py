@@ -127,7 +127,7 @@ def folder(tmp_path):
 
 def test_exit_codes(folder, capsys):
     assert main(["compare", str(folder / "base"), str(folder / "same" / "report.json")]) == 0
-    assert "NO CHANGE" in capsys.readouterr().out
+    assert "NOTHING WORSE" in capsys.readouterr().out
     assert main(["compare", str(folder / "base"), str(folder / "odd")]) == 1
     assert "no multiple\n" in capsys.readouterr().out
     assert main(["compare", str(folder / "base"), str(folder / "odd"), "--fail-on", "all:off"]) == 0

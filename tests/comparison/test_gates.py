@@ -130,6 +130,8 @@ def test_a_run_that_measured_nothing_has_not_lost_its_layers():
     crashed = Report(job={**base.job, "stopped": "failed", "steps": 0}, environment=base.environment)
     (change,) = compare(base, crashed).regressions
     assert change.message.startswith("NOTHING MEASURED: the script failed before its first step")
+    cut = replace(base, job={**base.job, "stopped": "failed"})
+    assert [each.metric for each in compare(cut, crashed).regressions] == ["verdict"]
 
 
 # ---------------------------------------------------------------- one report
@@ -197,6 +199,12 @@ def test_untrained_models_have_no_headroom_limit():
     assert matches_fail_on(report(layers=(teacher,)), ["headroom:4"]) == ("--fail-on headroom:4: not measured",)
     inside = replace(layer, fqn="blocks")  # computes between its children, which alone are in plan.modules
     assert "blocks activation has 2" in matches_fail_on(report(layers=(inside,)), ["headroom:4"])[0]
+
+
+def test_a_finding_that_the_plan_settles_matches_and_is_told_so():
+    settled = Finding("PA106", "error", "rounds", "float32", "norm", evidence={"formats": "float16"})
+    (matched,) = matches_fail_on(report(findings=(settled,)), ["error"])
+    assert matched == "--fail-on error: 1 finding: PA106 in norm (settled by the plan)"
 
 
 def test_names_in_messages_are_one_line():

@@ -18,7 +18,7 @@ def test_time_and_memory_are_compared_on_one_device():
     assert changes["time"].value == pytest.approx(50)
     assert changes["memory"].value == pytest.approx(20)
     assert changes["time"].message == "the time of a step (plan): 100 ms became 150 ms, 50% more"
-    assert changes["memory"].message == "peak memory: 100 B became 120 B, 20% more"
+    assert changes["memory"].message == "peak memory (plan): 100 B became 120 B, 20% more"
     assert changes["time"].regression
     assert changes["memory"].regression
     assert not found(timed(0.15), timed(0.1))

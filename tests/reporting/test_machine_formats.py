@@ -127,6 +127,16 @@ def test_junit_does_not_fail_a_module_that_the_plan_has_in_a_format_that_suits_i
     )
 
 
+def test_code_hosts_are_told_a_note_of_what_the_plan_settles():
+    base = report_samples.passing()
+    found = replace(report_samples.finding("PA101", "error", "norm"), evidence={"formats": "float16"}, op=None)
+    plan = replace(base.plan, modules={"norm": "float32", "fc": "float16"}, default="float16")
+    (told,) = [each for each in results.results(replace(base, plan=plan, findings=(found,))) if each.rule == "PA101"]
+    assert (told.severity, told.message) == ("note", f"{found.message} (settled by the plan)")
+    low = replace(base, plan=replace(plan, modules={"norm": "float16"}), findings=(found,))
+    assert found in results.results(low)
+
+
 def test_junit_skips_what_was_not_verified():
     root = ElementTree.fromstring(render(report_samples.empty(), "junit"))
     assert len(root.findall(".//skipped")) == 1
