@@ -18,7 +18,7 @@ Index = tuple[torch.Tensor | None, ...]
 def added_one_by_one(func: Callable[..., Any], args: Any, kwargs: Any) -> Callable[..., Any]:
     """The replacement for a function that sums by index, or whose backward pass does; any other function unchanged."""
     name = op_name(func)
-    if name not in _IN_TURN or "out" in kwargs or not _are_half(tensors_in((args, kwargs))):
+    if name not in _IN_TURN or "out" in kwargs or not are_half(tensors_in((args, kwargs))):
         return func
     if name in _READING:
         return _READING[name] if torch.is_grad_enabled() and args and args[0].requires_grad else func
@@ -36,8 +36,8 @@ def not_in_place(func: Callable[..., Any]) -> Callable[..., Any]:
     return getattr(torch.Tensor, name) if name in SUMS and writes(func, {}) else func
 
 
-def _are_half(tensors: list[torch.Tensor]) -> bool:
-    """Whether these are half tensors on a CPU, with dimensions and outside of transforms, and their index."""
+def are_half(tensors: list[torch.Tensor]) -> bool:
+    """Whether these are half tensors on a CPU, of one dtype, with dimensions and outside of transforms, or an index."""
     values = [t for t in tensors if t.is_floating_point()]
     plain = all(
         t.device.type == "cpu" and t.dim() and not torch._C._functorch.is_functorch_wrapped_tensor(t) for t in tensors

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from precaudit.execution import float8
-from precaudit.execution.atomics import SUMS, added_one_by_one, not_in_place
+from precaudit.execution.atomics import SUMS, added_one_by_one, are_half, not_in_place
 from precaudit.execution.chains import chained
 from precaudit.execution.formats import FLOAT32, PlanExecution, ScopeFormat, every_model, no_disabled_region
 from precaudit.execution.libraries import own_region
@@ -29,6 +29,8 @@ from precaudit.model import Plan
 
 _DRAWING = frozenset("randn rand randn_like rand_like normal uniform log_normal cauchy exponential".split())
 _UNIFORM = frozenset("rand rand_like uniform".split())
+_SUMMED_IN_HALF = frozenset("grid_sampler col2im im2col avg_pool1d avg_pool2d avg_pool3d instance_norm".split())
+"""Operations whose CPU kernels compute in half, forward or backward, where CUDA's do so in float32 and round once."""
 
 
 def to_float32(value: Any) -> Any:
@@ -202,18 +204,26 @@ def _convolution(
 
 def _with_fallback(func: Any, args: Any, kwargs: Any) -> Any:
     """Run the operation as it is, in place included: autocast's lists have out-of-place functions only. Without a half
-    kernel on this device (as for `torch.linalg` on all) it runs in float32 and is rounded to the input's half
-    format."""
+    kernel on this device (as for `torch.linalg` on all), or with an inexact one, it runs in float32 and is rounded to
+    the input's half format."""
+    if op_name(func) in _SUMMED_IN_HALF and are_half(tensors_in((args, kwargs))):
+        return _through_float32(func, args, kwargs)
     try:
         return added_one_by_one(func, args, kwargs)(*args, **kwargs)
     except (NotImplementedError, RuntimeError) as error:
-        dtype = _first_half(args)
-        if "not implemented for" not in str(error) or dtype is None or op_name(func).startswith("linalg_"):
+        lacks_kernel = "not implemented for" in str(error) and _first_half(args) is not None
+        if not lacks_kernel or op_name(func).startswith("linalg_"):
             raise
-        result = func(*to_float32(args), **to_float32(kwargs))
-        if writes(func, kwargs):
-            return kwargs.get("out", args[0]).copy_(result)
-        return map_tensors(lambda t: t.to(dtype) if t.dtype == torch.float32 else t, result)
+        return _through_float32(func, args, kwargs)
+
+
+def _through_float32(func: Any, args: Any, kwargs: Any) -> Any:
+    """Run the operation in float32, and round to the input's half format."""
+    dtype = _first_half(args)
+    result = func(*to_float32(args), **to_float32(kwargs))
+    if writes(func, kwargs):
+        return kwargs.get("out", args[0]).copy_(result)
+    return map_tensors(lambda t: t.to(dtype) if t.dtype == torch.float32 else t, result)
 
 
 def _drawn(op: str, func: Any, args: Any, kwargs: Any) -> Any:

@@ -725,3 +725,28 @@ def test_autocast_kernel_of_a_library_is_used():
     half = rounded(rounded(x, torch.bfloat16) @ rounded(x, torch.bfloat16), torch.bfloat16)
     assert torch.equal(emulate(Detector(), "bfloat16", torch.ops.precaudit_test.cast_pool, x, boxes), half + boxes)
     assert torch.equal(emulate(Detector(), "bfloat16", cast._opoverload, x, boxes), half + boxes)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize(
+    ("function", "input"),
+    [
+        (lambda x: F.grid_sample(x, x.detach().movedim(1, -1), align_corners=False), weights(1, 2, 99, 99).clamp(-1, 1)),
+        (lambda x: F.fold(x, (12, 12), 5, padding=2), weights(1, 50, 144)),
+        (lambda x: F.unfold(x, 7, padding=3), weights(1, 2, 12, 12)),
+        (lambda x: F.avg_pool1d(x, 65, 1), weights(1, 2, 200)),
+        (F.instance_norm, weights(2, 4, 20, 20) + 20),
+    ],
+    ids=["grid_sample", "fold", "unfold", "avg_pool1d", "instance_norm"],
+)
+def test_sums_of_kernels_that_compute_in_float32_on_cuda_are_rounded_once(function, input, dtype):
+    """The CPU's kernels for half sum in half, and that of grid_sample computes its coordinates in it."""
+    half = input.to(getattr(torch, dtype)).requires_grad_()
+    wide = half.detach().float().requires_grad_()
+    expected = function(wide)
+    result, _ = inside(lambda model, x: function(x), dtype, half)
+    assert torch.equal(result, expected.to(half.dtype))
+    upstream = weights(*result.shape).to(half.dtype)
+    (gradient,) = torch.autograd.grad(result, half, upstream)
+    (exact,) = torch.autograd.grad(expected, wide, upstream.float())
+    assert torch.equal(gradient, exact.to(half.dtype))
