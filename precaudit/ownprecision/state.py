@@ -17,7 +17,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from precaudit.execution.emulated import to_float32
 from precaudit.execution.rounding import HALVES
-from precaudit.instrument.names import ModuleNames
+from precaudit.instrument.names import ModuleNames, fqns_of
 from precaudit.instrument.torchfunction import FUSED, Call, dtype_name, tensors_in
 from precaudit.model import Location
 from precaudit.ownprecision.casts import NARROWING
@@ -269,12 +269,11 @@ class States:
     def _owned(self) -> Iterator[tuple[Owner, torch.Tensor]]:
         modules: dict[int, tuple[str, str]] = {}
         for called, model in self._names.models.items():
-            for path, parameter in model.named_parameters():
-                modules[id(parameter)] = called, path.rpartition(".")[0]
-                yield (*modules[id(parameter)], ""), parameter
-            for path, buffer in model.named_buffers():
-                fqn, _, name = path.rpartition(".")
-                yield (called, fqn, name), buffer
+            for module, fqn in fqns_of(model).items():
+                for parameter in module.parameters(recurse=False):
+                    yield (*modules.setdefault(id(parameter), (called, fqn)), ""), parameter
+                for name, buffer in module.named_buffers(recurse=False):
+                    yield (called, fqn, name), buffer
         for stepped, state in [item for optimizer in self.optimizers for item in optimizer.state.items()]:
             for name, value in state.items():
                 if isinstance(value, torch.Tensor):

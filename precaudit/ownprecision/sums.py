@@ -102,12 +102,12 @@ class OwnSums:
 
     def gradients_ready(self) -> None:
         for model in self._names.models.values():
-            for name, parameter in model.named_parameters():
+            for parameter in model.parameters():
                 known = self._sums.get(id(parameter))
                 if known is None or known.stored is None or not (whole := energy(known.exact)):
                     continue
                 lost = energy(known.stored.float() - known.exact) / whole
-                self._note(GradientSumLoss, None, name.rpartition(".")[0], parameter, lost)
+                self._note(GradientSumLoss, None, self._module_of(parameter), parameter, lost)
         self._sums.clear()
 
 

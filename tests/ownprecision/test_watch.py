@@ -200,10 +200,11 @@ def test_float32_average_is_not_recorded():
     assert seen(averaging(0.999, torch.float32, IN_PLACE), StateLoss) == []
 
 
-def test_low_weights_are_reported_with_their_module():
+@pytest.mark.parametrize("wrapped", [nn.Sequential.bfloat16, lambda model: nn.DataParallel(model.bfloat16())])
+def test_low_weights_are_reported_with_their_module(wrapped):
     def code():
         torch.manual_seed(0)
-        model = nn.Sequential(nn.Linear(4, 16), nn.Tanh(), nn.Linear(16, 1)).bfloat16()
+        model = wrapped(nn.Sequential(nn.Linear(4, 16), nn.Tanh(), nn.Linear(16, 1)))
         optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)
         for _ in range(100):
             x = torch.randn(32, 4)
