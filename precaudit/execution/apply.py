@@ -154,8 +154,19 @@ _lock = threading.RLock()
 @contextmanager
 def _followed() -> Iterator[None]:
     """Follow plans where torch runs a module's operations in other functions."""
-    with checkpointed(_resumed), widening(lambda: (applied.current for applied in list(_called))):
+    with checkpointed(_resumed), widening(lambda: (applied.current for applied in list(_called)), _disabled_region):
         yield
+
+
+@contextmanager
+def _disabled_region(frame: Frame) -> Iterator[None]:
+    """Behave in this block as inside a region that the script has opened with `enabled=False`."""
+    before = frame.data["disabled_region"]
+    frame.data["disabled_region"] = True
+    try:
+        yield
+    finally:
+        frame.data["disabled_region"] = before
 
 
 _following = Shared(_followed)

@@ -52,7 +52,7 @@ class OwnBackward:
                 if torch.is_grad_enabled():
                     frame.data[IN_FUNCTION] = True
                     stack.callback(frame.data.pop, IN_FUNCTION)
-                if _decorator(cls.forward, "fwd").get("cast_inputs") is torch.float32:
+                if _asks_for_float32(cls):
                     stack.enter_context(self._disabled_region())
                     args = map_tensors(self._asked, args)
                 elif frame.data.get(IN_FLOAT32):
@@ -91,14 +91,22 @@ class OwnBackward:
             self._entered.pop().close()
 
 
-def widening(frames: Callable[[], Iterable[Frame | None]]) -> AbstractContextManager[None]:
-    """Custom functions that are called where a plan runs a module in float32 get their operands in float32, and so
-    keep them for their backward pass. `frames`: the frames that are running."""
+def widening(
+    frames: Callable[[], Iterable[Frame | None]], disabled_region: Callable[[Frame], AbstractContextManager[None]]
+) -> AbstractContextManager[None]:
+    """Custom functions that are called where a plan runs a module in float32, or that ask for float32 themselves, get
+    their operands in float32, and so keep them for their backward pass. `frames`: the frames that are running;
+    `disabled_region` opens a region with autocast disabled in one."""
 
     def make(original: Any) -> Any:
         def apply(cls: type[Function], *args: Any, **kwargs: Any) -> Any:
-            wide = any(frame is not None and frame.data.get(IN_FLOAT32) for frame in frames())
-            return _bound(original, cls)(*(map_tensors(_widened, args) if wide else args), **kwargs)
+            planned = [frame for frame in frames() if frame is not None and IN_FLOAT32 in frame.data]
+            asks = bool(planned) and _asks_for_float32(cls)
+            with ExitStack() as stack:
+                for frame in planned if asks else ():
+                    stack.enter_context(disabled_region(frame))
+                wide = asks or any(frame.data[IN_FLOAT32] for frame in planned)
+                return _bound(original, cls)(*(map_tensors(_widened, args) if wide else args), **kwargs)
 
         return classmethod(apply)
 
@@ -114,6 +122,11 @@ def _bound(apply: Any, cls: type[Function]) -> Callable[..., Any]:
     function = getattr(apply, "__func__", None)
     base: Any = super(Function, cls)
     return partial(function, cls) if function is not None else base.apply
+
+
+def _asks_for_float32(cls: type[Function]) -> bool:
+    """Whether torch's decorator gives the forward pass its operands in float32, with autocast disabled."""
+    return _decorator(cls.forward, "fwd").get("cast_inputs") is torch.float32
 
 
 def _keeps_autocast(cls: type[Function]) -> bool:

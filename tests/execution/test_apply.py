@@ -289,6 +289,36 @@ def test_custom_functions_of_a_float32_module_keep_float32_operands(execution):
     assert vars(torch.autograd.Function)["apply"] is torch_own
 
 
+@pytest.mark.parametrize(("execution", "device"), [("emulated", "cuda"), ("native", "cpu")])
+@pytest.mark.filterwarnings("ignore:User provided device_type of 'cuda'")
+def test_custom_functions_that_ask_for_float32_get_it_with_autocast_disabled(execution, device):
+    class Squares(torch.autograd.Function):
+        @staticmethod
+        @torch.amp.custom_fwd(device_type=device, cast_inputs=torch.float32)
+        def forward(ctx, x, weight):
+            ctx.save_for_backward(x)
+            return x * x + (x @ weight) * 0
+
+        @staticmethod
+        @torch.amp.custom_bwd(device_type=device)
+        def backward(ctx, gradient):
+            (x,) = ctx.saved_tensors
+            return gradient * 2 * x, None
+
+    results = []
+
+    def forward(outer, x):
+        results.extend([outer.lin(x) * 0 + 300, Squares.apply(outer.lin(x) * 0 + 300, torch.full((4, 4), 1000.0))])
+        results.append(results[0] @ torch.eye(4))
+        return results[1]
+
+    model = Inside(forward)
+    with apply(model, plan_for(model, "float16"), execution=execution):
+        model(X).sum().backward()
+    assert [result.dtype for result in results] == [torch.float16, torch.float32, torch.float16]
+    assert torch.equal(results[1], torch.full((3, 4), 300.0**2))
+
+
 @pytest.mark.parametrize("execution", ["emulated", "native"])
 def test_view_as_half_keeps_the_bits_in_a_float32_module(execution):
     values = weights(3, 4).half()
