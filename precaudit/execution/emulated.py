@@ -18,11 +18,13 @@ import torch
 from precaudit.execution import float8
 from precaudit.execution.atomics import SUMS, added_one_by_one, are_half, not_in_place
 from precaudit.execution.chains import chained
-from precaudit.execution.formats import FLOAT32, PlanExecution, ScopeFormat, every_model, no_disabled_region
+from precaudit.execution.formats import FLOAT32, WIDE, PlanExecution, ScopeFormat, every_model, no_disabled_region
 from precaudit.execution.libraries import own_region
 from precaudit.execution.policy import ADDENDS, CONVOLUTIONS, category
-from precaudit.execution.rounding import CASTABLE, HALVES, ROUNDINGS, Rounding, replaced, rounding_for
+from precaudit.execution.rounding import CASTABLE, HALF_DTYPES, HALVES, ROUNDINGS, Rounding, replaced, rounding_for
 from precaudit.instrument.functions import AROUND_BACKWARD
+from precaudit.instrument.names import callers
+from precaudit.instrument.patches import all_wrapped
 from precaudit.instrument.scopes import PLANNED, Frame, Scopes
 from precaudit.instrument.torchfunction import OperationMode, map_tensors, op_name, tensors_in, writes
 from precaudit.model import Plan
@@ -255,39 +257,64 @@ def _asks_for_dtype(args: Any, kwargs: Any) -> bool:
 
 
 class _AutocastAsked:
-    """Overrides torch's query whether any autocast is active, which recurrent layers make before they accept an input
-    of another dtype than their weights. It is installed while a thread needs it, and answers per thread."""
+    """Overrides torch's queries about autocast while a thread needs it, and answers per thread: the dtype in force, and
+    whether any autocast is active, which recurrent layers ask before they accept an input of another dtype than their
+    weights."""
 
     def __init__(self) -> None:
         self._lock, self._threads, self._needed = threading.Lock(), threading.local(), 0
-        self._original: Callable[[], bool] = torch._C._is_any_autocast_enabled
+        self._patches = ExitStack()
+        self.really: Callable[[], bool] = torch._C._is_any_autocast_enabled
+        """Whether an autocast region of torch is active."""
 
     @contextmanager
-    def by(self, answer: Callable[[], bool]) -> Iterator[None]:
-        before = getattr(self._threads, "answer", self._original)
+    def by(self, active: Callable[[], bool], dtype: Callable[[], torch.dtype | None]) -> Iterator[None]:
+        """Answer so in this thread; torch itself answers where `dtype` is None."""
+        before = getattr(self._threads, "answers", None)
         self._need(1)
-        self._threads.answer = answer
+        self._threads.answers = active, dtype
         try:
             yield
         finally:
-            self._threads.answer = before
+            self._threads.answers = before
             self._need(-1)
 
-    def really(self) -> bool:
-        """Whether an autocast region of torch is active."""
-        return self._original()
+    def _active(self, original: Callable[[], bool]) -> bool:
+        answers = getattr(self._threads, "answers", None)
+        return answers[0]() if answers else original()
 
-    def _answer(self) -> bool:
-        answer: Callable[[], bool] = getattr(self._threads, "answer", self._original)
-        return answer()
+    def _enabled(self, original: Callable[..., bool], *device: str) -> bool:
+        return self._dtype(lambda: None) is not None or original(*device)
+
+    def _dtype(self, original: Callable[..., Any], *device: str) -> Any:
+        answers = getattr(self._threads, "answers", None)
+        return (answers and answers[1]()) or original(*device)
 
     def _need(self, more: int) -> None:
         with self._lock:
             self._needed += more
-            torch._C._is_any_autocast_enabled = self._answer if self._needed else self._original
+            if not self._needed:
+                self._patches.close()
+            elif (self._needed, more) == (1, 1):
+                self._patches.enter_context(
+                    all_wrapped(
+                        (torch._C, "_is_any_autocast_enabled", self._active),
+                        (torch, "is_autocast_enabled", self._enabled),
+                        (torch, "is_autocast_cpu_enabled", self._enabled),
+                        (torch, "get_autocast_dtype", self._dtype),
+                        (torch, "get_autocast_gpu_dtype", self._dtype),
+                    )
+                )
 
 
 autocast_asked = _AutocastAsked()
+
+
+def _asked_by_torch() -> bool:
+    """Whether torch or precaudit itself asks about autocast."""
+    modules = (frame.f_globals.get("__name__", "") for frame in callers())
+    asker = next(name for name in modules if name not in (__name__, all_wrapped.__module__, callers.__module__))
+    return asker.partition(".")[0] in ("torch", "precaudit")
 
 
 class Emulator(PlanExecution):
@@ -311,7 +338,7 @@ class Emulator(PlanExecution):
         if self._begins(frame):
             root[AROUND_BACKWARD] = self._around_backward
             frame.data["leave"] = stack = ExitStack()
-            stack.enter_context(autocast_asked.by(lambda: not self._in_disabled_region()))
+            stack.enter_context(autocast_asked.by(lambda: not self._in_disabled_region(), self._told_the_script))
             stack.enter_context(self._mode)
         if root.get(PLANNED):
             frame.data["format"] = self._format_in(frame)
@@ -324,6 +351,12 @@ class Emulator(PlanExecution):
         del root[PLANNED], root[AROUND_BACKWARD]
         root["casts"].clear()
         return to_float32(output)
+
+    def _told_the_script(self) -> torch.dtype | None:
+        """The dtype of autocast here, for code that asks; torch's own would open regions of autocast by it."""
+        default = self._scope_format().default
+        low = default not in WIDE and not self._in_disabled_region() and not _asked_by_torch()
+        return HALF_DTYPES.get(default, torch.bfloat16) if low else None
 
     def _around_backward(self, frame: Frame) -> EmulatedMode:
         scope, disabled = frame.data["format"], self._in_disabled_region()

@@ -67,17 +67,11 @@ class OwnRegions(EmulatedMode):
                 (autocast, "__enter__", ignoring_original(self._enter)),
                 (autocast, "__exit__", ignoring_original(self._leave)),
                 (torch, "clear_autocast_cache", ignoring_original(self._clear)),
-                (torch, "is_autocast_enabled", ignoring_original(self._is_enabled)),
-                (torch, "is_autocast_cpu_enabled", ignoring_original(self._is_enabled)),
-                (torch, "get_autocast_dtype", lambda original, device: self._dtype() or original(device)),
             ),
-            autocast_asked.by(self._is_enabled),
+            autocast_asked.by(lambda: self._dtype() is not None, self._dtype),
             self,
         ):
             yield
-
-    def _is_enabled(self, device: str = "") -> bool:
-        return self._dtype() is not None
 
     def _enter(self, region: autocast) -> autocast:
         asked = getattr(region, "precaudit_asked", region._enabled) and region.fast_dtype in HALVES

@@ -17,7 +17,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import _get_autocast_kwargs, checkpoint
 
 import precaudit
 from precaudit.errors import PrecauditError
@@ -222,14 +222,37 @@ class Spy(nn.Module):
         return self.lin(x)
 
 
-def test_native_regions_follow_the_plan_module_by_module():
+@pytest.mark.parametrize("execution", ["emulated", "native"])
+def test_regions_follow_the_plan_module_by_module(execution):
     model = nn.Sequential(Spy(), nn.Sequential(Spy(), Spy()), Spy())
     plan = plan_for(model, "bfloat16", {"1": "float32", "1.0": "float32", "1.0.lin": "float32"})
-    with apply(model, plan, execution="native"):
+    with apply(model, plan, execution=execution):
         y = model(X)
     regions = [m.region for m in model.modules() if isinstance(m, Spy)]
     assert regions == [torch.bfloat16, None, torch.bfloat16, torch.bfloat16]
     assert y.dtype == torch.float32
+
+
+def test_code_that_asks_about_autocast_sees_an_emulated_one_and_torch_does_not():
+    queries = torch.is_autocast_enabled, torch.is_autocast_cpu_enabled, torch.get_autocast_dtype
+
+    def forward(outer, x):
+        squares = outer.lin(x) * 0 + 300
+        if torch.is_autocast_enabled():
+            outer.note("dtype", torch.get_autocast_dtype("cuda"))
+            squares = squares.float()
+        with torch.autocast("cuda", enabled=False):
+            outer.note("disabled", torch.is_autocast_enabled())
+        outer.note("checkpoint", _get_autocast_kwargs("cpu"))
+        return squares * squares
+
+    model = Inside(forward)
+    with apply(model, plan_for(model, "float16"), execution="emulated"):
+        assert torch.equal(model(X), torch.full((3, 4), 300.0**2))
+    assert model.seen["dtype"] == torch.float16
+    assert not model.seen["disabled"]
+    assert not any(region["enabled"] for region in model.seen["checkpoint"] if region)
+    assert queries == (torch.is_autocast_enabled, torch.is_autocast_cpu_enabled, torch.get_autocast_dtype)
 
 
 def test_native_float32_modules_get_float32_inputs():
