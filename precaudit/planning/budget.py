@@ -22,7 +22,9 @@ class GradientError:
 
     - `rho` = E|delta|^2 / tr Sigma, with Sigma the covariance of batch gradients: the error acts like a batch of
       B / (1 + rho) samples in place of B.
-    - `snr` = |g|^2 / E|delta|^2; `bias` = |E delta| / |mean g|: the part that does not average out over batches.
+    - `snr` = |g|^2 / E|delta|^2; `bias` = |E delta| / |mean g|: the part that does not average out over batches. The
+      mean is that of the K probed batches, with tr Sigma / K in its square: what is left without can mostly not be told
+      from zero by so few, and a ratio to it would refuse healthy formats.
     - `label` is "format@phase of training".
     """
 

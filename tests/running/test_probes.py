@@ -78,6 +78,18 @@ def test_bias_of_known_covariances(shared, own, evaluations):
     assert error.within_budget is (shared < 0.2 and own**2 < 0.1)
 
 
+@pytest.mark.parametrize("noise", [0.0, 3.0, 9.0])
+def test_bias_is_relative_to_the_mean_of_the_probed_batches(noise):
+    """The mean of K batches has 1/K of their variance, and so a bias beside it reads less where they differ much."""
+    torch.manual_seed(0)
+    mean, sums = torch.randn(200_000), _Sums()
+    for _ in range(4):
+        exact = mean + noise * torch.randn(200_000)
+        sums.add(exact + 0.3 * mean, exact, None)
+    error = gradient_error("a", [_difference("a", "layer", [sums])])
+    assert error.bias == pytest.approx(0.3 / math.sqrt(1 + noise**2 / 4), rel=0.03)
+
+
 def test_single_batch_has_no_bias_but_shows_overflows():
     sums = _Sums()
     sums.add(torch.ones(3) * 1.1, torch.ones(3), None)
