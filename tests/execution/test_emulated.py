@@ -731,7 +731,7 @@ def test_autocast_kernel_of_a_library_is_used():
 @pytest.mark.parametrize(
     ("function", "input"),
     [
-        (lambda x: F.grid_sample(x, x.detach().movedim(1, -1), align_corners=False), weights(1, 2, 99, 99).clamp(-1, 1)),
+        (lambda x: F.grid_sample(x, x.detach().movedim(1, 3), align_corners=False), weights(1, 2, 99, 99).clamp(-1, 1)),
         (lambda x: F.fold(x, (12, 12), 5, padding=2), weights(1, 50, 144)),
         (lambda x: F.unfold(x, 7, padding=3), weights(1, 2, 12, 12)),
         (lambda x: F.avg_pool1d(x, 65, 1), weights(1, 2, 200)),
