@@ -174,7 +174,7 @@ def finish(outcome: Outcome, arguments: argparse.Namespace, folder: Path) -> int
     report = outcome.report
     matched = matches_fail_on(report, arguments.fail_on)
     paths = [*(folder / name for name in FOLDER_FILES), *arguments.output]
-    written, problems = write_each(paths, partial(write, report))
+    written, problems = write_each(paths, partial(write, report, plan=folder / "plan.json"))
     emit(render_terminal(report, color=use_color(sys.stdout), written=written, plan=folder / "plan.json"), sys.stdout)
     for sentence in (*matched, *problems):
         print(f"precaudit: {sentence}", file=sys.stderr)

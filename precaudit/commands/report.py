@@ -36,14 +36,16 @@ def run(arguments: argparse.Namespace) -> int:
     refuse_overwrite([file for path in paths for file in files_of(path)], arguments.force)
     source = written_file(arguments.report)
     report = load_report(source)
+    plan = source.with_name("plan.json")
+    plan = plan if plan.is_file() else source  # one saved from Python has the plan inside
     if arguments.format and arguments.format != "terminal":
-        emit(render(report, arguments.format).rstrip("\n"), sys.stdout)
+        emit(render(report, arguments.format, plan).rstrip("\n"), sys.stdout)
     elif arguments.format or not paths:
-        emit(_for_terminal(report, source), sys.stdout)
-    return write_outputs(paths, partial(write, report))
+        emit(_for_terminal(report, plan), sys.stdout)
+    return write_outputs(paths, partial(write, report, plan=plan))
 
 
-def _for_terminal(report: Report, path: Path) -> str:
+def _for_terminal(report: Report, plan: Path) -> str:
     from precaudit.reporting.terminal import render_terminal, use_color
 
-    return render_terminal(report, use_color(sys.stdout), plan=path.with_name("plan.json")).rstrip("\n")
+    return render_terminal(report, use_color(sys.stdout), plan=plan).rstrip("\n")

@@ -90,7 +90,9 @@ class Recording:
             log.exception("precaudit: no report was written at step %d; the training goes on", running.steps)
 
     def _write(self, report: Report, names: tuple[str, ...]) -> None:
-        _, problems = write_each([self._folder / name for name in names], partial(write, report))
+        _, problems = write_each(
+            [self._folder / name for name in names], partial(write, report, plan=self._folder / "plan.json")
+        )
         for problem in problems:
             log.warning("precaudit: %s", problem)
         for finding in report.findings:

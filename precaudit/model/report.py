@@ -48,12 +48,14 @@ class Report:
 
     def save(self, *paths: str | os.PathLike[str]) -> None:
         """Write the report, each file in the format of its extension, as `-o` does; "plan.json" is the plan alone."""
-        from precaudit.reporting import format_of, write
+        from precaudit.reporting import DEFAULT_PLAN, format_of, write
 
-        for path in paths:
-            format_of(Path(path))  # an unknown extension, before anything is written
-        for path in paths:
-            write(self, Path(path))
+        files = [Path(path) for path in paths]
+        formats = [format_of(file) for file in files]  # an unknown extension, before anything is written
+        plans = (file for kind in ("plan", "json") for file, of in zip(files, formats, strict=True) if of == kind)
+        plan = next(plans, DEFAULT_PLAN)
+        for file in files:
+            write(self, file, plan)
 
     def _repr_html_(self) -> str:
         from precaudit.reporting.notebook import summary_html

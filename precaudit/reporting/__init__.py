@@ -9,9 +9,11 @@ from pathlib import Path
 from precaudit.errors import PrecauditError
 from precaudit.model import Report
 
+DEFAULT_PLAN = Path("plan.json")
 FOLDER_FILES = ("report.json", "plan.json", "report.md", "report.html")
 
 FORMATS = ("terminal", "markdown", "html", "json", "plan", "sarif", "junit", "gitlab", "github", "svg")
+PASTED = ("terminal", "markdown", "html")  # those with lines to paste, which name the file of the plan
 # ending of a file's name: format; the longest ending that fits wins
 EXTENSIONS = {
     ".json": "json",
@@ -29,13 +31,13 @@ EXTENSIONS = {
 }
 
 
-def render(report: Report, format: str) -> str:
+def render(report: Report, format: str, plan: Path = DEFAULT_PLAN) -> str:
     """The report as text in one of `FORMATS`: by `render_html` of the module `html`, and so on."""
     if format not in FORMATS:
         raise PrecauditError(f"unknown report format {format!r}; known formats: {', '.join(FORMATS)}")
     module = import_module(f"{__name__}.{'serialize' if format in ('json', 'plan') else format}")
-    renderer: Callable[[Report], str] = getattr(module, f"render_{format}")
-    return renderer(report)
+    renderer: Callable[..., str] = getattr(module, f"render_{format}")
+    return renderer(report, plan=plan) if format in PASTED else renderer(report)
 
 
 def format_of(path: Path) -> str:
@@ -61,13 +63,14 @@ def files_of(path: Path) -> list[Path]:
     return [path, *(picture_files(path).values() if format_of(path) == "markdown" else ())]
 
 
-def write(report: Report, path: str | Path) -> None:
-    """Write the report in the format of the file's extension, all or nothing; Markdown has pictures beside it."""
+def write(report: Report, path: str | Path, plan: Path = DEFAULT_PLAN) -> None:
+    """Write the report in the format of the file's extension, all or nothing; Markdown has pictures beside it. `plan`
+    is the file that the lines to paste load."""
     from precaudit.reporting.files import write_text
     from precaudit.reporting.markdown import write_markdown
 
     path, format = Path(path), format_of(Path(path))
     if format == "markdown":
-        write_markdown(report, path)
+        write_markdown(report, path, plan)
     else:
-        write_text(path, render(report, format))
+        write_text(path, render(report, format, plan))

@@ -8,6 +8,7 @@ import hashlib
 import math
 from collections.abc import Iterable, Mapping
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -15,7 +16,7 @@ from markupsafe import Markup
 
 from precaudit import __version__
 from precaudit.model import Plan, Report, Trial
-from precaudit.reporting import costs, pasting, planned, ranges, unfinished
+from precaudit.reporting import DEFAULT_PLAN, costs, pasting, planned, ranges, unfinished
 from precaudit.reporting.actions import actions, causes, counts
 from precaudit.reporting.cached import cached
 from precaudit.reporting.drawing import CHARTS, KINDS, hindrance, vega
@@ -52,7 +53,7 @@ BADGES = {
 }
 
 
-def render_html(report: Report) -> str:
+def render_html(report: Report, plan: Path = DEFAULT_PLAN) -> str:
     environment = Environment(
         loader=PackageLoader("precaudit.reporting"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
@@ -61,7 +62,7 @@ def render_html(report: Report) -> str:
     library, specs = charts or (None, None)
     scripts = [source["report.js"], *([library] if library else [])]
     context = (
-        _story(report)
+        _story(report, plan)
         | _tables(report)
         | {
             "policy": _policy(scripts),
@@ -112,14 +113,14 @@ def _policy(scripts: Iterable[str]) -> str:
 # ---------------------------------------------------------------- what the page says
 
 
-def _story(report: Report) -> dict[str, Any]:
+def _story(report: Report, plan: Path) -> dict[str, Any]:
     return {
         "head": headline(report),
         "badge": unfinished.badge(report) or BADGES[report.verification.verdict],
         "script": " ".join(pasting.script(report)),
         "tiles": tiles(report),
         "actions": actions(report),
-        "code": "\n".join(pasting.paste_lines(report)),
+        "code": "\n".join(pasting.paste_lines(report, plan)),
         "loss_scale": planned.loss_scale(report),
         "repairs": planned.repairs(report),
         "plan_default": planned.plan_default(report),

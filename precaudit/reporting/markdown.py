@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 from precaudit.errors import PrecauditError
 from precaudit.model import Report
-from precaudit.reporting import costs, pasting, planned, ranges, svg, unfinished
+from precaudit.reporting import DEFAULT_PLAN, costs, pasting, planned, ranges, svg, unfinished
 from precaudit.reporting.actions import actions, causes, settlement
 from precaudit.reporting.files import write_text
 from precaudit.reporting.grouped import Group
@@ -64,7 +64,7 @@ def folded(title: str, body: str) -> str:
     return f"<details><summary>{title}</summary>\n\n{body}\n\n</details>"
 
 
-def render_markdown(report: Report, pictures: Mapping[str, Path] = NO_PICTURES) -> str:
+def render_markdown(report: Report, pictures: Mapping[str, Path] = NO_PICTURES, plan: Path = DEFAULT_PLAN) -> str:
     """`pictures` are files beside the text, by the section that each illustrates."""
     head = headline(report)
     parts = [
@@ -74,7 +74,7 @@ def render_markdown(report: Report, pictures: Mapping[str, Path] = NO_PICTURES) 
         bullets(head.details),
         _picture(pictures, "training"),
         f"### What to change\n\n{bullets(actions(report)[:ROWS])}",
-        _usage(report),
+        _usage(report, plan),
         f"### Which layers, and why\n\n{_exceptions(report)}",
         f"### Loss scale\n\n{bullets(planned.loss_scale(report))}",
         f"### Findings\n\n{_findings(report)}",
@@ -91,7 +91,7 @@ def _picture(pictures: Mapping[str, Path], name: str) -> str:
     return f"![{ALTERNATIVES[name]}]({quote(pictures[name].name)})" if name in pictures else ""
 
 
-def write_markdown(report: Report, path: Path) -> None:
+def write_markdown(report: Report, path: Path, plan: Path = DEFAULT_PLAN) -> None:
     """The text, and beside it the pictures that it links to, where they can be drawn. One that can't be written costs
     neither the text nor the others."""
     drawn = {} if path.exists() and not path.is_file() else svg.pictures(report)  # a pipe has nothing beside it
@@ -103,7 +103,7 @@ def write_markdown(report: Report, path: Path) -> None:
                 files[name] = file
         except PrecauditError as error:
             problems.append(str(error))
-    write_text(path, render_markdown(report, files))
+    write_text(path, render_markdown(report, files, plan))
     if problems:
         raise PrecauditError(f"{'; '.join(problems)} ({path} was written, without that picture)")
 
@@ -176,6 +176,6 @@ def _ranges(report: Report) -> str:
     return f"{note}\n\n{table(headers, rows)}{_more(layers, 'layer', LAYERS)}"
 
 
-def _usage(report: Report) -> str:
-    lines = pasting.paste_lines(report)
+def _usage(report: Report, plan: Path) -> str:
+    lines = pasting.paste_lines(report, plan)
     return "### Use it\n\n```python\n" + "\n".join(lines) + "\n```" if lines else ""

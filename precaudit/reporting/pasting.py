@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from precaudit.model import Report
-from precaudit.reporting import unfinished
+from precaudit.reporting import DEFAULT_PLAN, unfinished
 from precaudit.reporting.facts import from_python, has_the_plan, is_plain_autocast, listed, scaled_by_hand, unsound
 from precaudit.reporting.places import installed, short_file
 from precaudit.reporting.undecided import what_decides
@@ -25,7 +25,6 @@ BY_HAND = (
     "#         outputs = model(inputs)",
     "#     outputs.float() for a loss outside of the model",
 )
-DEFAULT_PLAN = Path("plan.json")
 
 
 def paste_lines(report: Report, plan: Path = DEFAULT_PLAN) -> list[str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TextIO
 
 from precaudit.model import Layer, Report
-from precaudit.reporting import costs, pasting, planned, ranges, unfinished
+from precaudit.reporting import DEFAULT_PLAN, costs, pasting, planned, ranges, unfinished
 from precaudit.reporting.actions import actions, causes, counts, settlement
 from precaudit.reporting.facts import notes
 from precaudit.reporting.grouped import folded, unshown
@@ -35,7 +35,7 @@ def render_terminal(
     report: Report,
     color: bool = False,
     written: Sequence[Path] = (),
-    plan: Path = pasting.DEFAULT_PLAN,
+    plan: Path = DEFAULT_PLAN,
 ) -> str:
     """The whole report as text; `written` are files to name at the end, `plan` is where plan.json lies."""
     page = Page(color)
@@ -138,7 +138,7 @@ def _layer_rows(layer: Layer, formats: list[str]) -> list[list[str]]:
 
 
 def _ending(page: Page, report: Report, written: Sequence[Path], plan: Path) -> None:
-    plan = next((path for path in written if path.name == pasting.DEFAULT_PLAN.name), plan)
+    plan = next((path for path in written if path.name == DEFAULT_PLAN.name), plan)
     if not unfinished.is_empty(report):
         page.section("Paste this into your training script, after the model is built", [])
         lines = pasting.paste_lines(report, plan) or ["(nothing to paste: no plan that can be recommended)"]

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import html
+import json
 import re
 import subprocess
 import sys
+from pathlib import Path
 from urllib.parse import unquote
 from xml.etree import ElementTree
 
@@ -10,8 +13,8 @@ import pytest
 import report_samples
 
 from precaudit.__main__ import main
-from precaudit.reporting import drawing
-from precaudit.reporting.serialize import write_json
+from precaudit.reporting import drawing, write
+from precaudit.reporting.serialize import load_plan, load_report, write_json
 
 
 @pytest.fixture
@@ -27,15 +30,36 @@ def test_prints_for_the_terminal(path, capsys, monkeypatch):
     out = capsys.readouterr().out
     assert "VERIFIED: float16" in out
     assert "\x1b" not in out
-    assert str(path.with_name("plan.json")) in out
+    assert f'load_plan("{path}")' in out  # no plan.json lies beside it
 
 
 def test_a_folder_stands_for_its_report(path, capsys):
     assert main(["report", str(path.parent)]) == 0
-    assert str(path.with_name("plan.json")) in capsys.readouterr().out
+    assert str(path) in capsys.readouterr().out
     path.unlink()
     assert main(["report", str(path.parent)]) == 2
     assert "a folder without report.json" in capsys.readouterr().err
+
+
+def pasted(file):
+    return re.search(r"load_plan\((.*)\)", html.unescape(file.read_text())).group(1)
+
+
+@pytest.mark.parametrize("beside", [True, False])
+def test_pasted_lines_load_a_plan_that_is_there(beside, path, tmp_path):
+    if beside:
+        write(load_report(path), path.with_name("plan.json"))
+    out = tmp_path / "elsewhere"
+    assert main(["report", str(path), *(f"-o{out / name}" for name in ("x.md", "x.txt", "x.html"))]) == 0
+    for name in ("x.md", "x.txt", "x.html"):
+        assert load_plan(json.loads(pasted(out / name))) == load_report(path).plan
+        assert Path(json.loads(pasted(out / name))).name == ("plan.json" if beside else "report.json")
+
+
+@pytest.mark.parametrize("names", [["r.md", "r.json"], ["r.md", "r.json", "plan.json"]])
+def test_a_saved_report_names_the_plan_saved_with_it(names, tmp_path):
+    report_samples.passing().save(*(tmp_path / name for name in names))
+    assert pasted(tmp_path / "r.md") == json.dumps(str(tmp_path / names[-1]))
 
 
 def test_unreadable_path(path, capsys):
