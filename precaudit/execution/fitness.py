@@ -48,7 +48,11 @@ def fit_plan(model: nn.Module, plan: Plan, name: str) -> Plan:
     """The part of a plan that is about `model`, by the model's own names; PrecauditError where it names others, or may
     be one of several parts."""
     own = set(fqns_of(model).values())
-    require(not name or any(is_within(fqn, name) for fqn in plan.modules), f"the plan has no model called {name!r}")
+    known = listing(dict.fromkeys(fqn.partition(".")[0] for fqn in plan.modules))
+    require(
+        not name or any(is_within(fqn, name) for fqn in plan.modules),
+        f"the plan has no model called {name!r}; its names begin with {known}",
+    )
     names = fit_names(plan, own, name)
     unknown = sorted(fqn for fqn in names.values() if fqn not in own)
     if plan.modules and (unknown or not names):

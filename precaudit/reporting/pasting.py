@@ -56,10 +56,13 @@ def paste_lines(report: Report, plan: Path = DEFAULT_PLAN) -> list[str]:
 
 
 def _applied(models: list[str]) -> list[str]:
-    """The calls of `apply`, with the models' names if there are several, whose modules may have equal names."""
+    """The calls of `apply`, with the models' names if there are several, whose modules may have equal names. A model in
+    a list or an attribute has a name here that the script doesn't have."""
     if len(models) == 1:
-        return [f"precaudit.apply({models[0]}, plan)"]
-    return [f'precaudit.apply({name}, plan, name="{name}")' for name in models]
+        written = ["# write what your code calls the model, such as self.net"] if models != ["model"] else []
+        return [*written, f"precaudit.apply({models[0]}, plan)"]
+    written = ["# write what your code calls each model, such as nets[0]; name= stays"]
+    return written + [f'precaudit.apply({name}, plan, name="{name}")' for name in models]
 
 
 def _of_a_library(report: Report) -> list[str]:

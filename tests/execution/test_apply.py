@@ -612,7 +612,7 @@ def test_models_that_are_built_alike_are_told_apart_by_name_or_refused():
         apply(small(), plan)
     with apply(small(), plan, name="actor") as handle:
         assert handle.plan.modules == {"0": "float32", "1": "float16", "2": "float16"}
-    with pytest.raises(PrecauditError, match="no model called 'judge'"):
+    with pytest.raises(PrecauditError, match="no model called 'judge'; its names begin with actor, critic"):
         apply(small(), plan, name="judge")
 
 

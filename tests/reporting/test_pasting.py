@@ -144,6 +144,7 @@ def test_every_model_of_the_plan_has_a_line(names, pasted):
     several = {name: f', name="{name}"' * (len(pasted) > 1) for name in pasted}
     applied = [line for line in lines if line.startswith("precaudit.apply")]
     assert applied == [f"precaudit.apply({name}, plan{more})" for name, more in several.items()]
+    assert sum("# write what your code calls" in line for line in lines) == (pasted != ["model"])
 
 
 @pytest.mark.parametrize("verdict", ["pass", "inconclusive", "screened", "not_run"])
