@@ -35,7 +35,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(argv: Sequence[str] | None) -> int:
     try:
-        arguments = build_parser().parse_args(argv)
+        arguments, unknown = build_parser().parse_known_args(argv)
+        if unknown:
+            raise _not_taken(arguments, unknown[0])
         return int(arguments.run(arguments))
     except PrecauditError as error:
         print(f"precaudit: {error}", file=sys.stderr)
@@ -49,6 +51,15 @@ def _run(argv: Sequence[str] | None) -> int:
     except KeyboardInterrupt:
         print("precaudit: interrupted", file=sys.stderr)
         return 130
+
+
+def _not_taken(arguments: argparse.Namespace, argument: str) -> PrecauditError:
+    """Of what the command doesn't know, most often an option of the script's own, given before the script."""
+    command, name = f"precaudit {arguments.verb}", argument.partition("=")[0]
+    hint = f"see {command} --help"
+    if "script" in arguments:
+        hint += f"; the script's own options come after it: {command} [options] SCRIPT {name}"
+    return PrecauditError(f"{arguments.verb} takes no {name}: {hint}")
 
 
 def _unusable(error: OSError) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from precaudit.__main__ import build_parser, main
+from precaudit.__main__ import build_parser, main, main
 from precaudit.commands.profiling import job_of
 from precaudit.errors import PrecauditError
 from precaudit.profiling.settings import Settings
@@ -318,6 +318,23 @@ def test_wrong_usage_is_told_before_anything_runs(
     assert done.returncode == 2
     assert words in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["profile", "--lr", "0.1", "train.py"], ["profile takes no --lr:", "precaudit profile [options] SCRIPT --lr"]),
+        (["check", "--plan", "plan.json", "--lr=3", "train.py"], ["check takes no --lr:", "[options] SCRIPT --lr\n"]),
+        (["compare", "a", "b", "c"], ["compare takes no c: see precaudit compare --help\n"]),
+    ],
+)
+def test_an_argument_that_a_command_does_not_take_is_told_of_by_the_command(
+    arguments: list[str], words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("precaudit: ")
+    assert all(each in said for each in words)
 
 
 @pytest.mark.parametrize("verb", [["profile"], ["check", "--plan", "plan.json"]], ids=["profile", "check"])
