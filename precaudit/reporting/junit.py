@@ -11,7 +11,7 @@ from precaudit.reporting.facts import settled
 from precaudit.reporting.headline import headline
 from precaudit.reporting.places import WHOLE
 from precaudit.reporting.results import sentence
-from precaudit.reporting.unfinished import cut_short
+from precaudit.reporting.unfinished import cut_short, details
 from precaudit.words import prose, visible
 
 HEADER = '<?xml version="1.0" encoding="utf-8"?>\n'
@@ -55,7 +55,7 @@ def _verification(suite: Element, report: Report) -> None:
     title = headline(report).title
     if report.verification.verdict == "fail" or cut_short(report):
         failed = [f"{prose(gate.name)}: {prose(gate.detail)}" for gate in report.verification.gates if not gate.passed]
-        SubElement(case, "failure", message=title).text = "\n".join([title, *failed])
+        SubElement(case, "failure", message=title).text = "\n".join([title, *details(report), *failed])
     elif report.verification.verdict != "pass":
         SubElement(case, "skipped", message=title)
 

@@ -16,7 +16,7 @@ from precaudit.finding import fingerprint, ranked
 from precaudit.model import Finding, Plan, Report, Severity
 from precaudit.reporting.actions import actions, settlement
 from precaudit.reporting.headline import headline
-from precaudit.reporting.unfinished import cut_short
+from precaudit.reporting.unfinished import cut_short, details
 from precaudit.words import prose, visible
 
 VERDICT_RULE = "PA001"
@@ -44,7 +44,8 @@ def _verdict(report: Report) -> list[Finding]:
     severity = "error" if cut_short(report) else VERDICT_SEVERITY.get(report.verification.verdict)
     if severity is None:
         return []
-    return [Finding(VERDICT_RULE, severity, headline(report).title, actions(report)[0])]
+    message = "; ".join([headline(report).title, *details(report)])
+    return [Finding(VERDICT_RULE, severity, message, actions(report)[0])]
 
 
 def sentence(finding: Finding) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from precaudit.__main__ import build_parser, main, main
+from precaudit.__main__ import build_parser, main
 from precaudit.commands.profiling import job_of
 from precaudit.errors import PrecauditError
 from precaudit.profiling.settings import Settings

@@ -182,11 +182,14 @@ def test_an_empty_annotation_list_explains_itself():
 
 @pytest.mark.parametrize("stopped", ["failed", "killed", "interrupted"])
 def test_a_profile_that_was_cut_short_is_no_clean_one(stopped):
-    report = replace(report_samples.passing(), findings=(), verification=Verification(), job={"stopped": stopped})
-    title = headline(report).title
-    assert render(report, "github").startswith(f"::error file=train.py,line=1,title=PA001::{title}. What to do: ")
+    unverified = Verification(reason="ValueError: no such file")
+    report = replace(report_samples.passing(), findings=(), verification=unverified, job={"stopped": stopped})
+    title, why = headline(report).title, "Why: ValueError: no such file"
+    message = f"{title}; {why}. What to do: "
+    assert render(report, "github").startswith(f"::error file=train.py,line=1,title=PA001::{message}")
     case = ElementTree.fromstring(render(report, "junit")).find("testsuite/testcase")
     assert case.find("failure").get("message") == title
+    assert case.find("failure").text.splitlines() == [title, why]
 
 
 def test_step_summary_only_in_actions(tmp_path):
