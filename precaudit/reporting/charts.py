@@ -254,7 +254,7 @@ def differences() -> Drawing:
         tooltip=["run:N", "step:Q", alt.Tooltip("d:Q", title="difference", format="+.3%")]
     )
     drawing = band + zero + seeds + mean + verdict + points
-    return drawing.add_params(*_signals(margin=0, mean=None, first=1, last=1)), 200
+    return drawing.add_params(*_signals(margin=0, mean=None, first=0, last=0)), 200
 
 
 def times() -> Drawing:

@@ -110,7 +110,8 @@ def kept_from(stats: TensorStats, budget: float = ENERGY_BUDGET) -> int:
 
 
 def trainings(report: Report) -> dict[str, Any]:
-    """Loss curves, the band that counts as the same, and paired differences of the plan that was tried last."""
+    """Loss curves, the band that counts as the same, and paired differences of the plan that was tried last. Steps
+    count from 0, as those of findings do."""
     v = report.verification
     last = last_tried(v)
     references = {trial.seed: trial for trial in v.trials if trial.is_reference}
@@ -132,7 +133,7 @@ def _compared(v: Verification) -> dict[str, Any]:
     """The verdict's quantity for the chart: a mean over some steps, and its allowed range."""
     mean, (first, last) = v.difference.mean, v.compared or (1, v.steps)
     known = mean is not None and math.isfinite(mean)
-    return {"margin": v.margin or 0, "mean": mean if known else None, "first": first, "last": last}
+    return {"margin": v.margin or 0, "mean": mean if known else None, "first": first - 1, "last": last - 1}
 
 
 def kinds(v: Verification) -> list[str]:
@@ -156,7 +157,7 @@ def _thin(length: int) -> range:
 def _curve(trial: Trial, last: str | None) -> Rows:
     run, kind = f"{visible(trial.plan)}, seed {trial.seed}", _kind(trial, last)
     return [
-        {"run": run, "kind": kind, "step": i + 1, "loss": trial.losses[i]}
+        {"run": run, "kind": kind, "step": i, "loss": trial.losses[i]}
         for i in _thin(len(trial.losses))
         if math.isfinite(trial.losses[i])
     ]
@@ -171,7 +172,7 @@ def _band(references: list[Trial], margin: float | None) -> Rows:
         mean = sum(trial.losses[i] for trial in references) / len(references)
         width = margin * (scale or abs(mean))
         if math.isfinite(mean):
-            rows.append({"step": i + 1, "low": mean - width, "high": mean + width})
+            rows.append({"step": i, "low": mean - width, "high": mean + width})
     return rows
 
 
@@ -182,12 +183,12 @@ def _pair(reference: Trial, trial: Trial) -> Rows:
         base, loss = reference.losses[i], trial.losses[i]
         scale = reference.scale or abs(base)
         if math.isfinite(base) and math.isfinite(loss) and scale:
-            rows.append({"run": f"seed {trial.seed}", "step": i + 1, "d": (loss - base) / scale})
+            rows.append({"run": f"seed {trial.seed}", "step": i, "d": (loss - base) / scale})
     return rows
 
 
 def _broken(trial: Trial) -> str:
-    step = next(i for i, loss in enumerate(trial.losses, 1) if not math.isfinite(loss))
+    step = next(i for i, loss in enumerate(trial.losses) if not math.isfinite(loss))
     return f"{visible(trial.plan)}, seed {trial.seed}: the loss is not finite at step {step}"
 
 
