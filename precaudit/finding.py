@@ -10,7 +10,7 @@ from pathlib import PurePosixPath
 from precaudit.model import Finding, Location, Severity
 
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
-USE_THE_PLAN = "use the plan instead of the script's own casts and scaler"
+USE_THE_PLAN = "use the plan instead of the script's own mixed precision"
 
 
 def finding(

@@ -44,7 +44,7 @@ def _with_the_plan(report: Report) -> str:
         default = report.plan.default
         return f"Keep what you have: the script's own autocast is to {default}, and so is the plan."
     strays = any(finding.suggestion == USE_THE_PLAN for finding in report.findings)
-    train = "Train with the plan" + (" instead of the script's own casts and scaler" if strays else "")
+    train = "Train with the plan" + (" instead of the script's own mixed precision" if strays else "")
     paste = "paste the lines that this report gives into your training script"
     if asks_for_the_plan(report):
         return (

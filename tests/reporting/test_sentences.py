@@ -38,10 +38,10 @@ def test_using_the_plan_is_said_once():
     strays = finding("PA501", "error", "as written it strays", USE_THE_PLAN, location=Location("train.py", 3))
     report = replace(report, findings=(*report.findings, strays))
     first, *rest = actions(report)
-    assert first.startswith("Train with the plan instead of the script's own casts and scaler: paste")
-    assert not any("script's own casts" in action for action in rest)
+    assert first.startswith("Train with the plan instead of the script's own mixed precision: paste")
+    assert not any("script's own" in action for action in rest)
     screened = replace(report, verification=replace(report.verification, verdict="screened"))
-    assert "Use the plan instead of the script's own casts and scaler [train.py:3]" in actions(screened)
+    assert "Use the plan instead of the script's own mixed precision [train.py:3]" in actions(screened)
 
 
 def test_seeds_are_not_asked_for_where_no_number_of_them_would_decide():
