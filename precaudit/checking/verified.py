@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from precaudit.checking.records import Answer, Deployment
 from precaudit.finding import finding
 from precaudit.model import Finding, Plan, Severity, Verdict
+from precaudit.reporting.headline import BADGES
 from precaudit.words import listing
 
 PROFILE = "profile the script again, and deploy a plan that is VERIFIED"
@@ -31,7 +32,8 @@ def verified(plan: Plan, wanted: Sequence[Deployment]) -> tuple[Answer, ...]:
     if plan.verdict is None or not plan.is_low_precision:
         return ()
     found = [*_found(plan), *_elsewhere(plan, wanted)]
-    return (Answer("verification", f"the profile's verdict on this plan was {plan.verdict}", tuple(found)),)
+    detail = f"the profile's verdict on this plan was {BADGES[plan.verdict].upper()}"
+    return (Answer("verification", detail, tuple(found)),)
 
 
 def _found(plan: Plan) -> list[Finding]:

@@ -14,6 +14,13 @@ from precaudit.reporting.undecided import undecided
 from precaudit.words import plural, prose, share, signed
 
 Tone = Literal["good", "bad", "open"]
+BADGES = {
+    "pass": "Verified",
+    "fail": "Not verified",
+    "inconclusive": "Not decided",
+    "screened": "Screened",
+    "not_run": "Not verified",
+}
 
 
 @dataclass(frozen=True)

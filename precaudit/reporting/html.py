@@ -22,7 +22,7 @@ from precaudit.reporting.cached import cached
 from precaudit.reporting.drawing import CHARTS, KINDS, hindrance, vega
 from precaudit.reporting.facts import listed, notes, settled
 from precaudit.reporting.grouped import Group, folded
-from precaudit.reporting.headline import headline
+from precaudit.reporting.headline import BADGES, headline
 from precaudit.reporting.jsontext import dumps
 from precaudit.reporting.pagedata import kinds, page_data, times
 from precaudit.reporting.places import WHOLE, place
@@ -44,13 +44,6 @@ from precaudit.words import (
 ROWS = 12
 LONGEST = 300
 WITHOUT_CHARTS = "The charts are missing. Where this page was made, {}; then make it again with precaudit report."
-BADGES = {
-    "pass": "Verified",
-    "fail": "Not verified",
-    "inconclusive": "Not decided",
-    "screened": "Screened",
-    "not_run": "Not verified",
-}
 
 
 def render_html(report: Report, plan: Path = DEFAULT_PLAN) -> str:

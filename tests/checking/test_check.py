@@ -403,12 +403,18 @@ def test_native_on_cuda(name):
 
 
 @pytest.mark.parametrize(
-    ("verdict", "severity"),
-    [("fail", "error"), ("inconclusive", "warning"), ("screened", "note"), ("not_run", "note"), ("pass", None)],
+    ("verdict", "severity", "words"),
+    [
+        ("fail", "error", "NOT VERIFIED"),
+        ("inconclusive", "warning", "NOT DECIDED"),
+        ("screened", "note", "SCREENED"),
+        ("not_run", "note", "NOT VERIFIED"),
+        ("pass", None, "VERIFIED"),
+    ],
 )
-def test_verdict_stored_in_the_plan_is_reported(verdict, severity):
+def test_verdict_stored_in_the_plan_is_reported(verdict, severity, words):
     report = check(plan(verdict=verdict))
-    assert answer(report, "verification").detail.endswith(f"was {verdict}")
+    assert answer(report, "verification").detail.endswith(f"was {words}")
     assert [f.severity for f in report.findings if f.rule == "PA761"] == ([severity] if severity else [])
     assert report.passed == (verdict != "fail")
 
