@@ -33,7 +33,8 @@ def coverage(views: Sequence[ModelView], plan: Plan, trace: Trace, seen: str) ->
     found += _elsewhere([fqn for fqn in plan.modules if fqn not in used])
     named = sum(fqn in view.plan.modules for view in views for fqn in view.computing)
     total = sum(len(view.computing) for view in views)
-    return Answer("coverage", f"the plan names {named} of {plural(total, 'module')} that compute, {seen}", tuple(found))
+    computing = f"{plural(total, 'module')} that {'computes' if total == 1 else 'compute'}"
+    return Answer("coverage", f"the plan names {named} of {computing}, {seen}", tuple(found))
 
 
 def _of_model(view: ModelView, plan: Plan) -> Iterator[Finding]:

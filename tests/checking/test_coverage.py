@@ -44,7 +44,12 @@ def renamed(**names):
 def test_the_same_model_is_covered(typed):
     answer = answered(plan_of(MODEL, typed=typed), facts(MODEL))
     assert answer.status == "passed"
-    assert "names 5 of 5 modules" in answer.detail
+    assert "names 5 of 5 modules that compute, " in answer.detail
+
+
+def test_a_single_module_computes():
+    single = dict([next(iter(MODEL.items()))])
+    assert "names 1 of 1 module that computes, " in answered(plan_of(single), facts(single)).detail
 
 
 @pytest.mark.parametrize("name", MODEL)
