@@ -17,7 +17,7 @@ from precaudit.comparison.matching import match_layers
 from precaudit.comparison.rows import place
 from precaudit.comparison.speed import native_share
 from precaudit.comparison.thresholds import DEFAULTS
-from precaudit.errors import PrecauditError
+from precaudit.errors import PrecauditError, require
 from precaudit.model import Report
 from precaudit.reporting import markdown as md
 from precaudit.reporting import unfinished
@@ -31,6 +31,7 @@ Entry = tuple[str, datetime, Report]
 
 def load_folder(folder: Path) -> tuple[list[Entry], list[str]]:
     """(name, time, report) of every report below the folder, oldest first, and why the other files were left out."""
+    require(folder.exists(), f"{folder}: no such folder; check the path")
     found, skipped = [], []
     for path in sorted(folder.rglob("*.json")):
         try:

@@ -435,6 +435,8 @@ def test_a_pipe_among_the_reports_is_left_out_unread(history, capsys):
 def test_a_folder_without_reports_has_no_trend(tmp_path, capsys):
     assert main(["compare", str(tmp_path), "--trend"]) == 2
     assert "no readable report" in capsys.readouterr().err
+    assert main(["compare", str(tmp_path / "gone"), "--trend"]) == 2
+    assert capsys.readouterr().err.endswith("gone: no such folder; check the path\n")
 
 
 def test_one_report_is_a_trend_of_one(tmp_path, capsys):
