@@ -133,6 +133,8 @@ def summarize(markdown: str) -> None:
 
 def refuse_overwrite(paths: list[Path], force: bool) -> None:
     """Raise PrecauditError if a file to be written exists, before any work is done."""
+    folders = [str(path) for path in paths if path.is_dir()]
+    require(not folders, f"{', '.join(folders)}: a folder, which no file can replace; choose another place")
     existing = [str(path) for path in paths if path.exists()]
     if existing and not force:
         exist = "exists" if len(existing) == 1 else "exist"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import errno
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -58,9 +59,10 @@ def write_bytes(path: Path, content: bytes) -> None:
         _replace(Path(os.path.realpath(path)), content)
     except OSError as error:
         in_the_way = "its folder is a file" if isinstance(error, FileExistsError) else None
+        room = "free some space or " if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
         raise PrecauditError(
             f"cannot write {path}: {in_the_way or error.strerror or error}; nothing was changed there: "
-            "free some space or choose another place, then run again"
+            f"{room}choose another place, then run again"
         ) from error
 
 

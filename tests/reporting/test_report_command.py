@@ -111,6 +111,14 @@ def test_files_are_not_overwritten_without_force(path, capsys):
     assert output.read_text() != "mine"
 
 
+@pytest.mark.parametrize("options", [[], ["--force"]])
+def test_a_folder_in_the_way_of_a_file_asks_for_another_place(options, path, capsys):
+    folder = path.with_name("x.json")
+    folder.mkdir()
+    assert main(["report", str(path), "-o", str(folder), *options]) == 2
+    assert capsys.readouterr().err.endswith("x.json: a folder, which no file can replace; choose another place\n")
+
+
 @pytest.mark.parametrize("arguments", [["missing.json"], ["{path}", "-o", "x.pdf"], ["/"]])
 def test_mistakes_end_with_2_and_a_sentence(path, arguments, capsys):
     assert main(["report", *(part.format(path=path) for part in arguments)]) == 2

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -372,6 +373,17 @@ def test_a_full_disk_loses_nothing(tmp_path):
     assert path.read_text() == "the old report"
     assert os.listdir(tmp_path) == ["report.json"]
     assert resource.getrlimit(resource.RLIMIT_FSIZE) != (1000, 1000)
+
+
+@pytest.mark.parametrize(("number", "told"), [(errno.ENOSPC, True), (errno.EDQUOT, True), (errno.EROFS, False)])
+def test_space_is_asked_for_only_where_it_is_lacking(number, told, tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "replace", refuse)
+    with pytest.raises(PrecauditError, match="choose another place") as caught:
+        write_json(tmp_path / "report.json", Plan())
+    assert ("free some space" in str(caught.value)) is told
 
 
 def test_writing_where_a_file_stands_for_a_folder(tmp_path):
