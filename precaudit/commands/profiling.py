@@ -19,7 +19,7 @@ from precaudit.commands.streams import emit
 from precaudit.comparison.limits import matches_fail_on, parse_rules
 from precaudit.errors import ExitCode, PrecauditError, import_torch
 from precaudit.profiling.settings import Settings
-from precaudit.reporting import FOLDER_FILES, files_of, write
+from precaudit.reporting import DEFAULT_PLAN, FOLDER_FILES, files_of, write
 from precaudit.reporting.files import write_each
 from precaudit.running.children import ChildRunner
 from precaudit.running.fileguard import locked
@@ -171,11 +171,11 @@ def finish(outcome: Outcome, arguments: argparse.Namespace, folder: Path) -> int
     """Write and print the report; returns the exit code. An error in one file does not prevent the others."""
     from precaudit.reporting.terminal import render_terminal, use_color
 
-    report = outcome.report
+    report, plan = outcome.report, folder / DEFAULT_PLAN
     matched = matches_fail_on(report, arguments.fail_on)
     paths = [*(folder / name for name in FOLDER_FILES), *arguments.output]
-    written, problems = write_each(paths, partial(write, report, plan=folder / "plan.json"))
-    emit(render_terminal(report, color=use_color(sys.stdout), written=written, plan=folder / "plan.json"), sys.stdout)
+    written, problems = write_each(paths, partial(write, report, plan=plan))
+    emit(render_terminal(report, color=use_color(sys.stdout), written=written, plan=plan), sys.stdout)
     for sentence in (*matched, *problems):
         print(f"precaudit: {sentence}", file=sys.stderr)
     if outcome.error:

@@ -10,7 +10,7 @@ from pathlib import Path
 from precaudit.commands.options import add_output_options, refuse_overwrite, write_outputs
 from precaudit.commands.streams import emit
 from precaudit.model import Report
-from precaudit.reporting import FORMATS, files_of, render, write
+from precaudit.reporting import DEFAULT_PLAN, FORMATS, files_of, render, write
 from precaudit.reporting.files import written_file
 
 
@@ -36,7 +36,7 @@ def run(arguments: argparse.Namespace) -> int:
     refuse_overwrite([file for path in paths for file in files_of(path)], arguments.force)
     source = written_file(arguments.report)
     report = load_report(source)
-    plan = source.with_name("plan.json")
+    plan = source.with_name(DEFAULT_PLAN.name)
     plan = plan if plan.is_file() else source  # one saved from Python has the plan inside
     if arguments.format and arguments.format != "terminal":
         emit(render(report, arguments.format, plan).rstrip("\n"), sys.stdout)

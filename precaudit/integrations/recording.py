@@ -16,7 +16,7 @@ import torch.distributed as dist
 from precaudit.api import audit
 from precaudit.errors import PrecauditError, require_count
 from precaudit.model import Report
-from precaudit.reporting import FOLDER_FILES, write
+from precaudit.reporting import DEFAULT_PLAN, FOLDER_FILES, write
 from precaudit.reporting.files import write_each
 from precaudit.tracing.merging import processes
 
@@ -91,7 +91,7 @@ class Recording:
 
     def _write(self, report: Report, names: tuple[str, ...]) -> None:
         _, problems = write_each(
-            [self._folder / name for name in names], partial(write, report, plan=self._folder / "plan.json")
+            [self._folder / name for name in names], partial(write, report, plan=self._folder / DEFAULT_PLAN)
         )
         for problem in problems:
             log.warning("precaudit: %s", problem)

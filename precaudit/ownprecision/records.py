@@ -42,9 +42,8 @@ class VainDecay(Kept):
 
 
 @dataclass(frozen=True)
-class GradientSumLoss(Entry):
-    """Gradients of several backward passes that a parameter's `.grad` sums: the largest share of a sum's energy that is
-    lost."""
+class SumLoss(Entry):
+    """Gradients that are summed in half: the largest share of a sum's energy that is lost."""
 
     fqn: str
     dtype: str
@@ -52,12 +51,13 @@ class GradientSumLoss(Entry):
 
 
 @dataclass(frozen=True)
-class RowSumLoss(Entry):
-    """Likewise of the gradients of a table's row that is looked up many times."""
+class GradientSumLoss(SumLoss):
+    """Gradients of several backward passes, which a parameter's `.grad` sums."""
 
-    fqn: str
-    dtype: str
-    lost: float
+
+@dataclass(frozen=True)
+class RowSumLoss(SumLoss):
+    """Gradients of a table's row that is looked up many times."""
 
 
 @dataclass(frozen=True)
@@ -73,19 +73,19 @@ class OpLoss(Entry):
 
 
 @dataclass(frozen=True)
-class VanishedInCast(Entry):
-    """The share of the non-zero values that became zero."""
-
+class CastLoss(Entry):
     dtype: str
     lost: float
 
 
 @dataclass(frozen=True)
-class BlurredInCast(Entry):
-    """The relative error of the differences between values."""
+class VanishedInCast(CastLoss):
+    """The share of the non-zero values that became zero."""
 
-    dtype: str
-    lost: float
+
+@dataclass(frozen=True)
+class BlurredInCast(CastLoss):
+    """The relative error of the differences between values."""
 
 
 @dataclass(frozen=True)

@@ -27,8 +27,7 @@ Which = Callable[[torch.Tensor], bool]
 
 
 class ScaledGradients(TrainingListener):
-    """Records misuses of a scaler, also in float32 runs, since the calls of a disabled scaler show as
-    much.
+    """Records misuses of a scaler, also in float32 runs, since the calls of a disabled scaler show as much.
 
     - `unscaled_loss`: a loss that was never scaled, whose gradients the scaler unscales nevertheless.
     - `clips_scaled`, `steps_scaled`: clipping, or an optimizer's own step, on gradients that are still scaled.

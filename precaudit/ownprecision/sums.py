@@ -14,11 +14,11 @@ from precaudit.execution.rounding import HALVES
 from precaudit.instrument.names import ModuleNames
 from precaudit.instrument.torchfunction import Call, dtype_name, tensors_in
 from precaudit.model import Location
-from precaudit.ownprecision.records import Entry, GradientSumLoss, RowSumLoss
+from precaudit.ownprecision.records import Entry, GradientSumLoss, RowSumLoss, SumLoss
 from precaudit.ownprecision.state import energy
 from precaudit.tracing.ops import caller_location
 
-_Kind = type[GradientSumLoss] | type[RowSumLoss]
+_Kind = type[SumLoss]
 _READS_ROWS = frozenset("embedding index_select __getitem__".split())
 
 Arrived = Callable[[str, torch.Tensor, torch.Tensor], None]

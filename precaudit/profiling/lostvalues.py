@@ -11,6 +11,7 @@ from precaudit.model import Finding
 from precaudit.ownprecision.operations import ANGLES
 from precaudit.ownprecision.records import (
     BlurredInCast,
+    CastLoss,
     LostGradient,
     NonFiniteGradient,
     NonFiniteLoss,
@@ -161,7 +162,7 @@ def of_lost_gradients(run: RunResult) -> list[Finding]:
     return [finding("PA307", "error", message, fix, lost.fqn or None, None, lost.place, step=lost.step)]
 
 
-def of_casts(run: RunResult, kind: type[VanishedInCast | BlurredInCast]) -> list[Finding]:
+def of_casts(run: RunResult, kind: type[CastLoss]) -> list[Finding]:
     """PA309: casts that lose more than a tenth of their input."""
     measure, message, fix = _CASTS[kind]
     found = []
