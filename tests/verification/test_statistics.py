@@ -385,11 +385,19 @@ def test_identical_seeds_agree():
     assert not seeds_agree([np.ones(20)] * 3)
 
 
-@pytest.mark.parametrize(("scatter", "agree"), [(0.21, True), (0.24, False)])
+@pytest.mark.parametrize("seeds", [3, 8])
+def test_random_walks_agree_as_often_as_the_level_says(seeds):
+    """The six moves between quarters are correlated, so Bonferroni's bound is not quite reached."""
+    rng, tries = np.random.default_rng(0), 2000
+    agreed = sum(seeds_agree(np.cumsum(rng.standard_normal((seeds, 60)), axis=1)) for _ in range(tries))
+    assert 0.03 < agreed / tries < 0.06
+
+
+@pytest.mark.parametrize(("scatter", "agree"), [(0.15, True), (0.17, False)])
 def test_agreement_of_seeds_is_the_t_test_of_their_moves_between_quarters(scatter, agree):
     """Three seeds that fall by 1 - scatter, 1 and 1 + scatter times one amount, all of it between two quarters."""
     falls = np.array([1 - scatter, 1, 1 + scatter])
-    assert bool(stats.ttest_1samp(falls, 0.0).pvalue <= 0.05 / 3) is agree
+    assert bool(stats.ttest_1samp(falls, 0.0).pvalue <= 0.05 / 6) is agree
     assert seeds_agree([np.repeat([fall, 0.0], [5, 15]) for fall in falls]) is agree
 
 
