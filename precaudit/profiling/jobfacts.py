@@ -33,6 +33,7 @@ def job_facts(job: Job, settings: Settings, audit: Audit, formats: Sequence[str]
         "steps_requested": job.steps,
         "counted": run.counted,
         "backward_at": list(dict.fromkeys(stream.partition(OF_OPTIMIZER)[0] for stream in run.streams)),
+        "optimizer_of_loss": list(run.turns),
         "seeds": settings.pairs,
         "target": target.name,
         "formats": list(formats),

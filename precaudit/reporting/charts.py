@@ -214,7 +214,7 @@ def losses() -> Drawing:
     band = (
         alt.Chart(alt.NamedData("band"))
         .mark_area(opacity=0.25, color=alt.ExprRef("good"), aria=False)
-        .encode(x=STEPS, y=alt.Y("low:Q"), y2="high:Q")
+        .encode(x=STEPS, y=alt.Y("low:Q"), y2="high:Q", detail="of:N")
     )
     base = alt.Chart(alt.NamedData("curves")).encode(
         x=STEPS,
@@ -247,8 +247,10 @@ def differences() -> Drawing:
     zero = alt.Chart(alt.Data(values=[{"d": 0}])).mark_rule(color=alt.ExprRef("muted"), aria=False).encode(y=y)
     base = alt.Chart(alt.NamedData("pairs")).encode(x=STEPS, y=y)
     seeds = base.mark_line(strokeWidth=1, opacity=0.5, color=alt.ExprRef("plain"), aria=False).encode(detail="run:N")
-    mean = base.transform_aggregate(d="mean(d)", groupby=["step"]).mark_line(
-        strokeWidth=1.8, color=alt.ExprRef("fits"), aria=False
+    mean = (
+        base.transform_aggregate(d="mean(d)", groupby=["step", "of"])
+        .mark_line(strokeWidth=1.8, color=alt.ExprRef("fits"), aria=False)
+        .encode(detail="of:N")
     )
     points = base.mark_circle(opacity=0, size=90, aria=False).encode(
         tooltip=["run:N", "step:Q", alt.Tooltip("d:Q", title="difference", format="+.3%")]

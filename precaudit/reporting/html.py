@@ -204,6 +204,7 @@ def _tables(report: Report) -> dict[str, Any]:
         "range_rows": _range_rows(report, formats),
         "trials": [_trial(trial) for trial in v.trials],
         "kinds": [(kind, KINDS[kind]) for kind in kinds(v)],
+        "turns": bool(listed(report, "optimizer_of_loss")),
         "trials_note": f"{plural(len(v.trials), 'training run')}. Runs of one seed see the same data, initialisation "
         "and dropout, so that only the precision differs.",
         "gates": [(g.passed, prose(g.name), prose(g.detail)) for g in sorted(v.gates, key=lambda gate: gate.passed)],
@@ -221,7 +222,7 @@ def _tables(report: Report) -> dict[str, Any]:
             (visible(k.name)[:LONGEST], visible(k.tensor_core), visible(k.rule), f"{k.calls:,}", seconds(k.seconds))
             for k in sorted(report.tensor_cores.kernels, key=lambda kernel: -kernel.seconds)[:ROWS]
         ],
-        "job": _facts(report.job, but=("notes", "gradient_errors")),
+        "job": _facts(report.job, but=("notes", "gradient_errors", "optimizer_of_loss")),
         "gradient_errors": _gradient_errors(report),
         "environment": _facts(report.environment),
     }

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from itertools import accumulate
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import accumulate, zip_longest
 from typing import Any
 
 from precaudit.formats import FORMATS, HALF_FORMATS
 from precaudit.model import KernelTime, Layer, Report, TensorStats, Trial, Verification
 from precaudit.reporting.drawing import AFTER, BEFORE
 from precaudit.reporting.endings import last_tried
+from precaudit.reporting.facts import listed
 from precaudit.reporting.places import WHOLE
 from precaudit.reporting.ranges import CAST_ROLES
 from precaudit.words import SHORT_FORMATS, visible
@@ -115,14 +117,15 @@ def trainings(report: Report) -> dict[str, Any]:
     v = report.verification
     last = last_tried(v)
     references = {trial.seed: trial for trial in v.trials if trial.is_reference}
+    turns = [number for number in listed(report, "optimizer_of_loss") if isinstance(number, int)]
     return {
-        "curves": [row for trial in v.trials for row in _curve(trial, last)],
-        "band": _band(list(references.values()), v.margin),
+        "curves": [row for trial in v.trials for row in _curve(trial, last, turns)],
+        "band": _band(list(references.values()), v.margin, turns),
         "pairs": [
             row
             for trial in v.trials
             if trial.plan == last and trial.seed in references
-            for row in _pair(references[trial.seed], trial)
+            for row in _pair(references[trial.seed], trial, turns)
         ],
         "signals": _compared(v),
         "broken": [_broken(trial) for trial in v.trials if not all(map(math.isfinite, trial.losses))],
@@ -150,40 +153,45 @@ def _kind(trial: Trial, last: str | None) -> str:
     return "earlier plans" if trial.is_candidate else "other runs"
 
 
-def _thin(length: int) -> range:
-    return range(0, length, max(1, math.ceil(length / POINTS)))
+def _points(length: int, turns: Sequence[int]) -> Iterator[tuple[int, str]]:
+    """Steps to draw and the curve that each belongs to: optimizers that take turns have a curve each."""
+    curves: dict[str, list[int]] = defaultdict(list)
+    for step, number in zip_longest(range(length), turns[:length], fillvalue=0):
+        curves[f", optimizer {number}" if turns else ""].append(step)
+    for curve, steps in curves.items():
+        yield from ((step, curve) for step in steps[:: max(1, math.ceil(length / POINTS))])
 
 
-def _curve(trial: Trial, last: str | None) -> Rows:
+def _curve(trial: Trial, last: str | None, turns: Sequence[int]) -> Rows:
     run, kind = f"{visible(trial.plan)}, seed {trial.seed}", _kind(trial, last)
     return [
-        {"run": run, "kind": kind, "step": i, "loss": trial.losses[i]}
-        for i in _thin(len(trial.losses))
+        {"run": run + curve, "kind": kind, "step": i, "loss": trial.losses[i]}
+        for i, curve in _points(len(trial.losses), turns)
         if math.isfinite(trial.losses[i])
     ]
 
 
-def _band(references: list[Trial], margin: float | None) -> Rows:
+def _band(references: list[Trial], margin: float | None, turns: Sequence[int]) -> Rows:
     """The band of equal losses, relative to the same scale as `_pair`."""
     if margin is None or not references:
         return []
     scale, rows = sum(trial.scale or 0.0 for trial in references) / len(references), []
-    for i in _thin(min(len(trial.losses) for trial in references)):
+    for i, curve in _points(min(len(trial.losses) for trial in references), turns):
         mean = sum(trial.losses[i] for trial in references) / len(references)
         width = margin * (scale or abs(mean))
         if math.isfinite(mean):
-            rows.append({"step": i, "low": mean - width, "high": mean + width})
+            rows.append({"of": curve, "step": i, "low": mean - width, "high": mean + width})
     return rows
 
 
-def _pair(reference: Trial, trial: Trial) -> Rows:
+def _pair(reference: Trial, trial: Trial, turns: Sequence[int]) -> Rows:
     """Differences of a pair, relative to the verdict's scale where it has one."""
     rows = []
-    for i in _thin(min(len(reference.losses), len(trial.losses))):
+    for i, curve in _points(min(len(reference.losses), len(trial.losses)), turns):
         base, loss = reference.losses[i], trial.losses[i]
         scale = reference.scale or abs(base)
         if math.isfinite(base) and math.isfinite(loss) and scale:
-            rows.append({"run": f"seed {trial.seed}", "step": i, "d": (loss - base) / scale})
+            rows.append({"run": f"seed {trial.seed}{curve}", "of": curve, "step": i, "d": (loss - base) / scale})
     return rows
 
 

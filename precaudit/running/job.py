@@ -192,7 +192,7 @@ class RunResult:
     """The measurements of one run.
 
     - `losses`: one for each step; `streams`: the losses of each line that calls backward, by optimizer where one line
-      serves several.
+      serves several; `turns`: the optimizer, by number, of each loss where a few take turns.
     - `calls`: how many model calls with gradients preceded each step, and how many followed the last one.
     - `half_results`: the operations (model, module, name) whose results were half in the probed steps.
     - `stale_files`: files that it read and that an earlier run of the job wrote; `crossed`: whether it read a file that
@@ -225,6 +225,7 @@ class RunResult:
     stale_files: tuple[str, ...] = ()
     crossed: bool = False
     on_cuda: bool = False
+    turns: tuple[int, ...] = ()
 
     @property
     def partial(self) -> bool:

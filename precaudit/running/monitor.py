@@ -71,6 +71,7 @@ class Monitor(TrainingListener, ScopeListener):
         self._stop = stop
         self._progress = progress
         self._losses: list[torch.Tensor] = []
+        self._turns: list[int] = []
         self._of_step: list[torch.Tensor] = []
         self._placed: list[tuple[str, torch.Tensor]] = []
         self._streams: dict[str, list[tuple[int, torch.Tensor]]] = {}
@@ -116,9 +117,10 @@ class Monitor(TrainingListener, ScopeListener):
         self.steps += 1
         self.optimizer_steps += optimizer is not None
         losses = self._of_step or self._taken
+        number = self._number(optimizer)
         if losses:
             self._losses.append(torch.stack(losses).mean())
-        number = self._number(optimizer)
+            self._turns.append(number)
         for place, loss in self._placed:
             self._streams.setdefault(place, []).append((number, loss))
         self._calls.append(self._called)
@@ -141,6 +143,11 @@ class Monitor(TrainingListener, ScopeListener):
     @property
     def losses(self) -> tuple[float, ...]:
         return tuple(float(loss) for loss in self._losses)
+
+    @property
+    def turns(self) -> tuple[int, ...]:
+        """The optimizer of each loss where a few take turns, as a generator's and a discriminator's; else nothing."""
+        return tuple(self._turns) if len(set(self._turns)) in range(2, _FEW + 1) else ()
 
     @property
     def calls(self) -> tuple[int, ...]:

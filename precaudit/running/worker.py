@@ -133,6 +133,7 @@ def _measured(result: RunResult, session: Session, seconds: float) -> RunResult:
         counted=monitor.counted,
         losses=monitor.losses,
         streams=monitor.streams,
+        turns=monitor.turns,
         calls=monitor.calls,
         skipped=tuple(scaler.skipped) if scaler else (),
         scales=tuple(scaler.scales) if scaler else (),

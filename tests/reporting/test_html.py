@@ -7,6 +7,7 @@ import math
 import re
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import replace
 from html.parser import HTMLParser
 from xml.etree import ElementTree
@@ -156,6 +157,22 @@ def test_the_band_of_a_loss_near_zero_has_the_verdict_s_scale():
     reference = Trial(0, "reference", tuple(5 * 0.8**i for i in range(40)), 0, 40, scale=0.45)
     data = pagedata.trainings(Report(verification=Verification("pass", margin=0.0025, trials=(reference,))))
     assert data["band"][-1]["high"] - data["band"][-1]["low"] == pytest.approx(2 * 0.0025 * 0.45)
+
+
+def test_optimizers_that_take_turns_have_a_curve_each():
+    """One curve through a generator's and a discriminator's losses is a saw, and thinned out one of the two."""
+    length = 4 * pagedata.POINTS
+    saw = Trial(0, "reference", tuple(float(1 + i % 2) for i in range(length)), 0, length)
+    plan = replace(saw, plan="candidate-1")
+    job = {"optimizer_of_loss": [1 + i % 2 for i in range(length)]}
+    data = pagedata.trainings(Report(job=job, verification=Verification("pass", margin=0.1, trials=(saw, plan))))
+    curves = {row["run"]: set() for row in data["curves"]}
+    for row in data["curves"]:
+        curves[row["run"]].add(row["loss"])
+    names = [f"{run}, seed 0, optimizer {n}" for run in ("reference", "candidate-1") for n in (1, 2)]
+    assert curves == dict(zip(names, [{1.0}, {2.0}, {1.0}, {2.0}], strict=True))
+    for rows in (data["band"], data["pairs"]):
+        assert Counter(row["of"] for row in rows) == {", optimizer 1": 150, ", optimizer 2": 150}
 
 
 def test_every_run_has_its_curve_and_broken_ones_are_named():

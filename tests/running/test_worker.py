@@ -700,11 +700,15 @@ def test_losses_of_one_line_are_told_apart_by_their_optimizers():
             model(torch.randn(3, 4)).square().mean().backward()
             kept[-1].step()
 
-    (first, positive), (second, negative) = run(spec(), code).streams.items()
+    result = run(spec(), code)
+    assert result.turns == (1, 2, 1, 2, 1, 2)
+    (first, positive), (second, negative) = result.streams.items()
     assert first.endswith("optimizer 1")
     assert second.endswith("optimizer 2")
     assert (min(positive) > 0, max(negative) < 0, len(positive), len(negative)) == (True, True, 3, 3)
-    assert [len(losses) for losses in run(spec(), anew).streams.values()] == [6]
+    single = run(spec(), anew)
+    assert [len(losses) for losses in single.streams.values()] == [6]
+    assert single.turns == ()
 
 
 @pytest.mark.parametrize("neutralize", [False, True])
