@@ -274,9 +274,9 @@ def require_measurable(audit: Audit) -> None:
     if run.backward_calls == 0 and not run.losses:
         raise PrecauditError(
             "nothing to measure: the script finished without a backward pass. precaudit audits training; "
-            "give it the script that trains, or a model file with build_model, batches and loss (training in "
-            "processes that the script starts itself is not seen; a script for torchrun is profiled with "
-            f"{UNDER_TORCHRUN})",
+            "give it the script that trains, or a model file with build_model, batches and loss (not seen: "
+            "training in processes that the script starts itself, and by torch.func.grad without an optimizer; a "
+            f"script for torchrun is profiled with {UNDER_TORCHRUN})",
             ExitCode.NOTHING_TO_MEASURE,
         )
     if not any(layer.trained for layer in audit.trace.layers):
