@@ -65,9 +65,9 @@ def _others(rule_id: str, pattern: str) -> Rule:
 TRITON_DOT = "triton-dot"
 # Beside one of these words what maps or moves values may be fused with a product.
 _NO_PRODUCT = (
-    r"(?!.*(?:gemm(?!a)|mma(?<!gemma)|attention|attn|fmha|conv(?!ert)|mat(?:rix)?_?mul|(?<!bi)(?<!tri)linear|mlp|fused_?moe|dot"
-    r"|dense|ffn|proj|einsum|lora|(?<!fast_)hadamard_|(?<![a-z])(?:(?:b|sp)?mm|mha|sdpa|fc\d?)(?![a-z])|gate_?up"
-    r"|mla_(?:decode|prefill|fwd|bwd)))"
+    r"(?!.*(?:gemm(?!a)|mma(?<!gemma)|attention|attn|fmha|flash_?(?:fwd|bwd|decod)|conv(?!ert)|mat(?:rix)?_?mul|(?<!bi)(?<!tri)linear|mlp"
+    r"|fused_?moe|dot|dense|ffn|proj|einsum|lora|lm_?head|lstm|(?<!fast_)hadamard_|(?<!co)mm(?![a-z])|gate_?up"
+    r"|(?<![a-z])(?:mha|gqa|sdpa|gru|rnn|fc\d?)(?![a-z])|mla_(?:decode|prefill|fwd|bwd)))"
 )
 RULES: tuple[Rule, ...] = (
     _others(
@@ -75,7 +75,7 @@ RULES: tuple[Rule, ...] = (
         r"split[kK]_?[rR]educe|ReduceSplitK|reduce_1Block|globalKernel|OffsetsKernel|nchwToNhwc|nhwcToNchw|dot_do_o|convert_dq"
         r"|FwdCombine|reshape_and_cache|prepare_varlen|init_device_workspace|convertTensor_kernel|AddPaddingKernel"
         r"|clear_dkvaccum|convert_dkv|ForwardCombine|BwdSumOdO|FmhaKernelBwdConvert|MlaReductionKernel|mla_metadata"
-        r"|region_transform|flip_filter|compute_gemm_pointers|generic4Channel|SparseCompressor|nopHardwareDetection"
+        r"|cudnn::fusion::|region_transform|flip_filter|compute_gemm_pointers|generic4Channel|SparseCompressor|nopHardwareDetection"
         r"|^(?!.*(?i:(?<!fb)gemm|matmul)).*(?:(?<!chunk_)[Pp]reprocess|[Pp]ostprocess|combine(?!d)|element[wW]ise|Functor"
         r"|im2col|col2im|vol2col|col2vol)",
     ),
@@ -91,11 +91,16 @@ RULES: tuple[Rule, ...] = (
     _rule("xmma-ffma", r"xmma_.*_ffma", False),
     _rule("xmma-depthwise", r"xmma_depthwise_convolution_\w*f32f32_f32f32_f32", False),
     _rule("xmma-maxwell", r"sm(?:50|60|61)_xmma_(?!pooling|\w*HMMA)", False),
-    _rule("simt", r"_simt_|OpClassSimt|MmaSimt|UniversalFMA", False),
-    _rule("tensorop", r"tensorop|OpClassTensorOp|MmaTensorOp|TensorOpMultiplicand|OpMultiplyAddFastF32", True),
+    _rule("simt", r"_simt_|OpClassSimt|MmaSimt|UniversalFMA|::Simt_", False),
+    _rule(
+        "tensorop",
+        r"tensorop|OpClassTensorOp|MmaTensorOp|TensorOpMultiplicand|OpMultiplyAddFastF32|A\dT(?:884|1688|168\d\d)_",
+        True,
+    ),
     _rule("xmma-warpgroup", r"xmma_.*warpgroupsize", True, "hopper"),
     _rule("xmma-tensor", r"xmma_.*_(?:sp)?tensor\d+x\d+x\d+", True),
     _rule("mma-884", r"(?<![a-zA-Z0-9])[hsicdz]884(?![0-9])", True),
+    _rule("imma-8816", r"(?<![a-zA-Z0-9])i88(?:16|32)(?!\d)", True, "turing"),  # those called volta_ too
     _rule(
         "mma-16816",
         r"(?<![a-zA-Z0-9])(?:[hsicdz](?:1684|1688|16816|16832|16864|8816|8832)|[hsi]161616)(?![0-9])",
@@ -112,7 +117,7 @@ RULES: tuple[Rule, ...] = (
     _rule(
         "vector-gemm",
         r"(?:volta|turing|ampere|maxwell|pascal|hopper)_(?:fp16_|bf16_)?g?[sdczhi]gemm|[shi]cudnn"
-        r"|magma_\w*[sdcz]gemm|fermi(?:Plus)?[CS]gemm|(?<![a-zA-Z0-9])[sdcz]gemm_(?:largek|\w*_vec)|gemm_kernel\dx\d_\w*core"
+        r"|magma_\w*[sdczh]gemm|fermi(?:Plus)?[CS]gemm|(?<![a-zA-Z0-9])[sdcz]gemm_(?:largek|\w*_vec)|gemm_kernel\dx\d_\w*core"
         r"|router_gemm_kernel(?:_float_output|_bf16_output)?<",
         False,
     ),
@@ -189,6 +194,7 @@ RULES: tuple[Rule, ...] = (
     ),
     # As high as only tcgen05's instructions are.
     _rule("cute-dsl-atom", r"^kernel_cutlass_\w*_ShapeMNK(?:128|256)\d", True, "blackwell"),
+    _rule("cute-dsl-mma", r"^kernel_cutlass_\w*_ShapeMNK168(?:8|16|32|64)_", True, "ampere"),
     _rule(  # public kernels around tl.dot, which multiplies float32 as TF32 unless told otherwise
         TRITON_DOT,
         r"^(?:fused_moe_kernel(?:_gptq_awq)?|_w8a8_(?:triton_)?block_\w*(?:matmul|mm)(?:_\w+)?|kernel_unified_attention(?:_[23]d)?"
@@ -213,7 +219,7 @@ RULES: tuple[Rule, ...] = (
     _rule("triton", r"^triton_", None),
     _others(
         "collective",  # what is fused with a product may be either
-        r"^(?!.*(?i:gemm|matmul)).*(?:nccl|Nccl|all_reduce|allreduce|AllReduce|AllGather|ReduceScatter|nvshmem"
+        r"^(?!.*(?i:gemm|matmul)).*(?:nccl|Nccl|(?i:all_?to_?all)|all_reduce|allreduce|AllReduce|AllGather|ReduceScatter|nvshmem"
         r"|cross_device_reduce|mscclpp|userbuffers|(?<!\w)(?:deep_ep|dpsk::ep)::)",
     ),
     _others(
@@ -247,7 +253,7 @@ RULES: tuple[Rule, ...] = (
     ),
     _others(
         "tensorflow-map",
-        r"^(?:input|loop)_\w*fusion(?:_\d+)*$|^wrapped_[a-z_]+(?:_\d+)*$|EigenMetaKernel"
+        r"^(?:input|loop)_\w*fusion(?:[._]\d+)*$|^wrapped_[a-z_]+(?:_\d+)*$|EigenMetaKernel"
         r"|^(?:void )?tensorflow::functor::",
     ),
     _others(
@@ -258,12 +264,12 @@ RULES: tuple[Rule, ...] = (
     _others(
         "map-or-reduce",
         rf"(?i)^{_NO_PRODUCT}.*"
-        r"(?:(?:layer|rms|group|batch|instance|l2)_?norm|softmax|rotary|rope_|silu|gelu|act_and_mul|embedding|dropout"
+        r"(?:(?:layer|rms|group|batch|instance|l2|qk)_?norm|softmax|rotary|rope_|silu|gelu|act_and_mul|embedding|dropout"
         r"|quantize|_quant_|quantint8|topk|top_k|sampl(?:e|ing)|argmax|routing|finalizeKernel|moe_align|expand_input|permute"
         r"|cross_entropy|Criterion|fast_hadamard|selective_scan_|nms_kernel|roi_?align|roi_?pool|resize|upsample"
-        r"|concat_and_cache|sort_expert|amax_kernel|kOptimizer|nrm2_kernel|asum_kernel|axpy_kernel|scal_kernel"
+        r"|concat_and_cache|sort_expert|amax_kernel|optimizer|adamw?(?![a-z])|welford|bias_(?:act|residual)|element_mul|nrm2_kernel|asum_kernel|axpy_kernel|scal_kernel"
         r"|moe_sum_(?:reduce_\w*)?kernel|moe_fused_gate|moe::dev::activation|norm_?rope|biasrope|c(?:vt|ast)_\w*to_fp[48]|top\d_sum_gate"
-        r"|expand_to_fused|reduce_fused|get_fused_mapping|count_expert|cast_and_transpose|batched_transpose|ep_(?:scatter|gather)"
+        r"|expand_to_fused|reduce_fused|get_fused_mapping|count_expert|cast_and_transpose|batched_transpose|transform4d|ep_(?:scatter|gather)"
         r"|(?:swi|ge)glu(?:_[a-z]+)?_(?:for|back)ward_kernel|(?:^|_)m?rope$|sigmoid|swish|relu|logsumexp|cumsum_scalar|kl_?div"
         r"|_jsd_kernel|grpo|sinkhorn|token_shift|(?:gdn|kda)_gat(?:e_(?:fwd|bwd)|ing)|chunk_cumsum_(?:fwd|bwd)|metadata"
         r"|(?<!lora_)page_table|slot_mapping|kv_(?:buffer|indices)|req_to_token|(?:pre|post)_reorder|dequant_kernel|(?<!2)(?:gather|scatter)(?!2)|penalt|bincount|sort_chunks)",
