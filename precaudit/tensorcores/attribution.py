@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from precaudit.tensorcores.traces import Floats, Intervals, Ints, Trace
 
-NOT_LAUNCHED = "launched before the recording"
+NOT_LAUNCHED = "launch not recorded"
 OPTIMIZER = "optimizer"
 COMMUNICATION = "communication"
 ACCUMULATION = "gradient accumulation"

@@ -31,18 +31,26 @@ def notes(trace: Trace, cards: Sequence[Card], groups: Sequence[Group], attribut
         yield from _card_notes(card, device is not None, [group for group in groups if group.card is card])
     if not len(trace.launches.correlation):
         yield "The trace has no launch calls, so its kernels belong to no op and no layer."
+    elif not _linked(trace):
+        yield "The trace doesn't say which call launched a kernel, so its kernels belong to no op and no layer."
     elif early > 0.001:
         yield f"{early:.1%} of the GPU time was launched before the recording began and belongs to no layer."
     if not len(trace.scopes):
         yield "The trace has no module events: layers need with_stack=True while recording."
     yield from _by_some_path(groups, total)
     yield from _communication(groups, total)
-    yield from _without_kernels(trace)
+    if _linked(trace):
+        yield from _without_kernels(trace)
     if trace.unended:
         yield "The file's list of events has no end: it may have been cut off, and what is missing is in no figure."
     if trace.malformed:
         yield f"{trace.malformed} malformed events were skipped."
     yield from _suspicions(groups, total)
+
+
+def _linked(trace: Trace) -> bool:
+    """Whether kernels have the number of a launch."""
+    return bool((trace.kernels.correlation >= 0).any())
 
 
 def _without_kernels(trace: Trace) -> Iterable[str]:

@@ -151,7 +151,7 @@ class Columns:
 
 def _link(arguments: Event) -> Any:
     """What a kernel and its launch have in common: the correlation, or in traces written without it the id of both."""
-    return arguments.get("correlation", arguments.get("External id"))
+    return arguments.get("correlation", arguments.get("External id", arguments.get("external id")))
 
 
 def integer(value: Any, default: int) -> int:

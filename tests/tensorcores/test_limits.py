@@ -42,6 +42,15 @@ def test_kernels_launched_before_the_recording(tmp_path, share, told):
     assert any("before the recording" in note for note in notes(tmp_path, events)) == told
 
 
+def test_kernels_that_name_no_launch_are_neither_early_nor_lost(tmp_path):
+    call, kernel = launched(NVJET, 0, 1000, 1)
+    del kernel["args"]["correlation"]
+    found = "\n".join(notes(tmp_path, [call, kernel]))
+    assert "doesn't say which call launched a kernel" in found
+    assert "before the recording" not in found
+    assert "not in the trace" not in found
+
+
 @pytest.mark.parametrize(("lost", "told"), [(0, False), (1, False), (2, True)])
 @pytest.mark.parametrize("call", ["cudaLaunchKernel", "cudaMemcpyAsync", "cudaGraphLaunch"])
 def test_kernels_that_were_launched_and_not_recorded(tmp_path, lost, told, call):

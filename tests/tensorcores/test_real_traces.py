@@ -72,7 +72,7 @@ def test_modules_are_attributed(usage, name):
     usage_ = usage(name).tensor_cores
     assert usage_.unattributed_share < 0.05
     module_time = sum(row.time.seconds for row in usage_.layers if row.module)
-    named = {"communication", "optimizer", "gradient accumulation", "launched before the recording"}
+    named = {"communication", "optimizer", "gradient accumulation", "launch not recorded"}
     other = sum(row.time.seconds for row in usage_.layers if not row.module and row.fqn not in named)
     assert module_time / (module_time + other) > 0.95
 

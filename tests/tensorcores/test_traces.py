@@ -209,9 +209,10 @@ def test_process_and_thread_ids_may_be_text(tmp_path, named):
     assert owners(trace) == ["Linear_3", "Linear_3"]
 
 
-def test_launches_without_a_correlation_are_linked_by_the_id_that_kernels_share(tmp_path):
-    call = span("cuda_runtime", "cudaLaunchKernel", 5, 1, External_id=7)
-    kernel = span("kernel", ADD, 20, 5, 7, External_id=7, device=0)
+@pytest.mark.parametrize("key", ["External_id", "external_id"])
+def test_launches_without_a_correlation_are_linked_by_the_id_that_kernels_share(tmp_path, key):
+    call = span("cuda_runtime", "cudaLaunchKernel", 5, 1, **{key: 7})
+    kernel = span("kernel", ADD, 20, 5, 7, device=0, **{key: 7})
     trace = read(tmp_path, [op("aten::add", 0, 10), call, kernel])
     assert (attribute(trace).op.tolist(), trace.malformed) == ([0], 0)
 
