@@ -93,9 +93,12 @@ def _gpu(
 # fmt: off
 _TABLE = (
     _gpu("V100", r"(?<!bi-)v100(?!.*pcie)", (7, 0), (None, None, 125, None, None, 15.7, 900), _DATA_SHEET, "float32"),
+    _gpu("V100 PCIe", r"(?<!bi-)v100[ -]pcie", (7, 0), (None, None, 112, None, None, 14, 900), _DATA_SHEET,
+         "float16 float32 bandwidth"),
     _gpu("T4", r"\bt4\b", (7, 5), (None, None, 65, None, 130, 8.1, 320), _DATA_SHEET, "bandwidth float32"),
     _gpu("A100 40GB", r"\ba100.*40gb|a100-pg509", (8, 0), (156, 312, 312, None, 624, 19.5, 1555),
          _DATA_SHEET, "bandwidth"),
+    _gpu("A100 PCIe", r"\ba100.*80gb.*pcie", (8, 0), (156, 312, 312, None, 624, 19.5, 1935), _DATA_SHEET, "bandwidth"),
     _gpu("A100", r"\ba100\b", (8, 0), (156, 312, 312, None, 624, 19.5, 2039), _DATA_SHEET),
     _gpu("A10", r"\ba10\b", (8, 6), (62.5, 125, 125, None, 250, 31.2, 600), _DATA_SHEET, "tf32 int8 bandwidth float32"),
     _gpu("A10G", r"\ba10g\b", (8, 6), (35, 70, 70, None, 140, 31.5, 600), _DATA_SHEET, _AMPERE),

@@ -75,7 +75,7 @@ RULES: tuple[Rule, ...] = (
         r"split[kK]_?[rR]educe|ReduceSplitK|reduce_1Block|globalKernel|OffsetsKernel|nchwToNhwc|nhwcToNchw|dot_do_o|convert_dq"
         r"|FwdCombine|reshape_and_cache|prepare_varlen|init_device_workspace|convertTensor_kernel|AddPaddingKernel"
         r"|clear_dkvaccum|convert_dkv|ForwardCombine|BwdSumOdO|FmhaKernelBwdConvert|MlaReductionKernel|mla_metadata"
-        r"|cudnn::fusion::|region_transform|flip_filter|compute_gemm_pointers|generic4Channel|SparseCompressor|nopHardwareDetection"
+        r"|cudnn::fusion::|kern_precompute|region_transform|flip_filter|compute_gemm_pointers|generic4Channel|SparseCompressor|nopHardwareDetection"
         r"|^(?!.*(?i:(?<!fb)gemm|matmul)).*(?:(?<!chunk_)[Pp]reprocess|[Pp]ostprocess|combine(?!d)|element[wW]ise|Functor"
         r"|im2col|col2im|vol2col|col2vol)",
     ),
@@ -240,7 +240,8 @@ RULES: tuple[Rule, ...] = (
         "cudnn-map",
         r"cudnn::bn_|cudnn::ops::|cudnn::(?:\w+::)?softmax|bn_(?:fw|bw)_|pooling_\w+_kernel|scalePacked|op_generic_tensor"
         r"|elemWiseRNNcell|(?i:elementwise)_fp|cudnn::detail::lrn|persistRNN_|add_tensor_kernel_v3|calc_bias_diff<"
-        r"|xmma_pooling_|reduce_wgrad_n|op_tensor_kernel|cudnn::\w+::setTensor",
+        r"|xmma_pooling_|reduce_wgrad_n|op_tensor_kernel|cudnn::\w+::setTensor"
+        r"|cudnn_generated_fort_native_sm\d+_(?!\w*(?:matMul|conv))",
     ),
     _others(  # its products are cuBLAS's and cuDNN's, but for what prepares FP4
         "transformer-engine",
@@ -274,7 +275,7 @@ RULES: tuple[Rule, ...] = (
         r"|_jsd_kernel|grpo|sinkhorn|token_shift|(?:gdn|kda)_gat(?:e_(?:fwd|bwd)|ing)|chunk_cumsum_(?:fwd|bwd)|metadata"
         r"|(?<!lora_)page_table|slot_mapping|kv_(?:buffer|indices)|req_to_token|(?:pre|post)_reorder|dequant_kernel|(?<!2)(?:gather|scatter)(?!2)|penalt|bincount|sort_chunks)",
     ),
-    _others("merge-states", r"(?i)merge_?(?:attn_?)?states?|^_fwd_kernel_stage2$"),
+    _others("merge-states", r"(?i)merge_?(?:attn_?)?states?|^_fwd_kernel_stage2$|^reduce_segments$"),
 )
 
 NOT_NVIDIA = Classification("unknown", "not-nvidia")

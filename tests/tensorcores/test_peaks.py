@@ -25,6 +25,10 @@ from precaudit.tensorcores.peaks import GPUS, find_gpu, get_gpu, gpu_for
         ("NVIDIA A100-SXM4-80GB", "a100"),
         ("NVIDIA A100-SXM4-40GB", "a100-40gb"),
         ("NVIDIA A100-PG509-200", "a100-40gb"),
+        ("NVIDIA A100 80GB PCIe", "a100-pcie"),
+        ("NVIDIA A100-PCIE-40GB", "a100-40gb"),
+        ("Tesla V100-PCIE-32GB", "v100-pcie"),
+        ("Tesla V100-SXM2-16GB", "v100"),
         ("NVIDIA A10", "a10"),
         ("Tesla T4", "t4"),
         ("NVIDIA L4", "l4"),
@@ -68,6 +72,7 @@ def test_names_people_and_drivers_use(name, key):
         "NVIDIA GeForce RTX 4090 Laptop GPU",
         "NVIDIA GeForce RTX 4090 D",
         "NVIDIA A16",
+        "Tesla V100S-PCIE-32GB",
         "Orin",
         "Quadro RTX 6000",
         "NVIDIA RTX PRO 6000 Blackwell Max-Q Workstation Edition",
@@ -85,7 +90,7 @@ def test_variants_with_other_figures_are_not_matched(name):
 @pytest.mark.parametrize(
     ("device", "capability", "key", "formats"),
     [
-        ("Tesla V100-PCIE-32GB", "7.0", "v100", ("float16",)),
+        ("Tesla V100-PCIE-32GB", "7.0", "v100-pcie", ("float16",)),
         ("NVIDIA GeForce RTX 2080 SUPER", "7.5", "t4", ("float16",)),
         ("Orin", "8.7", "jetson-agx-orin", ("bfloat16", "float16", "tf32")),
         ("NVIDIA GeForce GTX 1080", "6.1", "v100", ("float16",)),
