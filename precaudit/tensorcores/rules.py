@@ -216,7 +216,7 @@ RULES: tuple[Rule, ...] = (
         r"(?:(?:fp8|e4m3|e5m2|e2m1|nvfp4|mxfp4).*gemm|gemm.*(?:fp8|e4m3|e5m2|e2m1|nvfp4|mxfp4))",
         True,
     ),
-    _rule("triton", r"^triton_", None),
+    _rule("triton", r"^triton_(?:tem_|(?!\w*quant))", None),
     _others(
         "collective",  # what is fused with a product may be either
         r"^(?!.*(?i:gemm|matmul)).*(?:nccl|Nccl|(?i:all_?to_?all)|all_reduce|allreduce|AllReduce|AllGather|ReduceScatter|nvshmem"
@@ -269,7 +269,7 @@ RULES: tuple[Rule, ...] = (
         r"|quantize|_quant_|quantint8|topk|top_k|sampl(?:e|ing)|argmax|routing|finalizeKernel|moe_align|expand_input|permute"
         r"|cross_entropy|Criterion|fast_hadamard|selective_scan_|nms_kernel|roi_?align|roi_?pool|resize|upsample"
         r"|concat_and_cache|sort_expert|amax_kernel|optimizer|adamw?(?![a-z])|welford|bias_(?:act|residual)|element_mul|nrm2_kernel|asum_kernel|axpy_kernel|scal_kernel"
-        r"|moe_sum_(?:reduce_\w*)?kernel|moe_fused_gate|moe::dev::activation|norm_?rope|biasrope|c(?:vt|ast)_\w*to_fp[48]|top\d_sum_gate"
+        r"|moe_sum_(?:reduce_\w*)?kernel|moe_fused_gate|moe::dev::activation|norm_?rope|biasrope|(?<![a-z])to_(?:mx|nv)?fp[48]|top\d_sum_gate"
         r"|expand_to_fused|reduce_fused|get_fused_mapping|count_expert|cast_and_transpose|batched_transpose|transform4d|ep_(?:scatter|gather)"
         r"|(?:swi|ge)glu(?:_[a-z]+)?_(?:for|back)ward_kernel|(?:^|_)m?rope$|sigmoid|swish|relu|logsumexp|cumsum_scalar|kl_?div"
         r"|_jsd_kernel|grpo|sinkhorn|token_shift|(?:gdn|kda)_gat(?:e_(?:fwd|bwd)|ing)|chunk_cumsum_(?:fwd|bwd)|metadata"
