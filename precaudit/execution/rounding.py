@@ -17,6 +17,7 @@ import torch
 HALF_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 HALVES = tuple(HALF_DTYPES.values())
 FLOAT8_DTYPES = {"float8_e4m3": torch.float8_e4m3fn, "float8_e5m2": torch.float8_e5m2}
+LOW_DTYPES = (*HALVES, *FLOAT8_DTYPES.values())
 CASTABLE = (torch.float32, torch.float16, torch.bfloat16)
 """The dtypes that autocast converts; float64 is left alone."""
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from precaudit.execution.rounding import FLOAT8_DTYPES, HALVES
+from precaudit.execution.rounding import LOW_DTYPES
 from precaudit.instrument.torchfunction import Call, dtype_name, tensors_in
 from precaudit.model import Location
 from precaudit.ownprecision.records import BlurredInCast, Entry, VanishedInCast
@@ -18,7 +18,6 @@ from precaudit.tracing.shadow import Energies
 NARROWING = frozenset("to half bfloat16 type type_as copy".split())
 """Operations that may put values into a narrower dtype."""
 
-_LOW = (*HALVES, *FLOAT8_DTYPES.values())
 _ROWS = 4096
 """Rows of a large tensor that are examined."""
 
@@ -39,7 +38,7 @@ class OwnCasts:
         self._casts: dict[tuple[Location | None, str], _Cast] = defaultdict(_Cast)
 
     def made(self, call: Call, result: torch.Tensor) -> None:
-        if call.op not in NARROWING or result.dtype not in _LOW:
+        if call.op not in NARROWING or result.dtype not in LOW_DTYPES:
             return
         for source in tensors_in(call.args):
             wider = source.is_floating_point() and source.element_size() > result.element_size()

@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 
+from precaudit.execution.rounding import LOW_DTYPES
 from precaudit.instrument.patches import all_wrapped, wrapped
 from precaudit.instrument.torchfunction import dtype_name
 from precaudit.model import Location
 from precaudit.ownprecision.records import Cast, OwnPrecision
 from precaudit.tracing.ops import caller_location, script_location
 
-_LOW = {torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2}
 _MOST_PLACES = 20
 _REINTERPRETING = {"view", "from_file"}
 """Functions that reinterpret the same bits as a requested dtype."""
@@ -70,7 +70,7 @@ def _asked_for(func: Any, args: Any, kwargs: dict[str, Any]) -> str | None:
     name = getattr(func, "__name__", "")
     if name in _LOW_CASTS:
         return "float16" if name == "half" else name
-    asked = (value for value in (*args, *kwargs.values()) if isinstance(value, torch.dtype) and value in _LOW)
+    asked = (value for value in (*args, *kwargs.values()) if isinstance(value, torch.dtype) and value in LOW_DTYPES)
     return next(map(dtype_name, asked), None)
 
 
@@ -103,7 +103,7 @@ class Float32Mode(TorchFunctionMode):
         return result.clone() if result is source and not kept else result
 
     def _asked(self, dtype: torch.dtype) -> torch.dtype:
-        if dtype in _LOW:
+        if dtype in LOW_DTYPES:
             frame: Any = sys._getframe(2)
             while _hands_on(frame):
                 frame = frame.f_back
@@ -111,7 +111,7 @@ class Float32Mode(TorchFunctionMode):
         return dtype
 
     def _float32_dtype(self, value: Any) -> Any:
-        if not (isinstance(value, torch.dtype) and value in _LOW) or self._is_followed(value):
+        if not (isinstance(value, torch.dtype) and value in LOW_DTYPES) or self._is_followed(value):
             return value
         return torch.float32
 
@@ -160,11 +160,11 @@ def _read_in_float32(original: Callable[..., torch.Tensor], *args: Any, **kwargs
     """Load the tensor in its stored dtype, then widen it."""
     with torch._C.DisableTorchFunction():
         tensor = original(*args, **kwargs)
-        return tensor.float() if tensor.dtype in _LOW else tensor
+        return tensor.float() if tensor.dtype in LOW_DTYPES else tensor
 
 
 def _float32_by_default(original: Callable[[torch.dtype], None], d: torch.dtype) -> None:
-    original(torch.float32 if d in _LOW else d)
+    original(torch.float32 if d in LOW_DTYPES else d)
 
 
 @contextmanager

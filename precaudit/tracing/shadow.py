@@ -15,7 +15,7 @@ from torch._ops import OpOverload, OpOverloadPacket
 from precaudit.execution.emulated import run_in_format, to_float32
 from precaudit.execution.rounding import CASTABLE, HALVES, rounding_for
 from precaudit.histograms import Accumulator
-from precaudit.instrument.torchfunction import map_tensors, tensors_in
+from precaudit.instrument.torchfunction import map_tensors, tensors_in, writes
 from precaudit.tracing.ops import is_half
 from precaudit.tracing.records import ABSORBING
 
@@ -54,11 +54,8 @@ class Energies:
 
 def repeatable(op: str, func: Callable[..., Any], kwargs: dict[str, Any]) -> bool:
     """Whether calling the function once more has no side effects and gives the same result."""
-    name = getattr(func, "__name__", "")
-    operator = name.startswith("__")
-    in_place = name.startswith("__i") and name != "__invert__" if operator else name.endswith("_")
     own = isinstance(kwargs.get("generator"), torch.Generator)  # its state would not be restored
-    return op not in UNREPEATABLE and not in_place and "out" not in kwargs and not own and not _changes_tensors(func)
+    return op not in UNREPEATABLE and not writes(func, kwargs) and not own and not _changes_tensors(func)
 
 
 def _changes_tensors(func: Callable[..., Any]) -> bool:
