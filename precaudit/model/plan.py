@@ -90,6 +90,11 @@ class Plan:
         return any(f != "float32" for f in (self.default, *self.modules.values()))
 
     @property
+    def low_modules(self) -> tuple[str, ...]:
+        """Those that don't run in float32."""
+        return tuple(fqn for fqn, name in self.modules.items() if name != "float32")
+
+    @property
     def narrowest(self) -> str:
         """The least precise format of the plan."""
         low = {self.default, *self.modules.values()} - {"float32"}

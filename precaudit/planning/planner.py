@@ -69,7 +69,7 @@ def fallback(current: str, allowed: Sequence[str], banned: Iterable[str] = ()) -
 def build_plan(trace: Trace, choices: Choices) -> Plan:
     """The plan for the trained models of a trace, loss scale included."""
     default = choices.default or default_format(choices.formats)
-    layers = {layer.fqn: layer for layer in trace.layers if layer.trained}
+    layers = {layer.fqn: layer for layer in trace.trained}
     names = dict.fromkeys([*trace.leaves, *layers])
     formats = {fqn: _own_format(layers.get(fqn), default, trace) for fqn in names}
     because = {fqn: _BESIDE for fqn in names if formats[fqn] != default}
@@ -91,8 +91,8 @@ def without_loss_scale(formats: Sequence[str], trace: Trace) -> tuple[tuple[str,
     """The formats without float16 and a reason where torch's GradScaler can't be used; else all formats and ""."""
     complex_ = [
         layer.fqn or "the model itself"
-        for layer in trace.layers
-        if layer.trained and any(t.role == "weight" and t.dtype.startswith("complex") for t in layer.tensors)
+        for layer in trace.trained
+        if any(t.role == "weight" and t.dtype.startswith("complex") for t in layer.tensors)
     ]
     if not complex_ or "float16" not in formats:
         return tuple(formats), ""
@@ -102,8 +102,8 @@ def without_loss_scale(formats: Sequence[str], trace: Trace) -> tuple[tuple[str,
 
 def _alone(trace: Trace, layers: Collection[str]) -> str | None:
     """The one module that computes all matrix products, as in a model without submodules."""
-    products = {op.fqn for op in trace.ops if op.category == "lower" and op.fqn in layers}
-    return products.pop() if len(products) == 1 else None
+    products = trace.products.intersection(layers)
+    return next(iter(products)) if len(products) == 1 else None
 
 
 def _product_formats(plan: Plan, trace: Trace) -> set[str]:
@@ -210,7 +210,7 @@ def _with_loss_scale(plan: Plan, trace: Trace, choices: Choices) -> Plan:
 
 def gradients_of(trace: Trace, plan: Plan) -> tuple[dict[str, tuple[TensorStats, ...]], list[float]]:
     """For the trained models: statistics of each module's float16 gradients, and log2 of the largest one by step."""
-    gradients = half_gradients((layer for layer in trace.layers if layer.trained), plan)
+    gradients = half_gradients(trace.trained, plan)
     return {fqn: stats for fqn, stats in gradients.items() if any(s.numel for s in stats)}, _maxima(trace, plan)
 
 

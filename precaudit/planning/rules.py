@@ -189,9 +189,9 @@ RULES: tuple[Rule, ...] = (*MAGNITUDE_RULES, integers, local_error, unsafe)
 
 def bans(trace: Trace, formats: Iterable[str]) -> tuple[Ban, ...]:
     """All bans of the static rules for the trained models, in the order of the rules."""
-    models = {layer.fqn for layer in trace.layers if layer.trained}
+    trained = {layer.fqn for layer in trace.trained}
     targets = [FORMATS[name] for name in formats if name != "float32"]
-    ops = [op for op in trace.ops if op.fqn in models]
+    ops = [op for op in trace.ops if op.fqn in trained]
     return tuple(
         ban
         for rule in RULES

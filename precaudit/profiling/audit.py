@@ -279,7 +279,7 @@ def require_measurable(audit: Audit) -> None:
             f"script for torchrun is profiled with {UNDER_TORCHRUN})",
             ExitCode.NOTHING_TO_MEASURE,
         )
-    if not any(layer.trained for layer in audit.trace.layers):
+    if not audit.trace.trained:
         raise PrecauditError(
             "nothing to measure: no torch.nn.Module with parameters took part in a backward pass. precaudit "
             "plans a precision per module; put the parameters into an nn.Module, built by Python code (one that "

@@ -79,10 +79,6 @@ class Search:
     _tried: list[Mapping[int, tuple[str, Plan]]] = field(default_factory=list)
     _results: list[RunResult] = field(default_factory=list)
 
-    @property
-    def low_modules(self) -> tuple[str, ...]:
-        return tuple(fqn for fqn, name in self.plan.modules.items() if name != "float32")
-
     def errors(self, trials: Sequence[Mapping[Steps, Plan]], measure: Measure) -> list[dict[Steps, float]]:
         """For each trial, which gives pairs of steps their plans, the errors in these pairs."""
         wanted = [{s: (str(steps[0]), plan) for steps, plan in each.items() for s in steps} for each in trials]
@@ -97,10 +93,10 @@ class Search:
 
     def whole_errors(self, measure: Measure) -> dict[Steps, float]:
         """The error of the whole plan in each pair of saved steps; {} where there are none."""
-        steps, low = _in_pairs(self.spec.probe_save), self.low_modules
-        if not (steps and low):
+        steps, plan = _in_pairs(self.spec.probe_save), self.plan
+        if not (steps and plan.low_modules):
             return {}
-        return self.errors([dict.fromkeys(steps, _only(self.plan, low))], measure)[0]
+        return self.errors([dict.fromkeys(steps, _only(plan, plan.low_modules))], measure)[0]
 
     def shares(self, measure: Measure, whole: Mapping[Steps, float], plans: Mapping[Group, Plan]) -> dict[Group, float]:
         """The share of each group's plan in the whole plan's error in the same steps; each run tries as many plans as
@@ -132,7 +128,8 @@ def contributions(
     too, which follow its output. Errors are compared with the whole plan's in the same steps, since batches differ and
     may not reach the module.
     """
-    everything, products, plan = search.low_modules, frozenset(products), search.plan
+    plan, products = search.plan, frozenset(products)
+    everything = plan.low_modules
     typical = whole_error(search, measure)
     if typical == 0:
         return []
@@ -160,7 +157,7 @@ def contributions(
 def culprit(search: Search, fqn: str, ops: Sequence[str], measure: Measure = of_gradients) -> str | None:
     """The operation of a module that, run in float32, takes most of the plan's error away. Of equally good ones that is
     the last: a wide operation frees those behind it, which follow its result."""
-    full_errors, low = search.whole_errors(measure), _only(search.plan, search.low_modules)
+    full_errors, low = search.whole_errors(measure), _only(search.plan, search.plan.low_modules)
     if not full_errors:
         return None
     full_errors = _telling(full_errors)

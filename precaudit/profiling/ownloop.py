@@ -33,7 +33,7 @@ def report_of(auditing: Auditing) -> Report:
     found = bans(trace, target.default_formats)
     formats, _ = without_loss_scale(target.default_formats, trace)
     choices = Choices(formats, target.name, found, steps=max(1, steps))
-    trained = trace.audited_steps > 0 and any(layer.trained for layer in trace.layers)
+    trained = trace.audited_steps > 0 and bool(trace.trained)
     plan = build_plan(trace, choices) if trained else Plan(target=choices.target)
     reason = "an audit measures; it trains nothing of its own" if trained else "no step of this model was seen"
     run = RunResult(REFERENCE, 0, "ended", steps)

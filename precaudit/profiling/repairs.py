@@ -128,7 +128,7 @@ def _of_its_type(plan: Plan, first: Repair, trace: Trace) -> list[Repair]:
 
 def _same_type(fqn: str, trace: Trace) -> list[str]:
     """The other trained modules of the module's type."""
-    types = {layer.fqn: layer.type for layer in trace.layers if layer.trained}
+    types = {layer.fqn: layer.type for layer in trace.trained}
     return [other for other, kind in types.items() if other != fqn and kind == types.get(fqn)]
 
 
@@ -207,8 +207,8 @@ def _feeding(plan: Plan, fqn: str, op: str | None, why: str, trace: Trace) -> li
 
 def _inside(plan: Plan, fqn: str, why: str) -> list[Repair]:
     """All low-precision modules inside one that raises on their results."""
-    low = {name: source for name, source in plan.modules.items() if source != "float32" and name != fqn}
-    return [Repair(name, source, "float32", why) for name, source in low.items() if is_within(name, fqn)]
+    low = [name for name in plan.low_modules if name != fqn and is_within(name, fqn)]
+    return [Repair(name, plan.modules[name], "float32", why) for name in low]
 
 
 def _planned_name(raised_in: str | None, plan: Plan) -> str | None:

@@ -150,7 +150,7 @@ def _without(program: Program, name: str) -> Program:
 
 def trained_ops(audit: Audit) -> list[Op]:
     """The operations in trained models."""
-    trained = {layer.fqn for layer in audit.trace.layers if layer.trained}
+    trained = {layer.fqn for layer in audit.trace.trained}
     return [op for op in audit.trace.ops if op.fqn in trained]
 
 

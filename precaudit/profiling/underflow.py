@@ -23,7 +23,7 @@ def of_loss_scale(audit: Audit, plan: Plan, deviates: bool) -> list[Finding]:
     spared = {op.fqn for op in audit.trace.ops if op.autocast == "bfloat16"}
     low = {layer.fqn for layer in audit.trace.layers if own is not None and layer.fqn not in spared}
     low |= {layer.fqn for layer in audit.trace.layers if format_of(plan, layer.fqn) == "float16"}
-    candidates = [layer for layer in audit.trace.layers if layer.trained and layer.fqn in low]
+    candidates = [layer for layer in audit.trace.trained if layer.fqn in low]
     place = audit.reference.own_precision.autocast_at if own is not None else None
     scale, fix = _scaling(own, audit.reference.own_precision)
     found = []

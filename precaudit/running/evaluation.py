@@ -150,13 +150,13 @@ def _causes(
 ) -> tuple[str, ...]:
     """The fewest modules found that, run in float32, remove the fault: groups of modules are added in the order of the
     error that remains without each, until they suffice, and then subdivided. () where all of them together don't."""
-    low = [fqn for fqn, name in plan.modules.items() if name != "float32"]
+    low = plan.low_modules
     while low:
         size = -(-len(low) // _PARTS)
         groups = sorted((low[i : i + size] for i in range(0, len(low), size)), key=without)
         first = list(accumulate(groups))
         enough = bisect_left(first, True, key=mends)
-        fewer = first[enough] if enough < len(first) else []
+        fewer = first[enough] if enough < len(first) else ()
         if size == 1 or len(fewer) > len(low) / 2:
             return _needed(fewer, mends)
         low = fewer

@@ -62,6 +62,11 @@ class Trace:
         return replace(self, ops=tuple(_in_half(op) if (op.fqn, op.op) in known else op for op in self.ops))
 
     @property
+    def trained(self) -> tuple[Layer, ...]:
+        """The layers of trained models."""
+        return tuple(layer for layer in self.layers if layer.trained)
+
+    @property
     def products(self) -> frozenset[str]:
         """The modules with operations that autocast lowers: matrix products, convolutions and their like."""
         return frozenset(op.fqn for op in self.ops if op.category == "lower")
