@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from precaudit.checking.records import Observed
 from precaudit.model import Plan
 from precaudit.planning.fitting import fit_names, part_of
-from precaudit.tracing.records import Trace
+from precaudit.tracing.records import Trace, stands_alone
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def the_planned(views: Mapping[str, ModelView], trace: Trace) -> list[ModelView]
 
 def _view(name: str, plan: Plan, observed: Observed, trace: Trace) -> ModelView:
     facts = [facts for facts in observed.modules if facts.model == name]
-    alone = len(trace.models) <= 1 and (name in trace.models or not trace.models)
+    alone = stands_alone(name, trace.models)
     ran = {_own_name(layer.fqn, name, alone) for layer in trace.layers if layer.model == name}
     leaves = [each.fqn for each in facts if each.leaf]
     mapping = fit_names(plan, {each.fqn for each in facts}, name)

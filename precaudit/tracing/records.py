@@ -16,6 +16,11 @@ ABSORBING = frozenset({"add", "index_add", "scatter_add"})
 """Sums, which may absorb a small addend: their error is relative to that addend."""
 
 
+def stands_alone(model: str, models: Collection[str]) -> bool:
+    """Whether modules of a model are named without it in a trace of these models: where it is the only one."""
+    return len(models) <= 1 and (model in models or not models)
+
+
 @dataclass(frozen=True)
 class Fault:
     """Non-finite values that appeared at one operation: `forward` in its result, from finite inputs; `backward` in a
@@ -53,7 +58,7 @@ class Trace:
 
     def name(self, model: str, fqn: str) -> str:
         """A module's name in this trace, prefixed by its model's where there are several models."""
-        return fqn if len(self.models) <= 1 and model in self.models else f"{model}.{fqn}".rstrip(".")
+        return fqn if stands_alone(model, self.models) else f"{model}.{fqn}".rstrip(".")
 
     def with_half_results(self, half_results: Collection[tuple[str, str, str]]) -> Trace:
         """The trace with those operations marked as half that were so in a low-precision run (model, module,

@@ -12,7 +12,7 @@ from precaudit.histograms import fits
 from precaudit.instrument.names import ModuleName, ModuleNames, is_leaf
 from precaudit.model import Layer, Location, Op, Role, TensorRecord, TensorStats
 from precaudit.tracing.extremes import largest, largest_by_name, widest
-from precaudit.tracing.records import Trace
+from precaudit.tracing.records import Trace, stands_alone
 from precaudit.tracing.slots import LayerSlot, OpSlot, ParameterSlot, fold
 from precaudit.tracing.tracer import Tracer
 
@@ -44,8 +44,7 @@ class _Namer:
 
     def fqn(self, name: ModuleName) -> str:
         name = self.latest(name)
-        alone = len(self.models) <= 1 and (name.model in self.models or not self.models)
-        return name.fqn if alone else name.qualified
+        return name.fqn if stands_alone(name.model, self.models) else name.qualified
 
     def is_planned(self, name: ModuleName) -> bool:
         return self.latest(name).model in self.models
