@@ -9,6 +9,10 @@ from typing import Any, TypeGuard
 
 NOT_MEASURED = "not measured"
 UNDER_TORCHRUN = "torchrun --nproc_per_node 1 -m precaudit profile SCRIPT"
+NOT_NATIVE = (
+    "--execution native needs a model on a CUDA device, because the CPU's autocast rounds at other places; "
+    "use --execution emulated"
+)
 MOST_DECIMALS = 12
 SHORT_FORMATS: Mapping[str, str] = {
     "float32": "fp32",

@@ -21,6 +21,7 @@ from precaudit.instrument.scopes import Frame, ModuleScopes, ScopeListener
 from precaudit.model import Execution, Plan
 from precaudit.planning.fitting import fit_names, part_of
 from precaudit.running.endstate import is_called
+from precaudit.words import NOT_NATIVE
 
 
 class Observer(ScopeListener):
@@ -94,10 +95,7 @@ class Observer(ScopeListener):
         parameters = (p for calls in self._calls.values() for p in calls.module.parameters())
         on_cuda = any(p.device.type == "cuda" for p in parameters)
         if self._wanted.execution == "native" and self._calls and not on_cuda:
-            raise PrecauditError(
-                "--execution native needs the model on a CUDA device: the CPU's autocast rounds at other places. "
-                "Use --execution emulated"
-            )
+            raise PrecauditError(NOT_NATIVE)
         if self._wanted.execution != "auto":
             return self._wanted.execution
         return "native" if on_cuda else "emulated"

@@ -28,11 +28,7 @@ from precaudit.running.scratch import scratch
 from precaudit.tensorcores.eligibility import unreached_findings, with_flops
 from precaudit.tensorcores.padding import alignment_findings
 from precaudit.tensorcores.peaks import Gpu, get_gpu, gpu_for
-
-NOT_NATIVE = (
-    "--execution native needs a model on a CUDA device, because the CPU's autocast rounds at other places; "
-    "use --execution emulated"
-)
+from precaudit.words import NOT_NATIVE
 
 _MOST_LOST = 2
 """How many modules with lost gradients are reported and repaired, as the search for a cause takes several runs each."""
