@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from precaudit.errors import PrecauditError
-from precaudit.reporting.drawing import FONT, THEME, WHOLE, hindrance
+from precaudit.reporting.drawing import FONT, THEME, WHOLE, require_drawing
 from precaudit.words import shorten, visible
 
 if TYPE_CHECKING:
@@ -27,8 +26,7 @@ WIDTH, HEIGHT = 640, 90
 
 
 def render_svg(frame: pd.DataFrame) -> str:
-    if lacking := hindrance():
-        raise PrecauditError(f"no SVG can be drawn: {lacking}")
+    require_drawing()
     import altair as alt
     import vl_convert
 

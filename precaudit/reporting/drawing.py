@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from precaudit.errors import PrecauditError
 from precaudit.reporting.cached import cached
 
 CHARTS = ("heat_map", "formats", "scales", "losses", "differences", "times")
@@ -32,6 +33,12 @@ WHOLE = "datum.value % 1 ? '' : datum.label"
 """A label of an axis that counts: between few whole numbers Vega draws halves, whatever step it is told."""
 RESERVED = 96 * 2**30
 """Addresses, not memory; the engine takes 64 GB at its start."""
+
+
+def require_drawing() -> None:
+    """Raise PrecauditError where nothing can be drawn."""
+    if lacking := hindrance():
+        raise PrecauditError(f"no SVG can be drawn: {lacking}")
 
 
 def hindrance() -> str | None:

@@ -14,7 +14,7 @@ from xml.etree import ElementTree
 
 from precaudit.errors import PrecauditError
 from precaudit.model import Report
-from precaudit.reporting.drawing import AFTER, BEFORE, hindrance, vega
+from precaudit.reporting.drawing import AFTER, BEFORE, hindrance, require_drawing, vega
 from precaudit.reporting.pagedata import page_data
 from precaudit.words import share, shorten
 
@@ -27,8 +27,7 @@ ROLES = ("activation_grad", "weight_grad", "activation", "weight")
 
 
 def render_svg(report: Report) -> str:
-    if lacking := hindrance():
-        raise PrecauditError(f"no SVG can be drawn: {lacking}")
+    require_drawing()
     specs = [spec for group in _groups(report).values() for spec in group]
     if not specs:
         raise PrecauditError("this report has no measured tensor and no training run, so there is nothing to draw")
