@@ -3,8 +3,8 @@ effect of torch's autocast decorators on them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, ExitStack
 from functools import lru_cache, partial
 from inspect import getclosurevars
 from typing import Any
@@ -37,31 +37,25 @@ class OwnBackward:
         self._scopes, self._disabled_region, self._planned = scopes, disabled_region, planned
         self._entered: list[ExitStack] = []
 
-    @contextmanager
-    def installed(self) -> Iterator[None]:
-        with replaced(Function, "apply", self._applying):
-            yield
+    def installed(self) -> AbstractContextManager[None]:
+        return _applied_by(self._apply)
 
-    def _applying(self, original: Any) -> Any:
-        def apply(cls: type[Function], *args: Any, **kwargs: Any) -> Any:
-            function = _bound(original, cls)
-            frame = self._scopes.current
-            if frame is None or cls.__module__.partition(".")[0] == "torch":
-                return function(*args, **kwargs)
-            with ExitStack() as stack:
-                if torch.is_grad_enabled():
-                    frame.data[IN_FUNCTION] = True
-                    stack.callback(frame.data.pop, IN_FUNCTION)
-                if _asks_for_float32(cls):
-                    stack.enter_context(self._disabled_region())
-                    args = map_tensors(self._asked, args)
-                elif frame.data.get(IN_FLOAT32):
-                    args = map_tensors(_widened, args)
-                result = function(*args, **kwargs)
-            self._follow(cls, frame, result)
-            return result
-
-        return classmethod(apply)
+    def _apply(self, apply: Callable[..., Any], cls: type[Function], args: Any, kwargs: Any) -> Any:
+        frame = self._scopes.current
+        if frame is None or cls.__module__.partition(".")[0] == "torch":
+            return apply(*args, **kwargs)
+        with ExitStack() as stack:
+            if torch.is_grad_enabled():
+                frame.data[IN_FUNCTION] = True
+                stack.callback(frame.data.pop, IN_FUNCTION)
+            if _asks_for_float32(cls):
+                stack.enter_context(self._disabled_region())
+                args = map_tensors(self._asked, args)
+            elif frame.data.get(IN_FLOAT32):
+                args = map_tensors(_widened, args)
+            result = apply(*args, **kwargs)
+        self._follow(cls, frame, result)
+        return result
 
     def _asked(self, tensor: torch.Tensor) -> torch.Tensor:
         """An operand that a function has asked for in float32. The call of `float` shows an audit that it is wide."""
@@ -98,15 +92,24 @@ def widening(
     their operands in float32, and so keep them for their backward pass. `frames`: the frames that are running;
     `disabled_region` opens a region with autocast disabled in one."""
 
+    def widened(apply: Callable[..., Any], cls: type[Function], args: Any, kwargs: Any) -> Any:
+        planned = [frame for frame in frames() if frame is not None and IN_FLOAT32 in frame.data]
+        asks = bool(planned) and _asks_for_float32(cls)
+        with ExitStack() as stack:
+            for frame in planned if asks else ():
+                stack.enter_context(disabled_region(frame))
+            wide = asks or any(frame.data[IN_FLOAT32] for frame in planned)
+            return apply(*(map_tensors(_widened, args) if wide else args), **kwargs)
+
+    return _applied_by(widened)
+
+
+def _applied_by(around: Callable[..., Any]) -> AbstractContextManager[None]:
+    """In this block `cls.apply` of a custom function becomes `around(apply, cls, args, kwargs)`."""
+
     def make(original: Any) -> Any:
         def apply(cls: type[Function], *args: Any, **kwargs: Any) -> Any:
-            planned = [frame for frame in frames() if frame is not None and IN_FLOAT32 in frame.data]
-            asks = bool(planned) and _asks_for_float32(cls)
-            with ExitStack() as stack:
-                for frame in planned if asks else ():
-                    stack.enter_context(disabled_region(frame))
-                wide = asks or any(frame.data[IN_FLOAT32] for frame in planned)
-                return _bound(original, cls)(*(map_tensors(_widened, args) if wide else args), **kwargs)
+            return around(_bound(original, cls), cls, args, kwargs)
 
         return classmethod(apply)
 
