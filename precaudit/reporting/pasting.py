@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from precaudit.model import Report
@@ -31,28 +31,38 @@ def paste_lines(report: Report, plan: Path = DEFAULT_PLAN) -> list[str]:
     """Python code that applies the plan; empty where there is none, or none to recommend."""
     if not report.plan.is_low_precision or report.verification.verdict == "fail" or unsound(report):
         return []
-    lines = [
-        *(["# this plan is not verified"] if report.verification.verdict != "pass" else []),
+    scaled = report.plan.loss_scale.mode != "none"
+    library = _of_a_library(report) if scaled else []
+    return [
+        *_caveats(report),
         "import precaudit",
         f"plan = precaudit.load_plan({json.dumps(visible(plan), ensure_ascii=False)})",
         *_applied(_models(report)),
+        *(library or (["scaler = plan.grad_scaler()", *LOOP] if scaled else [])),
+        *_beside_the_plan(report, scaled, bool(library)),
     ]
-    library = _of_a_library(report) if report.plan.loss_scale.mode != "none" else []
-    if report.plan.loss_scale.mode != "none":
-        lines += library or ["scaler = plan.grad_scaler()", *LOOP]
-    if "scripted" in report.own_precision:
-        lines.insert(0, "# modules that torch.jit compiled take no plan: run with PYTORCH_JIT=0")
+
+
+def _caveats(report: Report) -> Iterator[str]:
     if has_the_plan(report):
-        lines.insert(0, "# not needed while the script's own autocast does the same")
-    if not library and report.own_precision.keys() & {"autocast", "plan", "grad_scaler"}:
-        lines.append("# in place of the script's own mixed precision, which was off in the trials")
+        yield "# not needed while the script's own autocast does the same"
+    if "scripted" in report.own_precision:
+        yield "# modules that torch.jit compiled take no plan: run with PYTORCH_JIT=0"
+    if report.verification.verdict != "pass":
+        yield "# this plan is not verified"
+
+
+def _beside_the_plan(report: Report, scaled: bool, by_library: bool) -> Iterator[str]:
+    """What becomes of the script's own mixed precision; without any, the same by torch alone."""
+    own = report.own_precision
+    if own.keys() & {"autocast", "plan", "grad_scaler"} and not by_library:
+        yield "# in place of the script's own mixed precision, which was off in the trials"
     elif is_plain_autocast(report) and len(_models(report)) == 1:
-        lines += [line.format(format=report.plan.default) for line in BY_HAND]
-    if "casts" in report.own_precision:
-        lines.append("# without the script's own casts to low precision, as in the trials")
-    if scaled_by_hand(report) and report.plan.loss_scale.mode != "none":
-        lines.append("# with the loss scale that the script keeps by hand, as in the trials")
-    return lines
+        yield from (line.format(format=report.plan.default) for line in BY_HAND)
+    if "casts" in own:
+        yield "# without the script's own casts to low precision, as in the trials"
+    if scaled_by_hand(report) and scaled:
+        yield "# with the loss scale that the script keeps by hand, as in the trials"
 
 
 def _applied(models: list[str]) -> list[str]:
