@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import AbstractContextManager, suppress
 from functools import partial
 from typing import Any
 
@@ -99,8 +99,7 @@ def _new_settings() -> dict[str, str]:
     return own
 
 
-@contextmanager
-def own_settings_ignored() -> Iterator[None]:
+def own_settings_ignored() -> AbstractContextManager[None]:
     """Ignore the script's settings for float32 products."""
 
     def ignored(original: Any, *arguments: Any) -> None:
@@ -110,5 +109,4 @@ def own_settings_ignored() -> Iterator[None]:
     flags = vars(type(torch.backends.cudnn))
     owners = [(torch._C, name) for name in _SETTERS if hasattr(torch._C, name)]
     owners += [(flags[name], "setter") for name in ("allow_tf32", "fp32_precision") if name in flags]
-    with all_wrapped(*((owner, name, ignored) for owner, name in owners)):
-        yield
+    return all_wrapped(*((owner, name, ignored) for owner, name in owners))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Callable, Collection, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from types import FrameType
 from typing import Any
@@ -108,8 +108,7 @@ def _call() -> FrameType | None:
     return next((frame for frame in callers() if frame.f_globals.get("__name__") == nn.Module.__module__), None)
 
 
-@contextmanager
-def checkpointed(resumed: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Iterator[None]:
+def checkpointed(resumed: Callable[[Callable[..., Any]], Callable[..., Any]]) -> AbstractContextManager[None]:
     """Make activation checkpointing run `resumed(function)` in place of its function, also when it recomputes it in the
     backward pass, where no module is running."""
 
@@ -120,11 +119,10 @@ def checkpointed(resumed: Callable[[Callable[..., Any]], Callable[..., Any]]) ->
         return original(context, resumed(function), *args, **kwargs)
 
     # Functions that `checkpoint` calls are patched, so that it doesn't matter how a script imported it.
-    with all_wrapped(
+    return all_wrapped(
         (checkpointing.CheckpointFunction, "forward", resuming_second),
         (checkpointing, _WITHOUT_REENTRANT, resuming_first),
-    ):
-        yield
+    )
 
 
 class Scopes:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 from weakref import WeakKeyDictionary
 
 from torch.utils.data import DataLoader
 from torch.utils.data.dataloader import _BaseDataLoaderIter
 
-from precaudit.instrument.patches import wrapped
+from precaudit.instrument.patches import all_wrapped
 from precaudit.instrument.scopes import Frame, ScopeListener
 from precaudit.instrument.torchfunction import tensors_in
 from precaudit.measuring.records import Feed
@@ -28,10 +28,8 @@ class Loaders:
         self._steps: Counter[int] = Counter()
         self._latest: int | None = None
 
-    @contextmanager
-    def installed(self) -> Iterator[None]:
-        with wrapped(DataLoader, "__iter__", self._started), wrapped(_BaseDataLoaderIter, "__next__", self._drawn):
-            yield
+    def installed(self) -> AbstractContextManager[None]:
+        return all_wrapped((DataLoader, "__iter__", self._started), (_BaseDataLoaderIter, "__next__", self._drawn))
 
     def _started(self, original: Callable[..., Any], loader: DataLoader[Any]) -> Any:
         iterator = original(loader)

@@ -4,8 +4,8 @@ The relative change does not depend on the loss scale unless it uses an absolute
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -39,16 +39,14 @@ class GradientChanges(TrainingListener):
         self._scaled = 0
         self._hooked: list[Change] = []
 
-    @contextmanager
-    def installed(self) -> Iterator[None]:
+    def installed(self) -> AbstractContextManager[None]:
         scaler = torch.amp.GradScaler
-        with all_wrapped(
+        return all_wrapped(
             (scaler, "scale", self._scaling),
             (scaler, "unscale_", self._unscaling),
             (scaler, "step", self._unscaling),
             (torch.Tensor, "register_hook", self._hooking),
-        ):
-            yield
+        )
 
     def backward_ended(self, roots: Sequence[torch.Tensor]) -> None:
         hooked, self._hooked = self._hooked, []

@@ -7,8 +7,8 @@ computes from it before the backward pass (sums, lists, losses of several scaler
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
@@ -35,17 +35,15 @@ class OwnScaler:
         self._taken: Location | None = None
         self._takes = False
 
-    @contextmanager
-    def scaled_in_gradients(self) -> Iterator[None]:
+    def scaled_in_gradients(self) -> AbstractContextManager[None]:
         """In this block `GradScaler.scale` scales gradients only, on a machine without CUDA too."""
         scaler = torch.amp.GradScaler
-        with all_wrapped(
+        return all_wrapped(
             (scaler, "__init__", _kept_without_gpu),
             (scaler, "scale", self._scaling),
             (scaler, "get_scale", self._asking),
             (torch.autograd, "grad", self._taking),
-        ):
-            yield
+        )
 
     def _scaling(self, original: Callable[..., Any], scaler: torch.amp.GradScaler, outputs: Any) -> Any:
         if not scaler.is_enabled():

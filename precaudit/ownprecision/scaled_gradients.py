@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
@@ -53,10 +53,9 @@ class ScaledGradients(TrainingListener):
         self._steps = 0
         self._made_at = -1
 
-    @contextmanager
-    def installed(self) -> Iterator[None]:
+    def installed(self) -> AbstractContextManager[None]:
         scaler = torch.amp.GradScaler
-        with all_wrapped(
+        return all_wrapped(
             (scaler, "__init__", self._making),
             (scaler, "scale", self._scaling),
             (scaler, "get_scale", self._asking),
@@ -65,8 +64,7 @@ class ScaledGradients(TrainingListener):
             (scaler, "update", self._updating),
             (utils, "clip_grad_norm_", self._clipping),
             (utils, "clip_grad_value_", self._clipping),
-        ):
-            yield
+        )
 
     @property
     def _concerned(self) -> bool:

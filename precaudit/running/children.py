@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import replace
 from itertools import count
 from multiprocessing import forkserver, resource_tracker, spawn
@@ -185,16 +185,14 @@ def _rotated(gpus: tuple[str, ...], place: int) -> tuple[str, ...]:
     return gpus[first:] + gpus[:first]
 
 
-@contextmanager
-def _main_module_left_alone() -> Iterator[None]:
+def _main_module_left_alone() -> AbstractContextManager[None]:
     """Children don't import the parent's main module: it would cost every run, and would run a program again that has
     no `if __name__ == "__main__"`."""
 
     def without_main(original: Callable[[str], dict[str, Any]], name: str) -> dict[str, Any]:
         return {key: value for key, value in original(name).items() if not key.startswith("init_main")}
 
-    with wrapped(spawn, "get_preparation_data", without_main):
-        yield
+    return wrapped(spawn, "get_preparation_data", without_main)
 
 
 @contextmanager

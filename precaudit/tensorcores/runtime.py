@@ -6,7 +6,7 @@ import gc
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,10 +75,8 @@ class Turns:
         self._ours = ExitStack()
         self._begins = False
 
-    @contextmanager
-    def watched(self) -> Iterator[None]:
-        with wrapped(torch.autograd.profiler.profile, "_prepare_trace", self._preparing):
-            yield
+    def watched(self) -> AbstractContextManager[None]:
+        return wrapped(torch.autograd.profiler.profile, "_prepare_trace", self._preparing)
 
     def _preparing(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         if not self._begins:
