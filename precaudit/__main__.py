@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
+from difflib import get_close_matches
 
 from precaudit import __version__
 from precaudit.commands import VERBS
@@ -24,6 +26,8 @@ def build_parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(dest="verb", metavar="COMMAND", required=True)
     for verb in VERBS:
         verb.add_parser(verbs)
+    for command in verbs.choices.values():
+        command.set_defaults(help_text=command.format_help)
     return parser
 
 
@@ -59,7 +63,9 @@ def _not_taken(arguments: argparse.Namespace, argument: str) -> PrecauditError:
     hint = f"see {command} --help"
     if "script" in arguments:
         hint += f"; the script's own options come after it: {command} [options] SCRIPT {name}"
-    return PrecauditError(f"{arguments.verb} takes no {name}: {hint}")
+    alike = get_close_matches(name, re.findall(r"--[a-z-]+", arguments.help_text()), 1, cutoff=0.75)
+    meant = f" (did you mean {alike[0]}?)" if alike else ""
+    return PrecauditError(f"{arguments.verb} takes no {name}{meant}: {hint}")
 
 
 def _unusable(error: OSError) -> str:

@@ -50,6 +50,7 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         description=DESCRIPTION,
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,  # a script's own --out is not --output
     )
     parser.add_argument("--plan", type=Path, required=True, metavar="PLAN", help="plan.json, or a report.json with it")
     add_run_options(parser, "the script or model file", "check in this format instead of the plan's, such as fp16")

@@ -23,6 +23,7 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         "       precaudit profile [options] -m MODULE [its arguments]",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,  # a script's own --seed is not --seeds
     )
     add_run_options(parser, "the training script or model file", "formats the plan may use, such as bf16,fp16,tf32,fp8")
     for option, default, what in (

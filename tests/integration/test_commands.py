@@ -133,6 +133,8 @@ def test_a_script_with_arguments_writes_every_file(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     for name in ("report.json", "report.html", "report.md", "plan.json", "script.log"):
         assert (tmp_path / "out" / name).stat().st_size > 0
+    for text in (done.stdout, (tmp_path / "out" / "report.md").read_text()):
+        assert '\nplan = precaudit.load_plan("out/plan.json")\n' in text.replace("\n  ", "\n")
     report = report_in(tmp_path)
     assert report["job"]["argv"] == ["--lr", "0.01"]
     assert report["verification"]["verdict"] == "screened"
@@ -326,6 +328,9 @@ def test_wrong_usage_is_told_before_anything_runs(
         (["profile", "--lr", "0.1", "train.py"], ["profile takes no --lr:", "precaudit profile [options] SCRIPT --lr"]),
         (["check", "--plan", "plan.json", "--lr=3", "train.py"], ["check takes no --lr:", "[options] SCRIPT --lr\n"]),
         (["compare", "a", "b", "c"], ["compare takes no c: see precaudit compare --help\n"]),
+        (["compare", "a", "b", "--failon=3"], ["compare takes no --failon (did you mean --fail-on?): see"]),
+        (["profile", "--seed", "42", "train.py"], ["profile takes no --seed (did you mean --seeds?): see"]),
+        (["check", "--plan", "plan.json", "--out", "x", "train.py"], ["check takes no --out (did you mean --output?)"]),
     ],
 )
 def test_an_argument_that_a_command_does_not_take_is_told_of_by_the_command(
