@@ -122,7 +122,9 @@ def _options(report: Report, plan: Path) -> dict[str, str]:
 def script(report: Report) -> list[str]:
     """The script and its arguments as given, quoted for a shell."""
     module = ["-m"] if report.job.get("kind") == "module" else []
-    return [_quote(part) for part in [*module, report.job.get("script") or "SCRIPT", *listed(report, "argv")]]
+    name = str(report.job.get("script") or "SCRIPT")
+    name = f"./{name}" if name.startswith("-") and not module else name  # no option
+    return [_quote(part) for part in [*module, name, *listed(report, "argv")]]
 
 
 def _quote(argument: object) -> str:

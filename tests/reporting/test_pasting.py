@@ -97,6 +97,13 @@ def test_next_command_without_a_script(verdict):
     assert pasting.next_command(replace(report, job=job))[1][-1] == "model.py"
 
 
+def test_a_script_whose_name_begins_with_a_dash_is_no_option_of_the_next_command():
+    report = report_samples.passing()
+    for kind, name, given in (("script", "-train.py", ["./-train.py"]), ("module", "-odd", ["-m", "-odd"])):
+        job = {"kind": kind, "script": name}
+        assert pasting.next_command(replace(report, job=job))[1][3:] == given
+
+
 def test_where_torchscript_compiles_modules_the_lines_say_how_to_run():
     report = report_samples.passing()
     assert not any("PYTORCH_JIT" in line for line in pasting.paste_lines(report))
