@@ -140,8 +140,8 @@ def _document(path: Path, keys: tuple[str, ...], what: str, inside: str | None =
 
 def _damaged(path: Path, where: str, problem: str) -> PrecauditError:
     return PrecauditError(
-        f"{path}: {where}: {problem}; the file was changed or damaged: "
-        "write it again with `precaudit profile`, or correct that place"
+        f"{path}: {where}: {problem}; the file was changed or damaged, or a newer precaudit wrote it: "
+        "write it again with `precaudit profile`, correct that place, or upgrade with `pip install -U precaudit`"
     )
 
 
