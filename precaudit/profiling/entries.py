@@ -133,7 +133,7 @@ def _overflow(entry: Overflow, severity: Severity) -> Finding:
         f"finite inputs up to {entry.amax:.3g}: it overflows, or divides by what was rounded to zero"
     )
     fix = f"keep {'what this operation changes in place' if entry.in_place else 'this operation'} in float32"
-    return finding("PA307", severity, message, fix, None, entry.op, entry.place, step=entry.step)
+    return finding("PA307", severity, message, fix, None, entry.op, entry.place, step=entry.step, dtype=entry.dtype)
 
 
 @_described.register

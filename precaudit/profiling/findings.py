@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 from precaudit.finding import finding, ranked
 from precaudit.model import Finding, Location, Plan, Severity, Verification
@@ -41,7 +42,7 @@ def all_findings(audit: Audit, plan: Plan, verification: Verification) -> tuple[
         *of_half_weights(audit, pace),
         *_of_errors(audit, plan),
         *of_loss_scale(audit, plan, deviates),
-        *as_written,
+        *(_as_banned(each, audit.bans, _own_casts(audit)) for each in as_written),
         *(list(_of_float32(audit, verification)) or _of_failure(verification)),  # a plan's failure says nothing more
         *_of_repairs(verification),
     ]
@@ -77,6 +78,16 @@ def _own_casts(audit: Audit) -> set[Location | None]:
     """Lines at which the script itself, or a library by its order, casts to a low format."""
     casts = audit.as_written.own_precision.casts if audit.as_written else ()
     return {place for cast in casts for place in (cast.place, cast.through) if place}
+
+
+def _as_banned(found: Finding, bans: Iterable[Ban], own_casts: Container[Location | None]) -> Finding:
+    """An overflow in the script's own precision with the modules in which a plan may not run this operation so, for it
+    is the same one there."""
+    here = found.op, found.location, found.evidence.get("dtype")
+    modules = tuple(ban.fqn for ban in bans if (ban.op, ban.location, ban.format) == here)
+    if found.rule != "PA307" or not modules or found.location in own_casts:
+        return found
+    return replace(found, evidence={**found.evidence, "formats": found.evidence["dtype"], "modules": modules})
 
 
 def _of_bans(bans: Iterable[Ban], plan: Plan, own_casts: Container[Location | None] = ()) -> list[Finding]:

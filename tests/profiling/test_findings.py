@@ -11,13 +11,14 @@ from precaudit.model import (
     Layer,
     Location,
     Op,
+    OpFormat,
     Plan,
     Repair,
     TensorRecord,
     TensorStats,
     Verification,
 )
-from precaudit.ownprecision.records import Cast, OwnPrecision, RunawayScale, Scaler
+from precaudit.ownprecision.records import Cast, Overflow, OwnPrecision, RunawayScale, Scaler
 from precaudit.planning.budget import GradientError
 from precaudit.planning.rules import Ban
 from precaudit.profiling.audit import Audit
@@ -108,6 +109,29 @@ def test_no_plan_settles_the_scripts_own_casts(op, casts, by_plan):
     audit = Audit(Job("script", "train.py", (), ".", 2), run, Trace(), (aliased,), as_written=written)
     plan = Plan("bfloat16", {"block": "float32"})
     (found,) = (each for each in all_findings(audit, plan, Verification("pass")) if each.rule == "PA105")
+    assert settled(plan, found) is by_plan
+
+
+@pytest.mark.parametrize(
+    ("banned", "casts", "kept", "by_plan"),
+    [
+        (("mul", 8), [], "float32", True),
+        (("mul", 8), [], "float16", False),
+        (("mul", 9), [], "float32", False),
+        (("div", 8), [], "float32", False),
+        (("mul", 8), [Cast(Location("train.py", 8), "float16")], "float32", False),
+    ],
+)
+def test_a_plan_that_obeys_a_ban_settles_the_overflow_that_the_script_has_there(banned, casts, kept, by_plan):
+    """In the action's list it stood beside the sentence that nothing else is to be done."""
+    op, line = banned
+    bans = (replace(ban("PA101", op, 1e6), location=Location("train.py", line)),)
+    made = Overflow(Location("train.py", 8), "float16", "mul", amax=590.0, step=0)
+    run = RunResult("reference", 0, "stopped", 2, losses=(1.0, 0.9))
+    written = replace(run, label="as-written", own_precision=OwnPrecision(casts=casts, low=(made,)))
+    audit = Audit(Job("script", "train.py", (), ".", 2), run, Trace(), bans, as_written=written)
+    plan = Plan("float16", {"block": "float16", "head": "float16"}, (OpFormat("block", op, kept),))
+    (found,) = (each for each in all_findings(audit, plan, Verification("pass")) if each.rule == "PA307")
     assert settled(plan, found) is by_plan
 
 
