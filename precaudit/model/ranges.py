@@ -4,12 +4,15 @@ micro-batches, processes and machines in any order."""
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from precaudit.formats import Format
 
+RESIDUE = 2.0**-20
+"""A gradient this far below the rest of its module is what rounding leaves of one that is zero by construction (a key's
+bias under softmax, a bias before batch norm): it needs no loss scale."""
 Role = Literal["activation", "weight", "weight_grad", "activation_grad", "optimizer_state", "update"]
 
 
@@ -135,6 +138,11 @@ class TensorStats:
     def _flush_cut(self, target: Format) -> int:
         """The first exponent whose values don't round to zero: the threshold's own, unless no value exceeds it."""
         return math.frexp(target.flush_threshold)[1] - int(self.amax > target.flush_threshold)
+
+
+def residue_limit(gradients: Iterable[TensorStats]) -> float:
+    """The rms below which a module's gradients are a residue of rounding."""
+    return RESIDUE * max((stats.rms for stats in gradients), default=0.0)
 
 
 @dataclass(frozen=True)

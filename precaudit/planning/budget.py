@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from precaudit.planning.loss_scale import RESIDUE
+from precaudit.model.ranges import RESIDUE
 from precaudit.tracing.records import GradientDifference
 
 RHO_LIMIT, SNR_LIMIT, BIAS_LIMIT = 0.01, 10.0, 0.2

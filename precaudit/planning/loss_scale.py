@@ -20,6 +20,7 @@ from scipy import stats
 from precaudit.formats import FORMATS
 from precaudit.model import Layer, LossScale, Plan, TensorStats
 from precaudit.model.plan import DEFAULT_INTERVAL
+from precaudit.model.ranges import residue_limit
 
 Gradients = Mapping[str, Sequence[TensorStats]]
 
@@ -37,9 +38,6 @@ SIGMAS = 3.09
 ASSUMED_DEVIATION = 1.0
 TREND_ALPHA = 0.02
 """Significance level of a trend."""
-# A tensor this far below the rest of its module is what rounding leaves of a gradient that is zero by
-# construction (a key's bias under softmax, a bias before batch norm), and needs no scale.
-RESIDUE = 2.0**-20
 SHORTEST_INTERVAL = 100
 
 
@@ -112,8 +110,8 @@ def needed_k(tensors: Sequence[TensorStats]) -> int | None:
 
 
 def _significant(tensors: Sequence[TensorStats]) -> list[TensorStats]:
-    loudest = max((tensor.rms for tensor in tensors), default=0.0)
-    return [tensor for tensor in tensors if tensor.rms >= RESIDUE * loudest]
+    limit = residue_limit(tensors)
+    return [tensor for tensor in tensors if tensor.rms >= limit]
 
 
 def k_min(gradients: Gradients) -> int | None:

@@ -6,9 +6,10 @@ import math
 
 from precaudit.finding import finding
 from precaudit.model import Finding, Layer, Op, Plan, Severity
+from precaudit.model.ranges import residue_limit
 from precaudit.ownprecision.records import OwnPrecision
 from precaudit.planning.fitting import format_of
-from precaudit.planning.loss_scale import RESIDUE, lost_share
+from precaudit.planning.loss_scale import lost_share
 from precaudit.profiling.audit import Audit
 from precaudit.tracing.records import STOPPING, Trace
 
@@ -81,6 +82,6 @@ def _lost_share(layer: Layer, scale: float) -> float:
     gradients = [t for t in layer.tensors if t.is_gradient and t.formats]
     if scale != 1:
         return lost_share([t.stats for t in gradients], math.floor(math.log2(scale)))
-    loudest = max((t.stats.rms for t in gradients), default=0.0)
-    significant = (t for t in gradients if t.stats.rms >= RESIDUE * loudest)
+    limit = residue_limit(t.stats for t in gradients)
+    significant = (t for t in gradients if t.stats.rms >= limit)
     return max((t.formats["float16"].flushed_energy for t in significant), default=0.0)

@@ -10,6 +10,7 @@ from typing import Any
 
 from precaudit.formats import FORMATS, HALF_FORMATS
 from precaudit.model import KernelTime, Layer, Report, TensorStats, Trial, Verification
+from precaudit.model.ranges import residue_limit
 from precaudit.reporting.drawing import AFTER, BEFORE
 from precaudit.reporting.endings import last_tried
 from precaudit.reporting.facts import listed
@@ -80,10 +81,12 @@ def _scale(report: Report) -> dict[str, Any]:
 
 
 def _tensors(layers: Iterable[Layer], role: str) -> list[list[Any]]:
-    """[layer, parameter, first exponent, shares, amax, smallest, keep] for each tensor with values."""
+    """[layer, parameter, first exponent, shares, amax, smallest, keep, residue] for each tensor with values; `residue`
+    is 1 for a gradient that is zero but for rounding."""
     return [
-        [i, visible(tensor.name), *_histogram(tensor.stats)]
+        [i, visible(tensor.name), *_histogram(tensor.stats), int(tensor.is_gradient and tensor.stats.rms < limit)]
         for i, layer in enumerate(layers)
+        for limit in [residue_limit(each.stats for each in layer.tensors if each.is_gradient)]
         for tensor in layer.tensors
         if tensor.role == role and tensor.stats.exponents.total
     ]

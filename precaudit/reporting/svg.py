@@ -149,5 +149,5 @@ def _lost(tensor: list[Any], zones: dict[str, Any], k: int) -> float:
 
 
 def _is_hurt(tensor: list[Any], zones: dict[str, Any], k: int) -> bool:
-    amax, kept = tensor[4], tensor[6]
-    return bool(amax * 2.0**k >= zones["limit"] or kept + k < zones["cut"])
+    amax, _, kept, residue = tensor[4:]
+    return bool(amax * 2.0**k >= zones["limit"] or (not residue and kept + k < zones["cut"]))

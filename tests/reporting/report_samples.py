@@ -205,6 +205,14 @@ def finding(rule: str = "PA101", severity: str = "error", fqn: str | None = "blo
     return Finding(rule, severity, **(defaults | {"fqn": fqn} | more))
 
 
+def with_residue() -> Report:
+    """With a gradient that is zero but for rounding: far below its module's other ones."""
+    report = passing()
+    head = report.layers[-1]
+    layers = *report.layers[:-1], replace(head, tensors=(*head.tensors, record("weight_grad", stats(-48), "bias")))
+    return replace(report, layers=layers)
+
+
 def failing() -> Report:
     base = passing()
     layers = tuple(layer(one.fqn, one.type, activation=14) if "1.mlp" in one.fqn else one for one in base.layers)

@@ -119,6 +119,14 @@ def test_the_slider_moves_the_picture_and_says_what_is_lost(browser, files):
     assert "36 would overflow" in texts[2]
 
 
+def test_the_slider_counts_no_gradient_that_is_zero_but_for_rounding(browser, tmp_path):
+    write(report_samples.with_residue(), tmp_path / "r.html")
+    show(browser, tmp_path / "r.html")
+    said = browser.execute_script("return document.getElementById('k-effect').textContent")
+    assert said.startswith("All 36 gradients survive in float16")
+    assert said.endswith("Zero but for rounding, as a bias before a norm has it, 1 gradient is not counted.")
+
+
 def test_the_slider_works_from_the_keyboard(browser, files):
     from selenium.webdriver.common.by import By
     from selenium.webdriver.common.keys import Keys

@@ -19,7 +19,7 @@ from golden_files import assert_golden
 from precaudit.errors import PrecauditError
 from precaudit.formats import FORMATS
 from precaudit.model import Difference, Exponents, Plan, Report, TensorStats, Trial, Verification
-from precaudit.reporting import costs, drawing, html, pagedata, render
+from precaudit.reporting import costs, drawing, html, pagedata, render, svg
 from precaudit.reporting.headline import headline
 from precaudit.reporting.serialize import load_plan, write_json
 
@@ -132,6 +132,17 @@ def test_zones_are_those_of_the_format():
         assert 2.0 ** zone["cut"] == FORMATS[name].flush_threshold
         assert 2.0 ** zone["sub"] * 2.0 ** -FORMATS[name].mantissa == 2 * 2.0 ** zone["cut"]
         assert 2.0 ** (zone["top"] - 1) <= FORMATS[name].overflow_threshold
+
+
+def test_what_rounding_leaves_of_zero_hurts_at_no_scale():
+    data = pagedata.page_data(report_samples.with_residue())
+    known = {(name, residue) for role in data["tensors"] for _, name, *_, residue in data["tensors"][role]}
+    assert known == {("", 0), ("weight", 0), ("bias", 1)}
+    rest = next(tensor for tensor in data["tensors"]["weight_grad"] if tensor[1] == "bias")
+    zones = data["formats"]["float16"]
+    assert not svg._is_hurt(rest, zones, 0)
+    assert svg._is_hurt([*rest[:-1], 0], zones, 0)
+    assert svg._is_hurt(rest, zones, 80)
 
 
 @pytest.mark.parametrize("budget", [0.0, 1e-4, 0.3])

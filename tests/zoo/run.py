@@ -26,7 +26,8 @@ from summary import summary
 
 from precaudit.errors import PrecauditError
 from precaudit.model import LossScale, Plan
-from precaudit.planning.loss_scale import RESIDUE, Gradients, half_gradients, lost_energy
+from precaudit.model.ranges import residue_limit
+from precaudit.planning.loss_scale import Gradients, half_gradients, lost_energy
 from precaudit.profiling.engine import Outcome, profile_job
 from precaudit.profiling.settings import Settings
 from precaudit.reporting import write
@@ -105,8 +106,8 @@ def worst_lost(gradients: Gradients, k: int) -> float:
     """The largest share of its energy that a tensor loses at scale 2**k, rounding residues apart."""
     worst = 0.0
     for tensors in gradients.values():
-        loudest = max((tensor.rms for tensor in tensors), default=0.0)
-        worst = max([worst, *(lost_energy(t, k) for t in tensors if t.rms >= RESIDUE * loudest)])
+        limit = residue_limit(tensors)
+        worst = max([worst, *(lost_energy(t, k) for t in tensors if t.rms >= limit)])
     return worst
 
 

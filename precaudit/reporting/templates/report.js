@@ -109,13 +109,14 @@
     return Math.min(1, share);
   }
   const overflows = (t, format, k) => t[4] * 2 ** k >= format.limit;
-  const flushes = (t, format, k) => t[6] + k < format.cut;
+  const flushes = (t, format, k) => !t[7] && t[6] + k < format.cut;  // t[7]: zero but for rounding
   const bad = (t, format, k) => overflows(t, format, k) || flushes(t, format, k);
 
   // in modules that the plan runs in this format: others round nothing to it; all where it runs none in it
   function gradientsIn(format) {
     const all = [...GRADIENTS].flatMap((role) => data.tensors[role]), own = all.filter((t) => data.layers[t[0]][2] === format);
-    return own.length ? [own, all.length - own.length] : [all, 0];
+    const here = own.length ? own : all, counted = here.filter((t) => !t[7]);
+    return [counted, all.length - here.length, here.length - counted.length];
   }
 
   let order = [];
@@ -178,7 +179,7 @@
     const format = data.formats[state.format], k = state.k;
     $("k-text").textContent = `2^${k} = ${k >= 0 ? (2 ** k).toLocaleString("en") : "1/" + (2 ** -k).toLocaleString("en")}`;
     $("k").setAttribute("aria-valuetext", `2 to the power of ${k}`);
-    const [gradients, others] = gradientsIn(state.format);
+    const [gradients, others, residues] = gradientsIn(state.format);
     const low = gradients.filter((t) => flushes(t, format, k)), high = gradients.filter((t) => overflows(t, format, k));
     const named = (list) => list.slice(0, 3).map(label).join(", ") + (list.length > 3 ? `, and ${(list.length - 3).toLocaleString("en")} more` : "");
     const parts = [];
@@ -186,8 +187,10 @@
     if (high.length) parts.push(`${high.length.toLocaleString("en")} would overflow (${named(high)}).`);
     const effect = gradients.length === 0 ? "No gradient was measured."
       : parts.join(" ") || `All ${count(gradients.length, "gradient")} survive in ${state.format} at this scale: none overflows, and ${vanishing(gradients, format, k)}`;
-    const elsewhere = others ? ` Of modules that the plan runs in other formats, ${count(others, "gradient")} ${others === 1 ? "is" : "are"} not counted.` : "";
-    $("k-effect").textContent = effect + elsewhere;
+    const uncounted = (n) => `${count(n, "gradient")} ${n === 1 ? "is" : "are"} not counted.`;
+    const elsewhere = others ? ` Of modules that the plan runs in other formats, ${uncounted(others)}` : "";
+    const rounding = residues ? ` Zero but for rounding, as a bias before a norm has it, ${uncounted(residues)}` : "";
+    $("k-effect").textContent = effect + elsewhere + rounding;
   }
 
   // values that round to zero may be many and yet weigh nothing
@@ -203,7 +206,7 @@
     const head = element("tr");
     ["tensor", "largest", "smallest", "lost", "verdict"].forEach((name, i) => head.append(element("th", name, i && i < 4 ? "n" : "")));
     const rows = rowsShown().map((t) => {
-      const row = element("tr"), why = overflows(t, format, k) ? "overflows" : flushes(t, format, k) ? "loses energy to zero" : "fits";
+      const row = element("tr"), why = overflows(t, format, k) ? "overflows" : flushes(t, format, k) ? "loses energy to zero" : t[7] ? "zero but for rounding" : "fits";
       const cells = [label(t), (t[4] * 2 ** k).toPrecision(3), (t[5] * 2 ** k).toPrecision(3), percent(lost(t, format, k)), why];
       cells.forEach((cell, i) => row.append(element("td", cell, i && i < 4 ? "n" : "")));
       return row;
