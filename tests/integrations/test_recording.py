@@ -69,6 +69,7 @@ def test_reports_are_written_during_and_after_training(recordings, tmp_path):
     assert not names(tmp_path / "out")
     recording.stop()
     assert names(tmp_path / "out") >= set(FOLDER_FILES)
+    assert f'load_plan("{tmp_path}/out/plan.json")' in (tmp_path / "out/report.md").read_text()
     train(recording, model, 7)
     assert load_report(tmp_path / "out/report.json").job["steps"] == 6
     assert load_plan(tmp_path / "out/plan.json").modules
