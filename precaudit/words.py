@@ -57,9 +57,9 @@ def shorten(text: str, width: int) -> str:
 
 
 def broken(name: str, width: int, most: int) -> list[str]:
-    """A name in at most `most` lines, broken after its dots where these are enough."""
+    """A name in at most `most` lines, broken after its dots and spaces where these are enough."""
     lines = [""]
-    for part in re.findall(r"[^.]*\.|[^.]+", name):
+    for part in re.findall(r"[^. ]*[. ]|[^. ]+", name):
         if lines[-1] and len(lines[-1]) + len(part) > width:
             lines.append("")
         lines[-1] += shorten(part, width)

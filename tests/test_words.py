@@ -80,6 +80,7 @@ def test_names_are_cut_in_the_middle():
         ("model.layers.0.post_attention_layernorm", 4, ["model.layers.0.", "post_atte…layernorm"]),
         ("encoder.layers.10.attention.query", 1, ["encoder.l…ion.query"]),
         ("encoder.layers.10.attention.output.dense", 2, ["encoder.layers.10.…", "ention.output.dense"]),
+        ("the outermost module itself", 2, ["the outermost ", "module itself"]),
         ("fc", 1, ["fc"]),
         ("", 1, [""]),
     ],
