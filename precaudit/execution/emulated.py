@@ -18,6 +18,7 @@ import torch
 from precaudit.execution import float8
 from precaudit.execution.atomics import SUMS, added_one_by_one, are_half, not_in_place
 from precaudit.execution.chains import chained
+from precaudit.execution.cross_entropy import logarithms_rounded
 from precaudit.execution.formats import FLOAT32, WIDE, PlanExecution, ScopeFormat, every_model, no_disabled_region
 from precaudit.execution.libraries import own_region
 from precaudit.execution.policy import ADDENDS, CONVOLUTIONS, category
@@ -166,7 +167,8 @@ def run_in_format(
     if kind == "fp32" and _asks_for_dtype(args, kwargs):
         return _with_fallback(func, args, kwargs)  # autocast runs these in float32 by setting the omitted dtype
     if kind == "fp32" or (kind == "promote" and any(t.dtype == torch.float32 for t in tensors_in((args, kwargs)))):
-        return func(*to_float32(args), **to_float32(kwargs))
+        with logarithms_rounded(op, args):
+            return func(*to_float32(args), **to_float32(kwargs))
     if region := own_region(func, (args, kwargs), rounding.dtype):
         with region:
             return func(*args, **kwargs)

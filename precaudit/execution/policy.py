@@ -51,7 +51,8 @@ FP32 = HEADER_FP32 | frozenset(
     "_weight_norm triplet_margin_with_distance_loss linalg_norm pairwise_distance square sum_to_size trapezoid trapz "
     "cumulative_trapezoid".split()
 )
-"""Adds functions that call the listed ones inside torch, by the names that a function mode sees."""
+"""Adds functions that call the listed ones inside torch, by the names that a function mode sees; see also
+`cross_entropy.py`."""
 
 PROMOTE = HEADER_PROMOTE | frozenset({"inner"})
 

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from emulation_models import inside
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 UNARY = (
     "abs acos acosh asin asinh atan atanh ceil cos cosh deg2rad erf erfc erfinv exp exp2 expm1 floor frac lgamma "
@@ -94,3 +95,28 @@ def test_one_input(name, kind):
 @pytest.mark.parametrize("name", PAIRS)
 def test_two_inputs(name, first, second):
     assert emulated(PAIRS[name], first, second) == on_cuda(PAIRS[name], first, second)
+
+
+class LogSoftmaxes(TorchDispatchMode):
+    """Keeps the dtypes of what `log_softmax` returns."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if func is torch.ops.aten._log_softmax.default:
+            self.seen.append(result.dtype)
+        return result
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("kind", [torch.float16, torch.float32], ids=["half", "float"])
+def test_cross_entropy_asks_for_log_probabilities_in_the_dtype_of_its_logits(kind, smoothing):
+    def loss(x):
+        return F.cross_entropy(x, torch.zeros(4, dtype=torch.int64, device=x.device), label_smoothing=smoothing)
+
+    with LogSoftmaxes() as inside_torch:
+        assert on_cuda(loss, kind) == [torch.float32]
+    assert inside_torch.seen == [kind]

@@ -204,7 +204,7 @@ FLOAT32_OPS = {
     "pairwise_distance": lambda x: F.pairwise_distance(x, x.flip(0)),
     "cumsum": lambda x: x.cumsum(0),
     "mse_loss": lambda x: F.mse_loss(x, x.flip(0)),
-    "cross_entropy": lambda x: F.cross_entropy(x, torch.arange(4)),
+    "cross_entropy": lambda x: F.cross_entropy(x.float(), torch.arange(4)),
     "interpolate": lambda x: F.interpolate(x[None, None], scale_factor=2.0),
     "logsumexp": lambda x: torch.special.logsumexp(x, 0),
     "arccos": lambda x: torch.arccos(x.clamp(-0.5, 0.5)),
@@ -225,6 +225,22 @@ def test_float32_operations_take_half_values_and_give_float32(name, dtype):
     if name == "arccos":
         expected = torch.arccos(low.to(dtype).clamp(-0.5, 0.5).float())
     assert torch.equal(got, expected)
+
+
+@halves
+@pytest.mark.parametrize("target", ["classes", "shares"])
+def test_cross_entropy_of_half_logits_rounds_the_log_probabilities(target, dtype):
+    """As torch's own does inside CUDA's autocast, for which see test_against_autocast.py."""
+    x = weights(4, 16, scale=3.0).requires_grad_()
+    classes = torch.arange(4)
+    wanted = F.one_hot(classes, 16).float()
+    given = classes if target == "classes" else wanted
+    _, loss = inside(lambda model, t: F.cross_entropy(model.note("half", t @ torch.eye(16)), given), NAMES[dtype], x)
+    loss.backward()
+    logs = rounded(rounded(x, dtype).log_softmax(1), dtype)
+    assert torch.equal(loss, -(logs * wanted).sum() / 4)
+    assert torch.equal(x.grad, rounded((logs.exp() - wanted) / 4, dtype))
+    assert not torch.equal(loss, F.cross_entropy(rounded(x, dtype), classes))
 
 
 @halves
