@@ -268,7 +268,7 @@ RULES: tuple[Rule, ...] = (
         r"(?:(?:layer|rms|group|batch|instance|l2|qk)_?norm|softmax|rotary|rope_|silu|gelu|act_and_mul|embedding|dropout"
         r"|quantize|_quant_|quantint8|topk|top_k|sampl(?:e|ing)|argmax|routing|finalizeKernel|moe_align|expand_input|permute"
         r"|cross_entropy|Criterion|fast_hadamard|selective_scan_|nms_kernel|roi_?align|roi_?pool|resize|upsample"
-        r"|concat_and_cache|sort_expert|amax_kernel|optimizer|adamw?(?![a-z])|welford|bias_(?:act|residual)|element_mul|nrm2_kernel|asum_kernel|axpy_kernel|scal_kernel"
+        r"|concat_and_cache|sort_expert|amax_kernel|k\w*Optimizer|adamw?(?![a-z])|welford|bias_(?:act|residual)|element_mul|nrm2_kernel|asum_kernel|axpy_kernel|scal_kernel"
         r"|moe_sum_(?:reduce_\w*)?kernel|moe_fused_gate|moe::dev::activation|norm_?rope|biasrope|(?<![a-z])to_(?:mx|nv)?fp[48]|top\d_sum_gate"
         r"|expand_to_fused|reduce_fused|get_fused_mapping|count_expert|cast_and_transpose|batched_transpose|transform4d|ep_(?:scatter|gather)"
         r"|(?:swi|ge)glu(?:_[a-z]+)?_(?:for|back)ward_kernel|(?:^|_)m?rope$|sigmoid|swish|relu|logsumexp|cumsum_scalar|kl_?div"

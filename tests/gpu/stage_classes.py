@@ -26,15 +26,18 @@ BUSY = 64.0
 """Tensor-pipe cycles a warp above which a kernel computes on Tensor Cores. The pipe is not quite idle in other kernels:
 on an H100 element-wise ones took up to 32 cycles a warp and those with mma.sync 96 and more (see h100_counters.tsv)."""
 ENOUGH = 100
+CUDA = "/usr/local/cuda/bin"
+"""Where CUDA's installer puts `ncu`, often not on the path."""
 
 
 def measure(setting: Setting) -> dict[str, Any]:
     if setting.dry:
         return {"operations": workload.run("cpu", 32), "compared": 0}
-    if shutil.which("ncu") is None:
+    ncu = shutil.which("ncu") or shutil.which("ncu", path=CUDA)
+    if ncu is None:
         raise Skipped("ncu is not installed")
     command = [
-        "ncu",
+        ncu,
         "--csv",
         "--page",
         "raw",

@@ -167,10 +167,11 @@ def test_a_workload_that_ends_early_is_told(monkeypatch, tmp_path, ended):
     def run_ncu(command, **_):
         (metrics,) = (command[i + 1] for i, word in enumerate(command) if word == "--metrics")
         assert {ACTIVE, WARPGROUP, THREADS} == set(metrics.split(","))
+        assert command[0] == "/usr/local/cuda/bin/ncu"  # that of CUDA, where none is on the path
         last = [f"135 {stage_classes.workload.FINISHED}"] if ended else []
         return subprocess.CompletedProcess(command, 0, "\n".join([*last, *NCU]), "RuntimeError: no float8 here")
 
-    monkeypatch.setattr(stage_classes.shutil, "which", lambda name: name)
+    monkeypatch.setattr(stage_classes.shutil, "which", lambda name, path=None: path and f"{path}/{name}")
     monkeypatch.setattr(stage_classes.subprocess, "run", run_ncu)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
     found = _outcome(stage_classes.measure, Setting("cpu", False, tmp_path))
