@@ -181,7 +181,7 @@ RULES: tuple[Rule, ...] = (
     _rule("awq", r"gemm_forward_4bit_cuda_m16n", True, "ampere"),
     _rule("low-latency-gemm", r"(?<!\w)fused_a_gemm_kernel<", True, "ampere"),
     _rule("fused-mlp", r"(?<!\w)kernel_mlp_fused<", True),
-    _rule("cutlass-device", r"cutlass::(?:device_kernel|Kernel).*(?:sm|Sm)(?:80|89|90|100|103|120)(?!\d)", True),
+    _rule("cutlass-device", r"cutlass::(?:device_kernel|Kernel).*(?:sm|Sm)(?:80|89|90|1[0-2]\d)(?!\d)", True),
     _rule("cutlass-warp-specialized", r"cutlass::device_kernel.*KernelTmaWarpSpecialized", True, "hopper"),
     # The entry of CUTLASS 3, whose FP8 and FP4 products are written for each GPU.
     _rule(
@@ -219,8 +219,8 @@ RULES: tuple[Rule, ...] = (
     _rule("triton", r"^triton_(?:tem_|(?!\w*quant))", None),
     _others(
         "collective",  # what is fused with a product may be either
-        r"^(?!.*(?i:gemm|matmul)).*(?:nccl|Nccl|(?i:all_?to_?all)|all_reduce|allreduce|AllReduce|AllGather|ReduceScatter|nvshmem"
-        r"|cross_device_reduce|mscclpp|userbuffers|(?<!\w)(?:deep_ep|dpsk::ep)::)",
+        r"(?i)^(?!.*(?:gemm|matmul)).*(?:nccl|all_?reduce|all_?gather|reduce_?scatter|all_?to_?all|nvshmem|cross_device_reduce"
+        r"|mscclpp|userbuffers|(?<!\w)(?:deep_ep|dpsk::ep)::)",
     ),
     _others(
         "pytorch",
