@@ -69,9 +69,7 @@ def readable(name: str) -> str:
 # ---------------------------------------------------------------- generation
 
 # Not 72, Xavier: what is named for it multiplies int8, as Volta does not.
-_SM_TOKEN = re.compile(
-    r"(?:cutlass_|(?<![a-zA-Z])(?:sm|SM|arch)_?|Sm)(7[05]|8[0679]|90|1[0-2]\d)(?!\d)"
-)
+_SM_TOKEN = re.compile(r"(?:cutlass_|(?<![a-zA-Z])(?:sm|SM|arch)_?|Sm)(7[05]|8[0679]|90|1[0-2]\d)(?!\d)")
 _NAMED = re.compile(r"(?i:(?<![a-z])(volta|turing|ampere|hopper|blackwell)|(?<![a-z])(ada)(?![a-z]))(?![a-z])")
 _SHAPE = re.compile(r"tensor(\d+x\d+x\d+)|[hsicdz](884|1684|1688|16816|16832|16864|8816|8832|161616)")
 _WARPGROUP_SHAPE = re.compile(r"(?<![a-zA-Z0-9])[a-z]{1,2}64x\d+x\d+(?:gemm|[fdw](?:prop|grad))")

@@ -76,7 +76,7 @@ RULES: tuple[Rule, ...] = (
         r"|FwdCombine|reshape_and_cache|prepare_varlen|init_device_workspace|convertTensor_kernel|AddPaddingKernel"
         r"|clear_dkvaccum|convert_dkv|ForwardCombine|BwdSumOdO|FmhaKernelBwdConvert|MlaReductionKernel|mla_metadata"
         r"|cudnn::fusion::|kern_precompute|region_transform|flip_filter|compute_gemm_pointers|generic4Channel|SparseCompressor|nopHardwareDetection"
-        r"|^(?!.*(?i:(?<!fb)gemm|matmul)).*(?:(?<!chunk_)[Pp]reprocess|[Pp]ostprocess|combine(?!d)|element[wW]ise|Functor"
+        r"|^(?!.*(?i:(?<!fb)gemm|matmul)).*(?:(?<!chunk_)[Pp]reprocess|[Pp]ostprocess|combine(?!d)|[eE]lement[wW]ise|Functor"
         r"|im2col|col2im|vol2col|col2vol)",
     ),
     # What serves a low-precision product, beside it in the same namespace and with its formats in the name.
@@ -139,7 +139,10 @@ RULES: tuple[Rule, ...] = (
         r"|dgrad2d_|wgrad2d_|dgrad1d|conv2d_grouped_direct|conv2d_c1_k1|conv_depthwise|DepthwiseConv|causal_conv1d_\w*kernel",
         False,
     ),
-    _others("fourier", r"(?:^|\W)(?:vector|regular|composite_2way|multi_bluestein)_fft<"),
+    _others(
+        "fourier",
+        r"(?:^|\W)(?:vector|regular|composite_2way|\w+_bluestein)_fft(?:_\w+)?<|(?:^|\W)[sd]p(?:Radix|Vector|RealComplex)\w*::",
+    ),
     _others(
         "sparse",  # rows of their own lengths, by vector units
         r"(?:^|\W)cusparse::(?:cs[rc]|coo|load_balancing|partition)|dgl::aten::cuda::(?:SpMM|SDDMM)"
