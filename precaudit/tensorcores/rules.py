@@ -76,7 +76,7 @@ RULES: tuple[Rule, ...] = (
         r"|FwdCombine|reshape_and_cache|prepare_varlen|init_device_workspace|convertTensor_kernel|AddPaddingKernel"
         r"|clear_dkvaccum|convert_dkv|ForwardCombine|BwdSumOdO|FmhaKernelBwdConvert|MlaReductionKernel|mla_metadata"
         r"|cudnn::fusion::|kern_precompute|region_transform|flip_filter|compute_gemm_pointers|generic4Channel|SparseCompressor|nopHardwareDetection"
-        r"|^(?!.*(?i:(?<!fb)gemm|matmul)).*(?:(?<!chunk_)[Pp]reprocess|[Pp]ostprocess|combine(?!d)|[eE]lement[wW]ise|Functor"
+        r"|^(?!.*(?i:(?<!fb)gemm|matmul|(?:deep_|dpsk::)ep::)).*(?:(?<!chunk_)[Pp]reprocess|[Pp]ostprocess|combine(?!d)|[eE]lement[wW]ise|Functor"
         r"|im2col|col2im|vol2col|col2vol)",
     ),
     # What serves a low-precision product, beside it in the same namespace and with its formats in the name.
@@ -223,7 +223,7 @@ RULES: tuple[Rule, ...] = (
     _others(
         "collective",  # what is fused with a product may be either
         r"(?i)^(?!.*(?:gemm|matmul)).*(?:nccl|all_?reduce|all_?gather|reduce_?scatter|all_?to_?all|nvshmem|cross_device_reduce"
-        r"|mscclpp|userbuffers|(?<!\w)(?:deep_ep|dpsk::ep)::)",
+        r"|mscclpp|userbuffers|(?<!\w)(?:deep_ep|dpsk::ep|flashinfer::comm)::)",
     ),
     _others(
         "pytorch",
