@@ -55,7 +55,7 @@ def joules_per_step(blocks: Sequence[Block], arm: str) -> float | None:
 
 
 def _tensor_share(blocks: Sequence[Block], arm: str) -> float | None:
-    """The share of time with busy Tensor Cores, weighted by measured time."""
+    """The share of time with busy Tensor Cores, the median over the blocks that were read."""
     return median([b.tensor_share for b in blocks if b.arm == arm and b.tensor_share is not None])
 
 

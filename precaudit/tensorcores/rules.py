@@ -66,7 +66,7 @@ TRITON_DOT = "triton-dot"
 # Beside one of these words what maps or moves values may be fused with a product.
 _NO_PRODUCT = (
     r"(?!.*(?:gemm(?!a)|mma(?<!gemma)|attention|attn|fmha|flash_?(?:fwd|bwd|decod)|conv(?!ert)|mat(?:rix)?_?mul|(?<!bi)(?<!tri)linear|mlp"
-    r"|fused_?moe|dot|dense|ffn|proj|einsum|lora|lm_?head|lstm|(?<!fast_)hadamard_|(?<!co)mm(?![a-z])|gate_?up"
+    r"|fused_?moe|dot|dense|ffn|proj|einsum|lora|lm_?head|lstm|(?<!fast_)hadamard_|(?<!co)(?<!sy)mm(?![a-z])|gate_?up"
     r"|(?<![a-z])(?:mha|gqa|sdpa|gru|rnn|fc\d?)(?![a-z])|mla_(?:decode|prefill|fwd|bwd)))"
 )
 RULES: tuple[Rule, ...] = (
@@ -171,7 +171,7 @@ RULES: tuple[Rule, ...] = (
     _rule("sage-sm90", r"qk_int8_sv_f8_attn_kernel", True, "hopper"),
     _rule("sage", r"qk_int_sv_f(?:8|16)_attn_kernel", True, "ampere"),
     _rule("cudnn-sdpa", r"cudnn_generated_(?:fort_native|oss)_sdpa_sm\d+_", True),
-    _rule("cudnn-fusion", r"cudnn_generated_fort_native_sm\d+_(?:matMul|conv[FDW])", True),
+    _rule("cudnn-fusion", r"cudnn_generated_fort_native_sm\d+_\w*(?:matMul|conv[FDW])", True),
     _rule("fmha-vector", r"fmha_cutlass[FB]_(?:f32_\w*_sm(?:50|60|70|75)|\w+_sm(?:50|60))(?!\d)", False),
     _rule("fmha-cutlass", r"fmha_cutlass[FB]_(?:f16|bf16|f32)_", True),
     _rule("attention-cutlass", r"AttentionKernel<cutlass::(?:half_t|bfloat16_t), (?:cutlass::)?arch::Sm\d", True),
