@@ -15,13 +15,13 @@ from precaudit.checking.ranges import ranges
 from precaudit.checking.records import Answer, CheckReport, CheckSettings, Deployment, Observed, ObserverSpec
 from precaudit.checking.target import target
 from precaudit.checking.verified import verified
-from precaudit.errors import ExitCode, PrecauditError
+from precaudit.errors import ExitCode, PrecauditError, require
 from precaudit.model import Plan
 from precaudit.profiling.reference import in_float32
 from precaudit.running.job import Job, RunResult, RunSpec
 from precaudit.tensorcores.peaks import Gpu, get_gpu
 from precaudit.tracing.records import Trace
-from precaudit.words import plural
+from precaudit.words import NOT_NATIVE, plural
 
 Runner = Callable[[RunSpec], RunResult]
 
@@ -33,6 +33,7 @@ def check_job(job: Job, plan: Plan, settings: CheckSettings, runner: Runner) -> 
     run = _run(job, wanted, settings, runner)
     observed: Observed = run.observed or Observed()
     _require_measurable(run, observed)
+    require(settings.execution in ("auto", observed.execution), NOT_NATIVE)
     trace = run.trace or Trace()
     planned = the_planned(view_models(plan, observed, trace), trace)
     first = coverage(planned, plan, trace, _seen(job, run, observed))

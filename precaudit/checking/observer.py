@@ -15,13 +15,11 @@ from torch import nn
 from precaudit.checking import inputs
 from precaudit.checking.records import Deployment, HardInput, ModuleFacts, Observed, ObserverSpec
 from precaudit.checking.repeating import Calls, Repeater, Seen, compare, hard_calls, safe_exponent, said, try_hard
-from precaudit.errors import PrecauditError
 from precaudit.instrument.names import ModuleNames, has_parameters, is_leaf
 from precaudit.instrument.scopes import Frame, ModuleScopes, ScopeListener
 from precaudit.model import Execution, Plan
 from precaudit.planning.fitting import fit_names, part_of
 from precaudit.running.endstate import is_called
-from precaudit.words import NOT_NATIVE
 
 
 class Observer(ScopeListener):
@@ -94,11 +92,7 @@ class Observer(ScopeListener):
     def _execution(self) -> Execution:
         parameters = (p for calls in self._calls.values() for p in calls.module.parameters())
         on_cuda = any(p.device.type == "cuda" for p in parameters)
-        if self._wanted.execution == "native" and self._calls and not on_cuda:
-            raise PrecauditError(NOT_NATIVE)
-        if self._wanted.execution != "auto":
-            return self._wanted.execution
-        return "native" if on_cuda else "emulated"
+        return "native" if on_cuda and self._wanted.execution != "emulated" else "emulated"
 
 
 def _facts(names: ModuleNames, model: nn.Module) -> Iterator[ModuleFacts]:
