@@ -31,8 +31,10 @@ def verified(plan: Plan, wanted: Sequence[Deployment]) -> tuple[Answer, ...]:
     """No answer for plans that don't tell, such as those written by hand, and for float32, which needs no proof."""
     if plan.verdict is None or not plan.is_low_precision:
         return ()
-    found = [*_found(plan), *_elsewhere(plan, wanted)]
+    others = [each.format for each in wanted if each.plan.modules != plan.modules]
+    found = [*_found(plan), *_elsewhere(plan, others)]
     detail = f"the profile's verdict on this plan was {BADGES[plan.verdict].upper()}"
+    detail += f", and there is none on it in {listing(others)}" if others else ""
     return (Answer("verification", detail, tuple(found)),)
 
 
@@ -46,9 +48,8 @@ def _found(plan: Plan) -> list[Finding]:
     return [finding("PA761", *said, verdict=plan.verdict)] if said else []
 
 
-def _elsewhere(plan: Plan, wanted: Sequence[Deployment]) -> Iterator[Finding]:
+def _elsewhere(plan: Plan, others: Sequence[str]) -> Iterator[Finding]:
     """A verdict is no word on the formats of --formats, and one on another plan no word at all."""
-    others = [each.format for each in wanted if each.plan.modules != plan.modules]
     if others and plan.verdict == "pass" and not plan.is_edited:
         message = f"the profile verified this plan as it is; in {listing(others)} nothing has verified it"
         remedy = "profile the script with these --formats for a plan that is verified in one of them"

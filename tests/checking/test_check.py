@@ -368,7 +368,7 @@ def test_no_batches():
 def test_native_needs_cuda():
     if torch.cuda.is_available():
         pytest.skip("this machine has a CUDA device")
-    with pytest.raises(PrecauditError, match="Use --execution emulated"):
+    with pytest.raises(PrecauditError, match=r"^--execution native needs .*; use --execution emulated$"):
         check(plan(), execution="native")
 
 
@@ -433,6 +433,8 @@ def test_verdict_does_not_cover_other_formats(formats, told):
     report = check(plan(verdict="pass"), formats=formats)
     found = [(f.severity, f.evidence["formats"]) for f in report.findings if f.rule == "PA761"]
     assert found == [("note", others) for others in told]
+    (verdict,) = (answer.detail for answer in report.answers if answer.question == "verification")
+    assert verdict.partition(" was VERIFIED")[2] == "".join(f", and there is none on it in {each[0]}" for each in told)
     assert report.passed
 
 
