@@ -166,7 +166,7 @@ class audit:
 
         optimizers = () if optimizer is None else optimizer if isinstance(optimizer, list | tuple) else (optimizer,)
         stepping = all(hasattr(each, "param_groups") and hasattr(each, "step") for each in optimizers)
-        require(isinstance(model, nn.Module), f"model must be a torch.nn.Module, not {model!r}")
+        require(isinstance(model, nn.Module), f"model must be a torch.nn.Module, not {type(model).__name__}")
         require(stepping, f"optimizer must be a torch optimizer or a list of them, not {optimizer!r}")
         require_count("every", every)
         self._auditing = Auditing(model, optimizers, every, DEFAULT_FORMATS)

@@ -489,8 +489,9 @@ def test_a_report_is_saved_by_the_extension_of_each_file(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"model": "model"}, "model must be a torch.nn.Module, not 'model'"),
+        ({"model": "model"}, "model must be a torch.nn.Module, not str$"),
         ({"plan": None}, "plan must be a Plan or the path"),
+        ({"plan": precaudit.Report()}, "path of a plan.json, not Report$"),  # whose text has no end
         ({"execution": "gpu"}, "execution must be one of"),
     ],
 )

@@ -217,8 +217,11 @@ def apply(
     """
     from precaudit.api import load_plan
 
-    require(isinstance(model, nn.Module), f"model must be a torch.nn.Module, not {model!r}")
-    require(isinstance(plan, Plan | str | os.PathLike), f"plan must be a Plan or the path of a plan.json, not {plan!r}")
+    require(isinstance(model, nn.Module), f"model must be a torch.nn.Module, not {type(model).__name__}")
+    require(
+        isinstance(plan, Plan | str | os.PathLike),
+        f"plan must be a Plan or the path of a plan.json, not {type(plan).__name__}",
+    )
     require(execution in EXECUTIONS, f"execution must be one of {', '.join(EXECUTIONS)}, not {execution!r}")
     resolved = plan if isinstance(plan, Plan) else load_plan(plan)
     if any(isinstance(owner, Applied) for _, _, owner in _hooks(model)):
@@ -260,7 +263,7 @@ def _index(kinds: list[ScopeFormat], scope: ScopeFormat) -> int:
 
 def remove(model: nn.Module) -> None:
     """Remove all plans from `model`, also from a copy or an unpickled model, for which there is no handle."""
-    require(isinstance(model, nn.Module), f"model must be a torch.nn.Module, not {model!r}")
+    require(isinstance(model, nn.Module), f"model must be a torch.nn.Module, not {type(model).__name__}")
     for hooks, key, owner in list(_hooks(model)):
         if isinstance(owner, Applied):
             owner.remove()
