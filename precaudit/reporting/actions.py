@@ -56,12 +56,16 @@ def _with_the_plan(report: Report) -> str:
 
 
 def _taken_care_of(report: Report) -> list[str]:
-    verdict = report.verification.verdict
-    count = sum(settled(report.plan, finding) for finding in report.findings)
-    if not count or verdict == "fail":  # the plan suits none, it is not to be used
+    if not (count := _settled(report)):
         return []
-    what = "Nothing else to do" if verdict in ("pass", "screened") else "No change is needed"
+    what = "Nothing else to do" if report.verification.verdict in ("pass", "screened") else "No change is needed"
     return [f"{what} for {plural(count, 'finding')}: the plan runs those places in a format that suits them."]
+
+
+def _settled(report: Report) -> int:
+    """How many findings the plan settles; none where it is not to be used."""
+    used = report.verification.verdict != "fail"
+    return sum(settled(report.plan, finding) for finding in report.findings) if used else 0
 
 
 def _suggestions(findings: Sequence[Finding]) -> list[str]:
@@ -79,8 +83,11 @@ def causes(report: Report) -> list[Group]:
 
 
 def counts(report: Report) -> list[str]:
-    """`2 errors`, `1 note`."""
-    return [plural(count, severity) for severity, count in counted(report.findings).items() if count]
+    """`2 errors`, `1 note`, `2 of them settled by the plan`."""
+    found = [plural(count, severity) for severity, count in counted(report.findings).items() if count]
+    count = _settled(report)
+    which = "" if count == len(report.findings) else f"{count:,} of them "
+    return [*found, f"{which}settled by the plan"] if count else found
 
 
 def settlement(plan: Plan, finding: Finding) -> str:

@@ -10,7 +10,7 @@ import report_samples
 from precaudit.finding import USE_THE_PLAN, finding
 from precaudit.model import Difference, Location, OpFormat, Plan, Repair, Trial, Verification
 from precaudit.reporting import pasting, planned, ranges, render
-from precaudit.reporting.actions import actions
+from precaudit.reporting.actions import actions, counts
 from precaudit.reporting.facts import settled
 from precaudit.reporting.headline import headline
 from precaudit.reporting.places import place
@@ -326,8 +326,11 @@ def test_findings_settled_by_a_wider_format_need_no_action():
     assert len(steps) == 3
     assert "blocks.0.attn.qkv" in steps[1]
     assert steps[2].startswith("Nothing else to do for 1 finding")
+    assert counts(report) == ["2 errors", "1 of them settled by the plan"]
+    assert counts(replace(report, findings=(kept,))) == ["1 error", "settled by the plan"]
     failed = replace(report, verification=replace(report.verification, verdict="fail"))
     assert not any("Nothing else" in step for step in actions(failed))
+    assert counts(failed) == ["2 errors"]
 
 
 def test_narrow_module_in_a_float32_plan_is_open():
