@@ -215,8 +215,7 @@ RULES: tuple[Rule, ...] = (
     ),
     _rule(
         "low-precision-gemm",
-        r"(?i)^(?!.*(?:(?<!de)quant|prepare|metadata|offsets)).*"
-        r"(?:(?:fp8|e4m3|e5m2|e2m1|nvfp4|mxfp4).*gemm|gemm.*(?:fp8|e4m3|e5m2|e2m1|nvfp4|mxfp4))",
+        r"(?i)^(?!.*(?:(?<!de)quant|prepare|metadata|offsets))(?=.*gemm).*(?:fp8|e4m3|e5m2|e2m1|nvfp4|mxfp4)",
         True,
     ),
     _rule("triton", r"^triton_(?:tem_|(?!\w*quant))", None),
