@@ -88,6 +88,12 @@ def test_invalid_json_of_profilers_is_repaired(tmp_path):
     assert event["name"].startswith("C:\\Users\\x")
 
 
+def test_paths_of_windows_may_look_like_unicode_escapes(tmp_path):
+    text = rb'{"traceEvents": [{"ph": "X", "name": "D:\utils\models.py \u00e9", "dur": 1}]}'
+    (event,), _ = events_of(write(tmp_path, text))
+    assert event["name"] == "D:\\utils\\models.py \u00e9"
+
+
 def test_lone_surrogates_are_repaired(tmp_path):
     text = rb'{"traceEvents": [{"ph": "X", "name": "a\udcffb \ud83d\ude00 \ud83d C:\\uda", "dur": 1}]}'
     (event,), _ = events_of(write(tmp_path, text))
