@@ -275,7 +275,7 @@ RULES: tuple[Rule, ...] = (
         r"|expand_to_fused|reduce_fused|get_fused_mapping|count_expert|cast_and_transpose|batched_transpose|transform4d|ep_(?:scatter|gather)"
         r"|(?:swi|ge)glu(?:_[a-z]+)?_(?:for|back)ward_kernel|(?:^|_)m?rope$|sigmoid|swish|relu|logsumexp|cumsum_scalar|kl_?div"
         r"|_jsd_kernel|grpo|sinkhorn|token_shift|(?:gdn|kda)_gat(?:e_(?:fwd|bwd)|ing)|chunk_cumsum_(?:fwd|bwd)|metadata"
-        r"|(?<!lora_)page_table|slot_mapping|kv_(?:buffer|indices)|req_to_token|(?:pre|post)_reorder|dequant_kernel|(?<!2)(?:gather|scatter)(?!2)|penalt|bincount|sort_chunks)",
+        r"|(?<!lora_)page_table|slot_mapping|kv_(?:buffer|indices)|(?:store|write|set|append|update)_?(?:paged_?)?kv_?cache|req_to_token|(?:pre|post)_reorder|dequant_kernel|(?<!2)(?:gather|scatter)(?!2)|penalt|bincount|sort_chunks)",
     ),
     _others("merge-states", r"(?i)merge_?(?:attn_?)?states?|^_fwd_kernel_stage2$|^reduce_segments$"),
 )
