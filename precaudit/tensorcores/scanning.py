@@ -181,6 +181,7 @@ _CONTAINERS: tuple[tuple[bytes, str], ...] = (
     (b"\xff\xfe", "it is UTF-16 text: save it as UTF-8"),
     (b"\xfe\xff", "it is UTF-16 text: save it as UTF-8"),
     (b"version https://git-lfs", "it is a Git LFS pointer: fetch the file itself with git lfs pull"),
+    (b"<", "it is HTML or XML, maybe the page that leads to the trace: download the file itself"),
     (b"SQLite format 3", "it is a database, as Nsight Systems exports: torch.profiler's own trace is needed"),
 )
 

@@ -126,6 +126,7 @@ BROKEN = [
     pytest.param(lzma.compress(b"{}"), "with xz", id="xz"),
     pytest.param("[]".encode("utf-16"), "UTF-16", id="utf-16"),
     pytest.param(b"version https://git-lfs.github.com/spec/v1\n", "Git LFS", id="lfs"),
+    pytest.param(b"\n<!DOCTYPE html><html>", "HTML or XML", id="html"),
     pytest.param(b"SQLite format 3\0", "Nsight Systems", id="sqlite"),
     pytest.param(b'{"kernels": 3, "b": []}', "no traceEvents .its keys: kernels, b", id="foreign"),
     pytest.param(b'{"traceEvents": {"a": 1}}', "not a list", id="object"),
