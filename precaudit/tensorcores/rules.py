@@ -65,7 +65,7 @@ def _others(rule_id: str, pattern: str) -> Rule:
 TRITON_DOT = "triton-dot"
 # Beside one of these words what maps or moves values may be fused with a product.
 _NO_PRODUCT = (
-    r"(?!.*(?:gemm(?!a)|mma(?<!gemma)|attention|attn|fmha|flash_?(?:fwd|bwd|decod)|conv(?!ert)|mat(?:rix)?_?mul|(?<!bi)(?<!tri)linear|mlp"
+    r"(?!.*(?:gemm(?!a)|mma(?<!gemma)(?<!gamma)|attention|attn|fmha|flash_?(?:fwd|bwd|decod)|conv(?!ert)|mat(?:rix)?_?mul|(?<!bi)(?<!tri)linear|mlp"
     r"|fused_?moe|dot|dense|ffn|proj|einsum|lora|lm_?head|lstm|(?<!fast_)hadamard_|(?<!co)(?<!sy)mm(?![a-z])|gate_?up"
     r"|(?<![a-z])(?:mha|gqa|sdpa|gru|rnn|fc\d?)(?![a-z])|mla_(?:decode|prefill|fwd|bwd)))"
 )
