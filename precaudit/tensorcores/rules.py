@@ -243,7 +243,7 @@ RULES: tuple[Rule, ...] = (
         r"cudnn::bn_|cudnn::ops::|cudnn::(?:\w+::)?softmax|bn_(?:fw|bw)_|pooling_\w+_kernel|scalePacked|op_generic_tensor"
         r"|elemWiseRNNcell|(?i:elementwise)_fp|cudnn::detail::lrn|persistRNN_|add_tensor_kernel_v3|calc_bias_diff<"
         r"|xmma_pooling_|reduce_wgrad_n|op_tensor_kernel|cudnn::\w+::setTensor"
-        r"|cudnn_generated_fort_native_sm\d+_(?!\w*(?:matMul|conv))",
+        r"|cudnn_generated_fort_native_sm\d+_(?!\w*(?i:matmul|gemm|conv|sdpa|flash|mha|att))",
     ),
     _others(  # its products are cuBLAS's and cuDNN's, but for what prepares FP4
         "transformer-engine",
