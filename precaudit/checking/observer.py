@@ -34,10 +34,9 @@ class Observer(ScopeListener):
         self._unanswered: dict[str, str] = {}
         self._count = 0
 
-    def left(self, frame: Frame, output: Any) -> Any:
+    def left(self, frame: Frame, output: Any) -> None:
         if is_called(frame) and output is not None and has_parameters(frame.module):
             self._keep(frame)
-        return output
 
     def _keep(self, frame: Frame) -> None:
         name = frame.name

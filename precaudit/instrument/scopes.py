@@ -67,8 +67,8 @@ class ScopeListener:
         """Called before the module's forward."""
 
     def left(self, frame: Frame, output: Any) -> Any:
-        """Called after the module's forward, with None where it raised; returns the output or its replacement."""
-        return output
+        """Called after the module's forward, with None where it raised; what it returns replaces the output, unless it
+        is None."""
 
 
 class _Stack(threading.local):
@@ -164,7 +164,8 @@ class Scopes:
         if not frames:
             self._stack.call = None
         for listener in reversed(self.listeners):
-            output = listener.left(frame, output)
+            replacement = listener.left(frame, output)
+            output = output if replacement is None else replacement
         return output
 
     def _unwind(self) -> None:

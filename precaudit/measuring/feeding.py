@@ -75,11 +75,10 @@ class Feeding(ScopeListener):
             self._waits.append(time.perf_counter() - self._since)
             self._since = None
 
-    def left(self, frame: Frame, output: Any) -> Any:
+    def left(self, frame: Frame, output: Any) -> None:
         if frame.is_outermost:
             sizes = [tensor.shape[0] for tensor in tensors_in(frame.call) if tensor.dim()]
             self._batches += sizes[:1]
-        return output
 
     def count(self, backwards: int) -> None:
         """Count a step after `backwards` backward passes."""

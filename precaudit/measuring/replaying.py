@@ -47,10 +47,9 @@ class LayerCalls(ScopeListener):
     def __iter__(self) -> Iterator[LayerCall]:
         return iter(self._calls.values())
 
-    def left(self, frame: Frame, output: Any) -> Any:
+    def left(self, frame: Frame, output: Any) -> None:
         if output is not None:
             self._keep(frame)
-        return output
 
     def _keep(self, frame: Frame) -> None:
         module, (args, kwargs) = frame.module, frame.call

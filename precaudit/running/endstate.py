@@ -51,14 +51,13 @@ class LastCalls(ScopeListener):
     def calls(self) -> dict[str, tuple[nn.Module, Any, Any]]:
         return {name: (module, *call) for module, calls in self._calls.items() for name, call in calls.items()}
 
-    def left(self, frame: Frame, output: Any) -> Any:
+    def left(self, frame: Frame, output: Any) -> None:
         if is_called(frame) and output is not None:
             trains = torch.is_grad_enabled() and frame.module.training
             name = frame.name.qualified + ("" if trains else _ELSEWHERE)
             self._calls.setdefault(frame.module, {})[name] = frame.call
             if has_parameters(frame.module):
                 self._kept[name] = frame.module
-        return output
 
     def release(self) -> None:
         """Release the models that the script no longer holds: one that it creates anew takes its name."""
@@ -81,14 +80,13 @@ class LostOutputs(ScopeListener):
         steps = sorted((float(first), name) for (name, _), first in self._first.items())
         return {name: int(step) for step, name in reversed(steps) if step < math.inf}
 
-    def left(self, frame: Frame, output: Any) -> Any:
+    def left(self, frame: Frame, output: Any) -> None:
         if is_called(frame):
             with torch._C.DisableTorchFunction(), torch.no_grad(), outside_transforms():
                 given = _sound(frame.call)
                 for sound in _sound(output):
                     excuses = [~each.to(sound.device) for each in given]
                     self._note((frame.name.qualified, sound.device), reduce(torch.logical_or, excuses, sound))
-        return output
 
     def _note(self, key: tuple[str, torch.device], sound: torch.Tensor) -> None:
         """Updates the first step on the device, without synchronizing with it."""

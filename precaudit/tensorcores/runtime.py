@@ -49,11 +49,10 @@ class ScopeMarks(ScopeListener):
         frame.data["mark"] = mark
         mark.__enter__()
 
-    def left(self, frame: Frame, output: Any) -> Any:
+    def left(self, frame: Frame, output: Any) -> None:
         mark = frame.data.pop("mark", None)
         if mark is not None:
             mark.__exit__(None, None, None)
-        return output
 
 
 @contextmanager

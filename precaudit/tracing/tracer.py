@@ -182,12 +182,11 @@ class Tracer(TrainingListener, ScopeListener):
         if frame.root.data["trains"]:
             self.ran.add(frame.name)
 
-    def left(self, frame: Frame, output: Any) -> Any:
+    def left(self, frame: Frame, output: Any) -> None:
         if frame.root.data.get("traced"):
             self._leave(frame, output)
         if frame.is_outermost:
             self._last = None  # free the output: logits would stay in memory until the next recorded step
-        return output
 
     def _leave(self, frame: Frame, output: Any) -> None:
         if frame.is_outermost:
