@@ -229,16 +229,19 @@ def _learned(references: Sequence[RunResult], margin: float) -> statistics.Guard
     places = references[0].streams
     if len(places) > 1:
         curves += [[run.streams[place] for run in references if place in run.streams] for place in places]
-    guards = []
-    for runs in curves:
-        steps = min(len(losses) for losses in runs)
-        mean = np.mean([losses[:steps] for losses in runs], axis=0)
-        guard = statistics.learned(mean, margin, len(curves), max(LOOKS) / len(references))
-        if guard.passed and len(runs) > 1 and statistics.wanders(mean) and not statistics.seeds_agree(runs):
-            guard = replace(guard, passed=False, detail=f"{guard.detail}, but each seed's went another way")
-        guards.append(guard)
+    guards = [_moved(seeds, margin, len(curves), max(LOOKS) / len(references)) for seeds in curves]
     first = next((guard for guard in guards if guard.passed), guards[0])
     return replace(first, open=any(guard.open for guard in guards))
+
+
+def _moved(seeds: Sequence[statistics.Losses], margin: float, curves: int, more: float) -> statistics.Guard:
+    """Whether the mean of one loss over its seeds moved; `curves` and `more` as for `statistics.learned`."""
+    steps = min(map(len, seeds))
+    mean = np.mean([losses[:steps] for losses in seeds], axis=0)
+    guard = statistics.learned(mean, margin, curves, more)
+    if guard.passed and len(seeds) > 1 and statistics.wanders(mean) and not statistics.seeds_agree(seeds):
+        return replace(guard, passed=False, detail=f"{guard.detail}, but each seed's went another way")
+    return guard
 
 
 def screened(judgement: Judgement) -> Judgement:
