@@ -24,6 +24,7 @@ from precaudit.commands.options import (
     require_fork_server,
 )
 from precaudit.errors import ExitCode, PrecauditError, import_torch
+from precaudit.reporting import format_among
 from precaudit.reporting.files import written_file
 
 if TYPE_CHECKING:
@@ -79,7 +80,6 @@ def run(arguments: argparse.Namespace) -> int:
     from precaudit.commands.progress import RunProgress
     from precaudit.commands.signals import handle_signals
     from precaudit.comparison.limits import parse_rules
-    from precaudit.comparison.outputs import format_of
     from precaudit.reporting.serialize import load_plan
     from precaudit.running.children import ChildRunner
     from precaudit.running.sources import CALLABLE
@@ -87,7 +87,7 @@ def run(arguments: argparse.Namespace) -> int:
     settings = _settings(arguments)
     parse_rules(arguments.fail_on)
     for path in arguments.output:
-        format_of(path, FORMATS)
+        format_among(FORMATS, path)
     refuse_overwrite(arguments.output, arguments.force)
     plan, job = load_plan(written_file(arguments.plan, "plan.json")), _job(arguments)
     with _scratch() as folder, RunProgress() as progress:
@@ -147,13 +147,12 @@ def _finish(report: CheckReport, arguments: argparse.Namespace) -> int:
     """Print and write the report; returns the exit code."""
     from precaudit.checking.rendering import matched, render
     from precaudit.checking.terminal import render_terminal
-    from precaudit.comparison.outputs import format_of
     from precaudit.reporting.terminal import use_color
 
     terminal = arguments.format == "terminal"
     printed = render_terminal(report, use_color(sys.stdout)) if terminal else render(report, arguments.format)
     wrote = deliver(
-        arguments, printed, lambda path: render(report, format_of(path, FORMATS)), lambda: render(report, "markdown")
+        arguments, printed, lambda path: render(report, format_among(FORMATS, path)), lambda: render(report, "markdown")
     )
     broken = matched(report, arguments.fail_on)
     for sentence in broken:

@@ -9,6 +9,7 @@ from pathlib import Path
 from precaudit.commands.options import add_output_options, deliver, refuse_overwrite
 from precaudit.comparison.thresholds import asked_for, parse_thresholds, thresholds_help
 from precaudit.errors import ExitCode, PrecauditError
+from precaudit.reporting import format_among
 from precaudit.reporting.files import written_file
 
 FORMATS = ("terminal", "markdown", "json", "github", "sarif", "gitlab")
@@ -82,7 +83,7 @@ def _compare(arguments: argparse.Namespace) -> int:
     wrote = deliver(
         arguments,
         printed,
-        lambda path: outputs.render(comparison, outputs.format_of(path, FORMATS), names, head),
+        lambda path: outputs.render(comparison, format_among(FORMATS, path), names, head),
         lambda: outputs.render(comparison, "markdown", names, head),
     )
     return wrote if comparison.clean else ExitCode.FINDING
@@ -102,9 +103,7 @@ def _trend(arguments: argparse.Namespace) -> int:
     for name in judged["report"][judged["regressions"].isna()]:
         print(f"precaudit: {name} is the first report of its script: there is none to compare it with", file=sys.stderr)
     printed = outputs.render_trend(frame, arguments.format)
-    wrote = deliver(
-        arguments, printed, lambda path: outputs.render_trend(frame, outputs.format_of(path, TREND_FORMATS))
-    )
+    wrote = deliver(arguments, printed, lambda path: outputs.render_trend(frame, format_among(TREND_FORMATS, path)))
     if (judged["regressions"] > 0).any():
         return ExitCode.FINDING
     return ExitCode.USAGE if skipped else wrote  # one of these may be the report to judge
@@ -116,10 +115,8 @@ def _report_path(path: Path) -> Path:
 
 def _refuse(arguments: argparse.Namespace, formats: tuple[str, ...]) -> None:
     """Raise PrecauditError for formats and files that can't be written, before any work is done."""
-    from precaudit.comparison.outputs import format_of
-
     if arguments.format not in formats:
         raise PrecauditError(f"--format {arguments.format}: can't be printed here; what can be is {', '.join(formats)}")
     for path in arguments.output:
-        format_of(path, formats)
+        format_among(formats, path)
     refuse_overwrite(arguments.output, arguments.force)

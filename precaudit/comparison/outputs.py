@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from precaudit import reporting
@@ -12,7 +10,6 @@ from precaudit.comparison.findings import as_report
 from precaudit.comparison.markdown import render_markdown
 from precaudit.comparison.rows import Names
 from precaudit.comparison.terminal import render_terminal
-from precaudit.errors import PrecauditError
 from precaudit.model import Report
 from precaudit.reporting.serialize import indented, to_json
 
@@ -20,14 +17,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SCHEMA_VERSION = 1
-
-
-def format_of(path: Path, formats: Collection[str]) -> str:
-    """The format that the extension picks, if it is one of `formats`."""
-    name = "csv" if path.suffix.lower() == ".csv" else reporting.format_of(path)
-    if name not in formats:
-        raise PrecauditError(f"{path}: can't be written as {name} here; what can be is {', '.join(formats)}")
-    return name
 
 
 def render(comparison: Comparison, format: str, names: Names, head: Report, color: bool = False) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from importlib import import_module
 from pathlib import Path
 
@@ -54,6 +54,14 @@ def format_of(path: Path) -> str:
         f"{path}: the extension picks the format, and this one is unknown; known ones: {', '.join(EXTENSIONS)}, "
         "plan.json, and gl-code-quality*.json for GitLab"
     )
+
+
+def format_among(formats: Collection[str], path: Path) -> str:
+    """The format that a file's name asks for, if it is one of these."""
+    name = "csv" if path.suffix.lower() == ".csv" else format_of(path)
+    if name not in formats:
+        raise PrecauditError(f"{path}: can't be written as {name} here; what can be is {', '.join(formats)}")
+    return name
 
 
 def files_of(path: Path) -> list[Path]:

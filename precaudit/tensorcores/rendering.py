@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from precaudit import __version__
-from precaudit.errors import PrecauditError
 from precaudit.model import SCHEMA_VERSION, Kernel, LayerTime, TimeShare
-from precaudit.reporting import format_of
+from precaudit.reporting import format_among
 from precaudit.reporting.markdown import bullets, code, table, text
 from precaudit.reporting.page import Page
 from precaudit.reporting.serialize import to_json
@@ -255,7 +254,4 @@ RENDERERS: Mapping[str, Callable[[Analysis], str]] = {
 
 def renderer(path: Path) -> Callable[[Analysis], str]:
     """The renderer for this file's extension; `PrecauditError` names the ones there are."""
-    name = format_of(path)
-    if name not in RENDERERS:
-        raise PrecauditError(f"{path}: a trace can't be written as {name}; what can be is {', '.join(RENDERERS)}")
-    return RENDERERS[name]
+    return RENDERERS[format_among(RENDERERS, path)]
