@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,11 +21,10 @@ from precaudit.commands.options import (
     add_run_options,
     chosen,
     deliver,
-    refuse_overwrite,
+    refuse_outputs,
     require_fork_server,
 )
 from precaudit.errors import ExitCode, PrecauditError, import_torch
-from precaudit.reporting import format_among
 from precaudit.reporting.files import written_file
 
 if TYPE_CHECKING:
@@ -86,9 +86,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     settings = _settings(arguments)
     parse_rules(arguments.fail_on)
-    for path in arguments.output:
-        format_among(FORMATS, path)
-    refuse_overwrite(arguments.output, arguments.force)
+    refuse_outputs(arguments, FORMATS)
     plan, job = load_plan(written_file(arguments.plan, "plan.json")), _job(arguments)
     with _scratch() as folder, RunProgress() as progress:
         runner = ChildRunner(folder / "script.log", progress)
@@ -149,11 +147,8 @@ def _finish(report: CheckReport, arguments: argparse.Namespace) -> int:
     from precaudit.checking.terminal import render_terminal
     from precaudit.reporting.terminal import use_color
 
-    terminal = arguments.format == "terminal"
-    printed = render_terminal(report, use_color(sys.stdout)) if terminal else render(report, arguments.format)
-    wrote = deliver(
-        arguments, printed, lambda path: render(report, format_among(FORMATS, path)), lambda: render(report, "markdown")
-    )
+    printed = render_terminal(report, use_color(sys.stdout)) if arguments.format == "terminal" else None
+    wrote = deliver(arguments, FORMATS, partial(render, report), printed)
     broken = matched(report, arguments.fail_on)
     for sentence in broken:
         print(f"precaudit: {sentence}", file=sys.stderr)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
 
-from precaudit.commands.options import add_output_options, deliver, refuse_overwrite
+from precaudit.commands.options import add_output_options, deliver, refuse_outputs
 from precaudit.comparison.thresholds import asked_for, parse_thresholds, thresholds_help
 from precaudit.errors import ExitCode, PrecauditError
-from precaudit.reporting import format_among
 from precaudit.reporting.files import written_file
 
 FORMATS = ("terminal", "markdown", "json", "github", "sarif", "gitlab")
@@ -80,12 +80,7 @@ def _compare(arguments: argparse.Namespace) -> int:
         )
     comparison = compare(base, head, thresholds, asked_for(arguments.fail_on))
     printed = outputs.render(comparison, arguments.format, names, head, use_color(sys.stdout))
-    wrote = deliver(
-        arguments,
-        printed,
-        lambda path: outputs.render(comparison, format_among(FORMATS, path), names, head),
-        lambda: outputs.render(comparison, "markdown", names, head),
-    )
+    wrote = deliver(arguments, FORMATS, lambda each: outputs.render(comparison, each, names, head), printed)
     return wrote if comparison.clean else ExitCode.FINDING
 
 
@@ -102,8 +97,7 @@ def _trend(arguments: argparse.Namespace) -> int:
     judged = newest(frame)
     for name in judged["report"][judged["regressions"].isna()]:
         print(f"precaudit: {name} is the first report of its script: there is none to compare it with", file=sys.stderr)
-    printed = outputs.render_trend(frame, arguments.format)
-    wrote = deliver(arguments, printed, lambda path: outputs.render_trend(frame, format_among(TREND_FORMATS, path)))
+    wrote = deliver(arguments, TREND_FORMATS, partial(outputs.render_trend, frame))
     if (judged["regressions"] > 0).any():
         return ExitCode.FINDING
     return ExitCode.USAGE if skipped else wrote  # one of these may be the report to judge
@@ -117,6 +111,4 @@ def _refuse(arguments: argparse.Namespace, formats: tuple[str, ...]) -> None:
     """Raise PrecauditError for formats and files that can't be written, before any work is done."""
     if arguments.format not in formats:
         raise PrecauditError(f"--format {arguments.format}: can't be printed here; what can be is {', '.join(formats)}")
-    for path in arguments.output:
-        format_among(formats, path)
-    refuse_overwrite(arguments.output, arguments.force)
+    refuse_outputs(arguments, formats)

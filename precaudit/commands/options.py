@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -98,15 +98,17 @@ def chosen(settings: type, arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def deliver(
-    arguments: argparse.Namespace, printed: str, render: Callable[[Path], str], comment: Callable[[], str] | None = None
+    arguments: argparse.Namespace, formats: Collection[str], render: Callable[[str], str], printed: str | None = None
 ) -> ExitCode:
-    """Print, write each file of `-o`, and append the comment to the step summary where GitHub reads what is printed."""
+    """Print what `render` makes of the format asked for (or `printed`, in colour), write each file of `-o`, and append
+    Markdown to the step summary where GitHub reads what is printed."""
+    from precaudit.reporting import format_among
     from precaudit.reporting.files import write_text
 
-    emit(printed.rstrip("\n"), sys.stdout)
-    if comment is not None and arguments.format == "github":
-        summarize(comment())
-    return write_outputs(arguments.output, lambda path: write_text(path, render(path)))
+    emit((printed or render(arguments.format)).rstrip("\n"), sys.stdout)
+    if arguments.format == "github":
+        summarize(render("markdown"))
+    return write_outputs(arguments.output, lambda path: write_text(path, render(format_among(formats, path))))
 
 
 def write_outputs(paths: Sequence[Path], write: Callable[[Path], None]) -> ExitCode:
@@ -129,6 +131,15 @@ def summarize(markdown: str) -> None:
         write_step_summary(markdown)
     except PrecauditError as error:
         print(f"precaudit: {error}", file=sys.stderr)
+
+
+def refuse_outputs(arguments: argparse.Namespace, formats: Collection[str]) -> None:
+    """Raise PrecauditError for files of `-o` that can't be written, before any work is done."""
+    from precaudit.reporting import format_among
+
+    for path in arguments.output:
+        format_among(formats, path)
+    refuse_overwrite(arguments.output, arguments.force)
 
 
 def refuse_overwrite(paths: list[Path], force: bool) -> None:

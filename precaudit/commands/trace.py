@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from precaudit.commands.options import add_output_options, deliver, refuse_overwrite
+from precaudit.commands.options import add_output_options, deliver, refuse_outputs
 
 FORMATS = ("terminal", "markdown", "html", "json")
 
@@ -28,13 +28,11 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
 def run(arguments: argparse.Namespace) -> int:
     from precaudit.tensorcores.analysis import analyse
     from precaudit.tensorcores.peaks import get_gpu
-    from precaudit.tensorcores.rendering import RENDERERS, renderer
+    from precaudit.tensorcores.rendering import RENDERERS
     from precaudit.tensorcores.traces import read_trace
 
-    for path in arguments.output:
-        renderer(path)
-    refuse_overwrite(arguments.output, arguments.force)
+    refuse_outputs(arguments, FORMATS)
     if arguments.target:
         get_gpu(arguments.target)
     analysis = analyse(read_trace(arguments.trace), arguments.target)
-    return deliver(arguments, RENDERERS[arguments.format](analysis), lambda path: renderer(path)(analysis))
+    return deliver(arguments, FORMATS, lambda each: RENDERERS[each](analysis))

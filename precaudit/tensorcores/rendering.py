@@ -10,7 +10,6 @@ from pathlib import Path
 
 from precaudit import __version__
 from precaudit.model import SCHEMA_VERSION, Kernel, LayerTime, TimeShare
-from precaudit.reporting import format_among
 from precaudit.reporting.markdown import bullets, code, table, text
 from precaudit.reporting.page import Page
 from precaudit.reporting.serialize import to_json
@@ -250,8 +249,3 @@ RENDERERS: Mapping[str, Callable[[Analysis], str]] = {
     "markdown": render_markdown,
     "terminal": render_terminal,
 }
-
-
-def renderer(path: Path) -> Callable[[Analysis], str]:
-    """The renderer for this file's extension; `PrecauditError` names the ones there are."""
-    return RENDERERS[format_among(RENDERERS, path)]

@@ -9,8 +9,9 @@ import pytest
 from golden_files import assert_golden
 from trace_builder import ADD, NVJET, SGEMM, document, launched, mm, module, op, write
 
+from precaudit.reporting import format_of
 from precaudit.tensorcores.analysis import analyse
-from precaudit.tensorcores.rendering import renderer, rows, short_name
+from precaudit.tensorcores.rendering import RENDERERS, rows, short_name
 from precaudit.tensorcores.traces import read_trace
 
 OLD = "cutlass_75_tensorop_bf16_s1688gemm_bf16_128x128_nn_align1"
@@ -40,12 +41,16 @@ def analysis(tmp_path):
 
 @pytest.mark.parametrize("extension", [".txt", ".md", ".html", ".json"])
 def test_golden(analysis, extension):
-    assert_golden(f"trace{extension}", renderer(Path(f"x{extension}"))(analysis))
+    assert_golden(f"trace{extension}", rendered(analysis, extension))
+
+
+def rendered(analysis, extension=".txt"):
+    return RENDERERS[format_of(Path(f"x{extension}"))](analysis)
 
 
 def said(tmp_path, *events, extension=".txt", **described):
     found = analyse(read_trace(write(tmp_path, document(list(events), **described))))
-    return renderer(Path(f"x{extension}"))(found)
+    return rendered(found, extension)
 
 
 @pytest.mark.parametrize("extension", [".txt", ".md", ".html"])
@@ -113,7 +118,7 @@ def test_tables_keep_to_eighty_columns(tmp_path, kernel):
     launches = [event for i in range(3) for event in launched(kernel, 1000 * i + 10, 500, i)]
     products = [mm(1000 * i + 2, 800, 4096, 4096, 4096) for i in range(3)]
     found = analyse(read_trace(write(tmp_path, document([*scopes, *products, *launches]))))
-    text = renderer(Path("x.txt"))(replace(found, source="trace.json"))
+    text = rendered(replace(found, source="trace.json"))
     assert "….0.self_…_key_value" in text
     assert "  … is transformer.layers\n" in text
     assert max(map(len, text.splitlines())) <= 80
@@ -121,7 +126,7 @@ def test_tables_keep_to_eighty_columns(tmp_path, kernel):
 
 def test_a_page_shortens_names_and_counts_omitted_rows(tmp_path):
     events = [event for i in range(201) for event in launched(f"kernel_{i}_{'x' * 5000}", 10 * i, 5, i)]
-    page = renderer(Path("x.html"))(analyse(read_trace(write(tmp_path, document(events)))))
+    page = rendered(analyse(read_trace(write(tmp_path, document(events)))), ".html")
     assert f">{'x' * 200}" not in page
     assert "<p>1 more kernel</p>" in page
 
