@@ -6,7 +6,7 @@ import os
 import threading
 import warnings
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
@@ -25,7 +25,7 @@ from precaudit.execution.native import NativePrecision, backward_products
 from precaudit.execution.products import tf32
 from precaudit.instrument.functions import widening
 from precaudit.instrument.names import ModuleName, fqns_of
-from precaudit.instrument.patches import Shared
+from precaudit.instrument.patches import Shared, item_set_to
 from precaudit.instrument.scopes import Frame, Scopes, checkpointed
 from precaudit.model import EXECUTIONS, Plan
 
@@ -158,15 +158,9 @@ def _followed() -> Iterator[None]:
         yield
 
 
-@contextmanager
-def _disabled_region(frame: Frame) -> Iterator[None]:
+def _disabled_region(frame: Frame) -> AbstractContextManager[None]:
     """Behave in this block as inside a region that the script has opened with `enabled=False`."""
-    before = frame.data["disabled_region"]
-    frame.data["disabled_region"] = True
-    try:
-        yield
-    finally:
-        frame.data["disabled_region"] = before
+    return item_set_to(frame.data, "disabled_region", True)
 
 
 _following = Shared(_followed)

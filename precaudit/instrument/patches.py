@@ -91,6 +91,17 @@ def set_to(owner: Any, name: str, value: Any) -> Iterator[None]:
         setattr(owner, name, before)
 
 
+@contextmanager
+def item_set_to(data: dict[str, Any], key: str, value: Any) -> Iterator[None]:
+    """The item has this value in this block, and its former one afterwards, or None."""
+    before = data.get(key)
+    data[key] = value
+    try:
+        yield
+    finally:
+        data[key] = before
+
+
 class Shared:
     """A shared context manager: entered with its first user, left with its last."""
 

@@ -17,7 +17,7 @@ from torch.nn.modules import module as hooks
 from torch.utils import checkpoint as checkpointing
 
 from precaudit.instrument.names import ModuleName, ModuleNames, by_module, callers, find_model, fqns_of
-from precaudit.instrument.patches import all_wrapped, wrapped
+from precaudit.instrument.patches import all_wrapped, item_set_to, wrapped
 from precaudit.instrument.torchfunction import tensors_in
 
 _WITHOUT_REENTRANT = next(
@@ -81,16 +81,6 @@ class _Stack(threading.local):
 
     def __reduce__(self) -> Any:
         return _Stack, ()
-
-
-@contextmanager
-def _repeated(data: dict[str, Any], repeated: bool) -> Iterator[None]:
-    before = data.get(REPEATED, False)
-    data[REPEATED] = before or repeated
-    try:
-        yield
-    finally:
-        data[REPEATED] = before
 
 
 def _running_forwards() -> Iterator[tuple[nn.Module, FrameType]]:
@@ -199,7 +189,8 @@ class Scopes:
 
         def again(*args: Any, **kwargs: Any) -> Any:
             if (running := self.current) is not None:
-                with _repeated(running.root.data, not torch.is_grad_enabled()):
+                data = running.root.data
+                with item_set_to(data, REPEATED, data.get(REPEATED) or not torch.is_grad_enabled()):
                     return function(*args, **kwargs)
             self._open(module, name, **kept)
             try:
