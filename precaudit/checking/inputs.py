@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from precaudit.instrument.torchfunction import map_tensors, tensors_in
+from precaudit.instrument.torchfunction import floats_in, map_tensors, tensors_in
 
 Call = tuple[Any, Any]
 """The positional and keyword arguments of a model's call."""
@@ -26,7 +26,7 @@ def length(call: Call) -> int:
 
 
 def has_floats(call: Call) -> bool:
-    return any(tensor.is_floating_point() and tensor.dim() for tensor in tensors_in(call))
+    return any(tensor.dim() for tensor in floats_in(call))
 
 
 def scaled(call: Call, exponent: int) -> Call:

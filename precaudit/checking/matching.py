@@ -12,7 +12,7 @@ import torch
 from precaudit.checking.entries import Pair
 from precaudit.checking.inputs import Call
 from precaudit.checking.records import OutputMatch
-from precaudit.instrument.torchfunction import fields_of, tensors_in
+from precaudit.instrument.torchfunction import fields_of, floats_in
 
 
 def named_outputs(value: Any, name: str = "") -> Iterator[tuple[str, torch.Tensor]]:
@@ -32,7 +32,7 @@ def named_outputs(value: Any, name: str = "") -> Iterator[tuple[str, torch.Tenso
 
 def looks_like_scores(output: torch.Tensor, call: Call) -> bool:
     """(N, C) or (N, T, C) with at least two classes, and no floating-point input of that shape (a denoiser's)."""
-    same = any(x.is_floating_point() and x.shape == output.shape for x in tensors_in(call))
+    same = any(x.shape == output.shape for x in floats_in(call))
     return output.dim() in (2, 3) and output.shape[-1] >= 2 and not same
 
 

@@ -27,7 +27,7 @@ from precaudit.instrument.functions import AROUND_BACKWARD
 from precaudit.instrument.names import callers
 from precaudit.instrument.patches import all_wrapped
 from precaudit.instrument.scopes import PLANNED, Frame, Scopes
-from precaudit.instrument.torchfunction import OperationMode, map_tensors, op_name, tensors_in, writes
+from precaudit.instrument.torchfunction import OperationMode, map_tensors, op_name, target_of, tensors_in, writes
 from precaudit.model import Plan
 
 _DRAWING = frozenset("randn rand randn_like rand_like normal uniform log_normal cauchy exponential".split())
@@ -57,7 +57,7 @@ def in_float32(op: str, func: Any, args: Any, kwargs: Any) -> Any:
 def written(func: Any, args: Any, kwargs: Any) -> Any:
     """Run an in-place operation in float32: its inputs take the dtype of its target. Index sums accumulate in
     float32."""
-    target = kwargs.get("out", args[0] if args else None)
+    target = target_of(args, kwargs)
     if not isinstance(target, torch.Tensor) or target.dtype not in CASTABLE:
         return func(*args, **kwargs)
     if op_name(func) in SUMS and target.dtype in HALVES and "out" not in kwargs:
@@ -226,7 +226,7 @@ def _through_float32(func: Any, args: Any, kwargs: Any) -> Any:
     dtype = _first_half(args)
     result = func(*to_float32(args), **to_float32(kwargs))
     if writes(func, kwargs):
-        return kwargs.get("out", args[0]).copy_(result)
+        return target_of(args, kwargs).copy_(result)
     return map_tensors(lambda t: t.to(dtype) if t.dtype == torch.float32 else t, result)
 
 

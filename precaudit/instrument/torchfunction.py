@@ -58,6 +58,11 @@ def writes(func: Callable[..., Any], kwargs: Mapping[str, Any]) -> bool:
     return in_place or name in _IN_PLACE_OPERATORS or kwargs.get("out") is not None
 
 
+def target_of(args: Any, kwargs: Mapping[str, Any]) -> Any:
+    """What such a call changes."""
+    return kwargs.get("out", args[0] if args else None)
+
+
 class Call(NamedTuple):
     """A call of a torch function."""
 
@@ -77,6 +82,10 @@ class Call(NamedTuple):
     @property
     def writes(self) -> bool:
         return writes(self.func, self.kwargs)
+
+    @property
+    def target(self) -> Any:
+        return target_of(self.args, self.kwargs)
 
 
 FUSED = frozenset("_fused_adam _fused_adamw _fused_sgd _fused_adagrad".split())
@@ -281,3 +290,8 @@ def tensors_in(value: Any) -> list[torch.Tensor]:
         return found
     own = value if isinstance(value, Mapping) else fields_of(value)
     return [tensor for item in own.values() for tensor in tensors_in(item)]
+
+
+def floats_in(value: Any) -> list[torch.Tensor]:
+    """Those of them that are floating-point."""
+    return [tensor for tensor in tensors_in(value) if tensor.is_floating_point()]

@@ -159,7 +159,7 @@ class OwnLowPrecision(TorchFunctionMode, TrainingListener):
 
     def _look_for_changed_gradient(self, call: Call) -> None:
         """Where the script itself first writes to a gradient, or puts another in its place, after a backward pass."""
-        target: Any = call.kwargs.get("out", call.args[0] if call.args else None)
+        target = call.target
         if getattr(call.func, "__self__", None) is torch.Tensor.grad:
             target = target.grad if call.args[-1] is not None else None
         elif not call.writes:

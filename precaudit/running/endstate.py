@@ -18,7 +18,7 @@ from precaudit.histograms.memory import flat, outside_transforms
 from precaudit.instrument.events import parameters_of
 from precaudit.instrument.names import by_module, has_parameters
 from precaudit.instrument.scopes import Frame, ModuleScopes, ScopeListener
-from precaudit.instrument.torchfunction import plain, tensors_in
+from precaudit.instrument.torchfunction import floats_in, plain
 from precaudit.running.evaluation import Answer, PlanComparison, answer
 from precaudit.running.job import EndState, ScriptError
 from precaudit.running.scripterrors import record_of
@@ -145,7 +145,7 @@ class _Sample:
 
 def _sound(values: Any) -> list[torch.Tensor]:
     """For each floating-point tensor in any nesting, on its device: whether it has neither nan nor +inf."""
-    parts = [flat(tensor) for tensor in tensors_in(values) if tensor.is_floating_point()]
+    parts = map(flat, floats_in(values))
     return [plain(part).amax() < math.inf for part in parts if part is not None and part.numel()]
 
 

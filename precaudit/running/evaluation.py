@@ -20,7 +20,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from precaudit.execution.perturbation import rounded_to
-from precaudit.instrument.torchfunction import plain, tensors_in
+from precaudit.instrument.torchfunction import floats_in, plain
 from precaudit.model import Plan
 from precaudit.running.job import OutputDeviation
 from precaudit.running.modes import eval_mode
@@ -92,7 +92,7 @@ def _outputs(module: nn.Module, args: Any, kwargs: Any, seed: int = 0) -> Output
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
-    outputs = [t for t in map(plain, tensors_in(module(*args, **kwargs))) if t.is_floating_point()]
+    outputs = map(plain, floats_in(module(*args, **kwargs)))
     return [t.detach().float().cpu().reshape(len(t) if t.dim() and t.numel() else 1, -1) for t in outputs]
 
 

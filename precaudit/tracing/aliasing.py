@@ -12,7 +12,7 @@ import torch
 from precaudit.execution.rounding import HALVES
 from precaudit.histograms.memory import in_transform
 from precaudit.instrument.scopes import Frame
-from precaudit.instrument.torchfunction import OperationMode, tensors_in
+from precaudit.instrument.torchfunction import OperationMode, floats_in
 from precaudit.tracing.integers import integer_amax
 from precaudit.tracing.ops import CASTS, caller_location
 from precaudit.tracing.records import AliasedValues
@@ -35,7 +35,7 @@ class AliasingMode(OperationMode):
 
     def operation(self, op: str, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         result = func(*args, **kwargs)
-        if made := [tensor for tensor in tensors_in(result) if tensor.is_floating_point()]:
+        if made := floats_in(result):
             self._stored(op, all(tensor.dtype in HALVES for tensor in made))
         if isinstance(result, torch.Tensor) and result.dtype in HALVES and result.numel() > 1 and not in_transform():
             wanted = _distinct_values(op, args, result)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from precaudit.histograms.memory import flat, in_transform
-from precaudit.instrument.torchfunction import tensors_in
+from precaudit.instrument.torchfunction import floats_in, tensors_in
 from precaudit.tracing.records import Fault
 
 MASKING = frozenset(
@@ -62,7 +62,7 @@ class FaultWatch:
             return None
         if op in MASKING:
             return Inputs(None, True)
-        tensors = [t.detach() for t in tensors_in((args, kwargs)) if t.is_floating_point()]
+        tensors = [t.detach() for t in floats_in((args, kwargs))]
         return Inputs(finite_amax(tensors), any(bool(t.isnan().any()) for t in tensors))
 
     def forward(self, tensor: torch.Tensor, inputs: Inputs, step: int, slot: Any) -> None:

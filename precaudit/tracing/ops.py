@@ -15,7 +15,7 @@ from precaudit.execution.policy import Category, category
 from precaudit.execution.rounding import HALVES
 from precaudit.formats import get_format
 from precaudit.instrument.names import outside_callers
-from precaudit.instrument.torchfunction import OperationMode, tensors_in, writes
+from precaudit.instrument.torchfunction import OperationMode, floats_in, target_of, tensors_in, writes
 from precaudit.model import PACKAGES, Location
 from precaudit.tracing.faults import hand_on_readers
 
@@ -176,7 +176,7 @@ class TraceMode(OperationMode):
 
     def _structural(self, func: Function, args: Any, kwargs: Any, widens: bool = False) -> Any:
         """`widens`: the call requests float32 explicitly, not by the dtype of a half: `zeros_like(x, dtype=...)`."""
-        inputs = [t for t in tensors_in(args) if t.is_floating_point()]
+        inputs = floats_in(args)
         result = func(*args, **kwargs)
         if inputs and not widens and all(is_half(tensor) for tensor in inputs):
             mark_half(tensors_in(result), any(map(_is_presumed, inputs)))
@@ -209,8 +209,8 @@ class TraceMode(OperationMode):
         return result
 
     def _traced(self, op: str, func: Function, args: Any, kwargs: Any) -> Any:
-        inputs = [t for t in (*tensors_in(args), *tensors_in(kwargs)) if t.is_floating_point()]
-        target = kwargs.get("out", args[0] if args else None) if writes(func, kwargs) else None
+        inputs = floats_in((args, kwargs))
+        target = target_of(args, kwargs) if writes(func, kwargs) else None
         if op in SUMS and args and (target is not None or self._kind(op) != "promote") and any(map(is_half, inputs)):
             mark_half([args[0]])  # torch requires equal dtypes here: a target made with `dtype=x.dtype` is half too
         half = is_half(target) if isinstance(target, torch.Tensor) else stored_in_half(op, self._kind(op), inputs)

@@ -15,7 +15,7 @@ from torch._ops import OpOverload, OpOverloadPacket
 from precaudit.execution.emulated import run_in_format, to_float32
 from precaudit.execution.rounding import CASTABLE, HALVES, rounding_for
 from precaudit.histograms import Accumulator
-from precaudit.instrument.torchfunction import map_tensors, tensors_in, writes
+from precaudit.instrument.torchfunction import floats_in, map_tensors, tensors_in, writes
 from precaudit.tracing.ops import is_half
 from precaudit.tracing.records import ABSORBING
 
@@ -194,7 +194,7 @@ def _without_randomness(func: Callable[..., Any], args: Any, kwargs: dict[str, A
     result = func(*args, **kwargs)
     after = [torch.get_rng_state(), *(torch.cuda.get_rng_state(device) for device in devices)]
     if all(map(torch.equal, before, after)):
-        return _floats(result)
+        return floats_in(result)
     torch.set_rng_state(before[0])
     for device, state in zip(devices, before[1:], strict=True):
         torch.cuda.set_rng_state(state, device)
@@ -211,9 +211,5 @@ def _error(op: str, func: Any, args: Any, kwargs: Any, name: str, exact: list[to
         low = rounding.dtype in HALVES and tensor.dtype in CASTABLE and is_half(tensor)
         return tensor.to(rounding.dtype) if low else tensor
 
-    low = _floats(run_in_format(op, rounding, func, map_tensors(as_stored, args), map_tensors(as_stored, kwargs)))
+    low = floats_in(run_in_format(op, rounding, func, map_tensors(as_stored, args), map_tensors(as_stored, kwargs)))
     return sum(map(_energy, low, exact))
-
-
-def _floats(value: Any) -> list[torch.Tensor]:
-    return [t for t in tensors_in(value) if t.is_floating_point()]

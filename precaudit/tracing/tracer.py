@@ -21,7 +21,7 @@ from precaudit.instrument.events import TrainingListener, in_backward
 from precaudit.instrument.functions import IN_FUNCTION
 from precaudit.instrument.names import ModuleName, is_leaf
 from precaudit.instrument.scopes import REPEATED, Frame, ModuleScopes, ScopeListener
-from precaudit.instrument.torchfunction import dtype_name, tensors_in
+from precaudit.instrument.torchfunction import dtype_name, floats_in, tensors_in
 from precaudit.tracing.extremes import largest
 from precaudit.tracing.faults import FaultWatch, Inputs, finite_amax
 from precaudit.tracing.flops import COUNTED, counted_flops
@@ -263,7 +263,7 @@ class Tracer(TrainingListener, ScopeListener):
             frame.data["read_half_dtype"] = True
 
     def _new_op(self, key: tuple[ModuleName, str, int], func: Function, args: Any, kwargs: Any, half: bool) -> OpSlot:
-        inputs = [t for t in tensors_in((args, kwargs)) if t.is_floating_point()]
+        inputs = floats_in((args, kwargs))
         dtype = dtype_name(inputs[0].dtype if inputs else torch.float32)
         if dtype in HALF_FORMATS:
             self.low_dtypes.add(dtype)
@@ -282,7 +282,7 @@ class Tracer(TrainingListener, ScopeListener):
         return slot
 
     def _shadow(self, slot: OpSlot, op: str, func: Function, args: Any, kwargs: Any) -> None:
-        inputs = [t for t in tensors_in((args, kwargs)) if t.is_floating_point()]
+        inputs = floats_in((args, kwargs))
         if any(torch._C._functorch.is_functorch_wrapped_tensor(t) for t in inputs):
             return
         factors = inputs if op not in MASKED else tensors_in((args[:3], [kwargs.get(name) for name in MASKED[op]]))
