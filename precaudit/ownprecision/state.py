@@ -72,7 +72,7 @@ class State:
 
 
 @dataclass
-class _Life:
+class _History:
     """The history of a low result: the step that computed it, the state it was computed from, and its exact value."""
 
     step: int
@@ -98,7 +98,7 @@ class States:
         self._decays: dict[tuple[Location | None, Owner | None], _Decay] = {}
         self._owners: dict[Key, Owner] | None = None
         # Not attributes of tensors: the script may save a tensor, and load it with weights_only.
-        self._lives = WeakTensorKeyDictionary()
+        self._histories = WeakTensorKeyDictionary()
         self._made_from = WeakTensorKeyDictionary()
 
     def before(self, call: Call) -> list[State]:
@@ -117,8 +117,8 @@ class States:
         return [self._state(target) for target in targets]
 
     def after(self, call: Call, result: torch.Tensor, states: list[State]) -> None:
-        if call.writes and (life := self._lives.pop(result, None)) is not None:
-            self._rewritten(call, result, life)
+        if call.writes and (history := self._histories.pop(result, None)) is not None:
+            self._rewritten(call, result, history)
         if states:
             self._changed(call, states)
             if call.op == "mul" and (factor := _vain_factor(call.args, states[0].tensor)) is not None:
@@ -129,8 +129,8 @@ class States:
             self._derived(call, result)
         elif call.op in NARROWING and not call.writes:
             self._cast(call.given[0], result)
-        elif call.op in _HANDS_ON and (life := self._lives.get(call.given[0])) is not None:
-            self._lives[result] = life
+        elif call.op in _HANDS_ON and (history := self._histories.get(call.given[0])) is not None:
+            self._histories[result] = history
 
     def _written_over(self, target: torch.Tensor, source: torch.Tensor | None = None) -> None:
         """A float32 weight that is overwritten by its own rounded value (as by a checkpoint in half) was stored in half
@@ -205,38 +205,38 @@ class States:
         old = [t for t in tensors_in(call.args) if t.dtype in HALVES and t.shape == result.shape]
         named = {key: self._exact(value) for key, value in call.kwargs.items()}
         exact = call.func(*map(self._exact, call.args), **named)
-        self._born(result, exact, [life for t in old if (life := self._lives.get(t)) is not None])
+        self._begin(result, exact, [history for t in old if (history := self._histories.get(t)) is not None])
 
     def _cast(self, source: torch.Tensor, result: torch.Tensor) -> None:
         """Handles `state = (state.float() + ...).to(state.dtype)`: what is computed from a state in float32 is exact
         before it is cast back."""
         origins = self._made_from.get(source, frozenset())
         if origins and source.dtype == torch.float32 and source.shape == result.shape:
-            lives = [life for tensor, life in self._lives.items() if _key(tensor) in origins]
-            self._born(result, source.detach(), lives)
+            histories = [history for tensor, history in self._histories.items() if _key(tensor) in origins]
+            self._begin(result, source.detach(), histories)
 
-    def _born(self, result: torch.Tensor, exact: torch.Tensor, lives: list[_Life]) -> None:
-        """Begin the history of a result; `lives` are those of what it was computed from."""
-        begun = [life for life in lives if life.step == self._step and life.start is not None]
-        ended = [life for life in lives if life.step == self._step - 1]
-        for life in ended if self._measuring else ():
-            self._settle(life)
+    def _begin(self, result: torch.Tensor, exact: torch.Tensor, histories: list[_History]) -> None:
+        """Begin the history of a result; `histories` are those of what it was computed from."""
+        begun = [history for history in histories if history.step == self._step and history.start is not None]
+        ended = [history for history in histories if history.step == self._step - 1]
+        for history in ended if self._measuring else ():
+            self._settle(history)
         start = begun[0].start if begun else ended[0].stored.float() if ended else None
-        self._lives[result] = _Life(self._step, start, exact, result.detach(), script_location())
+        self._histories[result] = _History(self._step, start, exact, result.detach(), script_location())
 
-    def _rewritten(self, call: Call, result: torch.Tensor, life: _Life) -> None:
+    def _rewritten(self, call: Call, result: torch.Tensor, history: _History) -> None:
         """Handles `average = average * decay; average += ...`: the exact value changes too. What isn't repeated (a
         sign, a draw of random numbers) leaves a result without a history."""
-        if life.step == self._step and call.op in _CHANGES and "out" not in call.kwargs:
-            exact = life.exact.clone()
+        if history.step == self._step and call.op in _CHANGES and "out" not in call.kwargs:
+            exact = history.exact.clone()
             call.func(exact, *map(self._exact, call.args[1:]), **{k: self._exact(v) for k, v in call.kwargs.items()})
-            self._lives[result] = replace(life, exact=exact, stored=result.detach(), place=script_location())
+            self._histories[result] = replace(history, exact=exact, stored=result.detach(), place=script_location())
 
-    def _settle(self, life: _Life) -> None:
+    def _settle(self, history: _History) -> None:
         """A result that is read in the next step is a state."""
-        if life.start is not None and not life.settled:
-            life.settled = True
-            self._lost(life.place, None, life.stored, life.exact, life.start)
+        if history.start is not None and not history.settled:
+            history.settled = True
+            self._lost(history.place, None, history.stored, history.exact, history.start)
 
     def _lost(
         self,
@@ -253,8 +253,8 @@ class States:
 
     def _exact(self, value: Any) -> Any:
         """The value that a low tensor would have if this step had been exact so far."""
-        life = self._lives.get(value) if isinstance(value, torch.Tensor) else None
-        return life.exact if life is not None and life.step == self._step else to_float32(value)
+        history = self._histories.get(value) if isinstance(value, torch.Tensor) else None
+        return history.exact if history is not None and history.step == self._step else to_float32(value)
 
     def owner(self, tensor: torch.Tensor) -> Owner | None:
         """The owner of a parameter, buffer or optimizer state; None for any other tensor."""
