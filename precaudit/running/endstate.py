@@ -19,7 +19,7 @@ from precaudit.instrument.events import parameters_of
 from precaudit.instrument.names import by_module, has_parameters
 from precaudit.instrument.scopes import Frame, ModuleScopes, ScopeListener
 from precaudit.instrument.torchfunction import floats_in, plain
-from precaudit.running.evaluation import Answer, PlanComparison, answer
+from precaudit.running.evaluation import Evaluation, PlanComparison, evaluate
 from precaudit.running.job import EndState, ScriptError
 from precaudit.running.scripterrors import record_of
 
@@ -205,8 +205,8 @@ def end_state(
 
     with torch._C.DisableTorchFunction(), torch.no_grad():
         asked = {name: call for name, call in calls.items() if all(map(bool, _sound(call[1:])))}
-    answers = {name: _evaluate(scopes, *call, comparison) for name, call in asked.items()}
-    kept = {name: each for name, each in answers.items() if isinstance(each, Answer) and each.values.numel()}
+    evaluations = {name: _evaluate(scopes, *call, comparison) for name, call in asked.items()}
+    kept = {name: each for name, each in evaluations.items() if isinstance(each, Evaluation) and each.values.numel()}
     return EndState(
         parameters=_nonfinite(_named(models, "parameters")),
         buffers=_nonfinite(_named(models, "buffers")),
@@ -217,7 +217,7 @@ def end_state(
         optimizer_state=tuple(sorted(set(_nonfinite(_states(optimizers))))),
         evaluations={name: (bool(each.values.isfinite().all()), _rms(each.values)) for name, each in kept.items()},
         deviations={name: each.deviation for name, each in kept.items() if each.deviation},
-        refused={name: each for name, each in answers.items() if isinstance(each, ScriptError)},
+        refused={name: each for name, each in evaluations.items() if isinstance(each, ScriptError)},
     )
 
 
@@ -239,9 +239,9 @@ def _states(optimizers: Iterable[Any]) -> Iterator[tuple[str, torch.Tensor]]:
 
 def _evaluate(
     scopes: ModuleScopes, module: nn.Module, args: Any, kwargs: Any, comparison: PlanComparison | None
-) -> Answer | ScriptError:
-    """The model's answer in eval mode, or the error that it raises."""
+) -> Evaluation | ScriptError:
+    """The model's outputs in eval mode, or the error that it raises."""
     try:
-        return answer(module, args, kwargs, comparison)
+        return evaluate(module, args, kwargs, comparison)
     except (Exception, SystemExit) as error:
         return replace(record_of(error), raised_in=scopes.raised_in)

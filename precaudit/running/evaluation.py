@@ -66,7 +66,7 @@ class _Budgeted:
 
 
 @dataclass(frozen=True)
-class Answer:
+class Evaluation:
     """All floating-point outputs, flat. `deviation` is None where there is no plan, or no float32 output to compare
     with."""
 
@@ -74,12 +74,12 @@ class Answer:
     deviation: OutputDeviation | None = None
 
 
-def answer(module: nn.Module, args: Any, kwargs: Any, comparison: PlanComparison | None) -> Answer:
+def evaluate(module: nn.Module, args: Any, kwargs: Any, comparison: PlanComparison | None) -> Evaluation:
     """The model's outputs for one more call in eval mode and, given a plan, their deviation from float32's."""
     call = _Budgeted(partial(_outputs, module, args, kwargs), comparison.seconds if comparison else math.inf)
     with eval_mode(module):
         planned = call()
-        found = Answer(torch.cat([each.flatten() for each in planned]) if planned else torch.empty(0))
+        found = Evaluation(torch.cat([each.flatten() for each in planned]) if planned else torch.empty(0))
         if comparison is None or not found.values.numel():
             return found
         try:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from precaudit.model import Plan
-from precaudit.running.evaluation import _PARTS, PlanComparison, _causes, answer
+from precaudit.running.evaluation import _PARTS, PlanComparison, _causes, evaluate
 
 
 class Slow(nn.Linear):
@@ -25,7 +25,7 @@ def test_search_stays_within_its_time(monkeypatch, seconds, calls):
     model = Slow(4, 4)
     monkeypatch.setattr(time, "perf_counter", lambda: float(model.calls))
     comparison = PlanComparison(Plan("bfloat16"), lambda plan: nullcontext(), seconds)
-    found = answer(model, (torch.ones(2, 4),), {}, comparison)
+    found = evaluate(model, (torch.ones(2, 4),), {}, comparison)
     assert model.calls == calls
     assert len(found.values) == 8
     assert (found.deviation is not None) is (calls == 3)
@@ -69,7 +69,7 @@ def test_choice_that_other_roundings_change_is_no_fault(kind, first, second, is_
     model, plan = kind(1, 2, bias=False), Plan("bfloat16", {"": "bfloat16"})
     with torch.no_grad():
         model.weight.copy_(torch.tensor([[1 + first], [1 + second]]))
-    far = answer(model, (torch.ones(16, 1),), {}, PlanComparison(plan, under)).deviation
+    far = evaluate(model, (torch.ones(16, 1),), {}, PlanComparison(plan, under)).deviation
     assert far.is_fault(plan) is is_fault
 
 
