@@ -8,6 +8,7 @@ receives the C++ operations inside.
 
 from __future__ import annotations
 
+import math
 import threading
 import types
 from collections.abc import Callable, Mapping, MutableMapping
@@ -122,6 +123,12 @@ def _item(value: Any, index: int) -> Any:
 def stored(gradient: torch.Tensor) -> torch.Tensor:
     """The stored values of a gradient; for a sparse one those of its rows."""
     return gradient.coalesce().values() if gradient.is_sparse else gradient
+
+
+def energy(values: torch.Tensor) -> float:
+    """Sum of squares; inf for anything non-finite."""
+    total = float(torch.linalg.vector_norm(values, dtype=torch.float64)) ** 2
+    return math.inf if math.isnan(total) else total
 
 
 def plain(tensor: torch.Tensor) -> torch.Tensor:

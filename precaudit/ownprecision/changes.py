@@ -13,9 +13,8 @@ import torch
 from precaudit.instrument.events import TrainingListener, parameters_of
 from precaudit.instrument.names import ModuleNames
 from precaudit.instrument.patches import all_wrapped
-from precaudit.instrument.torchfunction import stored
+from precaudit.instrument.torchfunction import energy, stored
 from precaudit.ownprecision.records import Misuse, OwnPrecision, Relative
-from precaudit.ownprecision.state import energy
 from precaudit.tracing.ops import script_location
 
 _MOST = 32

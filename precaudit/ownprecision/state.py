@@ -18,7 +18,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from precaudit.execution.emulated import to_float32
 from precaudit.execution.rounding import HALVES
 from precaudit.instrument.names import ModuleNames, fqns_of
-from precaudit.instrument.torchfunction import FUSED, Call, dtype_name, tensors_in
+from precaudit.instrument.torchfunction import FUSED, Call, dtype_name, energy, tensors_in
 from precaudit.model import Location
 from precaudit.ownprecision.casts import NARROWING
 from precaudit.ownprecision.records import Entry, StateLoss, VainDecay
@@ -345,10 +345,6 @@ def _is_low(tensor: torch.Tensor) -> bool:
 
 def is_plain(tensor: torch.Tensor) -> bool:
     return tensor.layout == torch.strided and tensor.numel() > 0 and tensor.device.type != "meta"
-
-
-def energy(values: torch.Tensor) -> float:
-    return float(torch.linalg.vector_norm(values, dtype=torch.float64)) ** 2
 
 
 def _key(tensor: torch.Tensor) -> Key:

@@ -12,10 +12,9 @@ import torch
 
 from precaudit.execution.rounding import HALVES
 from precaudit.instrument.names import ModuleNames
-from precaudit.instrument.torchfunction import Call, dtype_name, tensors_in
+from precaudit.instrument.torchfunction import Call, dtype_name, energy, tensors_in
 from precaudit.model import Location
 from precaudit.ownprecision.records import Entry, GradientSumLoss, RowSumLoss, SumLoss
-from precaudit.ownprecision.state import energy
 from precaudit.tracing.ops import caller_location
 
 _Kind = type[SumLoss]

@@ -25,6 +25,7 @@ from precaudit.histograms.memory import of_this_rank
 from precaudit.instrument.events import TrainingEvents, TrainingListener, in_backward, parameters_of
 from precaudit.instrument.names import ModuleNames, has_parameters
 from precaudit.instrument.scopes import Frame, ModuleScopes, ScopeListener
+from precaudit.instrument.torchfunction import energy
 from precaudit.running.job import RunSpec
 from precaudit.tracing.aliasing import AliasingWatch
 from precaudit.tracing.records import AliasedValues, GradientDifference
@@ -278,13 +279,13 @@ class _Sums:
     def add(self, low: torch.Tensor, exact: torch.Tensor, previous: torch.Tensor | None) -> None:
         difference = low - exact
         self.evaluations += 1
-        self.delta += _energy(difference)
-        self.gradient += _energy(exact)
+        self.delta += energy(difference)
+        self.gradient += energy(exact)
         if previous is not None and previous.shape == exact.shape:
             self.neighbours += 1
-            self.noise += _energy(exact - previous) / 2
+            self.noise += energy(exact - previous) / 2
         (delta, self.weight), (gradient, _) = _sampled(difference), _sampled(exact)
-        self.sampled_delta += _energy(delta)
+        self.sampled_delta += energy(delta)
         self.total_delta = delta.clone() if self.total_delta is None else self.total_delta + delta
         self.total_gradient = gradient.clone() if self.total_gradient is None else self.total_gradient + gradient
 
@@ -292,7 +293,7 @@ class _Sums:
     def of_mean(self) -> float:
         """Energy (sum of squares) of the mean gradient."""
         total = self.total_gradient
-        return _energy(total) * self.weight / self.evaluations**2 if total is not None else 0.0
+        return energy(total) * self.weight / self.evaluations**2 if total is not None else 0.0
 
     @property
     def shared(self) -> float:
@@ -303,13 +304,7 @@ class _Sums:
         pairs = self.evaluations * (self.evaluations - 1)
         if self.total_delta is None or not pairs:
             return 0.0
-        return (_energy(self.total_delta) - self.sampled_delta) * self.weight / pairs
-
-
-def _energy(values: torch.Tensor) -> float:
-    """Sum of squares; inf for anything non-finite."""
-    total = float(torch.linalg.vector_norm(values, dtype=torch.float64)) ** 2
-    return math.inf if math.isnan(total) else total
+        return (energy(self.total_delta) - self.sampled_delta) * self.weight / pairs
 
 
 def _difference(label: str, fqn: str, parts: list[_Sums]) -> GradientDifference:
