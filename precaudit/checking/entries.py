@@ -30,9 +30,7 @@ class Pair:
     unpaired: int = 0
 
 
-def paired(
-    outputs: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor], call: Call = ((), {})
-) -> dict[str, Pair]:
+def paired(outputs: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor], call: Call) -> dict[str, Pair]:
     """Each output by its path; those in one container that list the same entries are brought into the same order."""
     given = frozenset(size for tensor in tensors_in(call) for size in tensor.shape)
     groups: dict[str, dict[str, Pair]] = {}

@@ -19,7 +19,7 @@ COLUMNS = {
 }
 
 
-def frame(report: Report, table: str = "layers") -> pandas.DataFrame:
+def frame(report: Report, table: str) -> pandas.DataFrame:
     """A row per layer and role, per op and role, or per finding; the columns are there in an empty table too."""
     import pandas
 

@@ -21,7 +21,7 @@ SUMMARY_BYTES = 900_000
 CUT = "\n\n*(cut here: the report is longer than a step summary may be)*\n"
 
 
-def in_actions(environ: Mapping[str, str] = os.environ) -> bool:
+def in_actions(environ: Mapping[str, str]) -> bool:
     return environ.get("GITHUB_ACTIONS") == "true"
 
 

@@ -91,7 +91,7 @@ def _picture(pictures: Mapping[str, Path], name: str) -> str:
     return f"![{ALTERNATIVES[name]}]({quote(pictures[name].name)})" if name in pictures else ""
 
 
-def write_markdown(report: Report, path: Path, plan: Path = DEFAULT_PLAN) -> None:
+def write_markdown(report: Report, path: Path, plan: Path) -> None:
     """The text, and beside it the pictures that it links to, where they can be drawn. One that can't be written costs
     neither the text nor the others."""
     drawn = {} if path.exists() and not path.is_file() else svg.pictures(report)  # a pipe has nothing beside it

@@ -30,7 +30,7 @@ class Stop:
     """Ends a script by raising `StopTraining`. Where a script catches even that and trains on, `leave` ends its process
     after a few attempts."""
 
-    def __init__(self, leave: Callable[[], None] | None = None) -> None:
+    def __init__(self, leave: Callable[[], None] | None) -> None:
         self._leave = leave
         self._asked = 0
 

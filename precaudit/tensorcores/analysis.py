@@ -108,7 +108,7 @@ def analyse(trace: Trace, target: str | None = None, ptx: Mapping[str, Sequence[
 
 
 def group_kernels(
-    trace: Trace, cards: Sequence[Card], attribution: Attribution, ptx: Mapping[str, Sequence[str]] = NO_PTX
+    trace: Trace, cards: Sequence[Card], attribution: Attribution, ptx: Mapping[str, Sequence[str]]
 ) -> list[Group]:
     """Kernels of one name, card, op and owner as one group, the slowest first."""
     kernels = trace.kernels

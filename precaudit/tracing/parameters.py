@@ -33,7 +33,7 @@ def _has_exponents(parameter: torch.Tensor) -> bool:
 class ParameterTracker:
     """Registers parameters as their modules run. `active` says whether gradients are recorded."""
 
-    def __init__(self, log2_scale: Callable[[], int] = lambda: 0) -> None:
+    def __init__(self, log2_scale: Callable[[], int]) -> None:
         self.active = False
         self._log2_scale = log2_scale
         self.slots: dict[tuple[ModuleName, str], ParameterSlot] = {}
