@@ -50,11 +50,10 @@ def find_repair(trials: Trials, plan: Plan, candidates: Mapping[int, RunResult])
 def _first_wrong(references: Mapping[int, RunResult], candidates: Mapping[int, RunResult]) -> tuple[int, int] | None:
     """The seed of a failed run and the step: where it diverged, else the first non-finite output of a model, else the
     last skipped step, else the first step with skipped batches, else its end."""
-    for seed, run in candidates.items():
-        lost = diverged(references[seed].losses, run.losses) if seed in references else None
-        if lost is not None:
-            return seed, lost.step
     known = [(seed, references[seed], run) for seed, run in candidates.items() if seed in references]
+    for seed, reference, run in known:
+        if (lost := diverged(reference.losses, run.losses)) is not None:
+            return seed, lost.step
     for seed, reference, run in known:
         if (step := first_lost(reference, run)) is not None:
             return seed, step
@@ -65,9 +64,10 @@ def _first_wrong(references: Mapping[int, RunResult], candidates: Mapping[int, R
     if left_out := [(step, seed) for seed, counts in unused for step, count in enumerate(counts) if count]:
         step, seed = min(left_out)
         return seed, step
-    ended = ((seed, run) for seed, run in candidates.items() if _ended_badly(run))
-    own = (each for each in ended if each[0] not in references or not _ended_badly(references[each[0]]))
-    return next(((seed, run.steps - 1) for seed, run in own), None)
+    for seed, run in candidates.items():
+        if _ended_badly(run) and not (seed in references and _ended_badly(references[seed])):
+            return seed, run.steps - 1
+    return None
 
 
 def _ended_badly(run: RunResult) -> bool:

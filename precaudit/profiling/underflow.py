@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 from precaudit.finding import finding
 from precaudit.model import Finding, Layer, Op, Plan, Severity
@@ -19,28 +20,31 @@ _MOVED = "the plan moves it out of float16"
 def of_loss_scale(audit: Audit, plan: Plan, deviates: bool) -> list[Finding]:
     """PA202: gradients that float16 loses without a loss scale, or under the script's own scale (an error if its
     training deviates); PA203: no single scale suits all modules."""
+    return [*_flushed(audit, plan, deviates), *_conflicts(audit.trace, plan)]
+
+
+def _flushed(audit: Audit, plan: Plan, deviates: bool) -> Iterator[Finding]:
     own = _own_scale(audit, deviates)
     severity: Severity = "error" if own is not None and deviates else "warning"
     spared = {op.fqn for op in audit.trace.ops if op.autocast == "bfloat16"}
     low = {layer.fqn for layer in audit.trace.layers if own is not None and layer.fqn not in spared}
     low |= {layer.fqn for layer in audit.trace.layers if format_of(plan, layer.fqn) == "float16"}
-    candidates = [layer for layer in audit.trace.trained if layer.fqn in low]
     place = audit.reference.own_precision.autocast_at if own is not None else None
     scale, fix = _scaling(own, audit.reference.own_precision)
-    found = []
-    for layer in candidates:
-        if (lost := _lost_share(layer, own or 1.0)) > 1e-2:
+    for layer in audit.trace.trained:
+        if layer.fqn in low and (lost := _lost_share(layer, own or 1.0)) > 1e-2:
             name = layer.fqn or "the model itself"
             message = f"{name}: {lost:.0%} of its gradient energy underflows in float16 {scale}"
-            found.append(finding("PA202", severity, message, fix, layer.fqn, None, place, flushed_energy=lost))
+            yield finding("PA202", severity, message, fix, layer.fqn, None, place, flushed_energy=lost)
+
+
+def _conflicts(trace: Trace, plan: Plan) -> Iterator[Finding]:
     for fqn, why in plan.because.items():
         if "no single scale" in why:
-            op = _steepest(audit.trace, fqn)
-            place = op.place("gradient") if op else None
+            op = _steepest(trace, fqn)
+            name, place = (op.op, op.place("gradient")) if op else (None, None)
             message = f"{fqn or 'the model'}: {why}"
-            named = op.op if op else None
-            found.append(finding("PA203", "warning", message, _MOVED, fqn, named, place, formats="float16"))
-    return found
+            yield finding("PA203", "warning", message, _MOVED, fqn, name, place, formats="float16")
 
 
 def _steepest(trace: Trace, fqn: str) -> Op | None:
