@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch.autograd.function import BackwardCFunction, Function
+from torch.autograd.graph import Node
 
 from precaudit.instrument.patches import replaced
 from precaudit.instrument.scopes import Frame, ModuleScopes
@@ -62,14 +63,10 @@ class OwnBackward:
         return _widened(tensor) if self._planned else tensor.float() if tensor.dtype == torch.float32 else tensor
 
     def _follow(self, cls: type[Function], frame: Frame, result: Any) -> None:
-        node = next((t.grad_fn for t in tensors_in(result) if isinstance(t.grad_fn, BackwardCFunction)), None)
-        if node is None:
-            return
-        around = frame.root.data.get(AROUND_BACKWARD) if _keeps_autocast(cls) else None
-        context = around(frame) if around is not None else None
-        where = f"{frame.name.model}:{frame.name.fqn}", cls.__name__
-        node.register_prehook(partial(self._starts, where, context))
-        node.register_hook(self._ended)
+        if (node := _node(result)) is not None:
+            where = f"{frame.name.model}:{frame.name.fqn}", cls.__name__
+            node.register_prehook(partial(self._starts, where, _around_backward(cls, frame)))
+            node.register_hook(self._ended)
 
     def _starts(self, where: tuple[str, str], context: AbstractContextManager[Any] | None, gradients: Any) -> None:
         """Enter the contexts of a backward pass. Where it raises, torch calls no further hook and removes modes
@@ -89,8 +86,9 @@ def widening(
     frames: Callable[[], Iterable[Frame | None]], disabled_region: Callable[[Frame], AbstractContextManager[None]]
 ) -> AbstractContextManager[None]:
     """Custom functions that are called where a plan runs a module in float32, or that ask for float32 themselves, get
-    their operands in float32, and so keep them for their backward pass. `frames`: the frames that are running;
-    `disabled_region` opens a region with autocast disabled in one."""
+    their operands in float32, and so keep them for their backward pass. Where torch's decorators restore autocast for
+    that pass, a plan that is emulated is restored. `frames`: the frames that are running; `disabled_region` opens a
+    region with autocast disabled in one."""
 
     def widened(apply: Callable[..., Any], cls: type[Function], args: Any, kwargs: Any) -> Any:
         planned = [frame for frame in frames() if frame is not None and IN_FLOAT32 in frame.data]
@@ -99,7 +97,11 @@ def widening(
             for frame in planned if asks else ():
                 stack.enter_context(disabled_region(frame))
             wide = asks or any(frame.data[IN_FLOAT32] for frame in planned)
-            return apply(*(map_tensors(_widened, args) if wide else args), **kwargs)
+            result = apply(*(map_tensors(_widened, args) if wide else args), **kwargs)
+        for frame in planned:
+            if (node := _node(result)) and (context := _around_backward(cls, frame)):
+                _enter_around(node, context)
+        return result
 
     return _applied_by(widened)
 
@@ -114,6 +116,30 @@ def _applied_by(around: Callable[..., Any]) -> AbstractContextManager[None]:
         return classmethod(apply)
 
     return replaced(Function, "apply", make)
+
+
+def _around_backward(cls: type[Function], frame: Frame) -> AbstractContextManager[Any] | None:
+    """The context that the backward pass of a function needs that was called in this frame, if any."""
+    around = frame.root.data.get(AROUND_BACKWARD) if _keeps_autocast(cls) else None
+    return around(frame) if around is not None else None
+
+
+def _enter_around(node: Node, context: AbstractContextManager[Any]) -> None:
+    """Enter the context around a node of the graph."""
+
+    def starts(gradients: Any) -> None:
+        context.__enter__()
+
+    def ended(*gradients: Any) -> None:
+        context.__exit__(None, None, None)
+
+    node.register_prehook(starts)
+    node.register_hook(ended)
+
+
+def _node(result: Any) -> Node | None:
+    """The node of the graph that a custom function's backward pass is."""
+    return next((t.grad_fn for t in tensors_in(result) if isinstance(t.grad_fn, BackwardCFunction)), None)
 
 
 def _widened(tensor: torch.Tensor) -> torch.Tensor:

@@ -342,6 +342,22 @@ def test_custom_functions_that_ask_for_float32_get_it_with_autocast_disabled(exe
     assert torch.equal(results[1], torch.full((3, 4), 300.0**2))
 
 
+@pytest.mark.filterwarnings("ignore:User provided device_type of 'cuda'")
+def test_a_backward_pass_that_asks_for_the_forward_s_autocast_gets_the_emulated_one():
+    class Decorated(Product):
+        forward = staticmethod(torch.amp.custom_fwd(Product.forward, device_type="cuda"))
+        backward = staticmethod(torch.amp.custom_bwd(Product.backward, device_type="cuda"))
+
+    x = X.clone().requires_grad_()
+    model = Inside(lambda outer, x: Decorated.apply(x, outer.lin.weight))
+    with apply(model, plan_for(model, "bfloat16"), execution="emulated"):
+        for _ in range(2):
+            model(x).sum().backward()
+    expected = torch.ones(3, 4) @ model.lin.weight.detach().bfloat16().float()
+    assert torch.equal(x.grad, 2 * expected.bfloat16().float())
+    assert torch.equal(torch.eye(4) @ model.lin.weight, model.lin.weight)  # no mode is left behind
+
+
 @pytest.mark.parametrize("execution", ["emulated", "native"])
 def test_view_as_half_keeps_the_bits_in_a_float32_module(execution):
     values = weights(3, 4).half()
