@@ -330,7 +330,6 @@ class Emulator(PlanExecution):
         in_disabled_region: Callable[[], bool] = no_disabled_region,
     ) -> None:
         super().__init__(plan, scopes, covers, in_disabled_region)
-        self._scopes = scopes
         self._exact = plan.matmul_precision == "highest"
         self._mode = EmulatedMode(self._scope_format, self._cast_cache, self._exact, in_disabled_region)
 

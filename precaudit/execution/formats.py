@@ -81,6 +81,7 @@ class PlanExecution(ScopeListener):
         covers: Callable[[nn.Module], bool] = every_model,
         in_disabled_region: Callable[[], bool] = no_disabled_region,
     ) -> None:
+        self._scopes = scopes
         self._lookup = PlanLookup(plan, scopes.modules_of)
         self._covers, self._in_disabled_region = covers, in_disabled_region
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -51,20 +52,27 @@ def backward_products(plan: Plan) -> tf32:
 
 
 class ScopeMode(OperationMode):
-    """Runs each operation of a module in its format: exceptions from the default, float32 inputs in float32, linear
-    layers in float8."""
+    """Runs each of a module's own operations in its format: exceptions from the default, float32 inputs in float32,
+    linear layers in float8. It is active in the modules inside too, whose operations pass (`is_own` is False)."""
 
     __torch_function__ = torch.compiler.disable(OperationMode.__torch_function__)
 
-    def __init__(self, scope: ScopeFormat, devices: tuple[str, ...], in_disabled_region: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        scope: ScopeFormat,
+        devices: tuple[str, ...],
+        is_own: Callable[[], bool],
+        in_disabled_region: Callable[[], bool],
+    ) -> None:
         super().__init__()
-        self._scope, self._devices, self._in_disabled_region = scope, devices, in_disabled_region
+        self._scope, self._devices = scope, devices
+        self._is_own, self._in_disabled_region = is_own, in_disabled_region
 
     def whole(self, op: str) -> bool:
         return op in self._scope.ops
 
     def operation(self, op: str, func: Any, args: Any, kwargs: Any) -> Any:
-        if op.startswith("__get"):
+        if op.startswith("__get") or not self._is_own():
             return func(*args, **kwargs)
         format_name = self._scope.of(op)
         if format_name not in WIDE and self._in_disabled_region():
@@ -100,11 +108,16 @@ class NativePrecision(PlanExecution):
         if opens:
             contexts.append(region_for(scope.default, *_devices_of(frame.module)))
         if scope.ops or scope.default in FLOAT8_DTYPES or frame.data[IN_FLOAT32]:
-            contexts.append(ScopeMode(scope, _devices_of(frame.module), self._in_disabled_region))
+            own = partial(self._is_running, frame)
+            contexts.append(ScopeMode(scope, _devices_of(frame.module), own, self._in_disabled_region))
         active.append(scope.default if opens else active[-1])
         frame.data["regions"] = stack = ExitStack()
         for context in contexts:
             stack.enter_context(context)
+
+    def _is_running(self, frame: Frame) -> bool:
+        """Whether it is this module itself that runs, and none inside it."""
+        return self._scopes.current is frame
 
     def left(self, frame: Frame, output: Any) -> Any:
         stack = frame.data.get("regions")

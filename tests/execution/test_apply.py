@@ -391,6 +391,25 @@ def test_gradients_are_taken_of_the_tensors_that_a_graph_is_made_of():
 
 
 @pytest.mark.parametrize("execution", ["emulated", "native"])
+@pytest.mark.parametrize(
+    "wide", [{"modules": {"": "float32"}}, {"ops": [("", "mul", "float32")]}], ids=["module", "operation"]
+)
+def test_what_is_wide_in_a_module_is_not_so_in_the_modules_inside(wide, execution):
+    seen = []
+
+    def squared(x):
+        seen.append((x * x).dtype)
+        return x * x
+
+    inner = Inside(lambda own, x: squared(own.lin(x)))
+    model = Inside(lambda outer, x: squared(inner(x)))
+    model.inner = inner
+    with apply(model, plan_for(model, "bfloat16", **wide), execution=execution):
+        model(X)
+    assert seen == [torch.bfloat16, torch.float32]
+
+
+@pytest.mark.parametrize("execution", ["emulated", "native"])
 def test_a_model_may_list_its_own_parameters(execution):
     class Listing(nn.Sequential):
         def parameters(self):
