@@ -41,7 +41,8 @@ HEADER_PROMOTE = frozenset(
 )
 
 LOWER = HEADER_LOWER | frozenset(
-    "lstm gru rnn_tanh rnn_relu multi_dot matrix_power linalg_matrix_power _native_multi_head_attention".split()
+    "lstm gru rnn_tanh rnn_relu multi_dot matrix_power linalg_matrix_power _native_multi_head_attention "
+    "affine_grid_generator".split()
 )
 """Adds cuDNN's recurrent kernels, whose autocast wrapper is outside the header's lists, and functions that call the
 listed ones inside torch."""

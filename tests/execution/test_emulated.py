@@ -228,6 +228,16 @@ def test_float32_operations_take_half_values_and_give_float32(name, dtype):
 
 
 @halves
+def test_a_sampling_grid_is_a_product_inside_torch(dtype):
+    """Which torch has another way to compute of tensors without memory."""
+    theta = weights(2, 2, 3)
+    got, _ = inside(lambda model, t: F.affine_grid(t, [2, 1, 4, 4], align_corners=False), NAMES[dtype], theta)
+    assert got.dtype == dtype
+    expected = F.affine_grid(rounded(theta, dtype), [2, 1, 4, 4], align_corners=False)
+    assert torch.equal(got, expected.to(dtype))
+
+
+@halves
 @pytest.mark.parametrize("target", ["classes", "shares"])
 def test_cross_entropy_of_half_logits_rounds_the_log_probabilities(target, dtype):
     """As torch's own does inside CUDA's autocast, for which see test_against_autocast.py."""
