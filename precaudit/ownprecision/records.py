@@ -215,6 +215,7 @@ MisuseKind = Literal[
     "unscaled_before",
     "unscaled_loss",
     "unscales_twice",
+    "updated_between",
 ]
 """What each means is said by `ScaledGradients`, `ScaledByHand` and `GradientChanges`."""
 

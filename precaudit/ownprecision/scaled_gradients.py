@@ -20,7 +20,7 @@ from precaudit.model import Location
 from precaudit.ownprecision.records import Misuse, MisuseKind, OwnPrecision
 from precaudit.tracing.ops import script_location
 
-_SCALED, _PLAIN = "scaled", "plain"
+_SCALED, _PLAIN, _UPDATED = "scaled", "plain", "updated"
 Written = tuple[torch.Tensor, int]
 """A parameter's `.grad` and its version counter."""
 Which = Callable[[torch.Tensor], bool]
@@ -35,7 +35,7 @@ class ScaledGradients(TrainingListener):
     - `adds_scaled`: a scaled loss adds to gradients that are already unscaled. `unscaled_before`: a scaler steps on
       gradients that arrived after it had unscaled others.
     - `scales_twice`: a loss computed from a scaled one is scaled. `other_scaler`: another scaler unscales than the one
-      that scaled. `made_anew`: a new scaler is created in every step.
+      that scaled. `updated_between`: its scale was updated between the two. `made_anew`: a new scaler is created in every step.
     - `changes_scaled`: the script writes to gradients before they are unscaled; `unscales_twice`: it has read the scale
       since the backward pass, and so may have unscaled them itself.
     """
@@ -106,6 +106,7 @@ class ScaledGradients(TrainingListener):
         self._note(parameters_of(optimizer), _SCALED, changed, function, self._changed)
         others = [p for p in parameters_of(optimizer) if self._scalers.get(id(p), scaler) is not scaler]
         self._note(others, _SCALED, "other_scaler", function)
+        self._note(parameters_of(optimizer), _UPDATED, "updated_between", function)
         for parameter in parameters_of(optimizer):
             self._kinds.pop(id(parameter), None)
             self._unscaled.add(id(parameter))
@@ -127,6 +128,9 @@ class ScaledGradients(TrainingListener):
 
     def _updating(self, original: Callable[..., None], scaler: Any, *args: Any, **kwargs: Any) -> None:
         self._called = {(each, number) for each, number in self._called if each is not scaler}
+        for number, kinds in self._kinds.items():
+            if _SCALED in kinds and self._scalers.get(number) is scaler:
+                kinds[_UPDATED] = script_location()
         original(scaler, *args, **kwargs)
 
     # ---- training

@@ -19,6 +19,7 @@ RESULT_KEPT = LOCAL_ERROR_LIMIT / 10
 """Limit for the local error in the format that an operation is moved to: just below the other limit is no
 improvement."""
 _WIDER = "run it in bfloat16 or float32"
+_MASK = "mask with torch.finfo(x.dtype).min or float('-inf'), or keep this operation in float32"
 INTEGER_OPS = "positions, indices or counts"
 OF_A_SUM = "the smallest number in it (an addend or the sum)"
 
@@ -99,7 +100,7 @@ def large_constant(op: Op, target: Format) -> Ban | None:
     if constant is None:
         return None
     why = f"{op.op} uses a constant of size {constant:.3g}, above {target.name}'s maximum of {target.maximum:g}"
-    fix = "mask with torch.finfo(x.dtype).min or float('-inf'), or keep this operation in float32"
+    fix = _MASK if op.op in _FILLING else _WIDER
     return _ban("PA103", op, target, "error", why, fix, constant, "largest")
 
 
@@ -124,9 +125,8 @@ def bound_of_one(op: Op, target: Format) -> Ban | None:
 
 _BOUNDED = frozenset("clamp clamp_max hardtanh".split())
 _PROTECTED = frozenset("add sub clamp clamp_min maximum".split())
-_TAKING = _PROTECTED | frozenset(
-    "masked_fill index_fill where full full_like new_full clamp_max hardtanh __setitem__ fill pad".split()
-)
+_FILLING = frozenset("masked_fill index_fill where full full_like new_full __setitem__ fill pad".split())
+_TAKING = _PROTECTED | _BOUNDED | _FILLING
 """Operations whose scalar arguments become values of the result. Factors and divisors stay float32 in the kernel, and
 thresholds are only compared with."""
 

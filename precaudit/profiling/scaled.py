@@ -73,6 +73,12 @@ CERTAIN: Mapping[MisuseKind, _Texts] = MappingProxyType(
             "scale every loss: scaler.scale(loss).backward()",
             ": beside those of the scaled loss they count for almost nothing",
         ),
+        "updated_between": _Texts(
+            "PA508",
+            "scaler.update() is called here between the backward pass of a scaled loss and {function}'s step: where it "
+            "changes the loss scale, gradients are divided by another one than they were multiplied by",
+            "call scaler.update() once a step, after the last scaler.step(optimizer)",
+        ),
     }
 )
 """Kinds that are errors wherever they occur."""

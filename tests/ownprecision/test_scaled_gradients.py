@@ -207,6 +207,27 @@ def test_second_pass_left_scaled_is_recorded(unscales, updates, noted):
     assert "adds_scaled" not in found
 
 
+@pytest.mark.parametrize(("together", "noted"), [(True, True), (False, False)])
+def test_update_before_unscaling_is_recorded(together, noted):
+    """Both losses go backward at first, or each one just before its optimizer's step."""
+
+    def train(scaler, optimizers, losses):
+        scaler.scale(losses[0]).backward(retain_graph=True)
+        if together:
+            scaler.scale(losses[1]).backward()
+        scaler.step(optimizers[0])
+        scaler.update()
+        if not together:
+            optimizers[1].zero_grad()
+            scaler.scale(losses[1]).backward(inputs=parameters_of(optimizers[1]))
+        scaler.step(optimizers[1])
+        scaler.update()
+
+    found = settings(train).get("updated_between")
+    assert found is None if not noted else (found.place.path, found.function) == (__file__, "SGD")
+    assert "updated_between" not in settings(train, enabled=False)
+
+
 @pytest.mark.parametrize(("steps", "noted"), [({0}, False), ({0, 1}, True), ({0, 2}, False)])
 def test_scaler_made_in_every_step_is_recorded(steps, noted):
     """One that is made in the first step, or in some, is no matter."""

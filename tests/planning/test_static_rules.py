@@ -9,7 +9,7 @@ from trace_samples import layer, op, trace
 
 from precaudit.execution import float8
 from precaudit.formats import FORMATS
-from precaudit.planning.rules import HEADROOM, LOCAL_ERROR_LIMIT, RULES, bans
+from precaudit.planning.rules import HEADROOM, LOCAL_ERROR_LIMIT, RULES, bans, large_constant
 
 HALF, BRAIN, SMALL = FORMATS["float16"], FORMATS["bfloat16"], FORMATS["float8_e4m3"]
 
@@ -78,6 +78,13 @@ def test_pa103_constants_that_overflow(constant, banned):
     assert found(mask) == ([("PA103", "masked_fill", "float16", "error")] if banned else [])
     assert found(op("masked_fill", category="other", half=False, constants=(constant, constant))) == []
     assert found(mask, formats=("bfloat16",)) == []
+
+
+@pytest.mark.parametrize(("name", "masks"), [("masked_fill", True), ("where", True), ("add", False), ("clamp", False)])
+def test_only_what_fills_is_told_how_to_mask(name, masks):
+    """An offset that is added to all values is no mask."""
+    large = op(name, category="other", half=True, constants=(9e4, 9e4))
+    assert ("mask" in large_constant(large, HALF).fix) is masks
 
 
 @pytest.mark.parametrize("name", ["mul", "div", "pow", "gt", "lerp"])
