@@ -10,30 +10,31 @@ from typing import Any
 import torch
 
 from precaudit.execution.rounding import HALVES
-from precaudit.instrument.torchfunction import op_name, tensors_in, writes
+from precaudit.instrument.torchfunction import Call
 
 Index = tuple[torch.Tensor | None, ...]
 
 
-def added_one_by_one(func: Callable[..., Any], args: Any, kwargs: Any) -> Callable[..., Any]:
-    """The replacement for a function that sums by index, or whose backward pass does; any other function unchanged."""
-    name = op_name(func)
-    if name not in _IN_TURN or "out" in kwargs or not are_half(tensors_in((args, kwargs))):
-        return func
+def added_one_by_one(call: Call) -> Call:
+    """The replacement for a call that sums by index, or whose backward pass does; any other call unchanged."""
+    name, (_, args, kwargs) = call.op, call
+    if name not in _IN_TURN or "out" in kwargs or not are_half(call.given):
+        return call
     if name in _READING:
-        return _READING[name] if torch.is_grad_enabled() and args and args[0].requires_grad else func
+        sums = torch.is_grad_enabled() and args and args[0].requires_grad
+        return call._replace(func=_READING[name]) if sums else call
     if name == "scatter_reduce" and (
         "sum" not in (*args, kwargs.get("reduce")) or not kwargs.get("include_self", True)
     ):
-        return func
-    put = torch.ops.aten.index_put_ if writes(func, kwargs) else _put
-    return lambda *given, **named: _ADDING[name](put, *given, **named)
+        return call
+    put = torch.ops.aten.index_put_ if call.writes else _put
+    return Call(_ADDING[name], (put, *args), kwargs)
 
 
-def not_in_place(func: Callable[..., Any]) -> Callable[..., Any]:
-    """The out-of-place form of a sum by index; any other function unchanged."""
-    name = op_name(func)
-    return getattr(torch.Tensor, name) if name in SUMS and writes(func, {}) else func
+def not_in_place(call: Call) -> Call:
+    """The out-of-place form of a sum by index; any other call unchanged."""
+    in_place = call.op in SUMS and "out" not in call.kwargs and call.writes
+    return call._replace(func=getattr(torch.Tensor, call.op)) if in_place else call
 
 
 def are_half(tensors: list[torch.Tensor]) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from precaudit.instrument.torchfunction import tensors_in
+from precaudit.instrument.torchfunction import Call
 
 _DOTS = frozenset("chain_matmul linalg_multi_dot multi_dot".split())
 _POWERS = frozenset({"matrix_power", "linalg_matrix_power"})
@@ -17,9 +17,9 @@ Multiply = Callable[[Callable[..., torch.Tensor], tuple[Any, ...]], torch.Tensor
 """(function, arguments) -> the product of one pair."""
 
 
-def chained(op: str, args: Any, kwargs: Any, multiply: Multiply) -> torch.Tensor | None:
+def chained(call: Call, multiply: Multiply) -> torch.Tensor | None:
     """The product of all factors, pair by pair; None for an operation that isn't such a chain."""
-    factors = tensors_in((args, kwargs))
+    op, (_, args, kwargs), factors = call.op, call, call.given
     if op in _POWERS:
         return _power(factors[0], kwargs["n"] if "n" in kwargs else args[1], multiply)
     if len(factors) < 3:

@@ -12,6 +12,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from precaudit.execution.rounding import HALVES
+from precaudit.instrument.torchfunction import Call
 
 
 class _RoundedLogarithms(TorchDispatchMode):
@@ -26,8 +27,8 @@ class _RoundedLogarithms(TorchDispatchMode):
         return result.to(self._dtype).float() if func is torch.ops.aten._log_softmax.default else result
 
 
-def logarithms_rounded(op: str, args: Any) -> AbstractContextManager[Any]:
-    """In this block a cross entropy of these arguments, widened to float32, rounds its log-probabilities as on CUDA;
-    any other operation is unchanged."""
-    half = op == "cross_entropy_loss" and bool(args) and args[0].dtype in HALVES
-    return _RoundedLogarithms(args[0].dtype) if half else nullcontext()
+def logarithms_rounded(call: Call) -> AbstractContextManager[Any]:
+    """In this block a cross entropy, widened to float32, rounds its log-probabilities as on CUDA; any other operation
+    is unchanged."""
+    half = call.op == "cross_entropy_loss" and bool(call.args) and call.args[0].dtype in HALVES
+    return _RoundedLogarithms(call.args[0].dtype) if half else nullcontext()

@@ -27,7 +27,7 @@ from precaudit.instrument.functions import AROUND_BACKWARD
 from precaudit.instrument.names import callers
 from precaudit.instrument.patches import all_wrapped
 from precaudit.instrument.scopes import PLANNED, Frame, Scopes
-from precaudit.instrument.torchfunction import OperationMode, map_tensors, op_name, target_of, tensors_in, writes
+from precaudit.instrument.torchfunction import Call, OperationMode, map_tensors, tensors_in
 from precaudit.model import Plan
 
 _DRAWING = frozenset("randn rand randn_like rand_like normal uniform log_normal cauchy exponential".split())
@@ -41,32 +41,28 @@ def to_float32(value: Any) -> Any:
     return map_tensors(lambda t: t.float() if t.dtype in HALVES else t, value)
 
 
-def in_float32(op: str, func: Any, args: Any, kwargs: Any) -> Any:
+def in_float32(call: Call) -> Any:
     """Run an operation in float32: half inputs are widened, and an explicit half dtype is ignored."""
-    if op in ("half", "bfloat16") and args and isinstance(args[0], torch.Tensor):
-        return args[0].float()
-    if op == "view" and _asks_for_dtype(args, kwargs):
-        return to_float32(func(*args, **kwargs))  # views the same bits as another dtype
+    if call.op in ("half", "bfloat16") and call.args and isinstance(call.args[0], torch.Tensor):
+        return call.args[0].float()
+    if call.op == "view" and _asks_for_dtype(call):
+        return to_float32(call())  # views the same bits as another dtype
 
     def wide(value: Any) -> Any:
         return torch.float32 if isinstance(value, torch.dtype) and value in HALVES else to_float32(value)
 
-    return func(*map(wide, args), **{key: wide(value) for key, value in kwargs.items()})
+    return call.func(*map(wide, call.args), **{key: wide(value) for key, value in call.kwargs.items()})
 
 
-def written(func: Any, args: Any, kwargs: Any) -> Any:
+def written(call: Call) -> Any:
     """Run an in-place operation in float32: its inputs take the dtype of its target. Index sums accumulate in
     float32."""
-    target = target_of(args, kwargs)
+    target = call.target
     if not isinstance(target, torch.Tensor) or target.dtype not in CASTABLE:
-        return func(*args, **kwargs)
-    if op_name(func) in SUMS and target.dtype in HALVES and "out" not in kwargs:
-        return target.copy_(not_in_place(func)(*to_float32(args), **to_float32(kwargs)))
-
-    def follow(value: Any) -> Any:
-        return map_tensors(lambda t: t.to(target.dtype) if t.dtype in CASTABLE and t is not target else t, value)
-
-    return func(*follow(args), **follow(kwargs))
+        return call()
+    if call.op in SUMS and target.dtype in HALVES and "out" not in call.kwargs:
+        return target.copy_(to_float32(not_in_place(call))())
+    return map_tensors(lambda t: t.to(target.dtype) if t.dtype in CASTABLE and t is not target else t, call)()
 
 
 class EmulatedMode(OperationMode):
@@ -91,33 +87,35 @@ class EmulatedMode(OperationMode):
     def whole(self, op: str) -> bool:
         return category(op) == "banned"
 
-    def operation(self, op: str, func: Any, args: Any, kwargs: Any) -> Any:
+    def operation(self, call: Call) -> Any:
+        op = call.op
         if op.startswith("__get") or op == "grad":  # autograd.grad needs the graph's own tensors, not copies
-            return func(*args, **kwargs)
+            return call()
         scope = self._scope_format()
         rounding = rounding_for(scope.of(op), op)
         half = rounding is not None and rounding.dtype in HALVES
-        if op in _DRAWING and (half or writes(func, kwargs)):
-            return _drawn(op, func, args, kwargs)
+        if op in _DRAWING and (half or call.writes):
+            return _drawn(call)
         if half and self._in_disabled_region():
-            return self._in_its_own(op, func, args, kwargs)
-        if writes(func, kwargs):
-            return _with_fallback(func, args, kwargs) if half else written(func, args, kwargs)
+            return self._in_its_own(call)
+        if call.writes:
+            return _with_fallback(call) if half else written(call)
         if rounding is None and category(op) == "lower" and not self._exact:
-            return _back_in_tf32(op, func, args, kwargs)
+            return _back_in_tf32(call)
         if rounding is None or not (half or category(op) == "lower"):
-            return in_float32(op, func, args, kwargs)
-        if float8.applies(op, scope.of(op), args, kwargs):
-            args, kwargs = map_tensors(partial(self._stored, rounding.dtype), (args, kwargs))
-            return float8.linear(*args, **kwargs, forward=scope.of(op), by_row=scope.by_row)
-        return run_in_format(op, rounding, func, args, kwargs, partial(self._stored, rounding.dtype))
+            return in_float32(call)
+        stored = partial(self._stored, rounding.dtype)
+        if float8.applies(call, scope.of(op)):
+            call = map_tensors(stored, call)
+            return float8.linear(*call.args, **call.kwargs, forward=scope.of(op), by_row=scope.by_row)
+        return run_in_format(call, rounding, stored)
 
-    def _in_its_own(self, op: str, func: Any, args: Any, kwargs: Any) -> Any:
+    def _in_its_own(self, call: Call) -> Any:
         """Run an operation where autocast is disabled: in the dtype of its inputs, which are the script's
         responsibility."""
-        if category(op) == "lower" and not self._exact and _first_half((args, kwargs)) is None:
-            return _back_in_tf32(op, func, args, kwargs)
-        return _with_fallback(func, args, kwargs)
+        if category(call.op) == "lower" and not self._exact and _first_half(call) is None:
+            return _back_in_tf32(call)
+        return _with_fallback(call)
 
     def _stored(self, dtype: torch.dtype, tensor: torch.Tensor) -> torch.Tensor:
         """The cast of a parameter, once per model call like autocast's cache, so that shared uses sum gradients in
@@ -131,122 +129,113 @@ class EmulatedMode(OperationMode):
         return cache[key][1]
 
 
-def _back_in_tf32(op: str, func: Any, args: Any, kwargs: Any) -> Any:
+def _back_in_tf32(call: Call) -> Any:
     """A float32 product with a tf32 backward pass: one setting applies to a whole backward pass."""
     if not torch.is_grad_enabled():
-        return in_float32(op, func, args, kwargs)
-    gpus = {t.device.index for t in tensors_in((args, kwargs)) if t.device.type == "cuda"}
+        return in_float32(call)
+    gpus = {t.device.index for t in call.given if t.device.type == "cuda"}
     # Dropout drops the same values both times.
     with torch.no_grad(), torch.random.fork_rng(devices=list(gpus)):
-        exact = iter(tensors_in(in_float32(op, func, args, kwargs)))
-    rough = run_in_format(op, ROUNDINGS["tf32"], func, *to_float32((args, kwargs)))
+        exact = iter(tensors_in(in_float32(call)))
+    rough = run_in_format(to_float32(call), ROUNDINGS["tf32"])
     return map_tensors(lambda tensor: replaced(tensor, next(exact)), rough)
 
 
 def run_in_format(
-    op: str,
-    rounding: Rounding,
-    func: Any,
-    args: Any,
-    kwargs: Any,
-    stored: Callable[[torch.Tensor], torch.Tensor] = lambda tensor: tensor,
+    call: Call, rounding: Rounding, stored: Callable[[torch.Tensor], torch.Tensor] = lambda tensor: tensor
 ) -> Any:
     """Run one operation as CUDA autocast would in the format of `rounding`.
 
     `stored` maps an argument of a product to the tensor that is rounded in its place.
     """
-    kind = category(op)
+    kind = category(call.op)
     if kind == "banned" and rounding.dtype in HALVES:
-        raise RuntimeError(f"torch.nn.functional.{op} and torch.nn.BCELoss are unsafe to autocast.")
+        raise RuntimeError(f"torch.nn.functional.{call.op} and torch.nn.BCELoss are unsafe to autocast.")
     if kind == "lower":
-        chain = chained(op, args, kwargs, lambda pair, factors: _product(op, rounding, pair, factors, {}, stored))
+        chain = chained(call, lambda pair, factors: _product(Call(pair, factors, {}), rounding, stored))
         if chain is not None:
             return chain
-        run = _convolution if op in CONVOLUTIONS and rounding.dtype in HALVES else _product
-        return run(op, rounding, func, args, kwargs, stored)
-    if kind == "fp32" and _asks_for_dtype(args, kwargs):
-        return _with_fallback(func, args, kwargs)  # autocast runs these in float32 by setting the omitted dtype
-    if kind == "fp32" or (kind == "promote" and any(t.dtype == torch.float32 for t in tensors_in((args, kwargs)))):
-        with logarithms_rounded(op, args):
-            return func(*to_float32(args), **to_float32(kwargs))
-    if region := own_region(func, (args, kwargs), rounding.dtype):
+        run = _convolution if call.op in CONVOLUTIONS and rounding.dtype in HALVES else _product
+        return run(call, rounding, stored)
+    if kind == "fp32" and _asks_for_dtype(call):
+        return _with_fallback(call)  # autocast runs these in float32 by setting the omitted dtype
+    if kind == "fp32" or (kind == "promote" and any(t.dtype == torch.float32 for t in call.given)):
+        with logarithms_rounded(call):
+            return to_float32(call)()
+    if region := own_region(call, rounding.dtype):
         with region:
-            return func(*args, **kwargs)
-    return _with_fallback(func, args, kwargs)
+            return call()
+    return _with_fallback(call)
 
 
-def _product(
-    op: str, rounding: Rounding, func: Any, args: Any, kwargs: Any, stored: Callable[[torch.Tensor], torch.Tensor]
-) -> Any:
+def _product(call: Call, rounding: Rounding, stored: Callable[[torch.Tensor], torch.Tensor]) -> Any:
     """The float32 product of rounded factors, rounded."""
 
     def entering(convert: Callable[[torch.Tensor], torch.Tensor], value: Any) -> Any:
         return map_tensors(lambda t: convert(stored(t)) if t.dtype in CASTABLE else t, value)
 
-    position, keyword = ADDENDS.get(op, (None, None))
-    result = func(
-        *(entering(rounding.addend if i == position else rounding.operand, arg) for i, arg in enumerate(args)),
-        **{key: entering(rounding.addend if key == keyword else rounding.operand, kwargs[key]) for key in kwargs},
+    position, keyword = ADDENDS.get(call.op, (None, None))
+    result = call.func(
+        *(entering(rounding.addend if i == position else rounding.operand, arg) for i, arg in enumerate(call.args)),
+        **{k: entering(rounding.addend if k == keyword else rounding.operand, v) for k, v in call.kwargs.items()},
     )
     return map_tensors(lambda t: rounding.result(t) if t.dtype == torch.float32 else t, result)
 
 
-def _convolution(
-    op: str, rounding: Rounding, func: Any, args: Any, kwargs: Any, stored: Callable[[torch.Tensor], torch.Tensor]
-) -> Any:
+def _convolution(call: Call, rounding: Rounding, stored: Callable[[torch.Tensor], torch.Tensor]) -> Any:
     """The rounded convolution, to which the bias is added in half."""
-    position, keyword = ADDENDS[op]
-    bias = args[position] if len(args) > position else kwargs.get(keyword)
-    args = tuple(None if i == position else arg for i, arg in enumerate(args))
-    kwargs = {key: value for key, value in kwargs.items() if key != keyword}
-    result = _product(op, rounding, func, args, kwargs, stored)
+    position, keyword = ADDENDS[call.op]
+    bias = call.args[position] if len(call.args) > position else call.kwargs.get(keyword)
+    args = tuple(None if i == position else arg for i, arg in enumerate(call.args))
+    kwargs = {key: value for key, value in call.kwargs.items() if key != keyword}
+    result = _product(call._replace(args=args, kwargs=kwargs), rounding, stored)
     if bias is None:
         return result
-    spatial = [1] * int(op[-2])  # conv2d, conv_transpose2d: 2
+    spatial = [1] * int(call.op[-2])  # conv2d, conv_transpose2d: 2
     return result + stored(bias).to(result.dtype).reshape(-1, *spatial)
 
 
-def _with_fallback(func: Any, args: Any, kwargs: Any) -> Any:
+def _with_fallback(call: Call) -> Any:
     """Run the operation as it is, in place included: autocast's lists have out-of-place functions only. Without a half
     kernel on this device (as for `torch.linalg` on all), or with an inexact one, it runs in float32 and is rounded to
     the input's half format."""
-    if op_name(func) in _SUMMED_IN_HALF and are_half(tensors_in((args, kwargs))):
-        return _through_float32(func, args, kwargs)
+    if call.op in _SUMMED_IN_HALF and are_half(call.given):
+        return _through_float32(call)
     try:
-        return added_one_by_one(func, args, kwargs)(*args, **kwargs)
+        return added_one_by_one(call)()
     except (NotImplementedError, RuntimeError) as error:
-        lacks_kernel = "not implemented for" in str(error) and _first_half(args) is not None
-        if not lacks_kernel or op_name(func).startswith("linalg_"):
+        lacks_kernel = "not implemented for" in str(error) and _first_half(call.args) is not None
+        if not lacks_kernel or call.op.startswith("linalg_"):
             raise
-        return _through_float32(func, args, kwargs)
+        return _through_float32(call)
 
 
-def _through_float32(func: Any, args: Any, kwargs: Any) -> Any:
+def _through_float32(call: Call) -> Any:
     """Run the operation in float32, and round to the input's half format."""
-    dtype = _first_half(args)
-    result = func(*to_float32(args), **to_float32(kwargs))
-    if writes(func, kwargs):
-        return target_of(args, kwargs).copy_(result)
+    dtype = _first_half(call.args)
+    result = to_float32(call)()
+    if call.writes:
+        return call.target.copy_(result)
     return map_tensors(lambda t: t.to(dtype) if t.dtype == torch.float32 else t, result)
 
 
-def _drawn(op: str, func: Any, args: Any, kwargs: Any) -> Any:
+def _drawn(call: Call) -> Any:
     """Random numbers are drawn in float32 and then rounded, so that runs in every format draw the same ones."""
-    dtype = kwargs.get("dtype") or _first_half(args)
+    dtype = call.kwargs.get("dtype") or _first_half(call.args)
     if dtype not in HALVES:
-        return func(*args, **kwargs)
-    wide = {**kwargs, "dtype": torch.float32} if "dtype" in kwargs else kwargs
-    numbers = func(*to_float32(args), **to_float32(wide)).to(dtype)
-    if op in _UNIFORM:
-        low, high = _bounds(op, args, kwargs)
+        return call()
+    wide = call._replace(kwargs={**call.kwargs, "dtype": torch.float32}) if "dtype" in call.kwargs else call
+    numbers = to_float32(wide)().to(dtype)
+    if call.op in _UNIFORM:
+        low, high = _bounds(call)
         numbers = numbers.masked_fill(numbers == high, low)
-    return args[0].copy_(numbers) if writes(func, kwargs) else numbers
+    return call.args[0].copy_(numbers) if call.writes else numbers
 
 
-def _bounds(op: str, args: Any, kwargs: Any) -> tuple[float, float]:
+def _bounds(call: Call) -> tuple[float, float]:
     """The bounds of uniform random numbers. CUDA's kernel returns the lower one where rounding reaches the upper
     one."""
-    given = {**dict(zip(("from", "to"), args[1:], strict=False)), **kwargs} if op == "uniform" else {}
+    given = {**dict(zip(("from", "to"), call.args[1:], strict=False)), **call.kwargs} if call.op == "uniform" else {}
     return given.get("from", 0.0), given.get("to", 1.0)
 
 
@@ -254,8 +243,8 @@ def _first_half(value: Any) -> torch.dtype | None:
     return next((tensor.dtype for tensor in tensors_in(value) if tensor.dtype in HALVES), None)
 
 
-def _asks_for_dtype(args: Any, kwargs: Any) -> bool:
-    return any(isinstance(value, torch.dtype) for value in (*args, *kwargs.values()))
+def _asks_for_dtype(call: Call) -> bool:
+    return any(isinstance(value, torch.dtype) for value in (*call.args, *call.kwargs.values()))
 
 
 class _AutocastAsked:

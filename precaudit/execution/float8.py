@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from precaudit.execution.rounding import CASTABLE, FLOAT8_DTYPES, scaled
-from precaudit.instrument.torchfunction import tensors_in
+from precaudit.instrument.torchfunction import Call
 
 GRADIENT = "float8_e5m2"
 _ALIGNMENT = 16
@@ -113,11 +113,11 @@ def linear(
     return result if bias is None else result + bias.to(torch.bfloat16)
 
 
-def applies(op: str, format_name: str, args: Any, kwargs: Any) -> bool:
+def applies(call: Call, format_name: str) -> bool:
     """Whether an operation is a linear layer to be computed in float8; float64 inputs are left alone."""
-    if op != "linear" or format_name not in FLOAT8_DTYPES:
+    if call.op != "linear" or format_name not in FLOAT8_DTYPES:
         return False
-    return all(tensor.dtype in CASTABLE for tensor in tensors_in((args, kwargs)))
+    return all(tensor.dtype in CASTABLE for tensor in call.given)
 
 
 def multiplier(device: torch.device) -> Multiply:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
 import torch
 
-from precaudit.instrument.torchfunction import tensors_in
+from precaudit.instrument.torchfunction import Call
 
 _KEYS = {"cpu": "AutocastCPU", "cuda": "AutocastCUDA"}
 
@@ -22,12 +21,12 @@ class PlanAutocast(torch.autocast):
     __exit__ = torch.autocast.__exit__
 
 
-def own_region(func: Callable[..., Any], arguments: Any, dtype: torch.dtype) -> PlanAutocast | None:
+def own_region(call: Call, dtype: torch.dtype) -> PlanAutocast | None:
     """The autocast region for a library's operation with its own autocast kernel; None for other operations."""
-    if not isinstance(func, (torch._ops.OpOverload, torch._ops.OpOverloadPacket)):
+    if not isinstance(call.func, (torch._ops.OpOverload, torch._ops.OpOverloadPacket)):
         return None
-    device = next((tensor.device.type for tensor in tensors_in(arguments)), "")
-    return PlanAutocast(device, dtype=dtype) if _brings_autocast(func, device) else None
+    device = next((tensor.device.type for tensor in call.given), "")
+    return PlanAutocast(device, dtype=dtype) if _brings_autocast(call.func, device) else None
 
 
 @lru_cache(maxsize=1024)

@@ -22,7 +22,7 @@ from precaudit.execution.products import tf32
 from precaudit.execution.rounding import FLOAT8_DTYPES, HALF_DTYPES
 from precaudit.instrument.functions import IN_FLOAT32
 from precaudit.instrument.scopes import PLANNED, Frame
-from precaudit.instrument.torchfunction import OperationMode, tensors_in, writes
+from precaudit.instrument.torchfunction import Call, OperationMode
 from precaudit.model import Execution, Plan
 
 
@@ -71,26 +71,24 @@ class ScopeMode(OperationMode):
     def whole(self, op: str) -> bool:
         return op in self._scope.ops
 
-    def operation(self, op: str, func: Any, args: Any, kwargs: Any) -> Any:
-        if op.startswith("__get") or not self._is_own():
-            return func(*args, **kwargs)
-        format_name = self._scope.of(op)
+    def operation(self, call: Call) -> Any:
+        if call.op.startswith("__get") or not self._is_own():
+            return call()
+        format_name = self._scope.of(call.op)
         if format_name not in WIDE and self._in_disabled_region():
-            return func(*args, **kwargs)
-        if float8.applies(op, format_name, args, kwargs):
-            multiply = float8.multiplier(tensors_in((args, kwargs))[0].device)
-            return float8.linear(*args, **kwargs, forward=format_name, by_row=self._scope.by_row, multiply=multiply)
+            return call()
+        if float8.applies(call, format_name):
+            by_row, multiply = self._scope.by_row, float8.multiplier(call.given[0].device)
+            return float8.linear(*call.args, **call.kwargs, forward=format_name, by_row=by_row, multiply=multiply)
         if format_name == self._scope.default:
-            return self._run(op, func, args, kwargs)
+            return self._run(call)
         with region_for(format_name, *self._devices):
-            return self._run(op, func, args, kwargs)
+            return self._run(call)
 
-    def _run(self, op: str, func: Any, args: Any, kwargs: Any) -> Any:
-        if self._scope.of(op) not in WIDE:
-            return func(*args, **kwargs)
-        if writes(func, kwargs):
-            return written(func, args, kwargs)
-        return in_float32(op, func, args, kwargs)
+    def _run(self, call: Call) -> Any:
+        if self._scope.of(call.op) not in WIDE:
+            return call()
+        return written(call) if call.writes else in_float32(call)
 
 
 class NativePrecision(PlanExecution):

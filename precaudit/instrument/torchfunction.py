@@ -59,17 +59,15 @@ def writes(func: Callable[..., Any], kwargs: Mapping[str, Any]) -> bool:
     return in_place or name in _IN_PLACE_OPERATORS or kwargs.get("out") is not None
 
 
-def target_of(args: Any, kwargs: Mapping[str, Any]) -> Any:
-    """What such a call changes."""
-    return kwargs.get("out", args[0] if args else None)
-
-
 class Call(NamedTuple):
     """A call of a torch function."""
 
     func: Callable[..., Any]
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
+
+    def __call__(self) -> Any:
+        return self.func(*self.args, **self.kwargs)
 
     @property
     def op(self) -> str:
@@ -86,7 +84,12 @@ class Call(NamedTuple):
 
     @property
     def target(self) -> Any:
-        return target_of(self.args, self.kwargs)
+        """What it changes, if it writes."""
+        return self.kwargs.get("out", self.args[0] if self.args else None)
+
+    @property
+    def without_out(self) -> Call:
+        return self._replace(kwargs={name: value for name, value in self.kwargs.items() if name != "out"})
 
 
 FUSED = frozenset("_fused_adam _fused_adamw _fused_sgd _fused_adagrad".split())
@@ -196,7 +199,7 @@ class OperationMode(TorchFunctionMode):
         """Whether a composite is passed on unexpanded."""
         return False
 
-    def operation(self, op: str, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    def operation(self, call: Call) -> Any:
         raise NotImplementedError
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -205,7 +208,7 @@ class OperationMode(TorchFunctionMode):
         inner, expanding = twin(func), self._expanding.functions
         if inner is None or self.whole(op) or func in expanding:
             try:
-                return self.operation(op, func, args, kwargs)
+                return self.operation(Call(func, args, kwargs))
             except Exception as error:
                 vars(error).setdefault(RAISED_BY, op)
                 raise

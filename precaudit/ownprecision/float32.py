@@ -31,7 +31,7 @@ def called_by_precaudit(func: Any) -> bool:
     of precaudit's modes and of the script's (`with torch.device(...)`)."""
     frame: Any = sys._getframe(2)
     while frame is not None and _hands_on(frame):
-        if _is_ours(frame) and frame.f_locals.get("func") != func:
+        if _is_ours(frame) and _given(frame) != func:
             return True
         frame = frame.f_back
     return False
@@ -39,6 +39,12 @@ def called_by_precaudit(func: Any) -> bool:
 
 def _is_ours(frame: Any) -> bool:
     return bool(frame.f_globals.get("__name__", "").startswith("precaudit."))
+
+
+def _given(frame: Any) -> Any:
+    """The function that a frame of precaudit's was given, by itself or in a `Call`."""
+    given = frame.f_locals
+    return given["func"] if "func" in given else getattr(given.get("call", given.get("self")), "func", None)
 
 
 def _hands_on(frame: Any) -> bool:

@@ -32,17 +32,17 @@ class OwnOperations:
         self._region_steps: set[Location | None] = set()
 
     def made(self, call: Call, result: torch.Tensor, stepping: bool) -> None:
-        op, (func, args, kwargs) = call.op, call
-        if stepping and all(t.dtype == torch.float32 for t in tensors_in(args)):
+        op = call.op
+        if stepping and all(t.dtype == torch.float32 for t in tensors_in(call.args)):
             self._region_steps.add(caller_location())
         if op in ANGLES and not self._step % _EVERY:
-            self._note(op, result, _blurred(args[0], result))
+            self._note(op, result, _blurred(call.args[0], result))
         outside = self._current() is None and op not in STRUCTURAL | ANGLES
-        if self._step % _EVERY or not (outside or op in ABSORBING) or not repeatable(op, func, kwargs):
+        if self._step % _EVERY or not (outside or op in ABSORBING) or not repeatable(call):
             return
-        if op in ABSORBING and not smaller_addend(tensors_in(args), result):
+        if op in ABSORBING and not smaller_addend(tensors_in(call.args), result):
             return  # it would hide the losses of other calls on the same line
-        if (energies := error_of(result, op, func, args, kwargs)) is not None:
+        if (energies := error_of(result, call)) is not None:
             self._note(op, result, energies)
 
     def _note(self, op: str, result: torch.Tensor, energies: Energies) -> None:

@@ -34,7 +34,7 @@ def overflow(call: Call, result: torch.Tensor, before: torch.Tensor | None) -> f
     if call.op in MASKING:
         return None
     args = tuple(before if value is result and call.writes else value for value in call.args)
-    call = Call(call.func, args, {name: value for name, value in call.kwargs.items() if name != "out"})
+    call = call.without_out._replace(args=args)
     tensors = [t for t in call.given if t.dtype != torch.bool]
     inputs = [t for t in tensors if t.is_floating_point()] or tensors
     if not all(bool(t.isfinite().all()) for t in inputs) or _not_finite_either(call, result):
@@ -48,7 +48,7 @@ def _not_finite_either(call: Call, result: torch.Tensor) -> bool:
         return False
     try:
         with torch._C.DisableTorchFunction(), without_autocast():
-            exact = in_float32(call.op, *call)
+            exact = in_float32(call)
     except (RuntimeError, TypeError, ValueError):
         return False
     if not isinstance(exact, torch.Tensor) or exact.shape != result.shape:

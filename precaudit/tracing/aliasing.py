@@ -12,7 +12,7 @@ import torch
 from precaudit.execution.rounding import HALVES
 from precaudit.histograms.memory import in_transform
 from precaudit.instrument.scopes import Frame
-from precaudit.instrument.torchfunction import OperationMode, floats_in
+from precaudit.instrument.torchfunction import Call, OperationMode, floats_in
 from precaudit.tracing.integers import integer_amax
 from precaudit.tracing.ops import CASTS, caller_location
 from precaudit.tracing.records import AliasedValues
@@ -33,12 +33,12 @@ class AliasingMode(OperationMode):
         super().__init__()
         self._noticed, self._stored = noticed, stored
 
-    def operation(self, op: str, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        result = func(*args, **kwargs)
+    def operation(self, call: Call) -> Any:
+        op, result = call.op, call()
         if made := floats_in(result):
             self._stored(op, all(tensor.dtype in HALVES for tensor in made))
         if isinstance(result, torch.Tensor) and result.dtype in HALVES and result.numel() > 1 and not in_transform():
-            wanted = _distinct_values(op, args, result)
+            wanted = _distinct_values(op, call.args, result)
             if wanted is not None and result.unique().numel() < wanted:
                 self._noticed(op, result, wanted)
         return result

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sysconfig
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from types import FrameType
 from typing import Any, Protocol
 
@@ -15,7 +15,7 @@ from precaudit.execution.policy import Category, category
 from precaudit.execution.rounding import HALVES
 from precaudit.formats import get_format
 from precaudit.instrument.names import outside_callers
-from precaudit.instrument.torchfunction import OperationMode, floats_in, target_of, tensors_in, writes
+from precaudit.instrument.torchfunction import Call, OperationMode, floats_in, tensors_in
 from precaudit.model import PACKAGES, Location
 from precaudit.tracing.faults import hand_on_readers
 
@@ -51,37 +51,38 @@ _PRESUMED = "presumed"
 
 _STANDARD = (sysconfig.get_path("stdlib"), "<frozen ")
 
-Function = Callable[..., Any]
 
-
-def _asks_for_half(op: str, args: Any, kwargs: Any) -> bool | None:
+def _asks_for_half(call: Call) -> bool | None:
     """Whether a cast requests half, by its name, a dtype, or another tensor; None where it requests no dtype."""
-    if op in ("half", "bfloat16", "float", "double"):
-        return op in ("half", "bfloat16")
-    asked = [value for value in (*args[1:], *kwargs.values()) if isinstance(value, (torch.Tensor, torch.dtype))]
+    if call.op in ("half", "bfloat16", "float", "double"):
+        return call.op in ("half", "bfloat16")
+    asked = [value for value in _options(call) if isinstance(value, (torch.Tensor, torch.dtype))]
     return next((is_half(value) if isinstance(value, torch.Tensor) else value in HALVES for value in asked), None)
 
 
-def scalars(args: Any, kwargs: Mapping[str, Any]) -> list[float]:
+def _options(call: Call) -> tuple[Any, ...]:
+    """What a cast is given besides the tensor."""
+    return (*call.args[1:], *call.kwargs.values())
+
+
+def scalars(call: Call) -> list[float]:
     """Magnitudes of the non-zero float arguments of a call, without a sum's factors (alpha, beta), which stay float32
     in the kernel."""
-    values = (*args, *(value for name, value in kwargs.items() if name not in _FACTORS))
+    values = (*call.args, *(value for name, value in call.kwargs.items() if name not in _FACTORS))
     return [abs(v) for v in values if isinstance(v, float) and v]
 
 
-def _fills_with_large(args: Any, kwargs: Any) -> bool:
-    return any(get_format("float16").overflow_threshold <= value < math.inf for value in scalars(args, kwargs))
+def _fills_with_large(call: Call) -> bool:
+    return any(get_format("float16").overflow_threshold <= value < math.inf for value in scalars(call))
 
 
-def _follows(args: Any, kwargs: Any) -> bool:
+def _follows(call: Call) -> bool:
     """Whether a cast takes another tensor's dtype, which is float32 here and may be half under autocast."""
-    return any(
-        isinstance(value, torch.Tensor) and value.dtype == torch.float32 for value in (*args[1:], *kwargs.values())
-    )
+    return any(isinstance(value, torch.Tensor) and value.dtype == torch.float32 for value in _options(call))
 
 
 class OpSink(Protocol):
-    def begin(self, op: str, func: Function, args: Any, kwargs: Any, half: bool) -> Any: ...
+    def begin(self, call: Call, half: bool) -> Any: ...
 
     def record(self, token: Any, outputs: list[torch.Tensor]) -> None: ...
 
@@ -154,53 +155,54 @@ class TraceMode(OperationMode):
         self._sink, self._kind = sink, kind
         self._read_at: Location | None = None
 
-    def operation(self, op: str, func: Function, args: Any, kwargs: Any) -> Any:
+    def operation(self, call: Call) -> Any:
+        op = call.op
         if op.startswith("__get") and op != "__getitem__":
-            if getattr(func, "__self__", None) is torch.Tensor.dtype:
-                self._read_dtype(is_half(args[0]))
-            return func(*args, **kwargs)
+            if getattr(call.func, "__self__", None) is torch.Tensor.dtype:
+                self._read_dtype(is_half(call.args[0]))
+            return call()
         if op == "__set__":  # of an attribute, such as the values that a lazy parameter gets
-            return func(*args, **kwargs)
+            return call()
         read_at, self._read_at = self._read_at, None
         if op in CASTS:
-            return self._cast(op, func, args, kwargs, read_at)
-        if op in STRUCTURAL and not (op in _FILLING and _fills_with_large(args, kwargs)):
-            widens = kwargs.get("dtype") == torch.float32 and (read_at is None or read_at != caller_location())
-            return self._structural(func, args, kwargs, widens)
-        return self._traced(op, func, args, kwargs)
+            return self._cast(call, read_at)
+        if op in STRUCTURAL and not (op in _FILLING and _fills_with_large(call)):
+            widens = call.kwargs.get("dtype") == torch.float32 and (read_at is None or read_at != caller_location())
+            return self._structural(call, widens)
+        return self._traced(call)
 
     def _read_dtype(self, half: bool) -> None:
         self._read_at = caller_location() if half else None
         if half:
             self._sink.read_half_dtype()
 
-    def _structural(self, func: Function, args: Any, kwargs: Any, widens: bool = False) -> Any:
+    def _structural(self, call: Call, widens: bool = False) -> Any:
         """`widens`: the call requests float32 explicitly, not by the dtype of a half: `zeros_like(x, dtype=...)`."""
-        inputs = floats_in(args)
-        result = func(*args, **kwargs)
+        inputs = floats_in(call.args)
+        result = call()
         if inputs and not widens and all(is_half(tensor) for tensor in inputs):
             mark_half(tensors_in(result), any(map(_is_presumed, inputs)))
         if inputs:
             hand_on_readers(inputs[0], tensors_in(result))
         return result
 
-    def _cast(self, op: str, func: Function, args: Any, kwargs: Any, read_at: Location | None) -> Any:
+    def _cast(self, call: Call, read_at: Location | None) -> Any:
         """Trace a cast to half as an operation, since values may overflow in it. `y.to(x.dtype)` is presumed to be such
         a cast where the dtype of a half was read just before on the same line, `read_at`.
 
         Where a cast returns its input, the result is replaced by a view, so that only the result is marked.
         """
-        half = _asks_for_half(op, args, kwargs)
-        if half is None or not isinstance(args[0], torch.Tensor):
-            return self._structural(func, args, kwargs)
-        follows = _follows(args, kwargs)
-        by_dtype = op in ("to", "type") and not (half or follows)
+        half = _asks_for_half(call)
+        if half is None or not isinstance(call.args[0], torch.Tensor):
+            return self._structural(call)
+        source, follows = call.args[0], _follows(call)
+        by_dtype = call.op in ("to", "type") and not (half or follows)
         presumed = by_dtype and read_at is not None and read_at == caller_location()
         half = half or presumed
-        narrows = half and args[0].dtype == torch.float32
-        token = self._sink.begin(op, func, args, kwargs, follows) if narrows else None
-        result = func(*args, **kwargs)
-        if result is args[0] and result.dtype == torch.float32 and half != is_half(result):
+        narrows = half and source.dtype == torch.float32
+        token = self._sink.begin(call, follows) if narrows else None
+        result = call()
+        if result is source and result.dtype == torch.float32 and half != is_half(result):
             result = result.view_as(result)
         if half:
             mark_half([result], presumed)
@@ -208,16 +210,16 @@ class TraceMode(OperationMode):
             self._sink.record(token, [result])
         return result
 
-    def _traced(self, op: str, func: Function, args: Any, kwargs: Any) -> Any:
-        inputs = floats_in((args, kwargs))
-        target = target_of(args, kwargs) if writes(func, kwargs) else None
-        if op in SUMS and args and (target is not None or self._kind(op) != "promote") and any(map(is_half, inputs)):
-            mark_half([args[0]])  # torch requires equal dtypes here: a target made with `dtype=x.dtype` is half too
-        half = is_half(target) if isinstance(target, torch.Tensor) else stored_in_half(op, self._kind(op), inputs)
-        presumed = half and self._kind(op) != "lower" and any(map(_is_presumed, inputs))
-        read = {name: value for name, value in kwargs.items() if name != "out"}
-        token = self._sink.begin(op, func, args, read, half and not presumed)
-        result = func(*args, **kwargs)
+    def _traced(self, call: Call) -> Any:
+        op, kind = call.op, self._kind(call.op)
+        inputs = floats_in(call)
+        target = call.target if call.writes else None
+        if op in SUMS and call.args and (target is not None or kind != "promote") and any(map(is_half, inputs)):
+            mark_half([call.args[0]])  # torch requires equal dtypes: a target made with `dtype=x.dtype` is half too
+        half = is_half(target) if isinstance(target, torch.Tensor) else stored_in_half(op, kind, inputs)
+        presumed = half and kind != "lower" and any(map(_is_presumed, inputs))
+        token = self._sink.begin(call.without_out, half and not presumed)
+        result = call()
         made = target if result is None else result  # an assignment returns nothing
         outputs = [t for t in tensors_in(made) if t.is_floating_point() or t.is_complex()]
         if half:

@@ -15,7 +15,7 @@ from torch._ops import OpOverload, OpOverloadPacket
 from precaudit.execution.emulated import run_in_format, to_float32
 from precaudit.execution.rounding import CASTABLE, HALVES, rounding_for
 from precaudit.histograms import Accumulator
-from precaudit.instrument.torchfunction import floats_in, map_tensors, tensors_in, writes
+from precaudit.instrument.torchfunction import Call, floats_in, map_tensors, tensors_in
 from precaudit.tracing.ops import is_half
 from precaudit.tracing.records import ABSORBING
 
@@ -52,10 +52,10 @@ class Energies:
         return (self.error / self.result) ** 0.5 if self.result else 0.0
 
 
-def repeatable(op: str, func: Callable[..., Any], kwargs: dict[str, Any]) -> bool:
+def repeatable(call: Call) -> bool:
     """Whether calling the function once more has no side effects and gives the same result."""
-    own = isinstance(kwargs.get("generator"), torch.Generator)  # its state would not be restored
-    return op not in UNREPEATABLE and not writes(func, kwargs) and not own and not _changes_tensors(func)
+    own = isinstance(call.kwargs.get("generator"), torch.Generator)  # its state would not be restored
+    return call.op not in UNREPEATABLE and not call.writes and not own and not _changes_tensors(call.func)
 
 
 def _changes_tensors(func: Callable[..., Any]) -> bool:
@@ -81,9 +81,7 @@ def _writes(schema: Any) -> bool:
 
 
 @torch.no_grad()
-def local_errors(
-    op: str, func: Callable[..., Any], args: Any, kwargs: dict[str, Any], formats: tuple[str, ...]
-) -> dict[str, Energies]:
+def local_errors(call: Call, formats: tuple[str, ...]) -> dict[str, Energies]:
     """For each format, the energies (sums of squares) of the operation's error and of its float32 result.
 
     Inputs that autocast would hold in half are rounded to the format first; others stay as they are. For a sum, the
@@ -91,7 +89,8 @@ def local_errors(
     the addends cancel.
     """
     with torch._C.DisableTorchFunction(), without_autocast():
-        return _local_errors(op, func, args, kwargs, formats)
+        call, exact, energy = _exact(call)
+        return {name: Energies(_error(call, name, exact), energy) for name in formats if exact}
 
 
 @contextmanager
@@ -106,34 +105,27 @@ def without_autocast() -> Iterator[None]:
 
 
 @torch.no_grad()
-def error_of(result: torch.Tensor, op: str, func: Callable[..., Any], args: Any, kwargs: Any) -> Energies | None:
+def error_of(result: torch.Tensor, call: Call) -> Energies | None:
     """The energies, as above, of the error that a low result of this call has, whether or not autocast would keep the
     operation in float32; None where it can't be computed once more."""
     with torch._C.DisableTorchFunction(), without_autocast():
-        _, exact, energy = _exact(op, func, args, kwargs)
-        rows = _some_rows(result) if op == "linear" else result
+        _, exact, energy = _exact(call)
+        rows = _some_rows(result) if call.op == "linear" else result
         return Energies(_energy(rows, exact[0]), energy) if exact else None
 
 
-def _local_errors(
-    op: str, func: Callable[..., Any], args: Any, kwargs: dict[str, Any], formats: tuple[str, ...]
-) -> dict[str, Energies]:
-    args, exact, energy = _exact(op, func, args, kwargs)
-    return {name: Energies(_error(op, func, args, kwargs, name, exact), energy) for name in formats if exact}
-
-
-def _exact(op: str, func: Callable[..., Any], args: Any, kwargs: Any) -> tuple[Any, list[torch.Tensor], float]:
-    """The arguments, of a linear layer some rows of them; the float32 results, [] if there are none that are finite;
-    and the energy to compare an error with."""
-    if op == "linear" and args:
-        args = (_some_rows(args[0]), *args[1:])
-    exact = _without_randomness(func, to_float32(args), to_float32(kwargs))
+def _exact(call: Call) -> tuple[Call, list[torch.Tensor], float]:
+    """The call, of a linear layer on some rows alone; the float32 results, [] if there are none that are finite; and
+    the energy to compare an error with."""
+    if call.op == "linear" and call.args:
+        call = call._replace(args=(_some_rows(call.args[0]), *call.args[1:]))
+    exact = _without_randomness(to_float32(call))
     energy = sum(map(_energy, exact))
     if not exact or energy == math.inf:
-        return args, [], energy
-    if op in ABSORBING:
-        energy = min(energy, smaller_addend(tensors_in(args), exact[0]) or energy)
-    return args, exact, energy
+        return call, [], energy
+    if call.op in ABSORBING:
+        energy = min(energy, smaller_addend(tensors_in(call.args), exact[0]) or energy)
+    return call, exact, energy
 
 
 def _some_rows(rows: torch.Tensor) -> torch.Tensor:
@@ -187,11 +179,11 @@ def _masks(addend: torch.Tensor, rms: float) -> bool:
     return 0 < seen.numel() < addend.numel() and bool((seen.abs() <= _ALIKE * rms).all())
 
 
-def _without_randomness(func: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> list[torch.Tensor]:
+def _without_randomness(call: Call) -> list[torch.Tensor]:
     """The floating-point results; [] where the operation draws random numbers, whose state is restored."""
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else range(0)
     before = [torch.get_rng_state(), *(torch.cuda.get_rng_state(device) for device in devices)]
-    result = func(*args, **kwargs)
+    result = call()
     after = [torch.get_rng_state(), *(torch.cuda.get_rng_state(device) for device in devices)]
     if all(map(torch.equal, before, after)):
         return floats_in(result)
@@ -201,9 +193,9 @@ def _without_randomness(func: Callable[..., Any], args: Any, kwargs: dict[str, A
     return []
 
 
-def _error(op: str, func: Any, args: Any, kwargs: Any, name: str, exact: list[torch.Tensor]) -> float:
+def _error(call: Call, name: str, exact: list[torch.Tensor]) -> float:
     """Sum of squares of the error in the format; inf where values become non-finite."""
-    rounding = rounding_for(name, op)
+    rounding = rounding_for(name, call.op)
     if rounding is None:
         return 0.0
 
@@ -211,5 +203,5 @@ def _error(op: str, func: Any, args: Any, kwargs: Any, name: str, exact: list[to
         low = rounding.dtype in HALVES and tensor.dtype in CASTABLE and is_half(tensor)
         return tensor.to(rounding.dtype) if low else tensor
 
-    low = floats_in(run_in_format(op, rounding, func, map_tensors(as_stored, args), map_tensors(as_stored, kwargs)))
+    low = floats_in(run_in_format(map_tensors(as_stored, call), rounding))
     return sum(map(_energy, low, exact))

@@ -21,12 +21,12 @@ from precaudit.instrument.events import TrainingListener, in_backward
 from precaudit.instrument.functions import IN_FUNCTION
 from precaudit.instrument.names import ModuleName, is_leaf
 from precaudit.instrument.scopes import REPEATED, Frame, ModuleScopes, ScopeListener
-from precaudit.instrument.torchfunction import dtype_name, floats_in, tensors_in
+from precaudit.instrument.torchfunction import Call, dtype_name, floats_in, tensors_in
 from precaudit.tracing.extremes import largest
 from precaudit.tracing.faults import FaultWatch, Inputs, finite_amax
 from precaudit.tracing.flops import COUNTED, counted_flops
 from precaudit.tracing.integers import EXACT_INTEGERS, integer_amax
-from precaudit.tracing.ops import Function, TraceMode, caller_location, scalars
+from precaudit.tracing.ops import TraceMode, caller_location, scalars
 from precaudit.tracing.parameters import ParameterTracker
 from precaudit.tracing.records import ABSORBING, STOPPING
 from precaudit.tracing.shadow import Energies, local_errors, repeatable
@@ -233,24 +233,25 @@ class Tracer(TrainingListener, ScopeListener):
         """Autocast's category of an operation; "other" where the script has disabled autocast."""
         return "other" if self._in_disabled_region() else category(op)
 
-    def begin(self, op: str, func: Function, args: Any, kwargs: Any, half: bool) -> _Token | None:
+    def begin(self, call: Call, half: bool) -> _Token | None:
         frame = self._scopes.current
         if frame is None:
             return None
         self.computing.add(frame.name)
+        op = call.op
         if not self._counts(frame, op):
             return None
         ordinal = frame.op_counts.get(op, 0)
         frame.op_counts[op] = ordinal + 1
         key = (frame.name, op, ordinal if ordinal < _MAX_ORDINAL else _MAX_ORDINAL + half)
-        slot = self.ops.get(key) or self._new_op(key, func, args, kwargs, half)
-        slot.take(scalars(args, kwargs), follow="read_half_dtype" in frame.data)
+        slot = self.ops.get(key) or self._new_op(key, call, half)
+        slot.take(scalars(call), follow="read_half_dtype" in frame.data)
         if self._shadowing and self._is_due(key):
-            self._shadow(slot, op, func, args, kwargs)
+            self._shadow(slot, call)
         if self.watch is None:
             return _Token(slot, ordinal, None)
-        self.watch.read(args, kwargs, slot)
-        return _Token(slot, ordinal, self.watch.inputs(op, args, kwargs))
+        self.watch.read(call.args, call.kwargs, slot)
+        return _Token(slot, ordinal, self.watch.inputs(op, call.args, call.kwargs))
 
     def _is_due(self, key: tuple[ModuleName, str, int]) -> bool:
         """Whether to measure the local error of a call: the first few of a step, then the 16th, 32nd, 64th ...: there
@@ -262,13 +263,13 @@ class Tracer(TrainingListener, ScopeListener):
         if (frame := self._scopes.current) is not None:
             frame.data["read_half_dtype"] = True
 
-    def _new_op(self, key: tuple[ModuleName, str, int], func: Function, args: Any, kwargs: Any, half: bool) -> OpSlot:
-        inputs = floats_in((args, kwargs))
+    def _new_op(self, key: tuple[ModuleName, str, int], call: Call, half: bool) -> OpSlot:
+        inputs = floats_in(call)
         dtype = dtype_name(inputs[0].dtype if inputs else torch.float32)
         if dtype in HALF_FORMATS:
             self.low_dtypes.add(dtype)
         self.read.update(id(t) for t in inputs if isinstance(t, torch.nn.Parameter))
-        shapes = tuple(_shape(t) for t in tensors_in((args, kwargs)))
+        shapes = tuple(_shape(t) for t in call.given)
         self.ops[key] = slot = OpSlot(
             *key[:2],
             self._category(key[1]),
@@ -277,28 +278,29 @@ class Tracer(TrainingListener, ScopeListener):
             dtype,
             half,
             self.options.autocast(),
-            flops=counted_flops(func, args, kwargs) if key[1] in COUNTED else None,
+            flops=counted_flops(call) if call.op in COUNTED else None,
         )
         return slot
 
-    def _shadow(self, slot: OpSlot, op: str, func: Function, args: Any, kwargs: Any) -> None:
-        inputs = floats_in((args, kwargs))
+    def _shadow(self, slot: OpSlot, call: Call) -> None:
+        op, inputs = call.op, floats_in(call)
         if any(torch._C._functorch.is_functorch_wrapped_tensor(t) for t in inputs):
             return
-        factors = inputs if op not in MASKED else tensors_in((args[:3], [kwargs.get(name) for name in MASKED[op]]))
+        masked = (call.args[:3], [call.kwargs.get(name) for name in MASKED.get(op, ())])
+        factors = tensors_in(masked) if op in MASKED else inputs
         slot.input_amax = largest((slot.input_amax, finite_amax(factors)))
         if op in ACCUMULATING:
             slot.integer_input = largest((slot.integer_input, integer_amax(factors, self._exact_integers)))
-        func = not_in_place(func)
-        if repeatable(op, func, kwargs):
-            for name, energies in self._local_errors(op, func, args, kwargs).items():
+        call = not_in_place(call)
+        if repeatable(call):
+            for name, energies in self._local_errors(call).items():
                 # A zero-initialized branch is absorbed at first and grows: the latest measurement counts.
                 slot.local[name] = energies if op in ABSORBING else slot.local.get(name, Energies()) + energies
 
-    def _local_errors(self, op: str, func: Function, args: Any, kwargs: Any) -> dict[str, Energies]:
+    def _local_errors(self, call: Call) -> dict[str, Energies]:
         """The local errors; {} for an operation that can't be repeated in a low format."""
         try:
-            return local_errors(op, func, args, kwargs, self.options.formats)
+            return local_errors(call, self.options.formats)
         except (RuntimeError, TypeError, ValueError):
             return {}
 

@@ -6,6 +6,7 @@ from emulation_models import Inside, inside, plan_for, weights
 
 from precaudit.execution.apply import apply
 from precaudit.execution.atomics import added_one_by_one
+from precaudit.instrument.torchfunction import Call
 from precaudit.tracing.shadow import local_errors
 
 ROWS, COLUMNS = 7, 3
@@ -74,12 +75,12 @@ def test_bfloat16_index_sum_stops_growing(form, name, most):
 
 def test_local_error_of_a_stagnating_index_sum():
     values, index = torch.ones(4096, 4), torch.zeros(4096, dtype=torch.long)
-    errors = local_errors("index_add", torch.index_add, (torch.zeros(1, 4), 0, index, values), {}, ("bfloat16",))
+    errors = local_errors(Call(torch.index_add, (torch.zeros(1, 4), 0, index, values), {}), ("bfloat16",))
     assert errors["bfloat16"].relative < 0.01  # float32 values
     marked = [inside(lambda _, x: x, "float32", t)[1] for t in (torch.zeros(1, 4), values)]
     for tensor in marked:
         tensor._precaudit_half = True
-    errors = local_errors("index_add", torch.index_add, (marked[0], 0, index, marked[1]), {}, ("bfloat16", "float16"))
+    errors = local_errors(Call(torch.index_add, (marked[0], 0, index, marked[1]), {}), ("bfloat16", "float16"))
     assert errors["bfloat16"].relative == pytest.approx(1 - 256 / 4096)
     assert errors["float16"].relative == pytest.approx(0.5)
 
@@ -96,9 +97,10 @@ def test_results_are_laid_out_as_torch_s_are(dim):
         (torch.index_select, wanted, dim, index),
         (torch.gather, wanted, dim, entries),
     ):
-        stands_in = added_one_by_one(func, args, {})
-        assert stands_in is not func
-        assert stands_in(*args).stride() == func(*args).stride()
+        call = Call(func, args, {})
+        stands_in = added_one_by_one(call)
+        assert stands_in is not call
+        assert stands_in().stride() == call().stride()
 
 
 def test_functions_that_do_not_sum_in_half_are_unchanged():
@@ -114,7 +116,8 @@ def test_functions_that_do_not_sum_in_half_are_unchanged():
         (torch.index_select, (half, 0, index), {}),
         (torch.mul, (half, half), {}),
     ):
-        assert added_one_by_one(func, args, kwargs) is func
+        call = Call(func, args, kwargs)
+        assert added_one_by_one(call) is call
     together = torch.vmap(lambda x: x.index_add(0, index, x))
     assert together(torch.stack([half, half])).shape == (2, 3, 2)
 

@@ -9,6 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from precaudit.execution.apply import apply
 from precaudit.execution.chains import chained
+from precaudit.instrument.torchfunction import Call
 
 EQUATIONS = ["ij,jk,kl->il", "ij,jk,kl", "bij,bjk,kl,l->bi", "...ij,...jk,kl->...il", "ij,ij,ij->", "ij,kl,jk,lm"]
 EQUATIONS += ["...i,ij,j"]
@@ -23,8 +24,8 @@ def factors_of(equation):
     ]
 
 
-def in_pairs(op, args, **kwargs):
-    return chained(op, args, kwargs, lambda function, factors: function(*factors))
+def in_pairs(function, *args, **kwargs):
+    return chained(Call(function, args, kwargs), lambda pair, factors: pair(*factors))
 
 
 @pytest.mark.parametrize("equation", EQUATIONS)
@@ -32,7 +33,7 @@ def in_pairs(op, args, **kwargs):
 def test_einsum_in_pairs_equals_torchs(equation, path):
     factors = factors_of(equation)
     along = {"path": [1, 2, *(0, 1) * (len(factors) - 2)]} if path else {}
-    torch.testing.assert_close(in_pairs("einsum", (equation, factors), **along), torch.einsum(equation, factors))
+    torch.testing.assert_close(in_pairs(torch.einsum, equation, factors, **along), torch.einsum(equation, factors))
 
 
 class Shapes(TorchDispatchMode):
@@ -53,7 +54,7 @@ class Shapes(TorchDispatchMode):
 def test_the_order_of_a_chain_of_matrices_is_torch_s(sizes):
     factors = [weights(a, b, seed=i) for i, (a, b) in enumerate(pairwise(sizes))]
     with Shapes() as ours:
-        result = in_pairs("linalg_multi_dot", (factors,))
+        result = in_pairs(torch.linalg.multi_dot, factors)
     with Shapes() as torch_s:
         expected = torch.linalg.multi_dot(factors)
     assert ours.products == torch_s.products
@@ -62,14 +63,14 @@ def test_the_order_of_a_chain_of_matrices_is_torch_s(sizes):
 
 def test_vectors_may_stand_at_the_ends():
     factors = [weights(4), weights(4, 5, seed=1), weights(5, 3, seed=2), weights(3, seed=3)]
-    torch.testing.assert_close(in_pairs("linalg_multi_dot", (factors,)), torch.linalg.multi_dot(factors))
+    torch.testing.assert_close(in_pairs(torch.linalg.multi_dot, factors), torch.linalg.multi_dot(factors))
 
 
 @pytest.mark.parametrize("n", [0, 1, 2, 3, 6, 7, -1, -2])
 def test_a_power_is_made_of_rounded_products(n):
     """A square of 300 is past what float16 has, whose inverse's square is not."""
     matrix = 300 * torch.eye(3).expand(2, 3, 3)
-    torch.testing.assert_close(in_pairs("matrix_power", (matrix, n)), torch.linalg.matrix_power(matrix, n))
+    torch.testing.assert_close(in_pairs(torch.matrix_power, matrix, n), torch.linalg.matrix_power(matrix, n))
     for power in (torch.matrix_power, torch.linalg.matrix_power):
         model = Inside(lambda outer, x, power=power: power(input=x, n=n))
         with apply(model, plan_for(model, "float16"), execution="emulated"):

@@ -19,10 +19,10 @@ class Names(OperationMode):
         super().__init__()
         self.seen = []
 
-    def operation(self, op, func, args, kwargs):
-        if not op.startswith("__get"):
-            self.seen.append(op)
-        return func(*args, **kwargs)
+    def operation(self, call):
+        if not call.op.startswith("__get"):
+            self.seen.append(call.op)
+        return call()
 
 
 def seen(function):
@@ -212,13 +212,13 @@ def test_composites_are_expanded_in_several_threads():
     seen, inside, other_done = [], threading.Event(), threading.Event()
 
     class Waiting(OperationMode):
-        def operation(self, op, func, args, kwargs):
+        def operation(self, call):
             if threading.current_thread() is threading.main_thread():
-                seen.append(op)
+                seen.append(call.op)
             else:
                 inside.set()
                 other_done.wait(10)
-            return func(*args, **kwargs)
+            return call()
 
     mode, x = Waiting(), torch.ones(2, 4)
 

@@ -32,8 +32,8 @@ class Dtypes:
             self.mode.__exit__(None, None, None)
         return output
 
-    def begin(self, op, func, args, kwargs, half):
-        frame = self.scopes.current
+    def begin(self, call, half):
+        frame, op = self.scopes.current, call.op
         frame.op_counts[op] = frame.op_counts.get(op, 0) + 1
         return frame.name.fqn, op, frame.op_counts[op] - 1
 

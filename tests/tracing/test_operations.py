@@ -10,7 +10,7 @@ from traced import tracing
 from training_styles import Wrapping, numbers
 
 from precaudit.execution.rounding import quantize, round_mantissa
-from precaudit.instrument.torchfunction import op_name
+from precaudit.instrument.torchfunction import Call
 from precaudit.planning.rules import bans
 from precaudit.tracing.integers import integer_amax
 from precaudit.tracing.ops import mark_half
@@ -106,7 +106,7 @@ def test_absorbed_addend_that_depends_on_the_other_is_no_loss():
     x = 0.1 * torch.randn(32, 64)
     cube = 0.0447 * x**3
     for addend, lost in ((cube, False), (cube[torch.randperm(32)], True), (torch.full_like(x, 1e-4), True)):
-        errors = local_errors("add", torch.add, (x.bfloat16(), addend.bfloat16()), {}, ("bfloat16",))
+        errors = local_errors(Call(torch.add, (x.bfloat16(), addend.bfloat16()), {}), ("bfloat16",))
         assert (errors["bfloat16"].relative > 0.25) is lost
         assert errors["bfloat16"].error > 0
 
@@ -121,7 +121,7 @@ def test_scores_that_an_additive_mask_hides_are_no_loss(hidden, elsewhere, lost)
     scores, mask = torch.randn(8, 4, 16), torch.full((8, 1, 16), elsewhere)
     mask[:, :, 9:] = hidden
     mark_half([scores, mask])
-    errors = local_errors("add", torch.add, (scores, mask), {}, ("bfloat16",))
+    errors = local_errors(Call(torch.add, (scores, mask), {}), ("bfloat16",))
     assert (errors["bfloat16"].relative > 0.25) is lost
 
 
@@ -131,7 +131,7 @@ def test_dependence_of_addends_with_noise(noise, lost):
     torch.manual_seed(0)
     x = torch.randn(64, 64)
     addend = 1e-4 * ((1 - noise) ** 0.5 * x + noise**0.5 * torch.randn(64, 64))
-    errors = local_errors("add", torch.add, (x.bfloat16(), addend.bfloat16()), {}, ("bfloat16",))
+    errors = local_errors(Call(torch.add, (x.bfloat16(), addend.bfloat16()), {}), ("bfloat16",))
     assert (errors["bfloat16"].relative > 0.25) is lost
 
 
@@ -181,7 +181,7 @@ def test_nonfinite_float32_results_have_no_local_error():
     ],
 )
 def test_repeatable_operations(function, kwargs, expected):
-    assert repeatable(op_name(function), function, kwargs) is expected
+    assert repeatable(Call(function, (), kwargs)) is expected
 
 
 def test_in_place_operation_on_a_buffer_runs_once():
@@ -204,7 +204,7 @@ def test_local_errors_draw_no_random_numbers():
 
     torch.manual_seed(0)
     state = torch.get_rng_state()
-    assert local_errors("noisy", noisy, (torch.ones(3),), {}, ("bfloat16",)) == {}
+    assert local_errors(Call(noisy, (torch.ones(3),), {}), ("bfloat16",)) == {}
     assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -340,7 +340,7 @@ def test_absorbed_scalar_is_no_loss():
     """An eps in a buffer protects from zero; that a large value absorbs it is what it is for."""
 
     def add(*addends):
-        return local_errors("add", torch.add, addends, {}, ("bfloat16",))["bfloat16"].relative
+        return local_errors(Call(torch.add, addends, {}), ("bfloat16",))["bfloat16"].relative
 
     values = half(numbers(0, 64, 4) + 3)
     assert add(values, torch.tensor(1e-3)) < 0.01
