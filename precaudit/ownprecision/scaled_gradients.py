@@ -35,7 +35,8 @@ class ScaledGradients(TrainingListener):
     - `adds_scaled`: a scaled loss adds to gradients that are already unscaled. `unscaled_before`: a scaler steps on
       gradients that arrived after it had unscaled others.
     - `scales_twice`: a loss computed from a scaled one is scaled. `other_scaler`: another scaler unscales than the one
-      that scaled. `updated_between`: its scale was updated between the two. `made_anew`: a new scaler is created in every step.
+      that scaled. `updated_between`: its scale was updated between the two. `made_anew`: a new scaler is created in
+      every step.
     - `changes_scaled`: the script writes to gradients before they are unscaled; `unscales_twice`: it has read the scale
       since the backward pass, and so may have unscaled them itself.
     """
