@@ -52,13 +52,6 @@ def op_name(func: Callable[..., Any]) -> str:
     return name[:-1] if name.endswith("_") and not name.startswith("__") else name
 
 
-def writes(func: Callable[..., Any], kwargs: Mapping[str, Any]) -> bool:
-    """Whether a call changes one of its arguments: an in-place variant, an assignment, or `out=`."""
-    name = getattr(func, "__name__", "")
-    in_place = name.endswith("_") and not name.endswith("__")
-    return in_place or name in _IN_PLACE_OPERATORS or kwargs.get("out") is not None
-
-
 class Call(NamedTuple):
     """A call of a torch function."""
 
@@ -80,7 +73,10 @@ class Call(NamedTuple):
 
     @property
     def writes(self) -> bool:
-        return writes(self.func, self.kwargs)
+        """Whether it changes one of its arguments: an in-place variant, an assignment, or `out=`."""
+        name = getattr(self.func, "__name__", "")
+        in_place = name.endswith("_") and not name.endswith("__")
+        return in_place or name in _IN_PLACE_OPERATORS or self.kwargs.get("out") is not None
 
     @property
     def target(self) -> Any:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from precaudit.histograms.memory import flat, in_transform
-from precaudit.instrument.torchfunction import floats_in, tensors_in
+from precaudit.instrument.torchfunction import Call, floats_in
 from precaudit.tracing.records import Fault
 
 MASKING = frozenset(
@@ -56,13 +56,13 @@ class FaultWatch:
         self.faults: list[Fault] = []
         self._slots: dict[int, Any] = {}
 
-    def inputs(self, op: str, args: Any, kwargs: Any) -> Inputs | None:
+    def inputs(self, call: Call) -> Inputs | None:
         """Describe the inputs; None inside functorch transforms, where values can't be read."""
         if in_transform():
             return None
-        if op in MASKING:
+        if call.op in MASKING:
             return Inputs(None, True)
-        tensors = [t.detach() for t in floats_in((args, kwargs))]
+        tensors = [t.detach() for t in floats_in(call)]
         return Inputs(finite_amax(tensors), any(bool(t.isnan().any()) for t in tensors))
 
     def forward(self, tensor: torch.Tensor, inputs: Inputs, step: int, slot: Any) -> None:
@@ -72,10 +72,10 @@ class FaultWatch:
         if made_nan or (inputs.amax is not None and bool(values.isinf().any())):
             self._note("forward", values, inputs.amax, step, slot)
 
-    def read(self, args: Any, kwargs: Any, slot: Any) -> None:
-        """Record that the operation `slot` reads these arguments."""
+    def read(self, call: Call, slot: Any) -> None:
+        """Record that the operation `slot` reads the arguments of a call."""
         self._slots[id(slot)] = slot
-        for tensor in tensors_in((args, kwargs)):
+        for tensor in call.given:
             getattr(tensor, _READERS, []).append(id(slot))
 
     def readers(self, tensor: torch.Tensor) -> list[int]:

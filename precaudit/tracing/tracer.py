@@ -250,8 +250,8 @@ class Tracer(TrainingListener, ScopeListener):
             self._shadow(slot, call)
         if self.watch is None:
             return _Token(slot, ordinal, None)
-        self.watch.read(call.args, call.kwargs, slot)
-        return _Token(slot, ordinal, self.watch.inputs(op, call.args, call.kwargs))
+        self.watch.read(call, slot)
+        return _Token(slot, ordinal, self.watch.inputs(call))
 
     def _is_due(self, key: tuple[ModuleName, str, int]) -> bool:
         """Whether to measure the local error of a call: the first few of a step, then the 16th, 32nd, 64th ...: there
