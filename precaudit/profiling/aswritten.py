@@ -45,6 +45,8 @@ _REFUSALS = {
     "No inf checks": "step an optimizer only after the backward pass of a loss that this scaler has scaled",
 }
 """torch's messages for misuse of a scaler, and the fixes."""
+_WITHOUT_CASTS = f"{USE_THE_PLAN}, and keep in float32 what is cast there by hand"
+"""The plan was verified without the script's casts, which stay where they are when its lines are pasted."""
 _IN_FLOAT32 = "train in float32 instead of the script's own low precision, until a plan is verified"
 
 
@@ -76,7 +78,9 @@ def of_as_written(audit: Audit, verification: Verification) -> list[Finding]:
         likely = of_scaled(misuses, {**LIKELY, **CHANGES} if depends is None else LIKELY)[:1]
         causes = _causes(reference, run, "warning" if found else "error") or _possible_causes(run, likely)
         if not (found or causes):
-            detail += _outside(run) or _likely(audit) or _unexplained(run)
+            known = _outside(run) or _likely(audit)
+            detail += known or _unexplained(run)
+            fix = _WITHOUT_CASTS if fix == USE_THE_PLAN and run.own_precision.casts and not known else fix
     return [*found, *_of_difference(run, detail, bool(causes), own.autocast_at, fix), *causes]
 
 

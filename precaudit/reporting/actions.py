@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from precaudit.finding import USE_THE_PLAN, counted
 from precaudit.model import AS_WRITTEN, Finding, Plan, Report
@@ -21,9 +22,10 @@ def actions(report: Report) -> list[str]:
     first = undone or (_suggestions([broken])[0] if broken else _next_step(report))
     if not undone and not broken and not report.plan.is_low_precision:
         first = f"Change nothing for now: {own_format(report)} is the fastest format that is known to train here."
-    said = {"", USE_THE_PLAN} if first == _with_the_plan(report) else {""}
-    unsettled = [group for group in causes(report) if not settled(report.plan, group.members[0])]
-    left = [group.told for group in unsettled if group.told.severity != "note" and group.told.suggestion not in said]
+    said = USE_THE_PLAN if first == _with_the_plan(report) else ""
+    unsettled = [group.told for group in causes(report) if not settled(report.plan, group.members[0])]
+    unsaid = [replace(told, suggestion=told.suggestion.removeprefix(said).removeprefix(", and ")) for told in unsettled]
+    left = [told for told in unsaid if told.severity != "note" and told.suggestion]
     return [*dict.fromkeys([first, *_suggestions(left)]), *_taken_care_of(report)]
 
 
@@ -43,7 +45,7 @@ def _with_the_plan(report: Report) -> str:
     if has_the_plan(report):
         default = report.plan.default
         return f"Keep what you have: the script's own autocast is to {default}, and so is the plan."
-    strays = any(finding.suggestion == USE_THE_PLAN for finding in report.findings)
+    strays = any(finding.suggestion.startswith(USE_THE_PLAN) for finding in report.findings)
     train = "Train with the plan" + (" instead of the script's own mixed precision" if strays else "")
     paste = "paste the lines that this report gives into your training script"
     if asks_for_the_plan(report):

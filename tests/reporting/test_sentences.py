@@ -40,6 +40,8 @@ def test_using_the_plan_is_said_once():
     first, *rest = actions(report)
     assert first.startswith("Train with the plan instead of the script's own mixed precision: paste")
     assert not any("script's own" in action for action in rest)
+    more = replace(strays, suggestion=f"{USE_THE_PLAN}, and keep the sum in float32")
+    assert "Keep the sum in float32 [train.py:3]" in actions(replace(report, findings=(more,)))[1:]
     screened = replace(report, verification=replace(report.verification, verdict="screened"))
     assert "Use the plan instead of the script's own mixed precision [train.py:3]" in actions(screened)
 
