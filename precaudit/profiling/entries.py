@@ -144,7 +144,7 @@ def _steps(entry: NonFiniteStep, severity: Severity) -> Finding:
         "nothing checks what overflows under the script's own precision and loss scale"
     )
     fix = "step with a GradScaler, scaler.step(optimizer), which skips such steps, or check the gradients first"
-    return finding("PA504", "error", message, fix, entry.fqn or None, step=entry.step)
+    return finding("PA504", "error", message, fix, entry.fqn or None, None, entry.place, step=entry.step)
 
 
 @_described.register
