@@ -52,6 +52,8 @@ def job_facts(job: Job, settings: Settings, audit: Audit, formats: Sequence[str]
 
 
 def _stopped(run: RunResult) -> str:
+    if run.status == "killed":  # by whom is not known, even where it was often for memory
+        return run.status
     if run.error is not None and run.error.is_lack_of_launcher:
         return "unlaunched"
     if run.error is not None and run.error.is_lack_of_memory:

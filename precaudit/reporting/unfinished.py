@@ -17,7 +17,10 @@ class Ending:
 
 
 CUT_SHORT = {
-    "killed": Ending("the run was killed", "See in script.log what ended the run, and profile again."),
+    "killed": Ending(
+        "the run was killed",
+        "See in script.log what ended the run, and profile again; with a smaller batch, if memory ran out.",
+    ),
     "failed": Ending("the script failed", "Mend the script (script.log has what it said), and profile again."),
     "unable": Ending(
         "precaudit could not go on", "The script is not to blame: do as the reason says, and profile again."

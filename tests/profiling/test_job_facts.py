@@ -51,6 +51,15 @@ def test_what_ended_a_run_is_told_apart(error, stopped):
     assert facts["stopped"] == stopped
 
 
+def test_a_run_that_was_killed_is_not_said_to_have_lacked_memory():
+    """Its error says that this is often the reason."""
+    job = Job("script", "train.py", (), ".", 8)
+    error = ScriptError("ProcessDied", "the script's process was killed by SIGKILL (often: out of memory)", "")
+    killed = RunResult("reference", 0, "killed", 3, error=error)
+    facts = job_facts(job, Settings(), Audit(job, killed, Trace()), ("bfloat16",), get_gpu("h100"))
+    assert facts["stopped"] == "killed"
+
+
 @pytest.mark.parametrize("neutralize", [False, True])
 def test_disabled_casts_are_mentioned(neutralize):
     job = Job("script", "train.py", (), ".", 8)
