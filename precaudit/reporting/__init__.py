@@ -60,7 +60,8 @@ def format_among(formats: Collection[str], path: Path) -> str:
     """The format that a file's name asks for, if it is one of these."""
     name = "csv" if path.suffix.lower() == ".csv" else format_of(path)
     if name not in formats:
-        raise PrecauditError(f"{path}: can't be written as {name} here; what can be is {', '.join(formats)}")
+        known = (extension for extension, each in {**EXTENSIONS, ".csv": "csv"}.items() if each in formats)
+        raise PrecauditError(f"{path}: can't be written as {name} here; what can be is {', '.join(known)}")
     return name
 
 

@@ -161,7 +161,7 @@ def test_what_cut_head_short_is_told_once(folder, capsys):
         (["base", "nowhere"], "No such file"),
         ([".", "base"], "add --trend"),
         (["base", "same", "--fail-on", "speed:1"], "metrics are verdict"),
-        (["base", "same", "-o", "x.html"], "can't be written as html"),
+        (["base", "same", "-o", "x.html"], "can't be written as html here; what can be is .json, .md"),
         (["base", "same", "-o", "x.docx"], "extension"),
         (["base", "same", "-o", "base/report.json"], "--force"),
         (["base", "same", "--format", "csv"], "can't be printed"),
