@@ -124,7 +124,7 @@ def test_the_slider_counts_no_gradient_that_is_zero_but_for_rounding(browser, tm
     show(browser, tmp_path / "r.html")
     said = browser.execute_script("return document.getElementById('k-effect').textContent")
     assert said.startswith("All 36 gradients survive in float16")
-    assert said.endswith("Zero but for rounding, as a bias before a norm has it, 1 gradient is not counted.")
+    assert said.endswith("Not counted: 1 gradient, zero but for rounding (such as a bias's before a norm).")
 
 
 def test_the_slider_works_from_the_keyboard(browser, files):

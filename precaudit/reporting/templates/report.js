@@ -187,9 +187,8 @@
     if (high.length) parts.push(`${high.length.toLocaleString("en")} would overflow (${named(high)}).`);
     const effect = gradients.length === 0 ? "No gradient was measured."
       : parts.join(" ") || `All ${count(gradients.length, "gradient")} survive in ${state.format} at this scale: none overflows, and ${vanishing(gradients, format, k)}`;
-    const uncounted = (n) => `${count(n, "gradient")} ${n === 1 ? "is" : "are"} not counted.`;
-    const elsewhere = others ? ` Of modules that the plan runs in other formats, ${uncounted(others)}` : "";
-    const rounding = residues ? ` Zero but for rounding, as a bias before a norm has it, ${uncounted(residues)}` : "";
+    const elsewhere = others ? ` Of modules that the plan runs in other formats, ${count(others, "gradient")} ${others === 1 ? "is" : "are"} not counted.` : "";
+    const rounding = residues ? ` Not counted: ${count(residues, "gradient")}, zero but for rounding (such as a bias's before a norm).` : "";
     $("k-effect").textContent = effect + elsewhere + rounding;
   }
 
