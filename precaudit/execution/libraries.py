@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any
 
 import torch
+from torch._ops import OpOverload
 
-from precaudit.instrument.torchfunction import Call
+from precaudit.instrument.torchfunction import Call, overloads_of
 
 _KEYS = {"cpu": "AutocastCPU", "cuda": "AutocastCUDA"}
 
@@ -23,18 +23,12 @@ class PlanAutocast(torch.autocast):
 
 def own_region(call: Call, dtype: torch.dtype) -> PlanAutocast | None:
     """The autocast region for a library's operation with its own autocast kernel; None for other operations."""
-    if not isinstance(call.func, (torch._ops.OpOverload, torch._ops.OpOverloadPacket)):
-        return None
-    device = next((tensor.device.type for tensor in call.given), "")
-    return PlanAutocast(device, dtype=dtype) if _brings_autocast(call.func, device) else None
+    overloads = overloads_of(call.func)
+    device = next((tensor.device.type for tensor in call.given), "") if overloads else ""
+    brings = device in _KEYS and any(_brings_autocast(each, _KEYS[device]) for each in overloads)
+    return PlanAutocast(device, dtype=dtype) if brings else None
 
 
 @lru_cache(maxsize=1024)
-def _brings_autocast(func: Any, device: str) -> bool:
-    overloads = (
-        [func] if isinstance(func, torch._ops.OpOverload) else [getattr(func, name) for name in func.overloads()]
-    )
-    return device in _KEYS and any(
-        op.namespace != "aten" and torch._C._dispatch_has_kernel_for_dispatch_key(op.name(), _KEYS[device])
-        for op in overloads
-    )
+def _brings_autocast(op: OpOverload, key: str) -> bool:
+    return op.namespace != "aten" and torch._C._dispatch_has_kernel_for_dispatch_key(op.name(), key)

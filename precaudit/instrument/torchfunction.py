@@ -18,6 +18,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
+from torch._ops import OpOverload, OpOverloadPacket
 from torch.overrides import TorchFunctionMode
 
 _OPERATORS = {"matmul": "matmul", "pow": "pow", "add": "add", "mul": "mul", "sub": "sub", "truediv": "div"}
@@ -50,6 +51,14 @@ def op_name(func: Callable[..., Any]) -> str:
     name = getattr(func, "__name__", type(func).__name__)
     name = _ALIASES.get(name, name)
     return name[:-1] if name.endswith("_") and not name.startswith("__") else name
+
+
+@lru_cache(maxsize=4096)
+def overloads_of(func: Callable[..., Any]) -> tuple[OpOverload, ...]:
+    """What a function of `torch.ops` stands for; () for any other function."""
+    if isinstance(func, OpOverloadPacket):
+        return tuple(getattr(func, name) for name in func.overloads())
+    return (func,) if isinstance(func, OpOverload) else ()
 
 
 class Call(NamedTuple):

@@ -10,12 +10,11 @@ from functools import cache
 from typing import Any
 
 import torch
-from torch._ops import OpOverload, OpOverloadPacket
 
 from precaudit.execution.emulated import run_in_format, to_float32
 from precaudit.execution.rounding import CASTABLE, HALVES, rounding_for
 from precaudit.histograms import Accumulator
-from precaudit.instrument.torchfunction import Call, floats_in, map_tensors, tensors_in
+from precaudit.instrument.torchfunction import Call, floats_in, map_tensors, overloads_of, tensors_in
 from precaudit.tracing.ops import is_half
 from precaudit.tracing.records import ABSORBING
 
@@ -60,10 +59,8 @@ def repeatable(call: Call) -> bool:
 
 def _changes_tensors(func: Callable[..., Any]) -> bool:
     """Whether one of its schemas writes to arguments: a custom operation's buffer, an observer's range."""
-    if isinstance(func, OpOverload):
-        return _writes(func._schema)
-    if isinstance(func, OpOverloadPacket):
-        return any(_writes(getattr(func, overload)._schema) for overload in func.overloads())
+    if overloads := overloads_of(func):
+        return any(_writes(each._schema) for each in overloads)
     return _changes_by_name(getattr(func, "__name__", ""))
 
 
