@@ -9,7 +9,7 @@ from precaudit.execution.rounding import HALVES
 from precaudit.instrument.torchfunction import Call
 from precaudit.ownprecision.state import is_plain
 from precaudit.tracing.faults import MASKING
-from precaudit.tracing.shadow import UNREPEATABLE, without_autocast
+from precaudit.tracing.shadow import UNREPEATABLE, unobserved
 
 UNINITIALIZED = frozenset(
     "empty empty_like new_empty empty_strided new_empty_strided empty_permuted resize resize_as".split()
@@ -47,7 +47,7 @@ def _not_finite_either(call: Call, result: torch.Tensor) -> bool:
     if call.op in UNREPEATABLE or call.op == "copy":
         return False
     try:
-        with torch._C.DisableTorchFunction(), without_autocast():
+        with unobserved():
             exact = in_float32(call)
     except (RuntimeError, TypeError, ValueError):
         return False

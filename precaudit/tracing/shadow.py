@@ -77,7 +77,6 @@ def _writes(schema: Any) -> bool:
     return any(not each.is_out for each in written)
 
 
-@torch.no_grad()
 def local_errors(call: Call, formats: tuple[str, ...]) -> dict[str, Energies]:
     """For each format, the energies (sums of squares) of the operation's error and of its float32 result.
 
@@ -85,27 +84,28 @@ def local_errors(call: Call, formats: tuple[str, ...]) -> dict[str, Energies]:
     energy is that of the smaller addend, which a coarse format may absorb, or of the result if that is smaller because
     the addends cancel.
     """
-    with torch._C.DisableTorchFunction(), without_autocast():
+    with unobserved():
         call, exact, energy = _exact(call)
         return {name: Energies(_error(call, name, exact), energy) for name in formats if exact}
 
 
 @contextmanager
-def without_autocast() -> Iterator[None]:
-    """Disable autocast, which would round the exact result too, and would cache weights that it casts here, without
-    gradients, for the training step."""
+def unobserved() -> Iterator[None]:
+    """Compute apart from the training step: without function modes, gradients, and autocast, which would round the
+    exact result too, and would cache weights that it casts here, without gradients, for the training step."""
     with ExitStack() as stack:
+        stack.enter_context(torch._C.DisableTorchFunction())
+        stack.enter_context(torch.no_grad())
         for device in ("cuda", "cpu"):
             if torch.is_autocast_enabled(device):
                 stack.enter_context(torch.autocast(device, enabled=False))
         yield
 
 
-@torch.no_grad()
 def error_of(result: torch.Tensor, call: Call) -> Energies | None:
     """The energies, as above, of the error that a low result of this call has, whether or not autocast would keep the
     operation in float32; None where it can't be computed once more."""
-    with torch._C.DisableTorchFunction(), without_autocast():
+    with unobserved():
         _, exact, energy = _exact(call)
         rows = _some_rows(result) if call.op == "linear" else result
         return Energies(_energy(rows, exact[0]), energy) if exact else None
