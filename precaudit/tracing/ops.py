@@ -166,10 +166,10 @@ class TraceMode(OperationMode):
         read_at, self._read_at = self._read_at, None
         if op in CASTS:
             return self._cast(call, read_at)
+        widens = call.kwargs.get("dtype") == torch.float32 and (read_at is None or read_at != caller_location())
         if op in STRUCTURAL and not (op in _FILLING and _fills_with_large(call)):
-            widens = call.kwargs.get("dtype") == torch.float32 and (read_at is None or read_at != caller_location())
             return self._structural(call, widens)
-        return self._traced(call)
+        return self._traced(call, widens)
 
     def _read_dtype(self, half: bool) -> None:
         self._read_at = caller_location() if half else None
@@ -210,13 +210,14 @@ class TraceMode(OperationMode):
             self._sink.record(token, [result])
         return result
 
-    def _traced(self, call: Call) -> Any:
+    def _traced(self, call: Call, widens: bool) -> Any:
         op, kind = call.op, self._kind(call.op)
         inputs = floats_in(call)
         target = call.target if call.writes else None
         if op in SUMS and call.args and (target is not None or kind != "promote") and any(map(is_half, inputs)):
             mark_half([call.args[0]])  # torch requires equal dtypes: a target made with `dtype=x.dtype` is half too
-        half = is_half(target) if isinstance(target, torch.Tensor) else stored_in_half(op, kind, inputs)
+        stored = not widens and stored_in_half(op, kind, inputs)
+        half = is_half(target) if isinstance(target, torch.Tensor) else stored
         presumed = half and kind != "lower" and any(map(_is_presumed, inputs))
         token = self._sink.begin(call.without_out, half and not presumed)
         result = call()

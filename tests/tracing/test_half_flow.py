@@ -122,6 +122,7 @@ def mixtures(self, x):
 def made_like(self, x):
     h = self.lin(x)
     wide = [torch.zeros_like(h, dtype=torch.float32) - 1e38, h.new_ones(4, dtype=torch.float32) * 2]
+    wide += [h.mean(0, dtype=torch.float32) * 2]
     low = [torch.zeros_like(h) - 1, h.new_ones(4) * 2, torch.zeros_like(h, dtype=h.dtype) - 1]
     return sum(part.double().sum() for part in wide + low)
 
