@@ -4,7 +4,6 @@ backward pass takes the probabilities from them. Only what follows, the mean of 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -22,8 +21,13 @@ class _RoundedLogarithms(TorchDispatchMode):
         super().__init__()
         self._dtype = dtype
 
-    def __torch_dispatch__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        with self:  # in inference mode the function comes as a whole
+            parts = func.decompose(*args, **kwargs)
+        if parts is not NotImplemented:
+            return parts
+        result = func(*args, **kwargs)
         return result.to(self._dtype).float() if func is torch.ops.aten._log_softmax.default else result
 
 
