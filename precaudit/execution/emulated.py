@@ -32,7 +32,9 @@ from precaudit.model import Plan
 
 _DRAWING = frozenset("randn rand randn_like rand_like normal uniform log_normal cauchy exponential".split())
 _UNIFORM = frozenset("rand rand_like uniform".split())
-_SUMMED_IN_HALF = frozenset("grid_sampler col2im im2col avg_pool1d avg_pool2d avg_pool3d instance_norm".split())
+_SUMMED_IN_HALF = frozenset(
+    "grid_sampler col2im im2col avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool3d instance_norm".split()
+)
 """Operations whose CPU kernels compute in half, forward or backward, where CUDA's do so in float32 and round once."""
 
 

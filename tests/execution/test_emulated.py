@@ -763,9 +763,10 @@ def test_autocast_kernel_of_a_library_is_used():
         (lambda x: F.fold(x, (12, 12), 5, padding=2), weights(1, 50, 144)),
         (lambda x: F.unfold(x, 7, padding=3), weights(1, 2, 12, 12)),
         (lambda x: F.avg_pool1d(x, 65, 1), weights(1, 2, 200)),
+        (lambda x: F.adaptive_avg_pool3d(x, 2), weights(2, 16, 16, 16) + 1),
         (F.instance_norm, weights(2, 4, 20, 20) + 20),
     ],
-    ids=["grid_sample", "fold", "unfold", "avg_pool1d", "instance_norm"],
+    ids=["grid_sample", "fold", "unfold", "avg_pool1d", "adaptive_avg_pool3d", "instance_norm"],
 )
 def test_sums_of_kernels_that_compute_in_float32_on_cuda_are_rounded_once(function, input, dtype):
     """The CPU's kernels for half sum in half, and that of grid_sample computes its coordinates in it."""
