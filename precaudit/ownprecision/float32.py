@@ -63,12 +63,20 @@ class CastWatch(TorchFunctionMode):
         kwargs = kwargs or {}
         dtype = _asked_for(func, args, kwargs) if len(self._casts) < _MOST_PLACES else None
         if dtype is not None and not called_by_precaudit(func):
-            place = script_location()
-            if place is not None:
-                through = caller_location()
-                self._casts.setdefault((place, dtype), Cast(place, dtype, through if through != place else None))
-                self._own.casts = tuple(self._casts.values())
+            self._note(dtype)
         return func(*args, **kwargs)
+
+    def by_default(self, original: Callable[[torch.dtype], None], d: torch.dtype) -> None:
+        """A low default dtype, whose setting no function mode sees."""
+        if d in _LOW:
+            self._note(dtype_name(d))
+        original(d)
+
+    def _note(self, dtype: str) -> None:
+        place, through = script_location(), caller_location()
+        if place is not None:
+            self._casts.setdefault((place, dtype), Cast(place, dtype, through if through != place else None))
+            self._own.casts = tuple(self._casts.values())
 
 
 def _asked_for(func: Any, args: Any, kwargs: dict[str, Any]) -> str | None:
@@ -159,6 +167,14 @@ def everywhere(mode: TorchFunctionMode) -> Iterator[None]:
             original(thread)
 
     with wrapped(threading.Thread, "_bootstrap_inner", starting), in_both_passes(mode):
+        yield
+
+
+@contextmanager
+def casts_recorded(own: OwnPrecision) -> Iterator[None]:
+    """`CastWatch` in all threads, for a low default dtype too."""
+    watch = CastWatch(own)
+    with wrapped(torch, "set_default_dtype", watch.by_default), everywhere(watch):
         yield
 
 

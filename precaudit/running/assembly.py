@@ -25,7 +25,7 @@ from precaudit.model import Plan
 from precaudit.ownprecision.baseline import Baseline
 from precaudit.ownprecision.by_hand import ScaledByHand
 from precaudit.ownprecision.changes import GradientChanges
-from precaudit.ownprecision.float32 import CastWatch, everywhere, float32_only, in_both_passes
+from precaudit.ownprecision.float32 import casts_recorded, float32_only, in_both_passes
 from precaudit.ownprecision.grad_scaler import OwnScaler
 from precaudit.ownprecision.regions import OwnRegions
 from precaudit.ownprecision.scaled_gradients import ScaledGradients
@@ -205,5 +205,5 @@ def _precision(baseline: Baseline, spec: RunSpec) -> Iterator[None]:
         if spec.neutralize:
             stack.enter_context(float32_only())
         elif spec.audited:
-            stack.enter_context(everywhere(CastWatch(baseline.own)))
+            stack.enter_context(casts_recorded(baseline.own))
         yield

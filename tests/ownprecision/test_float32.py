@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from precaudit.instrument.names import ModuleNames
-from precaudit.ownprecision.float32 import CastWatch, Float32Mode, float32_only
+from precaudit.ownprecision.float32 import CastWatch, Float32Mode, casts_recorded, float32_only
 from precaudit.ownprecision.records import OwnPrecision
 from precaudit.ownprecision.watch import OwnLowPrecision
 from precaudit.tracing.parameters import absorbed_update
@@ -108,6 +108,20 @@ def test_lines_of_casts_are_recorded():
     assert {cast.dtype for cast in settings.casts} == {"float16", "bfloat16"}
     assert {cast.place.path for cast in settings.casts} == {__file__}
     assert len(settings.casts) == 3
+
+
+def test_a_low_default_dtype_is_recorded_as_a_cast():
+    """Nothing else in the script may tell why its weights are low."""
+    settings = OwnPrecision()
+    try:
+        with casts_recorded(settings):
+            torch.set_default_dtype(torch.float32)
+            assert not settings.casts
+            torch.set_default_dtype(torch.bfloat16)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    (cast,) = settings.casts
+    assert (cast.dtype, cast.place.path) == ("bfloat16", __file__)
 
 
 def test_own_casts_are_not_recorded_under_several_modes():
