@@ -19,7 +19,7 @@ class Ending:
 CUT_SHORT = {
     "killed": Ending(
         "the run was killed",
-        "See in script.log what ended the run, and profile again; with a smaller batch, if memory ran out.",
+        "See in script.log what ended the run, and profile again; with a smaller batch, if memory was short.",
     ),
     "failed": Ending("the script failed", "Mend the script (script.log has what it said), and profile again."),
     "unable": Ending(
