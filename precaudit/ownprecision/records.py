@@ -129,7 +129,8 @@ class NonFiniteGradient(Entry):
 
 @dataclass(frozen=True)
 class LostGradient(Entry):
-    """A gradient that overflowed in its parameter's dtype; `scale` is the loss scale, 0 without one."""
+    """A gradient that overflowed in its parameter's dtype, or if that is float32, inside autocast; `scale` is the loss
+    scale, 0 without one."""
 
     fqn: str
     dtype: str
@@ -205,6 +206,7 @@ MisuseKind = Literal[
     "adds_by_hand",
     "adds_scaled",
     "changes_scaled",
+    "clips_by_hand",
     "clips_scaled",
     "hooks",
     "made_anew",

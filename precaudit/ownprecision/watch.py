@@ -183,6 +183,8 @@ class OwnLowPrecision(TorchFunctionMode, TrainingListener):
     def backward_ended(self, roots: Sequence[torch.Tensor]) -> None:
         if self._backward.entries():
             self._publish()  # there may be no step at all
+        if self._scale > 1 and not self._lost and not any(hasattr(root, FACTOR) for root in roots):
+            self._look_for_lost_by_hand()
         if self._own.changes_gradients is None:
             gradients = (p.grad for p in self._names.parameters() if p.grad is not None)
             self._gradients = {gradient.data_ptr() for gradient in gradients if is_plain(gradient)}
@@ -193,6 +195,13 @@ class OwnLowPrecision(TorchFunctionMode, TrainingListener):
             return
         module, dtype = fqn.rpartition(".")[0], dtype_name(parameter.dtype)
         self._note(LostGradient(caller_location(), module, dtype, self._step, self._scale))
+
+    def _look_for_lost_by_hand(self) -> None:
+        """Gradients of float32 weights that overflowed inside autocast, under a loss scale that the script keeps."""
+        for model in self._names.models.values() if not self._has_noted(LostGradient) else ():
+            for fqn, parameter in model.named_parameters():
+                if parameter.grad is not None and parameter.dtype not in HALVES:
+                    self._look_for_lost(fqn, parameter, stored(parameter.grad))
 
     def gradients_ready(self, optimizer: Any) -> None:
         self._stepping = True

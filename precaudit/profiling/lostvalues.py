@@ -153,9 +153,10 @@ def of_lost_gradients(run: RunResult) -> list[Finding]:
     lost = next(iter(run.own_precision.entries(LostGradient)), None)
     if lost is None:
         return []
+    dtype = "low precision" if lost.dtype == "float32" else lost.dtype
     scaled = f", of a loss multiplied by {lost.scale:.3g}" if lost.scale > 1 else ""
     message = (
-        f"{lost.fqn or 'the model'}: gradients are not finite in the script's own {lost.dtype} at step "
+        f"{lost.fqn or 'the model'}: gradients are not finite in the script's own {dtype} at step "
         f"{lost.step}{scaled}: the model learns nothing from them"
     )
     fix = "lower the loss scale, or let torch.amp.GradScaler find it"

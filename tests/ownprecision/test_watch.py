@@ -726,6 +726,25 @@ def test_overflowed_gradients_set_to_zero_are_reported(scale, found):
     assert told == [(__file__, 0, scale)] * found
 
 
+@pytest.mark.parametrize(("scale", "found"), [(2.0**30, True), (2.0**4, False)])
+def test_gradients_that_overflow_in_autocast_under_a_scale_by_hand_are_reported(scale, found):
+    def code():
+        torch.manual_seed(0)
+        model = nn.Linear(4, 1)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+        for _ in range(4):
+            with torch.autocast("cpu", torch.float16):
+                out = model(torch.randn(8, 4))
+            (out.float().square().mean() * scale).backward()
+            if all(p.grad.isfinite().all() for p in model.parameters()):
+                optimizer.step()
+            optimizer.zero_grad()
+
+    entries = seen(code, LostGradient, precision="as-written")
+    told = [(entry.place.path, entry.dtype, entry.scale) for entry in entries]
+    assert told == [(__file__, "float32", scale)] * found
+
+
 def test_divided_loss_does_not_count_as_scaled():
     def code():
         model, count = nn.Linear(4, 1), torch.full((70_000,), 1.0).half().sum(dtype=torch.float16)
