@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
+from torch.nn import utils
 
 from precaudit.instrument.events import TrainingListener
 from precaudit.instrument.names import ModuleNames
+from precaudit.instrument.patches import all_wrapped
 from precaudit.instrument.torchfunction import stored
 from precaudit.ownprecision.grad_scaler import scale_by_hand
 from precaudit.ownprecision.records import Misuse, OwnPrecision
@@ -20,11 +23,31 @@ _SAME = 1e-3
 
 class ScaledByHand(TrainingListener):
     """Records the first scale, and the line where a scaled loss adds to gradients that were divided by the scale since
-    the previous backward pass, and will be divided by it again (`adds_by_hand`)."""
+    the previous backward pass, and will be divided by it again (`adds_by_hand`), or where gradients are clipped that
+    are divided by the scale afterwards (`clips_by_hand`)."""
 
     def __init__(self, names: ModuleNames, own: OwnPrecision) -> None:
         self._names, self._own = names, own
         self._norm, self._scale = 0.0, 1.0
+        self._clipped: tuple[float, Misuse] | None = None
+
+    def installed(self) -> AbstractContextManager[None]:
+        return all_wrapped((utils, "clip_grad_norm_", self._clipping), (utils, "clip_grad_value_", self._clipping))
+
+    def _clipping(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """A clipping that changes the gradients just as the backward pass has left them."""
+        scaled = self._scale > 1 and math.isclose(self._size(), self._norm, rel_tol=_SAME)
+        norm = original(*args, **kwargs)
+        if scaled and 0 < (size := self._size()) < (1 - _SAME) * self._norm:
+            self._clipped = size, Misuse(script_location(), original.__name__)
+        return norm
+
+    def gradients_ready(self, optimizer: Any) -> None:
+        if self._clipped is not None:
+            size, misuse = self._clipped
+            if math.isclose(self._size() * self._scale, size, rel_tol=_SAME):
+                self._own.misuses.setdefault("clips_by_hand", misuse)
+        self._clipped = None
 
     def backward_starts(self, roots: Sequence[torch.Tensor], gradients: list[Any]) -> None:
         before, scale = self._norm, self._scale

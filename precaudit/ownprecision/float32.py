@@ -68,7 +68,7 @@ class CastWatch(TorchFunctionMode):
 
     def by_default(self, original: Callable[[torch.dtype], None], d: torch.dtype) -> None:
         """A low default dtype, whose setting no function mode sees."""
-        if d in _LOW:
+        if d in LOW_DTYPES:
             self._note(dtype_name(d))
         original(d)
 

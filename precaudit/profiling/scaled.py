@@ -30,6 +30,12 @@ CERTAIN: Mapping[MisuseKind, _Texts] = MappingProxyType(
             "is not",
             "call scaler.unscale_(optimizer) before clipping",
         ),
+        "clips_by_hand": _Texts(
+            "PA502",
+            "{function} clips gradients that are still multiplied by the script's own loss scale, and divided by it "
+            "afterwards: its limit is not multiplied, so it shrinks gradients far more than it is meant to",
+            "divide the gradients by the loss scale before clipping",
+        ),
         "steps_scaled": _Texts(
             "PA506",
             "{function} steps on gradients that are still multiplied by the loss scale, and nothing checks them for "

@@ -79,7 +79,7 @@ class Session:
         self.observer = spec.observer(scopes, in_disabled_region) if spec.observer else None
         self.own_low = OwnLowPrecision(self.names, own, lambda: scopes.current) if _as_written(spec) else None
         self.scaled = ScaledGradients(self.names, own) if audited else None
-        by_hand = ScaledByHand(self.names, own) if audited else None
+        self.by_hand = ScaledByHand(self.names, own) if audited else None
         self.changes = GradientChanges(self.names, own) if audited or spec.precision == "as-written" else None
         stale = StaleCasts(baseline) if audited else None
         self.monitor = monitor = Monitor(self.events, spec.job.steps, progress, stop, spec.patience)
@@ -89,7 +89,7 @@ class Session:
         ends = self.first_values, self.last_calls, self.lost_outputs
         roundings = _roundings(spec, scopes, in_disabled_region)
         scopes.listeners = _wanted(self.events, *roundings, probe, self.tracer, *ends, self.observer, stale, monitor)
-        watching = self.own_low, self.scaled, by_hand, self.changes, stale
+        watching = self.own_low, self.scaled, self.by_hand, self.changes, stale
         self.events.listeners = _wanted(self.scaler, self.tracer, probe, *watching, self.optimizers, monitor)
 
     def _release(self) -> None:
@@ -177,7 +177,7 @@ def installed(session: Session, spec: RunSpec) -> Iterator[None]:
         stack.enter_context(_precision(session.baseline, spec))
         if session.own_low is not None:
             stack.enter_context(in_both_passes(session.own_low))
-        for watching in (session.scaled, session.changes):
+        for watching in (session.scaled, session.by_hand, session.changes):
             if watching is not None:
                 stack.enter_context(watching.installed())
         stack.enter_context(session.scopes.installed())

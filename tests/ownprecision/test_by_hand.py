@@ -71,6 +71,35 @@ def clipped(model, optimizer, losses):
     optimizer.step()
 
 
+def clipped_before(model, optimizer, losses, limit=1.0):
+    optimizer.zero_grad()
+    (losses[0] * SCALE).backward()
+    nn.utils.clip_grad_norm_(model.parameters(), limit)
+    divide(model)
+    optimizer.step()
+
+
+def clipped_by_value(model, optimizer, losses):
+    optimizer.zero_grad()
+    (losses[0] * SCALE).backward()
+    nn.utils.clip_grad_value_(model.parameters(), 1e-3)
+    divide(model)
+    optimizer.step()
+
+
+def clipped_to_a_scaled_limit(model, optimizer, losses):
+    """What is not changed is clipped to a limit that knows the scale."""
+    clipped_before(model, optimizer, losses, 1e3 * SCALE)
+
+
+def clipped_after(model, optimizer, losses):
+    optimizer.zero_grad()
+    (losses[0] * SCALE).backward()
+    divide(model)
+    nn.utils.clip_grad_norm_(model.parameters(), 1e-3)
+    optimizer.step()
+
+
 def of_a_weight_that_gets_none(model, optimizer, losses):
     model.weight.register_hook(torch.zeros_like)
     once(model, optimizer, losses)
@@ -85,9 +114,21 @@ def test_repeated_division_of_accumulated_gradients_is_recorded():
     assert noted(each_time).misuses["adds_by_hand"].place.path == __file__
 
 
+@pytest.mark.parametrize("train", [clipped_before, clipped_by_value])
+def test_clipping_before_the_division_is_recorded(train):
+    misuse = noted(train).misuses["clips_by_hand"]
+    assert misuse.place.path == __file__
+    assert misuse.function.startswith("clip_grad_")
+
+
+@pytest.mark.parametrize("train", [clipped_after, clipped_to_a_scaled_limit])
+def test_clipping_to_the_right_limit_is_not_recorded(train):
+    assert noted(train).misuses == {}
+
+
 @pytest.mark.parametrize("train", [once, into_sums, clipped, of_a_weight_that_gets_none, a_mean])
 def test_single_division_of_gradients_is_not_recorded(train):
-    assert noted(train).misuses == {}
+    assert "adds_by_hand" not in noted(train).misuses
 
 
 @pytest.mark.parametrize(("train", "scale"), [(once, SCALE), (a_mean, None)])
