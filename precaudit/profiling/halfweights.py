@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from precaudit.finding import finding
 from precaudit.formats import HALF_FORMATS
-from precaudit.model import Finding, Layer, TensorRecord
+from precaudit.model import Finding, Layer, Location, TensorRecord
 from precaudit.ownprecision.records import Cast
 from precaudit.profiling.audit import Audit
 
@@ -22,7 +22,7 @@ def of_half_weights(audit: Audit, pace: Mapping[str, bool]) -> list[Finding]:
     return [
         found
         for layer in run.trace.layers
-        for found in (*_of_weights(layer, run.own_precision.casts, pace), *_of_states(layer))
+        for found in (*_of_weights(layer, run.own_precision.casts, pace), *_of_states(layer, run.own_precision.casts))
     ]
 
 
@@ -56,12 +56,12 @@ def _of_weights(layer: Layer, casts: Sequence[Cast], pace: Mapping[str, bool]) -
         if moved - _zero_share(gradient) > 0.5:
             message = f"{name}: {moved:.0%} of its updates are rounded away, with weights in {weight.dtype}"
             fix = "keep float32 master weights: train the float32 model under autocast instead of casting it"
-            place = next((cast.place for cast in casts if cast.dtype == weight.dtype), None)
+            place = _cast_to(weight.dtype, casts)
             yield finding("PA301", "error", message, fix, layer.fqn, None, place, share=moved)
             return
 
 
-def _of_states(layer: Layer) -> Iterator[Finding]:
+def _of_states(layer: Layer, casts: Sequence[Cast]) -> Iterator[Finding]:
     """PA302: optimizer states that are zero in float16 although the gradients are not."""
     for state in layer.tensors:
         if state.role != "optimizer_state" or state.dtype != "float16":
@@ -71,8 +71,13 @@ def _of_states(layer: Layer) -> Iterator[Finding]:
         if share - (_zero_share(gradient) if gradient else 0.0) > 0.01:
             eps = ", as Adam's own eps of 1e-8 is" if kind == "exp_avg_sq" else ""
             message = f"{layer.fqn or 'the model itself'}: {share:.0%} of {state.name} is zero in float16{eps}"
-            fix = "keep optimizer states in float32"
-            yield finding("PA302", "error", message, fix, layer.fqn, state=state.name, share=share)
+            fix = "keep optimizer states in float32: torch's optimizers make them in the dtype of the weights"
+            place = _cast_to(state.dtype, casts)
+            yield finding("PA302", "error", message, fix, layer.fqn, None, place, state=state.name, share=share)
+
+
+def _cast_to(dtype: str, casts: Sequence[Cast]) -> Location | None:
+    return next((cast.place for cast in casts if cast.dtype == dtype), None)
 
 
 def _zero_share(tensor: TensorRecord) -> float:

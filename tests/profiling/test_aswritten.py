@@ -297,6 +297,15 @@ def test_overflowing_gradients_explain_a_deviation():
     assert (cause.rule, cause.fqn, cause.location) == ("PA307", "body.0", Location("train.py", 8))
     assert "of a loss multiplied by 1.05e+06" in cause.message
     assert told(low=[lost]) == []
+    _, cause = told(tuple(2 * loss for loss in LOSSES), low=[replace(lost, dtype="float32")])
+    assert "in the script's own low precision" in cause.message
+
+
+def test_clipping_of_gradients_scaled_by_hand_is_an_error_without_a_deviation():
+    misuse = Misuse(Location("train.py", 9), "clip_grad_norm_")
+    (found,) = told(seen={"misuses": {"clips_by_hand": misuse}})
+    assert (found.rule, found.severity, found.location) == ("PA502", "error", Location("train.py", 9))
+    assert "divide the gradients" in found.suggestion
 
 
 def test_weights_that_the_script_makes_nonfinite_explain_a_deviation():
@@ -407,12 +416,14 @@ def test_lost_updates_of_the_outermost_modules_weight_are_reported_once():
     )
     state_in_half = TensorRecord("optimizer_state", TensorStats(8, zeros=8), "scale.exp_avg_sq", dtype="float16")
     trace = Trace(layers=(Layer("", "Clip", 8, 1, (weight, gradient, update, state_in_half)),))
-    own = OwnPrecision(low=[state("", "", 1.0), state(None, "", 1.0)])
+    casts = (Cast(Location("train.py", 3), "float16"),)
+    own = OwnPrecision(casts=casts, low=[state("", "", 1.0), state(None, "", 1.0)])
     written = RunResult("as-written", 0, "stopped", len(LOSSES), losses=LOSSES, trace=trace, own_precision=own)
     reference = RunResult("reference", 0, "stopped", len(LOSSES), losses=LOSSES)
     audit = Audit(Job("script", "train.py", (), ".", 80), reference, Trace(), as_written=written)
     found = all_findings(audit, Plan(), Verification("pass", "emulated"))
     assert [(each.rule, each.fqn) for each in found] == [("PA301", ""), ("PA302", ""), ("PA303", None)]
+    assert found[1].location == casts[0].place
     rounded, vanished, nobodys = (each.message for each in found)
     assert rounded.startswith("scale: 100% of its updates")
     assert vanished.startswith("the model itself: 100% of scale.exp_avg_sq is zero")
