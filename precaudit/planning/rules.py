@@ -18,7 +18,6 @@ HEADROOM = 4.0
 RESULT_KEPT = LOCAL_ERROR_LIMIT / 10
 """Limit for the local error in the format that an operation is moved to: just below the other limit is no
 improvement."""
-_WIDER = "run it in bfloat16 or float32"
 _MASK = "mask with torch.finfo(x.dtype).min or float('-inf'), or keep this operation in float32"
 INTEGER_OPS = "positions, indices or counts"
 OF_A_SUM = "the smallest number in it (an addend or the sum)"
@@ -76,7 +75,12 @@ def overflow(op: Op, target: Format) -> Ban | None:
         if over
         else f"within a factor of {target.maximum / amax:.1f} of {target.name}'s maximum {target.maximum:g}"
     )
-    return _ban("PA101", op, target, "error" if over else "note", why, _WIDER, amax)
+    return _ban("PA101", op, target, "error" if over else "note", why, _wider(target), amax)
+
+
+def _wider(target: Format) -> str:
+    """The fix for what overflows in a format."""
+    return "run it in float32" if target.name == "bfloat16" else "run it in bfloat16 or float32"
 
 
 def _too_large(op: Op, target: Format) -> float | None:
@@ -91,7 +95,7 @@ def operand_overflow(op: Op, target: Format) -> Ban | None:
         return None
     over = op.input_amax >= target.overflow_threshold
     why = f"{op.op} takes inputs up to {op.input_amax:.3g}; {target.name}'s maximum is {target.maximum:g}"
-    return _ban("PA102", op, target, "error" if over else "note", why, _WIDER, op.input_amax, "input")
+    return _ban("PA102", op, target, "error" if over else "note", why, _wider(target), op.input_amax, "input")
 
 
 def large_constant(op: Op, target: Format) -> Ban | None:
@@ -100,7 +104,7 @@ def large_constant(op: Op, target: Format) -> Ban | None:
     if constant is None:
         return None
     why = f"{op.op} uses a constant of size {constant:.3g}, above {target.name}'s maximum of {target.maximum:g}"
-    fix = _MASK if op.op in _FILLING else _WIDER
+    fix = _MASK if op.op in _FILLING else _wider(target)
     return _ban("PA103", op, target, "error", why, fix, constant, "largest")
 
 

@@ -50,6 +50,13 @@ def test_pa101_counts_the_maximum_of_each_format():
     ]
 
 
+@pytest.mark.parametrize(
+    ("name", "fix"), [("float16", "run it in bfloat16 or float32"), ("bfloat16", "run it in float32")]
+)
+def test_what_overflows_is_not_advised_the_format_that_it_overflows(name, fix):
+    assert [ban.fix for ban in bans(trace([op(amax=3.4e38), op(input_amax=3.4e38)]), (name,))] == [fix, fix]
+
+
 @pytest.mark.parametrize("target", ["float8_e4m3", "float8_e5m2"])
 def test_what_is_scaled_before_it_is_rounded_has_no_largest_magnitude(target):
     """The error of a float8 product is the same at every scale, so no range forbids it; lost integers do."""
