@@ -8,8 +8,8 @@ import pytest
 
 from precaudit.__main__ import main
 from precaudit.catalogue import CATALOGUE, COMPARED, rule_of
+from precaudit.catalogue.metrics import METRICS
 from precaudit.comparison.limits import LIMITS
-from precaudit.comparison.metrics import METRICS
 
 ROOT = Path(__file__).parent.parent / "precaudit"
 

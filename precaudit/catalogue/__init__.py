@@ -1,4 +1,5 @@
-"""Every rule that findings are made under: its stable id, what it means and what to do about it (`rules.toml`)."""
+"""Every rule that findings are made under: its stable id, what it means and what to do about it (`rules.toml`), and the
+metrics of comparisons."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from precaudit.comparison.metrics import METRICS
+from precaudit.catalogue.metrics import METRICS
 
 COMPARED = "compare-"
 

@@ -10,7 +10,7 @@ from precaudit.checking.records import Answer
 from precaudit.comparison.matching import Matching, match_layers
 from precaudit.finding import finding
 from precaudit.model import Finding, Layer, Location, OpFormat, Plan
-from precaudit.planning.fitting import format_of, is_within, parts, stands_for
+from precaudit.model.fitting import format_of, is_within, parts, stands_for
 from precaudit.tracing.records import Trace
 from precaudit.words import listing, plural
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from precaudit.checking.records import Observed
 from precaudit.model import Plan
-from precaudit.planning.fitting import fit_names, part_of
+from precaudit.model.fitting import fit_names, part_of
 from precaudit.tracing.records import Trace, stands_alone
 
 

@@ -18,7 +18,7 @@ from precaudit.checking.repeating import Calls, Repeater, Seen, compare, hard_ca
 from precaudit.instrument.names import ModuleNames, has_parameters, is_leaf
 from precaudit.instrument.scopes import Frame, ModuleScopes, ScopeListener
 from precaudit.model import Execution, Plan
-from precaudit.planning.fitting import fit_names, part_of
+from precaudit.model.fitting import fit_names, part_of
 from precaudit.running.endstate import is_called
 
 

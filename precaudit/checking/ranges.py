@@ -9,7 +9,7 @@ from precaudit.checking.models import ModelView, planned_formats
 from precaudit.checking.records import Answer, Deployment
 from precaudit.finding import finding
 from precaudit.model import Finding, Plan, Severity
-from precaudit.planning.fitting import format_of
+from precaudit.model.fitting import format_of
 from precaudit.planning.rules import HEADROOM, Ban, bans
 from precaudit.running.job import RunResult
 from precaudit.tracing.records import Trace

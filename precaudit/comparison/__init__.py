@@ -1,1 +1,1 @@
-"""Comparison of reports: matching, noise, metrics, thresholds and trends. Doesn't import torch."""
+"""Comparison of reports: matching, noise, thresholds and trends. Doesn't import torch."""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+from precaudit.catalogue.metrics import FAMILIES, METRICS
 from precaudit.comparison import circumstances, headroom, plans, ranges, speed, structure, tensors
 from precaudit.comparison.changes import Change, Comparison
 from precaudit.comparison.matching import Matching, match_layers
-from precaudit.comparison.metrics import FAMILIES, METRICS
 from precaudit.comparison.thresholds import DEFAULTS, judge
 from precaudit.model import Report
 from precaudit.reporting import unfinished

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 from scipy.stats import wasserstein_distance
 
+from precaudit.catalogue.metrics import METRICS
 from precaudit.comparison.changes import Change
 from precaudit.comparison.headroom import binades
-from precaudit.comparison.metrics import METRICS
 from precaudit.comparison.noise import amax_noise, amin_noise, distance_noise
 from precaudit.comparison.tensors import LayerPairs, OpPairs, TensorPair, layer_tensors, op_tensors
 from precaudit.model import Exponents, TensorStats

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from itertools import chain, groupby
 from typing import Any
 
+from precaudit.catalogue.metrics import METRICS
 from precaudit.comparison.changes import Change, Comparison
-from precaudit.comparison.metrics import METRICS
 from precaudit.reporting.places import WHOLE
 from precaudit.words import plural, prose, visible
 

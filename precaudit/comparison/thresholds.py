@@ -6,8 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from precaudit.catalogue.metrics import METRICS
 from precaudit.comparison.changes import Change
-from precaudit.comparison.metrics import METRICS
 from precaudit.errors import PrecauditError
 
 DEFAULTS: Mapping[str, float | None] = {name: metric.default for name, metric in METRICS.items()}

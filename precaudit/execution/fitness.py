@@ -11,7 +11,7 @@ from precaudit.errors import PrecauditError, require
 from precaudit.execution.rounding import HALVES
 from precaudit.instrument.names import fqns_of, is_leaf
 from precaudit.model import Plan
-from precaudit.planning.fitting import fit_names, format_of, is_within, part_of, parts, stands_for
+from precaudit.model.fitting import fit_names, format_of, is_within, part_of, parts, stands_for
 from precaudit.words import listing
 
 

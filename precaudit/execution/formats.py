@@ -11,7 +11,7 @@ from precaudit.instrument.functions import IN_FLOAT32
 from precaudit.instrument.names import ModuleName
 from precaudit.instrument.scopes import PLANNED, Frame, ScopeListener, Scopes
 from precaudit.model import Plan
-from precaudit.planning.fitting import fit_prefix, format_of
+from precaudit.model.fitting import fit_prefix, format_of
 
 
 @dataclass(frozen=True)

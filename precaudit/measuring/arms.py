@@ -18,7 +18,7 @@ from precaudit.instrument.events import parameters_of
 from precaudit.instrument.names import fqns_of
 from precaudit.measuring.records import Arm
 from precaudit.model import Plan
-from precaudit.planning.fitting import fit_names, part_of
+from precaudit.model.fitting import fit_names, part_of
 
 
 @contextmanager

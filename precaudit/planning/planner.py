@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from precaudit.formats import FORMATS
 from precaudit.model import Layer, LossScale, OpFormat, Plan, Repair, TensorStats
-from precaudit.planning.fitting import format_of
+from precaudit.model.fitting import format_of
 from precaudit.planning.loss_scale import (
     best_compromise,
     conflicts,

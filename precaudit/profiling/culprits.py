@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from precaudit.model import Op
-from precaudit.planning.fitting import format_of
+from precaudit.model.fitting import format_of
 from precaudit.profiling.bisect import Measure, Search, culprit, of_gradients
 from precaudit.tracing.records import ABSORBING, Trace
 

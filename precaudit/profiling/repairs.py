@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from precaudit.formats import get_format
 from precaudit.model import Plan, Repair
-from precaudit.planning.fitting import format_of, is_within
+from precaudit.model.fitting import format_of, is_within
 from precaudit.planning.planner import fallback
 from precaudit.profiling.bisect import Search, contributions, of_gradients, of_losses, whole_error
 from precaudit.profiling.culprits import culprit_of

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 
 from precaudit.finding import finding
 from precaudit.model import Finding, Layer, Op, Plan, Severity
+from precaudit.model.fitting import format_of
 from precaudit.model.ranges import residue_limit
 from precaudit.ownprecision.records import OwnPrecision
-from precaudit.planning.fitting import format_of
 from precaudit.planning.loss_scale import lost_share
 from precaudit.profiling.audit import Audit
 from precaudit.tracing.records import STOPPING, Trace

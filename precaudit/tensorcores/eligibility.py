@@ -14,7 +14,7 @@ from precaudit.execution.policy import category
 from precaudit.finding import finding
 from precaudit.formats import FORMATS
 from precaudit.model import Finding, Op, Plan
-from precaudit.planning.fitting import format_of
+from precaudit.model.fitting import format_of
 from precaudit.tensorcores.alignment import misaligned
 from precaudit.tensorcores.peaks import Gpu
 from precaudit.tensorcores.sizes import Dims, Product, attention, convolution, gemm

@@ -12,7 +12,7 @@ from math import prod
 
 from precaudit.formats import FORMATS
 from precaudit.model import Layer, Op, Plan
-from precaudit.planning.fitting import format_of
+from precaudit.model.fitting import format_of
 from precaudit.reporting.costs import WORTH, worth
 from precaudit.tensorcores.eligibility import flops, runs_in, runs_on_tensor_cores, total_flops
 from precaudit.tensorcores.peaks import Gpu

@@ -9,7 +9,7 @@ from precaudit.checking.records import CheckSettings, Deployment
 from precaudit.checking.target import target
 from precaudit.formats import FORMATS
 from precaudit.model import OpFormat, Plan
-from precaudit.planning.fitting import format_of
+from precaudit.model.fitting import format_of
 from precaudit.tensorcores.peaks import get_gpu
 
 PLAN = Plan(

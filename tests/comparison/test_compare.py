@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from synthetic_reports import gpt, profile, stats_of, with_autocast
 
+from precaudit.catalogue.metrics import METRICS
 from precaudit.comparison.compare import compare
 from precaudit.comparison.headroom import binades
 from precaudit.comparison.markdown import render_markdown
-from precaudit.comparison.metrics import METRICS
 from precaudit.comparison.ranges import center, distance
 from precaudit.comparison.terminal import render_terminal
 from precaudit.model import (

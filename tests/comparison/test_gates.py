@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 from synthetic_reports import gpt, profile, timed, with_autocast
 
+from precaudit.catalogue.metrics import FAMILIES, METRICS
 from precaudit.comparison.compare import compare
 from precaudit.comparison.limits import LIMITS, matches_fail_on, parse_rules
-from precaudit.comparison.metrics import FAMILIES, METRICS
 from precaudit.comparison.rows import title
 from precaudit.comparison.thresholds import DEFAULTS, asked_for, parse_thresholds, thresholds_help
 from precaudit.errors import PrecauditError

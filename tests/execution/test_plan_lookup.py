@@ -9,7 +9,7 @@ from precaudit.execution.formats import PlanLookup, ScopeFormat
 from precaudit.instrument.names import ModuleName, ModuleNames
 from precaudit.instrument.scopes import ModuleScopes
 from precaudit.model import OpFormat, Plan
-from precaudit.planning.fitting import fit_names
+from precaudit.model.fitting import fit_names
 
 ONE = Plan(
     default="bfloat16",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 
-from precaudit.model import Plan
+from precaudit.model.plan import Plan
 
 
 def fit_names(plan: Plan, own: Collection[str], model: str = "") -> dict[str, str]:
