@@ -12,6 +12,7 @@ import numpy.typing as npt
 from precaudit.tensorcores.products import Arguments, read_arguments, reader_of, recorded_columns
 
 Event = Mapping[str, Any]
+INT, FLOAT, BOOL = np.int64, np.float64, np.bool_
 
 MODULE = "nn.Module: "
 SCOPE = "fwd::"  # what precaudit's own profiled steps put around every forward
@@ -26,19 +27,20 @@ _YEAR = 3.2e13  # in microseconds: no kernel takes as long
 class Table:
     """Rows of numbers in one flat array of doubles, which hold every integer of a trace exactly (up to 2**53)."""
 
-    def __init__(self, *names: str) -> None:
-        self.names = names
+    def __init__(self, **dtypes: npt.DTypeLike) -> None:
+        self._dtypes = dtypes
         self._cells = array("d")
         self.add = self._cells.extend  # takes a row: the hot call of the reader
 
     def __len__(self) -> int:
-        return len(self._cells) // len(self.names)
+        return len(self._cells) // len(self._dtypes)
 
-    def floats(self, name: str) -> npt.NDArray[np.float64]:
-        return np.array(self._cells[self.names.index(name) :: len(self.names)], dtype=np.float64)
-
-    def integers(self, name: str) -> npt.NDArray[np.int64]:
-        return self.floats(name).astype(np.int64)
+    def columns(self) -> dict[str, npt.NDArray[Any]]:
+        count = len(self._dtypes)
+        return {
+            name: np.array(self._cells[place::count]).astype(dtype)
+            for place, (name, dtype) in enumerate(self._dtypes.items())
+        }
 
 
 class Columns:
@@ -48,12 +50,12 @@ class Columns:
         self.names: dict[str, int] = {}
         self.threads: dict[str, int] = {}
         self.places: dict[tuple[Any, int], int] = {}
-        self.kernels = Table("name", "start", "duration", "correlation", "device", "place")
-        self.launches = Table("correlation", "thread", "start", "kernel")
-        self.ops = Table("name", "thread", "start", "duration", "sequence", "forward_thread")
-        self.scopes = Table("name", "thread", "start", "duration")
-        self.marks = Table("name", "thread", "start", "duration")
-        self.flows = Table("id", "source", "thread", "start")
+        self.kernels = Table(name=INT, start=FLOAT, seconds=FLOAT, correlation=INT, device=INT, place=INT)
+        self.launches = Table(correlation=INT, thread=INT, start=FLOAT, is_kernel=BOOL)
+        self.ops = Table(name=INT, thread=INT, start=FLOAT, end=FLOAT, sequence=INT, backward=BOOL)
+        self.scopes = Table(name=INT, thread=INT, start=FLOAT, end=FLOAT)
+        self.marks = Table(name=INT, thread=INT, start=FLOAT, end=FLOAT)
+        self.flows = Table(id=INT, is_source=BOOL, thread=INT, start=FLOAT)
         self.calls: set[tuple[str, str]] = set()  # category and name of what launches: it tells the vendor
         self.arguments: dict[int, Arguments] = {}
         self._seen: dict[str, Arguments] = {}
@@ -93,7 +95,8 @@ class Columns:
         return self.threads.setdefault(f"{event['pid']}{BETWEEN}{event['tid']}", len(self.threads))
 
     def _span(self, event: Event, name: str) -> tuple[int, int, float, float]:
-        return self._name(name), self._thread(event), float(event["ts"]), float(event["dur"])
+        start = float(event["ts"])
+        return self._name(name), self._thread(event), start, start + max(float(event["dur"]), 0.0)
 
     def _take_python(self, event: Event) -> None:
         name = event["name"]
@@ -109,13 +112,13 @@ class Columns:
 
     def _take_op(self, event: Event) -> None:
         name, span, arguments = event["name"], self._span(event, event["name"]), event.get("args") or {}
-        sequence = forward_thread = -1
+        sequence, is_backward = -1, False
         if "Sequence number" in arguments:
             sequence = integer(arguments["Sequence number"], -1)
-            forward_thread = integer(arguments.get("Fwd thread id"), 0)
+            is_backward = integer(arguments.get("Fwd thread id"), 0) > 0
         if reader_of(name):
             self.arguments[len(self.ops)] = self._arguments(arguments)
-        self.ops.add((*span, sequence, forward_thread))
+        self.ops.add((*span, sequence, is_backward))
 
     def _arguments(self, recorded: Event) -> Arguments:
         """Parse recorded arguments; calls repeat, so that each distinct set is parsed and kept once."""
@@ -132,7 +135,7 @@ class Columns:
             raise ValueError("no time that a kernel takes")
         device = device if 0 <= device < 1024 else 0
         place = self.places.setdefault((event.get("pid"), device), len(self.places))
-        self.kernels.add((self._name(name), float(event["ts"]), duration, correlation, device, place))
+        self.kernels.add((self._name(name), float(event["ts"]), duration * 1e-6, correlation, device, place))
 
     def _take_launch(self, event: Event) -> None:
         name, link = event["name"], _link(event["args"])

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from precaudit.errors import ExitCode, PrecauditError
-from precaudit.tensorcores.columns import BETWEEN, Columns, Table, integer
+from precaudit.tensorcores.columns import BETWEEN, Columns, integer
 from precaudit.tensorcores.products import Arguments
 from precaudit.tensorcores.scanning import TraceFile
 
@@ -111,7 +111,7 @@ def read_trace(path: Path) -> Trace:
     for batch in file:
         for event in batch:
             columns.add(event)
-    seen, timed = columns.kernels_seen, int(np.count_nonzero(columns.kernels.floats("duration")))
+    seen, timed = columns.kernels_seen, int(np.count_nonzero(columns.kernels.columns()["seconds"]))
     if not timed or timed < _TIMED * seen:
         why = _untimed(path, seen, timed) if seen else _no_kernels(path, columns, file.events)
         raise PrecauditError(why, ExitCode.NOTHING_TO_MEASURE)
@@ -145,45 +145,25 @@ def _no_kernels(path: Path, columns: Columns, events: int) -> str:
 
 
 def _assemble(source: str, columns: Columns, file: TraceFile) -> Trace:
-    kernels, ops, launches, flows = columns.kernels, columns.ops, columns.launches, columns.flows
-    seconds = kernels.floats("duration") * 1e-6
-    devices, device = _devices(kernels.integers("device"), seconds, file.metadata, columns.calls)
+    kernels, ops = columns.kernels.columns(), columns.ops.columns()
+    devices, kernels["device"] = _devices(kernels["device"], kernels["seconds"], file.metadata, columns.calls)
     return Trace(
         source=source,
         devices=devices,
         names=tuple(columns.names),
         processes=_processes(columns.threads),
-        kernels=Kernels(
-            kernels.integers("name"),
-            kernels.floats("start"),
-            seconds,
-            kernels.integers("correlation"),
-            device,
-            kernels.integers("place"),
-        ),
-        launches=Launches(
-            launches.integers("correlation"),
-            launches.integers("thread"),
-            launches.floats("start"),
-            launches.integers("kernel") > 0,
-        ),
-        ops=_intervals(ops),
-        sequence=ops.integers("sequence"),
-        backward=ops.integers("forward_thread") > 0,
-        scopes=_intervals(columns.scopes),
-        marks=_intervals(columns.marks),
-        flows=Flows(
-            flows.integers("id"), flows.integers("source") > 0, flows.integers("thread"), flows.floats("start")
-        ),
+        kernels=Kernels(**kernels),
+        launches=Launches(**columns.launches.columns()),
+        sequence=ops.pop("sequence"),
+        backward=ops.pop("backward"),
+        ops=Intervals(**ops),
+        scopes=Intervals(**columns.scopes.columns()),
+        marks=Intervals(**columns.marks.columns()),
+        flows=Flows(**columns.flows.columns()),
         arguments=columns.arguments,
         malformed=columns.malformed,
         unended=file.unended,
     )
-
-
-def _intervals(table: Table) -> Intervals:
-    start, duration = table.floats("start"), table.floats("duration")
-    return Intervals(table.integers("name"), table.integers("thread"), start, start + np.maximum(duration, 0.0))
 
 
 def _processes(threads: Iterable[str]) -> Ints:
