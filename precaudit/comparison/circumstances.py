@@ -31,22 +31,14 @@ def _arguments(report: Report) -> str:
     return shlex.join(map(str, listed(report, "argv"))) or "none" if "argv" in report.job else ""
 
 
-def _formats(report: Report) -> str:
-    return ", ".join(map(str, listed(report, "formats")))
-
-
 def _execution(report: Report) -> str:
     return "" if report.verification.verdict == "not_run" else str(report.verification.execution or "")
-
-
-def _torch(report: Report) -> str:
-    return str(report.environment.get("torch") or "")
 
 
 READ: Mapping[str, Callable[[Report], str]] = {
     "script": script,
     "arguments": _arguments,
-    "formats": _formats,
-    "torch": _torch,
+    "formats": lambda report: ", ".join(map(str, listed(report, "formats"))),
+    "torch": lambda report: str(report.environment.get("torch") or ""),
     "verification": _execution,
 }

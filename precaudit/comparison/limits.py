@@ -21,6 +21,7 @@ from precaudit.words import inert, listing, plural, visible
 MAX_PLACES = 3
 
 Value = tuple[str, float]  # where, how much
+Values = Callable[[Report], Iterable[Value]]
 Rule = Callable[[Report], Iterator[str]]  # a sentence for each way in which the report breaks it
 
 
@@ -29,35 +30,29 @@ class Limit:
     """A figure of a report; fails where a value lies above the threshold, or below it if `floor`."""
 
     help: str
-    values: Callable[[Report], Iterable[Value]]
+    values: Values
     floor: bool = False
 
     def breaks(self, value: float, threshold: float) -> bool:
         return value < threshold if self.floor else value > threshold
 
 
-def _planned(report: Report) -> Iterator[tuple[str, TensorRecord, Format]]:
-    """Forward tensors of trained models with the format that the plan puts them in."""
-    for layer in report.layers:
-        target = FORMATS.get(report.plan.modules.get(layer.fqn, report.plan.default)) if layer.trained else None
-        for record in layer.tensors:
-            if target and record.role in PLACED_ROLES:
-                yield f"{_place(layer.fqn)} {record.role}", record, target
+def _of_planned(measure: Callable[[TensorRecord, Format], float | None]) -> Values:
+    """A figure of every forward tensor of trained models in the format that the plan puts it in."""
+
+    def values(report: Report) -> Iterator[Value]:
+        for layer in report.layers:
+            target = FORMATS.get(report.plan.modules.get(layer.fqn, report.plan.default)) if layer.trained else None
+            for record in layer.tensors:
+                if target and record.role in PLACED_ROLES and (value := measure(record, target)) is not None:
+                    yield f"{_place(layer.fqn)} {record.role}", value
+
+    return values
 
 
-def _headroom(report: Report) -> Iterator[Value]:
-    for where, record, target in _planned(report):
-        room = headroom(record, target)
-        if room is not None:
-            yield where, room
-
-
-def _overflow(report: Report) -> Iterator[Value]:
-    return ((where, record.stats.overflow_rate(target)) for where, record, target in _planned(report))
-
-
-def _flushed(report: Report) -> Iterator[Value]:
-    return ((where, record.stats.flushed_energy(target)) for where, record, target in _planned(report))
+def _of_report(where: str, measure: Callable[[Report], float | None]) -> Values:
+    """One figure of the whole report."""
+    return lambda report: () if (value := measure(report)) is None else ((where, value),)
 
 
 def _nonfinite(report: Report) -> Iterator[Value]:
@@ -66,44 +61,43 @@ def _nonfinite(report: Report) -> Iterator[Value]:
             yield f"{_place(layer.fqn)} {record.role}", float(record.stats.nonfinite)
 
 
-def _float32_share(report: Report) -> Iterator[Value]:
+def _float32_share(report: Report) -> float | None:
     formats = list(report.plan.modules.values())
-    if formats:
-        yield "the plan", sum(name == "float32" for name in formats) / len(formats)
+    return sum(name == "float32" for name in formats) / len(formats) if formats else None
 
 
-def _predicted_skips(report: Report) -> Iterator[Value]:
+def _predicted_skips(report: Report) -> float | None:
     scale = report.plan.loss_scale
-    return _one("the loss scale", 0.0 if scale.mode == "none" else scale.predicted_skips)
-
-
-def _loss_difference(report: Report) -> Iterator[Value]:
-    return _one("the verification", report.verification.difference.upper)
-
-
-def _tensor_cores(report: Report) -> Iterator[Value]:
-    return _one("the kernels", native_share(report))
-
-
-def _eligible_flops(report: Report) -> Iterator[Value]:
-    return _one("the operations", report.tensor_cores.eligible_flops_share)
-
-
-def _one(where: str, value: float | None) -> Iterator[Value]:
-    if value is not None:
-        yield where, value
+    return 0.0 if scale.mode == "none" else scale.predicted_skips
 
 
 LIMITS: Mapping[str, Limit] = {
-    "headroom": Limit("factors of two from amax to the planned format's maximum, at least", _headroom, floor=True),
-    "overflow": Limit("share of a tensor's values above the planned format, at most", _overflow),
-    "flushed_energy": Limit("share of a tensor's energy flushed in the planned format, at most", _flushed),
+    "headroom": Limit(
+        "factors of two from amax to the planned format's maximum, at least", _of_planned(headroom), floor=True
+    ),
+    "overflow": Limit(
+        "share of a tensor's values above the planned format, at most",
+        _of_planned(lambda record, target: record.stats.overflow_rate(target)),
+    ),
+    "flushed_energy": Limit(
+        "share of a tensor's energy flushed in the planned format, at most",
+        _of_planned(lambda record, target: record.stats.flushed_energy(target)),
+    ),
     "nonfinite": Limit("inf and nan values of a tensor in float32, at most", _nonfinite),
-    "float32_share": Limit("share of the layers planned in float32, at most", _float32_share),
-    "predicted_skips": Limit("predicted skipped steps, at most", _predicted_skips),
-    "loss_difference": Limit("upper bound of the relative loss difference, at most", _loss_difference),
-    "tensor_cores": Limit("share of kernel time on native Tensor Cores, at least", _tensor_cores, floor=True),
-    "eligible_flops": Limit("share of FLOPs that Tensor Cores can take, at least", _eligible_flops, floor=True),
+    "float32_share": Limit("share of the layers planned in float32, at most", _of_report("the plan", _float32_share)),
+    "predicted_skips": Limit("predicted skipped steps, at most", _of_report("the loss scale", _predicted_skips)),
+    "loss_difference": Limit(
+        "upper bound of the relative loss difference, at most",
+        _of_report("the verification", lambda report: report.verification.difference.upper),
+    ),
+    "tensor_cores": Limit(
+        "share of kernel time on native Tensor Cores, at least", _of_report("the kernels", native_share), floor=True
+    ),
+    "eligible_flops": Limit(
+        "share of FLOPs that Tensor Cores can take, at least",
+        _of_report("the operations", lambda report: report.tensor_cores.eligible_flops_share),
+        floor=True,
+    ),
 }
 
 
