@@ -158,10 +158,11 @@ class NonFiniteStep(Entry):
 
 @dataclass(frozen=True)
 class RunawayScale(Entry):
-    """A loss scale that the script raises without a limit."""
+    """A loss scale that the script raises without a limit, or `begins` with already."""
 
     scale: float
     step: int
+    begins: bool = False
 
 
 @dataclass(frozen=True)

@@ -133,18 +133,18 @@ class States:
             self._histories[result] = history
 
     def _written_over(self, target: torch.Tensor, source: torch.Tensor | None = None) -> None:
-        """A float32 weight that is overwritten by its own rounded value (as by a checkpoint in half) was stored in half
-        in between."""
+        """A float32 weight that is overwritten by its own rounded value (as by a checkpoint in half, or the master of
+        a low weight by that weight) was stored in half in between."""
         if source is None or target.dtype != torch.float32 or not is_plain(target) or target.shape != source.shape:
             return
-        low = next((key[-1] for key in self._origins(source)), None)
+        low = next(iter(self._origins(source)), None)
         if low is None:
             self._rounded.pop(_key(target), None)  # its own saved value is restored: nothing is lost
             return
-        if (owner := self.owner(target)) is None:
+        if (owner := self.owner(target) or self._owner_at(low)) is None:
             return
         value = target.detach().clone()
-        stored = value.to(low)
+        stored = value.to(low[-1])
         if not torch.equal(stored, source.detach().to(stored)):
             return
         before = self._rounded.get(_key(target))
@@ -258,9 +258,12 @@ class States:
 
     def owner(self, tensor: torch.Tensor) -> Owner | None:
         """The owner of a parameter, buffer or optimizer state; None for any other tensor."""
+        return self._owner_at(_key(tensor))
+
+    def _owner_at(self, key: Key) -> Owner | None:
         if self._owners is None:
             self._owners = {_key(own): owner for owner, own in reversed([*self._owned()])}
-        return self._owners.get(_key(tensor))
+        return self._owners.get(key)
 
     def module_of(self, tensor: torch.Tensor) -> str:
         _, fqn, _ = self.owner(tensor) or _NOBODY

@@ -57,7 +57,7 @@ class OwnLowPrecision(TorchFunctionMode, TrainingListener):
         self._sums = OwnSums(names, self._states.module_of, self._look_for_lost)
         self._step = 0
         self._found: dict[tuple[type[Entry], Location | None, str], Entry] = {}
-        self._scale = 0.0
+        self._scale = self._first_scale = 0.0
         self._lost = False
         self._stepping = False
         self._gradients: set[int] = set()
@@ -176,8 +176,10 @@ class OwnLowPrecision(TorchFunctionMode, TrainingListener):
         self._scale = max(map(_factor, roots), default=0.0)
         self._lost = not all(bool(stored(root).isfinite().all()) for root in roots)
         self._backward.backward_starts(not self._lost, self._scale, self._step)
+        self._first_scale = self._first_scale or self._scale
         if self._scale >= _RUNAWAY:
-            self._note(RunawayScale(caller_location(), min(self._scale, 2.0**127), self._step))
+            begins = self._first_scale >= _RUNAWAY
+            self._note(RunawayScale(caller_location(), min(self._scale, 2.0**127), self._step, begins))
         self._sums.backward_starts()
 
     def backward_ended(self, roots: Sequence[torch.Tensor]) -> None:

@@ -30,6 +30,7 @@ _SUM_LIMIT = 0.01
 """A sum has lost addends if the squared relative error exceeds this: a tenth in rms."""
 
 CAP = "cap the loss scale (torch's stays useful up to 2^24)"
+_BEGIN = "begin with a lower scale: torch's own init_scale is 2^16"
 
 
 def causes_in(run: RunResult, severity: Severity) -> list[Finding]:
@@ -160,7 +161,13 @@ def _weights(entry: NonFiniteWeight, severity: Severity) -> Finding:
 
 @_described.register
 def _runaway(entry: RunawayScale, severity: Severity) -> Finding:
-    """PA505: a loss scale that the script raises without a limit."""
+    """PA505: a loss scale that the script raises without a limit, or begins with."""
+    if entry.begins:
+        message = (
+            f"the script's own loss scale begins at {entry.scale:.3g}, far above what float16 holds: steps in float16 "
+            "are lost until it has come down, or all of them where nothing lowers it"
+        )
+        return finding("PA505", severity, message, _BEGIN, location=entry.place, step=entry.step)
     message = (
         f"the script's own loss scale runs away: it passes {entry.scale:.3g} at step {entry.step}, without a "
         "ceiling, until the scaled loss itself is not finite"

@@ -239,8 +239,9 @@ def test_optimizer_states_are_reported_apart():
     assert fused["0", ""] == pytest.approx(one_by_one["0", ""], rel=0.05)
 
 
-def stepping_a_copy(write):
-    """`write(low, master)` takes the weights of a low model from the float32 copies that the optimizer steps."""
+def stepping_a_copy(write, before=lambda low, master: None):
+    """`write(low, master)` takes the weights of a low model from the float32 copies that the optimizer steps;
+    `before(low, master)` runs before that step."""
 
     def code():
         torch.manual_seed(0)
@@ -252,6 +253,7 @@ def stepping_a_copy(write):
             F.mse_loss(model(x.bfloat16()).float(), x.sum(1, keepdim=True)).backward()
             for low, master in zip(model.parameters(), masters, strict=True):
                 master.grad, low.grad = low.grad.float(), None
+                before(low.data, master.data)
             optimizer.step()
             for low, master in zip(model.parameters(), masters, strict=True):
                 write(low.data, master)
@@ -268,6 +270,14 @@ def stepping_a_copy(write):
 )
 def test_weights_copied_from_masters_absorb_nothing(write):
     assert seen(stepping_a_copy(write), StateLoss) == []
+
+
+@pytest.mark.parametrize(
+    "refill", [lambda low, master: master.copy_(low), lambda low, master: master.copy_(low.float())]
+)
+def test_masters_taken_from_their_low_weights_in_every_step_absorb(refill):
+    entries = seen(stepping_a_copy(lambda low, master: low.copy_(master), refill), StateLoss)
+    assert {entry.fqn for entry in entries if entry.lost > 0.5} == {"0", "2"}
 
 
 def slowly(low, master):
@@ -692,11 +702,15 @@ def test_frozen_low_weights_are_not_recorded(trained, found):
     assert bool(seen(code, StateLoss)) is found
 
 
-@pytest.mark.parametrize(("factor", "found"), [(4.0, True), (1.0, False)])
-def test_unlimited_loss_scale_is_recorded(factor, found):
+@pytest.mark.parametrize(
+    ("begin", "factor", "begins"), [(2.0**16, 4.0, [False]), (2.0**16, 1.0, []), (2.0**41, 1.0, [True])]
+)
+def test_unlimited_loss_scale_is_recorded(begin, factor, begins):
+    """A scale that is high from the start does not run away."""
+
     def code():
         torch.manual_seed(0)
-        model, scale = nn.Linear(4, 1), 2.0**16
+        model, scale = nn.Linear(4, 1), begin
         optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
         for _ in range(100):
             (model(torch.randn(8, 4)).square().mean() * scale).backward()
@@ -706,7 +720,7 @@ def test_unlimited_loss_scale_is_recorded(factor, found):
             optimizer.zero_grad()
             scale *= factor
 
-    assert bool(seen(code, RunawayScale)) is found
+    assert [entry.begins for entry in seen(code, RunawayScale)] == begins
 
 
 @pytest.mark.parametrize(("scale", "found"), [(2.0**24, True), (2.0**4, False)])

@@ -23,6 +23,7 @@ from precaudit.planning.budget import GradientError
 from precaudit.planning.rules import Ban
 from precaudit.profiling.audit import Audit
 from precaudit.profiling.culprits import roughest
+from precaudit.profiling.entries import causes_in
 from precaudit.profiling.findings import all_findings
 from precaudit.reporting.facts import settled
 from precaudit.running.job import Job, RunResult
@@ -304,6 +305,15 @@ def test_direct_calls_of_forward_are_reported_together():
     assert "the model, head: forward is called directly" in found.message
     assert "super().__call__" in found.suggestion
     assert not settled(Plan("bfloat16", {"": "float32"}), found)
+
+
+@pytest.mark.parametrize(("begins", "said"), [(True, "begins at"), (False, "runs away")])
+def test_a_scale_that_is_high_from_the_start_does_not_run_away(begins, said):
+    run = RunResult("as-written", 0, "stopped", 2)
+    run.own_precision.low = [RunawayScale(Location("train.py", 9), 2.0**41, 0, begins)]
+    (found,) = causes_in(run, "error")
+    assert found.rule == "PA505"
+    assert said in found.message
 
 
 @pytest.mark.parametrize(("low", "fix"), [([RunawayScale(None, 1e13, 20)], "cap"), ([], "repair")])
