@@ -42,6 +42,7 @@ _REFUSALS = {
     "scaler.unscale_(optimizer) and scaler.step(optimizer) once each",
     "_scale is None": "use one GradScaler for all losses: the one that scales the loss is the one to step with",
     "unscale FP16 gradients": "keep the weights in float32: autocast casts them where they are used",
+    "prior to update": "call scaler.update() once a step, after scaler.step(optimizer)",
     "No inf checks": "step an optimizer only after the backward pass of a loss that this scaler has scaled",
 }
 """torch's messages for misuse of a scaler, and the fixes."""

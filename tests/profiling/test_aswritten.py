@@ -211,14 +211,21 @@ def test_a_script_whose_run_as_written_was_interrupted_has_not_stopped_by_itself
     assert told(LOSSES[:2], "interrupted", error=error) == []
 
 
-def test_an_exception_of_torchs_scaler_is_an_error():
-    said = "step() has already been called since the last update()."
+@pytest.mark.parametrize(
+    ("said", "fix"),
+    [
+        ("step() has already been called since the last update().", "call scaler.update() once"),
+        ("No inf checks were recorded prior to update.", "call scaler.update() once a step, after scaler.step"),
+        ("No inf checks were recorded for this optimizer.", "step an optimizer only after"),
+    ],
+)
+def test_an_exception_of_torchs_scaler_is_an_error(said, fix):
     place = Location("train.py", 9)
     error = ScriptError("RuntimeError", said, "", place, raised_by="torch.amp.grad_scaler")
     (found,) = told(LOSSES[:2], "failed", error=error)
     assert (found.rule, found.severity, found.location) == ("PA501", "error", place)
     assert "stops at step 2, on any machine" in found.message
-    assert found.suggestion.startswith("call scaler.update() once")
+    assert found.suggestion.startswith(fix)
 
 
 def state(fqn, buffer, lost, model=None):
