@@ -21,7 +21,7 @@ from precaudit.execution.chains import chained
 from precaudit.execution.cross_entropy import logarithms_rounded
 from precaudit.execution.formats import FLOAT32, WIDE, PlanExecution, ScopeFormat, every_model, no_disabled_region
 from precaudit.execution.libraries import own_region
-from precaudit.execution.policy import ADDENDS, CONVOLUTIONS, category
+from precaudit.execution.policy import ADDENDS, CONVOLUTIONS, MASKED, category
 from precaudit.execution.rounding import CASTABLE, HALF_DTYPES, HALVES, ROUNDINGS, Rounding, replaced, rounding_for
 from precaudit.instrument.functions import AROUND_BACKWARD
 from precaudit.instrument.names import callers
@@ -181,7 +181,19 @@ def _product(call: Call, rounding: Rounding, stored: Callable[[torch.Tensor], to
         *(entering(rounding.addend if i == position else rounding.operand, arg) for i, arg in enumerate(call.args)),
         **{k: entering(rounding.addend if k == keyword else rounding.operand, v) for k, v in call.kwargs.items()},
     )
+    if call.op in MASKED and rounding.dtype in HALVES:
+        _round_what_is_kept(result, rounding.dtype)
     return map_tensors(lambda t: rounding.result(t) if t.dtype == torch.float32 else t, result)
+
+
+def _round_what_is_kept(attended: torch.Tensor, dtype: torch.dtype) -> None:
+    """Round attention's result in the memory that the kernel keeps for its backward pass, as CUDA's fused kernels do.
+    From it they take what the gradients of a row's scores have in common: rounded, these no longer add up to zero,
+    which matters where the keys, and the values, are much alike."""
+    wrapped = torch._C._functorch.is_functorch_wrapped_tensor(attended)
+    if attended.requires_grad and attended.dtype == torch.float32 and not wrapped:
+        with torch.no_grad(), torch.autograd._unsafe_preserve_version_counter(attended):
+            attended.copy_(attended.to(dtype))
 
 
 def _convolution(call: Call, rounding: Rounding, stored: Callable[[torch.Tensor], torch.Tensor]) -> Any:

@@ -109,6 +109,37 @@ def test_attention(dtype, mask):
 
 
 @halves
+@pytest.mark.parametrize("causal", [False, True])
+def test_attention_takes_what_scores_have_in_common_from_its_rounded_result(causal, dtype):
+    """As in the backward pass of FlashAttention: rowsum(dO * O), with O as it was stored (arXiv:2510.04212)."""
+    alike = [0.0, 8.0, 8.0]
+    q, k, v = (weights(2, 2, 64, 16, seed=i) + alike[i] * weights(1, 2, 1, 16, seed=9 + i) for i in range(3))
+    gradient = weights(2, 2, 64, 16, seed=5)
+
+    def by(attention):
+        factors = [tensor.clone().requires_grad_() for tensor in (q, k, v)]
+        attention(*factors).backward(gradient)
+        return [factor.grad for factor in factors]
+
+    def attention(model, *factors):
+        return F.scaled_dot_product_attention(*factors, is_causal=causal)
+
+    got = by(lambda *factors: inside(attention, NAMES[dtype], *factors)[1])
+    hq, hk, hv, go = (rounded(tensor, dtype).double() for tensor in (q, k, v, gradient))
+    scores = hq @ hk.mT / 4
+    scores = scores.masked_fill(~torch.ones(64, 64, dtype=torch.bool).tril(), -math.inf) if causal else scores
+    p = scores.softmax(-1)
+
+    def of_queries(kept):
+        return (p * (go @ hv.mT - (go * kept).sum(-1, keepdim=True))) @ hk / 4
+
+    expected, exact = of_queries(rounded(p @ hv, dtype)), of_queries(p @ hv)
+    assert (expected - exact).norm() > 30 * torch.finfo(dtype).eps * exact.norm()
+    assert (got[0] - expected).norm() < 0.1 * (expected - exact).norm()
+    assert (got[2] - p.mT @ go).norm() < torch.finfo(dtype).eps * (p.mT @ go).norm()
+
+
+@halves
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
 def test_recurrent_layers_round_weights_inputs_and_outputs(kind, dtype):
     torch.manual_seed(0)
