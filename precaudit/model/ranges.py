@@ -100,15 +100,15 @@ class TensorStats:
     def overflow_rate(self, target: Format) -> float:
         """Share of the values seen that are finite but would round past the format's largest.
 
-        Those of the format's top binade are split at the rounding threshold, as if spread log-uniformly up
-        to `amax`; at least one value counts where `amax` overflows.
+        Those of the format's top binade are split at the rounding threshold, as if spread log-uniformly from
+        `amin_nonzero` to `amax`; at least one value counts where `amax` overflows.
         """
         threshold, top = target.overflow_threshold, target.exponent_max
         if not self.numel or self.amax < threshold:
             return 0.0
         above = sum(n for e, n in self.exponents.items() if e > top)
-        width = min(math.log2(self.amax) - top, 1.0)
-        over = max(0.0, width - (math.log2(threshold) - top)) / width
+        low, limit, high = max(math.log2(self.amin_nonzero), top), math.log2(threshold), math.log2(self.amax)
+        over = 1.0 if low >= limit else 1 - (limit - low) / (min(high, top + 1) - low)
         in_top = sum(n for e, n in self.exponents.items() if e == top)
         return max(above + in_top * over, 1.0) / self.numel
 

@@ -75,6 +75,15 @@ def test_largest_value_does_not_overflow_and_the_next_does(target: Format, dtype
     assert observe(over).overflow_rate(target) == pytest.approx(1 / 3)
 
 
+@pytest.mark.parametrize("smaller", [[], [0.0, 0.0]])
+@pytest.mark.parametrize(("target", "dtype"), NARROW)
+def test_a_constant_past_the_largest_overflows_whole(target: Format, dtype: torch.dtype, smaller: list[float]):
+    """As a mask's fill value: nothing says then that the values below it in its binade are any."""
+    constant = min(target.overflow_threshold * (1 + 2.0**-9), FORMATS["float32"].maximum)
+    values = torch.tensor([constant] * 6 + smaller)
+    assert observe(values).overflow_rate(target) == overflows(values, target, dtype).double().mean().item() > 0.7
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     st.lists(st.floats(-6e5, 6e5, width=32) | st.floats(-(2.0**-20), 2.0**-20, width=32), min_size=1, max_size=50),
