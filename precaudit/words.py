@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeGuard
 
 NOT_MEASURED = "not measured"
-UNDER_TORCHRUN = "torchrun --nproc_per_node 1 -m precaudit profile SCRIPT"
+TORCHRUN = "torchrun --nproc_per_node 1 -m precaudit"
+UNDER_TORCHRUN = f"{TORCHRUN} profile SCRIPT"
 NOT_NATIVE = (
     "--execution native needs a model on a CUDA device, because the CPU's autocast rounds at other places; "
     "use --execution emulated"

@@ -131,7 +131,7 @@ def _last_words(run: RunResult) -> str:
     """The exception that ended a run, in one line."""
     if run.error is None or run.status == "interrupted":
         return ""
-    return run.error.message if run.status == "killed" or run.is_ours else f"{run.error.type}: {run.error.short}"
+    return run.error.message if run.status == "killed" or run.is_ours else run.error.in_a_line
 
 
 def _plan_and_verify(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
@@ -40,6 +41,7 @@ def job_facts(job: Job, settings: Settings, audit: Audit, formats: Sequence[str]
         "device": job.device,
         "quick": settings.quick and settings.verify,
         "stopped": _stopped(run),
+        "launcher": "torchrun" if "TORCHELASTIC_RUN_ID" in os.environ else None,
         "models": list(audit.trace.models),
         "audited_steps": audit.trace.audited_steps,
         "baseline": run.own_precision.facts() | _own_casts(audit),
@@ -52,13 +54,16 @@ def job_facts(job: Job, settings: Settings, audit: Audit, formats: Sequence[str]
 
 
 def _stopped(run: RunResult) -> str:
-    if run.status == "killed":  # by whom is not known, even where it was often for memory
+    if run.status == "killed" or run.error is None:  # by whom is not known, even where it was often for memory
         return run.status
-    if run.error is not None and run.error.is_lack_of_launcher:
-        return "unlaunched"
-    if run.error is not None and run.error.is_lack_of_memory:
-        return "unroomed"
-    return "unable" if run.is_ours else run.status
+    causes = {
+        "unlaunched": run.error.is_lack_of_launcher,
+        "unroomed": run.error.is_lack_of_memory,
+        "unequipped": run.error.is_lack_of_module,
+        "misused": run.error.is_wrong_usage,
+        "unable": run.is_ours,
+    }
+    return next((name for name, applies in causes.items() if applies), run.status)
 
 
 def _notes(job: Job, settings: Settings, audit: Audit) -> list[str]:

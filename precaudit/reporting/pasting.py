@@ -12,7 +12,7 @@ from precaudit.reporting import DEFAULT_PLAN, unfinished
 from precaudit.reporting.facts import from_python, has_the_plan, is_plain_autocast, listed, scaled_by_hand, unsound
 from precaudit.reporting.places import installed, short_file
 from precaudit.reporting.undecided import what_decides
-from precaudit.words import inert, visible
+from precaudit.words import TORCHRUN, inert, visible
 
 LOOP = (
     "# every step: scaler.scale(loss).backward()",
@@ -102,13 +102,18 @@ def next_command(report: Report, plan: Path = DEFAULT_PLAN) -> tuple[str, list[s
     verdict = report.verification.verdict
     subject = ["SCRIPT"] if report.job.get("kind") == "audit" or from_python(report) else script(report)
     if verdict == "pass" and report.plan.is_low_precision:
-        return "Next, before you deploy:", ["precaudit", "check", f"--plan {_quote(plan)}", *subject]
+        return "Next, before you deploy:", [_precaudit(report), "check", f"--plan {_quote(plan)}", *subject]
     broken = verdict == "fail" or unsound(report) or unfinished.needs_mending(report)
     label = "Next, after the fixes:" if broken else "Next:"
     more = {} if broken else what_decides(report)
     options = _options(report, plan) | more
     given = [f"{_quote(name)} {_quote(value)}" for name, value in options.items()]
-    return label, ["precaudit", "profile", "--force", *given, *subject]
+    return label, [_precaudit(report), "profile", "--force", *given, *subject]
+
+
+def _precaudit(report: Report) -> str:
+    """The program, started as the script needs it."""
+    return TORCHRUN if report.job.get("launcher") == "torchrun" or unfinished.lacks_launcher(report) else "precaudit"
 
 
 def _options(report: Report, plan: Path) -> dict[str, str]:

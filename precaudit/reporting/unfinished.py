@@ -29,6 +29,15 @@ CUT_SHORT = {
         "the script failed without its launcher",
         f"Profile again, as the one process of a launcher: {UNDER_TORCHRUN}",
     ),
+    "unequipped": Ending(
+        "a module is missing",
+        "Install it where precaudit is, or precaudit where the script's modules are (one of your own is found "
+        "beside the script and on PYTHONPATH), and profile again.",
+    ),
+    "misused": Ending(
+        "the script refused its arguments",
+        "Give the script's own arguments after its name (script.log has what it said), and profile again.",
+    ),
     "unroomed": Ending(
         "memory ran out",
         "Profile again with a smaller batch, or more memory: an audit needs some beside the training's own.",
@@ -51,6 +60,10 @@ def is_empty(report: Report) -> bool:
 def needs_mending(report: Report) -> bool:
     """Whether something has to be mended before the same command is given again: nothing after a mere interruption."""
     return cut_short(report) not in (None, CUT_SHORT["interrupted"])
+
+
+def lacks_launcher(report: Report) -> bool:
+    return cut_short(report) is CUT_SHORT["unlaunched"]
 
 
 def title(report: Report) -> str | None:

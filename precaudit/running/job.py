@@ -86,6 +86,7 @@ class RunSpec:
 
 _ROOM = 300
 """Characters of a message that a sentence has room for."""
+_OF_WORKER, _RAISED = "Original Traceback", re.compile(r"^[\w.]+: .+$", re.MULTILINE)
 _NO_MEMORY = ("out of memory", "defaultcpuallocator", "_alloc_failed")
 OF_OPTIMIZER = ", optimizer "
 """In the name of a stream of losses, between its line and the optimizer's number."""
@@ -122,8 +123,10 @@ class ScriptError:
     @property
     def short(self) -> str:
         """The message in one line. Its first one suffices unless it ends in a colon: torch's messages about a missing
-        kernel fill a page."""
-        first = self.message.partition("\n")[0]
+        kernel fill a page. What a worker raised, torch quotes below."""
+        first, _, rest = self.message.partition("\n")
+        if rest.startswith(_OF_WORKER):
+            first = " ".join([first, *_RAISED.findall(rest)[-1:]])
         return shorten(self.message if first.endswith(":") else first, _ROOM, placeholder=" ...")
 
     @property
@@ -135,6 +138,22 @@ class ScriptError:
     def is_lack_of_memory(self) -> bool:
         text = self.message.lower()
         return self.type in ("OutOfMemoryError", "MemoryError") or any(word in text for word in _NO_MEMORY)
+
+    @property
+    def in_a_line(self) -> str:
+        """The exception and its message; a script that exits raises none, to its author."""
+        if self.type == "SystemExit":
+            return f"it exited {'with code ' if self.message.isdigit() else 'with the words: '}{self.short}"
+        return f"{self.type}: {self.short}"
+
+    @property
+    def is_lack_of_module(self) -> bool:
+        return self.type == "ModuleNotFoundError"
+
+    @property
+    def is_wrong_usage(self) -> bool:
+        """Whether the script refused its arguments: argparse and most others exit with this code then."""
+        return self.type == "SystemExit" and self.message == "2"
 
     @property
     def is_lack_of_launcher(self) -> bool:

@@ -41,12 +41,20 @@ def test_a_mixed_precision_that_this_machine_leaves_off_is_mentioned(left_off, o
 
 
 @pytest.mark.parametrize(
-    ("error", "stopped"),
-    [("OutOfMemoryError", "unroomed"), (INTERNAL, "unable"), ("ValueError", "failed")],
+    ("error", "message", "stopped"),
+    [
+        ("OutOfMemoryError", "it went wrong", "unroomed"),
+        (INTERNAL, "it went wrong", "unable"),
+        ("ValueError", "it went wrong", "failed"),
+        ("ModuleNotFoundError", "No module named 'einops'", "unequipped"),
+        ("ImportError", "cannot import name 'x' from 'y'", "failed"),
+        ("SystemExit", "2", "misused"),
+        ("SystemExit", "1", "failed"),
+    ],
 )
-def test_what_ended_a_run_is_told_apart(error, stopped):
+def test_what_ended_a_run_is_told_apart(error, message, stopped):
     job = Job("script", "train.py", (), ".", 8)
-    failed = RunResult("reference", 0, "failed", 3, error=ScriptError(error, "it went wrong", ""))
+    failed = RunResult("reference", 0, "failed", 3, error=ScriptError(error, message, ""))
     facts = job_facts(job, Settings(), Audit(job, failed, Trace()), ("bfloat16",), get_gpu("h100"))
     assert facts["stopped"] == stopped
 

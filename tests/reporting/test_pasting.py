@@ -74,6 +74,15 @@ def test_after_an_interruption_there_is_nothing_to_fix(stopped, when):
     assert pasting.next_command(replace(report, job=report.job | {"stopped": stopped}, verification=doubt))[0] == when
 
 
+@pytest.mark.parametrize("job", [{"launcher": "torchrun"}, {"stopped": "unlaunched"}])
+@pytest.mark.parametrize("verdict", ["pass", "not_run"])
+def test_the_next_command_starts_a_script_by_the_launcher_that_it_needs(job, verdict):
+    report = report_samples.passing()
+    report = replace(report, job=report.job | job, verification=replace(report.verification, verdict=verdict))
+    assert pasting.next_command(report)[1][0] == "torchrun --nproc_per_node 1 -m precaudit"
+    assert pasting.next_command(replace(report, job={}))[1][0] == "precaudit"
+
+
 def test_the_next_command_is_for_the_same_folder_with_the_same_options():
     report = report_samples.passing()
     job = {**report.job, "options": {"--formats": "float16", "--seeds": "2"}}

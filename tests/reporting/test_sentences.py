@@ -9,7 +9,7 @@ import report_samples
 
 from precaudit.finding import USE_THE_PLAN, finding
 from precaudit.model import Difference, Location, OpFormat, Plan, Repair, Trial, Verification
-from precaudit.reporting import pasting, planned, ranges, render
+from precaudit.reporting import pasting, planned, ranges, render, unfinished
 from precaudit.reporting.actions import actions, counts
 from precaudit.reporting.facts import settled
 from precaudit.reporting.headline import headline
@@ -190,7 +190,7 @@ def test_files_of_libraries_go_by_their_import_names(path, shown):
     assert place(found) == f"a, linear, {shown}"
 
 
-@pytest.mark.parametrize("stopped", ["killed", "failed", "unlaunched", "unroomed", "interrupted"])
+@pytest.mark.parametrize("stopped", sorted(unfinished.CUT_SHORT))
 def test_interrupted_run_is_distinguished_from_one_without_training(stopped):
     report = replace(report_samples.empty(), job={"stopped": stopped}, verification=Verification())
     text = render(report, "markdown")
@@ -234,7 +234,7 @@ def test_in_a_terminal_a_report_of_nothing_is_only_why_and_what_to_do():
     assert "Loss scale" in render_terminal(replace(report, findings=(report_samples.finding(),)))
 
 
-@pytest.mark.parametrize("stopped", ["killed", "failed", "unlaunched", "interrupted"])
+@pytest.mark.parametrize("stopped", sorted(unfinished.CUT_SHORT.keys() - {"unroomed"}))
 @pytest.mark.parametrize("format", ["terminal", "markdown", "html"])
 def test_an_audit_that_was_cut_short_recommends_nothing(stopped, format):
     report = report_samples.passing()
