@@ -172,13 +172,8 @@ def _follow(applied: Applied) -> None:
     with _lock:
         if applied not in _called:
             _following.__enter__()
-            _called[applied] = finalize(applied, _unfollow)
+            _called[applied] = finalize(applied, _following.__exit__, None, None, None)
             _called[applied].atexit = False
-
-
-def _unfollow() -> None:
-    with _lock:
-        _following.__exit__(None, None, None)
 
 
 def _forget(applied: Applied) -> None:

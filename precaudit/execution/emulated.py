@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
@@ -25,7 +25,7 @@ from precaudit.execution.policy import ADDENDS, CONVOLUTIONS, MASKED, category
 from precaudit.execution.rounding import CASTABLE, HALF_DTYPES, HALVES, ROUNDINGS, Rounding, replaced, rounding_for
 from precaudit.instrument.functions import AROUND_BACKWARD
 from precaudit.instrument.names import callers
-from precaudit.instrument.patches import all_wrapped
+from precaudit.instrument.patches import Shared, all_wrapped, set_to
 from precaudit.instrument.scopes import PLANNED, Frame, Scopes
 from precaudit.instrument.torchfunction import Call, OperationMode, map_tensors, tensors_in
 from precaudit.model import Plan
@@ -261,55 +261,46 @@ def _asks_for_dtype(call: Call) -> bool:
     return any(isinstance(value, torch.dtype) for value in (*call.args, *call.kwargs.values()))
 
 
+class _Answers(threading.local):
+    """What one thread is told about autocast; None for what torch itself answers."""
+
+    answers: tuple[Callable[[], bool], Callable[[], torch.dtype | None]] | None = None
+
+
 class _AutocastAsked:
     """Overrides torch's queries about autocast while a thread needs it, and answers per thread: the dtype in force, and
     whether any autocast is active, which recurrent layers ask before they accept an input of another dtype than their
     weights."""
 
     def __init__(self) -> None:
-        self._lock, self._threads, self._needed = threading.Lock(), threading.local(), 0
-        self._patches = ExitStack()
+        self._here = _Answers()
+        self._overridden = Shared(self._overrides)
         self.really: Callable[[], bool] = torch._C._is_any_autocast_enabled
         """Whether an autocast region of torch is active."""
 
     @contextmanager
     def by(self, active: Callable[[], bool], dtype: Callable[[], torch.dtype | None]) -> Iterator[None]:
         """Answer so in this thread; torch itself answers where `dtype` is None."""
-        before = getattr(self._threads, "answers", None)
-        self._need(1)
-        self._threads.answers = active, dtype
-        try:
+        with self._overridden, set_to(self._here, "answers", (active, dtype)):
             yield
-        finally:
-            self._threads.answers = before
-            self._need(-1)
 
     def _active(self, original: Callable[[], bool]) -> bool:
-        answers = getattr(self._threads, "answers", None)
-        return answers[0]() if answers else original()
+        return self._here.answers[0]() if self._here.answers else original()
 
     def _enabled(self, original: Callable[..., bool], *device: str) -> bool:
         return self._dtype(lambda: None) is not None or original(*device)
 
     def _dtype(self, original: Callable[..., Any], *device: str) -> Any:
-        answers = getattr(self._threads, "answers", None)
-        return (answers and answers[1]()) or original(*device)
+        return (self._here.answers and self._here.answers[1]()) or original(*device)
 
-    def _need(self, more: int) -> None:
-        with self._lock:
-            self._needed += more
-            if not self._needed:
-                self._patches.close()
-            elif (self._needed, more) == (1, 1):
-                self._patches.enter_context(
-                    all_wrapped(
-                        (torch._C, "_is_any_autocast_enabled", self._active),
-                        (torch, "is_autocast_enabled", self._enabled),
-                        (torch, "is_autocast_cpu_enabled", self._enabled),
-                        (torch, "get_autocast_dtype", self._dtype),
-                        (torch, "get_autocast_gpu_dtype", self._dtype),
-                    )
-                )
+    def _overrides(self) -> AbstractContextManager[None]:
+        return all_wrapped(
+            (torch._C, "_is_any_autocast_enabled", self._active),
+            (torch, "is_autocast_enabled", self._enabled),
+            (torch, "is_autocast_cpu_enabled", self._enabled),
+            (torch, "get_autocast_dtype", self._dtype),
+            (torch, "get_autocast_gpu_dtype", self._dtype),
+        )
 
 
 autocast_asked = _AutocastAsked()

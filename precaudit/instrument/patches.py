@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -103,21 +104,24 @@ def item_set_to(data: dict[str, Any], key: str, value: Any) -> Iterator[None]:
 
 
 class Shared:
-    """A shared context manager: entered with its first user, left with its last."""
+    """A context manager that threads share: entered with its first user, left with its last."""
 
     def __init__(self, make: Callable[[], AbstractContextManager[Any]]) -> None:
         self._make = make
         self._context: AbstractContextManager[Any] | None = None
         self._users = 0
+        self._lock = threading.RLock()  # whoever enters may collect garbage, whose finalizers leave
 
     def __enter__(self) -> None:
-        if self._users == 0:
-            self._context = self._make()
-            self._context.__enter__()
-        self._users += 1
+        with self._lock:
+            if self._users == 0:
+                self._context = self._make()
+                self._context.__enter__()
+            self._users += 1
 
     def __exit__(self, *exception: Any) -> None:
-        self._users -= 1
-        if self._users == 0 and self._context is not None:
-            self._context.__exit__(*exception)
-            self._context = None
+        with self._lock:
+            self._users -= 1
+            if self._users == 0 and self._context is not None:
+                self._context.__exit__(*exception)
+                self._context = None
