@@ -17,6 +17,7 @@ import torch
 
 from precaudit.execution import float8
 from precaudit.execution.atomics import SUMS, added_one_by_one, are_half, not_in_place
+from precaudit.execution.attention import keeping_rounded
 from precaudit.execution.chains import chained
 from precaudit.execution.cross_entropy import logarithms_rounded
 from precaudit.execution.formats import FLOAT32, WIDE, PlanExecution, ScopeFormat, every_model, no_disabled_region
@@ -177,23 +178,14 @@ def _product(call: Call, rounding: Rounding, stored: Callable[[torch.Tensor], to
         return map_tensors(lambda t: convert(stored(t)) if t.dtype in CASTABLE else t, value)
 
     position, keyword = ADDENDS.get(call.op, (None, None))
-    result = call.func(
-        *(entering(rounding.addend if i == position else rounding.operand, arg) for i, arg in enumerate(call.args)),
-        **{k: entering(rounding.addend if k == keyword else rounding.operand, v) for k, v in call.kwargs.items()},
+    factors = Call(
+        call.func,
+        tuple(entering(rounding.addend if i == position else rounding.operand, arg) for i, arg in enumerate(call.args)),
+        {k: entering(rounding.addend if k == keyword else rounding.operand, v) for k, v in call.kwargs.items()},
     )
-    if call.op in MASKED and rounding.dtype in HALVES:
-        _round_what_is_kept(result, rounding.dtype)
+    fused = call.op in MASKED and rounding.dtype in HALVES
+    result = keeping_rounded(factors, rounding.dtype) if fused else factors()
     return map_tensors(lambda t: rounding.result(t) if t.dtype == torch.float32 else t, result)
-
-
-def _round_what_is_kept(attended: torch.Tensor, dtype: torch.dtype) -> None:
-    """Round attention's result in the memory that the kernel keeps for its backward pass, as CUDA's fused kernels do.
-    From it they take what the gradients of a row's scores have in common: rounded, these no longer add up to zero,
-    which matters where the keys, and the values, are much alike."""
-    wrapped = torch._C._functorch.is_functorch_wrapped_tensor(attended)
-    if attended.requires_grad and attended.dtype == torch.float32 and not wrapped:
-        with torch.no_grad(), torch.autograd._unsafe_preserve_version_counter(attended):
-            attended.copy_(attended.to(dtype))
 
 
 def _convolution(call: Call, rounding: Rounding, stored: Callable[[torch.Tensor], torch.Tensor]) -> Any:

@@ -108,35 +108,53 @@ def test_attention(dtype, mask):
     assert torch.equal(got, expected.to(dtype))
 
 
-@halves
-@pytest.mark.parametrize("causal", [False, True])
-def test_attention_takes_what_scores_have_in_common_from_its_rounded_result(causal, dtype):
-    """As in the backward pass of FlashAttention: rowsum(dO * O), with O as it was stored (arXiv:2510.04212)."""
-    alike = [0.0, 8.0, 8.0]
-    q, k, v = (weights(2, 2, 64, 16, seed=i) + alike[i] * weights(1, 2, 1, 16, seed=9 + i) for i in range(3))
-    gradient = weights(2, 2, 64, 16, seed=5)
+ATTENTION = {
+    "plain": {},
+    "causal": {"is_causal": True},
+    "boolean mask": {"attn_mask": torch.ones(48, 48, dtype=torch.bool).tril(5)},
+    "a row masked throughout": {"attn_mask": torch.ones(48, 48, dtype=torch.bool).tril(-1)},
+    "learned mask": {"attn_mask": weights(48, 48, seed=7).requires_grad_()},
+    "dropout": {"dropout_p": 0.25},
+    "causal dropout": {"dropout_p": 0.25, "is_causal": True, "scale": 0.5},
+    "grouped": {"enable_gqa": True},
+    "grouped dropout": {"enable_gqa": True, "dropout_p": 0.25},
+}
 
-    def by(attention):
-        factors = [tensor.clone().requires_grad_() for tensor in (q, k, v)]
-        attention(*factors).backward(gradient)
-        return [factor.grad for factor in factors]
+
+@halves
+@pytest.mark.parametrize("options", ATTENTION.values(), ids=ATTENTION.keys())
+def test_attention_takes_what_scores_have_in_common_from_its_rounded_result(options, dtype):
+    """As in the backward pass of FlashAttention: rowsum(dO * O), with O as it was stored (arXiv:2510.04212)."""
+    heads = 2 if options.get("enable_gqa") else 4
+    q, gradient = weights(2, 4, 48, 16), weights(2, 4, 48, 16, seed=5)
+    k, v = (weights(2, heads, 48, 16, seed=i) + 8 * weights(1, heads, 1, 16, seed=8 + i) for i in (1, 2))
+    factors = [tensor.clone().requires_grad_() for tensor in (q, k, v)]
 
     def attention(model, *factors):
-        return F.scaled_dot_product_attention(*factors, is_causal=causal)
+        torch.manual_seed(0)
+        return F.scaled_dot_product_attention(*factors, **options)
 
-    got = by(lambda *factors: inside(attention, NAMES[dtype], *factors)[1])
+    output = inside(attention, NAMES[dtype], *factors)[1]
+    output.backward(gradient)
+
+    torch.manual_seed(0)
+    kept = F.dropout(torch.ones(2, 4, 48, 48), options.get("dropout_p", 0.0)).double()
     hq, hk, hv, go = (rounded(tensor, dtype).double() for tensor in (q, k, v, gradient))
-    scores = hq @ hk.mT / 4
-    scores = scores.masked_fill(~torch.ones(64, 64, dtype=torch.bool).tril(), -math.inf) if causal else scores
-    p = scores.softmax(-1)
+    hk, hv = (tensor.repeat_interleave(4 // heads, 1) for tensor in (hk, hv))
+    scale, mask = options.get("scale", 0.25), options.get("attn_mask", torch.ones(48, 48, dtype=torch.bool))
+    mask = mask.tril() if "is_causal" in options else mask
+    scores = hq @ hk.mT * scale
+    added = scores.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else scores + rounded(mask, dtype)
+    p = added.softmax(-1).nan_to_num(0.0)
 
-    def of_queries(kept):
-        return (p * (go @ hv.mT - (go * kept).sum(-1, keepdim=True))) @ hk / 4
+    def of_scores(result):
+        return p * (kept * (go @ hv.mT) - (go * result).sum(-1, keepdim=True))
 
-    expected, exact = of_queries(rounded(p @ hv, dtype)), of_queries(p @ hv)
-    assert (expected - exact).norm() > 30 * torch.finfo(dtype).eps * exact.norm()
-    assert (got[0] - expected).norm() < 0.1 * (expected - exact).norm()
-    assert (got[2] - p.mT @ go).norm() < torch.finfo(dtype).eps * (p.mT @ go).norm()
+    result, eps = (p * kept) @ hv, torch.finfo(dtype).eps
+    expected, exact = of_scores(rounded(result, dtype)) @ hk * scale, of_scores(result) @ hk * scale
+    assert torch.allclose(output.double(), result, rtol=eps, atol=eps)
+    assert (expected - exact).norm() > 5 * eps * exact.norm()
+    assert (factors[0].grad - expected).norm() < 0.25 * (expected - exact).norm()
 
 
 @halves
