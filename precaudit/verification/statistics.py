@@ -38,8 +38,8 @@ _BLOCKS = 4
 """Parts of the window whose differences are combined into one noise floor."""
 AGREED_ALPHA = 0.05
 """Significance level for seeds that move alike."""
-# Of 590 verified scripts, six have curves beyond both limits whose first three seeds disagree; of random walks, 19 in
-# 20 of which seem to have learned, three quarters do.
+# Simulated, three seeds of 60 steps: of random walks 97 in 100 seem to have learned, and 82 are beyond both limits with
+# seeds that disagree; of exponential falls with independent noise, one in 200 at most.
 _AUTOCORRELATION_LIMIT = 0.2
 _RESIDUAL_LIMIT = 0.1
 # A candidate is called exploded when it stays above this multiple of the largest loss of the reference.
