@@ -18,6 +18,7 @@ import torch
 from precaudit.execution import float8
 from precaudit.execution.atomics import SUMS, added_one_by_one, are_half, not_in_place
 from precaudit.execution.attention import keeping_rounded
+from precaudit.execution.cells import cell
 from precaudit.execution.chains import chained
 from precaudit.execution.cross_entropy import logarithms_rounded
 from precaudit.execution.formats import FLOAT32, WIDE, PlanExecution, ScopeFormat, every_model, no_disabled_region
@@ -155,11 +156,7 @@ def run_in_format(
     if kind == "banned" and rounding.dtype in HALVES:
         raise RuntimeError(f"torch.nn.functional.{call.op} and torch.nn.BCELoss are unsafe to autocast.")
     if kind == "lower":
-        chain = chained(call, lambda pair, factors: _product(Call(pair, factors, {}), rounding, stored))
-        if chain is not None:
-            return chain
-        run = _convolution if call.op in CONVOLUTIONS and rounding.dtype in HALVES else _product
-        return run(call, rounding, stored)
+        return _lower(call, rounding, stored)
     if kind == "fp32" and _asks_for_dtype(call):
         return _with_fallback(call)  # autocast runs these in float32 by setting the omitted dtype
     if kind == "fp32" or (kind == "promote" and any(t.dtype == torch.float32 for t in call.given)):
@@ -169,6 +166,20 @@ def run_in_format(
         with region:
             return call()
     return _with_fallback(call)
+
+
+def _lower(call: Call, rounding: Rounding, stored: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    """A product, or what torch makes of several."""
+
+    def multiply(function: Callable[..., Any], factors: tuple[Any, ...]) -> Any:
+        return _product(Call(function, factors, {}), rounding, stored)
+
+    half = rounding.dtype in HALVES
+    if (chain := chained(call, multiply)) is not None:
+        return chain
+    if half and (state := cell(call, multiply, lambda t: rounding.addend(stored(t)))) is not None:
+        return map_tensors(rounding.result, state)
+    return (_convolution if half and call.op in CONVOLUTIONS else _product)(call, rounding, stored)
 
 
 def _product(call: Call, rounding: Rounding, stored: Callable[[torch.Tensor], torch.Tensor]) -> Any:

@@ -196,6 +196,56 @@ def test_recurrent_layers_accept_half_inputs(kind, own, dtype):
         torch.testing.assert_close(output, expected)
 
 
+def cell_by_hand(name, x, state, w, r, bw, br, dtype):
+    """A recurrent cell as torch's CUDA kernels compute it."""
+
+    def h(value):
+        return value.to(dtype).float()
+
+    if name == "RNNCell":
+        return torch.tanh((state @ r.t() + br).to(dtype) + (x @ w.t() + bw).to(dtype)).float()
+    if name == "GRUCell":
+        (ir, iz, i), (hr, hz, n) = (h(x @ w.t()) + bw).chunk(3, 1), (h(state @ r.t()) + br).chunk(3, 1)
+        new = torch.tanh(i + torch.sigmoid(ir + hr) * n)
+        return h(new + torch.sigmoid(iz + hz) * (state - new))
+    i, f, g, o = ((h(x @ w.t()) + bw) + (h(state[0] @ r.t()) + br)).chunk(4, 1)
+    new = torch.sigmoid(f) * state[1] + torch.sigmoid(i) * torch.tanh(g)
+    return h(torch.sigmoid(o) * torch.tanh(new)), h(new)
+
+
+@halves
+@pytest.mark.parametrize("kind", [nn.LSTMCell, nn.GRUCell, nn.RNNCell])
+def test_recurrent_cells_round_both_products_and_the_state(kind, dtype):
+    torch.manual_seed(0)
+    layer, x = kind(6, 40), weights(5, 6)
+    state = (weights(5, 40, seed=1), weights(5, 40, seed=2)) if kind is nn.LSTMCell else weights(5, 40, seed=1)
+    got = emulate(layer, NAMES[dtype], x, state)
+
+    def h(value):
+        return value.to(dtype).float()  # and its gradient, as autocast's casts do
+
+    parameters = (layer.weight_ih, layer.weight_hh, layer.bias_ih, layer.bias_hh)
+    own = [parameter.detach().clone().requires_grad_() for parameter in parameters]
+    known = tuple(map(h, state)) if isinstance(state, tuple) else h(state)
+    expected = cell_by_hand(kind.__name__, h(x), known, *map(h, own), dtype)
+    for ours, theirs in zip(*((all if isinstance(all, tuple) else (all,)) for all in (got, expected)), strict=True):
+        assert torch.equal(ours, theirs)
+    torch.stack(got if isinstance(got, tuple) else (got,)).sum().backward()
+    torch.stack(expected if isinstance(expected, tuple) else (expected,)).sum().backward()
+    for ours, theirs in zip(parameters, own, strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=2 * torch.finfo(dtype).eps, atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", [nn.LSTMCell, nn.GRUCell, nn.RNNCell])
+def test_products_of_a_recurrent_cell_that_overflow_do_not_cancel(kind):
+    layer, x = kind(1, 1), torch.full((1, 1), 60000.0)
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.fill_(2.0 if parameter is layer.weight_ih else -2.0 if parameter is layer.weight_hh else 0.0)
+    output = emulate(layer, "float16", x, (x, x) if kind is nn.LSTMCell else x)
+    assert output[0].isnan().all()
+
+
 @halves
 def test_packed_sequences(dtype):
     layer = nn.LSTM(3, 4, batch_first=True)
