@@ -18,14 +18,13 @@ Index = tuple[torch.Tensor | None, ...]
 def added_one_by_one(call: Call) -> Call:
     """The replacement for a call that sums by index, or whose backward pass does; any other call unchanged."""
     name, (_, args, kwargs) = call.op, call
+    values = (*args, *kwargs.values())
     if name not in _IN_TURN or "out" in kwargs or not are_half(call.given):
         return call
     if name in _READING:
         sums = torch.is_grad_enabled() and args and args[0].requires_grad
         return call._replace(func=_READING[name]) if sums else call
-    if name == "scatter_reduce" and (
-        "sum" not in (*args, kwargs.get("reduce")) or not kwargs.get("include_self", True)
-    ):
+    if name == "scatter_reduce" and not {"sum", "mean"}.intersection(each for each in values if isinstance(each, str)):
         return call
     put = torch.ops.aten.index_put_ if call.writes else _put
     return Call(_ADDING[name], (put, *args), kwargs)
@@ -64,6 +63,27 @@ def _scatter_add(
     return put(input, _cells(index, dim), src[tuple(map(slice, index.shape))], accumulate=True)
 
 
+def _scatter_reduce(
+    put: Any,
+    input: torch.Tensor,
+    dim: int,
+    index: torch.Tensor,
+    src: torch.Tensor,
+    reduce: str,
+    *,
+    include_self: bool = True,
+) -> Any:
+    """A sum, or a mean, whose count is added up in half as well."""
+    if put is not _put:
+        return input.copy_(_scatter_reduce(_put, input, dim, index, src, reduce, include_self=include_self))
+    total = _scatter_add(put, input if include_self else input.scatter(dim, index, 0.0), dim, index, src)
+    if reduce == "sum":
+        return total
+    start = torch.ones_like(input) if include_self else torch.zeros_like(input)
+    count = _scatter_add(put, start, dim, index, torch.ones_like(src))
+    return total / count.masked_fill(count == 0, 1.0)
+
+
 def _index_select(input: torch.Tensor, dim: int, index: torch.Tensor) -> torch.Tensor:
     return torch.ops.aten.index(input, _rows(input, dim, index)).contiguous()
 
@@ -77,7 +97,7 @@ def _gather(input: torch.Tensor, dim: int, index: torch.Tensor, *, sparse_grad: 
 _ADDING: dict[str, Callable[..., Any]] = {
     "index_add": _index_add,
     "scatter_add": _scatter_add,
-    "scatter_reduce": _scatter_add,
+    "scatter_reduce": _scatter_reduce,
 }
 _READING: dict[str, Callable[..., Any]] = {"index_select": _index_select, "gather": _gather}
 SUMS = frozenset(_ADDING)
