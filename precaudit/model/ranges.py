@@ -120,7 +120,8 @@ class TensorStats:
         """
         if not self.numel:
             return 0.0
-        below = sum(n for e, n in self.exponents.items() if e < self._flush_cut(target))
+        cut = self._flush_cut(target)
+        below = sum(n for e, n in self.exponents.items() if e < cut)
         return max(below, int(0 < self.amin_nonzero <= target.flush_threshold)) / self.numel
 
     def flushed_energy(self, target: Format) -> float:

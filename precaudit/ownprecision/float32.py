@@ -84,8 +84,10 @@ def _asked_for(func: Any, args: Any, kwargs: dict[str, Any]) -> str | None:
     name = getattr(func, "__name__", "")
     if name in _LOW_CASTS:
         return "float16" if name == "half" else name
-    asked = (value for value in (*args, *kwargs.values()) if isinstance(value, torch.dtype) and value in LOW_DTYPES)
-    return next(map(dtype_name, asked), None)
+    for value in (*args, *kwargs.values()) if kwargs else args:
+        if isinstance(value, torch.dtype) and value in LOW_DTYPES:
+            return dtype_name(value)
+    return None
 
 
 class Float32Mode(TorchFunctionMode):

@@ -138,15 +138,18 @@ def _audited(job: Job, formats: tuple[str, ...], execution: Execution, runner: R
 
 def _as_written(first: RunResult, spec: RunSpec, runner: Runner) -> RunResult | None:
     """The run in the script's own precision, if it has any; `first` is the run with autocast disabled and the script's
-    own casts active."""
-    written = None
-    if first.own_precision.is_mixed:
-        again = RunSpec(spec.job, AS_WRITTEN, precision="as-written", execution=spec.execution, patience=spec.patience)
+    own casts active. To watch every operation costs many times what the training does, so only a script with such
+    precision is watched, in a run of its own."""
+    again = RunSpec(spec.job, AS_WRITTEN, precision="as-written", execution=spec.execution, patience=spec.patience)
+    written, own = None, first.own_precision
+    if own.is_mixed:
         run = runner(again)
-        own = replace(run.own_precision, casts=first.own_precision.casts)
-        written = replace(run, trace=first.trace, own_precision=own)
+        written = replace(run, trace=first.trace, own_precision=replace(run.own_precision, casts=own.casts))
     if spec.neutralize and (written is None or (first.finished and _lacks_kernel(written))):
-        return replace(first, label=AS_WRITTEN)
+        run = runner(replace(again, precision="own-casts"))
+        seen = run.own_precision
+        own = replace(own, low=seen.low, changes_gradients=seen.changes_gradients)
+        return replace(run, trace=first.trace, own_precision=own)
     return written
 
 

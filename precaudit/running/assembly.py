@@ -77,7 +77,8 @@ class Session:
         probing = spec, self.names, scopes, self.events, in_disabled_region
         self.probe = probe = GradientProbe(*probing) if spec.probe_dir else None
         self.observer = spec.observer(scopes, in_disabled_region) if spec.observer else None
-        self.own_low = OwnLowPrecision(self.names, own, lambda: scopes.current) if _as_written(spec) else None
+        watched = spec.precision in ("own-casts", "as-written")
+        self.own_low = OwnLowPrecision(self.names, own, lambda: scopes.current) if watched else None
         self.scaled = ScaledGradients(self.names, own) if audited else None
         self.by_hand = ScaledByHand(self.names, own) if audited else None
         self.changes = GradientChanges(self.names, own) if audited or spec.precision == "as-written" else None
@@ -148,11 +149,6 @@ def _roundings(spec: RunSpec, scopes: ModuleScopes, in_disabled_region: Callable
         yield Perturbation(jitter(spec.seed))
     if spec.perturbed:
         yield Perturbation(rounded_to(spec.perturbed))
-
-
-def _as_written(spec: RunSpec) -> bool:
-    """Whether the script's own casts are active and observed."""
-    return spec.precision == "as-written" or (bool(spec.audited) and spec.plan is None and not spec.neutralize)
 
 
 def _trace_options(spec: RunSpec, baseline: Baseline) -> TraceOptions:

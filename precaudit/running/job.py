@@ -15,7 +15,7 @@ from precaudit.ownprecision.records import OwnPrecision
 from precaudit.tracing.records import AliasedValues, GradientDifference, Trace
 
 JobKind = Literal["script", "module", "model_file", "inference"]
-Precision = Literal["float32", "as-written", "plan"]
+Precision = Literal["float32", "own-casts", "as-written", "plan"]
 Status = Literal["stopped", "ended", "failed", "interrupted", "killed"]
 
 REPLAY, SEARCH, WATCH, TIMING, ALONE = "replay", "bisect", "watch", "timing", "alone"
@@ -45,6 +45,8 @@ class Job:
 class RunSpec:
     """One run of a job.
 
+    - `precision`: what is watched of the script's own precision is its casts by hand (`own-casts`), or all of it
+      (`as-written`); in any other one it is off.
     - `audited`: steps that are traced; `shadowed`: those that measure each operation's own error too.
     - `probe_save`: steps whose gradients are saved in `probe_dir`; `probe_compare`: steps whose gradients under a plan
       are compared with the saved ones, each with a label for the comparison and the plan.

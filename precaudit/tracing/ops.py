@@ -49,6 +49,10 @@ that the script read from such a tensor, which a run in half must confirm."""
 
 _PRESUMED = "presumed"
 
+# What precaudit itself asks of tensors is none of the other function modes' business: each question would pass through
+# all of them, which takes longer than many an operation.
+unasked = torch._C.DisableTorchFunction
+
 _STANDARD = (sysconfig.get_path("stdlib"), "<frozen ")
 
 
@@ -178,12 +182,14 @@ class TraceMode(OperationMode):
 
     def _structural(self, call: Call, widens: bool = False) -> Any:
         """`widens`: the call requests float32 explicitly, not by the dtype of a half: `zeros_like(x, dtype=...)`."""
-        inputs = floats_in(call.args)
+        with unasked():
+            inputs = floats_in(call.args)
         result = call()
-        if inputs and not widens and all(is_half(tensor) for tensor in inputs):
-            mark_half(tensors_in(result), any(map(_is_presumed, inputs)))
-        if inputs:
-            hand_on_readers(inputs[0], tensors_in(result))
+        with unasked():
+            if inputs and not widens and all(is_half(tensor) for tensor in inputs):
+                mark_half(tensors_in(result), any(map(_is_presumed, inputs)))
+            if inputs:
+                hand_on_readers(inputs[0], tensors_in(result))
         return result
 
     def _cast(self, call: Call, read_at: Location | None) -> Any:
@@ -211,6 +217,21 @@ class TraceMode(OperationMode):
         return result
 
     def _traced(self, call: Call, widens: bool) -> Any:
+        with unasked():
+            half, presumed = self._results_of(call, widens)
+            token = self._sink.begin(call.without_out, half and not presumed)
+        result = call()
+        made = call.target if result is None and call.writes else result  # an assignment returns nothing
+        with unasked():
+            outputs = [t for t in tensors_in(made) if t.is_floating_point() or t.is_complex()]
+            if half:
+                mark_half(outputs, presumed)
+            if outputs:
+                self._sink.record(token, outputs)
+        return result
+
+    def _results_of(self, call: Call, widens: bool) -> tuple[bool, bool]:
+        """Whether the results of an operation are half, and whether that is only presumed."""
         op, kind = call.op, self._kind(call.op)
         inputs = floats_in(call)
         target = call.target if call.writes else None
@@ -218,16 +239,7 @@ class TraceMode(OperationMode):
             mark_half([call.args[0]])  # torch requires equal dtypes: a target made with `dtype=x.dtype` is half too
         stored = not widens and stored_in_half(op, kind, inputs)
         half = is_half(target) if isinstance(target, torch.Tensor) else stored
-        presumed = half and kind != "lower" and any(map(_is_presumed, inputs))
-        token = self._sink.begin(call.without_out, half and not presumed)
-        result = call()
-        made = target if result is None else result  # an assignment returns nothing
-        outputs = [t for t in tensors_in(made) if t.is_floating_point() or t.is_complex()]
-        if half:
-            mark_half(outputs, presumed)
-        if outputs:
-            self._sink.record(token, outputs)
-        return result
+        return half, half and kind != "lower" and any(map(_is_presumed, inputs))
 
 
 def mark_half(outputs: list[torch.Tensor], presumed: bool = False) -> None:

@@ -26,7 +26,7 @@ from precaudit.tracing.extremes import largest
 from precaudit.tracing.faults import FaultWatch, Inputs, finite_amax
 from precaudit.tracing.flops import COUNTED, counted_flops
 from precaudit.tracing.integers import EXACT_INTEGERS, integer_amax
-from precaudit.tracing.ops import TraceMode, caller_location, scalars
+from precaudit.tracing.ops import TraceMode, caller_location, scalars, unasked
 from precaudit.tracing.parameters import ParameterTracker
 from precaudit.tracing.records import ABSORBING, STOPPING
 from precaudit.tracing.shadow import Energies, local_errors, repeatable
@@ -173,7 +173,8 @@ class Tracer(TrainingListener, ScopeListener):
 
     def entered(self, frame: Frame) -> None:
         if self.recording:
-            self.parameters.learn(frame.module, frame.name)
+            with unasked():
+                self.parameters.learn(frame.module, frame.name)
         if frame.is_outermost:
             frame.data["traced"] = self.recording
             frame.data["trains"] = torch.is_grad_enabled()
@@ -184,14 +185,16 @@ class Tracer(TrainingListener, ScopeListener):
 
     def left(self, frame: Frame, output: Any) -> None:
         if frame.root.data.get("traced"):
-            self._leave(frame, output)
+            if frame.is_outermost:
+                self._mode.__exit__(None, None, None)
+            if output is not None:
+                with unasked():
+                    self._leave(frame, output)
         if frame.is_outermost:
             self._last = None  # free the output: logits would stay in memory until the next recorded step
 
     def _leave(self, frame: Frame, output: Any) -> None:
-        if frame.is_outermost:
-            self._mode.__exit__(None, None, None)
-        if output is None or not self._counts(frame, _FORWARD):
+        if not self._counts(frame, _FORWARD):
             return
         layer = self._layer(frame)
         layer.calls += 1

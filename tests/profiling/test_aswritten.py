@@ -30,6 +30,7 @@ from precaudit.ownprecision.records import (
     VainDecay,
     VanishedInCast,
 )
+from precaudit.ownprecision.watch import OwnLowPrecision
 from precaudit.planning.rules import Ban
 from precaudit.profiling.aswritten import of_as_written
 from precaudit.profiling.audit import Audit, run_audit
@@ -778,3 +779,47 @@ def test_a_stagnating_state_is_named_by_its_kind(fqn, buffer, kept):
     (found,) = (each for each in told(low=[state(fqn, buffer, 0.9)]) if each.rule == "PA303")
     assert found.message.startswith(f"{kept} is kept in bfloat16")
     assert found.message.endswith("rounding loses 90% of their energy, so it stagnates (it hardly moves)")
+
+
+def watched(prepared, folder, monkeypatch):
+    """For each run that an audit makes, its precision and how many calls were watched in it."""
+    calls, original = [0], OwnLowPrecision.__torch_function__
+
+    def counting(self, *args, **kwargs):
+        calls[0] += 1
+        return original(self, *args, **kwargs)
+
+    def code():
+        torch.manual_seed(0)
+        model = nn.Linear(4, 1)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        for _ in range(8):
+            x = torch.randn(16, 4)
+            loss = (model(prepared(x)) - x.sum(1, keepdim=True)).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+    class Counted(InProcess):
+        runs = []
+
+        def __call__(self, spec):
+            calls[0] = 0
+            result = super().__call__(spec)
+            self.runs.append((spec.precision, calls[0]))
+            return result
+
+    monkeypatch.setattr(OwnLowPrecision, "__torch_function__", counting)
+    job, runner = Job("script", "train.py", (), str(folder), 8), Counted(code)
+    run_audit(job, ("bfloat16", "float32"), "emulated", runner, str(folder))
+    return runner.runs
+
+
+def test_only_a_script_with_low_precision_of_its_own_is_watched(tmp_path, monkeypatch):
+    """To watch every operation takes many times as long as the operation."""
+    assert all(run == ("float32", 0) for run in watched(lambda x: x, tmp_path, monkeypatch))
+
+
+def test_a_script_that_casts_is_watched_in_a_run_of_its_own(tmp_path, monkeypatch):
+    runs = watched(lambda x: x.bfloat16().float(), tmp_path, monkeypatch)
+    assert [precision for precision, calls in runs if calls] == ["own-casts"]

@@ -112,7 +112,7 @@ def test_an_average_that_a_library_keeps_is_told_at_the_script_s_call(library):
             lines[:] = [here() + 1]
             library.averaged(average, model, 0.999)
 
-    result = run(RunSpec(Job("script", "train.py", (), os.getcwd(), 12), "x", audited=frozenset({0})), script)
+    result = run(RunSpec(Job("script", "train.py", (), os.getcwd(), 12), "x", precision="own-casts"), script)
     states = result.own_precision.entries(StateLoss)
     assert {entry.place for entry in states} == {Location(__file__, *lines)}
 
