@@ -59,8 +59,9 @@ class Op:
       work is done.
     - `half`: whether autocast would store its result in half precision, in any call; `half_amax`: the largest such
       result.
-    - `constants`: the smallest and largest magnitude of its scalar arguments; `follows_dtype`: one of these is the
-      largest number of a dtype that is half under autocast, and so differs between formats.
+    - `constants`: the smallest and largest magnitude of its scalar arguments; `follows_dtype`: one of these, or
+      a value that it is given, is the largest number of a dtype that is half under autocast, and so differs between
+      formats.
     - `integer_amax`: the largest magnitude of integer-valued inputs to a product.
     - `location`: the call with the largest result; `places`: the lines at which other measures (`input`, `smallest`,
       `largest`, `whole`, `gradient`, a format's error) are extreme, if elsewhere.

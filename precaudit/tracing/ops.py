@@ -36,7 +36,7 @@ STRUCTURAL = frozenset(
 
 CASTS = frozenset("to half bfloat16 float double type type_as".split())
 
-_FILLING = frozenset("__setitem__ fill pad".split())
+_FILLING = frozenset("__setitem__ fill pad tensor new_tensor".split())
 """Those that may write a constant, recorded where it is one that float16 can't hold."""
 
 _FACTORS = frozenset({"alpha", "beta"})
@@ -48,6 +48,9 @@ HALF_FLAG = "_precaudit_half"
 that the script read from such a tensor, which a run in half must confirm."""
 
 _PRESUMED = "presumed"
+
+_FOLLOWS_FLAG = "_precaudit_follows"
+"""Attribute of a tensor with the largest number of a dtype that is half under autocast, such as a mask."""
 
 # What precaudit itself asks of tensors is none of the other function modes' business: each question would pass through
 # all of them, which takes longer than many an operation.
@@ -190,6 +193,8 @@ class TraceMode(OperationMode):
                 mark_half(tensors_in(result), any(map(_is_presumed, inputs)))
             if inputs:
                 hand_on_readers(inputs[0], tensors_in(result))
+            if any(map(follows_dtype, inputs)):
+                mark_following(tensors_in(result))
         return result
 
     def _cast(self, call: Call, read_at: Location | None) -> Any:
@@ -240,6 +245,15 @@ class TraceMode(OperationMode):
         stored = not widens and stored_in_half(op, kind, inputs)
         half = is_half(target) if isinstance(target, torch.Tensor) else stored
         return half, half and kind != "lower" and any(map(_is_presumed, inputs))
+
+
+def follows_dtype(tensor: torch.Tensor) -> bool:
+    return hasattr(tensor, _FOLLOWS_FLAG)
+
+
+def mark_following(outputs: list[torch.Tensor]) -> None:
+    for tensor in outputs:
+        setattr(tensor, _FOLLOWS_FLAG, True)
 
 
 def mark_half(outputs: list[torch.Tensor], presumed: bool = False) -> None:

@@ -48,7 +48,7 @@ class OpSlot:
 
     - `half`: whether autocast would store the result in half precision; `autocast`: the dtype of the script's region.
     - `constants`: the smallest and largest magnitude of its non-zero scalar arguments, except extreme ones that depend
-      on a dtype that the script read (`follows_dtype`).
+      on a dtype that the script read; `follows_dtype`: it has such an argument, or is given what was made with one.
     - `flops`: those of one call of a product, where torch counts them.
     """
 

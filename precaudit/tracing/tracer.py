@@ -26,7 +26,7 @@ from precaudit.tracing.extremes import largest
 from precaudit.tracing.faults import FaultWatch, Inputs, finite_amax
 from precaudit.tracing.flops import COUNTED, counted_flops
 from precaudit.tracing.integers import EXACT_INTEGERS, integer_amax
-from precaudit.tracing.ops import TraceMode, caller_location, scalars, unasked
+from precaudit.tracing.ops import TraceMode, caller_location, follows_dtype, mark_following, scalars, unasked
 from precaudit.tracing.parameters import ParameterTracker
 from precaudit.tracing.records import ABSORBING, STOPPING
 from precaudit.tracing.shadow import Energies, local_errors, repeatable
@@ -249,6 +249,7 @@ class Tracer(TrainingListener, ScopeListener):
         key = (frame.name, op, ordinal if ordinal < _MAX_ORDINAL else _MAX_ORDINAL + half)
         slot = self.ops.get(key) or self._new_op(key, call, half)
         slot.take(scalars(call), follow="read_half_dtype" in frame.data)
+        slot.follows_dtype |= any(map(follows_dtype, floats_in(call)))
         if self._shadowing and self._is_due(key):
             self._shadow(slot, call)
         if self.watch is None:
@@ -295,7 +296,7 @@ class Tracer(TrainingListener, ScopeListener):
         if op in ACCUMULATING:
             slot.integer_input = largest((slot.integer_input, integer_amax(factors, self._exact_integers)))
         call = not_in_place(call)
-        if repeatable(call):
+        if repeatable(call) and not any(map(follows_dtype, inputs)):  # a format has a mask of its own size
             for name, energies in self._local_errors(call).items():
                 # A zero-initialized branch is absorbed at first and grows: the latest measurement counts.
                 slot.local[name] = energies if op in ABSORBING else slot.local.get(name, Energies()) + energies
@@ -312,6 +313,8 @@ class Tracer(TrainingListener, ScopeListener):
             return
         slot = token.slot
         slot.calls += 1
+        if slot.follows_dtype and slot.category in ("promote", "other"):  # a softmax leaves nothing of a mask
+            mark_following(outputs)
         for tensor in outputs:
             slot.activation.add(tensor.detach())
             if self.watch and token.inputs:

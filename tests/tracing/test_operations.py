@@ -414,6 +414,49 @@ def test_a_mask_of_the_largest_number_of_a_half_tensor_s_dtype_follows_that_dtyp
     assert [ban.rule for ban in bans(traced.trace, ("float16", "bfloat16"))] == []
 
 
+def added(h, low):
+    return h + torch.full(h.shape, low, dtype=h.dtype).triu(1)
+
+
+def added_twice(h, low):
+    h += torch.full_like(h, low).triu(1) + torch.zeros_like(h).masked_fill(h > 0, low)
+    return h
+
+
+def the_lower(h, low):
+    return h + torch.minimum(torch.full(h.shape, low).triu(1), torch.full(h.shape, low).tril(-1)).to(h.dtype)
+
+
+def chosen(h, low):
+    return torch.where(h > 0, torch.tensor(low, dtype=h.dtype), h) * 0.99
+
+
+@pytest.mark.parametrize(
+    ("mask", "op"), [(added, "add"), (added_twice, "add"), (the_lower, "minimum"), (the_lower, "add"), (chosen, "mul")]
+)
+def test_what_is_computed_from_such_a_mask_follows_the_dtype_too(mask, op):
+    def function(self, x):
+        h = self.lin(x)
+        return mask(h, torch.finfo(h.dtype).min * 0.9).softmax(-1).div(2)
+
+    _, traced = shadowed(function, numbers(0, 8, 4))
+    assert traced.op("", op).follows_dtype
+    assert not traced.op("", "div").follows_dtype
+    # A run in half shows which of these are half: the mask too, where it is made in the dtype that was read.
+    half = frozenset(("", "", each.op) for each in traced.trace.ops)
+    assert bans(traced.trace.with_half_results(half), ("float16", "bfloat16")) == ()
+
+
+def test_what_is_computed_from_the_largest_float32_does_not_follow_a_dtype():
+    def function(self, x):
+        h = self.lin(x)
+        return (h + torch.full_like(h, torch.finfo(torch.float32).min * 0.9)).softmax(-1)
+
+    _, traced = shadowed(function, numbers(0, 8, 4))
+    assert not traced.op("", "add").follows_dtype
+    assert {ban.rule for ban in bans(traced.trace, ("float16",))} >= {"PA103"}
+
+
 @pytest.mark.parametrize("dtype_of", [lambda x, h: torch.float32, lambda x, h: x.dtype])
 def test_mask_of_the_largest_float32_does_not_follow_a_dtype(dtype_of):
     def function(self, x):
