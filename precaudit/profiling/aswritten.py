@@ -37,7 +37,10 @@ from precaudit.running.job import RunResult
 from precaudit.verification.statistics import Divergence, diverged
 from precaudit.words import listing, plural
 
+_UNFIT = "without overflow"
 _REFUSALS = {
+    _UNFIT: "write a smaller constant, or keep what it is written to in float32: a mask takes -inf or "
+    "torch.finfo(x.dtype).min",
     "since the last update()": "call scaler.update() once, at the end of every step, and before it "
     "scaler.unscale_(optimizer) and scaler.step(optimizer) once each",
     "_scale is None": "use one GradScaler for all losses: the one that scales the loss is the one to step with",
@@ -45,7 +48,7 @@ _REFUSALS = {
     "prior to update": "call scaler.update() once a step, after scaler.step(optimizer)",
     "No inf checks": "step an optimizer only after the backward pass of a loss that this scaler has scaled",
 }
-"""torch's messages for misuse of a scaler, and the fixes."""
+"""torch's messages for misuse of a scaler and for a constant that doesn't fit a dtype, and the fixes."""
 _WITHOUT_CASTS = f"{USE_THE_PLAN}, and keep in float32 what is cast there by hand"
 """The plan was verified without the script's casts, which stay where they are when its lines are pasted."""
 _IN_FLOAT32 = "train in float32 instead of the script's own low precision, until a plan is verified"
@@ -148,7 +151,8 @@ def _of_penalty(reference: RunResult, run: RunResult) -> list[Finding]:
 
 def _of_stop(run: RunResult, lost: Divergence | None, fix: str) -> Finding:
     """The script fails as written. Often this machine lacks a kernel (a layer's in float16), which says little about
-    the script, unlike a refusal of torch's GradScaler, or a loss that was lost before: what came of it was refused."""
+    the script, unlike a refusal of torch's GradScaler or of a constant too large for a dtype, or a loss that was lost
+    before: what came of it was refused."""
     why = f": {run.error.short}" if run.error else ""
     place = run.error.location if run.error else None
     if lost is not None:
@@ -157,8 +161,9 @@ def _of_stop(run: RunResult, lost: Divergence | None, fix: str) -> Finding:
             f"script stops at step {run.steps}{why}"
         )
         return finding("PA501", "error", message, fix, location=place)
-    if run.error is not None and run.error.is_scalers_refusal:
-        message = f"as written, the script stops at step {run.steps}, on any machine: torch's scaler refuses it{why}"
+    if run.error is not None and (run.error.is_scalers_refusal or _UNFIT in why):
+        refuses = "torch's scaler" if run.error.is_scalers_refusal else "torch"
+        message = f"as written, the script stops at step {run.steps}, on any machine: {refuses} refuses it{why}"
         fix = next((remedy for said, remedy in _REFUSALS.items() if said in why), fix)
         return finding("PA501", "error", message, fix, location=place)
     message = (

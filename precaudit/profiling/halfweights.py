@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 
 from precaudit.finding import finding
@@ -9,6 +10,7 @@ from precaudit.formats import HALF_FORMATS
 from precaudit.model import Finding, Layer, Location, TensorRecord
 from precaudit.ownprecision.records import Cast
 from precaudit.profiling.audit import Audit
+from precaudit.tracing.records import Trace
 
 _PACE = 0.9
 """What moves by this share of its way in float32 keeps pace with it."""
@@ -28,14 +30,26 @@ def of_half_weights(audit: Audit, pace: Mapping[str, bool]) -> list[Finding]:
 
 def keeping_pace(audit: Audit) -> dict[str, bool]:
     """The parameters that moved as far as in float32 although updates were rounded away, as with compensated summation
-    or stochastic rounding. A name without a model stands for the parameters of that name in all models."""
+    or stochastic rounding. What no gradient trains, as a target network, rounds the same way in every step: if it moved
+    much farther, its rounding has moved it. A name without a model stands for the parameters of that name in all
+    models."""
     run = audit.as_written
     written = run.end_state.learned if run else {}
+    trained = set(_trained(run.trace)) if run and run.trace else set()
     pace: dict[str, bool] = {}
     for name, far in audit.reference.end_state.learned.items():
+        most = math.inf if name in trained else far / _PACE
         for key in (name, name.partition(".")[2]) if far else ():
-            pace[key] = pace.get(key, True) and written.get(name, 0.0) >= _PACE * far
+            pace[key] = pace.get(key, True) and _PACE * far <= written.get(name, 0.0) <= most
     return pace
+
+
+def _trained(trace: Trace) -> Iterator[str]:
+    """The parameters that have gradients, with and without the model's name."""
+    for layer in trace.layers:
+        for name in (tensor.name for tensor in layer.tensors if tensor.role == "weight_grad"):
+            yield f"{layer.fqn}.{name}".lstrip(".")
+            yield f"{layer.model}.{layer.fqn}".rstrip(".") + f".{name}"
 
 
 def _of_weights(layer: Layer, casts: Sequence[Cast], pace: Mapping[str, bool]) -> Iterator[Finding]:
