@@ -22,6 +22,7 @@ from precaudit.ownprecision.records import (
     VainDecay,
 )
 from precaudit.running.job import RunResult
+from precaudit.tracing.ops import CASTS
 from precaudit.tracing.records import Trace
 
 _STATE_LIMIT = 0.2
@@ -134,6 +135,12 @@ def _overflow(entry: Overflow, severity: Severity) -> Finding:
         f"finite inputs up to {entry.amax:.3g}: it overflows, or divides by what was rounded to zero"
     )
     fix = f"keep {'what this operation changes in place' if entry.in_place else 'this operation'} in float32"
+    if entry.op in CASTS:
+        message = (
+            f"values up to {entry.amax:.3g} are cast to {entry.dtype} here at step {entry.step}, which holds none that "
+            "large: they become infinite"
+        )
+        fix = "keep these values in float32, or cast smaller ones: a mask takes -inf or torch.finfo(x.dtype).min"
     return finding("PA307", severity, message, fix, None, entry.op, entry.place, step=entry.step, dtype=entry.dtype)
 
 

@@ -151,6 +151,13 @@ def test_what_overflows_in_place_is_to_be_kept_in_float32(writes, advice):
     assert cause.suggestion == advice
 
 
+def test_a_cast_of_what_is_too_large_is_called_a_cast():
+    """A cast can't be kept in float32: what is cast can, or be smaller."""
+    _, cause = told((), "ended", low=[Overflow(Location("train.py", 9), "float16", "to", 1e9, 3)])
+    assert cause.message.startswith("values up to 1e+09 are cast to float16 here at step 3")
+    assert "torch.finfo(x.dtype).min" in cause.suggestion
+
+
 def test_an_early_end_or_skipped_batches_as_written_are_reported():
     """It looks whether its loss is finite, and nothing that isn't is ever seen of it."""
     (early,) = told(LOSSES[:60], "ended")
