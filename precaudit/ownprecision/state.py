@@ -24,7 +24,7 @@ from precaudit.ownprecision.casts import NARROWING
 from precaudit.ownprecision.records import Entry, StateLoss, VainDecay
 from precaudit.tracing.ops import script_location
 
-_CHANGES = frozenset("add sub mul div lerp addcmul addcdiv copy neg".split())
+_CHANGES = frozenset("add sub mul div lerp addcmul addcdiv copy neg index_add scatter_add scatter_reduce".split())
 _HANDS_ON = frozenset({"detach", "clone"})
 _NORMALIZES = frozenset("batch_norm instance_norm".split())
 _MOST = 200

@@ -298,6 +298,26 @@ def test_copy_of_an_update_of_the_state_absorbs(write):
     assert {entry.fqn for entry in entries if entry.lost > 0.5} == {"0", "2"}
 
 
+COUNTS = {
+    "index_add": lambda counts, rows, ones: counts.index_add_(0, rows, ones),
+    "scatter_add": lambda counts, rows, ones: counts.scatter_add_(0, rows, ones),
+    "scatter_reduce": lambda counts, rows, ones: counts.scatter_reduce_(0, rows, ones, "sum"),
+}
+
+
+@pytest.mark.parametrize("count", COUNTS)
+@pytest.mark.parametrize(("begin", "lost"), [(4096.0, True), (1.0, False)])
+def test_counters_by_row_stand_still_where_half_has_no_next_integer(count, begin, lost):
+    counts = torch.full((4,), begin, dtype=torch.float16)
+
+    def after_step(model):
+        COUNTS[count](counts, torch.arange(4), torch.ones(4, dtype=torch.float16))
+
+    found = [entry.lost for entry in seen(lambda: train(after_step=after_step), StateLoss)]
+    assert len(found) == 1
+    assert (found[0] > 0.5) is lost
+
+
 @pytest.mark.parametrize(("momentum", "lost"), [(0.003, True), (0.9, False)])
 @pytest.mark.parametrize("norm", [nn.BatchNorm1d, partial(nn.InstanceNorm1d, track_running_stats=True)])
 def test_low_running_statistics_are_named(norm, momentum, lost):
