@@ -39,8 +39,7 @@ from precaudit.words import listing, plural
 
 _UNFIT = "without overflow"
 _REFUSALS = {
-    _UNFIT: "write a smaller constant, or keep what it is written to in float32: a mask takes -inf or "
-    "torch.finfo(x.dtype).min",
+    _UNFIT: "write a smaller constant, or keep what it is written to in float32: a mask takes torch.finfo(x.dtype).min",
     "since the last update()": "call scaler.update() once, at the end of every step, and before it "
     "scaler.unscale_(optimizer) and scaler.step(optimizer) once each",
     "_scale is None": "use one GradScaler for all losses: the one that scales the loss is the one to step with",

@@ -140,7 +140,7 @@ def _overflow(entry: Overflow, severity: Severity) -> Finding:
             f"values up to {entry.amax:.3g} are cast to {entry.dtype} here at step {entry.step}, which holds none that "
             "large: they become infinite"
         )
-        fix = "keep these values in float32, or cast smaller ones: a mask takes -inf or torch.finfo(x.dtype).min"
+        fix = "keep these values in float32, or cast smaller ones: a mask takes torch.finfo(x.dtype).min"
     return finding("PA307", severity, message, fix, None, entry.op, entry.place, step=entry.step, dtype=entry.dtype)
 
 
