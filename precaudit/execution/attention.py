@@ -19,7 +19,8 @@ def keeping_rounded(call: Call, dtype: torch.dtype) -> torch.Tensor:
     if result.grad_fn is None or result.dtype != torch.float32 or wrapped:
         return result
     rounded = result.detach().to(dtype).float()
-    if "ScaledDotProduct" in result.grad_fn.name():  # a fused kernel here too: what it keeps is this memory
+    hooked = torch._C._autograd._top_saved_tensors_default_hooks(False) is not None  # checkpointing keeps another copy
+    if "ScaledDotProduct" in result.grad_fn.name() and not hooked:  # a fused kernel here too: it keeps this memory
         with torch.no_grad(), torch.autograd._unsafe_preserve_version_counter(result):
             return result.copy_(rounded)
     if result.dim() != 4:  # none of CUDA's kernels is for it either

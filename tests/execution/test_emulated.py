@@ -157,6 +157,30 @@ def test_attention_takes_what_scores_have_in_common_from_its_rounded_result(opti
     assert (factors[0].grad - expected).norm() < 0.25 * (expected - exact).norm()
 
 
+@pytest.mark.parametrize("reentrant", [True, False])
+@pytest.mark.parametrize("dropout", [0.0, 0.25])
+def test_checkpointed_attention_has_the_same_gradients(dropout, reentrant):
+    """Without re-entering, torch recomputes just as far as the backward pass needs tensors."""
+    q, gradient = weights(2, 4, 48, 16), weights(2, 4, 48, 16, seed=5)
+    k, v = (weights(2, 4, 48, 16, seed=i) + 8 * weights(1, 4, 1, 16, seed=8 + i) for i in (1, 2))
+
+    def attention(*factors):
+        return F.scaled_dot_product_attention(*factors, dropout_p=dropout)
+
+    found = []
+    for repeat in (lambda *factors: checkpoint(attention, *factors, use_reentrant=reentrant), attention):
+        factors = [tensor.clone().requires_grad_() for tensor in (q, k, v)]
+
+        def computed(model, *factors, repeat=repeat):
+            torch.manual_seed(0)
+            return repeat(*factors)
+
+        inside(computed, "bfloat16", *factors)[1].backward(gradient)
+        found.append([factor.grad for factor in factors])
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0.02, atol=0.02)
+
+
 @halves
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
 def test_recurrent_layers_round_weights_inputs_and_outputs(kind, dtype):
