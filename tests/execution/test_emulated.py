@@ -878,6 +878,14 @@ def test_autocast_kernel_of_a_library_is_used():
     assert torch.equal(emulate(Detector(), "bfloat16", cast._opoverload, x, boxes), half + boxes)
 
 
+def seeded(function):
+    def run(*args):
+        torch.manual_seed(0)
+        return function(*args)
+
+    return run
+
+
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 @pytest.mark.parametrize(
     ("function", "input"),
@@ -888,11 +896,15 @@ def test_autocast_kernel_of_a_library_is_used():
         (lambda x: F.avg_pool1d(x, 65, 1), weights(1, 2, 200)),
         (lambda x: F.adaptive_avg_pool3d(x, 2), weights(2, 16, 16, 16) + 1),
         (F.instance_norm, weights(2, 4, 20, 20) + 20),
+        (lambda x: F.dropout(x, 0.1), weights(40, 40) + 20),
+        (lambda x: torch.native_dropout(x, 0.1, True)[0], weights(40, 40) + 20),
     ],
-    ids=["grid_sample", "fold", "unfold", "avg_pool1d", "adaptive_avg_pool3d", "instance_norm"],
+    ids="grid_sample fold unfold avg_pool1d adaptive_avg_pool3d instance_norm dropout native_dropout".split(),
 )
-def test_sums_of_kernels_that_compute_in_float32_on_cuda_are_rounded_once(function, input, dtype):
-    """The CPU's kernels for half sum in half, and that of grid_sample computes its coordinates in it."""
+def test_kernels_that_compute_in_float32_on_cuda_round_once(function, input, dtype):
+    """The CPU's kernels for half sum in half, that of grid_sample computes its coordinates in it, and dropout takes its
+    factor of 1 / 0.9 as 1.109."""
+    function = seeded(function)
     half = input.to(getattr(torch, dtype)).requires_grad_()
     wide = half.detach().float().requires_grad_()
     expected = function(wide)
@@ -902,3 +914,16 @@ def test_sums_of_kernels_that_compute_in_float32_on_cuda_are_rounded_once(functi
     (gradient,) = torch.autograd.grad(result, half, upstream)
     (exact,) = torch.autograd.grad(expected, wide, upstream.float())
     assert torch.equal(gradient, exact.to(half.dtype))
+
+
+@pytest.mark.parametrize("off", [{"training": False}, {"p": 0.0}], ids=["eval", "nothing to drop"])
+def test_dropout_that_drops_nothing_returns_its_input_itself(off):
+    """As torch does: what is written into the result is written into the input."""
+
+    def computed(model, x):
+        half = model.lin(x)
+        return F.dropout(half, **off) is half
+
+    model = Inside(lambda model, x: model.note("same", computed(model, x)) or x)
+    emulate(model, "bfloat16", weights(2, 4))
+    assert model.seen["same"]
