@@ -218,7 +218,8 @@ def _with_fallback(call: Call) -> Any:
     """Run the operation as it is, in place included: autocast's lists have out-of-place functions only. Without a half
     kernel on this device (as for `torch.linalg` on all), or with an inexact one, it runs in float32 and is rounded to
     the input's half format."""
-    if call.op in _COMPUTED_IN_HALF and not call.writes and are_half(call.given):
+    in_half = _rounds_its_constant(call) or (call.op in _COMPUTED_IN_HALF and not call.writes)
+    if in_half and are_half(call.given):
         return _through_float32(call)
     try:
         return added_one_by_one(call)()
@@ -227,6 +228,13 @@ def _with_fallback(call: Call) -> Any:
         if not lacks_kernel or call.op.startswith("linalg_"):
             raise
         return _through_float32(call)
+
+
+def _rounds_its_constant(call: Call) -> bool:
+    """Whether it adds a number that half doesn't hold, which the CPU's kernel rounds first, and CUDA's does not."""
+    numbers = [value for value in call.args if isinstance(value, float)] if call.op in ("add", "sub") else []
+    dtype = _first_half(call.args) if numbers else None
+    return dtype is not None and any(float(torch.tensor(number, dtype=dtype)) != number for number in numbers)
 
 
 def _through_float32(call: Call) -> Any:

@@ -927,3 +927,22 @@ def test_dropout_that_drops_nothing_returns_its_input_itself(off):
     model = Inside(lambda model, x: model.note("same", computed(model, x)) or x)
     emulate(model, "bfloat16", weights(2, 4))
     assert model.seen["same"]
+
+
+@halves
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: x + 0.111,
+        lambda x: 0.111 + x,
+        lambda x: x - 0.0111,
+        lambda x: 1e5 - (x * 0 + 40960),
+        lambda x: (x * 1).add_(0.111),
+        lambda x: torch.sub(x, 0.111, alpha=3),
+    ],
+    ids=["add", "radd", "sub", "beyond float16", "in place", "alpha"],
+)
+def test_a_constant_is_added_unrounded(function, dtype):
+    """The half kernels of CUDA add in float32, and have the constant in it; the CPU's round it first."""
+    half = weights(40, 40).to(dtype)
+    assert torch.equal(inside(lambda model, x: function(x), NAMES[dtype], half)[0], function(half.float()).to(dtype))
