@@ -232,7 +232,7 @@ def _with_fallback(call: Call) -> Any:
 
 def _rounds_its_constant(call: Call) -> bool:
     """Whether it adds a number that half doesn't hold, which the CPU's kernel rounds first, and CUDA's does not."""
-    numbers = [value for value in call.args if isinstance(value, float)] if call.op in ("add", "sub") else []
+    numbers = [value for value in call.args if isinstance(value, (int, float))] if call.op in ("add", "sub") else []
     dtype = _first_half(call.args) if numbers else None
     return dtype is not None and any(float(torch.tensor(number, dtype=dtype)) != number for number in numbers)
 

@@ -935,12 +935,13 @@ def test_dropout_that_drops_nothing_returns_its_input_itself(off):
     [
         lambda x: x + 0.111,
         lambda x: 0.111 + x,
+        lambda x: x + 2049,
         lambda x: x - 0.0111,
         lambda x: 1e5 - (x * 0 + 40960),
         lambda x: (x * 1).add_(0.111),
         lambda x: torch.sub(x, 0.111, alpha=3),
     ],
-    ids=["add", "radd", "sub", "beyond float16", "in place", "alpha"],
+    ids=["add", "radd", "integer", "sub", "beyond float16", "in place", "alpha"],
 )
 def test_a_constant_is_added_unrounded(function, dtype):
     """The half kernels of CUDA add in float32, and have the constant in it; the CPU's round it first."""
