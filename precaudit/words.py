@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import takewhile
 from typing import Any, TypeGuard
 
 NOT_MEASURED = "not measured"
@@ -55,6 +56,23 @@ def shorten(text: str, width: int) -> str:
         return text
     left = (width - 1) // 2
     return f"{text[:left]}…{text[len(text) - (width - 1 - left) :]}"
+
+
+def fitted(names: Sequence[str], width: int) -> list[str]:
+    """Names, the long ones without the parts that all of them begin with, and with their longest parts cut: what tells
+    them apart is often a number in their middle."""
+    long = [name.split(".") for name in names if len(name) > width]
+    inner = zip(*(parts[:-1] for parts in long), strict=False) if len(long) > 1 else ()
+    shared = sum(1 for _ in takewhile(lambda parts: len(set(parts)) == 1, inner))
+    return [name if len(name) <= width else _with_parts_cut(name, width, shared) for name in names]
+
+
+def _with_parts_cut(name: str, width: int, shared: int) -> str:
+    parts = name.split(".")[shared:]
+    parts[0] = f"…{parts[0]}" if shared else parts[0]
+    room = width - len(parts) + 1
+    most = next((n for n in range(width, 3, -1) if sum(min(len(part), n) for part in parts) <= room), 3)
+    return shorten(".".join(shorten(part, most) for part in parts), width)
 
 
 def broken(name: str, width: int, most: int) -> list[str]:

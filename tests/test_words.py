@@ -73,6 +73,19 @@ def test_names_are_cut_in_the_middle():
     assert words.shorten("short", 11) == "short"
 
 
+def test_long_names_that_differ_in_their_middle_stay_apart():
+    tower = [f"vision_backbone.encoder.layers.{i}.attention_projection_{kind}" for i in (7, 75) for kind in "ab"]
+    names = words.fitted(["embed", *tower], 20)
+    assert names[0] == "embed"
+    assert [name.partition(".")[0] for name in names[1:]] == ["…7", "…7", "…75", "…75"]
+    assert len({*names}) == 5
+    assert all(len(name) <= 20 for name in names)
+    other = words.fitted([*tower[:1], "text_backbone.encoder.layers.7.attention_projection_a"], 30)
+    assert all(".7." in name and len(name) <= 30 for name in other)
+    assert len({*other}) == 2
+    assert words.fitted(["a" * 50], 11) == [words.shorten("a" * 50, 11)]
+
+
 @pytest.mark.parametrize(
     ("name", "most", "lines"),
     [

@@ -16,7 +16,7 @@ from precaudit.errors import PrecauditError
 from precaudit.model import Report
 from precaudit.reporting.drawing import AFTER, BEFORE, hindrance, require_drawing, vega
 from precaudit.reporting.pagedata import page_data
-from precaudit.words import share, shorten
+from precaudit.words import fitted, share
 
 ROWS = 30
 NAME_WIDTH = 32
@@ -79,7 +79,7 @@ def _times(times: dict[str, Any]) -> Iterator[Spec]:
         title = (
             "GPU time of each layer; float32 pale, the plan full; green runs on Tensor Cores, orange by a legacy path"
         )
-        signals = {"full": full, "names": [shorten(name, NAME_WIDTH) for name in full]}
+        signals = {"full": full, "names": fitted(full, NAME_WIDTH)}
         yield _picture("times", title, {"times": times["rows"]}, signals)
 
 
@@ -132,7 +132,7 @@ def _rows(data: dict[str, Any], role: str) -> tuple[dict[str, list[Mapping[str, 
         "cut": zones["cut"],
         "sub": zones["sub"],
         "top": zones["top"],
-        "names": [shorten(name, NAME_WIDTH) for name in full],
+        "names": fitted(full, NAME_WIDTH),
         "full": full,
     }
     texts: list[Mapping[str, Any]] = [

@@ -150,7 +150,8 @@ class ScriptError:
 
     @property
     def is_lack_of_module(self) -> bool:
-        return self.type == "ModuleNotFoundError"
+        """Whether a module is missing, also the one that `-m` names."""
+        return self.type in ("ModuleNotFoundError", "ImportError") and self.message.startswith("No module named ")
 
     @property
     def is_wrong_usage(self) -> bool:

@@ -47,6 +47,7 @@ def test_a_mixed_precision_that_this_machine_leaves_off_is_mentioned(left_off, o
         (INTERNAL, "it went wrong", "unable"),
         ("ValueError", "it went wrong", "failed"),
         ("ModuleNotFoundError", "No module named 'einops'", "unequipped"),
+        ("ImportError", "No module named trian", "unequipped"),
         ("ImportError", "cannot import name 'x' from 'y'", "failed"),
         ("SystemExit", "2", "misused"),
         ("SystemExit", "1", "failed"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
+from dataclasses import replace
 
 import pytest
 import report_samples
@@ -138,6 +139,34 @@ def test_the_slider_works_from_the_keyboard(browser, files):
     assert slider.get_attribute("value") == "17"
     assert slider.get_attribute("aria-valuetext") == "2 to the power of 17"
     assert picture(browser) != before
+
+
+SPY = """
+  const fill = CanvasRenderingContext2D.prototype.fillText;
+  window.written = [];
+  CanvasRenderingContext2D.prototype.fillText = function (text, ...rest) {
+    written.push(text);
+    return fill.call(this, text, ...rest);
+  };
+"""
+
+
+@pytest.mark.parametrize("width", [390, 1200])
+def test_long_names_that_differ_in_their_middle_have_different_labels(browser, tmp_path, width):
+    base = report_samples.passing()
+    names = [f"vision_language_backbone.encoder.layers.{i}.self_attention_query_key_value" for i in range(20)]
+    layers = tuple(replace(base.layers[1], fqn=name) for name in names)
+    write(replace(base, layers=layers, plan=report_samples.plan_for(layers)), tmp_path / "long.html")
+    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    spy = browser.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": SPY})
+    try:
+        show(browser, tmp_path / "long.html")
+        written = browser.execute_script("return [...new Set(written)]")
+    finally:
+        browser.execute_cdp_cmd("Page.removeScriptToEvaluateOnNewDocument", spy)
+        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+    assert len([text for text in written if text.endswith("value")]) == 20, written
 
 
 def test_the_table_has_the_rows_of_the_picture(browser, files):

@@ -21,6 +21,21 @@
     const left = narrow() ? 0 : (width - 1) >> 1;
     return text.slice(0, left) + "…" + text.slice(text.length - (width - 1 - left));
   };
+  // what tells long names apart is often a number in their middle: the longest parts give way, and what all begin with
+  function fitted(names, width) {
+    const long = names.filter((name) => name.length > width).map((name) => name.split("."));
+    const alike = (i) => long.length > 1 && long.every((parts) => parts.length > i + 1 && parts[i] === long[0][i]);
+    let shared = 0;
+    while (alike(shared)) shared++;
+    return names.map((name) => {
+      if (name.length <= width) return name;
+      const [first, ...others] = name.split(".").slice(shared), parts = [shared ? "…" + first : first, ...others];
+      const taken = (most) => parts.reduce((sum, part) => sum + Math.min(part.length, most) + 1, -1);
+      let most = width;
+      while (most > 3 && taken(most) > width) most--;
+      return shorten(parts.map((part) => shorten(part, most)).join("."), width);
+    });
+  }
   const percent = (share) => share === 0 ? "0%" : share < 1e-4 ? "<0.01%" : share > 0.999 && share < 1 ? ">99.9%"
     : (100 * share).toFixed(share < 0.01 ? 2 : 1) + "%";
   const count = (n, noun) => `${n.toLocaleString("en")} ${noun}${n === 1 ? "" : "s"}`;
@@ -143,14 +158,14 @@
 
   function drawRanges() {
     const format = data.formats[state.format], k = shift(), shown = rowsShown(), [lo, hi] = domain();
-    const full = shown.map(label), width = nameWidth();
+    const full = shown.map(label);
     const cells = [], texts = [];
     shown.forEach((t, row) => {
       t[3].forEach((s, i) => { if (s) cells.push({ row, e: t[2] + i, s }); });
       texts.push({ row, text: percent(lost(t, format, k)), bad: bad(t, format, k) });
     });
     draw("heat_map", { cells, lost: texts },
-      { k, lo, hi, cut: format.cut, sub: format.sub, top: format.top, names: full.map((n) => shorten(n, width)), full });
+      { k, lo, hi, cut: format.cut, sub: format.sub, top: format.top, names: fitted(full, nameWidth()), full });
     const names = Object.keys(data.formats);
     const spans = names.flatMap((name, row) => {
       const f = data.formats[name];
@@ -272,7 +287,7 @@
     if ($("broken")) $("broken").replaceChildren(...t.broken.map((line) => element("li", line)));
     whenNear("chart-times", () => {
       const { names: full, rows: times } = data.times;
-      draw("times", { times }, { names: full.map((name) => shorten(name, nameWidth())), full });
+      draw("times", { times }, { names: fitted(full, nameWidth()), full });
     });
   }
 
