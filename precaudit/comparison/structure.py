@@ -6,11 +6,13 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
+from itertools import takewhile
 
 from precaudit.comparison.changes import Change
 from precaudit.comparison.matching import Matching
 from precaudit.comparison.tensors import LayerPairs, OpPairs, paired_records
 from precaudit.model import Layer, Op, Report
+from precaudit.reporting.places import WHOLE
 from precaudit.words import plural
 
 # Calls in some ten steps: a run like it has none with a chance of 1.8% where there were five, and of 0.6% at six.
@@ -28,7 +30,7 @@ def layer_changes(matching: Matching, base: Report, head: Report) -> Iterator[Ch
             message = f"{old.parameters:,} parameters became {new.parameters:,}"
             yield Change("layers_resized", 1.0, message, fqn=new.fqn, base=old.parameters, head=new.parameters)
         if old.fqn != new.fqn:
-            message = f"was {old.fqn}: a plan or checkpoint that names it no longer fits"
+            message = f"{_renaming(old.fqn, new.fqn)}: a plan or checkpoint that names it no longer fits"
             yield Change("layers_renamed", 1.0, message, fqn=new.fqn, base=old.fqn, head=new.fqn)
     for gone in _surely(matching.removed, base, head):
         if _stays(gone, [old for old, _ in matching.pairs]):
@@ -40,6 +42,18 @@ def layer_changes(matching: Matching, base: Report, head: Report) -> Iterator[Ch
             yield Change("ops", 1.0, f"{come.type} computes between its modules now", fqn=come.fqn, head=come.type)
         else:
             yield Change("layers_added", 1.0, f"{_what(come)} is new", fqn=come.fqn, head=come.type)
+
+
+def _renaming(old: str, new: str) -> str:
+    """`fc2 became down`, without what is the same around it: one sentence for all layers that were renamed alike. A
+    number keeps the name before it."""
+    was, now = old.split("."), new.split(".")
+    while min(len(was), len(now)) > 1 and was[-1] == now[-1]:
+        was, now = was[:-1], now[:-1]
+    same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(was[:-1], now[:-1], strict=False)))
+    if was[same].isdigit() or now[same].isdigit():
+        same = max(0, same - 1)
+    return f"{'.'.join(was[same:]) or WHOLE} became {'.'.join(now[same:]) or WHOLE}"
 
 
 def _surely(layers: Sequence[Layer], report: Report, other: Report) -> list[Layer]:

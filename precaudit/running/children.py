@@ -237,13 +237,14 @@ def _end(process: Any) -> None:
 def _killed(partial: RunResult, process: Any, log: Path) -> RunResult:
     process.join(_GRACE_SECONDS)
     code = process.exitcode
+    told = f"after step {partial.steps}, the last one that it told of"
     if code is not None and code < 0:
         name = signal.Signals(-code).name
         hint = " (often: out of memory)" if name == "SIGKILL" else ""
-        why = f"the script's process was killed by {name}{hint} after step {partial.steps}"
+        why = f"the script's process was killed by {name}{hint} {told}"
     else:
         why = (
-            f"the script left without returning (exit code {code}) after step {partial.steps}; "
+            f"the script left without returning (exit code {code}) {told}; "
             "it may have put another program in its place (os.exec) or closed files that it had not opened"
         )
     tail = _tail(log)

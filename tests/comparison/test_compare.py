@@ -14,6 +14,7 @@ from precaudit.comparison.compare import compare
 from precaudit.comparison.headroom import binades
 from precaudit.comparison.markdown import render_markdown
 from precaudit.comparison.ranges import center, distance
+from precaudit.comparison.rows import rows
 from precaudit.comparison.terminal import render_terminal
 from precaudit.model import (
     Exponents,
@@ -215,6 +216,27 @@ def test_a_worse_verdict_is_a_regression(base, head, value):
 @pytest.mark.parametrize(("base", "head"), [("fail", "pass"), ("pass", "not_run"), ("not_run", "fail")])
 def test_a_better_or_missing_verdict_is_none(base, head):
     assert "verdict" not in found(report(verification=Verification(base)), report(verification=Verification(head)))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("blocks", "encoder.stack", "blocks became encoder.stack"),
+        ("blocks", "model.blocks", "blocks became model.blocks"),
+        ("net.blocks", "net.layers", "blocks became layers"),
+        ("net.blocks.3", "net.blocks.4", "blocks.3 became blocks.4"),
+    ],
+)
+def test_layers_of_a_renamed_module_share_a_row(old, new, words):
+    gpt_layer = profile(gpt(), 0).layers[2]
+    sizes = {"fc": 64, "attention.qkv": 96, "mlp.0": 128}
+
+    def at(place):
+        return report(layers=tuple(replace(gpt_layer, fqn=f"{place}.{n}", parameters=p) for n, p in sizes.items()))
+
+    (row,) = rows(compare(at(old), at(new)))
+    assert row.what == f"{words}: a plan or checkpoint that names it no longer fits"
+    assert sorted(row.places) == sorted(f"{new}.{name}" for name in sizes)
 
 
 def test_a_finding_that_followed_its_renamed_layer_is_not_new():

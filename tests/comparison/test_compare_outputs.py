@@ -300,7 +300,7 @@ def test_the_trend_is_ordered_by_the_time_that_reports_state(history, capsys):
     assert main(["compare", str(history), "--trend", "--format", "csv"]) == 1
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(",")[0] for line in lines] == ["report", "c", "b", "a"]
-    assert lines[-1].endswith(",b,blocks.0.down: was blocks.0.fc2: a plan or checkpoint that names it no longer fits")
+    assert lines[-1].endswith(",b,blocks.0.down: fc2 became down: a plan or checkpoint that names it no longer fits")
 
 
 def test_the_trend_in_every_format(history, capsys, monkeypatch):
@@ -312,7 +312,7 @@ def test_the_trend_in_every_format(history, capsys, monkeypatch):
     assert rows[0]["verdict"] == "pass"
     assert "| `a` | 2026-03-03 | pass |" in (history / "t.md").read_text()
     text = (history / "t.txt").read_text()
-    assert "a against b: blocks.0.down: was blocks.0.fc2" in text
+    assert "a against b: blocks.0.down: fc2 became down" in text
     assert max(map(len, text.splitlines())) <= 80
     assert main(["compare", ".", "--trend", "--fail-on", "layers_renamed:off"]) == 0
 
