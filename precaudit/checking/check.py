@@ -21,7 +21,7 @@ from precaudit.profiling.reference import in_float32
 from precaudit.running.job import Job, RunResult, RunSpec
 from precaudit.tensorcores.peaks import Gpu, get_gpu
 from precaudit.tracing.records import Trace
-from precaudit.words import NOT_NATIVE, plural
+from precaudit.words import NOT_NATIVE, TORCHRUN, plural
 
 Runner = Callable[[RunSpec], RunResult]
 
@@ -81,7 +81,9 @@ def _require_measurable(run: RunResult, observed: Observed) -> None:
     if not run.finished:
         text = run.error.traceback if run.error else run.status
         code = ExitCode.USAGE if run.is_ours else ExitCode.SCRIPT_FAILED
-        raise PrecauditError(f"{run.failure}:\n{text}", code)
+        lacks = run.error is not None and run.error.is_lack_of_launcher
+        hint = f"\nrun check as the one process of a launcher: {TORCHRUN} check --plan PLAN SCRIPT" if lacks else ""
+        raise PrecauditError(f"{run.failure}:\n{text}{hint}", code)
     if not observed.modules:
         raise PrecauditError(
             "nothing to measure: no torch.nn.Module with parameters was called. Give check the script that trains "

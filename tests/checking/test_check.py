@@ -349,6 +349,7 @@ def test_a_script_that_casts_into_its_own_autocast_runs_in_float32_without_both(
     ("code", "exit_code", "words"),
     [
         (lambda: 1 / 0, ExitCode.SCRIPT_FAILED, "ZeroDivisionError"),
+        (lambda: {}["LOCAL_RANK"], ExitCode.SCRIPT_FAILED, "torchrun --nproc_per_node 1 -m precaudit check"),
         (lambda: None, ExitCode.NOTHING_TO_MEASURE, "no torch.nn.Module with parameters"),
         (lambda: nn.ReLU()(torch.ones(3)), ExitCode.NOTHING_TO_MEASURE, "build_model"),
     ],
