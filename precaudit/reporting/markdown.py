@@ -13,7 +13,7 @@ from precaudit.errors import PrecauditError
 from precaudit.model import Report
 from precaudit.reporting import DEFAULT_PLAN, costs, pasting, planned, ranges, svg, unfinished
 from precaudit.reporting.actions import actions, causes, settlement
-from precaudit.reporting.files import write_text
+from precaudit.reporting.files import write_each, write_text
 from precaudit.reporting.grouped import Group
 from precaudit.reporting.grouped import folded as stacks
 from precaudit.reporting.headline import headline
@@ -95,15 +95,9 @@ def write_markdown(report: Report, path: Path, plan: Path) -> None:
     """The text, and beside it the pictures that it links to, where they can be drawn. One that can't be written costs
     neither the text nor the others."""
     drawn = {} if path.exists() and not path.is_file() else svg.pictures(report)  # a pipe has nothing beside it
-    files, problems = {}, []
-    for name, file in picture_files(path).items():
-        try:
-            if name in drawn:
-                write_text(file, drawn[name])
-                files[name] = file
-        except PrecauditError as error:
-            problems.append(str(error))
-    write_text(path, render_markdown(report, files, plan))
+    names = {file: name for name, file in picture_files(path).items() if name in drawn}
+    written, problems = write_each(names, lambda file: write_text(file, drawn[names[file]]))
+    write_text(path, render_markdown(report, {names[file]: file for file in written}, plan))
     if problems:
         raise PrecauditError(f"{'; '.join(problems)} ({path} was written, without that picture)")
 
