@@ -1,5 +1,5 @@
-"""Losses of operations in a script's own low precision: the smaller addend of an addition, the angle of a sine and,
-outside of all modules (where the audit does not look, as in an optimizer's step), any result."""
+"""Losses of operations in a script's own low precision: the smaller addend of an addition, a sum by index, the angle of
+a sine and, outside of all modules (where the audit does not look, as in an optimizer's step), any result."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import torch
 
+from precaudit.execution.atomics import SUMS, not_in_place
 from precaudit.instrument.scopes import Frame
 from precaudit.instrument.torchfunction import Call, dtype_name, tensors_in
 from precaudit.model import Location
@@ -20,6 +21,7 @@ _EVERY = 8
 
 
 ANGLES = frozenset({"sin", "cos"})
+_ADDING = ABSORBING | SUMS
 
 
 class OwnOperations:
@@ -31,17 +33,18 @@ class OwnOperations:
         self._lost: dict[tuple[Location | None, str, str, str], Energies] = {}
         self._region_steps: set[Location | None] = set()
 
-    def made(self, call: Call, result: torch.Tensor, stepping: bool) -> None:
-        op = call.op
+    def made(self, call: Call, result: torch.Tensor, before: torch.Tensor | None, stepping: bool) -> None:
+        """`before` is the value that the operation has overwritten."""
+        op, call = call.op, _out_of_place(call, before)
         if stepping and all(t.dtype == torch.float32 for t in tensors_in(call.args)):
             self._region_steps.add(caller_location())
         if op in ANGLES and not self._step % _EVERY:
             self._note(op, result, _blurred(call.args[0], result))
         outside = self._current() is None and op not in STRUCTURAL | ANGLES
-        if self._step % _EVERY or not (outside or op in ABSORBING) or not repeatable(call):
+        if self._step % _EVERY or not (outside or op in _ADDING) or not repeatable(call):
             return
-        if op in ABSORBING and not smaller_addend(tensors_in(call.args), result):
-            return  # it would hide the losses of other calls on the same line
+        if op == "add" and not smaller_addend(tensors_in(call.args), result):
+            return  # it would hide the losses of other calls on the same line; a sum by index mostly begins at zeros
         if (energies := error_of(result, call)) is not None:
             self._note(op, result, energies)
 
@@ -57,6 +60,13 @@ class OwnOperations:
         return [
             OpLoss(*where, energies.relative, where[0] in self._region_steps) for where, energies in self._lost.items()
         ]
+
+
+def _out_of_place(call: Call, before: torch.Tensor | None) -> Call:
+    """A sum by index, as degrees are counted, on the values that it has overwritten; any other call unchanged."""
+    if before is None or call.op not in SUMS:
+        return call
+    return not_in_place(call)._replace(args=(before, *call.args[1:]))
 
 
 def _blurred(angle: torch.Tensor, result: torch.Tensor) -> Energies:

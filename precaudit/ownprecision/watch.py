@@ -104,7 +104,7 @@ class OwnLowPrecision(TorchFunctionMode, TrainingListener):
                     self._look_for_overflow(call, result, before)
             if low:
                 self._look_for_integers(call, result)
-                self._operations.made(call, result, self._stepping)
+                self._operations.made(call, result, before, self._stepping)
                 self._sums.made(call, result)
                 self._states.after(call, result, states)
 

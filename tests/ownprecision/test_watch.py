@@ -490,6 +490,47 @@ def test_absorbing_sums_have_module_and_line(dtype):
     assert [(entry.fqn, entry.place.path) for entry in lost] == [("", __file__)] * (dtype == torch.bfloat16)
 
 
+class Degrees(nn.Module):
+    """Counts the edges of two hubs in the dtype of the messages."""
+
+    def __init__(self, edges, count):
+        super().__init__()
+        self.lin, self.target, self.count = nn.Linear(4, 1), torch.arange(edges) % 2, count
+
+    def forward(self, x):
+        messages = self.lin(x)
+        degree = torch.zeros(2, dtype=messages.dtype)
+        return messages / self.count(degree, self.target, torch.ones(len(self.target), dtype=messages.dtype))
+
+
+def scattered(degree, target, ones):
+    return degree.scatter_reduce(0, target, ones, "sum")
+
+
+def added_in_place(degree, target, ones):
+    return degree.index_add_(0, target, ones)
+
+
+@pytest.mark.parametrize("edges", [100, 1200])
+@pytest.mark.parametrize("count", [scattered, added_in_place])
+def test_counts_in_half_are_reported_that_begin_at_zeros(edges, count):
+    """Bfloat16 has no 257, so a count of ones stands still at 256."""
+
+    def code():
+        model = Degrees(edges, count)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        for _ in range(2):
+            with torch.autocast("cpu", torch.bfloat16):
+                out = model(torch.ones(2, 4))
+            out.sum().backward()
+            optimizer.step()
+
+    written = {"precision": "as-written", "execution": "emulated", "neutralize": False}
+    lost = [entry for entry in seen(code, OpLoss, steps=2, **written) if entry.lost > 0.25]
+    assert [entry.fqn for entry in lost] == [""] * (edges > 512)
+    assert all(entry.lost == pytest.approx(1 - 256 / 600) for entry in lost)
+
+
 @pytest.mark.parametrize(("size", "told"), [(1e-6, ["matmul"]), (1.0, [])], ids=["underflows", "fits"])
 def test_low_products_outside_of_modules_are_reported(size, told):
     """As in an optimizer's step inside autocast; inside of modules the audit looks."""
