@@ -57,7 +57,9 @@ class GradientSumLoss(SumLoss):
 
 @dataclass(frozen=True)
 class RowSumLoss(SumLoss):
-    """Gradients of a table's row that is looked up many times."""
+    """Gradients of a table's row that is looked up many times, by the operation `op`."""
+
+    op: str
 
 
 @dataclass(frozen=True)

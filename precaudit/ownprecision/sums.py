@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,11 +13,9 @@ import torch
 from precaudit.execution.rounding import HALVES
 from precaudit.instrument.names import ModuleNames
 from precaudit.instrument.torchfunction import Call, dtype_name, energy, tensors_in
-from precaudit.model import Location
 from precaudit.ownprecision.records import Entry, GradientSumLoss, RowSumLoss, SumLoss
 from precaudit.tracing.ops import caller_location
 
-_Kind = type[SumLoss]
 _READS_ROWS = frozenset("embedding index_select __getitem__".split())
 
 Arrived = Callable[[str, torch.Tensor, torch.Tensor], None]
@@ -40,16 +38,16 @@ class OwnSums:
         self._names, self._module_of, self._arrived = names, module_of, arrived
         self._sums: dict[int, _Sum] = {}
         self._hooked: set[int] = set()
-        self._lost: dict[tuple[_Kind, Location | None, str, str], float] = {}
+        self._lost: dict[SumLoss, float] = {}
 
     def entries(self) -> list[Entry]:
         """One entry for each line and module, with the largest share that one of its sums has lost."""
-        return [kind(place, fqn, dtype, lost) for (kind, place, fqn, dtype), lost in self._lost.items()]
+        return [replace(entry, lost=lost) for entry, lost in self._lost.items()]
 
-    def _note(self, kind: _Kind, place: Location | None, fqn: str, table: torch.Tensor, lost: float) -> None:
-        if math.isfinite(lost):
-            key = kind, place, fqn, dtype_name(table.dtype)
-            self._lost[key] = max(self._lost.get(key, 0.0), lost)
+    def _note(self, entry: SumLoss) -> None:
+        if math.isfinite(entry.lost):
+            key = replace(entry, lost=0.0)
+            self._lost[key] = max(self._lost.get(key, 0.0), entry.lost)
 
     # ---------------------------------------------------------------- rows
 
@@ -64,7 +62,8 @@ class OwnSums:
         def summed(gradients: Sequence[torch.Tensor | None], results: Sequence[torch.Tensor | None]) -> None:
             gradient, given = gradients[0], results[0]
             if gradient is not None and given is not None and gradient.shape == table.shape:
-                self._note(RowSumLoss, place, fqn, table, _lost_in_rows(table, index, gradient, given))
+                lost = _lost_in_rows(table, index, gradient, given)
+                self._note(RowSumLoss(place, fqn, dtype_name(table.dtype), lost, call.op))
 
         # At this lookup's own graph node: the table's gradient also sums other uses, such as a tied output layer.
         if result.grad_fn is not None:
@@ -106,7 +105,7 @@ class OwnSums:
                 if known is None or known.stored is None or not (whole := energy(known.exact)):
                     continue
                 lost = energy(known.stored.float() - known.exact) / whole
-                self._note(GradientSumLoss, None, self._module_of(parameter), parameter, lost)
+                self._note(GradientSumLoss(None, self._module_of(parameter), dtype_name(parameter.dtype), lost))
         self._sums.clear()
 
 

@@ -48,6 +48,8 @@ _REFUSALS = {
     "No inf checks": "step an optimizer only after the backward pass of a loss that this scaler has scaled",
 }
 """torch's messages for misuse of a scaler and for a constant that doesn't fit a dtype, and the fixes."""
+_OF_GRADIENTS = ("PA304", "PA305")
+"""Sums of gradients that lose a little: an operation that loses much explains more."""
 _WITHOUT_CASTS = f"{USE_THE_PLAN}, and keep in float32 what is cast there by hand"
 """The plan was verified without the script's casts, which stay where they are when its lines are pasted."""
 _IN_FLOAT32 = "train in float32 instead of the script's own low precision, until a plan is verified"
@@ -80,6 +82,8 @@ def of_as_written(audit: Audit, verification: Verification) -> list[Finding]:
     else:
         likely = of_scaled(misuses, {**LIKELY, **CHANGES} if depends is None else LIKELY)[:1]
         causes = _causes(reference, run, "warning" if found else "error") or _possible_causes(run, likely)
+        if all(each.rule in _OF_GRADIENTS for each in causes):
+            causes += [each for each in of_operations(run) if each not in causes]
         if not (found or causes):
             known = _outside(run) or _likely(audit)
             detail += known or _unexplained(run)

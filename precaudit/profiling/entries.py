@@ -113,7 +113,7 @@ def _rows(entry: RowSumLoss, severity: Severity) -> Finding | None:
         f"{entry.dtype}, which absorbs small ones: the sum is off by {entry.lost**0.5:.0%}"
     )
     fix = "look rows up in the float32 table and cast the result"
-    return finding("PA305", severity, message, fix, entry.fqn or None, "embedding", entry.place, lost=entry.lost)
+    return finding("PA305", severity, message, fix, entry.fqn or None, entry.op, entry.place, lost=entry.lost)
 
 
 @_described.register

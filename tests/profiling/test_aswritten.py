@@ -23,6 +23,7 @@ from precaudit.ownprecision.records import (
     OpLoss,
     Overflow,
     OwnPrecision,
+    RowSumLoss,
     Scaler,
     StaleCast,
     StateLoss,
@@ -270,6 +271,14 @@ def test_an_absorbing_addition_explains_a_deviation():
     assert (outside.fqn, outside.location) == (None, Location("train.py", 7))
     assert [each.rule for each in told(strayed, low=[*low, state("norm", "", 0.9)])] == ["PA501", "PA303"]
     assert "PA106" not in [each.rule for each in told(low=low)]
+
+
+def test_gradients_summed_in_half_hide_no_operation_that_loses_more():
+    strayed = tuple(2 * loss for loss in LOSSES)
+    rows = RowSumLoss(Location("train.py", 8), "", "bfloat16", 0.04, "index_select")
+    _, sums, inside = told(strayed, low=[rows, absorbed("conv", 0.6, "index_add")])
+    assert (sums.rule, sums.op) == ("PA305", "index_select")
+    assert (inside.rule, inside.op, inside.fqn) == ("PA106", "index_add", "conv")
 
 
 def test_products_outside_of_modules_are_named_where_nothing_explains_a_deviation():
