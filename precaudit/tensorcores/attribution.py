@@ -33,11 +33,12 @@ class Nesting:
     def innermost(self, thread: Ints, at: Floats) -> Ints:
         """For every (thread, time) the innermost interval around it, -1 where there is none."""
         found = np.full(len(at), -1, dtype=np.int64)
-        for number in np.unique(thread):
-            mine = self.order[self.intervals.thread[self.order] == number]
-            if len(mine):
-                asked = thread == number
-                found[asked] = self._climb(mine, at[asked])
+        by_thread, held = np.argsort(thread, kind="stable"), self.intervals.thread[self.order]
+        numbers, first = np.unique(thread[by_thread], return_index=True)
+        begin, end = np.searchsorted(held, numbers, side="left"), np.searchsorted(held, numbers, side="right")
+        for asked, low, high in zip(np.split(by_thread, first)[1:], begin.tolist(), end.tolist(), strict=True):
+            if low < high:
+                found[asked] = self._climb(self.order[low:high], at[asked])
         return found
 
     def _climb(self, mine: Ints, at: Floats) -> Ints:

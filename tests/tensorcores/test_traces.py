@@ -373,3 +373,33 @@ def _nested(spans):
         if not crossing:
             kept.append((thread, start, end))
     return kept
+
+
+class Counted(np.ndarray):
+    """An array of threads that counts the numbers which are read of it."""
+
+    read = 0
+
+    def __array_ufunc__(self, ufunc, method, *inputs, **kwargs):
+        Counted.read += max(np.size(each) for each in inputs)
+        return getattr(ufunc, method)(*(np.asarray(each) for each in inputs), **kwargs)
+
+    def __getitem__(self, key):
+        found = super().__getitem__(key)
+        Counted.read += np.size(found)
+        return found
+
+
+def numbers_read(threads):
+    """How many thread numbers are read to find what is around one launch on each thread."""
+    thread = np.arange(threads).view(Counted)
+    start = np.zeros(threads)
+    intervals = Intervals(np.zeros(threads, dtype=np.int64), thread, start, start + 2)
+    nesting, Counted.read = nest(intervals), 0
+    assert nesting.innermost(thread, start + 1).tolist() == list(range(threads))
+    return Counted.read
+
+
+def test_finding_what_is_around_a_launch_is_linear_in_the_threads():
+    """Servers and data loaders make thousands of them."""
+    assert numbers_read(400) <= 5 * numbers_read(100)
