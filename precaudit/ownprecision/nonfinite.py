@@ -14,7 +14,7 @@ from precaudit.instrument.torchfunction import Call, stored
 from precaudit.model import Location
 from precaudit.ownprecision.records import Entry, NonFiniteGradient, NonFiniteLoss
 from precaudit.tracing.faults import MASKING
-from precaudit.tracing.ops import caller_location
+from precaudit.tracing.ops import caller_location, unasked
 
 _Made = tuple[str, Location | None]
 """An operation that made inf from finite values, or nan from values without nan, and its line."""
@@ -96,7 +96,8 @@ class NonFiniteBackward:
 
 
 def _is_finite(gradient: torch.Tensor | None) -> bool:
-    return gradient is None or bool(stored(gradient).isfinite().all())
+    with unasked():
+        return gradient is None or bool(stored(gradient).isfinite().all())
 
 
 def _spoils(given: list[torch.Tensor], result: torch.Tensor) -> bool:

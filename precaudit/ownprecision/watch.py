@@ -36,7 +36,7 @@ from precaudit.ownprecision.records import (
 )
 from precaudit.ownprecision.state import State, States, is_plain
 from precaudit.ownprecision.sums import OwnSums
-from precaudit.tracing.ops import caller_location, script_location
+from precaudit.tracing.ops import caller_location, script_location, unasked
 
 _EXACT_INTEGERS = 2.0**24
 _STORES = NARROWING | {"cat", "stack"}
@@ -71,10 +71,11 @@ class OwnLowPrecision(TorchFunctionMode, TrainingListener):
         if reads or op in UNINITIALIZED or called_by_precaudit(func) or in_transform():
             return _as_it_is(func, args, kwargs)
         calls = single_calls(func, args, kwargs)
-        for call in calls if self._gradients else ():
-            self._look_for_changed_gradient(call)
         overflowed = self._has_noted(Overflow)
-        before = [(self._states.before(call), None if overflowed else overwritten(call)) for call in calls]
+        with unasked():
+            for call in calls if self._gradients else ():
+                self._look_for_changed_gradient(call)
+            before = [(self._states.before(call), None if overflowed else overwritten(call)) for call in calls]
         result = func(*args, **kwargs)
         results = (result or args[0]) if takes_lists(func) else [result]
         for call, made, known in zip(calls, results, before, strict=False):
@@ -85,18 +86,23 @@ class OwnLowPrecision(TorchFunctionMode, TrainingListener):
     def _has_low(self, call: Call, result: torch.Tensor) -> bool:
         """Whether an operation involves low tensors, or tensors computed from them, as most of an optimizer's do
         not."""
-        return any(map(self._states.is_of_low, (result, *call.given)))
+        with unasked():
+            return any(map(self._states.is_of_low, (result, *call.given)))
 
     def _made(self, call: Call, result: torch.Tensor, states: list[State], before: torch.Tensor | None) -> None:
-        self._states.made(call, result)
+        with unasked():
+            self._states.made(call, result)
         # Operations that can't be examined or repeated in float32 are ignored.
         with torch.no_grad(), suppress(RuntimeError, TypeError, ValueError):
-            plain = is_plain(result)
+            with unasked():
+                plain = is_plain(result)
+                low = plain and result.dtype in HALVES
             if plain:
                 self._casts.made(call, result)
-            low = plain and result.dtype in HALVES
-            self._backward.made(call, result)
-            if not bool(result.isfinite().all()):
+            with unasked():
+                self._backward.made(call, result)
+                finite = bool(result.isfinite().all())
+            if not finite:
                 self._nonfinite.made(call, result, before)
                 if not self._stepping:
                     self._look_for_lost_weight(call, result)
