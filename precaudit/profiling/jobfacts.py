@@ -44,7 +44,7 @@ def job_facts(job: Job, settings: Settings, audit: Audit, formats: Sequence[str]
         "launcher": "torchrun" if "TORCHELASTIC_RUN_ID" in os.environ else None,
         "models": list(audit.trace.models),
         "audited_steps": audit.trace.audited_steps,
-        "baseline": run.own_precision.facts() | _own_casts(audit),
+        "baseline": run.own_precision.facts() | _seen_as_written(audit),
         "gradient_errors": [
             {"probe": e.label, "rho": e.rho, "snr": e.snr, "bias": e.bias, "evaluations": e.evaluations}
             for e in audit.errors
@@ -97,8 +97,11 @@ def _notes(job: Job, settings: Settings, audit: Audit) -> list[str]:
     return notes
 
 
-def _own_casts(audit: Audit) -> dict[str, object]:
-    """The lines of the script's own casts, as far as known: they are disabled in the reference, and loaded tensors have
-    none."""
-    casts = audit.as_written.own_precision.casts if audit.as_written else ()
-    return {"casts": [asdict(cast) for cast in casts]} if audit.neutralize else {}
+def _seen_as_written(audit: Audit) -> dict[str, object]:
+    """What only the run as written tells of the script's own precision: where it changes its gradients and, as far as
+    known, the lines of its casts, which are disabled in the reference. Loaded tensors have none."""
+    if audit.as_written is None:
+        return {"casts": []} if audit.neutralize else {}
+    own = audit.as_written.own_precision
+    changes = {"changes_gradients": asdict(own.changes_gradients)} if own.changes_gradients else {}
+    return changes | ({"casts": [asdict(cast) for cast in own.casts]} if audit.neutralize else {})

@@ -81,6 +81,14 @@ def test_disabled_casts_are_mentioned(neutralize):
     assert facts["baseline"] == ({"casts": [listed]} if neutralize else {})
 
 
+def test_where_a_script_changes_its_gradients_is_told_by_its_run_as_written():
+    job, own = Job("script", "train.py", (), ".", 8), OwnPrecision(changes_gradients=Location("train.py", 7))
+    written = RunResult("as-written", 0, "stopped", 8, own_precision=own)
+    audit = Audit(job, RunResult("reference", 0, "stopped", 8), Trace(), as_written=written)
+    facts = job_facts(job, Settings(), audit, ("bfloat16",), get_gpu("h100"))
+    assert facts["baseline"] == {"changes_gradients": {"path": "train.py", "line": 7}}
+
+
 @pytest.mark.parametrize(
     ("asked", "seeds", "quick", "note"),
     [
