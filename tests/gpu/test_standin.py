@@ -84,10 +84,12 @@ def test_gradients_err_natively_as_they_do_emulated(on_standin, tmp_path):
     done = run({**on_standin, "LIMIT": "200"}, str(HERE / "stage_gradients.py"), "--out", str(tmp_path))
     assert done.returncode == 0, done.stdout + done.stderr
     results = json.loads((tmp_path / "gradients.json").read_text())["results"]
+    # The stand-in's attention keeps its result in float32 for the backward pass, fused kernels keep it rounded.
+    least = {"gpt": 0.9, "cnn": 0.99}
     for model, formats in (("gpt", ("bfloat16", "float16", "float8_e4m3")), ("cnn", ("float16",))):
         for name in formats:
             assert results[model][name]["ratio"] == pytest.approx(1, abs=0.02), (model, name)
-            assert results[model][name]["correlation"] > 0.99, (model, name)
+            assert results[model][name]["correlation"] > least[model], (model, name)
 
 
 def test_tests_for_a_gpu_pass(on_standin):
