@@ -124,11 +124,11 @@ def run_profile(arguments: argparse.Namespace) -> int:
     with locked(folder, taken), RunProgress(Forecast(settings)) as progress:
         log.write_bytes(b"")
         runner = ChildRunner(log, progress, gpus=() if job.device else equal_gpus(library()))
+        handle_signals(runner)  # before the imports: a library that is interrupted in its own is left in pieces
         runner.start(job)
         import_torch()  # while the fork server does the same
         from precaudit.profiling.engine import profile_job
 
-        handle_signals(runner)  # until here there is nothing to keep
         try:
             outcome = profile_job(job, settings, runner, began)
             _require_measurements(outcome, log)
