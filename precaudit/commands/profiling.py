@@ -122,9 +122,9 @@ def run_profile(arguments: argparse.Namespace) -> int:
     # A second profile there would restore the script's files during runs of this one.
     taken = f"another profile is running into {folder}; wait for its end or choose another --out"
     with locked(folder, taken), RunProgress(Forecast(settings)) as progress:
-        log.write_bytes(b"")
         runner = ChildRunner(log, progress, gpus=() if job.device else equal_gpus(library()))
         handle_signals(runner)  # before the imports: a library that is interrupted in its own is left in pieces
+        log.write_bytes(b"")
         runner.start(job)
         import_torch()  # while the fork server does the same
         from precaudit.profiling.engine import profile_job
