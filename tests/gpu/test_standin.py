@@ -14,6 +14,7 @@ from filelock import FileLock
 
 HERE = Path(__file__).parent
 STANDIN = HERE / "standin"
+SOURCE = STANDIN / "device.cpp"
 TESTED = (2, 13)  # the device is written against this version's C++ interface
 GPU_TESTS = ("checking/test_check", "execution/test_float8", "planning/test_loss_scale", "tensorcores/test_runtime")
 ARMS = {"float32", "tf32", "amp", "plan"}
@@ -34,7 +35,7 @@ def on_standin(tmp_path_factory):
     """The environment of a process that has the device; workers compile it once."""
     library = tmp_path_factory.getbasetemp().parent / "standin.so"
     with FileLock(f"{library}.lock"):
-        if not library.exists():
+        if not library.exists() or library.stat().st_mtime < SOURCE.stat().st_mtime:  # left by an earlier run
             compile_device(library)
     return {**os.environ, "STANDIN": str(library), "PYTHONPATH": f"{STANDIN}{os.pathsep}{HERE.parents[1]}"}
 
@@ -43,8 +44,7 @@ def compile_device(library):
     home = Path(torch.__file__).parent
     include = [f"-I{home / 'include'}", f"-I{home / 'include/torch/csrc/api/include'}"]
     link = [f"-L{home / 'lib'}", "-ltorch_cpu", "-lc10", f"-Wl,-rpath,{home / 'lib'}"]
-    source = str(STANDIN / "device.cpp")
-    command = ["g++", "-O1", "-std=c++20", "-shared", "-fPIC", *include, source, "-o", str(library), *link]
+    command = ["g++", "-O1", "-std=c++20", "-shared", "-fPIC", *include, str(SOURCE), "-o", str(library), *link]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
@@ -84,12 +84,10 @@ def test_gradients_err_natively_as_they_do_emulated(on_standin, tmp_path):
     done = run({**on_standin, "LIMIT": "200"}, str(HERE / "stage_gradients.py"), "--out", str(tmp_path))
     assert done.returncode == 0, done.stdout + done.stderr
     results = json.loads((tmp_path / "gradients.json").read_text())["results"]
-    # The stand-in's attention keeps its result in float32 for the backward pass, fused kernels keep it rounded.
-    least = {"gpt": 0.9, "cnn": 0.99}
     for model, formats in (("gpt", ("bfloat16", "float16", "float8_e4m3")), ("cnn", ("float16",))):
         for name in formats:
             assert results[model][name]["ratio"] == pytest.approx(1, abs=0.02), (model, name)
-            assert results[model][name]["correlation"] > least[model], (model, name)
+            assert results[model][name]["correlation"] > 0.99, (model, name)
 
 
 def test_tests_for_a_gpu_pass(on_standin):

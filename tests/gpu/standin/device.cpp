@@ -7,6 +7,7 @@
 #include <ATen/ATen.h>
 #include <ATen/CPUGeneratorImpl.h>
 #include <ATen/detail/CUDAHooksInterface.h>
+#include <ATen/native/transformers/attention.h>
 #include <c10/core/CPUAllocator.h>
 #include <c10/core/impl/DeviceGuardImplInterface.h>
 #include <c10/core/impl/alloc_cpu.h>
@@ -374,16 +375,53 @@ at::Tensor& set_whole(at::Tensor& self, at::Storage storage) {
   return set_strided(self, storage, 0, SymIntArrayRef(&numel, 1), {});
 }
 
-// Attention by its parts: the fused kernels are CUDA's or the CPU's own.
-int64_t attention_by_parts(
-    const at::Tensor&, const at::Tensor&, const at::Tensor&, const std::optional<at::Tensor>&, double, bool,
-    std::optional<double>, bool) {
-  return 0;
+// ---------------------------------------------------------------- attention
+
+// FlashAttention's for half tensors without a mask; what has more is computed by its parts.
+int64_t attention_kernel(
+    const at::Tensor& query, const at::Tensor&, const at::Tensor&, const std::optional<at::Tensor>& mask, double dropout,
+    bool, std::optional<double>, bool grouped) {
+  bool half = query.scalar_type() == at::kHalf || query.scalar_type() == at::kBFloat16;
+  return half && query.dim() == 4 && !mask && dropout == 0 && !grouped;
+}
+
+// The result in float32, and each row's shares of the values.
+std::tuple<at::Tensor, at::Tensor> attention_by_parts(
+    const at::Tensor& query, const at::Tensor& key, const at::Tensor& value, bool causal, std::optional<double> scale) {
+  return at::_scaled_dot_product_attention_math(
+      query.to(at::kFloat), key.to(at::kFloat), value.to(at::kFloat), std::nullopt, 0.0, causal, std::nullopt, scale);
+}
+
+using Fused =
+    std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, SymInt, SymInt, at::Tensor, at::Tensor, at::Tensor>;
+
+Fused attention(
+    const at::Tensor& query, const at::Tensor& key, const at::Tensor& value, double, bool causal, bool,
+    std::optional<double> scale) {
+  auto result = std::get<0>(attention_by_parts(query, key, value, causal, scale)).to(query.scalar_type());
+  auto none = at::empty({0}, query.options());
+  return {result, none, none, none, query.size(-2), key.size(-2), none, none, none};
+}
+
+// From the result as it is kept, rounded.
+std::tuple<at::Tensor, at::Tensor, at::Tensor> attention_backward(
+    const at::Tensor& gradient, const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
+    const at::Tensor& result, const at::Tensor&, const at::Tensor&, const at::Tensor&, SymInt, SymInt, double,
+    bool causal, const at::Tensor&, const at::Tensor&, std::optional<double> scale) {
+  auto shares = std::get<1>(attention_by_parts(query, key, value, causal, scale)), given = gradient.to(at::kFloat);
+  auto common = (given * result.to(at::kFloat)).sum(-1, true);
+  auto inner = shares * (at::matmul(given, value.to(at::kFloat).mT()) - common);
+  inner = inner * scale.value_or(1 / std::sqrt(static_cast<double>(query.size(-1))));
+  auto type = query.scalar_type();
+  return {
+      at::matmul(inner, key.to(at::kFloat)).to(type), at::matmul(inner.mT(), query.to(at::kFloat)).to(type),
+      at::matmul(shares.mT(), given).to(type)};
 }
 
 C10_REGISTER_GUARD_IMPL(CUDA, Guard)
 const int registered = [] {
   SetAllocator(DeviceType::CUDA, &memory);
+  at::native::_fused_sdp_choice_stub.set_cuda_dispatch_ptr(&attention_kernel);
   torch::profiler::impl::registerCUDAMethods(&profiler_events);
   return 0;
 }();
@@ -399,7 +437,8 @@ TORCH_LIBRARY_IMPL(aten, CUDA, library) {
   library.impl("set_.source_Storage_storage_offset", set_strided);
   library.impl("set_.source_Tensor", set_tensor);
   library.impl("set_.source_Storage", set_whole);
-  library.impl("_fused_sdp_choice", attention_by_parts);
+  library.impl("_scaled_dot_product_flash_attention", attention);
+  library.impl("_scaled_dot_product_flash_attention_backward", attention_backward);
   // These have code for every device, which calls kernels that a torch without CUDA lacks.
   for (auto name :
        {"copy_", "convolution", "convolution_backward", "_foreach_copy_", "masked_fill_.Tensor", "masked_fill_.Scalar",
