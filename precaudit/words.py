@@ -58,12 +58,16 @@ def shorten(text: str, width: int) -> str:
     return f"{text[:left]}…{text[len(text) - (width - 1 - left) :]}"
 
 
+def shared_start(rows: Iterable[Sequence[str]]) -> list[str]:
+    """What all rows begin with, such as the parts of names."""
+    return [parts[0] for parts in takewhile(lambda parts: len(set(parts)) == 1, zip(*rows, strict=False))]
+
+
 def fitted(names: Sequence[str], width: int) -> list[str]:
     """Names, the long ones without the parts that all of them begin with, and with their longest parts cut: what tells
     them apart is often a number in their middle."""
     long = [name.split(".") for name in names if len(name) > width]
-    inner = zip(*(parts[:-1] for parts in long), strict=False) if len(long) > 1 else ()
-    shared = sum(1 for _ in takewhile(lambda parts: len(set(parts)) == 1, inner))
+    shared = len(shared_start([parts[:-1] for parts in long])) if len(long) > 1 else 0
     return [name if len(name) <= width else _with_parts_cut(name, width, shared) for name in names]
 
 

@@ -6,14 +6,13 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
-from itertools import takewhile
 
 from precaudit.comparison.changes import Change
 from precaudit.comparison.matching import Matching
 from precaudit.comparison.tensors import LayerPairs, OpPairs, paired_records
 from precaudit.model import Layer, Op, Report
 from precaudit.reporting.places import WHOLE
-from precaudit.words import plural
+from precaudit.words import plural, shared_start
 
 # Calls in some ten steps: a run like it has none with a chance of 1.8% where there were five, and of 0.6% at six.
 SELDOM = 6
@@ -50,7 +49,7 @@ def _renaming(old: str, new: str) -> str:
     was, now = old.split("."), new.split(".")
     while min(len(was), len(now)) > 1 and was[-1] == now[-1]:
         was, now = was[:-1], now[:-1]
-    same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(was[:-1], now[:-1], strict=False)))
+    same = len(shared_start([was[:-1], now[:-1]]))
     if was[same].isdigit() or now[same].isdigit():
         same = max(0, same - 1)
     return f"{'.'.join(was[same:]) or WHOLE} became {'.'.join(now[same:]) or WHOLE}"

@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 import textwrap
 from collections.abc import Iterable, Sequence
-from itertools import pairwise, takewhile
+from itertools import pairwise
 
 from tabulate import MIN_PADDING, tabulate
 
 from precaudit.model import Finding
-from precaudit.words import broken, inert, prose, shorten, visible
+from precaudit.words import broken, inert, prose, shared_start, shorten, visible
 
 STYLES = {"bold": "1", "dim": "2", "good": "1;32", "open": "1;33", "bad": "1;31", "error": "31", "warning": "33"}
 OPTION, UNBROKEN = re.compile(r"(--[a-z][a-z-]*) (?=\S)"), "\xa0"  # its value stays on the same line
@@ -83,8 +83,7 @@ def _fitted(names: list[str], width: int) -> tuple[list[str], str]:
     returned too."""
     starts = [i for i, name in enumerate(names) if name or not i]
     places = list(pairwise([*starts, len(names)]))
-    alike = takewhile(lambda parts: len(set(parts)) == 1, zip(*(names[i].split(".") for i in starts), strict=False))
-    shared = ".".join(parts[0] for parts in alike)
+    shared = ".".join(shared_start(names[i].split(".") for i in starts))
     if len(starts) < 2 or all(len(names[start]) <= (end - start) * width for start, end in places):
         shared = ""
     if shared:

@@ -5,7 +5,7 @@ import os
 import pytest
 import torch
 from torch import nn
-from torch.overrides import TorchFunctionMode
+from traced import Counting
 
 from precaudit.instrument.names import ModuleNames
 from precaudit.ownprecision.records import OwnPrecision
@@ -13,16 +13,6 @@ from precaudit.ownprecision.watch import OwnLowPrecision
 from precaudit.running.assembly import Session
 from precaudit.running.job import Job, RunSpec
 from precaudit.running.monitor import Stop
-
-
-class Counting(TorchFunctionMode):
-    def __init__(self):
-        super().__init__()
-        self.seen = 0
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        self.seen += 1
-        return func(*args, **(kwargs or {}))
 
 
 def computed(length):

@@ -3,18 +3,7 @@
 import pytest
 import torch
 from torch import nn
-from torch.overrides import TorchFunctionMode
-from traced import tracing
-
-
-class Counting(TorchFunctionMode):
-    def __init__(self):
-        super().__init__()
-        self.seen = 0
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        self.seen += 1
-        return func(*args, **(kwargs or {}))
+from traced import Counting, tracing
 
 
 class Cell(nn.Module):

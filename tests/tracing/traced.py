@@ -2,11 +2,25 @@
 
 from contextlib import contextmanager
 
+from torch.overrides import TorchFunctionMode
+
 from precaudit.instrument.events import TrainingEvents
 from precaudit.instrument.names import ModuleNames
 from precaudit.instrument.scopes import ModuleScopes
 from precaudit.tracing.snapshot import snapshot
 from precaudit.tracing.tracer import TraceOptions, Tracer
+
+
+class Counting(TorchFunctionMode):
+    """How many calls a mode around the training sees."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = 0
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        self.seen += 1
+        return func(*args, **(kwargs or {}))
 
 
 class Tracing:
