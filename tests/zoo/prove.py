@@ -30,8 +30,7 @@ from cuda_autocast import emulated, in_float32
 from tabulate import tabulate
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook, register_optimizer_step_pre_hook
-
-ZOO = Path(__file__).parent
+from zoo_files import ZOO, file_of
 
 
 @dataclass
@@ -126,7 +125,7 @@ def run(script: str, steps: int, execution: str, seed: int, settings: dict[str, 
             contextlib.redirect_stdout(printed),
             _watched(outcome, steps, scale, skip),
         ):
-            runpy.run_path(str(ZOO / script), run_name="__main__")
+            runpy.run_path(str(file_of(script)), run_name="__main__")
     except _Enough:
         pass
     except Exception as error:
@@ -202,7 +201,7 @@ def rows(entries: list[dict[str, Any]], seeds: int, jobs: int) -> list[Row]:
         pending = []
         for entry in entries:
             as_written = entry["cause"] == "script"
-            twin = f"healthy/{entry['repaired']}.py" if as_written else entry["script"]
+            twin = f"repaired/{entry['repaired']}.py" if as_written else entry["script"]
             settings = entry.get("prove", {})
             for seed in range(seeds):
                 reference = pool.apply_async(run, (twin, entry["steps"], "float32", seed, settings))

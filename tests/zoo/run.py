@@ -23,6 +23,7 @@ from typing import Any
 
 from judging import judge, passed
 from summary import summary
+from zoo_files import ZOO, file_of
 
 from precaudit.errors import PrecauditError
 from precaudit.model import LossScale, Plan
@@ -34,7 +35,6 @@ from precaudit.reporting import write
 from precaudit.running.children import ChildRunner
 from precaudit.running.job import Job, RunResult, RunSpec
 
-ZOO = Path(__file__).parent
 DEFAULT_SCALER = LossScale("dynamic", 2.0**16, 2000)
 
 
@@ -63,7 +63,7 @@ def profile(entry: dict[str, Any], folder: Path, execution: str = "auto") -> dic
     recorder = Recorder(ChildRunner(folder / "script.log", parallel=1, threads=1))
     report, code, scale = None, 0, None
     try:
-        job = Job("script", str(ZOO / entry["script"]), (), os.getcwd(), entry["steps"])
+        job = Job("script", str(file_of(entry["script"])), (), os.getcwd(), entry["steps"])
         settings = Settings(steps=entry["steps"], formats=tuple(entry["formats"]), execution=execution)
         outcome = profile_job(job, settings, recorder)
         write(outcome.report, folder / "report.json")

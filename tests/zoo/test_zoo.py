@@ -10,14 +10,13 @@ import torch
 from cuda_autocast import FLOAT32, LOWER, PROMOTE, emulated
 from judging import judge, needless, passed
 from summary import summary
+from zoo_files import ZOO, every, file_of, repaired
 
-ZOO = Path(__file__).parent
 MANIFEST = json.loads((ZOO / "manifest.json").read_text())
-SCRIPTS = [*sorted((ZOO / "faults").glob("*.py")), *sorted((ZOO / "healthy").glob("*.py"))]
 
 
 def test_manifest_lists_every_script_once():
-    assert sorted(entry["script"] for entry in MANIFEST) == sorted(f"{p.parent.name}/{p.name}" for p in SCRIPTS)
+    assert sorted(entry["script"] for entry in MANIFEST) == every()
     assert all(entry["name"] == Path(entry["script"]).stem for entry in MANIFEST)
 
 
@@ -32,9 +31,9 @@ def test_every_fault_has_a_mechanism_and_a_repaired_twin():
         assert entry["expected"]["script_at_fault"] == (entry["cause"] == "script")
 
 
-@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("script", every(), ids=lambda script: Path(script).stem)
 def test_scripts_are_plain_torch(script):
-    source = script.read_text()
+    source = file_of(script).read_text()
     assert "precaudit" not in source
     assert "manual_seed" in source
     assert 30 <= len(source.splitlines()) <= 70
@@ -44,6 +43,13 @@ def test_scripts_are_plain_torch(script):
         if isinstance(n, (ast.Import, ast.ImportFrom))
     }
     assert {name.split(".")[0] for name in imported} <= {"argparse", "copy", "math", "pathlib", "torch"}
+
+
+def test_a_repair_is_of_the_fault_as_it_is():
+    diff = "--- a\n+++ b\n@@ -1,3 +1,3 @@\n x\n-y\n+z\n z\n@@ -5 +5,2 @@\n v\n+u\n"
+    assert repaired("x\ny\nz\nw\nv\n", diff) == "x\nz\nz\nw\nv\nu\n"
+    with pytest.raises(ValueError, match="line 2 is not 'y"):
+        repaired("x\nother\nz\nw\nv\n", diff)
 
 
 def test_the_emulations_lists_are_torchs():
@@ -81,7 +87,7 @@ def test_judge_tells_the_fault_from_its_repair():
         return prove.Row({}, "float16", 0, reference, low, sound=True)
 
     assert row("faults/rmsnorm_by_hand.py").signs() == ["loss worse"]
-    assert row("healthy/rmsnorm_by_hand_fixed.py").signs() == []
+    assert row("repaired/rmsnorm_by_hand_fixed.py").signs() == []
 
 
 def report(verdict="pass", because=None, findings=(), window=None):
