@@ -1,5 +1,6 @@
 """The data that flows through precaudit: frozen dataclasses that know number formats only, and no torch."""
 
+from precaudit.model.environment import Environment
 from precaudit.model.kernels import Kernel, KernelTime, LayerTime, TensorCores, TimeShare
 from precaudit.model.plan import SCHEMA_VERSION, Float8Scaling, LossScale, OpFormat, Plan, ScaleMode
 from precaudit.model.proof import (
@@ -32,6 +33,7 @@ __all__ = [
     "TWIN",
     "Cause",
     "Difference",
+    "Environment",
     "Execution",
     "ExecutionOption",
     "Exponents",

@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import asdict, dataclass, replace
 
 from precaudit import __version__
 from precaudit.errors import ExitCode, PrecauditError
-from precaudit.model import Execution, Finding, Plan, Repair, Report, Verification
+from precaudit.model import Environment, Execution, Finding, Plan, Repair, Report, Verification
 from precaudit.planning.budget import LostGradients, lost_gradients
 from precaudit.planning.planner import Choices, build_plan, default_format, fallback, without_loss_scale
 from precaudit.profiling.audit import Audit, Runner, chosen_formats, require_measurable, run_audit
@@ -66,7 +65,7 @@ def profile_job(job: Job, settings: Settings, runner: Runner, began: float | Non
             code = _exit_code(audit, plan, verification, settings)
             measured = measure(audit, plan, target, settings.price, where, runner)
     report = Report(
-        environment=where,
+        environment=asdict(where),
         job=job_facts(job, settings, audit, formats, target),
         layers=audit.trace.layers,
         ops=with_flops(audit.trace.ops),
@@ -90,7 +89,7 @@ def _of_shapes(audit: Audit, plan: Plan, target: Gpu) -> list[Finding]:
     return [*alignment_findings(ops, plan, target, audit.trace.layers, steps), *unreached_findings(ops, plan)]
 
 
-def _target(settings: Settings, where: dict[str, Any]) -> Gpu:
+def _target(settings: Settings, where: Environment) -> Gpu:
     if settings.target:
         return get_gpu(settings.target)
     return gpu_for(where)
@@ -109,11 +108,11 @@ def _formats(settings: Settings, target: Gpu) -> tuple[str, ...]:
     return settings.formats
 
 
-def _execution(settings: Settings, where: dict[str, Any]) -> Execution:
-    if settings.execution == "native" and not where["cuda"]:
+def _execution(settings: Settings, where: Environment) -> Execution:
+    if settings.execution == "native" and not where.cuda:
         raise PrecauditError(NOT_NATIVE)
     if settings.execution == "auto":
-        return "native" if where["cuda"] else "emulated"
+        return "native" if where.cuda else "emulated"
     return settings.execution
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from precaudit import __version__
@@ -39,7 +40,7 @@ def report_of(auditing: Auditing) -> Report:
     run = RunResult(REFERENCE, 0, "ended", steps)
     audited = Audit(job, run, trace, found, as_written=RunResult(AS_WRITTEN, 0, "ended", steps, trace=trace))
     return Report(
-        environment=where,
+        environment=asdict(where),
         job={
             "kind": "audit",
             "script": job.target,

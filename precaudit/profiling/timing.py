@@ -13,7 +13,7 @@ from precaudit.measuring.program import Program, arms_for, timed
 from precaudit.measuring.records import FLOAT32, PLAN, Observation, Profiled
 from precaudit.measuring.summary import UNMEASURED, WARM_ROUNDS, performance, steady
 from precaudit.measuring.usage import compared, predictions, speed_note, usage
-from precaudit.model import Finding, Op, Plan, TensorCores
+from precaudit.model import Environment, Finding, Op, Plan, TensorCores
 from precaudit.profiling.audit import Audit, Runner
 from precaudit.running.job import TIMING, RunSpec
 from precaudit.tensorcores.eligibility import eligible_share
@@ -36,16 +36,14 @@ class Measured:
     seconds: float = 0.0
 
 
-def measure(
-    audit: Audit, plan: Plan, target: Gpu, price: float | None, where: Mapping[str, Any], runner: Runner
-) -> Measured:
+def measure(audit: Audit, plan: Plan, target: Gpu, price: float | None, where: Environment, runner: Runner) -> Measured:
     """Time the script on this machine, and predict the plan's speed on the target."""
     began = time.perf_counter()
-    card = find_gpu(where["device"])
+    card = find_gpu(where.device)
     found, notes = observe(audit, _program(plan, where), runner)
     seconds = time.perf_counter() - began
     on_gpu = found is not None and found.device == "cuda"
-    figures = performance(found, where["device"] if on_gpu else None) if found else dict(UNMEASURED)
+    figures = performance(found, where.device if on_gpu else None) if found else dict(UNMEASURED)
     ops = trained_ops(audit)
     predicted = predictions(ops, audit.trace.layers, plan, target, max(1, audit.trace.audited_steps))
     own = predictions(ops, audit.trace.layers, plan, card, max(1, audit.trace.audited_steps)) if card else predicted
@@ -53,7 +51,7 @@ def measure(
     figures |= {"notes": list(notes), "seconds_measuring": seconds}
     run_steps = audit.reference.steps if audit.reference.status == "ended" else None
     steps_in = units(found.feed, run_steps) if found else dict.fromkeys(UNITS)
-    device = where["device"] if found else None
+    device = where.device if found else None
     profiled = found.profiled if found else {}
     return Measured(
         figures,
@@ -70,10 +68,10 @@ def unmeasured(price: float | None) -> Measured:
     return Measured(nothing, cost(UNMEASURED, price, dict.fromkeys(UNITS), None), TensorCores())
 
 
-def _program(plan: Plan, where: Mapping[str, Any]) -> Program:
+def _program(plan: Plan, where: Environment) -> Program:
     """The program of the timed run; on a CPU float32 only: the time of an emulated format says nothing about
     hardware."""
-    if not where["cuda"]:
+    if not where.cuda:
         return Program(budget=CPU_BUDGET)
     arms = arms_for(plan, gpu_for(where).formats)
     return Program(arms, profiled=tuple(arm.name for arm in arms if arm.name in (FLOAT32, PLAN)))

@@ -10,10 +10,10 @@ import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any
 
 from precaudit.errors import PrecauditError
 from precaudit.formats import DEFAULT_FORMATS
+from precaudit.model import Environment
 
 
 @dataclass(frozen=True)
@@ -163,14 +163,14 @@ def find_gpu(name: str) -> Gpu | None:
     return next((gpu for gpu in _TABLE if re.search(gpu.pattern, spaced)), None)
 
 
-def gpu_for(where: Mapping[str, Any]) -> Gpu:
-    """What plans are made for on a machine, by the facts of its environment: its GPU, or where that isn't listed one of
+def gpu_for(where: Environment) -> Gpu:
+    """What plans are made for on a machine, by its environment: its GPU, or where that isn't listed one of
     its generation, which takes the same formats; an H100 where it has none of NVIDIA's or AMD's."""
-    listed = find_gpu(where["device"])
-    if listed is not None or not where["capability"]:
+    listed = find_gpu(where.device)
+    if listed is not None or not where.capability:
         return listed or get_gpu("h100")
-    capability = tuple(map(int, where["capability"].split(".")))
-    if not where["cuda"]:  # torch has AMD's GPUs as CUDA devices, without a version of CUDA
+    capability = tuple(map(int, where.capability.split(".")))
+    if not where.cuda:  # torch has AMD's GPUs as CUDA devices, without a version of CUDA
         alike = (gpu for gpu in _TABLE if not gpu.nvidia and gpu.capability == capability)
         return next(alike, get_gpu("mi210"))  # whose formats every other one has
     older = [gpu for gpu in _TABLE if gpu.nvidia and gpu.capability <= capability]

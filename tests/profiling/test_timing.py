@@ -10,6 +10,7 @@ from precaudit.measuring.program import Program, arms_for
 from precaudit.measuring.records import ARMS, Block, Feed, Observation, Profiled
 from precaudit.measuring.summary import performance
 from precaudit.model import (
+    Environment,
     Finding,
     KernelTime,
     Layer,
@@ -30,8 +31,8 @@ from precaudit.tracing.records import Trace
 
 H100 = get_gpu("h100")
 PLAN = Plan("bfloat16", {"fc": "bfloat16"})
-ON_H100 = {"device": "NVIDIA H100 80GB HBM3", "cuda": "13.0", "capability": "9.0"}
-ON_CPU = {"device": "cpu", "cuda": None, "capability": None}
+ON_H100 = Environment(device="NVIDIA H100 80GB HBM3", cuda="13.0", capability="9.0")
+ON_CPU = Environment()
 
 
 def audit(status="stopped"):
@@ -103,7 +104,7 @@ def test_the_prediction_error_is_reported_for_a_known_card():
 
 
 def test_a_card_that_is_not_listed_is_timed_in_the_formats_of_its_generation():
-    old = {"device": "NVIDIA GeForce RTX 2080 SUPER", "cuda": "12.8", "capability": "7.5"}
+    old = Environment(device="NVIDIA GeForce RTX 2080 SUPER", cuda="12.8", capability="7.5")
     replies = Replies(seen(blocks=blocks(float32=10)))
     measure(audit(), PLAN, get_gpu("t4"), None, old, replies)
     assert [(arm.name, arm.half) for arm in replies.programs[0].arms[:2]] == [("float32", None), ("amp", "float16")]
@@ -114,7 +115,7 @@ def test_a_card_that_is_not_listed_is_timed_in_the_formats_of_its_generation():
     [("NVIDIA A16", "12.8", "a10", False), ("AMD Instinct MI300X", None, "mi300x", True)],
 )
 def test_a_prediction_for_another_card_has_no_error_on_this_one(device, cuda, stands_in, known):
-    where = {"device": device, "cuda": cuda, "capability": "8.6" if cuda else "9.4"}
+    where = Environment(device=device, cuda=cuda, capability="8.6" if cuda else "9.4")
     replies = Replies(seen(blocks=blocks(float32=10)))
     found = measure(audit(), PLAN, get_gpu(stands_in), None, where, replies).performance
     assert found["predicted_for"] == get_gpu(stands_in).name
@@ -197,8 +198,9 @@ def test_the_requested_gpu_is_named(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: f"GPU {index}")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (8 + (index or 0), 0))
-    assert (environment("cuda:1")["device"], environment("cuda:1")["capability"]) == ("GPU 1", "9.0")
-    current = [environment(device)["device"] for device in ("cuda", "cpu", "cuda:7", None)]
+    second = environment("cuda:1")
+    assert (second.device, second.capability) == ("GPU 1", "9.0")
+    current = [environment(device).device for device in ("cuda", "cpu", "cuda:7", None)]
     assert set(current) == {"GPU None"}
 
 

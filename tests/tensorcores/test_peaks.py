@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from precaudit.errors import PrecauditError
+from precaudit.model import Environment
 from precaudit.tensorcores.peaks import GPUS, find_gpu, get_gpu, gpu_for
 
 
@@ -108,7 +109,7 @@ def test_variants_with_other_figures_are_not_matched(name):
 )
 def test_plans_for_a_gpu_that_is_not_listed_have_the_formats_of_its_generation(device, capability, key, formats):
     cuda = None if "AMD" in device else "13.0"
-    found = gpu_for({"device": device, "cuda": capability and cuda, "capability": capability})
+    found = gpu_for(Environment(device=device, cuda=capability and cuda, capability=capability))
     assert (found.key, found.default_formats) == (key, formats)
 
 
