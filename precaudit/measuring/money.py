@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from precaudit.measuring.records import FLOAT32, PLAN, Feed
+from precaudit.measuring.records import FLOAT32, PLAN, Feed, Performance
 
 HOUR = 3600.0
 UNITS = ("thousand_steps", "run", "epoch", "thousand_samples")
@@ -23,11 +23,11 @@ def units(feed: Feed, run_steps: int | None) -> dict[str, float | None]:
 
 
 def cost(
-    performance: Mapping[str, Any], price: float | None, steps_in: Mapping[str, float | None], device: str | None
+    performance: Performance, price: float | None, steps_in: Mapping[str, float | None], device: str | None
 ) -> dict[str, Any]:
     """The keys of a report's `cost`: US dollars and joules per unit, in float32 and under the plan; null where
     unmeasured. `device` is the one the price is for."""
-    seconds, joules = performance["step_seconds"], performance["energy_joules_per_step"]
+    seconds, joules = performance.step_seconds, performance.energy_joules_per_step
     found: dict[str, Any] = {"price_per_hour": price, "device": device}
     for arm in (FLOAT32, PLAN):
         for unit in UNITS:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from precaudit.model import Finding, Plan, TensorCores
+from precaudit.words import NOT_MEASURED
 
 FLOAT32, TF32, AMP, PLAN = "float32", "tf32", "amp", "plan"
 ARMS = (FLOAT32, TF32, AMP, PLAN)
+ByArm = Mapping[str, float | None]
+QuartilesByArm = Mapping[str, Sequence[float] | None]
 
 
 @dataclass(frozen=True)
@@ -90,3 +93,42 @@ class Observation:
     counters: str = "not measured: no GPU"
     layers: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     captured: frozenset[str] = frozenset()
+
+
+def _of_none() -> Mapping[str, None]:
+    return dict.fromkeys(ARMS)
+
+
+def _of_none_beside_float32() -> Mapping[str, None]:
+    return dict.fromkeys(ARMS[1:])
+
+
+@dataclass(frozen=True)
+class Performance:
+    """What a report says of speed, by the names that it has there; None where unmeasured.
+
+    - `gpu`: the card's name, if any; `speedup`: over float32; `gpu_busy_share`: the kernels' share of a step's time.
+    - `tensor_pipe_share`: the share of time with busy Tensor Cores.
+    - `prediction_error`: 0.5 where the predicted step is half as long again as the measured one.
+    """
+
+    gpu: str | None = None
+    method: str = NOT_MEASURED
+    step_seconds: ByArm = field(default_factory=_of_none)
+    step_seconds_quartiles: QuartilesByArm = field(default_factory=_of_none)
+    speedup: ByArm = field(default_factory=_of_none_beside_float32)
+    speedup_quartiles: QuartilesByArm = field(default_factory=_of_none_beside_float32)
+    timed_steps: ByArm = field(default_factory=_of_none)
+    peak_memory_bytes: ByArm = field(default_factory=_of_none)
+    energy_joules_per_step: ByArm = field(default_factory=_of_none)
+    energy_method: str = NOT_MEASURED
+    tensor_pipe_share: ByArm = field(default_factory=_of_none)
+    tensor_pipe_share_by_layer: Mapping[str, Mapping[str, float]] | None = None
+    counters_method: str = NOT_MEASURED
+    data_wait_share: float | None = None
+    gpu_busy_share: Mapping[str, float] | None = None
+    predicted_for: str | None = None
+    predicted_step_seconds: ByArm | None = None
+    prediction_error: ByArm | None = None
+    notes: tuple[str, ...] = ()
+    seconds_measuring: float | None = None

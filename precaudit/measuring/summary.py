@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
-from precaudit.measuring.records import ARMS, FLOAT32, Block, Feed, Observation
-from precaudit.words import NOT_MEASURED, plural
+from precaudit.measuring.records import ARMS, FLOAT32, Block, Feed, Observation, Performance
+from precaudit.words import plural
 
 WARM_ROUNDS = 1
 ENOUGH_ROUNDS = 3
@@ -66,30 +65,30 @@ def wait_share(feed: Feed, step_seconds: float | None) -> float | None:
     return min(1.0, float(np.median(feed.waits)) / step_seconds)
 
 
-def performance(found: Observation, gpu: str | None) -> dict[str, Any]:
-    """The results of a timed run under the keys of a report's `performance`; `gpu` is the card's name, if any."""
+def performance(found: Observation, gpu: str | None) -> Performance:
+    """The results of a timed run; `gpu` is the card's name, if any."""
     blocks = steady(found.blocks)
     times = {arm: step_seconds(blocks, arm) for arm in ARMS}
     against = {arm: ratios(blocks, arm) for arm in ARMS[1:]}
     medians = {arm: median(values) for arm, values in times.items()}
     joules = {arm: joules_per_step(found.blocks, arm) for arm in ARMS}
-    return {
-        "gpu": gpu,
-        "method": _method(found, blocks),
-        "step_seconds": medians,
-        "step_seconds_quartiles": {arm: quartiles(values) for arm, values in times.items()},
-        "speedup": {arm: median(values) for arm, values in against.items()},
-        "speedup_quartiles": {arm: quartiles(values) for arm, values in against.items()},
-        "timed_steps": {arm: sum(b.steps for b in blocks if b.arm == arm) or None for arm in ARMS},
-        "peak_memory_bytes": {arm: _peak(blocks, arm) for arm in ARMS},
-        "energy_joules_per_step": joules,
-        "energy_method": _energy_method(found, joules),
-        "tensor_pipe_share": {arm: _tensor_share(found.blocks, arm) for arm in ARMS},
-        "tensor_pipe_share_by_layer": found.layers or None,
-        "counters_method": found.counters,
-        "data_wait_share": wait_share(found.feed, medians[FLOAT32]),
-        "gpu_busy_share": _busy(found, medians),
-    }
+    return Performance(
+        gpu=gpu,
+        method=_method(found, blocks),
+        step_seconds=medians,
+        step_seconds_quartiles={arm: quartiles(values) for arm, values in times.items()},
+        speedup={arm: median(values) for arm, values in against.items()},
+        speedup_quartiles={arm: quartiles(values) for arm, values in against.items()},
+        timed_steps={arm: sum(b.steps for b in blocks if b.arm == arm) or None for arm in ARMS},
+        peak_memory_bytes={arm: _peak(blocks, arm) for arm in ARMS},
+        energy_joules_per_step=joules,
+        energy_method=_energy_method(found, joules),
+        tensor_pipe_share={arm: _tensor_share(found.blocks, arm) for arm in ARMS},
+        tensor_pipe_share_by_layer=found.layers or None,
+        counters_method=found.counters,
+        data_wait_share=wait_share(found.feed, medians[FLOAT32]),
+        gpu_busy_share=_busy(found, medians),
+    )
 
 
 def _peak(blocks: Sequence[Block], arm: str) -> int | None:
@@ -123,10 +122,3 @@ def _busy(found: Observation, medians: Mapping[str, float | None]) -> dict[str, 
         if profiled.tensor_cores.measured and taken:
             shares[arm] = min(1.0, profiled.seconds / profiled.steps / taken)
     return shares or None
-
-
-UNMEASURED: Mapping[str, Any] = {
-    **performance(Observation("cpu"), None),
-    **dict.fromkeys(("method", "energy_method", "counters_method"), NOT_MEASURED),
-}
-"""The results without a timed run."""

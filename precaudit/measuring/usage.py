@@ -5,9 +5,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
-from precaudit.measuring.records import FLOAT32, PLAN, Profiled
+from precaudit.measuring.records import FLOAT32, PLAN, ByArm, Performance, Profiled
 from precaudit.model import KernelTime, Layer, LayerTime, Op, Plan, TensorCores
 from precaudit.tensorcores.peaks import Gpu
 from precaudit.tensorcores.roofline import StepPrediction, in_words, measured_in_words, predict_step
@@ -42,17 +41,12 @@ def _before_and_after(before: Sequence[LayerTime], after: Sequence[LayerTime]) -
     return (*kept, *gone)
 
 
-def speed_note(
-    figures: Mapping[str, Any], target: Gpu, card: Gpu | None, predicted: Mapping[str, StepPrediction]
-) -> str:
-    """The sentence on speed: measured if the target is this machine's card, else predicted.
-
-    `figures` are those of a report's `performance`.
-    """
-    measured = figures["speedup"].get(PLAN)
+def speed_note(figures: Performance, target: Gpu, card: Gpu | None, predicted: Mapping[str, StepPrediction]) -> str:
+    """The sentence on speed: measured if the target is this machine's card, else predicted."""
+    measured = figures.speedup[PLAN]
     if measured is not None and card is target:
-        busy = (figures["gpu_busy_share"] or {}).get(PLAN)
-        return measured_in_words(measured, figures["speedup_quartiles"][PLAN], busy, target)
+        busy = (figures.gpu_busy_share or {}).get(PLAN)
+        return measured_in_words(measured, figures.speedup_quartiles[PLAN], busy, target)
     return in_words(predicted[FLOAT32], predicted[PLAN], target)
 
 
@@ -66,15 +60,13 @@ def predictions(
     }
 
 
-def compared(
-    predicted: Mapping[str, StepPrediction], measured: Mapping[str, float | None], card: Gpu
-) -> dict[str, Any]:
-    """The keys of a report's `performance`: predicted seconds, and the relative error if measured (0.5: the prediction
-    is half as long again)."""
-    return {
-        "predicted_for": card.name,
-        "predicted_step_seconds": {arm: step.total or None for arm, step in predicted.items()},
-        "prediction_error": {
+def compared(figures: Performance, predicted: Mapping[str, StepPrediction], measured: ByArm, card: Gpu) -> Performance:
+    """The figures with predicted seconds, and their relative error if measured."""
+    return replace(
+        figures,
+        predicted_for=card.name,
+        predicted_step_seconds={arm: step.total or None for arm, step in predicted.items()},
+        prediction_error={
             arm: step.total / taken - 1.0 if (taken := measured.get(arm)) else None for arm, step in predicted.items()
         },
-    }
+    )

@@ -77,7 +77,8 @@ def profile_job(job: Job, settings: Settings, runner: Runner, began: float | Non
         plan=plan,
         verification=verification,
         tensor_cores=measured.tensor_cores,
-        performance={**clock.performance(time.perf_counter() - start, measured.seconds), **measured.performance},
+        performance=clock.performance(time.perf_counter() - start, measured.performance.seconds_measuring or 0.0)
+        | asdict(measured.performance),
         cost=measured.cost,
         precaudit_version=__version__,
     )

@@ -10,8 +10,8 @@ from typing import Any
 
 from precaudit.measuring.money import UNITS, cost, units
 from precaudit.measuring.program import Program, arms_for, timed
-from precaudit.measuring.records import FLOAT32, PLAN, Observation, Profiled
-from precaudit.measuring.summary import UNMEASURED, WARM_ROUNDS, performance, steady
+from precaudit.measuring.records import FLOAT32, PLAN, Observation, Performance, Profiled
+from precaudit.measuring.summary import WARM_ROUNDS, performance, steady
 from precaudit.measuring.usage import compared, predictions, speed_note, usage
 from precaudit.model import Environment, Finding, Op, Plan, TensorCores
 from precaudit.profiling.audit import Audit, Runner
@@ -29,11 +29,10 @@ REPLAYED = (
 class Measured:
     """Parts of a report; unmeasured values are None."""
 
-    performance: Mapping[str, Any]
+    performance: Performance
     cost: Mapping[str, Any]
     tensor_cores: TensorCores
     findings: tuple[Finding, ...] = ()
-    seconds: float = 0.0
 
 
 def measure(audit: Audit, plan: Plan, target: Gpu, price: float | None, where: Environment, runner: Runner) -> Measured:
@@ -43,12 +42,12 @@ def measure(audit: Audit, plan: Plan, target: Gpu, price: float | None, where: E
     found, notes = observe(audit, _program(plan, where), runner)
     seconds = time.perf_counter() - began
     on_gpu = found is not None and found.device == "cuda"
-    figures = performance(found, where.device if on_gpu else None) if found else dict(UNMEASURED)
+    figures = performance(found, where.device if on_gpu else None) if found else Performance()
     ops = trained_ops(audit)
     predicted = predictions(ops, audit.trace.layers, plan, target, max(1, audit.trace.audited_steps))
     own = predictions(ops, audit.trace.layers, plan, card, max(1, audit.trace.audited_steps)) if card else predicted
-    figures |= compared(own, figures["step_seconds"] if on_gpu and card else {}, card or target)
-    figures |= {"notes": list(notes), "seconds_measuring": seconds}
+    figures = replace(figures, notes=notes, seconds_measuring=seconds)
+    figures = compared(figures, own, figures.step_seconds if on_gpu and card else {}, card or target)
     run_steps = audit.reference.steps if audit.reference.status == "ended" else None
     steps_in = units(found.feed, run_steps) if found else dict.fromkeys(UNITS)
     device = where.device if found else None
@@ -58,14 +57,12 @@ def measure(audit: Audit, plan: Plan, target: Gpu, price: float | None, where: E
         cost(figures, price, steps_in, device),
         usage(profiled, eligible_share(ops, plan, target), target, speed_note(figures, target, card, predicted)),
         _findings(profiled),
-        seconds,
     )
 
 
 def unmeasured(price: float | None) -> Measured:
     """Where no plan was made, none can be timed, and nothing can be said of its speed."""
-    nothing = {**UNMEASURED, "notes": [], "seconds_measuring": None}
-    return Measured(nothing, cost(UNMEASURED, price, dict.fromkeys(UNITS), None), TensorCores())
+    return Measured(Performance(), cost(Performance(), price, dict.fromkeys(UNITS), None), TensorCores())
 
 
 def _program(plan: Plan, where: Environment) -> Program:

@@ -3,15 +3,12 @@
 import pytest
 
 from precaudit.measuring.money import cost, units
-from precaudit.measuring.records import Feed
-from precaudit.measuring.summary import UNMEASURED
+from precaudit.measuring.records import Feed, Performance
 
 FEED = Feed(samples_per_step=64.0, steps_per_epoch=500.0)
-TIMED = {
-    **UNMEASURED,
-    "step_seconds": {"float32": 0.036, "plan": 0.018},
-    "energy_joules_per_step": {"float32": 20.0, "plan": None},
-}
+TIMED = Performance(
+    step_seconds={"float32": 0.036, "plan": 0.018}, energy_joules_per_step={"float32": 20.0, "plan": None}
+)
 
 
 def test_units_in_steps():
@@ -32,7 +29,7 @@ def test_closed_forms():
 
 
 def test_unmeasured_stays_null():
-    found = cost(UNMEASURED, 2.0, units(FEED, 2000), None)
+    found = cost(Performance(), 2.0, units(FEED, 2000), None)
     assert {value for key, value in found.items() if key.startswith(("usd", "energy"))} == {None}
     free = cost(TIMED, None, units(FEED, 2000), "cpu")
     assert {value for key, value in free.items() if key.startswith("usd")} == {None}

@@ -3,7 +3,7 @@
 import pytest
 
 from precaudit.measuring.records import ARMS, Block, Feed, Observation, Profiled
-from precaudit.measuring.summary import UNMEASURED, joules_per_step, performance, quartiles, ratios, steady, wait_share
+from precaudit.measuring.summary import joules_per_step, performance, quartiles, ratios, steady, wait_share
 from precaudit.model import TensorCores
 
 
@@ -20,17 +20,17 @@ def rounds(*pairs, steps=4):
 
 def test_medians_and_paired_ratios():
     found = performance(Observation("cuda", blocks=tuple(rounds((10, 5), (20, 8), (12, 6)))), "H100")
-    assert found["step_seconds"] == {
+    assert found.step_seconds == {
         "float32": pytest.approx(0.012),
         "tf32": None,
         "amp": None,
         "plan": pytest.approx(0.006),
     }
-    assert found["speedup"]["plan"] == pytest.approx(2.0)
-    assert found["speedup_quartiles"]["plan"] == pytest.approx([2.0, 2.25])
-    assert found["timed_steps"] == {"float32": 12, "tf32": None, "amp": None, "plan": 12}
-    assert (found["gpu"], found["data_wait_share"]) == ("H100", None)
-    assert "3 rounds" in found["method"]
+    assert found.speedup["plan"] == pytest.approx(2.0)
+    assert found.speedup_quartiles["plan"] == pytest.approx([2.0, 2.25])
+    assert found.timed_steps == {"float32": 12, "tf32": None, "amp": None, "plan": 12}
+    assert (found.gpu, found.data_wait_share) == ("H100", None)
+    assert "3 rounds" in found.method
 
 
 def test_common_drift_does_not_change_ratios():
@@ -52,15 +52,14 @@ def test_long_energy_round_does_not_exclude_others():
 
 def test_without_a_whole_round_nothing_is_measured():
     found = performance(Observation("cpu", blocks=(Block("float32", 0, 1, 1.0),)), None)
-    assert found["step_seconds"] == dict.fromkeys(ARMS)
-    assert found["method"].startswith("not measured")
-    assert found.keys() == UNMEASURED.keys()
+    assert found.step_seconds == dict.fromkeys(ARMS)
+    assert found.method.startswith("not measured")
 
 
 def test_two_rounds_have_no_spread():
     found = performance(Observation("cpu", blocks=tuple(rounds((10, 5), (10, 5)))), None)
-    assert found["speedup"]["plan"] == pytest.approx(2.0)
-    assert found["speedup_quartiles"]["plan"] is None
+    assert found.speedup["plan"] == pytest.approx(2.0)
+    assert found.speedup_quartiles["plan"] is None
 
 
 def test_energy_is_of_long_blocks_only():
@@ -68,21 +67,21 @@ def test_energy_is_of_long_blocks_only():
     assert joules_per_step(blocks, "plan") == pytest.approx(4.5)
     assert joules_per_step(blocks[:1], "plan") is None
     found = performance(Observation("cuda", blocks=tuple(rounds((1, 1))), energy="NVML total"), "H100")
-    assert "no 1 s of steps in a row" in found["energy_method"]
-    assert performance(Observation("cpu"), None)["energy_method"] == "not measured: no GPU"
+    assert "no 1 s of steps in a row" in found.energy_method
+    assert performance(Observation("cpu"), None).energy_method == "not measured: no GPU"
 
 
 def test_the_counters_share_is_of_blocks_that_were_watched():
     blocks = [Block("plan", 1, 9, 2.0), Block("plan", 2, 9, 2.0, tensor_share=0.3)]
     found = performance(Observation("cuda", blocks=tuple(blocks), counters="GPM counters"), "H100")
-    assert found["tensor_pipe_share"] == {"float32": None, "tf32": None, "amp": None, "plan": 0.3}
-    assert found["counters_method"] == "GPM counters"
-    assert performance(Observation("cpu"), None)["counters_method"] == "not measured: no GPU"
+    assert found.tensor_pipe_share == {"float32": None, "tf32": None, "amp": None, "plan": 0.3}
+    assert found.counters_method == "GPM counters"
+    assert performance(Observation("cpu"), None).counters_method == "not measured: no GPU"
 
 
 def test_peak_memory_is_the_most_of_any_block():
     blocks = [Block("float32", i, 1, 0.01, peak) for i, peak in ((1, 5), (2, 7), (3, None))]
-    assert performance(Observation("cuda", blocks=tuple(blocks)), "H100")["peak_memory_bytes"]["float32"] == 7
+    assert performance(Observation("cuda", blocks=tuple(blocks)), "H100").peak_memory_bytes["float32"] == 7
 
 
 def test_waiting_for_data():
@@ -95,4 +94,4 @@ def test_the_share_of_a_step_in_which_the_gpu_works():
     kernels = Profiled(TensorCores(measured=True), (), steps=2, seconds=0.006)
     unmeasured = Profiled(TensorCores(), (), 2, 0.0)
     found = Observation("cuda", blocks=tuple(rounds((10, 5))), profiled={"float32": kernels, "plan": unmeasured})
-    assert performance(found, "H100")["gpu_busy_share"] == {"float32": pytest.approx(0.3)}
+    assert performance(found, "H100").gpu_busy_share == {"float32": pytest.approx(0.3)}
