@@ -1,14 +1,18 @@
 """What of an answer in eval mode is the plan's doing: how long is asked for it, and what mends it."""
 
+import random
 import time
 from contextlib import contextmanager, nullcontext
+from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from precaudit.model import Plan
 from precaudit.running.evaluation import _PARTS, PlanComparison, _causes, evaluate
+from precaudit.running.job import OutputDeviation
 
 
 class Slow(nn.Linear):
@@ -29,6 +33,13 @@ def test_search_stays_within_its_time(monkeypatch, seconds, calls):
     assert model.calls == calls
     assert len(found.values) == 8
     assert (found.deviation is not None) is (calls == 3)
+
+
+@contextmanager
+def under(model, plan):
+    model.low = plan is not None
+    yield
+    model.low = True
 
 
 class Chooses(nn.Linear):
@@ -60,17 +71,58 @@ class Keeps(Chooses):
     ],
 )
 def test_choice_that_other_roundings_change_is_no_fault(kind, first, second, is_fault):
-    @contextmanager
-    def under(plan):
-        model.low = plan is not None
-        yield
-        model.low = True
-
     model, plan = kind(1, 2, bias=False), Plan("bfloat16", {"": "bfloat16"})
     with torch.no_grad():
         model.weight.copy_(torch.tensor([[1 + first], [1 + second]]))
-    far = evaluate(model, (torch.ones(16, 1),), {}, PlanComparison(plan, under)).deviation
+    far = evaluate(model, (torch.ones(16, 1),), {}, PlanComparison(plan, partial(under, model))).deviation
     assert far.is_fault(plan) is is_fault
+
+
+class Noisy(nn.Linear):
+    """Draws a number in eval mode too and, where a plan is active, others before."""
+
+    low, draws = True, None
+
+    def forward(self, x):
+        for _ in range(self.extra if self.low else 0):
+            self.draws()
+        return super().forward(x) + self.draws()
+
+
+@pytest.mark.parametrize("draws", [random.random, np.random.rand, lambda: torch.rand(())], ids=["python", "numpy", "torch"])
+@pytest.mark.parametrize("extra", [0, 1])
+def test_what_another_seed_changes_is_no_fault(draws, extra):
+    """Equal draws give equal outputs; others may differ by as much as those of two seeds."""
+    model, plan = Noisy(1, 2, bias=False), Plan("bfloat16", {"": "bfloat16"})
+    model.draws, model.extra = draws, extra
+    far = evaluate(model, (torch.zeros(4, 1),), {}, PlanComparison(plan, partial(under, model))).deviation
+    assert (far.error > 0.01) is (far.chance > 0.01) is (extra > 0)
+    assert not far.is_fault(plan)
+
+
+class Halves(nn.Module):
+    """Of two outputs, or two layers, the second is wrong by a half where its layer has a plan."""
+
+    def __init__(self):
+        super().__init__()
+        self.right, self.wrong = nn.Identity(), nn.Identity()
+        self.planned = Plan("bfloat16", {"right": "bfloat16", "wrong": "bfloat16"})
+
+    def forward(self, x):
+        return 1000 * self.right(x), self.wrong(x) * (0.5 if self.planned.modules["wrong"] != "float32" else 1.0)
+
+
+def test_the_worst_output_is_judged_by_itself_and_its_cause_is_named():
+    @contextmanager
+    def planned(other):
+        model.planned = other or Plan("float32", dict.fromkeys(plan.modules, "float32"))
+        yield
+        model.planned = plan
+
+    model = Halves()
+    plan = model.planned
+    far = evaluate(model, (torch.ones(4, 2),), {}, PlanComparison(plan, planned)).deviation
+    assert far == OutputDeviation(pytest.approx(0.5), chance=0.0, causes=("wrong",))
 
 
 @pytest.mark.parametrize(
