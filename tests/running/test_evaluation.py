@@ -89,7 +89,7 @@ class Noisy(nn.Linear):
         return super().forward(x) + self.draws()
 
 
-@pytest.mark.parametrize("draws", [random.random, np.random.rand, lambda: torch.rand(())], ids=["python", "numpy", "torch"])
+@pytest.mark.parametrize("draws", [random.random, np.random.rand, lambda: torch.rand(())], ids=["py", "np", "torch"])
 @pytest.mark.parametrize("extra", [0, 1])
 def test_what_another_seed_changes_is_no_fault(draws, extra):
     """Equal draws give equal outputs; others may differ by as much as those of two seeds."""
