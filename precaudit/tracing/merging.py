@@ -1,8 +1,9 @@
-"""Merges the traces of several processes. Every record merges associatively, so their order doesn't matter."""
+"""Merges the calls of an operation, and the traces of several processes. Every record merges associatively, so their
+order doesn't matter."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import reduce
 from typing import TypeVar
@@ -10,7 +11,7 @@ from typing import TypeVar
 import torch.distributed as dist
 
 from precaudit.histograms import fits
-from precaudit.model import Layer, Op, TensorRecord
+from precaudit.model import Layer, Location, Op, TensorRecord
 from precaudit.tracing.extremes import largest, largest_by_name, widest
 from precaudit.tracing.records import Trace
 
@@ -41,7 +42,7 @@ def merged(traces: Sequence[Trace]) -> Trace:
         peaks[step] = max(peak, peaks.get(step, peak))
     return Trace(
         layers=_joined((t.layers for t in traces), lambda layer: layer.fqn, _layer),
-        ops=_joined((t.ops for t in traces), lambda op: (op.fqn, op.op), _op),
+        ops=_joined((t.ops for t in traces), lambda op: (op.fqn, op.op), merged_op),
         maxima=tuple(sorted(peaks.items())),
         audited_steps=max(t.audited_steps for t in traces),
         low_dtypes=_united(t.low_dtypes for t in traces),
@@ -80,20 +81,67 @@ def _layer(one: Layer, other: Layer) -> Layer:
     )
 
 
-def _op(one: Op, other: Op) -> Op:
+def merged_op(one: Op, other: Op) -> Op:
+    """One operation over the calls of both. Where only some have half results, the limits of a format apply to these
+    only: float32 values may have any range."""
+    calls, half = one.calls + other.calls, one.half or other.half
+    counted = [op for op in (one, other) if op.half or not half]
+    location = max(counted, key=_amax).location
     return replace(
         one,
-        calls=one.calls + other.calls,
+        calls=calls,
+        location=location,
         tensors=_tensors(one.tensors, other.tensors),
         input_amax=largest((one.input_amax, other.input_amax)),
-        local_error=largest_by_name((one.local_error, other.local_error)),
-        half=one.half or other.half,
-        constants=widest((one.constants, other.constants)),
+        shapes=max(one, other, key=_work).shapes,
+        flops=(_work(one) + _work(other)) / calls or None,
+        local_error=largest_by_name([op.local_error for op in counted]),
+        half=half,
+        constants=widest(op.constants for op in counted),
         integer_amax=largest((one.integer_amax, other.integer_amax)),
+        autocast=one.autocast or other.autocast,
         follows_dtype=one.follows_dtype or other.follows_dtype,
         half_amax=largest((one.half_amax, other.half_amax)),
-        places={**other.places, **one.places},
+        places=_places(counted, location),
     )
+
+
+def _work(op: Op) -> float:
+    return (op.flops or 0.0) * op.calls
+
+
+def _amax(op: Op) -> float:
+    """The largest result; of those that are half where some are."""
+    if op.half_amax is not None:
+        return op.half_amax
+    record = op.tensor("activation")
+    return record.stats.amax if record else 0.0
+
+
+def _places(ops: Iterable[Op], usual: Location | None) -> dict[str, Location]:
+    """The line at which each measure is extreme, if not the `usual` one."""
+    found: dict[str, tuple[float, Location]] = {}
+    for op in ops:
+        for measure, value in _measures(op):
+            place = op.place(measure)
+            if place is not None and (measure not in found or value > found[measure][0]):
+                found[measure] = (value, place)
+    return {measure: place for measure, (_, place) in found.items() if place != usual}
+
+
+def _measures(op: Op) -> Iterator[tuple[str, float]]:
+    """Measures that rules check, by name: the larger, the worse."""
+    if op.input_amax is not None:
+        yield "input", op.input_amax
+    if op.integer_amax is not None:
+        yield "whole", op.integer_amax
+    if op.constants is not None:
+        yield "smallest", -op.constants[0]
+        yield "largest", op.constants[1]
+    gradient = op.tensor("activation_grad")
+    if gradient is not None and gradient.stats.amax:
+        yield "gradient", gradient.stats.amax
+    yield from op.local_error.items()
 
 
 def _tensors(these: tuple[TensorRecord, ...], those: tuple[TensorRecord, ...]) -> tuple[TensorRecord, ...]:

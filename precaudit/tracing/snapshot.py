@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import replace
+from functools import reduce
 
 from torch import nn
 
@@ -11,7 +12,8 @@ from precaudit.formats import NARROW_FORMATS
 from precaudit.histograms import fits
 from precaudit.instrument.names import ModuleName, ModuleNames, is_leaf
 from precaudit.model import Layer, Location, Op, Role, TensorRecord, TensorStats
-from precaudit.tracing.extremes import largest, largest_by_name, widest
+from precaudit.tracing.extremes import largest_by_name
+from precaudit.tracing.merging import merged_op
 from precaudit.tracing.records import Trace, stands_alone
 from precaudit.tracing.slots import LayerSlot, OpSlot, ParameterSlot, fold
 from precaudit.tracing.tracer import Tracer
@@ -162,67 +164,31 @@ def _ops(tracer: Tracer, namer: _Namer) -> list[Op]:
     for (module, op, _), slot in tracer.ops.items():
         if slot.calls:
             grouped.setdefault((namer.latest(module), op), []).append(slot)
-    return [_op(namer.fqn(module), op, slots) for (module, op), slots in grouped.items()]
+    return [reduce(merged_op, (_op(namer.fqn(name), slot) for slot in slots)) for (name, _), slots in grouped.items()]
 
 
-def _op(fqn: str, op: str, slots: list[OpSlot]) -> Op:
-    """All calls of one operation in one module. Where some have half results, the limits of a format apply to these
-    only: float32 values may have any range."""
-    stats = [slot.activation.stats() for slot in slots]
-    gradient = _merged([slot.gradient.stats() for slot in slots])
-    first = slots[0]
-    half = any(slot.half for slot in slots)
-    calls = sum(slot.calls for slot in slots)
-    counted = [i for i, slot in enumerate(slots) if slot.half or not half]
-    worst = max(counted, key=lambda i: stats[i].amax)
+def _op(fqn: str, slot: OpSlot) -> Op:
+    """The record of a single slot's calls."""
+    activation = slot.activation.stats()
     return Op(
         fqn=fqn,
-        op=op,
-        calls=calls,
-        category=first.category,
-        location=slots[worst].location,
+        op=slot.op,
+        calls=slot.calls,
+        category=slot.category,
+        location=slot.location,
         tensors=tuple(
-            _record("activation", _merged(stats), dtype=first.dtype)
-            + _record("activation_grad", gradient, dtype=first.dtype)
+            _record("activation", activation, dtype=slot.dtype)
+            + _record("activation_grad", slot.gradient.stats(), dtype=slot.dtype)
         ),
-        input_amax=largest(slot.input_amax for slot in slots),
-        shapes=max(slots, key=_work).shapes,
-        dtype=first.dtype,
-        flops=sum(map(_work, slots)) / calls or None,
-        local_error=largest_by_name([slots[i].local_error for i in counted]),
-        half=half,
-        constants=widest(slots[i].constants for i in counted),
-        integer_amax=largest(slot.integer_input for slot in slots),
-        autocast=next((slot.autocast for slot in slots if slot.autocast), None),
-        follows_dtype=any(slot.follows_dtype for slot in slots),
-        half_amax=stats[worst].amax if half else None,
-        places=_places([slots[i] for i in counted], slots[worst].location),
+        input_amax=slot.input_amax,
+        shapes=slot.shapes,
+        dtype=slot.dtype,
+        flops=slot.flops,
+        local_error=slot.local_error,
+        half=slot.half,
+        constants=slot.constants,
+        integer_amax=slot.integer_input,
+        autocast=slot.autocast,
+        follows_dtype=slot.follows_dtype,
+        half_amax=activation.amax if slot.half else None,
     )
-
-
-def _work(slot: OpSlot) -> float:
-    return (slot.flops or 0.0) * slot.calls
-
-
-def _places(slots: list[OpSlot], usual: Location | None) -> dict[str, Location]:
-    """The line at which each measure is extreme, if not the `usual` one."""
-    found: dict[str, tuple[float, Location]] = {}
-    for slot in slots:
-        for measure, value in _measures(slot):
-            if slot.location is not None and (measure not in found or value > found[measure][0]):
-                found[measure] = (value, slot.location)
-    return {measure: place for measure, (_, place) in found.items() if place != usual}
-
-
-def _measures(slot: OpSlot) -> Iterator[tuple[str, float]]:
-    """Measures that rules check, by name: the larger, the worse."""
-    if slot.input_amax is not None:
-        yield "input", slot.input_amax
-    if slot.integer_input is not None:
-        yield "whole", slot.integer_input
-    if slot.constants is not None:
-        yield "smallest", -slot.constants[0]
-        yield "largest", slot.constants[1]
-    if gradient := slot.gradient.stats().amax:
-        yield "gradient", gradient
-    yield from slot.local_error.items()

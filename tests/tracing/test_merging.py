@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 from traced import tracing
 
+from precaudit.model import Location, Op
 from precaudit.tracing.merging import merged, over_processes
 from precaudit.tracing.records import Trace
 
@@ -46,11 +47,78 @@ def test_merged_parts_equal_the_whole():
     whole, parts = trained(DATA), [trained(DATA[:1]), trained(DATA[1:3]), trained(DATA[3:])]
     for together in (merged(parts), merged(parts[::-1]), merged([merged(parts[:2]), parts[2]])):
         assert seen(together) == seen(whole)
-        assert {(op.fqn, op.op, op.calls) for op in together.ops} == {(op.fqn, op.op, op.calls) for op in whole.ops}
         assert {layer.fqn: layer.calls for layer in together.layers} == {each.fqn: each.calls for each in whole.layers}
         assert together.leaves == whole.leaves
         formats = [t.formats for layer in together.layers for t in layer.tensors]
         assert formats == [t.formats for layer in whole.layers for t in layer.tensors]
+
+
+class TwoLines(nn.Module):
+    """Multiplies at two lines; which of them has a measure's extreme depends on the batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.eye(4))
+
+    def forward(self, x):
+        first = x @ self.weight
+        return first.mean() + (1 / (x * 8)) @ self.weight
+
+
+def operations(batches):
+    model = TwoLines()
+    with tracing() as traced:
+        for batch in batches:
+            model(batch).sum().backward()
+    return traced.trace
+
+
+def summarized(trace):
+    """The operations without what depends on the order of summation."""
+    return [
+        replace(
+            op,
+            flops=pytest.approx(op.flops) if op.flops else None,
+            local_error={},
+            places={measure: place for measure, place in op.places.items() if measure not in op.local_error},
+            tensors=[(t.role, t.stats.numel, t.stats.amax, t.stats.exponents) for t in op.tensors],
+        )
+        for op in trace.ops
+    ]
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 0, 2)])
+def test_operations_of_processes_are_those_of_one(order):
+    batches = [torch.full((2, 4), value) for value in (3.0, 0.001, 40.0)]
+    assert summarized(merged([operations([batches[i]]) for i in order])) == summarized(operations(batches))
+
+
+def test_what_one_process_has_measured_is_kept():
+    here, there = Location("a.py", 1), Location("a.py", 2)
+    bare = Op("fc", "add", 1, "other", None, ())
+    full = Op(
+        "fc", "add", 2, "other", here, (), 3.0, ((2, 2),), "float32", 8.0, {"float16": 0.1}, True, (0.5, 4.0), 7.0,
+        "bfloat16", True, 5.0, {"input": there},
+    )  # fmt: skip
+    for pair in ((bare, full), (full, bare)):
+        (op,) = merged([Trace(ops=(each,)) for each in pair]).ops
+        assert op == replace(full, calls=3, flops=pytest.approx(16 / 3))
+
+
+def test_flops_and_shapes_are_those_of_the_work_of_all_processes():
+    few = Op("fc", "linear", 1, "lower", None, (), shapes=((1, 2), (2, 2)), flops=8.0)
+    many = Op("fc", "linear", 3, "lower", None, (), shapes=((3, 2), (2, 2)), flops=24.0)
+    for pair in ((few, many), (many, few)):
+        (op,) = merged([Trace(ops=(each,)) for each in pair]).ops
+        assert (op.calls, op.flops, op.shapes) == (4, pytest.approx((8 + 3 * 24) / 4), many.shapes)
+
+
+def test_limits_of_a_format_are_of_half_results_in_any_process():
+    half = Op("fc", "add", 1, "other", Location("a.py", 1), (), half=True, half_amax=2.0, constants=(1.0, 2.0))
+    wide = replace(half, location=Location("a.py", 2), half=False, half_amax=None, constants=(0.0, 1e9))
+    for pair in ((half, wide), (wide, half)):
+        (op,) = merged([Trace(ops=(each,)) for each in pair]).ops
+        assert op == replace(half, calls=2)
 
 
 def test_a_step_has_the_largest_gradient_of_any_process():
