@@ -5,6 +5,8 @@ from itertools import pairwise
 import pytest
 import torch
 from emulation_models import Inside, plan_for, weights
+from hypothesis import example, given
+from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from precaudit.execution.apply import apply
@@ -44,26 +46,24 @@ class Shapes(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
         if func.overloadpacket.__name__ in ("mm", "mv", "dot", "bmm"):
-            self.products.append(result.numel())
+            self.products.append([factor.numel() for factor in args])
         return result
 
 
-@pytest.mark.parametrize(
-    "sizes", [(2, 9, 3, 7), (9, 2, 7, 3), (4, 4, 4, 4), (5, 5, 5, 5, 5), (3, 8, 2, 9, 4, 1), (7, 3, 2, 2)]
-)
-def test_the_order_of_a_chain_of_matrices_is_torch_s(sizes):
+@given(st.lists(st.integers(1, 6), min_size=4, max_size=6), st.booleans(), st.booleans())
+@example([2, 3, 6, 3], False, False)  # of equal cost either way
+@example([1, 4, 5, 3, 1], True, True)
+def test_the_order_of_a_chain_is_torch_s(sizes, starts_with_vector, ends_with_vector):
+    sizes[0], sizes[-1] = 1 if starts_with_vector else sizes[0], 1 if ends_with_vector else sizes[-1]
     factors = [weights(a, b, seed=i) for i, (a, b) in enumerate(pairwise(sizes))]
+    factors[0] = factors[0][0] if starts_with_vector else factors[0]
+    factors[-1] = factors[-1][:, 0] if ends_with_vector else factors[-1]
     with Shapes() as ours:
         result = in_pairs(torch.linalg.multi_dot, factors)
     with Shapes() as torch_s:
         expected = torch.linalg.multi_dot(factors)
-    assert ours.products == torch_s.products
+    assert sorted(ours.products) == sorted(torch_s.products)  # the right half may be taken before the left
     torch.testing.assert_close(result, expected)
-
-
-def test_vectors_may_stand_at_the_ends():
-    factors = [weights(4), weights(4, 5, seed=1), weights(5, 3, seed=2), weights(3, seed=3)]
-    torch.testing.assert_close(in_pairs(torch.linalg.multi_dot, factors), torch.linalg.multi_dot(factors))
 
 
 @pytest.mark.parametrize("n", [0, 1, 2, 3, 6, 7, -1, -2])
