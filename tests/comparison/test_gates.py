@@ -140,7 +140,8 @@ def test_a_run_that_measured_nothing_has_not_lost_its_layers():
 def report(**parts):
     stats = TensorStats(numel=10, amax=2.0**14, amin_nonzero=1.0, nonfinite=2)
     layers = (Layer("fc", "Linear", 4, 1, (TensorRecord("activation", stats),)),)
-    plan = Plan("float16", {"fc": "float16", "norm": "float32"}, loss_scale=LossScale("dynamic", predicted_skips=3.0))
+    modules = {"fc": "float16", "proj": "float16", "norm": "float32"}
+    plan = Plan("float16", modules, loss_scale=LossScale("dynamic", predicted_skips=3.0))
     findings = (
         Finding("PA101", "error", "overflows", "bf16", "fc"),
         Finding("PA301", "warning", "unaligned", "pad", "fc"),
@@ -160,7 +161,7 @@ def report(**parts):
         ("PA301", "2 findings: PA301 in fc, PA301 in the job"),
         ("headroom:4", "1 value: fc activation has 2, below the threshold"),
         ("nonfinite:0", "1 value: fc activation has 2, above the threshold"),
-        ("float32_share:40%", "1 value: the plan has 0.5, above the threshold"),
+        ("float32_share:30%", "1 value: the plan has 0.333, above the threshold"),
         ("predicted_skips:2", "1 value: the loss scale has 3, above the threshold"),
         ("loss_difference:0.001", "1 value: the verification has 0.002, above the threshold"),
         ("tensor_cores:60%", "1 value: the kernels has 0.5, below the threshold"),
@@ -175,7 +176,7 @@ def test_broken_rule_names_the_places(rule, sentence):
 
 @pytest.mark.parametrize(
     "rule",
-    ["PA401", "headroom:1", "nonfinite:2", "float32_share:0.5", "predicted_skips:3", "loss_difference:1%",
+    ["PA401", "headroom:1", "nonfinite:2", "float32_share:34%", "predicted_skips:3", "loss_difference:1%",
      "tensor_cores:50%", "eligible_flops:0.9", "overflow:0", "flushed_energy:0"],
 )  # fmt: skip
 def test_kept_rule_has_no_message(rule):

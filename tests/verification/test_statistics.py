@@ -78,7 +78,8 @@ def test_both_directions_fail_and_pass_alike():
 
 def test_without_spread_only_identity_passes():
     assert equivalence([0.0], 0.0025).decision == "pass"
-    assert equivalence([0.0, 0.0, 0.0], 0.0025).decision == "pass"
+    same = equivalence([0.0, 0.0, 0.0], 0.0025)
+    assert (same.decision, same.mean, same.lower, same.upper, same.pairs) == ("pass", 0.0, 0.0, 0.0, 3)
     single, copies = equivalence([1e-6], 0.0025), equivalence([1e-6] * 5, 0.0025)
     assert single.decision == copies.decision == "inconclusive"
     assert single.lower is single.upper is copies.lower is None
