@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, MutableMapping
 from typing import Any
 from weakref import ref
@@ -225,7 +226,7 @@ def absorbed_update(before: torch.Tensor, after: torch.Tensor) -> dict[str, floa
         lost = [_is_absorbed(old.to(dtype), update) for dtype in HALF_DTYPES.values()]
         sums += torch.stack([energy.sum(), *(torch.where(gone, energy, 0.0).sum() for gone in lost)])
     total, *absorbed = sums.tolist()
-    if not total or total != total:
+    if not 0 < total < math.inf:
         return {}
     return {name: energy / total for name, energy in zip(HALF_DTYPES, absorbed, strict=True)}
 

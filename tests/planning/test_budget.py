@@ -39,13 +39,23 @@ def test_gradients_that_are_lost_beside_large_ones(own, lost):
     assert [(each.fqn, each.error) for each in lost_gradients("bfloat16", parts)] == ([("b", 2.0)] if lost else [])
 
 
+def test_gradients_are_lost_over_all_phases_of_training():
+    phases = [("bfloat16@init", 3e-6, 1e-6, 4e-6), ("bfloat16@trained", 9e-6, 2e-6, 5e-6)]
+    parts = [difference("b", label, delta, gradient, noise) for label, delta, gradient, noise in phases]
+    (lost,) = lost_gradients("bfloat16", [difference("a", delta=1e-4), *parts])
+    assert lost.error == pytest.approx(math.sqrt((3 + 9) / (1 + 2)))
+    noisy = [difference("b", label, delta, gradient, 2 * noise) for label, delta, gradient, noise in phases]
+    assert lost_gradients("bfloat16", [difference("a", delta=1e-4), *noisy]) == []
+
+
 def test_nothing_probed_is_nothing_known():
     assert gradient_error("bfloat16@init", []) is None
     assert gradient_error("bfloat16@init", [difference(label="float16@init")]) is None
 
 
-def test_an_exact_format_has_no_error():
-    error = gradient_error("tf32", [difference(label="tf32")])
+@pytest.mark.parametrize("noise", [1.0, 0.0])
+def test_an_exact_format_has_no_error(noise):
+    error = gradient_error("tf32", [difference(label="tf32", noise=noise)])
     assert (error.rho, error.snr, error.bias) == (0.0, math.inf, 0.0)
     assert error.within_budget
 

@@ -331,3 +331,8 @@ def test_static_scaler_skips_overflows_and_never_moves(k, device):
     scaler = grad_scaler(Plan(loss_scale=LossScale("static", 2.0**k)), device)
     skips, scale = run_scaler([0.0 - k, 40.0, 0.0 - k, 40.0], scaler, device)
     assert (skips, scale) == (2, 2.0**k)
+    assert scaler.get_growth_interval() > 10**9  # steps
+
+
+def test_scaler_scales_on_this_machine_where_no_device_is_named():
+    assert grad_scaler(Plan(loss_scale=LossScale("dynamic"))).is_enabled()

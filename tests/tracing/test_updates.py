@@ -1,5 +1,6 @@
 """Weights, updates and what half-precision weights would absorb of them."""
 
+import math
 import struct
 
 import pytest
@@ -48,9 +49,11 @@ def test_a_small_update_of_a_large_weight_is_lost_in_bfloat16_first():
     assert absorbed_update(before, before + 0.5) == {"bfloat16": 0.0, "float16": 0.0}
 
 
-def test_no_absorbed_share_for_zero_and_nan_updates():
-    assert absorbed_update(torch.ones(3), torch.ones(3)) == {}
-    assert absorbed_update(torch.ones(3), torch.tensor([1.0, float("nan"), 1.0])) == {}
+@pytest.mark.parametrize("value", [1.0, math.nan, math.inf, 1e200])
+def test_no_absorbed_share_for_zero_and_nonfinite_updates(value):
+    """The square of 1e200 is none that a float has."""
+    before = torch.ones(3, dtype=torch.float64)
+    assert absorbed_update(before, torch.tensor([1.0, value, 1.0], dtype=torch.float64)) == {}
 
 
 def test_updates_are_weight_after_minus_weight_before():
