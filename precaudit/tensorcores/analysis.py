@@ -19,7 +19,7 @@ from precaudit.tensorcores.evidence import agreed, classify_ptx, inductor_class,
 from precaudit.tensorcores.products import product
 from precaudit.tensorcores.rules import Classification, classify
 from precaudit.tensorcores.sizes import Product
-from precaudit.tensorcores.traces import Floats, Ints, Trace
+from precaudit.tensorcores.traces import Floats, Ints, ProfilerTrace
 
 METHOD = "kernel times by torch.profiler; classes by kernel name, and by achieved rate where shapes are known"
 NO_PTX: Mapping[str, Sequence[str]] = MappingProxyType({})
@@ -80,7 +80,7 @@ class Analysis:
     nvidia: bool
 
 
-def analyse(trace: Trace, target: str | None = None, ptx: Mapping[str, Sequence[str]] = NO_PTX) -> Analysis:
+def analyse(trace: ProfilerTrace, target: str | None = None, ptx: Mapping[str, Sequence[str]] = NO_PTX) -> Analysis:
     """Tensor Core usage of a trace; `target` names its GPU where the trace itself doesn't, `ptx` has what Triton's
     kernels were compiled to, by name."""
     cards = cards_of(trace, target)
@@ -108,7 +108,7 @@ def analyse(trace: Trace, target: str | None = None, ptx: Mapping[str, Sequence[
 
 
 def group_kernels(
-    trace: Trace, cards: Sequence[Card], attribution: Attribution, ptx: Mapping[str, Sequence[str]]
+    trace: ProfilerTrace, cards: Sequence[Card], attribution: Attribution, ptx: Mapping[str, Sequence[str]]
 ) -> list[Group]:
     """Kernels of one name, card, op and owner as one group, the slowest first."""
     kernels = trace.kernels
@@ -154,13 +154,13 @@ def _class_of(name: str, card: Card, ptx: Mapping[str, Sequence[str]]) -> Classi
     return found
 
 
-def _class_by_op(found: Classification, trace: Trace, op: int, card: Card) -> Classification:
+def _class_by_op(found: Classification, trace: ProfilerTrace, op: int, card: Card) -> Classification:
     if op < 0 or not card.tensor_cores:
         return found
     return inductor_class(found, trace.names[trace.ops.name[op]], trace.arguments.get(op), card.capability)
 
 
-def _kernel_flops(trace: Trace, op: Ints, classes: Sequence[Classification]) -> Floats:
+def _kernel_flops(trace: ProfilerTrace, op: Ints, classes: Sequence[Classification]) -> Floats:
     """FLOPs of every kernel: its op's, shared out by time among the kernels of the op that compute; NaN if unknown.
 
     A kernel that no rule knows computes when no other kernel of its op does.
@@ -196,7 +196,7 @@ def _shares_flops(op: Ints, name: Ints, rated: npt.NDArray[np.bool_]) -> npt.NDA
     return rated & np.isin(op, shared)
 
 
-def _product_of(trace: Trace, index: int) -> Product | None:
+def _product_of(trace: ProfilerTrace, index: int) -> Product | None:
     arguments = trace.arguments.get(index)
     return product(trace.names[trace.ops.name[index]], arguments) if arguments else None
 
@@ -220,7 +220,7 @@ def _time_share(groups: Sequence[Group]) -> TimeShare:
     return TimeShare(**{label: value / total for label, value in seconds.items()})
 
 
-def _unattributed(trace: Trace, attribution: Attribution) -> float | None:
+def _unattributed(trace: ProfilerTrace, attribution: Attribution) -> float | None:
     """Share of the launched kernels' time that no module (or, in a trace without modules, no op) accounts for."""
     seconds, launched = trace.kernels.seconds, attribution.launched
     lost = [UNATTRIBUTED, OUTSIDE] if len(trace.scopes) else [UNATTRIBUTED]

@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 import numpy.typing as npt
 
-from precaudit.tensorcores.traces import Floats, Intervals, Ints, Trace
+from precaudit.tensorcores.traces import Floats, Intervals, Ints, ProfilerTrace
 
 NOT_LAUNCHED = "launch not recorded"
 OPTIMIZER = "optimizer"
@@ -83,7 +83,7 @@ class Attribution:
     launched: npt.NDArray[np.bool_]
 
 
-def attribute(trace: Trace) -> Attribution:
+def attribute(trace: ProfilerTrace) -> Attribution:
     launch = _launch_of(trace)
     launched = launch >= 0
     # One launch more at the end, for those that are not in the trace.
@@ -110,7 +110,7 @@ def attribute(trace: Trace) -> Attribution:
     return Attribution(op, owner, (*trace.names, *buckets), in_module, launched)
 
 
-def _launch_of(trace: Trace) -> Ints:
+def _launch_of(trace: ProfilerTrace) -> Ints:
     """The latest launch before the kernel with its correlation number, or one after it, where clocks differ; -1 where
     the trace holds none."""
     launches, kernels = trace.launches, trace.kernels
@@ -130,7 +130,7 @@ def _launch_of(trace: Trace) -> Ints:
     return found[count:]
 
 
-def _launching_process(trace: Trace) -> Ints:
+def _launching_process(trace: ProfilerTrace) -> Ints:
     """The process that launched each kernel. The kernels of one place are one process's: the one that launched most of
     their correlation numbers or, of several alike, one that has no place yet, as every rank has its own GPU."""
     process, places = trace.processes[trace.launches.thread], trace.kernels.place
@@ -145,7 +145,7 @@ def _launching_process(trace: Trace) -> Ints:
     return found
 
 
-def _fit(trace: Trace, kernels: Ints, launches: Ints) -> tuple[int, int, float]:
+def _fit(trace: ProfilerTrace, kernels: Ints, launches: Ints) -> tuple[int, int, float]:
     """How many of the kernels have their number among the launches, how many came after it, and how soon."""
     by_number = launches[np.argsort(trace.launches.correlation[launches], kind="stable")]
     numbers, wanted = trace.launches.correlation[by_number], trace.kernels.correlation[kernels]
@@ -155,7 +155,7 @@ def _fit(trace: Trace, kernels: Ints, launches: Ints) -> tuple[int, int, float]:
     return len(lag), len(after), -float(np.median(after)) if len(after) else 0.0
 
 
-def _kernel_scope(trace: Trace, op: Ints, own: Ints, op_scope: Ints) -> Ints:
+def _kernel_scope(trace: ProfilerTrace, op: Ints, own: Ints, op_scope: Ints) -> Ints:
     """The scope of the op, or the launch's own where that opened inside the op, as in a custom function."""
     if not len(trace.scopes):
         return np.full(len(op), -1, dtype=np.int64)
@@ -165,7 +165,7 @@ def _kernel_scope(trace: Trace, op: Ints, own: Ints, op_scope: Ints) -> Ints:
     return np.where((op < 0) | inside, own, op_scope[op])
 
 
-def _op_scopes(trace: Trace, ops: Nesting, scopes: Nesting) -> Ints:
+def _op_scopes(trace: ProfilerTrace, ops: Nesting, scopes: Nesting) -> Ints:
     """The scope of every op: its forward op's, else the one opened since its parent op began, else its parent's."""
     own = scopes.innermost(trace.ops.thread, trace.ops.start)
     opened = np.where(own >= 0, trace.scopes.start[own] if len(trace.scopes) else 0.0, -np.inf)
@@ -181,7 +181,7 @@ def _op_scopes(trace: Trace, ops: Nesting, scopes: Nesting) -> Ints:
     return np.array(result, dtype=np.int64)
 
 
-def _forward_ops(trace: Trace, ops: Nesting) -> Ints:
+def _forward_ops(trace: ProfilerTrace, ops: Nesting) -> Ints:
     """For every op of the backward pass the forward op that it came from, -1 for all others."""
     found = np.full(len(trace.ops), -1, dtype=np.int64)
     flows, process = trace.flows, trace.processes
@@ -215,10 +215,10 @@ def _apart(numbers: Ints, process: Ints) -> Ints:
     return numbers * (int(process.max(initial=0)) + 1) + process
 
 
-def _only(trace: Trace, intervals: Intervals, part: str) -> Intervals:
+def _only(trace: ProfilerTrace, intervals: Intervals, part: str) -> Intervals:
     chosen = np.flatnonzero(_named(trace, part)[intervals.name])
     return Intervals(*(getattr(intervals, field.name)[chosen] for field in fields(intervals)))
 
 
-def _named(trace: Trace, part: str) -> npt.NDArray[np.bool_]:
+def _named(trace: ProfilerTrace, part: str) -> npt.NDArray[np.bool_]:
     return np.array([part in name for name in trace.names], dtype=bool)

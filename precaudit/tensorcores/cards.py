@@ -11,7 +11,7 @@ from precaudit.formats import ALIASES
 from precaudit.tensorcores.kernel_names import RANK, generation_of, has_tensor_cores, newest
 from precaudit.tensorcores.peaks import Gpu, find_gpu
 from precaudit.tensorcores.rules import NOT_NVIDIA, classify
-from precaudit.tensorcores.traces import Device, Trace
+from precaudit.tensorcores.traces import Device, ProfilerTrace
 
 
 @dataclass(frozen=True)
@@ -39,12 +39,12 @@ class Card:
         return self.gpu.peak(ALIASES.get(operands, operands)) if self.gpu else None
 
 
-def cards_of(trace: Trace, target: str | None) -> tuple[Card, ...]:
+def cards_of(trace: ProfilerTrace, target: str | None) -> tuple[Card, ...]:
     """A card for each of the trace's devices; `target` names those that the trace doesn't."""
     return tuple(_identify(device, trace, find_gpu(target) if target else None) for device in trace.devices)
 
 
-def _identify(device: Device | None, trace: Trace, target: Gpu | None) -> Card:
+def _identify(device: Device | None, trace: ProfilerTrace, target: Gpu | None) -> Card:
     if device is not None:
         own = find_gpu(device.name)
         capability = device.capability or (own.capability if own else _newest_capability(trace))
@@ -57,11 +57,11 @@ def _identify(device: Device | None, trace: Trace, target: Gpu | None) -> Card:
     return Card(None, _newest_capability(trace), True, None)
 
 
-def _kernel_names(trace: Trace) -> set[str]:
+def _kernel_names(trace: ProfilerTrace) -> set[str]:
     return {trace.names[i] for i in np.unique(trace.kernels.name)}
 
 
-def _newest_capability(trace: Trace) -> tuple[int, int] | None:
+def _newest_capability(trace: ProfilerTrace) -> tuple[int, int] | None:
     """The capability of the newest generation among the kernels: no GPU runs kernels newer than itself."""
     capabilities = ((7, 0), (7, 5), (8, 0), (9, 0), (10, 0))
     latest = newest(classify(name, None).generation for name in _kernel_names(trace))

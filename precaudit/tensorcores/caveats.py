@@ -12,7 +12,7 @@ from precaudit.tensorcores.attribution import Attribution
 from precaudit.tensorcores.cards import Card
 from precaudit.tensorcores.kernel_names import RANK, newest
 from precaudit.tensorcores.rules import TRITON_DOT
-from precaudit.tensorcores.traces import Trace
+from precaudit.tensorcores.traces import ProfilerTrace
 
 if TYPE_CHECKING:
     from precaudit.tensorcores.analysis import Group
@@ -23,7 +23,9 @@ LOST = 0.01
 """A share of the launched kernels. Seven real traces had all of theirs."""
 
 
-def notes(trace: Trace, cards: Sequence[Card], groups: Sequence[Group], attribution: Attribution) -> Iterable[str]:
+def notes(
+    trace: ProfilerTrace, cards: Sequence[Card], groups: Sequence[Group], attribution: Attribution
+) -> Iterable[str]:
     """All notes, those on the GPUs first."""
     total = float(trace.kernels.seconds.sum()) or 1.0
     early = float(trace.kernels.seconds[~attribution.launched].sum()) / total
@@ -48,12 +50,12 @@ def notes(trace: Trace, cards: Sequence[Card], groups: Sequence[Group], attribut
     yield from _suspicions(groups, total)
 
 
-def _linked(trace: Trace) -> bool:
+def _linked(trace: ProfilerTrace) -> bool:
     """Whether kernels have the number of a launch."""
     return bool((trace.kernels.correlation >= 0).any())
 
 
-def _without_kernels(trace: Trace) -> Iterable[str]:
+def _without_kernels(trace: ProfilerTrace) -> Iterable[str]:
     """What ran and was not recorded is in no share, and these look whole."""
     asked = trace.launches.correlation[trace.launches.is_kernel]
     lost = int((~np.isin(asked, trace.kernels.correlation)).sum())

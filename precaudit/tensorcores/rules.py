@@ -40,7 +40,7 @@ class Classification:
 
 
 @dataclass(frozen=True)
-class Rule:
+class KernelRule:
     """`uses` Tensor Cores: True, False, or None where the name can't tell.
 
     `generation` is what the pattern itself proves; where it is None the rest of the name is asked.
@@ -53,13 +53,13 @@ class Rule:
     matmul: bool = True
 
 
-def _rule(rule_id: str, pattern: str, uses: bool | None, generation: str | None = None) -> Rule:
-    return Rule(rule_id, re.compile(pattern), uses, generation)
+def _rule(rule_id: str, pattern: str, uses: bool | None, generation: str | None = None) -> KernelRule:
+    return KernelRule(rule_id, re.compile(pattern), uses, generation)
 
 
-def _others(rule_id: str, pattern: str) -> Rule:
+def _others(rule_id: str, pattern: str) -> KernelRule:
     """Kernels that are no products of matrices: they copy, map, reduce or communicate."""
-    return Rule(rule_id, re.compile(pattern), uses=False, matmul=False)
+    return KernelRule(rule_id, re.compile(pattern), uses=False, matmul=False)
 
 
 TRITON_DOT = "triton-dot"
@@ -69,7 +69,7 @@ _NO_PRODUCT = (
     r"|fused_?moe|dot|dense|ffn|proj|einsum|lora|lm_?head|lstm|(?<!fast_)hadamard_|(?<!co)(?<!sy)mm(?![a-z])|gate_?up"
     r"|(?<![a-z])(?:mha|gqa|sdpa|gru|rnn|fc\d?)(?![a-z])|mla_(?:decode|prefill|fwd|bwd)))"
 )
-RULES: tuple[Rule, ...] = (
+RULES: tuple[KernelRule, ...] = (
     _others(
         "helper",
         r"split[kK]_?[rR]educe|ReduceSplitK|reduce_1Block|globalKernel|OffsetsKernel|nchwToNhwc|nhwcToNchw|dot_do_o|convert_dq"
@@ -282,7 +282,7 @@ RULES: tuple[Rule, ...] = (
 
 NOT_NVIDIA = Classification("unknown", "not-nvidia")
 _PRODUCT_ELSEWHERE = replace(NOT_NVIDIA, matmul=True)
-_NO_RULE = Rule("no-rule", re.compile(""), None, None, False)
+_NO_RULE = KernelRule("no-rule", re.compile(""), None, None, False)
 _LONGEST = 8192  # characters of a name that are read: patterns take quadratic time where a word repeats
 _AMD_NAME = re.compile(
     r"(?:^|_)Cijk_|(?<![a-z])ck(?:_tile)?::|xdlops|gtcx|MIOpen|miopen|rocblas|Tensile|amd_rocclr|aiter::|__hip_|mfma"
@@ -320,7 +320,7 @@ def relation(generation: str | None, gpu: str | None, operands: str | None) -> T
     return "native" if RANK[generation] >= RANK[gpu] else "legacy"
 
 
-def _kernel_generation(name: str, rule: Rule, operands: str | None, gpu: str | None) -> str | None:
+def _kernel_generation(name: str, rule: KernelRule, operands: str | None, gpu: str | None) -> str | None:
     if rule.generation == "gpu":  # a library that generates code for the GPU it runs on
         return stated_generation(name) or gpu
     if rule.generation is not None:

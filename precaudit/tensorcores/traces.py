@@ -78,7 +78,7 @@ class Flows:
 
 
 @dataclass(frozen=True)
-class Trace:
+class ProfilerTrace:
     """`devices` are the kinds of GPU that ran kernels, None for one that isn't described; `processes` has the number of
     the process of every thread, for files that hold several. The list of events is `unended` where a file stops after
     one of them, as one that was cut off may."""
@@ -100,7 +100,7 @@ class Trace:
     unended: bool
 
 
-def read_trace(path: Path) -> Trace:
+def read_trace(path: Path) -> ProfilerTrace:
     """The trace in a .json or .json.gz file, old or new format; `PrecauditError` says what is wrong with any other."""
     if path.is_dir():
         raise PrecauditError(f"{path} is a folder: pass one trace file of it")
@@ -144,10 +144,10 @@ def _no_kernels(path: Path, columns: Columns, events: int) -> str:
     )
 
 
-def _assemble(source: str, columns: Columns, file: TraceFile) -> Trace:
+def _assemble(source: str, columns: Columns, file: TraceFile) -> ProfilerTrace:
     kernels, ops = columns.kernels.columns(), columns.ops.columns()
     devices, kernels["device"] = _devices(kernels["device"], kernels["seconds"], file.metadata, columns.calls)
-    return Trace(
+    return ProfilerTrace(
         source=source,
         devices=devices,
         names=tuple(columns.names),
