@@ -5,7 +5,7 @@ from __future__ import annotations
 from precaudit.checking import story
 from precaudit.checking.records import CheckReport
 from precaudit.reporting.grouped import grouped, unshown
-from precaudit.reporting.markdown import SIGNS, bullets, code, findings_table, folded, table, text
+from precaudit.reporting.markdown import SIGNS, bullets, code, collapsed, findings_table, table, text
 
 MARKER = "<!-- precaudit:check -->"
 MAX_ROWS = 100
@@ -25,7 +25,7 @@ def render_markdown(report: CheckReport) -> str:
         _findings(report),
         _table("Outputs against float32", story.OUTPUT_HEADERS, story.output_rows(report.outputs)),
         _table("Hard inputs", story.HARD_HEADERS, story.hard_rows(report.hard_inputs)),
-        folded("Not tried", bullets(skipped)) if skipped else "",
+        collapsed("Not tried", bullets(skipped)) if skipped else "",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -39,4 +39,4 @@ def _findings(report: CheckReport) -> str:
 
 def _table(heading: str, headers: tuple[str, ...], rows: list[list[str]]) -> str:
     cells = [[text(cell) for cell in row] for row in rows[:MAX_ROWS]]
-    return folded(heading, table(headers, cells)) if cells else ""
+    return collapsed(heading, table(headers, cells)) if cells else ""

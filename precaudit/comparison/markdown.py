@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from precaudit.comparison.changes import Comparison
 from precaudit.comparison.rows import Names, failed_gates, notes, rows, title
-from precaudit.reporting.markdown import bullets, code, folded, table, text
+from precaudit.reporting.markdown import bullets, code, collapsed, table, text
 from precaudit.words import listing
 
 MARKER = "<!-- precaudit:compare -->"
@@ -31,6 +31,6 @@ def render_markdown(comparison: Comparison, names: Names) -> str:
         table(["", "where", "what changed", "metric"], cells) if cells else "",
         f"... and {len(every) - MAX_ROWS:,} more in compare.json" if len(every) > MAX_ROWS else "",
         "" if comparison.clean else f"Failed: {', '.join(map(code, failed_gates(comparison)))}",
-        *(folded(heading, bullets(lines)) for heading, lines in notes(comparison).items()),
+        *(collapsed(heading, bullets(lines)) for heading, lines in notes(comparison).items()),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"

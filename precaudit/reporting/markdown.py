@@ -14,8 +14,7 @@ from precaudit.model import Report
 from precaudit.reporting import DEFAULT_PLAN, costs, pasting, planned, ranges, svg, unfinished
 from precaudit.reporting.actions import actions, causes, settlement
 from precaudit.reporting.files import write_each, write_text
-from precaudit.reporting.grouped import Group
-from precaudit.reporting.grouped import folded as stacks
+from precaudit.reporting.grouped import Group, folded
 from precaudit.reporting.headline import headline
 from precaudit.reporting.places import WHOLE, place
 from precaudit.words import SHORT_FORMATS, listing, plural, prose, visible
@@ -60,7 +59,8 @@ def table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
-def folded(title: str, body: str) -> str:
+def collapsed(title: str, body: str) -> str:
+    """A section that opens when its title is clicked."""
     return f"<details><summary>{title}</summary>\n\n{body}\n\n</details>"
 
 
@@ -80,9 +80,9 @@ def render_markdown(report: Report, pictures: Mapping[str, Path] = NO_PICTURES, 
         f"### Findings\n\n{_findings(report)}",
         f"### Gates and repairs\n\n{_gates(report)}",
         _picture(pictures, "ranges"),
-        folded(f"Ranges of {plural(len(report.layers), 'layer')}", _ranges(report)),
+        collapsed(f"Ranges of {plural(len(report.layers), 'layer')}", _ranges(report)),
         _picture(pictures, "times"),
-        folded("Tensor Cores, time and cost", bullets([*costs.tensor_cores(report), *costs.time_and_money(report)])),
+        collapsed("Tensor Cores, time and cost", bullets([*costs.tensor_cores(report), *costs.time_and_money(report)])),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -113,7 +113,7 @@ def _exceptions(report: Report) -> str:
     if not groups:
         return default
     rows = [
-        [code(g.format), text(g.why), f"{len(g.names):,}", listing(stacks(g.names), show=code)] for g in groups[:ROWS]
+        [code(g.format), text(g.why), f"{len(g.names):,}", listing(folded(g.names), show=code)] for g in groups[:ROWS]
     ]
     return f"{default}\n\n{table(['format', 'why', 'count', 'modules and ops'], rows)}{_more(groups, 'reason')}"
 
