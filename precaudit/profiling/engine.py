@@ -149,7 +149,7 @@ def _plan_and_verify(
     def replan(repairs: Sequence[Repair]) -> Plan:
         return build_plan(audit.trace, replace(choices, repairs=(*choices.repairs, *repairs)))
 
-    verification, plan = verify(audit, plan, replan, runner, settings.seeds, settings.quick)
+    verification, plan = verify(audit, plan, replan, runner, settings)
     return plan, verification
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from precaudit.model import CANDIDATE, REFERENCE, TWIN, Difference, Plan, Repair, Trial, Verification
 from precaudit.profiling.audit import Audit, Runner, require_same_start
 from precaudit.profiling.repairs import find_repair
+from precaudit.profiling.settings import Settings
 from precaudit.running.job import WATCH, RunResult, RunSpec
 from precaudit.verification.equivalence import LOOKS, needs_more
 from precaudit.verification.statistics import typical_loss
@@ -91,9 +92,7 @@ class Trials:
         self.log = [run for run in self.log if run.seed == 0 and run.label != TWIN]
 
 
-def verify(
-    audit: Audit, plan: Plan, replan: Replan, runner: Runner, seeds: int, quick: bool
-) -> tuple[Verification, Plan]:
+def verify(audit: Audit, plan: Plan, replan: Replan, runner: Runner, settings: Settings) -> tuple[Verification, Plan]:
     """Train with the plan, judge, and repair at most three times. Returns the plan that the verdict is about."""
     trials = Trials(audit, runner, {0: audit.reference}, log=[audit.reference])
     if audit.as_written is not None:
@@ -104,9 +103,8 @@ def verify(
     )
     try:
         for round_ in range(1, MAX_ROUNDS + 2):
-            candidates: dict[int, RunResult] = {}
-            judgement = _trial_round(trials, plan, f"{CANDIDATE}-{round_}", seeds, quick, candidates)
-            if not _needs_repair(judgement, quick) or round_ > MAX_ROUNDS:
+            judgement, candidates = trial_round(trials, plan, f"{CANDIDATE}-{round_}", settings)
+            if not _needs_repair(judgement, settings.quick) or round_ > MAX_ROUNDS:
                 break
             found = find_repair(trials, plan, candidates)
             if not found:
@@ -130,19 +128,19 @@ def _needs_repair(judgement: Judgement, quick: bool) -> bool:
     return mean is not None and margin is not None and abs(mean) > max(margin, judgement.chance)
 
 
-def _trial_round(
-    trials: Trials, plan: Plan, label: str, seeds: int, quick: bool, candidates: dict[int, RunResult]
-) -> Judgement:
-    """One round of trials: seed 0 alone reveals a plan that breaks or changes nothing; then float32 twins, and looks
-    until the verdict is clear."""
-    candidates.update(zip([0], trials.run([trials.spec(label, 0, plan)]), strict=True))
+def trial_round(trials: Trials, plan: Plan, label: str, settings: Settings) -> tuple[Judgement, dict[int, RunResult]]:
+    """One round of trials, with the runs under the plan by seed: seed 0 alone reveals a plan that breaks or changes
+    nothing; then float32 twins, and looks until the verdict is clear."""
+    candidates = dict(zip([0], trials.run([trials.spec(label, 0, plan)]), strict=True))
     if trials.audit.replay is None:  # which began in float32, and was compared
         require_same_start(trials.audit.reference, candidates[0], tolerance=_ROUNDED)
     judgement = trials.judge(candidates, plan)
-    if judgement.verdict == "fail" or judgement.cause in ("interrupted", "unchanged") or quick or seeds == 1:
-        return screened(judgement) if quick else judgement
-    wanted = seeds
-    while True:
+    if settings.quick:
+        return screened(judgement), candidates
+    if judgement.verdict == "fail" or judgement.cause in ("interrupted", "unchanged"):
+        return judgement, candidates
+    wanted = settings.seeds
+    while wanted > 1:
         trials.extend(label, plan, range(len(candidates), wanted), candidates)
         if not trials.seed_matters():
             trials.jitter_seeds(candidates)
@@ -150,8 +148,9 @@ def _trial_round(
         judgement = trials.judge(candidates, plan)
         more = needs_more(len(candidates))
         if judgement.verdict != "inconclusive" or judgement.settled or not more:
-            return judgement
+            break
         wanted = len(candidates) + more
+    return judgement, candidates
 
 
 def _verification(trials: Trials, judgement: Judgement, repairs: list[Repair]) -> Verification:

@@ -23,7 +23,8 @@ from precaudit.instrument.scopes import Frame
 from precaudit.instrument.torchfunction import map_tensors
 from precaudit.model import LossScale, Plan
 from precaudit.profiling.audit import Audit
-from precaudit.profiling.trials import Trials, _trial_round
+from precaudit.profiling.settings import Settings
+from precaudit.profiling.trials import Trials, trial_round
 from precaudit.running.job import Job, RunResult, RunSpec
 from precaudit.running.worker import run
 from precaudit.tracing.records import Trace
@@ -178,9 +179,8 @@ class Trainer:
 
     def verdict(self, arm: Arm) -> tuple[Judgement, dict[int, RunResult]]:
         """precaudit's verdict on an arm, and the candidate's runs that it took."""
-        self.arm, candidates = arm, dict[int, RunResult]()
-        trials = self.trials()
-        return _trial_round(trials, arm.claims, "candidate-1", LOOKS[0], False, candidates), candidates
+        self.arm = arm
+        return trial_round(self.trials(), arm.claims, "candidate-1", Settings(seeds=LOOKS[0]))
 
     def trials(self) -> Trials:
         reference = self(RunSpec(self.job, "reference"))

@@ -7,6 +7,7 @@ import pytest
 
 from precaudit.model import Plan
 from precaudit.profiling.audit import Audit
+from precaudit.profiling.settings import Settings
 from precaudit.profiling.trials import TWIN, Trials, _needs_repair, verify
 from precaudit.running.job import Job, RunResult, RunSpec
 from precaudit.tracing.records import Trace
@@ -86,7 +87,7 @@ class Fixed(Noting):
 def test_runs_without_a_difference_between_seeds_are_discarded():
     runner, plan, job = Fixed(), Plan("bfloat16", {"": "bfloat16"}), Job("script", "train.py", (), ".", 40)
     reference = runner(RunSpec(job, "reference"))
-    found, _ = verify(Audit(job, reference, Trace()), plan, lambda _: plan, runner, 3, False)
+    found, _ = verify(Audit(job, reference, Trace()), plan, lambda _: plan, runner, Settings())
     losses = {(trial.plan, trial.seed): trial.losses for trial in found.trials}
     assert len(losses) == len(found.trials)
     for seed in (1, 2):
@@ -117,7 +118,7 @@ def test_a_plan_that_changes_no_bit_is_tried_once():
 
     runner, job = Same(), Job("script", "train.py", (), ".", 10)
     audit = Audit(job, scattered("reference", 0, 0.0), Trace(), replay=scattered("replay", 0, 0.0))
-    verification, _ = verify(audit, Plan("bfloat16"), None, runner, seeds=3, quick=False)
+    verification, _ = verify(audit, Plan("bfloat16"), None, runner, Settings())
     assert verification.cause == "unchanged"
     assert [spec.label for spec in runner.specs] == ["candidate-1"]
 
@@ -140,6 +141,6 @@ def test_more_seeds_are_asked_for_only_where_they_may_show_that_float32_learned(
     runner, job, plan = Hardly(), Job("script", "train.py", (), ".", 40), Plan("bfloat16")
     (reference,) = runner.many([RunSpec(job, "reference")])
     audit = Audit(job, reference, Trace(), replay=reference)
-    verification, _ = verify(audit, plan, lambda _: plan, runner, seeds=3, quick=False)
+    verification, _ = verify(audit, plan, lambda _: plan, runner, Settings())
     assert (verification.verdict, verification.cause) == ("inconclusive", "float32")
     assert len(runner.specs) - 1 == runs
