@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 import precaudit
+from precaudit.model import Environment
 from precaudit.reporting.headline import headline
 from precaudit.reporting.serialize import write_json
 
@@ -166,7 +167,7 @@ def test_wrong_options_are_explained(options, message):
 
 
 def on_a_gpu_machine(monkeypatch):
-    found = {"device": "NVIDIA H200", "cuda": "13.0"}
+    found = Environment(device="NVIDIA H200", cuda="13.0")
     monkeypatch.setattr("precaudit.profiling.engine.environment", lambda *_: found)
 
 
