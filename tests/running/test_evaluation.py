@@ -101,28 +101,45 @@ def test_what_another_seed_changes_is_no_fault(draws, extra):
 
 
 class Halves(nn.Module):
-    """Of two outputs, or two layers, the second is wrong by a half where its layer has a plan."""
+    """Of two outputs the second is wrong by a half, in its first samples, where its layer has a plan."""
 
-    def __init__(self):
+    def __init__(self, samples):
         super().__init__()
         self.right, self.wrong = nn.Identity(), nn.Identity()
-        self.planned = Plan("bfloat16", {"right": "bfloat16", "wrong": "bfloat16"})
+        self.samples, self.plan = samples, Plan("bfloat16", {"right": "bfloat16", "wrong": "bfloat16"})
+        self.active = self.plan
+
+    @contextmanager
+    def under(self, plan):
+        self.active = plan or Plan("float32", dict.fromkeys(self.plan.modules, "float32"))
+        yield
+        self.active = self.plan
 
     def forward(self, x):
-        return 1000 * self.right(x), self.wrong(x) * (0.5 if self.planned.modules["wrong"] != "float32" else 1.0)
+        y = self.wrong(x).clone()
+        y[: self.samples] *= 1.0 if self.active.modules["wrong"] == "float32" else 0.5
+        return 1000 * self.right(x), y
+
+
+def deviation(batch, samples):
+    model = Halves(samples)
+    comparison = PlanComparison(model.plan, model.under)
+    return evaluate(model, (torch.ones(batch, 2),), {}, comparison).deviation, model.plan
 
 
 def test_the_worst_output_is_judged_by_itself_and_its_cause_is_named():
-    @contextmanager
-    def planned(other):
-        model.planned = other or Plan("float32", dict.fromkeys(plan.modules, "float32"))
-        yield
-        model.planned = plan
-
-    model = Halves()
-    plan = model.planned
-    far = evaluate(model, (torch.ones(4, 2),), {}, PlanComparison(plan, planned)).deviation
+    far, _ = deviation(4, 4)
     assert far == OutputDeviation(pytest.approx(0.5), chance=0.0, causes=("wrong",))
+
+
+@pytest.mark.parametrize(("batch", "samples", "is_fault"), [(7, 1, True), (8, 1, False), (8, 2, True), (7, 0, False)])
+def test_one_sample_of_eight_or_more_may_differ(batch, samples, is_fault):
+    """A near tie may be decided the other way."""
+    far, plan = deviation(batch, samples)
+    assert far.is_fault(plan) is is_fault
+    left_out = batch >= 8
+    assert far.error == pytest.approx(0.5 * (max(0, samples - left_out) / batch) ** 0.5)
+    assert far.causes == (("wrong",) if is_fault else ())
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from precaudit.model import Op, OpFormat, Plan, TensorRecord, TensorStats
-from precaudit.tensorcores.eligibility import eligible_share, flops, runs_in, unreached_findings
+from precaudit.tensorcores.eligibility import eligible_share, flops, runs_in, unreached_findings, work
 from precaudit.tensorcores.padding import alignment_findings
 from precaudit.tensorcores.peaks import get_gpu
 
@@ -43,6 +43,7 @@ CALLS = [
     (F.conv3d, [(2, 3, 5, 6, 7), (4, 3, 2, 2, 2)], {}),
     (F.conv_transpose1d, [(2, 3, 9), (3, 4, 3)], {}),
     (F.conv_transpose2d, [(2, 3, 5, 6), (3, 4, 2, 2)], {"stride": 2}),
+    (F.conv_transpose2d, [(2, 4, 5, 6), (4, 3, 2, 2), (6,)], {"groups": 2}),
     (F.conv_transpose3d, [(2, 3, 4, 4, 4), (3, 2, 2, 2, 2)], {}),
     (F.scaled_dot_product_attention, [(2, 3, 7, 8), (2, 3, 5, 8), (2, 3, 5, 6)], {}),
 ]
@@ -56,6 +57,22 @@ def test_flops_are_those_of_torchs_counter(function, shapes, settings):
     op = made(function.__name__, *shapes, result=result.numel(), calls=3)
     assert counter.get_total_flops() > 0
     assert flops(op) == counter.get_total_flops()
+
+
+@pytest.mark.parametrize(
+    ("name", "shapes", "groups", "channels"),
+    [
+        ("conv2d", [(2, 8, 9, 8), (6, 4, 3, 3)], 2, (4, 3)),
+        ("conv2d", [(2, 4, 9, 8), (6, 4, 3, 3)], 1, (4, 6)),
+        ("conv_tbc", [(9, 2, 8), (3, 8, 6)], 1, (8, 6)),
+        ("conv_transpose2d", [(2, 8, 5, 6), (8, 3, 2, 2), (6,)], 2, (4, 3)),
+        ("conv_transpose2d", [(2, 8, 5, 6), (8, 3, 2, 2)], 1, (8, 3)),
+    ],
+)
+def test_channels_to_pad_are_those_of_one_group(name, shapes, groups, channels):
+    each = " per group" if groups > 1 else ""
+    dims = dict(work(made(name, *shapes, result=600)).dims)
+    assert dims == dict(zip((f"in_channels{each}", f"out_channels{each}"), channels, strict=True))
 
 
 @pytest.mark.parametrize(

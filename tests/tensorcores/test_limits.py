@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 from test_eligibility import grouped
 from test_padding import linear
 from trace_builder import ADD, NVJET, document, launched, mm, module, span, write
 
 from precaudit.model import Layer, Plan
-from precaudit.tensorcores.alignment import advice, misaligned
+from precaudit.tensorcores.alignment import advice, misaligned, multiple
 from precaudit.tensorcores.analysis import analyse
 from precaudit.tensorcores.eligibility import unreached_findings
 from precaudit.tensorcores.evidence import second_opinion
@@ -142,6 +143,14 @@ def test_how_much_padding_must_save_for_a_warning():
 def test_a_cheap_padding_that_saves_nothing_yet_is_reported(size, target, told):
     found = alignment_findings([linear(64, 256, size)], BF16, H100)
     assert [finding.evidence["padding"]["out_features"]["pad_to"] for finding in found] == [target] * told
+
+
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float8_e4m3": torch.float8_e4m3fn, "int8": torch.int8}
+
+
+@pytest.mark.parametrize(("name", "dtype"), [*DTYPES.items(), ("float32", torch.float32), ("tf32", torch.float32)])
+def test_a_multiple_fills_16_bytes_of_torch_s_dtype(name, dtype):
+    assert multiple(name) * dtype.itemsize == 16
 
 
 @pytest.mark.parametrize(("size", "urged"), [(7 * 4 + 1, True), (25, False)])

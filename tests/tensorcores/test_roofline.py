@@ -37,6 +37,12 @@ def test_a_large_product_takes_three_passes_at_the_peak_of_its_format():
         assert predict_step([op], [], plan, H100).seconds_matmul == pytest.approx(3 * 2 * 16384**3 / (rate * 1e12))
 
 
+def test_a_misaligned_layer_in_a_float8_region_takes_the_time_of_bfloat16():
+    odd = replace(linear(16384), shapes=((16384, 16383), (16384, 16383)))
+    float8, half = (predict_step([odd], [], plan, H100).seconds_matmul for plan in (Plan("float8_e4m3"), BF16))
+    assert float8 == half == pytest.approx(3 * 2 * 16384**2 * 16383 / 989.5e12)
+
+
 def test_a_thin_product_takes_the_time_of_its_memory_traffic():
     op = Op("fc", "linear", 1, "lower", None, trained(2 * 64), None, ((2, 4096), (64, 4096)), half=True)
     traffic = 3 * 2 * (2 * 4096 + 64 * 4096 + 2 * 64)
