@@ -4,7 +4,7 @@ import math
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from trace_samples import layer, op, stats, trace
 
@@ -207,6 +207,7 @@ ROUNDS = st.lists(
 
 @settings(max_examples=200, deadline=None)
 @given(ROUNDS, st.sets(st.sampled_from(["bfloat16", "float16", "tf32", "float8_e4m3"]), min_size=1), st.booleans())
+@example([("a", "matmul", 1e5, None), ("a", "linear", 1.0, 300.0)], {"bfloat16", "float16"}, True)
 def test_no_plan_breaks_a_ban_and_every_exception_has_a_reason(rounds, formats, leaf):
     kinds = {"linear": "lower", "matmul": "lower", "square": "other", "softmax": "fp32"}
     ops = [

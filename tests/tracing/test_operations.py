@@ -14,7 +14,7 @@ from precaudit.instrument.torchfunction import Call
 from precaudit.planning.rules import bans
 from precaudit.tracing.integers import integer_amax
 from precaudit.tracing.ops import mark_half
-from precaudit.tracing.shadow import local_errors, repeatable
+from precaudit.tracing.shadow import error_of, local_errors, repeatable, smaller_addend
 
 FORMATS = ("bfloat16", "float16", "tf32", "float8_e4m3")
 
@@ -345,6 +345,27 @@ def test_absorbed_scalar_is_no_loss():
     values = half(numbers(0, 64, 4) + 3)
     assert add(values, torch.tensor(1e-3)) < 0.01
     assert add(values.bfloat16(), half(1e-3 * numbers(1, 64, 4)).bfloat16()) > 0.5
+
+
+@pytest.mark.parametrize("shape", [(64, 8), (8,), (64, 1), (1, 8), (3, 64, 8)])
+def test_what_may_be_absorbed_of_a_sum_is_its_smaller_addend_at_every_place(shape):
+    large = 100 + numbers(0, 64, 8)
+    small = numbers(1, *shape)
+    total = large + small
+    assert smaller_addend([large, small], total) == pytest.approx(float(small.expand_as(total).square().sum()))
+    assert smaller_addend([small, large], total) == smaller_addend([large, small], total)
+    assert smaller_addend([large, large.square()], total) == 0.0  # says nothing of its own
+    assert smaller_addend([large, 0 * small], total) == 0.0
+
+
+@pytest.mark.parametrize(("shape", "tolerance"), [((1,), 1e-5), ((300,), 1e-5), ((3, 100), 1e-5), ((5, 1000), 0.1)])
+def test_a_product_of_many_rows_errs_as_a_sample_of_them_does(shape, tolerance):
+    x, linear = half(numbers(0, *shape, 8)), nn.Linear(8, 8)
+    exact, low = linear(x).detach(), half(F.linear(x, half(linear.weight), half(linear.bias)))
+    found = local_errors(Call(F.linear, (x, linear.weight, linear.bias), {}), ("bfloat16",))["bfloat16"]
+    assert found.relative == pytest.approx(rms(low - exact, exact), rel=tolerance)
+    again = error_of(low, Call(F.linear, (x, linear.weight, linear.bias), {}))
+    assert again.relative == pytest.approx(found.relative)
 
 
 # ---------------------------------------------------------------- constants, lines, shapes
