@@ -114,10 +114,26 @@ class Overflow(Entry):
 
 @dataclass(frozen=True)
 class NonFiniteLoss(Entry):
-    """The operation, in any dtype, that made the loss non-finite."""
+    """The operation, in any dtype, that made the loss non-finite, the nan or inf of inputs as large as `amax`: None
+    where an input was infinite. `fqn` is the module, "" outside of all."""
 
     op: str
     step: int
+    fqn: str = ""
+    nan: bool = True
+    amax: float | None = None
+
+
+@dataclass(frozen=True)
+class NonFiniteData(Entry):
+    """The first operation that took values of a non-finite loss which no operation had made: so many of a tensor of
+    `numel` values."""
+
+    op: str
+    step: int
+    nan: bool
+    bad: int
+    numel: int
 
 
 @dataclass(frozen=True)
@@ -127,6 +143,7 @@ class NonFiniteGradient(Entry):
     op: str
     nan: bool
     step: int
+    fqn: str = ""
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,7 @@ class OwnLowPrecision(TorchFunctionMode, TrainingListener):
         super().__init__()
         self._names, self._own = names, own
         self._states, self._operations, self._casts = States(names), OwnOperations(current), OwnCasts()
-        self._nonfinite, self._backward = OwnNonFinite(), NonFiniteBackward()
+        self._nonfinite, self._backward = OwnNonFinite(names, current), NonFiniteBackward(current)
         self._sums = OwnSums(names, self._states.module_of, self._look_for_lost)
         self._step = 0
         self._found: dict[tuple[type[Entry], Location | None, str], Entry] = {}

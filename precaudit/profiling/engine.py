@@ -22,6 +22,7 @@ from precaudit.profiling.jobfacts import job_facts
 from precaudit.profiling.settings import Settings
 from precaudit.profiling.timing import measure, trained_ops, unmeasured
 from precaudit.profiling.trials import verify
+from precaudit.profiling.unsound import origin_of_nonfinite
 from precaudit.running.job import Job, RunResult
 from precaudit.running.scratch import scratch
 from precaudit.tensorcores.eligibility import unreached_findings, with_flops
@@ -64,13 +65,14 @@ def profile_job(job: Job, settings: Settings, runner: Runner, began: float | Non
             plan = plan.judged(verification.verdict)
             code = _exit_code(audit, plan, verification, settings)
             measured = measure(audit, plan, target, settings.price, where, runner)
+    origin = origin_of_nonfinite(audit, verification, clock)
     report = Report(
         environment=asdict(where),
         job=job_facts(job, settings, audit, formats, target),
         layers=audit.trace.layers,
         ops=with_flops(audit.trace.ops),
         findings=(
-            *all_findings(audit, plan, verification),
+            *all_findings(audit, plan, verification, origin),
             *_of_shapes(audit, plan, target),
             *measured.findings,
         ),

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from precaudit.finding import finding, ranked
 from precaudit.model import Finding, Location, Plan, Severity, Verification
-from precaudit.ownprecision.records import RunawayScale
 from precaudit.planning.budget import BIAS_LIMIT, RHO_LIMIT, SNR_LIMIT, GradientError, LostGradients
 from precaudit.planning.planner import default_format
 from precaudit.planning.rules import Ban
 from precaudit.profiling.aswritten import of_as_written
 from precaudit.profiling.audit import Audit
 from precaudit.profiling.culprits import roughest
-from precaudit.profiling.entries import CAP
 from precaudit.profiling.halfweights import keeping_pace, of_half_weights
 from precaudit.profiling.underflow import of_loss_scale
+from precaudit.profiling.unsound import Origin, of_float32
 from precaudit.tracing.ops import CASTS
 from precaudit.tracing.records import Trace
 from precaudit.verification.verdict import OUTSIDE
@@ -31,7 +30,9 @@ _DECORATE = (
 _OVERFLOWS = ("PA101", "PA102", "PA103", "PA107")
 
 
-def all_findings(audit: Audit, plan: Plan, verification: Verification) -> tuple[Finding, ...]:
+def all_findings(
+    audit: Audit, plan: Plan, verification: Verification, origin: Origin | None = None
+) -> tuple[Finding, ...]:
     """All findings, errors first; within a severity in the order of the stages."""
     as_written = of_as_written(audit, verification)
     pace = keeping_pace(audit)
@@ -43,7 +44,9 @@ def all_findings(audit: Audit, plan: Plan, verification: Verification) -> tuple[
         *_of_errors(audit, plan),
         *of_loss_scale(audit, plan, deviates),
         *(_as_banned(each, audit.bans, _own_casts(audit)) for each in as_written),
-        *(list(_of_float32(audit, verification)) or _of_failure(verification)),  # a plan's failure says nothing more
+        *(
+            list(of_float32(audit, verification, origin)) or _of_failure(verification)
+        ),  # a plan's failure says nothing more
         *_of_repairs(verification),
     ]
     return tuple(ranked(_told_once(found, pace)))
@@ -202,20 +205,6 @@ def _in_words(error: GradientError) -> str:
         "an unknown part" if math.isnan(value) else f"{value:.0%}" for value in (error.relative, error.rho, error.bias)
     )
     return f"{error.phase}: by {size} of its size, {noise} of the variance between batches, {bias} in every batch alike"
-
-
-def _of_float32(audit: Audit, verification: Verification) -> Iterator[Finding]:
-    """PA603: a float32 run with a non-finite loss, with and without verification."""
-    runs = [(audit.reference.seed, audit.reference.losses)]
-    runs += [(trial.seed, trial.losses) for trial in verification.trials if trial.is_reference]
-    unsound = next(((seed, losses) for seed, losses in runs if not all(map(math.isfinite, losses))), None)
-    if unsound is not None:
-        seed, losses = unsound
-        step = next(i for i, loss in enumerate(losses) if not math.isfinite(loss))
-        by_scale = audit.as_written is not None and bool(audit.as_written.own_precision.entries(RunawayScale))
-        why = ": the script's own loss scale runs away there too" if by_scale else ": no number format is to blame"
-        message = f"the loss is not finite in float32 itself, from step {step} on (seed {seed}){why}"
-        yield finding("PA603", "error", message, CAP if by_scale else "repair the training in float32 first", step=step)
 
 
 def _of_repairs(verification: Verification) -> list[Finding]:

@@ -56,11 +56,11 @@ def of_nonfinite(reference: RunResult, run: RunResult) -> list[Finding]:
     if made is None or made.step != step or step >= len(reference.losses) or run.own_precision.entries(Overflow):
         return []
     message = (
-        f"{made.op} makes non-finite values at step {made.step}, and the loss with them, but not in float32: the "
-        "script's own low precision has made its input zero, one or too large before"
+        f"{_of(made.fqn)}{made.op} makes non-finite values at step {made.step}, and the loss with them, but not in "
+        "float32: the script's own low precision has made its input zero, one or too large before"
     )
     fix = "keep the input of this operation in float32, from where it is made"
-    return [finding("PA307", "error", message, fix, None, made.op, made.place, step=made.step)]
+    return [finding("PA307", "error", message, fix, made.fqn or None, made.op, made.place, step=made.step)]
 
 
 def of_backward(run: RunResult) -> list[Finding]:
@@ -69,12 +69,17 @@ def of_backward(run: RunResult) -> list[Finding]:
     if made is None or run.own_precision.entries(Overflow):
         return []
     message = (
-        f"the backward of {made.op} makes {'nan' if made.nan else 'inf'} at step {made.step}, where the loss "
-        "and the gradient that it is given are finite: the script's own low precision has made its input zero or one, "
-        "where its slope is infinite, or too large"
+        f"{_of(made.fqn)}the backward of {made.op} makes {'nan' if made.nan else 'inf'} at step {made.step}, "
+        "where the loss and the gradient that it is given are finite: the script's own low precision has made its "
+        "input zero or one, where its slope is infinite, or too large"
     )
     fix = "keep its input in float32, from where that is made, or add an eps to it that low precision can hold"
-    return [finding("PA307", "error", message, fix, None, made.op, made.place, step=made.step)]
+    return [finding("PA307", "error", message, fix, made.fqn or None, made.op, made.place, step=made.step)]
+
+
+def _of(fqn: str) -> str:
+    """The beginning of a message on what happens in a module."""
+    return f"{fqn}: " if fqn else ""
 
 
 def of_outputs(reference: RunResult, run: RunResult) -> list[Finding]:
@@ -116,7 +121,7 @@ def of_operations(run: RunResult) -> list[Finding]:
         finding(
             "PA106",
             "error",
-            f"{entry.fqn + ': ' if entry.fqn else ''}{entry.op} in {entry.dtype}, which the script chose "
+            f"{_of(entry.fqn)}{entry.op} in {entry.dtype}, which the script chose "
             f"itself, is off by {entry.lost:.0%} of {_OF_WHAT.get(entry.op, 'its result')}",
             "keep this operation and its inputs in float32",
             entry.fqn or None,

@@ -287,7 +287,9 @@ def test_a_script_that_float32_does_not_train(tmp_path: Path, profile_here: Call
     done = profile_here(SCRIPTS / "bad" / "nan_data.py", "--no-verify")
     assert done.returncode == 1, done.stdout + done.stderr
     assert "REPAIR FLOAT32 FIRST" in done.stdout
-    assert report_in(tmp_path)["findings"][0]["rule"] == "PA603"
+    finding = report_in(tmp_path)["findings"][0]
+    assert (finding["rule"], finding["location"]["line"]) == ("PA603", 14)
+    assert "1 of 9,600 values that __getitem__ reads came nan with the data" in finding["message"]
 
 
 @pytest.mark.parametrize("name", ["catches_everything", "swallow_exceptions"])

@@ -16,6 +16,7 @@ from precaudit.ownprecision.records import (
     ChangedIntegers,
     GradientSumLoss,
     LostGradient,
+    NonFiniteData,
     NonFiniteGradient,
     NonFiniteLoss,
     NonFiniteStep,
@@ -1065,8 +1066,63 @@ def test_operation_of_a_module_behind_a_nonfinite_loss_is_reported():
         model[1](model[0](torch.ones(4)), torch.tensor([0, 1, 2, 0])).sum().backward()
 
     (entry,) = seen(code, NonFiniteLoss)
-    assert (entry.op, entry.step, entry.place.path) == ("div", 0, __file__)
+    assert (entry.op, entry.step, entry.place.path, entry.fqn) == ("div", 0, __file__, "1")
+    assert entry.nan
+    assert 1 < entry.amax < 2
     assert seen(code, Overflow) == []
+
+
+class Masked(nn.Module):
+    """A causal model with an infinite mask in a buffer."""
+
+    def __init__(self):
+        super().__init__()
+        self.scores = nn.Linear(4, 4)
+        self.register_buffer("mask", torch.full((4, 4), -math.inf).triu(1))
+
+    def forward(self, x):
+        query, key = (self.scores(x) * 1).chunk(2, -1)
+        return ((query @ key.mT + self.mask).softmax(-1) @ x).square().mean()
+
+
+def spoilt(what, step):
+    """Data of which one value is lost: in the first batch, or in a later one."""
+
+    def code():
+        torch.manual_seed(0)
+        model, data, target = Masked(), torch.randn(6, 4, 4), torch.randn(6)
+        {"data": data, "target": target}[what].view(6, -1)[step, 0] = math.nan
+        optimizer = torch.optim.Adam(model.parameters())
+        for x, y in torch.utils.data.DataLoader(torch.utils.data.TensorDataset(data, target)):
+            optimizer.zero_grad()
+            (model(x[0]) - y).square().sum().backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+
+    return code
+
+
+@pytest.mark.parametrize("step", [0, 3])
+@pytest.mark.parametrize(("what", "numel"), [("data", 96), ("target", 6)])
+def test_a_lost_loss_is_no_operation_s_where_the_data_were_lost(what, numel, step):
+    (entry,) = seen(spoilt(what, step), NonFiniteData)
+    assert (entry.step, entry.nan, entry.bad, entry.numel) == (step, True, 1, numel)
+    assert entry.place.path == __file__
+    assert seen(spoilt(what, step), NonFiniteLoss) == []
+
+
+def test_weights_that_training_has_lost_did_not_come_with_the_data():
+    def code():
+        model = Masked()
+        with torch.no_grad():
+            model.scores.weight.grad = torch.full((4, 4), math.nan)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        optimizer.step()
+        for _ in range(2):
+            model(torch.ones(4, 4)).backward()
+            optimizer.step()
+
+    assert [entry for entry in seen(code, NonFiniteData) if entry.nan] == []
 
 
 def rooted(values):
