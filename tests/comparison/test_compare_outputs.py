@@ -432,6 +432,14 @@ def test_a_pipe_among_the_reports_is_left_out_unread(history, capsys):
     assert "report.json: not a regular file" in capsys.readouterr().err
 
 
+def test_every_report_of_a_folder_has_its_own_name(tmp_path):
+    for path in ("report.json", "one/report.json", "two/x.json", "two/y.json"):
+        (tmp_path / path).parent.mkdir(exist_ok=True)
+        write_json(tmp_path / path, report_samples.empty())
+    entries, skipped = trend.load_folder(tmp_path)
+    assert ({name for name, _, _ in entries}, skipped) == ({"report", "one", "two/x", "two/y"}, [])
+
+
 def test_a_folder_without_reports_has_no_trend(tmp_path, capsys):
     assert main(["compare", str(tmp_path), "--trend"]) == 2
     assert "no readable report" in capsys.readouterr().err

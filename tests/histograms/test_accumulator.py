@@ -356,12 +356,17 @@ def test_many_additions_count_as_each_by_itself():
 
 
 def test_peak_is_of_what_came_since_it_was_taken():
-    plain, slots = PlainSums(torch.float32, CPU), [Accumulator(), Accumulator()]
-    slots[1]._sums[torch.float32, CPU, 0] = plain
+    slots = [Accumulator(), Accumulator(), Accumulator()]
+    for slot in slots[1:]:
+        slot._sums[torch.float32, CPU, 0] = PlainSums(torch.float32, CPU)
     slots[0].add(torch.randn(5 * CHUNK))
     slots[0].add(torch.tensor([-64.0, float("inf")]), log2_scale=2)
     slots[1].add(torch.tensor([3.0], dtype=torch.float64))
     slots[1].add(torch.tensor([9.0]))
+    slots[2].add(torch.tensor([-20.0]))
+    assert take_peak(slots).value() == 20.0
+    slots[2].add(torch.tensor([1.0]))
+    slots[0].add(torch.tensor([-64.0]), log2_scale=2)
     assert take_peak(slots).value() == 16.0
     assert take_peak(slots).value() == 0.0
     slots[1].add(torch.tensor([-0.5, 0.25]))
