@@ -376,6 +376,9 @@ def test_cross_entropy_of_half_logits_rounds_the_log_probabilities(target, dtype
         assert torch.equal(inside(lambda model, t: F.cross_entropy(t @ torch.eye(16), given), NAMES[dtype], x)[0], loss)
     assert torch.equal(x.grad, rounded((logs.exp() - wanted) / 4, dtype))
     assert not torch.equal(loss, F.cross_entropy(rounded(x, dtype), classes))
+    for wide in (x.detach(), x.detach().double()):
+        exact = inside(lambda _, t: F.cross_entropy(t, given), NAMES[dtype], wide)[0]
+        assert torch.equal(exact, F.cross_entropy(wide, given))
 
 
 @halves

@@ -495,8 +495,11 @@ def test_without_numba_torch_counts_the_same():
         "for dtype in FLOATING:\n"
         "    values = random_patterns(dtype, 5000)\n"
         "    assert same(observe(values), reference(values)), dtype\n"
-        "a = Accumulator(); a.add_difference(torch.ones(3), torch.zeros(3))\n"
-        "assert a.stats() == reference(torch.ones(3))\n"
+        "new, old, copy = torch.randn(50), torch.randn(50), torch.zeros(50)\n"
+        "changed, copied = Accumulator(), Accumulator()\n"
+        "changed.add_difference(new, old); copied.add_and_copy(new, copy)\n"
+        "assert same(changed.stats(), reference(new - old))\n"
+        "assert same(copied.stats(), reference(new)) and torch.equal(copy, new)\n"
     )
 
 

@@ -1,5 +1,6 @@
 """Streams of random numbers: equal within a trial, different across trials, however a script seeds itself."""
 
+import os
 import random
 
 import numpy as np
@@ -53,22 +54,18 @@ def test_trials_differ_in_every_random_stream(script):
     assert trial(script, 1) != trial(script, 2)
 
 
-def test_first_trial_uses_the_scripts_own_seeds():
-    torch.manual_seed(3)
-    np.random.seed(3)
-    random.seed(3)
-    alone = float(torch.rand(())), float(np.random.rand()), random.random(), float(np.random.default_rng(3).random())
-    with controlled_seeds(0):
-        torch.manual_seed(3)
-        np.random.seed(3)
+@pytest.mark.parametrize("kind", [int, np.int64, np.uint8])
+def test_first_trial_uses_the_scripts_own_seeds(kind):
+    def drawn():
+        torch.manual_seed(kind(3))
+        np.random.seed(kind(3))
         random.seed(3)
-        inside = (
-            float(torch.rand(())),
-            float(np.random.rand()),
-            random.random(),
-            float(np.random.default_rng(3).random()),
-        )
-    assert inside == alone
+        generator = np.random.default_rng(kind(3))
+        return float(torch.rand(())), float(np.random.rand()), random.random(), float(generator.random())
+
+    alone = drawn()
+    with controlled_seeds(0):
+        assert drawn() == alone
 
 
 def test_different_seeds_of_a_script_stay_different():
@@ -145,6 +142,21 @@ def test_derived_seeds_suit_every_generator(seed, number):
 @given(st.integers(0, 2**31), st.integers(1, 50), st.integers(51, 100))
 def test_derived_seeds_differ_between_trials(seed, first, second):
     assert derived_seed(seed, first) != derived_seed(seed, second)
+
+
+@pytest.mark.parametrize("gpus", [0, 1])
+def test_algorithms_are_deterministic_where_there_is_a_gpu_and_are_restored(monkeypatch, gpus):
+    def settings():
+        chosen = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+        filled = torch.utils.deterministic.fill_uninitialized_memory
+        return *chosen, filled, torch.backends.cudnn.benchmark, os.environ.get("CUBLAS_WORKSPACE_CONFIG")
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    before = settings()
+    with repeatable_algorithms():
+        torch.backends.cudnn.benchmark = bool(gpus)
+        assert settings() == ((True, True, False, False, ":4096:8") if gpus else before)
+    assert settings() == before
 
 
 @pytest.mark.gpu

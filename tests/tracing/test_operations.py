@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 from traced import tracing
 from training_styles import Wrapping, numbers
 
@@ -366,6 +367,32 @@ def test_a_product_of_many_rows_errs_as_a_sample_of_them_does(shape, tolerance):
     assert found.relative == pytest.approx(rms(low - exact, exact), rel=tolerance)
     again = error_of(low, Call(F.linear, (x, linear.weight, linear.bias), {}))
     assert again.relative == pytest.approx(found.relative)
+
+
+# ---------------------------------------------------------------- FLOPs
+
+
+@pytest.mark.parametrize(
+    ("name", "function"),
+    [
+        ("einsum", lambda x: torch.einsum("ij,kj->ik", x, x)),
+        ("einsum", lambda x: torch.einsum("ij,jk,kl->il", x, x.mT, x)),
+        ("tensordot", lambda x: torch.tensordot(x, x, dims=([1], [1]))),
+        ("inner", lambda x: torch.inner(x, x)),
+        ("linalg_multi_dot", lambda x: torch.linalg.multi_dot([x, x.mT, x])),
+        ("linalg_matrix_power", lambda x: torch.linalg.matrix_power(x @ x.mT, 3)),
+        ("matmul", lambda x: torch.complex(x, x) @ torch.complex(x, x).mT),
+        ("linear", lambda x: F.linear(x, x)),
+        ("relu", lambda x: x.relu()),
+    ],
+)
+def test_flops_are_those_that_torch_counts_while_it_computes(name, function):
+    x = numbers(0, 8, 4)
+    with FlopCounterMode(display=False) as counter:
+        function(x)
+    before = 2 * 8 * 8 * 4 if name == "linalg_matrix_power" else 0
+    _, traced = shadowed(lambda self, x: self.lin(x) * 0 + function(x).sum().real, x)
+    assert traced.op("", name).flops == (counter.get_total_flops() - before or None)
 
 
 # ---------------------------------------------------------------- constants, lines, shapes
