@@ -96,9 +96,9 @@ class Plan:
 
     @property
     def narrowest(self) -> str:
-        """The least precise format of the plan."""
-        low = {self.default, *self.modules.values()} - {"float32"}
-        return min(low, key=lambda name: get_format(name).mantissa, default="float32")
+        """The least precise format of the plan; of equally precise ones the one with the least range."""
+        used = map(get_format, {self.default, *self.modules.values()})
+        return min(used, key=lambda each: (each.mantissa, each.exponent_max)).name
 
     @property
     def digest(self) -> str:

@@ -13,6 +13,7 @@ from precaudit.catalogue.metrics import METRICS
 from precaudit.comparison.compare import compare
 from precaudit.comparison.headroom import binades
 from precaudit.comparison.markdown import render_markdown
+from precaudit.comparison.noise import amax_noise, independent_values
 from precaudit.comparison.ranges import center, distance
 from precaudit.comparison.rows import rows
 from precaudit.comparison.terminal import render_terminal
@@ -127,6 +128,26 @@ def test_shift_by_a_power_of_two_is_measured_exactly(values, k):
         assert apart == pytest.approx(abs(k))
     else:
         assert (binades(base.amax, head.amax), apart) == (None, None)
+
+
+@pytest.mark.parametrize("unusable", [0.0, math.inf, math.nan])
+def test_no_binades_lead_from_or_to_zero_and_infinity(unusable):
+    assert binades(1.0, 8.0) == 3.0
+    assert binades(unusable, 8.0) is binades(8.0, unusable) is binades(unusable, unusable) is None
+
+
+@pytest.mark.parametrize(("base", "head"), [((0.0,), (2.0**15,)), ((2.0**15,), (0.0,))])
+def test_no_headroom_is_lost_where_a_tensor_is_zero(base, head):
+    plan = Plan(modules={"fc": "float16"})
+    both = [report(layers=(one_layer(tensor("activation", *values)),), plan=plan) for values in (base, head)]
+    assert "headroom" not in found(*both)
+
+
+def test_noise_of_a_range_shrinks_with_the_values_of_one_call():
+    stats = stats_of(np.ones(100), times=8)
+    assert independent_values(stats, 8) == 100
+    assert independent_values(stats_of(np.zeros(100)), 8) == independent_values(stats, 0) / 800 == 1
+    assert amax_noise("weight", 100) < amax_noise("weight", 10) < amax_noise("weight_grad", 10)
 
 
 def test_spread_of_exponents_with_equal_mean_is_found():

@@ -1,5 +1,8 @@
 """Formats by module name: the module's own, its nearest ancestor's, the default."""
 
+from dataclasses import replace
+from itertools import permutations
+
 import pytest
 import torch
 from torch import nn
@@ -8,8 +11,8 @@ from precaudit.execution.emulated import Emulator
 from precaudit.execution.formats import PlanLookup, ScopeFormat
 from precaudit.instrument.names import ModuleName, ModuleNames
 from precaudit.instrument.scopes import ModuleScopes
-from precaudit.model import OpFormat, Plan
-from precaudit.model.fitting import fit_names
+from precaudit.model import LossScale, OpFormat, Plan
+from precaudit.model.fitting import fit_names, stands_for
 
 ONE = Plan(
     default="bfloat16",
@@ -138,3 +141,65 @@ def test_root_name_alone_does_not_match_a_plan():
     assert fit_names(plan, {"", "0", "1"}) == {"model": "", "model.0": "0", "model.1": "1"}
     assert fit_names(plan, {"", "model", "model.0", "model.1"}) == {name: name for name in plan.modules}
     assert fit_names(Plan("bfloat16", {"": "float32"}), {""}) == {"": ""}
+
+
+# ---------------------------------------------------------------- what a plan says of itself
+
+
+@pytest.mark.parametrize(
+    ("formats", "narrowest"),
+    [
+        (("float32",), "float32"),
+        (("float32", "tf32"), "tf32"),
+        (("tf32", "float16", "float32"), "float16"),  # as precise, with less range
+        (("float16", "bfloat16", "tf32"), "bfloat16"),
+        (("bfloat16", "float8_e4m3", "float16"), "float8_e4m3"),
+        (("float8_e4m3", "float8_e5m2", "float32"), "float8_e5m2"),
+    ],
+)
+def test_the_narrowest_format_is_the_least_precise_one(formats, narrowest):
+    for default, *rest in permutations(formats):
+        assert Plan(default, {str(i): name for i, name in enumerate(rest)}).narrowest == narrowest
+
+
+SAID = Plan("bfloat16", {"a": "float16"}, (OpFormat("b", "mul", "float32"),), loss_scale=LossScale("dynamic", 4.0, 9))
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        {"default": "float16"},
+        {"modules": {"a": "float32"}},
+        {"modules": {"b": "float16"}},
+        {"ops": ()},
+        {"ops": (OpFormat("b", "add", "float32"),)},
+        {"loss_scale": LossScale("static", 4.0, 9)},
+        {"loss_scale": LossScale("dynamic", 8.0, 9)},
+        {"loss_scale": LossScale("dynamic", 4.0, 10)},
+        {"matmul_precision": "high"},
+        {"float8_scaling": "row"},
+    ],
+)
+def test_whatever_changes_a_computation_changes_the_digest(edit):
+    assert replace(SAID, **edit).digest != SAID.digest
+
+
+def test_what_changes_no_computation_keeps_the_digest():
+    told = replace(SAID, because={"a": "why"}, target="a100", types={"a": "Linear"}).judged("pass")
+    assert told.digest == SAID.digest
+    assert replace(SAID, modules={"a": "bf16"}).digest == replace(SAID, modules={"a": "bfloat16"}).digest
+
+
+@pytest.mark.parametrize(
+    ("part", "stands"),
+    [
+        (SAID, True),
+        (replace(SAID, modules={"a": "float32"}), True),
+        (replace(SAID, modules={"a": "bfloat16"}), False),
+        (replace(SAID, ops=()), False),
+        (replace(SAID, ops=(OpFormat("b", "mul", "float16"),)), False),
+        (Plan("float32"), True),
+    ],
+)
+def test_a_part_stands_for_one_that_is_nowhere_wider(part, stands):
+    assert stands_for(part, SAID) is stands

@@ -386,13 +386,14 @@ def test_a_product_of_many_rows_errs_as_a_sample_of_them_does(shape, tolerance):
         ("relu", lambda x: x.relu()),
     ],
 )
-def test_flops_are_those_that_torch_counts_while_it_computes(name, function):
+def test_flops_are_those_that_torch_counts_while_it_computes(name, function, capsys):
     x = numbers(0, 8, 4)
     with FlopCounterMode(display=False) as counter:
         function(x)
     before = 2 * 8 * 8 * 4 if name == "linalg_matrix_power" else 0
     _, traced = shadowed(lambda self, x: self.lin(x) * 0 + function(x).sum().real, x)
     assert traced.op("", name).flops == (counter.get_total_flops() - before or None)
+    assert not capsys.readouterr().out
 
 
 # ---------------------------------------------------------------- constants, lines, shapes
