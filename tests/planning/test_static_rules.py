@@ -57,6 +57,19 @@ def test_what_overflows_is_not_advised_the_format_that_it_overflows(name, fix):
     assert [ban.fix for ban in bans(trace([op(amax=3.4e38), op(input_amax=3.4e38)]), (name,))] == [fix, fix]
 
 
+@pytest.mark.parametrize(
+    ("amax", "said"),
+    [
+        (32752.0, "within a factor of 2.0 of float16's maximum 65504"),
+        (65504.0, "within a factor of 1.0 of float16's maximum 65504"),
+        (65520.0, "above float16's maximum of 65504"),
+    ],
+)
+def test_what_comes_close_to_the_maximum_is_not_said_to_pass_it(amax, said):
+    (ban,) = bans(trace([op(amax=amax)]), ("float16",))
+    assert ban.why.endswith(said)
+
+
 @pytest.mark.parametrize("target", ["float8_e4m3", "float8_e5m2"])
 def test_what_is_scaled_before_it_is_rounded_has_no_largest_magnitude(target):
     """The error of a float8 product is the same at every scale, so no range forbids it; lost integers do."""

@@ -259,9 +259,10 @@ def test_one_learning_stream_of_several_is_enough():
     assert judged.gates[-1].passed
 
 
-@pytest.mark.parametrize(("lost", "verdict"), [(0.005, "pass"), (0.05, "inconclusive"), (0.7, "fail")])
+@pytest.mark.parametrize(("lost", "verdict"), [(0.03, "pass"), (0.04, "inconclusive"), (0.7, "fail")])
 def test_a_constant_in_the_loss_does_not_hide_lost_learning(lost, verdict):
-    """With 300 on top of it, even 0.05% of the loss are a large share of what it came down by after its start."""
+    """With 300 on top of it, even 0.05% of the loss are a large share of what it came down by after its start. From
+    quarter to quarter it moves by a third of that, a tenth of which may be lost."""
 
     def of(label, kept):
         curves = {seed: np.asarray(falling(seed=seed)) for seed in range(5)}
