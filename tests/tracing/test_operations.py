@@ -369,6 +369,20 @@ def test_a_product_of_many_rows_errs_as_a_sample_of_them_does(shape, tolerance):
     assert again.relative == pytest.approx(found.relative)
 
 
+@pytest.mark.parametrize("largest", [0, 1, 2])
+@pytest.mark.parametrize("named", [0, 1, 2, 3])
+def test_inputs_of_attention_are_its_factors_not_its_mask(largest, named):
+    factors = [numbers(i, 1, 2, 4, 4) * (1000.0 if i == largest else 1.0) for i in range(3)]
+    by_name = dict(list(zip(("query", "key", "value"), factors, strict=True))[3 - named :])
+
+    def function(self, x):
+        mask = torch.full((4, 4), -1e9).triu(1)
+        return self.lin(x) * F.scaled_dot_product_attention(*factors[: 3 - named], **by_name, attn_mask=mask)
+
+    _, traced = shadowed(function, numbers(0, 4, 4))
+    assert traced.op("", "scaled_dot_product_attention").input_amax == float(factors[largest].abs().max())
+
+
 # ---------------------------------------------------------------- FLOPs
 
 
