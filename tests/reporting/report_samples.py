@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import cache
 
 from precaudit.formats import FORMATS
 from precaudit.model import (
@@ -69,8 +70,9 @@ def record(role: str, values: TensorStats, name: str = "") -> TensorRecord:
     return TensorRecord(role, values, name, "float32", fits)
 
 
-def layer(fqn: str, type: str = "Linear", gradient: int = -18, activation: int = 0) -> Layer:
-    tensors = (
+@cache  # thousands of layers share a few ranges
+def tensors(gradient: int, activation: int) -> tuple[TensorRecord, ...]:
+    return (
         record("activation", stats(activation)),
         record("activation_grad", stats(gradient, 4)),
         record("weight", stats(-5, 2, 4_000), "weight"),
@@ -78,7 +80,10 @@ def layer(fqn: str, type: str = "Linear", gradient: int = -18, activation: int =
         record("optimizer_state", stats(2 * gradient, 5, 4_000), "exp_avg_sq"),
         record("update", stats(-11, 2, 4_000), "weight"),
     )
-    return Layer(fqn, type, 4_000, 40, tensors, model="model")
+
+
+def layer(fqn: str, type: str = "Linear", gradient: int = -18, activation: int = 0) -> Layer:
+    return Layer(fqn, type, 4_000, 40, tensors(gradient, activation), model="model")
 
 
 def gpt(blocks: int) -> tuple[Layer, ...]:

@@ -125,7 +125,7 @@ def test_tables_keep_to_eighty_columns(tmp_path, kernel):
 
 
 def test_a_page_shortens_names_and_counts_omitted_rows(tmp_path):
-    events = [event for i in range(201) for event in launched(f"kernel_{i}_{'x' * 5000}", 10 * i, 5, i)]
+    events = [event for i in range(201) for event in launched(f"kernel_{i}_{'x' * 500}", 10 * i, 5, i)]
     page = rendered(analyse(read_trace(write(tmp_path, document(events)))), ".html")
     assert f">{'x' * 200}" not in page
     assert "<p>1 more kernel</p>" in page
