@@ -137,7 +137,8 @@ def trial_round(trials: Trials, plan: Plan, label: str, settings: Settings) -> t
     judgement = trials.judge(candidates, plan)
     if settings.quick:
         return screened(judgement), candidates
-    if judgement.verdict == "fail" or judgement.cause in ("interrupted", "unchanged"):
+    finite = all(map(math.isfinite, trials.audit.reference.losses))  # else no number of seeds proves anything
+    if judgement.verdict == "fail" or judgement.cause in ("interrupted", "unchanged") or not finite:
         return judgement, candidates
     wanted = settings.seeds
     while wanted > 1:

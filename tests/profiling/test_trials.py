@@ -1,5 +1,6 @@
 """Which runs a verification makes."""
 
+import math
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -121,6 +122,20 @@ def test_a_plan_that_changes_no_bit_is_tried_once():
     verification, _ = verify(audit, Plan("bfloat16"), None, runner, Settings())
     assert verification.cause == "unchanged"
     assert [spec.label for spec in runner.specs] == ["candidate-1"]
+
+
+def test_one_pair_is_run_where_float32_is_not_finite():
+    class Lost(Noting):
+        def many(self, specs):
+            curves = [(*np.linspace(2, 1 + 1e-4 * bool(s.plan), 20).tolist(), *[math.nan] * 20) for s in specs]
+            return [replace(run, losses=each) for run, each in zip(super().many(specs), curves, strict=True)]
+
+    runner, job, plan = Lost(), Job("script", "train.py", (), ".", 40), Plan("bfloat16")
+    (reference,) = runner.many([RunSpec(job, "reference")])
+    audit = Audit(job, reference, Trace(), replay=reference)
+    verification, _ = verify(audit, plan, lambda _: plan, runner, Settings())
+    assert (verification.verdict, verification.cause) == ("inconclusive", "float32")
+    assert [spec.label for spec in runner.specs] == ["reference", "candidate-1"]
 
 
 @pytest.mark.parametrize(("noise", "runs"), [(0.0, 8), (0.1, 12)], ids=["flat", "noisy"])
