@@ -63,7 +63,7 @@ def controlled_seeds(trial: int) -> Iterator[None]:
     seeding = _Seeding(trial)
     start = derived_seed(_BASE_SEED, trial)
     random.seed(start)
-    np.random.seed(start % 2**32)
+    np.random.seed(start)
     torch.manual_seed(start)
     with all_wrapped(
         (random, "seed", seeding.folded),

@@ -146,6 +146,9 @@ def test_layouts_that_store_values_elsewhere():
     with torch.sparse.check_sparse_tensor_invariants():
         assert same(observe(dense.to_sparse()), stored)
         assert same(observe(dense.to_sparse_csr()), stored)
+        assert same(observe(dense.to_sparse_csc()), stored)
+        assert same(observe(dense.to_sparse_bsr((1, 1))), stored)
+        assert same(observe(dense.to_sparse_bsc((1, 1))), stored)
     ragged = [torch.randn(2), torch.randn(5)]
     assert same(observe(torch.nested.nested_tensor(ragged)), reference(*ragged))
     assert same(observe(torch.nested.nested_tensor(ragged, layout=torch.jagged)), reference(*ragged))
