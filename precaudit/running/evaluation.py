@@ -221,8 +221,12 @@ def _distances(outputs: Outputs, exact: Outputs, left_out: int = 0, apart: float
 
 
 def _distance(values: torch.Tensor, exact: torch.Tensor, left_out: int) -> float:
-    """Relative l2 difference over values that are finite in both; `left_out` worst rows are ignored."""
+    """Relative l2 difference over values that are finite in both; `left_out` worst rows are ignored. It is taken in
+    units of the largest one, whose square float32 may not have."""
     both = values.isfinite() & exact.isfinite()
-    size = float(exact[both].norm())
-    energies = torch.where(both, values - exact, 0.0).square().sum(1).sort().values
-    return math.sqrt(float(energies[: len(energies) - left_out].sum())) / size if size else 0.0
+    unit = float(exact[both].abs().amax()) if both.any() else 0.0
+    if not unit:
+        return 0.0
+    size = float((exact[both] / unit).norm())
+    energies = torch.where(both, (values - exact) / unit, 0.0).square().sum(1).sort().values
+    return math.sqrt(float(energies[: len(energies) - left_out].sum())) / size

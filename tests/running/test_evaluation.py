@@ -103,9 +103,9 @@ def test_what_another_seed_changes_is_no_fault(draws, extra):
 class Halves(nn.Module):
     """Of two outputs the second is wrong by a half, in its first samples, where its layer has a plan."""
 
-    def __init__(self, samples):
+    def __init__(self, samples, unit):
         super().__init__()
-        self.right, self.wrong = nn.Identity(), nn.Identity()
+        self.right, self.wrong, self.unit = nn.Identity(), nn.Identity(), unit
         self.samples, self.plan = samples, Plan("bfloat16", {"right": "bfloat16", "wrong": "bfloat16"})
         self.active = self.plan
 
@@ -116,19 +116,21 @@ class Halves(nn.Module):
         self.active = self.plan
 
     def forward(self, x):
-        y = self.wrong(x).clone()
+        y = self.wrong(x) * self.unit
         y[: self.samples] *= 1.0 if self.active.modules["wrong"] == "float32" else 0.5
         return 1000 * self.right(x), y
 
 
-def deviation(batch, samples):
-    model = Halves(samples)
+def deviation(batch, samples, unit=1.0):
+    model = Halves(samples, unit)
     comparison = PlanComparison(model.plan, model.under)
     return evaluate(model, (torch.ones(batch, 2),), {}, comparison).deviation, model.plan
 
 
-def test_the_worst_output_is_judged_by_itself_and_its_cause_is_named():
-    far, _ = deviation(4, 4)
+@pytest.mark.parametrize("unit", [1.0, 1e-30, 1e30])
+def test_the_worst_output_is_judged_by_itself_in_any_unit_and_its_cause_is_named(unit):
+    """A likelihood is as small, whose square is zero."""
+    far, _ = deviation(4, 4, unit)
     assert far == OutputDeviation(pytest.approx(0.5), chance=0.0, causes=("wrong",))
 
 
