@@ -105,6 +105,13 @@ def test_local_error_of_a_stagnating_index_sum():
     assert errors["float16"].relative == pytest.approx(0.5)
 
 
+def test_numbers_without_dimensions_are_summed_by_torch():
+    number, index = torch.tensor(1.5).half().requires_grad_(), torch.tensor(0)
+    for func, *args in ((torch.index_add, index, number), (torch.scatter_add, index, number), (torch.gather, index)):
+        call = Call(func, (number, 0, *args), {})
+        assert added_one_by_one(call)() == call() == (1.5 if func is torch.gather else 3.0)
+
+
 @pytest.mark.parametrize("dim", [0, 1, 2, -1])
 def test_results_are_laid_out_as_torch_s_are(dim):
     """A script may view them as another shape."""

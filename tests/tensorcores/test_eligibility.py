@@ -232,7 +232,9 @@ def grouped(half=False, fqn="experts"):
 def test_a_grouped_product_multiplies_each_row_once():
     assert flops(grouped()) == flops(linear(96, 32, 64))
     assert flops(made("grouped_mm", (32, 96), (96, 64))) == flops(linear(96, 32, 64))
-    assert flops(made("grouped_mm", (4, 8, 32), (4, 32, 64))) == flops(linear(32, 32, 64))
+    batched = made("grouped_mm", (4, 8, 32), (4, 32, 64))
+    assert flops(batched) == flops(linear(32, 32, 64))
+    assert work(batched).dims == work(grouped()).dims == (("K", 32), ("N", 64))
 
 
 def test_a_product_that_autocast_leaves_in_float32_is_not_counted_and_is_named():

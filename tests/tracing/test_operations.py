@@ -383,6 +383,17 @@ def test_inputs_of_attention_are_its_factors_not_its_mask(largest, named):
     assert traced.op("", "scaled_dot_product_attention").input_amax == float(factors[largest].abs().max())
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_records_tell_the_dtype_that_was_computed_in(dtype):
+    model = Wrapping(lambda self, x: self.lin(x).tanh(), lin=nn.Linear(4, 4)).to(dtype)
+    with tracing() as traced:
+        model(numbers(0, 8, 4).to(dtype)).sum().backward()
+    records = [traced.layer("lin"), traced.op("lin", "linear"), traced.op("", "tanh")]
+    assert traced.op("", "tanh").dtype == str(dtype).removeprefix("torch.")
+    assert {record.dtype for each in records for record in each.tensors} == {str(dtype).removeprefix("torch.")}
+    assert [record.role for record in records[1].tensors] == ["activation", "activation_grad"]
+
+
 # ---------------------------------------------------------------- FLOPs
 
 
