@@ -74,8 +74,9 @@ def of_as_written(audit: Audit, verification: Verification) -> list[Finding]:
     if not run.finished:
         lost = diverged(reference.losses, run.losses)
         stops = [] if run.status == "interrupted" else [_of_stop(run, lost, fix)]  # by the user, not by itself
-        causes = [*of_nonfinite(reference, run), *(of_backward(run) if lost else [])]
-        return [*found, *stops, *causes, *causes_in(run, "error" if lost and not found else "warning")]
+        backward = of_backward(run) if lost else []
+        causes = _beside_backward(backward, run, "error" if lost and not found else "warning")
+        return [*found, *stops, *of_nonfinite(reference, run), *causes]
     detail = deviation_from_float32(reference, run, verification)
     if detail is None:
         causes = _beside(reference, run, fix)
@@ -93,10 +94,14 @@ def of_as_written(audit: Audit, verification: Verification) -> list[Finding]:
 
 def _causes(reference: RunResult, run: RunResult, severity: Severity) -> list[Finding]:
     """What explains a deviation whatever its size."""
-    backward, seen = of_backward(run), causes_in(run, severity)
-    if backward:
-        seen = [each for each in seen if each.rule != "PA504"]  # a scaler would skip every step
-    return [*_of_penalty(reference, run), *of_nonfinite(reference, run), *backward, *seen]
+    known = [*_of_penalty(reference, run), *of_nonfinite(reference, run)]
+    return [*known, *_beside_backward(of_backward(run), run, severity)]
+
+
+def _beside_backward(backward: list[Finding], run: RunResult, severity: Severity) -> list[Finding]:
+    """The entries' findings behind those on a backward that makes nan. Then a scaler, which PA504 advises, would skip
+    every step."""
+    return [*backward, *(each for each in causes_in(run, severity) if not (backward and each.rule == "PA504"))]
 
 
 def _possible_causes(run: RunResult, likely: list[Finding]) -> list[Finding]:

@@ -112,7 +112,7 @@ def _rows(entry: RowSumLoss, severity: Severity) -> Finding | None:
         f"rows are looked up in a {entry.dtype} table, so the gradients of repeated rows accumulate in "
         f"{entry.dtype}, which absorbs small ones: the sum is off by {entry.lost**0.5:.0%}"
     )
-    fix = "look rows up in the float32 table and cast the result"
+    fix = "look rows up in float32 and cast the result: in table.float() where the table itself is computed in half"
     return finding("PA305", severity, message, fix, entry.fqn or None, entry.op, entry.place, lost=entry.lost)
 
 

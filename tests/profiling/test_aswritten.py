@@ -320,6 +320,8 @@ def test_a_backward_that_makes_nan_explains_steps_that_are_all_skipped():
     unscaled = [made, NonFiniteStep(Location("train.py", 20), "body.0", step=0, parameters=4)]
     nan = (LOSSES[0], *[math.nan] * (len(LOSSES) - 1))
     assert [each.rule for each in told(nan, low=unscaled)] == ["PA501", "PA307"]  # no scaler would help
+    stops = told(nan[:9], "failed", low=unscaled)
+    assert [each.rule for each in stops] == ["PA501", "PA307"]
     assert ("PA504", Location("train.py", 20)) in {(each.rule, each.location) for each in told(nan, low=unscaled[1:])}
 
 
