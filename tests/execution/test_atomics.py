@@ -112,6 +112,15 @@ def test_numbers_without_dimensions_are_summed_by_torch():
         assert added_one_by_one(call)() == call() == (1.5 if func is torch.gather else 3.0)
 
 
+@pytest.mark.parametrize("sparse", [True, False])
+def test_a_gradient_that_is_asked_to_be_sparse_is(sparse):
+    values, entries = weights(4, 2).half().requires_grad_(), torch.tensor([[0, 1], [2, 0]])
+    call = Call(torch.gather, (values, 0, entries), {"sparse_grad": sparse})
+    found, expected = (torch.autograd.grad(each().sum(), values)[0] for each in (added_one_by_one(call), call))
+    assert found.is_sparse is expected.is_sparse is sparse
+    assert torch.equal(found.to_dense(), expected.to_dense())
+
+
 @pytest.mark.parametrize("dim", [0, 1, 2, -1])
 def test_results_are_laid_out_as_torch_s_are(dim):
     """A script may view them as another shape."""

@@ -40,6 +40,12 @@ def test_padding_is_to_16_bytes_or_128_of_the_format(format_name, size, target):
     assert finding.evidence["padding"]["out_features"]["pad_to"] == target
 
 
+def test_padding_saves_what_the_tenth_of_the_rate_costs_less_the_work_it_adds():
+    """A product that is bound by arithmetic, alone in its step."""
+    (finding,) = alignment_findings([linear(2**17, 4096, 777)], BF16, H100)
+    assert finding.evidence["share_of_step"] == pytest.approx(1 - 0.1 * 784 / 777, rel=1e-6)
+
+
 def test_small_shares_and_expensive_paddings_are_notes():
     big, small = linear(2**17, 4096, 4096, fqn="big"), linear(2**17, 4096, 50, fqn="small")
     assert [f.severity for f in alignment_findings([big, small], BF16, H100)] == ["note"]
