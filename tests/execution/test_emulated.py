@@ -113,7 +113,7 @@ ATTENTION = {
     "causal": {"is_causal": True},
     "boolean mask": {"attn_mask": torch.ones(48, 48, dtype=torch.bool).tril(5)},
     "a row masked throughout": {"attn_mask": torch.ones(48, 48, dtype=torch.bool).tril(-1)},
-    "learned mask": {"attn_mask": weights(48, 48, seed=7).requires_grad_()},
+    "learned mask": {"attn_mask": weights(48, 48, seed=7, scale=3.0).requires_grad_()},
     "dropout": {"dropout_p": 0.25},
     "causal dropout": {"dropout_p": 0.25, "is_causal": True, "scale": 0.5},
     "grouped": {"enable_gqa": True},
@@ -135,14 +135,15 @@ def test_attention_takes_what_scores_have_in_common_from_its_rounded_result(opti
         return F.scaled_dot_product_attention(*factors, **options)
 
     output = inside(attention, NAMES[dtype], *factors)[1]
+    mask = options.get("attn_mask", torch.ones(48, 48, dtype=torch.bool))
+    mask.grad = None
     output.backward(gradient)
 
     torch.manual_seed(0)
     kept = F.dropout(torch.ones(2, 4, 48, 48), options.get("dropout_p", 0.0)).double()
     hq, hk, hv, go = (rounded(tensor, dtype).double() for tensor in (q, k, v, gradient))
     hk, hv = (tensor.repeat_interleave(4 // heads, 1) for tensor in (hk, hv))
-    scale, mask = options.get("scale", 0.25), options.get("attn_mask", torch.ones(48, 48, dtype=torch.bool))
-    mask = mask.tril() if "is_causal" in options else mask
+    scale, mask = options.get("scale", 0.25), mask.tril() if "is_causal" in options else mask
     scores = hq @ hk.mT * scale
     added = scores.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else scores + rounded(mask, dtype)
     p = added.softmax(-1).nan_to_num(0.0)
@@ -155,6 +156,9 @@ def test_attention_takes_what_scores_have_in_common_from_its_rounded_result(opti
     assert torch.allclose(output.double(), result, rtol=eps, atol=eps)
     assert (expected - exact).norm() > 5 * eps * exact.norm()
     assert (factors[0].grad - expected).norm() < 0.25 * (expected - exact).norm()
+    if mask.requires_grad:  # the scores' own gradient, but for the sum
+        expected, exact = (of_scores(each).sum((0, 1)) for each in (rounded(result, dtype), result))
+        assert (mask.grad - expected).norm() < 0.25 * (expected - exact).norm()
 
 
 @pytest.mark.parametrize("reentrant", [True, False])

@@ -81,7 +81,16 @@ def test_the_counters_share_is_of_blocks_that_were_watched():
 
 def test_peak_memory_is_the_most_of_any_block():
     blocks = [Block("float32", i, 1, 0.01, peak) for i, peak in ((1, 5), (2, 7), (3, None))]
-    assert performance(Observation("cuda", blocks=tuple(blocks)), "H100").peak_memory_bytes["float32"] == 7
+    blocks += [Block("plan", i, 1, 0.01, peak) for i, peak in ((1, 9), (2, 3))]
+    found = performance(Observation("cuda", blocks=tuple(blocks)), "H100").peak_memory_bytes
+    assert found == {"float32": 7, "tf32": None, "amp": None, "plan": 9}
+
+
+@pytest.mark.parametrize(("device", "where"), [("cuda", "on cuda"), ("cpu", "on cpu with 3 threads")])
+def test_the_method_says_where_and_how_the_times_were_measured(device, where):
+    method = performance(Observation(device, threads=3, blocks=tuple(rounds((10, 5), (10, 5)))), None).method
+    assert method.startswith("2 precisions by turns in one training run, median of 2 rounds")
+    assert method.endswith(where)
 
 
 def test_waiting_for_data():

@@ -61,6 +61,8 @@ def test_depthwise_convolutions_are_no_work_for_matrix_units():
     assert not product("aten::cudnn_convolution", arguments(image, weight, values=values)).reduces
     given = [*[""] * 7, "False", "", "4", "[True, True, False]"]
     assert not product("aten::convolution_backward", arguments(image, image, weight, values=given)).reduces
+    whole = arguments(torch.zeros(2, 6, 16, 15), image, torch.zeros(6, 4, 3, 3), values=given)
+    assert product("aten::convolution_backward", whole).reduces
     grey, first = torch.zeros(2, 1, 16, 15), torch.zeros(4, 1, 3, 3)
     assert product("aten::cudnn_convolution", arguments(grey, first, values=values)).reduces
 
