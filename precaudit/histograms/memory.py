@@ -70,12 +70,17 @@ def of_this_rank(tensor: Tensor) -> Tensor:
     return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
 
+def has_no_values(tensor: Tensor) -> bool:
+    """Whether the tensor is a shape alone: a meta or fake one."""
+    return tensor.is_meta or hasattr(tensor, "fake_mode")
+
+
 def _strided(tensor: Tensor) -> Tensor | None:
     """The strided tensor inside wrappers and other layouts; None if there are no values."""
     functorch = torch._C._functorch
     while functorch.is_functorch_wrapped_tensor(tensor):
         tensor = functorch.get_unwrapped(tensor)
-    if tensor.is_meta or hasattr(tensor, "fake_mode"):
+    if has_no_values(tensor):
         return None
     tensor = of_this_rank(tensor)
     if tensor.is_nested:

@@ -14,11 +14,11 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from precaudit.histograms.memory import flat, outside_transforms
+from precaudit.histograms.memory import flat, has_no_values, outside_transforms
 from precaudit.instrument.events import parameters_of
 from precaudit.instrument.names import by_module, has_parameters
 from precaudit.instrument.scopes import Frame, ModuleScopes, ScopeListener
-from precaudit.instrument.torchfunction import floats_in, plain
+from precaudit.instrument.torchfunction import floats_in, plain, tensors_in
 from precaudit.running.evaluation import Evaluation, PlanComparison, evaluate
 from precaudit.running.job import EndState, ScriptError
 from precaudit.running.scripterrors import record_of
@@ -41,7 +41,8 @@ def is_called(frame: Frame) -> bool:
 class LastCalls(ScopeListener):
     """The arguments of every model's last training call, and of its last call outside of training. Models with weights
     are kept alive for that, until the script has dropped them and calls another; losses without weights, which a script
-    may create in every step, are not."""
+    may create in every step, are not. Nor are calls with shapes alone, by which a library infers others: repeated, some
+    compute with memory that nothing was written to."""
 
     def __init__(self) -> None:
         self._calls: MutableMapping[nn.Module, dict[str, tuple[Any, Any]]] = by_module()
@@ -52,7 +53,7 @@ class LastCalls(ScopeListener):
         return {name: (module, *call) for module, calls in self._calls.items() for name, call in calls.items()}
 
     def left(self, frame: Frame, output: Any) -> None:
-        if is_called(frame) and output is not None:
+        if is_called(frame) and output is not None and not any(map(has_no_values, tensors_in(frame.call))):
             trains = torch.is_grad_enabled() and frame.module.training
             name = frame.name.qualified + ("" if trains else _ELSEWHERE)
             self._calls.setdefault(frame.module, {})[name] = frame.call

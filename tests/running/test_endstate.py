@@ -7,6 +7,7 @@ from unittest.mock import ANY
 import pytest
 import torch
 from torch import nn
+from torch._subclasses import FakeTensorMode
 
 from precaudit.instrument.names import ModuleNames
 from precaudit.instrument.scopes import ModuleScopes
@@ -132,6 +133,25 @@ def test_last_validation_call_is_repeated_too():
         "model": True,
         "model outside of training": False,
     }
+
+
+class Elsewhere(nn.Module):
+    """Like a layer of keras, which brings tensors to the device that it computes on."""
+
+    def forward(self, x):
+        return torch.empty_like(x, device="cpu") if x.is_meta else x
+
+
+def test_calls_that_infer_shapes_are_not_repeated():
+    names, last = ModuleNames(), LastCalls()
+    scopes = ModuleScopes(names)
+    scopes.listeners.append(last)
+    model = Elsewhere()
+    with scopes.installed(), torch.no_grad():
+        model(torch.ones(2, 3, device="meta"))
+        with FakeTensorMode() as mode:
+            nn.Linear(3, 1)(mode.from_tensor(torch.ones(2, 3)))
+    assert last.calls == {}
 
 
 @pytest.mark.parametrize(("value", "lost"), [(math.nan, True), (math.inf, True), (-math.inf, False), (1.0, False)])
