@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise
+from statistics import median
 
 from precaudit.model import Gate, Plan
 from precaudit.running.job import EndState, OutputDeviation, RunResult, ScriptError
@@ -22,6 +23,8 @@ _EARLY = 0.5
 """Share of float32's steps: a later end may be chance, as with early stopping."""
 _MOST_NUMBERS = 4
 """With more different numbers of model calls per step in float32 than this, skipped batches can't be recognized."""
+_BUSIER = 4.0
+"""Calling the models so many times as often costs what a format gains: float8 multiplies four times as fast as tf32."""
 _SCALE_FLOOR, _SCALE_CEILING = 2.0**-10, 2.0**30
 """A loss scale below the first has collapsed; one above the second runs away, unless it overflows up there, as it does
 where gradients have become that small."""
@@ -144,6 +147,10 @@ def usual_calls(references: Iterable[RunResult]) -> set[int]:
 
 def used_batches(pairs: Sequence[Pair], plan: Plan) -> Gate:
     """A script that skips batches with a non-finite loss hides the fault, as it learns from the other ones."""
+    if (times := _busier(pairs)) >= _BUSIER:
+        why = "a solver that adapts its steps to its error takes smaller ones where values are rounded"
+        detail = f"most steps call the models {times:.0f} times as often as any in float32, or oftener: {why}"
+        return Gate("batches", False, detail)
     usual = usual_calls(reference for reference, _ in pairs)
     if not _is_regular(usual):
         return Gate("batches", True, "not looked at: how often a step calls the models varies in float32 too")
@@ -152,6 +159,13 @@ def used_batches(pairs: Sequence[Pair], plan: Plan) -> Gate:
         return Gate("batches", True, "every step calls the models as often as in float32")
     detail = f"{unused} calls of the models led to no step, unlike in float32: the script leaves batches out"
     return Gate("batches", False, detail)
+
+
+def _busier(pairs: Sequence[Pair]) -> float:
+    """How many times as often a step under the plan calls the models as the busiest in float32: the median of a run,
+    and the least of all runs."""
+    counts = [(max(reference.calls, default=0), candidate.calls) for reference, candidate in pairs]
+    return min(median(calls) / most if calls and most else 0.0 for most, calls in counts)
 
 
 def skipped_steps(pairs: Sequence[Pair], plan: Plan) -> Gate:

@@ -68,6 +68,27 @@ def test_batches_that_a_script_skips_fail_a_gate(usual, calls, unused):
     assert told.startswith("not looked at") is (len(set(usual)) > 4)
 
 
+@pytest.mark.parametrize(
+    ("calls", "busier"),
+    [
+        ([62, 900, 880, 910, 905, 70], True),  # an adaptive solver's: its steps shrink until rounding is no error
+        ([62, 120, 118, 130, 60, 66], False),  # what twice the work costs may be gained back
+        ([62, 60, 70, 910, 905, 64], False),  # some steps alone
+    ],
+)
+def test_steps_that_call_the_models_many_times_as_often_fail_a_gate(calls, busier):
+    usual = {"calls": (62, 50, 44, 56, 60, 58)}
+    told = results({"calls": tuple(calls)}, usual).get("batches", "")
+    assert told.startswith("most steps call the models 14 times as often") is busier
+    assert bool(told) is busier
+
+
+def test_one_run_that_calls_the_models_as_usual_passes():
+    usual, often = (62, 50, 44, 56, 60, 58), (900,) * 6
+    pairs = [(run(LOSSES, calls=usual), run(LOSSES, "candidate-1", calls=each)) for each in (often, usual)]
+    assert failed(gates(pairs, PLAN)) == []
+
+
 def test_an_early_end_of_the_script_fails_a_gate():
     def ending(*steps):
         return [(run(LOSSES, seed=i), run(LOSSES[:each], "candidate-1", i)) for i, each in enumerate(steps)]
