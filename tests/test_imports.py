@@ -32,12 +32,15 @@ ALLOWED = {
     | {"ownprecision"},
     "reporting": {"cache", "catalogue", "errors", "finding", "formats", "model", "words"},
     "comparison": {"catalogue", "errors", "finding", "formats", "model", "reporting", "words"},
-    "tensorcores": {"errors", "execution", "finding", "formats", "instrument", "model", "reporting", "words"},
-    "measuring": {"execution", "instrument", "model", "ownprecision", "reporting", "running", "tensorcores", "words"},
-    "profiling": {"errors", "execution", "finding", "formats", "measuring", "model", "ownprecision", "planning"}
-    | {"reporting", "running", "tensorcores", "tracing", "verification", "words"},
-    "checking": {"comparison", "errors", "execution", "finding", "formats", "instrument", "model", "planning"}
-    | {"profiling", "reporting", "running", "tensorcores", "tracing", "words"},
+    "hardware": {"errors", "formats", "model", "reporting", "words"},
+    "tensorcores": {"errors", "execution", "finding", "formats", "hardware", "instrument", "model", "reporting"}
+    | {"words"},
+    "measuring": {"execution", "hardware", "instrument", "model", "ownprecision", "reporting", "running"}
+    | {"tensorcores", "words"},
+    "profiling": {"errors", "execution", "finding", "formats", "hardware", "measuring", "model", "ownprecision"}
+    | {"planning", "reporting", "running", "tensorcores", "tracing", "verification", "words"},
+    "checking": {"comparison", "errors", "execution", "finding", "formats", "hardware", "instrument", "model"}
+    | {"planning", "profiling", "reporting", "running", "tensorcores", "tracing", "words"},
 }
 """What a package may import when it is loaded; whatever isn't listed here knows everybody and nobody knows it."""
 

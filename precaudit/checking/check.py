@@ -16,10 +16,10 @@ from precaudit.checking.records import Answer, CheckReport, CheckSettings, Deplo
 from precaudit.checking.target import target
 from precaudit.checking.verified import verified
 from precaudit.errors import ExitCode, PrecauditError, require
+from precaudit.hardware.peaks import Gpu, get_gpu
 from precaudit.model import Plan
 from precaudit.profiling.reference import in_float32
 from precaudit.running.job import Job, RunResult, RunSpec
-from precaudit.tensorcores.peaks import Gpu, get_gpu
 from precaudit.tracing.records import Trace
 from precaudit.words import NOT_NATIVE, TORCHRUN, plural
 

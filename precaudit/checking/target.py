@@ -6,8 +6,8 @@ from precaudit.checking.deployments import formats_of
 from precaudit.checking.records import Answer, Deployment
 from precaudit.finding import finding
 from precaudit.formats import HALF_FORMATS
+from precaudit.hardware.peaks import Gpu
 from precaudit.model import Finding
-from precaudit.tensorcores.peaks import Gpu
 from precaudit.words import listing, plural
 
 

@@ -23,8 +23,8 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from precaudit.tensorcores.devices import inspect, read_cpuinfo, render
-    from precaudit.tensorcores.nvml import library
+    from precaudit.hardware.devices import inspect, read_cpuinfo, render
+    from precaudit.hardware.nvml import library
 
     machine = inspect(library(), import_torch(), read_cpuinfo())
     emit(

@@ -18,6 +18,7 @@ from precaudit.commands.signals import handle_signals
 from precaudit.commands.streams import emit
 from precaudit.comparison.limits import matches_fail_on, parse_rules
 from precaudit.errors import ExitCode, PrecauditError, import_torch
+from precaudit.hardware.nvml import equal_gpus, library
 from precaudit.profiling.settings import Settings
 from precaudit.reporting import DEFAULT_PLAN, FOLDER_FILES, files_of, write
 from precaudit.reporting.files import write_each
@@ -25,7 +26,6 @@ from precaudit.running.children import ChildRunner
 from precaudit.running.fileguard import locked
 from precaudit.running.job import Job
 from precaudit.running.sources import TRAINABLE, classify, is_binary, is_bundle, lacking
-from precaudit.tensorcores.nvml import equal_gpus, library
 from precaudit.words import UNDER_TORCHRUN
 
 if TYPE_CHECKING:

@@ -26,8 +26,8 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
 
 
 def run(arguments: argparse.Namespace) -> int:
+    from precaudit.hardware.peaks import get_gpu
     from precaudit.tensorcores.analysis import analyse
-    from precaudit.tensorcores.peaks import get_gpu
     from precaudit.tensorcores.rendering import RENDERERS
     from precaudit.tensorcores.traces import read_trace
 

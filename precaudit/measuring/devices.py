@@ -9,9 +9,9 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from precaudit.tensorcores.counters import Pipes
-from precaudit.tensorcores.energy import Meter
-from precaudit.tensorcores.nvml import handle_of, library, session
+from precaudit.hardware.counters import Pipes
+from precaudit.hardware.energy import Meter
+from precaudit.hardware.nvml import handle_of, library, session
 
 Devices = tuple[torch.device, ...]
 CPU = torch.device("cpu")

@@ -23,6 +23,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from precaudit.hardware.counters import Pipes
+from precaudit.hardware.energy import Meter
 from precaudit.instrument.events import TrainingEvents, TrainingListener
 from precaudit.instrument.names import ModuleNames, has_parameters
 from precaudit.instrument.patches import set_to, wrapped
@@ -43,8 +45,6 @@ from precaudit.measuring.program import Program
 from precaudit.measuring.records import FLOAT32, PLAN, Arm, Block, Observation, Profiled
 from precaudit.measuring.replaying import LayerCalls, replay
 from precaudit.running.monitor import Stop
-from precaudit.tensorcores.counters import Pipes
-from precaudit.tensorcores.energy import Meter
 from precaudit.tensorcores.runtime import Turns, profiled_steps
 
 Steps = Generator[None, Any, None]

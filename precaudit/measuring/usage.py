@@ -6,9 +6,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from precaudit.hardware.peaks import Gpu
 from precaudit.measuring.records import FLOAT32, PLAN, ByArm, Performance, Profiled
 from precaudit.model import KernelTime, Layer, LayerTime, Op, Plan, TensorCores
-from precaudit.tensorcores.peaks import Gpu
 from precaudit.tensorcores.roofline import StepPrediction, in_words, measured_in_words, predict_step
 
 

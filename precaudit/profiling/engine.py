@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, replace
 
 from precaudit import __version__
 from precaudit.errors import ExitCode, PrecauditError
+from precaudit.hardware.peaks import Gpu, get_gpu, gpu_for
 from precaudit.model import Environment, Execution, Finding, Plan, Repair, Report, Verification
 from precaudit.planning.budget import LostGradients, lost_gradients
 from precaudit.planning.planner import Choices, build_plan, default_format, fallback, without_loss_scale
@@ -27,7 +28,6 @@ from precaudit.running.job import Job, RunResult
 from precaudit.running.scratch import scratch
 from precaudit.tensorcores.eligibility import unreached_findings, with_flops
 from precaudit.tensorcores.padding import alignment_findings
-from precaudit.tensorcores.peaks import Gpu, get_gpu, gpu_for
 from precaudit.words import NOT_NATIVE
 
 _MOST_LOST = 2

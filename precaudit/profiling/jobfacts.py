@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+from precaudit.hardware.peaks import Gpu
 from precaudit.profiling.audit import Audit
 from precaudit.profiling.settings import Settings
 from precaudit.running.job import OF_OPTIMIZER, Job, RunResult
-from precaudit.tensorcores.peaks import Gpu
 
 _OWN = {"autocast": "autocast", "plan": "plan", "grad_scaler": "GradScaler"}
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from precaudit import __version__
 from precaudit.finding import finding
+from precaudit.hardware.peaks import gpu_for
 from precaudit.model import AS_WRITTEN, REFERENCE, Finding, Layer, Plan, Report, Verification
 from precaudit.planning.planner import Choices, build_plan, without_loss_scale
 from precaudit.planning.rules import bans
@@ -16,7 +17,6 @@ from precaudit.profiling.environment import environment
 from precaudit.profiling.findings import all_findings
 from precaudit.running.job import Job, RunResult
 from precaudit.tensorcores.eligibility import with_flops
-from precaudit.tensorcores.peaks import gpu_for
 from precaudit.tracing.merging import over_processes
 from precaudit.tracing.records import Trace
 from precaudit.words import listing

@@ -7,8 +7,8 @@ import re
 from dataclasses import dataclass
 
 from precaudit.errors import require, require_count
+from precaudit.hardware.peaks import get_gpu
 from precaudit.model import EXECUTIONS, ExecutionOption
-from precaudit.tensorcores.peaks import get_gpu
 
 DEFAULT_STEPS = 60
 DEFAULT_SEEDS = 3

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+from precaudit.hardware.peaks import Gpu, find_gpu, gpu_for
 from precaudit.measuring.money import UNITS, cost, units
 from precaudit.measuring.program import Program, arms_for, timed
 from precaudit.measuring.records import FLOAT32, PLAN, Observation, Performance, Profiled
@@ -17,7 +18,6 @@ from precaudit.model import Environment, Finding, Op, Plan, TensorCores
 from precaudit.profiling.audit import Audit, Runner
 from precaudit.running.job import TIMING, RunSpec
 from precaudit.tensorcores.eligibility import eligible_share
-from precaudit.tensorcores.peaks import Gpu, find_gpu, gpu_for
 
 CPU_BUDGET = 1.0
 REPLAYED = (

@@ -1,1 +1,1 @@
-"""Tensor Core usage: kernel rules, traces, attribution to layers, eligibility, peaks and counters."""
+"""Tensor Core usage: kernel rules, traces, attribution to layers, and what shapes predict."""

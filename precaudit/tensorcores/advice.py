@@ -7,9 +7,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from precaudit.finding import finding
+from precaudit.hardware.generations import RANK
 from precaudit.model import Finding
 from precaudit.tensorcores.alignment import AFFORDABLE, Padding, advice, growth, misaligned, multiple, sizes
-from precaudit.tensorcores.kernel_names import RANK
 from precaudit.words import capitalized
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ from functools import cached_property
 import numpy as np
 
 from precaudit.formats import ALIASES
-from precaudit.tensorcores.kernel_names import RANK, generation_of, has_tensor_cores, newest
-from precaudit.tensorcores.peaks import Gpu, find_gpu
+from precaudit.hardware.generations import RANK, generation_of, has_tensor_cores, newest
+from precaudit.hardware.peaks import Gpu, find_gpu
 from precaudit.tensorcores.rules import NOT_NVIDIA, classify
 from precaudit.tensorcores.traces import Device, ProfilerTrace
 

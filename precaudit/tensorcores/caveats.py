@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from precaudit.hardware.generations import RANK, newest
 from precaudit.tensorcores.advice import COLLECTIVE
 from precaudit.tensorcores.attribution import Attribution
 from precaudit.tensorcores.cards import Card
-from precaudit.tensorcores.kernel_names import RANK, newest
 from precaudit.tensorcores.rules import TRITON_DOT
 from precaudit.tensorcores.traces import ProfilerTrace
 

@@ -13,10 +13,10 @@ from math import prod
 from precaudit.execution.policy import category
 from precaudit.finding import finding
 from precaudit.formats import FORMATS
+from precaudit.hardware.peaks import Gpu
 from precaudit.model import Finding, Op, Plan
 from precaudit.model.fitting import format_of
 from precaudit.tensorcores.alignment import misaligned
-from precaudit.tensorcores.peaks import Gpu
 from precaudit.tensorcores.sizes import Dims, Product, attention, convolution, gemm
 from precaudit.words import plural
 

@@ -7,7 +7,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 
-from precaudit.tensorcores.kernel_names import RANK, Capability, generation_of, operand_format
+from precaudit.hardware.generations import RANK, Capability, generation_of
+from precaudit.tensorcores.kernel_names import operand_format
 from precaudit.tensorcores.products import OPERAND_TYPES, TEMPLATE, Arguments
 from precaudit.tensorcores.rules import NOT_NVIDIA, Classification, classify, relation
 

@@ -11,16 +11,8 @@ import re
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from precaudit.tensorcores.kernel_names import (
-    RANK,
-    Capability,
-    generation_of,
-    library_of,
-    operand_format,
-    readable,
-    shape_generation,
-    stated_generation,
-)
+from precaudit.hardware.generations import RANK, Capability, generation_of
+from precaudit.tensorcores.kernel_names import library_of, operand_format, readable, shape_generation, stated_generation
 
 TensorCoreClass = Literal["native", "legacy", "none", "unknown"]
 

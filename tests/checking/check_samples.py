@@ -9,8 +9,8 @@ from precaudit.checking.outcomes import hard_inputs, outputs
 from precaudit.checking.records import Answer, CheckReport, CheckSettings, HardInput, Observed, OutputMatch
 from precaudit.checking.target import target
 from precaudit.finding import finding
+from precaudit.hardware.peaks import get_gpu
 from precaudit.model import Location, Plan
-from precaudit.tensorcores.peaks import get_gpu
 
 KINDS = ("zeros", "large", "denormals", "batch of one", "longest")
 HOSTILE = report_samples.HOSTILE

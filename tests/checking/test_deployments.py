@@ -8,9 +8,9 @@ from precaudit.checking.deployments import default_tolerance, deployments, forma
 from precaudit.checking.records import CheckSettings, Deployment
 from precaudit.checking.target import target
 from precaudit.formats import FORMATS
+from precaudit.hardware.peaks import get_gpu
 from precaudit.model import OpFormat, Plan
 from precaudit.model.fitting import format_of
-from precaudit.tensorcores.peaks import get_gpu
 
 PLAN = Plan(
     "bfloat16",

@@ -17,7 +17,7 @@ import torch
 import workload
 from stage import Setting, Skipped, main
 
-from precaudit.tensorcores.kernel_names import generation_of
+from precaudit.hardware.generations import generation_of
 from precaudit.tensorcores.rules import classify
 
 ACTIVE, WARPGROUP = "sm__pipe_tensor_cycles_active.sum", "sm__inst_executed_pipe_tensor_op_gmma.sum"

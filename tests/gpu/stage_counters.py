@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from stage import Setting, main, median_seconds, wait
 
-from precaudit.tensorcores.counters import Pipes
-from precaudit.tensorcores.energy import Meter
-from precaudit.tensorcores.nvml import handle_of, library, session
+from precaudit.hardware.counters import Pipes
+from precaudit.hardware.energy import Meter
+from precaudit.hardware.nvml import handle_of, library, session
 from precaudit.tensorcores.runtime import profiled_steps
 
 FORMATS = {

@@ -1,5 +1,5 @@
 import sys
 from pathlib import Path
 
-# made-up cards and traces are those of the Tensor Core tests
-sys.path.insert(0, str(Path(__file__).parent.parent / "tensorcores"))
+# made-up cards are those of the hardware's tests
+sys.path.insert(0, str(Path(__file__).parent.parent / "hardware"))

@@ -16,14 +16,14 @@ from fake_nvml import FakeNvml, card
 from timed import timed, training
 from torch import nn
 
+from precaudit.hardware.counters import Pipes
+from precaudit.hardware.energy import Meter
 from precaudit.instrument.names import ModuleName
 from precaudit.instrument.scopes import Frame
 from precaudit.measuring import interleaving, replaying
 from precaudit.measuring.interleaving import Cycle
 from precaudit.measuring.records import Arm
 from precaudit.model import Plan
-from precaudit.tensorcores.counters import Pipes
-from precaudit.tensorcores.energy import Meter
 
 PLAN = Plan("bfloat16", {"0": "bfloat16", "2": "float32"})
 ARMS = Arm("float32"), Arm("tf32", tf32=True), Arm("amp", half="bfloat16"), Arm("plan", plan=PLAN)

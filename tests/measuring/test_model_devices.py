@@ -7,9 +7,9 @@ import torch
 from fake_nvml import FakeNvml, card
 from torch import nn
 
+from precaudit.hardware.energy import Meter
 from precaudit.measuring import devices
 from precaudit.measuring.devices import devices_of, own_counters, peak_bytes, reset_peak, wait_for
-from precaudit.tensorcores.energy import Meter
 
 CPU, FIRST, SECOND = torch.device("cpu"), torch.device("cuda:1"), torch.device("cuda:3")
 

@@ -2,13 +2,13 @@
 
 import pytest
 
+from precaudit.hardware.peaks import get_gpu
 from precaudit.model import Location
 from precaudit.ownprecision.records import Cast, OwnPrecision, Scaler
 from precaudit.profiling.audit import Audit
 from precaudit.profiling.jobfacts import job_facts
 from precaudit.profiling.settings import Settings
 from precaudit.running.job import INTERNAL, Job, RunResult, RunSpec, ScriptError
-from precaudit.tensorcores.peaks import get_gpu
 from precaudit.tracing.records import Trace
 
 SCALER = Scaler(2.0**16, 2000)

@@ -6,12 +6,12 @@ import torch
 from in_process import InProcess
 from torch import nn
 
+from precaudit.hardware.peaks import get_gpu
 from precaudit.planning.planner import build_plan
 from precaudit.profiling.audit import run_audit
 from precaudit.profiling.engine import _choices, _with_lost
 from precaudit.profiling.findings import _of_errors
 from precaudit.running.job import Job
-from precaudit.tensorcores.peaks import get_gpu
 
 FORMATS = ("bfloat16", "float32")
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from precaudit.hardware.peaks import get_gpu
 from precaudit.measuring.program import Program, arms_for
 from precaudit.measuring.records import ARMS, Block, Feed, Observation, Profiled
 from precaudit.measuring.summary import performance
@@ -26,7 +27,6 @@ from precaudit.profiling.audit import Audit
 from precaudit.profiling.environment import environment
 from precaudit.profiling.timing import measure, observe, unmeasured
 from precaudit.running.job import Job, RunResult, ScriptError
-from precaudit.tensorcores.peaks import get_gpu
 from precaudit.tracing.records import Trace
 
 H100 = get_gpu("h100")

@@ -11,10 +11,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from precaudit.hardware.peaks import get_gpu
 from precaudit.model import Op, OpFormat, Plan, TensorRecord, TensorStats
 from precaudit.tensorcores.eligibility import eligible_share, flops, runs_in, unreached_findings, work
 from precaudit.tensorcores.padding import alignment_findings
-from precaudit.tensorcores.peaks import get_gpu
 
 BF16, FLOAT8 = Plan(default="bfloat16"), Plan(default="float8_e4m3")
 H100, A100, V100 = map(get_gpu, ("h100", "a100", "v100"))

@@ -10,13 +10,13 @@ from test_eligibility import grouped
 from test_padding import linear
 from trace_builder import ADD, NVJET, document, launched, mm, module, span, write
 
+from precaudit.hardware.peaks import get_gpu
 from precaudit.model import Layer, Plan
 from precaudit.tensorcores.alignment import advice, misaligned, multiple
 from precaudit.tensorcores.analysis import analyse
 from precaudit.tensorcores.eligibility import unreached_findings
 from precaudit.tensorcores.evidence import second_opinion
 from precaudit.tensorcores.padding import alignment_findings
-from precaudit.tensorcores.peaks import get_gpu
 from precaudit.tensorcores.roofline import LAUNCH, measured_in_words, predict_step
 from precaudit.tensorcores.rules import Classification
 from precaudit.tensorcores.traces import read_trace

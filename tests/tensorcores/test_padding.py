@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from precaudit.hardware.peaks import get_gpu
 from precaudit.model import Layer, Op, Plan, TensorRecord, TensorStats
 from precaudit.tensorcores.padding import alignment_findings
-from precaudit.tensorcores.peaks import get_gpu
 
 BF16 = Plan(default="bfloat16")
 H100 = get_gpu("h100")

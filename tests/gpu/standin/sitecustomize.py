@@ -15,7 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 
-sys.path.append(str(Path(__file__).parents[2] / "tensorcores"))
+sys.path.append(str(Path(__file__).parents[2] / "hardware"))
 from fake_nvml import FakeNvml, card
 
 GPU = SimpleNamespace(

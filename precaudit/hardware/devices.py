@@ -10,10 +10,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from precaudit.hardware.generations import generation_of, has_tensor_cores
+from precaudit.hardware.nvml import session, text
+from precaudit.hardware.peaks import find_gpu
 from precaudit.reporting.page import Page
-from precaudit.tensorcores.kernel_names import generation_of, has_tensor_cores
-from precaudit.tensorcores.nvml import session, text
-from precaudit.tensorcores.peaks import find_gpu
 from precaudit.words import NOT_MEASURED, capitalized, number, plural, visible
 
 CPUINFO = Path("/proc/cpuinfo")

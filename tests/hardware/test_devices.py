@@ -7,8 +7,8 @@ import pytest
 from fake_nvml import FakeNvml, card, fake_torch
 
 from precaudit.__main__ import main
-from precaudit.tensorcores.devices import inspect, render
-from precaudit.tensorcores.nvml import equal_gpus, handle_of
+from precaudit.hardware.devices import inspect, render
+from precaudit.hardware.nvml import equal_gpus, handle_of
 
 XEON = "processor\t: 0\nmodel name\t: Intel(R) Xeon(R)\nflags\t\t: fpu amx_bf16 amx_tile avx512_bf16 amx_int8\n"
 GRACE = "processor\t: 0\nFeatures\t: fp asimd asimdhp bf16 i8mm\n"

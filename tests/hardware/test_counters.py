@@ -4,7 +4,7 @@ import pynvml
 import pytest
 from fake_nvml import FakeNvml, card
 
-from precaudit.tensorcores.counters import Pipes
+from precaudit.hardware.counters import Pipes
 
 
 def watched(nvml, gpu, work=lambda: None):

@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from precaudit.errors import PrecauditError
+from precaudit.hardware.peaks import GPUS, find_gpu, get_gpu, gpu_for
 from precaudit.model import Environment
-from precaudit.tensorcores.peaks import GPUS, find_gpu, get_gpu, gpu_for
 
 
 @pytest.mark.parametrize(

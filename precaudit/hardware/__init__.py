@@ -1,0 +1,1 @@
+"""What is known of GPUs: their data sheets and generations, and what NVML tells of those in this machine."""
