@@ -64,6 +64,7 @@ def test_two_rounds_have_no_spread():
 
 def test_energy_is_of_long_blocks_only():
     blocks = [Block("plan", 1, 10, 0.5, None, 900.0), Block("plan", 2, 100, 1.5, None, 450.0), Block("plan", 3, 9, 2.0)]
+    blocks += [Block("plan", 4, 100, 1.5, None, 9e9, skipped=1), Block("float32", 2, 100, 1.5, None, 9e9)]
     assert joules_per_step(blocks, "plan") == pytest.approx(4.5)
     assert joules_per_step(blocks[:1], "plan") is None
     found = performance(Observation("cuda", blocks=tuple(rounds((1, 1))), energy="NVML total"), "H100")

@@ -17,6 +17,7 @@ from precaudit.planning.loss_scale import (
     k_max,
     k_min,
     lost_energy,
+    lost_share,
     needed_k,
     predicted_skips,
     recommend,
@@ -173,6 +174,14 @@ def test_few_and_odd_steps():
     assert k_max([-6.0, -6.0, -6.0]) == 21
     assert k_max([-6.0, -6.0, -6.0, -math.inf, math.inf]) == 21
     assert k_max([100.0] * 5) == -K_LIMIT
+
+
+def test_the_share_of_a_module_is_that_of_its_tensor_that_loses_most():
+    """But for what rounding leaves of a gradient that is zero by construction."""
+    small, large, residue = (stats_of(np.full(10, 2.0**e)) for e in (-30, -20, -60))
+    assert lost_share([large, small], 0) == lost_energy(small, 0) == 1.0
+    assert lost_share([large, small], 16) == lost_share([small], 16) == 0.0
+    assert lost_share([large, residue], 16) == lost_share([], 0) == 0.0
 
 
 # ---------------------------------------------------------------- what a scaler does

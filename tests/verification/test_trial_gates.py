@@ -150,6 +150,13 @@ def test_outputs_in_eval_mode_that_deviate_from_float32_fail_a_gate(error, chanc
     assert results({"end_state": end}) == ({"evaluation": detail} if wrong else {})
 
 
+@pytest.mark.parametrize("worst", ["a", "b", "c"])
+def test_the_model_that_is_farthest_off_is_told(worst):
+    deviations = {name: OutputDeviation(0.8 if name == worst else 0.5, 0.0) for name in "abc"}
+    end = ended(evaluations=dict.fromkeys("abc", (True, 1.0)), deviations=deviations)
+    assert results({"end_state": end})["evaluation"].startswith(f"in eval mode an output of {worst} is off by 80.0%")
+
+
 def test_outputs_that_were_not_checked_are_not_called_finite():
     (gate,) = (gate for gate in gates([(run(LOSSES), run(LOSSES, "candidate-1"))], PLAN) if gate.name == "evaluation")
     assert gate.passed
