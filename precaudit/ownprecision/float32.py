@@ -52,7 +52,8 @@ def _hands_on(frame: Any) -> bool:
 
 
 class CastWatch(TorchFunctionMode):
-    """Records the lines at which a script casts to low precision; changes nothing."""
+    """Records the lines at which a script casts to low precision; changes nothing. A tensor without elements, of which
+    a library reads how many bytes a dtype takes, is none."""
 
     def __init__(self, own: OwnPrecision) -> None:
         super().__init__()
@@ -62,9 +63,10 @@ class CastWatch(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         dtype = _asked_for(func, args, kwargs) if len(self._casts) < _MOST_PLACES else None
-        if dtype is not None and not called_by_precaudit(func):
+        result = func(*args, **kwargs)
+        if dtype is not None and not called_by_precaudit(func) and not _is_empty(result):
             self._note(dtype)
-        return func(*args, **kwargs)
+        return result
 
     def by_default(self, original: Callable[[torch.dtype], None], d: torch.dtype) -> None:
         """A low default dtype, whose setting no function mode sees."""
@@ -77,6 +79,11 @@ class CastWatch(TorchFunctionMode):
         if place is not None:
             self._casts.setdefault((place, dtype), Cast(place, dtype, through if through != place else None))
             self._own.casts = tuple(self._casts.values())
+
+
+def _is_empty(result: Any) -> bool:
+    with torch._C.DisableTorchFunction():
+        return isinstance(result, torch.Tensor) and not result.numel()
 
 
 def _asked_for(func: Any, args: Any, kwargs: dict[str, Any]) -> str | None:

@@ -110,6 +110,15 @@ def test_lines_of_casts_are_recorded():
     assert len(settings.casts) == 3
 
 
+def test_an_empty_tensor_in_half_is_no_cast():
+    """As readers of checkpoints make one of each dtype at their import."""
+    settings = OwnPrecision()
+    with CastWatch(settings):
+        assert torch.empty(0, dtype=torch.float16).element_size() == 2
+        assert X[:0].half().dtype == torch.float16
+    assert not settings.casts
+
+
 def test_a_low_default_dtype_is_recorded_as_a_cast():
     """Nothing else in the script may tell why its weights are low."""
     settings = OwnPrecision()
