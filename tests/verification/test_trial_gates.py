@@ -59,13 +59,14 @@ def test_values_that_are_not_finite_in_float32_either_pass_and_are_mentioned():
         ((3, 2) * 20, (2, 3) * 15 + (6, 5, 6), True),  # a discriminator's and a generator's
         ((4,) * 9 + (2,), (4,) * 12 + (2,), False),  # accumulation, less of it at the end of an epoch
         ((7, 9, 8, 12, 10, 9), (11, 13, 14, 15, 13, 14), False),  # a solver looks for its own way
+        ((50, 44, 38, 44), (62, 68, 62, 68), False),  # in a few steps
     ],
 )
 def test_batches_that_a_script_skips_fail_a_gate(usual, calls, unused):
     assert ("batches" in results({"calls": calls}, {"calls": usual})) is unused
     pair = (run(LOSSES, calls=usual), run(LOSSES, "candidate-1", calls=calls))
     told = {gate.name: gate.detail for gate in gates([pair], PLAN)}["batches"]
-    assert told.startswith("not looked at") is (len(set(usual)) > 4)
+    assert told.startswith("not looked at") is (len(set(usual)) > min(4, len(usual) / 2))
 
 
 @pytest.mark.parametrize(
