@@ -27,9 +27,9 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
 
 def run(arguments: argparse.Namespace) -> int:
     from precaudit.hardware.peaks import get_gpu
-    from precaudit.tensorcores.analysis import analyse
-    from precaudit.tensorcores.rendering import RENDERERS
-    from precaudit.tensorcores.traces import read_trace
+    from precaudit.tensorcores.traces.analysis import analyse
+    from precaudit.tensorcores.traces.rendering import RENDERERS
+    from precaudit.tensorcores.traces.trace import read_trace
 
     refuse_outputs(arguments, FORMATS)
     if arguments.target:

@@ -45,7 +45,7 @@ from precaudit.measuring.program import Program
 from precaudit.measuring.records import FLOAT32, PLAN, Arm, Block, Observation, Profiled
 from precaudit.measuring.replaying import LayerCalls, replay
 from precaudit.running.monitor import Stop
-from precaudit.tensorcores.runtime import Turns, profiled_steps
+from precaudit.tensorcores.traces.runtime import Turns, profiled_steps
 
 Steps = Generator[None, Any, None]
 DISCOVERY, WARM, PROFILED, CYCLE = 3, 1, 2, 32

@@ -9,7 +9,7 @@ from dataclasses import replace
 from precaudit.hardware.peaks import Gpu
 from precaudit.measuring.records import FLOAT32, PLAN, ByArm, Performance, Profiled
 from precaudit.model import KernelTime, Layer, LayerTime, Op, Plan, TensorCores
-from precaudit.tensorcores.roofline import StepPrediction, in_words, measured_in_words, predict_step
+from precaudit.tensorcores.shapes.roofline import StepPrediction, in_words, measured_in_words, predict_step
 
 
 def usage(profiled: Mapping[str, Profiled], eligible: float | None, target: Gpu, speed: str) -> TensorCores:

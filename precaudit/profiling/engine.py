@@ -26,8 +26,8 @@ from precaudit.profiling.trials import verify
 from precaudit.profiling.unsound import origin_of_nonfinite
 from precaudit.running.job import Job, RunResult
 from precaudit.running.scratch import scratch
-from precaudit.tensorcores.eligibility import unreached_findings, with_flops
-from precaudit.tensorcores.padding import alignment_findings
+from precaudit.tensorcores.shapes.eligibility import unreached_findings, with_flops
+from precaudit.tensorcores.shapes.padding import alignment_findings
 from precaudit.words import NOT_NATIVE
 
 _MOST_LOST = 2

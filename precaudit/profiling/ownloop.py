@@ -16,7 +16,7 @@ from precaudit.profiling.audit import Audit
 from precaudit.profiling.environment import environment
 from precaudit.profiling.findings import all_findings
 from precaudit.running.job import Job, RunResult
-from precaudit.tensorcores.eligibility import with_flops
+from precaudit.tensorcores.shapes.eligibility import with_flops
 from precaudit.tracing.merging import over_processes
 from precaudit.tracing.records import Trace
 from precaudit.words import listing

@@ -17,7 +17,7 @@ from precaudit.measuring.usage import compared, predictions, speed_note, usage
 from precaudit.model import Environment, Finding, Op, Plan, TensorCores
 from precaudit.profiling.audit import Audit, Runner
 from precaudit.running.job import TIMING, RunSpec
-from precaudit.tensorcores.eligibility import eligible_share
+from precaudit.tensorcores.shapes.eligibility import eligible_share
 
 CPU_BUDGET = 1.0
 REPLAYED = (

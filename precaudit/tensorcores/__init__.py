@@ -1,1 +1,1 @@
-"""Tensor Core usage: kernel rules, traces, attribution to layers, and what shapes predict."""
+"""Tensor Core usage: as the trace of a run tells it, and as the shapes of a model foretell it."""

@@ -20,8 +20,8 @@ from typing import Any
 
 PARSE = "import gzip, orjson; document = orjson.loads(gzip.open(PATH).read())"
 READ = (
-    "from pathlib import Path; from precaudit.tensorcores.traces import read_trace; "
-    "from precaudit.tensorcores.analysis import analyse; analyse(read_trace(Path(PATH)))"
+    "from pathlib import Path; from precaudit.tensorcores.traces.trace import read_trace; "
+    "from precaudit.tensorcores.traces.analysis import analyse; analyse(read_trace(Path(PATH)))"
 )
 MEASURE = """
 import resource, time

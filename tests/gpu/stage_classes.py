@@ -18,7 +18,7 @@ import workload
 from stage import Setting, Skipped, main
 
 from precaudit.hardware.generations import generation_of
-from precaudit.tensorcores.rules import classify
+from precaudit.tensorcores.traces.kernel_rules import classify
 
 ACTIVE, WARPGROUP = "sm__pipe_tensor_cycles_active.sum", "sm__inst_executed_pipe_tensor_op_gmma.sum"
 THREADS = "launch__thread_count"

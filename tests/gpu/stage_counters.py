@@ -14,7 +14,7 @@ from stage import Setting, main, median_seconds, wait
 from precaudit.hardware.counters import Pipes
 from precaudit.hardware.energy import Meter
 from precaudit.hardware.nvml import handle_of, library, session
-from precaudit.tensorcores.runtime import profiled_steps
+from precaudit.tensorcores.traces.runtime import profiled_steps
 
 FORMATS = {
     "float32": ("highest", torch.float32),

@@ -5,7 +5,7 @@ from timed import timed
 from torch.profiler import ProfilerActivity, profile, schedule
 
 from precaudit.measuring.records import Arm
-from precaudit.tensorcores import runtime
+from precaudit.tensorcores.traces import runtime
 
 runtime.ACTIVITIES = (ProfilerActivity.CPU,)
 torch.cuda.is_available, torch.cuda.synchronize = lambda: True, lambda *device: None

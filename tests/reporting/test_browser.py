@@ -268,9 +268,9 @@ def test_nothing_is_wider_than_a_phone(browser, files):
 
 
 def test_a_trace_is_no_wider_than_a_phone(browser, tmp_path):
-    from precaudit.tensorcores.analysis import analyse
-    from precaudit.tensorcores.rendering import render_html
-    from precaudit.tensorcores.traces import read_trace
+    from precaudit.tensorcores.traces.analysis import analyse
+    from precaudit.tensorcores.traces.rendering import render_html
+    from precaudit.tensorcores.traces.trace import read_trace
 
     kernel = {"ph": "X", "cat": "kernel", "name": "sm90_xmma_gemm_" + "bf16bf16_" * 12, "ts": 1, "dur": 5, "args": {}}
     (tmp_path / ("trace_" * 12 + ".json")).write_text(json.dumps([kernel]), encoding="utf-8")

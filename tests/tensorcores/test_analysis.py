@@ -3,9 +3,9 @@ from __future__ import annotations
 import pytest
 from trace_builder import ADD, H100, NVJET, SGEMM, document, launched, mm, module, op, write
 
-from precaudit.tensorcores.alignment import Padding, misaligned
-from precaudit.tensorcores.analysis import analyse
-from precaudit.tensorcores.traces import read_trace
+from precaudit.tensorcores.shapes.alignment import Padding, misaligned
+from precaudit.tensorcores.traces.analysis import analyse
+from precaudit.tensorcores.traces.trace import read_trace
 
 AMPERE = "ampere_bf16_s16816gemm_bf16_128x64_ldg8_f2f_stages_64x3_nn"
 UNKNOWN = "my_matmul_kernel"

@@ -13,8 +13,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from precaudit.hardware.peaks import get_gpu
 from precaudit.model import Op, OpFormat, Plan, TensorRecord, TensorStats
-from precaudit.tensorcores.eligibility import eligible_share, flops, runs_in, unreached_findings, work
-from precaudit.tensorcores.padding import alignment_findings
+from precaudit.tensorcores.shapes.eligibility import eligible_share, flops, runs_in, unreached_findings, work
+from precaudit.tensorcores.shapes.padding import alignment_findings
 
 BF16, FLOAT8 = Plan(default="bfloat16"), Plan(default="float8_e4m3")
 H100, A100, V100 = map(get_gpu, ("h100", "a100", "v100"))

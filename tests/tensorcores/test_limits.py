@@ -12,14 +12,14 @@ from trace_builder import ADD, NVJET, document, launched, mm, module, span, writ
 
 from precaudit.hardware.peaks import get_gpu
 from precaudit.model import Layer, Plan
-from precaudit.tensorcores.alignment import advice, misaligned, multiple
-from precaudit.tensorcores.analysis import analyse
-from precaudit.tensorcores.eligibility import unreached_findings
-from precaudit.tensorcores.evidence import second_opinion
-from precaudit.tensorcores.padding import alignment_findings
-from precaudit.tensorcores.roofline import LAUNCH, measured_in_words, predict_step
-from precaudit.tensorcores.rules import Classification
-from precaudit.tensorcores.traces import read_trace
+from precaudit.tensorcores.shapes.alignment import advice, misaligned, multiple
+from precaudit.tensorcores.shapes.eligibility import unreached_findings
+from precaudit.tensorcores.shapes.padding import alignment_findings
+from precaudit.tensorcores.shapes.roofline import LAUNCH, measured_in_words, predict_step
+from precaudit.tensorcores.traces.analysis import analyse
+from precaudit.tensorcores.traces.evidence import second_opinion
+from precaudit.tensorcores.traces.kernel_rules import Classification
+from precaudit.tensorcores.traces.trace import read_trace
 
 BF16, H100 = Plan(default="bfloat16"), get_gpu("h100")
 SWEEP = [1.05**i for i in range(200)]

@@ -6,7 +6,7 @@ import pytest
 
 from precaudit.hardware.peaks import get_gpu
 from precaudit.model import Layer, Op, Plan, TensorRecord, TensorStats
-from precaudit.tensorcores.padding import alignment_findings
+from precaudit.tensorcores.shapes.padding import alignment_findings
 
 BF16 = Plan(default="bfloat16")
 H100 = get_gpu("h100")

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
-from precaudit.tensorcores.products import SHAPED, Arguments, product, read_arguments
+from precaudit.tensorcores.traces.products import SHAPED, Arguments, product, read_arguments
 
 
 def counted(function) -> float:

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from precaudit.errors import ExitCode, PrecauditError
-from precaudit.tensorcores.analysis import analyse
-from precaudit.tensorcores.rules import classify
-from precaudit.tensorcores.scanning import TraceFile
-from precaudit.tensorcores.traces import read_trace
+from precaudit.tensorcores.traces.analysis import analyse
+from precaudit.tensorcores.traces.kernel_rules import classify
+from precaudit.tensorcores.traces.scanning import TraceFile
+from precaudit.tensorcores.traces.trace import read_trace
 
 FOLDER = Path(__file__).parents[3] / "shared" / "traces"
 

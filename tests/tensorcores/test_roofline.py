@@ -6,7 +6,7 @@ import pytest
 
 from precaudit.hardware.peaks import get_gpu
 from precaudit.model import Layer, Op, Plan, TensorRecord, TensorStats
-from precaudit.tensorcores.roofline import LAUNCH, METHOD, in_words, measured_in_words, predict_step
+from precaudit.tensorcores.shapes.roofline import LAUNCH, METHOD, in_words, measured_in_words, predict_step
 
 H100, V100 = get_gpu("h100"), get_gpu("v100")
 BF16 = Plan(default="bfloat16")

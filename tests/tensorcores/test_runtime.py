@@ -11,7 +11,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.checkpoint import checkpoint
 from trace_builder import NVJET, document, launched, mm, write
 
-from precaudit.tensorcores.runtime import compiled_ptx, marked_scopes, profiled_steps, read_back
+from precaudit.tensorcores.traces.runtime import compiled_ptx, marked_scopes, profiled_steps, read_back
 
 
 class Net(nn.Module):

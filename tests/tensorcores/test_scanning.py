@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from trace_builder import document, op, write
 
 from precaudit.errors import ExitCode, PrecauditError
-from precaudit.tensorcores import scanning
-from precaudit.tensorcores.scanning import TraceFile
+from precaudit.tensorcores.traces import scanning
+from precaudit.tensorcores.traces.scanning import TraceFile
 
 
 def events_of(path):

@@ -10,9 +10,9 @@ from golden_files import assert_golden
 from trace_builder import ADD, NVJET, SGEMM, document, launched, mm, module, op, write
 
 from precaudit.reporting import format_of
-from precaudit.tensorcores.analysis import analyse
-from precaudit.tensorcores.rendering import RENDERERS, rows, short_name
-from precaudit.tensorcores.traces import read_trace
+from precaudit.tensorcores.traces.analysis import analyse
+from precaudit.tensorcores.traces.rendering import RENDERERS, rows, short_name
+from precaudit.tensorcores.traces.trace import read_trace
 
 OLD = "cutlass_75_tensorop_bf16_s1688gemm_bf16_128x128_nn_align1"
 HOSTILE = "<img src=x onerror=alert(1)>|\u202e\x1b[31m::error::"

@@ -19,9 +19,9 @@ from precaudit.instrument.names import ModuleNames
 from precaudit.instrument.patches import set_to, wrapped
 from precaudit.instrument.scopes import Frame, ModuleScopes, ScopeListener
 from precaudit.model import Finding, TensorCores
-from precaudit.tensorcores.analysis import NO_PTX, analyse
-from precaudit.tensorcores.columns import SCOPE
-from precaudit.tensorcores.traces import read_trace
+from precaudit.tensorcores.traces.analysis import NO_PTX, analyse
+from precaudit.tensorcores.traces.columns import SCOPE
+from precaudit.tensorcores.traces.trace import read_trace
 
 NO_GPU = TensorCores(method="not measured: no GPU")
 OWN_PROFILER = TensorCores(method="not measured: the script runs torch.profiler itself, and there is one at a time")

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from precaudit.hardware.generations import RANK, newest
-from precaudit.tensorcores.advice import COLLECTIVE
-from precaudit.tensorcores.attribution import Attribution
-from precaudit.tensorcores.cards import Card
-from precaudit.tensorcores.rules import TRITON_DOT
-from precaudit.tensorcores.traces import ProfilerTrace
+from precaudit.tensorcores.traces.advice import COLLECTIVE
+from precaudit.tensorcores.traces.attribution import Attribution
+from precaudit.tensorcores.traces.cards import Card
+from precaudit.tensorcores.traces.kernel_rules import TRITON_DOT
+from precaudit.tensorcores.traces.trace import ProfilerTrace
 
 if TYPE_CHECKING:
-    from precaudit.tensorcores.analysis import Group
+    from precaudit.tensorcores.traces.analysis import Group
 
 MUCH = 0.05
 """Communication above this share of the time is worth a word."""

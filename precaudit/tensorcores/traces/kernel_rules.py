@@ -12,7 +12,13 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from precaudit.hardware.generations import RANK, Capability, generation_of
-from precaudit.tensorcores.kernel_names import library_of, operand_format, readable, shape_generation, stated_generation
+from precaudit.tensorcores.traces.kernel_names import (
+    library_of,
+    operand_format,
+    readable,
+    shape_generation,
+    stated_generation,
+)
 
 TensorCoreClass = Literal["native", "legacy", "none", "unknown"]
 

@@ -13,8 +13,8 @@ from precaudit.model import SCHEMA_VERSION, Kernel, LayerTime, TimeShare
 from precaudit.reporting.markdown import bullets, code, table, text
 from precaudit.reporting.page import Page
 from precaudit.reporting.serialize import to_json
-from precaudit.tensorcores.analysis import CLASSES, Analysis
-from precaudit.tensorcores.kernel_names import readable
+from precaudit.tensorcores.traces.analysis import CLASSES, Analysis
+from precaudit.tensorcores.traces.kernel_names import readable
 from precaudit.words import capitalized, inert, number, plural, seconds, share, shorten, visible
 
 ROWS = 12

@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 import numpy.typing as npt
 
-from precaudit.tensorcores.traces import Floats, Intervals, Ints, ProfilerTrace
+from precaudit.tensorcores.traces.trace import Floats, Intervals, Ints, ProfilerTrace
 
 NOT_LAUNCHED = "launch not recorded"
 OPTIMIZER = "optimizer"

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 from precaudit.finding import finding
 from precaudit.hardware.generations import RANK
 from precaudit.model import Finding
-from precaudit.tensorcores.alignment import AFFORDABLE, Padding, advice, growth, misaligned, multiple, sizes
+from precaudit.tensorcores.shapes.alignment import AFFORDABLE, Padding, advice, growth, misaligned, multiple, sizes
 from precaudit.words import capitalized
 
 if TYPE_CHECKING:
-    from precaudit.tensorcores.analysis import Group
-    from precaudit.tensorcores.cards import Card
+    from precaudit.tensorcores.traces.analysis import Group
+    from precaudit.tensorcores.traces.cards import Card
 
 FULL = ("fp32", "fp64")
 GEMV = "gemv"

@@ -16,8 +16,8 @@ from precaudit.formats import FORMATS
 from precaudit.hardware.peaks import Gpu
 from precaudit.model import Finding, Op, Plan
 from precaudit.model.fitting import format_of
-from precaudit.tensorcores.alignment import misaligned
-from precaudit.tensorcores.sizes import Dims, Product, attention, convolution, gemm
+from precaudit.tensorcores.shapes.alignment import misaligned
+from precaudit.tensorcores.shapes.sizes import Dims, Product, attention, convolution, gemm
 from precaudit.words import plural
 
 Shape = tuple[int, ...]

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from precaudit.hardware.generations import generation_of
-from precaudit.tensorcores.evidence import classify_ptx, second_opinion
-from precaudit.tensorcores.kernel_names import readable
-from precaudit.tensorcores.rules import NOT_NVIDIA, RULES, classify
+from precaudit.tensorcores.traces.evidence import classify_ptx, second_opinion
+from precaudit.tensorcores.traces.kernel_names import readable
+from precaudit.tensorcores.traces.kernel_rules import NOT_NVIDIA, RULES, classify
 
 V100, T4, A100, L4, H100, B200, RTX5090 = (7, 0), (7, 5), (8, 0), (8, 9), (9, 0), (10, 0), (12, 0)
 

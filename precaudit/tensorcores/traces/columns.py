@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from precaudit.tensorcores.products import Arguments, read_arguments, reader_of, recorded_columns
+from precaudit.tensorcores.traces.products import Arguments, read_arguments, reader_of, recorded_columns
 
 Event = Mapping[str, Any]
 INT, FLOAT, BOOL = np.int64, np.float64, np.bool_

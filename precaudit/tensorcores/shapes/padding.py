@@ -13,9 +13,9 @@ from precaudit.finding import finding
 from precaudit.formats import FORMATS
 from precaudit.hardware.peaks import Gpu
 from precaudit.model import Finding, Layer, Op, Plan, Severity
-from precaudit.tensorcores.alignment import AFFORDABLE, Padding, advice, growth, misaligned, multiple, sizes
-from precaudit.tensorcores.eligibility import runs_in, total_flops, where, work
-from precaudit.tensorcores.roofline import predict_step, product_seconds, seconds_at
+from precaudit.tensorcores.shapes.alignment import AFFORDABLE, Padding, advice, growth, misaligned, multiple, sizes
+from precaudit.tensorcores.shapes.eligibility import runs_in, total_flops, where, work
+from precaudit.tensorcores.shapes.roofline import predict_step, product_seconds, seconds_at
 from precaudit.words import share
 
 WORTH = 0.01  # of a step: less is not worth a word

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from trace_builder import ADD, NVJET, document, launched, mm, module, op, span, write
 
 from precaudit.errors import ExitCode, PrecauditError
-from precaudit.tensorcores.analysis import analyse
-from precaudit.tensorcores.attribution import (
+from precaudit.tensorcores.traces.analysis import analyse
+from precaudit.tensorcores.traces.attribution import (
     ACCUMULATION,
     COMMUNICATION,
     NOT_LAUNCHED,
@@ -18,7 +18,7 @@ from precaudit.tensorcores.attribution import (
     attribute,
     nest,
 )
-from precaudit.tensorcores.traces import Device, Intervals, read_trace
+from precaudit.tensorcores.traces.trace import Device, Intervals, read_trace
 
 
 def owners(trace):

@@ -10,8 +10,8 @@ import numpy as np
 from precaudit.formats import ALIASES
 from precaudit.hardware.generations import RANK, generation_of, has_tensor_cores, newest
 from precaudit.hardware.peaks import Gpu, find_gpu
-from precaudit.tensorcores.rules import NOT_NVIDIA, classify
-from precaudit.tensorcores.traces import Device, ProfilerTrace
+from precaudit.tensorcores.traces.kernel_rules import NOT_NVIDIA, classify
+from precaudit.tensorcores.traces.trace import Device, ProfilerTrace
 
 
 @dataclass(frozen=True)

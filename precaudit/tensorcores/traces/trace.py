@@ -12,9 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from precaudit.errors import ExitCode, PrecauditError
-from precaudit.tensorcores.columns import BETWEEN, Columns, integer
-from precaudit.tensorcores.products import Arguments
-from precaudit.tensorcores.scanning import TraceFile
+from precaudit.tensorcores.traces.columns import BETWEEN, Columns, integer
+from precaudit.tensorcores.traces.products import Arguments
+from precaudit.tensorcores.traces.scanning import TraceFile
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]

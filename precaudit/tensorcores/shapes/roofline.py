@@ -15,7 +15,7 @@ from precaudit.hardware.peaks import Gpu
 from precaudit.model import Layer, Op, Plan
 from precaudit.model.fitting import format_of
 from precaudit.reporting.costs import WORTH, worth
-from precaudit.tensorcores.eligibility import flops, runs_in, runs_on_tensor_cores, total_flops
+from precaudit.tensorcores.shapes.eligibility import flops, runs_in, runs_on_tensor_cores, total_flops
 from precaudit.words import capitalized
 
 METHOD = "predicted from the card's peaks and bandwidth, not measured"

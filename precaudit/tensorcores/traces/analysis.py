@@ -11,15 +11,15 @@ import numpy.typing as npt
 
 from precaudit.formats import ALIASES, FORMATS
 from precaudit.model import Finding, Kernel, KernelTime, LayerTime, TensorCores, TimeShare
-from precaudit.tensorcores.advice import advise
-from precaudit.tensorcores.attribution import OUTSIDE, UNATTRIBUTED, Attribution, attribute
-from precaudit.tensorcores.cards import Card, cards_of
-from precaudit.tensorcores.caveats import notes
-from precaudit.tensorcores.evidence import agreed, classify_ptx, inductor_class, second_opinion
-from precaudit.tensorcores.products import product
-from precaudit.tensorcores.rules import Classification, classify
-from precaudit.tensorcores.sizes import Product
-from precaudit.tensorcores.traces import Floats, Ints, ProfilerTrace
+from precaudit.tensorcores.shapes.sizes import Product
+from precaudit.tensorcores.traces.advice import advise
+from precaudit.tensorcores.traces.attribution import OUTSIDE, UNATTRIBUTED, Attribution, attribute
+from precaudit.tensorcores.traces.cards import Card, cards_of
+from precaudit.tensorcores.traces.caveats import notes
+from precaudit.tensorcores.traces.evidence import agreed, classify_ptx, inductor_class, second_opinion
+from precaudit.tensorcores.traces.kernel_rules import Classification, classify
+from precaudit.tensorcores.traces.products import product
+from precaudit.tensorcores.traces.trace import Floats, Ints, ProfilerTrace
 
 METHOD = "kernel times by torch.profiler; classes by kernel name, and by achieved rate where shapes are known"
 NO_PTX: Mapping[str, Sequence[str]] = MappingProxyType({})

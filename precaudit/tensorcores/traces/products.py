@@ -9,7 +9,7 @@ from functools import partial
 from math import inf, prod
 from typing import Any
 
-from precaudit.tensorcores.sizes import Product, attention, convolution, gemm
+from precaudit.tensorcores.shapes.sizes import Product, attention, convolution, gemm
 
 Shape = tuple[int, ...]
 

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from precaudit.hardware.generations import RANK, Capability, generation_of
-from precaudit.tensorcores.kernel_names import operand_format
-from precaudit.tensorcores.products import OPERAND_TYPES, TEMPLATE, Arguments
-from precaudit.tensorcores.rules import NOT_NVIDIA, Classification, classify, relation
+from precaudit.tensorcores.traces.kernel_names import operand_format
+from precaudit.tensorcores.traces.kernel_rules import NOT_NVIDIA, Classification, classify, relation
+from precaudit.tensorcores.traces.products import OPERAND_TYPES, TEMPLATE, Arguments
 
 _PTX: tuple[tuple[str, str], ...] = (
     ("tcgen05.mma", "blackwell"),
