@@ -18,12 +18,12 @@ from precaudit.profiling.bisect import Search, contributions, of_module
 from precaudit.profiling.clock import Clock
 from precaudit.profiling.culprits import culprit_of
 from precaudit.profiling.environment import environment
-from precaudit.profiling.findings import all_findings
+from precaudit.profiling.findings.all import all_findings
+from precaudit.profiling.findings.unsound import origin_of_nonfinite
 from precaudit.profiling.jobfacts import job_facts
 from precaudit.profiling.settings import Settings
 from precaudit.profiling.timing import measure, trained_ops, unmeasured
 from precaudit.profiling.trials import verify
-from precaudit.profiling.unsound import origin_of_nonfinite
 from precaudit.running.job import Job, RunResult
 from precaudit.running.scratch import scratch
 from precaudit.tensorcores.shapes.eligibility import unreached_findings, with_flops

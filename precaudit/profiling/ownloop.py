@@ -14,7 +14,7 @@ from precaudit.planning.planner import Choices, build_plan, without_loss_scale
 from precaudit.planning.rules import bans
 from precaudit.profiling.audit import Audit
 from precaudit.profiling.environment import environment
-from precaudit.profiling.findings import all_findings
+from precaudit.profiling.findings.all import all_findings
 from precaudit.running.job import Job, RunResult
 from precaudit.tensorcores.shapes.eligibility import with_flops
 from precaudit.tracing.merging import over_processes

@@ -23,8 +23,8 @@ from precaudit.planning.budget import GradientError
 from precaudit.planning.rules import Ban
 from precaudit.profiling.audit import Audit
 from precaudit.profiling.culprits import roughest
-from precaudit.profiling.entries import causes_in
-from precaudit.profiling.findings import all_findings
+from precaudit.profiling.findings.all import all_findings
+from precaudit.profiling.findings.entries import causes_in
 from precaudit.reporting.facts import settled
 from precaudit.running.job import Job, RunResult
 from precaudit.tracing.records import Trace

@@ -10,7 +10,7 @@ from precaudit.hardware.peaks import get_gpu
 from precaudit.planning.planner import build_plan
 from precaudit.profiling.audit import run_audit
 from precaudit.profiling.engine import _choices, _with_lost
-from precaudit.profiling.findings import _of_errors
+from precaudit.profiling.findings.all import _of_errors
 from precaudit.running.job import Job
 
 FORMATS = ("bfloat16", "float32")

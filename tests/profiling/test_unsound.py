@@ -8,7 +8,7 @@ import pytest
 from precaudit.model import Location, Trial, Verification
 from precaudit.ownprecision.records import NonFiniteData, NonFiniteGradient, NonFiniteLoss
 from precaudit.profiling.audit import Audit
-from precaudit.profiling.unsound import of_float32, origin_of_nonfinite
+from precaudit.profiling.findings.unsound import of_float32, origin_of_nonfinite
 from precaudit.running.job import Job, RunResult
 from precaudit.tracing.records import Trace
 

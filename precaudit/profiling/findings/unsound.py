@@ -11,7 +11,7 @@ from precaudit.finding import finding
 from precaudit.model import Finding, Verification
 from precaudit.ownprecision.records import Entry, NonFiniteData, NonFiniteGradient, NonFiniteLoss, RunawayScale
 from precaudit.profiling.audit import Audit, Runner
-from precaudit.profiling.entries import CAP
+from precaudit.profiling.findings.entries import CAP
 from precaudit.running.job import WATCH, RunSpec
 from precaudit.words import plural
 

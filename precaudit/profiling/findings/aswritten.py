@@ -19,9 +19,9 @@ from precaudit.ownprecision.records import (
     VanishedInCast,
 )
 from precaudit.profiling.audit import Audit
-from precaudit.profiling.deviation import deviation_from_float32, ends_early
-from precaudit.profiling.entries import causes_in
-from precaudit.profiling.lostvalues import (
+from precaudit.profiling.findings.deviation import deviation_from_float32, ends_early
+from precaudit.profiling.findings.entries import causes_in
+from precaudit.profiling.findings.lostvalues import (
     of_backward,
     of_casts,
     of_kept,
@@ -32,7 +32,7 @@ from precaudit.profiling.lostvalues import (
     of_region,
     products,
 )
-from precaudit.profiling.scaled import CERTAIN, CHANGES, HOOKS, LIKELY, of_scaled
+from precaudit.profiling.findings.scaled import CERTAIN, CHANGES, HOOKS, LIKELY, of_scaled
 from precaudit.running.job import RunResult
 from precaudit.verification.statistics import Divergence, diverged
 from precaudit.words import listing, plural

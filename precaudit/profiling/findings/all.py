@@ -11,12 +11,12 @@ from precaudit.model import Finding, Location, Plan, Severity, Verification
 from precaudit.planning.budget import BIAS_LIMIT, RHO_LIMIT, SNR_LIMIT, GradientError, LostGradients
 from precaudit.planning.planner import default_format
 from precaudit.planning.rules import Ban
-from precaudit.profiling.aswritten import of_as_written
 from precaudit.profiling.audit import Audit
 from precaudit.profiling.culprits import roughest
-from precaudit.profiling.halfweights import keeping_pace, of_half_weights
-from precaudit.profiling.underflow import of_loss_scale
-from precaudit.profiling.unsound import Origin, of_float32
+from precaudit.profiling.findings.aswritten import of_as_written
+from precaudit.profiling.findings.halfweights import keeping_pace, of_half_weights
+from precaudit.profiling.findings.underflow import of_loss_scale
+from precaudit.profiling.findings.unsound import Origin, of_float32
 from precaudit.tracing.ops import CASTS
 from precaudit.tracing.records import Trace
 from precaudit.verification.verdict import OUTSIDE
