@@ -114,8 +114,8 @@ def error_of(result: torch.Tensor, call: Call) -> Energies | None:
 def _exact(call: Call) -> tuple[Call, list[torch.Tensor], float]:
     """The call, of a linear layer on some rows alone; the float32 results, [] if there are none that are finite; and
     the energy to compare an error with."""
-    if call.op == "linear" and call.args:
-        call = call._replace(args=(_some_rows(call.args[0]), *call.args[1:]))
+    if call.op == "linear":
+        call = _on_some_rows(call)
     exact = _without_randomness(to_float32(call))
     energy = sum(map(_energy, exact))
     if not exact or energy == math.inf:
@@ -123,6 +123,12 @@ def _exact(call: Call) -> tuple[Call, list[torch.Tensor], float]:
     if call.op in ABSORBING:
         energy = min(energy, smaller_addend(tensors_in(call.args), exact[0]) or energy)
     return call, exact, energy
+
+
+def _on_some_rows(call: Call) -> Call:
+    if call.args:
+        return call._replace(args=(_some_rows(call.args[0]), *call.args[1:]))
+    return call._replace(kwargs={**call.kwargs, "input": _some_rows(call.kwargs["input"])})
 
 
 def _some_rows(rows: torch.Tensor) -> torch.Tensor:

@@ -365,8 +365,10 @@ def test_a_product_of_many_rows_errs_as_a_sample_of_them_does(shape, tolerance):
     exact, low = linear(x).detach(), half(F.linear(x, half(linear.weight), half(linear.bias)))
     found = local_errors(Call(F.linear, (x, linear.weight, linear.bias), {}), ("bfloat16",))["bfloat16"]
     assert found.relative == pytest.approx(rms(low - exact, exact), rel=tolerance)
-    again = error_of(low, Call(F.linear, (x, linear.weight, linear.bias), {}))
-    assert again.relative == pytest.approx(found.relative)
+    named = Call(F.linear, (), {"input": x, "weight": linear.weight, "bias": linear.bias})
+    for call in (Call(F.linear, (x, linear.weight, linear.bias), {}), named):
+        assert error_of(low, call).relative == pytest.approx(found.relative)
+    assert local_errors(named, ("bfloat16",))["bfloat16"] == found
 
 
 @pytest.mark.parametrize("largest", [0, 1, 2])
