@@ -176,6 +176,14 @@ def test_few_and_odd_steps():
     assert k_max([100.0] * 5) == -K_LIMIT
 
 
+def test_the_range_of_a_module_is_that_of_its_smallest_and_largest_gradients():
+    tensors = [stats_of(np.full(10, 2.0**e)) for e in (-10, -14, 3)]
+    need = max(needed_k([tensor]) for tensor in tensors)
+    assert scale_ranges({"a": tensors}, {}) == {"a": (need, 15 - 3)}
+    assert scale_ranges({"a": tensors[::-1]}, {"a": 5.0, "b": 9.0}) == {"a": (need, 15 - 5)}
+    assert scale_ranges({"a": [stats_of([0.0])]}, {}) == {}
+
+
 def test_the_share_of_a_module_is_that_of_its_tensor_that_loses_most():
     """But for what rounding leaves of a gradient that is zero by construction."""
     small, large, residue = (stats_of(np.full(10, 2.0**e)) for e in (-30, -20, -60))

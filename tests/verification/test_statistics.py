@@ -88,7 +88,8 @@ def test_without_spread_only_identity_passes():
 
 
 def test_pairs_that_cannot_be_compared():
-    assert equivalence([], 0.0025).decision == "inconclusive"
+    nothing = equivalence([], 0.0025)
+    assert (nothing.decision, nothing.pairs) == ("inconclusive", 0)
     assert equivalence([math.nan, math.nan], 0.0025).mean is None
     assert equivalence([math.nan, 1e-5, 2e-5, 3e-5], 0.0025).pairs == 3
     lost = equivalence([1e-5, math.inf, math.nan], 0.0025)
