@@ -167,6 +167,7 @@ def _ranges(report: Report) -> str:
     ]
     headers = ["layer", "role", "amax", "smallest", *(text(SHORT_FORMATS.get(name, name)) for name in formats)]
     note = f"Share of the values that each format loses, to zero or (!) by overflow, {ranges.scaling(report)}."
+    note += ranges.masks(report)
     return f"{note}\n\n{table(headers, rows)}{_more(layers, 'layer', LAYERS)}"
 
 

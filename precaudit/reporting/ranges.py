@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 
-from precaudit.formats import FORMATS
+from precaudit.formats import EXTREME, FORMATS
 from precaudit.model import FormatFit, Layer, Report, TensorRecord
 from precaudit.reporting.facts import scaled_by_hand
 from precaudit.words import inert, number, share, shorten, visible
@@ -17,6 +18,8 @@ CAST_ROLES = {
     "weight": "weight",
     "weight_grad": "weight grad",
 }
+
+_EXTREME_EXPONENT = math.ceil(math.log2(EXTREME))
 
 
 def scaling(report: Report) -> str:
@@ -34,13 +37,13 @@ def audited_formats(report: Report) -> list[str]:
 def lossless_formats(report: Report) -> tuple[list[str], list[str]]:
     """The formats that lose no value of any role that a plan casts, and the others."""
     fits = [
-        (name, fit)
+        (name, fit.underflow_rate or _overflow(tensor, fit))
         for layer in report.layers
         for tensor in layer.tensors
         if tensor.role in CAST_ROLES
         for name, fit in tensor.formats.items()
     ]
-    lossy = {name for name, fit in fits if fit.overflow_rate or fit.underflow_rate}
+    lossy = {name for name, lost in fits if lost}
     audited = audited_formats(report)
     return [name for name in audited if name not in lossy], [name for name in audited if name in lossy]
 
@@ -70,24 +73,46 @@ def rows(layers: Iterable[Layer], formats: Sequence[str], overflow: str) -> list
             label,
             number(tensor.stats.amax) if not tensor.stats.nonfinite else "inf/nan",
             number(tensor.stats.amin_nonzero),
-            *(_lost(tensor.formats.get(name), overflow) for name in formats),
+            *(_lost(tensor, name, overflow) for name in formats),
         ]
         for layer in layers
         for label, tensor in worst(layer)
     ]
 
 
-def _lost(fit: FormatFit | None, overflow: str) -> str:
+def masks(report: Report) -> str:
+    """A sentence on values that are shown as no overflow, where there are any."""
+    if not any(_masked(tensor) for layer in report.layers for tensor in layer.tensors):
+        return ""
+    return " Values near float32's largest are taken for masks, of which each format has its own: they are not counted."
+
+
+def _masked(tensor: TensorRecord) -> float:
+    """The share of an output's values that are (a share of) float32's largest."""
+    stats = tensor.stats
+    if tensor.role != "activation" or stats.amax < EXTREME:
+        return 0.0
+    return sum(count for e, count in stats.exponents.items() if e >= _EXTREME_EXPONENT) / max(1, stats.numel)
+
+
+def _overflow(tensor: TensorRecord, fit: FormatFit) -> float:
+    beyond = fit.overflow_rate - _masked(tensor)
+    return beyond if beyond * tensor.stats.numel > 0.5 else 0.0  # less than one value is rounding of the shares
+
+
+def _lost(tensor: TensorRecord, name: str, overflow: str) -> str:
+    fit = tensor.formats.get(name)
     if fit is None:
         return "-"
-    return f"{share(fit.overflow_rate)}{overflow}" if fit.overflow_rate else share(fit.underflow_rate)
+    beyond = _overflow(tensor, fit)
+    return f"{share(beyond)}{overflow}" if beyond else share(fit.underflow_rate)
 
 
 def _risk(tensor: TensorRecord) -> tuple[float, ...]:
     fits = list(tensor.formats.values()) if tensor.role in CAST_ROLES else []
     return (
         float(tensor.stats.nonfinite),
-        sum(fit.overflow_rate for fit in fits),
+        sum(_overflow(tensor, fit) for fit in fits),
         sum(fit.flushed_energy for fit in fits),
         sum(fit.underflow_rate for fit in fits),
     )

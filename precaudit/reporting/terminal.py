@@ -117,7 +117,7 @@ def _ranges(page: Page, report: Report) -> None:
     rows = [row for layer in layers[:LAYERS] for row in _layer_rows(layer, formats)]
     lines = [
         "Share of the values that each format loses: to zero, or by overflow where marked !. "
-        f"Gradients as they are {ranges.scaling(report)}."
+        f"Gradients as they are {ranges.scaling(report)}.{ranges.masks(report)}"
     ]
     if safe:
         lines.append(f"Nothing anywhere is lost in {listing(safe, len(safe))}.")
