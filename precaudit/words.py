@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import takewhile
+from itertools import chain, takewhile
 from typing import Any, TypeGuard
 
 NOT_MEASURED = "not measured"
@@ -80,9 +80,11 @@ def _with_parts_cut(name: str, width: int, shared: int) -> str:
 
 
 def broken(name: str, width: int, most: int) -> list[str]:
-    """A name in at most `most` lines, broken after its dots and spaces where these are enough."""
+    """A name in at most `most` lines, broken after its spaces, and after the dots and colons of its long words, where
+    these are enough."""
     lines = [""]
-    for part in re.findall(r"[^. ]*[. ]|[^. ]+", name):
+    words = re.findall(r"[^ ]* |[^ ]+", name)
+    for part in chain.from_iterable([w] if len(w) <= width else re.findall(r"[^.:]*[.:]|[^.:]+", w) for w in words):
         if lines[-1] and len(lines[-1]) + len(part) > width:
             lines.append("")
         lines[-1] += shorten(part, width)

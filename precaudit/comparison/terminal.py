@@ -7,10 +7,11 @@ from tabulate import tabulate
 from precaudit.comparison.changes import Comparison
 from precaudit.comparison.rows import Names, failed_gates, notes, rows, title
 from precaudit.reporting.page import Page
-from precaudit.words import inert, listing, shorten, visible
+from precaudit.words import broken, inert, listing, shorten, visible
 
 MAX_ROWS = 20
 MAX_PLACES = 4
+MAX_LINES = 4  # of one place
 WHERE_WIDTH, WHAT_WIDTH = 28, 44  # beside a mark of four and two gaps of two
 
 
@@ -32,9 +33,7 @@ def render_terminal(comparison: Comparison, names: Names, color: bool = False) -
 
 def _table(comparison: Comparison) -> list[str]:
     every = rows(comparison)
-    cells = [
-        ["FAIL" if row.regression else "note", inert(_places(row.places)), inert(row.what)] for row in every[:MAX_ROWS]
-    ]
+    cells = [["FAIL" if row.regression else "note", _places(row.places), inert(row.what)] for row in every[:MAX_ROWS]]
     widths = [None, WHERE_WIDTH, WHAT_WIDTH]
     lines = tabulate(cells, ["", "where", "what changed"], "simple", disable_numparse=True, maxcolwidths=widths)
     more = f"... and {len(every) - MAX_ROWS:,} more: see them all with -o compare.md or -o compare.json"
@@ -42,4 +41,5 @@ def _table(comparison: Comparison) -> list[str]:
 
 
 def _places(places: tuple[str, ...]) -> str:
-    return listing((shorten(name, 2 * WHERE_WIDTH) for name in places), MAX_PLACES)
+    named = listing((shorten(name, MAX_LINES * WHERE_WIDTH) for name in places), MAX_PLACES)
+    return "\n".join(line.rstrip() for line in broken(inert(named), WHERE_WIDTH, 2 * MAX_PLACES * MAX_LINES))

@@ -54,6 +54,22 @@ def hostile_comparison():
     return Comparison(tuple(changes), tuple(report_samples.HOSTILE), thresholds=DEFAULTS)
 
 
+def test_names_in_the_terminal_are_broken_where_they_can_be_read():
+    """After spaces, or the dots and colons of what is too long; the role is never what is left out."""
+    state = "optimizer_state", "weight.momentum_buffer"
+    moved = Change("amax", 3.0, "amax rose", "feature_projection_layer", None, *state)
+    called = Change("ops", 3.0, "calls", "encoder.classification_output_head", "linear")
+    table = render(Comparison((moved, called), thresholds=DEFAULTS), "terminal", ("a", "b"), Report()).splitlines()
+    where = [line[6:34].strip() for line in table[6:11]]
+    assert where == [
+        "feature_projection_layer",
+        "optimizer_state",
+        "(weight.momentum_buffer)",
+        "encoder.",
+        "classification_output_head:",
+    ]
+
+
 @pytest.mark.parametrize("format", FORMATS)
 def test_hostile_strings_are_escaped(format):
     head = Report(job={"script": report_samples.HOSTILE[1]})
