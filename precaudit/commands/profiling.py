@@ -6,8 +6,10 @@ import argparse
 import os
 import re
 import sys
+import tempfile
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,6 +31,7 @@ from precaudit.running.sources import TRAINABLE, classify, is_binary, is_bundle,
 from precaudit.words import UNDER_TORCHRUN
 
 if TYPE_CHECKING:
+    from precaudit.model import Report
     from precaudit.profiling.engine import Outcome
 
 
@@ -167,6 +170,16 @@ def _make(folder: Path) -> None:
         ) from error
 
 
+def _kept_elsewhere(report: Report, folder: Path) -> str:
+    """Where `report.json` is instead, of which all other files can be made: hours of runs may be in it."""
+    for place in (tempfile.gettempdir, Path.home):
+        with suppress(OSError, RuntimeError, PrecauditError):
+            kept = Path(tempfile.mkdtemp(prefix="precaudit-", dir=place())) / FOLDER_FILES[0]
+            write(report, kept)
+            return f"the report is kept in {kept}; for the others: precaudit report {kept} -o {folder / 'report.html'}"
+    return "the report could be kept nowhere else either: what is printed is all there is of it"
+
+
 def finish(outcome: Outcome, arguments: argparse.Namespace, folder: Path) -> int:
     """Write and print the report; returns the exit code. An error in one file does not prevent the others."""
     from precaudit.reporting.terminal import render_terminal, use_color
@@ -175,13 +188,16 @@ def finish(outcome: Outcome, arguments: argparse.Namespace, folder: Path) -> int
     matched = matches_fail_on(report, arguments.fail_on)
     paths = [*(folder / name for name in FOLDER_FILES), *arguments.output]
     written, problems = write_each(paths, partial(write, report, plan=plan))
+    if paths[0] not in written:
+        problems.append(_kept_elsewhere(report, folder))
     emit(render_terminal(report, color=use_color(sys.stdout), written=written, plan=plan), sys.stdout)
     for sentence in (*matched, *problems):
         print(f"precaudit: {sentence}", file=sys.stderr)
     if outcome.error:
         said = f"nothing was measured; what the script said is in {folder / 'script.log'}"
         left = f"what was measured is in {folder}" if report.layers else said
-        print(f"precaudit: {outcome.error}\nprecaudit: {left}", file=sys.stderr)
+        for sentence in (outcome.error, *([left] if paths[0] in written else [])):
+            print(f"precaudit: {sentence}", file=sys.stderr)
         return int(outcome.exit_code)
     if problems:
         return int(ExitCode.USAGE)

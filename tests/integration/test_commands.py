@@ -15,9 +15,12 @@ from pathlib import Path
 import pytest
 
 from precaudit.__main__ import build_parser, main
-from precaudit.commands.profiling import job_of
-from precaudit.errors import PrecauditError
+from precaudit.commands.profiling import finish, job_of
+from precaudit.errors import ExitCode, PrecauditError
+from precaudit.model import Report
+from precaudit.profiling.engine import Outcome
 from precaudit.profiling.settings import Settings
+from precaudit.reporting.serialize import load_report
 from precaudit.running.childprocess import SIGNALS
 from precaudit.running.children import ChildRunner
 from precaudit.running.fileguard import locked
@@ -372,6 +375,28 @@ def test_what_a_profile_took_counts_the_imports_that_it_waits_for(
     monkeypatch.setattr("precaudit.profiling.engine.profile_job", profile_job)
     assert main(["profile", "--out", str(tmp_path / "out"), str(SCRIPTS / "vae.py")]) == 2
     assert waited[0] >= 0.2
+
+
+@pytest.mark.parametrize("places", [("room", "home"), ("file", "home"), ("file", "file")])
+def test_a_report_that_its_folder_has_no_room_for_is_kept_elsewhere(
+    places: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A file where a folder should be refuses every write, as a full disk does."""
+    (tmp_path / "file").write_text("")
+    for name in ("room", "home"):
+        (tmp_path / name).mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / places[0]))
+    monkeypatch.setenv("HOME", str(tmp_path / places[1]))
+    arguments = build_parser().parse_args(["profile", "train.py"])
+    outcome = Outcome(Report(), ExitCode.SCRIPT_FAILED, "the script failed")
+    assert finish(outcome, arguments, tmp_path / "file" / "out") == ExitCode.SCRIPT_FAILED
+    told = capsys.readouterr().err
+    kept = list(tmp_path.glob("*/precaudit-*/report.json"))
+    assert [path.parents[1].name for path in kept] == [name for name in places if name != "file"][:1]
+    assert [load_report(path) for path in kept] == [outcome.report] * len(kept)
+    assert all(f"kept in {path}; for the others: precaudit report {path} -o " in told for path in kept)
+    assert ("kept nowhere else either" in told) == (not kept)
+    assert told.endswith("precaudit: the script failed\n"), "nothing is said to be in the folder"
 
 
 PREPARING = """
