@@ -14,6 +14,8 @@ from precaudit.model import Plan
 from precaudit.model.fitting import fit_names, format_of, is_within, part_of, parts, stands_for
 from precaudit.words import listing
 
+_LATER = ". If something adds them to it later, as a trainer adds LoRA's, apply the plan after that"
+
 
 def refuse_unplannable(model: nn.Module, plan: Plan) -> None:
     """Raise PrecauditError for a model that takes no plan, or not this one."""
@@ -56,7 +58,9 @@ def fit_plan(model: nn.Module, plan: Plan, name: str) -> Plan:
     names = fit_names(plan, own, name)
     unknown = sorted(fqn for fqn in names.values() if fqn not in own)
     if plan.modules and (unknown or not names):
-        raise _unfit(f"it has no module {listing(unknown) or 'of the plan'}")
+        leaves = own - {fqn.rpartition(".")[0] for fqn in own}
+        added = any(is_within(fqn, leaf) for fqn in unknown for leaf in leaves)
+        raise _unfit(f"it has no module {listing(unknown) or 'of the plan'}", _LATER if added else "")
     kind = next((plan.types[name] for name in names if name in plan.types), None)
     if own == {""} and kind and kind not in _kinds(model)[""]:
         raise _unfit(f"it is not of the plan's type, {kind}")
@@ -78,10 +82,10 @@ def _kinds(model: nn.Module) -> dict[str, set[str]]:
     return kinds
 
 
-def _unfit(why: str) -> PrecauditError:
+def _unfit(why: str, more: str = "") -> PrecauditError:
     return PrecauditError(
         f"the plan doesn't fit this model: {why}. "
-        "Make a new plan with `precaudit profile`, or pass the model that the plan was made for"
+        f"Make a new plan with `precaudit profile`, or pass the model that the plan was made for{more}"
     )
 
 

@@ -511,6 +511,15 @@ def test_a_plan_for_another_model_is_refused():
         apply(small(), plan)
 
 
+@pytest.mark.parametrize(("missing", "later"), [("0.lora_A.default", True), ("0.base_layer", True), ("3", False)])
+def test_a_model_without_its_adapters_is_told_to_come_later(missing, later):
+    """A trainer may put them in, after the model was built."""
+    plan = Plan(default="bfloat16", modules={**dict.fromkeys("012", "bfloat16"), missing: "bfloat16"})
+    with pytest.raises(PrecauditError, match=f"it has no module {missing}") as refused:
+        apply(small(), plan)
+    assert ("apply the plan after that" in str(refused.value)) is later
+
+
 def test_an_exception_is_refused_where_its_module_is_not_and_kept_where_only_the_container_is_unplanned():
     model = nn.Sequential(small(), nn.Linear(2, 2))
     plan = Plan("bfloat16", {"0.0": "bfloat16", "0.1": "bfloat16", "0.2": "bfloat16", "1": "bfloat16"})
