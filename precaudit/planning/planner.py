@@ -35,7 +35,7 @@ _FALLBACK = {
 
 
 _NO_PRODUCT = "no matrix product is left in low precision, so it would gain nothing"
-_UNSEEN = "it never ran in training here, so nothing is known of its values"
+_UNSEEN = "it never ran with gradients here, so its values were not measured"
 _BESIDE = "float8 is for linear layers with sizes in multiples of 16; this runs in bfloat16 beside them"
 
 
