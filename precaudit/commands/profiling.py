@@ -24,7 +24,7 @@ from precaudit.hardware.nvml import equal_gpus, library
 from precaudit.profiling.settings import Settings
 from precaudit.reporting import DEFAULT_PLAN, FOLDER_FILES, files_of, write
 from precaudit.reporting.files import write_each
-from precaudit.running.children import ChildRunner
+from precaudit.running.children import ChildRunner, side_by_side
 from precaudit.running.fileguard import locked
 from precaudit.running.job import Job
 from precaudit.running.sources import TRAINABLE, classify, is_binary, is_bundle, lacking
@@ -124,8 +124,9 @@ def run_profile(arguments: argparse.Namespace) -> int:
     log = folder / "script.log"
     # A second profile there would restore the script's files during runs of this one.
     taken = f"another profile is running into {folder}; wait for its end or choose another --out"
-    with locked(folder, taken), RunProgress(Forecast(settings)) as progress:
-        runner = ChildRunner(log, progress, gpus=() if job.device else equal_gpus(library()))
+    gpus = () if job.device else equal_gpus(library())
+    with locked(folder, taken), RunProgress(Forecast(settings, side_by_side(gpus))) as progress:
+        runner = ChildRunner(log, progress, gpus=gpus)
         handle_signals(runner)  # before the imports: a library that is interrupted in its own is left in pieces
         log.write_bytes(b"")
         runner.start(job)

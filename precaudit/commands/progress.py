@@ -86,22 +86,23 @@ _PER_SEED = (CANDIDATE, REFERENCE, TWIN)
 
 
 class Forecast:
-    """The seconds to go, at the mean pace of a training step so far.
+    """The seconds to go, at the mean pace of a run's training step so far, with `parallel` runs beside each other.
 
     It assumes the fewest runs that end in a verdict: no repair, and no seeds beyond the first ones. Runs that turn out
     to be needed are added as they begin, so that the forecast may grow; those of a search are not, as nobody knows how
     many it takes.
     """
 
-    def __init__(self, settings: Settings) -> None:
-        self._began: float | None = None
+    def __init__(self, settings: Settings, parallel: int = 1) -> None:
+        self._parallel = parallel
+        self._seconds, self._noted = 0.0, time.monotonic()
         self._steps = 0
         self._going: dict[tuple[str, int], int] = {}
         self._left: dict[tuple[str, int], int | None] = dict.fromkeys(_expected(settings.pairs))
 
     def note(self, spec: RunSpec, result: RunResult) -> None:
         """Take in a run's result, partial or final."""
-        self._began = self._began or time.monotonic()
+        self._pass()
         key = spec.label.removesuffix("-1"), spec.seed  # the first candidate has been expected, by no number
         self._going[key] = result.steps
         if spec.label != SEARCH:
@@ -111,12 +112,27 @@ class Forecast:
 
     def to_go(self, steps: int) -> str:
         """The time to go in words, where a run takes so many `steps`; empty before the first step."""
+        self._pass()
         done = self._steps + sum(self._going.values())
-        left = sum(steps if left is None else left for left in self._left.values())
-        if not done or self._began is None:
+        if not done:
             return ""
-        seconds = (time.monotonic() - self._began) * left / done
+        left = {key: steps if count is None else count for key, count in self._left.items()}
+        beside = [count for key, count in left.items() if _beside(*key)]
+        waited = sum(left.values()) - sum(beside) + max(sum(beside) / self._parallel, max(beside, default=0))
+        seconds = self._seconds * waited / done
         return f"about {seconds:.0f} s to go" if seconds < 120 else f"about {seconds / 60:.0f} min to go"
+
+    def _pass(self) -> None:
+        """Count the time since the last note once for each run that goes on; before the first one, none does."""
+        now = time.monotonic()
+        if self._going or self._steps:
+            self._seconds += (now - self._noted) * max(1, len(self._going))
+        self._noted = now
+
+
+def _beside(label: str, seed: int) -> bool:
+    """Whether a run goes on beside others: those that are compared do, once the first reference tells of the script."""
+    return seed > 0 or label == TWIN or label.partition("-")[0] == CANDIDATE
 
 
 def _expected(pairs: int) -> set[tuple[str, int]]:

@@ -33,6 +33,11 @@ _NOTICE_SECONDS = 0.2
 _TAIL_LINES = 20
 
 
+def side_by_side(gpus: Sequence[str]) -> int:
+    """How many runs go on at once."""
+    return min(max(2, len(gpus)), _own_cpus())
+
+
 class ChildRunner:
     """Runs specs in new child processes, `parallel` at a time; of a killed child the last partial result is kept.
 
@@ -51,7 +56,7 @@ class ChildRunner:
         os.environ.setdefault("PYTHONHASHSEED", "0")
         self._context = multiprocessing.get_context("forkserver")
         self._logs, self._progress = RunLogs(log), progress
-        self._parallel = parallel or min(max(2, len(gpus)), _own_cpus())
+        self._parallel = parallel or side_by_side(gpus)
         self._threads = threads or max(1, _own_cpus() // self._parallel)
         self._living: dict[Any, int] = {}
         self._gpus = gpus

@@ -71,6 +71,25 @@ def test_the_time_to_go_is_that_of_the_runs_left_at_the_pace_so_far(clock, setti
     assert told.to_go(60) == f"about {6 * (runs - 1)} s to go"
 
 
+@pytest.mark.parametrize(("parallel", "beside"), [(1, 8), (2, 4), (8, 1), (20, 1)])
+def test_runs_that_will_go_on_beside_each_other_are_not_forecast_one_after_the_other(clock, parallel, beside):
+    """Three candidates, three twins and two more references do, but neither the replay nor the timing."""
+    told = Forecast(Settings(), parallel)
+    ran(told, "reference", 0, 0)
+    clock[0] += 6.0
+    ran(told, "reference", 0, 60)
+    assert told.to_go(60) == f"about {6 * (2 + beside)} s to go"
+
+
+def test_the_pace_is_that_of_one_run_where_several_go_on(clock):
+    told = Forecast(Settings(verify=False), 2)
+    for steps in (0, 60):
+        for seed in (0, 1):
+            ran(told, "reference", seed, steps)
+        clock[0] += 6.0 if steps == 0 else 0.0
+    assert told.to_go(60) == "about 12 s to go", "the replay and the timing, 6 s each"
+
+
 def test_a_repair_adds_its_runs_to_the_time_to_go(clock):
     told = Forecast(Settings(verify=False))
     ran(told, "reference", 0, 0)
