@@ -16,6 +16,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from precaudit.instrument.events import TrainingListener, parameters_of
+from precaudit.instrument.graph import nodes_of
 from precaudit.instrument.torchfunction import stored
 from precaudit.model import LossScale, Plan
 
@@ -26,18 +27,9 @@ SMALLEST, _LARGEST = 2.0**-24, 2.0**40
 
 def leaves_of(roots: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     """The leaf tensors that a backward pass from `roots` would accumulate into."""
-    pending = [root.grad_fn for root in roots if root is not None and root.grad_fn is not None]
-    seen = set(pending)
-    leaves = [root for root in roots if root is not None and root.is_leaf and root.requires_grad]
-    while pending:
-        node = pending.pop()
-        if node.name() == "torch::autograd::AccumulateGrad":
-            leaves.append(node.variable)  # type: ignore[attr-defined]
-        for following, _ in node.next_functions:
-            if following is not None and following not in seen:
-                seen.add(following)
-                pending.append(following)
-    return leaves
+    roots = [root for root in roots if root is not None]
+    leaves = [root for root in roots if root.is_leaf and root.requires_grad]
+    return leaves + [node.variable for node in nodes_of(roots) if node.name() == "torch::autograd::AccumulateGrad"]
 
 
 def _is_parameter(leaf: Any) -> bool:

@@ -13,6 +13,7 @@ import torch
 from torch.nn import utils
 
 from precaudit.instrument.events import TrainingListener, parameters_of
+from precaudit.instrument.graph import nodes_of
 from precaudit.instrument.names import ModuleNames
 from precaudit.instrument.patches import all_wrapped, set_to
 from precaudit.instrument.torchfunction import map_tensors, stored, tensors_in
@@ -223,17 +224,7 @@ class ScaledGradients(TrainingListener):
 def _is_made_of_scaled(loss: torch.Tensor) -> bool:
     """Whether the loss's graph contains a scaled loss. It walks the whole graph, so it is used in the first step
     only."""
-    known: set[Any] = set()
-    waiting: list[Any] = [loss.grad_fn]
-    while waiting:
-        node = waiting.pop()
-        if node is None or node in known:
-            continue
-        if _SCALED in node.metadata:
-            return True
-        known.add(node)
-        waiting += [before for before, _ in node.next_functions]
-    return False
+    return any(_SCALED in node.metadata for node in nodes_of([loss]))
 
 
 def _is_untouched(parameter: torch.Tensor, written: Mapping[int, Written]) -> bool:
