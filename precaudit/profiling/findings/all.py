@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from precaudit.finding import finding, ranked
 from precaudit.model import Finding, Location, Plan, Severity, Verification
@@ -74,7 +75,7 @@ def _of_bypassed(trace: Trace) -> list[Finding]:
         "audited, and stays in float32 under the plan"
     )
     fix = "call the module itself, model(x) instead of model.forward(x), or super().__call__(x) inside its own __call__"
-    return [finding("PA003", "warning", message, fix, None, None, place, modules=list(trace.bypassed))]
+    return [finding("PA003", "warning", message, fix, location=place, modules=list(trace.bypassed))]
 
 
 def _own_casts(audit: Audit) -> set[Location | None]:
@@ -151,12 +152,10 @@ def _of_lost(lost: LostGradients) -> Finding:
     fix = f"keep {names or lost.fqn} out of {lost.format}{', as the plan does' if names else ''}"
     alone = lost.causes[0] if len(lost.causes) == 1 else None
     several = _several(lost.causes)
-    return finding(
-        "PA201", "warning", message, fix, alone, None, None, error=lost.error, formats=lost.format, **several
-    )
+    return finding("PA201", "warning", message, fix, alone, error=lost.error, formats=lost.format, **several)
 
 
-def _several(blamed: tuple[str, ...]) -> dict[str, object]:
+def _several(blamed: tuple[str, ...]) -> dict[str, Any]:
     """Evidence for the modules to blame where they are several, for which a finding has no place."""
     return {"modules": blamed} if len(blamed) > 1 else {}
 

@@ -129,7 +129,7 @@ def _of_stale_casts(stale: StaleCast | None) -> list[Finding]:
     )
     fix = "open autocast anew in every step, around the forward pass and the loss alone"
     severity: Severity = "error" if stale.steps > 1 else "warning"
-    return [finding("PA509", severity, message, fix, stale.fqn or None, None, stale.place, steps=stale.steps)]
+    return [finding("PA509", severity, message, fix, stale.fqn or None, location=stale.place, steps=stale.steps)]
 
 
 def _with_the_change(misuses: Mapping[MisuseKind, Misuse], run: RunResult) -> Mapping[MisuseKind, Misuse]:

@@ -124,7 +124,7 @@ def _integers(entry: ChangedIntegers, severity: Severity) -> Finding:
         f"{entry.limit:g}: {entry.changed} of them are rounded to others: ids alias, a count stands still"
     )
     fix = "keep these whole numbers in an integer or float32 tensor, if they are indices, positions or counts"
-    return finding("PA306", severity, message, fix, None, None, entry.place, changed=entry.changed)
+    return finding("PA306", severity, message, fix, location=entry.place, changed=entry.changed)
 
 
 @_described.register
@@ -152,7 +152,7 @@ def _steps(entry: NonFiniteStep, severity: Severity) -> Finding:
         "nothing checks what overflows under the script's own precision and loss scale"
     )
     fix = "step with a GradScaler, scaler.step(optimizer), which skips such steps, or check the gradients first"
-    return finding("PA504", "error", message, fix, entry.fqn or None, None, entry.place, step=entry.step)
+    return finding("PA504", "error", message, fix, entry.fqn or None, location=entry.place, step=entry.step)
 
 
 @_described.register

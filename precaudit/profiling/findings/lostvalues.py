@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from operator import itemgetter
+from typing import Any
 
 from precaudit.execution.policy import category
 from precaudit.finding import finding
@@ -165,7 +166,7 @@ def of_lost_gradients(run: RunResult) -> list[Finding]:
         f"{lost.step}{scaled}: the model learns nothing from them"
     )
     fix = "lower the loss scale, or let torch.amp.GradScaler find it"
-    return [finding("PA307", "error", message, fix, lost.fqn or None, None, lost.place, step=lost.step)]
+    return [finding("PA307", "error", message, fix, lost.fqn or None, location=lost.place, step=lost.step)]
 
 
 def of_casts(run: RunResult, kind: type[CastLoss]) -> list[Finding]:
@@ -174,6 +175,7 @@ def of_casts(run: RunResult, kind: type[CastLoss]) -> list[Finding]:
     found = []
     for entry in run.own_precision.entries(kind):
         if entry.lost > _MOST_LOST:
-            said, evidence = message.format(dtype=entry.dtype, lost=entry.lost), {measure: entry.lost}
-            found.append(finding("PA309", "error", said, fix, None, None, entry.place, **evidence))
+            said = message.format(dtype=entry.dtype, lost=entry.lost)
+            evidence: dict[str, Any] = {measure: entry.lost}
+            found.append(finding("PA309", "error", said, fix, location=entry.place, **evidence))
     return found
