@@ -19,7 +19,7 @@ from precaudit.errors import ExitCode, PrecauditError, require
 from precaudit.hardware.peaks import Gpu, get_gpu
 from precaudit.model import Plan
 from precaudit.profiling.reference import in_float32
-from precaudit.running.job import Job, RunResult, RunSpec
+from precaudit.running.job import Job, RunResult, RunSpec, require_target
 from precaudit.tracing.records import Trace
 from precaudit.words import NOT_NATIVE, TORCHRUN, plural
 
@@ -78,6 +78,7 @@ def _run(job: Job, wanted: tuple[Deployment, ...], settings: CheckSettings, runn
 def _require_measurable(run: RunResult, observed: Observed) -> None:
     if run.status == "interrupted":
         raise KeyboardInterrupt
+    require_target(run)
     if not run.finished:
         text = run.error.traceback if run.error else run.status
         code = ExitCode.USAGE if run.is_ours else ExitCode.SCRIPT_FAILED

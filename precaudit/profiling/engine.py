@@ -24,7 +24,7 @@ from precaudit.profiling.jobfacts import job_facts
 from precaudit.profiling.settings import Settings
 from precaudit.profiling.timing import measure, trained_ops, unmeasured
 from precaudit.profiling.trials import verify
-from precaudit.running.job import Job, RunResult
+from precaudit.running.job import Job, RunResult, require_target
 from precaudit.running.scratch import scratch
 from precaudit.tensorcores.shapes.eligibility import unreached_findings, with_flops
 from precaudit.tensorcores.shapes.padding import alignment_findings
@@ -53,6 +53,7 @@ def profile_job(job: Job, settings: Settings, runner: Runner, began: float | Non
     execution = _execution(settings, where)
     with scratch() as folder:
         audit = run_audit(job, formats, execution, clock, folder)
+        require_target(audit.reference)
         plan, verification = Plan(target=target.name), Verification(reason=_last_words(audit.reference))
         measured = unmeasured(settings.price)
         error, code = _failure(audit)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from textwrap import shorten
 from typing import Any, Literal
 
+from precaudit.errors import PrecauditError
 from precaudit.formats import get_format
 from precaudit.model import Execution, Location, Plan
 from precaudit.ownprecision.records import OwnPrecision
@@ -154,6 +155,11 @@ class ScriptError:
         return self.type in ("ModuleNotFoundError", "ImportError") and self.message.startswith("No module named ")
 
     @property
+    def is_lack_of_target(self) -> bool:
+        """Whether `-m` names a module that doesn't exist, or can't be run."""
+        return self.raised_by == "runpy" and self.type == "ImportError"
+
+    @property
     def is_wrong_usage(self) -> bool:
         """Whether the script refused its arguments: argparse and most others exit with this code then."""
         return self.type == "SystemExit" and self.message == "2"
@@ -283,3 +289,10 @@ class RunResult:
     def failure(self) -> str:
         """Which of script and precaudit failed, and after how many steps."""
         return f"{'precaudit' if self.is_ours else 'the script'} failed after {self.taken}"
+
+
+def require_target(run: RunResult) -> None:
+    """Raise PrecauditError where `-m` names no module."""
+    if run.error is not None and run.error.is_lack_of_target:
+        where = "it is looked for in this folder, on PYTHONPATH and among what is installed beside precaudit"
+        raise PrecauditError(f"{run.error.short} (-m takes a module's name as python -m does: {where})")

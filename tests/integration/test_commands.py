@@ -354,6 +354,16 @@ def test_what_follows_a_module_s_name_is_the_module_s(verb: list[str], given: li
     assert (job.kind, job.target, list(job.argv), job.steps) == ("module", "package.train", given, 7)
 
 
+@pytest.mark.parametrize(("module", "reason"), [("no_such_module", "No module named"), ("json", "cannot be directly")])
+def test_a_missing_module(module: str, reason: str, tmp_path: Path) -> None:
+    with started(tmp_path, "profile", "-m", module) as process:
+        said = process.communicate(timeout=PATIENCE)[1].splitlines()[-1]
+    assert process.returncode == 2
+    assert said.startswith("precaudit: ")
+    assert reason in said
+    assert "python -m" in said
+
+
 def test_a_missing_script(tmp_path: Path, profile_here: Callable[..., Done]) -> None:
     done = profile_here(tmp_path / "nothing.py")
     assert done.returncode == 2
