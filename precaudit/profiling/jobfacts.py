@@ -60,6 +60,8 @@ def _stopped(run: RunResult) -> str:
         "unlaunched": run.error.is_lack_of_launcher,
         "unroomed": run.error.is_lack_of_memory,
         "unequipped": run.error.is_lack_of_module,
+        "unanswered": run.error.is_lack_of_input,
+        "without_gpu": run.error.is_lack_of_gpu,
         "misused": run.error.is_wrong_usage,
         "unable": run.is_ours,
     }

@@ -56,6 +56,11 @@ ENDED = Undecided(
     "float32 learns.",
 )
 
+UNTRAINED = Undecided(
+    "the script computed gradients, but no weight was updated with them.",
+    "Update the weights after loss.backward(), as optimizer.step() does, and profile again.",
+)
+
 DOUBLE = Undecided(
     "the model computes in float64, which autocast leaves alone, so no value was rounded.",
     "Build the model and its data in float32 first, see that it still learns, and profile again.",
@@ -66,6 +71,8 @@ def undecided(report: Report) -> Undecided:
     """The explanation for the report's cause; noise where it names none of these."""
     named = report.verification.cause
     cause = named if named and named in UNDECIDED else "noise"
+    if cause == "float32" and report.verification.steps == 0:
+        return UNTRAINED
     if cause == "float32" and report.job.get("stopped") == "ended":
         return ENDED
     if cause == "noise" and (needed := seeds_needed(report.verification)):

@@ -38,6 +38,15 @@ CUT_SHORT = {
         "the script refused its arguments",
         "Give the script's own arguments after its name (script.log has what it said), and profile again.",
     ),
+    "unanswered": Ending(
+        "the script asked for input",
+        "No run is given any: let the script take it as an argument instead, and profile again.",
+    ),
+    "without_gpu": Ending(
+        "the script found no GPU",
+        'Let the script choose its device ("cuda" if torch.cuda.is_available() else "cpu"), or go where torch finds a '
+        "GPU, and profile again.",
+    ),
     "unroomed": Ending(
         "memory ran out",
         "Profile again with a smaller batch, or more memory: an audit needs some beside the training's own.",

@@ -90,6 +90,7 @@ class RunSpec:
 _ROOM = 300
 """Characters of a message that a sentence has room for."""
 _OF_WORKER, _RAISED = "Original Traceback", re.compile(r"^[\w.]+: .+$", re.MULTILINE)
+_NO_GPU = ("Torch not compiled with CUDA", "Found no NVIDIA driver", "No CUDA GPUs are available")
 _NO_MEMORY = ("out of memory", "defaultcpuallocator", "_alloc_failed")
 OF_OPTIMIZER = ", optimizer "
 """In the name of a stream of losses, between its line and the optimizer's number."""
@@ -163,6 +164,16 @@ class ScriptError:
     def is_wrong_usage(self) -> bool:
         """Whether the script refused its arguments: argparse and most others exit with this code then."""
         return self.type == "SystemExit" and self.message == "2"
+
+    @property
+    def is_lack_of_input(self) -> bool:
+        """Whether `input` was called, which has nothing to read in a run."""
+        return self.type == "EOFError" and self.message == "EOF when reading a line"
+
+    @property
+    def is_lack_of_gpu(self) -> bool:
+        """Whether torch's own code finds no GPU, or was built for none."""
+        return self.type in ("AssertionError", "RuntimeError") and self.message.startswith(_NO_GPU)
 
     @property
     def is_lack_of_launcher(self) -> bool:

@@ -92,6 +92,9 @@ def judge(runs: Runs, plan: Plan) -> Judgement:
             return _uncompared("fail", lost.detail, checked)
     if bad := failed(checked):
         return _uncompared("fail", bad[0].detail, checked)
+    if pairs and not any(run.steps for pair in pairs for run in pair):
+        reason = "no optimizer step was taken, so there is no training to compare"
+        return _uncompared("inconclusive", reason, checked, "float32", settled=True)
     if pairs and not any(_differ(*pair) for pair in pairs):
         return _unchanged("every loss", checked)
     judged = _compare_losses(runs, pairs, checked)

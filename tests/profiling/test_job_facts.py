@@ -51,6 +51,11 @@ def test_a_mixed_precision_that_this_machine_leaves_off_is_mentioned(left_off, o
         ("ImportError", "cannot import name 'x' from 'y'", "failed"),
         ("SystemExit", "2", "misused"),
         ("SystemExit", "1", "failed"),
+        ("EOFError", "EOF when reading a line", "unanswered"),
+        ("EOFError", "Ran out of input", "failed"),  # a file that was cut off
+        ("AssertionError", "Torch not compiled with CUDA enabled", "without_gpu"),
+        ("RuntimeError", "No CUDA GPUs are available", "without_gpu"),
+        ("RuntimeError", "CUDA error: device-side assert triggered", "failed"),
     ],
 )
 def test_what_ended_a_run_is_told_apart(error, message, stopped):

@@ -170,6 +170,14 @@ def test_script_with_a_larger_autocast_region_does_not_keep_it(off, kept):
     assert actions(replace(report, verification=scattered))[0].startswith("Keep what you have")
 
 
+@pytest.mark.parametrize(("steps", "said"), [(0, "Update the weights"), (3, "Let the script train longer")])
+def test_gradients_that_no_step_used_are_told_from_too_little_training(steps, said):
+    report = report_samples.passing()
+    verification = Verification("inconclusive", "emulated", cause="float32", steps=steps)
+    report = replace(report, verification=verification, findings=(), job={**report.job, "stopped": "ended"})
+    assert actions(report)[0].startswith(said)
+
+
 def test_common_remedy_is_stated_once():
     report = report_samples.passing()
     found = [report_samples.finding(fqn=f"layers.{i}.norm", suggestion="keep float32 weights") for i in range(40)]

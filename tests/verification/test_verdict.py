@@ -98,6 +98,13 @@ def test_bit_identical_runs_prove_nothing(seeds):
     assert "changed nothing" in judged.reason
 
 
+def test_gradients_without_a_step_are_no_training():
+    idle = {label: run((), label, 0) for label in ("reference", "candidate-1")}
+    judged = judge(Runs({0: idle["reference"]}, {0: idle["candidate-1"]}), PLAN)
+    assert (judged.verdict, judged.cause, judged.settled) == ("inconclusive", "float32", True)
+    assert judged.reason == "no optimizer step was taken, so there is no training to compare"
+
+
 def test_a_plan_that_stopped_rounding_before_the_compared_steps_proves_nothing():
     """Such as for a first model, where the second one's forward is called by its name."""
     pairs = runs(0.0)
