@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from types import MappingProxyType
 
 from precaudit.errors import PrecauditError
@@ -178,8 +179,10 @@ def gpu_for(where: Environment) -> Gpu:
 
 
 def get_gpu(name: str) -> Gpu:
-    """The GPU called `name`; `PrecauditError` with the list of known ones."""
+    """The GPU called `name`; `PrecauditError` with the list of known ones, of which one may be meant."""
     found = find_gpu(name)
     if found is None:
-        raise PrecauditError(f"unknown GPU {name!r}; known GPUs: {', '.join(GPUS)}")
+        close = ", ".join(get_close_matches(name.lower(), GPUS, cutoff=0.5))
+        meant = f" (the closest by name: {close})" if close else ""
+        raise PrecauditError(f"unknown GPU {name!r}{meant}; known GPUs: {', '.join(GPUS)}")
     return found

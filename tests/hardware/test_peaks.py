@@ -118,6 +118,12 @@ def test_an_unknown_gpu_names_the_known_ones():
         get_gpu("tpu")
 
 
+@pytest.mark.parametrize(("name", "meant"), [("MI300", "mi300x"), ("jetson", "jetson-agx-orin"), ("h10", "h100")])
+def test_an_unknown_gpu_names_the_closest_first(name, meant):
+    with pytest.raises(PrecauditError, match=rf"unknown GPU '{name}' \(the closest by name: {meant}[,)]"):
+        get_gpu(name)
+
+
 @pytest.mark.parametrize("gpu", GPUS.values(), ids=GPUS)
 def test_the_figures_are_dense_and_ordered(gpu):
     assert gpu.source
