@@ -15,6 +15,12 @@ from precaudit.tracing.records import Trace
 from precaudit.words import listing, plural
 
 ANEW = "plan for the model as it is now: precaudit profile SCRIPT, and pass the new plan.json"
+COMPILED = frozenset(("RecursiveScriptModule", "ScriptModule", "TopLevelTracedModule", "TracedModule", "GraphModule"))
+"""Types of torch.jit, torch.export and torch.fx, whose modules are no longer those that a plan was made for."""
+BEFORE = (
+    "check the model as it is before torch.jit, torch.export or torch.fx compiles it: of what they make, modules and "
+    "rounding can't be compared with a plan"
+)
 ANOTHER = 0.5
 """A plan with fewer than half of its modules in common is another model's, and listing all differences would not
 help."""
@@ -52,6 +58,12 @@ def _of_model(view: ModelView, plan: Plan) -> Iterator[Finding]:
     yield from _new(matching, view)
 
 
+def _anew(view: ModelView) -> str:
+    """What to do where the model is not the planned one; a new plan of a compiled model would be no better."""
+    planned = view.plan.types.values()
+    return BEFORE if COMPILED.intersection(view.types.values()).difference(planned) else ANEW
+
+
 def _is_anybodys(view: ModelView, plan: Plan) -> bool:
     """Whether the model has no submodules, so that only its own name can tell that the plan is for it."""
     return view.types.keys() == {""} and len(plan.modules) > 1 and not {"", view.model} & view.names.keys()
@@ -87,7 +99,7 @@ def _another_model(view: ModelView, same: int) -> Finding:
     message = f"this plan is another model's: of {named} that it names, {found}"
     return _foreign(
         message if view.plan.modules else f"this plan names no module of {view.called}",
-        f"pass the plan of this model, or {ANEW}",
+        f"pass the plan of this model, or {_anew(view)}",
         view.plan,
         view,
     )
@@ -145,7 +157,7 @@ def _replaced(matching: Matching, view: ModelView) -> Iterator[Finding]:
                 "error",
                 f"{view.shown(new.fqn)} was a {old.type} when the plan was made and is a {new.type} now: "
                 f"{format_of(view.plan, new.fqn)} was verified for the {old.type} only",
-                ANEW,
+                _anew(view),
                 fqn=view.shown(new.fqn),
                 planned=old.type,
                 now=new.type,
@@ -159,7 +171,7 @@ def _gone(matching: Matching, view: ModelView) -> Iterator[Finding]:
             "PA701",
             "error",
             f"the plan names {layer.fqn}{kind}, which {view.called} doesn't have: removed since, or the wrong plan",
-            ANEW,
+            _anew(view),
             fqn=view.shown(layer.fqn),
         )
 
@@ -174,7 +186,7 @@ def _new(matching: Matching, view: ModelView) -> Iterator[Finding]:
             "PA702" if own else "PA706",
             "error" if own else "warning",
             f"{_what(layer, view)} {what}: {unplanned}",
-            ANEW,
+            _anew(view),
             fqn=view.shown(layer.fqn),
         )
 

@@ -106,6 +106,23 @@ def test_module_of_another_type_is_an_error():
     assert "was a LayerNorm when the plan was made and is a HandWrittenNorm now" in findings["PA705"].message
 
 
+@pytest.mark.parametrize(
+    ("planned", "now", "compiled"),
+    [
+        (MODEL, dict.fromkeys(MODEL, "RecursiveScriptModule"), True),
+        (MODEL, {"": "GraphModule", **dict.fromkeys(MODEL, "Module"), "_guards_fn": "GuardsFn"}, True),
+        ({**MODEL, "body": "GraphModule"}, {**MODEL, "body": "GraphModule", "norm": "HandWrittenNorm"}, False),
+    ],
+)
+def test_a_compiled_model_is_to_be_checked_before_it_is_compiled(planned, now, compiled):
+    """Of it no other plan could be made, as the advice to all others says."""
+    findings = found(plan_of(planned), facts(now, containers=("block",)))
+    assert findings
+    for finding in findings.values():
+        assert finding.suggestion.startswith("check the model as it is before torch.jit") is compiled
+        assert ("precaudit profile" in finding.suggestion) is not compiled
+
+
 @pytest.mark.parametrize("typed", [True, False])
 def test_another_models_plan_is_one_finding(typed):
     other = {f"conv{i}": "Conv2d" for i in range(40)}
