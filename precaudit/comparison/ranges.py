@@ -12,7 +12,7 @@ from precaudit.comparison.headroom import binades
 from precaudit.comparison.noise import amax_noise, amin_noise, distance_noise
 from precaudit.comparison.tensors import LayerPairs, OpPairs, TensorPair, layer_tensors, op_tensors
 from precaudit.model import Exponents, TensorStats
-from precaudit.words import number
+from precaudit.words import number, share
 
 VALUES_TO_VANISH = 8  # fewer may all be zero by chance, as behind a ReLU
 
@@ -51,8 +51,8 @@ def range_changes(layers: LayerPairs, ops: OpPairs) -> Iterator[Change]:
 def _moved(tensor: TensorPair) -> Iterator[Change]:
     base, head = tensor.base.stats, tensor.head.stats
     if head.nonfinite and not base.nonfinite:
-        share = head.nonfinite / max(1, head.numel)
-        yield tensor.change("nonfinite", 1.0, f"{share:.2g} of the values are inf or nan, none in base")
+        lost = share(head.nonfinite / max(1, head.numel))
+        yield tensor.change("nonfinite", 1.0, f"{lost} of the values are inf or nan, none in base")
     if base.exponents.total and not head.exponents.total:
         if tensor.values_in_base >= VALUES_TO_VANISH:
             yield tensor.change("vanished", 1.0, "no finite value but zero is left")

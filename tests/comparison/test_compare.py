@@ -187,6 +187,7 @@ def test_values_that_become_nonfinite_are_found():
         report(layers=(one_layer(tensor("activation", *many, np.inf)),)),
     )
     assert changes["nonfinite"].regression
+    assert changes["nonfinite"].message == "0.99% of the values are inf or nan, none in base"
 
 
 @pytest.mark.parametrize(("values", "flagged"), [(100, True), (2, False)])
