@@ -279,7 +279,7 @@ def require_measurable(audit: Audit) -> None:
             "nothing to measure: the script finished without a backward pass. precaudit audits training; "
             "give it the script that trains, or a model file with build_model, batches and loss (not seen: "
             "training in processes that the script starts itself, and by torch.func.grad without an optimizer; a "
-            f"script for torchrun is profiled with {UNDER_TORCHRUN})",
+            f"script for torchrun is profiled with {UNDER_TORCHRUN}{_without_gpu()})",
             ExitCode.NOTHING_TO_MEASURE,
         )
     if not audit.trace.trained:
@@ -290,6 +290,13 @@ def require_measurable(audit: Audit) -> None:
             "A model with computed weights, as in MAML, is called by torch.func.functional_call(model, weights, x)",
             ExitCode.NOTHING_TO_MEASURE,
         )
+
+
+def _without_gpu() -> str:
+    """A hint for a script that leaves its training out where there is no GPU."""
+    import torch
+
+    return "" if torch.cuda.is_available() else "; torch finds no GPU here, if the script trains on one only"
 
 
 def require_same_start(reference: RunResult, run: RunResult, tolerance: float = SAME_START) -> None:
