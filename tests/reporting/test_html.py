@@ -207,6 +207,8 @@ def test_a_report_without_a_plan_offers_none(pages):
     assert "Plan none No module was seen" in pages["empty"].text
     assert "Copy plan.json" not in pages["empty"].text
     assert "Copy plan.json" in pages["passing"].text
+    assert "no plan that can be recommended" in pages["failing"].text
+    assert "Copy plan.json" not in pages["failing"].text, "nor offered"
 
 
 # ---------------------------------------------------------------- words
