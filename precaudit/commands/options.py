@@ -142,11 +142,11 @@ def refuse_outputs(arguments: argparse.Namespace, formats: Collection[str]) -> N
     refuse_overwrite(arguments.output, arguments.force)
 
 
-def refuse_overwrite(paths: list[Path], force: bool) -> None:
-    """Raise PrecauditError if a file to be written exists, before any work is done."""
+def refuse_overwrite(paths: list[Path], force: bool, instead: str = "") -> None:
+    """Raise PrecauditError if a file to be written exists, before any work is done; `instead` ends the advice."""
     folders = [str(path) for path in paths if path.is_dir()]
     require(not folders, f"{', '.join(folders)}: a folder, which no file can replace; choose another place")
     existing = [str(path) for path in paths if path.exists()]
     if existing and not force:
         exist = "exists" if len(existing) == 1 else "exist"
-        raise PrecauditError(f"{', '.join(existing)} already {exist}; pass --force to overwrite")
+        raise PrecauditError(f"{', '.join(existing)} already {exist}; pass --force to overwrite{instead}")

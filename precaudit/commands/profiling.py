@@ -119,7 +119,9 @@ def run_profile(arguments: argparse.Namespace) -> int:
     parse_rules(arguments.fail_on)
     folder: Path = arguments.out or Path("reports") / _stem(job)
     outputs = [folder / name for name in FOLDER_FILES]
-    refuse_overwrite([file for path in (*outputs, *arguments.output) for file in files_of(path)], arguments.force)
+    files = [file for path in (*outputs, *arguments.output) for file in files_of(path)]
+    shared = "" if arguments.out else ", or choose another --out where another script of this name wrote them"
+    refuse_overwrite(files, arguments.force, shared)
     _make(folder)
     log = folder / "script.log"
     # A second profile there would restore the script's files during runs of this one.

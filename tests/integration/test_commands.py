@@ -387,6 +387,21 @@ def test_what_a_profile_took_counts_the_imports_that_it_waits_for(
     assert waited[0] >= 0.2
 
 
+@pytest.mark.parametrize("asked", [[], ["--out", "reports/train"]])
+def test_scripts_of_one_name_are_told_of_folders_of_their_own(
+    asked: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """a/train.py and b/train.py both write reports/train, where --force alone would take one for the other."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "reports" / "train").mkdir(parents=True)
+    for path in (tmp_path / "train.py", tmp_path / "reports" / "train" / "report.json"):
+        path.write_text("")
+    assert main(["profile", *asked, "train.py"]) == ExitCode.USAGE
+    told = capsys.readouterr().err
+    assert "report.json already exists; pass --force to overwrite" in told
+    assert ("another --out where another script of this name" in told) == (not asked)
+
+
 @pytest.mark.parametrize("places", [("room", "home"), ("file", "home"), ("file", "file")])
 def test_a_report_that_its_folder_has_no_room_for_is_kept_elsewhere(
     places: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
