@@ -152,7 +152,7 @@ class ScriptError:
 
     @property
     def is_lack_of_module(self) -> bool:
-        """Whether a module is missing, also the one that `-m` names."""
+        """Whether a module is missing."""
         return self.type in ("ModuleNotFoundError", "ImportError") and self.message.startswith("No module named ")
 
     @property

@@ -25,6 +25,7 @@ _MOST_NUMBERS = 4
 """With more different numbers of model calls per step in float32 than this, skipped batches can't be recognized."""
 _BUSIER = 4.0
 """Calling the models so many times as often costs what a format gains: float8 multiplies four times as fast as tf32."""
+_OR_SOLVER = "the script leaves batches out, or a solver in it takes smaller steps where values are rounded"
 _SCALE_FLOOR, _SCALE_CEILING = 2.0**-10, 2.0**30
 """A loss scale below the first has collapsed; one above the second runs away, unless it overflows up there, as it does
 where gradients have become that small."""
@@ -145,8 +146,7 @@ def usual_calls(references: Iterable[RunResult]) -> set[int]:
 def used_batches(pairs: Sequence[Pair], plan: Plan) -> Gate:
     """A script that skips batches with a non-finite loss hides the fault, as it learns from the other ones."""
     if (times := _busier(pairs)) >= _BUSIER:
-        why = "a solver that adapts its steps to its error takes smaller ones where values are rounded"
-        detail = f"most steps call the models {times:.0f} times as often as any in float32, or oftener: {why}"
+        detail = f"most steps call the models {times:.0f} times as often as any in float32, or oftener: {_OR_SOLVER}"
         return Gate("batches", False, detail)
     usual = usual_calls(reference for reference, _ in pairs)
     if not usual:
@@ -154,8 +154,7 @@ def used_batches(pairs: Sequence[Pair], plan: Plan) -> Gate:
     unused = max(sum(unused_calls(candidate.calls, usual)) for _, candidate in pairs)
     if unused <= _most_allowed(pairs):
         return Gate("batches", True, "every step calls the models as often as in float32")
-    why = "the script leaves batches out, or a solver in it takes more steps"
-    detail = f"{unused} calls of the models led to no step, unlike in float32: {why}"
+    detail = f"{unused} calls of the models led to no step, unlike in float32: {_OR_SOLVER}"
     return Gate("batches", False, detail)
 
 
