@@ -292,7 +292,7 @@ def test_a_script_that_float32_does_not_train(tmp_path: Path, profile_here: Call
     assert "REPAIR FLOAT32 FIRST" in done.stdout
     finding = report_in(tmp_path)["findings"][0]
     assert (finding["rule"], finding["location"]["line"]) == ("PA603", 14)
-    assert "1 of 9,600 values that __getitem__ reads came nan with the data" in finding["message"]
+    assert "nan came with the data, as 1 of the 9,600 values that __getitem__ reads" in finding["message"]
 
 
 @pytest.mark.parametrize("name", ["catches_everything", "swallow_exceptions"])

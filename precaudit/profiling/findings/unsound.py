@@ -68,9 +68,9 @@ def of_float32(audit: Audit, verification: Verification, origin: Origin | None =
 def _told(origin: Origin | None) -> tuple[str, str]:
     """What made the loss non-finite, and the remedy."""
     if isinstance(origin, NonFiniteData):
-        kind = "nan" if origin.nan else "infinite"
+        kind, values = "nan" if origin.nan else "inf", plural(origin.numel, "value")
         return (
-            f"{origin.bad:,} of {plural(origin.numel, 'value')} that {origin.op} reads came {kind} with the data",
+            f"{kind} came with the data, as {origin.bad:,} of the {values} that {origin.op} reads",
             "leave such samples out, or mend them, before the model sees them: torch.isfinite(batch).all() finds them",
         )
     if isinstance(origin, NonFiniteGradient):
