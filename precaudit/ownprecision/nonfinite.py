@@ -98,9 +98,9 @@ class NonFiniteBackward:
 
     def made(self, call: Call, result: torch.Tensor) -> None:
         """Hooks the nodes of this operation: those between its result and what it was given, or was computed before."""
-        given = [t.grad_fn for t in call.given if t is not result]
         if result.grad_fn is None:
             return
+        given = [t.grad_fn for t in call.given if t is not result]
         frame = self._current()
         passed = partial(self._passed, call.op, caller_location(), frame.name.fqn if frame else "")
         waiting: list[Any] = [result.grad_fn]  # torch's stubs take a node's metadata for a method

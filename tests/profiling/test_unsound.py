@@ -6,7 +6,13 @@ from dataclasses import replace
 import pytest
 
 from precaudit.model import Location, Trial, Verification
-from precaudit.ownprecision.records import NonFiniteData, NonFiniteGradient, NonFiniteLoss
+from precaudit.ownprecision.records import (
+    NonFiniteData,
+    NonFiniteGradient,
+    NonFiniteLoss,
+    OwnPrecision,
+    RunawayScale,
+)
 from precaudit.profiling.audit import Audit
 from precaudit.profiling.findings.unsound import of_float32, origin_of_nonfinite
 from precaudit.running.job import Job, RunResult
@@ -54,6 +60,11 @@ def test_a_gradient_that_the_weights_took_over_comes_before_what_they_do():
 def test_no_run_is_made_where_no_float32_run_lost_its_loss():
     assert origin(audit_of(1.0, 0.5), trials=[Trial(1, "candidate-1", (math.nan,), 0)]) == (None, [])
     assert origin(audit_of(1.0, math.nan, status="failed")) == (None, [])
+
+
+def test_no_run_is_made_where_the_script_s_own_scale_is_the_cause():
+    written = RunResult("as-written", 0, "stopped", own_precision=OwnPrecision(low=[RunawayScale(None, 1e13, 2)]))
+    assert origin(replace(LOST, as_written=written), MADE) == (None, [])
 
 
 def test_the_run_has_the_seed_that_lost_its_loss():

@@ -23,9 +23,9 @@ Origin = NonFiniteLoss | NonFiniteData | NonFiniteGradient
 
 def origin_of_nonfinite(audit: Audit, verification: Verification, runner: Runner) -> Origin | None:
     """Repeats the first float32 run that lost its loss, up to there, and examines every operation, also those outside
-    of all modules. None where no run did, or nothing was found."""
+    of all modules. None where no run did, its cause is known, or nothing was found."""
     lost = _first_lost(audit, verification)
-    if lost is None or not audit.complete:
+    if lost is None or not audit.complete or _by_scale(audit):
         return None
     seed, step = lost
     spec = RunSpec(replace(audit.job, steps=step + 1), WATCH, seed, "own-casts", execution=audit.execution)
@@ -42,6 +42,11 @@ def _first_lost(audit: Audit, verification: Verification) -> tuple[int, int] | N
     return next(lost, None)
 
 
+def _by_scale(audit: Audit) -> bool:
+    """Whether the script's own loss scale runs away: kept by hand, it does so in float32 too."""
+    return audit.as_written is not None and bool(audit.as_written.own_precision.entries(RunawayScale))
+
+
 def _explains(entry: Entry, step: int) -> TypeGuard[Origin]:
     """Whether it made the loss of this step non-finite: itself, or the gradient that the weights took over before."""
     if isinstance(entry, NonFiniteGradient):
@@ -55,7 +60,7 @@ def of_float32(audit: Audit, verification: Verification, origin: Origin | None =
     if lost is None:
         return
     what = f"the loss is not finite in float32 itself, from step {lost[1]} on (seed {lost[0]})"
-    if audit.as_written is not None and audit.as_written.own_precision.entries(RunawayScale):
+    if _by_scale(audit):
         message = f"{what}: the script's own loss scale runs away there too"
         yield finding("PA603", "error", message, CAP, step=lost[1])
         return
@@ -67,22 +72,23 @@ def of_float32(audit: Audit, verification: Verification, origin: Origin | None =
 
 def _told(origin: Origin | None) -> tuple[str, str]:
     """What made the loss non-finite, and the remedy."""
+    if origin is None:
+        return "no number format is to blame", "repair the training in float32 first"
+    kind = "nan" if origin.nan else "inf"
     if isinstance(origin, NonFiniteData):
-        kind, values = "nan" if origin.nan else "inf", plural(origin.numel, "value")
+        values = plural(origin.numel, "value")
         return (
             f"{kind} came with the data, as {origin.bad:,} of the {values} that {origin.op} reads",
             "leave such samples out, or mend them, before the model sees them: torch.isfinite(batch).all() finds them",
         )
     if isinstance(origin, NonFiniteGradient):
         return (
-            f"the backward of {origin.op} makes {'nan' if origin.nan else 'inf'} at step {origin.step}, of a finite "
-            "loss, and the weights take it over",
+            f"the backward of {origin.op} makes {kind} at step {origin.step}, of a finite loss, and the weights take "
+            "it over",
             "keep its input away from where its slope is infinite (the root of zero, a norm of zeros): add an eps "
             "inside of it, or mask such values before it and not after it",
         )
-    if origin is None:
-        return "no number format is to blame", "repair the training in float32 first"
-    made = f"{origin.op} makes {'nan' if origin.nan else 'inf'}"
+    made = f"{origin.op} makes {kind}"
     if origin.amax is None:
         return (
             f"{made} of infinite values",
