@@ -35,7 +35,7 @@ def all_findings(
     audit: Audit, plan: Plan, verification: Verification, origin: Origin | None = None
 ) -> tuple[Finding, ...]:
     """All findings, errors first; within a severity in the order of the stages."""
-    as_written = of_as_written(audit, verification)
+    as_written, lost = of_as_written(audit, verification), list(of_float32(audit, verification, origin))
     pace = keeping_pace(audit)
     deviates = any((each.rule, each.severity) == ("PA501", "error") for each in as_written)
     found = [
@@ -45,9 +45,7 @@ def all_findings(
         *_of_errors(audit, plan),
         *of_loss_scale(audit, plan, deviates),
         *(_as_banned(each, audit.bans, _own_casts(audit)) for each in as_written),
-        *(
-            list(of_float32(audit, verification, origin)) or _of_failure(verification)
-        ),  # a plan's failure says nothing more
+        *(lost or _of_failure(verification)),  # then a plan's failure says nothing more
         *_of_repairs(verification),
     ]
     return tuple(ranked(_told_once(found, pace)))
