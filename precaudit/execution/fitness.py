@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import nn
@@ -56,14 +56,7 @@ def fit_plan(model: nn.Module, plan: Plan, name: str) -> Plan:
         f"the plan has no model called {name!r}; its names begin with {known}",
     )
     names = fit_names(plan, own, name)
-    unknown = sorted(fqn for fqn in names.values() if fqn not in own)
-    if plan.modules and (unknown or not names):
-        leaves = own - {fqn.rpartition(".")[0] for fqn in own}
-        added = any(is_within(fqn, leaf) for fqn in unknown for leaf in leaves)
-        raise _unfit(f"it has no module {listing(unknown) or 'of the plan'}", _LATER if added else "")
-    kind = next((plan.types[name] for name in names if name in plan.types), None)
-    if own == {""} and kind and kind not in _kinds(model)[""]:
-        raise _unfit(f"it is not of the plan's type, {kind}")
+    _refuse_another_model(model, plan, own, names)
     part, others = part_of(plan, names), {} if name else parts(plan, own)
     if not all(stands_for(part, other) for other in others.values()):
         listed = " or ".join(others)
@@ -72,6 +65,19 @@ def fit_plan(model: nn.Module, plan: Plan, name: str) -> Plan:
             f"precaudit.apply(model, plan, name={next(iter(others))!r})"
         )
     return part
+
+
+def _refuse_another_model(model: nn.Module, plan: Plan, own: set[str], names: Mapping[str, str]) -> None:
+    """Raise PrecauditError where the plan's `names` are not all among the model's `own`, or its only module is of
+    another type."""
+    unknown = sorted(fqn for fqn in names.values() if fqn not in own)
+    if plan.modules and (unknown or not names):
+        leaves = own - {fqn.rpartition(".")[0] for fqn in own}
+        added = any(is_within(fqn, leaf) for fqn in unknown for leaf in leaves)
+        raise _unfit(f"it has no module {listing(unknown) or 'of the plan'}", _LATER if added else "")
+    kind = next((plan.types[name] for name in names if name in plan.types), None)
+    if own == {""} and kind and kind not in _kinds(model)[""]:
+        raise _unfit(f"it is not of the plan's type, {kind}")
 
 
 def _kinds(model: nn.Module) -> dict[str, set[str]]:

@@ -79,24 +79,47 @@ def judge(runs: Runs, plan: Plan) -> Judgement:
     """The verdict on `plan`. A candidate that raised, diverged, or failed a gate fails whatever its mean loss."""
     pairs = runs.pairs
     checked = gates(pairs, plan)
+    return (
+        _cut_short(pairs, checked)
+        or _broken(pairs, checked)
+        or _without_training(pairs, checked)
+        or _trained(runs, pairs, checked)
+    )
+
+
+def _cut_short(pairs: Sequence[Pair], checked: tuple[Gate, ...]) -> Judgement | None:
+    """Runs that something other than the plan ended, which say nothing about it."""
     if (ended := next((run for pair in pairs for run in pair if _ended_from_outside(run)), None)) is not None:
         return _uncompared("inconclusive", ended.why, checked, "interrupted", settled=True)
     if (stopped := next((run for run, _ in pairs if not run.finished), None)) is not None:
         reason = f"float32 itself stopped at step {stopped.steps} with seed {stopped.seed}: {stopped.why}"
         return _uncompared("inconclusive", reason, checked, "float32", settled=True)
+    return None
+
+
+def _broken(pairs: Sequence[Pair], checked: tuple[Gate, ...]) -> Judgement | None:
+    """What fails a plan without a look at its losses' mean."""
     for reference, candidate in pairs:
         if not candidate.finished:
             reason = f"the script stopped at step {candidate.steps}{_where(candidate.error)}: {candidate.why}"
             return _uncompared("fail", reason, checked, "raised")
         if (lost := statistics.diverged(reference.losses, candidate.losses)) is not None:
             return _uncompared("fail", lost.detail, checked)
-    if bad := failed(checked):
-        return _uncompared("fail", bad[0].detail, checked)
-    if pairs and not any(run.steps for pair in pairs for run in pair):
+    bad = failed(checked)
+    return _uncompared("fail", bad[0].detail, checked) if bad else None
+
+
+def _without_training(pairs: Sequence[Pair], checked: tuple[Gate, ...]) -> Judgement | None:
+    """Pairs in which nothing was trained, or nothing was rounded."""
+    if not pairs:
+        return None
+    if not any(run.steps for pair in pairs for run in pair):
         reason = "no optimizer step was taken, so there is no training to compare"
         return _uncompared("inconclusive", reason, checked, "float32", settled=True)
-    if pairs and not any(_differ(*pair) for pair in pairs):
-        return _unchanged("every loss", checked)
+    return None if any(_differ(*pair) for pair in pairs) else _unchanged("every loss", checked)
+
+
+def _trained(runs: Runs, pairs: Sequence[Pair], checked: tuple[Gate, ...]) -> Judgement:
     judged = _compare_losses(runs, pairs, checked)
     early = next((pair for pair in pairs if _ends_early(*pair)), None)
     if early is None or judged.verdict == "inconclusive":

@@ -72,24 +72,35 @@ def of_as_written(audit: Audit, verification: Verification) -> list[Finding]:
         found += of_scaled(misuses, HOOKS)
     fix = _IN_FLOAT32 if verification.verdict in ("fail", "inconclusive") else USE_THE_PLAN
     if not run.finished:
-        lost = diverged(reference.losses, run.losses)
-        stops = [] if run.status == "interrupted" else [_of_stop(run, lost, fix)]  # by the user, not by itself
-        backward = of_backward(run) if lost else []
-        causes = _beside_backward(backward, run, "error" if lost and not found else "warning")
-        return [*found, *stops, *of_nonfinite(reference, run), *causes]
+        return [*found, *_of_unfinished(reference, run, fix, bool(found))]
     detail = deviation_from_float32(reference, run, verification)
     if detail is None:
         causes = _beside(reference, run, fix)
-    else:
-        likely = of_scaled(misuses, {**LIKELY, **CHANGES} if depends is None else LIKELY)[:1]
-        causes = _causes(reference, run, "warning" if found else "error") or _possible_causes(run, likely)
-        if all(each.rule in _OF_GRADIENTS for each in causes):
-            causes += [each for each in of_operations(run) if each not in causes]
-        if not (found or causes):
-            known = _outside(run) or _likely(audit)
-            detail += known or _unexplained(run)
-            fix = _WITHOUT_CASTS if fix == USE_THE_PLAN and run.own_precision.casts and not known else fix
-    return [*found, *_of_difference(run, detail, bool(causes), own.autocast_at, fix), *causes]
+        return [*found, *([] if causes else _of_kept_low(run, own.autocast_at)), *causes]
+    likely = of_scaled(misuses, {**LIKELY, **CHANGES} if depends is None else LIKELY)[:1]
+    causes = _explaining(reference, run, likely, bool(found))
+    if not (found or causes):
+        known = _outside(run) or _likely(audit)
+        detail += known or _unexplained(run)
+        fix = _WITHOUT_CASTS if fix == USE_THE_PLAN and run.own_precision.casts and not known else fix
+    return [*found, _of_difference(run, detail, own.autocast_at, fix), *causes]
+
+
+def _of_unfinished(reference: RunResult, run: RunResult, fix: str, explained: bool) -> list[Finding]:
+    """PA501 where the script stops as written, and the causes that it leaves."""
+    lost = diverged(reference.losses, run.losses)
+    stops = [] if run.status == "interrupted" else [_of_stop(run, lost, fix)]  # by the user, not by itself
+    backward = of_backward(run) if lost else []
+    causes = _beside_backward(backward, run, "error" if lost and not explained else "warning")
+    return [*stops, *of_nonfinite(reference, run), *causes]
+
+
+def _explaining(reference: RunResult, run: RunResult, likely: list[Finding], explained: bool) -> list[Finding]:
+    """The causes of a deviation, and what loses much beside them where they lose little."""
+    causes = _causes(reference, run, "warning" if explained else "error") or _possible_causes(run, likely)
+    if all(each.rule in _OF_GRADIENTS for each in causes):
+        causes += [each for each in of_operations(run) if each not in causes]
+    return causes
 
 
 def _causes(reference: RunResult, run: RunResult, severity: Severity) -> list[Finding]:
@@ -191,32 +202,30 @@ def _of_end(reference: RunResult, run: RunResult, fix: str) -> Finding:
     return finding("PA501", "warning", message, f"see why it ended; {fix}")
 
 
-def _of_difference(
-    run: RunResult, detail: str | None, explained: bool, autocast: Location | None, fix: str
-) -> list[Finding]:
-    casts = run.own_precision.casts
-    where = casts[0].place if casts else autocast
-    what = " and ".join(dict.fromkeys(cast.dtype for cast in casts)) or "low precision"
-    listed = [_cast(cast) for cast in casts]
-    if detail is not None:
-        return [
-            finding(
-                "PA501",
-                "error",
-                f"as written, in its own {what}, the script doesn't train like float32: {detail}",
-                fix,
-                location=where,
-                casts=listed,
-            )
-        ]
-    if not casts or explained or not _keeps_low(run):
+def _of_difference(run: RunResult, detail: str, autocast: Location | None, fix: str) -> Finding:
+    what, where, listed = _chosen(run, autocast)
+    message = f"as written, in its own {what}, the script doesn't train like float32: {detail}"
+    return finding("PA501", "error", message, fix, location=where, casts=listed)
+
+
+def _of_kept_low(run: RunResult, autocast: Location | None) -> list[Finding]:
+    """PA503, where the losses agree and nothing says more: low-precision tensors that change between steps."""
+    if not run.own_precision.casts or not _keeps_low(run):
         return []
+    what, where, listed = _chosen(run, autocast)
     message = (
         f"the script casts to {what} by itself; what it keeps there (weights, averages, counters) does not change when "
         "something too small is added to it"
     )
     fix = "keep weights, moving averages and accumulators in float32"
     return [finding("PA503", "note", message, fix, location=where, casts=listed)]
+
+
+def _chosen(run: RunResult, autocast: Location | None) -> tuple[str, Location | None, list[str]]:
+    """The low precision that a script chose by casts or by autocast: its formats, where it begins, and each cast."""
+    casts = run.own_precision.casts
+    what = " and ".join(dict.fromkeys(cast.dtype for cast in casts)) or "low precision"
+    return what, casts[0].place if casts else autocast, [_cast(cast) for cast in casts]
 
 
 def _cast(cast: Cast) -> str:
