@@ -16,12 +16,13 @@ from typing import Any
 import torch
 
 from precaudit.execution import float8
-from precaudit.execution.atomics import SUMS, added_one_by_one, are_half, not_in_place
+from precaudit.execution.atomics import SUMS, not_in_place
 from precaudit.execution.attention import keeping_rounded
 from precaudit.execution.cells import cell
 from precaudit.execution.chains import chained
 from precaudit.execution.cross_entropy import logarithms_rounded
 from precaudit.execution.formats import FLOAT32, WIDE, PlanExecution, ScopeFormat, every_model, no_disabled_region
+from precaudit.execution.kernels import DRAWING, as_on_cuda, drawn, first_half, to_float32
 from precaudit.execution.libraries import own_region
 from precaudit.execution.policy import ADDENDS, CONVOLUTIONS, MASKED, category
 from precaudit.execution.rounding import CASTABLE, HALF_DTYPES, HALVES, ROUNDINGS, Rounding, replaced, rounding_for
@@ -31,20 +32,6 @@ from precaudit.instrument.patches import Shared, all_wrapped, set_to
 from precaudit.instrument.scopes import PLANNED, Frame, Scopes
 from precaudit.instrument.torchfunction import Call, OperationMode, map_tensors, tensors_in
 from precaudit.model import Plan
-
-_DRAWING = frozenset("randn rand randn_like rand_like normal uniform log_normal cauchy exponential".split())
-_UNIFORM = frozenset("rand rand_like uniform".split())
-_COMPUTED_IN_HALF = frozenset(
-    "grid_sampler col2im im2col avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool3d instance_norm dropout "
-    "native_dropout".split()
-)
-"""Operations whose CPU kernels compute in half, forward or backward, where CUDA's do so in float32 and round once. In
-half, dropout's factor of 1 / 0.9 is off by a sixth of a per cent in bfloat16; in place it is so on CUDA, too."""
-
-
-def to_float32(value: Any) -> Any:
-    """`value` with half tensors as float32."""
-    return map_tensors(lambda t: t.float() if t.dtype in HALVES else t, value)
 
 
 def in_float32(call: Call) -> Any:
@@ -100,12 +87,12 @@ class EmulatedMode(OperationMode):
         scope = self._scope_format()
         rounding = rounding_for(scope.of(op), op)
         half = rounding is not None and rounding.dtype in HALVES
-        if op in _DRAWING and (half or call.writes):
-            return _drawn(call)
+        if op in DRAWING and (half or call.writes):
+            return drawn(call)
         if half and self._in_disabled_region():
             return self._in_its_own(call)
         if call.writes:
-            return _with_fallback(call) if half else written(call)
+            return as_on_cuda(call) if half else written(call)
         if rounding is None and category(op) == "lower" and not self._exact:
             return _back_in_tf32(call)
         if rounding is None or not (half or category(op) == "lower"):
@@ -119,9 +106,9 @@ class EmulatedMode(OperationMode):
     def _in_its_own(self, call: Call) -> Any:
         """Run an operation where autocast is disabled: in the dtype of its inputs, which are the script's
         responsibility."""
-        if category(call.op) == "lower" and not self._exact and _first_half(call) is None:
+        if category(call.op) == "lower" and not self._exact and first_half(call) is None:
             return _back_in_tf32(call)
-        return _with_fallback(call)
+        return as_on_cuda(call)
 
     def _stored(self, dtype: torch.dtype, tensor: torch.Tensor) -> torch.Tensor:
         """The cast of a parameter, once per model call like autocast's cache, so that shared uses sum gradients in
@@ -160,14 +147,14 @@ def run_in_format(
     if kind == "lower":
         return _lower(call, rounding, stored)
     if kind == "fp32" and _asks_for_dtype(call):
-        return _with_fallback(call)  # autocast runs these in float32 by setting the omitted dtype
+        return as_on_cuda(call)  # autocast runs these in float32 by setting the omitted dtype
     if kind == "fp32" or (kind == "promote" and any(t.dtype == torch.float32 for t in call.given)):
         with logarithms_rounded(call):
             return to_float32(call)()
     if region := own_region(call, rounding.dtype):
         with region:
             return call()
-    return _with_fallback(call)
+    return as_on_cuda(call)
 
 
 def _lower(call: Call, rounding: Rounding, stored: Callable[[torch.Tensor], torch.Tensor]) -> Any:
@@ -212,65 +199,6 @@ def _convolution(call: Call, rounding: Rounding, stored: Callable[[torch.Tensor]
         return result
     spatial = [1] * int(call.op[-2])  # conv2d, conv_transpose2d: 2
     return result + stored(bias).to(result.dtype).reshape(-1, *spatial)
-
-
-def _with_fallback(call: Call) -> Any:
-    """Run the operation as it is, in place included: autocast's lists have out-of-place functions only. Without a half
-    kernel on this device (as for `torch.linalg` on all), or with an inexact one, it runs in float32 and is rounded to
-    the input's half format."""
-    in_half = _rounds_its_constant(call) or (call.op in _COMPUTED_IN_HALF and not call.writes)
-    if in_half and are_half(call.given):
-        return _through_float32(call)
-    try:
-        return added_one_by_one(call)()
-    except (NotImplementedError, RuntimeError) as error:
-        lacks_kernel = "not implemented for" in str(error) and _first_half(call.args) is not None
-        if not lacks_kernel or call.op.startswith("linalg_"):
-            raise
-        return _through_float32(call)
-
-
-def _rounds_its_constant(call: Call) -> bool:
-    """Whether it adds a number that half doesn't hold, which the CPU's kernel rounds first, and CUDA's does not."""
-    numbers = [value for value in call.args if isinstance(value, (int, float))] if call.op in ("add", "sub") else []
-    dtype = _first_half(call.args) if numbers else None
-    return dtype is not None and any(float(torch.tensor(number, dtype=dtype)) != number for number in numbers)
-
-
-def _through_float32(call: Call) -> Any:
-    """Run the operation in float32, and round to the input's half format."""
-    dtype = _first_half(call.args)
-    wide = to_float32(call)
-    result = wide()
-    if call.writes:
-        return call.target.copy_(result)
-    if wide.args and result is wide.args[0]:  # what does nothing, like dropout in eval mode, returns its input itself
-        return call.args[0]
-    return map_tensors(lambda t: t.to(dtype) if t.dtype == torch.float32 else t, result)
-
-
-def _drawn(call: Call) -> Any:
-    """Random numbers are drawn in float32 and then rounded, so that runs in every format draw the same ones."""
-    dtype = call.kwargs.get("dtype") or _first_half(call.args)
-    if dtype not in HALVES:
-        return call()
-    wide = call._replace(kwargs={**call.kwargs, "dtype": torch.float32}) if "dtype" in call.kwargs else call
-    numbers = to_float32(wide)().to(dtype)
-    if call.op in _UNIFORM:
-        low, high = _bounds(call)
-        numbers = numbers.masked_fill(numbers == high, low)
-    return call.args[0].copy_(numbers) if call.writes else numbers
-
-
-def _bounds(call: Call) -> tuple[float, float]:
-    """The bounds of uniform random numbers. CUDA's kernel returns the lower one where rounding reaches the upper
-    one."""
-    given = {**dict(zip(("from", "to"), call.args[1:], strict=False)), **call.kwargs} if call.op == "uniform" else {}
-    return given.get("from", 0.0), given.get("to", 1.0)
-
-
-def _first_half(value: Any) -> torch.dtype | None:
-    return next((tensor.dtype for tensor in tensors_in(value) if tensor.dtype in HALVES), None)
 
 
 def _asks_for_dtype(call: Call) -> bool:

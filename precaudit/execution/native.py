@@ -15,8 +15,9 @@ from typing import Any
 import torch
 
 from precaudit.execution import float8
-from precaudit.execution.emulated import Emulator, in_float32, to_float32, written
+from precaudit.execution.emulated import Emulator, in_float32, written
 from precaudit.execution.formats import WIDE, PlanExecution, ScopeFormat
+from precaudit.execution.kernels import to_float32
 from precaudit.execution.libraries import PlanAutocast
 from precaudit.execution.products import tf32
 from precaudit.execution.rounding import FLOAT8_DTYPES, HALF_DTYPES

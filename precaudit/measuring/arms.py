@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from precaudit.execution.apply import Applied
-from precaudit.execution.emulated import to_float32
+from precaudit.execution.kernels import to_float32
 from precaudit.execution.loss_scaling import SMALLEST, Scaling
 from precaudit.execution.native import autocast_for
 from precaudit.execution.products import tf32

@@ -17,9 +17,10 @@ from torch.overrides import _get_current_function_mode_stack
 
 from precaudit.execution.emulated import EmulatedMode, autocast_asked
 from precaudit.execution.formats import FLOAT32, ScopeFormat
+from precaudit.execution.kernels import in_own_dtype, is_low
 from precaudit.execution.rounding import HALVES
 from precaudit.instrument.patches import all_wrapped, ignoring_original
-from precaudit.instrument.torchfunction import dtype_name
+from precaudit.instrument.torchfunction import Call, dtype_name
 from precaudit.ownprecision.baseline import keeping_what_is_asked
 
 
@@ -47,9 +48,13 @@ class OwnRegions(EmulatedMode):
         self._open = _Open()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if self._dtype() is None:
-            return func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        if self._dtype() is None and not is_low(args, kwargs):
+            return func(*args, **kwargs)
         return super().__torch_function__(func, types, args, kwargs)
+
+    def operation(self, call: Call) -> Any:
+        return in_own_dtype(call) if self._dtype() is None else super().operation(call)
 
     def _dtype(self) -> torch.dtype | None:
         return self._open.regions[-1].dtype if self._open.regions else None

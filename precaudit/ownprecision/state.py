@@ -15,7 +15,7 @@ from weakref import WeakSet
 import torch
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from precaudit.execution.emulated import to_float32
+from precaudit.execution.kernels import to_float32
 from precaudit.execution.rounding import HALVES
 from precaudit.instrument.names import ModuleNames, fqns_of
 from precaudit.instrument.torchfunction import FUSED, Call, dtype_name, energy, tensors_in

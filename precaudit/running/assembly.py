@@ -11,6 +11,7 @@ from weakref import ref
 
 import torch
 
+from precaudit.execution.kernels import HalfKernels
 from precaudit.execution.loss_scaling import scaler_for
 from precaudit.execution.native import backward_products, precision_for
 from precaudit.execution.perturbation import Perturbation, jitter, rounded_to
@@ -194,6 +195,8 @@ def _precision(baseline: Baseline, spec: RunSpec) -> Iterator[None]:
             stack.enter_context(backward_products(native_plan) if native_plan else tf32(False))
             stack.enter_context(own_settings_ignored())
             stack.enter_context(baseline.neutralized())
+            if spec.precision == "own-casts" and spec.execution == "emulated":
+                stack.enter_context(in_both_passes(HalfKernels()))
         else:
             stack.enter_context(OwnScaler(baseline.own).scaled_in_gradients())
             if spec.execution == "emulated":

@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 
-from precaudit.execution.emulated import run_in_format, to_float32
+from precaudit.execution.emulated import run_in_format
+from precaudit.execution.kernels import to_float32
 from precaudit.execution.rounding import CASTABLE, HALVES, rounding_for
 from precaudit.histograms import Accumulator
 from precaudit.instrument.torchfunction import Call, floats_in, map_tensors, overloads_of, tensors_in

@@ -103,6 +103,24 @@ def test_counts_in_half_are_reported_that_begin_at_zeros(edges, count):
     assert all(entry.lost == pytest.approx(1 - 256 / 600) for entry in lost)
 
 
+@pytest.mark.parametrize("precision", ["own-casts", "as-written"])
+def test_counts_that_a_script_casts_itself_stand_still_as_they_do_on_cuda(precision):
+    """The CPU's kernel counts in float32 and rounds once."""
+    rows, counted = torch.arange(2).repeat(600), []
+
+    def code():
+        def before_step(model):
+            ones = torch.ones(len(rows), dtype=torch.bfloat16)
+            counted.append(torch.zeros(2, dtype=torch.bfloat16).scatter_add_(0, rows, ones))
+
+        train(before_step=before_step)
+
+    lost = seen(code, OpLoss, steps=2, precision=precision, execution="emulated")
+    assert [entry.op for entry in lost] == ["scatter_add"]
+    assert lost[0].lost == pytest.approx(1 - 256 / 600)
+    assert torch.equal(counted[0], torch.tensor([256, 256], dtype=torch.bfloat16))
+
+
 @pytest.mark.parametrize(("size", "told"), [(1e-6, ["matmul"]), (1.0, [])], ids=["underflows", "fits"])
 def test_low_products_outside_of_modules_are_reported(size, told):
     """As in an optimizer's step inside autocast; inside of modules the audit looks."""
