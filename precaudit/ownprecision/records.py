@@ -75,6 +75,16 @@ class OpLoss(Entry):
 
 
 @dataclass(frozen=True)
+class Cancellation(Entry):
+    """A difference of rounded values; `lost` is their rounding, relative to the difference."""
+
+    fqn: str
+    op: str
+    dtype: str
+    lost: float
+
+
+@dataclass(frozen=True)
 class CastLoss(Entry):
     dtype: str
     lost: float

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from watched import Dispatched, seen, train
 
-from precaudit.ownprecision.records import ChangedIntegers, OpLoss
+from precaudit.ownprecision.records import Cancellation, ChangedIntegers, OpLoss
 
 
 @pytest.mark.parametrize(
@@ -160,6 +160,54 @@ def test_rounded_angles_are_reported(angles, told):
     entries = seen(lambda: train(after_step=after_step), OpLoss, steps=10)
     lost = [entry for entry in entries if entry.lost > 0.25]
     assert sorted(entry.op for entry in lost) == told
+
+
+def drawn(seed):
+    return torch.randn(4096, generator=torch.Generator().manual_seed(seed))
+
+
+DIFFERENCES = {
+    "alike": lambda: (drawn(0) + 300, drawn(1) + 300),
+    "large": lambda: (drawn(0) * 300, drawn(1) * 300),
+    "some alike": lambda: (drawn(0) + 300 * (drawn(2) > 1), drawn(1) + 300 * (drawn(2) > 1)),
+}
+
+
+@pytest.mark.parametrize("pair", DIFFERENCES)
+@pytest.mark.parametrize("subtract", [torch.sub, lambda a, b: a.clone().sub_(b), lambda a, b: a + -b])
+def test_what_rounding_changes_in_a_difference_is_as_large_as_it_is_measured(pair, subtract):
+    """But for differences about as small as the rounding, of which only an average is known."""
+    a, b = DIFFERENCES[pair]()
+    low = a.bfloat16(), b.bfloat16()
+    entries = seen(lambda: train(before_step=lambda model: subtract(*low)), Cancellation, steps=8)
+    left = (low[0] - low[1]).float()
+    true = ((left - (a - b)).abs() / left.abs())[left != 0].clamp(max=1).square().mean().sqrt()
+    (found,) = [entry.lost for entry in entries if entry.fqn == ""]
+    assert found == pytest.approx(float(true), rel=0.2)
+
+
+@pytest.mark.parametrize(
+    "subtract",
+    [
+        lambda a: a - a,
+        lambda a: a.round() - a.round().roll(1),
+        lambda a: a - 0.3,
+        lambda a: a.float() - a.roll(1),
+    ],
+    ids=["same", "whole", "number", "float32"],
+)
+def test_exact_differences_lose_nothing(subtract):
+    a = (1 + drawn(0) / 10).bfloat16()
+    entries = seen(lambda: train(before_step=lambda model: subtract(a)), Cancellation, steps=8)
+    assert all(entry.lost < 0.01 for entry in entries)
+
+
+def test_differences_of_every_other_step_are_seen():
+    """Of two steps on each batch, the first has nothing to compare with."""
+    a, b = (values.bfloat16() for values in DIFFERENCES["alike"]())
+    steps = iter(range(100))
+    entries = seen(lambda: train(before_step=lambda model: a - (b if next(steps) % 2 else a)), Cancellation, steps=10)
+    assert max(entry.lost for entry in entries) > 0.25
 
 
 def test_views_are_not_computed_once_more():

@@ -13,6 +13,7 @@ from precaudit.finding import USE_THE_PLAN
 from precaudit.model import Difference, Layer, Location, Plan, TensorRecord, TensorStats, Verification
 from precaudit.ownprecision.records import (
     BlurredInCast,
+    Cancellation,
     Cast,
     LostGradient,
     Misuse,
@@ -361,6 +362,18 @@ def test_casts_that_are_too_coarse_explain_a_deviation():
     assert (cause.rule, cause.location) == ("PA309", Location("train.py", 20))
     assert cause.message.startswith("bfloat16 is too coarse for the values that are cast to it here")
     assert told(low=low) == []
+
+
+def test_differences_of_rounded_values_explain_a_deviation_where_nothing_else_does():
+    places = ((20, 0.4), (21, 0.05))
+    low = [Cancellation(Location("train.py", line), "loss", "sub", "bfloat16", lost) for line, lost in places]
+    _, cause = told(tuple(2 * loss for loss in LOSSES), low=low)
+    assert (cause.rule, cause.fqn, cause.op, cause.location) == ("PA106", "loss", "sub", Location("train.py", 20))
+    assert "their rounding is 40% of what is left" in cause.message
+    assert told(low=low) == []
+    known = BlurredInCast(Location("train.py", 19), "bfloat16", 0.9)
+    _, cause = told(tuple(2 * loss for loss in LOSSES), low=[*low, known])
+    assert cause.rule == "PA309"
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ from precaudit.profiling.findings.deviation import deviation_from_float32, ends_
 from precaudit.profiling.findings.entries import causes_in
 from precaudit.profiling.findings.lostvalues import (
     of_backward,
+    of_cancellations,
     of_casts,
     of_kept,
     of_lost_gradients,
@@ -119,7 +120,7 @@ def _possible_causes(run: RunResult, likely: list[Finding]) -> list[Finding]:
     """What may explain a deviation where nothing else does, by the most telling kind; `likely` are misuses of a
     scaler."""
     lost = of_lost_gradients(run) or of_casts(run, VanishedInCast) or of_operations(run) or of_region(run)
-    return lost or likely or of_casts(run, BlurredInCast)
+    return lost or likely or of_casts(run, BlurredInCast) or of_cancellations(run)
 
 
 def _beside(reference: RunResult, run: RunResult, fix: str) -> list[Finding]:

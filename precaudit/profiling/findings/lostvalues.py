@@ -12,6 +12,7 @@ from precaudit.model import Finding
 from precaudit.ownprecision.operations import ANGLES
 from precaudit.ownprecision.records import (
     BlurredInCast,
+    Cancellation,
     CastLoss,
     LostGradient,
     NonFiniteGradient,
@@ -131,6 +132,25 @@ def of_operations(run: RunResult) -> list[Finding]:
             lost=entry.lost,
         )
         for entry in lost
+    ]
+
+
+def of_cancellations(run: RunResult) -> list[Finding]:
+    """PA106: differences of values in the script's own format that were rounded by about as much as they differ."""
+    return [
+        finding(
+            "PA106",
+            "error",
+            f"{_of(entry.fqn)}{entry.op} in {entry.dtype}, which the script chose itself, takes the difference of "
+            f"values that are much larger: their rounding is {entry.lost:.0%} of what is left",
+            "keep in float32 what this operation is given, from where it is computed",
+            entry.fqn or None,
+            entry.op,
+            entry.place,
+            lost=entry.lost,
+        )
+        for entry in run.own_precision.entries(Cancellation)
+        if entry.lost > _MOST_LOST
     ]
 
 
