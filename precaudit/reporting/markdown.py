@@ -108,7 +108,7 @@ def picture_files(path: Path) -> dict[str, Path]:
 
 
 def _exceptions(report: Report) -> str:
-    groups = planned.exceptions(report.plan)
+    groups = planned.exceptions(report)
     default = text(planned.plan_default(report))
     if not groups:
         return default
