@@ -115,7 +115,7 @@ class Baseline:
             (autocast, "__exit__", self._left),
             (torch, "clear_autocast_cache", self._clearing),
             (scaler, "__init__", self._scaler_created),
-            (scaler, "scale", _scaling),
+            (scaler, "scale", self._scaling),
         )
         with switched_off, checkpointed(self._kept):
             yield
@@ -178,14 +178,17 @@ class Baseline:
             self.own.left_off = "grad_scaler"
         else:
             self.own.grad_scaler = Scaler(
-                asked.get("init_scale", DEFAULT_SCALE), asked.get("growth_interval", DEFAULT_INTERVAL)
+                asked.get("init_scale", DEFAULT_SCALE),
+                asked.get("growth_interval", DEFAULT_INTERVAL),
+                used=type(scaler).scale is not torch.amp.GradScaler.scale,  # FSDP's has its own, which isn't watched
             )
         original(scaler, device, **{**asked, "enabled": False})
 
-
-def _scaling(original: Callable[..., Any], scaler: Any, outputs: Any) -> Any:
-    """Mark the losses that the disabled scaler would have scaled, so that a plan's loss scale applies to them."""
-    return map_tensors(_scaled, original(scaler, outputs))
+    def _scaling(self, original: Callable[..., Any], scaler: Any, outputs: Any) -> Any:
+        """Mark the losses that the disabled scaler would have scaled, so that a plan's loss scale applies to them."""
+        if self.own.grad_scaler and not self.own.grad_scaler.used:
+            self.own.grad_scaler = replace(self.own.grad_scaler, used=True)
+        return map_tensors(_scaled, original(scaler, outputs))
 
 
 def _scaled(loss: torch.Tensor) -> torch.Tensor:

@@ -215,10 +215,11 @@ class Cast:
 
 @dataclass(frozen=True)
 class Scaler:
-    """The settings of the script's GradScaler."""
+    """The settings of the script's GradScaler, and whether it scales a loss."""
 
     init_scale: float
     growth_interval: int
+    used: bool = False
 
 
 @dataclass(frozen=True)

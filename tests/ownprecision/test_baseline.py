@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.distributed.fsdp.sharded_grad_scaler import ShardedGradScaler
 from torch.utils.checkpoint import checkpoint
 
 import precaudit
@@ -154,10 +155,10 @@ def test_autocast_is_restored():
 @pytest.mark.parametrize(
     ("make", "expected"),
     [
-        (lambda: torch.amp.GradScaler("cpu"), Scaler(2.0**16, 2000)),
-        (lambda: torch.amp.GradScaler("cpu", 128.0), Scaler(128.0, 2000)),
-        (lambda: torch.amp.GradScaler("cpu", growth_interval=5), Scaler(2.0**16, 5)),
-        (lambda: torch.cuda.amp.GradScaler(init_scale=4.0), Scaler(4.0, 2000)),
+        (lambda: torch.amp.GradScaler("cpu"), Scaler(2.0**16, 2000, True)),
+        (lambda: torch.amp.GradScaler("cpu", 128.0), Scaler(128.0, 2000, True)),
+        (lambda: torch.amp.GradScaler("cpu", growth_interval=5), Scaler(2.0**16, 5, True)),
+        (lambda: torch.cuda.amp.GradScaler(init_scale=4.0), Scaler(4.0, 2000, True)),
         (lambda: torch.amp.GradScaler("cpu", enabled=False), None),
     ],
 )
@@ -180,6 +181,17 @@ def test_scalers_are_disabled_and_recorded(make, expected):
         scaler.load_state_dict(scaler.state_dict())
     assert baseline.own.grad_scaler == expected
     assert (baseline.seen().left_off is not None) == (expected is None)
+
+
+@NO_CUDA
+@pytest.mark.parametrize(("kind", "used"), [(torch.amp.GradScaler, False), (ShardedGradScaler, True)])
+def test_a_scaler_that_scales_no_loss_is_known(kind, used):
+    """One with a method of its own, which isn't seen, has the benefit of the doubt."""
+    baseline = Baseline()
+    with baseline.neutralized():
+        kind("cpu")
+        torch.nn.Linear(2, 1)(X).sum().backward()
+    assert baseline.own.grad_scaler.used is used
 
 
 @pytest.mark.parametrize(("asked", "left_off"), [("fp16", "accelerate"), ("no", None)])

@@ -42,7 +42,7 @@ from precaudit.tracing.records import Trace
 
 LOSSES = tuple(1.0 - step / 100 for step in range(80))
 CASTS = (Cast(Location("train.py", 3), "bfloat16"),)
-SCALER = Scaler(2.0**16, 2000)
+SCALER = Scaler(2.0**16, 2000, True)
 
 
 PASSED = Verification("pass", "emulated")

@@ -60,7 +60,7 @@ def _own_scale(audit: Audit, deviates: bool) -> float | None:
     scripts = audit.reference.own_precision
     if scripts.autocast != "float16":
         return None
-    if scripts.grad_scaler is None:
+    if scripts.grad_scaler is None or not scripts.grad_scaler.used:
         return 1.0
     scale = scripts.grad_scaler.init_scale
     return float(scale) if deviates and scale > 0 else None
@@ -75,6 +75,9 @@ def _scaling(own: float | None, scripts: OwnPrecision) -> tuple[str, str]:
         return "without a loss scale", "use plan.grad_scaler()"
     if scripts.grad_scaler is None:
         return "without a loss scale, as the script's own autocast has it", "use torch.amp.GradScaler, or bfloat16"
+    if not scripts.grad_scaler.used:
+        fix = "call scaler.scale(loss).backward(), scaler.step(optimizer) and scaler.update(), or use bfloat16"
+        return "without a loss scale: the script makes a GradScaler, and scales no loss by it", fix
     return (
         f"at the loss scale of {own:g} that the script's own GradScaler begins with",
         "let GradScaler begin with a larger init_scale, or use bfloat16",
