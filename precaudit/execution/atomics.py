@@ -31,8 +31,8 @@ def added_one_by_one(call: Call) -> Call:
 
 
 def not_in_place(call: Call) -> Call:
-    """The out-of-place form of a sum by index; any other call unchanged."""
-    in_place = call.op in SUMS and "out" not in call.kwargs and call.writes
+    """The out-of-place form of a sum; any other call unchanged."""
+    in_place = (call.op in SUMS or call.op == "add") and "out" not in call.kwargs and call.writes
     return call._replace(func=getattr(torch.Tensor, call.op)) if in_place else call
 
 

@@ -63,6 +63,7 @@ class Op:
       a value that it is given, is the largest number of a dtype that is half under autocast, and so differs between
       formats.
     - `integer_amax`: the largest magnitude of integer-valued inputs to a product.
+    - `in_place`: whether a call writes such a result over a tensor, which keeps the format that it is stored in.
     - `location`: the call with the largest result; `places`: the lines at which other measures (`input`, `smallest`,
       `largest`, `whole`, `gradient`, a format's error) are extreme, if elsewhere.
     """
@@ -85,6 +86,7 @@ class Op:
     follows_dtype: bool = False
     half_amax: float | None = None
     places: Mapping[str, Location] = field(default_factory=dict)
+    in_place: bool = False
 
     def tensor(self, role: str) -> TensorRecord | None:
         return next((t for t in self.tensors if t.role == role), None)

@@ -75,7 +75,9 @@ def build_plan(trace: Trace, choices: Choices) -> Plan:
     because = {fqn: _BESIDE for fqn in names if formats[fqn] != default}
     unseen = trace.unseen if default not in ("tf32", "float32") else ()
     formats |= dict.fromkeys(unseen, "float32")
-    draft = _Draft(choices, default, formats, because | dict.fromkeys(unseen, _UNSEEN), _alone(trace, layers))
+    draft = _Draft(
+        choices, default, formats, because | dict.fromkeys(unseen, _UNSEEN), trace.products.intersection(layers)
+    )
     for ban in choices.bans:
         draft.avoid(ban, layers.get(ban.fqn))
     for repair in choices.repairs:
@@ -98,12 +100,6 @@ def without_loss_scale(formats: Sequence[str], trace: Trace) -> tuple[tuple[str,
         return tuple(formats), ""
     why = f"float16 needs a loss scale, and torch's GradScaler refuses complex parameters ({', '.join(complex_[:3])})"
     return tuple(name for name in formats if name != "float16"), why
-
-
-def _alone(trace: Trace, layers: Collection[str]) -> str | None:
-    """The one module that computes all matrix products, as in a model without submodules."""
-    products = trace.products.intersection(layers)
-    return next(iter(products)) if len(products) == 1 else None
 
 
 def _product_formats(plan: Plan, trace: Trace) -> set[str]:
@@ -145,16 +141,17 @@ class _Draft:
     default: str
     modules: dict[str, str]
     because: dict[str, str]
-    alone: str | None
+    products: Collection[str]
     ops: dict[tuple[str, str], str] = field(default_factory=dict)
 
     def avoid(self, ban: Ban, layer: Layer | None) -> None:
-        """Give the banned operation a safer format. A leaf module moves as a whole, and so does one that writes in
-        place to what another of its operations stored. Otherwise, only the operation moves in a module with children,
-        and (unless it is a product) in the one module that has all products of a model."""
+        """Give the banned operation a safer format. Only the operation moves in a module with children, and in a leaf
+        whose products it is beside; any other leaf moves as a whole, and so does a module that writes in place to what
+        another of its operations stored, unless it has all products of the model."""
         key = (ban.fqn, ban.op)
-        beside = ban.fqn == self.alone and ban.category != "lower"
-        whole = layer is None or ((layer.leaf or ban.op in IN_PLACE) and not beside)
+        beside = ban.fqn in self.products and ban.category != "lower"
+        in_place = (ban.in_place or ban.op in IN_PLACE) and not (beside and len(self.products) == 1)
+        whole = layer is None or in_place or (layer.leaf and not beside)
         current = self.modules.get(ban.fqn, self.default) if whole else self.ops.get(key, self._of(ban.fqn))
         if current != ban.format:
             return

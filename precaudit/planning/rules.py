@@ -26,7 +26,8 @@ OF_A_SUM = "the smallest number in it (an addend or the sum)"
 @dataclass(frozen=True)
 class Ban:
     """Module `fqn`'s operation `op` must not run in `format`, nor in those of `no_better`, which hardly improve it;
-    `rule`, `why` and `fix` are for the finding."""
+    `rule`, `why` and `fix` are for the finding; `in_place` says that the result goes into a tensor which an earlier
+    operation has stored."""
 
     rule: str
     fqn: str
@@ -39,6 +40,7 @@ class Ban:
     location: Location | None = None
     value: float | None = None
     no_better: tuple[str, ...] = ()
+    in_place: bool = False
 
 
 Rule = Callable[[Op, Format], Ban | None]
@@ -54,7 +56,8 @@ def _ban(
     value: float | None = None,
     measure: str = "",
 ) -> Ban:
-    return Ban(rule, op.fqn, op.op, target.name, severity, why, fix, op.category, op.place(measure), value)
+    ban = Ban(rule, op.fqn, op.op, target.name, severity, why, fix, op.category, op.place(measure), value)
+    return replace(ban, in_place=op.in_place)
 
 
 def overflow(op: Op, target: Format) -> Ban | None:
@@ -174,6 +177,8 @@ def local_error(op: Op, target: Format) -> Ban | None:
     lost = "becomes non-finite" if error == math.inf else f"is off by {error:.0%} of {of}"
     why = f"{op.op} alone, run in {target.name}, {lost}"
     ban = _ban("PA106", op, target, "error", why, "keep this operation in float32", error, target.name)
+    if op.op in ABSORBING and op.op != "add":  # in float32 an index sum is added up there, and stored once
+        ban = replace(ban, in_place=False)
     return replace(ban, no_better=tuple(name for name, left in op.local_error.items() if left > RESULT_KEPT))
 
 

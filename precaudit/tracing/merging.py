@@ -102,6 +102,7 @@ def merged_op(one: Op, other: Op) -> Op:
         autocast=one.autocast or other.autocast,
         follows_dtype=one.follows_dtype or other.follows_dtype,
         half_amax=largest((one.half_amax, other.half_amax)),
+        in_place=any(op.in_place for op in counted),
         places=_places(counted, location),
     )
 

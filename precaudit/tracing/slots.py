@@ -49,6 +49,7 @@ class OpSlot:
     - `half`: whether autocast would store the result in half precision; `autocast`: the dtype of the script's region.
     - `constants`: the smallest and largest magnitude of its non-zero scalar arguments, except extreme ones that depend
       on a dtype that the script read; `follows_dtype`: it has such an argument, or is given what was made with one.
+    - `in_place`: whether it writes over a tensor.
     - `flops`: those of one call of a product, where torch counts them.
     """
 
@@ -63,6 +64,7 @@ class OpSlot:
     flops: float | None = None
     constants: tuple[float, float] | None = None
     follows_dtype: bool = False
+    in_place: bool = False
     calls: int = 0
     activation: Gauge = field(default_factory=Gauge)
     gradient: Gauge = field(default_factory=Gauge)

@@ -191,4 +191,5 @@ def _op(fqn: str, slot: OpSlot) -> Op:
         autocast=slot.autocast,
         follows_dtype=slot.follows_dtype,
         half_amax=activation.amax if slot.half else None,
+        in_place=slot.in_place,
     )

@@ -250,6 +250,7 @@ class Tracer(TrainingListener, ScopeListener):
         slot = self.ops.get(key) or self._new_op(key, call, half)
         slot.take(scalars(call), follow="read_half_dtype" in frame.data)
         slot.follows_dtype |= any(map(follows_dtype, floats_in(call)))
+        slot.in_place |= call.writes
         if self._shadowing and self._is_due(key):
             self._shadow(slot, call)
         if self.watch is None:

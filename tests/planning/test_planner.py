@@ -147,12 +147,27 @@ def test_what_lost_its_result_moves_to_where_it_keeps_it(left, expected):
     assert planned([router]).modules == {"a": expected}
 
 
-def test_of_a_model_without_modules_inside_only_the_operation_moves():
-    """Its products would all be lost with it; a leaf beside others moves as a whole."""
+def test_beside_products_of_a_leaf_only_the_operation_moves():
+    """Its products would be lost with it, in a model without modules inside all of them."""
     ops = [op("linear", fqn="a"), op("mul", fqn="a", category="other", half=True, amax=1e6)]
-    plan = planned(ops, ("float16",))
-    assert (plan.modules, plan.ops) == ({"a": "float16"}, (OpFormat("a", "mul", "float32"),))
-    assert planned([*ops, op("linear", fqn="b")], ("float16",)).modules == {"a": "float32", "b": "float16"}
+    for more in ([], [op("linear", fqn="b")]):
+        plan = planned([*ops, *more], ("float16",))
+        assert set(plan.modules.values()) == {"float16"}
+        assert plan.ops == (OpFormat("a", "mul", "float32"),)
+
+
+def test_what_loses_its_result_in_place_moves_with_what_it_is_added_to():
+    """In float32 alone, `total += x` would still be stored in the half tensor that `zeros_like` has made; a sum by
+    index is stored once. Of a model without modules inside nothing would be left in low precision."""
+    absorbs = {"category": "promote", "half": True, "in_place": True, "local_error": {"bfloat16": 0.9}}
+    layers = [layer("pool", leaf=False), layer("pool.lin"), layer("out")]
+    beside = [op(fqn="pool.lin"), op(fqn="out")]
+    plan = planned([*beside, op("add", fqn="pool", **absorbs)], layers=layers)
+    assert (plan.modules["pool"], plan.modules["pool.lin"], plan.ops) == ("float32", "bfloat16", ())
+    plan = planned([*beside, op("index_add", fqn="pool", **absorbs)], layers=layers)
+    assert (plan.modules["pool"], plan.ops) == ("bfloat16", (OpFormat("pool", "index_add", "float32"),))
+    alone = planned([op(fqn="a"), op("add", fqn="a", **absorbs)])
+    assert (alone.modules, alone.ops) == ({"a": "bfloat16"}, (OpFormat("a", "add", "float32"),))
 
 
 def test_leaves_that_never_ran_are_in_the_plan():

@@ -240,6 +240,35 @@ def test_a_sum_by_index_in_place_has_its_error_measured_as_any_other():
     assert traced.op("", "index_add").local_error["bfloat16"] == pytest.approx(1 - 256 / 4096)
 
 
+def test_a_running_sum_in_place_has_the_error_of_its_last_additions():
+    """A bfloat16 buffer stops at 256 ones. What float32 adds up is in no danger, nor is a sum of a few values."""
+
+    class Pooling(nn.Module):
+        def __init__(self, dtype, length):
+            super().__init__()
+            self.lin, self.dtype, self.length = nn.Linear(4, 4), dtype, length
+
+        def forward(self, x):
+            ones = self.lin(x) * 0 + 1
+            total = torch.zeros_like(ones, dtype=self.dtype or ones.dtype)
+            for _ in range(self.length):
+                total += ones
+            return total
+
+    def measured(*args):
+        with tracing(shadowed=lambda step: True, formats=("bfloat16",)) as traced:
+            total = Pooling(*args)(torch.randn(2, 4))
+            total.sum().backward()
+        assert total.eq(args[-1]).all()
+        return traced.op("", "add")
+
+    assert measured(None, 600).local_error["bfloat16"] == pytest.approx(1.0)
+    assert measured(None, 8).local_error["bfloat16"] < 0.25
+    assert measured(None, 600).in_place
+    wide = measured(torch.float32, 600)
+    assert (wide.in_place, wide.local_error["bfloat16"]) == (False, 0.0)
+
+
 class Timestep(nn.Module):
     """Angles of whole numbers up to 999, in the dtype of the images; `read` casts them to it."""
 

@@ -98,7 +98,7 @@ def test_what_one_process_has_measured_is_kept():
     bare = Op("fc", "add", 1, "other", None, ())
     full = Op(
         "fc", "add", 2, "other", here, (), 3.0, ((2, 2),), "float32", 8.0, {"float16": 0.1}, True, (0.5, 4.0), 7.0,
-        "bfloat16", True, 5.0, {"input": there},
+        "bfloat16", True, 5.0, {"input": there}, True,
     )  # fmt: skip
     for pair in ((bare, full), (full, bare)):
         (op,) = merged([Trace(ops=(each,)) for each in pair]).ops
