@@ -17,6 +17,7 @@ from precaudit.planning.rules import Ban, aliased_values, bans
 from precaudit.profiling.reference import in_float32
 from precaudit.profiling.schedule import Schedule, schedule
 from precaudit.running.job import REPLAY, Job, RunResult, RunSpec
+from precaudit.tracing.merging import with_half_results
 from precaudit.tracing.records import Trace
 from precaudit.words import UNDER_TORCHRUN, listing
 
@@ -175,7 +176,7 @@ def _with_probes(audit: Audit, scheduled: Schedule, runner: Runner) -> Audit:
     assert audit.replay_spec is not None
     replay = _replay(audit, scheduled, runner)
     harmless = _without_harm(_gradient_errors(scheduled, replay))
-    trace = audit.trace.with_half_results(replay.half_results)
+    trace = with_half_results(audit.trace, replay.half_results)
     shown = [ban for ban in bans(trace, audit.replay_spec.formats) if ban not in audit.bans]
     if more := [*(_as_tried(ban, harmless) for ban in shown), *aliased_values(trace, replay.aliased, harmless)]:
         audit = replace(audit, trace=trace, bans=(*audit.bans, *more))

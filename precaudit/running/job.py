@@ -13,7 +13,7 @@ from precaudit.errors import PrecauditError
 from precaudit.formats import get_format
 from precaudit.model import Execution, Location, Plan
 from precaudit.ownprecision.records import OwnPrecision
-from precaudit.tracing.records import AliasedValues, GradientDifference, Trace
+from precaudit.tracing.records import AliasedValues, GradientDifference, HalfResult, Trace
 
 JobKind = Literal["script", "module", "model_file", "inference"]
 Precision = Literal["float32", "own-casts", "as-written", "plan"]
@@ -233,7 +233,7 @@ class RunResult:
     - `losses`: one for each step; `streams`: the losses of each line that calls backward, by optimizer where one line
       serves several; `turns`: the optimizer, by number, of each loss where a few take turns.
     - `calls`: how many model calls with gradients preceded each step, and how many followed the last one.
-    - `half_results`: the operations (model, module, name) whose results were half in the probed steps.
+    - `half_results`: the operations, by line, whose results were half in the probed steps.
     - `stale_files`: files that it read and that an earlier run of the job wrote; `crossed`: whether it read a file that
       a concurrent run wrote.
     - `on_cuda`: whether its models were on a CUDA device.
@@ -256,7 +256,7 @@ class RunResult:
     end_state: EndState = field(default_factory=EndState)
     differences: tuple[GradientDifference, ...] = ()
     aliased: tuple[AliasedValues, ...] = ()
-    half_results: frozenset[tuple[str, str, str]] = frozenset()
+    half_results: frozenset[HalfResult] = frozenset()
     step_seconds: tuple[float, ...] = ()
     seconds: float = 0.0
     own_precision: OwnPrecision = field(default_factory=OwnPrecision)

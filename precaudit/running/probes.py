@@ -28,7 +28,7 @@ from precaudit.instrument.scopes import Frame, ModuleScopes, ScopeListener
 from precaudit.instrument.torchfunction import energy
 from precaudit.running.job import RunSpec
 from precaudit.tracing.aliasing import AliasingWatch
-from precaudit.tracing.records import AliasedValues, GradientDifference
+from precaudit.tracing.records import AliasedValues, GradientDifference, HalfResult
 
 ENOUGH_BYTES = 16e9
 """Limit for saved gradients; of a large model fewer steps are probed."""
@@ -205,7 +205,7 @@ class GradientProbe(TrainingListener, ScopeListener):
         return tuple(self._aliasing.found.values())
 
     @property
-    def half_results(self) -> frozenset[tuple[str, str, str]]:
+    def half_results(self) -> frozenset[HalfResult]:
         return self._aliasing.half_results
 
     @property

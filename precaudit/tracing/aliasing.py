@@ -15,7 +15,7 @@ from precaudit.instrument.scopes import Frame
 from precaudit.instrument.torchfunction import Call, OperationMode, floats_in
 from precaudit.tracing.integers import integer_amax
 from precaudit.tracing.ops import CASTS, caller_location
-from precaudit.tracing.records import AliasedValues
+from precaudit.tracing.records import AliasedValues, HalfResult
 
 _MAKERS = frozenset("arange linspace logspace range".split())
 _WIDE_INTEGERS = (torch.int16, torch.int32, torch.int64)
@@ -61,11 +61,10 @@ class AliasingWatch:
 
     def __init__(self) -> None:
         self.found: dict[tuple[str, str, str, str], AliasedValues] = {}
-        self._stored: dict[tuple[str, str, str], bool] = {}
+        self._stored: dict[HalfResult, bool] = {}
 
     @property
-    def half_results(self) -> frozenset[tuple[str, str, str]]:
-        """Model, module and operation, where every call's results were half."""
+    def half_results(self) -> frozenset[HalfResult]:
         return frozenset(key for key, half in self._stored.items() if half)
 
     def entered(self, frame: Frame, current: Callable[[], Frame | None], format_name: str) -> None:
@@ -80,7 +79,7 @@ class AliasingWatch:
 
         def stored(op: str, half: bool) -> None:
             name = (current() or frame).name
-            key = (name.model, name.fqn, op)
+            key = (name.model, name.fqn, op, caller_location())
             self._stored[key] = half and self._stored.get(key, True)
 
         frame.data["aliased"] = stack = ExitStack()

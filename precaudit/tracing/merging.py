@@ -3,7 +3,7 @@ order doesn't matter."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import reduce
 from typing import TypeVar
@@ -13,7 +13,7 @@ import torch.distributed as dist
 from precaudit.histograms import fits
 from precaudit.model import Layer, Location, Op, TensorRecord
 from precaudit.tracing.extremes import largest, largest_by_name, widest
-from precaudit.tracing.records import Trace
+from precaudit.tracing.records import HalfResult, Trace
 
 Record = TypeVar("Record", Layer, Op, TensorRecord)
 
@@ -43,6 +43,7 @@ def merged(traces: Sequence[Trace]) -> Trace:
     return Trace(
         layers=_joined((t.layers for t in traces), lambda layer: layer.fqn, _layer),
         ops=_joined((t.ops for t in traces), lambda op: (op.fqn, op.op), merged_op),
+        lines=_joined((t.lines for t in traces), lambda op: (op.fqn, op.op, op.location), merged_op),
         maxima=tuple(sorted(peaks.items())),
         audited_steps=max(t.audited_steps for t in traces),
         low_dtypes=_united(t.low_dtypes for t in traces),
@@ -52,6 +53,27 @@ def merged(traces: Sequence[Trace]) -> Trace:
         faults=tuple(sorted((f for t in traces for f in t.faults), key=lambda fault: fault.step)),
         bypassed={fqn: place for trace in traces for fqn, place in trace.bypassed.items()},
     )
+
+
+def with_half_results(trace: Trace, half_results: Collection[HalfResult]) -> Trace:
+    """The trace with those operations marked as half that were so in a low-precision run. The dtype of
+    `y.to(x.dtype)`, say, can't be seen in a float32 run, and may be another than that of the next line."""
+    known = {(trace.name(model, fqn), op, line) for model, fqn, op, line in half_results}
+    lines: dict[tuple[str, str], list[Op]] = {}
+    for op in trace.lines:
+        lines.setdefault((op.fqn, op.op), []).append(op)
+
+    def marked(op: Op) -> Op:
+        own = lines.get((op.fqn, op.op), [op])
+        half = [_in_half(part) if (part.fqn, part.op, part.location) in known else part for part in own]
+        return op if half == own else reduce(merged_op, half)
+
+    return replace(trace, ops=tuple(map(marked, trace.ops)))
+
+
+def _in_half(op: Op) -> Op:
+    record = op.tensor("activation")
+    return op if op.half or record is None else replace(op, half=True, half_amax=record.stats.amax)
 
 
 def _united(names: Iterable[Iterable[str]]) -> tuple[str, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from precaudit.model import Layer, Location, Op
 
@@ -14,6 +14,9 @@ IN_PLACE = frozenset({"__setitem__", "fill"})
 """Operations that write to a tensor which an earlier one has stored, in whatever format that was."""
 ABSORBING = frozenset({"add", "index_add", "scatter_add"})
 """Sums, which may absorb a small addend: their error is relative to that addend."""
+
+HalfResult = tuple[str, str, str, Location | None]
+"""A model, a module, an operation and a line of it, of which every result was half."""
 
 
 def stands_alone(model: str, models: Collection[str]) -> bool:
@@ -40,6 +43,7 @@ class Fault:
 class Trace:
     """The measurements of a traced run.
 
+    - `lines`: the operations that several lines of a module call, by line, where results of some are not half.
     - `leaves`: all leaf modules; `unseen`: those with parameters that never ran in training.
     - `maxima`: (step, log2 of the largest gradient that is half in the backward pass).
     - `bypassed`: modules whose forward was called directly, bypassing hooks, with the line that does so.
@@ -47,6 +51,7 @@ class Trace:
 
     layers: tuple[Layer, ...] = ()
     ops: tuple[Op, ...] = ()
+    lines: tuple[Op, ...] = ()
     maxima: tuple[tuple[int, float], ...] = ()
     audited_steps: int = 0
     low_dtypes: tuple[str, ...] = ()
@@ -60,12 +65,6 @@ class Trace:
         """A module's name in this trace, prefixed by its model's where there are several models."""
         return fqn if stands_alone(model, self.models) else f"{model}.{fqn}".rstrip(".")
 
-    def with_half_results(self, half_results: Collection[tuple[str, str, str]]) -> Trace:
-        """The trace with those operations marked as half that were so in a low-precision run (model, module,
-        operation). The dtype of `y.to(x.dtype)`, say, can't be seen in a float32 run."""
-        known = {(self.name(model, fqn), op) for model, fqn, op in half_results}
-        return replace(self, ops=tuple(_in_half(op) if (op.fqn, op.op) in known else op for op in self.ops))
-
     @property
     def trained(self) -> tuple[Layer, ...]:
         """The layers of trained models."""
@@ -75,11 +74,6 @@ class Trace:
     def products(self) -> frozenset[str]:
         """The modules with operations that autocast lowers: matrix products, convolutions and their like."""
         return frozenset(op.fqn for op in self.ops if op.category == "lower")
-
-
-def _in_half(op: Op) -> Op:
-    record = op.tensor("activation")
-    return op if op.half or record is None else replace(op, half=True, half_amax=record.stats.amax)
 
 
 @dataclass(frozen=True)

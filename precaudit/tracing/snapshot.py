@@ -58,9 +58,11 @@ def snapshot(tracer: Tracer, names: ModuleNames) -> Trace:
     fold(tracer.gauges)
     namer = _Namer(tracer, names)
     faults = tracer.watch.faults if tracer.watch else []
+    ops = _ops(tracer, namer)
     return Trace(
         layers=tuple(_layers(tracer, namer)),
-        ops=tuple(_ops(tracer, namer)),
+        ops=tuple(reduce(merged_op, parts) for parts in ops),
+        lines=tuple(line for parts in ops for line in _by_line(parts)),
         maxima=tuple(tracer.maxima),
         audited_steps=tracer.audited_steps,
         low_dtypes=tuple(sorted(tracer.low_dtypes)),
@@ -159,12 +161,21 @@ def _parameter_records(slot: ParameterSlot, name: str) -> list[TensorRecord]:
     return records + _record("update", slot.update.stats(), name, slot.dtype)
 
 
-def _ops(tracer: Tracer, namer: _Namer) -> list[Op]:
+def _ops(tracer: Tracer, namer: _Namer) -> list[list[Op]]:
+    """The records of single slots, by operation."""
     grouped: dict[tuple[ModuleName, str], list[OpSlot]] = {}
     for (module, op, _), slot in tracer.ops.items():
         if slot.calls:
             grouped.setdefault((namer.latest(module), op), []).append(slot)
-    return [reduce(merged_op, (_op(namer.fqn(name), slot) for slot in slots)) for (name, _), slots in grouped.items()]
+    return [[_op(namer.fqn(name), slot) for slot in slots] for (name, _), slots in grouped.items()]
+
+
+def _by_line(parts: Iterable[Op]) -> list[Op]:
+    """An operation by line, if there are several and not all results are half."""
+    lines: dict[Location | None, Op] = {}
+    for part in parts:
+        lines[part.location] = merged_op(lines[part.location], part) if part.location in lines else part
+    return list(lines.values()) if len(lines) > 1 and not all(op.half for op in lines.values()) else []
 
 
 def _op(fqn: str, slot: OpSlot) -> Op:

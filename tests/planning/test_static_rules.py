@@ -10,6 +10,7 @@ from trace_samples import layer, op, trace
 from precaudit.execution import float8
 from precaudit.formats import FORMATS
 from precaudit.planning.rules import HEADROOM, LOCAL_ERROR_LIMIT, RULES, bans, large_constant
+from precaudit.tracing.merging import with_half_results
 
 HALF, BRAIN, SMALL = FORMATS["float16"], FORMATS["bfloat16"], FORMATS["float8_e4m3"]
 
@@ -219,6 +220,8 @@ def test_what_a_low_run_showed_to_be_half_is_judged_as_half():
     """`y.to(x.dtype)` is a cast to float32 in a trace of float32."""
     seen = replace(trace([op("mul", fqn="loss", amax=1e6, category="other", half=False)]), models=("model",))
     assert bans(seen, ["float16"]) == ()
-    assert seen.with_half_results(frozenset({("model", "loss", "add"), ("model", "net", "mul")})) == seen
-    (ban,) = bans(seen.with_half_results(frozenset({("model", "loss", "mul")})), ["float16"])
+    line = seen.ops[0].location
+    others = {("model", "loss", "add", line), ("model", "net", "mul", line), ("model", "loss", "mul", None)}
+    assert with_half_results(seen, frozenset(others)) == seen
+    (ban,) = bans(with_half_results(seen, frozenset({("model", "loss", "mul", line)})), ["float16"])
     assert (ban.rule, ban.fqn, ban.op, ban.value) == ("PA101", "loss", "mul", 1e6)

@@ -121,6 +121,11 @@ def test_limits_of_a_format_are_of_half_results_in_any_process():
         assert op == replace(half, calls=2)
 
 
+def test_lines_of_an_operation_are_kept_apart_over_processes():
+    one, other = (Op("fc", "add", 1, "other", Location("a.py", line), ()) for line in (1, 2))
+    assert merged([Trace(lines=(one, other)), Trace(lines=(one,))]).lines == (replace(one, calls=2), other)
+
+
 def test_a_step_has_the_largest_gradient_of_any_process():
     parts = [Trace(maxima=((0, -3.0), (1, -2.0)), audited_steps=2), Trace(maxima=((0, -1.0),), audited_steps=1)]
     assert merged(parts).maxima == ((0, -1.0), (1, -2.0))

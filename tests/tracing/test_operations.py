@@ -14,6 +14,7 @@ from precaudit.execution.rounding import quantize, round_mantissa
 from precaudit.instrument.torchfunction import Call
 from precaudit.planning.rules import bans
 from precaudit.tracing.integers import integer_amax
+from precaudit.tracing.merging import with_half_results
 from precaudit.tracing.ops import mark_half
 from precaudit.tracing.shadow import error_of, local_errors, repeatable, smaller_addend
 
@@ -519,8 +520,29 @@ def test_what_is_computed_from_such_a_mask_follows_the_dtype_too(mask, op):
     assert traced.op("", op).follows_dtype
     assert not traced.op("", "div").follows_dtype
     # A run in half shows which of these are half: the mask too, where it is made in the dtype that was read.
-    half = frozenset(("", "", each.op) for each in traced.trace.ops)
-    assert bans(traced.trace.with_half_results(half), ("float16", "bfloat16")) == ()
+    half = frozenset(("", "", each.op, each.location) for each in (*traced.trace.ops, *traced.trace.lines))
+    assert bans(with_half_results(traced.trace, half), ("float16", "bfloat16")) == ()
+
+
+def test_what_a_low_run_showed_of_a_line_is_not_of_another_with_the_same_operation():
+    """A softmax's float32 has an eps and large values that are no matter; the eps of what is cast back is lost."""
+
+    def function(self, x):
+        h = self.lin(x)
+        wide = h.softmax(-1) * 1e9 + 1e-12
+        back = h.float().square().to(h.dtype)
+        total = back.sum(-1, keepdim=True).to(h.dtype) + 1e-9
+        return back / total - wide
+
+    _, traced = shadowed(function, numbers(0, 8, 4))
+    assert not traced.op("", "add").half
+    line = next(each.location for each in traced.trace.lines if each.op == "add" and each.constants == (1e-9, 1e-9))
+    found = with_half_results(traced.trace, frozenset({("", "", "add", line)}))
+    (add,) = (each for each in found.ops if each.op == "add")
+    assert (add.calls, add.constants, add.location) == (2, (1e-9, 1e-9), line)
+    assert add.half_amax < 100 < add.tensor("activation").stats.amax
+    assert [(ban.rule, ban.op, ban.location) for ban in bans(found, ("float16",))] == [("PA104", "add", line)]
+    assert with_half_results(traced.trace, frozenset({("", "", "add", None)})) == traced.trace
 
 
 def test_what_is_computed_from_the_largest_float32_does_not_follow_a_dtype():
