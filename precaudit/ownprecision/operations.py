@@ -87,15 +87,26 @@ def _operands(call: Call, before: torch.Tensor | None) -> list[torch.Tensor]:
 
 def _cancelled(operands: list[torch.Tensor], result: torch.Tensor) -> Energies:
     """By how much of each difference rounding has changed what was subtracted, which is half a unit in the last place
-    at most: a few large differences hide no small ones. A number that a script writes is exact, and so whole numbers
-    may be; where nothing is left the operands may be the same."""
-    rounded = [_squared_units(t) / 12 for t in operands if t.dtype == result.dtype and not _is_whole(t)]
-    left = result.detach().float().square()
+    at most: a few large differences hide no small ones. Where differences have most in common, which tells nothing,
+    by how much of their spread. A number that a script writes is exact, and where nothing is left the operands may be the
+    same."""
+    rounded = [_squared_rounding(t) for t in operands if t.dtype == result.dtype]
+    values = result.detach().float()
+    left = values.square()
     if not rounded or not bool(left.isfinite().all()):
         return Energies()
     error = sum(rounded, torch.zeros_like(left))
-    lost = torch.where(left > 0, error / left, 0.0).clamp(max=1.0)
+    spread = float(values.var(correction=0))
+    common = len(rounded) > 1 and 0 < 2 * spread < float(left.mean())
+    size = left.clamp(max=spread) if common else left
+    lost = torch.where(left > 0, error / size, 0.0).clamp(max=1.0)
     return Energies(float(lost.sum()), float(torch.count_nonzero(left)))
+
+
+def _squared_rounding(values: torch.Tensor) -> torch.Tensor:
+    """The mean square of what rounding changes values by. Whole numbers may be exact, if the format holds them all."""
+    rounding = _squared_units(values) / 12
+    return rounding.where(values.abs() > 2 / torch.finfo(values.dtype).eps, 0.0) if _is_whole(values) else rounding
 
 
 def _is_whole(values: torch.Tensor) -> bool:

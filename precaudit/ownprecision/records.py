@@ -76,7 +76,7 @@ class OpLoss(Entry):
 
 @dataclass(frozen=True)
 class Cancellation(Entry):
-    """A difference of rounded values; `lost` is their rounding, relative to the difference."""
+    """A difference of rounded values; `lost` is their rounding, relative to the difference or to its spread."""
 
     fqn: str
     op: str

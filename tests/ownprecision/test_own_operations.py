@@ -202,6 +202,29 @@ def test_exact_differences_lose_nothing(subtract):
     assert all(entry.lost < 0.01 for entry in entries)
 
 
+def windows(values):
+    """Sums of windows, as differences of prefix sums."""
+    sums = values.bfloat16().cumsum(-1)
+    return lambda: sums[:, 8:] - sums[:, :-8]
+
+
+@pytest.mark.parametrize(
+    ("values", "least", "most"),
+    [
+        (torch.rand(16, 512, generator=torch.Generator().manual_seed(0)), 0.3, 0.5),
+        ((torch.rand(16, 1500, generator=torch.Generator().manual_seed(0)) < 0.7).float(), 0.5, 1.0),
+        (torch.ones(16, 200), 0.0, 0.01),
+        (torch.randn(16, 64, generator=torch.Generator().manual_seed(0)), 0.0, 0.1),
+    ],
+    ids=["means", "counts", "exact counts", "short"],
+)
+def test_what_differences_of_long_sums_have_in_common_hides_no_rounding(values, least, most):
+    """Window means of 0.5 vary by a fifth of that; counts are exact up to 256 alone."""
+    subtract = windows(values)
+    entries = seen(lambda: train(before_step=lambda model: subtract()), Cancellation, steps=8)
+    assert least <= max(entry.lost for entry in entries if entry.fqn == "") <= most
+
+
 def test_differences_of_every_other_step_are_seen():
     """Of two steps on each batch, the first has nothing to compare with."""
     a, b = (values.bfloat16() for values in DIFFERENCES["alike"]())

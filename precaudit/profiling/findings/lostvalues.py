@@ -142,7 +142,7 @@ def of_cancellations(run: RunResult) -> list[Finding]:
             "PA106",
             "error",
             f"{_of(entry.fqn)}{entry.op} in {entry.dtype}, which the script chose itself, takes the difference of "
-            f"values that are much larger: their rounding is {entry.lost:.0%} of what is left",
+            f"values that are much larger: their rounding is {entry.lost:.0%} of what is left, or of its spread",
             "keep in float32 what this operation is given, from where it is computed",
             entry.fqn or None,
             entry.op,
