@@ -88,8 +88,8 @@ def _operands(call: Call, before: torch.Tensor | None) -> list[torch.Tensor]:
 def _cancelled(operands: list[torch.Tensor], result: torch.Tensor) -> Energies:
     """By how much of each difference rounding has changed what was subtracted, which is half a unit in the last place
     at most: a few large differences hide no small ones. Where differences have most in common, which tells nothing,
-    by how much of their spread. A number that a script writes is exact, and where nothing is left the operands may be the
-    same."""
+    by how much of their spread. A number that a script writes is exact, and where nothing is left the operands may be
+    the same."""
     rounded = [_squared_rounding(t) for t in operands if t.dtype == result.dtype]
     values = result.detach().float()
     left = values.square()
