@@ -35,6 +35,16 @@ def test_name(row):
         assert found.operands == row["operands"]
 
 
+@pytest.mark.parametrize("rule", ["cute-dsl-atom", "cute-dsl-mma"])
+def test_a_cute_dsl_kernel_is_known_by_its_atom_where_a_library_gives_it_another_prefix(rule):
+    """As cuDNN's frontend does, by `set_name_prefix`."""
+    row = next(row for row in known_names() if row["rule"] == rule)
+    renamed = row["name"].replace("kernel_cutlass_kernel___main__", "cudnn_")
+    assert renamed != row["name"]
+    found = classify(renamed, tuple(map(int, row["capability"].split("."))))
+    assert (found.rule, found.tensor_core) == (rule, row["class"])
+
+
 def test_every_rule_has_a_name_and_an_id_of_its_own():
     ids = [rule.id for rule in RULES]
     assert len(ids) == len(set(ids))

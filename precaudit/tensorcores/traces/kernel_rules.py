@@ -194,8 +194,8 @@ RULES: tuple[KernelRule, ...] = (
         True,
     ),
     # As high as only tcgen05's instructions are.
-    _rule("cute-dsl-atom", r"^kernel_cutlass_\w*_ShapeMNK(?:128|256)\d", True, "blackwell"),
-    _rule("cute-dsl-mma", r"^kernel_cutlass_\w*_ShapeMNK168(?:8|16|32|64)_", True, "ampere"),
+    _rule("cute-dsl-atom", r"(?:^kernel_cutlass_|_MMAAtom_)\w*_ShapeMNK(?:128|256)\d", True, "blackwell"),
+    _rule("cute-dsl-mma", r"(?:^kernel_cutlass_|_MMAAtom_)\w*_ShapeMNK168(?:8|16|32|64)_", True, "ampere"),
     _rule(  # public kernels around tl.dot, which multiplies float32 as TF32 unless told otherwise
         TRITON_DOT,
         r"^(?:fused_moe_kernel(?:_gptq_awq)?|_w8a8_(?:triton_)?block_\w*(?:matmul|mm)(?:_\w+)?|kernel_unified_attention(?:_[23]d)?"
