@@ -497,6 +497,24 @@ def test_weights_that_move_as_far_as_in_float32_are_no_finding(far, rules):
     assert [each.rule for each in found] == rules
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_bfloat16_weights_may_also_be_rounded_stochastically(dtype):
+    """torchao rounds updates so of bfloat16 weights alone, and float16 has no range for their gradients anyway."""
+    tensors = tuple(
+        TensorRecord(role, TensorStats(numel=8, zeros=8 * (role == "update")), "weight", dtype)
+        for role in ("weight", "update", "weight_grad")
+    )
+    casts = [Cast(Location("train.py", 3), dtype)]
+    (noted,) = told(low=[TrainedLow(None)], noted={"casts": casts})
+    reference = RunResult("reference", 0, "stopped", 80, losses=LOSSES)
+    written = replace(reference, label="as-written", own_precision=OwnPrecision(casts=casts))
+    written = replace(written, trace=Trace(layers=(Layer("norm", "LayerNorm", 8, 1, tensors),)))
+    audit = Audit(Job("script", "train.py", (), ".", 80), reference, Trace(), as_written=written)
+    (lost,) = all_findings(audit, Plan(), Verification("pass", "emulated"))
+    assert (noted.rule, lost.rule) == ("PA503", "PA301")
+    assert {"stochastic" in each.suggestion for each in (noted, lost)} == {dtype == "bfloat16"}
+
+
 def test_a_ban_in_the_scripts_own_format_is_the_likeliest_cause():
     place = Location("train.py", 9)
     grave, other = (

@@ -21,6 +21,7 @@ from precaudit.ownprecision.records import (
 from precaudit.profiling.audit import Audit
 from precaudit.profiling.findings.deviation import deviation_from_float32, ends_early
 from precaudit.profiling.findings.entries import causes_in
+from precaudit.profiling.findings.halfweights import WITHOUT_MEMORY
 from precaudit.profiling.findings.lostvalues import (
     of_backward,
     of_cancellations,
@@ -219,6 +220,8 @@ def _of_kept_low(run: RunResult, autocast: Location | None) -> list[Finding]:
         "something too small is added to it"
     )
     fix = "keep weights, moving averages and accumulators in float32"
+    if run.own_precision.entries(TrainedLow) and all(cast.dtype == "bfloat16" for cast in run.own_precision.casts):
+        fix += WITHOUT_MEMORY
     return [finding("PA503", "note", message, fix, location=where, casts=listed)]
 
 

@@ -14,6 +14,12 @@ from precaudit.tracing.records import Trace
 
 _PACE = 0.9
 """What moves by this share of its way in float32 keeps pace with it."""
+_MASTER_WEIGHTS = "keep float32 master weights: train the float32 model under autocast instead of casting it"
+WITHOUT_MEMORY = (
+    "; where memory forbids it, let the optimizer round updates stochastically (torchao.optim.AdamW8bit takes "
+    "bf16_stochastic_round=True) or keep what they lose for the next one (Kahan's summation)"
+)
+"""What else bfloat16 weights can do."""
 
 
 def of_half_weights(audit: Audit, pace: Mapping[str, bool]) -> list[Finding]:
@@ -69,7 +75,7 @@ def _of_weights(layer: Layer, casts: Sequence[Cast], pace: Mapping[str, bool]) -
         moved = _zero_share(update)
         if moved - _zero_share(gradient) > 0.5:
             message = f"{name}: {moved:.0%} of its updates are rounded away, with weights in {weight.dtype}"
-            fix = "keep float32 master weights: train the float32 model under autocast instead of casting it"
+            fix = f"{_MASTER_WEIGHTS}{WITHOUT_MEMORY if weight.dtype == 'bfloat16' else ''}"
             place = _cast_to(weight.dtype, casts)
             yield finding("PA301", "error", message, fix, layer.fqn, None, place, share=moved)
             return
