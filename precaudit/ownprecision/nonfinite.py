@@ -46,13 +46,15 @@ class OwnNonFinite:
         known = (before if t is result and before is not None else t for t in call.given)
         given = [t for t in known if t.is_floating_point()]
         place, frame, masks = caller_location(), self._current(), call.op in MASKING
+        fqn = frame.name.fqn if frame else ""
         if given and not masks and _spoils(given, result):
-            fqn, nan = frame.name.fqn if frame else "", bool(result.isnan().any())
+            nan = bool(result.isnan().any())
             made = NonFiniteLoss(place, call.op, 0, fqn, nan, finite_amax(given))
             self._makers.setdefault((call.op, place), made)
         elif (source := next((t for t in given if self._is_of_data(t)), None)) is not None:
             bad, nan = int((~source.isfinite()).sum()), bool(source.isnan().any())
-            self._arrived.setdefault((call.op, place), NonFiniteData(place, call.op, 0, nan, bad, source.numel()))
+            arrived = NonFiniteData(place, call.op, 0, nan, bad, source.numel(), fqn)
+            self._arrived.setdefault((call.op, place), arrived)
         if not (masks and call.writes):  # a script writes nan to its data to mark what is missing
             setattr(result, _KNOWN, True)
 

@@ -137,13 +137,14 @@ class NonFiniteLoss(Entry):
 @dataclass(frozen=True)
 class NonFiniteData(Entry):
     """The first operation that took values of a non-finite loss which no operation had made: so many of a tensor of
-    `numel` values."""
+    `numel` values. `fqn` is the module, "" outside of all."""
 
     op: str
     step: int
     nan: bool
     bad: int
     numel: int
+    fqn: str = ""
 
 
 @dataclass(frozen=True)

@@ -112,6 +112,14 @@ def test_a_lost_loss_is_no_operation_s_where_the_data_were_lost(what, numel, ste
     assert seen(spoilt(what, step), NonFiniteLoss) == []
 
 
+def test_lost_data_arrive_in_the_module_that_reads_them_first():
+    """In the loop that is none."""
+    lost = torch.full((4, 4), math.nan)
+    (inside,) = seen(lambda: Masked()(lost).backward(), NonFiniteData)
+    (outside,) = seen(lambda: Masked()(lost.flip(0)).backward(), NonFiniteData)
+    assert [(entry.fqn, entry.op) for entry in (inside, outside)] == [("scores", "linear"), ("", "flip")]
+
+
 def test_weights_that_training_has_lost_did_not_come_with_the_data():
     def code():
         model = Masked()

@@ -20,7 +20,7 @@ from precaudit.tracing.records import Trace
 
 PLACE = Location("train.py", 8)
 MADE = NonFiniteLoss(PLACE, "log", 2, "head", True, 0.5)
-DATA = NonFiniteData(PLACE, "linear", 2, True, 1, 512)
+DATA = NonFiniteData(PLACE, "linear", 2, True, 1, 512, "stem")
 BACKWARD = NonFiniteGradient(PLACE, "sqrt", True, 1, "norm")
 
 
@@ -79,7 +79,7 @@ def test_the_run_has_the_seed_that_lost_its_loss():
         (replace(MADE, nan=False, amax=1e25), "head", "log makes inf, as the training diverges", "learning rate"),
         (replace(MADE, amax=None), "head", "log makes nan of infinite values", "masked"),
         (BACKWARD, "norm", "the backward of sqrt makes nan at step 1", "eps"),
-        (DATA, None, "nan came with the data, as 1 of the 512 values that linear reads", "torch.isfinite"),
+        (DATA, "stem", "nan came with the data, as 1 of the 512 values that linear reads", "torch.isfinite"),
     ],
 )
 def test_the_cause_is_told_with_its_line_and_a_remedy(cause, fqn, said, remedy):
