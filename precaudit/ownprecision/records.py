@@ -113,13 +113,14 @@ class ChangedIntegers(Entry):
 @dataclass(frozen=True)
 class Overflow(Entry):
     """An operation that makes non-finite values in a low format, from inputs up to `amax`, and finite ones in
-    float32. `in_place`: it changes a tensor that is low already."""
+    float32. `in_place`: it changes a tensor that is low already. `late`: it came after the last step."""
 
     dtype: str
     op: str
     amax: float
     step: int
     in_place: bool = False
+    late: bool = False
 
 
 @dataclass(frozen=True)

@@ -153,6 +153,28 @@ def test_what_overflows_in_place_is_to_be_kept_in_float32(writes, advice):
     assert cause.suggestion == advice
 
 
+def test_what_overflows_in_an_evaluation_at_the_end_is_of_no_step_and_no_cause():
+    """Models are called once more after a run, and scripts evaluate; no step 80 is among 80 steps."""
+    made = Overflow(Location("train.py", 9), "float16", "pow", 6e4, len(LOSSES))
+    for status in ("stopped", "ended"):
+        (found,) = told(status=status, low=[made])
+        assert "own float16 after the last step, from" in found.message
+        strayed, cause = told(tuple(2 * loss for loss in LOSSES), status, low=[made])
+        assert (strayed.severity, cause.severity) == ("error", "warning")
+    cause, early = told(LOSSES[:60], "ended", low=[replace(made, step=60)])
+    assert (cause.rule, early.rule) == ("PA307", "PA501")
+    assert "at step 60" in cause.message
+
+
+def test_an_overflow_at_the_end_hides_no_operation_that_lost_the_loss_before():
+    lost = (*LOSSES[:40], *[math.nan] * 40)
+    late = Overflow(Location("train.py", 9), "float16", "pow", 6e4, len(LOSSES))
+    for maker in (NonFiniteLoss(Location("train.py", 5), "log", 40), NonFiniteGradient(None, "sqrt", True, 39)):
+        for overflow in (late, replace(late, step=30)):
+            ops = [each.op for each in told(lost, low=[maker, overflow]) if each.op]
+            assert ops[0] == (maker.op if overflow is late else "pow")
+
+
 def test_a_cast_of_what_is_too_large_is_called_a_cast():
     """A cast can't be kept in float32: what is cast can, or be smaller."""
     _, cause = told((), "ended", low=[Overflow(Location("train.py", 9), "float16", "to", 1e9, 3)])

@@ -321,7 +321,7 @@ def test_direct_calls_of_forward_are_reported_together():
 def test_a_scale_that_is_high_from_the_start_does_not_run_away(begins, said):
     run = RunResult("as-written", 0, "stopped", 2)
     run.own_precision.low = [RunawayScale(Location("train.py", 9), 2.0**41, 0, begins)]
-    (found,) = causes_in(run, "error")
+    (found,) = causes_in(run, run, "error")
     assert found.rule == "PA505"
     assert said in found.message
 

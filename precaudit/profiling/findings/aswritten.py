@@ -93,7 +93,7 @@ def _of_unfinished(reference: RunResult, run: RunResult, fix: str, explained: bo
     lost = diverged(reference.losses, run.losses)
     stops = [] if run.status == "interrupted" else [_of_stop(run, lost, fix)]  # by the user, not by itself
     backward = of_backward(run) if lost else []
-    causes = _beside_backward(backward, run, "error" if lost and not explained else "warning")
+    causes = _beside_backward(backward, reference, run, "error" if lost and not explained else "warning")
     return [*stops, *of_nonfinite(reference, run), *causes]
 
 
@@ -108,13 +108,16 @@ def _explaining(reference: RunResult, run: RunResult, likely: list[Finding], exp
 def _causes(reference: RunResult, run: RunResult, severity: Severity) -> list[Finding]:
     """What explains a deviation whatever its size."""
     known = [*_of_penalty(reference, run), *of_nonfinite(reference, run)]
-    return [*known, *_beside_backward(of_backward(run), run, severity)]
+    return [*known, *_beside_backward(of_backward(run), reference, run, severity)]
 
 
-def _beside_backward(backward: list[Finding], run: RunResult, severity: Severity) -> list[Finding]:
+def _beside_backward(
+    backward: list[Finding], reference: RunResult, run: RunResult, severity: Severity
+) -> list[Finding]:
     """The entries' findings behind those on a backward that makes nan. Then a scaler, which PA504 advises, would skip
     every step."""
-    return [*backward, *(each for each in causes_in(run, severity) if not (backward and each.rule == "PA504"))]
+    causes = causes_in(reference, run, severity)
+    return [*backward, *(each for each in causes if not (backward and each.rule == "PA504"))]
 
 
 def _possible_causes(run: RunResult, likely: list[Finding]) -> list[Finding]:
@@ -126,7 +129,7 @@ def _possible_causes(run: RunResult, likely: list[Finding]) -> list[Finding]:
 
 def _beside(reference: RunResult, run: RunResult, fix: str) -> list[Finding]:
     """What goes wrong although the losses are float32's."""
-    found = [*_of_penalty(reference, run), *of_nonfinite(reference, run), *causes_in(run, "warning")]
+    found = [*_of_penalty(reference, run), *of_nonfinite(reference, run), *causes_in(reference, run, "warning")]
     if not any(each.rule == "PA307" for each in found):
         found += of_outputs(reference, run)
     return [*found, *of_kept(reference, run), *([_of_end(reference, run, fix)] if ends_early(reference, run) else [])]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from functools import singledispatch
 from typing import Any
@@ -34,12 +35,18 @@ CAP = "cap the loss scale (torch's stays useful up to 2^24)"
 _BEGIN = "begin with a lower scale: torch's own init_scale is 2^16"
 
 
-def causes_in(run: RunResult, severity: Severity) -> list[Finding]:
+def causes_in(reference: RunResult, run: RunResult, severity: Severity) -> list[Finding]:
     """Findings from all entries of a run as written."""
-    seen = [_named(entry, run.trace) for entry in run.own_precision.low]
+    ended = run.steps if run.finished and run.steps >= reference.steps else math.inf
+    seen = [_timed(_named(entry, run.trace), ended) for entry in run.own_precision.low]
     stagnant = {(e.fqn, e.buffer) for e in seen if isinstance(e, StateLoss) and e.lost >= _STATE_LIMIT}
     reported = [e for e in seen if not isinstance(e, VainDecay) or (e.fqn, e.buffer) not in stagnant]
     return [found for entry in reported if (found := _described(entry, severity)) is not None]
+
+
+def _timed(entry: Entry, ended: float) -> Entry:
+    """The entry, marked where it is later than all steps: models are called to evaluate then."""
+    return replace(entry, late=entry.step >= ended) if isinstance(entry, Overflow) else entry
 
 
 def _named(entry: Entry, trace: Trace | None) -> Entry:
@@ -129,18 +136,21 @@ def _integers(entry: ChangedIntegers, severity: Severity) -> Finding:
 
 @_described.register
 def _overflow(entry: Overflow, severity: Severity) -> Finding:
-    """PA307: the first non-finite value that the script's own low precision produces."""
+    """PA307: the first non-finite value that the script's own low precision produces. One of an evaluation at the end
+    explains nothing of the training."""
+    when = "after the last step" if entry.late else f"at step {entry.step}"
     message = (
-        f"{entry.op} makes non-finite values in the script's own {entry.dtype} at step {entry.step}, from "
+        f"{entry.op} makes non-finite values in the script's own {entry.dtype} {when}, from "
         f"finite inputs up to {entry.amax:.3g}: it overflows, or divides by what was rounded to zero"
     )
     fix = f"keep {'what this operation changes in place' if entry.in_place else 'this operation'} in float32"
     if entry.op in CASTS:
         message = (
-            f"values up to {entry.amax:.3g} are cast to {entry.dtype} here at step {entry.step}, which holds none that "
-            "large: they become infinite"
+            f"values up to {entry.amax:.3g} are cast to {entry.dtype} here {when}, which holds none that large: they "
+            "become infinite"
         )
         fix = "keep these values in float32, or cast smaller ones: a mask takes torch.finfo(x.dtype).min"
+    severity = "warning" if entry.late else severity
     return finding("PA307", severity, message, fix, None, entry.op, entry.place, step=entry.step, dtype=entry.dtype)
 
 

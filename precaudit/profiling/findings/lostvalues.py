@@ -55,7 +55,7 @@ def of_nonfinite(reference: RunResult, run: RunResult) -> list[Finding]:
     all further steps, that loss belongs to none, and the run is short."""
     lost, made = diverged(reference.losses, run.losses), next(iter(run.own_precision.entries(NonFiniteLoss)), None)
     step = lost.step if lost else len(run.losses)
-    if made is None or made.step != step or step >= len(reference.losses) or run.own_precision.entries(Overflow):
+    if made is None or made.step != step or step >= len(reference.losses) or _overflowed(run, step):
         return []
     message = (
         f"{_of(made.fqn)}{made.op} makes non-finite values at step {made.step}, and the loss with them, but not in "
@@ -68,7 +68,7 @@ def of_nonfinite(reference: RunResult, run: RunResult) -> list[Finding]:
 def of_backward(run: RunResult) -> list[Finding]:
     """PA307: the operation whose backward makes the gradient of a finite loss nan or inf."""
     made = next(iter(run.own_precision.entries(NonFiniteGradient)), None)
-    if made is None or run.own_precision.entries(Overflow):
+    if made is None or _overflowed(run, made.step):
         return []
     message = (
         f"{_of(made.fqn)}the backward of {made.op} makes {'nan' if made.nan else 'inf'} at step {made.step}, "
@@ -77,6 +77,11 @@ def of_backward(run: RunResult) -> list[Finding]:
     )
     fix = "keep its input in float32, from where that is made, or add an eps to it that low precision can hold"
     return [finding("PA307", "error", message, fix, made.fqn or None, made.op, made.place, step=made.step)]
+
+
+def _overflowed(run: RunResult, step: int) -> bool:
+    """Whether an operation in low precision made a non-finite value by this step: later ones explain nothing of it."""
+    return any(entry.step <= step for entry in run.own_precision.entries(Overflow))
 
 
 def _of(fqn: str) -> str:
