@@ -32,11 +32,6 @@ def unsound(report: Report) -> Finding | None:
     return next((finding for finding in report.findings if finding.rule == "PA603"), None)
 
 
-def shown_plan(report: Report) -> Plan:
-    """The plan that readers are shown: none where float32 itself is to be repaired first."""
-    return Plan() if unsound(report) else report.plan
-
-
 def has_the_plan(report: Report) -> bool:
     """Whether the script's own autocast equals a verified plan, and ended as close to float32."""
     return asks_for_the_plan(report) and ended_like_the_plan(report.verification)

@@ -20,7 +20,7 @@ from precaudit.reporting import DEFAULT_PLAN, costs, pasting, planned, ranges, u
 from precaudit.reporting.actions import actions, causes, counts
 from precaudit.reporting.cached import cached
 from precaudit.reporting.drawing import CHARTS, KINDS, hindrance, vega
-from precaudit.reporting.facts import listed, notes, settled, shown_plan
+from precaudit.reporting.facts import listed, notes, settled
 from precaudit.reporting.grouped import Group, folded
 from precaudit.reporting.headline import BADGES, headline
 from precaudit.reporting.jsontext import dumps
@@ -154,7 +154,7 @@ def _interval(mean: float, lower: float, upper: float, margin: float) -> list[fl
 
 
 def _precision(report: Report) -> dict[str, Any]:
-    plan = shown_plan(report)
+    plan = report.plan
     if not plan.modules:
         return _tile("Plan", "none", planned.plan_default(report).rstrip("."))
     rest = sum(format != plan.default for format in plan.modules.values())
@@ -164,7 +164,7 @@ def _precision(report: Report) -> dict[str, Any]:
 
 def _scale(report: Report) -> dict[str, Any]:
     scale = report.plan.loss_scale
-    if not shown_plan(report).modules:
+    if not report.plan.modules:
         return _tile("Loss scale", NOT_MEASURED, "there is no plan")
     if scale.mode == "none":
         return _tile("Loss scale", "not needed", "gradients fit as they are")
@@ -196,10 +196,10 @@ def _tables(report: Report) -> dict[str, Any]:
     formats = ranges.audited_formats(report)
     v = report.verification
     findings = [_finding(report.plan, group) for group in causes(report)]
-    exceptions = planned.exceptions(report)
+    exceptions = planned.exceptions(report.plan)
     return {
         "layers": bool(report.layers),
-        "modules": bool(shown_plan(report).modules),
+        "modules": bool(report.plan.modules),
         "formats": [SHORT_FORMATS.get(name, visible(name)) for name in formats],
         "range_rows": _range_rows(report, formats),
         "trials": [_trial(trial) for trial in v.trials],

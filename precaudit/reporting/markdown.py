@@ -108,7 +108,7 @@ def picture_files(path: Path) -> dict[str, Path]:
 
 
 def _exceptions(report: Report) -> str:
-    groups = planned.exceptions(report)
+    groups = planned.exceptions(report.plan)
     default = text(planned.plan_default(report))
     if not groups:
         return default

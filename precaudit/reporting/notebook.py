@@ -34,7 +34,9 @@ def _list(lines: Iterable[str]) -> str:
 
 
 def _exceptions(report: Report) -> list[str]:
-    return [f"{group.format}: {group.why} ({listing(folded(group.names))})" for group in planned.exceptions(report)[:8]]
+    return [
+        f"{group.format}: {group.why} ({listing(folded(group.names))})" for group in planned.exceptions(report.plan)[:8]
+    ]
 
 
 def _code(lines: list[str]) -> str:

@@ -13,7 +13,7 @@ from precaudit.model import KernelTime, Layer, Report, TensorStats, Trial, Verif
 from precaudit.model.ranges import residue_limit
 from precaudit.reporting.drawing import AFTER, BEFORE
 from precaudit.reporting.endings import last_tried
-from precaudit.reporting.facts import listed, shown_plan
+from precaudit.reporting.facts import listed
 from precaudit.reporting.places import WHOLE
 from precaudit.reporting.ranges import CAST_ROLES
 from precaudit.words import SHORT_FORMATS, visible
@@ -235,7 +235,7 @@ def _by_class(time: KernelTime | None) -> dict[str, float]:
 
 
 def _plan(report: Report) -> dict[str, Any]:
-    plan = shown_plan(report)
+    plan = report.plan
     types = {layer.fqn: layer.type for layer in report.layers}
     reasons = list(dict.fromkeys(plan.because.values()))
     index = {reason: i for i, reason in enumerate(reasons)}

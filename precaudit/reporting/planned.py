@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from precaudit.model import LossScale, Plan, Repair, Report
 from precaudit.reporting import unfinished
 from precaudit.reporting.endings import last_tried
-from precaudit.reporting.facts import scaled_by_hand, shown_plan
+from precaudit.reporting.facts import scaled_by_hand
 from precaudit.reporting.grouped import folded, without_figures
 from precaudit.reporting.places import WHOLE
 from precaudit.words import NOT_MEASURED, listing, number, power, prose, visible
@@ -27,7 +27,7 @@ class Exceptions:
 
 
 def plan_default(report: Report) -> str:
-    plan = shown_plan(report)
+    plan = report.plan
     if not plan.modules:
         return unfinished.no_plan(report)
     if set(plan.modules.values()) == {plan.default} and not plan.ops:
@@ -36,9 +36,8 @@ def plan_default(report: Report) -> str:
     return f"The plan's default on {prose(plan.target)} is {plan.default}. Exceptions:"
 
 
-def exceptions(report: Report) -> list[Exceptions]:
+def exceptions(plan: Plan) -> list[Exceptions]:
     """The exceptions from the plan's default by reason, the most frequent first."""
-    plan = shown_plan(report)
     groups: dict[tuple[str, str], list[tuple[str, str]]] = {}
     for name, place, why in _places(plan):
         groups.setdefault((name, without_figures(why)), []).append((place, why))
@@ -69,7 +68,7 @@ def _reason(whys: Sequence[str]) -> str:
 
 def loss_scale(report: Report) -> list[str]:
     """The window of loss scales, and the static and dynamic settings that fit it."""
-    if not shown_plan(report).modules:
+    if not report.plan.modules:
         return ["None: there is no plan."]
     return [*_plans_loss_scale(report), *_by_hand(report)]
 

@@ -70,7 +70,7 @@ def _verdict(page: Page, report: Report) -> None:
 
 
 def _exceptions(page: Page, report: Report) -> None:
-    groups = planned.exceptions(report)
+    groups = planned.exceptions(report.plan)
     page.section("Which layers, and why", [planned.plan_default(report)])
     for group in groups[:ROWS]:
         page.text(f"{group.format}: {group.why}", indent="  ", hang="    ")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from precaudit.model import Report
-from precaudit.reporting.facts import unsound
 from precaudit.words import UNDER_TORCHRUN, plural, prose
 
 
@@ -115,8 +114,6 @@ def no_plan(report: Report) -> str:
     """Why there is no plan, where there is none."""
     if cut_short(report):
         return "No plan: the audit did not come to its end."
-    if unsound(report):
-        return "No plan: float32 itself is to be repaired first."
     return f"No {'step' if report.layers else 'module'} was seen, so there is nothing to plan."
 
 
