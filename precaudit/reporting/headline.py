@@ -21,6 +21,7 @@ BADGES = {
     "screened": "Screened",
     "not_run": "Not verified",
 }
+_UNSOUND = "In short: nothing is decided: float32 itself is not finite, so no other format can be compared with it."
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,8 @@ def headline(report: Report) -> Headline:
         return Headline("bad", undone, unfinished.details(report))
     broken = unsound(report)
     if broken:
-        return Headline("bad", f"REPAIR FLOAT32 FIRST: {prose(broken.message)}", _details(report))
+        evidence = [_evidence(report)] if report.verification.trials else []
+        return Headline("bad", f"REPAIR FLOAT32 FIRST: {prose(broken.message)}", (_UNSOUND, *evidence))
     repaired_away = report.verification.cause == "noise"  # what was in doubt is no longer in the plan
     if not report.plan.is_low_precision and (verdict != "inconclusive" or repaired_away):
         return Headline(
@@ -118,8 +120,6 @@ def _meaning(report: Report) -> str:
         "screened": "it looked the same in one pair of runs: a first look, not a proof.",
         "not_run": "this plan follows from measured ranges; no training has shown that the model learns the same.",
     }
-    if unsound(report):
-        return "In short: nothing is decided: float32 itself is not finite, so no other format can be compared with it."
     verdict = report.verification.verdict
     meaning = sentences[verdict] if verdict in sentences else f"nothing is decided: {undecided(report).meaning}"
     return f"In short: {meaning}{_as_written(report)}"

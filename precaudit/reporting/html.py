@@ -27,6 +27,7 @@ from precaudit.reporting.jsontext import dumps
 from precaudit.reporting.pagedata import kinds, page_data, times
 from precaudit.reporting.places import WHOLE, place
 from precaudit.reporting.serialize import dump_plan, to_json
+from precaudit.reporting.shown import as_shown
 from precaudit.words import (
     NOT_MEASURED,
     SHORT_FORMATS,
@@ -51,6 +52,7 @@ def render_html(report: Report, plan: Path = DEFAULT_PLAN) -> str:
         loader=PackageLoader("precaudit.reporting"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     source = {name: _template_text(environment, name) for name in ("report.css", "report.js")}
+    report = as_shown(report)
     charts, data = _charts(), page_data(report)
     library, specs = charts or (None, None)
     scripts = [source["report.js"], *([library] if library else [])]
@@ -116,6 +118,7 @@ def _story(report: Report, plan: Path) -> dict[str, Any]:
         "code": "\n".join(pasting.paste_lines(report, plan)),
         "loss_scale": planned.loss_scale(report),
         "repairs": planned.repairs(report),
+        "no_gates": planned.no_gates(report),
         "plan_default": planned.plan_default(report),
         "findings_note": ", ".join(counts(report)) or f"None: {unfinished.no_findings(report)}.",
         "costs": [*costs.tensor_cores(report), *costs.time_and_money(report)],

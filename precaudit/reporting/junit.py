@@ -11,6 +11,7 @@ from precaudit.reporting.facts import settled
 from precaudit.reporting.headline import headline
 from precaudit.reporting.places import WHOLE
 from precaudit.reporting.results import sentence
+from precaudit.reporting.shown import as_shown
 from precaudit.reporting.unfinished import cut_short, details
 from precaudit.words import prose, visible
 
@@ -19,6 +20,7 @@ JOB = "(the whole job)"
 
 
 def render_junit(report: Report) -> str:
+    report = as_shown(report)
     modules = dict.fromkeys([*report.plan.modules, *(layer.fqn for layer in report.layers)])
     by_module: dict[str, list[Finding]] = {fqn: [] for fqn in modules}
     for finding in report.findings:

@@ -17,6 +17,7 @@ from precaudit.reporting.files import write_each, write_text
 from precaudit.reporting.grouped import Group, folded
 from precaudit.reporting.headline import headline
 from precaudit.reporting.places import WHOLE, place
+from precaudit.reporting.shown import as_shown
 from precaudit.words import SHORT_FORMATS, listing, plural, prose, visible
 
 MARKER = "<!-- precaudit:report -->"
@@ -66,6 +67,7 @@ def collapsed(title: str, body: str) -> str:
 
 def render_markdown(report: Report, pictures: Mapping[str, Path] = NO_PICTURES, plan: Path = DEFAULT_PLAN) -> str:
     """`pictures` are files beside the text, by the section that each illustrates."""
+    report = as_shown(report)
     head = headline(report)
     parts = [
         MARKER,
@@ -149,7 +151,7 @@ def findings_table(groups: Iterable[Group], settlements: Iterable[str] = repeat(
 def _gates(report: Report) -> str:
     v = report.verification
     if not v.gates:
-        return planned.NO_GATES
+        return planned.no_gates(report)
     gates = [
         f"- {'passed' if gate.passed else '**FAILED**'} {text(gate.name)}: {text(gate.detail)}"
         for gate in sorted(v.gates, key=lambda gate: gate.passed)

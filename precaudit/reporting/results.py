@@ -16,6 +16,7 @@ from precaudit.finding import fingerprint, ranked
 from precaudit.model import Finding, Plan, Report, Severity
 from precaudit.reporting.actions import actions, settlement
 from precaudit.reporting.headline import headline
+from precaudit.reporting.shown import as_shown
 from precaudit.reporting.unfinished import cut_short, details
 from precaudit.words import prose, visible
 
@@ -26,6 +27,7 @@ VERDICT_SEVERITY: dict[str, Severity] = {"fail": "error", "inconclusive": "warni
 
 def results(report: Report) -> list[Finding]:
     """All findings, errors first; none for a verified plan without findings."""
+    report = as_shown(report)
     gates = [
         Finding(GATE_RULE, "error", f"the gate {gate.name} failed: {gate.detail}", "", evidence={"gate": gate.name})
         for gate in report.verification.gates

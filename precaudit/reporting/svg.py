@@ -16,6 +16,7 @@ from precaudit.errors import PrecauditError
 from precaudit.model import Report
 from precaudit.reporting.drawing import AFTER, BEFORE, hindrance, require_drawing, vega
 from precaudit.reporting.pagedata import page_data
+from precaudit.reporting.shown import as_shown
 from precaudit.words import fitted, share
 
 ROWS = 30
@@ -40,7 +41,7 @@ def pictures(report: Report) -> dict[str, str]:
 
 
 def _groups(report: Report) -> dict[str, list[Spec]]:
-    data = page_data(report)
+    data = page_data(as_shown(report))
     return {
         "ranges": list(_heat_map(data)),
         "training": list(_trainings(data["trainings"])),

@@ -15,6 +15,7 @@ from precaudit.reporting.grouped import folded, unshown
 from precaudit.reporting.headline import headline
 from precaudit.reporting.page import Page
 from precaudit.reporting.places import WHOLE, place
+from precaudit.reporting.shown import as_shown
 from precaudit.words import SHORT_FORMATS, listing, plural, prose, shorten, visible
 
 ROWS = 16
@@ -38,7 +39,7 @@ def render_terminal(
     plan: Path = DEFAULT_PLAN,
 ) -> str:
     """The whole report as text; `written` are files to name at the end, `plan` is where plan.json lies."""
-    page = Page(color)
+    page, report = Page(color), as_shown(report)
     _verdict(page, report)
     page.section("What to change", [f"{i}. {step}" for i, step in enumerate(actions(report), 1)])
     if not unfinished.is_empty(report):
@@ -94,7 +95,7 @@ def _findings(page: Page, report: Report) -> None:
 
 def _gates(page: Page, report: Report) -> None:
     gates = report.verification.gates
-    page.section("Gates and repairs", [] if gates else [planned.NO_GATES])
+    page.section("Gates and repairs", [] if gates else [planned.no_gates(report)])
     for gate in gates:
         if not gate.passed:
             page.text(f"FAILED {prose(gate.name)}: {prose(gate.detail)}", "error", indent="  ", hang="    ")

@@ -18,7 +18,7 @@ from precaudit.model import (
     TensorStats,
     Verification,
 )
-from precaudit.ownprecision.records import Cast, Overflow, OwnPrecision, RunawayScale, Scaler
+from precaudit.ownprecision.records import Cast, NonFiniteLoss, Overflow, OwnPrecision, RunawayScale, Scaler
 from precaudit.planning.budget import GradientError
 from precaudit.planning.rules import Ban
 from precaudit.profiling.audit import Audit
@@ -90,6 +90,17 @@ def test_no_plan_is_accused_where_float32_is_not_finite_either():
     audit = Audit(Job("script", "train.py", (), ".", 2), reference, Trace(), ())
     found = all_findings(audit, Plan("bfloat16", {}), Verification("fail", "emulated", reason="the loss is nan"))
     assert [each.rule for each in found] == ["PA603"]
+
+
+def test_a_script_is_not_said_to_train_unlike_a_float32_that_is_not_finite():
+    """Nor is an operation whose result is nan in float32 too."""
+    reference = RunResult("reference", 0, "stopped", 3, losses=(1.0, math.nan, math.nan))
+    own = OwnPrecision(low=[NonFiniteLoss(Location("train.py", 5), "log", 1)])
+    for losses in ((1.0,), (1.0, 2.0, 3.0), (1.0, math.nan, math.nan)):
+        written = RunResult("as-written", 0, "ended", len(losses), losses=losses, own_precision=own)
+        audit = Audit(Job("script", "train.py", (), ".", 3), reference, Trace(), as_written=written)
+        found = all_findings(audit, Plan("float16", {}), Verification("inconclusive", "emulated"))
+        assert [each.rule for each in found] == ["PA603"]
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,10 @@ from precaudit.reporting import pasting, planned, ranges, render, unfinished
 from precaudit.reporting.actions import actions, counts
 from precaudit.reporting.facts import settled
 from precaudit.reporting.headline import headline
+from precaudit.reporting.html import render_html
+from precaudit.reporting.markdown import render_markdown
 from precaudit.reporting.places import place
+from precaudit.reporting.results import results
 from precaudit.reporting.terminal import render_terminal
 from precaudit.reporting.undecided import what_decides
 
@@ -273,6 +276,22 @@ def test_failure_of_float32_comes_first(verdict):
     assert headline(report).title.startswith("REPAIR FLOAT32 FIRST")
     assert actions(report)[0] == "Repair float32 first"
     assert "precaudit.apply" not in render_terminal(report)
+
+
+@pytest.mark.parametrize("verdict", ["inconclusive", "fail", "not_run"])
+def test_a_page_on_a_float32_that_needs_repair_tells_of_no_plan(verdict):
+    """What float32 must be repaired for is all that holds: no scale, no gate, and no format settles a finding."""
+    base = report_samples.failing()
+    broken = report_samples.finding("PA603", fqn=None, op=None, location=None, suggestion="mend the data")
+    v = replace(base.verification, verdict=verdict, reason="verification was switched off (--no-verify)")
+    report = replace(base, findings=(broken, *base.findings), verification=v)
+    for told in (render_terminal(report), render_markdown(report), render_html(report).partition("<script")[0]):
+        text = " ".join(told.replace("&#61;", "=").split())
+        assert "REPAIR FLOAT32 FIRST" in text
+        assert "float32 itself must be repaired first" in text
+        wrong = "switched off", "settled by the plan", "Window:", "Dynamic:", "Emulated:", "FAILED", "Round 1"
+        assert [each for each in wrong if each in text] == []
+    assert {found.rule for found in results(report)} & {"PA002"} == set()
 
 
 def test_an_audit_of_no_step_says_so():

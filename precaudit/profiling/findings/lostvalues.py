@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from operator import itemgetter
 from typing import Any
 
@@ -55,7 +56,9 @@ def of_nonfinite(reference: RunResult, run: RunResult) -> list[Finding]:
     all further steps, that loss belongs to none, and the run is short."""
     lost, made = diverged(reference.losses, run.losses), next(iter(run.own_precision.entries(NonFiniteLoss)), None)
     step = lost.step if lost else len(run.losses)
-    if made is None or made.step != step or step >= len(reference.losses) or _overflowed(run, step):
+    if made is None or made.step != step or _overflowed(run, step):
+        return []
+    if step >= len(reference.losses) or not math.isfinite(reference.losses[step]):
         return []
     message = (
         f"{_of(made.fqn)}{made.op} makes non-finite values at step {made.step}, and the loss with them, but not in "
