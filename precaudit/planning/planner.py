@@ -6,6 +6,7 @@ import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from precaudit.finding import SEVERITIES
 from precaudit.formats import FORMATS
 from precaudit.model import Layer, LossScale, OpFormat, Plan, Repair, TensorStats
 from precaudit.model.fitting import format_of
@@ -155,15 +156,16 @@ class _Draft:
         current = self.modules.get(ban.fqn, self.default) if whole else self.ops.get(key, self._of(ban.fqn))
         if current != ban.format:
             return
-        refused = {b.format for b in self.choices.bans if b.fqn == ban.fqn and (whole or b.op == ban.op)}
-        refused.update(ban.no_better)
+        alike = [b for b in self.choices.bans if b.fqn == ban.fqn and (whole or b.op == ban.op)]
+        refused = {b.format for b in alike} | {*ban.no_better}
         # An operation outside the products follows its inputs: only float32 frees it from their format.
         safer = fallback(current, self.choices.formats, refused) if ban.category == "lower" else "float32"
         if whole:
             self.modules[ban.fqn] = safer
         else:
             self.ops[key] = safer
-        self.because[ban.fqn if whole else f"{ban.fqn}:{ban.op}"] = ban.why
+        worst = min((b for b in alike if b.format == current), key=lambda b: SEVERITIES.index(b.severity))
+        self.because[ban.fqn if whole else f"{ban.fqn}:{ban.op}"] = worst.why
 
     def widen(self, repair: Repair) -> None:
         """Set the format of an operation, or of all operations of a module, without its submodules."""

@@ -135,6 +135,12 @@ def test_the_fallback_avoids_every_ban_of_the_module():
         assert planned(ops).modules == {"a": "tf32"}
 
 
+def test_an_exceptions_reason_is_the_worst_one():
+    """A result close to the maximum is a note; an operand beyond it, which the same product takes, is an error."""
+    made = planned([op("matmul", "a", 5.79e4, input_amax=5.13e5), op("linear", "b")], ("float16",))
+    assert made.because == {"a": "matmul takes inputs up to 5.13e+05; float16's maximum is 65504"}
+
+
 def test_the_fallback_asks_for_the_bans_of_no_other_module():
     positions, large = op("matmul", fqn="a", integer_amax=1000.0), op("linear", fqn="b", amax=1e6)
     assert planned([positions, large], ("bfloat16", "float16")).modules == {"a": "float16", "b": "bfloat16"}
