@@ -42,6 +42,7 @@ class OwnScaler:
             (scaler, "__init__", _kept_without_gpu),
             (scaler, "scale", self._scaling),
             (scaler, "get_scale", self._asking),
+            (scaler, "step", self._stepping),
             (torch.autograd, "grad", self._taking),
         )
 
@@ -55,6 +56,10 @@ class OwnScaler:
     def _asking(self, original: Callable[..., float], scaler: torch.amp.GradScaler) -> float:
         self._taken = None
         return original(scaler)
+
+    def _stepping(self, original: Callable[..., Any], scaler: Any, *args: Any, **kwargs: Any) -> Any:
+        self._own.scaler_steps += 1
+        return original(scaler, *args, **kwargs)
 
     def _taking(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """What it returns is in no `.grad`, where a scaler would find it."""

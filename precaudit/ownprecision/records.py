@@ -277,6 +277,7 @@ class OwnPrecision:
       first steps; `hooked_by`: in hooks of parameters. Each is the first finite change, and so on the initial weights.
     - `changes_gradients`: where it first does so. `penalizes_scaled`: where it scales a loss whose scaled gradients it
       has computed with before, by a gradient penalty or an inner step, without a division by the scale.
+    - `scaler_steps`: how often it calls its GradScaler's `step`, in a run as written.
     - `low`: what its low precision loses.
     """
 
@@ -294,6 +295,7 @@ class OwnPrecision:
     hooked_by: Relative | None = None
     changes_gradients: Location | None = None
     penalizes_scaled: Location | None = None
+    scaler_steps: int = 0
     low: Sequence[Entry] = ()
 
     @property
@@ -306,5 +308,5 @@ class OwnPrecision:
         return [entry for entry in self.low if isinstance(entry, kind)]
 
     def facts(self) -> dict[str, Any]:
-        """What is known of it, but for its losses, as plain values for a report."""
-        return {name: value for name, value in asdict(replace(self, low=())).items() if value}
+        """What is known of it, but for its losses and its course, as plain values for a report."""
+        return {name: value for name, value in asdict(replace(self, low=(), scaler_steps=0)).items() if value}

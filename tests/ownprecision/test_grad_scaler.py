@@ -13,7 +13,11 @@ from precaudit.running.worker import run
 
 
 def losses(backward, precision):
-    """`backward(scaler, a, b)` of two losses, in a run of each step's own."""
+    return trained(backward, precision).losses
+
+
+def trained(backward, precision):
+    """A run in which `backward(scaler, a, b)` gets two losses of each step."""
 
     def code():
         torch.manual_seed(0)
@@ -28,7 +32,7 @@ def losses(backward, precision):
 
     result = run(RunSpec(Job("script", "train.py", (), os.getcwd(), 6), "x", precision=precision), code)
     assert result.error is None
-    return result.losses
+    return result
 
 
 @pytest.mark.parametrize(
@@ -44,6 +48,15 @@ def losses(backward, precision):
 )
 def test_loss_is_recorded_without_its_scale(backward):
     assert losses(backward, "as-written") == pytest.approx(losses(backward, "float32"), rel=1e-5)
+
+
+def test_the_steps_of_a_scaler_are_counted_with_those_that_it_skips():
+    def overflowing_at_first(scaler, a, b):
+        (scaler.scale(a + b) * (float("inf") if scaler.get_scale() == 1024.0 else 1.0)).backward()
+
+    result = trained(overflowing_at_first, "as-written")
+    assert result.steps < result.own_precision.scaler_steps == 6
+    assert "scaler_steps" not in result.own_precision.facts()
 
 
 def test_manual_scale_is_part_of_the_loss():

@@ -114,6 +114,26 @@ def test_a_scaler_that_skips_too_many_steps_is_an_error(passes, strays):
         )
 
 
+@pytest.mark.parametrize(
+    ("asked", "low", "said"),
+    [
+        (60, (), "its scaler skips 40 of 60 optimizer steps"),
+        (20, (), "the script itself leaves out 40 of 60 optimizer steps, before it calls scaler.step: where it judges"),
+        (20, (NonFiniteLoss(None, "div", 3),), "optimizer steps, before it calls scaler.step"),
+    ],
+)
+def test_who_skips_steps_is_told(asked, low, said):
+    """A script that leaves a batch out never calls its scaler for it, and sees its gradients scaled."""
+    reference = RunResult("reference", 0, "stopped", len(LOSSES), losses=LOSSES, backward_calls=80)
+    reference = replace(reference, own_precision=OwnPrecision(grad_scaler=SCALER))
+    own = OwnPrecision(scaler_steps=asked, low=low)
+    written = RunResult("as-written", 0, "ended", 20, losses=LOSSES[:20], backward_calls=60, own_precision=own)
+    audit = Audit(Job("script", "train.py", (), ".", 80), reference, Trace(), as_written=written)
+    message = next(each.message for each in of_as_written(audit, PASSED) if each.rule == "PA501")
+    assert said in message
+    assert ("multiplied by the loss scale" in message) == (asked == 20 and not low)
+
+
 @pytest.mark.parametrize(("skipped", "strays"), [(3, False), (0, True)])
 def test_losses_after_a_skipped_step_may_differ_by_chance(skipped, strays):
     noisy = tuple(1.0 + math.sin(step * step) for step in range(83))
@@ -314,6 +334,20 @@ def test_products_outside_of_modules_are_named_where_nothing_explains_a_deviatio
     )
     for others in ([], [absorbed("", 0.002)], [*low, absorbed("crf", 0.6)]):
         assert "outside of all modules" not in told(strayed, low=others)[0].message
+
+
+def test_where_nothing_explains_a_deviation_what_runs_low_outside_of_modules_is_named():
+    """Beside casts only what loses more than every operation does; without any cast (a loss of an autocast region's
+    output) the operations are all that is known, the worst first."""
+    strayed = tuple(2 * loss for loss in LOSSES)
+    low = [absorbed("", 0.002, "log_softmax", 4), absorbed("", 0.18, "add", 9), absorbed("crf", 0.2)]
+    assert told(strayed, low=low)[0].message.endswith(
+        "look at what is cast at train.py:3, and at what is computed in bfloat16 outside of all modules: "
+        "add at train.py:9"
+    )
+    assert told(strayed, low=low, noted={"casts": []})[0].message.endswith(
+        "look at what is computed in bfloat16 outside of all modules: add at train.py:9, log_softmax at train.py:4"
+    )
 
 
 def test_nonfinite_values_explain_a_nonfinite_loss():
@@ -576,6 +610,14 @@ def test_a_stagnating_teacher_is_reported_though_its_student_keeps_pace(student,
     audit = Audit(Job("script", "train.py", (), ".", 80), reference, Trace(), as_written=run_as_written)
     found = all_findings(audit, Plan(), Verification("pass", "emulated"))
     assert [each.rule for each in found if each.severity != "note"] == rules
+
+
+def test_low_precision_state_that_does_no_harm_yet_is_named():
+    low = [state("norm", "count", 0.0), state("norm", "total", 0.05), state("norm", "square", 0.11)]
+    (found,) = told(low=low)
+    assert (found.rule, found.severity, found.location) == ("PA503", "note", low[2].place)
+    assert "what it keeps there (norm.square, norm.total) does not change" in found.message
+    assert found.message.endswith("so far rounding loses 11.0% of its changes' energy or less")
 
 
 def test_low_precision_state_is_mentioned_only_where_it_changes():

@@ -20,9 +20,10 @@ from precaudit.ownprecision.records import (
 )
 from precaudit.profiling.audit import Audit
 from precaudit.profiling.findings.deviation import deviation_from_float32, ends_early
-from precaudit.profiling.findings.entries import causes_in
+from precaudit.profiling.findings.entries import causes_in, described, kept_in
 from precaudit.profiling.findings.halfweights import WITHOUT_MEMORY
 from precaudit.profiling.findings.lostvalues import (
+    lossiest_outside,
     of_backward,
     of_cancellations,
     of_casts,
@@ -52,6 +53,8 @@ _REFUSALS = {
 """torch's messages for misuse of a scaler and for a constant that doesn't fit a dtype, and the fixes."""
 _OF_GRADIENTS = ("PA304", "PA305")
 """Sums of gradients that lose a little: an operation that loses much explains more."""
+_MARKED = 0.01
+"""An operation that loses more than this loses several times what every one in bfloat16 does."""
 _WITHOUT_CASTS = f"{USE_THE_PLAN}, and keep in float32 what is cast there by hand"
 """The plan was verified without the script's casts, which stay where they are when its lines are pasted."""
 _IN_FLOAT32 = "train in float32 instead of the script's own low precision, until a plan is verified"
@@ -218,14 +221,19 @@ def _of_kept_low(run: RunResult, autocast: Location | None) -> list[Finding]:
     if not run.own_precision.casts or not _keeps_low(run):
         return []
     what, where, listed = _chosen(run, autocast)
+    kept = kept_in(run)
+    names = listing(dict.fromkeys(map(described, kept)), 3)
     message = (
-        f"the script casts to {what} by itself; what it keeps there (weights, averages, counters) does not change when "
-        "something too small is added to it"
+        f"the script casts to {what} by itself; what it keeps there ({names or 'weights, averages, counters'}) does "
+        "not change when something too small is added to it"
     )
+    if kept:
+        message += f": so far rounding loses {kept[0].lost:.1%} of its changes' energy or less"
     fix = "keep weights, moving averages and accumulators in float32"
     if run.own_precision.entries(TrainedLow) and all(cast.dtype == "bfloat16" for cast in run.own_precision.casts):
         fix += WITHOUT_MEMORY
-    return [finding("PA503", "note", message, fix, location=where, casts=listed)]
+    place = next((entry.place for entry in kept if entry.place), where)
+    return [finding("PA503", "note", message, fix, location=place, casts=listed)]
 
 
 def _chosen(run: RunResult, autocast: Location | None) -> tuple[str, Location | None, list[str]]:
@@ -261,10 +269,18 @@ def _likely(audit: Audit) -> str:
 
 
 def _unexplained(run: RunResult) -> str:
-    """Where the script casts, if nothing else is known: many a loss shows only in what is computed from a cast value,
-    such as the phase of a rounded frequency."""
-    places = list(dict.fromkeys(str(cast.place) for cast in run.own_precision.casts))
-    return f"; no single operation explains it: look at what is cast at {listing(places, 3)}" if places else ""
+    """Where to look if nothing else is known: the script's casts, as many a loss shows only in what is computed from a
+    cast value (the phase of a rounded frequency), and what it computes in half outside of all modules, as where a loss
+    is taken of an autocast region's output. There every operation loses a little, but a difference of their results may
+    be lost altogether."""
+    cast = list(dict.fromkeys(str(cast.place) for cast in run.own_precision.casts))
+    lossy = lossiest_outside(run, least=_MARKED if cast else 0.0)
+    outside = list(dict.fromkeys(f"{entry.op} at {entry.place}" for entry in lossy))
+    places = [f"what is cast at {listing(cast, 3)}"] if cast else []
+    if outside:
+        dtypes = listing(dict.fromkeys(entry.dtype for entry in lossy))
+        places.append(f"what is computed in {dtypes} outside of all modules: {listing(outside, 3)}")
+    return f"; no single operation explains it: look at {', and at '.join(places)}" if places else ""
 
 
 def _keeps_low(run: RunResult) -> bool:

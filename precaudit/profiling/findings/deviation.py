@@ -7,6 +7,7 @@ from dataclasses import astuple
 import numpy as np
 
 from precaudit.model import Verification
+from precaudit.ownprecision.records import LostGradient, NonFiniteGradient, NonFiniteLoss, Overflow
 from precaudit.running.job import RunResult
 from precaudit.verification.gates import allowed, unused_calls, usual_calls
 from precaudit.verification.statistics import (
@@ -31,12 +32,10 @@ def deviation_from_float32(reference: RunResult, run: RunResult, verification: V
     if (lost := diverged(reference.losses, run.losses)) is not None:
         return lost.detail
     if run.status == "ended" and run.steps < (1 - _MOST_SKIPPED) * reference.steps:
-        return (
-            f"it takes {run.steps} optimizer steps until it ends, and {reference.steps} or more in float32: its scaler "
-            "or the script itself skips steps, or it stops early"
-        )
-    if reference.own_precision.grad_scaler and (skipped := _skipped(reference, run)):
-        return f"its scaler skips {skipped} of {skipped + run.steps} optimizer steps"
+        why = _skipping(reference, run) or "its scaler or the script itself skips steps, or it stops early"
+        return f"it takes {run.steps} optimizer steps until it ends, and {reference.steps} or more in float32: {why}"
+    if skipping := _skipping(reference, run):
+        return skipping
     if _leaves_out(reference, run):
         unused = sum(_calls_unused(reference, run))
         return f"it skips {unused} batches in {run.steps} steps, but not in float32"
@@ -62,8 +61,31 @@ def _missing(reference: RunResult, run: RunResult) -> int:
     return round(run.backward_calls * reference.steps / reference.backward_calls) - run.steps
 
 
+def _skipping(reference: RunResult, run: RunResult) -> str:
+    """Who skips steps of a script with a scaler; "" where only a few are skipped. A script that looks at gradients
+    before its scaler does sees them multiplied by the loss scale."""
+    skipped = _skipped(reference, run) if reference.own_precision.grad_scaler else 0
+    of = f"{skipped} of {skipped + run.steps} optimizer steps"
+    by_scaler = run.own_precision.scaler_steps - run.steps
+    if not skipped or by_scaler < 0 or by_scaler > skipped / 2:
+        return f"its scaler skips {of}" if skipped else ""
+    judged = (
+        ""
+        if _has_nonfinite(run)
+        else (
+            ": where it judges them by their gradients, those are still multiplied by the loss scale before "
+            "scaler.unscale_(optimizer) is called"
+        )
+    )
+    return f"the script itself leaves out {of}, before it calls scaler.step{judged}"
+
+
+def _has_nonfinite(run: RunResult) -> bool:
+    return any(isinstance(e, (NonFiniteLoss, NonFiniteGradient, LostGradient, Overflow)) for e in run.own_precision.low)
+
+
 def _skipped(reference: RunResult, run: RunResult) -> int:
-    """How many steps a scaler skipped; 0 if only a few."""
+    """How many steps were skipped; 0 if only a few."""
     skipped = _missing(reference, run)
     return skipped if skipped > max(_UNLUCKY, _WASTED * (skipped + run.steps)) else 0
 

@@ -49,6 +49,12 @@ def _timed(entry: Entry, ended: float) -> Entry:
     return replace(entry, late=entry.step >= ended) if isinstance(entry, Overflow) else entry
 
 
+def kept_in(run: RunResult) -> list[StateLoss]:
+    """The states whose changes lose anything by rounding, those that lose most first."""
+    states = (_named(each, run.trace) for each in run.own_precision.entries(StateLoss))
+    return sorted((each for each in states if isinstance(each, StateLoss) and each.lost > 0), key=lambda e: -e.lost)
+
+
 def _named(entry: Entry, trace: Trace | None) -> Entry:
     """The entry with the module's name as in the report: two models may have the same names."""
     if trace is None or not isinstance(entry, Kept) or entry.model is None or entry.fqn is None:
@@ -69,13 +75,13 @@ def _state(entry: StateLoss, severity: Severity) -> Finding | None:
         return None
     share = "all" if entry.lost >= 1 else f"{entry.lost:.0%}"
     message = (
-        f"{_kept(entry)} is kept in {entry.dtype} from step to step, which absorbs its small changes: rounding "
+        f"{described(entry)} is kept in {entry.dtype} from step to step, which absorbs its small changes: rounding "
         f"loses {share} of their energy, so it stagnates (it hardly moves)"
     )
     return _of_kept(entry, severity, message, lost=entry.lost)
 
 
-def _kept(entry: Kept) -> str:
+def described(entry: Kept) -> str:
     """The description of a state: a buffer or optimizer state by its name, a module's weight, or another tensor."""
     if entry.buffer:
         return ".".join(part for part in (entry.fqn, entry.buffer) if part)
@@ -86,7 +92,7 @@ def _kept(entry: Kept) -> str:
 def _decay(entry: VainDecay, severity: Severity) -> Finding:
     """PA303: a decay factor that rounds to one, which affects training once the additions become small."""
     message = (
-        f"{_kept(entry)} is kept in {entry.dtype} and multiplied by {entry.factor:.6g} in every "
+        f"{described(entry)} is kept in {entry.dtype} and multiplied by {entry.factor:.6g} in every "
         "step, which changes nothing after rounding: it never decays"
     )
     return _of_kept(entry, "warning", message, factor=entry.factor)

@@ -169,6 +169,12 @@ def products(run: RunResult) -> list[OpLoss]:
     return sorted(low, key=lambda entry: entry.place.line if entry.place else 0)
 
 
+def lossiest_outside(run: RunResult, least: float) -> list[OpLoss]:
+    """Operations in low precision that are part of no module and lose more than `least`, the worst first."""
+    lost = [entry for entry in run.own_precision.entries(OpLoss) if not entry.fqn and entry.lost > least]
+    return sorted(lost, key=lambda entry: -entry.lost)
+
+
 def of_region(run: RunResult) -> list[Finding]:
     """PA511: products in an optimizer's step that run low because of autocast."""
     first = next((entry for entry in products(run) if entry.region_steps), None)
