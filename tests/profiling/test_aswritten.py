@@ -280,12 +280,35 @@ def test_an_exception_of_torchs_scaler_is_an_error(said, fix):
     assert found.suggestion.startswith(fix)
 
 
-def test_a_constant_that_does_not_fit_stops_the_script_on_any_machine():
-    error = ScriptError("RuntimeError", "value cannot be converted to type at::Half without overflow", "")
+BF16 = torch.bfloat16
+REFUSED = {
+    "constant": (lambda: torch.ones(2).half().masked_fill(torch.tensor([True, False]), -1e9), "torch.finfo(x.dtype)"),
+    "product": (lambda: torch.ones(2, 2) @ torch.ones(2, 2, dtype=BF16), "to one dtype"),
+    "linear": (lambda: nn.Linear(2, 2)(torch.ones(2, 2, dtype=BF16)), "to one dtype"),
+    "dot": (lambda: torch.dot(torch.ones(2), torch.ones(2, dtype=BF16)), "to one dtype"),
+    "put": (lambda: torch.ones(2).index_put_((torch.tensor([0]),), torch.ones(1, dtype=BF16)), "to one dtype"),
+    "add": (lambda: torch.ones(2).index_add_(0, torch.tensor([0]), torch.ones(1, dtype=BF16)), "to one dtype"),
+    "recurrent": (lambda: nn.LSTM(2, 2)(torch.ones(1, 1, 2, dtype=BF16)), "to one dtype"),
+}
+
+
+@pytest.mark.parametrize("refused", REFUSED)
+def test_what_torch_refuses_on_any_device_stops_the_script_on_any_machine(refused):
+    code, fix = REFUSED[refused]
+    with pytest.raises((RuntimeError, ValueError)) as raised:
+        code()
+    error = ScriptError(raised.type.__name__, str(raised.value), "")
     (found,) = told((), "failed", error=error)
     assert (found.rule, found.severity) == ("PA501", "error")
     assert "on any machine: torch refuses it" in found.message
-    assert "torch.finfo(x.dtype).min" in found.suggestion
+    assert fix in found.suggestion
+
+
+def test_what_this_machine_lacks_does_not():
+    error = ScriptError("NotImplementedError", '"some_kernel" not implemented for \'Half\'', "")
+    (found,) = told((), "failed", error=error)
+    assert (found.rule, found.severity) == ("PA501", "warning")
+    assert "on this machine" in found.message
 
 
 def state(fqn, buffer, lost, model=None):

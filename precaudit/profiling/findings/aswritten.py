@@ -40,9 +40,16 @@ from precaudit.running.job import RunResult
 from precaudit.verification.statistics import Divergence, diverged
 from precaudit.words import listing, plural
 
-_UNFIT = "without overflow"
-_REFUSALS = {
-    _UNFIT: "write a smaller constant, or keep what it is written to in float32: a mask takes torch.finfo(x.dtype).min",
+_OF_TORCH = {
+    "without overflow": "write a smaller constant, or keep what it is written to in float32: a mask takes "
+    "torch.finfo(x.dtype).min",
+    **dict.fromkeys(
+        ("same dtype", "same scalar type", "should be the same", "dtypes match", "match weight dtype"),
+        "cast what the operation is given to one dtype, or run it inside the autocast region, which does so",
+    ),
+}
+"""torch's messages on any device for a constant that doesn't fit a dtype and for dtypes that differ, and the fixes."""
+_OF_SCALERS = {
     "since the last update()": "call scaler.update() once, at the end of every step, and before it "
     "scaler.unscale_(optimizer) and scaler.step(optimizer) once each",
     "_scale is None": "use one GradScaler for all losses: the one that scales the loss is the one to step with",
@@ -50,7 +57,7 @@ _REFUSALS = {
     "prior to update": "call scaler.update() once a step, after scaler.step(optimizer)",
     "No inf checks": "step an optimizer only after the backward pass of a loss that this scaler has scaled",
 }
-"""torch's messages for misuse of a scaler and for a constant that doesn't fit a dtype, and the fixes."""
+"""torch's messages for misuse of a scaler, and the fixes."""
 _OF_GRADIENTS = ("PA304", "PA305")
 """Sums of gradients that lose a little: an operation that loses much explains more."""
 _MARKED = 0.01
@@ -188,10 +195,12 @@ def _of_stop(run: RunResult, lost: Divergence | None, fix: str) -> Finding:
             f"script stops at step {run.steps}{why}"
         )
         return finding("PA501", "error", message, fix, location=place)
-    if run.error is not None and (run.error.is_scalers_refusal or _UNFIT in why):
-        refuses = "torch's scaler" if run.error.is_scalers_refusal else "torch"
+    of_scaler = run.error is not None and run.error.is_scalers_refusal
+    remedy = next((fix for said, fix in (_OF_SCALERS if of_scaler else _OF_TORCH).items() if said in why), None)
+    if of_scaler or remedy:
+        refuses = "torch's scaler" if of_scaler else "torch"
         message = f"as written, the script stops at step {run.steps}, on any machine: {refuses} refuses it{why}"
-        fix = next((remedy for said, remedy in _REFUSALS.items() if said in why), fix)
+        fix = remedy or fix
         return finding("PA501", "error", message, fix, location=place)
     message = (
         f"as written, in its own low precision, the script stops at step {run.steps} on this machine{why}; so whether "
