@@ -95,7 +95,8 @@ def _trend(arguments: argparse.Namespace) -> int:
     for reason in skipped:
         print(f"precaudit: left out: {reason}", file=sys.stderr)
     judged = newest(frame)
-    for name in judged["report"][judged["regressions"].isna()]:
+    unsaid = arguments.format not in ("terminal", "markdown")  # which say it themselves
+    for name in judged["report"][judged["regressions"].isna()] if unsaid else ():
         print(f"precaudit: {name} is the first report of its script: there is none to compare it with", file=sys.stderr)
     wrote = deliver(arguments, TREND_FORMATS, partial(outputs.render_trend, frame))
     if (judged["regressions"] > 0).any():

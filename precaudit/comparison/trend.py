@@ -17,6 +17,7 @@ from precaudit.comparison.matching import match_layers
 from precaudit.comparison.rows import place
 from precaudit.comparison.speed import native_share
 from precaudit.comparison.thresholds import DEFAULTS
+from precaudit.comparison.trendsummary import summary
 from precaudit.errors import PrecauditError, require
 from precaudit.model import Report
 from precaudit.reporting import markdown as md
@@ -30,9 +31,10 @@ Entry = tuple[str, datetime, Report]
 
 
 def load_folder(folder: Path) -> tuple[list[Entry], list[str]]:
-    """(name, time, report) of every report below the folder, oldest first, and why the other files were left out."""
+    """(name, time, report) of every report below the folder, oldest first, and why the other files were left out. Two
+    that would have one name are called by their whole paths."""
     require(folder.exists(), f"{folder}: no such folder; check the path")
-    found, skipped = [], []
+    found, skipped = list[tuple[Path, Report]](), list[str]()
     for path in sorted(folder.rglob("*.json")):
         try:
             report = load_report(_regular(path))
@@ -40,12 +42,18 @@ def load_folder(folder: Path) -> tuple[list[Entry], list[str]]:
             if path.name == "report.json":
                 skipped.append(str(error))
             continue
-        found.append((_name(path, folder), measured_at(report, path), report))
+        found.append((path, report))
     if not found:
         raise PrecauditError(
             f"{folder}: no readable report below it; pass a folder of reports that `precaudit profile` wrote"
         )
-    return sorted(found, key=lambda entry: (entry[1], entry[0])), skipped
+    short = Counter(_name(path, folder) for path, _ in found)
+    entries = [
+        (name if short[name] == 1 else str(path.relative_to(folder)), measured_at(report, path), report)
+        for path, report in found
+        for name in [_name(path, folder)]
+    ]
+    return sorted(entries, key=lambda entry: (entry[1], entry[0])), skipped
 
 
 def _regular(path: Path) -> Path:
@@ -163,8 +171,11 @@ COLUMNS: Mapping[str, tuple[str, Callable[[Any], str]]] = {
 
 
 def terminal(frame: pd.DataFrame) -> str:
-    """The table in 80 columns, then where each regression began."""
+    """What the trend is, the table in 80 columns, and where each regression began."""
     page = Page()
+    for line in summary(frame):
+        page.text(line, hang="  ")
+    page.lines.append("")
     page.table(*_table(frame))
     for line in _regressed(frame):
         page.text(line, hang="  ")
@@ -174,7 +185,7 @@ def terminal(frame: pd.DataFrame) -> str:
 def markdown(frame: pd.DataFrame) -> str:
     headers, rows = _table(frame)
     table = md.table(headers, ([md.code(row[0]), *map(md.text, row[1:])] for row in rows))
-    return "\n\n".join([table, md.bullets(_regressed(frame))]) + "\n"
+    return "\n\n".join([md.bullets(summary(frame)), table, md.bullets(_regressed(frame))]) + "\n"
 
 
 def _regressed(frame: pd.DataFrame) -> list[str]:

@@ -25,6 +25,7 @@ from precaudit.comparison.markdown import MARKER
 from precaudit.comparison.outputs import render
 from precaudit.comparison.rows import Row, place, rows
 from precaudit.comparison.thresholds import DEFAULTS
+from precaudit.finding import finding
 from precaudit.model import Plan, Report
 from precaudit.reporting.serialize import write_json
 
@@ -336,9 +337,37 @@ def test_the_trend_in_every_format(history, capsys, monkeypatch):
 def test_a_trend_with_everything_measured_fits_the_terminal():
     row = {"report": "2026-03-01/" * 9, "time": datetime(2026, 3, 1, tzinfo=UTC), "verdict": "inconclusive"}
     row |= {"low_precision": 0.9999, "errors": 12, "tensor_cores": 0.9999, "step_seconds": 5e3, "regressions": 12345}
+    row["script"] = "train.py"
     text = trend.terminal(pd.DataFrame([row | {"against": "b" * 99, "first": "fell " * 40}]))
     assert re.search("2026-03-01 +inconclusive +>99.9% +12 +>99.9% +83.3 min +12345", text)
     assert max(map(len, text.splitlines())) <= 80
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "errors", "told"),
+    [
+        (["pass"], [0], "Nothing to compare with: r0 is the first report of its script."),
+        (["pass", "fail"], [0, 0], "Worse: 1 regression in r1 against r0."),
+        (["pass", "pass", "pass"], [0, 0, 0], "Steady: nothing in r2 is worse than in the reports before it."),
+        (
+            ["pass", "fail", "fail"],
+            [0, 0, 0],
+            "Steady since r1, which was worse than r0: nothing in r2 is worse than there.",
+        ),
+        (["fail", "pass"], [0, 0], "Better: r1 is verified, as r0 was not, and nothing in it is worse than before."),
+        (["pass", "pass"], [2, 1], "Better: r1 has 1 error fewer than r0, and nothing in it is worse than before."),
+    ],
+)
+def test_what_a_trend_is_stands_on_top(verdicts, errors, told):
+    report = profile(gpt(), 0)
+    entries = []
+    for i, (verdict, count) in enumerate(zip(verdicts, errors, strict=True)):
+        v = replace(report.verification, verdict=verdict)
+        found = tuple(finding("PA101", "error", f"{k} overflows", "", f"layer{k}") for k in range(count))
+        entries.append((f"r{i}", datetime(2026, 3, 1 + i, tzinfo=UTC), replace(report, verification=v, findings=found)))
+    frame = trend.trend(entries)
+    assert trend.terminal(frame).splitlines()[0] == told
+    assert trend.markdown(frame).splitlines()[0].startswith(f"- {told[:20]}")
 
 
 def test_a_slow_drift_is_seen_where_no_report_differs_from_the_one_before():
@@ -449,11 +478,15 @@ def test_a_pipe_among_the_reports_is_left_out_unread(history, capsys):
 
 
 def test_every_report_of_a_folder_has_its_own_name(tmp_path):
-    for path in ("report.json", "one/report.json", "two/x.json", "two/y.json"):
+    """Of what a folder and a file are both called, the whole path is told."""
+    for path in ("report.json", "one/report.json", "one.json", "two/x.json", "two/y.json"):
         (tmp_path / path).parent.mkdir(exist_ok=True)
         write_json(tmp_path / path, report_samples.empty())
     entries, skipped = trend.load_folder(tmp_path)
-    assert ({name for name, _, _ in entries}, skipped) == ({"report", "one", "two/x", "two/y"}, [])
+    assert ({name for name, _, _ in entries}, skipped) == (
+        {"report", "one/report.json", "one.json", "two/x", "two/y"},
+        [],
+    )
 
 
 def test_a_folder_without_reports_has_no_trend(tmp_path, capsys):
