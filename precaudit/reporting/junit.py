@@ -10,7 +10,7 @@ from precaudit.reporting.actions import settlement
 from precaudit.reporting.facts import settled
 from precaudit.reporting.headline import headline
 from precaudit.reporting.places import WHOLE
-from precaudit.reporting.results import sentence
+from precaudit.reporting.results import VERDICT_RULE, sentence
 from precaudit.reporting.shown import as_shown
 from precaudit.reporting.unfinished import cut_short, details
 from precaudit.words import prose, visible
@@ -33,11 +33,11 @@ def render_junit(report: Report) -> str:
 
 
 def document(suite: Element) -> str:
-    """The file that holds a suite, with its cases counted."""
+    """The file that holds a suite, with its cases counted: those skipped in the suite alone, as JUnit has it."""
     failures, skipped = (len(suite.findall(f"testcase/{kind}")) for kind in ("failure", "skipped"))
     counts = {"tests": len(suite), "failures": failures, "errors": 0, "skipped": skipped}
     suite.attrib |= {key: str(count) for key, count in counts.items()}
-    root = Element("testsuites", suite.attrib)
+    root = Element("testsuites", {key: value for key, value in suite.attrib.items() if key != "skipped"})
     root.append(suite)
     indent(root)
     return f"{HEADER}{tostring(root, encoding='unicode')}\n"
@@ -57,7 +57,8 @@ def _verification(suite: Element, report: Report) -> None:
     title = headline(report).title
     if report.verification.verdict == "fail" or cut_short(report):
         failed = [f"{prose(gate.name)}: {prose(gate.detail)}" for gate in report.verification.gates if not gate.passed]
-        SubElement(case, "failure", message=title).text = "\n".join([title, *details(report), *failed])
+        failure = SubElement(case, "failure", message=title, type=VERDICT_RULE)
+        failure.text = "\n".join([title, *details(report), *failed])
     elif report.verification.verdict != "pass":
         SubElement(case, "skipped", message=title)
 
