@@ -28,6 +28,10 @@ _CHANGES = frozenset("add sub mul div lerp addcmul addcdiv copy neg index_add sc
 _HANDS_ON = frozenset({"detach", "clone"})
 _NORMALIZES = frozenset("batch_norm instance_norm".split())
 _MOST = 200
+_NOTHING = 2.0**-16
+"""Energy of an exact value, relative to the stored one's, below which it is zero but for float32's own rounding."""
+_KEPT = 0.1
+"""Share of what a sum has lost that its remainder, rounded itself, may lack."""
 _CYCLE = 5
 """States are followed in three of every five steps that change them (not every step does: an average may be updated in
 every tenth): one to recognize a state, two to measure."""
@@ -69,6 +73,18 @@ class State:
     stored: torch.Tensor
     owner: Owner | None
     place: Location | None = None
+
+    @property
+    def is_remainder(self) -> bool:
+        """Whether it would be zero without rounding: it holds what another state has lost."""
+        return energy(self.exact) < _NOTHING * energy(self.stored)
+
+    def is_kept_by(self, other: State) -> bool:
+        """Whether another state of the same module is what rounding has changed this one by, added or subtracted."""
+        if other is self or other.stored.shape != self.stored.shape or _module(other) != _module(self):
+            return False
+        lost = self.stored.float() - self.exact
+        return any(energy(lost + sign * other.stored.float()) < _KEPT * energy(lost) for sign in (1, -1))
 
 
 @dataclass
@@ -286,7 +302,8 @@ class States:
         """End a step. Changes after the optimizer's step, such as an average's update, belong to the next one."""
         for key, state in self._now.items():
             before = self._carried.pop(key, None)
-            if before is not None and torch.equal(before, state.start.to(before.dtype)):
+            carried = before is not None and torch.equal(before, state.start.to(before.dtype))
+            if carried and not (state.is_remainder or any(map(state.is_kept_by, self._now.values()))):
                 self._lost(state.place, state.owner, state.stored, state.exact, state.start)
             self._carried[key] = state.stored
         self._step += 1
@@ -317,6 +334,10 @@ class States:
     @property
     def _measuring(self) -> bool:
         return self._step % _CYCLE == _CYCLE - 1
+
+
+def _module(state: State) -> Owner | tuple[()]:
+    return (*state.owner[:2], "") if state.owner else ()
 
 
 def _vain_factor(args: Any, state: torch.Tensor) -> float | None:

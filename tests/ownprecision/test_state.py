@@ -412,3 +412,74 @@ def test_overwritten_float32_weight_does_not_count_as_low():
     assert seen(lambda: train(after_step=once, lr=1e-3), StateLoss) == []
     assert seen(lambda: train(after_step=halfway, lr=1e-3), StateLoss) == []
     assert seen(lambda: train(after_step=validated_in_half, lr=1e-3), StateLoss) == []
+
+
+class Compensated(torch.optim.Optimizer):
+    """SGD that keeps what each update loses for the next one (Kahan's summation)."""
+
+    def update(self, p, left, change):
+        change = left + change
+        after = p + change
+        left.copy_(change - (after - p))
+        p.copy_(after)
+
+    def __init__(self, parameters, lr):
+        super().__init__(parameters, {"lr": lr})
+
+    @torch.no_grad()
+    def step(self):
+        for p in self.param_groups[0]["params"]:
+            left = self.state[p].setdefault("left", torch.zeros_like(p))
+            self.update(p, left, -self.param_groups[0]["lr"] * p.grad)
+
+
+class CompensatedInPlace(Compensated):
+    def update(self, p, left, change):
+        before = p.clone()
+        left.add_(change)
+        p.add_(left)
+        left.add_(before.sub_(p))
+
+
+class Negated(Compensated):
+    def update(self, p, left, change):
+        change = change - left
+        after = p + change
+        left.copy_((after - p) - change)
+        p.copy_(after)
+
+
+class Uncompensated(Compensated):
+    """The same but for the remainder, which is made and never used."""
+
+    def update(self, p, left, change):
+        after = p + change
+        left.copy_((p - after) * 0.5)
+        p.copy_(after)
+
+
+@pytest.mark.parametrize(
+    ("kind", "told"),
+    [
+        (Compensated, False),
+        (CompensatedInPlace, False),
+        (Negated, False),
+        (Uncompensated, True),
+        (torch.optim.SGD, True),
+    ],
+)
+def test_what_a_compensated_sum_keeps_does_not_stand_still(kind, told):
+    """Without rounding it would be zero; the weights that it compensates lose next to nothing."""
+
+    def code():
+        torch.manual_seed(0)
+        model = nn.Linear(32, 32).bfloat16()
+        optimizer = kind(model.parameters(), lr=1e-3)
+        for _ in range(100):
+            x = torch.randn(64, 32).bfloat16()
+            optimizer.zero_grad()
+            (model(x) - x.roll(1, 1)).float().square().mean().backward()
+            optimizer.step()
+
+    entries = seen(code, StateLoss)
+    assert any(entry.lost > 0.5 for entry in entries) is told
