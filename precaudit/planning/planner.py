@@ -148,10 +148,11 @@ class _Draft:
     def avoid(self, ban: Ban, layer: Layer | None) -> None:
         """Give the banned operation a safer format. Only the operation moves in a module with children, and in a leaf
         whose products it is beside; any other leaf moves as a whole, and so does a module that writes in place to what
-        another of its operations stored, unless it has all products of the model."""
+        another of its operations stored: in float32 the operation alone would still be stored as that is."""
         key = (ban.fqn, ban.op)
         beside = ban.fqn in self.products and ban.category != "lower"
-        in_place = (ban.in_place or ban.op in IN_PLACE) and not (beside and len(self.products) == 1)
+        alone = beside and len(self.products) == 1
+        in_place = ban.in_place or (ban.op in IN_PLACE and not alone)
         whole = layer is None or in_place or (layer.leaf and not beside)
         current = self.modules.get(ban.fqn, self.default) if whole else self.ops.get(key, self._of(ban.fqn))
         if current != ban.format:
