@@ -159,8 +159,10 @@ class _Draft:
             return
         alike = [b for b in self.choices.bans if b.fqn == ban.fqn and (whole or b.op == ban.op)]
         refused = {b.format for b in alike} | {*ban.no_better}
-        # An operation outside the products follows its inputs: only float32 frees it from their format.
-        safer = fallback(current, self.choices.formats, refused) if ban.category == "lower" else "float32"
+        # An operation outside the products follows its inputs: only float32 frees it from their format, unless all
+        # products move with it.
+        moves = ban.category == "lower" or (whole and alone)
+        safer = fallback(current, self.choices.formats, refused) if moves else "float32"
         if whole:
             self.modules[ban.fqn] = safer
         else:

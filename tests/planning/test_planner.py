@@ -164,7 +164,7 @@ def test_beside_products_of_a_leaf_only_the_operation_moves():
 
 def test_what_loses_its_result_in_place_moves_with_what_it_is_added_to():
     """In float32 alone, `total += x` would still be stored in the half tensor that `zeros_like` has made; a sum by
-    index is stored once. Of a model without modules inside nothing is left in low precision then."""
+    index is stored once. Of a model without modules inside nothing may be left in low precision then."""
     absorbs = {"category": "promote", "half": True, "in_place": True, "local_error": {"bfloat16": 0.9}}
     layers = [layer("pool", leaf=False), layer("pool.lin"), layer("out")]
     beside = [op(fqn="pool.lin"), op(fqn="out")]
@@ -173,7 +173,9 @@ def test_what_loses_its_result_in_place_moves_with_what_it_is_added_to():
     plan = planned([*beside, op("index_add", fqn="pool", **absorbs)], layers=layers)
     assert (plan.modules["pool"], plan.ops) == ("bfloat16", (OpFormat("pool", "index_add", "float32"),))
     alone = planned([op(fqn="a"), op("add", fqn="a", **absorbs)])
-    assert (alone.modules, alone.ops, alone.is_low_precision) == ({"a": "float32"}, (), False)
+    assert (alone.modules, alone.ops) == ({"a": "tf32"}, ())
+    alone = planned([op(fqn="a"), op("add", fqn="a", **absorbs)], ("bfloat16",))
+    assert not alone.is_low_precision
 
 
 def test_leaves_that_never_ran_are_in_the_plan():
