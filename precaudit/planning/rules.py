@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from precaudit.formats import EXTREME, FORMATS, LOCAL_ERROR_LIMIT, Format
 from precaudit.model import Location, Op, Severity
-from precaudit.tracing.records import ABSORBING, AliasedValues, Trace
+from precaudit.tracing.records import ABSORBING, STORED_ONCE, AliasedValues, Trace
 
 HEADROOM = 4.0
 """Ranges grow in training: a value within this factor of a format's maximum is treated as too large."""
@@ -177,9 +177,8 @@ def local_error(op: Op, target: Format) -> Ban | None:
     lost = "becomes non-finite" if error == math.inf else f"is off by {error:.0%} of {of}"
     why = f"{op.op} alone, run in {target.name}, {lost}"
     ban = _ban("PA106", op, target, "error", why, "keep this operation in float32", error, target.name)
-    if op.op in ABSORBING and op.op != "add":  # in float32 an index sum is added up there, and stored once
-        ban = replace(ban, in_place=False)
-    return replace(ban, no_better=tuple(name for name, left in op.local_error.items() if left > RESULT_KEPT))
+    no_better = tuple(name for name, left in op.local_error.items() if left > RESULT_KEPT)
+    return replace(ban, no_better=no_better, in_place=op.in_place and op.op not in STORED_ONCE)
 
 
 def unsafe(op: Op, target: Format) -> Ban | None:

@@ -15,7 +15,7 @@ from precaudit.planning.planner import fallback
 from precaudit.profiling.bisect import Search, contributions, of_gradients, of_losses, whole_error
 from precaudit.profiling.culprits import culprit_of
 from precaudit.running.job import WATCH, OutputDeviation, RunResult, ScriptError
-from precaudit.tracing.records import Fault, Trace
+from precaudit.tracing.records import STORED_ONCE, Fault, Trace
 from precaudit.verification.gates import first_lost, refusals, stuck_buffers, unused_calls, usual_calls, wrong_answers
 from precaudit.verification.statistics import diverged
 from precaudit.verification.verdict import Runs
@@ -137,18 +137,28 @@ def _as_in(first: Repair) -> str:
 
 
 def _widened(plan: Plan, fqn: str, op: str | None, why: str, trace: Trace) -> Repair | None:
-    """The operation alone in a module with children; all operations of a module that is a leaf, or where the operation
-    is unknown or already wide; None where all of that is float32."""
-    leaf = {layer.fqn: layer.leaf for layer in trace.layers}.get(fqn, True)
+    """The operation alone in a module with children, or beside the products of a leaf; all operations of any other
+    leaf, or where the operation is unknown, already wide, or writes in place; None where all of that is float32."""
     kinds = {each.op: each.category for each in trace.ops if each.fqn == fqn}
     source = format_of(plan, fqn, op)
-    if op and not leaf and source != "float32" and kinds.get(op) != "fp32":
+    if op and _moves_alone(fqn, op, trace) and source != "float32" and kinds.get(op) != "fp32":
         return Repair(fqn, source, _target(source, kinds.get(op, "other"), plan), why, op)
     source = format_of(plan, fqn)
     if source == "float32":
         return None
     own = {kind for name, kind in kinds.items() if op in (None, name)}
     return Repair(fqn, source, _target(source, "lower" if own == {"lower"} else "other", plan), why)
+
+
+def _moves_alone(fqn: str, op: str, trace: Trace) -> bool:
+    """Whether an operation in float32 is of use without the other ones of its module. What it writes in place stays in
+    the format that these have stored."""
+    own = {each.op: each for each in trace.ops if each.fqn == fqn}
+    if op in own and own[op].in_place and op not in STORED_ONCE:
+        return False
+    leaf = {layer.fqn: layer.leaf for layer in trace.layers}.get(fqn, True)
+    beside = fqn in trace.products and op in own and own[op].category != "lower"
+    return beside or not leaf
 
 
 def _target(source: str, category: str, plan: Plan) -> str:

@@ -12,6 +12,8 @@ STOPPING = frozenset("relu relu6 threshold hardtanh clamp clamp_min clamp_max ma
 they pass on is measured at their inputs."""
 IN_PLACE = frozenset({"__setitem__", "fill"})
 """Operations that write to a tensor which an earlier one has stored, in whatever format that was."""
+STORED_ONCE = frozenset({"index_add", "scatter_add", "scatter_reduce"})
+"""Sums that in float32 are added up there and stored once, whatever they are stored in."""
 ABSORBING = frozenset({"add", "index_add", "scatter_add"})
 """Sums, which may absorb a small addend: their error is relative to that addend."""
 

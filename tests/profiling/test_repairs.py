@@ -75,6 +75,23 @@ def test_a_second_failing_module_moves_all_modules_of_its_type(op, wide, moved):
     assert {(each.op, each.target) for each in found} == {(op, "float32")}
 
 
+@pytest.mark.parametrize(
+    ("name", "in_place", "moved"),
+    [("mul", False, "mul"), ("mul", True, None), ("index_add", True, "index_add"), ("linear", False, None)],
+)
+def test_beside_products_of_a_leaf_an_operation_moves_alone_unless_it_writes_in_place(name, in_place, moved):
+    """A tensor that another operation has stored in half stays half."""
+    ops = [Op("a", "linear", 1, "lower", None, ()), Op("a", "mul", 1, "other", None, (), in_place=in_place)]
+    ops.append(Op("a", "index_add", 1, "other", None, (), in_place=in_place))
+    trace = Trace((Layer("a", "Graph", 8, 1, ()),), tuple(ops))
+    plan = Plan("float16", {"a": "float16"})
+    (found,) = _after_fault(plan, [fault("a", name)], trace)
+    assert (found.fqn, found.op) == ("a", moved)
+    if moved:
+        (found,) = _after_fault(replace(plan, ops=(OpFormat("a", name, "float32"),)), [fault("a", name)], trace)
+        assert (found.fqn, found.op) == ("a", None)
+
+
 def test_a_wide_operation_widens_its_module_and_then_the_modules_inside():
     plan = Plan("float16", PLAN.modules, (OpFormat("block", "mul", "float32"),))
     (own,) = _after_fault(plan, [fault("block", "mul")], TRACE)
@@ -201,11 +218,15 @@ def test_an_untrained_copy_needs_no_repair():
     assert [each.fqn for each in found] == ["a"]
 
 
-def test_leaves_of_the_type_that_raised_are_widened_with_their_products():
+def test_what_raised_in_leaves_of_a_type_is_widened_beside_their_products():
+    """And with them, where it raises again."""
     ops = [Op(fqn, op, 1, kind, None, ()) for fqn in "ab" for op, kind in (("matmul", "lower"), ("index_add", "other"))]
     trace = Trace(layers=tuple(Layer(fqn, "Conv", 8, 1, ()) for fqn in "ab"), ops=tuple(ops))
-    found = _after_exception(Plan("bfloat16", dict.fromkeys("ab", "bfloat16")), raised("a", "index_add"), trace)
-    assert [(each.fqn, each.op, each.target) for each in found] == [("a", None, "float32"), ("b", None, "float32")]
+    plan = Plan("bfloat16", dict.fromkeys("ab", "bfloat16"))
+    for op in ("index_add", None):
+        found = _after_exception(plan, raised("a", "index_add"), trace)
+        assert [(each.fqn, each.op, each.target) for each in found] == [("a", op, "float32"), ("b", op, "float32")]
+        plan = replace(plan, ops=tuple(OpFormat(fqn, "index_add", "float32") for fqn in "ab"))
 
 
 @pytest.mark.parametrize(("op", "parts"), [("matmul", 1), (None, 2)])
