@@ -111,7 +111,15 @@ def _after_fault(plan: Plan, faults: list[Fault], trace: Trace) -> list[Repair]:
             first = replace(repair, location=fault.location)
             return [first, *_of_its_type(plan, first, trace)]
     inside = (_inside(plan, fault.fqn, _what_happened(fault)) for fault in producers)
-    return next(filter(None, inside), [])
+    return _leaving_products(plan, next(filter(None, inside), []), trace)
+
+
+def _leaving_products(plan: Plan, inside: list[Repair], trace: Trace) -> list[Repair]:
+    """Of changes after which no product is left in low precision, those of other modules, if there are any: they round
+    what the products have made once more, and training decides whether that was it."""
+    if {fqn for fqn in plan.low_modules if fqn in trace.products} - {repair.fqn for repair in inside}:
+        return inside
+    return [repair for repair in inside if repair.fqn not in trace.products] or inside
 
 
 def _of_its_type(plan: Plan, first: Repair, trace: Trace) -> list[Repair]:

@@ -640,7 +640,8 @@ def test_low_precision_state_that_does_no_harm_yet_is_named():
     (found,) = told(low=low)
     assert (found.rule, found.severity, found.location) == ("PA503", "note", low[2].place)
     assert "what it keeps there (norm.square, norm.total) does not change" in found.message
-    assert found.message.endswith("so far rounding loses 11.0% of its changes' energy or less")
+    assert found.message.endswith("; so far up to 11.0% of the energy of its changes was lost, which did no harm")
+    assert "; so far less than 0.1% of" in told(low=[state("norm", "total", 1e-5)])[0].message
 
 
 def test_low_precision_state_is_mentioned_only_where_it_changes():

@@ -186,6 +186,24 @@ def test_a_native_run_that_raised_is_repeated_for_the_name_of_the_operation(exec
     assert watched == ([("watch", 3, 5)] if execution == "native" else [])
 
 
+@pytest.mark.parametrize(
+    ("norm", "other", "moved"),
+    [
+        ("float16", "float32", ["block.norm"]),
+        ("float32", "float32", ["block.lin"]),
+        ("float16", "float16", ["block.norm", "block.lin"]),
+    ],
+)
+def test_the_modules_inside_keep_their_products_while_no_other_ones_are_low(norm, other, moved):
+    """A norm inside rounds its result to one, and an acosh outside fails on it: with the products in float32 too no
+    plan would be left to verify."""
+    formats = {"block": "float32", "block.norm": norm, "block.lin": "float16", "other": other}
+    layers = (*TRACE.layers, Layer("block.norm", "Norm", 0, 1, ()), Layer("other", "Linear", 8, 1, ()))
+    ops = (*TRACE.ops, Op("block.norm", "mul", 1, "other", None, ()), Op("other", "linear", 1, "lower", None, ()))
+    found = _after_fault(Plan("float16", formats), [fault("block", "mul")], Trace(layers, ops))
+    assert [(each.fqn, each.target) for each in found] == [(fqn, "float32") for fqn in moved]
+
+
 def test_a_module_that_raised_is_widened_with_the_modules_inside():
     plan = Plan("float16", {**PLAN.modules, "blocks": "float16"})
     found = _after_exception(plan, raised("block", None), TRACE)

@@ -62,6 +62,7 @@ _OF_GRADIENTS = ("PA304", "PA305")
 """Sums of gradients that lose a little: an operation that loses much explains more."""
 _MARKED = 0.01
 """An operation that loses more than this loses several times what every one in bfloat16 does."""
+_LEAST_TOLD = 0.001
 _WITHOUT_CASTS = f"{USE_THE_PLAN}, and keep in float32 what is cast there by hand"
 """The plan was verified without the script's casts, which stay where they are when its lines are pasted."""
 _IN_FLOAT32 = "train in float32 instead of the script's own low precision, until a plan is verified"
@@ -237,7 +238,8 @@ def _of_kept_low(run: RunResult, autocast: Location | None) -> list[Finding]:
         "not change when something too small is added to it"
     )
     if kept:
-        message += f": so far rounding loses {kept[0].lost:.1%} of its changes' energy or less"
+        lost = f"up to {kept[0].lost:.1%}" if kept[0].lost >= _LEAST_TOLD else f"less than {_LEAST_TOLD:.1%}"
+        message += f"; so far {lost} of the energy of its changes was lost, which did no harm"
     fix = "keep weights, moving averages and accumulators in float32"
     if run.own_precision.entries(TrainedLow) and all(cast.dtype == "bfloat16" for cast in run.own_precision.casts):
         fix += WITHOUT_MEMORY
