@@ -11,13 +11,15 @@ import torch
 from precaudit.execution.rounding import LOW_DTYPES
 from precaudit.instrument.torchfunction import Call, dtype_name, tensors_in
 from precaudit.model import Location
-from precaudit.ownprecision.records import BlurredInCast, Entry, VanishedInCast
+from precaudit.ownprecision.records import BlurredInCast, Entry, RoundedConstant, VanishedInCast
 from precaudit.tracing.ops import caller_location
 from precaudit.tracing.shadow import Energies
 
 NARROWING = frozenset("to half bfloat16 type type_as copy".split())
 """Operations that may put values into a narrower dtype."""
 
+_CREATING = frozenset("as_tensor full scalar_tensor tensor".split())
+_FARTHER = 0.25
 _ROWS = 4096
 """Rows of a large tensor that are examined."""
 
@@ -36,8 +38,11 @@ class OwnCasts:
 
     def __init__(self) -> None:
         self._casts: dict[tuple[Location | None, str], _Cast] = defaultdict(_Cast)
+        self._constants: dict[Location | None, RoundedConstant] = {}
 
     def made(self, call: Call, result: torch.Tensor) -> None:
+        if call.op in _CREATING and result.dtype in LOW_DTYPES and result.numel() == 1:
+            self._created(call, result)
         if call.op not in NARROWING or result.dtype not in LOW_DTYPES:
             return
         for source in tensors_in(call.args):
@@ -48,13 +53,28 @@ class OwnCasts:
                 cast.after += int(torch.count_nonzero(result.float()))
                 cast.differences += _lost_differences(source.detach(), result.detach())
 
+    def _created(self, call: Call, result: torch.Tensor) -> None:
+        becomes = float(result)
+        for value in call.args:
+            if isinstance(value, float) and _is_another(value, becomes):
+                place = caller_location()
+                self._constants.setdefault(place, RoundedConstant(place, dtype_name(result.dtype), value, becomes))
+
     def entries(self) -> list[Entry]:
         zeros = [
             VanishedInCast(*where, 1 - cast.after / cast.before)
             for where, cast in self._casts.items()
             if cast.before > cast.after
         ]
-        return [*zeros, *(BlurredInCast(*where, cast.differences.relative) for where, cast in self._casts.items())]
+        blurred = (BlurredInCast(*where, cast.differences.relative) for where, cast in self._casts.items())
+        return [*zeros, *blurred, *self._constants.values()]
+
+
+def _is_another(value: float, becomes: float) -> bool:
+    """Whether a number became zero or, as a decay below one would be, another distance from one, by a quarter."""
+    if becomes == 0:
+        return value != 0
+    return 0.5 < value < 1 and abs(becomes - value) > _FARTHER * (1 - value)
 
 
 def _lost_differences(source: torch.Tensor, result: torch.Tensor) -> Energies:

@@ -101,6 +101,16 @@ class BlurredInCast(CastLoss):
 
 
 @dataclass(frozen=True)
+class RoundedConstant(Entry):
+    """A number that the script makes a low tensor of and that `becomes` another one there: a decay of 0.999 becomes
+    one."""
+
+    dtype: str
+    value: float
+    becomes: float
+
+
+@dataclass(frozen=True)
 class ChangedIntegers(Entry):
     """Integers above `limit`, up to `amax`, of which `changed` many were rounded to others."""
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from watched import seen, train
 
-from precaudit.ownprecision.records import BlurredInCast, VanishedInCast
+from precaudit.ownprecision.records import BlurredInCast, RoundedConstant, VanishedInCast
 
 
 def test_underflow_in_casts_is_counted_per_line():
@@ -58,3 +58,20 @@ def test_coarse_casts_are_reported_per_line():
     assert centred.lost < 0.01
     assert (column.dtype, column.place.line) == ("float16", whole.place.line + 2)
     assert 0.25 < column.lost < whole.lost
+
+
+def test_numbers_that_become_others_are_noted_once_a_line():
+    def code():
+        def after_step(model):
+            torch.tensor(0.999, dtype=torch.bfloat16)
+            torch.full((), 1e-9, dtype=torch.float16)
+            torch.tensor(0.998, dtype=torch.bfloat16)
+            torch.tensor(0.99, dtype=torch.bfloat16), torch.tensor(1.0, dtype=torch.float16), torch.tensor(0.999)
+
+        train(after_step=after_step)
+
+    decay, eps, discount = seen(code, RoundedConstant)
+    assert (decay.dtype, decay.value, decay.becomes) == ("bfloat16", 0.999, 1.0)
+    assert (eps.dtype, eps.value, eps.becomes) == ("float16", 1e-9, 0.0)
+    assert eps.place.line == decay.place.line + 1
+    assert (discount.value, discount.becomes) == (0.998, 0.99609375)

@@ -24,6 +24,7 @@ from precaudit.ownprecision.records import (
     OpLoss,
     Overflow,
     OwnPrecision,
+    RoundedConstant,
     RowSumLoss,
     Scaler,
     StaleCast,
@@ -633,6 +634,41 @@ def test_a_stagnating_teacher_is_reported_though_its_student_keeps_pace(student,
     audit = Audit(Job("script", "train.py", (), ".", 80), reference, Trace(), as_written=run_as_written)
     found = all_findings(audit, Plan(), Verification("pass", "emulated"))
     assert [each.rule for each in found if each.severity != "note"] == rules
+
+
+@pytest.mark.parametrize(
+    ("float32", "written", "steps", "models"),
+    [
+        ({"average.weight": 0.2, "average.bias": 0.1}, {"average.weight": 0.0, "average.bias": 0.0}, 80, "average"),
+        ({"average.weight": 0.2, "average.bias": 0.1}, {"average.weight": 0.1, "average.bias": 0.0}, 80, ""),
+        ({"average.0.weight": 0.2}, {"average.0.weight": 0.0}, 40, ""),
+        ({"average.0.weight": 0.2}, {}, 80, ""),
+        ({"frozen.0.weight": 0.0}, {"frozen.0.weight": 0.0}, 80, ""),
+        ({"student.0.weight": 0.2}, {"student.0.weight": 0.0}, 80, ""),
+    ],
+)
+def test_an_average_that_stands_still_is_an_error(float32, written, steps, models):
+    """Weights that a gradient trains are judged by their updates; one that moves at all follows; and a run of fewer
+    steps may not have come to the update."""
+    gradient = TensorRecord("weight_grad", TensorStats(numel=8), "weight", "float32")
+    trace = Trace(layers=(Layer("0", "Linear", 8, 1, (gradient,), "student"),), models=("student",))
+    reference = RunResult("reference", 0, "stopped", 80, losses=LOSSES, end_state=EndState(learned=float32))
+    own = OwnPrecision(low=[RoundedConstant(Location("train.py", 13), "bfloat16", 0.999, 1.0)])
+    ended = replace(reference, steps=steps, trace=trace, end_state=EndState(learned=written), own_precision=own)
+    audit = Audit(Job("script", "train.py", (), ".", 80), reference, Trace(), as_written=ended)
+    found = [each for each in all_findings(audit, Plan(), PASSED) if each.rule == "PA303"]
+    assert [(each.severity, each.location, each.message.partition(":")[0]) for each in found] == (
+        [("error", Location("train.py", 13), models)] if models else []
+    )
+
+
+def test_a_number_that_becomes_one_is_a_note_and_explains_a_deviation():
+    low = [RoundedConstant(Location("train.py", 13), "bfloat16", 0.999, 1.0)]
+    (note,) = told(low=low)
+    assert (note.rule, note.severity, note.location) == ("PA104", "note", Location("train.py", 13))
+    assert note.message.startswith("the script makes a bfloat16 tensor of 0.999 here, which is 1 in that format")
+    strayed = told(tuple(2 * loss for loss in LOSSES), low=low)
+    assert [(each.rule, each.severity) for each in strayed] == [("PA501", "error"), ("PA104", "error")]
 
 
 def test_low_precision_state_that_does_no_harm_yet_is_named():

@@ -15,7 +15,7 @@ from precaudit.planning.rules import Ban
 from precaudit.profiling.audit import Audit
 from precaudit.profiling.culprits import roughest
 from precaudit.profiling.findings.aswritten import of_as_written
-from precaudit.profiling.findings.halfweights import keeping_pace, of_half_weights
+from precaudit.profiling.findings.halfweights import keeping_pace, of_half_weights, of_standing_still
 from precaudit.profiling.findings.underflow import of_loss_scale
 from precaudit.profiling.findings.unsound import Origin, of_float32
 from precaudit.tracing.ops import CASTS
@@ -44,6 +44,7 @@ def all_findings(
         *_of_bypassed(audit.trace),
         *_of_bans(audit.bans, plan, _own_casts(audit)),
         *of_half_weights(audit, pace),
+        *([] if any(each.rule == "PA303" for each in as_written) else of_standing_still(audit)),
         *_of_errors(audit, plan),
         *of_loss_scale(audit, plan, deviates),
         *(_as_banned(each, audit.bans, _own_casts(audit)) for each in as_written),

@@ -27,6 +27,7 @@ from precaudit.profiling.findings.lostvalues import (
     of_backward,
     of_cancellations,
     of_casts,
+    of_constants,
     of_kept,
     of_lost_gradients,
     of_nonfinite,
@@ -135,7 +136,8 @@ def _possible_causes(run: RunResult, likely: list[Finding]) -> list[Finding]:
     """What may explain a deviation where nothing else does, by the most telling kind; `likely` are misuses of a
     scaler."""
     lost = of_lost_gradients(run) or of_casts(run, VanishedInCast) or of_operations(run) or of_region(run)
-    return lost or likely or of_casts(run, BlurredInCast) or of_cancellations(run)
+    rounded = of_casts(run, BlurredInCast) or of_cancellations(run)
+    return lost or likely or rounded or of_constants(run, "error")
 
 
 def _beside(reference: RunResult, run: RunResult, fix: str) -> list[Finding]:
@@ -143,6 +145,7 @@ def _beside(reference: RunResult, run: RunResult, fix: str) -> list[Finding]:
     found = [*_of_penalty(reference, run), *of_nonfinite(reference, run), *causes_in(reference, run, "warning")]
     if not any(each.rule == "PA307" for each in found):
         found += of_outputs(reference, run)
+    found += of_constants(run, "note")
     return [*found, *of_kept(reference, run), *([_of_end(reference, run, fix)] if ends_early(reference, run) else [])]
 
 

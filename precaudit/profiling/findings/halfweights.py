@@ -8,10 +8,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from precaudit.finding import finding
 from precaudit.formats import HALF_FORMATS
 from precaudit.model import Finding, Layer, Location, TensorRecord
-from precaudit.ownprecision.records import Cast
+from precaudit.ownprecision.records import Cast, RoundedConstant
 from precaudit.profiling.audit import Audit
 from precaudit.tracing.records import Trace
+from precaudit.words import listing, plural
 
+_MOST = 20
 _PACE = 0.9
 """What moves by this share of its way in float32 keeps pace with it."""
 _MASTER_WEIGHTS = "keep float32 master weights: train the float32 model under autocast instead of casting it"
@@ -48,6 +50,34 @@ def keeping_pace(audit: Audit) -> dict[str, bool]:
         for key in (name, name.partition(".")[2]) if far else ():
             pace[key] = pace.get(key, True) and _PACE * far <= written.get(name, 0.0) <= most
     return pace
+
+
+def of_standing_still(audit: Audit) -> list[Finding]:
+    """PA303: weights that no gradient trains (an average, a target network), which move in float32 and not at all as
+    written, although they may be float32 themselves: the factor by which they decay has become one."""
+    run = audit.as_written
+    if run is None or run.trace is None or run.steps < audit.reference.steps:
+        return []
+    trained, written = set(_trained(run.trace)), run.end_state.learned
+    moving = [name for name, far in audit.reference.end_state.learned.items() if far and name not in trained]
+    follows = {_model(name) for name in moving if written.get(name) != 0}
+    still = [name for name in moving if _model(name) not in follows]
+    if not still:
+        return []
+    models = dict.fromkeys(map(_model, still))
+    message = (
+        f"{listing(models, 3)}: {plural(len(still), 'weight')} that no gradient trains, as an average's or a target's, "
+        "stand still in the script's own low precision, and move in float32: where they decay by a factor, that may "
+        "have become one, as 0.999 does in bfloat16"
+    )
+    fix = "keep what these weights are updated with in float32, the factor too"
+    constants = [constant.place for constant in run.own_precision.entries(RoundedConstant)]
+    place = next(iter([*constants, *(cast.place for cast in run.own_precision.casts)]), None)
+    return [finding("PA303", "error", message, fix, location=place, role="weights", weights=still[:_MOST])]
+
+
+def _model(parameter: str) -> str:
+    return parameter.partition(".")[0]
 
 
 def _trained(trace: Trace) -> Iterator[str]:

@@ -9,7 +9,7 @@ from typing import Any
 from precaudit.execution.policy import category
 from precaudit.finding import finding
 from precaudit.formats import LOCAL_ERROR_LIMIT
-from precaudit.model import Finding
+from precaudit.model import Finding, Severity
 from precaudit.ownprecision.operations import ANGLES
 from precaudit.ownprecision.records import (
     BlurredInCast,
@@ -20,6 +20,7 @@ from precaudit.ownprecision.records import (
     NonFiniteLoss,
     OpLoss,
     Overflow,
+    RoundedConstant,
     VanishedInCast,
 )
 from precaudit.planning.rules import OF_A_SUM
@@ -45,6 +46,11 @@ _CASTS = {
 }
 """By kind: the name of the loss in evidence, the message, and the fix. What vanishes are small values, such as squared
 gradients; what blurs, values close together, such as coordinates far from their origin."""
+_MEANT = {
+    0.0: "what it should protect is not, and what it weighs does not count",
+    1.0: "what decays by such a factor never does, and what it bounds is not bounded",
+}
+_ANOTHER = "as a decay or a discount, for which the distance from one counts, that is another number"
 _OF_WHAT = {
     **dict.fromkeys(ABSORBING, OF_A_SUM),
     **dict.fromkeys(ANGLES, "its result, because its angle is rounded"),
@@ -213,3 +219,19 @@ def of_casts(run: RunResult, kind: type[CastLoss]) -> list[Finding]:
             evidence: dict[str, Any] = {measure: entry.lost}
             found.append(finding("PA309", "error", said, fix, location=entry.place, **evidence))
     return found
+
+
+def of_constants(run: RunResult, severity: Severity) -> list[Finding]:
+    """PA104: numbers that the script itself makes low tensors of, and that become zero, one or another decay there."""
+    return [
+        finding(
+            "PA104",
+            severity,
+            f"the script makes a {entry.dtype} tensor of {entry.value:.8g} here, which is {entry.becomes:.8g} in that "
+            f"format: {_MEANT.get(entry.becomes, _ANOTHER)}",
+            "keep this number a Python float, or in float32",
+            location=entry.place,
+            value=entry.value,
+        )
+        for entry in run.own_precision.entries(RoundedConstant)
+    ]
