@@ -20,7 +20,7 @@ from precaudit.reporting import DEFAULT_PLAN, costs, pasting, planned, ranges, u
 from precaudit.reporting.actions import actions, causes, counts
 from precaudit.reporting.cached import cached
 from precaudit.reporting.drawing import CHARTS, KINDS, hindrance, vega
-from precaudit.reporting.facts import listed, notes, settled
+from precaudit.reporting.facts import listed, notes, settled, unsound
 from precaudit.reporting.grouped import Group, folded
 from precaudit.reporting.headline import BADGES, headline
 from precaudit.reporting.jsontext import dumps
@@ -109,9 +109,10 @@ def _policy(scripts: Iterable[str]) -> str:
 
 
 def _story(report: Report, plan: Path) -> dict[str, Any]:
+    v = report.verification
     return {
         "head": headline(report),
-        "badge": unfinished.badge(report) or BADGES[report.verification.verdict],
+        "badge": unfinished.badge(report) or ("Repair float32" if unsound(report) else BADGES[v.verdict]),
         "script": " ".join(pasting.script(report)),
         "tiles": tiles(report),
         "actions": actions(report),

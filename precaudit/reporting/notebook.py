@@ -10,6 +10,7 @@ from precaudit.reporting import pasting, planned
 from precaudit.reporting.actions import actions
 from precaudit.reporting.grouped import folded
 from precaudit.reporting.headline import headline
+from precaudit.reporting.shown import as_shown
 from precaudit.words import listing
 
 COLORS = {"good": "#1a7f37", "open": "#9a6700", "bad": "#cf222e"}
@@ -17,6 +18,7 @@ COLORS = {"good": "#1a7f37", "open": "#9a6700", "bad": "#cf222e"}
 
 def summary_html(report: Report) -> str:
     """A small fragment without scripts; every name from the report is escaped."""
+    report = as_shown(report)
     head = headline(report)
     return (
         f'<div style="border-left:4px solid {COLORS[head.tone]};padding:.2em 1em;max-width:60em">'

@@ -15,6 +15,7 @@ from precaudit.reporting.facts import settled
 from precaudit.reporting.headline import headline
 from precaudit.reporting.html import render_html
 from precaudit.reporting.markdown import render_markdown
+from precaudit.reporting.notebook import summary_html
 from precaudit.reporting.places import place
 from precaudit.reporting.results import results
 from precaudit.reporting.terminal import render_terminal
@@ -285,7 +286,9 @@ def test_a_page_on_a_float32_that_needs_repair_tells_of_no_plan(verdict):
     broken = report_samples.finding("PA603", fqn=None, op=None, location=None, suggestion="mend the data")
     v = replace(base.verification, verdict=verdict, reason="verification was switched off (--no-verify)")
     report = replace(base, findings=(broken, *base.findings), verification=v)
-    for told in (render_terminal(report), render_markdown(report), render_html(report).partition("<script")[0]):
+    page = render_html(report).partition("<script")[0]
+    assert ">Repair float32<" in page
+    for told in (render_terminal(report), render_markdown(report), page, summary_html(report)):
         text = " ".join(told.replace("&#61;", "=").split())
         assert "REPAIR FLOAT32 FIRST" in text
         assert "float32 itself must be repaired first" in text
