@@ -90,19 +90,15 @@ class OwnLowPrecision(TorchFunctionMode, TrainingListener):
             return any(map(self._states.is_of_low, (result, *call.given)))
 
     def _made(self, call: Call, result: torch.Tensor, states: list[State], before: torch.Tensor | None) -> None:
-        with unasked():
-            self._states.made(call, result)
         # Operations that can't be examined or repeated in float32 are ignored.
-        with torch.no_grad(), suppress(RuntimeError, TypeError, ValueError):
-            with unasked():
-                plain = is_plain(result)
-                low = plain and result.dtype in HALVES
+        with unasked(), torch.no_grad(), suppress(RuntimeError, TypeError, ValueError):
+            self._states.made(call, result)
+            plain = is_plain(result)
+            low = plain and result.dtype in HALVES
             if plain:
                 self._casts.made(call, result)
-            with unasked():
-                self._backward.made(call, result)
-                finite = bool(result.isfinite().all())
-            if not finite:
+            self._backward.made(call, result)
+            if not bool(result.isfinite().all()):
                 self._nonfinite.made(call, result, before)
                 if not self._stepping:
                     self._look_for_lost_weight(call, result)
