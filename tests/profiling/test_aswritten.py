@@ -662,6 +662,27 @@ def test_an_average_that_stands_still_is_an_error(float32, written, steps, model
     )
 
 
+@pytest.mark.parametrize(
+    ("moved", "steps", "severity"),
+    [
+        ((0.02, 0.01), 80, "error"),
+        ((0.15, 0.01), 80, "warning"),  # one that follows shows that the others' losses do little
+        ((0.02, 0.01), 40, "warning"),  # a run that ended early had less time to move
+    ],
+)
+def test_a_target_that_was_measured_to_lag_is_an_error_though_the_loss_agrees(moved, steps, severity):
+    names = ("target.0.weight", "target.0.bias")
+    trace = Trace(layers=(Layer("0", "Linear", 8, 1, (), "target"),), models=("student", "target"))
+    end = EndState(learned=dict.fromkeys(names, 0.2))
+    reference = RunResult("reference", 0, "stopped", 80, losses=LOSSES, end_state=end)
+    own = OwnPrecision(low=[state("0", "", 0.95, "target")])
+    end = EndState(learned=dict(zip(names, moved, strict=True)))
+    ended = replace(reference, steps=steps, trace=trace, end_state=end, own_precision=own)
+    audit = Audit(Job("script", "train.py", (), ".", 80), reference, Trace(), as_written=ended)
+    found = [each for each in all_findings(audit, Plan(), PASSED) if each.rule == "PA303"]
+    assert [(each.fqn, each.severity) for each in found] == [("target.0", severity)]
+
+
 def test_a_number_that_becomes_one_is_a_note_and_explains_a_deviation():
     low = [RoundedConstant(Location("train.py", 13), "bfloat16", 0.999, 1.0)]
     (note,) = told(low=low)

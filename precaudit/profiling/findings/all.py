@@ -15,7 +15,7 @@ from precaudit.planning.rules import Ban
 from precaudit.profiling.audit import Audit
 from precaudit.profiling.culprits import roughest
 from precaudit.profiling.findings.aswritten import of_as_written
-from precaudit.profiling.findings.halfweights import keeping_pace, of_half_weights, of_standing_still
+from precaudit.profiling.findings.halfweights import keeping_pace, lagging, of_half_weights, of_standing_still
 from precaudit.profiling.findings.underflow import of_loss_scale
 from precaudit.profiling.findings.unsound import Origin, of_float32
 from precaudit.tracing.ops import CASTS
@@ -38,7 +38,8 @@ def all_findings(
     as_written, lost = of_as_written(audit, verification), list(of_float32(audit, verification, origin))
     if not all(map(math.isfinite, audit.reference.losses)):  # there is nothing to be unlike
         as_written = [each for each in as_written if each.rule != "PA501"]
-    pace = keeping_pace(audit)
+    pace, behind = keeping_pace(audit), lagging(audit)
+    as_written = [_measured(each, behind) for each in as_written]
     deviates = any((each.rule, each.severity) == ("PA501", "error") for each in as_written)
     found = [
         *_of_bypassed(audit.trace),
@@ -52,6 +53,12 @@ def all_findings(
         *_of_repairs(verification),
     ]
     return tuple(ranked(_told_once(found, pace)))
+
+
+def _measured(each: Finding, behind: set[str]) -> Finding:
+    """A state of a module that was measured to lag behind float32 is an error, whatever the training loss shows."""
+    stagnates = each.rule == "PA303" and "lost" in each.evidence and "role" not in each.evidence
+    return replace(each, severity="error") if stagnates and each.fqn in behind else each
 
 
 def _told_once(found: Sequence[Finding], pace: Mapping[str, bool]) -> list[Finding]:

@@ -16,6 +16,8 @@ from precaudit.words import listing, plural
 _MOST = 20
 _PACE = 0.9
 """What moves by this share of its way in float32 keeps pace with it."""
+_LAGS = 0.5
+"""What moves by less than this share of its way in float32 lags behind it."""
 _MASTER_WEIGHTS = "keep float32 master weights: train the float32 model under autocast instead of casting it"
 WITHOUT_MEMORY = (
     "; where memory forbids it, let the optimizer round updates stochastically (torchao.optim.AdamW8bit takes "
@@ -74,6 +76,21 @@ def of_standing_still(audit: Audit) -> list[Finding]:
     constants = [constant.place for constant in run.own_precision.entries(RoundedConstant)]
     place = next(iter([*constants, *(cast.place for cast in run.own_precision.casts)]), None)
     return [finding("PA303", "error", message, fix, location=place, role="weights", weights=still[:_MOST])]
+
+
+def lagging(audit: Audit) -> set[str]:
+    """The modules of which every weight lags behind float32 as written, although no gradient trains it: an average's or
+    a target's, whose harm no training loss need show."""
+    run = audit.as_written
+    if run is None or run.trace is None or run.steps < audit.reference.steps:
+        return set()
+    trained, written = set(_trained(run.trace)), run.end_state.learned
+    lags: dict[str, bool] = {}
+    for name, far in audit.reference.end_state.learned.items():
+        if far and name in written and name not in trained:
+            module = name.rpartition(".")[0]
+            lags[module] = lags.get(module, True) and written[name] < _LAGS * far
+    return {module for module, each in lags.items() if each}
 
 
 def _model(parameter: str) -> str:
