@@ -72,7 +72,7 @@ def profile(
     from precaudit.profiling.engine import profile_job
     from precaudit.profiling.settings import Settings
     from precaudit.running.job import Job
-    from precaudit.running.modelfile import checked_new
+    from precaudit.running.model_file import checked_new
 
     repeatable = callable(batches) or not isinstance(batches, Iterator)
     require(repeatable, "batches is used up by the first run; pass a function that makes it, or a list")
@@ -102,7 +102,7 @@ class _InProcess:
     def __call__(self, spec: RunSpec) -> RunResult:
         import torch
 
-        from precaudit.running.modelfile import train
+        from precaudit.running.model_file import train
         from precaudit.running.worker import run
 
         def code() -> None:
@@ -189,7 +189,7 @@ class audit:
 
         Under `torchrun` the records of all processes are merged, so every process must call this.
         """
-        from precaudit.profiling.ownloop import report_of
+        from precaudit.profiling.own_loop import report_of
 
         return report_of(self._auditing)
 

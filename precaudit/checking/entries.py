@@ -13,7 +13,7 @@ from scipy.optimize import linear_sum_assignment
 
 from precaudit.checking.inputs import Call
 from precaudit.formats import LOCAL_ERROR_LIMIT
-from precaudit.instrument.torchfunction import tensors_in
+from precaudit.instrument.torch_function import tensors_in
 
 MOST_COMPARISONS = 2**24
 MOST_COLUMNS = 64

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from precaudit.instrument.torchfunction import floats_in, map_tensors, tensors_in
+from precaudit.instrument.torch_function import floats_in, map_tensors, tensors_in
 
 Call = tuple[Any, Any]
 """The positional and keyword arguments of a model's call."""

@@ -12,7 +12,7 @@ import torch
 from precaudit.checking.entries import Pair
 from precaudit.checking.inputs import Call
 from precaudit.checking.records import OutputMatch
-from precaudit.instrument.torchfunction import fields_of, floats_in
+from precaudit.instrument.torch_function import fields_of, floats_in
 
 
 def named_outputs(value: Any, name: str = "") -> Iterator[tuple[str, torch.Tensor]]:

@@ -19,7 +19,7 @@ from precaudit.instrument.names import ModuleNames, has_parameters, is_leaf
 from precaudit.instrument.scopes import Frame, ModuleScopes, ScopeListener
 from precaudit.model import Execution, Plan
 from precaudit.model.fitting import fit_names, part_of
-from precaudit.running.endstate import is_called
+from precaudit.running.end_state import is_called
 
 
 class Observer(ScopeListener):

@@ -103,7 +103,7 @@ def run(arguments: argparse.Namespace) -> int:
 @contextmanager
 def _scratch() -> Iterator[Path]:
     """A temporary folder for the log and for files that runs set aside; kept if one of these could not be restored."""
-    from precaudit.running.fileguard import set_aside_folder
+    from precaudit.running.file_guard import set_aside_folder
 
     folder = Path(tempfile.mkdtemp(prefix="precaudit-"))
     try:

@@ -25,7 +25,7 @@ from precaudit.profiling.settings import Settings
 from precaudit.reporting import DEFAULT_PLAN, FOLDER_FILES, files_of, write
 from precaudit.reporting.files import write_each
 from precaudit.running.children import ChildRunner, side_by_side
-from precaudit.running.fileguard import locked
+from precaudit.running.file_guard import locked
 from precaudit.running.job import Job
 from precaudit.running.sources import TRAINABLE, classify, is_binary, is_bundle, lacking
 from precaudit.words import UNDER_TORCHRUN

@@ -7,7 +7,7 @@ import signal
 import time
 from typing import Any
 
-from precaudit.running.childprocess import SIGNALS
+from precaudit.running.child_process import SIGNALS
 from precaudit.running.children import ChildRunner
 
 

@@ -38,7 +38,7 @@ def render_trend(frame: pd.DataFrame, format: str) -> str:
     if format == "csv":
         return frame.to_csv(index=False)
     if format == "svg":
-        from precaudit.comparison.trendpicture import render_svg
+        from precaudit.comparison.trend_picture import render_svg
 
         return render_svg(frame)
     return trend.markdown(frame) if format == "markdown" else trend.terminal(frame)

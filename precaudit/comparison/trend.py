@@ -17,7 +17,7 @@ from precaudit.comparison.matching import match_layers
 from precaudit.comparison.rows import place
 from precaudit.comparison.speed import native_share
 from precaudit.comparison.thresholds import DEFAULTS
-from precaudit.comparison.trendsummary import summary
+from precaudit.comparison.trend_summary import summary
 from precaudit.errors import PrecauditError, require
 from precaudit.model import Report
 from precaudit.reporting import markdown as md

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from precaudit.execution.rounding import HALVES
-from precaudit.instrument.torchfunction import Call
+from precaudit.instrument.torch_function import Call
 
 Index = tuple[torch.Tensor | None, ...]
 

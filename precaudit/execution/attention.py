@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import torch
 
-from precaudit.instrument.torchfunction import Call
+from precaudit.instrument.torch_function import Call
 
 
 def keeping_rounded(call: Call, dtype: torch.dtype) -> torch.Tensor:

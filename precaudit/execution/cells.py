@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from precaudit.execution.chains import Multiply
-from precaudit.instrument.torchfunction import Call
+from precaudit.instrument.torch_function import Call
 
 Enter = Callable[[Tensor], Tensor]
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from precaudit.instrument.torchfunction import Call
+from precaudit.instrument.torch_function import Call
 
 _DOTS = frozenset("chain_matmul linalg_multi_dot multi_dot".split())
 _POWERS = frozenset({"matrix_power", "linalg_matrix_power"})

@@ -11,7 +11,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from precaudit.execution.rounding import HALVES
-from precaudit.instrument.torchfunction import Call
+from precaudit.instrument.torch_function import Call
 
 
 class _RoundedLogarithms(TorchDispatchMode):

@@ -30,7 +30,7 @@ from precaudit.instrument.functions import AROUND_BACKWARD
 from precaudit.instrument.names import callers
 from precaudit.instrument.patches import Shared, all_wrapped, set_to
 from precaudit.instrument.scopes import PLANNED, Frame, Scopes
-from precaudit.instrument.torchfunction import Call, OperationMode, map_tensors, tensors_in
+from precaudit.instrument.torch_function import Call, OperationMode, map_tensors, tensors_in
 from precaudit.model import Plan
 
 

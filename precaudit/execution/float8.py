@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from precaudit.execution.rounding import CASTABLE, FLOAT8_DTYPES, scaled
-from precaudit.instrument.torchfunction import Call
+from precaudit.instrument.torch_function import Call
 
 GRADIENT = "float8_e5m2"
 _ALIGNMENT = 16

@@ -8,7 +8,7 @@ import torch
 
 from precaudit.execution.atomics import added_one_by_one, are_half
 from precaudit.execution.rounding import HALVES
-from precaudit.instrument.torchfunction import Call, OperationMode, map_tensors, tensors_in
+from precaudit.instrument.torch_function import Call, OperationMode, map_tensors, tensors_in
 
 DRAWING = frozenset("randn rand randn_like rand_like normal uniform log_normal cauchy exponential".split())
 _UNIFORM = frozenset("rand rand_like uniform".split())

@@ -7,7 +7,7 @@ from functools import lru_cache
 import torch
 from torch._ops import OpOverload
 
-from precaudit.instrument.torchfunction import Call, overloads_of
+from precaudit.instrument.torch_function import Call, overloads_of
 
 _KEYS = {"cpu": "AutocastCPU", "cuda": "AutocastCUDA"}
 

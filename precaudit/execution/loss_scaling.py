@@ -17,7 +17,7 @@ from torch.utils.hooks import RemovableHandle
 
 from precaudit.instrument.events import TrainingListener, parameters_of
 from precaudit.instrument.graph import nodes_of
-from precaudit.instrument.torchfunction import stored
+from precaudit.instrument.torch_function import stored
 from precaudit.model import LossScale, Plan
 
 SCALED = "precaudit_scaled"

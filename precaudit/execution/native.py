@@ -23,7 +23,7 @@ from precaudit.execution.products import tf32
 from precaudit.execution.rounding import FLOAT8_DTYPES, HALF_DTYPES
 from precaudit.instrument.functions import IN_FLOAT32
 from precaudit.instrument.scopes import PLANNED, Frame
-from precaudit.instrument.torchfunction import Call, OperationMode
+from precaudit.instrument.torch_function import Call, OperationMode
 from precaudit.model import Execution, Plan
 
 

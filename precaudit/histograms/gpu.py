@@ -24,7 +24,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from precaudit.histograms.gpukernel import EACH, MAX_STRETCH, MAX_TILES, count_stretch
+from precaudit.histograms.gpu_kernel import EACH, MAX_STRETCH, MAX_TILES, count_stretch
 from precaudit.histograms.layout import FLOAT32, FLOAT64, SUM_SQUARES, Layout
 from precaudit.histograms.plain import PlainSums
 

@@ -17,7 +17,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 from precaudit.instrument.names import callers
 from precaudit.instrument.patches import set_to, wrapped
 from precaudit.instrument.scopes import Frame, ScopeListener
-from precaudit.instrument.stepgroup import StepGroup
+from precaudit.instrument.step_group import StepGroup
 
 
 def in_backward() -> bool:

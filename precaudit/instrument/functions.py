@@ -15,7 +15,7 @@ from torch.autograd.graph import Node
 
 from precaudit.instrument.patches import replaced
 from precaudit.instrument.scopes import Frame, ModuleScopes
-from precaudit.instrument.torchfunction import map_tensors, tensors_in
+from precaudit.instrument.torch_function import map_tensors, tensors_in
 
 AROUND_BACKWARD = "around_backward"
 """Key in an outermost frame's data: a function from a frame to the context that its backward pass needs where torch's

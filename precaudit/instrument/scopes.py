@@ -18,7 +18,7 @@ from torch.utils import checkpoint as checkpointing
 
 from precaudit.instrument.names import ModuleName, ModuleNames, by_module, callers, find_model, fqns_of
 from precaudit.instrument.patches import all_wrapped, item_set_to, wrapped
-from precaudit.instrument.torchfunction import tensors_in
+from precaudit.instrument.torch_function import tensors_in
 
 _WITHOUT_REENTRANT = next(
     name

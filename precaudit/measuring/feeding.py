@@ -14,7 +14,7 @@ from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 from precaudit.instrument.patches import all_wrapped
 from precaudit.instrument.scopes import Frame, ScopeListener
-from precaudit.instrument.torchfunction import tensors_in
+from precaudit.instrument.torch_function import tensors_in
 from precaudit.measuring.records import Feed
 
 

@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 
 from precaudit.instrument.names import ModuleName, is_leaf
 from precaudit.instrument.scopes import Frame, ScopeListener
-from precaudit.instrument.torchfunction import tensors_in
+from precaudit.instrument.torch_function import tensors_in
 from precaudit.ownprecision.stale_casts import LOOKED_UP
 
 MOST, SECONDS, TOGETHER = 6, 0.3, 10

@@ -18,7 +18,7 @@ from precaudit.execution.loss_scaling import SCALED
 from precaudit.instrument.names import callers
 from precaudit.instrument.patches import all_wrapped, wrapped
 from precaudit.instrument.scopes import checkpointed
-from precaudit.instrument.torchfunction import dtype_name, map_tensors
+from precaudit.instrument.torch_function import dtype_name, map_tensors
 from precaudit.model import Location, Plan
 from precaudit.model.plan import DEFAULT_INTERVAL, DEFAULT_SCALE
 from precaudit.ownprecision.records import OwnPrecision, Scaler

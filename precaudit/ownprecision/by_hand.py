@@ -13,7 +13,7 @@ from torch.nn import utils
 from precaudit.instrument.events import TrainingListener
 from precaudit.instrument.names import ModuleNames
 from precaudit.instrument.patches import all_wrapped
-from precaudit.instrument.torchfunction import stored
+from precaudit.instrument.torch_function import stored
 from precaudit.ownprecision.grad_scaler import scale_by_hand
 from precaudit.ownprecision.records import Misuse, OwnPrecision
 from precaudit.tracing.ops import script_location

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 
 from precaudit.execution.rounding import LOW_DTYPES
-from precaudit.instrument.torchfunction import Call, dtype_name, tensors_in
+from precaudit.instrument.torch_function import Call, dtype_name, tensors_in
 from precaudit.model import Location
 from precaudit.ownprecision.records import BlurredInCast, Entry, RoundedConstant, VanishedInCast
 from precaudit.tracing.ops import caller_location

@@ -13,7 +13,7 @@ import torch
 from precaudit.instrument.events import TrainingListener, parameters_of
 from precaudit.instrument.names import ModuleNames
 from precaudit.instrument.patches import all_wrapped
-from precaudit.instrument.torchfunction import energy, stored
+from precaudit.instrument.torch_function import energy, stored
 from precaudit.ownprecision.records import Misuse, OwnPrecision, Relative
 from precaudit.tracing.ops import script_location
 

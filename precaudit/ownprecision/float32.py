@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 
 from precaudit.execution.rounding import LOW_DTYPES
 from precaudit.instrument.patches import all_wrapped, wrapped
-from precaudit.instrument.torchfunction import dtype_name
+from precaudit.instrument.torch_function import dtype_name
 from precaudit.model import Location
 from precaudit.ownprecision.records import Cast, OwnPrecision
 from precaudit.tracing.ops import caller_location, script_location

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from precaudit.instrument.patches import all_wrapped
-from precaudit.instrument.torchfunction import map_tensors
+from precaudit.instrument.torch_function import map_tensors
 from precaudit.model import Location
 from precaudit.ownprecision.records import OwnPrecision
 from precaudit.tracing.ops import script_location

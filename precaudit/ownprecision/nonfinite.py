@@ -13,7 +13,7 @@ import torch
 from precaudit.histograms.memory import in_transform
 from precaudit.instrument.names import ModuleNames
 from precaudit.instrument.scopes import Frame
-from precaudit.instrument.torchfunction import Call, stored
+from precaudit.instrument.torch_function import Call, stored
 from precaudit.model import Location
 from precaudit.ownprecision.records import Entry, NonFiniteData, NonFiniteGradient, NonFiniteLoss
 from precaudit.tracing.faults import MASKING, finite_amax

@@ -10,7 +10,7 @@ import torch
 
 from precaudit.execution.atomics import SUMS, not_in_place
 from precaudit.instrument.scopes import Frame
-from precaudit.instrument.torchfunction import Call, dtype_name, tensors_in
+from precaudit.instrument.torch_function import Call, dtype_name, tensors_in
 from precaudit.model import Location
 from precaudit.ownprecision.records import Cancellation, Entry, OpLoss
 from precaudit.tracing.ops import STRUCTURAL, caller_location

@@ -6,7 +6,7 @@ import torch
 
 from precaudit.execution.emulated import in_float32
 from precaudit.execution.rounding import HALVES
-from precaudit.instrument.torchfunction import Call
+from precaudit.instrument.torch_function import Call
 from precaudit.ownprecision.state import is_plain
 from precaudit.tracing.faults import MASKING
 from precaudit.tracing.shadow import UNREPEATABLE, unobserved

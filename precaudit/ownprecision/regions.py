@@ -20,7 +20,7 @@ from precaudit.execution.formats import FLOAT32, ScopeFormat
 from precaudit.execution.kernels import in_own_dtype, is_low
 from precaudit.execution.rounding import HALVES
 from precaudit.instrument.patches import all_wrapped, ignoring_original
-from precaudit.instrument.torchfunction import Call, dtype_name
+from precaudit.instrument.torch_function import Call, dtype_name
 from precaudit.ownprecision.baseline import keeping_what_is_asked
 
 

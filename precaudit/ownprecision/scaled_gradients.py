@@ -16,7 +16,7 @@ from precaudit.instrument.events import TrainingListener, parameters_of
 from precaudit.instrument.graph import nodes_of
 from precaudit.instrument.names import ModuleNames
 from precaudit.instrument.patches import all_wrapped, set_to
-from precaudit.instrument.torchfunction import map_tensors, stored, tensors_in
+from precaudit.instrument.torch_function import map_tensors, stored, tensors_in
 from precaudit.model import Location
 from precaudit.ownprecision.records import Misuse, MisuseKind, OwnPrecision
 from precaudit.tracing.ops import script_location

@@ -18,7 +18,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from precaudit.execution.kernels import to_float32
 from precaudit.execution.rounding import HALVES
 from precaudit.instrument.names import ModuleNames, fqns_of
-from precaudit.instrument.torchfunction import FUSED, Call, dtype_name, energy, tensors_in
+from precaudit.instrument.torch_function import FUSED, Call, dtype_name, energy, tensors_in
 from precaudit.model import Location
 from precaudit.ownprecision.casts import NARROWING
 from precaudit.ownprecision.records import Entry, StateLoss, VainDecay

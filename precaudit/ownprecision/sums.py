@@ -12,7 +12,7 @@ import torch
 
 from precaudit.execution.rounding import HALVES
 from precaudit.instrument.names import ModuleNames
-from precaudit.instrument.torchfunction import Call, dtype_name, energy, tensors_in
+from precaudit.instrument.torch_function import Call, dtype_name, energy, tensors_in
 from precaudit.ownprecision.records import Entry, GradientSumLoss, RowSumLoss, SumLoss
 from precaudit.tracing.ops import caller_location
 

@@ -15,7 +15,7 @@ from precaudit.histograms.memory import in_transform
 from precaudit.instrument.events import TrainingListener, parameters_of
 from precaudit.instrument.names import ModuleNames
 from precaudit.instrument.scopes import Frame
-from precaudit.instrument.torchfunction import Call, dtype_name, op_name, single_calls, stored, takes_lists, tensors_in
+from precaudit.instrument.torch_function import Call, dtype_name, op_name, single_calls, stored, takes_lists, tensors_in
 from precaudit.model import Location
 from precaudit.ownprecision.casts import NARROWING, OwnCasts
 from precaudit.ownprecision.float32 import called_by_precaudit

@@ -20,7 +20,7 @@ from precaudit.profiling.culprits import culprit_of
 from precaudit.profiling.environment import environment
 from precaudit.profiling.findings.all import all_findings
 from precaudit.profiling.findings.unsound import origin_of_nonfinite
-from precaudit.profiling.jobfacts import job_facts
+from precaudit.profiling.job_facts import job_facts
 from precaudit.profiling.settings import Settings
 from precaudit.profiling.timing import measure, trained_ops, unmeasured
 from precaudit.profiling.trials import verify

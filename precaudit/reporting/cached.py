@@ -11,7 +11,7 @@ from typing import TypeVar
 from precaudit.cache import cache_folder
 from precaudit.errors import PrecauditError
 from precaudit.reporting.files import write_bytes
-from precaudit.reporting.jsontext import dumps, loads
+from precaudit.reporting.json_text import dumps, loads
 
 Value = TypeVar("Value")
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from precaudit.errors import PrecauditError
-from precaudit.reporting.jsontext import loads
+from precaudit.reporting.json_text import loads
 
 MAX_BYTES = 512 * 2**20
 

@@ -23,8 +23,8 @@ from precaudit.reporting.drawing import CHARTS, KINDS, hindrance, vega
 from precaudit.reporting.facts import listed, notes, settled, unsound
 from precaudit.reporting.grouped import Group, folded
 from precaudit.reporting.headline import BADGES, headline
-from precaudit.reporting.jsontext import dumps
-from precaudit.reporting.pagedata import kinds, page_data, times
+from precaudit.reporting.json_text import dumps
+from precaudit.reporting.page_data import kinds, page_data, times
 from precaudit.reporting.places import WHOLE, place
 from precaudit.reporting.serialize import dump_plan, to_json
 from precaudit.reporting.shown import as_shown

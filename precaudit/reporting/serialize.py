@@ -23,7 +23,7 @@ from precaudit.model import (
 )
 from precaudit.reporting.decode import Decoder, Decoders, Mismatch, number
 from precaudit.reporting.files import read_json, write_bytes
-from precaudit.reporting.jsontext import dumps
+from precaudit.reporting.json_text import dumps
 
 KEYS: Mapping[type, Mapping[str, str]] = {
     Exponents: {"minimum": "min"},

@@ -15,7 +15,7 @@ from xml.etree import ElementTree
 from precaudit.errors import PrecauditError
 from precaudit.model import Report
 from precaudit.reporting.drawing import AFTER, BEFORE, hindrance, require_drawing, vega
-from precaudit.reporting.pagedata import page_data
+from precaudit.reporting.page_data import page_data
 from precaudit.reporting.shown import as_shown
 from precaudit.words import fitted, share
 

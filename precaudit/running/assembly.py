@@ -32,7 +32,7 @@ from precaudit.ownprecision.regions import OwnRegions
 from precaudit.ownprecision.scaled_gradients import ScaledGradients
 from precaudit.ownprecision.stale_casts import StaleCasts
 from precaudit.ownprecision.watch import OwnLowPrecision
-from precaudit.running.endstate import FirstValues, LastCalls, LostOutputs, end_state
+from precaudit.running.end_state import FirstValues, LastCalls, LostOutputs, end_state
 from precaudit.running.evaluation import PlanComparison
 from precaudit.running.job import EndState, RunSpec, ScriptError
 from precaudit.running.monitor import Monitor, Stop

@@ -19,10 +19,10 @@ from typing import Any
 
 from precaudit.errors import PrecauditError
 from precaudit.instrument.patches import wrapped
-from precaudit.running.childprocess import SIGNALS, child_main
-from precaudit.running.fileguard import restore, set_aside_folder
+from precaudit.running.child_process import SIGNALS, child_main
+from precaudit.running.file_guard import restore, set_aside_folder
 from precaudit.running.job import Job, RunResult, RunSpec, ScriptError
-from precaudit.running.runlogs import RunLogs
+from precaudit.running.run_logs import RunLogs
 from precaudit.running.sources import SHARED_IMPORTS, inert_imports
 
 RunProgress = Callable[[RunSpec, RunResult], None]

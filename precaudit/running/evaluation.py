@@ -20,7 +20,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from precaudit.execution.perturbation import rounded_to
-from precaudit.instrument.torchfunction import floats_in, plain
+from precaudit.instrument.torch_function import floats_in, plain
 from precaudit.model import Plan
 from precaudit.running.job import OutputDeviation
 from precaudit.running.modes import eval_mode

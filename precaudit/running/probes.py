@@ -25,7 +25,7 @@ from precaudit.histograms.memory import of_this_rank
 from precaudit.instrument.events import TrainingEvents, TrainingListener, in_backward, parameters_of
 from precaudit.instrument.names import ModuleNames, has_parameters
 from precaudit.instrument.scopes import Frame, ModuleScopes, ScopeListener
-from precaudit.instrument.torchfunction import energy
+from precaudit.instrument.torch_function import energy
 from precaudit.running.job import RunSpec
 from precaudit.tracing.aliasing import AliasingWatch
 from precaudit.tracing.records import AliasedValues, GradientDifference, HalfResult

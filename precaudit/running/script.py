@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from precaudit.running.job import Job
-from precaudit.running.modelfile import infer, train
+from precaudit.running.model_file import infer, train
 from precaudit.running.sources import is_bundle
 
 

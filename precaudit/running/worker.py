@@ -15,7 +15,7 @@ from precaudit.errors import PrecauditError
 from precaudit.running.assembly import Session, installed
 from precaudit.running.job import RunResult, RunSpec, Status
 from precaudit.running.monitor import Stop, StopTraining
-from precaudit.running.scripterrors import record_of, script_error
+from precaudit.running.script_errors import record_of, script_error
 from precaudit.tracing.snapshot import snapshot
 
 Report = Callable[[RunResult], None]

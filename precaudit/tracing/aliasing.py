@@ -12,7 +12,7 @@ import torch
 from precaudit.execution.rounding import HALVES
 from precaudit.histograms.memory import in_transform
 from precaudit.instrument.scopes import Frame
-from precaudit.instrument.torchfunction import Call, OperationMode, floats_in
+from precaudit.instrument.torch_function import Call, OperationMode, floats_in
 from precaudit.tracing.integers import integer_amax
 from precaudit.tracing.ops import CASTS, caller_location
 from precaudit.tracing.records import AliasedValues, HalfResult

@@ -16,7 +16,7 @@ from precaudit.instrument.events import TrainingEvents, TrainingListener, parame
 from precaudit.instrument.names import ModuleNames, fqns_of
 from precaudit.instrument.patches import Shared, wrapped
 from precaudit.instrument.scopes import ModuleScopes
-from precaudit.instrument.torchfunction import dtype_name, tensors_in
+from precaudit.instrument.torch_function import dtype_name, tensors_in
 from precaudit.tracing.records import Trace
 from precaudit.tracing.snapshot import snapshot
 from precaudit.tracing.tracer import TraceOptions, Tracer

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from precaudit.histograms.memory import flat, in_transform
-from precaudit.instrument.torchfunction import Call, floats_in
+from precaudit.instrument.torch_function import Call, floats_in
 from precaudit.tracing.records import Fault
 
 MASKING = frozenset(

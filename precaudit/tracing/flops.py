@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from precaudit.execution.policy import ACCUMULATING
-from precaudit.instrument.torchfunction import Call, map_tensors
+from precaudit.instrument.torch_function import Call, map_tensors
 
 COUNTED = (ACCUMULATING | {"tensordot", "inner"}) - {"lstm", "gru", "rnn_tanh", "rnn_relu"}
 """Products but for those whose shapes tell as much, where torch would take every step by itself."""

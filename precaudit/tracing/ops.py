@@ -15,7 +15,7 @@ from precaudit.execution.policy import Category, category
 from precaudit.execution.rounding import HALVES
 from precaudit.formats import get_format
 from precaudit.instrument.names import outside_callers
-from precaudit.instrument.torchfunction import Call, OperationMode, floats_in, tensors_in
+from precaudit.instrument.torch_function import Call, OperationMode, floats_in, tensors_in
 from precaudit.model import PACKAGES, Location
 from precaudit.tracing.faults import hand_on_readers
 

@@ -17,7 +17,7 @@ from precaudit.histograms import Addition, add_all
 from precaudit.histograms.memory import of_this_rank
 from precaudit.instrument.events import parameters_of
 from precaudit.instrument.names import ModuleName, ModuleNames, by_module
-from precaudit.instrument.torchfunction import dtype_name
+from precaudit.instrument.torch_function import dtype_name
 from precaudit.tracing.slots import ParameterSlot
 from precaudit.tracing.waiting import WaitingGradients, may_wait
 

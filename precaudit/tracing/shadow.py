@@ -15,7 +15,7 @@ from precaudit.execution.emulated import run_in_format
 from precaudit.execution.kernels import to_float32
 from precaudit.execution.rounding import CASTABLE, HALVES, rounding_for
 from precaudit.histograms import Accumulator
-from precaudit.instrument.torchfunction import Call, floats_in, map_tensors, overloads_of, tensors_in
+from precaudit.instrument.torch_function import Call, floats_in, map_tensors, overloads_of, tensors_in
 from precaudit.tracing.ops import is_half
 from precaudit.tracing.records import ABSORBING
 

@@ -10,7 +10,7 @@ import torch
 from precaudit.formats import EXTREME
 from precaudit.histograms import Accumulator, collect
 from precaudit.instrument.names import ModuleName
-from precaudit.instrument.torchfunction import dtype_name
+from precaudit.instrument.torch_function import dtype_name
 from precaudit.model import Location, TensorStats
 from precaudit.tracing.shadow import Energies
 

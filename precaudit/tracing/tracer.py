@@ -21,7 +21,7 @@ from precaudit.instrument.events import TrainingListener, in_backward
 from precaudit.instrument.functions import IN_FUNCTION
 from precaudit.instrument.names import ModuleName, is_leaf
 from precaudit.instrument.scopes import REPEATED, Frame, ModuleScopes, ScopeListener
-from precaudit.instrument.torchfunction import Call, dtype_name, floats_in, tensors_in
+from precaudit.instrument.torch_function import Call, dtype_name, floats_in, tensors_in
 from precaudit.tracing.extremes import largest
 from precaudit.tracing.faults import FaultWatch, Inputs, finite_amax
 from precaudit.tracing.flops import COUNTED, counted_flops

@@ -20,7 +20,7 @@ from precaudit.execution.perturbation import Perturbation
 from precaudit.execution.rounding import ROUNDINGS, in_words, round_mantissa
 from precaudit.formats import get_format
 from precaudit.instrument.scopes import Frame
-from precaudit.instrument.torchfunction import map_tensors
+from precaudit.instrument.torch_function import map_tensors
 from precaudit.model import LossScale, Plan
 from precaudit.profiling.audit import Audit
 from precaudit.profiling.settings import Settings

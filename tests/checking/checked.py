@@ -11,7 +11,7 @@ from precaudit.checking.check import check_job
 from precaudit.checking.records import CheckSettings
 from precaudit.model import Plan
 from precaudit.running.job import Job
-from precaudit.running.modelfile import infer, train
+from precaudit.running.model_file import infer, train
 from precaudit.running.worker import run
 
 

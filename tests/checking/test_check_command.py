@@ -14,8 +14,8 @@ from precaudit.__main__ import main
 from precaudit.commands import check
 from precaudit.model import Plan
 from precaudit.reporting.serialize import write_json
-from precaudit.running.childprocess import SIGNALS
-from precaudit.running.fileguard import set_aside_folder
+from precaudit.running.child_process import SIGNALS
+from precaudit.running.file_guard import set_aside_folder
 
 MODEL_FILE = """\
 import torch

@@ -4,7 +4,7 @@ import pytest
 from checked import Net, answer, batches, check, check_trained, check_training, plan, rules
 
 from precaudit.model import LossScale
-from precaudit.running.modelfile import train
+from precaudit.running.model_file import train
 
 
 def scaled(mode="dynamic", k=10, interval=2000):

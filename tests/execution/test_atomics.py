@@ -6,7 +6,7 @@ from emulation_models import Inside, inside, plan_for, weights
 
 from precaudit.execution.apply import apply
 from precaudit.execution.atomics import added_one_by_one
-from precaudit.instrument.torchfunction import Call
+from precaudit.instrument.torch_function import Call
 from precaudit.tracing.shadow import local_errors
 
 ROWS, COLUMNS = 7, 3

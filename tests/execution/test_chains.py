@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from precaudit.execution.apply import apply
 from precaudit.execution.chains import chained
-from precaudit.instrument.torchfunction import Call
+from precaudit.instrument.torch_function import Call
 
 EQUATIONS = ["ij,jk,kl->il", "ij,jk,kl", "bij,bjk,kl,l->bi", "...ij,...jk,kl->...il", "ij,ij,ij->", "ij,kl,jk,lm"]
 EQUATIONS += ["...i,ij,j"]

@@ -21,9 +21,9 @@ from precaudit.model import Report
 from precaudit.profiling.engine import Outcome
 from precaudit.profiling.settings import Settings
 from precaudit.reporting.serialize import load_report
-from precaudit.running.childprocess import SIGNALS
+from precaudit.running.child_process import SIGNALS
 from precaudit.running.children import ChildRunner
-from precaudit.running.fileguard import locked
+from precaudit.running.file_guard import locked
 from precaudit.running.job import Job
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"

@@ -103,7 +103,7 @@ def test_unwritable_folder_does_not_stop_training(recordings, tmp_path, caplog):
 
 
 def test_report_failure_does_not_stop_training(recordings, tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr("precaudit.profiling.ownloop.build_plan", None)
+    monkeypatch.setattr("precaudit.profiling.own_loop.build_plan", None)
     train(recordings(tmp_path, every=1, save_every=1), nn.Linear(4, 4), 2)
     assert "no report was written at step 1; the training goes on" in caplog.text
 

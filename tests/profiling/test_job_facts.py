@@ -6,7 +6,7 @@ from precaudit.hardware.peaks import get_gpu
 from precaudit.model import Location
 from precaudit.ownprecision.records import Cast, OwnPrecision, Scaler
 from precaudit.profiling.audit import Audit
-from precaudit.profiling.jobfacts import job_facts
+from precaudit.profiling.job_facts import job_facts
 from precaudit.profiling.settings import Settings
 from precaudit.running.job import INTERNAL, Job, RunResult, RunSpec, ScriptError
 from precaudit.tracing.records import Trace

@@ -11,7 +11,7 @@ import pytest
 from precaudit.model import KernelTime, Layer, LayerTime, Plan, Report, TensorCores, TimeShare, Verification
 from precaudit.reporting import costs
 from precaudit.reporting.headline import headline
-from precaudit.reporting.pagedata import times
+from precaudit.reporting.page_data import times
 from precaudit.words import usd
 
 TIMED = {

@@ -19,7 +19,7 @@ from golden_files import assert_golden
 from precaudit.errors import PrecauditError
 from precaudit.formats import FORMATS
 from precaudit.model import Difference, Exponents, Plan, Report, TensorStats, Trial, Verification
-from precaudit.reporting import costs, drawing, html, pagedata, render, svg
+from precaudit.reporting import costs, drawing, html, page_data, render, svg
 from precaudit.reporting.headline import headline
 from precaudit.reporting.serialize import load_plan, write_json
 
@@ -126,7 +126,7 @@ def test_where_addresses_are_limited_the_page_has_no_charts_and_says_why(tmp_pat
 
 
 def test_zones_are_those_of_the_format():
-    zones = pagedata.page_data(report_samples.empty())["formats"]
+    zones = page_data.page_data(report_samples.empty())["formats"]
     assert set(zones) == set(FORMATS)
     for name, zone in zones.items():
         assert 2.0 ** zone["cut"] == FORMATS[name].flush_threshold
@@ -135,7 +135,7 @@ def test_zones_are_those_of_the_format():
 
 
 def test_what_rounding_leaves_of_zero_hurts_at_no_scale():
-    data = pagedata.page_data(report_samples.with_residue())
+    data = page_data.page_data(report_samples.with_residue())
     known = {(name, residue) for role in data["tensors"] for _, name, *_, residue in data["tensors"][role]}
     assert known == {("", 0), ("weight", 0), ("bias", 1)}
     rest = next(tensor for tensor in data["tensors"]["weight_grad"] if tensor[1] == "bias")
@@ -148,7 +148,7 @@ def test_what_rounding_leaves_of_zero_hurts_at_no_scale():
 @pytest.mark.parametrize("budget", [0.0, 1e-4, 0.3])
 def test_kept_from_splits_the_energy_at_the_budget(budget):
     counts = (900, 0, 40, 7, 1)
-    kept = pagedata.kept_from(TensorStats(exponents=Exponents(-9, counts)), budget)
+    kept = page_data.kept_from(TensorStats(exponents=Exponents(-9, counts)), budget)
     energies = [count * 4.0**i for i, count in enumerate(counts)]
     assert sum(energies[: kept + 9]) <= budget * sum(energies)
     assert sum(energies[: kept + 10]) > budget * sum(energies)
@@ -156,7 +156,7 @@ def test_kept_from_splits_the_energy_at_the_budget(budget):
 
 def test_band_is_the_margin_about_the_mean_reference():
     report = report_samples.passing()
-    data = pagedata.trainings(report)
+    data = page_data.trainings(report)
     references = [t.losses for t in report.verification.trials if t.plan == "reference"]
     for row, losses in zip(data["band"], zip(*references, strict=True), strict=True):
         mean = sum(losses) / len(losses)
@@ -166,17 +166,17 @@ def test_band_is_the_margin_about_the_mean_reference():
 
 def test_the_band_of_a_loss_near_zero_has_the_verdict_s_scale():
     reference = Trial(0, "reference", tuple(5 * 0.8**i for i in range(40)), 0, 40, scale=0.45)
-    data = pagedata.trainings(Report(verification=Verification("pass", margin=0.0025, trials=(reference,))))
+    data = page_data.trainings(Report(verification=Verification("pass", margin=0.0025, trials=(reference,))))
     assert data["band"][-1]["high"] - data["band"][-1]["low"] == pytest.approx(2 * 0.0025 * 0.45)
 
 
 def test_optimizers_that_take_turns_have_a_curve_each():
     """One curve through a generator's and a discriminator's losses is a saw, and thinned out one of the two."""
-    length = 4 * pagedata.POINTS
+    length = 4 * page_data.POINTS
     saw = Trial(0, "reference", tuple(float(1 + i % 2) for i in range(length)), 0, length)
     plan = replace(saw, plan="candidate-1")
     job = {"optimizer_of_loss": [1 + i % 2 for i in range(length)]}
-    data = pagedata.trainings(Report(job=job, verification=Verification("pass", margin=0.1, trials=(saw, plan))))
+    data = page_data.trainings(Report(job=job, verification=Verification("pass", margin=0.1, trials=(saw, plan))))
     curves = {row["run"]: set() for row in data["curves"]}
     for row in data["curves"]:
         curves[row["run"]].add(row["loss"])
@@ -188,7 +188,7 @@ def test_optimizers_that_take_turns_have_a_curve_each():
 
 def test_every_run_has_its_curve_and_broken_ones_are_named():
     report = report_samples.failing()
-    data = pagedata.trainings(report)
+    data = page_data.trainings(report)
     assert {row["run"] for row in data["curves"]} == {f"{t.plan}, seed {t.seed}" for t in report.verification.trials}
     assert all(math.isfinite(row["loss"]) for row in data["curves"])
     assert data["broken"] == ["candidate-2, seed 0: the loss is not finite at step 2"]  # counted as findings do

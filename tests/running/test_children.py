@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from precaudit.running import childprocess
+from precaudit.running import child_process
 from precaudit.running.children import ChildRunner, _memory_was_taken
 from precaudit.running.job import EndState, Job, RunResult, RunSpec, ScriptError
 
@@ -241,7 +241,7 @@ def test_a_script_that_puts_another_program_in_its_place_is_told(tmp_path):
 def test_a_log_whose_folder_the_script_removed_is_begun_again(tmp_path):
     (tmp_path / "file").write_text("no folder")
     for log, name in ((tmp_path / "gone" / "script.log", "script.log"), (tmp_path / "file" / "script.log", "null")):
-        with childprocess._opened(log) as stream:
+        with child_process._opened(log) as stream:
             assert stream.write(b"said") == 4
             assert Path(stream.name).name == name
     assert (tmp_path / "gone" / "script.log").read_bytes() == b"said"

@@ -14,7 +14,7 @@ from precaudit.errors import PrecauditError
 from precaudit.execution.loss_scaling import LossScaler
 from precaudit.instrument.events import TrainingEvents
 from precaudit.model import LossScale, Plan
-from precaudit.running import endstate
+from precaudit.running import end_state
 from precaudit.running.job import INTERNAL
 from precaudit.running.worker import run
 
@@ -97,7 +97,7 @@ def test_a_listener_without_memory_is_not_to_be_reported(monkeypatch):
 
 
 def test_a_failure_of_a_scope_s_listener_is_no_failure_of_the_script(monkeypatch):
-    monkeypatch.setattr(endstate, "_samples", lambda own: {}["missing"])
+    monkeypatch.setattr(end_state, "_samples", lambda own: {}["missing"])
     assert run(spec(), train).error.type == INTERNAL
 
 

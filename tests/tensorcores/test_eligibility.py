@@ -311,7 +311,7 @@ def test_a_modules_calls_of_different_sizes_count_each_with_its_own():
 
 
 def test_an_einsum_without_sums_is_no_product():
-    from precaudit.instrument.torchfunction import Call
+    from precaudit.instrument.torch_function import Call
     from precaudit.tracing.flops import counted_flops
 
     assert counted_flops(Call(torch.einsum, ("bi,i->bi", torch.ones(3, 4), torch.ones(4)), {})) is None

@@ -10,7 +10,7 @@ from training_styles import Wrapping, numbers
 from precaudit.execution.emulated import Emulator
 from precaudit.instrument.names import ModuleNames
 from precaudit.instrument.scopes import ModuleScopes
-from precaudit.instrument.torchfunction import tensors_in
+from precaudit.instrument.torch_function import tensors_in
 from precaudit.model import Plan
 from precaudit.tracing.ops import HALF_FLAG, TraceMode
 from precaudit.tracing.tracer import _MAX_ORDINAL

@@ -11,7 +11,7 @@ from traced import tracing
 from training_styles import Wrapping, numbers
 
 from precaudit.execution.rounding import quantize, round_mantissa
-from precaudit.instrument.torchfunction import Call
+from precaudit.instrument.torch_function import Call
 from precaudit.planning.rules import bans
 from precaudit.tracing.integers import integer_amax
 from precaudit.tracing.merging import with_half_results

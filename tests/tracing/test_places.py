@@ -16,7 +16,7 @@ from precaudit.model import Location
 from precaudit.ownprecision.float32 import CastWatch
 from precaudit.ownprecision.records import Cast, OwnPrecision, StateLoss
 from precaudit.running.job import Job, RunSpec
-from precaudit.running.scripterrors import script_error
+from precaudit.running.script_errors import script_error
 from precaudit.running.worker import run
 from precaudit.tracing.ops import caller_location, script_location
 

@@ -14,8 +14,8 @@ from precaudit.planning.planner import default_format
 from precaudit.planning.rules import Ban
 from precaudit.profiling.audit import Audit
 from precaudit.profiling.culprits import roughest
-from precaudit.profiling.findings.aswritten import of_as_written
-from precaudit.profiling.findings.halfweights import keeping_pace, lagging, of_half_weights, of_standing_still
+from precaudit.profiling.findings.as_written import of_as_written
+from precaudit.profiling.findings.half_weights import keeping_pace, lagging, of_half_weights, of_standing_still
 from precaudit.profiling.findings.underflow import of_loss_scale
 from precaudit.profiling.findings.unsound import Origin, of_float32
 from precaudit.tracing.ops import CASTS

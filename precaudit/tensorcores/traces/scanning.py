@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from precaudit.errors import PrecauditError
-from precaudit.reporting.jsontext import loads
+from precaudit.reporting.json_text import loads
 
 CHUNK = 1 << 20
 HEAD = 1 << 16

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from precaudit.errors import PrecauditError
-from precaudit.running.fileguard import FileGuard, set_aside_folder
+from precaudit.running.file_guard import FileGuard, set_aside_folder
 from precaudit.running.job import RunResult, RunSpec
-from precaudit.running.stalefiles import StaleFiles
+from precaudit.running.stale_files import StaleFiles
 
 SIGNALS = frozenset((signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
 
@@ -48,7 +48,7 @@ def child_main(spec: RunSpec, sender: Connection) -> None:
 def _run(spec: RunSpec, sender: Connection) -> object:
     """The result, or precaudit's own error; an exception of the script is in its result."""
     from precaudit.running.script import run_job
-    from precaudit.running.scripterrors import internal_error
+    from precaudit.running.script_errors import internal_error
     from precaudit.running.worker import run
 
     stale_files, guard = StaleFiles(spec.since, spec.probe_dir), _file_guard(spec)

@@ -11,7 +11,7 @@ from torch._subclasses import FakeTensorMode
 
 from precaudit.instrument.names import ModuleNames
 from precaudit.instrument.scopes import ModuleScopes
-from precaudit.running.endstate import FirstValues, LastCalls, LostOutputs, end_state
+from precaudit.running.end_state import FirstValues, LastCalls, LostOutputs, end_state
 from precaudit.running.modes import eval_mode
 
 

@@ -37,7 +37,7 @@ from precaudit.ownprecision.watch import OwnLowPrecision
 from precaudit.planning.rules import Ban
 from precaudit.profiling.audit import Audit, run_audit
 from precaudit.profiling.findings.all import all_findings
-from precaudit.profiling.findings.aswritten import of_as_written
+from precaudit.profiling.findings.as_written import of_as_written
 from precaudit.running.job import EndState, Job, RunResult, ScriptError
 from precaudit.tracing.records import Trace
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import precaudit
 from precaudit.errors import PrecauditError
 from precaudit.instrument import events, patches, scopes
-from precaudit.instrument.torchfunction import RAISED_BY
+from precaudit.instrument.torch_function import RAISED_BY
 from precaudit.model import Location
 from precaudit.running.job import INTERNAL, ScriptError
 from precaudit.tracing.ops import is_of_script

@@ -6,7 +6,7 @@ from torch import nn
 
 from precaudit.errors import ExitCode, PrecauditError
 from precaudit.running.job import Job, RunSpec
-from precaudit.running.modelfile import infer, train
+from precaudit.running.model_file import infer, train
 from precaudit.running.worker import run
 
 BATCH = torch.ones(4, 2)

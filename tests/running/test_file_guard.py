@@ -10,7 +10,7 @@ from functools import partial
 import pytest
 
 from precaudit.running.children import ChildRunner
-from precaudit.running.fileguard import restore, set_aside_folder
+from precaudit.running.file_guard import restore, set_aside_folder
 from precaudit.running.job import Job, RunSpec
 
 
@@ -46,7 +46,7 @@ def heard(place, code, training=True, store=None, ours=()):
     lines = f"""
         import os, shutil
         from pathlib import Path
-        from precaudit.running.fileguard import FileGuard
+        from precaudit.running.file_guard import FileGuard
         {"import torch" if "torch" in code else ""}
         guard = FileGuard(Path({str(store)!r}), {list(map(str, ours))!r})
         guard.listen()
@@ -221,12 +221,12 @@ def test_a_note_cut_short_is_of_a_run_that_had_changed_nothing(tmp_path, text):
 def test_file_is_set_aside_before_another_run_may_change_it(place):
     first = """
         import time
-        from precaudit.running import fileguard
-        def slow(path, kept, move=fileguard._move):
+        from precaudit.running import file_guard
+        def slow(path, kept, move=file_guard._move):
             Path("claimed").touch()
             time.sleep(0.5)
             move(path, kept)
-        fileguard._move = slow
+        file_guard._move = slow
         Path("best.txt").write_text("first")
     """
     second = """

@@ -18,10 +18,10 @@ from precaudit.histograms.memory import flat, has_no_values, outside_transforms
 from precaudit.instrument.events import parameters_of
 from precaudit.instrument.names import by_module, has_parameters
 from precaudit.instrument.scopes import Frame, ModuleScopes, ScopeListener
-from precaudit.instrument.torchfunction import floats_in, plain, tensors_in
+from precaudit.instrument.torch_function import floats_in, plain, tensors_in
 from precaudit.running.evaluation import Evaluation, PlanComparison, evaluate
 from precaudit.running.job import EndState, ScriptError
-from precaudit.running.scripterrors import record_of
+from precaudit.running.script_errors import record_of
 
 _SAMPLE = 256
 """Values of a tensor that are compared."""

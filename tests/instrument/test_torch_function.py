@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from precaudit.instrument.torchfunction import Call, OperationMode, map_tensors, op_name, tensors_in
+from precaudit.instrument.torch_function import Call, OperationMode, map_tensors, op_name, tensors_in
 
 
 class Names(OperationMode):

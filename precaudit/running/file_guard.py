@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from precaudit.errors import PrecauditError
-from precaudit.running.fileregistry import FileRegistry
+from precaudit.running.file_registry import FileRegistry
 
 _KEPT = ".kept"
 _CACHES = frozenset("__pycache__ .cache .hypothesis .ipynb_checkpoints .nv .pytest_cache .triton".split())

@@ -1,4 +1,4 @@
-"""Files that a script reads and that an earlier run of it has written without `fileguard` restoring them. A run that
+"""Files that a script reads and that an earlier run of it has written without `file_guard` restoring them. A run that
 resumes from such a file does not begin where the others did."""
 
 from __future__ import annotations

@@ -21,8 +21,8 @@ from precaudit.ownprecision.records import (
 from precaudit.profiling.audit import Audit
 from precaudit.profiling.findings.deviation import deviation_from_float32, ends_early
 from precaudit.profiling.findings.entries import causes_in, described, kept_in
-from precaudit.profiling.findings.halfweights import WITHOUT_MEMORY
-from precaudit.profiling.findings.lostvalues import (
+from precaudit.profiling.findings.half_weights import WITHOUT_MEMORY
+from precaudit.profiling.findings.lost_values import (
     lossiest_outside,
     of_backward,
     of_cancellations,
