@@ -266,7 +266,8 @@ def _moved(seeds: Sequence[statistics.Losses], margin: float, curves: int, more:
     mean = np.mean([losses[:steps] for losses in seeds], axis=0)
     guard = statistics.learned(mean, margin, curves, more)
     if guard.passed and len(seeds) > 1 and statistics.wanders(mean) and not statistics.seeds_agree(seeds):
-        return replace(guard, passed=False, detail=f"{guard.detail}, but each seed's went another way")
+        detail = f"{guard.detail}, but in the mean alone: each seed's loss wanders in its own way"
+        return replace(guard, passed=False, detail=detail)
     return guard
 
 

@@ -392,5 +392,5 @@ def test_autocorrelated_losses_have_learned_where_seeds_agree():
         candidates = {i: run(tuple(curve * (1 + 1e-5 * i + 1e-6)), "candidate-1", i) for i, curve in enumerate(curves)}
         judged = judge(Runs(references, candidates, {}), PLAN)
         assert (judged.verdict == "pass") is learned
-        assert ("each seed's went another way" in judged.reason) is not learned
+        assert ("each seed's loss wanders in its own way" in judged.reason) is not learned
         assert not judged.settled
