@@ -126,7 +126,7 @@ def test_own_mixed_precision_is_off_by_default():
     neutral, written = run(spec(), autocasting), run(spec(precision="as-written", label="as-written"), autocasting)
     assert neutral.losses == run(spec(), plainly).losses
     assert neutral.own_precision.autocast == "bfloat16"
-    assert neutral.own_precision.grad_scaler == Scaler(64.0, 10)
+    assert neutral.own_precision.grad_scaler == Scaler(64.0, 10, used=True)
     assert written.losses != neutral.losses
 
 
