@@ -7,9 +7,8 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import PurePosixPath
 
-from precaudit.model import Finding, Location, Severity
+from precaudit.model import SEVERITIES, Finding, Location, Severity
 
-SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
 USE_THE_PLAN = "use the plan instead of the script's own mixed precision"
 
 

@@ -12,9 +12,8 @@ from precaudit.catalogue import CATALOGUE
 from precaudit.comparison.headroom import PLACED_ROLES, headroom
 from precaudit.comparison.speed import native_share
 from precaudit.errors import PrecauditError
-from precaudit.finding import SEVERITIES
 from precaudit.formats import FORMATS, Format
-from precaudit.model import Finding, Plan, Report, TensorRecord
+from precaudit.model import SEVERITIES, Finding, Plan, Report, TensorRecord
 from precaudit.reporting.actions import settlement
 from precaudit.words import inert, listing, plural, visible
 

@@ -8,8 +8,8 @@ from dataclasses import replace
 
 from precaudit.comparison.changes import Change
 from precaudit.comparison.headroom import binades
-from precaudit.finding import SEVERITIES, fingerprint, ranked
-from precaudit.model import LossScale, OpFormat, Plan, Report
+from precaudit.finding import fingerprint, ranked
+from precaudit.model import SEVERITIES, LossScale, OpFormat, Plan, Report
 from precaudit.reporting import unfinished
 
 LADDER = {"pass": 0, "screened": 0, "inconclusive": 1, "fail": 2}

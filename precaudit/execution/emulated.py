@@ -22,7 +22,7 @@ from precaudit.execution.cells import cell
 from precaudit.execution.chains import chained
 from precaudit.execution.cross_entropy import logarithms_rounded
 from precaudit.execution.formats import FLOAT32, WIDE, PlanExecution, ScopeFormat, every_model, no_disabled_region
-from precaudit.execution.kernels import DRAWING, as_on_cuda, drawn, first_half, to_float32
+from precaudit.execution.kernels import DRAWING, as_on_cuda, drawn, first_half, is_read, to_float32
 from precaudit.execution.libraries import own_region
 from precaudit.execution.policy import ADDENDS, CONVOLUTIONS, MASKED, category
 from precaudit.execution.rounding import CASTABLE, HALF_DTYPES, HALVES, ROUNDINGS, Rounding, replaced, rounding_for
@@ -82,7 +82,7 @@ class EmulatedMode(OperationMode):
 
     def operation(self, call: Call) -> Any:
         op = call.op
-        if op.startswith("__get") or op == "grad":  # autograd.grad needs the graph's own tensors, not copies
+        if is_read(op):
             return call()
         scope = self._scope_format()
         rounding = rounding_for(scope.of(op), op)

@@ -106,8 +106,13 @@ def is_low(args: Any, kwargs: dict[str, Any]) -> bool:
     return kwargs.get("dtype") in HALVES or first_half((args, kwargs)) is not None
 
 
+def is_read(op: str) -> bool:
+    """Whether it takes tensors as they are: `autograd.grad` needs the graph's own ones, not copies."""
+    return op.startswith("__get") or op == "grad"
+
+
 def in_own_dtype(call: Call) -> Any:
     """An operation outside of autocast, in the dtype of its inputs."""
-    if call.op.startswith("__get") or call.op == "grad":  # autograd.grad needs the graph's own tensors, not copies
+    if is_read(call.op):
         return call()
     return drawn(call) if call.op in DRAWING else as_on_cuda(call)

@@ -21,7 +21,7 @@ from precaudit.model.proof import (
 )
 from precaudit.model.ranges import Exponents, FormatFit, Role, TensorRecord, TensorStats
 from precaudit.model.report import Report
-from precaudit.model.traced import PACKAGES, Finding, Layer, Location, Op, Severity
+from precaudit.model.traced import PACKAGES, SEVERITIES, Finding, Layer, Location, Op, Severity
 
 __all__ = [
     "AS_WRITTEN",
@@ -30,6 +30,7 @@ __all__ = [
     "PACKAGES",
     "REFERENCE",
     "SCHEMA_VERSION",
+    "SEVERITIES",
     "TWIN",
     "Cause",
     "Difference",

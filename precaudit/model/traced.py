@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from precaudit.model.ranges import TensorRecord
 
 Severity = Literal["error", "warning", "note"]
+SEVERITIES: tuple[Severity, ...] = get_args(Severity)
+"""The worst first."""
 PACKAGES = re.compile(r"[/\\](?:site|dist)-packages[/\\]")
 """Where in the path of an installed library's file its name begins."""
 

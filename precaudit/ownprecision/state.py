@@ -75,16 +75,21 @@ class State:
     place: Location | None = None
 
     @property
+    def module(self) -> tuple[str | None, str | None] | None:
+        """Its owner's model and module."""
+        return self.owner[:2] if self.owner else None
+
+    @property
     def is_remainder(self) -> bool:
         """Whether it would be zero without rounding: it holds what another state has lost."""
         return energy(self.exact) < _NOTHING * energy(self.stored)
 
     def is_kept_by(self, other: State) -> bool:
         """Whether another state of the same module is what rounding has changed this one by, added or subtracted."""
-        if other is self or other.stored.shape != self.stored.shape or _module(other) != _module(self):
+        if other is self or other.stored.shape != self.stored.shape or other.module != self.module:
             return False
-        lost = self.stored.float() - self.exact
-        return any(energy(lost + sign * other.stored.float()) < _KEPT * energy(lost) for sign in (1, -1))
+        lost, kept = self.stored.float() - self.exact, other.stored.float()
+        return min(energy(lost - kept), energy(lost + kept)) < _KEPT * energy(lost)
 
 
 @dataclass
@@ -334,10 +339,6 @@ class States:
     @property
     def _measuring(self) -> bool:
         return self._step % _CYCLE == _CYCLE - 1
-
-
-def _module(state: State) -> Owner | tuple[()]:
-    return (*state.owner[:2], "") if state.owner else ()
 
 
 def _vain_factor(args: Any, state: torch.Tensor) -> float | None:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import get_args
 
 from precaudit.formats import FORMATS
-from precaudit.model import Layer, LossScale, OpFormat, Plan, Repair, Severity, TensorStats
+from precaudit.model import SEVERITIES, Layer, LossScale, OpFormat, Plan, Repair, TensorStats
 from precaudit.model.fitting import format_of
 from precaudit.planning.loss_scale import (
     best_compromise,
@@ -167,7 +166,7 @@ class _Draft:
             self.modules[ban.fqn] = safer
         else:
             self.ops[key] = safer
-        worst = min((b for b in alike if b.format == current), key=lambda b: get_args(Severity).index(b.severity))
+        worst = min((b for b in alike if b.format == current), key=lambda b: SEVERITIES.index(b.severity))
         self.because[ban.fqn if whole else f"{ban.fqn}:{ban.op}"] = worst.why
 
     def widen(self, repair: Repair) -> None:

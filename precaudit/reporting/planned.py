@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from precaudit.model import LossScale, Plan, Repair, Report
 from precaudit.reporting import unfinished
 from precaudit.reporting.endings import last_tried
-from precaudit.reporting.facts import scaled_by_hand, unsound
+from precaudit.reporting.facts import scaled_by_hand
 from precaudit.reporting.grouped import folded, without_figures
 from precaudit.reporting.places import WHOLE
+from precaudit.reporting.shown import is_withheld
 from precaudit.words import NOT_MEASURED, listing, number, power, prose, visible
 
 _FLOAT32_FIRST = "float32 itself must be repaired first"
@@ -29,21 +30,16 @@ class Exceptions:
 def plan_default(report: Report) -> str:
     plan = report.plan
     if not plan.modules:
-        return f"No plan is given: {_FLOAT32_FIRST}." if _is_withheld(report) else unfinished.no_plan(report)
+        return f"No plan is given: {_FLOAT32_FIRST}." if is_withheld(report) else unfinished.no_plan(report)
     if set(plan.modules.values()) == {plan.default} and not plan.ops:
         every = "The one module is" if len(plan.modules) == 1 else f"All {len(plan.modules):,} modules are"
         return f"{every} in {plan.default} on {prose(plan.target)}."
     return f"The plan's default on {prose(plan.target)} is {plan.default}. Exceptions:"
 
 
-def _is_withheld(report: Report) -> bool:
-    """Whether float32 itself must be repaired before any plan can be judged."""
-    return unsound(report) is not None and not unfinished.title(report)
-
-
 def no_gates(report: Report) -> str:
     """Why there are no gates, where there are none."""
-    if _is_withheld(report):
+    if is_withheld(report):
         return f"None was judged: {_FLOAT32_FIRST}."
     return f"{NOT_MEASURED.capitalize()}: no verification ran them."
 

@@ -5,8 +5,9 @@ import torch
 from emulation_models import Inside, inside, plan_for, weights
 
 from precaudit.execution.apply import apply
-from precaudit.execution.atomics import added_one_by_one
+from precaudit.execution.atomics import SUMS, added_one_by_one
 from precaudit.instrument.torch_function import Call
+from precaudit.tracing.records import STORED_ONCE
 from precaudit.tracing.shadow import local_errors
 
 ROWS, COLUMNS = 7, 3
@@ -176,3 +177,8 @@ def test_in_place_index_sum_in_float32(execution):
         result.sum().backward()
     assert result.eq(8192).all()
     assert model.seen["total"].dtype == torch.bfloat16
+
+
+def test_the_planner_knows_these_sums():
+    """It has no torch, and so a list of its own."""
+    assert STORED_ONCE == SUMS

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from precaudit.finding import SEVERITIES, USE_THE_PLAN, finding
-from precaudit.model import Finding, Location, Severity, Verification
+from precaudit.finding import USE_THE_PLAN, finding
+from precaudit.model import SEVERITIES, Finding, Location, Severity, Verification
 from precaudit.ownprecision.changes import depends_on_scale
 from precaudit.ownprecision.records import (
     BlurredInCast,

@@ -27,6 +27,12 @@ _UNLUCKY, _WASTED = 24, 0.3
 """A scaler skips at most this many steps until it finds its scale; misuse skips more, and at least this share."""
 
 
+_JUDGED = (
+    ": where it judges them by their gradients, those are still multiplied by the loss scale before "
+    "scaler.unscale_(optimizer) is called"
+)
+
+
 def deviation_from_float32(reference: RunResult, run: RunResult, verification: Verification) -> str | None:
     """How the script as written deviates from float32, by more than chance; None if it doesn't."""
     if (lost := diverged(reference.losses, run.losses)) is not None:
@@ -69,15 +75,8 @@ def _skipping(reference: RunResult, run: RunResult) -> str:
     by_scaler = run.own_precision.scaler_steps - run.steps
     if not skipped or by_scaler < 0 or by_scaler > skipped / 2:
         return f"its scaler skips {of}" if skipped else ""
-    judged = (
-        ""
-        if _has_nonfinite(run)
-        else (
-            ": where it judges them by their gradients, those are still multiplied by the loss scale before "
-            "scaler.unscale_(optimizer) is called"
-        )
-    )
-    return f"the script itself leaves out {of}, before it calls scaler.step{judged}"
+    left_out = f"the script itself leaves out {of}, before it calls scaler.step"
+    return left_out if _has_nonfinite(run) else f"{left_out}{_JUDGED}"
 
 
 def _has_nonfinite(run: RunResult) -> bool:

@@ -57,14 +57,10 @@ def keeping_pace(audit: Audit) -> dict[str, bool]:
 def of_standing_still(audit: Audit) -> list[Finding]:
     """PA303: weights that no gradient trains (an average, a target network), which move in float32 and not at all as
     written, although they may be float32 themselves: the factor by which they decay has become one."""
-    run = audit.as_written
-    if run is None or run.trace is None or run.steps < audit.reference.steps:
-        return []
-    trained, written = set(_trained(run.trace)), run.end_state.learned
-    moving = [name for name, far in audit.reference.end_state.learned.items() if far and name not in trained]
-    follows = {_model(name) for name in moving if written.get(name) != 0}
+    run, moving = audit.as_written, _untrained(audit)
+    follows = {_model(name) for name, (_, written) in moving.items() if written != 0}
     still = [name for name in moving if _model(name) not in follows]
-    if not still:
+    if run is None or not still:
         return []
     models = dict.fromkeys(map(_model, still))
     message = (
@@ -81,16 +77,23 @@ def of_standing_still(audit: Audit) -> list[Finding]:
 def lagging(audit: Audit) -> set[str]:
     """The modules of which every weight lags behind float32 as written, although no gradient trains it: an average's or
     a target's, whose harm no training loss need show."""
+    lags: dict[str, bool] = {}
+    for name, (far, written) in _untrained(audit).items():
+        if written is not None:
+            module = name.rpartition(".")[0]
+            lags[module] = lags.get(module, True) and written < _LAGS * far
+    return {module for module, each in lags.items() if each}
+
+
+def _untrained(audit: Audit) -> dict[str, tuple[float, float | None]]:
+    """How far the weights that no gradient trains move in float32, those that do, and how far as written (None where
+    that is not known); none where the run as written is shorter."""
     run = audit.as_written
     if run is None or run.trace is None or run.steps < audit.reference.steps:
-        return set()
+        return {}
     trained, written = set(_trained(run.trace)), run.end_state.learned
-    lags: dict[str, bool] = {}
-    for name, far in audit.reference.end_state.learned.items():
-        if far and name in written and name not in trained:
-            module = name.rpartition(".")[0]
-            lags[module] = lags.get(module, True) and written[name] < _LAGS * far
-    return {module for module, each in lags.items() if each}
+    moving = audit.reference.end_state.learned.items()
+    return {name: (far, written.get(name)) for name, far in moving if far and name not in trained}
 
 
 def _model(parameter: str) -> str:
